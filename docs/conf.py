@@ -34,7 +34,13 @@ NAVIGATION = {
     "Labels, vectors, search": ["docs/labels", "docs/embed", "docs/search"],
     "Models": ["docs/models", "docs/precision", "docs/export", "docs/graphs", "docs/natives"],
     "This machine": ["docs/memory", "docs/machine", "docs/gpu", "docs/cache"],
-    "For months": ["docs/serve", "docs/deploy/serve", "docs/prefect", "docs/deploy/README"],
+    "For months": [
+        "docs/serve",
+        "docs/deploy/serve",
+        "docs/prefect",
+        "docs/many",
+        "docs/deploy/README",
+    ],
     "Python": ["docs/python", "docs/api"],
     "How it works": ["docs/architecture", "docs/engines", "docs/demo", "docs/performance"],
     "The project": ["README", "CONTRIBUTING", "CHANGELOG", "docs/log"],
@@ -95,5 +101,6 @@ def finish(app: "Sphinx", error: Exception | None) -> None:
 
 def setup(app: "Sphinx") -> None:
     """Called by Sphinx."""
+    app.connect("env-get-outdated", lambda *_: [root_doc])  # its menu is not in its text
     app.connect("source-read", add_navigation)
     app.connect("build-finished", finish)

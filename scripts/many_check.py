@@ -55,8 +55,7 @@ class Machines:
         waiting = str(ROOT / "scripts" / "waiting")
         environment["PYTHONPATH"] = os.pathsep.join([waiting, environment["PYTHONPATH"]])
         worker = self.stack.start(name, str(ROOT / "scripts" / "worker"), env=environment)
-        up = WORKER_STARTED
-        self.stack.wait_up(worker, name, lambda: up in self.stack.log_end(name))
+        self.stack.wait_up(worker, name, lambda: WORKER_STARTED in self.stack.log_end(name))
         self.workers[name] = worker
         return name
 
@@ -244,7 +243,7 @@ def main() -> int:
         )
     except CheckFailed as error:
         print(f"FAILED: {error}", file=sys.stderr)
-        return 1
+    return 1
 
 
 if __name__ == "__main__":

@@ -10,10 +10,13 @@ from types import SimpleNamespace
 from typing import Any, cast
 from uuid import UUID, uuid4
 
+import httpx
 import pytest
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.objects import FlowRun, WorkerStatus
+from prefect.exceptions import PrefectHTTPStatusError
 
+from artifacts.errors import UsageError
 from flows.deployments import handing
 from flows.deployments.handing import AHEAD, STARTS, Handed, HandingOut
 from flows.deployments.sweep import verdicts
@@ -150,6 +153,18 @@ def test_a_server_that_is_away_for_a_while_costs_turns_and_one_that_is_gone_ends
     assert all(one.done for one in hand_out(server, portions(5)))
     with pytest.raises(ConnectionError):
         hand_out(Server(2, silent=10**6), portions(5))
+
+
+def test_what_the_server_refuses_is_told_at_once_in_one_line() -> None:
+    class Refusing(Server):
+        def read_workers_for_work_pool(self, pool: str) -> list[Any]:
+            answer = httpx.Response(
+                422, text="fps:\n no number", request=httpx.Request("GET", "http://x")
+            )
+            raise PrefectHTTPStatusError("no", request=answer.request, response=answer)
+
+    with pytest.raises(UsageError, match="refuses a portion: fps: no number"):
+        hand_out(Refusing(1), portions(1))
 
 
 def test_the_sweep_leaves_portions_to_who_handed_them_out() -> None:

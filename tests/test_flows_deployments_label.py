@@ -122,6 +122,7 @@ def test_flows_give_the_labels_of_the_command_and_index_the_same_vectors(
     (row,) = json.loads(artifacts["penstock-labels"])
     assert (row["files"], row["pictures"]) == (6, 6)
     assert str(flow / "out" / "labels.jsonl") in artifacts["penstock-run"]
+    assert artifacts["penstock-run"].count("![](data:image/jpeg;base64,") == len(SIZES)
 
     indexing = IndexConfig(**place, out=str(flow / "index"))  # type: ignore[arg-type]
     state, artifacts = run_flow(index_folder, indexing)

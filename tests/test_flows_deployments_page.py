@@ -10,9 +10,10 @@ from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
 from artifacts.captions import Failure
-from flows.console.display import printable
+from flows.console.lines import printable
 from flows.deployments import page as prefect_page
-from flows.deployments.page import RunPage, cell, grid, page
+from flows.deployments.page import RunPage, cell, grid, page, report_place, sample_grid
+from flows.deployments.samples import Samples
 from flows.deployments.view import plain, table
 from flows.results.run_record import RunRecord
 
@@ -80,6 +81,31 @@ def test_no_text_is_more_than_a_paragraph_where_a_table_s_cell_is_read_alone() -
         children = [c for t in tokens for c in t.children or ()]
         assert {c.type for c in children} <= {"text", "text_special"}, text
         assert "".join(c.content for c in children) == printable(text).strip()
+
+
+def test_no_sample_gets_out_of_its_cell() -> None:
+    picture = b"\xff\xd8|![](x)"
+    for name in HOSTILE:
+        samples = Samples(rows=((name, "x"), ("y", name)), pictures={1: picture})
+        tokens = rendered(sample_grid(samples))
+        assert [t.type for t in tokens if t.level == 0] == ["table_open", "table_close"], name
+        (image,) = [c for t in tokens for c in t.children or () if c.type == "image"]
+        assert str(image.attrs["src"]).startswith("data:image/jpeg;base64,")
+        for token in tokens:  # of which the next asks whether they are text
+            token.children = [c for c in token.children or () if c.type != "image"]
+        seen = printable(name).strip()
+        assert cells_of(tokens)[1:] == [["", seen, "x"], ["", "y", seen]], name
+
+
+def test_the_page_names_the_report_or_what_writes_one(record: RunRecord, tmp_path: Path) -> None:
+    assert report_place(record.value) == {}
+    record.value["outputs"] = {"failures": str(tmp_path / "my out" / "failures.jsonl")}
+    written = f"penstock report '{tmp_path / 'my out'}'"
+    assert report_place(record.value) == {"HTML report": written}
+    (tmp_path / "my out").mkdir()
+    (tmp_path / "my out" / "report.html").touch()
+    there = str(tmp_path / "my out" / "report.html")
+    assert report_place(record.value) == {"HTML report": there}
 
 
 def test_a_table_s_rows_have_no_control_character() -> None:

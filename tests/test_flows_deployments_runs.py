@@ -13,7 +13,9 @@ import flows.running.sequence
 import penstock_demo
 from artifacts.errors import UsageError
 from flows.deployments.caption import caption_videos
+from flows.deployments.runs import MOST_LETTERS
 from flows.job.config import CaptionConfig
+from tests.support.pipeline import read_lines
 
 CLIPS = [str(penstock_demo.CLIPS / name) for name in ("clip-01.mp4", "clip-02.mp4")]
 SECRET = "not-to-be-told-4711"
@@ -65,6 +67,14 @@ def test_a_flow_with_a_bad_file_completes_and_says_so(
     page = str(artifacts["penstock-run"].data)
     assert page.startswith("**done**") and str(tmp_path / "out" / "captions.jsonl") in page
     assert r"| \<b>bad\|?.mp4 |" in page
+    (captioned,) = read_lines(tmp_path / "out" / "captions.jsonl")
+    said = f"| clip-01.mp4, 0.0 to {captioned['end']:.1f} s | {captioned['caption']} |"
+    assert said in page
+    assert page.count("![](data:image/jpeg;base64,") == 1
+    assert f"| HTML report | penstock report {tmp_path / 'out'} |" in page
+    with get_client(sync_client=True) as client:
+        name = client.read_flow_run(state.state_details.flow_run_id).name
+    assert name.lstrip("…") == str(tmp_path / "out")[-MOST_LETTERS:]
     record = json.loads((tmp_path / "out" / "run.json").read_text())
     assert record["prefect"]["id"] == str(state.state_details.flow_run_id)
     assert SECRET not in page + str(rows) + state.message

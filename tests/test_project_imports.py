@@ -1,10 +1,13 @@
 """What the command line may load before it knows what it is asked for."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from flows.console.display import READING
 
 ROOT = Path(__file__).resolve().parent.parent
 # Each costs from a tenth of a second to ten.
@@ -41,6 +44,41 @@ def loaded_by(*arguments: str) -> set[str]:
 @pytest.mark.parametrize("arguments", [("--help",), ("caption", "--help")], ids=" ".join)
 def test_help_loads_nothing_heavy(arguments: tuple[str, ...]) -> None:
     assert not loaded_by(*arguments).intersection(HEAVY)
+
+
+FIRST = """
+import io
+import os
+import sys
+
+class First(io.StringIO):
+    def isatty(self):
+        return True
+
+    def write(self, text):
+        print(text.strip(), *sys.modules, sep="\\n", flush=True)
+        os._exit(0)
+
+from flows.cli.main import main
+sys.stderr = First()
+main(sys.argv[1:])
+"""
+
+
+def test_the_first_line_of_a_run_comes_before_what_does_it_is_loaded() -> None:
+    asked = ("caption", "VIDEOS/", "--model", "demo")
+    done = subprocess.run(
+        [sys.executable, "-c", FIRST, *asked],
+        cwd=ROOT,
+        env={**os.environ, "TERM": "xterm"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    line, *loaded = done.stdout.splitlines()
+    assert line == READING
+    slow = {"rich", "flows.running.run", "flows.planning.estimate", "flows.job.models"}
+    assert not slow.union(HEAVY).intersection(loaded)
 
 
 @pytest.mark.slow

@@ -17,6 +17,7 @@ OTHERS = {
     "flows/cli/main.py": "embed export tune",
     "flows/cli/train_plan.py": "frames",
     "flows/cli/tune_command.py": "tune",
+    "flows/deployments/samples.py": "frames",
     "flows/job/config.py": "frames",
     "flows/planning/architecture.py": "embed",
     "flows/planning/plan.py": "frames",

@@ -4,13 +4,16 @@ import argparse
 import json
 import time
 from collections.abc import Callable
+from itertools import groupby
 
 from artifacts.pack_object import verify
 from artifacts.store import open_store
 from artifacts.words import counted
 from flows.cli.last_words import say_failed
 from flows.cli.options import config_of
-from flows.console.display import Display, printable
+from flows.console.display import Display
+from flows.console.lines import tell
+from flows.console.tables import table_lines
 from flows.console.units import duration, parse_size, size
 from flows.job.config import default_store
 from flows.pipelines import STAGES
@@ -20,6 +23,7 @@ from flows.upkeep.rebuild_run import RebuildOptions, rebuild
 
 OF_MODELS = frozenset(stage.writes for stage in STAGES.values() if stage.part)
 """Kinds of records that a part of a model made, in some precision."""
+COLUMNS = ("kind", "in", "packs", "size", "last used", "cut as")
 
 
 def cache_command(given: argparse.Namespace) -> int:
@@ -34,27 +38,29 @@ def list_store(given: argparse.Namespace) -> int:
     if given.json:
         print(json.dumps([holding.to_json() for holding in found], indent=1))
         return 0
-    if found:
-        print(f"{'model':32s} {'kind':10s} {'in':9s} {'packs':>7s} {'size':>9s}  last used")
-    for holding in found:
-        print(printable(line_of(holding)))
+    for name, of_model in groupby(found, model_of):
+        tell(name, *table_lines(COLUMNS, map(row_of, of_model), right=("packs", "size"), indent=2))
     total = size(sum(holding.bytes for holding in found))
-    print(f"{total} in {store.url}, {size(store.free_bytes())} free")
+    tell(f"{total} in {store.url}, {size(store.free_bytes())} free")
     return 0
 
 
-def line_of(holding: Holding) -> str:
+def model_of(holding: Holding) -> str:
+    """Return the model that made it, for people."""
+    name, commit = (holding.settings.get(key, "") for key in ("model", "commit"))
+    return f"{name}@{commit[:7]}" if commit else name or "of no model that is written down"
+
+
+def row_of(holding: Holding) -> tuple[str, ...]:
     """Return one row of the list."""
     settings = holding.settings
-    name = settings.get("model", "")
-    if settings.get("commit"):
-        name = f"{name}@{settings['commit'][:7]}"
-    precision = settings.get("precision", "") if holding.kind in OF_MODELS else ""
-    seen = f"  {sampling_text(settings['sampling'])}" if settings else ""
-    ago = f"{duration(max(0.0, time.time() - holding.used))} ago"
     return (
-        f"{name or '-':32s} {holding.kind:10s} {precision:9s} {holding.packs:7d} "
-        f"{size(holding.bytes):>9s}  {ago}{seen}"
+        holding.kind,
+        settings.get("precision", "") if holding.kind in OF_MODELS else "",
+        str(holding.packs),
+        size(holding.bytes),
+        f"{duration(max(0.0, time.time() - holding.used))} ago",
+        sampling_text(settings["sampling"]) if settings else "",
     )
 
 
@@ -65,10 +71,10 @@ def verify_store(given: argparse.Namespace) -> int:
     for name, fine in verify(store):
         good, bad = good + fine, bad + (not fine)
         if not fine:
-            print(f"damaged, set aside: {name}")
-    print(f"{counted(good, 'pack')} good, {bad} set aside in {store.url}")
+            tell(f"damaged, set aside: {name}")
+    tell(f"{counted(good, 'pack')} good, {bad} set aside in {store.url}")
     if bad:
-        print("The next run of the same commands makes them again")
+        tell("The next run of the same commands makes them again")
     return 1 if bad else 0
 
 
@@ -76,7 +82,7 @@ def collect_store(given: argparse.Namespace) -> int:
     """Bring the store below a size; exit 1 when running jobs need more than that."""
     limit = parse_size(given.max)
     made = collect(open_store(given.store or default_store()), limit, dry_run=given.dry_run)
-    print("\n".join(lines_of(made, dry_run=given.dry_run)))
+    tell(*lines_of(made, dry_run=given.dry_run))
     return 0 if made.after <= limit else 1
 
 
@@ -85,7 +91,7 @@ def lines_of(made: Collection, *, dry_run: bool) -> list[str]:
     would = "would delete" if dry_run else "deleted"
     what = ", ".join(f"{count} {kind}" for kind, count in sorted(made.packs.items()))
     lines = [f"{would} {size(made.bytes)}{f' ({what})' if what else ''}"]
-    lines += [f"in use by {printable(job)}" for job in made.jobs]
+    lines += [f"in use by {job}" for job in made.jobs]
     held = f", {size(made.held)} of it in use" if made.held else ""
     lines.append(f"{size(made.after)} of at most {size(made.limit)}{held}")
     if made.after > made.limit:
@@ -109,9 +115,9 @@ def rebuild_features(given: argparse.Namespace) -> int:
         if not display.has_failed(failure.media_path):
             say_failed(failure)
     if given.dry_run:
-        print("\n".join(map(printable, result.plan_lines())))
+        tell(*result.plan_lines())
     if given.dry_run or not given.quiet:
-        print(printable(result.line()))
+        tell(result.line())
     return result.exit_code
 
 

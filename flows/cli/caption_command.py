@@ -4,6 +4,7 @@ import argparse
 import os
 import shlex
 import sys
+from contextlib import closing
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -11,13 +12,14 @@ from artifacts.errors import PenstockError, redacted
 from flows.cli.last_words import UNFORESEEN, tell_end
 from flows.cli.options import config_of
 from flows.cli.plan_command import show
-from flows.console.display import Display, printable
+from flows.console.display import READING, Display
+from flows.console.lines import tell
 from flows.job.config import CaptionConfig
-from flows.results.run_result import RunResult
 
 if TYPE_CHECKING:
     from flows.job.prepare import Job
     from flows.results.run_record import RunRecord
+    from flows.results.run_result import RunResult
 
 
 def caption_command(given: argparse.Namespace) -> int:
@@ -26,17 +28,18 @@ def caption_command(given: argparse.Namespace) -> int:
     display = Display(quiet=given.quiet, as_json=given.json)
     if given.dry_run:
         return show(config, as_json=given.json)
-    if given.prefect or os.environ.get("PREFECT_API_URL"):
-        result = with_prefect(config, display)
-    else:
-        from flows.running.run import caption
+    with closing(display):
+        if given.prefect or os.environ.get("PREFECT_API_URL"):
+            result = with_prefect(config, display)
+        else:
+            display.doing(READING)
+            from flows.running.run import caption
 
-        result = caption(config, display, on_begin=partial(remember, given.words))
+            result = caption(config, display, on_begin=partial(remember, given.words))
     if tell_end(given, result, display):
-        for warning in result.warnings:
-            print(printable(f"note: {warning}"), file=sys.stderr)
+        tell(*(f"note: {warning}" for warning in result.warnings), to=sys.stderr)
         told = f"penstock report {shlex.quote(str(result.out))}"
-        print(f"{result.line()}; see them with `{told}`")
+        tell(f"{result.line()}; see them with `{told}`")
     return result.exit_code
 
 
@@ -47,9 +50,10 @@ def remember(words: list[str], _: "Job", record: "RunRecord") -> None:
         record.write(force=True)
 
 
-def with_prefect(config: CaptionConfig, display: Display) -> RunResult:
+def with_prefect(config: CaptionConfig, display: Display) -> "RunResult":
     """Run the flow inside this command. Its process then ends soon whatever Prefect's threads
     want."""
+    display.doing("starting Prefect")
     from flows.deployments.caption import run_with_prefect
     from flows.deployments.patience import leave_within
 

@@ -4,7 +4,8 @@ import argparse
 from pathlib import Path
 
 from artifacts.words import counted
-from flows.console.display import Display, printable
+from flows.console.display import Display
+from flows.console.lines import tell
 from flows.console.terminal import forget_terminal
 from flows.console.units import size
 from flows.job.conversion import convert
@@ -18,10 +19,8 @@ def convert_command(given: argparse.Namespace) -> int:
     found = convert(job, Display())
     forget_terminal()
     there = f", {found.there} of them there before" if found.there else ""
-    print(
-        printable(
-            f"{folder}: {found.tensors} tensors, {size(found.data_bytes)}, "
-            f"in {counted(found.shards, 'file')}{there}; use it with --model {folder}"
-        )
+    tell(
+        f"{folder}: {counted(found.tensors, 'tensor')}, {size(found.data_bytes)}, "
+        f"in {counted(found.shards, 'file')}{there}; use it with --model {folder}"
     )
     return 0

@@ -11,6 +11,7 @@ from typing import Any
 import penstock_demo
 from artifacts.labels import Labelled, spans_of
 from flows.console.display import Display
+from flows.console.lines import tell
 from flows.console.units import duration, size
 from flows.job.config import DEMO_MODEL, CaptionConfig
 from flows.job.labels import label_set
@@ -40,7 +41,7 @@ def demo_command(given: argparse.Namespace) -> int:
 
         fresh = Path(folder, "clips")
         if given.clips:
-            print(f"drawing {given.clips} fresh clips, seed {seed}")
+            tell(f"drawing {given.clips} fresh clips, seed {seed}")
             truths = write_clips(fresh, given.clips, seed)
         shipped = str(penstock_demo.CLIPS)
         config = CaptionConfig(
@@ -55,11 +56,13 @@ def demo_command(given: argparse.Namespace) -> int:
         said = _captions(result.out)
         _print_dozen(said.get(shipped, {}), _labels(Path(folder), config.store, launcher))
         if given.clips:
-            print(f"\n{given.clips} fresh clips, seed {seed}:")
-            print(score_captions(truths, said.get(str(fresh), {})).table())
+            scored = score_captions(truths, said.get(str(fresh), {})).table()
+            tell("", f"{given.clips} fresh clips, seed {seed}:", *scored.splitlines())
         _print_stages(json.loads((result.out / RUN_RECORD).read_text(encoding="utf-8")))
-    print("A demo: this model knows moving shapes and nothing of the world.")
-    print("Your own files: penstock caption VIDEOS/ --model MODEL")
+    tell(
+        "A demo: this model knows moving shapes and nothing of the world.",
+        "Your own files: penstock caption VIDEOS/ --model MODEL",
+    )
     return result.exit_code
 
 
@@ -82,7 +85,7 @@ def _labels(folder: Path, store: str, make_launcher: LauncherMaker) -> dict[str,
         batch_size=32,
     )
     asked = LabelAsked(labels=label_set(LABELS))
-    out = label(config, asked, Display(quiet=True), make_launcher).out
+    out = label(config, asked, Display(quiet=True, fleeting=True), make_launcher).out
     found: dict[str, list[Labelled]] = {}
     for line in (out / "labels.jsonl").read_text(encoding="utf-8").splitlines():
         row = Labelled(**json.loads(line))
@@ -95,12 +98,12 @@ def _print_dozen(said: dict[str, str], seen: dict[str, list[Labelled]]) -> None:
     for truth in truths:
         caption_text, rows = said.get(truth.file, ""), seen.get(truth.file, [])
         mark = "exact" if caption_text == truth.caption else "     "
-        print(f"\n{truth.file}  {mark}\n  truth    {truth.caption}\n  caption  {caption_text}")
-        print(f"  labels   {_spans(rows)}")
+        tell("", f"{truth.file}  {mark}".rstrip(), f"  truth    {truth.caption}")
+        tell(f"  caption  {caption_text}", f"  labels   {_spans(rows)}")
         sentence = parse(truth.caption)
         things = {f"{t.colour} {t.shape}" for t in sentence.things} if sentence else set()
         right += {name for row in rows for name in row.given} == things
-    print(f"\nlabels: just what is in the clip for {right} of {len(truths)} clips")
+    tell("", f"labels: just what is in the clip for {right} of {len(truths)} clips")
 
 
 def _spans(rows: list[Labelled]) -> str:
@@ -111,10 +114,10 @@ def _spans(rows: list[Labelled]) -> str:
 
 
 def _print_stages(record: dict[str, Any]) -> None:
-    print()
+    tell("")
     for stage in record["stages"]:
         peak, seconds = size(stage["peak_host_bytes"]), duration(stage["seconds"])
         part = STAGES[stage["name"]].part
         found = stage["precision"] or record["plan"]["precision"]
         precision = f"  {part} half in {found[part]}" if part else ""
-        print(f"{stage['name']:8s}{stage['items']:5d} items  {seconds:>8s}  peak {peak}{precision}")
+        tell(f"{stage['name']:8s}{stage['items']:5d} items  {seconds:>8s}  peak {peak}{precision}")

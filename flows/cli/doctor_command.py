@@ -9,7 +9,8 @@ from pathlib import Path
 
 from artifacts.errors import UsageError, redacted
 from artifacts.store import Store, open_store
-from flows.console.display import Display, printable
+from flows.console.display import Display
+from flows.console.lines import tell
 from flows.console.units import size
 from flows.deployments.server import answers
 from flows.job.config import default_store
@@ -44,7 +45,7 @@ SPILLS = (
     "its driver may take host memory when the GPU's is full, and then all is very slow: see "
     "docs/gpu.md"
 )
-ROW = "{:10s}{}"
+ROW = "{:11s}{}"
 INNER = "  {:8s}{}"
 
 
@@ -53,8 +54,7 @@ def doctor_command(given: argparse.Namespace) -> int:
     if given.model and not given.measure:
         raise UsageError("--model is given without --measure", hint="Add --measure")
     device, store = device_name(), open_store(default_store())
-    for line in lines(device, store):
-        print(printable(line))
+    tell(*lines(device, store))
     store.check_writable()
     check_device(device, anew=True)
     if given.measure:
@@ -64,9 +64,8 @@ def doctor_command(given: argparse.Namespace) -> int:
         if given.model:
             display.say(f"measuring the graphs of {given.model} …")
             speed = time_graphs(given.model, device, store, DirectLauncher(display.listen))
-            print(printable(_graphs(given.model, speed)))
-    for line in measured_lines(find_machine(device)):
-        print(printable(line))
+            tell(_graphs(given.model, speed))
+    tell(*measured_lines(find_machine(device)))
     return 0
 
 

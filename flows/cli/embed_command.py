@@ -1,11 +1,13 @@
 """Runs `penstock embed`, and says how it ended."""
 
 import argparse
+from contextlib import closing
 
 from flows.cli.last_words import tell_end
 from flows.cli.options import config_of
 from flows.cli.plan_command import show
-from flows.console.display import Display
+from flows.console.display import READING, Display
+from flows.console.lines import tell
 from flows.pipelines import EMBED
 
 
@@ -15,9 +17,11 @@ def embed_command(given: argparse.Namespace) -> int:
     display = Display(quiet=given.quiet, as_json=given.json)
     if given.dry_run:
         return show(config, EMBED, as_json=given.json)
-    from flows.running.run import embed
+    with closing(display):
+        display.doing(READING)
+        from flows.running.run import embed
 
-    result = embed(config, display)
+        result = embed(config, display)
     if tell_end(given, result, display):
-        print(result.line())
+        tell(result.line())
     return result.exit_code

@@ -5,7 +5,8 @@ import sys
 
 from flows.cli.last_words import tell_end
 from flows.cli.plan_command import show
-from flows.console.display import Display, printable
+from flows.console.display import Display
+from flows.console.lines import tell
 from flows.console.units import parse_size
 from flows.job.export_config import ExportConfig
 from flows.pipelines import EXPORTS, GRAPHS
@@ -47,8 +48,8 @@ def export_command(given: argparse.Namespace) -> int:
 
 def _tell(result: Exported) -> None:
     for missed in result.parity["missed"]:
-        print(printable(f"not reached: {missed}"), file=sys.stderr)
+        tell(f"not reached: {missed}", to=sys.stderr)
     if not result.accepted:
-        print(printable(f"kept in {result.out}; --accept takes it all the same"), file=sys.stderr)
+        tell(f"kept in {result.out}; --accept takes it all the same", to=sys.stderr)
         return
-    print(printable(result.line()))
+    tell(result.line())

@@ -4,6 +4,7 @@ import argparse
 import json
 import sys
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 from artifacts.errors import UsageError
@@ -12,7 +13,8 @@ from artifacts.words import counted
 from flows.cli.last_words import tell_end
 from flows.cli.options import config_of
 from flows.cli.plan_command import show
-from flows.console.display import Display, printable
+from flows.console.display import READING, Display
+from flows.console.lines import tell
 from flows.console.units import size
 from flows.job.config import CaptionConfig
 from flows.pipelines import EMBED
@@ -44,21 +46,22 @@ def add(given: argparse.Namespace) -> int:
 def _fill(given: argparse.Namespace, config: CaptionConfig, folder: Path, *, whole: bool) -> int:
     if given.dry_run:
         return show(config, EMBED, as_json=given.json)
-    from flows.search.build import fill_index
-    from flows.search.texts import TEXT_HALF
+    with closing(Display(quiet=given.quiet, as_json=given.json)) as display:
+        display.doing(READING)
+        from flows.search.build import fill_index
+        from flows.search.texts import TEXT_HALF
 
-    display = Display(quiet=given.quiet, as_json=given.json)
-    result = fill_index(config, folder, display, TEXT_HALF, look_for_vanished=whole)
+        result = fill_index(config, folder, display, TEXT_HALF, look_for_vanished=whole)
     if tell_end(given, result, display):
         for path in result.vanished[:NAMED]:
-            print(printable(f"gone: {path}"), file=sys.stderr)
+            tell(f"gone: {path}", to=sys.stderr)
         if result.vanished:
-            print(
+            tell(
                 f"{counted(len(result.vanished), 'file')} of the index gone; "
                 f"`penstock index remove --gone --index {folder}` removes their rows",
-                file=sys.stderr,
+                to=sys.stderr,
             )
-        print(printable(result.line()))
+        tell(result.line())
     return result.exit_code
 
 
@@ -77,7 +80,7 @@ def remove(given: argparse.Namespace) -> int:
         found = rows_gone(snapshot) if given.gone else rows_named(snapshot, given.names)
         count = writer.remove(found)
         left = writer.manifest.live_rows
-    print(f"{counted(count, 'row')} removed, {left:,} left; `penstock index compact` frees space")
+    tell(f"{counted(count, 'row')} removed, {left:,} left; `penstock index compact` frees space")
     return 0
 
 
@@ -91,7 +94,7 @@ def compact(given: argparse.Namespace) -> int:
         done = rewrite(writer)
         measure(writer)
         rows = writer.manifest.live_rows
-    print(
+    tell(
         f"{counted(rows, 'row')} in {counted(done.shards, 'shard')} (of {done.shards_before}); "
         f"{counted(done.rows_dropped, 'removed row')} dropped, {size(max(done.bytes_freed, 0))} "
         "freed"
@@ -107,9 +110,9 @@ def verify(given: argparse.Namespace) -> int:
     folder, bad = _folder(given), 0
     for damage in verify_index(folder):
         bad += 1
-        print(printable(f"damaged: {damage.line()}"))
+        tell(f"damaged: {damage.line()}")
     files = len(list(read_manifest(folder).files()))
-    print(f"{counted(files - bad, 'file')} good, {bad} damaged in {folder}")
+    tell(f"{counted(files - bad, 'file')} good, {bad} damaged in {folder}")
     return 1 if bad else 0
 
 
@@ -121,13 +124,14 @@ def stats(given: argparse.Namespace) -> int:
     if given.json:
         print(json.dumps(told, indent=1))
         return 0
-    print(f"{told['rows']:,} rows of {told['width']} numbers, {size(told['bytes'])}")
-    print(printable(f"model {told['model']} in {told['precision']}"))
-    print(
-        f"{told['removed']:,} removed rows, {told['shards']} shards ({told['small_shards']} small)"
+    tell(f"{counted(told['rows'], 'row')} of {told['width']} numbers, {size(told['bytes'])}")
+    tell(f"model {told['model']} in {told['precision']}")
+    tell(
+        f"{counted(told['removed'], 'removed row')}, {counted(told['shards'], 'shard')} "
+        f"({told['small_shards']} small)"
     )
     for sort in ("pictures", "texts"):
-        print(f"{sort:9s} {_way(told['measured'].get(sort))}")
+        tell(f"{sort:10s}{_way(told['measured'].get(sort))}")
     return 0
 
 

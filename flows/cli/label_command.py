@@ -1,12 +1,14 @@
 """Runs `penstock label`, and says how it ended."""
 
 import argparse
+from contextlib import closing
 
 from artifacts.errors import UsageError
 from flows.cli.last_words import tell_end
 from flows.cli.options import config_of
 from flows.cli.plan_command import show
-from flows.console.display import Display
+from flows.console.display import READING, Display
+from flows.console.lines import tell
 from flows.job.label_config import check_label_formats
 from flows.job.labels import label_set
 from flows.pipelines import LABEL
@@ -14,24 +16,27 @@ from flows.pipelines import LABEL
 
 def label_command(given: argparse.Namespace) -> int:
     """Run the command, and return the exit code of the contract. Raises PenstockError."""
-    from flows.results.labels.examples import examples_of
-    from flows.running.label import LabelAsked, label
-
     config = config_of(given)
     check_label_formats(config.format)
     labels = label_set(given.labels, given.templates)
-    asked = LabelAsked(
-        labels=labels,
-        examples=examples_of(given.examples, labels.names),
-        threshold=threshold_of(given.threshold),
-        top=given.top,
-    )
     display = Display(quiet=given.quiet, as_json=given.json)
-    if given.dry_run:
-        return show(config, LABEL, as_json=given.json)
-    result = label(config, asked, display)
+    with closing(display):
+        if not given.dry_run:
+            display.doing(READING)
+        from flows.results.labels.examples import examples_of
+        from flows.running.label import LabelAsked, label
+
+        asked = LabelAsked(
+            labels=labels,
+            examples=examples_of(given.examples, labels.names),
+            threshold=threshold_of(given.threshold),
+            top=given.top,
+        )
+        if given.dry_run:
+            return show(config, LABEL, as_json=given.json)
+        result = label(config, asked, display)
     if tell_end(given, result, display):
-        print("\n".join([*result.notes(), result.line()]))
+        tell(*result.notes(), result.line())
     return result.exit_code
 
 

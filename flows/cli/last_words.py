@@ -16,7 +16,8 @@ from typing import Any, Protocol
 
 from artifacts.captions import Failure
 from artifacts.errors import redacted
-from flows.console.display import Display, failed_line, printable
+from flows.console.display import Display, failed_line
+from flows.console.lines import tell
 from flows.console.terminal import forget_terminal, outliving_the_terminal
 from flows.job.config import user_cache
 
@@ -31,13 +32,12 @@ SHOWN = 300
 def say(text: str) -> None:
     """Print one line, even where nobody reads it any more."""
     with outliving_the_terminal():
-        print(f"penstock: {text}", file=sys.stderr, flush=True)
+        tell(f"penstock: {text}", to=sys.stderr)
 
 
 def say_failed(failure: Failure) -> None:
     """Print one line of a file that failed."""
-    text = failed_line(failure.media_path, failure.message, failure.hint)
-    print(printable(text), file=sys.stderr)
+    tell(failed_line(failure.media_path, failure.message, failure.hint), to=sys.stderr)
 
 
 class CommandEnd(Protocol):
@@ -72,7 +72,7 @@ def report_failures(failures: Sequence[Failure], display: Display, out: Path) ->
         say_failed(failure)
     rest = len(untold) - NAMED_FAILURES
     if rest > 0:
-        print(f"… and {rest} more in {out / 'failures.jsonl'}", file=sys.stderr)
+        tell(f"… and {rest} more in {out / 'failures.jsonl'}", to=sys.stderr)
 
 
 def unforeseen(error: BaseException) -> int:

@@ -22,7 +22,7 @@ from flows.cli.options import (
 )
 from flows.cli.parsing import CommandParser
 from flows.cli.serve_options import add_serve_options
-from flows.cli.train_plan import add_train_options
+from flows.cli.train_options import add_train_options
 from flows.cli.tune_options import add_tune_options
 from flows.console.terminal import forget_terminal
 from flows.job.config import PRECISIONS

@@ -4,18 +4,32 @@ one is wrong."""
 import argparse
 import difflib
 import re
+import sys
 from collections.abc import Iterable, Sequence
 from typing import Any, NoReturn
 
+from flows.console.lines import tell, wrapped
+
 CHOICE = re.compile(r"argument (.*): invalid choice: '(.*)' \(choose from (.*)\)")
 """What argparse says of a value that is none of those that may be."""
+
+
+class Help(argparse.HelpFormatter):
+    """Help whose lines end between words; an option is one."""
+
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        return wrapped(" ".join(text.split()), width, hanging=0)
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        lines = wrapped(" ".join(text.split()), width - len(indent), hanging=0)
+        return "\n".join(indent + line for line in lines)
 
 
 class CommandParser(argparse.ArgumentParser):
     """A parser of which no option may be shortened, so that a new one breaks no script."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
-        super().__init__(*arguments, **{"allow_abbrev": False, **options})
+        super().__init__(*arguments, **{"allow_abbrev": False, "formatter_class": Help, **options})
 
     def error(self, message: str) -> NoReturn:
         """Say in one line what is wrong, and end with exit code 2."""
@@ -24,7 +38,8 @@ class CommandParser(argparse.ArgumentParser):
             names = re.findall(r"'([^']*)'", choices)
             noun = "command" if what in ("COMMAND", "ACTION") else f"value of {what}"
             message = f"{given} is no {noun}{meant(given, names)}"
-        self.exit(2, f"{self.prog}: {message}. `{self.prog} --help` lists what there is\n")
+        tell(f"{self.prog}: {message}. `{self.prog} --help` lists what there is", to=sys.stderr)
+        self.exit(2)
 
     def unknown(self, words: Sequence[str]) -> NoReturn:
         """Refuse options that there are not."""

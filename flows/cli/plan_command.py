@@ -2,23 +2,26 @@
 
 import argparse
 import json
+from contextlib import closing
 from itertools import chain
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from flows.cli.options import config_of
-from flows.cli.train_plan import refuse_without_train, train_plan
-from flows.console.display import Display, printable
+from flows.cli.train_options import refuse_without_train
+from flows.console.display import READING, Display
+from flows.console.lines import tell
 from flows.job.config import CaptionConfig
-from flows.job.launch import DirectLauncher
 from flows.pipelines import CAPTION, PURPOSES, Pipeline
-from flows.planning.plan import Plan, figures, plan_of
-from flows.planning.plan_view import explain_lines, plan_lines, what_fits_lines
-from flows.planning.what_fits import what_fits
+
+if TYPE_CHECKING:
+    from flows.planning.plan import Plan
 
 
 def plan_command(given: argparse.Namespace) -> int:
     """Print what a run would take; the exit code says whether it fits. Raises PenstockError."""
     if given.train is not None:
+        from flows.cli.train_plan import train_plan
+
         return train_plan(given)
     refuse_without_train(given)
     pipelines = PURPOSES[given.purpose] if given.purpose else chain(*PURPOSES.values())
@@ -41,19 +44,29 @@ def show(
     """Print the plan of a command, by the first of `pipelines` that its model is for (none: it
     captions); the exit code says whether it fits."""
     display = Display(quiet=as_json)
-    plan = plan_of(config, DirectLauncher(display.listen), display.say, *(pipelines or (CAPTION,)))
+    with closing(display):
+        display.doing(READING)
+        from flows.job.launch import DirectLauncher
+        from flows.planning.plan import figures, plan_of
+        from flows.planning.plan_view import explain_lines, plan_lines, what_fits_lines
+
+        plan = plan_of(
+            config, DirectLauncher(display.listen), display.say, *(pipelines or (CAPTION,))
+        )
     if as_json:
         print(json.dumps({**figures(plan), **_table(plan)}, indent=1))
     else:
         lines = plan_lines(plan)
         lines += what_fits_lines(plan) if table else []
         lines += explain_lines(plan) if explain else []
-        print("\n".join(map(printable, lines)))
+        tell(*lines)
     return 0 if plan.refusal is None else plan.refusal.exit_code
 
 
-def _table(plan: Plan) -> dict[str, Any]:
+def _table(plan: "Plan") -> dict[str, Any]:
     """Return what fits in how much of this device, and of a GPU; None: nothing."""
+    from flows.planning.what_fits import what_fits
+
     return {
         name: {
             row: {f"{cell.gib}GiB": cell.batches if cell.fits else None for cell in cells}

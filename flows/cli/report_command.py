@@ -7,7 +7,7 @@ from pathlib import Path
 from artifacts.errors import UsageError
 from artifacts.files import write_text
 from artifacts.regular import odd_thing
-from flows.console.display import printable
+from flows.console.lines import tell
 from flows.results.report.facts import facts
 from flows.results.report.page import page
 
@@ -19,5 +19,5 @@ def report_command(given: argparse.Namespace) -> int:
     if given.to and (odd := odd_thing(to)):  # a report would take its place
         raise UsageError(f"--to {to} is {odd}, not a file", hint="Name a file that may be replaced")
     write_text(to, [page(facts(out, to.absolute().parent))])
-    print(printable(str(to)))
+    tell(str(to))
     return 0

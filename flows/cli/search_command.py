@@ -5,13 +5,15 @@ import json
 import shutil
 import sys
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from artifacts.files import whole_file, write_text
 from artifacts.paths import folder_named
 from artifacts.regular import open_regular
-from flows.console.display import Display, printable
+from flows.console.display import Display
+from flows.console.lines import tell
 from flows.console.terminal import forget_terminal
 from flows.console.units import parse_size
 
@@ -22,36 +24,36 @@ if TYPE_CHECKING:
 def search_command(given: argparse.Namespace) -> int:
     """Run the search, and return the exit code of the contract: 1 when a file that was to be copied
     is gone. Raises PenstockError."""
-    from flows.search.ask import SearchAsked, SearchPlace, search_index
-    from flows.search.page import page_of
-    from flows.search.texts import TEXT_HALF
-
     folder = folder_named(given.index, "index")
-    asked = SearchAsked(
-        what=given.what,
-        top=given.top,
-        without=tuple(given.without),
-        where=given.where,
-        moments=given.moments,
-    )
-    place = SearchPlace(
-        model=given.model,
-        store=given.store,
-        memory=parse_size(given.memory) if given.memory else None,
-        trust_remote_code=given.trust_remote_code,
-    )
-    hits = search_index(folder, asked, place, Display(quiet=True), TEXT_HALF)
+    with closing(Display(quiet=True, fleeting=True)) as display:
+        display.doing("searching")
+        from flows.search.ask import SearchAsked, SearchPlace, search_index
+        from flows.search.texts import TEXT_HALF
+
+        asked = SearchAsked(
+            what=given.what,
+            top=given.top,
+            without=tuple(given.without),
+            where=given.where,
+            moments=given.moments,
+        )
+        place = SearchPlace(
+            model=given.model,
+            store=given.store,
+            memory=parse_size(given.memory) if given.memory else None,
+            trust_remote_code=given.trust_remote_code,
+        )
+        hits = search_index(folder, asked, place, display, TEXT_HALF)
     forget_terminal()
     if given.html:
+        from flows.search.page import page_of
+
         write_text(folder_named(given.html, "html"), [page_of(given.what, str(folder), hits)])
     code = _copied(folder_named(given.copy, "copy"), hits) if given.copy else 0
     if given.json:
         print("".join(lines_of(hits)), end="")
     else:
-        for hit in hits:
-            print(printable(_line(hit)))
-        if not hits:
-            print("nothing was found")
+        tell(*(map(_line, hits) if hits else ["nothing was found"]))
     return code
 
 
@@ -80,7 +82,6 @@ def _copied(folder: Path, hits: Sequence["Hit"]) -> int:
                 shutil.copyfileobj(source, target)
         except OSError as error:
             code = 1
-            said = printable(f"failed: {hit.path}: it cannot be copied ({error.strerror})")
-            print(said, file=sys.stderr)
+            tell(f"failed: {hit.path}: it cannot be copied ({error.strerror})", to=sys.stderr)
     write_text(folder / "search.jsonl", lines_of(hits))
     return code

@@ -8,7 +8,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from flows.console.display import failed_line, printable
+from flows.console.display import failed_line
+from flows.console.lines import tell
 from flows.console.tables import table_lines
 from flows.console.units import duration
 from flows.results.export_read import ExportFound, export_in
@@ -26,19 +27,19 @@ def status_command(given: argparse.Namespace) -> int:
     if export is not None:
         told["checkpoint"] = judged(export)
         if not given.json:
-            print(printable(export.verdict()))
+            tell(export.verdict())
         if (latest := export.latest) is None:
             if given.json:
                 print(json.dumps(told, indent=1))
             return 0
         if not given.json:
-            print(printable(f"last run, into {latest}:"))
+            tell(f"last run, into {latest}:")
         out = latest
     elif (training := training_in(out)) is not None:
         out = training.run
         told["training"] = None if training.tuned is None else training.tuned.to_json()
         if not given.json:
-            print(printable(training.line()))
+            tell(training.line())
     record = load_record(out)
     stages = stages_of(record, time.time())
     if given.json:
@@ -46,7 +47,7 @@ def status_command(given: argparse.Namespace) -> int:
         record["stages"] = [{**entry, **stood[entry["name"]]} for entry in record["stages"]]
         print(json.dumps({**told, **record, "advice": advice(record)}, indent=1))
         return 0
-    print("\n".join(map(printable, lines(record, stages))))
+    tell(*lines(record, stages))
     return 0
 
 
@@ -62,8 +63,10 @@ def lines(record: Mapping[str, Any], stages: list[StageStatus]) -> Iterator[str]
     if advice(record):
         yield advice(record)
     yield from what(record)
-    yield from table_lines(COLUMNS, map(cells, stages))
-    yield from (f"{place:11s}{path}" for place, path in places(record).items())
+    yield from table_lines(COLUMNS, map(cells, stages), right=COLUMNS[1:-1])
+    found = places(record)
+    widest = max(map(len, found), default=0)
+    yield from (f"{place:{widest}s}  {path}" for place, path in found.items())
     for failure in record["failures"]:
         yield failed_line(failure["media_path"], failure["message"], failure["hint"])
     rest = record["media"]["failed"] - len(record["failures"])

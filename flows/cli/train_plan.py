@@ -7,7 +7,9 @@ from dataclasses import asdict
 from typing import Any, get_args
 
 from artifacts.errors import CannotFit, UsageError
-from flows.console.display import Display, printable
+from artifacts.words import counted
+from flows.console.display import Display
+from flows.console.lines import tell
 from flows.console.units import gib, parse_size
 from flows.job.config import CaptionConfig, check_above_zero
 from flows.job.models import find_checkpoint
@@ -16,46 +18,11 @@ from flows.planning.training.changes import changes
 from flows.planning.training.estimate import RANK, train_estimate
 from flows.planning.training.terms import OPTIMIZERS, Method, TrainEstimate, Training
 
-PLAIN = Training(method="lora")
-UNSAID: dict[str, Any] = {
-    "checkpointing": PLAIN.checkpointing,
-    "zero": PLAIN.zero,
-    "gpus": PLAIN.gpus,
-    "optimizer": PLAIN.optimizer,
-    "max_length": PLAIN.length,
-}
-"""Options of fine-tuning → their values when they are not given."""
 MOMENTS = {
     "backward": "the most while the backward pass begins",
     "step": "the most while the optimizer makes a step",
     "vision": "the most while the frozen tower looks at pictures",
 }
-
-
-def add_train_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options of `plan` for fine-tuning."""
-    add = parser.add_argument_group("fine-tuning").add_argument
-    add(
-        "--train",
-        metavar="HOW",
-        help=f"what fine-tuning would take instead: {'|'.join(get_args(Method))}",
-    )
-    add("--checkpointing", action="store_true", help="layers are computed again, not kept")
-    add("--zero", type=int, metavar="STAGE", help="of DeepSpeed: 0, 1, 2 or 3 [%(default)s]")
-    add("--gpus", type=int, metavar="N", help="that train together [%(default)s]")
-    add("--optimizer", metavar="O", help=f"{'|'.join(OPTIMIZERS)} [%(default)s]")
-    add("--max-length", type=int, metavar="N", help="tokens of a sample [%(default)s]")
-    parser.set_defaults(**UNSAID)
-
-
-def refuse_without_train(given: argparse.Namespace) -> None:
-    """Refuse an option of fine-tuning where none is planned. Raises UsageError."""
-    for option, unsaid in UNSAID.items():
-        if getattr(given, option) != unsaid:
-            raise UsageError(
-                f"--{option.replace('_', '-')} is given, and no --train",
-                hint=f"Add --train {'|'.join(get_args(Method))}, or leave it out",
-            )
 
 
 def train_plan(given: argparse.Namespace) -> int:
@@ -77,7 +44,7 @@ def train_plan(given: argparse.Namespace) -> int:
         lines = [*_verdict(architecture, training, limit, fits=fits), *lines]
     if given.explain:
         lines = [*lines, *explain_lines(estimate)]
-    print("\n".join(printable(line) for line in lines))
+    tell(*lines)
     return code
 
 
@@ -145,8 +112,8 @@ def train_lines(
         f"  {recomputed} --checkpointing {gib(without)}",
         f"trained     {estimate.trained / 1e6:,.1f} M of "
         f"{(estimate.trained + estimate.frozen) / 1e6:,.1f} M numbers{_how(training)}",
-        f"a step      {training.batch} x {training.length:,} tokens a GPU, {training.frames} "
-        "picture(s) each; gradients of more are added in place",
+        f"a step      {training.batch} x {training.length:,} tokens a GPU, "
+        f"{counted(training.frames, 'picture')} each; gradients of more are added in place",
         "memory, GiB",
     ]
     lines += [

@@ -2,10 +2,12 @@
 
 import argparse
 import json
+from contextlib import closing
 
 from flows.cli.plan_command import show
 from flows.cli.tune_refusal import refuse_more_than_adapters
-from flows.console.display import Display, printable
+from flows.console.display import READING, Display
+from flows.console.lines import tell
 from flows.console.units import parse_size
 from flows.pipelines import TUNE
 
@@ -13,7 +15,6 @@ from flows.pipelines import TUNE
 def tune_command(given: argparse.Namespace) -> int:
     """Run the command, and return the exit code of the contract. Raises PenstockError."""
     from flows.job.tune_config import TuneConfig
-    from flows.running.tune import asked_of, tune
 
     refuse_more_than_adapters(given)
     config = TuneConfig(
@@ -40,10 +41,16 @@ def tune_command(given: argparse.Namespace) -> int:
         trust_remote_code=given.trust_remote_code,
     )
     if given.dry_run:
+        from flows.running.tune import asked_of
+
         return show(asked_of(config)[1], TUNE, as_json=given.json)
-    result = tune(config, Display(quiet=given.quiet, as_json=given.json))
+    with closing(Display(quiet=given.quiet, as_json=given.json)) as display:
+        display.doing(READING)
+        from flows.running.tune import tune
+
+        result = tune(config, display)
     if given.json:
         print(json.dumps({"event": "result", **result.to_json()}, ensure_ascii=False))
     elif not given.quiet:
-        print(printable(result.line()))
+        tell(result.line())
     return result.exit_code

@@ -8,14 +8,17 @@ import time
 from typing import IO, Any
 
 from artifacts.errors import redacted
+from flows.console.lines import fitted, is_obedient, is_terminal
 from flows.console.moving import MovingLine
 from flows.console.pace import Pace
 from flows.console.terminal import outliving_the_terminal
-from flows.console.units import duration, size
+from flows.console.units import duration, pace, size
 from flows.pipelines import STAGES
 from stages.process.events import Event, Item, Noted, Total, Warned
 
 REDRAW_SECONDS = 0.1
+READING = "reading the sources and the model"
+"""What is done before there is a stage."""
 LINE_SECONDS = 10.0
 """Seconds between two lines of a stage in a log without a terminal."""
 VERBS = {
@@ -33,14 +36,22 @@ class Display:
     threads."""
 
     def __init__(
-        self, *, quiet: bool = False, as_json: bool = False, to: IO[str] | None = None
+        self,
+        *,
+        quiet: bool = False,
+        as_json: bool = False,
+        to: IO[str] | None = None,
+        fleeting: bool = False,
     ) -> None:
+        """Show a run on the standard error, or `to` elsewhere. With `quiet` nothing is shown, but
+        for the line that moves where it is `fleeting`."""
         self._to = to or sys.stderr or io.StringIO()  # none where it was closed
-        self._quiet = quiet
         self._json = as_json
-        on_terminal = not quiet and not as_json and self._to.isatty()
-        self._moving = MovingLine(self._to) if on_terminal else None
-        self._plain = not quiet and not as_json and not self._moving
+        self._lasting = not quiet and not as_json
+        """Whether there are lines that stay."""
+        on_terminal = not as_json and is_terminal(self._to) and is_obedient()
+        self._moving = MovingLine(self._to) if on_terminal and (fleeting or not quiet) else None
+        self._plain = self._lasting and not self._moving
         self._lock = threading.RLock()
         self._stage = ""
         self._total = 0
@@ -61,7 +72,7 @@ class Display:
         """Show what is done before the first stage, or between two."""
         with self._lock:
             if self._moving and not self._stage:
-                self._moving.show(text, "")
+                self._moving.show(text)
 
     def stage(self, name: str, total: int, done: int, loads: str = "") -> None:
         """Begin a stage, with `done` of its `total` items there already, which first `loads`
@@ -100,7 +111,7 @@ class Display:
         text = redacted(text)
         with self._lock:
             self._emit({"event": "message", "text": text})
-            if not self._quiet and not self._json:
+            if self._lasting:
                 self._line(text)
 
     def fail(self, *, media_path: str, message: str, hint: str, **_: Any) -> None:
@@ -108,7 +119,7 @@ class Display:
         if media_path in self._failed:
             return
         self.say(failed_line(media_path, message, hint))
-        if not self._json and not self._quiet:
+        if self._lasting:
             self._failed.add(media_path)
 
     def has_failed(self, media_path: str) -> bool:
@@ -130,8 +141,9 @@ class Display:
             self._emit({"event": "download", "bytes": here, "total": total})
             text = self._fetch_text(here, now)
             if self._moving and not done:
-                self._moving.show("downloading", text.removeprefix("downloading "), here, total)
-            elif self._moving or self._plain:
+                told = text.removeprefix("downloading ")
+                self._moving.show("downloading", lambda: told, here, total)
+            elif self._lasting:
                 self._clear()
                 self._line(text)
             if done:
@@ -153,7 +165,7 @@ class Display:
                 self._clear()
                 self._fetch_total = 0
             self._clear()
-            if self._stage and self._done > self._before and not self._quiet and not self._json:
+            if self._stage and self._done > self._before and self._lasting:
                 seconds = time.monotonic() - self._started
                 verb = VERBS.get(self._stage, self._stage)
                 self._line(f"{verb}: {self._done - self._before} in {duration(seconds)}")
@@ -168,8 +180,7 @@ class Display:
             self._loading = ""
             now = time.monotonic()
             self._pace.count(now)
-            if self._moving and now - self._shown >= REDRAW_SECONDS:
-                self._shown = now
+            if self._moving:
                 self._draw()
             elif self._plain and now - self._shown >= LINE_SECONDS:
                 self._shown = now
@@ -181,19 +192,20 @@ class Display:
             return
         verb = VERBS.get(self._stage, self._stage)
         if self._loading:
-            self._moving.show(f"{verb}: loading {self._loading}", "")
+            self._moving.show(f"{verb}: loading {self._loading}")
         else:
-            self._moving.show(verb, self._progress(), self._done, max(self._total, self._done, 1))
+            self._moving.show(verb, self._progress, self._done, max(self._total, self._done, 1))
 
     def _text(self) -> str:
         return f"{VERBS.get(self._stage, self._stage)} {self._progress()}"
 
     def _progress(self) -> str:
+        """Return how far the stage is; asked by the thread that draws, too, which takes no lock."""
         text = f"{self._done}/{max(self._total, self._done)}"
-        rate = self._pace.rate
-        if rate:
-            left = self._pace.seconds_left(max(0, self._total - self._done))
-            text += f"  {rate:.1f}/s  {duration(left)} left"
+        now = time.monotonic()
+        if rate := self._pace.rate(now):
+            left = self._pace.seconds_left(max(0, self._total - self._done), now)
+            text += f"  {pace(rate)}  {duration(left)} left"
         return text
 
     def _clear(self) -> None:
@@ -202,9 +214,9 @@ class Display:
 
     def _line(self, text: str) -> None:
         if self._moving:
-            self._moving.line(printable(text))
+            self._moving.line(text)
         else:
-            self._put(printable(text) + "\n")
+            self._put("\n".join(fitted(text, self._to)) + "\n")
 
     def _emit(self, value: dict[str, Any]) -> None:
         if self._json:
@@ -219,9 +231,3 @@ class Display:
 def failed_line(media_path: str, message: str, hint: str) -> str:
     """Return the line of a file that failed."""
     return f"failed: {media_path}: {message}. {hint}"
-
-
-def printable(text: str) -> str:
-    """Return a text without control characters, which a file's name may hold and a terminal
-    obeys."""
-    return "".join(c if c.isprintable() else "?" for c in text)

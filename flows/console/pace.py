@@ -2,34 +2,76 @@
 
 import math
 from collections import deque
+from dataclasses import dataclass
 
 WINDOW_SECONDS = 120.0
-"""How far back is looked at: what was slow an hour ago says nothing of the rest."""
+"""How far back is looked at least, and half the way to the beginning: what was slow long ago says
+nothing of the rest, and a few items say little."""
+TOGETHER_SECONDS = 0.1
+"""Items within so much of the first of them were made together: a batch is told item by item."""
+
+
+@dataclass(frozen=True, slots=True)
+class Together:
+    """Items that were made together."""
+
+    first: float
+    last: float
+    made: int
+    """Items up to its last."""
 
 
 class Pace:
-    """The items of a stage over time, from when it could begin with the first."""
+    """The items of a stage over time, from when it could begin with the first. Counted by one
+    thread, asked by any."""
 
     def __init__(self, now: float) -> None:
-        self._seen: deque[tuple[float, int]] = deque([(now, 0)])
+        self._begun = now
+        self._groups: deque[Together] = deque()
+        self._rate = 0.0
+        """Items a second of the groups that are complete; 0: there is none."""
 
     def begin(self, now: float) -> None:
         """Count from now on: what came before was loading."""
-        if self._seen[-1][1] == 0:
-            self._seen = deque([(now, 0)])
+        if not self._groups:
+            self._begun = now
 
     def count(self, now: float) -> None:
         """Count an item."""
-        self._seen.append((now, self._seen[-1][1] + 1))
-        while len(self._seen) > 2 and now - self._seen[1][0] > WINDOW_SECONDS:
-            self._seen.popleft()
+        newest = self._groups[-1] if self._groups else Together(now, now, 0)
+        if now - newest.first >= TOGETHER_SECONDS:
+            self._rate = self._complete(newest)
+            self._groups.append(Together(now, now, newest.made + 1))
+            return
+        grown = Together(newest.first, now, newest.made + 1)
+        if self._groups:
+            self._groups[-1] = grown
+        else:
+            self._groups.append(grown)
 
-    @property
-    def rate(self) -> float:
-        """Return items a second; 0 before the first."""
-        (then, before), (now, made) = self._seen[0], self._seen[-1]
-        return (made - before) / (now - then) if now > then else 0.0
+    def rate(self, now: float) -> float:
+        """Return items a second; 0 while nothing can be said."""
+        newest = self._groups[-1] if self._groups else None
+        if self._rate or newest is None or now - newest.first < TOGETHER_SECONDS:
+            return self._rate
+        return self._since_begun(newest)
 
-    def seconds_left(self, items: int) -> float:
-        """Return the seconds that so many more will take; infinite before the first."""
-        return items / self.rate if self.rate else math.inf
+    def seconds_left(self, items: int, now: float) -> float:
+        """Return the seconds that so many more will take; infinite while nothing can be said."""
+        rate = self.rate(now)
+        return items / rate if rate else math.inf
+
+    def _complete(self, newest: Together) -> float:
+        """Return the rate up to the end of a group. What the first one took is left out as soon as
+        there is another: it is warming up, too."""
+        back = max(WINDOW_SECONDS, (newest.last - self._begun) / 2)
+        while len(self._groups) > 2 and newest.last - self._groups[1].last > back:
+            self._groups.popleft()
+        oldest = self._groups[0]
+        if oldest.made == newest.made:
+            return self._since_begun(newest)
+        return (newest.made - oldest.made) / (newest.last - oldest.last)
+
+    def _since_begun(self, newest: Together) -> float:
+        seconds = newest.last - self._begun
+        return newest.made / seconds if seconds > 0 else 0.0

@@ -1,35 +1,63 @@
 """Sets tables for people, as wide as what they are read on; knows nothing of what is in them."""
 
-import io
-import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from itertools import zip_longest
 
-UNBOUNDED = 1000
-"""Columns of what is no terminal: lines of a log are never broken."""
+from flows.console.lines import columns_of, terminal_width, wrapped
 
-
-def table_lines(columns: Sequence[str], rows: Iterable[Sequence[str]], left: int = 1) -> list[str]:
-    """Return the lines of a table whose first and last columns, `left` of each, begin at the left.
-    Where there is no room, cells go on in the next line, between words."""
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for at, column in enumerate(columns):
-        middle = left <= at < len(columns) - left
-        table.add_column(Text(column), justify="right" if middle else "left", overflow="fold")
-    for row in rows:
-        table.add_row(*map(Text, row))
-    written = io.StringIO()
-    Console(file=written, width=terminal_width(), color_system=None).print(table)
-    return [line.rstrip() for line in written.getvalue().splitlines()]
+BETWEEN = "  "
+"""What stands between two columns."""
 
 
-def terminal_width() -> int:
-    """Return the columns of the terminal that is written to."""
-    try:
-        return os.get_terminal_size(sys.stdout.fileno()).columns or UNBOUNDED
-    except (OSError, ValueError, AttributeError):
-        return UNBOUNDED
+def table_lines(
+    columns: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    *,
+    right: Collection[str] = (),
+    indent: int = 0,
+) -> list[str]:
+    """Return the lines of a table; the columns named in `right` end at the right. Where there is no
+    room, cells go on in the next line, between words."""
+    cells = [tuple(columns), *map(tuple, rows)]
+    room = terminal_width(sys.stdout) - indent - len(BETWEEN) * (len(columns) - 1)
+    widths = _widths(list(zip(*cells, strict=True)), room)
+    return [
+        " " * indent + line
+        for row in cells
+        for line in _row(row, columns, widths, frozenset(right))
+    ]
+
+
+def _widths(columns: Sequence[Sequence[str]], room: int) -> list[int]:
+    """Return how wide each column is: as its longest cell where there is room. Else those give way
+    that become the least high by it, each down to its longest word."""
+    least = [max(columns_of(word) for cell in c for word in cell.split() or [""]) for c in columns]
+    widths = [max(map(columns_of, column)) for column in columns]
+    while sum(widths) > room:
+        wide = [at for at, width in enumerate(widths) if width > least[at]]
+        if not wide:
+            break
+        highest = {at: _highest(columns[at], widths[at] - 1) for at in wide}
+        widths[min(wide, key=lambda at: (highest[at], -widths[at]))] -= 1
+    return widths
+
+
+def _highest(column: Sequence[str], width: int) -> int:
+    """Return the lines of a column's highest cell at a width."""
+    return max(len(wrapped(cell, width, hanging=0)) for cell in column)
+
+
+def _row(
+    row: Sequence[str], columns: Sequence[str], widths: Sequence[int], right: Collection[str]
+) -> Iterator[str]:
+    """Yield the lines of a row."""
+    cells = [wrapped(text, width, hanging=0) for text, width in zip(row, widths, strict=True)]
+    for line in zip_longest(*cells, fillvalue=""):
+        padded = (
+            " " * (width - columns_of(text)) + text
+            if column in right
+            else text + " " * (width - columns_of(text))
+            for text, column, width in zip(line, columns, widths, strict=True)
+        )
+        yield BETWEEN.join(padded).rstrip()

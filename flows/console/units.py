@@ -24,6 +24,11 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
+def pace(rate: float) -> str:
+    """Return items a second as `3.2/s`, or as `2.5/min` where they take long."""
+    return f"{rate:.1f}/s" if rate >= 0.1 else f"{60 * rate:.1f}/min"
+
+
 def size(count: int) -> str:
     """Return a size as `512 B`, `3.4 MB` or `18.2 GB`, in powers of ten as disks are sold."""
     value = float(count)

@@ -9,7 +9,7 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from artifacts.errors import EnvironmentFault
 from flows.console.display import Display
 from flows.deployments.login import FILE, refuses_login
-from flows.deployments.runs import CALLER, Caller, run_in_flow
+from flows.deployments.runs import CALLER, Caller, named_after_out, run_in_flow
 from flows.deployments.schema import CaptionConfig
 from flows.deployments.server import client_settings
 from flows.deployments.view import quiet_console
@@ -19,7 +19,7 @@ from flows.running.run import caption
 from flows.running.stopping import stopped_in_order
 
 
-@flow(name="caption-videos", persist_result=False)
+@flow(name="caption-videos", flow_run_name=named_after_out, persist_result=False)
 def caption_videos(config: CaptionConfig) -> State[Any]:
     """Caption everything that `config` names; its fields are the command line's options.
 

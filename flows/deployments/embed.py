@@ -4,13 +4,13 @@ from typing import Any
 
 from prefect import State, flow
 
-from flows.deployments.runs import run_in_flow
+from flows.deployments.runs import named_after_out, run_in_flow
 from flows.deployments.schema import EmbedConfig
 from flows.pipelines import EMBED, product_of
 from flows.running.run import embed
 
 
-@flow(name="embed-media", persist_result=False)
+@flow(name="embed-media", flow_run_name=named_after_out, persist_result=False)
 def embed_media(config: EmbedConfig) -> State[Any]:
     """Make vectors of everything that `config` names; its fields are the command line's options.
 

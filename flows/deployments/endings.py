@@ -8,7 +8,7 @@ from prefect.states import Cancelled, Completed, Failed
 
 from artifacts.captions import Failure
 from artifacts.errors import Interrupted, PenstockError, UsageError
-from flows.console.display import printable
+from flows.console.lines import printable
 from flows.deployments.page import RunPage
 from flows.deployments.patience import await_server
 from flows.deployments.view import plain, show, table

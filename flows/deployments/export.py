@@ -7,7 +7,7 @@ from pydantic import with_config
 
 from artifacts.errors import PenstockError
 from flows.console.display import Display
-from flows.deployments.runs import run_in_flow
+from flows.deployments.runs import named_after_out, run_in_flow
 from flows.deployments.schema import CaptionConfig, above_zero, settings_by
 from flows.deployments.view import show
 from flows.job.export_asked import HALVES
@@ -38,7 +38,7 @@ def tighten_export(schema: dict[str, Any]) -> None:
 with_config(settings_by(tighten_export))(ExportConfig)
 
 
-@flow(name="export-model", persist_result=False)
+@flow(name="export-model", flow_run_name=named_after_out, persist_result=False)
 def export_model(config: ExportConfig) -> State[Any]:
     """Write a checkpoint in few bits, and take it if it does as its original; the fields of
     `config` are the options of `penstock export`.

@@ -19,7 +19,9 @@ from uuid import UUID
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 from prefect.client.schemas.objects import FlowRun, StateType, WorkerStatus
+from prefect.exceptions import PrefectHTTPStatusError
 
+from artifacts.errors import UsageError
 from flows.deployments.endings import INTERRUPTED
 from flows.job.portions import Portion
 
@@ -34,6 +36,8 @@ STARTS = 4
 POLL_SECONDS = 5.0
 HELP_SECONDS = 60.0
 """Time for which a run works before it gets help: to start one takes a quarter of that."""
+TOO_BUSY = 500
+"""Status from which a server says that it is not the request's fault."""
 PATIENCE_SECONDS = 900.0
 """Time for which a server may not answer."""
 
@@ -95,11 +99,16 @@ class HandingOut:
         return handed
 
     def _patiently(self, turn: Callable[[], None]) -> None:
-        """Do a turn; a server that does not answer costs the turn."""
+        """Do a turn; a server that does not answer costs the turn. Raises UsageError for what it
+        refuses."""
         try:
             turn()
             self._silent = 0.0
-        except Exception:
+        except Exception as error:
+            if isinstance(error, PrefectHTTPStatusError) and error.response.status_code < TOO_BUSY:
+                words = " ".join(error.response.text.split())[:300]
+                hint = "Give what caption-videos, embed-media or label-images takes"
+                raise UsageError(f"the server refuses a portion: {words}", hint=hint) from error
             self._silent = self._silent or time.monotonic()
             if time.monotonic() - self._silent > PATIENCE_SECONDS:
                 raise

@@ -6,7 +6,7 @@ from prefect import State, flow
 from pydantic import with_config
 
 from flows.console.display import Display
-from flows.deployments.runs import run_in_flow
+from flows.deployments.runs import named_after_out, run_in_flow
 from flows.deployments.schema import EmbedConfig, settings_over, tighten
 from flows.job.config import IndexConfig
 from flows.job.prepare import out_folder
@@ -18,7 +18,7 @@ from flows.search.texts import TEXT_HALF
 with_config(settings_over(EmbedConfig, tighten))(IndexConfig)
 
 
-@flow(name="index-folder", persist_result=False)
+@flow(name="index-folder", flow_run_name=named_after_out, persist_result=False)
 def index_folder(config: IndexConfig) -> State[Any]:
     """Add to the index `out` what it has no rows of yet, and begin it where there is none.
 

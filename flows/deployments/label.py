@@ -6,7 +6,7 @@ from prefect import State, flow
 from pydantic import with_config
 
 from flows.console.display import Display
-from flows.deployments.runs import run_in_flow
+from flows.deployments.runs import named_after_out, run_in_flow
 from flows.deployments.schema import EmbedConfig, settings_over, tighten
 from flows.deployments.view import TABLE_ROWS, plain, show
 from flows.job.label_config import LABEL_FORMATS, LabelConfig
@@ -34,7 +34,7 @@ def tighten_labels(schema: dict[str, Any]) -> None:
 with_config(settings_over(EmbedConfig, tighten_labels))(LabelConfig)
 
 
-@flow(name="label-images", persist_result=False)
+@flow(name="label-images", flow_run_name=named_after_out, persist_result=False)
 def label_images(config: LabelConfig) -> State[Any]:
     """Give labels to everything that `config` names; its fields are the command line's options.
 

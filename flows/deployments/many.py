@@ -16,10 +16,11 @@ from pydantic import Field
 from artifacts.errors import PenstockError, UsageError
 from artifacts.keys import digest_of
 from artifacts.words import counted
-from flows.console.display import printable
+from flows.console.lines import printable
 from flows.deployments.confine import confine
 from flows.deployments.handing import Handed, HandingOut
 from flows.deployments.label import label_images
+from flows.deployments.runs import named_after_out
 from flows.deployments.schema import CaptionConfig, EmbedConfig
 from flows.deployments.view import Progress, plain
 from flows.job.label_config import LabelConfig
@@ -35,7 +36,7 @@ _ = label_images
 Files = Annotated[int, Field(gt=0, description="files of a portion, at the most")]
 
 
-@flow(name="caption-many", persist_result=False)
+@flow(name="caption-many", flow_run_name=named_after_out, persist_result=False)
 def caption_many(config: CaptionConfig, files: Files = FILES) -> State[Any]:
     """Caption on all workers of the pool what `config` names, as `caption-videos` does on one.
 
@@ -44,13 +45,13 @@ def caption_many(config: CaptionConfig, files: Files = FILES) -> State[Any]:
     return hand_out(config, files, "caption-videos")
 
 
-@flow(name="embed-many", persist_result=False)
+@flow(name="embed-many", flow_run_name=named_after_out, persist_result=False)
 def embed_many(config: EmbedConfig, files: Files = FILES) -> State[Any]:
     """Make vectors on all workers of the pool, as `embed-media` does on one."""
     return hand_out(config, files, "embed-media")
 
 
-@flow(name="label-many", persist_result=False)
+@flow(name="label-many", flow_run_name=named_after_out, persist_result=False)
 def label_many(config: LabelConfig, files: Files = FILES) -> State[Any]:
     """Give labels on all workers of the pool, as `label-images` does on one."""
     return hand_out(config, files, "label-images")

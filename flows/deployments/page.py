@@ -1,9 +1,16 @@
 """Writes the page that Prefect's UI shows of a run; knows no flow and no stage. It has plan,
-stages, peaks, failures and where the outputs are."""
+stages, peaks, samples of what was made, failures and where the outputs are.
 
+Both of Prefect's UIs show pictures in `data:`, seen in Chromium with 3.8.8. No browser follows a
+link from there to a file, so paths stand there as text.
+"""
+
+import base64
 import logging
+import shlex
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 from uuid import UUID
 
@@ -13,6 +20,7 @@ from prefect.client.schemas.actions import ArtifactUpdate
 from prefect.runtime import flow_run
 
 from flows.deployments.patience import impatient
+from flows.deployments.samples import Samples, samples_of
 from flows.deployments.view import plain
 from flows.job.prepare import Job
 from flows.results.run_record import RunRecord
@@ -21,32 +29,43 @@ from flows.results.status import COLUMNS, advice, cells, places, stages_of, what
 logger = logging.getLogger(__name__)
 
 KEY = "penstock-run"
+REPORT = "report.html"
+
+
+NONE = Samples()
 
 
 class RunPage:
     """One page a flow run, written when work begins and brought up to date when it ends."""
 
     def __init__(self) -> None:
+        self._job: Job | None = None
         self._record: RunRecord | None = None
         self._artifact: UUID | None = None
 
-    def begin(self, _: Job, record: RunRecord) -> None:
+    def begin(self, job: Job, record: RunRecord) -> None:
         """Show a run, and let its record say which flow run it is."""
-        self._record = record
+        self._job, self._record = job, record
         record.value["prefect"] = {"id": str(flow_run.id), "name": str(flow_run.name)}
         record.write(force=True)
         self._show(record)
 
     def end(self) -> None:
-        """Show what became of it; nothing when it never began."""
-        if self._record is not None:
-            self._show(self._record)
+        """Show what became of it, with samples; nothing when it never began."""
+        if self._record is None or self._job is None:
+            return
+        samples = NONE
+        try:
+            samples = samples_of(self._job)
+        except Exception as error:  # of files that somebody changed meanwhile
+            logger.warning("no samples are shown: %s", error)
+        self._show(self._record, samples)
 
-    def _show(self, record: RunRecord) -> None:
+    def _show(self, record: RunRecord, samples: Samples = NONE) -> None:
         """Show the page; a server that does not answer costs the page, not the run."""
         try:
             with impatient():
-                self._write(page(record.value, time.time()))
+                self._write(page(record.value, time.time(), samples))
         except Exception as error:
             logger.warning("the page of the run was not taken: %s", error)
 
@@ -60,8 +79,8 @@ class RunPage:
             client.update_artifact(self._artifact, ArtifactUpdate(data=text))
 
 
-def page(record: Mapping[str, Any], now: float) -> str:
-    """Return the record in markdown."""
+def page(record: Mapping[str, Any], now: float, samples: Samples = NONE) -> str:
+    """Return the record in markdown, with samples."""
     failures = [[f["media_path"], f["message"], f["hint"]] for f in record["failures"]]
     rest = record["media"]["failed"] - len(failures)
     if rest > 0:
@@ -71,11 +90,34 @@ def page(record: Mapping[str, Any], now: float) -> str:
         *filter(None, map(plain, (record["error"], advice(record)))),
         "".join(f"- {plain(line)}\n" for line in what(record)),
         grid(COLUMNS, map(cells, stages_of(record, now))),
-        grid(("output", "where"), places(record).items()),
+        *([sample_grid(samples)] if samples.rows else []),
+        grid(("output", "where"), {**places(record), **report_place(record)}.items()),
     ]
     if failures:
         parts.append(grid(("failed", "what", "what to do"), failures))
     return "\n\n".join(parts) + "\n"
+
+
+def report_place(record: Mapping[str, Any]) -> dict[str, str]:
+    """Return where the report of a run lies, or what writes one."""
+    if not (failures := record["outputs"].get("failures")):
+        return {}
+    out = Path(failures).parent
+    there = out / REPORT
+    return {
+        "HTML report": str(there) if there.is_file() else f"penstock report {shlex.quote(str(out))}"
+    }
+
+
+def sample_grid(samples: Samples) -> str:
+    """Return a table of samples, with a picture where there is one."""
+    lines = [grid(("sample", "of", "said"), ())]
+    for at, row in enumerate(samples.rows):
+        picture = samples.pictures.get(at, b"")
+        data = base64.b64encode(picture).decode()
+        shown = f"![](data:image/jpeg;base64,{data})" if picture else ""
+        lines.append(f"| {shown} | {' | '.join(map(cell, row))} |")
+    return "\n".join(lines)
 
 
 def grid(head: Sequence[str], rows: Iterable[Iterable[str]]) -> str:

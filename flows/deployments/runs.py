@@ -1,6 +1,7 @@
 """Runs one pipeline inside a flow, from its configuration to the flow's state. Knows neither stages
 nor what they make: the sequence is the plain command's."""
 
+import re
 from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -8,9 +9,11 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from prefect import State, get_run_logger
+from prefect.runtime import flow_run
 
 from artifacts.errors import PenstockError
 from flows.console.display import Display
+from flows.console.lines import printable
 from flows.deployments.confine import confine
 from flows.deployments.endings import Outcome, ended, ended_by
 from flows.deployments.page import RunPage
@@ -33,6 +36,10 @@ class PipelineResult(Outcome, Protocol):
         """Return the number of rows that it wrote."""
 
 
+GENERATED = re.compile(r"[a-z]+-[a-z]+")
+"""A name that Prefect gives by itself."""
+MOST_LETTERS = 80
+"""Letters of a flow run's name."""
 Config = TypeVar("Config", bound=CaptionConfig)
 Runner = Callable[[Config, Display, LauncherMaker, OnBegin], PipelineResult]
 """Function that runs a pipeline, such as those of `flows/running/run.py`."""
@@ -48,6 +55,18 @@ class Caller:
 
 
 CALLER: ContextVar[Caller | None] = ContextVar("caller", default=None)
+
+
+def named_after_out() -> str:
+    """Return the name of the flow run that is going on: the folder it writes to, unless somebody
+    has named it, as `--flow-run-name` does."""
+    given = str(flow_run.name or "")
+    config = (flow_run.parameters or {}).get("config")
+    out = config.get("out") if isinstance(config, dict) else getattr(config, "out", None)
+    if not out or not GENERATED.fullmatch(given):
+        return given
+    name = printable(str(out))
+    return name if len(name) <= MOST_LETTERS else f"…{name[-MOST_LETTERS:]}"
 
 
 def run_in_flow(config: Config, run: Runner[Config], makes: str) -> State[Any]:

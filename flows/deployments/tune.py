@@ -6,7 +6,7 @@ from prefect import State, flow
 from pydantic import with_config
 
 from flows.console.display import Display
-from flows.deployments.runs import PipelineResult, run_in_flow
+from flows.deployments.runs import PipelineResult, named_after_out, run_in_flow
 from flows.deployments.schema import CaptionConfig, above_zero, settings_by
 from flows.job.tune_config import ABOVE_ZERO, OPTIMIZERS, PRECISIONS, TuneConfig
 from flows.running.run import LauncherMaker
@@ -31,7 +31,7 @@ def tighten_tune(schema: dict[str, Any]) -> None:
 with_config(settings_by(tighten_tune))(TuneConfig)
 
 
-@flow(name="tune-captions", persist_result=False)
+@flow(name="tune-captions", flow_run_name=named_after_out, persist_result=False)
 def tune_captions(config: TuneConfig) -> State[Any]:
     """Train an adapter on captions; the fields of `config` are the options of `penstock tune`.
 

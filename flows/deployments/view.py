@@ -18,7 +18,7 @@ from prefect.artifacts import (
 from prefect.logging.handlers import PrefectConsoleHandler
 
 from artifacts.captions import Failure
-from flows.console.display import printable
+from flows.console.lines import printable
 from flows.deployments.patience import impatient
 
 logger = logging.getLogger(__name__)

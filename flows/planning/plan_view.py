@@ -4,16 +4,18 @@ from collections.abc import Iterator
 from typing import Any
 
 from artifacts.words import counted
+from flows.console.tables import table_lines
 from flows.console.units import duration, gib, size
 from flows.job.about import computed_by
 from flows.pipelines import STAGES
 from flows.planning.choose import Choice, allowed
+from flows.planning.estimate import StageEstimate
 from flows.planning.plan import Plan, figures
 from flows.planning.sizes import SHOT_SECONDS
 from flows.planning.what_fits import BUDGETS_GIB, LEGEND, what_fits
 
 GIB = 1 << 30
-ROW = "  {:9s}{:>9s}{:>11s}{:>10s}{:>11s}{:>9s}{:>9s}  {}"
+HEADS = ("", "weights", "computing", "KV cache", "workspace", "context", "peak", "rung")
 PARTS = ("weight", "activation", "kv", "workspace", "context")
 COSTS = {
     "files": "fewer files at once take longer",
@@ -46,7 +48,8 @@ def plan_lines(plan: Plan) -> list[str]:
     lines += [*memory_lines(plan), *_costs(plan)]
     lines += [f"note        {note}" for note in told["notes"]]
     if plan.job and told["failed"]:
-        lines.append(f"missing     {told['failed']} sources: {plan.job.failures[0].media_path} …")
+        count = counted(told["failed"], "source")
+        lines.append(f"missing     {count}: {plan.job.failures[0].media_path} …")
     return lines
 
 
@@ -77,18 +80,11 @@ def memory_lines(plan: Plan) -> Iterator[str]:
     if not plan.choices:
         return
     yield "memory, GiB"
-    heads = ("weights", "computing", "KV cache", "workspace", "context", "peak", "rung")
-    yield ROW.format("", *heads)
-    for stage, choice in plan.choices.items():
-        found = choice.taken
-        parts = (getattr(found, f"{part}_bytes") for part in PARTS)
-        cells = (f"{part / GIB:.2f}" if part else "-" for part in parts)
-        about = " (by dimensions)" if found.by_dimensions else ""
-        yield ROW.format(
-            stage, *cells, f"{found.peak_bytes / GIB:.2f}", f"{found.rung.name}{about}"
-        )
     budget = plan.budget
-    yield ROW.format("allowed", *[""] * 5, f"{budget.bytes / GIB:.2f}", _allowed_why(plan))
+    rows = [_row(stage, choice.taken) for stage, choice in plan.choices.items()]
+    rows.append(("allowed", *[""] * len(PARTS), f"{budget.bytes / GIB:.2f}", ""))
+    yield from table_lines(HEADS, rows, right=HEADS[1:-1], indent=2)
+    yield f"limit       {_limit_why(plan)}"
     if budget.device != "cpu":
         most = max(plan.choices.values(), key=lambda choice: choice.taken.host_bytes).taken
         yield (
@@ -97,6 +93,14 @@ def memory_lines(plan: Plan) -> Iterator[str]:
         )
     if budget.warning:
         yield f"note        {budget.warning}"
+
+
+def _row(stage: str, found: StageEstimate) -> tuple[str, ...]:
+    """Return a stage's row of the table."""
+    parts = (getattr(found, f"{part}_bytes") for part in PARTS)
+    cells = (f"{part / GIB:.2f}" if part else "-" for part in parts)
+    about = " (by dimensions)" if found.by_dimensions else ""
+    return (stage, *cells, f"{found.peak_bytes / GIB:.2f}", f"{found.rung.name}{about}")
 
 
 def explain_lines(plan: Plan) -> Iterator[str]:
@@ -149,11 +153,11 @@ def _of_media(told: dict[str, Any]) -> Iterator[str]:
         yield f"time        {told['time']}"
 
 
-def _allowed_why(plan: Plan) -> str:
+def _limit_why(plan: Plan) -> str:
     budget = plan.budget
     if budget.given:
-        return "by --memory"
-    return f"of {gib(budget.free_bytes)} free on {budget.device}; --memory sets another limit"
+        return "set by --memory"
+    return f"by what is free: {gib(budget.free_bytes)} on {budget.device}; --memory sets another"
 
 
 def _costs(plan: Plan) -> Iterator[str]:

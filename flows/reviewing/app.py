@@ -16,10 +16,10 @@ from starlette.routing import Route
 
 from artifacts.errors import EnvironmentFault
 from artifacts.shapes import parse
+from flows.results.thumbnails import thumbnail
 from flows.reviewing.captions import EditRefused, ReviewedCaptions
 from flows.reviewing.page.page import review_page
 from flows.reviewing.rewriting import Rewriting
-from flows.search.page import thumbnail
 
 MOST_BYTES = 1 << 26
 """Bytes of what a page sends: the words of some 100,000 captions."""

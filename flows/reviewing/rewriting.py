@@ -33,6 +33,12 @@ class Rewriting:
             "said": self._said,
         }
 
+    @property
+    def line(self) -> str:
+        """Return the command as a person types it."""
+        there = "" if self._folder == os.getcwd() else f"cd {shlex.quote(self._folder)} && "
+        return f"{there}penstock {shlex.join(self.words)}"
+
     def start(self) -> None:
         """Run it, unless it runs."""
         if self.words and not self.told()["runs"]:
@@ -66,8 +72,3 @@ class Rewriting:
 def again(words: Sequence[str]) -> list[str]:
     """Return the words of a command that runs it once more."""
     return [word for word in words if word not in LEFT_OUT]
-
-
-def shown(words: Sequence[str]) -> str:
-    """Return a command as a person types it."""
-    return f"penstock {shlex.join(words)}"

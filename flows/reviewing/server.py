@@ -16,9 +16,10 @@ import uvicorn
 
 from artifacts.store import fault_of
 from artifacts.words import counted
+from flows.console.lines import tell
 from flows.reviewing.app import review_app
 from flows.reviewing.captions import ReviewedCaptions
-from flows.reviewing.rewriting import Rewriting, shown
+from flows.reviewing.rewriting import Rewriting
 from flows.serving.listening import UnsignalledServer, address_of, listening
 
 HOST = "127.0.0.1"
@@ -39,9 +40,9 @@ def review(out: Path, port: int) -> None:
         counts = captions.counts()
     told = [f"{counts[name]:,} {name}" for name in ("corrected", "accepted", "rejected")]
     of_all = counted(len(captions.rows), "caption")
-    print(f"{', '.join(told)} of {of_all} in {captions.journal.path}")
+    tell(f"{', '.join(told)} of {of_all} in {captions.journal.path}")
     if counts and rewriting.words and not rewriting.told()["said"]:
-        print(f"outputs take this in when the same command runs again: {shown(rewriting.words)}")
+        tell(f"outputs take this in when the same command runs again: {rewriting.line}")
 
 
 def word_of(out: Path) -> str:
@@ -86,6 +87,6 @@ async def _serve(
     while not server.started and not serving.done():
         await asyncio.sleep(0.01)
     address = f"{address_of(listener)}/{word}/"
-    print(f"review at {address}\nCtrl-C ends it; every edit is kept", flush=True)
+    tell(f"review at {address}", "Ctrl-C ends it; every edit is kept")
     await serving
     await rewriting.end()

@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from artifacts.captions import write_jsonl
 from artifacts.store import fault_of
-from flows.console.display import Display
+from flows.console.display import READING, Display
 from flows.job.config import CaptionConfig
 from flows.job.launch import DirectLauncher, Forking, Launcher
 from flows.job.prepare import Job, NothingToDo, out_folder, prepare, prepare_without_media
@@ -88,7 +88,7 @@ def prepared(
     """Yield the job of a command, and what starts its stages. It is taken through the first of
     `pipelines` that its model is for (none: it captions). Raises PenstockError."""
     refuse_file(out_folder(config))
-    watch.doing("reading the sources and the model")
+    watch.doing(READING)
     with stopped_in_order(), contextlib.closing(watch), ForkServer() as forks:
         launcher = Forking(make_launcher(watch.listen), forks)
         try:

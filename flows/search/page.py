@@ -3,20 +3,13 @@ no script."""
 
 import base64
 import hashlib
-import io
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
-from typing import Any
 
+from flows.results.thumbnails import thumbnail
 from flows.search.ask import Hit
 
-SIDE = 320
-"""Pixels of the longer side of a small picture."""
-QUALITY = 70
-FRAMES_TRIED = 600
-"""Frames that are decoded to come to the one that is shown: from the key frame before it on."""
-NEAR_SECONDS = 0.02
 STYLE = """
 :root { color-scheme: light dark; font: 15px/1.5 system-ui, sans-serif; }
 body { max-width: 1240px; margin: 0 auto; padding: 1rem 1.2rem 4rem; }
@@ -72,52 +65,6 @@ def when(hit: Hit) -> str:
         return ""
     start, end = hit.time
     return f" at {start:.1f} s" if start == end else f" from {start:.1f} to {end:.1f} s"
-
-
-def thumbnail(path: Path, time: float | None) -> bytes | None:
-    """Return a small JPEG of a picture, or of a video's frame at a time. It is None where that
-    cannot be read: a page of hits is worth more than one of them."""
-    from PIL import Image, ImageOps
-
-    try:
-        with _picture(path) if time is None else _frame(path, time) as image:
-            small = ImageOps.exif_transpose(image)
-            small.thumbnail((SIDE, SIDE))
-            out = io.BytesIO()
-            small.convert("RGB").save(out, "JPEG", quality=QUALITY)
-            return out.getvalue()
-    except (Exception, Image.DecompressionBombError):
-        return None
-
-
-def _picture(path: Path) -> Any:
-    from PIL import Image
-
-    from stages.frames.formats import picture_formats
-
-    image = Image.open(path, formats=picture_formats(Path(path)))
-    image.draft("RGB", (2 * SIDE, 2 * SIDE))
-    return image
-
-
-def _frame(path: Path, time: float) -> Any:
-    import av
-
-    from stages.frames.formats import OPTIONS
-
-    with av.open(str(path), options=dict(OPTIONS)) as container:
-        stream = container.streams.video[0]
-        first = float((stream.start_time or 0) * (stream.time_base or 0))
-        container.seek(int((first + time) * 1_000_000), backward=True)
-        shown: Any = None
-        for tried, frame in enumerate(container.decode(stream)):
-            shown = frame
-            reached = frame.time is not None and frame.time - first >= time - NEAR_SECONDS
-            if reached or tried >= FRAMES_TRIED:
-                break
-        if shown is None:
-            raise ValueError("no frame")
-        return shown.to_image()
 
 
 def _address(path: str) -> str:

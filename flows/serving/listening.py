@@ -7,17 +7,19 @@ from collections.abc import Iterator
 
 import uvicorn
 
-from artifacts.errors import EnvironmentFault
+from artifacts.errors import EnvironmentFault, UsageError
 
 
 @contextlib.contextmanager
 def listening(host: str, port: int) -> Iterator[socket.socket]:
-    """Yield a socket that listens. Raises EnvironmentFault."""
+    """Yield a socket that listens. Raises UsageError, EnvironmentFault."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             listener.bind((host, port))
+        except OverflowError as error:
+            raise UsageError(f"--port {port} is no port", hint="Give 0 to 65535") from error
         except OSError as error:
             busy = error.errno == errno.EADDRINUSE
             raise EnvironmentFault(

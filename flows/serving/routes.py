@@ -14,7 +14,7 @@ from fastapi import Query, Request
 from fastapi.responses import FileResponse, Response
 from numpy.typing import NDArray
 
-from flows.search.page import thumbnail
+from flows.results.thumbnails import thumbnail
 from flows.serving.answers import json_answer, vectors_told
 from flows.serving.embedding import Seen
 from flows.serving.guard import COOKIE, in_time, session_of

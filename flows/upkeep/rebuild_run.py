@@ -118,11 +118,10 @@ class RebuildResult:
         return {**asdict(self), "exit_code": self.exit_code}
 
     def plan_lines(self) -> list[str]:
-        """Return what differs and what is to be done about it."""
-        missing = self.missing
-        lines = [f"{counted(self.files, 'file')}: {self.difference.line()}", *self.difference.why]
+        """Return why something differs, and what is to be done about it."""
+        missing, lines = self.missing, list(self.difference.why)
         if not missing.chunks:
-            return [*lines, "nothing to encode"]
+            return lines
         about = "about " if missing.guessed else ""
         took = "unknown until some were made"
         if self.seconds_a_chunk is not None:
@@ -141,8 +140,8 @@ class RebuildResult:
         """Return the outcome in one line."""
         would = "would encode" if self.dry_run else "encoded"
         chunks = self.missing.chunks if self.dry_run else self.encoded
-        text = f"{counted(self.files, 'file')}: {self.difference.line()}; {would} "
-        text += counted(chunks, "chunk")
+        since = f"{self.difference.line()} since the last rebuild"
+        text = f"{counted(self.files, 'file')}: {since}; {would} {counted(chunks, 'chunk')}"
         if self.removed:
             verb = "would remove" if self.dry_run else "removed"
             text += f", {verb} {counted(self.removed, 'record')} of {size(self.removed_bytes)}"

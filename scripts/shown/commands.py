@@ -14,10 +14,10 @@ ROOT = Path(__file__).resolve().parents[2]
 FENCE = re.compile(r"^ {0,3}(```+|~~~+)\s*(\S*)")
 SHELL = ("sh", "console")
 PROGRAMS = (
-    "cat", "cd", "cp", "curl", "docker", "echo", "eval", "export", "git", "head", "hf", "kill",
-    "loginctl", "ls", "journalctl", "make", "mkdir", "openssl", "penstock", "pip", "prefect",
-    "python", "rm", "sed", "sleep", "sudo", "systemctl", "tail", "timeout", "touch", "uv",
-    "$EDITOR",
+    "cat", "cd", "cp", "curl", "docker", "echo", "eval", "export", "find", "git", "head", "hf",
+    "journalctl", "kill", "loginctl", "ls", "make", "mkdir", "openssl", "penstock", "pip",
+    "prefect", "python", "rm", "sbatch", "sed", "sleep", "split", "sudo", "systemctl", "tail",
+    "timeout", "touch", "uv", "$EDITOR",
 )  # fmt: skip
 """What a line of an indented block begins with, if it is a command."""
 ASSIGNED = re.compile(r"^[A-Z_]+=")

@@ -54,6 +54,7 @@ NOT_RUN = (
 """Begins of commands that are only parsed, and the reason."""
 
 PAGES_NOT_RUN = {
+    "docs/many.md": "needs several machines and Slurm; scripts/many_check.py runs workers",
     "docs/deploy/README.md": "scripts/follow_deploy.py follows the page in a fresh clone",
     "docs/serve.md": "needs a server that stays; tests/test_project_serve_page.py runs the page",
 }

@@ -7,6 +7,7 @@ rank 8 and dropout and stands beside every linear layer of the language half.
 from collections.abc import Iterator
 
 from artifacts.errors import UsageError
+from artifacts.words import counted
 from flows.console.units import gib
 from flows.planning.architecture import Architecture
 from flows.planning.layers import pass_bytes
@@ -180,7 +181,7 @@ def _looking(vision: Tower, training: Training) -> TrainTerm:
     return TrainTerm(
         part="vision",
         bytes=pass_bytes(vision, pictures, tokens, HALF),
-        why=f"{pictures} pictures x {tokens:,} tokens through the frozen tower",
+        why=f"{counted(pictures, 'picture')} x {tokens:,} tokens through the frozen tower",
         moment="vision",
     )
 
@@ -207,6 +208,6 @@ def _notes(architecture: Architecture, training: Training) -> Iterator[str]:
         places = training.frames * vision.handed_over(edge)
         if places > training.length:
             yield (
-                f"{training.frames} pictures have {places:,} places, more than the "
+                f"{places:,} places in {counted(training.frames, 'picture')}, more than the "
                 f"{training.length:,} tokens of a sample: give --max-length or fewer --frames"
             )

@@ -1,0 +1,91 @@
+"""Makes small pictures of a few media in a process of its own; knows no run.
+
+Media are anybody's, and decoders die of some: that costs a picture, and not the flow's process.
+"""
+
+import base64
+import contextlib
+import io
+import json
+import os
+import resource
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from flows.results.thumbnails import thumbnail
+from stages.process.child import die_with
+from stages.process.environment import child_environment
+
+SECONDS = 60.0
+"""How long all pictures may take together."""
+MOST_MEMORY = 4 << 30
+"""Bytes of memory that decoding may take."""
+SIDE = 160
+MOST_BYTES = 10_000
+"""Largest size of a picture: pages lie in the server's database."""
+QUALITIES = (40, 15, 0)
+"""How well a picture is kept that would be too large."""
+
+
+def pictures_of(media: Mapping[int, tuple[Path, float | None]]) -> dict[int, bytes]:
+    """Return pictures in JPEG of these files, of videos the frame at a time, without those that
+    cannot be had in time."""
+    if not media:
+        return {}
+    asked = [[place, os.fsencode(path).hex(), time] for place, (path, time) in media.items()]
+    try:
+        said = subprocess.run(
+            [sys.executable, "-P", "-m", "flows.deployments.pictures", str(os.getpid())],
+            input=json.dumps(asked).encode(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env=child_environment(),
+            timeout=SECONDS,
+            check=False,
+        ).stdout
+    except subprocess.TimeoutExpired as error:
+        said = error.stdout or b""
+    return pictures_in(said)
+
+
+def pictures_in(said: bytes) -> dict[int, bytes]:
+    """Return what the process has said before it ended, however that was."""
+    lines = [line for line in said.splitlines(keepends=True) if line.endswith(b"\n")]
+    return {place: base64.b64decode(picture) for place, picture in map(json.loads, lines)}
+
+
+def main(parent: str) -> None:
+    """Say each picture as soon as it is made, in a line of JSON."""
+    die_with(int(parent))
+    asked = json.load(sys.stdin)
+    _hold_down()
+    for place, path, time in asked:
+        found = thumbnail(Path(os.fsdecode(bytes.fromhex(path))), time, SIDE)
+        if found is not None and (small := _within(found)):
+            print(json.dumps([place, base64.b64encode(small).decode()]), flush=True)
+
+
+def _hold_down() -> None:
+    """Take no more memory and processor time than small pictures can want."""
+    with contextlib.suppress(ValueError, OSError):  # less is allowed already
+        resource.setrlimit(resource.RLIMIT_DATA, (MOST_MEMORY, MOST_MEMORY))
+        resource.setrlimit(resource.RLIMIT_CPU, (int(SECONDS), int(SECONDS)))
+
+
+def _within(picture: bytes) -> bytes:
+    """Return a JPEG in no more bytes than it may have; empty where it cannot be had in so few."""
+    from PIL import Image
+
+    for quality in QUALITIES:
+        if len(picture) <= MOST_BYTES:
+            return picture
+        out = io.BytesIO()
+        Image.open(io.BytesIO(picture), formats=["JPEG"]).save(out, "JPEG", quality=quality)
+        picture = out.getvalue()
+    return picture if len(picture) <= MOST_BYTES else b""
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

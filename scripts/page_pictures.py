@@ -1,0 +1,105 @@
+"""Writes docs/report.png and docs/review.png: the demo clips captioned in short chunks within a
+budget, and the pages on that in a browser. Run from a clone, with Chromium and its driver.
+
+    python scripts/page_pictures.py [--to docs]
+"""
+
+import argparse
+import io
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+if TYPE_CHECKING:
+    from tests.support.browser import Browser
+
+REPORT, REVIEW = (1120, 2040), (1120, 900)
+OPTIONS = ("--model=demo", "--chunk=1.5", "--fps=4", "--batch-size=16", "--memory=100MB")
+PENSTOCK = [sys.executable, "-m", "flows.cli.main"]
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
+
+
+def main() -> int:
+    """Write both pictures."""
+    given = argparse.ArgumentParser(description=__doc__)
+    given.add_argument("--to", type=Path, default=ROOT / "docs")
+    to = given.parse_args().to
+    from tests.support.browser import browsing
+
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "penstock-out"
+        where = ["--out", str(out), "--store", f"{folder}/store"]
+        clips = str(ROOT / "penstock_demo" / "samples")
+        run("caption", clips, *OPTIONS, *where)
+        run("report", str(out))
+        with browsing(Path(folder) / "profile", REPORT) as browser:
+            browser.open((out / "report.html").as_uri())
+            save(of_report(browser), to / "report.png")
+        with browsing(Path(folder) / "other-profile", REVIEW) as browser:
+            save(of_review(browser, out), to / "review.png")
+    return 0
+
+
+def run(*words: str) -> None:
+    """Run a command of the program."""
+    subprocess.run([*PENSTOCK, *words], cwd=ROOT, check=True, env=ENVIRONMENT)
+
+
+def of_report(browser: "Browser") -> bytes:
+    """Return the head of a report that is open."""
+    browser.run("document.querySelector('details').open = false")
+    browser.run(
+        "const view = document.getElementById('view'); view.value = 'list';"
+        "view.dispatchEvent(new Event('change'))"
+    )
+    browser.wait("return document.querySelectorAll('.captions button').length > 3")
+    browser.click(".captions button", 2)
+    browser.wait("return document.querySelector('video').readyState >= 2")
+    browser.run("scrollTo(0, 0)")
+    browser.hover(".plot svg", 150, 0)
+    return browser.screenshot()
+
+
+def of_review(browser: "Browser", out: Path) -> bytes:
+    """Return a review of a run with some edits in it."""
+    command = [*PENSTOCK, "review", str(out), "--port", "0"]
+    with subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, text=True, env=ENVIRONMENT
+    ) as server:
+        assert server.stdout is not None
+        browser.open(server.stdout.readline().removeprefix("review at ").strip())
+        browser.wait("return document.documentElement.dataset.ready")
+        browser.run(
+            "const view = document.getElementById('view'); view.value = 'grid';"
+            "view.dispatchEvent(new Event('change'));"
+            "document.querySelector('.row').focus()"
+        )
+        browser.press(*"aaraj")
+        browser.press("e")
+        browser.press(*" And it is seen from above.", "\ue007")
+        browser.wait("return document.querySelector('#saved').textContent === 'all saved'")
+        browser.wait("return [...document.images].slice(0, 8).every(image => image.naturalWidth)")
+        browser.run("document.activeElement.blur(); scrollTo(0, 0)")
+        picture = browser.screenshot()
+        server.send_signal(signal.SIGTERM)
+    return picture
+
+
+def save(picture: bytes, to: Path) -> None:
+    """Write a picture in few colours."""
+    from PIL import Image
+
+    image = Image.open(io.BytesIO(picture)).convert("RGB")
+    image.quantize(256, kmeans=2, dither=Image.Dither.NONE).save(to, optimize=True)
+    print(f"{to}: {to.stat().st_size:,} bytes")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

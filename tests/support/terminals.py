@@ -1,0 +1,132 @@
+"""Terminals of a given width, and what programs showed on them."""
+
+import contextlib
+import fcntl
+import os
+import pty
+import re
+import struct
+import subprocess
+import termios
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import IO
+
+CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+COLOUR = re.compile(r"\x1b\[(?:[0-9;]*;)?(?:3|4|9|10)[0-8][0-9;]*m")
+
+
+class Terminal:
+    """A terminal of so many columns, and all that was written to it."""
+
+    def __init__(self, columns: int) -> None:
+        self._ours, self.theirs = pty.openpty()
+        fcntl.ioctl(self.theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 30, columns, 0, 0))
+        self.to: IO[str] = os.fdopen(self.theirs, "w")
+        self.pieces: list[str] = []
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        with contextlib.suppress(OSError):  # nobody holds the other end any more
+            while read := os.read(self._ours, 1 << 16):
+                self.pieces.append(read.decode(errors="replace"))
+
+    def close(self) -> str:
+        self.to.close()
+        self._reader.join(5)
+        os.close(self._ours)
+        return "".join(self.pieces)
+
+
+@contextlib.contextmanager
+def terminal(columns: int) -> Iterator[Terminal]:
+    made = Terminal(columns)
+    yield made
+    if not made.to.closed:
+        made.close()
+
+
+@dataclass(frozen=True, slots=True)
+class Recording:
+    """What a command showed, and the code that it ended with."""
+
+    text: str
+    code: int
+
+    @property
+    def lines(self) -> list[str]:
+        """The lines that stood there at any time."""
+        return shown(self.text)
+
+    @property
+    def kept(self) -> list[str]:
+        """Those of them that stayed."""
+        rows, at, column = [""], 0, 0
+        for part in re.split(f"({CONTROL.pattern}|\r|\n)", self.text):
+            if part == "\n":
+                at += 1
+                rows += [""] * (at == len(rows))
+            elif part == "\r":
+                column = 0
+            elif part == "\x1b[2K":
+                rows[at] = ""
+            elif found := re.fullmatch(r"\x1b\[(\d+)A", part):
+                at -= int(found[1])
+            elif not CONTROL.fullmatch(part):
+                rows[at] = rows[at][:column].ljust(column) + part + rows[at][column + len(part) :]
+                column += len(part)
+        return [row.rstrip() for row in rows if row.strip()]
+
+
+def shown(text: str) -> list[str]:
+    """The lines that stood there at any time, without control characters."""
+    return [line for part in text.split("\r") for line in CONTROL.sub("", part).split("\n") if line]
+
+
+def recorded(
+    command: Sequence[str], columns: int, environment: Mapping[str, str], seconds: float = 280
+) -> Recording:
+    """What a program shows on a terminal of its own."""
+    with terminal(columns) as seen:
+        done = subprocess.run(
+            command,
+            stdin=seen.theirs,
+            stdout=seen.theirs,
+            stderr=seen.theirs,
+            env={**environment, "TERM": "xterm"},
+            timeout=seconds,
+            check=False,
+            start_new_session=True,
+        )
+        return Recording(seen.close(), done.returncode)
+
+
+def piped(
+    command: Sequence[str], environment: Mapping[str, str], seconds: float = 280
+) -> Recording:
+    """What it says where there is none."""
+    done = subprocess.run(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        env=environment,
+        timeout=seconds,
+        check=False,
+        text=True,
+    )
+    return Recording(done.stdout, done.returncode)
+
+
+def too_wide(lines: Sequence[str], columns: int) -> list[str]:
+    """The lines that a terminal would break inside a word: it would have to break one of several
+    words. One that is alone and longer than the terminal cannot be helped."""
+    return [line for line in lines if len(line) > columns and len(line.split()) > 1]
+
+
+def words(lines: Sequence[str]) -> set[str]:
+    """The words of some lines, without figures."""
+    every = {word for line in lines for word in line.split()}
+    return {word for word in every if re.fullmatch(r"[A-Za-z][a-z-]{2,}", word)}
