@@ -3,7 +3,7 @@ PYTEST ?= .venv/bin/pytest -q -n $(WORKERS) --dist worksteal
 WORKERS ?= 2
 GPU_CHECK ?= $(if $(MODEL),--model '$(MODEL)') $(if $(SOURCE),--source '$(SOURCE)') $(if $(OUT),--out '$(OUT)')
 
-.PHONY: help setup demo server worker lint test test-slow test-gpu check models gpu-check bench wheel lock clean distclean
+.PHONY: help setup demo server worker lint test test-slow test-gpu check docs docs-check models gpu-check bench wheel lock clean distclean
 
 help:
 	@echo "make demo       captions the demo clips through the whole pipeline"
@@ -11,6 +11,8 @@ help:
 	@echo "make test       runs the tests, in two processes (make test-slow: those that take minutes)"
 	@echo "make test-gpu   runs every command, and the check of a GPU, on stand-ins for cards and drivers"
 	@echo "make lint       looks at format, style, types and layers; make check: that and the tests"
+	@echo "make docs       builds the site from docs/ into site/index.html; a broken link or anchor fails"
+	@echo "make docs-check runs every command that README and docs/ show, with the demo's models"
 	@echo "make models     judges every family in halves and writes docs/models.md"
 	@echo "make gpu-check  checks on a GPU what only a GPU can show and writes it into docs/gpu.md"
 	@echo "                (MODEL= checks a model beside the demo's, on SOURCE=; OUT= writes elsewhere)"
@@ -48,6 +50,13 @@ lint: setup
 
 check: lint test
 
+docs: setup
+	@.venv/bin/python -m sphinx --quiet --fail-on-warning --keep-going --builder html --conf-dir docs . site
+	@echo "site/index.html"
+
+docs-check: setup
+	@.venv/bin/python -m scripts.follow_docs
+
 models: setup
 	@.venv/bin/python scripts/model_table.py
 
@@ -65,7 +74,7 @@ lock:
 	@scripts/lock $(if $(UPGRADE),--upgrade)
 
 clean:
-	rm -rf build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
+	rm -rf build dist site .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
 	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
 
 distclean: clean

@@ -1,123 +1,152 @@
-"""Follows docs/deploy/README.md to the letter: what stands under "By hand" is run in a fresh clone
-of this repository with an empty PREFECT_HOME; knows nothing of what it does beyond that it works.
+"""Follows every page: runs each command that README and docs/ show, on a terminal of 80 columns,
+with the demo's models in the place of those of the hub; what cannot be run here is parsed.
 
-    python scripts/follow_docs.py [--install]
+    python -m scripts.follow_docs [--parse] [--page docs/usage.md] [--workers 2] [--verbose]
 """
 
 import argparse
-import json
-import re
-import subprocess
 import sys
-import sysconfig
+import tempfile
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from flows.deployments.server import answers
-from scripts.prefect_stack import ROOT, WORKER_STARTED, CheckFailed, Stack, prefect_stack
-
-DOCUMENT = "docs/deploy/README.md"
-SECTION = "By hand"
-TERMINALS = {"make server": "server", "make worker": "worker"}
-"""Commands that stay."""
-PORT = "4200"
-"""Replaced by a free one, that no server of this machine is in the way."""
-PREFECT_HOME = "~/.prefect"
-"""Replaced by the empty one, that nothing of the user's is."""
-NOT_OURS = (
-    "PREFECT_API_URL",
-    "PREFECT_API_AUTH_STRING",
-    "PREFECT_WORKER_QUERY_SECONDS",
-    "PYTHONPATH",
+from scripts.shown.commands import ROOT, Shown, commands, inline, pages
+from scripts.shown.meanings import (
+    AGAIN,
+    ONCE,
+    before,
+    expected_code,
+    is_ours,
+    is_stopped,
+    reason_not_run,
+    typed,
 )
+from scripts.shown.media import environment, furnish
+from scripts.shown.parsing import wrong, wrong_inline
+from scripts.shown.terminal import Outcome, faults, run_on_terminal
+
+COMMAND_SECONDS = 300.0
+KEPT_LINES = 15
+"""Of what a failed command wrote."""
+CODE = ".shown.py"
+STATE = "set -a; [ ! -f .state ] || . ./.state\n{}\ncode=$?; export -p >.state; exit $code"
+"""What one line sets, the next one of the page has, as in one shell."""
 
 
-def blocks(text: str) -> list[str]:
-    """The commands of the section, a block for each terminal."""
-    section = re.search(rf"^## {SECTION}\n(.*?)^## ", text, re.MULTILINE | re.DOTALL)
-    assert section, f"{DOCUMENT} has no section {SECTION}"
-    return re.findall(r"^```sh\n(.*?)\n```", section[1], re.MULTILINE | re.DOTALL)
+@dataclass(kw_only=True, slots=True)
+class Followed:
+    """What came of the commands of a page."""
+
+    ran: list[tuple[Shown, float]] = field(default_factory=list)
+    """With the seconds that each took."""
+    parsed: list[tuple[Shown, str]] = field(default_factory=list)
+    """With the reason why it was not run."""
+    wrong: list[str] = field(default_factory=list)
 
 
-def follow(stack: Stack) -> None:
-    """Every block, in order. Raises CheckFailed."""
-    clone = stack.root
-    env = {name: value for name, value in stack.environment().items() if name not in NOT_OURS}
-    for block in blocks((clone / DOCUMENT).read_text(encoding="utf-8")):
-        command = block.replace(PORT, str(stack.port))
-        command = command.replace(PREFECT_HOME, str(stack.folder / "prefect"))
-        name = TERMINALS.get(block)
-        if name is None:
-            run(stack, command, env)
-            continue
-        process = stack.start(name, "sh", "-euc", command, env=env)
-        stack.wait_up(process, name, lambda name=name: up(stack, name))  # type: ignore[misc]
-        stack.say(f"$ {command}: is up")
-    captions = (clone / "penstock-out" / "captions.jsonl").read_text(encoding="utf-8").splitlines()
-    if not captions or not all(json.loads(line)["caption"] for line in captions):
-        raise CheckFailed("nothing was captioned")
-    stack.say(f"{len(captions)} captions in the clone's penstock-out")
+def read(page: Path) -> Followed:
+    """Parse every command of a page."""
+    found = Followed()
+    for shown in commands(page):
+        if told := wrong(shown):
+            found.wrong.append(f"{shown}\n    {told}")
+        if why := reason_not_run(shown):
+            found.parsed.append((shown, why))
+    for shown in inline(page):
+        if told := wrong_inline(shown):
+            found.wrong.append(f"{shown}\n    {told}")
+        found.parsed.append((shown, "stands in a sentence"))
+    return found
 
 
-def up(stack: Stack, name: str) -> bool:
-    """What the document says that one should wait for."""
-    return answers(stack.api) if name == "server" else WORKER_STARTED in stack.log_end("worker")
+def follow(page: Path, found: Followed, place: Path, verbose: bool, seen: set[Shown]) -> None:
+    """Run in order what can be run of a page and was not `seen`, and add it to what was found."""
+    found.parsed += [(one, AGAIN) for one in commands(page) if one in seen]
+    shown = [one for one in commands(page) if not reason_not_run(one) and one not in seen]
+    if not shown:
+        return
+    shown = before(page.relative_to(ROOT).as_posix()) + shown
+    folder = place / page.relative_to(ROOT).as_posix().replace("/", "-").removesuffix(".md")
+    folder.mkdir()
+    furnish(folder)
+    env = environment(folder, place / "store")
+    Path(env["HOME"]).mkdir()
+    for one in shown:
+        command = f"python {CODE}" if one.code else typed(one.text)
+        (folder / CODE).write_text(one.code, encoding="utf-8")
+        outcome = run_on_terminal(
+            STATE.format(command),
+            folder,
+            env,
+            seconds=COMMAND_SECONDS,
+            stopped=is_stopped(one),
+        )
+        found.ran.append((one, outcome.seconds))
+        if told := judged(one, outcome):
+            found.wrong.append(f"{one}\n    {told}")
+        if told or verbose:
+            print(f"$ {command}\n{outcome.text}", flush=True)
+        print(f"{'FAILED' if told else 'ok':6s} {outcome.seconds:5.1f} s  {one}", flush=True)
 
 
-def run(stack: Stack, command: str, env: dict[str, str]) -> None:
-    """A block that ends. Raises CheckFailed."""
-    done = subprocess.run(
-        ["sh", "-euc", command],
-        cwd=stack.root,
-        env=env,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if done.returncode != 0:
-        logs = "\n".join(map(stack.log_end, ("server", "worker")))
-        raise CheckFailed(f"{command}\n{done.stdout}{done.stderr}\n{logs}")
-    for line in command.splitlines():
-        stack.say(f"$ {line}")
+def seen_before(wanted: list[Path]) -> set[Shown]:
+    """Commands that an earlier page shows, too, where once is enough."""
+    shown = [one for page in wanted for one in commands(page) if one.text in ONCE]
+    return {one for at, one in enumerate(shown) if one.text in [early.text for early in shown[:at]]}
 
 
-def lend_environment(clone: Path) -> None:
-    """A .venv over the packages of ours, so that nothing is downloaded; scripts/setup takes it for
-    its own."""
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", clone / ".venv"], check=True)
-    (packages,) = (clone / ".venv/lib").glob("python*/site-packages")
-    (packages / "lent.pth").write_text(f"{clone}\n{sysconfig.get_paths()['purelib']}\n")
-    for command, module in (("prefect", "prefect"), ("penstock", "flows.cli.main")):
-        path = clone / ".venv/bin" / command
-        path.write_text(f'#!/bin/sh\nexec "{clone}/.venv/bin/python" -m {module} "$@"\n')
-        path.chmod(0o755)
-    stamp = (
-        "sed '/^\\[dependency-groups\\]/,$d' pyproject.toml | cat - requirements/dev.txt | cksum"
-    )
-    made_from = subprocess.run(["sh", "-c", stamp], cwd=clone, capture_output=True, check=True)
-    text = f"{clone.resolve()} {made_from.stdout.decode().strip()}\n"
-    (clone / ".venv/installed").write_text(text)
+def judged(shown: Shown, outcome: Outcome) -> str:
+    """What is wrong with what a command did; empty where all is as the page says."""
+    told = faults(outcome.text, of_words=is_ours(shown))
+    if outcome.code != expected_code(shown):
+        told.append(f"exit code {outcome.code}, the page says {expected_code(shown)}")
+    return "; ".join(told)
 
 
-def main() -> int:
-    """0 when everything in the section works."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--install", action="store_true", help="let `make setup` install (6 to 7 GB)"
-    )
-    given = parser.parse_args()
-    try:
-        with prefect_stack() as stack:
-            stack.root = stack.folder / "penstock"
-            clone = ["git", "clone", "--quiet", str(ROOT), str(stack.root)]
-            subprocess.run(clone, check=True)
-            if not given.install:
-                lend_environment(stack.root)
-            follow(stack)
-    except CheckFailed as error:
-        print(f"FAILED: {error}", file=sys.stderr)
-        return 1
-    print(f"{DOCUMENT} works as it stands")
-    return 0
+def follow_all(wanted: list[Path], workers: int, verbose: bool) -> list[Followed]:
+    """Follow pages beside one another, each in a folder of its own, with one store for all."""
+    with tempfile.TemporaryDirectory(prefix="penstock-docs-") as name:
+        place, seen = Path(name).resolve(), seen_before(wanted)
+        # The long ones first, so that nobody waits for one at the end. All are parsed before the
+        # threads begin: parsing catches what the parser prints, for all of the process.
+        longest = sorted(wanted, key=lambda page: -len(commands(page)))
+        found = [read(page) for page in longest]
+        with ThreadPoolExecutor(workers) as pool:
+            following = pool.map(lambda p, f: follow(p, f, place, verbose, seen), longest, found)
+            list(following)
+        return found
+
+
+def tell(found: list[Followed], seconds: float) -> None:
+    """Say how many commands were run, how many were not and why, and what is wrong."""
+    reasons = Counter(why for one in found for _, why in one.parsed)
+    ran = sum(len(one.ran) for one in found)
+    print(f"{ran} commands run in {seconds:.0f} s, {reasons.total()} only parsed:")
+    for why, count in reasons.most_common():
+        print(f"  {count:4d}  {why}")
+    for told in (told for one in found for told in one.wrong):
+        print(f"WRONG: {told}", file=sys.stderr)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """0 when every command does what its page says."""
+    given = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    given.add_argument("--parse", action="store_true", help="run nothing")
+    given.add_argument("--page", action="append", metavar="PATH", help="only this one; repeatable")
+    given.add_argument("--workers", type=int, default=2, metavar="N", help="pages at once [2]")
+    given.add_argument("--verbose", action="store_true", help="show what every command writes")
+    asked = given.parse_args(arguments)
+    wanted = [ROOT / name for name in asked.page] if asked.page else pages()
+    began = time.monotonic()
+    if asked.parse:
+        found = [read(page) for page in wanted]
+    else:
+        found = follow_all(wanted, asked.workers, asked.verbose)
+    tell(found, time.monotonic() - began)
+    return 1 if any(one.wrong for one in found) else 0
 
 
 if __name__ == "__main__":

@@ -56,7 +56,7 @@ def test_the_deployment_makes_the_same_bytes_on_postgres() -> None:
 
 @pytest.mark.skipif(not (ROOT / ".git").exists(), reason="this is no clone")
 def test_the_documented_commands_work_in_a_fresh_clone() -> None:
-    assert "docs/deploy/README.md works as it stands" in script("follow_docs.py")
+    assert "docs/deploy/README.md works as it stands" in script("follow_deploy.py")
 
 
 def test_the_server_runs_the_nightly_rebuild_by_itself_and_only_what_changed_is_encoded() -> None:

@@ -16,7 +16,7 @@ from prefect import Flow
 from flows.deployments.confine import REMOTE_CODE, VARIABLE
 from flows.deployments.handing import POOL
 from flows.deployments.many import PORTION
-from scripts.follow_docs import TERMINALS, blocks
+from scripts.follow_deploy import TERMINALS, blocks
 from scripts.login import CLIENT, SERVER
 from scripts.prepare_pool import BEAT, BEAT_SECONDS, FLOWS, POOLS, crash_automation
 

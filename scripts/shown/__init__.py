@@ -1,0 +1,1 @@
+"""What the pages show: the commands in them, what their placeholders mean, how they are tried."""

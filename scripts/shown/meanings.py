@@ -1,0 +1,120 @@
+"""Says what the placeholders of the pages stand for where their commands are run, and which of them
+are not run and why; runs nothing."""
+
+import re
+
+from scripts.shown.commands import Shown
+
+DEMO_FOR = (
+    # A model of the hub, or somebody's own: the demo's, of the kind that the command takes.
+    (re.compile(r"--model (?:M|MODEL|…|[\w-]+/[\w.-]+|eva-8b)(?=\s|$)"), "--model demo"),
+    (re.compile(r"\bexport (?:M|MODEL)(?=\s)"), "export demo"),
+    (re.compile(r"\b(export demo .*)$"), r"\1 --samples 8"),
+    # Of a synopsis what has to be there, and the first of what may be.
+    (re.compile(r"\s*(?<!')\[[^\]]*\]"), ""),
+    (re.compile(r"(--\w[\w-]* \w[\w.-]*)(?:\|\w[\w.-]*)+"), r"\1"),
+    (re.compile(r"--index films\b"), "--index photos"),
+    (re.compile(r"\bmore\.jsonl\b"), "out/captions.jsonl"),
+)
+"""What is typed instead. Folders and files have their names from the pages (`media.py`)."""
+
+NOT_RUN = (
+    (r"make (docs|docs-check|check|lint|test|test-slow|test-gpu)\b", "CI itself, or a part of it"),
+    (r"make (bench|models)\b|python (-m )?benchmarks\b", "takes minutes to hours, prints figures"),
+    (r".*\b(penstock_demo(\.dual)?\.(train|evaluate))\b", "takes minutes to an hour"),
+    (r".*scripts[./]gpu_check|make gpu-check\b", "needs a GPU; tests run it on stand-ins"),
+    (
+        r"make (wheel|setup)\b|python -m venv|~/penstock/bin/pip\b",
+        "installs 6 GB; tests/test_project_wheel.py and test_project_setup.py try it",
+    ),
+    (
+        r"make (server|worker)\b|prefect |export PREFECT_|.*PREFECT_API_URL",
+        "needs a server that stays; scripts/follow_deploy.py follows the page on one",
+    ),
+    (
+        r"python scripts/(deployment_check|cron_check|follow_deploy)\.py",
+        "takes minutes; the slow tests run it",
+    ),
+    (
+        r"(sudo|systemctl|loginctl|journalctl) |.*(sudo|systemd|server\.env|worker\.env)\b|secret=",
+        "changes the machine: systemd, Postgres, root",
+    ),
+    (r"hf |git clone |datasets-cli |pip install ", "needs the network"),
+    (
+        r"penstock convert eva-pickled ",
+        "needs the checkpoint from the hub; usage.md's convert is run",
+    ),
+    (r"penstock .*--adapter DIR", "needs a trained adapter; tune.md's are run"),
+    (
+        r"penstock export M .*--adapter style",
+        "as export.md's, which is run; tests/test_flows_export_adapter.py does it with one",
+    ),
+    (r"penstock doctor --measure --model DIR", "needs an exported model; tests measure one"),
+)
+"""Begins of commands that are only parsed, and the reason."""
+
+PAGES_NOT_RUN = {
+    "docs/many.md": "needs several machines and Slurm; scripts/many_check.py runs workers",
+    "docs/deploy/README.md": "scripts/follow_deploy.py follows the page in a fresh clone",
+    "docs/serve.md": "needs a server that stays; tests/test_project_serve_page.py runs the page",
+}
+"""Pages of which nothing is run, and the reason."""
+
+CODE_NOT_RUN = {
+    "import fiftyone": "needs FiftyOne",
+    "image_vectors(load_half(folder": "goes on from a processor and pictures of one's own",
+    "THUDM/cogvlm2": "needs the checkpoint from the hub",
+    "AutoProcessor.from_pretrained(checkpoint)": "tests/test_project_readme.py runs it",
+    "load_half(checkpoint": "tests/test_project_readme.py runs it",
+}
+"""What stands in Python that is only compiled, and the reason."""
+
+
+STAYING = ("penstock review ",)
+"""Commands that end when they are asked to."""
+
+ONCE = ("make demo", "penstock doctor --measure", "penstock caption VIDEOS/ --prefect")
+"""Slow commands that need nothing of their page: they are run on the first that shows them."""
+AGAIN = "run on an earlier page"
+
+CAPTION = "penstock caption VIDEOS/ --model demo --quiet"
+BEFORE = {"docs/report.md": CAPTION, "docs/review.md": CAPTION}
+"""What a page takes for done when it begins."""
+
+
+def before(page: str) -> list[Shown]:
+    """What has to be run before the first command of a page."""
+    return [Shown(page=page, line=0, text=BEFORE[page])] if page in BEFORE else []
+
+
+def is_ours(shown: Shown) -> bool:
+    """Whether what it writes for people is written by this program."""
+    return shown.text.startswith(("penstock ", "make ")) and "--json" not in shown.text
+
+
+def typed(text: str) -> str:
+    """The command that is run in the place of one that is shown."""
+    for shown, meant in DEMO_FOR:
+        text = shown.sub(meant, text)
+    by_default = re.match(r"penstock (caption|plan) ", text) and "--model" not in text
+    return f"{text} --model demo" if by_default else text
+
+
+def reason_not_run(shown: Shown) -> str:
+    """Why a command is only parsed; empty where it is run."""
+    if shown.code:
+        reasons = [why for part, why in CODE_NOT_RUN.items() if part in shown.code]
+    else:
+        reasons = [why for begin, why in NOT_RUN if re.match(begin, shown.text)]
+    return next(iter(reasons), "") or PAGES_NOT_RUN.get(shown.page, "")
+
+
+def expected_code(shown: Shown) -> int:
+    """The exit code that the page tells of."""
+    told = re.search(r"exit code (\d)", shown.comment)
+    return int(told[1]) if told else 0
+
+
+def is_stopped(shown: Shown) -> bool:
+    """Whether it is stopped by Ctrl-C: the page tells so, or it would stay."""
+    return "Ctrl-C" in shown.comment or shown.text.startswith(STAYING)

@@ -1,0 +1,189 @@
+"""The pages: every one is in the menu, every link leads somewhere, every command can be typed."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from docs.conf import NAVIGATION
+from scripts.follow_docs import read
+from scripts.shown import meanings
+from scripts.shown.commands import ROOT, Shown, commands, inline, pages
+from scripts.shown.parsing import wrong, wrong_inline
+from scripts.shown.terminal import faults, run_on_terminal
+
+FENCED = re.compile(r"^ {0,3}```.*?^ {0,3}```$|^(?:    .*\n?)+|`[^`\n]+`", re.MULTILINE | re.DOTALL)
+LINK = re.compile(r"\]\(([^)\s]+)\)")
+PAGES = [*pages(), ROOT / "CHANGELOG.md"]
+
+
+def anchors(page: Path) -> set[str]:
+    """What a forge calls the headings of a page."""
+    titles = re.findall(r"^#{1,6} (.+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    plain = [re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", title).lower() for title in titles]
+    return {re.sub(r"[^\w\- ]", "", title).strip().replace(" ", "-") for title in plain}
+
+
+def broken_links(page: Path, text: str) -> list[str]:
+    """Links of a text that lead nowhere, seen from a page; of others only the form is known."""
+    found = []
+    for link in LINK.findall(FENCED.sub("", text)):
+        if re.match(r"[a-z]+:", link):
+            if not re.fullmatch(r"https://[\w.-]+\.[a-z]+(/[^\s<>]*)?", link):
+                found.append(link)
+            continue
+        path, _, anchor = link.partition("#")
+        place = (page.parent / path).resolve() if path else page
+        inside = place.is_relative_to(ROOT) and place.exists()
+        if not inside or (anchor and anchor not in anchors(place)):
+            found.append(link)
+    return found
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_every_link_and_anchor_leads_somewhere(page: Path) -> None:
+    assert broken_links(page, page.read_text(encoding="utf-8")) == []
+
+
+@pytest.mark.parametrize(
+    "link",
+    ["nowhere.md", "usage.md#no-such-heading", "#no-such-heading", "../../outside.md", "http://x"],
+)
+def test_a_link_that_leads_nowhere_fails(link: str) -> None:
+    assert broken_links(ROOT / "docs" / "usage.md", f"[here]({link})") == [link]
+
+
+def test_every_page_is_in_the_menu_once() -> None:
+    listed = [name for names in NAVIGATION.values() for name in names]
+    there = [page.relative_to(ROOT).with_suffix("").as_posix() for page in PAGES]
+    assert sorted(listed) == sorted(set(there) - {"docs/index"})
+
+
+@pytest.mark.parametrize("page", pages(), ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_every_command_shown_can_be_typed(page: Path) -> None:
+    assert read(page).wrong == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "penstock caption VIDEOS/ --modle M",
+        "penstock plan --for nothing",
+        "penstock plan --model M --train full|lora|nothing",
+        "penstock caption VIDEOS/ --format txt,pdf",
+        "penstock convert SRC DST [--dtype fp16|fp64]",
+        "penstock export MODEL --to nf4 --out DIR [--samples many]",
+        "penstock cache ls && penstock cache sl",
+        "make coffee",
+        "make demo SUGAR=2",
+        "python -m benchmarks.nothing",
+        "python benchmarks/ablation.py --no-such-option",
+        "prefect deployment run 'caption-videos/never'",
+    ],
+)
+def test_a_command_that_nobody_can_type_fails(text: str) -> None:
+    assert wrong(Shown(page="a.md", line=1, text=text))
+
+
+def test_a_command_in_a_sentence_with_an_option_that_there_is_not_fails() -> None:
+    assert not wrong_inline(Shown(page="a.md", line=1, text="penstock plan --explain"))
+    assert wrong_inline(Shown(page="a.md", line=1, text="penstock plan --excuse"))
+    assert wrong_inline(Shown(page="a.md", line=1, text="penstock paln"))
+
+
+def test_python_that_is_none_fails() -> None:
+    assert wrong(Shown(page="a.md", line=1, text="import", code="import penstock as\n"))
+
+
+PAGE = """# A page
+
+    penstock caption VIDEOS/ \\
+        --model M          # a comment, "quoted"
+    export NAME="a # b"
+
+    no command, but indented
+
+```sh
+cd VIDEOS
+```
+Some `penstock status OUT` in a sentence.
+
+    $ penstock cache ls
+    what it prints
+
+```python
+import penstock
+```
+
+```text
+penstock is no command here
+```
+"""
+
+
+def test_commands_are_found_where_people_type_them(tmp_path: Path) -> None:
+    page = tmp_path / "a.md"
+    page.write_text(PAGE)
+    found = [(one.line, one.text, one.comment) for one in commands(page, tmp_path)]
+    assert found == [
+        (3, "penstock caption VIDEOS/ --model M", 'a comment, "quoted"'),
+        (5, 'export NAME="a # b"', ""),
+        (10, "cd VIDEOS", ""),
+        (14, "penstock cache ls", ""),
+        (18, "import penstock", ""),
+    ]
+    assert [one.text for one in inline(page, tmp_path)] == ["penstock status OUT"]
+
+
+def test_nothing_is_said_of_commands_that_no_page_shows() -> None:
+    shown = [one for page in pages() for one in commands(page)]
+    texts = [one.text for one in shown if not one.code]
+    codes = [one.code for one in shown]
+    assert [t for t, _ in meanings.NOT_RUN if not any(re.match(t, text) for text in texts)] == []
+    assert [c for c in meanings.CODE_NOT_RUN if not any(c in code for code in codes)] == []
+    assert {*meanings.PAGES_NOT_RUN, *meanings.BEFORE} <= {one.page for one in shown}
+    assert {*meanings.ONCE} <= {*texts}
+
+
+@pytest.mark.parametrize(
+    ("shown", "meant"),
+    [
+        ("penstock plan --model M --what-fits", "penstock plan --model demo --what-fits"),
+        ("penstock caption VIDEOS/ --prefect", "penstock caption VIDEOS/ --prefect --model demo"),
+        ("penstock embed A/ --model openai/clip-vit", "penstock embed A/ --model demo"),
+        ("penstock convert SRC DST [--dtype fp16|bf16]", "penstock convert SRC DST"),
+        (
+            "penstock export MODEL --to nf4|int8 --out DIR [--accept]",
+            "penstock export demo --to nf4 --out DIR --samples 8",
+        ),
+    ],
+)
+def test_a_model_of_the_hub_means_the_demos(shown: str, meant: str) -> None:
+    assert meanings.typed(shown) == meant
+
+
+def test_a_command_is_run_on_a_terminal_of_80_columns(tmp_path: Path) -> None:
+    env = {"PATH": "/usr/bin:/bin", "TERM": "xterm"}
+    outcome = run_on_terminal("stty size; exit 3", tmp_path, env, seconds=60)
+    assert (outcome.code, outcome.text.split()) == (3, ["24", "80"])
+
+
+def test_ctrl_c_is_pressed_when_work_begins(tmp_path: Path) -> None:
+    env = {"PATH": "/usr/bin:/bin"}
+    script = "trap 'exit 4' INT; echo encoding; while :; do sleep 0.1; done"
+    assert run_on_terminal(script, tmp_path, env, seconds=60, stopped=True).code == 4
+
+
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [
+        ("a " * 40 + "\n", 0),
+        ("a" * 78 + " word\r\n", 1),
+        ("\x1b[32m" + "a" * 78 + " \x1b[0mb\n", 0),
+        ("/" + "path" * 30 + "\n", 0),
+        (" " * 15 + "/" + "path" * 18 + "\n", 0),
+        ("Traceback (most recent call last):\n", 1),
+    ],
+)
+def test_a_broken_word_and_a_traceback_are_faults(text: str, count: int) -> None:
+    assert len(faults(text)) == count
