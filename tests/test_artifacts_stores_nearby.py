@@ -290,6 +290,7 @@ def test_a_store_larger_than_one_list_is_listed_by_folder(
     assert list(store.list(levels=1)) == ["captions", "features"]
 
 
+@pytest.mark.slow
 def test_catalogs_of_what_nobody_needs_are_rubbish(store: Store) -> None:
     filled(store, catalogs.JOINED)
     RecordSet(store, "captions", NAMESPACE)

@@ -108,6 +108,7 @@ def test_a_video_gives_a_frame_a_second(clip: Path, tmp_path: Path) -> None:
     assert len(vectors(tmp_path)) == 160
 
 
+@pytest.mark.slow
 def test_a_captioner_is_refused_with_what_to_do(
     pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -116,6 +117,7 @@ def test_a_captioner_is_refused_with_what_to_do(
     assert said.count("\n") == 1 and "writes captions" in said and "penstock caption" in said
 
 
+@pytest.mark.slow
 def test_a_dual_encoder_is_refused_to_caption(
     pictures: Path, clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

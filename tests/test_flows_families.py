@@ -164,6 +164,7 @@ def test_of_a_model_that_is_run_whole_pixels_are_stored_and_as_many_as_foreseen(
     assert 0.9 < stored / expected <= 1.0
 
 
+@pytest.mark.slow
 def test_of_a_model_that_is_run_whole_the_decoder_is_quantized(place: Place) -> None:
     place = of(place, "mllama")
     layers = describe(whole_checkpoint("mllama")).language.linear_modules

@@ -198,6 +198,7 @@ def test_doctor_measures_graphs_beside_torch(
     assert list((tmp_path / "cache" / "penstock" / "graphs").glob("*.json"))
 
 
+@pytest.mark.slow
 def test_a_folder_of_graphs_of_others_is_left_alone(
     pictures: Path, own: Path, place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

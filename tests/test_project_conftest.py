@@ -91,7 +91,11 @@ def test_a_test_stands_alone(tmp_path: Path, source: str, passed: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("source", "promise"), [(ON_GPU, "FAIL_WITHOUT_CUDA"), (IN_BROWSER, "FAIL_WITHOUT_BROWSER")]
+    ("source", "promise"),
+    [
+        pytest.param(ON_GPU, "FAIL_WITHOUT_CUDA", marks=pytest.mark.slow),
+        (IN_BROWSER, "FAIL_WITHOUT_BROWSER"),
+    ],
 )
 @pytest.mark.parametrize(("promised", "outcome"), [("", "1 skipped"), ("1", "1 error")])
 def test_what_a_machine_lacks_is_skipped_unless_it_was_promised(

@@ -160,6 +160,7 @@ def test_a_chunk_that_memory_cannot_read_is_told_and_the_others_go_on(
     assert large == ["features-1", "features-3", "features-4"]
 
 
+@pytest.mark.slow
 def test_where_memory_reads_no_chunk_the_stage_fails(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

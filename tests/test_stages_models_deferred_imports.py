@@ -27,6 +27,7 @@ def run(code: str) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_a_half_says_captions_without_the_compiler() -> None:
     code = f"""
 from transformers import AutoModelForImageTextToText
