@@ -55,6 +55,7 @@ NOT_RUN = (
 
 PAGES_NOT_RUN = {
     "docs/many.md": "needs several machines and Slurm; scripts/many_check.py runs workers",
+    "docs/scale.md": "needs a bucket; tests/test_flows_bucket.py and benchmarks/bucket.py have one",
     "docs/deploy/README.md": "scripts/follow_deploy.py follows the page in a fresh clone",
     "docs/serve.md": "needs a server that stays; tests/test_project_serve_page.py runs the page",
 }
