@@ -60,6 +60,17 @@ def test_an_address_with_more_than_a_bucket_and_a_folder_is_refused(address: str
     assert "hidden" not in str(caught.value)
 
 
+@pytest.mark.parametrize("name", ["AWS_REGION", "AWS_ACCESS_KEY_ID", "AZURE_STORAGE_ACCOUNT_KEY"])
+@pytest.mark.parametrize("value", ["…", "two words", "x\n"])
+def test_a_variable_that_no_service_can_be_asked_with_is_named_and_not_told(
+    name: str, value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(UsageError) as caught:
+        open_store("s3://bucket/folder")
+    assert caught.value.message == f"{name} holds a character that it cannot hold"
+
+
 def test_who_may_not_is_told_at_once_and_in_one_line(store: Store, way: Between) -> None:
     way.answers, way.spoil = (403,), 1.0
     with pytest.raises(EnvironmentFault) as caught:

@@ -23,6 +23,7 @@ from obstore.exceptions import AlreadyExistsError, BaseError, PreconditionError
 from obstore.store import from_url
 
 from artifacts.errors import EnvironmentFault, UsageError
+from artifacts.stores.credentials import allows_http, check_variables
 
 if TYPE_CHECKING:  # obstore has these names for type checkers alone
     from obstore.store import ClientConfig, ObjectStore, RetryConfig
@@ -36,11 +37,8 @@ WAITS = (0.1, 0.4, 1.6, 6.4)
 what it takes for safe to ask again."""
 INNER_TRIES = 5
 """How often obstore itself asks again after an error of the server."""
-ALLOW_HTTP = ("AWS_ALLOW_HTTP", "AZURE_ALLOW_HTTP", "GOOGLE_ALLOW_HTTP")
-"""Variables that obstore reads too, but not where it is given other options."""
 BEYOND = ("status code: 416", "but object was only")
 NOTHING = "status code: 404"
-YES = ("1", "true", "yes", "on")
 PAGE = 1000
 """Most names that an answer to a list holds, by the protocols."""
 FINAL = (
@@ -87,11 +85,12 @@ class Bucket:
             )
         if not parts.netloc:
             raise UsageError(f"{url} names no bucket", hint="Give s3://BUCKET/FOLDER")
+        check_variables()
         self.url = f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/')}"
         client: ClientConfig = {
             "timeout": timedelta(seconds=REQUEST_SECONDS),
             "read_timeout": timedelta(seconds=SILENT_SECONDS),
-            "allow_http": any(os.environ.get(name, "").lower() in YES for name in ALLOW_HTTP),
+            "allow_http": allows_http(),
         }
         retries: RetryConfig = {"max_retries": INNER_TRIES}
         try:

@@ -59,7 +59,7 @@ def environment(port: int) -> dict[str, str]:
     """What tells the program where the server is and who asks."""
     return {
         "AWS_ACCESS_KEY_ID": "someone",
-        "AWS_SECRET_ACCESS_KEY": "a secret of someone",
+        "AWS_SECRET_ACCESS_KEY": "a/secret+of/someone",
         "AWS_REGION": "us-east-1",
         "AWS_ENDPOINT": f"http://127.0.0.1:{port}",
         "AWS_ALLOW_HTTP": "true",

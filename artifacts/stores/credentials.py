@@ -1,0 +1,32 @@
+"""Looks at the variables by which a service of buckets is found and used, before they are; tells
+nothing of what is in them."""
+
+import os
+import re
+
+from artifacts.errors import UsageError
+
+SERVICES = ("AWS_", "AZURE_", "GOOGLE_")
+"""Begins of the variables that obstore reads."""
+ALLOW_HTTP = tuple(f"{service}ALLOW_HTTP" for service in SERVICES)
+"""Variables that obstore reads too, but not where it is given other options."""
+YES = ("1", "true", "yes", "on")
+PLAIN = re.compile(r"[!-~]*")
+"""What can stand in an address or in a header: obstore dies of anything else."""
+REGION = re.compile(r"[A-Za-z0-9-]*")
+
+
+def allows_http() -> bool:
+    """Return whether a service may be asked without TLS."""
+    return any(os.environ.get(name, "").lower() in YES for name in ALLOW_HTTP)
+
+
+def check_variables() -> None:
+    """Raise UsageError for a variable that no service can be asked with; names it alone."""
+    for name, value in os.environ.items():
+        shape = REGION if name.endswith("_REGION") else PLAIN
+        if name.startswith(SERVICES) and not shape.fullmatch(value):
+            raise UsageError(
+                f"{name} holds a character that it cannot hold",
+                hint="Copy it anew, without spaces, quotes or signs that are no ASCII",
+            )
