@@ -34,7 +34,7 @@ WORKER_STARTED = "started!"
 """Ends the line that a worker prints when it begins to take runs."""
 START_SECONDS = 300
 RUN_SECONDS = 900
-BUSY_SECONDS = 60
+BUSY_SECONDS = 240
 """How long a server that is too busy is asked again."""
 
 
