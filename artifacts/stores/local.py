@@ -18,8 +18,13 @@ STALE_SECONDS = 3600.0
 
 def state_folder(url: str) -> Path:
     """Return the folder of a store that is none itself: this user's, on this machine."""
+    return user_state() / "stores" / digest_of(url)
+
+
+def user_state() -> Path:
+    """Return the folder of what this user keeps of the program on this machine."""
     state = os.environ.get("XDG_STATE_HOME") or "~/.local/state"
-    return Path(state).expanduser() / "penstock" / "stores" / digest_of(url)
+    return Path(state).expanduser() / "penstock"
 
 
 def clock_of(folder: Path) -> float:

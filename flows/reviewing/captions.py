@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from artifacts.edits import REDO, UNDO, Edit, EditJournal, changes_of, key_of, review
+from artifacts.edits import REDO, UNDO, UNTOUCHED, Edit, EditJournal, changes_of, key_of, review
 from artifacts.errors import UsageError
 from artifacts.shapes import Left, Maybe, Misshapen, check, read_jsonl, text
 from artifacts.words import counted
@@ -43,7 +43,6 @@ class ReviewedCaptions:
     def __init__(self, out: Path) -> None:
         """Read a run's folder and open its journal. Raises UsageError, EnvironmentFault."""
         self.out = out
-        self.record = load_record(out)
         self.load()
         if not self.media and not self.failures:
             raise UsageError(
@@ -75,7 +74,6 @@ class ReviewedCaptions:
             "name": self.out.absolute().name,
             "prefix": self.prefix,
             "suffix": self.suffix,
-            "schema": bool(self.schema),
             "media": self.media,
             "failures": self.failures,
             "edits": {key: _told(edit) for key, edit in self.journal.edits.now.items()},
@@ -112,7 +110,7 @@ class ReviewedCaptions:
             deed["changes"] = self._changes(asked.get("changes") or [])
         changed = self.journal.add(deed)
         now = self.journal.edits.now
-        return {"edits": {key: _told(now.get(key, Edit())) for key in changed}, **self.steps()}
+        return {"edits": {key: _told(now.get(key, UNTOUCHED)) for key in changed}, **self.steps()}
 
     def _changes(self, asked: list[dict[str, Any]]) -> Any:
         edits: dict[str, Edit] = {}

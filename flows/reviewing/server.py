@@ -15,6 +15,7 @@ from pathlib import Path
 import uvicorn
 
 from artifacts.store import fault_of
+from artifacts.stores.local import user_state
 from artifacts.words import counted
 from flows.console.lines import tell
 from flows.reviewing.app import review_app
@@ -48,8 +49,7 @@ def review(out: Path, port: int) -> None:
 def word_of(out: Path) -> str:
     """Return the word below which a folder is reviewed: one that stays, so that a page that is open
     goes on after the server died. Raises EnvironmentFault."""
-    state = os.environ.get("XDG_STATE_HOME") or "~/.local/state"
-    path = Path(state).expanduser() / "penstock" / "review-secret"
+    path = user_state() / "review-secret"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with contextlib.suppress(FileExistsError):

@@ -16,6 +16,13 @@ function fill(made, attributes, children) {
 const el = (tag, attributes = {}, ...children) => fill(document.createElement(tag), attributes, children);
 const draw = (tag, attributes = {}, ...children) => fill(document.createElementNS(SVG, tag), attributes, children);
 
+// From dark to light, or from light to dark, whatever the system has.
+function turnTheme() {
+  const set = document.documentElement.dataset.theme;
+  const system = matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light";
+  document.documentElement.dataset.theme = (set || system) === "dark" ? "light" : "dark";
+}
+
 function size(bytes) {
   let value = bytes;
   for (const unit of ["B", "kB", "MB", "GB"]) {

@@ -108,11 +108,7 @@ document.addEventListener("keydown", event => {
   event.preventDefault();
   search.focus();
 });
-document.getElementById("theme").addEventListener("click", () => {
-  const set = document.documentElement.dataset.theme;
-  const system = matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light";
-  document.documentElement.dataset.theme = (set || system) === "dark" ? "light" : "dark";
-});
+document.getElementById("theme").addEventListener("click", turnTheme);
 addEventListener("beforeprint", () => {
   if (data.all) shelves.lists.forEach(list => list.putAll());
 });

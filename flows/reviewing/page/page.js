@@ -16,7 +16,7 @@ class Page {
     let waiting = 0;
     at("search").addEventListener("input", () => { clearTimeout(waiting); waiting = setTimeout(() => this.show(), 150); });
     const buttons = {undo: () => this.undo(), redo: () => this.redo(), replace: () => this.replacing.toggle(), files: () => this.write(),
-      help: () => this.help(), theme: () => this.theme()};
+      help: () => this.help(), theme: turnTheme};
     for (const [id, run] of Object.entries(buttons)) at(id).addEventListener("click", run);
     keys(this);
     addEventListener("beforeunload", event => { if (this.saving.waiting.length) event.preventDefault(); });
@@ -138,12 +138,6 @@ class Page {
     at("keys").replaceChildren(el("form", {method: "dialog"}, el("b", {}, "Keys"), el("button", {"aria-label": "Close"}, "✕")),
       el("dl", {}, KEYS.map(([key, what]) => el("div", {}, el("dt", {}, key.split("  ").map(each => [el("kbd", {}, each), " "])), el("dd", {}, what)))));
     at("keys").showModal();
-  }
-
-  theme() {
-    const set = document.documentElement.dataset.theme;
-    const system = matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light";
-    document.documentElement.dataset.theme = (set || system) === "dark" ? "light" : "dark";
   }
 }
 

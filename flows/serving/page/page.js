@@ -1,9 +1,7 @@
 // The page as a whole: what the server has, and how light it is.
 
 $("theme").addEventListener("click", () => {
-  const set = document.documentElement.dataset.theme;
-  const system = matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light";
-  document.documentElement.dataset.theme = (set || system) === "dark" ? "light" : "dark";
+  turnTheme();
   plots.draw();
 });
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => plots.draw());
