@@ -7,7 +7,8 @@ PenstockError
 ├── Interrupted       stopped by a signal; the same command resumes      exit 4
 │   └── Killed        a stage's process got signal 9, from nobody in the run
 ├── EnvironmentFault  disk, store, driver, network                       exit 5
-│   └── StageDied     a stage's process ended without finishing
+│   ├── StageDied     a stage's process ended without finishing
+│   └── Unanswered    a server far away gives no answer, or half of one
 └── MediaError        one file cannot be captioned; the others can       exit 1
 """
 
@@ -96,6 +97,10 @@ class StageDied(EnvironmentFault):
     def __init__(self, message: str, *, hint: str = "", return_code: int | None = None) -> None:
         super().__init__(message, hint=hint)
         self.return_code = return_code
+
+
+class Unanswered(EnvironmentFault):
+    """A server far away gives no answer, or half of one."""
 
 
 class MediaError(PenstockError):

@@ -51,8 +51,9 @@ class Content(NamedTuple):
 
     digest: str
     """SHA-256, 64 hex digits."""
-    stamp: Stamp
-    """Stamp of the file that was read: with another one, it may hold something else."""
+    stamp: Stamp | None
+    """Stamp of the file that was read: with another one, it may hold something else. None of a copy
+    of what lies far away, whose path means one content for ever."""
 
 
 class ContentDigests:

@@ -8,6 +8,12 @@ from typing import NamedTuple
 
 from artifacts.regular import refuse_odd
 
+CHANGED = "changed"
+"""Kind of failure of a file that is another one by now: no fault of what it held, so it is not
+remembered."""
+CHANGED_MESSAGE = "it was changed or replaced after the run began"
+CHANGED_HINT = "Run the same command again, once nothing writes it any more"
+
 
 class FileChanged(OSError):
     """A file was written or replaced while it was read."""

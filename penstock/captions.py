@@ -20,8 +20,8 @@ from artifacts.tables import schema_of, table_of
 from flows.console.display import Display
 from flows.job.config import CaptionConfig
 from flows.job.launch import DirectLauncher, Running, StageCall
+from flows.job.media_files import MediaFile
 from flows.job.prepare import Job
-from flows.job.sources import MediaFile
 from flows.job.tasks import Task
 from flows.results.captions import caption_of, captions_by_file
 from flows.results.run_record import RunRecord

@@ -1,7 +1,8 @@
 import pytest
 
 from artifacts.errors import UsageError, redacted
-from flows.job.sources import Selection, find_media
+from flows.job.media_files import Selection
+from flows.job.sources import find_media
 
 
 @pytest.mark.parametrize(

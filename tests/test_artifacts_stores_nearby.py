@@ -10,7 +10,7 @@ from artifacts.errors import EnvironmentFault, UsageError
 from artifacts.pack_object import DamagedRecord
 from artifacts.packs import Record, RecordSet
 from artifacts.store import Store, open_store
-from artifacts.stores import bucket, catalogs, nearby
+from artifacts.stores import bucket, catalogs, nearby, patience
 from artifacts.stores.copies import Copies
 from artifacts.stores.heads import CATALOGS
 from flows.upkeep.cache_gc import collect
@@ -92,7 +92,7 @@ def test_patience_has_an_end(store: Store, way: Between, monkeypatch: pytest.Mon
     way.answers, way.spoil = (409,), 1.0
     with pytest.raises(EnvironmentFault, match="gives no answer"):
         store.get("features/one")
-    assert way.total <= (1 + len(bucket.WAITS)) * (1 + bucket.INNER_TRIES)
+    assert way.total <= (1 + len(patience.WAITS)) * (1 + bucket.INNER_TRIES)
 
 
 def test_a_service_that_fails_now_and_then_changes_nothing(

@@ -21,8 +21,8 @@ from flows.deployments import handing
 from flows.deployments.handing import AHEAD, STARTS, Handed, HandingOut
 from flows.deployments.sweep import verdicts
 from flows.job.config import CaptionConfig
+from flows.job.media_files import MediaFile
 from flows.job.portions import Portion, cut, portions_of
-from flows.job.sources import MediaFile
 
 DEPLOYMENT = uuid4()
 NOW = datetime(2026, 1, 1, tzinfo=UTC)

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from flows.job.sources import MediaFile, Selection, find_media
+from flows.job.media_files import MediaFile, Selection
+from flows.job.sources import find_media
 
 PLAIN = Selection(recursive=False, extensions=())
 DEEP = Selection(recursive=True, extensions=())

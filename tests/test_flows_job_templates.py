@@ -8,8 +8,8 @@ import pytest
 from artifacts.store import FolderStore
 from flows.job.formats import APPEND
 from flows.job.joining import JoinedTexts
+from flows.job.media_files import MediaFile
 from flows.job.own_files import OF_LABELS, OwnFiles
-from flows.job.sources import MediaFile
 from flows.job.tasks import Medium
 from flows.job.templates import filled
 

@@ -11,7 +11,7 @@ from PIL import Image
 from artifacts.errors import EnvironmentFault
 from artifacts.labels import Labelled
 from flows.cli.main import main
-from flows.job.sources import MediaFile
+from flows.job.media_files import MediaFile
 from flows.results.report.facts import facts
 from flows.results.report.labels import SHEET
 from flows.results.report.page import page

@@ -8,6 +8,7 @@ import numpy as np
 from artifacts.errors import UsageError
 from artifacts.index.nearest import Positions
 from artifacts.index.snapshot import Kept, Snapshot
+from artifacts.remote.addresses import is_address
 
 NAMED = ("key", "path", "media_path")
 """Columns by which a row is named."""
@@ -32,12 +33,12 @@ def rows_named(snapshot: Snapshot, names: Sequence[str]) -> Positions:
 
 
 def rows_gone(snapshot: Snapshot) -> Positions:
-    """Return the live rows whose files are no longer there."""
+    """Return the live rows whose files are no longer there; those far away are not asked for."""
     kept, there = np.zeros(snapshot.rows, np.bool_), dict[str, bool]()
     for start, batch in snapshot.batches(["path"]):
         for at, path in enumerate(batch.column("path").to_pylist()):
             if path not in there:
-                there[path] = os.path.lexists(path)
+                there[path] = is_address(path) or os.path.lexists(path)
             kept[start + at] = not there[path]
     return np.flatnonzero(kept & snapshot.live())
 

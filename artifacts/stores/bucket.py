@@ -4,26 +4,21 @@ Who may use the bucket, and where its service is, say the variables of the envir
 reads, such as `AWS_ACCESS_KEY_ID` and `AWS_ENDPOINT`; an address never holds it.
 """
 
-import errno
-import os
-import random
-import re
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
 from itertools import chain
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 import obstore
-from obstore import exceptions
 from obstore.exceptions import AlreadyExistsError, BaseError, PreconditionError
 from obstore.store import from_url
 
-from artifacts.errors import EnvironmentFault, UsageError
+from artifacts.errors import UsageError
 from artifacts.stores.credentials import allows_http, check_variables
+from artifacts.stores.patience import HINT, Answer, patiently, reason
 
 if TYPE_CHECKING:  # obstore has these names for type checkers alone
     from obstore.store import ClientConfig, ObjectStore, RetryConfig
@@ -32,30 +27,11 @@ REQUEST_SECONDS = 600.0
 """Longest that one request may take: a pack of some GB goes out in it."""
 SILENT_SECONDS = 60.0
 """Longest that an answer may make no progress."""
-WAITS = (0.1, 0.4, 1.6, 6.4)
-"""Seconds, at most, before an answer is asked for again. obstore has been as patient before, with
-what it takes for safe to ask again."""
 INNER_TRIES = 5
 """How often obstore itself asks again after an error of the server."""
 BEYOND = ("status code: 416", "but object was only")
-NOTHING = "status code: 404"
 PAGE = 1000
 """Most names that an answer to a list holds, by the protocols."""
-FINAL = (
-    exceptions.InvalidPathError,
-    exceptions.NotSupportedError,
-    exceptions.PermissionDeniedError,
-    exceptions.UnauthenticatedError,
-    exceptions.UnknownConfigurationKeyError,
-)
-"""What is not otherwise when it is asked again."""
-ADDRESS = re.compile(r"\w+://\S+")
-HINT = (
-    "See that the bucket is there and the network is up, and that the variables of its service "
-    "say who may use it; the same command then goes on"
-)
-
-Answer = TypeVar("Answer")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -87,18 +63,7 @@ class Bucket:
             raise UsageError(f"{url} names no bucket", hint="Give s3://BUCKET/FOLDER")
         check_variables()
         self.url = f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/')}"
-        client: ClientConfig = {
-            "timeout": timedelta(seconds=REQUEST_SECONDS),
-            "read_timeout": timedelta(seconds=SILENT_SECONDS),
-            "allow_http": allows_http(),
-        }
-        retries: RetryConfig = {"max_retries": INNER_TRIES}
-        try:
-            self._at: ObjectStore = from_url(self.url, client_options=client, retry_config=retries)
-        except (BaseError, ValueError) as error:
-            raise UsageError(
-                f"no store can be opened at {self.url} ({_reason(error)})", hint=HINT
-            ) from None
+        self._at = client_of(self.url, plain=allows_http())
 
     def get(self, name: str, offset: int = 0, length: int | None = None) -> tuple[bytes, Listed]:
         """Return bytes of an object from `offset`, at most `length` of them, and what it is.
@@ -123,7 +88,7 @@ class Bucket:
                 got = obstore.get(self._at, name, options={"range": {"offset": offset}})
             else:
                 got = obstore.get(self._at, name)
-            return bytes(got.bytes()), _found(got.meta)
+            return bytes(got.bytes()), listed(got.meta)
 
         return self._patiently(name, ask, may_lack=True)
 
@@ -169,7 +134,7 @@ class Bucket:
         """Return what an object is, or None when there is none. Raises EnvironmentFault."""
         try:
             return self._patiently(
-                name, lambda: _found(obstore.head(self._at, name)), may_lack=True
+                name, lambda: listed(obstore.head(self._at, name)), may_lack=True
             )
         except FileNotFoundError:
             return None
@@ -198,39 +163,46 @@ class Bucket:
 
     def _page(self, prefix: str, after: str | None) -> list[Listed]:
         pages = obstore.list(self._at, prefix or None, offset=after, chunk_size=PAGE)
-        return [_found(meta) for meta in next(iter(pages), ())]
+        return [listed(meta) for meta in next(iter(pages), ())]
 
     def children(self, prefix: str) -> Iterator[str]:
         """Yield names of the objects in a folder and of the folders in it. Raises
         EnvironmentFault."""
+        folders, objects = self.inside(prefix)
+        yield from sorted(chain(folders, (found.name for found in objects)))
+
+    def inside(self, prefix: str) -> tuple[list[str], list[Listed]]:
+        """Return names of the folders in a folder, and the objects in it. Raises
+        EnvironmentFault."""
         there = self._patiently(
             prefix, lambda: obstore.list_with_delimiter(self._at, prefix or None)
         )
-        yield from sorted(
-            chain(there["common_prefixes"], (meta["path"] for meta in there["objects"]))
-        )
+        return [*there["common_prefixes"]], [listed(meta) for meta in there["objects"]]
 
     def _patiently(self, name: str, ask: Callable[[], Answer], *, may_lack: bool = False) -> Answer:
         """Ask until there is an answer. Raises EnvironmentFault, and FileNotFoundError if that may
         be one."""
-        for wait in (*WAITS, None):
-            try:
-                return ask()
-            except FileNotFoundError:
-                if may_lack:
-                    raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), name) from None
-                why = "there is nothing"
-                break
-            except BaseError as error:
-                why = _reason(error)
-                if isinstance(error, FINAL) or NOTHING in why or wait is None:
-                    break
-                time.sleep(wait * random.uniform(0.5, 1))
-        # Not from what was caught: its words hold addresses, which may let their readers in.
-        raise EnvironmentFault(f"{self.url}/{name} gives no answer ({why})", hint=HINT)
+        return patiently(f"{self.url}/{name}", ask, may_lack=may_lack)
 
 
-def _found(meta: "obstore.ObjectMeta") -> Listed:
+def client_of(url: str, *, plain: bool, tries: int = INNER_TRIES) -> "ObjectStore":
+    """Return what asks the service at an address, also without TLS if it is `plain`. Raises
+    UsageError."""
+    client: ClientConfig = {
+        "timeout": timedelta(seconds=REQUEST_SECONDS),
+        "read_timeout": timedelta(seconds=SILENT_SECONDS),
+        "allow_http": plain,
+    }
+    retries: RetryConfig = {"max_retries": tries}
+    try:
+        return from_url(url, client_options=client, retry_config=retries)
+    except (BaseError, ValueError) as error:
+        where = url.partition("?")[0]
+        raise UsageError(f"nothing can be asked at {where} ({reason(error)})", hint=HINT) from None
+
+
+def listed(meta: "obstore.ObjectMeta") -> Listed:
+    """Return what obstore tells of an object."""
     modified = meta["last_modified"].timestamp()
     return Listed(
         name=meta["path"],
@@ -238,9 +210,3 @@ def _found(meta: "obstore.ObjectMeta") -> Listed:
         modified=modified,
         version=meta["e_tag"] or f"{meta['size']} {modified}",
     )
-
-
-def _reason(error: Exception) -> str:
-    """Return what an error says at last, in one line and without the addresses in it."""
-    words = " ".join(str(error).partition("\n\nDebug source:")[0].split())
-    return ADDRESS.sub("…", words).rpartition(" - ")[2].partition(": <")[0][:200]

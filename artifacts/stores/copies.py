@@ -10,17 +10,61 @@ import os
 import shutil
 import threading
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
+from artifacts.errors import UsageError
 from artifacts.keys import digest_of
 
+FOLDER, LIMIT = "PENSTOCK_NEARBY", "PENSTOCK_NEARBY_GB"
+"""Variables: where copies of what lies elsewhere are kept, and how much they may take; unset, the
+user's cache, and a part of its disk."""
 SHARE = 4
 """Copies take at most one part in so many of their disk, where no limit is set."""
 LOOK_BYTES = 256 << 20
 """Bytes that a process adds before it looks again what all of them took."""
 KEEP = 0.75
 """Part of the limit to which copies are brought when they take more."""
+
+
+def nearby_folder() -> Path:
+    """Return the folder of what lies elsewhere and is kept on this machine for a while."""
+    asked = os.environ.get(FOLDER)
+    cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return (Path(asked) if asked else Path(cache) / "penstock-nearby").expanduser().absolute()
+
+
+def nearby_limit() -> int | None:
+    """Return the most bytes that copies may take there; None: a part of the disk. Raises
+    UsageError."""
+    limit = os.environ.get(LIMIT)
+    try:
+        return int(float(limit) * 1e9) if limit else None
+    except (ValueError, OverflowError) as error:
+        raise UsageError(f"{LIMIT} is {limit}", hint="Give a number of gigabytes") from error
+
+
+def shrink(
+    folder: Path,
+    limit: int | None,
+    found: Callable[[], Iterable[tuple[float, int, Path]]],
+    remove: Callable[[Path], None] = Path.unlink,
+    coming: int = 0,
+) -> None:
+    """Delete the longest unused of what was found in a folder, as (last use, bytes, path), until
+    so many more bytes have room."""
+    with contextlib.suppress(OSError):
+        most = (shutil.disk_usage(folder).total // SHARE if limit is None else limit) - coming
+        there = sorted(found())
+        left = sum(size for _, size, _ in there)
+        if left <= most:
+            return
+        for _, size, path in there:
+            if left <= most * KEEP:
+                return
+            with contextlib.suppress(OSError):
+                remove(path)
+                left -= size
 
 
 class Copies:
@@ -70,7 +114,7 @@ class Copies:
             self._added += len(body)
             if self._added >= LOOK_BYTES:
                 self._added = 0
-                self._shrink()
+                shrink(self._folder, self._limit, self._all)
 
     def drop(self, name: str, version: str) -> None:
         """Forget a copy."""
@@ -80,23 +124,6 @@ class Copies:
     def _path(self, name: str, version: str) -> Path:
         digest = digest_of([name, version])
         return self._folder / digest[:2] / digest
-
-    def _shrink(self) -> None:
-        """Delete the longest unused until there is room again."""
-        with contextlib.suppress(OSError):
-            limit = self._limit
-            if limit is None:
-                limit = shutil.disk_usage(self._folder).total // SHARE
-            found = sorted(self._all())
-            left = sum(size for _, size, _ in found)
-            if left <= limit:
-                return
-            for _, size, path in found:
-                if left <= limit * KEEP:
-                    return
-                with contextlib.suppress(OSError):
-                    path.unlink()
-                left -= size
 
     def _all(self) -> Iterator[tuple[float, int, Path]]:
         for path in self._folder.glob("*/*"):

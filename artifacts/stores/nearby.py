@@ -5,7 +5,6 @@ What is written goes to the bucket and stays nearby as well; what is read whole 
 nearby. Frames lie nearby alone: they are large, and nobody wants them for long.
 """
 
-import os
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,21 +13,17 @@ from heapq import merge
 from itertools import groupby, islice
 from pathlib import Path
 
-from artifacts.errors import UsageError
 from artifacts.keys import digest_of
 from artifacts.stores.board import LeaseBoard
 from artifacts.stores.bucket import PAGE, Bucket, Listed
 from artifacts.stores.catalogs import Catalogs
-from artifacts.stores.copies import Copies
+from artifacts.stores.copies import Copies, nearby_folder, nearby_limit
 from artifacts.stores.folder import FolderStore
 from artifacts.stores.heads import FIRST_READ, Extent
 from artifacts.stores.local import TEMPORARY, state_folder
 from artifacts.stores.many_heads import AT_ONCE, Heads
 from artifacts.stores.port import ObjectStat
 
-FOLDER, LIMIT = "PENSTOCK_NEARBY", "PENSTOCK_NEARBY_GB"
-"""Variables: where copies of what lies in buckets are kept, and how much they may take; unset, the
-user's cache, and a part of its disk."""
 STAYS = ("frames/",)
 """Folders of kinds that never leave this machine."""
 QUARANTINE = "quarantine/"
@@ -44,17 +39,7 @@ PROBE = f"{TEMPORARY}/probe"
 def bucket_store(url: str) -> "BucketStore":
     """Open the store at the address of a bucket. Raises UsageError."""
     bucket = Bucket(url)
-    asked = os.environ.get(FOLDER)
-    cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    folder = Path(asked) if asked else Path(cache).expanduser() / "penstock-nearby"
-    try:
-        limit = os.environ.get(LIMIT)
-        most = int(float(limit) * 1e9) if limit else None
-    except (ValueError, OverflowError) as error:
-        raise UsageError(
-            f"{LIMIT} is {os.environ[LIMIT]}", hint="Give a number of gigabytes"
-        ) from error
-    return BucketStore(bucket, folder / digest_of(bucket.url), most)
+    return BucketStore(bucket, nearby_folder() / digest_of(bucket.url), nearby_limit())
 
 
 class BucketStore:

@@ -9,9 +9,11 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from artifacts.errors import MediaError, Unanswered
 from artifacts.files import whole_file, write_text
 from artifacts.paths import folder_named
 from artifacts.regular import open_regular
+from artifacts.remote.keeping import at_hand
 from flows.console.display import Display
 from flows.console.lines import tell
 from flows.console.terminal import forget_terminal
@@ -78,10 +80,14 @@ def _copied(folder: Path, hits: Sequence["Hit"]) -> int:
         seen.add(hit.path)
         name = f"{hit.rank:03d}-{Path(hit.path).name}"
         try:
-            with open_regular(hit.path) as source, whole_file(folder / name) as target:
+            with (
+                at_hand(hit.path) as path,
+                open_regular(path) as source,
+                whole_file(folder / name) as target,
+            ):
                 shutil.copyfileobj(source, target)
-        except OSError as error:
-            code = 1
-            tell(f"failed: {hit.path}: it cannot be copied ({error.strerror})", to=sys.stderr)
+        except (OSError, MediaError, Unanswered) as error:
+            code, why = 1, getattr(error, "strerror", error)
+            tell(f"failed: {hit.path}: it cannot be copied ({why})", to=sys.stderr)
     write_text(folder / "search.jsonl", lines_of(hits))
     return code

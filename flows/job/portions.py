@@ -14,8 +14,9 @@ from artifacts.captions import Failure
 from artifacts.files import write_text
 from artifacts.keys import digest_of
 from flows.job.config import CaptionConfig
+from flows.job.media_files import MediaFile, Selection
 from flows.job.prepare import out_folder
-from flows.job.sources import MediaFile, Selection, find_media
+from flows.job.sources import find_media
 
 PORTIONS = "portions"
 """Folder of the lists, in that of the run."""
@@ -79,10 +80,13 @@ def _write(folder: Path, part: Sequence[tuple[MediaFile, int]]) -> Portion:
 
 def _line(file: MediaFile) -> dict[str, object]:
     asked = {"prompt": file.prompt, "prompts": dict(file.prompts)}
-    return {"path": str(file.path), **{name: value for name, value in asked.items() if value}}
+    path = file.origin.address if file.origin else str(file.path)
+    return {"path": path, **{name: value for name, value in asked.items() if value}}
 
 
 def _size(file: MediaFile) -> int:
+    if file.origin is not None:
+        return file.origin.size
     try:
         return file.path.stat().st_size
     except OSError:  # who does it will say what is wrong

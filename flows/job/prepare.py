@@ -28,9 +28,10 @@ from flows.job.device_probe import check_device
 from flows.job.formats import COCO
 from flows.job.launch import Launcher
 from flows.job.ledger import Ledger
+from flows.job.media_files import MediaFile, Selection
 from flows.job.models import Model, digests_in, open_model, pipeline_for
 from flows.job.namespaces import variants_of
-from flows.job.sources import MediaFile, Selection, find_media
+from flows.job.sources import find_media
 from flows.job.tasks import Medium
 from flows.job.templates import filled
 from flows.pipelines import CAPTION, LABEL, PURPOSES, Pipeline, parts_of, with_summaries

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from artifacts.errors import UsageError
 from artifacts.regular import read_text
+from artifacts.remote.addresses import is_address
 from flows.job.speaking_config import check_prompts
 
 LIST_SUFFIXES = frozenset((".txt", ".jsonl"))
@@ -21,8 +22,8 @@ FILES_ONLY = "Name media files and folders only"
 class Line:
     """The path and the prompt that one line names."""
 
-    path: Path
-    """Path as it stands there, seen from the list's folder."""
+    name: str
+    """Path as it stands there, seen from the list's folder; or an address."""
     prompt: str | None
     prompts: Mapping[str, str]
     """Name → question, where it asks several."""
@@ -60,13 +61,16 @@ def lines_of(path: Path) -> Iterator[Line | BadLine]:
                 message = f"line {number} of the list {error}"
                 yield BadLine(name=str(path), message=message, hint=ENTRY_HINT)
                 continue
+        if is_address(entry):
+            yield Line(name=entry, prompt=prompt, prompts=prompts)
+            continue
         named = path.parent / entry
         if named.suffix.lower() in LIST_SUFFIXES or (
             entry.startswith("@") and not os.path.lexists(named)
         ):
             yield BadLine(name=entry, message=f"line {number} names another list", hint=FILES_ONLY)
             continue
-        yield Line(path=named, prompt=prompt, prompts=prompts)
+        yield Line(name=str(named), prompt=prompt, prompts=prompts)
 
 
 def _entry(line: str) -> tuple[str, str | None, dict[str, str]]:

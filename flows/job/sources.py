@@ -1,74 +1,33 @@
-"""Finds the media files that a command means: files, folders, globs and lists; opens no media
-file."""
+"""Finds the media files that a command means: files, folders, globs, lists and addresses; opens no
+media file."""
 
 import glob
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from operator import attrgetter
 from pathlib import Path
 
 from artifacts.captions import Failure
-from artifacts.errors import redacted
 from artifacts.files import OURS
 from artifacts.paths import RealPaths
 from artifacts.regular import odd_thing
-from artifacts.schema import MediaKind
-from flows.job.source_lists import LIST_SUFFIXES, BadLine, lines_of
+from artifacts.remote.addresses import is_address, is_object
+from flows.job.far_sources import FarSources
+from flows.job.media_files import (
+    MediaFile,
+    Selection,
+    kind_of,
+    source_failure,
+    writable,
+)
+from flows.job.source_lists import LIST_SUFFIXES, BadLine, Line, lines_of
 
 LONGEST_PATTERN = 4096
 """Most letters of a pattern, as many as a path may have bytes: to read one of 100,000 brackets
 takes minutes."""
-IMAGE_SUFFIXES = frozenset([
-    ".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".heic", ".heif",
-    ".ppm", ".pgm", ".avif",
-])  # fmt: skip
-VIDEO_SUFFIXES = frozenset([
-    ".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".ts", ".mts", ".m2ts", ".mpg", ".mpeg",
-    ".wmv", ".flv", ".3gp", ".3g2", ".asf", ".mxf", ".vob", ".ogv", ".gif", ".y4m",
-])  # fmt: skip
 UNREADABLE = "Check that you may read it and that its disk is there"
 NOT_A_FILE = "Name a file or a folder; what a FIFO or a device gives, write to a file first"
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class MediaFile:
-    """One file to be captioned."""
-
-    path: Path
-    """Absolute path of the file."""
-    media_path: str
-    """Its name in the outputs: relative to the folder given, or the file's own name; POSIX."""
-    source: str
-    """The argument that brought it in."""
-    kind: MediaKind
-    """Kind by suffix: image or video."""
-    prompt: str | None = None
-    """Prompt that its line of a list gives; None: the command's own."""
-    prompts: Mapping[str, str] = field(default_factory=dict, hash=False)
-    """Name → question, of a line that asks several."""
-    name: str = ""
-    """Name of the one of several prompts that it stands here for."""
-
-    @property
-    def identity(self) -> tuple[Path, str, str, str | None]:
-        """Return what tells it from other files, whichever of several prompts it stands for."""
-        prompt = None if self.name else self.prompt
-        return (self.path, self.media_path, self.source, prompt)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Selection:
-    """A rule that says which files of a folder are taken."""
-
-    recursive: bool
-    extensions: tuple[str, ...]
-
-    def takes(self, name: str) -> bool:
-        suffix = os.path.splitext(name)[1].lower()
-        if self.extensions:
-            return suffix.lstrip(".") in {e.lower().lstrip(".") for e in self.extensions}
-        return suffix in IMAGE_SUFFIXES or suffix in VIDEO_SUFFIXES
 
 
 def find_media(
@@ -84,8 +43,10 @@ def find_media(
     failures: list[Failure] = []
     seen: set[tuple[str | None, ...]] = set()
     real = RealPaths()
+    far = FarSources()
+    far.ask(filter(is_object, sources))
     for source in sources:
-        for result in _expand(source, source, selection):
+        for result in _expand(source, source, selection, far):
             if isinstance(result, Failure):
                 failures.append(result)
                 continue
@@ -98,7 +59,12 @@ def find_media(
     return found[:limit], failures
 
 
-def _expand(text: str, source: str, selection: Selection) -> Iterator[MediaFile | Failure]:
+def _expand(
+    text: str, source: str, selection: Selection, far: FarSources
+) -> Iterator[MediaFile | Failure]:
+    if is_address(text):
+        yield from far.expand(text, source, selection)
+        return
     path = Path(os.path.expanduser(text))
     # os.path and not Path: a name too long, or in a folder one may not enter, is just not there.
     if text.startswith("@") and not os.path.exists(path):
@@ -106,9 +72,9 @@ def _expand(text: str, source: str, selection: Selection) -> Iterator[MediaFile 
         if odd := odd_thing(listed):
             yield _not_a_file(source, str(listed), odd)
         else:
-            yield from _listed(listed, source, selection)
+            yield from _listed(listed, source, selection, far)
     elif os.path.isfile(path) and path.suffix.lower() in LIST_SUFFIXES:
-        yield from _listed(path, source, selection)
+        yield from _listed(path, source, selection, far)
     else:
         yield from _named(text, source, selection)
 
@@ -124,29 +90,30 @@ def _named(text: str, source: str, selection: Selection) -> Iterator[MediaFile |
         matches = sorted(glob.glob(os.path.expanduser(text), recursive=True))
         files = [Path(m) for m in matches if not os.path.isdir(m) and selection.takes(m)]
         if not files:
-            yield _failure(source, text, "no-match", "no media file matches", "Check the pattern")
+            yield source_failure(
+                source, text, "no-match", "no media file matches", "Check the pattern"
+            )
         for file in files:
             yield _taken(file, file.name, source)
     else:
         hint = "Check the name; a folder given earlier may have moved"
-        yield _failure(source, text, "missing", "no such file or folder", hint)
+        yield source_failure(source, text, "missing", "no such file or folder", hint)
 
 
 def _taken(path: Path, name: str, source: str) -> MediaFile | Failure:
     """Return a thing that is there, if it is a file; nothing else is ever opened."""
     if odd := odd_thing(path):
         return _not_a_file(source, name, odd)
-    kind: MediaKind = "image" if path.suffix.lower() in IMAGE_SUFFIXES else "video"
     return MediaFile(
         path=Path(os.path.abspath(path)),
         media_path=writable(name),
         source=writable(source),
-        kind=kind,
+        kind=kind_of(path.name),
     )
 
 
 def _not_a_file(source: str, name: str, odd: str) -> Failure:
-    return _failure(source, name, "not-a-file", f"this is {odd}, not a file", NOT_A_FILE)
+    return source_failure(source, name, "not-a-file", f"this is {odd}, not a file", NOT_A_FILE)
 
 
 def _folder(folder: Path, source: str, selection: Selection) -> Iterator[MediaFile | Failure]:
@@ -158,10 +125,10 @@ def _folder(folder: Path, source: str, selection: Selection) -> Iterator[MediaFi
             yield _taken(folder / name, name, source)
     for error in unread:
         message = f"the folder cannot be read ({error.strerror})"
-        yield _failure(source, str(error.filename), "unreadable", message, UNREADABLE)
+        yield source_failure(source, str(error.filename), "unreadable", message, UNREADABLE)
     if not count and not unread:
         hint = "Check the folder, or add --recursive" if not selection.recursive else "Check it"
-        yield _failure(source, str(folder), "no-media", "no media file in this folder", hint)
+        yield source_failure(source, str(folder), "no-media", "no media file in this folder", hint)
 
 
 def _walk(folder: Path, recursive: bool, unread: Callable[[OSError], None]) -> Iterator[str]:
@@ -197,30 +164,18 @@ def _is_folder(entry: "os.DirEntry[str]") -> bool:
         return False
 
 
-def _listed(path: Path, source: str, selection: Selection) -> Iterator[MediaFile | Failure]:
+def _listed(
+    path: Path, source: str, selection: Selection, far: FarSources
+) -> Iterator[MediaFile | Failure]:
     """Yield the files that the lines of a list name, relative to the list's folder."""
-    for line in lines_of(path):
+    lines = list(lines_of(path))
+    far.ask(line.name for line in lines if isinstance(line, Line) and is_object(line.name))
+    for line in lines:
         if isinstance(line, BadLine):
-            yield _failure(source, line.name, "list", line.message, line.hint)
+            yield source_failure(source, line.name, "list", line.message, line.hint)
             continue
-        for result in _named(str(line.path), source, selection):
+        by_name = far.expand if is_address(line.name) else _named
+        for result in by_name(line.name, source, selection):
             if isinstance(result, MediaFile):
                 result = replace(result, prompt=line.prompt, prompts=line.prompts)
             yield result
-
-
-def writable(name: str) -> str:
-    """Return a name that UTF-8 can hold. Bytes of a file's name that it cannot hold become
-    replacement signs."""
-    return os.fsencode(name).decode("utf-8", errors="replace")
-
-
-def _failure(source: str, name: str, error: str, message: str, hint: str) -> Failure:
-    return Failure(
-        media_path=redacted(writable(name)),
-        source=redacted(writable(source)),
-        stage="sources",
-        error=error,
-        message=message,
-        hint=hint,
-    )

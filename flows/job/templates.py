@@ -11,8 +11,8 @@ from artifacts.regular import read_text
 from artifacts.store import Store
 from artifacts.words import counted
 from flows.job.joining import JoinedTexts
+from flows.job.media_files import MediaFile, writable
 from flows.job.own_files import OF_LABELS, OwnFiles
-from flows.job.sources import MediaFile, writable
 from flows.job.tasks import PREVIOUS, Medium
 
 NAME, FOLDER, TAGS = "{name}", "{folder}", "{tags}"

@@ -15,7 +15,7 @@ from artifacts.edits import ACCEPTED, EDITS, REJECTED
 from artifacts.errors import UsageError
 from artifacts.regular import read_text
 from artifacts.words import counted
-from flows.job.sources import IMAGE_SUFFIXES, VIDEO_SUFFIXES
+from flows.job.media_files import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 from stages.models.hub.transfer import Announce
 
 MOST_BYTES = 1 << 30

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import chain
-from pathlib import Path
 from typing import Any
 
+from artifacts.remote.keeping import at_hand, near
 from artifacts.schema import ChunkIndex, Sampling
 from artifacts.tiles import boxes_of
 from flows.job.prepare import Job
@@ -210,8 +210,10 @@ def _header(medium: Medium) -> _Header:
     from stages.frames.opening import check_file, open_container
 
     try:
-        check_file(Path(medium.path))
-        with open_container(Path(medium.path)) as container:
+        with at_hand(medium.path) as path:
+            check_file(path)
+            container = open_container(path)
+        with container:
             seconds = (container.duration or 0) / 1_000_000 or UNKNOWN_SECONDS
             if not container.streams.video:
                 return _Header(seconds=seconds, size=UNKNOWN_SIZE, rate=UNKNOWN_RATE)
@@ -235,7 +237,8 @@ def _image_size(path: str) -> tuple[int, int]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(path, formats=picture_formats(Path(path))) as image:
+            near_by = near(path)
+            with Image.open(near_by, formats=picture_formats(near_by)) as image:
                 return image.height, image.width
     except Exception:  # as above
         return UNKNOWN_SIZE

@@ -9,8 +9,8 @@ from typing import Any
 
 from artifacts.captions import Caption, answer_in, ended_of
 from artifacts.edits import REJECTED
+from flows.job.media_files import MediaFile
 from flows.job.prepare import Job
-from flows.job.sources import MediaFile
 from flows.job.tasks import Medium, Task
 from stages.decode.structure import fields_of, follows, words_of
 

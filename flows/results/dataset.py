@@ -4,6 +4,7 @@ model."""
 from collections.abc import Iterator, Sequence
 
 from artifacts.files import HALF
+from artifacts.remote.keeping import at_hand
 from artifacts.samples import Media, Sample, media_suffix
 from artifacts.shards import DATASET, kept_shards, read_index, write_shards
 from flows.job.launch import Launcher
@@ -54,10 +55,9 @@ def _samples(
         cut = cutter([item for item in batch if not item.whole])
         for item in batch:
             if item.whole:
-                yield (
-                    item.sample,
-                    Media(path=item.file, suffix=media_suffix(item.file.name), stamp=item.stamp),
-                )
+                with at_hand(item.file) as path:
+                    suffix = media_suffix(path.name)
+                    yield item.sample, Media(path=path, suffix=suffix, stamp=item.stamp)
                 continue
             media = cut.get(item.sample.key)
             yield item.sample, media

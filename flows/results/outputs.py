@@ -15,9 +15,9 @@ from artifacts.shards import DATASET
 from artifacts.subtitles import WRITERS
 from artifacts.tables import TABLES
 from artifacts.trainers import TRAINERS
+from flows.job.media_files import MediaFile
 from flows.job.own_files import OwnFiles, digest_at
 from flows.job.prepare import Job
-from flows.job.sources import MediaFile
 from flows.pipelines import STAGES
 from flows.results.captions import SHORTENED, captions_by_file, in_words
 from flows.results.table_rows import kinds_of, properties_of, table_rows
@@ -174,5 +174,6 @@ def media_lines(files: Sequence[MediaFile], captions: Sequence[int]) -> Iterator
             "kind": file.kind,
             "url": f"file://{quote(os.fsencode(file.path))}",  # a name need not be UTF-8
             "captions": count,
+            **({"address": file.place} if file.origin else {}),
         }
         yield json.dumps(row) + "\n"

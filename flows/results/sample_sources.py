@@ -9,8 +9,8 @@ from pathlib import Path
 from artifacts.captions import Caption
 from artifacts.samples import Sample, sample_key
 from artifacts.stamps import Stamp
+from flows.job.media_files import MediaFile
 from flows.job.prepare import Job
-from flows.job.sources import MediaFile
 from flows.job.tasks import Medium
 from flows.results.captions import captions_of, unrejected
 

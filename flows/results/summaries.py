@@ -9,10 +9,10 @@ from artifacts.captions import write_jsonl
 from artifacts.keys import digest_of
 from artifacts.packs import RecordSet
 from artifacts.words import counted
+from flows.job.media_files import MediaFile
 from flows.job.namespaces import namespace_aside
 from flows.job.precision import PartSettings
 from flows.job.prepare import Job
-from flows.job.sources import MediaFile
 from flows.results.captions import in_words, unrejected
 from stages.process.stage import Stage
 from stages.summarize.job import SUMMARY

@@ -14,9 +14,9 @@ from artifacts.shards import DATASET
 from artifacts.subtitles import WRITERS
 from flows.job.formats import JOINABLE, JOINED
 from flows.job.joining import JoinedTexts
+from flows.job.media_files import MediaFile
 from flows.job.own_files import OwnFiles, digest_at
 from flows.job.prepare import Job
-from flows.job.sources import MediaFile
 from flows.job.tasks import Medium
 from flows.results.captions import unrejected
 from flows.results.texts import Texts

@@ -4,6 +4,8 @@ import io
 from pathlib import Path
 from typing import Any
 
+from artifacts.remote.keeping import at_hand
+
 SIDE = 320
 """Pixels of the longer side of a small picture."""
 QUALITY = 70
@@ -12,13 +14,17 @@ FRAMES_TRIED = 600
 NEAR_SECONDS = 0.02
 
 
-def thumbnail(path: Path, time: float | None, side: int = SIDE) -> bytes | None:
+def thumbnail(place: str | Path, time: float | None, side: int = SIDE) -> bytes | None:
     """Return a small JPEG of a picture, or of a video's frame at a time, with a longer side of so
-    many pixels. It is None where that cannot be read: a page is worth more than one of them."""
+    many pixels. `place` is a path or an address. It is None where that cannot be read: a page is
+    worth more than one of them."""
     from PIL import Image, ImageOps
 
     try:
-        with _picture(path, side) if time is None else _frame(path, time) as image:
+        with (
+            at_hand(place) as path,
+            _picture(path, side) if time is None else _frame(path, time) as image,
+        ):
             small = ImageOps.exif_transpose(image)
             small.thumbnail((side, side))
             out = io.BytesIO()

@@ -14,6 +14,7 @@ from pathlib import Path, PurePosixPath
 
 from artifacts.files import HALF, OURS
 from artifacts.linking import is_linked, is_spare, link
+from artifacts.remote.keeping import near
 from artifacts.samples import media_suffix
 from artifacts.stamps import stamp_of
 from artifacts.store import fault_of
@@ -141,7 +142,7 @@ class _TrainerFolder:
         elif item.whole and _changed(item):
             self._left_out["file", "changed since it was captioned"] += 1
         else:
-            return path
+            return near(path)
         return None
 
     def _entries(self, taken: Sequence[tuple[Chunk, Path]]) -> list[TrainerEntry]:

@@ -15,8 +15,8 @@ from artifacts.files import whole_file
 from artifacts.tables import utf8
 from artifacts.vectors import Vectors, vectors_in, write_npy
 from artifacts.words import counted
+from flows.job.media_files import MediaFile
 from flows.job.prepare import Job
-from flows.job.sources import MediaFile
 from flows.job.tasks import Medium, Task
 from flows.results.outputs import failures_of
 from flows.results.run_end import RunEnd

@@ -14,7 +14,8 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Route
 
-from artifacts.errors import EnvironmentFault
+from artifacts.errors import EnvironmentFault, MediaError
+from artifacts.remote.keeping import near
 from artifacts.shapes import parse
 from flows.results.thumbnails import thumbnail
 from flows.reviewing.captions import EditRefused, ReviewedCaptions
@@ -118,21 +119,21 @@ class _Routes:
 
     async def media(self, request: Request) -> Response:
         """Return the file of a medium, or a part of it."""
-        path = self._path(request)
-        if path is None or not await asyncio.to_thread(path.is_file):
+        path = await asyncio.to_thread(self._near, request)
+        if path is None:
             return JSONResponse({"error": "the file is not where it was"}, 404)
         kind = mimetypes.guess_type(path.name)[0] or "application/octet-stream"
         return FileResponse(path, media_type=kind, content_disposition_type="inline")
 
     async def small(self, request: Request) -> Response:
         """Return a small picture of a medium: of a video, its frame at `at` seconds."""
-        path, at = self._path(request), request.query_params.get("at", "")
+        path, at = await asyncio.to_thread(self._near, request), request.query_params.get("at", "")
         try:
             time = float(at) if at else None
         except ValueError:
             time = 0.0
         drawn = None
-        if path is not None and path.is_file():  # a FIFO would be waited for
+        if path is not None:
             async with self._drawing:
                 drawn = await asyncio.to_thread(thumbnail, path, time)
         if drawn is None:
@@ -140,6 +141,13 @@ class _Routes:
         kept = {"cache-control": "private, max-age=600"}
         return Response(drawn, media_type="image/jpeg", headers=kept)
 
-    def _path(self, request: Request) -> Path | None:
+    def _near(self, request: Request) -> Path | None:
+        """Return the path of a medium; None where it is not one or not there."""
         number, paths = request.path_params["number"], self._captions.paths
-        return paths[number] if number < len(paths) and paths[number].name else None
+        if number >= len(paths) or not paths[number].name:
+            return None
+        try:
+            path = near(paths[number])
+        except (MediaError, EnvironmentFault):
+            return None
+        return path if path.is_file() else None  # a FIFO would be waited for

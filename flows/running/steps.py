@@ -15,6 +15,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from artifacts.errors import CannotFit, StageDied
 from artifacts.packs import Record
 from artifacts.schema import Part
+from artifacts.stamps import CHANGED, CHANGED_HINT, CHANGED_MESSAGE
 from flows.job.launch import Launcher, Running
 from flows.job.leases import Lease
 from flows.job.prepare import Job
@@ -30,7 +31,6 @@ from flows.running.batches import work_of
 from flows.running.calls import Calls, settings_on
 from flows.running.once import OnceStep
 from flows.running.single_item import SingleItemFallback, too_large
-from stages.frames.medium import CHANGED, CHANGED_HINT, CHANGED_MESSAGE
 from stages.process.exit_diagnosis import is_crash
 from stages.process.outcome import StageOutcome
 from stages.process.stage import Stage

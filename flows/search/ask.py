@@ -25,8 +25,8 @@ from artifacts.index.writing import refuse_other
 from artifacts.vectors import Vectors, vectors_in
 from flows.console.display import Display
 from flows.job.config import CaptionConfig
+from flows.job.media_files import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 from flows.job.prepare import Job
-from flows.job.sources import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 from flows.results.outputs import failures_of
 from flows.results.vectors import VectorsWritten, made_vectors
 from flows.running.run import make_vectors

@@ -23,6 +23,7 @@ from artifacts.index.measuring import is_due, measure, note_texts
 from artifacts.index.rows import MEDIUM, ROW, IndexRow, identities_of, medium_of
 from artifacts.index.snapshot import of_all, paths_of
 from artifacts.index.writing import Added, IndexWriter, refuse_other, within, writing
+from artifacts.remote.addresses import is_address
 from artifacts.tables import utf8
 from artifacts.vectors import vectors_in
 from artifacts.words import counted
@@ -163,7 +164,7 @@ def _rows_of(job: Job, one: Made) -> list[IndexRow]:
     return [
         IndexRow(
             key=task["embeddings"],
-            path=utf8(str(file.path)),
+            path=utf8(file.place),
             media_path=utf8(file.media_path),
             time=time,
             box=None if box is None else (box[0], box[1], box[2], box[3]),
@@ -187,11 +188,11 @@ def _remove_replaced(
     every chunk has its vectors."""
     chunks: dict[str, int] = {}
     for file, _ in made:
-        chunks[str(file.path)] = chunks.get(str(file.path), 0) + 1
+        chunks[file.place] = chunks.get(file.place, 0) + 1
     whole = {
-        medium_of(utf8(str(file.path)))
+        medium_of(utf8(file.place))
         for file, medium in zip(job.files, job.contents, strict=True)
-        if chunks.get(str(file.path), 0) >= len(job.ledger.tasks([medium])) > 0
+        if chunks.get(file.place, 0) >= len(job.ledger.tasks([medium])) > 0
     }
     snapshot = writer.snapshot()
     of_these = np.isin(of_all(snapshot, MEDIUM), np.array(sorted(whole), np.uint64))
@@ -201,9 +202,9 @@ def _remove_replaced(
 
 def _vanished(folder: Path, job: Job) -> tuple[str, ...]:
     """Return the files that are in the index, not among those of the job, and not there."""
-    named = {utf8(str(file.path)) for file in job.files}
+    named = {utf8(file.place) for file in job.files}
     found = (path for path in paths_of(folder) if path not in named)
-    return tuple(path for path in found if not os.path.lexists(path))
+    return tuple(path for path in found if not (is_address(path) or os.path.lexists(path)))
 
 
 def _measure(config: CaptionConfig, folder: Path, display: Display, texts: TextHalf | None) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
+from artifacts.remote.addresses import is_address
 from flows.results.thumbnails import thumbnail
 from flows.search.ask import Hit
 
@@ -45,7 +46,7 @@ def page_of(asked: str, index: str, hits: Sequence[Hit]) -> str:
 
 
 def _figure(hit: Hit) -> str:
-    small = thumbnail(Path(hit.path), hit.at)
+    small = thumbnail(hit.path, hit.at)
     if small is None:
         shown = '<span class="none">not readable</span>'
     else:
@@ -68,7 +69,7 @@ def when(hit: Hit) -> str:
 
 
 def _address(path: str) -> str:
-    return Path(path).as_uri()
+    return path if is_address(path) else Path(path).as_uri()
 
 
 def _safe(text: str) -> str:

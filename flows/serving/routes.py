@@ -6,7 +6,6 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from importlib.metadata import version
-from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
@@ -14,6 +13,7 @@ from fastapi import Query, Request
 from fastapi.responses import FileResponse, Response
 from numpy.typing import NDArray
 
+from artifacts.remote.keeping import near
 from flows.results.thumbnails import thumbnail
 from flows.serving.answers import json_answer, vectors_told
 from flows.serving.embedding import Seen
@@ -101,7 +101,7 @@ class Routes:
 
     async def media(self, hit: str) -> Response:
         """Return the file of a hit."""
-        path = Path((await self._row(hit)).path)
+        path = await asyncio.to_thread(near, (await self._row(hit)).path)
         if not await asyncio.to_thread(path.is_file):
             raise Refused(404, "the file of this hit is gone", "Run penstock index build again")
         kind = mimetypes.guess_type(path.name)[0] or "application/octet-stream"
@@ -111,7 +111,7 @@ class Routes:
         """Return a small picture of a hit."""
         row = await self._row(hit)
         async with self._drawing:
-            small = await asyncio.to_thread(thumbnail, Path(row.path), row.time)
+            small = await asyncio.to_thread(thumbnail, row.path, row.time)
         if small is None:
             raise Refused(404, "the file of this hit cannot be read", "See whether it is there")
         return Response(

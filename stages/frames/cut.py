@@ -18,6 +18,7 @@ from av.container import InputContainer
 from av.video.stream import VideoStream
 
 from artifacts.errors import EnvironmentFault, MediaError
+from artifacts.remote.keeping import at_hand
 from artifacts.stamps import Stamp
 from artifacts.store import fault_of
 from stages.frames.medium import check_unchanged
@@ -48,20 +49,27 @@ def run(job: dict[str, Any], report: Report) -> None:
         cuts = list(group)
         stamp = Stamp(*cuts[0]["stamp"]) if cuts[0].get("stamp") else None
         try:
-            check_unchanged(Path(path), stamp)
-            video = Stretches(Path(path))
+            with at_hand(path):
+                _copy_stretches(Path(path), stamp, cuts, folder, report)
         except Exception as error:  # PyAV lets an IndexError or UnicodeDecodeError through as well
             refused = _refusal(error, path, folder)
             report.note(**{cut["name"]: refused for cut in cuts})
-            continue
-        for cut in cuts:
-            try:
-                made = video.copy(cut["start"], cut["end"], folder / cut["name"])
-                check_unchanged(Path(path), stamp)
-            except Exception as error:
-                made = _refusal(error, path, folder)
-            report.note(**{cut["name"]: made})
-            report.item(cut["name"], label=Path(path).name)
+
+
+def _copy_stretches(
+    path: Path, stamp: Stamp | None, cuts: Sequence[dict[str, Any]], folder: Path, report: Report
+) -> None:
+    """Write the cuts of one file. Raises what opening it raises."""
+    check_unchanged(path, stamp)
+    video = Stretches(path)
+    for cut in cuts:
+        try:
+            made = video.copy(cut["start"], cut["end"], folder / cut["name"])
+            check_unchanged(path, stamp)
+        except Exception as error:
+            made = _refusal(error, str(path), folder)
+        report.note(**{cut["name"]: made})
+        report.item(cut["name"], label=path.name)
 
 
 def _refusal(error: Exception, path: str, folder: Path) -> dict[str, str]:
@@ -69,6 +77,8 @@ def _refusal(error: Exception, path: str, folder: Path) -> dict[str, str]:
     fault."""
     if isinstance(error, OSError):
         raise fault_of(error, folder) from error
+    if isinstance(error, EnvironmentFault):
+        raise error
     if isinstance(error, MediaError) and error.kind in PASSING:
         raise EnvironmentFault(error.message, hint=error.hint) from error
     return {"error": getattr(error, "message", str(error)).replace(path, "the file")}

@@ -6,13 +6,7 @@ from typing import Any
 
 from artifacts.errors import MediaError
 from artifacts.regular import NotAFile
-from artifacts.stamps import Stamp, stamp_of
-
-CHANGED = "changed"
-"""Kind of failure of a file that is another one by now: no fault of what it held, so it is not
-remembered."""
-CHANGED_MESSAGE = "it was changed or replaced after the run began"
-CHANGED_HINT = "Run the same command again, once nothing writes it any more"
+from artifacts.stamps import CHANGED, CHANGED_HINT, CHANGED_MESSAGE, Stamp, stamp_of
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

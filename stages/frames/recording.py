@@ -12,8 +12,9 @@ from artifacts.keys import item_key
 from artifacts.packs import Record
 from artifacts.record_union import record_sets_of
 from artifacts.schema import FrameFit, MediaIndex, fields_of
+from artifacts.stamps import CHANGED
 from artifacts.store import Store
-from stages.frames.medium import CHANGED, MediumToCut
+from stages.frames.medium import MediumToCut
 from stages.frames.video import Chunk
 from stages.frames.watchdog import Watchdog
 from stages.process.budget import short

@@ -15,6 +15,7 @@ from itertools import count, takewhile
 from typing import Any
 
 from artifacts.claims import POLL_SECONDS, Turns, turns_at
+from artifacts.remote.keeping import at_hand
 from artifacts.schema import ChunkIndex, MediaIndex, Sampling
 from artifacts.store import open_store
 from stages.frames import PACK_BYTES
@@ -126,7 +127,8 @@ class Cutting:
                 return
             with (
                 self.record_sets.failing(medium),
-                Video(medium.path, threads=self._threads) as video,
+                at_hand(medium.path) as path,
+                Video(path, threads=self._threads) as video,
             ):
                 medium.check()
                 if self.sampling.shots and medium.digest not in self.record_sets.media:
@@ -203,8 +205,8 @@ class Cutting:
             for medium in mine:
                 if self.stop.is_set():
                     break
-                with self.record_sets.failing(medium):
-                    index, chunk = read_picture(medium.path, self.fit_image)
+                with self.record_sets.failing(medium), at_hand(medium.path) as path:
+                    index, chunk = read_picture(path, self.fit_image)
                     medium.check()
                     chunks.append((medium, chunk))
                     done.append((medium, index))

@@ -12,8 +12,8 @@ from artifacts.labels import Labelled, Scored
 from artifacts.text_vectors import TextVectors
 from artifacts.vectors import Vectors, vectors_in
 from flows.job.labels import LabelSet
+from flows.job.media_files import MediaFile
 from flows.job.prepare import Job
-from flows.job.sources import MediaFile
 from flows.job.tasks import Medium, Task
 from flows.results.labels.judging import Judge, Passed, Scores, cosines_of
 from flows.results.labels.pooling import Pooled, pooled, whole_of

@@ -15,9 +15,9 @@ from artifacts.subtitles import WRITERS
 from artifacts.tables import write_csv, write_parquet
 from artifacts.words import counted
 from flows.job.formats import COCO
+from flows.job.media_files import MediaFile
 from flows.job.own_files import OF_LABELS, OwnFiles
 from flows.job.prepare import Job
-from flows.job.sources import MediaFile
 from flows.job.tasks import Medium
 from flows.results.labels.counting import LabelCounts
 from flows.results.labels.rows import Labelling, judged, judged_medium

@@ -12,12 +12,12 @@ from urllib.parse import quote, unquote_to_bytes
 from artifacts.captions import Failure
 from artifacts.shapes import Left, count, number, read_jsonl, text
 from artifacts.words import counted
-from flows.job.sources import IMAGE_SUFFIXES, writable
+from flows.job.media_files import IMAGE_SUFFIXES, writable
 
 FILE = "file://"
 AGAIN = "Run the same `penstock caption` again, which writes it anew"
 NAME = {"media_path": text, "source": text}
-PLACE = {**NAME, "kind": text, "url": text, "captions": count}
+PLACE = {**NAME, "kind": text, "url": text, "captions": count, "address": Left(text)}
 CAPTION = {
     **NAME,
     "start": number,
@@ -109,7 +109,7 @@ def shown_medium(place: dict[str, Any], folder: Path) -> dict[str, Any]:
     return {
         "name": place["media_path"],
         "kind": place["kind"],
-        "path": writable(path) or place["source"],
+        "path": place.get("address") or writable(path) or place["source"],
         "url": url,
         "gone": not path or not os.path.isfile(path),
         "prompt": "",

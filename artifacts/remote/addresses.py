@@ -1,0 +1,78 @@
+"""Tells addresses from paths, and what of an address may be shown; asks nobody."""
+
+import glob
+import re
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from urllib.parse import unquote, urlsplit
+
+BUCKETS = ("s3", "gs", "az")
+WEB = ("http", "https")
+SIGNATURE = re.compile(
+    r"(?:x-(?:amz|goog)-.*|signature|expires|policy|key-pair-id|awsaccesskeyid|googleaccessid|token"
+    r"|sig|se|sp|sv|sr|st|spr|sip|skoid|sktid|skt|ske|sks|skv)=",
+    re.IGNORECASE,
+)
+"""Begin of a parameter by which a signed address lets its reader in for a while: Amazon's,
+Google's and Azure's."""
+NAME_LETTERS = 120
+"""Most letters of the name of a copy, from its end: a file's name has 255 bytes at the most."""
+
+
+def is_address(text: str) -> bool:
+    """Tell whether a source is an address of a bucket or of the web, and no path."""
+    return text.partition("://")[0].lower() in (*BUCKETS, *WEB) and "://" in text
+
+
+def is_web(address: str) -> bool:
+    """Tell whether an address is of the web, where nothing can be listed."""
+    return address.partition("://")[0].lower() in WEB
+
+
+def is_object(text: str) -> bool:
+    """Tell whether a source is the address of one object, as far as it shows."""
+    folder = text.endswith("/") or glob.has_magic(text)
+    return is_address(text) and (is_web(text) or not folder)
+
+
+def unsigned(address: str) -> str:
+    """Return an address as it may be shown and kept: without what lets its reader in."""
+    if not is_web(address):
+        return address
+    before, _, query = address.partition("#")[0].partition("?")
+    scheme, _, rest = before.partition("://")
+    host, slash, path = rest.partition("/")
+    kept = "&".join(each for each in query.split("&") if each and not SIGNATURE.match(each))
+    shown = f"{scheme.lower()}://{host.rpartition('@')[2]}{slash}{path}"
+    return f"{shown}?{kept}" if kept else shown
+
+
+def name_in(address: str) -> str:
+    """Return the name of the file at an address, by the last part of its path."""
+    path = unquote(urlsplit(address).path) if is_web(address) else address.partition("://")[2]
+    name = re.sub(r"[\x00-\x1f\x7f/]", "_", PurePosixPath(path).name)[-NAME_LETTERS:]
+    return name if name.strip(".") else "file"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Origin:
+    """One object far away, as it was when it was found."""
+
+    address: str
+    """Where it is asked for, with what lets its reader in."""
+    size: int
+    """Bytes."""
+    modified: float
+    """Seconds since the epoch, by the clock of its server; 0 where it tells none."""
+    version: str
+    """Word that changes whenever the content does; another one each time where none is told."""
+
+    @property
+    def place(self) -> str:
+        """Return the address as it may be shown and kept."""
+        return unsigned(self.address)
+
+    @property
+    def name(self) -> str:
+        """Return the name of the file."""
+        return name_in(self.address)

@@ -1,0 +1,115 @@
+"""Brings an object to a file by ranges, some at once, and goes on where an earlier try ended; knows
+nothing of what is in it.
+
+The file grows in order, so its length says where to go on. A part that was begun before the machine
+was last started is not trusted: its end may be zeros that no disk had written.
+"""
+
+import contextlib
+import hashlib
+import os
+import shutil
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from io import BufferedRandom
+from pathlib import Path
+
+from artifacts.errors import EnvironmentFault, Unanswered
+from artifacts.remote.addresses import Origin
+from artifacts.remote.origins import part_of, whole
+from artifacts.stores.folder import fault_of
+
+RANGE_BYTES = 8 << 20
+"""Bytes that are asked for at once: a second or less on most networks."""
+RANGES_AT_ONCE = 4
+"""Ranges of one object that are under way; each is held in memory."""
+SPARE_BYTES = 256 << 20
+"""Bytes of the disk that are left free."""
+BOOT = Path("/proc/sys/kernel/random/boot_id")
+
+
+def part_name() -> str:
+    """Return the name of a file while it is fetched."""
+    with contextlib.suppress(OSError):
+        return f"{BOOT.read_text().strip()[:8]}.part"
+    return "part"
+
+
+def fetch(origin: Origin, file: BufferedRandom) -> str:
+    """Write what is missing of an object to a file that holds its beginning; return the SHA-256 of
+    all of it. Raises FileChanged, FileNotFoundError and EnvironmentFault."""
+    there = os.fstat(file.fileno()).st_size
+    if there > origin.size:
+        file.truncate(there := 0)
+    _check_room(origin, there, Path(file.name).parent)
+    file.seek(0)
+    hashed = hashlib.file_digest(file, "sha256") if there else hashlib.sha256()
+    for block in _blocks(origin, there):
+        with _told_of_disk(file):
+            file.write(block)
+        hashed.update(block)
+    with _told_of_disk(file):
+        file.flush()
+        os.fsync(file.fileno())
+    if (size := os.fstat(file.fileno()).st_size) != origin.size:
+        file.truncate(0)
+        raise _cut(origin, size)
+    return hashed.hexdigest()
+
+
+@contextlib.contextmanager
+def _told_of_disk(file: BufferedRandom) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise fault_of(error, Path(file.name).parent) from error
+
+
+def _cut(origin: Origin, size: int) -> Unanswered:
+    return Unanswered(
+        f"{origin.place} gave {size:,} of {origin.size:,} bytes", hint="The same command asks again"
+    )
+
+
+def _blocks(origin: Origin, offset: int) -> Iterator[bytes]:
+    """Yield the bytes from `offset` on, in order."""
+    if offset == origin.size:
+        return
+    first = part_of(origin, offset, min(RANGE_BYTES, origin.size - offset))
+    if first is None:  # a server that gives no parts gives all
+        for block in whole(origin):
+            yield block[offset:]
+            offset = max(0, offset - len(block))
+        return
+    yield first
+    starts = iter(range(offset + len(first), origin.size, RANGE_BYTES))
+    coming: deque[Future[bytes]] = deque()
+    with ThreadPoolExecutor(RANGES_AT_ONCE) as pool:
+        try:
+            while True:
+                while len(coming) < RANGES_AT_ONCE and (start := next(starts, None)) is not None:
+                    size = min(RANGE_BYTES, origin.size - start)
+                    coming.append(pool.submit(_range, origin, start, size))
+                if not coming:
+                    return
+                yield coming.popleft().result()
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _range(origin: Origin, offset: int, size: int) -> bytes:
+    found = part_of(origin, offset, size) or b""
+    if len(found) != size:
+        raise _cut(origin, offset + len(found))
+    return found
+
+
+def _check_room(origin: Origin, there: int, folder: Path) -> None:
+    free = shutil.disk_usage(folder).free
+    if free < origin.size - there + SPARE_BYTES:
+        raise EnvironmentFault(
+            f"{folder} has no room for {origin.place}: {origin.size / 1e9:.1f} GB, and "
+            f"{free / 1e9:.1f} GB are free",
+            hint="Make room, or set PENSTOCK_NEARBY to a folder on a larger disk",
+        )

@@ -1,0 +1,174 @@
+"""Keeps copies of media that lie far away on this machine's disk, within a limit, and fetches those
+that are wanted again; knows nothing of what is in them.
+
+A copy has a folder of its own, called by the digest of address and version, so its path means one
+content for ever. Beside it lies what it is a copy of: whoever is given the path alone can have it
+again. Who reads a copy holds a lock on it; the longest unused of the others make room.
+"""
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import IO
+
+from artifacts.errors import MediaError
+from artifacts.files import whole_file
+from artifacts.keys import digest_of
+from artifacts.remote.addresses import Origin, is_address
+from artifacts.stamps import CHANGED, CHANGED_HINT, CHANGED_MESSAGE, FileChanged
+from artifacts.store import fault_of
+from artifacts.stores.copies import nearby_folder, nearby_limit, shrink
+
+MEDIA = "media"
+"""Folder of the copies, in that of what lies elsewhere."""
+NOTE = "origin.json"
+OWNER_ONLY = 0o600
+"""Who may read a note: an address may hold what lets its reader in."""
+
+
+def media_folder() -> Path:
+    """Return the folder of all copies."""
+    return nearby_folder() / MEDIA
+
+
+def copy_of(origin: Origin) -> Path:
+    """Return the path of a copy, which need not be there: `at_hand` fetches it. Raises
+    EnvironmentFault."""
+    digest = digest_of([origin.place, origin.version])
+    path = media_folder() / digest[:2] / digest / origin.name
+    known = _noted(path)
+    if known is None or known[0].address != origin.address:
+        _note(path, origin, known[1] if known else "")
+    return path
+
+
+@contextlib.contextmanager
+def at_hand(place: str | Path) -> Iterator[Path]:
+    """Give the path of a file until the block ends: the path itself, or that of a copy, which is
+    fetched if it is not there. `place` is a path or an address. Raises EnvironmentFault, and
+    MediaError where something else, or nothing, lies far away now."""
+    with contextlib.ExitStack() as stack:
+        try:
+            path = _copy_at(place) if is_address(str(place)) else Path(place)
+            if path.is_relative_to(media_folder()):
+                stack.enter_context(_held(path))
+        except (FileNotFoundError, FileChanged) as error:
+            raise MediaError(
+                f"{place}: {CHANGED_MESSAGE}", kind=CHANGED, hint=CHANGED_HINT
+            ) from error
+        yield path
+
+
+def near(place: str | Path) -> Path:
+    """Return the path of a file that was there just now, for whoever opens it at once. Raises what
+    `at_hand` raises."""
+    with at_hand(place) as path:
+        return path
+
+
+def _copy_at(address: str | Path) -> Path:
+    from artifacts.remote.origins import origin_of
+
+    return copy_of(origin_of(str(address)))
+
+
+def digest_at(path: Path) -> str:
+    """Return the SHA-256 of what a copy holds, which is fetched if that is not known yet. Raises
+    FileNotFoundError, FileChanged and EnvironmentFault."""
+    known = _noted(path)
+    if known is not None and known[1]:
+        return known[1]
+    with _held(path):
+        pass
+    known = _noted(path)
+    return known[1] if known is not None else ""
+
+
+@contextlib.contextmanager
+def _held(path: Path) -> Iterator[None]:
+    """Fetch a copy if it is not there, and keep others from deleting it."""
+    while True:
+        try:
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            _fetch(path)
+            continue
+        with os.fdopen(descriptor, "rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH)
+            if not _is_at(file, path):  # deleted before it was held
+                continue
+            found = os.fstat(file.fileno())
+            os.utime(path, ns=(time.time_ns(), found.st_mtime_ns))
+            yield
+            return
+
+
+def _fetch(path: Path) -> None:
+    """Fetch a copy; who else wants it waits."""
+    # Whoever reads files of this machine loads nothing for it.
+    from artifacts.remote.fetching import fetch, part_name
+
+    known = _noted(path)
+    if known is None:
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
+    origin, digest = known
+    half = path.with_name(part_name())
+    try:
+        half.touch(OWNER_ONLY)
+    except OSError as error:
+        raise fault_of(error, path.parent) from error
+    with open(half, "a+b") as part:
+        fcntl.flock(part, fcntl.LOCK_EX)
+        if path.exists():
+            return
+        shrink(media_folder(), nearby_limit(), _all, _remove, coming=origin.size)
+        found = fetch(origin, part)
+        if digest and found != digest:
+            part.truncate(0)
+            raise FileChanged(origin.place)
+        _note(path, origin, found)
+        os.replace(half, path)
+
+
+def _is_at(file: IO[bytes], path: Path) -> bool:
+    with contextlib.suppress(FileNotFoundError):
+        return os.path.samestat(os.stat(path), os.fstat(file.fileno()))
+    return False
+
+
+def _all() -> Iterator[tuple[float, int, Path]]:
+    """Yield the copies, and what was fetched of others, with their last use and size."""
+    for path in media_folder().glob("*/*/*"):
+        with contextlib.suppress(OSError):
+            if path.name != NOTE:
+                found = path.stat()
+                yield max(found.st_atime, found.st_mtime), found.st_size, path
+
+
+def _remove(path: Path) -> None:
+    """Delete a copy, unless somebody reads or fetches it. Raises OSError."""
+    with open(path, "rb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        path.unlink()
+
+
+def _noted(path: Path) -> tuple[Origin, str] | None:
+    """Return what a path is a copy of, and the SHA-256 of that, empty if it was never fetched; None
+    where nothing is noted."""
+    try:
+        told = json.loads((path.parent / NOTE).read_text(encoding="utf-8"))
+        return Origin(**told["origin"]), str(told["sha256"])
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+
+
+def _note(path: Path, origin: Origin, digest: str) -> None:
+    with whole_file(path.parent / NOTE) as file:
+        os.fchmod(file.fileno(), OWNER_ONLY)
+        file.write(json.dumps({"origin": asdict(origin), "sha256": digest}).encode())

@@ -1,0 +1,102 @@
+"""A server of files on this machine that behaves as servers of the web do, well or badly; knows
+nothing of what they hold."""
+
+import contextlib
+import re
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from urllib.parse import unquote
+
+DATE = "Sun, 22 Nov 2026 10:00:00 GMT"
+
+
+@dataclass(kw_only=True, slots=True)
+class Web:
+    """What a server gives, and what it was asked."""
+
+    folder: Path
+    parts: bool = True
+    """Whether it gives parts."""
+    told: bool = True
+    """Whether it tells versions and dates."""
+    versions: dict[str, str] = field(default_factory=dict)
+    """Name → version, where it is not the first."""
+    asked: list[tuple[str, str]] = field(default_factory=list)
+    """Path and range of each request."""
+    before: Callable[[str, str], int] = lambda *_: 0
+    """Called with path and range; answers with another status where it is not 0, and with -1 ends
+    the connection."""
+    address: str = ""
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def ranges(self, name: str) -> list[str]:
+        """The ranges that were asked of a file, but for the first byte alone."""
+        return [part for path, part in self.asked if name in path and part != "bytes=0-0"]
+
+
+@contextlib.contextmanager
+def web_server(folder: Path, **fields: object) -> Iterator[Web]:
+    """Serve the files of a folder."""
+    state = Web(folder=folder, **fields)  # type: ignore[arg-type]
+    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (Handler,), {"state": state}))
+    server.daemon_threads = True
+    state.address = f"http://127.0.0.1:{server.server_address[1]}"
+    thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
+    thread.start()
+    try:
+        yield state
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+class Handler(BaseHTTPRequestHandler):
+    """One connection."""
+
+    state: Web
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self) -> None:
+        state, wanted = self.state, self.headers.get("range", "")
+        with state.lock:
+            state.asked.append((self.path, wanted))
+        name = unquote(self.path.partition("?")[0]).lstrip("/")
+        status = state.before(self.path, wanted)
+        if status == -1:
+            self.close_connection = True
+            return
+        file = state.folder / name
+        if status or not file.is_file():
+            self.answer(status or 404, b"")
+            return
+        content, size = file.read_bytes(), file.stat().st_size
+        told = {"etag": f'"{state.versions.get(name, "1")}"', "last-modified": DATE}
+        headers = told if state.told else {}
+        found = re.fullmatch(r"bytes=(\d+)-(\d+)", wanted)
+        if found is None or not state.parts:
+            self.answer(200, content, **headers)
+        elif int(found[1]) >= size:
+            self.answer(416, b"")
+        else:
+            part = content[int(found[1]) : int(found[2]) + 1]
+            place = f"bytes {found[1]}-{int(found[1]) + len(part) - 1}/{size}"
+            self.answer(206, part, **headers, **{"content-range": place})
+
+    def answer(self, status: int, body: bytes, **headers: str) -> None:
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.send_header("content-length", str(len(body)))
+        with contextlib.suppress(OSError):  # who asked was killed, or saw enough
+            self.end_headers()
+            if self.command != "HEAD":
+                self.wfile.write(body)
+
+    do_HEAD = do_GET
+
+    def log_message(self, format: str, *arguments: object) -> None:
+        """Say nothing."""

@@ -1,0 +1,274 @@
+"""Media far away: what lies there, its bytes by ranges, the copies kept here. Against a real server
+of the web on this machine; what is the same in a bucket is in test_flows_job_far_sources."""
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from artifacts.errors import EnvironmentFault, MediaError, Unanswered
+from artifacts.remote import fetching, origins
+from artifacts.remote.addresses import is_address, is_object, name_in, unsigned
+from artifacts.remote.keeping import at_hand, copy_of, digest_at, media_folder
+from artifacts.remote.origins import origin_of
+from artifacts.stamps import FileChanged
+from tests.support.web import Web, web_server
+
+RANGE = 1000
+
+
+@pytest.fixture
+def web(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Web]:
+    monkeypatch.setenv("PENSTOCK_NEARBY", str(tmp_path / "nearby"))
+    monkeypatch.setattr(fetching, "RANGE_BYTES", RANGE)
+    monkeypatch.setattr(origins, "WEB_WAITS", (0.01,))
+    (tmp_path / "there").mkdir()
+    with web_server(tmp_path / "there") as server:
+        yield server
+
+
+def put(web: Web, name: str, size: int) -> bytes:
+    content = os.urandom(size)
+    (web.folder / name).write_bytes(content)
+    return content
+
+
+def copies() -> list[str]:
+    return sorted(p.name for p in media_folder().glob("*/*/*") if p.name != "origin.json")
+
+
+def test_addresses_are_told_from_paths() -> None:
+    assert is_address("s3://b/x.mp4") and is_address("https://h/x") and is_address("HTTP://h")
+    assert not any(map(is_address, ["x.mp4", "/a/s3/x", "ftp://h/x", "s3:/b/x", "file:///x"]))
+    assert is_object("https://h/x?a=[1]") and is_object("s3://b/x.mp4")
+    assert not is_object("s3://b/folder/") and not is_object("s3://b/*.mp4")
+
+
+def test_what_lets_a_reader_in_is_neither_shown_nor_kept() -> None:
+    signed = "https://me:pw@h.org:8/a%20b.mp4?X-Amz-Signature=abc&id=3&x-amz-date=1&token=t#part"
+    assert unsigned(signed) == "https://h.org:8/a%20b.mp4?id=3"
+    assert unsigned("https://h/x.mp4?se=2026&sig=abc") == "https://h/x.mp4"
+    assert unsigned("s3://b/a?b#c.mp4") == "s3://b/a?b#c.mp4"  # a name, and no query
+
+
+@pytest.mark.parametrize(
+    ("address", "name"),
+    [
+        ("https://h/a/b%20c.mp4?x=y.png", "b c.mp4"),
+        ("https://h/a%2F..%2Fetc", "etc"),
+        ("https://h", "file"),
+        ("https://h/..", "file"),
+        ("s3://b/folder/ü?.mp4", "ü?.mp4"),
+        ("https://h/" + "x" * 500 + ".mp4", "x" * 116 + ".mp4"),
+    ],
+)
+def test_a_copy_has_the_name_of_what_it_is_a_copy_of(address: str, name: str) -> None:
+    assert name_in(address) == name
+
+
+def test_a_file_is_fetched_once_and_by_ranges(web: Web) -> None:
+    content = put(web, "a.mp4", 10 * RANGE + 7)
+    origin = origin_of(f"{web.address}/a.mp4")
+    assert (origin.size, origin.version, origin.name) == (len(content), "1", "a.mp4")
+    path = copy_of(origin)
+    assert not path.exists()
+    assert digest_at(path) == hashlib.sha256(content).hexdigest()
+    for place in (path, str(path), f"{web.address}/a.mp4"):
+        with at_hand(place) as found:
+            assert found == path and found.read_bytes() == content
+    assert sorted(web.ranges("a.mp4")) == sorted(
+        f"bytes={at}-{min(at + RANGE, len(content)) - 1}" for at in range(0, len(content), RANGE)
+    )
+
+
+def test_a_file_of_this_machine_stays_where_it_is(tmp_path: Path) -> None:
+    with at_hand(tmp_path / "not there") as path:
+        assert path == tmp_path / "not there"
+
+
+@pytest.mark.parametrize("size", [0, 1, RANGE, RANGE + 1])
+def test_every_size_comes_whole(web: Web, size: int) -> None:
+    content = put(web, "a.mp4", size)
+    with at_hand(f"{web.address}/a.mp4") as path:
+        assert path.read_bytes() == content
+
+
+def test_a_server_without_parts_gives_all(web: Web) -> None:
+    web.parts = False
+    content = put(web, "a.mp4", 3 * RANGE)
+    with at_hand(f"{web.address}/a.mp4") as path:
+        assert path.read_bytes() == content
+
+
+def test_what_tells_no_version_is_fetched_anew_by_each_run(web: Web) -> None:
+    web.told = False
+    put(web, "a.mp4", 10)
+    first, second = (copy_of(origin_of(f"{web.address}/a.mp4")) for _ in range(2))
+    assert first != second
+    digest_at(first)
+    content = put(web, "a.mp4", 10)
+    assert digest_at(second) == hashlib.sha256(content).hexdigest()
+    first.unlink()  # for room; what lies there now is not what was digested
+    with pytest.raises(MediaError, match="changed or replaced"), at_hand(first):
+        pass
+
+
+def test_a_new_version_is_another_copy(web: Web) -> None:
+    put(web, "a.mp4", 100)
+    before = copy_of(origin_of(f"{web.address}/a.mp4"))
+    web.versions["a.mp4"] = "2"
+    with pytest.raises(FileChanged):
+        digest_at(before)
+    assert copy_of(origin_of(f"{web.address}/a.mp4")) != before
+
+
+def test_a_signed_address_is_asked_with_what_is_given_last(web: Web) -> None:
+    content = put(web, "a.mp4", 100)
+    before = copy_of(origin_of(f"{web.address}/a.mp4?X-Amz-Signature=old"))
+    after = copy_of(origin_of(f"{web.address}/a.mp4?X-Amz-Signature=new"))
+    assert before == after
+    with at_hand(before) as path:
+        assert path.read_bytes() == content
+    assert web.asked[-1][0].endswith("Signature=new")
+    note = before.parent / "origin.json"
+    assert note.stat().st_mode & 0o077 == 0 and "new" in note.read_text()
+
+
+def test_a_killed_fetch_goes_on_where_it_was(web: Web) -> None:
+    content = put(web, "a.mp4", 40 * RANGE)
+    code = (
+        "import sys\nfrom artifacts.remote import fetching, keeping\n"
+        f"fetching.RANGE_BYTES = {RANGE}\nwith keeping.at_hand(sys.argv[1]): pass"
+    )
+    process: list[subprocess.Popen[bytes]] = []
+
+    def kill_in_the_middle(path: str, part: str) -> int:
+        if part.startswith(f"bytes={20 * RANGE}-"):
+            process[0].send_signal(signal.SIGKILL)
+        return 0
+
+    web.before = kill_in_the_middle
+    process.append(subprocess.Popen([sys.executable, "-c", code, f"{web.address}/a.mp4"]))
+    assert process[0].wait(60) == -signal.SIGKILL
+    assert [name.endswith(".part") for name in copies()] == [True]
+    web.before, before = lambda *_: 0, len(web.ranges("a.mp4"))
+    with at_hand(f"{web.address}/a.mp4") as path:
+        assert path.read_bytes() == content
+    assert 0 < len(web.ranges("a.mp4")) - before <= 40 - 20 + fetching.RANGES_AT_ONCE + 1
+    assert copies() == ["a.mp4"]
+
+
+def test_a_part_of_an_earlier_start_of_the_machine_is_not_trusted(
+    web: Web, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = put(web, "a.mp4", 3 * RANGE)
+    path = copy_of(origin_of(f"{web.address}/a.mp4"))
+    (tmp_path / "boot").write_text("0123456789abcdef\n")
+    monkeypatch.setattr(fetching, "BOOT", tmp_path / "boot")
+    path.with_name(fetching.part_name()).write_bytes(bytes(2 * RANGE))
+    (tmp_path / "boot").write_text("fedcba9876543210\n")
+    with at_hand(path) as found:
+        assert found.read_bytes() == content
+
+
+def test_two_that_want_the_same_fetch_it_once(web: Web) -> None:
+    put(web, "a.mp4", 30 * RANGE)
+    code = (
+        "import sys\nfrom artifacts.remote import keeping\nwith keeping.at_hand(sys.argv[1]): pass"
+    )
+    command = [sys.executable, "-c", code, f"{web.address}/a.mp4"]
+    both = [subprocess.Popen(command) for _ in range(2)]
+    assert [each.wait(60) for each in both] == [0, 0]
+    assert len(web.ranges("a.mp4")) == 1  # of 8 MiB
+
+
+def test_copies_in_use_stay_and_the_longest_unused_go(
+    web: Web, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PENSTOCK_NEARBY_GB", str(5500 / 1e9))
+    paths = []
+    for used, name in enumerate(("a.mp4", "b.mp4", "c.mp4", "d.mp4", "e.mp4")):
+        put(web, name, 1000)
+        with at_hand(f"{web.address}/{name}") as path:
+            pass
+        os.utime(path, ns=(used, used))
+        paths.append(path)
+    assert copies() == ["a.mp4", "b.mp4", "c.mp4", "d.mp4", "e.mp4"]
+    with at_hand(paths[0]):
+        os.utime(paths[0], ns=(0, 0))
+        put(web, "f.mp4", 1000)
+        with at_hand(f"{web.address}/f.mp4"):
+            assert copies() == ["a.mp4", "d.mp4", "e.mp4", "f.mp4"]
+    with at_hand(paths[1]) as path:  # fetched again
+        assert path.stat().st_size == 1000 and len(web.ranges("b.mp4")) == 2
+        put(web, "g.mp4", 5400)
+        with at_hand(f"{web.address}/g.mp4"):
+            assert copies() == ["b.mp4", "g.mp4"]
+
+
+def test_trouble_on_the_way_is_waited_out(web: Web) -> None:
+    content = put(web, "a.mp4", 20 * RANGE)
+    count = 0
+
+    def sometimes(path: str, part: str) -> int:
+        nonlocal count
+        count += 1
+        return {3: 503, 7: -1, 11: 429}.get(count, 0)
+
+    web.before = sometimes
+    with at_hand(f"{web.address}/a.mp4") as path:
+        assert path.read_bytes() == content
+
+
+def test_trouble_that_stays_is_one_line_and_what_is_here_stays(web: Web) -> None:
+    content = put(web, "a.mp4", 20 * RANGE)
+    web.before = lambda _, part: 503 if part.startswith(f"bytes={10 * RANGE}-") else 0
+    with (
+        pytest.raises(Unanswered, match=r"a.mp4 gives no answer \(.*503.*\)") as no,
+        at_hand(f"{web.address}/a.mp4"),
+    ):
+        pass
+    assert "\n" not in str(no.value)
+    web.before, before = lambda *_: 0, len(web.ranges("a.mp4"))
+    with at_hand(f"{web.address}/a.mp4") as path:
+        assert path.read_bytes() == content
+    assert len(web.ranges("a.mp4")) - before == 10
+
+
+def test_what_is_not_there_or_not_allowed_is_said(web: Web) -> None:
+    with pytest.raises(FileNotFoundError):
+        origin_of(f"{web.address}/a.mp4")
+    web.before = lambda *_: 403
+    with pytest.raises(Unanswered, match="403"):
+        origin_of(f"{web.address}/a.mp4?token=secret")
+    with pytest.raises(Unanswered, match="gives no answer"):
+        origin_of("http://127.0.0.1:1/a.mp4")
+
+
+def test_a_disk_without_room_is_said_before_anything_is_fetched(
+    web: Web, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(web, "a.mp4", RANGE)
+    monkeypatch.setattr(fetching, "SPARE_BYTES", 1 << 60)
+    with (
+        pytest.raises(EnvironmentFault, match=r"has no room for http.*PENSTOCK_NEARBY"),
+        at_hand(f"{web.address}/a.mp4"),
+    ):
+        pass
+    assert web.ranges("a.mp4") == []
+
+
+def test_a_note_that_rotted_is_written_anew(web: Web) -> None:
+    content = put(web, "a.mp4", 10)
+    path = copy_of(origin_of(f"{web.address}/a.mp4"))
+    (path.parent / "origin.json").write_text("{")
+    assert copy_of(origin_of(f"{web.address}/a.mp4")) == path
+    assert json.loads((path.parent / "origin.json").read_text())["sha256"] == ""
+    with at_hand(path) as found:
+        assert found.read_bytes() == content
