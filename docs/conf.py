@@ -40,6 +40,7 @@ NAVIGATION = {
         "docs/prefect",
         "docs/many",
         "docs/scale",
+        "docs/far",
         "docs/deploy/README",
     ],
     "Python": ["docs/python", "docs/api"],

@@ -36,8 +36,8 @@ from stages.process.stage_process import Listener
 def caption(
     sources: Sources, *, progress: bool = False, **options: Unpack[CaptionOptions]
 ) -> "Captions":
-    """Start a run over files, folders, globs or lists; with `progress` it is shown as by the
-    command. Raises UsageError for options that make no sense."""
+    """Start a run over files, folders, globs, addresses or lists; with `progress` it is shown as by
+    the command. Raises UsageError for options that make no sense."""
     return Captions(config_for(sources, options), Display(quiet=not progress))
 
 

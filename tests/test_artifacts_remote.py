@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 
 from artifacts.errors import EnvironmentFault, MediaError, Unanswered
-from artifacts.remote import fetching, origins
+from artifacts.remote import fetching, finding
 from artifacts.remote.addresses import is_address, is_object, name_in, unsigned
+from artifacts.remote.finding import far_file_at
 from artifacts.remote.keeping import at_hand, copy_of, digest_at, media_folder
-from artifacts.remote.origins import origin_of
 from artifacts.stamps import FileChanged
 from tests.support.web import Web, web_server
 
@@ -27,7 +27,7 @@ RANGE = 1000
 def web(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Web]:
     monkeypatch.setenv("PENSTOCK_NEARBY", str(tmp_path / "nearby"))
     monkeypatch.setattr(fetching, "RANGE_BYTES", RANGE)
-    monkeypatch.setattr(origins, "WEB_WAITS", (0.01,))
+    monkeypatch.setattr(finding, "WEB_WAITS", (0.01,))
     (tmp_path / "there").mkdir()
     with web_server(tmp_path / "there") as server:
         yield server
@@ -40,7 +40,7 @@ def put(web: Web, name: str, size: int) -> bytes:
 
 
 def copies() -> list[str]:
-    return sorted(p.name for p in media_folder().glob("*/*/*") if p.name != "origin.json")
+    return sorted(p.name for p in media_folder().glob("*/*/*") if p.name != "far.json")
 
 
 def test_addresses_are_told_from_paths() -> None:
@@ -74,9 +74,9 @@ def test_a_copy_has_the_name_of_what_it_is_a_copy_of(address: str, name: str) ->
 
 def test_a_file_is_fetched_once_and_by_ranges(web: Web) -> None:
     content = put(web, "a.mp4", 10 * RANGE + 7)
-    origin = origin_of(f"{web.address}/a.mp4")
-    assert (origin.size, origin.version, origin.name) == (len(content), "1", "a.mp4")
-    path = copy_of(origin)
+    far = far_file_at(f"{web.address}/a.mp4")
+    assert (far.size, far.version, far.name) == (len(content), "1", "a.mp4")
+    path = copy_of(far)
     assert not path.exists()
     assert digest_at(path) == hashlib.sha256(content).hexdigest()
     for place in (path, str(path), f"{web.address}/a.mp4"):
@@ -109,7 +109,7 @@ def test_a_server_without_parts_gives_all(web: Web) -> None:
 def test_what_tells_no_version_is_fetched_anew_by_each_run(web: Web) -> None:
     web.told = False
     put(web, "a.mp4", 10)
-    first, second = (copy_of(origin_of(f"{web.address}/a.mp4")) for _ in range(2))
+    first, second = (copy_of(far_file_at(f"{web.address}/a.mp4")) for _ in range(2))
     assert first != second
     digest_at(first)
     content = put(web, "a.mp4", 10)
@@ -121,22 +121,22 @@ def test_what_tells_no_version_is_fetched_anew_by_each_run(web: Web) -> None:
 
 def test_a_new_version_is_another_copy(web: Web) -> None:
     put(web, "a.mp4", 100)
-    before = copy_of(origin_of(f"{web.address}/a.mp4"))
+    before = copy_of(far_file_at(f"{web.address}/a.mp4"))
     web.versions["a.mp4"] = "2"
     with pytest.raises(FileChanged):
         digest_at(before)
-    assert copy_of(origin_of(f"{web.address}/a.mp4")) != before
+    assert copy_of(far_file_at(f"{web.address}/a.mp4")) != before
 
 
 def test_a_signed_address_is_asked_with_what_is_given_last(web: Web) -> None:
     content = put(web, "a.mp4", 100)
-    before = copy_of(origin_of(f"{web.address}/a.mp4?X-Amz-Signature=old"))
-    after = copy_of(origin_of(f"{web.address}/a.mp4?X-Amz-Signature=new"))
+    before = copy_of(far_file_at(f"{web.address}/a.mp4?X-Amz-Signature=old"))
+    after = copy_of(far_file_at(f"{web.address}/a.mp4?X-Amz-Signature=new"))
     assert before == after
     with at_hand(before) as path:
         assert path.read_bytes() == content
     assert web.asked[-1][0].endswith("Signature=new")
-    note = before.parent / "origin.json"
+    note = before.parent / "far.json"
     assert note.stat().st_mode & 0o077 == 0 and "new" in note.read_text()
 
 
@@ -168,7 +168,7 @@ def test_a_part_of_an_earlier_start_of_the_machine_is_not_trusted(
     web: Web, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     content = put(web, "a.mp4", 3 * RANGE)
-    path = copy_of(origin_of(f"{web.address}/a.mp4"))
+    path = copy_of(far_file_at(f"{web.address}/a.mp4"))
     (tmp_path / "boot").write_text("0123456789abcdef\n")
     monkeypatch.setattr(fetching, "BOOT", tmp_path / "boot")
     path.with_name(fetching.part_name()).write_bytes(bytes(2 * RANGE))
@@ -243,12 +243,12 @@ def test_trouble_that_stays_is_one_line_and_what_is_here_stays(web: Web) -> None
 
 def test_what_is_not_there_or_not_allowed_is_said(web: Web) -> None:
     with pytest.raises(FileNotFoundError):
-        origin_of(f"{web.address}/a.mp4")
+        far_file_at(f"{web.address}/a.mp4")
     web.before = lambda *_: 403
     with pytest.raises(Unanswered, match="403"):
-        origin_of(f"{web.address}/a.mp4?token=secret")
+        far_file_at(f"{web.address}/a.mp4?token=secret")
     with pytest.raises(Unanswered, match="gives no answer"):
-        origin_of("http://127.0.0.1:1/a.mp4")
+        far_file_at("http://127.0.0.1:1/a.mp4")
 
 
 def test_a_disk_without_room_is_said_before_anything_is_fetched(
@@ -266,9 +266,9 @@ def test_a_disk_without_room_is_said_before_anything_is_fetched(
 
 def test_a_note_that_rotted_is_written_anew(web: Web) -> None:
     content = put(web, "a.mp4", 10)
-    path = copy_of(origin_of(f"{web.address}/a.mp4"))
-    (path.parent / "origin.json").write_text("{")
-    assert copy_of(origin_of(f"{web.address}/a.mp4")) == path
-    assert json.loads((path.parent / "origin.json").read_text())["sha256"] == ""
+    path = copy_of(far_file_at(f"{web.address}/a.mp4"))
+    (path.parent / "far.json").write_text("{")
+    assert copy_of(far_file_at(f"{web.address}/a.mp4")) == path
+    assert json.loads((path.parent / "far.json").read_text())["sha256"] == ""
     with at_hand(path) as found:
         assert found.read_bytes() == content

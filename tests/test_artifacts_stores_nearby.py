@@ -21,7 +21,7 @@ NAMESPACE = "ab" * 32
 
 @pytest.fixture(autouse=True)
 def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bucket, "WAITS", (0.01,) * 6)
+    monkeypatch.setattr(patience, "WAITS", (0.01,) * 6)
 
 
 @pytest.fixture

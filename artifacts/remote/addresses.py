@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from urllib.parse import unquote, urlsplit
 
+from artifacts.keys import digest_of
+
 BUCKETS = ("s3", "gs", "az")
 WEB = ("http", "https")
 SIGNATURE = re.compile(
@@ -15,6 +17,8 @@ SIGNATURE = re.compile(
 )
 """Begin of a parameter by which a signed address lets its reader in for a while: Amazon's,
 Google's and Azure's."""
+ONCE = "once-"
+"""Begin of a version that was made up, for what tells none."""
 NAME_LETTERS = 120
 """Most letters of the name of a copy, from its end: a file's name has 255 bytes at the most."""
 
@@ -55,7 +59,7 @@ def name_in(address: str) -> str:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Origin:
+class FarFile:
     """One object far away, as it was when it was found."""
 
     address: str
@@ -66,6 +70,16 @@ class Origin:
     """Seconds since the epoch, by the clock of its server; 0 where it tells none."""
     version: str
     """Word that changes whenever the content does; another one each time where none is told."""
+
+    @property
+    def key(self) -> str:
+        """Return what names this version of what lies there, in 64 hex digits."""
+        return digest_of([self.place, self.version])
+
+    @property
+    def lasts(self) -> bool:
+        """Return whether the version will tell the same content from others another time."""
+        return not self.version.startswith(ONCE)
 
     @property
     def place(self) -> str:

@@ -16,8 +16,8 @@ from io import BufferedRandom
 from pathlib import Path
 
 from artifacts.errors import EnvironmentFault, Unanswered
-from artifacts.remote.addresses import Origin
-from artifacts.remote.origins import part_of, whole
+from artifacts.remote.addresses import FarFile
+from artifacts.remote.finding import part_of, whole
 from artifacts.stores.folder import fault_of
 
 RANGE_BYTES = 8 << 20
@@ -36,25 +36,25 @@ def part_name() -> str:
     return "part"
 
 
-def fetch(origin: Origin, file: BufferedRandom) -> str:
+def fetch(far: FarFile, file: BufferedRandom) -> str:
     """Write what is missing of an object to a file that holds its beginning; return the SHA-256 of
     all of it. Raises FileChanged, FileNotFoundError and EnvironmentFault."""
     there = os.fstat(file.fileno()).st_size
-    if there > origin.size:
+    if there > far.size:
         file.truncate(there := 0)
-    _check_room(origin, there, Path(file.name).parent)
+    _check_room(far, there, Path(file.name).parent)
     file.seek(0)
     hashed = hashlib.file_digest(file, "sha256") if there else hashlib.sha256()
-    for block in _blocks(origin, there):
+    for block in _blocks(far, there):
         with _told_of_disk(file):
             file.write(block)
         hashed.update(block)
     with _told_of_disk(file):
         file.flush()
         os.fsync(file.fileno())
-    if (size := os.fstat(file.fileno()).st_size) != origin.size:
+    if (size := os.fstat(file.fileno()).st_size) != far.size:
         file.truncate(0)
-        raise _cut(origin, size)
+        raise _cut(far, size)
     return hashed.hexdigest()
 
 
@@ -66,31 +66,31 @@ def _told_of_disk(file: BufferedRandom) -> Iterator[None]:
         raise fault_of(error, Path(file.name).parent) from error
 
 
-def _cut(origin: Origin, size: int) -> Unanswered:
+def _cut(far: FarFile, size: int) -> Unanswered:
     return Unanswered(
-        f"{origin.place} gave {size:,} of {origin.size:,} bytes", hint="The same command asks again"
+        f"{far.place} gave {size:,} of {far.size:,} bytes", hint="The same command asks again"
     )
 
 
-def _blocks(origin: Origin, offset: int) -> Iterator[bytes]:
+def _blocks(far: FarFile, offset: int) -> Iterator[bytes]:
     """Yield the bytes from `offset` on, in order."""
-    if offset == origin.size:
+    if offset == far.size:
         return
-    first = part_of(origin, offset, min(RANGE_BYTES, origin.size - offset))
+    first = part_of(far, offset, min(RANGE_BYTES, far.size - offset))
     if first is None:  # a server that gives no parts gives all
-        for block in whole(origin):
+        for block in whole(far):
             yield block[offset:]
             offset = max(0, offset - len(block))
         return
     yield first
-    starts = iter(range(offset + len(first), origin.size, RANGE_BYTES))
+    starts = iter(range(offset + len(first), far.size, RANGE_BYTES))
     coming: deque[Future[bytes]] = deque()
     with ThreadPoolExecutor(RANGES_AT_ONCE) as pool:
         try:
             while True:
                 while len(coming) < RANGES_AT_ONCE and (start := next(starts, None)) is not None:
-                    size = min(RANGE_BYTES, origin.size - start)
-                    coming.append(pool.submit(_range, origin, start, size))
+                    size = min(RANGE_BYTES, far.size - start)
+                    coming.append(pool.submit(_range, far, start, size))
                 if not coming:
                     return
                 yield coming.popleft().result()
@@ -98,18 +98,18 @@ def _blocks(origin: Origin, offset: int) -> Iterator[bytes]:
             pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _range(origin: Origin, offset: int, size: int) -> bytes:
-    found = part_of(origin, offset, size) or b""
+def _range(far: FarFile, offset: int, size: int) -> bytes:
+    found = part_of(far, offset, size) or b""
     if len(found) != size:
-        raise _cut(origin, offset + len(found))
+        raise _cut(far, offset + len(found))
     return found
 
 
-def _check_room(origin: Origin, there: int, folder: Path) -> None:
+def _check_room(far: FarFile, there: int, folder: Path) -> None:
     free = shutil.disk_usage(folder).free
-    if free < origin.size - there + SPARE_BYTES:
+    if free < far.size - there + SPARE_BYTES:
         raise EnvironmentFault(
-            f"{folder} has no room for {origin.place}: {origin.size / 1e9:.1f} GB, and "
+            f"{folder} has no room for {far.place}: {far.size / 1e9:.1f} GB, and "
             f"{free / 1e9:.1f} GB are free",
             hint="Make room, or set PENSTOCK_NEARBY to a folder on a larger disk",
         )

@@ -14,20 +14,20 @@ import os
 import time
 from collections.abc import Iterator
 from dataclasses import asdict
+from functools import lru_cache
 from pathlib import Path
 from typing import IO
 
 from artifacts.errors import MediaError
-from artifacts.files import whole_file
-from artifacts.keys import digest_of
-from artifacts.remote.addresses import Origin, is_address
+from artifacts.files import HALF, whole_file
+from artifacts.remote.addresses import FarFile, is_address
 from artifacts.stamps import CHANGED, CHANGED_HINT, CHANGED_MESSAGE, FileChanged
 from artifacts.store import fault_of
-from artifacts.stores.copies import nearby_folder, nearby_limit, shrink
+from artifacts.stores.copies import CopyRoom, nearby_folder, nearby_limit
 
 MEDIA = "media"
 """Folder of the copies, in that of what lies elsewhere."""
-NOTE = "origin.json"
+NOTE = "far.json"
 OWNER_ONLY = 0o600
 """Who may read a note: an address may hold what lets its reader in."""
 
@@ -37,14 +37,13 @@ def media_folder() -> Path:
     return nearby_folder() / MEDIA
 
 
-def copy_of(origin: Origin) -> Path:
+def copy_of(far: FarFile) -> Path:
     """Return the path of a copy, which need not be there: `at_hand` fetches it. Raises
     EnvironmentFault."""
-    digest = digest_of([origin.place, origin.version])
-    path = media_folder() / digest[:2] / digest / origin.name
+    path = media_folder() / far.key[:2] / far.key / far.name
     known = _noted(path)
-    if known is None or known[0].address != origin.address:
-        _note(path, origin, known[1] if known else "")
+    if known is None or known[0].address != far.address:
+        _note(path, far, known[1] if known else "")
     return path
 
 
@@ -73,21 +72,31 @@ def near(place: str | Path) -> Path:
 
 
 def _copy_at(address: str | Path) -> Path:
-    from artifacts.remote.origins import origin_of
+    from artifacts.remote.finding import far_file_at
 
-    return copy_of(origin_of(str(address)))
+    return copy_of(far_file_at(str(address)))
 
 
 def digest_at(path: Path) -> str:
     """Return the SHA-256 of what a copy holds, which is fetched if that is not known yet. Raises
     FileNotFoundError, FileChanged and EnvironmentFault."""
-    known = _noted(path)
-    if known is not None and known[1]:
-        return known[1]
-    with _held(path):
-        pass
+    if not (known := digest_noted(path)):
+        with _held(path):
+            known = digest_noted(path)
+    return known
+
+
+def digest_noted(path: Path) -> str:
+    """Return the SHA-256 of what a copy holds, or held; empty where that is not known yet."""
     known = _noted(path)
     return known[1] if known is not None else ""
+
+
+def note_digest(path: Path, digest: str) -> None:
+    """Remember the SHA-256 of what a copy will hold, by which what is fetched is judged."""
+    known = _noted(path)
+    if known is not None:
+        _note(path, known[0], digest)
 
 
 @contextlib.contextmanager
@@ -117,7 +126,7 @@ def _fetch(path: Path) -> None:
     known = _noted(path)
     if known is None:
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
-    origin, digest = known
+    far, digest = known
     half = path.with_name(part_name())
     try:
         half.touch(OWNER_ONLY)
@@ -125,14 +134,15 @@ def _fetch(path: Path) -> None:
         raise fault_of(error, path.parent) from error
     with open(half, "a+b") as part:
         fcntl.flock(part, fcntl.LOCK_EX)
-        if path.exists():
+        # Somebody else fetched it meanwhile, or took this for what nobody wants any more.
+        if path.exists() or not _is_at(part, half):
             return
-        shrink(media_folder(), nearby_limit(), _all, _remove, coming=origin.size)
-        found = fetch(origin, part)
+        _room(media_folder(), nearby_limit()).take(far.size)
+        found = fetch(far, part)
         if digest and found != digest:
             part.truncate(0)
-            raise FileChanged(origin.place)
-        _note(path, origin, found)
+            raise FileChanged(far.place)
+        _note(path, far, found)
         os.replace(half, path)
 
 
@@ -142,11 +152,16 @@ def _is_at(file: IO[bytes], path: Path) -> bool:
     return False
 
 
+@lru_cache
+def _room(folder: Path, limit: int | None) -> CopyRoom:
+    return CopyRoom(folder, limit, _all, _remove)
+
+
 def _all() -> Iterator[tuple[float, int, Path]]:
     """Yield the copies, and what was fetched of others, with their last use and size."""
     for path in media_folder().glob("*/*/*"):
         with contextlib.suppress(OSError):
-            if path.name != NOTE:
+            if path.name != NOTE and not path.name.startswith(HALF):
                 found = path.stat()
                 yield max(found.st_atime, found.st_mtime), found.st_size, path
 
@@ -158,17 +173,17 @@ def _remove(path: Path) -> None:
         path.unlink()
 
 
-def _noted(path: Path) -> tuple[Origin, str] | None:
+def _noted(path: Path) -> tuple[FarFile, str] | None:
     """Return what a path is a copy of, and the SHA-256 of that, empty if it was never fetched; None
     where nothing is noted."""
     try:
         told = json.loads((path.parent / NOTE).read_text(encoding="utf-8"))
-        return Origin(**told["origin"]), str(told["sha256"])
+        return FarFile(**told["far"]), str(told["sha256"])
     except (OSError, ValueError, TypeError, KeyError):
         return None
 
 
-def _note(path: Path, origin: Origin, digest: str) -> None:
+def _note(path: Path, far: FarFile, digest: str) -> None:
     with whole_file(path.parent / NOTE) as file:
         os.fchmod(file.fileno(), OWNER_ONLY)
-        file.write(json.dumps({"origin": asdict(origin), "sha256": digest}).encode())
+        file.write(json.dumps({"far": asdict(far), "sha256": digest}).encode())

@@ -23,6 +23,8 @@ SHARE = 4
 """Copies take at most one part in so many of their disk, where no limit is set."""
 LOOK_BYTES = 256 << 20
 """Bytes that a process adds before it looks again what all of them took."""
+LOOKS = 8
+"""It looks at least when a part in so many of a limit was added."""
 KEEP = 0.75
 """Part of the limit to which copies are brought when they take more."""
 
@@ -44,27 +46,49 @@ def nearby_limit() -> int | None:
         raise UsageError(f"{LIMIT} is {limit}", hint="Give a number of gigabytes") from error
 
 
-def shrink(
-    folder: Path,
-    limit: int | None,
-    found: Callable[[], Iterable[tuple[float, int, Path]]],
-    remove: Callable[[Path], None] = Path.unlink,
-    coming: int = 0,
-) -> None:
-    """Delete the longest unused of what was found in a folder, as (last use, bytes, path), until
-    so many more bytes have room."""
-    with contextlib.suppress(OSError):
-        most = (shutil.disk_usage(folder).total // SHARE if limit is None else limit) - coming
-        there = sorted(found())
-        left = sum(size for _, size, _ in there)
-        if left <= most:
-            return
-        for _, size, path in there:
-            if left <= most * KEEP:
+class CopyRoom:
+    """The room that copies below one folder may take, which several processes share."""
+
+    def __init__(
+        self,
+        folder: Path,
+        limit: int | None,
+        found: Callable[[], Iterable[tuple[float, int, Path]]],
+        remove: Callable[[Path], None] = Path.unlink,
+    ) -> None:
+        """Take the folder, the most bytes to be kept in it, what finds the copies in it as (last
+        use, bytes, path), and what deletes one or raises OSError."""
+        self._folder = folder
+        self._limit = limit
+        self._found = found
+        self._remove = remove
+        self._look_bytes = LOOK_BYTES if limit is None else min(LOOK_BYTES, limit // LOOKS)
+        self._added = self._look_bytes
+        self._lock = threading.Lock()
+
+    def take(self, size: int) -> None:
+        """Make room for so many bytes: the longest unused copies go, when it is time to look."""
+        with self._lock:
+            self._added += size
+            if self._added >= self._look_bytes:
+                self._added = 0
+                self._shrink(size)
+
+    def _shrink(self, coming: int) -> None:
+        with contextlib.suppress(OSError):
+            limit = self._limit
+            if limit is None:
+                limit = shutil.disk_usage(self._folder).total // SHARE
+            there = sorted(self._found())
+            left = sum(size for _, size, _ in there) + coming
+            if left <= limit:
                 return
-            with contextlib.suppress(OSError):
-                remove(path)
-                left -= size
+            for _, size, path in there:
+                if left <= limit * KEEP:
+                    return
+                with contextlib.suppress(OSError):
+                    self._remove(path)
+                    left -= size
 
 
 class Copies:
@@ -73,9 +97,7 @@ class Copies:
     def __init__(self, folder: Path, limit: int | None = None) -> None:
         """Take the folder, which need not be there, and the most bytes to be kept in it."""
         self._folder = folder
-        self._limit = limit
-        self._added = LOOK_BYTES
-        self._lock = threading.Lock()
+        self._room = CopyRoom(folder, limit, self._all)
 
     def read(
         self, name: str, version: str, offset: int = 0, length: int | None = None
@@ -110,11 +132,7 @@ class Copies:
             with contextlib.suppress(OSError):
                 half.unlink()
             return
-        with self._lock:
-            self._added += len(body)
-            if self._added >= LOOK_BYTES:
-                self._added = 0
-                shrink(self._folder, self._limit, self._all)
+        self._room.take(len(body))
 
     def drop(self, name: str, version: str) -> None:
         """Forget a copy."""

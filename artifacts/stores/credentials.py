@@ -16,6 +16,11 @@ PLAIN = re.compile(r"[!-~]*")
 REGION = re.compile(r"[A-Za-z0-9-]*")
 
 
+def variables() -> tuple[tuple[str, str], ...]:
+    """Return the variables that say where services are and who may use them."""
+    return tuple(each for each in os.environ.items() if each[0].startswith(SERVICES))
+
+
 def allows_http() -> bool:
     """Return whether a service may be asked without TLS."""
     return any(os.environ.get(name, "").lower() in YES for name in ALLOW_HTTP)
@@ -23,9 +28,9 @@ def allows_http() -> bool:
 
 def check_variables() -> None:
     """Raise UsageError for a variable that no service can be asked with; names it alone."""
-    for name, value in os.environ.items():
+    for name, value in variables():
         shape = REGION if name.endswith("_REGION") else PLAIN
-        if name.startswith(SERVICES) and not shape.fullmatch(value):
+        if not shape.fullmatch(value):
             raise UsageError(
                 f"{name} holds a character that it cannot hold",
                 hint="Copy it anew, without spaces, quotes or signs that are no ASCII",

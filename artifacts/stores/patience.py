@@ -39,12 +39,12 @@ def patiently(
     ask: Callable[[], Answer],
     *,
     may_lack: bool = False,
-    waits: Sequence[float] = WAITS,
+    waits: Sequence[float] | None = None,
     hint: str = HINT,
 ) -> Answer:
     """Ask until there is an answer about what lies at a place. Raises EnvironmentFault, and
     FileNotFoundError if that may be one."""
-    for wait in (*waits, None):
+    for wait in (*(WAITS if waits is None else waits), None):
         try:
             return ask()
         except FileNotFoundError:

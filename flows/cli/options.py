@@ -22,13 +22,14 @@ from flows.job.formats import FORMATS, RULES
 
 PROMPT_BYTES = 1 << 24
 """Largest size of the text of `--prompt-file`: no model reads as much."""
+SOURCES_HELP = "files, folders, globs, addresses, or lists (@list.txt)"
 STORE_HELP = "folder, or s3://BUCKET/FOLDER [$PENSTOCK_STORE or the user's cache folder]"
 
 
 def add_caption_options(parser: argparse.ArgumentParser, *, text: bool = True) -> None:
     """Add the options of `caption` and `plan`; without `text`, those that decide features."""
     add = parser.add_argument
-    add("sources", nargs="*", metavar="SOURCES", help="files, folders, globs, or lists (@list.txt)")
+    add("sources", nargs="*", metavar="SOURCES", help=SOURCES_HELP)
     model = parser.add_argument_group("model and store")
     add = model.add_argument
     add(
@@ -155,7 +156,7 @@ def add_label_options(parser: argparse.ArgumentParser) -> None:
 def add_embed_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of `embed`."""
     add = parser.add_argument
-    add("sources", nargs="*", metavar="SOURCES", help="files, folders, globs, or lists (@list.txt)")
+    add("sources", nargs="*", metavar="SOURCES", help=SOURCES_HELP)
     add = parser.add_argument_group("model and store").add_argument
     add("--model", required=True, metavar="M", help="CLIP kind: hub id, folder, or `demo`")
     add("--revision", metavar="R", help="branch, tag or commit of a hub id")

@@ -2,40 +2,39 @@
 
 import errno
 import os
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from artifacts.captions import Failure
 from artifacts.errors import Unanswered, UsageError
-from artifacts.keys import Content, ContentDigests, content_key
-from artifacts.remote.addresses import is_web
-from artifacts.remote.keeping import digest_at
+from artifacts.keys import ContentDigests, content_key
 from artifacts.stamps import CHANGED, CHANGED_HINT, FileChanged
+from artifacts.store import Store
 from flows.job.config import CaptionConfig
+from flows.job.far_digests import contents_of
 from flows.job.media_files import MediaFile, source_failure
 from flows.job.models import Model
 from flows.job.tasks import PREVIOUS, Medium
 from stages.process.cgroup import cores
 
-FETCHED_AT_ONCE = 8
-"""Media far away that are fetched at the same time, each by some ranges at once."""
-
 
 def read_contents(
-    files: Sequence[MediaFile], digests: ContentDigests, prompt_for: Callable[[str], str]
+    files: Sequence[MediaFile],
+    digests: ContentDigests,
+    prompt_for: Callable[[str], str],
+    store: Store,
 ) -> tuple[list[MediaFile], list[Medium], list[Failure]]:
     """Digest the content of every file; a file that cannot be read is a failure, not the end.
     Raises EnvironmentFault where a bucket cannot be read."""
     readable: list[MediaFile] = []
     contents: list[Medium] = []
     failures: list[Failure] = []
-    far = _of_far([file for file in files if file.origin])
-    near = iter(digests.of_many([f.path for f in files if not f.origin], workers=cores()))
+    far = contents_of([file for file in files if file.far], store)
+    near = iter(digests.of_many([f.path for f in files if not f.far], workers=cores()))
     for file in files:
-        content = next(far) if file.origin else next(near)
-        if not (isinstance(content, Exception) or file.origin or os.access(file.path, os.R_OK)):
+        content = next(far) if file.far else next(near)
+        if not (isinstance(content, Exception) or file.far or os.access(file.path, os.R_OK)):
             content = PermissionError(errno.EACCES, os.strerror(errno.EACCES))
         if isinstance(content, Exception):
             failures.append(_unreadable(file, content))
@@ -51,27 +50,6 @@ def read_contents(
             )
         )
     return readable, contents, failures
-
-
-def _of_far(files: Sequence[MediaFile]) -> Iterator[Content | OSError | Unanswered]:
-    """Yield what each copy holds, or why it cannot be had; what is not known yet is fetched. Raises
-    EnvironmentFault where a bucket, or the disk of the copies, is in the way."""
-
-    def one(file: MediaFile) -> Content | OSError | Unanswered:
-        try:
-            return Content(digest_at(file.path), None)
-        except OSError as error:
-            return error
-        except Unanswered as error:
-            if not is_web(file.place):
-                raise
-            return error
-
-    with ThreadPoolExecutor(FETCHED_AT_ONCE) as pool:
-        try:
-            yield from pool.map(one, files)
-        finally:
-            pool.shutdown(cancel_futures=True)
 
 
 def _unreadable(file: MediaFile, error: OSError | Unanswered) -> Failure:

@@ -7,7 +7,7 @@ from pathlib import PurePosixPath
 
 from artifacts.captions import Failure
 from artifacts.errors import Unanswered
-from artifacts.remote.addresses import Origin, is_web, name_in, unsigned
+from artifacts.remote.addresses import FarFile, is_web, name_in, unsigned
 from artifacts.remote.keeping import copy_of
 from flows.job.media_files import MediaFile, Selection, kind_of, source_failure, writable
 from flows.job.source_lists import LIST_SUFFIXES
@@ -23,7 +23,7 @@ class FarSources:
     """What addresses mean; each is asked for once."""
 
     def __init__(self) -> None:
-        self._found: dict[str, Origin | FileNotFoundError | Unanswered] = {}
+        self._found: dict[str, FarFile | FileNotFoundError | Unanswered] = {}
 
     def ask(self, addresses: Iterable[str]) -> None:
         """Ask for many at once, so that the answers are there when they are wanted. Raises
@@ -44,7 +44,7 @@ class FarSources:
         if not address.endswith("/") or is_web(address):
             self.ask([address])
             found = self._found[address]
-            if isinstance(found, Origin):
+            if isinstance(found, FarFile):
                 yield _taken(found, found.name, source)
                 return
             if isinstance(found, Unanswered):
@@ -57,30 +57,30 @@ class FarSources:
     def _inside(
         self, address: str, source: str, selection: Selection
     ) -> Iterator[MediaFile | Failure]:
-        from artifacts.remote.origins import origins_below, origins_matching
+        from artifacts.remote.finding import far_files_below, far_files_matching
 
         count = 0
         if not is_web(address) and glob.has_magic(address):
-            for origin in origins_matching(address):
-                if selection.takes(origin.name):
+            for far in far_files_matching(address):
+                if selection.takes(far.name):
                     count += 1
-                    yield _taken(origin, origin.name, source)
+                    yield _taken(far, far.name, source)
         elif not is_web(address):
-            for name, origin in origins_below(address, selection.recursive):
+            for name, far in far_files_below(address, selection.recursive):
                 if selection.takes(name):
                     count += 1
-                    yield _taken(origin, name, source)
+                    yield _taken(far, name, source)
         if not count:
             yield source_failure(source, unsigned(address), "missing", MISSING, MISSING_HINT)
 
 
-def _look(address: str) -> Origin | FileNotFoundError | Unanswered:
+def _look(address: str) -> FarFile | FileNotFoundError | Unanswered:
     """Return what lies at an address, or why it cannot be had; of a bucket that cannot be read, all
     of the run depends on it."""
-    from artifacts.remote.origins import origin_of
+    from artifacts.remote.finding import far_file_at
 
     try:
-        return origin_of(address)
+        return far_file_at(address)
     except FileNotFoundError as error:
         return error
     except Unanswered as error:
@@ -89,11 +89,11 @@ def _look(address: str) -> Origin | FileNotFoundError | Unanswered:
         return error
 
 
-def _taken(origin: Origin, name: str, source: str) -> MediaFile:
+def _taken(far: FarFile, name: str, source: str) -> MediaFile:
     return MediaFile(
-        path=copy_of(origin),
+        path=copy_of(far),
         media_path=writable(name),
         source=writable(unsigned(source)),
-        kind=kind_of(origin.name),
-        origin=origin,
+        kind=kind_of(far.name),
+        far=far,
     )

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from artifacts.captions import Failure
 from artifacts.errors import redacted
-from artifacts.remote.addresses import Origin
+from artifacts.remote.addresses import FarFile
 from artifacts.schema import MediaKind
 
 IMAGE_SUFFIXES = frozenset([
@@ -33,7 +33,7 @@ class MediaFile:
     """The argument that brought it in."""
     kind: MediaKind
     """Kind by suffix: image or video."""
-    origin: Origin | None = None
+    far: FarFile | None = None
     """What the path is a copy of; None for a file of this machine."""
     prompt: str | None = None
     """Prompt that its line of a list gives; None: the command's own."""
@@ -45,7 +45,7 @@ class MediaFile:
     @property
     def place(self) -> str:
         """Return where it lies, as it may be shown and kept: a path, or an address."""
-        return str(self.path) if self.origin is None else self.origin.place
+        return str(self.path) if self.far is None else self.far.place
 
     @property
     def identity(self) -> tuple[Path, str, str, str | None]:

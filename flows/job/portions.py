@@ -80,13 +80,13 @@ def _write(folder: Path, part: Sequence[tuple[MediaFile, int]]) -> Portion:
 
 def _line(file: MediaFile) -> dict[str, object]:
     asked = {"prompt": file.prompt, "prompts": dict(file.prompts)}
-    path = file.origin.address if file.origin else str(file.path)
+    path = file.far.address if file.far else str(file.path)
     return {"path": path, **{name: value for name, value in asked.items() if value}}
 
 
 def _size(file: MediaFile) -> int:
-    if file.origin is not None:
-        return file.origin.size
+    if file.far is not None:
+        return file.far.size
     try:
         return file.path.stat().st_size
     except OSError:  # who does it will say what is wrong

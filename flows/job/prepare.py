@@ -124,7 +124,7 @@ def prepare(
         config, launcher, store, pipelines, announce, read_weights=read_weights, alone=alone
     )
     readable, contents, unreadable = read_contents(
-        files, digests, lambda kind: model.prompt_for(config, kind)
+        files, digests, lambda kind: model.prompt_for(config, kind), store
     )
     if not readable:
         raise NothingToDo(pipeline, [*failures, *unreadable])

@@ -174,6 +174,6 @@ def media_lines(files: Sequence[MediaFile], captions: Sequence[int]) -> Iterator
             "kind": file.kind,
             "url": f"file://{quote(os.fsencode(file.path))}",  # a name need not be UTF-8
             "captions": count,
-            **({"address": file.place} if file.origin else {}),
+            **({"address": file.place} if file.far else {}),
         }
         yield json.dumps(row) + "\n"

@@ -143,6 +143,8 @@ class ReviewedCaptions:
     def _medium(self, place: dict[str, Any], lines: list[dict[str, Any]]) -> dict[str, Any]:
         # As a page in the folder of the run has it: the server gives the file by its number.
         medium = shown_medium(place, self.out)
+        if "address" in place:  # it is fetched when it is looked at
+            medium["gone"] = False
         self.paths.append(Path(path_of(place)))
         medium["number"] = len(self.paths) - 1
         medium["captions"] = [self._row(line) for line in lines]

@@ -124,7 +124,7 @@ def record_of(job: Job, last: RebuildRecord | None) -> RebuildRecord:
     namespaces = job.ledger.namespaces
     frames, features = (stage.writes for stage in job.pipeline)
     files = tuple(
-        (str(file.path), medium.digest, medium.prompt if features in namespaces.prompted else "")
+        (file.place, medium.digest, medium.prompt if features in namespaces.prompted else "")
         for file, medium in zip(job.files, job.contents, strict=True)
     )
     now = RebuildRecord(

@@ -57,6 +57,7 @@ PAGES_NOT_RUN = {
     "docs/many.md": "needs several machines and Slurm; scripts/many_check.py runs workers",
     "docs/scale.md": "needs a bucket; tests/test_flows_bucket.py and benchmarks/bucket.py have one",
     "docs/deploy/README.md": "scripts/follow_deploy.py follows the page in a fresh clone",
+    "docs/far.md": "needs a bucket and a server; tests/test_flows_far_media.py has both",
     "docs/serve.md": "needs a server that stays; tests/test_project_serve_page.py runs the page",
 }
 """Pages of which nothing is run, and the reason."""

@@ -12,11 +12,11 @@ import obstore
 from obstore.exceptions import BaseError, NotSupportedError
 
 from artifacts.errors import Unanswered
-from artifacts.remote.addresses import Origin, is_web, unsigned
+from artifacts.remote.addresses import ONCE, FarFile, is_web, unsigned
 from artifacts.stamps import FileChanged
 from artifacts.stores.bucket import BEYOND, INNER_TRIES, Bucket, Listed, client_of, listed
-from artifacts.stores.credentials import allows_http, check_variables
-from artifacts.stores.patience import HINT, WAITS, Answer, patiently, reason
+from artifacts.stores.credentials import allows_http, check_variables, variables
+from artifacts.stores.patience import HINT, Answer, patiently, reason
 
 if TYPE_CHECKING:  # obstore has these names for type checkers alone
     from obstore.store import ObjectStore
@@ -31,7 +31,7 @@ CLIENTS = 64
 """Servers whose connections are kept."""
 
 
-def origin_of(address: str) -> Origin:
+def far_file_at(address: str) -> FarFile:
     """Return what lies at an address. Raises FileNotFoundError, UsageError, EnvironmentFault."""
     client, name = _client(address)
 
@@ -46,10 +46,10 @@ def origin_of(address: str) -> Origin:
                 raise
             return obstore.head(client, name)  # it is empty
 
-    return _origin(address, listed(_asked(address, ask)))
+    return _far_file(address, listed(_asked(address, ask)))
 
 
-def origins_below(address: str, recursive: bool) -> Iterator[tuple[str, Origin]]:
+def far_files_below(address: str, recursive: bool) -> Iterator[tuple[str, FarFile]]:
     """Yield what lies in a folder of a bucket, with its name from there on, in the order of a
     folder on disk. Names that begin with a dot are left out. Raises UsageError,
     EnvironmentFault."""
@@ -57,7 +57,7 @@ def origins_below(address: str, recursive: bool) -> Iterator[tuple[str, Origin]]
     found = folder.below("") if recursive else folder.inside("")[1]
     for each in sorted(found, key=lambda each: _walked(each.name)):
         if not any(part.startswith(".") for part in each.name.split("/")):
-            yield each.name, _origin(f"{folder.url}/{each.name}", each)
+            yield each.name, _far_file(f"{folder.url}/{each.name}", each)
 
 
 def _walked(name: str) -> list[tuple[bool, str]]:
@@ -66,7 +66,7 @@ def _walked(name: str) -> list[tuple[bool, str]]:
     return [*((True, folder) for folder in folders), (False, file)]
 
 
-def origins_matching(pattern: str) -> Iterator[Origin]:
+def far_files_matching(pattern: str) -> Iterator[FarFile]:
     """Yield what in a bucket a pattern names, by name; `**` stands for any folders. Raises
     UsageError, EnvironmentFault."""
     scheme, _, place = pattern.partition("://")
@@ -74,17 +74,17 @@ def origins_matching(pattern: str) -> Iterator[Origin]:
     first = next(at for at, part in enumerate(parts) if glob.has_magic(part))
     wanted = parts[max(1, first) :]  # no bucket's name is a pattern
     folder = f"{scheme}://{'/'.join(parts[: max(1, first)])}"
-    inside = origins_below(folder, recursive=len(wanted) > 1)
-    for name, origin in sorted(inside, key=itemgetter(0)):
+    inside = far_files_below(folder, recursive=len(wanted) > 1)
+    for name, far in sorted(inside, key=itemgetter(0)):
         if _fits(name.split("/"), wanted):
-            yield origin
+            yield far
 
 
-def part_of(origin: Origin, offset: int, length: int) -> bytes | None:
+def part_of(far: FarFile, offset: int, length: int) -> bytes | None:
     """Return that many bytes of what was found, from `offset`; None where the server gives no
     parts. Raises FileChanged where something else lies there now, FileNotFoundError and
     EnvironmentFault."""
-    client, name = _client(origin.address)
+    client, name = _client(far.address)
 
     def ask() -> tuple[bytes, Listed] | None:
         try:
@@ -93,44 +93,44 @@ def part_of(origin: Origin, offset: int, length: int) -> bytes | None:
             return None
         except BaseError as error:
             if any(words in str(error) for words in BEYOND):
-                raise FileChanged(origin.place) from None
+                raise FileChanged(far.place) from None
             raise
         return bytes(got.bytes()), listed(got.meta)
 
-    answer = _asked(origin.address, ask)
+    answer = _asked(far.address, ask)
     if answer is None:
         return None
     body, found = answer
-    _same(origin, found)
+    _same(far, found)
     return body
 
 
-def whole(origin: Origin) -> Iterator[bytes]:
+def whole(far: FarFile) -> Iterator[bytes]:
     """Yield all bytes of what was found, in order. Raises what `part_of` raises."""
-    client, name = _client(origin.address)
-    got = _asked(origin.address, lambda: obstore.get(client, name))
-    _same(origin, listed(got.meta))
+    client, name = _client(far.address)
+    got = _asked(far.address, lambda: obstore.get(client, name))
+    _same(far, listed(got.meta))
     try:
         yield from map(bytes, got.stream())
     except BaseError as error:
         raise Unanswered(
-            f"{origin.place} ended in the middle ({reason(error)})", hint=WEB_HINT
+            f"{far.place} ended in the middle ({reason(error)})", hint=WEB_HINT
         ) from None
 
 
-def _same(origin: Origin, found: Listed) -> None:
+def _same(far: FarFile, found: Listed) -> None:
     """Raise FileChanged unless this is what was found."""
     told = _version(found)
-    if found.size != origin.size or (told and told != origin.version):
-        raise FileChanged(origin.place)
+    if found.size != far.size or (told and told != far.version):
+        raise FileChanged(far.place)
 
 
-def _origin(address: str, found: Listed) -> Origin:
-    return Origin(
+def _far_file(address: str, found: Listed) -> FarFile:
+    return FarFile(
         address=address,
         size=found.size,
         modified=found.modified,
-        version=_version(found) or uuid.uuid4().hex,
+        version=_version(found) or f"{ONCE}{uuid.uuid4().hex}",
     )
 
 
@@ -150,12 +150,13 @@ def _fits(parts: Sequence[str], pattern: Sequence[str]) -> bool:
 
 def _asked(address: str, ask: Callable[[], Answer]) -> Answer:
     web = is_web(address)
-    waits, hint = (WEB_WAITS, WEB_HINT) if web else (WAITS, HINT)
+    waits, hint = (WEB_WAITS, WEB_HINT) if web else (None, HINT)
     return patiently(unsigned(address), ask, may_lack=True, waits=waits, hint=hint)
 
 
 @lru_cache(CLIENTS)
-def _client_at(root: str) -> "ObjectStore":
+def _client_at(root: str, _variables: tuple[tuple[str, str], ...] = ()) -> "ObjectStore":
+    """Return what asks a server; another one where the variables say something else."""
     if is_web(root):
         return client_of(root, plain=root.lower().startswith("http:"), tries=WEB_TRIES)
     check_variables()
@@ -168,4 +169,4 @@ def _client(address: str) -> tuple["ObjectStore", str]:
         return _client_at(address), ""
     scheme, _, place = address.partition("://")
     bucket, _, name = place.partition("/")
-    return _client_at(f"{scheme}://{bucket}"), name
+    return _client_at(f"{scheme}://{bucket}", variables()), name

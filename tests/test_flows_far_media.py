@@ -1,0 +1,183 @@
+"""Whole runs of real processes over media that lie in a bucket or on the web: the bytes of a run on
+files of this machine, also when the copies go and when the run is killed."""
+
+import json
+import os
+import signal
+import subprocess
+import tarfile
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from artifacts.stores.bucket import Bucket
+from flows.reviewing.captions import ReviewedCaptions
+from penstock_demo.clips import write_clips
+from tests.support.buckets import Between
+from tests.support.pipeline import PENSTOCK, ROOT, SECONDS
+from tests.support.web import Web, web_server
+
+CLIPS = 12
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("clips")
+    write_clips(folder, CLIPS, seed=1)
+    return folder
+
+
+@pytest.fixture
+def there(clips: Path, bucket_address: str) -> str:
+    """The clips, in a folder of a bucket."""
+    bucket = Bucket(bucket_address)
+    for path in clips.glob("*.mp4"):
+        bucket.write(f"videos/{path.name}", path.read_bytes())
+    return f"{bucket_address}/videos/"
+
+
+@pytest.fixture
+def web(clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Web]:
+    monkeypatch.setenv("PENSTOCK_NEARBY", str(tmp_path / "nearby"))
+    with web_server(clips) as server:
+        yield server
+
+
+def run(folder: Path, *words: str, code: int = 0) -> str:
+    done = subprocess.run(
+        [*PENSTOCK, *words],
+        cwd=ROOT,
+        env={**os.environ, "PENSTOCK_STORE": str(folder / "store")},
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+        check=False,
+    )
+    assert done.returncode == code, done.stderr
+    return done.stdout
+
+
+def said(out: Path) -> list[dict[str, Any]]:
+    """The lines of a run but for where its media were taken from."""
+    lines = (out / "captions.jsonl").read_text(encoding="utf-8").splitlines()
+    return [{k: v for k, v in json.loads(line).items() if k != "source"} for line in lines]
+
+
+@pytest.fixture(scope="module")
+def expected(clips: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    folder = tmp_path_factory.mktemp("local")
+    run(folder, "caption", str(clips), "--model", "demo", "--out", str(folder / "out"))
+    return said(folder / "out")
+
+
+def test_a_bucket_of_media_and_of_the_store_gives_the_bytes_of_folders(
+    there: str, way: Between, expected: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    store, out = there.replace("videos", "store"), tmp_path / "out"
+    words = ("caption", there, "--model", "demo", "--out", str(out), "--store", store)
+    run(tmp_path, *words)
+    assert said(out) == expected
+    media = [path for kind, path in way.names if kind == "get" and "/videos/" in path]
+    assert len(media) == CLIPS  # each is read once
+    assert way.total <= 8 * CLIPS, way.counts
+    way.clear()
+    run(tmp_path, *words)
+    assert said(out) == expected and way.total <= 12, way.names
+
+
+def test_media_whose_copies_went_are_fetched_again(
+    web: Web, clips: Path, expected: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    names = sorted(path.name for path in clips.glob("*.mp4"))
+    (tmp_path / "list.txt").write_text("".join(f"{web.address}/{name}\n" for name in names))
+    words = (f"@{tmp_path}/list.txt", "--model", "demo", "--out", str(tmp_path / "out"))
+
+    def lose() -> None:
+        for copy in (tmp_path / "nearby" / "media").glob("*/*/*.mp4"):
+            copy.unlink()
+
+    run(tmp_path, "caption", *words)
+    assert said(tmp_path / "out") == expected
+    lose()
+    web.asked.clear()
+    run(tmp_path, "caption", *words)
+    assert not any(map(web.ranges, names))  # what is done needs no media
+    run(tmp_path, "caption", *words, "--format", "webdataset,kohya,musubi", "--chunk", "2")
+    assert all(len(web.ranges(name)) == 1 for name in names)
+    lose()
+    run(tmp_path, "caption", *words, "--format", "webdataset,kohya,musubi")
+    with tarfile.open(next((tmp_path / "out").rglob("*.tar"))) as tar:
+        kept = [tar.extractfile(m).read() for m in tar if m.name.endswith(".mp4")]  # type: ignore[union-attr]
+    assert sorted(kept) == sorted((clips / name).read_bytes() for name in names)
+    lose()
+    # A review shows what was captioned, also what is not here any more.
+    review = ReviewedCaptions(tmp_path / "out")
+    review.load()
+    told = review.told()["media"]
+    assert [m["path"] for m in told] == [f"{web.address}/{name}" for name in names]
+    assert not any(m["gone"] for m in told)
+
+
+def test_a_run_that_is_killed_while_it_fetches_goes_on_where_it_was(
+    web: Web, expected: list[dict[str, Any]], clips: Path, tmp_path: Path
+) -> None:
+    names = sorted(path.name for path in clips.glob("*.mp4"))
+    words = [f"{web.address}/{name}" for name in names]
+    words += ["--model", "demo", "--out", str(tmp_path / "out"), "--store", str(tmp_path / "store")]
+    running: list[subprocess.Popen[bytes]] = []
+    killed = threading.Event()
+
+    def kill(path: str, part: str) -> int:
+        if names[3] in path and part != "bytes=0-0" and not killed.is_set():
+            killed.set()
+            os.killpg(running[0].pid, signal.SIGKILL)
+        return 0
+
+    web.before = kill
+    quiet = subprocess.DEVNULL
+    running.append(
+        subprocess.Popen(
+            [*PENSTOCK, "caption", *words],
+            cwd=ROOT,
+            stdout=quiet,
+            stderr=quiet,
+            start_new_session=True,
+        )
+    )
+    assert running[0].wait(SECONDS) == -signal.SIGKILL
+    run(tmp_path, "caption", *words)
+    assert said(tmp_path / "out") == expected
+
+
+def test_what_is_gone_on_the_web_fails_alone_and_the_rest_is_captioned(
+    web: Web, expected: list[dict[str, Any]], clips: Path, tmp_path: Path
+) -> None:
+    names = sorted(path.name for path in clips.glob("*.mp4"))
+    words = [f"{web.address}/{name}?X-Amz-Signature=9secret9" for name in [*names, "none.mp4"]]
+    out = tmp_path / "out"
+    run(tmp_path, "caption", *words, "--model", "demo", "--out", str(out), code=1)
+    assert said(out) == expected
+    failure = json.loads((out / "failures.jsonl").read_text())
+    assert (failure["error"], failure["media_path"]) == ("missing", f"{web.address}/none.mp4")
+    run(tmp_path, "report", str(out))
+    written = [path for path in tmp_path.rglob("*") if path.is_file() and path.name != "far.json"]
+    assert len(written) > 20 and not [p for p in written if b"9secret9" in p.read_bytes()]
+
+
+def test_media_far_away_are_indexed_found_and_shown(there: str, tmp_path: Path) -> None:
+    index = str(tmp_path / "index")
+    build = ("index", "build", there, "--model", "demo", "--out", index)
+    run(tmp_path, *build)
+    page = tmp_path / "page.html"
+    words = ("search", "a red circle", "--index", index, "--html", str(page))
+    told = json.loads(run(tmp_path, *words, "--json").splitlines()[0])
+    assert told["path"].startswith(there)
+    assert "not readable" not in page.read_text() and told["path"] in page.read_text()
+    run(tmp_path, *words, "--copy", str(tmp_path / "found"))
+    assert list((tmp_path / "found").glob("001-*.mp4"))
+    assert "gone" not in run(tmp_path, *build)

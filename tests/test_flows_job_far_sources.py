@@ -1,0 +1,190 @@
+"""Sources that are addresses: which media they mean, and in which order."""
+
+import hashlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from artifacts.errors import EnvironmentFault, MediaError, UsageError
+from artifacts.keys import ContentDigests
+from artifacts.remote import finding
+from artifacts.remote.keeping import at_hand, note_digest
+from artifacts.store import open_store
+from artifacts.stores.bucket import Bucket
+from flows.job import far_digests
+from flows.job.contents import read_contents
+from flows.job.media_files import Selection
+from flows.job.portions import portions_of
+from flows.job.sources import find_media
+from tests.support.buckets import Between
+from tests.support.web import Web, web_server
+from tests.test_flows_job_sources import DEEP, PLAIN, names
+
+NAMES = ("b.mp4", "a.MKV", "notes.docx", "photo.jpg", "deep/c.webm", "a/z.mp4", ".hidden.mp4")
+"""Those of a folder and of a bucket; in both the same is found."""
+
+
+@pytest.fixture
+def web(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Web]:
+    monkeypatch.setenv("PENSTOCK_NEARBY", str(tmp_path / "nearby"))
+    monkeypatch.setattr(finding, "WEB_WAITS", (0.01,))
+    with web_server(tmp_path) as server:
+        yield server
+
+
+@pytest.fixture
+def filled(bucket_address: str, tmp_path: Path) -> str:
+    """A folder of a bucket, which is also `videos` on disk."""
+    bucket = Bucket(bucket_address)
+    for name in NAMES:
+        path = tmp_path / "videos" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(name.encode())
+        bucket.write(f"videos/{name}", name.encode())
+    bucket.write("videos2/other.mp4", b"x")
+    return f"{bucket_address}/videos"
+
+
+@pytest.mark.parametrize("end", ["", "/"])
+@pytest.mark.parametrize("selection", [PLAIN, DEEP, Selection(recursive=True, extensions=("mp4",))])
+def test_a_folder_of_a_bucket_gives_what_one_on_disk_does(
+    filled: str, tmp_path: Path, selection: Selection, end: str
+) -> None:
+    found, failures = find_media([filled + end], selection)
+    local, _ = find_media([str(tmp_path / "videos")], selection)
+    assert names(found) == names(local) and len(found) >= 2 and failures == []
+    assert [file.kind for file in found] == [file.kind for file in local]
+    assert [file.place for file in found] == [f"{filled}/{name}" for name in names(local)]
+    assert {file.source for file in found} == {filled + end}
+
+
+@pytest.mark.parametrize("pattern", ["*.mp4", "**/*.mp4", "*/c.webm", "[ab].*", "deep/*"])
+def test_a_pattern_means_in_a_bucket_what_it_means_on_disk(
+    filled: str, tmp_path: Path, pattern: str
+) -> None:
+    found, failures = find_media([f"{filled}/{pattern}"], PLAIN)
+    local, _ = find_media([f"{tmp_path}/videos/{pattern}"], PLAIN)
+    assert names(found) == names(local) != [] and failures == []
+
+
+def test_what_is_fetched_is_what_lies_there_and_is_listed_in_one_request(
+    filled: str, tmp_path: Path, way: Between
+) -> None:
+    store = open_store(str(tmp_path / "store"))
+    found, _ = find_media([filled + "/"], DEEP)
+    assert way.counts == {"list": 1}
+    _, contents, failures = read_contents(
+        found, ContentDigests(tmp_path / "d"), lambda _: "", store
+    )
+    local, _ = find_media([str(tmp_path / "videos")], DEEP)
+    _, expected, _ = read_contents(local, ContentDigests(tmp_path / "d"), lambda _: "", store)
+    assert [m.digest for m in contents] == [m.digest for m in expected] and failures == []
+    assert all(m.stamp is None for m in contents)
+    assert way.counts == {"list": 1, "get": len(found)}
+    again, _ = find_media([filled + "/"], DEEP)
+    read_contents(again, ContentDigests(tmp_path / "d"), lambda _: "", store)
+    assert way.counts == {"list": 2, "get": len(found)}
+
+
+def test_an_object_and_a_folder_with_nothing_in_it(filled: str) -> None:
+    found, failures = find_media([f"{filled}/notes.docx", f"{filled}/none", f"{filled}/no*"], PLAIN)
+    assert names(found) == ["notes.docx"]  # what is named is taken, whatever its suffix
+    assert [(f.media_path, f.error) for f in failures] == [
+        (f"{filled}/none", "missing"),
+        (f"{filled}/no*", "missing"),
+    ]
+
+
+def test_a_bucket_that_cannot_be_read_ends_the_run(bucket_address: str) -> None:
+    with pytest.raises(EnvironmentFault, match="s3://nobody"):
+        find_media(["s3://nobody/videos/"], PLAIN)
+    with pytest.raises(UsageError, match="more than a bucket"):
+        find_media(["s3://me:pw@bucket/videos/"], PLAIN)
+
+
+def test_the_lines_of_a_list_may_be_addresses_with_prompts(web: Web, tmp_path: Path) -> None:
+    (tmp_path / "here.mp4").write_bytes(b"here")
+    (tmp_path / "a b.jpg").write_bytes(b"there")
+    lines = tmp_path / "list.jsonl"
+    lines.write_text(
+        f'{{"path": "{web.address}/a%20b.jpg?X-Amz-Signature=s", "prompt": "What?"}}\n'
+        f'{{"path": "here.mp4"}}\n{{"path": "{web.address}/gone.mp4"}}\n'
+        f'{{"path": "http://127.0.0.1:1/dead.mp4"}}\n{{"path": "{web.address}/more.txt"}}\n'
+    )
+    found, failures = find_media([f"@{lines}"], PLAIN)
+    assert names(found) == ["a b.jpg", "here.mp4"]
+    assert [file.kind for file in found] == ["image", "video"]
+    assert found[0].prompt == "What?" and found[0].place == f"{web.address}/a%20b.jpg"
+    assert [(f.error, f.media_path) for f in failures] == [
+        ("missing", f"{web.address}/gone.mp4"),
+        ("unreachable", "http://127.0.0.1:1/dead.mp4"),
+        ("list", f"{web.address}/more.txt"),
+    ]
+    assert not any("Signature" in str(f) for f in [*failures, found[0].source, found[0].place])
+
+
+def test_what_goes_wrong_while_it_is_fetched_is_that_files_failure(
+    web: Web, tmp_path: Path
+) -> None:
+    for name in ("a.mp4", "b.mp4", "c.mp4"):
+        (tmp_path / name).write_bytes(name.encode())
+    found, _ = find_media([f"{web.address}/{name}" for name in ("a.mp4", "b.mp4", "c.mp4")], PLAIN)
+    web.versions["a.mp4"] = "2"
+    web.before = lambda path, _: 500 if "b.mp4" in path else 0
+    readable, contents, failures = read_contents(
+        found, ContentDigests(tmp_path / "d"), lambda _: "?", open_store(str(tmp_path / "store"))
+    )
+    assert names(readable) == ["c.mp4"]
+    assert contents[0].digest == hashlib.sha256(b"c.mp4").hexdigest()
+    assert [(f.media_path, f.error) for f in failures] == [
+        ("a.mp4", "changed"),
+        ("b.mp4", "unreadable"),
+    ]
+    assert "500" in failures[1].message
+
+
+def test_portions_name_addresses_and_know_their_sizes(
+    filled: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from flows.job.config import CaptionConfig
+
+    monkeypatch.chdir(tmp_path)
+    config = CaptionConfig(sources=(filled + "/",), out=str(tmp_path / "out"), recursive=True)
+    portions, failures = portions_of(config, most=2)
+    assert [p.files for p in portions] == [2, 2, 1] and failures == []
+    assert sum(p.bytes for p in portions) == sum(
+        len(name) for name in NAMES if name[0] != "." and "docx" not in name
+    )
+    # Another machine finds the same by the list alone.
+    again, _ = find_media([p.source for p in portions], PLAIN)
+    whole, _ = find_media([filled + "/"], DEEP)
+    assert [file.path for file in again] == [file.path for file in whole]
+    assert not os.path.exists(again[0].path)
+
+
+def test_what_one_machine_learnt_another_need_not_fetch(
+    filled: str, way: Between, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def contents(machine: str) -> list[str]:
+        monkeypatch.setenv("PENSTOCK_NEARBY", str(tmp_path / machine))
+        store = open_store(filled.replace("videos", "store"))
+        found, _ = find_media([filled + "/"], DEEP)
+        digests = ContentDigests(tmp_path / f"{machine}.digests")
+        way.clear()
+        _, media, failures = read_contents(found, digests, lambda _: "", store)
+        assert failures == []
+        return [medium.digest for medium in media]
+
+    first = contents("one")
+    assert way.counts == {"list": 1, "get": len(first), "put": len(first)}
+    assert contents("two") == first and way.counts == {"list": 1}
+    monkeypatch.setattr(far_digests, "MOST_LISTED", 3)
+    assert contents("three") == first and way.counts["get"] == 0
+    assert way.counts["list"] == 1 + len(first) - 3  # a page holds all; each other one is asked for
+    # What is fetched is judged by what was told.
+    path = find_media([filled + "/"], DEEP)[0][0].path
+    note_digest(path, "0" * 64)
+    with pytest.raises(MediaError, match="changed or replaced"), at_hand(path):
+        pass
