@@ -40,7 +40,7 @@ def put(web: Web, name: str, size: int) -> bytes:
 
 
 def copies() -> list[str]:
-    return sorted(p.name for p in media_folder().glob("*/*/*") if p.name != "far.json")
+    return sorted(p.name for p in media_folder().glob("*/*/*") if p.name != ".penstock-far.json")
 
 
 def test_addresses_are_told_from_paths() -> None:
@@ -136,7 +136,7 @@ def test_a_signed_address_is_asked_with_what_is_given_last(web: Web) -> None:
     with at_hand(before) as path:
         assert path.read_bytes() == content
     assert web.asked[-1][0].endswith("Signature=new")
-    note = before.parent / "far.json"
+    note = before.parent / ".penstock-far.json"
     assert note.stat().st_mode & 0o077 == 0 and "new" in note.read_text()
 
 
@@ -267,8 +267,8 @@ def test_a_disk_without_room_is_said_before_anything_is_fetched(
 def test_a_note_that_rotted_is_written_anew(web: Web) -> None:
     content = put(web, "a.mp4", 10)
     path = copy_of(far_file_at(f"{web.address}/a.mp4"))
-    (path.parent / "far.json").write_text("{")
+    (path.parent / ".penstock-far.json").write_text("{")
     assert copy_of(far_file_at(f"{web.address}/a.mp4")) == path
-    assert json.loads((path.parent / "far.json").read_text())["sha256"] == ""
+    assert json.loads((path.parent / ".penstock-far.json").read_text())["sha256"] == ""
     with at_hand(path) as found:
         assert found.read_bytes() == content

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import tarfile
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -154,6 +155,32 @@ def test_a_run_that_is_killed_while_it_fetches_goes_on_where_it_was(
     assert said(tmp_path / "out") == expected
 
 
+def test_who_stops_a_run_that_fetches_does_not_wait_for_it(web: Web, tmp_path: Path) -> None:
+    (tmp_path / "clips").mkdir()
+    (tmp_path / "clips" / "large.mp4").write_bytes(os.urandom(40 << 20))
+    web.folder, begun = tmp_path / "clips", threading.Event()
+
+    def slowly(path: str, part: str) -> int:
+        if part != "bytes=0-0":
+            begun.set()
+            time.sleep(1)
+        return 0
+
+    web.before = slowly
+    words = ["caption", f"{web.address}/large.mp4", "--model", "demo", "--out", str(tmp_path / "o")]
+    words += ["--store", str(tmp_path / "store")]
+    with subprocess.Popen([*PENSTOCK, *words], cwd=ROOT, stderr=subprocess.PIPE, text=True) as run:
+        assert begun.wait(60)
+        time.sleep(1)
+        run.send_signal(signal.SIGINT)
+        stopped = time.monotonic()
+        assert run.wait(60) == 4 and run.stderr is not None
+        assert time.monotonic() - stopped < 8  # of some 12 s that are left
+        assert "Traceback" not in run.stderr.read()
+    parts = list((tmp_path / "nearby" / "media").glob("*/*/*.part"))
+    assert [0 < part.stat().st_size < 40 << 20 for part in parts] == [True]
+
+
 def test_what_is_gone_on_the_web_fails_alone_and_the_rest_is_captioned(
     web: Web, expected: list[dict[str, Any]], clips: Path, tmp_path: Path
 ) -> None:
@@ -165,7 +192,9 @@ def test_what_is_gone_on_the_web_fails_alone_and_the_rest_is_captioned(
     failure = json.loads((out / "failures.jsonl").read_text())
     assert (failure["error"], failure["media_path"]) == ("missing", f"{web.address}/none.mp4")
     run(tmp_path, "report", str(out))
-    written = [path for path in tmp_path.rglob("*") if path.is_file() and path.name != "far.json"]
+    written = [
+        path for path in tmp_path.rglob("*") if path.is_file() and path.name != ".penstock-far.json"
+    ]
     assert len(written) > 20 and not [p for p in written if b"9secret9" in p.read_bytes()]
 
 

@@ -15,6 +15,7 @@ from artifacts.store import open_store
 from artifacts.stores.bucket import Bucket
 from flows.job import far_digests
 from flows.job.contents import read_contents
+from flows.job.far_digests import contents_of
 from flows.job.media_files import Selection
 from flows.job.portions import portions_of
 from flows.job.sources import find_media
@@ -188,3 +189,15 @@ def test_what_one_machine_learnt_another_need_not_fetch(
     note_digest(path, "0" * 64)
     with pytest.raises(MediaError, match="changed or replaced"), at_hand(path):
         pass
+
+
+def test_who_waits_sees_how_much_is_here(web: Web, tmp_path: Path) -> None:
+    for name in ("a.mp4", "b.mp4"):
+        (tmp_path / name).write_bytes(bytes(1000))
+    found, _ = find_media([f"{web.address}/{name}" for name in ("a.mp4", "b.mp4")], PLAIN)
+    store, told = open_store(str(tmp_path / "store")), list[tuple[int, int]]()
+    contents_of(found, store, lambda here, total: told.append((here, total)))
+    assert sorted(told)[-1] == (2000, 2000) and sorted(told) == told
+    told.clear()
+    contents_of(found, store, lambda here, total: told.append((here, total)))
+    assert told == []

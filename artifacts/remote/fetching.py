@@ -10,7 +10,7 @@ import hashlib
 import os
 import shutil
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from io import BufferedRandom
 from pathlib import Path
@@ -20,12 +20,14 @@ from artifacts.remote.addresses import FarFile
 from artifacts.remote.finding import part_of, whole
 from artifacts.stores.folder import fault_of
 
-RANGE_BYTES = 8 << 20
-"""Bytes that are asked for at once: a second or less on most networks."""
+RANGE_BYTES = 4 << 20
+"""Bytes that are asked for at once."""
 RANGES_AT_ONCE = 4
 """Ranges of one object that are under way; each is held in memory."""
 SPARE_BYTES = 256 << 20
 """Bytes of the disk that are left free."""
+Hear = Callable[[int], None]
+"""Function that hears how many more bytes are here, and may raise to end it."""
 BOOT = Path("/proc/sys/kernel/random/boot_id")
 
 
@@ -36,19 +38,22 @@ def part_name() -> str:
     return "part"
 
 
-def fetch(far: FarFile, file: BufferedRandom) -> str:
+def fetch(far: FarFile, file: BufferedRandom, hear: Hear) -> str:
     """Write what is missing of an object to a file that holds its beginning; return the SHA-256 of
-    all of it. Raises FileChanged, FileNotFoundError and EnvironmentFault."""
+    all of it. `hear` is told of the bytes as they come. Raises what `hear` raises, FileChanged,
+    FileNotFoundError and EnvironmentFault."""
     there = os.fstat(file.fileno()).st_size
     if there > far.size:
         file.truncate(there := 0)
     _check_room(far, there, Path(file.name).parent)
     file.seek(0)
     hashed = hashlib.file_digest(file, "sha256") if there else hashlib.sha256()
+    hear(there)
     for block in _blocks(far, there):
         with _told_of_disk(file):
             file.write(block)
         hashed.update(block)
+        hear(len(block))
     with _told_of_disk(file):
         file.flush()
         os.fsync(file.fileno())

@@ -12,7 +12,7 @@ import fcntl
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
@@ -27,7 +27,7 @@ from artifacts.stores.copies import CopyRoom, nearby_folder, nearby_limit
 
 MEDIA = "media"
 """Folder of the copies, in that of what lies elsewhere."""
-NOTE = "far.json"
+NOTE = f"{HALF}far.json"
 OWNER_ONLY = 0o600
 """Who may read a note: an address may hold what lets its reader in."""
 
@@ -77,11 +77,12 @@ def _copy_at(address: str | Path) -> Path:
     return copy_of(far_file_at(str(address)))
 
 
-def digest_at(path: Path) -> str:
-    """Return the SHA-256 of what a copy holds, which is fetched if that is not known yet. Raises
-    FileNotFoundError, FileChanged and EnvironmentFault."""
+def digest_at(path: Path, hear: Callable[[int], None] = lambda _: None) -> str:
+    """Return the SHA-256 of what a copy holds, which is fetched if that is not known yet. `hear` is
+    told of the bytes as they come, and may raise. Raises FileNotFoundError, FileChanged and
+    EnvironmentFault."""
     if not (known := digest_noted(path)):
-        with _held(path):
+        with _held(path, hear):
             known = digest_noted(path)
     return known
 
@@ -100,13 +101,13 @@ def note_digest(path: Path, digest: str) -> None:
 
 
 @contextlib.contextmanager
-def _held(path: Path) -> Iterator[None]:
+def _held(path: Path, hear: Callable[[int], None] = lambda _: None) -> Iterator[None]:
     """Fetch a copy if it is not there, and keep others from deleting it."""
     while True:
         try:
             descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError:
-            _fetch(path)
+            _fetch(path, hear)
             continue
         with os.fdopen(descriptor, "rb") as file:
             fcntl.flock(file, fcntl.LOCK_SH)
@@ -118,7 +119,7 @@ def _held(path: Path) -> Iterator[None]:
             return
 
 
-def _fetch(path: Path) -> None:
+def _fetch(path: Path, hear: Callable[[int], None]) -> None:
     """Fetch a copy; who else wants it waits."""
     # Whoever reads files of this machine loads nothing for it.
     from artifacts.remote.fetching import fetch, part_name
@@ -138,7 +139,7 @@ def _fetch(path: Path) -> None:
         if path.exists() or not _is_at(part, half):
             return
         _room(media_folder(), nearby_limit()).take(far.size)
-        found = fetch(far, part)
+        found = fetch(far, part, hear)
         if digest and found != digest:
             part.truncate(0)
             raise FileChanged(far.place)
@@ -161,7 +162,7 @@ def _all() -> Iterator[tuple[float, int, Path]]:
     """Yield the copies, and what was fetched of others, with their last use and size."""
     for path in media_folder().glob("*/*/*"):
         with contextlib.suppress(OSError):
-            if path.name != NOTE and not path.name.startswith(HALF):
+            if not path.name.startswith(HALF):
                 found = path.stat()
                 yield max(found.st_atime, found.st_mtime), found.st_size, path
 

@@ -12,7 +12,7 @@ from artifacts.keys import ContentDigests, content_key
 from artifacts.stamps import CHANGED, CHANGED_HINT, FileChanged
 from artifacts.store import Store
 from flows.job.config import CaptionConfig
-from flows.job.far_digests import contents_of
+from flows.job.far_digests import Progress, contents_of
 from flows.job.media_files import MediaFile, source_failure
 from flows.job.models import Model
 from flows.job.tasks import PREVIOUS, Medium
@@ -24,16 +24,17 @@ def read_contents(
     digests: ContentDigests,
     prompt_for: Callable[[str], str],
     store: Store,
+    progress: Progress | None = None,
 ) -> tuple[list[MediaFile], list[Medium], list[Failure]]:
     """Digest the content of every file; a file that cannot be read is a failure, not the end.
     Raises EnvironmentFault where a bucket cannot be read."""
     readable: list[MediaFile] = []
     contents: list[Medium] = []
     failures: list[Failure] = []
-    far = contents_of([file for file in files if file.far], store)
+    far = contents_of([file for file in files if file.far], store, progress)
     near = iter(digests.of_many([f.path for f in files if not f.far], workers=cores()))
     for file in files:
-        content = next(far) if file.far else next(near)
+        content = far[file.path] if file.far else next(near)
         if not (isinstance(content, Exception) or file.far or os.access(file.path, os.R_OK)):
             content = PermissionError(errno.EACCES, os.strerror(errno.EACCES))
         if isinstance(content, Exception):

@@ -5,13 +5,15 @@ What a machine has learnt lies in the store as the name of an empty object, so a
 gathers what many machines have made fetches nothing.
 """
 
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
+from pathlib import Path
 
-from artifacts.errors import Unanswered
+from artifacts.errors import Interrupted, Unanswered
 from artifacts.keys import Content
-from artifacts.remote.addresses import FarFile, is_web
+from artifacts.remote.addresses import is_web
 from artifacts.remote.keeping import digest_at, digest_noted, note_digest
 from artifacts.store import Store
 from flows.job.media_files import MediaFile
@@ -20,12 +22,42 @@ FOLDER = "far"
 """Folder of a store in which digests of what lies far away are told."""
 MOST_LISTED = 1000
 """Names that are listed at once, which is a request; of more, each is asked for by itself."""
-AT_ONCE = 16
-"""Media that are asked about, or fetched, at the same time."""
+ASKED_AT_ONCE = 32
+FETCHED_AT_ONCE = 8
+"""Media that are fetched at the same time, each by some ranges."""
+
+Learnt = Content | OSError | Unanswered
+"""What a file holds, or why it cannot be had."""
+Progress = Callable[[int, int], None]
+"""Function that hears how many bytes are here, and how many there are."""
+
+
+def contents_of(
+    files: Sequence[MediaFile], store: Store, progress: Progress | None = None
+) -> Mapping[Path, Learnt]:
+    """Return what each file holds, or why it cannot be had; what nobody knows yet is fetched.
+    Raises EnvironmentFault where a bucket, or the disk of the copies, is in the way."""
+    if not files:
+        return {}
+    wanted = {file.path: file for file in files}
+    digests = FarDigests(store)
+    with ThreadPoolExecutor(ASKED_AT_ONCE) as pool:
+        known = dict(zip(wanted, pool.map(digests.known, wanted.values()), strict=True))
+    missing = [wanted[path] for path, digest in known.items() if not digest]
+    found: dict[Path, Learnt] = {p: Content(digest, None) for p, digest in known.items() if digest}
+    coming = _Coming(sum(file.far.size for file in missing if file.far), progress)
+    with ThreadPoolExecutor(FETCHED_AT_ONCE) as pool:
+        try:
+            fetched = pool.map(lambda file: digests.learn(file, coming.hear), missing)
+            found |= zip((file.path for file in missing), fetched, strict=True)
+        finally:  # whoever stops the program does not wait for what is under way
+            coming.stopped.set()
+            pool.shutdown(cancel_futures=True)
+    return found
 
 
 class FarDigests:
-    """Digests of media far away, as a store tells them."""
+    """Digests of media far away, as this machine and a store know them."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
@@ -33,45 +65,50 @@ class FarDigests:
         self._listed = dict(name.split("/")[1:3] for name in names)
         self._is_all = len(names) < MOST_LISTED
 
-    def of(self, file: MediaFile) -> Content | OSError | Unanswered:
-        """Return what a file holds, or why it cannot be had. Raises EnvironmentFault where a
-        bucket, or the disk of the copies, is in the way."""
+    def known(self, file: MediaFile) -> str:
+        """Return the digest of a file; empty where nobody knows it."""
         assert file.far is not None
+        digest = digest_noted(file.path)
+        if not digest and (digest := self._told(file.far.key)):
+            note_digest(file.path, digest)
+        return digest
+
+    def learn(self, file: MediaFile, hear: Callable[[int], None]) -> Learnt:
+        """Fetch a file, and tell the store what it holds. Raises EnvironmentFault."""
         try:
-            digest = digest_noted(file.path)
-            if not digest and (digest := self._told(file.far)):
-                note_digest(file.path, digest)
-            return Content(digest or self._learnt(file, file.far), None)
+            digest = digest_at(file.path, hear)
         except OSError as error:
             return error
         except Unanswered as error:
             if not is_web(file.place):
                 raise
             return error
+        if file.far is not None and file.far.lasts:
+            self._store.put_if_absent(f"{FOLDER}/{file.far.key}/{digest}", [])
+        return Content(digest, None)
 
-    def _told(self, far: FarFile) -> str:
-        """Return what the store tells; empty where it tells nothing."""
-        key = far.key
+    def _told(self, key: str) -> str:
         if self._is_all or key in self._listed:
             return self._listed.get(key, "")
         return next((n.rpartition("/")[2] for n in self._store.list(f"{FOLDER}/{key}")), "")
 
-    def _learnt(self, file: MediaFile, far: FarFile) -> str:
-        digest = digest_at(file.path)
-        if far.lasts:
-            self._store.put_if_absent(f"{FOLDER}/{far.key}/{digest}", [])
-        return digest
 
+class _Coming:
+    """The bytes that are being fetched, by several threads."""
 
-def contents_of(
-    files: Sequence[MediaFile], store: Store
-) -> Iterator[Content | OSError | Unanswered]:
-    """Yield what each file holds, or why it cannot be had. Raises EnvironmentFault."""
-    if not files:
-        return
-    digests = FarDigests(store)
-    with ThreadPoolExecutor(AT_ONCE) as pool:
-        try:
-            yield from pool.map(digests.of, files)
-        finally:
-            pool.shutdown(cancel_futures=True)
+    def __init__(self, total: int, progress: Progress | None) -> None:
+        self._total = total
+        self._progress = progress
+        self._here = 0
+        self._lock = threading.Lock()
+        self.stopped = threading.Event()
+        """Set when nothing more is wanted."""
+
+    def hear(self, size: int) -> None:
+        """Count bytes that have come. Raises Interrupted when they are not wanted any more."""
+        if self.stopped.is_set():
+            raise Interrupted("the run was stopped while media were fetched")
+        with self._lock:
+            self._here += size
+            if self._progress is not None:
+                self._progress(min(self._here, self._total), self._total)

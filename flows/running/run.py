@@ -93,7 +93,7 @@ def prepared(
         launcher = Forking(make_launcher(watch.listen), forks)
         try:
             if config.sources:
-                job = prepare(config, launcher, watch.say, *pipelines)
+                job = prepare(config, launcher, watch.say, *pipelines, progress=watch.fetched)
             else:
                 job = prepare_without_media(config, launcher, *pipelines)
         except NothingToDo as error:

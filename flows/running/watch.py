@@ -54,6 +54,10 @@ class Watch:
         """Tell people something of the run."""
         self._display.say(text)
 
+    def fetched(self, here: int, total: int) -> None:
+        """Tell people that so many bytes of the media are here."""
+        self._display.fetched(here, total)
+
     def listen(self, stage: str, event: Event) -> None:
         """Hear an event of a stage."""
         record, job = self._record, self._job

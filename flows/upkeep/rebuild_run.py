@@ -166,7 +166,7 @@ def rebuild(
     watch = Watch(display, on_begin)
     with stopped_in_order(), ForkServer() as forks:
         launcher = Forking(make_launcher(watch.listen), forks)
-        job = prepare(config, launcher, display.say, *KEPT, alone=True)
+        job = prepare(config, launcher, display.say, *KEPT, progress=display.fetched, alone=True)
         last = last_record(job.store, name)
         now = record_of(job, last)
         to_make = Missing.of(job)
