@@ -154,3 +154,11 @@ def test_a_person_s_commands_are_not_broken_inside_a_word(
         if name == "caption" and fresh:
             loading = {line for line in shown.lines if "loading the vision half" in line}
             assert len(loading) > 2, "nothing moves while the stage loads"
+
+
+@pytest.mark.slow
+def test_a_log_says_what_is_done_before_the_first_stage(media: Path, tmp_path: Path) -> None:
+    run = [*PENSTOCK, "caption", str(media), "--model", "demo", "--out", str(tmp_path / "out")]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PENSTOCK_STORE": str(tmp_path / "store")}
+    log = piped(run, environment)
+    assert log.lines[0] == READING and log.lines[1].startswith("cutting frames: ")

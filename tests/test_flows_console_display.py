@@ -89,3 +89,36 @@ def test_a_terminal_that_obeys_nothing_has_plain_lines(monkeypatch: pytest.Monke
         text = seen.close()
     assert "\x1b" not in text and "encoding: 38 to do, 2 there already" in text
     assert too_wide(text.splitlines(), 80) == []
+
+
+def test_a_log_is_not_silent_while_sources_and_model_are_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("flows.console.display.SILENT_SECONDS", 0.05)
+    log = io.StringIO()
+    display = Display(to=log)
+    display.doing(READING)
+    assert log.getvalue() == ""
+    deadline = time.monotonic() + 20
+    while not log.getvalue() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert log.getvalue() == f"{READING}\n"
+    display.doing("something more")
+    time.sleep(0.2)
+    assert log.getvalue() == f"{READING}\n"
+
+
+@pytest.mark.parametrize("end", ["close", "say", "stage"])
+def test_a_log_says_nothing_of_what_took_no_time(end: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("flows.console.display.SILENT_SECONDS", 0.3)
+    log = io.StringIO()
+    display = Display(to=log)
+    display.doing(READING)
+    if end == "close":
+        display.close()
+    elif end == "say":
+        display.say("something")
+    else:
+        display.stage("frames", 3, 0)
+    time.sleep(0.6)
+    assert READING not in log.getvalue()

@@ -107,6 +107,7 @@ def test_a_record_is_the_same_alone_among_others_and_in_another_order(
     assert wave.captions(THIRD) == [whole[4]]
 
 
+@pytest.mark.slow
 def test_a_record_is_the_same_with_one_thread_and_with_two(tmp_path: Path) -> None:
     wave = wave_of(tmp_path, 10, dtype="bfloat16")
     threads = torch.get_num_threads()

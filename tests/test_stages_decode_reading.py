@@ -31,7 +31,7 @@ def said(found: list[dict[str, Any]]) -> list[str]:
     return [caption["caption"] for caption in found]
 
 
-@pytest.mark.parametrize("kind", ["image", "video"])
+@pytest.mark.parametrize("kind", [pytest.param("image", marks=pytest.mark.slow), "video"])
 @pytest.mark.parametrize("family", BUILDERS)
 def test_a_prompt_read_in_pieces_is_captioned_as_at_once(
     family: str, kind: str, tmp_path: Path

@@ -59,7 +59,9 @@ def test_a_batch_that_does_not_fit_is_halved_and_the_size_is_kept() -> None:
     assert all(WORDS in e["error"] for e in told)
 
 
-@pytest.mark.parametrize("largest", [3, 6, 7, 8, 12])
+@pytest.mark.parametrize(
+    "largest", [pytest.param(n, marks=() if n == 7 else pytest.mark.slow) for n in (3, 6, 7, 8, 12)]
+)
 @pytest.mark.parametrize("room", [1, 2, 3, 5])
 def test_pieces_hold_what_they_hold_when_the_size_is_chosen_beforehand(
     largest: int, room: int

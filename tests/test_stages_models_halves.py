@@ -90,7 +90,13 @@ def test_the_halves_share_no_parameter_and_miss_none(family: str) -> None:
     assert not shared
 
 
-@pytest.mark.parametrize("family", BUILDERS)
+@pytest.mark.parametrize(
+    "family",
+    [
+        name if name in ("llava", "qwen2_5_vl") else pytest.param(name, marks=pytest.mark.slow)
+        for name in BUILDERS
+    ],
+)
 def test_no_tensor_of_the_other_half_is_used(family: str, tmp_path: Path) -> None:
     folder = checkpoint(family)
     inputs = joint_inputs(load_processor(folder), clips("video", 2), PROMPTS[:2])

@@ -113,7 +113,7 @@ def test_the_connector_is_quantized_with_the_vision_half(family: str) -> None:
     assert last == "Linear4bit"
 
 
-@pytest.mark.parametrize("kind", ["int8", "nf4", "fp4"])
+@pytest.mark.parametrize("kind", ["int8", "nf4", pytest.param("fp4", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("skip", [FULL_PATHS, BARE_NAMES, None], ids=["paths", "bare", "all"])
 def test_a_checkpoint_that_was_saved_quantized_loads_as_it_is(
     kind: str, skip: list[str] | None, tmp_path: Path

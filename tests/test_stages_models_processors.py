@@ -38,7 +38,7 @@ def whole_says(family: str, batch: list[Clip], prompts: tuple[str, ...]) -> list
     return [text.strip() for text in processor.batch_decode(new, skip_special_tokens=True)]
 
 
-@pytest.mark.parametrize("kind", ["image", "video"])
+@pytest.mark.parametrize("kind", [pytest.param("image", marks=pytest.mark.slow), "video"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_two_stages_say_what_the_whole_model_says(family: str, kind: str, tmp_path: Path) -> None:
     batch, prompts = clips(kind, 2), PROMPTS[:2]

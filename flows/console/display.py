@@ -69,18 +69,17 @@ class Display:
         self._fetch_total = 0
         self._fetch_before = 0
         self._fetch_started = 0.0
-        self._waiting: threading.Timer | None = None
-        """What breaks the silence of a log before the first line."""
+        self._silence: threading.Timer | None = None
 
     def doing(self, text: str) -> None:
         """Show what is done before the first stage, or between two."""
         with self._lock:
             if self._moving and not self._stage:
                 self._moving.show(text)
-            elif self._plain and not self._stage and self._waiting is None:
-                self._waiting = threading.Timer(SILENT_SECONDS, self._break_silence, [text])
-                self._waiting.daemon = True
-                self._waiting.start()
+            elif self._plain and not self._stage and self._silence is None:
+                self._silence = threading.Timer(SILENT_SECONDS, self._break_silence, [text])
+                self._silence.daemon = True
+                self._silence.start()
 
     def stage(self, name: str, total: int, done: int, loads: str = "") -> None:
         """Begin a stage, with `done` of its `total` items there already, which first `loads`
@@ -169,7 +168,8 @@ class Display:
     def close(self) -> None:
         """End the moving line."""
         with self._lock:
-            self._end_silence()
+            if self._silence:
+                self._silence.cancel()
             if self._fetch_total:  # it was broken off
                 self._clear()
                 self._fetch_total = 0
@@ -223,15 +223,12 @@ class Display:
 
     def _break_silence(self, text: str) -> None:
         with self._lock:
-            if self._waiting is not None and not self._waiting.finished.is_set():
+            if self._silence and not self._silence.finished.is_set():
                 self._line(text)
 
-    def _end_silence(self) -> None:
-        if self._waiting is not None:
-            self._waiting.cancel()
-
     def _line(self, text: str) -> None:
-        self._end_silence()
+        if self._silence:
+            self._silence.cancel()
         if self._moving:
             self._moving.line(text)
         else:
