@@ -1,6 +1,7 @@
 """Checkpoints in the form of the original LLaVA code are refused by name, before any weight is
 looked at."""
 
+import importlib
 import json
 import shutil
 import subprocess
@@ -72,8 +73,10 @@ def original(folder: Path, **changes: Any) -> Path:
 def unopened(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fails where a configuration is read by transformers or a file of weights is opened."""
     import safetensors
-    import transformers.modeling_utils  # or it would keep what stands here meanwhile
     from transformers import AutoConfig
+
+    # Imported now, it has what it should keep, and not what stands there meanwhile.
+    importlib.import_module("transformers.modeling_utils")
 
     def refused(*_: Any, **__: Any) -> Any:
         pytest.fail("it was opened")
