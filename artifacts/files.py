@@ -27,7 +27,7 @@ def whole_file(path: Path) -> Iterator[IO[bytes]]:
         handle, half = tempfile.mkstemp(dir=path.parent, prefix=HALF)
         try:
             with os.fdopen(handle, "wb") as file:
-                os.fchmod(file.fileno(), 0o666 & ~_umask())
+                os.fchmod(file.fileno(), 0o666 & ~UMASK)
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
@@ -68,3 +68,8 @@ def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
+
+
+UMASK = _umask()
+"""Who may not read what is written, by the user's wish. It is asked once: while it is, another
+thread's files would be everybody's."""

@@ -11,8 +11,8 @@ from artifacts.files import HALF
 from artifacts.store import fault_of
 
 
-def link(source: Path, target: Path) -> bool:
-    """Let `target` be the file at `source`, whatever was there: by a hard link, else a symbolic
+def link(source: Path, target: Path, *, symbolic: bool = True) -> bool:
+    """Let `target` be the file at `source`, whatever was there: by a hard link, else a `symbolic`
     one, else a copy; return whether it is a copy. Raises EnvironmentFault."""
     # A link to a link could break when the person moves the first one.
     real = os.path.realpath(source)
@@ -21,21 +21,22 @@ def link(source: Path, target: Path) -> bool:
         target.parent.mkdir(parents=True, exist_ok=True)
         with contextlib.suppress(FileNotFoundError):
             half.unlink()  # of a run that was killed
-        copied = _make(real, half)
+        copied = _make(real, half, symbolic=symbolic)
         os.replace(half, target)
     except OSError as error:
         raise fault_of(error, target.parent) from error
     return copied
 
 
-def _make(real: str, half: Path) -> bool:
+def _make(real: str, half: Path, *, symbolic: bool) -> bool:
     # Another disk, a file of somebody else, a file system without links: each says so differently.
     with contextlib.suppress(OSError):
         os.link(real, half)
         return False
-    with contextlib.suppress(OSError):
-        os.symlink(real, half)
-        return False
+    if symbolic:
+        with contextlib.suppress(OSError):
+            os.symlink(real, half)
+            return False
     shutil.copy2(real, half)
     return True
 

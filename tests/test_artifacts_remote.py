@@ -2,12 +2,14 @@
 of the web on this machine; what is the same in a bucket is in test_flows_job_far_sources."""
 
 import hashlib
-import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,9 +17,11 @@ import pytest
 from artifacts.errors import EnvironmentFault, MediaError, Unanswered
 from artifacts.remote import fetching, finding
 from artifacts.remote.addresses import is_address, is_object, name_in, unsigned
+from artifacts.remote.ahead import ahead
 from artifacts.remote.finding import far_file_at
-from artifacts.remote.keeping import at_hand, copy_of, digest_at, media_folder
+from artifacts.remote.keeping import DIGEST, at_hand, copy_of, digest_at, media_folder, near
 from artifacts.stamps import FileChanged
+from artifacts.stores import copies as copies_module
 from tests.support.web import Web, web_server
 
 RANGE = 1000
@@ -40,7 +44,8 @@ def put(web: Web, name: str, size: int) -> bytes:
 
 
 def copies() -> list[str]:
-    return sorted(p.name for p in media_folder().glob("*/*/*") if p.name != ".penstock-far.json")
+    names = (path.name for path in media_folder().glob("*/*/*"))
+    return sorted(name for name in names if not name.startswith(".penstock-"))
 
 
 def test_addresses_are_told_from_paths() -> None:
@@ -54,6 +59,11 @@ def test_what_lets_a_reader_in_is_neither_shown_nor_kept() -> None:
     signed = "https://me:pw@h.org:8/a%20b.mp4?X-Amz-Signature=abc&id=3&x-amz-date=1&token=t#part"
     assert unsigned(signed) == "https://h.org:8/a%20b.mp4?id=3"
     assert unsigned("https://h/x.mp4?se=2026&sig=abc") == "https://h/x.mp4"
+    assert (
+        unsigned("https://h/x?access_token=a&hdnts=b&x-oss-signature=c&page=2")
+        == "https://h/x?page=2"
+    )
+    assert unsigned("S3://b/x.mp4") == "s3://b/x.mp4"
     assert unsigned("s3://b/a?b#c.mp4") == "s3://b/a?b#c.mp4"  # a name, and no query
 
 
@@ -64,6 +74,7 @@ def test_what_lets_a_reader_in_is_neither_shown_nor_kept() -> None:
         ("https://h/a%2F..%2Fetc", "etc"),
         ("https://h", "file"),
         ("https://h/..", "file"),
+        ("https://h/.penstock-far.json", "penstock-far.json"),
         ("s3://b/folder/ü?.mp4", "ü?.mp4"),
         ("https://h/" + "x" * 500 + ".mp4", "x" * 116 + ".mp4"),
     ],
@@ -230,7 +241,7 @@ def test_trouble_that_stays_is_one_line_and_what_is_here_stays(web: Web) -> None
     content = put(web, "a.mp4", 20 * RANGE)
     web.before = lambda _, part: 503 if part.startswith(f"bytes={10 * RANGE}-") else 0
     with (
-        pytest.raises(Unanswered, match=r"a.mp4 gives no answer \(.*503.*\)") as no,
+        pytest.raises(MediaError, match=r"a.mp4 gives no answer \(.*503 Service Unavail.*\)") as no,
         at_hand(f"{web.address}/a.mp4"),
     ):
         pass
@@ -239,6 +250,81 @@ def test_trouble_that_stays_is_one_line_and_what_is_here_stays(web: Web) -> None
     with at_hand(f"{web.address}/a.mp4") as path:
         assert path.read_bytes() == content
     assert len(web.ranges("a.mp4")) - before == 10
+
+
+def test_the_user_s_own_files_are_never_taken_for_copies(
+    web: Web, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PENSTOCK_NEARBY_GB", str(1500 / 1e9))
+    own = [
+        media_folder() / "films" / "2024" / "holiday.mp4",
+        media_folder() / "ab" / ("ab" * 32) / "no note beside it.mp4",
+    ]
+    for path in own:
+        path.parent.mkdir(parents=True)
+        path.write_bytes(bytes(5000))
+        os.utime(path, (0, 0))
+    for name in ("a.mp4", "b.mp4", "c.mp4"):
+        put(web, name, 1000)
+        with at_hand(f"{web.address}/{name}"):
+            pass
+    assert all(path.exists() for path in own) and "a.mp4" not in copies()
+    with at_hand(own[0]) as found:
+        assert found == own[0] and found.stat().st_atime == 0
+
+
+def test_a_copy_whose_digest_was_lost_is_read_again(web: Web) -> None:
+    found = {}
+    for name in ("a.mp4", "b.mp4"):
+        content = put(web, name, 3 * RANGE)
+        found[name] = copy_of(far_file_at(f"{web.address}/{name}"))
+        assert digest_at(found[name]) == hashlib.sha256(content).hexdigest()
+        (found[name].parent / DIGEST).write_text("" if name == "a.mp4" else "rotten")
+        assert digest_at(found[name]) == hashlib.sha256(content).hexdigest()
+        assert len(web.ranges(name)) == 3
+
+
+def test_a_disk_that_is_nearly_full_makes_room(web: Web, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("a.mp4", "b.mp4"):
+        put(web, name, 1000)
+    with at_hand(f"{web.address}/a.mp4"):
+        pass
+    free = shutil.disk_usage(media_folder()).free
+    monkeypatch.setattr(copies_module, "SPARE_BYTES", free + (1 << 40))
+    with at_hand(f"{web.address}/b.mp4") as path:
+        assert path.exists() and copies() == ["b.mp4"]
+
+
+def test_a_size_that_no_disk_has_is_that_file_s_fault(
+    web: Web, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(web, "a.mp4", 1000)
+    far = replace(far_file_at(f"{web.address}/a.mp4"), size=10**17)
+    with pytest.raises(MediaError, match="says that it has 100,000,000,000,000,000 bytes"):
+        near(copy_of(far))
+
+
+def test_results_come_in_order_and_errors_in_their_turn() -> None:
+    def halved(number: int) -> float:
+        time.sleep(0.02 if number % 3 else 0)
+        return 1 / (number - 7)
+
+    for held in (0, 3):
+        seen = []
+        with pytest.raises(ZeroDivisionError):
+            for result in ahead(halved, range(20), 3, held):
+                seen.append(result)
+        assert seen == [1 / (number - 7) for number in range(7)]
+        assert list(ahead(abs, range(-50, 0), 4, held)) == list(range(50, 0, -1))
+    assert list(ahead(abs, [], 0)) == []
+
+
+def test_no_more_results_wait_than_may() -> None:
+    begun: list[int] = []
+    each = ahead(begun.append, range(50), 2, held=4)
+    next(each)
+    time.sleep(0.2)
+    assert len(begun) <= 5
 
 
 def test_what_is_not_there_or_not_allowed_is_said(web: Web) -> None:
@@ -269,6 +355,5 @@ def test_a_note_that_rotted_is_written_anew(web: Web) -> None:
     path = copy_of(far_file_at(f"{web.address}/a.mp4"))
     (path.parent / ".penstock-far.json").write_text("{")
     assert copy_of(far_file_at(f"{web.address}/a.mp4")) == path
-    assert json.loads((path.parent / ".penstock-far.json").read_text())["sha256"] == ""
     with at_hand(path) as found:
         assert found.read_bytes() == content

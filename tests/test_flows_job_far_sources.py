@@ -14,11 +14,14 @@ from artifacts.remote.keeping import at_hand, note_digest
 from artifacts.store import open_store
 from artifacts.stores.bucket import Bucket
 from flows.job import far_digests
-from flows.job.contents import read_contents
+from flows.job.config import CaptionConfig
+from flows.job.contents import read_contents, refuse_beside
 from flows.job.far_digests import contents_of
 from flows.job.media_files import Selection
 from flows.job.portions import portions_of
 from flows.job.sources import find_media
+from flows.job.tasks import Medium
+from flows.job.templates import filled as filled_prompts
 from tests.support.buckets import Between
 from tests.support.web import Web, web_server
 from tests.test_flows_job_sources import DEEP, PLAIN, names
@@ -61,7 +64,7 @@ def test_a_folder_of_a_bucket_gives_what_one_on_disk_does(
     assert {file.source for file in found} == {filled + end}
 
 
-@pytest.mark.parametrize("pattern", ["*.mp4", "**/*.mp4", "*/c.webm", "[ab].*", "deep/*"])
+@pytest.mark.parametrize("pattern", ["*.mp4", "**/*.mp4", "*/c.webm", "[ab].*", "deep/*", "**"])
 def test_a_pattern_means_in_a_bucket_what_it_means_on_disk(
     filled: str, tmp_path: Path, pattern: str
 ) -> None:
@@ -141,7 +144,7 @@ def test_what_goes_wrong_while_it_is_fetched_is_that_files_failure(
     assert contents[0].digest == hashlib.sha256(b"c.mp4").hexdigest()
     assert [(f.media_path, f.error) for f in failures] == [
         ("a.mp4", "changed"),
-        ("b.mp4", "unreadable"),
+        ("b.mp4", "unreachable"),
     ]
     assert "500" in failures[1].message
 
@@ -149,8 +152,6 @@ def test_what_goes_wrong_while_it_is_fetched_is_that_files_failure(
 def test_portions_name_addresses_and_know_their_sizes(
     filled: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from flows.job.config import CaptionConfig
-
     monkeypatch.chdir(tmp_path)
     config = CaptionConfig(sources=(filled + "/",), out=str(tmp_path / "out"), recursive=True)
     portions, failures = portions_of(config, most=2)
@@ -201,3 +202,59 @@ def test_who_waits_sees_how_much_is_here(web: Web, tmp_path: Path) -> None:
     told.clear()
     contents_of(found, store, lambda here, total: told.append((here, total)))
     assert told == []
+
+
+@pytest.mark.parametrize(
+    "odd",
+    ["http://", "https://[::1", "http://h:99999/x", "s3://bucket/a//b.mp4", "s3://bucket/../b.mp4",
+     "s3://bucket/a\nb.mp4", "http://h/\x00.mp4", "s3://bucket/\udce4.mp4", "http://127.0.0.1:1//x.mp4"],
+)  # fmt: skip
+def test_an_odd_address_is_a_failure_of_its_own(odd: str, bucket_address: str, web: Web) -> None:
+    (web.folder / "a.mp4").write_bytes(b"a")
+    found, failures = find_media([odd, f"{web.address}/a.mp4"], PLAIN)
+    assert names(found) == ["a.mp4"]
+    assert [f.error in ("bad-address", "unreachable", "missing") for f in failures] == [True]
+
+
+def test_two_slashes_together_are_a_path_of_the_web(web: Web) -> None:
+    (web.folder / "a").mkdir()
+    (web.folder / "a" / "b.mp4").write_bytes(b"b")
+    found, failures = find_media([f"{web.address}/a//b.mp4"], PLAIN)
+    assert names(found) == ["b.mp4"] and failures == []
+
+
+def test_a_bucket_s_own_name_is_a_folder(filled: str) -> None:
+    bucket = "/".join(filled.split("/")[:3])
+    found, failures = find_media([bucket], DEEP)
+    assert failures == [] and {"c.webm", "z.mp4"} <= {Path(name).name for name in names(found)}
+
+
+def test_a_signature_is_in_no_failure(web: Web) -> None:
+    address = f"{web.address}/none.mp4?se=1&sig=hidden&X-Amz-Credential=hidden"
+    _, failures = find_media([address], PLAIN)
+    assert "hidden" not in str(failures) and "none.mp4" in str(failures)
+
+
+def test_a_prompt_names_the_folder_of_what_lies_far_away(filled: str, tmp_path: Path) -> None:
+    found, _ = find_media([f"{filled}/deep/c.webm"], PLAIN)
+    media = [Medium(digest="", path=str(found[0].path), kind="video", prompt="{folder}: {name}")]
+    store = open_store(str(tmp_path / "store"))
+    assert filled_prompts(found, media, store)[0][0].prompt == "deep: c"
+
+
+def test_texts_cannot_be_put_next_to_what_lies_far_away(filled: str) -> None:
+    found, _ = find_media([f"{filled}/b.mp4"], PLAIN)
+    with pytest.raises(UsageError, match=r"--beside puts texts.*videos/b\.mp4 is not on this"):
+        refuse_beside(found, CaptionConfig(sources=(filled,), format=("txt",), beside=True))
+
+
+def test_a_portion_is_called_the_same_when_it_is_signed_anew(web: Web, tmp_path: Path) -> None:
+    (tmp_path / "a.mp4").write_bytes(b"a")
+    found = set()
+    for word in ("old", "new"):
+        source = f"{web.address}/a.mp4?X-Amz-Signature={word}"
+        config = CaptionConfig(sources=(source,), out=str(tmp_path / "out"))
+        (portion,), _ = portions_of(config)
+        assert word in portion.path.read_text() and portion.path.stat().st_mode & 0o077 == 0
+        found.add(portion.path)
+    assert len(found) == 1

@@ -4,19 +4,20 @@ import glob
 import re
 from dataclasses import dataclass
 from pathlib import PurePosixPath
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 from artifacts.keys import digest_of
 
 BUCKETS = ("s3", "gs", "az")
 WEB = ("http", "https")
 SIGNATURE = re.compile(
-    r"(?:x-(?:amz|goog)-.*|signature|expires|policy|key-pair-id|awsaccesskeyid|googleaccessid|token"
-    r"|sig|se|sp|sv|sr|st|spr|sip|skoid|sktid|skt|ske|sks|skv)=",
+    r"(?:x-(?:amz|goog|oss|cos)-.*|q-.*|(?:x-oss-|x-cos-)?signature|expires|policy|key-pair-id"
+    r"|(?:aws|oss)?accesskeyid|googleaccessid|sig|se|sp|sv|sr|st|spr|sip|skoid|sktid|skt|ske|sks|skv"
+    r"|.*token.*|.*auth.*|.*secret.*|.*password.*|api_?key|jwt|hdn(?:ts|ea))=",
     re.IGNORECASE,
 )
-"""Begin of a parameter by which a signed address lets its reader in for a while: Amazon's,
-Google's and Azure's."""
+"""Begin of a parameter by which an address lets its reader in, for a while or for ever: those of
+the services, and what is usual elsewhere."""
 ONCE = "once-"
 """Begin of a version that was made up, for what tells none."""
 NAME_LETTERS = 120
@@ -35,27 +36,42 @@ def is_web(address: str) -> bool:
 
 def is_object(text: str) -> bool:
     """Tell whether a source is the address of one object, as far as it shows."""
-    folder = text.endswith("/") or glob.has_magic(text)
-    return is_address(text) and (is_web(text) or not folder)
+    return (
+        is_address(text) and not names_folder(text) and (is_web(text) or not glob.has_magic(text))
+    )
+
+
+def names_folder(address: str) -> bool:
+    """Tell whether an address of a bucket is spelt as a folder's, or names the bucket alone."""
+    place = address.partition("://")[2]
+    return not is_web(address) and ("/" not in place or place.endswith("/"))
 
 
 def unsigned(address: str) -> str:
     """Return an address as it may be shown and kept: without what lets its reader in."""
+    scheme, mark, place = address.partition("://")
     if not is_web(address):
-        return address
+        return f"{scheme.lower()}{mark}{place}"
     before, _, query = address.partition("#")[0].partition("?")
-    scheme, _, rest = before.partition("://")
+    rest = before.partition("://")[2]
     host, slash, path = rest.partition("/")
     kept = "&".join(each for each in query.split("&") if each and not SIGNATURE.match(each))
     shown = f"{scheme.lower()}://{host.rpartition('@')[2]}{slash}{path}"
     return f"{shown}?{kept}" if kept else shown
 
 
+def signed(text: str) -> bool:
+    """Tell whether a text is an address with something in it that lets its reader in."""
+    return is_address(text) and len(unsigned(text)) < len(text.partition("#")[0])
+
+
 def name_in(address: str) -> str:
     """Return the name of the file at an address, by the last part of its path."""
-    path = unquote(urlsplit(address).path) if is_web(address) else address.partition("://")[2]
+    path = unsigned(address).partition("://")[2]
+    if is_web(address):
+        path = unquote(path.partition("?")[0].partition("/")[2])
     name = re.sub(r"[\x00-\x1f\x7f/]", "_", PurePosixPath(path).name)[-NAME_LETTERS:]
-    return name if name.strip(".") else "file"
+    return name.lstrip(".") or "file"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -9,25 +9,22 @@ import contextlib
 import hashlib
 import os
 import shutil
-from collections import deque
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator
+from functools import partial
 from io import BufferedRandom
 from pathlib import Path
 
 from artifacts.errors import EnvironmentFault, Unanswered
 from artifacts.remote.addresses import FarFile
+from artifacts.remote.ahead import Hear, ahead
 from artifacts.remote.finding import part_of, whole
+from artifacts.stores.copies import SPARE_BYTES
 from artifacts.stores.folder import fault_of
 
 RANGE_BYTES = 4 << 20
 """Bytes that are asked for at once."""
 RANGES_AT_ONCE = 4
 """Ranges of one object that are under way; each is held in memory."""
-SPARE_BYTES = 256 << 20
-"""Bytes of the disk that are left free."""
-Hear = Callable[[int], None]
-"""Function that hears how many more bytes are here, and may raise to end it."""
 BOOT = Path("/proc/sys/kernel/random/boot_id")
 
 
@@ -88,26 +85,29 @@ def _blocks(far: FarFile, offset: int) -> Iterator[bytes]:
             offset = max(0, offset - len(block))
         return
     yield first
-    starts = iter(range(offset + len(first), far.size, RANGE_BYTES))
-    coming: deque[Future[bytes]] = deque()
-    with ThreadPoolExecutor(RANGES_AT_ONCE) as pool:
-        try:
-            while True:
-                while len(coming) < RANGES_AT_ONCE and (start := next(starts, None)) is not None:
-                    size = min(RANGE_BYTES, far.size - start)
-                    coming.append(pool.submit(_range, far, start, size))
-                if not coming:
-                    return
-                yield coming.popleft().result()
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+    if len(first) != (size := min(RANGE_BYTES, far.size - offset)):
+        raise _cut(far, offset + len(first))
+    starts = range(offset + size, far.size, RANGE_BYTES)
+    threads = min(RANGES_AT_ONCE, len(starts))
+    yield from ahead(partial(_range, far), starts, threads, held=threads)
 
 
-def _range(far: FarFile, offset: int, size: int) -> bytes:
+def _range(far: FarFile, offset: int) -> bytes:
+    size = min(RANGE_BYTES, far.size - offset)
     found = part_of(far, offset, size) or b""
     if len(found) != size:
         raise _cut(far, offset + len(found))
     return found
+
+
+def check_size(far: FarFile, folder: Path) -> None:
+    """Raise Unanswered for what has more bytes than the whole disk: that is no file."""
+    if far.size > (total := shutil.disk_usage(folder).total):
+        raise Unanswered(
+            f"{far.place} says that it has {far.size:,} bytes, and the disk of {folder} has "
+            f"{total:,}",
+            hint="See that this is the file that you mean",
+        )
 
 
 def _check_room(far: FarFile, there: int, folder: Path) -> None:

@@ -1,6 +1,7 @@
 """Finds what lies at an address, and reads it by parts; keeps nothing here."""
 
 import glob
+import re
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from fnmatch import fnmatchcase
@@ -27,8 +28,13 @@ WEB_TRIES = 2
 WEB_HINT = (
     "See that the address opens elsewhere and the network is up; the same command then goes on"
 )
+WEB_SECONDS = 86400.0
+"""Longest that an answer may take of a server that gives no parts; it must go on all the while."""
+STREAMED_BYTES = 1 << 20
 CLIENTS = 64
 """Servers whose connections are kept."""
+PLAIN_PATH = re.compile(r"(?:/(?!\.{1,2}(?:/|$))[A-Za-z0-9._~-]+)+")
+"""Path of an address of the web that is the same however it is spelt."""
 
 
 def far_file_at(address: str) -> FarFile:
@@ -74,7 +80,7 @@ def far_files_matching(pattern: str) -> Iterator[FarFile]:
     first = next(at for at, part in enumerate(parts) if glob.has_magic(part))
     wanted = parts[max(1, first) :]  # no bucket's name is a pattern
     folder = f"{scheme}://{'/'.join(parts[: max(1, first)])}"
-    inside = far_files_below(folder, recursive=len(wanted) > 1)
+    inside = far_files_below(folder, recursive=len(wanted) > 1 or "**" in wanted)
     for name, far in sorted(inside, key=itemgetter(0)):
         if _fits(name.split("/"), wanted):
             yield far
@@ -111,7 +117,7 @@ def whole(far: FarFile) -> Iterator[bytes]:
     got = _asked(far.address, lambda: obstore.get(client, name))
     _same(far, listed(got.meta))
     try:
-        yield from map(bytes, got.stream())
+        yield from map(bytes, got.stream(min_chunk_size=STREAMED_BYTES))
     except BaseError as error:
         raise Unanswered(
             f"{far.place} ended in the middle ({reason(error)})", hint=WEB_HINT
@@ -141,11 +147,15 @@ def _version(found: Listed) -> str:
 
 
 def _fits(parts: Sequence[str], pattern: Sequence[str]) -> bool:
-    if not pattern:
-        return not parts
-    if pattern[0] == "**":
-        return any(_fits(parts[at:], pattern[1:]) for at in range(len(parts) + 1))
-    return bool(parts) and fnmatchcase(parts[0], pattern[0]) and _fits(parts[1:], pattern[1:])
+    """Tell whether a path fits a pattern, of which `**` stands for any folders."""
+    fits = [False] * len(parts) + [True]  # what follows from each part on
+    for word in reversed(pattern):
+        if word == "**":
+            fits = [any(fits[at:]) for at in range(len(fits))]
+        else:
+            fits = [fits[at + 1] and fnmatchcase(part, word) for at, part in enumerate(parts)]
+            fits.append(False)
+    return fits[0]
 
 
 def _asked(address: str, ask: Callable[[], Answer]) -> Answer:
@@ -158,15 +168,20 @@ def _asked(address: str, ask: Callable[[], Answer]) -> Answer:
 def _client_at(root: str, _variables: tuple[tuple[str, str], ...] = ()) -> "ObjectStore":
     """Return what asks a server; another one where the variables say something else."""
     if is_web(root):
-        return client_of(root, plain=root.lower().startswith("http:"), tries=WEB_TRIES)
+        plain = root.lower().startswith("http:")
+        return client_of(root, plain=plain, tries=WEB_TRIES, seconds=WEB_SECONDS)
     check_variables()
     return client_of(root, plain=allows_http(), tries=INNER_TRIES)
 
 
 def _client(address: str) -> tuple["ObjectStore", str]:
     """Return who is asked, and by what name."""
-    if is_web(address):
-        return _client_at(address), ""
     scheme, _, place = address.partition("://")
     bucket, _, name = place.partition("/")
+    if is_web(address):
+        if PLAIN_PATH.fullmatch(f"/{name}"):
+            return _client_at(f"{scheme}://{bucket}"), name
+        return _client_at(address), ""
+    if "@" in bucket:
+        Bucket(address)  # which refuses it
     return _client_at(f"{scheme}://{bucket}", variables()), name

@@ -9,27 +9,36 @@ again. Who reads a copy holds a lock on it; the longest unused of the others mak
 import contextlib
 import errno
 import fcntl
+import hashlib
 import json
 import os
+import re
+import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict
 from functools import lru_cache
+from io import BufferedReader
 from pathlib import Path
 from typing import IO
 
-from artifacts.errors import MediaError
-from artifacts.files import HALF, whole_file
-from artifacts.remote.addresses import FarFile, is_address
+from artifacts.errors import MediaError, Unanswered
+from artifacts.files import HALF, whole_file, write_text
+from artifacts.remote.addresses import FarFile, is_address, is_web
+from artifacts.remote.ahead import Hear
 from artifacts.stamps import CHANGED, CHANGED_HINT, CHANGED_MESSAGE, FileChanged
 from artifacts.store import fault_of
 from artifacts.stores.copies import CopyRoom, nearby_folder, nearby_limit
 
 MEDIA = "media"
 """Folder of the copies, in that of what lies elsewhere."""
-NOTE = f"{HALF}far.json"
+KEY = re.compile(r"[0-9a-f]{64}")
+NOTE, DIGEST = f"{HALF}far.json", f"{HALF}sha256"
+"""Files beside a copy: what it is a copy of, and the SHA-256 of that once it is known."""
 OWNER_ONLY = 0o600
 """Who may read a note: an address may hold what lets its reader in."""
+UNREACHABLE = "unreachable"
+"""Kind of failure of a file whose server gives no answer now: no fault of what it holds."""
 
 
 def media_folder() -> Path:
@@ -37,30 +46,36 @@ def media_folder() -> Path:
     return nearby_folder() / MEDIA
 
 
+def copy_path(far: FarFile) -> Path:
+    """Return the path of a copy, which need not be there."""
+    return media_folder() / far.key[:2] / far.key / far.name
+
+
 def copy_of(far: FarFile) -> Path:
-    """Return the path of a copy, which need not be there: `at_hand` fetches it. Raises
+    """Return the path of a copy, and note of what: `at_hand` fetches it. Raises
     EnvironmentFault."""
-    path = media_folder() / far.key[:2] / far.key / far.name
-    known = _noted(path)
-    if known is None or known[0].address != far.address:
-        _note(path, far, known[1] if known else "")
+    path = copy_path(far)
+    if _noted(path) != far:
+        with whole_file(path.parent / NOTE) as file:
+            os.fchmod(file.fileno(), OWNER_ONLY)
+            file.write(json.dumps(asdict(far)).encode())
     return path
+
+
+def is_copy(path: Path) -> bool:
+    """Tell whether a path is that of a copy, and no file of the user's own."""
+    key = path.parent.name
+    place = media_folder() / key[:2] / key
+    return path.parent == place and KEY.fullmatch(key) is not None and (place / NOTE).exists()
 
 
 @contextlib.contextmanager
 def at_hand(place: str | Path) -> Iterator[Path]:
     """Give the path of a file until the block ends: the path itself, or that of a copy, which is
     fetched if it is not there. `place` is a path or an address. Raises EnvironmentFault, and
-    MediaError where something else, or nothing, lies far away now."""
+    MediaError for what is not to be had now."""
     with contextlib.ExitStack() as stack:
-        try:
-            path = _copy_at(place) if is_address(str(place)) else Path(place)
-            if path.is_relative_to(media_folder()):
-                stack.enter_context(_held(path))
-        except (FileNotFoundError, FileChanged) as error:
-            raise MediaError(
-                f"{place}: {CHANGED_MESSAGE}", kind=CHANGED, hint=CHANGED_HINT
-            ) from error
+        path = stack.enter_context(_fetched(place)) if _is_far(place) else Path(place)
         yield path
 
 
@@ -71,38 +86,76 @@ def near(place: str | Path) -> Path:
         return path
 
 
-def _copy_at(address: str | Path) -> Path:
-    from artifacts.remote.finding import far_file_at
+def copy_bytes(path: Path) -> int | None:
+    """Return the size of what a path is a copy of; None for a file of this machine."""
+    far = _noted(path) if is_copy(path) else None
+    return far.size if far is not None else None
 
-    return copy_of(far_file_at(str(address)))
+
+def is_here(path: Path) -> bool:
+    """Tell whether a file could be opened without fetching it."""
+    return path.exists() or not is_copy(path)
 
 
-def digest_at(path: Path, hear: Callable[[int], None] = lambda _: None) -> str:
+def digest_at(path: Path, hear: Hear = lambda _: None) -> str:
     """Return the SHA-256 of what a copy holds, which is fetched if that is not known yet. `hear` is
     told of the bytes as they come, and may raise. Raises FileNotFoundError, FileChanged and
     EnvironmentFault."""
-    if not (known := digest_noted(path)):
-        with _held(path, hear):
-            known = digest_noted(path)
-    return known
+    if not digest_noted(path):
+        with _held(path, hear) as file:
+            if not digest_noted(path):  # the note was lost, and the copy was not
+                note_digest(path, hashlib.file_digest(file, "sha256").hexdigest())
+    return digest_noted(path)
 
 
 def digest_noted(path: Path) -> str:
     """Return the SHA-256 of what a copy holds, or held; empty where that is not known yet."""
-    known = _noted(path)
-    return known[1] if known is not None else ""
+    with contextlib.suppress(OSError, ValueError):
+        digest = (path.parent / DIGEST).read_text(encoding="utf-8")
+        return digest if KEY.fullmatch(digest) else ""
+    return ""
 
 
 def note_digest(path: Path, digest: str) -> None:
-    """Remember the SHA-256 of what a copy will hold, by which what is fetched is judged."""
-    known = _noted(path)
-    if known is not None:
-        _note(path, known[0], digest)
+    """Remember the SHA-256 of what a copy holds, by which what is fetched later is judged."""
+    write_text(path.parent / DIGEST, [digest])
+
+
+def _is_far(place: str | Path) -> bool:
+    return is_address(place) if isinstance(place, str) else is_copy(place)
 
 
 @contextlib.contextmanager
-def _held(path: Path, hear: Callable[[int], None] = lambda _: None) -> Iterator[None]:
-    """Fetch a copy if it is not there, and keep others from deleting it."""
+def _fetched(place: str | Path) -> Iterator[Path]:
+    """Hold a copy of what is at an address, or of what a path is a copy of."""
+    address = str(place)
+    with contextlib.ExitStack() as stack:
+        try:
+            path = _copy_at(address) if is_address(address) else Path(place)
+            address = far.place if (far := _noted(path)) else address
+            stack.enter_context(_held(path))
+        except (FileNotFoundError, FileChanged) as error:
+            raise MediaError(
+                f"{address}: {CHANGED_MESSAGE}", kind=CHANGED, hint=CHANGED_HINT
+            ) from error
+        except Unanswered as error:
+            if not is_web(address):
+                raise
+            raise MediaError(error.message, kind=UNREACHABLE, hint=error.hint) from error
+        yield path
+
+
+@lru_cache
+def _copy_at(address: str) -> Path:
+    """Return the path of a copy of what was at an address when this process first asked."""
+    from artifacts.remote.finding import far_file_at
+
+    return copy_of(far_file_at(address))
+
+
+@contextlib.contextmanager
+def _held(path: Path, hear: Hear = lambda _: None) -> Iterator[BufferedReader]:
+    """Open a copy, fetched if it is not there, and keep others from deleting it."""
     while True:
         try:
             descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -114,23 +167,23 @@ def _held(path: Path, hear: Callable[[int], None] = lambda _: None) -> Iterator[
             if not _is_at(file, path):  # deleted before it was held
                 continue
             found = os.fstat(file.fileno())
-            os.utime(path, ns=(time.time_ns(), found.st_mtime_ns))
-            yield
+            with contextlib.suppress(PermissionError):
+                os.utime(path, ns=(time.time_ns(), found.st_mtime_ns))
+            yield file
             return
 
 
-def _fetch(path: Path, hear: Callable[[int], None]) -> None:
+def _fetch(path: Path, hear: Hear) -> None:
     """Fetch a copy; who else wants it waits."""
     # Whoever reads files of this machine loads nothing for it.
-    from artifacts.remote.fetching import fetch, part_name
+    from artifacts.remote.fetching import check_size, fetch, part_name
 
-    known = _noted(path)
-    if known is None:
+    far = _noted(path)
+    if far is None:
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
-    far, digest = known
     half = path.with_name(part_name())
     try:
-        half.touch(OWNER_ONLY)
+        half.touch()
     except OSError as error:
         raise fault_of(error, path.parent) from error
     with open(half, "a+b") as part:
@@ -138,12 +191,13 @@ def _fetch(path: Path, hear: Callable[[int], None]) -> None:
         # Somebody else fetched it meanwhile, or took this for what nobody wants any more.
         if path.exists() or not _is_at(part, half):
             return
+        check_size(far, path.parent)
         _room(media_folder(), nearby_limit()).take(far.size)
-        found = fetch(far, part, hear)
-        if digest and found != digest:
+        found, known = fetch(far, part, hear), digest_noted(path)
+        if known and found != known:
             part.truncate(0)
             raise FileChanged(far.place)
-        _note(path, far, found)
+        note_digest(path, found)
         os.replace(half, path)
 
 
@@ -160,31 +214,29 @@ def _room(folder: Path, limit: int | None) -> CopyRoom:
 
 def _all() -> Iterator[tuple[float, int, Path]]:
     """Yield the copies, and what was fetched of others, with their last use and size."""
-    for path in media_folder().glob("*/*/*"):
+    for note in media_folder().glob(f"*/*/{NOTE}"):
         with contextlib.suppress(OSError):
-            if not path.name.startswith(HALF):
-                found = path.stat()
-                yield max(found.st_atime, found.st_mtime), found.st_size, path
+            for path in note.parent.iterdir():
+                if is_copy(path) and not path.name.startswith(HALF):
+                    found = path.stat()
+                    yield max(found.st_atime, found.st_mtime), found.st_size, path
 
 
 def _remove(path: Path) -> None:
-    """Delete a copy, unless somebody reads or fetches it. Raises OSError."""
+    """Delete a copy, unless somebody reads or fetches it; of what will not be asked for again, its
+    notes too. Raises OSError."""
     with open(path, "rb") as file:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not _is_at(file, path):
+            raise BlockingIOError
         path.unlink()
+    if (far := _noted(path)) is not None and not far.lasts:
+        shutil.rmtree(path.parent, ignore_errors=True)
 
 
-def _noted(path: Path) -> tuple[FarFile, str] | None:
-    """Return what a path is a copy of, and the SHA-256 of that, empty if it was never fetched; None
-    where nothing is noted."""
+def _noted(path: Path) -> FarFile | None:
+    """Return what a path is a copy of; None where nothing is noted."""
     try:
-        told = json.loads((path.parent / NOTE).read_text(encoding="utf-8"))
-        return FarFile(**told["far"]), str(told["sha256"])
-    except (OSError, ValueError, TypeError, KeyError):
+        return FarFile(**json.loads((path.parent / NOTE).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
         return None
-
-
-def _note(path: Path, far: FarFile, digest: str) -> None:
-    with whole_file(path.parent / NOTE) as file:
-        os.fchmod(file.fileno(), OWNER_ONLY)
-        file.write(json.dumps({"far": asdict(far), "sha256": digest}).encode())

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 import obstore
 from obstore.exceptions import AlreadyExistsError, BaseError, PreconditionError
-from obstore.store import from_url
+from obstore.store import HTTPStore, from_url
 
 from artifacts.errors import UsageError
 from artifacts.stores.credentials import allows_http, check_variables
@@ -185,20 +185,26 @@ class Bucket:
         return patiently(f"{self.url}/{name}", ask, may_lack=may_lack)
 
 
-def client_of(url: str, *, plain: bool, tries: int = INNER_TRIES) -> "ObjectStore":
-    """Return what asks the service at an address, also without TLS if it is `plain`. Raises
-    UsageError."""
+def client_of(
+    url: str, *, plain: bool, tries: int = INNER_TRIES, seconds: float = REQUEST_SECONDS
+) -> "ObjectStore":
+    """Return what asks the service at an address, also without TLS if it is `plain`. An answer may
+    take so many seconds. Raises UsageError."""
     client: ClientConfig = {
-        "timeout": timedelta(seconds=REQUEST_SECONDS),
+        "timeout": timedelta(seconds=seconds),
         "read_timeout": timedelta(seconds=SILENT_SECONDS),
         "allow_http": plain,
     }
     retries: RetryConfig = {"max_retries": tries}
     try:
+        if url.lower().startswith("http"):  # by from_url, no path may hold two slashes together
+            return HTTPStore(url, client_options=client, retry_config=retries)
         return from_url(url, client_options=client, retry_config=retries)
     except (BaseError, ValueError) as error:
         where = url.partition("?")[0]
-        raise UsageError(f"nothing can be asked at {where} ({reason(error)})", hint=HINT) from None
+        raise UsageError(
+            f"nothing can be asked at {where} ({reason(error) or error})", hint=HINT
+        ) from None
 
 
 def listed(meta: "obstore.ObjectMeta") -> Listed:

@@ -21,6 +21,8 @@ FOLDER, LIMIT = "PENSTOCK_NEARBY", "PENSTOCK_NEARBY_GB"
 user's cache, and a part of its disk."""
 SHARE = 4
 """Copies take at most one part in so many of their disk, where no limit is set."""
+SPARE_BYTES = 256 << 20
+"""Bytes of the disk that are left free."""
 LOOK_BYTES = 256 << 20
 """Bytes that a process adds before it looks again what all of them took."""
 LOOKS = 8
@@ -70,17 +72,22 @@ class CopyRoom:
         """Make room for so many bytes: the longest unused copies go, when it is time to look."""
         with self._lock:
             self._added += size
-            if self._added >= self._look_bytes:
+            if self._added >= self._look_bytes or self._is_full(size):
                 self._added = 0
                 self._shrink(size)
 
+    def _is_full(self, coming: int) -> bool:
+        with contextlib.suppress(OSError):
+            return shutil.disk_usage(self._folder).free < coming + SPARE_BYTES
+        return False
+
     def _shrink(self, coming: int) -> None:
         with contextlib.suppress(OSError):
-            limit = self._limit
-            if limit is None:
-                limit = shutil.disk_usage(self._folder).total // SHARE
+            disk = shutil.disk_usage(self._folder)
+            limit = disk.total // SHARE if self._limit is None else self._limit
             there = sorted(self._found())
             left = sum(size for _, size, _ in there) + coming
+            limit = min(limit, left - coming + disk.free - SPARE_BYTES)
             if left <= limit:
                 return
             for _, size, path in there:

@@ -64,4 +64,4 @@ def patiently(
 def reason(error: Exception) -> str:
     """Return what an error says at last, in one line and without the addresses in it."""
     words = " ".join(str(error).partition("\n\nDebug source:")[0].split())
-    return ADDRESS.sub("…", words).rpartition(" - ")[2].partition(": <")[0][:200]
+    return ADDRESS.sub("…", words).rpartition(" - ")[2].partition(": <")[0][:200].rstrip(": ")

@@ -9,6 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from artifacts.errors import PenstockError, redacted
+from artifacts.remote.addresses import signed
 from flows.cli.last_words import UNFORESEEN, tell_end
 from flows.cli.options import config_of
 from flows.cli.plan_command import show
@@ -45,7 +46,7 @@ def caption_command(given: argparse.Namespace) -> int:
 
 def remember(words: list[str], _: "Job", record: "RunRecord") -> None:
     """Let the record say which command this is, unless it tells what lets others in."""
-    if not any(redacted(word) != word for word in words):
+    if not any(redacted(word) != word or signed(word) for word in words):
         record.value["command"] = {"words": words, "folder": os.getcwd()}
         record.write(force=True)
 

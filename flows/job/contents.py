@@ -9,6 +9,7 @@ from pathlib import Path
 from artifacts.captions import Failure
 from artifacts.errors import Unanswered, UsageError
 from artifacts.keys import ContentDigests, content_key
+from artifacts.remote.keeping import UNREACHABLE
 from artifacts.stamps import CHANGED, CHANGED_HINT, FileChanged
 from artifacts.store import Store
 from flows.job.config import CaptionConfig
@@ -54,13 +55,15 @@ def read_contents(
 
 
 def _unreadable(file: MediaFile, error: OSError | Unanswered) -> Failure:
+    if isinstance(error, Unanswered):
+        return source_failure(file.source, file.media_path, UNREACHABLE, error.message, error.hint)
     kind, hint = "unreadable", "Check that you may read it and that its disk is there"
     if isinstance(error, FileChanged):
         kind, hint = CHANGED, CHANGED_HINT
-    message = error.message if isinstance(error, Unanswered) else error.strerror
-    return source_failure(
-        file.source, file.media_path, kind, f"the file cannot be read ({message})", hint
-    )
+    elif file.far and isinstance(error, FileNotFoundError):
+        kind, hint = "missing", "Check the address; what was there may have moved"
+    message = f"the file cannot be read ({error.strerror})"
+    return source_failure(file.source, file.media_path, kind, message, hint)
 
 
 def under_prompts(
@@ -75,6 +78,16 @@ def under_prompts(
             for name, text in named.items()
         ] or [(file, medium)]
     return [file for file, _ in found], [medium for _, medium in found]
+
+
+def refuse_beside(files: Sequence[MediaFile], config: CaptionConfig) -> None:
+    """Refuse to put texts next to what lies far away. Raises UsageError."""
+    far = next((file for file in files if file.far), None)
+    if config.beside and far is not None:
+        raise UsageError(
+            f"--beside puts texts next to the media, and {far.place} is not on this machine",
+            hint="Leave it out: they are written into --out",
+        )
 
 
 def refuse_placeholders(contents: Sequence[Medium], model: Model) -> None:

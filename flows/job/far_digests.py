@@ -7,19 +7,21 @@ gathers what many machines have made fetches nothing.
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
 
 from artifacts.errors import Interrupted, Unanswered
 from artifacts.keys import Content
 from artifacts.remote.addresses import is_web
-from artifacts.remote.keeping import digest_at, digest_noted, note_digest
+from artifacts.remote.ahead import ahead
+from artifacts.remote.keeping import copy_of, digest_at, digest_noted, note_digest
 from artifacts.store import Store
 from flows.job.media_files import MediaFile
 
 FOLDER = "far"
 """Folder of a store in which digests of what lies far away are told."""
+PARTS = 3
+"""Parts of such a name: the folder, what names a version of a file, and its SHA-256."""
 MOST_LISTED = 1000
 """Names that are listed at once, which is a request; of more, each is asked for by itself."""
 ASKED_AT_ONCE = 32
@@ -41,18 +43,17 @@ def contents_of(
         return {}
     wanted = {file.path: file for file in files}
     digests = FarDigests(store)
-    with ThreadPoolExecutor(ASKED_AT_ONCE) as pool:
-        known = dict(zip(wanted, pool.map(digests.known, wanted.values()), strict=True))
+    asked = ahead(digests.known, wanted.values(), min(ASKED_AT_ONCE, len(wanted)))
+    known = dict(zip(wanted, asked, strict=True))
     missing = [wanted[path] for path, digest in known.items() if not digest]
     found: dict[Path, Learnt] = {p: Content(digest, None) for p, digest in known.items() if digest}
     coming = _Coming(sum(file.far.size for file in missing if file.far), progress)
-    with ThreadPoolExecutor(FETCHED_AT_ONCE) as pool:
-        try:
-            fetched = pool.map(lambda file: digests.learn(file, coming.hear), missing)
-            found |= zip((file.path for file in missing), fetched, strict=True)
-        finally:  # whoever stops the program does not wait for what is under way
-            coming.stopped.set()
-            pool.shutdown(cancel_futures=True)
+    threads = min(FETCHED_AT_ONCE, len(missing))
+    try:
+        fetched = ahead(lambda file: digests.learn(file, coming.hear), missing, threads)
+        found |= zip((file.path for file in missing), fetched, strict=True)
+    finally:
+        coming.stopped.set()
     return found
 
 
@@ -62,15 +63,17 @@ class FarDigests:
     def __init__(self, store: Store) -> None:
         self._store = store
         names = list(islice(store.list(FOLDER), MOST_LISTED))
-        self._listed = dict(name.split("/")[1:3] for name in names)
+        parts = [name.split("/") for name in names]
+        self._listed = {key: digest for _, key, digest in (p for p in parts if len(p) == PARTS)}
         self._is_all = len(names) < MOST_LISTED
 
     def known(self, file: MediaFile) -> str:
         """Return the digest of a file; empty where nobody knows it."""
         assert file.far is not None
-        digest = digest_noted(file.path)
+        path = copy_of(file.far)
+        digest = digest_noted(path)
         if not digest and (digest := self._told(file.far.key)):
-            note_digest(file.path, digest)
+            note_digest(path, digest)
         return digest
 
     def learn(self, file: MediaFile, hear: Callable[[int], None]) -> Learnt:
@@ -110,5 +113,6 @@ class _Coming:
             raise Interrupted("the run was stopped while media were fetched")
         with self._lock:
             self._here += size
-            if self._progress is not None:
-                self._progress(min(self._here, self._total), self._total)
+            # What is asked for twice, after a copy went again, is more than all.
+            if self._progress is not None and self._here <= self._total:
+                self._progress(self._here, self._total)

@@ -2,35 +2,41 @@
 
 import glob
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import PurePosixPath
 
 from artifacts.captions import Failure
-from artifacts.errors import Unanswered
-from artifacts.remote.addresses import FarFile, is_web, name_in, unsigned
-from artifacts.remote.keeping import copy_of
+from artifacts.errors import Unanswered, UsageError
+from artifacts.remote.addresses import FarFile, is_web, name_in, names_folder, unsigned
+from artifacts.remote.ahead import ahead
+from artifacts.remote.keeping import UNREACHABLE, copy_path
 from flows.job.media_files import MediaFile, Selection, kind_of, source_failure, writable
 from flows.job.source_lists import LIST_SUFFIXES
 
 AT_ONCE = 32
 """Addresses that are asked for at the same time."""
 MISSING = "nothing is at this address"
-MISSING_HINT = "Check the address, and who may read it; a folder of a bucket may be empty"
+WEB_HINT = "Check the address; what was there may have moved"
+BUCKET_HINT = "Check the name, or add --recursive"
+ODD = "this is no address that can be asked"
+ODD_HINT = "See that it is spelt right: scheme, host, port, and no sign that an address cannot hold"
 LIST_HINT = "Copy the list to this machine, and give @LIST: its lines may be addresses"
+
+
+Looked = FarFile | FileNotFoundError | Unanswered | UsageError
+"""What lies at an address, or why it cannot be had."""
 
 
 class FarSources:
     """What addresses mean; each is asked for once."""
 
     def __init__(self) -> None:
-        self._found: dict[str, FarFile | FileNotFoundError | Unanswered] = {}
+        self._found: dict[str, Looked] = {}
 
     def ask(self, addresses: Iterable[str]) -> None:
         """Ask for many at once, so that the answers are there when they are wanted. Raises
         UsageError, and EnvironmentFault where a bucket cannot be read."""
         new = list(dict.fromkeys(each for each in addresses if each not in self._found))
-        with ThreadPoolExecutor(AT_ONCE) as pool:
-            self._found |= zip(new, pool.map(_look, new), strict=True)
+        self._found |= zip(new, ahead(_look, new, min(AT_ONCE, len(new))), strict=True)
 
     def expand(
         self, address: str, source: str, selection: Selection
@@ -41,16 +47,15 @@ class FarSources:
             message = "a list is read from this machine alone"
             yield source_failure(source, unsigned(address), "list", message, LIST_HINT)
             return
-        if not address.endswith("/") or is_web(address):
+        if not names_folder(address):
             self.ask([address])
             found = self._found[address]
             if isinstance(found, FarFile):
                 yield _taken(found, found.name, source)
                 return
-            if isinstance(found, Unanswered):
-                yield source_failure(
-                    source, unsigned(address), "unreachable", found.message, found.hint
-                )
+            if isinstance(found, Unanswered | UsageError):
+                kind = UNREACHABLE if isinstance(found, Unanswered) else "bad-address"
+                yield source_failure(source, unsigned(address), kind, found.message, found.hint)
                 return
         yield from self._inside(address, source, selection)
 
@@ -71,18 +76,23 @@ class FarSources:
                     count += 1
                     yield _taken(far, name, source)
         if not count:
-            yield source_failure(source, unsigned(address), "missing", MISSING, MISSING_HINT)
+            hint = WEB_HINT if is_web(address) else BUCKET_HINT
+            yield source_failure(source, unsigned(address), "missing", MISSING, hint)
 
 
-def _look(address: str) -> FarFile | FileNotFoundError | Unanswered:
-    """Return what lies at an address, or why it cannot be had; of a bucket that cannot be read, all
-    of the run depends on it."""
+def _look(address: str) -> Looked:
+    """Return what lies at an address, or why it cannot be had. Raises EnvironmentFault for a bucket
+    that cannot be read, since all of the run depends on it."""
     from artifacts.remote.finding import far_file_at
 
     try:
         return far_file_at(address)
     except FileNotFoundError as error:
         return error
+    except (UsageError, ValueError) as error:
+        if isinstance(error, UsageError) and not is_web(address):
+            raise
+        return UsageError(ODD, hint=ODD_HINT)
     except Unanswered as error:
         if not is_web(address):
             raise
@@ -91,7 +101,7 @@ def _look(address: str) -> FarFile | FileNotFoundError | Unanswered:
 
 def _taken(far: FarFile, name: str, source: str) -> MediaFile:
     return MediaFile(
-        path=copy_of(far),
+        path=copy_path(far),
         media_path=writable(name),
         source=writable(unsigned(source)),
         kind=kind_of(far.name),

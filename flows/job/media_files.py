@@ -8,7 +8,7 @@ from pathlib import Path
 
 from artifacts.captions import Failure
 from artifacts.errors import redacted
-from artifacts.remote.addresses import FarFile
+from artifacts.remote.addresses import FarFile, is_address, unsigned
 from artifacts.schema import MediaKind
 
 IMAGE_SUFFIXES = frozenset([
@@ -82,7 +82,7 @@ def writable(name: str) -> str:
 def source_failure(source: str, name: str, error: str, message: str, hint: str) -> Failure:
     return Failure(
         media_path=redacted(writable(name)),
-        source=redacted(writable(source)),
+        source=redacted(writable(unsigned(source) if is_address(source) else source)),
         stage="sources",
         error=error,
         message=message,

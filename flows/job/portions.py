@@ -13,6 +13,7 @@ from pathlib import Path
 from artifacts.captions import Failure
 from artifacts.files import write_text
 from artifacts.keys import digest_of
+from artifacts.remote.addresses import signed
 from flows.job.config import CaptionConfig
 from flows.job.media_files import MediaFile, Selection
 from flows.job.prepare import out_folder
@@ -70,17 +71,24 @@ def cut(
 
 
 def _write(folder: Path, part: Sequence[tuple[MediaFile, int]]) -> Portion:
-    lines = [json.dumps(_line(file)) + "\n" for file, _ in part]
-    name = digest_of(lines)[:DIGITS]
+    lines = [json.dumps(_line(file, _address(file))) + "\n" for file, _ in part]
+    # By what it is called without signatures: signed anew, it is the same.
+    name = digest_of([json.dumps(_line(file, file.place)) + "\n" for file, _ in part])[:DIGITS]
     path = folder / f"{name}.jsonl"
-    if not path.exists():
+    has_signatures = any(signed(_address(file)) for file, _ in part)
+    if has_signatures or not path.exists():
         write_text(path, lines)
+    if has_signatures:
+        path.chmod(0o600)
     return Portion(name=name, path=path, files=len(part), bytes=sum(size for _, size in part))
 
 
-def _line(file: MediaFile) -> dict[str, object]:
+def _address(file: MediaFile) -> str:
+    return file.far.address if file.far else str(file.path)
+
+
+def _line(file: MediaFile, path: str) -> dict[str, object]:
     asked = {"prompt": file.prompt, "prompts": dict(file.prompts)}
-    path = file.far.address if file.far else str(file.path)
     return {"path": path, **{name: value for name, value in asked.items() if value}}
 
 

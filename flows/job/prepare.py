@@ -19,6 +19,7 @@ from flows.job.budget import Budget, budget_for
 from flows.job.config import CaptionConfig
 from flows.job.contents import (
     read_contents,
+    refuse_beside,
     refuse_placeholders,
     refuse_previous,
     refuse_summary,
@@ -122,6 +123,7 @@ def prepare(
     files, failures = find_media(config.sources, selection, config.limit, config.prompt_for)
     if not files:  # said before a model is looked for, or downloaded
         raise NothingToDo(pipelines[0], failures)
+    refuse_beside(files, config)
     model, pipeline, digests = _model_for(
         config, launcher, store, pipelines, announce, read_weights=read_weights, alone=alone
     )

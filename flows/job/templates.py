@@ -35,7 +35,10 @@ def filled(
         if not WORDS.search(medium.prompt):
             found.append(medium)
             continue
-        told = {NAME: PurePosixPath(file.media_path).stem, FOLDER: writable(file.path.parent.name)}
+        told = {
+            NAME: PurePosixPath(file.media_path).stem,
+            FOLDER: writable(PurePosixPath(file.place).parent.name),
+        }
         told[PREVIOUS] = PREVIOUS  # which is known when the chunk before is captioned
         if TAGS in medium.prompt:
             told[TAGS] = tags.of(file, medium)

@@ -16,6 +16,7 @@ from artifacts.errors import UsageError
 from artifacts.regular import read_text
 from artifacts.words import counted
 from flows.job.media_files import IMAGE_SUFFIXES, VIDEO_SUFFIXES
+from flows.job.source_lists import LIST_SUFFIXES
 from stages.models.hub.transfer import Announce
 
 MOST_BYTES = 1 << 30
@@ -152,7 +153,11 @@ def _path(row: Mapping[str, Any], data: Path) -> Path | None:
     seen from the data's folder."""
     if isinstance(row.get("media_path"), str):
         source = Path(str(row.get("source") or data.parent)).expanduser()
-        return (source / row["media_path"] if source.is_dir() else source).absolute()
+        if source.is_file() and source.suffix.lower() not in LIST_SUFFIXES:
+            return source.absolute()
+        # Of a pattern, a list or an address, the name tells at least which from which.
+        beside, inside = (folder / str(row["media_path"]) for folder in (source.parent, source))
+        return (beside if beside.is_file() and not inside.exists() else inside).absolute()
     named = next((row[name] for name in PATHS if isinstance(row.get(name), str)), None)
     return None if named is None else (data.parent / named).absolute()
 

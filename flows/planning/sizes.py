@@ -5,9 +5,10 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import chain
+from pathlib import Path
 from typing import Any
 
-from artifacts.remote.keeping import at_hand, near
+from artifacts.remote.keeping import is_here
 from artifacts.schema import ChunkIndex, Sampling
 from artifacts.tiles import boxes_of
 from flows.job.prepare import Job
@@ -205,15 +206,17 @@ class _Header:
 
 
 def _header(medium: Medium) -> _Header:
+    if not is_here(Path(medium.path)):  # what is far away is not fetched for a guess
+        still = medium.kind == "image"
+        seconds, rate = (0.0, 0.0) if still else (UNKNOWN_SECONDS, UNKNOWN_RATE)
+        return _Header(seconds=seconds, size=UNKNOWN_SIZE, rate=rate)
     if medium.kind == "image":
         return _Header(seconds=0.0, size=_image_size(medium.path))
     from stages.frames.opening import check_file, open_container
 
     try:
-        with at_hand(medium.path) as path:
-            check_file(path)
-            container = open_container(path)
-        with container:
+        check_file(Path(medium.path))
+        with open_container(Path(medium.path)) as container:
             seconds = (container.duration or 0) / 1_000_000 or UNKNOWN_SECONDS
             if not container.streams.video:
                 return _Header(seconds=seconds, size=UNKNOWN_SIZE, rate=UNKNOWN_RATE)
@@ -237,8 +240,7 @@ def _image_size(path: str) -> tuple[int, int]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            near_by = near(path)
-            with Image.open(near_by, formats=picture_formats(near_by)) as image:
+            with Image.open(path, formats=picture_formats(Path(path))) as image:
                 return image.height, image.width
     except Exception:  # as above
         return UNKNOWN_SIZE

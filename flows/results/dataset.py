@@ -1,8 +1,10 @@
 """Makes WebDataset shards of stored captions: which are to be written, with which media; runs no
 model."""
 
+import contextlib
 from collections.abc import Iterator, Sequence
 
+from artifacts.errors import MediaError
 from artifacts.files import HALF
 from artifacts.remote.keeping import at_hand
 from artifacts.samples import Media, Sample, media_suffix
@@ -55,9 +57,15 @@ def _samples(
         cut = cutter([item for item in batch if not item.whole])
         for item in batch:
             if item.whole:
-                with at_hand(item.file) as path:
-                    suffix = media_suffix(path.name)
-                    yield item.sample, Media(path=path, suffix=suffix, stamp=item.stamp)
+                suffix = media_suffix(item.file.name)
+                with contextlib.ExitStack() as stack:
+                    try:
+                        path = stack.enter_context(at_hand(item.file))
+                    except MediaError as error:
+                        cutter.refused.append(f"{item.file.name}: {error.message}")
+                        yield item.sample, None
+                    else:
+                        yield item.sample, Media(path=path, suffix=suffix, stamp=item.stamp)
                 continue
             media = cut.get(item.sample.key)
             yield item.sample, media

@@ -5,6 +5,7 @@ They are of whole files, where a file is one chunk, and of clips of the others. 
 wants media in a folder of its own, or tells two of them not apart, they get a second name there.
 """
 
+import contextlib
 import os
 import re
 from collections import Counter
@@ -12,9 +13,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
+from artifacts.errors import MediaError
 from artifacts.files import HALF, OURS
 from artifacts.linking import is_linked, is_spare, link
-from artifacts.remote.keeping import near
+from artifacts.remote.keeping import at_hand, copy_bytes, is_copy
 from artifacts.samples import media_suffix
 from artifacts.stamps import stamp_of
 from artifacts.store import fault_of
@@ -142,7 +144,7 @@ class _TrainerFolder:
         elif item.whole and _changed(item):
             self._left_out["file", "changed since it was captioned"] += 1
         else:
-            return near(path)
+            return path
         return None
 
     def _entries(self, taken: Sequence[tuple[Chunk, Path]]) -> list[TrainerEntry]:
@@ -153,8 +155,12 @@ class _TrainerFolder:
         for (chunk, path), key in zip(taken, apart, strict=True):
             item, place = chunk[0], str(path)
             rows = tuple(each.sample.row for each in chunk)
-            if self._form.own_media or seen[key] > 1:
-                inside = self._linked(item, path, names)
+            if self._form.own_media or seen[key] > 1 or is_copy(path):
+                try:
+                    inside = self._linked(item, path, names)
+                except MediaError as error:
+                    self._left_out["file", f"not to be had now ({error.kind})"] += 1
+                    continue
                 place = inside if self._form.own_media else str(self._folder / inside)
             entries.append(TrainerEntry(kind=item.kind, path=place, rows=rows))
         return entries
@@ -166,13 +172,22 @@ class _TrainerFolder:
         stem += f"-{names[stem]}" if names[stem] > 1 else ""
         inside = f"{self._form.folders[item.kind]}/{stem}.{media_suffix(path.name)}"
         target = self._folder / inside
-        if not is_linked(path, target):
+        if not (is_linked(path, target) or self._has_copy(path, target)):
             if not (self._replace or self._clips.made(target) or is_spare(target)):
                 self._kept.append(inside)
                 return inside
-            self._copied += link(path, target)
+            with at_hand(path) as here:
+                # A copy may go again, and a symbolic link would lead nowhere then.
+                self._copied += link(here, target, symbolic=not is_copy(path))
             self._mark()
         return inside
+
+    @staticmethod
+    def _has_copy(path: Path, target: Path) -> bool:
+        """Return whether a file is there that was a copy's, which may have gone since."""
+        with contextlib.suppress(OSError):
+            return target.stat().st_size == copy_bytes(path)
+        return False
 
     def _mark(self) -> None:
         """Keep a later run that is given the folder above from captioning what is in here."""

@@ -14,7 +14,8 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Route
 
-from artifacts.errors import EnvironmentFault, MediaError
+from artifacts.errors import EnvironmentFault, PenstockError
+from artifacts.remote.ahead import aside
 from artifacts.remote.keeping import near
 from artifacts.shapes import parse
 from flows.results.thumbnails import thumbnail
@@ -31,6 +32,7 @@ SAFE = {
     "cache-control": "no-store",
 }
 PICTURES_AT_ONCE = 2
+FETCHED_AT_ONCE = 8
 Handler = Callable[[Request], Awaitable[Response]]
 
 
@@ -77,6 +79,7 @@ class _Routes:
         self._rewriting = rewriting
         self._one = asyncio.Lock()
         self._drawing = asyncio.Semaphore(PICTURES_AT_ONCE)
+        self._fetching = asyncio.Semaphore(FETCHED_AT_ONCE)
 
     async def no_icon(self, _: Request) -> Response:
         """Return nothing, which browsers ask for."""
@@ -119,7 +122,7 @@ class _Routes:
 
     async def media(self, request: Request) -> Response:
         """Return the file of a medium, or a part of it."""
-        path = await asyncio.to_thread(self._near, request)
+        path = await self._near(request)
         if path is None:
             return JSONResponse({"error": "the file is not where it was"}, 404)
         kind = mimetypes.guess_type(path.name)[0] or "application/octet-stream"
@@ -127,7 +130,7 @@ class _Routes:
 
     async def small(self, request: Request) -> Response:
         """Return a small picture of a medium: of a video, its frame at `at` seconds."""
-        path, at = await asyncio.to_thread(self._near, request), request.query_params.get("at", "")
+        path, at = await self._near(request), request.query_params.get("at", "")
         try:
             time = float(at) if at else None
         except ValueError:
@@ -141,13 +144,14 @@ class _Routes:
         kept = {"cache-control": "private, max-age=600"}
         return Response(drawn, media_type="image/jpeg", headers=kept)
 
-    def _near(self, request: Request) -> Path | None:
-        """Return the path of a medium; None where it is not one or not there."""
-        number, paths = request.path_params["number"], self._captions.paths
-        if number >= len(paths) or not paths[number].name:
+    async def _near(self, request: Request) -> Path | None:
+        """Return the path of a medium, fetched if it lies far away; None where it is not there."""
+        number, places = request.path_params["number"], self._captions.places
+        if number >= len(places) or not places[number]:
             return None
         try:
-            path = near(paths[number])
-        except (MediaError, EnvironmentFault):
+            async with self._fetching:
+                path = await asyncio.wrap_future(aside(near, places[number]))
+        except (PenstockError, OSError, ValueError):
             return None
         return path if path.is_file() else None  # a FIFO would be waited for

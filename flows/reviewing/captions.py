@@ -9,6 +9,7 @@ from typing import Any
 
 from artifacts.edits import REDO, UNDO, UNTOUCHED, Edit, EditJournal, changes_of, key_of, review
 from artifacts.errors import UsageError
+from artifacts.remote.keeping import is_copy
 from artifacts.shapes import Left, Maybe, Misshapen, check, read_jsonl, text
 from artifacts.words import counted
 from flows.results.report.media import (
@@ -59,7 +60,8 @@ class ReviewedCaptions:
         self.schema = words.get("schema", "")
         places = read_jsonl(self.out / "media.jsonl", PLACE, AGAIN)
         lines = read_jsonl(self.out / "captions.jsonl", LINE, AGAIN)
-        self.paths: list[Path] = []
+        self.places: list[str] = []
+        """Path of each medium, or address; empty where it is not known."""
         self.rows: dict[str, dict[str, Any]] = {}
         self.media = [self._medium(place, rows) for place, rows in beside(places, lines)]
         self.failures = failed_media(self.out)
@@ -145,8 +147,11 @@ class ReviewedCaptions:
         medium = shown_medium(place, self.out)
         if "address" in place:  # it is fetched when it is looked at
             medium["gone"] = False
-        self.paths.append(Path(path_of(place)))
-        medium["number"] = len(self.paths) - 1
+        path = path_of(place)
+        # The copy of another machine, or of another folder of copies, is fetched anew.
+        known = is_copy(Path(path)) or "address" not in place
+        self.places.append(path if known else place["address"])
+        medium["number"] = len(self.places) - 1
         medium["captions"] = [self._row(line) for line in lines]
         return medium
 

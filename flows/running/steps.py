@@ -14,6 +14,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 
 from artifacts.errors import CannotFit, StageDied
 from artifacts.packs import Record
+from artifacts.remote.keeping import UNREACHABLE
 from artifacts.schema import Part
 from artifacts.stamps import CHANGED, CHANGED_HINT, CHANGED_MESSAGE
 from flows.job.launch import Launcher, Running
@@ -108,14 +109,14 @@ class Steps:
         return True
 
     def _leave_changed(self, outcome: StageOutcome) -> None:
-        """Leave files that changed meanwhile to the next run, which sees what they are."""
+        """Leave files that changed meanwhile, or whose server is silent, to the next run."""
         for told in outcome.failures:
-            if told.kind == CHANGED:
+            if told.kind in (CHANGED, UNREACHABLE):
                 self._job.ledger.unfit[told.media, -1, ""] = {
                     "stage": self._first.name,
-                    "kind": CHANGED,
-                    "message": CHANGED_MESSAGE,
-                    "hint": CHANGED_HINT,
+                    "kind": told.kind,
+                    "message": CHANGED_MESSAGE if told.kind == CHANGED else told.message,
+                    "hint": CHANGED_HINT if told.kind == CHANGED else told.hint,
                 }
 
     def _cut_single(self, medium: Medium) -> None:

@@ -1,11 +1,13 @@
 """What answers each route, but for captions; what is told is made elsewhere."""
 
 import asyncio
+import contextlib
 import mimetypes
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from importlib.metadata import version
+from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
@@ -13,6 +15,8 @@ from fastapi import Query, Request
 from fastapi.responses import FileResponse, Response
 from numpy.typing import NDArray
 
+from artifacts.errors import PenstockError
+from artifacts.remote.ahead import aside
 from artifacts.remote.keeping import near
 from flows.results.thumbnails import thumbnail
 from flows.serving.answers import json_answer, vectors_told
@@ -101,17 +105,27 @@ class Routes:
 
     async def media(self, hit: str) -> Response:
         """Return the file of a hit."""
-        path = await asyncio.to_thread(near, (await self._row(hit)).path)
-        if not await asyncio.to_thread(path.is_file):
+        path = await self._near((await self._row(hit)).path)
+        if path is None or not await asyncio.to_thread(path.is_file):
             raise Refused(404, "the file of this hit is gone", "Run penstock index build again")
         kind = mimetypes.guess_type(path.name)[0] or "application/octet-stream"
         return FileResponse(path, media_type=kind, content_disposition_type="inline")
 
+    @staticmethod
+    async def _near(place: str) -> Path | None:
+        """Return the path of what a row is of, fetched if it lies far away; None where it cannot
+        be."""
+        with contextlib.suppress(PenstockError, OSError):
+            return await asyncio.wrap_future(aside(near, place))
+        return None
+
     async def thumbnail(self, hit: str) -> Response:
         """Return a small picture of a hit."""
         row = await self._row(hit)
-        async with self._drawing:
-            small = await asyncio.to_thread(thumbnail, row.path, row.time)
+        small, path = None, await self._near(row.path)
+        if path is not None:
+            async with self._drawing:
+                small = await asyncio.to_thread(thumbnail, path, row.time)
         if small is None:
             raise Refused(404, "the file of this hit cannot be read", "See whether it is there")
         return Response(

@@ -11,6 +11,7 @@ from artifacts.errors import EnvironmentFault, MediaError, PenstockError
 from artifacts.keys import item_key
 from artifacts.packs import Record
 from artifacts.record_union import record_sets_of
+from artifacts.remote.keeping import UNREACHABLE
 from artifacts.schema import FrameFit, MediaIndex, fields_of
 from artifacts.stamps import CHANGED
 from artifacts.store import Store
@@ -121,7 +122,7 @@ class Recording:
         is not known any more."""
         message = error.message.replace(str(medium.path), "the file")
         meta = {"kind": error.kind, "message": message, "hint": error.hint}
-        if error.kind != CHANGED:
+        if error.kind not in (CHANGED, UNREACHABLE):
             self.failures.publish([Record(key=medium.digest, meta=meta)])
         self._report.failure(medium.digest, error.kind, message, error.hint)
 

@@ -1,0 +1,82 @@
+"""Does things on threads that nobody waits for: whoever stops the program leaves at once, whatever
+a server far away still owes. Knows nothing of what is done."""
+
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future
+from itertools import count
+from typing import TypeVar
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+Hear = Callable[[int], None]
+"""Function that hears how many more bytes are here, and may raise to end it."""
+
+
+def aside(function: Callable[[Item], Result], item: Item) -> "Future[Result]":
+    """Return what will hold what a function gives."""
+    made: Future[Result] = Future()
+
+    def run() -> None:
+        try:
+            result = function(item)
+        except BaseException as error:
+            made.set_exception(error)
+        else:
+            made.set_result(result)
+
+    threading.Thread(target=run, name="aside", daemon=True).start()
+    return made
+
+
+def ahead(
+    function: Callable[[Item], Result], items: Iterable[Item], threads: int, held: int = 0
+) -> Iterator[Result]:
+    """Yield what a function gives for each item, in order. So many threads are at it, and at most
+    `held` results wait (0: all may). Raises what the function raised of an item, in its turn."""
+    left, lock = enumerate(items), threading.Lock()
+    made: dict[int, Future[Result]] = {}
+    came = threading.Condition(lock)
+    room = threading.Semaphore(held) if held else None
+    stopped, working = threading.Event(), threads
+
+    def work() -> None:
+        nonlocal working
+        while True:
+            if room is not None:
+                room.acquire()
+            with lock:
+                number, item = (-1, None) if stopped.is_set() else next(left, (-1, None))
+                if number < 0:
+                    working -= 1
+                    came.notify_all()
+            if number < 0:
+                if room is not None:  # for the next one to see that nothing is left
+                    room.release()
+                return
+            result: Future[Result] = Future()
+            try:
+                result.set_result(function(item))  # type: ignore[arg-type]
+            except BaseException as error:
+                result.set_exception(error)
+            with lock:
+                made[number] = result
+                came.notify_all()
+
+    for _ in range(threads):
+        threading.Thread(target=work, name="ahead", daemon=True).start()
+    try:
+        for number in count():
+            with lock:
+                while number not in made and working:
+                    came.wait()
+                if number not in made:
+                    return
+                result = made.pop(number)
+            yield result.result()
+            if room is not None:
+                room.release()
+    finally:
+        stopped.set()
+        if room is not None:
+            room.release()
