@@ -6,12 +6,13 @@ It stores chunks, what is to be said of a whole medium, and why one cannot be us
 import contextlib
 import logging
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 from artifacts.errors import EnvironmentFault, MediaError, PenstockError
 from artifacts.keys import item_key
 from artifacts.packs import Record
 from artifacts.record_union import record_sets_of
-from artifacts.remote.keeping import UNREACHABLE
+from artifacts.remote.keeping import UNREACHABLE, at_hand
 from artifacts.schema import FrameFit, MediaIndex, fields_of
 from artifacts.stamps import CHANGED
 from artifacts.store import Store
@@ -106,13 +107,14 @@ class Recording:
         return any(self.key(medium, at, found) not in self.frames for at in wanted)
 
     @contextlib.contextmanager
-    def failing(self, medium: MediumToCut) -> Iterator[None]:
-        """Record what makes a medium unusable, and go on. What went wrong while the file became
-        another one is told, and not remembered."""
+    def failing(self, medium: MediumToCut) -> Iterator[Path]:
+        """Give the path of a medium, fetched if it lies far away. Record what makes it unusable,
+        and go on. What went wrong while the file became another one is told, and not remembered."""
         self._report.begin(medium.digest)
         try:
-            with self._watchdog.over(), blaming(medium):
-                yield
+            # Fetching may take as long as it takes.
+            with blaming(medium), at_hand(medium.path) as path, self._watchdog.over():
+                yield path
         except MediaError as error:
             self._refuse(medium, error)
         self._report.done(medium.digest)

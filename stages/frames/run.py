@@ -15,7 +15,6 @@ from itertools import count, takewhile
 from typing import Any
 
 from artifacts.claims import POLL_SECONDS, Turns, turns_at
-from artifacts.remote.keeping import at_hand
 from artifacts.schema import ChunkIndex, MediaIndex, Sampling
 from artifacts.store import open_store
 from stages.frames import PACK_BYTES
@@ -126,8 +125,7 @@ class Cutting:
             if not mine:
                 return
             with (
-                self.record_sets.failing(medium),
-                at_hand(medium.path) as path,
+                self.record_sets.failing(medium) as path,
                 Video(path, threads=self._threads) as video,
             ):
                 medium.check()
@@ -205,7 +203,7 @@ class Cutting:
             for medium in mine:
                 if self.stop.is_set():
                     break
-                with self.record_sets.failing(medium), at_hand(medium.path) as path:
+                with self.record_sets.failing(medium) as path:
                     index, chunk = read_picture(path, self.fit_image)
                     medium.check()
                     chunks.append((medium, chunk))
