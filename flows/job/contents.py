@@ -56,7 +56,13 @@ def read_contents(
 
 def _unreadable(file: MediaFile, error: OSError | Unanswered) -> Failure:
     if isinstance(error, Unanswered):
-        return source_failure(file.source, file.media_path, UNREACHABLE, error.message, error.hint)
+        return source_failure(
+            file.source,
+            file.media_path,
+            UNREACHABLE,
+            error.message.removeprefix(f"{file.place} "),
+            error.hint,
+        )
     kind, hint = "unreadable", "Check that you may read it and that its disk is there"
     if isinstance(error, FileChanged):
         kind, hint = CHANGED, CHANGED_HINT

@@ -55,7 +55,8 @@ class FarSources:
                 return
             if isinstance(found, Unanswered | UsageError):
                 kind = UNREACHABLE if isinstance(found, Unanswered) else "bad-address"
-                yield source_failure(source, unsigned(address), kind, found.message, found.hint)
+                why = found.message.removeprefix(f"{unsigned(address)} ")
+                yield source_failure(source, unsigned(address), kind, why, found.hint)
                 return
         yield from self._inside(address, source, selection)
 
