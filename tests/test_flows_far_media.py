@@ -226,6 +226,21 @@ def test_what_is_gone_on_the_web_fails_alone_and_the_rest_is_captioned(
     assert len(written) > 20 and not [p for p in written if b"9secret9" in p.read_bytes()]
 
 
+def test_a_plan_fetches_nothing_and_knows_what_is_done(
+    web: Web, clips: Path, tmp_path: Path
+) -> None:
+    names = sorted(path.name for path in clips.glob("*.mp4"))
+    words = [*(f"{web.address}/{name}" for name in names), "--model", "demo"]
+    before = run(tmp_path, "plan", *words)
+    assert f"not fetched, so guessed at: {CLIPS} files" in before
+    assert not any(map(web.ranges, names))
+    run(tmp_path, "caption", *words, "--out", str(tmp_path / "out"))
+    web.asked.clear()
+    after = json.loads(run(tmp_path, "plan", *words, "--json"))
+    assert after["done"] == {"features": CLIPS, "captions": CLIPS}
+    assert "guessed" not in str(after["notes"]) and not any(map(web.ranges, names))
+
+
 def test_media_far_away_are_indexed_found_and_shown(there: str, tmp_path: Path) -> None:
     index = str(tmp_path / "index")
     build = ("index", "build", there, "--model", "demo", "--out", index)

@@ -26,13 +26,16 @@ def read_contents(
     prompt_for: Callable[[str], str],
     store: Store,
     progress: Progress | None = None,
+    *,
+    fetch: bool = True,
 ) -> tuple[list[MediaFile], list[Medium], list[Failure]]:
     """Digest the content of every file; a file that cannot be read is a failure, not the end.
+    Without `fetch`, what lies far away and is not known is a content that nothing is known of.
     Raises EnvironmentFault where a bucket cannot be read."""
     readable: list[MediaFile] = []
     contents: list[Medium] = []
     failures: list[Failure] = []
-    far = contents_of([file for file in files if file.far], store, progress)
+    far = contents_of([file for file in files if file.far], store, progress, fetch=fetch)
     near = iter(digests.of_many([f.path for f in files if not f.far], workers=cores()))
     for file in files:
         content = far[file.path] if file.far else next(near)

@@ -16,6 +16,7 @@ from artifacts.remote.addresses import is_web
 from artifacts.remote.ahead import ahead
 from artifacts.remote.keeping import copy_of, digest_at, digest_noted, note_digest
 from artifacts.store import Store
+from artifacts.words import counted
 from flows.job.media_files import MediaFile
 
 FOLDER = "far"
@@ -35,18 +36,27 @@ Progress = Callable[[int, int], None]
 
 
 def contents_of(
-    files: Sequence[MediaFile], store: Store, progress: Progress | None = None
+    files: Sequence[MediaFile],
+    store: Store,
+    progress: Progress | None = None,
+    *,
+    fetch: bool = True,
 ) -> Mapping[Path, Learnt]:
-    """Return what each file holds, or why it cannot be had; what nobody knows yet is fetched.
-    Raises EnvironmentFault where a bucket, or the disk of the copies, is in the way."""
+    """Return what each file holds, or why it cannot be had; what nobody knows yet is fetched, or
+    else told as a content of its own. Raises EnvironmentFault where a bucket, or the disk of the
+    copies, is in the way."""
     if not files:
         return {}
     wanted = {file.path: file for file in files}
     digests = FarDigests(store)
     asked = ahead(digests.known, wanted.values(), min(ASKED_AT_ONCE, len(wanted)))
     known = dict(zip(wanted, asked, strict=True))
-    missing = [wanted[path] for path, digest in known.items() if not digest]
-    found: dict[Path, Learnt] = {p: Content(digest, None) for p, digest in known.items() if digest}
+    missing = [wanted[path] for path, digest in known.items() if not digest and fetch]
+    found: dict[Path, Learnt] = {
+        path: Content(digest or path.parent.name, None)
+        for path, digest in known.items()
+        if digest or not fetch
+    }
     coming = _Coming(sum(file.far.size for file in missing if file.far), progress)
     threads = min(FETCHED_AT_ONCE, len(missing))
     try:
@@ -55,6 +65,12 @@ def contents_of(
     finally:
         coming.stopped.set()
     return found
+
+
+def unread_note(files: Sequence[MediaFile]) -> list[str]:
+    """Return what people should know of files that were not fetched."""
+    count = sum(1 for file in files if file.far and not digest_noted(file.path))
+    return [f"not fetched, so guessed at: {counted(count, 'file')}"] if count else []
 
 
 class FarDigests:

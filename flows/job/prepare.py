@@ -26,7 +26,7 @@ from flows.job.contents import (
     under_prompts,
 )
 from flows.job.device_probe import check_device
-from flows.job.far_digests import Progress
+from flows.job.far_digests import Progress, unread_note
 from flows.job.formats import COCO
 from flows.job.launch import Launcher
 from flows.job.ledger import Ledger
@@ -107,13 +107,15 @@ def prepare(
     announce: Announce | None = None,
     *pipelines: Pipeline,
     progress: Progress | None = None,
+    fetch: bool = True,
     read_weights: bool = True,
     alone: bool = False,
 ) -> Job:
     """Return everything a run must know before it starts a stage. It is taken through the first of
     `pipelines` that its model is for (none: it captions), with `alone` in the best variant and no
-    other. `announce` is told of what takes long, `progress` of media that are fetched;
-    `read_weights` is as with `open_model`. Raises PenstockError."""
+    other. `announce` is told of what takes long, `progress` of media that are
+    fetched, as all are that are not known, unless `fetch` is false; `read_weights` is as with
+    `open_model`. Raises PenstockError."""
     pipelines = with_summaries(pipelines or (CAPTION,), asked=config.summary)
     if COCO in config.format and LABEL not in pipelines:
         raise UsageError("--format coco is of labels", hint="Run `penstock label`, or leave it out")
@@ -128,12 +130,13 @@ def prepare(
         config, launcher, store, pipelines, announce, read_weights=read_weights, alone=alone
     )
     readable, contents, unreadable = read_contents(
-        files, digests, lambda kind: model.prompt_for(config, kind), store, progress
+        files, digests, lambda kind: model.prompt_for(config, kind), store, progress, fetch=fetch
     )
     if not readable:
         raise NothingToDo(pipeline, [*failures, *unreadable])
     readable, contents = under_prompts(readable, contents, config)
     contents, said = filled(readable, contents, store)
+    said += unread_note(readable)
     refuse_placeholders(contents, model)
     refuse_summary(config, model)
     refuse_previous(contents, model)

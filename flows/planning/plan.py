@@ -13,7 +13,6 @@ from flows.job.about import halves, notes
 from flows.job.budget import Budget, budget_for
 from flows.job.config import CaptionConfig
 from flows.job.contents import refuse_summary
-from flows.job.far_digests import Progress
 from flows.job.launch import Launcher
 from flows.job.models import (
     Undescribed,
@@ -82,7 +81,6 @@ def plan_of(
     launcher: Launcher,
     announce: Callable[[str], None] | None = None,
     *pipelines: Pipeline,
-    progress: Progress | None = None,
 ) -> Plan:
     """Return the plan of a command; without sources, or of what cannot be run, of the model alone.
     It is taken through the first of `pipelines` that its model is for (none: of all there are). It
@@ -92,9 +90,7 @@ def plan_of(
     device = device_name()
     try:
         if config.sources:
-            job = prepare(
-                config, launcher, announce, *pipelines, progress=progress, read_weights=False
-            )
+            job = prepare(config, launcher, announce, *pipelines, fetch=False, read_weights=False)
             expected = tuple(estimates(job))
             return _answered(question_of(job, expected=expected), job.budget, job, expected)
         store = open_store(config.store_url)
