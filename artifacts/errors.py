@@ -18,7 +18,8 @@ from typing import ClassVar
 SECRETS = re.compile(
     r"(?<=://)[^/\s@]+(?=@)"
     r"|\bhf_[A-Za-z0-9]{16,}"
-    r"|(?i:(?<=[?&;]token=)|(?<=[?&;]sig=)|(?<=credential=)|(?<=accesskeyid=)|(?<=[_-]token=)|(?<=signature=)|(?<=password=)|(?<=api_key=)|(?<=secret=))[^&\s]+"
+    r"|(?i:(?<=[?&;]token=)|(?<=[_-]token=)|(?<=[?&;]sig=)|(?<=signature=)|(?<=credential=)"
+    r"|(?<=accesskeyid=)|(?<=password=)|(?<=api_key=)|(?<=secret=))[^&\s]+"
 )
 """User and password of an address, a token of the hub, secret parameters of an address."""
 

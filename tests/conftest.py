@@ -118,6 +118,17 @@ def bucket_address(
 
 
 @pytest.fixture(scope="session")
+def twelve_clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of clips for whole runs on buckets and servers."""
+    from penstock_demo.clips import write_clips
+    from tests.support.buckets import CLIPS
+
+    folder = tmp_path_factory.mktemp("clips")
+    write_clips(folder, CLIPS, seed=1)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def azure_port() -> Iterator[int]:
     """The port of a server that speaks Azure's protocol."""
     from tests.support.azure import azure_server, azurite

@@ -17,11 +17,9 @@ from artifacts.packs import RecordSet
 from artifacts.store import open_store
 from artifacts.stores.bucket import Bucket
 from flows.job.leases import running_jobs
-from penstock_demo.clips import write_clips
-from tests.support.buckets import Between, environment
+from tests.support.buckets import CLIPS, Between, environment
 from tests.support.pipeline import ROOT, Place
 
-CLIPS = 12
 MOMENTS = 30
 NAMESPACE = "ab" * 32
 WRITER = """
@@ -47,29 +45,24 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("clips")
-    write_clips(folder, CLIPS, seed=1)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def expected(clips: Path, tmp_path_factory: pytest.TempPathFactory) -> bytes:
+def expected(twelve_clips: Path, tmp_path_factory: pytest.TempPathFactory) -> bytes:
     """The captions of a run on a folder."""
     place = Place(
-        clips=clips, out=tmp_path_factory.mktemp("out"), store=tmp_path_factory.mktemp("store")
+        clips=twelve_clips,
+        out=tmp_path_factory.mktemp("out"),
+        store=tmp_path_factory.mktemp("store"),
     )
     done = place.run()
     assert done.returncode == 0, done.stderr
     return (place.out / "captions.jsonl").read_bytes()
 
 
-def place_in(clips: Path, folder: Path) -> Place:
-    return Place(clips=clips, out=folder / "out", store=folder / "nowhere")
+def place_in(twelve_clips: Path, folder: Path) -> Place:
+    return Place(clips=twelve_clips, out=folder / "out", store=folder / "nowhere")
 
 
 def test_a_run_on_a_bucket_gives_the_bytes_of_a_local_one_for_few_requests(
-    clips: Path,
+    twelve_clips: Path,
     expected: bytes,
     bucket_address: str,
     way: Between,
@@ -77,7 +70,7 @@ def test_a_run_on_a_bucket_gives_the_bytes_of_a_local_one_for_few_requests(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
-    place = place_in(clips, tmp_path)
+    place = place_in(twelve_clips, tmp_path)
     done = place.run("--store", bucket_address)
     assert done.returncode == 0, done.stderr
     assert (place.out / "captions.jsonl").read_bytes() == expected
@@ -95,7 +88,7 @@ def test_a_run_on_a_bucket_gives_the_bytes_of_a_local_one_for_few_requests(
     # Another machine has nothing of it but the bucket, and gathers.
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "elsewhere"))
     monkeypatch.setenv("PENSTOCK_NEARBY", str(tmp_path / "elsewhere" / "nearby"))
-    other = place_in(clips, tmp_path / "elsewhere")
+    other = place_in(twelve_clips, tmp_path / "elsewhere")
     way.clear()
     gathered = other.run("--store", bucket_address)
     assert gathered.returncode == 0, gathered.stderr
@@ -106,10 +99,15 @@ def test_a_run_on_a_bucket_gives_the_bytes_of_a_local_one_for_few_requests(
 
 @pytest.mark.parametrize("share", [0.05, 0.2])
 def test_answers_that_go_wrong_now_and_then_change_no_byte(
-    clips: Path, expected: bytes, bucket_address: str, way: Between, tmp_path: Path, share: float
+    twelve_clips: Path,
+    expected: bytes,
+    bucket_address: str,
+    way: Between,
+    tmp_path: Path,
+    share: float,
 ) -> None:
     way.spoil, way.draw = share, random.Random(1)
-    place = place_in(clips, tmp_path)
+    place = place_in(twelve_clips, tmp_path)
     for _ in range(2):
         done = place.run("--store", bucket_address)
         assert done.returncode == 0, done.stderr
@@ -121,9 +119,14 @@ def test_answers_that_go_wrong_now_and_then_change_no_byte(
 
 @pytest.mark.parametrize("kind", ["media", "features", "captions"])
 def test_a_run_that_is_killed_while_it_writes_goes_on_where_it_was(
-    clips: Path, expected: bytes, bucket_address: str, way: Between, tmp_path: Path, kind: str
+    twelve_clips: Path,
+    expected: bytes,
+    bucket_address: str,
+    way: Between,
+    tmp_path: Path,
+    kind: str,
 ) -> None:
-    place = place_in(clips, tmp_path)
+    place = place_in(twelve_clips, tmp_path)
     running: list[subprocess.Popen[bytes]] = []
     killed = threading.Event()
 

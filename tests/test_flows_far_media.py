@@ -17,36 +17,26 @@ import pytest
 from artifacts.remote.keeping import NOTE
 from artifacts.stores.bucket import Bucket
 from flows.reviewing.captions import ReviewedCaptions
-from penstock_demo.clips import write_clips
-from tests.support.buckets import Between
+from tests.support.buckets import CLIPS, Between
 from tests.support.pipeline import PENSTOCK, ROOT, SECONDS
 from tests.support.web import Web, web_server
-
-CLIPS = 12
 
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture(scope="module")
-def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("clips")
-    write_clips(folder, CLIPS, seed=1)
-    return folder
-
-
 @pytest.fixture
-def there(clips: Path, bucket_address: str) -> str:
-    """The clips, in a folder of a bucket."""
+def there(twelve_clips: Path, bucket_address: str) -> str:
+    """The twelve_clips, in a folder of a bucket."""
     bucket = Bucket(bucket_address)
-    for path in clips.glob("*.mp4"):
+    for path in twelve_clips.glob("*.mp4"):
         bucket.write(f"videos/{path.name}", path.read_bytes())
     return f"{bucket_address}/videos/"
 
 
 @pytest.fixture
-def web(clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Web]:
+def web(twelve_clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Web]:
     monkeypatch.setenv("PENSTOCK_NEARBY", str(tmp_path / "nearby"))
-    with web_server(clips) as server:
+    with web_server(twelve_clips) as server:
         yield server
 
 
@@ -71,9 +61,9 @@ def said(out: Path) -> list[dict[str, Any]]:
 
 
 @pytest.fixture(scope="module")
-def expected(clips: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+def expected(twelve_clips: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     folder = tmp_path_factory.mktemp("local")
-    run(folder, "caption", str(clips), "--model", "demo", "--out", str(folder / "out"))
+    run(folder, "caption", str(twelve_clips), "--model", "demo", "--out", str(folder / "out"))
     return said(folder / "out")
 
 
@@ -93,9 +83,9 @@ def test_a_bucket_of_media_and_of_the_store_gives_the_bytes_of_folders(
 
 
 def test_media_whose_copies_went_are_fetched_again(
-    web: Web, clips: Path, expected: list[dict[str, Any]], tmp_path: Path
+    web: Web, twelve_clips: Path, expected: list[dict[str, Any]], tmp_path: Path
 ) -> None:
-    names = sorted(path.name for path in clips.glob("*.mp4"))
+    names = sorted(path.name for path in twelve_clips.glob("*.mp4"))
     (tmp_path / "list.txt").write_text("".join(f"{web.address}/{name}\n" for name in names))
     words = (f"@{tmp_path}/list.txt", "--model", "demo", "--out", str(tmp_path / "out"))
 
@@ -115,7 +105,7 @@ def test_media_whose_copies_went_are_fetched_again(
     run(tmp_path, "caption", *words, "--format", "webdataset,kohya,musubi")
     with tarfile.open(next((tmp_path / "out").rglob("*.tar"))) as tar:
         kept = [tar.extractfile(m).read() for m in tar if m.name.endswith(".mp4")]  # type: ignore[union-attr]
-    assert sorted(kept) == sorted((clips / name).read_bytes() for name in names)
+    assert sorted(kept) == sorted((twelve_clips / name).read_bytes() for name in names)
     lose()
     # A review shows what was captioned, also what is not here any more.
     review = ReviewedCaptions(tmp_path / "out")
@@ -126,9 +116,9 @@ def test_media_whose_copies_went_are_fetched_again(
 
 
 def test_a_run_that_is_killed_while_it_fetches_goes_on_where_it_was(
-    web: Web, expected: list[dict[str, Any]], clips: Path, tmp_path: Path
+    web: Web, expected: list[dict[str, Any]], twelve_clips: Path, tmp_path: Path
 ) -> None:
-    names = sorted(path.name for path in clips.glob("*.mp4"))
+    names = sorted(path.name for path in twelve_clips.glob("*.mp4"))
     words = [f"{web.address}/{name}" for name in names]
     words += ["--model", "demo", "--out", str(tmp_path / "out"), "--store", str(tmp_path / "store")]
     running: list[subprocess.Popen[bytes]] = []
@@ -188,10 +178,10 @@ def test_who_stops_a_run_does_not_wait_for_a_silent_server(
 
 
 def test_trainers_are_given_files_that_stay(
-    web: Web, clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    web: Web, twelve_clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PENSTOCK_NEARBY_GB", str(20_000 / 1e9))
-    names = sorted(path.name for path in clips.glob("*.mp4"))
+    names = sorted(path.name for path in twelve_clips.glob("*.mp4"))
     words = [*(f"{web.address}/{name}" for name in names), "--model", "demo"]
     words += ["--out", str(tmp_path / "out"), "--format", "musubi,diffusion-pipe"]
     for _ in range(2):
@@ -199,7 +189,7 @@ def test_trainers_are_given_files_that_stay(
         folder = tmp_path / "out" / "diffusion-pipe" / "videos"
         made = [path for path in folder.iterdir() if path.suffix == ".mp4"]
         assert sorted(path.read_bytes() for path in made) == sorted(
-            (clips / name).read_bytes() for name in names
+            (twelve_clips / name).read_bytes() for name in names
         )
         rows = next((tmp_path / "out" / "musubi").glob("*.jsonl")).read_text().splitlines()
         shown = [Path(json.loads(row)["video_path"]) for row in rows]
@@ -212,9 +202,9 @@ def test_trainers_are_given_files_that_stay(
 
 
 def test_what_is_gone_on_the_web_fails_alone_and_the_rest_is_captioned(
-    web: Web, expected: list[dict[str, Any]], clips: Path, tmp_path: Path
+    web: Web, expected: list[dict[str, Any]], twelve_clips: Path, tmp_path: Path
 ) -> None:
-    names = sorted(path.name for path in clips.glob("*.mp4"))
+    names = sorted(path.name for path in twelve_clips.glob("*.mp4"))
     words = [f"{web.address}/{name}?X-Amz-Signature=9secret9" for name in [*names, "none.mp4"]]
     out = tmp_path / "out"
     run(tmp_path, "caption", *words, "--model", "demo", "--out", str(out), code=1)
@@ -227,9 +217,9 @@ def test_what_is_gone_on_the_web_fails_alone_and_the_rest_is_captioned(
 
 
 def test_a_plan_fetches_nothing_and_knows_what_is_done(
-    web: Web, clips: Path, tmp_path: Path
+    web: Web, twelve_clips: Path, tmp_path: Path
 ) -> None:
-    names = sorted(path.name for path in clips.glob("*.mp4"))
+    names = sorted(path.name for path in twelve_clips.glob("*.mp4"))
     words = [*(f"{web.address}/{name}" for name in names), "--model", "demo"]
     before = run(tmp_path, "plan", *words)
     assert f"not fetched, so guessed at: {CLIPS} files" in before

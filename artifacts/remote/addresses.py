@@ -82,8 +82,6 @@ class FarFile:
     """Where it is asked for, with what lets its reader in."""
     size: int
     """Bytes."""
-    modified: float
-    """Seconds since the epoch, by the clock of its server; 0 where it tells none."""
     version: str
     """Word that changes whenever the content does; another one each time where none is told."""
 

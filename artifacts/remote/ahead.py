@@ -16,16 +16,7 @@ Hear = Callable[[int], None]
 def aside(function: Callable[[Item], Result], item: Item) -> "Future[Result]":
     """Return what will hold what a function gives."""
     made: Future[Result] = Future()
-
-    def run() -> None:
-        try:
-            result = function(item)
-        except BaseException as error:
-            made.set_exception(error)
-        else:
-            made.set_result(result)
-
-    threading.Thread(target=run, name="aside", daemon=True).start()
+    threading.Thread(target=_do, args=(function, item, made), name="aside", daemon=True).start()
     return made
 
 
@@ -55,10 +46,7 @@ def ahead(
                     room.release()
                 return
             result: Future[Result] = Future()
-            try:
-                result.set_result(function(item))  # type: ignore[arg-type]
-            except BaseException as error:
-                result.set_exception(error)
+            _do(function, item, result)  # type: ignore[arg-type]
             with lock:
                 made[number] = result
                 came.notify_all()
@@ -80,3 +68,10 @@ def ahead(
         stopped.set()
         if room is not None:
             room.release()
+
+
+def _do(function: Callable[[Item], Result], item: Item, made: "Future[Result]") -> None:
+    try:
+        made.set_result(function(item))
+    except BaseException as error:
+        made.set_exception(error)

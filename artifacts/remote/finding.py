@@ -72,9 +72,9 @@ def _walked(name: str) -> list[tuple[bool, str]]:
     return [*((True, folder) for folder in folders), (False, file)]
 
 
-def far_files_matching(pattern: str) -> Iterator[FarFile]:
-    """Yield what in a bucket a pattern names, by name; `**` stands for any folders. Raises
-    UsageError, EnvironmentFault."""
+def far_files_matching(pattern: str) -> Iterator[tuple[str, FarFile]]:
+    """Yield what in a bucket a pattern names, with the file's own name, by name from the pattern's
+    folder on; `**` stands for any folders. Raises UsageError, EnvironmentFault."""
     scheme, _, place = pattern.partition("://")
     parts = place.split("/")
     first = next(at for at, part in enumerate(parts) if glob.has_magic(part))
@@ -83,7 +83,7 @@ def far_files_matching(pattern: str) -> Iterator[FarFile]:
     inside = far_files_below(folder, recursive=len(wanted) > 1 or "**" in wanted)
     for name, far in sorted(inside, key=itemgetter(0)):
         if _fits(name.split("/"), wanted):
-            yield far
+            yield far.name, far
 
 
 def part_of(far: FarFile, offset: int, length: int) -> bytes | None:
@@ -135,7 +135,6 @@ def _far_file(address: str, found: Listed) -> FarFile:
     return FarFile(
         address=address,
         size=found.size,
-        modified=found.modified,
         version=_version(found) or f"{ONCE}{uuid.uuid4().hex}",
     )
 

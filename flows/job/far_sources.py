@@ -21,7 +21,6 @@ ODD = "this is no address that can be asked"
 ODD_HINT = "See that it is spelt right: scheme, host, port, and no sign that an address cannot hold"
 LIST_HINT = "Copy the list to this machine, and give @LIST: its lines may be addresses"
 
-
 Looked = FarFile | FileNotFoundError | Unanswered | UsageError
 """What lies at an address, or why it cannot be had."""
 
@@ -65,17 +64,16 @@ class FarSources:
     ) -> Iterator[MediaFile | Failure]:
         from artifacts.remote.finding import far_files_below, far_files_matching
 
-        count = 0
+        inside: Iterable[tuple[str, FarFile]] = ()
         if not is_web(address) and glob.has_magic(address):
-            for far in far_files_matching(address):
-                if selection.takes(far.name):
-                    count += 1
-                    yield _taken(far, far.name, source)
+            inside = far_files_matching(address)
         elif not is_web(address):
-            for name, far in far_files_below(address, selection.recursive):
-                if selection.takes(name):
-                    count += 1
-                    yield _taken(far, name, source)
+            inside = far_files_below(address, selection.recursive)
+        count = 0
+        for name, far in inside:
+            if selection.takes(name):
+                count += 1
+                yield _taken(far, name, source)
         if not count:
             hint = WEB_HINT if is_web(address) else BUCKET_HINT
             yield source_failure(source, unsigned(address), "missing", MISSING, hint)

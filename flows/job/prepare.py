@@ -136,7 +136,7 @@ def prepare(
         raise NothingToDo(pipeline, [*failures, *unreadable])
     readable, contents = under_prompts(readable, contents, config)
     contents, said = filled(readable, contents, store)
-    said += unread_note(readable)
+    said += [] if fetch else unread_note(readable)
     refuse_placeholders(contents, model)
     refuse_summary(config, model)
     refuse_previous(contents, model)

@@ -14,13 +14,7 @@ from artifacts.paths import RealPaths
 from artifacts.regular import odd_thing
 from artifacts.remote.addresses import is_address, is_object
 from flows.job.far_sources import FarSources
-from flows.job.media_files import (
-    MediaFile,
-    Selection,
-    kind_of,
-    source_failure,
-    writable,
-)
+from flows.job.media_files import MediaFile, Selection, kind_of, source_failure, writable
 from flows.job.source_lists import LIST_SUFFIXES, BadLine, Line, lines_of
 
 LONGEST_PATTERN = 4096

@@ -14,14 +14,13 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Route
 
-from artifacts.errors import EnvironmentFault, PenstockError
-from artifacts.remote.ahead import aside
-from artifacts.remote.keeping import near
+from artifacts.errors import EnvironmentFault
 from artifacts.shapes import parse
 from flows.results.thumbnails import thumbnail
 from flows.reviewing.captions import EditRefused, ReviewedCaptions
 from flows.reviewing.page.page import review_page
 from flows.reviewing.rewriting import Rewriting
+from flows.serving.shown_media import shown_file
 
 MOST_BYTES = 1 << 26
 """Bytes of what a page sends: the words of some 100,000 captions."""
@@ -149,9 +148,5 @@ class _Routes:
         number, places = request.path_params["number"], self._captions.places
         if number >= len(places) or not places[number]:
             return None
-        try:
-            async with self._fetching:
-                path = await asyncio.wrap_future(aside(near, places[number]))
-        except (PenstockError, OSError, ValueError):
-            return None
-        return path if path.is_file() else None  # a FIFO would be waited for
+        async with self._fetching:
+            return await shown_file(places[number])

@@ -14,7 +14,6 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 
 from artifacts.errors import CannotFit, StageDied
 from artifacts.packs import Record
-from artifacts.remote.keeping import UNREACHABLE
 from artifacts.schema import Part
 from artifacts.stamps import CHANGED, CHANGED_HINT, CHANGED_MESSAGE
 from flows.job.launch import Launcher, Running
@@ -32,6 +31,7 @@ from flows.running.batches import work_of
 from flows.running.calls import Calls, settings_on
 from flows.running.once import OnceStep
 from flows.running.single_item import SingleItemFallback, too_large
+from stages.frames.recording import NOT_REMEMBERED
 from stages.process.exit_diagnosis import is_crash
 from stages.process.outcome import StageOutcome
 from stages.process.stage import Stage
@@ -111,7 +111,7 @@ class Steps:
     def _leave_changed(self, outcome: StageOutcome) -> None:
         """Leave files that changed meanwhile, or whose server is silent, to the next run."""
         for told in outcome.failures:
-            if told.kind in (CHANGED, UNREACHABLE):
+            if told.kind in NOT_REMEMBERED:
                 self._job.ledger.unfit[told.media, -1, ""] = {
                     "stage": self._first.name,
                     "kind": told.kind,

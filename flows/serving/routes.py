@@ -1,13 +1,11 @@
 """What answers each route, but for captions; what is told is made elsewhere."""
 
 import asyncio
-import contextlib
 import mimetypes
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from importlib.metadata import version
-from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
@@ -15,9 +13,6 @@ from fastapi import Query, Request
 from fastapi.responses import FileResponse, Response
 from numpy.typing import NDArray
 
-from artifacts.errors import PenstockError
-from artifacts.remote.ahead import aside
-from artifacts.remote.keeping import near
 from flows.results.thumbnails import thumbnail
 from flows.serving.answers import json_answer, vectors_told
 from flows.serving.embedding import Seen
@@ -25,6 +20,7 @@ from flows.serving.guard import COOKIE, in_time, session_of
 from flows.serving.refusals import Refused
 from flows.serving.searching import Wanted
 from flows.serving.service import Service
+from flows.serving.shown_media import shown_file
 from flows.serving.uploads import upload_of
 
 THUMBNAILS_AT_ONCE = 2
@@ -105,24 +101,16 @@ class Routes:
 
     async def media(self, hit: str) -> Response:
         """Return the file of a hit."""
-        path = await self._near((await self._row(hit)).path)
-        if path is None or not await asyncio.to_thread(path.is_file):
+        path = await shown_file((await self._row(hit)).path)
+        if path is None:
             raise Refused(404, "the file of this hit is gone", "Run penstock index build again")
         kind = mimetypes.guess_type(path.name)[0] or "application/octet-stream"
         return FileResponse(path, media_type=kind, content_disposition_type="inline")
 
-    @staticmethod
-    async def _near(place: str) -> Path | None:
-        """Return the path of what a row is of, fetched if it lies far away; None where it cannot
-        be."""
-        with contextlib.suppress(PenstockError, OSError):
-            return await asyncio.wrap_future(aside(near, place))
-        return None
-
     async def thumbnail(self, hit: str) -> Response:
         """Return a small picture of a hit."""
         row = await self._row(hit)
-        small, path = None, await self._near(row.path)
+        small, path = None, await shown_file(row.path)
         if path is not None:
             async with self._drawing:
                 small = await asyncio.to_thread(thumbnail, path, row.time)

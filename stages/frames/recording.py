@@ -29,6 +29,9 @@ PASSING = frozenset(("missing", "unreadable"))
 """Kinds of failure of a file that could be read a moment ago, when its disk goes away: no fault of
 the file, and not to be remembered as one."""
 
+NOT_REMEMBERED = frozenset((CHANGED, UNREACHABLE))
+"""Kinds of failure that say nothing of what a file holds: the next run tries it again."""
+
 
 class Recording:
     """The record sets of one namespace, and the report of what is stored in them."""
@@ -124,7 +127,7 @@ class Recording:
         is not known any more."""
         message = error.message.replace(str(medium.path), "the file")
         meta = {"kind": error.kind, "message": message, "hint": error.hint}
-        if error.kind not in (CHANGED, UNREACHABLE):
+        if error.kind not in NOT_REMEMBERED:
             self.failures.publish([Record(key=medium.digest, meta=meta)])
         self._report.failure(medium.digest, error.kind, message, error.hint)
 

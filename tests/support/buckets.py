@@ -12,8 +12,10 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import Any
+
+from tests.support.loopback import served
 
 SERVE = """
 import sys
@@ -28,6 +30,8 @@ print(server.get_host_and_port()[1], flush=True)
 sys.stdin.read()
 """
 BUCKET = "bucket"
+CLIPS = 12
+"""Clips that whole runs are made over."""
 SPOILT = (409, 412, 503, 504, 0)
 """The answers given instead of the server's; 0: none, and the connection ends."""
 HOPS = ("connection", "keep-alive", "transfer-encoding", "content-length")
@@ -120,18 +124,8 @@ class Between:
 def between(upstream: int, **fields: Any) -> Iterator[Between]:
     """Stand between the program and a server."""
     state = Between(upstream=upstream, **fields)
-    handler = type("Handler", (Handler,), {"state": state})
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    server.daemon_threads = True
-    state.port = server.server_address[1]
-    thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
-    thread.start()
-    try:
+    with served(type("Handler", (Handler,), {"state": state})) as state.port:
         yield state
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
 
 
 def kind_of(method: str, path: str) -> str:

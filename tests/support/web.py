@@ -6,9 +6,11 @@ import re
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from urllib.parse import unquote
+
+from tests.support.loopback import served
 
 DATE = "Sun, 22 Nov 2026 10:00:00 GMT"
 
@@ -41,17 +43,9 @@ class Web:
 def web_server(folder: Path, **fields: object) -> Iterator[Web]:
     """Serve the files of a folder."""
     state = Web(folder=folder, **fields)  # type: ignore[arg-type]
-    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (Handler,), {"state": state}))
-    server.daemon_threads = True
-    state.address = f"http://127.0.0.1:{server.server_address[1]}"
-    thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
-    thread.start()
-    try:
+    with served(type("Handler", (Handler,), {"state": state})) as port:
+        state.address = f"http://127.0.0.1:{port}"
         yield state
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
 
 
 class Handler(BaseHTTPRequestHandler):
