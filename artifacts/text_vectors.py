@@ -2,9 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from artifacts.packs import Record
-from artifacts.vectors import Vectors, vectors_in
+
+if TYPE_CHECKING:  # numpy, which captions need not
+    from artifacts.vectors import Vectors
 
 Groups = Sequence[Sequence[str]]
 """Texts, in groups of those that say the same in other words."""
@@ -14,7 +17,7 @@ Groups = Sequence[Sequence[str]]
 class TextVectors:
     """The vectors of groups of texts."""
 
-    vectors: Vectors
+    vectors: "Vectors"
     """Shape (groups, numbers of each); each of length 1."""
     scale: float
     """The model's logit of a picture and a text is `scale * cosine + bias`."""
@@ -26,6 +29,8 @@ class TextVectors:
 
 def text_vectors_in(record: Record, groups: Groups, precision: str) -> TextVectors:
     """Return what a record holds of these groups."""
+    from artifacts.vectors import vectors_in
+
     texts, meta = [text for group in groups for text in group], record.meta
     return TextVectors(
         vectors=vectors_in(record),

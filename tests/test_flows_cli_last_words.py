@@ -3,9 +3,9 @@ from pathlib import Path
 
 import pytest
 
+from artifacts.user_folders import user_cache
 from flows.cli import main as cli
 from flows.cli.main import main
-from flows.job.config import user_cache
 
 
 def kept() -> list[Path]:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from artifacts.errors import UsageError
 from artifacts.keys import digest_of
+from artifacts.user_folders import cache_home
 
 FOLDER, LIMIT = "PENSTOCK_NEARBY", "PENSTOCK_NEARBY_GB"
 """Variables: where copies of what lies elsewhere are kept, and how much they may take; unset, the
@@ -34,8 +35,7 @@ KEEP = 0.75
 def nearby_folder() -> Path:
     """Return the folder of what lies elsewhere and is kept on this machine for a while."""
     asked = os.environ.get(FOLDER)
-    cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return (Path(asked) if asked else Path(cache) / "penstock-nearby").expanduser().absolute()
+    return Path(asked).expanduser().absolute() if asked else cache_home() / "penstock-nearby"
 
 
 def nearby_limit() -> int | None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from tempfile import TemporaryFile
 
 from artifacts.keys import digest_of
+from artifacts.user_folders import user_state
 
 TEMPORARY = "tmp"
 """Folder of half-written files, in the same place so that a rename never crosses file systems."""
@@ -19,12 +20,6 @@ STALE_SECONDS = 3600.0
 def state_folder(url: str) -> Path:
     """Return the folder of a store that is none itself: this user's, on this machine."""
     return user_state() / "stores" / digest_of(url)
-
-
-def user_state() -> Path:
-    """Return the folder of what this user keeps of the program on this machine."""
-    state = os.environ.get("XDG_STATE_HOME") or "~/.local/state"
-    return Path(state).expanduser() / "penstock"
 
 
 def clock_of(folder: Path) -> float:

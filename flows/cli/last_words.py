@@ -16,10 +16,10 @@ from typing import Any, Protocol
 
 from artifacts.captions import Failure
 from artifacts.errors import redacted
+from artifacts.user_folders import user_cache
 from flows.console.display import Display, failed_line
 from flows.console.lines import tell
 from flows.console.terminal import forget_terminal, outliving_the_terminal
-from flows.job.config import user_cache
 
 UNFORESEEN = 5
 """Exit code of what nobody foresaw: 1 would mean that some items failed."""

@@ -4,11 +4,11 @@ nothing of how it is done."""
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 
 from artifacts.errors import UsageError
 from artifacts.schema import Part
 from artifacts.tiles import OFF, check_tiles
+from artifacts.user_folders import user_cache
 from flows.job.formats import KEEP, REPLACE, check_existing, check_formats
 from flows.job.speaking_config import SpeakingConfig
 from stages.decode.engines import AUTO, INFLIGHT, OFFERED, SEVERAL
@@ -41,11 +41,6 @@ ABOVE_ZERO = (
     "memory",
 )
 """Options that are numbers above 0."""
-
-
-def user_cache() -> Path:
-    """Return the folder for what is known of this machine, whatever the store."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "penstock"
 
 
 def default_store() -> str:

@@ -7,9 +7,9 @@ for any.
 from typing import Any, NamedTuple
 
 from artifacts.errors import OutOfMemory, UsageError
+from artifacts.user_folders import user_cache
 from flows.console.display import Display
 from flows.console.units import gib
-from flows.job.config import user_cache
 from flows.job.launch import DirectLauncher, StageCall, run_to_end
 from stages.convert.job import ConvertJob
 from stages.process.events import Event, Noted

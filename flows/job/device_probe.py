@@ -15,7 +15,7 @@ from typing import Any
 from artifacts.errors import CannotFit, EnvironmentFault, StageDied
 from artifacts.files import read_kept, write_json
 from artifacts.keys import digest_of
-from flows.job.config import user_cache
+from artifacts.user_folders import user_cache
 from flows.job.launch import DirectLauncher, StageCall, run_to_end
 from flows.job.versions import versions
 from stages.process.device import (

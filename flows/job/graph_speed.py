@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from artifacts.files import read_kept, write_json
 from artifacts.keys import digest_of
-from flows.job.config import user_cache
+from artifacts.user_folders import user_cache
 from flows.job.versions import machine_identity, versions
 
 FORMAT = 1

@@ -9,7 +9,7 @@ from typing import Any
 
 from artifacts.files import read_kept, write_json
 from artifacts.keys import digest_of
-from flows.job.config import user_cache
+from artifacts.user_folders import user_cache
 from flows.job.cpu import cpu_has_bfloat16
 from flows.job.launch import Launcher, StageCall, run_to_end
 from flows.job.precision import no_bfloat16

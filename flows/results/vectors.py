@@ -8,18 +8,20 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from artifacts.captions import write_jsonl
 from artifacts.files import whole_file
 from artifacts.tables import utf8
-from artifacts.vectors import Vectors, vectors_in, write_npy
 from artifacts.words import counted
 from flows.job.media_files import MediaFile
 from flows.job.prepare import Job
 from flows.job.tasks import Medium, Task
 from flows.results.outputs import failures_of
 from flows.results.run_end import RunEnd
+
+if TYPE_CHECKING:  # numpy, which captions need not
+    from artifacts.vectors import Vectors
 
 ARRAY, ROWS = "embeddings.npy", "embeddings.parquet"
 GROUP_ROWS = 10_000
@@ -62,6 +64,8 @@ def vector_places(job: Job) -> dict[str, str]:
 
 def write_vectors(job: Job) -> VectorsWritten:
     """Write every vector that is there, in source order. Raises EnvironmentFault."""
+    from artifacts.vectors import vectors_in, write_npy
+
     made = list(made_vectors(job))
     kept = job.ledger["embeddings"]
     metas = [kept.meta(task["embeddings"]) for _, task in made]

@@ -15,7 +15,7 @@ from pathlib import Path
 import uvicorn
 
 from artifacts.store import fault_of
-from artifacts.stores.local import user_state
+from artifacts.user_folders import user_state
 from artifacts.words import counted
 from flows.console.lines import tell
 from flows.reviewing.app import review_app

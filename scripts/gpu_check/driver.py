@@ -11,7 +11,7 @@ from flows.job.precision import native_dtype, no_bfloat16
 from flows.planning.terms import GPU_WORKSPACE_BYTES
 from scripts.gpu_check.rows import MIB, Row, mib, one_line, row, skipped
 from scripts.gpu_check.setting import Setting
-from stages.models.deferred_imports import import_transformers
+from stages.process.deferred_imports import import_transformers
 from stages.process.device import (
     device_free_bytes,
     device_holders,

@@ -11,10 +11,10 @@ from stages.export.job import PACKED, ExportJob
 from stages.export.outline import Outline, outline_of
 from stages.export.packed_form import Packed
 from stages.export.weights import files_of, is_made, made_shards, write_file
-from stages.models.deferred_imports import import_transformers
 from stages.models.halves.classes import config_and_class
 from stages.models.hub.checkpoint import CONFIG, SMALL, json_bytes, small_files
 from stages.models.shards.writing import GO_ON, check_room, claimed, write_rest
+from stages.process.deferred_imports import import_transformers
 from stages.process.job import job_of
 from stages.process.report import Report
 

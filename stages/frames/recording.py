@@ -12,10 +12,10 @@ from artifacts.errors import EnvironmentFault, MediaError, PenstockError
 from artifacts.keys import item_key
 from artifacts.packs import Record
 from artifacts.record_union import record_sets_of
-from artifacts.remote.keeping import UNREACHABLE, at_hand
+from artifacts.remote.keeping import at_hand
 from artifacts.schema import FrameFit, MediaIndex, fields_of
-from artifacts.stamps import CHANGED
 from artifacts.store import Store
+from stages.frames.failures import NOT_REMEMBERED, PASSING
 from stages.frames.medium import MediumToCut
 from stages.frames.video import Chunk
 from stages.frames.watchdog import Watchdog
@@ -24,13 +24,6 @@ from stages.process.exit_diagnosis import out_of_memory
 from stages.process.report import Report
 
 log = logging.getLogger(__name__)
-
-PASSING = frozenset(("missing", "unreadable"))
-"""Kinds of failure of a file that could be read a moment ago, when its disk goes away: no fault of
-the file, and not to be remembered as one."""
-
-NOT_REMEMBERED = frozenset((CHANGED, UNREACHABLE))
-"""Kinds of failure that say nothing of what a file holds: the next run tries it again."""
 
 
 class Recording:

@@ -16,7 +16,6 @@ from artifacts.errors import EnvironmentFault, UsageError
 from artifacts.schema import Half, Part
 from stages.memory.heap import given_back
 from stages.models.adapters.injection import adapted, adapted_modules
-from stages.models.deferred_imports import import_transformers
 from stages.models.half_job import HalfJob
 from stages.models.halves.classes import config_and_class, one_line, skeleton_of
 from stages.models.halves.load import load_half
@@ -36,6 +35,7 @@ from stages.models.precision.quantize import (
 from stages.models.precision.weights import stored_modules
 from stages.models.processors.prepare import load_processor
 from stages.models.streaming.load import load_streamed, streamed_layers
+from stages.process.deferred_imports import import_transformers
 from stages.process.job import job_of
 
 BY_ITSELF = ("sdpa", "+")

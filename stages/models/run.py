@@ -3,8 +3,8 @@
 from typing import Any
 
 from artifacts.errors import UsageError
-from stages.models.deferred_imports import import_transformers
 from stages.models.inspection import describe
+from stages.process.deferred_imports import import_transformers
 from stages.process.report import Report
 
 

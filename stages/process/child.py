@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 from artifacts.errors import CannotFit, PenstockError
 from stages.process import budget
 from stages.process.deadlock_watchdog import Stillness, look_again
+from stages.process.deferred_imports import defer
 from stages.process.events import Broken, Ended
 from stages.process.exit_diagnosis import first_line, memory_words
 from stages.process.gc_freeze import gc_frozen
@@ -141,6 +142,7 @@ def load_entry(name: str, arguments: dict[str, Any]) -> Callable[[dict[str, Any]
     """Return the stage's function from `package.module:function`. If the module has a function
     `warm`, it has imported what the stage is going to import for this job, which is then no part of
     what the stage takes."""
+    defer()
     module_name, _, function = name.partition(":")
     module = importlib.import_module(module_name)
     loaded: Callable[[dict[str, Any], Report], None] = getattr(module, function)

@@ -6,6 +6,7 @@ It holds a place for what torch's compiler makes.
 import os
 from pathlib import Path
 
+from artifacts.user_folders import user_cache
 from stages.process.cgroup import cores
 from stages.process.device import on_wsl
 
@@ -58,8 +59,7 @@ def compiler_folder() -> str:
     """Return where torch's compiler may leave what it makes; empty where no folder can be made. The
     compiler makes at least a folder as soon as it is imported: left to itself it takes the one for
     temporary files."""
-    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    folder = Path(base, "penstock", "torchinductor")
+    folder = user_cache() / "torchinductor"
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError:

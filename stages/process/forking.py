@@ -163,7 +163,8 @@ class ForkServer:
             self._control = None
         if self._process is not None:
             self._process.kill()
-            self._process.wait()
+            # What it holds takes the kernel a while to free, and nobody waits for it.
+            threading.Thread(target=self._process.wait, daemon=True).start()
             self._process = None
 
 

@@ -24,7 +24,6 @@ from stages.export.compare import nearness
 from stages.export.graph_job import GRAPHS, PACKAGES, GraphJob, check_packages
 from stages.export.graphs.make import GraphsMade, make_graphs
 from stages.export.graphs.samples import texts_of, trials
-from stages.models.deferred_imports import import_transformers
 from stages.models.graphs import FOLDER
 from stages.models.graphs.manifest import FILE, GraphManifest, HalfGraphs, read_manifest
 from stages.models.halves.load import load_half
@@ -33,6 +32,7 @@ from stages.models.halves.vectors import text_vectors
 from stages.models.hub.checkpoint import CONFIG, INDEX, SMALL, small_files
 from stages.models.processors.prepare import load_processor
 from stages.models.shards.writing import GO_ON, claimed, write_rest
+from stages.process.deferred_imports import import_transformers
 from stages.process.job import job_of
 from stages.process.report import Report
 

@@ -7,8 +7,8 @@ from typing import Any
 
 from stages.export.graph_job import TimingJob
 from stages.export.graphs.samples import trials
-from stages.models.deferred_imports import import_transformers
 from stages.models.loading import ModelJob
+from stages.process.deferred_imports import import_transformers
 from stages.process.job import job_of, told_of
 from stages.process.report import Report
 

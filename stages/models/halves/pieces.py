@@ -4,11 +4,10 @@ nor what they are for."""
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
-import torch
-
 from artifacts.schema import Part
 from stages.models.halves.absent import NeedsWeights
 from stages.models.halves.boundary import piece_of
+from stages.models.halves.classes import skeleton_of
 
 Result = TypeVar("Result")
 
@@ -41,8 +40,7 @@ class Held:
 
     def _new_piece(self, error: NeedsWeights) -> str:
         config, cls = self.model.config, type(self.model).__mro__[1]
-        with torch.device("meta"):
-            skeleton = cls(config)
+        skeleton = skeleton_of(config, cls)
         if self._keep == "whole":
             raise error
         piece = piece_of(skeleton, error, self._keep)

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ ROOT = Path(__file__).resolve().parent.parent
 LEFT_OUT = ("torch._inductor", "torch.distributed.tensor", "scipy.linalg")
 BEGIN = """
 import sys
-from stages.models.deferred_imports import COMPILER, StandIn, import_transformers
+from stages.process.deferred_imports import COMPILER, StandIn, import_transformers
 import_transformers()
 import torch
 def stands():
@@ -90,3 +91,60 @@ assert linear_sum_assignment(numpy.eye(2))[1].tolist() == [1, 0]
 import scipy.optimize
 assert scipy.optimize.minimize and scipy.optimize.__file__
 """)
+
+
+def test_a_stage_leaves_out_algebra_models_and_kernels_until_they_are_asked_for() -> None:
+    run("""
+waits = ("sympy", "torch._refs", "torchvision.models.resnet", "boto3.session")
+assert not [name for name in waits if name in sys.modules]
+torch._check(True)
+assert "sympy" not in sys.modules
+try:
+    torch._check(False, "no")
+except RuntimeError as error:
+    assert str(error) == "no" and "sympy" not in sys.modules
+import torch.fx.experimental.symbolic_shapes as shapes
+assert shapes.ShapeEnv() and "sympy" in sys.modules
+""")
+
+
+def test_a_model_that_is_built_by_a_rare_operator_gets_its_kernel() -> None:
+    run("""
+from stages.process.deferred_imports import KERNELS, with_all_kernels
+bare = torch.empty(3, 3, device="meta")
+def build():
+    calls.append(1)
+    return bare.roll(1)
+calls = []
+assert with_all_kernels(lambda: bare @ bare).shape == (3, 3) and "torch._refs" not in sys.modules
+assert with_all_kernels(build).shape == (3, 3) and len(calls) == 2
+assert with_all_kernels(build).shape == (3, 3) and len(calls) == 3
+def never():
+    calls.append(1)
+    raise NotImplementedError("never")
+try:
+    with_all_kernels(never)
+except NotImplementedError as error:
+    assert len(calls) == 4
+""")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name",
+    [
+        "boto3.client",
+        "torch._inductor.compile",
+        "torch._refs.add",
+        "torch.export.export",
+        "torch.onnx.export",
+        "torch.utils._content_store.ContentStoreReader",
+        "torchvision.datasets.ImageFolder",
+        "torchvision.models.resnet.resnet18",
+    ],
+)
+def test_what_was_left_out_can_be_imported_by_name(name: str) -> None:
+    if not find_spec(name.partition(".")[0]):
+        pytest.skip("not installed")
+    module, _, part = name.rpartition(".")
+    run(f"import {module}\nassert callable({name})\nfrom {module} import {part}\n")

@@ -1,12 +1,13 @@
 """Imports transformers without what a process that runs one half alone hardly ever uses.
 
-Torch's compiler, its tensors that lie on many machines and scipy's optimizer are a third of what
-that import takes. They are imported along because the compiler marks functions, a class may be
-asked after, or a loss may be computed. So a stand-in takes the place of such a module. It notes
-marks, and answers for a few functions, which import their module once they are called. Whoever
-asks it for anything else gets the module itself: the stand-in steps aside for good, and the marks
-are made. Tensors of many machines are left out as in a torch that was built without them. Nothing
-here may be called in a process that is not our own.
+Torch's compiler and algebra, its tensors that lie on many machines, torchvision's models and
+scipy's optimizer are more than a third of what that import takes. They are imported along because
+the compiler marks functions, a class may be asked after, or a loss may be computed. So a stand-in
+takes the place of such a module. It notes marks, and answers for a few functions, which import
+their module once they are called. Whoever asks it for anything else gets the module itself: the
+stand-in steps aside for good, and the marks are made. Tensors of many machines are left out as in a
+torch that was built without them, and what transformers exports is read from a list that is kept.
+Nothing here may be called in a process that is not our own.
 """
 
 import functools
@@ -14,36 +15,64 @@ import importlib
 import sys
 import threading
 from collections.abc import Callable, Mapping
-from importlib.machinery import ModuleSpec
+from importlib.machinery import ModuleSpec, PathFinder
 from importlib.util import find_spec
 from types import FunctionType, ModuleType
 from typing import Any
 
+from stages.process.import_structure import keeping
+
 COMPILER = "torch._dynamo"
 MARKS = ("allow_in_graph", "assume_constant_result")
 """Functions of the compiler that mark another one, and return it."""
+GUARDS = ("expect_true", "guard_or_false", "guard_or_true")
+"""Functions that ask whether a condition over sizes holds: of a bool that is known already."""
 ON_CALL: Mapping[str, tuple[str, ...]] = {
     COMPILER: (),
     f"{COMPILER}.utils": ("is_compile_supported",),
     f"{COMPILER}._trace_wrapped_higher_order_op": ("TransformGetItemToIndex",),
+    "torch.fx.experimental.symbolic_shapes": ("has_free_unbacked_symbols", *GUARDS),
     "scipy.optimize": ("linear_sum_assignment",),
+    "torchvision.models": (),
+    "torchvision.datasets": (),
+    "boto3": (),  # of a command of accelerate's, where it is installed
 }
 """Module → what is imported from it long before it is called, if ever."""
+STRUCTURE = "transformers.utils.import_utils"
+KERNELS = "torch._meta_registrations"
+"""Kernels in Python for tensors without data: of operators that hardly a model is built with."""
+AFTER_KERNELS = ("torch._decomp", "torch._prims", "torch._refs", "torch.utils._content_store")
+"""Modules that torch itself imports by way of the kernels, and can import in no other order."""
 _lock = threading.RLock()
+
+
+def defer() -> None:
+    """See to it that transformers is imported without what can wait, whoever imports it."""
+    if not any(isinstance(finder, Deferring) for finder in sys.meta_path):
+        sys.meta_path.insert(0, Deferring())
 
 
 def import_transformers() -> None:
     """Import what every model of transformers needs, and as little else as can be."""
-    import torch
-
-    if "transformers.modeling_utils" not in sys.modules:
-        # Where a machine is alone, only the question after it is left.
-        torch.distributed.is_available = lambda: False
-        for name in ON_CALL:
-            _stand_in(name)
-        sys.meta_path.insert(0, Parts())
+    defer()
     for name in ("modeling_utils", "masking_utils", "generation.utils", "processing_utils"):
         importlib.import_module(f"transformers.{name}")
+
+
+def with_all_kernels(build: Callable[[], Any]) -> Any:
+    """Return what is built without data, with the kernels that were left out if it lacks one."""
+    try:
+        return build()
+    except NotImplementedError:
+        if not isinstance(sys.modules.get(KERNELS), StandIn):
+            raise
+        import_kernels()
+        return build()
+
+
+def import_kernels() -> None:
+    """Import the kernels for tensors without data, if they were left out."""
+    _true(KERNELS)
 
 
 class StandIn(ModuleType):
@@ -54,7 +83,7 @@ class StandIn(ModuleType):
         self.__path__: list[str] = []
         self.__spec__ = ModuleSpec(name, None, is_package=True)
         self.marked: list[tuple[str, Any]] = []
-        for function in ON_CALL[name]:
+        for function in ON_CALL.get(name, ()):
             setattr(self, function, _on_call(name, function))
         if name == COMPILER:
             for mark in MARKS:
@@ -89,11 +118,18 @@ class StandIn(ModuleType):
         return uncompiled
 
 
-class Parts:
-    """Finds parts of the compiler for which nothing stands in: the compiler itself has them."""
+class Deferring:
+    """Looks on at imports: puts stand-ins in place before transformers comes, and finds parts of
+    them for which nothing stands in."""
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
-        if name.startswith(f"{COMPILER}.") and isinstance(sys.modules[COMPILER], StandIn):
+        if name == "torch":
+            sys.modules.setdefault(KERNELS, StandIn(KERNELS))
+        if name == "transformers":
+            _stand_in_for_all()
+        if name == STRUCTURE:
+            return keeping(PathFinder.find_spec(name, path))
+        if isinstance(sys.modules.get(_root(name)), StandIn):
             return ModuleSpec(name, self)  # type: ignore[arg-type]
         return None
 
@@ -106,28 +142,38 @@ class Parts:
         vars(module)["__spec__"] = self._spec  # it was executed under its own
 
 
+def _stand_in_for_all() -> None:
+    import torch
+
+    # Where a machine is alone, only the question after it is left.
+    torch.distributed.is_available = lambda: False
+    for name in ON_CALL:
+        _stand_in(name)
+
+
 def _stand_in(name: str) -> None:
     """Put a stand-in in the place of a module that is there and was not imported yet."""
+    package, _, _ = name.partition(".")
     parent, _, child = name.rpartition(".")
-    if name in sys.modules or not _is_there(name):
+    standing = name == _root(name) or isinstance(sys.modules.get(_root(name)), StandIn)
+    if name in sys.modules or not standing or find_spec(package) is None:
         return
     sys.modules[name] = module = StandIn(name)
     if parent in sys.modules:
         setattr(sys.modules[parent], child, module)
 
 
-def _is_there(name: str) -> bool:
-    # Of a part of a module that is a stand-in itself, its file would have to be looked for.
-    if name.startswith(f"{COMPILER}."):
-        return isinstance(sys.modules.get(COMPILER), StandIn)
-    try:
-        return find_spec(name) is not None
-    except ModuleNotFoundError:
-        return False
+def _root(name: str) -> str:
+    """Return the outermost module with a stand-in that this one is, or belongs to; else itself."""
+    if name in AFTER_KERNELS:
+        return KERNELS
+    return next((each for each in ON_CALL if f"{name}.".startswith(f"{each}.")), name)
 
 
 def _on_call(name: str, function: str) -> Callable[..., Any]:
     def called(*args: Any, **named: Any) -> Any:
+        if function in GUARDS and args and isinstance(args[0], bool):
+            return args[0]
         return getattr(_true(name), function)(*args, **named)
 
     called.__name__ = called.__qualname__ = function
@@ -136,7 +182,7 @@ def _on_call(name: str, function: str) -> Callable[..., Any]:
 
 def _true(name: str) -> Any:
     """Return the module itself, which is imported now if it was not yet."""
-    root = COMPILER if name.startswith(COMPILER) else name
+    root = _root(name)
     with _lock:
         standing = sys.modules.get(root)
         if isinstance(standing, StandIn):

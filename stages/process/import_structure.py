@@ -1,0 +1,89 @@
+"""Keeps the list of what transformers exports.
+
+Each process that imports transformers reads it twice from 2,800 files, which takes half a second.
+It is kept in the user's cache, beside what tells that those files are still the same.
+"""
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+from importlib.machinery import ModuleSpec
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from artifacts.errors import PenstockError
+from artifacts.files import read_kept, write_json
+from artifacts.keys import digest_of
+from artifacts.user_folders import user_cache
+
+LISTED = ("transformers", "models")
+"""The folder whose list is kept: all models."""
+FORMAT = 1
+
+Structure = dict[frozenset[str], dict[str, set[str]]]
+"""Packages that are needed → module → names that it has where they are there."""
+
+
+def keeping(spec: ModuleSpec | None) -> ModuleSpec | None:
+    """Return the specification of `transformers.utils.import_utils`, whose list is kept once that
+    is imported."""
+    if spec is None or spec.loader is None:
+        return spec
+    execute = spec.loader.exec_module
+
+    def executed(module: ModuleType) -> None:
+        execute(module)
+        name = "define_import_structure"
+        setattr(module, name, kept(getattr(module, name)))
+
+    spec.loader.exec_module = executed  # type: ignore[method-assign]
+    return spec
+
+
+def kept(define: Callable[..., Structure]) -> Callable[..., Structure]:
+    """Return transformers' own function, which looks into the files of models only where they are
+    not those that it looked into before."""
+    known: list[Any] = []
+
+    def defined(path: Any, prefix: str | None = None) -> Structure:
+        folder = Path(path)
+        folder = folder.parent if folder.is_file() else folder
+        if folder.parts[-2:] != LISTED:
+            return define(path, prefix)
+        if not known:
+            known.extend(_structure(folder, lambda: define(path)))
+        before = f"{prefix}." if prefix else ""
+        return {
+            frozenset(needed): {before + module: set(names) for module, names in modules.items()}
+            for needed, modules in known
+        }
+
+    return defined
+
+
+def _structure(folder: Path, define: Callable[[], Structure]) -> list[Any]:
+    """Return the list as it was kept, else as it is made now, which is kept."""
+    path = user_cache() / "imports" / f"{digest_of(str(folder))[:16]}.json"
+    state = digest_of(sorted(_files(folder)))
+    found = read_kept(path, FORMAT)
+    if found and found.get("state") == state:
+        return list(found["structure"])
+    made = [
+        [sorted(needed), {module: sorted(names) for module, names in modules.items()}]
+        for needed, modules in define().items()
+    ]
+    with contextlib.suppress(PenstockError):  # a disk that is full
+        write_json(path, {"format": FORMAT, "state": state, "structure": made})
+    return made
+
+
+def _files(folder: Path | str) -> Iterator[list[str | int]]:
+    """Yield each file that is looked into, with its time and size."""
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.is_dir() and entry.name != "__pycache__":
+                yield from _files(entry.path)
+            elif entry.name.endswith(".py"):
+                state = entry.stat()
+                yield [entry.path, state.st_mtime_ns, state.st_size]

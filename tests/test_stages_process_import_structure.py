@@ -1,0 +1,103 @@
+"""What transformers exports is read from its files once, and again when they are others."""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from artifacts.user_folders import user_cache
+from stages.process.import_structure import Structure, kept
+
+MADE: Structure = {frozenset({"torch"}): {"one.modeling_one": {"One", "Two"}}}
+Define = Callable[..., Structure]
+
+
+@pytest.fixture
+def models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    folder = tmp_path / "transformers" / "models"
+    (folder / "one").mkdir(parents=True)
+    (folder / "__init__.py").write_text("")
+    (folder / "one" / "modeling_one.py").write_text("class One: ...")
+    return folder
+
+
+@pytest.fixture
+def define() -> tuple[Define, list[Any]]:
+    asked: list[Any] = []
+
+    def defined(path: Any, prefix: str | None = None) -> Structure:
+        asked.append(path)
+        return MADE
+
+    return defined, asked
+
+
+def test_the_list_is_made_once_for_both_who_ask_and_for_later_processes(
+    models: Path, define: tuple[Define, list[Any]]
+) -> None:
+    defined, asked = define
+    first = kept(defined)
+    assert first(models / "__init__.py") == MADE
+    under = {frozenset({"torch"}): {"models.one.modeling_one": {"One", "Two"}}}
+    assert first(models, prefix="models") == under
+    assert kept(defined)(models) == MADE
+    assert len(asked) == 1
+    first(models)[frozenset({"torch"})]["one.modeling_one"].clear()  # each has its own
+    assert first(models) == MADE
+
+
+def test_other_files_have_another_list(models: Path, define: tuple[Define, list[Any]]) -> None:
+    defined, asked = define
+    kept(defined)(models)
+    os.utime(models / "one" / "modeling_one.py", ns=(1, 1))
+    kept(defined)(models)
+    (models / "one" / "processing_one.py").write_text("class Processor: ...")
+    kept(defined)(models)
+    assert len(asked) == 3
+
+
+@pytest.mark.parametrize("damage", ["", "{", "[]", '{"format": 1}', '{"format": 0, "state": 1}'])
+def test_a_damaged_list_is_made_anew(
+    models: Path, define: tuple[Define, list[Any]], damage: str
+) -> None:
+    defined, asked = define
+    kept(defined)(models)
+    (path,) = (user_cache() / "imports").iterdir()
+    whole = path.read_text(encoding="utf-8")
+    path.write_text(damage, encoding="utf-8")
+    assert kept(defined)(models) == MADE and len(asked) == 2
+    assert json.loads(path.read_text(encoding="utf-8")) == json.loads(whole)
+
+
+def test_where_nothing_can_be_kept_the_files_are_read(
+    models: Path, define: tuple[Define, list[Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    defined, asked = define
+    monkeypatch.setenv("XDG_CACHE_HOME", str(models / "__init__.py"))
+    assert kept(defined)(models) == kept(defined)(models) == MADE and len(asked) == 2
+
+
+def test_folders_of_one_model_are_asked_of_transformers(
+    models: Path, define: tuple[Define, list[Any]]
+) -> None:
+    defined, asked = define
+    kept(defined)(models / "one")
+    kept(defined)(models / "one")
+    assert asked == [models / "one"] * 2 and not (user_cache() / "imports").exists()
+
+
+def test_the_list_of_the_installed_version_is_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    transformers = pytest.importorskip("transformers")
+    from transformers.utils.import_utils import define_import_structure
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    folder = Path(transformers.__file__).parent / "models"
+    own = define_import_structure(str(folder), prefix="models")
+    for _ in range(2):
+        assert kept(define_import_structure)(folder, prefix="models") == own
