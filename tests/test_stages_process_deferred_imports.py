@@ -93,39 +93,17 @@ assert scipy.optimize.minimize and scipy.optimize.__file__
 """)
 
 
-def test_a_stage_leaves_out_algebra_models_and_kernels_until_they_are_asked_for() -> None:
+def test_a_stage_leaves_out_algebra_and_models_until_they_are_asked_for() -> None:
     run("""
-waits = ("sympy", "torch._refs", "torchvision.models.resnet", "boto3.session")
+waits = ("sympy.core", "torchvision.models.resnet", "boto3.session")
 assert not [name for name in waits if name in sys.modules]
 torch._check(True)
-assert "sympy" not in sys.modules
 try:
     torch._check(False, "no")
 except RuntimeError as error:
-    assert str(error) == "no" and "sympy" not in sys.modules
+    assert str(error) == "no" and "sympy.core" not in sys.modules
 import torch.fx.experimental.symbolic_shapes as shapes
-assert shapes.ShapeEnv() and "sympy" in sys.modules
-""")
-
-
-def test_a_model_that_is_built_by_a_rare_operator_gets_its_kernel() -> None:
-    run("""
-from stages.process.deferred_imports import KERNELS, with_all_kernels
-bare = torch.empty(3, 3, device="meta")
-def build():
-    calls.append(1)
-    return bare.roll(1)
-calls = []
-assert with_all_kernels(lambda: bare @ bare).shape == (3, 3) and "torch._refs" not in sys.modules
-assert with_all_kernels(build).shape == (3, 3) and len(calls) == 2
-assert with_all_kernels(build).shape == (3, 3) and len(calls) == 3
-def never():
-    calls.append(1)
-    raise NotImplementedError("never")
-try:
-    with_all_kernels(never)
-except NotImplementedError as error:
-    assert len(calls) == 4
+assert shapes.ShapeEnv() and "sympy.core" in sys.modules
 """)
 
 
@@ -135,7 +113,6 @@ except NotImplementedError as error:
     [
         "boto3.client",
         "torch._inductor.compile",
-        "torch._refs.add",
         "torch.export.export",
         "torch.onnx.export",
         "torch.utils._content_store.ContentStoreReader",
@@ -148,3 +125,24 @@ def test_what_was_left_out_can_be_imported_by_name(name: str) -> None:
         pytest.skip("not installed")
     module, _, part = name.rpartition(".")
     run(f"import {module}\nassert callable({name})\nfrom {module} import {part}\n")
+
+
+def test_sizes_and_conditions_that_are_numbers_are_answered_as_torch_would() -> None:
+    run("""
+import torch.fx.experimental.symbolic_shapes as standing
+from stages.process.deferred_imports import ANSWERS
+from torch.fx.experimental.symbolic_shapes import guard_or_false, is_nested_int, sym_eq
+cases = {
+    "is_nested_int": [(3,)],
+    "sym_and": [(True,), (True, False), (True, True)],
+    "sym_eq": [(2, 3), (2, 2), ((2, 3), [2, 3]), ((2,), (2, 3)), ((2, (3,)), (2, (4,)))],
+    "sym_or": [(False,), (True, False), (False, False)],
+}
+asked = [(name, given) for name in ANSWERS for given in cases.get(name, [(True,), (False,)])]
+said = [getattr(standing, name)(*given) for name, given in asked]
+bare = torch.ones(2, 3, device="meta") / 2
+assert bare.shape == (2, 3) and not hasattr(sys.modules["sympy"], "__file__")
+assert standing.ShapeEnv() and sys.modules["sympy"].__file__
+true = sys.modules["torch.fx.experimental.symbolic_shapes"]
+assert said == [getattr(true, name)(*given) for name, given in asked]
+""")

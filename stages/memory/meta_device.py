@@ -18,7 +18,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from stages.memory.nested import changed, tensors
 from stages.memory.outlines import IN_PLACE, META, OUTLINES, made_like, outline
-from stages.process.deferred_imports import import_kernels
 
 aten: Any = torch.ops.aten
 SMALL = 1 << 14
@@ -52,7 +51,6 @@ class MetaDevice(TorchDispatchMode):
 
     def __init__(self, watcher: Watcher) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        import_kernels()
         self._watcher = watcher
 
     def __torch_dispatch__(

@@ -115,7 +115,7 @@ def work(job: dict[str, Any], report: Report, origin: Origin) -> int:
         try:
             with gc_frozen():
                 entry = load_entry(job["entry"], job["arguments"])
-            gc.freeze()  # nor later
+                gc.freeze()  # nor later
             dtype = str(job["arguments"].get("dtype", ""))
             budget.enforce(job["device"], (job["budget"] or {"bytes": 0})["bytes"], dtype)
             report.note(loaded_bytes=anonymous_bytes(), import_seconds=time.monotonic() - started)

@@ -12,6 +12,7 @@ Nothing here may be called in a process that is not our own.
 
 import functools
 import importlib
+import operator
 import sys
 import threading
 from collections.abc import Callable, Mapping
@@ -25,13 +26,35 @@ from stages.process.import_structure import keeping
 COMPILER = "torch._dynamo"
 MARKS = ("allow_in_graph", "assume_constant_result")
 """Functions of the compiler that mark another one, and return it."""
-GUARDS = ("expect_true", "guard_or_false", "guard_or_true")
-"""Functions that ask whether a condition over sizes holds: of a bool that is known already."""
+ALGEBRA = "torch.fx.experimental.symbolic_shapes"
+ANSWERS: Mapping[str, Callable[..., Any]] = {
+    **dict.fromkeys(
+        (
+            "expect_true",
+            "guard_or_false",
+            "guard_or_true",
+            "guard_size_oblivious",
+            "statically_known_true",
+        ),
+        lambda holds, *_: holds,
+    ),
+    "is_nested_int": lambda size: False,
+    "sym_eq": lambda one, other: _listed(one) == _listed(other),
+    "sym_and": lambda *holds: functools.reduce(operator.and_, holds),
+    "sym_or": lambda *holds: functools.reduce(operator.or_, holds),
+}
+"""Functions of the algebra → what they say of sizes and conditions that are numbers and bools."""
 ON_CALL: Mapping[str, tuple[str, ...]] = {
     COMPILER: (),
     f"{COMPILER}.utils": ("is_compile_supported",),
     f"{COMPILER}._trace_wrapped_higher_order_op": ("TransformGetItemToIndex",),
-    "torch.fx.experimental.symbolic_shapes": ("has_free_unbacked_symbols", *GUARDS),
+    ALGEBRA: (
+        *ANSWERS,
+        "guarding_hint_or_throw",
+        "has_free_unbacked_symbols",
+        "has_guarding_hint",
+    ),
+    "sympy": (),
     "scipy.optimize": ("linear_sum_assignment",),
     "torchvision.models": (),
     "torchvision.datasets": (),
@@ -39,10 +62,6 @@ ON_CALL: Mapping[str, tuple[str, ...]] = {
 }
 """Module → what is imported from it long before it is called, if ever."""
 STRUCTURE = "transformers.utils.import_utils"
-KERNELS = "torch._meta_registrations"
-"""Kernels in Python for tensors without data: of operators that hardly a model is built with."""
-AFTER_KERNELS = ("torch._decomp", "torch._prims", "torch._refs", "torch.utils._content_store")
-"""Modules that torch itself imports by way of the kernels, and can import in no other order."""
 _lock = threading.RLock()
 
 
@@ -59,22 +78,6 @@ def import_transformers() -> None:
         importlib.import_module(f"transformers.{name}")
 
 
-def with_all_kernels(build: Callable[[], Any]) -> Any:
-    """Return what is built without data, with the kernels that were left out if it lacks one."""
-    try:
-        return build()
-    except NotImplementedError:
-        if not isinstance(sys.modules.get(KERNELS), StandIn):
-            raise
-        import_kernels()
-        return build()
-
-
-def import_kernels() -> None:
-    """Import the kernels for tensors without data, if they were left out."""
-    _true(KERNELS)
-
-
 class StandIn(ModuleType):
     """A module that is not imported yet. `marked` are marks that it was asked to make."""
 
@@ -83,7 +86,7 @@ class StandIn(ModuleType):
         self.__path__: list[str] = []
         self.__spec__ = ModuleSpec(name, None, is_package=True)
         self.marked: list[tuple[str, Any]] = []
-        for function in ON_CALL.get(name, ()):
+        for function in ON_CALL[name]:
             setattr(self, function, _on_call(name, function))
         if name == COMPILER:
             for mark in MARKS:
@@ -93,6 +96,8 @@ class StandIn(ModuleType):
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):  # what the import system asks after
             raise AttributeError(name)
+        if (self.__name__, name) == ("sympy", "Basic") and _asked_by("torch._prims_common"):
+            return NoNumber
         return getattr(_true(self.__name__), name)
 
     def _mark(self, mark: str, function: Any) -> Any:
@@ -118,13 +123,15 @@ class StandIn(ModuleType):
         return uncompiled
 
 
+class NoNumber:
+    """What stands for expressions where torch asks whether a number is one: none is made yet."""
+
+
 class Deferring:
     """Looks on at imports: puts stand-ins in place before transformers comes, and finds parts of
     them for which nothing stands in."""
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
-        if name == "torch":
-            sys.modules.setdefault(KERNELS, StandIn(KERNELS))
         if name == "transformers":
             _stand_in_for_all()
         if name == STRUCTURE:
@@ -165,19 +172,32 @@ def _stand_in(name: str) -> None:
 
 def _root(name: str) -> str:
     """Return the outermost module with a stand-in that this one is, or belongs to; else itself."""
-    if name in AFTER_KERNELS:
-        return KERNELS
     return next((each for each in ON_CALL if f"{name}.".startswith(f"{each}.")), name)
 
 
 def _on_call(name: str, function: str) -> Callable[..., Any]:
     def called(*args: Any, **named: Any) -> Any:
-        if function in GUARDS and args and isinstance(args[0], bool):
-            return args[0]
+        if function in ANSWERS and not named and _is_plain(args):
+            return ANSWERS[function](*args)
         return getattr(_true(name), function)(*args, **named)
 
     called.__name__ = called.__qualname__ = function
     return called
+
+
+def _asked_by(module: str) -> bool:
+    """Return whether a stand-in's attribute is asked for in that module."""
+    return bool(sys._getframe(2).f_globals.get("__name__") == module)
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, tuple | list):
+        return all(map(_is_plain, value))
+    return type(value) in (bool, int)
+
+
+def _listed(value: Any) -> Any:
+    return list(map(_listed, value)) if isinstance(value, tuple | list) else value
 
 
 def _true(name: str) -> Any:

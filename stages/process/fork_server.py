@@ -139,12 +139,13 @@ class Server:
 def warm(job: dict[str, Any]) -> None:
     """Import what a job needs. What goes wrong at it, the stage itself will tell."""
     arguments = job["arguments"]
-    with gc_frozen(), contextlib.suppress(Exception):
-        if arguments.get("trust_remote_code"):  # code of a model's own is for its stage alone
-            __import__(job["entry"].partition(":")[0])
-        else:
-            load_entry(job["entry"], arguments)
-    gc.freeze()  # so that no child's collector writes to what all share
+    with gc_frozen():
+        with contextlib.suppress(Exception):
+            if arguments.get("trust_remote_code"):  # code of a model's own is for its stage alone
+                __import__(job["entry"].partition(":")[0])
+            else:
+                load_entry(job["entry"], arguments)
+        gc.freeze()  # so that no child's collector writes to what all share
 
 
 def cpu_seconds() -> float:

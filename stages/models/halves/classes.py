@@ -14,7 +14,6 @@ from artifacts.errors import EnvironmentFault, UsageError
 from stages.models.halves.dual import makes_vectors
 from stages.models.hub.originals import is_original
 from stages.models.natives.registry import native_of, nothing_otherwise
-from stages.process.deferred_imports import with_all_kernels
 
 
 def config_and_class(
@@ -33,7 +32,7 @@ def config_and_class(
 def skeleton_of(config: Any, cls: type[Any]) -> Any:
     """Build the whole model without storage."""
     with torch.device("meta"), with_packages(cls):
-        return with_all_kernels(lambda: cls(config))
+        return cls(config)
 
 
 def load_config(folder: Path, trusted: bool) -> Any:

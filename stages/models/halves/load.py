@@ -19,7 +19,6 @@ from stages.models.hub.faults import PICKLES, to_convert
 from stages.models.hub.partial import weights_here
 from stages.models.hub.resolve import fetch_rest, resolve_model
 from stages.models.natives.registry import native_of
-from stages.process.deferred_imports import with_all_kernels
 
 MISSHAPEN = ("ignore_mismatched_sizes", "size mismatch")
 """Words of the loader about weights that have no place in the model."""
@@ -61,9 +60,9 @@ def load_half(
         weights_here(folder) as there,
         reading_ranges() if on_host else contextlib.nullcontext(),
     ):
-        half = half_class(cls, keep, given["pieces"], given["without"])
-        told = {**options, "config": config, "output_loading_info": True}
-        model, found = with_all_kernels(lambda: half.from_pretrained(there, **told))
+        model, found = half_class(cls, keep, given["pieces"], given["without"]).from_pretrained(
+            there, config=config, output_loading_info=True, **options
+        )
     missing = sorted(found["missing_keys"])
     if missing and fetch_rest(folder):  # a piece of the other half is wanted, whose file was not
         del model, found
