@@ -96,9 +96,9 @@ class RecordSet:
         """Return the record's description, without reading its payload. Raises KeyError."""
         return self._places[key].meta
 
-    def size(self, key: str) -> int:
-        """Return bytes of the record's payload. Raises KeyError."""
-        return self._places[key].length
+    def place(self, key: str) -> Place:
+        """Return where the record lies. Raises KeyError."""
+        return self._places[key]
 
     def read(self, key: str) -> Record:
         """Read the whole record, checked. Raises KeyError, or DamagedRecord after setting its pack

@@ -3,9 +3,10 @@
 It is for what was made in several ways, and is wanted whichever way it was made.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from artifacts.pack_object import Place
 from artifacts.packs import Record, RecordSet
 from artifacts.store import Store
 
@@ -31,13 +32,24 @@ class RecordUnion:
         """Return the record's description. Raises KeyError."""
         return self._of(key).meta(key)
 
-    def size(self, key: str) -> int:
-        """Return bytes of the record's payload. Raises KeyError."""
-        return self._of(key).size(key)
+    def place(self, key: str) -> Place:
+        """Return where the record lies. Raises KeyError."""
+        return self._of(key).place(key)
 
     def read(self, key: str) -> Record:
         """Read the whole record, checked. Raises KeyError, DamagedRecord."""
         return self._of(key).read(key)
+
+    def read_several(self, keys: Sequence[str]) -> list[Record]:
+        """Read these records, checked; those that lie side by side are read at once, and all are
+        in memory together. Raises KeyError, DamagedRecord."""
+        found: dict[str, Record] = {}
+        for record_set in self.record_sets:
+            mine = {key: record_set.place(key) for key in keys if key in record_set}
+            for run in side_by_side(mine):
+                found |= {record.key: record for record in _read_run(record_set.store, run)}
+            record_set.use(mine)
+        return [found.get(key) or self.read(key) for key in keys]
 
     def publish(self, records: Sequence[Record]) -> list[str]:
         """Store what is not there yet; returns the keys of that."""
@@ -65,6 +77,33 @@ class RecordUnion:
         if found is None:
             raise KeyError(key)
         return found
+
+
+def side_by_side(places: Mapping[str, Place]) -> Iterator[list[tuple[str, Place]]]:
+    """Yield the places in runs that one piece of one pack holds, and nothing besides."""
+    run: list[tuple[str, Place]] = []
+    for key, place in sorted(places.items(), key=lambda each: (each[1].pack, each[1].offset)):
+        last = run[-1][1] if run else None
+        if last and (last.pack, last.offset + last.length) != (place.pack, place.offset):
+            yield run
+            run = []
+        run.append((key, place))
+    if run:
+        yield run
+
+
+def _read_run(store: Store, run: Sequence[tuple[str, Place]]) -> Iterator[Record]:
+    """Yield what is whole of a run; what is not, is read by itself, which tells why."""
+    pack, start = run[0][1].pack, run[0][1].offset
+    end = run[-1][1].offset + run[-1][1].length
+    try:
+        piece = store.get(pack, start, end - start)
+    except FileNotFoundError:
+        return
+    for key, place in run:
+        payload = piece[place.offset - start : place.offset - start + place.length]
+        if place.fits(payload):
+            yield Record(key=key, meta=place.meta, payload=payload)
 
 
 def refresh_together(*several: RecordSet | RecordUnion) -> None:

@@ -32,7 +32,7 @@ def test_records_come_back_with_description_and_payload(store: FolderStore) -> N
     assert fresh.keys() == {"a", "b"}
     assert fresh.read("a") == records[0]
     assert fresh.meta("b") == {"n": 2}
-    assert fresh.size("a") == 3
+    assert fresh.place("a").length == 3
 
 
 def test_a_published_record_is_never_replaced(store: FolderStore) -> None:

@@ -177,8 +177,9 @@ def _rows_of(job: Job, one: Made) -> list[IndexRow]:
 def _vectors(job: Job, made: Sequence[Made]) -> Iterator[Added]:
     kept = job.ledger["embeddings"]
     for some in _groups(made):
-        parts = [vectors_in(kept.read(task["embeddings"])) for _, task in some]
-        yield [row for one in some for row in _rows_of(job, one)], np.concatenate(parts)
+        parts = kept.read_several([task["embeddings"] for _, task in some])
+        rows = [row for one in some for row in _rows_of(job, one)]
+        yield rows, np.concatenate(list(map(vectors_in, parts)))
 
 
 def _remove_replaced(

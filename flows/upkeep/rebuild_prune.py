@@ -78,6 +78,6 @@ def _remove(
 ) -> None:
     found = [key for key in keys if key in record_set]
     made.records += len(found)
-    made.bytes += sum(record_set.size(key) for key in found)
+    made.bytes += sum(record_set.place(key).length for key in found)
     if not dry_run:
         record_set.remove(found)

@@ -69,7 +69,8 @@ def judged(job: Job, labelling: Labelling, made: Iterable[Made] | None = None) -
     """Yield the labels of these chunks (None: of every one whose vectors are there), in order."""
     kept, left = job.ledger["embeddings"], iter(made_vectors(job) if made is None else made)
     while block := list(islice(left, TASKS_A_BLOCK)):
-        found = [vectors_in(kept.read(task["embeddings"])) for _, task in block]
+        records = kept.read_several([task["embeddings"] for _, task in block])
+        found = [vectors_in(record) for record in records]
         widths = [shown_width(job, task) if task.is_cut else 0 for _, task in block]
         yield from judged_vectors(job.model.name, labelling, block, found, widths)
 
