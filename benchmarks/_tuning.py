@@ -2,7 +2,8 @@
 by the whole model with its tower frozen. Prints losses, seconds and the peak of memory as JSON.
 
 Both have the same adapter, examples, order and learning rate, and the same code but for what makes
-the logits.
+the logits. Who is shown pixels reads each clip from its file when its turn comes, as trainers do,
+and how long that takes is printed too.
 
     python -m benchmarks._tuning JOB.json staged|joint
 """
@@ -20,14 +21,16 @@ from unittest.mock import patch
 import torch
 
 from artifacts.packs import RecordSet
+from artifacts.schema import FrameFit, Sampling
 from artifacts.store import open_store
 from benchmarks._peak import Peak
 from stages.decode.prompts import followed_by
 from stages.decode.stored import read_features
 from stages.decode.teaching import last_logits
+from stages.frames.video import Video
 from stages.models import load_half
-from stages.models.encoding.chunks import read_clip
 from stages.models.halves.features import is_pixels
+from stages.models.processors.clip import Clip
 from stages.models.processors.prepare import load_processor, open_ended, prepare, rebuild
 from stages.process.report import Report
 from stages.tune import training
@@ -69,7 +72,8 @@ def main() -> None:
             some = [lessons[at] for at in order.of_step(step)]
             losses.append(trainer.step(some, rate_at(step, told["steps"], told["rate"])))
         seconds = time.perf_counter() - began
-    print(json.dumps({"losses": losses, "seconds": seconds, "peak_bytes": peak.bytes()}))
+    found = {"losses": losses, "seconds": seconds, "peak_bytes": peak.bytes()}
+    print(json.dumps({**found, "reading": clips.seconds}))
 
 
 def frozen_tower(model: Any) -> None:
@@ -99,10 +103,31 @@ def lessons_of(told: dict[str, Any], processor: Any, model: Any) -> list[Lesson]
 
 
 class Clips:
-    """The frames of the examples, which a whole model is shown at each step."""
+    """The clips of the examples, which a whole model is shown at each step."""
 
     def __init__(self, told: dict[str, Any]) -> None:
-        self._frames = RecordSet(open_store(told["store"]), "frames", told["frames"])
+        edges = tuple((float(a), int(e)) for a, e in told["fit"])
+        self._fit, self._sampling = FrameFit(long_edges=edges), Sampling(**told["sampling"])
+        self.seconds = 0.0
+        """Spent in reading them."""
+
+    def rows(self, processor: Any, members: Sequence[dict[str, str]]) -> list[Any]:
+        """Return what the processor makes of these clips."""
+        began = time.perf_counter()
+        rows = [prepare(processor, self._read(member)) for member in members]
+        self.seconds += time.perf_counter() - began
+        return rows
+
+    def _read(self, member: dict[str, str]) -> Clip:
+        with Video(Path(member["path"]), threads=torch.get_num_threads()) as video:
+            chunk = next(video.chunks(video.plan(self._sampling)[:1], self._fit))
+        index = chunk.index
+        return Clip(
+            frames=chunk.pixels,
+            times=tuple(max(0.0, at - index.start) for at in index.times),
+            seconds=index.end - index.start,
+            kind="video",
+        )
 
     def loss(
         self,
@@ -117,8 +142,7 @@ class Clips:
         def logits_of(
             half: Any, processor: Any, some: Sequence[Lesson], said: torch.Tensor, count: int
         ) -> torch.Tensor:
-            clips = [read_clip(self._frames, members[id(each.ids)]) for each in some]
-            rows = [prepare(processor, clip) for clip in clips]
+            rows = self.rows(processor, [members[id(each.ids)] for each in some])
             inputs = rebuild(processor, rows, [each.prompt for each in some])
             inputs = followed_by(half, open_ended(half, inputs), said)
             with last_logits(half, count) as taken:

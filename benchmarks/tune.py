@@ -4,7 +4,8 @@ training beside one that is shown pixels; prints tables.
 *Style*: captions of clips that the demo never saw are rewritten in styles of two sorts. The ceiling
 is what the demo itself tells rightly of the clips that are held out. *Joint*: the same examples,
 order and adapter, once on stored features by the language half, once on pixels by the whole model
-with its tower frozen, each in a process of its own.
+with its tower frozen, which reads the clips of each step from their files; each in a process of its
+own.
 
     python -m benchmarks.tune [--only style,joint] [--styles clip,tags] [--clips 300]
         [--held-out 100] [--epochs 2]
@@ -18,6 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -125,8 +127,8 @@ def penstock(folder: Path, *command: str) -> None:
 
 def joint(folder: Path, epochs: int) -> Iterator[str]:
     """Yield the same training on features and on pixels."""
-    yield "\n| model | examples | training | seconds an epoch | MiB above imports | losses |"
-    yield "|---|---|---|---|---|---|"
+    yield "\n| model | examples | training | seconds an epoch | of it clips | MiB | losses |"
+    yield "|---|---|---|---|---|---|---|"
     for name, model, count in (("demo", CHECKPOINT, 32), ("smolvlm", folder / "smolvlm", 8)):
         if name != "demo":
             build(model, name, 12)
@@ -136,7 +138,9 @@ def joint(folder: Path, epochs: int) -> Iterator[str]:
         for way, words in (("staged", "stored features"), ("joint", "pixels, tower frozen")):
             each, took = found[way]["seconds"] / epochs, found[way]["peak_bytes"] / MIB
             losses = f"{found[way]['losses'][0]:.4f} to {found[way]['losses'][-1]:.4f}"
-            yield f"| {name} | {count} | {words} | {each:.1f} | {took:,.0f} | {losses} |"
+            clips = found[way]["reading"] / epochs
+            figures = f"{each:.2f} | {clips:.2f} | {took:,.0f}"
+            yield f"| {name} | {count} | {words} | {figures} | {losses} |"
         pairs = zip(staged["losses"], whole["losses"], strict=True)
         apart = max(abs(a - b) / max(1.0, abs(a)) for a, b in pairs)
         times = whole["seconds"] / staged["seconds"]
@@ -158,7 +162,6 @@ def job_of(folder: Path, name: str, model: Path, count: int, epochs: int) -> dic
         store=str(folder / f"store-{name}"),
         out=str(folder / f"run-{name}"),
         precision="fp32",
-        keep_frames=True,
         frames=4,
     )
     watch = Watch(Display(quiet=True))
@@ -172,13 +175,13 @@ def job_of(folder: Path, name: str, model: Path, count: int, epochs: int) -> dic
         "model": str(job.model.folder),
         "store": job.store.url,
         "features": job.ledger.namespaces["features"],
-        "frames": job.ledger.namespaces["frames"],
+        "sampling": asdict(job.sampling),
+        "fit": job.model.fit("video").long_edges,
         "prompt": tasks[0].medium.prompt,
         "members": [
             {
                 "features": task["features"],
-                "frames": task["frames"],
-                "kind": task.medium.kind,
+                "path": task.medium.path,
                 "caption": STYLES["tags"](truths[Path(task.medium.path).name]),
             }
             for task in tasks
