@@ -4,7 +4,7 @@ needs of a card."""
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-from scripts.gpu_check import card, driver, graphs, halves, serve, whole
+from scripts.gpu_check import card, driver, graphs, halves, serve, slots, whole
 from scripts.gpu_check.rows import Row
 from scripts.gpu_check.setting import DEMO, Setting
 
@@ -46,6 +46,10 @@ CHECKS = (
     *(Check(f"budget {size}", whole.within(size), 300) for size in whole.BUDGETS),
     Check("GPU against CPU", whole.against_cpu, 400),
     Check("bits", whole.bits, 400),
+    Check("slots, trial", slots.trial, 400),
+    Check("slots, bits", slots.bits, 400),
+    Check("slots, engines", slots.engines, 400),
+    Check("slots, steps", slots.steps, 400),
     Check("serve", serve.beside_commands, 400),
     Check("serve in turns", serve.in_turns, 300),
     Check("serve under load", serve.under_load, 200),

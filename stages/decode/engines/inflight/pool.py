@@ -95,7 +95,8 @@ class Pool:
             )
             if given.get("position_ids") is None:  # some would count them by the cache
                 given["position_ids"] = self._position
-            output = (self.forward or self.model)(**given, return_dict=True)
+            forward = self.model if self.forward is None else self.forward
+            output = forward(**given, return_dict=True)
             logits: torch.Tensor = output.logits[:, -1].float()
             return logits
 

@@ -1,0 +1,117 @@
+"""Decoding in slots on the device: whether the trial seats the half, whether a caption is the same
+whatever is beside it, and how fast both engines are; a step as it is, and compiled."""
+
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from scripts.gpu_check.halves import Bench, timed
+from scripts.gpu_check.rows import Row, one_line, row, skipped
+from scripts.gpu_check.runs import Run, good_run
+from scripts.gpu_check.setting import DEMO, Setting
+from scripts.gpu_check.whole import alike
+
+PRECISIONS = ("fp32", "bf16")
+FEW = "3"
+"""Chunks of a run beside which there are fewer."""
+SLOTS, TOKENS, STEPS = 8, 64, 16
+"""Rows of a step, columns that are added to a prompt's, and steps that are made."""
+
+
+def trial(setting: Setting) -> Iterator[Row]:
+    """Which engine serves the demo's language half, and why; either may be right."""
+    for precision in PRECISIONS:
+        notes = _decode(_run(setting, precision))["notes"]
+        why = notes.get("engine_reason") or "a row's logits are the same whatever is beside it"
+        found = f"{notes['engine']}: {one_line(why)}"
+        yield row(f"engine of decode in {precision}", "told", found, bool(notes["engine"]))
+
+
+def bits(setting: Setting) -> Iterator[Row]:
+    """A few captions beside the same ones among all, where slots serve."""
+    for precision in PRECISIONS:
+        name = f"captions in {precision}, a few beside all"
+        every = _run(setting, precision)
+        if _decode(every)["notes"]["engine"] != "inflight":
+            yield skipped(name, "batches serve here, which decide bytes", "all equal")
+            continue
+        few = _run(setting, precision, "--limit", FEW)
+        both = every.captions.keys() & few.captions.keys()
+        yield alike(name, {key: every.captions[key] for key in both}, few.captions)
+
+
+def engines(setting: Setting) -> Iterator[Row]:
+    """Captions a second of both engines; figures, of which no rule says what they should be."""
+    for engine in ("transformers", "inflight"):
+        run = _asked(setting, f"gpu-{engine}", "--engine", engine)
+        stage = _decode(run)
+        rate = len(run.captions) / stage["seconds"]
+        found = f"{rate:.2f} captions/s, {stage['tokens']:,} tokens, loading included"
+        yield row(f"decode by {engine}", "told", found, rate > 0)
+
+
+def steps(setting: Setting) -> Iterator[Row]:
+    """A step of the slots as it is, and compiled; whether both say the same."""
+    import torch
+
+    bench = Bench(setting.model, setting.device, "bfloat16")
+    with torch.inference_mode():
+        plain, seconds = _stepped(bench, None)
+        yield row(f"a step of {SLOTS} slots", "told", f"{seconds * 1000:.1f} ms", seconds > 0)
+        name = f"a step of {SLOTS} slots, compiled"
+        began = time.perf_counter()
+        try:
+            made, faster = _stepped(bench, lambda half: torch.compile(half, dynamic=False))
+        except Exception as error:  # whatever a compiler, or a machine without one, says
+            yield skipped(name, f"{type(error).__name__}: {one_line(str(error))}", "told")
+            return
+        took = time.perf_counter() - began
+    found = f"{faster * 1000:.1f} ms, x {seconds / faster:.2f}, {took:.0f} s with compiling"
+    yield row(name, "told", found, faster > 0)
+    apart = float((made - plain).abs().max())
+    yield row("logits of a compiled step", "told", f"{apart:.1e} from those as it is", True)
+
+
+def _stepped(bench: Bench, compiled: Callable[[Any], Any] | None) -> tuple[Any, float]:
+    """The logits of a row after some steps beside others, and the seconds of one step."""
+    import torch
+
+    from stages.decode.engines.inflight.pool import Pool
+    from stages.decode.engines.inflight.reading import read_row
+    from stages.decode.engines.inflight.shape import PoolShape, columns_for
+    from stages.models.processors.prepare import open_ended, rebuild
+
+    half = bench.half("language")
+    inputs = open_ended(half, rebuild(bench.processor, [bench.prepared], ["x"]))
+    read = read_row(half, inputs, bench.features, max_new_tokens=TOKENS)
+    columns = columns_for(read.tokens + TOKENS)
+    pool = Pool(read, PoolShape(rows=SLOTS, slots=SLOTS, columns=columns))
+    pool.forward = compiled(read.model) if compiled else None
+    for slot in range(SLOTS):
+        pool.put(slot, read, read.logits.argmax(-1, keepdim=True))
+
+    def step() -> Any:
+        logits = pool.step()
+        pool.feed(logits.argmax(-1))
+        if logits.device.type == "cuda":
+            torch.cuda.synchronize()
+        return logits
+
+    said = [step()[0].cpu() for _ in range(STEPS)]
+    return torch.stack(said), timed(step)
+
+
+def _run(setting: Setting, precision: str, *options: str) -> Run:
+    name = f"gpu-slots-{precision}" + "".join(options)
+    return good_run(setting, name, "--precision", precision, *options)
+
+
+def _asked(setting: Setting, name: str, *options: str) -> Run:
+    asked = [] if setting.model == DEMO else [str(setting.source), "--model", setting.model]
+    return good_run(setting, f"{name}-asked", *asked, *options)
+
+
+def _decode(run: Run) -> dict[str, Any]:
+    """What a run's record says of its decode stage."""
+    found: dict[str, Any] = next(s for s in run.record["stages"] if s["name"] == "decode")
+    return found
