@@ -45,7 +45,8 @@ class RecordUnion:
         in memory together. Raises KeyError, DamagedRecord."""
         found: dict[str, Record] = {}
         for record_set in self.record_sets:
-            mine = {key: record_set.place(key) for key in keys if key in record_set}
+            left = (key for key in keys if key not in found and key in record_set)
+            mine = {key: record_set.place(key) for key in left}
             for run in side_by_side(mine):
                 found |= {record.key: record for record in _read_run(record_set.store, run)}
             record_set.use(mine)

@@ -85,3 +85,14 @@ def test_of_several_one_that_another_writer_moved_is_found(
         union.read_several(KEYS[4:8])
     union.refresh()
     assert union.read_several(KEYS[5:8]) == [made(key) for key in KEYS[5:8]]
+
+
+def test_of_two_record_sets_the_first_answers(store: FolderStore, requests: list[str]) -> None:
+    sets = [RecordSet(store, "kind", namespace) for namespace in ("one", "two")]
+    for record_set in sets:
+        made_here = {"by": record_set.folder}
+        record_set.publish([Record(key="a", meta=made_here), Record(key="b", payload=b"b")])
+    union = RecordUnion(sets)
+    requests.clear()
+    assert union.read_several(["a", "b"]) == [union.read("a"), union.read("b")]
+    assert union.read("a").meta == {"by": sets[0].folder} and len(requests) == 4

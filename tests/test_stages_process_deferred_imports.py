@@ -141,8 +141,18 @@ cases = {
 asked = [(name, given) for name in ANSWERS for given in cases.get(name, [(True,), (False,)])]
 said = [getattr(standing, name)(*given) for name, given in asked]
 bare = torch.ones(2, 3, device="meta") / 2
-assert bare.shape == (2, 3) and not hasattr(sys.modules["sympy"], "__file__")
-assert standing.ShapeEnv() and sys.modules["sympy"].__file__
+def bare_of(*names):
+    return [name for name in names if name in sys.modules]
+assert bare.shape == (2, 3) and not bare_of("sympy.core")
+import importlib.util, pkgutil, torchvision.models
+assert importlib.util.find_spec("sympy.core").origin and not importlib.util.find_spec("sympy.no")
+assert importlib.util.find_spec("sympy").origin == sys.modules["sympy"].__file__
+assert len(list(pkgutil.iter_modules(torchvision.models.__path__))) > 20
+assert not bare_of("sympy.core", "torchvision.models.resnet")
+assert sys.modules["sympy"].__version__ and not bare_of("torchvision.models.resnet")
+names = {}
+exec("from torchvision.models import *", names)
+assert names["resnet18"]() and standing.ShapeEnv()
 true = sys.modules["torch.fx.experimental.symbolic_shapes"]
 assert said == [getattr(true, name)(*given) for name, given in asked]
 """)

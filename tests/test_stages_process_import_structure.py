@@ -12,6 +12,7 @@ from artifacts.user_folders import user_cache
 from stages.process.import_structure import Structure, kept
 
 MADE: Structure = {frozenset({"torch"}): {"one.modeling_one": {"One", "Two"}}}
+OTHER = '{"format": 1, "state": "STATE", "digest": "", "structure": [["torch", {"one": ["Two"]}]]}'
 Define = Callable[..., Structure]
 
 
@@ -40,36 +41,41 @@ def test_the_list_is_made_once_for_both_who_ask_and_for_later_processes(
     models: Path, define: tuple[Define, list[Any]]
 ) -> None:
     defined, asked = define
-    first = kept(defined)
+    first = kept(defined, __file__)
     assert first(models / "__init__.py") == MADE
     under = {frozenset({"torch"}): {"models.one.modeling_one": {"One", "Two"}}}
     assert first(models, prefix="models") == under
-    assert kept(defined)(models) == MADE
+    assert kept(defined, __file__)(models) == MADE
     assert len(asked) == 1
     first(models)[frozenset({"torch"})]["one.modeling_one"].clear()  # each has its own
     assert first(models) == MADE
 
 
-def test_other_files_have_another_list(models: Path, define: tuple[Define, list[Any]]) -> None:
+def test_other_files_have_another_list(
+    models: Path, define: tuple[Define, list[Any]], tmp_path: Path
+) -> None:
     defined, asked = define
-    kept(defined)(models)
+    kept(defined, __file__)(models)
     os.utime(models / "one" / "modeling_one.py", ns=(1, 1))
-    kept(defined)(models)
+    kept(defined, __file__)(models)
     (models / "one" / "processing_one.py").write_text("class Processor: ...")
-    kept(defined)(models)
+    kept(defined, __file__)(models)
     assert len(asked) == 3
+    (source := tmp_path / "import_utils.py").write_text("")
+    kept(defined, str(source))(models)  # what makes the list is another
+    assert len(asked) == 4
 
 
-@pytest.mark.parametrize("damage", ["", "{", "[]", '{"format": 1}', '{"format": 0, "state": 1}'])
+@pytest.mark.parametrize("damage", ["", "{", "[]", '{"format": 1}', "[" * 200_000, OTHER])
 def test_a_damaged_list_is_made_anew(
     models: Path, define: tuple[Define, list[Any]], damage: str
 ) -> None:
     defined, asked = define
-    kept(defined)(models)
+    kept(defined, __file__)(models)
     (path,) = (user_cache() / "imports").iterdir()
     whole = path.read_text(encoding="utf-8")
-    path.write_text(damage, encoding="utf-8")
-    assert kept(defined)(models) == MADE and len(asked) == 2
+    path.write_text(damage.replace("STATE", json.loads(whole)["state"]), encoding="utf-8")
+    assert kept(defined, __file__)(models) == MADE and len(asked) == 2
     assert json.loads(path.read_text(encoding="utf-8")) == json.loads(whole)
 
 
@@ -78,15 +84,18 @@ def test_where_nothing_can_be_kept_the_files_are_read(
 ) -> None:
     defined, asked = define
     monkeypatch.setenv("XDG_CACHE_HOME", str(models / "__init__.py"))
-    assert kept(defined)(models) == kept(defined)(models) == MADE and len(asked) == 2
+    for count in (1, 2):
+        assert kept(defined, __file__)(models) == MADE and len(asked) == count
+    monkeypatch.setenv("XDG_CACHE_HOME", "~nobody-of-that-name/cache")
+    assert kept(defined, __file__)(models) == MADE
 
 
 def test_folders_of_one_model_are_asked_of_transformers(
     models: Path, define: tuple[Define, list[Any]]
 ) -> None:
     defined, asked = define
-    kept(defined)(models / "one")
-    kept(defined)(models / "one")
+    kept(defined, __file__)(models / "one")
+    kept(defined, __file__)(models / "one")
     assert asked == [models / "one"] * 2 and not (user_cache() / "imports").exists()
 
 
@@ -100,4 +109,4 @@ def test_the_list_of_the_installed_version_is_its_own(
     folder = Path(transformers.__file__).parent / "models"
     own = define_import_structure(str(folder), prefix="models")
     for _ in range(2):
-        assert kept(define_import_structure)(folder, prefix="models") == own
+        assert kept(define_import_structure, __file__)(folder, prefix="models") == own

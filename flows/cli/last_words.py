@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from artifacts.captions import Failure
-from artifacts.errors import redacted
+from artifacts.errors import UsageError, redacted
 from artifacts.user_folders import user_cache
 from flows.console.display import Display, failed_line
 from flows.console.lines import tell
@@ -92,14 +92,15 @@ def _keep(error: BaseException) -> Path:
     said = redacted("".join(traceback.format_exception(error)))
     head = f"penstock {version('penstock')}, Python {platform.python_version()}\n"
     name = time.strftime("%Y%m%d-%H%M%S-") + f"{os.getpid()}.txt"
-    for folder in (user_cache() / "errors", Path(tempfile.gettempdir(), "penstock-errors")):
-        path = folder / name
+    for place in (user_cache, lambda: Path(tempfile.gettempdir(), "penstock")):
         try:
+            folder = place() / "errors"
+            path = folder / name
             folder.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
             with os.fdopen(descriptor, "w", encoding="utf-8", errors="replace") as file:
                 file.write(head + said)
-        except OSError:
+        except (OSError, UsageError):
             continue
         return path
     raise OSError("no folder for it")

@@ -12,12 +12,12 @@ Nothing here may be called in a process that is not our own.
 
 import functools
 import importlib
+import itertools
 import operator
 import sys
 import threading
 from collections.abc import Callable, Mapping
 from importlib.machinery import ModuleSpec, PathFinder
-from importlib.util import find_spec
 from types import FunctionType, ModuleType
 from typing import Any
 
@@ -61,6 +61,8 @@ ON_CALL: Mapping[str, tuple[str, ...]] = {
     "boto3": (),  # of a command of accelerate's, where it is installed
 }
 """Module → what is imported from it long before it is called, if ever."""
+TRUE_NAMES = ("__all__", "__version__")
+"""Names with underscores that nobody but a user of a module asks for."""
 STRUCTURE = "transformers.utils.import_utils"
 _lock = threading.RLock()
 
@@ -81,10 +83,13 @@ def import_transformers() -> None:
 class StandIn(ModuleType):
     """A module that is not imported yet. `marked` are marks that it was asked to make."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, spec: ModuleSpec) -> None:
+        name = spec.name
         super().__init__(name)
-        self.__path__: list[str] = []
-        self.__spec__ = ModuleSpec(name, None, is_package=True)
+        self.__spec__, self.__loader__ = spec, spec.loader
+        self.__file__ = spec.origin
+        if spec.submodule_search_locations is not None:
+            self.__path__ = spec.submodule_search_locations
         self.marked: list[tuple[str, Any]] = []
         for function in ON_CALL[name]:
             setattr(self, function, _on_call(name, function))
@@ -94,11 +99,14 @@ class StandIn(ModuleType):
             self.disable = self._disable
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("__") and name != "__version__":  # what the import system asks after
+        if name.startswith("__") and name not in TRUE_NAMES:  # whoever looks at all modules
             raise AttributeError(name)
         if (self.__name__, name) == ("sympy", "Basic") and _asked_by("torch._prims_common"):
             return NoNumber
-        return getattr(_true(self.__name__), name)
+        module = _true(self.__name__)
+        if name == "__all__":  # what a star is given
+            return getattr(module, name, [each for each in vars(module) if each[0] != "_"])
+        return getattr(module, name)
 
     def _mark(self, mark: str, function: Any) -> Any:
         self.marked.append((mark, function))
@@ -136,9 +144,14 @@ class Deferring:
             _stand_in_for_all()
         if name == STRUCTURE:
             return keeping(PathFinder.find_spec(name, path))
-        if isinstance(sys.modules.get(_root(name)), StandIn):
-            return ModuleSpec(name, self)  # type: ignore[arg-type]
-        return None
+        root = _root(name)
+        if root == name or not isinstance(sys.modules.get(root), StandIn):
+            return None
+        if (found := PathFinder.find_spec(name, path)) is None:
+            return None
+        part = ModuleSpec(name, self, origin=found.origin)  # type: ignore[arg-type]
+        part.submodule_search_locations = found.submodule_search_locations
+        return part
 
     def create_module(self, spec: ModuleSpec) -> ModuleType:
         module: ModuleType = _true(spec.name)
@@ -160,14 +173,23 @@ def _stand_in_for_all() -> None:
 
 def _stand_in(name: str) -> None:
     """Put a stand-in in the place of a module that is there and was not imported yet."""
-    package, _, _ = name.partition(".")
     parent, _, child = name.rpartition(".")
     standing = name == _root(name) or isinstance(sys.modules.get(_root(name)), StandIn)
-    if name in sys.modules or not standing or find_spec(package) is None:
+    if name in sys.modules or not standing or (spec := _spec_of(name)) is None:
         return
-    sys.modules[name] = module = StandIn(name)
+    sys.modules[name] = module = StandIn(spec)
     if parent in sys.modules:
         setattr(sys.modules[parent], child, module)
+
+
+def _spec_of(name: str) -> ModuleSpec | None:
+    """Return what tells where a module is, without importing what it belongs to."""
+    path, spec = None, None
+    for whole in itertools.accumulate(name.split("."), "{}.{}".format):
+        if (spec := PathFinder.find_spec(whole, path)) is None:
+            return None
+        path = spec.submodule_search_locations
+    return spec
 
 
 def _root(name: str) -> str:

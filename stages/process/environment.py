@@ -6,6 +6,7 @@ It holds a place for what torch's compiler makes.
 import os
 from pathlib import Path
 
+from artifacts.errors import UsageError
 from artifacts.user_folders import user_cache
 from stages.process.cgroup import cores
 from stages.process.device import on_wsl
@@ -59,9 +60,9 @@ def compiler_folder() -> str:
     """Return where torch's compiler may leave what it makes; empty where no folder can be made. The
     compiler makes at least a folder as soon as it is imported: left to itself it takes the one for
     temporary files."""
-    folder = user_cache() / "torchinductor"
     try:
+        folder = user_cache() / "torchinductor"
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError:
+    except (OSError, UsageError):
         return ""
     return str(folder) if os.access(folder, os.W_OK) else ""

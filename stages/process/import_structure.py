@@ -12,7 +12,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from artifacts.errors import PenstockError
+from artifacts.errors import PenstockError, UsageError
 from artifacts.files import read_kept, write_json
 from artifacts.keys import digest_of
 from artifacts.user_folders import user_cache
@@ -28,22 +28,22 @@ Structure = dict[frozenset[str], dict[str, set[str]]]
 def keeping(spec: ModuleSpec | None) -> ModuleSpec | None:
     """Return the specification of `transformers.utils.import_utils`, whose list is kept once that
     is imported."""
-    if spec is None or spec.loader is None:
+    if spec is None or spec.loader is None or (source := spec.origin) is None:
         return spec
     execute = spec.loader.exec_module
 
     def executed(module: ModuleType) -> None:
         execute(module)
         name = "define_import_structure"
-        setattr(module, name, kept(getattr(module, name)))
+        setattr(module, name, kept(getattr(module, name), source))
 
     spec.loader.exec_module = executed  # type: ignore[method-assign]
     return spec
 
 
-def kept(define: Callable[..., Structure]) -> Callable[..., Structure]:
-    """Return transformers' own function, which looks into the files of models only where they are
-    not those that it looked into before."""
+def kept(define: Callable[..., Structure], source: str) -> Callable[..., Structure]:
+    """Return transformers' own function, of that source file, which looks into the files of models
+    only where any of them is not as it was before."""
     known: list[Any] = []
 
     def defined(path: Any, prefix: str | None = None) -> Structure:
@@ -52,7 +52,8 @@ def kept(define: Callable[..., Structure]) -> Callable[..., Structure]:
         if folder.parts[-2:] != LISTED:
             return define(path, prefix)
         if not known:
-            known.extend(_structure(folder, lambda: define(path)))
+            files = [*_files(folder), *_state(source)]
+            known.extend(_structure(folder, digest_of(sorted(files)), lambda: define(path)))
         before = f"{prefix}." if prefix else ""
         return {
             frozenset(needed): {before + module: set(names) for module, names in modules.items()}
@@ -62,19 +63,22 @@ def kept(define: Callable[..., Structure]) -> Callable[..., Structure]:
     return defined
 
 
-def _structure(folder: Path, define: Callable[[], Structure]) -> list[Any]:
-    """Return the list as it was kept, else as it is made now, which is kept."""
-    path = user_cache() / "imports" / f"{digest_of(str(folder))[:16]}.json"
-    state = digest_of(sorted(_files(folder)))
-    found = read_kept(path, FORMAT)
-    if found and found.get("state") == state:
-        return list(found["structure"])
+def _structure(folder: Path, state: str, define: Callable[[], Structure]) -> list[Any]:
+    """Return the list as it was kept of files in that state, else as it is made now, which is
+    kept."""
+    name = f"{digest_of(str(folder))[:16]}.json"
+    with contextlib.suppress(UsageError):  # a user without a home
+        found = read_kept(user_cache() / "imports" / name, FORMAT) or {}
+        made = found.get("structure")
+        if found.get("state") == state and found.get("digest") == digest_of(made):
+            return list(made or ())
     made = [
         [sorted(needed), {module: sorted(names) for module, names in modules.items()}]
         for needed, modules in define().items()
     ]
     with contextlib.suppress(PenstockError):  # a disk that is full
-        write_json(path, {"format": FORMAT, "state": state, "structure": made})
+        found = {"format": FORMAT, "state": state, "digest": digest_of(made), "structure": made}
+        write_json(user_cache() / "imports" / name, found)
     return made
 
 
@@ -85,5 +89,9 @@ def _files(folder: Path | str) -> Iterator[list[str | int]]:
             if entry.is_dir() and entry.name != "__pycache__":
                 yield from _files(entry.path)
             elif entry.name.endswith(".py"):
-                state = entry.stat()
-                yield [entry.path, state.st_mtime_ns, state.st_size]
+                yield from _state(entry.path)
+
+
+def _state(path: str) -> Iterator[list[str | int]]:
+    state = os.stat(path)
+    yield [path, state.st_mtime_ns, state.st_size]
