@@ -1,5 +1,6 @@
 """Running `penstock` as a user does, disturbing it, and reading what it left behind."""
 
+import contextlib
 import hashlib
 import json
 import os
@@ -113,7 +114,8 @@ def kill_at(place: Place, stage: str, item: int, victim: str, *more: str) -> int
 def child_processes(pid: int) -> list[int]:
     found: list[int] = []
     for task in Path(f"/proc/{pid}/task").iterdir():
-        found += map(int, (task / "children").read_text().split())
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # a thread that ended
+            found += map(int, (task / "children").read_text().split())
     return found
 
 
