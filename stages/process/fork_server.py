@@ -115,8 +115,8 @@ class Server:
             for handle, (_, other) in self._children.items():
                 other.close()
                 os.close(handle)
-            if numpy := sys.modules.get("numpy"):
-                numpy.random.seed()
+            if drawn := sys.modules.get("numpy.random"):  # else it is seeded when it is imported
+                drawn.seed()
             Path(told["job"]).unlink(missing_ok=True)  # a parent that is killed cannot
             code = run_job(job, origin, events)
         except BaseException:
