@@ -43,13 +43,13 @@ class OnceStep:
         call: Callable[[Rung], StageCall],
         *,
         total: int = 1,
-        of_media: bool = True,
+        by_media: bool = True,
         meanwhile: Callable[[], object] = bool,
     ) -> StageOutcome:
         """Return the outcome of the process that did all. `call` says what it is told on a rung,
-        `total` how many items it makes, `of_media` whether what it takes depends on the job's
+        `total` how many items it makes, `by_media` whether what it takes depends on the job's
         media; `meanwhile` is called while it works. Raises PenstockError."""
-        self._plan(stage, of_media)
+        self._plan(stage, by_media)
         self._fetch(parts_of([stage]))
         while True:
             self._record.expect(stage.name, total, 0)
@@ -58,10 +58,10 @@ class OnceStep:
             if (outcome := self._tried(stage, call, meanwhile)) is not None:
                 return outcome
 
-    def _plan(self, stage: Stage, of_media: bool) -> None:
+    def _plan(self, stage: Stage, by_media: bool) -> None:
         """Start on the first rung that fits the job's media, or any. Raises CannotFit."""
         job = self._job
-        if job.files and of_media:
+        if job.files and by_media:
             question = question_of(job, (stage,))
         else:
             question = question_of_model(job.model, job.config, job.device, (stage,), prompt="")

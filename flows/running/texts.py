@@ -40,7 +40,7 @@ class TextsStep:
             return self._calls.texts(groups, namespace, key, rung)
 
         while (found := self._known(groups, key)) is None:
-            self._once.run(STAGE, call, of_media=False, meanwhile=meanwhile)
+            self._once.run(STAGE, call, by_media=False, meanwhile=meanwhile)
         return found
 
     def _known(self, groups: Groups, key: str) -> TextVectors | None:

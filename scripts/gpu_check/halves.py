@@ -62,11 +62,15 @@ class Bench:
     def tokens(self, half: Any, **options: Any) -> Any:
         """What that language half says of the plain features."""
         from stages.models import generate
+
+        given = {"do_sample": False, "max_new_tokens": NEW_TOKENS, **options}
+        return generate(half, self.inputs(half), self.features, **given).cpu()
+
+    def inputs(self, half: Any) -> Any:
+        """The prompt of the clip, as that language half is given it."""
         from stages.models.processors.prepare import open_ended, rebuild
 
-        inputs = open_ended(half, rebuild(self.processor, [self.prepared], ["x"]))
-        given = {"do_sample": False, "max_new_tokens": NEW_TOKENS, **options}
-        return generate(half, inputs, self.features, **given).cpu()
+        return open_ended(half, rebuild(self.processor, [self.prepared], ["x"]))
 
 
 def noise() -> Any:

@@ -39,6 +39,10 @@ class Run:
         found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
         return found
 
+    def stage(self, name: str) -> dict[str, Any]:
+        """What its record says of a stage. Raises StopIteration for one that was not run."""
+        return next(stage for stage in self.record["stages"] if stage["name"] == name)
+
     @property
     def captions(self) -> dict[tuple[str, float], str]:
         """(file, start) → caption."""

@@ -21,7 +21,7 @@ SLOTS, TOKENS, STEPS = 8, 64, 16
 def trial(setting: Setting) -> Iterator[Row]:
     """Which engine serves the demo's language half, and why; either may be right."""
     for precision in PRECISIONS:
-        notes = _decode(_run(setting, precision))["notes"]
+        notes = _run(setting, precision).stage("decode")["notes"]
         why = notes.get("engine_reason") or "a row's logits are the same whatever is beside it"
         found = f"{notes['engine']}: {one_line(why)}"
         yield row(f"engine of decode in {precision}", "told", found, bool(notes["engine"]))
@@ -32,7 +32,7 @@ def bits(setting: Setting) -> Iterator[Row]:
     for precision in PRECISIONS:
         name = f"captions in {precision}, a few beside all"
         every = _run(setting, precision)
-        if _decode(every)["notes"]["engine"] != "inflight":
+        if every.stage("decode")["notes"]["engine"] != "inflight":
             yield skipped(name, "batches serve here, which decide bytes", "all equal")
             continue
         few = _run(setting, precision, "--limit", FEW)
@@ -44,7 +44,7 @@ def engines(setting: Setting) -> Iterator[Row]:
     """Captions a second of both engines; figures, of which no rule says what they should be."""
     for engine in ("transformers", "inflight"):
         run = _asked(setting, f"gpu-{engine}", "--engine", engine)
-        stage = _decode(run)
+        stage = run.stage("decode")
         rate = len(run.captions) / stage["seconds"]
         found = f"{rate:.2f} captions/s, {stage['tokens']:,} tokens, loading included"
         yield row(f"decode by {engine}", "told", found, rate > 0)
@@ -79,11 +79,9 @@ def _stepped(bench: Bench, compiled: Callable[[Any], Any] | None) -> tuple[Any, 
     from stages.decode.engines.inflight.pool import Pool
     from stages.decode.engines.inflight.reading import read_row
     from stages.decode.engines.inflight.shape import PoolShape, columns_for
-    from stages.models.processors.prepare import open_ended, rebuild
 
     half = bench.half("language")
-    inputs = open_ended(half, rebuild(bench.processor, [bench.prepared], ["x"]))
-    read = read_row(half, inputs, bench.features, max_new_tokens=TOKENS)
+    read = read_row(half, bench.inputs(half), bench.features, max_new_tokens=TOKENS)
     columns = columns_for(read.tokens + TOKENS)
     pool = Pool(read, PoolShape(rows=SLOTS, slots=SLOTS, columns=columns))
     pool.forward = compiled(read.model) if compiled else None
@@ -109,9 +107,3 @@ def _run(setting: Setting, precision: str, *options: str) -> Run:
 def _asked(setting: Setting, name: str, *options: str) -> Run:
     asked = [] if setting.model == DEMO else [str(setting.source), "--model", setting.model]
     return good_run(setting, f"{name}-asked", *asked, *options)
-
-
-def _decode(run: Run) -> dict[str, Any]:
-    """What a run's record says of its decode stage."""
-    found: dict[str, Any] = next(s for s in run.record["stages"] if s["name"] == "decode")
-    return found

@@ -164,8 +164,7 @@ def peaks(batch: int, record: Mapping[str, Any]) -> Iterator[Row]:
 def in_nf4(setting: Setting) -> Iterator[Row]:
     """The real model with its language half in 4 bit."""
     options = (str(setting.source), "--model", setting.model, "--precision", "nf4")
-    record = good_run(setting, "in-nf4", *options).record
-    decode = next(stage for stage in record["stages"] if stage["name"] == "decode")
+    decode = good_run(setting, "in-nf4", *options).stage("decode")
     layers = sum(decode["notes"]["quantized_modules"].values())
     found = f"{decode['items']} captions, {layers} quantized layers"
     good = bool(decode["items"] and layers)
