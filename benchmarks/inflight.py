@@ -1,39 +1,33 @@
 """Slots that are refilled as captions end, over batches that wait for their longest; prints ratios.
 
 Captions end where a seeded log-normal says (median 60 tokens, 95 of 100 within 180, at most 256),
-so that both sides say as much whatever the model would. Three ways run in one process: `static` is
+so that both sides say as much whatever the model would. Ways run in one process: `static` is
 `generate` over batches in the order of the stage, the longest prompts first; `oracle` the same over
 batches that were sorted by what nobody knows beforehand, the lengths of captions; `slots` is the
-loop of the engine. Row-steps are counted: rows times steps after the prompt, of which those are
-wasted that make no token of a caption. It does not know what reading features and publishing take.
-Clips are taken again where there are more chunks; 1,000 show the waste of a large wave.
+loop of the engine, and `compiled` the same with steps that are compiled: `--ways` asks for it, and
+it goes through all chunks once before it is counted. Row-steps are counted: rows times steps after
+the prompt, of which those are wasted that make no token of a caption. It does not know what reading
+features and publishing take. Clips are taken again where there are more chunks; 1,000 show the
+waste of a large wave.
 """
 
 import argparse
-import math
-import random
 import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from artifacts.packs import RecordSet
-from artifacts.store import open_store
-from benchmarks._bench import Bench, batches_of
-from benchmarks._models import LARGE, build, publish_clips
-from benchmarks._modes import perform
+from benchmarks._drawn_lengths import CLIPS, Work
+from benchmarks._models import LARGE, build
 from penstock_demo import CHECKPOINT
 
-CLIPS = 64
-MEDIAN, MANY, MOST, LEAST = 60, 180, 256, 4
-"""Tokens of a caption: of the middle one, within which 95 of 100 are, of the longest, of the
-shortest."""
-PROMPTS = ("Describe this video in detail.", "What happens in this video?", "Name the colours.")
+COMPILED = "compiled"
 
 
 @dataclass(kw_only=True, slots=True)
@@ -52,70 +46,6 @@ class Way:
     def wasted(self) -> float:
         """The share of row-steps that made no token."""
         return 1 - sum(len(tokens) - 1 for tokens in self.said.values()) / self.steps
-
-
-def lengths(chunks: int, scale: float, seed: int = 5) -> list[int]:
-    """The tokens of each caption."""
-    rng, spread = random.Random(seed), math.log(MANY / MEDIAN) / 1.645
-    drawn = (rng.lognormvariate(math.log(MEDIAN), spread) for _ in range(chunks))
-    return [max(2, round(scale * min(MOST, max(LEAST, each)))) for each in drawn]
-
-
-class Work:
-    """A language half, features of clips, and how long each caption is to be."""
-
-    def __init__(self, model: Path, dtype: str, store: str, chunks: int, scale: float) -> None:
-        from stages.decode.choosing import make_greedy
-        from stages.models.loading import ModelJob
-
-        frames = random.Random(3).choices((4, 6, 8, 12, 16), k=min(CLIPS, chunks))
-        self._rows = _features(model, dtype, store, frames)
-        source = ModelJob(model=str(model), dtype=dtype, attention="sdpa")
-        self._processor, self.half = source.processor(), source.hold("language").model
-        make_greedy(self.half, self._processor)
-        settings = self.half.generation_config
-        settings.eos_token_id, settings.min_new_tokens, settings.pad_token_id = None, None, 0
-        self.wanted = lengths(chunks, scale)
-        self.given = [self.inputs([at]) for at in range(chunks)]
-        self.prompts = [inputs["input_ids"].shape[1] for inputs, _ in self.given]
-        self.read_seconds = 0.0
-        prefill = self.half._prefill
-
-        def timed(*told: Any, **options: Any) -> Any:
-            started = time.process_time()
-            output = prefill(*told, **options)
-            self.read_seconds += time.process_time() - started
-            return output
-
-        self.half._prefill = timed
-
-    def inputs(self, chunks: Sequence[int]) -> tuple[dict[str, Any], Any]:
-        """What `generate` is given of these chunks."""
-        from stages.models.halves.features import Features
-        from stages.models.halves.records import merge_blank, merge_rows
-        from stages.models.processors.prepare import open_ended, rebuild
-
-        rows = [self._rows[at % len(self._rows)] for at in chunks]
-        texts = [PROMPTS[at % len(PROMPTS)] for at in chunks]
-        inputs = open_ended(self.half, rebuild(self._processor, rows, texts))
-        return inputs, Features(merge_rows(rows), rows[0].needs, merge_blank(rows))
-
-
-def _features(model: Path, dtype: str, store: str, frames: list[int]) -> list[Any]:
-    """Features of clips with so many frames each, made by the real stage."""
-    from stages.decode.stored import read_features
-
-    members = publish_clips(store, frames)
-    bench = Bench(
-        model=model,
-        store=store,
-        members=members,
-        tokens=1,
-        runner=lambda mode, job, _: perform(mode, {**job, "dtype": dtype}),
-    )
-    bench.run("encode", batches_of(members, 1))
-    record_set = RecordSet(open_store(store), "features", bench.features)
-    return [read_features(record_set, key) for key in sorted(record_set.keys())]
 
 
 def static(work: Work, order: Sequence[int], slots: int) -> Way:
@@ -142,12 +72,12 @@ def oracle(work: Work, slots: int) -> Way:
     return static(work, _sorted(work.wanted), slots)
 
 
-def in_slots(work: Work, slots: int) -> Way:
+def in_slots(work: Work, slots: int, compiled: bool = False) -> Way:
     """Rows in the order of the stage, each in a slot as soon as there is one."""
     from stages.decode.engines.inflight.coming import Coming
     from stages.decode.engines.inflight.loop import Loop
     from stages.decode.engines.inflight.reading import ReadRow, read_row
-    from stages.decode.engines.inflight.shape import FEWEST
+    from stages.decode.engines.inflight.shape import Manner, rows_for
     from stages.decode.protocol import Asked
     from stages.memory.shrinking import Shrinking
 
@@ -155,11 +85,13 @@ def in_slots(work: Work, slots: int) -> Way:
 
     def read(asked: Asked) -> ReadRow:
         at = int(asked.member["key"])
-        return read_row(work.half, *work.given[at], max_new_tokens=work.wanted[at])
+        row = read_row(work.half, *work.given[at], max_new_tokens=work.wanted[at])
+        return replace(row, step=work.step.of(row.model)) if compiled else row
 
     nothing: Any = None
+    manner = Manner(rows=rows_for(slots), compiled=compiled)
     asked = [Asked({"key": str(at)}, nothing) for at in _sorted(work.prompts)]
-    loop = Loop(read, Shrinking(nothing, list), rows=max(FEWEST, slots), slots=slots)
+    loop = Loop(read, Shrinking(nothing, list), manner, slots=slots)
     with ThreadPoolExecutor(1) as beside:
         for flight in loop.run(Coming([asked], beside)):
             if flight is not None:
@@ -177,12 +109,18 @@ WAYS: dict[str, Callable[[Work, int], Way]] = {
     "static": by_prompt,
     "oracle": oracle,
     "slots": in_slots,
+    COMPILED: partial(in_slots, compiled=True),
 }
+USUAL = ("static", "oracle", "slots")
 
 
 def measured(work: Work, ways: Sequence[str], slots: int, repeat: int) -> dict[str, Way]:
     """Each way, with the median of the CPU seconds of several rounds in which they alternate."""
     found: dict[str, list[Way]] = {name: [] for name in ways}
+    if COMPILED in ways:
+        started = time.perf_counter()
+        WAYS[COMPILED](work, slots)
+        print(f"{COMPILED}, for the first time: {time.perf_counter() - started:.1f} s", flush=True)
     for _ in range(repeat):
         for name in ways:
             started, before = time.process_time(), work.read_seconds
@@ -235,7 +173,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options.add_argument("--scale", type=float, default=1.0)
     options.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     options.add_argument("--repeat", type=int, default=1)
-    options.add_argument("--ways", default=",".join(WAYS))
+    options.add_argument("--ways", default=",".join(USUAL))
     given = options.parse_args(arguments)
     with tempfile.TemporaryDirectory() as folder, one_thread():
         model = CHECKPOINT if given.only == "demo" else build(Path(folder, "model"), LARGE, 1)

@@ -6,7 +6,7 @@ from flows.job.config import CaptionConfig
 from flows.job.launch import DirectLauncher
 from flows.job.prepare import prepare
 from penstock_demo import CLIPS
-from stages.decode.engines import INFLIGHT, SHARED
+from stages.decode.engines import COMPILED, INFLIGHT, SHARED
 from stages.decode.job import DEFAULT_ENGINE
 
 FRAMES = "fd72770754985a5c7a68969356ac244d2a18b558a4668b6ee8826a3879ac846e"
@@ -20,7 +20,7 @@ def test_frames_of_the_demo_are_looked_for_where_they_were(tmp_path: Path) -> No
     job = prepare(config, DirectLauncher(lambda *_: None), lambda _: None)
     assert job.sampling.chunk_seconds == 30.0
     variants = job.ledger.variants
-    assert [variant.engine for variant in variants] == [INFLIGHT, DEFAULT_ENGINE, SHARED]
+    assert [variant.engine for variant in variants] == [INFLIGHT, DEFAULT_ENGINE, SHARED, COMPILED]
     assert {variant["frames"] for variant in variants} == {FRAMES}
     assert len({variant["features"] for variant in variants}) == 1
-    assert len({variant["captions"] for variant in variants}) == 3
+    assert len({variant["captions"] for variant in variants}) == 4

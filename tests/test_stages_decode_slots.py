@@ -3,6 +3,7 @@ last bit, whatever stands beside it and however large the pool is."""
 
 import copy
 from dataclasses import replace
+from itertools import count
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ import torch
 from stages.decode.engines.inflight.layers import CannotSeat
 from stages.decode.engines.inflight.pool import Pool
 from stages.decode.engines.inflight.reading import ReadRow, read_row
-from stages.decode.engines.inflight.shape import FEWEST, PoolShape
+from stages.decode.engines.inflight.shape import FEWEST, Manner, PoolShape
 from stages.decode.engines.inflight.trial import _same, _trace, reference_of
 from stages.models.halves.features import Features, encode
 from tests.support.tiny_families import FAMILIES
@@ -36,6 +37,9 @@ LAYERS = {
     "nemotron_h_omni": "states, attention and experts",
     "qwen3_vl_moe": "experts",
     "mistral_large4": "an index of what is seen",
+    "minimax_m3_vl": "an index that a family keeps in a way of its own",
+    "glm5_next": "numbers that hang on how many rows a step has",
+    "paligemma:gemma2": "masks that it makes itself",
     "exaone4_5": "positions that would be counted by the cache",
     "janus": "a generate of its own",
     "blip_2": "embeddings in place of tokens",
@@ -44,11 +48,17 @@ REFUSED = {
     "florence2": "its prompt goes to an encoder",
     "step3p7": "its numbers hang on what is beside a row",
     "unlimited_ocr": "it remembers rows in a",
-    "qwen4_exp": "its index has positions of its own",
 }
 """Family → why it is not for slots."""
-BATCHED = {"glm5_next", "inkling", "inkling2", "minimax_m3_vl", "t5gemma2", *REFUSED}
-BATCHED_VARIANTS = {"blip_2:t5", "instructblip:t5", "instructblipvideo:t5", "paligemma:gemma2"}
+BATCHED = {"t5gemma2", *REFUSED}
+BATCHED_VARIANTS = {"blip_2:t5", "instructblip:t5", "instructblipvideo:t5"}
+ALIGNED = {
+    "inkling": "distances counted by columns",
+    "qwen4_exp": "an index that has positions of its own",
+}
+"""Family → why its rows must end at the same column."""
+ALSO_ALIGNED = {"inkling2", *ALIGNED}
+WORDS = "CUDA out of memory. Tried to allocate 2.00 GiB"
 SINGLE = [
     name
     for name in FAMILIES
@@ -63,6 +73,28 @@ def test_rows_in_slots_say_what_each_says_alone(variant: str) -> None:
     assert judged_in_slots(variant) == "slots"
 
 
+@pytest.mark.parametrize("variant", ALIGNED)
+def test_rows_that_end_at_the_same_column_say_what_each_says_alone(variant: str) -> None:
+    assert judged_in_slots(variant) == "aligned"
+
+
+def test_aligned_rows_that_run_out_of_memory_end_the_stage(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Fewer of them would take as much: the next rung serves."""
+    model, items = rows_of_variant("inkling")
+    step, steps = Pool.step, count()
+
+    def failing(pool: Pool) -> torch.Tensor:
+        if next(steps) == 2:
+            raise MemoryError(WORDS)
+        return step(pool)
+
+    monkeypatch.setattr(Pool, "step", failing)
+    with pytest.raises(MemoryError, match="Tried to allocate"):
+        in_slots(model, items, Manner(rows=FEWEST, aligned=True))
+
+
 @pytest.mark.parametrize("variant", REFUSED)
 def test_a_family_that_is_not_for_slots_is_told_why(variant: str) -> None:
     assert judged_in_slots(variant).startswith(REFUSED[variant])
@@ -71,10 +103,12 @@ def test_a_family_that_is_not_for_slots_is_told_why(variant: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("variant", SINGLE)
 def test_every_family_is_in_slots_or_it_is_known_why_not(variant: str) -> None:
-    batched = variant.split(":")[0] in BATCHED or variant in BATCHED_VARIANTS
-    found = judged_in_slots(variant)
+    family, found = variant.split(":")[0], judged_in_slots(variant)
     assert found != "differs"
-    assert (found != "slots") == batched, found
+    if family in BATCHED or variant in BATCHED_VARIANTS:
+        assert found not in ("slots", "aligned")
+    else:
+        assert found == ("aligned" if family in ALSO_ALIGNED else "slots")
 
 
 def test_tokens_that_are_looked_at_late_are_the_same() -> None:
@@ -123,11 +157,29 @@ def test_a_row_has_the_same_logits_in_every_pool(variant: str, dtype: torch.dtyp
             assert _same(alone, beside), (shape, seat)
 
 
-@pytest.mark.parametrize("variant", ["qwen2_5_vl", "gemma3", "mistral_large4"])
-def test_a_pool_that_is_made_wider_or_narrower_keeps_its_rows(variant: str) -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("variant", ALIGNED)
+def test_an_aligned_row_has_the_same_logits_in_every_pool(variant: str, dtype: torch.dtype) -> None:
+    _, row, other, reference = rows_in(variant, dtype)
+    alone = _trace(row, reference, Pool(row, replace(SHAPES[0], aligned=True)), 0)
+    for shape in (replace(each, slots=each.rows, aligned=True) for each in SHAPES):
+        for seat in {0, shape.slots // 2, shape.slots - 1}:
+            beside = _trace(row, reference, Pool(row, shape), seat, other)
+            assert _same(alone, beside), (shape, seat)
+
+
+@pytest.mark.parametrize(
+    ("variant", "aligned"),
+    [
+        *((variant, False) for variant in ("qwen2_5_vl", "gemma3", "mistral_large4")),
+        *((variant, True) for variant in ALIGNED),
+    ],
+)
+def test_a_pool_that_is_made_wider_or_narrower_keeps_its_rows(variant: str, aligned: bool) -> None:
     _, row, other, reference = rows_in(variant, torch.float32)
-    whole = _trace(row, reference, Pool(row, SHAPES[0]), 1, other)
-    pool = Pool(row, SHAPES[0])
+    shape = replace(SHAPES[0], aligned=aligned)
+    whole = _trace(row, reference, Pool(row, shape), 1, other)
+    pool = Pool(row, shape)
     pool.put(0, other, torch.zeros_like(other.ids[:, :1]))
     pool.put(1, row, torch.full_like(row.ids[:, :1], reference.tokens[0]))
     seen = [row.logits[0]]
@@ -139,13 +191,15 @@ def test_a_pool_that_is_made_wider_or_narrower_keeps_its_rows(variant: str) -> N
     assert _same(whole, seen)
 
 
-def test_a_row_that_broke_leaves_nothing_to_who_comes_after_it() -> None:
+@pytest.mark.parametrize("aligned", [False, True])
+def test_a_row_that_broke_leaves_nothing_to_who_comes_after_it(aligned: bool) -> None:
     _, row, other, reference = rows_in("qwen2_5_vl", torch.float32)
-    whole = _trace(row, reference, Pool(row, SHAPES[0]), 0)
+    shape = replace(SHAPES[0], aligned=aligned)
+    whole = _trace(row, reference, Pool(row, shape), 0)
     broken = read_row_again(other)
     for layer in broken.cache.layers:
         layer.keys, layer.values = layer.keys * torch.nan, layer.values * torch.nan
-    pool = Pool(row, SHAPES[0])
+    pool = Pool(row, shape)
     for slot in range(FEWEST):
         pool.put(slot, broken, torch.zeros_like(row.ids[:, :1]))
     pool.feed(pool.step().argmax(-1))

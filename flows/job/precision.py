@@ -13,7 +13,7 @@ from flows.job.cpu import cpu_has_bfloat16
 from flows.job.flash import attention
 from flows.job.graphs import GraphUse
 from flows.job.obtainable import QUANTIZED, check_obtainable
-from stages.decode.engines import ALSO, INFLIGHT, choice_of
+from stages.decode.engines import ALSO, IN_SLOTS, choice_of
 from stages.decode.job import DEFAULT_ENGINE
 from stages.models.natives.registry import nothing_otherwise
 from stages.models.profile import ModelProfile, PartProfile
@@ -142,9 +142,9 @@ def _settings(
     if asked != "auto" or half.stored_as:
         return (best,)
     kept = [replace(best, kv="quantized", engine=DEFAULT_ENGINE)]
-    kv = kept if best.engine and config.engine != INFLIGHT else []
+    kv = kept if best.engine and config.engine not in IN_SLOTS else []
     few_bits = _quantized(part, half, profile)
-    if part == "language" and config.engine == INFLIGHT:
+    if part == "language" and config.engine in IN_SLOTS:
         few_bits = [each for each in few_bits if each not in UNSEATED]
     return (best, *kv, *(_half(part, profile, q, device, config) for q in few_bits))
 

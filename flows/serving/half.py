@@ -22,7 +22,7 @@ from flows.serving.residence import Residence
 from flows.serving.scratch import Scratch
 from flows.serving.setbacks import Setbacks
 from flows.serving.works import Works
-from stages.decode.engines import INFLIGHT
+from stages.decode.engines import IN_SLOTS
 from stages.process.events import (
     Event,
     Failed,
@@ -182,7 +182,7 @@ class Half:
                 self.state, self._works.used = RESIDENT, time.monotonic()
                 self._setbacks.started()
             case Noted() if "engine" in event.values:
-                self.batches.flying = event.values["engine"] == INFLIGHT
+                self.batches.flying = event.values["engine"] in IN_SLOTS
             case Words() if event.ended:
                 self._works.answer({event.key: event})
             case Published():

@@ -2,14 +2,18 @@
 whatever is beside it, and how fast both engines are; a step as it is, and compiled."""
 
 import time
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 from scripts.gpu_check.halves import Bench, timed
 from scripts.gpu_check.rows import Row, one_line, row, skipped
 from scripts.gpu_check.runs import Run, good_run
 from scripts.gpu_check.setting import DEMO, Setting
 from scripts.gpu_check.whole import alike
+
+if TYPE_CHECKING:
+    from stages.decode.engines.inflight.compiled import CompiledStep
 
 PRECISIONS = ("fp32", "bf16")
 FEW = "3"
@@ -54,6 +58,8 @@ def steps(setting: Setting) -> Iterator[Row]:
     """A step of the slots as it is, and compiled; whether both say the same."""
     import torch
 
+    from stages.decode.engines.inflight.compiled import CompiledStep
+
     bench = Bench(setting.model, setting.device, "bfloat16")
     with torch.inference_mode():
         plain, seconds = _stepped(bench, None)
@@ -61,7 +67,7 @@ def steps(setting: Setting) -> Iterator[Row]:
         name = f"a step of {SLOTS} slots, compiled"
         began = time.perf_counter()
         try:
-            made, faster = _stepped(bench, lambda half: torch.compile(half, dynamic=False))
+            made, faster = _stepped(bench, CompiledStep(setting.device))
         except Exception as error:  # whatever a compiler, or a machine without one, says
             yield skipped(name, f"{type(error).__name__}: {one_line(str(error))}", "told")
             return
@@ -72,7 +78,7 @@ def steps(setting: Setting) -> Iterator[Row]:
     yield row("logits of a compiled step", "told", f"{apart:.1e} from those as it is", True)
 
 
-def _stepped(bench: Bench, compiled: Callable[[Any], Any] | None) -> tuple[Any, float]:
+def _stepped(bench: Bench, compiled: "CompiledStep | None") -> tuple[Any, float]:
     """The logits of a row after some steps beside others, and the seconds of one step."""
     import torch
 
@@ -83,8 +89,8 @@ def _stepped(bench: Bench, compiled: Callable[[Any], Any] | None) -> tuple[Any, 
     half = bench.half("language")
     read = read_row(half, bench.inputs(half), bench.features, max_new_tokens=TOKENS)
     columns = columns_for(read.tokens + TOKENS)
+    read = replace(read, step=compiled.of(read.model) if compiled else None)
     pool = Pool(read, PoolShape(rows=SLOTS, slots=SLOTS, columns=columns))
-    pool.forward = compiled(read.model) if compiled else None
     for slot in range(SLOTS):
         pool.put(slot, read, read.logits.argmax(-1, keepdim=True))
 

@@ -31,7 +31,7 @@ from flows.planning.terms import (
 )
 from flows.planning.todo import ToDo
 from flows.planning.workloads import Workload
-from stages.decode.engines import INFLIGHT, SHARED
+from stages.decode.engines import COMPILED, IN_SLOTS, SHARED
 
 SPELLED_BYTES = 1450
 """Bytes a token that llguidance takes at the most while it reads a tokenizer; it keeps half of
@@ -49,9 +49,11 @@ def rungs(model: Model, config: CaptionConfig, device: str) -> list[Rung]:
     return decode_rungs(
         config.batch_size,
         [(each.precision, each.kv) for each in free],
-        elsewhere=device.startswith("cuda") and config.engine != INFLIGHT,
-        # PEFT's layers stand in the places of those that would come one by one.
-        offload=config.is_free("language") and not (half.stored_as or config.adapter),
+        elsewhere=device.startswith("cuda") and config.engine not in IN_SLOTS,
+        # PEFT's layers stand in the places of those that would come one by one, and a compiled
+        # step has all of them.
+        offload=config.is_free("language")
+        and not (half.stored_as or config.adapter or config.engine == COMPILED),
         seated=[each.precision for each in free if seatable(half, each)],
     )
 

@@ -10,11 +10,11 @@ from flows.job.precision import BYTES, UNSEATED, PartSettings
 from flows.planning.batch_costs import Expected
 from flows.planning.estimate import Term
 from flows.planning.workloads import Workload
-from stages.decode.engines import INFLIGHT, SEATED, SHARED
+from stages.decode.engines import COMPILED, IN_SLOTS, SEATED
 from stages.decode.engines.inflight.shape import (
     BESIDE,
+    Manner,
     PoolShape,
-    columns_for,
     rows_for,
     trial_shapes,
 )
@@ -31,11 +31,7 @@ WAITING_BATCHES = 2
 def seatable(half: PartProfile, settings: PartSettings) -> bool:
     """Return whether a half may be run in slots, as far as its profile tells; a trial tells the
     rest."""
-    if (
-        not {INFLIGHT, SHARED} & {*settings.engines}
-        or settings.kv
-        or settings.precision in UNSEATED
-    ):
+    if not IN_SLOTS & {*settings.engines} or settings.kv or settings.precision in UNSEATED:
         return False
     memory = half.row_memory
     if memory is None or any(kind.kind not in SEATED for kind in memory.kept):
@@ -55,7 +51,8 @@ def slot_terms(
     """Yield the cache and what is computed with, for captions of at most `new` tokens in so many
     slots. `reading` is what one prompt takes to be read."""
     each = BYTES.get(settings.dtype, 4)
-    pool = PoolShape(rows=rows_for(slots), slots=slots, columns=columns_for(workload.tokens + new))
+    manner = Manner(rows=rows_for(slots), compiled=settings.engines[0] == COMPILED)
+    pool = manner.pool(slots, manner.columns(workload.tokens + new))
     kept = pool_bytes(memory, pool, each)
     why = f"{counted(slots, 'slot')} x {pool.columns:,} columns x "
     why += f"{memory.bytes(pool.columns, each) / pool.columns:,.0f} bytes"
@@ -68,7 +65,7 @@ def slot_terms(
         why = f"a token of each of {counted(pool.rows, 'row')}"
         why += " and a layer's cache of all" if pool.copied else ""
     yield Term(part="activation", bytes=max(prompt, step), why=why)
-    trial = trial_bytes(memory, pool, workload.tokens, each) - kept - max(prompt, step)
+    trial = trial_bytes(memory, manner, slots, workload.tokens, each) - kept - max(prompt, step)
     if slots > 1 and trial > 0:  # with one there are batches of one where it does not fit
         yield Term(part="kv", bytes=trial, why="what is tried first: two prompts and a pool")
 
@@ -95,11 +92,11 @@ def step_bytes(memory: RowMemory, pool: PoolShape, each: int) -> int:
     )
 
 
-def trial_bytes(memory: RowMemory, pool: PoolShape, tokens: int, each: int) -> int:
+def trial_bytes(memory: RowMemory, manner: Manner, slots: int, tokens: int, each: int) -> int:
     """Return what it takes at the least to try whether a half is for slots, by prompts of at most
     so many tokens."""
     rows = 2 * (memory.bytes(tokens, each) + memory.states(each))
-    tried: Sequence[PoolShape] = trial_shapes(pool.rows, min(BESIDE, pool.slots), tokens, lean=True)
+    tried: Sequence[PoolShape] = trial_shapes(manner, min(BESIDE, slots), tokens, lean=True)
     return rows + max(pool_bytes(memory, p, each) + step_bytes(memory, p, each) for p in tried)
 
 

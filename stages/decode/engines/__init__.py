@@ -12,6 +12,10 @@ from stages.decode.job import DEFAULT_ENGINE
 INFLIGHT = "inflight"
 SHARED = "inflight-shared"
 """Name of the engine that reads what several prompts have in common once."""
+COMPILED = "inflight-compiled"
+"""Name of the engine whose step is compiled, and so rounded otherwise."""
+IN_SLOTS = frozenset({INFLIGHT, SHARED, COMPILED})
+"""Names of the engines that have rows in slots."""
 SEATED = frozenset(
     {
         "DynamicLayer",
@@ -77,6 +81,12 @@ ENGINES: Mapping[str, Engine] = {
             batch_decides=False,
             by_chunk=True,
         ),
+        Engine(
+            name=COMPILED,
+            entry="stages.decode.engines.inflight.engine:InFlight",
+            output_version=1,
+            batch_decides=False,
+        ),
     )
 }
 CHOICES: Mapping[str, tuple[Engine, ...]] = {
@@ -93,8 +103,8 @@ CHOICES_OF_SEVERAL = {SEVERAL[AUTO]: (ENGINES[SHARED], ENGINES[DEFAULT_ENGINE])}
 OFFERED = tuple(name for name in CHOICES if name != SHARED)
 """What people may ask for."""
 ALSO: Mapping[str, tuple[Engine, ...]] = {
-    AUTO: (ENGINES[SHARED],),
-    SEVERAL[AUTO]: (ENGINES[INFLIGHT],),
+    AUTO: (ENGINES[SHARED], ENGINES[COMPILED]),
+    SEVERAL[AUTO]: (ENGINES[INFLIGHT], ENGINES[COMPILED]),
 }
 """Choice → engines of which captions that are there answer it, too."""
 

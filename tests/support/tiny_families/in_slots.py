@@ -11,8 +11,8 @@ from stages.decode.engines.inflight.coming import Coming
 from stages.decode.engines.inflight.layers import CannotSeat
 from stages.decode.engines.inflight.loop import Loop
 from stages.decode.engines.inflight.reading import TYPES, ReadRow, read_row
-from stages.decode.engines.inflight.shape import FEWEST, trial_shapes
-from stages.decode.engines.inflight.trial import TrialResult, judge, reference_of
+from stages.decode.engines.inflight.shape import FEWEST, PLAIN, Manner
+from stages.decode.engines.inflight.trial import TrialResult, judge_manners, reference_of
 from stages.decode.protocol import Asked
 from stages.memory.shrinking import Shrinking
 from stages.models.halves.delivery import generate, new_tokens, prompt_in
@@ -33,15 +33,17 @@ Item = tuple[dict[str, Any], Features]
 
 
 def judged_in_slots(variant: str) -> str:
-    """`slots`; or why not, where its tokens are not those of each row alone: `differs`, or a
-    reason that was found out by the trial."""
+    """`slots` or `aligned`; or why not, where its tokens are not those of each row alone:
+    `differs`, or a reason that was found out by the trial."""
     model, items = rows_of_variant(variant)
     tried = tried_in_slots(model, items)
     if tried.reason:
         return tried.reason
-    found = in_slots(model, items)
+    found = in_slots(model, items, tried.manner)
     wanted = [alone(model, item, limit) for item, limit in zip(items, LIMITS, strict=True)]
-    return "slots" if found == wanted else "differs"
+    if found != wanted:
+        return "differs"
+    return "aligned" if tried.manner.aligned else "slots"
 
 
 def rows_of_variant(variant: str) -> tuple[Any, list[Item]]:
@@ -82,8 +84,7 @@ def tried_in_slots(model: Any, items: Sequence[Item]) -> TrialResult:
         return TrialResult(reason="it is run whole")
     try:
         row, other = (read_row(model, *items[at], max_new_tokens=8) for at in (0, 3))
-        pools = trial_shapes(FEWEST, FEWEST, max(row.tokens, other.tokens))
-        return judge(row, other, reference_of(model, *items[0]), *pools)
+        return judge_manners(FEWEST, row, other, reference_of(model, *items[0]))
     except CannotSeat as error:
         return TrialResult(reason=str(error))
 
@@ -96,7 +97,9 @@ def alone(model: Any, item: Item, limit: int) -> list[int]:
     return tokens
 
 
-def in_slots(model: Any, items: Sequence[Item], late: int = 0) -> list[list[int]]:
+def in_slots(
+    model: Any, items: Sequence[Item], manner: Manner = PLAIN, late: int = 0
+) -> list[list[int]]:
     """The tokens of each row, decoded in slots."""
 
     def read(asked: Asked) -> ReadRow:
@@ -106,7 +109,7 @@ def in_slots(model: Any, items: Sequence[Item], late: int = 0) -> list[list[int]
     row: Any = None
     asked = [Asked({"key": str(at)}, row) for at in range(len(items))]
     with events() as (report, _), ThreadPoolExecutor(1) as beside:
-        loop = Loop(read, Shrinking(report, list), rows=FEWEST, slots=SLOTS, late=late)
+        loop = Loop(read, Shrinking(report, list), manner, slots=SLOTS, late=late)
         flights = [flight for flight in loop.run(Coming([asked], beside)) if flight is not None]
     said = {int(flight.asked.member["key"]): flight.said for flight in flights}
     assert loop.slots == SLOTS and len(flights) == len(items)

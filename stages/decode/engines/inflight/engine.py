@@ -7,25 +7,26 @@ a half cannot be run so, `transformers` speaks for it when it is free to.
 
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 from artifacts.errors import UsageError
 from stages.decode.choosing import texts_of
-from stages.decode.engines import AUTO, INFLIGHT, SHARED, choice_of
+from stages.decode.engines import AUTO, COMPILED, SHARED, choice_of
 from stages.decode.engines.inflight.coming import Coming, coming
+from stages.decode.engines.inflight.compiled import CompiledStep
 from stages.decode.engines.inflight.flight import Flight
 from stages.decode.engines.inflight.layers import CannotSeat
 from stages.decode.engines.inflight.loop import Loop
 from stages.decode.engines.inflight.prefix import SharedPrefix
 from stages.decode.engines.inflight.reading import ReadRow, read_row
-from stages.decode.engines.inflight.shape import BESIDE, rows_for, trial_shapes
-from stages.decode.engines.inflight.trial import TrialResult, judge, reference_of
+from stages.decode.engines.inflight.trial import TrialResult, judge_manners, reference_of
 from stages.decode.engines.transformers import Transformers
 from stages.decode.job import DEFAULT_ENGINE, DecodeJob
 from stages.decode.prompts import prompts_for
 from stages.decode.protocol import Asked, Listen, Said
-from stages.memory.shrinking import Shrinking, attempt, give_back
+from stages.memory.shrinking import Shrinking, give_back
 from stages.models.halves.absent import NeedsWeights
 from stages.models.halves.features import Features
 from stages.models.halves.records import merge_blank, merge_rows
@@ -47,6 +48,7 @@ class InFlight:
         self._plain = Transformers(job)
         self._result = TrialResult(reason="it was not tried")
         self._first = choice_of(job.engine)[0].name
+        self._step = CompiledStep(job.device) if self._first == COMPILED else None
         self._prefix = SharedPrefix() if self._first == SHARED else None
         """What prompts of one chunk have in common; None: each is read by itself."""
         self._apart = ""
@@ -66,7 +68,7 @@ class InFlight:
             return self._first
         if len(choice_of(self._job.engine)) == 1:
             raise UsageError(
-                f"engine {INFLIGHT} cannot run this model: {self._result.reason}",
+                f"engine {self._first} cannot run this model: {self._result.reason}",
                 hint=f"Use --engine {AUTO} or {DEFAULT_ENGINE}",
             )
         return DEFAULT_ENGINE
@@ -78,6 +80,7 @@ class InFlight:
         if self._loop is not None:
             counted = self._loop.counted
             found |= {"slots": self._loop.slots, "row_steps": counted.steps}
+            found |= {"aligned": True} if self._result.manner.aligned else {}
             found |= {"row_steps_used": counted.used}
         if self._first == SHARED:
             found |= {"shared_prefix": self._prefix is not None}
@@ -125,7 +128,7 @@ class InFlight:
         return Loop(
             self._read,
             shrinking,
-            rows=rows_for(slots_of(self._job)),
+            self._result.manner,
             slots=slots_of(self._job),
             late=int(self._job.device != "cpu"),
             overhear=self._overhear if self._listen else None,
@@ -151,7 +154,8 @@ class InFlight:
         inputs, features, options = self._given(half, asked)
         options["max_new_tokens"] = self._job.max_new_tokens
         if self._prefix is None:
-            return read_row(half, inputs, features, **options)
+            row = read_row(half, inputs, features, **options)
+            return row if self._step is None else replace(row, step=self._step.of(row.model))
         return self._prefix.read(half, asked.member["features"], inputs, features, **options)
 
     def _given(self, half: Any, asked: Asked) -> tuple[dict[str, Any], Features, dict[str, Any]]:
@@ -194,17 +198,10 @@ class InFlight:
         inputs, features, options = self._given(half, asked)
         reference = reference_of(half, inputs, features, **options)
         row, other = (self._row(each, half) for each in (asked, longer))
-        wanted, tokens = slots_of(self._job), max(row.tokens, other.tokens)
-        # Beside a single slot nobody stands, so where there is no room for more, one is enough.
-        ways = ((max(BESIDE, wanted), False), (BESIDE, True), (min(BESIDE, wanted), True))
-        for slots, lean in dict.fromkeys(ways):
-            pools = trial_shapes(rows_for(wanted), slots, tokens, lean=lean)
-            found, words = attempt(partial(judge, row, other, reference, *pools))
-            if words is None:
-                return found.pop()
-        if len(choice_of(self._job.engine)) > 1:
-            return TrialResult(reason=f"there was not the memory to try it: {words}")
-        raise MemoryError(words)
+        found = judge_manners(slots_of(self._job), row, other, reference)
+        if found.starved and len(choice_of(self._job.engine)) == 1:
+            raise MemoryError(found.reason)
+        return found
 
     def _said(self, flight: Flight) -> Said:
         assert flight.ended is not None

@@ -7,6 +7,7 @@ nothing, and is masked; so a row's numbers are the same whatever stands beside i
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -30,7 +31,9 @@ class CannotSeat(Exception):
 class SlotLayer(CacheLayerMixin):
     """Keys and values of a layer that sees all that came before."""
 
-    is_compileable, is_sliding, is_croppable = True, False, False
+    # A cache that says it can be compiled is given its masks before the model is called, and some
+    # models take none that were made elsewhere.
+    is_compileable, is_sliding, is_croppable = False, False, False
     keys: Any
     values: Any
 
@@ -78,12 +81,10 @@ class SlotLayer(CacheLayerMixin):
         return self._of_rows(self.keys), self._of_rows(self.values)
 
     def _of_rows(self, part: torch.Tensor) -> torch.Tensor:
-        """Return a tensor of slots with zeros for the rows that are nobody's. Those beside a single
-        slot are shown what it holds, which takes no room."""
+        """Return a tensor of slots with zeros for the rows that are nobody's."""
         if (nobodys := self.batch_size - len(part)) == 0:
             return part
-        if len(part) == 1:
-            return part.expand(self.batch_size, *part.shape[1:])
+        # Rows that share one memory would be multiplied, and rounded, in another way.
         zeros = part.new_zeros((1,) * part.ndim).expand(nobodys, *part.shape[1:])
         return torch.cat([part, zeros])
 
@@ -129,36 +130,54 @@ class RingLayer(SlotLayer):
 
 
 class IndexedLayer(SlotLayer):
-    """Keys and values of a layer that chooses what it sees by an index of its own."""
+    """Keys and values of a layer that chooses what it sees by an index, which it keeps beside them:
+    one tensor more, of shape [1, ..., tokens, width], which a method of its own adds to."""
 
     def __init__(self, like: Any, shape: PoolShape, at: torch.Tensor) -> None:
         super().__init__(like, shape, at)
-        if like.indexer_position_ids is not None:
-            raise CannotSeat("its index has positions of its own")
-        self.indexer_position_ids = None
-        self.is_indexer_initialized = like.indexer_keys is not None
-        self.indexer_keys: torch.Tensor | None = None
-        if like.indexer_keys is not None:
-            width = like.indexer_keys.shape[-1]
-            self.indexer_keys = like.indexer_keys.new_zeros(shape.slots, shape.columns, width)
+        self._index = index_of(like)
+        for name, value in vars(like).items():
+            if name not in vars(self):  # what else the model may ask of it
+                setattr(self, name, value)
+        for name, method in self._index.items():
+            part = getattr(like, name)
+            room = part.new_zeros(shape.slots, *part.shape[1:-2], shape.columns, part.shape[-1])
+            setattr(self, name, room)
+            setattr(self, method, partial(self._add, name))
 
     def put(self, slot: int, row: Any, tokens: int) -> None:
         super().put(slot, row, tokens)
-        if self.indexer_keys is not None:
-            self.indexer_keys[slot, :tokens] = row.indexer_keys[0]
-            self.indexer_keys[slot, tokens:] = 0
+        for name in self._index:
+            mine = getattr(self, name)[slot]
+            mine[..., :tokens, :] = getattr(row, name)[0]
+            mine[..., tokens:, :] = 0
 
     def resize(self, columns: int) -> None:
         kept = min(columns, self.columns)
         super().resize(columns)
-        if (before := self.indexer_keys) is not None:
-            self.indexer_keys = before.new_zeros(len(before), columns, before.shape[-1])
-            self.indexer_keys[:, :kept] = before[:, :kept]
+        for name in self._index:
+            before = getattr(self, name)
+            room = before.new_zeros(*before.shape[:-2], columns, before.shape[-1])
+            room[..., :kept, :] = before[..., :kept, :]
+            setattr(self, name, room)
 
-    def update_indexer(self, keys: torch.Tensor) -> torch.Tensor:
-        assert self.indexer_keys is not None
-        self.indexer_keys[self._slots, self._at] = keys[: len(self._slots), 0]
-        return self._of_rows(self.indexer_keys)
+    def _add(self, name: str, new: torch.Tensor) -> torch.Tensor:
+        part = getattr(self, name)
+        part.movedim(-2, 1)[self._slots, self._at] = new[: len(self._slots)].movedim(-2, 1)[:, 0]
+        return self._of_rows(part)
+
+
+def index_of(layer: Any) -> dict[str, str]:
+    """Return what a layer keeps of each token beside keys and values: the name of the tensor → that
+    of the method that adds to it. Raises CannotSeat where it cannot be told."""
+    known = vars(DynamicLayer())
+    names = [n for n, value in vars(layer).items() if n not in known and torch.is_tensor(value)]
+    methods = [n for n in dir(layer) if n.startswith("update_") and not hasattr(DynamicLayer, n)]
+    if not names:
+        return {}
+    if len(names) > 1 or len(methods) != 1:
+        raise CannotSeat(f"it remembers more in a {type(layer).__name__} than an index")
+    return {names[0]: methods[0]}
 
 
 class StateLayer(LinearAttentionLayer):
@@ -168,7 +187,7 @@ class StateLayer(LinearAttentionLayer):
         LinearAttentionLayer.__init__(self, number_of_states=like.number_of_states)
         for name in STATES:
             setattr(self, f"is_{name}_initialized", dict(getattr(like, f"is_{name}_initialized")))
-            setattr(self, name, _rows_of(getattr(like, name), shape.rows))
+            setattr(self, name, rows_of(getattr(like, name), shape.rows))
         self.has_previous_state = dict(like.has_previous_state)
         self.conv_kernel_size = dict(like.conv_kernel_size)
         self.device, self.dtype = like.device, like.dtype
@@ -184,7 +203,6 @@ class StateLayer(LinearAttentionLayer):
 class StateAndSlotLayer(StateLayer, SlotLayer):  # type: ignore[override]
     """A layer that has both: states, and keys and values of all that came before."""
 
-    is_compileable = True
     batch_size: int
 
     def __init__(self, like: Any, shape: PoolShape, at: torch.Tensor) -> None:
@@ -215,13 +233,16 @@ def seats(layer: Any, shape: PoolShape, at: torch.Tensor) -> Any:
     """Return room for as much as `layer` holds of one row, in every slot. Raises CannotSeat."""
     if isinstance(layer, DummyLayer):
         return layer
-    if type(layer) not in SEATS:
-        raise CannotSeat(f"it remembers rows in a {type(layer).__name__}")
-    return SEATS[type(layer)](layer, shape, at)
+    if type(layer) in SEATS:
+        return SEATS[type(layer)](layer, shape, at)
+    if isinstance(layer, DynamicLayer) and type(layer).update is DynamicLayer.update:
+        return IndexedLayer(layer, shape, at)
+    raise CannotSeat(f"it remembers rows in a {type(layer).__name__}")
 
 
-def _rows_of(states: Mapping[int, torch.Tensor | None], rows: int) -> dict[int, Any]:
+def rows_of(states: Mapping[int, Any], rows: int) -> dict[int, Any]:
+    """Return as much of so many rows as these are of one; what is no tensor stays."""
     return {
-        index: None if state is None else state.new_zeros(rows, *state.shape[1:])
+        index: state.new_zeros(rows, *state.shape[1:]) if torch.is_tensor(state) else state
         for index, state in states.items()
     }

@@ -18,7 +18,7 @@ from stages.decode.engines.inflight.coming import Coming
 from stages.decode.engines.inflight.flight import Flight, Heard
 from stages.decode.engines.inflight.pool import Pool
 from stages.decode.engines.inflight.reading import ReadRow
-from stages.decode.engines.inflight.shape import PoolShape, columns_for
+from stages.decode.engines.inflight.shape import Manner
 from stages.decode.protocol import Asked
 from stages.memory.shrinking import Shrinking, attempt, give_back
 
@@ -40,21 +40,21 @@ class Loop:
         self,
         read: Callable[[Asked], ReadRow],
         shrinking: Shrinking,
+        manner: Manner,
         *,
-        rows: int,
         slots: int,
         late: int = 0,
         overhear: Callable[[Flight], None] | None = None,
     ) -> None:
-        """Read prompts by `read`, and let a step compute so many `rows`, of which so many have
-        `slots` as long as memory lasts. Tokens are looked at `late` steps after they were made.
+        """Read prompts by `read`, and have them in so many `slots`, or as many as the manner has,
+        as long as memory lasts. Tokens are looked at `late` steps after they were made.
         `overhear` is given each row that has said one more."""
         self._overhear = overhear
         self._read = read
         self._shrinking = shrinking
         self._late = late
-        self._rows = rows
-        self.slots = slots
+        self._manner = manner
+        self.slots = min(slots, manner.rows)
         self.counted = Counted()
         self._pool: Pool | None = None
         self._seats: list[Flight | None] = []
@@ -85,7 +85,7 @@ class Loop:
         lone = Loop(
             self._read,
             self._shrinking,
-            rows=self._rows,
+            self._manner,
             slots=1,
             late=self._late,
         )
@@ -153,10 +153,10 @@ class Loop:
         """Let there be a pool with room for such a row. It is made narrower where much is left over
         by rows of other lengths, because every step goes through all of it."""
         longest = max([most, *(flight.most for flight in self._seats if flight is not None)])
-        columns = columns_for(longest)
+        columns = self._manner.columns(longest)
         if self._pool is None:
             self._seats = [None] * self.slots
-            self._pool = Pool(row, PoolShape(rows=self._rows, slots=self.slots, columns=columns))
+            self._pool = Pool(row, self._manner.pool(self.slots, columns))
         elif not columns <= self._pool.shape.columns < 2 * columns:
             self._pool.resize(columns)
 
@@ -202,6 +202,8 @@ class Loop:
         rows = [flight.asked for flight in self._seats if flight is not None]
         self._leave()
         give_back()
+        if self._manner.aligned:  # fewer slots would take as much
+            raise MemoryError(words)
         if self.slots > 1:
             self.slots = self._shrinking.cut(self.slots, words)
             rows += self._alone

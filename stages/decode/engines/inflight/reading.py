@@ -4,7 +4,7 @@
 its logits) and then calls `park` in place of its own loop, which reads the prompt and keeps it.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,6 +49,8 @@ class ReadRow:
     """Most tokens of its caption."""
     logits: torch.Tensor
     """The logits of its first token, of shape [1, words]."""
+    step: Callable[..., Any] | None = None
+    """What computes a step in place of the model itself, such as the model compiled."""
 
 
 def read_row(

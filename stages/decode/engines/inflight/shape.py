@@ -1,7 +1,8 @@
 """Tells how large a pool of slots is: arithmetic for who makes one and for who plans one. Knows no
 model, and imports no model library."""
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 COLUMNS = 64
 """Columns come in multiples of this, so that vectors in a kernel end where columns do."""
@@ -28,12 +29,53 @@ class PoolShape:
     """Rows that there is room for; the others are nobody's."""
     columns: int
     """Most tokens of a row, its prompt among them."""
+    aligned: bool = False
+    """Whether all rows end at the last column, and not each at its own."""
 
     @property
     def copied(self) -> int:
-        """Return the rows of which a layer that computes has a copy: all, where some are nobody's;
-        of a single slot they are shown to all rows as they are."""
-        return self.rows if 1 < self.slots < self.rows else 0
+        """Return the rows of which a layer that computes has a copy: all, where some are nobody's
+        or all are moved."""
+        return self.rows if self.aligned or self.slots < self.rows else 0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Manner:
+    """A way to have rows in a pool."""
+
+    rows: int
+    """Rows that a step computes."""
+    fixed: bool = False
+    """Whether it computes so many in every job, because numbers hang on how many there are."""
+    aligned: bool = False
+    """Whether all rows end at the last column."""
+    compiled: bool = False
+    """Whether a step is compiled, for every shape anew."""
+
+    def columns(self, tokens: int) -> int:
+        """Return the columns of a pool whose rows have at most so many tokens; those of steps that
+        are compiled double, so that there are few shapes."""
+        found = columns_for(tokens)
+        return COLUMNS << (found // COLUMNS - 1).bit_length() if self.compiled else found
+
+    def pool(self, slots: int, columns: int) -> PoolShape:
+        """Return the room of a pool of so many slots, or of as many as may be."""
+        slots = min(slots, self.rows)
+        return PoolShape(rows=self.rows, slots=slots, columns=columns, aligned=self.aligned)
+
+
+PLAIN = Manner(rows=FEWEST)
+"""The way that few slots have."""
+
+
+def manners(slots: int, *, compiled: bool) -> Iterator[Manner]:
+    """Yield the ways to have rows in so many slots, the best first."""
+    rows = rows_for(slots)
+    # Rows that are aligned take their room in use or not, so they come where all are in use. They
+    # lie elsewhere after each step, where nothing that is compiled looks for them.
+    for aligned in (False, True) if slots == rows and not compiled else (False,):
+        yield Manner(rows=rows, aligned=aligned, compiled=compiled)
+        yield Manner(rows=FEWEST, fixed=True, aligned=aligned, compiled=compiled)
 
 
 def columns_for(tokens: int) -> int:
@@ -47,11 +89,12 @@ def rows_for(slots: int) -> int:
 
 
 def trial_shapes(
-    rows: int, slots: int, tokens: int, *, lean: bool = False
+    manner: Manner, slots: int, tokens: int, *, lean: bool = False
 ) -> tuple[PoolShape, PoolShape]:
     """Return the pools of a trial by rows of at most so many tokens: the job's own, and one that is
-    other in all. A `lean` one is for who has not the memory for more."""
-    columns = columns_for(tokens + TRIED)
-    longer = COLUMNS if lean else min((LONGER - 1) * columns, FURTHER)
-    other = PoolShape(rows=FEWEST if rows > FEWEST else 2 * rows, slots=1, columns=columns + longer)
-    return PoolShape(rows=rows, slots=slots, columns=columns), other
+    other in all that may be. A `lean` one is for who has not the memory for more."""
+    columns = manner.columns(tokens + TRIED)
+    longer = manner.columns(columns + (COLUMNS if lean else min((LONGER - 1) * columns, FURTHER)))
+    rows = FEWEST if manner.rows > FEWEST else 2 * manner.rows
+    other = manner if manner.fixed else replace(manner, rows=rows)
+    return manner.pool(slots, columns), other.pool(1, longer)

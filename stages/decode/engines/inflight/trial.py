@@ -7,16 +7,27 @@ left, beside others, and in a pool of another shape they have to be the same to 
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
 
+from artifacts.errors import PenstockError
 from stages.decode.engines.inflight.layers import CannotSeat
 from stages.decode.engines.inflight.pool import Pool
 from stages.decode.engines.inflight.reading import ReadRow, chosen
-from stages.decode.engines.inflight.shape import TRIED, PoolShape
+from stages.decode.engines.inflight.shape import (
+    BESIDE,
+    PLAIN,
+    TRIED,
+    Manner,
+    PoolShape,
+    manners,
+    trial_shapes,
+)
 from stages.decode.reading import far, rounding
+from stages.memory.shrinking import attempt
 from stages.models.halves.absent import NeedsWeights
 from stages.models.halves.delivery import generate, new_tokens, prompt_in
 from stages.process.exit_diagnosis import out_of_memory
@@ -35,6 +46,10 @@ class TrialResult:
 
     reason: str = ""
     """Why the half is not for slots; empty where it is."""
+    manner: Manner = PLAIN
+    """How rows are had in a pool, where it is."""
+    starved: bool = False
+    """Whether there was not the memory to find it out."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -57,6 +72,34 @@ def reference_of(
     return Reference(tokens=tokens, logits=made.logits)
 
 
+def judge_manners(wanted: int, row: ReadRow, other: ReadRow, reference: Reference) -> TrialResult:
+    """Judge by a row and one of another length which way to have rows in so many slots is the best
+    that holds; where none does, the result is that of the first."""
+    first: TrialResult | None = None
+    for manner in manners(wanted, compiled=row.step is not None):
+        found = _judged_in(manner, wanted, row, other, reference)
+        if not found.reason or found.starved:
+            return found
+        first = first or found
+    assert first is not None
+    return first
+
+
+def _judged_in(
+    manner: Manner, wanted: int, row: ReadRow, other: ReadRow, reference: Reference
+) -> TrialResult:
+    """Judge one way, in pools of so many slots, or of fewer where there is not the memory."""
+    tokens = max(row.tokens, other.tokens)
+    # Beside a single slot nobody stands, so where there is no room for more, one is enough.
+    ways = ((max(BESIDE, wanted), False), (BESIDE, True), (min(BESIDE, wanted), True))
+    for slots, lean in dict.fromkeys(ways):
+        pools = trial_shapes(manner, slots, tokens, lean=lean)
+        found, words = attempt(partial(judge, row, other, reference, *pools))
+        if words is None:
+            return replace(found.pop(), manner=manner)
+    return TrialResult(reason=f"there was not the memory to try it: {words}", starved=True)
+
+
 def judge(
     row: ReadRow, other: ReadRow, reference: Reference, shape: PoolShape, otherwise: PoolShape
 ) -> TrialResult:
@@ -66,6 +109,8 @@ def judge(
         return _judged(row, other, reference, shape, otherwise)
     except CannotSeat as error:
         return TrialResult(reason=str(error))
+    except PenstockError as error:
+        return TrialResult(reason=error.message)
     except Exception as error:  # a family may refuse in any way what is not its own
         if out_of_memory(error) or isinstance(error, NeedsWeights):
             raise

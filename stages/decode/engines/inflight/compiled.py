@@ -1,0 +1,85 @@
+"""Has the step of a half compiled: its kernels joined and called without Python between them.
+
+A compiled step rounds otherwise than one that is not, so who takes it is an engine of its own. It
+is compiled for each shape of a pool, and is not let go on as it is where it cannot be: then rows of
+one caption would be rounded in two ways.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from transformers.integrations import sdpa_attention
+
+from artifacts.errors import UsageError
+from stages.decode.engines import INFLIGHT
+
+SHAPES = 64
+"""Shapes that one process has compiled at most: columns double, so that there are few."""
+
+
+class CompiledStep:
+    """The step of the half that computed last."""
+
+    def __init__(self, device: str) -> None:
+        # On a GPU what was compiled is recorded too, and played as a whole.
+        self._mode = "reduce-overhead" if device.startswith("cuda") else "default"
+        self._of: Any = None
+        self._step: Callable[..., Any] | None = None
+
+    def of(self, model: Any) -> Callable[..., Any]:
+        """Return what computes a step in place of this model. A half that was loaded again is
+        compiled again."""
+        if self._step is None or self._of is not model:
+            _settle()
+            self._of = model
+            self._step = torch.compile(model, fullgraph=True, dynamic=False, mode=self._mode)
+        return self._called
+
+    def _called(self, **given: Any) -> Any:
+        assert self._step is not None
+        try:
+            with _heads_as_they_are():
+                return self._step(**given)
+        except _failures() as error:
+            words = str(error).strip().splitlines()[0][:200]
+            raise UsageError(
+                f"a step of this model cannot be compiled: {words}",
+                hint=f"Nothing finished is lost; use --engine {INFLIGHT}",
+            ) from error
+
+
+def _settle() -> None:
+    """Have all shapes compiled, and in this process: its memory and its cores are what it was
+    given."""
+    import torch._dynamo
+    import torch._inductor.config
+
+    torch._dynamo.config.recompile_limit = SHAPES
+    torch._dynamo.config.accumulated_recompile_limit = SHAPES
+    torch._inductor.config.compile_threads = 1
+
+
+@contextmanager
+def _heads_as_they_are() -> Iterator[None]:
+    """Have attention go through keys that several heads share where they lie, as it does where
+    nothing is compiled: a compiler would be given a copy for each head, of all columns."""
+    library: Any = sdpa_attention
+    before = library.is_torchdynamo_compiling
+    library.is_torchdynamo_compiling = _not
+    try:
+        yield
+    finally:
+        library.is_torchdynamo_compiling = before
+
+
+def _not() -> bool:
+    return False
+
+
+def _failures() -> tuple[type[Exception], ...]:
+    """Return what a compiler raises that cannot, or is not there."""
+    from torch._dynamo.exc import TorchDynamoException
+
+    return (TorchDynamoException,)
