@@ -12,7 +12,12 @@ from flows.job.models import Model
 from flows.planning.choose import Question, choices
 from flows.planning.costs import estimate
 from flows.planning.costs.decode import SPELLED_BYTES, rungs
-from flows.planning.costs.slots import seatable, step_bytes
+from flows.planning.costs.slots import (
+    COMPILED_LAYER_BYTES,
+    COMPILER_BYTES,
+    seatable,
+    step_bytes,
+)
 from flows.planning.estimate import StageEstimate
 from flows.planning.rungs import Rung
 from flows.planning.start import batch_instead
@@ -122,6 +127,22 @@ def test_who_names_batches_and_rungs_that_have_no_slots_are_planned_in_batches()
     ladder = decode_rungs_of(named, precision="auto", engine="inflight")
     assert all(rung.seated for rung in ladder)
     assert {rung.precision for rung in ladder} == {"fp16", "nf4"}
+
+
+def test_a_compiled_step_takes_wider_pools_and_a_compiler() -> None:
+    card = with_memory(FULL, engine="inflight-compiled")
+    rung = decode_rungs_of(card, engine="inflight-compiled")[0]
+    load = [images(64, 1000)]
+    devices = ("cpu", "cuda:0")
+    plain = {d: estimate(with_memory(FULL), rung, load, d, 256) for d in devices}
+    found = {d: estimate(card, rung, load, d, 256) for d in devices}
+    assert part(found["cpu"], "kv")[0] == 8 * 2048 * KV_A_TOKEN  # 1,280 columns, doubled from 64
+    wider = 8 * (2048 - 1280) * KV_A_TOKEN
+    compiler = COMPILER_BYTES + LAYERS * COMPILED_LAYER_BYTES
+    assert found["cuda:0"].host_bytes - plain["cuda:0"].host_bytes == compiler
+    assert found["cpu"].peak_bytes - plain["cpu"].peak_bytes == compiler + wider
+    names = [each.name for each in decode_rungs_of(card, engine="inflight-compiled")]
+    assert not any("offload" in name or "layer" in name for name in names)
 
 
 def test_fewer_slots_come_before_all_else() -> None:

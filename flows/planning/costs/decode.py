@@ -16,7 +16,13 @@ from flows.planning.costs.part import (
     settings_as_run,
     source_of_figures,
 )
-from flows.planning.costs.slots import held_ahead, prefix_term, seatable, slot_terms
+from flows.planning.costs.slots import (
+    compiler_term,
+    held_ahead,
+    prefix_term,
+    seatable,
+    slot_terms,
+)
 from flows.planning.estimate import Purpose, StageEstimate, Term
 from flows.planning.rungs import MLP_CHUNKS, Rung, sizes
 from flows.planning.seconds import Pass, WorkEstimate
@@ -114,6 +120,8 @@ def memory(model: Model, rung: Rung, workload: Workload, *, device: str, new: in
         terms += slot_terms(half.row_memory, settings, workload, rows, new, costs)
         if settings.engines[0] == SHARED:
             terms.append(prefix_term(half.row_memory, settings, workload))
+        if settings.engines[0] == COMPILED:
+            terms.append(compiler_term(half.row_memory, device))
         prefetch = held_ahead(workload, rows)
     else:
         terms += _batch_terms(model, rung, workload, rows, new, costs)

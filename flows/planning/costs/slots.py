@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from artifacts.words import counted
 from flows.job.precision import BYTES, UNSEATED, PartSettings
 from flows.planning.batch_costs import Expected
-from flows.planning.estimate import Term
+from flows.planning.estimate import Purpose, Term
 from flows.planning.workloads import Workload
 from stages.decode.engines import COMPILED, IN_SLOTS, SEATED
 from stages.decode.engines.inflight.shape import (
@@ -24,6 +24,9 @@ from stages.models.row_memory import RowMemory
 
 WIDE = 4
 """Bytes of a number of the logits that a token is chosen by."""
+COMPILER_BYTES, COMPILED_LAYER_BYTES = 190 << 20, 5 << 20
+"""What torch's compiler takes, and for each layer of a step. Measured: 200 MiB of the demo's 4
+layers, 300 of 24."""
 WAITING_BATCHES = 2
 """Batches that slots have taken and not begun, beside those that are read ahead."""
 
@@ -76,6 +79,14 @@ def prefix_term(memory: RowMemory, settings: PartSettings, workload: Workload) -
     kept = memory.bytes(workload.tokens, each) + memory.states(each)
     why = f"what the prompts of a chunk have in common: at most {workload.tokens:,} tokens"
     return Term(part="kv", bytes=kept, why=why)
+
+
+def compiler_term(memory: RowMemory, device: str) -> Term:
+    """Return what the host has beside a step that is compiled in its process."""
+    layers = sum(kind.layers for kind in memory.kept)
+    part: Purpose = "host" if device.startswith("cuda") else "workspace"
+    why = f"torch's compiler, and a step of {counted(layers, 'layer')} in it"
+    return Term(part=part, bytes=COMPILER_BYTES + layers * COMPILED_LAYER_BYTES, why=why)
 
 
 def pool_bytes(memory: RowMemory, pool: PoolShape, each: int) -> int:
