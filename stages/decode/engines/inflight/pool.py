@@ -12,11 +12,13 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from transformers import EncoderDecoderCache
 
 from stages.decode.engines.inflight.aligned import Aligned
 from stages.decode.engines.inflight.reading import ReadRow
 from stages.decode.engines.inflight.shape import PoolShape
 from stages.decode.engines.inflight.slots import Slots
+from stages.decode.engines.inflight.sources import Sources
 
 
 class Pool:
@@ -27,6 +29,7 @@ class Pool:
         self.shape = shape
         self.model, self._step = like.model, like.step
         self._along = dict(like.along)
+        self._positions_as = like.positions_as
         with torch.inference_mode():
             self._make(like)
 
@@ -39,12 +42,15 @@ class Pool:
         self._types = {n: value.new_zeros(rows, 1) for n, value in like.types.items()}
         room = Aligned if self.shape.aligned else Slots
         self._room: Aligned | Slots = room(like, self.shape, self._at)
+        self._sources = Sources(like, rows) if like.source is not None else None
 
     def put(self, slot: int, row: ReadRow, token: torch.Tensor) -> None:
         """Let a row go on in this slot with `token`, its first, of shape [1, 1]."""
         self.model, self._step = row.model, row.step
         with torch.inference_mode():
             self._room.put(slot, row)
+            if self._sources is not None:
+                self._sources.put(slot, row)
             for name, value in row.types.items():
                 self._types[name][slot] = value[0]
             self._position[..., slot : slot + 1, :] = row.position
@@ -63,18 +69,28 @@ class Pool:
             given = self.model.prepare_inputs_for_generation(
                 self._last,
                 next_sequence_length=1,
-                past_key_values=self._room.cache,
-                attention_mask=self._room.mask(),
-                position_ids=self._position,
+                **self._remembered(),
                 **self._types,
                 **self._along,
             )
-            if given.get("position_ids") is None:  # some would count them by the cache
-                given["position_ids"] = self._position
+            if self._positions_as and given.get(self._positions_as) is None:
+                given[self._positions_as] = self._position  # some would count them by the cache
             output = (self._step or self.model)(**given, return_dict=True)
             self._room.stepped()
             logits: torch.Tensor = output.logits[:, -1].float()
             return logits
+
+    def _remembered(self) -> dict[str, Any]:
+        """Return what the model is told of all that came before."""
+        told = {self._positions_as: self._position} if self._positions_as else {}
+        if self._sources is None:
+            return told | {
+                "past_key_values": self._room.cache,
+                "attention_mask": self._room.mask(),
+            }
+        cache = EncoderDecoderCache(self._room.cache, self._sources.cache)
+        seen = {"past_key_values": cache, "decoder_attention_mask": self._room.mask()}
+        return told | seen | self._sources.given()
 
     def feed(self, tokens: torch.Tensor) -> None:
         """Let every row go on with its token, of shape [rows]."""

@@ -4,6 +4,7 @@
 its logits) and then calls `park` in place of its own loop, which reads the prompt and keeps it.
 """
 
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -24,17 +25,31 @@ ENDINGS = ("MaxLengthCriteria", "EosTokenCriteria")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Source:
+    """What an encoder made of a row's prompt."""
+
+    cache: Any
+    """What the decoder's layers make of it."""
+    mask: torch.Tensor
+    """Which tokens of it are seen, of shape [1, tokens]."""
+    hidden: torch.Tensor
+    """The encoder's states, of shape [1, tokens, width]."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class ReadRow:
     """A row whose prompt was read."""
 
     model: Any
     """What makes the next token: the half, or the reader within it."""
     cache: Any
-    """What its layers remember of the prompt."""
+    """What its layers remember of the prompt, or of a caption's beginning."""
     tokens: int
     """How many tokens they remember."""
     position: torch.Tensor
     """Position of the next token, of shape [..., 1, 1]."""
+    positions_as: str
+    """Name under which the model takes positions; empty: it counts them itself."""
     types: Mapping[str, torch.Tensor]
     """Kind of the next token, of shape [1, 1], by the name under which the model takes it."""
     along: Mapping[str, Any]
@@ -49,6 +64,8 @@ class ReadRow:
     """Most tokens of its caption."""
     logits: torch.Tensor
     """The logits of its first token, of shape [1, words]."""
+    source: Source | None = None
+    """What it was encoded to, of a half that has an encoder for prompts."""
     step: Callable[..., Any] | None = None
     """What computes a step in place of the model itself, such as the model compiled."""
 
@@ -73,8 +90,6 @@ def read_row(
         read.append(_row(model, input_ids, logits_processor, generation_config, told, output))
         return input_ids
 
-    if half.config.is_encoder_decoder:
-        raise CannotSeat("its prompt goes to an encoder")
     generate(half, inputs, features, custom_generate=park, **options)
     if len(read) != 1:
         raise CannotSeat("its generate does not read a prompt as others do")
@@ -98,9 +113,7 @@ def positions_of(half: Any, inputs: Mapping[str, Any], features: Mapping[str, An
 
 def _refuse(model: Any, endings: Any, told: Mapping[str, Any]) -> None:
     """Raise CannotSeat for what cannot be done row by row."""
-    if model.config.is_encoder_decoder:
-        raise CannotSeat("its prompt goes to an encoder")
-    if told.get("position_ids") is None:
+    if told.get("position_ids") is None and not model.config.is_encoder_decoder:
         raise CannotSeat("it is not told the positions of tokens")
     mask = told.get("attention_mask")
     if mask is not None and (mask == 0).any():
@@ -113,13 +126,11 @@ def _row(
     model: Any, ids: torch.Tensor, processors: Any, settings: Any, told: Any, output: Any
 ) -> ReadRow:
     cache = output.past_key_values
-    position = told["position_ids"][..., -1:] + 1
     ends = settings._eos_token_tensor
     return ReadRow(
         model=model,
-        cache=cache,
+        **(_encoded if model.config.is_encoder_decoder else _alone)(model, cache, ids, told),
         tokens=cache.get_seq_length(),
-        position=position,
         types={name: _next_type(name, told[name]) for name in TYPES if told.get(name) is not None},
         along={name: told[name] for name in ALONG if name in told},
         ids=ids,
@@ -128,6 +139,28 @@ def _row(
         limit=settings.max_new_tokens,
         logits=output.logits[:, -1].to(copy=True, dtype=torch.float32),
     )
+
+
+def _alone(model: Any, cache: Any, ids: torch.Tensor, told: Any) -> dict[str, Any]:
+    """Return what hangs on there being no encoder."""
+    position = told["position_ids"][..., -1:] + 1
+    return {"cache": cache, "position": position, "positions_as": "position_ids"}
+
+
+def _encoded(model: Any, cache: Any, ids: torch.Tensor, told: Any) -> dict[str, Any]:
+    """Return the same where the prompt went to an encoder, and a caption was begun."""
+    hidden, mask = told["encoder_outputs"][0], told.get("attention_mask")
+    seen = torch.ones(hidden.shape[:2], dtype=torch.long, device=ids.device)
+    source = Source(
+        cache=cache.cross_attention_cache, mask=seen if mask is None else mask, hidden=hidden
+    )
+    takes = "decoder_position_ids" in inspect.signature(model.forward).parameters
+    return {
+        "cache": cache.self_attention_cache,
+        "source": source,
+        "position": torch.full_like(ids[:, -1:], cache.get_seq_length()),
+        "positions_as": "decoder_position_ids" if takes else "",
+    }
 
 
 def _next_type(name: str, types: torch.Tensor) -> torch.Tensor:
