@@ -1,4 +1,4 @@
-"""Captions of a half whose prompts go to an encoder, by the real stages: in slots what each says alone."""
+"""Captions of a half whose prompts go to an encoder: in slots each is what it is alone."""
 
 import shutil
 from pathlib import Path
