@@ -22,7 +22,7 @@ from flows.planning.estimate import StageEstimate
 from flows.planning.rungs import Rung
 from flows.planning.start import batch_instead
 from stages.decode.engines import SEATED
-from stages.decode.engines.inflight.layers import SEATS
+from stages.decode.engines.inflight.seats import SEATS
 from stages.decode.engines.inflight.shape import PoolShape
 from stages.models.row_memory import LayerMemory, RowMemory
 from tests.support.by_hand import KV_A_TOKEN, LAYERS, PROFILE, images, model

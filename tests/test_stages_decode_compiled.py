@@ -5,9 +5,11 @@ A compiler of C++ is needed, and takes its time."""
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch._dynamo.exc import TorchDynamoException
 
 from artifacts.errors import UsageError
 from penstock_demo import CHECKPOINT
@@ -87,3 +89,36 @@ def test_a_half_that_was_loaded_again_is_compiled_again() -> None:
     assert step._step is before
     step.of(second)
     assert step._step is not before
+
+
+class Raising:
+    """A compiler that says this."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+    def __call__(self, **_: Any) -> Any:
+        raise self.error
+
+
+@pytest.mark.parametrize(
+    ("cause", "kind", "says"),
+    [
+        (MemoryError("CUDA out of memory. Tried to allocate 2 GiB"), MemoryError, "out of memory"),
+        (OSError(28, "No space left on device", "/cache/a.so"), UsageError, "No space left"),
+        (TorchDynamoException("graph break\nand more"), UsageError, "cannot be compiled"),
+        (ValueError("of the model"), ValueError, "of the model"),
+    ],
+)
+def test_what_goes_wrong_at_a_step_is_told_as_what_it_is(
+    cause: Exception, kind: type[Exception], says: str
+) -> None:
+    step = CompiledStep("cpu")
+    called = step.of(torch.nn.Linear(2, 2))
+    step._step = Raising(cause)
+    with pytest.raises(kind, match=says) as caught:
+        called()
+    if isinstance(caught.value, UsageError):
+        assert "--engine inflight" in caught.value.hint
+        assert ("TORCHINDUCTOR_CACHE_DIR" in caught.value.hint) == isinstance(cause, OSError)
+        assert "\n" not in caught.value.message

@@ -159,12 +159,30 @@ def test_a_row_has_the_same_logits_in_every_pool(variant: str, dtype: torch.dtyp
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("variant", ALIGNED)
 def test_an_aligned_row_has_the_same_logits_in_every_pool(variant: str, dtype: torch.dtype) -> None:
-    _, row, other, reference = rows_in(variant, dtype)
-    alone = _trace(row, reference, Pool(row, replace(SHAPES[0], aligned=True)), 0)
-    for shape in (replace(each, slots=each.rows, aligned=True) for each in SHAPES):
-        for seat in {0, shape.slots // 2, shape.slots - 1}:
-            beside = _trace(row, reference, Pool(row, shape), seat, other)
-            assert _same(alone, beside), (shape, seat)
+    _, short, other, reference = rows_in(variant, dtype)
+    manner = Manner(rows=FEWEST, fixed=True, aligned=True)
+    for tokens in (short.tokens, 100, 310, 700):
+        row = short if tokens == short.tokens else remembering(short, tokens)
+        widths = {manner.columns(most) for most in (row.tokens + 8, 200, 330, 512, 577, 1100)}
+        first, *rest = sorted(width for width in widths if width > row.tokens + 5)
+        alone = _trace(row, reference, Pool(row, manner.pool(8, first)), 0)
+        for seat, width in enumerate((first, *rest), start=2):
+            beside = _trace(row, reference, Pool(row, manner.pool(8, width)), seat, other)
+            assert _same(alone, beside), (tokens, width)
+
+
+def remembering(row: ReadRow, tokens: int) -> ReadRow:
+    """The row as if it had been so long: what it remembers of tokens, over and over."""
+    again = read_row_again(row)
+    for layer in again.cache.layers:
+        window = getattr(layer, "sliding_window", None)
+        kept = min(tokens, window - 1) if window else tokens
+        for name, value in vars(layer).items():
+            if torch.is_tensor(value) and value.ndim > 2:
+                axis = -2 if value.is_floating_point() else -1
+                many = torch.arange(kept) % value.shape[axis]
+                setattr(layer, name, value.index_select(axis, many))
+    return replace(again, tokens=tokens)
 
 
 @pytest.mark.parametrize(

@@ -104,7 +104,7 @@ class CaptionConfig(SpeakingConfig):
     """Chunks a batch; encode takes fewer when they hold many frames."""
     engine: str = AUTO
     """What makes the captions: `inflight`, `transformers`, or `auto`, the first where a trial shows
-    that it says the same."""
+    that it says the same; or `inflight-compiled`."""
     max_new_tokens: int = 256
     """Longest caption in tokens."""
     tiles: str = OFF

@@ -84,7 +84,8 @@ def tried_in_slots(model: Any, items: Sequence[Item]) -> TrialResult:
         return TrialResult(reason="it is run whole")
     try:
         row, other = (read_row(model, *items[at], max_new_tokens=8) for at in (0, 3))
-        return judge_manners(FEWEST, row, other, reference_of(model, *items[0]))
+        reference = reference_of(model, *items[0])
+        return judge_manners(FEWEST, row, other, reference, insisted=False)
     except CannotSeat as error:
         return TrialResult(reason=str(error))
 

@@ -14,6 +14,7 @@ from transformers.integrations import sdpa_attention
 
 from artifacts.errors import UsageError
 from stages.decode.engines import INFLIGHT
+from stages.process.exit_diagnosis import causes, first_line, memory_words
 
 SHAPES = 64
 """Shapes that one process has compiled at most: columns double, so that there are few."""
@@ -42,12 +43,12 @@ class CompiledStep:
         try:
             with _heads_as_they_are():
                 return self._step(**given)
-        except _failures() as error:
-            words = str(error).strip().splitlines()[0][:200]
-            raise UsageError(
-                f"a step of this model cannot be compiled: {words}",
-                hint=f"Nothing finished is lost; use --engine {INFLIGHT}",
-            ) from error
+        except Exception as error:
+            if (words := memory_words(error)) is not None:
+                raise MemoryError(words) from error
+            if (found := _failure(error)) is None:
+                raise
+            raise found from error
 
 
 def _settle() -> None:
@@ -78,8 +79,22 @@ def _not() -> bool:
     return False
 
 
-def _failures() -> tuple[type[Exception], ...]:
-    """Return what a compiler raises that cannot, or is not there."""
+def _failure(error: Exception) -> UsageError | None:
+    """Return in words what a compiler says that cannot, or is not there; None for what another
+    says."""
     from torch._dynamo.exc import TorchDynamoException
 
-    return (TorchDynamoException,)
+    instead = f"use --engine {INFLIGHT}; nothing finished is lost"
+    for cause in causes(error):
+        if isinstance(cause, OSError):
+            return UsageError(
+                f"a compiled step cannot be kept: {first_line(cause)}",
+                hint=f"Name another folder in TORCHINDUCTOR_CACHE_DIR, or {instead}",
+            )
+    if not isinstance(error, TorchDynamoException):
+        return None
+    words = first_line(error)[:200]
+    return UsageError(
+        f"a step of this model cannot be compiled: {words}",
+        hint=f"{instead[0].upper()}{instead[1:]}",
+    )

@@ -198,8 +198,9 @@ class InFlight:
         inputs, features, options = self._given(half, asked)
         reference = reference_of(half, inputs, features, **options)
         row, other = (self._row(each, half) for each in (asked, longer))
-        found = judge_manners(slots_of(self._job), row, other, reference)
-        if found.starved and len(choice_of(self._job.engine)) == 1:
+        insisted = len(choice_of(self._job.engine)) == 1
+        found = judge_manners(slots_of(self._job), row, other, reference, insisted=insisted)
+        if found.starved and insisted:
             raise MemoryError(found.reason)
         return found
 

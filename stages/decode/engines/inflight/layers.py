@@ -5,7 +5,7 @@ Each row has a slot, and writes at a column of its own. What lies beyond it is o
 nothing, and is masked; so a row's numbers are the same whatever stands beside it.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -13,11 +13,7 @@ from typing import Any
 import torch
 from transformers.cache_utils import (
     CacheLayerMixin,
-    DummyLayer,
-    DynamicIndexedLayer,
     DynamicLayer,
-    DynamicSlidingWindowLayer,
-    LinearAttentionAndFullAttentionLayer,
     LinearAttentionLayer,
 )
 
@@ -139,15 +135,20 @@ class IndexedLayer(SlotLayer):
         for name, value in vars(like).items():
             if name not in vars(self):  # what else the model may ask of it
                 setattr(self, name, value)
-        for name, method in self._index.items():
+        for name in self._index.values():
             part = getattr(like, name)
             room = part.new_zeros(shape.slots, *part.shape[1:-2], shape.columns, part.shape[-1])
             setattr(self, name, room)
-            setattr(self, method, partial(self._add, name))
+
+    def __getattr__(self, method: str) -> Any:
+        """Return what adds to the index, under the name that the family has for it."""
+        if method not in (index := vars(self).get("_index", {})):
+            raise AttributeError(method)
+        return partial(self._add, index[method])
 
     def put(self, slot: int, row: Any, tokens: int) -> None:
         super().put(slot, row, tokens)
-        for name in self._index:
+        for name in self._index.values():
             mine = getattr(self, name)[slot]
             mine[..., :tokens, :] = getattr(row, name)[0]
             mine[..., tokens:, :] = 0
@@ -155,7 +156,7 @@ class IndexedLayer(SlotLayer):
     def resize(self, columns: int) -> None:
         kept = min(columns, self.columns)
         super().resize(columns)
-        for name in self._index:
+        for name in self._index.values():
             before = getattr(self, name)
             room = before.new_zeros(*before.shape[:-2], columns, before.shape[-1])
             room[..., :kept, :] = before[..., :kept, :]
@@ -168,8 +169,8 @@ class IndexedLayer(SlotLayer):
 
 
 def index_of(layer: Any) -> dict[str, str]:
-    """Return what a layer keeps of each token beside keys and values: the name of the tensor → that
-    of the method that adds to it. Raises CannotSeat where it cannot be told."""
+    """Return what a layer keeps of each token beside keys and values: the name of the method that
+    adds to it → that of the tensor. Raises CannotSeat where it cannot be told."""
     known = vars(DynamicLayer())
     names = [n for n, value in vars(layer).items() if n not in known and torch.is_tensor(value)]
     methods = [n for n in dir(layer) if n.startswith("update_") and not hasattr(DynamicLayer, n)]
@@ -177,7 +178,7 @@ def index_of(layer: Any) -> dict[str, str]:
         return {}
     if len(names) > 1 or len(methods) != 1:
         raise CannotSeat(f"it remembers more in a {type(layer).__name__} than an index")
-    return {names[0]: methods[0]}
+    return {methods[0]: names[0]}
 
 
 class StateLayer(LinearAttentionLayer):
@@ -219,25 +220,6 @@ class StateAndSlotLayer(StateLayer, SlotLayer):  # type: ignore[override]
 
 STATES = ("conv_states", "recurrent_states")
 """Names under which a layer has its states, each by number."""
-SEATS: Mapping[type[Any], Callable[[Any, PoolShape, torch.Tensor], Any]] = {
-    DynamicLayer: SlotLayer,
-    DynamicSlidingWindowLayer: RingLayer,
-    DynamicIndexedLayer: IndexedLayer,
-    LinearAttentionLayer: lambda like, shape, at: StateLayer(like, shape),
-    LinearAttentionAndFullAttentionLayer: StateAndSlotLayer,
-}
-"""Class of a layer of transformers' own cache → what keeps as much of every row."""
-
-
-def seats(layer: Any, shape: PoolShape, at: torch.Tensor) -> Any:
-    """Return room for as much as `layer` holds of one row, in every slot. Raises CannotSeat."""
-    if isinstance(layer, DummyLayer):
-        return layer
-    if type(layer) in SEATS:
-        return SEATS[type(layer)](layer, shape, at)
-    if isinstance(layer, DynamicLayer) and type(layer).update is DynamicLayer.update:
-        return IndexedLayer(layer, shape, at)
-    raise CannotSeat(f"it remembers rows in a {type(layer).__name__}")
 
 
 def rows_of(states: Mapping[int, Any], rows: int) -> dict[int, Any]:

@@ -6,6 +6,8 @@ from dataclasses import dataclass, replace
 
 COLUMNS = 64
 """Columns come in multiples of this, so that vectors in a kernel end where columns do."""
+BLOCK = 512
+"""Columns that a kernel goes through at once, at the most: it counts blocks from the first one."""
 FEWEST = 8
 """Rows of the smallest step: products of fewer are rounded otherwise, on a CPU."""
 TRIED = 6
@@ -34,9 +36,9 @@ class PoolShape:
 
     @property
     def copied(self) -> int:
-        """Return the rows of which a layer that computes has a copy: all, where some are nobody's
-        or all are moved."""
-        return self.rows if self.aligned or self.slots < self.rows else 0
+        """Return the rows of which a layer that computes has a copy: all, where some are
+        nobody's."""
+        return self.rows if self.slots < self.rows else 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,10 +55,13 @@ class Manner:
     """Whether a step is compiled, for every shape anew."""
 
     def columns(self, tokens: int) -> int:
-        """Return the columns of a pool whose rows have at most so many tokens; those of steps that
-        are compiled double, so that there are few shapes."""
+        """Return the columns of a pool whose rows have at most so many tokens. Those of steps that
+        are compiled double, so that there are few shapes; aligned ones grow by whole blocks, so
+        that a row is cut at the same places however many there are."""
         found = columns_for(tokens)
-        return COLUMNS << (found // COLUMNS - 1).bit_length() if self.compiled else found
+        if self.compiled:
+            return COLUMNS << (found // COLUMNS - 1).bit_length()
+        return -(-found // BLOCK) * BLOCK if self.aligned and found > BLOCK else found
 
     def pool(self, slots: int, columns: int) -> PoolShape:
         """Return the room of a pool of so many slots, or of as many as may be."""
@@ -68,14 +73,15 @@ PLAIN = Manner(rows=FEWEST)
 """The way that few slots have."""
 
 
-def manners(slots: int, *, compiled: bool) -> Iterator[Manner]:
-    """Yield the ways to have rows in so many slots, the best first."""
-    rows = rows_for(slots)
-    # Rows that are aligned take their room in use or not, so they come where all are in use. They
-    # lie elsewhere after each step, where nothing that is compiled looks for them.
-    for aligned in (False, True) if slots == rows and not compiled else (False,):
-        yield Manner(rows=rows, aligned=aligned, compiled=compiled)
-        yield Manner(rows=FEWEST, fixed=True, aligned=aligned, compiled=compiled)
+def manners(slots: int, *, compiled: bool, insisted: bool) -> Iterator[Manner]:
+    """Yield the ways to have rows in so many slots, the best first; `insisted` is whether nothing
+    else would serve."""
+    yield Manner(rows=rows_for(slots), compiled=compiled)
+    yield Manner(rows=FEWEST, fixed=True, compiled=compiled)
+    # Aligned rows take their room in use or not, so they come where all are in use. They lie
+    # elsewhere after each step, where nothing that is compiled looks for them.
+    if not compiled and (slots >= FEWEST or insisted):
+        yield Manner(rows=FEWEST, fixed=True, aligned=True)
 
 
 def columns_for(tokens: int) -> int:
@@ -94,7 +100,8 @@ def trial_shapes(
     """Return the pools of a trial by rows of at most so many tokens: the job's own, and one that is
     other in all that may be. A `lean` one is for who has not the memory for more."""
     columns = manner.columns(tokens + TRIED)
-    longer = manner.columns(columns + (COLUMNS if lean else min((LONGER - 1) * columns, FURTHER)))
+    more = COLUMNS if lean else min((LONGER - 1) * columns, FURTHER)
+    longer = manner.columns(columns + (max(more, BLOCK) if manner.aligned else more))
     rows = FEWEST if manner.rows > FEWEST else 2 * manner.rows
     other = manner if manner.fixed else replace(manner, rows=rows)
     return manner.pool(slots, columns), other.pool(1, longer)

@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from transformers import Cache
 
-from stages.decode.engines.inflight.layers import CannotSeat, RingLayer, SlotLayer, seats
+from stages.decode.engines.inflight.layers import CannotSeat, RingLayer, SlotLayer
 from stages.decode.engines.inflight.reading import ReadRow
+from stages.decode.engines.inflight.seats import seats
 from stages.decode.engines.inflight.shape import PoolShape
 
 

@@ -9,6 +9,7 @@ left, beside others, and in a pool of another shape they have to be the same to 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from stages.decode.engines.inflight.pool import Pool
 from stages.decode.engines.inflight.reading import ReadRow, chosen
 from stages.decode.engines.inflight.shape import (
     BESIDE,
+    FEWEST,
     PLAIN,
     TRIED,
     Manner,
@@ -48,6 +50,8 @@ class TrialResult:
     """Why the half is not for slots; empty where it is."""
     manner: Manner = PLAIN
     """How rows are had in a pool, where it is."""
+    sized: bool = False
+    """Whether only pools of another size were at fault."""
     starved: bool = False
     """Whether there was not the memory to find it out."""
 
@@ -72,16 +76,21 @@ def reference_of(
     return Reference(tokens=tokens, logits=made.logits)
 
 
-def judge_manners(wanted: int, row: ReadRow, other: ReadRow, reference: Reference) -> TrialResult:
+def judge_manners(
+    wanted: int, row: ReadRow, other: ReadRow, reference: Reference, *, insisted: bool
+) -> TrialResult:
     """Judge by a row and one of another length which way to have rows in so many slots is the best
-    that holds; where none does, the result is that of the first."""
-    first: TrialResult | None = None
-    for manner in manners(wanted, compiled=row.step is not None):
-        found = _judged_in(manner, wanted, row, other, reference)
-        if not found.reason or found.starved:
-            return found
-        first = first or found
-    assert first is not None
+    that holds; where none does, the result is that of the first. `insisted` is whether nothing else
+    would serve."""
+    ways = manners(wanted, compiled=row.step is not None, insisted=insisted)
+    first = _judged_in(next(ways), wanted, row, other, reference)
+    if not first.reason or first.starved:
+        return first
+    for manner in ways:
+        if first.sized or manner.aligned:
+            found = _judged_in(manner, wanted, row, other, reference)
+            if not found.reason or found.starved:
+                return found
     return first
 
 
@@ -109,8 +118,8 @@ def judge(
         return _judged(row, other, reference, shape, otherwise)
     except CannotSeat as error:
         return TrialResult(reason=str(error))
-    except PenstockError as error:
-        return TrialResult(reason=error.message)
+    except PenstockError:
+        raise
     except Exception as error:  # a family may refuse in any way what is not its own
         if out_of_memory(error) or isinstance(error, NeedsWeights):
             raise
@@ -127,8 +136,12 @@ def _judged(
         return TrialResult(reason=f"in slots its numbers are others, by {found:.1e}")
     if not _same(alone, _trace(row, reference, Pool(row, shape), shape.slots - 1, other)):
         return TrialResult(reason="its numbers hang on what is beside a row")
-    if not _same(alone, _trace(row, reference, Pool(row, otherwise), 0, other)):
-        return TrialResult(reason="its numbers hang on how large the pool is")
+    wider = [_trace(row, reference, Pool(row, otherwise), 0, other)]
+    if shape.rows > FEWEST:  # other jobs may have fewer, and their rows chance to agree
+        alone += _trace(other, reference, Pool(row, shape), 0)
+        wider.append(_trace(other, reference, Pool(row, otherwise), 0))
+    if not _same(alone, list(chain.from_iterable(wider))):
+        return TrialResult(reason="its numbers hang on how large the pool is", sized=True)
     return TrialResult()
 
 
