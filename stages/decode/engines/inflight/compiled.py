@@ -33,22 +33,16 @@ class CompiledStep:
         """Return what computes a step in place of this model. A half that was loaded again is
         compiled again."""
         if self._step is None or self._of is not model:
-            _settle()
+            with _in_words():
+                _settle()
+                self._step = torch.compile(model, fullgraph=True, dynamic=False, mode=self._mode)
             self._of = model
-            self._step = torch.compile(model, fullgraph=True, dynamic=False, mode=self._mode)
         return self._called
 
     def _called(self, **given: Any) -> Any:
         assert self._step is not None
-        try:
-            with _heads_as_they_are():
-                return self._step(**given)
-        except Exception as error:
-            if (words := memory_words(error)) is not None:
-                raise MemoryError(words) from error
-            if (found := _failure(error)) is None:
-                raise
-            raise found from error
+        with _in_words(), _heads_as_they_are():
+            return self._step(**given)
 
 
 def _settle() -> None:
@@ -77,6 +71,19 @@ def _heads_as_they_are() -> Iterator[None]:
 
 def _not() -> bool:
     return False
+
+
+@contextmanager
+def _in_words() -> Iterator[None]:
+    """Raise what goes wrong with a compiler as what it is: MemoryError, or UsageError."""
+    try:
+        yield
+    except Exception as error:
+        if (words := memory_words(error)) is not None:
+            raise MemoryError(words) from error
+        if (found := _failure(error)) is None:
+            raise
+        raise found from error
 
 
 def _failure(error: Exception) -> UsageError | None:
