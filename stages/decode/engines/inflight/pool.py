@@ -42,7 +42,7 @@ class Pool:
         self._types = {n: value.new_zeros(rows, 1) for n, value in like.types.items()}
         room = Aligned if self.shape.aligned else Slots
         self._room: Aligned | Slots = room(like, self.shape, self._at)
-        self._sources = Sources(like, rows) if like.source is not None else None
+        self._sources = Sources(like, self.shape) if like.source is not None else None
 
     def put(self, slot: int, row: ReadRow, token: torch.Tensor) -> None:
         """Let a row go on in this slot with `token`, its first, of shape [1, 1]."""

@@ -33,6 +33,8 @@ class PoolShape:
     """Most tokens of a row, its prompt among them."""
     aligned: bool = False
     """Whether all rows end at the last column, and not each at its own."""
+    encoded: int = 0
+    """Fewest columns of what an encoder made of a prompt."""
 
     @property
     def copied(self) -> int:
@@ -104,4 +106,4 @@ def trial_shapes(
     longer = manner.columns(columns + (max(more, BLOCK) if manner.aligned else more))
     rows = FEWEST if manner.rows > FEWEST else 2 * manner.rows
     other = manner if manner.fixed else replace(manner, rows=rows)
-    return manner.pool(slots, columns), other.pool(1, longer)
+    return manner.pool(slots, columns), replace(other.pool(1, longer), encoded=longer)

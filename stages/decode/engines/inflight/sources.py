@@ -13,15 +13,16 @@ from transformers import Cache
 from transformers.modeling_outputs import BaseModelOutput
 
 from stages.decode.engines.inflight.reading import ReadRow
-from stages.decode.engines.inflight.shape import columns_for
+from stages.decode.engines.inflight.shape import PoolShape, columns_for
 
 
 class Sources:
     """Room for what was encoded for so many rows."""
 
-    def __init__(self, like: ReadRow, rows: int) -> None:
+    def __init__(self, like: ReadRow, shape: PoolShape) -> None:
         """Make room for rows like this one. Raises what an allocator raises."""
         assert like.source is not None
+        rows = shape.rows
         self._hidden = like.source.hidden.new_zeros(1, 1, like.source.hidden.shape[-1])
         self._mask = like.source.mask.new_zeros(rows, 0)
         self.cache = Cache(layers=[copy.copy(layer) for layer in like.source.cache.layers])
@@ -29,6 +30,7 @@ class Sources:
             for name in KEPT:
                 part = getattr(layer, name)
                 setattr(layer, name, part.new_zeros(rows, part.shape[1], 0, part.shape[-1]))
+        self._widen(shape.encoded)
 
     def put(self, slot: int, row: ReadRow) -> None:
         """Take over what was encoded for a row; nothing is left of who was here before."""
@@ -58,7 +60,7 @@ class Sources:
         more = columns - self._mask.shape[-1]
         # A row that is nobody's sees one column, of zeros: of none its numbers would be none.
         self._mask = torch.cat([self._mask, self._mask.new_zeros(len(self._mask), more)], dim=1)
-        self._mask[:, 0] = 1
+        self._mask[:, :1] = 1
         for layer in self.cache.layers:
             for name in KEPT:
                 part = getattr(layer, name)

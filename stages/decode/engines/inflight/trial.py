@@ -118,11 +118,11 @@ def judge(
         return _judged(row, other, reference, shape, otherwise)
     except CannotSeat as error:
         return TrialResult(reason=str(error))
-    except PenstockError:
-        raise
     except Exception as error:  # a family may refuse in any way what is not its own
         if out_of_memory(error) or isinstance(error, NeedsWeights):
             raise
+        if row.step is not None and isinstance(error, PenstockError):
+            raise  # a compiler's own words, and nothing else would serve
         return TrialResult(reason=f"it fails in slots: {type(error).__name__}: {error}"[:200])
 
 
