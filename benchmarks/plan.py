@@ -212,6 +212,8 @@ def main() -> None:
     options = parser.parse_args()
     wanted = [word for word in options.only.split(",") if word]
     cases = [c for c in CASES if all(word in map(str, asdict(c).values()) for word in wanted)]
+    if not cases:
+        parser.error(f"no case has the values {options.only}: such as decode,True for slots")
     with tempfile.TemporaryDirectory() as made:
         desk = Desk(options.folder or Path(made), options.device)
         rows = []

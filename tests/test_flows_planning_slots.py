@@ -92,14 +92,14 @@ def test_a_window_takes_no_more_columns_than_it_sees_and_states_are_of_every_row
     assert part(planned(wide, rung), "kv")[0] == 2 * 2 * (1280 + 512) * each + 8 * 3 * 2000
 
 
-def test_rows_that_are_nobodys_have_a_copy_of_a_layer() -> None:
+def test_rows_that_are_nobodys_have_a_copy_of_a_layer_but_beside_one_slot() -> None:
     memory = RowMemory(kept=(FULL,), words=WORDS)
     sizes = {
         slots: step_bytes(memory, PoolShape(rows=8, slots=slots, columns=64), 2)
         for slots in (1, 3, 8)
     }
-    logits, layer = 8 * WORDS * 6, 8 * 64 * FULL.token_bytes
-    assert sizes == {1: logits + layer, 3: logits + layer, 8: logits}
+    logits = 8 * WORDS * 6
+    assert sizes == {1: logits, 3: logits + 8 * 64 * FULL.token_bytes, 8: logits}
 
 
 @pytest.mark.parametrize(

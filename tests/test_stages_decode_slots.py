@@ -39,7 +39,6 @@ LAYERS = {
     "mistral_large4": "an index of what is seen",
     "minimax_m3_vl": "an index that a family keeps in a way of its own",
     "glm5_next": "numbers that hang on how many rows a step has",
-    "paligemma:gemma2": "masks that it makes itself",
     "t5gemma2": "a prompt that goes to an encoder",
     "exaone4_5": "positions that would be counted by the cache",
     "janus": "a generate of its own",
@@ -55,6 +54,7 @@ ALIGNED = {
     "inkling": "distances counted by columns",
     "qwen4_exp": "an index that has positions of its own",
     "blip_2:t5": "a prompt that goes to an encoder, and distances counted by columns",
+    "paligemma:gemma2": "numbers that hang on whether rows share one memory",
 }
 """Family → why its rows must end at the same column."""
 ALSO_ALIGNED = {"inkling2", "qwen4_exp:video", "instructblip:t5", "instructblipvideo:t5"}

@@ -77,10 +77,12 @@ class SlotLayer(CacheLayerMixin):
         return self._of_rows(self.keys), self._of_rows(self.values)
 
     def _of_rows(self, part: torch.Tensor) -> torch.Tensor:
-        """Return a tensor of slots with zeros for the rows that are nobody's."""
+        """Return a tensor of slots with zeros for the rows that are nobody's. Those beside a single
+        slot are shown what it holds, which takes no room."""
         if (nobodys := self.batch_size - len(part)) == 0:
             return part
-        # Rows that share one memory would be multiplied, and rounded, in another way.
+        if len(part) == 1:
+            return part.expand(self.batch_size, *part.shape[1:])
         zeros = part.new_zeros((1,) * part.ndim).expand(nobodys, *part.shape[1:])
         return torch.cat([part, zeros])
 

@@ -38,9 +38,9 @@ class PoolShape:
 
     @property
     def copied(self) -> int:
-        """Return the rows of which a layer that computes has a copy: all, where some are
-        nobody's."""
-        return self.rows if self.slots < self.rows else 0
+        """Return the rows of which a layer that computes has a copy: all, where some are nobody's;
+        of a single slot they are shown to all rows as they are."""
+        return self.rows if 1 < self.slots < self.rows else 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
