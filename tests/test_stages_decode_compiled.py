@@ -4,17 +4,24 @@ A compiler of C++ is needed, and takes its time."""
 
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch._dynamo.exc import TorchDynamoException
+from torch._dynamo.utils import counters
 
 from artifacts.errors import UsageError
 from penstock_demo import CHECKPOINT
 from stages.decode.engines.inflight.compiled import CompiledStep
+from stages.decode.engines.inflight.pool import Pool
+from stages.decode.engines.inflight.reading import read_row
+from stages.decode.engines.inflight.shape import PoolShape
+from stages.decode.engines.inflight.trial import _same, _trace, reference_of
 from tests.support.clips import PROMPTS, clips
+from tests.support.tiny_families.in_slots import rows_of_variant
 from tests.support.waves import CAPTIONS, Wave, keys_told
 
 OTHER, THIRD = "dd" * 32, "ee" * 32
@@ -62,6 +69,31 @@ def test_compiled_steps_say_in_32_bit_what_others_say(tmp_path: Path) -> None:
     assert sorted(keys_told(told)) == [f"caption-{n}" for n in (0, 1, 3, 4, 5)]
     words = [[one["caption"] for one in wave.captions(scope)] for scope in (CAPTIONS, OTHER)]
     assert words[0] == words[1]
+
+
+@compiling
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", ["qwen2_5_vl", "gemma3"])
+def test_a_shape_is_compiled_once_however_many_pools_have_it(variant: str) -> None:
+    torch.compiler.reset()
+    counters["stats"].clear()
+    model, items = rows_of_variant(variant)
+    reference, step = reference_of(model, *items[0]), CompiledStep("cpu")
+    row, other = (read_row(model, *items[at], max_new_tokens=8) for at in (0, 3))
+    row, other = (replace(each, step=step.of(each.model)) for each in (row, other))
+    shapes = [PoolShape(rows=8, slots=8, columns=columns) for columns in (64, 64, 128, 64)]
+    alone = _trace(row, reference, Pool(row, shapes[0]), 0)
+    for shape in shapes:
+        assert _same(alone, _trace(row, reference, Pool(row, shape), 3, other))
+    pool = Pool(row, shapes[0])
+    pool.put(1, row, torch.full_like(row.ids[:1, :1], reference.tokens[0]))
+    seen = [row.logits[0]]
+    for columns, token in zip((128, 64, 128, 64), reference.tokens[1:], strict=True):
+        pool.resize(columns)
+        seen.append(pool.step()[1].clone())
+        pool.feed(torch.full((8,), token))
+    assert _same(alone, seen)
+    assert counters["stats"]["unique_graphs"] == 2
 
 
 @pytest.mark.slow

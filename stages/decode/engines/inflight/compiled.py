@@ -45,6 +45,17 @@ class CompiledStep:
             return self._step(**given)
 
 
+def stay(cache: Any) -> None:
+    """Tell a compiler that what these layers keep lies where it lies: else no step that writes to
+    it is recorded."""
+    from torch._dynamo import mark_static_address
+
+    for layer in cache.layers:
+        for value in vars(layer).values():
+            if torch.is_tensor(value):
+                mark_static_address(value)
+
+
 def _settle() -> None:
     """Have all shapes compiled, and in this process: its memory and its cores are what it was
     given."""

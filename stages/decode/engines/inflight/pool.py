@@ -15,6 +15,7 @@ import torch
 from transformers import EncoderDecoderCache
 
 from stages.decode.engines.inflight.aligned import Aligned
+from stages.decode.engines.inflight.compiled import stay
 from stages.decode.engines.inflight.reading import ReadRow
 from stages.decode.engines.inflight.shape import PoolShape
 from stages.decode.engines.inflight.slots import Slots
@@ -43,6 +44,8 @@ class Pool:
         room = Aligned if self.shape.aligned else Slots
         self._room: Aligned | Slots = room(like, self.shape, self._at)
         self._sources = Sources(like, self.shape) if like.source is not None else None
+        if self._step is not None:
+            stay(self._room.cache)
 
     def put(self, slot: int, row: ReadRow, token: torch.Tensor) -> None:
         """Let a row go on in this slot with `token`, its first, of shape [1, 1]."""
@@ -106,6 +109,8 @@ class Pool:
         self.shape = replace(self.shape, columns=columns)
         with torch.inference_mode():
             self._room.resize(columns)
+            if self._step is not None:
+                stay(self._room.cache)
 
 
 @contextmanager
