@@ -156,7 +156,9 @@ def test_a_row_has_the_same_logits_in_every_pool(variant: str, dtype: torch.dtyp
             assert _same(alone, beside), (shape, seat)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    "dtype", [pytest.param(torch.float32, marks=pytest.mark.slow), torch.bfloat16]
+)
 @pytest.mark.parametrize("variant", ALIGNED)
 def test_an_aligned_row_has_the_same_logits_in_every_pool(variant: str, dtype: torch.dtype) -> None:
     _, short, other, reference = rows_in(variant, dtype)
