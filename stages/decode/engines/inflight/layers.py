@@ -24,6 +24,23 @@ class CannotSeat(Exception):
     """A half remembers a row in a way that cannot be kept in slots."""
 
 
+def fill(room: torch.Tensor, part: torch.Tensor) -> None:
+    """Put what is kept of tokens, of shape [..., tokens, width], at the first columns of a row's
+    room; nothing is left in the others."""
+    tokens = part.shape[-2]
+    room[..., :tokens, :] = part
+    room[..., tokens:, :] = 0  # a masked NaN is a NaN all the same
+
+
+def widened(part: torch.Tensor, columns: int) -> torch.Tensor:
+    """Return as much of rows in so many columns, of shape [..., columns, width]; zeros where there
+    was nothing."""
+    room = part.new_zeros(*part.shape[:-2], columns, part.shape[-1])
+    kept = min(columns, part.shape[-2])
+    room[..., :kept, :] = part[..., :kept, :]
+    return room
+
+
 class SlotLayer(CacheLayerMixin):
     """Keys and values of a layer that sees all that came before."""
 
@@ -53,17 +70,13 @@ class SlotLayer(CacheLayerMixin):
     def put(self, slot: int, row: Any, tokens: int) -> None:
         """Take over what a row has read; nothing is left of who was here before."""
         for mine, his in ((self.keys, row.keys), (self.values, row.values)):
-            mine[slot, :, :tokens] = his[0]
-            mine[slot, :, tokens:] = 0  # a masked NaN is a NaN all the same
+            fill(mine[slot], his[0])
 
     def resize(self, columns: int) -> None:
         """Make room for rows of so many tokens; those that are here keep theirs."""
-        kept = min(columns, self.columns)
         self.columns = columns
         for name in ("keys", "values"):
-            before = getattr(self, name)
-            setattr(self, name, self._room(before))
-            getattr(self, name)[:, :, :kept] = before[:, :, :kept]
+            setattr(self, name, widened(getattr(self, name), columns))
 
     def lazy_initialization(self, *_: Any) -> None:
         """Do nothing: there is room from the start."""
@@ -151,18 +164,12 @@ class IndexedLayer(SlotLayer):
     def put(self, slot: int, row: Any, tokens: int) -> None:
         super().put(slot, row, tokens)
         for name in self._index.values():
-            mine = getattr(self, name)[slot]
-            mine[..., :tokens, :] = getattr(row, name)[0]
-            mine[..., tokens:, :] = 0
+            fill(getattr(self, name)[slot], getattr(row, name)[0])
 
     def resize(self, columns: int) -> None:
-        kept = min(columns, self.columns)
         super().resize(columns)
         for name in self._index.values():
-            before = getattr(self, name)
-            room = before.new_zeros(*before.shape[:-2], columns, before.shape[-1])
-            room[..., :kept, :] = before[..., :kept, :]
-            setattr(self, name, room)
+            setattr(self, name, widened(getattr(self, name), columns))
 
     def _add(self, name: str, new: torch.Tensor) -> torch.Tensor:
         part = getattr(self, name)

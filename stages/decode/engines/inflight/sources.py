@@ -12,6 +12,7 @@ import torch
 from transformers import Cache
 from transformers.modeling_outputs import BaseModelOutput
 
+from stages.decode.engines.inflight.layers import fill, widened
 from stages.decode.engines.inflight.reading import ReadRow
 from stages.decode.engines.inflight.shape import PoolShape, columns_for
 
@@ -42,9 +43,7 @@ class Sources:
         self._mask[slot, :tokens] = row.source.mask[0]
         for mine, his in zip(self.cache.layers, row.source.cache.layers, strict=True):
             for name in KEPT:
-                room = getattr(mine, name)[slot]
-                room[:, :tokens] = getattr(his, name)[0]
-                room[:, tokens:] = 0
+                fill(getattr(mine, name)[slot], getattr(his, name)[0])
 
     def given(self) -> dict[str, Any]:
         """Return what a decoder is told of it. The states themselves are in the cache already, and
@@ -63,9 +62,7 @@ class Sources:
         self._mask[:, :1] = 1
         for layer in self.cache.layers:
             for name in KEPT:
-                part = getattr(layer, name)
-                room = part.new_zeros(*part.shape[:2], more, part.shape[-1])
-                setattr(layer, name, torch.cat([part, room], dim=2))
+                setattr(layer, name, widened(getattr(layer, name), columns))
 
 
 KEPT = ("keys", "values")
