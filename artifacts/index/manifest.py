@@ -48,11 +48,19 @@ class Maker:
     precision: str
     width: int
     """Numbers of a vector."""
+    text_half: str | None = None
+    """Digest of the half that reads texts, with its tokenizer; None in an index of a version that
+    did not record it."""
 
     def makes_as(self, other: "Maker") -> bool:
         """Return whether vectors of both can stand in one index. A name may be another's."""
-        mine, theirs = ((m.half, m.recipe, m.precision, m.width) for m in (self, other))
-        return mine == theirs
+        mine, theirs = ((m.recipe, m.precision, m.width) for m in (self, other))
+        return mine == theirs and self.has_halves_of(other)
+
+    def has_halves_of(self, other: "Maker") -> bool:
+        """Return whether both halves are the same, as far as both makers record them."""
+        texts = {m.text_half for m in (self, other)} - {None}
+        return self.half == other.half and len(texts) < 2
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -187,7 +195,13 @@ def read_manifest(folder: Path) -> Manifest:
     digest = value.pop("digest", "")
     if digest != digest_of(value):
         raise damaged_book(path)
-    return _manifest_of(value)
+    try:
+        return _manifest_of(value)
+    except (TypeError, KeyError, AttributeError, ValueError) as error:
+        raise UsageError(
+            f"{path} has other fields than this program knows",
+            hint="Use the version of Penstock that wrote it, or build the index in another folder",
+        ) from error
 
 
 def damaged_book(path: Path) -> EnvironmentFault:

@@ -131,16 +131,29 @@ def open_snapshot(folder: Path, *, bits: bool = True) -> Snapshot:
     UsageError where there is no index that can be read, and EnvironmentFault for a damaged one."""
     manifest = read_manifest(folder)
     for _ in range(TRIES):
-        try:
-            return _opened(folder, manifest, bits)
-        except FileNotFoundError as error:
-            newer = read_manifest(folder)
-            if newer.generation == manifest.generation:
-                raise damaged_file(Path(error.filename or folder), "is gone") from error
-            manifest = newer
+        opened, fault = _attempt(folder, manifest, bits)
+        newer = read_manifest(folder)
+        # An index that is built anew has files of the same names: they may be of the new one.
+        if opened is not None and {*manifest.files()} <= {*newer.files()}:
+            return opened
+        if fault is not None and newer == manifest:
+            raise fault
+        manifest = newer
     raise EnvironmentFault(
         f"{folder} was written anew each time it was opened", hint="Run the same command again"
     )
+
+
+def _attempt(
+    folder: Path, manifest: Manifest, bits: bool
+) -> tuple[Snapshot | None, EnvironmentFault | None]:
+    """Return a generation, or the fault for which it cannot be opened."""
+    try:
+        return _opened(folder, manifest, bits), None
+    except FileNotFoundError as error:
+        return None, damaged_file(Path(error.filename or folder), "is gone")
+    except EnvironmentFault as fault:
+        return None, fault
 
 
 def _opened(folder: Path, manifest: Manifest, bits: bool) -> Snapshot:

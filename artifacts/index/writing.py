@@ -150,9 +150,7 @@ def writing(folder: Path, maker: Maker | None = None, made_by: str = "") -> Iter
 def _manifest(folder: Path, maker: Maker | None, made_by: str) -> Manifest:
     if maker is None or has_manifest(folder):
         manifest = read_manifest(folder)
-        if maker is not None:
-            refuse_other(folder, manifest.maker, maker)
-        return manifest
+        return manifest if maker is None else _with_text_half(folder, manifest, maker)
     if any(is_of_index(path.name) for path in folder.iterdir()):
         raise EnvironmentFault(
             f"{folder} holds files of an index, and no index.json",
@@ -163,8 +161,32 @@ def _manifest(folder: Path, maker: Maker | None, made_by: str) -> Manifest:
     return manifest
 
 
+def _with_text_half(folder: Path, manifest: Manifest, maker: Maker) -> Manifest:
+    """Return the manifest with the digest of the text half, published if it was not recorded yet.
+    Raises UsageError for another maker."""
+    refuse_other(folder, manifest.maker, maker)
+    if manifest.maker.text_half is not None or maker.text_half is None:
+        return manifest
+    known = replace(manifest.maker, text_half=maker.text_half)
+    manifest = replace(manifest, maker=known, generation=manifest.generation + 1)
+    write_manifest(folder, manifest)
+    return manifest
+
+
+def refuse_other_halves(folder: Path, there: Maker, given: Maker) -> None:
+    """Raise UsageError when a text read by `given` cannot be compared with the vectors there."""
+    if not there.has_halves_of(given):
+        raise UsageError(
+            f"{folder} holds vectors of {there.model}, and the weights, tokenizer or configuration "
+            f"of {given.model} are not those that it was made with",
+            hint="Give that model, or build an index with this one in another folder",
+        )
+
+
 def refuse_other(folder: Path, there: Maker, given: Maker) -> None:
     """Raise UsageError when vectors of `given` cannot stand in an index beside those there."""
+    if (there.precision, there.width) == (given.precision, given.width):
+        refuse_other_halves(folder, there, given)
     if not there.makes_as(given):
         raise UsageError(
             f"{folder} holds vectors of {there.model} in {there.precision}, {there.width} numbers "

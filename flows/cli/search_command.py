@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 def search_command(given: argparse.Namespace) -> int:
     """Run the search, and return the exit code of the contract: 1 when a file that was to be copied
     is gone. Raises PenstockError."""
-    folder = folder_named(given.index, "index")
+    folder, warnings = folder_named(given.index, "index"), list[str]()
     with closing(Display(quiet=True, fleeting=True)) as display:
         display.doing("searching")
         from flows.search.ask import SearchAsked, SearchPlace, search_index
@@ -45,8 +45,10 @@ def search_command(given: argparse.Namespace) -> int:
             memory=parse_size(given.memory) if given.memory else None,
             trust_remote_code=given.trust_remote_code,
         )
-        hits = search_index(folder, asked, place, display, TEXT_HALF)
+        hits = search_index(folder, asked, place, display, TEXT_HALF, warnings.append)
     forget_terminal()
+    for warning in warnings:
+        tell(f"warning: {warning}", to=sys.stderr)
     if given.html:
         from flows.search.page import page_of
 

@@ -6,7 +6,7 @@ the text half alone.
 
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,13 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from artifacts.errors import MediaError, UsageError
-from artifacts.index.manifest import Manifest, read_manifest
+from artifacts.index.manifest import Manifest
 from artifacts.index.moments import Moment, moments, single
 from artifacts.index.rows import CONTENT, PixelBox
 from artifacts.index.search import Query, Searcher
 from artifacts.index.snapshot import Snapshot, open_snapshot
 from artifacts.index.where import Condition, matching
-from artifacts.index.writing import refuse_other
+from artifacts.index.writing import refuse_other, refuse_other_halves
 from artifacts.vectors import Vectors, vectors_in
 from flows.console.display import Display
 from flows.job.config import CaptionConfig
@@ -30,7 +30,7 @@ from flows.job.prepare import Job
 from flows.results.outputs import failures_of
 from flows.results.vectors import VectorsWritten, made_vectors
 from flows.running.run import make_vectors
-from flows.search.maker import as_made, maker_of
+from flows.search.maker import as_made, maker_of, unrecorded
 from flows.search.texts import TextHalf
 
 COPIES_TOLD = 4
@@ -96,20 +96,28 @@ class Hit:
 
 
 def search_index(
-    folder: Path, asked: SearchAsked, place: SearchPlace, display: Display, texts: TextHalf | None
+    folder: Path,
+    asked: SearchAsked,
+    place: SearchPlace,
+    display: Display,
+    texts: TextHalf | None,
+    warn: Callable[[str], None],
 ) -> list[Hit]:
-    """Return what is found, the nearest first. Raises PenstockError."""
+    """Return what is found, the nearest first; `warn` is called at most once. Raises
+    PenstockError."""
     condition = Condition(asked.where) if asked.where else None
-    manifest = read_manifest(folder)
+    snapshot = open_snapshot(folder)  # what is damaged is known before a model is loaded
+    manifest = snapshot.manifest
     if not manifest.live_rows:
         raise UsageError(
             f"the index {folder} is empty",
             hint=f"Add to it: penstock index add SOURCES --index {folder}",
         )
-    snapshot = open_snapshot(folder)  # what is damaged is known before a model is loaded
     config = config_for(place, manifest)
     words = (asked.what, *asked.without)
     vectors, pictures = _vectors(config, manifest, folder, words, display, texts)
+    if not all(pictures) and (warning := unrecorded(folder, manifest.maker)):
+        warn(warning)
     query = Query(
         vector=vectors[0],
         sort="pictures" if pictures[0] else "texts",
@@ -157,7 +165,11 @@ def _vectors(
                 f"{said[0]!r} is no picture, and this program cannot search for texts yet",
                 hint="Give a picture's file",
             )
-        found |= dict(zip(said, texts(config, said, display), strict=True))
+
+        def check(job: Job) -> None:
+            refuse_other_halves(folder, manifest.maker, maker_of(job, manifest.maker.width))
+
+        found |= dict(zip(said, texts(config, said, display, check), strict=True))
     for text in (text for text, picture in zip(words, pictures, strict=True) if picture):
         found[text] = picture_vector(config, manifest, folder, text, display)
     return [found[text] for text in words], pictures

@@ -22,7 +22,14 @@ from artifacts.index.manifest import has_manifest, read_manifest
 from artifacts.index.measuring import is_due, measure, note_texts
 from artifacts.index.rows import MEDIUM, ROW, IndexRow, identities_of, medium_of
 from artifacts.index.snapshot import of_all, paths_of
-from artifacts.index.writing import Added, IndexWriter, refuse_other, within, writing
+from artifacts.index.writing import (
+    Added,
+    IndexWriter,
+    refuse_other,
+    refuse_other_halves,
+    within,
+    writing,
+)
 from artifacts.remote.addresses import is_address
 from artifacts.tables import utf8
 from artifacts.vectors import vectors_in
@@ -215,14 +222,18 @@ def _measure(config: CaptionConfig, folder: Path, display: Display, texts: TextH
     if not (is_due(manifest) or untold):
         return
     vectors = None
+
+    def check(job: Job) -> None:
+        refuse_other_halves(folder, manifest.maker, maker_of(job, manifest.maker.width))
+
     if texts is not None and untold:
         try:
-            vectors = texts(config, PROBES, display)
+            vectors = texts(config, PROBES, display, check)
         except (UsageError, CannotFit, EnvironmentFault) as error:
             # The pictures are in the index, and can be found by pictures.
             display.say(f"searches for texts will be exact, as it cannot be measured: {error}")
     display.say(f"measuring how searches of {counted(manifest.live_rows, 'row')} find …")
     with writing(folder) as writer:
-        if vectors is not None:
+        if vectors is not None and writer.manifest.maker == manifest.maker:
             note_texts(writer, vectors)
         measure(writer)

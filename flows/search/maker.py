@@ -1,6 +1,7 @@
 """Says what made the vectors of an index, and has others made in the same way; runs nothing."""
 
 from dataclasses import replace
+from pathlib import Path
 
 from artifacts.index.manifest import Maker
 from artifacts.keys import digest_of
@@ -20,6 +21,19 @@ def maker_of(job: Job, width: int) -> Maker:
         recipe=digest_of([versions_of, settings.decides]),
         precision=settings.label,
         width=width,
+        text_half=job.model.digests.get("language"),
+    )
+
+
+def unrecorded(folder: Path, maker: Maker) -> str:
+    """Return the warning about an index that does not record the text half of its model; empty
+    where it does."""
+    if maker.text_half is not None:
+        return ""
+    return (
+        f"{folder} does not record which text half its model had, so another one would not be "
+        f"noticed. `penstock index add SOURCES --index {folder}` with the sources and options of "
+        "the index records it"
     )
 
 

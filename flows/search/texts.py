@@ -11,14 +11,16 @@ from artifacts.vectors import Vectors
 from flows.console.display import Display
 from flows.job.config import CaptionConfig
 from flows.job.launch import DirectLauncher
-from flows.job.prepare import prepare_without_media
+from flows.job.prepare import Job, prepare_without_media
 from flows.pipelines import LABEL
 from flows.running.stopping import stopped_in_order
 from flows.running.watch import Watch
 
-TextHalf = Callable[[CaptionConfig, Sequence[str], Display], Vectors]
+CheckJob = Callable[[Job], None]
+"""Raises UsageError for a job whose model is not the wanted one."""
+TextHalf = Callable[[CaptionConfig, Sequence[str], Display, CheckJob], Vectors]
 """Gives each text its vector, shape (texts, width), by the text half of the configuration's
-model."""
+model, which is checked before it is loaded."""
 THINGS = (
     "dog",
     "cat on a sofa",
@@ -42,13 +44,16 @@ PROBES = tuple(form.format(thing) for thing, form in product(THINGS, FORMS))
 """Texts that stand for those that people will search for: by them it is measured how texts find."""
 
 
-def read_texts(config: CaptionConfig, texts: Sequence[str], display: Display) -> Vectors:
+def read_texts(
+    config: CaptionConfig, texts: Sequence[str], display: Display, check: CheckJob
+) -> Vectors:
     """Return the vector of each text, by the text half alone; the store may have them. Raises
     PenstockError."""
     watch = Watch(display)
     with tempfile.TemporaryDirectory(prefix="penstock-search-") as out, stopped_in_order():
         launcher = DirectLauncher(watch.listen)
         job = prepare_without_media(replace(config, out=out, tiles=OFF), launcher, LABEL)
+        check(job)
         with watch.working(job, launcher, "searching in", outputs={}) as (sequence, _, _):
             return sequence.texts.make([[text] for text in texts]).vectors
 

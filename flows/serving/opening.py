@@ -22,7 +22,7 @@ from flows.job.prepare import Job, prepare_without_media
 from flows.job.weights import fetch_parts
 from flows.pipelines import CAPTION, LABEL, Pipeline, parts_of
 from flows.planning.start import ladder_of
-from flows.search.maker import as_made, maker_of
+from flows.search.maker import as_made, maker_of, unrecorded
 from flows.serving.captioning import Captioning
 from flows.serving.config import ServeConfig
 from flows.serving.decoders import Decoders
@@ -191,7 +191,11 @@ class _Building:
         service.texts = TextEmbedder(job, reading, keeper)
         service.labels = Labeller(job, service.texts, labels)
         if config.index:
-            service.index = ServedIndex(Path(folder_named(config.index, "index")))
+            folder = Path(folder_named(config.index, "index"))
+            maker = read_manifest(folder).maker
+            service.index = ServedIndex(folder, maker_of(job, maker.width))
+            if warning := unrecorded(folder, maker):
+                self._say(f"warning: {warning}")
         self._add(seeing, reading)
 
     def add_captions(self, job: Job) -> None:

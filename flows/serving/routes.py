@@ -90,6 +90,7 @@ class Routes:
         if any(not word.strip() for word in words):
             raise Refused(422, "the text to search for is empty", "Ask with ?q=words")
         wanted = Wanted(top=top, where=where, moments=moments)
+        await service.index.check()  # before anything is computed in vain
         if request.method == "GET":
             vector, *texts = await self._timed(request, self._words(words))
             hits = await service.index.search(vector, "texts", texts, wanted)

@@ -1,10 +1,12 @@
 """Answers searches of one index, in the generation that lies there; runs no model.
 
-The index may be written meanwhile: it is opened anew when its book has changed. A hit is known by
-the generation and the position of its row, so that what is shown of it later is what was found.
+The index may be written meanwhile: it is opened anew when its book has changed. One that another
+model has built since is not searched. A hit is known by the generation and the position of its row,
+so that what is shown of it later is what was found.
 """
 
 import asyncio
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,12 +15,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from artifacts.errors import PenstockError, UsageError
-from artifacts.index.manifest import BOOK
+from artifacts.errors import EnvironmentFault, PenstockError, UsageError
+from artifacts.index.manifest import BOOK, Maker
 from artifacts.index.rows import IndexRow
 from artifacts.index.search import Query, Searcher, Sort
 from artifacts.index.snapshot import Snapshot, open_snapshot
 from artifacts.index.where import Condition, matching
+from artifacts.index.writing import refuse_other
 from flows.search.ask import SearchAsked, found_by, hit_of
 from flows.serving.refusals import Refused, refusal_of
 
@@ -45,12 +48,14 @@ class Wanted:
 class ServedIndex:
     """One index folder."""
 
-    def __init__(self, folder: Path) -> None:
-        """Open it. Raises PenstockError."""
+    def __init__(self, folder: Path, maker: Maker) -> None:
+        """Open it, for vectors that `maker` makes. Raises PenstockError."""
         self.folder = folder
-        self._stamp = 0
+        self._maker = maker
+        self._stamp: tuple[int, ...] = ()
         self._opened: list[tuple[int, Searcher]] = []
         self._next = 0
+        self._looking = threading.Lock()
         self._look()
 
     @property
@@ -66,10 +71,18 @@ class ServedIndex:
     ) -> list[dict[str, Any]]:
         """Return what is nearest. Raises Refused."""
         asked = wanted.asked()
+        await self.check()
         try:
             return await asyncio.to_thread(self._search, vector, sort, tuple(without), asked)
         except UsageError as error:
             raise refusal_of(error) from error
+        except PenstockError as error:
+            raise refusal_of(error, 503) from error
+
+    async def check(self) -> None:
+        """Open the index anew if it was written. Raises Refused where it cannot be searched."""
+        try:
+            await asyncio.to_thread(self._look)
         except PenstockError as error:
             raise refusal_of(error, 503) from error
 
@@ -80,7 +93,6 @@ class ServedIndex:
         without: tuple[NDArray[np.float32], ...],
         asked: SearchAsked,
     ) -> list[dict[str, Any]]:
-        self._look()
         number, searcher = self._opened[-1]
         snapshot: Snapshot = searcher.snapshot
         kept = matching(snapshot, Condition(asked.where)) if asked.where else None
@@ -103,18 +115,31 @@ class ServedIndex:
         if number.isdecimal() and position.isdecimal() and len(name) < 32:
             for known, searcher in self._opened:
                 if known == int(number) and int(position) < searcher.snapshot.rows:
-                    return searcher.snapshot.read(np.array([int(position)]))[0]
+                    try:
+                        return searcher.snapshot.read(np.array([int(position)]))[0]
+                    except PenstockError as error:
+                        raise refusal_of(error, 503) from error
         raise Refused(404, "there is no such hit", "Search again: the index has changed since")
 
     def _look(self) -> None:
-        """Open the index anew if it was written."""
-        stamp = (self.folder / BOOK).stat().st_mtime_ns if self._opened else 0
-        if self._opened and stamp == self._stamp:
-            return
-        self._stamp = (self.folder / BOOK).stat().st_mtime_ns
-        self._opened.append((self._next, Searcher(open_snapshot(self.folder))))
-        self._next += 1
-        del self._opened[:-GENERATIONS]
+        """Open the index anew if it was written. Raises PenstockError, also for an index of other
+        vectors: what was opened before then stays."""
+        with self._looking:
+            try:
+                found = (self.folder / BOOK).stat()
+            except OSError as error:
+                raise EnvironmentFault(
+                    f"the index {self.folder} cannot be read ({error.strerror})",
+                    hint="Bring it back, or build it anew",
+                ) from error
+            stamp = (found.st_mtime_ns, found.st_ctime_ns, found.st_ino, found.st_size)
+            if stamp == self._stamp:
+                return
+            snapshot = open_snapshot(self.folder)
+            refuse_other(self.folder, snapshot.manifest.maker, self._maker)
+            self._opened = [*self._opened, (self._next, Searcher(snapshot))][-GENERATIONS:]
+            self._next += 1
+            self._stamp = stamp
 
 
 def _told(snapshot: Snapshot, rank: int, moment: Any) -> dict[str, Any]:
