@@ -35,7 +35,8 @@ def test_an_index_without_the_digest_finds_the_same_hits_with_one_warning(
     known = [json.loads(line) for line in (BEFORE / "hits.jsonl").read_text().splitlines()]
     of_red = {hit["media_path"]: hit for hit in known[:5]}
     hits = [json.loads(line) for line in out.splitlines()]
-    assert hits and hits[0] == {**of_red["red.png"], "score": pytest.approx(of_red["red.png"]["score"], abs=1e-4)}  # fmt: skip
+    near = pytest.approx(of_red["red.png"]["score"], abs=1e-4)
+    assert hits and hits[0] == {**of_red["red.png"], "score": near}
     assert err.count("\n") == 1 and f"penstock index add SOURCES --index {index}" in err
 
 
