@@ -23,6 +23,7 @@ from artifacts.keys import digest_of
 from stages.decode.generation import CHECKPOINT, OF_CHANCE, Generation
 from stages.decode.loops import AGAIN, once_more
 from stages.decode.prompts import begun_with
+from stages.decode.request_settings import SETTINGS, RequestSettings, cut_at
 
 STATED = ("do_sample", *OF_CHANCE, "min_p")
 """Settings of a checkpoint that are taken over with `--sampling checkpoint`."""
@@ -34,23 +35,49 @@ SEED_DIGITS = 15
 """Hex digits of a row's seed: as many as a generator takes."""
 
 
-class Choosing:
-    """The way in which one job chooses tokens."""
+class CheckpointSettings:
+    """What a half's checkpoint says of how words are chosen, read before it is made greedy."""
 
-    def __init__(self, generation: Generation, limit: int) -> None:
-        """Choose as is asked, in captions of at most `limit` tokens."""
-        self.generation = generation
-        self._limit = limit
+    def __init__(self) -> None:
         self._half: Any = None
         self._stated: Mapping[str, Any] = {}
+
+    def of(self, half: Any) -> Mapping[str, Any]:
+        """Return them, read once from each half that is loaded."""
+        if half is not self._half:
+            self._half = half
+            self._stated = {n: getattr(half.generation_config, n, None) for n in STATED}
+        return self._stated
+
+
+class Choosing:
+    """The way in which one job, or one request, chooses tokens."""
+
+    def __init__(
+        self,
+        generation: Generation,
+        limit: int,
+        stop: Sequence[str] = (),
+        stated: CheckpointSettings | None = None,
+    ) -> None:
+        """Choose as is asked, in captions of at most `limit` tokens that end before any `stop`."""
+        self.generation = generation
+        self.limit = limit
+        self.stop = stop
+        self._stated = stated or CheckpointSettings()
+
+    def of(self, item: Mapping[str, str]) -> "Choosing":
+        """Return how tokens are chosen for an item, which may have settings of its own."""
+        if not (text := item.get(SETTINGS)):
+            return self
+        found = RequestSettings.from_text(text)
+        return Choosing(found.generation, found.max_new_tokens, found.stop, self._stated)
 
     def options(
         self, half: Any, processor: Any, members: Sequence[Mapping[str, str]]
     ) -> dict[str, Any]:
         """Return what `generate` is told for the rows of these members, in order."""
-        if half is not self._half:
-            self._half = half
-            self._stated = {n: getattr(half.generation_config, n, None) for n in STATED}
+        stated = self._stated.of(half)
         make_greedy(half, processor)
         asked = self.generation
         if any(AGAIN in member for member in members):
@@ -65,7 +92,7 @@ class Choosing:
         if asked.avoid:
             options["bad_words_ids"] = avoided(processor, asked.avoid)
         processors: list[LogitsProcessor] = self._structure(half, processor)
-        warpers = self._warpers()
+        warpers = self._warpers(stated)
         if warpers is not None:
             seeds = [seed_of(asked.seed, member) for member in members]
             processors += [*warpers, Chance(seeds)]
@@ -80,12 +107,30 @@ class Choosing:
         from stages.decode.constraint import FormMask, ends_of, vocabulary_of
 
         vocabulary, ends = vocabulary_of(processor.tokenizer), ends_of(half, processor)
-        return [FormMask(vocabulary, self.generation.schema, self._limit, ends)]
+        return [FormMask(vocabulary, self.generation.schema, self.limit, ends)]
 
-    def _warpers(self) -> list[LogitsProcessor] | None:
+    def stopped(self, processor: Any, said: Sequence[int]) -> bool:
+        """Return whether a stop string occurs in what these new tokens say."""
+        text = _decoded(processor, [said], self.generation)[0] if self.stop else ""
+        return any(each in text for each in self.stop)
+
+    def texts_of(self, processor: Any, rows: Sequence[Sequence[int]]) -> list[tuple[str, bool]]:
+        """Return the captions that these new tokens are, up to a stop string, and whether each was
+        closed early so that it ends within its limit."""
+        found = texts_of(processor, rows, self.generation, self.limit)
+        if not self.stop:
+            return found
+        texts = _decoded(processor, rows, self.generation)
+        # Blanks at the ends are left out only now: a stop string may begin or end with them.
+        return [
+            (cut_at(text, self.stop).strip(), shortened)
+            for text, (_, shortened) in zip(texts, found, strict=True)
+        ]
+
+    def _warpers(self, stated: Mapping[str, Any]) -> list[LogitsProcessor] | None:
         """Return what stock puts before chance, in its order; None where there is no chance."""
         asked = self.generation
-        stated = self._stated if asked.sampling == CHECKPOINT else {}
+        stated = stated if asked.sampling == CHECKPOINT else {}
         named = [getattr(asked, name) is not None for name in OF_CHANCE]
         if not asked.by_chance or not (stated.get("do_sample") or any(named)):
             return None
@@ -135,9 +180,21 @@ def texts_of(
 
         vocabulary = vocabulary_of(processor.tokenizer)
         return [said_in(vocabulary, asked.schema, row, most) for row in rows]
+    return [(text.strip(), False) for text in _decoded(processor, rows, asked)]
+
+
+def _decoded(processor: Any, rows: Sequence[Sequence[int]], asked: Generation) -> list[str]:
+    """Return the texts of these new tokens as they are, with what they begin with."""
+    if asked.schema:
+        from stages.decode.constraint import said_in, vocabulary_of
+
+        vocabulary = vocabulary_of(processor.tokenizer)
+        return [said_in(vocabulary, asked.schema, row, len(row))[0] for row in rows]
     begun = begun_with(processor, asked)[0].tolist()
-    texts = processor.batch_decode([[*begun, *row] for row in rows], skip_special_tokens=True)
-    return [(text.strip(), False) for text in texts]
+    texts: list[str] = processor.batch_decode(
+        [[*begun, *row] for row in rows], skip_special_tokens=True
+    )
+    return texts
 
 
 def seed_of(seed: int, member: Mapping[str, str]) -> int:

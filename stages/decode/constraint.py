@@ -56,7 +56,7 @@ def vocabulary_of(tokenizer: Any) -> Vocabulary:
     return Vocabulary(tokenizer)
 
 
-@lru_cache(maxsize=2)
+@lru_cache(maxsize=8)
 def _matcher(vocabulary: Vocabulary, schema: str) -> Any:
     return llguidance.LLMatcher(vocabulary.tokens, grammar_of(schema), log_level=0)
 

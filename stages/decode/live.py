@@ -20,7 +20,7 @@ from stages.decode.protocol import Asked, Said, Speaker
 from stages.decode.stored import read_features
 from stages.memory.shrinking import Shrinking
 from stages.models.prefetch import prefetched
-from stages.process.events import Words
+from stages.process.events import UNSUPPORTED, Words
 from stages.process.live import lines_of
 from stages.process.report import Report
 
@@ -51,11 +51,23 @@ def run_live(job: DecodeJob, report: Report) -> None:
     key_of = {False: "key", True: "instead"}[engine is not first and bool(job.instead)]
 
     def tell(one: Asked, said: Said) -> None:
-        record = Record(key=one.member[key_of], meta=said.meta | engine.meta)
+        if said.fault is not None:
+            key, fault = one.member["key"], said.fault
+            report.failure(key, UNSUPPORTED, fault.message, fault.hint)
+            return
+        counted = {"prompt_tokens": said.prompt_tokens}
+        record = Record(key=one.member[key_of], meta=said.meta | counted | engine.meta)
         answers[0].publish([record])
         answers[0].leave([record.key])
-        caption, tokens, ended, _ = said
-        report.send(Words(key=one.member["key"], caption=caption, tokens=tokens, ended=ended))
+        report.send(
+            Words(
+                key=one.member["key"],
+                caption=said.caption,
+                tokens=said.tokens,
+                ended=said.ended,
+                prompt_tokens=said.prompt_tokens,
+            )
+        )
 
     def overheard(one: Asked, text: str, tokens: int) -> None:
         report.send(Words(key=one.member["key"], caption=text, tokens=tokens))

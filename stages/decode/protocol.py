@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from artifacts.captions import Ended
+from artifacts.errors import UsageError
 from stages.decode.job import DecodeJob
 from stages.memory.shrinking import Shrinking
 from stages.models.halves.records import FeatureRecord
@@ -30,6 +31,10 @@ class Said(NamedTuple):
     ended: Ended
     shortened: bool = False
     """Whether an answer of a given form was closed early, because its tokens ran out."""
+    prompt_tokens: int = 0
+    """Tokens of the prompt, those of pictures among them."""
+    fault: UsageError | None = None
+    """Why an item with settings of its own has no caption: they cannot be followed."""
 
     @property
     def meta(self) -> dict[str, Any]:

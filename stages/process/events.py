@@ -9,6 +9,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+UNSUPPORTED = "unsupported"
+"""Kind of the failure of an item whose own settings cannot be followed."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Total:
@@ -43,6 +46,9 @@ class Words:
     tokens: int
     ended: str = ""
     """How it ended; empty while it is said."""
+    prompt_tokens: int = 0
+    """Tokens of the prompt, those of pictures among them; 0 while it is said, or where nobody
+    counted them."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -11,14 +11,17 @@ from functools import partial
 from typing import Any
 
 import torch
+from transformers import StoppingCriteria, StoppingCriteriaList
 
 from artifacts.captions import Ended
-from stages.decode.choosing import Choosing, texts_of
+from artifacts.errors import UsageError
+from stages.decode.choosing import Choosing
 from stages.decode.generation import Generation
 from stages.decode.job import DEFAULT_ENGINE, DecodeJob
 from stages.decode.prompts import prompts_for
 from stages.decode.protocol import Asked, Listen, Said
 from stages.decode.reading import Reading
+from stages.decode.request_settings import SETTINGS, RequestSettings
 from stages.memory.shrinking import Shrinking
 from stages.models.halves.delivery import generate, new_tokens, prompt_in
 from stages.models.halves.features import Features
@@ -32,8 +35,7 @@ class Transformers:
 
     def __init__(self, job: DecodeJob) -> None:
         source = ModelJob.of(told_of(job))
-        self._limit = job.max_new_tokens
-        self.choosing = Choosing(Generation.of(job.generation), self._limit)
+        self.choosing = Choosing(Generation.of(job.generation), job.max_new_tokens)
         self.reading = Reading(job.prefill, job.kv, source.device)
         self.processor = source.processor()
         self.held = source.hold("language")
@@ -65,20 +67,48 @@ class Transformers:
     def _said(self, asked: Sequence[Asked], half: Any) -> list[Said]:
         found: dict[int, Said] = {}
         for indexes in _groups(asked):
-            members = [asked[index].member for index in indexes]
-            rows = [asked[index].row for index in indexes]
-            said = say_together(
-                half,
-                self.processor,
-                rows,
-                [member["prompt"] for member in members],
-                self._limit,
-                self.choosing.generation,
-                **self.reading.options(half, self.processor, rows[0]),
-                **self.choosing.options(half, self.processor, members),
-            )
+            together = [asked[index] for index in indexes]
+            try:
+                said = self._said_alike(together, half)
+            except UsageError as error:
+                if SETTINGS not in together[0].member:
+                    raise
+                said = [Said("", 0, "stop", fault=error) for _ in together]
             found.update(zip(indexes, said, strict=True))
         return [found[index] for index in range(len(asked))]
+
+    def _said_alike(self, asked: Sequence[Asked], half: Any) -> list[Said]:
+        """Return what is said of rows with the same settings, in one call of `generate`."""
+        members, rows = [one.member for one in asked], [one.row for one in asked]
+        choosing = self.choosing.of(members[0])
+        options = self.reading.options(half, self.processor, rows[0])
+        options |= choosing.options(half, self.processor, members)
+        if choosing.stop:
+            options["stopping_criteria"] = StoppingCriteriaList([Stopped(choosing, self.processor)])
+        inputs = prompts_for(
+            half, self.processor, rows, [m["prompt"] for m in members], choosing.generation
+        )
+        features = Features(merge_rows(rows), rows[0].needs, merge_blank(rows))
+        return [*said_by(half, self.processor, inputs, features, choosing, **options)]
+
+
+class Stopped(StoppingCriteria):
+    """Ends each row of a batch at the first stop string."""
+
+    def __init__(self, choosing: Choosing, processor: Any) -> None:
+        self._choosing, self._processor = choosing, processor
+        self._begun: int | None = None
+        """Tokens before the first new one, which the first call comes after."""
+
+    def __call__(
+        self, input_ids: torch.Tensor, scores: torch.Tensor, **told: Any
+    ) -> torch.BoolTensor:
+        """Return which rows end here, of shape [rows]."""
+        if self._begun is None:
+            self._begun = input_ids.shape[1] - 1
+        rows = input_ids[:, self._begun :].tolist()
+        ended = [self._choosing.stopped(self._processor, row) for row in rows]
+        return torch.tensor(ended, device=input_ids.device)  # type: ignore[return-value]
 
 
 def say_together(
@@ -108,19 +138,53 @@ def said_of(
     **options: Any,
 ) -> Iterator[Said]:
     """Yield what is said of these inputs, as `generate` takes them, in at most so many tokens."""
-    made = generate(half, inputs, features, max_new_tokens=most, **options)
+    choosing = Choosing(asked, most)
+    yield from said_by(half, processor, inputs, features, choosing, **options)
+
+
+def said_by(
+    half: Any,
+    processor: Any,
+    inputs: Mapping[str, Any],
+    features: Mapping[str, Any],
+    choosing: Choosing,
+    **options: Any,
+) -> Iterator[Said]:
+    """Yield the same within the limit and the stop strings of `choosing`."""
+    made = generate(half, inputs, features, max_new_tokens=choosing.limit, **options)
     new = new_tokens(made, prompt_in(half, inputs)).cpu()
-    texts = texts_of(processor, new.tolist(), asked, most)
-    for (text, shortened), (tokens, ended) in zip(texts, _lengths(half, new), strict=True):
-        yield Said(text, tokens, ended, shortened)
+    rows = new.tolist()
+    mask = inputs.get("attention_mask")
+    read = (torch.ones_like(inputs["input_ids"]) if mask is None else mask).sum(-1).tolist()
+    lengths = _lengths(half, new)
+    for at, (tokens, _) in enumerate(lengths):
+        if choosing.stopped(processor, rows[at][:tokens]):
+            counts = range(1, tokens + 1)
+            tokens = next(n for n in counts if choosing.stopped(processor, rows[at][:n]))
+            lengths[at], rows[at] = (tokens, "stop"), rows[at][:tokens]
+    texts = choosing.texts_of(processor, rows)
+    for (text, shortened), (tokens, ended), count in zip(texts, lengths, read, strict=True):
+        yield Said(text, tokens, ended, shortened, int(count))
 
 
 def _groups(asked: Sequence[Asked]) -> Iterator[list[int]]:
-    """Yield indexes of the rows that can be decoded together: images and videos, say, cannot."""
-    found: dict[str, list[int]] = {}
+    """Yield indexes of the rows that can be decoded together: images and videos, say, cannot, nor
+    can rows of other settings."""
+    found: dict[tuple[str, ...], list[int]] = {}
     for index, one in enumerate(asked):
-        found.setdefault(one.row.joins_with(), []).append(index)
+        found.setdefault((one.row.joins_with(), *_settings(one)), []).append(index)
     yield from found.values()
+
+
+def _settings(one: Asked) -> tuple[str, ...]:
+    """Return what rows of one call of `generate` have alike of their own settings. Rows of chance
+    or of a schema go alone: rounding must not hang on others, nor may one fault end several."""
+    text = one.member.get(SETTINGS)
+    if not text:
+        return ()
+    generation = RequestSettings.from_text(text).generation
+    lone = generation.by_chance or generation.schema
+    return (text, one.member["key"]) if lone else (text,)
 
 
 def _lengths(half: Any, new: torch.Tensor) -> list[tuple[int, Ended]]:

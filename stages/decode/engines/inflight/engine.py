@@ -12,7 +12,6 @@ from functools import partial
 from typing import Any
 
 from artifacts.errors import UsageError
-from stages.decode.choosing import texts_of
 from stages.decode.engines import AUTO, COMPILED, SHARED, choice_of
 from stages.decode.engines.inflight.coming import Coming, coming
 from stages.decode.engines.inflight.compiled import CompiledStep
@@ -26,6 +25,7 @@ from stages.decode.engines.transformers import Transformers
 from stages.decode.job import DEFAULT_ENGINE, DecodeJob
 from stages.decode.prompts import prompts_for
 from stages.decode.protocol import Asked, Listen, Said
+from stages.decode.request_settings import SETTINGS
 from stages.memory.shrinking import Shrinking, give_back
 from stages.models.halves.absent import NeedsWeights
 from stages.models.halves.features import Features
@@ -152,16 +152,21 @@ class InFlight:
 
     def _row(self, asked: Asked, half: Any) -> ReadRow:
         inputs, features, options = self._given(half, asked)
-        options["max_new_tokens"] = self._job.max_new_tokens
-        if self._prefix is None:
+        choosing = self._plain.choosing.of(asked.member)
+        options["max_new_tokens"] = choosing.limit
+        if self._prefix is not None:
+            row = self._prefix.read(half, asked.member["features"], inputs, features, **options)
+        else:
             row = read_row(half, inputs, features, **options)
-            return row if self._step is None else replace(row, step=self._step.of(row.model))
-        return self._prefix.read(half, asked.member["features"], inputs, features, **options)
+            row = row if self._step is None else replace(row, step=self._step.of(row.model))
+        if not choosing.stop:
+            return row
+        return replace(row, stopped=partial(choosing.stopped, self._plain.processor))
 
     def _given(self, half: Any, asked: Asked) -> tuple[dict[str, Any], Features, dict[str, Any]]:
         """Return what `generate` is given of one row: inputs, features, options."""
         processor, row = self._plain.processor, asked.row
-        choosing = self._plain.choosing
+        choosing = self._plain.choosing.of(asked.member)
         chosen = choosing.options(half, processor, [asked.member])
         prompts = [asked.member["prompt"]]
         inputs = prompts_for(half, processor, [row], prompts, choosing.generation)
@@ -175,7 +180,9 @@ class InFlight:
             return TrialResult(reason="its cache is kept elsewhere or in few bits")
         if self._job.precision == "int8":  # what is beside a row need not be large at a trial
             return TrialResult(reason="products in 8 bit look at all rows")
-        longer = {**asked.member, "prompt": asked.member["prompt"] + LONGER}
+        plain = {name: value for name, value in asked.member.items() if name != SETTINGS}
+        asked = asked._replace(member=plain)
+        longer = {**plain, "prompt": plain["prompt"] + LONGER}
         pair = (asked, asked._replace(member=longer))
         if self._prefix is not None:
             try:
@@ -206,12 +213,14 @@ class InFlight:
 
     def _said(self, flight: Flight) -> Said:
         assert flight.ended is not None
+        if flight.fault is not None:
+            return Said("", 0, flight.ended, fault=flight.fault)
         text, shortened = self._text(flight)
-        return Said(text, len(flight.said), flight.ended, shortened)
+        return Said(text, len(flight.said), flight.ended, shortened, flight.prompt_tokens)
 
     def _text(self, flight: Flight) -> tuple[str, bool]:
-        plain, most = self._plain, self._job.max_new_tokens
-        (found,) = texts_of(plain.processor, [flight.said], plain.choosing.generation, most)
+        choosing = self._plain.choosing.of(flight.asked.member)
+        (found,) = choosing.texts_of(self._plain.processor, [flight.said])
         return found
 
 

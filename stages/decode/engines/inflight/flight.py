@@ -1,13 +1,16 @@
 """A row in flight: what it has said so far, and what changes what it says. Knows no slots."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
 from artifacts.captions import Ended
+from artifacts.errors import UsageError
 from stages.decode.engines.inflight.reading import ReadRow
 from stages.decode.protocol import Asked
+from stages.decode.request_settings import SETTINGS
 
 
 @dataclass(kw_only=True, slots=True)
@@ -24,6 +27,11 @@ class Flight:
     """What changes its logits; empty of most checkpoints."""
     ids: torch.Tensor
     """All its tokens up to the last that was made, of shape [1, tokens], for the processors."""
+    stopped: Callable[[Sequence[int]], bool] | None = None
+    """Whether its new tokens end it, besides one of `ends`; None: they do not."""
+    prompt_tokens: int = 0
+    fault: UsageError | None = None
+    """Why it is not said: its own settings cannot be followed."""
     said: list[int] = field(default_factory=list)
     ended: Ended | None = None
     told: float = 0.0
@@ -38,12 +46,29 @@ class Flight:
             ends=row.ends,
             processors=row.processors,
             ids=row.ids,
+            stopped=row.stopped,
+            prompt_tokens=row.prompt_tokens,
+        )
+
+    @classmethod
+    def refused(cls, asked: Asked, fault: UsageError) -> "Flight":
+        """Return the end of a row that cannot be said as it is asked."""
+        nothing = torch.zeros((1, 0), dtype=torch.long)
+        return cls(
+            asked=asked,
+            most=0,
+            limit=0,
+            ends=frozenset(),
+            processors=(),
+            ids=nothing,
+            fault=fault,
+            ended="stop",
         )
 
     def hear(self, token: int) -> bool:
         """Add a token to what was said; return whether it is the last."""
         self.said.append(token)
-        if token in self.ends:
+        if token in self.ends or self.fault or (self.stopped and self.stopped(self.said)):
             self.ended = "stop"
         elif len(self.said) >= self.limit:
             self.ended = "length"
@@ -51,7 +76,14 @@ class Flight:
 
     def choose(self, logits: torch.Tensor) -> torch.Tensor:
         """Return the token that comes next, of shape [1]. `logits` are of shape [1, words]."""
-        token: torch.Tensor = self.processors(self.ids, logits).argmax(-1)
+        if self.fault is None:
+            try:
+                logits = self.processors(self.ids, logits)
+            except UsageError as error:
+                if SETTINGS not in self.asked.member:
+                    raise
+                self.fault = error  # it ends with this token, which nobody reads
+        token: torch.Tensor = logits.argmax(-1)
         if len(self.processors):
             self.ids = torch.cat([self.ids, token.unsqueeze(1).to(self.ids.dtype)], dim=1)
         return token

@@ -14,12 +14,14 @@ from functools import partial
 
 import torch
 
+from artifacts.errors import UsageError
 from stages.decode.engines.inflight.coming import Coming
 from stages.decode.engines.inflight.flight import Flight, Heard
 from stages.decode.engines.inflight.pool import Pool
 from stages.decode.engines.inflight.reading import ReadRow
 from stages.decode.engines.inflight.shape import Manner
 from stages.decode.protocol import Asked
+from stages.decode.request_settings import SETTINGS
 from stages.memory.shrinking import Shrinking, attempt, give_back
 
 
@@ -122,7 +124,12 @@ class Loop:
     def _begin(self, asked: Asked) -> Flight | None:
         """Return the row, its prompt read and in a slot; None where memory ran out."""
         busy = any(self._seats)
-        read, words = attempt(partial(self._read, asked))
+        try:
+            read, words = attempt(partial(self._read, asked))
+        except UsageError as error:
+            if SETTINGS not in asked.member:
+                raise
+            return Flight.refused(asked, error)
         if words is not None:
             self._alone.append(asked)
             if self._strained:

@@ -5,7 +5,7 @@ its logits) and then calls `park` in place of its own loop, which reads the prom
 """
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,6 +68,13 @@ class ReadRow:
     """What it was encoded to, of a half that has an encoder for prompts."""
     step: Callable[..., Any] | None = None
     """What computes a step in place of the model itself, such as the model compiled."""
+    stopped: Callable[[Sequence[int]], bool] | None = None
+    """Whether its new tokens end it, besides one of `ends`; None: they do not."""
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Return the tokens of its prompt, those of pictures among them."""
+        return int(self.source.mask.sum()) if self.source else self.tokens
 
 
 def read_row(

@@ -1,0 +1,52 @@
+"""Holds how one request of a server wants its caption: sampling, limit, stop strings and schema.
+Imports no model library, because cache keys are made of it."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from stages.decode.generation import Generation
+
+SETTINGS = "settings"
+"""Field of an item that has settings of its own; without it the settings of the job apply."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RequestSettings:
+    """The settings of one request."""
+
+    max_new_tokens: int
+    generation: Generation = field(default_factory=Generation)
+    stop: tuple[str, ...] = ()
+    """Strings at whose first occurrence a caption ends; they do not belong to it."""
+
+    @property
+    def text(self) -> str:
+        """Return them as JSON text that equal settings share: for an item, and for a cache key."""
+        fields = {
+            "generation": self.generation.told,
+            "max_new_tokens": self.max_new_tokens,
+            "stop": sorted(set(self.stop)),
+        }
+        return json.dumps(fields, sort_keys=True, separators=(",", ":"))
+
+    @classmethod
+    def from_text(cls, text: str) -> "RequestSettings":
+        fields = json.loads(text)
+        return cls(
+            max_new_tokens=fields["max_new_tokens"],
+            generation=Generation.of(fields["generation"]),
+            stop=tuple(fields["stop"]),
+        )
+
+
+def cut_at(text: str, stop: Sequence[str]) -> str:
+    """Return a text up to the first stop string that occurs in it."""
+    return text[: min((at for each in stop if (at := text.find(each)) >= 0), default=len(text))]
+
+
+def held_back(text: str, stop: Sequence[str]) -> int:
+    """Return how many letters at the end of a text may be the beginning of a stop string."""
+    longest = max(map(len, stop), default=1) - 1
+    tails = range(min(longest, len(text)), 0, -1)
+    return next((n for n in tails if any(each.startswith(text[-n:]) for each in stop)), 0)
