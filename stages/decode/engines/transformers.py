@@ -84,7 +84,9 @@ class Transformers:
         options = self.reading.options(half, self.processor, rows[0])
         options |= choosing.options(half, self.processor, members)
         if choosing.stop:
-            options["stopping_criteria"] = StoppingCriteriaList([Stopped(choosing, self.processor)])
+            options["stopping_criteria"] = StoppingCriteriaList(
+                [EndsAtStopString(choosing, self.processor)]
+            )
         inputs = prompts_for(
             half, self.processor, rows, [m["prompt"] for m in members], choosing.generation
         )
@@ -92,7 +94,7 @@ class Transformers:
         return [*said_by(half, self.processor, inputs, features, choosing, **options)]
 
 
-class Stopped(StoppingCriteria):
+class EndsAtStopString(StoppingCriteria):
     """Ends each row of a batch at the first stop string."""
 
     def __init__(self, choosing: Choosing, processor: Any) -> None:
