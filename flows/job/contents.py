@@ -112,6 +112,56 @@ def refuse_placeholders(contents: Sequence[Medium], model: Model) -> None:
             )
 
 
+def without_placeholders(
+    files: Sequence[MediaFile],
+    contents: Sequence[Medium],
+    asked: Sequence[Medium],
+    model: Model,
+) -> tuple[list[MediaFile], list[Medium], list[Failure]]:
+    """Return files and contents without those of which the name, the folder or the tags put the
+    model's own word for a picture into the prompt that was `asked`; those are failures. Raises
+    UsageError where a person wrote such a word."""
+    refuse_placeholders(asked, model)
+    kept: list[tuple[MediaFile, Medium]] = []
+    failures: dict[Path, Failure] = {}
+    for file, medium in zip(files, contents, strict=True):
+        found = next((word for word in model.profile.placeholders if word in medium.prompt), None)
+        if found is None:
+            kept.append((file, medium))
+            continue
+        failures[file.path] = source_failure(
+            file.source,
+            file.media_path,
+            "placeholder",
+            f"its name, folder or tags put {found} into the prompt, which {model.name} reads as "
+            "the place of a picture",
+            "Rename it, or leave {name}, {folder} and {tags} out of the prompt",
+        )
+    return [file for file, _ in kept], [medium for _, medium in kept], [*failures.values()]
+
+
+def refuse_around(config: CaptionConfig, model: Model) -> None:
+    """Refuse what is written around every prompt and cannot stand there: a system text that the
+    model has no place for, and its own word for a picture. Raises UsageError."""
+    if config.system and not model.profile.takes_system:
+        raise UsageError(
+            f"the chat template of {model.name} has no place for --system",
+            hint="Put that text at the head of --prompt",
+        )
+    given = {
+        "--system": config.system,
+        "--start-with": config.start_with,
+        "--summary-prompt": config.summary_prompt,
+    }
+    for option, text in given.items():
+        found = next((word for word in model.profile.placeholders if word in text), None)
+        if found is not None:
+            raise UsageError(
+                f"{option} holds {found}, which {model.name} reads as the place of a picture",
+                hint=f"Leave it out of {option}: the picture is placed before the prompt",
+            )
+
+
 def refuse_previous(contents: Sequence[Medium], model: Model) -> None:
     """Refuse to ask of a chunk by the one before where pictures are looked at by what is asked, and
     all chunks are encoded before. Raises UsageError."""

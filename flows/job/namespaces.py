@@ -61,7 +61,7 @@ def variants_of(
             namespaces = namespaces_of(config, model, sampling, pipeline, settings)
             found.append(namespaces)
             if config.generation.limit_only_cuts:
-                said = config.generation.words
+                said = _said(config, model)
                 found += _other_limits(namespaces, pipeline[-1], model, settings, stored, said)
     return found
 
@@ -82,7 +82,9 @@ def namespaces_of(
     of: dict[str, str] = {}
     for stage in pipeline:
         by = [of[stage.reads], *_decides(stage, model, settings)] if stage.reads else []
-        limit = [config.max_new_tokens, *config.generation.words] if stage.limited else []
+        limit = [config.max_new_tokens, *_said(config, model)] if stage.limited else []
+        if stage.part and model.profile.prompted and not stage.limited:
+            limit = list(model.profile.turn_words(system=False))
         cut = [config.tiles, model.fit("image").edge] if stage.tiled and config.tiles != OFF else []
         of[stage.writes] = _namespace(stage, [*by, *limit, *cut] if by else [looked_at, fits])
     of_prompts = {s.writes for s in pipeline if s.prompted or (model.profile.prompted and s.part)}
@@ -102,6 +104,13 @@ def namespace_aside(stage: Stage, model: Model, settings: PartSettings) -> str:
     Whatever makes captions has no part in it."""
     decides = replace(settings, engine="").decides
     return _namespace(stage, [model.digests[stage.part], *decides] if stage.part else [])
+
+
+def _said(config: CaptionConfig, model: Model) -> list[Any]:
+    """Return what decides the words of a caption besides their number, which none of it does as
+    by default."""
+    turns = model.profile.turn_words(system=bool(config.system))
+    return [*config.generation.words, *turns]
 
 
 def _decides(stage: Stage, model: Model, settings: Mapping[Part, PartSettings]) -> list[Any]:

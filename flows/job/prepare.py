@@ -19,11 +19,12 @@ from flows.job.budget import Budget, budget_for
 from flows.job.config import CaptionConfig
 from flows.job.contents import (
     read_contents,
+    refuse_around,
     refuse_beside,
-    refuse_placeholders,
     refuse_previous,
     refuse_summary,
     under_prompts,
+    without_placeholders,
 )
 from flows.job.device_probe import check_device
 from flows.job.far_digests import Progress, unread_note
@@ -135,9 +136,12 @@ def prepare(
     if not readable:
         raise NothingToDo(pipeline, [*failures, *unreadable])
     readable, contents = under_prompts(readable, contents, config)
+    asked = contents
     contents, said = filled(readable, contents, store)
     said += [] if fetch else unread_note(readable)
-    refuse_placeholders(contents, model)
+    readable, contents, odd = without_placeholders(readable, contents, asked, model)
+    if not readable:
+        raise NothingToDo(pipeline, [*failures, *unreadable, *odd])
     refuse_summary(config, model)
     refuse_previous(contents, model)
     job = _job_of(config, store, model, pipeline)
@@ -145,7 +149,7 @@ def prepare(
         job,
         files=tuple(readable),
         contents=tuple(contents),
-        failures=(*failures, *unreadable),
+        failures=(*failures, *unreadable, *odd),
         notes=tuple(said),
     )
 
@@ -184,6 +188,8 @@ def _model_for(
         read_weights=read_weights,
     )
     pipeline = pipeline_for(model, pipelines)
+    if any(stage.limited for stage in pipeline):
+        refuse_around(config, model)
     # Where no stage loads anything, the notes of a store still say which model it was.
     model = model.of_parts(parts_of(pipeline) or model.settings, alone=alone)
     if config.tiles == OFF and any(stage.shrinks for stage in pipeline):

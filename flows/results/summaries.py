@@ -103,7 +103,8 @@ class Summaries:
     def key(self, story: Story, settings: PartSettings) -> str:
         """Return the key of a video's summary in these settings. The context is not in it: what was
         made in any is done."""
-        return digest_of([self.namespace(settings), self._how, story.texts])
+        turns = self._job.model.profile.turn_words(system=bool(self._job.config.system))
+        return digest_of([self.namespace(settings), self._how, story.texts, *turns])
 
     def of(self, story: Story) -> tuple[PartSettings, Mapping[str, Any]] | None:
         """Return what was said of a video, in the best settings; None where nothing was yet."""

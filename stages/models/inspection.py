@@ -22,9 +22,9 @@ from stages.models.hub.headers import read_headers
 from stages.models.hub.resolve import find_model
 from stages.models.natives.registry import native_of
 from stages.models.part_profiles import halves_of, undivided
+from stages.models.processors.chat_turn import system_form
 from stages.models.processors.fit import Probe, black, pixels_a_video, probe
-from stages.models.processors.layout import layout_of
-from stages.models.processors.loading import takes_images
+from stages.models.processors.layout import channels_of, layout_of, rewritten
 from stages.models.processors.pictures import prepare_pictures
 from stages.models.processors.prepare import (
     goes_on,
@@ -188,13 +188,13 @@ def _profile(
     written = {kind: wording(processor, kind) for kind in get_args(MediaKind)}
     modalities: tuple[Modality, ...] = ("image", "video") if takes_videos(processor) else ("image",)
     prompted = choice.route != "joint" and depends_on_prompt(skeleton)
-    alone = takes_images(processor) and layout_of(processor, "images").alone
+    layouts = [layout_of(processor, channel) for channel in channels_of(processor)]
     return ModelProfile(
         folder=str(folder),
         class_name=type(skeleton).__name__,
         model_type=config.model_type,
         modalities=modalities,
-        images_a_prompt=int(alone),
+        images_a_prompt=int(any(each.alone for each in layouts)),
         frames_a_video=frames_a_video(processor),
         goes_on=not prompted and goes_on(processor, config.is_encoder_decoder),
         dtype=_dtype(config),
@@ -205,6 +205,8 @@ def _profile(
         sampling=stated_sampling(processor),
         fit_video=video.fit,
         fit_image=image.fit,
+        takes_system=all(system_form(processor, each.form) for each in layouts),
+        rewritten=rewritten(processor, layouts),
         placeholders=tuple(sorted(placeholder_tokens(processor))),
         feature_width=int(config.get_text_config().hidden_size),
         image_tokens=image.tokens,
@@ -222,8 +224,7 @@ def _profile(
 def _try_processor(processor: Any, folder: Path) -> None:
     """Raise PenstockError when no prompt can be written or no picture goes in; probing would pass
     over it."""
-    kinds = {"images": takes_images(processor), "videos": takes_videos(processor)}
-    for channel in (channel for channel, taken in kinds.items() if taken):
+    for channel in channels_of(processor):
         try:
             layout_of(processor, channel)
         except PenstockError:

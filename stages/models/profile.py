@@ -9,7 +9,9 @@ from artifacts.schema import FrameFit, Modality, Part, Route
 from stages.models.footprint import BatchCost
 from stages.models.row_memory import LayerMemory, RowMemory
 
-OUTPUT_VERSION = 25
+LISTS = ("modalities", "placeholders", "rewritten")
+"""Names of the lists of words in a profile."""
+OUTPUT_VERSION = 26
 """Output version of a profile: raised when what one says changes, and part of its key."""
 
 
@@ -131,6 +133,11 @@ class ModelProfile:
     """The size at which a video's frames are worth storing."""
     fit_image: FrameFit
     """The size at which an image is seen; it is stored as it is."""
+    takes_system: bool = True
+    """Whether a system text has a place in its prompts."""
+    rewritten: tuple[str, ...] = ()
+    """Parts of a turn, `question` and `system`, that earlier versions did not write to the
+    letter."""
     placeholders: tuple[str, ...] = ()
     """Words that a prompt must not hold: the model reads them as the place of a picture."""
     feature_width: int
@@ -171,6 +178,12 @@ class ModelProfile:
     def language(self) -> PartProfile:
         return self.parts["language"]
 
+    def turn_words(self, *, system: bool) -> list[str]:
+        """Return what belongs into the keys of captions, with a `system` text or without, where
+        earlier versions wrote turns otherwise."""
+        parts = [part for part in self.rewritten if part != "system" or system]
+        return [f"{part} to the letter" for part in parts]
+
     def to_json(self) -> dict[str, Any]:
         """Return the profile as JSON takes it, each part under its own name."""
         told = asdict(self)
@@ -179,7 +192,7 @@ class ModelProfile:
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> "ModelProfile":
         value = dict(value)
-        made: dict[str, Any] = {name: tuple(value[name]) for name in ("modalities", "placeholders")}
+        made: dict[str, Any] = {name: tuple(value[name]) for name in LISTS}
         parts = {}
         for part in (part for part in get_args(Part) if part in value):
             told = value.pop(part)

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from stages.models.processors.chat_turn import PARTS, WORDS, write
+from stages.models.processors.chat_turn import TEMPLATED, write
 from stages.models.processors.clip import Clip, pictures, video_metadata
 from stages.models.processors.loading import (
     count_places,
@@ -41,6 +41,8 @@ class Layout:
     """Whether one prompt takes one picture at most."""
     system: str = ""
     """Text of a turn before that of the question; empty: there is none."""
+    rewritten: bool = False
+    """Whether earlier versions took a form that does not hold the question to the letter."""
 
 
 def run(
@@ -76,7 +78,7 @@ def begins_itself(processor: Any, layout: Layout, text: str) -> bool:
     """Tell whether the template wrote the token that a text begins with, which then is not put
     there again; as `apply_chat_template` has it."""
     bos = processor.tokenizer.bos_token
-    return layout.form in (PARTS, WORDS) and bos is not None and text.startswith(bos)
+    return layout.form in TEMPLATED and bos is not None and text.startswith(bos)
 
 
 def _padded(processor: Any, rows: list[dict[str, Any]]) -> dict[str, Any]:

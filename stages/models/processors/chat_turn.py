@@ -1,24 +1,35 @@
-"""Writes the text of one turn, media first; knows no family.
+"""Writes the text of one turn, media first; the same code serves all families.
 
 A checkpoint's own chat template writes it. Without one the words that stand for pictures come
 first and the prompt after them, or the prompt alone where the processor itself places the pictures
 or the model has no place for them in its text: then the prompt is what the text begins with.
+
+Templates take what they are given as a list of parts, as one string, or as either, and one that
+expects a string may print a list as Python writes it. So a form is taken only where the text that
+comes out holds a trial prompt to the letter: its quotation marks stand otherwise in every printed
+list. The form of a system text is found in the same way, apart from that of the question.
 """
 
 from typing import Any
 
 from artifacts.errors import UsageError
+from stages.models.processors.known import known
 from stages.models.processors.loading import token
 
 PARTS = "parts"
 """The chat template is given a list of pictures and text."""
 WORDS = "words"
 """The chat template is given one string, as templates of language models expect."""
+PROMPT = "prompt"
+"""The chat template is given the prompt alone as a string, and places the picture itself."""
+TEMPLATED = (PARTS, WORDS, PROMPT)
 PLAIN = ("{prompt}", "{media}\n{prompt}")
 """Forms for a checkpoint without a chat template."""
 SPELLED = "{media}{prompt}"
 """The form taken for the first of them where a processor wants the words written that it would put
 there itself."""
+TRIAL = "Say 'what', and \"how\"."
+"""A text with both quotation marks, one of which is escaped wherever a list is printed."""
 
 
 def forms(processor: Any) -> tuple[str, ...]:
@@ -28,45 +39,96 @@ def forms(processor: Any) -> tuple[str, ...]:
     return (WORDS, *PLAIN) if processor.tokenizer.chat_template else PLAIN
 
 
+def last_forms(processor: Any) -> tuple[str, ...]:
+    """Return the forms that are tried when none of the others works in any way."""
+    return (PROMPT,) if processor.chat_template or processor.tokenizer.chat_template else ()
+
+
 def write(
     processor: Any, form: str, channel: str, media: int, prompt: str, system: str = ""
 ) -> str:
     """Write the text of one turn with so many pictures or videos, after a `system` text. Raises
     UsageError where there is no place for that."""
-    kind = channel.removesuffix("s")
-    if form == PARTS:
-        parts = [*({"type": kind} for _ in range(media)), {"type": "text", "text": prompt}]
-        before = [_system([{"type": "text", "text": system}])] if system else []
-        return _templated(processor, [*before, {"role": "user", "content": parts}], system)
-    words = token(processor, kind) * media
-    if form == WORDS:
-        content = f"{words}\n{prompt}" if words else prompt
-        before = [_system(system)] if system else []
-        return _templated(processor, [*before, {"role": "user", "content": content}], system)
-    if system:
-        raise _without_system()
-    return form.replace("{media}", words).replace("{prompt}", prompt)
-
-
-def _system(content: Any) -> dict[str, Any]:
-    return {"role": "system", "content": content}
-
-
-def _templated(processor: Any, turns: list[dict[str, Any]], system: str) -> str:
-    writer = processor if processor.chat_template else processor.tokenizer
-    try:
-        text: str = writer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-    except Exception as error:  # a template may refuse a role in any way
+    if form not in TEMPLATED:
         if system:
-            raise _without_system() from error
-        raise
+            raise without_system()
+        words = token(processor, channel.removesuffix("s")) * media
+        return form.replace("{media}", words).replace("{prompt}", prompt)
+    asked = _question(processor, form, channel, media, prompt)
+    if not system:
+        return _templated(processor, [asked])
+    if not (way := system_form(processor, form)):
+        raise without_system()
+    text = _templated(processor, [_system(way, system), asked])
     if system.strip() not in text:
-        raise _without_system()
+        raise without_system()
     return text
 
 
-def _without_system() -> UsageError:
+def exact(processor: Any, form: str, channel: str) -> bool:
+    """Tell whether a question in this form comes out to the letter, with its picture no more than
+    once and no other kind of medium."""
+    if form not in TEMPLATED:
+        return True
+    text = _templated(processor, [_question(processor, form, channel, 1, TRIAL)])
+    word = token(processor, channel.removesuffix("s"))
+    if TRIAL not in text or (form != PARTS and word and text.count(word) > 1):
+        return False
+    others = {token(processor, kind) for kind in ("image", "video")} - {word, ""}
+    return form != PROMPT or not any(other in text for other in others)
+
+
+def system_form(processor: Any, form: str) -> str:
+    """Return the form in which a system text comes out to the letter before a question in `form`:
+    `parts` or `words`; empty where there is none."""
+    return known(processor, f"form of a system text before {form}", lambda: _find(processor, form))
+
+
+def printed_before(processor: Any, form: str) -> bool:
+    """Tell whether earlier versions, which looked only for the words, gave the template a list that
+    it prints as Python writes it."""
+    text = "Answer."
+    return system_form(processor, form) == WORDS and text in _tried(processor, form, PARTS, text)
+
+
+def without_system() -> UsageError:
     return UsageError(
         "the chat template of this model has no place for --system",
         hint="Put that text at the head of --prompt",
     )
+
+
+def _find(processor: Any, form: str) -> str:
+    ways = {PARTS: (PARTS, WORDS), WORDS: (WORDS,), PROMPT: (WORDS,)}.get(form, ())
+    return next((way for way in ways if TRIAL in _tried(processor, form, way, TRIAL)), "")
+
+
+def _tried(processor: Any, form: str, way: str, system: str) -> str:
+    """Return a text with a system text in this form; empty where the template refuses it."""
+    if form == WORDS and way == PARTS:
+        return ""
+    asked = _question(processor, form, "images", 0, "What?")
+    try:
+        return _templated(processor, [_system(way, system), asked])
+    except Exception:  # a template may refuse a role in any way
+        return ""
+
+
+def _question(processor: Any, form: str, channel: str, media: int, prompt: str) -> dict[str, Any]:
+    kind = channel.removesuffix("s")
+    content: Any = prompt
+    if form == PARTS:
+        content = [*({"type": kind} for _ in range(media)), {"type": "text", "text": prompt}]
+    elif form == WORDS and (words := token(processor, kind) * media):
+        content = f"{words}\n{prompt}"
+    return {"role": "user", "content": content}
+
+
+def _system(way: str, text: str) -> dict[str, Any]:
+    return {"role": "system", "content": [{"type": "text", "text": text}] if way == PARTS else text}
+
+
+def _templated(processor: Any, turns: list[dict[str, Any]]) -> str:
+    writer = processor if processor.chat_template else processor.tokenizer
+    text: str = writer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+    return text

@@ -11,15 +11,15 @@ the next layout is tried; memory that ran out and a missing package are raised. 
 pictures among the outputs, a row for each prompt, and, where the processor declares tokens for
 pictures, room for them in the text. Then it is tried whether a prompt takes a second picture.
 `known` keeps each answer for as long as the processor lives and its chat template stays the same.
+A form that does not hold the question to the letter is passed over; see `chat_turn`.
 When no layout works, the error of the first is told.
 """
 
 import contextlib
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Any, TypeVar
-from weakref import WeakKeyDictionary
+from typing import Any
 
 import numpy as np
 import torch
@@ -34,13 +34,25 @@ from stages.models.processors.calling import (
     run,
     text_ids,
 )
-from stages.models.processors.chat_turn import PARTS, PLAIN, SPELLED, WORDS, forms, write
+from stages.models.processors.chat_turn import (
+    PARTS,
+    PLAIN,
+    SPELLED,
+    WORDS,
+    exact,
+    forms,
+    last_forms,
+    printed_before,
+    write,
+)
 from stages.models.processors.clip import Clip
+from stages.models.processors.known import known
 from stages.models.processors.loading import (
     declared_ids,
     is_picture,
     needs_package,
     takes_images,
+    takes_videos,
 )
 from stages.process.exit_diagnosis import out_of_memory
 
@@ -49,24 +61,28 @@ PROBES = ("Describe.", "What happens in this video?")
 PROBE_SHAPE = (4, 96, 128, 3)
 """Frames, height, width of the noise that processors are tried on."""
 BOTH = (True, False)
-Answer = TypeVar("Answer")
-_KNOWN: "WeakKeyDictionary[Any, dict[Any, Any]]" = WeakKeyDictionary()
-
-
-def known(processor: Any, question: str, find: Callable[[], Answer]) -> Answer:
-    """Return the answer of `find` for this processor and its chat template, asked once."""
-    answers = _KNOWN.setdefault(processor, {})
-    key = (question, processor.chat_template, processor.tokenizer.chat_template)
-    if repr(key) not in answers:
-        answers[repr(key)] = find()
-    answer: Answer = answers[repr(key)]
-    return answer
 
 
 def layout_of(processor: Any, channel: str) -> Layout:
     """Return how this processor takes `images` or `videos`. Raises UsageError when in no way known,
     or EnvironmentFault when it needs a package."""
     return known(processor, f"layout of {channel}", lambda: _find(processor, channel))
+
+
+def channels_of(processor: Any) -> list[str]:
+    """Return as what media go into a processor: `images`, `videos` or both."""
+    taken = {"images": takes_images(processor), "videos": takes_videos(processor)}
+    return [channel for channel in taken if taken[channel]]
+
+
+def rewritten(processor: Any, layouts: Sequence[Layout]) -> tuple[str, ...]:
+    """Return the parts of a turn, `question` and `system`, that earlier versions did not write to
+    the letter."""
+    found = {
+        "question": any(each.rewritten for each in layouts),
+        "system": any(printed_before(processor, each.form) for each in layouts),
+    }
+    return tuple(part for part in found if found[part])
 
 
 def noise(channel: str) -> Clip:
@@ -81,6 +97,7 @@ def _find(processor: Any, channel: str) -> Layout:
     if processor.chat_template:
         _try_template(processor, channel)
     problem: Exception | None = None
+    inexact = False
     for layout in _candidates(processor, channel):
         try:
             outputs = run(processor, layout, [noise(channel)] * 2, PROBES)
@@ -94,8 +111,16 @@ def _find(processor: Any, channel: str) -> Layout:
                 raise
             problem = problem or error
             continue
-        layout = _spelled(processor, layout, outputs)
+        if not exact(processor, layout.form, channel):
+            inexact = True
+            continue
+        layout = replace(_spelled(processor, layout, outputs), rewritten=inexact)
         return replace(layout, alone=channel == "images" and _takes_one(processor, layout))
+    if inexact:
+        raise UsageError(
+            "the chat template of this model prints a question as a list, or changes its words",
+            hint="Mend its chat_template.jinja, or use another model",
+        )
     text = " ".join(str(problem).split())[:200] or type(problem).__name__
     raise UsageError(
         f"{type(processor).__name__} takes {channel} in no way that is known: {text}",
@@ -124,8 +149,9 @@ def _candidates(processor: Any, channel: str) -> Iterator[Layout]:
             (channel, (SAMPLE,)),
         ]
         taking += [] if takes_images(processor) else [("images", ())]
-    for argument, options in taking:
-        for batched, nested, form in itertools.product(BOTH, BOTH, forms(processor)):
+    calls = itertools.product((forms(processor), last_forms(processor)), taking)
+    for tried, (argument, options) in calls:
+        for batched, nested, form in itertools.product(BOTH, BOTH, tried):
             yield Layout(
                 channel=channel,
                 argument=argument,

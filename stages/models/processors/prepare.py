@@ -19,7 +19,8 @@ from stages.models.halves.routes import overrides_generate
 from stages.models.processors.calling import Layout, run, text_ids
 from stages.models.processors.chat_turn import PLAIN, SPELLED
 from stages.models.processors.clip import Clip, video_metadata
-from stages.models.processors.layout import known, layout_of, noise
+from stages.models.processors.known import known
+from stages.models.processors.layout import layout_of, noise
 from stages.models.processors.loading import (
     load_processor,
     placeholder_tokens,
@@ -86,7 +87,7 @@ def rebuild(
     channel = rows[0].channel
     if any(row.channel != channel for row in rows):
         raise ValueError("rows with images and rows with videos cannot share a batch")
-    _refuse_placeholders(processor, prompts)
+    _refuse_placeholders(processor, [*prompts, system])
     layout = replace(layout_of(processor, channel), system=system)
     return restore(processor, layout, rows, prompts)
 

@@ -1,0 +1,18 @@
+"""Keeps what was found out about a processor by trying it, for as long as the processor lives."""
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+from weakref import WeakKeyDictionary
+
+Answer = TypeVar("Answer")
+_KNOWN: "WeakKeyDictionary[Any, dict[Any, Any]]" = WeakKeyDictionary()
+
+
+def known(processor: Any, question: str, find: Callable[[], Answer]) -> Answer:
+    """Return the answer of `find` for this processor and its chat template, asked once."""
+    answers = _KNOWN.setdefault(processor, {})
+    key = (question, processor.chat_template, processor.tokenizer.chat_template)
+    if repr(key) not in answers:
+        answers[repr(key)] = find()
+    answer: Answer = answers[repr(key)]
+    return answer
