@@ -50,6 +50,13 @@ def test_nothing_heavy_is_imported_for_the_names() -> None:
     assert done.stdout.strip() == "[]"
 
 
+def test_the_package_runs_as_a_module() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "penstock", "--version"], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (0, f"penstock {penstock.__version__}\n"), done.stderr
+
+
 def test_captions_come_as_they_are_made_and_stand_in_the_file(here: Path) -> None:
     with penstock.caption("videos", model="demo", out="out", chunk=2.0, batch_size=1) as captions:
         found = [(row.media_path, row.start, row.caption) for row in captions]

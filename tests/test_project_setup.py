@@ -88,6 +88,19 @@ def test_everything_installed_is_held_to_its_hash(machine: Machine) -> None:
     assert "--offline --no-deps --no-build-isolation --editable ." in project
 
 
+def test_nothing_is_compiled_that_is_not_imported(machine: Machine) -> None:
+    machine.has_python("python3", "3.12")
+    machine.has_uv()
+    written = machine.clone / "compiled"
+    (machine.clone / "scripts" / "compile_imports.py").write_text(f"open({str(written)!r}, 'w')")
+    machine.setup()
+    assert not any("--compile" in call for call in machine.uv_calls())
+    assert not written.exists()
+    (machine.clone / ".venv" / "installed").unlink()
+    machine.setup(PYTHONDONTWRITEBYTECODE="1")  # where imports keep no bytecode by themselves
+    assert written.exists()
+
+
 def test_a_second_call_does_nothing(machine: Machine) -> None:
     machine.has_python("python3", "3.12")
     machine.has_uv()

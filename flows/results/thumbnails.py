@@ -45,11 +45,10 @@ def _picture(path: Path, side: int) -> Any:
 
 
 def _frame(path: Path, time: float) -> Any:
-    import av
-
+    from artifacts.containers import open_media
     from stages.frames.formats import OPTIONS
 
-    with av.open(str(path), options=dict(OPTIONS)) as container:
+    with open_media(path, options=OPTIONS) as container:
         stream = container.streams.video[0]
         first = float((stream.start_time or 0) * (stream.time_base or 0))
         container.seek(int((first + time) * 1_000_000), backward=True)

@@ -6,7 +6,6 @@ one, and ends with the last frame that begins before its end. Its sound is left 
 """
 
 import contextlib
-import os
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from itertools import chain, dropwhile, groupby, islice
@@ -17,6 +16,7 @@ import av
 from av.container import InputContainer
 from av.video.stream import VideoStream
 
+from artifacts.containers import open_media
 from artifacts.errors import EnvironmentFault, MediaError
 from artifacts.remote.keeping import at_hand
 from artifacts.stamps import Stamp
@@ -131,7 +131,7 @@ class Stretches:
     def _write(self, key: "_Keyframe", beyond: int, path: Path, form: str) -> None:
         """Copy the packets to a file in which time 0 is the keyframe's."""
         source, stream = open_video(self.path, threads=1)
-        with source, av.open(os.fspath(path), "w", format=form) as made:
+        with source, open_media(path, "w", format=form) as made:
             # Opaque: also what can only be decoded here.
             copied = made.add_stream_from_template(stream, opaque=True)
             for packet in _with_dts(self._packets(source, stream, key, beyond)):

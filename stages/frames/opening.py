@@ -1,7 +1,6 @@
 """Opens a media file for its video, and says in words why one cannot be used. It knows nothing of
 frames or times."""
 
-import os
 from pathlib import Path
 
 import av
@@ -9,6 +8,7 @@ from av.container import InputContainer
 from av.stream import Discard, Disposition
 from av.video.stream import VideoStream
 
+from artifacts.containers import open_media
 from artifacts.errors import MediaError
 from artifacts.regular import NotAFile, open_regular
 from artifacts.stamps import stamp_of
@@ -107,11 +107,7 @@ def open_video(path: Path, *, threads: int = 0) -> tuple[InputContainer, VideoSt
 def open_container(path: Path) -> InputContainer:
     """Open a media file as FFmpeg sees it; no other file or address is opened for it. Raises
     FFmpegError."""
-    return av.open(
-        os.fspath(path.absolute()),
-        options=OPTIONS,
-        metadata_errors="replace",  # titles in Latin-1 are common
-    )
+    return open_media(path, options=OPTIONS)
 
 
 def _video_stream(path: Path, container: InputContainer) -> VideoStream:
@@ -136,7 +132,7 @@ def _video_stream(path: Path, container: InputContainer) -> VideoStream:
             kind="too-large",
             hint="Scale it down first, if it is what it says",
         )
-    if stream.time_base is None:
+    if not stream.time_base:  # None or 0/1, by the version of PyAV
         raise MediaError(
             f"{path} has no clock", kind="damaged", hint="Remux it: ffmpeg -i FILE -c copy OUT.mkv"
         )

@@ -65,14 +65,14 @@ def copies(device: str) -> dict[str, float]:
 
 def video_pixels() -> float:
     """Return the pixels a second that come of decoding H.264, all cores together."""
-    import av
+    from artifacts.containers import open_media
 
     with tempfile.TemporaryDirectory(prefix="penstock-measure-") as folder:
         path = Path(folder, "video.mp4")
         _write(path)
 
         def decode() -> None:
-            with av.open(str(path)) as container:
+            with open_media(path) as container:
                 stream = container.streams.video[0]
                 stream.thread_type = "AUTO"
                 deque(container.decode(stream), maxlen=0)
@@ -85,12 +85,14 @@ def _write(path: Path) -> None:
     """Write a picture with detail that moves, under changing light, as decoding depends on both."""
     import av
 
+    from artifacts.containers import open_media
+
     height, width = VIDEO_SIZE
     random = np.random.default_rng(0)
     coarse = random.integers(0, 255, (height // 8, width // 8 + VIDEO_FRAMES, 3), dtype=np.uint8)
     fine = np.kron(coarse, np.ones((8, 8, 1), np.uint8)) // 2
     fine += random.integers(0, 24, fine.shape, dtype=np.uint8)
-    with av.open(str(path), "w") as container:
+    with open_media(path, "w") as container:
         stream: Any = container.add_stream(_codec(), rate=24, options={"preset": "ultrafast"})
         stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
         for at in range(VIDEO_FRAMES):

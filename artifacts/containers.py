@@ -1,0 +1,45 @@
+"""Opens media files by PyAV, with arguments that every supported PyAV accepts."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, overload
+
+import av
+from av.container import InputContainer, OutputContainer
+
+NO_METADATA_ERRORS = 19
+"""First major version of PyAV that has no `metadata_errors`: it takes any bytes in a title."""
+
+
+@overload
+def open_media(
+    path: Path, *, format: str | None = None, options: Mapping[str, str] | None = None
+) -> InputContainer: ...
+@overload
+def open_media(
+    path: Path,
+    mode: Literal["w"],
+    *,
+    format: str | None = None,
+    options: Mapping[str, str] | None = None,
+) -> OutputContainer: ...
+def open_media(
+    path: Path,
+    mode: Literal["r", "w"] = "r",
+    *,
+    format: str | None = None,
+    options: Mapping[str, str] | None = None,
+) -> InputContainer | OutputContainer:
+    """Open a media file to be read, or to be written anew; `format` None lets FFmpeg choose. Raises
+    FFmpegError."""
+    given = open_arguments(av.__version__, mode=mode, format=format, options=dict(options or {}))
+    opened: InputContainer | OutputContainer = av.open(os.fspath(path.absolute()), **given)
+    return opened
+
+
+def open_arguments(version: str, **given: Any) -> dict[str, Any]:
+    """Return the named arguments of `av.open` for this version of PyAV."""
+    if int(version.partition(".")[0]) < NO_METADATA_ERRORS:
+        return {**given, "metadata_errors": "replace"}  # titles in Latin-1 are common
+    return given
