@@ -36,6 +36,8 @@ class QueuedWork:
     answer: "asyncio.Future[Any]"
     queued: float
     """Time when it came."""
+    size: int = 0
+    """Bytes of its fields, as they are told."""
     alone: bool = False
     """Whether it goes by itself, since a half died of a batch that it was in, or did not fit it."""
     failures: int = 0
@@ -108,6 +110,24 @@ class Batches:
                 left.discard(key)
                 if not left:
                     del self._under_way[number]
+
+    def withdraw(self, work: QueuedWork) -> bool:
+        """Take back a work whose asker has left. Return whether the half has it, and nobody else
+        waits for what it makes of it."""
+        if work in self.waiting:
+            self.waiting.remove(work)
+            return False
+        sharing = self.sent.get(work.key, [])
+        if work in sharing:
+            sharing.remove(work)
+            return not sharing
+        return False
+
+    @property
+    def bytes(self) -> int:
+        """Return the bytes of all that waits, and of all that the half has."""
+        sent = itertools.chain.from_iterable(self.sent.values())
+        return sum(work.size for work in itertools.chain(self.waiting, sent))
 
     def died(self) -> list[QueuedWork]:
         """Let the works of a half that died wait again, each to go alone. Return those that are to

@@ -8,7 +8,8 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from artifacts.errors import CannotFit, PenstockError
@@ -17,7 +18,8 @@ from flows.serving.batching import Batches
 from flows.serving.half_plan import HalfPlan
 from flows.serving.live_stage import LauncherMaker, LiveStage
 from flows.serving.metrics import Metrics
-from flows.serving.refusals import bad, unavailable
+from flows.serving.published import Made, Unread, read_published
+from flows.serving.refusals import bad
 from flows.serving.residence import Residence
 from flows.serving.scratch import Scratch
 from flows.serving.setbacks import Setbacks
@@ -28,12 +30,12 @@ from stages.process.events import (
     Failed,
     MemorySeen,
     Noted,
-    Published,
     Shrunk,
     TooLarge,
     Warned,
     Words,
 )
+from stages.process.live import WITHDRAWN
 
 log = logging.getLogger(__name__)
 
@@ -98,9 +100,15 @@ class Half:
         """Return what is made of this. Raises Refused."""
         if (why := self._setbacks.refusal or self._residence.refusal) is not None:
             raise why
-        answer = self._works.add(key, member, weight)
+        work = self._works.add(key, member, weight)
         self._changed.set()
-        return await answer
+        try:
+            return await work.answer
+        finally:
+            if work.answer.cancelled():
+                if self._works.withdraw(work, at_once=self._plan.withdraws) and self._live:
+                    self._live.tell({WITHDRAWN: [key]})
+                self._changed.set()
 
     def has(self, key: str) -> bool:
         """Return whether its process was told to make this, and has not yet."""
@@ -174,9 +182,10 @@ class Half:
             self._scratch.path(f"-{self.name}"),
             self._hear,
             self._ended,
+            partial(read_published, self._plan),
         )
 
-    def _hear(self, event: Event) -> None:
+    def _hear(self, event: Event | Made | Unread) -> None:
         match event:
             case Noted() if event.values.get("ready"):
                 self.state, self._works.used = RESIDENT, time.monotonic()
@@ -185,8 +194,10 @@ class Half:
                 self.batches.flying = event.values["engine"] in IN_SLOTS
             case Words() if event.ended:
                 self._works.answer({event.key: event})
-            case Published():
-                self._hand_out(event.keys)
+            case Made():
+                self._works.answer(event.answers)
+            case Unread():
+                self._works.refuse(event.keys, event.why)
             case Failed():
                 self._works.refuse([event.media], bad(event.message, event.hint))
             case TooLarge():
@@ -202,17 +213,6 @@ class Half:
             case _:
                 self.hear_more(event)
         self._changed.set()
-
-    def _hand_out(self, keys: Sequence[str]) -> None:
-        """Answer with what was published."""
-        self._plan.ladder.worked(self.name)
-        try:
-            found = self._plan.answers(keys)
-        except (PenstockError, KeyError) as error:
-            log.warning("%s: what was made cannot be read: %s", self.name, error)
-            self._works.refuse(keys, unavailable("what was made cannot be read", "Ask again"))
-        else:
-            self._works.answer(found)
 
     def _resize(self, most: int = 0) -> None:
         """Take the sizes of batches from the rung."""

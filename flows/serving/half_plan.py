@@ -26,5 +26,7 @@ class HalfPlan:
     weight: int
     """Weight of the works that a batch is planned of, each."""
     wait_seconds: float
+    withdraws: bool = False
+    """Whether its process leaves off what is withdrawn while it is at it."""
     idle_seconds: float
     """Seconds without work after which it leaves the device."""

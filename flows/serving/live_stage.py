@@ -1,7 +1,8 @@
 """One process of a stage that stays, from its start to its end; knows no stage by name.
 
 It is started and waited for on a thread of its own, because the kernel ties the child's life to
-that. What it tells is heard on the event loop.
+that. What it tells is heard on the event loop, which waits for the process nowhere: what its pipe
+does not take is written when it does, and thrown away when the process has ended.
 """
 
 import asyncio
@@ -31,20 +32,27 @@ class LiveStage:
         make_launcher: LauncherMaker,
         call_over: Callable[[str], StageCall],
         pipe: Path,
-        hear: Callable[[Event], None],
+        hear: Callable[[Any], None],
         ended: Callable[["LiveStage", PenstockError | None], None],
+        read: Callable[[Event], Any] = lambda event: event,
     ) -> None:
-        """Begin to start it. `call_over` returns the call of the stage over that pipe."""
+        """Begin to start it. `call_over` returns the call of the stage over that pipe. `hear` is
+        given what `read` makes of an event, on the thread that takes it: there files may be read.
+        """
         self._loop = asyncio.get_running_loop()
         self._hear = hear
+        self._read = read
         self._ended = ended
-        self._telling = Telling(pipe)
+        self._telling: Telling | None = None
+        """Its pipe, once a thread has made it."""
+        self._early: list[Any] = []
+        """Lines from before there was a pipe."""
         self._open = True
         self._killed = False
         self._running: Running | None = None
         launcher = make_launcher(lambda _, event: self._heard(event))
         self._thread = threading.Thread(
-            target=self._life, args=(launcher, call_over, str(pipe)), daemon=True
+            target=self._life, args=(launcher, call_over, pipe), daemon=True
         )
         self._thread.start()
 
@@ -55,14 +63,17 @@ class LiveStage:
 
     def tell(self, line: Any) -> None:
         """Tell it what to do."""
-        if self._open:
+        if self._telling is not None and self._open:
             self._telling.tell(line)
+            self._write()
+        elif self._open:
+            self._early.append(line)
 
     def stop(self) -> None:
         """Let it end: what it was told it does, and then it gives back all it has."""
-        if self._open:
-            self._open = False
-            self._telling.close()
+        self._open = False
+        if self._telling is not None:
+            self._write()
 
     def kill(self) -> None:
         """End it at once."""
@@ -72,13 +83,15 @@ class LiveStage:
                 os.kill(self.pid, signal.SIGKILL)
 
     def _heard(self, event: Event) -> None:
+        found = self._read(event)
         with contextlib.suppress(RuntimeError):  # the loop is closed
-            self._loop.call_soon_threadsafe(self._hear, event)
+            self._loop.call_soon_threadsafe(self._hear, found)
 
-    def _life(self, launcher: Launcher, call_over: Callable[[str], StageCall], pipe: str) -> None:
+    def _life(self, launcher: Launcher, call_over: Callable[[str], StageCall], pipe: Path) -> None:
         error: PenstockError | None = None
         try:
-            self._running = launcher.start(call_over(pipe))
+            self._loop.call_soon_threadsafe(self._made, Telling(pipe))
+            self._running = launcher.start(call_over(str(pipe)))
             if self._killed:
                 self.kill()
             self._running.wait()
@@ -90,6 +103,33 @@ class LiveStage:
         with contextlib.suppress(RuntimeError):
             self._loop.call_soon_threadsafe(self._over, error)
 
+    def _made(self, telling: Telling) -> None:
+        """Take the pipe, and tell what was to be told before there was one."""
+        self._telling = telling
+        for line in self._early:
+            telling.tell(line)
+        self._early.clear()
+        self._write()
+
+    def _write(self) -> None:
+        """Write what the pipe takes, the rest when it takes more, and then close it if no more is
+        to come."""
+        if self._telling is None:
+            return
+        if not self._telling.write():
+            self._loop.add_writer(self._telling.descriptor, self._write)
+            return
+        self._loop.remove_writer(self._telling.descriptor)
+        if not self._open:
+            self._close()
+
+    def _close(self) -> None:
+        if self._telling is not None:
+            self._loop.remove_writer(self._telling.descriptor)
+            self._telling.close()
+            self._telling = None
+
     def _over(self, error: PenstockError | None) -> None:
-        self.stop()
+        self._open = False
+        self._close()
         self._ended(self, error)

@@ -210,6 +210,7 @@ class _Building:
         other = job.ledger.instead(job.ledger.namespaces)
         told = {"instead": other[decode.writes]} if other is not None else {}
         plan = plan_half(job, decode, ladder, config, dict.fromkeys, told)
+        plan = replace(plan, withdraws=True)
         decoding: Half = self._half(plan)
         cutting = FrameSource(job, self._decoders(job, 1), self.keeper, service.scratch)
         captions = Captioning(job, encoding, decoding, cutting, self.keeper, service.metrics)

@@ -1,6 +1,7 @@
 """Keeps what one half is asked for, and hands out what it made; knows no process."""
 
 import asyncio
+import json
 import time
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -12,6 +13,8 @@ from flows.serving.refusals import Refused, bad
 TO_BLAME = bad(
     "the model's process died of this twice", "Send another file; the server's log says more"
 )
+MOST_BYTES = 64 << 20
+"""Bytes of works that wait for one half, or are with it."""
 TOO_LARGE = bad(
     "this does not fit the memory there is",
     "Send a smaller picture, or start the server with more --memory",
@@ -29,14 +32,23 @@ class Works:
         self._began: float | None = None
         """Time since when the half has been at something."""
 
-    def add(self, key: str, member: dict[str, Any], weight: int) -> "asyncio.Future[Any]":
-        """Have one more wait. Returns its answer to be."""
+    def add(self, key: str, member: dict[str, Any], weight: int) -> QueuedWork:
+        """Have one more wait. Raises Refused where too many bytes do."""
         answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         work = QueuedWork(
-            key=key, member=member, weight=weight, answer=answer, queued=time.monotonic()
+            key=key,
+            member=member,
+            weight=weight,
+            answer=answer,
+            queued=time.monotonic(),
+            size=len(json.dumps(member)),
         )
+        if self.batches.waiting and self.batches.bytes + work.size > MOST_BYTES:
+            raise Refused(
+                429, "too much is waiting to be read", "Ask again later, or for less at once", 5.0
+            )
         self.batches.waiting.append(work)
-        return answer
+        return work
 
     def take(self) -> list[QueuedWork]:
         """Return the next batch, which the half is at from now on."""
@@ -64,6 +76,15 @@ class Works:
         """Have wait again what did not fit, unless it had the half to itself."""
         _refuse(self.batches.unfit(key), TOO_LARGE)
         self._rest(time.monotonic())
+
+    def withdraw(self, work: QueuedWork, *, at_once: bool) -> bool:
+        """Take back a work that nobody wants any more. Return whether the half is to be told;
+        `at_once`, if it leaves off then, so that another takes its place."""
+        if not (self.batches.withdraw(work) and at_once):
+            return False
+        list(self.batches.made([work.key]))
+        self._rest(time.monotonic())
+        return True
 
     def refuse_waiting(self, why: Refused) -> None:
         """Say of all that wait that they are not made."""

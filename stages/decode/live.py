@@ -13,7 +13,6 @@ from artifacts.errors import PenstockError
 from artifacts.packs import Record, RecordSet
 from artifacts.store import open_store
 from artifacts.tensors import RecordGone
-from stages.decode.batches import Batch
 from stages.decode.engines import choice_of, engine_of
 from stages.decode.job import DecodeJob
 from stages.decode.protocol import Asked, Said, Speaker
@@ -21,7 +20,7 @@ from stages.decode.stored import read_features
 from stages.memory.shrinking import Shrinking
 from stages.models.prefetch import prefetched
 from stages.process.events import UNSUPPORTED, Words
-from stages.process.live import lines_of
+from stages.process.live import ToldBatches, ToldWork
 from stages.process.report import Report
 
 
@@ -34,10 +33,10 @@ def run_live(job: DecodeJob, report: Report) -> None:
     speaker = start(job)
     report.note(ready=True, **speaker.facts())
 
-    def read(batch: Batch) -> list[Asked]:
+    def read(batch: list[ToldWork]) -> list[Asked]:
         return [asked for member in batch for asked in _read(features, member, report)]
 
-    batches: Iterator[Batch] = lines_of(job.live)
+    batches: Iterator[list[ToldWork]] = iter(ToldBatches(job.live))
     for begun in batches:
         asked = read(begun)
         if asked:
@@ -51,6 +50,8 @@ def run_live(job: DecodeJob, report: Report) -> None:
     key_of = {False: "key", True: "instead"}[engine is not first and bool(job.instead)]
 
     def tell(one: Asked, said: Said) -> None:
+        if one.is_withdrawn:  # it may have been left off
+            return
         if said.fault is not None:
             key, fault = one.member["key"], said.fault
             report.failure(key, UNSUPPORTED, fault.message, fault.hint)
@@ -81,13 +82,16 @@ def run_live(job: DecodeJob, report: Report) -> None:
                 tell(one, words)
 
 
-def _read(features: RecordSet, member: dict[str, str], report: Report) -> Iterator[Asked]:
+def _read(features: RecordSet, member: ToldWork, report: Report) -> Iterator[Asked]:
     """Yield what is asked of one chunk, unless its features are gone."""
     key = member["features"]
     try:
         if key not in features:
             features.find([key])
         if key not in features:
+            features.refresh()
+        if key not in features:  # it was left, and others of its pack were not
+            features.leave(features.keys())
             features.refresh()
         row = read_features(features, key)
         features.leave([key])

@@ -13,6 +13,7 @@ from artifacts.errors import UsageError
 from stages.decode.job import DecodeJob
 from stages.memory.shrinking import Shrinking
 from stages.models.halves.records import FeatureRecord
+from stages.process.live import ToldWork
 
 
 class Asked(NamedTuple):
@@ -21,6 +22,11 @@ class Asked(NamedTuple):
     member: Mapping[str, str]
     """Fields of the chunk, as the job has them."""
     row: FeatureRecord
+
+    @property
+    def is_withdrawn(self) -> bool:
+        """Whether nobody wants its words any more."""
+        return isinstance(self.member, ToldWork) and self.member.is_withdrawn
 
 
 class Said(NamedTuple):
@@ -64,7 +70,8 @@ class Speaker(Protocol):
         self, batches: Iterable[Sequence[Asked]], shrinking: Shrinking
     ) -> Iterator[tuple[Sequence[Asked], Sequence[Said]]]:
         """Yield what is said of each chunk, a few at a time. Those that do not fit even alone are
-        left out.
+        left out. Of those that are withdrawn meanwhile something may be yielded, which is no
+        caption.
 
         To take the next batch claims it, and may wait for another process to end one: who has begun
         with rows takes it in a thread beside them, or two processes wait for each other.

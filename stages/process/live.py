@@ -2,15 +2,22 @@
 started it; knows no stage.
 
 A stage whose job names such a pipe keeps what it has loaded, and does what each line says until the
-pipe is closed at the other end.
+pipe is closed at the other end. A line is a batch of works, or names works that are withdrawn.
 """
 
 import contextlib
 import json
 import os
+from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
+from queue import SimpleQueue
+from threading import Thread
 from typing import Any
+from weakref import WeakValueDictionary
+
+WITHDRAWN = "withdrawn"
+"""Field of a line that names works which nobody wants any more, by their keys."""
 
 
 def lines_of(pipe: str) -> Iterator[Any]:
@@ -20,24 +27,76 @@ def lines_of(pipe: str) -> Iterator[Any]:
         yield from map(json.loads, lines)
 
 
+class ToldWork(dict[str, Any]):
+    """The fields of one work, as they were told."""
+
+    is_withdrawn = False
+    """Whether nobody wants it any more; may be set at any moment, from another thread."""
+
+
+class ToldBatches:
+    """The batches that are told over a pipe, read by a thread of their own: what is withdrawn is
+    known at once, whatever this process is computing."""
+
+    def __init__(self, pipe: str) -> None:
+        """Begin to read."""
+        self._batches: SimpleQueue[list[ToldWork] | None] = SimpleQueue()
+        self._works: WeakValueDictionary[str, ToldWork] = WeakValueDictionary()
+        """Those of which anything is left to do here, by their keys."""
+        self._thread = Thread(target=self._read, args=(pipe,), daemon=True)
+        self._thread.start()
+
+    def __iter__(self) -> Iterator[list[ToldWork]]:
+        """Yield what is still wanted of each batch, in order, until no more can come."""
+        while (batch := self._batches.get()) is not None:
+            if wanted := [work for work in batch if not work.is_withdrawn]:
+                yield wanted
+
+    def _read(self, pipe: str) -> None:
+        try:
+            for line in lines_of(pipe):
+                if isinstance(line, dict):
+                    for key in line[WITHDRAWN]:
+                        if (work := self._works.pop(key, None)) is not None:
+                            work.is_withdrawn = True
+                    continue
+                batch = list(map(ToldWork, line))
+                self._works.update((work["key"], work) for work in batch)
+                self._batches.put(batch)
+                del batch  # what is kept here is never forgotten
+        finally:
+            self._batches.put(None)
+
+
 class Telling:
-    """The end of a pipe at which lines are told. The other end may die and be begun anew."""
+    """The end of a pipe at which lines are told. The other end may die and be begun anew. No call
+    waits for the other end: what the pipe does not take is kept until it does."""
 
     def __init__(self, path: Path) -> None:
         """Make a pipe. Raises OSError."""
         self.path = path
         os.mkfifo(path, 0o600)
-        # For reading too, or opening it would wait for the stage to open its end.
-        self._descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        # For reading too, or opening it would fail until the stage has opened its end.
+        self.descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
+        self._left: deque[memoryview] = deque()
 
     def tell(self, line: Any) -> None:
-        """Tell one thing. A pipe holds 64 KiB, so little may be told before it is read."""
-        left = memoryview(json.dumps(line).encode() + b"\n")
-        while left:
-            left = left[os.write(self._descriptor, left) :]
+        """Have one thing told by the next `write`."""
+        self._left.append(memoryview(json.dumps(line).encode() + b"\n"))
+
+    def write(self) -> bool:
+        """Write what the pipe takes. Return whether that was all."""
+        with contextlib.suppress(BlockingIOError):
+            while self._left:
+                written = os.write(self.descriptor, self._left[0])
+                self._left[0] = self._left[0][written:]
+                if not self._left[0]:
+                    self._left.popleft()
+        return not self._left
 
     def close(self) -> None:
-        """End the stage's work, once it has read what was told."""
+        """End the stage's work, once it has read what was written."""
+        self._left.clear()
         with contextlib.suppress(OSError):
             self.path.unlink()  # before it is closed, or who opens it in between waits for ever
-        os.close(self._descriptor)
+        os.close(self.descriptor)

@@ -28,6 +28,7 @@ from stages.models.halves.features import Features
 from stages.models.halves.records import FeatureRecord, merge_blank, merge_rows
 from stages.models.loading import ModelJob, facts
 from stages.process.job import told_of
+from stages.process.live import ToldWork
 
 
 class Transformers:
@@ -55,7 +56,9 @@ class Transformers:
     ) -> Iterator[tuple[Sequence[Asked], list[Said]]]:
         """Yield each batch in pieces that fit, with what is said of them."""
         for batch in batches:
-            yield from shrinking.through(batch, lambda one: one.member["key"], self.say)
+            wanted = [one for one in batch if not one.is_withdrawn]
+            if wanted:
+                yield from shrinking.through(wanted, lambda one: one.member["key"], self.say)
 
     def overhear(self, listen: Listen) -> None:
         """Tell nothing: `generate` gives a batch when all of it has ended."""
@@ -83,10 +86,10 @@ class Transformers:
         choosing = self.choosing.of(members[0])
         options = self.reading.options(half, self.processor, rows[0])
         options |= choosing.options(half, self.processor, members)
-        if choosing.stop:
-            options["stopping_criteria"] = StoppingCriteriaList(
-                [EndsAtStopString(choosing, self.processor)]
-            )
+        endings: list[Any] = [EndsAtStopString(choosing, self.processor)] if choosing.stop else []
+        endings += [EndsWhenWithdrawn(asked)] if isinstance(asked[0].member, ToldWork) else []
+        if endings:
+            options["stopping_criteria"] = StoppingCriteriaList(endings)
         inputs = prompts_for(
             half, self.processor, rows, [m["prompt"] for m in members], choosing.generation
         )
@@ -111,6 +114,21 @@ class EndsAtStopString(StoppingCriteria):
         rows = input_ids[:, self._begun :].tolist()
         ended = [self._choosing.stopped(self._processor, row) for row in rows]
         return torch.tensor(ended, device=input_ids.device)  # type: ignore[return-value]
+
+
+class EndsWhenWithdrawn(StoppingCriteria):
+    """Ends a batch of which nobody wants any row any more."""
+
+    def __init__(self, asked: Sequence[Asked]) -> None:
+        self._asked = asked
+
+    def __call__(
+        self, input_ids: torch.Tensor, scores: torch.Tensor, **told: Any
+    ) -> torch.BoolTensor:
+        """Return whether the rows end here, of shape [rows]."""
+        ends = all(one.is_withdrawn for one in self._asked)
+        found = torch.full(input_ids.shape[:1], ends, device=input_ids.device)
+        return found  # type: ignore[return-value]
 
 
 def say_together(

@@ -72,6 +72,7 @@ class Loop:
         """Yield each row when it has ended, and None when others have to be waited for. Rows that
         do not fit even alone are left out."""
         while True:
+            self._retire()
             yield from self._fill(rows)
             if any(self._seats):
                 yield from self._advance()
@@ -93,18 +94,28 @@ class Loop:
         )
         lone.counted = self.counted
         flight = lone._sit(asked, self._read(asked))
-        while flight.ended is None:
+        while flight.ended is None and not asked.is_withdrawn:
             lone._step()
             for _ in lone._hear():
                 pass
         return flight
+
+    def _retire(self) -> None:
+        """Empty the slots of rows that nobody wants any more."""
+        for slot, flight in enumerate(self._seats):
+            if flight is not None and flight.asked.is_withdrawn:
+                flight.ended = "length"  # of steps that were not looked at, too
+                self._seats[slot] = None
+                assert self._pool is not None
+                self._pool.clear(slot)
 
     def _by_itself(self, asked: Asked) -> Iterator[Flight]:
         key = asked.member["key"]
         for _, flight in self._shrinking.through(
             [asked], lambda _: key, lambda _: self.alone(asked)
         ):
-            yield flight
+            if not asked.is_withdrawn:
+                yield flight
 
     def _fill(self, rows: Coming) -> Iterator[Flight | None]:
         """Let rows take the slots that are free. Yield those that end with their first token."""
@@ -117,6 +128,8 @@ class Loop:
                 asked = rows.take(wait=True)
             if asked is None:
                 return
+            if asked.is_withdrawn:
+                continue
             flight = self._begin(asked)
             if flight is not None and flight.ended is not None:
                 yield flight

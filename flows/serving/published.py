@@ -1,0 +1,40 @@
+"""Reads what a half has published, on the thread that hears of it: the event loop reads no file."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from flows.serving.half_plan import HalfPlan
+from flows.serving.refusals import Refused, unavailable
+from stages.process.events import Event, Published
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Made:
+    """What a half has made, as it is answered."""
+
+    answers: Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Unread:
+    """What a half has made and nobody can read."""
+
+    keys: Sequence[str]
+    why: Refused
+
+
+def read_published(plan: HalfPlan, event: Event) -> Event | Made | Unread:
+    """Return what there is to answer of an event, or else the event."""
+    if not isinstance(event, Published):
+        return event
+    plan.ladder.worked(plan.name)
+    try:
+        return Made(answers=plan.answers(event.keys))
+    except Exception as error:  # a store may fail in many ways, and its thread goes on
+        log.warning("%s: what was made cannot be read: %s", plan.name, error)
+        why = unavailable("what was made cannot be read", "Ask again")
+        return Unread(keys=event.keys, why=why)

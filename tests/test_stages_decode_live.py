@@ -1,0 +1,127 @@
+"""What becomes of captions that nobody wants any more, in the process that makes them."""
+
+import json
+import os
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from stages.decode.engines.inflight.engine import InFlight
+from stages.decode.engines.transformers import Transformers
+from stages.decode.job import DecodeJob
+from stages.decode.protocol import Asked, Said, Speaker
+from stages.decode.run import run
+from stages.decode.stored import read_features
+from stages.memory.shrinking import Shrinking
+from stages.process.events import Words
+from stages.process.job import job_of
+from stages.process.live import WITHDRAWN, ToldWork
+from tests.support.clips import PROMPTS
+from tests.support.waves import CAPTIONS, FEATURES, Wave, events
+from tests.test_stages_decode_inflight import wave_of
+
+ENGINES = {"inflight": InFlight, "transformers": Transformers}
+AT_ONCE = 4
+
+
+class Leaving(ToldWork):
+    """A work whose asker leaves while it is looked at for the second time."""
+
+    looks = 1
+
+    @property
+    def is_withdrawn(self) -> bool:  # type: ignore[override]
+        self.looks -= 1
+        return self.looks < 0
+
+
+def asked_of(wave: Wave, leaving: Sequence[int]) -> list[Asked]:
+    features = wave.record_set("features", FEATURES)
+    (told,) = wave.to_decode(PROMPTS)["batches"]
+    works = [(Leaving if n in leaving else ToldWork)(member) for n, member in enumerate(told)]
+    return [Asked(work, read_features(features, work["features"])) for work in works[:AT_ONCE]]
+
+
+def said_by(engine: str, wave: Wave, leaving: Sequence[int]) -> tuple[dict[str, Said], Speaker]:
+    """What is said of each that does not leave, by its key."""
+    wave.settings |= {"engine": engine, "slots": AT_ONCE, "live": "pipe"}
+    job = job_of(DecodeJob, wave.to_decode(PROMPTS, tokens=24))
+    speaker: Speaker = ENGINES[engine](job)
+    asked = asked_of(wave, leaving)
+    speaker.settle(asked[-1]._replace(member=dict(asked[-1].member)))
+    with events() as (report, _):
+        shrinking = Shrinking(report, lambda: None)
+        found = {
+            one.member["key"]: words
+            for some, said in speaker.run([asked], shrinking)
+            for one, words in zip(some, said, strict=True)
+            if not one.is_withdrawn
+        }
+    return found, speaker
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_who_leaves_changes_no_word_of_the_others(engine: str, tmp_path: Path) -> None:
+    wave = wave_of(tmp_path, 10)
+    whole, _ = said_by(engine, wave, [])
+    rest, _ = said_by(engine, wave, [0, 2])
+    assert whole.keys() - rest.keys() == {"caption-0", "caption-2"}
+    assert rest == {key: whole[key] for key in rest}
+
+
+def test_a_row_that_nobody_wants_any_more_leaves_its_slot(tmp_path: Path) -> None:
+    wave = wave_of(tmp_path, 10)
+    _, whole = said_by("inflight", wave, [])
+    found, speaker = said_by("inflight", wave, range(AT_ONCE))
+    assert found == {}
+    before, after = (each.findings()["row_steps"] for each in (whole, speaker))
+    assert after <= 4 * AT_ONCE < before / 2
+
+
+def test_a_batch_that_nobody_wants_any_more_is_ended(tmp_path: Path) -> None:
+    wave = wave_of(tmp_path, 10)
+    wave.settings |= {"live": "pipe"}
+    job = job_of(DecodeJob, wave.to_decode(PROMPTS, tokens=24))
+    speaker = Transformers(job)
+    asked = asked_of(wave, [])
+    whole = max(said.tokens for said in speaker.say(asked))
+    left = max(said.tokens for said in speaker.say(asked_of(wave, range(AT_ONCE))))
+    assert left <= 5 < whole / 2
+
+
+def test_a_caption_that_was_left_off_is_neither_stored_nor_told(tmp_path: Path) -> None:
+    """Its words are only a part, and would answer whoever asks next."""
+    wave = wave_of(tmp_path, 10)
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    wave.settings |= {"engine": "inflight", "slots": 2, "live": str(pipe)}
+    job = wave.to_decode(PROMPTS, tokens=24)
+    (batch,) = job["batches"]
+    first, second = batch[:2]
+    # A report that cannot be written to for a while holds the captions where they are.
+    with events() as (report, told):
+        sent, said = report.send, threading.Event()
+
+        def send(event: Any) -> None:
+            if isinstance(event, Words):
+                said.set()
+                withdrawn.wait(60)
+            sent(event)
+
+        withdrawn = threading.Event()
+        report.send = send  # type: ignore[method-assign]
+        running = threading.Thread(target=run, args=({**job, "batches": []}, report), daemon=True)
+        running.start()
+        with pipe.open("w", buffering=1) as lines:
+            lines.write(json.dumps([first, second]) + "\n")
+            lines.write(json.dumps({WITHDRAWN: [second["key"]]}) + "\n")
+            assert said.wait(60)
+            withdrawn.set()
+            lines.write(json.dumps([first | {"key": "third"}]) + "\n")
+        running.join(60)
+    ended = [event["key"] for event in told if event["event"] == "words" and event["ended"]]
+    assert sorted(ended) == [first["key"], "third"]
+    assert wave.record_set("captions", CAPTIONS).keys() == set(ended)
