@@ -12,6 +12,7 @@ from typing import Any
 from artifacts.errors import UsageError
 from artifacts.keys import digest_of
 from artifacts.regular import read_text
+from flows.job.yaml_aliases import check_aliases
 
 MOST_BYTES = 1 << 26
 """Largest file of labels, or of templates."""
@@ -21,6 +22,8 @@ TEMPLATES = ("a photo of {}",)
 """Texts in which a label stands where the user gives none."""
 SETTINGS = ("prompts", "parent", "threshold", "group")
 """Settings that a file may give a label."""
+WORD_BITS = 64
+"""Bits of a whole number that is a label, or a text."""
 HOW = "Give a file with a label a line, a YAML or JSON file (docs/labels.md), or a,b,c"
 
 
@@ -136,14 +139,19 @@ def _parsed(text: str, path: Path) -> Any:
     import yaml
 
     try:
-        return json.loads(text) if path.suffix.lower() == ".json" else yaml.safe_load(text)
+        if path.suffix.lower() == ".json":
+            return json.loads(text)
+        check_aliases(text)
+        return yaml.safe_load(text)
     except (ValueError, RecursionError, yaml.YAMLError) as error:
         words = " ".join(str(error).split())[:160]
         raise UsageError(f"--labels {path} cannot be understood: {words}", hint=HOW) from error
 
 
 def _is_word(value: Any) -> bool:
-    return isinstance(value, str | int | float) and not isinstance(value, bool)
+    if isinstance(value, int):  # one of thousands of digits cannot be written out
+        return not isinstance(value, bool) and value.bit_length() <= WORD_BITS
+    return isinstance(value, str | float)
 
 
 def _word(value: Any) -> str:
@@ -168,6 +176,12 @@ def _settings(name: Any, given: Any, path: Path) -> Mapping[str, Any]:
 def _label(name: str, given: Mapping[str, Any], forms: Sequence[str]) -> Label:
     prompts, threshold = given.get("prompts"), given.get("threshold")
     every = prompts if isinstance(prompts, list) else [prompts] if prompts is not None else []
+    named = [given[each] for each in ("parent", "group") if given.get(each)]
+    if not all(map(_is_word, (*every, *named))):
+        raise UsageError(
+            f"label {name!r} has a prompt, a parent or a group that is no text",
+            hint='Write texts: prompts: ["a dog", "a puppy"]',
+        )
     texts = [_word(text) for text in every] or [form.replace("{}", name) for form in forms]
     number = isinstance(threshold, int | float) and not isinstance(threshold, bool)
     if threshold is not None and not (number and -1 <= threshold <= 1):
@@ -198,9 +212,10 @@ def _check(labels: Sequence[Label], told: str) -> None:
 
 
 def _check_parents(parents: Mapping[str, str]) -> None:
+    good: set[str] = set()
     for name, parent in parents.items():
         seen, at = {name}, parent
-        while at:
+        while at and at not in good:
             if at not in parents:
                 raise UsageError(
                     f"label {name!r} has an ancestor {at!r}, which is no label",
@@ -210,3 +225,4 @@ def _check_parents(parents: Mapping[str, str]) -> None:
                 raise UsageError(f"label {name!r} is its own ancestor", hint="Leave one parent out")
             seen.add(at)
             at = parents[at]
+        good |= seen

@@ -9,11 +9,11 @@ searched.
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import Any
 
-from stages.decode.places import ANNOTATIONS, SchemaPlace, followed, plain
+from stages.decode.places import ANNOTATIONS, Room, SchemaPlace, followed, plain
 
 EXACT = 2**53 - 1
 """Largest size of numbers, where a schema says no other: programs of all languages read them."""
@@ -44,6 +44,7 @@ def bounded(root: Mapping[str, Any]) -> dict[str, Bounded]:
     if node.get("type") != "object" or not node.get("properties"):
         raise place.odd("it is not of an object with properties", 'Begin with {"type": "object", …')
     _object(node, place)
+    place = replace(place, room=Room())  # the same is gone through once more
     return {name: _value(each, place.at(name)) for name, each in node["properties"].items()}
 
 
@@ -107,7 +108,7 @@ def _object(node: Mapping[str, Any], place: SchemaPlace) -> Bounded:
         raise place.odd("properties or required are of another kind", "Write {…} and […]")
     if isinstance(node.get("additionalProperties"), Mapping):
         raise place.odd("additionalProperties has a form", "Name the properties, each with a type")
-    if unknown := [name for name in required if name not in list(properties)]:
+    if unknown := [name for name in required if not _is_key(name, properties)]:
         raise place.odd(f"{unknown[0]} is required and no property", "Name it in properties")
     found = {name: _value(each, place.at(name)) for name, each in properties.items()}
     return Bounded(
@@ -178,6 +179,10 @@ _TYPES: Mapping[str, Callable[[Mapping[str, Any], SchemaPlace], Bounded]] = {
     "boolean": _literal,
     "null": _literal,
 }
+
+
+def _is_key(name: Any, properties: Mapping[str, Any]) -> bool:
+    return isinstance(name, str) and name in properties
 
 
 def _digits(value: float) -> int:

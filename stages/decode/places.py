@@ -1,8 +1,9 @@
 """Says where in a JSON Schema something stands, what it leads to, and which keywords count. Knows
 nothing of answers."""
 
+import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from artifacts.errors import UsageError
@@ -12,6 +13,8 @@ ANNOTATIONS = frozenset(
     | {"examples", "deprecated", "readOnly", "writeOnly"}
 )
 """Keywords that say nothing of an answer's form."""
+WITHIN = frozenset({"properties", "items", "anyOf", "oneOf"})
+"""Keywords that hold schemas of their own."""
 UNBOUNDED = frozenset(
     {"allOf", "not", "if", "then", "else", "patternProperties", "propertyNames", "prefixItems"}
     | {"minProperties", "maxProperties", "dependentRequired", "dependentSchemas", "dependencies"}
@@ -19,6 +22,32 @@ UNBOUNDED = frozenset(
     | {"$dynamicRef", "$recursiveRef"}
 )
 """Keywords that are refused: of what they ask, no answer can be closed for certain."""
+
+
+MOST_LETTERS = 1 << 20
+"""Letters of a schema in which every reference is written out."""
+
+MOST_REFERENCES = 100
+"""References that lead to one place through each other."""
+
+
+@dataclass(kw_only=True, slots=True)
+class Room:
+    """How much longer a schema may become while its references are written out."""
+
+    left: int = MOST_LETTERS
+
+    def take(self, node: Mapping[str, Any]) -> None:
+        """Note that a node stands in the schema, without those inside it. Raises UsageError."""
+        own = {name: value for name, value in plain(node).items() if name not in WITHIN}
+        names = node.get("properties")
+        self.left -= len(json.dumps([own, [*names] if isinstance(names, Mapping) else 0]))
+        if self.left < 0:
+            raise UsageError(
+                f"--schema has more than {MOST_LETTERS:,} letters once its references are "
+                "written out",
+                hint="Ask for less at once: each $ref stands for all that it leads to",
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,10 +59,10 @@ class SchemaPlace:
     """Its properties from the outermost object on, with points between them."""
     references: tuple[str, ...] = ()
     """References that led here."""
+    room: Room = field(default_factory=Room, repr=False, compare=False)
 
     def at(self, name: str) -> "SchemaPlace":
-        path = f"{self.path}.{name}" if self.path else name
-        return SchemaPlace(self.root, path, self.references)
+        return replace(self, path=f"{self.path}.{name}" if self.path else name)
 
     def odd(self, what: str, hint: str) -> UsageError:
         where = f" at `{self.path}`" if self.path else ""
@@ -50,12 +79,18 @@ def followed(node: Any, place: SchemaPlace) -> tuple[Mapping[str, Any], SchemaPl
             raise place.odd(f"{reference} holds itself", "Write out the levels that you want")
         if not isinstance(reference, str) or not reference.startswith("#"):
             raise place.odd(f"$ref {reference} is not in the file", "Refer to #/$defs/NAME")
-        place = SchemaPlace(place.root, place.path, (*place.references, reference))
+        if len(place.references) == MOST_REFERENCES:
+            raise place.odd(
+                f"more than {MOST_REFERENCES} references lead through each other",
+                "Write out what they lead to",
+            )
+        place = replace(place, references=(*place.references, reference))
         node = _pointed(reference, place)
     if not isinstance(node, Mapping):
         raise place.odd("it is no object of keywords", 'Say what it is: {"type": "string"}')
     if refused := sorted(UNBOUNDED & node.keys()):
         raise place.odd(f"{refused[0]} is not supported", "Leave it out, or ask for it in words")
+    place.room.take(node)
     return node, place
 
 

@@ -7,6 +7,7 @@ from functools import lru_cache
 from typing import Any
 
 from artifacts.errors import EnvironmentFault, UsageError
+from artifacts.patterns import string_follows
 from stages.decode.bounds import bounded, closed
 from stages.decode.closing import Rest
 
@@ -54,14 +55,22 @@ def fields_of(said: str) -> dict[str, Any]:
 
 
 def follows(text: str, said: str) -> bool:
-    """Return whether what a person wrote is an answer that a schema allows."""
-    from jsonschema import Draft202012Validator
+    """Return whether what a person wrote is an answer that a schema allows. Texts are matched by
+    llguidance, as captions are: Python's `re` may take for ever."""
+    from jsonschema import Draft202012Validator, ValidationError
+    from jsonschema.validators import extend
 
+    def by_engine(_: Any, __: Any, value: Any, schema: Mapping[str, Any]) -> Iterator[Any]:
+        asked = {name: schema[name] for name in ("pattern", "format") if name in schema}
+        if isinstance(value, str) and not string_follows({"type": "string", **asked}, value):
+            yield ValidationError("the text is not of that form")
+
+    validator = extend(Draft202012Validator, {"pattern": by_engine, "format": by_engine})
     try:
         value = json.loads(said, parse_constant=_no_number)
-    except (ValueError, RecursionError):
+        return bool(validator(closed(json.loads(text))).is_valid(value))
+    except (ValueError, RecursionError, OverflowError):
         return False
-    return bool(Draft202012Validator(closed(json.loads(text))).is_valid(value))
 
 
 def texts_within(said: str) -> list[str]:
@@ -97,7 +106,10 @@ def grammar_of(text: str) -> str:
     from llguidance import LLMatcher
 
     schema = json.dumps(closed(json.loads(text)), ensure_ascii=False, separators=COMPACT)
-    return LLMatcher.grammar_from_json_schema(schema, overrides={"whitespace_flexible": False})
+    try:
+        return LLMatcher.grammar_from_json_schema(schema, overrides={"whitespace_flexible": False})
+    except ValueError as error:  # such as a number that is too large for it
+        raise _cannot_follow(str(error)) from error
 
 
 def _check_grammar(text: str) -> None:
@@ -111,10 +123,14 @@ def _check_grammar(text: str) -> None:
         ) from error
     wrong, words = LLMatcher.validate_grammar_with_warnings(grammar_of(text))
     if wrong:
-        raise UsageError(
-            f"--schema cannot be followed: {' '.join(words[0].split())[:200]}",
-            hint="Leave that out, or ask for it in words",
-        )
+        raise _cannot_follow(words[0])
+
+
+def _cannot_follow(why: str) -> UsageError:
+    return UsageError(
+        f"--schema cannot be followed: {' '.join(why.split())[:200]}",
+        hint="Leave that out, or ask for it in words",
+    )
 
 
 def _no_number(name: str) -> Any:

@@ -22,7 +22,8 @@ from artifacts.regular import open_regular
 from stages.export.merge_job import MergeJob
 from stages.export.targets import TensorChange, changes_of
 from stages.models.adapters.injection import read_matrix
-from stages.models.adapters.reading import TRAINED_AGAIN, LoraAdapter, read_adapter
+from stages.models.adapters.reading import LoraAdapter, read_adapter
+from stages.models.adapters.scales import TRAINED_AGAIN
 from stages.models.hub.checkpoint import SMALL, not_whole, small_files
 from stages.models.hub.headers import Header, TensorPlace, read_places
 from stages.models.shards.layout import DTYPES, TensorSpec, lay_out

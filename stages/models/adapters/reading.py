@@ -6,15 +6,15 @@ something else besides; it is refused by what the configuration says of it.
 """
 
 import json
-import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from artifacts.errors import EnvironmentFault, UsageError
 from artifacts.regular import read_text
+from stages.models.adapters.scales import TRAINED_AGAIN, rank_and_scale
 from stages.models.hub.checkpoint import JSON_BYTES
 from stages.models.hub.headers import TensorPlace, read_places
 
@@ -23,7 +23,6 @@ PICKLED = "adapter_model.bin"
 MERGE_FIRST = (
     "Merge it with PEFT (merge_and_unload, save_pretrained), and give that folder as the model"
 )
-TRAINED_AGAIN = "Copy it again from where it was trained"
 PREFIX = "base_model.model."
 """Beginning of all names: what PEFT calls the model that it wraps."""
 LOW_RANK = re.compile(r"(?P<path>.+)\.lora_(?P<embedding>embedding_)?(?P<side>[AB])(\.weight)?")
@@ -190,7 +189,7 @@ def _low_rank(
     a, b = (places[names[side]].shape for side in sides)
     if len(a) != 2 or len(b) != 2:
         raise _more_than_lora(folder, f"changes {path}, which is a convolution")
-    rank, scale = _rank_and_scale(folder, settings, path)
+    rank, scale = rank_and_scale(folder / ADAPTER_CONFIG, settings, path)
     if not a[0] == b[1] == rank:
         raise EnvironmentFault(
             f"{folder} has ranks {a[0]} and {b[1]} at {path}, and its {ADAPTER_CONFIG} says {rank}",
@@ -200,40 +199,13 @@ def _low_rank(
     return LowRank(a=first, b=second, shape=(b[0], a[1]), scale=scale, embedding=embedding)
 
 
-def _rank_and_scale(folder: Path, settings: Mapping[str, Any], path: str) -> tuple[int, float]:
-    """Return the rank of one module, and by what its B x A is multiplied."""
-    rank = _of_module(folder, settings, path, "r", "rank_pattern")
-    alpha = _of_module(folder, settings, path, "lora_alpha", "alpha_pattern")
-    if rank < 1 or rank != int(rank):
-        raise UsageError(f"{folder / ADAPTER_CONFIG}: r is {rank:g}", hint=TRAINED_AGAIN)
-    return int(rank), alpha / (math.sqrt(rank) if settings.get("use_rslora") else rank)
-
-
-def _of_module(
-    folder: Path, settings: Mapping[str, Any], path: str, name: str, patterns: str
-) -> float:
-    """Return a number that the first pattern which meets the end of a module's path may change."""
-    found, by_pattern = settings.get(name), settings.get(patterns) or {}
-    try:
-        for pattern, value in by_pattern.items():
-            if re.fullmatch(rf"(.*\.)?({pattern})", path):
-                found = value
-                break
-    except (re.error, AttributeError) as error:
-        raise UsageError(
-            f"{folder / ADAPTER_CONFIG}: {patterns} makes no sense", hint=TRAINED_AGAIN
-        ) from error
-    if isinstance(found, bool) or not isinstance(found, int | float) or not math.isfinite(found):
-        raise UsageError(
-            f"{folder / ADAPTER_CONFIG} says no {name}, by which the scale is known",
-            hint=TRAINED_AGAIN,
-        )
-    return found
-
-
 def _check_saved(folder: Path, settings: Mapping[str, Any], whole: Mapping[str, str]) -> None:
     """Refuse an adapter that lacks a module which was trained whole. Raises EnvironmentFault."""
-    wanted: Sequence[str] = settings.get("modules_to_save") or ()
+    wanted = settings.get("modules_to_save") or []
+    if not isinstance(wanted, list) or not all(isinstance(each, str) for each in wanted):
+        raise UsageError(
+            f"{folder / ADAPTER_CONFIG}: modules_to_save is no list of names", hint=TRAINED_AGAIN
+        )
     for module in wanted:
         if not any(f".{module}." in f".{path}" for path in whole):
             raise EnvironmentFault(
