@@ -57,6 +57,7 @@ def app_of(service: Service, token: str) -> FastAPI:
     add("/v1/caption", captions.caption, methods=["POST"], openapi_extra=MEDIUM)
     add("/v1/chat/completions", chat.complete, methods=["POST"], openapi_extra=CHAT)
     add("/v1/models", chat.models, methods=["GET"])
+    add("/v1/models/{name:path}", chat.model, methods=["GET"])
     add("/v1/search", routes.search, methods=["GET"])
     add("/v1/search", routes.search, methods=["POST"], openapi_extra=MEDIUM, name="search_picture")
     add("/v1/media/{hit}", routes.media, methods=["GET", "HEAD"])
@@ -83,25 +84,23 @@ async def _refused(request: Request, error: Exception) -> Response:
     return answer
 
 
-async def _unknown(_: Request, error: Exception) -> Response:
+async def _unknown(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     hint = "The routes are in /openapi.json" if error.status_code in (404, 405) else ""
-    return json_answer({"error": str(error.detail).lower(), "hint": hint}, error.status_code)
+    return await _refused(request, Refused(error.status_code, str(error.detail).lower(), hint))
 
 
-async def _misasked(_: Request, error: Exception) -> Response:
+async def _misasked(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     first: Mapping[str, Any] = error.errors()[0]
     name = first["loc"][-1] if first["loc"] else ""
-    told = {"error": f"{name}: {first['msg']}", "hint": "The parameters are in /openapi.json"}
-    return json_answer(told, 422)
+    error = Refused(422, f"{name}: {first['msg']}", "The parameters are in /openapi.json")
+    return await _refused(request, error)
 
 
-async def _unforeseen(_: Request, error: Exception) -> Response:
-    return json_answer(
-        {"error": f"a fault of the server: {type(error).__name__}", "hint": "Its log says more"},
-        500,
-    )
+async def _unforeseen(request: Request, error: Exception) -> Response:
+    words = f"a fault of the server: {type(error).__name__}"
+    return await _refused(request, Refused(500, words, "Its log says more"))
 
 
 def _add_page(app: FastAPI, page: Page) -> None:

@@ -4,19 +4,33 @@ import asyncio
 import json
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 from fastapi import Query, Request
 from fastapi.responses import Response, StreamingResponse
 
 from flows.serving.answers import json_answer
-from flows.serving.captioning import Captioned, Captioning
+from flows.serving.caption_params import CaptionParams
+from flows.serving.captioning import AS_THE_SERVER, Captioned, Captioning
 from flows.serving.guard import in_time
 from flows.serving.refusals import Refused
 from flows.serving.service import Service
 from flows.serving.uploads import Upload, upload_of
 
 EVENTS = "text/event-stream"
+BROKEN_LETTER = "\ufffd"
+"""Stands at the end of a text of which a letter's last bytes are still to come."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Piece:
+    """What is new of a chunk's caption while it is said."""
+
+    chunk: int
+    text: str
+    ended: bool
+    """Whether it is the last of that chunk."""
 
 
 class CaptionRoutes:
@@ -58,32 +72,38 @@ class CaptionRoutes:
             )
         return self._service.captions
 
-    async def made(self, request: Request, upload: Upload, prompt: str) -> Captioned:
+    async def made(
+        self,
+        request: Request,
+        upload: Upload,
+        prompt: str,
+        params: CaptionParams = AS_THE_SERVER,
+    ) -> Captioned:
         """Return the captions of what was sent. Raises Refused."""
-        work = self.captions().caption(upload, prompt)
+        work = self.captions().caption(upload, prompt, params=params)
         seconds = self._service.config.caption_deadline
         found: Captioned = await in_time(request.receive, work, seconds)
         return found
 
     async def pieces(
-        self, upload: Upload, prompt: str
-    ) -> AsyncIterator[tuple[int, str] | Captioned]:
-        """Yield new pieces of words with the place of their chunk, and at last all. Raises
-        Refused."""
-        heard: asyncio.Queue[tuple[int, str]] = asyncio.Queue()
+        self, upload: Upload, prompt: str, params: CaptionParams = AS_THE_SERVER
+    ) -> AsyncIterator[Piece | Captioned]:
+        """Yield new pieces of words, and at last all. Raises Refused."""
+        heard: asyncio.Queue[tuple[int, str, bool]] = asyncio.Queue()
         so_far: dict[int, str] = {}
 
-        def piece(at: int, text: str) -> str:
+        def piece(at: int, text: str, ended: bool) -> Piece:
             """Return what is new of a chunk's words: the last of them may be told otherwise."""
             before = so_far.get(at, "")
-            if not text.startswith(before):
-                return ""
-            so_far[at] = text
-            return text[len(before) :]
+            text = text if ended else text.rstrip(BROKEN_LETTER)
+            new = text[len(before) :] if text.startswith(before) else ""
+            so_far[at] = before + new
+            return Piece(chunk=at, text=new, ended=ended)
 
-        doing = asyncio.ensure_future(
-            self.captions().caption(upload, prompt, lambda at, text: heard.put_nowait((at, text)))
-        )
+        def hear(at: int, text: str, ended: bool) -> None:
+            heard.put_nowait((at, text, ended))
+
+        doing = asyncio.ensure_future(self.captions().caption(upload, prompt, hear, params))
         try:
             async with asyncio.timeout(self._service.config.caption_deadline):
                 while not doing.done():
@@ -92,13 +112,10 @@ class CaptionRoutes:
                     if not listening.done():
                         listening.cancel()
                         break
-                    at, text = listening.result()
-                    if new := piece(at, text):
-                        yield at, new
+                    yield piece(*listening.result())
                 found = doing.result()
                 for at, words in enumerate(found.words):
-                    if new := piece(at, words.caption):
-                        yield at, new
+                    yield piece(at, words.caption, True)
                 yield found
         except TimeoutError as error:
             seconds = self._service.config.caption_deadline
@@ -113,9 +130,8 @@ class CaptionRoutes:
             async for each in self.pieces(upload, prompt):
                 if isinstance(each, Captioned):
                     yield event({"done": True, **told(each)})
-                else:
-                    at, text = each
-                    yield event({"chunk": at, "text": text})
+                elif each.text:
+                    yield event({"chunk": each.chunk, "text": each.text})
         except Refused as why:
             yield event(why.to_json())
 

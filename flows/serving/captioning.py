@@ -5,31 +5,36 @@ A new question to what was seen before costs the language half alone.
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakValueDictionary
 
 from artifacts.errors import UsageError
-from artifacts.packs import Record, RecordSet
+from artifacts.packs import RecordSet
 from artifacts.schema import MediaIndex
 from flows.job.contents import refuse_placeholders
+from flows.job.namespaces import Namespaces
 from flows.job.prepare import Job
 from flows.job.tasks import Medium, Task, task_of
 from flows.running.calls import Calls
+from flows.serving.caption_params import CaptionParams, in_order
 from flows.serving.frame_source import FrameSource
 from flows.serving.half import Half
 from flows.serving.keeping import RecordKeeper
+from flows.serving.kept_captions import KeptCaptions, key_of
 from flows.serving.metrics import Metrics
 from flows.serving.refusals import bad, refusal_of
 from flows.serving.shared import Shared
 from flows.serving.uploads import Upload
+from stages.decode.request_settings import SETTINGS
 from stages.process.events import Event, Words
 
 MOST_LETTERS = 20_000
 """Letters of a prompt."""
-Hear = Callable[[int, str], None]
-"""Hears all words so far of a chunk, by its place."""
+Hear = Callable[[int, str, bool], None]
+"""Hears all words so far of a chunk, by its place, and whether that is all of them."""
+AS_THE_SERVER = CaptionParams()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,7 +43,7 @@ class Captioned:
 
     index: MediaIndex
     words: tuple[Words, ...]
-    """Those of each chunk."""
+    """Those of each chunk; of fewer where a limit or a stop string ended the whole answer."""
     cached: bool
 
     def to_json(self) -> list[dict[str, Any]]:
@@ -51,7 +56,7 @@ class Captioned:
                 "tokens": words.tokens,
                 "ended": words.ended,
             }
-            for chunk, words in zip(self.index.chunks, self.words, strict=True)
+            for chunk, words in zip(self.index.chunks, self.words, strict=False)
         ]
 
 
@@ -76,20 +81,23 @@ class Captioning:
         self._metrics = metrics
         self._of = job.ledger.namespaces
         self._other = job.ledger.instead(self._of)
-        self._kept = [
-            keeper.of(job.store, self._decode.writes, each[self._decode.writes])
-            for each in (self._of, self._other)
-            if each is not None
-        ]
+        every = [self._of, *([self._other] if self._other else [])]
+        namespaces = [each[self._decode.writes] for each in every]
+        self._kept = KeptCaptions(job.store, self._decode.writes, namespaces, keeper)
         self._features = RecordSet(job.store, self._encode.writes, self._of[self._encode.writes])
         self._shared: Shared[Captioned] = Shared()
         self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         """Digest of a medium → who looks at its frames, which are gone once they were encoded."""
-        self._listeners: dict[str, dict[object, Callable[[str], None]]] = {}
+        self._listeners: dict[str, dict[object, Callable[[str, bool], None]]] = {}
 
     @property
     def model(self) -> str:
         return self._job.model.name
+
+    @property
+    def limit(self) -> int:
+        """Return the most tokens of a caption."""
+        return self._job.config.max_new_tokens
 
     @property
     def precision(self) -> dict[str, str]:
@@ -98,11 +106,18 @@ class Captioning:
     def hear(self, event: Event) -> None:
         """Hear what the language half says on the way."""
         if isinstance(event, Words):
-            for listen in list(self._listeners.get(event.key, {}).values()):
-                listen(event.caption)
+            self._tell(event.key, event.caption, ended=False)
+
+    def _tell(self, key: str, caption: str, *, ended: bool) -> None:
+        for listen in list(self._listeners.get(key, {}).values()):
+            listen(caption, ended)
 
     async def caption(
-        self, upload: Upload, prompt: str, hear: Hear = lambda at, text: None
+        self,
+        upload: Upload,
+        prompt: str,
+        hear: Hear = lambda at, text, ended: None,
+        params: CaptionParams = AS_THE_SERVER,
     ) -> Captioned:
         """Return the captions of what was sent; `hear` is told of them while they are made. Raises
         Refused."""
@@ -120,7 +135,7 @@ class Captioning:
             except UsageError as error:
                 raise refusal_of(error) from error
             index = await self._cutting.known(medium)
-            found = await self._said(medium, index) if index else None
+            found = await self._said(medium, index, params) if index else None
         except BaseException:
             upload.remove()
             raise
@@ -128,24 +143,29 @@ class Captioning:
             upload.remove()
             self._metrics.from_store()
             return found
-        return await self._made(medium, upload, hear)
+        return await self._made(medium, upload, hear, params)
 
-    async def _made(self, medium: Medium, upload: Upload, hear: Hear) -> Captioned:
-        listener, key = object(), f"{medium.digest} {medium.prompt}"
+    async def _made(
+        self, medium: Medium, upload: Upload, hear: Hear, params: CaptionParams
+    ) -> Captioned:
+        listener, key = object(), f"{medium.digest} {params.text} {medium.prompt}"
 
-        def started(tasks: list[Task]) -> None:
-            for at, task in enumerate(tasks):
-                of_chunk = self._listeners.setdefault(task[self._decode.writes], {})
-                of_chunk[listener] = lambda text, at=at: hear(at, text)  # type: ignore[misc]
+        def started(at: int, name: str) -> None:
+            of_chunk = self._listeners.setdefault(name, {})
+            of_chunk[listener] = lambda text, ended: hear(at, text, ended)
 
         try:
-            return await self._shared.once_of(upload, key, lambda: self._make(medium, started))
+            return await self._shared.once_of(
+                upload, key, lambda: self._make(medium, started, params)
+            )
         finally:
             for name in [name for name, of in self._listeners.items() if of.pop(listener, None)]:
                 if not self._listeners[name]:
                     del self._listeners[name]
 
-    async def _make(self, medium: Medium, started: Callable[[list[Task]], None]) -> Captioned:
+    async def _make(
+        self, medium: Medium, started: Callable[[int, str], None], params: CaptionParams
+    ) -> Captioned:
         turn = self._turns.setdefault(medium.digest, asyncio.Lock())
         async with turn:
             index = await self._cutting.known(medium)
@@ -157,35 +177,32 @@ class Captioning:
                 await asyncio.gather(*map(self._encoded, tasks))
                 self._cutting.keep(medium, index)
         assert index is not None
-        started(tasks)
-        words = await asyncio.gather(*(self._decoded(task, index) for task in tasks))
-        return Captioned(index=index, words=tuple(words), cached=False)
+        of_chunks = index
 
-    async def _said(self, medium: Medium, index: MediaIndex) -> Captioned | None:
+        def decoded(at: int, settings: str) -> Awaitable[Words]:
+            started(at, key_of(tasks[at][self._decode.writes], settings))
+            return self._decoded(tasks[at], of_chunks, settings)
+
+        words = await in_order(len(tasks), params, self.limit, decoded)
+        return Captioned(index=index, words=tuple(filter(None, words)), cached=False)
+
+    async def _said(
+        self, medium: Medium, index: MediaIndex, params: CaptionParams
+    ) -> Captioned | None:
         """Return the captions that are in the store, if all are."""
-        found: list[Words] = []
-        for task in self._cutting.tasks(medium, index):
-            record = await self._stored(task, index)
-            if record is None:
-                return None
-            meta = record.meta
-            found.append(
-                Words(
-                    key=record.key,
-                    caption=meta["caption"],
-                    tokens=meta["tokens"],
-                    ended=meta.get("ended") or "stop",
-                )
-            )
-        return Captioned(index=index, words=tuple(found), cached=True)
-
-    async def _stored(self, task: Task, index: MediaIndex) -> Record | None:
+        tasks = self._cutting.tasks(medium, index)
         places = [self._of, *([self._other] if self._other else [])]
-        for kept, place in zip(self._kept, places, strict=True):
-            key = task_of(task.medium, index, task.chunk, place)[self._decode.writes]
-            if key in kept and (record := await kept.read(key)) is not None:
-                return record
-        return None
+
+        async def stored(at: int, settings: str) -> Words | None:
+            keys = [key_of(self._made_as(tasks[at], index, place), settings) for place in places]
+            words = await self._kept.read(keys)
+            counted = words is None or words.prompt_tokens or not params.counts_prompt
+            return words if counted else None
+
+        words = await in_order(len(tasks), params, self.limit, stored)
+        if None in words:
+            return None
+        return Captioned(index=index, words=tuple(filter(None, words)), cached=True)
 
     async def _is_encoded(self, task: Task) -> bool:
         key = task[self._encode.writes]
@@ -201,13 +218,18 @@ class Captioning:
         weight = self._cutting.weight(task, self._encoding)
         await self._cutting.given(task, self._encoding, task[self._encode.writes], member, weight)
 
-    async def _decoded(self, task: Task, index: MediaIndex) -> Words:
+    async def _decoded(self, task: Task, index: MediaIndex, settings: str) -> Words:
         member = self._calls.member(self._decode, task)
         if self._other is not None:
-            other = task_of(task.medium, index, task.chunk, self._other)
-            member["instead"] = other[self._decode.writes]
-        key = task[self._decode.writes]
+            member["instead"] = key_of(self._made_as(task, index, self._other), settings)
+        key = member["key"] = key_of(task[self._decode.writes], settings)
+        if settings:
+            member[SETTINGS] = settings
         words: Words = await self._decoding.make(key, member, 1)
-        meta = {"caption": words.caption, "tokens": words.tokens, "ended": words.ended}
-        self._kept[0].remember(Record(key=key, meta=meta))
+        self._kept.remember(words)
+        self._tell(key, words.caption, ended=True)
         return words
+
+    def _made_as(self, task: Task, index: MediaIndex, namespaces: Namespaces) -> str:
+        """Return the key of a caption in one variant, asked for with the server's settings."""
+        return task_of(task.medium, index, task.chunk, namespaces)[self._decode.writes]

@@ -4,26 +4,44 @@ Of a conversation one picture or clip counts, and the text of the last question.
 request: no address is followed.
 """
 
+import asyncio
 import base64
 import binascii
-import json
 import time
 import uuid
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from fastapi import Request
 from fastapi.responses import Response, StreamingResponse
 
 from flows.serving.answers import json_answer
+from flows.serving.caption_params import CaptionParams, StreamedText, joined_text
 from flows.serving.caption_routes import EVENTS, CaptionRoutes, event
 from flows.serving.captioning import Captioned
-from flows.serving.refusals import OPENAI, Refused, bad
+from flows.serving.chat_params import check_known, no_model, params_in, streaming_in
+from flows.serving.json_bodies import json_in
+from flows.serving.refusals import OPENAI, Refused, bad, invalid, unsupported
 from flows.serving.service import Service
 from flows.serving.uploads import Upload, body_of, stored
 
 BASE64 = 4 / 3
 """Times as large as what it stands for."""
+TEXT, MEDIA = "text", ("image_url", "video_url")
+"""Types of the parts of a message."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ChatRequest:
+    """A chat request, checked."""
+
+    prompt: str
+    medium: bytes
+    params: CaptionParams
+    streamed: bool
+    usage: bool
+    """Whether a stream ends with the tokens that were used."""
 
 
 class ChatRoutes:
@@ -35,62 +53,75 @@ class ChatRoutes:
 
     async def models(self) -> Response:
         """Return the one model that captions."""
-        model = {"id": self._captions.captions().model, "object": "model", "owned_by": "penstock"}
-        return json_answer({"object": "list", "data": [{**model, "created": 0}]})
+        return json_answer({"object": "list", "data": [self._model()]})
+
+    async def model(self, name: str) -> Response:
+        """Return the one model that captions, by its name."""
+        if name not in self._served():
+            raise no_model(name)
+        return json_answer(self._model())
 
     async def complete(self, request: Request) -> Response:
         """Answer a question about a picture or a clip, as OpenAI's API has it."""
-        model = self._captions.captions().model
+        captions, served = self._captions.captions(), self._served()
         most = round(self._service.config.body_bytes * BASE64)
         body = await body_of(request, most)
-        prompt, data, streamed = asked_in(body)
-        upload = stored(data, self._service.config.body_bytes, self._service.scratch)
+        asked = await asyncio.to_thread(request_in, body, served, captions.limit)
+        upload = await asyncio.to_thread(
+            stored, asked.medium, self._service.config.body_bytes, self._service.scratch
+        )
         head = {
             "id": f"chatcmpl-{uuid.uuid4().hex}",
             "created": round(time.time()),
-            "model": model,
+            "model": captions.model,
         }
-        if streamed:
-            return StreamingResponse(self._events(upload, prompt, head), media_type=EVENTS)
-        found = await self._captions.made(request, upload, prompt)
-        said = sum(words.tokens for words in found.words)
+        if asked.streamed:
+            return StreamingResponse(self._events(upload, asked, head), media_type=EVENTS)
+        found = await self._captions.made(request, upload, asked.prompt, asked.params)
+        text = joined_text((words.caption for words in found.words), asked.params.stop)
         choice = {
             "index": 0,
-            "message": {"role": "assistant", "content": text_of(found), "refusal": None},
+            "message": {"role": "assistant", "content": text, "refusal": None},
             "finish_reason": ended_of(found),
             "logprobs": None,
         }
-        usage = {"prompt_tokens": 0, "completion_tokens": said, "total_tokens": said}
-        return json_answer(
-            {**head, "object": "chat.completion", "choices": [choice], "usage": usage}
-        )
+        answer = {**head, "object": "chat.completion", "choices": [choice]}
+        return json_answer({**answer, "usage": usage_of(found)})
 
     async def _events(
-        self, upload: Upload, prompt: str, head: Mapping[str, Any]
+        self, upload: Upload, asked: ChatRequest, head: Mapping[str, Any]
     ) -> AsyncIterator[str]:
-        def chunk(delta: Mapping[str, Any], finished: str | None = None) -> str:
-            choice = {"index": 0, "delta": delta, "finish_reason": finished, "logprobs": None}
-            return event({**head, "object": "chat.completion.chunk", "choices": [choice]})
+        def chunk(choices: Sequence[Any], usage: Mapping[str, int] | None = None) -> str:
+            more = {"usage": usage} if asked.usage else {}
+            return event({**head, "object": "chat.completion.chunk", "choices": choices, **more})
 
-        yield chunk({"role": "assistant", "content": ""})
-        last = 0
+        def delta(content: Mapping[str, Any], finished: str | None = None) -> str:
+            choice = {"index": 0, "delta": content, "finish_reason": finished, "logprobs": None}
+            return chunk([choice])
+
+        yield delta({"role": "assistant", "content": ""})
+        text = StreamedText(asked.params.stop)
         try:
-            async for each in self._captions.pieces(upload, prompt):
+            async for each in self._captions.pieces(upload, asked.prompt, asked.params):
                 if isinstance(each, Captioned):
-                    yield chunk({}, ended_of(each))
-                else:
-                    at, text = each
-                    # Of a clip of several chunks, what is said of each is a line.
-                    yield chunk({"content": "\n" * (at - last) + text})
-                    last = max(at, last)
+                    if new := text.rest(words.caption for words in each.words):
+                        yield delta({"content": new})
+                    yield delta({}, ended_of(each))
+                    if asked.usage:
+                        yield chunk([], usage_of(each))
+                elif new := text.add(each.chunk, each.text, ended=each.ended):
+                    yield delta({"content": new})
         except Refused as why:
             yield event(why.to_json(OPENAI[0]))
         yield event("[DONE]")
 
+    def _model(self) -> dict[str, Any]:
+        name = self._captions.captions().model
+        return {"id": name, "object": "model", "created": 0, "owned_by": "penstock"}
 
-def text_of(found: Captioned) -> str:
-    """Return all that was said, a line a chunk."""
-    return "\n".join(words.caption for words in found.words)
+    def _served(self) -> tuple[str, ...]:
+        """Return the names of the model: the one that is told, and the one it was started with."""
+        return self._captions.captions().model, self._service.config.caption_model
 
 
 def ended_of(found: Captioned) -> str:
@@ -98,38 +129,55 @@ def ended_of(found: Captioned) -> str:
     return "length" if any(words.ended == "length" for words in found.words) else "stop"
 
 
-def asked_in(body: bytes) -> tuple[str, bytes, bool]:
-    """Return question, medium and whether the answer is streamed. Raises Refused."""
+def usage_of(found: Captioned) -> dict[str, int]:
+    """Return the tokens that were read and said."""
+    read = sum(words.prompt_tokens for words in found.words)
+    said = sum(words.tokens for words in found.words)
+    return {"prompt_tokens": read, "completion_tokens": said, "total_tokens": read + said}
+
+
+def request_in(body: bytes, models: Collection[str], limit: int) -> ChatRequest:
+    """Return what a body asks a server that serves a model under these names, and gives each
+    caption at most `limit` tokens. Raises Refused."""
+    asked = json_in(body)
+    if not isinstance(asked, dict):
+        raise Refused(400, "this is no chat completion", "Send a JSON object, as OpenAI has it")
+    check_known(asked, models)
+    streamed, usage = streaming_in(asked)
+    params = params_in(asked, limit)
     try:
-        asked = json.loads(body)
-        messages = asked["messages"]
-        parts = [part for message in messages for part in _parts(message)]
-        if asked.get("n") not in (None, 1):
-            raise bad("n is not 1", "Ask for one answer")
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise bad(
-            "this is no chat completion", "Send JSON with messages, as OpenAI has it"
-        ) from error
-    media = [part for role, kind, part in parts if kind in ("image_url", "video_url")]
+        parts = [part for message in asked["messages"] for part in _parts(message)]
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        hint = "Send a list of messages with role and content, as OpenAI has it"
+        raise invalid("messages", "messages cannot be read", hint) from error
+    media = [part for role, kind, part in parts if kind in MEDIA]
     if len(media) != 1:
         raise bad(
             f"{len(media)} pictures and clips are sent, and one is answered at a time",
             "Send one part of type image_url or video_url",
         )
-    texts = [part for role, kind, part in parts if kind == "text" and role in ("system", "user")]
-    return "\n".join(filter(None, texts)), _data(media[0]), bool(asked.get("stream"))
+    texts = [part for role, kind, part in parts if kind == TEXT and role in ("system", "user")]
+    prompt = "\n".join(filter(None, texts))
+    return ChatRequest(
+        prompt=prompt, medium=_data(media[0]), params=params, streamed=streamed, usage=usage
+    )
 
 
 def _parts(message: Mapping[str, Any]) -> Sequence[tuple[str, str, str]]:
     """Return role, type and content of each part of a message."""
     role, content = str(message.get("role", "")), message.get("content") or ""
     if isinstance(content, str):
-        return [(role, "text", content)]
+        return [(role, TEXT, content)]
     found = []
     for part in content:
         kind = str(part["type"])
+        if kind not in (TEXT, *MEDIA, "refusal"):
+            raise unsupported("messages", f"a part of type {kind[:80]!r} is not supported")
         value = part[kind]
-        found.append((role, kind, str(value["url"] if isinstance(value, dict) else value)))
+        text = value["url"] if isinstance(value, dict) else value
+        if not isinstance(text, str):
+            raise TypeError(kind)
+        found.append((role, kind, text))
     return found
 
 

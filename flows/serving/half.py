@@ -19,7 +19,7 @@ from flows.serving.half_plan import HalfPlan
 from flows.serving.live_stage import LauncherMaker, LiveStage
 from flows.serving.metrics import Metrics
 from flows.serving.published import Made, Unread, read_published
-from flows.serving.refusals import bad
+from flows.serving.refusals import refusal_of_failure
 from flows.serving.residence import Residence
 from flows.serving.scratch import Scratch
 from flows.serving.setbacks import Setbacks
@@ -199,7 +199,7 @@ class Half:
             case Unread():
                 self._works.refuse(event.keys, event.why)
             case Failed():
-                self._works.refuse([event.media], bad(event.message, event.hint))
+                self._works.refuse([event.media], refusal_of_failure(event))
             case TooLarge():
                 self._works.unfit(event.key)
             case Shrunk():

@@ -72,6 +72,7 @@ class KeptRecords:
     def remember(self, record: Record) -> None:
         """Keep a record in memory for a while."""
         if record.key in self._recent:
+            self._recent[record.key] = record
             self._recent.move_to_end(record.key)
             return
         self._recent[record.key] = record

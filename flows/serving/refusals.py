@@ -3,6 +3,7 @@
 from typing import Any
 
 from artifacts.errors import PenstockError
+from stages.process.events import UNSUPPORTED, Failed
 
 OPENAI = ("/v1/chat/", "/v1/models")
 """Paths that clients of OpenAI ask."""
@@ -13,19 +14,34 @@ RETRY_SECONDS = 5
 class Refused(Exception):
     """A request that is not answered: status, what is wrong, what to do about it."""
 
-    def __init__(self, status: int, error: str, hint: str = "", retry: float | None = None) -> None:
+    def __init__(
+        self,
+        status: int,
+        error: str,
+        hint: str = "",
+        retry: float | None = None,
+        *,
+        code: str | None = None,
+        param: str | None = None,
+    ) -> None:
         super().__init__(error)
         self.status = status
         self.error = error
         self.hint = hint
         self.retry = retry
         """Seconds after which it may be asked again; None: it need not be."""
+        self.code = code
+        """What is wrong, as OpenAI's clients know it; None: they have no word for it."""
+        self.param = param
+        """Parameter of a chat request that is at fault; None: none is."""
 
     def to_json(self, path: str = "") -> dict[str, Any]:
         """Return what is told of it; below some paths as OpenAI's clients read it."""
         if path.startswith(OPENAI):
-            told = {"message": f"{self.error}. {self.hint}".strip(), "code": None, "param": None}
-            return {"error": {**told, "type": "invalid_request_error"}}
+            kind = "invalid_request_error" if self.status < 500 else "server_error"
+            message = f"{self.error}. {self.hint}" if self.hint else self.error
+            told = {"message": message, "type": kind, "param": self.param, "code": self.code}
+            return {"error": told}
         return {"error": self.error, "hint": self.hint}
 
 
@@ -42,3 +58,22 @@ def unavailable(error: str, hint: str = "", retry: float = RETRY_SECONDS) -> Ref
 def refusal_of(error: PenstockError, status: int = 422) -> Refused:
     """Return one of our own errors as a refusal."""
     return Refused(status, error.message, error.hint)
+
+
+def unsupported(param: str, error: str, hint: str = "Leave it out") -> Refused:
+    """Return the refusal of what a chat request asks for and nothing here can do."""
+    return Refused(400, error, hint, code="unsupported_parameter", param=param)
+
+
+def invalid(param: str, error: str, hint: str = "") -> Refused:
+    """Return the refusal of a value that a parameter of a chat request cannot have."""
+    return Refused(400, error, hint, code="invalid_value", param=param)
+
+
+def refusal_of_failure(event: Failed) -> Refused:
+    """Return what a stage says of an item that it could not make, as a refusal."""
+    if event.kind != UNSUPPORTED:
+        return bad(event.message, event.hint)
+    # Of its settings only the schema is followed by what a model's tokenizer can or cannot do.
+    error = event.message.replace("--schema", "the schema")
+    return unsupported("response_format", error, "Ask for it in words")

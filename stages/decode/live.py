@@ -56,8 +56,8 @@ def run_live(job: DecodeJob, report: Report) -> None:
             key, fault = one.member["key"], said.fault
             report.failure(key, UNSUPPORTED, fault.message, fault.hint)
             return
-        counted = {"prompt_tokens": said.prompt_tokens}
-        record = Record(key=one.member[key_of], meta=said.meta | counted | engine.meta)
+        more = {"prompt_tokens": said.prompt_tokens, "stopped": said.stopped}
+        record = Record(key=one.member[key_of], meta=said.meta | more | engine.meta)
         answers[0].publish([record])
         answers[0].leave([record.key])
         report.send(
@@ -67,6 +67,7 @@ def run_live(job: DecodeJob, report: Report) -> None:
                 tokens=said.tokens,
                 ended=said.ended,
                 prompt_tokens=said.prompt_tokens,
+                stopped=said.stopped,
             )
         )
 

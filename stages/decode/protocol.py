@@ -39,6 +39,8 @@ class Said(NamedTuple):
     """Whether an answer of a given form was closed early, because its tokens ran out."""
     prompt_tokens: int = 0
     """Tokens of the prompt, those of pictures among them."""
+    stopped: bool = False
+    """Whether a stop string ended it."""
     fault: UsageError | None = None
     """Why an item with settings of its own has no caption: they cannot be followed."""
 

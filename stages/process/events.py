@@ -49,6 +49,8 @@ class Words:
     prompt_tokens: int = 0
     """Tokens of the prompt, those of pictures among them; 0 while it is said, or where nobody
     counted them."""
+    stopped: bool = False
+    """Whether a stop string ended it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

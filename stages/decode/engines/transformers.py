@@ -176,15 +176,16 @@ def said_by(
     rows = new.tolist()
     mask = inputs.get("attention_mask")
     read = (torch.ones_like(inputs["input_ids"]) if mask is None else mask).sum(-1).tolist()
-    lengths = _lengths(half, new)
+    lengths, stopped = _lengths(half, new), [False] * len(rows)
     for at, (tokens, _) in enumerate(lengths):
         if choosing.stopped(processor, rows[at][:tokens]):
             counts = range(1, tokens + 1)
             tokens = next(n for n in counts if choosing.stopped(processor, rows[at][:n]))
-            lengths[at], rows[at] = (tokens, "stop"), rows[at][:tokens]
+            lengths[at], rows[at], stopped[at] = (tokens, "stop"), rows[at][:tokens], True
     texts = choosing.texts_of(processor, rows)
-    for (text, shortened), (tokens, ended), count in zip(texts, lengths, read, strict=True):
-        yield Said(text, tokens, ended, shortened, int(count))
+    every = zip(texts, lengths, read, stopped, strict=True)
+    for (text, shortened), (tokens, ended), count, was_stopped in every:
+        yield Said(text, tokens, ended, shortened, int(count), was_stopped)
 
 
 def _groups(asked: Sequence[Asked]) -> Iterator[list[int]]:

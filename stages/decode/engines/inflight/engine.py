@@ -216,7 +216,9 @@ class InFlight:
         if flight.fault is not None:
             return Said("", 0, flight.ended, fault=flight.fault)
         text, shortened = self._text(flight)
-        return Said(text, len(flight.said), flight.ended, shortened, flight.prompt_tokens)
+        stopped = flight.stopped is not None and flight.stopped(flight.said)
+        tokens, read = len(flight.said), flight.prompt_tokens
+        return Said(text, tokens, flight.ended, shortened, read, stopped)
 
     def _text(self, flight: Flight) -> tuple[str, bool]:
         choosing = self._plain.choosing.of(flight.asked.member)

@@ -1,0 +1,125 @@
+"""Holds what one request asks of its captions besides the prompt, and joins the captions of several
+chunks to one text."""
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+
+from flows.serving.refusals import unsupported
+from stages.decode.generation import Generation
+from stages.decode.request_settings import RequestSettings, cut_at, held_back
+from stages.process.events import Words
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CaptionParams:
+    """Sampling, limit, stop strings and schema of one request; by default those of the server."""
+
+    generation: Generation = field(default_factory=Generation)
+    max_tokens: int | None = None
+    """Most tokens of the whole answer; None: the server's limit for each chunk."""
+    stop: tuple[str, ...] = ()
+    """Strings at whose first occurrence the whole answer ends."""
+    counts_prompt: bool = False
+    """Whether the tokens of the prompt have to be known."""
+
+    @property
+    def text(self) -> str:
+        """Return what makes two requests for the same medium and prompt two answers."""
+        told = {
+            "generation": self.generation.told,
+            "max_tokens": self.max_tokens,
+            "stop": sorted(set(self.stop)),
+            "counts_prompt": self.counts_prompt,
+        }
+        return json.dumps(told, sort_keys=True)
+
+    def settings(self, limit: int, most: int) -> str:
+        """Return the settings of one caption of at most `limit` tokens, as an item has them; empty
+        where they are the server's, whose captions have at `most` so many."""
+        if (limit, self.stop, self.generation) == (most, (), Generation()):
+            return ""
+        return RequestSettings(
+            generation=self.generation, max_new_tokens=limit, stop=self.stop
+        ).text
+
+    def is_of_chunks(self, count: int, limit: int) -> bool:
+        """Return whether so many chunks may be captioned side by side, each within a limit. Where
+        the limit or a stop string is of the whole answer, one has to wait for the other."""
+        enough = self.max_tokens is None or self.max_tokens >= count * limit
+        return count == 1 or (enough and not self.stop)
+
+    def ends(self, captions: Sequence[str]) -> bool:
+        """Return whether a stop string occurs in captions that others would follow."""
+        joined = "\n".join(captions) + "\n"
+        return cut_at(joined, self.stop) != joined
+
+
+async def in_order(
+    count: int,
+    params: CaptionParams,
+    limit: int,
+    caption: Callable[[int, str], Awaitable[Words | None]],
+) -> list[Words | None]:
+    """Return the captions of so many chunks up to the end of the answer: side by side, unless how
+    one of them ends decides what becomes of the next. `caption` is given the chunk's place and its
+    settings; where it returns None, that is the last. Raises Refused."""
+    if params.generation.schema and count > 1:
+        raise unsupported("response_format", f"the clip has {count} chunks, each with an answer")
+    if params.is_of_chunks(count, limit):
+        settings = params.settings(min(params.max_tokens or limit, limit), limit)
+        return [*await asyncio.gather(*(caption(at, settings) for at in range(count)))]
+    left = params.max_tokens or count * limit
+    found: list[Words | None] = []
+    captions: list[str] = []
+    while len(found) < count and left > 0:
+        words = await caption(len(found), params.settings(min(left, limit), limit))
+        found.append(words)
+        if words is None or words.stopped or params.ends([*captions, words.caption]):
+            return found
+        captions.append(words.caption)
+        left -= words.tokens
+    if len(found) < count and found[-1] is not None:
+        found[-1] = replace(found[-1], ended="length")
+    return found
+
+
+def joined_text(captions: Iterable[str], stop: Sequence[str]) -> str:
+    """Return the captions of all chunks, one per line, up to the first stop string."""
+    return cut_at("\n".join(captions), stop)
+
+
+class StreamedText:
+    """The text of an answer of which pieces come while it is made, maybe of several chunks at
+    once."""
+
+    def __init__(self, stop: Sequence[str]) -> None:
+        self._stop = stop
+        self._captions: dict[int, str] = {}
+        self._ended: set[int] = set()
+        self._sent = 0
+
+    def add(self, chunk: int, text: str, *, ended: bool) -> str:
+        """Add a piece of a chunk's caption; return what can be sent now: nothing of a chunk before
+        all of those before it, and nothing that a stop string may take back."""
+        self._captions[chunk] = self._captions.get(chunk, "") + text
+        if ended:
+            self._ended.add(chunk)
+        known: list[str] = []
+        while (at := len(known)) in self._captions:
+            known.append(self._captions[at])
+            if at not in self._ended:
+                break
+        found = "\n".join(known)
+        cut = joined_text(known, self._stop)
+        kept = held_back(found, self._stop) if cut == found else 0
+        return self._new(cut[: len(cut) - kept])
+
+    def rest(self, captions: Iterable[str]) -> str:
+        """Return what is left to be sent of all captions."""
+        return self._new(joined_text(captions, self._stop))
+
+    def _new(self, text: str) -> str:
+        new, self._sent = text[self._sent :], max(self._sent, len(text))
+        return new

@@ -1,0 +1,38 @@
+"""Decodes bodies in JSON. Every string in what it returns can be written as UTF-8."""
+
+import json
+from typing import Any
+
+from flows.serving.refusals import Refused
+
+LONE = "a letter of it is half of a pair (a lone surrogate), which is no text"
+
+
+def json_in(body: bytes) -> Any:
+    """Return the value that a body holds. Raises Refused."""
+    try:
+        value = json.loads(body.decode("utf-8"), parse_constant=_no_number)
+        _check_texts(value)
+        return value
+    except UnicodeEncodeError as error:
+        raise Refused(400, LONE, "Write letters beyond \\uffff as two escapes") from error
+    except (ValueError, RecursionError) as error:  # Python's words quote bytes of the body
+        raise Refused(400, "the body is no JSON in UTF-8", "Send a JSON object") from error
+
+
+def _check_texts(value: Any) -> None:
+    """Raise UnicodeEncodeError for a string that cannot be written."""
+    if isinstance(value, str):
+        if not value.isascii():
+            value.encode()
+    elif isinstance(value, list):
+        for each in value:
+            _check_texts(each)
+    elif isinstance(value, dict):
+        for name, each in value.items():
+            _check_texts(name)
+            _check_texts(each)
+
+
+def _no_number(name: str) -> Any:
+    raise ValueError(f"{name} is no number")

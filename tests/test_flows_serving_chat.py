@@ -1,0 +1,196 @@
+"""What a chat request asks for is honoured or refused by name; nothing of it is passed over."""
+
+import asyncio
+import base64
+import json
+from typing import Any
+
+import pytest
+
+from flows.serving.caption_params import CaptionParams, StreamedText, in_order, joined_text
+from flows.serving.chat import ChatRequest, request_in
+from flows.serving.json_bodies import json_in
+from flows.serving.refusals import Refused
+from stages.decode.generation import Generation
+from stages.process.events import Words
+
+LIMIT = 256
+PICTURE = b"\x89PNG\r\n\x1a\n"
+URL = "data:image/png;base64," + base64.b64encode(PICTURE).decode()
+MESSAGES = [
+    {
+        "role": "user",
+        "content": [
+            {"type": "text", "text": "What is it?"},
+            {"type": "image_url", "image_url": {"url": URL}},
+        ],
+    }
+]
+SCHEMA = {"type": "object", "properties": {"kind": {"type": "string"}}, "required": ["kind"]}
+
+
+def form(schema: Any) -> dict[str, Any]:
+    return {"type": "json_schema", "json_schema": {"name": "x", "strict": True, "schema": schema}}
+
+
+def read(**asked: Any) -> ChatRequest:
+    body = json.dumps({"model": "demo", "messages": MESSAGES, **asked}).encode()
+    return request_in(body, {"demo"}, LIMIT)
+
+
+def refused(**asked: Any) -> Refused:
+    with pytest.raises(Refused) as caught:
+        read(**asked)
+    return caught.value
+
+
+def test_a_request_without_settings_is_the_servers() -> None:
+    found = read()
+    assert (found.prompt, found.medium, found.streamed) == ("What is it?", PICTURE, False)
+    assert found.params == CaptionParams(counts_prompt=True)
+    assert found.params.settings(LIMIT, LIMIT) == ""
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"n": 1}, {"presence_penalty": 0}, {"frequency_penalty": 0.0}, {"logprobs": False},
+        {"top_logprobs": None}, {"tools": []}, {"user": "me"}, {"metadata": {"a": "b"}},
+        {"store": False}, {"logit_bias": {}}, {"tool_choice": "none"}, {"temperature": 0},
+        {"top_p": 1}, {"seed": 7}, {"stop": None}, {"stop": []}, {"max_tokens": None},
+        {"response_format": {"type": "text"}}, {"stream": None}, {"temperature": 1e-9},
+        {"unheard_of": None}, {"parallel_tool_calls": True}, {"service_tier": "auto"},
+        {"temperature": 0.0, "top_p": 0.5},
+    ],
+)  # fmt: skip
+def test_values_that_change_nothing_are_taken(asked: dict[str, Any]) -> None:
+    assert read(**asked).params == CaptionParams(counts_prompt=True)
+
+
+@pytest.mark.parametrize(
+    ("asked", "param"),
+    [
+        ({"n": 2}, "n"), ({"n": True}, "n"), ({"presence_penalty": 0.5}, "presence_penalty"),
+        ({"logprobs": True}, "logprobs"), ({"tools": [{}]}, "tools"), ({"store": True}, "store"),
+        ({"tool_choice": "required"}, "tool_choice"), ({"logit_bias": {"5": 1}}, "logit_bias"),
+        ({"top_k": 5}, "top_k"), ({"audio": {}}, "audio"), ({"prediction": {}}, "prediction"),
+        ({"response_format": {"type": "json_object"}}, "response_format"),
+        ({"response_format": form({"type": "array"})}, "response_format"),
+        ({"response_format": form({"$ref": "http://example.org/a"})}, "response_format"),
+        ({"stream": True, "stream_options": {"include_obfuscation": True}}, "stream_options"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_done_is_refused_by_its_name(asked: dict[str, Any], param: str) -> None:
+    why = refused(**asked)
+    assert (why.status, why.code, why.param) == (400, "unsupported_parameter", param)
+    told = why.to_json("/v1/chat/completions")["error"]
+    assert told["type"] == "invalid_request_error" and told["param"] == param and told["message"]
+
+
+@pytest.mark.parametrize(
+    ("asked", "param"),
+    [
+        ({"temperature": -1}, "temperature"), ({"temperature": 2.5}, "temperature"),
+        ({"temperature": "hot"}, "temperature"), ({"temperature": True}, "temperature"),
+        ({"top_p": 1.5}, "top_p"), ({"seed": -1}, "seed"), ({"seed": 1.5}, "seed"),
+        ({"seed": 1 << 63}, "seed"), ({"max_tokens": 0}, "max_tokens"),
+        ({"max_tokens": -3}, "max_tokens"), ({"max_tokens": 2.0}, "max_tokens"),
+        ({"max_completion_tokens": "9"}, "max_completion_tokens"), ({"stop": ["a"] * 5}, "stop"),
+        ({"stop": [""]}, "stop"), ({"stop": "x" * 1001}, "stop"), ({"stop": [1]}, "stop"),
+        ({"stream": "yes"}, "stream"), ({"stream_options": {}}, "stream_options"),
+        ({"response_format": "json"}, "response_format"), ({"messages": "hello"}, "messages"),
+        ({"response_format": {"type": "json_schema"}}, "response_format"),
+        ({"messages": [{"role": "user", "content": [{"type": "text", "text": 5}]}]}, "messages"),
+    ],
+)  # fmt: skip
+def test_values_out_of_range_are_refused(asked: dict[str, Any], param: str) -> None:
+    why = refused(**asked)
+    assert (why.status, why.code, why.param) == (400, "invalid_value", param)
+
+
+def test_another_model_is_not_found() -> None:
+    why = refused(model="gpt-4o")
+    assert (why.status, why.code, why.param) == (404, "model_not_found", "model")
+
+
+def test_sampling_and_limits_are_those_of_the_request() -> None:
+    found = read(temperature=0.7, top_p=0.5, seed=3, max_tokens=9, max_completion_tokens=7).params
+    assert found.generation == Generation(temperature=0.7, top_p=0.5, seed=3)
+    assert found.max_tokens == 7 and found.settings(7, LIMIT)
+    assert read(top_p=0.5).params.generation == Generation(top_p=0.5)
+    assert read(stop="b").params.stop == ("b",)
+    assert read(stop=["b", "a", "b"]).params.text == read(stop=["a", "b"]).params.text
+
+
+def test_other_settings_are_another_answer() -> None:
+    every = [
+        read(**asked).params.text
+        for asked in (
+            {}, {"seed": 1, "temperature": 1}, {"seed": 2, "temperature": 1}, {"stop": "a"},
+            {"max_tokens": 5}, {"response_format": form(SCHEMA)}, {"top_p": 0.5},
+        )
+    ]  # fmt: skip
+    assert len(set(every)) == len(every)
+
+
+def test_a_schema_has_to_fit_the_limit() -> None:
+    assert read(response_format=form(SCHEMA)).params.generation.schema
+    assert refused(response_format=form(SCHEMA), max_tokens=3).param == "max_tokens"
+    many = {"type": "object", "properties": {f"field{n}": {"type": "string"} for n in range(99)}}
+    why = refused(response_format=form(many))
+    assert why.code == "unsupported_parameter" and str(LIMIT) in why.error
+    assert "--" not in why.error
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"{", b"\xff\xfe", b'"\\ud800"', b'{"a": ["\\udc00"]}', b'{"\\ud83d": 1}',
+             b"\xed\xa0\x80", b"[" * 100_000, b'{"a": NaN}', b'{"a": ' + b"9" * 5000 + b"}"]
+)  # fmt: skip
+def test_a_body_that_is_no_text_is_refused(body: bytes) -> None:
+    with pytest.raises(Refused) as caught:
+        json_in(body)
+    assert caught.value.status == 400
+
+
+def test_a_pair_of_escapes_is_one_letter() -> None:
+    assert json_in(b'{"a": "\\ud83d\\ude00"}') == {"a": "\U0001f600"}
+
+
+def test_a_stream_sends_nothing_that_a_stop_string_takes_back() -> None:
+    text = StreamedText(("circle",))
+    assert text.add(0, "a red ci", ended=False) == "a red "
+    assert text.add(0, "ty", ended=False) == "city"
+    assert text.add(0, " cir", ended=False) == " "
+    assert text.add(0, "cle and", ended=True) == ""
+    assert text.rest(["a red city circle and"]) == ""
+
+
+def test_a_stream_of_several_chunks_keeps_their_order() -> None:
+    text = StreamedText(())
+    assert text.add(1, "second", ended=True) == ""
+    assert text.add(0, "fir", ended=False) == "fir"
+    assert text.add(0, "st", ended=True) == "st\nsecond"
+    assert text.rest(["first", "second", "third"]) == "\nthird"
+
+
+def test_a_limit_and_a_stop_string_are_of_all_chunks_together() -> None:
+    asked: list[tuple[int, str]] = []
+
+    async def caption(at: int, settings: str) -> Words:
+        asked.append((at, settings))
+        return Words(key=str(at), caption=f"caption {at}", tokens=4, ended="stop")
+
+    def made(**told: Any) -> list[Any]:
+        asked.clear()
+        return asyncio.run(in_order(3, CaptionParams(**told), 10, caption))
+
+    assert [words.ended for words in made(max_tokens=6)] == ["stop", "length"]
+    assert '"max_new_tokens":2' in asked[1][1]
+    found = made(max_tokens=4)
+    assert [words.ended for words in found] == ["length"]
+    assert len(made(max_tokens=30)) == 3 and {settings for _, settings in asked} == {""}
+    assert len(made(stop=("\n",))) == 1
+    assert joined_text(["a", "b"], ("\n",)) == "a"
+    with pytest.raises(Refused) as caught:
+        made(generation=Generation(schema="{}"))
+    assert caught.value.param == "response_format"
