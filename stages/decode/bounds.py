@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import Any
 
-from stages.decode.places import ANNOTATIONS, Room, SchemaPlace, followed, plain
+from stages.decode.places import ANNOTATIONS, SchemaRoom, SchemaPlace, followed, plain
 
 EXACT = 2**53 - 1
 """Largest size of numbers, where a schema says no other: programs of all languages read them."""
@@ -44,7 +44,7 @@ def bounded(root: Mapping[str, Any]) -> dict[str, Bounded]:
     if node.get("type") != "object" or not node.get("properties"):
         raise place.odd("it is not of an object with properties", 'Begin with {"type": "object", …')
     _object(node, place)
-    place = replace(place, room=Room())  # the same is gone through once more
+    place = replace(place, room=SchemaRoom())  # the same is gone through once more
     return {name: _value(each, place.at(name)) for name, each in node["properties"].items()}
 
 

@@ -32,7 +32,7 @@ MOST_REFERENCES = 100
 
 
 @dataclass(kw_only=True, slots=True)
-class Room:
+class SchemaRoom:
     """How much longer a schema may become while its references are written out."""
 
     left: int = MOST_LETTERS
@@ -59,7 +59,7 @@ class SchemaPlace:
     """Its properties from the outermost object on, with points between them."""
     references: tuple[str, ...] = ()
     """References that led here."""
-    room: Room = field(default_factory=Room, repr=False, compare=False)
+    room: SchemaRoom = field(default_factory=SchemaRoom, repr=False, compare=False)
 
     def at(self, name: str) -> "SchemaPlace":
         return replace(self, path=f"{self.path}.{name}" if self.path else name)
