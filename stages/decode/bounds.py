@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import Any
 
-from stages.decode.places import ANNOTATIONS, SchemaRoom, SchemaPlace, followed, plain
+from stages.decode.places import ANNOTATIONS, SchemaPlace, SchemaRoom, followed, plain
 
 EXACT = 2**53 - 1
 """Largest size of numbers, where a schema says no other: programs of all languages read them."""
