@@ -13,29 +13,11 @@ from flows.serving.answers import json_answer
 from flows.serving.caption_routes import CaptionRoutes
 from flows.serving.chat import ChatRoutes
 from flows.serving.guard import extra_headers
+from flows.serving.openapi import CHAT, MEDIUM
 from flows.serving.page.page import Page, page_of
 from flows.serving.refusals import Refused
 from flows.serving.routes import Routes
 from flows.serving.service import Service
-
-MEDIUM = {
-    "requestBody": {
-        "required": True,
-        "description": "the bytes of a picture or a clip",
-        "content": {
-            each: {"schema": {"type": "string", "format": "binary"}}
-            for each in ("image/*", "video/*", "application/octet-stream")
-        },
-    }
-}
-"""What the description of a route says of its body."""
-CHAT = {
-    "requestBody": {
-        "required": True,
-        "description": "a chat completion as OpenAI has it, with one picture or clip in it",
-        "content": {"application/json": {"schema": {"type": "object"}}},
-    }
-}
 
 
 def app_of(service: Service, token: str) -> FastAPI:
@@ -60,7 +42,8 @@ def app_of(service: Service, token: str) -> FastAPI:
     add("/v1/models/{name:path}", chat.model, methods=["GET"])
     add("/v1/search", routes.search, methods=["GET"])
     add("/v1/search", routes.search, methods=["POST"], openapi_extra=MEDIUM, name="search_picture")
-    add("/v1/media/{hit}", routes.media, methods=["GET", "HEAD"])
+    add("/v1/media/{hit}", routes.media, methods=["GET"])
+    add("/v1/media/{hit}", routes.media, methods=["HEAD"], name="media_head")
     add("/v1/thumbnail/{hit}", routes.thumbnail, methods=["GET"])
     add("/v1/info", routes.info, methods=["GET"])
     add("/v1/stats", routes.stats, methods=["GET"])
