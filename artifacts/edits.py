@@ -74,8 +74,10 @@ def key_of(features: str, name: str, prompt: str, said: str) -> str:
 class Edits:
     """The deeds of a journal, in order, and what comes of them."""
 
+    every: list[Mapping[str, Any]] = field(default_factory=list)
+    """All deeds, undone ones and undoings among them."""
     ids: set[str] = field(default_factory=set)
-    """Names of all deeds, undone ones and undoings among them."""
+    """Their names."""
     done: list[Mapping[str, Any]] = field(default_factory=list)
     """Deeds that count."""
     undone: list[Mapping[str, Any]] = field(default_factory=list)
@@ -93,6 +95,7 @@ class Edits:
     def apply(self, deed: Mapping[str, Any]) -> list[str]:
         """Take in the next deed; return keys of the captions that it changed."""
         self.ids.add(deed["id"])
+        self.every.append(deed)
         if deed["does"] == UNDO:
             return self._undo()
         if deed["does"] == REDO:
@@ -159,7 +162,9 @@ class EditsOf:
         try:
             stamp = stamp_of(self._folder / EDITS)
         except OSError:
-            return Edits()
+            if self._stamp is not None:
+                self._edits, self._stamp = Edits(), None
+            return self._edits
         if stamp != self._stamp:
             self._edits, self._stamp = read_edits(self._folder), stamp
         return self._edits

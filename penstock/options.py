@@ -65,6 +65,7 @@ class CaptionOptions(FeatureOptions, total=False):
     schema: str
     engine: str
     max_new_tokens: int
+    trigger: str
     prefix: str
     suffix: str
     format: tuple[str, ...]

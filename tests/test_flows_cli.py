@@ -18,7 +18,7 @@ from tests.support.refusals import one_line
 
 SPEAKING_OPTIONS = {
     "--prompts", "--summary", "--summary-prompt", "--length", "--system", "--start-with",
-    "--avoid", "--retry-loops",
+    "--avoid", "--retry-loops", "--trigger",
     "--strip-think", "--sampling", "--temperature", "--top-p", "--top-k", "--seed", "--beams",
     "--repetition-penalty", "--no-repeat-ngram", "--schema",
 }  # fmt: skip

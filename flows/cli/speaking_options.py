@@ -25,6 +25,7 @@ def add_speaking_options(parser: argparse.ArgumentParser) -> None:
     add("--max-new-tokens", type=int, default=256, metavar="N", help="longest caption [256]")
     add("--retry-loops", action="store_true", help="say again what goes round in circles")
     add("--strip-think", action="store_true", help="leave out what is in <think> … </think>")
+    add("--trigger", default="", metavar="WORD", help="put `WORD, ` before every caption")
     add("--prefix", default="", metavar="T", help="put before every caption")
     add("--suffix", default="", metavar="T", help="put after every caption")
     _add_choice_options(parser)

@@ -14,6 +14,8 @@ from flows.job.tasks import PREVIOUS
 def summary(job: Job) -> dict[str, Any]:
     """Return what was going to be run, as `run.json` keeps it."""
     said = {name: getattr(job.config, name) for name in ("prefix", "suffix", "schema")}
+    if job.config.trigger:
+        said["trigger"] = job.config.trigger
     return {
         "model": job.model.name,
         "revision": job.config.revision,

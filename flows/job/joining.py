@@ -52,7 +52,7 @@ class JoinedTexts:
                 self.edited.append(path.name)
                 return False
             theirs = body
-        made, head, tail = _joined(theirs, caption, rule)
+        made, head, tail = joined(theirs, caption, rule)
         self._remember(path, about, theirs, head, tail)
         made = now[: len(now) - len(body)] + made
         if made != now:
@@ -101,7 +101,7 @@ class JoinedTexts:
         return self._own.has(f"{self._form} {name}", about, _digest(part))
 
 
-def _joined(theirs: str, caption: str, rule: str) -> tuple[str, str, str]:
+def joined(theirs: str, caption: str, rule: str) -> tuple[str, str, str]:
     """Return both in one text, and our part with what is between: at its head, or at its tail."""
     if not caption:
         return f"{theirs.rstrip()}\n", "", ""

@@ -5,6 +5,7 @@ A file is known for ours by its own digest and that of what it is about, so it s
 folder is moved or another `OUT` is given.
 """
 
+import codecs
 import hashlib
 import os
 from functools import cached_property
@@ -13,12 +14,16 @@ from pathlib import Path
 from artifacts.files import write_text
 from artifacts.keys import digest_of, hash_file
 from artifacts.lines import append_line, read_lines
+from artifacts.regular import open_regular
 from artifacts.store import Store
+from flows.job.formats import BESIDE
 
 DIGITS = 32
 """Hex digits by which a text is remembered: a million of them take 50 MB."""
 OF_LABELS = "labels "
 """What texts are of that hold labels and no captions."""
+BLANK_BYTES = 1 << 10
+"""Largest size of a file that is looked at for whether it holds only spaces."""
 
 
 class OwnFiles:
@@ -49,10 +54,12 @@ class OwnFiles:
 
     def bring(self, path: Path, content: bytes, form: str, about: str, *, replace: bool) -> bool:
         """Bring a file to this content, unless people wrote or edited what is there and it is not
-        to be replaced; return whether it holds the content. Raises EnvironmentFault."""
+        to be replaced; return whether it holds the content. A text without a word is nobody's.
+        Raises EnvironmentFault."""
         before, sha256 = digest_at(path), hashlib.sha256(content).hexdigest()
         same = before == sha256
         theirs = os.path.lexists(path) and not same and not self.has(form, about, before)
+        theirs = theirs and not (form in BESIDE and is_blank(path))
         if path.is_dir() or (theirs and not replace):
             return False
         self.add(form, about, sha256)
@@ -63,6 +70,17 @@ class OwnFiles:
 
 def _key(form: str, about: str, sha256: str) -> str:
     return digest_of([form, about, sha256])[:DIGITS]
+
+
+def is_blank(path: Path) -> bool:
+    """Return whether a file is there that holds no letter."""
+    try:
+        if path.is_symlink() or path.stat().st_size > BLANK_BYTES:
+            return False
+        with open_regular(path) as file:
+            return not file.read(BLANK_BYTES).removeprefix(codecs.BOM_UTF8).strip()
+    except OSError:
+        return False
 
 
 def digest_at(path: Path) -> str:

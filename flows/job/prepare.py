@@ -7,7 +7,7 @@ from itertools import groupby
 from pathlib import Path
 
 from artifacts.captions import Failure
-from artifacts.edits import EditsOf
+from artifacts.corrections import EditsInForce
 from artifacts.errors import UsageError
 from artifacts.keys import ContentDigests
 from artifacts.packs import stored_namespaces
@@ -64,8 +64,8 @@ class Job:
     failures: tuple[Failure, ...]
     """Sources that cannot be had, and why."""
     ledger: Ledger
-    edits: EditsOf
-    """What people corrected of what earlier runs wrote into the same folder."""
+    edits: EditsInForce
+    """What people corrected of what earlier runs wrote, into the same folder or others."""
     notes: tuple[str, ...] = ()
     """What people should know of how its sources were read."""
 
@@ -214,7 +214,7 @@ def _job_of(config: CaptionConfig, store: Store, model: Model, pipeline: Pipelin
         files=(),
         contents=(),
         failures=(),
-        edits=EditsOf(out_folder(config)),
+        edits=EditsInForce(out_folder(config), store.local),
         ledger=Ledger(store, over_media, *variants_of(config, model, sampling, over_media, stored)),
     )
 

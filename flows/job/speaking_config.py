@@ -63,6 +63,9 @@ class SpeakingConfig:
     """Say a caption that goes round in circles once more, where it may not."""
     strip_think: bool = False
     """Leave out of captions what stands between <think> and </think>."""
+    trigger: str = ""
+    """Word of a LoRA: it and a comma are put before every caption that is no JSON, and before the
+    prefix."""
     schema: str = ""
     """File of a JSON Schema that every caption follows, or its text; empty: none. Read at once, so
     that it is the text from then on."""
@@ -77,6 +80,8 @@ class SpeakingConfig:
         if self.schema:
             object.__setattr__(self, "schema", canonical(read_schema(self.schema)))
         _ = self.generation
+        if self.trigger != self.trigger.strip() or not self.trigger.isprintable():
+            raise UsageError(f"--trigger {self.trigger!r} is no word", hint="Give a word: ohwx")
         if self.prompt is not None and not self.prompt.strip():
             raise UsageError("--prompt is empty", hint="Leave it out to ask for a description")
         if self.prompts and self.prompt is not None:

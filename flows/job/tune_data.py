@@ -14,9 +14,12 @@ from typing import Any
 from artifacts.edits import ACCEPTED, EDITS, REJECTED
 from artifacts.errors import UsageError
 from artifacts.regular import read_text
+from artifacts.store import Store
 from artifacts.words import counted
 from flows.job.media_files import IMAGE_SUFFIXES, VIDEO_SUFFIXES
+from flows.job.own_files import is_blank
 from flows.job.source_lists import LIST_SUFFIXES
+from flows.job.tune_people import with_corrections, with_texts
 from stages.models.hub.transfer import Announce
 
 MOST_BYTES = 1 << 30
@@ -51,15 +54,22 @@ class Example:
         return self.path, self.start, self.end, self.prompt
 
 
-def examples_in(data: str, say: Announce = lambda _: None) -> list[Example]:
+def examples_in(
+    data: str, say: Announce = lambda _: None, store: Store | None = None
+) -> list[Example]:
     """Return the captions in some data, each item once; `say` is told what people's reviews leave
-    out. Raises UsageError."""
+    out. What people corrected in other folders of a `store`, or wrote by hand, is in their place.
+    Raises UsageError."""
     path = Path(data).expanduser()
     if path.is_dir():
         found = list(_beside(path))
     elif path.suffix.lower() in SUFFIXES and path.is_file():
-        rows = ROWS[path.suffix.lower()](path)
-        found = [_example(row, at, path) for at, row in _reviewed([*enumerate(rows, 1)], path, say)]
+        rows = [*enumerate(ROWS[path.suffix.lower()](path), 1)]
+        if store is not None:
+            rows = [*with_corrections(rows, path, store)]
+        found = [_example(row, at, path) for at, row in _reviewed(rows, path, say)]
+        if store is not None:
+            found = with_texts(found, rows, path, store, say)
     else:
         raise UsageError(
             f"there are no captions at {path}",
@@ -123,7 +133,8 @@ def _beside(folder: Path) -> Iterator[Example]:
     for path in sorted(folder.rglob("*")):
         text = path.with_suffix(".txt")
         if path.suffix.lower() in IMAGE_SUFFIXES | VIDEO_SUFFIXES and text.is_file():
-            yield Example(path=path.absolute(), caption=_text(text).strip())
+            if not is_blank(text):
+                yield Example(path=path.absolute(), caption=_text(text).strip())
 
 
 def _example(row: Mapping[str, Any], at: int, data: Path) -> Example:

@@ -9,6 +9,8 @@ from typing import Any
 
 from artifacts.captions import Caption, answer_in, ended_of
 from artifacts.edits import REJECTED
+from artifacts.shapes import parse
+from flows.job.config import CaptionConfig
 from flows.job.media_files import MediaFile
 from flows.job.prepare import Job
 from flows.job.tasks import Medium, Task
@@ -48,7 +50,7 @@ def caption_of(job: Job, file: MediaFile, task: Task, stored: Mapping[str, Any])
         source=file.source,
         start=task.chunk.start,
         end=task.chunk.end,
-        caption=f"{config.prefix}{words}{config.suffix}",
+        caption=around(config, words),
         fields=fields_of(words) if config.schema else None,
         model=job.model.name,
         prompt=task.prompt,
@@ -59,9 +61,25 @@ def caption_of(job: Job, file: MediaFile, task: Task, stored: Mapping[str, Any])
         ended=ended_of(stored, task.namespaces.limit),
         name=file.name,
         warnings=(*index.warnings, *(MIDDLE if one_frame else ()), *warnings),
-        original="" if words == said else f"{config.prefix}{said}{config.suffix}",
+        original="" if words == said else around(config, said),
         review=edit.review,
     )
+
+
+def around(config: CaptionConfig, words: str) -> str:
+    """Return the words of a caption with what is put before and after all of them. What a program
+    may read as JSON gets no trigger, which would break it."""
+    is_json = words.lstrip()[:1] in ("{", "[") and (config.schema or _parses(words))
+    trigger = f"{config.trigger}, " if config.trigger and not is_json else ""
+    return f"{trigger}{config.prefix}{words}{config.suffix}"
+
+
+def _parses(words: str) -> bool:
+    try:
+        parse(words)
+    except ValueError:
+        return False
+    return True
 
 
 def unrejected(captions: Iterable[Caption]) -> Iterator[Caption]:
@@ -77,7 +95,7 @@ def in_words(job: Job, file: MediaFile, medium: Medium) -> list[Caption]:
         return captions
     words = [words_of(config.schema, caption.fields or {}) for caption in captions]
     return [
-        caption if said is None else replace(caption, caption=config.prefix + said + config.suffix)
+        caption if said is None else replace(caption, caption=around(config, said))
         for caption, said in zip(captions, words, strict=True)
     ]
 

@@ -9,7 +9,7 @@ import contextlib
 import json
 import os
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,12 +18,23 @@ from artifacts.files import HALF, OURS, write_json
 from artifacts.samples import clip_key
 from artifacts.stamps import stamp_of
 from artifacts.store import fault_of
+from artifacts.words import counted, first_of
 from flows.job.launch import Launcher
 from flows.job.prepare import Job
 from flows.results.cutting import Cutter, Tell, batches
 from flows.results.sample_sources import SampleSource
 
 CLIPS, INDEX = "clips", "index.json"
+LEAD_SECONDS = 0.5
+"""A clip may begin so long before its chunk and nothing is said of it."""
+
+
+def kept_note(names: Sequence[str], folder: Path) -> str:
+    """Return in words which files of a folder are people's."""
+    return (
+        f"kept as people wrote or edited them: {counted(len(names), 'file')} in {folder} "
+        f"({first_of(names)}); --existing replace replaces them"
+    )
 
 
 class Clips:
@@ -61,6 +72,19 @@ class Clips:
             stamp = stamp_of(path)
             return [stamp.size, stamp.modified] == told.get("state")
         return False
+
+    def notes(self) -> Iterator[str]:
+        """Yield what a person should know of the clips."""
+        if self.refused:
+            why, count = next(iter(self.refused.values())), counted(len(self.refused), "chunk")
+            yield f"{count} could not be cut out for trainers ({why})"
+        if self.kept:
+            yield kept_note(self.kept, self.folder)
+        if self.longest_lead > LEAD_SECONDS:
+            yield (
+                f"clips begin at a keyframe, up to {self.longest_lead:.1f} s before their chunk, "
+                f"and trainers see that too: media_start in {self.folder / INDEX}"
+            )
 
     def _there(self) -> dict[str, str]:
         """Return the key of each file in the folder → its name."""

@@ -12,11 +12,13 @@ from artifacts.shards import DATASET, kept_shards, read_index, write_shards
 from flows.job.launch import Launcher
 from flows.job.prepare import Job
 from flows.results.cutting import Cutter, Tell, batches
+from flows.results.peoples_texts import is_peoples
 from flows.results.sample_sources import SampleSource, one_a_chunk, sample_sources
 
 
-def write_dataset(job: Job, launcher: Launcher, tell: Tell) -> list[str]:
-    """Bring `OUT/webdataset` to what is captioned; returns warnings. Raises PenstockError."""
+def write_dataset(job: Job, launcher: Launcher, tell: Tell, people: dict[str, int]) -> list[str]:
+    """Bring `OUT/webdataset` to what is captioned; returns warnings. How many of its samples are
+    texts of people goes into `people`. Raises PenstockError."""
     folder = job.out / DATASET
     items = [item for group in sample_sources(job) for item in one_a_chunk(group)]
     before = read_index(folder)
@@ -26,6 +28,7 @@ def write_dataset(job: Job, launcher: Launcher, tell: Tell) -> list[str]:
     if rest or shards != before:
         tell("webdataset", len(items), len(items) - len(rest))
         shards = write_shards(folder, shards, _samples(rest, cutter))
+    people[DATASET] = sum(is_peoples(item.sample.rows) for item in items)
     bare = sum(shard.without_media for shard in shards)
     if not bare:
         return []

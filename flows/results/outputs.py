@@ -105,6 +105,8 @@ class Written:
     """Captions that a person rejected."""
     failures: list[Failure] = field(default_factory=list)
     texts: list[Texts] = field(default_factory=list)
+    people: dict[str, int] = field(default_factory=dict)
+    """Format → how many texts that people wrote or corrected went into it."""
     earlier: list[str] = field(default_factory=list)
     """Outputs that an earlier run wrote and this one did not: what they say may be another."""
 
@@ -147,11 +149,15 @@ def write_outputs(job: Job, *, last: bool) -> Written:
     write_text(job.out / "media.jsonl", media_lines(files, counts))
     own, kinds = OwnFiles(job.store), kinds_of(job)
     found.texts = write_texts(job, own, in_words)
+    found.people["jsonl"] = found.corrected
+    for texts in found.texts:
+        found.people[texts.form] = found.people.get(texts.form, 0) + texts.people
     for form, write in TABLES.items():
         path = job.out / f"captions.{form}"
         if last and (form in job.config.format or own.has(form, "", digest_at(path))):
             write(path, table_rows(rows(), kinds, properties_of(job)), kinds)
             own.add(form, "", hash_file(path))
+            found.people[form] = found.corrected
         elif path.exists():
             found.earlier.append(form)
     found.earlier += [form for form in TRAINERS if (job.out / form).exists()]

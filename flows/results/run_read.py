@@ -46,7 +46,7 @@ PLAN = {
     "halves": Left(Each(HALF)),
     "sampling": Left(Each(anything)),
     "notes": Left([text]),
-    "words": Left({"prefix": text, "suffix": text, "schema": text}),
+    "words": Left({"prefix": text, "suffix": text, "schema": text, "trigger": Left(text)}),
     "memory": Left(Maybe({"budget_bytes": Left(Maybe(number)), "stages": [PLANNED]})),
     "seconds": Left(Maybe(Each(anything))),
 }

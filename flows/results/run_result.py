@@ -8,6 +8,7 @@ from typing import Any
 from artifacts.captions import Failure
 from artifacts.words import counted
 from flows.results.outputs import Written
+from flows.results.peoples_texts import people_words
 from flows.results.status import texts_line
 from flows.results.summaries import SUMMARIES
 
@@ -72,6 +73,7 @@ class RunResult:
             line += f" and {self.written.rejected:,} rejected" if self.written.rejected else ""
         for texts in self.written.texts:
             line += f", {texts_line(texts.to_json())}"
+        line += people_words(self.written.people)
         if self.failures:
             line += f", {len(self.failures)} of {counted(self.files, 'file')} failed"
         return line

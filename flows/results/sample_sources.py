@@ -12,7 +12,8 @@ from artifacts.stamps import Stamp
 from flows.job.media_files import MediaFile
 from flows.job.prepare import Job
 from flows.job.tasks import Medium
-from flows.results.captions import captions_of, unrejected
+from flows.results.captions import captions_of
+from flows.results.peoples_texts import PeoplesTexts
 
 SAME_SECONDS = 0.001
 """Seconds from the end of a medium: a chunk that reaches this close to it holds all of it."""
@@ -34,13 +35,16 @@ class SampleSource:
     """State of the file that was captioned."""
 
 
-def sample_sources(job: Job) -> Iterator[list[SampleSource]]:
-    """Yield the samples of each file, in source order: those of one prompt after another."""
+def sample_sources(job: Job, people: PeoplesTexts | None = None) -> Iterator[list[SampleSource]]:
+    """Yield the samples of each file, in source order: those of one prompt after another. What
+    people wrote is in the place of captions."""
     copies: Counter[tuple[str, str, str]] = Counter()
+    people = people or PeoplesTexts(job)
     for group in job.by_file:
         items: list[SampleSource] = []
         for file, medium in group:
-            captions = [*unrejected(captions_of(job, file, medium))]
+            said = captions_of(job, file, medium)
+            captions = people.put(file, medium, said, first=not items)
             if captions:
                 alike = (file.media_path, medium.digest, medium.prompt)
                 copies[alike] += 1

@@ -2,7 +2,7 @@
 there; runs no model."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from artifacts.captions import write_jsonl
@@ -61,16 +61,15 @@ class Story:
 def stories(job: Job) -> Iterator[Story]:
     """Yield the videos of a job that can be summarized, in source order. Of several named prompts
     the captions of the first count."""
-    before, behind = len(job.config.prefix), len(job.config.suffix)
+    bare = replace(job, config=replace(job.config, trigger="", prefix="", suffix=""))
     for group in job.by_file:
         file, medium = group[0]
-        captions = in_words(job, file, medium) if medium.kind == "video" else []
+        captions = in_words(bare, file, medium) if medium.kind == "video" else []
         tasks = job.ledger.tasks([medium])
         lost = sum(job.ledger.lost(task) for task in tasks)
         kept = [*unrejected(captions)]
         if kept and len(captions) >= len(tasks) - lost:
-            words = [each.caption[before : len(each.caption) - behind] for each in kept]
-            texts = [(c.start, c.end, said) for c, said in zip(kept, words, strict=True)]
+            texts = [(each.start, each.end, each.caption) for each in kept]
             yield Story(file=file, texts=texts, lost=lost)
 
 

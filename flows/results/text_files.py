@@ -35,7 +35,7 @@ def write_texts(job: Job, own: OwnFiles, captions_of: CaptionsOf) -> list[Texts]
         asked = job.config.format if job.config.beside == beside else ()
         if not own and not set(asked) & set(WRITERS):
             continue
-        stems = _stems(job, beside)
+        stems = text_stems(job, beside)
         there = _texts_in({os.path.dirname(stem) for stem in stems})
         for form in WRITERS:
             writer = _Writer(job, own, Texts(form=form, beside=beside), stems)
@@ -75,18 +75,22 @@ class _Writer:
 
     def write(self, captions_of: CaptionsOf) -> Texts:
         """Bring them to what is said now."""
-        for path, medium, text in self._said(captions_of):
+        for path, medium, text, of_people in self._said(captions_of):
             if text is None:
                 self.texts.earlier += self._is_own(path, medium)
             elif not text:
                 self._drop(path, medium)
             elif self._bring(path, medium, text):
                 self.texts.written += 1
+                self.texts.people += of_people or self._is_joined(path, medium)
             else:
                 self.texts.kept.append(path.name)
+                self.texts.people += 1
         self.texts.edited = self._joined.edited
         if not self.texts.beside:
             self.texts.others = self._count_others()
+        elif self.texts.form in JOINABLE:
+            self.texts.alike = _alike(self._job)
         return self.texts
 
     def _bring(self, path: Path, medium: Medium, text: bytes) -> bool:
@@ -103,17 +107,17 @@ class _Writer:
 
     def count_stale(self, captions_of: CaptionsOf, there: Set[str]) -> int:
         """Count those that are ours and say something else than what is said now."""
-        for path, medium, text in self._said(captions_of, there):
+        for path, medium, text, _ in self._said(captions_of, there):
             same = text is not None and digest_at(path) == hashlib.sha256(text).hexdigest()
             self.texts.earlier += not same and self._is_own(path, medium)
         return self.texts.earlier
 
     def _said(
         self, captions_of: CaptionsOf, only: Set[str] | None = None
-    ) -> Iterator[tuple[Path, Medium, bytes | None]]:
-        """Yield what each file, or each of `only` those, should hold. It is empty where all of a
-        medium was rejected, and None where not all of it is captioned, since half a text would look
-        like a whole one."""
+    ) -> Iterator[tuple[Path, Medium, bytes | None, bool]]:
+        """Yield what each file, or each of `only` those, should hold, and whether any of it is a
+        person's. It is empty where all of a medium was rejected, and None where not all of it is
+        captioned, since half a text would look like a whole one."""
         job = self._job
         for path, file, medium in zip(self._paths, job.files, job.contents, strict=True):
             if only is not None and str(path) not in only:
@@ -122,15 +126,20 @@ class _Writer:
             wanted = sum(not job.ledger.lost(task) for task in job.ledger.tasks([medium]))
             text = None
             if captions and len(captions) >= wanted:
-                lines = "".join(WRITERS[self.texts.form]([*unrejected(captions)]))
-                text = lines.encode("utf-8", errors="replace")
-            yield path, medium, text
+                kept = [*unrejected(captions)]
+                text = "".join(WRITERS[self.texts.form](kept)).encode("utf-8", errors="replace")
+            yield path, medium, text, any(c.original for c in unrejected(captions))
 
     def _is_own(self, path: Path, medium: Medium) -> bool:
         """Return whether what lies there is ours, or a part of it."""
         if self._own.has(self.texts.form, medium.digest, digest_at(path)):
             return True
         return self.texts.form in JOINABLE and self._joined.holds(path, medium.digest)
+
+    def _is_joined(self, path: Path, medium: Medium) -> bool:
+        """Return whether a text that was just brought holds a person's words, too."""
+        joins = self._job.config.rule in JOINED and self.texts.form in JOINABLE
+        return joins and not self._own.has(self.texts.form, medium.digest, digest_at(path))
 
     def _count_others(self) -> int:
         ours, count = {str(path) for path in self._paths}, 0
@@ -141,7 +150,15 @@ class _Writer:
         return count
 
 
-def _stems(job: Job, beside: bool) -> list[str]:
+def _alike(job: Job) -> list[str]:
+    """Return the names of files that differ only in their suffix, those of a stem in one entry."""
+    found: dict[Path, dict[str, None]] = {}
+    for file in job.files:
+        found.setdefault(file.path.with_suffix(".txt"), {})[file.path.name] = None
+    return [" and ".join(names) for names in found.values() if len(names) > 1]
+
+
+def text_stems(job: Job, beside: bool) -> list[str]:
     """Return the path without suffix of each file's text, absolute."""
     if not beside:
         names = [_named(file.media_path, file.name) for file in job.files]

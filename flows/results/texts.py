@@ -20,8 +20,12 @@ class Texts:
     """Names of those that people wrote or edited."""
     edited: list[str] = field(default_factory=list)
     """Names of those among them in which our part was edited, so that all of it is theirs."""
+    people: int = 0
+    """Files with words of people: kept ones, and those that hold what they corrected or wrote."""
     earlier: int = 0
     """Files of ours of an earlier run, about media of which not all is said now."""
+    alike: list[str] = field(default_factory=list)
+    """Names of media that have one stem, those of a stem in one entry."""
     others: int = 0
     """Files of that form in `OUT` that are about no medium of this run."""
 
@@ -48,6 +52,12 @@ class Texts:
             yield (
                 f"all of it theirs, since the caption in it was edited: "
                 f"{counted(len(self.edited), noun)} ({first_of(self.edited)})"
+            )
+        if self.alike:
+            yield (
+                f"{first_of(self.alike)} differ only in their suffix: a trainer that looks for "
+                "one .txt beside both, as sd-scripts does, cannot tell them apart, and finds none "
+                "of theirs; rename them"
             )
         if self.earlier and self.beside and not self.written:
             yield (

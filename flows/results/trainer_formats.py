@@ -21,18 +21,17 @@ from artifacts.samples import media_suffix
 from artifacts.stamps import stamp_of
 from artifacts.store import fault_of
 from artifacts.trainers import TRAINERS, TrainerEntry, TrainerForm
-from artifacts.words import counted, first_of
+from artifacts.words import counted
 from flows.job.launch import Launcher
 from flows.job.own_files import OwnFiles, digest_at
 from flows.job.prepare import Job
-from flows.results.clips import Clips, key_of
+from flows.results.clips import Clips, kept_note, key_of
 from flows.results.cutting import Tell
+from flows.results.peoples_texts import PeoplesTexts, is_peoples
 from flows.results.sample_sources import SampleSource, by_chunk, sample_sources
 
 LINKED = re.compile(r"[A-Za-z0-9_-]+-[0-9a-f]{12}-\d{5,}(-\d+)?\.[a-z0-9]{1,8}")
 """Names that media get in the folder of a data set."""
-LEAD_SECONDS = 0.5
-"""A clip may begin so long before its chunk and nothing is said of it."""
 
 Chunk = Sequence[SampleSource]
 """The samples of one chunk, one a prompt; their media are the same."""
@@ -45,6 +44,8 @@ class TrainersWritten:
     forms: list[str] = field(default_factory=list)
     """Formats whose files hold what is said now."""
     notes: list[str] = field(default_factory=list)
+    people: dict[str, int] = field(default_factory=dict)
+    """Format → how many of its entries are what people wrote or corrected."""
 
 
 def write_trainers(job: Job, launcher: Launcher, tell: Tell) -> TrainersWritten:
@@ -54,7 +55,8 @@ def write_trainers(job: Job, launcher: Launcher, tell: Tell) -> TrainersWritten:
     forms = [name for name in TRAINERS if name in job.config.format or _is_own(job, own, name)]
     if not forms:
         return TrainersWritten()
-    items = [chunk for group in sample_sources(job) for chunk in by_chunk(group)]
+    people = PeoplesTexts(job)
+    items = [chunk for group in sample_sources(job, people) for chunk in by_chunk(group)]
     clips = Clips(job, launcher, tell)
     videos = any("video" in TRAINERS[name].folders for name in forms)
     cut = clips.of([said[0] for said in items if not said[0].whole]) if videos else {}
@@ -64,7 +66,9 @@ def write_trainers(job: Job, launcher: Launcher, tell: Tell) -> TrainersWritten:
         if trainer.write(items, cut):
             found.forms.append(name)
         found.notes += trainer.notes()
-    found.notes += _clip_notes(clips)
+        found.people[name] = trainer.people
+    found.notes += clips.notes()
+    found.notes += people.notes()
     return found
 
 
@@ -72,26 +76,6 @@ def _is_own(job: Job, own: OwnFiles, name: str) -> bool:
     """Return whether a file of this data set that lies in `OUT` is ours."""
     files = TRAINERS[name].names
     return any(own.has(f"{name}/{file}", "", digest_at(job.out / name / file)) for file in files)
-
-
-def _clip_notes(clips: Clips) -> Iterator[str]:
-    if clips.refused:
-        why = next(iter(clips.refused.values()))
-        yield f"{counted(len(clips.refused), 'chunk')} could not be cut out for trainers ({why})"
-    if clips.kept:
-        yield _kept(clips.kept, clips.folder)
-    if clips.longest_lead > LEAD_SECONDS:
-        yield (
-            f"clips begin at a keyframe, up to {clips.longest_lead:.1f} s before their chunk, and "
-            f"trainers see that too: media_start in {clips.folder / 'index.json'}"
-        )
-
-
-def _kept(names: Sequence[str], folder: Path) -> str:
-    return (
-        f"kept as people wrote or edited them: {counted(len(names), 'file')} in {folder} "
-        f"({first_of(names)}); --existing replace replaces them"
-    )
 
 
 class _TrainerFolder:
@@ -110,6 +94,8 @@ class _TrainerFolder:
         self._first = ""
         """Name of the prompt whose captions are taken, where those of others are not."""
         self._copied = 0
+        self.people = 0
+        """Entries that are what people wrote or corrected."""
         self._spare = 0
         """Media of an earlier run that may be the last copy."""
 
@@ -120,6 +106,7 @@ class _TrainerFolder:
             named = (chunk[0].sample.row.name for chunk, _ in taken if len(chunk) > 1)
             self._first = next(named, "")
         entries = self._entries(taken)
+        self.people = sum(is_peoples(e.rows if self._form.several else [e.row]) for e in entries)
         texts = self._form.write(entries, self._folder)
         for file, text in texts.items():
             content = text.encode("utf-8", errors="replace")
@@ -223,7 +210,7 @@ class _TrainerFolder:
         for (noun, why), count in self._left_out.items():
             yield f"not in {self._name}: {counted(count, noun)} ({why})"
         if self._kept:
-            yield _kept(self._kept, self._folder)
+            yield kept_note(self._kept, self._folder)
         if self._first:
             yield f"{self._name} takes one caption of each: that of the prompt {self._first}"
         if self._copied:

@@ -1,16 +1,19 @@
 """Holds the captions of a run's folder with what people said of them, and takes in what they say
 next. It knows neither a server nor a page."""
 
+import logging
 from collections import Counter
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from artifacts.corrections import StoredEdits, event_of
 from artifacts.edits import REDO, UNDO, UNTOUCHED, Edit, EditJournal, changes_of, key_of, review
-from artifacts.errors import UsageError
+from artifacts.errors import EnvironmentFault, UsageError
 from artifacts.remote.keeping import is_copy
 from artifacts.shapes import Left, Maybe, Misshapen, check, read_jsonl, text
+from artifacts.store import local_folder
 from artifacts.words import counted
 from flows.results.report.media import (
     AGAIN,
@@ -22,6 +25,8 @@ from flows.results.report.media import (
     shown_medium,
 )
 from flows.results.run_read import load_record
+
+log = logging.getLogger(__name__)
 
 LINE = {**CAPTION, "features": text, "original": Left(text)}
 LONGEST = 1 << 16
@@ -51,11 +56,38 @@ class ReviewedCaptions:
                 hint="Run `penstock caption` first, and name its --out",
             )
         self.journal = EditJournal(out)
+        try:
+            self._stored = self._stored_edits()
+        except BaseException:
+            self.journal.close()
+            raise
+
+    def _stored_edits(self) -> StoredEdits | None:
+        """Return what the store of the run remembers, with what the journal here holds; None where
+        that store is not on this machine, or cannot be written."""
+        url = self.record["plan"].get("store", "")
+        try:
+            if not url or (local := local_folder(url)) is None:
+                return None
+            stored = StoredEdits(local)
+            stored.take_in(self.journal.edits)
+            return stored
+        except (EnvironmentFault, UsageError) as error:
+            log.warning("edits are kept in this folder alone: %s", error)
+            return None
+
+    def edits(self) -> dict[str, Edit]:
+        """Return key of each caption that people said something of → what they said last, here or
+        in another folder of the same store."""
+        stored = self._stored() if self._stored is not None else {}
+        of_others = {key: stored[key] for key in self.rows if key in stored}
+        return {**of_others, **self.journal.edits.now}
 
     def load(self) -> None:
         """Read what the last run wrote, which may be at work. Raises EnvironmentFault."""
         self.record = load_record(self.out)
         words = self.record["plan"].get("words") or {}
+        self._trigger = f"{words['trigger']}, " if words.get("trigger") else ""
         self.prefix, self.suffix = words.get("prefix", ""), words.get("suffix", "")
         self.schema = words.get("schema", "")
         places = read_jsonl(self.out / "media.jsonl", PLACE, AGAIN)
@@ -74,11 +106,11 @@ class ReviewedCaptions:
         """Return all that the page shows."""
         return {
             "name": self.out.absolute().name,
-            "prefix": self.prefix,
+            "prefix": self._trigger + self.prefix,
             "suffix": self.suffix,
             "media": self.media,
             "failures": self.failures,
-            "edits": {key: _told(edit) for key, edit in self.journal.edits.now.items()},
+            "edits": {key: _told(edit) for key, edit in self.edits().items()},
             **self.steps(),
         }
 
@@ -93,7 +125,8 @@ class ReviewedCaptions:
     def counts(self) -> Counter[str]:
         """Count the captions that are `corrected`, `accepted` and `rejected`."""
         found: Counter[str] = Counter()
-        for edit in (self.journal.edits.now.get(key) for key in self.rows):
+        edits = self.edits()
+        for edit in (edits.get(key) for key in self.rows):
             if edit is not None:
                 found["corrected"] += edit.caption is not None
                 found[edit.review] += bool(edit.review)
@@ -110,9 +143,14 @@ class ReviewedCaptions:
         deed["does"] = asked["does"]
         if asked["does"] not in (UNDO, REDO):
             deed["changes"] = self._changes(asked.get("changes") or [])
+        again = deed["id"] in self.journal.edits.ids
+        event = event_of(self.journal.edits, deed)
         changed = self.journal.add(deed)
-        now = self.journal.edits.now
-        return {"edits": {key: _told(now.get(key, UNTOUCHED)) for key in changed}, **self.steps()}
+        if self._stored is not None and event is not None and not again:
+            self._stored.add([event])
+        own, stored = self.journal.edits.now, self._stored() if self._stored is not None else {}
+        now = {key: own.get(key) or stored.get(key, UNTOUCHED) for key in changed}
+        return {"edits": {key: _told(edit) for key, edit in now.items()}, **self.steps()}
 
     def _changes(self, asked: list[dict[str, Any]]) -> Any:
         edits: dict[str, Edit] = {}
@@ -157,7 +195,8 @@ class ReviewedCaptions:
 
     def _row(self, line: dict[str, Any]) -> dict[str, Any]:
         said = line.get("original") or line["caption"]
-        said = said.removeprefix(self.prefix).removesuffix(self.suffix)
+        said = said.removeprefix(self._trigger).removeprefix(self.prefix)
+        said = said.removesuffix(self.suffix)
         prompt, name = line.get("prompt", ""), line.get("name", "")
         key = key_of(line["features"], name, prompt, said)
         row = {

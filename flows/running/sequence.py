@@ -58,6 +58,7 @@ class Sequence:
         there."""
         job = self._job
         self._begin()
+        job.edits.take_in()
         result = RunResult(
             out=job.out,
             files=len(job.by_file) + len(job.failures),
@@ -77,10 +78,12 @@ class Sequence:
         launcher, tell = self._steps.launcher, self._steps.tell
         stale = DATASET in result.written.earlier
         if DATASET in self._job.config.format:
-            result.warnings += write_dataset(self._job, launcher, tell)
+            people = result.written.people
+            result.warnings += write_dataset(self._job, launcher, tell, people)
             stale = False
         trainers = write_trainers(self._job, launcher, tell)
         result.warnings += trainers.notes
+        result.written.people |= trainers.people
         result.written.earlier = [n for n in result.written.earlier if n not in trainers.forms]
         self._tell(result, stale=stale)
 

@@ -13,8 +13,10 @@ from typing import Any
 from artifacts.errors import UsageError
 from artifacts.keys import digest_of
 from artifacts.paths import folder_named
+from artifacts.store import open_store
 from artifacts.words import counted
 from flows.console.display import Display
+from flows.job.config import default_store
 from flows.job.contents import refuse_placeholders
 from flows.job.launch import DirectLauncher, StageCall
 from flows.job.prepare import Job
@@ -76,7 +78,7 @@ def asked_of(config: TuneConfig, say: Announce = lambda _: None) -> tuple[list[E
             "--tensorboard needs TensorBoard, which is not installed",
             hint="pip install 'penstock[tensorboard]'; the report shows the same curves without",
         )
-    examples = examples_in(config.data, say)
+    examples = examples_in(config.data, say, open_store(config.store or default_store()))
     missing = [each for each in examples if not each.path.is_file() and not each.features]
     if missing:
         raise UsageError(

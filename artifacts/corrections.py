@@ -1,0 +1,200 @@
+"""What people corrected in any folder of a run, remembered by the store of those runs, so that
+other folders, formats and trainers find it.
+
+Each line of `corrections.jsonl` is one deed of a folder's journal, or the undoing of one that it
+names. Lines are only added, each once; the later deed wins over the earlier, by their own times,
+whenever they were added. A line that is torn or damaged is passed over: the journal of its folder
+has it still, and is read in again when that folder is next opened.
+"""
+
+import fcntl
+import logging
+import os
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Final
+
+from artifacts.captions import ENCODER
+from artifacts.edits import DEED, DIGITS, REDO, UNDO, Edit, Edits, EditsOf
+from artifacts.keys import digest_of
+from artifacts.regular import open_regular
+from artifacts.shapes import Left, check, parse, text
+from artifacts.stamps import stamp_of
+from artifacts.store import fault_of
+
+CORRECTIONS: Final = "corrections.jsonl"
+"""Name of the file among those that a store's users keep beside its objects."""
+LINE: Final = {**DEED, "of": Left(text)}
+LOCK_SECONDS: Final = 5.0
+"""Longest wait for another writer; a line is then added without the lock, which may tear it."""
+
+log = logging.getLogger(__name__)
+
+
+def event_of(edits: Edits, deed: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return a deed as the store has it, of a journal that was like this before it; None where it
+    takes back nothing, or does nothing again."""
+    event = {"id": _name(deed), "time": deed["time"], "does": deed["does"]}
+    if deed["does"] not in (UNDO, REDO):
+        return {**event, "changes": [*deed.get("changes", ())]}
+    found = edits.done if deed["does"] == UNDO else edits.undone
+    return {**event, "of": _name(found[-1])} if found else None
+
+
+def _name(deed: Mapping[str, Any]) -> str:
+    """Return what a deed is known by, also in a copy of its folder."""
+    changes = [[c["of"], c["caption"], c["review"]] for c in deed.get("changes", ())]
+    return digest_of([deed["id"], deed["time"], deed["does"], changes])[:DIGITS]
+
+
+def _events(edits: Edits) -> Iterator[dict[str, Any]]:
+    """Yield all deeds of a journal as the store has them."""
+    before = Edits()
+    for deed in edits.every:
+        if (event := event_of(before, deed)) is not None:
+            yield event
+        before.apply(deed)
+
+
+class StoredEdits:
+    """The deeds that one store remembers, and what comes of them."""
+
+    def __init__(self, local: Path) -> None:
+        """Take the folder of what a store's users keep beside its objects."""
+        self.path = local / CORRECTIONS
+        self._forget()
+
+    def _forget(self) -> None:
+        self._read: tuple[int, int] = (0, 0)
+        """The file's inode, and how many bytes of it are read."""
+        self._ids: set[str] = set()
+        self._deeds: list[tuple[float, int, Mapping[str, Any]]] = []
+        """Deeds with the time of each, and its place in the file."""
+        self._undone: set[str] = set()
+        self._now: dict[str, Edit] = {}
+
+    def __call__(self) -> Mapping[str, Edit]:
+        """Return key of a caption → what was said of it last, as far as it is written by now. It is
+        another mapping whenever something was added."""
+        try:
+            stamp = stamp_of(self.path)
+            if stamp.inode != self._read[0] or stamp.size < self._read[1]:
+                self._forget()
+            if stamp.size > self._read[1]:
+                self._take(*self._lines(stamp.inode))
+        except FileNotFoundError:
+            if self._read[0]:
+                self._forget()
+        except OSError as error:
+            raise fault_of(error, self.path) from error
+        return self._now
+
+    def take_in(self, edits: Edits) -> int:
+        """Remember what a folder's journal holds and the store does not; return how many deeds
+        those are. Raises EnvironmentFault."""
+        return self.add(_events(edits)) if edits.every else 0
+
+    def add(self, events: Iterable[Mapping[str, Any]]) -> int:
+        """Remember deeds, each once, and return how many are new. They are on the disk then. Raises
+        EnvironmentFault."""
+        self()
+        new = [event for event in events if event["id"] not in self._ids]
+        if not new:
+            return 0
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC
+            file = os.open(self.path, flags, 0o644)
+            try:
+                _lock(file)
+                _append(file, new)
+            finally:
+                os.close(file)
+        except OSError as error:
+            raise fault_of(error, self.path) from error
+        return len(new)
+
+    def _lines(self, inode: int) -> tuple[int, list[bytes]]:
+        """Return the whole lines that were added since, with how far they reach."""
+        with open_regular(self.path) as file:
+            file.seek(self._read[1])
+            added = file.read()
+        whole = added[: added.rfind(b"\n") + 1]
+        self._read = (inode, self._read[1] + len(whole))
+        return len(whole), whole.split(b"\n")
+
+    def _take(self, size: int, lines: list[bytes]) -> None:
+        if not size:
+            return
+        for line in filter(None, lines):
+            try:
+                event = parse(line.decode())
+                check(event, LINE)
+            except ValueError as error:
+                log.warning("%s: a line is passed over: %s", self.path, error)
+                continue
+            if event["id"] in self._ids:
+                continue
+            self._ids.add(event["id"])
+            if event["does"] == UNDO:
+                self._undone.add(event.get("of", ""))
+            elif event["does"] == REDO:
+                self._undone.discard(event.get("of", ""))
+            else:
+                at = datetime.fromisoformat(event["time"]).timestamp()
+                self._deeds.append((at, len(self._deeds), event))
+        self._deeds.sort(key=lambda deed: deed[:2])
+        self._now = {
+            change["of"]: Edit(caption=change["caption"], review=change["review"])
+            for _, _, deed in self._deeds
+            if deed["id"] not in self._undone
+            for change in deed.get("changes", ())
+        }
+
+
+class EditsInForce:
+    """What people said of captions: in the journal of a run's folder, and else in any other folder
+    of the same store."""
+
+    def __init__(self, out: Path, local: Path) -> None:
+        self._own, self._stored = EditsOf(out), StoredEdits(local)
+        self._seen: tuple[object, object] = (None, None)
+        self._edits = Edits()
+
+    def __call__(self) -> Edits:
+        own, stored = self._own(), self._stored()
+        if self._seen[0] is not own or self._seen[1] is not stored:
+            self._edits, self._seen = Edits(now={**stored, **own.now}), (own, stored)
+        return self._edits
+
+    def take_in(self) -> int:
+        """Let the store remember what the folder's journal holds; return how many deeds were new to
+        it. Raises EnvironmentFault."""
+        return self._stored.take_in(self._own())
+
+
+def _append(file: int, events: Iterable[Mapping[str, Any]]) -> None:
+    """Write lines, after one that a crash tore, and have them on the disk. Raises OSError."""
+    end = os.lseek(file, 0, os.SEEK_END)
+    torn = b"\n" if end and os.pread(file, 1, end - 1) != b"\n" else b""
+    written = torn + b"".join(ENCODER.encode(dict(event)).encode() + b"\n" for event in events)
+    while written:
+        written = written[os.write(file, written) :]
+    os.fsync(file)
+
+
+def _lock(file: int) -> None:
+    """Wait for other writers, for a while."""
+    until = time.monotonic() + LOCK_SECONDS
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            if time.monotonic() > until:
+                return
+            time.sleep(0.01)
+        except OSError:
+            return  # a mount without locks
