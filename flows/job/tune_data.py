@@ -7,7 +7,6 @@ datasets of Hugging Face have them (`file_name` and `text`), or as files with `.
 import csv
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from artifacts.errors import UsageError
 from artifacts.regular import read_text
 from artifacts.store import Store
 from artifacts.words import counted
+from flows.job.example import Example
 from flows.job.media_files import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 from flows.job.own_files import is_blank
 from flows.job.source_lists import LIST_SUFFIXES
@@ -29,29 +29,6 @@ PATHS = ("path", "file_name", "image", "video")
 TEXTS = ("caption", "text")
 """Fields that hold the caption."""
 SUFFIXES = (".jsonl", ".csv", ".parquet")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Example:
-    """One caption, and what it is of."""
-
-    path: Path
-    """File of the medium."""
-    caption: str
-    start: float | None = None
-    """Seconds at which its chunk begins; None: the medium is one chunk."""
-    end: float | None = None
-    prompt: str = ""
-    """Question that it answers; empty: the usual one."""
-    features: str = ""
-    """Key of the features that it was made of, where that is told."""
-    line: int = 0
-    """Where it stands in the data; 0 of one that is a file."""
-
-    @property
-    def item(self) -> tuple[Any, ...]:
-        """Return what has one caption."""
-        return self.path, self.start, self.end, self.prompt
 
 
 def examples_in(
@@ -132,9 +109,9 @@ def _beside(folder: Path) -> Iterator[Example]:
     """Yield the media of a folder that have a text beside them."""
     for path in sorted(folder.rglob("*")):
         text = path.with_suffix(".txt")
-        if path.suffix.lower() in IMAGE_SUFFIXES | VIDEO_SUFFIXES and text.is_file():
-            if not is_blank(text):
-                yield Example(path=path.absolute(), caption=_text(text).strip())
+        known = path.suffix.lower() in IMAGE_SUFFIXES | VIDEO_SUFFIXES
+        if known and text.is_file() and not is_blank(text):
+            yield Example(path=path.absolute(), caption=_text(text).strip())
 
 
 def _example(row: Mapping[str, Any], at: int, data: Path) -> Example:

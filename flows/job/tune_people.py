@@ -5,7 +5,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from artifacts.corrections import StoredEdits
 from artifacts.edits import key_of, read_edits
@@ -14,12 +14,10 @@ from artifacts.regular import read_text
 from artifacts.shapes import BYTES, parse
 from artifacts.store import Store
 from artifacts.words import counted
+from flows.job.example import Example
 from flows.job.handwritten import HandwrittenTexts, lines_of_text, places_beside
 from flows.job.media_files import kind_of
 from stages.models.hub.transfer import Announce
-
-if TYPE_CHECKING:
-    from flows.job.tune_data import Example
 
 Row = Mapping[str, Any]
 
@@ -77,12 +75,12 @@ def _around(folder: Path) -> _Around:
 
 
 def with_texts(
-    examples: Sequence["Example"],
+    examples: Sequence[Example],
     rows: Sequence[tuple[int, Row]],
     path: Path,
     store: Store,
     say: Announce,
-) -> list["Example"]:
+) -> list[Example]:
     """Return examples of a run with the texts that people wrote by hand for their media; `say` is
     told how many those are."""
     texts = _Texts(path.parent, dict(rows), store)
@@ -109,7 +107,7 @@ class _Texts:
             self._lines[_item(row)].append(at)
             self._first.setdefault(_item(row)[0], str(row.get("name") or ""))
 
-    def of(self, example: "Example") -> "Example":
+    def of(self, example: Example) -> Example:
         """Return an example with the text of its medium, if a person wrote one."""
         row = self._rows[example.line]
         places = [place for place in self._places(example.path, row) if place.is_file()]
