@@ -8,6 +8,7 @@ PenstockError
 │   └── Killed        a stage's process got signal 9, from nobody in the run
 ├── EnvironmentFault  disk, store, driver, network                       exit 5
 │   ├── StageDied     a stage's process ended without finishing
+│   ├── ModelChanged  a file of the model is not the one that was planned with
 │   └── Unanswered    a server far away gives no answer, or half of one
 └── MediaError        one file cannot be captioned; the others can       exit 1
 """
@@ -98,6 +99,10 @@ class StageDied(EnvironmentFault):
     def __init__(self, message: str, *, hint: str = "", return_code: int | None = None) -> None:
         super().__init__(message, hint=hint)
         self.return_code = return_code
+
+
+class ModelChanged(EnvironmentFault):
+    """A file that decides what a model makes is not the one that a run was planned with."""
 
 
 class Unanswered(EnvironmentFault):

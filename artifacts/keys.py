@@ -4,7 +4,7 @@ of what the digests are used for."""
 import contextlib
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from artifacts.lines import append_line, read_lines
 from artifacts.paths import RealPaths
 from artifacts.regular import open_regular
-from artifacts.stamps import FileChanged, Stamp, stamp_of
+from artifacts.stamps import FileChanged, ModelFileStamp, Stamp, model_stamp_of, stamp_of
 
 ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=True)
 """Made once: `json.dumps` makes one for every call, which takes longer than the rest of a key."""
@@ -56,14 +56,31 @@ class Content(NamedTuple):
     of what lies far away, whose path means one content for ever."""
 
 
+class ModelContent(NamedTuple):
+    """The content of a file of a model, and when it held that."""
+
+    digest: str
+    """SHA-256, 64 hex digits."""
+    stamp: ModelFileStamp
+
+
 class ContentDigests:
     """Content digests of files, remembered by their stamps in one file of lines. A line that is
-    lost costs one more reading of its file."""
+    lost costs one more reading of its file. Lines of models' files have another stamp than those of
+    media."""
 
     def __init__(self, memory: Path) -> None:
         self._memory = memory
         self._real = RealPaths()
-        self._known = dict(_remembered_lines(memory))
+        self._known: dict[str, Content] = {}
+        self._models: dict[str, ModelContent] = {}
+        for line in read_lines(memory):
+            with contextlib.suppress(ValueError, TypeError):
+                name, stamp, digest = line
+                if len(stamp) == len(Stamp._fields):
+                    self._known[name] = Content(digest, Stamp(*stamp))
+                else:
+                    self._models[name] = ModelContent(digest, ModelFileStamp(*stamp))
 
     def of(self, path: Path) -> str:
         """Return the digest of one file's content. Raises OSError, FileChanged among them."""
@@ -84,11 +101,30 @@ class ContentDigests:
         append_line(self._memory, [name, stamp, digest])
         return self._known[name]
 
-    def known(self, path: Path) -> str:
-        """Return the same without reading the file; empty where that would be needed."""
+    def of_model(self, path: Path) -> ModelContent:
+        """Return the digest of a file of a model with the stamp it had. Raises OSError, FileChanged
+        among them."""
+        known = self.known_of_model(path)
+        if known is not None:
+            return known
         name = self._real.of(path)
-        known = self._remembered(name)
-        return known.digest if known is not None else _name_in_hub_cache(Path(name)) or ""
+        stamp = model_stamp_of(name)
+        digest = hash_file(Path(name))
+        if model_stamp_of(name) != stamp:
+            raise FileChanged(path)
+        self._models[name] = ModelContent(digest, stamp)
+        append_line(self._memory, [name, stamp, digest])
+        return self._models[name]
+
+    def known_of_model(self, path: Path) -> ModelContent | None:
+        """Return the same without reading the file, as it was when it was read before, or as the
+        hub's cache names it; None where it has to be read. Raises OSError."""
+        name = self._real.of(path)
+        stamp = model_stamp_of(name)
+        if named := _name_in_hub_cache(Path(name)):
+            return ModelContent(named, stamp)
+        known = self._models.get(name)
+        return known if known is not None and known.stamp == stamp else None
 
     def of_many(self, paths: Sequence[Path], workers: int) -> list[Content | OSError]:
         """Return what each file holds, or the error that reading it gave. Hashing runs on `workers`
@@ -119,13 +155,6 @@ class ContentDigests:
             if known is not None and known.stamp == stamp_of(name):
                 return known
         return None
-
-
-def _remembered_lines(memory: Path) -> Iterator[tuple[str, Content]]:
-    for line in read_lines(memory):
-        with contextlib.suppress(ValueError, TypeError):
-            name, stamp, digest = line
-            yield name, Content(digest, Stamp(*stamp))
 
 
 def _name_in_hub_cache(path: Path) -> str | None:

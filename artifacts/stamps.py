@@ -1,5 +1,10 @@
 """Stamps, which tell whether a file is the one that was read before. It knows nothing of what is in
-it."""
+it.
+
+Files of models have a stamp of their own, with the time of the last change of the inode: to read
+gigabytes again is cheap beside captions of another model. Media have none of it: a backup or a
+`chmod` changes it, and would have a library of media read again.
+"""
 
 import errno
 import os
@@ -39,3 +44,39 @@ def stamp_of(path: str | Path | int) -> Stamp:
     found = os.stat(path)
     refuse_odd(found.st_mode, str(path))
     return Stamp(size=found.st_size, modified=found.st_mtime_ns, inode=found.st_ino)
+
+
+class ModelFileStamp(NamedTuple):
+    """The marks of a file of a model; nobody can write to it, replace it or put it back without
+    changing them."""
+
+    size: int
+    """Bytes."""
+    modified: int
+    """Nanoseconds since the epoch."""
+    changed: int
+    """Nanoseconds since the epoch when content, name or rights of the inode were last changed;
+    unlike `modified` it cannot be set."""
+    inode: int
+
+
+def model_stamp_of(path: str | Path) -> ModelFileStamp:
+    """Return the stamp of the model's file that a path leads to. Raises OSError, NotAFile among
+    them."""
+    found = os.stat(path)
+    refuse_odd(found.st_mode, str(path))
+    return _model_stamp(found)
+
+
+def link_stamp_of(path: str | Path) -> ModelFileStamp | None:
+    """Return the stamp of a link itself; None for what is no link. Raises OSError."""
+    return _model_stamp(os.lstat(path)) if os.path.islink(path) else None
+
+
+def _model_stamp(found: os.stat_result) -> ModelFileStamp:
+    return ModelFileStamp(
+        size=found.st_size,
+        modified=found.st_mtime_ns,
+        changed=found.st_ctime_ns,
+        inode=found.st_ino,
+    )

@@ -133,12 +133,13 @@ def test_a_flipped_bit_costs_one_reading_and_is_never_believed(
     "line", [b"\xff", b"[" * 200_000, b"[1, 2, 3]", b"null", b'["a", [1], "b", "00000000"]', b"\0"]
 )
 def test_a_line_that_is_none_of_ours_is_passed_over(
-    three: tuple[Path, dict[Path, str]], line: bytes
+    three: tuple[Path, dict[Path, str]], line: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     memory, digests = three
     memory.write_bytes(line + b"\n" + memory.read_bytes() + line)
+    monkeypatch.setattr(keys, "hash_file", lambda path: pytest.fail(f"{path} is read again"))
     again = ContentDigests(memory)
-    assert [again.known(file) for file in digests] == list(digests.values())
+    assert [again.of(file) for file in digests] == list(digests.values())
 
 
 def test_a_memory_that_is_no_file_is_not_waited_for(tmp_path: Path) -> None:

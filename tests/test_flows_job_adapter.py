@@ -14,6 +14,7 @@ from artifacts.keys import ContentDigests
 from flows.cli.main import main
 from flows.job.adapters import AdapterUse, adapter_asked, adapter_for
 from flows.job.config import CaptionConfig
+from flows.job.model_files import ModelDigests
 from flows.job.models import Model
 from flows.job.namespaces import namespaces_of
 from flows.job.precision import PartSettings, settle, with_adapter
@@ -48,9 +49,10 @@ def adapter(tmp_path: Path) -> Path:
 
 def used(folder: Path, profile: ModelProfile, digests: Path) -> AdapterUse:
     config = CaptionConfig(sources=("a.mp4",), model="demo", adapter=str(folder))
-    found = adapter_asked(config)
+    files = ModelDigests(ContentDigests(digests / "digests.jsonl"))
+    found = adapter_asked(config, files)
     assert found is not None
-    return adapter_for(found, config, profile, ContentDigests(digests / "digests.jsonl"))
+    return adapter_for(found, config, profile, files)
 
 
 def model_with(profile: ModelProfile, adapter: AdapterUse | None, **options: Any) -> Model:

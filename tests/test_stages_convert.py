@@ -15,7 +15,7 @@ import torch
 
 from artifacts.errors import EnvironmentFault, PenstockError, UsageError
 from stages.models.hub.checkpoint import INDEX
-from stages.models.shards.writing import NOTE
+from stages.models.shards import NOTE
 from tests.support import evaclip
 from tests.support.pickled import (
     CONFIG,

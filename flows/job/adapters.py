@@ -1,14 +1,16 @@
 """Finds out what the adapter of a run is and which layers it changes; imports no model library."""
 
+import contextlib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from artifacts.errors import UsageError
-from artifacts.keys import ContentDigests, digest_of
+from artifacts.keys import digest_of
 from artifacts.paths import folder_named
 from flows.job.config import CaptionConfig
 from flows.job.describing import readable
+from flows.job.model_files import ModelDigests
 from stages.models.adapters.fitting import modules_of
 from stages.models.adapters.reading import (
     ADAPTER_CONFIG,
@@ -47,14 +49,24 @@ class AdapterUse:
         return f"adapter {self.digest[:SHOWN]}"
 
 
-def adapter_asked(config: CaptionConfig) -> LoraAdapter | None:
-    """Return the adapter that a run asks for, as its headers have it; None: it asks for none.
-    Raises UsageError or EnvironmentFault."""
-    return read_adapter(folder_named(config.adapter, "adapter")) if config.adapter else None
+def adapter_asked(config: CaptionConfig, files: ModelDigests) -> LoraAdapter | None:
+    """Return the adapter that a run asks for, as its headers have it; None: it asks for none. Its
+    files are noted before. Raises UsageError or EnvironmentFault."""
+    return adapter_noted(config.adapter, files) if config.adapter else None
+
+
+def adapter_noted(name: str, files: ModelDigests) -> LoraAdapter:
+    """Return the adapter in a folder, its files noted before their headers are read. Raises
+    UsageError or EnvironmentFault."""
+    folder = folder_named(name, "adapter")
+    for file in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
+        with contextlib.suppress(OSError):  # of what is missing, the reader tells
+            files.note(folder / file)
+    return read_adapter(folder)
 
 
 def adapter_for(
-    adapter: LoraAdapter, config: CaptionConfig, profile: ModelProfile, digests: ContentDigests
+    adapter: LoraAdapter, config: CaptionConfig, profile: ModelProfile, digests: ModelDigests
 ) -> AdapterUse:
     """Return how a run uses its adapter. Raises UsageError for one that does not fit the model."""
     if profile.route == "dual":
@@ -73,7 +85,7 @@ def adapter_for(
     )
 
 
-def adapter_digest(adapter: LoraAdapter, digests: ContentDigests) -> str:
+def adapter_digest(adapter: LoraAdapter, digests: ModelDigests) -> str:
     """Return the digest of an adapter's two files."""
     with readable(str(adapter.folder)):
         files = [digests.of(adapter.folder / name) for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS)]

@@ -11,19 +11,20 @@ from typing import Any
 
 from artifacts.errors import CannotFit, EnvironmentFault, OutOfMemory, StageDied, UsageError
 from artifacts.keys import digest_of
+from artifacts.model_files import WEIGHT_SUFFIXES
 from artifacts.packs import Record, RecordSet
 from artifacts.store import Store
 from flows.console.units import gib
 from flows.job.budget import budget_for
 from flows.job.config import CaptionConfig
 from flows.job.launch import Launcher, StageCall, run_to_end
+from flows.job.model_files import ModelDigests
 from stages.models.hub.checkpoint import SMALL, Checkpoint
 from stages.models.natives.registry import native_of
 from stages.models.profile import OUTPUT_VERSION, ModelProfile
 from stages.process.cgroup import host_free_bytes
 from stages.process.clock import OVERTIME
 
-WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".onnx", ".h5", ".msgpack")
 LEAST_BYTES = 2 << 30
 """Bytes that describing may take whatever `--memory` says, because a run is then planned for that,
 or refused in words. The demo model takes 180 MiB above the imports, the dimensions of Qwen2.5-VL-7B
@@ -42,15 +43,19 @@ def read_profile(
     checkpoint: Checkpoint,
     small: Mapping[str, str],
     config: CaptionConfig,
+    files: ModelDigests,
     *,
     store: Store,
     launcher: Launcher,
     device: str,
 ) -> ModelProfile:
     """Return the checkpoint's profile; the first time a child process, which has transformers,
-    writes it. `small` are the digests of all files but the weights. Raises UsageError for a
-    checkpoint that cannot be run."""
+    writes it. `small` are the digests of all files but the weights, which are noted in `files`
+    before their headers are read. Raises UsageError for a checkpoint that cannot be run,
+    ModelChanged."""
     with readable(config.model):
+        for path in _weights_here(checkpoint.folder):
+            files.note(path)
         key = digest_of([small, _stated(checkpoint), config.trust_remote_code])
     record_set = RecordSet(
         store, "cards", digest_of(["cards", OUTPUT_VERSION, version("transformers")])
@@ -63,6 +68,7 @@ def read_profile(
             "model": checkpoint.name if checkpoint.commit else str(checkpoint.folder),
             "revision": checkpoint.commit,
             "trust_remote_code": config.trust_remote_code,
+            "files": files.files.to_json(),
         },
         device="cpu",
         # Beside the store, because a plan has no folder of outputs.
@@ -107,8 +113,12 @@ def _stated(checkpoint: Checkpoint) -> list[Any]:
     states of them, or their sizes and dates."""
     if checkpoint.weights:
         return [[file.name, file.size, file.digest] for file in checkpoint.weights]
-    files = sorted(p for p in checkpoint.folder.iterdir() if p.suffix.lower() in WEIGHT_SUFFIXES)
+    files = _weights_here(checkpoint.folder)
     return [(p.name, (s := p.stat()).st_size, s.st_mtime_ns) for p in files]
+
+
+def _weights_here(folder: Path) -> list[Path]:
+    return sorted(p for p in folder.iterdir() if p.suffix.lower() in WEIGHT_SUFFIXES)
 
 
 @contextlib.contextmanager

@@ -68,6 +68,8 @@ def graphs_for(
     graphs that are asked for and cannot be used."""
     if config.vision_backend == TORCH:
         return GraphsFound({})
+    if (folder / FOLDER / FILE).exists():
+        digest(folder / FOLDER / FILE)  # noted before it is read
     manifest = read_manifest(folder)
     if config.vision_backend == AUTO:
         if why := _kept_from(folder, manifest, device):

@@ -5,7 +5,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from artifacts.errors import UsageError
-from artifacts.keys import ContentDigests, digest_of
+from artifacts.keys import ContentDigests
+from artifacts.model_files import ModelFiles
 from artifacts.schema import WHOLE_SECONDS, FrameFit, Part, Sampling
 from artifacts.store import Store
 from flows.job.adapters import adapter_asked, adapter_for
@@ -13,6 +14,7 @@ from flows.job.config import DEMO_MODEL, CaptionConfig
 from flows.job.describing import own_code, read_profile, readable, small_files
 from flows.job.graphs import graphs_for
 from flows.job.launch import Launcher
+from flows.job.model_files import ModelDigests, digests_of_parts, with_fetched
 from flows.job.precision import BYTES, PartSettings, settle, with_adapter
 from flows.pipelines import Pipeline, makes_vectors
 from stages.models.hub.checkpoint import Checkpoint
@@ -28,8 +30,6 @@ MAX_FRAMES = 32
 """Frames a chunk at the most where neither the user nor the checkpoint says."""
 VECTORS_A_CHUNK = 16
 """Frames of a video that a dual encoder is given at once: a chunk is as long as those take."""
-TEXT_ONLY = ("generation_config", "chat_template", "readme", "license", ".gitattributes")
-"""Files whose name begins so say nothing to the vision half: changing them keeps the features."""
 
 
 class Undescribed(UsageError):
@@ -57,6 +57,8 @@ class Model:
     """What people should know of what computes it."""
     read: bool = True
     """Whether the digests of its weights are known; else nothing that they made is found."""
+    files: ModelFiles = field(default_factory=ModelFiles)
+    """Files of which the digests are, as they were then."""
 
     @property
     def folder(self) -> Path:
@@ -65,6 +67,10 @@ class Model:
     def shards(self, parts: Iterable[Part]) -> list[str]:
         """Return the names of the files that hold the weights of these parts."""
         return sorted({shard for part in parts for shard in self.profile.parts[part].shards})
+
+    def files_of(self, parts: Iterable[Part]) -> ModelFiles:
+        """Return the files by which parts are run, with weights that came after the plan."""
+        return with_fetched(self.files, [self.folder / name for name in self.shards(parts)])
 
     def best(self, part: Part) -> PartSettings:
         """Return the best settings that a part may be run in."""
@@ -205,42 +211,36 @@ def open_model(
     weights need not be here. Its profile comes from the store or from a describing process. Without
     `read_weights`, those that were never read are not read for their digest either: its keys are
     then of nothing that is stored. Raises Undescribed."""
-    adapter = adapter_asked(config)
+    files = ModelDigests(digests)
+    adapter = adapter_asked(config, files)
     checkpoint = find_checkpoint(config, announce, *pipelines)
     folder = checkpoint.folder
     with readable(config.model):
-        small = {p.name: digests.of(p) for p in small_files(checkpoint)}
+        files.note_folder(checkpoint)
+        small = {p.name: files.of_small(p) for p in small_files(checkpoint)}
     try:
         profile = read_profile(
-            checkpoint, small, config, store=store, launcher=launcher, device=device
+            checkpoint, small, config, files, store=store, launcher=launcher, device=device
         )
     except UsageError as error:
         raise Undescribed(error.message, hint=error.hint) from error
-    digest = digests.of if read_weights else digests.known
+    digest = files.of if read_weights else files.known
     names = sorted({shard for part in profile.parts.values() for shard in part.shards})
     with readable(config.model):
         weights = {s: checkpoint.digest(s) or digest(folder / s) for s in names}
         code = own_code(folder, trusted=config.trust_remote_code)
-    text = () if profile.prompted else TEXT_ONLY
-    seen = {n: d for n, d in small.items() if not n.lower().startswith(text)}
-    of_parts = {
-        part: digest_of(
-            [seen if part == "vision" else small, {s: weights[s] for s in held.shards}, *code]
-        )
-        for part, held in profile.parts.items()
-    }
-    with readable(config.model):
         graphs = graphs_for(config, folder, profile, digest, weights, device)
     settings = settle(config, profile, device, graphs.uses)
     if adapter is not None:
-        settings = with_adapter(settings, adapter_for(adapter, config, profile, digests))
+        settings = with_adapter(settings, adapter_for(adapter, config, profile, files))
     return Model(
         name=config.model,
         checkpoint=checkpoint,
         profile=profile,
-        digests=of_parts,
+        digests=digests_of_parts(profile, small, weights, code),
         settings=settings,
         weights=weights,
         note=graphs.note,
         read=all(weights.values()),
+        files=files.files,
     )

@@ -10,6 +10,7 @@ from flows.job.config import TORCH, CaptionConfig
 from flows.job.graph_speed import GraphSpeed, keep_speed
 from flows.job.launch import Launcher, StageCall, run_to_end
 from flows.job.models import Model, digests_in, open_model
+from flows.job.replanning import replanned_once
 from stages.export.graph_job import TimingJob
 from stages.models.graphs.providers import ONNX
 from stages.process.job import told_of
@@ -20,6 +21,10 @@ PART: Half = "vision"
 def time_graphs(name: str, device: str, store: Store, launcher: Launcher) -> GraphSpeed:
     """Measure the vision half of a model by torch and by its graphs, and keep the result. Raises
     PenstockError."""
+    return replanned_once(lambda: _timed(name, device, store, launcher), bool)
+
+
+def _timed(name: str, device: str, store: Store, launcher: Launcher) -> GraphSpeed:
     config = CaptionConfig(sources=(), model=name, vision_backend=ONNX)
     models = [
         open_model(
@@ -32,9 +37,10 @@ def time_graphs(name: str, device: str, store: Store, launcher: Launcher) -> Gra
         for backend in (TORCH, ONNX)
     ]
     in_torch, by_graphs = models
+    files = by_graphs.files_of([PART]).to_json()
     use = by_graphs.best(PART).graph
     assert use is not None
-    job = TimingJob(**_told(in_torch, device), graphs=use.backend)
+    job = TimingJob(**_told(in_torch, device), graphs=use.backend, files=files)
     call = StageCall(
         name="time_graphs",
         arguments=told_of(job),

@@ -23,6 +23,7 @@ from flows.job.models import (
 )
 from flows.job.precision import precision_note
 from flows.job.prepare import Job, prepare
+from flows.job.replanning import replanned_once
 from flows.job.waves import cut_waves
 from flows.job.weights import bytes_to_fetch, stages_wanted
 from flows.pipelines import PURPOSES, STAGES, Pipeline, parts_of, with_summaries
@@ -85,6 +86,15 @@ def plan_of(
     """Return the plan of a command; without sources, or of what cannot be run, of the model alone.
     It is taken through the first of `pipelines` that its model is for (none: of all there are). It
     reads no weights. Raises PenstockError, but not for what cannot fit."""
+    return replanned_once(lambda: _plan_of(config, launcher, announce, pipelines), announce or bool)
+
+
+def _plan_of(
+    config: CaptionConfig,
+    launcher: Launcher,
+    announce: Callable[[str], None] | None,
+    pipelines: tuple[Pipeline, ...],
+) -> Plan:
     every = pipelines or chain.from_iterable(PURPOSES.values())
     pipelines = with_summaries(every, asked=config.summary)
     device = device_name()

@@ -15,6 +15,7 @@ from stages.export.graph_job import GRAPHS
 from stages.export.parity import PARITY, judged, verdict_in
 from stages.models.graphs import FOLDER
 from stages.models.hub.checkpoint import CONFIG
+from stages.models.shards import NOTE
 
 VECTORS = ("features", "texts")
 FIGURES = (*VECTORS, "text")
@@ -112,6 +113,13 @@ def was_judged(asked: ExportAsked, recipe: Mapping[str, Any]) -> bool:
     """Tell whether a checkpoint that is accepted waits among the rejected."""
     waits = asked.accept and (asked.work / CONFIG).exists()
     return waits and verdict_in(asked.work).get("recipe") == dict(recipe)
+
+
+def forget_begun(asked: ExportAsked) -> None:
+    """Remove what was written of a model that changed meanwhile."""
+    for folder in (asked.work, asked.merged):
+        if (folder / NOTE).exists():
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def note_parity(

@@ -155,6 +155,7 @@ class Calls:
             pieces=model.profile.parts[part].pieces,
             mlp_chunk=rung.prefill,
             offload=rung.offload,
+            files=model.files_of([part]).to_json(),
             **_adapter(settings.adapter),
             **self._graphs(settings.graph, rung),
         )

@@ -11,6 +11,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+from artifacts.errors import ModelChanged
 from artifacts.keys import digest_of
 from artifacts.paths import folder_named
 from artifacts.schema import Part
@@ -20,11 +21,13 @@ from flows.job.export_asked import EXPORTED as EXPORTED_RUN
 from flows.job.export_asked import NATIVE, ExportAsked
 from flows.job.launch import DirectLauncher, StageCall
 from flows.job.prepare import Job
+from flows.job.replanning import replanned_once
 from flows.pipelines import EXPORTED, EXPORTED_VECTORS, EXPORTS, Pipeline, makes_vectors
 from flows.pipelines import GRAPHS as GRAPH_EXPORTS
 from flows.planning.rungs import Rung
 from flows.results.exported import (
     Exported,
+    forget_begun,
     note_parity,
     placed_before,
     put_into_place,
@@ -32,7 +35,7 @@ from flows.results.exported import (
 )
 from flows.running.calls import Calls
 from flows.running.export_told import check_graphs, halves, hessian_bytes
-from flows.running.merging import merge, merged_of, source_of
+from flows.running.merging import adapter_of, merge, merged_of, source_of
 from flows.running.run import LauncherMaker, prepared
 from flows.running.samples import (
     ExportSample,
@@ -65,7 +68,15 @@ def export(
     configuration's sources, or without any by what the store has of the model. `on_begin` is as
     `caption` has it, of the run that looks at the original and of the one that judges. Raises
     PenstockError; what is written stays."""
-    return _Export(config, asked, display, make_launcher, on_begin).run()
+
+    def attempt() -> Exported:
+        try:
+            return _Export(config, asked, display, make_launcher, on_begin).run()
+        except ModelChanged:
+            forget_begun(asked)
+            raise
+
+    return replanned_once(attempt, display.say)
 
 
 class _Export:
@@ -108,13 +119,14 @@ class _Export:
         """Go on with the model that the adapter was merged into. Where that was exported before,
         return the checkpoint."""
         asked, watch = self._asked, self._watch()
-        adapter = read_adapter(folder_named(asked.adapter, "adapter"))
+        read_adapter(folder_named(asked.adapter, "adapter"))  # refused before a model is read
         with prepared(self._config, watch, self._make_launcher, *self._pipelines) as found:
             job, _ = found
-            self._source = merged_of(job, adapter)
+            adapter, files = adapter_of(job, asked)
+            self._source = merged_of(job, adapter, files)
             if (done := self._done(job)) is not None:
                 return done
-            merge(job, asked, adapter, self._source, self._display, self._make_launcher)
+            merge(job, asked, adapter, self._source, files, self._display, self._make_launcher)
         self._config = replace(self._config, model=str(asked.merged), revision=None)
         return None
 
@@ -176,13 +188,14 @@ class _Export:
         self._samples = samples
         told = {"model": str(job.model.folder), "recipe": recipe, "kind": asked.kind}
         told |= {"folder": str(asked.work), "trust_remote_code": job.config.trust_remote_code}
+        told["files"] = job.model.files_of(job.model.profile.parts).to_json()
+        if self._speaks:  # first: graphs go with links to the weights, which changes their stamps
+            self._once(job, sequence, JUDGE, self._words(job, samples), len(samples))
         if asked.graphs:
             notes = self._once(job, sequence, TRACE, {**told, **halves(job, self._parts)})
             self._figures |= notes.get("figures", {})
         else:
             self._once(job, sequence, STAGE, {**told, **form, "calibrated": rounded})
-        if self._speaks:
-            self._once(job, sequence, JUDGE, self._words(job, samples), len(samples))
         if asked.packed:
             self._agree(job, sequence, {**form, "rounded": str(asked.work)})
 

@@ -13,6 +13,7 @@ from flows.job.label_config import TOP
 from flows.job.labels import LabelSet
 from flows.job.launch import DirectLauncher
 from flows.job.prepare import Job
+from flows.job.replanning import replanned_once
 from flows.pipelines import LABEL
 from flows.results.labels.examples import Examples, learned_threshold
 from flows.results.labels.judging import judge_of
@@ -50,33 +51,37 @@ def label(
 ) -> LabelsWritten:
     """Give labels to everything the configuration names, with `on_begin` as `caption` has it.
     Raises PenstockError; what is finished stays done."""
-    watch = Watch(display, on_begin)
-    with prepared(config, watch, make_launcher, LABEL) as (job, launcher):
-        outputs, doing = label_places(job), "labelling into"
-        refuse_foreign(asked.examples, {file.media_path for file in job.files})
-        written: list[LabelsWritten] = []
-        with watch.working(job, launcher, doing, outputs=outputs) as (sequence, record, _):
-            # First, so that a label that cannot be read is known before hours of work.
-            texts = sequence.texts.make(
-                asked.labels.texts,
-                # To look up what is there of 10,000 pictures takes a second.
-                meanwhile=lambda: job.ledger.tasks(job.media),
-            )
-            labelling = Labelling(
-                labels=asked.labels,
-                texts=texts,
-                judge=judge_of(asked.labels, texts, asked.threshold),
-                top=asked.top,
-            )
 
-            def write(last: bool) -> None:
-                if last:
-                    written.append(write_labels(job, taught(job, labelling, asked)))
-                    record.value["rows"] = written[-1].labelled
-                    record.fails(written[-1].failures)
+    def attempt() -> LabelsWritten:
+        watch = Watch(display, on_begin)
+        with prepared(config, watch, make_launcher, LABEL) as (job, launcher):
+            outputs, doing = label_places(job), "labelling into"
+            refuse_foreign(asked.examples, {file.media_path for file in job.files})
+            written: list[LabelsWritten] = []
+            with watch.working(job, launcher, doing, outputs=outputs) as (sequence, record, _):
+                # First, so that a label that cannot be read is known before hours of work.
+                texts = sequence.texts.make(
+                    asked.labels.texts,
+                    # To look up what is there of 10,000 pictures takes a second.
+                    meanwhile=lambda: job.ledger.tasks(job.media),
+                )
+                labelling = Labelling(
+                    labels=asked.labels,
+                    texts=texts,
+                    judge=judge_of(asked.labels, texts, asked.threshold),
+                    top=asked.top,
+                )
 
-            sequence.fill(write)
-        return written[-1]
+                def write(last: bool) -> None:
+                    if last:
+                        written.append(write_labels(job, taught(job, labelling, asked)))
+                        record.value["rows"] = written[-1].labelled
+                        record.fails(written[-1].failures)
+
+                sequence.fill(write)
+            return written[-1]
+
+    return replanned_once(attempt, display.say)
 
 
 def taught(job: Job, labelling: Labelling, asked: LabelAsked) -> Labelling:

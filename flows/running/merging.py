@@ -3,9 +3,10 @@
 from typing import Any
 
 from flows.console.display import Display
-from flows.job.adapters import adapter_digest
+from flows.job.adapters import adapter_digest, adapter_noted
 from flows.job.export_asked import ExportAsked
 from flows.job.launch import StageCall, run_to_end
+from flows.job.model_files import ModelDigests
 from flows.job.models import digests_in
 from flows.job.prepare import Job
 from flows.job.weights import fetch_parts
@@ -25,9 +26,15 @@ def source_of(job: Job) -> dict[str, Any]:
     return {"source": [job.model.digests[part] for part in sorted(job.model.digests)]}
 
 
-def merged_of(job: Job, adapter: LoraAdapter) -> dict[str, Any]:
+def adapter_of(job: Job, asked: ExportAsked) -> tuple[LoraAdapter, ModelDigests]:
+    """Return the adapter that is merged, and what notes its files. Raises PenstockError."""
+    files = ModelDigests(digests_in(job.store))
+    return adapter_noted(asked.adapter, files), files
+
+
+def merged_of(job: Job, adapter: LoraAdapter, files: ModelDigests) -> dict[str, Any]:
     """Return what decides those of the model that an adapter was merged into."""
-    return {**source_of(job), "adapter": adapter_digest(adapter, digests_in(job.store))}
+    return {**source_of(job), "adapter": adapter_digest(adapter, files)}
 
 
 def merge(
@@ -35,11 +42,12 @@ def merge(
     asked: ExportAsked,
     adapter: LoraAdapter,
     recipe: dict[str, Any],
+    files: ModelDigests,
     display: Display,
     make_launcher: LauncherMaker,
 ) -> None:
-    """Write the merged model, or what is not there yet of it. Raises PenstockError; what is written
-    stays."""
+    """Write the merged model, or what is not there yet of it. `files` are the adapter's. Raises
+    PenstockError; what is written stays."""
 
     def listen(name: str, event: Event) -> None:
         if isinstance(event, Noted) and "shards" in event.values:
@@ -53,6 +61,7 @@ def merge(
         recipe=recipe,
         folder=str(asked.merged),
         trust_remote_code=job.config.trust_remote_code,
+        files=job.model.files_of(job.model.profile.parts).with_others(files.files).to_json(),
     )
     call = StageCall(
         name="merge",

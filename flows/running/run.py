@@ -13,6 +13,7 @@ from flows.console.display import READING, Display
 from flows.job.config import CaptionConfig
 from flows.job.launch import DirectLauncher, Forking, Launcher
 from flows.job.prepare import Job, NothingToDo, out_folder, prepare, prepare_without_media
+from flows.job.replanning import replanned_once
 from flows.pipelines import EMBED, Pipeline
 from flows.results.run_result import RunResult
 from flows.results.vectors import VectorsWritten, vector_places, write_vectors
@@ -32,13 +33,18 @@ def caption(
     on_begin: OnBegin | None = None,
 ) -> RunResult:
     """Caption everything the configuration names. `on_begin` is given the job and the run's record
-    before work begins. Raises PenstockError; what is finished stays done."""
-    watch = Watch(display, on_begin)
-    with (
-        prepared(config, watch, make_launcher) as (job, launcher),
-        watch.working(job, launcher) as (sequence, _, _),
-    ):
-        return sequence.run()
+    before work begins, again if the model changes meanwhile. Raises PenstockError; what is finished
+    stays done."""
+
+    def attempt() -> RunResult:
+        watch = Watch(display, on_begin)
+        with (
+            prepared(config, watch, make_launcher) as (job, launcher),
+            watch.working(job, launcher) as (sequence, _, _),
+        ):
+            return sequence.run()
+
+    return replanned_once(attempt, display.say)
 
 
 def embed(
@@ -62,20 +68,24 @@ def make_vectors(
 ) -> Filled:
     """Make the same, and have them written by `write_out`, to the places that are told before work
     begins. Raises PenstockError."""
-    watch = Watch(display, on_begin)
-    with prepared(config, watch, make_launcher, EMBED) as (job, launcher):
-        outputs = places_of(job)
-        written: list[Filled] = []
-        with watch.working(job, launcher, outputs=outputs) as (sequence, record, _):
 
-            def write(last: bool) -> None:
-                if last:
-                    written.append(write_out(job))
-                    record.value["rows"] = written[-1].vectors
-                    record.fails(written[-1].failures)
+    def attempt() -> Filled:
+        watch = Watch(display, on_begin)
+        with prepared(config, watch, make_launcher, EMBED) as (job, launcher):
+            outputs = places_of(job)
+            written: list[Filled] = []
+            with watch.working(job, launcher, outputs=outputs) as (sequence, record, _):
 
-            sequence.fill(write)
-        return written[-1]
+                def write(last: bool) -> None:
+                    if last:
+                        written.append(write_out(job))
+                        record.value["rows"] = written[-1].vectors
+                        record.fails(written[-1].failures)
+
+                sequence.fill(write)
+            return written[-1]
+
+    return replanned_once(attempt, display.say)
 
 
 @contextlib.contextmanager

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import partial
 
-from artifacts.errors import Interrupted, Killed, PenstockError
+from artifacts.errors import Interrupted, Killed, ModelChanged, PenstockError
 from artifacts.pack_object import DamagedRecord
 from artifacts.shards import DATASET
 from flows.job.launch import KILLS
@@ -119,7 +119,8 @@ class Sequence:
             # Whatever is wrong with writing, such as a full disk, is told already.
             with contextlib.suppress(Exception):
                 self._job.ledger.refresh()
-                write(True)
+                if not isinstance(error, ModelChanged):  # outputs are of one model
+                    write(True)
             with contextlib.suppress(PenstockError):
                 self._record.finish("interrupted" if stopped else "failed", error=str(error))
             raise

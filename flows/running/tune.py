@@ -20,6 +20,7 @@ from flows.job.config import default_store
 from flows.job.contents import refuse_placeholders
 from flows.job.launch import DirectLauncher, StageCall
 from flows.job.prepare import Job
+from flows.job.replanning import replanned_once
 from flows.job.tasks import Medium, Task
 from flows.job.tune_config import EPOCHS, TuneConfig, TuneRun
 from flows.job.tune_data import Example, examples_in, split
@@ -51,7 +52,24 @@ def tune(
     """Train the adapter that is asked for, or score one. Raises PenstockError; what is learned
     is kept."""
     examples, asked = asked_of(config, display.say)
-    out, watch = Path(asked.out).parent, Watch(display, on_begin)
+
+    def attempt() -> None:
+        _train(config, examples, asked, Watch(display, on_begin), make_launcher)
+
+    replanned_once(attempt, display.say)
+    out = Path(asked.out).parent
+    return scored_in(out, asked.adapter) if config.validate_only else tuned_in(out)
+
+
+def _train(
+    config: TuneConfig,
+    examples: Sequence[Example],
+    asked: TuneRun,
+    watch: Watch,
+    make_launcher: LauncherMaker,
+) -> None:
+    """Encode what is missing, and train."""
+    out = Path(asked.out).parent
     with prepared(asked, watch, make_launcher, TUNE) as (job, launcher):
         _check(config, job, examples, out)
         doing, outputs = "tuning into", {"adapter": str(out)}
@@ -66,7 +84,6 @@ def tune(
                     return Calls(job).once(STAGE, {**told, **on, "rows": rung.batch}, rung)
 
                 sequence.once.run(STAGE, call, total=told["steps"])
-    return scored_in(out, asked.adapter) if config.validate_only else tuned_in(out)
 
 
 def asked_of(config: TuneConfig, say: Announce = lambda _: None) -> tuple[list[Example], TuneRun]:

@@ -12,6 +12,7 @@ from flows.console.display import Display
 from flows.job.config import CaptionConfig
 from flows.job.launch import DirectLauncher
 from flows.job.prepare import Job, prepare_without_media
+from flows.job.replanning import replanned_once
 from flows.pipelines import LABEL
 from flows.running.stopping import stopped_in_order
 from flows.running.watch import Watch
@@ -49,13 +50,17 @@ def read_texts(
 ) -> Vectors:
     """Return the vector of each text, by the text half alone; the store may have them. Raises
     PenstockError."""
-    watch = Watch(display)
-    with tempfile.TemporaryDirectory(prefix="penstock-search-") as out, stopped_in_order():
-        launcher = DirectLauncher(watch.listen)
-        job = prepare_without_media(replace(config, out=out, tiles=OFF), launcher, LABEL)
-        check(job)
-        with watch.working(job, launcher, "searching in", outputs={}) as (sequence, _, _):
-            return sequence.texts.make([[text] for text in texts]).vectors
+
+    def attempt() -> Vectors:
+        watch = Watch(display)
+        with tempfile.TemporaryDirectory(prefix="penstock-search-") as out, stopped_in_order():
+            launcher = DirectLauncher(watch.listen)
+            job = prepare_without_media(replace(config, out=out, tiles=OFF), launcher, LABEL)
+            check(job)
+            with watch.working(job, launcher, "searching in", outputs={}) as (sequence, _, _):
+                return sequence.texts.make([[text] for text in texts]).vectors
+
+    return replanned_once(attempt, display.say)
 
 
 TEXT_HALF: TextHalf = read_texts

@@ -14,6 +14,7 @@ from flows.job.config import CaptionConfig
 from flows.job.launch import DirectLauncher, Forking
 from flows.job.leases import RunningJob, running_jobs
 from flows.job.prepare import Job, prepare
+from flows.job.replanning import replanned_once
 from flows.job.weights import bytes_to_fetch
 from flows.pipelines import KEPT, parts_of
 from flows.planning.sizes import unencoded
@@ -163,7 +164,21 @@ def rebuild(
     # Logs and the record of the run lie in the store: a rebuild has no outputs.
     out = open_store(config.store_url).local / "logs" / f"rebuild-{name[:12]}"
     config = replace(config, out=str(out), format=(), beside=False)
-    watch = Watch(display, on_begin)
+
+    def attempt() -> RebuildResult:
+        return _rebuilt(config, name, options, display, Watch(display, on_begin), make_launcher)
+
+    return replanned_once(attempt, display.say)
+
+
+def _rebuilt(
+    config: CaptionConfig,
+    name: str,
+    options: RebuildOptions,
+    display: Display,
+    watch: Watch,
+    make_launcher: LauncherMaker,
+) -> RebuildResult:
     with stopped_in_order(), ForkServer() as forks:
         launcher = Forking(make_launcher(watch.listen), forks)
         job = prepare(config, launcher, display.say, *KEPT, progress=display.fetched, alone=True)

@@ -56,6 +56,7 @@ def run(told: dict[str, Any], report: Report) -> None:
                 left[path] = reason
                 return
             rounded = gptq(weight, hessian, job.bits, job.group, outline.dtype)
+            held.confirm()
             form.keep(names[path], rounded, outline.dtype)
             report.item(names[path])
         except NoInverse as error:

@@ -1,6 +1,7 @@
 """The job of making graphs of the towers of halves, and what it takes; imports no library."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -47,6 +48,8 @@ class GraphJob:
     """Half → paths of the other half's pieces that it is known to need."""
     route: Route = "protocol"
     trust_remote_code: bool = False
+    files: Mapping[str, Any] = field(default_factory=dict)
+    """The ModelFiles that it was planned with; none: they are not compared."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

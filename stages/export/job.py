@@ -1,6 +1,7 @@
 """The job of writing one checkpoint in few bits, and all kinds of exports; imports no library."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from artifacts.schema import Part
@@ -37,3 +38,5 @@ class ExportJob:
     number is rounded by itself."""
     trust_remote_code: bool = False
     shard_bytes: int = SHARD_BYTES
+    files: Mapping[str, Any] = field(default_factory=dict)
+    """The ModelFiles that it was planned with; none: they are not compared."""

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from artifacts.errors import EnvironmentFault, UsageError
+from artifacts.model_files import ModelFiles
 from artifacts.regular import open_regular
 from stages.export.merge_job import MergeJob
 from stages.export.targets import TensorChange, changes_of
@@ -43,6 +44,12 @@ def run(told: dict[str, Any], report: Report) -> None:
     tensors are `merged`. Raises PenstockError.
     """
     job = job_of(MergeJob, told)
+    planned = ModelFiles.from_json(job.files)
+    with planned.compared():
+        _merge(job, planned, report)
+
+
+def _merge(job: MergeJob, planned: ModelFiles, report: Report) -> None:
     source, folder = Path(job.model), Path(job.folder)
     adapter = read_adapter(Path(job.adapter))
     headers, changes = changes_of(adapter, source, job.trust_remote_code)
@@ -52,7 +59,7 @@ def run(told: dict[str, Any], report: Report) -> None:
     small = small_files(source, SMALL)
     with claimed(folder, {**job.recipe, "shard_bytes": job.shard_bytes}):
         contents = _Merged(source, headers, adapter, changes)
-        write_checkpoint(folder, shards, small, contents, report, MORE_ROOM)
+        write_checkpoint(folder, shards, small, contents, report, MORE_ROOM, planned.check)
     report.note(merged=len(changes))
 
 

@@ -1,6 +1,7 @@
 """The job of merging an adapter into one checkpoint; imports no library."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from stages.models.shards import SHARD_BYTES
@@ -20,3 +21,5 @@ class MergeJob:
     """Folder to write to."""
     trust_remote_code: bool = False
     shard_bytes: int = SHARD_BYTES
+    files: Mapping[str, Any] = field(default_factory=dict)
+    """The ModelFiles of both, as they were planned with; none: they are not compared."""

@@ -4,7 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from artifacts.errors import EnvironmentFault
+from artifacts.errors import EnvironmentFault, ModelChanged
+from artifacts.model_files import ModelFiles
 from stages.export.bitsandbytes_forms import Int8, Nf4
 from stages.export.forms import WeightForm
 from stages.export.job import PACKED, ExportJob
@@ -35,9 +36,16 @@ def run(told: dict[str, Any], report: Report) -> None:
     `modules` are quantized. Raises PenstockError.
     """
     job = job_of(ExportJob, told)
+    planned = ModelFiles.from_json(job.files)
+    with planned.compared():
+        _export(job, planned, report)
+
+
+def _export(job: ExportJob, planned: ModelFiles, report: Report) -> None:
     source, folder = Path(job.model), Path(job.folder)
     form = form_of(job)
     outline = outline_of(source, job.parts, job.trust_remote_code, form.takes)
+    small = small_files(source, SMALL)
     files = files_of(outline, form, job.shard_bytes)
     with claimed(folder, {**job.recipe, "shard_bytes": job.shard_bytes}):
         left = [file for file in files if not is_made(folder, file, outline, form)]
@@ -48,11 +56,13 @@ def run(told: dict[str, Any], report: Report) -> None:
         check_room(folder, left, MORE_ROOM)
         try:
             for file in left:
-                write_file(folder, file, outline, form)
+                write_file(folder, file, outline, form, planned.check)
                 report.item(file.name, label=file.name)
-            small = small_files(source, SMALL)
             small[CONFIG] = _config(small[CONFIG], outline, form)
+            planned.check()
             write_rest(folder, made_shards(folder, files), small)
+        except ModelChanged:
+            raise
         except EnvironmentFault as error:
             raise EnvironmentFault(error.message, hint=GO_ON) from error
 

@@ -5,7 +5,7 @@ be is not known before it is made, since some of what stands beside a quantized 
 files are filled by about what their tensors take, and one that is there is known by its tensors.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -45,8 +45,14 @@ def is_made(folder: Path, file: WeightShard, outline: Outline, form: WeightForm)
         return False
 
 
-def write_file(folder: Path, file: WeightShard, outline: Outline, form: WeightForm) -> None:
-    """Make one file. Raises EnvironmentFault."""
+def write_file(
+    folder: Path,
+    file: WeightShard,
+    outline: Outline,
+    form: WeightForm,
+    confirm: Callable[[], object] = bool,
+) -> None:
+    """Make one file, which appears if `confirm` raises nothing. Raises EnvironmentFault."""
     stored = {tensor.name: tensor for tensor in outline.tensors}
     made: dict[str, torch.Tensor] = {}
     for spec in file.tensors:
@@ -58,7 +64,7 @@ def write_file(folder: Path, file: WeightShard, outline: Outline, form: WeightFo
         made.update(form.tensors(spec.name, weight.mT.contiguous() if tensor.turned else weight))
     widest_first = sorted(specs_of(made), key=lambda found: -found.dtype.itemsize)
     exact = WeightShard(name=file.name, tensors=tuple(widest_first))
-    write_shard(folder, exact, lambda found: in_pieces(made[found.name]))
+    write_shard(folder, exact, lambda found: in_pieces(made[found.name]), confirm)
 
 
 def read_tensor(tensor: StoredTensor) -> torch.Tensor:

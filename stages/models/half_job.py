@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from artifacts.schema import Route
 
@@ -47,3 +48,5 @@ class HalfJob:
     """Path of each module that it changes, as it names it → as the model does."""
     mlp_chunk: int = 0
     """Positions that go through an MLP of the vision half at once; 0: all."""
+    files: Mapping[str, Any] = field(default_factory=dict)
+    """The ModelFiles that it was planned with; none: they are not compared."""

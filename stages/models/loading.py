@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from artifacts.errors import EnvironmentFault, UsageError
+from artifacts.model_files import ModelFiles
 from artifacts.schema import Half, Part
 from stages.memory.heap import given_back
 from stages.models.adapters.injection import adapted, adapted_modules
@@ -59,16 +60,23 @@ class ModelJob(HalfJob):
         return job_of(cls, job)
 
     def processor(self) -> Any:
-        folder = resolve_model(Path(self.model), self.revision)
-        ready = _ready.pop((folder, self.trust_remote_code), None)
-        generates = self.route != "dual"
-        return ready or load_processor(folder, self.trust_remote_code, generates=generates)
+        """Return the processor. Raises ModelChanged unless it is the one that was planned with."""
+        with self._planned.compared():
+            folder = resolve_model(Path(self.model), self.revision)
+            ready = _ready.pop((folder, self.trust_remote_code), None)
+            generates = self.route != "dual"
+            return ready or load_processor(folder, self.trust_remote_code, generates=generates)
+
+    @property
+    def _planned(self) -> ModelFiles:
+        return ModelFiles.from_json(self.files)
 
     def hold(self, keep: Half) -> Held:
         """Load the half on its device, with the pieces that it needs. Of a model that cannot be
-        cut, the whole is loaded."""
+        cut, the whole is loaded. Raises ModelChanged unless it is the one that was planned with."""
         part: Part = "whole" if self.route == "joint" else keep
-        return Held(part, partial(self._load, part), self.pieces)
+        load, files = partial(self._load, part), self._planned
+        return Held(part, load, self.pieces, files, offloaded=self.offload)
 
     def _load(self, keep: Part, pieces: Iterable[str]) -> Any:
         with given_back():

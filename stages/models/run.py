@@ -3,6 +3,7 @@
 from typing import Any
 
 from artifacts.errors import UsageError
+from artifacts.model_files import ModelFiles
 from stages.models.inspection import describe
 from stages.process.deferred_imports import import_transformers
 from stages.process.report import Report
@@ -15,13 +16,14 @@ def warm(job: dict[str, Any]) -> None:
 
 def run(job: dict[str, Any], report: Report) -> None:
     """Describe the job's model, and answer with a note `profile`. Job: model (folder or hub id),
-    revision, trust_remote_code."""
+    revision, trust_remote_code, files (those that it was planned with)."""
     try:
-        profile = describe(
-            job["model"],
-            trust_remote_code=bool(job.get("trust_remote_code", False)),
-            revision=job.get("revision"),
-        )
+        with ModelFiles.from_json(job.get("files", {})).compared():
+            profile = describe(
+                job["model"],
+                trust_remote_code=bool(job.get("trust_remote_code", False)),
+                revision=job.get("revision"),
+            )
     except RecursionError as error:
         raise UsageError(
             f"model {job['model']} cannot be read: something in its files is nested too deeply",

@@ -5,10 +5,11 @@ It goes by the exit status, the last words and the kernel's count.
 
 import signal
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from artifacts import errors
+from artifacts.model_files import ModelFiles
 from artifacts.pack_object import DamagedRecord
 from stages.process.budget import AT_THE_LIMIT, near, short
 from stages.process.device_words import device_advice
@@ -93,6 +94,8 @@ class Ending:
     """Bytes that it was allowed; 0: all there was."""
     oom_kills: int = 0
     """Processes of its group that the kernel killed meanwhile for want of memory."""
+    files: ModelFiles = field(default_factory=ModelFiles)
+    """Files of its model, as they were when it was planned."""
 
     @property
     def signal(self) -> int:
@@ -154,8 +157,11 @@ def perhaps(words: str) -> bool:
 
 
 def fault_of_stage(name: str, ending: Ending) -> errors.PenstockError:
-    """Return the error that a stage's end amounts to."""
+    """Return the error that a stage's end amounts to. Where another model was put in the place of
+    its own, it is that, whatever the libraries died of."""
     told = ending.told or Broken()
+    if ending.signal not in STOPPING and (changed := ending.files.changed()):
+        return changed
     last_words = f"{told.type}: {told.message}" if told.type else "".join(ending.last_lines[-1:])
     known = _ours(told.type)
     if _of_memory(ending, told, last_words, ours=known is not None):

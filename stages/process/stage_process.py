@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from artifacts.errors import Killed
+from artifacts.model_files import ModelFiles
 from artifacts.store import fault_of
 from stages.process.baseline import given_back, wait_until_gone
 from stages.process.cgroup import oom_kills
@@ -84,6 +85,7 @@ class StageProcess:
         self._oom_kills = oom_kills()
         self._listen = listen
         self._stays = stays
+        self._files = ModelFiles.from_json(arguments.get("files", {}))
         # What is there of others that stay comes and goes: it is no baseline.
         used = 0 if stays else device_used_bytes(device)
         self.outcome = StageOutcome(name=name, baseline_before_bytes=used)
@@ -154,6 +156,7 @@ class StageProcess:
             above = outcome.peak_device_bytes - outcome.baseline_before_bytes
         return Ending(
             code=code,
+            files=self._files,
             told=outcome.error,
             log=self.log,
             last_lines=self._log_tail(),

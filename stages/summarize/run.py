@@ -14,7 +14,7 @@ from stages.process.job import job_of, told_of
 from stages.process.report import Report
 from stages.summarize.job import SummaryJob
 from stages.summarize.packing import Told
-from stages.summarize.telling import Node, Teller
+from stages.summarize.telling import Node, Summary, Teller
 
 
 def run(told: dict[str, Any], report: Report) -> None:
@@ -30,7 +30,8 @@ def run(told: dict[str, Any], report: Report) -> None:
     report.note(ready=True, **facts(held.model))
     for medium in media:
         texts = [Told(*each) for each in medium["texts"]]
-        held.use(partial(_summarize, job, processor, records, report, medium["key"], texts))
+        found = held.use(partial(_summarize, job, processor, records, report, held.confirm, texts))
+        records.publish([Record(key=medium["key"], meta=found._asdict())])
 
 
 def _summarize(
@@ -38,18 +39,18 @@ def _summarize(
     processor: Any,
     records: RecordSet,
     report: Report,
-    key: str,
+    confirm: Callable[[], None],
     texts: list[Told],
     half: Any,
-) -> None:
+) -> Summary:
     def say(node_key: str, make: Callable[[], Node]) -> Node:
         place = digest_of([job.namespace, node_key])
         if place in records:
             return Node(**records.meta(place))
         node = make()
+        confirm()
         records.publish([Record(key=place, meta=node._asdict())])
         report.item(place, tokens=node.tokens)
         return node
 
-    found = Teller(job, processor, half).tell(texts, say)
-    records.publish([Record(key=key, meta=found._asdict())])
+    return Teller(job, processor, half).tell(texts, say)

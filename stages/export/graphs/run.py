@@ -12,9 +12,10 @@ from typing import Any
 
 import torch
 
-from artifacts.errors import EnvironmentFault
+from artifacts.errors import EnvironmentFault, ModelChanged
 from artifacts.files import whole_file, write_json
 from artifacts.keys import hash_file
+from artifacts.model_files import ModelFiles
 from artifacts.regular import open_regular
 from artifacts.schema import Half
 from artifacts.store import fault_of
@@ -52,23 +53,30 @@ def run(told: dict[str, Any], report: Report) -> None:
     PenstockError."""
     job = job_of(GraphJob, told)
     source, folder = Path(job.model), Path(job.folder)
+    planned = ModelFiles.from_json(job.files)
     check_packages()
     report.total(len(job.weights))
     with claimed(folder, job.recipe):
         if read_manifest(folder) is None:
-            _write_graphs(job, source, folder, report)
+            _write_graphs(job, source, folder, report, planned)
         report.note(**_told(folder))
         if (folder / CONFIG).exists():
             return
         try:
+            small = small_files(source, SMALL)
+            planned.check()  # not after it: a link changes the stamp of the file that it is to
             for name in sorted({*_weight_files(source)}):
                 _put_beside(source / name, folder / name)
-            write_rest(folder, (), small_files(source, SMALL))
+            write_rest(folder, (), small)
+        except ModelChanged:
+            raise
         except EnvironmentFault as error:
             raise EnvironmentFault(error.message, hint=GO_ON) from error
 
 
-def _write_graphs(job: GraphJob, source: Path, folder: Path, report: Report) -> None:
+def _write_graphs(
+    job: GraphJob, source: Path, folder: Path, report: Report, planned: ModelFiles
+) -> None:
     """Make all graphs aside, and put them into their folder together. Raises PenstockError."""
     making = folder / MAKING
     shutil.rmtree(making, ignore_errors=True)  # of a process that was killed
@@ -76,7 +84,7 @@ def _write_graphs(job: GraphJob, source: Path, folder: Path, report: Report) -> 
         making.mkdir()
         halves = {}
         for part, weights in job.weights.items():
-            halves[part] = _half(job, source, part, weights, making)
+            halves[part] = _half(job, source, part, weights, making, planned)
             report.item(f"{part} half", label=f"{part} half")
         files = sorted(path for path in making.iterdir())
         manifest = GraphManifest(
@@ -87,6 +95,7 @@ def _write_graphs(job: GraphJob, source: Path, folder: Path, report: Report) -> 
         )
         write_json(making / FILE, manifest.to_json())
         _settle(making)
+        planned.check()
         making.rename(folder / FOLDER)
     except OSError as error:
         raise fault_of(error, folder) from error
@@ -95,13 +104,18 @@ def _write_graphs(job: GraphJob, source: Path, folder: Path, report: Report) -> 
 
 
 def _half(
-    job: GraphJob, source: Path, part: Half, weights: Mapping[str, str], folder: Path
+    job: GraphJob,
+    source: Path,
+    part: Half,
+    weights: Mapping[str, str],
+    folder: Path,
+    planned: ModelFiles,
 ) -> HalfGraphs:
     precision, dual = GRAPHS[job.kind], job.route == "dual"
     processor = load_processor(source, job.trust_remote_code, generates=not dual)
     dtype = torch.float16 if precision == "fp16" else torch.float32
     load = partial(load_half, source, part, dtype=dtype, trust_remote_code=job.trust_remote_code)
-    held = Held(part, lambda pieces: load(pieces=pieces), job.pieces.get(part, ()))
+    held = Held(part, lambda pieces: load(pieces=pieces), job.pieces.get(part, ()), planned)
 
     def make(half: Any) -> GraphsMade:
         with torch.inference_mode(False), torch.no_grad():

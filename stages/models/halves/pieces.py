@@ -1,9 +1,11 @@
 """Gives a half the pieces of the other half that it turns out to need. Knows neither which they are
 nor what they are for."""
 
+import contextlib
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
+from artifacts.model_files import ModelFiles
 from artifacts.schema import Part
 from stages.models.halves.absent import NeedsWeights
 from stages.models.halves.boundary import piece_of
@@ -17,22 +19,46 @@ class Held:
     some."""
 
     def __init__(
-        self, keep: Part, load: Callable[[tuple[str, ...]], Any], pieces: Iterable[str] = ()
+        self,
+        keep: Part,
+        load: Callable[[tuple[str, ...]], Any],
+        pieces: Iterable[str] = (),
+        files: ModelFiles | None = None,
+        *,
+        offloaded: bool = False,
     ) -> None:
+        """Load it. `files` are compared before and after each load; of a half that is `offloaded`,
+        or keeps them mapped, around each use as well."""
         self._keep = keep
-        self._load = load
+        self._load_once = load
+        self._files = files or ModelFiles()
+        self._offloaded = offloaded
+        self._reads_files = False
         self.pieces = tuple(pieces)
         """Paths of the other half's pieces that are loaded as well."""
-        self.model = load(self.pieces)
+        self.model = self._load(self.pieces)
+
+    def _load(self, pieces: tuple[str, ...]) -> Any:
+        with self._files.compared():
+            model = self._load_once(pieces)
+        self._reads_files = self._offloaded or self._files.are_mapped()
+        return model
+
+    def confirm(self) -> None:
+        """Compare the files before anything is published that was computed outside `use`. Raises
+        ModelChanged."""
+        if self._reads_files:
+            self._files.check()
 
     def use(self, function: Callable[[Any], Result]) -> Result:
         """Return the result of `function` for the half, loaded again as often as it lacks a
-        piece."""
+        piece. Raises ModelChanged."""
         while True:
             if self.model is None:  # loading it again failed, and whoever called goes on
                 self.model = self._load(self.pieces)
             try:
-                return function(self.model)
+                with self._files.compared() if self._reads_files else contextlib.nullcontext():
+                    return function(self.model)
             except NeedsWeights as error:
                 self.pieces = (*self.pieces, self._new_piece(error))
             self.model = None  # before the next is there: both may not fit

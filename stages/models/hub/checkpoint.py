@@ -9,6 +9,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from artifacts.errors import EnvironmentFault
+from artifacts.model_files import SMALL as SMALL
 from artifacts.regular import open_regular, read_text
 
 AGAIN = "Download it again (with git: git lfs pull)"
@@ -17,9 +18,6 @@ SINGLE = "model.safetensors"
 CONFIG = "config.json"
 JSON_BYTES = 32 << 20
 """Most bytes of a configuration or an index; the index of a thousand files fits."""
-SMALL = ("*.json", "*.jinja", "*.txt", "*.model", "*.py", "tokenizer*")
-"""Patterns of files of a hub repository that a run can use, besides weights; pickled and converted
-weights are left there."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

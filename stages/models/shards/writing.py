@@ -16,17 +16,16 @@ from typing import Any
 
 import torch
 
-from artifacts.errors import EnvironmentFault, UsageError
+from artifacts.errors import EnvironmentFault, ModelChanged, UsageError
 from artifacts.files import HALF, read_kept, whole_file, write_json
 from artifacts.regular import open_regular
 from artifacts.store import fault_of
 from stages.models.hub.checkpoint import CONFIG, INDEX
 from stages.models.hub.faults import shown, size_of
+from stages.models.shards import NOTE
 from stages.models.shards.layout import TensorSpec, WeightShard, index_of
 from stages.process.report import Report
 
-NOTE = "penstock_made_of.json"
-"""File that says what a folder was made of."""
 FORMAT = 1
 """Number that rises when the same source would be laid out or written otherwise."""
 CHUNK_BYTES = 8 << 20
@@ -123,10 +122,12 @@ def write_checkpoint(
     contents: Contents,
     report: Report,
     more_room: str,
+    confirm: Callable[[], object] = bool,
 ) -> None:
     """Write what is not there yet of a checkpoint whose folder is claimed, and tell each file of
     weights as an item. A note says before how many `shards` there will be, and how many are
-    `there`; `more_room` says what to do where they do not fit. Raises EnvironmentFault."""
+    `there`; `more_room` says what to do where they do not fit. `confirm` raises where a file must
+    not appear. Raises EnvironmentFault."""
     left = [shard for shard in shards if not is_written(folder, shard)]
     report.note(shards=len(shards), there=len(shards) - len(left))
     if is_complete(folder, shards):
@@ -134,20 +135,26 @@ def write_checkpoint(
     check_room(folder, left, more_room)
     try:
         for shard in left:
-            write_shard(folder, shard, contents)
+            write_shard(folder, shard, contents, confirm)
             report.item(shard.name, label=shard.name)
         write_rest(folder, shards, small)
+    except ModelChanged:
+        raise
     except EnvironmentFault as error:
         raise EnvironmentFault(error.message, hint=GO_ON) from error
 
 
-def write_shard(folder: Path, shard: WeightShard, contents: Contents) -> None:
-    """Write one file of weights, a piece of a tensor at a time. Raises EnvironmentFault."""
+def write_shard(
+    folder: Path, shard: WeightShard, contents: Contents, confirm: Callable[[], object] = bool
+) -> None:
+    """Write one file of weights, a piece of a tensor at a time, which appears if `confirm` raises
+    nothing. Raises EnvironmentFault."""
     with whole_file(folder / shard.name) as file:
         file.write(shard.header())
         for tensor in shard.tensors:
             written = sum(file.write(_bytes(piece)) for piece in contents(tensor))
             assert written == tensor.size, f"{tensor.name}: {written} of {tensor.size} bytes"
+        confirm()
 
 
 def write_rest(folder: Path, shards: Sequence[WeightShard], small: Mapping[str, bytes]) -> None:

@@ -212,6 +212,7 @@ class InFlight:
         return found
 
     def _said(self, flight: Flight) -> Said:
+        self._plain.held.confirm()
         assert flight.ended is not None
         if flight.fault is not None:
             return Said("", 0, flight.ended, fault=flight.fault)

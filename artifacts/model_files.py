@@ -1,0 +1,121 @@
+"""Tells whether the files that decide what a model makes are those that a run was planned with.
+
+A plan stamps them, each process that loads them compares the stamps, and what was computed between
+two equal comparisons belongs to the digests of the plan. It costs one `stat` per file.
+"""
+
+import contextlib
+import fnmatch
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from artifacts.errors import ModelChanged
+from artifacts.stamps import ModelFileStamp, link_stamp_of, model_stamp_of
+
+SMALL = ("*.json", "*.jinja", "*.txt", "*.model", "*.py", "tokenizer*")
+"""Patterns of files of a model that are read when it is loaded, besides weights."""
+WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".onnx", ".h5", ".msgpack")
+HINT = "Run the same command again, once nothing writes the model's files any more"
+MAPS = Path("/proc/self/maps")
+
+
+def is_read(name: str) -> bool:
+    """Return whether a file of this name is read when a model is loaded, besides weights."""
+    return not name.lower().endswith(WEIGHT_SUFFIXES) and any(
+        fnmatch.fnmatch(name, pattern) for pattern in SMALL
+    )
+
+
+def small_names(folder: str | Path) -> list[str]:
+    """Return the names of the files in a model's folder that are read when it is loaded, besides
+    weights. Raises OSError."""
+    with os.scandir(folder) as entries:
+        return sorted(each.name for each in entries if is_read(each.name) and each.is_file())
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelFiles:
+    """The files that decide what a model makes, as they were when a run was planned."""
+
+    stamps: Mapping[str, ModelFileStamp] = field(default_factory=dict)
+    """Path → stamp of the file that it leads to."""
+    links: Mapping[str, ModelFileStamp] = field(default_factory=dict)
+    """Path of each that is a link → the link's own stamp."""
+    names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Folder → names of all files in it that are read besides weights: one that is added there
+    would be read, too."""
+
+    def to_json(self) -> dict[str, Any]:
+        return {"stamps": self.stamps, "links": self.links, "names": self.names}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> "ModelFiles":
+        """Return the files that a job names; of a job that names none, no files."""
+        return cls(
+            stamps=_stamps_in(value.get("stamps", {})),
+            links=_stamps_in(value.get("links", {})),
+            names={folder: tuple(names) for folder, names in value.get("names", {}).items()},
+        )
+
+    def with_others(self, other: "ModelFiles") -> "ModelFiles":
+        """Return these files and those of another model."""
+        return ModelFiles(
+            stamps={**self.stamps, **other.stamps},
+            links={**self.links, **other.links},
+            names={**self.names, **other.names},
+        )
+
+    def changed(self) -> ModelChanged | None:
+        """Return the error that names a file which is not as it was; None where all are."""
+        change = self._change()
+        return ModelChanged(f"{change} after this was planned", hint=HINT) if change else None
+
+    def _change(self) -> str:
+        for path, stamp in self.stamps.items():
+            try:
+                if model_stamp_of(path) != stamp or self.links.get(path) != link_stamp_of(path):
+                    return f"{path} was changed or replaced"
+            except FileNotFoundError:
+                return f"{path} was removed"
+            except OSError as error:
+                return f"{path} cannot be read any more ({error.strerror})"
+        for folder, names in self.names.items():
+            with contextlib.suppress(OSError):
+                if added := sorted({*small_names(folder)} - {*names}):
+                    return f"{Path(folder) / added[0]} was added"
+        return ""
+
+    def check(self) -> None:
+        """Raise ModelChanged unless every file is as it was."""
+        if (changed := self.changed()) is not None:
+            raise changed
+
+    @contextlib.contextmanager
+    def compared(self) -> Iterator[None]:
+        """Compare the files before and after a block that reads them; whatever it raises, a change
+        is the cause. Raises ModelChanged."""
+        self.check()
+        try:
+            yield
+        except Exception as error:
+            if (changed := self.changed()) is not None:
+                raise changed from error
+            raise
+        self.check()
+
+    def are_mapped(self) -> bool:
+        """Return whether this process has any of them mapped, so that it goes on reading them."""
+        if not self.stamps:
+            return False
+        try:
+            mapped = MAPS.read_text(encoding="utf-8", errors="surrogateescape")
+        except OSError:
+            return True
+        return any(f" {os.path.realpath(path)}\n" in mapped for path in self.stamps)
+
+
+def _stamps_in(value: Mapping[str, Any]) -> dict[str, ModelFileStamp]:
+    return {path: ModelFileStamp(*stamp) for path, stamp in value.items()}

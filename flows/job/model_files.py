@@ -1,0 +1,115 @@
+"""Digests the files of a model for a plan, and notes each with the stamp that it had."""
+
+import contextlib
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from artifacts.errors import ModelChanged
+from artifacts.keys import ContentDigests, digest_of
+from artifacts.model_files import HINT, ModelFiles, is_read, small_names
+from artifacts.schema import Part
+from artifacts.stamps import FileChanged, ModelFileStamp, link_stamp_of, model_stamp_of
+from stages.models.hub.checkpoint import Checkpoint
+from stages.models.profile import ModelProfile
+
+TEXT_ONLY = ("generation_config", "chat_template", "readme", "license", ".gitattributes")
+"""Files whose name begins so say nothing to the vision half: changing them keeps the features."""
+
+
+class ModelDigests:
+    """The digests of the files of one plan. A file that changes while the plan is made is a
+    ModelChanged."""
+
+    def __init__(self, digests: ContentDigests) -> None:
+        self._digests = digests
+        self._stamps: dict[str, ModelFileStamp] = {}
+        self._links: dict[str, ModelFileStamp] = {}
+        self._names: dict[str, tuple[str, ...]] = {}
+
+    @property
+    def files(self) -> ModelFiles:
+        """Return the files that were noted so far."""
+        return ModelFiles(stamps=self._stamps, links=self._links, names=self._names)
+
+    def of(self, path: Path) -> str:
+        """Return the digest of a file that decides what the model makes. Raises OSError,
+        ModelChanged."""
+        with _changes_told(path):
+            content = self._digests.of_model(path)
+        self._note(path, content.stamp)
+        return content.digest
+
+    def known(self, path: Path) -> str:
+        """Return the same without reading the file; empty where that would be needed. Raises
+        OSError, ModelChanged."""
+        content = self._digests.known_of_model(path)
+        self.note(path)
+        return "" if content is None else content.digest
+
+    def of_small(self, path: Path) -> str:
+        """Return the digest of a file beside the weights; those that no loader reads may change.
+        Raises OSError, ModelChanged."""
+        if is_read(path.name):
+            return self.of(path)
+        with _changes_told(path):
+            return self._digests.of_model(path).digest
+
+    def note(self, path: Path) -> None:
+        """Note a file that is about to be read. Raises OSError, ModelChanged."""
+        self._note(path, model_stamp_of(path))
+
+    def note_folder(self, checkpoint: Checkpoint) -> None:
+        """Note which files a folder of the user's has. Of a hub's commit more may come at any time,
+        and what they hold is fixed. Raises OSError."""
+        if checkpoint.commit is None:
+            folder = str(checkpoint.folder)
+            self._names[folder] = tuple(small_names(folder))
+
+    def _note(self, path: Path, stamp: ModelFileStamp) -> None:
+        name = str(path)
+        if self._stamps.setdefault(name, stamp) != stamp:
+            raise _changed(path)
+        if (link := link_stamp_of(path)) is not None:
+            self._links[name] = link
+
+
+@contextlib.contextmanager
+def _changes_told(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except FileChanged as error:
+        raise _changed(path) from error
+
+
+def _changed(path: Path) -> ModelChanged:
+    return ModelChanged(f"{path} was changed or replaced while it was read", hint=HINT)
+
+
+def digests_of_parts(
+    profile: ModelProfile,
+    small: Mapping[str, str],
+    weights: Mapping[str, str],
+    code: Sequence[str],
+) -> dict[Part, str]:
+    """Return part → digest of all files that decide what it makes: of the `small` ones, of its
+    weights, of `code` of its own."""
+    text = () if profile.prompted else TEXT_ONLY
+    seen = {n: d for n, d in small.items() if not n.lower().startswith(text)}
+    return {
+        part: digest_of(
+            [seen if part == "vision" else small, {s: weights[s] for s in held.shards}, *code]
+        )
+        for part, held in profile.parts.items()
+    }
+
+
+def with_fetched(files: ModelFiles, paths: Sequence[Path]) -> ModelFiles:
+    """Return the same with files of weights that were fetched after the plan was made: the hub says
+    what they hold."""
+    new = [path for path in paths if str(path) not in files.stamps and os.path.exists(path)]
+    if not new:
+        return files
+    links = {str(path): link for path in new if (link := link_stamp_of(path)) is not None}
+    stamps = {str(path): model_stamp_of(path) for path in new}
+    return files.with_others(ModelFiles(stamps=stamps, links=links))
