@@ -186,7 +186,7 @@ def test_what_was_ended_goes_on_and_becomes_the_same(
     files = sorted(path.name for path in whole.glob("*.safetensors"))
     written: list[str] = []
 
-    def failing(folder: Path, shard: Any, contents: Any) -> None:
+    def failing(folder: Path, shard: Any, contents: Any, *_: Any) -> None:
         if len(written) % 3 == 2:
             written.append("ended")
             raise KeyboardInterrupt
