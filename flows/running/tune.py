@@ -34,6 +34,7 @@ from flows.running.watch import OnBegin, Watch
 from stages.models.adapters.reading import ADAPTER_CONFIG
 from stages.models.hub.transfer import Announce
 from stages.tune import OUTPUT_VERSION, STAGE
+from stages.tune.layout import layout_in
 
 BOARD = "tensorboard"
 """Folder of the run for what TensorBoard shows."""
@@ -119,6 +120,8 @@ def _check(config: TuneConfig, job: Job, examples: Sequence[Example], out: Path)
         )
     if not config.validate_only:
         refuse_other(out, _recipe(config, job, _ways(config, examples)), resume=config.resume)
+        if config.resume:
+            layout_in(out, config.lora_rank)
 
 
 def _parts(

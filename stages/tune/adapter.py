@@ -6,6 +6,7 @@ it was. The adapter's own numbers are in 32 bit, whatever those of the half are 
 """
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,17 +17,19 @@ from torch import nn
 from artifacts.errors import UsageError
 from artifacts.files import whole_file
 from stages.models.adapters.reading import ADAPTER_CONFIG, ADAPTER_WEIGHTS, PREFIX
+from stages.tune.layout import AdapterLayout, most_common, new_layout
 
 NAME = "default"
 """What PEFT calls an adapter that has no name."""
-SCALE = 2
-"""An adapter's product is added this often (alpha is so many times the rank)."""
 
 
-def add_adapter(half: Any, rank: int, seed: int) -> list[nn.Parameter]:
-    """Put a new adapter into a half, which says the same with it until it is trained. Returns what
-    is to be trained. Raises UsageError for a half without linear layers."""
-    from peft import LoraConfig, inject_adapter_in_model
+def add_adapter(
+    half: Any, rank: int, seed: int, layout: AdapterLayout | None = None
+) -> list[nn.Parameter]:
+    """Put a new adapter into a half, of a `layout` or beside all linear layers; the half says the
+    same with it until it is trained. Returns what is to be trained. Raises UsageError for a half
+    without such layers."""
+    from peft import inject_adapter_in_model
 
     targets = sorted(linear_paths(half))
     if not targets:
@@ -34,13 +37,14 @@ def add_adapter(half: Any, rank: int, seed: int) -> list[nn.Parameter]:
             f"{type(half).__name__} has no linear layers in its language half",
             hint="Choose another model: docs/tune.md",
         )
-    config = LoraConfig(
-        r=rank,
-        lora_alpha=SCALE * rank,
-        target_modules=shortened(targets, half),
-        task_type="CAUSAL_LM",
-        inference_mode=False,
-    )
+    layout = layout or new_layout(targets, rank)
+    if unknown := sorted(layout.ranks.keys() - set(targets)):
+        raise UsageError(
+            f"the adapter changes {unknown[0]}, which is no linear layer of the language half of "
+            f"{type(half).__name__}",
+            hint="Give the model that it was trained on, or another --out",
+        )
+    config = _config_of(layout)
     half.requires_grad_(False)
     torch.manual_seed(seed)
     inject_adapter_in_model(config, half, adapter_name=NAME)
@@ -50,6 +54,28 @@ def add_adapter(half: Any, rank: int, seed: int) -> list[nn.Parameter]:
         parameter.data = parameter.data.float()
         parameter.requires_grad_(True)
     return trained
+
+
+def _config_of(layout: AdapterLayout) -> Any:
+    """Return the configuration for PEFT."""
+    from peft import LoraConfig
+
+    rank, alpha = layout.rank, most_common(layout.alphas.values())
+    alphas = {path: _plain(value) for path, value in layout.alphas.items() if value != alpha}
+    return LoraConfig(
+        r=rank,
+        lora_alpha=_plain(alpha),
+        target_modules=sorted(layout.ranks),
+        rank_pattern={re.escape(p): r for p, r in layout.ranks.items() if r != rank},
+        alpha_pattern={re.escape(path): value for path, value in alphas.items()},
+        task_type="CAUSAL_LM",
+        inference_mode=False,
+    )
+
+
+def _plain(number: float) -> Any:
+    """Return a number as people write it."""
+    return int(number) if number == int(number) else number
 
 
 def begin_with(half: Any, folder: Path) -> None:
@@ -69,8 +95,8 @@ def begin_with(half: Any, folder: Path) -> None:
     own = numbers_of(half)
     if {n: v.shape for n, v in own.items()} != {n: v.shape for n, v in numbers.items()}:
         raise UsageError(
-            f"the adapter in {folder} is of another shape than this training's",
-            hint="Give the --lora-rank that it has (adapter_config.json: r), or another --out",
+            f"the adapter in {folder} is of another shape than this model's layers",
+            hint="Give the model that it was trained on, or another --out",
         )
     bare = {name.removeprefix(PREFIX): value for name, value in numbers.items()}
     set_peft_model_state_dict(half, bare, adapter_name=NAME)
@@ -94,18 +120,6 @@ def _is_linear(module: nn.Module) -> bool:
     )
 
 
-def shortened(paths: list[str], half: Any) -> list[str]:
-    """Return the last parts of these paths where no other linear layer has the same: so an adapter
-    says what most others do."""
-    names = {path.rpartition(".")[2] for path in paths}
-    others = {
-        path.rpartition(".")[2]
-        for path, module in half.named_modules()
-        if isinstance(module, nn.Linear) and path not in paths
-    }
-    return sorted(names) if not names & others else paths
-
-
 def numbers_of(half: Any) -> dict[str, torch.Tensor]:
     """Return the adapter's numbers, by the names that PEFT gives them in a file."""
     from peft import get_peft_model_state_dict
@@ -124,8 +138,13 @@ def write_adapter(half: Any, folder: Path, model: str) -> None:
     config = half.peft_config[NAME].to_dict()
     config["base_model_name_or_path"] = model
     config["inference_mode"] = True
+    numbers = numbers_of(half)
+    # By their whole paths: the last part may be the name of a layer of the vision tower too, which
+    # PEFT would adapt where the model is whole. PEFT has shortened those that it was given.
+    paths = {name.removeprefix(PREFIX).rpartition(".lora_")[0] for name in numbers}
+    config["target_modules"] = paths
     told = {name: sorted(v) if isinstance(v, set) else v for name, v in sorted(config.items())}
     with whole_file(folder / ADAPTER_WEIGHTS) as file:
-        file.write(save(numbers_of(half), metadata={"format": "pt"}))
+        file.write(save(numbers, metadata={"format": "pt"}))
     with whole_file(folder / ADAPTER_CONFIG) as file:
         file.write((json.dumps(told, indent=2, default=str) + "\n").encode())

@@ -23,6 +23,7 @@ from stages.tune.board import Board
 from stages.tune.checkpoint import TrainingProgress, go_on, keep
 from stages.tune.exam import Exam
 from stages.tune.job import RECORD, SCORE, TuneJob
+from stages.tune.layout import layout_in
 from stages.tune.lessons import Lesson, check, end_of, ended, lesson_of
 from stages.tune.order import Order
 from stages.tune.scoring import score
@@ -79,7 +80,8 @@ def _tune(job: TuneJob, processor: Any, report: Report, half: Any) -> None:
     end = end_of(half, processor, lessons[:4])
     lessons = [ended(lesson, end) for lesson in lessons]
     held_out = [ended(lesson, end) for lesson in held_out]
-    trained = add_adapter(half, job.rank, job.seed)
+    layout = layout_in(folder, job.rank) if job.resume else None
+    trained = add_adapter(half, job.rank, job.seed, layout)
     optimizer = optimizer_of(job.optimizer, trained, job.rate)
     progress = go_on(folder, job.recipe, trained, optimizer)
     begins = progress is None
