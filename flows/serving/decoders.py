@@ -201,6 +201,15 @@ class Decoders:
         self._go_on([])
         return await file.answer
 
+    def withdraw(self, medium: dict[str, Any]) -> bool:
+        """Take back a file that nobody wants any more. Return whether it was not begun."""
+        for file in self._waiting:
+            if file.medium is medium:
+                self._waiting.remove(file)
+                file.answer.cancel()
+                return True
+        return False
+
     def _go_on(self, left: list[SentFile]) -> None:
         """Give files to who can take them; those that were `left` by a process first."""
         if left:

@@ -52,7 +52,8 @@ class FrameSource:
         try:
             return await asyncio.shield(doing)
         except asyncio.CancelledError:
-            doing.add_done_callback(lambda done: self._throw_away(medium, done))
+            if not self._decoders.withdraw(told):
+                doing.add_done_callback(lambda done: self._throw_away(medium, done))
             raise
 
     def weight(self, task: Task, half: Half) -> int:
@@ -74,10 +75,14 @@ class FrameSource:
             raise
 
     def drop(self, tasks: Sequence[Task]) -> None:
-        """Delete frames that nobody is going to look at."""
-        for task in tasks:
-            self._frames.find([task[self._kind]])
-            self._frames.drop([task[self._kind]])
+        """Have a thread delete frames that nobody is going to look at."""
+        keys = [task[self._kind] for task in tasks]
+        asyncio.get_running_loop().run_in_executor(None, self._drop, keys)
+
+    def _drop(self, keys: Sequence[str]) -> None:
+        for key in keys:
+            self._frames.find([key])
+            self._frames.drop([key])
 
     def _throw_away(self, medium: Medium, doing: "asyncio.Future[MediaIndex]") -> None:
         if not doing.cancelled() and doing.exception() is None:

@@ -18,7 +18,7 @@ from flows.serving.batching import Batches
 from flows.serving.half_plan import HalfPlan
 from flows.serving.live_stage import LauncherMaker, LiveStage
 from flows.serving.metrics import Metrics
-from flows.serving.published import Made, Unread, read_published
+from flows.serving.published import LostAnswers, PublishedAnswers, read_published
 from flows.serving.refusals import refusal_of_failure
 from flows.serving.residence import Residence
 from flows.serving.scratch import Scratch
@@ -185,7 +185,7 @@ class Half:
             partial(read_published, self._plan),
         )
 
-    def _hear(self, event: Event | Made | Unread) -> None:
+    def _hear(self, event: Event | PublishedAnswers | LostAnswers) -> None:
         match event:
             case Noted() if event.values.get("ready"):
                 self.state, self._works.used = RESIDENT, time.monotonic()
@@ -194,9 +194,9 @@ class Half:
                 self.batches.flying = event.values["engine"] in IN_SLOTS
             case Words() if event.ended:
                 self._works.answer({event.key: event})
-            case Made():
+            case PublishedAnswers():
                 self._works.answer(event.answers)
-            case Unread():
+            case LostAnswers():
                 self._works.refuse(event.keys, event.why)
             case Failed():
                 self._works.refuse([event.media], refusal_of_failure(event))

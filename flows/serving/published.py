@@ -13,28 +13,28 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Made:
+class PublishedAnswers:
     """What a half has made, as it is answered."""
 
     answers: Mapping[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Unread:
+class LostAnswers:
     """What a half has made and nobody can read."""
 
     keys: Sequence[str]
     why: Refused
 
 
-def read_published(plan: HalfPlan, event: Event) -> Event | Made | Unread:
+def read_published(plan: HalfPlan, event: Event) -> Event | PublishedAnswers | LostAnswers:
     """Return what there is to answer of an event, or else the event."""
     if not isinstance(event, Published):
         return event
     plan.ladder.worked(plan.name)
     try:
-        return Made(answers=plan.answers(event.keys))
+        return PublishedAnswers(answers=plan.answers(event.keys))
     except Exception as error:  # a store may fail in many ways, and its thread goes on
         log.warning("%s: what was made cannot be read: %s", plan.name, error)
         why = unavailable("what was made cannot be read", "Ask again")
-        return Unread(keys=event.keys, why=why)
+        return LostAnswers(keys=event.keys, why=why)

@@ -136,11 +136,11 @@ class Residence:
     async def _hold(self) -> None:
         """Wait for the device's lock, unless we have it."""
         while self._path is not None and self._lock is None:
-            self._lock = try_hold(self._path)
+            self._lock = await asyncio.to_thread(try_hold, self._path)
             if self._lock is not None:
                 self.held_by = ""
                 return
-            who = holder(self._path)
+            who = await asyncio.to_thread(holder, self._path)
             if not self.held_by:
                 self._say(f"waiting for {self._device.upper()}, {who} has it")
             self.held_by = who

@@ -32,6 +32,7 @@ class Routes:
     def __init__(self, service: Service, token: str, *, plots: bool) -> None:
         self._service = service
         self._plots = plots
+        self._version = version("penstock")
         self._token = token
         self._drawing = asyncio.Semaphore(THUMBNAILS_AT_ONCE)
 
@@ -127,7 +128,7 @@ class Routes:
         index = service.index
         return json_answer(
             {
-                "version": version("penstock"),
+                "version": self._version,
                 "model": service.job.model.name if service.job else None,
                 "labels": service.labels.names if service.labels else [],
                 "index": {"folder": str(index.folder), "rows": index.rows} if index else None,

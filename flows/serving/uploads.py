@@ -1,12 +1,14 @@
 """Takes what clients send into files, within bounds; opens none of them.
 
-A body goes into its file as it comes, and its digest is made on the way, so that no more of it is
-in memory than a piece, and what was seen before is known when the last one is here.
+A body goes into its file as it comes, and its digest is made on the way, so that little of it is in
+memory, and what was seen before is known when the last piece is here. Threads write, because a disk
+may keep whoever writes waiting.
 """
 
 import asyncio
 import hashlib
 import os
+import threading
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -29,6 +31,8 @@ GRACE_SECONDS = 20.0
 MOST_DIGITS = 20
 """Digits of a length; whoever says more has sent too much anyway, and is counted."""
 START_BYTES = 64
+WRITTEN_BYTES = 256 << 10
+"""Bytes of a body that are written at once."""
 PICTURES = {
     b"\xff\xd8\xff": ".jpg",
     b"\x89PNG\r\n\x1a\n": ".png",
@@ -83,21 +87,19 @@ async def receive(
     Raises Refused."""
     if length is not None and length > most:
         raise _too_large(most)
-    path, digest, size, start = scratch.path(".upload"), hashlib.sha256(), 0, b""
-    began = asyncio.get_running_loop().time()
+    file, waiting, size = BodyFile(scratch.path(".upload")), bytearray(), 0
     try:
-        with open(path, "xb", buffering=0) as file:
-            async for piece in _in_time(body, began):
-                size += len(piece)
-                if size > most:
-                    raise _too_large(most)
-                start = (start + piece[:START_BYTES])[:START_BYTES]
-                digest.update(piece)
-                file.write(piece)
-        return _named(path, start, digest.hexdigest(), size)
+        async for piece in _in_time(body, asyncio.get_running_loop().time()):
+            size += len(piece)
+            if size > most:
+                raise _too_large(most)
+            waiting += piece
+            if len(waiting) >= WRITTEN_BYTES:
+                taken, waiting = waiting, bytearray()
+                await asyncio.to_thread(file.add, taken)
+        return await asyncio.to_thread(file.end, waiting)
     except BaseException:
-        with suppress(OSError):
-            path.unlink()
+        asyncio.get_running_loop().run_in_executor(None, file.remove)
         raise
 
 
@@ -112,16 +114,48 @@ async def body_of(request: Request, most: int) -> bytes:
 
 
 def stored(data: bytes, most: int, scratch: Scratch) -> Upload:
-    """Return the same of a file that was part of a body. Raises Refused."""
+    """Return the same of a file that was part of a body; for a thread. Raises Refused."""
     if len(data) > most:
         raise _too_large(most)
-    path = scratch.path(".upload")
-    path.write_bytes(data)
+    file = BodyFile(scratch.path(".upload"))
     try:
-        return _named(path, data[:START_BYTES], hashlib.sha256(data).hexdigest(), len(data))
+        return file.end(data)
     except BaseException:
-        path.unlink()
+        file.remove()
         raise
+
+
+class BodyFile:
+    """The file of a body that is on its way. Its methods are for threads."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._digest = hashlib.sha256()
+        self._size = 0
+        self._start = b""
+        self._lock = threading.Lock()
+
+    def add(self, data: bytes | bytearray) -> None:
+        """Write what came next."""
+        with self._lock:
+            self._start = (self._start + data[:START_BYTES])[:START_BYTES]
+            self._size += len(data)
+            self._digest.update(data)
+            with open(self._path, "ab", buffering=0) as file:
+                file.write(data)
+
+    def end(self, data: bytes | bytearray) -> Upload:
+        """Return the upload, with what came last. Raises Refused."""
+        self.add(data)
+        with self._lock:
+            upload = _named(self._path, self._start, self._digest.hexdigest(), self._size)
+            self._path = upload.path
+        return upload
+
+    def remove(self) -> None:
+        """Delete it, once whoever writes it has."""
+        with self._lock, suppress(OSError):
+            self._path.unlink()
 
 
 def _named(path: Path, start: bytes, digest: str, size: int) -> Upload:
