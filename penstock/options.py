@@ -26,6 +26,7 @@ class FeatureOptions(TypedDict, total=False):
     fps: float | None
     frames: int | None
     max_frames: int | None
+    max_pixels: int | None
     memory: str | int | None
     """Bytes, or a text such as `8GiB`."""
     precision: str

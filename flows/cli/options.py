@@ -65,6 +65,7 @@ def add_caption_options(parser: argparse.ArgumentParser, *, text: bool = True) -
     add(
         "--max-frames", type=int, metavar="N", help="at most so many a chunk [the model's, else 32]"
     )
+    add("--max-pixels", type=int, metavar="N", help="at most so many a frame [the model's]")
     add = parser.add_argument_group("memory").add_argument
     add("--memory", metavar="SIZE", help="a stage takes at most so much: 8GiB [what is free]")
     add("--precision", default="native", metavar="P", help=f"{'|'.join(PRECISIONS)} [%(default)s]")

@@ -24,6 +24,7 @@ def summary(job: Job) -> dict[str, Any]:
         "device": job.device,
         "precision": job.model.precision(),
         "sampling": job.sampling.told,
+        **({"max_pixels": most} if (most := job.config.max_pixels) else {}),
         "batch_size": job.config.batch_size,
         **({"generation": told} if (told := job.config.generation.told) else {}),
         **({"words": said} if any(said.values()) else {}),

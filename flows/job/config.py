@@ -35,6 +35,7 @@ ABOVE_ZERO = (
     "fps",
     "frames",
     "max_frames",
+    "max_pixels",
     "batch_size",
     "max_new_tokens",
     "limit",
@@ -85,6 +86,9 @@ class CaptionConfig(SpeakingConfig):
     """Frames a chunk, evenly; excludes `fps`."""
     max_frames: int | None = None
     """At most so many frames a chunk; None: what the checkpoint's processor states."""
+    max_pixels: int | None = None
+    """At most so many pixels of a picture or a frame, before it is cut in patches; None: what the
+    checkpoint's processor states."""
     precision: str = "native"
     """Precision of both halves; `native` is the checkpoint's own, `auto` the same as long as it
     fits. `int8` and `nf4` mean the language half alone."""

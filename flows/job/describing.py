@@ -56,7 +56,8 @@ def read_profile(
     with readable(config.model):
         for path in _weights_here(checkpoint.folder):
             files.note(path)
-        key = digest_of([small, _stated(checkpoint), config.trust_remote_code])
+        limit = [config.max_pixels] if config.max_pixels else []
+        key = digest_of([small, _stated(checkpoint), config.trust_remote_code, *limit])
     record_set = RecordSet(
         store, "cards", digest_of(["cards", OUTPUT_VERSION, version("transformers")])
     )
@@ -69,6 +70,7 @@ def read_profile(
             "revision": checkpoint.commit,
             "trust_remote_code": config.trust_remote_code,
             "files": files.files.to_json(),
+            "max_pixels": config.max_pixels or 0,
         },
         device="cpu",
         # Beside the store, because a plan has no folder of outputs.

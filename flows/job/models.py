@@ -15,6 +15,7 @@ from flows.job.describing import own_code, read_profile, readable, small_files
 from flows.job.graphs import graphs_for
 from flows.job.launch import Launcher
 from flows.job.model_files import ModelDigests, digests_of_parts, with_fetched
+from flows.job.pixel_limits import check_pixels
 from flows.job.precision import BYTES, PartSettings, settle, with_adapter
 from flows.pipelines import Pipeline, makes_vectors
 from stages.models.hub.checkpoint import Checkpoint
@@ -224,6 +225,7 @@ def open_model(
         )
     except UsageError as error:
         raise Undescribed(error.message, hint=error.hint) from error
+    check_pixels(config, profile)
     digest = files.of if read_weights else files.known
     names = sorted({shard for part in profile.parts.values() for shard in part.shards})
     with readable(config.model):

@@ -114,7 +114,11 @@ def _said(config: CaptionConfig, model: Model) -> list[Any]:
 
 
 def _decides(stage: Stage, model: Model, settings: Mapping[Part, PartSettings]) -> list[Any]:
-    return [model.digests[stage.part], *settings[stage.part].decides] if stage.part else []
+    if not stage.part:
+        return []
+    most = model.profile.max_pixels if stage.part == "vision" else 0
+    limit = [f"{most} pixels"] if most else []
+    return [model.digests[stage.part], *settings[stage.part].decides, *limit]
 
 
 def _namespace(stage: Stage, by: Sequence[Any]) -> str:

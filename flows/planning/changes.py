@@ -1,7 +1,7 @@
 """Finds what would make a job fit that does not; the arithmetic is that of the refusal."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import takewhile
 from typing import Any
@@ -14,10 +14,11 @@ from flows.job.precision import settle, with_adapter
 from flows.pipelines import STAGES
 from flows.planning.choose import Choice, Question, allowed, choices
 from flows.planning.estimate import StageEstimate
+from flows.planning.fewer_pixels import fewer_pixels, kept_to
 
 STEP = 1 << 28
 """Bytes to which a budget is rounded up: a quarter of a GiB."""
-NAMED = 3
+NAMED = 4
 """Number of changes that an error names."""
 
 
@@ -54,21 +55,42 @@ def changes(question: Question, unfit: Choice, budget: Budget) -> list[Change]:
     """Return changes that make all stages fit, the smallest of each kind, gentlest first. `unfit`
     is one stage that does not."""
     stage = unfit.taken.rung.stage
-    tried = (_auto(question, stage), *_frames(question), *_precisions(question, stage))
-    found: list[Change] = []
-    for option, other in tried:
-        kinds = {change.option.split()[0] for change in found}
-        if other is None or option.split()[0] in kinds:
-            continue
-        takes = _takes(other, stage, budget)
-        if takes is not None:
-            found.append(Change(option=option, takes=takes))
+    precisions = list(_precisions(question, stage))
+    single = (_auto(question, stage), *_frames(question), *_pixels(question), *precisions)
+    found = _fitting(single, stage, budget)
+    if not found:
+        found = _fitting(_in_pairs(precisions), stage, budget)
     more = math.ceil(_most(question, budget) / STEP) * STEP
     if more <= budget.total_bytes:
         takes = _takes(question, stage, replace(budget, bytes=more))
         if takes is not None:
             found.append(Change(option=f"--memory {more / (1 << 30):g}GiB", takes=takes))
     return found
+
+
+def _fitting(
+    tried: Iterable[tuple[str, Question | None]], stage: str, budget: Budget
+) -> list[Change]:
+    """Return the first of each kind of change that makes all stages fit."""
+    found: dict[tuple[str, ...], Change] = {}
+    for option, other in tried:
+        kind = tuple(option.split()[::2])
+        if other is None or kind in found:
+            continue
+        takes = _takes(other, stage, budget)
+        if takes is not None:
+            found[kind] = Change(option=option, takes=takes)
+    return list(found.values())
+
+
+def _in_pairs(
+    precisions: Iterable[tuple[str, Question | None]],
+) -> Iterator[tuple[str, Question | None]]:
+    """Yield fewer frames, and fewer pixels, in each of these precisions."""
+    for option, other in precisions:
+        if other is not None:
+            smaller = (*_frames(other), *_pixels(other))
+            yield from ((f"{option} {more}", question) for more, question in smaller)
 
 
 def _takes(question: Question, stage: str, budget: Budget) -> StageEstimate | None:
@@ -99,6 +121,14 @@ def _frames(question: Question) -> Iterator[tuple[str, Question | None]]:
     for count in takewhile(lambda count: count >= 1, (most >> step for step in range(1, 32))):
         workloads = (w.with_frames(min(count, w.frames)) for w in question.workloads)
         yield f"--max-frames {count}", replace(question, workloads=tuple(workloads))
+
+
+def _pixels(question: Question) -> Iterator[tuple[str, Question | None]]:
+    model, least = question.model, question.least
+    for most in fewer_pixels(model, question.workloads):
+        workloads = tuple(kept_to(model, w, most) for w in question.workloads)
+        smallest = least and kept_to(model, least, most)
+        yield f"--max-pixels {most}", replace(question, workloads=workloads, least=smallest)
 
 
 def _precisions(question: Question, stage: str) -> Iterator[tuple[str, Question | None]]:

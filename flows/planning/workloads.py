@@ -165,9 +165,7 @@ def workload_of(
     tokens, pixel_bytes = seen(model.profile, model.fit(kind), kind, size)
     each = model.feature_bytes(kind)
     most = model.profile.image_tokens if kind == "image" else model.profile.frame_tokens
-    # Encoders that take frames in pairs make two of an odd one.
-    counted = frames + frames % 2 if "video" in model.profile.modalities and kind == "video" else 1
-    counted = max(frames, counted)
+    counted = counted_frames(model, kind, frames)
     if kind == "video" and model.profile.pixels_a_video:
         most_tokens, most_bytes = _most_of_a_video(model.profile)
         tokens = min(tokens, most_tokens / counted)
@@ -189,6 +187,13 @@ def workload_of(
         text_tokens=text,
         feature_bytes=math.ceil(counted * each * share),
     )
+
+
+def counted_frames(model: Model, kind: MediaKind, frames: int) -> int:
+    """Return the frames of a chunk as an encoder counts them: those that take them in pairs make
+    two of an odd one."""
+    video = "video" in model.profile.modalities and kind == "video"
+    return max(frames, frames + frames % 2 if video else 1)
 
 
 def _known_sizes(profile: ModelProfile, kind: MediaKind) -> list[SeenSize]:

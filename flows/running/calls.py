@@ -153,6 +153,7 @@ class Calls:
             trust_remote_code=self._job.config.trust_remote_code,
             route=model.profile.route,
             pieces=model.profile.parts[part].pieces,
+            max_pixels=model.profile.max_pixels,
             mlp_chunk=rung.prefill,
             offload=rung.offload,
             files=model.files_of([part]).to_json(),

@@ -46,6 +46,8 @@ class HalfJob:
     """Folder of an adapter that is put into the half; empty: none."""
     adapted: Mapping[str, str] = field(default_factory=dict)
     """Path of each module that it changes, as it names it → as the model does."""
+    max_pixels: int = 0
+    """Most pixels of a picture or a frame; 0: as many as its processor says."""
     mlp_chunk: int = 0
     """Positions that go through an MLP of the vision half at once; 0: all."""
     files: Mapping[str, Any] = field(default_factory=dict)

@@ -2,9 +2,10 @@
 Reads no weights, and downloads none."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
@@ -26,6 +27,7 @@ from stages.models.processors.chat_turn import system_form
 from stages.models.processors.fit import Probe, black, pixels_a_video, probe
 from stages.models.processors.layout import channels_of, layout_of, rewritten
 from stages.models.processors.pictures import prepare_pictures
+from stages.models.processors.pixel_limit import least_pixels
 from stages.models.processors.prepare import (
     goes_on,
     load_processor,
@@ -39,6 +41,8 @@ from stages.models.profile import ModelProfile, PartProfile, SamplingProfile
 from stages.process.exit_diagnosis import out_of_memory
 from stages.process.gc_freeze import gc_frozen
 
+Load = Callable[[], Any]
+"""Loads the checkpoint's processor, a new one each time."""
 logger = logging.getLogger(__name__)
 
 EDGE = 64
@@ -48,24 +52,29 @@ FEW_AND_MANY = (2, 8)
 
 
 def describe(
-    path: str | Path, trust_remote_code: bool = False, revision: str | None = None
+    path: str | Path,
+    trust_remote_code: bool = False,
+    revision: str | None = None,
+    max_pixels: int = 0,
 ) -> ModelProfile:
-    """Return the profile of the model at `path`, a folder or hub id. Raises UsageError for what
-    cannot be used, EnvironmentFault when the hub cannot be reached."""
+    """Return the profile of the model at `path`, a folder or hub id, that sees so many pixels of a
+    frame (0: as its processor says). Raises UsageError, or EnvironmentFault without the hub."""
     checkpoint = find_model(path, revision)
     folder = checkpoint.folder
+    load = partial(load_processor, folder, trust_remote_code, max_pixels=max_pixels)
     # Resizing takes a second or two, importing a model's classes too, and a core each.
     with ThreadPoolExecutor(1) as pool:
-        probing = _begun(pool, folder, trust_remote_code)
+        probing = _begun(pool, folder, load)
         with gc_frozen():
             config, cls = config_and_class(folder, trust_remote_code)
         if makes_vectors(cls):
-            return _of_dual(checkpoint, config, cls, trust_remote_code)
-        return _described(checkpoint, config, cls, probing, trust_remote_code)
+            return _of_dual(checkpoint, config, cls, load, trust_remote_code)
+        profile = _described(checkpoint, config, cls, probing, load, trust_remote_code)
+        return replace(profile, max_pixels=max_pixels)
 
 
 def _of_dual(
-    checkpoint: Checkpoint, config: Any, cls: type[Any], trust_remote_code: bool
+    checkpoint: Checkpoint, config: Any, cls: type[Any], load: Load, trust_remote_code: bool
 ) -> ModelProfile:
     """Return the profile of a dual encoder, whose pictures are looked at one by one."""
     folder = checkpoint.folder
@@ -74,10 +83,10 @@ def _of_dual(
     skeleton = skeleton_of(config, cls)
     choice = choose_route(skeleton)
     halves = halves_of(skeleton, read_headers(checkpoint))
-    processor = load_processor(folder, trust_remote_code)
+    processor = load()
     width = vector_width(skeleton, processor)
     found = dry_run(skeleton, processor, choice.route)
-    seen = probe(load_processor(folder, trust_remote_code), "image", prepare_pictures)
+    seen = probe(load(), "image", prepare_pictures)
     return ModelProfile(
         folder=str(folder),
         class_name=type(skeleton).__name__,
@@ -117,6 +126,7 @@ def _described(
     config: Any,
     cls: type[Any],
     probing: Future[tuple[Probe, Probe]] | None,
+    load: Load,
     trust_remote_code: bool,
 ) -> ModelProfile:
     folder = checkpoint.folder
@@ -128,10 +138,10 @@ def _described(
     halves = (
         undivided(skeleton, headers) if choice.route == "joint" else halves_of(skeleton, headers)
     )
-    processor = load_processor(folder, trust_remote_code)
+    processor = load()
     _try_processor(processor, folder)
     found = dry_run(skeleton, processor, choice.route, frames_a_video(processor))
-    again = load_processor(folder, trust_remote_code) if probing is None else None
+    again = load() if probing is None else None
     image, video = probing.result() if probing is not None else _probes(again)
     profile = _profile(folder, skeleton, choice, processor, halves, image, video)
     parts = _with_costs(profile.parts, found)
@@ -141,14 +151,14 @@ def _described(
 
 
 def _begun(
-    pool: ThreadPoolExecutor, folder: Path, trust_remote_code: bool
+    pool: ThreadPoolExecutor, folder: Path, load: Load
 ) -> Future[tuple[Probe, Probe]] | None:
     """Begin to probe what becomes of images and videos. Returns None when the processor is no good,
     which is told when the model is known to be."""
     try:
         # What it imports is imported before the thread begins, beside which others are.
         with gc_frozen():
-            processor = load_processor(folder, trust_remote_code)
+            processor = load()
         _try_processor(processor, folder)
     except Exception as error:
         if out_of_memory(error):
@@ -216,6 +226,7 @@ def _profile(
         image_sizes=image.smaller,
         frame_sizes=video.smaller,
         pixels_a_video=pixels_a_video(processor),
+        least_pixels=least_pixels(processor),
         words_a_prompt=max(words.a_prompt for words in written.values()),
         words_a_frame=written["video"].a_frame,
     )

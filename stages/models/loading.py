@@ -64,8 +64,12 @@ class ModelJob(HalfJob):
         with self._planned.compared():
             folder = resolve_model(Path(self.model), self.revision)
             ready = _ready.pop((folder, self.trust_remote_code), None)
-            generates = self.route != "dual"
-            return ready or load_processor(folder, self.trust_remote_code, generates=generates)
+            return ready or load_processor(
+                folder,
+                self.trust_remote_code,
+                generates=self.route != "dual",
+                max_pixels=self.max_pixels,
+            )
 
     @property
     def _planned(self) -> ModelFiles:

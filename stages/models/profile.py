@@ -11,7 +11,7 @@ from stages.models.row_memory import LayerMemory, RowMemory
 
 LISTS = ("modalities", "placeholders", "rewritten")
 """Names of the lists of words in a profile."""
-OUTPUT_VERSION = 26
+OUTPUT_VERSION = 27
 """Output version of a profile: raised when what one says changes, and part of its key."""
 
 
@@ -158,6 +158,11 @@ class ModelProfile:
     """The same a frame of two smaller ones."""
     pixels_a_video: int = 0
     """Most pixels in which all frames of a video are seen, together; 0: no limit."""
+    least_pixels: int = 0
+    """Fewest pixels that `--max-pixels` can keep a picture to; 0: its processor has no such
+    limit."""
+    max_pixels: int = 0
+    """Most pixels of a picture or a frame that were asked for; 0: what its processor has."""
     words_a_prompt: int = 0
     """Tokens that its processor writes into a prompt, besides pictures and what is asked; 0 when it
     could not be found out."""

@@ -12,9 +12,11 @@ PLACES = ("image_token", "video_token", "boi_token")
 """The names under which processors and tokenizers keep the words that stand for a picture."""
 
 
-def load_processor(folder: Path, trusted: bool = False, *, generates: bool = True) -> Any:
+def load_processor(
+    folder: Path, trusted: bool = False, *, generates: bool = True, max_pixels: int = 0
+) -> Any:
     """Load the checkpoint's processor. It pads on the left where a model `generates`, which needs
-    that, else as it was trained."""
+    that, else as it was trained. It keeps pictures to `max_pixels`; 0: to as many as it says."""
     from transformers import AutoProcessor, ProcessorMixin
 
     load: Any = AutoProcessor.from_pretrained
@@ -43,6 +45,10 @@ def load_processor(folder: Path, trusted: bool = False, *, generates: bool = Tru
         processor.tokenizer.padding_side = "left"
     if processor.tokenizer.pad_token is None:
         processor.tokenizer.pad_token = processor.tokenizer.eos_token
+    if max_pixels:
+        from stages.models.processors.pixel_limit import limit_pixels
+
+        limit_pixels(processor, max_pixels)
     return processor
 
 
