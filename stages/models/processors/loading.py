@@ -7,6 +7,7 @@ from artifacts.errors import EnvironmentFault, UsageError
 from stages.models.halves.classes import asks_for_trust, needs_trust
 from stages.models.halves.features import is_pixels
 from stages.models.natives.registry import native_of
+from stages.models.processors.pixel_limit import limit_pixels
 
 PLACES = ("image_token", "video_token", "boi_token")
 """The names under which processors and tokenizers keep the words that stand for a picture."""
@@ -46,8 +47,6 @@ def load_processor(
     if processor.tokenizer.pad_token is None:
         processor.tokenizer.pad_token = processor.tokenizer.eos_token
     if max_pixels:
-        from stages.models.processors.pixel_limit import limit_pixels
-
         limit_pixels(processor, max_pixels)
     return processor
 

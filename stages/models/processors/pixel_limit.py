@@ -13,8 +13,6 @@ from typing import Any
 
 import torch
 
-from stages.models.processors.loading import takes_images, takes_videos
-
 FEW, MANY = 2, 8
 """Frames of two videos by which it is told whether all their pixels count together."""
 TOKENS = 32
@@ -39,8 +37,8 @@ def limit_pixels(processor: Any, most: int) -> None:
 
 
 def _parts(processor: Any) -> list[Any]:
-    found = [processor.image_processor] if takes_images(processor) else []
-    return [*found, processor.video_processor] if takes_videos(processor) else found
+    found = (getattr(processor, name, None) for name in ("image_processor", "video_processor"))
+    return [part for part in found if part is not None]
 
 
 def _limited(part: Any) -> bool:
