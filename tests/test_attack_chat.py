@@ -201,13 +201,14 @@ def test_settings_asked_for_at_once_are_each_followed_as_alone(client: OpenAI) -
 def test_an_asynchronous_client_is_answered_side_by_side(base: str, picture: bytes) -> None:
     async def every() -> list[Any]:
         async with AsyncOpenAI(base_url=base, api_key="none", max_retries=0) as client:
-            asked = [{"max_tokens": n} for n in (1, 2, 3)] + [{"stop": ["e"]}, {"temperature": 1}]
+            asked: list[dict[str, Any]] = [{"max_tokens": n} for n in (1, 2, 3)]
+            asked += [{"stop": ["e"]}, {"temperature": 1}]
             return await asyncio.gather(
                 *(
                     client.chat.completions.create(
                         model="demo",
                         messages=messages(picture),
-                        **each,  # type: ignore[call-overload]
+                        **each,
                     )
                     for each in asked
                 )

@@ -48,6 +48,8 @@ class Question:
     """Bytes that the driver of a GPU takes for a process."""
     least: Workload | None = None
     """The job's smallest chunk, where that is another."""
+    any_schema: bool = False
+    """Whether a request may bring a schema of its own."""
 
     @property
     def rungs(self) -> dict[str, list[Rung]]:
@@ -70,7 +72,7 @@ class Question:
             self.device,
             self.config.max_new_tokens,
             self.context_bytes,
-            self.config.schema,
+            self.config.schema or ("{}" if self.any_schema else ""),
         )
 
 

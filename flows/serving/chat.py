@@ -10,7 +10,9 @@ import binascii
 import time
 import uuid
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from fastapi import Request
@@ -26,6 +28,8 @@ from flows.serving.refusals import OPENAI, Refused, bad, invalid, unsupported
 from flows.serving.service import Service
 from flows.serving.uploads import Upload, body_of, stored
 
+READERS = 2
+"""Chat requests that are read at once."""
 BASE64 = 4 / 3
 """Times as large as what it stands for."""
 TEXT, MEDIA = "text", ("image_url", "video_url")
@@ -50,6 +54,8 @@ class ChatRoutes:
     def __init__(self, service: Service, captions: CaptionRoutes) -> None:
         self._service = service
         self._captions = captions
+        # Of their own: to read large bodies and schemas must not keep threads from other routes.
+        self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="chat")
 
     async def models(self) -> Response:
         """Return the one model that captions."""
@@ -66,7 +72,8 @@ class ChatRoutes:
         captions, served = self._captions.captions(), self._served()
         most = round(self._service.config.body_bytes * BASE64)
         body = await body_of(request, most)
-        asked = await asyncio.to_thread(request_in, body, served, captions.limit)
+        read = partial(request_in, body, served, captions.limit)
+        asked = await asyncio.get_running_loop().run_in_executor(self._readers, read)
         upload = await asyncio.to_thread(
             stored, asked.medium, self._service.config.body_bytes, self._service.scratch
         )

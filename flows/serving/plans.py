@@ -47,7 +47,8 @@ def plan_half(
     """Return how one half is run. Of what is `told` its process stands where its records go. Raises
     CannotFit."""
     asked = question_of_model(job.model, job.config, job.device, (stage,), prompt="")
-    question: Question = replace(asked, workloads=(*asked.workloads, *workloads))
+    every = (*asked.workloads, *workloads)
+    question: Question = replace(asked, workloads=every, any_schema=True)
     found = choose(question, job.budget, ladder.rungs, ladder.known())
     ladder.start({name: choice.taken.rung for name, choice in found.items()})
     calls = Calls(job)

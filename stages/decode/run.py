@@ -37,7 +37,7 @@ def warm(told: dict[str, Any]) -> None:
     job = job_of(DecodeJob, told)
     for engine in choice_of(job.engine):
         resolve_name(engine.entry)
-    if job.generation.get("schema"):
+    if job.generation.get("schema") or job.live:  # which any request may ask for
         resolve_name("stages.decode.constraint")
     warm_model(told)
 
