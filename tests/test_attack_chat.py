@@ -453,6 +453,7 @@ def test_a_body_that_is_no_text_is_refused_and_ends_nothing(
         [{"type": "text", "text": {"url": 1}}],
         ["text"],
         5,
+        {"text": "x"},
     ],
     ids=lambda each: json.dumps(each)[:30],
 )

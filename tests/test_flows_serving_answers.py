@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 import pytest
@@ -19,6 +20,8 @@ from tests.support.serving import REAL, Serving, serving
 
 pytestmark = pytest.mark.slow
 LABELS = "red circle,blue square,green triangle,purple cross"
+ASKED = "Which shapes are there?"
+"""What a run asked of the clip before the server was started."""
 
 
 @pytest.fixture(scope="module")
@@ -37,6 +40,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     asked = ["--labels", LABELS, "--tiles", "auto", "--threshold", "0.01", "--top", "4"]
     assert main(["label", *run, *asked, "--out", str(place / "labels")]) == 0
     assert main(["embed", *run, "--tiles", "auto", "--out", str(place / "vectors")]) == 0
+    asked = ["--prompt", ASKED, "--out", str(place / "captions")]
+    assert main(["caption", str(media / "clip.mp4"), "--model", "demo", *store, *asked]) == 0
     return place
 
 
@@ -202,6 +207,19 @@ def test_openais_client_is_answered_at_once_and_streamed(server: Serving) -> Non
         with pytest.raises(UnprocessableEntityError) as caught:
             client.chat.completions.create(model="demo", messages=messages)
     assert "no address is followed" in str(caught.value)
+
+
+def test_prompts_are_counted_of_what_a_run_captioned_too(server: Serving, place: Path) -> None:
+    body = media(place, "clip.mp4")
+    found = told(server.ask("POST", f"/v1/caption?prompt={quote(ASKED)}", body))
+    shown = f"data:video/mp4;base64,{base64.b64encode(body).decode()}"
+    parts = [{"type": "text", "text": ASKED}, {"type": "video_url", "video_url": {"url": shown}}]
+    asked = json.dumps({"model": "demo", "messages": [{"role": "user", "content": parts}]})
+    assert found["cached"]
+    for _ in range(2):
+        answer = told(server.ask("POST", "/v1/chat/completions", asked))
+        assert answer["choices"][0]["message"]["content"] == found["captions"][0]["caption"]
+        assert answer["usage"]["prompt_tokens"] > 20
 
 
 def test_what_a_server_does_not_have_is_told(server: Serving) -> None:

@@ -108,6 +108,13 @@ def test_values_out_of_range_are_refused(asked: dict[str, Any], param: str) -> N
     assert (why.status, why.code, why.param) == (400, "invalid_value", param)
 
 
+def test_texts_of_who_asks_are_the_prompt_and_unknown_roles_are_refused() -> None:
+    said = [{"role": role, "content": role} for role in ("developer", "assistant", "user")]
+    assert read(messages=[*said, *MESSAGES]).prompt == "developer\nuser\nWhat is it?"
+    for role in ("judge", "", None, ["user"]):
+        assert refused(messages=[{"role": role, "content": "x"}, *MESSAGES]).param == "messages"
+
+
 def test_another_model_is_not_found() -> None:
     why = refused(model="gpt-4o")
     assert (why.status, why.code, why.param) == (404, "model_not_found", "model")

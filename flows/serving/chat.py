@@ -34,6 +34,10 @@ BASE64 = 4 / 3
 """Times as large as what it stands for."""
 TEXT, MEDIA = "text", ("image_url", "video_url")
 """Types of the parts of a message."""
+ASKING = ("system", "developer", "user")
+"""Roles whose texts are the prompt."""
+ANSWERING = ("assistant", "tool", "function")
+"""Roles whose texts were said before, and do not count."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -163,7 +167,7 @@ def request_in(body: bytes, models: Collection[str], limit: int) -> ChatRequest:
             f"{len(media)} pictures and clips are sent, and one is answered at a time",
             "Send one part of type image_url or video_url",
         )
-    texts = [part for role, kind, part in parts if kind == TEXT and role in ("system", "user")]
+    texts = [part for role, kind, part in parts if kind == TEXT and role in ASKING]
     prompt = "\n".join(filter(None, texts))
     return ChatRequest(
         prompt=prompt, medium=_data(media[0]), params=params, streamed=streamed, usage=usage
@@ -172,7 +176,9 @@ def request_in(body: bytes, models: Collection[str], limit: int) -> ChatRequest:
 
 def _parts(message: Mapping[str, Any]) -> Sequence[tuple[str, str, str]]:
     """Return role, type and content of each part of a message."""
-    role, content = str(message.get("role", "")), message.get("content") or ""
+    role, content = message["role"], message.get("content") or ""
+    if role not in (*ASKING, *ANSWERING):
+        raise ValueError(role)
     if isinstance(content, str):
         return [(role, TEXT, content)]
     found = []
