@@ -89,7 +89,8 @@ class CaptionRoutes:
         self, upload: Upload, prompt: str, params: CaptionParams = AS_THE_SERVER
     ) -> AsyncIterator[Piece | Captioned]:
         """Yield new pieces of words, and at last all. Raises Refused."""
-        heard: asyncio.Queue[tuple[int, str, bool]] = asyncio.Queue()
+        heard: dict[int, tuple[str, bool]] = {}
+        news = asyncio.Event()
         so_far: dict[int, str] = {}
 
         def piece(at: int, text: str, ended: bool) -> Piece:
@@ -101,18 +102,20 @@ class CaptionRoutes:
             return Piece(chunk=at, text=new, ended=ended)
 
         def hear(at: int, text: str, ended: bool) -> None:
-            heard.put_nowait((at, text, ended))
+            heard[at] = text, ended  # who reads slowly is told the last of it alone
+            news.set()
 
         doing = asyncio.ensure_future(self.captions().caption(upload, prompt, hear, params))
         try:
             async with asyncio.timeout(self._service.config.caption_deadline):
                 while not doing.done():
-                    listening = asyncio.ensure_future(heard.get())
+                    listening = asyncio.ensure_future(news.wait())
                     await asyncio.wait({doing, listening}, return_when=asyncio.FIRST_COMPLETED)
-                    if not listening.done():
-                        listening.cancel()
-                        break
-                    yield piece(*listening.result())
+                    listening.cancel()
+                    news.clear()
+                    while heard and not doing.done():
+                        at = next(iter(heard))
+                        yield piece(at, *heard.pop(at))
                 found = doing.result()
                 for at, words in enumerate(found.words):
                     yield piece(at, words.caption, True)

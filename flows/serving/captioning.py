@@ -24,6 +24,7 @@ from flows.serving.half import Half
 from flows.serving.keeping import RecordKeeper
 from flows.serving.kept_captions import KeptCaptions, key_of
 from flows.serving.metrics import Metrics
+from flows.serving.prompt_bound import PromptBound
 from flows.serving.refusals import bad, refusal_of
 from flows.serving.shared import Shared
 from flows.serving.uploads import Upload
@@ -79,6 +80,7 @@ class Captioning:
         self._cutting = cutting
         self._calls = Calls(job)
         self._metrics = metrics
+        self._bound = PromptBound(job.model.folder, job.model.profile.context_tokens)
         self._of = job.ledger.namespaces
         self._other = job.ledger.instead(self._of)
         every = [self._of, *([self._other] if self._other else [])]
@@ -130,6 +132,8 @@ class Captioning:
         try:
             if len(prompt) > MOST_LETTERS:
                 raise bad("the prompt is too long", f"Send at most {MOST_LETTERS:,} letters")
+            new = min(params.max_tokens or self.limit, self.limit)
+            await self._bound.check(medium.prompt, new)
             try:
                 refuse_placeholders([medium], self._job.model)
             except UsageError as error:

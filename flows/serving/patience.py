@@ -3,12 +3,14 @@ no route.
 
 uvicorn waits for ever for the end of a request's head, so who opens many connections and says
 little on each would have them all. Its own bound refuses whoever comes next; here the connection
-makes room that has been silent for longest.
+makes room that has been silent for longest. Who asks and never reads the answer is left, too.
 """
 
 import asyncio
 from typing import Any
 
+READ_SECONDS = 20.0
+"""Time in which a client reads some of what is written to it; who does not is left."""
 HEAD_SECONDS = 10.0
 """Time in which the head of a request comes, from when its connection was opened or its first
 byte."""
@@ -29,6 +31,8 @@ def patient_protocol(most: int) -> type[asyncio.Protocol]:
         """One connection."""
 
         _timer: asyncio.TimerHandle | None = None
+        _unread: asyncio.TimerHandle | None = None
+        """Ends the connection unless what was written to it is read by then."""
 
         def connection_made(self, transport: Any) -> None:
             super().connection_made(transport)
@@ -51,9 +55,23 @@ def patient_protocol(most: int) -> type[asyncio.Protocol]:
             silent[self] = self.transport
             super().on_response_complete()
 
+        def pause_writing(self) -> None:
+            super().pause_writing()
+            self._unread = self.loop.call_later(READ_SECONDS, self.transport.abort)
+
+        def resume_writing(self) -> None:
+            super().resume_writing()
+            self._read()
+
         def connection_lost(self, exc: Exception | None) -> None:
             self._rest()
+            self._read()
             super().connection_lost(exc)
+
+        def _read(self) -> None:
+            if self._unread is not None:
+                self._unread.cancel()
+                self._unread = None
 
         def _rest(self) -> None:
             silent.pop(self, None)

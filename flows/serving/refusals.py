@@ -3,7 +3,7 @@
 from typing import Any
 
 from artifacts.errors import PenstockError
-from stages.process.events import UNSUPPORTED, Failed
+from stages.process.events import TOO_LONG, UNSUPPORTED, Failed
 
 OPENAI = ("/v1/chat/", "/v1/models")
 """Paths that clients of OpenAI ask."""
@@ -70,8 +70,15 @@ def invalid(param: str, error: str, hint: str = "") -> Refused:
     return Refused(400, error, hint, code="invalid_value", param=param)
 
 
+def exceeded(error: str, hint: str) -> Refused:
+    """Return the refusal of a prompt that is longer than the model's context."""
+    return Refused(400, error, hint, code="context_length_exceeded", param="messages")
+
+
 def refusal_of_failure(event: Failed) -> Refused:
     """Return what a stage says of an item that it could not make, as a refusal."""
+    if event.kind == TOO_LONG:
+        return exceeded(event.message, event.hint)
     if event.kind != UNSUPPORTED:
         return bad(event.message, event.hint)
     # Of its settings only the schema is followed by what a model's tokenizer can or cannot do.

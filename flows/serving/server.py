@@ -110,7 +110,7 @@ async def _serve(
                 date_header=False,
                 backlog=BACKLOG,
                 timeout_keep_alive=30,
-                timeout_graceful_shutdown=round(DRAIN_SECONDS),
+                timeout_graceful_shutdown=round(DRAIN_SECONDS) - 2,
             )
         )
         # What is there by now stays: to look through it for garbage took a sixth of the time.
@@ -123,7 +123,7 @@ async def _serve(
             await asyncio.sleep(0.01)
         print(f"serving on {address_of(listener)}", flush=True)
         await asyncio.wait({serving, ending}, return_when=asyncio.FIRST_COMPLETED)
-        service.draining = True
+        service.drain(DRAIN_SECONDS)
         display.say("ending: what was asked is answered first")
         server.should_exit = True
         await serving

@@ -1,6 +1,7 @@
 """Holds all that answers while a server runs; knows no HTTP."""
 
 import os
+import time
 from dataclasses import dataclass, field
 
 from flows.job.prepare import Job
@@ -41,6 +42,13 @@ class Service:
     """Requests that are being answered."""
     draining: bool = False
     """Whether it is about to end."""
+    ends: float = 0.0
+    """Time by which it ends, once it is about to."""
+
+    def drain(self, seconds: float) -> None:
+        """Take nothing more, and end within so long."""
+        if not self.draining:
+            self.draining, self.ends = True, time.monotonic() + seconds
 
     @property
     def memory_bytes(self) -> int:

@@ -15,13 +15,17 @@ from artifacts.store import open_store
 from artifacts.tensors import RecordGone
 from stages.decode.engines import choice_of, engine_of
 from stages.decode.job import DecodeJob
+from stages.decode.prompts import ContextExceeded
 from stages.decode.protocol import Asked, Said, Speaker
 from stages.decode.stored import read_features
 from stages.memory.shrinking import Shrinking
 from stages.models.prefetch import prefetched
-from stages.process.events import UNSUPPORTED, Words
+from stages.process.events import TOO_LONG, UNSUPPORTED, Words
 from stages.process.live import ToldBatches, ToldWork
 from stages.process.report import Report
+
+TRIAL_LETTERS = 500
+"""Letters of the prompt by which an engine is tried."""
 
 
 def run_live(job: DecodeJob, report: Report) -> None:
@@ -43,7 +47,7 @@ def run_live(job: DecodeJob, report: Report) -> None:
             break
     else:
         return
-    engine = engine_of(speaker.settle(asked[0]))
+    engine = engine_of(speaker.settle(_shortened(asked[0])))
     report.note(engine=engine.name)
     if engine is not first and job.instead:
         answers.reverse()
@@ -54,7 +58,8 @@ def run_live(job: DecodeJob, report: Report) -> None:
             return
         if said.fault is not None:
             key, fault = one.member["key"], said.fault
-            report.failure(key, UNSUPPORTED, fault.message, fault.hint)
+            kind = TOO_LONG if isinstance(fault, ContextExceeded) else UNSUPPORTED
+            report.failure(key, kind, fault.message, fault.hint)
             return
         more = {"prompt_tokens": said.prompt_tokens, "stopped": said.stopped}
         record = Record(key=one.member[key_of], meta=said.meta | more | engine.meta)
@@ -81,6 +86,13 @@ def run_live(job: DecodeJob, report: Report) -> None:
         for some, said in speaker.run(filter(None, chain([asked], coming)), shrinking):
             for one, words in zip(some, said, strict=True):
                 tell(one, words)
+
+
+def _shortened(asked: Asked) -> Asked:
+    """Return the same with a prompt of a usual length: who asks first is not to decide how long a
+    trial takes."""
+    prompt = asked.member["prompt"][:TRIAL_LETTERS]
+    return asked._replace(member={**asked.member, "prompt": prompt})
 
 
 def _read(features: RecordSet, member: ToldWork, report: Report) -> Iterator[Asked]:

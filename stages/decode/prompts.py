@@ -6,8 +6,26 @@ from typing import Any
 
 import torch
 
+from artifacts.errors import UsageError
 from stages.decode.generation import Generation
 from stages.models.processors.prepare import DECODED, Row, open_ended, rebuild
+from stages.models.text_alone import context_tokens
+
+
+class ContextExceeded(UsageError):
+    """A prompt, its pictures and the longest caption are more tokens than the model's context."""
+
+
+def check_context(half: Any, inputs: Mapping[str, Any], new: int) -> None:
+    """Raise ContextExceeded for a prompt after which so many tokens would exceed the context."""
+    context = 0 if half.config.is_encoder_decoder else context_tokens(half.config)
+    read = int(inputs["input_ids"].shape[1])
+    if context and read + new > context:
+        raise ContextExceeded(
+            f"the model's context is {context:,} tokens, and prompt and pictures are {read:,}, an "
+            f"answer up to {new:,}",
+            hint="Ask in fewer words, of less, or for a shorter answer",
+        )
 
 
 def prompts_for(

@@ -11,6 +11,8 @@ from typing import Any
 
 UNSUPPORTED = "unsupported"
 """Kind of the failure of an item whose own settings cannot be followed."""
+TOO_LONG = "too-long"
+"""Kind of the failure of an item whose prompt, pictures and caption exceed the model's context."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -18,7 +18,7 @@ from artifacts.errors import UsageError
 from stages.decode.choosing import Choosing
 from stages.decode.generation import Generation
 from stages.decode.job import DEFAULT_ENGINE, DecodeJob
-from stages.decode.prompts import prompts_for
+from stages.decode.prompts import ContextExceeded, check_context, prompts_for
 from stages.decode.protocol import Asked, Listen, Said
 from stages.decode.reading import Reading
 from stages.decode.request_settings import SETTINGS, RequestSettings
@@ -74,9 +74,12 @@ class Transformers:
             try:
                 said = self._said_alike(together, half)
             except UsageError as error:
-                if SETTINGS not in together[0].member:
+                if isinstance(error, ContextExceeded) and len(together) > 1:
+                    said = [one for alone in together for one in self._said([alone], half)]
+                elif SETTINGS in together[0].member or isinstance(error, ContextExceeded):
+                    said = [Said("", 0, "stop", fault=error) for _ in together]
+                else:
                     raise
-                said = [Said("", 0, "stop", fault=error) for _ in together]
             found.update(zip(indexes, said, strict=True))
         return [found[index] for index in range(len(asked))]
 
@@ -93,6 +96,8 @@ class Transformers:
         inputs = prompts_for(
             half, self.processor, rows, [m["prompt"] for m in members], choosing.generation
         )
+        if isinstance(asked[0].member, ToldWork):
+            check_context(half, inputs, choosing.limit)
         features = Features(merge_rows(rows), rows[0].needs, merge_blank(rows))
         return [*said_by(half, self.processor, inputs, features, choosing, **options)]
 

@@ -23,7 +23,7 @@ from stages.decode.engines.inflight.reading import ReadRow, read_row
 from stages.decode.engines.inflight.trial import TrialResult, judge_manners, reference_of
 from stages.decode.engines.transformers import Transformers
 from stages.decode.job import DEFAULT_ENGINE, DecodeJob
-from stages.decode.prompts import prompts_for
+from stages.decode.prompts import check_context, prompts_for
 from stages.decode.protocol import Asked, Listen, Said
 from stages.decode.request_settings import SETTINGS
 from stages.memory.shrinking import Shrinking, give_back
@@ -144,15 +144,17 @@ class InFlight:
 
     def _read(self, asked: Asked) -> ReadRow:
         try:
-            return self._plain.held.use(partial(self._row, asked))
+            return self._plain.held.use(partial(self._row, asked, bounded=bool(self._job.live)))
         except BaseException:
             if self._prefix is not None:
                 self._prefix.forget()
             raise
 
-    def _row(self, asked: Asked, half: Any) -> ReadRow:
+    def _row(self, asked: Asked, half: Any, *, bounded: bool = False) -> ReadRow:
         inputs, features, options = self._given(half, asked)
         choosing = self._plain.choosing.of(asked.member)
+        if bounded:
+            check_context(half, inputs, choosing.limit)
         options["max_new_tokens"] = choosing.limit
         if self._prefix is not None:
             row = self._prefix.read(half, asked.member["features"], inputs, features, **options)

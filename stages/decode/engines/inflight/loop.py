@@ -20,6 +20,7 @@ from stages.decode.engines.inflight.flight import Flight, Heard
 from stages.decode.engines.inflight.pool import Pool
 from stages.decode.engines.inflight.reading import ReadRow
 from stages.decode.engines.inflight.shape import Manner
+from stages.decode.prompts import ContextExceeded
 from stages.decode.protocol import Asked
 from stages.decode.request_settings import SETTINGS
 from stages.memory.shrinking import Shrinking, attempt, give_back
@@ -140,7 +141,7 @@ class Loop:
         try:
             read, words = attempt(partial(self._read, asked))
         except UsageError as error:
-            if SETTINGS not in asked.member:
+            if SETTINGS not in asked.member and not isinstance(error, ContextExceeded):
                 raise
             return Flight.refused(asked, error)
         if words is not None:
