@@ -1,5 +1,5 @@
-"""`penstock serve` under prompts that no pipe holds, clients that never read, and deaths of the half
-that answers; prints how long others waited meanwhile."""
+"""`penstock serve` under prompts that no pipe holds, clients that never read, and deaths of its
+half; prints how long others waited meanwhile."""
 
 import base64
 import json
