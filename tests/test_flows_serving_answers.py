@@ -231,3 +231,25 @@ def test_what_a_server_does_not_have_is_told(server: Serving) -> None:
     lost = server.ask("GET", "/v1/nothing")
     assert (lost.status, json.loads(lost.body)["hint"]) == (404, "The routes are in /openapi.json")
     assert server.ask("POST", "/v1/label?top=none", b"x").status == 422
+
+
+def test_clients_are_not_told_where_models_and_indexes_lie(server: Serving, place: Path) -> None:
+    paths = (
+        "/v1/info",
+        "/v1/search?q=star",
+        "/v1/models",
+        "/v1/stats",
+        "/openapi.json",
+        "/metrics",
+    )
+    for path in paths:
+        assert str(place).encode() not in server.ask("GET", path).body, path
+    assert told(server.ask("GET", "/v1/info"))["index"]["folder"] == "index"
+    assert told(server.ask("GET", "/v1/search?q=star"))["index"] == "index"
+    (book := place / "index" / "index.json").rename(place / "index" / "aside.json")
+    try:
+        answer = server.ask("GET", "/v1/search?q=star")
+        assert answer.status == 503 and str(place).encode() not in answer.body, answer.body
+    finally:
+        (place / "index" / "aside.json").rename(book)
+    assert server.ask("GET", "/v1/search?q=star").status == 200

@@ -51,7 +51,7 @@ def started(folder: Path) -> tuple[LiveStage, Process, asyncio.Event, asyncio.Ev
     made: list[Process] = []
     ready, over = asyncio.Event(), asyncio.Event()
 
-    def launcher(listen: Listener) -> Process:
+    def launcher(listen: Listener) -> Any:
         made.append(Process(listen))
         return made[0]
 

@@ -23,7 +23,7 @@ from tests.support.clips import PROMPTS
 from tests.support.waves import CAPTIONS, FEATURES, Wave, events
 from tests.test_stages_decode_inflight import wave_of
 
-ENGINES = {"inflight": InFlight, "transformers": Transformers}
+ENGINES: dict[str, type[Speaker]] = {"inflight": InFlight, "transformers": Transformers}
 AT_ONCE = 4
 
 
@@ -49,7 +49,7 @@ def said_by(engine: str, wave: Wave, leaving: Sequence[int]) -> tuple[dict[str, 
     """What is said of each that does not leave, by its key."""
     wave.settings |= {"engine": engine, "slots": AT_ONCE, "live": "pipe"}
     job = job_of(DecodeJob, wave.to_decode(PROMPTS, tokens=24))
-    speaker: Speaker = ENGINES[engine](job)
+    speaker = ENGINES[engine](job)
     asked = asked_of(wave, leaving)
     speaker.settle(asked[-1]._replace(member=dict(asked[-1].member)))
     with events() as (report, _):

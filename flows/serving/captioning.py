@@ -27,6 +27,7 @@ from flows.serving.metrics import Metrics
 from flows.serving.prompt_bound import PromptBound
 from flows.serving.refusals import bad, refusal_of
 from flows.serving.shared import Shared
+from flows.serving.shown_names import shown_name
 from flows.serving.uploads import Upload
 from stages.decode.request_settings import SETTINGS
 from stages.process.events import Event, Words
@@ -94,7 +95,7 @@ class Captioning:
 
     @property
     def model(self) -> str:
-        return self._job.model.name
+        return shown_name(self._job.model.name)
 
     @property
     def limit(self) -> int:

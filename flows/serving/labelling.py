@@ -14,6 +14,7 @@ from flows.results.labels.judging import judge_of
 from flows.results.labels.rows import Labelling, judged_vectors
 from flows.serving.embedding import Seen
 from flows.serving.refusals import Refused, refusal_of
+from flows.serving.shown_names import shown_name
 from flows.serving.text_embedding import TextEmbedder
 
 MOST_SETS = 64
@@ -24,7 +25,7 @@ class Labeller:
     """The labels of one server, and those that requests bring."""
 
     def __init__(self, job: Job, texts: TextEmbedder, labels: LabelSet | None) -> None:
-        self._model = job.model.name
+        self._model = shown_name(job.model.name)
         self._texts = texts
         self._labels = labels
         self._known: OrderedDict[tuple[str, float | None, int], Labelling] = OrderedDict()

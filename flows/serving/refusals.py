@@ -3,6 +3,7 @@
 from typing import Any
 
 from artifacts.errors import PenstockError
+from flows.serving.shown_names import without_paths
 from stages.process.events import TOO_LONG, UNSUPPORTED, Failed
 
 OPENAI = ("/v1/chat/", "/v1/models")
@@ -37,12 +38,13 @@ class Refused(Exception):
 
     def to_json(self, path: str = "") -> dict[str, Any]:
         """Return what is told of it; below some paths as OpenAI's clients read it."""
+        error, hint = without_paths(self.error), without_paths(self.hint)
         if path.startswith(OPENAI):
             kind = "invalid_request_error" if self.status < 500 else "server_error"
-            message = f"{self.error}. {self.hint}" if self.hint else self.error
+            message = f"{error}. {hint}" if hint else error
             told = {"message": message, "type": kind, "param": self.param, "code": self.code}
             return {"error": told}
-        return {"error": self.error, "hint": self.hint}
+        return {"error": error, "hint": hint}
 
 
 def bad(error: str, hint: str = "") -> Refused:

@@ -21,6 +21,7 @@ from flows.serving.refusals import Refused
 from flows.serving.searching import Wanted
 from flows.serving.service import Service
 from flows.serving.shown_media import shown_file
+from flows.serving.shown_names import shown_name
 from flows.serving.uploads import upload_of
 
 THUMBNAILS_AT_ONCE = 2
@@ -67,7 +68,7 @@ class Routes:
         answer = vectors_told(seen, encoding, parts=tiles)
         assert self._service.job is not None
         told = {
-            "model": self._service.job.model.name,
+            "model": shown_name(self._service.job.model.name),
             "precision": self._service.pictures.namespaces.precision["vision"],
             "cached": seen.cached,
             "seconds": round(time.monotonic() - began, 4),
@@ -98,7 +99,7 @@ class Routes:
         else:
             seen, texts = await self._see(request, partial(self._words, words))
             hits = await service.index.search(seen.vectors[0][0], "pictures", texts, wanted)
-        told = {"index": str(service.index.folder), "rows": service.index.rows}
+        told = {"index": service.index.folder.name, "rows": service.index.rows}
         return json_answer({"hits": hits, **told, "seconds": round(time.monotonic() - began, 4)})
 
     async def media(self, hit: str) -> Response:
@@ -129,10 +130,10 @@ class Routes:
         return json_answer(
             {
                 "version": self._version,
-                "model": service.job.model.name if service.job else None,
+                "model": shown_name(service.job.model.name) if service.job else None,
                 "labels": service.labels.names if service.labels else [],
-                "index": {"folder": str(index.folder), "rows": index.rows} if index else None,
-                "caption_model": config.caption_model or None,
+                "index": {"folder": index.folder.name, "rows": index.rows} if index else None,
+                "caption_model": shown_name(config.caption_model) or None,
                 "plots": self._plots,
                 "token": bool(self._token),
                 "limits": {

@@ -7,6 +7,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable
+from types import FrameType
 from typing import Any
 
 ALLOWED = {
@@ -26,12 +27,13 @@ def on_the_loop() -> bool:
 
 def note(what: str) -> None:
     """Book what the loop waits for, by who does it."""
-    frame, who = sys._getframe(2), []
+    frame: FrameType | None = sys._getframe(2)
+    who: list[str] = []
     while frame is not None:
         if frame.f_code.co_filename.rpartition("/")[2] in ALLOWED:
             return
         who.append(f"{frame.f_code.co_filename}:{frame.f_lineno} {frame.f_code.co_name}")
-        frame = frame.f_back  # type: ignore[assignment]
+        frame = frame.f_back
     line = " < ".join([what, *who[:SHOWN]])
     found[line] = found.get(line, 0) + 1
 
