@@ -65,6 +65,15 @@ def test_a_form_takes_what_its_tokens_do() -> None:
     assert formed.host_bytes - plain.host_bytes == WORDS * SPELLED_BYTES
 
 
+def test_a_server_plans_for_schemas_that_requests_may_bring() -> None:
+    card = with_memory(FULL)
+    config, load = CaptionConfig(sources=("a",)), (images(64, 1000),)
+    plain = Question(model=card, config=config, device="cpu", workloads=load)
+    rung = decode_rungs_of(card)[0]
+    any_form = replace(plain, any_schema=True).estimate(rung).peak_bytes
+    assert any_form - plain.estimate(rung).peak_bytes == WORDS * SPELLED_BYTES
+
+
 def test_a_pool_is_slots_times_columns_and_one_prompt_is_read_beside_it() -> None:
     card = with_memory(FULL)
     first = decode_rungs_of(card)[0]

@@ -80,7 +80,8 @@ def said(
     }
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["transformers", "inflight"])
 def test_settings_of_one_batch_are_each_followed_as_alone(
     engine: str, wave: Wave, tmp_path: Path
 ) -> None:
@@ -116,10 +117,12 @@ def test_a_stop_string_of_several_tokens_ends_a_caption_before_it(
 def test_a_schema_that_leads_nowhere_fails_its_own_request_alone(
     engine: str, wave: Wave, tmp_path: Path
 ) -> None:
-    asked = {"nowhere": settings(schema=NO_WORD), "plain": ""}
+    asked = {"nowhere": settings(schema=NO_WORD), "short": settings(limit=2), "plain": ""}
     found = said(wave, tmp_path, engine, asked, f"{engine} nowhere")
     assert found["nowhere"]["event"] == "failure" and found["nowhere"]["kind"] == "unsupported"
     assert found["plain"]["caption"] and rest_of(NO_WORD).tokens < LIMIT
+    assert (found["short"]["tokens"], found["short"]["ended"]) == (2, "length")
+    assert found["plain"]["caption"].startswith(found["short"]["caption"])
 
 
 def test_a_text_is_cut_at_the_first_of_its_stop_strings() -> None:
