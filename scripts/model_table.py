@@ -83,7 +83,7 @@ def write_page(rows: list[dict[str, Any]]) -> int:
     """The table of these rows and of all families that have no tiny model."""
     import transformers
 
-    from scripts import dual_table, graph_table
+    from scripts import dual_table, graph_table, unsupported_table
 
     # Some families are another's class under a name of their own, and are built by that one's.
     rows += unbuilt_rows({row[key] for row in rows for key in ("family", "model_type")})
@@ -94,7 +94,8 @@ def write_page(rows: list[dict[str, Any]]) -> int:
     head = HEAD.format(version=transformers.__version__, **seated, **counts)
     dual, enough_dual = dual_table.section()
     graphs, enough_graphs = graph_table.section()
-    PAGE.write_text(head + "".join(line(row) + "\n" for row in rows) + FOOT + dual + graphs)
+    of_each = "".join(line(row) + "\n" for row in rows)
+    PAGE.write_text(head + of_each + FOOT + dual + unsupported_table.section() + graphs)
     print(f"{PAGE}: {counts}, {in_slots} in slots, {aligned} aligned")
     whole = not any(UNTRIED in (row["image"], row["video"]) for row in rows)
     alike = not counts["differs"] and not any(OTHERWISE in row["note"] for row in rows)

@@ -145,7 +145,7 @@ def _by_dimensions(
         architecture = read_architecture(checkpoint)
         models = [
             model_by_dimensions(
-                checkpoint, architecture, config, device, fused=fused, why=error.message
+                checkpoint, architecture, config, device, fused=fused, why=str(error)
             )
             for fused in (True, False)
         ]

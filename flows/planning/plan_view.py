@@ -55,6 +55,14 @@ def plan_lines(plan: Plan) -> list[str]:
 
 def verdict(plan: Plan) -> Iterator[str]:
     """Say whether it fits, and what to do if not."""
+    profile, found = plan.question.model.profile, _fits(plan)
+    if profile.by_dimensions:
+        yield f"cannot be run: {profile.why}"
+        yield f"by its dimensions it {next(found, '')}"
+    yield from found
+
+
+def _fits(plan: Plan) -> Iterator[str]:
     if plan.refusal is not None:
         yield f"does not fit: {plan.refusal.message}"
         yield f"instead     {plan.refusal.hint}"

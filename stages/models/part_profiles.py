@@ -19,7 +19,7 @@ from stages.models.halves.boundary import (
 from stages.models.hub.headers import Header
 from stages.models.precision.attention import attention_of, supports_flash
 from stages.models.precision.quantize import check_stored, linears_of, quantizable
-from stages.models.precision.weights import Weight, weights_of
+from stages.models.precision.weights import Weight, packed, weights_of
 from stages.models.profile import AdaptableLayer, PartProfile
 
 LAYER = re.compile(r"(?P<stack>[^0-9]*)\.\d+(?=\.)")
@@ -31,7 +31,7 @@ def halves_of(skeleton: Any, headers: list[Header]) -> dict[Part, PartProfile]:
     absent = {half: absent_paths(skeleton, half, pieces[half]) for half in HALVES}
     held: dict[Part, list[Weight]] = {half: [] for half in HALVES}
     weights = weights_of(skeleton, headers)
-    check_stored(skeleton.config, {weight.kind for weight in weights if weight.kind})
+    _check_stored(skeleton, headers, weights)
     for weight in weights:
         for half in belongs_to(weight.path, absent):
             held[half].append(weight)
@@ -52,6 +52,11 @@ def halves_of(skeleton: Any, headers: list[Header]) -> dict[Part, PartProfile]:
     }
 
 
+def _check_stored(skeleton: Any, headers: list[Header], weights: list[Weight]) -> None:
+    kinds = {weight.kind for weight in weights if weight.kind}
+    check_stored(skeleton.config, kinds, plain=not kinds and not packed(headers))
+
+
 def _adaptable(skeleton: Any, weights: list[Weight]) -> list[AdaptableLayer]:
     """Return the linear layers of a model by both of their names."""
     ending = ".weight"
@@ -70,6 +75,7 @@ def undivided(skeleton: Any, headers: list[Header]) -> dict[Part, PartProfile]:
     """Make the profiles of a model without a boundary: the second stage loads all of it."""
     nothing = PartProfile(shards=(), tensors=(), parameters=0, stored_bytes=0)
     weights = weights_of(skeleton, headers)
+    _check_stored(skeleton, headers, weights)
     whole = _part_profile(skeleton, "whole", weights)
     return {
         "vision": nothing,

@@ -13,6 +13,7 @@ import torch
 from artifacts.errors import EnvironmentFault, UsageError
 from stages.models.halves.dual import makes_vectors
 from stages.models.hub.originals import is_original
+from stages.models.hub.unsupported import refuse_unsupported
 from stages.models.natives.registry import native_of, nothing_otherwise
 
 
@@ -21,6 +22,7 @@ def config_and_class(
 ) -> tuple[Any, type[Any]]:
     """Return the checkpoint's configuration, and the class of its model, which computes
     `as_published` where its published code does otherwise than its formulas say."""
+    refuse_unsupported(folder, trusted)
     if (native := native_of(folder)) is not None:
         return native.load_config(folder, as_published), native.model_class()
     if as_published:

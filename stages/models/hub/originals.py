@@ -44,6 +44,14 @@ CONVERTED = {
 """Name of an original checkpoint, without its owner -> hub id of the same weights as transformers
 reads them."""
 
+NEAREST = {
+    "llava-video-7b-qwen2": f"{OWNER}/llava-onevision-qwen2-7b-ov-hf",
+    "llava-video-7b-qwen2-video-only": f"{OWNER}/llava-onevision-qwen2-7b-ov-hf",
+    "llava-video-72b-qwen2": f"{OWNER}/llava-onevision-qwen2-72b-ov-hf",
+}
+"""Name of an original checkpoint that nobody converted -> hub id of a model of the same makers, and
+of its size, that sees videos too."""
+
 
 def is_original(folder: Path) -> bool:
     """Tell whether the configuration in a folder is one of that code."""
@@ -57,14 +65,21 @@ def refuse_original(name: str, folder: Path) -> None:
     found = _class_of(config)
     if not found or config.get("auto_map"):
         return
-    same = CONVERTED.get(Path(name).name.lower())
+    short = Path(name).name.lower()
+    same, near = CONVERTED.get(short), NEAREST.get(short)
+    if near:
+        hint = f"It was never converted: take {near}, of the same makers, which sees videos, too"
+    elif same:
+        hint = f"Take {same}, the same model as transformers reads it"
+    else:
+        hint = (
+            "Look for one whose id ends in -hf, or convert it with one of transformers' scripts "
+            "convert_llava*_weights_to_hf.py"
+        )
     raise UsageError(
         f"{name} is in the form of the original LLaVA code ({found}), of which transformers would "
         "make up the vision tower",
-        hint=f"Take {same}, the same model as transformers reads it"
-        if same
-        else "Look for one whose id ends in -hf, or convert it with one of transformers' scripts "
-        "convert_llava*_weights_to_hf.py",
+        hint=hint,
     )
 
 

@@ -95,11 +95,19 @@ def stored_settings(config: Any) -> dict[str, Any] | None:
     return found if found is None or isinstance(found, dict) else dict(found.to_dict())
 
 
-def check_stored(config: Any, kinds: Collection[str]) -> None:
+def check_stored(config: Any, kinds: Collection[str], *, plain: bool = False) -> None:
     """Refuse a checkpoint that was quantized by another method than that of bitsandbytes. So too
-    one that says other things of itself than its weights do. Raises UsageError."""
+    one that says other things of itself than its weights do, which may be known to be `plain`.
+    Raises UsageError."""
     settings = stored_settings(config) or {}
     method = settings.get("quant_method", "")
+    if plain and method not in ("", "bitsandbytes"):
+        raise UsageError(
+            f"config.json says that the checkpoint is quantized by {method}, and its weights are "
+            "plain",
+            hint="Take quantization_config out of its config.json: then it is run as it is, or "
+            "with --precision nf4",
+        )
     if method not in ("", "bitsandbytes"):
         raise UsageError(
             f"the checkpoint is quantized by {method}, of which halves cannot be loaded",

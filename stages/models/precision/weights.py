@@ -14,6 +14,13 @@ EXTRAS = re.compile(
 )
 """Endings of the names of tensors that a weight quantized by bitsandbytes has beside it."""
 
+PACKED = re.compile(
+    r"\.(qweight|qzeros|scales|g_idx|codes|W_q|weight_packed|weight_scale|weight_scale_inv)$"
+)
+"""Endings of the names of tensors that other methods write beside, or in place of, a weight."""
+FEW_BITS = ("F8_", "F4", "I8", "U8", "I32")
+"""Beginnings of the types of weights in few bits, as files name them."""
+
 
 class Weight(NamedTuple):
     """One stored tensor that has a place in the model."""
@@ -46,6 +53,15 @@ def weights_of(skeleton: Any, headers: Sequence[Any]) -> list[Weight]:
         kind = kinds.get(home, "")
         found.append(Weight(header.name, header.shard, path, numbers, header.size, kind))
     return found
+
+
+def packed(headers: Iterable[Any]) -> bool:
+    """Tell whether any tensor of these files is in few bits, by whatever method."""
+    return any(
+        PACKED.search(each.name)
+        or (each.name.endswith(".weight") and each.dtype.startswith(FEW_BITS))
+        for each in headers
+    )
 
 
 def quantized_weights(names: Iterable[str]) -> dict[str, str]:

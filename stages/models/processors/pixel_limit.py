@@ -122,7 +122,7 @@ def _limit_each(part: Any, most: int) -> None:
         limit = min(size.longest_edge, most * counted)
         least = _below(size.shortest_edge, limit)
         kept = type(size)(shortest_edge=least, longest_edge=limit)
-        return super(limited, self).resize(*args, size=kept, **kwargs)
+        return cls.resize(self, *args, size=kept, **kwargs)
 
     limited = type(cls.__name__, (cls,), {"resize": resize, "__module__": cls.__module__})
     part.__class__ = limited

@@ -1,0 +1,184 @@
+"""Refuses checkpoints that no class here reads as they are published, by their configuration alone,
+with the reason and a form that works. Opens no weights and asks no network."""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from artifacts.errors import UsageError
+from artifacts.regular import read_text
+from stages.models.hub.checkpoint import JSON_BYTES
+
+Config = Mapping[str, Any]
+THINKER = (
+    "Save its thinker: {cls}.from_pretrained(MODEL).save_pretrained(DIR), and "
+    "AutoProcessor.from_pretrained(MODEL).save_pretrained(DIR); then give DIR"
+)
+
+FIRST_COGVLM_WORDS = 32000
+"""Words of the text model of the first CogVLM; those of the second are four times as many."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class UnsupportedForm:
+    """A form in which checkpoints are published that is not read."""
+
+    words: str
+    """The form in a few words, for the page of models."""
+    example: Mapping[str, Any]
+    """What the configuration of one says."""
+    found: Callable[[Config], bool]
+    """Tells whether a configuration is of this form."""
+    reason: str
+    instead: str
+    """A form that works."""
+    own_code: bool = False
+    """Whether code that comes with it may be tried where it is trusted."""
+
+
+def _is(*types: str) -> Callable[[Config], bool]:
+    return lambda config: config.get("model_type") in types
+
+
+def _names(*classes: str) -> Callable[[Config], bool]:
+    return lambda config: bool({*classes} & {*_classes(config)})
+
+
+def _classes(config: Config) -> list[str]:
+    named = config.get("architectures")
+    return [name for name in named if isinstance(name, str)] if isinstance(named, list) else []
+
+
+def _is_first_cogvlm(config: Config) -> bool:
+    words = config.get("vocab_size")
+    small = isinstance(words, int) and words <= FIRST_COGVLM_WORDS
+    return _names("CogVLMForCausalLM")(config) and small and "num_multi_query_heads" not in config
+
+
+def _is_first_florence(config: Config) -> bool:
+    text = config.get("text_config")
+    kind = text.get("model_type") if isinstance(text, dict) else None
+    return _is("florence2")(config) and kind == "florence2_language"
+
+
+UNSUPPORTED: tuple[UnsupportedForm, ...] = (
+    UnsupportedForm(
+        words="Qwen2.5-Omni",
+        example={"model_type": "qwen2_5_omni", "architectures": ["Qwen2_5OmniModel"]},
+        found=_is("qwen2_5_omni"),
+        reason="it is a thinker, which sees and writes, together with a talker, and only a "
+        "thinker by itself is read",
+        instead=THINKER.format(cls="Qwen2_5OmniThinkerForConditionalGeneration"),
+    ),
+    UnsupportedForm(
+        words="Qwen3-Omni",
+        example={
+            "model_type": "qwen3_omni_moe",
+            "architectures": ["Qwen3OmniMoeForConditionalGeneration"],
+        },
+        found=_is("qwen3_omni_moe"),
+        reason="it is a thinker, which sees and writes, together with a talker, and only a "
+        "thinker by itself is read",
+        instead=THINKER.format(cls="Qwen3OmniMoeThinkerForConditionalGeneration"),
+    ),
+    UnsupportedForm(
+        words="Phi-4-multimodal",
+        example={"model_type": "phi4_multimodal", "architectures": ["Phi4MultimodalForCausalLM"]},
+        found=_is("phi4_multimodal", "phi4mm"),
+        reason="it reads pictures inside its text embedding, with adapters that it switches by "
+        "itself, and transformers has it as no class of the image-text-to-text kind",
+        instead="Take Qwen/Qwen2.5-VL-7B-Instruct or Qwen/Qwen2.5-VL-3B-Instruct, of about its "
+        "size",
+        own_code=True,
+    ),
+    UnsupportedForm(
+        words="Florence-2 of Microsoft",
+        example={
+            "model_type": "florence2",
+            "architectures": ["Florence2ForConditionalGeneration"],
+            "auto_map": {"AutoConfig": "configuration_florence2.Florence2Config"},
+            "text_config": {"model_type": "florence2_language"},
+            "vision_config": {"model_type": "davit"},
+        },
+        found=_is_first_florence,
+        reason="its files are in the form of the original code, which transformers does not read",
+        instead="Take the same weights as transformers reads them: "
+        "florence-community/Florence-2-base or florence-community/Florence-2-large",
+        own_code=True,
+    ),
+    UnsupportedForm(
+        words="CogVLM, the first",
+        example={
+            "model_type": "cogvlm",
+            "architectures": ["CogVLMForCausalLM"],
+            "auto_map": {"AutoConfig": "configuration_cogvlm.CogVLMConfig"},
+            "vocab_size": 32000,
+            "vision_config": {},
+        },
+        found=_is_first_cogvlm,
+        reason="it is the first CogVLM, of which only the second is computed here",
+        instead="Take zai-org/cogvlm2-llama3-chat-19B, or zai-org/cogvlm2-llama3-caption for "
+        "videos",
+    ),
+    UnsupportedForm(
+        words="MiniCPM-V and MiniCPM-o up to 4.5",
+        example={
+            "model_type": "minicpmv",
+            "architectures": ["MiniCPMV"],
+            "auto_map": {"AutoConfig": "configuration_minicpm.MiniCPMVConfig"},
+        },
+        found=_is("minicpmv", "minicpmo"),
+        reason="it runs only by its own code, of which no half can be loaded",
+        instead="Take openbmb/MiniCPM-V-4.6, which transformers reads",
+        own_code=True,
+    ),
+    UnsupportedForm(
+        words="InternVL in the form of its own code",
+        example={
+            "model_type": "internvl_chat",
+            "architectures": ["InternVLChatModel"],
+            "auto_map": {"AutoConfig": "configuration_internvl_chat.InternVLChatConfig"},
+        },
+        found=_is("internvl_chat"),
+        reason="its files are in the form of the original code, which transformers does not read",
+        instead="Take the same weights under an id that ends in -hf, such as "
+        "OpenGVLab/InternVL3-1B-hf",
+        own_code=True,
+    ),
+    UnsupportedForm(
+        words="Moondream",
+        example={
+            "model_type": "moondream1",
+            "architectures": ["HfMoondream"],
+            "auto_map": {"AutoConfig": "hf_moondream.HfConfig"},
+        },
+        found=lambda config: (
+            _is("moondream1", "moondream")(config) or _names("HfMoondream", "Moondream")(config)
+        ),
+        reason="it runs only by its own code, of which no half can be loaded",
+        instead="Take HuggingFaceTB/SmolVLM2-2.2B-Instruct, of about its size",
+        own_code=True,
+    ),
+)
+"""Forms of checkpoints that many people ask for."""
+
+
+def refuse_unsupported(folder: Path, trusted: bool) -> None:
+    """Refuse a checkpoint of one of these forms; what may be tried by its own code is left to that
+    where it is `trusted`. Raises UsageError."""
+    config = _config(folder)
+    form = next((form for form in UNSUPPORTED if form.found(config)), None)
+    if form is None or (trusted and form.own_code and "auto_map" in config):
+        return
+    raise UsageError(f"{folder} cannot be read: {form.reason}", hint=form.instead)
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    """Return what config.json says; nothing where it cannot be read, which its reader will tell."""
+    try:
+        found = json.loads(read_text(folder / "config.json", JSON_BYTES))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}

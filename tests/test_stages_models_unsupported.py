@@ -1,0 +1,189 @@
+"""Checkpoints as people find them that are not read: each is refused in one line with the right
+reason and a form that works."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from artifacts.errors import UsageError
+from flows.job.config import CaptionConfig
+from flows.planning.plan import plan_of
+from flows.planning.plan_view import verdict
+from scripts.unsupported_table import section
+from stages.models import describe
+from stages.models.hub.originals import NEAREST, refuse_original
+from stages.models.hub.unsupported import UNSUPPORTED, UnsupportedForm, refuse_unsupported
+from tests.support.families import checkpoint, hf
+from tests.support.inside import InsideLauncher
+from tests.support.plan_cases import CASES
+from tests.support.tiny_families import FAMILIES
+from tests.support.words import template, words
+
+METHODS: dict[str, dict[str, Any]] = {
+    "awq": {"bits": 4, "group_size": 128, "zero_point": True, "version": "gemm"},
+    "gptq": {"bits": 4, "group_size": 128, "desc_act": False, "sym": True},
+    "fp8": {"activation_scheme": "dynamic", "weight_block_size": [128, 128]},
+    "compressed-tensors": {"format": "pack-quantized", "config_groups": {}},
+}
+"""Method → what config.json says of it, beside its name."""
+PACKED: dict[str, dict[str, torch.Tensor]] = {
+    "awq": {
+        "qweight": torch.zeros(4, 4, dtype=torch.int32),
+        "qzeros": torch.zeros(1, 4, dtype=torch.int32),
+        "scales": torch.zeros(1, 4, dtype=torch.float16),
+    },
+    "gptq": {
+        "qweight": torch.zeros(4, 4, dtype=torch.int32),
+        "g_idx": torch.zeros(4, dtype=torch.int32),
+    },
+    "fp8": {"weight_scale_inv": torch.ones(1, 1)},
+    "compressed-tensors": {
+        "weight_packed": torch.zeros(4, 4, dtype=torch.int32),
+        "weight_scale": torch.ones(4, 1),
+    },
+}
+"""Method → the tensors that its files have of a layer."""
+
+
+def quantized(place: Path, method: str, *, plain: bool = False) -> Path:
+    """A tiny LLaVA whose files are as that method leaves them, or are plain and only say so."""
+    shutil.copytree(checkpoint("llava"), place)
+    config = json.loads((place / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": method, **METHODS[method]}
+    (place / "config.json").write_text(json.dumps(config))
+    if plain:
+        return place
+    weights = load_file(place / "model.safetensors")
+    layer = next(n for n in weights if n.endswith("q_proj.weight") and "language" in n)
+    if method != "fp8":
+        del weights[layer]
+    base = layer.removesuffix(".weight")
+    weights |= {f"{base}.{name}": tensor for name, tensor in PACKED[method].items()}
+    save_file(weights, place / "model.safetensors", metadata={"format": "pt"})
+    return place
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_checkpoint_in_few_bits_is_told_which_one_to_take(method: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=f"quantized by {method}, of which halves") as caught:
+        describe(quantized(tmp_path / "model", method))
+    assert "--precision int8 or nf4" in caught.value.hint and "export" in caught.value.hint
+
+
+@pytest.mark.parametrize("method", ["gptq", pytest.param("fp8", marks=pytest.mark.slow)])
+def test_a_plain_checkpoint_that_says_it_is_quantized_is_told_apart(
+    method: str, tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError, match=f"quantized by {method}, and its weights are plain") as it:
+        describe(quantized(tmp_path / "model", method, plain=True))
+    assert "quantization_config" in it.value.hint
+    config = json.loads((tmp_path / "model" / "config.json").read_text())
+    del config["quantization_config"]
+    (tmp_path / "model" / "config.json").write_text(json.dumps(config))
+    assert describe(tmp_path / "model").language.stored_as == ""  # as the hint says
+
+
+@pytest.mark.parametrize("plain", [True, pytest.param(False, marks=pytest.mark.slow)])
+def test_a_plan_says_first_that_it_cannot_be_run(plain: bool, tmp_path: Path) -> None:
+    folder = quantized(tmp_path / "model", "gptq", plain=plain)
+    config = CaptionConfig(sources=(), model=str(folder), store=str(tmp_path / "store"))
+    try:
+        first, *_ = verdict(plan_of(config, InsideLauncher()))
+    except UsageError as error:  # of which not even the dimensions are known
+        first = f"cannot be run: {error.message}"
+    assert first.startswith("cannot be run: ") and "quantized by gptq" in first
+    assert ("weights are plain" in first) == plain
+
+
+def written(folder: Path, config: Any) -> Path:
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+@pytest.mark.parametrize("form", UNSUPPORTED, ids=lambda form: form.words)
+def test_a_form_that_is_not_read_is_refused_with_one_that_works(
+    form: UnsupportedForm, tmp_path: Path
+) -> None:
+    folder = written(tmp_path / "model", form.example)
+    with pytest.raises(UsageError) as caught:
+        describe(folder)
+    message, hint = caught.value.message, caught.value.hint
+    assert form.reason in message and hint == form.instead
+    assert "\n" not in message + hint and "again" not in hint and "vision half" not in message
+    assert sum(other.found(form.example) for other in UNSUPPORTED) == 1
+    if not form.own_code:
+        with pytest.raises(UsageError, match="cannot be read"):
+            refuse_unsupported(folder, trusted=True)
+    elif "auto_map" in form.example:
+        refuse_unsupported(folder, trusted=True)  # its own code may be tried
+
+
+@pytest.mark.parametrize("name", NEAREST)
+def test_a_llava_video_is_told_what_comes_nearest(name: str, tmp_path: Path) -> None:
+    config = {"architectures": ["LlavaQwenForCausalLM"], "mm_vision_tower": "x"}
+    with pytest.raises(UsageError, match="in the form of the original LLaVA code") as caught:
+        refuse_original(f"lmms-lab/{name}", written(tmp_path / "model", config))
+    assert NEAREST[name] in caught.value.hint and "never converted" in caught.value.hint
+
+
+def test_the_page_of_models_lists_them_as_its_script_writes_them() -> None:
+    page = (Path(__file__).parent.parent / "docs" / "models.md").read_text()
+    assert section() in page and "## Graphs" in page.partition(section())[2]
+
+
+@pytest.mark.slow
+def test_a_thinker_that_is_saved_as_the_hint_says_is_read(tmp_path: Path) -> None:
+    model, _ = FAMILIES["qwen2_5_omni_thinker"]()
+    whole, thinker = tmp_path / "omni", tmp_path / "thinker"
+    whole.mkdir()
+    config = {"model_type": "qwen2_5_omni", "thinker_config": model.config.to_dict()}
+    (whole / "config.json").write_text(json.dumps(config))
+    weights = {f"thinker.{name}": tensor for name, tensor in model.state_dict().items()}
+    save_file(weights, whole / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UsageError, match="only a thinker by itself is read") as caught:
+        describe(whole)
+    cls = type(model)
+    assert cls.__name__ in caught.value.hint
+    cls.from_pretrained(whole).save_pretrained(thinker)
+    processor_of_an_omni().save_pretrained(thinker)
+    profile = describe(thinker)
+    assert (profile.class_name, profile.route) == (cls.__name__, "protocol")
+
+
+def processor_of_an_omni() -> Any:
+    image, video, audio = "<|IMAGE|>", "<|VIDEO|>", "<|AUDIO|>"
+    begin, end = "<|vision_bos|>", "<|vision_eos|>"
+    named = {"image_token": image, "video_token": video, "audio_token": audio}
+    named |= {"vision_bos_token": begin, "vision_eos_token": end}
+    named |= {"audio_bos_token": "<|audio_bos|>", "audio_eos_token": "<|audio_eos|>"}
+    common = {"patch_size": 4, "temporal_patch_size": 2, "merge_size": 2}
+    size = {"size": {"shortest_edge": 256, "longest_edge": 1024}, **common}
+    return hf.Qwen2_5OmniProcessor(
+        image_processor=hf.Qwen2VLImageProcessor(**size),
+        video_processor=hf.Qwen2VLVideoProcessor(**size),
+        feature_extractor=hf.WhisperFeatureExtractor(feature_size=8),
+        tokenizer=words(**named),
+        chat_template=template(f"{begin}{image}{end}", f"{begin}{video}{end}"),
+    )
+
+
+def test_forms_that_are_read_are_let_through(tmp_path: Path) -> None:
+    configs = [json.loads(path.read_text())["config"] for path in sorted(CASES.glob("*.json"))]
+    configs += [
+        {"model_type": "florence2", "text_config": {"model_type": "bart"}},
+        {"model_type": "qwen2_5_omni_thinker"},
+        {"model_type": "internvl"},
+        {"model_type": "minicpmv4_6"},
+        {"architectures": ["CogVLMForCausalLM"], "vocab_size": 128256},
+        {"architectures": "CogVLMForCausalLM", "text_config": []},
+        [],
+    ]
+    for number, config in enumerate(configs):
+        refuse_unsupported(written(tmp_path / str(number), config), trusted=False)
+    refuse_unsupported(tmp_path / "nowhere", trusted=False)
