@@ -76,8 +76,8 @@ def test_the_table_of_models_counts_its_rows() -> None:
 
 
 def test_the_program_names_no_family() -> None:
-    """Whole words only, and none that are words of the language: a family is called `git`. Two files
-    name checkpoints that are refused."""
+    """Whole words only, and none that are words of the language: a family is called `git`. Two
+    files name checkpoints that are refused."""
     common = {"git"}
     names = {name for name in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES if name not in common}
     pattern = re.compile(rf"\b({'|'.join(map(re.escape, sorted(names)))})\b", re.IGNORECASE)
