@@ -499,6 +499,12 @@ def test_a_schema_of_several_answers_is_refused(client: OpenAI, clip: bytes) -> 
     assert caught.value.param == "response_format"
 
 
+def test_a_stream_that_cannot_be_made_ends_with_the_reason(client: OpenAI, clip: bytes) -> None:
+    with pytest.raises(openai.APIError) as caught:
+        streamed(client, clip, "video/mp4", response_format=form(FORM))
+    assert "3 chunks" in caught.value.message and caught.value.param == "response_format"
+
+
 def test_captions_of_the_own_route_are_those_of_a_chat(
     base: str, picture: bytes, plain: Any
 ) -> None:
