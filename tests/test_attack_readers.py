@@ -1,0 +1,311 @@
+"""Clients of `penstock serve` that are slow, or gone: while they send, while they wait, while they
+read. Whatever they do, the next one is answered, and nothing is left of them."""
+
+import base64
+import contextlib
+import json
+import os
+import re
+import signal
+import socket
+import struct
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from penstock_demo import CLIPS
+from tests.support.pipeline import PENSTOCK
+from tests.support.serving import Serving, a_picture, serving, status_of
+
+pytestmark = pytest.mark.slow
+
+QUEUE = 24
+"""Requests that the server answers at once."""
+CHAT = "/v1/chat/completions"
+PICTURE = a_picture()
+HEAD = b"POST /v1/caption HTTP/1.1\r\nHost: localhost\r\n"
+SETTLED_SECONDS = 30.0
+PATIENT_SECONDS = 45.0
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
+    options = ["--model", "demo", "--labels", "a,b", "--caption-model", "demo"]
+    command = [*PENSTOCK, "serve", *options, "--max-batch", "1", "--max-queue", str(QUEUE)]
+    with serving(tmp_path_factory.mktemp("readers"), command=command) as server:
+        yield server
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left(server: Serving) -> Iterator[None]:
+    """After each attack somebody is answered, and nothing waits any more."""
+    yield
+    answer = server.ask("POST", "/v1/caption", a_picture())
+    assert answer.status == 200, answer.body
+    until = time.monotonic() + SETTLED_SECONDS
+    while waiting(server):
+        assert time.monotonic() < until, server.ask("GET", "/metrics").body
+        time.sleep(0.05)
+
+
+def waiting(server: Serving) -> float:
+    """How many works wait for a half."""
+    told = server.ask("GET", "/metrics").body.decode()
+    return sum(map(float, re.findall(r'^penstock_queue_depth\{half="\w+"\} (\S+)', told, re.M)))
+
+
+def posted(path: str, body: bytes, *more: str) -> bytes:
+    """A whole request."""
+    lines = [f"POST {path} HTTP/1.1", "Host: localhost", f"Content-Length: {len(body)}", *more]
+    return "\r\n".join([*lines, "", ""]).encode() + body
+
+
+def chat(prompt: str, *, stream: bool = False) -> bytes:
+    url = "data:image/jpeg;base64," + base64.b64encode(a_picture()).decode()
+    content = [{"type": "text", "text": prompt}, {"type": "image_url", "image_url": {"url": url}}]
+    asked = {"messages": [{"role": "user", "content": content}], "stream": stream}
+    return posted(CHAT, json.dumps(asked).encode(), "Content-Type: application/json")
+
+
+@contextlib.contextmanager
+def connected(server: Serving, seconds: float = 30.0) -> Iterator[socket.socket]:
+    """A connection with room for little that was not read."""
+    with socket.socket() as found:
+        found.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        found.settimeout(seconds)
+        found.connect(("127.0.0.1", server.port))
+        yield found
+
+
+def reset(connection: socket.socket) -> None:
+    """Have the connection end without a farewell."""
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+
+# Who sends slowly, or not all.
+
+SLOW: dict[str, tuple[list[bytes], float, set[int]]] = {
+    "nothing at all": ([], 0.0, {0}),
+    "half a request line": ([b"POST /v1/cap"], 0.0, {0}),
+    "half a header": ([HEAD + b"Content-Le"], 0.0, {0}),
+    "no end of the head": ([HEAD], 0.0, {0}),
+    "a head, a byte at a time": ([bytes([each]) for each in HEAD * 2], 0.3, {0}),
+    "a head and no body": ([HEAD + b"Content-Length: 1000\r\n\r\n"], 0.0, {408}),
+    "half a body": ([posted("/v1/caption", PICTURE)[:-200]], 0.0, {408}),
+    "half a body of a chat": ([chat("What?")[:-200]], 0.0, {408}),
+    "a body without an end": (
+        [HEAD + b"Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n"],
+        0.0,
+        {408},
+    ),
+    "a body that may come and does not": (
+        [HEAD + b"Content-Length: 1000\r\nExpect: 100-continue\r\n\r\n"],
+        0.0,
+        {100, 408},
+    ),
+    "a body, a byte at a time": (
+        [HEAD + b"Content-Length: 1000\r\n\r\n", *[b"x"] * 90],
+        0.3,
+        {408},
+    ),
+    "a second request that stops": (
+        [b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n" + HEAD],
+        0.0,
+        {200},
+    ),
+}
+"""What is sent, with so many seconds between pieces, and the statuses that may answer it."""
+
+
+@pytest.fixture(scope="module")
+def slow(server: Serving) -> Iterator[dict[str, "Future[bytes]"]]:
+    """What came of each of those, all of which are there at once."""
+
+    def trickled(pieces: list[bytes], seconds: float) -> bytes:
+        found = b""
+        with connected(server, PATIENT_SECONDS) as connection, contextlib.suppress(OSError):
+            for piece in pieces:
+                connection.sendall(piece)
+                time.sleep(seconds)
+            while data := connection.recv(1 << 16):
+                found += data
+        return found
+
+    with ThreadPoolExecutor(len(SLOW)) as askers:
+        yield {
+            name: askers.submit(trickled, pieces, seconds)
+            for name, (pieces, seconds, _) in SLOW.items()
+        }
+
+
+@pytest.mark.parametrize("name", SLOW)
+def test_who_sends_slowly_is_left_and_told_why_where_that_can_be(
+    slow: dict[str, "Future[bytes]"], name: str
+) -> None:
+    assert status_of(slow[name].result(PATIENT_SECONDS)) in SLOW[name][2]
+
+
+# Who leaves.
+
+MOMENTS = (0.0, 0.01, 0.03, 0.1, 0.3)
+LEAVING: dict[str, Callable[[], bytes]] = {
+    "a caption": lambda: posted("/v1/caption", a_picture()),
+    "a stream": lambda: posted("/v1/caption?stream=1", a_picture()),
+    "a chat": lambda: chat("What is there?"),
+    "a stream of a chat": lambda: chat("What is there?", stream=True),
+    "labels": lambda: posted("/v1/label", a_picture()),
+    "a clip": lambda: posted("/v1/caption", (Path(CLIPS) / "clip-01.mp4").read_bytes()),
+}
+
+
+@pytest.mark.parametrize("abruptly", [False, True], ids=["closed", "reset"])
+@pytest.mark.parametrize("name", LEAVING)
+def test_who_leaves_at_any_moment_leaves_nothing(
+    server: Serving, name: str, abruptly: bool
+) -> None:
+    for seconds in MOMENTS:
+        with connected(server) as connection:
+            connection.sendall(LEAVING[name]())
+            if abruptly:
+                reset(connection)
+            time.sleep(seconds)
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.99])
+def test_who_leaves_in_the_middle_of_a_body_leaves_nothing(server: Serving, share: float) -> None:
+    whole = posted("/v1/caption", a_picture((2000, 1500)))
+    for _ in range(2 * QUEUE):  # more than there is room for at once
+        with connected(server) as connection:
+            connection.sendall(whole[: int(share * len(whole))])
+
+
+@pytest.mark.parametrize("path", ["/v1/caption?stream=1", CHAT])
+def test_who_leaves_after_the_first_words_leaves_nothing(server: Serving, path: str) -> None:
+    for _ in range(5):
+        request = chat("Why?", stream=True) if path == CHAT else posted(path, a_picture())
+        with connected(server) as connection:
+            connection.sendall(request)
+            found = b""
+            while b"data: " not in found:
+                found += connection.recv(1 << 12)
+            reset(connection)
+
+
+def test_who_says_that_nothing_more_comes_is_answered_or_left(server: Serving) -> None:
+    found = server.raw(posted("/v1/caption", a_picture()), seconds=20, end=True)
+    assert status_of(found) in (0, 200)
+
+
+def test_long_questions_of_those_who_left_keep_nobody_waiting(server: Serving) -> None:
+    with contextlib.ExitStack() as stack:
+        for number in range(10):
+            connection = stack.enter_context(connected(server))
+            connection.sendall(chat(f"{number} " + "Tell me what is there. " * 80))
+        time.sleep(1.0)
+    began = time.monotonic()
+    assert server.ask("POST", "/v1/caption", a_picture()).status == 200
+    assert time.monotonic() - began < SETTLED_SECONDS
+
+
+def test_what_two_ask_is_answered_to_the_one_who_stays(server: Serving) -> None:
+    picture = a_picture()
+    with connected(server) as leaving, connected(server) as staying:
+        for each in (leaving, staying):
+            each.sendall(posted("/v1/caption", picture))
+        time.sleep(0.05)
+        reset(leaving)
+        leaving.close()
+        assert status_of(staying.recv(1 << 12)) == 200
+
+
+def test_whoever_leaves_while_the_half_is_away_has_not_called_it_in_vain(server: Serving) -> None:
+    for pid in server.pids("decode"):
+        os.kill(pid, signal.SIGKILL)
+    for _ in range(5):
+        with connected(server) as connection:
+            connection.sendall(chat("Who is there?"))
+            time.sleep(0.05)
+
+
+# Who reads slowly, or not at all.
+
+
+@pytest.mark.parametrize("path", ["/v1/caption?stream=1", "/v1/embed?encoding=json", CHAT])
+def test_who_never_reads_takes_no_place_for_ever(server: Serving, path: str) -> None:
+    with contextlib.ExitStack() as stack:
+        for _ in range(QUEUE - 4):
+            request = chat("Why?", stream=True) if path == CHAT else posted(path, a_picture())
+            stack.enter_context(connected(server)).sendall(request)
+        for _ in range(3):
+            assert server.ask("POST", "/v1/label", a_picture()).status == 200
+
+
+def test_who_reads_a_byte_at_a_time_is_told_all(server: Serving) -> None:
+    with connected(server) as connection:
+        connection.sendall(posted("/v1/caption?stream=1", a_picture(), "Connection: close"))
+        found = b""
+        while byte := connection.recv(1):
+            found += byte
+            time.sleep(0.002)
+    assert status_of(found) == 200 and b'"done": true' in found
+
+
+@pytest.mark.parametrize("count", [2, 20])
+def test_requests_that_come_before_the_answer_are_answered_in_order(
+    server: Serving, count: int
+) -> None:
+    asked = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n" * (count - 1)
+    asked += b"GET /v1/info HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+    found = server.raw(asked, seconds=20)
+    assert found.count(b"HTTP/1.1 200") == count
+    assert found.rindex(b'"status"') < found.index(b'"version"')
+
+
+def test_captions_asked_for_in_one_breath_are_forgotten_when_who_asks_leaves(
+    server: Serving,
+) -> None:
+    with connected(server) as connection:
+        for _ in range(6):
+            connection.sendall(posted("/v1/caption", a_picture()))
+        assert status_of(connection.recv(1 << 12)) == 200
+        reset(connection)
+
+
+def test_connections_that_say_nothing_keep_nobody_out(server: Serving) -> None:
+    with contextlib.ExitStack() as stack:
+        for _ in range(6 * QUEUE):
+            stack.enter_context(connected(server))
+        for _ in range(3):
+            assert server.ask("POST", "/v1/label", a_picture()).status == 200
+
+
+@pytest.mark.parametrize("method", ["HEAD", "OPTIONS", "TRACE", "PUT", "DELETE", "CONNECT", "X"])
+@pytest.mark.parametrize("path", ["/v1/caption", "/healthz"])
+def test_other_methods_are_refused_without_waiting_for_a_body(
+    server: Serving, method: str, path: str
+) -> None:
+    asked = f"{method} {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\n"
+    assert status_of(server.raw(asked.encode(), seconds=20, first=True)) in (400, 404, 405)
+
+
+@pytest.mark.parametrize(
+    "more",
+    ["Upgrade: websocket\r\nConnection: Upgrade", "Upgrade: h2c\r\nConnection: Upgrade", "X: y"],
+)
+def test_who_would_talk_otherwise_is_answered_as_others_are(server: Serving, more: str) -> None:
+    asked = f"GET /healthz HTTP/1.1\r\nHost: localhost\r\n{more}\r\n\r\n"
+    assert status_of(server.raw(asked.encode(), seconds=20, first=True)) == 200
+
+
+def test_after_all_that_there_is_room_for_as_many_as_before(server: Serving) -> None:
+    with ThreadPoolExecutor(QUEUE - 4) as askers:
+        asked = [
+            askers.submit(server.ask, "POST", "/v1/caption", a_picture(), None, 120)
+            for _ in range(QUEUE - 4)
+        ]
+        assert {each.result().status for each in asked} == {200}
+    uploads = [path for path in Path("/dev/shm").glob(f"penstock-serve-{server.process.pid}-*/*")]
+    assert not [path for path in uploads if path.suffix in (".upload", ".jpg", ".mp4")]
