@@ -23,7 +23,8 @@ from flows.job.prepare import Job
 from flows.job.replanning import replanned_once
 from flows.job.tasks import Medium, Task
 from flows.job.tune_config import EPOCHS, TuneConfig, TuneRun
-from flows.job.tune_data import Example, examples_in, split
+from flows.job.example import Example
+from flows.job.tune_data import examples_in, split
 from flows.job.waves import BYTES_A_TOKEN
 from flows.pipelines import TUNE
 from flows.planning.rungs import Rung
