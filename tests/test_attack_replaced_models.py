@@ -1,29 +1,51 @@
 """Models and adapters replaced under a run, a server and a resumed run: what is said by one model
 is never kept, nor written, as another's."""
 
+import contextlib
 import json
 import os
 import shutil
-from collections.abc import Callable
+import signal
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from artifacts.errors import ModelChanged, PenstockError
-from penstock_demo import CHECKPOINT
+from artifacts.keys import hash_file
+from artifacts.model_files import ModelFiles
+from artifacts.stamps import model_stamp_of
+from flows.console.display import Display
+from flows.job.config import CaptionConfig
+from flows.job.export_asked import ExportAsked
+from flows.job.labels import label_set
+from flows.job.launch import StageCall
+from flows.job.tune_config import TuneConfig
+from flows.running.export import export
+from flows.running.label import LabelAsked, label
+from flows.running.run import embed
+from flows.running.tune import tune
+from penstock_demo import CHECKPOINT, CLIPS, DUAL_CHECKPOINT
 from stages.models import describe
+from stages.models.encoding.run import Encoding
 from stages.models.halves.load import load_half
-from tests.support.adapters import adapter_of
-from tests.support.pipeline import Place
+from tests.support.adapters import adapter_of, merged
+from tests.support.pipeline import PENSTOCK, Place, kill_at
 from tests.support.replaced_models import (
+    TOKENS,
     WEIGHTS,
+    Disturbed,
     Models,
     place_in,
     run_disturbed,
     undisturbed,
 )
+from tests.support.serving import Serving, a_picture, serving
 
 pytestmark = pytest.mark.slow
 
@@ -113,7 +135,7 @@ def test_weights_replaced_before_a_stage_loads_are_planned_anew(
 def test_outputs_are_to_the_byte_those_of_the_new_model(
     models: Models, place: Place, tmp_path: Path
 ) -> None:
-    options = {"format": ("jsonl", "txt", "vtt")}
+    options: dict[str, Any] = {"format": ("jsonl", "txt", "vtt")}
     run_disturbed(place, {"decode": [lambda: models.rename_in(models.second)]}, **options)
     is_of(place, models.second, tmp_path / "apart", **options)
     for name in ("clip-01.txt", "clip-01.vtt"):
@@ -322,3 +344,266 @@ def test_an_adapter_that_is_replaced_before_it_is_loaded_is_planned_anew(
     found = captions(place)
     assert found == apart_from(place, tmp_path / "apart", adapter=str(folder))
     assert len(place.stored("captions")) == 1, "nothing was said with the adapter of before"
+
+
+def ask_until_answered(server: Serving, medium: bytes, seconds: float = 60.0) -> dict[str, Any]:
+    """The answer to a medium; a server that reads its model again says 503 and when to ask."""
+    until = time.monotonic() + seconds
+    while True:
+        answer = server.ask("POST", "/v1/caption", medium)
+        assert server.ask("GET", "/healthz").status == 200, "it is alive meanwhile"
+        if answer.status == 200:
+            return dict(json.loads(answer.body))
+        assert answer.status == 503 and int(answer.headers["retry-after"]) > 0, answer.body
+        assert b"model.safetensors" in answer.body, "it says which file"
+        assert time.monotonic() < until, answer.body
+        time.sleep(0.1)
+
+
+def words_of(answer: dict[str, Any]) -> list[str]:
+    return [each["caption"] for each in answer["captions"]]
+
+
+def kill_halves(server: Serving) -> None:
+    for stage in ("encode", "decode"):
+        for pid in server.pids(stage):
+            os.kill(pid, signal.SIGKILL)
+
+
+def wait_away(server: Serving) -> None:
+    until = time.monotonic() + 60
+    while server.pids("encode") or server.pids("decode"):
+        assert time.monotonic() < until, "its halves stay"
+        time.sleep(0.1)
+
+
+@contextlib.contextmanager
+def captioning(models: Models, root: Path, *options: str) -> Iterator[Serving]:
+    root.mkdir(exist_ok=True)
+    model = ["--caption-model", str(models.folder)]
+    command = [*PENSTOCK, "serve"]
+    with serving(root, *model, "--store", root / "store", *options, command=command) as server:
+        yield server
+
+
+def test_a_server_answers_by_the_new_model_after_a_death_and_after_it_was_idle(
+    models: Models, tmp_path: Path
+) -> None:
+    seen, new, newer = (path.read_bytes() for path in sorted(CLIPS.glob("*.mp4"))[:3])
+    with captioning(models, tmp_path / "first", "--idle", "0.05") as server:
+        first = words_of(ask_until_answered(server, seen))
+        models.rename_in(models.second)
+        kill_halves(server)
+        second = {each: words_of(ask_until_answered(server, each)) for each in (new, seen)}
+        wait_away(server)
+        models.rename_in(models.first)
+        ask_until_answered(server, newer)
+        again = ask_until_answered(server, seen)
+        log = server.log.read_text()
+    assert words_of(again) == first and again["cached"], "what it said before is in the store"
+    assert log.count("the model is read again") == 2 and "Traceback" not in log
+    models.rename_in(models.second)
+    with captioning(models, tmp_path / "other") as server:
+        undisturbed = {each: words_of(ask_until_answered(server, each)) for each in (new, seen)}
+    assert undisturbed == second and undisturbed[seen] != first
+
+
+def test_a_server_whose_model_changes_on_and_on_ends_in_one_line(
+    models: Models, tmp_path: Path
+) -> None:
+    with captioning(models, tmp_path / "first") as server:
+        models.rename_in(models.second)
+        kill_halves(server)
+        with contextlib.suppress(OSError):
+            server.ask("POST", "/v1/caption", a_picture())
+        until = time.monotonic() + 90
+        while server.is_up():
+            models.rename_in(models.first)
+            time.sleep(0.02)
+            assert time.monotonic() < until, "it goes on for ever"
+        last = server.log.read_text().strip().splitlines()[-1]
+        assert server.process.returncode == 5 and "the model changed twice" in last
+
+
+@pytest.fixture(scope="module")
+def kept_dual(tmp_path_factory: pytest.TempPathFactory) -> Models:
+    return Models.below(tmp_path_factory.mktemp("dual"), DUAL_CHECKPOINT)
+
+
+@pytest.fixture
+def dual(kept_dual: Models, tmp_path: Path) -> Models:
+    shutil.copytree(kept_dual.first, tmp_path / "dual")
+    return replace(kept_dual, folder=tmp_path / "dual")
+
+
+def vectors_config(root: Path, model: Path) -> CaptionConfig:
+    pictures = root / "pictures"
+    if not pictures.exists():
+        pictures.mkdir()
+        (pictures / "one.jpg").write_bytes(a_picture())
+    return CaptionConfig(
+        sources=(str(pictures),),
+        model=str(model),
+        out=str(root / "out"),
+        store=str(root / "store"),
+    )
+
+
+def test_vectors_are_of_the_model_that_is_there(dual: Models, tmp_path: Path) -> None:
+    heard, config = StringIO(), vectors_config(tmp_path, dual.folder)
+    disturbed = Disturbed(happens={"embed": [lambda: dual.rename_in(dual.second)]})
+    embed(config, Display(to=heard), disturbed.heard)
+    found = (tmp_path / "out" / "embeddings.npy").read_bytes()
+    assert heard.getvalue().count(AGAIN) == 1
+    apart = replace(config, store=str(tmp_path / "apart"), out=str(tmp_path / "apart" / "out"))
+    embed(apart, Display(quiet=True), Disturbed().heard)
+    assert found == (tmp_path / "apart" / "out" / "embeddings.npy").read_bytes()
+
+
+def test_labels_are_given_by_the_model_that_is_there(dual: Models, tmp_path: Path) -> None:
+    config = vectors_config(tmp_path, dual.folder)
+    (tmp_path / "labels.txt").write_text("a red square\na blue circle\n")
+    asked = LabelAsked(labels=label_set(str(tmp_path / "labels.txt"), ""), threshold=-1.0)
+    heard = StringIO()
+    disturbed = Disturbed(happens={"embed_texts": [lambda: dual.rename_in(dual.second)]})
+    label(config, asked, Display(to=heard), disturbed.heard)
+    found = (tmp_path / "out" / "labels.jsonl").read_text()
+    assert heard.getvalue().count(AGAIN) == 1 and disturbed.started.count("embed") == 1
+    apart = replace(config, store=str(tmp_path / "apart"), out=str(tmp_path / "apart" / "out"))
+    label(apart, asked, Display(quiet=True), Disturbed().heard)
+    assert found == (tmp_path / "apart" / "out" / "labels.jsonl").read_text()
+
+
+def test_a_training_begins_anew_with_the_model_that_is_there(
+    models: Models, place: Place, tmp_path: Path
+) -> None:
+    (place.clips / "clip-01.txt").write_text("a triangle moves")
+    config = TuneConfig(
+        data=str(place.clips),
+        model=str(models.folder),
+        out=str(tmp_path / "adapter"),
+        store=str(place.store),
+        steps=1,
+        validate=0.0,
+    )
+    heard = StringIO()
+    disturbed = Disturbed(happens={"tune": [lambda: models.rename_in(models.second)]})
+    tune(config, Display(to=heard), disturbed.heard)
+    assert heard.getvalue().count(AGAIN) == 1 and disturbed.started.count("tune") == 2
+    assert disturbed.started.count("encode") == 2, "features are of the model that is trained"
+
+
+@pytest.mark.parametrize("stage", ["judge", "export"])
+def test_an_export_is_of_the_model_that_is_there(
+    models: Models, place: Place, tmp_path: Path, stage: str
+) -> None:
+    config = CaptionConfig(
+        sources=(str(place.clips),), model=str(models.folder), store=str(place.store)
+    )
+    asked = ExportAsked(kind="nf4", folder=tmp_path / "made", samples=2, accept=True)
+    heard = StringIO()
+    disturbed = Disturbed(happens={stage: [lambda: models.rename_in(models.second)]})
+    export(config, asked, Display(to=heard), disturbed.heard)
+    assert heard.getvalue().count(AGAIN) == 1
+    apart = replace(asked, folder=tmp_path / "apart")
+    export(config, apart, Display(quiet=True), Disturbed().heard)
+    for name in (WEIGHTS, "config.json"):
+        assert (asked.folder / name).read_bytes() == (apart.folder / name).read_bytes()
+
+
+def test_an_adapter_is_merged_into_the_model_that_is_there(
+    models: Models, adapters: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """The process that merges finds both as they were planned, or writes nothing."""
+    files = [models.folder / WEIGHTS, adapters[0] / "adapter_model.safetensors"]
+    planned = ModelFiles(stamps={str(path): model_stamp_of(path) for path in files})
+    models.rename_in(models.second)
+    with pytest.raises(ModelChanged, match=WEIGHTS):
+        merged(models.folder, adapters[0], tmp_path / "merged", files=planned.to_json())
+    assert not list((tmp_path / "merged").glob("*.safetensors"))
+
+
+class Swapping:
+    """Has something happen after so many records were published."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, happens: Callable[[], object]) -> None:
+        self._happens = happens
+        monkeypatch.setattr(Encoding, "_publish", self._publish(Encoding._publish))
+
+    def _publish(self, stock: Callable[..., None]) -> Callable[..., None]:
+        def publish(encoding: Encoding, made: Any) -> None:
+            stock(encoding, made)
+            happens, self._happens = self._happens, lambda: None
+            happens()
+
+        return publish
+
+
+def streamed(call: StageCall) -> StageCall:
+    if call.name != "encode":
+        return call
+    return replace(call, arguments={**call.arguments, "offload": True, "block": 1})
+
+
+def test_a_streamed_half_keeps_what_it_made_before_its_files_changed(
+    models: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: dict[str, str]
+) -> None:
+    place = place_in(tmp_path, models.folder, clips=3)
+    Swapping(monkeypatch, lambda: models.rename_in(models.second))
+    ran = run_disturbed(place, {}, altered=streamed, batch_size=1)
+    assert ran.said.count(AGAIN) == 1 and captions(place)[0] == said["second"]
+    kept = place.stored("features")
+    assert 3 < len(kept) < 6, "of the first model, what was made before; of the second, all"
+    monkeypatch.undo()
+    models.rename_in(models.first)
+    again = run_disturbed(place, {}, altered=streamed, batch_size=1)
+    assert captions(place)[0] == said["first"] and AGAIN not in again.said
+
+
+def test_a_loaded_half_goes_on_when_its_files_change(
+    models: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: dict[str, str]
+) -> None:
+    """It is in memory: what it makes is of the model that it was planned with."""
+    place = place_in(tmp_path, models.folder, clips=2)
+    Swapping(monkeypatch, lambda: models.rename_in(models.second))
+    run_disturbed(place, {}, batch_size=1)
+    assert len(place.stored("features")) == 4, "all of both models"
+    assert captions(place)[0] == said["second"]
+
+
+@pytest.mark.parametrize("way", ["renamed in", "overwritten, its time set back"])
+def test_a_killed_run_goes_on_with_the_model_that_is_there(
+    models: Models, tmp_path: Path, way: str
+) -> None:
+    place = place_in(tmp_path, models.folder, clips=2)
+    more = ("--batch-size", "1", "--max-new-tokens", str(TOKENS), "--precision", "fp32")
+    assert kill_at(place, "decode", 1, "group", *more) != 0
+    before = place.stored("captions")
+    REPLACED[way](models)
+    done = place.run(*more)
+    assert done.returncode == 0, done.stderr
+    assert before.items() <= place.stored("captions").items()
+    is_of(place, models.second, tmp_path / "apart", batch_size=1)
+
+
+def test_a_link_into_a_hub_s_cache_that_leads_to_another_commit_is_planned_anew(
+    models: Models, place: Place, said: dict[str, str], tmp_path: Path
+) -> None:
+    blobs = tmp_path / "blobs"
+    blobs.mkdir()
+    for name in (models.first, models.second):
+        shutil.copy(name / WEIGHTS, blobs / hash_file(name / WEIGHTS))
+    link_in(models, blobs / hash_file(models.first / WEIGHTS))
+    swap = partial(link_in, models, blobs / hash_file(models.second / WEIGHTS))
+    run_disturbed(place, {"decode": [swap]})
+    assert captions(place) == [said["second"]]
+
+
+def test_what_describes_a_model_describes_the_one_that_was_digested(
+    models: Models, place: Place, said: dict[str, str]
+) -> None:
+    """Its profile is kept under the digests of small files, and would be wrong for ever."""
+    ran = run_disturbed(place, {"describe": [lambda: settings("config.json", another=1)(models)]})
+    assert ran.started.count("describe") == 2 and AGAIN in ran.said
+    assert captions(place) == [said["first"]]
+    assert len(place.stored("cards")) == 1

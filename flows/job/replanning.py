@@ -22,5 +22,9 @@ def replanned_once(attempt: Callable[[], Result], say: Callable[[str], object]) 
     try:
         return attempt()
     except ModelChanged as error:
-        message = f"the model changed twice while this ran: {error.message}"
-        raise ModelChanged(message, hint=error.hint) from error
+        raise changed_twice(error) from error
+
+
+def changed_twice(error: ModelChanged) -> ModelChanged:
+    """Return the error of a model that changed after it was planned for a second time."""
+    return ModelChanged(f"the model changed twice: {error.message}", hint=error.hint)

@@ -18,12 +18,12 @@ from artifacts.words import counted
 from flows.console.display import Display
 from flows.job.config import default_store
 from flows.job.contents import refuse_placeholders
+from flows.job.example import Example
 from flows.job.launch import DirectLauncher, StageCall
 from flows.job.prepare import Job
 from flows.job.replanning import replanned_once
 from flows.job.tasks import Medium, Task
 from flows.job.tune_config import EPOCHS, TuneConfig, TuneRun
-from flows.job.example import Example
 from flows.job.tune_data import examples_in, split
 from flows.job.waves import BYTES_A_TOKEN
 from flows.pipelines import TUNE

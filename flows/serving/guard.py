@@ -104,6 +104,9 @@ class Guard:
         open_to_all = path in OPEN or path.startswith(STATIC)
         if self._token and not open_to_all and not self._knows(headers):
             raise Refused(401, "a token is needed", "Send the header Authorization: Bearer TOKEN")
+        if counted and (change := service.model.error) is not None:
+            service.metrics.refused("draining")
+            raise unavailable(f"the model is read again: {change.message}", "Ask again in a while")
         if counted and service.draining:
             service.metrics.refused("draining")
             raise unavailable("the server is ending", "Ask again in a while")

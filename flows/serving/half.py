@@ -69,7 +69,7 @@ class Half:
         self._changed = asyncio.Event()
         self._closing = False
         self._leaving = self._gives_way = False
-        self._setbacks = Setbacks(plan.name)
+        self._setbacks = Setbacks(plan.name, plan.model)
         self.is_wanted = False
         """Whether it comes to the device before there is anything to do."""
         self._resize()

@@ -1,12 +1,13 @@
 """Says how one half of a server is run; starts nothing."""
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from flows.job.launch import StageCall
 from flows.planning.ladder import Ladder
 from flows.planning.rungs import Rung
+from flows.serving.model_watch import ModelWatch
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -30,3 +31,5 @@ class HalfPlan:
     """Whether its process leaves off what is withdrawn while it is at it."""
     idle_seconds: float
     """Seconds without work after which it leaves the device."""
+    model: ModelWatch = field(default_factory=ModelWatch)
+    """What is told when the half's files changed."""

@@ -5,7 +5,6 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
 from artifacts.index.manifest import read_manifest
@@ -30,6 +29,7 @@ from flows.serving.decoders import Decoders
 from flows.serving.embedding import PictureEmbedder
 from flows.serving.frame_source import FrameSource
 from flows.serving.half import Half
+from flows.serving.half_plan import HalfPlan
 from flows.serving.keeping import RecordKeeper
 from flows.serving.labelling import Labeller
 from flows.serving.live_stage import LauncherMaker
@@ -169,12 +169,15 @@ class _Building:
         self._service = service
         self._launcher = launcher
         self._say = display.say
-        self._half = partial(
-            Half,
-            residence=service.residence,
-            make_launcher=launcher,
-            scratch=service.scratch,
-            metrics=service.metrics,
+
+    def _half(self, plan: HalfPlan) -> Half:
+        service = self._service
+        return Half(
+            replace(plan, model=service.model),
+            service.residence,
+            self._launcher,
+            service.scratch,
+            service.metrics,
         )
 
     def add_vectors(self, job: Job, labels: LabelSet | None) -> None:

@@ -1,33 +1,39 @@
 """Runs a server from its configuration to its end: listens, tells where, and drains."""
 
 import asyncio
+import contextlib
 import gc
 import logging
 import resource
 import signal
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 import uvicorn
 
-from artifacts.errors import UsageError
+from artifacts.errors import ModelChanged, UsageError
 from artifacts.regular import read_text
 from flows.console.display import Display
 from flows.job.launch import DirectLauncher, Launcher
+from flows.job.replanning import changed_twice
 from flows.serving.app import app_of
 from flows.serving.config import ServeConfig
 from flows.serving.guard import Guard
 from flows.serving.listening import UnsignalledServer, address_of, listening
+from flows.serving.model_watch import ModelWatch
 from flows.serving.opening import DRAIN_SECONDS, open_service
 from flows.serving.patience import patient_protocol
+from flows.serving.service import Service
 from stages.process.stage_process import Listener
 
 TOKEN_BYTES = 1 << 12
 SHORTEST_TOKEN = 16
 """Letters of a token at the least: a shorter one is guessed."""
 BACKLOG = 512
+ASGI = Callable[[Any, Any, Any], Awaitable[None]]
 CONNECTIONS_A_REQUEST = 4
 """Connections that are open, for each request that may be answered at once."""
 FILES = 1 << 16
@@ -92,16 +98,57 @@ async def _serve(
     listener: socket.socket,
     make_launcher: Callable[[Listener], Launcher],
 ) -> None:
-    loop = asyncio.get_running_loop()
-    asked_to_end = asyncio.Event()
-    async with open_service(config, display, make_launcher) as service:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, asked_to_end.set)
-        app = Guard(app_of(service, token), service, token)
-        server = UnsignalledServer(
+    """Answer until it is asked to end; by a service that is opened again when the files of its
+    model changed. Raises ModelChanged when they change again before any half was loaded."""
+    answering = Answering(config, listener)
+    changes = 0
+    try:
+        while True:
+            model = ModelWatch()
+            try:
+                async with open_service(config, display, make_launcher) as service:
+                    model = service.model
+                    await answering.by(Guard(app_of(service, token), service, token))
+                    if await answering.ends_before(model.changed):
+                        service.drain(DRAIN_SECONDS)
+                        display.say("ending: what was asked is answered first")
+                        await answering.end()
+                        return
+                    change = model.error
+                    await _answered(service)
+            except ModelChanged as error:
+                change = error
+            assert change is not None
+            changes = 1 if model.was_loaded else changes + 1
+            if changes > 1:
+                raise changed_twice(change)
+            display.say(f"{change.message}: the model is read again")
+    finally:
+        await answering.end()
+
+
+async def _answered(service: Service) -> None:
+    """Wait until what was begun is answered or refused, as halves whose model changed do."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(DRAIN_SECONDS):
+            while service.busy:
+                await asyncio.sleep(0.05)
+
+
+class Answering:
+    """The HTTP server of a process, whatever service it answers by."""
+
+    def __init__(self, config: ServeConfig, listener: socket.socket) -> None:
+        """Answer nothing yet."""
+        self._listener = listener
+        self._app: ASGI | None = None
+        self._serving: asyncio.Task[None] | None = None
+        self._asked_to_end = asyncio.Event()
+        self._server = UnsignalledServer(
             uvicorn.Config(
-                app,
+                self._answer,
                 http=patient_protocol(CONNECTIONS_A_REQUEST * config.max_queue),
+                interface="asgi3",
                 lifespan="off",
                 ws="none",
                 log_level=logging.WARNING,
@@ -113,18 +160,40 @@ async def _serve(
                 timeout_graceful_shutdown=round(DRAIN_SECONDS) - 2,
             )
         )
+
+    async def _answer(self, scope: Any, receive: Any, send: Any) -> None:
+        assert self._app is not None
+        await self._app(scope, receive, send)
+
+    async def by(self, app: ASGI) -> None:
+        """Answer by this application from now on; the one before it says until then what it
+        refuses."""
+        self._app = app
+        if self._serving is not None:
+            return
+        for number in (signal.SIGINT, signal.SIGTERM):
+            asyncio.get_running_loop().add_signal_handler(number, self._asked_to_end.set)
         # What is there by now stays: to look through it for garbage took a sixth of the time.
         gc.collect()
         gc.freeze()
         gc.set_threshold(GARBAGE)
-        serving = asyncio.create_task(server.serve(sockets=[listener]))
-        ending = asyncio.create_task(asked_to_end.wait())
-        while not server.started and not serving.done():
+        self._serving = asyncio.create_task(self._server.serve(sockets=[self._listener]))
+        while not self._server.started and not self._serving.done():
             await asyncio.sleep(0.01)
-        print(f"serving on {address_of(listener)}", flush=True)
-        await asyncio.wait({serving, ending}, return_when=asyncio.FIRST_COMPLETED)
-        service.drain(DRAIN_SECONDS)
-        display.say("ending: what was asked is answered first")
-        server.should_exit = True
-        await serving
-        ending.cancel()
+        print(f"serving on {address_of(self._listener)}", flush=True)
+
+    async def ends_before(self, changed: asyncio.Event) -> bool:
+        """Return whether it is asked to end, once it is or this has happened."""
+        assert self._serving is not None
+        ending, change = (asyncio.create_task(e.wait()) for e in (self._asked_to_end, changed))
+        await asyncio.wait({self._serving, ending, change}, return_when=asyncio.FIRST_COMPLETED)
+        ends = ending.done() or self._serving.done()
+        for task in (ending, change):
+            task.cancel()
+        return ends
+
+    async def end(self) -> None:
+        """Answer what was asked, and nothing more."""
+        self._server.should_exit = True
+        if self._serving is not None:
+            await self._serving

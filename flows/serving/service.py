@@ -12,6 +12,7 @@ from flows.serving.embedding import PictureEmbedder
 from flows.serving.half import LOADING, WAITING, Half
 from flows.serving.labelling import Labeller
 from flows.serving.metrics import Metrics
+from flows.serving.model_watch import ModelWatch
 from flows.serving.residence import Residence
 from flows.serving.scratch import Scratch
 from flows.serving.searching import ServedIndex
@@ -38,6 +39,7 @@ class Service:
     captions: Captioning | None = None
     halves: list[Half] = field(default_factory=list)
     decoders: list[Decoders] = field(default_factory=list)
+    model: ModelWatch = field(default_factory=ModelWatch)
     busy: int = 0
     """Requests that are being answered."""
     draining: bool = False
@@ -64,6 +66,8 @@ class Service:
 
     def why_not_ready(self) -> str:
         """Return why requests would have to wait; empty where they would not."""
+        if self.model.error is not None:
+            return f"reading the model again: {self.model.error.message}"
         if self.draining:
             return "ending"
         if self.residence.held_by:

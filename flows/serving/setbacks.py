@@ -7,6 +7,7 @@ before it is ready will most likely do so again: after a few times requests are 
 import time
 
 from artifacts.errors import PenstockError
+from flows.serving.model_watch import ModelWatch
 from flows.serving.refusals import Refused, unavailable
 
 STARTS = 3
@@ -18,8 +19,9 @@ AGAIN_SECONDS = 10.0
 class Setbacks:
     """The failed starts of one process."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, model: ModelWatch) -> None:
         self._name = name
+        self._model = model
         self._failed = 0
         self._again_at = 0.0
         self._why: PenstockError | None = None
@@ -40,10 +42,12 @@ class Setbacks:
     def started(self) -> None:
         """Hear that it is ready."""
         self._failed, self._why, self._again_at = 0, None, 0.0
+        self._model.loaded()
 
     def failed(self, error: PenstockError, *, hopeless: bool = False) -> None:
         """Hear that it ended before it was ready; `hopeless`, if that will be so until something
         else changes."""
         self._failed += 1
+        hopeless = self._model.failed(error) or hopeless
         if hopeless or self._failed >= STARTS:
             self._why, self._again_at = error, time.monotonic() + AGAIN_SECONDS

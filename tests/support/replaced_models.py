@@ -89,11 +89,18 @@ class Disturbed(InsideLauncher):
 
     happens: dict[str, list[Callable[[], object]]] = field(default_factory=dict)
     """Stage → what happens before it starts, the first time, the second time and so on."""
+    altered: Callable[[StageCall], StageCall] = lambda call: call
+    """What each call is made to be."""
 
     def start(self, call: StageCall) -> Ended:
         if left := self.happens.get(call.name):
             left.pop(0)()
-        return InsideLauncher.start(self, call)
+        return InsideLauncher.start(self, self.altered(call))
+
+    def heard(self, listen: Listener) -> "Disturbed":
+        """Make a run's launcher of it."""
+        self.listen = listen
+        return self
 
 
 def place_in(root: Path, model: Path, clips: int = 1) -> Place:
@@ -106,15 +113,14 @@ def place_in(root: Path, model: Path, clips: int = 1) -> Place:
 
 
 def run_disturbed(
-    place: Place, happens: dict[str, Sequence[Callable[[], object]]], **options: Any
+    place: Place,
+    happens: dict[str, Sequence[Callable[[], object]]],
+    altered: Callable[[StageCall], StageCall] = lambda call: call,
+    **options: Any,
 ) -> Ran:
     """Caption a place's clips while things happen. Raises PenstockError."""
-    launcher, heard = Disturbed(happens={k: [*v] for k, v in happens.items()}), StringIO()
-
-    def make(listen: Listener) -> InsideLauncher:
-        launcher.listen = listen
-        return launcher
-
+    told = {stage: [*each] for stage, each in happens.items()}
+    launcher, heard = Disturbed(happens=told, altered=altered), StringIO()
     config = CaptionConfig(
         sources=(str(place.clips),),
         model=place.model,
@@ -122,7 +128,7 @@ def run_disturbed(
         store=str(place.store),
         **{"max_new_tokens": TOKENS, "precision": "fp32", **options},
     )
-    result = caption(config, Display(to=heard), make)
+    result = caption(config, Display(to=heard), launcher.heard)
     return Ran(result=result, said=heard.getvalue(), started=launcher.started)
 
 
