@@ -1,15 +1,21 @@
-"""What the event loop of a server waits for: no file, no pipe and no disk."""
+"""What the event loops of servers wait for: no file, no pipe and no disk."""
 
 import json
 import signal
+import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 
+from flows.cli.main import main
+from flows.reviewing.captions import ReviewedCaptions
 from penstock_demo import CLIPS
-from tests.support.serving import a_picture, serving
+from tests.support.pipeline import ROOT
+from tests.support.serving import Serving, a_picture, serving
 
 AUDITED = [sys.executable, "-m", "tests.support.audited"]
 
@@ -43,4 +49,32 @@ def test_the_event_loop_waits_for_no_file_no_pipe_and_no_disk(tmp_path: Path) ->
         assert server.ask("POST", "/v1/caption", b"").status == 422
         server.process.send_signal(signal.SIGTERM)
         server.process.wait(60)
+    assert json.loads(book.read_text()) == {}
+
+
+@pytest.mark.slow
+def test_the_event_loop_of_a_review_waits_for_none_either(tmp_path: Path) -> None:
+    out, book = tmp_path / "out", tmp_path / "book.json"
+    clip = str(Path(CLIPS) / "clip-01.mp4")
+    assert main(["caption", clip, "--model", "demo", "--out", str(out), "--quiet"]) == 0
+    with closing(ReviewedCaptions(out)) as captions:
+        of = next(iter(captions.rows))
+    command = [*AUDITED, str(book), "review", str(out), "--port", "0"]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            address = urlsplit(process.stdout.readline().split()[-1])
+            server = Serving(port=address.port or 0, process=process, log=book)  # type: ignore[arg-type]
+            word = address.path
+            assert server.ask("GET", word).status == 200
+            for path in ("media/0", "small/0?at=1", "files", "captions"):
+                assert server.ask("GET", word + path).status == 200, path
+            change = {"of": of, "caption": "A person's words.", "review": "accepted"}
+            edit = {"id": "1", "does": "correct", "changes": [change]}
+            headers = {"Content-Type": "application/json"}
+            answer = server.ask("POST", f"{word}edits", json.dumps(edit).encode(), headers)
+            assert answer.status == 200, answer.body
+        finally:
+            process.send_signal(signal.SIGTERM)
+            process.wait(60)
     assert json.loads(book.read_text()) == {}

@@ -76,6 +76,7 @@ class _Routes:
     def __init__(self, captions: ReviewedCaptions, rewriting: Rewriting) -> None:
         self._captions = captions
         self._rewriting = rewriting
+        self._page = review_page()
         self._one = asyncio.Lock()
         self._drawing = asyncio.Semaphore(PICTURES_AT_ONCE)
         self._fetching = asyncio.Semaphore(FETCHED_AT_ONCE)
@@ -86,7 +87,7 @@ class _Routes:
 
     async def page(self, _: Request) -> Response:
         """Return the page."""
-        html, policy = review_page()
+        html, policy = self._page
         return Response(
             html, media_type="text/html; charset=utf-8", headers={"content-security-policy": policy}
         )

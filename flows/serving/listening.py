@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import mimetypes
 import socket
 from collections.abc import Iterator
 
@@ -13,6 +14,7 @@ from artifacts.errors import EnvironmentFault, UsageError
 @contextlib.contextmanager
 def listening(host: str, port: int) -> Iterator[socket.socket]:
     """Yield a socket that listens. Raises UsageError, EnvironmentFault."""
+    mimetypes.init()  # else it reads its files while somebody is served
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

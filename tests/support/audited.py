@@ -61,6 +61,7 @@ SYNCS = ("fsync", "fdatasync")
 
 def main(book: str, *words: str) -> int:
     from flows.cli import main as command
+    from flows.reviewing import server as reviewing
     from flows.serving import listening
     from flows.serving import server as serving
 
@@ -73,7 +74,8 @@ def main(book: str, *words: str) -> int:
         begun.set()
         return real(listener)
 
-    serving.address_of = address_of  # type: ignore[attr-defined]
+    for server in (serving, reviewing):
+        server.address_of = address_of  # type: ignore[attr-defined]
     try:
         return int(command.main(list(words)) or 0)
     finally:
