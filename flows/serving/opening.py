@@ -1,7 +1,6 @@
 """Puts a server together from its configuration, and takes it apart in order; knows no HTTP."""
 
 import asyncio
-import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
@@ -47,8 +46,6 @@ from stages.process.stage_process import Listener
 
 POINT_SECONDS = 1.0
 DRAIN_SECONDS = 30.0
-LAST_SECONDS = 0.5
-"""Time that a half has to end at the least, if nobody is answered any more."""
 MOST_DECODERS = 8
 
 
@@ -102,7 +99,7 @@ async def _running(service: Service, keeper: RecordKeeper) -> AsyncIterator[None
         for half in service.halves:
             half.close()
         service.drain(DRAIN_SECONDS)
-        await asyncio.wait(tasks, timeout=max(LAST_SECONDS, service.ends - time.monotonic()))
+        await asyncio.wait(tasks, timeout=service.seconds_left)
         for task in (*tasks, *beside):
             task.cancel()
         for decoders in service.decoders:

@@ -60,6 +60,11 @@ class Service:
         return anonymous_bytes(os.getpid()) + sum(anonymous_bytes(pid) for pid in pids if pid)
 
     @property
+    def seconds_left(self) -> float:
+        """Return the time that halves have to end: a moment at the least."""
+        return max(0.5, self.ends - time.monotonic())
+
+    @property
     def queued(self) -> int:
         """Return how many works wait for a batch."""
         return sum(half.depth() for half in self.halves)
