@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import ExitStack, asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from artifacts.index.manifest import read_manifest
@@ -113,14 +113,6 @@ async def _points(service: Service) -> None:
         await asyncio.sleep(POINT_SECONDS)
         memory = sum(half.metrics.memory_bytes for half in service.halves)
         service.metrics.point(service.queued, memory, service.budget_bytes)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Asked:
-    """A configuration, and the pipeline that it is for."""
-
-    config: CaptionConfig
-    pipeline: Pipeline
 
 
 class _Jobs:
