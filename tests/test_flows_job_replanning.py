@@ -44,7 +44,7 @@ def test_the_outputs_are_of_the_model_that_was_planned_last(tmp_path: Path) -> N
     stages = Comparing("decode", lambda: replace_weights(tmp_path, "other"))
     assert caption(config, Display(to=heard), stages.launcher).exit_code == 0
     assert heard.getvalue().count("planned again") == 1
-    assert stages.names() == ["frames", "encode", "encode", "decode"]
+    assert stages.names() == ["frames", "encode", "frames", "encode", "decode"]
     (first,), (second,) = stages.batches("encode")
     assert first != second, "features of the two models have keys of their own"
     (line,) = read_lines(tmp_path / "out" / "captions.jsonl")
