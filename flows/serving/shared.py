@@ -32,6 +32,7 @@ class Shared(Generic[Made]):
             if not self._wanted[key]:
                 del self._wanted[key]
                 if not task.done():
+                    del self._tasks[key]  # who asks from now on does not wait for this one
                     task.cancel()
 
     async def once_of(self, upload: Upload, key: str, make: Callable[[], Awaitable[Made]]) -> Made:
@@ -57,4 +58,5 @@ class Shared(Generic[Made]):
         try:
             return await make()
         finally:
-            self._tasks.pop(key, None)
+            if self._tasks.get(key) is asyncio.current_task():
+                del self._tasks[key]

@@ -203,9 +203,9 @@ class StageProcess:
                 outcome.in_hand.add(event.media)
             case Done():
                 outcome.in_hand.discard(event.media)
-            case Failed():
+            case Failed() if not self._stays:  # for weeks, whoever stays would keep them all
                 outcome.failures.append(event)
-            case TooLarge():
+            case TooLarge() if not self._stays:
                 outcome.too_large.append(event)
             case Warned():
                 outcome.warnings.append(event.text)
