@@ -1,6 +1,7 @@
 """Words for people that are the same wherever they are said; knows no thing."""
 
-from collections.abc import Sequence
+import difflib
+from collections.abc import Iterable, Sequence
 
 TOLD = 3
 """Names that are told of many."""
@@ -15,3 +16,9 @@ def counted(count: int, noun: str) -> str:
 def first_of(names: Sequence[str]) -> str:
     """Return the first few of many names, such as `a, b, c, …`."""
     return ", ".join([*names[:TOLD], *(["…"] if len(names) > TOLD else [])])
+
+
+def meant(given: str, names: Iterable[str]) -> str:
+    """Return the end of a line that tells the name that was meant, where one is near."""
+    near = difflib.get_close_matches(given, names, n=1)
+    return f" (did you mean {near[0]}?)" if near else ""

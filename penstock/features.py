@@ -20,4 +20,4 @@ def rebuild(
     """Encode what of the sources has no features. `name`, `prune` and `dry_run` are as with the
     command `penstock cache rebuild`. Raises PenstockError."""
     asked = RebuildOptions(name=name, prune=prune, dry_run=dry_run)
-    return run(config_for(sources, options), asked, Display(quiet=not progress))
+    return run(config_for(sources, options, FeatureOptions), asked, Display(quiet=not progress))

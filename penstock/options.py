@@ -4,6 +4,8 @@ from collections.abc import Iterable
 from os import PathLike, fspath
 from typing import TypedDict
 
+from artifacts.errors import UsageError
+from artifacts.words import meant
 from flows.console.units import parse_size
 from flows.job.config import CaptionConfig
 
@@ -75,8 +77,18 @@ class CaptionOptions(FeatureOptions, total=False):
     existing: str | None
 
 
-def config_for(sources: Sources, options: FeatureOptions) -> CaptionConfig:
-    """Return the configuration that these mean. Raises UsageError."""
+def config_for(
+    sources: Sources,
+    options: FeatureOptions,
+    known: type[FeatureOptions] = CaptionOptions,
+) -> CaptionConfig:
+    """Return the configuration that these mean. Raises UsageError, also for an option that is not
+    among those `known`."""
+    if unknown := sorted(options.keys() - known.__annotations__.keys()):
+        raise UsageError(
+            f"there is no option {unknown[0]}{meant(unknown[0], known.__annotations__)}",
+            hint="Options are those of the command: --max-new-tokens 64 is max_new_tokens=64",
+        )
     named = [sources] if isinstance(sources, str | PathLike) else sources
     memory = options.get("memory")
     size = parse_size(memory) if isinstance(memory, str) else memory

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 
@@ -144,3 +145,31 @@ def test_its_types_are_seen_from_outside_the_clone(tmp_path: Path) -> None:
     )
     assert 'Revealed type is "str"' in done.stdout.replace("builtins.", ""), done.stdout
     assert "max_new_token" in done.stdout and "Found 1 error" in done.stdout, done.stdout
+
+
+def test_the_names_that_it_offers_are_listed() -> None:
+    assert set(penstock.__all__) <= set(dir(penstock))
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda: penstock.caption("x", max_tokens=3), "max_tokens (did you mean max_new_tokens?)"),  # type: ignore[call-arg]
+        (lambda: penstock.plan("x", bath_size=3), "bath_size (did you mean batch_size?)"),  # type: ignore[call-arg]
+        (lambda: penstock.rebuild("x", out="y"), "there is no option out"),  # type: ignore[call-arg]
+        (lambda: penstock.load_half("x", "visio"), "'visio' (did you mean vision?)"),  # type: ignore[arg-type]
+        (lambda: penstock.load_half("x", "text"), 'Give "vision" or "language"'),  # type: ignore[arg-type]
+        (lambda: penstock.load_half("demo", "vision"), "Commands also take demo"),
+    ],
+)
+def test_a_misspelt_argument_fails_in_one_line(
+    call: Callable[[], object], words: str, here: Path
+) -> None:
+    with pytest.raises(penstock.PenstockError) as found:
+        call()
+    assert words in str(found.value) and "\n" not in str(found.value)
+
+
+def test_a_misspelt_option_of_a_half_fails_in_one_line() -> None:
+    with pytest.raises(penstock.PenstockError, match=r"no option dtyp \(did you mean dtype\?\)"):
+        penstock.load_half(penstock_demo.CHECKPOINT, "vision", dtyp="float32")

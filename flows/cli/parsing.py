@@ -2,12 +2,12 @@
 one is wrong."""
 
 import argparse
-import difflib
 import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
+from artifacts.words import meant
 from flows.console.lines import tell, wrapped
 
 CHOICE = re.compile(r"argument (.*): invalid choice: '(.*)' \(choose from (.*)\)")
@@ -55,9 +55,3 @@ class CommandParser(argparse.ArgumentParser):
                 parser: CommandParser = action.choices[name]
                 return parser
         return self
-
-
-def meant(given: str, names: Iterable[str]) -> str:
-    """Return the end of a line that tells the name that was meant, where one is near."""
-    near = difflib.get_close_matches(given, names, n=1)
-    return f" (did you mean {near[0]}?)" if near else ""

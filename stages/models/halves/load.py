@@ -6,12 +6,13 @@ for those tensors and never reads them; its renaming, dtype and quantization wor
 
 import contextlib
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from artifacts.errors import EnvironmentFault, UsageError
 from artifacts.schema import Part
+from artifacts.words import meant
 from stages.models.halves.boundary import CUT, absent_paths, cut, pieces_called
 from stages.models.halves.classes import config_and_class, one_line, with_packages
 from stages.models.halves.ranges import reading_ranges
@@ -20,6 +21,13 @@ from stages.models.hub.partial import weights_here
 from stages.models.hub.resolve import fetch_rest, resolve_model
 from stages.models.natives.registry import native_of
 
+OPTIONS = (
+    *("dtype", "torch_dtype", "device_map", "max_memory", "attn_implementation", "revision"),
+    *("quantization_config", "trust_remote_code", "offload_folder", "low_cpu_mem_usage"),
+    *("use_safetensors", "pieces", "without", "as_published", "stored_quantization"),
+)
+"""Options that people give."""
+UNEXPECTED = re.compile(r"unexpected keyword argument '(\w+)'")
 MISSHAPEN = ("ignore_mismatched_sizes", "size mismatch")
 """Words of the loader about weights that have no place in the model."""
 
@@ -43,6 +51,11 @@ def load_half(
     Raises UsageError when the model cannot be cut or is not to be trusted, EnvironmentFault when
     its weights are not all there.
     """
+    if keep not in get_args(Part):
+        raise UsageError(
+            f"a model has no half {keep!r}{meant(str(keep), get_args(Part))}",
+            hint='Give "vision" or "language", or "whole" for all of it',
+        )
     given = {**options, "pieces": None if pieces is None else tuple(pieces)}
     given["without"] = tuple(without)
     trusted = bool(options.get("trust_remote_code", False))
@@ -59,6 +72,7 @@ def load_half(
         with_packages(cls),
         weights_here(folder) as there,
         reading_ranges() if on_host else contextlib.nullcontext(),
+        _known_options(options),
     ):
         model, found = half_class(cls, keep, given["pieces"], given["without"]).from_pretrained(
             there, config=config, output_loading_info=True, **options
@@ -94,6 +108,21 @@ def _whole_weights(folder: Path) -> Iterator[None]:
         raise EnvironmentFault(
             f"the weights in {folder} do not have the shapes that its config.json says",
             hint="Download the checkpoint again: its files are of different versions",
+        ) from error
+
+
+@contextlib.contextmanager
+def _known_options(options: Mapping[str, Any]) -> Iterator[None]:
+    """Turn a model's error at an option that it does not take into UsageError."""
+    try:
+        yield
+    except TypeError as error:
+        match = UNEXPECTED.search(str(error))
+        if match is None or match[1] not in options:
+            raise
+        raise UsageError(
+            f"load_half has no option {match[1]}{meant(match[1], OPTIONS)}",
+            hint="Options are those of from_pretrained: docs/python.md",
         ) from error
 
 

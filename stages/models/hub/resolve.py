@@ -49,7 +49,8 @@ def find_model(
     if not is_hub_id(str(name)):
         raise UsageError(
             f"there is no model at {name}",
-            hint="Give a folder with a config.json, a hub id such as owner/name, or demo",
+            hint="Give a folder with a config.json, or a hub id such as owner/name. Commands also "
+            "take demo, whose folder is penstock_demo.CHECKPOINT",
         )
     found = cached(str(name), revision) or bring_small(str(name), revision, announce)
     refuse_original(found.name, found.folder)
