@@ -1,7 +1,6 @@
 """Runs `penstock search`, and shows what it found."""
 
 import argparse
-import json
 import shutil
 import sys
 from collections.abc import Sequence
@@ -15,7 +14,7 @@ from artifacts.paths import folder_named
 from artifacts.regular import open_regular
 from artifacts.remote.keeping import at_hand
 from flows.console.display import Display
-from flows.console.lines import tell
+from flows.console.lines import json_line, tell
 from flows.console.terminal import forget_terminal
 from flows.console.units import parse_size
 
@@ -63,7 +62,7 @@ def search_command(given: argparse.Namespace) -> int:
 
 def lines_of(hits: Sequence["Hit"]) -> list[str]:
     """Return hits as JSON lines."""
-    return [json.dumps(hit.to_json(), ensure_ascii=False) + "\n" for hit in hits]
+    return [json_line(hit.to_json()) + "\n" for hit in hits]
 
 
 def _line(hit: "Hit") -> str:

@@ -1,13 +1,12 @@
 """Runs `penstock tune`: trains an adapter on captions, and says how it ended."""
 
 import argparse
-import json
 from contextlib import closing
 
 from flows.cli.plan_command import show
 from flows.cli.tune_refusal import refuse_more_than_adapters
 from flows.console.display import READING, Display
-from flows.console.lines import tell
+from flows.console.lines import json_line, tell
 from flows.console.units import parse_size
 from flows.pipelines import TUNE
 
@@ -50,7 +49,7 @@ def tune_command(given: argparse.Namespace) -> int:
 
         result = tune(config, display)
     if given.json:
-        print(json.dumps({"event": "result", **result.to_json()}, ensure_ascii=False))
+        print(json_line({"event": "result", **result.to_json()}))
     elif not given.quiet:
         tell(result.line())
     return result.exit_code

@@ -1,11 +1,12 @@
 """Writes lines for people: between words as wide as a terminal, with a word in colour, and whole
 where there is none. Knows nothing of what they say."""
 
+import json
 import os
 import re
 import sys
 from collections.abc import Iterator
-from typing import IO
+from typing import IO, Any
 
 UNBOUNDED = 1000
 """Columns of what is no terminal: lines of a log are never broken."""
@@ -99,6 +100,13 @@ def printable(text: str) -> str:
     """Return a text without control characters, which a file's name may hold and a terminal
     obeys."""
     return "".join(c if c.isprintable() else "?" for c in text)
+
+
+def json_line(value: Any) -> str:
+    """Return a value as a line of JSON in which letters stand as they are, and what a terminal may
+    obey is escaped: control characters, also those above ASCII, and marks of writing direction."""
+    text = json.dumps(value, ensure_ascii=False)
+    return "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in text)
 
 
 def _hanging(text: str, width: int) -> int:
