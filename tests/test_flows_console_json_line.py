@@ -2,6 +2,7 @@
 
 import json
 import unicodedata
+from typing import Any
 
 import pytest
 
@@ -21,7 +22,14 @@ def test_what_a_terminal_obeys_is_escaped_and_means_the_same(letter: str) -> Non
 
 def test_hits_are_printed_so() -> None:
     name = "a\x9b31m\u202egpj.b"
-    fields = {"rank": 1, "score": 1.0, "media_path": name, "path": name, "time": None, "at": None}
+    fields: dict[str, Any] = {
+        "rank": 1,
+        "score": 1.0,
+        "media_path": name,
+        "path": name,
+        "time": None,
+        "at": None,
+    }
     (line,) = lines_of([Hit(**fields, box=None, key="k", copies=0, copy_paths=(name,))])
     assert line.endswith("}\n") and json.loads(line)["path"] == name
     assert not any(unicodedata.category(each) in ("Cc", "Cf") for each in line[:-1])
