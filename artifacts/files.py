@@ -64,6 +64,13 @@ def read_kept(path: Path, form: int) -> dict[str, Any] | None:
         return None
 
 
+def sweep(folder: Path) -> None:
+    """Delete what killed processes left half-written in a folder to which one process writes."""
+    for path in folder.glob(f"{HALF}*"):
+        if path.is_file() and path.name != OURS:
+            path.unlink(missing_ok=True)
+
+
 def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)

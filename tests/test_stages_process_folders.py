@@ -40,6 +40,24 @@ def test_a_folder_that_goes_away_is_told_as_such(
     assert [event.key for event in heard if isinstance(event, Item)] == ["one"]
 
 
+def test_a_stage_that_is_stopped_while_it_starts_leaves_no_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "tmp"))
+    monkeypatch.setattr("stages.process.stage_process._fresh", _interrupted)
+    call = StageCall(name="probe", arguments={}, device="cpu", log=tmp_path / "probe.log")
+    open_before = os.listdir("/proc/self/fd")
+    with pytest.raises(KeyboardInterrupt):
+        DirectLauncher(lambda *_: None).start(call)
+    assert list((tmp_path / "tmp").iterdir()) == []
+    assert len(os.listdir("/proc/self/fd")) == len(open_before)
+
+
+def _interrupted(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
 @pytest.mark.slow
 def test_a_stage_leaves_nothing_in_the_folder_for_temporary_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -3,8 +3,10 @@ themselves, and gone when they should be."""
 
 import os
 import signal
+import subprocess
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +124,45 @@ def test_a_stage_is_gone_with_the_server_and_was_killed(tmp_path: Path, forks: F
     assert not os.path.exists(f"/proc/{running.pid}") or not stage_of(running.pid)
     again = start("tells", tmp_path, forks)
     assert not is_forked(again) and again.wait().items == 1
+
+
+IMPORTS_FOR_LONG = """
+import sys, time
+from pathlib import Path
+from stages.process.forking import ForkServer
+from stages.process.stage_process import StageProcess
+folder = Path(sys.argv[1])
+with ForkServer() as forks:
+    StageProcess("slow", "imports_for_long:run", {}, device="cpu", log=folder / "log",
+        listen=lambda *_: None, forks=forks)
+"""
+
+
+def test_a_server_that_imports_is_gone_with_its_parent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    importing = tmp_path / "importing"
+    module = "import os, time; from pathlib import Path\n"
+    module += f"Path({str(importing)!r}).write_text(str(os.getpid())); time.sleep(300)\n"
+    (tmp_path / "imports_for_long.py").write_text(module)
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{HERE.parent.parent}")
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
+    parent = subprocess.Popen([sys.executable, "-c", IMPORTS_FOR_LONG, str(tmp_path)])
+    until(lambda: importing.exists() and importing.read_text() != "")
+    server = int(importing.read_text())
+    assert server != parent.pid
+    parent.kill()
+    parent.wait()
+    until(lambda: not os.path.exists(f"/proc/{server}/exe"))
+    assert list((tmp_path / "tmp").iterdir()) == []  # no file with a job stays
+
+
+def until(holds: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def test_a_stage_that_is_killed_leaves_the_server_for_the_next(

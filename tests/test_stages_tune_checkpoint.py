@@ -1,14 +1,21 @@
 """A checkpoint of a training: numbers, moments and progress come back as they were, of another
 recipe nothing does, and an optimizer of another kind begins anew."""
 
+import json
+import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
+from artifacts.files import HALF, whole_file
+from stages.models.adapters.reading import ADAPTER_WEIGHTS
+from stages.process.report import Report
 from stages.tune.checkpoint import TrainingProgress, go_on, keep
-from stages.tune.job import ADAMW, ADAMW8
+from stages.tune.job import ADAMW, ADAMW8, RECORD
+from stages.tune.run import run
 from stages.tune.training import optimizer_of
 
 RECIPE = {"rank": 4}
@@ -68,3 +75,30 @@ def test_of_another_recipe_or_of_none_nothing_is_taken(tmp_path: Path) -> None:
     other = numbers(5)
     assert go_on(tmp_path, {"rank": 8}, other, optimizer_of(ADAMW, other, 0.1)) is None
     assert all(map(torch.equal, other, numbers(5)))
+
+
+def test_a_training_that_goes_on_sweeps_what_a_killed_one_left_half_written(tmp_path: Path) -> None:
+    (tmp_path / RECORD).write_text(json.dumps({"recipe": RECIPE, "finished": True}))
+    (tmp_path / ADAPTER_WEIGHTS).write_bytes(b"")
+    (tmp_path / f"{HALF}x7f3k_1a").write_bytes(b"half")
+    with pytest.raises(RuntimeError, match="killed"), whole_file(tmp_path / "new") as file:
+        file.write(b"x")
+        os.link(*(next(tmp_path.glob(f"{HALF}[!x]*")), tmp_path / f"{HALF}abcdefgh"))
+        raise RuntimeError("killed")
+    assert len(list(tmp_path.glob(f"{HALF}*"))) == 2
+    job: dict[str, Any] = {
+        "model": "demo",
+        "store": "",
+        "features_namespace": "",
+        "folder": str(tmp_path),
+        "recipe": RECIPE,
+        "examples": [{"features": "k"}],
+        "held_out": [],
+        "steps": 1,
+        "batch": 1,
+        "rows": 1,
+        "rate": 0.1,
+    }
+    run(job, Report(os.open(os.devnull, os.O_WRONLY), None))
+    assert list(tmp_path.glob(f"{HALF}*")) == []
+    assert (tmp_path / ADAPTER_WEIGHTS).exists()

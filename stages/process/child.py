@@ -1,10 +1,9 @@
-"""The child's side of a stage: `python -m stages.process.child JOB PARENT_PID EVENTS_FD`; knows no
-stage by name."""
+"""The child's side of a stage: `python -m stages.process.child JOB_FD PARENT_PID EVENTS_FD`; knows
+no stage by name."""
 
 import ctypes
 import gc
 import importlib
-import json
 import os
 import resource
 import signal
@@ -23,6 +22,7 @@ from stages.process.deferred_imports import defer
 from stages.process.events import Broken, Ended
 from stages.process.exit_diagnosis import first_line, memory_words
 from stages.process.gc_freeze import gc_frozen
+from stages.process.job_file import read_job
 from stages.process.lock import hold_device
 from stages.process.memory import ProcessMemory, Sampler, anonymous_bytes
 from stages.process.report import Report
@@ -68,11 +68,9 @@ class Origin(NamedTuple):
     """Processor time of it."""
 
 
-def main(job_path: str, parent: str, events: str) -> int:
-    """Run the stage that the job file names, and return its exit status."""
-    job = json.loads(Path(job_path).read_text(encoding="utf-8"))
-    Path(job_path).unlink(missing_ok=True)  # a parent that is killed cannot
-    return run_job(job, Origin(int(parent)), int(events))
+def main(job: str, parent: str, events: str) -> int:
+    """Run the stage whose job is read from a descriptor, and return its exit status."""
+    return run_job(read_job(int(job)), Origin(int(parent)), int(events))
 
 
 def run_job(job: dict[str, Any], origin: Origin, events: int) -> int:

@@ -1,15 +1,17 @@
 """The process that imports once what several stages need, and is forked for each: `python -m
 stages.process.fork_server CONTROL_FD`; knows no stage by name.
 
-It computes nothing and makes no CUDA context. Each message on its socket names a job and brings
-three descriptors: the stage's log, its events, and a socket on which it is told of that stage
-alone. The server imports what the job needs, forks, and answers with the process id and a handle of
-the process; when that has ended it sends the exit status. It forks only while it has one thread,
+It computes nothing and makes no CUDA context. Each message on its socket brings four descriptors:
+the stage's log, its events, a socket on which it is told of that stage alone, and its job. The
+server imports what the job needs, forks, and answers with the process id and a handle of the
+process; when that has ended it sends the exit status. It forks only while it has one thread,
 because a lock that another one holds would never be let go in the child; else it answers `no`. Its
-children die with it, and it ends when its parent does, which is the end of the socket.
+children die with it. It ends when its parent does, which is the end of the socket: the kernel sends
+SIGIO then, so that it ends in the middle of an import, too.
 """
 
 import contextlib
+import fcntl
 import gc
 import json
 import os
@@ -20,13 +22,14 @@ import socket
 import sys
 import time
 import traceback
-from pathlib import Path
 from typing import Any
 
 from stages.process.child import Origin, load_entry, run_job
 from stages.process.gc_freeze import gc_frozen
+from stages.process.job_file import read_job
 
 MESSAGE_BYTES = 1 << 16
+DESCRIPTORS = 4
 NO = b"no"
 """Answer where a stage is to be started as a process of its own."""
 
@@ -49,15 +52,17 @@ class Server:
                 if descriptor in self._children:
                     self._tell_end(descriptor)
                     continue
-                words, handed, _, _ = socket.recv_fds(self._control, MESSAGE_BYTES, 3)
+                words, handed, _, _ = socket.recv_fds(self._control, MESSAGE_BYTES, DESCRIPTORS)
                 if not words:
                     return
                 self._fork(json.loads(words), *handed)
 
-    def _fork(self, told: dict[str, Any], log: int, events: int, status: int) -> None:
+    def _fork(
+        self, told: dict[str, Any], log: int, events: int, status: int, descriptor: int
+    ) -> None:
         answer = socket.socket(fileno=status)
         try:
-            job = json.loads(Path(told["job"]).read_text(encoding="utf-8"))
+            job = read_job(descriptor)
             warm(job)
             handle = self._begin(told, job, log, events, answer)
             if handle is None:
@@ -117,7 +122,6 @@ class Server:
                 os.close(handle)
             if drawn := sys.modules.get("numpy.random"):  # else it is seeded when it is imported
                 drawn.seed()
-            Path(told["job"]).unlink(missing_ok=True)  # a parent that is killed cannot
             code = run_job(job, origin, events)
         except BaseException:
             traceback.print_exc()
@@ -148,6 +152,23 @@ def warm(job: dict[str, Any]) -> None:
         gc.freeze()  # so that no child's collector writes to what all share
 
 
+def end_with_parent(control: socket.socket) -> None:
+    """Exit as soon as the other end of `control` is closed, whatever is being done. The signal that
+    the kernel can send at a parent's death would come at the end of the thread that started this
+    process."""
+    closed = select.poll()
+    closed.register(control, select.POLLRDHUP)
+
+    def look(*_: object) -> None:
+        if closed.poll(0):
+            os._exit(0)
+
+    signal.signal(signal.SIGIO, look)
+    fcntl.fcntl(control, fcntl.F_SETOWN, os.getpid())
+    fcntl.fcntl(control, fcntl.F_SETFL, fcntl.fcntl(control, fcntl.F_GETFL) | os.O_ASYNC)
+    look()  # it may have been closed before
+
+
 def cpu_seconds() -> float:
     """Return the seconds of processor time that this process has had."""
     usage = resource.getrusage(resource.RUSAGE_SELF)
@@ -155,5 +176,7 @@ def cpu_seconds() -> float:
 
 
 if __name__ == "__main__":
-    Server(socket.socket(fileno=int(sys.argv[1]))).serve()
+    parents = socket.socket(fileno=int(sys.argv[1]))
+    end_with_parent(parents)
+    Server(parents).serve()
     os._exit(0)

@@ -96,17 +96,17 @@ class ForkServer:
         with self._lock:
             self._end()
 
-    def fork(self, job: str, log: IO[bytes], events: int) -> Forked | None:
-        """Return the stage of a job's file on its way. None where it is to be started as a process
-        of its own."""
-        words = json.dumps({"job": job, "since": time.monotonic()}).encode()
+    def fork(self, job: int, log: IO[bytes], events: int) -> Forked | None:
+        """Return the stage whose job is behind a descriptor on its way. None where it is to be
+        started as a process of its own."""
+        words = json.dumps({"since": time.monotonic()}).encode()
         with self._lock:
             if not self._begun() or self._control is None:
                 return None
             status, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             try:
                 with theirs:
-                    handed = [log.fileno(), events, theirs.fileno()]
+                    handed = [log.fileno(), events, theirs.fileno(), job]
                     socket.send_fds(self._control, [words], handed)
                 status.settimeout(ANSWER_SECONDS)
                 said, handles, _, _ = socket.recv_fds(status, 64, 1)

@@ -1,20 +1,18 @@
 """The parent's side of a stage; knows no stage by name and makes no CUDA context.
 
-It writes the job to a file and starts `stages.process.child` in a process of its own, or has a
-server fork one; that reads the file and takes the lock of the device. A thread reads its events
-from a pipe, one JSON line each: it adds them to the outcome, and hands each to the listener. What
-libraries print goes to the log. When the process has ended, `wait` looks whether the GPU was given
+It starts `stages.process.child` in a process of its own, or has a server fork one; that reads its
+job from a file in memory and takes the lock of the device. A thread reads its events from a pipe,
+one JSON line each: it adds them to the outcome, and hands each to the listener. What libraries
+print goes to the log. When the process has ended, `wait` looks whether the GPU was given
 back, and returns the outcome, or raises the error that its exit status, its last event, its log and
 the kernel's count of kills amount to. `stop` asks it to end, and kills it when it does not.
 """
 
 import contextlib
-import json
 import os
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -46,6 +44,7 @@ from stages.process.events import (
 )
 from stages.process.exit_diagnosis import LAST_LINES, Ending, fault_of_stage
 from stages.process.forking import ForkServer, Process
+from stages.process.job_file import job_descriptor
 from stages.process.memory import add_point
 from stages.process.outcome import StageOutcome
 
@@ -97,9 +96,8 @@ class StageProcess:
                 self._log_start = file.tell()  # what earlier runs said is not this one's last word
         except OSError as error:
             raise fault_of(error, log.parent) from error
-        handle, self._job = tempfile.mkstemp(prefix=f"penstock-{name}-", suffix=".json")
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            job = {
+        job = job_descriptor(
+            {
                 "name": name,
                 "entry": entry,
                 "arguments": arguments,
@@ -108,14 +106,18 @@ class StageProcess:
                 "stays": stays,
                 "budget": {"bytes": budget} if budget else None,
             }
-            file.write(json.dumps(job))  # thrice as fast as json.dump
+        )
         read_end, write_end = os.pipe()
         try:
             with log.open("ab") as output:
-                forked = forks.fork(self._job, output, write_end) if forks else None
-                self._process: Process = forked or _fresh(self._job, output, write_end)
+                forked = forks.fork(job, output, write_end) if forks else None
+                self._process: Process = forked or _fresh(job, output, write_end)
+        except BaseException:
+            os.close(read_end)
+            raise
         finally:
             os.close(write_end)
+            os.close(job)
         self._reader = threading.Thread(target=self._read, args=(read_end,), daemon=True)
         self._reader.start()
         self._clock = Clock(self._process, seconds) if seconds else None
@@ -133,7 +135,6 @@ class StageProcess:
         finally:
             if self._clock is not None:
                 self._clock.stop()
-            Path(self._job).unlink(missing_ok=True)
             self.outcome.seconds = self.outcome.seconds or time.monotonic() - self._started
         before, peak = self.outcome.baseline_before_bytes, self.outcome.peak_device_bytes
         if self._stays:
@@ -182,7 +183,6 @@ class StageProcess:
         if not self.ended(STOP_SECONDS):
             self._process.send_signal(signal.SIGKILL)
             self._process.wait()
-        Path(self._job).unlink(missing_ok=True)
 
     def _read(self, descriptor: int) -> None:
         with os.fdopen(descriptor, encoding="utf-8", errors="replace") as lines:
@@ -237,14 +237,15 @@ class StageProcess:
         return tuple(lines[-LAST_LINES:])
 
 
-def _fresh(job: str, output: IO[bytes], events: int) -> "subprocess.Popen[bytes]":
+def _fresh(job: int, output: IO[bytes], events: int) -> "subprocess.Popen[bytes]":
     """Start a stage as a process that imports for itself."""
+    told = [str(job), str(os.getpid()), str(events)]
     return subprocess.Popen(
-        [sys.executable, "-P", "-m", "stages.process.child", job, str(os.getpid()), str(events)],
+        [sys.executable, "-P", "-m", "stages.process.child", *told],
         stdin=subprocess.DEVNULL,
         stdout=output,
         stderr=subprocess.STDOUT,
-        pass_fds=[events],
+        pass_fds=[events, job],
         process_group=0,  # Ctrl-C reaches the parent alone, which then stops the child
         env=child_environment(),
     )

