@@ -5,6 +5,7 @@ imported instead, so Penstock's own place is then put before it. A package of th
 installed over ours is told of, since its files are where ours were.
 """
 
+import signal
 import sys
 from base64 import urlsafe_b64encode
 from functools import cache
@@ -18,6 +19,8 @@ HERE = Path(__file__).resolve().parent.parent
 """The folder in which all of Penstock's packages lie."""
 ENVIRONMENT = 5
 """Exit code of a fault of the environment."""
+INTERRUPTED = 4
+"""Exit code of a command that was stopped."""
 
 
 def main() -> int:
@@ -30,7 +33,12 @@ def main() -> int:
         return ENVIRONMENT
     from flows.cli.main import main as command
 
-    return command()
+    try:
+        return command()
+    except KeyboardInterrupt:  # a second one, while the last words were said
+        return INTERRUPTED
+    finally:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # nothing but the interpreter is left to end
 
 
 @cache

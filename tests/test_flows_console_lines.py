@@ -79,3 +79,19 @@ def test_a_table_goes_on_between_words_where_there_is_no_room(
     monkeypatch.setattr(tables, "terminal_width", lambda _: UNBOUNDED)
     lines = table_lines(columns, rows, right=columns[1:-1])
     assert len(lines) == 2 and lines[0].index("done") + len("done") == lines[1].index("1,204") + 5
+
+
+def test_a_value_of_megabytes_is_shown_by_its_beginning_and_its_end() -> None:
+    to = io.StringIO()
+    tell("failed: " + "x" * 2_000_000 + "y: no such file. Check the name", to=to)
+    shown = to.getvalue()
+    assert len(shown) < 1100 and len(shown.splitlines()) == 1
+    assert shown.startswith("failed: xxx") and shown.endswith("xxy: no such file. Check the name\n")
+    assert "1,999,0" in shown
+
+
+def test_two_paths_of_the_greatest_length_are_shown_whole() -> None:
+    to = io.StringIO()
+    line = f"{'a' * 4095} and {'b' * 4095}"
+    tell(line, to=to)
+    assert to.getvalue() == line + "\n"

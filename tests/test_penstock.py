@@ -58,6 +58,21 @@ def test_the_package_runs_as_a_module() -> None:
     assert (done.returncode, done.stdout) == (0, f"penstock {penstock.__version__}\n"), done.stderr
 
 
+@pytest.mark.parametrize("ends", ["raise KeyboardInterrupt", "return 4"])
+def test_a_second_interruption_ends_with_the_code_of_the_first(ends: str) -> None:
+    code = f"""
+import atexit, os, signal, sys
+import flows.cli.main as cli
+from penstock.start import main
+def command(): {ends}
+cli.main = command
+atexit.register(os.kill, os.getpid(), signal.SIGINT)
+sys.exit(main())
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (4, "")
+
+
 def test_captions_come_as_they_are_made_and_stand_in_the_file(here: Path) -> None:
     with penstock.caption("videos", model="demo", out="out", chunk=2.0, batch_size=1) as captions:
         found = [(row.media_path, row.start, row.caption) for row in captions]

@@ -10,6 +10,10 @@ from typing import IO, Any
 
 UNBOUNDED = 1000
 """Columns of what is no terminal: lines of a log are never broken."""
+LONGEST_LINE = 10_000
+"""Characters of a line that is shown whole."""
+KEPT_OF_LONG = 500
+"""Characters that are shown of a longer one's beginning, and of its end."""
 DUMB = frozenset(["dumb", "unknown"])
 """Values of TERM: terminals that obey nothing."""
 COMMANDS = re.compile(r"(?:`[^`]*`|\S)+")
@@ -98,7 +102,10 @@ def columns_of(text: str) -> int:
 
 def printable(text: str) -> str:
     """Return a text without control characters, which a file's name may hold and a terminal
-    obeys."""
+    obeys. What is longer than lines with two paths of the greatest length loses its middle."""
+    if len(text) > LONGEST_LINE:
+        left_out = len(text) - 2 * KEPT_OF_LONG
+        text = f"{text[:KEPT_OF_LONG]} … ({left_out:,} letters) … {text[-KEPT_OF_LONG:]}"
     return "".join(c if c.isprintable() else "?" for c in text)
 
 
