@@ -13,6 +13,7 @@ from artifacts.remote import finding
 from artifacts.remote.keeping import at_hand, note_digest
 from artifacts.store import open_store
 from artifacts.stores.bucket import Bucket
+from flows.cli.main import main
 from flows.job import far_digests
 from flows.job.config import CaptionConfig
 from flows.job.contents import read_contents, refuse_beside
@@ -258,3 +259,12 @@ def test_a_portion_is_called_the_same_when_it_is_signed_anew(web: Web, tmp_path:
         assert word in portion.path.read_text() and portion.path.stat().st_mode & 0o077 == 0
         found.add(portion.path)
     assert len(found) == 1
+
+
+def test_a_source_whose_server_is_silent_ends_as_the_network_does(
+    web: Web, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = ["--model", "demo", "--store", str(tmp_path / "store"), "--out", str(tmp_path / "out")]
+    assert main(["caption", "http://127.0.0.1:1/dead.mp4", *out]) == 5
+    assert "nothing to caption" in capsys.readouterr().err
+    assert main(["caption", "http://127.0.0.1:1/dead.mp4", str(tmp_path / "none.mp4"), *out]) == 2

@@ -6,6 +6,8 @@ import json
 import os
 import pickle
 import shutil
+import tracemalloc
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ import pytest
 import torch
 
 from artifacts.errors import EnvironmentFault, PenstockError, UsageError
+from stages.convert.pickles import open_pickle
 from stages.models.hub.checkpoint import INDEX
 from stages.models.shards import NOTE
 from tests.support import evaclip
@@ -180,6 +183,24 @@ def test_what_cannot_be_converted_is_one_line(
         converted(source, tmp_path / "made")
     assert "\n" not in str(caught.value) and caught.value.hint
     assert not list((tmp_path / "made").glob("*.safetensors"))
+
+
+def test_an_archive_that_says_its_byte_order_at_length_is_refused_unread(tmp_path: Path) -> None:
+    source = write_folder(tmp_path / "source", drawn())
+    path = source / "pytorch_model.bin"
+    with zipfile.ZipFile(path) as before:
+        members = [(entry.filename, before.read(entry)) for entry in before.infolist()]
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as after:
+        for name, content in members:
+            long = name.endswith("/byteorder")
+            after.writestr(name, bytes(60 << 20) if long else content)
+    tracemalloc.start()
+    try:
+        with pytest.raises(EnvironmentFault, match="is not a whole file of pickled weights"):
+            open_pickle(path)
+        assert tracemalloc.get_traced_memory()[1] < 20 << 20
+    finally:
+        tracemalloc.stop()
 
 
 def test_a_folder_that_holds_something_else_is_left_alone(tmp_path: Path) -> None:

@@ -126,6 +126,28 @@ def test_a_stage_is_gone_with_the_server_and_was_killed(tmp_path: Path, forks: F
     assert not is_forked(again) and again.wait().items == 1
 
 
+def test_memory_is_drawn_at_the_seconds_that_a_stage_has_worked(
+    tmp_path: Path, forks: ForkServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "slow_to_import.py").write_text(
+        "import time; time.sleep(1)\ndef run(job, report): report.item('one')\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{HERE.parent.parent}")
+    running = StageProcess(
+        "slow",
+        "slow_to_import:run",
+        {},
+        device="cpu",
+        log=tmp_path / "log",
+        listen=lambda *_: None,
+        forks=forks,
+    )
+    assert is_forked(running)
+    outcome = running.wait()
+    times = [point[0] for point in outcome.timeline]  # to a hundredth
+    assert 1 <= times[0] <= times[-1] <= outcome.seconds + 0.01
+
+
 IMPORTS_FOR_LONG = """
 import sys, time
 from pathlib import Path

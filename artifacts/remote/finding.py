@@ -8,6 +8,7 @@ from fnmatch import fnmatchcase
 from functools import lru_cache
 from operator import itemgetter
 from typing import TYPE_CHECKING
+from xml.etree import ElementTree
 
 import obstore
 from obstore.exceptions import BaseError, NotSupportedError
@@ -17,7 +18,8 @@ from artifacts.remote.addresses import ONCE, FarFile, is_web, unsigned
 from artifacts.stamps import FileChanged
 from artifacts.stores.bucket import BEYOND, INNER_TRIES, Bucket, Listed, client_of, listed
 from artifacts.stores.credentials import allows_http, check_variables, variables
-from artifacts.stores.patience import HINT, Answer, patiently, reason
+from artifacts.stores.odd_names import all_listed, is_odd
+from artifacts.stores.patience import HINT, Answer, InvalidName, patiently, reason
 
 if TYPE_CHECKING:  # obstore has these names for type checkers alone
     from obstore.store import ObjectStore
@@ -55,15 +57,30 @@ def far_file_at(address: str) -> FarFile:
     return _far_file(address, listed(_asked(address, ask)))
 
 
-def far_files_below(address: str, recursive: bool) -> Iterator[tuple[str, FarFile]]:
+def far_files_below(address: str, recursive: bool) -> Iterator[tuple[str, FarFile | None]]:
     """Yield what lies in a folder of a bucket, with its name from there on, in the order of a
-    folder on disk. Names that begin with a dot are left out. Raises UsageError,
-    EnvironmentFault."""
+    folder on disk; None for what has a name that cannot be asked for. Names that begin with a dot
+    are left out. Raises UsageError, EnvironmentFault."""
     folder = Bucket(address)
-    found = folder.below("") if recursive else folder.inside("")[1]
-    for each in sorted(found, key=lambda each: _walked(each.name)):
-        if not any(part.startswith(".") for part in each.name.split("/")):
+    for each in sorted(_listed(folder, recursive), key=lambda each: _walked(each.name)):
+        if is_odd(each.name):
+            yield each.name, None
+        elif not any(part.startswith(".") for part in each.name.split("/")):
             yield each.name, _far_file(f"{folder.url}/{each.name}", each)
+
+
+def _listed(folder: Bucket, recursive: bool) -> list[Listed]:
+    """Return the objects below a folder, or in it. Raises EnvironmentFault."""
+    try:
+        return [*(folder.below("") if recursive else folder.inside("")[1])]
+    except InvalidName:
+        if not folder.url.startswith("s3:"):
+            raise
+        try:
+            return [*all_listed(folder.url, recursive)]
+        except (BaseError, ElementTree.ParseError, KeyError, ValueError):
+            pass
+        raise
 
 
 def _walked(name: str) -> list[tuple[bool, str]]:
@@ -72,7 +89,7 @@ def _walked(name: str) -> list[tuple[bool, str]]:
     return [*((True, folder) for folder in folders), (False, file)]
 
 
-def far_files_matching(pattern: str) -> Iterator[tuple[str, FarFile]]:
+def far_files_matching(pattern: str) -> Iterator[tuple[str, FarFile | None]]:
     """Yield what in a bucket a pattern names, with the file's own name, by name from the pattern's
     folder on; `**` stands for any folders. Raises UsageError, EnvironmentFault."""
     scheme, _, place = pattern.partition("://")
@@ -83,7 +100,7 @@ def far_files_matching(pattern: str) -> Iterator[tuple[str, FarFile]]:
     inside = far_files_below(folder, recursive=len(wanted) > 1 or "**" in wanted)
     for name, far in sorted(inside, key=itemgetter(0)):
         if _fits(name.split("/"), wanted):
-            yield far.name, far
+            yield (far.name if far else name), far
 
 
 def part_of(far: FarFile, offset: int, length: int) -> bytes | None:

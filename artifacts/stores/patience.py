@@ -34,6 +34,10 @@ HINT = (
 Answer = TypeVar("Answer")
 
 
+class InvalidName(Unanswered):
+    """A listing holds a name that obstore refuses."""
+
+
 def patiently(
     place: str,
     ask: Callable[[], Answer],
@@ -54,6 +58,8 @@ def patiently(
             break
         except BaseError as error:
             why = reason(error)
+            if isinstance(error, exceptions.InvalidPathError):
+                raise InvalidName(f"{place} gives no answer ({why})", hint=hint) from None
             if isinstance(error, FINAL) or NOTHING in why or wait is None:
                 break
             time.sleep(wait * random.uniform(0.5, 1))

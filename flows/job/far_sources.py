@@ -19,6 +19,8 @@ WEB_HINT = "Check the address; what was there may have moved"
 BUCKET_HINT = "Check the name, or add --recursive"
 ODD = "this is no address that can be asked"
 ODD_HINT = "See that it is spelt right: scheme, host, port, and no sign that an address cannot hold"
+ODD_NAME = "an object of this name cannot be asked for"
+ODD_NAME_HINT = "Rename it: no empty part between slashes, no . or .. and no control character"
 LIST_HINT = "Copy the list to this machine, and give @LIST: its lines may be addresses"
 
 Looked = FarFile | FileNotFoundError | Unanswered | UsageError
@@ -64,7 +66,7 @@ class FarSources:
     ) -> Iterator[MediaFile | Failure]:
         from artifacts.remote.finding import far_files_below, far_files_matching
 
-        inside: Iterable[tuple[str, FarFile]] = ()
+        inside: Iterable[tuple[str, FarFile | None]] = ()
         if not is_web(address) and glob.has_magic(address):
             inside = far_files_matching(address)
         elif not is_web(address):
@@ -73,7 +75,10 @@ class FarSources:
         for name, far in inside:
             if selection.takes(name):
                 count += 1
-                yield _taken(far, name, source)
+                if far is None:
+                    yield source_failure(source, name, "bad-name", ODD_NAME, ODD_NAME_HINT)
+                else:
+                    yield _taken(far, name, source)
         if not count:
             hint = WEB_HINT if is_web(address) else BUCKET_HINT
             yield source_failure(source, unsigned(address), "missing", MISSING, hint)

@@ -8,10 +8,11 @@ from pathlib import Path
 
 from artifacts.captions import Failure
 from artifacts.corrections import EditsInForce
-from artifacts.errors import UsageError
+from artifacts.errors import EnvironmentFault, UsageError
 from artifacts.keys import ContentDigests
 from artifacts.packs import stored_namespaces
 from artifacts.paths import folder_named
+from artifacts.remote.keeping import UNREACHABLE
 from artifacts.schema import Sampling
 from artifacts.store import Store, open_store
 from artifacts.tiles import OFF
@@ -102,6 +103,18 @@ class NothingToDo(UsageError):
         self.failures = tuple(failures)
 
 
+class NothingReached(NothingToDo):
+    """The error when no server of any source gives an answer."""
+
+    exit_code = EnvironmentFault.exit_code
+
+
+def _nothing_to_do(pipeline: Pipeline, failures: Sequence[Failure]) -> NothingToDo:
+    """Return the error for sources of which none can be used."""
+    silent = all(failure.error == UNREACHABLE for failure in failures)
+    return (NothingReached if silent else NothingToDo)(pipeline, failures)
+
+
 def prepare(
     config: CaptionConfig,
     launcher: Launcher,
@@ -125,7 +138,7 @@ def prepare(
     selection = Selection(recursive=config.recursive, extensions=config.extensions)
     files, failures = find_media(config.sources, selection, config.limit, config.prompt_for)
     if not files:  # said before a model is looked for, or downloaded
-        raise NothingToDo(pipelines[0], failures)
+        raise _nothing_to_do(pipelines[0], failures)
     refuse_beside(files, config)
     model, pipeline, digests = _model_for(
         config, launcher, store, pipelines, announce, read_weights=read_weights, alone=alone
@@ -134,14 +147,14 @@ def prepare(
         files, digests, lambda kind: model.prompt_for(config, kind), store, progress, fetch=fetch
     )
     if not readable:
-        raise NothingToDo(pipeline, [*failures, *unreadable])
+        raise _nothing_to_do(pipeline, [*failures, *unreadable])
     readable, contents = under_prompts(readable, contents, config)
     asked = contents
     contents, said = filled(readable, contents, store)
     said += [] if fetch else unread_note(readable)
     readable, contents, odd = without_placeholders(readable, contents, asked, model)
     if not readable:
-        raise NothingToDo(pipeline, [*failures, *unreadable, *odd])
+        raise _nothing_to_do(pipeline, [*failures, *unreadable, *odd])
     refuse_summary(config, model)
     refuse_previous(contents, model)
     job = _job_of(config, store, model, pipeline)

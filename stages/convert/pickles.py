@@ -31,6 +31,8 @@ PARALLEL = "module."
 """Beginning of all names where training ran on several GPUs."""
 PICKLE_BYTES = 64 << 20
 """Most bytes of the pickle in an archive: a tensor takes 200."""
+LITTLE = b"little"
+"""What an archive of this machine's byte order says."""
 GLOBAL = re.compile(r"GLOBAL (\S+)")
 """What a pickle asks for, in torch's words."""
 LOCAL_HEADER = struct.Struct("<26xHH")
@@ -106,9 +108,12 @@ def _members(path: Path) -> tuple[dict[int, Member], str]:
     with open_regular(path) as file, zipfile.ZipFile(file) as archive:
         entries = archive.infolist()
         for entry in entries:
-            if entry.filename.endswith("/data.pkl") and entry.file_size > PICKLE_BYTES:
+            # All but the bytes of tensors is read whole, here or by torch.
+            if "/data/" not in entry.filename and entry.file_size > PICKLE_BYTES:
                 raise ValueError("more is said of the tensors than there can be")
-            if entry.filename.endswith("/byteorder") and archive.read(entry) != b"little":
+            if entry.filename.endswith("/byteorder") and (
+                entry.file_size != len(LITTLE) or archive.read(entry) != LITTLE
+            ):
                 raise ValueError("the numbers are of a machine of the other kind")
             file.seek(entry.header_offset)
             name, extra = LOCAL_HEADER.unpack(file.read(LOCAL_HEADER.size))

@@ -109,7 +109,8 @@ def work(job: dict[str, Any], report: Report, origin: Origin) -> int:
             report.send(STUCK)
             os._exit(1)
 
-    with Sampler(job["device"], report.memory, each, own=job["stays"]) as memory:
+    sampler = Sampler(job["device"], report.memory, each, own=job["stays"], started=started)
+    with sampler as memory:
         try:
             with gc_frozen():
                 entry = load_entry(job["entry"], job["arguments"])

@@ -74,14 +74,16 @@ class Sampler:
         each: Callable[[ProcessMemory], None] | None = None,
         *,
         own: bool = False,
+        started: float | None = None,
     ) -> None:
+        """`started` is the moment from which seconds count, by `time.monotonic`; None: now."""
         self._device = device
         self._tell = tell
         self._each = each
         self._own = own
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._follow, name="memory", daemon=True)
-        self._started = time.monotonic()
+        self._started = time.monotonic() if started is None else started
         self._next_point = 0.0
         self._told = (0, 0)
         self.peak_host_bytes = 0

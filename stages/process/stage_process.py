@@ -85,8 +85,7 @@ class StageProcess:
         self._listen = listen
         self._stays = stays
         self._files = ModelFiles.from_json(arguments.get("files", {}))
-        # What is there of others that stay comes and goes: it is no baseline.
-        used = 0 if stays else device_used_bytes(device)
+        used = 0 if stays else device_used_bytes(device)  # of others that stay, it comes and goes
         self.outcome = StageOutcome(name=name, baseline_before_bytes=used)
         self._log_start = 0
         self._started = time.monotonic()
@@ -176,7 +175,7 @@ class StageProcess:
         return True
 
     def stop(self) -> None:
-        """End the stage: asked first, killed when it does not answer; what it published stays."""
+        """End the stage: asked first, killed when it does not answer. What it published stays."""
         if self._process.poll() is not None:
             return
         self._process.send_signal(signal.SIGTERM)
@@ -239,9 +238,9 @@ class StageProcess:
 
 def _fresh(job: int, output: IO[bytes], events: int) -> "subprocess.Popen[bytes]":
     """Start a stage as a process that imports for itself."""
-    told = [str(job), str(os.getpid()), str(events)]
+    given = ["stages.process.child", str(job), str(os.getpid()), str(events)]
     return subprocess.Popen(
-        [sys.executable, "-P", "-m", "stages.process.child", *told],
+        [sys.executable, "-P", "-m", *given],
         stdin=subprocess.DEVNULL,
         stdout=output,
         stderr=subprocess.STDOUT,
