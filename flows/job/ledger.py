@@ -148,9 +148,9 @@ class Ledger:
     def forget_failures(self, media: Sequence[Medium]) -> None:
         """Let everything that failed before be tried again."""
         self.failures.drop([m.digest for m in media])
-        for stage in self.pipeline:
-            if stage.refuses:
-                self.refused[stage.name].drop([t[stage.writes] for t in self.tasks(media)])
+        for stage in (each for each in self.pipeline if each.refuses):
+            again = [each for task in self.tasks(media) for each in self.answers(task)]
+            self.refused[stage.name].drop([task[stage.writes] for task in again])
 
     def tasks(self, media: Iterable[Medium]) -> list[Task]:
         """Return every chunk of the media whose chunks are known, in order."""

@@ -4,6 +4,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 from urllib.parse import quote
 
@@ -57,7 +58,14 @@ def failure_of(job: Job, names: Mapping[str, str], stage: str, event: Failed) ->
     """Return what a stage told of a medium, or of a chunk's features, with a file's name."""
     told, made = event.media, STAGES[stage].writes
     if STAGES[stage].reads:
-        chunks = (task for task in job.ledger.tasks(job.media) if task[made] == told)
+        tasks = job.ledger.tasks(job.media)
+        chunks = (
+            task
+            for task in chain(
+                tasks, (other for each in tasks for other in job.ledger.answers(each))
+            )
+            if task[made] == told
+        )
         told = next((task.medium.digest for task in chunks), told)
     return {
         "media_path": names.get(told, ""),

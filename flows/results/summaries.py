@@ -5,9 +5,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from artifacts.captions import write_jsonl
+from artifacts.captions import Failure, write_jsonl
 from artifacts.keys import digest_of
 from artifacts.packs import RecordSet
+from artifacts.record_union import refresh_together
 from artifacts.words import counted
 from flows.job.media_files import MediaFile
 from flows.job.namespaces import namespace_aside
@@ -52,6 +53,8 @@ class Story:
     """A video of which all that can be captioned is captioned."""
 
     file: MediaFile
+    digest: str
+    """Digest of its content."""
     texts: list[tuple[float, float, str]]
     """Start, end and caption of each chunk, in order."""
     lost: int
@@ -70,7 +73,7 @@ def stories(job: Job) -> Iterator[Story]:
         kept = [*unrejected(captions)]
         if kept and len(captions) >= len(tasks) - lost:
             texts = [(each.start, each.end, each.caption) for each in kept]
-            yield Story(file=file, texts=texts, lost=lost)
+            yield Story(file=file, digest=medium.digest, texts=texts, lost=lost)
 
 
 def how_said(job: Job) -> dict[str, Any]:
@@ -93,7 +96,9 @@ class Summaries:
         self._job = job
         self._stage = stage
         self._how = how_said(job)
-        self._records = [(s, self._of(s)) for s in job.model.settings["language"]]
+        every = job.model.settings["language"]
+        self._records = [(s, self._of(s, stage.writes)) for s in every]
+        self._failures = [(s, self._of(s, "failures")) for s in every]
 
     def namespace(self, settings: PartSettings) -> str:
         """Return the namespace of what is said in these settings."""
@@ -112,13 +117,41 @@ class Summaries:
                 return settings, records.meta(key)
         return None
 
+    def is_missing(self, story: Story) -> bool:
+        """Return whether a video has no summary, and may have one."""
+        return self.of(story) is None and self._failure(story) is None
+
+    def _failure(self, story: Story) -> Mapping[str, Any] | None:
+        for settings, records in self._failures:
+            if (key := self.key(story, settings)) in records:
+                return records.meta(key)
+        return None
+
+    def failures(self) -> Iterator[Failure]:
+        """Yield the videos on which the model raised, and that have no summary."""
+        for story in stories(self._job):
+            why = self._failure(story)
+            if why is not None and self.of(story) is None:
+                yield Failure(
+                    media_path=story.file.media_path,
+                    source=story.file.source,
+                    stage=self._stage.name,
+                    error=why["kind"],
+                    message=why["message"],
+                    hint=why["hint"],
+                )
+
+    def forget_failures(self) -> None:
+        """Let the videos that failed before be tried again."""
+        for settings, records in self._failures:
+            records.drop([self.key(story, settings) for story in stories(self._job)])
+
     def refresh(self) -> None:
         """See what was published since."""
-        for _, records in self._records:
-            records.refresh()
+        refresh_together(*(records for _, records in [*self._records, *self._failures]))
 
-    def _of(self, settings: PartSettings) -> RecordSet:
-        return RecordSet(self._job.store, self._stage.writes, self.namespace(settings))
+    def _of(self, settings: PartSettings, kind: str) -> RecordSet:
+        return RecordSet(self._job.store, kind, self.namespace(settings))
 
     def rows(self) -> Iterator[SummaryRow]:
         """Yield the lines of the videos of which a summary is there."""

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import partial
 
+from artifacts.captions import write_jsonl
 from artifacts.errors import Interrupted, Killed, ModelChanged, PenstockError
 from artifacts.pack_object import DamagedRecord
 from artifacts.shards import DATASET
@@ -68,10 +69,19 @@ class Sequence:
         with self._recorded(write):
             self._waves(write)
             if job.config.summary:
-                result.summaries = SummariesStep(job, self._record, self._steps.once).make()
+                self._summarize(result)
             self._write_data_sets(result)
         result.warnings += result.notes()
         return result
+
+    def _summarize(self, result: RunResult) -> None:
+        """Make the summaries, and note the videos of which none can be made among the failures."""
+        step = SummariesStep(self._job, self._record, self._steps.once)
+        result.summaries = step.make()
+        if step.failures:
+            result.written.failures = [*result.failures, *step.failures]
+            write_jsonl(self._job.out / "failures.jsonl", result.failures)
+            self._record.fails(result.failures)
 
     def _write_data_sets(self, result: RunResult) -> None:
         """Write what is made of all captions together, and cuts clips."""

@@ -201,7 +201,7 @@ class Steps:
             if outcome.items:
                 self._ladder.worked(name)
             self._single_items.fit(stage, work.tasks, outcome.too_large)
-            if not (outcome.items or outcome.too_large):
+            if not (outcome.items or outcome.too_large or outcome.failures):
                 break  # whatever it is that is missing, the stage does not make it
 
     def _run(

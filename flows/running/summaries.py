@@ -4,6 +4,7 @@ half alone, and is told captions."""
 from collections.abc import Iterator
 from functools import partial
 
+from artifacts.captions import Failure
 from artifacts.errors import Killed
 from flows.job.launch import KILLS, StageCall
 from flows.job.prepare import Job
@@ -27,11 +28,15 @@ class SummariesStep:
         self._record = record
         self._once = once
         self._summaries = Summaries(job, STAGE)
+        self.failures: list[Failure] = []
+        """Videos of which no summary can be made, once all were tried."""
 
     def make(self) -> int:
         """Make the summaries that are not in the store, write all, and return their number. What
         is there is written however it ends. Raises PenstockError."""
         kills = 0
+        if self._job.config.retry_failed:
+            self._summaries.forget_failures()
         try:
             while missing := list(self._some_missing()):
                 least = sum(nodes_of(len(story.texts)) for story in missing)
@@ -45,6 +50,7 @@ class SummariesStep:
         finally:
             written = self._summaries.write()
             self._record.value["summaries"] = len(written)
+            self.failures = list(self._summaries.failures())
         texts = sum(sum(row.levels) for row in written)
         self._record.expect(STAGE.name, texts, texts)
         return len(written)
@@ -53,7 +59,7 @@ class SummariesStep:
         """Yield videos without a summary, as many as one process is told."""
         told = 0
         for story in stories(self._job):
-            if self._summaries.of(story) is None and told < CAPTIONS_AT_ONCE:
+            if told < CAPTIONS_AT_ONCE and self._summaries.is_missing(story):
                 told += len(story.texts)
                 yield story
 
@@ -65,7 +71,11 @@ class SummariesStep:
             "store": job.store.url,
             "namespace": self._summaries.namespace(settings),
             "media": [
-                {"key": self._summaries.key(story, settings), "texts": story.texts}
+                {
+                    "digest": story.digest,
+                    "key": self._summaries.key(story, settings),
+                    "texts": story.texts,
+                }
                 for story in some
             ],
             "context": rung.context,

@@ -13,6 +13,7 @@ STAGE = Stage(
     job=DecodeJob,
     prompted=True,
     limited=True,
+    refuses=True,
     output_version=OUTPUT_VERSION,
     entry="stages.decode.run:run",
     verb="captioning",

@@ -1,8 +1,7 @@
 """Decides which batches an engine is given of what a job lacks; knows no engine and no model."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 
-from artifacts.packs import RecordSet
 from stages.memory.shrinking import pieces
 
 Batch = list[dict[str, str]]
@@ -11,9 +10,9 @@ PLACES = ("key", "instead")
 """Names of a member's keys: of what the engine makes, and of the other that answers as well."""
 
 
-def lacking(batch: Batch, answers: Sequence[RecordSet]) -> list[str]:
-    """Return the keys of members that have no caption in any record set; those are in the order of
-    `PLACES`."""
+def lacking(batch: Batch, answers: Sequence[Container[str]]) -> list[str]:
+    """Return the keys of members that have neither a caption nor a failure in any of the unions;
+    those are in the order of `PLACES`."""
     return [
         member["key"]
         for member in batch

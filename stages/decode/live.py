@@ -14,10 +14,12 @@ from artifacts.packs import Record, RecordSet
 from artifacts.store import open_store
 from artifacts.tensors import RecordGone
 from stages.decode.engines import choice_of, engine_of
+from stages.decode.faults import STAGE, failing, settled
 from stages.decode.job import DecodeJob
 from stages.decode.prompts import ContextExceeded
 from stages.decode.protocol import Asked, Said, Speaker
 from stages.decode.stored import read_features
+from stages.memory.item_faults import ItemFaults
 from stages.memory.shrinking import Shrinking
 from stages.models.prefetch import prefetched
 from stages.process.events import TOO_LONG, UNSUPPORTED, Words
@@ -41,13 +43,16 @@ def run_live(job: DecodeJob, report: Report) -> None:
         return [asked for member in batch for asked in _read(features, member, report)]
 
     batches: Iterator[list[ToldWork]] = iter(ToldBatches(job.live))
+    faults = ItemFaults(STAGE, failing(report))
     for begun in batches:
         asked = read(begun)
-        if asked:
+        name, raised = settled(speaker, map(_shortened, asked), faults)
+        asked = [one for one in asked if one.member["key"] not in raised]
+        if name is not None:
             break
     else:
         return
-    engine = engine_of(speaker.settle(_shortened(asked[0])))
+    engine = engine_of(name)
     report.note(engine=engine.name)
     if engine is not first and job.instead:
         answers.reverse()
@@ -80,7 +85,7 @@ def run_live(job: DecodeJob, report: Report) -> None:
         report.send(Words(key=one.member["key"], caption=text, tokens=tokens))
 
     speaker.overhear(overheard)
-    shrinking = Shrinking(report, lambda: speaker.say(asked[:1]))
+    shrinking = Shrinking(report, lambda: speaker.say(asked[:1]), faults)
     coming = (found for _, found in prefetched(batches, read))
     with contextlib.closing(coming):
         for some, said in speaker.run(filter(None, chain([asked], coming)), shrinking):

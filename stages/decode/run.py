@@ -13,11 +13,12 @@ from typing import Any
 from artifacts.claims import turns_at
 from artifacts.pack_object import QUARANTINE, DamagedRecord, put_aside, read_header
 from artifacts.packs import Record, RecordSet
-from artifacts.record_union import record_sets_of
+from artifacts.record_union import RecordUnion, record_sets_of
 from artifacts.store import Store, open_store
 from artifacts.tensors import RecordGone
 from stages.decode.batches import Batch, by_chunk, in_pieces, lacking, swapped, talkative_first
 from stages.decode.engines import choice_of, engine_of
+from stages.decode.faults import DecodeFaults, samples_of, settled, without
 from stages.decode.generation import Generation
 from stages.decode.job import DecodeJob
 from stages.decode.live import run_live
@@ -50,8 +51,10 @@ def run(told: dict[str, Any], report: Report) -> None:
         return
     first = choice_of(job.engine)[0]
     store = open_store(job.store)
-    captions = [("captions", n) for n in (job.namespace, job.instead) if n]
-    features, *answers = record_sets_of(store, ("features", job.features_namespace), *captions)
+    names = [name for name in (job.namespace, job.instead) if name]
+    places = [(kind, name) for name in names for kind in ("captions", "failures")]
+    features, *held = record_sets_of(store, ("features", job.features_namespace), *places)
+    answers = [RecordUnion(held[at : at + 2]) for at in range(0, len(held), 2)]
     batches = [batch for batch in job.batches if lacking(batch, answers)]
     report.total(sum(len(lacking(batch, answers)) for batch in batches))
     if not batches:
@@ -73,8 +76,13 @@ def run(told: dict[str, Any], report: Report) -> None:
                 hint="Run the same command again: it encodes them anew",
             ) from error
 
-    sample = next(m for m in reversed(batches[-1]) if m["key"] in lacking([m], answers))
-    engine = engine_of(speaker.settle(*read([sample])))
+    faults = DecodeFaults(job.batches, answers, report)
+    samples = (asked for sample in samples_of(batches, answers) for asked in read(sample))
+    name, raised = settled(speaker, samples, faults.items)
+    if name is None:
+        faults.items.close()
+        return
+    engine, batches = engine_of(name), without(batches, raised)
     if engine is not first:
         batches = in_pieces(batches, job.batch_instead)
         if job.instead:
@@ -94,20 +102,21 @@ def run(told: dict[str, Any], report: Report) -> None:
             report.item(key, tokens=tokens[key])
         turns.done(tokens)
 
-    shrinking = Shrinking(report, lambda: speaker.say(read(batches[-1][-1:])))
+    shrinking = Shrinking(report, lambda: speaker.say(read(batches[-1][-1:])), faults.items)
     retries = Generation.of(job.generation).retry_loops
     again: list[dict[str, str]] = []
     beside: dict[str, Any] = {**engine.meta}
     if job.generation:
         beside["generation"] = job.generation
     with (
-        turns_at(store, *answers) as turns,
+        turns_at(store, *(each for union in answers for each in union.record_sets)) as turns,
         write_behind(publish) as later,
         contextlib.closing(
             asked
             for _, asked in prefetched(turns.mine(batches, partial(lacking, answers=answers)), read)
         ) as ready,
     ):
+        faults.done = turns.done
         for asked, said in speaker.run(ready, shrinking):
             records = []
             for one, words in zip(asked, said, strict=True):
@@ -119,6 +128,7 @@ def run(told: dict[str, Any], report: Report) -> None:
         for asked in (read([member]) for member in again if member["key"] in wanted):
             for some, said in shrinking.through(asked, lambda one: one.member["key"], speaker.say):
                 later([_record(beside, *pair) for pair in zip(some, said, strict=True)])
+        faults.items.close()
     report.note(**speaker.findings())
 
 

@@ -35,6 +35,7 @@ def run(told: dict[str, Any], report: Report) -> None:
     job = job_of(EmbedJob, told)
     cut = job.tiles != OFF
     making = Making(
+        stage="embed",
         kind="embeddings",
         read=partial(read_parts, job) if cut else read_pictures,
         record=record_of,

@@ -9,13 +9,14 @@ from typing import Any
 import torch
 from torch.nn.functional import normalize
 
-from artifacts.errors import CannotFit
+from artifacts.errors import CannotFit, UsageError
 from artifacts.packs import Record, RecordSet
 from artifacts.store import open_store
 from artifacts.vectors import vector_record
 from stages.embed_texts.job import TextsJob
 from stages.embed_texts.line import LogitLine, line_of
 from stages.embed_texts.reading import TextReader
+from stages.memory.item_faults import ItemFault, ItemFaults
 from stages.memory.shrinking import Shrinking, pieces
 from stages.models.halves.vectors import text_vectors
 from stages.models.loading import ModelJob, facts
@@ -25,6 +26,7 @@ from stages.process.job import job_of
 from stages.process.live import lines_of
 from stages.process.report import Report
 
+STAGE = "embed_texts"
 LINE_TEXTS = 3
 """Texts of which logits are asked to find the line."""
 
@@ -44,8 +46,11 @@ def run(told: dict[str, Any], report: Report) -> None:
     for asked in lines_of(job.live):
         for each in asked:
             with contextlib.suppress(CannotFit):  # a sentence of any length: the others may fit
-                records.publish([making.record(each["key"], each["groups"])])
-                report.send(Published(keys=(each["key"],)))
+                try:
+                    records.publish([making.record(each["key"], each["groups"])])
+                    report.send(Published(keys=(each["key"],)))
+                except UsageError as error:
+                    report.failure(each["key"], "model", error.message, error.hint)
             records.leave([each["key"]])
 
 
@@ -60,16 +65,18 @@ class _Making:
         self._reader: TextReader = self._half.use(lambda model: TextReader(processor, model))
 
     def record(self, key: str, groups: Sequence[Sequence[str]]) -> Record:
-        """Return the record of the vectors of these groups. Raises CannotFit."""
+        """Return the record of the vectors of these groups. Raises CannotFit, and UsageError where
+        the model raises on one of the texts."""
         texts = [text for group in groups for text in group]
-        shrinking = Shrinking(self._report, lambda: self._compute(texts[:1]))
-        every = torch.cat(
-            [
-                made
-                for batch in pieces(texts, self._batch)
-                for _, made in shrinking.through(batch, str, self._compute)
-            ]
-        )
+        faults = ItemFaults(STAGE, _refuse, min(len(texts), self._batch))
+        shrinking = Shrinking(self._report, lambda: self._compute(texts[:1]), faults)
+        made = [
+            vectors
+            for batch in pieces(texts, self._batch)
+            for _, vectors in shrinking.through(batch, str, self._compute)
+        ]
+        faults.close()
+        every = torch.cat(made)
         line: LogitLine = self._half.use(lambda model: _line(model, self._reader, texts))
         record = vector_record(key, mean_directions(every, list(map(len, groups))).numpy())
         cut = {"cut": self._reader.cut(texts), "tokens": self._reader.most}
@@ -80,6 +87,13 @@ class _Making:
             lambda model: text_vectors(model, self._reader.inputs(some))
         )
         return made.float().cpu()
+
+
+def _refuse(text: str, fault: ItemFault) -> None:
+    raise UsageError(
+        f"the model's own code fails on the text {text[:80]!r} ({fault})",
+        hint="Leave that text out, or give another model",
+    )
 
 
 def _line(half: Any, reader: TextReader, texts: Sequence[str]) -> LogitLine:

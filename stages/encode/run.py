@@ -1,7 +1,6 @@
 """The encode stage: frame chunks to feature records, in one process for a whole wave. It knows
 neither prompts nor the language half."""
 
-import contextlib
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -9,13 +8,13 @@ from typing import Any
 from artifacts.packs import Record, RecordSet
 from artifacts.tensors import pack_tree
 from stages.encode.job import EncodeJob
-from stages.models.encoding.chunks import REFUSALS, Refusal, read_chunk
+from stages.memory.item_faults import item_fault
+from stages.models.encoding.chunks import Refusal, read_chunk
 from stages.models.encoding.run import Making, encode_all
 from stages.models.halves.records import FeatureRecord
 from stages.models.loading import ModelJob
 from stages.models.loading import warm as warm
 from stages.models.processors.prepare import Clip, Prepared, prepare
-from stages.process.exit_diagnosis import out_of_memory
 from stages.process.job import job_of
 from stages.process.report import Report
 
@@ -28,6 +27,7 @@ def run(told: dict[str, Any], report: Report) -> None:
     one."""
     job = job_of(EncodeJob, told)
     making = Making(
+        stage="encode",
         kind="features",
         read=partial(read_member, count=job.frames_a_video),
         record=_record,
@@ -48,11 +48,13 @@ def read_member(
             clip = shown(clip, count)
         try:
             return prepare(processor, clip, prompt)
-        except REFUSALS as error:
-            if clip.kind == "video" and len(clip.frames) == 1 and not out_of_memory(error):
-                with contextlib.suppress(*REFUSALS):
-                    return prepare(processor, shown(clip, 2), prompt)
-            raise
+        except Exception as error:
+            if clip.kind != "video" or len(clip.frames) != 1 or item_fault(error) is None:
+                raise
+            try:
+                return prepare(processor, shown(clip, 2), prompt)
+            except Exception as other:
+                raise (error if item_fault(other) else other) from None
 
     return read_chunk(record_set, member, prepared)
 

@@ -6,6 +6,7 @@ been chosen from the start. Of batches that go through together, fewer do before
 smaller, because a batch decides the bytes of its rows.
 
 `attempt` runs a piece and tells an allocator's refusal from every other error, which it raises.
+Where a model raises on a piece its items are tried alone, and one that raises alone fails by name.
 After a refusal the memory is given back, the new size is kept for the rest of the process and
 reported, and the piece is cut and tried again. An item that does not fit alone is reported as too
 large and left out. When three in a row fail so before any item fitted, `spare` is tried: if that
@@ -23,11 +24,13 @@ from functools import partial
 from typing import TypeVar
 
 from artifacts.errors import CannotFit, PenstockError
+from stages.memory.item_faults import ItemFault, ItemFaults, item_fault
 from stages.process.exit_diagnosis import memory_words
 from stages.process.report import Report
 
 Member = TypeVar("Member")
 Made = TypeVar("Made")
+Tried = tuple[list[Made], str | None, ItemFault | None]
 
 HOPELESS = 3
 """Items that fail one after the other, each alone, before any went through, until the fault may not
@@ -91,13 +94,16 @@ def tighter(batch: int, block: int) -> tuple[int, int]:
 
 
 class Shrinking:
-    """The sizes that one process goes down to for batches that do not fit; the size that fits is
-    kept."""
+    """The sizes that one process goes down to for batches that do not fit, and keeps."""
 
-    def __init__(self, report: Report, spare: Callable[[], object]) -> None:
+    def __init__(
+        self, report: Report, spare: Callable[[], object], faults: ItemFaults | None = None
+    ) -> None:
         """Remember `spare`, which computes some other item: where that fits, the fault is with
-        those that do not."""
+        those that do not. An item on which the model raises is added to `faults`; without them,
+        such an error is raised."""
         self._report = report
+        self.faults = faults
         self._spare = spare
         self._size = 0
         """Largest piece; 0: no batch has failed yet."""
@@ -124,12 +130,14 @@ class Shrinking:
             some = cut[:count]
             if cut[count:]:
                 waiting.append(cut[count:])
-            if len(some) == 1:
-                yield from self.through(some[0], key, lambda piece: compute([piece])[0])
+            one = len(some) == 1
+            made, words, fault = ([], None, None) if one else self.tried(partial(compute, some))
+            if one or fault is not None:
+                for batch in some:
+                    yield from self.through(batch, key, lambda piece: compute([piece])[0])
                 continue
-            made, words = attempt(partial(compute, some))
             if words is None:
-                self._went, self._failed = True, 0
+                self.fitted()
                 yield from zip(some, made.pop(), strict=True)
                 continue
             largest, failed = max(map(len, some)), sum(map(len, some))
@@ -143,17 +151,23 @@ class Shrinking:
         key: Callable[[Member], str],
         compute: Callable[[Sequence[Member]], Made],
     ) -> Iterator[tuple[Sequence[Member], Made]]:
-        """Yield each piece with what `compute` made of it, in order. An item that does not fit even
-        alone is reported and left out. Raises CannotFit when nothing fits."""
+        """Yield each piece with what `compute` made of it, in order. An item that fails alone, for
+        want of memory or by the model, is left out. Raises CannotFit when nothing fits."""
         waiting = [batch]
         while waiting:
             piece = waiting.pop()
             if 0 < self._size < len(piece):
                 waiting += pieces(piece, self._size)[::-1]
                 continue
-            made, words = attempt(partial(compute, piece))
+            made, words, fault = self.tried(partial(compute, piece))
+            if fault is not None:
+                if len(piece) > 1:
+                    waiting += pieces(piece, 1)[::-1]
+                else:
+                    self.fail(piece[0], fault)
+                continue
             if words is None:
-                self._went, self._failed = True, 0
+                self.fitted()
                 yield piece, made.pop()
                 continue
             if len(piece) > 1:
@@ -178,9 +192,31 @@ class Shrinking:
         self._report.rung(self._size, failed=failed, error=words[:200])
         return self._size
 
+    def tried(self, compute: Callable[[], Made]) -> tuple[list[Made], str | None, ItemFault | None]:
+        """Do as `try_items` where items may fail, else as `attempt`."""
+        return (*attempt(compute), None) if self.faults is None else try_items(compute)
+
+    def fail(self, item: object, fault: ItemFault) -> None:
+        """Let an item fail on which the model raised alone."""
+        assert self.faults is not None
+        self.faults.add(item, fault)
+
     def fitted(self) -> None:
         """Remember that something fitted: what does not is then too large by itself."""
         self._went, self._failed = True, 0
+        if self.faults is not None:
+            self.faults.went()
+
+
+def try_items(compute: Callable[[], Made]) -> Tried[Made]:
+    """Do as `attempt`, and return an error of the model's own code, too, in place of a result."""
+    try:
+        return *attempt(compute), None
+    except Exception as error:
+        fault = item_fault(error)
+        if fault is None:
+            raise
+    return [], None, fault
 
 
 def attempt(compute: Callable[[], Made]) -> tuple[list[Made], str | None]:

@@ -37,7 +37,8 @@ class SummaryJob(HalfJob):
     namespace: str
     """Namespace of the summaries."""
     media: list[dict[str, Any]]
-    """`key` of each medium's summary, and its `texts`: start, end and caption of each chunk."""
+    """`digest` of each medium, `key` of its summary, and its `texts`: start, end and caption of
+    each chunk."""
     asked: str = SUMMARY
     """What is asked about the last texts of a medium."""
     context: int

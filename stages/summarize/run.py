@@ -8,6 +8,8 @@ from typing import Any
 from artifacts.keys import digest_of
 from artifacts.packs import Record, RecordSet
 from artifacts.store import open_store
+from stages.memory.item_faults import ItemFault, ItemFaults
+from stages.memory.shrinking import try_items
 from stages.models.loading import ModelJob, facts
 from stages.models.loading import warm as warm
 from stages.process.job import job_of, told_of
@@ -21,17 +23,35 @@ def run(told: dict[str, Any], report: Report) -> None:
     """Publish a summary of each medium that has none, and before it every text that it is made of,
     as soon as that is said."""
     job = job_of(SummaryJob, told)
-    records = RecordSet(open_store(job.store), "summaries", job.namespace)
+    store = open_store(job.store)
+    records, failures = (
+        RecordSet(store, kind, job.namespace) for kind in ("summaries", "failures")
+    )
     media = [medium for medium in job.media if medium["key"] not in records]
     if not media:
         return
     source = ModelJob.of(told_of(job))
     processor, held = source.processor(), source.hold("language")
     report.note(ready=True, **facts(held.model))
+
+    def fail(medium: dict[str, Any], fault: ItemFault) -> None:
+        meta = fault.meta("summarize")
+        failures.publish([Record(key=medium["key"], meta=meta)])
+        report.failure(medium["digest"], **meta)
+
+    faults = ItemFaults("summarize", fail, len(media) if len(media) == len(job.media) else 0)
     for medium in media:
         texts = [Told(*each) for each in medium["texts"]]
-        found = held.use(partial(_summarize, job, processor, records, report, held.confirm, texts))
-        records.publish([Record(key=medium["key"], meta=found._asdict())])
+        make = partial(_summarize, job, processor, records, report, held.confirm, texts)
+        made, words, fault = try_items(partial(held.use, make))
+        if words is not None:
+            raise MemoryError(words)
+        if fault is None:
+            faults.went()
+            records.publish([Record(key=medium["key"], meta=made.pop()._asdict())])
+        else:
+            faults.add(medium, fault)
+    faults.close()
 
 
 def _summarize(

@@ -8,13 +8,9 @@ import numpy as np
 
 from artifacts.pack_object import DamagedRecord
 from artifacts.packs import RecordSet
+from stages.memory.item_faults import item_fault
 from stages.models.processors.clip import Clip
 from stages.models.processors.side_inputs import Prepared
-from stages.process.exit_diagnosis import out_of_memory
-
-REFUSALS = (ValueError, TypeError, KeyError, IndexError, AssertionError, RuntimeError)
-"""Errors that processors raise at frames they cannot take; anything else concerns the whole
-stage."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,11 +31,12 @@ def read_chunk(
     """Read one chunk as `prepare` gives it to the encoder, or why it does not take its frames."""
     try:
         return prepare(read_clip(record_set, member))
-    except REFUSALS as error:
-        if out_of_memory(error):
+    except Exception as error:
+        fault = item_fault(error)
+        if fault is None:
             raise
-        text = " ".join(str(error).strip().split("\n")[0].split()) or type(error).__name__
-        return Refusal(message=f"the model's processor refuses these frames: {text[:160]}")
+        text = fault.message or fault.type
+        return Refusal(message=f"the model's processor refuses these frames: {text}")
 
 
 def read_clip(record_set: RecordSet, member: dict[str, Any]) -> Clip:

@@ -15,6 +15,7 @@ from artifacts.claims import OwnTurns, turns_at
 from artifacts.packs import Record, RecordSet
 from artifacts.record_union import record_sets_of
 from artifacts.store import open_store
+from stages.memory.item_faults import RETRY, ItemFault, ItemFaults
 from stages.memory.shrinking import Shrinking, blocks
 from stages.models.encoding.batch import encode_batches, overflowed, undivided
 from stages.models.encoding.chunks import Refusal
@@ -35,6 +36,8 @@ Member = dict[str, Any]
 class Making:
     """What a stage makes of the vision half, and how."""
 
+    stage: str
+    """Name of the stage."""
     kind: str
     """The kind of its records."""
     read: Callable[[RecordSet, Any, Member], Prepared | Refusal]
@@ -94,17 +97,35 @@ class Encoding:
         def last() -> object:
             return compute([[(m, self._prepared([m])) for m in self.batches[-1][-1:]]])
 
-        self._reading = Shrinking(self._report, lambda: self._prepared(self.batches[-1][-1:]))
-        shrinking, block = Shrinking(self._report, last), job.block
+        def spare() -> object:
+            return self._prepared(self.batches[-1][-1:])
+
+        self._reading = Shrinking(self._report, spare, ItemFaults(self._making.stage, self._fail))
+        faults = ItemFaults(self._making.stage, self._fail, self._first())
+        shrinking, block = Shrinking(self._report, last, faults), job.block
         depth = 1 if block else PREFETCH_BATCHES
         taking = nullcontext(OwnTurns()) if job.live else turns_at(self._store, *records)
         to_do = self._told() if job.live else blocks(self.batches, block, self._pictures)
         with taking as self._turns, write_behind(self._publish) as later:
+            self._later = later
             mine = self._turns.mine(to_do, self._lacking)
             for _, members in prefetched(mine, self._read, depth):
                 if members:
                     for _, made in shrinking.through_together(members, block, _key, compute):
                         later(made)
+            faults.close()
+
+    def _first(self) -> int:
+        """Return the size of the first batch; 0 where the half made anything of this job."""
+        members = [member for batch in self._job.batches for member in batch]
+        if self._job.live or any(member["key"] in self._records for member in members):
+            return 0
+        return len(self.batches[0])
+
+    def _fail(self, item: ToEncode, fault: ItemFault) -> None:
+        """Note that the model raises on a chunk."""
+        hint = "Send another picture, or ask another model" if self._job.live else RETRY
+        self._later([(item[0], Refusal(**fault.meta(self._making.stage, hint)))])
 
     def _told(self) -> Iterator[Sequence[list[Member]]]:
         """Yield each batch that is told, as it comes."""

@@ -26,7 +26,7 @@ from stages.decode.job import DEFAULT_ENGINE, DecodeJob
 from stages.decode.prompts import check_context, prompts_for
 from stages.decode.protocol import Asked, Listen, Said
 from stages.decode.request_settings import SETTINGS
-from stages.memory.shrinking import Shrinking, give_back
+from stages.memory.shrinking import Shrinking, give_back, try_items
 from stages.models.halves.absent import NeedsWeights
 from stages.models.halves.features import Features
 from stages.models.halves.records import merge_blank, merge_rows
@@ -119,10 +119,22 @@ class InFlight:
                 ended.append(flight)
             # Who waits for another process must not keep from it what it may wait for, too.
             if ended and (flight is None or time.monotonic() - since >= moment):
-                yield [each.asked for each in ended], [self._said(each) for each in ended]
+                yield self._words(ended, shrinking)
                 ended, since = [], time.monotonic()
         if ended:
-            yield [each.asked for each in ended], [self._said(each) for each in ended]
+            yield self._words(ended, shrinking)
+
+    def _words(self, ended: list[Flight], shrinking: Shrinking) -> tuple[list[Asked], list[Said]]:
+        """Return the rows that ended and their words, without those of which none can be made."""
+        pairs = []
+        for flight in ended:
+            said, words, fault = shrinking.tried(partial(self._said, flight))
+            if words is not None:
+                raise MemoryError(words)
+            if fault is not None:
+                shrinking.fail(flight.asked, fault)
+            pairs += [(flight.asked, one) for one in said]
+        return [asked for asked, _ in pairs], [one for _, one in pairs]
 
     def _new_loop(self, shrinking: Shrinking) -> Loop:
         return Loop(
@@ -140,7 +152,9 @@ class InFlight:
         if self._listen is None or now - flight.told < TOLD_SECONDS:
             return
         flight.told = now
-        self._listen(flight.asked, self._text(flight)[0], len(flight.said))
+        # Not told of a row that raises here, which is found out at its end.
+        for text, *_ in try_items(partial(self._text, flight))[0]:
+            self._listen(flight.asked, text, len(flight.said))
 
     def _read(self, asked: Asked) -> ReadRow:
         try:
@@ -225,8 +239,7 @@ class InFlight:
 
     def _text(self, flight: Flight) -> tuple[str, bool]:
         choosing = self._plain.choosing.of(flight.asked.member)
-        (found,) = choosing.texts_of(self._plain.processor, [flight.said])
-        return found
+        return next(iter(choosing.texts_of(self._plain.processor, [flight.said])))
 
 
 def slots_of(job: DecodeJob) -> int:

@@ -2,13 +2,14 @@
 no words.
 
 Where memory runs out at a step there are fewer slots from then on, and the rows in flight start
-anew; nobody has heard of their captions yet. A prompt that cannot be read beside them waits until
+anew; nobody has heard of their captions yet. They also do where a model raises at a step, each
+alone, so that the one it raises on is found. A prompt that cannot be read beside them waits until
 there is nothing else; so one item that is too large is told from a machine that is too small. When
 the next cannot be read either, there are fewer slots too.
 """
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -23,7 +24,7 @@ from stages.decode.engines.inflight.shape import Manner
 from stages.decode.prompts import ContextExceeded
 from stages.decode.protocol import Asked
 from stages.decode.request_settings import SETTINGS
-from stages.memory.shrinking import Shrinking, attempt, give_back
+from stages.memory.shrinking import Shrinking, give_back
 
 
 @dataclass(kw_only=True, slots=True)
@@ -86,13 +87,7 @@ class Loop:
 
     def alone(self, asked: Asked) -> Flight:
         """Return the row, decoded in slots of its own. Raises what an allocator raises."""
-        lone = Loop(
-            self._read,
-            self._shrinking,
-            self._manner,
-            slots=1,
-            late=self._late,
-        )
+        lone = Loop(self._read, self._shrinking, self._manner, slots=1, late=self._late)
         lone.counted = self.counted
         flight = lone._sit(asked, self._read(asked))
         while flight.ended is None and not asked.is_withdrawn:
@@ -112,9 +107,8 @@ class Loop:
 
     def _by_itself(self, asked: Asked) -> Iterator[Flight]:
         key = asked.member["key"]
-        for _, flight in self._shrinking.through(
-            [asked], lambda _: key, lambda _: self.alone(asked)
-        ):
+        made = self._shrinking.through([asked], lambda _: key, lambda _: self.alone(asked))
+        for _, flight in made:
             if not asked.is_withdrawn:
                 yield flight
 
@@ -139,11 +133,14 @@ class Loop:
         """Return the row, its prompt read and in a slot; None where memory ran out."""
         busy = any(self._seats)
         try:
-            read, words = attempt(partial(self._read, asked))
+            read, words, fault = self._shrinking.tried(partial(self._read, asked))
         except UsageError as error:
             if SETTINGS not in asked.member and not isinstance(error, ContextExceeded):
                 raise
             return Flight.refused(asked, error)
+        if fault is not None:
+            self._shrinking.fail(asked, fault)
+            return None
         if words is not None:
             self._alone.append(asked)
             if self._strained:
@@ -151,7 +148,10 @@ class Loop:
             self._strained = busy
             return None
         self._strained = False
-        sat, words = attempt(lambda: self._sit(asked, read.pop()))
+        sat, words, fault = self._shrinking.tried(lambda: self._sit(asked, read.pop()))
+        if fault is not None:
+            self._part([asked])
+            return None
         if words is not None:
             self._again.appendleft(asked)
             self._yield_room(words)
@@ -183,7 +183,10 @@ class Loop:
 
     def _advance(self) -> Iterator[Flight]:
         """Make a token of every row. Yield those that ended."""
-        _, words = attempt(self._step)
+        _, words, fault = self._shrinking.tried(self._step)
+        if fault is not None:
+            self._part([])
+            return
         if words is not None:
             self._yield_room(words)
             return
@@ -217,6 +220,12 @@ class Loop:
                 yield flight
             elif self._overhear is not None:
                 self._overhear(flight)
+
+    def _part(self, more: Sequence[Asked]) -> None:
+        """Start the rows in flight anew, and some more, each alone: the model raises on one."""
+        rows = [flight.asked for flight in self._seats if flight is not None]
+        self._alone.extend([*rows, *more])
+        self._leave()
 
     def _yield_room(self, words: str) -> None:
         """Have fewer slots after memory ran out, and start the rows in flight anew."""

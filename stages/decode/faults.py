@@ -1,0 +1,93 @@
+"""Notes the chunks on which the language half raises, and finds the engine that speaks in spite of
+them; knows no engine by name."""
+
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from typing import Any
+
+from artifacts.errors import StageDied
+from artifacts.packs import Record
+from artifacts.record_union import RecordUnion
+from stages.decode.batches import PLACES, Batch, lacking
+from stages.decode.protocol import Asked, Speaker
+from stages.memory.item_faults import ItemFault, ItemFaults, item_fault
+from stages.memory.shrinking import try_items
+from stages.process.report import Report
+
+STAGE = "decode"
+
+
+class DecodeFaults:
+    """The chunks of one job on which the model raises. Why is kept where their captions would be,
+    so that another model tries them."""
+
+    def __init__(
+        self, batches: Sequence[Batch], answers: Sequence[RecordUnion], report: Report
+    ) -> None:
+        """Take the batches of the job, and the record sets of its captions and failures."""
+        self._answers = answers
+        self._report = report
+        self.done: Callable[[list[str]], object] = list
+        """Function that is given the keys that nobody need wait for any more."""
+        missing = [left for batch in batches if (left := lacking(batch, answers))]
+        is_new = sum(map(len, missing)) == sum(map(len, batches))
+        self.items = ItemFaults(STAGE, self._fail, len(missing[0]) if missing and is_new else 0)
+
+    def _fail(self, one: Asked, fault: ItemFault) -> None:
+        meta = fault.meta(STAGE)
+        keys = [one.member[name] for name in PLACES if name in one.member]
+        for union in self._answers:
+            union.record_sets[1].publish([Record(key=key, meta=meta) for key in keys])
+        self._report.failure(one.member["key"], **meta)
+        self.done(keys[:1])
+
+
+def settled(
+    speaker: Speaker, samples: Iterable[Asked], faults: ItemFaults
+) -> tuple[str | None, set[str]]:
+    """Return the name of the engine that speaks, found out by the first of these chunks on which
+    the model does not raise, and the keys of those before it. The name is None where it raises on
+    all. Raises UsageError where no engine can speak, StageDied where one breaks over what the model
+    itself takes."""
+    raised: set[str] = set()
+    for asked in samples:
+        try:
+            return speaker.settle(asked), raised
+        except Exception as error:
+            broken = item_fault(error)
+            if broken is None:
+                raise
+            traceback.print_exc()
+        _, words, fault = try_items(partial(speaker.say, [asked]))
+        if words is not None:
+            raise MemoryError(words)
+        if fault is None:
+            raise StageDied(f"the {STAGE} stage failed: {broken}", hint="Give another --engine")
+        raised.add(asked.member["key"])
+        faults.add(asked, fault)
+    return None, raised
+
+
+def samples_of(batches: Sequence[Batch], answers: Sequence[RecordUnion]) -> Iterator[Batch]:
+    """Yield each member that has neither a caption nor a failure, as a batch: the last one first,
+    which is short, then in order."""
+    members = [member for batch in batches for member in batch if lacking([member], answers)]
+    for member in [*members[-1:], *members[:-1]]:
+        yield [member]
+
+
+def without(batches: Iterable[Batch], keys: set[str]) -> list[Batch]:
+    """Return the batches without the members of these keys."""
+    left = ([member for member in batch if member["key"] not in keys] for batch in batches)
+    return [batch for batch in left if batch]
+
+
+def failing(report: Report) -> Callable[[Any, ItemFault], None]:
+    """Return what refuses a request on which the model of a server raises."""
+
+    def fail(one: Asked, fault: ItemFault) -> None:
+        hint = "Send another picture or prompt, or ask another model"
+        report.failure(one.member["key"], **fault.meta(STAGE, hint))
+
+    return fail

@@ -1,0 +1,94 @@
+"""Tells an error of the model's own code on one item from a fault of the whole stage.
+
+A model's code may raise anything on an item that it was not written for, such as a picture of one
+token. Such an item fails by name, and the others go on. Where every item of the first batch raises
+the same type of error and nothing else goes through, the stage is at fault and not its items.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from artifacts.errors import PenstockError, StageDied
+from stages.process.budget import at_the_limit
+from stages.process.device_words import device_advice
+from stages.process.exit_diagnosis import first_line, memory_words
+
+OF_THE_MACHINE = (PenstockError, OSError, ImportError, MemoryError)
+"""Errors that no item causes: what this program raises on purpose, files, and libraries."""
+OF_THE_DEVICE = ("CUDA error", "CUDA driver", "CUBLAS_STATUS", "CUDNN_STATUS", "HIP error")
+"""Signs of a device that computes nothing any more, whatever the next item is."""
+MOST_TRIED = 64
+"""Items that may fail one after the other, before any goes through, until the stage gives up."""
+MOST_LETTERS = 160
+"""Letters of a library's words that are told."""
+
+
+RETRY = "Try another model; --retry-failed tries it again, and the other items are done"
+
+
+class ItemFault(NamedTuple):
+    """The error that a model raised on one item."""
+
+    type: str
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.type}: {self.message}" if self.message else self.type
+
+    def meta(self, stage: str, hint: str = RETRY) -> dict[str, str]:
+        """Return the fields of the record of the item's failure."""
+        message = f"the model's own code fails at the {stage} stage on this item ({self})"
+        return {"kind": "model", "message": message, "hint": hint}
+
+
+def item_fault(error: BaseException) -> ItemFault | None:
+    """Return the error as one of the item that was computed; None where memory, the machine or
+    this program is at fault."""
+    if not isinstance(error, Exception) or isinstance(error, OF_THE_MACHINE):
+        return None
+    words = " ".join(first_line(error).split())
+    device = any(sign in words for sign in OF_THE_DEVICE) or bool(device_advice(words))
+    if device or memory_words(error) is not None or at_the_limit():
+        return None
+    return ItemFault(type(error).__name__, words[:MOST_LETTERS])
+
+
+class ItemFaults:
+    """The items of one process on which the model raised. Until something goes through, they are
+    held back."""
+
+    def __init__(self, stage: str, fail: Callable[[Any, ItemFault], None], first: int = 0) -> None:
+        """Call `fail` with each item that fails. `first` is the size of the first batch, 0 where
+        the stage is known to work."""
+        self._stage = stage
+        self._fail = fail
+        self._first = first
+        self._held: list[tuple[Any, ItemFault]] = []
+        self._judged = first < 2
+
+    def add(self, item: Any, fault: ItemFault) -> None:
+        """Let an item fail that raised alone. Raises StageDied where the stage is at fault."""
+        if self._judged:
+            self._fail(item, fault)
+            return
+        self._held.append((item, fault))
+        if len(self._held) >= max(MOST_TRIED, self._first):
+            self.close()
+
+    def went(self) -> None:
+        """Learn that an item went through: those that raised are at fault themselves."""
+        self._judged = True
+        for item, fault in self._held:
+            self._fail(item, fault)
+        self._held.clear()
+
+    def close(self) -> None:
+        """Let the items fail that are held back. Raises StageDied where the stage is at fault."""
+        types = {fault.type for _, fault in self._held}
+        if len(types) == 1 and len(self._held) >= self._first:
+            raise StageDied(
+                f"the {self._stage} stage failed: each of {len(self._held)} items, tried alone, "
+                f"raises {self._held[0][1]}",
+                hint="None of the files is noted as failed; try another model, or other options",
+            )
+        self.went()

@@ -1,0 +1,58 @@
+"""Tiny checkpoints whose own code raises on some items, as real ones do; needs no network."""
+
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from tests.support.families import decisive, hf, text_config, tower
+from tests.support.media import picture
+from tests.support.words import template, words
+
+UNKNOWN = "quux"
+"""A word of a prompt whose token the language half has no embedding of."""
+
+
+def mistral3(folder: Path, *, knows: bool = False, blind: bool = False) -> Path:
+    """Write a Mistral3 that raises in its vision half on a single token, as of one picture of 1x1
+    pixels, or on all where it is `blind`; in its language half on a prompt with `UNKNOWN`, unless
+    it `knows` that."""
+    processor = hf.PixtralProcessor(
+        hf.PixtralImageProcessor(size={"longest_edge": 64}, patch_size={"height": 16, "width": 16}),
+        words("[IMG]", "[IMG_BREAK]", "[IMG_END]"),
+        patch_size=8,
+        spatial_merge_size=2,
+        chat_template=template("[IMG]"),
+    )
+    tokenizer = processor.tokenizer
+    if knows:
+        tokenizer.add_tokens([UNKNOWN])
+    config = hf.Mistral3Config(
+        vision_config=tower("pixtral", image_size=64, patch_size=8, head_dim=8),
+        text_config=text_config(
+            vocab_size=len(tokenizer), eos_token_id=1, model_type="mistral", sliding_window=None
+        ),
+        spatial_merge_size=2,
+        vision_feature_layer=-9 if blind else -1,
+        image_token_index=tokenizer.convert_tokens_to_ids("[IMG]"),
+    )
+    model: Any = decisive(hf.Mistral3ForConditionalGeneration(config))
+    model.generation_config.eos_token_id = 1
+    model.generation_config.pad_token_id = 0
+    tokenizer.add_tokens([UNKNOWN])
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
+
+
+def write_pictures(folder: Path, count: int, *names: str) -> None:
+    """Write pictures that the vision half takes: so many, and one of each name."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for index, name in enumerate([*(f"good{at}" for at in range(count)), *names]):
+        Image.fromarray(picture(index)).save(folder / f"{name}.png")
+
+
+def write_dot(folder: Path) -> None:
+    """Write a picture that the vision half raises on."""
+    folder.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (1, 1)).save(folder / "dot.png")

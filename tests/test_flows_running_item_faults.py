@@ -1,0 +1,182 @@
+"""An item on which the model's own code raises fails by name, and the others go on."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from artifacts.errors import StageDied
+from tests.support.dual_encoders import save_clip
+from tests.support.inside import Ran, run_inside
+from tests.support.media import write_video
+from tests.support.pipeline import Place
+from tests.support.raising import UNKNOWN, mistral3, write_dot, write_pictures
+from tests.support.serving import REAL, serving
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return mistral3(tmp_path_factory.mktemp("mistral3"))
+
+
+@pytest.fixture
+def place(tmp_path: Path, model: Path) -> Place:
+    return Place(
+        clips=tmp_path / "clips", out=tmp_path / "out", store=tmp_path / "store", model=str(model)
+    )
+
+
+def run(place: Place, **options: Any) -> Ran:
+    return run_inside(place, **{"max_new_tokens": 4, "batch_size": 4, **options})
+
+
+def said(place: Place) -> dict[str, str]:
+    return {row["media_path"]: row["caption"] for row in place.captions()}
+
+
+def failed(place: Place) -> list[tuple[str, str, str]]:
+    return [(row["media_path"], row["stage"], row["error"]) for row in place.failures()]
+
+
+@pytest.mark.slow
+def test_a_picture_that_the_encoder_raises_on_fails_alone(place: Place) -> None:
+    write_pictures(place.clips, 5)
+    write_dot(place.clips)
+    ran = run(place)
+    assert ran.result.exit_code == 1
+    assert failed(place) == [("dot.png", "encode", "model")]
+    assert "RuntimeError" in place.failures()[0]["message"]
+    (place.clips / "dot.png").unlink()
+    clean = replace(place, out=place.out / "2", store=place.out / "s")
+    assert run(clean).result.exit_code == 0
+    assert said(clean) == said(place) and len(said(place)) == 5
+
+
+def test_the_only_item_fails_by_name_and_is_not_tried_again_until_asked(place: Place) -> None:
+    write_dot(place.clips)
+    assert run(place).result.exit_code == 1
+    assert failed(place) == [("dot.png", "encode", "model")]
+    again = run(place)
+    assert again.result.exit_code == 1 and "encode" not in again.started
+    forced = run(place, retry_failed=True)
+    assert forced.result.exit_code == 1 and "encode" in forced.started
+    assert failed(place) == [("dot.png", "encode", "model")]
+
+
+@pytest.mark.slow
+def test_a_vision_half_that_raises_on_all_has_failed(place: Place, tmp_path: Path) -> None:
+    blind = replace(place, model=str(mistral3(tmp_path / "blind", blind=True)))
+    write_pictures(place.clips, 3)
+    with pytest.raises(StageDied, match="each of 3 items, tried alone, raises IndexError") as end:
+        run(blind)
+    assert end.value.exit_code == 5
+    assert blind.failures() == [] and blind.stored("failures") == {}
+    assert run(place).result.exit_code == 0
+
+
+@pytest.mark.slow
+def test_a_batch_that_raises_as_a_whole_does_not_stop_the_others(place: Place) -> None:
+    """The longest prompts come first: a batch of nothing but such as it raises on."""
+    long = [f"{UNKNOWN}-{'long' * 9}{at}" for at in range(2)]
+    write_pictures(place.clips, 2, *long)
+    ran = run(place, batch_size=2, engine="transformers", prompt="{name}")
+    assert ran.result.exit_code == 1
+    assert {name for name, *_ in failed(place)} == {f"{name}.png" for name in long}
+    assert set(said(place)) == {"good0.png", "good1.png"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["transformers", "inflight", "auto"])
+@pytest.mark.parametrize("others", [0, 3])
+def test_a_prompt_that_the_language_half_raises_on_fails_alone(
+    place: Place, engine: str, others: int
+) -> None:
+    write_pictures(place.clips, others, UNKNOWN)
+    ran = run(place, engine=engine, prompt="{name}")
+    assert ran.result.exit_code == 1
+    assert failed(place) == [(f"{UNKNOWN}.png", "decode", "model")]
+    assert "IndexError" in place.failures()[0]["message"] and len(said(place)) == others
+    assert f"failed: {UNKNOWN}.png" in ran.said
+    again = run(place, engine=engine, prompt="{name}")
+    assert again.result.exit_code == 1 and again.started == []
+    assert "decode" in run(place, engine=engine, prompt="{name}", retry_failed=True).started
+    assert failed(place) == [(f"{UNKNOWN}.png", "decode", "model")]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["transformers", "inflight"])
+def test_a_language_half_that_raises_on_all_has_failed(place: Place, engine: str) -> None:
+    write_pictures(place.clips, 3)
+    with pytest.raises(StageDied, match="raises IndexError"):
+        run(place, engine=engine, prompt=UNKNOWN)
+    assert place.failures() == [] and place.stored("failures") == {}
+
+
+@pytest.mark.slow
+def test_a_failure_of_one_model_answers_for_no_other(place: Place, tmp_path: Path) -> None:
+    write_pictures(place.clips, 1, UNKNOWN)
+    assert run(place, prompt="{name}").result.exit_code == 1
+    other = mistral3(tmp_path / "other", knows=True)
+    elsewhere = replace(place, model=str(other))
+    assert run(elsewhere, prompt="{name}").result.exit_code == 0
+    assert failed(elsewhere) == [] and len(said(elsewhere)) == 2
+    assert run(place, prompt="{name}").result.exit_code == 1
+
+
+@pytest.mark.slow
+def test_a_video_whose_summary_raises_fails_by_name_and_keeps_its_captions(place: Place) -> None:
+    place.clips.mkdir()
+    write_video(place.clips / "one.mp4", ticks=range(2), size=(32, 32))
+    options = {"summary": True, "summary_prompt": UNKNOWN}
+    assert run(place, **options).result.exit_code == 1
+    assert failed(place) == [("one.mp4", "summarize", "model")] and len(said(place)) == 1
+    again = run(place, **options)
+    assert again.result.exit_code == 1 and "summarize" not in again.started
+    assert run(place, summary=True, summary_prompt="All of it?").result.exit_code == 0
+    assert failed(place) == []
+
+
+@pytest.mark.slow
+def test_a_text_that_the_model_raises_on_is_named(tmp_path: Path) -> None:
+    from tests.support.families import hf
+
+    model = save_clip(tmp_path / "clip")
+    words = hf.AutoProcessor.from_pretrained(model)
+    words.tokenizer.add_tokens([UNKNOWN])
+    words.save_pretrained(model)
+    write_pictures(tmp_path / "clips", 2)
+    place = Place(
+        clips=tmp_path / "clips",
+        out=tmp_path / "out",
+        store=tmp_path / "store",
+        model=str(model),
+        verb="label",
+    )
+    labels = tmp_path / "labels.txt"
+    labels.write_text(f"cat\n{UNKNOWN}\n")
+    ended = place.run("--labels", str(labels))
+    assert ended.returncode == 2 and UNKNOWN in ended.stderr.splitlines()[-1]
+    labels.write_text("cat\ndog\n")
+    assert place.run("--labels", str(labels)).returncode == 0
+
+
+@pytest.mark.slow
+def test_a_request_that_raises_ends_no_half_of_a_server(tmp_path: Path, model: Path) -> None:
+    write_pictures(tmp_path, 1)
+    write_dot(tmp_path)
+    good, bad = ((tmp_path / name).read_bytes() for name in ("good0.png", "dot.png"))
+    command = [*REAL, "--caption-model", str(model)]
+    with serving(tmp_path, command=command) as server:
+
+        def ask(body: bytes, prompt: str = "What?") -> int:
+            return server.ask("POST", f"/v1/caption?prompt={prompt}", body).status
+
+        assert ask(good, UNKNOWN) == 422
+        assert ask(good) == 200
+        assert (ask(bad), ask(good, UNKNOWN), ask(good, "Where?")) == (422, 422, 200)
+        counted = server.ask("GET", "/metrics").body.decode()
+    assert not any(
+        line.startswith("penstock_restarts") and not line.endswith(" 0")
+        for line in counted.splitlines()
+    )

@@ -1,0 +1,151 @@
+"""Whose fault an error is: the item's, the stage's, or the machine's."""
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from artifacts.errors import StageDied, UsageError
+from artifacts.packs import Record, RecordSet
+from artifacts.store import open_store
+from stages.decode.engines.inflight.coming import Coming
+from stages.decode.engines.inflight.loop import Loop
+from stages.decode.engines.inflight.reading import ReadRow, read_row
+from stages.decode.engines.inflight.shape import PLAIN
+from stages.decode.protocol import Asked
+from stages.memory.item_faults import ItemFault, ItemFaults, item_fault
+from stages.memory.shrinking import Shrinking
+from stages.models.encoding.chunks import Refusal, read_chunk
+from tests.support.tiny_families.in_slots import rows_of_variant
+from tests.support.waves import events
+
+
+class Faults:
+    """What failed, by a stage whose first batch has so many items."""
+
+    def __init__(self, first: int) -> None:
+        self.failed: list[Any] = []
+        self.items = ItemFaults("encode", lambda item, fault: self.failed.append(item), first)
+
+
+def go(bad: str, *batches: str, first: int | None = None) -> tuple[list[str], list[str]]:
+    """What came out of batches with such as raise, and what failed."""
+    faults = Faults(len(batches[0]) if first is None else first)
+
+    def compute(some: Any) -> str:
+        if found := set(some) & set(bad):
+            raise (TypeError if found & {"z"} else ValueError)("no such shape")
+        return "".join(some)
+
+    with events() as (report, _):
+        shrinking = Shrinking(report, list, faults.items)
+        made = [m for b in batches for _, m in shrinking.through(b, str, compute)]
+        faults.items.close()
+    return made, faults.failed
+
+
+def test_the_items_of_a_batch_that_raises_are_tried_alone() -> None:
+    assert go("b", "abc", "de") == (["a", "c", "de"], ["b"])
+
+
+def test_the_only_item_fails() -> None:
+    assert go("a", "a") == ([], ["a"])
+
+
+def test_a_batch_of_which_all_fail_is_not_the_stage_s_fault_where_others_go_through() -> None:
+    assert go("ab", "ab", "cd") == (["cd"], ["a", "b"])
+
+
+def test_a_stage_on_which_all_raise_the_same_has_failed() -> None:
+    with pytest.raises(StageDied, match="encode stage failed: each of 3 items") as end:
+        go("abc", "ab", "c")
+    assert "ValueError: no such shape" in end.value.message
+
+
+def test_items_that_raise_different_errors_fail_each_by_itself() -> None:
+    assert go("az", "az") == ([], ["a", "z"])
+
+
+def test_a_stage_that_worked_before_is_never_at_fault() -> None:
+    assert go("ab", "ab", first=0) == ([], ["a", "b"])
+
+
+def test_a_stage_gives_up_after_so_many_items() -> None:
+    faults = Faults(2)
+    with pytest.raises(StageDied, match="each of 64 items"):
+        for at in range(100):
+            faults.items.add(at, ItemFault("ValueError", "no"))
+    assert faults.failed == []
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        UsageError("no"),
+        OSError(5, "Input/output error"),
+        ImportError("no flash_attn"),
+        MemoryError(),
+        RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+        RuntimeError("CUDA error: device-side assert triggered"),
+        KeyboardInterrupt(),
+    ],
+)
+def test_an_error_of_the_machine_is_no_item_s(error: BaseException) -> None:
+    assert item_fault(error) is None
+
+
+@pytest.mark.parametrize("error", [AttributeError("x"), ZeroDivisionError(), StopIteration()])
+def test_whatever_a_processor_raises_refuses_that_chunk_alone(
+    error: Exception, tmp_path: Path
+) -> None:
+    meta = {"times": [0.0], "height": 1, "width": 1, "start": 0.0, "end": 0.0}
+    records = RecordSet(open_store(str(tmp_path)), "frames", "aa" * 32)
+    records.publish([Record(key="one", meta=meta, payload=bytes(3))])
+
+    def prepare(clip: Any) -> Any:
+        raise error
+
+    found = read_chunk(records, {"frames": "one", "kind": "image"}, prepare)
+    assert isinstance(found, Refusal) and found.kind == "refused"
+
+
+class Breaking:
+    """A processor of logits that raises at the third token of a row."""
+
+    def __init__(self) -> None:
+        self.tokens = 0
+
+    def __len__(self) -> int:
+        return 1
+
+    def __call__(self, ids: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+        self.tokens += 1
+        if self.tokens == 3:
+            raise ValueError("no such token")
+        return logits
+
+
+@pytest.mark.slow
+def test_a_row_that_raises_at_a_step_of_its_slots_fails_alone() -> None:
+    from dataclasses import replace
+
+    model, items = rows_of_variant("llava")
+    faults = Faults(0)
+
+    def read(asked: Asked) -> ReadRow:
+        at = int(asked.member["key"])
+        row = read_row(model, *items[at], max_new_tokens=6)
+        return replace(row, processors=Breaking()) if at == 1 else row
+
+    def said(*which: int) -> dict[str, list[int]]:
+        row: Any = None
+        asked = [Asked({"key": str(at)}, row) for at in which]
+        with events() as (report, _), ThreadPoolExecutor(1) as beside:
+            loop = Loop(read, Shrinking(report, list, faults.items), PLAIN, slots=2)
+            flights = [each for each in loop.run(Coming([asked], beside)) if each is not None]
+        return {flight.asked.member["key"]: flight.said for flight in flights}
+
+    assert said(0, 1, 2, 3) == said(0, 2, 3)
+    assert [asked.member["key"] for asked in faults.failed] == ["1"]
