@@ -1,0 +1,293 @@
+"""An index replaced under a search and a server: vectors of one model are never compared with those
+of another, and an index that is away or damaged is a refusal with the reason, never a fault."""
+
+import asyncio
+import json
+import os
+import shutil
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.torch import load_file, save_file
+
+from artifacts.errors import PenstockError
+from artifacts.index.manifest import Maker, read_manifest, write_manifest
+from artifacts.index.snapshot import open_snapshot
+from artifacts.index.writing import writing
+from flows.cli.main import main
+from flows.serving.refusals import Refused
+from flows.serving.searching import ServedIndex, Wanted
+from tests.support.dual_encoders import save_clip
+from tests.support.embedding import write_pictures
+from tests.support.families import hf
+from tests.support.indexes import MAKER, WIDTH, drawn, rows
+from tests.support.serving import REAL, serving
+
+pytestmark = pytest.mark.slow
+
+SERVED = replace(MAKER, text_half="texts")
+COUNT = 20
+SWAPS = 200
+FIRST = np.array([0])
+
+
+def build(folder: Path, maker: Maker = SERVED, seed: int = 0, count: int = COUNT) -> Path:
+    vectors = drawn(count, seed)
+    if maker.width != WIDTH:
+        vectors = vectors[:, : maker.width].copy()
+    with writing(folder, maker, "a test") as writer:
+        writer.add([(rows(count), vectors)])
+    return folder
+
+
+def anew(folder: Path, maker: Maker = SERVED, seed: int = 0) -> None:
+    shutil.rmtree(folder)
+    build(folder, maker, seed)
+
+
+def told_otherwise(folder: Path, **changes: Any) -> None:
+    """Write the book anew, of another maker."""
+    manifest = read_manifest(folder)
+    write_manifest(folder, replace(manifest, maker=replace(manifest.maker, **changes)))
+
+
+def book(folder: Path, change: Callable[[bytes], bytes]) -> None:
+    path = folder / "index.json"
+    path.write_bytes(change(path.read_bytes()))
+
+
+def with_field(data: bytes, name: str, value: Any) -> bytes:
+    return json.dumps({**json.loads(data), name: value}).encode()
+
+
+def shard(folder: Path, sort: str) -> Path:
+    return next(folder.glob(f"{sort}-*"))
+
+
+def cut(path: Path) -> None:
+    """Another file in its place, which lacks the end."""
+    data = path.read_bytes()
+    path.unlink()
+    path.write_bytes(data[: len(data) // 2])
+
+
+def garbled(folder: Path) -> None:
+    path = shard(folder, "rows")
+    size = path.stat().st_size
+    path.unlink()
+    path.write_bytes(b"\xff" * size)
+    os.utime(folder / "index.json")
+
+
+def dangling(folder: Path) -> None:
+    (folder / "index.json").unlink()
+    (folder / "index.json").symlink_to(folder / "nothing.json")
+
+
+def a_folder(folder: Path) -> None:
+    (folder / "index.json").unlink()
+    (folder / "index.json").mkdir()
+
+
+def touched(change: Callable[[Path], object]) -> Callable[[Path], None]:
+    def changed(folder: Path) -> None:
+        change(folder)
+        os.utime(folder / "index.json")
+
+    return changed
+
+
+REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
+    "the folder is away": (shutil.rmtree, "cannot be read"),
+    "the book is away": (lambda folder: (folder / "index.json").unlink(), "cannot be read"),
+    "the book is a folder": (a_folder, ""),
+    "the book is a link to nothing": (dangling, "cannot be read"),
+    "the book is empty": (lambda folder: book(folder, lambda data: b""), "damaged"),
+    "half of the book": (lambda folder: book(folder, lambda data: data[:200]), "damaged"),
+    "bytes of no text": (lambda folder: book(folder, lambda data: b"\xff" * 99), "damaged"),
+    "a book of a list": (lambda folder: book(folder, lambda data: b"[1]"), "damaged"),
+    "a book nested without end": (lambda folder: book(folder, lambda data: b"[" * 99_999), ""),
+    "a later version": (
+        lambda folder: book(folder, lambda data: with_field(data, "format", 99)),
+        "version 99",
+    ),
+    "a changed number": (
+        lambda folder: book(folder, lambda data: with_field(data, "deleted_rows", 7)),
+        "damaged",
+    ),
+    "another model": (lambda folder: anew(folder, replace(SERVED, half="x"), 1), "not those"),
+    "another text half": (lambda folder: anew(folder, replace(SERVED, text_half="x")), "not those"),
+    "another recipe": (lambda folder: anew(folder, replace(SERVED, recipe="x")), "does not make"),
+    "another precision": (
+        lambda folder: anew(folder, replace(SERVED, precision="bf16")),
+        "does not make",
+    ),
+    "another width": (lambda folder: anew(folder, replace(SERVED, width=64)), "64 numbers"),
+    "a book of another model": (lambda folder: told_otherwise(folder, half="x"), "not those"),
+    "vectors are gone": (
+        touched(lambda folder: shard(folder, "embeddings").unlink()),
+        "is gone",
+    ),
+    "vectors are cut": (touched(lambda folder: cut(shard(folder, "embeddings"))), "bytes of"),
+    "identities are cut": (touched(lambda folder: cut(shard(folder, "identities"))), "bytes of"),
+    "rows are no parquet": (garbled, "cannot be read"),
+}
+
+
+def found(index: ServedIndex, seed: int = 0) -> list[str]:
+    wanted = Wanted(top=3, where="", moments=False)
+    hits = asyncio.run(index.search(drawn(1, seed)[0], "texts", (), wanted))
+    return [hit["media_path"] for hit in hits]
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_server_refuses_with_the_reason_and_goes_on_once_it_is_back(
+    tmp_path: Path, name: str
+) -> None:
+    change, words = REFUSED[name]
+    folder = build(tmp_path / "index")
+    shutil.copytree(folder, tmp_path / "kept")
+    index = ServedIndex(folder, SERVED)
+    before = found(index)
+    change(folder)
+    for _ in range(2):  # the reason is not forgotten
+        with pytest.raises(Refused) as refused:
+            found(index)
+        assert refused.value.status == 503 and words in refused.value.error
+        assert str(folder) in refused.value.error
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(tmp_path / "kept", folder)
+    assert found(index) == before
+
+
+def test_an_index_that_the_same_model_built_anew_is_searched(tmp_path: Path) -> None:
+    folder = build(tmp_path / "index")
+    index = ServedIndex(folder, SERVED)
+    stamp = (folder / "index.json").stat()
+    first = found(index, seed=1)
+    anew(folder, seed=1)
+    os.utime(folder / "index.json", ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
+    assert found(index, seed=1) != first and found(index, seed=1)[0] == "0.jpg"
+
+
+def test_an_index_that_does_not_record_the_text_half_is_searched(tmp_path: Path) -> None:
+    folder = build(tmp_path / "index")
+    index = ServedIndex(folder, SERVED)
+    before = found(index)
+    anew(folder, MAKER)
+    assert read_manifest(folder).maker.text_half is None and found(index) == before
+
+
+def test_a_hit_is_shown_also_after_another_model_built_the_index_anew(tmp_path: Path) -> None:
+    folder = build(tmp_path / "index")
+    index = ServedIndex(folder, SERVED)
+    wanted = Wanted(top=1, where="", moments=False)
+    (hit,) = asyncio.run(index.search(drawn(1)[0], "pictures", (), wanted))
+    anew(folder, replace(SERVED, half="x"))
+    assert index.row(hit["id"]).media_path == hit["media_path"]
+
+
+def test_an_index_swapped_while_it_is_opened_is_of_one_model(tmp_path: Path) -> None:
+    for name, seed in (("a", 0), ("b", 1)):
+        build(tmp_path / name, replace(SERVED, half=name), seed)
+    firsts = {name: open_snapshot(tmp_path / name).vectors(FIRST).tolist() for name in "ab"}
+    index, done = tmp_path / "index", threading.Event()
+    index.symlink_to("a")
+
+    def swap() -> None:
+        while not done.is_set():
+            for name in "ba":
+                (tmp_path / "next").symlink_to(name)
+                os.replace(tmp_path / "next", index)
+
+    thread = threading.Thread(target=swap)
+    thread.start()
+    try:
+        opened = [snapshot for _ in range(SWAPS) if (snapshot := _opened(index)) is not None]
+    finally:
+        done.set()
+        thread.join()
+    assert opened
+    for snapshot in opened:
+        assert snapshot.vectors(FIRST).tolist() == firsts[snapshot.manifest.maker.half]
+
+
+def _opened(index: Path) -> Any:
+    try:
+        return open_snapshot(index)
+    except PenstockError:  # it was swapped each time
+        return None
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Pictures, a model whose halves lie in files of their own, and an index by it."""
+    place = tmp_path_factory.mktemp("indexes")
+    (place / "media").mkdir()
+    write_pictures(place / "media")
+    clip = save_clip(place / "clip")
+    model: Any = hf.CLIPModel.from_pretrained(clip)
+    (clip / "model.safetensors").unlink()
+    model.save_pretrained(clip, max_shard_size="20KB")
+    options = ["--out", str(place / "index"), "--store", str(place / "store"), "--quiet"]
+    assert main(["index", "build", str(place / "media"), "--model", str(clip), *options]) == 0
+    return place
+
+
+def other_text_weights(model: Path) -> None:
+    """Change files that hold nothing of the vision half."""
+    changed = 0
+    for path in sorted(model.glob("*.safetensors")):
+        tensors = load_file(path)
+        if all(name.startswith("text") for name in tensors):
+            save_file({n: t * 1.5 for n, t in tensors.items()}, path, {"format": "pt"})
+            changed += 1
+    assert changed
+
+
+def other_tokenizer(model: Path) -> None:
+    path = model / "tokenizer.json"
+    told = json.loads(path.read_text())
+    told["normalizer"] = {"type": "Lowercase"}
+    path.write_text(json.dumps(told))
+
+
+@pytest.mark.parametrize("change", [other_text_weights, other_tokenizer])
+def test_words_are_not_read_by_a_model_that_changed_in_its_folder(
+    place: Path, tmp_path: Path, change: Callable[[Path], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = shutil.copytree(place / "clip", tmp_path / "clip")
+    change(model)
+    where = ["--index", str(place / "index"), "--store", str(tmp_path / "store")]
+    capsys.readouterr()
+    assert main(["search", "a dog<eos>", "--model", str(model), *where]) == 2
+    err = capsys.readouterr().err
+    assert "are not those that it was made with" in err and err.count("\n") == 1
+
+
+def test_a_server_answers_503_with_the_reason_over_http(place: Path, tmp_path: Path) -> None:
+    index = tmp_path / "index"
+    shutil.copytree(place / "index", index)
+    picture = (place / "media" / "p0.png").read_bytes()
+    command = [*REAL[:-2], "--index", str(index)]
+    with serving(tmp_path, command=command) as server:
+        asked = (("GET", "/v1/search?q=a%20dog", None), ("POST", "/v1/search", picture))
+        assert [server.ask(*each).status for each in asked] == [200, 200]
+        index.rename(tmp_path / "away")
+        answers = [server.ask(*each) for each in asked]
+        assert [each.status for each in answers] == [503, 503]
+        assert all(b"cannot be read" in each.body for each in answers)
+        shutil.copytree(tmp_path / "away", index)
+        told_otherwise(index, half="another")
+        answers = [server.ask(*each) for each in asked]
+        assert [each.status for each in answers] == [503, 503]
+        assert all(b"are not those" in each.body for each in answers)
+        assert server.ask("GET", "/healthz").status == 200
+        shutil.rmtree(index)
+        (tmp_path / "away").rename(index)
+        assert [server.ask(*each).status for each in asked] == [200, 200]
