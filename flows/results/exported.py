@@ -1,5 +1,6 @@
 """Puts a checkpoint that was judged into its place, and tells how it ended; runs no model."""
 
+import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,9 +9,10 @@ from typing import Any
 
 from artifacts.captions import Failure
 from artifacts.errors import UsageError
-from artifacts.files import write_json
+from artifacts.files import read_kept, write_json
+from artifacts.paths import refuse_foreign
 from flows.console.units import size
-from flows.job.export_asked import ExportAsked
+from flows.job.export_asked import REJECTED, RUNS, ExportAsked
 from stages.export.graph_job import GRAPHS
 from stages.export.parity import PARITY, judged, verdict_in
 from stages.models.graphs import FOLDER
@@ -18,6 +20,8 @@ from stages.models.hub.checkpoint import CONFIG
 from stages.models.shards import NOTE
 
 VECTORS = ("features", "texts")
+PLACING, FORMAT = "placing.json", 1
+"""File, among the runs, of the names that are being moved into place, and its format."""
 FIGURES = (*VECTORS, "text")
 """What figures are of."""
 
@@ -95,6 +99,12 @@ def figures_line(parity: Mapping[str, Any]) -> str:
     return "; ".join(told)
 
 
+def refuse_foreign_folder(asked: ExportAsked) -> None:
+    """Refuse a folder that holds anything but an export. Raises UsageError."""
+    records = (PARITY, f"{REJECTED}/{NOTE}", f"{REJECTED}/{CONFIG}")
+    refuse_foreign(asked.folder, (REJECTED, RUNS), records)
+
+
 def placed_before(folder: Path, recipe: Mapping[str, Any]) -> Exported | None:
     """Return the checkpoint that is in its place already. Raises UsageError where another one
     is."""
@@ -136,9 +146,22 @@ def put_into_place(asked: ExportAsked) -> Exported:
     if not (parity["passed"] or asked.accept):
         return Exported(out=asked.work, parity=parity, accepted=False)
     paths = sorted(asked.work.iterdir(), key=lambda path: (path.name == CONFIG, path.name))
+    note = asked.runs / PLACING
+    begun = read_kept(note, FORMAT)
+    ours = begun["names"] if begun else []  # of a move that was broken off
     for path in paths:
-        if path.is_dir():  # of a move that was broken off
+        if path.name not in ours and os.path.lexists(asked.folder / path.name):
+            raise UsageError(
+                f"{asked.folder / path.name} is there already, and no file of this checkpoint",
+                hint="Move it away, and run the same command again: the checkpoint is kept",
+            )
+    asked.runs.mkdir(exist_ok=True)
+    names = sorted({*ours, *(path.name for path in paths)})
+    write_json(note, {"format": FORMAT, "names": names})
+    for path in paths:
+        if path.is_dir() and path.name in ours:
             shutil.rmtree(asked.folder / path.name, ignore_errors=True)
         path.replace(asked.folder / path.name)
+    note.unlink()
     shutil.rmtree(asked.work)
     return Exported(out=asked.folder, parity=parity, accepted=True)

@@ -31,6 +31,7 @@ from flows.results.exported import (
     note_parity,
     placed_before,
     put_into_place,
+    refuse_foreign_folder,
     was_judged,
 )
 from flows.running.calls import Calls
@@ -70,6 +71,7 @@ def export(
     PenstockError; what is written stays."""
 
     def attempt() -> Exported:
+        refuse_foreign_folder(asked)
         try:
             return _Export(config, asked, display, make_launcher, on_begin).run()
         except ModelChanged:

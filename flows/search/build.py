@@ -30,6 +30,7 @@ from artifacts.index.writing import (
     within,
     writing,
 )
+from artifacts.paths import refuse_foreign
 from artifacts.remote.addresses import is_address
 from artifacts.tables import utf8
 from artifacts.vectors import vectors_in
@@ -40,6 +41,7 @@ from flows.job.launch import DirectLauncher
 from flows.job.prepare import Job
 from flows.job.versions import versions
 from flows.results.outputs import failures_of
+from flows.results.run_record import RUN_RECORD
 from flows.results.vectors import Made, VectorsWritten, frames_of, made_vectors
 from flows.running.run import LauncherMaker, make_vectors
 from flows.running.watch import OnBegin
@@ -100,6 +102,8 @@ def fill_index(
                 "in one way",
                 hint=f"Choose one: {choices}",
             )
+    if not has_manifest(folder):
+        refuse_foreign(folder, (RUN,), (f"{RUN}/{RUN_RECORD}",))
     written = make_vectors(
         replace(config, out=str(folder / RUN)),
         display,

@@ -1,0 +1,80 @@
+"""A command that owns its folder refuses one with other content."""
+
+from pathlib import Path
+
+import pytest
+
+from artifacts.errors import UsageError
+from artifacts.paths import refuse_foreign
+from flows.job.export_asked import ExportAsked
+from flows.results.exported import put_into_place, refuse_foreign_folder
+from stages.export.parity import PARITY
+
+
+@pytest.mark.parametrize("name", ["training.json", "README.md", "onnx/mine.txt", ".git/config"])
+def test_an_export_refuses_a_folder_with_files_of_somebody_else(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(UsageError, match="holds other files"):
+        refuse_foreign_folder(ExportAsked(kind="nf4", folder=tmp_path))
+    assert (tmp_path / name).read_text() == "mine"
+
+
+@pytest.mark.parametrize("name", [PARITY, "rejected/config.json", "parity/native/run.json"])
+def test_an_export_goes_on_in_a_folder_of_its_own(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / name).write_text("{}")
+    refuse_foreign_folder(ExportAsked(kind="nf4", folder=tmp_path))
+
+
+def test_a_folder_that_is_new_or_empty_is_taken_and_a_file_is_not(tmp_path: Path) -> None:
+    refuse_foreign(tmp_path / "new", (), ())
+    refuse_foreign(tmp_path, (), ())
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(UsageError, match="is not a folder"):
+        refuse_foreign(tmp_path / "file", (), ())
+
+
+@pytest.mark.parametrize("name", ["README.md", "onnx"])
+def test_a_checkpoint_is_never_put_over_what_lies_in_its_place(tmp_path: Path, name: str) -> None:
+    asked = ExportAsked(kind="nf4", folder=tmp_path, accept=True)
+    (asked.work / "onnx").mkdir(parents=True)
+    (asked.work / "README.md").write_text("the checkpoint's")
+    (asked.work / PARITY).write_text('{"passed": true, "missed": [], "recipe": {}}')
+    if name == "onnx":
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "mine.txt").write_text("mine")
+    else:
+        (tmp_path / name).write_text("mine")
+    with pytest.raises(UsageError, match="is there already"):
+        put_into_place(asked)
+    kept = tmp_path / name / "mine.txt" if name == "onnx" else tmp_path / name
+    assert kept.read_text() == "mine" and (asked.work / PARITY).exists()
+
+
+def test_a_move_that_was_broken_off_goes_on_over_its_own_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = ExportAsked(kind="nf4", folder=tmp_path, accept=True)
+
+    def write() -> None:
+        asked.work.mkdir(exist_ok=True)
+        for name in ("config.json", "model.safetensors"):
+            (asked.work / name).write_text("{}")
+        (asked.work / PARITY).write_text('{"passed": true, "missed": [], "recipe": {}}')
+
+    write()
+    moved = Path.replace
+
+    def broken(path: Path, to: Path) -> Path:
+        if path.parent == asked.work and path.name == "config.json":
+            raise KeyboardInterrupt
+        return moved(path, to)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "replace", broken)
+        with pytest.raises(KeyboardInterrupt):
+            put_into_place(asked)
+    write()
+    assert put_into_place(asked).accepted
+    assert (tmp_path / "config.json").is_file() and not asked.work.exists()
