@@ -94,7 +94,7 @@ class ContentDigests:
         if known is not None:
             return known
         stamp = stamp_of(name)
-        digest = _name_in_hub_cache(Path(name)) or hash_file(Path(name))
+        digest = name_in_hub_cache(Path(name)) or hash_file(Path(name))
         if stamp_of(name) != stamp:
             raise FileChanged(path)
         self._known[name] = Content(digest, stamp)
@@ -118,10 +118,13 @@ class ContentDigests:
 
     def known_of_model(self, path: Path) -> ModelContent | None:
         """Return the same without reading the file, as it was when it was read before, or as the
-        hub's cache names it; None where it has to be read. Raises OSError."""
+        hub's cache names it; None where it has to be read, or cannot be."""
         name = self._real.of(path)
-        stamp = model_stamp_of(name)
-        if named := _name_in_hub_cache(Path(name)):
+        try:
+            stamp = model_stamp_of(name)
+        except OSError:
+            return None
+        if named := name_in_hub_cache(Path(name)):
             return ModelContent(named, stamp)
         known = self._models.get(name)
         return known if known is not None and known.stamp == stamp else None
@@ -157,7 +160,7 @@ class ContentDigests:
         return None
 
 
-def _name_in_hub_cache(path: Path) -> str | None:
+def name_in_hub_cache(path: Path) -> str | None:
     """Return the SHA-256 that the hub's cache names a large file by. So 28 GB need not be read to
     be known."""
     name = path.name

@@ -4,6 +4,7 @@ remembered of media stays as it was."""
 import json
 import os
 import shutil
+import signal
 import time
 import zlib
 from collections.abc import Callable
@@ -12,10 +13,12 @@ from pathlib import Path
 import pytest
 
 from artifacts import keys
-from artifacts.errors import ModelChanged
+from artifacts.errors import Interrupted, ModelChanged, StageDied
 from artifacts.keys import ContentDigests
 from artifacts.model_files import ModelFiles, small_names
 from artifacts.stamps import link_stamp_of, model_stamp_of
+from flows.job.model_files import ModelDigests, with_fetched
+from stages.process.exit_diagnosis import Ending, fault_of_stage
 
 
 @pytest.fixture
@@ -175,3 +178,45 @@ def test_a_blob_that_is_named_by_its_digest_is_never_read(
         found = digests.of_model(model / "model.safetensors")
         assert found.digest == "ab" * 32 and found.stamp == model_stamp_of(blob)
         os.utime(blob)
+
+
+def test_weights_fetched_after_the_plan_are_those_that_the_hub_said(
+    model: Path, tmp_path: Path
+) -> None:
+    path, blobs = model / "model.safetensors", tmp_path / "blobs"
+    blobs.mkdir()
+    for name in ("ab" * 32, "cd" * 32):
+        (blobs / name).write_text(name)
+    path.unlink()
+    assert with_fetched(ModelFiles(), {path: "ab" * 32}) == ModelFiles(), "it is not here yet"
+    path.symlink_to(blobs / ("ab" * 32))
+    found = with_fetched(ModelFiles(), {path: "ab" * 32})
+    assert list(found.stamps) == list(found.links) == [str(path)]
+    path.unlink()
+    path.symlink_to(blobs / ("cd" * 32))
+    with pytest.raises(ModelChanged, match=r"model\.safetensors"):
+        found.check()
+    with pytest.raises(ModelChanged, match=r"model\.safetensors"):
+        with_fetched(ModelFiles(), {path: "ab" * 32})
+
+
+def test_a_file_that_changes_while_a_plan_is_made_stops_the_plan(
+    model: Path, tmp_path: Path
+) -> None:
+    path, digests = model / "config.json", ModelDigests(ContentDigests(tmp_path / "memory"))
+    digests.note(path)
+    assert digests.known(path) == digests.known(tmp_path / "missing") == ""
+    rename_in(path)
+    with pytest.raises(ModelChanged, match=r"config\.json"):
+        digests.of(path)
+
+
+def test_a_stage_that_dies_of_another_model_is_told_from_one_that_dies_of_itself(
+    model: Path, tmp_path: Path
+) -> None:
+    ending = Ending(code=-signal.SIGBUS, log=tmp_path / "log", files=planned(model))
+    assert isinstance(fault_of_stage("decode", ending), StageDied)
+    rename_in(model / "model.safetensors")
+    assert isinstance(fault_of_stage("decode", ending), ModelChanged)
+    stopped = Ending(code=-signal.SIGTERM, log=tmp_path / "log", files=ending.files)
+    assert isinstance(fault_of_stage("decode", stopped), Interrupted)

@@ -54,7 +54,7 @@ def read_profile(
     before their headers are read. Raises UsageError for a checkpoint that cannot be run,
     ModelChanged."""
     with readable(config.model):
-        for path in _weights_here(checkpoint.folder):
+        for path in filter(Path.is_file, _weights_here(checkpoint.folder)):
             files.note(path)
         limit = [config.max_pixels] if config.max_pixels else []
         key = digest_of([small, _stated(checkpoint), config.trust_remote_code, *limit])

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from artifacts.errors import ModelChanged
-from artifacts.keys import ContentDigests, digest_of
+from artifacts.keys import ContentDigests, digest_of, name_in_hub_cache
 from artifacts.model_files import HINT, ModelFiles, is_read, small_names
 from artifacts.schema import Part
 from artifacts.stamps import FileChanged, ModelFileStamp, link_stamp_of, model_stamp_of
@@ -42,10 +42,12 @@ class ModelDigests:
 
     def known(self, path: Path) -> str:
         """Return the same without reading the file; empty where that would be needed. Raises
-        OSError, ModelChanged."""
+        ModelChanged."""
         content = self._digests.known_of_model(path)
-        self.note(path)
-        return "" if content is None else content.digest
+        if content is None:
+            return ""
+        self._note(path, content.stamp)
+        return content.digest
 
     def of_small(self, path: Path) -> str:
         """Return the digest of a file beside the weights; those that no loader reads may change.
@@ -104,12 +106,16 @@ def digests_of_parts(
     }
 
 
-def with_fetched(files: ModelFiles, paths: Sequence[Path]) -> ModelFiles:
-    """Return the same with files of weights that were fetched after the plan was made: the hub says
-    what they hold."""
-    new = [path for path in paths if str(path) not in files.stamps and os.path.exists(path)]
+def with_fetched(files: ModelFiles, weights: Mapping[Path, str]) -> ModelFiles:
+    """Return the same with files of weights, each with its digest, that were fetched after the plan
+    was made: the hub said what they hold. Raises ModelChanged."""
+    new = [path for path in weights if str(path) not in files.stamps and os.path.exists(path)]
     if not new:
         return files
+    for path in new:
+        blob = name_in_hub_cache(Path(os.path.realpath(path)))
+        if blob and weights[path] not in ("", blob):
+            raise ModelChanged(f"{path} leads to another file than was planned with", hint=HINT)
     links = {str(path): link for path in new if (link := link_stamp_of(path)) is not None}
     stamps = {str(path): model_stamp_of(path) for path in new}
     return files.with_others(ModelFiles(stamps=stamps, links=links))

@@ -71,7 +71,8 @@ class Model:
 
     def files_of(self, parts: Iterable[Part]) -> ModelFiles:
         """Return the files by which parts are run, with weights that came after the plan."""
-        return with_fetched(self.files, [self.folder / name for name in self.shards(parts)])
+        shards = {self.folder / n: self.weights.get(n, "") for n in self.shards(parts)}
+        return with_fetched(self.files, shards)
 
     def best(self, part: Part) -> PartSettings:
         """Return the best settings that a part may be run in."""

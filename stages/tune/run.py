@@ -2,6 +2,7 @@
 frames nor the vision half."""
 
 import json
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -59,21 +60,26 @@ def run(told: dict[str, Any], report: Report) -> None:
     processor, held = source.processor(), source.hold("language")
     report.note(ready=True, **facts(held.model))
     report.total(job.steps)
-    held.use(partial(_tune if job.examples else _score, job, processor, report))
+    held.use(partial(_tune if job.examples else _score, job, processor, report, held.confirm))
 
 
-def _score(job: TuneJob, processor: Any, report: Report, half: Any) -> None:
+def _score(
+    job: TuneJob, processor: Any, report: Report, confirm: Callable[[], None], half: Any
+) -> None:
     """Say how near the half comes to what is held out, and train nothing."""
     lessons = _lessons(job, processor, half, job.held_out)
     end = end_of(half, processor, lessons[:4])
     lessons = [ended(lesson, end) for lesson in lessons]
     asked = (half, processor, lessons, job.rows, job.max_new_tokens)
     found = without_gradients(half, lambda: score(*asked))
+    confirm()
     write_json(Path(job.folder) / SCORE, {"captions": len(lessons), "end_token": end, **found})
     report.item("score")
 
 
-def _tune(job: TuneJob, processor: Any, report: Report, half: Any) -> None:
+def _tune(
+    job: TuneJob, processor: Any, report: Report, confirm: Callable[[], None], half: Any
+) -> None:
     folder = Path(job.folder)
     differentiable(half)
     lessons = _lessons(job, processor, half, job.examples)
@@ -117,11 +123,13 @@ def _tune(job: TuneJob, processor: Any, report: Report, half: Any) -> None:
                 exam.look(progress, trained, report)
                 board.add_held_out(progress)
             if progress.step % job.checkpoint_steps == 0 or last:
+                confirm()
                 store()
                 write_json(folder / RECORD, told(finished=False))
     for parameter, value in zip(trained, progress.best, strict=False):
         parameter.data.copy_(value)
     exam.score(progress, report)
+    confirm()
     write_adapter(half, folder, job.model)
     write_json(folder / RECORD, told(finished=True))
 
