@@ -25,6 +25,7 @@ pytestmark = pytest.mark.slow
 
 ASKERS, SILENT = 18, 20
 LETTERS = 20_000
+STUCK_SECONDS = 3.0
 GRACE_SECONDS = 30.0
 CHAT = "/v1/chat/completions"
 
@@ -63,7 +64,7 @@ def ask_all(server: Serving, first: int) -> list[Answer]:
     bodies = [question(first + n) for n in range(ASKERS)]
     headers = {"Content-Type": "application/json"}
     with ThreadPoolExecutor(ASKERS) as askers:
-        asked = [askers.submit(server.ask, "POST", CHAT, body, headers, 300) for body in bodies]
+        asked = [askers.submit(server.ask, "POST", CHAT, body, headers, 90) for body in bodies]
         return [each.result() for each in asked]
 
 
@@ -91,10 +92,12 @@ def told(what: str, seconds: list[float]) -> None:
 def test_long_prompts_at_once_are_all_answered_and_nobody_else_waits(tmp_path: Path) -> None:
     model = long_context_model(tmp_path / "model")
     command = [*PENSTOCK, "serve", "--caption-model", str(model)]
-    with serving(tmp_path, "--max-batch", "4", command=command) as server, ExitStack() as stack:
+    with serving(tmp_path, command=command) as server, ExitStack() as stack:
         kill_decode(server)
         with probed(server) as starting:
             answers = ask_all(server, 0)
+        told("while the half starts", starting)
+        assert max(starting) < 1.0
         assert [answer.status for answer in answers] == [200] * ASKERS
         with probed(server) as tried:
             answers = ask_all(server, ASKERS)
@@ -102,14 +105,22 @@ def test_long_prompts_at_once_are_all_answered_and_nobody_else_waits(tmp_path: P
         for answer in answers:
             usage = json.loads(answer.body)["usage"]
             assert usage["prompt_tokens"] > 200 and usage["completion_tokens"]
-        told("while the half starts", starting)
+        with probed(server) as stuck, ThreadPoolExecutor(1) as beside:
+            for pid in server.pids("decode"):
+                os.kill(pid, signal.SIGSTOP)
+            asking = beside.submit(ask_all, server, 2 * ASKERS)
+            time.sleep(STUCK_SECONDS)
+            kill_decode(server)
+            answers = asking.result()
+        told("while the half stands still, and when it dies", stuck)
+        assert [answer.status for answer in answers] == [200] * ASKERS
         told("after its engine was tried", tried)
         with probed(server) as unread:
             for number in range(SILENT):
                 stack.callback(silent(server, 100 + number).close)
             time.sleep(2.0)
         told(f"with {SILENT} clients that never read", unread)
-        assert max(starting + tried + unread) < 1.0
+        assert max(tried + stuck + unread) < 1.0
         kill_decode(server)
         began = time.monotonic()
         server.process.send_signal(signal.SIGTERM)
