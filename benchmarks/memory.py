@@ -94,7 +94,9 @@ SETTINGS = {
 def budgets_of(told: str, weights: int) -> list[int]:
     """Bytes of `8GiB,1.3x`; the latter are times `weights`."""
     return [
-        round(float(each.removesuffix("x")) * weights) if each.endswith("x") else parse_size(each)
+        round(float(each.removesuffix("x")) * weights)
+        if each.endswith("x")
+        else parse_size(each, "--memory")
         for each in told.split(",")
     ]
 

@@ -91,6 +91,6 @@ def config_for(
         )
     named = [sources] if isinstance(sources, str | PathLike) else sources
     memory = options.get("memory")
-    size = parse_size(memory) if isinstance(memory, str) else memory
+    size = parse_size(memory, "memory") if isinstance(memory, str) else memory
     values = {**options, "memory": size}
     return CaptionConfig(sources=tuple(fspath(source) for source in named), **values)  # type: ignore[arg-type]

@@ -204,6 +204,10 @@ def test_lists_of_an_option_are_split_at_commas() -> None:
         (["caption", "a", "--store", "ftp://host/x"], "no store can be opened at ftp://host/x"),
         (["caption", "./nowhere.mp4", "--model", "demo"], "nothing to caption: ./nowhere.mp4"),
         (["cache", "gc", "--max", "12 apples"], "'12 apples' is not a size"),
+        (["cache", "gc", "--max", "500"], "--max 500: 500 bytes? Write 500GiB"),
+        (["caption", "a", "--memory", "8"], "--memory 8: 8 bytes? Write 8GiB"),
+        (["serve", "--model", "demo", "--memory", "8"], "--memory 8: 8 bytes? Write 8GiB"),
+        (["plan", "a", "--memory", "4096"], "--memory 4096: 4096 bytes? Write 4096MiB"),
         (["status", "/nowhere"], "no run has written to /nowhere"),
     ],
 )

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 
+from flows.console.units import parse_size, rounded_up, written
 from flows.planning.changes import cannot_fit, changes
 from flows.planning.choose import Choice, choices, fits
 from flows.planning.rungs import Rung
@@ -51,7 +52,8 @@ def test_each_change_that_is_named_fits() -> None:
         named = changes(question(), decode(gib), budget(gib))
         for change in named:
             if change.option.startswith("--memory"):
-                assert fits(change.takes, budget(float(change.option.split()[1][:-3])))
+                limit = parse_size(change.option.split()[1], "--memory")
+                assert fits(change.takes, replace(budget(gib), bytes=limit))
             else:
                 assert fits(change.takes, budget(gib))
 
@@ -110,3 +112,23 @@ def test_nothing_is_refused_for_an_estimate_by_dimensions_that_its_weights_fit()
     asked = replace(asked, model=replace(asked.model, profile=bare))
     found = choices(asked, HALVING, budget(16))["decode"]
     assert (found.fits, found.refused) == (False, False)
+
+
+@pytest.mark.parametrize("needed", [1, 700_000, 38_700_000, 39 << 20, 450 << 20, 13 << 30, 1 << 40])
+def test_a_limit_of_memory_that_is_named_is_read_as_what_is_needed_and_little_more(
+    needed: int,
+) -> None:
+    limit = parse_size(written(rounded_up(needed)), "--memory")
+    assert needed <= limit <= max(needed * 9 / 8, 1 << 20) and limit - needed <= 1 << 28
+
+
+def test_a_limit_of_memory_is_named_in_units_that_people_use() -> None:
+    named = [written(rounded_up(needed)) for needed in (38_700_000, 450 << 20, 1 << 30, 13 << 30)]
+    assert named == ["40MiB", "480MiB", "1GiB", "13GiB"]
+
+
+def test_a_limit_that_is_named_for_a_cpu_leaves_room_for_libraries() -> None:
+    small, own = question(), replace(budget(8), device="cpu")
+    most = max(c.taken.peak_bytes for c in choices(small, HALVING, own).values())
+    (named,) = (c for c in changes(small, decode(8), own) if c.option.startswith("--memory"))
+    assert parse_size(named.option.split()[1], "--memory") >= most + (64 << 20)

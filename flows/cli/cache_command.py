@@ -80,7 +80,7 @@ def verify_store(given: argparse.Namespace) -> int:
 
 def collect_store(given: argparse.Namespace) -> int:
     """Bring the store below a size; exit 1 when running jobs need more than that."""
-    limit = parse_size(given.max)
+    limit = parse_size(given.max, "--max")
     made = collect(open_store(given.store or default_store()), limit, dry_run=given.dry_run)
     tell(*lines_of(made, dry_run=given.dry_run))
     return 0 if made.after <= limit else 1

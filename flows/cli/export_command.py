@@ -31,7 +31,7 @@ def export_command(given: argparse.Namespace) -> int:
         group=given.group,
         accept=given.accept,
         store=given.store,
-        memory=parse_size(given.memory) if given.memory else None,
+        memory=parse_size(given.memory, "--memory") if given.memory else None,
         trust_remote_code=given.trust_remote_code,
     )
     display = Display(quiet=given.quiet, as_json=given.json)

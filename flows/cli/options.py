@@ -229,7 +229,7 @@ def config_of(arguments: argparse.Namespace, *, sources: bool = True) -> Caption
     if "prompts" in named:
         named["prompts"] = prompts_of(named["prompts"])
     if "memory" in named:
-        named["memory"] = parse_size(named["memory"])
+        named["memory"] = parse_size(named["memory"], "--memory")
     for name in {"format", "extensions", "avoid"} & named.keys():
         named[name] = tuple(v.strip() for v in named[name].split(",") if v.strip())
     config = CaptionConfig(**named)

@@ -41,7 +41,7 @@ def search_command(given: argparse.Namespace) -> int:
         place = SearchPlace(
             model=given.model,
             store=given.store,
-            memory=parse_size(given.memory) if given.memory else None,
+            memory=parse_size(given.memory, "--memory") if given.memory else None,
             trust_remote_code=given.trust_remote_code,
         )
         hits = search_index(folder, asked, place, display, TEXT_HALF, warnings.append)

@@ -34,7 +34,7 @@ def config_of(given: argparse.Namespace) -> "ServeConfig":
         templates=given.templates,
         store=given.store,
         tiles=given.tiles,
-        memory=parse_size(given.memory) if given.memory else None,
+        memory=parse_size(given.memory, "--memory") if given.memory else None,
         vision_backend=given.vision_backend,
         trust_remote_code=given.trust_remote_code,
         host=given.host,

@@ -32,7 +32,7 @@ def train_plan(given: argparse.Namespace) -> int:
     checkpoint = find_checkpoint(config, Display(quiet=given.json).say)
     architecture = read_architecture(checkpoint)
     estimate = train_estimate(architecture, training)
-    limit = parse_size(given.memory) if given.memory else estimate.peak_bytes
+    limit = parse_size(given.memory, "--memory") if given.memory else estimate.peak_bytes
     fits = estimate.peak_bytes <= limit
     code = 0 if fits else CannotFit.exit_code
     if given.json:

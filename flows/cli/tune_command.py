@@ -36,7 +36,7 @@ def tune_command(given: argparse.Namespace) -> int:
         resume=given.resume,
         tensorboard=given.tensorboard,
         max_new_tokens=given.max_new_tokens,
-        memory=parse_size(given.memory) if given.memory else None,
+        memory=parse_size(given.memory, "--memory") if given.memory else None,
         trust_remote_code=given.trust_remote_code,
     )
     if given.dry_run:

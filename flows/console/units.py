@@ -9,9 +9,14 @@ UNITS = {
     "": 1,
     **{f"{letter}B": 1000**power for power, letter in enumerate("KMGTP", 1)},
     **{f"{letter}IB": 1024**power for power, letter in enumerate("KMGTP", 1)},
+    **{letter: 1024**power for power, letter in enumerate("KMGTP", 1)},
     "B": 1,
 }
-"""Unit of a size, in capitals → bytes."""
+"""Unit of a size, in capitals → bytes: `G` is `GiB`, as most programs that limit memory have it."""
+LEAST_BARE = 1 << 20
+"""Bytes below which a number without a unit is taken for a slip; 0 is none."""
+MEMORY_STEP = 1 << 28
+"""Most bytes by which a suggested limit of memory is rounded up: a quarter of a GiB."""
 
 
 def duration(seconds: float) -> str:
@@ -46,10 +51,28 @@ def gib(count: float) -> str:
     return f"{count / (1 << 20):.{0 if count >= 100 << 20 else 1}f} MiB"
 
 
-def parse_size(text: str) -> int:
-    """Return the bytes of `200GB`, `1.5TiB`, `4096`. Raises UsageError."""
+def rounded_up(count: int) -> int:
+    """Return a limit of memory that holds so many bytes: up to an eighth more, at most a quarter of
+    a GiB and at least whole MiB."""
+    step = min(max(1 << max(count.bit_length() - 4, 0), 1 << 20), MEMORY_STEP)
+    return -(-count // step) * step
+
+
+def written(count: int) -> str:
+    """Return a limit that `rounded_up` gave as an option takes it: `40MiB`, `13.25GiB`."""
+    return f"{count >> 20}MiB" if count % MEMORY_STEP else f"{count / (1 << 30):g}GiB"
+
+
+def parse_size(text: str, option: str) -> int:
+    """Return the bytes of `200GB`, `8G`, `1.5TiB`, `4194304`; `option` is what the text was given
+    as. Raises UsageError, also for a small number without a unit."""
     found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text, re.ASCII)
     unit = UNITS.get(found[2].upper()) if found else None
     if found is None or unit is None or not math.isfinite(size := float(found[1]) * unit):
-        raise UsageError(f"{text!r} is not a size", hint="Write it like 200GB, 1.5TiB or 800MB")
+        raise UsageError(
+            f"{option} {text!r} is not a size", hint="Write it like 200GB, 1.5TiB or 800MB"
+        )
+    if not found[2] and 0 < size < LEAST_BARE:
+        unit = "GiB" if size < 1024 else "MiB"
+        raise UsageError(f"{option} {found[1]}: {int(size)} bytes?", hint=f"Write {found[1]}{unit}")
     return int(size)

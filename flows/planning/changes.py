@@ -1,13 +1,12 @@
 """Finds what would make a job fit that does not; the arithmetic is that of the refusal."""
 
-import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import takewhile
 from typing import Any
 
 from artifacts.errors import CannotFit, UsageError
-from flows.console.units import gib
+from flows.console.units import gib, rounded_up, written
 from flows.job.budget import Budget
 from flows.job.obtainable import QUANTIZED
 from flows.job.precision import settle, with_adapter
@@ -16,8 +15,9 @@ from flows.planning.choose import Choice, Question, allowed, choices
 from flows.planning.estimate import StageEstimate
 from flows.planning.fewer_pixels import fewer_pixels, kept_to
 
-STEP = 1 << 28
-"""Bytes to which a budget is rounded up: a quarter of a GiB."""
+LIBRARY_BYTES = 64 << 20
+"""Bytes by which a suggested limit of a CPU is above what is planned: oneDNN, for one, takes some
+of its own beside torch's, and ends the process where it does not get them."""
 NAMED = 4
 """Number of changes that an error names."""
 
@@ -60,11 +60,11 @@ def changes(question: Question, unfit: Choice, budget: Budget) -> list[Change]:
     found = _fitting(single, stage, budget)
     if not found:
         found = _fitting(_in_pairs(precisions), stage, budget)
-    more = math.ceil(_most(question, budget) / STEP) * STEP
+    more = rounded_up(_most(question, budget) + (LIBRARY_BYTES if budget.device == "cpu" else 0))
     if more <= budget.total_bytes:
         takes = _takes(question, stage, replace(budget, bytes=more))
         if takes is not None:
-            found.append(Change(option=f"--memory {more / (1 << 30):g}GiB", takes=takes))
+            found.append(Change(option=f"--memory {written(more)}", takes=takes))
     return found
 
 
