@@ -335,3 +335,30 @@ def test_a_line_of_brackets_is_no_pattern_that_takes_minutes(folder: Path) -> No
     found, failures = find_media([f"@{folder}/list.txt"], PLAIN)
     assert names(found) == ["b.mp4"]
     assert [failure.error for failure in failures] == ["missing"]
+
+
+def test_a_text_beside_a_medium_of_its_stem_is_no_list(folder: Path) -> None:
+    for name in ("b.txt", "photo.jpg.txt", "a.TXT", "other.txt"):
+        (folder / name).write_text("a ring moves left\n")
+    (folder / "other.txt").write_text("deep/c.webm\n")
+    every = sorted(str(path) for path in folder.iterdir() if path.is_file())
+    found, failures = find_media([e for e in every if ".docx" not in e], PLAIN)
+    assert names(found) == [".hidden.mp4", "a.MKV", "b.mp4", "c.webm", "photo.jpg"]
+    assert failures == []
+    for sources, selection in (
+        ([str(folder), f"{folder}/b.txt"], PLAIN),
+        ([str(folder.parent), f"{folder}/b.txt"], DEEP),
+    ):
+        assert find_media(sources, selection)[1] == []
+
+
+def test_a_text_is_a_list_where_its_medium_is_not_named_or_an_at_says_so(folder: Path) -> None:
+    (folder / "b.txt").write_text("photo.jpg\n")
+    for sources in (
+        [f"{folder}/b.txt"],
+        [f"@{folder}/b.txt", f"{folder}/b.mp4"],
+        [str(folder.parent), f"{folder}/b.txt"],
+    ):
+        found, _ = find_media(sources, PLAIN)
+        assert "photo.jpg" in names(found)
+    assert find_media([f"{folder}/\0.txt", f"{folder}/b.mp4"], PLAIN)[0]

@@ -16,6 +16,7 @@ from artifacts.remote.addresses import is_address, is_object
 from flows.job.far_sources import FarSources
 from flows.job.media_files import MediaFile, Selection, kind_of, source_failure, writable
 from flows.job.source_lists import LIST_SUFFIXES, BadLine, Line, lines_of
+from flows.job.source_texts import texts_among
 
 LONGEST_PATTERN = 4096
 """Most letters of a pattern, as many as a path may have bytes: to read one of 100,000 brackets
@@ -32,14 +33,17 @@ def find_media(
 ) -> tuple[list[MediaFile], list[Failure]]:
     """Return the files that the sources name, in order and each once a prompt, and failures. The
     failures are what could not be found. `prompt_for` a kind is the prompt of files whose line has
-    none."""
+    none. A text of a medium that is named as well is no list."""
     found: list[MediaFile] = []
     failures: list[Failure] = []
     seen: set[tuple[str | None, ...]] = set()
     real = RealPaths()
     far = FarSources()
     far.ask(filter(is_object, sources))
+    texts = texts_among(sources, recursive=selection.recursive)
     for source in sources:
+        if source in texts:
+            continue
         for result in _expand(source, source, selection, far):
             if isinstance(result, Failure):
                 failures.append(result)
