@@ -47,7 +47,9 @@ def caption_command(given: argparse.Namespace) -> int:
 def remember(words: list[str], _: "Job", record: "RunRecord") -> None:
     """Let the record say which command this is, unless it tells what lets others in."""
     if not any(redacted(word) != word or signed(word) for word in words):
-        record.value["command"] = {"words": words, "folder": os.getcwd()}
+        from flows.results.recorded_command import signed_command
+
+        record.value["command"] = signed_command(words, os.getcwd())
         record.write(force=True)
 
 

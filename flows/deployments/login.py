@@ -8,17 +8,17 @@ Without it every page that the user's browser shows could start runs: a browser 
 import ipaddress
 import os
 import secrets
-import tempfile
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from artifacts.errors import EnvironmentFault
-from artifacts.placing import place
+from artifacts.secret_files import own_secret, stored_secret
 
 FILE = "penstock-auth"
 """Name of the file in Prefect's folder, beside the database of the server."""
 USER = "penstock"
-PRIVATE = 0o600
+WORDS = ("login", "Delete it; the next `make server` makes another")
+"""What the file holds, and what to do where it does not."""
 UNAUTHORIZED = 401
 
 
@@ -35,34 +35,19 @@ def new_login() -> str:
 def stored_login() -> str | None:
     """Return the login of this machine's server, or None where none was made. Raises
     EnvironmentFault."""
-    path = login_file()
     try:
-        text = path.read_text(encoding="ascii").strip()
-    except FileNotFoundError:
-        return None
+        return _text(stored_secret(login_file(), *WORDS))
     except OSError as error:
-        raise _unusable(path, error) from error
-    except UnicodeDecodeError:
-        text = ""
-    if not text.isprintable() or not text:
-        raise EnvironmentFault(
-            f"{path} holds no login", hint="Delete it; the next `make server` makes another"
-        )
-    return text
+        raise _unusable(login_file(), error) from error
 
 
 def own_login() -> str:
     """Return the login of this machine's server, made if there is none. Two that make it at once
     end with the same. Raises EnvironmentFault."""
-    path = login_file()
     try:
-        if stored_login() is None:
-            _make(path)
-        if path.stat().st_mode & 0o777 != PRIVATE:  # others could have read, or written it
-            path.chmod(PRIVATE)
+        found = _text(own_secret(login_file(), *WORDS, lambda: f"{new_login()}\n".encode()))
     except OSError as error:
-        raise _unusable(path, error) from error
-    found = stored_login()
+        raise _unusable(login_file(), error) from error
     assert found is not None
     return found
 
@@ -87,17 +72,14 @@ def refuses_login(error: Exception) -> bool:
     return getattr(getattr(error, "response", None), "status_code", None) == UNAUTHORIZED
 
 
-def _make(path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, half = tempfile.mkstemp(prefix=f".{FILE}-", dir=path.parent)  # its user's alone
-    try:
-        with os.fdopen(handle, "w", encoding="ascii") as file:
-            file.write(f"{new_login()}\n")
-            file.flush()
-            os.fsync(file.fileno())
-        place(Path(half), path)  # unless another start was first
-    finally:
-        Path(half).unlink(missing_ok=True)
+def _text(secret: bytes | None) -> str | None:
+    """Return a login as it is sent. Raises EnvironmentFault for what cannot be."""
+    if secret is None:
+        return None
+    text = secret.decode("ascii", errors="replace").strip()
+    if not (text.isascii() and text.isprintable()):
+        raise EnvironmentFault(f"{login_file()} holds no {WORDS[0]}", hint=WORDS[1])
+    return text
 
 
 def _unusable(path: Path, error: OSError) -> EnvironmentFault:

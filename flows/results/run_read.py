@@ -89,7 +89,7 @@ RECORD = {
     "earlier": Left([text]),
     "failures": [dict.fromkeys(("media_path", "message", "hint"), text)],
     "versions": Left(Each(text)),
-    "command": Left(Maybe({"words": [text], "folder": text})),
+    "command": Left(Maybe({"words": [text], "folder": text, "mac": Left(text)})),
 }
 """Shape of `run.json`, as far as anything is told of it."""
 

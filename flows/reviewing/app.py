@@ -6,6 +6,7 @@ of another site finds them, and a browser needs no cookie.
 
 import asyncio
 import mimetypes
+import re
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Route
 
-from artifacts.errors import EnvironmentFault
+from artifacts.errors import PenstockError
 from artifacts.shapes import parse
 from flows.results.thumbnails import thumbnail
 from flows.reviewing.captions import EditRefused, ReviewedCaptions
@@ -30,6 +31,8 @@ SAFE = {
     "cross-origin-resource-policy": "same-origin",
     "cache-control": "no-store",
 }
+SHOWN = ("image/", "video/", "audio/")
+NUMBER = re.compile("[0-9]{1,9}")
 PICTURES_AT_ONCE = 2
 FETCHED_AT_ONCE = 8
 Handler = Callable[[Request], Awaitable[Response]]
@@ -45,8 +48,8 @@ def review_app(captions: ReviewedCaptions, rewriting: Rewriting, word: str) -> S
             Route(f"/{word}/captions", _safe(routes.told)),
             Route(f"/{word}/edits", _safe(routes.edit), methods=["POST"]),
             Route(f"/{word}/files", _safe(routes.files), methods=["GET", "POST"]),
-            Route(f"/{word}/media/{{number:int}}", _safe(routes.media)),
-            Route(f"/{word}/small/{{number:int}}", _safe(routes.small)),
+            Route(f"/{word}/media/{{number}}", _safe(routes.media)),
+            Route(f"/{word}/small/{{number}}", _safe(routes.small)),
         ]
     )
 
@@ -56,10 +59,12 @@ def _safe(handler: Handler) -> Handler:
 
     async def handled(request: Request) -> Response:
         try:
+            if request.method == "POST" and _is_foreign(request):
+                return JSONResponse({"error": "this was asked by another page"}, 403)
             answer = await handler(request)
         except EditRefused as error:
             answer = JSONResponse({"error": str(error)}, 422)
-        except EnvironmentFault as error:
+        except PenstockError as error:
             answer = JSONResponse({"error": str(error)}, 507)
         except ClientDisconnect:
             answer = Response(status_code=499)
@@ -68,6 +73,14 @@ def _safe(handler: Handler) -> Handler:
         return answer
 
     return handled
+
+
+def _is_foreign(request: Request) -> bool:
+    """Return whether a page of another site asks; what is no browser says nothing of that."""
+    if (site := request.headers.get("sec-fetch-site")) is not None:
+        return site not in ("same-origin", "none")
+    origin = request.headers.get("origin")
+    return origin is not None and origin.rpartition("//")[2] != request.headers.get("host")
 
 
 class _Routes:
@@ -108,7 +121,7 @@ class _Routes:
             if len(body) > MOST_BYTES:
                 raise EditRefused("too many captions at once")
         try:
-            asked = parse(body.decode())
+            asked = await asyncio.to_thread(lambda: parse(body.decode()))
         except ValueError as error:
             raise EditRefused(f"an edit is JSON: {error}") from error
         async with self._one:
@@ -125,8 +138,16 @@ class _Routes:
         path = await self._near(request)
         if path is None:
             return JSONResponse({"error": "the file is not where it was"}, 404)
-        kind = mimetypes.guess_type(path.name)[0] or "application/octet-stream"
-        return FileResponse(path, media_type=kind, content_disposition_type="inline")
+        kind = mimetypes.guess_type(path.name)[0] or ""
+        # A folder from somebody else may name any file: what could run as a page never does.
+        plain = kind.startswith(SHOWN) and kind != "image/svg+xml"
+        headers = {"content-security-policy": "sandbox; default-src 'none'"}
+        return FileResponse(
+            path,
+            media_type=kind if plain else "application/octet-stream",
+            content_disposition_type="inline",
+            headers=headers,
+        )
 
     async def small(self, request: Request) -> Response:
         """Return a small picture of a medium: of a video, its frame at `at` seconds."""
@@ -146,7 +167,8 @@ class _Routes:
 
     async def _near(self, request: Request) -> Path | None:
         """Return the path of a medium, fetched if it lies far away; None where it is not there."""
-        number, places = request.path_params["number"], self._captions.places
+        told, places = request.path_params["number"], self._captions.places
+        number = int(told) if NUMBER.fullmatch(told) else len(places)
         if number >= len(places) or not places[number]:
             return None
         async with self._fetching:

@@ -2,6 +2,7 @@
 next. It knows neither a server nor a page."""
 
 import logging
+import unicodedata
 from collections import Counter
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -31,6 +32,8 @@ log = logging.getLogger(__name__)
 LINE = {**CAPTION, "features": text, "original": Left(text)}
 LONGEST = 1 << 16
 """Characters that a caption may have."""
+LONGEST_NAME = 200
+"""Characters of an edit's id, and of what it does."""
 ASKED = {
     "id": text,
     "does": text,
@@ -139,6 +142,8 @@ class ReviewedCaptions:
             check(asked, ASKED)
         except Misshapen as error:
             raise EditRefused(str(error)) from error
+        if max(len(asked["id"]), len(asked["does"])) > LONGEST_NAME:
+            raise EditRefused(f"the name of an edit has {LONGEST_NAME} letters at the most")
         deed = {"id": asked["id"], "time": datetime.now(UTC).isoformat(timespec="seconds")}
         deed["does"] = asked["does"]
         if asked["does"] not in (UNDO, REDO):
@@ -171,6 +176,8 @@ class ReviewedCaptions:
             return None
         if len(given) > LONGEST:
             raise EditRefused(f"a caption has {LONGEST:,} letters at the most")
+        if any(unicodedata.category(letter) == "Cc" and letter not in "\t\n\r" for letter in given):
+            raise EditRefused("a caption holds no control characters")
         if not given.strip():
             raise EditRefused("a caption without a word: reject it instead")
         if self.schema:

@@ -6,12 +6,43 @@ import os
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-LEFT_OUT = ("--prefect", "--retry-failed", "--json", "--quiet")
-"""Options that would do more than write files, or say it to nobody."""
+from flows.console.lines import is_terminal, printable, tell
+from flows.results.recorded_command import is_own_command
+from flows.results.run_record import RUN_RECORD
+
+LEFT_OUT = ("--prefect", "--retry-failed", "--json", "--quiet", "--trust-remote-code")
+"""Options that would do more than write files, or say it to nobody, or let code run that somebody
+else wrote: that is asked of a person each time."""
+COMMAND = "caption"
+LONGEST_SHOWN = 2000
+"""Characters of a command that a person can be asked about."""
 KEPT = 400
 """Characters of the command's last words that are shown."""
+
+
+def confirmed(command: Mapping[str, Any] | None, out: Path) -> Mapping[str, Any] | None:
+    """Return the command of a run's record, if it may run: because this user ran it here, or says
+    so now, at the terminal. Raises UsageError, EnvironmentFault."""
+    if not command or command["words"][:1] != [COMMAND] or is_own_command(command):
+        return command if command and command["words"][:1] == [COMMAND] else None
+    shown = printable(Rewriting(command).line)
+    can_ask = is_terminal(sys.stdin) and is_terminal(sys.stdout)
+    if not can_ask or len(shown) > LONGEST_SHOWN:
+        tell(
+            f"note: Write files is off: {out / RUN_RECORD} was not written by a command of this "
+            f"user on this machine. To write files, run it yourself: `{shown[:LONGEST_SHOWN]}`",
+            to=sys.stderr,
+        )
+        return None
+    tell(f"{out / RUN_RECORD} was not written by a command of this user on this machine.")
+    tell("Write files in the browser would run this:", f"  {shown}")
+    try:
+        return command if input("May it? [y/N] ").strip().lower() in ("y", "yes") else None
+    except EOFError:
+        return None
 
 
 class Rewriting:

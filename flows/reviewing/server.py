@@ -7,24 +7,21 @@ import hashlib
 import hmac
 import logging
 import os
-import secrets
 import signal
 import socket
 from pathlib import Path
 
 import uvicorn
 
-from artifacts.store import fault_of
-from artifacts.user_folders import user_state
 from artifacts.words import counted
 from flows.console.lines import tell
+from flows.results.recorded_command import user_secret
 from flows.reviewing.app import review_app
 from flows.reviewing.captions import ReviewedCaptions
-from flows.reviewing.rewriting import Rewriting
+from flows.reviewing.rewriting import Rewriting, confirmed
 from flows.serving.listening import UnsignalledServer, address_of, listening
 
 HOST = "127.0.0.1"
-SECRET_BYTES = 32
 WORD = 32
 """Letters of the word below which a review lies."""
 GRACE_SECONDS = 5
@@ -36,7 +33,7 @@ def review(out: Path, port: int) -> None:
         contextlib.closing(ReviewedCaptions(out)) as captions,
         listening(HOST, port) as listener,
     ):
-        rewriting = Rewriting(captions.record["command"])
+        rewriting = Rewriting(confirmed(captions.record["command"], out))
         asyncio.run(_serve(captions, rewriting, word_of(out), listener))
         counts = captions.counts()
     told = [f"{counts[name]:,} {name}" for name in ("corrected", "accepted", "rejected")]
@@ -49,18 +46,8 @@ def review(out: Path, port: int) -> None:
 def word_of(out: Path) -> str:
     """Return the word below which a folder is reviewed: one that stays, so that a page that is open
     goes on after the server died. Raises EnvironmentFault."""
-    path = user_state() / "review-secret"
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with contextlib.suppress(FileExistsError):
-            file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-            with os.fdopen(file, "wb") as opened:
-                opened.write(secrets.token_bytes(SECRET_BYTES))
-        secret = path.read_bytes()
-    except OSError as error:
-        raise fault_of(error, path) from error
     name = os.fsencode(out.absolute())
-    return hmac.new(secret, name, hashlib.sha256).hexdigest()[:WORD]
+    return hmac.new(user_secret(), name, hashlib.sha256).hexdigest()[:WORD]
 
 
 async def _serve(

@@ -55,6 +55,7 @@ class Page {
     const save = (does, changes) => this.save(does, changes);
     const cards = filter === "failed" ? failures.map(failureCard) : this.found.map(one => new Card(one, around, save, this.open).box);
     at("list").replaceChildren(...cards);
+    if (document.activeElement === document.body) step(1); // keys are of the first caption until another is chosen
     at("shown").textContent = filter === "failed" ? counted(failures.length, "file")
       : `${counted(this.found.length, "file")}, ${counted(this.rows().length, "caption")}${cards.length ? "" : ": nothing is like that"}`;
     this.count();

@@ -1,0 +1,55 @@
+"""Signs the command that a run's record names, and tells whether this user signed it here. Whoever
+can write into the folder of a run could name any command there."""
+
+import hashlib
+import hmac
+import json
+import secrets
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from artifacts.errors import EnvironmentFault, UsageError
+from artifacts.secret_files import own_secret
+from artifacts.store import fault_of
+from artifacts.user_folders import user_state
+
+SECRET_BYTES = 32
+MAC = "mac"
+"""Field of a recorded command that says, by the user's secret, who ran it."""
+
+
+def user_secret() -> bytes:
+    """Return the secret of this user on this machine, made if there is none. Raises UsageError,
+    EnvironmentFault."""
+    path = user_state() / "review-secret"
+    try:
+        return own_secret(
+            path,
+            "secret",
+            "Delete it; the next `penstock review` makes another, and other addresses",
+            lambda: secrets.token_bytes(SECRET_BYTES),
+        )
+    except OSError as error:
+        raise fault_of(error, path) from error
+
+
+def signed_command(words: Sequence[str], folder: str) -> dict[str, Any]:
+    """Return a command as a run's record names it; without a signature where no secret can be
+    kept."""
+    command = {"words": [*words], "folder": folder}
+    try:
+        return {**command, MAC: _mac(command)}
+    except (UsageError, EnvironmentFault):
+        return command
+
+
+def is_own_command(command: Mapping[str, Any]) -> bool:
+    """Return whether this user ran a recorded command on this machine. Raises UsageError,
+    EnvironmentFault."""
+    given = command.get(MAC, "")
+    return bool(given) and hmac.compare_digest(given.encode(), _mac(command).encode())
+
+
+def _mac(command: Mapping[str, Any]) -> str:
+    told = json.dumps(["command", command["folder"], command["words"]]).encode()
+    return hmac.new(user_secret(), told, hashlib.sha256).hexdigest()
