@@ -313,7 +313,8 @@ def test_the_files_of_a_run_are_written_at_the_press_of_a_button(
     clip = str(penstock_demo.CLIPS / "clip-01.mp4")
     where = ["--store", str(tmp_path / "store"), "--out", "out", "--format", "txt,kohya"]
     command = [*PENSTOCK, "caption", clip, "--model", "demo", *where]
-    subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, env=ENVIRONMENT)
+    here = {**os.environ, "PYTHONPATH": str(ROOT)}  # with the folder of state that review has
+    subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, env=here)
     made = Reviewing(tmp_path / "out")
     made.start()
     shown(browser, made)
