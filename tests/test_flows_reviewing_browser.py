@@ -1,6 +1,7 @@
 """A review in a real browser: edits by the keyboard, a server that is killed in the middle of them,
 find and replace, and what a person sees of it on wide and narrow, light and dark screens."""
 
+import json
 import os
 import re
 import signal
@@ -29,7 +30,6 @@ LOOKS = [(1280, "light"), (1280, "dark"), (400, "light"), (400, "dark")]
 SAVED = "return document.querySelector('#saved').textContent"
 COUNTS = "return document.querySelector('#counts').textContent"
 WORDS = "return [...document.querySelectorAll('.row .words')].map(e => e.textContent)"
-ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
 SCREENSHOTS = os.environ.get("PENSTOCK_TEST_SCREENSHOTS", "")
 """Folder in which pictures of the page are kept; empty: none are."""
 
@@ -328,3 +328,15 @@ def test_the_files_of_a_run_are_written_at_the_press_of_a_button(
     assert "1 corrected by hand" in said_last
     assert text.read_text() == "Mine.\n"
     assert made.kill(signal.SIGTERM).count("\n") == 2
+
+
+def test_keys_are_of_the_first_caption_until_another_is_chosen(
+    browser: Browser, reviewing: Reviewing
+) -> None:
+    shown(browser, reviewing)
+    browser.press("a", "r")
+    wait_saved(browser)
+    lines = (reviewing.out / "edits.jsonl").read_text().splitlines()
+    (first,), (second,) = (json.loads(line)["changes"] for line in lines)
+    assert [first["review"], second["review"]] == ["accepted", "rejected"]
+    assert (first["media_path"], first["start"]) == ("0.mp4", 0.0) and second["start"] > 0
