@@ -245,8 +245,8 @@ def test_a_link_to_a_folder_that_leads_elsewhere_is_planned_anew(
         models.folder.unlink()
         models.folder.symlink_to(models.second)
 
-    run_disturbed(place, {"encode": [exchange]})
-    assert captions(place) == [said["second"]]
+    ran = run_disturbed(place, {"encode": [exchange]})
+    assert captions(place) == [said["second"]] and AGAIN in ran.said
 
 
 def template(models: Models) -> None:
