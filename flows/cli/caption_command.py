@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from artifacts.errors import PenstockError, redacted
 from artifacts.remote.addresses import signed
+from flows.cli.first_captions import first_captions
 from flows.cli.last_words import UNFORESEEN, tell_end
 from flows.cli.options import config_of
 from flows.cli.plan_command import show
@@ -39,6 +40,7 @@ def caption_command(given: argparse.Namespace) -> int:
             result = caption(config, display, on_begin=partial(remember, given.words))
     if tell_end(given, result, display):
         tell(*(f"note: {warning}" for warning in result.warnings), to=sys.stderr)
+        tell(*first_captions(result.out))
         told = f"penstock report {shlex.quote(str(result.out))}"
         tell(f"{result.line()}; see them with `{told}`")
     return result.exit_code

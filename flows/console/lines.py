@@ -112,8 +112,22 @@ def printable(text: str) -> str:
 def json_line(value: Any) -> str:
     """Return a value as a line of JSON in which letters stand as they are, and what a terminal may
     obey is escaped: control characters, also those above ASCII, and marks of writing direction."""
-    text = json.dumps(value, ensure_ascii=False)
+    return escaped(json.dumps(value, ensure_ascii=False))
+
+
+def escaped(text: str) -> str:
+    """Return a text with what a terminal may obey written as in JSON: `\\u001b`."""
     return "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in text)
+
+
+def shortened(text: str, width: int) -> str:
+    """Return a text of at most so many columns; what was cut off ends with `…`."""
+    if columns_of(text) <= width:
+        return text
+    text = text[:width]  # a letter may take no column, and a text be long
+    while columns_of(text) >= width:
+        text = text[:-1]
+    return f"{text.rstrip()}…"
 
 
 def _hanging(text: str, width: int) -> int:

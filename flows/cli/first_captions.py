@@ -1,0 +1,35 @@
+"""Shows people the first captions of a run, when it is over."""
+
+import json
+import sys
+from contextlib import suppress
+from itertools import islice
+from pathlib import Path, PurePath
+
+from artifacts.edits import REJECTED
+from flows.console.lines import escaped, shortened, terminal_width
+
+SHOWN = 3
+"""Number of media of which the first caption is shown."""
+LOOKED_AT = 100
+"""Lines of `captions.jsonl` that are read for them."""
+
+
+def first_captions(out: Path) -> list[str]:
+    """Return a line for each of the first media: its name and the first caption that nobody
+    rejected, cut at the width of the terminal."""
+    found: dict[str, str] = {}
+    with (
+        suppress(OSError, ValueError),
+        open(out / "captions.jsonl", encoding="utf-8") as file,
+    ):
+        for row in map(json.loads, islice(file, LOOKED_AT)):
+            if row.get("review") != REJECTED and len(found) < SHOWN:
+                found.setdefault(row["media_path"], row["caption"])
+    width = terminal_width(sys.stdout)
+    return [_line(path, caption, width) for path, caption in found.items()]
+
+
+def _line(path: str, caption: str, width: int) -> str:
+    name = shortened(escaped(PurePath(path).name), width // 3)
+    return shortened(f"  {name}: {escaped(' '.join(caption.split()))}", width)
