@@ -46,9 +46,15 @@ def lines(place: Path) -> list[dict[str, Any]]:
 
 
 def test_labels_are_those_of_the_whole_model_and_another_set_opens_no_picture(
-    pictures: Path, clip: Path, tmp_path: Path
+    pictures: Path, clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert label(pictures, clip, tmp_path, "--format", "csv,parquet,txt") == 0
+    out = tmp_path / "out"
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.endswith(f"; see them with `penstock report {out}`") and ".txt: 7 written" in last
+    written = {path.name for path in out.iterdir() if path.is_file() and path.suffix != ".txt"}
+    unnamed = {name for name in written if not name.startswith(".") and name not in last}
+    assert unnamed <= {"failures.jsonl", "run.json"}
     assert items(tmp_path) == {"frames": 7, "embed": 7, "embed_texts": 1}
     found = lines(tmp_path)
     assert [row["time"] for row in found] == [None] * 6 + [0.0, 1.0, 2.0]

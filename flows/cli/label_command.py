@@ -1,6 +1,7 @@
 """Runs `penstock label`, and says how it ended."""
 
 import argparse
+import shlex
 from contextlib import closing
 
 from artifacts.errors import UsageError
@@ -36,7 +37,8 @@ def label_command(given: argparse.Namespace) -> int:
             return show(config, LABEL, as_json=given.json)
         result = label(config, asked, display)
     if tell_end(given, result, display):
-        tell(*result.notes(), result.line())
+        told = f"penstock report {shlex.quote(str(result.out))}"
+        tell(*result.notes(), f"{result.line()}; see them with `{told}`")
     return result.exit_code
 
 

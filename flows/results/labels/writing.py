@@ -23,6 +23,7 @@ from flows.results.labels.counting import LabelCounts
 from flows.results.labels.rows import Labelling, judged, judged_medium
 from flows.results.outputs import failures_of, media_lines
 from flows.results.run_end import RunEnd
+from flows.results.status import texts_line
 from flows.results.text_files import write_texts
 from flows.results.texts import Texts
 
@@ -44,6 +45,8 @@ class LabelsWritten(RunEnd):
     """Number of labels that there are."""
     cut: tuple[str, ...] = ()
     """Texts of labels that are longer than the model reads."""
+    others: list[str] = field(default_factory=list)
+    """Names of the files of `OUT` that were written besides the lines, tables among them."""
     texts: list[Texts] = field(default_factory=list)
     counts: list[dict[str, Any]] = field(default_factory=list)
     """For each label what it was given to, and how its scores lie, as the report has it."""
@@ -67,7 +70,11 @@ class LabelsWritten(RunEnd):
     def line(self) -> str:
         """Return the outcome in one line."""
         line = f"{counted(self.labelled, 'picture')} of {self.pictures:,} given "
-        return f"{line}{counted(self.given, 'label')} in {self.out / LINES}{self.failed()}"
+        line = f"{line}{counted(self.given, 'label')} in {self.out / LINES}"
+        line += f" beside {', '.join(self.others)}" if self.others else ""
+        for texts in self.texts:
+            line += f", {texts_line(texts.to_json())}"
+        return f"{line}{self.failed()}"
 
     def notes(self) -> Iterator[str]:
         """Yield what a person should know about what is written."""
@@ -103,18 +110,22 @@ def write_labels(job: Job, labelling: Labelling) -> LabelsWritten:
     report = counts.report()
     write_json(job.out / REPORT, report)
     found.counts = report["labels"]
-    _write_tables(job, labelling)
+    found.others = [REPORT, MEDIA, *_write_tables(job, labelling)]
     if any(medium.kind == "video" for medium in job.contents):
         write_text(job.out / SPANS, _span_lines(job, labelling))
+        found.others.append(SPANS)
     if set(job.config.format) & set(WRITERS):
         said = partial(_captions, labelling)
         found.texts = write_texts(job, OwnFiles(job.store, OF_LABELS), said)
     return found
 
 
-def _write_tables(job: Job, labelling: Labelling) -> None:
+def _write_tables(job: Job, labelling: Labelling) -> list[str]:
+    """Write the tables that were asked for, and return their names."""
+    names = []
     for form in (form for form in TABLES if form in job.config.format):
-        path = job.out / (COCO_FILE if form == COCO else f"labels.{form}")
+        names.append(COCO_FILE if form == COCO else f"labels.{form}")
+        path = job.out / names[-1]
         rows = (row for each in judged(job, labelling) for row in each.rows)
         if form == "csv":
             write_csv(path, rows, Labelled.__slots__)
@@ -122,6 +133,7 @@ def _write_tables(job: Job, labelling: Labelling) -> None:
             write_parquet(path, rows, schema())
         else:
             write_coco(path, labelling.labels.names, _sized(job, labelling))
+    return names
 
 
 def _sized(job: Job, labelling: Labelling) -> Iterator[Sized]:
