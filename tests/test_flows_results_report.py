@@ -199,6 +199,8 @@ def test_the_plan_stands_beside_what_was_measured(tmp_path: Path) -> None:
         "of the plan": "67%",
     }
     assert told["stages"]["rows"][1][told["stages"]["columns"].index("planned time")] == "8.0 s"
+    work(record, "encode", 2.0, 2.0, [[0.0, 10**9 + 4 * GIB, 0]], notes={"loaded_bytes": 10**9})
+    assert written(tmp_path)["plan"]["rows"][0][-1] == "133%, over it"
 
 
 def memory_plan() -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import json
 import os
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +106,8 @@ def test_a_peak_stands_beside_what_was_planned(record: RunRecord) -> None:
     stood = encode(record, time.time())
     assert (stood.taken_bytes, stood.planned_bytes) == (80_000_000, 90_000_000)
     assert cells(stood)[-1] == "480.0 MB host (80.0 MB of 90.0 MB planned)"
+    over = replace(stood, taken_bytes=95_000_000)
+    assert cells(over)[-1] == "480.0 MB host (95.0 MB, over the 90.0 MB planned)"
 
 
 def test_a_long_run_keeps_a_short_timeline_with_its_peaks(record: RunRecord) -> None:

@@ -131,7 +131,8 @@ def cells(stage: StageStatus) -> tuple[str, ...]:
     if stage.peak_device_bytes:
         peak += f", {size(stage.peak_device_bytes)} GPU"
     if stage.planned_bytes:
-        taken = f"{size(stage.taken_bytes)} of " if stage.taken_bytes else ""
+        link = ", over the " if stage.taken_bytes > stage.planned_bytes else " of "
+        taken = f"{size(stage.taken_bytes)}{link}" if stage.taken_bytes else ""
         peak += f" ({taken}{size(stage.planned_bytes)} planned)"
     return (
         stage.name,

@@ -230,7 +230,7 @@ class Plot {
     const told = this.series.map(({key, column}) => {
       const planned = stage.planned[key];
       return el("div", {}, `${key === "host" ? "host" : "GPU"} ${point ? size(point[column]) : "not sampled"}`,
-        planned ? el("span", {class: "quiet"}, ` of ${size(planned)} planned`) : null);
+        planned ? el("span", {class: "quiet"}, `${point?.[column] > planned ? ", over the" : " of"} ${size(planned)} planned`) : null);
     });
     return el("div", {class: `row ${stage.name}`}, el("i", {}, stage.name), told,
       rung || stage.rung ? el("div", {class: "quiet"}, rung ? rung.name : stage.rung) : null);

@@ -137,6 +137,7 @@ def plan_table(record: Mapping[str, Any]) -> dict[str, Any]:
         measured = _above_imports(record, entry)
         tells = measured > 0 and plan["peak_bytes"] >= LEAST_BYTES
         share = f"{measured / plan['peak_bytes']:.0%}" if tells else "-"
+        share += ", over it" if tells and measured > plan["peak_bytes"] else ""
         parts = (size(plan[part]) if plan.get(part) else "-" for part in PARTS)
         told = size(measured) if measured > 0 else "-"
         rows.append([entry["name"], plan.get("name") or "-", *parts, told, share])
