@@ -140,7 +140,9 @@ def test_the_routes_of_the_page_are_those_of_the_server() -> None:
     from flows.serving import app
 
     source = Path(app.__file__).read_text(encoding="utf-8")
-    served = {re.sub(r"{\w+}", "ID", path) for path in re.findall(r'add\(\s*"(/[^"]*)"', source)}
+    served = {
+        re.sub(r"{\w+(:path)?}", "ID", path) for path in re.findall(r'add\(\s*"(/[^"]*)"', source)
+    }
     told = set(re.findall(r"`(?:GET|POST) (/[\w/.]*)", PAGE))
     told |= set(re.findall(r"`GET (/[\w/.]+)`", PAGE))
     assert served - told - {"/v1/session"} == set()

@@ -73,7 +73,11 @@ REFUSED: dict[str, tuple[Callable[[Path], Any], type[PenstockError], str]] = {
     "no r": (told_otherwise(r=None), UsageError, "says no r"),
     "no alpha": (told_otherwise(lora_alpha="much"), UsageError, "says no lora_alpha"),
     "rank": (told_otherwise(r=8), EnvironmentFault, "has ranks 4 and 4 .* says 8"),
-    "pattern": (told_otherwise(rank_pattern={"(": 1}), UsageError, "rank_pattern makes no sense"),
+    "pattern": (
+        told_otherwise(rank_pattern={"(": 1}),
+        UsageError,
+        "rank_pattern cannot be matched",
+    ),
     "not saved": (told_otherwise(modules_to_save=["lm_head"]), EnvironmentFault, "lacks lm_head"),
     "nothing": (holding({}), UsageError, "holds nothing"),
     "half": (
