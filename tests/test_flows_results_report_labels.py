@@ -139,6 +139,9 @@ def test_boxes_lie_where_the_picture_is_and_names_are_text(tmp_path: Path, wide:
         assert browser.run("return document.querySelector('.chip').textContent") == f"{EVIL} 0.40"
         assert browser.run("return document.querySelector('.called').textContent") == "sky"
         assert browser.run("return document.querySelectorAll('.scores .bins').length") == 2
+        under = "const [plot, text] = document.querySelector('.lies').children; "
+        under += "return text.getBoundingClientRect().top - plot.getBoundingClientRect().bottom"
+        assert browser.run(under) >= 3
         assert browser.run("return innerWidth") == wide
         over = "return document.documentElement.scrollWidth - document.documentElement.clientWidth"
         assert browser.run(over) == 0

@@ -42,7 +42,7 @@ function labels(all, shown, files) {
   section("labels", "Labels",
     el("p", {class: "quiet"}, `${all.labelled.toLocaleString("en")} of ${counted(all.pictures, "picture")} given a label.${range}`
       + (shown < files ? ` The first ${shown} of ${counted(files, "file")} are shown below.` : "")), list);
-  windowed(list, all.labels, {group: 50, height: 46, build: label => labelRow(label, all, most)});
+  windowed(list, all.labels, {group: 50, height: 55, build: label => labelRow(label, all, most)});
 }
 
 // The labels under a picture; those with a box have its colour.

@@ -10,6 +10,10 @@ function reason(label) {
   return parts.join("; ");
 }
 
+// All bars of the page have one scale, so that a threshold stands at the same place on every card: that
+// of probabilities, unless all scores so far are far below: then their own.
+const scale = {most: 0, bars: [], all: () => scale.most > 0.6 || scale.most <= 0 ? 1 : 1.15 * scale.most};
+
 class Bars {
   // `light` is told the name of the label that is pointed at, or null.
   constructor(light) {
@@ -18,18 +22,27 @@ class Bars {
     this.why = el("p", {class: "why quiet", dir: "auto"});
     this.box = el("div", {}, this.list, this.why);
     this.rove = roving(this.list, "button");
+    this.labels = [];
+    scale.bars.push(new WeakRef(this));
   }
 
-  // The scale is that of probabilities, unless all are far below: then their own.
   put(labels, tint) {
-    const most = labels.reduce((found, label) => Math.max(found, label.score, label.threshold ?? 0), 0);
-    const all = most > 0.6 || most <= 0 ? 1 : 1.15 * most;
+    const before = scale.all();
+    scale.most = labels.reduce((found, label) => Math.max(found, label.score, label.threshold ?? 0), scale.most);
+    Object.assign(this, {labels, tint, first: labels[0]});
+    this.draw(scale.all());
+    this.tell(null);
+    if (scale.all() === before) return;
+    scale.bars = scale.bars.filter(one => one.deref());
+    for (const one of scale.bars) if (one.deref() !== this) one.deref()?.draw(scale.all());
+  }
+
+  draw(all) {
+    const {labels, tint} = this;
     const held = this.list.contains(document.activeElement) ? document.activeElement.dataset.name : null;
     this.list.replaceChildren(...labels.map(label => el("li", {}, this.row(label, all, tint.get(label.label)))));
     this.rove.first();
     if (held !== null) [...this.list.querySelectorAll("button")].find(row => row.dataset.name === held)?.focus();
-    this.first = labels[0];
-    this.tell(null);
   }
 
   row(label, all, tint) {
