@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow.parquet
 import pytest
 
-from artifacts.errors import Interrupted
+from artifacts.errors import Interrupted, UsageError
 from flows.cli.status_command import lines as status_lines
 from flows.job.config import CaptionConfig
 from flows.results.run_read import load_record
@@ -91,8 +91,12 @@ def test_tables_that_are_not_ours_are_named_and_left(config: CaptionConfig) -> N
     assert result.written.earlier == ["csv"]
     assert (out / "captions.csv").read_text() == "mine\n"
     assert "captions.csv (of an earlier run)" in status(config)
+    with pytest.raises(UsageError, match=r"captions\.csv is there already"):
+        run(config, format=("csv",), prompt="Second?")
+    assert (out / "captions.csv").read_text() == "mine\n"
+    (out / "captions.csv").unlink()
     assert run(config, format=("csv",), prompt="Second?").written.earlier == []
-    assert (out / "captions.csv").read_text() != "mine\n"
+    assert (out / "captions.csv").is_file()
 
 
 @pytest.mark.parametrize("beside", [False, True])

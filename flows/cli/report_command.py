@@ -8,6 +8,7 @@ from artifacts.errors import UsageError
 from artifacts.files import write_text
 from artifacts.regular import odd_thing
 from flows.console.lines import tell
+from flows.results.foreign_files import refuse_replacing_page
 from flows.results.report.facts import facts
 from flows.results.report.page import page
 
@@ -18,6 +19,7 @@ def report_command(given: argparse.Namespace) -> int:
     to = Path(given.to) if given.to else out / "report.html"
     if given.to and (odd := odd_thing(to)):  # a report would take its place
         raise UsageError(f"--to {to} is {odd}, not a file", hint="Name a file that may be replaced")
+    refuse_replacing_page(to)
     write_text(to, [page(facts(out, to.absolute().parent))])
     tell(str(to))
     return 0

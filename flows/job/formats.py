@@ -11,6 +11,7 @@ FORMATS = ("jsonl", "txt", "csv", "vtt", "srt", "parquet", "webdataset", *TRAINE
 """The values of `--format`; jsonl is always written."""
 COCO = "coco"
 """A format of labels alone."""
+COCO_FILE = "labels.coco.json"
 BESIDE = ("txt", "vtt", "srt")
 """Formats that make one file a medium, which `--beside` puts next to it."""
 KEEP, REPLACE, APPEND, PREPEND = RULES = ("keep", "replace", "append", "prepend")

@@ -12,9 +12,10 @@ from flows.job.config import CaptionConfig
 from flows.job.label_config import TOP
 from flows.job.labels import LabelSet
 from flows.job.launch import DirectLauncher
-from flows.job.prepare import Job
+from flows.job.prepare import Job, out_folder
 from flows.job.replanning import replanned_once
 from flows.pipelines import LABEL
+from flows.results.foreign_files import refuse_replacing
 from flows.results.labels.examples import Examples, learned_threshold
 from flows.results.labels.judging import judge_of
 from flows.results.labels.rows import Labelling, judged
@@ -53,6 +54,7 @@ def label(
     Raises PenstockError; what is finished stays done."""
 
     def attempt() -> LabelsWritten:
+        refuse_replacing(out_folder(config), config, LABEL)
         watch = Watch(display, on_begin)
         with prepared(config, watch, make_launcher, LABEL) as (job, launcher):
             outputs, doing = label_places(job), "labelling into"

@@ -15,6 +15,7 @@ from flows.job.launch import DirectLauncher, Forking, Launcher
 from flows.job.prepare import Job, NothingToDo, out_folder, prepare, prepare_without_media
 from flows.job.replanning import replanned_once
 from flows.pipelines import EMBED, Pipeline
+from flows.results.foreign_files import refuse_replacing
 from flows.results.run_result import RunResult
 from flows.results.vectors import VectorsWritten, vector_places, write_vectors
 from flows.running.stopping import stopped_in_order
@@ -37,6 +38,7 @@ def caption(
     stays done."""
 
     def attempt() -> RunResult:
+        refuse_replacing(out_folder(config), config)
         watch = Watch(display, on_begin)
         with (
             prepared(config, watch, make_launcher) as (job, launcher),
@@ -55,6 +57,7 @@ def embed(
 ) -> VectorsWritten:
     """Make vectors of everything the configuration names, with `on_begin` as `caption` has it.
     Raises PenstockError; what is finished stays done."""
+    refuse_replacing(out_folder(config), config, EMBED)
     return make_vectors(config, display, vector_places, write_vectors, make_launcher, on_begin)
 
 

@@ -14,7 +14,7 @@ from artifacts.labels import Labelled, Span, schema, spans_of
 from artifacts.subtitles import WRITERS
 from artifacts.tables import write_csv, write_parquet
 from artifacts.words import counted
-from flows.job.formats import COCO
+from flows.job.formats import COCO, COCO_FILE
 from flows.job.media_files import MediaFile
 from flows.job.own_files import OF_LABELS, OwnFiles
 from flows.job.prepare import Job
@@ -28,7 +28,7 @@ from flows.results.text_files import write_texts
 from flows.results.texts import Texts
 
 LINES, REPORT, MEDIA = "labels.jsonl", "label_report.json", "media.jsonl"
-SPANS, COCO_FILE = "label_spans.jsonl", "labels.coco.json"
+SPANS = "label_spans.jsonl"
 TABLES = ("csv", "parquet", COCO)
 
 

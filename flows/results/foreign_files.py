@@ -1,0 +1,208 @@
+"""Refuses to replace files that no run wrote and that are called as outputs are.
+
+A file is known for a run's by what it begins with. So those of earlier versions, of other stores
+and of runs that were killed are known, too, and nothing has to be remembered.
+"""
+
+import csv
+import itertools
+import json
+import re
+import tarfile
+from collections.abc import Callable, Iterator
+from io import TextIOWrapper
+from pathlib import Path
+from typing import Any
+
+from artifacts.errors import EnvironmentFault, UsageError
+from artifacts.regular import open_regular
+from artifacts.shards import DATASET, INDEX
+from artifacts.tables import TABLES
+from artifacts.trainers import TRAINERS
+from flows.job.config import CaptionConfig
+from flows.job.formats import COCO, COCO_FILE
+from flows.pipelines import EMBED, LABEL, Pipeline
+from flows.results.clips import CLIPS
+from flows.results.run_record import RUN_RECORD
+from flows.results.vectors import ARRAY, ROWS
+
+LINE_BYTES = 64 << 20
+"""Bytes of a line, or of a whole JSON file, that are read at most."""
+HEAD_BYTES = 4 << 10
+SHARDS = "[0-9]" * 6 + ".tar"
+MEMBER = re.compile(r"[A-Za-z0-9_-]+-[0-9a-f]{12}-\d{5,}\.")
+"""How the name of a sample's file begins."""
+COCO_ENDS = b'{"categories": [', b"\n]}\n"
+"""How a file of labels in the form of COCO begins and ends."""
+PAGE = b"<title>Penstock report</title>"
+FIELDS: dict[str, tuple[str, ...]] = {
+    RUN_RECORD: ("state", "pid", "host"),
+    "captions.jsonl": ("media_path", "source", "start", "end", "caption"),
+    "media.jsonl": ("media_path", "source", "kind", "url"),
+    "failures.jsonl": ("media_path", "source", "stage", "error"),
+    "summaries.jsonl": ("media_path", "source", "summary"),
+    "captions.csv": ("media_path", "source", "start", "end"),
+    "captions.parquet": ("media_path", "source", "start", "end"),
+    "labels.jsonl": ("media_path", "source", "time", "labels"),
+    "label_spans.jsonl": ("media_path", "source", "start", "end", "labels"),
+    "label_report.json": ("pictures", "labelled", "labels_digest"),
+    "labels.csv": ("media_path", "source", "time", "labels"),
+    "labels.parquet": ("media_path", "source", "time", "labels"),
+    ROWS: ("media_path", "source", "time"),
+    f"{DATASET}/{INDEX}": ("shards",),
+    f"{CLIPS}/{INDEX}": ("clips",),
+}
+"""Output → the fields with which it begins."""
+
+
+def refuse_replacing(folder: Path, config: CaptionConfig, pipeline: Pipeline | None = None) -> None:
+    """Refuse a run whose outputs would take the place of somebody else's files. `pipeline` is None
+    for captions. Raises UsageError, EnvironmentFault."""
+    others = [folder / name for name in _names(folder, config, pipeline) if _is_other(folder, name)]
+    known = bool(others) and any(_is_own(folder / name, name) for name in FIELDS)
+    for path in others:
+        if path.is_dir():
+            raise EnvironmentFault(
+                f"{path} cannot be written: a folder is in its place", hint="Move that folder away"
+            )
+        if not (known and _holds_nothing(path)):
+            _refuse(path, "give another --out")
+
+
+def refuse_replacing_page(path: Path) -> None:
+    """Refuse to write a report in the place of anything but a report. Raises UsageError."""
+    if path.is_file() and path.stat().st_size and PAGE not in _head(path):
+        _refuse(path, "name another file with --to")
+
+
+def _refuse(path: Path, otherwise: str) -> None:
+    raise UsageError(
+        f"{path} is there already, and penstock did not write it",
+        hint=f"Move it away, or {otherwise}",
+    )
+
+
+def _names(folder: Path, config: CaptionConfig, pipeline: Pipeline | None) -> Iterator[str]:
+    """Yield what a run writes or deletes in its folder, whatever is there now."""
+    forms = config.format
+    yield from (RUN_RECORD, "failures.jsonl")
+    if pipeline is EMBED:
+        yield from (ARRAY, ROWS)
+    elif pipeline is LABEL:
+        yield from ("labels.jsonl", "label_spans.jsonl", "label_report.json", "media.jsonl")
+        yield from (f"labels.{form}" for form in TABLES if form in forms)
+        if COCO in forms:
+            yield COCO_FILE
+    else:
+        yield from ("captions.jsonl", "media.jsonl")
+        yield from ("summaries.jsonl",) if config.summary else ()
+        yield from (f"captions.{form}" for form in TABLES if form in forms)
+        if any(name in forms or (folder / name).exists() for name in TRAINERS):
+            yield f"{CLIPS}/{INDEX}"
+        if DATASET in forms:
+            yield f"{DATASET}/{INDEX}"
+            yield from (f"{DATASET}/{path.name}" for path in (folder / DATASET).glob(SHARDS))
+
+
+def _is_other(folder: Path, name: str) -> bool:
+    """Return whether something is in the place of an output and is none. An empty file is
+    nobody's."""
+    path = folder / name
+    try:
+        if path.is_symlink() and not path.exists():  # or to itself
+            return True
+        empty = not (path.is_dir() or path.stat().st_size)
+    except OSError:  # nothing is there, or it is for the run to find out
+        return False
+    return not (empty or _is_own(path, name))
+
+
+def _holds_nothing(path: Path) -> bool:
+    """Return whether nothing is lost with what is in the place of an output, such as a FIFO, or
+    with a record that no program can read."""
+    if path.name != RUN_RECORD:
+        return not path.is_file()
+    try:
+        _first_keys(path)
+    except (OSError, ValueError, RecursionError):
+        return True
+    return False
+
+
+def _is_own(path: Path, name: str) -> bool:
+    """Return whether a file is of the form of this output."""
+    try:
+        if not path.is_file():
+            return False
+        if name == ARRAY:
+            return _is_own_array(path)
+        if name == COCO_FILE:
+            return _is_own_coco(path)
+        if path.suffix == ".tar":
+            with open_regular(path) as file, tarfile.open(fileobj=file, mode="r:") as tar:
+                first = tar.next()
+                return first is not None and bool(MEMBER.match(first.name))
+        fields = FIELDS[name]
+        return READERS[path.suffix](path)[: len(fields)] == fields
+    except (OSError, ValueError, RecursionError, csv.Error, tarfile.TarError):
+        return False
+
+
+def _is_own_array(path: Path) -> bool:
+    """Return whether vectors are a run's: nothing in them says whose they are, but the table beside
+    them, or the record of a run that was killed between the two."""
+    beside, record = path.with_name(ROWS), path.with_name(RUN_RECORD)
+    if _is_own(beside, ROWS):
+        return True
+    return _is_own(record, RUN_RECORD) and ARRAY in json.dumps(_json(record).get("outputs"))
+
+
+def _is_own_coco(path: Path) -> bool:
+    first, last = COCO_ENDS
+    with open_regular(path) as file:
+        begins = file.read(len(first)) == first
+        file.seek(-len(last), 2)
+        return begins and file.read() == last
+
+
+def _head(path: Path) -> bytes:
+    with open_regular(path) as file:
+        return file.read(HEAD_BYTES)
+
+
+def _json(path: Path, *, line: bool = False) -> dict[str, Any]:
+    """Return the object in a file, or in its first line. Raises OSError, ValueError,
+    RecursionError."""
+    with open_regular(path) as file:
+        value = json.loads(file.readline(LINE_BYTES) if line else file.read(LINE_BYTES))
+    return value if isinstance(value, dict) else {}
+
+
+def _first_keys(path: Path) -> tuple[str, ...]:
+    return tuple(_json(path))
+
+
+def _keys_of_line(path: Path) -> tuple[str, ...]:
+    return tuple(_json(path, line=True))
+
+
+def _header(path: Path) -> tuple[str, ...]:
+    with open_regular(path) as file:
+        text = TextIOWrapper(file, encoding="utf-8", newline="")
+        rows = itertools.islice(csv.reader(iter([text.readline(HEAD_BYTES)])), 1)
+        return tuple(next(rows, ()))
+
+
+def _columns(path: Path) -> tuple[str, ...]:
+    from pyarrow.parquet import read_schema
+
+    return tuple(read_schema(path).names)
+
+
+READERS: dict[str, Callable[[Path], tuple[str, ...]]] = {
+    ".json": _first_keys,
+    ".jsonl": _keys_of_line,
+    ".csv": _header,
+    ".parquet": _columns,
+}
+"""Suffix → what returns the first names in a file of that kind."""

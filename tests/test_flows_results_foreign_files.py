@@ -1,0 +1,124 @@
+"""A command that adds to a folder replaces no file there that no run wrote."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from artifacts.errors import EnvironmentFault, UsageError
+from flows.job.config import CaptionConfig
+from flows.pipelines import EMBED, LABEL, Pipeline
+from flows.results.foreign_files import refuse_replacing, refuse_replacing_page
+from flows.results.run_record import RunRecord
+
+BEFORE = Path(__file__).parent / "data" / "before" / "first"
+FORMATS = ("jsonl", "txt", "csv", "parquet", "webdataset", "musubi")
+NAMES: list[tuple[Pipeline | None, str]] = [
+    *((None, name) for name in ("run.json", "captions.jsonl", "media.jsonl", "failures.jsonl")),
+    *((None, name) for name in ("summaries.jsonl", "captions.csv", "captions.parquet")),
+    *((None, name) for name in ("webdataset/index.json", "webdataset/000007.tar")),
+    (None, "clips/index.json"),
+    *((LABEL, name) for name in ("run.json", "labels.jsonl", "label_report.json", "media.jsonl")),
+    *((LABEL, name) for name in ("label_spans.jsonl", "labels.csv", "labels.parquet")),
+    (LABEL, "labels.coco.json"),
+    *((EMBED, name) for name in ("embeddings.npy", "embeddings.parquet", "failures.jsonl")),
+]
+
+
+def refused(folder: Path, pipeline: Pipeline | None = None) -> None:
+    forms = FORMATS if pipeline is None else ("jsonl", "csv", "parquet", "coco")
+    config = CaptionConfig(sources=("x",), format=forms, summary=pipeline is None)
+    refuse_replacing(folder, config, pipeline)
+
+
+def record(folder: Path, **outputs: str) -> None:
+    made = RunRecord(folder)
+    made.value["outputs"] = {name: str(folder / file) for name, file in outputs.items()}
+    made.write(force=True)
+
+
+@pytest.mark.parametrize(("pipeline", "name"), NAMES)
+def test_a_file_that_no_run_wrote_is_refused_also_beside_those_that_runs_wrote(
+    tmp_path: Path, pipeline: Pipeline | None, name: str
+) -> None:
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text('{"mine": 1}\n')
+    for _ in range(2):
+        with pytest.raises(UsageError, match="there already, and penstock did not write it"):
+            refused(tmp_path, pipeline)
+        if name != "run.json":
+            record(tmp_path, captions="captions.jsonl")
+    assert (tmp_path / name).read_text() == '{"mine": 1}\n'
+
+
+@pytest.mark.parametrize("name", ["captions.jsonl", "labels.csv", "embeddings.npy", "mine.json"])
+def test_what_this_run_does_not_write_may_lie_there(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("mine")
+    refused(tmp_path, LABEL if name == "captions.jsonl" else None)
+
+
+def test_outputs_of_an_earlier_version_are_known_without_their_record(tmp_path: Path) -> None:
+    for path in BEFORE.iterdir():
+        shutil.copyfile(path, tmp_path / path.name)
+    refused(tmp_path)
+
+
+@pytest.mark.parametrize("content", ["", "[" * 100_000, "\0\0"])
+def test_a_record_that_no_program_can_read_is_written_anew(tmp_path: Path, content: str) -> None:
+    shutil.copyfile(BEFORE / "captions.jsonl", tmp_path / "captions.jsonl")
+    (tmp_path / "run.json").write_text(content)
+    refused(tmp_path)
+    if content:
+        (tmp_path / "captions.jsonl").unlink()
+        with pytest.raises(UsageError, match=r"run\.json is there already"):
+            refused(tmp_path)
+
+
+def test_vectors_are_a_run_s_where_its_record_or_its_table_is_beside_them(tmp_path: Path) -> None:
+    (tmp_path / "embeddings.npy").write_bytes(b"\x93NUMPY")
+    record(tmp_path, captions="captions.jsonl")
+    with pytest.raises(UsageError, match=r"embeddings\.npy"):
+        refused(tmp_path, EMBED)
+    record(tmp_path, embeddings="embeddings.npy")
+    refused(tmp_path, EMBED)
+
+
+@pytest.mark.parametrize("content", ["Caption,File\na,b\n", "media_path\n", "\xff\n", '"' * 9000])
+def test_a_table_with_other_columns_is_refused(tmp_path: Path, content: str) -> None:
+    (tmp_path / "captions.csv").write_bytes(content.encode("latin-1"))
+    with pytest.raises(UsageError, match=r"captions\.csv"):
+        refused(tmp_path)
+
+
+def test_a_folder_in_the_place_of_an_output_is_named_before_work_begins(tmp_path: Path) -> None:
+    (tmp_path / "captions.jsonl").mkdir()
+    with pytest.raises(EnvironmentFault, match="a folder is in its place"):
+        refused(tmp_path)
+
+
+LINKS: dict[str, Callable[[Path], object]] = {
+    "a file": lambda path: path.write_text("mine"),
+    "nowhere": lambda path: None,
+    "itself": lambda path: path.symlink_to(path),
+}
+
+
+@pytest.mark.parametrize("to", ["a file", "nowhere", "itself"])
+def test_a_link_of_a_person_s_is_not_replaced(tmp_path: Path, to: str) -> None:
+    LINKS[to](tmp_path / "other")
+    (tmp_path / "captions.jsonl").symlink_to(tmp_path / "other")
+    with pytest.raises(UsageError, match=r"captions\.jsonl"):
+        refused(tmp_path)
+
+
+def test_a_report_takes_the_place_of_a_report_alone(tmp_path: Path) -> None:
+    page = tmp_path / "page.html"
+    refuse_replacing_page(page)
+    page.touch()
+    refuse_replacing_page(page)
+    page.write_text("<!doctype html>\n<title>Penstock report</title>\n")
+    refuse_replacing_page(page)
+    page.write_text("<!doctype html>\n<title>My page</title>\n")
+    with pytest.raises(UsageError, match="--to"):
+        refuse_replacing_page(page)
