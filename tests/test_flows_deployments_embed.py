@@ -2,16 +2,25 @@
 
 import json
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
+from prefect import Flow
 from prefect.client.orchestration import get_client
 from prefect.utilities.schema_tools.validation import ValidationError, validate
 
+from artifacts.errors import UsageError
+from flows.deployments.caption import caption_videos
 from flows.deployments.embed import embed_media
+from flows.deployments.index import index_folder
+from flows.deployments.label import label_images
+from flows.deployments.rebuild import rebuild_features
 from flows.deployments.sweep import SWEPT
-from flows.job.config import PICTURES_A_BATCH, EmbedConfig
+from flows.job.command_config import COMMANDS, EmbedConfig, IndexConfig, RebuildConfig
+from flows.job.config import PICTURES_A_BATCH, CaptionConfig
+from flows.job.label_config import LabelConfig
 from tests.support.dual_encoders import save_clip
 from tests.support.embedding import SIZES, embed, vectors, write_pictures
 
@@ -28,6 +37,8 @@ def schema() -> dict[str, Any]:
         {"sources": ["a.png"], "model": "a/clip", "fps": 0},
         {"sources": ["a.png"], "model": "a/clip", "colour": "red"},
         {"sources": ["a.png"], "model": "a/clip", "precision": "fp12"},
+        {"sources": ["a.png"], "model": "a/clip", "prompt": "What is it?"},
+        {"sources": ["a.png"], "model": "a/clip", "avoid": ["a"]},
     ],
     ids=json.dumps,
 )
@@ -43,8 +54,56 @@ def test_what_is_left_out_has_the_defaults_of_the_command() -> None:
     assert taken == EmbedConfig(sources=("a.png",), model="a/clip")
     assert taken.batch_size == PICTURES_A_BATCH
     fields = schema()["definitions"]["EmbedConfig"]["properties"]
-    assert set(fields) == set(EmbedConfig.__dataclass_fields__)
+    assert set(fields) == COMMANDS["embed"] and len(fields) == 17
     assert all(field["description"] for field in fields.values())
+
+
+def test_a_refusal_of_the_server_names_field_and_command() -> None:
+    config = {"sources": ["a.png"], "model": "a/clip"}
+    with pytest.raises(ValidationError, match=r"config\.prompt.*embed does not have prompt"):
+        validate({"config": {**config, "prompt": "Why?"}}, schema(), raise_on_error=True)
+    with pytest.raises(ValidationError, match=r"config\.colour.*embed does not have this field"):
+        validate({"config": {**config, "colour": "red"}}, schema(), raise_on_error=True)
+
+
+@pytest.mark.parametrize(
+    ("flow", "config"),
+    [
+        (embed_media, EmbedConfig(sources=("a.png",), model="a/clip")),
+        (index_folder, IndexConfig(sources=("a.png",), model="a/clip")),
+        (label_images, LabelConfig(sources=("a.png",), model="a/clip", labels="cat")),
+        (rebuild_features, RebuildConfig(sources=("a.mp4",), model="demo")),
+        (caption_videos, CaptionConfig(sources=("a.mp4",))),
+    ],
+    ids=["embed", "index", "label", "rebuild", "caption"],
+)
+def test_parameters_recorded_with_the_default_of_every_field_are_taken(
+    flow: "Flow[..., Any]", config: CaptionConfig
+) -> None:
+    recorded = {"config": json.loads(json.dumps(asdict(config)))}
+    assert len(recorded["config"]) >= 53
+    validate(recorded, flow.parameters.model_dump(), raise_on_error=True)
+    assert flow.validate_parameters(recorded)["config"] == config
+
+
+@pytest.mark.parametrize(
+    ("flow", "command", "name", "value"),
+    [
+        (embed_media, "embed", "prompt", "Why?"),
+        (index_folder, "index build", "max_new_tokens", 64),
+        (label_images, "label", "adapter", "lora"),
+        (rebuild_features, "cache rebuild", "out", "elsewhere"),
+        (caption_videos, "caption", "tiles", "2"),
+    ],
+    ids=["embed", "index", "label", "rebuild", "caption"],
+)
+def test_a_worker_refuses_fields_that_the_command_does_not_have(
+    flow: "Flow[..., Any]", command: str, name: str, value: object
+) -> None:
+    config = {"sources": ["a.png"], "model": "a/clip"}
+    config |= {"labels": "cat"} if command == "label" else {}
+    with pytest.raises(UsageError, match=f"`penstock {command}` does not have `{name}`"):
+        flow.validate_parameters({"config": {**config, name: value}})
 
 
 def test_its_runs_are_started_again_when_they_crash() -> None:
@@ -113,6 +172,8 @@ def test_a_flow_of_nothing_that_can_be_used_fails_and_says_what_to_read(
     config = EmbedConfig(sources=(str(bad),), model=str(model), out=str(tmp_path / "out"))
     state, _ = run_flow(config)
     assert state.is_failed() and "failures.jsonl" in state.message
+    state = embed_media(asdict(config) | {"prompt": "What is it?"}, return_state=True)
+    assert state.is_failed() and "`penstock embed` does not have `prompt`" in str(state.message)
     monkeypatch.setenv("PENSTOCK_OUT_ROOT", str(tmp_path / "else"))
     state, _ = run_flow(config)
     assert state.is_failed() and "PENSTOCK_OUT_ROOT" in state.message

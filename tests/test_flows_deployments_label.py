@@ -17,7 +17,8 @@ from flows.cli.main import main
 from flows.deployments.index import index_folder
 from flows.deployments.label import label_images
 from flows.deployments.sweep import SWEPT
-from flows.job.config import INDEX, PICTURES_A_BATCH, IndexConfig
+from flows.job.command_config import COMMANDS, IndexConfig
+from flows.job.config import INDEX, PICTURES_A_BATCH
 from flows.job.label_config import TOP, LabelConfig
 from tests.support.dual_encoders import save_clip
 from tests.support.embedding import SIZES, write_pictures
@@ -36,6 +37,7 @@ GOOD = {"sources": ["a.png"], "model": "a/clip", "labels": "cat,dog"}
         {**GOOD, "top": 0},
         {**GOOD, "colour": "red"},
         {**GOOD, "fps": 0},
+        {**GOOD, "summary": True},
     ],
     ids=json.dumps,
 )
@@ -50,7 +52,7 @@ def test_the_server_refuses_bad_parameters_before_a_run(config: dict[str, Any]) 
 def test_every_field_of_the_form_says_what_it_is(flow: "Flow[..., Any]", kind: Any) -> None:
     schema = flow.parameters.model_dump()
     fields = schema["definitions"][kind.__name__]["properties"]
-    assert set(fields) == set(kind.__dataclass_fields__)
+    assert set(fields) == COMMANDS[kind.command]
     assert all(field["description"] for field in fields.values())
     assert fields["batch_size"]["description"] == "Pictures a batch."
     assert flow.name in SWEPT

@@ -102,21 +102,21 @@ def test_the_flow_makes_the_bytes_of_the_plain_command(tmp_path: Path) -> None:
     from prefect.testing.utilities import prefect_test_harness
 
     from flows.deployments.rebuild import rebuild_features
-    from flows.job.config import CaptionConfig
+    from flows.job.command_config import RebuildConfig
 
     write_clips(tmp_path / "clips", 2, seed=6)
     plain = Place(clips=tmp_path / "clips", out=tmp_path / "out", store=tmp_path / "plain")
     where = [str(plain.clips), "--model", "demo", "--store", str(plain.store)]
     subprocess.run([*PENSTOCK, "cache", "rebuild", *where], cwd=ROOT, check=True)
     flow = Place(clips=plain.clips, out=plain.out, store=tmp_path / "flow")
-    config = CaptionConfig(sources=(str(flow.clips),), model="demo", store=str(flow.store))
+    config = RebuildConfig(sources=(str(flow.clips),), model="demo", store=str(flow.store))
     with prefect_test_harness(server_startup_timeout=120):
         for encoded in (2, 0):
             state = rebuild_features(config, prune=True, return_state=True)
             assert state.is_completed()
             assert f"encoded {encoded} chunks" in str(state.message)
         (plain.clips / "late.txt").write_text("no medium")
-        nothing = CaptionConfig(sources=(str(flow.clips / "*.txt"),), store=str(flow.store))
+        nothing = RebuildConfig(sources=(str(flow.clips / "*.txt"),), store=str(flow.store))
         assert rebuild_features(nothing, return_state=True).is_failed()
     assert flow.stored("features") == plain.stored("features")
     assert len(flow.stored("features")) == 2

@@ -10,7 +10,7 @@ from artifacts.errors import EnvironmentFault
 from flows.console.display import Display
 from flows.deployments.login import FILE, refuses_login
 from flows.deployments.runs import CALLER, Caller, named_after_out, run_in_flow
-from flows.deployments.schema import CaptionConfig
+from flows.deployments.schema import CaptionConfig, CaptionParameters
 from flows.deployments.server import client_settings
 from flows.deployments.view import quiet_console
 from flows.pipelines import CAPTION, product_of
@@ -20,7 +20,7 @@ from flows.running.stopping import stopped_in_order
 
 
 @flow(name="caption-videos", flow_run_name=named_after_out, persist_result=False)
-def caption_videos(config: CaptionConfig) -> State[Any]:
+def caption_videos(config: CaptionParameters) -> State[Any]:
     """Caption everything that `config` names; its fields are the command line's options.
 
     Relative paths are looked up in the flow's working directory, which for a deployment is the

@@ -14,6 +14,6 @@ from flows.running.run import embed
 def embed_media(config: EmbedConfig) -> State[Any]:
     """Make vectors of everything that `config` names; its fields are the command line's options.
 
-    Relative paths are looked up as `caption-videos` does. What `config` says of text has no effect.
+    Relative paths are looked up as `caption-videos` does.
     """
     return run_in_flow(config, embed, product_of(EMBED))

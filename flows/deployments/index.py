@@ -8,14 +8,14 @@ from pydantic import with_config
 from flows.console.display import Display
 from flows.deployments.runs import named_after_out, run_in_flow
 from flows.deployments.schema import EmbedConfig, settings_over, tighten
-from flows.job.config import IndexConfig
+from flows.job.command_config import IndexConfig
 from flows.job.prepare import out_folder
 from flows.running.run import LauncherMaker
 from flows.running.watch import OnBegin
 from flows.search.build import IndexWritten, fill_index
 from flows.search.texts import TEXT_HALF
 
-with_config(settings_over(EmbedConfig, tighten))(IndexConfig)
+with_config(settings_over(EmbedConfig, tighten, IndexConfig, "index build"))(IndexConfig)
 
 
 @flow(name="index-folder", flow_run_name=named_after_out, persist_result=False)

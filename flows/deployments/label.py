@@ -31,7 +31,7 @@ def tighten_labels(schema: dict[str, Any]) -> None:
     fields["top"]["minimum"] = 1
 
 
-with_config(settings_over(EmbedConfig, tighten_labels))(LabelConfig)
+with_config(settings_over(EmbedConfig, tighten_labels, LabelConfig, "label"))(LabelConfig)
 
 
 @flow(name="label-images", flow_run_name=named_after_out, persist_result=False)

@@ -21,7 +21,7 @@ from flows.deployments.confine import confine
 from flows.deployments.handing import Handed, HandingOut
 from flows.deployments.label import label_images
 from flows.deployments.runs import named_after_out
-from flows.deployments.schema import CaptionConfig, EmbedConfig
+from flows.deployments.schema import CaptionConfig, CaptionParameters, EmbedConfig
 from flows.deployments.view import Progress, plain
 from flows.job.label_config import LabelConfig
 from flows.job.portions import FILES, PORTIONS, Portion, portions_of
@@ -37,7 +37,7 @@ Files = Annotated[int, Field(gt=0, description="files of a portion, at the most"
 
 
 @flow(name="caption-many", flow_run_name=named_after_out, persist_result=False)
-def caption_many(config: CaptionConfig, files: Files = FILES) -> State[Any]:
+def caption_many(config: CaptionParameters, files: Files = FILES) -> State[Any]:
     """Caption on all workers of the pool what `config` names, as `caption-videos` does on one.
 
     Media, `store` and `out` must lie where every worker finds them under the same names.

@@ -10,7 +10,7 @@ from flows.console.display import Display
 from flows.deployments.confine import confine
 from flows.deployments.endings import ended, ended_by
 from flows.deployments.page import RunPage
-from flows.deployments.schema import CaptionConfig
+from flows.deployments.schema import RebuildConfig
 from flows.deployments.tasks import PrefectLauncher
 from flows.deployments.view import RunLog
 from flows.upkeep.rebuild_run import RebuildOptions, rebuild
@@ -20,12 +20,12 @@ TABLE = "penstock-rebuild"
 
 @flow(name="rebuild-features", persist_result=False)
 def rebuild_features(
-    config: CaptionConfig, name: str = "", prune: bool = False, dry_run: bool = False
+    config: RebuildConfig, name: str = "", prune: bool = False, dry_run: bool = False
 ) -> State[Any]:
     """Encode what of the features that `config` needs is missing in the store.
 
     Args:
-        config: As `caption-videos` takes it; what it says of text and output files has no effect.
+        config: The options of `penstock cache rebuild`.
         name: Tells apart jobs over the same sources, such as those of two models.
         prune: Remove what earlier rebuilds of this job made and nothing refers to any more.
         dry_run: Say in the log what would be done, and do nothing.

@@ -229,21 +229,3 @@ class CaptionConfig(SpeakingConfig):
                 f"--engine {self.engine} follows no beams", hint=f"Use --engine {DEFAULT_ENGINE}"
             )
         return DEFAULT_ENGINE
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class EmbedConfig(CaptionConfig):
-    """One run that makes vectors. What it says of text has no effect."""
-
-    model: str
-    """Hub id or folder of a model of the CLIP kind."""
-    batch_size: int = PICTURES_A_BATCH
-    """Pictures a batch."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class IndexConfig(EmbedConfig):
-    """One run that fills an index. What it says of text has no effect."""
-
-    out: str = INDEX
-    """Folder of the index."""

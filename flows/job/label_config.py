@@ -2,9 +2,10 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import ClassVar
 
 from artifacts.errors import UsageError
-from flows.job.config import EmbedConfig
+from flows.job.command_config import EmbedConfig
 from flows.job.formats import COCO
 
 LABEL_FORMATS = ("jsonl", "csv", "parquet", COCO, "txt", "vtt", "srt")
@@ -24,9 +25,9 @@ def check_label_formats(formats: Iterable[str]) -> None:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LabelConfig(EmbedConfig):
-    """One run that gives labels. What it says of text has no effect, but for formats and where they
-    are written."""
+    """One run that gives labels. Set fields are only those of `penstock label`."""
 
+    command: ClassVar[str] = "label"
     labels: str
     """File with a label a line, or YAML or JSON; or `a,b,c`."""
     templates: str = ""
