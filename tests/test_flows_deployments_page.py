@@ -12,8 +12,7 @@ from markdown_it.token import Token
 from artifacts.captions import Failure
 from flows.console.lines import printable
 from flows.deployments import page as prefect_page
-from flows.deployments.page import RunPage, cell, grid, page, report_place, sample_grid
-from flows.deployments.samples import Samples
+from flows.deployments.page import RunPage, cell, grid, listed, page, report_place, sample
 from flows.deployments.view import plain, table
 from flows.results.run_record import RunRecord
 
@@ -83,18 +82,30 @@ def test_no_text_is_more_than_a_paragraph_where_a_table_s_cell_is_read_alone() -
         assert "".join(c.content for c in children) == printable(text).strip()
 
 
-def test_no_sample_gets_out_of_its_cell() -> None:
+def test_no_sample_gets_out_of_its_lines_which_wrap_as_a_table_s_cells_do_not() -> None:
     picture = b"\xff\xd8|![](x)"
-    for name in HOSTILE:
-        samples = Samples(rows=((name, "x"), ("y", name)), pictures={1: picture})
-        tokens = rendered(sample_grid(samples))
-        assert [t.type for t in tokens if t.level == 0] == ["table_open", "table_close"], name
-        (image,) = [c for t in tokens for c in t.children or () if c.type == "image"]
-        assert str(image.attrs["src"]).startswith("data:image/jpeg;base64,")
-        for token in tokens:  # of which the next asks whether they are text
-            token.children = [c for c in token.children or () if c.type != "image"]
-        seen = printable(name).strip()
-        assert cells_of(tokens)[1:] == [["", seen, "x"], ["", "y", seen]], name
+    for text in texts()[:400]:
+        tokens = rendered(sample((text, text), picture))
+        (shown,) = [c for t in tokens for c in t.children or () if c.type == "image"]
+        assert str(shown.attrs["src"]).startswith("data:image/jpeg;base64,")
+        seen = printable(text).strip()
+        kinds = [t.type for t in tokens if t.type.endswith("_open")]
+        assert kinds == ["paragraph_open", *["paragraph_open"] * bool(seen), "blockquote_open",
+                         *["paragraph_open"] * bool(seen)], text  # fmt: skip
+        inner = [c for t in tokens for c in t.children or () if c.type != "image"]
+        assert {c.type for c in inner} <= {"text", "text_special"}, text
+        assert "".join(c.content for c in inner) == 2 * seen, text
+
+
+def test_no_failure_gets_out_of_its_line() -> None:
+    for text in texts()[:400]:
+        tokens = rendered("\n\n".join(listed("Failed", [(text, text)])))
+        assert [t.type for t in tokens].count("list_item_open") == 1, text
+        assert not {"fence", "html_block", "heading_open"} & {t.type for t in tokens}, text
+        (line,) = [t for t in tokens if t.type == "inline"][1:]
+        assert {c.type for c in line.children or ()} <= {"text", "text_special"}, text
+        said = "".join(c.content for c in line.children or ())
+        assert said == printable(f"{text}: {text}").strip()
 
 
 def test_the_page_names_the_report_or_what_writes_one(record: RunRecord, tmp_path: Path) -> None:
@@ -152,7 +163,7 @@ def test_the_page_tells_plan_rung_peaks_failures_and_places(record: RunRecord) -
         "Convert | it",
     ):
         assert said in text, said
-    assert [t.type for t in tokens].count("table_open") == 3
+    assert [t.type for t in tokens].count("table_open") == 1
     assert not any(t.type == "html_block" for t in tokens)
 
 

@@ -62,16 +62,16 @@ def test_a_flow_with_a_bad_file_completes_and_says_so(
     }  # fmt: skip
     assert artifacts["penstock-decode"].data == 100
     rows = json.loads(str(artifacts["penstock-captions"].data))
-    assert [row["file"] for row in rows] == ["https://…@host/a.mp4", r"\<b>bad|?.mp4"]
+    assert [row["file"] for row in rows] == ["https://host/a.mp4", r"\<b>bad|?.mp4"]
     assert all(row["what to do"] for row in rows)
     page = str(artifacts["penstock-run"].data)
     assert page.startswith("**done**") and str(tmp_path / "out" / "captions.jsonl") in page
-    assert r"| \<b>bad\|?.mp4 |" in page
+    assert r"- \<b>bad|?.mp4: " in page
     (captioned,) = read_lines(tmp_path / "out" / "captions.jsonl")
-    said = f"| clip-01.mp4, 0.0 to {captioned['end']:.1f} s | {captioned['caption']} |"
+    said = f"\n\nclip-01.mp4, 0.0 to {captioned['end']:.1f} s\n\n> {captioned['caption']}\n\n"
     assert said in page
     assert page.count("![](data:image/jpeg;base64,") == 1
-    assert f"| HTML report | penstock report {tmp_path / 'out'} |" in page
+    assert f"- HTML report: penstock report {tmp_path / 'out'}\n" in page
     with get_client(sync_client=True) as client:
         name = client.read_flow_run(state.state_details.flow_run_id).name
     assert name.lstrip("…") == str(tmp_path / "out")[-MOST_LETTERS:]

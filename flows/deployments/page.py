@@ -19,6 +19,7 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import ArtifactUpdate
 from prefect.runtime import flow_run
 
+from flows.deployments.crashed import KEY, pages_of
 from flows.deployments.patience import impatient
 from flows.deployments.samples import Samples, samples_of
 from flows.deployments.view import plain
@@ -28,7 +29,6 @@ from flows.results.status import COLUMNS, advice, cells, places, stages_of, what
 
 logger = logging.getLogger(__name__)
 
-KEY = "penstock-run"
 REPORT = "report.html"
 
 
@@ -36,7 +36,8 @@ NONE = Samples()
 
 
 class RunPage:
-    """One page a flow run, written when work begins and brought up to date when it ends."""
+    """One page a flow run, written when work begins and brought up to date when it ends. Another
+    attempt of the run goes on with the page of the one before."""
 
     def __init__(self) -> None:
         self._job: Job | None = None
@@ -70,6 +71,7 @@ class RunPage:
             logger.warning("the page of the run was not taken: %s", error)
 
     def _write(self, text: str) -> None:
+        self._artifact = self._artifact or page_before()
         if self._artifact is None:
             made = create_markdown_artifact(text, key=KEY, description="How the run stands")
             assert isinstance(made, UUID)  # a coroutine only where the caller is one
@@ -79,22 +81,30 @@ class RunPage:
             client.update_artifact(self._artifact, ArtifactUpdate(data=text))
 
 
+def page_before() -> UUID | None:
+    """Return the page that an earlier attempt of the flow run that is going on has left."""
+    if int(flow_run.run_count or 0) < 2:
+        return None
+    with get_client(sync_client=True) as client:
+        return next((page.id for page in pages_of(client, [UUID(str(flow_run.id))])), None)
+
+
 def page(record: Mapping[str, Any], now: float, samples: Samples = NONE) -> str:
-    """Return the record in markdown, with samples."""
-    failures = [[f["media_path"], f["message"], f["hint"]] for f in record["failures"]]
+    """Return the record in markdown, with samples. Texts of any length stand in lines, which wrap:
+    Prefect cuts the cells of a table at the page's edge."""
+    failures = [(f["media_path"], f"{f['message']}. {f['hint']}") for f in record["failures"]]
     rest = record["media"]["failed"] - len(failures)
     if rest > 0:
-        failures.append([f"{rest} more", "", "Read failures.jsonl"])
+        failures.append((f"{rest} more", "Read failures.jsonl"))
     parts = [
         f"**{record['state']}**",
         *filter(None, map(plain, (record["error"], advice(record)))),
         "".join(f"- {plain(line)}\n" for line in what(record)),
         grid(COLUMNS, map(cells, stages_of(record, now))),
-        *([sample_grid(samples)] if samples.rows else []),
-        grid(("output", "where"), {**places(record), **report_place(record)}.items()),
+        *map(sample, samples.rows, map(samples.pictures.get, range(len(samples.rows)))),
+        *listed("Outputs", {**places(record), **report_place(record)}.items()),
+        *listed("Failed", failures),
     ]
-    if failures:
-        parts.append(grid(("failed", "what", "what to do"), failures))
     return "\n\n".join(parts) + "\n"
 
 
@@ -109,15 +119,17 @@ def report_place(record: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
-def sample_grid(samples: Samples) -> str:
-    """Return a table of samples, with a picture where there is one."""
-    lines = [grid(("sample", "of", "said"), ())]
-    for at, row in enumerate(samples.rows):
-        picture = samples.pictures.get(at, b"")
-        data = base64.b64encode(picture).decode()
-        shown = f"![](data:image/jpeg;base64,{data})" if picture else ""
-        lines.append(f"| {shown} | {' | '.join(map(cell, row))} |")
-    return "\n".join(lines)
+def sample(row: Sequence[str], picture: bytes | None) -> str:
+    """Return a sample: its picture, where there is one, its name, and under that what was said."""
+    shown = f"![](data:image/jpeg;base64,{base64.b64encode(picture).decode()})" if picture else ""
+    name, said = map(plain, row)
+    return "\n\n".join(filter(None, (shown, name, f"> {said}")))
+
+
+def listed(title: str, rows: Iterable[Sequence[str]]) -> list[str]:
+    """Return the parts of a list of names, each with a text; none without rows."""
+    lines = [f"- {plain(f'{name}: {text}')}" for name, text in rows]
+    return [f"**{title}**", "\n".join(lines)] if lines else []
 
 
 def grid(head: Sequence[str], rows: Iterable[Iterable[str]]) -> str:

@@ -29,6 +29,7 @@ from prefect.client.schemas.sorting import FlowRunSort
 from prefect.states import Completed, Scheduled
 from pydantic import Field
 
+from flows.deployments.crashed import close_ended
 from flows.deployments.endings import INTERRUPTED
 from flows.deployments.handing import TAG
 
@@ -65,14 +66,16 @@ def sweep_crashed(
     older_than_seconds: Annotated[float, Field(ge=0)] = 60.0,
     younger_than_hours: Annotated[float, Field(gt=0)] = 168.0,
 ) -> State[Any]:
-    """Start runs again that crashed.
+    """Start runs again that crashed, and make Crashed what of their tasks still says Running.
 
     Of each job (a deployment with its parameters) only the newest run is looked at, at most
     `max_retries` times. It must have ended `older_than_seconds` ago, so that whoever is at work on
     the machine can be done, and have been due within `younger_than_hours`.
     """
     now = datetime.now(UTC)
+    ended_before = now - timedelta(seconds=older_than_seconds)
     with get_client(sync_client=True) as client:
+        closed = close_ended(client, SWEPT, ended_before)
         found = verdicts(
             runs_since(client, now - timedelta(hours=younger_than_hours)),
             now=now,
@@ -83,6 +86,10 @@ def sweep_crashed(
         drop_late(client, now)
     for line in told:
         get_run_logger().info("%s", line)
+    if closed:
+        get_run_logger().info(
+            "task runs of ended runs that still said Running: %d, now Crashed", closed
+        )
     again = sum(not verdict.why_not for verdict in found)
     return Completed(message=f"{again} of {len(found)} crashed runs started again")
 

@@ -11,6 +11,7 @@ from prefect.futures import PrefectFuture
 from prefect.states import Failed
 
 from artifacts.errors import Interrupted, PenstockError
+from flows.deployments.crashed import close_earlier_attempts
 from flows.deployments.view import Progress
 from flows.job.launch import DirectLauncher, StageCall
 from stages.process.events import Event, Item, Total
@@ -26,6 +27,7 @@ class PrefectLauncher:
 
     def __init__(self, listen: Listener) -> None:
         self._listen = listen
+        close_earlier_attempts()
 
     def start(self, call: StageCall) -> "PrefectRunning":
         return PrefectRunning(call, self._listen)

@@ -27,7 +27,9 @@ LAST_STEP_SECONDS = 2.0
 """Seconds that the end of a stage waits for its bar."""
 TABLE_ROWS = 200
 """Rows of the UI's table; the rest is in the output files."""
-MARKUP = re.compile(r"\\(?=[^\w\s])|[`*<~]|\[(?=[^]]*][(:\[])|&(?=#?\w+;)|(?<!\w)_|_(?!\w)|^[#>+-]")
+MARKUP = re.compile(
+    r"\\(?=_|[^\w\s])|[`*<~]|\[(?=[^]]*][(:\[])|&(?=#?\w+;)|(?<![^\W_])_|_(?![^\W_])|^[#>+-]"
+)
 """Characters that markdown takes for itself. One of Prefect's two UIs reads table cells as
 markdown, the other shows every backslash, so no more is escaped than must be."""
 LISTED = re.compile(r"^(\d+)([.)])(?=\s)")

@@ -138,7 +138,6 @@ class Sequence:
 
     def _waves(self, write: Callable[[bool], None]) -> None:
         job = self._job
-        self._record.value["media"]["total"] = len(job.by_file) + len(job.failures)
         wanted = stages_wanted(job.ledger, job.media)
         if not wanted:  # what is there is not measured again
             self._steps.give_back(job.media)

@@ -118,6 +118,7 @@ class Watch:
             self._job, self._record = job, (record := RunRecord(job.out, job.stages))
             told = {"plan": summary(job), "outputs": places(job), "earlier": there_before(job)}
             record.value.update(told if outputs is None else {**told, "outputs": dict(outputs)})
+            record.value["media"]["total"] = len(job.by_file) + len(job.failures)
             record.write(force=True)
             if self._on_begin is not None:
                 self._on_begin(job, record)
