@@ -33,6 +33,7 @@ def check(stack: Stack, clips: Path) -> None:
     """Every step, in order. Raises CheckFailed."""
     stack.serve()
     stack.work()
+    asks_for_no_worker(stack)
     lets_nobody_in(stack)
     for config in REFUSED:
         refuses(stack, config)
@@ -48,6 +49,14 @@ def check(stack: Stack, clips: Path) -> None:
     stack.say("a second deployment run did no stage work")
     compare(stack, deployed, plain)
     keeps_the_secret(stack, stack.login().partition(":")[2])
+
+
+def asks_for_no_worker(stack: Stack) -> None:
+    """The worker that starts does not tell people to start one. Raises CheckFailed."""
+    told = (stack.folder / "worker.log").read_text(encoding="utf-8")
+    if f"penstock: deployed {DEPLOYMENT}\n" not in told or "worker start" in told:
+        raise CheckFailed(f"the worker's first words are not what is promised\n{told}")
+    stack.say("the worker told in a line each what it deployed")
 
 
 def lets_nobody_in(stack: Stack) -> None:

@@ -4,10 +4,13 @@ A worker hears some seconds late that a run's process has died. Who has retried 
 would end the worker, which cannot take the run's slot twice; or the run, which it says has crashed.
 """
 
+import asyncio
 from collections.abc import Sequence
 from typing import Any
 
 from prefect.workers.base import BaseWorker
+
+from flows.deployments.crashed import close_crashed
 
 
 def without_held(worker: Any, asked: Sequence[Any]) -> list[Any]:
@@ -40,6 +43,7 @@ def make_patient() -> None:
     ) -> None:
         if not await is_retried(client or self.client, flow_run):
             await crash(self, flow_run, message, client)
+            await asyncio.to_thread(close_crashed, flow_run.id)
 
     BaseWorker._submit_scheduled_flow_runs = submit_patiently  # type: ignore[method-assign]
     BaseWorker._propose_crashed_state = crash_unless_retried  # type: ignore[method-assign]

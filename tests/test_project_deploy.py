@@ -16,6 +16,7 @@ from prefect import Flow
 from flows.deployments.confine import REMOTE_CODE, VARIABLE
 from flows.deployments.handing import POOL
 from flows.deployments.many import PORTION
+from scripts.deploy_all import told
 from scripts.follow_deploy import TERMINALS, blocks
 from scripts.login import CLIENT, SERVER
 from scripts.prepare_pool import BEAT, BEAT_SECONDS, FLOWS, POOLS, crash_automation
@@ -133,3 +134,20 @@ def test_the_server_s_own_pages_alone_may_read_what_it_answers(
         check=True,
     )
     assert done.stdout == f"{allowed}\n"
+
+
+BOX = """\
+╭───────────────────────────────────────────────────────────────────╮
+│ Deployment '{}' successfully created with id '7caf9b02'. │
+╰───────────────────────────────────────────────────────────────────╯
+To execute flow runs from these deployments, start a worker in a separate terminal
+
+        $ prefect worker start --pool 'gpu'
+"""
+
+
+def test_a_deployment_is_one_line_and_an_error_is_shown_whole() -> None:
+    boxes = BOX.format("a/b") + BOX.format("c/d")
+    assert told(boxes, failed=False) == "penstock: deployed a/b\npenstock: deployed c/d"
+    assert told(boxes + "no such flow\n", failed=True) == boxes + "no such flow"
+    assert told("in words of another version", failed=False) == "in words of another version"
