@@ -11,9 +11,12 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from starlette.applications import Starlette
+from starlette.datastructures import Headers
+from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from artifacts.errors import PenstockError
 from artifacts.shapes import parse
@@ -21,6 +24,7 @@ from flows.results.thumbnails import thumbnail
 from flows.reviewing.captions import EditRefused, ReviewedCaptions
 from flows.reviewing.page.page import review_page
 from flows.reviewing.rewriting import Rewriting
+from flows.serving.hosts import is_loopback
 from flows.serving.shown_media import shown_file
 
 MOST_BYTES = 1 << 26
@@ -50,8 +54,24 @@ def review_app(captions: ReviewedCaptions, rewriting: Rewriting, word: str) -> S
             Route(f"/{word}/files", _safe(routes.files), methods=["GET", "POST"]),
             Route(f"/{word}/media/{{number}}", _safe(routes.media)),
             Route(f"/{word}/small/{{number}}", _safe(routes.small)),
-        ]
+        ],
+        middleware=[Middleware(_ThisMachineOnly)],
     )
+
+
+class _ThisMachineOnly:
+    """An application that is asked as this machine alone, and not by a name that another site's
+    page had bound to its address."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        app = self._app
+        if scope["type"] == "http" and not is_loopback(Headers(scope=scope).get("host", "")):
+            told = {"error": "open the review at 127.0.0.1 or localhost"}
+            app = JSONResponse(told, 421, headers=SAFE)
+        await app(scope, receive, send)
 
 
 def _safe(handler: Handler) -> Handler:
@@ -80,7 +100,8 @@ def _is_foreign(request: Request) -> bool:
     if (site := request.headers.get("sec-fetch-site")) is not None:
         return site not in ("same-origin", "none")
     origin = request.headers.get("origin")
-    return origin is not None and origin.rpartition("//")[2] != request.headers.get("host")
+    host = request.headers.get("host")
+    return origin is not None and origin not in (f"http://{host}", f"https://{host}")
 
 
 class _Routes:

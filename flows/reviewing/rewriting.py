@@ -28,9 +28,10 @@ def confirmed(command: Mapping[str, Any] | None, out: Path) -> Mapping[str, Any]
     so now, at the terminal. Raises UsageError, EnvironmentFault."""
     if not command or command["words"][:1] != [COMMAND] or is_own_command(command):
         return command if command and command["words"][:1] == [COMMAND] else None
-    shown = printable(Rewriting(command).line)
+    line = Rewriting(command).line
+    shown = printable(line)
     can_ask = is_terminal(sys.stdin) and is_terminal(sys.stdout)
-    if not can_ask or len(shown) > LONGEST_SHOWN:
+    if not can_ask or len(line) > LONGEST_SHOWN:  # of a longer one, `shown` lacks the middle
         tell(
             f"note: Write files is off: {out / RUN_RECORD} was not written by a command of this "
             f"user on this machine. To write files, run it yourself: `{shown[:LONGEST_SHOWN]}`",

@@ -5,9 +5,8 @@ from dataclasses import dataclass
 from artifacts.errors import UsageError
 from artifacts.tiles import AUTO, check_tiles
 from flows.job.config import TORCH, CaptionConfig, check_above_zero
+from flows.serving.hosts import LOOPBACK
 
-LOOPBACK = ("127.0.0.1", "::1", "localhost")
-"""Addresses that nobody else reaches."""
 LARGEST_CAPTION_BATCH = 8
 """The same of what is captioned."""
 LARGEST_BATCH = 32

@@ -8,12 +8,11 @@ import asyncio
 import hashlib
 import hmac
 import json
-import re
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
-from flows.serving.config import LOOPBACK
+from flows.serving.hosts import LOOPBACK, is_loopback
 from flows.serving.refusals import Refused, unavailable
 from flows.serving.service import Service
 
@@ -25,7 +24,6 @@ App = Callable[[Message, Receive, Send], Awaitable[None]]
 OPEN = ("/", "/healthz", "/readyz", "/favicon.ico")
 """Paths that need no token, beside those below STATIC."""
 STATIC = "/static/"
-HOST = re.compile(r"(?:\[(?P<six>[0-9a-f:.]+)\]|(?P<name>[a-z0-9.-]+))(?::\d{1,5})?")
 COUNTED = "/v1/"
 COUNTED_TOO = ("/v1/search",)
 """Paths that take a half whatever the method."""
@@ -97,7 +95,7 @@ class Guard:
         headers = {name: value for name, value in scope["headers"]}
         service, path = self._service, scope["path"]
         host = headers.get(b"host", b"").decode("latin-1")
-        if service.config.host in LOOPBACK and _name_of(host) not in LOOPBACK:
+        if service.config.host in LOOPBACK and not is_loopback(host):
             raise Refused(421, f"this server is not {host[:80]!r}", "Ask it as localhost")
         if headers.get(b"sec-fetch-site") in OTHER_SITES and path != "/":
             raise Refused(403, "another site asks", "Open the page of this server")
@@ -162,12 +160,6 @@ def extra_headers(why: Refused) -> list[tuple[bytes, bytes]]:
     if why.status == 401:
         return [(b"www-authenticate", b"Bearer")]
     return [] if why.retry is None else [(b"retry-after", str(max(1, round(why.retry))).encode())]
-
-
-def _name_of(host: str) -> str:
-    """Return the name in a Host header, without its port; empty where it is none."""
-    found = HOST.fullmatch(host.lower())
-    return (found["six"] or found["name"]) if found else ""
 
 
 async def in_time(receive: Receive, work: Awaitable[Any], seconds: float) -> Any:
