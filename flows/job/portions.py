@@ -50,7 +50,9 @@ def portions_of(config: CaptionConfig, most: int = FILES) -> tuple[list[Portion]
     """Write the lists of a run's files, at most so many files in each, and return them with what
     could not be found. Only names and sizes are looked at. Raises EnvironmentFault."""
     selection = Selection(recursive=config.recursive, extensions=config.extensions)
-    files, failures = find_media(config.sources, selection, config.limit, config.prompt_for)
+    files, failures = find_media(
+        config.sources, selection, config.limit, config.prompt_for, config.prompts
+    )
     folder = out_folder(config) / PORTIONS
     sized = [(file, _size(file)) for file in files]
     return [_write(folder, part) for part in cut(sized, most)], failures

@@ -136,7 +136,9 @@ def prepare(
     config.check_sources()
     store = open_store(config.store_url)
     selection = Selection(recursive=config.recursive, extensions=config.extensions)
-    files, failures = find_media(config.sources, selection, config.limit, config.prompt_for)
+    files, failures = find_media(
+        config.sources, selection, config.limit, config.prompt_for, config.prompts
+    )
     if not files:  # said before a model is looked for, or downloaded
         raise _nothing_to_do(pipelines[0], failures)
     refuse_beside(files, config)

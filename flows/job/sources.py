@@ -3,7 +3,7 @@ media file."""
 
 import glob
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from operator import attrgetter
 from pathlib import Path
@@ -30,17 +30,19 @@ def find_media(
     selection: Selection,
     limit: int | None = None,
     prompt_for: Callable[[str], str] | None = None,
+    names: Iterable[str] = (),
 ) -> tuple[list[MediaFile], list[Failure]]:
     """Return the files that the sources name, in order and each once a prompt, and failures. The
     failures are what could not be found. `prompt_for` a kind is the prompt of files whose line has
-    none. A text of a medium that is named as well is no list."""
+    none. A text of a medium that is named as well is no list, nor is one of a prompt by one of
+    these `names`."""
     found: list[MediaFile] = []
     failures: list[Failure] = []
     seen: set[tuple[str | None, ...]] = set()
     real = RealPaths()
     far = FarSources()
     far.ask(filter(is_object, sources))
-    texts = texts_among(sources, recursive=selection.recursive)
+    texts = texts_among(sources, recursive=selection.recursive, names=names)
     for source in sources:
         if source in texts:
             continue
