@@ -1,7 +1,6 @@
 """Finds where paths lead once links are followed; knows nothing of what lies there."""
 
 import os
-from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from artifacts.errors import UsageError
@@ -20,29 +19,6 @@ def folder_named(text: str, name: str) -> Path:
     except OSError:  # not there yet, or its name is too long: for the run to find out
         pass
     return path
-
-
-def refuse_foreign(folder: Path, own: Collection[str], records: Sequence[str]) -> None:
-    """Refuse a folder with other content than a command's own. It is its own where one of its
-    `records` lies in it, by their paths there, or nothing but entries of the names in `own`. Raises
-    UsageError."""
-    try:
-        names = sorted(os.listdir(folder))
-    except FileNotFoundError:
-        return
-    except NotADirectoryError as error:
-        raise UsageError(
-            f"{folder} is not a folder, or a file is in the place of one above it",
-            hint="Give a new folder",
-        ) from error
-    except OSError:  # for the run to find out
-        return
-    others = [name for name in names if name not in own]
-    if others and not any((folder / record).is_file() for record in records):
-        raise UsageError(
-            f"{folder} holds other files ({others[0]})",
-            hint="Give a new folder, or remove that one",
-        )
 
 
 class RealPaths:

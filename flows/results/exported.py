@@ -10,7 +10,7 @@ from typing import Any
 from artifacts.captions import Failure
 from artifacts.errors import UsageError
 from artifacts.files import read_kept, write_json
-from artifacts.paths import refuse_foreign
+from artifacts.owned_folders import refuse_foreign
 from flows.console.units import size
 from flows.job.export_asked import REJECTED, RUNS, ExportAsked
 from stages.export.graph_job import GRAPHS

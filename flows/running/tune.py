@@ -12,7 +12,8 @@ from typing import Any
 
 from artifacts.errors import UsageError
 from artifacts.keys import digest_of
-from artifacts.paths import folder_named, refuse_foreign
+from artifacts.owned_folders import refuse_foreign
+from artifacts.paths import folder_named
 from artifacts.store import open_store
 from artifacts.words import counted
 from flows.console.display import Display
@@ -28,7 +29,6 @@ from flows.job.tune_data import examples_in, split
 from flows.job.waves import BYTES_A_TOKEN
 from flows.pipelines import TUNE
 from flows.planning.rungs import Rung
-from flows.results.run_record import RUN_RECORD
 from flows.results.tuned import RUN, AdapterScore, Tuned, refuse_other, scored_in, tuned_in
 from flows.running.calls import Calls
 from flows.running.run import LauncherMaker, prepared
@@ -36,7 +36,7 @@ from flows.running.watch import OnBegin, Watch
 from stages.models.adapters.reading import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from stages.models.hub.transfer import Announce
 from stages.tune import OUTPUT_VERSION, STAGE
-from stages.tune.job import RECORD
+from stages.tune.job import CHECKPOINT, RECORD
 from stages.tune.layout import layout_in
 
 BOARD = "tensorboard"
@@ -94,7 +94,7 @@ def asked_of(config: TuneConfig, say: Announce = lambda _: None) -> tuple[list[E
     """Return the examples, and the run that encodes and trains on them; `say` is told what reviews
     leave out. Raises UsageError for media that are not there."""
     out = folder_named(config.out, "out")
-    refuse_foreign(out, (RUN,), (RECORD, ADAPTER_CONFIG, ADAPTER_WEIGHTS, f"{RUN}/{RUN_RECORD}"))
+    refuse_foreign(out, (RUN, CHECKPOINT), (RECORD, ADAPTER_CONFIG, ADAPTER_WEIGHTS))
     if config.tensorboard and find_spec("tensorboard") is None:
         raise UsageError(
             "--tensorboard needs TensorBoard, which is not installed",

@@ -18,11 +18,12 @@ from numpy.typing import NDArray
 from artifacts.captions import write_jsonl
 from artifacts.errors import CannotFit, EnvironmentFault, UsageError
 from artifacts.index.compacting import merge_small
-from artifacts.index.manifest import has_manifest, read_manifest
+from artifacts.index.manifest import has_manifest, is_of_index, read_manifest
 from artifacts.index.measuring import is_due, measure, note_texts
 from artifacts.index.rows import MEDIUM, ROW, IndexRow, identities_of, medium_of
 from artifacts.index.snapshot import of_all, paths_of
 from artifacts.index.writing import (
+    LOCK,
     Added,
     IndexWriter,
     refuse_other,
@@ -30,7 +31,7 @@ from artifacts.index.writing import (
     within,
     writing,
 )
-from artifacts.paths import refuse_foreign
+from artifacts.owned_folders import refuse_foreign
 from artifacts.remote.addresses import is_address
 from artifacts.tables import utf8
 from artifacts.vectors import vectors_in
@@ -41,7 +42,6 @@ from flows.job.launch import DirectLauncher
 from flows.job.prepare import Job
 from flows.job.versions import versions
 from flows.results.outputs import failures_of
-from flows.results.run_record import RUN_RECORD
 from flows.results.vectors import Made, VectorsWritten, frames_of, made_vectors
 from flows.running.run import LauncherMaker, make_vectors
 from flows.running.watch import OnBegin
@@ -103,7 +103,8 @@ def fill_index(
                 hint=f"Choose one: {choices}",
             )
     if not has_manifest(folder):
-        refuse_foreign(folder, (RUN,), (f"{RUN}/{RUN_RECORD}",))
+        named = (path.name for path in folder.glob("*") if is_of_index(path.name))
+        refuse_foreign(folder, (RUN, LOCK, *named), ())
     written = make_vectors(
         replace(config, out=str(folder / RUN)),
         display,

@@ -16,8 +16,8 @@ from torch import nn
 
 from artifacts.files import whole_file
 from artifacts.keys import digest_of
+from stages.tune.job import CHECKPOINT
 
-FILE = "checkpoint.safetensors"
 BEST = "best"
 """Name of a trained number as it was at its best, beside those that the optimizer has."""
 
@@ -84,7 +84,7 @@ def keep(
         "optimizer": kind_of(optimizer),
         "progress": json.dumps(progress.to_json()),
     }
-    with whole_file(folder / FILE) as file:
+    with whole_file(folder / CHECKPOINT) as file:
         file.write(save(numbers, metadata=metadata))
 
 
@@ -99,7 +99,7 @@ def go_on(
     from safetensors import safe_open
 
     try:
-        with safe_open(folder / FILE, "pt") as file:
+        with safe_open(folder / CHECKPOINT, "pt") as file:
             metadata = file.metadata() or {}
             if metadata.get("recipe") != digest_of(dict(recipe)):
                 return None

@@ -9,6 +9,8 @@ RECORD = "tune.json"
 """File of what was learned, beside the adapter."""
 SCORE = "score.json"
 """File of how near a half comes to captions that it is only scored by."""
+CHECKPOINT = "checkpoint.safetensors"
+"""File of what a training goes on from, until the adapter is written."""
 ADAMW, ADAMW8 = "adamw", "adamw8bit"
 """Optimizers: torch's, and that of bitsandbytes, whose moments have 8 bits."""
 

@@ -1,0 +1,322 @@
+"""Folders that hold other files: a command that owns its folder refuses them, and one that adds to
+a folder replaces nothing that it did not write."""
+
+import io
+import json
+import os
+import shutil
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import penstock_demo
+from flows.cli.main import main
+from tests.support.pickled import drawn, write_folder
+from tests.support.pipeline import read_lines
+
+pytestmark = pytest.mark.slow
+PICTURE = Path(__file__).parent / "data" / "before" / "clips" / "small.png"
+OWNERS = ("export", "tune", "index")
+ADDERS: dict[str, tuple[str, ...]] = {
+    "caption": (
+        *("run.json", "captions.jsonl", "media.jsonl", "failures.jsonl", "captions.csv"),
+        *("captions.parquet", "webdataset/index.json", "webdataset/000000.tar"),
+    ),
+    "label": (
+        *("run.json", "labels.jsonl", "label_report.json", "label_spans.jsonl"),
+        *("labels.csv", "labels.parquet", "labels.coco.json"),
+    ),
+    "embed": ("run.json", "embeddings.npy", "embeddings.parquet", "failures.jsonl"),
+}
+"""Command → names of what it writes."""
+MINE = '{"mine": [1, 2]}\n'
+
+
+class World:
+    """A picture, a store, and the commands over them."""
+
+    def __init__(self, root: Path, store: Path) -> None:
+        self.root, self.out = root, root / "out"
+        self._store = ["--store", str(store)]
+        self.pictures = root / "pictures"
+        self.pictures.mkdir(exist_ok=True)
+        shutil.copyfile(PICTURE, self.pictures / "small.png")
+
+    def __call__(self, command: str, *more: str, out: Path | None = None) -> int:
+        folder, dual = str(out or self.out), str(penstock_demo.DUAL_CHECKPOINT)
+        pictures = str(self.pictures)
+        words = {
+            "caption": [
+                "caption",
+                pictures,
+                "--model",
+                "demo",
+                "--format",
+                "csv,parquet,webdataset",
+            ],
+            "label": ["label", pictures, "--model", dual, "--labels", "a red square,a blue circle"],
+            "embed": ["embed", pictures, "--model", dual],
+            "export": ["export", "demo", "--to", "nf4"],
+            "tune": ["tune", pictures, "--model", "demo"],
+            "index": ["index", "build", pictures, "--model", dual],
+        }[command]
+        if command == "label":
+            words += ["--format", "csv,parquet,coco"]
+        return main([*words, "--out", folder, *self._store, *more])
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("store")
+
+
+@pytest.fixture(scope="module")
+def real(tmp_path_factory: pytest.TempPathFactory, store: Path) -> Path:
+    """Captions, labels, vectors and a report in one folder, and an index beside it."""
+    world = World(tmp_path_factory.mktemp("real"), store)
+    assert [world(command) for command in ADDERS] == [0, 0, 0]
+    assert world("index", out=world.root / "index") == 0
+    assert main(["report", str(world.out)]) == 0
+    return world.root
+
+
+@pytest.fixture
+def world(tmp_path: Path, store: Path) -> World:
+    return World(tmp_path, store)
+
+
+@pytest.fixture
+def used(real: Path, world: World) -> World:
+    """The same after all commands wrote into one folder."""
+    for name in ("out", "index"):
+        shutil.copytree(real / name, world.root / name, symlinks=True)
+    return world
+
+
+def seen(folder: Path) -> dict[str, bytes | None]:
+    """What lies in a folder: each path with its content."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None
+        for path in folder.rglob("*")
+    }
+
+
+def a_file(path: Path, text: str = MINE) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    return path
+
+
+FILLED: dict[str, Callable[[Path], object]] = {
+    "a readme": lambda folder: a_file(folder / "README.md"),
+    "a record of training": lambda folder: a_file(folder / "training.json"),
+    "graphs": lambda folder: a_file(folder / "onnx" / "model.onnx"),
+    "a repository": lambda folder: a_file(folder / ".git" / "config"),
+    "a hidden file": lambda folder: a_file(folder / ".notes"),
+    "an empty folder": lambda folder: (folder / "later").mkdir(parents=True),
+    "another's run": lambda folder: (a_file(folder / "run" / "run.json"), a_file(folder / "x")),
+}
+
+
+@pytest.mark.parametrize(
+    ("command", "kind"),
+    [("export", "a record of training"), ("export", "graphs")]
+    + [(command, kind) for command in ("tune", "index") for kind in FILLED],
+)
+def test_a_command_that_owns_its_folder_refuses_one_with_other_content(
+    world: World, capsys: pytest.CaptureFixture[str], command: str, kind: str
+) -> None:
+    FILLED[kind](world.out)
+    before = seen(world.out)
+    assert world(command) == 2
+    assert seen(world.out) == before
+    assert "holds other files" in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.parametrize("kind", ["a readme", "a repository"])
+def test_weights_are_not_converted_into_a_folder_with_other_content(
+    world: World, kind: str
+) -> None:
+    source = write_folder(world.root / "source", drawn())
+    FILLED[kind](world.out)
+    before = seen(world.out)
+    assert main(["convert", str(source), str(world.out)]) in (2, 5)
+    assert seen(world.out) == before
+
+
+@pytest.mark.parametrize("command", OWNERS)
+def test_a_link_is_judged_by_the_folder_to_which_it_leads(world: World, command: str) -> None:
+    a_file(world.root / "elsewhere" / "README.md")
+    world.out.symlink_to("elsewhere")
+    assert world(command) == 2
+    assert os.listdir(world.root / "elsewhere") == ["README.md"] and world.out.is_symlink()
+
+
+@pytest.mark.parametrize("command", [*OWNERS, *ADDERS])
+def test_a_file_in_the_place_of_the_folder_stays(
+    world: World, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    a_file(world.out)
+    assert world(command) in (2, 5)
+    assert world.out.read_text() == MINE
+    assert str(world.out) in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.parametrize("command", OWNERS)
+def test_a_folder_that_another_command_wrote_is_refused(used: World, command: str) -> None:
+    others = [used.out, used.root / "index"] if command != "index" else [used.out]
+    before = seen(used.root)
+    assert [world for other in others if (world := used(command, out=other)) != 2] == []
+    assert seen(used.root) == before
+
+
+def test_an_index_is_not_begun_in_the_folder_of_an_adapter(world: World) -> None:
+    for name in ("adapter_config.json", "tune.json", "run/run.json"):
+        a_file(world.out / name)
+    before = seen(world.out)
+    assert world("index") == 2
+    assert seen(world.out) == before
+
+
+def test_an_index_goes_on_in_its_own_folder_and_begins_in_an_empty_one(used: World) -> None:
+    assert used("index", out=used.root / "index") == 0
+    (used.root / "new" / "run").mkdir(parents=True)
+    (used.root / "new" / ".penstock-half").touch()  # of a run that was killed
+    assert used("index", out=used.root / "new") == 0
+
+
+def test_somebody_s_index_json_is_no_index(world: World) -> None:
+    a_file(world.out / "index.json")
+    assert world("index") in (2, 5)
+    assert (world.out / "index.json").read_text() == MINE
+
+
+NAMES = [(command, name) for command, names in ADDERS.items() for name in names]
+
+
+@pytest.mark.parametrize(("command", "name"), NAMES)
+def test_a_file_of_an_output_s_name_that_no_run_wrote_stays(
+    world: World, capsys: pytest.CaptureFixture[str], command: str, name: str
+) -> None:
+    a_file(world.out / name)
+    assert world(command, *(["--overwrite"] if command == "caption" else [])) == 2
+    assert seen(world.out)[name] == MINE.encode()
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert str(world.out / name) in said and "--out" in said
+    assert not (world.out / ".lock").exists()  # no work was begun
+
+
+@pytest.mark.parametrize(("command", "name"), [pair for pair in NAMES if pair[1] != "run.json"])
+def test_it_stays_also_where_it_took_the_place_of_ours(
+    used: World, command: str, name: str
+) -> None:
+    (used.out / name).unlink(missing_ok=True)
+    if name == "embeddings.npy":
+        (used.out / "embeddings.parquet").unlink()
+        record = json.loads((used.out / "run.json").read_text())
+        a_file(used.out / "run.json", json.dumps({**record, "outputs": {}}))
+    a_file(used.out / name)
+    before = seen(used.out)
+    assert used(command) == 2
+    assert seen(used.out) == before
+
+
+@pytest.mark.parametrize("command", ADDERS)
+def test_a_link_to_somebody_s_file_is_neither_written_through_nor_replaced(
+    world: World, command: str
+) -> None:
+    mine = a_file(world.root / "mine.jsonl")
+    world.out.mkdir()
+    link = world.out / ADDERS[command][1]
+    link.symlink_to(mine)
+    assert world(command) == 2
+    assert mine.read_text() == MINE and link.readlink() == mine
+
+
+@pytest.mark.parametrize("command", ADDERS)
+def test_a_folder_in_the_place_of_an_output_is_named_before_work_begins(
+    world: World, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    name = ADDERS[command][1]
+    a_file(world.out / name / "inside")
+    assert world(command) == 5
+    assert name in capsys.readouterr().err.splitlines()[-1]
+    assert sorted(seen(world.out)) == [name, f"{name}/inside"]
+
+
+def test_a_shard_of_somebody_s_in_our_data_set_is_not_deleted(used: World) -> None:
+    path = used.out / "webdataset" / "000009.tar"
+    with tarfile.open(path, "w") as tar:
+        entry = tarfile.TarInfo("cat.jpg")
+        entry.size = 3
+        tar.addfile(entry, io.BytesIO(b"cat"))
+    before = path.read_bytes()
+    assert used("caption", "--prompt", "Another?") == 2
+    assert path.read_bytes() == before
+
+
+def test_names_in_other_cases_are_other_files(world: World) -> None:
+    twins = [a_file(world.out / name) for name in ("Captions.jsonl", "RUN.JSON", "captions.CSV")]
+    assert world("caption") == 0
+    assert [twin.read_text() for twin in twins] == [MINE] * 3
+    assert len(read_lines(world.out / "captions.jsonl")) == 1
+
+
+@pytest.mark.parametrize("order", [("label", "caption", "embed"), ("embed", "label", "caption")])
+def test_commands_that_share_a_folder_go_on_sharing_it(used: World, order: tuple[str, ...]) -> None:
+    assert [used(command) for command in order] == [0, 0, 0]
+    assert main(["report", str(used.out)]) == 0
+
+
+def test_outputs_are_known_in_a_run_that_has_another_store_and_no_record(
+    used: World, tmp_path: Path
+) -> None:
+    (used.out / "run.json").unlink()
+    shutil.rmtree(used.out / "logs")
+    other = World(tmp_path, tmp_path / "store")
+    assert other("embed") == 0
+
+
+@pytest.mark.parametrize("lost", ["captions.jsonl", "labels.jsonl", "embeddings.parquet"])
+def test_a_run_that_was_killed_between_its_outputs_is_gone_on_with(used: World, lost: str) -> None:
+    (used.out / lost).unlink()
+    (used.out / ".penstock-half").write_bytes(b"\0" * 100)
+    (used.out / "failures.jsonl").write_bytes(b"")
+    command = next(command for command, names in ADDERS.items() if lost in names)
+    assert used(command) == 0
+    assert (used.out / lost).is_file()
+
+
+@pytest.mark.parametrize("name", ["report.html", "index.html", "notes.txt"])
+def test_a_report_replaces_no_page_of_somebody_s(
+    used: World, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    page = a_file(used.out / name, "<!doctype html>\n<title>Mine</title>\n")
+    told = [] if name == "report.html" else ["--to", str(page)]
+    assert main(["report", str(used.out), *told]) == 2
+    assert page.read_text().endswith("<title>Mine</title>\n")
+    assert str(page) in capsys.readouterr().err
+
+
+def test_a_report_is_not_written_through_a_link(used: World) -> None:
+    mine = a_file(used.root / "mine.html", "<title>Mine</title>")
+    (used.root / "link.html").symlink_to(mine)
+    assert main(["report", str(used.out), "--to", str(used.root / "link.html")]) == 2
+    assert mine.read_text() == "<title>Mine</title>"
+
+
+def test_a_report_is_written_again_over_itself(used: World) -> None:
+    before = (used.out / "report.html").stat().st_mtime_ns
+    assert main(["report", str(used.out)]) == 0
+    assert (used.out / "report.html").stat().st_mtime_ns > before
+
+
+@pytest.mark.parametrize("rule", ["keep", "append"])
+def test_a_text_beside_a_picture_keeps_its_words(world: World, rule: str) -> None:
+    text = a_file(world.pictures / "small.txt", "by hand")
+    assert world("caption", "--format", "txt", "--beside", "--existing", rule) == 0
+    assert text.read_text().startswith("by hand") and (rule == "append") == (
+        text.read_text() != "by hand"
+    )
