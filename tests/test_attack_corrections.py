@@ -1,19 +1,32 @@
 """Data sets of trainers attacked by what people wrote and corrected: none of it is lost, and none
 is put where it does not belong."""
 
+import contextlib
+import json
+import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from artifacts.store import open_store
+from artifacts.packs import Record, RecordSet
+from artifacts.store import FolderStore, open_store
+from artifacts.subtitles import one_line
+from flows.console.display import Display
 from flows.job.config import CaptionConfig
 from flows.job.formats import TRAINER_FORMATS
+from flows.job.launch import StageCall
 from flows.reviewing.captions import ReviewedCaptions
 from flows.upkeep.cache_gc import collect
-from tests.support.saying import run
+from flows.upkeep.rebuild_run import RebuildOptions, rebuild
+from stages.process.outcome import StageOutcome
+from tests.support.forms import TAGS, text_of
+from tests.support.media import write_video
+from tests.support.saying import Saying, run
 from tests.support.stand_ins import config_in
 from tests.support.trainers import READERS
 
@@ -70,3 +83,203 @@ def test_what_is_no_text_is_not_learned(config: CaptionConfig, content: bytes) -
     model = learned(config, "kohya")
     (Path(config.sources[0]) / "a.txt").write_bytes(content)
     assert learned(config, "kohya") == model
+
+
+FORMS = ("kohya", "hf")
+OF_VIDEOS = ("musubi", "diffusion-pipe")
+ASKED = {"short": "What, in short?", "long": "What, in full?"}
+
+
+class Tagging(Saying):
+    """Answers with JSON, as a schema asks."""
+
+    def _make(self, call: StageCall, outcome: StageOutcome) -> None:
+        if call.name != "decode":
+            return super()._make(call, outcome)
+        store, namespace = FolderStore(Path(call.arguments["store"])), call.arguments["namespace"]
+        for member in (m for batch in call.arguments["batches"] for m in batch):
+            meta = {"caption": '{"tags":["a dog"]}', "tokens": 9, "ended": "stop"}
+            RecordSet(store, "captions", namespace).publish([Record(key=member["key"], meta=meta)])
+            outcome.items += 1
+        return None
+
+
+def edit(out: str, choose: Callable[[dict[str, Any]], bool], **values: Any) -> None:
+    """Correct the captions of a folder that are chosen by their rows."""
+    with contextlib.closing(ReviewedCaptions(Path(out))) as captions:
+        given = {"caption": None, "review": "", **values}
+        changes = [{"of": k, **given} for k, row in captions.rows.items() if choose(row)]
+        captions.do({"id": f"{len(captions.journal.edits.ids)}", "does": "x", "changes": changes})
+
+
+def undo(out: str) -> None:
+    with contextlib.closing(ReviewedCaptions(Path(out))) as captions:
+        captions.do({"id": f"{len(captions.journal.edits.ids)}", "does": "undo"})
+
+
+@pytest.fixture
+def video(config: CaptionConfig) -> CaptionConfig:
+    """A video of three chunks in the place of the picture."""
+    folder = Path(config.sources[0])
+    (folder / "a.png").unlink()
+    write_video(folder / "a.mp4", ticks=range(150), gop=25)
+    return replace(config, chunk=2.0)
+
+
+def all_learned(config: CaptionConfig, form: str, **more: Any) -> list[str]:
+    """What a trainer learns, whose media have names in no order."""
+    run(replace(config, format=(form,), **more))
+    return sorted(READERS[form](Path(str(more.get("out", config.out)))).values())
+
+
+def of_chunks(config: CaptionConfig) -> list[str]:
+    """What the model says of each chunk."""
+    with contextlib.closing(ReviewedCaptions(Path(config.out))) as captions:
+        return [one_line(row["said"]) for row in captions.rows.values()]
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(("name", "counts"), [("short", True), ("long", False)])
+def test_a_correction_is_of_the_prompt_that_it_was_made_of(
+    config: CaptionConfig, tmp_path: Path, form: str, name: str, counts: bool
+) -> None:
+    model = learned(config, form, prompts=ASKED)
+    edit(config.out, lambda row: row["name"] == name, caption="mine")
+    other = str(tmp_path / "other")
+    assert learned(config, form, out=other, prompts=ASKED) == ("mine" if counts else model)
+    turned = dict(reversed(ASKED.items()))
+    assert (learned(config, form, out=other, prompts=turned) == "mine") == (not counts)
+    assert learned(config, form, out=other, prompt=ASKED[name]) != "mine", "it has no name"
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("file", ["a.short.txt", "a.short.png.txt", "a.txt"])
+def test_a_text_by_hand_is_of_its_prompt(config: CaptionConfig, form: str, file: str) -> None:
+    (Path(config.sources[0]) / file).write_text("by hand")
+    assert learned(config, form, prompts=ASKED) == "by hand"
+    other = {"long": ASKED["long"], "other": "What else?"}
+    assert (learned(config, form, prompts=other) == "by hand") == (file == "a.txt")
+
+
+@pytest.mark.parametrize("form", OF_VIDEOS)
+@pytest.mark.parametrize("number", [0, 2])
+def test_a_correction_is_of_its_chunk(
+    video: CaptionConfig, tmp_path: Path, form: str, number: int
+) -> None:
+    learned_before, model = all_learned(video, form), of_chunks(video)
+    assert len(model) == 3 and learned_before == sorted(model)
+    edit(video.out, lambda row: row["start"] == 2.0 * number, caption="mine")
+    wanted = sorted([*model[:number], "mine", *model[number + 1 :]])
+    assert all_learned(video, form, out=str(tmp_path / "other")) == wanted
+
+
+@pytest.mark.parametrize("form", OF_VIDEOS)
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [("one\ntwo\nthree\n", ["one", "three", "two"]), ("all of it", ["all of it"] * 3)],
+)
+def test_a_text_by_hand_is_of_its_chunks(
+    video: CaptionConfig, form: str, text: str, wanted: list[str]
+) -> None:
+    (Path(video.sources[0]) / "a.txt").write_text(text)
+    assert all_learned(video, form) == wanted
+
+
+@pytest.mark.parametrize("form", OF_VIDEOS)
+def test_lines_by_hand_stay_with_their_chunks_when_one_was_rejected(
+    video: CaptionConfig, tmp_path: Path, form: str
+) -> None:
+    all_learned(video, form)
+    edit(video.out, lambda row: row["start"] == 2.0, review="rejected")
+    (Path(video.sources[0]) / "a.txt").write_text("one\ntwo\nthree")
+    assert all_learned(video, form, out=str(tmp_path / "other")) == ["one", "three"]
+
+
+@pytest.mark.parametrize("form", OF_VIDEOS)
+def test_what_was_rejected_is_learned_nowhere_until_that_is_taken_back(
+    video: CaptionConfig, tmp_path: Path, form: str
+) -> None:
+    all_learned(video, form)
+    model, other = of_chunks(video), str(tmp_path / "other")
+    edit(video.out, lambda row: row["start"] == 0.0, review="rejected")
+    assert all_learned(video, form, out=other) == sorted(model[1:])
+    edit(other, lambda row: row["start"] == 4.0, caption="last", review="accepted")
+    assert all_learned(video, form) == sorted([model[1], "last"])
+    undo(video.out)
+    assert all_learned(video, form, out=other) == sorted([*model[:2], "last"])
+
+
+@pytest.mark.parametrize("form", OF_VIDEOS)
+def test_a_correction_outlives_gc_and_prune(
+    video: CaptionConfig, tmp_path: Path, form: str
+) -> None:
+    all_learned(video, form)
+    model, other = of_chunks(video), str(tmp_path / "other")
+    edit(video.out, lambda row: row["start"] == 2.0, caption="mine")
+    options = RebuildOptions(prune=True)
+    rebuild(video, options, Display(quiet=True), Saying().launcher)
+    medium = Path(video.sources[0]) / "a.mp4"
+    away = medium.rename(tmp_path / "a.mp4")
+    write_video(medium, ticks=range(30), gop=10)
+    assert rebuild(video, options, Display(quiet=True), Saying().launcher).removed == 3
+    collect(open_store(video.store), 0, dry_run=False)
+    away.replace(medium)
+    shutil.rmtree(video.out)
+    assert all_learned(video, form, out=other) == sorted([model[0], "mine", model[2]])
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_an_undo_reaches_a_folder_that_was_written_since(
+    config: CaptionConfig, tmp_path: Path, form: str
+) -> None:
+    model, other = learned(config, form), str(tmp_path / "other")
+    edit(config.out, lambda row: True, caption="first")
+    edit(config.out, lambda row: True, caption="second")
+    assert learned(config, form, out=other) == "second"
+    undo(config.out)
+    assert learned(config, form, out=other) == "first"
+    undo(config.out)
+    assert learned(config, form, out=other) == model == learned(config, form)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_folder_s_own_correction_wins_over_that_of_another(
+    config: CaptionConfig, tmp_path: Path, form: str
+) -> None:
+    other, third = str(tmp_path / "other"), str(tmp_path / "third")
+    learned(config, form), learned(config, form, out=other)
+    edit(config.out, lambda row: True, caption="own")
+    edit(other, lambda row: True, caption="of the other")
+    assert learned(config, form) == "own"
+    assert learned(config, form, out=other) == "of the other"
+    assert learned(config, form, out=third) == "of the other", "the later one"
+    undo(other)
+    assert learned(config, form, out=third) == learned(config, form, out=other) == "own"
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("correction", ["", '{"tags":["a cat"]}'])
+def test_no_trigger_stands_before_json(
+    config: CaptionConfig, tmp_path: Path, form: str, correction: str
+) -> None:
+    more = {"schema": text_of(TAGS), "trigger": "ohwx"}
+    for out in (config.out, other := str(tmp_path / "other")):
+        run(replace(config, format=(form, "txt"), out=out, **more), Tagging())
+        (said,) = READERS[form](Path(out)).values()
+        assert json.loads(said) == {"tags": ["a cat" if correction and out == other else "a dog"]}
+        assert (Path(out) / "a.txt").read_text().startswith("ohwx, a ")
+        if correction:
+            edit(out, lambda row: True, caption=correction)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_text_by_hand_gets_no_trigger_and_one_note_says_so(
+    config: CaptionConfig, form: str
+) -> None:
+    text = Path(config.sources[0]) / "a.txt"
+    for content, noted in (("by hand", True), ("ohwx, by hand", False)):
+        text.write_text(content)
+        result = run(replace(config, format=(form, "webdataset"), trigger="ohwx"))
+        assert list(READERS[form](Path(config.out)).values()) == [content]
+        notes = [each for each in result.warnings if "trigger" in each]
+        assert len(notes) == noted and all("a.txt" in each for each in notes)

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from flows.job.media_files import MediaFile, Selection
+from flows.job.source_texts import texts_among
 from flows.job.sources import find_media
 
 PLAIN = Selection(recursive=False, extensions=())
@@ -362,3 +363,14 @@ def test_a_text_is_a_list_where_its_medium_is_not_named_or_an_at_says_so(folder:
         found, _ = find_media(sources, PLAIN)
         assert "photo.jpg" in names(found)
     assert find_media([f"{folder}/\0.txt", f"{folder}/b.mp4"], PLAIN)[0]
+
+
+def test_a_text_named_after_a_prompt_is_no_list(tmp_path: Path) -> None:
+    for name in ("a.mp4", "a.short.txt", "a.short.mp4.txt", "a.list.txt"):
+        (tmp_path / name).write_text("a.mp4")
+    given = [str(tmp_path / name) for name in ("a.mp4", "a.short.txt", "a.short.mp4.txt")]
+    assert texts_among(
+        [*given, str(tmp_path / "a.list.txt")], recursive=False, names=["short"]
+    ) == {*given[1:]}
+    assert texts_among([str(tmp_path), given[1]], recursive=False, names=["short"]) == {given[1]}
+    assert not texts_among(given, recursive=False)

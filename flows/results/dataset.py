@@ -12,7 +12,7 @@ from artifacts.shards import DATASET, kept_shards, read_index, write_shards
 from flows.job.launch import Launcher
 from flows.job.prepare import Job
 from flows.results.cutting import Cutter, Tell, batches
-from flows.results.peoples_texts import is_peoples
+from flows.results.peoples_texts import PeoplesTexts, is_peoples
 from flows.results.sample_sources import SampleSource, one_a_chunk, sample_sources
 
 
@@ -20,7 +20,8 @@ def write_dataset(job: Job, launcher: Launcher, tell: Tell, people: dict[str, in
     """Bring `OUT/webdataset` to what is captioned; returns warnings. How many of its samples are
     texts of people goes into `people`. Raises PenstockError."""
     folder = job.out / DATASET
-    items = [item for group in sample_sources(job) for item in one_a_chunk(group)]
+    texts = PeoplesTexts(job)
+    items = [item for group in sample_sources(job, texts) for item in one_a_chunk(group)]
     before = read_index(folder)
     shards = kept_shards(folder, [item.sample.digest() for item in items])
     rest = items[sum(shard.samples for shard in shards) :]
@@ -31,11 +32,12 @@ def write_dataset(job: Job, launcher: Launcher, tell: Tell, people: dict[str, in
     people[DATASET] = sum(is_peoples(item.sample.rows) for item in items)
     bare = sum(shard.without_media for shard in shards)
     if not bare:
-        return []
+        return [*texts.notes()]
     why = f" ({cutter.refused[0]})" if cutter.refused else ""
     return [
         f"{bare} webdataset samples are without media: they could not be cut out, or their files "
-        f"were changed{why}"
+        f"were changed{why}",
+        *texts.notes(),
     ]
 
 

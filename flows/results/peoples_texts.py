@@ -9,7 +9,7 @@ from pathlib import Path
 from artifacts.captions import Caption
 from artifacts.edits import REJECTED
 from artifacts.subtitles import one_line
-from artifacts.words import first_of
+from artifacts.words import counted, first_of
 from flows.job.handwritten import FORM, HandwrittenTexts, lines_of_text, places_beside
 from flows.job.media_files import MediaFile
 from flows.job.prepare import Job
@@ -28,6 +28,8 @@ class PeoplesTexts:
         pairs = zip(job.files, job.contents, text_stems(job, beside=False), strict=True)
         self._of: defaultdict[Path, dict[str, None]] = defaultdict(dict)
         """Place of a text that is taken → names of the files that it is of."""
+        self._bare: dict[Path, None] = {}
+        """Places of texts that are without the run's trigger."""
         self._out = {_key(f, m): Path(f"{stem}.{FORM}") for f, m, stem in pairs}
 
     def put(
@@ -47,18 +49,28 @@ class PeoplesTexts:
         place, text = found
         self._of[place][file.path.name] = None
         if (lines := lines_of_text(text, len(captions))) is not None:  # the rejected ones, too
-            said = zip(captions, lines, strict=True)
-            return [self._put(c, words, medium) for c, words in said if c.review != REJECTED]
-        lines = lines_of_text(text, len(kept)) or [text.strip()] * len(kept)
-        return [self._put(c, words, medium) for c, words in zip(kept, lines, strict=True)]
+            said = [*zip(captions, lines, strict=True)]
+        else:
+            lines = lines_of_text(text, len(kept)) or [text.strip()] * len(kept)
+            said = [*zip(kept, lines, strict=True)]
+        texts = [self._put(c, words, medium) for c, words in said if c.review != REJECTED]
+        if any(config.trigger not in each.caption for each in texts):
+            self._bare[place] = None
+        return texts
 
     def notes(self) -> Iterator[str]:
-        """Yield what a person should know: which files have one text."""
+        """Yield what a person should know: which files have one text, and which texts are without
+        the trigger."""
         shared = [" and ".join(names) for names in self._of.values() if len(names) > 1]
         if shared:
             yield (
                 f"one .txt is the text of {first_of(shared)}, which differ only in their suffix: "
                 "give each its own, such as a.jpg.txt, or rename them"
+            )
+        if self._bare:
+            yield (
+                f"--trigger is not put into {counted(len(self._bare), 'text')} that people wrote "
+                f"({first_of([place.name for place in self._bare])}): write it there"
             )
 
     def _put(self, caption: Caption, words: str, medium: Medium) -> Caption:

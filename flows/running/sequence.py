@@ -92,7 +92,7 @@ class Sequence:
             result.warnings += write_dataset(self._job, launcher, tell, people)
             stale = False
         trainers = write_trainers(self._job, launcher, tell)
-        result.warnings += trainers.notes
+        result.warnings += [note for note in trainers.notes if note not in result.warnings]
         result.written.people |= trainers.people
         result.written.earlier = [n for n in result.written.earlier if n not in trainers.forms]
         self._tell(result, stale=stale)
