@@ -262,7 +262,7 @@ def test_a_folder_s_own_correction_wins_over_that_of_another(
 def test_no_trigger_stands_before_json(
     config: CaptionConfig, tmp_path: Path, form: str, correction: str
 ) -> None:
-    more = {"schema": text_of(TAGS), "trigger": "ohwx"}
+    more: Any = {"schema": text_of(TAGS), "trigger": "ohwx"}
     for out in (config.out, other := str(tmp_path / "other")):
         run(replace(config, format=(form, "txt"), out=out, **more), Tagging())
         (said,) = READERS[form](Path(out)).values()
