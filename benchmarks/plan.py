@@ -11,7 +11,7 @@ import argparse
 import json
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from flows.job.config import CaptionConfig
 from flows.job.launch import DirectLauncher, StageCall
 from flows.job.models import Model
 from flows.job.precision import settle
+from flows.pipelines import STAGES
 from flows.planning.costs import estimate
 from flows.planning.estimate import StageEstimate
 from flows.planning.rungs import Rung
@@ -157,6 +158,8 @@ class Desk:
         }
         if stage == "tune":
             arguments |= self._trained(case, members)
+        names = {field.name for field in fields(STAGES[stage].job)}
+        arguments = {name: value for name, value in arguments.items() if name in names}
         log = self._folder / f"{stage}.log"
         launcher = DirectLauncher(lambda name, event: None)
         call = StageCall(name=stage, arguments=arguments, device=self._device, log=log)

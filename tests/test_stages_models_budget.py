@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -30,16 +31,18 @@ class Real:
         """Its peak above its imports, and what it told; one chunk at a time, each made anew."""
         self._runs += 1
         first = stage == "encode" and not self.peaks
-        job = {
+        job: dict[str, Any] = {
             "store": str(self.folder / "store"),
             "model": str(self.folder / "model"),
             "dtype": "float32",
-            "frames_namespace": FRAMES,
-            "features_namespace": FEATURES,
             "namespace": FEATURES if first else digest_of(self._runs),
-            "max_new_tokens": TOKENS,
             "batches": [[self.entry(stage, member)] for member in self.members],
         }
+        job |= (
+            {"frames_namespace": FRAMES}
+            if stage == "encode"
+            else {"features_namespace": FEATURES, "max_new_tokens": TOKENS}
+        )
         told: list[Event] = []
         process = StageProcess(
             stage,

@@ -18,6 +18,9 @@ from flows.job.tensorrt import engines_folder
 from flows.job.waves import said_before
 from flows.pipelines import STAGES
 from flows.planning.rungs import Rung
+from stages.decode.job import DecodeJob
+from stages.embed.job import EmbedJob
+from stages.encode.job import EncodeJob
 from stages.frames.job import FramesJob
 from stages.models.graphs.providers import TENSORRT
 from stages.models.half_job import HalfJob
@@ -70,17 +73,16 @@ class Calls:
     def records(
         self, stage: Stage, batches: Sequence[Sequence[Task]], rung: Rung, batch_instead: int = 0
     ) -> StageCall:
-        """Return the call to make the records of these batches, all in one variant. A job takes of
-        what is told here the fields that it has. `batch_instead` is the largest batch of who has no
-        slots on this rung (0: as many)."""
+        """Return the call to make the records of these batches, all in one variant. `batch_instead`
+        is the largest batch of who has no slots on this rung (0: as many)."""
         job, namespaces = self._job, batches[0][0].namespaces
         other = job.ledger.instead(namespaces) if stage is job.pipeline[-1] else None
-        told = {
-            "instead": other[stage.writes] if other else "",
-            "batches": [[self.member(stage, task, other) for task in batch] for batch in batches],
-            "batch_instead": batch_instead,
-            "said_before": self._said_before(stage, batches) if rung.seated else {},
-        }
+        members = [[self.member(stage, task, other) for task in batch] for batch in batches]
+        told: dict[str, Any] = {"batches": members}
+        if stage.job is DecodeJob:
+            told["instead"] = other[stage.writes] if other else ""
+            told["batch_instead"] = batch_instead
+            told["said_before"] = self._said_before(stage, batches) if rung.seated else {}
         return self._of_records(stage, namespaces, told, rung)
 
     def live(self, stage: Stage, rung: Rung, told: Mapping[str, Any]) -> StageCall:
@@ -104,20 +106,32 @@ class Calls:
             "store": job.store.url,
             f"{stage.reads}_namespace": namespaces[stage.reads],
             "namespace": namespaces[stage.writes],
-            "frames_a_video": job.model.profile.frames_a_video,
-            "max_new_tokens": job.config.max_new_tokens,
-            "generation": job.config.generation.told,
-            "tiles": namespaces.tiles,
-            "edge": namespaces.fit_image.edge,
-            "pictures": rung.batch,
-            "block": rung.block,
-            "prefill": rung.prefill,
-            "kv": rung.kv,
+            **self._of_stage(stage, namespaces, rung),
             **told,
         }
         if stage.part:
             every |= self._part(stage.part, rung)
         return self._call(stage, job_of(stage.job, every))
+
+    def _of_stage(self, stage: Stage, namespaces: Namespaces, rung: Rung) -> dict[str, Any]:
+        """Return what the job of one stage alone is told."""
+        job = self._job
+        if stage.job is DecodeJob:
+            settings = settings_on(job.model, rung)
+            assert settings is not None
+            return {
+                "max_new_tokens": job.config.max_new_tokens,
+                "generation": job.config.generation.told,
+                "prefill": rung.prefill,
+                "kv": rung.kv,
+                "engine": settings.engine,
+            }
+        if stage.job is EmbedJob:
+            tiles, edge = namespaces.tiles, namespaces.fit_image.edge
+            return {"block": rung.block, "tiles": tiles, "edge": edge, "pictures": rung.batch}
+        if stage.job is EncodeJob:
+            return {"block": rung.block, "frames_a_video": job.model.profile.frames_a_video}
+        return {}
 
     def texts(
         self, groups: Sequence[Sequence[str]], namespace: str, key: str, rung: Rung
@@ -160,7 +174,7 @@ class Calls:
             **_adapter(settings.adapter),
             **self._graphs(settings.graph, rung),
         )
-        return {**told_of(half), "engine": settings.engine}
+        return told_of(half)
 
     def _graphs(self, graph: GraphUse | None, rung: Rung) -> dict[str, Any]:
         """Return what a half is told whose towers are computed by graphs."""

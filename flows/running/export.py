@@ -178,11 +178,11 @@ class _Export:
         asked, media = self._asked, job.media if job.files else media_in(job)
         recipe, rounded = self._recipe(job), ""
         samples = samples_of(job, media, asked.samples, least=1 + recipe["calibrated"])
-        form = {"parts": self._parts, "bits": PACKED.get(asked.kind, 0), "group": asked.group}
+        form, bits = {"parts": self._parts, "group": asked.group}, PACKED.get(asked.kind, 0)
         if recipe["calibrated"]:
-            # What it was fitted to says little of what it does to anything else.
-            seen, samples = samples[::2], samples[1::2]
-            told = {**form, **self._words(job, seen), "hessian_bytes": hessian_bytes(job)}
+            seen, samples = samples[::2], samples[1::2]  # not judged by what it was fitted to
+            told = {**form, "bits": bits, **self._words(job, seen)}
+            told["hessian_bytes"] = hessian_bytes(job)
             recipe["samples"] = digest_of([member["key"] for member in told["members"]])
             rounded = told["folder"] = str(asked.runs / f"rounded-{digest_of(recipe)[:12]}")
             notes = self._once(job, sequence, CALIBRATE, told, len(seen))
@@ -199,7 +199,7 @@ class _Export:
         else:
             self._once(job, sequence, STAGE, {**told, **form, "calibrated": rounded})
         if asked.packed:
-            self._agree(job, sequence, {**form, "rounded": str(asked.work)})
+            self._agree(job, sequence, {**form, "bits": bits, "rounded": str(asked.work)})
 
     @property
     def _speaks(self) -> bool:

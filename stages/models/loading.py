@@ -37,7 +37,7 @@ from stages.models.precision.weights import stored_modules
 from stages.models.processors.prepare import load_processor
 from stages.models.streaming.load import load_streamed, streamed_layers
 from stages.process.deferred_imports import import_transformers
-from stages.process.job import job_of
+from stages.process.job import part_of
 
 BY_ITSELF = ("sdpa", "+")
 """Attention implementations that a model takes when none is asked for: this one where its classes
@@ -57,7 +57,7 @@ class ModelJob(HalfJob):
 
     @classmethod
     def of(cls, job: dict[str, Any]) -> "ModelJob":
-        return job_of(cls, job)
+        return part_of(cls, job)
 
     def processor(self) -> Any:
         """Return the processor. Raises ModelChanged unless it is the one that was planned with."""

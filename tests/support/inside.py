@@ -56,7 +56,9 @@ class InsideLauncher:
         module, _, name = ENTRIES[call.name].partition(":")
         outcome = StageOutcome(name=call.name)
         descriptor = os.memfd_create("events")
-        arguments = json.loads(json.dumps({**call.arguments, "device": call.device}))
+        arguments = json.loads(json.dumps(call.arguments))
+        if "device" in arguments:
+            arguments["device"] = call.device
         with closing(os.fdopen(descriptor, "rb", closefd=True)) as file:
             getattr(import_module(module), name)(arguments, Report(descriptor))
             file.seek(0)

@@ -4,13 +4,16 @@ import json
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from artifacts.packs import Record, RecordSet
 from artifacts.schema import ChunkIndex
 from artifacts.store import open_store
+from stages.decode.job import DecodeJob
 from stages.decode.run import run as decode
+from stages.encode.job import EncodeJob
 from stages.encode.run import run as encode
 from stages.models.processors.prepare import Clip
 from stages.process.report import Report
@@ -46,7 +49,7 @@ class Wave:
         ]
         job = self._job(frames_namespace=FRAMES, namespace=FEATURES, batches=batches)
         with events() as (report, told):
-            encode(job, report)
+            encode(_own(EncodeJob, job), report)
         return told
 
     def decode(
@@ -74,7 +77,8 @@ class Wave:
             for batch in self.batches
         ]
         limit = {"max_new_tokens": tokens}
-        return self._job(features_namespace=FEATURES, namespace=namespace, batches=batches, **limit)
+        job = self._job(features_namespace=FEATURES, namespace=namespace, batches=batches, **limit)
+        return _own(DecodeJob, job)
 
     def captions(self, namespace: str = CAPTIONS) -> list[dict[str, Any]]:
         record_set = self.record_set("captions", namespace)
@@ -87,6 +91,12 @@ class Wave:
             json.dumps({"store": self.store, **model, **rest, **values})
         )
         return job
+
+
+def _own(kind: type[Any], job: dict[str, Any]) -> dict[str, Any]:
+    """What of the settings of both stages the job of one has."""
+    names = {field.name for field in fields(kind)}
+    return {name: value for name, value in job.items() if name in names}
 
 
 @contextmanager
