@@ -11,6 +11,7 @@ from artifacts.errors import Interrupted, UsageError
 from artifacts.packs import RecordSet
 from artifacts.store import FolderStore
 from flows.console.display import Display
+from flows.job.command_config import RebuildConfig
 from flows.job.config import CaptionConfig
 from flows.job.leases import leased
 from flows.running.run import caption
@@ -226,3 +227,11 @@ def test_a_file_that_cannot_be_used_fails_alone(config: CaptionConfig) -> None:
     stages = Stages()
     assert answered(config, stages).missing.chunks == 0
     assert stages.names() == []
+
+
+def test_a_rebuild_that_a_deployment_asks_for_has_a_folder_of_its_own(
+    config: CaptionConfig,
+) -> None:
+    asked = RebuildConfig(sources=config.sources, model=config.model, store=config.store)
+    result = answered(asked)
+    assert (result.files, result.encoded) == (3, features(config))
