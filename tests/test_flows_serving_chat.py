@@ -60,7 +60,7 @@ def test_a_request_without_settings_is_the_servers() -> None:
         {"top_p": 1}, {"seed": 7}, {"stop": None}, {"stop": []}, {"max_tokens": None},
         {"response_format": {"type": "text"}}, {"stream": None}, {"temperature": 1e-9},
         {"unheard_of": None}, {"parallel_tool_calls": True}, {"service_tier": "auto"},
-        {"temperature": 0.0, "top_p": 0.5},
+        {"temperature": 0.0, "top_p": 0.5}, {"top_p": 0}, {"temperature": 1.5, "top_p": 0.0},
     ],
 )  # fmt: skip
 def test_values_that_change_nothing_are_taken(asked: dict[str, Any]) -> None:
@@ -113,6 +113,15 @@ def test_texts_of_who_asks_are_the_prompt_and_unknown_roles_are_refused() -> Non
     assert read(messages=[*said, *MESSAGES]).prompt == "developer\nuser\nWhat is it?"
     for role in ("judge", "", None, ["user"]):
         assert refused(messages=[{"role": role, "content": "x"}, *MESSAGES]).param == "messages"
+
+
+def test_settings_that_generation_refuses_are_refused_by_their_name(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("flows.serving.chat_params.NARROWEST", 0.0)
+    why = refused(top_p=1e-7)
+    assert (why.status, why.code, why.param) == (400, "invalid_value", "top_p")
+    assert "--" not in why.error
 
 
 def test_another_model_is_not_found() -> None:

@@ -17,6 +17,8 @@ LARGEST_SEED = (1 << 63) - 1
 HOTTEST = 2.0
 COLDEST = 1e-3
 """Temperature below which the likeliest word is taken, as at 0: its logits would overflow."""
+NARROWEST = 1e-6
+"""Value of `top_p` below which only the likeliest word is left to choose from, as at 0."""
 HONOURED = frozenset(
     {
         "messages", "model", "stream", "stream_options", "max_tokens", "max_completion_tokens",
@@ -129,9 +131,17 @@ def _generation(asked: Mapping[str, Any], schema: str) -> Generation:
         raise invalid("seed", f"seed is {_shown(seed)}", "Give a whole number from 0 to 2^63 - 1")
     share = None if top_p == 1.0 else top_p
     likeliest = temperature is None and share is None
-    if likeliest or (temperature or 1.0) < COLDEST or temperature == 0 or (share or 1.0) < 1e-6:
+    cold = temperature is not None and temperature < COLDEST
+    narrow = share is not None and share < NARROWEST
+    if likeliest or cold or narrow:
         return Generation(schema=schema)
-    return Generation(temperature=temperature, top_p=share, seed=seed or 0, schema=schema)
+    try:
+        return Generation(temperature=temperature, top_p=share, seed=seed or 0, schema=schema)
+    except UsageError as error:
+        options = {f"--{name.replace('_', '-')}": name for name in ("temperature", "top_p", "seed")}
+        param = next((options[each] for each in options if each in error.message), "messages")
+        message = error.message.replace(f"--{param.replace('_', '-')}", param)
+        raise invalid(param, message, error.hint) from error
 
 
 def _number(asked: Mapping[str, Any], name: str, most: float) -> float | None:

@@ -8,6 +8,7 @@ import asyncio
 import hashlib
 import hmac
 import json
+import logging
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
@@ -28,6 +29,7 @@ COUNTED = "/v1/"
 COUNTED_TOO = ("/v1/search",)
 """Paths that take a half whatever the method."""
 COOKIE = "penstock_session"
+LOG = logging.getLogger("uvicorn.error")
 READ_PAST = 1 << 20
 """Bytes of a body at the most that are read though its request is refused."""
 OTHER_SITES = (b"cross-site", b"same-site")
@@ -59,9 +61,10 @@ class Guard:
                 await send({"type": "websocket.close", "code": 1008})
             return
         began, status, path = time.monotonic(), 500, scope["path"]
+        complete = False
 
         async def sent(message: Message) -> None:
-            nonlocal status
+            nonlocal status, complete
             if message["type"] == "http.response.start":
                 status = message["status"]
                 given = {name.lower() for name, _ in message["headers"]}
@@ -70,6 +73,7 @@ class Guard:
                     *((name, value) for name, value in SAFE.items() if name not in given),
                 ]
             await send(message)
+            complete = message["type"] == "http.response.body" and not message.get("more_body")
 
         counted = (path in COUNTED_TOO or scope["method"] == "POST") and path.startswith(COUNTED)
         try:
@@ -81,6 +85,11 @@ class Guard:
         self._service.busy += counted
         try:
             await self._app(scope, receive, sent)
+        except Exception:
+            # A connection is closed after an exception; one with a whole answer need not be.
+            if not complete:
+                raise
+            LOG.exception("A request failed because of a fault of the server")
         finally:
             self._service.busy -= counted
             now = time.monotonic()
