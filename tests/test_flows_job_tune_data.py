@@ -44,6 +44,21 @@ def test_captions_of_a_run_are_read_from_all_its_tables(tmp_path: Path) -> None:
         assert [(each.start, each.end) for each in found][1] == (4.0, 8.0)
 
 
+def test_a_corrected_caption_counts_as_accepted(tmp_path: Path) -> None:
+    one, two, three = ROWS
+    accepted, corrected = {**one, "review": "accepted"}, {**two, "original": "model's"}
+    undecided, told = [accepted, corrected, {**three, "review": ""}], list[str]()
+    assert [e.caption for e in examples_in(jsonl(tmp_path, *undecided), told.append)] == [
+        "one",
+        "two",
+    ]
+    assert told == ["2 of 3 captions are learned: those accepted"]
+    alone = [one, corrected, three]
+    assert [each.caption for each in examples_in(jsonl(tmp_path, *alone))] == ["two"]
+    rejected = [accepted, {**corrected, "review": "rejected"}, three]
+    assert [each.caption for each in examples_in(jsonl(tmp_path, *rejected))] == ["one"]
+
+
 def test_a_run_s_source_leads_to_its_files(tmp_path: Path) -> None:
     (tmp_path / "media").mkdir()
     (tmp_path / "one.mp4").touch()

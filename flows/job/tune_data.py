@@ -61,22 +61,28 @@ def examples_in(
 def _reviewed(
     rows: list[tuple[int, Mapping[str, Any]]], path: Path, say: Announce
 ) -> list[tuple[int, Mapping[str, Any]]]:
-    """Return the rows that people accepted, with their numbers; where nobody accepted any, those
-    that nobody rejected. Raises UsageError where corrections are not in the data yet."""
+    """Return the rows that people accepted or corrected, with their numbers; where there are none,
+    those that nobody rejected. Raises UsageError where corrections are not in the data yet."""
     edits = path.with_name(EDITS)
     if path.suffix == ".jsonl" and edits.exists() and _written(edits) > _written(path):
         raise UsageError(
             f"{edits} has corrections that are not in {path.name} yet",
             hint="Press Write files in `penstock review`, or run the same `penstock caption` again",
         )
-    kept = [(at, row) for at, row in rows if row.get("review") == ACCEPTED]
-    kept = kept or [(at, row) for at, row in rows if row.get("review") != REJECTED]
+    left = [(at, row) for at, row in rows if row.get("review") != REJECTED]
+    accepted = [(at, row) for at, row in left if _is_accepted(row)]
+    kept = accepted or left
     if rows and not kept:
         raise UsageError(f"{path}: every caption was rejected", hint="Accept some, or correct them")
     if len(kept) < len(rows):
-        which = "accepted" if kept[0][1].get("review") else "not rejected"
+        which = "accepted" if accepted else "not rejected"
         say(f"{len(kept):,} of {counted(len(rows), 'caption')} are learned: those {which}")
     return kept
+
+
+def _is_accepted(row: Mapping[str, Any]) -> bool:
+    """Return whether a person accepted a caption, or corrected it: `original` has the model's."""
+    return row.get("review") == ACCEPTED or bool(row.get("original"))
 
 
 def _written(path: Path) -> int:

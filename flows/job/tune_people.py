@@ -60,7 +60,9 @@ def with_corrections(
             yield at, row
             continue
         words = said if edit.caption is None else edit.caption
-        yield at, {**row, "caption": before + words + after, "review": edit.review}
+        original = "" if edit.caption is None else given
+        person = {"original": original, "review": edit.review}
+        yield at, {**row, "caption": before + words + after, **person}
 
 
 def _around(folder: Path) -> _Around:
