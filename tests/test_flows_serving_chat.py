@@ -109,7 +109,7 @@ def test_values_out_of_range_are_refused(asked: dict[str, Any], param: str) -> N
 
 
 def test_texts_of_who_asks_are_the_prompt_and_unknown_roles_are_refused() -> None:
-    said = [{"role": role, "content": role} for role in ("developer", "assistant", "user")]
+    said = [{"role": role, "content": role} for role in ("developer", "user")]
     assert read(messages=[*said, *MESSAGES]).prompt == "developer\nuser\nWhat is it?"
     for role in ("judge", "", None, ["user"]):
         assert refused(messages=[{"role": role, "content": "x"}, *MESSAGES]).param == "messages"
@@ -122,6 +122,52 @@ def test_settings_that_generation_refuses_are_refused_by_their_name(
     why = refused(top_p=1e-7)
     assert (why.status, why.code, why.param) == (400, "invalid_value", "top_p")
     assert "--" not in why.error
+
+
+@pytest.mark.parametrize("role", ["assistant", "tool", "function"])
+@pytest.mark.parametrize("content", ["It is red.", None, MESSAGES[0]["content"]])
+def test_messages_of_an_earlier_conversation_are_refused_by_their_place(
+    role: str, content: Any
+) -> None:
+    said = [*MESSAGES, {"role": role, "content": content}, {"role": "user", "content": "Why?"}]
+    why = refused(messages=said)
+    assert (why.status, why.code) == (400, "unsupported_parameter")
+    assert why.param == "messages[1].role" and repr(role) in why.error
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        "data:image/png;base64,",
+        "DATA:image/jpeg;BASE64,",
+        "Data:image/png;charset=utf-8;Base64,",
+        "data:;base64,",
+    ],
+)
+@pytest.mark.parametrize("ends", ["\n", "\r\n", " \n\t", ""])
+def test_base64_may_have_line_breaks_and_any_case_of_its_scheme(head: str, ends: str) -> None:
+    medium = PICTURE + bytes(range(256))
+    letters = base64.b64encode(medium).decode()
+    lines = [letters[at : at + 76] for at in range(0, len(letters), 76)]
+    part = {"type": "image_url", "image_url": {"url": head + ends.join(lines) + ends}}
+    found = read(messages=[{"role": "user", "content": [part]}])
+    assert found.medium == medium
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "data:image/png,AAAA",
+        "data:image/png;base64",
+        "xdata:;base64,AA",
+        "data:image/png;base64,A",
+        "data:image/png;base64,A*==",
+        "http://example.org/;base64,AAAA",
+    ],
+)
+def test_other_addresses_and_damaged_base64_are_refused(url: str) -> None:
+    part = {"type": "image_url", "image_url": {"url": url}}
+    assert refused(messages=[{"role": "user", "content": [part]}]).status == 422
 
 
 def test_another_model_is_not_found() -> None:

@@ -1,12 +1,13 @@
 """Answers as OpenAI's chat completions do, so that existing clients work; makes nothing itself.
 
-Of a conversation one picture or clip counts, and the text of the last question. It is sent in the
-request: no address is followed.
+A request is one question about one picture or clip, which is sent in the request: no address is
+followed, and no earlier conversation is continued.
 """
 
 import asyncio
 import base64
 import binascii
+import re
 import time
 import uuid
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
@@ -34,10 +35,12 @@ BASE64 = 4 / 3
 """Times as large as what it stands for."""
 TEXT, MEDIA = "text", ("image_url", "video_url")
 """Types of the parts of a message."""
+DATA_URL = re.compile(r"data:.*;\s*base64\s*\Z", re.IGNORECASE)
+"""How an address of base64 begins, up to its comma."""
 ASKING = ("system", "developer", "user")
 """Roles whose texts are the prompt."""
 ANSWERING = ("assistant", "tool", "function")
-"""Roles whose texts were said before, and do not count."""
+"""Roles of an earlier conversation, which is not continued."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -157,30 +160,35 @@ def request_in(body: bytes, models: Collection[str], limit: int) -> ChatRequest:
     streamed, usage = streaming_in(asked)
     params = params_in(asked, limit)
     try:
-        parts = [part for message in asked["messages"] for part in _parts(message)]
+        messages = [(f"messages[{at}]", each) for at, each in enumerate(asked["messages"])]
+        parts = [part for name, message in messages for part in _parts(name, message)]
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         hint = "Send a list of messages with role and content, as OpenAI has it"
         raise invalid("messages", "messages cannot be read", hint) from error
-    media = [part for role, kind, part in parts if kind in MEDIA]
+    media = [part for kind, part in parts if kind in MEDIA]
     if len(media) != 1:
         raise bad(
             f"{len(media)} pictures and clips are sent, and one is answered at a time",
             "Send one part of type image_url or video_url",
         )
-    texts = [part for role, kind, part in parts if kind == TEXT and role in ASKING]
+    texts = [part for kind, part in parts if kind == TEXT]
     prompt = "\n".join(filter(None, texts))
     return ChatRequest(
         prompt=prompt, medium=_data(media[0]), params=params, streamed=streamed, usage=usage
     )
 
 
-def _parts(message: Mapping[str, Any]) -> Sequence[tuple[str, str, str]]:
-    """Return role, type and content of each part of a message."""
+def _parts(name: str, message: Mapping[str, Any]) -> Sequence[tuple[str, str]]:
+    """Return type and content of each part of a message. Raises Refused for one of a role that is
+    not followed, by the name of the message."""
     role, content = message["role"], message.get("content") or ""
-    if role not in (*ASKING, *ANSWERING):
+    if role in ANSWERING:
+        hint = "Send one question, in messages of the roles system, developer and user"
+        raise unsupported(f"{name}.role", f"messages of the role {role!r} are not supported", hint)
+    if role not in ASKING:
         raise ValueError(role)
     if isinstance(content, str):
-        return [(role, TEXT, content)]
+        return [(TEXT, content)]
     found = []
     for part in content:
         kind = str(part["type"])
@@ -190,18 +198,18 @@ def _parts(message: Mapping[str, Any]) -> Sequence[tuple[str, str, str]]:
         text = value["url"] if isinstance(value, dict) else value
         if not isinstance(text, str):
             raise TypeError(kind)
-        found.append((role, kind, text))
+        found.append((kind, text))
     return found
 
 
 def _data(address: str) -> bytes:
     head, comma, data = address.partition(",")
-    if not (head.startswith("data:") and head.endswith(";base64") and comma):
+    if not (DATA_URL.match(head) and comma):
         raise bad(
             "no address is followed but data: addresses",
             "Send the file itself: data:image/jpeg;base64,…",
         )
     try:
-        return base64.b64decode(data, validate=True)
+        return base64.b64decode("".join(data.split()), validate=True)
     except (binascii.Error, ValueError) as error:
         raise bad("the data: address is damaged", "Encode the file in base64 again") from error

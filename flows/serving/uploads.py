@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fastapi import Request
+from starlette.requests import ClientDisconnect
 
 from artifacts.keys import content_key
 from artifacts.schema import MediaKind
@@ -29,7 +30,7 @@ LEAST_RATE = 16 << 10
 GRACE_SECONDS = 20.0
 """Seconds in which it need not."""
 MOST_DIGITS = 20
-"""Digits of a length; whoever says more has sent too much anyway, and is counted."""
+"""Digits of a length that is read as a number; one with more is too large anyway."""
 START_BYTES = 64
 WRITTEN_BYTES = 256 << 10
 """Bytes of a body that are written at once."""
@@ -75,18 +76,19 @@ class Upload:
 
 async def upload_of(request: Request, most: int, scratch: Scratch) -> Upload:
     """Return the body of a request in a file. Raises Refused."""
+    _check_length(request, most)
+    return await receive(request.stream(), most, scratch)
+
+
+def _check_length(request: Request, most: int) -> None:
+    """Raise Refused for a body that is too large by its header."""
     length = request.headers.get("content-length", "")
-    told = int(length) if length.isdecimal() and len(length) < MOST_DIGITS else None
-    return await receive(request.stream(), told, most, scratch)
-
-
-async def receive(
-    body: AsyncIterator[bytes], length: int | None, most: int, scratch: Scratch
-) -> Upload:
-    """Return a body in a file. `length` is what its header says, `most` the bytes that are taken.
-    Raises Refused."""
-    if length is not None and length > most:
+    if length.isdecimal() and (len(length) > MOST_DIGITS or int(length) > most):
         raise _too_large(most)
+
+
+async def receive(body: AsyncIterator[bytes], most: int, scratch: Scratch) -> Upload:
+    """Return a body in a file; at most `most` bytes are taken. Raises Refused."""
     file, waiting, size = BodyFile(scratch.path(".upload")), bytearray(), 0
     try:
         async for piece in _in_time(body, asyncio.get_running_loop().time()):
@@ -105,6 +107,7 @@ async def receive(
 
 async def body_of(request: Request, most: int) -> bytes:
     """Return a body that is not a file. Raises Refused."""
+    _check_length(request, most)
     found = bytearray()
     async for piece in _in_time(request.stream(), asyncio.get_running_loop().time()):
         found += piece
@@ -186,6 +189,8 @@ async def _in_time(body: AsyncIterator[bytes], began: float) -> AsyncIterator[by
             return
         except TimeoutError as error:
             raise _slow() from error
+        except ClientDisconnect as error:
+            raise Refused(499, "the client closed the connection within its body") from error
         size += len(piece)
         if loop.time() - began > GRACE_SECONDS + size / LEAST_RATE:
             raise _slow()
