@@ -111,3 +111,50 @@ def test_a_client_that_leaves_within_its_body_is_no_fault_of_the_server(
     assert answered(service, scope, piece, {"type": "http.disconnect"})["status"] == 499
     told = service.metrics.text().decode()
     assert f'{{route="{path}",status="499"}} 1' in told
+
+
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/responses", "/v1/files/a/content"])
+@pytest.mark.parametrize("method", ["GET", "POST"])
+def test_unknown_routes_are_refused_as_clients_of_openai_read_it(
+    client: TestClient, method: str, path: str
+) -> None:
+    answer = client.request(method, path)
+    told = answer.json()["error"]
+    assert (answer.status_code, told["type"]) == (404, "invalid_request_error")
+    assert told["code"] == "unknown_url" and "/openapi.json" in told["message"]
+
+
+def test_unknown_routes_elsewhere_are_refused_as_the_others_are(client: TestClient) -> None:
+    assert client.get("/v2/completions").json() == {
+        "error": "not found",
+        "hint": "The routes are in /openapi.json",
+    }
+
+
+@pytest.mark.parametrize("given", ["", "Bearer another-secret", "Basic abc"])
+def test_without_the_token_a_chat_client_reads_which_key_is_wrong(
+    tmp_path: Path, given: str
+) -> None:
+    client = client_of(service_in(tmp_path), TOKEN)
+    answer = client.get("/v1/models", headers={"authorization": given} if given else {})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (401, "invalid_api_key")
+    right = client.get("/v1/models", headers={"authorization": f"Bearer {TOKEN}"})
+    assert right.status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("headers", "refused"),
+    [
+        ({"origin": "https://evil.example"}, True),
+        ({"origin": "http://127.0.0.1:9999"}, True),
+        ({"origin": "null"}, True),
+        ({"origin": "https://evil.example", "sec-fetch-site": "cross-site"}, True),
+        ({"origin": BASE}, False),
+        ({"origin": "https://proxied.example", "sec-fetch-site": "same-origin"}, False),
+        ({}, False),
+    ],
+)
+def test_posts_of_pages_of_other_sites_are_refused(
+    client: TestClient, headers: dict[str, str], refused: bool
+) -> None:
+    assert (client.post("/v1/session", headers=headers).status_code == 403) is refused

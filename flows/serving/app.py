@@ -15,7 +15,7 @@ from flows.serving.chat import ChatRoutes
 from flows.serving.guard import extra_headers
 from flows.serving.openapi import CHAT, MEDIUM
 from flows.serving.page.page import Page, page_of
-from flows.serving.refusals import Refused
+from flows.serving.refusals import OPENAI, Refused
 from flows.serving.routes import Routes
 from flows.serving.service import Service
 
@@ -70,7 +70,11 @@ async def _refused(request: Request, error: Exception) -> Response:
 async def _unknown(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     hint = "The routes are in /openapi.json" if error.status_code in (404, 405) else ""
-    return await _refused(request, Refused(error.status_code, str(error.detail).lower(), hint))
+    why = Refused(error.status_code, str(error.detail).lower(), hint, code="unknown_url")
+    path = request.url.path
+    # A client of OpenAI's asks for routes that are not here, too.
+    form = OPENAI[0] if error.status_code == 404 and path.startswith("/v1/") else path
+    return json_answer(why.to_json(form), why.status)
 
 
 async def _misasked(request: Request, error: Exception) -> Response:

@@ -10,7 +10,7 @@ import hmac
 import json
 import logging
 import time
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from typing import Any
 
 from flows.serving.hosts import LOOPBACK, is_loopback
@@ -106,11 +106,16 @@ class Guard:
         host = headers.get(b"host", b"").decode("latin-1")
         if service.config.host in LOOPBACK and not is_loopback(host):
             raise Refused(421, f"this server is not {host[:80]!r}", "Ask it as localhost")
-        if headers.get(b"sec-fetch-site") in OTHER_SITES and path != "/":
+        if path != "/" and is_of_other_site(headers):
             raise Refused(403, "another site asks", "Open the page of this server")
         open_to_all = path in OPEN or path.startswith(STATIC)
         if self._token and not open_to_all and not self._knows(headers):
-            raise Refused(401, "a token is needed", "Send the header Authorization: Bearer TOKEN")
+            raise Refused(
+                401,
+                "a token is needed",
+                "Send the header Authorization: Bearer TOKEN",
+                code="invalid_api_key",
+            )
         if counted and (change := service.model.error) is not None:
             service.metrics.refused("draining")
             raise unavailable(f"the model is read again: {change.message}", "Ask again in a while")
@@ -129,6 +134,15 @@ class Guard:
         wanted = f"{COOKIE}={session_of(self._token)}".encode()
         cookies = headers.get(b"cookie", b"").split(b";")
         return any(hmac.compare_digest(cookie.strip(), wanted) for cookie in cookies)
+
+
+def is_of_other_site(headers: Mapping[bytes, bytes]) -> bool:
+    """Return whether a browser sends this for a page of another site. By Sec-Fetch-Site where it
+    says that: behind a proxy the Host is another than the page's."""
+    site, origin = headers.get(b"sec-fetch-site"), headers.get(b"origin")
+    if site is not None:
+        return site in OTHER_SITES
+    return origin is not None and origin.partition(b"://")[2] != headers.get(b"host", b"")
 
 
 def session_of(token: str) -> str:
