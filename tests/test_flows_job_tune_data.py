@@ -59,6 +59,66 @@ def test_a_corrected_caption_counts_as_accepted(tmp_path: Path) -> None:
     assert [each.caption for each in examples_in(jsonl(tmp_path, *rejected))] == ["one"]
 
 
+HF_ROWS: list[dict[str, Any]] = [
+    {
+        "file_name": f"clip-{at}.mp4",
+        "text": text,
+        "media_path": "long.mp4",
+        "model": "demo",
+        "start": at * 4.0,
+        "end": at * 4.0 + 4,
+    }
+    for at, text in enumerate(("one", "two"))
+]
+"""Rows as `--format hf` writes them: clips of a source that lies elsewhere."""
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "csv", "parquet"])
+def test_file_names_beside_the_metadata_go_before_the_source_they_were_cut_from(
+    tmp_path: Path, suffix: str
+) -> None:
+    import pyarrow as pa
+    from pyarrow.parquet import write_table
+
+    path = tmp_path / f"metadata.{suffix}"
+    if suffix == "jsonl":
+        path.write_text("".join(json.dumps(row) + "\n" for row in HF_ROWS))
+    elif suffix == "csv":
+        with path.open("w", newline="") as file:
+            writer = csv.DictWriter(file, list(HF_ROWS[0]))
+            writer.writeheader()
+            writer.writerows(HF_ROWS)
+    else:
+        write_table(pa.Table.from_pylist(HF_ROWS), path)
+    for row in HF_ROWS:
+        (tmp_path / row["file_name"]).touch()
+    found = examples_in(str(path))
+    assert [(each.path, each.caption) for each in found] == [
+        (tmp_path / "clip-0.mp4", "one"),
+        (tmp_path / "clip-1.mp4", "two"),
+    ]
+    assert {(each.start, each.end) for each in found} == {(None, None)}, "each clip is one chunk"
+
+
+def test_times_without_a_source_are_those_in_the_file_that_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.mp4").touch()
+    row = {"file_name": "a.mp4", "text": "one", "start": 4.0, "end": 8.0}
+    (found,) = examples_in(jsonl(tmp_path, row))
+    assert (found.path, found.start, found.end) == (tmp_path / "a.mp4", 4.0, 8.0)
+
+
+def test_a_row_whose_file_name_is_not_there_is_found_by_its_source(tmp_path: Path) -> None:
+    (tmp_path / "media").mkdir()
+    (tmp_path / "media" / "long.mp4").touch()
+    found = examples_in(
+        jsonl(tmp_path, *({**row, "source": str(tmp_path / "media")} for row in HF_ROWS))
+    )
+    assert [(each.path, each.start) for each in found] == [
+        (tmp_path / "media" / "long.mp4", 0.0),
+        (tmp_path / "media" / "long.mp4", 4.0),
+    ]
+
+
 def test_a_run_s_source_leads_to_its_files(tmp_path: Path) -> None:
     (tmp_path / "media").mkdir()
     (tmp_path / "one.mp4").touch()

@@ -6,6 +6,7 @@ datasets of Hugging Face have them (`file_name` and `text`), or as files with `.
 
 import csv
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -122,14 +123,17 @@ def _beside(folder: Path) -> Iterator[Example]:
 
 def _example(row: Mapping[str, Any], at: int, data: Path) -> Example:
     caption = next((row[name] for name in TEXTS if isinstance(row.get(name), str)), None)
-    path = _path(row, data)
+    own = _own_file(row, data)
+    path = own or _path(row, data)
     if caption is None or path is None:
         what = "no caption" if caption is None else "no file"
         raise UsageError(
             f"{data}: line {at} names {what}",
             hint="Each needs caption or text, and media_path, path or file_name",
         )
-    times = [row.get(name) for name in ("start", "end")]
+    # Beside a media_path, they are the times of the chunk in that file; our file is the chunk.
+    timed = own is None or not row.get("media_path")
+    times = [row.get(name) if timed else None for name in ("start", "end")]
     start, end = (float(time) if time not in (None, "") else None for time in times)
     return Example(
         path=path,
@@ -140,6 +144,13 @@ def _example(row: Mapping[str, Any], at: int, data: Path) -> Example:
         features=str(row.get("features") or ""),
         line=at,
     )
+
+
+def _own_file(row: Mapping[str, Any], data: Path) -> Path | None:
+    """Return the file beside the data that a row of a data set of Hugging Face's form names."""
+    named = row.get("file_name")
+    path = (data.parent / named).absolute() if isinstance(named, str) else None
+    return path if path is not None and os.path.isfile(path) else None
 
 
 def _path(row: Mapping[str, Any], data: Path) -> Path | None:
