@@ -16,6 +16,7 @@ from flows.console.display import Display
 from flows.job.config import CaptionConfig
 from tests.support.refusals import one_line
 
+BROKEN = os.fsdecode(b"\xff\xfe")
 SPEAKING_OPTIONS = {
     "--prompts", "--summary", "--summary-prompt", "--length", "--system", "--start-with",
     "--avoid", "--retry-loops", "--trigger",
@@ -224,6 +225,43 @@ def test_bad_usage_is_one_line_and_exit_2(
     shown = capsys.readouterr()
     assert shown.out == ""
     assert says in one_line(shown.err)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "option"),
+    [
+        *(
+            (["caption", "a", "--model", "demo", *words, BROKEN], words[0])
+            for words in (
+                ["--prompt"],
+                ["--prompts", "short=One word.", "--prompts"],
+                ["--summary-prompt"],
+                ["--system"],
+                ["--start-with"],
+                ["--avoid"],
+                ["--trigger"],
+                ["--prefix"],
+                ["--suffix"],
+            )
+        ),
+        (["plan", "a", "--model", "demo", "--prompt", BROKEN], "--prompt"),
+        (["search", BROKEN], "TEXT"),
+        (["search", "a dog", "--not", BROKEN], "--not"),
+        (["search", "a dog", "--where", BROKEN], "--where"),
+    ],
+)
+def test_a_text_that_is_not_utf_8_is_one_line_and_exit_2(
+    arguments: list[str], option: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments) == 2
+    assert f"{option}: it is not text in UTF-8" in one_line(capsys.readouterr().err)
+
+
+def test_a_file_may_have_a_name_that_is_not_utf_8(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["caption", BROKEN, "--model", "demo"]) == 2
+    assert "nothing to caption" in one_line(capsys.readouterr().err)
 
 
 @pytest.mark.parametrize("option", ["--out", "--store"])

@@ -20,7 +20,7 @@ from flows.cli.options import (
     add_label_options,
     add_running_options,
 )
-from flows.cli.parsing import CommandParser
+from flows.cli.parsing import CommandParser, check_texts
 from flows.cli.serve_options import add_serve_options
 from flows.cli.train_options import add_train_options
 from flows.cli.tune_options import add_tune_options
@@ -155,6 +155,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             parser().print_help()
             return 2
         check_platform()
+        check_texts(given)
         return run(given)
     except PenstockError as error:
         say(str(error))

@@ -7,11 +7,20 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
+from artifacts.errors import UsageError
 from artifacts.words import meant
 from flows.console.lines import tell, wrapped
 
 CHOICE = re.compile(r"argument (.*): invalid choice: '(.*)' \(choose from (.*)\)")
 """What argparse says of a value that is none of those that may be."""
+
+PATHS = frozenset(
+    "sources out store model adapter prompt_file schema index labels templates examples html copy "
+    "to data source folder calibrate calibrate_store caption_model token_file names words".split()
+)
+"""Where what names files is parsed to: a name of a file may be any bytes."""
+WRITTEN = {"without": "--not", "what": "TEXT"}
+"""Where other texts are parsed to → how a command line has them, if not by that name."""
 
 
 class Help(argparse.HelpFormatter):
@@ -55,3 +64,20 @@ class CommandParser(argparse.ArgumentParser):
                 parser: CommandParser = action.choices[name]
                 return parser
         return self
+
+
+def check_texts(given: argparse.Namespace) -> None:
+    """Raise UsageError where a text of the command line is not text: Python takes bytes that are
+    not of the terminal's encoding as lone surrogates, which no file and no model takes."""
+    for name, value in vars(given).items():
+        texts = value if isinstance(value, list) else [value]
+        if name not in PATHS and any(isinstance(each, str) and _is_broken(each) for each in texts):
+            option = WRITTEN.get(name, "--" + name.replace("_", "-"))
+            raise UsageError(
+                f"{option}: it is not text in UTF-8",
+                hint="Set the terminal to UTF-8 (LANG=C.UTF-8), or save the script in UTF-8",
+            )
+
+
+def _is_broken(text: str) -> bool:
+    return any("\ud800" <= letter <= "\udfff" for letter in text)
