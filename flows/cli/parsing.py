@@ -14,10 +14,14 @@ from flows.console.lines import tell, wrapped
 CHOICE = re.compile(r"argument (.*): invalid choice: '(.*)' \(choose from (.*)\)")
 """What argparse says of a value that is none of those that may be."""
 
-PATHS = frozenset(
-    "sources out store model adapter prompt_file schema index labels templates examples html copy "
-    "to data source folder calibrate calibrate_store caption_model token_file names words".split()
-)
+# fmt: off
+PATHS = frozenset((
+    "sources", "out", "store", "model", "adapter", "prompt_file", "schema",
+    "index", "labels", "templates", "examples", "html", "copy", "to", "data",
+    "source", "folder", "calibrate", "calibrate_store", "caption_model", "token_file",
+    "names", "words",
+))
+# fmt: on
 """Where what names files is parsed to: a name of a file may be any bytes."""
 WRITTEN = {"without": "--not", "what": "TEXT"}
 """Where other texts are parsed to → how a command line has them, if not by that name."""
