@@ -12,11 +12,13 @@ def text_lines(captions: Sequence[Caption]) -> Iterator[str]:
 
 
 def vtt_lines(captions: Sequence[Caption]) -> Iterator[str]:
-    """Yield a WebVTT track with a cue for each chunk of which something is said.
+    """Yield a WebVTT track with a cue for each chunk of which something is said; nothing where no
+    chunk is left.
 
     Source: W3C WebVTT, section 4.1: `&`, `<` and so `-->` must be escaped.
     """
-    yield "WEBVTT\n"
+    if captions:
+        yield "WEBVTT\n"
     for start, end, text in _cues(captions):
         text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
         yield f"\n{cue_time(start)} --> {cue_time(end)}\n{text}\n"

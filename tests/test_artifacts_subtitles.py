@@ -1,6 +1,8 @@
 import re
 from pathlib import Path
 
+import pytest
+
 from artifacts.captions import Caption
 from artifacts.subtitles import WRITERS, cue_time, srt_lines, text_lines, vtt_lines
 from tests.support.rows import HARD, caption, hard_rows
@@ -79,3 +81,8 @@ def test_an_image_has_a_cue_of_a_millisecond(tmp_path: Path) -> None:
 def test_a_file_of_which_nothing_is_said_has_no_cue(tmp_path: Path) -> None:
     assert "".join(vtt_lines([caption(" ")])) == "WEBVTT\n"
     assert "".join(srt_lines([caption(" ")])) == ""
+
+
+@pytest.mark.parametrize("suffix", WRITERS)
+def test_there_is_no_file_where_every_caption_was_rejected(suffix: str) -> None:
+    assert [*WRITERS[suffix]([])] == []

@@ -42,6 +42,14 @@ def test_a_model_alone_can_be_planned(store: Path, capsys: pytest.CaptureFixture
     assert {"frames", "encode", "decode", "allowed"} <= rows
 
 
+def test_a_budget_of_a_few_mib_is_not_told_as_nothing(
+    store: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = told(capsys, store, "--memory", "1MiB")[1]
+    (row,) = [line.split() for line in said.splitlines() if line.startswith("  allowed")]
+    assert row == ["allowed", "1.0", "MiB"]
+
+
 def test_the_plan_for_programs_holds_all(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
     clips = str(penstock_demo.CLIPS)
     code, said = told(capsys, store, clips, "--json", "--memory", "2GiB")

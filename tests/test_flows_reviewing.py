@@ -73,6 +73,7 @@ def test_every_output_takes_them_in_and_an_undo_gives_the_same_bytes(config: Cap
     assert texts(config, "txt")["long.txt"].splitlines()[0] == "A person's words."
     assert len(texts(config, "txt")["long.txt"].splitlines()) == 2
     assert "photo.txt" not in texts(config, "txt"), "all that it said was rejected"
+    assert "photo.vtt" not in texts(config, "vtt")
     assert "A person's words." in texts(config, "vtt")["long.vtt"]
     assert "A person's words." in (out / "captions.csv").read_text()
     found = {row["json"]["caption"] for row in samples(config)}

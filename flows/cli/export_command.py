@@ -10,7 +10,7 @@ from flows.console.lines import tell
 from flows.console.units import parse_size
 from flows.job.export_config import ExportConfig
 from flows.pipelines import EXPORTS, GRAPHS
-from flows.results.exported import Exported
+from flows.results.exported import Exported, refuse_foreign_folder
 
 
 def export_command(given: argparse.Namespace) -> int:
@@ -34,6 +34,8 @@ def export_command(given: argparse.Namespace) -> int:
         memory=parse_size(given.memory, "--memory") if given.memory else None,
         trust_remote_code=given.trust_remote_code,
     )
+    if not given.dry_run:
+        refuse_foreign_folder(config.asked())  # before the clips of the demo are rendered
     display = Display(quiet=given.quiet, as_json=given.json)
     with judging_media(config, display.say) as sources:
         captioning = config.captioning(sources)

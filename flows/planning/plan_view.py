@@ -83,6 +83,11 @@ def _fits(plan: Plan) -> Iterator[str]:
     yield f"fits: {peak}{how}"
 
 
+def _allowed(count: int) -> str:
+    """Return a budget in GiB; one that would round to nothing has its unit."""
+    return f"{count / GIB:.2f}" if count >= GIB / 10 else gib(count)
+
+
 def memory_lines(plan: Plan) -> Iterator[str]:
     """Say where the memory goes, stage by stage, in GiB."""
     if not plan.choices:
@@ -90,7 +95,7 @@ def memory_lines(plan: Plan) -> Iterator[str]:
     yield "memory, GiB"
     budget = plan.budget
     rows = [_row(stage, choice.taken) for stage, choice in plan.choices.items()]
-    rows.append(("allowed", *[""] * len(PARTS), f"{budget.bytes / GIB:.2f}", ""))
+    rows.append(("allowed", *[""] * len(PARTS), _allowed(budget.bytes), ""))
     yield from table_lines(HEADS, rows, right=HEADS[1:-1], indent=2)
     yield f"limit       {_limit_why(plan)}"
     if budget.device != "cpu":
