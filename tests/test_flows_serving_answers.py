@@ -16,7 +16,7 @@ from PIL import Image
 from flows.cli.main import main
 from penstock_demo import CLIPS as SAMPLES
 from tests.support.servers import Answer
-from tests.support.serving import REAL, Serving, serving
+from tests.support.serving import REAL, Serving, a_picture, serving
 
 pytestmark = pytest.mark.slow
 LABELS = "red circle,blue square,green triangle,purple cross"
@@ -125,6 +125,16 @@ def test_what_is_sent_first_is_made_kept_and_found_by_the_command(
     assert first["embedding"] == again["embedding"]
     hits = counted(server, "penstock_store_hits_total")
     assert hits >= 1
+
+
+@pytest.mark.parametrize("route", ["/v1/label", "/v1/embed", "/v1/caption"])
+def test_answers_tell_that_a_picture_is_cut_short(server: Serving, route: str) -> None:
+    whole = a_picture((320, 240))
+    assert "warnings" not in told(server.ask("POST", route, whole))
+    cut = whole[: len(whole) * 2 // 3]
+    for _ in range(2):  # made, and from the store
+        (warning,) = told(server.ask("POST", route, cut))["warnings"]
+        assert warning.startswith("cut short")
 
 
 def test_searches_find_what_the_command_finds(

@@ -2,6 +2,7 @@
 and what is known from headers alone."""
 
 import asyncio
+import json
 from pathlib import Path
 from typing import Any, cast
 
@@ -9,20 +10,31 @@ import pytest
 from fastapi.testclient import TestClient
 
 from flows.serving.app import app_of
+from flows.serving.captioning import Captioned
 from flows.serving.config import ServeConfig
 from flows.serving.guard import Guard
 from flows.serving.metrics import Metrics
 from flows.serving.scratch import Scratch
 from flows.serving.service import Service
+from flows.serving.uploads import Upload
+from stages.frames.picture import read_picture
+from stages.process.events import Words
+from tests.support.chat_clients import messages
+from tests.support.serving import a_picture
 
 TOKEN = "a-secret-of-this-test"
 BASE = "http://127.0.0.1:8000"
 
 
-class OnlyLimit:
-    """A captioner that is never asked for a caption."""
+class OneWord:
+    """Says one word of each picture, whose file it reads as the decoders do."""
 
-    model, limit = "demo", 256
+    model, limit, precision = "demo", 256, {"vision": "bf16", "language": "bf16"}
+
+    async def caption(self, upload: Upload, *asked: Any, **more: Any) -> Captioned:
+        index, _ = read_picture(upload.path)
+        words = Words(key="", caption="grey", tokens=1, ended="stop", prompt_tokens=1)
+        return Captioned(index=index, words=(words,), cached=False)
 
 
 def service_in(folder: Path) -> Service:
@@ -33,7 +45,7 @@ def service_in(folder: Path) -> Service:
         scratch=Scratch(folder),
         residence=nothing,
         budget_bytes=0,
-        captions=cast(Any, OnlyLimit()),
+        captions=cast(Any, OneWord()),
     )
 
 
@@ -158,3 +170,32 @@ def test_posts_of_pages_of_other_sites_are_refused(
     client: TestClient, headers: dict[str, str], refused: bool
 ) -> None:
     assert (client.post("/v1/session", headers=headers).status_code == 403) is refused
+
+
+CUT = ["cut short: the picture's missing part is grey"]
+
+
+def events_of(text: str) -> list[dict[str, Any]]:
+    """Return the events of a stream but for the word that ends it."""
+    lines = [line.removeprefix("data: ") for line in text.splitlines() if line]
+    return [json.loads(line) for line in lines if line != "[DONE]"]
+
+
+@pytest.mark.parametrize("damaged", [True, False])
+def test_answers_tell_of_damage_that_was_survived(client: TestClient, damaged: bool) -> None:
+    whole = a_picture((320, 240))
+    body = whole[: len(whole) * 2 // 3] if damaged else whole
+    wanted = CUT if damaged else None
+    found = client.post("/v1/caption", content=body).json()
+    assert found["captions"] and found.get("warnings") == wanted
+    last = events_of(client.post("/v1/caption?stream=1", content=body).text)[-1]
+    assert last["done"] and last.get("warnings") == wanted
+    asked = {"model": "demo", "messages": messages(body, "image/jpeg")}
+    found = client.post("/v1/chat/completions", json=asked).json()
+    assert found["choices"][0]["message"]["content"] == "grey"
+    assert found.get("warnings") == wanted
+    options = {"stream": True, "stream_options": {"include_usage": True}}
+    chunks = events_of(client.post("/v1/chat/completions", json={**asked, **options}).text)
+    ended = [each for each in chunks if each["choices"] and each["choices"][0]["finish_reason"]]
+    assert [each.get("warnings") for each in ended] == [wanted]
+    assert sum("warnings" in each for each in chunks) == damaged

@@ -8,6 +8,7 @@ import numpy as np
 from fastapi.responses import Response
 from numpy.typing import NDArray
 
+from artifacts.schema import MediaIndex
 from flows.results.vectors import shown_boxes
 from flows.serving.embedding import Seen
 
@@ -16,6 +17,12 @@ def json_answer(value: Any, status: int = 200) -> Response:
     """Return an answer in JSON."""
     body = json.dumps(value, ensure_ascii=False, allow_nan=False).encode("utf-8", "replace")
     return Response(body, status, media_type="application/json")
+
+
+def warnings_of(index: MediaIndex) -> dict[str, Any]:
+    """Return the damage of a medium that was survived, as a field of an answer; of a whole medium
+    there is none."""
+    return {"warnings": list(index.warnings)} if index.warnings else {}
 
 
 def vectors_told(seen: Seen, encoding: str, *, parts: bool) -> dict[str, Any]:
@@ -35,6 +42,7 @@ def vectors_told(seen: Seen, encoding: str, *, parts: bool) -> dict[str, Any]:
         "encoding": encoding,
         "embedding": told(first[0]),
         "key": seen.tasks[0]["embeddings"],
+        **warnings_of(index),
     }
     if index.kind == "video":
         pairs = zip(seen.tasks, seen.vectors, strict=True)

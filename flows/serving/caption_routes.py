@@ -10,7 +10,7 @@ from typing import Annotated, Any
 from fastapi import Query, Request
 from fastapi.responses import Response, StreamingResponse
 
-from flows.serving.answers import json_answer
+from flows.serving.answers import json_answer, warnings_of
 from flows.serving.caption_params import CaptionParams
 from flows.serving.captioning import AS_THE_SERVER, Captioned, Captioning
 from flows.serving.guard import in_time
@@ -57,6 +57,7 @@ class CaptionRoutes:
                 "model": captions.model,
                 "precision": captions.precision,
                 "cached": found.cached,
+                **warnings_of(found.index),
                 "seconds": round(time.monotonic() - began, 4),
             }
 

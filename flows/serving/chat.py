@@ -19,7 +19,7 @@ from typing import Any
 from fastapi import Request
 from fastapi.responses import Response, StreamingResponse
 
-from flows.serving.answers import json_answer
+from flows.serving.answers import json_answer, warnings_of
 from flows.serving.caption_params import CaptionParams, StreamedText, joined_text
 from flows.serving.caption_routes import EVENTS, CaptionRoutes, event
 from flows.serving.captioning import Captioned
@@ -100,18 +100,20 @@ class ChatRoutes:
             "logprobs": None,
         }
         answer = {**head, "object": "chat.completion", "choices": [choice]}
-        return json_answer({**answer, "usage": usage_of(found)})
+        return json_answer({**answer, "usage": usage_of(found), **warnings_of(found.index)})
 
     async def _events(
         self, upload: Upload, asked: ChatRequest, head: Mapping[str, Any]
     ) -> AsyncIterator[str]:
-        def chunk(choices: Sequence[Any], usage: Mapping[str, int] | None = None) -> str:
-            more = {"usage": usage} if asked.usage else {}
-            return event({**head, "object": "chat.completion.chunk", "choices": choices, **more})
+        def chunk(
+            choices: Sequence[Any], usage: Mapping[str, int] | None = None, **more: Any
+        ) -> str:
+            told = {"usage": usage, **more} if asked.usage else more
+            return event({**head, "object": "chat.completion.chunk", "choices": choices, **told})
 
-        def delta(content: Mapping[str, Any], finished: str | None = None) -> str:
+        def delta(content: Mapping[str, Any], finished: str | None = None, **more: Any) -> str:
             choice = {"index": 0, "delta": content, "finish_reason": finished, "logprobs": None}
-            return chunk([choice])
+            return chunk([choice], **more)
 
         yield delta({"role": "assistant", "content": ""})
         text = StreamedText(asked.params.stop)
@@ -120,7 +122,7 @@ class ChatRoutes:
                 if isinstance(each, Captioned):
                     if new := text.rest(words.caption for words in each.words):
                         yield delta({"content": new})
-                    yield delta({}, ended_of(each))
+                    yield delta({}, ended_of(each), **warnings_of(each.index))
                     if asked.usage:
                         yield chunk([], usage_of(each))
                 elif new := text.add(each.chunk, each.text, ended=each.ended):

@@ -12,6 +12,7 @@ from flows.job.media_files import MediaFile
 from flows.job.prepare import Job
 from flows.results.labels.judging import judge_of
 from flows.results.labels.rows import Labelling, judged_vectors
+from flows.serving.answers import warnings_of
 from flows.serving.embedding import Seen
 from flows.serving.refusals import Refused, refusal_of
 from flows.serving.shown_names import shown_name
@@ -81,6 +82,7 @@ class Labeller:
             "precision": rows[0].precision["vision"],
             "key": rows[0].features,
             "cached": seen.cached,
+            **warnings_of(index),
         }
         if index.kind == "image":
             return {**told, "labels": list(rows[0].labels), "top": rows[0].top}
