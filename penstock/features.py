@@ -5,6 +5,7 @@ from typing import Unpack
 from flows.console.display import Display
 from flows.upkeep.rebuild_run import RebuildOptions, RebuildResult
 from flows.upkeep.rebuild_run import rebuild as run
+from penstock.arguments import checked
 from penstock.options import FeatureOptions, Sources, config_for
 
 
@@ -19,5 +20,6 @@ def rebuild(
 ) -> RebuildResult:
     """Encode what of the sources has no features. `name`, `prune` and `dry_run` are as with the
     command `penstock cache rebuild`. Raises PenstockError."""
-    asked = RebuildOptions(name=name, prune=prune, dry_run=dry_run)
+    given = {"name": name, "prune": prune, "dry_run": dry_run}
+    asked = RebuildOptions(**checked(RebuildOptions, given))
     return run(config_for(sources, options, FeatureOptions), asked, Display(quiet=not progress))

@@ -1,14 +1,14 @@
 """Takes the options of the command line as keywords, with their types; runs nothing."""
 
-from collections.abc import Iterable
-from os import PathLike, fspath
-from typing import TypedDict
+from collections.abc import Iterable, Sequence
+from os import PathLike
+from typing import Any, TypedDict
 
-from artifacts.errors import UsageError
-from artifacts.words import meant
-from flows.console.units import parse_size
 from flows.job.config import CaptionConfig
+from penstock.arguments import checked, known_only, sources_of
 
+Words = str | Sequence[str]
+"""Texts in a list, or in one text with commas between, as the command line takes them."""
 Sources = str | PathLike[str] | Iterable[str | PathLike[str]]
 """Files, folders, globs or lists, as the command line takes them."""
 
@@ -16,10 +16,10 @@ Sources = str | PathLike[str] | Iterable[str | PathLike[str]]
 class FeatureOptions(TypedDict, total=False):
     """The options that decide features, and how they are made."""
 
-    model: str
+    model: str | PathLike[str]
     revision: str | None
     prompt: str | None
-    store: str
+    store: str | PathLike[str]
     as_published: bool
     trust_remote_code: bool
     chunk: float | None
@@ -37,7 +37,7 @@ class FeatureOptions(TypedDict, total=False):
     vision_backend: str
     batch_size: int
     recursive: bool
-    extensions: tuple[str, ...]
+    extensions: Words
     limit: int | None
     retry_failed: bool
     keep_frames: bool
@@ -46,15 +46,15 @@ class FeatureOptions(TypedDict, total=False):
 class CaptionOptions(FeatureOptions, total=False):
     """The other options of a caption run."""
 
-    out: str
-    adapter: str
+    out: str | PathLike[str]
+    adapter: str | PathLike[str]
     prompts: dict[str, str]
     length: str
     summary: bool
     summary_prompt: str
     system: str
     start_with: str
-    avoid: tuple[str, ...]
+    avoid: Words
     sampling: str
     temperature: float | None
     top_p: float | None
@@ -65,13 +65,14 @@ class CaptionOptions(FeatureOptions, total=False):
     no_repeat_ngram: int
     retry_loops: bool
     strip_think: bool
-    schema: str
+    schema: str | PathLike[str] | dict[str, Any]
+    """A file, its text, or what the text means."""
     engine: str
     max_new_tokens: int
     trigger: str
     prefix: str
     suffix: str
-    format: tuple[str, ...]
+    format: Words
     beside: bool
     overwrite: bool
     existing: str | None
@@ -83,14 +84,6 @@ def config_for(
     known: type[FeatureOptions] = CaptionOptions,
 ) -> CaptionConfig:
     """Return the configuration that these mean. Raises UsageError, also for an option that is not
-    among those `known`."""
-    if unknown := sorted(options.keys() - known.__annotations__.keys()):
-        raise UsageError(
-            f"there is no option {unknown[0]}{meant(unknown[0], known.__annotations__)}",
-            hint="Options are those of the command: --max-new-tokens 64 is max_new_tokens=64",
-        )
-    named = [sources] if isinstance(sources, str | PathLike) else sources
-    memory = options.get("memory")
-    size = parse_size(memory, "memory") if isinstance(memory, str) else memory
-    values = {**options, "memory": size}
-    return CaptionConfig(sources=tuple(fspath(source) for source in named), **values)  # type: ignore[arg-type]
+    among those `known`, and for a value of another type than its field has."""
+    known_only(options, known.__annotations__)
+    return CaptionConfig(sources=sources_of(sources), **checked(CaptionConfig, options))

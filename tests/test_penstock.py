@@ -16,9 +16,10 @@ import pytest
 import penstock
 import penstock_demo
 from flows.job.config import CaptionConfig
-from penstock.options import CaptionOptions
+from penstock.options import CaptionOptions, config_for
 
 ROOT = Path(__file__).resolve().parent.parent
+CALLS: tuple[Callable[..., object], ...] = (penstock.caption, penstock.plan, penstock.rebuild)
 NAMES = ("clip-01.mp4", "clip-02.mp4", "clip-03.mp4")
 
 
@@ -188,3 +189,108 @@ def test_a_misspelt_argument_fails_in_one_line(
 def test_a_misspelt_option_of_a_half_fails_in_one_line() -> None:
     with pytest.raises(penstock.PenstockError, match=r"no option dtyp \(did you mean dtype\?\)"):
         penstock.load_half(penstock_demo.CHECKPOINT, "vision", dtyp="float32")
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"max_new_tokens": 3.5}, "max_new_tokens is 3.5 (float). Give a whole number"),
+        ({"max_new_tokens": "x"}, "max_new_tokens is 'x' (str). Give a whole number"),
+        ({"max_new_tokens": True}, "max_new_tokens is True (bool). Give a whole number"),
+        ({"temperature": "hot"}, "temperature is 'hot' (str). Give a number or None"),
+        ({"chunk": False}, "chunk is False (bool). Give a number or None"),
+        ({"summary": 1}, "summary is 1 (int). Give True or False"),
+        ({"memory": 2.5}, "memory is 2.5 (float). Give a whole number or None (bytes), or a text"),
+        ({"memory": "much"}, "memory 'much' is not a size"),
+        ({"prompts": ["a=x"]}, "prompts is ['a=x'] (list). Give a dict of texts"),
+        ({"prompts": {"a": 5}}, "prompts is {'a': 5} (dict). Give a dict of texts"),
+        ({"prompt": 5}, "prompt is 5 (int). Give a text or None"),
+        ({"prompt": "x\ny", "prompts": 3}, "prompts is 3 (int)"),
+        ({"out": 5}, "out is 5 (int). Give a text"),
+        ({"out": None}, "out is None (NoneType). Give a text"),
+        ({"format": 5}, "format is 5 (int). Give texts in a list, or in one text with commas"),
+        ({"format": ["txt", 5]}, "format is ['txt', 5] (list). Give texts"),
+        ({"format": "txt,t"}, "--format t is not known"),
+        ({"schema": 5}, "schema is 5 (int). Give a text, a path, or the schema as a dict"),
+        ({"schema": {"const": {1, 2}}}, "schema is no JSON: Object of type set"),
+        ({"schema": {"const": float("nan")}}, "schema is no JSON"),
+    ],
+)
+def test_a_value_of_another_type_is_refused_at_the_call(
+    options: dict[str, object], words: str, here: Path
+) -> None:
+    for call in CALLS[:2]:
+        with pytest.raises(penstock.PenstockError) as found:
+            call("videos", **{"model": "demo", "out": "o", **options})
+        assert found.value.exit_code == 2 and found.value.hint
+        assert words in str(found.value) and "\n" not in str(found.value)
+
+
+@pytest.mark.parametrize(
+    ("sources", "words"),
+    [
+        (None, "sources is None (NoneType). Give a path"),
+        (5, "sources is 5 (int). Give a path"),
+        (b"x", "sources is b'x' (bytes). Give a path"),
+        ({"videos": 1}, "sources is {'videos': 1} (dict). Give a path"),
+        (["videos", None], "a source is None (NoneType). Give a path"),
+        ([b"x"], "a source is b'x' (bytes). Give a path"),
+        ("", "a source is empty"),
+        (["videos", ""], "a source is empty"),
+    ],
+)
+def test_what_is_no_source_is_refused_at_the_call(sources: object, words: str, here: Path) -> None:
+    for call in CALLS:
+        with pytest.raises(penstock.PenstockError) as found:
+            call(sources, model="demo")
+        assert found.value.exit_code == 2
+        assert words in str(found.value) and "\n" not in str(found.value)
+
+
+def test_options_of_a_rebuild_itself_are_checked_as_well(here: Path) -> None:
+    with pytest.raises(penstock.PenstockError, match=r"name is 5 \(int\)\. Give a text"):
+        penstock.rebuild("videos", model="demo", name=5)  # type: ignore[arg-type]
+    with pytest.raises(penstock.PenstockError, match="prune is 'no'"):
+        penstock.rebuild("videos", model="demo", prune="no")  # type: ignore[arg-type]
+
+
+def test_values_are_taken_as_the_command_line_or_python_writes_them() -> None:
+    schema = {"type": "object", "properties": {"a": {"type": "boolean"}}, "required": ["a"]}
+    options: CaptionOptions = {
+        "format": "txt, csv",
+        "avoid": ["image", "photo"],
+        "extensions": ("mp4",),
+        "schema": schema,
+        "out": Path("out"),
+        "memory": "2GiB",
+        "chunk": 2,
+        "temperature": None,
+    }
+    config = config_for((Path(name) for name in ("a", "b")), options)
+    assert (config.format, config.avoid, config.extensions) == (
+        ("txt", "csv"),
+        ("image", "photo"),
+        ("mp4",),
+    )
+    assert (config.sources, config.out, config.memory, config.chunk) == (
+        ("a", "b"),
+        "out",
+        2 << 30,
+        2,
+    )
+    as_text: CaptionOptions = {"schema": json.dumps(schema)}
+    assert config.schema == config_for("a", as_text).schema
+
+
+def test_the_wrong_half_is_told_as_an_error_of_penstock() -> None:
+    import torch
+
+    half = penstock.load_half(penstock_demo.CHECKPOINT, "language")
+    asked = {
+        "input_ids": torch.zeros(1, 4, dtype=torch.long),
+        "pixel_values": torch.zeros(4, 3 * 2 * 14 * 14),
+        "image_grid_thw": torch.tensor([[1, 2, 2]]),
+    }
+    with pytest.raises(penstock.PenstockError, match="is needed, but belongs to") as found:
+        penstock.encode(half, asked)
+    assert "pieces=" in found.value.hint and "\n" not in str(found.value)

@@ -144,6 +144,8 @@ class CaptionConfig(SpeakingConfig):
     """Allow code that comes with the checkpoint to run, and pickled weights to be loaded."""
 
     def __post_init__(self) -> None:
+        if not all(self.sources):
+            raise UsageError("a source is empty", hint="Name files or folders; . is this folder")
         if self.fps is not None and self.frames is not None:
             raise UsageError("--fps and --frames exclude each other", hint="Leave one of them out")
         if self.whole and (self.shots or self.chunk is not None):

@@ -11,15 +11,18 @@ from typing import Any, NoReturn
 import torch
 from torch import nn
 
+from artifacts.errors import PenstockError
 
-class NeedsWeights(RuntimeError):
+
+class NeedsWeights(PenstockError, RuntimeError):
     """The error for a piece of the model that is needed but was left out on purpose. `path` names
     it, and `module` the smallest part that can be loaded to have it."""
 
     def __init__(self, path: str, module: str | None = None) -> None:
         super().__init__(
-            f"{path} is needed, but belongs to the half of the model that was not loaded. "
-            f'Load the other half, the whole model, or this one with pieces=["{module or path}"]'
+            f"{path} is needed, but belongs to the half of the model that was not loaded",
+            hint="Load the other half, the whole model, or this one with "
+            f'pieces=["{module or path}"]',
         )
         self.path = path
         self.module = module or path

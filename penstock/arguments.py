@@ -1,0 +1,112 @@
+"""Checks the values of keywords against the types that a configuration declares; runs nothing."""
+
+import json
+from collections.abc import Iterable, Mapping
+from os import PathLike, fspath
+from reprlib import Repr
+from types import NoneType, UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
+
+from artifacts.errors import UsageError
+from artifacts.words import meant
+from flows.console.units import parse_size
+
+ACCEPTED = {
+    NoneType: "None",
+    bool: "True or False",
+    dict: 'a dict of texts, such as {"short": "What is it?"}',
+    float: "a number",
+    int: "a whole number",
+    str: "a text",
+    tuple: "texts in a list, or in one text with commas between",
+}
+"""Type of a field → what may be given for it."""
+PATHS = frozenset({"adapter", "model", "out", "schema", "store"})
+"""Texts that name a file or a folder, for which a Path may be given, too."""
+ALSO = {"memory": " (bytes), or a text such as 8GiB", "schema": ", a path, or the schema as a dict"}
+"""Names → what else may be given."""
+ONE_SOURCE = "Give a path, a pattern or an address, or a list of them"
+_SHORT = Repr()
+
+
+def checked(kind: type[Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values of keywords as the fields of a configuration hold them. Raises UsageError
+    for one of another type."""
+    types = get_type_hints(kind)
+    return {name: _checked(name, value, types[name]) for name, value in given.items()}
+
+
+def known_only(options: Mapping[str, Any], names: Iterable[str]) -> None:
+    """Raise UsageError for an option that is not among these names."""
+    if unknown := sorted(options.keys() - set(names)):
+        raise UsageError(
+            f"there is no option {unknown[0]}{meant(unknown[0], names)}",
+            hint="Options are those of the command: --max-new-tokens 64 is max_new_tokens=64",
+        )
+
+
+def sources_of(given: Any) -> tuple[str, ...]:
+    """Return sources as texts. Raises UsageError for what names no file."""
+    one = isinstance(given, str | PathLike)
+    if not one and (isinstance(given, bytes | Mapping) or not isinstance(given, Iterable)):
+        raise _odd("sources", given, ONE_SOURCE)
+    return tuple(_source(each) for each in ([given] if one else given))
+
+
+def _source(given: Any) -> str:
+    path = fspath(given) if isinstance(given, PathLike) else given
+    if not isinstance(path, str):
+        raise _odd("a source", given, ONE_SOURCE)
+    return path
+
+
+def _checked(name: str, given: Any, wanted: Any) -> Any:
+    value = _taken(name, given, wanted)
+    if not _is_of(value, wanted):
+        kinds = get_args(wanted) if get_origin(wanted) in (Union, UnionType) else (wanted,)
+        words = [ACCEPTED[get_origin(each) or each] for each in kinds]
+        raise _odd(name, given, f"Give {' or '.join(words)}{ALSO.get(name, '')}")
+    return value
+
+
+def _taken(name: str, given: Any, wanted: Any) -> Any:
+    """Return a value in the form of its field, where it has another that is accepted."""
+    if name == "memory" and isinstance(given, str):
+        return parse_size(given, name)
+    if name == "schema" and isinstance(given, dict):
+        return _json(given)
+    if name in PATHS and isinstance(given, PathLike):
+        return fspath(given)
+    if get_origin(wanted) is tuple and isinstance(given, str):
+        return tuple(part.strip() for part in given.split(",") if part.strip())
+    return tuple(given) if get_origin(wanted) is tuple and isinstance(given, list) else given
+
+
+def _json(schema: dict[Any, Any]) -> str:
+    try:
+        return json.dumps(schema, allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise UsageError(
+            f"schema is no JSON: {' '.join(str(error).split())}", hint="Give a JSON Schema"
+        ) from error
+
+
+def _is_of(value: Any, wanted: Any) -> bool:
+    """Return whether a value, and all that is in it, is of a type; a whole number is a float, too,
+    and a bool is none."""
+    origin, inner = get_origin(wanted), get_args(wanted)
+    if origin in (Union, UnionType):
+        return any(_is_of(value, each) for each in inner)
+    if origin is tuple:
+        return isinstance(value, tuple) and all(_is_of(each, inner[0]) for each in value)
+    if origin is dict:
+        items = value.items() if isinstance(value, dict) else [(None, None)]
+        return all(_is_of(key, inner[0]) and _is_of(each, inner[1]) for key, each in items)
+    if wanted in (int, float) and isinstance(value, bool):
+        return False
+    return isinstance(value, (int, float) if wanted is float else wanted)
+
+
+def _odd(name: str, value: Any, hint: str) -> UsageError:
+    shown = " ".join(_SHORT.repr(value).split())
+    return UsageError(f"{name} is {shown} ({type(value).__name__})", hint=hint)
