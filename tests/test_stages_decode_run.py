@@ -20,6 +20,7 @@ from stages.models.processors.prepare import Clip, load_processor
 from tests.support.clips import PROMPTS, clips, joint_inputs, joint_model
 from tests.support.families import BUILDERS, checkpoint
 from tests.support.waves import CAPTIONS, FEATURES, Wave, keys_told
+from tests.test_stages_decode_inflight import OTHER, THIRD, wave_of
 
 
 def joint_captions(folder: Path, batch: list[Clip], prompts: tuple[str, ...]) -> list[str]:
@@ -196,3 +197,28 @@ def test_features_of_another_version_are_set_aside_to_be_made_anew(tmp_path: Pat
     assert keys_told(wave.encode()) == ["features-0", "features-1", "features-2"]
     wave.decode(PROMPTS)
     assert all(said(wave.captions()))
+
+
+@pytest.mark.parametrize("engine", ["transformers", "inflight"])
+def test_a_prompt_that_exceeds_the_context_fails_alone_before_it_is_read(
+    engine: str, tmp_path: Path
+) -> None:
+    wave = wave_of(tmp_path, 10)
+    wave.settings |= {"engine": engine}
+    wave.decode(PROMPTS, OTHER)
+    long = "Tell me what is there. " * 4000
+    told = wave.decode([*PROMPTS, *PROMPTS, PROMPTS[0], long])
+    (failed,) = [event for event in told if event["event"] == "failure"]
+    assert (failed["media"], failed["kind"]) == ("caption-9", "too-long")
+    assert "context is 2,048 tokens" in failed["message"] and failed["hint"]
+    assert set(keys_told(told)) == {f"caption-{n}" for n in range(9)}
+    captions, other = (wave.record_set("captions", name) for name in (CAPTIONS, OTHER))
+    for n in range(8):  # the ninth has another prompt than it had
+        key = f"caption-{n}"
+        assert captions.meta(key)["caption"] == other.meta(key)["caption"]
+    alone = wave.decode([long], THIRD)
+    assert {event["media"] for event in alone if event["event"] == "failure"} == {
+        f"caption-{n}" for n in range(10)
+    }
+    again = wave.decode([long], THIRD)
+    assert not [event for event in again if event["event"] in ("failure", "item")]

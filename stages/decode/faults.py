@@ -6,13 +6,14 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
-from artifacts.errors import StageDied
+from artifacts.errors import StageDied, UsageError
 from artifacts.packs import Record
 from artifacts.record_union import RecordUnion
 from stages.decode.batches import PLACES, Batch, lacking
 from stages.decode.protocol import Asked, Speaker
 from stages.memory.item_faults import ItemFault, ItemFaults, item_fault
 from stages.memory.shrinking import try_items
+from stages.process.events import TOO_LONG
 from stages.process.report import Report
 
 STAGE = "decode"
@@ -35,7 +36,22 @@ class DecodeFaults:
         self.items = ItemFaults(STAGE, self._fail, len(missing[0]) if missing and is_new else 0)
 
     def _fail(self, one: Asked, fault: ItemFault) -> None:
-        meta = fault.meta(STAGE)
+        self._note(one, fault.meta(STAGE))
+
+    def refuse(self, one: Asked, fault: UsageError) -> None:
+        """Let a chunk fail whose prompt the model cannot take."""
+        self._note(one, {"kind": TOO_LONG, "message": fault.message, "hint": fault.hint})
+
+    def fitting(self, speaker: Speaker, samples: Iterable[Asked]) -> Iterator[Asked]:
+        """Yield the chunks whose prompts the model can take; the others fail before they are
+        read."""
+        for asked in samples:
+            if (fault := speaker.refusal(asked)) is None:
+                yield asked
+            else:
+                self.refuse(asked, fault)
+
+    def _note(self, one: Asked, meta: dict[str, str]) -> None:
         keys = [one.member[name] for name in PLACES if name in one.member]
         for union in self._answers:
             union.record_sets[1].publish([Record(key=key, meta=meta) for key in keys])

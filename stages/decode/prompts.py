@@ -16,11 +16,12 @@ class ContextExceeded(UsageError):
     """A prompt, its pictures and the longest caption are more tokens than the model's context."""
 
 
-def check_context(half: Any, inputs: Mapping[str, Any], new: int) -> None:
-    """Raise ContextExceeded for a prompt after which so many tokens would exceed the context."""
+def check_context(half: Any, inputs: Mapping[str, Any], new: int, *, whole: bool = True) -> None:
+    """Raise ContextExceeded for a prompt after which so many tokens would exceed the context; where
+    not the `whole` answer has to fit, for one that leaves no room for a first token."""
     context = 0 if half.config.is_encoder_decoder else context_tokens(half.config)
     read = int(inputs["input_ids"].shape[1])
-    if context and read + new > context:
+    if context and read + (new if whole else 1) > context:
         raise ContextExceeded(
             f"the model's context is {context:,} tokens, and prompt and pictures are {read:,}, an "
             f"answer up to {new:,}",

@@ -42,7 +42,7 @@ class Said(NamedTuple):
     stopped: bool = False
     """Whether a stop string ended it."""
     fault: UsageError | None = None
-    """Why an item with settings of its own has no caption: they cannot be followed."""
+    """Why an item has no caption: it cannot be asked so, or its prompt is too long."""
 
     @property
     def meta(self) -> dict[str, Any]:
@@ -67,6 +67,9 @@ class Speaker(Protocol):
     def settle(self, asked: Asked) -> str:
         """Return the name of the engine that will speak, tried on this chunk where it has to be.
         Raises UsageError where none can."""
+
+    def refusal(self, asked: Asked) -> UsageError | None:
+        """Return why a chunk's prompt is too long for the model; None where it is not."""
 
     def run(
         self, batches: Iterable[Sequence[Asked]], shrinking: Shrinking

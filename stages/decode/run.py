@@ -78,7 +78,7 @@ def run(told: dict[str, Any], report: Report) -> None:
 
     faults = DecodeFaults(job.batches, answers, report)
     samples = (asked for sample in samples_of(batches, answers) for asked in read(sample))
-    name, raised = settled(speaker, samples, faults.items)
+    name, raised = settled(speaker, faults.fitting(speaker, samples), faults.items)
     if name is None:
         faults.items.close()
         return
@@ -120,7 +120,10 @@ def run(told: dict[str, Any], report: Report) -> None:
         for asked, said in speaker.run(ready, shrinking):
             records = []
             for one, words in zip(asked, said, strict=True):
-                if retries and _goes_round(words):
+                if words.fault is not None:
+                    if one.member["key"] in wanted:
+                        faults.refuse(one, words.fault)
+                elif retries and _goes_round(words):
                     again.append({**one.member, AGAIN: "loop"})
                 else:
                     records.append(_record(beside, one, words))

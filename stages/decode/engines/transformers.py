@@ -48,6 +48,19 @@ class Transformers:
     def settle(self, asked: Asked) -> str:
         return DEFAULT_ENGINE
 
+    def refusal(self, asked: Asked) -> UsageError | None:
+        choosing, prompts = self.choosing.of(asked.member), [asked.member["prompt"]]
+
+        def check(half: Any) -> UsageError | None:
+            inputs = prompts_for(half, self.processor, [asked.row], prompts, choosing.generation)
+            try:
+                check_context(half, inputs, choosing.limit, whole=False)
+            except ContextExceeded as error:
+                return error
+            return None
+
+        return self.held.use(check)
+
     def findings(self) -> dict[str, Any]:
         return {"prefill_way": self.reading.way}
 
@@ -96,8 +109,7 @@ class Transformers:
         inputs = prompts_for(
             half, self.processor, rows, [m["prompt"] for m in members], choosing.generation
         )
-        if isinstance(asked[0].member, ToldWork):
-            check_context(half, inputs, choosing.limit)
+        check_context(half, inputs, choosing.limit, whole=isinstance(asked[0].member, ToldWork))
         features = Features(merge_rows(rows), rows[0].needs, merge_blank(rows))
         return [*said_by(half, self.processor, inputs, features, choosing, **options)]
 

@@ -73,6 +73,9 @@ class InFlight:
             )
         return DEFAULT_ENGINE
 
+    def refusal(self, asked: Asked) -> UsageError | None:
+        return self._plain.refusal(asked)
+
     def findings(self) -> dict[str, Any]:
         found = self._plain.findings()
         if self._result.reason:
@@ -158,7 +161,7 @@ class InFlight:
 
     def _read(self, asked: Asked) -> ReadRow:
         try:
-            return self._plain.held.use(partial(self._row, asked, bounded=bool(self._job.live)))
+            return self._plain.held.use(partial(self._row, asked, bounded=True))
         except BaseException:
             if self._prefix is not None:
                 self._prefix.forget()
@@ -168,7 +171,7 @@ class InFlight:
         inputs, features, options = self._given(half, asked)
         choosing = self._plain.choosing.of(asked.member)
         if bounded:
-            check_context(half, inputs, choosing.limit)
+            check_context(half, inputs, choosing.limit, whole=bool(self._job.live))
         options["max_new_tokens"] = choosing.limit
         if self._prefix is not None:
             row = self._prefix.read(half, asked.member["features"], inputs, features, **options)
