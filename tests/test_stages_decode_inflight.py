@@ -261,10 +261,10 @@ def test_an_item_that_is_too_large_is_told_and_the_others_go_on(
     wave = wave_of(tmp_path, 10)
     whole = InFlight._row
 
-    def row(self: Any, asked: Asked, half: Any) -> Any:
+    def row(self: Any, asked: Asked, half: Any, **given: Any) -> Any:
         if asked.member["key"] == "caption-3":
             raise RuntimeError(WORDS)
-        return whole(self, asked, half)
+        return whole(self, asked, half, **given)
 
     monkeypatch.setattr(InFlight, "_row", row)
     told = in_slots(wave)
