@@ -2,19 +2,22 @@
 
 import argparse
 from collections.abc import Callable
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from typing import Any
 
 import pytest
 
 from artifacts.errors import UsageError
 from flows.cli.main import parser
+from flows.deployments.embed import embed_media
+from flows.deployments.index import index_folder
 from flows.job.command_config import (
     COMMANDS,
     EmbedConfig,
     IndexConfig,
     RebuildConfig,
     check_used,
+    run_config,
 )
 from flows.job.config import CaptionConfig
 from flows.job.export_config import ExportConfig
@@ -96,3 +99,19 @@ def test_squares_of_pictures_are_refused_where_captions_are_made() -> None:
 def test_fields_of_other_commands_may_be_given_as_by_default(command: str) -> None:
     config = MAKERS[command]()
     assert type(config)(**asdict(config)) == config
+
+
+@pytest.mark.parametrize("command", MAKERS)
+def test_a_run_may_set_what_its_command_does_not_have(command: str) -> None:
+    run = replace(run_config(MAKERS[command](fps=2.0)), vision_precision="fp16", out="elsewhere")
+    assert (run.fps, run.vision_precision, run.out) == (2.0, "fp16", "elsewhere")
+
+
+@pytest.mark.parametrize("flow", [embed_media, index_folder], ids=["embed", "index"])
+def test_flows_run_a_configuration_that_a_run_may_change(
+    flow: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run: list[Any] = []
+    monkeypatch.setitem(flow.fn.__globals__, "run_in_flow", lambda config, *_: run.append(config))
+    flow.fn(MAKERS["embed" if flow is embed_media else "index build"](vision_backend="onnx"))
+    assert replace(run[0], vision_precision="native").vision_backend == "onnx"

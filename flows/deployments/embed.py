@@ -6,6 +6,7 @@ from prefect import State, flow
 
 from flows.deployments.runs import named_after_out, run_in_flow
 from flows.deployments.schema import EmbedConfig
+from flows.job.command_config import run_config
 from flows.pipelines import EMBED, product_of
 from flows.running.run import embed
 
@@ -16,4 +17,4 @@ def embed_media(config: EmbedConfig) -> State[Any]:
 
     Relative paths are looked up as `caption-videos` does.
     """
-    return run_in_flow(config, embed, product_of(EMBED))
+    return run_in_flow(run_config(config), embed, product_of(EMBED))

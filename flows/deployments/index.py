@@ -8,7 +8,8 @@ from pydantic import with_config
 from flows.console.display import Display
 from flows.deployments.runs import named_after_out, run_in_flow
 from flows.deployments.schema import EmbedConfig, settings_over, tighten
-from flows.job.command_config import IndexConfig
+from flows.job.command_config import IndexConfig, run_config
+from flows.job.config import CaptionConfig
 from flows.job.prepare import out_folder
 from flows.running.run import LauncherMaker
 from flows.running.watch import OnBegin
@@ -25,11 +26,11 @@ def index_folder(config: IndexConfig) -> State[Any]:
     The fields of `config` are the options of `penstock index build`; relative paths are looked up
     as `caption-videos` does. Rows of files that are gone are counted, and stay.
     """
-    return run_in_flow(config, fill, "index")
+    return run_in_flow(run_config(config), fill, "index")
 
 
 def fill(
-    config: IndexConfig, display: Display, make_launcher: LauncherMaker, on_begin: OnBegin
+    config: CaptionConfig, display: Display, make_launcher: LauncherMaker, on_begin: OnBegin
 ) -> IndexWritten:
     """Fill the index, and measure it where that is due."""
     folder = out_folder(config)

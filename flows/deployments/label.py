@@ -9,6 +9,7 @@ from flows.console.display import Display
 from flows.deployments.runs import named_after_out, run_in_flow
 from flows.deployments.schema import EmbedConfig, settings_over, tighten
 from flows.deployments.view import TABLE_ROWS, plain, show
+from flows.job.command_config import run_config
 from flows.job.label_config import LABEL_FORMATS, LabelConfig
 from flows.job.labels import label_set
 from flows.pipelines import LABEL, product_of
@@ -54,7 +55,7 @@ def label_and_count(
         threshold=config.threshold,
         top=config.top,
     )
-    result = label(config, asked, display, make_launcher, on_begin)
+    result = label(run_config(config), asked, display, make_launcher, on_begin)
     first = sorted(result.counts, key=lambda one: -one["passed"])[:TABLE_ROWS]
     rows = [
         {"label": plain(one["label"]), "given to": one["passed"], "median": one["median"]}

@@ -85,6 +85,14 @@ def check_used(config: CaptionConfig, command: str) -> None:
         )
 
 
+def run_config(config: CaptionConfig) -> CaptionConfig:
+    """Return the configuration of the run itself, which may set fields that its command does not
+    have, such as the precision of a half that graphs compute."""
+    return CaptionConfig(
+        **{each.name: getattr(config, each.name) for each in fields(CaptionConfig)}
+    )
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RebuildConfig(CaptionConfig):
     """One rebuild of stored features. Set fields are only those of `penstock cache rebuild`."""

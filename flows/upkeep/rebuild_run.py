@@ -2,7 +2,7 @@
 missing of the features, and nothing else."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from artifacts.captions import Failure
@@ -10,6 +10,7 @@ from artifacts.store import open_store
 from artifacts.words import counted
 from flows.console.display import Display
 from flows.console.units import duration, size
+from flows.job.command_config import run_config
 from flows.job.config import CaptionConfig
 from flows.job.launch import DirectLauncher, Forking
 from flows.job.leases import RunningJob, running_jobs
@@ -163,9 +164,7 @@ def rebuild(
     name = job_digest(config.sources, options.name)
     # Logs and the record of the run lie in the store: a rebuild has no outputs.
     out = open_store(config.store_url).local / "logs" / f"rebuild-{name[:12]}"
-    # Not of the class for what people ask, which refuses an `out`.
-    given = {each.name: getattr(config, each.name) for each in fields(CaptionConfig)}
-    config = CaptionConfig(**{**given, "out": str(out), "format": (), "beside": False})
+    config = replace(run_config(config), out=str(out), format=(), beside=False)
 
     def attempt() -> RebuildResult:
         return _rebuilt(config, name, options, display, Watch(display, on_begin), make_launcher)
