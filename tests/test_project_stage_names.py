@@ -12,17 +12,24 @@ HOMES = ("flows/pipelines.py", "flows/planning/costs/", *(f"stages/{name}/" for 
 OTHERS = {
     "artifacts/schema.py": "frames",
     "artifacts/tables.py": "frames",
+    "artifacts/trainers/musubi.py": "frames",
     "flows/cli/embed_command.py": "embed",
     "flows/cli/export_command.py": "export",
+    "flows/cli/index_command.py": "embed",
     "flows/cli/main.py": "embed export tune",
+    "flows/cli/parsing.py": "calibrate",
     "flows/cli/train_plan.py": "frames",
     "flows/cli/tune_command.py": "tune",
+    "flows/deployments/embed.py": "embed",
     "flows/deployments/samples.py": "frames",
+    "flows/deployments/schema.py": "embed",
+    "flows/job/command_config.py": "embed frames",
     "flows/job/config.py": "frames",
     "flows/planning/architecture.py": "embed",
     "flows/planning/plan.py": "frames",
     "flows/planning/plan_view.py": "frames",
     "flows/results/export_read.py": "frames",
+    "flows/results/foreign_files.py": "embed",
     "flows/results/report/parity.py": "frames",
     "flows/running/run.py": "embed",
     "flows/running/tune.py": "tune",
@@ -33,8 +40,8 @@ OTHERS = {
     "stages/models/encoding/run.py": "frames",
 }
 """Where the same word is how many frames there are, the kind of records that hold them, the public
-function `encode`, the commands `embed` and `export` and their pipelines, or a piece of a tensor's
-name."""
+function `encode`, the commands `embed` and `export` and their pipelines, an option, or a piece of a
+tensor's name."""
 
 
 def uses() -> Iterator[tuple[str, str]]:

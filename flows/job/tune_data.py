@@ -45,9 +45,7 @@ def examples_in(
         rows = [*enumerate(ROWS[path.suffix.lower()](path), 1)]
         if store is not None:
             rows = [*with_corrections(rows, path, store)]
-        found = [_example(row, at, path) for at, row in _reviewed(rows, path, say)]
-        if store is not None:
-            found = with_texts(found, rows, path, store, say)
+        found = _reviewed(rows, path, store, say)
     else:
         raise UsageError(
             f"there are no captions at {path}",
@@ -60,10 +58,11 @@ def examples_in(
 
 
 def _reviewed(
-    rows: list[tuple[int, Mapping[str, Any]]], path: Path, say: Announce
-) -> list[tuple[int, Mapping[str, Any]]]:
-    """Return the rows that people accepted or corrected, with their numbers; where there are none,
-    those that nobody rejected. Raises UsageError where corrections are not in the data yet."""
+    rows: list[tuple[int, Mapping[str, Any]]], path: Path, store: Store | None, say: Announce
+) -> list[Example]:
+    """Return the captions that people accepted, corrected or wrote by hand; where they accepted and
+    corrected none, all that nobody rejected. Raises UsageError where corrections are not in the
+    data yet."""
     edits = path.with_name(EDITS)
     if path.suffix == ".jsonl" and edits.exists() and _written(edits) > _written(path):
         raise UsageError(
@@ -71,14 +70,20 @@ def _reviewed(
             hint="Press Write files in `penstock review`, or run the same `penstock caption` again",
         )
     left = [(at, row) for at, row in rows if row.get("review") != REJECTED]
-    accepted = [(at, row) for at, row in left if _is_accepted(row)]
-    kept = accepted or left
-    if rows and not kept:
+    if rows and not left:
         raise UsageError(f"{path}: every caption was rejected", hint="Accept some, or correct them")
-    if len(kept) < len(rows):
-        which = "accepted" if accepted else "not rejected"
-        say(f"{len(kept):,} of {counted(len(rows), 'caption')} are learned: those {which}")
-    return kept
+    found = made = [_example(row, at, path) for at, row in left]
+    if store is not None:
+        found = with_texts(made, rows, path, store, say)
+    accepted = [_is_accepted(row) for _, row in left]
+    if any(accepted):
+        by_hand = [one is not other for one, other in zip(found, made, strict=True)]
+        kept = zip(found, accepted, by_hand, strict=True)
+        found = [each for each, is_accepted, is_by_hand in kept if is_accepted or is_by_hand]
+    if len(found) < len(rows):
+        which = "accepted" if any(accepted) else "not rejected"
+        say(f"{len(found):,} of {counted(len(rows), 'caption')} are learned: those {which}")
+    return found
 
 
 def _is_accepted(row: Mapping[str, Any]) -> bool:
