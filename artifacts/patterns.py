@@ -16,7 +16,7 @@ MOST_LETTERS = 2000
 
 @lru_cache(maxsize=256)
 def matcher_of(grammar: str) -> Any:
-    """Return a matcher of llguidance, of which `accepts` takes copies. Raises ValueError for a
+    """Return a matcher of llguidance, which `accepts` copies for each text. Raises ValueError for a
     grammar that cannot be matched, such as one with a look-ahead."""
     from llguidance import LLMatcher
 

@@ -1,5 +1,4 @@
-"""Keeps secrets of a user in files that the user alone can read; knows nothing of what they are
-for."""
+"""Keeps a user's secrets in files that only this user can read."""
 
 import os
 import tempfile

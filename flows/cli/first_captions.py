@@ -10,7 +10,7 @@ from artifacts.edits import REJECTED
 from flows.console.lines import escaped, shortened, terminal_width
 
 SHOWN = 3
-"""Number of media of which the first caption is shown."""
+"""Number of media whose first caption is printed."""
 LOOKED_AT = 100
 """Lines of `captions.jsonl` that are read for them."""
 

@@ -1,5 +1,4 @@
-"""Holds what the commands beside `caption` are asked to do, and which fields of a caption run each
-command has; knows nothing of how it is done."""
+"""Configurations of the commands beside `caption`, and the fields of a run that each one has."""
 
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields

@@ -1,4 +1,4 @@
-"""One caption that a model is to learn; opens no media and knows no model."""
+"""One caption that a model learns."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,7 @@ class Example:
     prompt: str = ""
     """Question that it answers; empty: the usual one."""
     features: str = ""
-    """Key of the features that it was made of, where that is told."""
+    """Key of the features that it was made of; empty where the data does not name it."""
     line: int = 0
     """Where it stands in the data; 0 of one that is a file."""
 

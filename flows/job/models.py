@@ -59,7 +59,7 @@ class Model:
     read: bool = True
     """Whether the digests of its weights are known; else nothing that they made is found."""
     files: ModelFiles = field(default_factory=ModelFiles)
-    """Files of which the digests are, as they were then."""
+    """Stamps of the files when their digests were taken."""
 
     @property
     def folder(self) -> Path:

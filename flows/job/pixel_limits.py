@@ -1,4 +1,4 @@
-"""Says whether a model's pictures can be kept to so many pixels as are asked for."""
+"""Checks `--max-pixels` against the limits of a model's processor."""
 
 from artifacts.errors import UsageError
 from flows.job.config import CaptionConfig
@@ -9,8 +9,8 @@ TOKENS = 64
 
 
 def check_pixels(config: CaptionConfig, profile: ModelProfile) -> None:
-    """Refuse `--max-pixels` for a model of which the processor has no such limit, or too small a
-    one. Raises UsageError."""
+    """Refuse `--max-pixels` where the model's processor has no such limit, or where the value is
+    too small. Raises UsageError."""
     if config.max_pixels is None:
         return
     least = profile.least_pixels
