@@ -174,7 +174,9 @@ def test_halves_take_turns_where_they_do_not_fit_together(budget: str, desk: Des
             assert told(answer.result())["captions"][0]["caption"]
         assert len(resident(server)) == most == (2 if together else 1)
         leave_the_card(server, desk)
-    assert 0 < over <= int(budget.removesuffix("MiB")) * MIB, "they may take more than there is"
+    # The stand-in counts a process's own pages, which change by a few between two readings.
+    allowed = (int(budget.removesuffix("MiB")) + 1) * MIB
+    assert 0 < over <= allowed, "they may take more than there is"
     assert "failed" not in server.log.read_text(), server.log.read_text()
 
 
