@@ -20,7 +20,7 @@ class FeatureOptions(TypedDict, total=False):
     revision: str | None
     prompt: str | None
     store: str | PathLike[str]
-    as_published: bool
+    as_published: bool | None
     trust_remote_code: bool
     chunk: float | None
     shots: bool

@@ -32,6 +32,7 @@ def export_command(given: argparse.Namespace) -> int:
         accept=given.accept,
         store=given.store,
         memory=parse_size(given.memory, "--memory") if given.memory else None,
+        as_published=given.as_published,
         trust_remote_code=given.trust_remote_code,
     )
     if not given.dry_run:

@@ -3,6 +3,7 @@
 import argparse
 
 from flows.cli.options import STORE_HELP
+from flows.cli.way_options import add_ways
 from flows.job.export_asked import GROUP, HALVES, SAMPLES
 from stages.export.job import GROUPS, KINDS, PACKED
 
@@ -17,6 +18,7 @@ def add_export_options(parser: argparse.ArgumentParser) -> None:
     add("--adapter", default="", metavar="A", help="folder of a LoRA (PEFT), merged into it before")
     add("--revision", metavar="R", help="branch, tag or commit of a hub id")
     add("--trust-remote-code", action="store_true", help="run code that comes with the checkpoint")
+    add_ways(parser)
     group = parser.add_argument_group("calibration and judgement")
     media = group.add_mutually_exclusive_group()
     media.add_argument("--calibrate", nargs="+", default=[], metavar="S", help="your own media")

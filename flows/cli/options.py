@@ -9,6 +9,7 @@ from artifacts.errors import UsageError
 from artifacts.regular import read_text
 from artifacts.tiles import OFF
 from flows.cli.speaking_options import add_speaking_options, prompts_of
+from flows.cli.way_options import add_ways
 from flows.console.units import parse_size
 from flows.job.config import (
     DEFAULT_MODEL,
@@ -45,7 +46,7 @@ def add_caption_options(parser: argparse.ArgumentParser, *, text: bool = True) -
     if text:
         add("--out", default="penstock-out", metavar="DIR", help="for captions [%(default)s]")
     add("--store", default="", metavar="DIR", help=STORE_HELP)
-    add("--as-published", action="store_true", help="compute as the model's own code, odd or not")
+    add_ways(model)
     add("--trust-remote-code", action="store_true", help="run code that comes with the checkpoint")
     sampling = parser.add_argument_group("sampling")
     add = sampling.add_argument

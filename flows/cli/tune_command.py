@@ -37,6 +37,7 @@ def tune_command(given: argparse.Namespace) -> int:
         tensorboard=given.tensorboard,
         max_new_tokens=given.max_new_tokens,
         memory=parse_size(given.memory, "--memory") if given.memory else None,
+        as_published=given.as_published,
         trust_remote_code=given.trust_remote_code,
     )
     if given.dry_run:

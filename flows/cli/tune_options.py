@@ -3,6 +3,7 @@
 import argparse
 
 from flows.cli.options import STORE_HELP
+from flows.cli.way_options import add_ways
 from flows.job.tune_config import EPOCHS, OPTIMIZERS, PRECISIONS
 
 
@@ -15,6 +16,7 @@ def add_tune_options(parser: argparse.ArgumentParser) -> None:
     add("--revision", metavar="R", help="branch, tag or commit of a hub id")
     add("--store", default="", metavar="DIR", help=STORE_HELP)
     add("--trust-remote-code", action="store_true", help="run code that comes with the checkpoint")
+    add_ways(parser)
     add = parser.add_argument_group("training").add_argument
     add("--lora-rank", type=int, default=16, metavar="N", help="[%(default)s]")
     add("--precision", default="native", metavar="P", help=f"{'|'.join(PRECISIONS)} [%(default)s]")

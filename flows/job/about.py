@@ -40,7 +40,7 @@ def notes(job: Job) -> list[str]:
     """Return what a person should know of how the model is run; nothing for most models."""
     profile = job.model.profile
     settings = [settings[0] for settings in job.model.settings.values()]
-    found = list(filter(None, [precision_note(profile, settings, job.device), job.model.note]))
+    found = list(filter(None, [precision_note(profile, settings, job.device), *job.model.notes]))
     if profile.route == "joint":
         found.append(
             f"{job.model.name} cannot be run in halves ({profile.why}): the second stage loads all "
@@ -109,7 +109,7 @@ def _unseen(job: Job) -> str:
 def _as_published(job: Job) -> str:
     parts = job.model.profile.parts.values()
     words = [part.as_published for part in parts if part.as_published]
-    if not words or not job.config.as_published:
+    if not words or not job.model.profile.as_published:
         return ""
     return f"{job.model.name} is computed as its published code does: {', '.join(words)}"
 

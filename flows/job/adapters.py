@@ -4,6 +4,8 @@ import contextlib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 from artifacts.errors import UsageError
 from artifacts.keys import digest_of
@@ -19,6 +21,7 @@ from stages.models.adapters.reading import (
     read_adapter,
 )
 from stages.models.profile import ModelProfile
+from stages.models.published import change_of, is_export_without_way
 
 NUMBER_BYTES = 4
 """Bytes that a number of an adapter takes, which is kept in 32 bit beside whatever half."""
@@ -83,6 +86,34 @@ def adapter_for(
         parameters=sum(math.prod(place.shape) for place in matrices),
         rows=max(low_rank.shape[0] for low_rank in adapter.low_rank.values()),
     )
+
+
+def way_of(config: CaptionConfig, adapter: LoraAdapter | None) -> bool | None:
+    """Return whether a model is asked to be run as published: by the command, else as its adapter
+    was trained, which is as stock where it does not say; None: the checkpoint decides."""
+    if config.as_published is not None or adapter is None:
+        return config.as_published
+    return bool(adapter.as_published)
+
+
+def way_recipe(profile: ModelProfile) -> dict[str, Any]:
+    """Return what the recipe of something made of a model says of the way that it is run; nothing
+    as stock."""
+    return {"as_published": True} if profile.as_published else {}
+
+
+def way_notes(config: CaptionConfig, adapter: LoraAdapter | None, folder: Path) -> list[str]:
+    """Return what people should know of a model that is run as stock because what it was made from
+    does not say."""
+    if config.as_published is not None or change_of(folder) is None:
+        return []
+    silent = adapter.folder if adapter is not None and adapter.as_published is None else None
+    if silent is None and (adapter is not None or not is_export_without_way(folder)):
+        return []
+    return [
+        f"{silent or folder} does not say whether it was made as published, so it is run as stock; "
+        "--as-published runs it otherwise"
+    ]
 
 
 def adapter_digest(adapter: LoraAdapter, digests: ModelDigests) -> str:

@@ -48,16 +48,19 @@ def read_profile(
     store: Store,
     launcher: Launcher,
     device: str,
+    as_published: bool | None = None,
 ) -> ModelProfile:
-    """Return the checkpoint's profile; the first time a child process, which has transformers,
-    writes it. `small` are the digests of all files but the weights, which are noted in `files`
-    before their headers are read. Raises UsageError for a checkpoint that cannot be run,
-    ModelChanged."""
+    """Return the checkpoint's profile, run `as_published` (None: by the rule); the first time a
+    child process, which has transformers, writes it. `small` are the digests of all files but the
+    weights, which are noted in `files` before their headers are read. Raises UsageError for a
+    checkpoint that cannot be run, ModelChanged."""
     with readable(config.model):
         for path in filter(Path.is_file, _weights_here(checkpoint.folder)):
             files.note(path)
         limit = [config.max_pixels] if config.max_pixels else []
-        key = digest_of([small, _stated(checkpoint), config.trust_remote_code, *limit])
+        way = [] if as_published is None else [f"as published: {as_published}"]
+        stated = _stated(checkpoint)
+        key = digest_of([small, stated, config.trust_remote_code, *limit, *way])
     record_set = RecordSet(
         store, "cards", digest_of(["cards", OUTPUT_VERSION, version("transformers")])
     )
@@ -71,6 +74,7 @@ def read_profile(
             "trust_remote_code": config.trust_remote_code,
             "files": files.files.to_json(),
             "max_pixels": config.max_pixels or 0,
+            "as_published": as_published,
         },
         device="cpu",
         # Beside the store, because a plan has no folder of outputs.

@@ -45,6 +45,9 @@ class ExportConfig:
     memory: int | None = None
     """Bytes that a stage may take, of the GPU or else of the host, above what its imports take;
     None: what is free, but for a reserve."""
+    as_published: bool | None = None
+    """Judge and keep the model as its authors published it, or (False) as the installed
+    transformers runs it; None: as `caption` runs it."""
     trust_remote_code: bool = False
     """Allow code that comes with the checkpoint to run, and pickled weights to be loaded."""
 
@@ -88,6 +91,7 @@ class ExportConfig:
             out=self.out,
             store=self.calibrate_store or self.store,
             memory=self.memory,
+            as_published=self.as_published,
             trust_remote_code=self.trust_remote_code,
             batch_size=AT_ONCE,
         )

@@ -9,7 +9,7 @@ from artifacts.keys import ContentDigests
 from artifacts.model_files import ModelFiles
 from artifacts.schema import WHOLE_SECONDS, FrameFit, Part, Sampling
 from artifacts.store import Store
-from flows.job.adapters import adapter_asked, adapter_for
+from flows.job.adapters import adapter_asked, adapter_for, way_notes, way_of
 from flows.job.config import DEMO_MODEL, CaptionConfig
 from flows.job.describing import own_code, read_profile, readable, small_files
 from flows.job.graphs import graphs_for
@@ -54,8 +54,8 @@ class Model:
     """Part → all settings that it may be run in, the best first."""
     weights: Mapping[str, str] = field(default_factory=dict)
     """Name of each file of weights → SHA-256 of its content; empty where that is not known."""
-    note: str = ""
-    """What people should know of what computes it."""
+    notes: tuple[str, ...] = ()
+    """What people should know of what computes it, and how."""
     read: bool = True
     """Whether the digests of its weights are known; else nothing that they made is found."""
     files: ModelFiles = field(default_factory=ModelFiles)
@@ -222,7 +222,14 @@ def open_model(
         small = {p.name: files.of_small(p) for p in small_files(checkpoint)}
     try:
         profile = read_profile(
-            checkpoint, small, config, files, store=store, launcher=launcher, device=device
+            checkpoint,
+            small,
+            config,
+            files,
+            store=store,
+            launcher=launcher,
+            device=device,
+            as_published=way_of(config, adapter),
         )
     except UsageError as error:
         raise Undescribed(error.message, hint=error.hint) from error
@@ -243,7 +250,7 @@ def open_model(
         digests=digests_of_parts(profile, small, weights, code),
         settings=settings,
         weights=weights,
-        note=graphs.note,
+        notes=(*filter(None, [graphs.note]), *way_notes(config, adapter, folder)),
         read=all(weights.values()),
         files=files.files,
     )

@@ -171,7 +171,7 @@ def _half(
         dtype=dtype,
         attention=attention(half, dtype, device),
         weight_bytes=weight_bytes(half, precision, dtype),
-        as_published=config.as_published and bool(half.as_published),
+        as_published=profile.as_published and bool(half.as_published),
         engine=config.speakers if part == "language" and profile.route != "dual" else "",
     )
 

@@ -61,6 +61,9 @@ class TuneConfig:
     """Longest caption that is said when the adapter is scored."""
     memory: int | None = None
     """Bytes that a stage may take at the most; None: what is free."""
+    as_published: bool | None = None
+    """Train the model as its authors published it, or (False) as the installed transformers runs
+    it; None: as the training was begun, or as `caption` runs the model."""
     trust_remote_code: bool = False
     """Whether code that comes with the checkpoint is run."""
 
@@ -85,10 +88,16 @@ class TuneConfig:
                 raise UsageError(f"--{name} is empty", hint="Give a path")
 
     def captioning(
-        self, sources: tuple[str, ...], out: str, caption_tokens: int = 0, adapter: str = ""
+        self,
+        sources: tuple[str, ...],
+        out: str,
+        caption_tokens: int = 0,
+        adapter: str = "",
+        begun: bool | None = None,
     ) -> "TuneRun":
         """Return how the media of the examples are encoded, and the half is loaded, with an
-        `adapter` that is there; captions have so many tokens at the most."""
+        `adapter` that is there; captions have so many tokens at the most. `begun`: whether a
+        training was begun as published (None: it was not begun)."""
         return TuneRun(
             sources=sources,
             adapter=adapter,
@@ -105,6 +114,7 @@ class TuneConfig:
             batch_size=self.batch_size,
             max_new_tokens=self.max_new_tokens,
             memory=self.memory,
+            as_published=begun if self.as_published is None else self.as_published,
             trust_remote_code=self.trust_remote_code,
         )
 

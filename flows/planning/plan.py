@@ -123,7 +123,7 @@ def _plan_of(
     question = question_of_model(model, config, device, pipeline)
     plan = _answered(question, budget_for(config, device), None, ())
     note = precision_note(model.profile, [s[0] for s in model.settings.values()], device)
-    return replace(plan, notes=tuple(filter(None, [note, model.note])))
+    return replace(plan, notes=(*filter(None, [note]), *model.notes))
 
 
 def _by_dimensions(

@@ -12,8 +12,10 @@ from artifacts.shapes import Each, anything, count, number, read_json
 from artifacts.words import counted
 from flows.results.run_record import RUN_RECORD
 from stages.models.adapters.reading import ADAPTER_WEIGHTS
+from stages.models.hub.headers import read_metadata
+from stages.models.published import AS_PUBLISHED, FIELD
 from stages.tune import STAGE
-from stages.tune.job import RECORD, SCORE
+from stages.tune.job import CHECKPOINT, RECORD, SCORE
 
 RUN = "run"
 """Folder of an adapter's folder for the record and the logs of the run."""
@@ -140,6 +142,16 @@ def scored_in(out: Path, adapter: str) -> AdapterScore:
     return AdapterScore(
         out=out, adapter=adapter, score=read_json(out / RUN / SCORE, shape, AGAIN, dict)
     )
+
+
+def begun_way(out: Path) -> bool | None:
+    """Return whether the training in a folder was begun as published, which one that does not say
+    was not; None: none was begun."""
+    if (out / RECORD).is_file():
+        return bool(tuned_in(out).record["recipe"].get("as_published", False))
+    if (out / ADAPTER_WEIGHTS).is_file():
+        return read_metadata(out / ADAPTER_WEIGHTS).get(FIELD) == AS_PUBLISHED
+    return False if (out / CHECKPOINT).is_file() else None
 
 
 def refuse_other(out: Path, recipe: Mapping[str, Any], *, resume: bool) -> None:

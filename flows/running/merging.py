@@ -3,7 +3,7 @@
 from typing import Any
 
 from flows.console.display import Display
-from flows.job.adapters import adapter_digest, adapter_noted
+from flows.job.adapters import adapter_digest, adapter_noted, way_of
 from flows.job.export_asked import ExportAsked
 from flows.job.launch import StageCall, run_to_end
 from flows.job.model_files import ModelDigests
@@ -13,6 +13,7 @@ from flows.job.weights import fetch_parts
 from flows.running.run import LauncherMaker
 from stages.export.merge_job import MergeJob
 from stages.models.adapters.reading import LoraAdapter
+from stages.models.published import is_published_way
 from stages.process.events import Event, Noted
 from stages.process.job import told_of
 
@@ -34,7 +35,15 @@ def adapter_of(job: Job, asked: ExportAsked) -> tuple[LoraAdapter, ModelDigests]
 
 def merged_of(job: Job, adapter: LoraAdapter, files: ModelDigests) -> dict[str, Any]:
     """Return what decides those of the model that an adapter was merged into."""
-    return {**source_of(job), "adapter": adapter_digest(adapter, files)}
+    way = {"as_published": True} if is_merged_published(job, adapter) else {}
+    return {**source_of(job), "adapter": adapter_digest(adapter, files), **way}
+
+
+def is_merged_published(job: Job, adapter: LoraAdapter) -> bool:
+    """Return whether a merged model is run as published: as asked, else as its adapter was
+    trained."""
+    asked = way_of(job.config, adapter)
+    return is_published_way(job.model.folder, asked)
 
 
 def merge(
@@ -60,6 +69,7 @@ def merge(
         adapter=str(adapter.folder),
         recipe=recipe,
         folder=str(asked.merged),
+        as_published=is_merged_published(job, adapter),
         trust_remote_code=job.config.trust_remote_code,
         files=job.model.files_of(job.model.profile.parts).with_others(files.files).to_json(),
     )

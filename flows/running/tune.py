@@ -17,6 +17,7 @@ from artifacts.paths import folder_named
 from artifacts.store import open_store
 from artifacts.words import counted
 from flows.console.display import Display
+from flows.job.adapters import way_recipe
 from flows.job.config import default_store
 from flows.job.contents import refuse_placeholders
 from flows.job.example import Example
@@ -29,7 +30,15 @@ from flows.job.tune_data import examples_in, split
 from flows.job.waves import BYTES_A_TOKEN
 from flows.pipelines import TUNE
 from flows.planning.rungs import Rung
-from flows.results.tuned import RUN, AdapterScore, Tuned, refuse_other, scored_in, tuned_in
+from flows.results.tuned import (
+    RUN,
+    AdapterScore,
+    Tuned,
+    begun_way,
+    refuse_other,
+    scored_in,
+    tuned_in,
+)
 from flows.running.calls import Calls
 from flows.running.run import LauncherMaker, prepared
 from flows.running.watch import OnBegin, Watch
@@ -111,7 +120,8 @@ def asked_of(config: TuneConfig, say: Announce = lambda _: None) -> tuple[list[E
     scored = config.validate_only and (out / ADAPTER_CONFIG).is_file()
     longest = max(len(each.caption.encode()) for each in examples)
     tokens = math.ceil(longest / BYTES_A_TOKEN)
-    return examples, config.captioning(sources, str(out / RUN), tokens, str(out) if scored else "")
+    adapter = str(out) if scored else ""
+    return examples, config.captioning(sources, str(out / RUN), tokens, adapter, begun_way(out))
 
 
 def _check(config: TuneConfig, job: Job, examples: Sequence[Example], out: Path) -> None:
@@ -156,7 +166,8 @@ def _recipe(config: TuneConfig, job: Job, ways: Mapping[str, Any]) -> dict[str, 
     """Return all that decides an adapter but its examples. Precision and optimizer are as they were
     asked: a rung that a training went down to is no other training."""
     asked = {"precision": config.precision, "optimizer": config.optimizer}
-    return {"version": OUTPUT_VERSION, "model": job.model.digests["language"], **asked, **ways}
+    model = {"model": job.model.digests["language"], **way_recipe(job.model.profile)}
+    return {"version": OUTPUT_VERSION, **model, **asked, **ways}
 
 
 def _told(config: TuneConfig, job: Job, examples: Sequence[Example], out: Path) -> dict[str, Any]:

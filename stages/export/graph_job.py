@@ -47,6 +47,8 @@ class GraphJob:
     pieces: dict[Half, list[str]]
     """Half → paths of the other half's pieces that it is known to need."""
     route: Route = "protocol"
+    as_published: bool = False
+    """Whether the checkpoint is one that is run as published."""
     trust_remote_code: bool = False
     files: Mapping[str, Any] = field(default_factory=dict)
     """The ModelFiles that it was planned with; none: they are not compared."""

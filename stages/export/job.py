@@ -36,6 +36,8 @@ class ExportJob:
     calibrated: str = ""
     """Folder of weights that were rounded with what they are multiplied by in mind; empty: each
     number is rounded by itself."""
+    as_published: bool = False
+    """Whether the checkpoint is one that is run as published."""
     trust_remote_code: bool = False
     shard_bytes: int = SHARD_BYTES
     files: Mapping[str, Any] = field(default_factory=dict)

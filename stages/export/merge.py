@@ -25,8 +25,9 @@ from stages.export.targets import TensorChange, changes_of
 from stages.models.adapters.injection import read_matrix
 from stages.models.adapters.reading import LoraAdapter, read_adapter
 from stages.models.adapters.scales import TRAINED_AGAIN
-from stages.models.hub.checkpoint import SMALL, not_whole, small_files
+from stages.models.hub.checkpoint import CONFIG, SMALL, not_whole, small_files
 from stages.models.hub.headers import Header, TensorPlace, read_places
+from stages.models.published import with_way
 from stages.models.shards.layout import DTYPES, TensorSpec, lay_out
 from stages.models.shards.writing import CHUNK_BYTES, claimed, write_checkpoint
 from stages.process.job import job_of
@@ -57,6 +58,7 @@ def _merge(job: MergeJob, planned: ModelFiles, report: Report) -> None:
         (TensorSpec(h.name, DTYPES[h.dtype], h.shape) for h in headers), job.shard_bytes
     )
     small = small_files(source, SMALL)
+    small[CONFIG] = with_way(small[CONFIG], job.as_published)
     with claimed(folder, {**job.recipe, "shard_bytes": job.shard_bytes}):
         contents = _Merged(source, headers, adapter, changes)
         write_checkpoint(folder, shards, small, contents, report, MORE_ROOM, planned.check)

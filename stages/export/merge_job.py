@@ -19,6 +19,8 @@ class MergeJob:
     """All that decides the bytes that are written."""
     folder: str
     """Folder to write to."""
+    as_published: bool = False
+    """Whether the checkpoint is one that is run as published."""
     trust_remote_code: bool = False
     shard_bytes: int = SHARD_BYTES
     files: Mapping[str, Any] = field(default_factory=dict)

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-PARITY = "parity.json"
+from stages.models.published import PARITY as PARITY
+
 """File of a checkpoint that says how far it is from its original."""
 FRAMES = 64
 """Least frames that a checkpoint is judged by."""

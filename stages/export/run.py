@@ -14,6 +14,7 @@ from stages.export.packed_form import Packed
 from stages.export.weights import files_of, is_made, made_shards, write_file
 from stages.models.halves.classes import config_and_class
 from stages.models.hub.checkpoint import CONFIG, SMALL, json_bytes, small_files
+from stages.models.published import with_way
 from stages.models.shards.writing import GO_ON, check_room, claimed, write_rest
 from stages.process.deferred_imports import import_transformers
 from stages.process.job import job_of
@@ -58,7 +59,7 @@ def _export(job: ExportJob, planned: ModelFiles, report: Report) -> None:
             for file in left:
                 write_file(folder, file, outline, form, planned.check)
                 report.item(file.name, label=file.name)
-            small[CONFIG] = _config(small[CONFIG], outline, form)
+            small[CONFIG] = with_way(_config(small[CONFIG], outline, form), job.as_published)
             planned.check()
             write_rest(folder, made_shards(folder, files), small)
         except ModelChanged:

@@ -23,7 +23,8 @@ class HalfJob:
     attention: str | None = None
     """Attention implementation; None is the model's default."""
     as_published: bool = False
-    """Whether to compute as the published code does where that is known to be otherwise."""
+    """Whether to compute as the model's authors published it where that is known to be
+    otherwise."""
     trust_remote_code: bool = False
     route: Route = "protocol"
     """Route by which the model is run in two stages."""

@@ -21,7 +21,6 @@ from stages.models.halves.routes import RouteChoice, choose_route, depends_on_pr
 from stages.models.hub.checkpoint import Checkpoint
 from stages.models.hub.headers import read_headers
 from stages.models.hub.resolve import find_model
-from stages.models.natives.registry import native_of
 from stages.models.part_profiles import halves_of, undivided
 from stages.models.processors.chat_turn import system_form
 from stages.models.processors.fit import Probe, black, pixels_a_video, probe
@@ -38,6 +37,7 @@ from stages.models.processors.prepare import (
 from stages.models.processors.stated import stated_sampling
 from stages.models.processors.wording import wording
 from stages.models.profile import ModelProfile, PartProfile, SamplingProfile
+from stages.models.published_profile import as_it_is_run
 from stages.process.exit_diagnosis import out_of_memory
 from stages.process.gc_freeze import gc_frozen
 
@@ -56,12 +56,14 @@ def describe(
     trust_remote_code: bool = False,
     revision: str | None = None,
     max_pixels: int = 0,
+    as_published: bool | None = None,
 ) -> ModelProfile:
-    """Return the profile of the model at `path`, a folder or hub id, that sees so many pixels of a
-    frame (0: as its processor says). Raises UsageError, or EnvironmentFault without the hub."""
+    """Return the profile of the model at `path`, a folder or hub id, that sees `max_pixels` of a
+    frame, run `as_published` (None: by the rule). Raises UsageError, or EnvironmentFault."""
     checkpoint = find_model(path, revision)
     folder = checkpoint.folder
-    load = partial(load_processor, folder, trust_remote_code, max_pixels=max_pixels)
+    load = partial(load_processor, folder, trust_remote_code)
+    load = partial(load, max_pixels=max_pixels, as_published=as_published)
     # Resizing takes a second or two, importing a model's classes too, and a core each.
     with ThreadPoolExecutor(1) as pool:
         probing = _begun(pool, folder, load)
@@ -70,7 +72,7 @@ def describe(
         if makes_vectors(cls):
             return _of_dual(checkpoint, config, cls, load, trust_remote_code)
         profile = _described(checkpoint, config, cls, probing, load, trust_remote_code)
-        return replace(profile, max_pixels=max_pixels)
+        return as_it_is_run(replace(profile, max_pixels=max_pixels), folder, as_published)
 
 
 def _of_dual(
@@ -145,8 +147,6 @@ def _described(
     image, video = probing.result() if probing is not None else _probes(again)
     profile = _profile(folder, skeleton, choice, processor, halves, image, video)
     parts = _with_costs(profile.parts, found)
-    if (native := native_of(folder)) and (other := native.as_published):
-        parts[other.part] = replace(parts[other.part], as_published=other.words)
     return replace(profile, parts=parts, **found.told)
 
 

@@ -11,7 +11,7 @@ from stages.models.row_memory import LayerMemory, RowMemory
 
 LISTS = ("modalities", "placeholders", "rewritten")
 """Names of the lists of words in a profile."""
-OUTPUT_VERSION = 27
+OUTPUT_VERSION = 28
 """Output version of a profile: raised when what one says changes, and part of its key."""
 
 
@@ -63,8 +63,7 @@ class PartProfile:
     pieces: tuple[str, ...] = ()
     """Paths of what belongs to the other half and is loaded, and counted, with this one too."""
     as_published: str = ""
-    """What of it the published code is known to compute otherwise than its formulas say; empty:
-    nothing."""
+    """What of it is known to be otherwise as its authors published it; empty: nothing."""
     batch_costs: tuple[BatchCost, ...] = ()
     """Costs of computing, at a few sizes; empty when they could not be found out."""
     row_memory: RowMemory | None = None
@@ -168,6 +167,8 @@ class ModelProfile:
     could not be found out."""
     words_a_frame: int = 0
     """Tokens that it writes about each frame of a video, such as its time."""
+    as_published: bool = False
+    """Whether it is run as its authors published it, where a part says that this is otherwise."""
     context_tokens: int = 0
     """Most tokens that its language half reads and says, together; 0: it does not say."""
     needs_pictures: str = ""

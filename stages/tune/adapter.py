@@ -17,6 +17,7 @@ from torch import nn
 from artifacts.errors import UsageError
 from artifacts.files import whole_file
 from stages.models.adapters.reading import ADAPTER_CONFIG, ADAPTER_WEIGHTS, PREFIX
+from stages.models.published import AS_PUBLISHED, AS_STOCK, FIELD, change_of
 from stages.tune.layout import AdapterLayout, most_common, new_layout
 
 NAME = "default"
@@ -131,10 +132,12 @@ def numbers_of(half: Any) -> dict[str, torch.Tensor]:
     }
 
 
-def write_adapter(half: Any, folder: Path, model: str) -> None:
-    """Write an adapter into a folder. Raises EnvironmentFault."""
+def write_adapter(half: Any, folder: Path, model: str, as_published: bool = False) -> None:
+    """Write an adapter into a folder, and whether it was trained `as_published` where its family
+    changed. Raises EnvironmentFault."""
     from safetensors.torch import save
 
+    way = {FIELD: AS_PUBLISHED if as_published else AS_STOCK} if change_of(Path(model)) else {}
     config = half.peft_config[NAME].to_dict()
     config["base_model_name_or_path"] = model
     config["inference_mode"] = True
@@ -145,6 +148,6 @@ def write_adapter(half: Any, folder: Path, model: str) -> None:
     config["target_modules"] = paths
     told = {name: sorted(v) if isinstance(v, set) else v for name, v in sorted(config.items())}
     with whole_file(folder / ADAPTER_WEIGHTS) as file:
-        file.write(save(numbers, metadata={"format": "pt"}))
+        file.write(save(numbers, metadata={"format": "pt", **way}))
     with whole_file(folder / ADAPTER_CONFIG) as file:
         file.write((json.dumps(told, indent=2, default=str) + "\n").encode())

@@ -130,7 +130,7 @@ def _tune(
         parameter.data.copy_(value)
     exam.score(progress, report)
     confirm()
-    write_adapter(half, folder, job.model)
+    write_adapter(half, folder, job.model, job.as_published)
     write_json(folder / RECORD, told(finished=True))
 
 

@@ -32,6 +32,7 @@ from stages.models.halves.pieces import Held
 from stages.models.halves.vectors import text_vectors
 from stages.models.hub.checkpoint import CONFIG, INDEX, SMALL, small_files
 from stages.models.processors.prepare import load_processor
+from stages.models.published import with_way
 from stages.models.shards.writing import GO_ON, claimed, write_rest
 from stages.process.deferred_imports import import_transformers
 from stages.process.job import job_of
@@ -64,6 +65,7 @@ def run(told: dict[str, Any], report: Report) -> None:
             return
         try:
             small = small_files(source, SMALL)
+            small[CONFIG] = with_way(small[CONFIG], job.as_published)
             planned.check()  # not after it: a link changes the stamp of the file that it is to
             for name in sorted({*_weight_files(source)}):
                 _put_beside(source / name, folder / name)

@@ -16,7 +16,8 @@ from artifacts.errors import EnvironmentFault, UsageError
 from artifacts.regular import read_text
 from stages.models.adapters.scales import TRAINED_AGAIN, rank_and_scale
 from stages.models.hub.checkpoint import JSON_BYTES
-from stages.models.hub.headers import TensorPlace, read_places
+from stages.models.hub.headers import TensorPlace, read_metadata, read_places
+from stages.models.published import AS_PUBLISHED, FIELD
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PICKLED = "adapter_model.bin"
@@ -79,6 +80,8 @@ class LoraAdapter:
     """Path of a module of the model → what is added to its weight."""
     whole: Mapping[str, str] = field(default_factory=dict)
     """Path of a parameter of the model → the tensor that takes its place."""
+    as_published: bool | None = None
+    """Whether it was trained on the model as its authors published it; None: it does not say."""
 
     @property
     def weights(self) -> Path:
@@ -98,6 +101,7 @@ def read_adapter(folder: Path) -> LoraAdapter:
             hint="Save it again as PEFT does by itself: save_pretrained(folder)",
         )
     places = read_places(path)
+    way = read_metadata(path).get(FIELD)
     matrices: dict[str, dict[str, str]] = {}
     whole: dict[str, str] = {}
     for name, place in places.items():
@@ -121,6 +125,7 @@ def read_adapter(folder: Path) -> LoraAdapter:
         places=places,
         low_rank=found,
         whole=whole,
+        as_published=None if way is None else way == AS_PUBLISHED,
     )
 
 

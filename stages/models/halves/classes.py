@@ -15,17 +15,19 @@ from stages.models.halves.dual import makes_vectors
 from stages.models.hub.originals import is_original
 from stages.models.hub.unsupported import refuse_unsupported
 from stages.models.natives.registry import native_of, nothing_otherwise
+from stages.models.published import change_of
 
 
 def config_and_class(
-    folder: Path, trusted: bool, as_published: bool = False
+    folder: Path, trusted: bool, as_published: bool | None = False
 ) -> tuple[Any, type[Any]]:
-    """Return the checkpoint's configuration, and the class of its model, which computes
-    `as_published` where its published code does otherwise than its formulas say."""
+    """Return the checkpoint's configuration, and the class of its model. A native computes
+    `as_published` where its published code does otherwise than its formulas say. Raises UsageError
+    for a model of which nothing is known that is otherwise `as_published`."""
     refuse_unsupported(folder, trusted)
     if (native := native_of(folder)) is not None:
-        return native.load_config(folder, as_published), native.model_class()
-    if as_published:
+        return native.load_config(folder, bool(as_published)), native.model_class()
+    if as_published and change_of(folder) is None:
         raise nothing_otherwise(folder)
     config = load_config(folder, trusted)
     return config, model_class(config, folder, trusted)

@@ -20,6 +20,7 @@ from stages.models.hub.faults import PICKLES, to_convert
 from stages.models.hub.partial import weights_here
 from stages.models.hub.resolve import fetch_rest, resolve_model
 from stages.models.natives.registry import native_of
+from stages.models.published import as_asked
 
 OPTIONS = (
     *("dtype", "torch_dtype", "device_map", "max_memory", "attn_implementation", "revision"),
@@ -45,8 +46,9 @@ def load_half(
     `pieces` are paths in the other half that this one needs too; None leaves it to the model's
     classes, which tell what the half calls of the other one. It does `without` these paths of its
     own. `options` are those of `from_pretrained`: dtype, attn_implementation, device_map,
-    trust_remote_code, revision, quantization_config; `as_published` has it computed as the
-    published code does where that is known to be otherwise than its formulas say;
+    trust_remote_code, revision, quantization_config; `as_published` (None: by the release of
+    transformers that wrote config.json) has it computed as its authors published it where
+    transformers, or the formulas of a native, are known to be otherwise;
     `stored_quantization` takes the place of what a quantized checkpoint's config.json says of it.
     Raises UsageError when the model cannot be cut or is not to be trusted, EnvironmentFault when
     its weights are not all there.
@@ -60,7 +62,8 @@ def load_half(
     given["without"] = tuple(without)
     trusted = bool(options.get("trust_remote_code", False))
     folder = resolve_model(path, options.pop("revision", None))
-    config, cls = config_and_class(folder, trusted, options.pop("as_published", False))
+    asked = options.pop("as_published", None)
+    config, cls = config_and_class(folder, trusted, asked)
     refuse_pickle(folder, trusted)
     if (stored := options.pop("stored_quantization", None)) is not None:
         config.quantization_config = stored
@@ -86,7 +89,7 @@ def load_half(
             f"{folder} lacks {len(missing)} tensors of the {_named(keep)}, such as {missing[0]}",
             hint="Download or save the checkpoint again",
         )
-    return model.eval()
+    return as_asked(model.eval(), folder, asked)
 
 
 @contextlib.contextmanager

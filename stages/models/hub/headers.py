@@ -1,13 +1,15 @@
 """Reads names, types and shapes of a checkpoint's tensors from the headers of its safetensors
 files. The headers are read off the hub where the files are not here. Reads no weights."""
 
+import contextlib
 import json
 import os
 import struct
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from artifacts.errors import EnvironmentFault
 from artifacts.regular import open_regular
@@ -102,19 +104,18 @@ def _read_header(path: Path) -> list[Header]:
     ]
 
 
+def read_metadata(path: Path) -> dict[str, Any]:
+    """Return the metadata of a file that is here. Raises EnvironmentFault for one that is not
+    whole."""
+    with _read(path) as (_, _, entries):
+        return dict(entries.get("__metadata__") or {})
+
+
 def read_places(path: Path) -> dict[str, TensorPlace]:
     """Return tensor → where it lies in a file that is here. Raises EnvironmentFault for one that is
     not as long as they need."""
-    try:
-        with open_regular(path) as file:
-            size = os.fstat(file.fileno()).st_size
-            length = struct.unpack("<Q", file.read(8))[0]
-            first = 8 + length
-            # What text, such as a pointer of Git LFS, looks like.
-            if first > size or length > HEADER_BYTES:
-                raise not_whole(path)
-            entries = json.loads(file.read(length))
-        found = {}
+    found = {}
+    with _read(path) as (size, first, entries):
         for tensor, entry in entries.items():
             if tensor != "__metadata__":
                 start, end = entry["data_offsets"]
@@ -125,6 +126,22 @@ def read_places(path: Path) -> dict[str, TensorPlace]:
                 found[tensor] = TensorPlace(str(entry["dtype"]), shape, first + start, first + end)
                 if first + end > size:
                     raise not_whole(path)
+    return found
+
+
+@contextlib.contextmanager
+def _read(path: Path) -> Iterator[tuple[int, int, dict[str, Any]]]:
+    """Read a file's header: its bytes, where the numbers begin, and what it says of each tensor.
+    Raises EnvironmentFault, also where what it says makes no sense to the block."""
+    try:
+        with open_regular(path) as file:
+            size = os.fstat(file.fileno()).st_size
+            length = struct.unpack("<Q", file.read(8))[0]
+            # What text, such as a pointer of Git LFS, looks like.
+            if 8 + length > size or length > HEADER_BYTES:
+                raise not_whole(path)
+            entries = json.loads(file.read(length))
+        yield size, 8 + length, entries
     except OSError as error:
         raise EnvironmentFault(
             f"{path}, which holds weights of the model, cannot be read ({error.strerror})",
@@ -132,4 +149,3 @@ def read_places(path: Path) -> dict[str, TensorPlace]:
         ) from error
     except (struct.error, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise not_whole(path) from error
-    return found

@@ -15,6 +15,7 @@ from typing import Any
 from artifacts.errors import UsageError
 from stages.models.processors.known import known
 from stages.models.processors.loading import token
+from stages.models.processors.vision_pair import without_outer_pair
 
 PARTS = "parts"
 """The chat template is given a list of pictures and text."""
@@ -131,4 +132,4 @@ def _system(way: str, text: str) -> dict[str, Any]:
 def _templated(processor: Any, turns: list[dict[str, Any]]) -> str:
     writer = processor if processor.chat_template else processor.tokenizer
     text: str = writer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-    return text
+    return without_outer_pair(processor, text)

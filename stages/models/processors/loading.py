@@ -8,16 +8,24 @@ from stages.models.halves.classes import asks_for_trust, needs_trust
 from stages.models.halves.features import is_pixels
 from stages.models.natives.registry import native_of
 from stages.models.processors.pixel_limit import limit_pixels
+from stages.models.processors.vision_pair import UNPAIRED
+from stages.models.published import OUTER_PAIR, change_of, is_published_way
 
 PLACES = ("image_token", "video_token", "boi_token")
 """The names under which processors and tokenizers keep the words that stand for a picture."""
 
 
 def load_processor(
-    folder: Path, trusted: bool = False, *, generates: bool = True, max_pixels: int = 0
+    folder: Path,
+    trusted: bool = False,
+    *,
+    generates: bool = True,
+    max_pixels: int = 0,
+    as_published: bool | None = False,
 ) -> Any:
     """Load the checkpoint's processor. It pads on the left where a model `generates`, which needs
-    that, else as it was trained. It keeps pictures to `max_pixels`; 0: to as many as it says."""
+    that, else as it was trained. It keeps pictures to `max_pixels`; 0: to as many as it says. It
+    writes turns `as_published` (None: by the rule) where transformers writes more."""
     from transformers import AutoProcessor, ProcessorMixin
 
     load: Any = AutoProcessor.from_pretrained
@@ -48,6 +56,8 @@ def load_processor(
         processor.tokenizer.pad_token = processor.tokenizer.eos_token
     if max_pixels:
         limit_pixels(processor, max_pixels)
+    if change_of(folder) is OUTER_PAIR and is_published_way(folder, as_published):
+        UNPAIRED.add(processor)
     return processor
 
 

@@ -1,0 +1,17 @@
+"""Takes the pair of vision tokens that a chat template writes around a video out of a turn, where
+the processor writes a pair around each frame."""
+
+from typing import Any
+from weakref import WeakSet
+
+UNPAIRED: "WeakSet[Any]" = WeakSet()
+"""Processors of models that were trained without the outer pair."""
+
+
+def without_outer_pair(processor: Any, text: str) -> str:
+    """Return a turn in which nothing stands around the token of a video, for a processor that
+    writes turns so; the text of any other is left as it is."""
+    if processor not in UNPAIRED:
+        return text
+    video = processor.video_token
+    return text.replace(f"{processor.vision_start_token}{video}{processor.vision_end_token}", video)

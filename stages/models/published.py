@@ -1,0 +1,198 @@
+"""Decides whether a checkpoint of transformers is run as its authors published it, or as the
+installed transformers runs it, and makes the difference.
+
+Releases of transformers changed what some families are given: from 5.3 on the positions of the text
+behind a video, from 5.10 on a second pair of vision tokens around a video. Weights that were made
+before such a release were trained without the change. `STOCK` names these families, and
+`is_published_way` compares the release that wrote a checkpoint's config.json with that of the
+change. A checkpoint that this program wrote says itself which way it was made, under `FIELD`.
+
+The positions need no family: `place_behind` walks the runs of tokens of one modality and moves each
+so that it begins behind all that stands before it. Where transformers already does so, nothing is
+moved.
+"""
+
+import itertools
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import wraps
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from artifacts.regular import read_text
+from stages.models.hub.checkpoint import CONFIG, JSON_BYTES, json_bytes
+from stages.models.natives.registry import native_of
+
+if TYPE_CHECKING:
+    import torch
+
+FIELD = "penstock_as_published"
+"""Field of a config.json that this program wrote: whether the checkpoint was made as published."""
+PARITY = "parity.json"
+"""File beside a checkpoint that this program exported: how it was judged."""
+AS_PUBLISHED, AS_STOCK = "true", "false"
+"""Its values among the metadata of an adapter's weights, which are texts."""
+METHOD = "get_rope_index"
+"""Method of a model by which transformers counts the positions of a prompt with media."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StockChange:
+    """A change of transformers that weights made before it were not trained with."""
+
+    release: str
+    """First release of transformers that has it."""
+    words: str
+    """How a checkpoint is run without it, for people."""
+    positions: bool = False
+    """Whether it changed positions, and the sizes of videos follow it."""
+
+
+POSITIONS = StockChange(
+    release="5.3",
+    words="the text after a video is placed behind it (transformers places it inside a video "
+    "that is longer than its sides)",
+    positions=True,
+)
+OUTER_PAIR = StockChange(
+    release="5.10",
+    words="no second pair of vision tokens is put around a video",
+)
+STOCK: Mapping[str, StockChange] = {
+    # QwenLM/Qwen3-VL at 9658872, qwen-vl-finetune/qwenvl/data/rope2d.py: st_idx = max() + 1
+    "qwen2_vl": POSITIONS,
+    "qwen2_5_vl": POSITIONS,
+    # PaddlePaddle/FastDeploy, ernie4_5_vl_processor/process.py, _add_video: np.max(pos_ids) + 1
+    "ernie4_5_vl_moe": POSITIONS,
+    # QwenLM/Qwen3-VL at 9658872, qwen-vl-finetune: <t1> <vision_start> <frame1> <vision_end> <t2> …
+    "qwen3_vl": OUTER_PAIR,
+    "qwen3_vl_moe": OUTER_PAIR,
+    "qwen3_5": OUTER_PAIR,
+    "qwen3_5_moe": OUTER_PAIR,
+}
+"""`model_type` of a config.json → what transformers changed of its family."""
+
+
+def change_of(folder: Path) -> StockChange | None:
+    """Return what transformers changed of the family of a checkpoint; None: nothing is known."""
+    return STOCK.get(str(_config(folder).get("model_type", "")))
+
+
+def is_published_way(folder: Path, asked: bool | None = None) -> bool:
+    """Return whether a checkpoint is run as published: as `asked`, else as it says itself, else
+    where its config.json names a transformers older than the change. An export that does not say is
+    as stock."""
+    config = _config(folder)
+    change = STOCK.get(str(config.get("model_type", "")))
+    if change is None:
+        return False
+    if asked is not None:
+        return asked
+    if isinstance(recorded := config.get(FIELD), bool):
+        return recorded
+    if (folder / PARITY).exists():
+        return False
+    return is_before(config.get("transformers_version"), change.release)
+
+
+def is_export_without_way(folder: Path) -> bool:
+    """Return whether a checkpoint of a family that changed was exported, and does not say how it
+    was run then."""
+    unsaid = change_of(folder) is not None and FIELD not in _config(folder)
+    return unsaid and (folder / PARITY).exists()
+
+
+def with_way(config: bytes, as_published: bool) -> bytes:
+    """Return a config.json that says how its checkpoint was run; of a family that did not change,
+    the same bytes."""
+    value = json.loads(config)
+    if not isinstance(value, dict) or value.get("model_type") not in STOCK:
+        return config
+    return json_bytes({**value, FIELD: as_published})
+
+
+def is_before(version: object, release: str) -> bool:
+    """Return whether a version is of an earlier release; a development version counts as the
+    release that it leads to. An unreadable one is not earlier."""
+    from packaging.version import InvalidVersion, Version
+
+    try:
+        found = Version(version if isinstance(version, str) else "")
+    except InvalidVersion:
+        return False
+    return Version(found.base_version) < Version(release)
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    try:
+        config = json.loads(read_text(folder / CONFIG, JSON_BYTES))
+    except (OSError, ValueError, RecursionError):
+        return {}  # the loader will tell
+    return config if isinstance(config, dict) else {}
+
+
+def place_behind(
+    positions: "torch.Tensor", types: "torch.Tensor", attended: "torch.Tensor | None" = None
+) -> "tuple[torch.Tensor, torch.Tensor]":
+    """Move positions so that what follows a medium stands behind it.
+
+    `positions` [axes, rows, tokens], `types` [rows, tokens] (0 text, else a modality), `attended`
+    [rows, tokens] (0: padding). Returns the positions and, of each row [rows, 1], by how much the
+    next token's position exceeds its index.
+
+    Of each row, among the attended tokens: each run of equal types keeps its shape, and is moved
+    along all axes alike so that its smallest position is the largest one before it plus one.
+    """
+    import torch
+
+    moved, deltas = positions.clone(), []
+    for row, kinds in enumerate(types):
+        seen = torch.ones_like(kinds, dtype=torch.bool)
+        if attended is not None:
+            seen = attended[row].to(kinds.device).bool()
+        part, top, start = positions[:, row, seen], -1, 0
+        runs = []
+        for _, run in itertools.groupby(kinds[seen].tolist()):
+            end = start + len(list(run))
+            shape = part[:, start:end]
+            runs.append(shape - shape.min() + top + 1)
+            top, start = int(runs[-1].max()), end
+        if runs:
+            moved[:, row, seen] = torch.cat(runs, 1)
+        deltas.append(top + 1 - part.shape[1])
+    return moved, torch.tensor(deltas, device=positions.device).unsqueeze(1)
+
+
+def as_asked(model: Any, folder: Path, asked: bool | None) -> Any:
+    """Return a loaded model that counts positions as its checkpoint in a folder is run: as `asked`,
+    else by the rule. A native has been loaded so."""
+    change = change_of(folder)
+    if native_of(folder) or change is None or not change.positions:
+        return model
+    return with_positions_behind(model) if is_published_way(folder, asked) else model
+
+
+def with_positions_behind(model: Any) -> Any:
+    """Have a loaded model place what follows a medium behind it; return the model. One without
+    `get_rope_index` is left as it is."""
+    for module in model.modules():
+        count = getattr(type(module), METHOD, None)
+        if count is not None:
+            setattr(module, METHOD, _behind(getattr(module, METHOD)))
+    return model
+
+
+def _behind(count: Callable[..., Any]) -> Callable[..., Any]:
+    """Return `get_rope_index` with its positions placed behind media."""
+
+    @wraps(count)
+    def placed(
+        input_ids: Any, mm_token_type_ids: Any, *args: Any, attention_mask: Any = None, **more: Any
+    ) -> Any:
+        positions, _ = count(
+            input_ids, mm_token_type_ids, *args, attention_mask=attention_mask, **more
+        )
+        return place_behind(positions, mm_token_type_ids, attention_mask)
+
+    return placed

@@ -1,0 +1,29 @@
+"""Says in a model's profile whether it is run as its authors published it, and what is otherwise
+then. Reads no weights."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from artifacts.schema import Part
+from stages.models.natives.registry import native_of
+from stages.models.profile import ModelProfile, PartProfile
+from stages.models.published import change_of, is_published_way
+
+
+def as_it_is_run(profile: ModelProfile, folder: Path, asked: bool | None) -> ModelProfile:
+    """Return the profile of the checkpoint in a folder with what is otherwise as published, run as
+    `asked`, else by the rule; a native is run as published only where that is asked."""
+    native, change = native_of(folder), change_of(folder)
+    if native is not None:
+        other = native.as_published
+        parts = _with_words(profile, other.part, other.words) if other else profile.parts
+        return replace(profile, parts=parts, as_published=bool(asked and other))
+    if change is None or profile.route == "dual":
+        return profile
+    parts = _with_words(profile, "language", change.words)
+    return replace(profile, parts=parts, as_published=is_published_way(folder, asked))
+
+
+def _with_words(profile: ModelProfile, part: Part, words: str) -> Mapping[Part, PartProfile]:
+    return {**profile.parts, part: replace(profile.parts[part], as_published=words)}
