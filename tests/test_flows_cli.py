@@ -32,7 +32,7 @@ CAPTION_OPTIONS = {
     "--recursive",
     "--extensions", "--limit", "--format", "--beside", "--overwrite", "--existing",
     "--retry-failed",
-    "--keep-frames", "--trust-remote-code", "--as-published", *SPEAKING_OPTIONS,
+    "--keep-frames", "--trust-remote-code", "--as-published", "--as-stock", *SPEAKING_OPTIONS,
 }  # fmt: skip
 COMMANDS = {
     "caption": CAPTION_OPTIONS | {"--dry-run", "--quiet", "--json", "--prefect"},
@@ -66,12 +66,13 @@ COMMANDS = {
     "convert": {"SRC", "DST", "--dtype"},
     "export": {
         "MODEL", "--to", "--out", "--half", "--adapter", "--revision", "--trust-remote-code",
-        "--calibrate", "--calibrate-store", "--samples", "--group", "--accept", "--store",
+        "--as-published", "--as-stock", "--calibrate", "--calibrate-store", "--samples", "--group", "--accept", "--store",
         "--memory", "--dry-run", "--quiet", "--json",
     },
     "doctor": {"--measure", "--model"},
     "tune": {
         "DATA", "--model", "--out", "--revision", "--store", "--trust-remote-code", "--lora-rank",
+        "--as-published", "--as-stock",
         "--precision", "--epochs", "--steps", "--batch-size", "--lr", "--seed", "--recompute",
         "--optimizer", "--validate", "--validate-only", "--resume", "--max-new-tokens", "--full",
         "--zero", "--fsdp", "--gpus", "--memory", "--dry-run", "--tensorboard", "--quiet", "--json",

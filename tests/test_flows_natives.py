@@ -1,6 +1,7 @@
 """Whole runs of models that are computed by code of our own, from clips to captions."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from stages.models import load_half
 from stages.models.natives.cogvlm2.pixels import of_video
 from stages.models.processors.prepare import load_processor
 from tests.support.cogvlm2 import PLAIN, published
+from tests.support.families import checkpoint
 from tests.support.inside import Ran, run_inside
 from tests.support.media import write_video
 from tests.support.pipeline import Place
@@ -161,9 +163,9 @@ def test_trusting_the_checkpoint_changes_nothing(place: Place) -> None:
 
 def test_a_model_that_is_computed_in_one_way_alone_fails_as_published(place: Place) -> None:
     take(place, 1)
-    demo = Place(clips=place.clips, out=place.out, store=place.store)
+    other = replace(place, model=str(checkpoint("llava")))
     with pytest.raises(UsageError, match="--as-published is given, and nothing is known"):
-        run_here(demo, as_published=True)
+        run_here(other, as_published=True)
 
 
 @pytest.mark.slow

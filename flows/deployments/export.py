@@ -7,6 +7,7 @@ from pydantic import with_config
 
 from artifacts.errors import PenstockError
 from flows.console.display import Display
+from flows.deployments.recorded import continued
 from flows.deployments.runs import named_after_out, run_in_flow
 from flows.deployments.schema import CaptionConfig, above_zero, settings_by
 from flows.deployments.view import show
@@ -51,7 +52,7 @@ def export_model(config: ExportConfig) -> State[Any]:
         _: CaptionConfig, display: Display, make_launcher: LauncherMaker, on_begin: OnBegin
     ) -> Exported:
         with judging_media(config, display.say) as sources:
-            captioning = config.captioning(sources)
+            captioning = continued(config).captioning(sources)
             return passed(export(captioning, config.asked(), display, make_launcher, on_begin))
 
     return run_in_flow(config.captioning(), run, CHECKPOINT)

@@ -10,6 +10,7 @@ from flows.console.display import Display
 from flows.deployments.confine import confine
 from flows.deployments.endings import ended, ended_by
 from flows.deployments.page import RunPage
+from flows.deployments.recorded import continued
 from flows.deployments.schema import RebuildConfig
 from flows.deployments.tasks import PrefectLauncher
 from flows.deployments.view import RunLog
@@ -35,7 +36,7 @@ def rebuild_features(
     page = RunPage()
     try:
         confine(config, out=False)
-        result = rebuild(config, options, display, PrefectLauncher, page.begin)
+        result = rebuild(continued(config), options, display, PrefectLauncher, page.begin)
     except PenstockError as error:
         return ended_by(error, TABLE, page)
     except BaseException:

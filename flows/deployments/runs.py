@@ -17,6 +17,7 @@ from flows.console.lines import printable
 from flows.deployments.confine import confine
 from flows.deployments.endings import Outcome, ended, ended_by
 from flows.deployments.page import RunPage
+from flows.deployments.recorded import continued
 from flows.deployments.tasks import PrefectLauncher
 from flows.deployments.view import RunLog
 from flows.job.config import CaptionConfig
@@ -72,7 +73,7 @@ def named_after_out() -> str:
 def run_in_flow(config: Config, run: Runner[Config], makes: str) -> State[Any]:
     """Run a pipeline in the flow run that is going on, and return the state that it ends in. The
     table in the UI is called by what it makes."""
-    caller = CALLER.get()
+    config, caller = continued(config), CALLER.get()
     display = caller.display if caller else Display(to=RunLog(get_run_logger()))
     page, key = RunPage(), f"penstock-{makes}"
     try:

@@ -6,7 +6,13 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, ConfigDict, TypeAdapter, with_config
 
-from flows.job.command_config import EmbedConfig, RebuildConfig, check_used, unused_fields
+from flows.job.command_config import (
+    FORMER,
+    EmbedConfig,
+    RebuildConfig,
+    check_used,
+    unused_fields,
+)
 from flows.job.config import ABOVE_ZERO, PRECISIONS, VISION_BACKENDS, CaptionConfig
 from flows.job.formats import FORMATS, RULES
 from flows.job.speaking_config import LENGTHS, SpeakingConfig
@@ -62,7 +68,8 @@ def hide(schema: dict[str, Any], kind: type[CaptionConfig], command: str) -> Non
     }
     for name, default in unused.items():
         same = list(default) if isinstance(default, tuple) else default
-        other = {"description": f"{command} does not have {name}", "not": {"const": same}}
+        kept = [same, FORMER[name]] if name in FORMER else [same]
+        other = {"description": f"{command} does not have {name}", "not": {"enum": kept}}
         words = schema["properties"].pop(name).get("description")
         refused[f"^{name}$"] = {"not": other, "description": words}
     schema["patternProperties"] = refused

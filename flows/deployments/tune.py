@@ -6,6 +6,7 @@ from prefect import State, flow
 from pydantic import with_config
 
 from flows.console.display import Display
+from flows.deployments.recorded import continued
 from flows.deployments.runs import PipelineResult, named_after_out, run_in_flow
 from flows.deployments.schema import CaptionConfig, above_zero, settings_by
 from flows.job.tune_config import ABOVE_ZERO, OPTIMIZERS, PRECISIONS, TuneConfig
@@ -42,6 +43,6 @@ def tune_captions(config: TuneConfig) -> State[Any]:
     def run(
         _: CaptionConfig, display: Display, make_launcher: LauncherMaker, on_begin: OnBegin
     ) -> PipelineResult:
-        return tune(config, display, make_launcher, on_begin)
+        return tune(continued(config), display, make_launcher, on_begin)
 
     return run_in_flow(config.captioning((), config.out), run, ADAPTER)

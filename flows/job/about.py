@@ -23,6 +23,7 @@ def summary(job: Job) -> dict[str, Any]:
         "folder": str(job.model.folder),
         "device": job.device,
         "precision": job.model.precision(),
+        "as_published": job.model.profile.as_published,
         "sampling": job.sampling.told,
         **({"max_pixels": most} if (most := job.config.max_pixels) else {}),
         "batch_size": job.config.batch_size,

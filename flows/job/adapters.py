@@ -5,7 +5,6 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from artifacts.errors import UsageError
 from artifacts.keys import digest_of
@@ -96,10 +95,10 @@ def way_of(config: CaptionConfig, adapter: LoraAdapter | None) -> bool | None:
     return bool(adapter.as_published)
 
 
-def way_recipe(profile: ModelProfile) -> dict[str, Any]:
+def way_recipe(as_published: bool) -> dict[str, bool]:
     """Return what the recipe of something made of a model says of the way that it is run; nothing
     as stock."""
-    return {"as_published": True} if profile.as_published else {}
+    return {"as_published": True} if as_published else {}
 
 
 def way_notes(config: CaptionConfig, adapter: LoraAdapter | None, folder: Path) -> list[str]:

@@ -65,6 +65,10 @@ COMMANDS: Mapping[str, frozenset[str]] = {
 """Command → the fields that it has options for; a test compares them with its options."""
 
 
+FORMER: Mapping[str, Any] = {"as_published": False}
+"""Field → the default that earlier versions recorded."""
+
+
 def unused_fields(kind: type[CaptionConfig], command: str) -> dict[str, Any]:
     """Return the fields of a configuration that a command does not have, with their defaults."""
     return {
@@ -77,7 +81,8 @@ def unused_fields(kind: type[CaptionConfig], command: str) -> dict[str, Any]:
 def check_used(config: CaptionConfig, command: str) -> None:
     """Raise UsageError where a field is set that a command does not have."""
     unused = unused_fields(type(config), command)
-    if names := [name for name, default in unused.items() if getattr(config, name) != default]:
+    given = {name: getattr(config, name) for name in unused}
+    if names := [n for n, v in unused.items() if given[n] not in (v, FORMER.get(n, v))]:
         raise UsageError(
             f"`penstock {command}` does not have {', '.join(f'`{name}`' for name in names)}",
             hint=f"Leave out what is not among the options of `penstock {command} --help`",

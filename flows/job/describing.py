@@ -39,21 +39,25 @@ HINT = (
 )
 
 
+class Undescribed(UsageError):
+    """A checkpoint that cannot be run: no class captions with it, or its code may not run."""
+
+
 def read_profile(
     checkpoint: Checkpoint,
     small: Mapping[str, str],
     config: CaptionConfig,
     files: ModelDigests,
+    as_published: bool | None,
     *,
     store: Store,
     launcher: Launcher,
     device: str,
-    as_published: bool | None = None,
 ) -> ModelProfile:
     """Return the checkpoint's profile, run `as_published` (None: by the rule); the first time a
     child process, which has transformers, writes it. `small` are the digests of all files but the
-    weights, which are noted in `files` before their headers are read. Raises UsageError for a
-    checkpoint that cannot be run, ModelChanged."""
+    weights, which are noted in `files` before their headers are read. Raises Undescribed,
+    ModelChanged."""
     with readable(config.model):
         for path in filter(Path.is_file, _weights_here(checkpoint.folder)):
             files.note(path)
@@ -82,7 +86,10 @@ def read_profile(
         budget=allowed(config, device),
         seconds=MOST_SECONDS,
     )
-    profile = _described(launcher, call, config.model)
+    try:
+        profile = _described(launcher, call, config.model)
+    except UsageError as error:
+        raise Undescribed(error.message, hint=error.hint) from error
     record_set.publish([Record(key=key, meta=profile)])
     return ModelProfile.from_json(profile)
 

@@ -33,10 +33,6 @@ VECTORS_A_CHUNK = 16
 """Frames of a video that a dual encoder is given at once: a chunk is as long as those take."""
 
 
-class Undescribed(UsageError):
-    """A checkpoint that cannot be run: no class captions with it, or its code may not run."""
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Model:
     """A checkpoint as a run sees it."""
@@ -220,19 +216,10 @@ def open_model(
     with readable(config.model):
         files.note_folder(checkpoint)
         small = {p.name: files.of_small(p) for p in small_files(checkpoint)}
-    try:
-        profile = read_profile(
-            checkpoint,
-            small,
-            config,
-            files,
-            store=store,
-            launcher=launcher,
-            device=device,
-            as_published=way_of(config, adapter),
-        )
-    except UsageError as error:
-        raise Undescribed(error.message, hint=error.hint) from error
+    way = way_of(config, adapter)
+    profile = read_profile(
+        checkpoint, small, config, files, way, store=store, launcher=launcher, device=device
+    )
     check_pixels(config, profile)
     digest = files.of if read_weights else files.known
     names = sorted({shard for part in profile.parts.values() for shard in part.shards})

@@ -13,9 +13,9 @@ from flows.job.about import halves, notes
 from flows.job.budget import Budget, budget_for
 from flows.job.config import CaptionConfig
 from flows.job.contents import refuse_summary
+from flows.job.describing import Undescribed
 from flows.job.launch import Launcher
 from flows.job.models import (
-    Undescribed,
     digests_in,
     find_checkpoint,
     open_model,

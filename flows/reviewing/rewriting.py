@@ -49,9 +49,10 @@ def confirmed(command: Mapping[str, Any] | None, out: Path) -> Mapping[str, Any]
 class Rewriting:
     """The command of a folder's last run, and how running it again went."""
 
-    def __init__(self, command: Mapping[str, Any] | None) -> None:
-        """Take what `run.json` says of the command; None where it was not told."""
-        self.words = again(command["words"]) if command else []
+    def __init__(self, command: Mapping[str, Any] | None, *, by_rule: bool = True) -> None:
+        """Take what `run.json` says of the command; None where it was not told. One that was
+        recorded before models could be run as published by rule continues as stock."""
+        self.words = again(command["words"], by_rule=by_rule) if command else []
         self._folder = command["folder"] if command else ""
         self._task: asyncio.Task[None] | None = None
         self._said, self._failed = "", False
@@ -101,6 +102,10 @@ class Rewriting:
         self._failed = process.returncode not in (0, 1)
 
 
-def again(words: Sequence[str]) -> list[str]:
-    """Return the words of a command that runs it once more."""
-    return [word for word in words if word not in LEFT_OUT]
+def again(words: Sequence[str], *, by_rule: bool = True) -> list[str]:
+    """Return the words of a command that runs it once more; where the way of its model was not
+    left to a rule, as stock unless it says otherwise."""
+    kept = [word for word in words if word not in LEFT_OUT]
+    if by_rule or any(word in ("--as-published", "--as-stock") for word in kept):
+        return kept
+    return [*kept, "--as-stock"]

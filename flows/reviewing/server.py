@@ -33,7 +33,9 @@ def review(out: Path, port: int) -> None:
         contextlib.closing(ReviewedCaptions(out)) as captions,
         listening(HOST, port) as listener,
     ):
-        rewriting = Rewriting(confirmed(captions.record["command"], out))
+        command = confirmed(captions.record["command"], out)
+        by_rule = "as_published" in (captions.record["plan"] or {})
+        rewriting = Rewriting(command, by_rule=by_rule)
         asyncio.run(_serve(captions, rewriting, word_of(out), listener))
         counts = captions.counts()
     told = [f"{counts[name]:,} {name}" for name in ("corrected", "accepted", "rejected")]

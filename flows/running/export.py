@@ -16,7 +16,6 @@ from artifacts.keys import digest_of
 from artifacts.paths import folder_named
 from artifacts.schema import Part
 from flows.console.display import Display
-from flows.job.adapters import way_recipe
 from flows.job.config import TORCH, CaptionConfig
 from flows.job.export_asked import EXPORTED as EXPORTED_RUN
 from flows.job.export_asked import NATIVE, ExportAsked
@@ -172,7 +171,6 @@ class _Export:
             "group": asked.group if asked.packed else 0,
             "calibrated": asked.packed and asked.calibrated,
             "samples": asked.samples,
-            **way_recipe(job.model.profile),
         }
 
     def _written(self, job: Job, sequence: Sequence) -> None:
@@ -191,8 +189,8 @@ class _Export:
             self._figures["rounding"] = {"to_nearest": notes.get("rounded_to_nearest", {})}
         self._samples = samples
         told = {"model": str(job.model.folder), "recipe": recipe, "kind": asked.kind}
-        told |= {"folder": str(asked.work), "trust_remote_code": job.config.trust_remote_code}
-        told["as_published"] = job.model.profile.as_published
+        told |= {"folder": str(asked.work), "as_published": job.model.profile.as_published}
+        told["trust_remote_code"] = job.config.trust_remote_code
         told["files"] = job.model.files_of(job.model.profile.parts).to_json()
         if self._speaks:  # first: graphs go with links to the weights, which changes their stamps
             self._once(job, sequence, JUDGE, self._words(job, samples), len(samples))

@@ -3,7 +3,7 @@
 from typing import Any
 
 from flows.console.display import Display
-from flows.job.adapters import adapter_digest, adapter_noted, way_of
+from flows.job.adapters import adapter_digest, adapter_noted, way_of, way_recipe
 from flows.job.export_asked import ExportAsked
 from flows.job.launch import StageCall, run_to_end
 from flows.job.model_files import ModelDigests
@@ -23,8 +23,13 @@ weights as much, and what is said of 100,000 tensors takes 300 MB."""
 
 
 def source_of(job: Job) -> dict[str, Any]:
-    """Return what decides the numbers of a job's model."""
-    return {"source": [job.model.digests[part] for part in sorted(job.model.digests)]}
+    """Return what decides a job's model: its numbers, and the way that it is run."""
+    return _source(job, as_published=job.model.profile.as_published)
+
+
+def _source(job: Job, *, as_published: bool) -> dict[str, Any]:
+    source = [job.model.digests[part] for part in sorted(job.model.digests)]
+    return {"source": source, **way_recipe(as_published)}
 
 
 def adapter_of(job: Job, asked: ExportAsked) -> tuple[LoraAdapter, ModelDigests]:
@@ -35,8 +40,8 @@ def adapter_of(job: Job, asked: ExportAsked) -> tuple[LoraAdapter, ModelDigests]
 
 def merged_of(job: Job, adapter: LoraAdapter, files: ModelDigests) -> dict[str, Any]:
     """Return what decides those of the model that an adapter was merged into."""
-    way = {"as_published": True} if is_merged_published(job, adapter) else {}
-    return {**source_of(job), "adapter": adapter_digest(adapter, files), **way}
+    source = _source(job, as_published=is_merged_published(job, adapter))
+    return {**source, "adapter": adapter_digest(adapter, files)}
 
 
 def is_merged_published(job: Job, adapter: LoraAdapter) -> bool:

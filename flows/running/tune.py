@@ -166,7 +166,7 @@ def _recipe(config: TuneConfig, job: Job, ways: Mapping[str, Any]) -> dict[str, 
     """Return all that decides an adapter but its examples. Precision and optimizer are as they were
     asked: a rung that a training went down to is no other training."""
     asked = {"precision": config.precision, "optimizer": config.optimizer}
-    model = {"model": job.model.digests["language"], **way_recipe(job.model.profile)}
+    model = {"model": job.model.digests["language"], **way_recipe(job.model.profile.as_published)}
     return {"version": OUTPUT_VERSION, **model, **asked, **ways}
 
 

@@ -1,0 +1,165 @@
+"""Stock families are run as their weights were made: by the release of transformers that wrote
+config.json, unless a command, an adapter or an export says otherwise."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from stages.models import describe, load_half
+from stages.models.processors.calling import text_ids
+from stages.models.processors.loading import load_processor
+from stages.models.processors.prepare import prepare, rebuild
+from stages.models.published import (
+    FIELD,
+    PARITY,
+    is_before,
+    is_published_way,
+    place_behind,
+    with_way,
+)
+from tests.support.clips import clips
+from tests.support.families import checkpoint
+
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+
+
+def of_release(folder: Path, family: str, **fields: Any) -> Path:
+    """Copy a tiny checkpoint, with these fields in its config.json."""
+    made: Path = shutil.copytree(checkpoint(family), folder / family)
+    path = made / "config.json"
+    value = {**json.loads(path.read_text()), **fields}
+    path.write_text(json.dumps({n: v for n, v in value.items() if v is not None}))
+    return made
+
+
+@pytest.mark.parametrize(
+    ("version", "positions", "outer_pair"),
+    [
+        ("4.41.2", True, True),
+        ("4.57.0.dev0", True, True),
+        ("5.2.9", True, True),
+        ("5.3.0.dev0", False, True),
+        ("5.3.0", False, True),
+        ("5.9.1", False, True),
+        ("5.10.0.dev0", False, False),
+        ("5.10.1", False, False),
+        ("5.23.0", False, False),
+        ("6.0", False, False),
+        ("newest", False, False),
+        ("", False, False),
+        (None, False, False),
+        (4.41, False, False),
+    ],
+)
+def test_the_release_that_wrote_a_config_decides(
+    version: object, positions: bool, outer_pair: bool, tmp_path: Path
+) -> None:
+    assert is_before(version, "5.3") is positions
+    assert is_before(version, "5.10") is outer_pair
+    for kind, expected in (("qwen2_5_vl", positions), ("qwen3_vl", outer_pair), ("llava", False)):
+        config = {"model_type": kind, "transformers_version": version}
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        assert is_published_way(tmp_path) is expected
+
+
+def test_what_is_asked_goes_before_what_a_checkpoint_says_and_that_before_its_release(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "config.json"
+    old = {"model_type": "qwen2_vl", "transformers_version": "4.45.0"}
+    path.write_text(json.dumps(old))
+    assert is_published_way(tmp_path)
+    assert not is_published_way(tmp_path, asked=False)
+    path.write_bytes(with_way(path.read_bytes(), as_published=False))
+    assert json.loads(path.read_bytes()) == {**old, FIELD: False}
+    assert not is_published_way(tmp_path)
+    assert is_published_way(tmp_path, asked=True)
+    path.write_text(json.dumps({**old, "transformers_version": "5.23.0", FIELD: True}))
+    assert is_published_way(tmp_path)
+
+
+def test_an_export_that_does_not_say_is_as_stock(tmp_path: Path) -> None:
+    old = {"model_type": "qwen2_vl", "transformers_version": "4.45.0"}
+    (tmp_path / "config.json").write_text(json.dumps(old))
+    (tmp_path / PARITY).write_text("{}")
+    assert not is_published_way(tmp_path)
+
+
+def test_a_config_of_a_family_that_did_not_change_keeps_its_bytes() -> None:
+    content = b'{"model_type":  "llava"}'
+    assert with_way(content, as_published=True) is content
+
+
+def runs(*parts: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Positions and types of text (> 0) and of videos of so many positions (< 0) as stock counts
+    them: a video advances what follows by 2 alone."""
+    positions, types, at = [], [], 0
+    for part in parts:
+        positions += list(range(at, at + abs(part)))
+        types += [int(part < 0) * 2] * abs(part)
+        at += part if part > 0 else 2
+    return torch.tensor(positions).expand(3, 1, -1), torch.tensor([types])
+
+
+def test_what_follows_a_video_is_placed_behind_it_and_padding_is_left_alone() -> None:
+    positions, types = runs(2, -5, 3, -4, 1)
+    placed, delta = place_behind(positions, types)
+    assert placed[0, 0].tolist() == list(range(15)) and delta.tolist() == [[0]]
+    padded = torch.cat([torch.ones(3, 1, 2, dtype=torch.long), positions], 2)
+    attended = torch.tensor([[0, 0] + [1] * 15])
+    kinds = torch.cat([torch.zeros(1, 2, dtype=torch.long), types], 1)
+    behind, shift = place_behind(padded, kinds, attended)
+    assert behind[0, 0].tolist() == [1, 1, *range(15)] and shift.tolist() == [[0]]
+    again, same = place_behind(placed, types)
+    assert torch.equal(again, placed) and same.tolist() == [[0]]
+
+
+def test_an_older_qwen_places_the_question_behind_a_long_video(tmp_path: Path) -> None:
+    folder = of_release(tmp_path, "qwen2_5_vl", transformers_version="4.49.0")
+    ids = torch.zeros(1, 15 + 15 + 10, dtype=torch.long)
+    types = torch.tensor([[0] * 15 + [2] * 15 + [0] * 10])
+    grid = {"video_grid_thw": torch.tensor([[15, 2, 2]])}
+    found = {}
+    for way, asked in (("rule", None), ("stock", False)):
+        half = load_half(folder, "language", as_published=asked)
+        count = half.model.get_rope_index
+        found[way], _ = count(ids, types, **grid, second_per_grid_ts=torch.tensor([2.0]))
+    assert found["stock"][0, 0, 30] < found["stock"][0, 0, 15:30].max()
+    assert found["rule"][0, 0, 30] == found["stock"][0, 0, 15:30].max() + 1
+    assert torch.equal(found["rule"][..., :30], found["stock"][..., :30])
+
+
+def test_an_older_qwen3_writes_no_pair_around_a_video_and_its_rows_serve_both(
+    tmp_path: Path,
+) -> None:
+    folder = of_release(tmp_path, "qwen3_vl", transformers_version="4.57.0.dev0")
+    stock, published = (load_processor(folder, as_published=way) for way in (False, None))
+    (clip,) = clips("video", 1, frames=6)
+    start, end = (
+        stock.tokenizer.convert_tokens_to_ids(f"<|vision_{e}|>") for e in ("start", "end")
+    )
+    row = prepare(stock, clip)
+    written = [text_ids(rebuild(each, [row], ["What?"])) for each in (stock, published)]
+    before, after = (ids[0].tolist() for ids in written)
+    assert before.count(start) == before.count(end) == after.count(start) + 1
+    first, last = before.index(start), len(before) - 1 - before[::-1].index(end)
+    assert after == [*before[:first], *before[first + 1 : last], *before[last + 1 :]]
+    assert prepare(published, clip).replacements == row.replacements
+    picture = clips("image", 1)[0]
+    alike = [text_ids(rebuild(p, [prepare(p, picture)], ["What?"])) for p in (stock, published)]
+    assert torch.equal(*alike)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_vl"])
+def test_a_profile_says_whether_a_model_is_run_as_published(family: str, tmp_path: Path) -> None:
+    folder = of_release(tmp_path, family, transformers_version="4.49.0")
+    profile = describe(folder)
+    assert profile.as_published and profile.language.as_published
+    assert not describe(folder, as_published=False).as_published
+    stock = describe(checkpoint(family))
+    assert not stock.as_published and stock.language.as_published
