@@ -66,7 +66,8 @@ COMMANDS = {
     "convert": {"SRC", "DST", "--dtype"},
     "export": {
         "MODEL", "--to", "--out", "--half", "--adapter", "--revision", "--trust-remote-code",
-        "--as-published", "--as-stock", "--calibrate", "--calibrate-store", "--samples", "--group", "--accept", "--store",
+        "--as-published", "--as-stock",
+        "--calibrate", "--calibrate-store", "--samples", "--group", "--accept", "--store",
         "--memory", "--dry-run", "--quiet", "--json",
     },
     "doctor": {"--measure", "--model"},

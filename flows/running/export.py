@@ -35,7 +35,7 @@ from flows.results.exported import (
     was_judged,
 )
 from flows.running.calls import Calls
-from flows.running.export_told import check_graphs, halves, hessian_bytes
+from flows.running.export_told import check_graphs, halves, hessian_bytes, model_of
 from flows.running.merging import adapter_of, merge, merged_of, source_of
 from flows.running.run import LauncherMaker, prepared
 from flows.running.samples import (
@@ -188,10 +188,7 @@ class _Export:
             notes = self._once(job, sequence, CALIBRATE, told, len(seen))
             self._figures["rounding"] = {"to_nearest": notes.get("rounded_to_nearest", {})}
         self._samples = samples
-        told = {"model": str(job.model.folder), "recipe": recipe, "kind": asked.kind}
-        told |= {"folder": str(asked.work), "as_published": job.model.profile.as_published}
-        told["trust_remote_code"] = job.config.trust_remote_code
-        told["files"] = job.model.files_of(job.model.profile.parts).to_json()
+        told = {**model_of(job), "recipe": recipe, "kind": asked.kind, "folder": str(asked.work)}
         if self._speaks:  # first: graphs go with links to the weights, which changes their stamps
             self._once(job, sequence, JUDGE, self._words(job, samples), len(samples))
         if asked.graphs:

@@ -24,6 +24,17 @@ def check_graphs(kind: str) -> None:
         )
 
 
+def model_of(job: Job) -> dict[str, Any]:
+    """Return what every stage that writes a checkpoint is told of its model."""
+    model = job.model
+    return {
+        "model": str(model.folder),
+        "as_published": model.profile.as_published,
+        "trust_remote_code": job.config.trust_remote_code,
+        "files": model.files_of(model.profile.parts).to_json(),
+    }
+
+
 def halves(job: Job, parts: tuple[Part, ...]) -> dict[str, Any]:
     """Return what the stage that makes graphs is told of each half."""
     model, held = job.model, job.model.profile.parts
