@@ -139,8 +139,8 @@ class CaptionConfig(SpeakingConfig):
     """Keep the stored frames after encoding."""
     as_published: bool | None = None
     """Run the model as its authors published it where that is known to be otherwise; False: as the
-    installed transformers runs it, or a native as its formulas say. None: as published where an older
-    transformers wrote its config.json, and as an adapter or an export was made."""
+    installed transformers runs it, or a native as its formulas say. None: as an adapter or an
+    export was made, else as published where an older transformers wrote its config.json."""
     trust_remote_code: bool = False
     """Allow code that comes with the checkpoint to run, and pickled weights to be loaded."""
 

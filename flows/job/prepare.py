@@ -36,6 +36,7 @@ from flows.job.media_files import MediaFile, Selection
 from flows.job.models import Model, digests_in, open_model, pipeline_for
 from flows.job.namespaces import variants_of
 from flows.job.sources import find_media
+from flows.job.stock_answers import may_reuse_stock, stock_note
 from flows.job.tasks import Medium
 from flows.job.templates import filled
 from flows.pipelines import CAPTION, LABEL, PURPOSES, Pipeline, parts_of, with_summaries
@@ -159,14 +160,21 @@ def prepare(
         raise _nothing_to_do(pipeline, [*failures, *unreadable, *odd])
     refuse_summary(config, model)
     refuse_previous(contents, model)
-    job = _job_of(config, store, model, pipeline)
-    return replace(
-        job,
+    job = replace(
+        _job_of(config, store, model, pipeline),
         files=tuple(readable),
         contents=tuple(contents),
         failures=(*failures, *unreadable, *odd),
         notes=tuple(said),
     )
+    if not may_reuse_stock(job):
+        return job
+    stock = replace(config, as_published=False)
+    found = _model_for(
+        stock, launcher, store, pipelines, announce, read_weights=read_weights, alone=alone
+    )
+    beside = stock_note(job, _job_of(stock, store, found[0], pipeline))
+    return replace(job, notes=(*job.notes, *beside))
 
 
 def prepare_without_media(config: CaptionConfig, launcher: Launcher, *pipelines: Pipeline) -> Job:
