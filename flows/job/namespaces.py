@@ -36,6 +36,8 @@ class Namespaces:
     """The size at which pictures are seen."""
     tiles: str = OFF
     """Squares that pictures are cut in."""
+    frames_a_video: int = 0
+    """Number of frames that its model takes of each chunk; 0: any."""
     engine: str = ""
     """Name of what makes the captions; empty where none are made."""
 
@@ -95,6 +97,7 @@ def namespaces_of(
         limit=config.max_new_tokens,
         fit_image=model.fit("image"),
         tiles=config.tiles,
+        frames_a_video=model.profile.frames_a_video,
         engine="".join(chosen.engine for chosen in settings.values()),
     )
 

@@ -8,6 +8,7 @@ from artifacts.keys import item_key
 from artifacts.schema import ChunkIndex, MediaIndex
 from artifacts.stamps import Stamp
 from artifacts.tiles import OFF, Box, boxes_of
+from flows.job.chunk_words import asked_of
 from flows.job.namespaces import Namespaces
 
 PREVIOUS = "{previous}"
@@ -100,7 +101,8 @@ def task_of(
     """Return a chunk of a medium with the keys of one variant; `index` is what was found in the
     medium, if it was looked at, and `previous` what was said of the chunk before."""
     # Of a chunk that waits the word itself stands in the key, by which nothing is ever made.
-    asked = medium.prompt if previous is None else medium.prompt.replace(PREVIOUS, previous)
+    asked = asked_of(medium.prompt, chunk, namespaces.frames_a_video)
+    asked = asked if previous is None else asked.replace(PREVIOUS, previous)
     words = index.words(namespaces.fit_image) if index is not None else ()
     keys = {
         kind: item_key(

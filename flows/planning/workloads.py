@@ -8,6 +8,7 @@ from functools import partial
 from artifacts.schema import FrameFit, MediaKind, Sampling
 from artifacts.tiles import LARGE
 from artifacts.words import counted
+from flows.job.chunk_words import added_bytes
 from flows.job.models import Model
 from flows.job.tasks import Medium
 from flows.job.waves import BYTES_A_TOKEN
@@ -173,7 +174,8 @@ def workload_of(
     share = tokens / most if most else 1.0
     written = max(TEMPLATE_TOKENS, model.profile.words_a_prompt)
     written += model.profile.words_a_frame * frames if kind == "video" else 0
-    text = written + len(prompt.encode()) // BYTES_A_TOKEN
+    # Many tokenizers make a token of each digit.
+    text = written + len(prompt.encode()) // BYTES_A_TOKEN + added_bytes(prompt, frames)
     if model.profile.route == "dual":  # which is asked nothing
         text = 0
     return Workload(

@@ -8,6 +8,7 @@ from typing import Any
 from artifacts.packs import Record, RecordSet
 from artifacts.tensors import pack_tree
 from stages.encode.job import EncodeJob
+from stages.encode.shown_frames import shown_frames
 from stages.memory.item_faults import item_fault
 from stages.models.encoding.chunks import Refusal, read_chunk
 from stages.models.encoding.run import Making, encode_all
@@ -17,9 +18,6 @@ from stages.models.loading import warm as warm
 from stages.models.processors.prepare import Clip, Prepared, prepare
 from stages.process.job import job_of
 from stages.process.report import Report
-
-SHORTEST = 0.04
-"""Seconds that a chunk is taken to last at least, when its frames are shown more than once."""
 
 
 def run(told: dict[str, Any], report: Report) -> None:
@@ -62,11 +60,7 @@ def read_member(
 def shown(clip: Clip, count: int) -> Clip:
     """Make a clip one of so many frames, for models that take no other number. It has some of its
     frames, evenly, or all and some of them twice or more."""
-    taken = [index * len(clip.frames) // count for index in range(count)]
-    times = tuple(clip.times[index] for index in taken)
-    if count > len(clip.frames):
-        first, step = clip.times[0], max(clip.seconds, SHORTEST) / count
-        times = tuple(first + index * step for index in range(count))
+    taken, times = shown_frames(clip.times, clip.seconds, count)
     return replace(clip, frames=clip.frames[taken], times=times)
 
 
