@@ -62,6 +62,7 @@ class CaptionOptions(FeatureOptions, total=False):
     seed: int
     beams: int
     repetition_penalty: float | None
+    presence_penalty: float | None
     no_repeat_ngram: int
     retry_loops: bool
     strip_think: bool

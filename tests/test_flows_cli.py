@@ -21,7 +21,7 @@ SPEAKING_OPTIONS = {
     "--prompts", "--summary", "--summary-prompt", "--length", "--system", "--start-with",
     "--avoid", "--retry-loops", "--trigger",
     "--strip-think", "--sampling", "--temperature", "--top-p", "--top-k", "--seed", "--beams",
-    "--repetition-penalty", "--no-repeat-ngram", "--schema",
+    "--repetition-penalty", "--presence-penalty", "--no-repeat-ngram", "--schema",
 }  # fmt: skip
 CAPTION_OPTIONS = {
     "SOURCES", "--model", "--prompt", "--prompt-file", "--out", "--store", "--chunk", "--fps",

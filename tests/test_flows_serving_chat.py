@@ -70,7 +70,7 @@ def test_values_that_change_nothing_are_taken(asked: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("asked", "param"),
     [
-        ({"n": 2}, "n"), ({"n": True}, "n"), ({"presence_penalty": 0.5}, "presence_penalty"),
+        ({"n": 2}, "n"), ({"n": True}, "n"), ({"frequency_penalty": 0.5}, "frequency_penalty"),
         ({"logprobs": True}, "logprobs"), ({"tools": [{}]}, "tools"), ({"store": True}, "store"),
         ({"tool_choice": "required"}, "tool_choice"), ({"logit_bias": {"5": 1}}, "logit_bias"),
         ({"top_k": 5}, "top_k"), ({"audio": {}}, "audio"), ({"prediction": {}}, "prediction"),
@@ -93,7 +93,9 @@ def test_what_cannot_be_done_is_refused_by_its_name(asked: dict[str, Any], param
         ({"temperature": -1}, "temperature"), ({"temperature": 2.5}, "temperature"),
         ({"temperature": "hot"}, "temperature"), ({"temperature": True}, "temperature"),
         ({"top_p": 1.5}, "top_p"), ({"seed": -1}, "seed"), ({"seed": 1.5}, "seed"),
-        ({"seed": 1 << 63}, "seed"), ({"max_tokens": 0}, "max_tokens"),
+        ({"presence_penalty": 2.5}, "presence_penalty"), ({"max_tokens": 0}, "max_tokens"),
+        ({"presence_penalty": -3}, "presence_penalty"), ({"seed": 1 << 63}, "seed"),
+        ({"presence_penalty": True}, "presence_penalty"),
         ({"max_tokens": -3}, "max_tokens"), ({"max_tokens": 2.0}, "max_tokens"),
         ({"max_completion_tokens": "9"}, "max_completion_tokens"), ({"stop": ["a"] * 5}, "stop"),
         ({"stop": [""]}, "stop"), ({"stop": "x" * 1001}, "stop"), ({"stop": [1]}, "stop"),
@@ -180,6 +182,10 @@ def test_sampling_and_limits_are_those_of_the_request() -> None:
     assert found.generation == Generation(temperature=0.7, top_p=0.5, seed=3)
     assert found.max_tokens == 7 and found.settings(7, LIMIT)
     assert read(top_p=0.5).params.generation == Generation(top_p=0.5)
+    greedy = read(presence_penalty=-1, temperature=0).params.generation
+    assert greedy == Generation(presence_penalty=-1.0)
+    warm = read(presence_penalty=1.5, temperature=0.7).params.generation
+    assert warm == Generation(presence_penalty=1.5, temperature=0.7)
     assert read(stop="b").params.stop == ("b",)
     assert read(stop=["b", "a", "b"]).params.text == read(stop=["a", "b"]).params.text
 
@@ -190,6 +196,7 @@ def test_other_settings_are_another_answer() -> None:
         for asked in (
             {}, {"seed": 1, "temperature": 1}, {"seed": 2, "temperature": 1}, {"stop": "a"},
             {"max_tokens": 5}, {"response_format": form(SCHEMA)}, {"top_p": 0.5},
+            {"presence_penalty": 0.5},
         )
     ]  # fmt: skip
     assert len(set(every)) == len(every)

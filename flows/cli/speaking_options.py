@@ -9,6 +9,8 @@ from flows.job.speaking_config import LENGTHS
 from stages.decode.engines import AUTO, OFFERED
 from stages.decode.generation import GREEDY, SAMPLINGS
 
+PRESENCE_HELP = "subtract F from logits of tokens already generated, -2 to 2 [0]"
+
 
 def add_speaking_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of text."""
@@ -40,6 +42,7 @@ def _add_choice_options(parser: argparse.ArgumentParser) -> None:
     add("--seed", type=int, default=0, metavar="N", help="of chance [0]")
     add("--beams", type=int, default=1, metavar="N", help="follow so many captions, take the best")
     add("--repetition-penalty", type=float, metavar="X", help="above 1: says less again")
+    add("--presence-penalty", type=float, metavar="F", help=PRESENCE_HELP)
     add("--no-repeat-ngram", type=int, default=0, metavar="N", help="never the same N tokens twice")
 
 

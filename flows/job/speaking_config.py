@@ -57,6 +57,9 @@ class SpeakingConfig:
     """Captions that are followed at once, of which the likeliest is taken."""
     repetition_penalty: float | None = None
     """Makes what was said before less likely: 1 not at all, 1.1 a little."""
+    presence_penalty: float | None = None
+    """Subtracted from the logit of every token that the caption already holds, from -2 to 2; 0:
+    nothing is. None: as `sampling` says."""
     no_repeat_ngram: int = 0
     """Runs of so many tokens are never said twice; 0: they may be."""
     retry_loops: bool = False

@@ -22,7 +22,7 @@ SUMMARIES = "summaries.jsonl"
 """File of the summaries, in the folder of a run."""
 OF_ANY_TEXT = (
     "sampling", "temperature", "top_p", "top_k", "seed", "beams", "repetition_penalty",
-    "no_repeat_ngram", "avoid", "system",
+    "presence_penalty", "no_repeat_ngram", "avoid", "system",
 )  # fmt: skip
 """Settings of captions that are as good for other texts: not what captions begin with, or are."""
 

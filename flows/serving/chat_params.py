@@ -3,6 +3,7 @@ the one that changes nothing, and no others."""
 
 import json
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
 from typing import Any
 
 from artifacts.errors import UsageError
@@ -15,6 +16,8 @@ MOST_STOPS, STOP_LETTERS = 4, 1000
 SCHEMA_LETTERS = 64 << 10
 LARGEST_SEED = (1 << 63) - 1
 HOTTEST = 2.0
+MOST_PRESENCE = 2.0
+"""Largest `presence_penalty`, and least with its sign turned."""
 COLDEST = 1e-3
 """Temperature below which the likeliest word is taken, as at 0: its logits would overflow."""
 NARROWEST = 1e-6
@@ -22,14 +25,13 @@ NARROWEST = 1e-6
 HONOURED = frozenset(
     {
         "messages", "model", "stream", "stream_options", "max_tokens", "max_completion_tokens",
-        "temperature", "top_p", "seed", "stop", "response_format",
+        "temperature", "top_p", "seed", "presence_penalty", "stop", "response_format",
     }
 )  # fmt: skip
 ANYTHING = frozenset({"user", "metadata", "safety_identifier", "prompt_cache_key"})
 """Parameters that are about who asks and not about the answer."""
 NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "n": (1,),
-    "presence_penalty": (0,),
     "frequency_penalty": (0,),
     "logprobs": (False,),
     "top_logprobs": (0,),
@@ -126,6 +128,7 @@ def _limit(asked: Mapping[str, Any]) -> int | None:
 def _generation(asked: Mapping[str, Any], schema: str) -> Generation:
     temperature = _number(asked, "temperature", HOTTEST)
     top_p = _number(asked, "top_p", 1.0)
+    presence = _number(asked, "presence_penalty", MOST_PRESENCE, least=-MOST_PRESENCE) or None
     seed = asked.get("seed")
     if seed is not None and (type(seed) is not int or not 0 <= seed <= LARGEST_SEED):
         raise invalid("seed", f"seed is {_shown(seed)}", "Give a whole number from 0 to 2^63 - 1")
@@ -133,10 +136,11 @@ def _generation(asked: Mapping[str, Any], schema: str) -> Generation:
     likeliest = temperature is None and share is None
     cold = temperature is not None and temperature < COLDEST
     narrow = share is not None and share < NARROWEST
+    greedy = Generation(presence_penalty=presence, schema=schema)
     if likeliest or cold or narrow:
-        return Generation(schema=schema)
+        return greedy
     try:
-        return Generation(temperature=temperature, top_p=share, seed=seed or 0, schema=schema)
+        return replace(greedy, temperature=temperature, top_p=share, seed=seed or 0)
     except UsageError as error:
         options = {f"--{name.replace('_', '-')}": name for name in ("temperature", "top_p", "seed")}
         param = next((options[each] for each in options if each in error.message), "messages")
@@ -144,12 +148,13 @@ def _generation(asked: Mapping[str, Any], schema: str) -> Generation:
         raise invalid(param, message, error.hint) from error
 
 
-def _number(asked: Mapping[str, Any], name: str, most: float) -> float | None:
+def _number(asked: Mapping[str, Any], name: str, most: float, least: float = 0) -> float | None:
     value = asked.get(name)
     if value is None:
         return None
-    if type(value) not in (int, float) or not 0 <= value <= most:
-        raise invalid(name, f"{name} is {_shown(value)}", f"Give a number from 0 to {most:g}")
+    if type(value) not in (int, float) or not least <= value <= most:
+        hint = f"Give a number from {least:g} to {most:g}"
+        raise invalid(name, f"{name} is {_shown(value)}", hint)
     return float(value)
 
 

@@ -22,6 +22,7 @@ PROPERTIES: Mapping[str, Any] = {
     "temperature": {**NUMBER, "minimum": 0, "maximum": 2},
     "top_p": {**NUMBER, "minimum": 0, "maximum": 1},
     "seed": {"type": "integer", "minimum": 0},
+    "presence_penalty": {**NUMBER, "minimum": -2, "maximum": 2},
     "stop": {"anyOf": [TEXT, {"type": "array", "items": TEXT, "maxItems": 4}]},
     "response_format": {"type": "object", "required": ["type"], "properties": {"type": TEXT}},
     "stream": TRUTH,

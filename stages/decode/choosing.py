@@ -22,6 +22,7 @@ from transformers.generation.logits_process import (
 from artifacts.keys import digest_of
 from stages.decode.generation import CHECKPOINT, OF_CHANCE, Generation
 from stages.decode.loops import AGAIN, once_more
+from stages.decode.presence import PresencePenalty
 from stages.decode.prompts import begun_with
 from stages.decode.request_settings import SETTINGS, RequestSettings, cut_at
 
@@ -91,7 +92,10 @@ class Choosing:
             options["no_repeat_ngram_size"] = asked.no_repeat_ngram
         if asked.avoid:
             options["bad_words_ids"] = avoided(processor, asked.avoid)
-        processors: list[LogitsProcessor] = self._structure(half, processor)
+        processors: list[LogitsProcessor] = []
+        if asked.presence_penalty:
+            processors.append(PresencePenalty(asked.presence_penalty))
+        processors += self._structure(half, processor)
         warpers = self._warpers(stated)
         if warpers is not None:
             seeds = [seed_of(asked.seed, member) for member in members]

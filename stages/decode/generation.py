@@ -31,6 +31,9 @@ class Generation:
     """Captions that are followed at once, of which the likeliest is taken."""
     repetition_penalty: float | None = None
     """Divisor of the likelihood of words that were said before; 1: none."""
+    presence_penalty: float | None = None
+    """Subtracted from the logit of every token that the caption already holds; 0: nothing is. None:
+    as `sampling` says."""
     no_repeat_ngram: int = 0
     """Length of runs of tokens that are never said twice; 0: all may be."""
     avoid: tuple[str, ...] = ()
@@ -70,6 +73,7 @@ class Generation:
             "seed": (self.seed, 0, (1 << 63) - 1),
             "beams": (self.beams, 1, 64),
             "repetition_penalty": (self.repetition_penalty, 0.01, 100.0),
+            "presence_penalty": (self.presence_penalty, -2.0, 2.0),
             "no_repeat_ngram": (self.no_repeat_ngram, 0, 1024),
         }
         for name, (value, least, most) in limits.items():
@@ -92,6 +96,8 @@ class Generation:
         told = {name: value for name, (value, default) in found.items() if value != default}
         if not self.by_chance:
             told.pop("seed", None)
+        if not self.presence_penalty:
+            told.pop("presence_penalty", None)
         return {n: list(v) if isinstance(v, tuple) else v for n, v in told.items()}
 
     @property

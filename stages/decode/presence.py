@@ -1,0 +1,21 @@
+"""Makes tokens that an answer already holds less likely, those of its prompt not counted."""
+
+import torch
+from transformers import LogitsProcessor
+
+
+class PresencePenalty(LogitsProcessor):
+    """Subtracts a number from the logit of every token that was generated since the first call."""
+
+    def __init__(self, penalty: float) -> None:
+        self._penalty = penalty
+        self._begun: int | None = None
+        """Tokens before the first generated one; the first call comes before that."""
+
+    def __call__(self, ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """Return the scores [rows, words] of the tokens that may follow `ids` [rows, tokens]."""
+        if self._begun is None:
+            self._begun = ids.shape[1]
+        seen = torch.zeros_like(scores, dtype=torch.bool)
+        seen.scatter_(1, ids[:, self._begun :].to(scores.device), value=True)
+        return torch.where(seen, scores - self._penalty, scores)
