@@ -1,5 +1,4 @@
-"""Makes a job of a command: sources, checkpoint, keys and what is done already. It runs no stage
-but the describing one."""
+"""Makes a job of a command: sources, checkpoint, keys and what is done already."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -17,6 +16,7 @@ from artifacts.schema import Sampling
 from artifacts.store import Store, open_store
 from artifacts.tiles import OFF
 from flows.job.budget import Budget, budget_for
+from flows.job.card_sampling import with_card_sampling
 from flows.job.config import CaptionConfig
 from flows.job.contents import (
     read_contents,
@@ -69,7 +69,7 @@ class Job:
     edits: EditsInForce
     """What people corrected of what earlier runs wrote, into the same folder or others."""
     notes: tuple[str, ...] = ()
-    """What people should know of how its sources were read."""
+    """What people should know of how its sources were read, and how words are chosen."""
 
     @property
     def out(self) -> Path:
@@ -160,12 +160,13 @@ def prepare(
         raise _nothing_to_do(pipeline, [*failures, *unreadable, *odd])
     refuse_summary(config, model)
     refuse_previous(contents, model)
+    bare = _job_of(config, store, model, pipeline)
     job = replace(
-        _job_of(config, store, model, pipeline),
+        bare,
         files=tuple(readable),
         contents=tuple(contents),
         failures=(*failures, *unreadable, *odd),
-        notes=tuple(said),
+        notes=(*bare.notes, *said),
     )
     if not may_reuse_stock(job):
         return job
@@ -222,6 +223,7 @@ def _model_for(
 
 def _job_of(config: CaptionConfig, store: Store, model: Model, pipeline: Pipeline) -> Job:
     """Return the job without its media."""
+    config, notes = with_card_sampling(config, model.folder)
     over_media = tuple(stage for stage in pipeline if stage.of_media)
     sampling, last, device = model.sampling(config), over_media[-1], device_name()
     stored = stored_namespaces(store, last.writes) if last.limited else set()
@@ -238,11 +240,11 @@ def _job_of(config: CaptionConfig, store: Store, model: Model, pipeline: Pipelin
         contents=(),
         failures=(),
         edits=EditsInForce(out_folder(config), store.local),
+        notes=tuple(notes),
         ledger=Ledger(store, over_media, *variants_of(config, model, sampling, over_media, stored)),
     )
 
 
 def out_folder(config: CaptionConfig) -> Path:
-    """Return the absolute path of the folder of a run's outputs. Raises UsageError for what is no
-    path."""
+    """Return the absolute path of the folder of a run's outputs. Raises UsageError."""
     return folder_named(config.out, "out")

@@ -11,6 +11,7 @@ from artifacts.store import open_store
 from flows.console.units import gib
 from flows.job.about import halves, notes
 from flows.job.budget import Budget, budget_for
+from flows.job.card_sampling import with_card_sampling
 from flows.job.config import CaptionConfig
 from flows.job.contents import refuse_summary
 from flows.job.describing import Undescribed
@@ -123,7 +124,8 @@ def _plan_of(
     question = question_of_model(model, config, device, pipeline)
     plan = _answered(question, budget_for(config, device), None, ())
     note = precision_note(model.profile, [s[0] for s in model.settings.values()], device)
-    return replace(plan, notes=(*filter(None, [note]), *model.notes))
+    notes = (*filter(None, [note]), *model.notes)
+    return replace(plan, notes=(*notes, *with_card_sampling(config, model.folder)[1]))
 
 
 def _by_dimensions(

@@ -1,0 +1,68 @@
+"""Completes `--sampling checkpoint` by what the authors of a checkpoint state on its card, where
+generation_config.json lacks it."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from artifacts.regular import read_text
+from flows.job.config import CaptionConfig
+from stages.decode.generation import CHECKPOINT, OF_CHANCE
+from stages.models.hub.checkpoint import CONFIG, JSON_BYTES
+from stages.models.published_facts import facts_of
+
+GENERATION_CONFIG = "generation_config.json"
+PRESENCE = "presence_penalty"
+
+
+def with_card_sampling(config: CaptionConfig, folder: Path) -> tuple[CaptionConfig, list[str]]:
+    """Return the configuration of a run of the checkpoint in a folder with what its card adds, and
+    what people should know of that. What is asked for by an option, or stands in
+    generation_config.json, wins. As stock nothing is added."""
+    if config.sampling != CHECKPOINT or config.as_published is False:
+        return config, []
+    facts = facts_of(str(_read(folder / CONFIG).get("model_type", "")))
+    stated = _read(folder / GENERATION_CONFIG)
+    if config.presence_penalty is None and isinstance(stated.get(PRESENCE), int | float):
+        config = replace(config, presence_penalty=float(stated[PRESENCE]))  # `generate` has none
+    added = {
+        name: value
+        for name, value in _lacking(stated, facts.sampling).items()
+        if getattr(config, name) is None
+    }
+    if not added:
+        return config, []
+    options: Any = added
+    named = ", ".join(f"{name} {value:g}" for name, value in added.items())
+    note = (
+        f"--sampling checkpoint: {GENERATION_CONFIG} lacks {named}, which the model's authors "
+        f"state ({facts.source})"
+    )
+    return replace(config, **options), [note]
+
+
+def _lacking(stated: Mapping[str, Any], card: Mapping[str, float]) -> dict[str, float]:
+    """Return what a card adds to the settings that a checkpoint states. Where they disagree, the
+    card is of another checkpoint of the family, such as one that does not think, and adds
+    nothing."""
+    told = {name: stated[name] for name in OF_CHANCE if stated.get(name) is not None}
+    if any(name in card and card[name] != value for name, value in told.items()):
+        return {}
+    samples = stated.get("do_sample")
+    if samples is None:
+        samples = card.get("temperature", 0.0) > 0
+    names = [*(OF_CHANCE if samples else ()), PRESENCE]
+    found = {n: card[n] for n in names if n in card and stated.get(n) is None}
+    if not found.get(PRESENCE):
+        found.pop(PRESENCE, None)
+    return {n: int(v) if n == "top_k" else float(v) for n, v in found.items()}
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(read_text(path, JSON_BYTES))
+    except (OSError, ValueError, RecursionError):  # absent, or the loader will tell
+        return {}
+    return found if isinstance(found, dict) else {}
