@@ -168,13 +168,13 @@ def prepare(
         failures=(*failures, *unreadable, *odd),
         notes=(*bare.notes, *said),
     )
-    if not may_reuse_stock(job):
+    if not may_reuse_stock(config, model, store, job.pipeline):
         return job
     stock = replace(config, as_published=False)
     found = _model_for(
         stock, launcher, store, pipelines, announce, read_weights=read_weights, alone=alone
     )
-    beside = stock_note(job, _job_of(stock, store, found[0], pipeline))
+    beside = stock_note(job.ledger, _job_of(stock, store, found[0], pipeline).ledger, job.media)
     return replace(job, notes=(*job.notes, *beside))
 
 
