@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from artifacts.words import counted
+from flows.job.context_note import context_note
 from flows.job.models import Model
 from flows.job.precision import PartSettings, precision_note
 from flows.job.prepare import Job
@@ -66,7 +67,9 @@ def notes(job: Job) -> list[str]:
             f"{job.model.name} takes {counted(profile.frames_a_video, 'frame')} of each chunk, no "
             "more and no fewer"
         )
-    found += filter(None, [_whole(job), _chained(job), _unseen(job), _as_published(job)])
+    found += filter(
+        None, [_whole(job), _chained(job), _unseen(job), _context(job), _as_published(job)]
+    )
     return [*found, *job.notes]
 
 
@@ -105,6 +108,12 @@ def _unseen(job: Job) -> str:
         f"{sampling.chunk_seconds:g} s at {sampling.fps:g} a second, {wanted - most} would not be "
         f"seen; --chunk {most / sampling.fps:g} shows them all"
     )
+
+
+def _context(job: Job) -> str:
+    """Return how the context bounds the frames of videos."""
+    videos = any(medium.kind == "video" for medium in job.contents)
+    return context_note(job.model, job.config) if videos else ""
 
 
 def _as_published(job: Job) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 from artifacts.errors import UsageError
 from artifacts.keys import ContentDigests
 from artifacts.model_files import ModelFiles
-from artifacts.schema import WHOLE_SECONDS, FrameFit, Part, Sampling
+from artifacts.schema import FrameFit, Part, Sampling
 from artifacts.store import Store
 from flows.job.adapters import adapter_asked, adapter_for, way_notes, way_of
 from flows.job.config import DEMO_MODEL, CaptionConfig
@@ -17,20 +17,12 @@ from flows.job.launch import Launcher
 from flows.job.model_files import ModelDigests, digests_of_parts, with_fetched
 from flows.job.pixel_limits import check_pixels
 from flows.job.precision import BYTES, PartSettings, settle, with_adapter
+from flows.job.sampling import sampling_of
 from flows.pipelines import Pipeline, makes_vectors
 from stages.models.hub.checkpoint import Checkpoint
 from stages.models.hub.resolve import find_model, refuse_revision
 from stages.models.hub.transfer import Announce
 from stages.models.profile import ModelProfile
-
-CHUNK_SECONDS = 30.0
-"""Longest chunk where the user does not say."""
-FPS = 1.0
-"""Frames a second where neither the user nor the checkpoint says."""
-MAX_FRAMES = 32
-"""Frames a chunk at the most where neither the user nor the checkpoint says."""
-VECTORS_A_CHUNK = 16
-"""Frames of a video that a dual encoder is given at once: a chunk is as long as those take."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -85,50 +77,13 @@ class Model:
 
     def sampling(self, config: CaptionConfig) -> Sampling:
         """Return the sampling: what the user asked for, else what the checkpoint's processor
-        states."""
-        if self.profile.route == "dual":  # a vector a frame, so none is left out
-            rate = config.fps or FPS
-            return Sampling(
-                chunk_seconds=VECTORS_A_CHUNK / rate, fps=rate, max_frames=VECTORS_A_CHUNK
-            )
-        chunk = self._chunk_seconds(config)
-        if only := 1 if self.one_frame else self.profile.frames_a_video:
-            return Sampling(chunk_seconds=chunk, shots=config.shots, frames=only, max_frames=only)
-        stated = self.profile.sampling
-        fps, frames = config.fps, config.frames
-        if fps is None and frames is None:
-            fps = stated.fps
-            frames = stated.frames if fps is None else None
-        maximum = config.max_frames or stated.max_frames or stated.frames or MAX_FRAMES
-        if frames is not None:
-            most = config.max_frames or frames
-            return Sampling(
-                chunk_seconds=chunk,
-                shots=config.shots,
-                frames=min(frames, most),
-                max_frames=most,
-            )
-        return Sampling(
-            chunk_seconds=chunk,
-            shots=config.shots,
-            fps=fps or FPS,
-            min_frames=min(stated.min_frames or 1, maximum),
-            max_frames=maximum,
-        )
-
-    def _chunk_seconds(self, config: CaptionConfig) -> float:
-        """Return the seconds of a chunk: by default no more than the processor says that it
-        sees."""
-        if config.whole or config.chunk is not None:
-            return config.chunk or WHOLE_SECONDS
-        asked = config.fps or config.frames or config.max_frames
-        stated = None if asked else self.profile.sampling.seconds
-        return min(CHUNK_SECONDS, stated or CHUNK_SECONDS)
+        states, with no more frames than fit the model's context."""
+        return sampling_of(self.profile, config)
 
     @property
     def one_frame(self) -> bool:
         """Return whether only one frame of a video's chunk can be shown to it."""
-        return self.profile.images_a_prompt == 1 and "video" not in self.profile.modalities
+        return self.profile.one_frame
 
     def prompt_for(self, config: CaptionConfig, kind: str) -> str:
         """Return the prompt for a medium of this kind when the file's own line asks nothing."""

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from artifacts.schema import FrameFit
 from flows.job.config import CaptionConfig
+from flows.job.frame_tokens import PROBED_EDGE
 from flows.job.models import Model
 from flows.job.precision import settle
 from flows.planning.architecture import Architecture
@@ -20,7 +21,7 @@ from flows.planning.layers import (
     step_flops,
 )
 from flows.planning.towers import Tower
-from flows.planning.workloads import PIXEL_BYTES, PROBED_EDGE
+from flows.planning.workloads import PIXEL_BYTES
 from stages.models.footprint import ITEM_BYTES, BatchCost
 from stages.models.hub.checkpoint import Checkpoint
 from stages.models.profile import ModelProfile, PartProfile, SamplingProfile

@@ -4,12 +4,12 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
+from flows.job.frame_tokens import seen
 from flows.job.models import Model
 from flows.planning.workloads import (
     PIXEL_BYTES,
     Workload,
     counted_frames,
-    seen,
     seen_size,
 )
 

@@ -14,6 +14,7 @@ from flows.job.budget import Budget, budget_for
 from flows.job.card_sampling import with_card_sampling
 from flows.job.config import CaptionConfig
 from flows.job.contents import refuse_summary
+from flows.job.context_note import context_note
 from flows.job.describing import Undescribed
 from flows.job.launch import Launcher
 from flows.job.models import (
@@ -39,6 +40,7 @@ from flows.planning.choose import (
     question_of,
     question_of_model,
 )
+from flows.planning.context_check import refuse_beyond_context
 from flows.planning.sizes import Estimate, estimates, wave_limit
 from flows.planning.start import ladder_of
 from flows.planning.times import Times, times_of
@@ -103,7 +105,9 @@ def _plan_of(
         if config.sources:
             job = prepare(config, launcher, announce, *pipelines, fetch=False, read_weights=False)
             expected = tuple(estimates(job))
-            return _answered(question_of(job, expected=expected), job.budget, job, expected)
+            question = question_of(job, expected=expected)
+            refuse_beyond_context(question, {medium.prompt for medium in job.media})
+            return _answered(question, job.budget, job, expected)
         store = open_store(config.store_url)
         store.check_writable()
         model = open_model(
@@ -122,9 +126,10 @@ def _plan_of(
     refuse_summary(config, model)
     model = model.of_parts(parts_of(pipeline))
     question = question_of_model(model, config, device, pipeline)
+    refuse_beyond_context(question, {model.prompt_for(config, "video")})
     plan = _answered(question, budget_for(config, device), None, ())
     note = precision_note(model.profile, [s[0] for s in model.settings.values()], device)
-    notes = (*filter(None, [note]), *model.notes)
+    notes = (*filter(None, (note, context_note(model, config))), *model.notes)
     return replace(plan, notes=(*notes, *with_card_sampling(config, model.folder)[1]))
 
 

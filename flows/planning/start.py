@@ -10,6 +10,7 @@ from flows.job.prepare import Job
 from flows.pipelines import STAGES, Pipeline
 from flows.planning.changes import NAMED, cannot_fit, changes
 from flows.planning.choose import Choice, Question, choices, fits, memory_json, question_of
+from flows.planning.context_check import refuse_beyond_context
 from flows.planning.costs import rungs_of
 from flows.planning.ladder import Ladder, Told
 from flows.planning.remembered import Remembered
@@ -65,6 +66,7 @@ def plan_start(
     """Put the stages with work to do on the rungs on which they should fit, or did. Returns what
     they are expected to take, for the record. Raises CannotFit."""
     question = question_of(job, stages, expected)
+    refuse_beyond_context(question, {medium.prompt for medium in job.media})
     found = choose(question, job.budget, ladder.rungs, ladder.known())
     ladder.start({stage: choice.taken.rung for stage, choice in found.items()})
     ladder.advise = lambda stage: advice(question, job, ladder, stage)

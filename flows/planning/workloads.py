@@ -5,21 +5,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
-from artifacts.schema import FrameFit, MediaKind, Sampling
+from artifacts.schema import MediaKind, Sampling
 from artifacts.tiles import LARGE
 from artifacts.words import counted
 from flows.job.chunk_words import added_bytes
+from flows.job.frame_tokens import most_of_a_video, seen
 from flows.job.models import Model
 from flows.job.tasks import Medium
 from flows.job.waves import BYTES_A_TOKEN
 from flows.planning.sizes import UNKNOWN_SIZE, Estimate, frame_counts
-from stages.models.profile import ModelProfile, SeenSize
 
 KINDS: tuple[MediaKind, ...] = ("video", "image")
 TEMPLATE_TOKENS = 48
 """Most tokens that a chat template writes about a prompt, such as a system's greeting."""
-PROBED_EDGE = 1280
-"""Pixels of a side of the largest square of which a profile tells what is made of it."""
 STANDARD_CHUNKS = 64
 """Chunks that are assumed where no media are given: more than any batch holds."""
 PIXEL_BYTES = 4
@@ -168,7 +166,7 @@ def workload_of(
     most = model.profile.image_tokens if kind == "image" else model.profile.frame_tokens
     counted = counted_frames(model, kind, frames)
     if kind == "video" and model.profile.pixels_a_video:
-        most_tokens, most_bytes = _most_of_a_video(model.profile)
+        most_tokens, most_bytes = most_of_a_video(model.profile)
         tokens = min(tokens, most_tokens / counted)
         pixel_bytes = min(pixel_bytes, most_bytes / counted)
     share = tokens / most if most else 1.0
@@ -196,49 +194,3 @@ def counted_frames(model: Model, kind: MediaKind, frames: int) -> int:
     two of an odd one."""
     video = "video" in model.profile.modalities and kind == "video"
     return max(frames, frames + frames % 2 if video else 1)
-
-
-def _known_sizes(profile: ModelProfile, kind: MediaKind) -> list[SeenSize]:
-    """Return what is known of square frames, smallest first."""
-    image = kind == "image"
-    largest = SeenSize(
-        edge=PROBED_EDGE,
-        tokens=profile.image_tokens if image else profile.frame_tokens,
-        pixel_bytes=profile.image_pixel_bytes if image else profile.frame_pixel_bytes,
-    )
-    return [*(profile.image_sizes if image else profile.frame_sizes), largest]
-
-
-def _most_of_a_video(profile: ModelProfile) -> tuple[float, float]:
-    """Return most tokens and pixel bytes of all frames of a video together. They follow from a size
-    at which two of them are seen as large as they are."""
-    known, most = _known_sizes(profile, "video"), profile.pixels_a_video
-    whole = [size for size in known if 2 * size.edge**2 <= most]
-    if not whole:
-        return 2 * known[-1].tokens, 2 * known[-1].pixel_bytes
-    times = most / whole[-1].edge ** 2
-    return times * whole[-1].tokens, times * whole[-1].pixel_bytes
-
-
-def seen(
-    profile: ModelProfile, fit: FrameFit, kind: MediaKind, size: tuple[int, int]
-) -> tuple[float, float]:
-    """Return tokens and pixel bytes of a frame that is seen at this height and width. They follow
-    from what the profile says of square ones of as many pixels."""
-    known = _known_sizes(profile, kind)
-    largest = known[-1]
-    # A frame as large as any is ever seen counts as one.
-    square = math.prod(fit.size(PROBED_EDGE, PROBED_EDGE))
-    pixels = math.prod(size)
-    if pixels >= square and fit.long_edges:
-        return largest.tokens, largest.pixel_bytes
-    above = next((i for i, size in enumerate(known) if size.edge**2 >= pixels), len(known) - 1)
-    high, low = known[above], known[max(above - 1, 0)]
-    share = 1.0
-    if high.edge > low.edge:  # what is seen as large as it is goes on growing
-        share = max(0.0, (pixels - low.edge**2) / (high.edge**2 - low.edge**2))
-
-    def between(a: int, b: int) -> float:
-        return a + share * (b - a)
-
-    return between(low.tokens, high.tokens), between(low.pixel_bytes, high.pixel_bytes)

@@ -11,6 +11,7 @@ from artifacts.captions import Caption, answer_in, ended_of
 from artifacts.edits import REJECTED
 from artifacts.shapes import parse
 from flows.job.config import CaptionConfig
+from flows.job.context_note import beyond_context
 from flows.job.media_files import MediaFile
 from flows.job.prepare import Job
 from flows.job.tasks import Medium, Task
@@ -41,6 +42,8 @@ def caption_of(job: Job, file: MediaFile, task: Task, stored: Mapping[str, Any])
     one_frame = task.medium.kind == "video" and job.model.one_frame
     config = job.config
     said, warnings = _said(stored, strip_think=config.strip_think and not config.schema)
+    if beyond := beyond_context(job.model.profile, config, task):
+        warnings = [beyond, *warnings]
     edit = job.edits().of(task["features"], file.name, task.prompt, said)
     words = said if edit.caption is None else edit.caption
     if config.schema and words != said and not follows(config.schema, words):

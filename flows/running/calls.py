@@ -125,6 +125,7 @@ class Calls:
                 "prefill": rung.prefill,
                 "kv": rung.kv,
                 "engine": settings.engine,
+                "beyond_context": job.config.as_published is False,
             }
         if stage.job is EmbedJob:
             tiles, edge = namespaces.tiles, namespaces.fit_image.edge

@@ -39,3 +39,5 @@ class DecodeJob(HalfJob):
     said_before: dict[str, int] = field(default_factory=dict)
     """Key of a member → tokens that were said of its chunk under another prompt, where some
     were."""
+    beyond_context: bool = False
+    """Whether prompts that exceed the model's context are read all the same."""

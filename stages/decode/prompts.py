@@ -8,8 +8,8 @@ import torch
 
 from artifacts.errors import UsageError
 from stages.decode.generation import Generation
+from stages.models.context import context_tokens
 from stages.models.processors.prepare import DECODED, Row, open_ended, rebuild
-from stages.models.text_alone import context_tokens
 
 
 class ContextExceeded(UsageError):

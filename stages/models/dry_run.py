@@ -11,6 +11,7 @@ from stages.memory.live_bytes import LiveBytes
 from stages.memory.meta_device import give_data, on_meta_device, without_data
 from stages.memory.nested import tensors
 from stages.memory.repeated_layers import RepeatedLayers
+from stages.models.context import context_of
 from stages.models.footprint import BatchCost
 from stages.models.halves.delivery import UNDIVIDED, generate
 from stages.models.halves.features import Features, encode, is_pixels
@@ -30,7 +31,7 @@ from stages.models.processors.prepare import (
     takes_videos,
 )
 from stages.models.row_memory import LayerMemory, RowMemory
-from stages.models.text_alone import context_tokens, why_no_text
+from stages.models.text_alone import why_no_text
 from stages.models.text_costs import text_costs
 from stages.models.watching import (
     NEW_TOKENS,
@@ -66,15 +67,15 @@ class DryRun(NamedTuple):
     """What the language half remembers of a row; None where that is not to be told."""
     why: str = ""
     """Why nothing could be found out; empty where it could."""
-    context_tokens: int = 0
-    """Most tokens that the language half reads and says, together; 0: it does not say."""
+    context: Mapping[str, Any] = {}
+    """What a profile has of the context of the language half, by its own names."""
     needs_pictures: str = ""
     """Why it cannot be asked about a text alone; empty where it can."""
 
     @property
     def told(self) -> dict[str, Any]:
         """Return what of it a profile has by its own names."""
-        names = {"context_tokens": self.context_tokens, "needs_pictures": self.needs_pictures}
+        names = {**self.context, "needs_pictures": self.needs_pictures}
         return {**names, "batch_costs_unknown": self.why}
 
 
@@ -86,7 +87,7 @@ def dry_run(skeleton: Any, processor: Any, route: Route, frames_a_video: int = 0
         if route == "dual":
             return found
         why = "" if found.why else why_no_text(skeleton, processor)
-        return found._replace(context_tokens=context_tokens(skeleton.config), needs_pictures=why)
+        return found._replace(context=context_of(skeleton.config), needs_pictures=why)
 
 
 def _costs_of(skeleton: Any, processor: Any, route: Route, frames_a_video: int) -> DryRun:

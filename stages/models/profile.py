@@ -11,7 +11,7 @@ from stages.models.row_memory import LayerMemory, RowMemory
 
 LISTS = ("modalities", "placeholders", "rewritten")
 """Names of the lists of words in a profile."""
-OUTPUT_VERSION = 28
+OUTPUT_VERSION = 29
 """Output version of a profile: raised when what one says changes, and part of its key."""
 
 
@@ -171,6 +171,9 @@ class ModelProfile:
     """Whether it is run as its authors published it, where a part says that this is otherwise."""
     context_tokens: int = 0
     """Most tokens that its language half reads and says, together; 0: it does not say."""
+    is_encoder_decoder: bool = False
+    """Whether prompt and pictures go to an encoder, so that they take nothing of the context that
+    its decoder writes in."""
     needs_pictures: str = ""
     """Reason why its language half cannot be asked about a text alone; empty: it can."""
     batch_costs_unknown: str = ""
@@ -183,6 +186,11 @@ class ModelProfile:
     @property
     def language(self) -> PartProfile:
         return self.parts["language"]
+
+    @property
+    def one_frame(self) -> bool:
+        """Return whether only one frame of a video's chunk can be shown to it."""
+        return self.images_a_prompt == 1 and "video" not in self.modalities
 
     def turn_words(self, *, system: bool) -> list[str]:
         """Return what belongs into the keys of captions, with a `system` text or without, where

@@ -1,5 +1,5 @@
-"""Finds out whether a language half can be asked about a text without a picture, by running it dry,
-and how much it reads at once. Reads no weights, and knows no family."""
+"""Finds out whether a language half can be asked about a text without a picture, by running it dry.
+Reads no weights, and knows no family."""
 
 from typing import Any
 
@@ -13,16 +13,6 @@ from stages.models.watching import NEW_TOKENS
 from stages.process.exit_diagnosis import out_of_memory
 
 TRIED = "What happens, and when? [00:00-00:30] A ball rolls to the left."
-NAMES = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
-"""Names under which configurations say how many tokens there may be."""
-
-
-def context_tokens(config: Any) -> int:
-    """Return the most tokens that a language half reads and says, together; 0 where it does not
-    say."""
-    text = config.get_text_config(decoder=True)
-    found = (getattr(text, name, None) for name in NAMES)
-    return next((value for value in found if isinstance(value, int) and value > 0), 0)
 
 
 def why_no_text(skeleton: Any, processor: Any) -> str:

@@ -38,6 +38,7 @@ class Transformers:
         source = ModelJob.of(told_of(job))
         self.choosing = Choosing(Generation.of(job.generation), job.max_new_tokens)
         self.reading = Reading(job.prefill, job.kv, source.device)
+        self._beyond_context = job.beyond_context
         self.processor = source.processor()
         self.held = source.hold("language")
         """The half; who decodes it otherwise reads prompts by these three, too."""
@@ -54,12 +55,17 @@ class Transformers:
         def check(half: Any) -> UsageError | None:
             inputs = prompts_for(half, self.processor, [asked.row], prompts, choosing.generation)
             try:
-                check_context(half, inputs, choosing.limit, whole=False)
+                self.check(half, inputs, choosing.limit, whole=False)
             except ContextExceeded as error:
                 return error
             return None
 
         return self.held.use(check)
+
+    def check(self, half: Any, inputs: Mapping[str, Any], new: int, *, whole: bool) -> None:
+        """Raise ContextExceeded as `check_context` does, unless prompts of any length are read."""
+        if not self._beyond_context:
+            check_context(half, inputs, new, whole=whole)
 
     def findings(self) -> dict[str, Any]:
         return {"prefill_way": self.reading.way}
@@ -109,7 +115,7 @@ class Transformers:
         inputs = prompts_for(
             half, self.processor, rows, [m["prompt"] for m in members], choosing.generation
         )
-        check_context(half, inputs, choosing.limit, whole=isinstance(asked[0].member, ToldWork))
+        self.check(half, inputs, choosing.limit, whole=isinstance(asked[0].member, ToldWork))
         features = Features(merge_rows(rows), rows[0].needs, merge_blank(rows))
         return [*said_by(half, self.processor, inputs, features, choosing, **options)]
 

@@ -23,7 +23,7 @@ from stages.decode.engines.inflight.reading import ReadRow, read_row
 from stages.decode.engines.inflight.trial import TrialResult, judge_manners, reference_of
 from stages.decode.engines.transformers import Transformers
 from stages.decode.job import DEFAULT_ENGINE, DecodeJob
-from stages.decode.prompts import check_context, prompts_for
+from stages.decode.prompts import prompts_for
 from stages.decode.protocol import Asked, Listen, Said
 from stages.decode.request_settings import SETTINGS
 from stages.memory.shrinking import Shrinking, give_back, try_items
@@ -171,7 +171,7 @@ class InFlight:
         inputs, features, options = self._given(half, asked)
         choosing = self._plain.choosing.of(asked.member)
         if bounded:
-            check_context(half, inputs, choosing.limit, whole=bool(self._job.live))
+            self._plain.check(half, inputs, choosing.limit, whole=bool(self._job.live))
         options["max_new_tokens"] = choosing.limit
         if self._prefix is not None:
             row = self._prefix.read(half, asked.member["features"], inputs, features, **options)

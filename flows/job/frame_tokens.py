@@ -1,0 +1,56 @@
+"""Tells from a model's profile how many tokens and bytes its processor makes of frames of any size;
+opens no file."""
+
+import math
+
+from artifacts.schema import FrameFit, MediaKind
+from stages.models.profile import ModelProfile, SeenSize
+
+PROBED_EDGE = 1280
+"""Pixels of a side of the largest square of which a profile tells what is made of it."""
+
+
+def known_sizes(profile: ModelProfile, kind: MediaKind) -> list[SeenSize]:
+    """Return what is known of square frames, smallest first."""
+    image = kind == "image"
+    largest = SeenSize(
+        edge=PROBED_EDGE,
+        tokens=profile.image_tokens if image else profile.frame_tokens,
+        pixel_bytes=profile.image_pixel_bytes if image else profile.frame_pixel_bytes,
+    )
+    return [*(profile.image_sizes if image else profile.frame_sizes), largest]
+
+
+def most_of_a_video(profile: ModelProfile) -> tuple[float, float]:
+    """Return most tokens and pixel bytes of all frames of a video together. They follow from a size
+    at which two of them are seen as large as they are."""
+    known, most = known_sizes(profile, "video"), profile.pixels_a_video
+    whole = [size for size in known if 2 * size.edge**2 <= most]
+    if not whole:
+        return 2 * known[-1].tokens, 2 * known[-1].pixel_bytes
+    times = most / whole[-1].edge ** 2
+    return times * whole[-1].tokens, times * whole[-1].pixel_bytes
+
+
+def seen(
+    profile: ModelProfile, fit: FrameFit, kind: MediaKind, size: tuple[int, int]
+) -> tuple[float, float]:
+    """Return tokens and pixel bytes of a frame that is seen at this height and width. They follow
+    from what the profile says of square ones of as many pixels."""
+    known = known_sizes(profile, kind)
+    largest = known[-1]
+    # A frame as large as any is ever seen counts as one.
+    square = math.prod(fit.size(PROBED_EDGE, PROBED_EDGE))
+    pixels = math.prod(size)
+    if pixels >= square and fit.long_edges:
+        return largest.tokens, largest.pixel_bytes
+    above = next((i for i, size in enumerate(known) if size.edge**2 >= pixels), len(known) - 1)
+    high, low = known[above], known[max(above - 1, 0)]
+    share = 1.0
+    if high.edge > low.edge:  # what is seen as large as it is goes on growing
+        share = max(0.0, (pixels - low.edge**2) / (high.edge**2 - low.edge**2))
+
+    def between(a: int, b: int) -> float:
+        return a + share * (b - a)
+
+    return between(low.tokens, high.tokens), between(low.pixel_bytes, high.pixel_bytes)

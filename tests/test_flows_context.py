@@ -1,0 +1,92 @@
+"""A model whose context holds two of a chunk's fourteen frames is shown two, and says so. Words
+that do not fit beside them are refused before anything is encoded."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from artifacts.errors import UsageError
+from flows.cli.main import main
+from penstock_demo import CLIPS
+from tests.support.families import checkpoint
+from tests.support.inside import run_inside
+from tests.support.pipeline import Place
+
+LINE = "2 frames of a chunk fit its context of 64 tokens, of 32; --chunk 0.5 shows them all"
+FITTING = {"fps": 4.0, "prompt": "hi", "max_new_tokens": 8}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+    """LLaVA with 64 positions, and a clip of 14 frames at 4 a second."""
+    folder = tmp_path_factory.mktemp("context")
+    model = folder / "llava"
+    shutil.copytree(checkpoint("llava"), model)
+    config = json.loads((model / "config.json").read_text())
+    config["text_config"]["max_position_embeddings"] = 64
+    (model / "config.json").write_text(json.dumps(config))
+    clip = CLIPS / "clip-08.mp4"
+    yield Place(clips=clip, out=folder / "out", store=folder / "store", model=str(model))
+
+
+def test_fewer_frames_are_shown_whatever_is_asked(place: Place) -> None:
+    first = run_inside(place, **FITTING)
+    assert first.started == ["describe", "frames", "encode", "decode"] and LINE in first.said
+    (caption,) = place.captions()
+    assert caption["frames"] == [0.0, 1.7] and caption["warnings"] == []
+    record = json.loads((place.out / "run.json").read_text())["plan"]
+    assert record["sampling"]["max_frames"] == 2
+    assert [note for note in record["notes"] if LINE in note]
+    assert run_inside(place, **{**FITTING, "prompt": "ho"}).started == ["decode"]
+    assert run_inside(place, **{**FITTING, "max_new_tokens": 7}).started == ["decode"]
+
+
+def test_the_plan_says_the_same(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--fps", "4", "--prompt", "hi", "--max-new-tokens", "8", "--json"]
+    where = ["--model", place.model, "--store", str(place.store)]
+    assert main(["plan", str(place.clips), *where, *words]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert (plan["frames"], plan["sampling"]["max_frames"]) == (2, 2)
+    assert [note for note in plan["notes"] if LINE in note]
+    assert main(["plan", *where, *words]) == 0
+    assert [note for note in json.loads(capsys.readouterr().out)["notes"] if LINE in note]
+
+
+@pytest.mark.parametrize("verb", ["plan", "caption"])
+def test_words_that_do_not_fit_are_refused_with_the_limit_that_does(
+    verb: str, place: Place, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """64 less two frames of 17 tokens, 19 of the template and 2 of the prompt leave 9."""
+    where = ["--model", place.model, "--store", str(place.store)]
+    where += ["--out", str(tmp_path / "out")] if verb == "caption" else []
+    words = ["--fps", "5", "--prompt", "hi", "--max-new-tokens", "10"]
+    assert main([verb, str(place.clips), *where, *words]) == 2
+    said = capsys.readouterr().err
+    assert "there is no room for an answer of 10. Give --max-new-tokens 9, or less" in said
+    assert "cutting" not in said and "encoding" not in said
+
+
+def test_as_stock_shows_all_and_warns(place: Place, tmp_path: Path) -> None:
+    place = Place(clips=place.clips, out=tmp_path, store=place.store, model=place.model)
+    ran = run_inside(place, **FITTING, as_published=False)
+    assert "32 frames of a chunk exceed its context of 64 tokens, in which 2 fit" in ran.said
+    (caption,) = place.captions()
+    assert len(caption["frames"]) == 14 and caption["caption"]
+    assert caption["warnings"] == [
+        "its 14 frames exceed the model's context of 64 tokens, in which 2 fit"
+    ]
+
+
+def test_one_frame_that_does_not_fit_is_refused(place: Place, tmp_path: Path) -> None:
+    model = tmp_path / "llava"
+    shutil.copytree(place.model, model)
+    config = json.loads((model / "config.json").read_text())
+    config["text_config"]["max_position_embeddings"] = 20
+    (model / "config.json").write_text(json.dumps(config))
+    less = Place(clips=place.clips, out=tmp_path / "o", store=tmp_path / "s", model=str(model))
+    with pytest.raises(UsageError, match=r"one frame is 17 tokens to .* room for 15") as raised:
+        run_inside(less, **FITTING)
+    assert raised.value.exit_code == 2

@@ -1,0 +1,88 @@
+"""As many frames of a chunk are shown as the model's context holds beside a reserve for words: a
+number of the model alone."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from flows.job.config import CaptionConfig
+from flows.job.context_note import context_note
+from flows.job.sampling import sampling_of, wanted_sampling
+from stages.models.profile import ModelProfile, SamplingProfile
+from tests.support.by_hand import PROFILE, model
+
+LLAVA = replace(PROFILE, context_tokens=4096, words_a_frame=1, words_a_prompt=19)
+"""LLaVA-1.5: 576 tokens a frame and the end of a line, of whatever size it is."""
+
+
+def config(**options: Any) -> CaptionConfig:
+    return CaptionConfig(sources=("a",), **options)
+
+
+def frames(profile: ModelProfile, **options: Any) -> int:
+    sampling = sampling_of(profile, config(**options))
+    return sampling.frames or sampling.max_frames
+
+
+@pytest.mark.parametrize(
+    ("context", "most"),
+    # A quarter of a small context is kept for words, of a large one 1,024 tokens.
+    [(1024, 1), (2048, 2), (4096, 5), (8192, 12), (16384, 26)],
+)
+def test_the_context_less_a_reserve_bounds_the_frames(context: int, most: int) -> None:
+    assert frames(replace(LLAVA, context_tokens=context)) == most
+
+
+def test_words_do_not_change_the_frames() -> None:
+    plain = sampling_of(LLAVA, config())
+    for options in ({"prompt": "why? " * 300}, {"max_new_tokens": 1}, {"max_new_tokens": 3000}):
+        assert sampling_of(LLAVA, config(**options)) == plain
+
+
+def test_frames_that_a_user_asks_for_are_bounded_too() -> None:
+    assert frames(LLAVA, frames=20) == 5 and frames(LLAVA, frames=4) == 4
+    assert frames(LLAVA, max_frames=20) == 5 and frames(LLAVA, fps=0.1) == 32
+
+
+def test_where_a_full_chunk_fits_the_sampling_is_as_it_was() -> None:
+    for context in (0, 18500, 131072):
+        profile = replace(LLAVA, context_tokens=context)
+        assert sampling_of(profile, config()) == wanted_sampling(profile, config())
+
+
+def test_as_stock_bounds_nothing_and_as_published_does() -> None:
+    assert frames(LLAVA, as_published=False) == 32
+    assert frames(LLAVA, as_published=True) == 5
+
+
+def test_what_does_not_stand_in_the_context_is_not_bounded() -> None:
+    assert frames(replace(LLAVA, is_encoder_decoder=True)) == 32
+    assert frames(replace(LLAVA, frame_tokens=0)) == 32
+    assert frames(replace(LLAVA, frame_tokens=1)) == 32, "cross attention: a mark in the text"
+
+
+def test_the_frames_that_a_processor_states_need_room_for_usual_words_alone() -> None:
+    """CogVLM2's captioner: 24 frames of 67 tokens leave 440 of 2,048."""
+    stated = SamplingProfile(fps=1.0, max_frames=24, seconds=24)
+    cogvlm = replace(LLAVA, context_tokens=2048, frame_tokens=66, sampling=stated)
+    assert frames(cogvlm) == 24 and frames(cogvlm, max_frames=30) == 24
+    assert frames(replace(cogvlm, context_tokens=1900)) == 21
+
+
+def test_the_line_says_how_many_and_what_shows_all() -> None:
+    llava = model(LLAVA)
+    assert context_note(llava, config()) == (
+        "llava: 5 frames of a chunk fit its context of 4,096 tokens, of 30; --chunk 5 shows them "
+        "all"
+    )
+    assert "of 20; shorter chunks" in context_note(llava, config(frames=20))
+    assert context_note(llava, config(as_published=False)) == (
+        "llava: 30 frames of a chunk exceed its context of 4,096 tokens, in which 5 fit; as stock "
+        "all are shown"
+    )
+    assert context_note(llava, config(frames=5)) == ""
+    assert context_note(model(replace(LLAVA, context_tokens=0)), config()) == (
+        "llava does not say how long its context is: it bounds no frames"
+    )
+    assert context_note(model(replace(LLAVA, is_encoder_decoder=True)), config()) == ""
