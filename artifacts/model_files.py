@@ -15,8 +15,9 @@ from typing import Any
 from artifacts.errors import ModelChanged
 from artifacts.stamps import ModelFileStamp, link_stamp_of, model_stamp_of
 
-SMALL = ("*.json", "*.jinja", "*.txt", "*.model", "*.py", "tokenizer*")
-"""Patterns of files of a model that are read when it is loaded, besides weights."""
+SMALL = ("*.json", "*.jinja", "*.txt", "*.model", "*.py", "tokenizer*", "*.ttf", "*.otf")
+"""Patterns of files of a model that are read when it is loaded, besides weights; fonts by
+processors that write times on frames."""
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".onnx", ".h5", ".msgpack")
 HINT = "Run the same command again, once nothing writes the model's files any more"
 MAPS = Path("/proc/self/maps")

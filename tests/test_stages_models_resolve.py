@@ -70,6 +70,16 @@ def test_a_revision_leads_to_its_commit(connect: Callable[[str], None]) -> None:
     assert find_model(MODEL, "v1") == find_model(MODEL, COMMIT) == found  # the hub is gone by now
 
 
+def test_fonts_come_with_the_small_files(connect: Callable[[str], None]) -> None:
+    fonts = {"Roboto-Regular.ttf": b"drawn", "Noto.otf": b"kept in storage"}
+    model = Repository(files={**SMALL.files, **fonts, "logo.png": b"no"}, large=("Noto.otf",))
+    with serve({MODEL: model}) as hub:
+        connect(hub.url)
+        folder = find_model(MODEL).folder
+    assert {name: (folder / name).read_bytes() for name in fonts} == fonts
+    assert not (folder / "logo.png").exists()
+
+
 def test_a_folder_has_no_revisions(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(UsageError, match=r"--revision v2 is given, .* has no revisions.*hub id"):
