@@ -48,6 +48,8 @@ class Sampling:
     """At least so many frames a chunk, as far as the file has them."""
     max_frames: int
     """At most so many frames a chunk; more are thinned evenly."""
+    last_frame: bool = False
+    """Whether frames are spread from a chunk's first frame to its last, both taken."""
 
     def __post_init__(self) -> None:
         if (self.fps is None) == (self.frames is None):
@@ -66,7 +68,13 @@ class Sampling:
     def told(self) -> dict[str, Any]:
         """Return the fields by name, for people and programs."""
         whole = {"chunk_seconds": None, "whole": True} if self.whole else {}
-        return {**fields_of(self), **whole}
+        return {**self.decides, **whole}
+
+    @property
+    def decides(self) -> dict[str, Any]:
+        """Return the fields that decide keys: `last_frame`, which came later, where it is set."""
+        found = fields_of(self)
+        return found if self.last_frame else {k: v for k, v in found.items() if k != "last_frame"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -53,6 +53,7 @@ class CaptionOptions(FeatureOptions, total=False):
     summary: bool
     summary_prompt: str
     system: str
+    sampling_as_card: bool
     start_with: str
     avoid: Words
     sampling: str

@@ -19,7 +19,7 @@ from tests.support.refusals import one_line
 BROKEN = os.fsdecode(b"\xff\xfe")
 SPEAKING_OPTIONS = {
     "--prompts", "--summary", "--summary-prompt", "--length", "--system", "--start-with",
-    "--avoid", "--retry-loops", "--trigger",
+    "--avoid", "--retry-loops", "--trigger", "--sampling-as-card",
     "--strip-think", "--sampling", "--temperature", "--top-p", "--top-k", "--seed", "--beams",
     "--repetition-penalty", "--presence-penalty", "--no-repeat-ngram", "--schema",
 }  # fmt: skip

@@ -112,3 +112,21 @@ def test_no_target_is_missed_by_rounding(fps: float) -> None:
 def test_chunks_shorter_than_a_frame_still_each_show_something() -> None:
     plans = cut([0, 10, 20], chunk_seconds=0.25, fps=1, last=10)
     assert [list(p.ticks) for p in plans] == [[0]] * 4 + [[10]] * 4 + [[20]] * 4
+
+
+def test_frames_from_the_first_to_the_last_are_spread_as_linspace_does() -> None:
+    plans = cut(list(range(75)), fps=1, last_frame=True)
+    assert [list(p.ticks) for p in plans] == [[0, 14, 29], [30, 44, 59], [60, 74]]
+    (whole,) = cut(list(range(75)), chunk_seconds=30, frames=8, last_frame=True)
+    assert list(whole.ticks) == [0, 11, 21, 32, 42, 53, 63, 74]
+
+
+def test_the_last_frame_comes_with_bounds_and_gaps_too() -> None:
+    (few,) = cut(list(range(30)), fps=10, max_frames=4, last_frame=True)
+    assert list(few.ticks) == [0, 10, 19, 29]
+    (least,) = cut(list(range(30)), fps=0.1, min_frames=4, last_frame=True)
+    assert list(least.ticks) == [0, 10, 19, 29]
+    (all_of,) = cut([0, 3, 29], fps=2, last_frame=True)
+    assert list(all_of.ticks) == [0, 3, 29]
+    (middle,) = cut(list(range(30)), frames=1, last_frame=True)
+    assert list(middle.ticks) == [15]

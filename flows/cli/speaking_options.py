@@ -23,6 +23,7 @@ def add_speaking_options(parser: argparse.ArgumentParser) -> None:
     add("--start-with", default="", metavar="TEXT", help="every caption goes on from it")
     add("--schema", default="", metavar="F", help="every caption is JSON of this JSON Schema")
     add("--avoid", default="", metavar="W,W", help="words that are never said")
+    add("--sampling-as-card", action="store_true", help="frames and --system as the model's card")
     add("--engine", default=AUTO, metavar="E", help=f"{'|'.join(OFFERED)} [%(default)s]")
     add("--max-new-tokens", type=int, default=256, metavar="N", help="longest caption [256]")
     add("--retry-loops", action="store_true", help="say again what goes round in circles")

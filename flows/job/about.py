@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from artifacts.words import counted
+from flows.job.card_frames import card_note, card_source
 from flows.job.context_note import context_note
 from flows.job.models import Model
 from flows.job.precision import PartSettings, precision_note
@@ -26,6 +27,7 @@ def summary(job: Job) -> dict[str, Any]:
         "precision": job.model.precision(),
         "as_published": job.model.profile.as_published,
         "sampling": job.sampling.told,
+        **({"sampling_as_card": card} if (card := card_source(job.config, job.model)) else {}),
         **({"max_pixels": most} if (most := job.config.max_pixels) else {}),
         "batch_size": job.config.batch_size,
         **({"generation": told} if (told := job.config.generation.told) else {}),
@@ -68,7 +70,15 @@ def notes(job: Job) -> list[str]:
             "more and no fewer"
         )
     found += filter(
-        None, [_whole(job), _chained(job), _unseen(job), _context(job), _as_published(job)]
+        None,
+        [
+            card_note(job.config, job.model),
+            _whole(job),
+            _chained(job),
+            _unseen(job),
+            _context(job),
+            _as_published(job),
+        ],
     )
     return [*found, *job.notes]
 

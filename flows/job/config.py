@@ -86,6 +86,8 @@ class CaptionConfig(SpeakingConfig):
     """Frames a chunk, evenly; excludes `fps`."""
     max_frames: int | None = None
     """At most so many frames a chunk; None: what the checkpoint's processor states."""
+    sampling_as_card: bool = False
+    """Take frames and the system turn from what the model's authors state, unless named here."""
     max_pixels: int | None = None
     """At most so many pixels of a picture or a frame, before it is cut in patches; None: what the
     checkpoint's processor states."""

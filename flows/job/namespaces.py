@@ -80,7 +80,6 @@ def namespaces_of(
     fits: dict[str, Any] = {kind: model.fit(kind).long_edges for kind in ("video", "image")}
     if model.fit("image").shrinks:
         fits["shrunk"] = SHRINKING
-    looked_at = {name: getattr(sampling, name) for name in sampling.__slots__}
     of: dict[str, str] = {}
     for stage in pipeline:
         by = [of[stage.reads], *_decides(stage, model, settings)] if stage.reads else []
@@ -88,7 +87,9 @@ def namespaces_of(
         if stage.part and model.profile.prompted and not stage.limited:
             limit = list(model.profile.turn_words(system=False))
         cut = [config.tiles, model.fit("image").edge] if stage.tiled and config.tiles != OFF else []
-        of[stage.writes] = _namespace(stage, [*by, *limit, *cut] if by else [looked_at, fits])
+        of[stage.writes] = _namespace(
+            stage, [*by, *limit, *cut] if by else [sampling.decides, fits]
+        )
     of_prompts = {s.writes for s in pipeline if s.prompted or (model.profile.prompted and s.part)}
     return Namespaces(
         of=of,

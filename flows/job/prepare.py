@@ -16,6 +16,7 @@ from artifacts.schema import Sampling
 from artifacts.store import Store, open_store
 from artifacts.tiles import OFF
 from flows.job.budget import Budget, budget_for
+from flows.job.card_frames import as_card, sampling_as_card
 from flows.job.card_sampling import with_card_sampling
 from flows.job.config import CaptionConfig
 from flows.job.contents import (
@@ -128,9 +129,8 @@ def prepare(
 ) -> Job:
     """Return everything a run must know before it starts a stage. It is taken through the first of
     `pipelines` that its model is for (none: it captions), with `alone` in the best variant and no
-    other. `announce` is told of what takes long, `progress` of media that are
-    fetched, as all are that are not known, unless `fetch` is false; `read_weights` is as with
-    `open_model`. Raises PenstockError."""
+    other. `announce` is told of what takes long, `progress` of media that are fetched, as all
+    unknown ones are with `fetch`; `read_weights` is as with `open_model`. Raises PenstockError."""
     pipelines = with_summaries(pipelines or (CAPTION,), asked=config.summary)
     if COCO in config.format and LABEL not in pipelines:
         raise UsageError("--format coco is of labels", hint="Run `penstock label`, or leave it out")
@@ -223,9 +223,9 @@ def _model_for(
 
 def _job_of(config: CaptionConfig, store: Store, model: Model, pipeline: Pipeline) -> Job:
     """Return the job without its media."""
-    config, notes = with_card_sampling(config, model.folder)
+    config, notes = with_card_sampling(as_card(config, model), model.folder)
     over_media = tuple(stage for stage in pipeline if stage.of_media)
-    sampling, last, device = model.sampling(config), over_media[-1], device_name()
+    sampling, last, device = sampling_as_card(config, model), over_media[-1], device_name()
     stored = stored_namespaces(store, last.writes) if last.limited else set()
     return Job(
         config=config,

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from flows.job.budget import Budget
+from flows.job.card_frames import sampling_as_card
 from flows.job.config import CaptionConfig
 from flows.job.models import Model
 from flows.job.prepare import Job
@@ -122,7 +123,7 @@ def question_of_model(
         model=model,
         config=config,
         device=device,
-        workloads=tuple(standard_workloads(model, model.sampling(config), asked)),
+        workloads=tuple(standard_workloads(model, sampling_as_card(config, model), asked)),
         stages=stages,
         context_bytes=context_of(device),
     )

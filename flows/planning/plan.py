@@ -11,6 +11,7 @@ from artifacts.store import open_store
 from flows.console.units import gib
 from flows.job.about import halves, notes
 from flows.job.budget import Budget, budget_for
+from flows.job.card_frames import as_card, card_note
 from flows.job.card_sampling import with_card_sampling
 from flows.job.config import CaptionConfig
 from flows.job.contents import refuse_summary
@@ -123,13 +124,15 @@ def _plan_of(
     except Undescribed as error:
         return _by_dimensions(config, device, announce, error, pipelines)
     pipeline = pipeline_for(model, pipelines)
+    config = as_card(config, model)
     refuse_summary(config, model)
     model = model.of_parts(parts_of(pipeline))
     question = question_of_model(model, config, device, pipeline)
     refuse_beyond_context(question, {model.prompt_for(config, "video")})
     plan = _answered(question, budget_for(config, device), None, ())
     note = precision_note(model.profile, [s[0] for s in model.settings.values()], device)
-    notes = (*filter(None, (note, context_note(model, config))), *model.notes)
+    said = (note, card_note(config, model), context_note(model, config))
+    notes = (*filter(None, said), *model.notes)
     return replace(plan, notes=(*notes, *with_card_sampling(config, model.folder)[1]))
 
 
@@ -156,7 +159,7 @@ def _by_dimensions(
             )
             for fused in (True, False)
         ]
-        pipeline = pipeline_for(models[0], pipelines)
+        pipeline, config = pipeline_for(models[0], pipelines), as_card(config, models[0])
         question, unfused = (question_of_model(model, config, device, pipeline) for model in models)
     except (UsageError, EnvironmentFault, *SENSELESS):
         raise error from None

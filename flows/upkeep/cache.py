@@ -83,7 +83,8 @@ def holdings(store: Store) -> list[Holding]:
 def sampling_text(sampling: Mapping[str, Any]) -> str:
     """Return a line such as `30 s, 1 fps, 32 frames at most`."""
     longest = "whole files" if sampling.get("whole") else f"{sampling['chunk_seconds']:g} s"
+    last = ", the last one among them" if sampling.get("last_frame") else ""
     pieces = f"shots up to {longest}" if sampling["shots"] else longest
     if sampling["frames"] is not None:
-        return f"{pieces}, {sampling['frames']} frames"
-    return f"{pieces}, {sampling['fps']:g} fps, {sampling['max_frames']} frames at most"
+        return f"{pieces}, {sampling['frames']} frames{last}"
+    return f"{pieces}, {sampling['fps']:g} fps, {sampling['max_frames']} frames at most{last}"

@@ -1,0 +1,88 @@
+"""Takes frames and the system turn of a run from what the model's authors state, where
+`--sampling-as-card` asks for it."""
+
+import json
+from dataclasses import replace
+
+from artifacts.errors import UsageError
+from artifacts.regular import read_text
+from artifacts.schema import Sampling
+from artifacts.words import counted
+from flows.job.config import CaptionConfig
+from flows.job.models import Model
+from stages.models.hub.checkpoint import CONFIG, JSON_BYTES
+from stages.models.published_facts import FamilyFacts, facts_of
+
+
+def as_card(config: CaptionConfig, model: Model) -> CaptionConfig:
+    """Return the configuration with what the authors state and the command does not. Raises
+    UsageError where none of it is known of the model's family."""
+    if not config.sampling_as_card:
+        return config
+    family, facts = _family(model)
+    if facts.fps is None and facts.frames is None and facts.system is None:
+        raise UsageError(
+            f"--sampling-as-card: of {family} neither frames nor a system turn is known, "
+            f"{_known(facts)}",
+            hint="Give --fps or --frames, and --system, as the model's card says",
+        )
+    fps, frames, most = config.fps, config.frames, config.max_frames
+    if fps is None and frames is None:
+        fps, frames = facts.fps, facts.frames if facts.fps is None else None
+    if config.frames is None:
+        most = most or facts.frames
+    system = config.system
+    if model.profile.takes_system:
+        system = system or facts.system or ""
+    return replace(config, fps=fps, frames=frames, max_frames=most, system=system)
+
+
+def sampling_as_card(config: CaptionConfig, model: Model) -> Sampling:
+    """Return the choice of frames of a run."""
+    sampling = model.sampling(config)
+    if not config.sampling_as_card or config.shots:  # the end of a shot comes after its frames
+        return sampling
+    return replace(sampling, last_frame=_family(model)[1].last_frame)
+
+
+def card_source(config: CaptionConfig, model: Model) -> str:
+    """Return where the authors state what was taken from them; empty without the option."""
+    return _family(model)[1].source if config.sampling_as_card else ""
+
+
+def card_note(config: CaptionConfig, model: Model) -> str:
+    """Return what is looked at as the card says; empty without the option."""
+    if not config.sampling_as_card:
+        return ""
+    facts, sampling = _family(model)[1], sampling_as_card(config, model)
+    if sampling.fps is not None:
+        rate = f"{sampling.fps:g} frames a second, at most {sampling.max_frames} a chunk"
+    else:
+        rate = f"{counted(sampling.frames or 0, 'frame')} a chunk"
+    said = [f"{rate}, from the first to the last one" if sampling.last_frame else rate]
+    if facts.last_frame and config.shots:
+        said.append("--shots leaves the last frame out")
+    if facts.system and not model.profile.takes_system:
+        said.append("the chat template has no place for the card's system turn")
+    elif facts.system:
+        said.append(f"system turn “{config.system}”")
+    return f"sampling as card: {'; '.join(said)} ({facts.source})"
+
+
+def _family(model: Model) -> tuple[str, FamilyFacts]:
+    """Return the `model_type` of a checkpoint and what is known of it."""
+    try:
+        found = json.loads(read_text(model.folder / CONFIG, JSON_BYTES))
+        family = str(found.get("model_type", ""))
+    except (OSError, ValueError, RecursionError, AttributeError):
+        family = ""
+    return family or model.name, facts_of(family)
+
+
+def _known(facts: FamilyFacts) -> str:
+    """Return what is known of a family, in words."""
+    known = [f"a context of {facts.context:,} tokens"] if facts.context else []
+    if facts.sampling:
+        values = ", ".join(f"{name} {value:g}" for name, value in facts.sampling.items())
+        known.append(f"how words are chosen ({values})")
+    return f"only {' and '.join(known)}" if known else "and nothing else either"
