@@ -32,7 +32,14 @@ NAVIGATION = {
         "docs/tune",
     ],
     "Labels, vectors, search": ["docs/labels", "docs/embed", "docs/search"],
-    "Models": ["docs/models", "docs/precision", "docs/export", "docs/graphs", "docs/natives"],
+    "Models": [
+        "docs/models",
+        "docs/precision",
+        "docs/export",
+        "docs/graphs",
+        "docs/natives",
+        "docs/published",
+    ],
     "This machine": ["docs/memory", "docs/machine", "docs/gpu", "docs/cache"],
     "For months": [
         "docs/serve",

@@ -9,6 +9,7 @@ LLAVA_V1_SYSTEM = (
     "The assistant gives helpful, detailed, and polite answers to the human's questions."
 )
 """System turn of the conversation `llava_v1`."""
+HELPFUL = "You are a helpful assistant."
 INTERNVL_SYSTEM = (
     "你是书生·万象，英文名是InternVL，是由上海人工智能实验室、清华大学及多家合作单位联合开发的"  # noqa: RUF001
     "多模态大语言模型。"
@@ -52,6 +53,15 @@ _QWEN_VL_UTILS = (
 # `total_pixels` (0.9 x 128,000 tokens) counts the frames of a pair once: twice that for all frames.
 _QWEN2_VIDEO = 2 * int(128_000 * 28 * 28 * 0.9)
 
+_QWEN2_5_OMNI = FamilyFacts(
+    pixels_a_frame=(128 * 28 * 28, 768 * 28 * 28),
+    pixels_a_video=_QWEN2_VIDEO,
+    fps=2.0,
+    frames=768,
+    last_frame=True,
+    source="QwenLM/Qwen2.5-Omni qwen-omni-utils/src/qwen_omni_utils/v2_5/vision_process.py at "
+    "f8bf58c",
+)
 _QWEN3_VL = FamilyFacts(
     context=262_144,
     fps=2.0,
@@ -94,6 +104,8 @@ FACTS: Mapping[str, FamilyFacts] = {
         last_frame=True,
         source=f"{_QWEN_VL_UTILS}; context: config.json of Qwen/Qwen2.5-VL-7B-Instruct-AWQ",
     ),
+    "qwen2_5_omni": _QWEN2_5_OMNI,
+    "qwen2_5_omni_thinker": _QWEN2_5_OMNI,
     "qwen3_vl": _QWEN3_VL,
     "qwen3_vl_moe": _QWEN3_VL,
     "qwen3_5": _QWEN3_5,
@@ -120,7 +132,7 @@ FACTS: Mapping[str, FamilyFacts] = {
         context=32_768,
         frames=16,
         last_frame=True,
-        system="You are a helpful assistant.",
+        system=HELPFUL,
         sampling={"temperature": 0.0},
         source="LLaVA-VL/LLaVA-NeXT docs/LLaVA_OneVision_Tutorials.ipynb and "
         "llava/conversation.py (qwen_1_5) at df17966; context: 7b/config.json of "
@@ -162,6 +174,7 @@ FACTS: Mapping[str, FamilyFacts] = {
     "video_llama_3": FamilyFacts(
         fps=1.0,
         frames=180,
+        system=HELPFUL,
         source="DAMO-NLP-SG/VideoLLaMA3 README.md and inference/example_videollama3.py at 05cee23",
     ),
     "molmo2": FamilyFacts(
