@@ -213,7 +213,7 @@ def _model_for(
     )
     pipeline = pipeline_for(model, pipelines)
     if any(stage.limited for stage in pipeline):
-        refuse_around(config, model)
+        refuse_around(as_card(config, model), model)
     # Where no stage loads anything, the notes of a store still say which model it was.
     model = model.of_parts(parts_of(pipeline) or model.settings, alone=alone)
     if config.tiles == OFF and any(stage.shrinks for stage in pipeline):
