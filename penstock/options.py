@@ -29,6 +29,7 @@ class FeatureOptions(TypedDict, total=False):
     frames: int | None
     max_frames: int | None
     max_pixels: int | None
+    max_video_pixels: int | None
     memory: str | int | None
     """Bytes, or a text such as `8GiB`."""
     precision: str

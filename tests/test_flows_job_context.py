@@ -6,10 +6,13 @@ from typing import Any
 
 import pytest
 
+from artifacts.schema import ChunkIndex, FrameFit
 from flows.job.config import CaptionConfig
 from flows.job.context_note import context_note
-from flows.job.sampling import sampling_of, wanted_sampling
-from stages.models.profile import ModelProfile, SamplingProfile
+from flows.job.namespaces import Namespaces
+from flows.job.sampling import frame_bound, sampling_of, wanted_sampling
+from flows.job.tasks import Medium, task_of
+from stages.models.profile import ModelProfile, SamplingProfile, SeenSize
 from tests.support.by_hand import PROFILE, model
 
 LLAVA = replace(PROFILE, context_tokens=4096, words_a_frame=1, words_a_prompt=19)
@@ -68,6 +71,59 @@ def test_the_frames_that_a_processor_states_need_room_for_usual_words_alone() ->
     cogvlm = replace(LLAVA, context_tokens=2048, frame_tokens=66, sampling=stated)
     assert frames(cogvlm) == 24 and frames(cogvlm, max_frames=30) == 24
     assert frames(replace(cogvlm, context_tokens=1900)) == 21
+
+
+def test_of_frames_that_are_more_tokens_the_larger_they_are_the_size_bounds_the_number() -> None:
+    """Qwen2.5-VL as stock, whose frames of 1280 pixels square are 1,058 tokens each."""
+    sizes = ((64, 2), (224, 32), (448, 128), (720, 338))
+    qwen = replace(
+        LLAVA,
+        modalities=("image", "video"),
+        context_tokens=32768,
+        frame_tokens=1058,
+        frame_sizes=tuple(SeenSize(edge=e, tokens=t, pixel_bytes=1) for e, t in sizes),
+        fit_video=FrameFit(),
+        words_a_frame=0,
+    )
+    assert frames(qwen) == 32, "the sampling is as it was"
+    bound = frame_bound(qwen, config())
+    assert bound is not None
+    sizes_of_videos = ((360, 640), (720, 1280), (1080, 1920), (2160, 3840))
+    assert [bound.of(size) for size in sizes_of_videos] == [215, 53, 23, 5]
+    assert frame_bound(replace(qwen, context_tokens=0), config()) is None
+    assert frame_bound(qwen, config(as_published=False)) is None
+    most = replace(qwen, pixels_a_video=25_165_824)
+    assert frame_bound(most, config()) is None, "all frames of a video together are fewer tokens"
+    capped = replace(qwen, fit_video=FrameFit(long_edges=((1.0, 448),)), frame_tokens=128)
+    capped = replace(capped, frame_sizes=qwen.frame_sizes[:2])
+    assert frame_bound(capped, config()) is None, "a full chunk of the largest frames fits"
+    assert frame_bound(capped, config(max_frames=400, fps=20.0)) is not None
+
+
+def test_a_chunk_with_fewer_frames_has_keys_of_its_own_and_its_frames_stay() -> None:
+    sizes = (SeenSize(edge=64, tokens=10, pixel_bytes=1),)
+    profile = replace(LLAVA, context_tokens=4096, frame_tokens=1000, frame_sizes=sizes)
+    bound = frame_bound(replace(profile, fit_video=FrameFit()), config())
+    assert bound is not None
+    of = {"frames": "a", "features": "b", "captions": "c"}
+    free = Namespaces(of=of, prompted=frozenset(["captions"]))
+    medium = Medium(digest="d", path="a.mp4", kind="video", prompt="why?")
+    large, small = (
+        ChunkIndex(
+            index=0, start=0.0, end=30.0, times=tuple(map(float, range(30))), height=e, width=e
+        )
+        for e in (1280, 64)
+    )
+    task, plain = (
+        task_of(medium, None, large, each) for each in (replace(free, bound=bound), free)
+    )
+    assert task.chunk.times == (0.0, 10.0, 20.0) and task.whole == large
+    assert task["frames"] == plain["frames"]
+    assert task["features"] != plain["features"] and task["captions"] != plain["captions"]
+    again = task_of(medium, None, task.whole, replace(free, bound=bound))
+    assert again == task
+    alike = [task_of(medium, None, small, each) for each in (replace(free, bound=bound), free)]
+    assert alike[0].keys == alike[1].keys and alike[0].stored is None
 
 
 def test_the_line_says_how_many_and_what_shows_all() -> None:

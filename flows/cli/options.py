@@ -63,10 +63,10 @@ def add_caption_options(parser: argparse.ArgumentParser, *, text: bool = True) -
     add("--whole", action="store_true", help="one caption a file, however long")
     add("--fps", type=float, metavar="F", help="frames a second [what the model states, else 1]")
     add("--frames", type=int, metavar="N", help="frames a chunk, evenly")
-    add(
-        "--max-frames", type=int, metavar="N", help="at most so many a chunk [the model's, else 32]"
-    )
+    most = "at most so many a chunk [the model's, else 32]"
+    add("--max-frames", type=int, metavar="N", help=most)
     add("--max-pixels", type=int, metavar="N", help="at most so many a frame [the model's]")
+    add("--max-video-pixels", type=int, metavar="N", help="at most so many a chunk [the model's]")
     add = parser.add_argument_group("memory").add_argument
     add("--memory", metavar="SIZE", help="a stage takes at most so much: 8GiB [what is free]")
     add("--precision", default="native", metavar="P", help=f"{'|'.join(PRECISIONS)} [%(default)s]")

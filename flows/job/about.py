@@ -29,6 +29,7 @@ def summary(job: Job) -> dict[str, Any]:
         "sampling": job.sampling.told,
         **({"sampling_as_card": card} if (card := card_source(job.config, job.model)) else {}),
         **({"max_pixels": most} if (most := job.config.max_pixels) else {}),
+        **({"max_video_pixels": most} if (most := job.config.max_video_pixels) else {}),
         "batch_size": job.config.batch_size,
         **({"generation": told} if (told := job.config.generation.told) else {}),
         **({"words": said} if any(said.values()) else {}),

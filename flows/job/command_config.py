@@ -40,6 +40,7 @@ COMMANDS: Mapping[str, frozenset[str]] = {
             "frames",
             "max_frames",
             "max_pixels",
+            "max_video_pixels",
             "vision_precision",
             "language_precision",
             "as_published",

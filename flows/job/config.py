@@ -36,6 +36,7 @@ ABOVE_ZERO = (
     "frames",
     "max_frames",
     "max_pixels",
+    "max_video_pixels",
     "batch_size",
     "max_new_tokens",
     "limit",
@@ -91,6 +92,9 @@ class CaptionConfig(SpeakingConfig):
     max_pixels: int | None = None
     """At most so many pixels of a picture or a frame, before it is cut in patches; None: what the
     checkpoint's processor states."""
+    max_video_pixels: int | None = None
+    """At most so many pixels of all frames of a chunk together; None: what the checkpoint's
+    processor states."""
     precision: str = "native"
     """Precision of both halves; `native` is the checkpoint's own, `auto` the same as long as it
     fits. `int8` and `nf4` mean the language half alone."""

@@ -5,13 +5,20 @@ never depends on a prompt or on `--max-new-tokens`: words have a reserve of thei
 another question needs no other frames.
 """
 
+from dataclasses import dataclass, field, replace
+
+from artifacts.schema import LARGE_EDGE, ChunkIndex
 from flows.job.frame_tokens import known_sizes, most_of_a_video, seen
+from stages.encode.shown_frames import shown_frames
+from stages.models.pixel_bounds import PixelBounds
 from stages.models.profile import ModelProfile
 
 RESERVE_TOKENS = 1024
 """Tokens of the context that are kept for words."""
 RESERVE_SHARE = 4
 """One part in so many of the context, where that is less."""
+MOST_TRIED = 2048
+"""Frames of a chunk that are tried at the most where their number decides their size."""
 USUAL_WORDS = 320
 """Tokens of the question and the longest answer where the user sets neither."""
 
@@ -38,16 +45,64 @@ def frames_of_size(profile: ModelProfile, size: tuple[int, int]) -> int | None:
     """Return the most frames of this height and width, as stored, of a chunk that fit the context.
     None: it sets no bound."""
     each, _ = seen(profile, profile.fit_video, "video", size)
-    if profile.frames_a_video or not each:
+    room = frame_room(profile)
+    if profile.frames_a_video or not each or not room:
         return None
-    most = _fitting(profile, each)
-    if most is None or not profile.pixels_a_video:
-        return most
-    # Of many frames of a video each is seen smaller, so that all together take no more than this.
-    left = frame_room(profile) - most_of_a_video(profile)[0]
-    if left >= 0 and not profile.words_a_frame:
+    if profile.video_bounds is not None:
+        return _counted(profile, profile.video_bounds, size)
+    if profile.pixels_a_video:
+        # Of many frames of a video each is seen smaller, so that all together take no more.
+        left = room - most_of_a_video(profile)[0]
+        if left >= 0:
+            words = profile.words_a_frame
+            return max(_fitting(profile, each) or 0, int(left // words)) if words else None
+    return _fitting(profile, each)
+
+
+def _counted(profile: ModelProfile, bounds: PixelBounds, size: tuple[int, int]) -> int | None:
+    """Return the same where it is known to which size a video of so many frames is resized."""
+
+    def tokens(count: int) -> int:
+        return bounds.tokens(count, *size) + count * profile.words_a_frame
+
+    room, stated = frame_room(profile), _stated(profile)
+    if stated and tokens(stated) <= profile.context_tokens - _usual_words(profile):
+        room = max(room, tokens(stated))
+    if tokens(MOST_TRIED) <= room:
         return None
-    return max(most, int(left // profile.words_a_frame)) if left >= 0 else most
+    return next((count for count in range(MOST_TRIED, 0, -1) if tokens(count) <= room), 0)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FrameBound:
+    """The bound of a model whose frames are more tokens the larger they are."""
+
+    profile: ModelProfile
+    _known: dict[tuple[int, int], int | None] = field(default_factory=dict, compare=False)
+
+    def of(self, size: tuple[int, int]) -> int | None:
+        """Return the most frames of this height and width, as stored, that are shown of a chunk;
+        None: any number."""
+        if size not in self._known:
+            most = frames_of_size(self.profile, size)
+            self._known[size] = None if most is None else max(1, most)
+        return self._known[size]
+
+    def shown(self, chunk: ChunkIndex) -> ChunkIndex:
+        """Return a chunk with the frames that are shown of it, evenly over all that it has."""
+        most = self.of((chunk.height, chunk.width))
+        if most is None or len(chunk.times) <= most:
+            return chunk
+        return replace(chunk, times=shown_frames(chunk.times, chunk.end - chunk.start, most)[1])
+
+
+def bound_by_size(profile: ModelProfile, frames: int) -> FrameBound | None:
+    """Return the bound of a model where it depends on the size of frames; None where as many
+    `frames` fit as large as they are ever seen."""
+    if not frame_room(profile) or frames_of_any_size(profile) is not None:
+        return None
+    most = frames_of_size(profile, (LARGE_EDGE, LARGE_EDGE))
+    return None if most is None or frames <= most else FrameBound(profile=profile)
 
 
 def _fitting(profile: ModelProfile, each: float) -> int | None:
@@ -60,6 +115,15 @@ def _fitting(profile: ModelProfile, each: float) -> int | None:
     # Encoders that take frames in pairs make two of an odd one: half of the reserve is for words.
     if "video" in profile.modalities and most % 2 and (most + 1) * each > (room + context) / 2:
         most -= 1
-    stated = profile.sampling.max_frames or profile.sampling.frames or 0
-    words = profile.words_a_prompt + USUAL_WORDS
-    return max(most, stated) if stated * (each + profile.words_a_frame) + words <= context else most
+    stated = _stated(profile)
+    fits = stated * (each + profile.words_a_frame) + _usual_words(profile) <= context
+    return max(most, stated) if fits else most
+
+
+def _stated(profile: ModelProfile) -> int:
+    """Return the frames of a chunk that the checkpoint's own processor states; 0: it does not."""
+    return profile.sampling.max_frames or profile.sampling.frames or 0
+
+
+def _usual_words(profile: ModelProfile) -> int:
+    return profile.words_a_prompt + USUAL_WORDS

@@ -61,7 +61,9 @@ def read_profile(
     with readable(config.model):
         for path in filter(Path.is_file, _weights_here(checkpoint.folder)):
             files.note(path)
-        limit = [config.max_pixels] if config.max_pixels else []
+        limit: list[object] = [config.max_pixels] if config.max_pixels else []
+        video = config.max_video_pixels
+        limit += [f"{video} pixels a video"] if video else []
         way = [] if as_published is None else [f"as published: {as_published}"]
         stated = _stated(checkpoint)
         key = digest_of([small, stated, config.trust_remote_code, *limit, *way])
@@ -78,6 +80,7 @@ def read_profile(
             "trust_remote_code": config.trust_remote_code,
             "files": files.files.to_json(),
             "max_pixels": config.max_pixels or 0,
+            "max_video_pixels": video or 0,
             "as_published": as_published,
         },
         device="cpu",

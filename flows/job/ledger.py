@@ -234,7 +234,7 @@ class Ledger:
 
     def again(self, task: Task, namespaces: Namespaces) -> Task:
         """Return a task with the keys of another variant."""
-        return self.at(task.medium, task.chunk, namespaces, task.previous)
+        return self.at(task.medium, task.whole, namespaces, task.previous)
 
     def frames_wanted(self, medium: Medium) -> list[int] | None:
         """Return the chunks whose frames must be cut: None for all of an unknown medium, [] for

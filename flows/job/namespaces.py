@@ -9,8 +9,10 @@ from artifacts.keys import digest_of
 from artifacts.schema import SHRINKING, FrameFit, Part, Sampling
 from artifacts.tiles import OFF
 from flows.job.config import CaptionConfig
+from flows.job.context import FrameBound
 from flows.job.models import Model
 from flows.job.precision import PartSettings
+from flows.job.sampling import frame_bound
 from flows.pipelines import Pipeline
 from stages.process.stage import Stage
 
@@ -38,6 +40,8 @@ class Namespaces:
     """Squares that pictures are cut in."""
     frames_a_video: int = 0
     """Number of frames that its model takes of each chunk; 0: any."""
+    bound: FrameBound | None = None
+    """The most frames that are shown of a chunk, where that depends on their size; None: all."""
     engine: str = ""
     """Name of what makes the captions; empty where none are made."""
 
@@ -99,6 +103,7 @@ def namespaces_of(
         fit_image=model.fit("image"),
         tiles=config.tiles,
         frames_a_video=model.profile.frames_a_video,
+        bound=frame_bound(model.profile, config),
         engine="".join(chosen.engine for chosen in settings.values()),
     )
 
@@ -120,8 +125,10 @@ def _said(config: CaptionConfig, model: Model) -> list[Any]:
 def _decides(stage: Stage, model: Model, settings: Mapping[Part, PartSettings]) -> list[Any]:
     if not stage.part:
         return []
-    most = model.profile.max_pixels if stage.part == "vision" else 0
-    limit = [f"{most} pixels"] if most else []
+    limit: list[str] = []
+    if stage.part == "vision":
+        most, video = model.profile.max_pixels, model.profile.max_video_pixels
+        limit = [f"{most} pixels"] * bool(most) + [f"{video} pixels a video"] * bool(video)
     return [model.digests[stage.part], *settings[stage.part].decides, *limit]
 
 

@@ -1,4 +1,4 @@
-"""Checks `--max-pixels` against the limits of a model's processor."""
+"""Checks `--max-pixels` and `--max-video-pixels` against the limits of a model's processor."""
 
 from artifacts.errors import UsageError
 from flows.job.config import CaptionConfig
@@ -9,18 +9,23 @@ TOKENS = 64
 
 
 def check_pixels(config: CaptionConfig, profile: ModelProfile) -> None:
-    """Refuse `--max-pixels` where the model's processor has no such limit, or where the value is
-    too small. Raises UsageError."""
-    if config.max_pixels is None:
+    """Refuse `--max-pixels` and `--max-video-pixels` where the model's processor has no such limit,
+    or where the value is too small. Raises UsageError."""
+    _check("--max-pixels", config.max_pixels, profile.least_pixels, config.model)
+    least = profile.least_pixels if profile.video_bounds else 0
+    _check("--max-video-pixels", config.max_video_pixels, least, config.model)
+
+
+def _check(option: str, value: int | None, least: int, model: str) -> None:
+    if value is None:
         return
-    least = profile.least_pixels
     if not least:
         raise UsageError(
-            f"the processor of {config.model} has no limit of pixels that --max-pixels could set",
+            f"the processor of {model} has no limit of pixels that {option} could set",
             hint="Leave it out; fewer frames take less memory, too: --max-frames",
         )
-    if config.max_pixels < least:
+    if value < least:
         raise UsageError(
-            f"--max-pixels is {config.max_pixels}, and one token of {config.model} has {least}",
+            f"{option} is {value}, and one token of {model} has {least}",
             hint=f"Give {TOKENS * least} or more",
         )

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from artifacts.schema import WHOLE_SECONDS, Sampling
 from flows.job.config import CaptionConfig
-from flows.job.context import frames_of_any_size
+from flows.job.context import FrameBound, bound_by_size, frames_of_any_size
 from stages.models.profile import ModelProfile
 
 CHUNK_SECONDS = 30.0
@@ -33,6 +33,14 @@ def sampling_of(profile: ModelProfile, config: CaptionConfig) -> Sampling:
         min_frames=min(sampling.min_frames, most),
         max_frames=most,
     )
+
+
+def frame_bound(profile: ModelProfile, config: CaptionConfig) -> FrameBound | None:
+    """Return the bound on the frames of a chunk where it depends on their size; None as stock, and
+    where a full chunk of the largest frames fits."""
+    if config.as_published is False:
+        return None
+    return bound_by_size(profile, full_chunk(wanted_sampling(profile, config)))
 
 
 def full_chunk(sampling: Sampling) -> int:

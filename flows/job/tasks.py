@@ -46,6 +46,13 @@ class Task:
     """What is asked of the chunk; while it waits, with the word for what is not there yet."""
     previous: str | None = ""
     """Caption of the chunk before, where the prompt asks for it; None: it is not there yet."""
+    stored: ChunkIndex | None = None
+    """The chunk with all of its stored frames, where fewer are shown; None: all are."""
+
+    @property
+    def whole(self) -> ChunkIndex:
+        """Return the chunk with all of its stored frames."""
+        return self.stored or self.chunk
 
     @property
     def waits(self) -> bool:
@@ -100,10 +107,13 @@ def task_of(
 ) -> Task:
     """Return a chunk of a medium with the keys of one variant; `index` is what was found in the
     medium, if it was looked at, and `previous` what was said of the chunk before."""
+    bound = namespaces.bound if medium.kind == "video" else None
+    shown = bound.shown(chunk) if bound else chunk
     # Of a chunk that waits the word itself stands in the key, by which nothing is ever made.
-    asked = asked_of(medium.prompt, chunk, namespaces.frames_a_video)
+    asked = asked_of(medium.prompt, shown, namespaces.frames_a_video)
     asked = asked if previous is None else asked.replace(PREVIOUS, previous)
     words = index.words(namespaces.fit_image) if index is not None else ()
+    fewer = () if shown is chunk else (f"{len(shown.times)} frames",)
     keys = {
         kind: item_key(
             namespace,
@@ -111,12 +121,14 @@ def task_of(
             chunk.index,
             *([asked] if kind in namespaces.prompted else []),
             *words,
+            *(fewer if at else ()),  # the frames are stored as they always were
         )
-        for kind, namespace in namespaces.of.items()
+        for at, (kind, namespace) in enumerate(namespaces.of.items())
     }
     return Task(
         medium=medium,
-        chunk=chunk,
+        chunk=shown,
+        stored=None if shown is chunk else chunk,
         keys=keys,
         namespaces=namespaces,
         prompt=asked,

@@ -77,7 +77,7 @@ def said_before(ledger: Ledger, tasks: Sequence[Task], stage: Stage) -> dict[str
     for task in tasks if others else ():
         for prompt in others:
             medium = replace(task.medium, prompt=prompt)
-            key = ledger.at(medium, task.chunk, task.namespaces, task.previous)[stage.writes]
+            key = ledger.at(medium, task.whole, task.namespaces, task.previous)[stage.writes]
             if key in made:
                 found[task[stage.writes]] = int(made.meta(key)["tokens"])
                 break

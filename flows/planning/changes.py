@@ -117,6 +117,8 @@ def _auto(question: Question, stage: str) -> tuple[str, Question | None]:
 
 
 def _frames(question: Question) -> Iterator[tuple[str, Question | None]]:
+    if question.model.profile.max_video_pixels:
+        return  # each of fewer frames would be seen larger
     most = max((w.frames for w in question.workloads if w.kind == "video"), default=0)
     for count in takewhile(lambda count: count >= 1, (most >> step for step in range(1, 32))):
         workloads = (w.with_frames(min(count, w.frames)) for w in question.workloads)

@@ -17,6 +17,7 @@ from flows.job.card_frames import sampling_as_card
 from flows.job.config import CaptionConfig
 from flows.job.models import Model
 from flows.job.prepare import Job
+from flows.job.sampling import frame_bound
 from flows.pipelines import CAPTION, STAGES, Pipeline
 from flows.planning.costs import estimate, rungs_of
 from flows.planning.estimate import StageEstimate
@@ -119,11 +120,12 @@ def question_of_model(
     """Return the question about a model whatever the media; without a `prompt` it is given the one
     that the command asks."""
     asked = model.prompt_for(config, "video") if prompt is None else prompt
+    sampling, bound = sampling_as_card(config, model), frame_bound(model.profile, config)
     return Question(
         model=model,
         config=config,
         device=device,
-        workloads=tuple(standard_workloads(model, sampling_as_card(config, model), asked)),
+        workloads=tuple(standard_workloads(model, sampling, asked, bound)),
         stages=stages,
         context_bytes=context_of(device),
     )

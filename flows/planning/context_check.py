@@ -1,16 +1,25 @@
 """Refuses frames and words that do not fit the model's context, before anything is encoded. It
 loads no model."""
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Sequence
 
 from artifacts.errors import UsageError
 from artifacts.words import counted
 from flows.job.config import CaptionConfig
-from flows.job.context import frame_room, frames_of_any_size
+from flows.job.context import bound_by_size, frame_room, frames_of_size
+from flows.job.frame_tokens import seen
 from flows.job.models import Model
+from flows.job.prepare import Job
 from flows.job.prompt_tokens import PromptTokens, most_tokens
+from flows.job.sampling import full_chunk, wanted_sampling
 from flows.planning.choose import Question
+from flows.planning.sizes import Estimate
 from flows.planning.workloads import Workload
+from stages.models.profile import ModelProfile
+
+MARGIN = 0.9
+"""Share of the pixels that would just fit that is proposed: processors round them to patches."""
 
 
 def refuse_beyond_context(question: Question, prompts: Iterable[str]) -> None:
@@ -24,18 +33,56 @@ def refuse_beyond_context(question: Question, prompts: Iterable[str]) -> None:
         return
     prompt = max(prompts, key=most_tokens, default="")
     for workload in question.workloads:
-        if workload.kind == "video" and frames_of_any_size(model.profile) == 0:
-            raise _no_frame(model, room)
+        if workload.kind == "video" and frames_of_size(model.profile, workload.stored) == 0:
+            raise _no_frame(model, room, workload.stored)
         _refuse_words(model, config, workload, prompt)
 
 
-def _no_frame(model: Model, room: int) -> UsageError:
+def context_notes(job: Job, expected: Sequence[Estimate]) -> list[str]:
+    """Return a line on the largest frames of which fewer are shown than there are, because of the
+    context; or, as stock, of which more are. It is of models whose frames are more tokens the
+    larger they are. `expected` is an estimate for each medium."""
+    profile, config = job.model.profile, job.config
+    bound = bound_by_size(profile, full_chunk(wanted_sampling(profile, config)))
+    if bound is None:
+        return []
+    cut = [
+        (most, estimate)
+        for medium, estimate in zip(job.media, expected, strict=True)
+        if medium.kind == "video" and (most := bound.of(estimate.stored))
+        if estimate.stored_frames > most
+    ]
+    if not cut:
+        return []
+    most, estimate = min(cut, key=lambda pair: pair[0])
+    high, wide = estimate.stored
+    count, context = estimate.stored_frames, f"its context of {profile.context_tokens:,} tokens"
+    if config.as_published is False:
+        return [
+            f"{job.model.name}: {count} frames of {wide}x{high} in a chunk exceed {context}, in "
+            f"which {most} fit; as stock all are shown"
+        ]
+    hint = "shorter chunks (--chunk) show more"
+    if pixels := _fitting_pixels(profile, estimate.stored, frame_room(profile) / count):
+        hint = f"--max-pixels {pixels} shows them all"
+    return [f"{job.model.name}: {most} frames of {wide}x{high} fit {context}, of {count}; {hint}"]
+
+
+def _fitting_pixels(profile: ModelProfile, size: tuple[int, int], tokens: float) -> int:
+    """Return to how many pixels frames of this height and width are to be kept, so that each is at
+    most so many tokens with the words about it; 0 where nothing does."""
+    each, _ = seen(profile, profile.fit_video, "video", size)
+    share = MARGIN * (tokens - profile.words_a_frame) / each
+    least = profile.least_pixels
+    return int(share * math.prod(size)) // least * least if least and share > 0 else 0
+
+
+def _no_frame(model: Model, room: int, size: tuple[int, int]) -> UsageError:
     profile = model.profile
-    each = profile.frame_tokens + profile.words_a_frame
+    each = math.ceil(seen(profile, profile.fit_video, "video", size)[0]) + profile.words_a_frame
     hint = "Choose a model with a longer context; --as-stock shows it all the same"
-    if profile.least_pixels:
-        fitting = profile.least_pixels * max(1, room - profile.words_a_frame)
-        hint = f"Give --max-pixels {fitting}, or choose a model with a longer context"
+    if pixels := _fitting_pixels(profile, size, room):
+        hint = f"Give --max-pixels {pixels}, or choose a model with a longer context"
     return UsageError(
         f"one frame is {each:,} tokens to {model.name}, and its context of "
         f"{profile.context_tokens:,} has room for {room:,} beside words",

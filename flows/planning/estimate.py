@@ -97,6 +97,9 @@ class StageEstimate:
 
     def to_json(self) -> dict[str, Any]:
         """Return all but the arithmetic."""
+        load = None if self.workload is None else asdict(self.workload)
+        if load and not load["stored_frames"]:
+            del load["stored_frames"]
         return {
             "stage": self.rung.stage,
             "rung": self.rung.to_json(),
@@ -104,5 +107,5 @@ class StageEstimate:
             "peak_bytes": self.peak_bytes,
             "flops": self.flops,
             "by_dimensions": self.by_dimensions,
-            "load": None if self.workload is None else asdict(self.workload),
+            "load": load,
         }

@@ -41,7 +41,7 @@ from flows.planning.choose import (
     question_of,
     question_of_model,
 )
-from flows.planning.context_check import refuse_beyond_context
+from flows.planning.context_check import context_notes, refuse_beyond_context
 from flows.planning.sizes import Estimate, estimates, wave_limit
 from flows.planning.start import ladder_of
 from flows.planning.times import Times, times_of
@@ -227,7 +227,7 @@ def _of_job(plan: Plan, job: Job) -> dict[str, Any]:
     waves = [found[s : s + n] for s, n in zip(starts, lengths, strict=True)]
     times = plan.times
     return {
-        "notes": notes(job),
+        "notes": [*notes(job), *context_notes(job, found)],
         "seconds": times and times.seconds,
         "time": times.line if times else "",
         "fetch_bytes": bytes_to_fetch(job.model, parts_of(stages_wanted(job.ledger, job.media))),

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from artifacts.remote.keeping import is_here
-from artifacts.schema import ChunkIndex, Sampling
+from artifacts.schema import Sampling
 from artifacts.tiles import boxes_of
 from flows.job.prepare import Job
-from flows.job.tasks import Medium
+from flows.job.tasks import Medium, Task
 from stages.process.cgroup import cores
 
 SHARE_OF_FREE = 4
@@ -43,7 +43,9 @@ class Estimate:
     feature_bytes: int
     """Bytes of stored features; kept for the next prompt."""
     chunk_frames: int = 0
-    """Frames of its longest chunk."""
+    """Frames of its longest chunk that are shown."""
+    stored_frames: int = 0
+    """The same with those that are stored and not shown."""
     stored: tuple[int, int] = (0, 0)
     """Height and width of a stored frame, in pixels."""
     shown: tuple[int, int] = (0, 0)
@@ -106,7 +108,7 @@ def unencoded(job: Job) -> list[tuple[Estimate, bool]]:
             seen.add(identity)
             continue
         chunks = [
-            task.chunk
+            task
             for task in ledger.tasks([medium])
             if task[made] not in ledger[made] and not ledger.lost(task) and task[made] not in seen
         ]
@@ -116,14 +118,14 @@ def unencoded(job: Job) -> list[tuple[Estimate, bool]]:
     return found
 
 
-def _of_chunks(job: Job, medium: Medium, chunks: Sequence[ChunkIndex]) -> Estimate:
-    frames = sum(len(chunk.times) for chunk in chunks)
-    pictures = sum(len(c.times) * _parts(job, medium, (c.height, c.width)) for c in chunks)
+def _of_chunks(job: Job, medium: Medium, tasks: Sequence[Task]) -> Estimate:
+    shown, cut = [task.chunk for task in tasks], [task.whole for task in tasks]
+    pictures = sum(len(c.times) * _parts(job, medium, (c.height, c.width)) for c in shown)
     return Estimate(
-        seconds=sum(chunk.end - chunk.start for chunk in chunks),
-        chunks=len(chunks),
-        frames=frames,
-        frame_bytes=sum(3 * len(c.times) * c.height * c.width for c in chunks),
+        seconds=sum(chunk.end - chunk.start for chunk in shown),
+        chunks=len(shown),
+        frames=sum(len(chunk.times) for chunk in shown),
+        frame_bytes=sum(3 * len(c.times) * c.height * c.width for c in cut),
         feature_bytes=pictures * job.model.feature_bytes(medium.kind),
     )
 
@@ -134,10 +136,9 @@ def _estimate(job: Job, medium: Medium, header: "_Header | None") -> Estimate:
     if index is None and header is None:
         return Estimate(seconds=0.0, chunks=0, frames=0, frame_bytes=0, feature_bytes=0)
     if index is not None:
-        seconds, frames = index.duration, sum(len(c.times) for c in index.chunks)
+        seconds, counts = index.duration, [len(c.times) for c in index.chunks]
         pixels = sum(len(c.times) * c.height * c.width for c in index.chunks)
-        chunks, shown = len(index.chunks), (index.height, index.width)
-        longest = max((len(chunk.times) for chunk in index.chunks), default=0)
+        shown = (index.height, index.width)
         stored = max(((c.height, c.width) for c in index.chunks), key=math.prod, default=(0, 0))
     else:
         assert header is not None
@@ -147,20 +148,23 @@ def _estimate(job: Job, medium: Medium, header: "_Header | None") -> Estimate:
         stored = (
             job.model.fit("image").stored(*shown) if image else job.model.fit("video").size(*shown)
         )
-        counts = [1] if image else frame_counts(job.sampling, seconds)
-        chunks, frames, longest = len(counts), sum(counts), max(counts)
-        pixels = frames * math.prod(stored)
+        counts = [1] if image else [*frame_counts(job.sampling, seconds)]
+        pixels = sum(counts) * math.prod(stored)
     if medium.kind == "image" and _encoded(job, medium):
         pixels = 0
-    parts = _parts(job, medium, stored)
+    bound = job.ledger.namespaces.bound if medium.kind == "video" else None
+    most = bound.of(stored) if bound else None
+    seen = [min(count, most or count) for count in counts]
+    parts, frames = _parts(job, medium, stored), sum(seen)
     return Estimate(
         seconds=seconds,
-        chunks=chunks,
+        chunks=len(counts),
         frames=frames,
         frame_bytes=3 * pixels,
         feature_bytes=frames * parts * job.model.feature_bytes(medium.kind),
         parts=parts,
-        chunk_frames=longest,
+        chunk_frames=max(seen, default=0),
+        stored_frames=max(counts, default=0),
         stored=stored,
         shown=shown,
         shown_frames=shown_frames,

@@ -9,6 +9,7 @@ from artifacts.schema import MediaKind, Sampling
 from artifacts.tiles import LARGE
 from artifacts.words import counted
 from flows.job.chunk_words import added_bytes
+from flows.job.context import FrameBound
 from flows.job.frame_tokens import most_of_a_video, seen
 from flows.job.models import Model
 from flows.job.tasks import Medium
@@ -50,6 +51,8 @@ class Workload:
     """Bytes of the features of a chunk, as stored."""
     parts: int = 1
     """Parts of a picture that are looked at, each as one of its own."""
+    stored_frames: int = 0
+    """Frames of it that are stored, where fewer are shown; 0: as many as are shown."""
 
     def rows(self, batch: int, frames: int = 0) -> int:
         """Return the chunks that go through together where at most `batch` may. They have at most
@@ -61,7 +64,7 @@ class Workload:
     @property
     def frame_bytes(self) -> int:
         """Return the bytes of the stored frames of a chunk."""
-        return 3 * self.frames * math.prod(self.stored)
+        return 3 * max(self.frames, self.stored_frames) * math.prod(self.stored)
 
     def reading_bytes(self, rows: int) -> int:
         """Return the bytes of frames while so many chunks are read. Pictures come one after
@@ -78,6 +81,7 @@ class Workload:
         return replace(
             self,
             frames=frames,
+            stored_frames=0,
             units=math.ceil(self.units * share),
             tokens=self.text_tokens + math.ceil((self.tokens - self.text_tokens) * share),
             feature_bytes=math.ceil(self.feature_bytes * share),
@@ -105,8 +109,7 @@ def workloads_of(
         most = max((e for _, e in of_kind), key=partial(_seen_pixels, model, kind))
         widest = max((e for _, e in of_kind), key=lambda e: math.prod(e.stored))
         for estimate in {id(e): e for e in (most, widest)}.values():
-            sizes = (estimate.chunk_frames, estimate.stored, estimate.shown)
-            workload = workload_of(model, kind, chunks, *sizes, prompt)
+            workload = _of_estimate(model, kind, chunks, estimate, prompt)
             found.append(replace(workload, parts=max(e.parts for _, e in of_kind)))
     return found
 
@@ -120,8 +123,17 @@ def least_workload(
     if not found:
         return None
     kind, medium, least = min(found, key=lambda e: e[2].chunk_frames * math.prod(e[2].stored))
-    sizes = (least.chunk_frames, least.stored, least.shown)
-    return workload_of(model, kind, least.chunks, *sizes, medium.prompt)
+    return _of_estimate(model, kind, least.chunks, least, medium.prompt)
+
+
+def _of_estimate(
+    model: Model, kind: MediaKind, chunks: int, estimate: Estimate, prompt: str
+) -> Workload:
+    """Return the workload of the longest chunk of a medium."""
+    sizes = (estimate.chunk_frames, estimate.stored, estimate.shown)
+    workload = workload_of(model, kind, chunks, *sizes, prompt)
+    fewer = estimate.stored_frames > estimate.chunk_frames
+    return replace(workload, stored_frames=estimate.stored_frames) if fewer else workload
 
 
 def _by_kind(
@@ -142,11 +154,14 @@ def seen_size(model: Model, kind: MediaKind, stored: tuple[int, int]) -> tuple[i
     return model.fit("image").size(*stored) if kind == "image" else stored
 
 
-def standard_workloads(model: Model, sampling: Sampling, prompt: str) -> list[Workload]:
-    """Return what is assumed where no media are given: full chunks of a long video in full HD. Of a
-    model that takes no video, it is the same as pictures."""
-    frames = max(frame_counts(sampling, 4 * sampling.chunk_seconds))
+def standard_workloads(
+    model: Model, sampling: Sampling, prompt: str, bound: FrameBound | None = None
+) -> list[Workload]:
+    """Return what is assumed where no media are given: full chunks of a long video in full HD, with
+    no more frames than its `bound`. Of a model that takes no video, it is the same as pictures."""
     stored = model.fit("video").size(*UNKNOWN_SIZE)
+    frames = max(frame_counts(sampling, 4 * sampling.chunk_seconds))
+    frames = min(frames, bound.of(stored) or frames) if bound else frames
     return [workload_of(model, "video", STANDARD_CHUNKS, frames, stored, UNKNOWN_SIZE, prompt)]
 
 
@@ -165,7 +180,11 @@ def workload_of(
     each = model.feature_bytes(kind)
     most = model.profile.image_tokens if kind == "image" else model.profile.frame_tokens
     counted = counted_frames(model, kind, frames)
-    if kind == "video" and model.profile.pixels_a_video:
+    if kind == "video" and (bounds := model.profile.video_bounds):
+        exact = bounds.tokens(frames, *size) / counted
+        pixel_bytes *= exact / tokens if tokens else 1.0
+        tokens = exact
+    elif kind == "video" and model.profile.pixels_a_video:
         most_tokens, most_bytes = most_of_a_video(model.profile)
         tokens = min(tokens, most_tokens / counted)
         pixel_bytes = min(pixel_bytes, most_bytes / counted)

@@ -169,6 +169,7 @@ class Calls:
             route=model.profile.route,
             pieces=model.profile.parts[part].pieces,
             max_pixels=model.profile.max_pixels,
+            max_video_pixels=model.profile.max_video_pixels,
             mlp_chunk=rung.prefill,
             offload=rung.offload,
             files=model.files_of([part]).to_json(),
@@ -197,14 +198,16 @@ class Calls:
             budget=self._job.budget.of_stage(device),
         )
 
-    def member(self, stage: Stage, task: Task, other: Namespaces | None = None) -> dict[str, str]:
+    def member(self, stage: Stage, task: Task, other: Namespaces | None = None) -> dict[str, Any]:
         """Return a member of a batch: its key, the key that it reads, the prompt where that counts.
         Where another variant answers as well, its key in that one stands there, too."""
         made, ledger = stage.writes, self._job.ledger
         asked = {"prompt": task.prompt} if made in task.namespaces.prompted else {}
         if other is not None:
             asked["instead"] = ledger.again(task, other)[made]
+        shown = {"shown": len(task.chunk.times)} if task.stored and stage.of_media else {}
         return {
+            **shown,
             "kind": task.medium.kind,
             "key": task[made],
             stage.reads: task[stage.reads],

@@ -17,6 +17,7 @@ from flows.job.tasks import Medium
 from flows.job.waves import waves_of
 from flows.job.weights import stages_wanted
 from flows.pipelines import parts_of
+from flows.planning.context_check import context_notes
 from flows.planning.sizes import estimates, wave_limit
 from flows.results.dataset import is_stale, write_dataset
 from flows.results.outputs import places, write_outputs
@@ -27,6 +28,7 @@ from flows.running.once import OnceStep
 from flows.running.steps import Steps
 from flows.running.summaries import SummariesStep
 from flows.running.texts import TextsStep
+from stages.models.hub.transfer import Announce
 
 WRITING_SHARE = 20
 """Divisor of a run's time: the outputs, written whole between waves, take one part in so many."""
@@ -37,8 +39,12 @@ REMAKES = 3
 class Sequence:
     """One run over one job."""
 
-    def __init__(self, job: Job, steps: Steps, record: RunRecord) -> None:
+    def __init__(
+        self, job: Job, steps: Steps, record: RunRecord, say: Announce = lambda _: None
+    ) -> None:
+        """Take a job, and what tells people of it."""
         self._job = job
+        self._say = say
         self._steps = steps
         self._record = record
         self._write_at = 0.0
@@ -139,12 +145,14 @@ class Sequence:
     def _waves(self, write: Callable[[bool], None]) -> None:
         job = self._job
         wanted = stages_wanted(job.ledger, job.media)
+        if wanted or job.ledger.namespaces.bound:
+            expected = estimates(job)
+            self._note(context_notes(job, expected))
         if not wanted:  # what is there is not measured again
             self._steps.give_back(job.media)
             self._record.value["plan"]["chunks"] = len(job.ledger.tasks(job.media))
             write(True)
             return
-        expected = estimates(job)
         self._steps.plan(wanted, expected)
         # All that will be wanted, so that a hub that cannot be reached is known before hours of
         # work and not in the middle.
@@ -157,6 +165,12 @@ class Sequence:
             self._wave(wave, following)
             if not following or time.monotonic() >= self._write_at:
                 self._seldom(partial(write, not following))
+
+    def _note(self, lines: list[str]) -> None:
+        """Tell of what is found out by the media, and keep it with the other notes."""
+        for line in lines:
+            self._say(line)
+            self._record.value["plan"]["notes"].append(line)
 
     def _wave(self, wave: list[Medium], following: list[Medium]) -> None:
         kills = 0

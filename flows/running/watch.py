@@ -126,6 +126,6 @@ class Watch:
             launcher = WithinBudget(launcher, job.budget, job.config, self._display.say)
             steps = Steps(job, launcher, record, self._ladder, self.tell, fetch, lease)
             try:
-                yield Sequence(job, steps, record), record, lease
+                yield Sequence(job, steps, record, self._display.say), record, lease
             finally:
                 self._display.close()

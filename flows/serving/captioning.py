@@ -237,4 +237,4 @@ class Captioning:
 
     def _made_as(self, task: Task, index: MediaIndex, namespaces: Namespaces) -> str:
         """Return the key of a caption in one variant, asked for with the server's settings."""
-        return task_of(task.medium, index, task.chunk, namespaces)[self._decode.writes]
+        return task_of(task.medium, index, task.whole, namespaces)[self._decode.writes]

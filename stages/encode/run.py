@@ -38,8 +38,9 @@ def read_member(
     record_set: RecordSet, processor: Any, member: dict[str, Any], count: int = 0
 ) -> Prepared | Refusal:
     """Read one chunk as the encoder takes it, or why the processor does not take its frames. It has
-    `count` frames if that is not 0."""
+    `count` frames if that is not 0; else as many as the member says, or all."""
     prompt = member.get("prompt", "")
+    count = count or member.get("shown", 0)
 
     def prepared(clip: Clip) -> Prepared:
         if count and len(clip.frames) != count:

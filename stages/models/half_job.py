@@ -49,6 +49,8 @@ class HalfJob:
     """Path of each module that it changes, as it names it → as the model does."""
     max_pixels: int = 0
     """Most pixels of a picture or a frame; 0: as many as its processor says."""
+    max_video_pixels: int = 0
+    """Most pixels of all frames of a video together; 0: as many as its processor says."""
     mlp_chunk: int = 0
     """Positions that go through an MLP of the vision half at once; 0: all."""
     files: Mapping[str, Any] = field(default_factory=dict)

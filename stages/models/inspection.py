@@ -1,5 +1,4 @@
-"""Finds out what a model is from its configuration, its processor and the headers of its files.
-Reads no weights, and downloads none."""
+"""Finds out what a model is from its configuration, processor and headers; reads no weights."""
 
 import logging
 from collections.abc import Callable, Mapping
@@ -23,10 +22,10 @@ from stages.models.hub.headers import read_headers
 from stages.models.hub.resolve import find_model
 from stages.models.part_profiles import halves_of, undivided
 from stages.models.processors.chat_turn import system_form
-from stages.models.processors.fit import Probe, black, pixels_a_video, probe
+from stages.models.processors.fit import LONG_EDGES, Probe, black, pixels_a_video, probe
 from stages.models.processors.layout import channels_of, layout_of, rewritten
 from stages.models.processors.pictures import prepare_pictures
-from stages.models.processors.pixel_limit import least_pixels
+from stages.models.processors.pixel_limit import bounds_of, least_pixels
 from stages.models.processors.prepare import (
     goes_on,
     load_processor,
@@ -56,14 +55,14 @@ def describe(
     trust_remote_code: bool = False,
     revision: str | None = None,
     max_pixels: int = 0,
+    max_video_pixels: int = 0,
     as_published: bool | None = None,
 ) -> ModelProfile:
-    """Return the profile of the model at `path`, a folder or hub id, that sees `max_pixels` of a
-    frame, run `as_published` (None: by the rule). Raises UsageError, or EnvironmentFault."""
-    checkpoint = find_model(path, revision)
-    folder = checkpoint.folder
-    load = partial(load_processor, folder, trust_remote_code)
-    load = partial(load, max_pixels=max_pixels, as_published=as_published)
+    """Return the profile of the model at `path`, a folder or hub id, with these limits of pixels,
+    run `as_published` (None: by the rule). Raises UsageError, or EnvironmentFault."""
+    folder = (checkpoint := find_model(path, revision)).folder
+    limits: Any = {"max_pixels": max_pixels, "max_video_pixels": max_video_pixels}
+    load = partial(load_processor, folder, trust_remote_code, as_published=as_published, **limits)
     # Resizing takes a second or two, importing a model's classes too, and a core each.
     with ThreadPoolExecutor(1) as pool:
         probing = _begun(pool, folder, load)
@@ -72,7 +71,7 @@ def describe(
         if makes_vectors(cls):
             return _of_dual(checkpoint, config, cls, load, trust_remote_code)
         profile = _described(checkpoint, config, cls, probing, load, trust_remote_code)
-        return as_it_is_run(replace(profile, max_pixels=max_pixels), folder, as_published)
+        return as_it_is_run(replace(profile, **limits), folder, as_published)
 
 
 def _of_dual(
@@ -227,6 +226,7 @@ def _profile(
         frame_sizes=video.smaller,
         pixels_a_video=pixels_a_video(processor),
         least_pixels=least_pixels(processor),
+        video_bounds=bounds_of(processor, LONG_EDGES[0], video.tokens),
         words_a_prompt=max(words.a_prompt for words in written.values()),
         words_a_frame=written["video"].a_frame,
     )

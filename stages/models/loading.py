@@ -69,6 +69,7 @@ class ModelJob(HalfJob):
                 self.trust_remote_code,
                 generates=self.route != "dual",
                 max_pixels=self.max_pixels,
+                max_video_pixels=self.max_video_pixels,
                 as_published=self.as_published,
             )
 

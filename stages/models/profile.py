@@ -7,11 +7,12 @@ from typing import Any, NamedTuple, get_args
 
 from artifacts.schema import FrameFit, Modality, Part, Route
 from stages.models.footprint import BatchCost
+from stages.models.pixel_bounds import PixelBounds
 from stages.models.row_memory import LayerMemory, RowMemory
 
 LISTS = ("modalities", "placeholders", "rewritten")
 """Names of the lists of words in a profile."""
-OUTPUT_VERSION = 29
+OUTPUT_VERSION = 30
 """Output version of a profile: raised when what one says changes, and part of its key."""
 
 
@@ -162,6 +163,10 @@ class ModelProfile:
     limit."""
     max_pixels: int = 0
     """Most pixels of a picture or a frame that were asked for; 0: what its processor has."""
+    max_video_pixels: int = 0
+    """Most pixels of all frames of a video that were asked for; 0: what its processor has."""
+    video_bounds: PixelBounds | None = None
+    """How it bounds the pixels of a video; None: it resizes frames otherwise."""
     words_a_prompt: int = 0
     """Tokens that its processor writes into a prompt, besides pictures and what is asked; 0 when it
     could not be found out."""
@@ -218,6 +223,8 @@ class ModelProfile:
             lists |= {"batch_costs": batch_costs, "row_memory": _row_memory(told["row_memory"])}
             parts[part] = PartProfile(**{**told, **lists})
         made["parts"] = parts
+        if bounds := value.get("video_bounds"):
+            made["video_bounds"] = PixelBounds(**bounds)
         made["sampling"] = SamplingProfile(**value["sampling"])
         for name in ("image_sizes", "frame_sizes"):
             made[name] = tuple(SeenSize(**size) for size in value[name])

@@ -76,14 +76,14 @@ STOCK: Mapping[str, StockChange] = {
 
 def change_of(folder: Path) -> StockChange | None:
     """Return what transformers changed of the family of a checkpoint; None: nothing is known."""
-    return STOCK.get(str(_config(folder).get("model_type", "")))
+    return STOCK.get(str(config_of(folder).get("model_type", "")))
 
 
 def is_published_way(folder: Path, asked: bool | None = None) -> bool:
     """Return whether a checkpoint is run as published: as `asked`, else as it says itself, else
     where its config.json names a transformers older than the change. An export that does not say is
     as stock."""
-    config = _config(folder)
+    config = config_of(folder)
     change = STOCK.get(str(config.get("model_type", "")))
     if change is None:
         return False
@@ -99,7 +99,7 @@ def is_published_way(folder: Path, asked: bool | None = None) -> bool:
 def is_export_without_way(folder: Path) -> bool:
     """Return whether a checkpoint of a family that changed was exported, and does not say how it
     was run then."""
-    unsaid = change_of(folder) is not None and FIELD not in _config(folder)
+    unsaid = change_of(folder) is not None and FIELD not in config_of(folder)
     return unsaid and (folder / PARITY).exists()
 
 
@@ -124,7 +124,8 @@ def is_before(version: object, release: str) -> bool:
     return Version(found.base_version) < Version(release)
 
 
-def _config(folder: Path) -> dict[str, Any]:
+def config_of(folder: Path) -> dict[str, Any]:
+    """Return the config.json of a checkpoint; empty where it cannot be read."""
     try:
         config = json.loads(read_text(folder / CONFIG, JSON_BYTES))
     except (OSError, ValueError, RecursionError):

@@ -24,6 +24,8 @@ class FamilyFacts:
     pixels_a_frame: tuple[int, int] | None = None
     """Least and most pixels of a video's frame, as the author's script keeps them; None where
     transformers keeps the same."""
+    token_side: int = 0
+    """Pixels of the side of what becomes one token, to which these numbers of pixels belong."""
     pixels_a_video: int = 0
     """Most pixels of all frames of a video together; 0: no limit is known."""
     context: int = 0
@@ -88,6 +90,7 @@ _QWEN3_5 = FamilyFacts(
 FACTS: Mapping[str, FamilyFacts] = {
     "qwen2_vl": FamilyFacts(
         pixels_a_frame=(128 * 28 * 28, 768 * 28 * 28),
+        token_side=28,
         pixels_a_video=_QWEN2_VIDEO,
         context=32_768,
         fps=2.0,
@@ -97,6 +100,7 @@ FACTS: Mapping[str, FamilyFacts] = {
     ),
     "qwen2_5_vl": FamilyFacts(
         pixels_a_frame=(128 * 28 * 28, 768 * 28 * 28),
+        token_side=28,
         pixels_a_video=_QWEN2_VIDEO,
         context=128_000,
         fps=2.0,

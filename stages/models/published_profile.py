@@ -7,8 +7,10 @@ from pathlib import Path
 
 from artifacts.schema import Part
 from stages.models.natives.registry import native_of
+from stages.models.pixel_bounds import limits_frames
 from stages.models.profile import ModelProfile, PartProfile
 from stages.models.published import change_of, is_published_way
+from stages.models.published_sizes import published_bounds
 
 
 def as_it_is_run(profile: ModelProfile, folder: Path, asked: bool | None) -> ModelProfile:
@@ -22,6 +24,10 @@ def as_it_is_run(profile: ModelProfile, folder: Path, asked: bool | None) -> Mod
     if change is None or profile.route == "dual":
         return profile
     parts = _with_words(profile, "language", change.words)
+    frames, bounds = published_bounds(folder, asked=True), profile.video_bounds
+    if frames is not None and bounds is not None and limits_frames(bounds, frames):
+        words = f"frames of videos are kept between {frames.least:,} and {frames.most:,} pixels"
+        parts = {**parts, "vision": replace(parts["vision"], as_published=words)}
     return replace(profile, parts=parts, as_published=is_published_way(folder, asked))
 
 

@@ -16,8 +16,8 @@ def warm(job: dict[str, Any]) -> None:
 
 def run(job: dict[str, Any], report: Report) -> None:
     """Describe the job's model, and answer with a note `profile`. Job: model (folder or hub id),
-    revision, trust_remote_code, max_pixels, as_published, files (those that it was planned
-    with)."""
+    revision, trust_remote_code, max_pixels, max_video_pixels, as_published, files (those that it
+    was planned with)."""
     try:
         with ModelFiles.from_json(job.get("files", {})).compared():
             profile = describe(
@@ -25,6 +25,7 @@ def run(job: dict[str, Any], report: Report) -> None:
                 trust_remote_code=bool(job.get("trust_remote_code", False)),
                 revision=job.get("revision"),
                 max_pixels=int(job.get("max_pixels") or 0),
+                max_video_pixels=int(job.get("max_video_pixels") or 0),
                 as_published=job.get("as_published"),
             )
     except RecursionError as error:

@@ -161,7 +161,9 @@ class Encoding:
         if member["frames"] not in self._frames:
             return 1
         meta = self._frames.meta(member["frames"])
-        return self._making.parts(meta) if member["kind"] == "image" else len(meta["times"])
+        if member["kind"] == "image":
+            return self._making.parts(meta)
+        return int(member.get("shown") or len(meta["times"]))
 
     def _publish(self, made: list[list[Encoded]]) -> None:
         rows = {member["key"]: (member, row) for batch in made for member, row in batch}

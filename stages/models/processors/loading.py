@@ -7,9 +7,10 @@ from artifacts.errors import EnvironmentFault, UsageError
 from stages.models.halves.classes import asks_for_trust, needs_trust
 from stages.models.halves.features import is_pixels
 from stages.models.natives.registry import native_of
-from stages.models.processors.pixel_limit import limit_pixels
+from stages.models.processors.pixel_limit import PixelLimits, limit_pixels
 from stages.models.processors.vision_pair import UNPAIRED
 from stages.models.published import OUTER_PAIR, change_of, is_published_way
+from stages.models.published_sizes import published_bounds
 
 PLACES = ("image_token", "video_token", "boi_token")
 """The names under which processors and tokenizers keep the words that stand for a picture."""
@@ -21,11 +22,13 @@ def load_processor(
     *,
     generates: bool = True,
     max_pixels: int = 0,
+    max_video_pixels: int = 0,
     as_published: bool | None = False,
 ) -> Any:
     """Load the checkpoint's processor. It pads on the left where a model `generates`, which needs
-    that, else as it was trained. It keeps pictures to `max_pixels`; 0: to as many as it says. It
-    writes turns `as_published` (None: by the rule) where transformers writes more."""
+    that, else as it was trained. It keeps each picture and frame to `max_pixels`, and all
+    frames of a video to `max_video_pixels`; 0: to as many as it says, or, `as_published` (None: by
+    the rule), the model's authors. So it writes turns, too, where transformers writes more."""
     from transformers import AutoProcessor, ProcessorMixin
 
     load: Any = AutoProcessor.from_pretrained
@@ -54,8 +57,9 @@ def load_processor(
         processor.tokenizer.padding_side = "left"
     if processor.tokenizer.pad_token is None:
         processor.tokenizer.pad_token = processor.tokenizer.eos_token
-    if max_pixels:
-        limit_pixels(processor, max_pixels)
+    frames = published_bounds(folder, as_published)
+    if max_pixels or max_video_pixels or frames:
+        limit_pixels(processor, PixelLimits(max_pixels, max_video_pixels, frames))
     if change_of(folder) is OUTER_PAIR and is_published_way(folder, as_published):
         UNPAIRED.add(processor)
     return processor

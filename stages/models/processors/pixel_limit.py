@@ -3,15 +3,20 @@
 Processors that see a picture as large as it is have a least and a most number of pixels, between
 which they resize it before it is cut in patches. Some count the pixels of a frame, some those of a
 pair of equal frames, some those of all frames of a video together: which is found out by letting
-the processor resize tensors without data. Where the most is that of a whole video it is set anew
-for each, by its frames, and never above what the processor allows.
+the processor resize tensors without data. Where a limit hangs on the number of frames, it is set
+anew for each video.
 """
 
 import inspect
 import sys
+from dataclasses import dataclass, replace
+from functools import wraps
+from math import ceil
 from typing import Any
 
 import torch
+
+from stages.models.pixel_bounds import PixelBounds, below, limits_frames
 
 FEW, MANY = 2, 8
 """Frames of two videos by which it is told whether all their pixels count together."""
@@ -19,6 +24,23 @@ TOKENS = 32
 """Tokens along a side of the frames that are tried: many, so that rounding does not count."""
 MOST_TIMES = 2 * MANY
 """Times that a frame may count; more come of processors that do not resize by this limit."""
+TRIED = ((2, 360, 640), (8, 1280, 720), (30, 1080, 1920), (60, 2160, 3840), (7, 333, 500))
+"""Frames, height and width of videos by which it is told whether bounds are understood."""
+BOUNDS = "_pixel_bounds"
+"""Name under which the class of a limited part keeps its bounds."""
+
+
+@dataclass(frozen=True, slots=True)
+class PixelLimits:
+    """Limits of pixels that are set on a processor in place of its own."""
+
+    picture: int = 0
+    """Most pixels of a picture or a frame that were asked for; 0: none were."""
+    video: int = 0
+    """Most pixels of all frames of a video together that were asked for; 0: none were."""
+    frames: PixelBounds | None = None
+    """Bounds of videos as the model's authors have them, for a processor with such tokens that
+    counts the pixels of each frame."""
 
 
 def least_pixels(processor: Any) -> int:
@@ -28,12 +50,36 @@ def least_pixels(processor: Any) -> int:
     return max(sides, default=0) ** 2 if all(sides) else 0
 
 
-def limit_pixels(processor: Any, most: int) -> None:
-    """Let the processor keep each picture, and each frame of a video, to so many pixels. One
-    without such a limit, or of which a token has more, is left as it is: who asked is told."""
-    if 0 < least_pixels(processor) <= most:
-        for part in _parts(processor):
-            _limit(part, most)
+def limit_pixels(processor: Any, limits: PixelLimits) -> None:
+    """Set limits on a processor. One without limits of its own, or of which a token has more, is
+    left as it is: who asked is told."""
+    token = least_pixels(processor)
+    if not token:
+        return
+    video = getattr(processor, "video_processor", None)
+    asked = limits.picture if limits.picture >= token else 0
+    for part in _parts(processor):
+        if part is video:
+            _limit_video(part, replace(limits, picture=asked))
+        elif asked:
+            _set(part, asked * _times(part, FEW))
+
+
+def bounds_of(processor: Any, edge: int, tokens: int) -> PixelBounds | None:
+    """Return how the processor bounds the pixels of a video, as it was limited; None where it
+    resizes frames otherwise, or two squares of this edge do not become so many tokens each."""
+    part = getattr(processor, "video_processor", None)
+    if part is None or not _limited(part):
+        return None
+    bounds = _bounds(part)
+    from transformers.image_utils import SizeDict
+
+    size = SizeDict(shortest_edge=bounds.least, longest_edge=bounds.most)
+    try:
+        alike = all(_shown(part, *s, size) == bounds.size(*s) for s in TRIED)
+    except Exception:  # it resizes by something else, and may refuse this in any way
+        return None
+    return bounds if alike and ceil(bounds.tokens(2, edge, edge) / 2) == tokens else None
 
 
 def _parts(processor: Any) -> list[Any]:
@@ -62,24 +108,43 @@ def _side(part: Any) -> int:
     return patch * merged if isinstance(patch, int) and isinstance(merged, int) else 0
 
 
-def _limit(part: Any, most: int) -> None:
-    few, many = (_times(part, count) for count in (FEW, MANY))
-    if many > 2 * few:  # all frames count together
-        _limit_each(part, most)
-        return
-    most *= few
+def _limit_video(part: Any, limits: PixelLimits) -> None:
+    """Set the limits of a part that takes videos."""
+    bounds = replace(_bounds(part), a_video=limits.video)
+    known = limits.frames
+    if known is not None and limits_frames(bounds, known):
+        _set(part, known.most * bounds.times, known.least * bounds.times)
+        bounds = replace(bounds, a_video=limits.video or known.a_video)
+    if not bounds.times:
+        bounds = replace(bounds, a_frame=limits.picture, beyond=bool(limits.video))
+    elif limits.picture:
+        _set(part, limits.picture * bounds.times)
+    if bounds.a_video or bounds.a_frame:
+        _limit_each(part, bounds)
+
+
+def _set(part: Any, most: int, least: int = 0) -> None:
+    """Set the most pixels of a part, as it counts them, and the least where those are given."""
     size = _size_names(part)
     if isinstance(getattr(part, "max_pixels", None), int):
         part.max_pixels = most
-        part.min_pixels = _below(part.min_pixels, most)
+        part.min_pixels = below(least or part.min_pixels, most)
     if "longest_edge" in size:
-        least = _below(size["shortest_edge"], most)
-        part.size = type(part.size)(**{**size, "shortest_edge": least, "longest_edge": most})
+        edges = {"shortest_edge": below(least or size["shortest_edge"], most), "longest_edge": most}
+        part.size = type(part.size)(**{**size, **edges})
 
 
-def _below(least: int, most: int) -> int:
-    """Return the least number of pixels beside a most: what is made larger is rounded up."""
-    return least if least <= most else most // 2
+def _bounds(part: Any) -> PixelBounds:
+    """Return the bounds of a part that takes videos, as it was limited."""
+    size = _size_names(part)
+    edges = {"least": size.get("shortest_edge", 0), "most": size.get("longest_edge", 0)}
+    limited: PixelBounds | None = getattr(part, BOUNDS, None)
+    if limited is not None:
+        return replace(limited, **edges)
+    few, many = (_times(part, count) for count in (FEW, MANY))
+    together = many > 2 * few
+    pair = getattr(part, "temporal_patch_size", 1)
+    return PixelBounds(side=_side(part), times=0 if together else few, pair=pair, **edges)
 
 
 def _times(part: Any, frames: int) -> int:
@@ -88,41 +153,44 @@ def _times(part: Any, frames: int) -> int:
 
     side = _side(part) * TOKENS
     most = side**2
+    try:
+        size = SizeDict(shortest_edge=1, longest_edge=most)
+        height, width = _shown(part, frames, 2 * side, 2 * side, size)
+    except Exception:  # it resizes by something else, and may refuse this in any way
+        return 1
+    times = round(most / (height * width))
+    return times if 1 <= times <= MOST_TIMES else 1
+
+
+def _shown(part: Any, frames: int, height: int, width: int, size: Any) -> tuple[int, int]:
+    """Return the height and width to which a part resizes such frames, or an image."""
     video = "video" in type(part).__module__.rsplit(".", 1)[-1]
-    shape = (1, frames, 3, 2 * side, 2 * side) if video else (1, 3, 2 * side, 2 * side)
+    shape = (1, frames, 3, height, width) if video else (1, 3, height, width)
     known = {
-        "size": SizeDict(shortest_edge=1, longest_edge=most),
+        "size": size,
         "resample": getattr(part, "resample", None),
         "factor": _side(part),
         "temporal_factor": getattr(part, "temporal_patch_size", 1),
         "patch_size": getattr(part, "patch_size", None),
         "merge_size": getattr(part, "merge_size", None),
+        "cap_pixels_per_frame": getattr(part, "cap_pixels_per_frame", None),
     }
-    try:
-        taken = inspect.signature(part.resize).parameters
-        shown = part.resize(
-            torch.empty(shape, device="meta"), **{n: v for n, v in known.items() if n in taken}
-        )
-    except Exception:  # it resizes by something else, and may refuse this in any way
-        return 1
-    times = round(most / (shown.shape[-1] * shown.shape[-2]))
-    return times if 1 <= times <= MOST_TIMES else 1
+    taken = inspect.signature(part.resize).parameters
+    given = {n: v for n, v in known.items() if n in taken}
+    shown = part.resize(torch.empty(shape, device="meta"), **given)
+    return int(shown.shape[-2]), int(shown.shape[-1])
 
 
-def _limit_each(part: Any, most: int) -> None:
+def _limit_each(part: Any, bounds: PixelBounds) -> None:
     """Give the part a class of its own that sets the limit by the frames of each video."""
     cls = type(part)
 
     def resize(self: Any, *args: Any, size: Any, **kwargs: Any) -> Any:
         video = next(v for v in (*args, *kwargs.values()) if hasattr(v, "shape"))
-        together = getattr(self, "temporal_patch_size", 1)
-        frames = int(video.shape[1])
-        # An odd number of them is counted as an even one, which may be more or less.
-        counted = max(1, min(frames, round(frames / together) * together))
-        limit = min(size.longest_edge, most * counted)
-        least = _below(size.shortest_edge, limit)
-        kept = type(size)(shortest_edge=least, longest_edge=limit)
+        own = replace(bounds, least=size.shortest_edge, most=size.longest_edge)
+        least, most = own.edges(int(video.shape[1]))
+        kept = type(size)(shortest_edge=least, longest_edge=most)
         return cls.resize(self, *args, size=kept, **kwargs)
 
-    limited = type(cls.__name__, (cls,), {"resize": resize, "__module__": cls.__module__})
-    part.__class__ = limited
+    more = {"resize": wraps(cls.resize)(resize), "__module__": cls.__module__, BOUNDS: bounds}
+    part.__class__ = type(cls.__name__, (cls,), more)

@@ -1,0 +1,21 @@
+"""Says between which numbers of pixels the authors of a checkpoint keep the frames of a video."""
+
+from pathlib import Path
+
+from stages.models.pixel_bounds import PixelBounds
+from stages.models.published import change_of, config_of, is_published_way
+from stages.models.published_facts import facts_of
+
+
+def published_bounds(folder: Path, asked: bool | None = None) -> PixelBounds | None:
+    """Return the bounds for the videos of a checkpoint that is run as published: as `asked`, else
+    by the rule. None: those of its processor, as of every checkpoint that is run as stock."""
+    change = change_of(folder)
+    if change is None or not change.positions or not is_published_way(folder, asked):
+        return None
+    facts = facts_of(str(config_of(folder).get("model_type", "")))
+    if facts.pixels_a_frame is None:
+        return None
+    least, most = facts.pixels_a_frame
+    side, video = facts.token_side, facts.pixels_a_video
+    return PixelBounds(side=side, least=least, most=most, a_video=video)
