@@ -1,0 +1,171 @@
+"""A checkpoint of an older transformers is run as published, in captions, adapters and exports;
+what was recorded or made before goes on as stock."""
+
+import json
+import os
+import re
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from artifacts.errors import UsageError
+from flows.cli.main import main
+from flows.deployments.caption import caption_videos
+from flows.deployments.recorded import is_form_without_rule
+from flows.deployments.tune import tune_captions
+from flows.job.command_config import EmbedConfig
+from flows.results.run_record import RUN_RECORD
+from flows.reviewing.rewriting import again
+from penstock_demo import CHECKPOINT
+from penstock_demo.clips import write_clips
+from stages.models.adapters.reading import ADAPTER_WEIGHTS
+from stages.models.published import FIELD
+from tests.support.inside import run_inside
+from tests.support.pipeline import Place
+
+CLIPS = 2
+STORED = f"{CLIPS} captions are stored as stock; --as-stock reuses them"
+OTHERWISE = "is computed as its published code does"
+SILENT = "does not say whether it was made as published, so it is run as stock"
+
+
+@pytest.fixture(scope="module")
+def older(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo as if transformers 4.49 had saved it."""
+    made: Path = shutil.copytree(CHECKPOINT, tmp_path_factory.mktemp("older") / "model")
+    config = (made / "config.json").read_text()
+    assert '"transformers_version": "5.23.0"' in config
+    (made / "config.json").write_text(config.replace("5.23.0", "4.49.0"))
+    for path in made.iterdir():  # a plan trusts digests of files that are not new
+        os.utime(path, (path.stat().st_atime, path.stat().st_mtime - 3600))
+    return made
+
+
+@pytest.fixture
+def place(older: Path, tmp_path: Path) -> Place:
+    write_clips(tmp_path / "clips", CLIPS, 7)
+    return Place(
+        clips=tmp_path / "clips", out=tmp_path / "out", store=tmp_path / "store", model=str(older)
+    )
+
+
+def way_of(place: Place) -> bool:
+    return bool(json.loads((place.out / RUN_RECORD).read_text())["plan"]["as_published"])
+
+
+def test_captions_as_stock_are_told_of_and_the_other_way_encodes_nothing_anew(
+    place: Place, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stock = run_inside(place, as_published=False, fps=2.0)
+    assert not way_of(place) and OTHERWISE not in stock.said
+    before = place.captions()
+    words = ["plan", str(place.clips), "--model", place.model, "--store", str(place.store)]
+    assert main([*words, "--fps", "2", "--json"]) in (0, 3)
+    assert STORED in json.loads(capsys.readouterr().out)["notes"]
+    ruled = run_inside(place, fps=2.0)
+    assert way_of(place) and OTHERWISE in ruled.said and STORED in ruled.said
+    assert "frames" not in ruled.started or "encode" not in ruled.started
+    assert {row["precision"]["language"] for row in place.captions()} == {
+        before[0]["precision"]["language"] + " as published"
+    }
+    again = run_inside(place, as_published=True, fps=2.0)
+    assert "decode" not in again.started and STORED not in again.said
+    stock = run_inside(place, as_published=False, fps=2.0)
+    assert not {"encode", "decode"} & {*stock.started}
+    assert place.captions() == before
+
+
+def test_a_checkpoint_of_this_transformers_is_run_as_stock(place: Place) -> None:
+    ran = run_inside(replace(place, model="demo"))
+    assert not way_of(place) and OTHERWISE not in ran.said
+    before = place.captions()
+    assert "decode" not in run_inside(replace(place, model="demo"), as_published=False).started
+    assert place.captions() == before
+
+
+def test_a_command_that_was_recorded_before_goes_on_as_stock() -> None:
+    words = ["caption", "clips", "--json"]
+    assert again(words) == ["caption", "clips"]
+    assert again(words, by_rule=False) == ["caption", "clips", "--as-stock"]
+    assert again([*words, "--as-published"], by_rule=False) == [
+        "caption",
+        "clips",
+        "--as-published",
+    ]
+
+
+def test_a_deployment_that_was_recorded_before_goes_on_as_stock() -> None:
+    for flow in (caption_videos, tune_captions):
+        form: dict[str, Any] = flow.parameters.model_dump()
+        assert not is_form_without_rule(form)
+        fields = next(d["properties"] for d in form["definitions"].values() if "properties" in d)
+        fields["as_published"] = {"type": "boolean", "default": False}
+        assert is_form_without_rule(form)
+        del fields["as_published"]
+        assert is_form_without_rule(form)
+    assert not is_form_without_rule({})
+
+
+def test_a_recorded_no_is_still_taken_by_commands_without_the_option() -> None:
+    EmbedConfig(sources=("clips",), model="clip", as_published=False)
+    with pytest.raises(UsageError, match="does not have `as_published`"):
+        EmbedConfig(sources=("clips",), model="clip", as_published=True)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_an_adapter_says_which_way_it_was_trained_and_one_that_does_not_is_stock(
+    place: Place, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for clip, text in zip(sorted(place.clips.glob("*.mp4")), ("one", "two"), strict=True):
+        clip.with_suffix(".txt").write_text(text)
+    words = ["tune", str(place.clips), "--store", str(place.store), "--steps", "2"]
+    words += ["--model", place.model]
+    for name, more, way in (("a", [], "true"), ("b", ["--as-stock"], "false")):
+        out = tmp_path / name
+        assert main([*words, "--out", str(out), *more]) == 0
+        with safe_open(out / ADAPTER_WEIGHTS, "pt") as file:
+            assert file.metadata()[FIELD] == way
+        for clip in place.clips.glob("*.txt"):
+            clip.rename(tmp_path / clip.name)
+        run_inside(place, adapter=str(out))
+        assert way_of(place) is (way == "true")
+        for own in tmp_path.glob("*.txt"):
+            own.rename(place.clips / own.name)
+    silent: Path = shutil.copytree(tmp_path / "a", tmp_path / "silent")
+    (silent / "tune.json").unlink()
+    save_file(load_file(silent / ADAPTER_WEIGHTS), silent / ADAPTER_WEIGHTS)
+    ran = run_inside(place, adapter=str(silent))
+    assert not way_of(place) and f"{silent} {SILENT}" in ran.said
+    asked = run_inside(place, adapter=str(silent), as_published=True)
+    assert way_of(place) and SILENT not in asked.said
+    capsys.readouterr()
+    # A training that goes on with such an adapter goes on as stock.
+    assert main([*words, "--out", str(silent), "--resume"]) == 0
+    with safe_open(silent / ADAPTER_WEIGHTS, "pt") as file:
+        assert file.metadata()[FIELD] == "false"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_an_export_says_which_way_its_model_is_run_and_one_that_does_not_is_stock(
+    place: Place, tmp_path: Path
+) -> None:
+    out = tmp_path / "made"
+    words = ["export", place.model, "--to", "nf4", "--out", str(out), "--samples", "2", "--accept"]
+    words += ["--calibrate", str(place.clips), "--store", str(place.store)]
+    assert main(words) == 0
+    config = json.loads((out / "config.json").read_text())
+    assert config[FIELD] is True and config["transformers_version"] == "4.49.0"
+    exported = replace(place, model=str(out))
+    run_inside(exported)
+    assert way_of(place)
+    del config[FIELD]
+    (out / "config.json").write_text(json.dumps(config))
+    ran = run_inside(exported)
+    assert not way_of(place) and f"{out} {SILENT}" in re.sub(r"\s+", " ", ran.said)
