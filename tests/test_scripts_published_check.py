@@ -16,6 +16,8 @@ from scripts.published_check import (
     record,
 )
 
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+
 KEPT = json.loads(RECORDED.read_text())
 ASK = "is it what published weights were made for? docs/published.md, scripts/published_check.py"
 
