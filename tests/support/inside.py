@@ -78,7 +78,12 @@ class InsideLauncher:
 
 def run_inside(place: Place, **options: Any) -> Ran:
     """Caption a place's clips with these fields of the configuration. Raises PenstockError."""
-    launcher, heard = InsideLauncher(), StringIO()
+    return run_through(InsideLauncher(), place, **options)
+
+
+def run_through(launcher: InsideLauncher, place: Place, **options: Any) -> Ran:
+    """Caption a place's clips, its stages started by this launcher. Raises PenstockError."""
+    heard = StringIO()
 
     def make(listen: Listener) -> InsideLauncher:
         launcher.listen = listen

@@ -3,7 +3,6 @@ of
 this program in between but the reading of the frames."""
 
 import json
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -34,14 +33,18 @@ def frames_of(place: Place) -> list[tuple[dict[str, Any], Frames]]:
     """The stored frames of each line of the run's captions, in order."""
     frames = stored_frames(place)
     namespace = next(FolderStore(place.store).list("frames")).split("/")[2]
-    found, chunks = [], Counter[str]()
+    found = []
+    chunks: dict[str, list[float]] = {}
     for row in place.captions():
         name = row["media_path"]
+        starts = chunks.setdefault(name, [])
+        if row["start"] not in starts:  # else another prompt about the same chunk
+            starts.append(row["start"])
         kind = "image" if row["start"] == row["end"] else "video"
         digest = content_key(hash_file(place.clips / name), kind)
-        keys = [item_key(namespace, digest, chunks[name], *words) for words in ((), (WHOLE,))]
+        at = starts.index(row["start"])
+        keys = [item_key(namespace, digest, at, *words) for words in ((), (WHOLE,))]
         found.append(next(frames[key] for key in keys if key in frames))
-        chunks[name] += 1
     return found
 
 

@@ -1,0 +1,293 @@
+"""Whole models as published: Penstock's captions are those of the release of transformers that the
+weights were published with, installed beside and asked by one joint `generate` a case."""
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from flows.job.launch import StageCall
+from stages.models import encode, generate, load_half
+from stages.models.halves.boundary import HALVES
+from stages.models.processors.loading import load_processor
+from stages.models.processors.vision_pair import without_outer_pair
+from stages.summarize.job import SUMMARY
+from stages.summarize.packing import Told
+from tests.support.clips import joint_model, without_pixels
+from tests.support.first_releases import RELEASES, Answer, Medium, Question, answers, build, release
+from tests.support.inside import Ended, InsideLauncher, Ran, run_through
+from tests.support.media import picture, write_video
+from tests.support.pipeline import Place, read_lines
+from tests.support.whole_model import frames_of, media_of, turn
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),
+]
+TOKENS = 8
+PROMPTS = {"what": "What happens in it?", "who": "Who?"}
+SIDES = {"qwen2_vl": (308, 336), "qwen2_5_vl": (308, 336), "qwen3_vl": (288, 352)}
+"""Height and width that no release resizes: whole tokens, and as many pixels as the authors' script
+gives a frame at the least. The ways of resizing differ by what is documented."""
+RATES = {"qwen2_vl": 2.0, "qwen2_5_vl": 1.0, "qwen3_vl": 2.0}
+SHORT = 4
+LONG = {"qwen2_vl": 14, "qwen2_5_vl": 10, "qwen3_vl": 6}
+"""Seconds of the two videos; of the longer one of Qwen2-VL and Qwen2.5-VL the time is longer than
+its sides."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Scene:
+    """A family's checkpoint as its release wrote it, and media for it."""
+
+    family: str
+    model: Path
+    clips: Path
+    folder: Path
+    several: list[Question]
+    """Of several media each."""
+    answers: list[Answer]
+    """What the first release says to them."""
+
+    def place(self, name: str) -> Place:
+        """Return where a run of its own reads and writes."""
+        folder = self.folder / name
+        return Place(
+            clips=self.clips, out=folder / "out", store=folder / "store", model=str(self.model)
+        )
+
+
+@pytest.fixture(scope="module", params=RELEASES)
+def scene(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Scene:
+    """A picture, a short and a long video."""
+    family = request.param
+    if reason := release(RELEASES[family])[1]:
+        pytest.skip(reason)
+    folder = tmp_path_factory.mktemp(family)
+    clips = folder / "clips"
+    clips.mkdir()
+    high, wide = SIDES[family]
+    Image.fromarray(picture(7, high, wide)).save(clips / "a.png")
+    for name, seconds in (("b-short", SHORT), ("c-long", LONG[family])):
+        write_video(clips / f"{name}.mp4", ticks=range(0, 30 * seconds, 15), size=(high, wide))
+    model, several = folder / "model", several_media(family)
+    return Scene(
+        family=family,
+        model=model,
+        clips=clips,
+        folder=folder,
+        several=several,
+        answers=build(family, model, several),
+    )
+
+
+def several_media(family: str) -> list[Question]:
+    """Return prompts with two videos, and with a picture behind or before a video."""
+    rng = np.random.default_rng(5)
+
+    def medium(frames: int, fps: float | None) -> Medium:
+        pixels = rng.integers(0, 255, (frames, *SIDES[family], 3), dtype=np.uint8)
+        return Medium(frames=pixels, fps=fps)
+
+    frames = int(LONG[family] * RATES[family])
+    short, long, image = medium(6, 2.0), medium(frames, RATES[family]), medium(1, None)
+    media = [(long, short), (image, long, image), (long, image)]
+    return [Question(prompt="Which?", media=each, max_new_tokens=TOKENS) for each in media]
+
+
+@dataclass(kw_only=True, slots=True)
+class Streaming(InsideLauncher):
+    """Has layers wait in the files of the checkpoint, and prompts read in pieces."""
+
+    def start(self, call: StageCall) -> Ended:
+        changes: dict[str, dict[str, Any]] = {
+            "encode": {"offload": True, "block": 2},
+            "decode": {"offload": True, "prefill": 64},
+            "summarize": {"offload": True},
+        }
+        arguments = {**call.arguments, **changes.get(call.name, {})}
+        return InsideLauncher.start(self, replace(call, arguments=arguments))
+
+
+def run(scene: Scene, place: Place, launcher: InsideLauncher | None = None, **options: Any) -> Ran:
+    asked: dict[str, Any] = {
+        "fps": RATES[scene.family],
+        "max_new_tokens": TOKENS,
+        "prompts": PROMPTS,
+    }
+    asked |= {"keep_frames": True, **options}
+    ran = run_through(launcher or InsideLauncher(), place, **asked)
+    assert not ran.result.failures
+    return ran
+
+
+def captions(place: Place) -> list[str]:
+    return [row["caption"] for row in place.captions()]
+
+
+def summaries(place: Place) -> list[str]:
+    return [row["summary"] for row in read_lines(place.out / "summaries.jsonl")]
+
+
+def questions(place: Place) -> list[Question]:
+    """What the captions of a run answer, with the frames that the run stored."""
+    found = []
+    for row, (meta, pixels) in zip(place.captions(), frames_of(place), strict=True):
+        medium = Medium(frames=pixels, fps=rate(meta) if row["start"] != row["end"] else None)
+        found.append(Question(prompt=row["prompt"], media=(medium,), max_new_tokens=TOKENS))
+    return found
+
+
+def rate(meta: dict[str, Any]) -> float:
+    first, *_, last = meta["times"]
+    return float((len(meta["times"]) - 1) / (last - first))
+
+
+def summary_questions(place: Place) -> list[Question]:
+    """What the summaries of a run answer: the captions of one chunk under the first prompt."""
+    first = next(iter(PROMPTS))
+    found = []
+    for summary in read_lines(place.out / "summaries.jsonl"):
+        rows = [
+            row
+            for row in place.captions()
+            if (row["media_path"], row["name"]) == (summary["media_path"], first)
+        ]
+        lines = [Told(row["start"], row["end"], row["caption"]).line for row in rows]
+        prompt = "\n".join([SUMMARY, "", *lines])
+        found.append(Question(prompt=prompt, max_new_tokens=TOKENS))
+    return found
+
+
+def test_every_way_of_running_says_what_the_first_release_says(scene: Scene) -> None:
+    first = scene.place("transformers")
+    ran = run(scene, first, engine="transformers", summary=True)
+    asked, told = questions(first), summary_questions(first)
+    assert [len(q.media[0].frames) for q in asked[::2]] == [
+        1,
+        *(int(seconds * RATES[scene.family]) for seconds in (SHORT, LONG[scene.family])),
+    ]
+    wanted = answers(scene.family, scene.model, [*asked, *told])
+    texts = [answer.text for answer in wanted]
+    assert (captions(first), summaries(first)) == (texts[: len(asked)], texts[len(asked) :])
+    assert len(told) == 2 and len({*texts}) > len(texts) // 2
+    assert all(len(text) == TOKENS for text in texts), "a sign is a token"
+    assert "published" in ran.said
+
+    slots, streamed = scene.place("inflight"), scene.place("streamed")
+    shutil.copytree(first.store, slots.store)
+    shutil.rmtree(slots.store / "captions")
+    assert run(scene, slots, engine="inflight").started == ["decode"]
+    assert slots.stages()["decode"]["notes"]["engine"] == "inflight-shared"
+    assert captions(slots) == captions(first)
+    shutil.rmtree(slots.store / "captions")
+    run(scene, slots, engine="inflight", prompts={}, prompt=PROMPTS["what"])
+    assert slots.stages()["decode"]["notes"]["engine"] == "inflight"
+    assert captions(slots) == captions(first)[::2]
+    run(scene, streamed, Streaming(), engine="transformers", summary=True)
+    assert (captions(streamed), summaries(streamed)) == (captions(first), summaries(first))
+    stages = streamed.stages()
+    assert all(stages[name]["notes"]["bytes_fetched_a_pass"] for name in ("encode", "decode"))
+
+
+def test_as_stock_is_what_the_installed_transformers_says(scene: Scene) -> None:
+    place = scene.place("transformers")
+    run(scene, place, engine="transformers", summary=True)
+    published, names = captions(place), [row["media_path"] for row in place.captions()]
+    assert run(scene, place, engine="transformers", as_published=False).started[-1:] == ["decode"]
+    stock = captions(place)
+    assert stock == installed_says(scene, place)
+    changed = {name for name, a, b in zip(names, stock, published, strict=True) if a != b}
+    assert "c-long.mp4" in changed and "a.png" not in changed
+    assert ("b-short.mp4" in changed) == (scene.family == "qwen3_vl")
+    again = run(scene, place, engine="transformers", as_published=True)
+    assert {*again.started} <= {"describe"} and captions(place) == published
+
+
+def installed_says(scene: Scene, place: Place) -> list[str]:
+    """What the whole model says by the installed release, one joint `generate` a caption."""
+    from transformers import AutoProcessor
+
+    processor: Any = AutoProcessor.from_pretrained(scene.model)
+    found = []
+    for row, frames in zip(place.captions(), frames_of(place), strict=True):
+        kind = "image" if row["start"] == row["end"] else "video"
+        inputs = processor(
+            text=[turn(processor, kind, row["prompt"])],
+            return_tensors="pt",
+            **media_of(kind, [frames]),
+        )
+        with torch.inference_mode():
+            made = joint_model(scene.model).generate(
+                **inputs, do_sample=False, max_new_tokens=TOKENS
+            )
+        found.append(processor.tokenizer.decode(made[0, inputs["input_ids"].shape[1] :]))
+    return found
+
+
+def test_several_media_in_one_prompt_are_read_as_the_first_release_reads_them(
+    scene: Scene,
+) -> None:
+    found = said(scene, None)
+    assert [(each.input_ids, each.tokens) for each in found] == [
+        (each.input_ids, each.tokens) for each in scene.answers
+    ]
+    stock = said(scene, False)
+    assert all(
+        (a.input_ids, a.tokens) != (b.input_ids, b.tokens)
+        for a, b in zip(stock, found, strict=True)
+    )
+
+
+def said(scene: Scene, as_published: bool | None) -> list[Answer]:
+    """What both halves say of several media, one after the other."""
+    processor = load_processor(scene.model, as_published=as_published)
+    vision, language = (
+        load_half(scene.model, part, dtype=torch.float32, as_published=as_published)
+        for part in HALVES
+    )
+    found = []
+    for question in scene.several:
+        kinds = ["image" if medium.fps is None else "video" for medium in question.media]
+        parts = [*({"type": kind} for kind in kinds), {"type": "text", "text": question.prompt}]
+        turns = [{"role": "user", "content": parts}]
+        text = processor.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        asked, media = [without_outer_pair(processor, text)], media_options(question.media)
+        inputs = dict(processor(text=asked, return_tensors="pt", **media))
+        made = generate(
+            language,
+            without_pixels(inputs),
+            encode(vision, inputs),
+            do_sample=False,
+            max_new_tokens=TOKENS,
+        )
+        ids = inputs["input_ids"][0].tolist()
+        found.append(Answer(text="", tokens=made[0].tolist()[len(ids) :], input_ids=ids))
+    return found
+
+
+def media_options(media: Sequence[Medium]) -> dict[str, Any]:
+    images = [Image.fromarray(m.frames[0]) for m in media if m.fps is None]
+    videos = [m for m in media if m.fps is not None]
+    found: dict[str, Any] = {"images": images} if images else {}
+    metadata = [
+        {
+            "fps": video.fps,
+            "total_num_frames": len(video.frames),
+            "duration": len(video.frames) / (video.fps or 1.0),
+            "frames_indices": list(range(len(video.frames))),
+        }
+        for video in videos
+    ]
+    return {
+        **found,
+        "videos": [video.frames for video in videos],
+        "video_metadata": metadata,
+        "do_sample_frames": False,
+    }
