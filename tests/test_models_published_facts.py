@@ -53,6 +53,7 @@ def test_each_entry_names_its_source_with_file_or_page(family: str) -> None:
 def test_values_are_possible(family: str) -> None:
     facts = FACTS[family]
     if facts.pixels_a_frame is not None:
+        assert facts.pixels_a_frame[0] % facts.token_side**2 == 0
         assert 0 < facts.pixels_a_frame[0] < facts.pixels_a_frame[1]
     assert not facts.last_frame or facts.frames
     assert set(facts.sampling) <= {

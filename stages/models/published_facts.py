@@ -57,6 +57,7 @@ _QWEN2_VIDEO = 2 * int(128_000 * 28 * 28 * 0.9)
 
 _QWEN2_5_OMNI = FamilyFacts(
     pixels_a_frame=(128 * 28 * 28, 768 * 28 * 28),
+    token_side=28,
     pixels_a_video=_QWEN2_VIDEO,
     fps=2.0,
     frames=768,
