@@ -12,9 +12,12 @@ from flows.job.context_note import context_note
 from flows.job.namespaces import Namespaces
 from flows.job.sampling import frame_bound, sampling_of, wanted_sampling
 from flows.job.tasks import Medium, task_of
+from stages.models import describe
 from stages.models.profile import ModelProfile, SamplingProfile, SeenSize
 from tests.support.by_hand import PROFILE, model
+from tests.support.checkpoints import whole_checkpoint
 
+WHOLE = ("blip", "git", "pix2struct")
 LLAVA = replace(PROFILE, context_tokens=4096, words_a_frame=1, words_a_prompt=19)
 """LLaVA-1.5: 576 tokens a frame and the end of a line, of whatever size it is."""
 
@@ -63,6 +66,17 @@ def test_what_does_not_stand_in_the_context_is_not_bounded() -> None:
     assert frames(replace(LLAVA, is_encoder_decoder=True)) == 32
     assert frames(replace(LLAVA, frame_tokens=0)) == 32
     assert frames(replace(LLAVA, frame_tokens=1)) == 32, "cross attention: a mark in the text"
+
+
+@pytest.mark.parametrize(
+    "family", ["florence2", "mllama", *(pytest.param(f, marks=pytest.mark.slow) for f in WHOLE)]
+)
+def test_encoder_decoders_and_cross_attention_are_not_bounded(family: str) -> None:
+    profile = replace(describe(whole_checkpoint(family)), context_tokens=64)
+    assert profile.is_encoder_decoder == (family in ("florence2", "pix2struct"))
+    assert sampling_of(profile, config()) == wanted_sampling(profile, config())
+    assert frame_bound(profile, config()) is None
+    assert context_note(model(profile), config()) == ""
 
 
 def test_the_frames_that_a_processor_states_need_room_for_usual_words_alone() -> None:

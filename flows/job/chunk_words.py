@@ -26,9 +26,13 @@ def asked_of(prompt: str, chunk: ChunkIndex, frames_a_video: int = 0) -> str:
 
 
 def added_bytes(prompt: str, frames: int) -> int:
-    """Return about how many bytes longer a prompt becomes for a chunk of one frame a second."""
-    written = _filled(prompt, float(frames), [float(second) for second in range(frames)])
-    return max(0, len(written.encode()) - len(prompt.encode()))
+    """Return about how many bytes longer a prompt becomes for a chunk of so many frames."""
+    return max(0, len(example(prompt, frames).encode()) - len(prompt.encode()))
+
+
+def example(prompt: str, frames: int) -> str:
+    """Return the prompt for a chunk of one frame a second."""
+    return _filled(prompt, float(frames), [float(second) for second in range(frames)])
 
 
 def _filled(prompt: str, seconds: float, times: Sequence[float]) -> str:

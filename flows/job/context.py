@@ -35,9 +35,11 @@ def frame_room(profile: ModelProfile) -> int:
 def frames_of_any_size(profile: ModelProfile) -> int | None:
     """Return the most frames of a chunk that fit the context, of a model that makes the same number
     of tokens of any frame. None: the context sets no such bound."""
-    if profile.frames_a_video or len({each.tokens for each in known_sizes(profile, "video")}) > 1:
+    tokens, bounds = {each.tokens for each in known_sizes(profile, "video")}, profile.video_bounds
+    together = bounds is not None and not (bounds.times and not bounds.a_video)
+    if profile.frames_a_video or together or len(tokens) > 1:
         return None
-    each = known_sizes(profile, "video")[-1].tokens
+    (each,) = tokens
     return _fitting(profile, each) if each else None
 
 

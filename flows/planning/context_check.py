@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from artifacts.errors import UsageError
 from artifacts.words import counted
+from flows.job.chunk_words import example
 from flows.job.config import CaptionConfig
 from flows.job.context import bound_by_size, frame_room, frames_of_size
 from flows.job.frame_tokens import seen
@@ -95,17 +96,19 @@ def _refuse_words(model: Model, config: CaptionConfig, workload: Workload, promp
     around = profile.words_a_frame * workload.frames if workload.kind == "video" else 0
     pictures = workload.tokens - workload.text_tokens + around
     left = profile.context_tokens - pictures - profile.words_a_prompt
-    texts = (prompt, config.system, config.start_with)
+    if left <= 0 and workload.kind == "image":  # it fails alone, and the others are captioned
+        return
+    texts = (example(prompt, workload.frames), config.system, config.start_with)
     if sum(map(most_tokens, texts)) + config.max_new_tokens <= left:
         return
     counter = PromptTokens(model.folder)
     words = sum(counter.count(text) for text in texts if text)
     if words + config.max_new_tokens <= left:
         return
-    seen = counted(workload.frames, "frame") if workload.kind == "video" else "the picture"
+    shown = counted(workload.frames, "frame") if workload.kind == "video" else "the picture"
     most = left - words
     raise UsageError(
-        f"the context of {model.name} is {profile.context_tokens:,} tokens: beside {seen} "
+        f"the context of {model.name} is {profile.context_tokens:,} tokens: beside {shown} "
         f"({pictures:,}) and the prompt ({words + profile.words_a_prompt:,}) there is no room for "
         f"an answer of {config.max_new_tokens:,}",
         hint=f"Give --max-new-tokens {most}, or less" if most > 0 else "Ask in fewer words",

@@ -205,7 +205,8 @@ class Calls:
         asked = {"prompt": task.prompt} if made in task.namespaces.prompted else {}
         if other is not None:
             asked["instead"] = ledger.again(task, other)[made]
-        shown = {"shown": len(task.chunk.times)} if task.stored and stage.of_media else {}
+        fewer = task.stored is not None and stage.reads == self._job.pipeline[0].writes
+        shown = {"shown": len(task.chunk.times)} if fewer else {}
         return {
             **shown,
             "kind": task.medium.kind,
