@@ -81,7 +81,8 @@ def release(version: str) -> tuple[Path, str]:
             check=False,
         )
         if made.returncode:
-            return folder, f"transformers {version} cannot be installed: {made.stderr[-300:]}"
+            *_, last = made.stderr.strip().splitlines() or [""]
+            return folder, f"transformers {version} cannot be installed: {last[-200:]}"
         if not folder.is_dir():  # or another test run has made it meanwhile
             shutil.move(Path(new) / version, folder)
     return folder, ""
