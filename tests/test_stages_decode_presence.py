@@ -62,7 +62,8 @@ def test_both_engines_say_what_stock_says_with_the_rule_of_vllm(
         expected.append(stock(folder, clip, number, lowered, chance.get("seed", 0)))
         plain.append(stock(folder, clip, number, options, chance.get("seed", 0)))
     assert chance or expected != plain
-    for engine, namespace in (("transformers", "cc" * 32), ("auto", "dd" * 32)):
+    namespaces = {"transformers": "cc" * 32, "auto": "dd" * 32, "inflight-shared": "ee" * 32}
+    for engine, namespace in namespaces.items():
         assert said(wave, engine, namespace, {"presence_penalty": FAR, **chance}) == expected
 
 

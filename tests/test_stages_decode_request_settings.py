@@ -39,6 +39,7 @@ ASKED: Mapping[str, str] = {
     "warm": settings(temperature=2.0, seed=5),
     "warm otherwise": settings(temperature=2.0, seed=6),
     "narrow": settings(temperature=2.0, top_p=0.3, seed=5),
+    "present": settings(presence_penalty=2.0),
     "form": settings(schema=FORM),
     "other form": settings(schema=OTHER_FORM),
     "stopped": settings(stop=("e",)),
@@ -87,12 +88,13 @@ def test_settings_of_one_batch_are_each_followed_as_alone(
 ) -> None:
     together = said(wave, tmp_path, engine, ASKED, f"{engine} together")
     captions = {name: each["caption"] for name, each in together.items()}
-    for name in ("short", "warm", "stopped"):
+    for name in ("short", "warm", "present", "stopped"):
         alone = said(wave, tmp_path, engine, {name: ASKED[name]}, f"{engine} {name}")
         assert alone[name]["caption"] == captions[name]
     assert len({captions[name] for name in ("plain", "warm", "warm otherwise", "narrow")}) >= 3
     assert (together["short"]["tokens"], together["short"]["ended"]) == (3, "length")
     assert captions["plain"].startswith(captions["short"])
+    assert captions["present"] != captions["plain"]
     assert list(json.loads(captions["form"])) == ["kind"]
     assert set(json.loads(captions["other form"])) <= {"round"}
     assert together["stopped"]["ended"] == "stop"
