@@ -39,8 +39,9 @@ family is decoded in batches.
 **{exact} families exact, {joint} joint, {refused} refused.** {in_slots} of the exact ones decode in
 slots, {aligned} more aligned.
 
-| family | image | video | batch of 2 | mixed | slots | route | vision half | language half | note |
-|---|---|---|---|---|---|---|---|---|---|
+| family | image | video | batch of 2 | mixed | slots | route | vision half | language half | \
+30 s chunk in context | note |
+|---|---|---|---|---|---|---|---|---|---|---|
 """
 FOOT = """
 Halves are shares of the tiny model's own bytes; both together are more than 100 % where a piece of
@@ -48,6 +49,11 @@ one is needed in the other. *One row at a time*: the features of a batch do not 
 belong to, so each is encoded and decoded by itself. *Also needs*: pieces of the other half that a
 half calls, which are loaded with it. `video` counts only where the family's processor takes videos
 as such; elsewhere the frames of a video go in as images. Sound is given to none.
+
+*30 s chunk in context*: how many frames of a chunk of 30 s of 1080p the context of the family's
+published checkpoints holds beside the reserve for words, of those that a run takes by default
+([usage.md](usage.md#which-frames)). It follows from what their authors state, not from the tiny
+model; *unknown* where nobody stated a context, or where a frame's tokens are not known.
 
 Checkpoints in the form of the original LLaVA code (`LlavaLlamaForCausalLM`, `mm_vision_tower`) are
 refused before a weight is fetched or read, with the id of the converted one where it is known:
@@ -213,11 +219,14 @@ def unbuilt_rows(known: set[str]) -> list[dict[str, Any]]:
 
 
 def line(row: dict[str, Any]) -> str:
+    from scripts.context_table import in_context
+
     vision, language, whole = row["loaded"]
     shares = [f"{100 * half / whole:.0f} %" if whole else "" for half in (vision, language)]
     columns = ("image", "video", "batch", "mixed", "slots", "route")
     words = [row[column] for column in columns]
-    return "| " + " | ".join([row["family"], *words, *shares, row["note"]]) + " |"
+    cells = [row["family"], *words, *shares, in_context(row["family"]), row["note"]]
+    return "| " + " | ".join(cells) + " |"
 
 
 if __name__ == "__main__":

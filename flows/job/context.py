@@ -26,9 +26,13 @@ USUAL_WORDS = 320
 def frame_room(profile: ModelProfile) -> int:
     """Return the tokens of the context that the frames of a chunk may take; 0 where the context is
     unknown, or frames stand elsewhere."""
-    context = profile.context_tokens
     if profile.route == "dual" or profile.is_encoder_decoder:
         return 0
+    return tokens_for_frames(profile.context_tokens)
+
+
+def tokens_for_frames(context: int) -> int:
+    """Return the tokens of a context that are not kept for words."""
     return context - min(RESERVE_TOKENS, context // RESERVE_SHARE)
 
 
