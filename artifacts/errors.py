@@ -31,6 +31,13 @@ def redacted(text: str) -> str:
     return SECRETS.sub("…", text)
 
 
+def with_hint(message: str, hint: str) -> str:
+    """Return a message with its hint behind it, as sentences: what other programs said may end
+    with its own full stop."""
+    end = "" if message.endswith((".", "?", "!")) else "."
+    return f"{message}{end} {hint}" if hint else message
+
+
 class PenstockError(Exception):
     """An error with a next step: `message` says what and where, `hint` what to do about it."""
 
@@ -43,8 +50,7 @@ class PenstockError(Exception):
         self.hint = hint
 
     def __str__(self) -> str:
-        end = "" if self.message.endswith("?") else "."
-        return f"{self.message}{end} {self.hint}" if self.hint else self.message
+        return with_hint(self.message, self.hint)
 
 
 class UsageError(PenstockError):

@@ -28,6 +28,7 @@ from stages.models.profile import SamplingProfile
 from stages.models.run import run
 from tests.support.clips import half_model
 from tests.support.families import BUILDERS, checkpoint
+from tests.support.hostile import copy_of_demo
 from tests.support.waves import events
 
 DEMO = Path(__file__).parent.parent / "penstock_demo" / "checkpoint"
@@ -236,13 +237,33 @@ def test_a_shard_that_is_missing_is_named(tmp_path: Path) -> None:
         read_headers(Checkpoint(name="x", folder=tmp_path))
 
 
-@pytest.mark.parametrize("template", ["{% for %}", "{{ nothing.at.all }}", "{{ 1 + 'one' }}"])
+@pytest.mark.parametrize("template", ["{{ nothing.at.all }}", "{{ 1 + 'one' }}"])
 def test_a_chat_template_that_cannot_be_rendered_fails(template: str, tmp_path: Path) -> None:
     folder = tmp_path / "model"
     shutil.copytree(checkpoint("qwen2_5_vl"), folder)
     processor = load_processor(folder)
     processor.chat_template = processor.tokenizer.chat_template = template
     processor.save_pretrained(folder)
-    with pytest.raises(UsageError, match=r"chat template of .* cannot be rendered") as caught:
+    with pytest.raises(UsageError, match=r"chat_template\.jinja: .* cannot be rendered") as caught:
         describe(folder)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_chat_template_that_cannot_be_parsed_is_a_damaged_file(tmp_path: Path) -> None:
+    folder = copy_of_demo(tmp_path / "model")
+    (folder / "chat_template.jinja").write_text("{# one turn #}\n{% for x in %}")
+    with pytest.raises(EnvironmentFault) as caught:
+        describe(folder)
+    place = f"{folder}/chat_template.jinja: the chat template cannot be parsed (line 2: "
+    assert caught.value.message.startswith(place)
+    assert "\n" not in str(caught.value) and ".." not in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["[]", "null", '{"a":', "\xff"])
+def test_a_generation_config_that_is_no_object_is_a_damaged_file(tmp_path: Path, text: str) -> None:
+    folder = copy_of_demo(tmp_path / "model")
+    (folder / "generation_config.json").write_bytes(text.encode("latin-1"))
+    with pytest.raises(EnvironmentFault) as caught:
+        describe(folder)
+    assert caught.value.message.startswith(f"{folder}/generation_config.json cannot be used: ")
     assert "\n" not in str(caught.value)

@@ -7,7 +7,7 @@ import threading
 import time
 from typing import IO, Any
 
-from artifacts.errors import redacted
+from artifacts.errors import redacted, with_hint
 from flows.console.lines import fitted, is_obedient, is_terminal
 from flows.console.moving import MovingLine
 from flows.console.pace import Pace
@@ -246,4 +246,4 @@ class Display:
 
 def failed_line(media_path: str, message: str, hint: str) -> str:
     """Return the line of a file that failed."""
-    return f"failed: {media_path}: {message}. {hint}"
+    return f"failed: {media_path}: {with_hint(message, hint)}"

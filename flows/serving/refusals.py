@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from artifacts.errors import PenstockError
+from artifacts.errors import PenstockError, with_hint
 from flows.serving.shown_names import without_paths
 from stages.process.events import TOO_LONG, UNSUPPORTED, Failed
 
@@ -41,7 +41,7 @@ class Refused(Exception):
         error, hint = without_paths(self.error), without_paths(self.hint)
         if path.startswith(OPENAI):
             kind = "invalid_request_error" if self.status < 500 else "server_error"
-            message = f"{error}. {hint}" if hint else error
+            message = with_hint(error, hint)
             told = {"message": message, "type": kind, "param": self.param, "code": self.code}
             return {"error": told}
         return {"error": error, "hint": hint}

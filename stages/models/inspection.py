@@ -10,10 +10,9 @@ from typing import Any, get_args
 
 import torch
 
-from artifacts.errors import PenstockError, UsageError
 from artifacts.schema import MediaKind, Modality, Part
 from stages.models.dry_run import DryRun, dry_run, vector_width
-from stages.models.halves.classes import config_and_class, one_line, skeleton_of
+from stages.models.halves.classes import config_and_class, skeleton_of
 from stages.models.halves.dual import makes_vectors
 from stages.models.halves.load import refuse_pickle
 from stages.models.halves.routes import RouteChoice, choose_route, depends_on_prompt
@@ -34,6 +33,7 @@ from stages.models.processors.prepare import (
     takes_videos,
 )
 from stages.models.processors.stated import stated_sampling
+from stages.models.processors.trying import refuse_damaged_generation, try_processor
 from stages.models.processors.wording import wording
 from stages.models.profile import ModelProfile, PartProfile, SamplingProfile
 from stages.models.published_profile import as_it_is_run
@@ -140,7 +140,8 @@ def _described(
         undivided(skeleton, headers) if choice.route == "joint" else halves_of(skeleton, headers)
     )
     processor = load()
-    _try_processor(processor, folder)
+    refuse_damaged_generation(folder)
+    try_processor(processor, folder)
     found = dry_run(skeleton, processor, choice.route, frames_a_video(processor))
     again = load() if probing is None else None
     image, video = probing.result() if probing is not None else _probes(again)
@@ -158,7 +159,7 @@ def _begun(
         # What it imports is imported before the thread begins, beside which others are.
         with gc_frozen():
             processor = load()
-        _try_processor(processor, folder)
+        try_processor(processor, folder)
     except Exception as error:
         if out_of_memory(error):
             raise
@@ -230,21 +231,3 @@ def _profile(
         words_a_prompt=max(words.a_prompt for words in written.values()),
         words_a_frame=written["video"].a_frame,
     )
-
-
-def _try_processor(processor: Any, folder: Path) -> None:
-    """Raise PenstockError when no prompt can be written or no picture goes in; probing would pass
-    over it."""
-    for channel in channels_of(processor):
-        try:
-            layout_of(processor, channel)
-        except PenstockError:
-            raise
-        except Exception as error:  # a template may fail in any way that its expressions can
-            if out_of_memory(error):
-                raise
-            raise UsageError(
-                f"the chat template of {folder} cannot be rendered for {channel}: "
-                f"{one_line(error)}",
-                hint="Download the checkpoint again, or mend its chat_template.jinja",
-            ) from error

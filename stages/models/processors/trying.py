@@ -1,0 +1,62 @@
+"""Tries the files by which a checkpoint writes and answers, before a profile is made of it."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from jinja2 import TemplateSyntaxError
+
+from artifacts.errors import EnvironmentFault, PenstockError, UsageError
+from artifacts.regular import read_text
+from stages.models.halves.classes import one_line
+from stages.models.hub.checkpoint import JSON_BYTES
+from stages.models.processors.layout import channels_of, layout_of
+from stages.process.exit_diagnosis import out_of_memory
+
+TEMPLATES = ("chat_template.jinja", "chat_template.json", "tokenizer_config.json")
+"""Files that hold a chat template; the first that is there is the one that counts."""
+GENERATION = "generation_config.json"
+
+
+def try_processor(processor: Any, folder: Path) -> None:
+    """Raise PenstockError when no prompt can be written or no picture goes in; probing would pass
+    over it."""
+    for channel in channels_of(processor):
+        try:
+            layout_of(processor, channel)
+        except PenstockError:
+            raise
+        except TemplateSyntaxError as error:
+            raise EnvironmentFault(
+                f"{_template(folder)}: the chat template cannot be parsed (line {error.lineno}: "
+                f"{one_line(error)})",
+                hint="Download the checkpoint again, or mend that line",
+            ) from error
+        except Exception as error:  # a template may fail in any way that its expressions can
+            if out_of_memory(error):
+                raise
+            raise UsageError(
+                f"{_template(folder)}: the chat template cannot be rendered for {channel} "
+                f"({one_line(error)})",
+                hint="Download the checkpoint again, or mend that file",
+            ) from error
+
+
+def refuse_damaged_generation(folder: Path) -> None:
+    """Raise EnvironmentFault for a generation_config.json that holds no JSON object."""
+    path, why = folder / GENERATION, "it holds no JSON object"
+    try:
+        if isinstance(json.loads(read_text(path, JSON_BYTES)), dict):
+            return
+    except FileNotFoundError:
+        return
+    except (OSError, ValueError, RecursionError) as error:
+        why = one_line(error)
+    raise EnvironmentFault(
+        f"{path} cannot be used: {why}", hint="Download the checkpoint again, or mend that file"
+    )
+
+
+def _template(folder: Path) -> Path:
+    found = (folder / name for name in TEMPLATES if (folder / name).exists())
+    return next(found, folder)
