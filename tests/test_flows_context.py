@@ -4,15 +4,20 @@ that do not fit beside them are refused before anything is encoded."""
 import json
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from artifacts.errors import UsageError
 from flows.cli.main import main
+from flows.job.prepare import prepare_without_media
+from flows.pipelines import CAPTION
+from flows.serving.config import ServeConfig
+from flows.serving.plans import decoding_call
 from penstock_demo import CLIPS
 from tests.support.families import checkpoint
-from tests.support.inside import run_inside
+from tests.support.inside import InsideLauncher, run_inside
 from tests.support.pipeline import Place
 
 LINE = "2 frames of a chunk fit its context of 64 tokens, of 32; --chunk 0.5 shows them all"
@@ -67,6 +72,14 @@ def test_words_that_do_not_fit_are_refused_with_the_limit_that_does(
     said = capsys.readouterr().err
     assert "there is no room for an answer of 10. Give --max-new-tokens 9, or less" in said
     assert "cutting" not in said and "encoding" not in said
+
+
+def test_a_server_decodes_as_many_frames_of_a_clip(place: Place) -> None:
+    serving = ServeConfig(caption_model=place.model, store=str(place.store))
+    config = replace(serving.caption_config(), out=str(place.out))
+    job = prepare_without_media(config, InsideLauncher(), CAPTION)
+    call = decoding_call(job, serving, str(place.store))("pipe")
+    assert call.arguments["sampling"]["max_frames"] == 2
 
 
 def test_as_stock_shows_all_and_warns(place: Place, tmp_path: Path) -> None:

@@ -10,8 +10,9 @@ from artifacts.schema import ChunkIndex, FrameFit
 from flows.job.config import CaptionConfig
 from flows.job.context_note import context_note
 from flows.job.namespaces import Namespaces
-from flows.job.sampling import frame_bound, sampling_of, wanted_sampling
+from flows.job.sampling import frame_bound, sampling_of
 from flows.job.tasks import Medium, task_of
+from flows.job.wanted_frames import wanted_sampling
 from stages.models import describe
 from stages.models.profile import ModelProfile, SamplingProfile, SeenSize
 from tests.support.by_hand import PROFILE, model
@@ -79,12 +80,15 @@ def test_encoder_decoders_and_cross_attention_are_not_bounded(family: str) -> No
     assert context_note(model(profile), config()) == ""
 
 
-def test_the_frames_that_a_processor_states_need_room_for_usual_words_alone() -> None:
-    """CogVLM2's captioner: 24 frames of 67 tokens leave 440 of 2,048."""
+def test_a_run_as_by_default_that_fits_beside_its_words_stays_as_it_was() -> None:
+    """CogVLM2's captioner: 24 frames of 67 tokens leave 440 of 2,048; 30 of 257 in 8,192, 482."""
     stated = SamplingProfile(fps=1.0, max_frames=24, seconds=24)
     cogvlm = replace(LLAVA, context_tokens=2048, frame_tokens=66, sampling=stated)
-    assert frames(cogvlm) == 24 and frames(cogvlm, max_frames=30) == 24
+    assert frames(cogvlm) == 24 and frames(cogvlm, max_frames=30, chunk=30.0) == 24
     assert frames(replace(cogvlm, context_tokens=1900)) == 21
+    paligemma = replace(LLAVA, context_tokens=8192, frame_tokens=256)
+    assert sampling_of(paligemma, config()) == wanted_sampling(paligemma, config())
+    assert frames(paligemma, max_frames=40, fps=2.0) == 30
 
 
 def test_of_frames_that_are_more_tokens_the_larger_they_are_the_size_bounds_the_number() -> None:

@@ -76,8 +76,7 @@ def notes(job: Job) -> list[str]:
             card_note(job.config, job.model),
             _whole(job),
             _chained(job),
-            _unseen(job),
-            _context(job),
+            _context(job) or _unseen(job),
             _as_published(job),
         ],
     )

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 
 from artifacts.schema import LARGE_EDGE, ChunkIndex
 from flows.job.frame_tokens import known_sizes, most_of_a_video, seen
+from flows.job.wanted_frames import usual_frames
 from stages.encode.shown_frames import shown_frames
 from stages.models.pixel_bounds import PixelBounds
 from stages.models.profile import ModelProfile
@@ -71,9 +72,9 @@ def _counted(profile: ModelProfile, bounds: PixelBounds, size: tuple[int, int]) 
     def tokens(count: int) -> int:
         return bounds.tokens(count, *size) + count * profile.words_a_frame
 
-    room, stated = frame_room(profile), _stated(profile)
-    if stated and tokens(stated) <= profile.context_tokens - _usual_words(profile):
-        room = max(room, tokens(stated))
+    room, usual = frame_room(profile), usual_frames(profile)
+    if tokens(usual) <= profile.context_tokens - _usual_words(profile):
+        room = max(room, tokens(usual))
     if tokens(MOST_TRIED) <= room:
         return None
     return next((count for count in range(MOST_TRIED, 0, -1) if tokens(count) <= room), 0)
@@ -112,8 +113,8 @@ def bound_by_size(profile: ModelProfile, frames: int) -> FrameBound | None:
 
 
 def _fitting(profile: ModelProfile, each: float) -> int | None:
-    """Return how many frames fit that are so many tokens each. The number that the checkpoint's own
-    processor states fits as soon as it leaves room for the usual words."""
+    """Return how many frames fit that are so many tokens each. Those of a run where the user asks
+    for none fit as soon as they leave room for its usual words."""
     room, context = frame_room(profile), profile.context_tokens
     if not room:
         return None
@@ -121,15 +122,11 @@ def _fitting(profile: ModelProfile, each: float) -> int | None:
     # Encoders that take frames in pairs make two of an odd one: half of the reserve is for words.
     if "video" in profile.modalities and most % 2 and (most + 1) * each > (room + context) / 2:
         most -= 1
-    stated = _stated(profile)
-    fits = stated * (each + profile.words_a_frame) + _usual_words(profile) <= context
-    return max(most, stated) if fits else most
-
-
-def _stated(profile: ModelProfile) -> int:
-    """Return the frames of a chunk that the checkpoint's own processor states; 0: it does not."""
-    return profile.sampling.max_frames or profile.sampling.frames or 0
+    usual = usual_frames(profile)
+    fits = usual * (each + profile.words_a_frame) + _usual_words(profile) <= context
+    return max(most, usual) if fits else most
 
 
 def _usual_words(profile: ModelProfile) -> int:
+    """Return the tokens of a prompt and an answer where the user sets neither."""
     return profile.words_a_prompt + USUAL_WORDS

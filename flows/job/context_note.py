@@ -5,8 +5,8 @@ from artifacts.words import counted
 from flows.job.config import CaptionConfig
 from flows.job.context import frames_of_any_size, frames_of_size
 from flows.job.models import Model
-from flows.job.sampling import full_chunk, wanted_sampling
 from flows.job.tasks import Task
+from flows.job.wanted_frames import full_chunk, wanted_sampling
 from stages.models.profile import ModelProfile
 
 

@@ -13,7 +13,7 @@ from flows.job.frame_tokens import seen
 from flows.job.models import Model
 from flows.job.prepare import Job
 from flows.job.prompt_tokens import PromptTokens, most_tokens
-from flows.job.sampling import full_chunk, wanted_sampling
+from flows.job.wanted_frames import full_chunk, wanted_sampling
 from flows.planning.choose import Question
 from flows.planning.sizes import Estimate
 from flows.planning.workloads import Workload

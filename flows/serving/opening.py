@@ -13,6 +13,7 @@ from artifacts.paths import folder_named
 from artifacts.store import open_store
 from flows.console.display import Display
 from flows.job.config import CaptionConfig, default_store
+from flows.job.context_note import context_note
 from flows.job.labels import LabelSet, label_set
 from flows.job.launch import DirectLauncher, Forking, Launcher
 from flows.job.namespace_notes import note_namespaces
@@ -138,7 +139,10 @@ class _Jobs:
 
     def of_captions(self) -> Job:
         """Return the job by which captions are made."""
-        return self._job(self._config.caption_config(), "captions", CAPTION)
+        job = self._job(self._config.caption_config(), "captions", CAPTION)
+        if note := context_note(job.model, job.config):
+            self._display.say(note)
+        return job
 
     def _job(self, asked: CaptionConfig, name: str, pipeline: Pipeline) -> Job:
         config = replace(asked, out=str(self.folder / name))
