@@ -136,6 +136,27 @@ def test_unknown_routes_are_refused_as_clients_of_openai_read_it(
     assert told["code"] == "unknown_url" and "/openapi.json" in told["message"]
 
 
+@pytest.mark.parametrize(
+    "path",
+    [
+        *("/", "/healthz", "/readyz", "/metrics", "/v1/stats", "/v1/info", "/v1/models"),
+        *("/openapi.json", "/v1/search", "/v1/search?q=star", "/v1/models/gone"),
+    ],
+)
+def test_head_is_answered_as_get_without_a_body(tmp_path: Path, path: str) -> None:
+    service = service_in(tmp_path)
+    service.draining = path == "/readyz"
+    client = client_of(service)
+    got, found = client.get(path), client.head(path)
+    assert (found.status_code, found.content) == (got.status_code, b"")
+    assert found.headers["content-type"] == got.headers["content-type"]
+    assert int(found.headers["content-length"]) > 0
+
+
+def test_head_of_a_route_that_takes_bodies_alone_is_refused(client: TestClient) -> None:
+    assert client.head("/v1/caption").status_code == 405
+
+
 def test_unknown_routes_elsewhere_are_refused_as_the_others_are(client: TestClient) -> None:
     assert client.get("/v2/completions").json() == {
         "error": "not found",

@@ -7,6 +7,7 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
+from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 
 from flows.serving.answers import json_answer
@@ -52,11 +53,19 @@ def app_of(service: Service, token: str) -> FastAPI:
     add("/healthz", routes.health, methods=["GET"])
     add("/readyz", routes.ready, methods=["GET"])
     _add_page(app, page)
+    _answer_head(app)
     app.add_exception_handler(Refused, _refused)
     app.add_exception_handler(HTTPException, _unknown)
     app.add_exception_handler(RequestValidationError, _misasked)
     app.add_exception_handler(Exception, _unforeseen)
     return app
+
+
+def _answer_head(app: FastAPI) -> None:
+    """Have every route that answers GET answer HEAD as well. The web server leaves out the body."""
+    for route in [each for each in app.routes if isinstance(each, APIRoute)]:
+        if "GET" in (route.methods or ()):
+            app.add_api_route(route.path, route.endpoint, methods=["HEAD"], include_in_schema=False)
 
 
 async def _refused(request: Request, error: Exception) -> Response:

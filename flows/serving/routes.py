@@ -88,12 +88,13 @@ class Routes:
         began, service = time.monotonic(), self._service
         if service.index is None or service.texts is None:
             raise Refused(404, "this server has no index", "Start it with --index DIR")
-        words = [*([q] if request.method == "GET" else []), *(without or [])]
+        pictured = request.method == "POST"
+        words = [*([] if pictured else [q]), *(without or [])]
         if any(not word.strip() for word in words):
             raise Refused(422, "the text to search for is empty", "Ask with ?q=words")
         wanted = Wanted(top=top, where=where, moments=moments)
         await service.index.check()  # before anything is computed in vain
-        if request.method == "GET":
+        if not pictured:
             vector, *texts = await self._timed(request, self._words(words))
             hits = await service.index.search(vector, "texts", texts, wanted)
         else:
