@@ -15,7 +15,7 @@ from flows.job.prepare import Job
 from flows.job.prompt_tokens import PromptTokens, most_tokens
 from flows.job.wanted_frames import full_chunk, wanted_sampling
 from flows.planning.choose import Question
-from flows.planning.sizes import Estimate
+from flows.planning.sizes import UNKNOWN_SIZE, Estimate
 from flows.planning.workloads import Workload
 from stages.models.profile import ModelProfile
 
@@ -43,30 +43,38 @@ def context_notes(job: Job, expected: Sequence[Estimate]) -> list[str]:
     """Return a line on the largest frames of which fewer are shown than there are, because of the
     context; or, as stock, of which more are. It is of models whose frames are more tokens the
     larger they are. `expected` is an estimate for each medium."""
-    profile, config = job.model.profile, job.config
+    pairs = zip(job.media, expected, strict=True)
+    videos = [e for medium, e in pairs if medium.kind == "video" and e.chunks]
+    return _size_notes(job.model, job.config, [(e.stored_frames, e.stored) for e in videos])
+
+
+def standard_notes(model: Model, config: CaptionConfig) -> list[str]:
+    """Return the same of a full chunk of a video in full HD."""
+    frames = full_chunk(wanted_sampling(model.profile, config))
+    return _size_notes(model, config, [(frames, model.fit("video").size(*UNKNOWN_SIZE))])
+
+
+def _size_notes(
+    model: Model, config: CaptionConfig, chunks: Sequence[tuple[int, tuple[int, int]]]
+) -> list[str]:
+    """Return the line on chunks of so many frames, each of a height and width as stored."""
+    profile = model.profile
     bound = bound_by_size(profile, full_chunk(wanted_sampling(profile, config)))
-    if bound is None:
-        return []
-    cut = [
-        (most, estimate)
-        for medium, estimate in zip(job.media, expected, strict=True)
-        if medium.kind == "video" and (most := bound.of(estimate.stored))
-        if estimate.stored_frames > most
-    ]
+    known = [(bound.of(size), count, size) for count, size in chunks] if bound else []
+    cut = [(most, count, size) for most, count, size in known if most and most < count]
     if not cut:
         return []
-    most, estimate = min(cut, key=lambda pair: pair[0])
-    high, wide = estimate.stored
-    count, context = estimate.stored_frames, f"its context of {profile.context_tokens:,} tokens"
+    most, count, (high, wide) = min(cut)
+    context = f"its context of {profile.context_tokens:,} tokens"
     if config.as_published is False:
         return [
-            f"{job.model.name}: {count} frames of {wide}x{high} in a chunk exceed {context}, in "
-            f"which {most} fit; as stock all are shown"
+            f"{model.name}: {count} frames of {wide}x{high} in a chunk exceed {context}, in which "
+            f"{most} fit; as stock all are shown"
         ]
     hint = "shorter chunks (--chunk) show more"
-    if pixels := _fitting_pixels(profile, estimate.stored, frame_room(profile) / count):
+    if pixels := _fitting_pixels(profile, (high, wide), frame_room(profile) / count):
         hint = f"--max-pixels {pixels} shows them all"
-    return [f"{job.model.name}: {most} frames of {wide}x{high} fit {context}, of {count}; {hint}"]
+    return [f"{model.name}: {most} frames of {wide}x{high} fit {context}, of {count}; {hint}"]
 
 
 def _fitting_pixels(profile: ModelProfile, size: tuple[int, int], tokens: float) -> int:

@@ -41,7 +41,7 @@ from flows.planning.choose import (
     question_of,
     question_of_model,
 )
-from flows.planning.context_check import context_notes, refuse_beyond_context
+from flows.planning.context_check import context_notes, refuse_beyond_context, standard_notes
 from flows.planning.sizes import Estimate, estimates, wave_limit
 from flows.planning.start import ladder_of
 from flows.planning.times import Times, times_of
@@ -132,7 +132,7 @@ def _plan_of(
     plan = _answered(question, budget_for(config, device), None, ())
     note = precision_note(model.profile, [s[0] for s in model.settings.values()], device)
     said = (note, card_note(config, model), context_note(model, config))
-    notes = (*filter(None, said), *model.notes)
+    notes = (*filter(None, said), *standard_notes(model, config), *model.notes)
     return replace(plan, notes=(*notes, *with_card_sampling(config, model.folder)[1]))
 
 

@@ -153,7 +153,7 @@ def _estimate(job: Job, medium: Medium, header: "_Header | None") -> Estimate:
     if medium.kind == "image" and _encoded(job, medium):
         pixels = 0
     bound = job.ledger.namespaces.bound if medium.kind == "video" else None
-    most = bound.of(stored) if bound else None
+    most = bound.of(stored) if bound and counts else None
     seen = [min(count, most or count) for count in counts]
     parts, frames = _parts(job, medium, stored), sum(seen)
     return Estimate(
