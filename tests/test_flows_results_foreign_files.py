@@ -9,8 +9,13 @@ import pytest
 from artifacts.errors import EnvironmentFault, UsageError
 from flows.job.config import CaptionConfig
 from flows.pipelines import EMBED, LABEL, Pipeline
-from flows.results.foreign_files import refuse_replacing, refuse_replacing_page
+from flows.results.foreign_files import (
+    refuse_replacing,
+    refuse_replacing_found,
+    refuse_replacing_page,
+)
 from flows.results.run_record import RunRecord
+from flows.search.page import page_of
 
 BEFORE = Path(__file__).parent / "data" / "before" / "first"
 FORMATS = ("jsonl", "txt", "csv", "parquet", "webdataset", "musubi")
@@ -122,3 +127,31 @@ def test_a_report_takes_the_place_of_a_report_alone(tmp_path: Path) -> None:
     page.write_text("<!doctype html>\n<title>My page</title>\n")
     with pytest.raises(UsageError, match="--to"):
         refuse_replacing_page(page)
+
+
+def test_a_search_s_page_takes_the_place_of_such_a_page_alone(tmp_path: Path) -> None:
+    page = tmp_path / "page.html"
+    refuse_replacing_found(page, None)
+    page.touch()
+    refuse_replacing_found(page, None)
+    page.write_text(page_of("a cat", "photos", []))
+    refuse_replacing_found(page, None)
+    page.write_text("<!doctype html>\n<title>My page</title>\n")
+    with pytest.raises(UsageError, match="--html"):
+        refuse_replacing_found(page, None)
+
+
+@pytest.mark.parametrize("line", ["", '{"rank": 1, "score": 0.5, "media_path": "a", "path": "a"}'])
+def test_copies_go_into_a_folder_that_is_empty_or_a_search_s(tmp_path: Path, line: str) -> None:
+    refuse_replacing_found(None, tmp_path / "new")
+    refuse_replacing_found(None, tmp_path)
+    (tmp_path / "001-cat.png").touch()
+    (tmp_path / "search.jsonl").write_text(line)
+    refuse_replacing_found(None, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["001-cat.png", "search.jsonl"])
+def test_copies_replace_no_file_of_somebody_else(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text('{"mine": 1}')
+    with pytest.raises(UsageError, match=name):
+        refuse_replacing_found(None, tmp_path)

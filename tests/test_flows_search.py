@@ -203,6 +203,29 @@ def test_a_page_and_copies_hold_what_was_found(built: Path, tmp_path: Path) -> N
     assert (tmp_path / "copy" / "001-p3.png").read_bytes() == original
 
 
+@pytest.mark.parametrize("option", ["--html", "--copy"])
+def test_a_search_replaces_nobody_s_files(
+    place: Path, tmp_path: Path, said: Said, option: str
+) -> None:
+    mine = tmp_path / "mine" / "001-p3.png"
+    mine.parent.mkdir()
+    mine.write_text("mine")
+    given = mine if option == "--html" else mine.parent
+    assert search(place, "a red circle", option, str(given)) == 2
+    told = said.readouterr()
+    assert (told.out, len(told.err.splitlines())) == ("", 1) and str(given) in told.err
+    assert mine.read_text() == "mine" and len(list(mine.parent.iterdir())) == 1
+
+
+def test_a_search_writes_again_where_it_wrote_before(built: Path, tmp_path: Path) -> None:
+    more = ["--html", str(tmp_path / "p.html"), "--copy", str(tmp_path / "copy"), "--top", "1"]
+    for name in ("p3.png", "p1.png"):
+        assert search(built, str(built / "media" / name), *more) == 0
+    assert {path.name for path in (tmp_path / "copy").iterdir()} == {
+        *("001-p1.png", "001-p3.png", "search.jsonl")
+    }
+
+
 def test_add_takes_the_model_of_the_index_and_a_file_that_goes_is_named(
     built: Path, place: Path, tmp_path: Path, said: Said
 ) -> None:

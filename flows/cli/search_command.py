@@ -26,11 +26,15 @@ def search_command(given: argparse.Namespace) -> int:
     """Run the search, and return the exit code of the contract: 1 when a file that was to be copied
     is gone. Raises PenstockError."""
     folder, warnings = folder_named(given.index, "index"), list[str]()
+    page = folder_named(given.html, "html") if given.html else None
+    copies = folder_named(given.copy, "copy") if given.copy else None
     with closing(Display(quiet=True, fleeting=True)) as display:
         display.doing("searching")
+        from flows.results.foreign_files import refuse_replacing_found
         from flows.search.ask import SearchAsked, SearchPlace, search_index
         from flows.search.texts import TEXT_HALF
 
+        refuse_replacing_found(page, copies)
         asked = SearchAsked(
             what=given.what,
             top=given.top,
@@ -48,11 +52,11 @@ def search_command(given: argparse.Namespace) -> int:
     forget_terminal()
     for warning in warnings:
         tell(f"warning: {warning}", to=sys.stderr)
-    if given.html:
+    if page:
         from flows.search.page import page_of
 
-        write_text(folder_named(given.html, "html"), [page_of(given.what, str(folder), hits)])
-    code = _copied(folder_named(given.copy, "copy"), hits) if given.copy else 0
+        write_text(page, [page_of(given.what, str(folder), hits)])
+    code = _copied(copies, hits) if copies else 0
     if given.json:
         print("".join(lines_of(hits)), end="")
     else:
@@ -77,6 +81,7 @@ def _copied(folder: Path, hits: Sequence["Hit"]) -> int:
     exit code."""
     seen: set[str] = set()
     code = 0
+    write_text(folder / "search.jsonl", lines_of(hits))  # first: it says whose the copies are
     for hit in (hit for hit in hits if hit.path not in seen):
         seen.add(hit.path)
         name = f"{hit.rank:03d}-{Path(hit.path).name}"
@@ -90,5 +95,4 @@ def _copied(folder: Path, hits: Sequence["Hit"]) -> int:
         except (OSError, MediaError, Unanswered) as error:
             code, why = 1, getattr(error, "strerror", error)
             tell(f"failed: {hit.path}: it cannot be copied ({why})", to=sys.stderr)
-    write_text(folder / "search.jsonl", lines_of(hits))
     return code

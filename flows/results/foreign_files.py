@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from artifacts.errors import EnvironmentFault, UsageError
+from artifacts.owned_folders import refuse_foreign
 from artifacts.regular import open_regular
 from artifacts.shards import DATASET, INDEX
 from artifacts.tables import TABLES
@@ -35,6 +36,9 @@ MEMBER = re.compile(r"[A-Za-z0-9_-]+-[0-9a-f]{12}-\d{5,}\.")
 COCO_ENDS = b'{"categories": [', b"\n]}\n"
 """How a file of labels in the form of COCO begins and ends."""
 PAGE = b"<title>Penstock report</title>"
+SEARCH_PAGE = b"<title>Penstock search: "
+SEARCH = "search.jsonl"
+"""Hits of a search, beside the copies of their files."""
 FIELDS: dict[str, tuple[str, ...]] = {
     RUN_RECORD: ("state", "pid", "host"),
     "captions.jsonl": ("media_path", "source", "start", "end", "caption"),
@@ -49,6 +53,7 @@ FIELDS: dict[str, tuple[str, ...]] = {
     "labels.csv": ("media_path", "source", "time", "labels"),
     "labels.parquet": ("media_path", "source", "time", "labels"),
     ROWS: ("media_path", "source", "time"),
+    SEARCH: ("rank", "score", "media_path", "path"),
     f"{DATASET}/{INDEX}": ("shards",),
     f"{CLIPS}/{INDEX}": ("clips",),
 }
@@ -73,6 +78,17 @@ def refuse_replacing_page(path: Path) -> None:
     """Refuse to write a report in the place of anything but a report. Raises UsageError."""
     if path.is_file() and path.stat().st_size and PAGE not in _head(path):
         _refuse(path, "name another file with --to")
+
+
+def refuse_replacing_found(page: Path | None, folder: Path | None) -> None:
+    """Refuse to write a search's page in the place of anything but such a page, and to copy what it
+    finds into a folder with other files than those of such copies. Raises UsageError."""
+    if page and page.is_file() and page.stat().st_size and SEARCH_PAGE not in _head(page):
+        _refuse(page, "name another file with --html")
+    if folder:
+        refuse_foreign(folder, (), (SEARCH,))
+        if _is_other(folder, SEARCH):
+            _refuse(folder / SEARCH, "give another --copy")
 
 
 def _refuse(path: Path, otherwise: str) -> None:
