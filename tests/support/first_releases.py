@@ -71,7 +71,7 @@ def release(version: str) -> tuple[Path, str]:
         return folder, ""
     if not (command := installer()):
         return folder, "nothing here installs packages"
-    FOLDERS.mkdir(exist_ok=True)
+    FOLDERS.mkdir(parents=True, exist_ok=True)
     packages = (f"transformers=={version}", *REQUIREMENTS[version])
     with tempfile.TemporaryDirectory(dir=FOLDERS) as new:
         made = subprocess.run(
