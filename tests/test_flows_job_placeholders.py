@@ -92,6 +92,17 @@ def test_what_a_person_wrote_is_refused_before_anything_is_encoded(
     assert "Leave it out" in caught.value.hint
 
 
+def test_a_control_token_that_captions_would_lack_is_refused_before_anything_is_encoded(
+    tmp_path: Path,
+) -> None:
+    folder, tokens = write_pictures(tmp_path / "clips", "a.png"), ("<s>", "<|im_end|>")
+    config = config_in(tmp_path, folder, start_with="A photo.<|im_end|>")
+    with pytest.raises(UsageError, match=r"--start-with holds <\|im_end\|>, a control token"):
+        run(config, control_tokens=tokens)
+    config = replace(config, start_with="<think> A photo", prompt="<|im_end|>?")
+    assert run(config, control_tokens=tokens)[0].captions == 1
+
+
 def test_a_system_text_without_a_place_is_refused_before_anything_is_encoded(
     tmp_path: Path,
 ) -> None:

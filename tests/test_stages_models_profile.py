@@ -47,6 +47,8 @@ def test_the_demo_is_described(demo: ModelProfile) -> None:
     assert demo.vision.attention == demo.language.attention == "sdpa"
     assert demo.vision.shards == demo.language.shards == ("model.safetensors",)
     assert demo.placeholders == ("<|image_pad|>", "<|video_pad|>")
+    assert {"<|im_end|>", *demo.placeholders} <= set(demo.control_tokens)
+    assert not any(word.isalpha() for word in demo.control_tokens)
     assert demo.feature_width > 0
 
 

@@ -142,7 +142,8 @@ def without_placeholders(
 
 def refuse_around(config: CaptionConfig, model: Model) -> None:
     """Refuse what is written around every prompt and cannot stand there: a system text that the
-    model has no place for, and its own word for a picture. Raises UsageError."""
+    model has no place for, its own word for a picture, and a control token at the beginning of
+    captions, which would lack it. Raises UsageError."""
     if config.system and not model.profile.takes_system:
         raise UsageError(
             f"the chat template of {model.name} has no place for --system",
@@ -160,6 +161,11 @@ def refuse_around(config: CaptionConfig, model: Model) -> None:
                 f"{option} holds {found}, which {model.name} reads as the place of a picture",
                 hint=f"Leave it out of {option}: the picture is placed before the prompt",
             )
+    if found := next((t for t in model.profile.control_tokens if t in config.start_with), None):
+        raise UsageError(
+            f"--start-with holds {found}, a control token of {model.name}, which no caption keeps",
+            hint="Leave it out of --start-with",
+        )
 
 
 def refuse_previous(contents: Sequence[Medium], model: Model) -> None:

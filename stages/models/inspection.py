@@ -23,6 +23,7 @@ from stages.models.part_profiles import halves_of, undivided
 from stages.models.processors.chat_turn import system_form
 from stages.models.processors.fit import LONG_EDGES, Probe, black, pixels_a_video, probe
 from stages.models.processors.layout import channels_of, layout_of, rewritten
+from stages.models.processors.loading import control_tokens
 from stages.models.processors.pictures import prepare_pictures
 from stages.models.processors.pixel_limit import bounds_of, least_pixels
 from stages.models.processors.prepare import (
@@ -218,6 +219,7 @@ def _profile(
         takes_system=all(system_form(processor, each.form) for each in layouts),
         rewritten=rewritten(processor, layouts),
         placeholders=tuple(sorted(placeholder_tokens(processor))),
+        control_tokens=tuple(sorted(control_tokens(processor))),
         feature_width=int(config.get_text_config().hidden_size),
         image_tokens=image.tokens,
         frame_tokens=video.tokens,

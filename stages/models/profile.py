@@ -10,9 +10,9 @@ from stages.models.footprint import BatchCost
 from stages.models.pixel_bounds import PixelBounds
 from stages.models.row_memory import LayerMemory, RowMemory
 
-LISTS = ("modalities", "placeholders", "rewritten")
+LISTS = ("modalities", "placeholders", "control_tokens", "rewritten")
 """Names of the lists of words in a profile."""
-OUTPUT_VERSION = 30
+OUTPUT_VERSION = 31
 """Output version of a profile: raised when what one says changes, and part of its key."""
 
 
@@ -140,6 +140,8 @@ class ModelProfile:
     letter."""
     placeholders: tuple[str, ...] = ()
     """Words that a prompt must not hold: the model reads them as the place of a picture."""
+    control_tokens: tuple[str, ...] = ()
+    """The tokenizer's special tokens, which are left out of every caption."""
     feature_width: int
     """Numbers a placeholder's feature has, or the vector of a picture."""
     image_tokens: int

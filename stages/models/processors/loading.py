@@ -106,6 +106,13 @@ def placeholder_tokens(processor: Any) -> set[str]:
     return {word for word in words if word} - {_word(processor.tokenizer.bos_token)}
 
 
+def control_tokens(processor: Any) -> set[str]:
+    """Return the tokenizer's special tokens, which decoding leaves out of every text."""
+    tokenizer = processor.tokenizer
+    added = {str(t) for t in tokenizer.added_tokens_decoder.values() if t.special}
+    return {*added, *map(str, tokenizer.all_special_tokens)} - {""}
+
+
 def declared_ids(processor: Any) -> set[int]:
     """Return the ids of the tokens that the processor says stand for a picture."""
     found: set[int] = set()
