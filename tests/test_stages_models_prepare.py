@@ -112,6 +112,14 @@ def test_the_step_between_frames_reaches_the_grid() -> None:
     assert side["second_per_grid_ts"] == [0.5]
 
 
+@pytest.mark.parametrize("rate", [1, 1.5, 3, 6, 7, 12, 30, 30000 / 1001])
+def test_the_rate_of_frames_at_even_steps_is_exact(rate: float) -> None:
+    """Or a position that the time of a video gives is one less, of every third pair of frames."""
+    metadata = video_metadata(clip_at([5 + index / rate for index in range(60)], 60 / rate))
+    assert metadata["fps"] == pytest.approx(rate, rel=1e-8)
+    assert metadata["fps"] == rate or rate != round(rate, 1)
+
+
 def test_a_prompt_with_a_placeholder_of_the_model_fails() -> None:
     processor = load_processor(checkpoint("qwen2_5_vl"))
     row = prepare(processor, clips("image", 1)[0])

@@ -69,8 +69,9 @@ def video_metadata(clip: Clip) -> dict[str, Any]:
     the rate of the frames themselves is given as fps, with each frame's time in steps of it.
     """
     count, times = len(clip.times), [round(time, 6) for time in clip.times]
-    step = (times[-1] - times[0]) / (count - 1) if count > 1 else clip.seconds
-    fps = 1 / round(step, 6) if step >= 1e-6 else 1.0
+    step = (clip.times[-1] - clip.times[0]) / (count - 1) if count > 1 else clip.seconds
+    # Nine digits of the rate, not of the step: a third of a second has no end in digits.
+    fps = float(f"{1 / step:.9g}") if step >= 1e-6 else 1.0
     height, width = clip.frames.shape[1:3]
     return {
         "total_num_frames": count,
