@@ -26,6 +26,8 @@ PATHS = frozenset({"adapter", "model", "out", "schema", "store"})
 ALSO = {"memory": " (bytes), or a text such as 8GiB", "schema": ", a path, or the schema as a dict"}
 """Names → what else may be given."""
 ONE_SOURCE = "Give a path, a pattern or an address, or a list of them"
+EXACT = 1 << 53
+"""Largest whole number up to which a float holds each: 2 is 2.0, as the command line reads it."""
 _SHORT = Repr()
 
 
@@ -79,6 +81,8 @@ def _taken(name: str, given: Any, wanted: Any) -> Any:
         return fspath(given)
     if get_origin(wanted) is tuple and isinstance(given, str):
         return tuple(part.strip() for part in given.split(",") if part.strip())
+    if type(given) is int and abs(given) <= EXACT and float in (wanted, *get_args(wanted)):
+        return float(given)
     return tuple(given) if get_origin(wanted) is tuple and isinstance(given, list) else given
 
 

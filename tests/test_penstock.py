@@ -10,11 +10,13 @@ import threading
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import pytest
 
 import penstock
 import penstock_demo
+from artifacts.keys import digest_of
 from flows.job.config import CaptionConfig
 from penstock.options import CaptionOptions, config_for
 
@@ -280,6 +282,18 @@ def test_values_are_taken_as_the_command_line_or_python_writes_them() -> None:
     )
     as_text: CaptionOptions = {"schema": json.dumps(schema)}
     assert config.schema == config_for("a", as_text).schema
+
+
+def test_a_whole_number_for_a_float_finds_what_the_same_float_made() -> None:
+    hints = get_type_hints(CaptionConfig)
+    names = [name for name, kind in hints.items() if float in (kind, *get_args(kind))]
+    assert {"chunk", "fps", "temperature", "top_p", "repetition_penalty"} <= {*names}
+    for name in names:
+        whole, same = (config_for("a", {name: one}) for one in (1, 1.0))  # type: ignore[misc]
+        assert digest_of([getattr(whole, name)]) == digest_of([getattr(same, name)]), name
+    assert digest_of([1]) != digest_of([1.0])
+    whole_only: CaptionOptions = {"max_new_tokens": 1}
+    assert type(config_for("a", whole_only).max_new_tokens) is int
 
 
 def test_the_wrong_half_is_told_as_an_error_of_penstock() -> None:
