@@ -127,7 +127,7 @@ def test_what_is_sent_first_is_made_kept_and_found_by_the_command(
     assert hits >= 1
 
 
-@pytest.mark.parametrize("route", ["/v1/label", "/v1/embed", "/v1/caption"])
+@pytest.mark.parametrize("route", ["/v1/label", "/v1/embed", "/v1/search", "/v1/caption"])
 def test_answers_tell_that_a_picture_is_cut_short(server: Serving, route: str) -> None:
     whole = a_picture((320, 240))
     assert "warnings" not in told(server.ask("POST", route, whole))

@@ -3,27 +3,45 @@ and what is known from headers alone."""
 
 import asyncio
 import json
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 from fastapi.testclient import TestClient
 
+from artifacts.index.writing import writing
+from flows.search.maker import unrecorded
 from flows.serving.app import app_of
 from flows.serving.captioning import Captioned
 from flows.serving.config import ServeConfig
+from flows.serving.embedding import Seen
 from flows.serving.guard import Guard
 from flows.serving.metrics import Metrics
 from flows.serving.scratch import Scratch
+from flows.serving.searching import ServedIndex
 from flows.serving.service import Service
 from flows.serving.uploads import Upload
 from stages.frames.picture import read_picture
 from stages.process.events import Words
 from tests.support.chat_clients import messages
+from tests.support.indexes import MAKER, drawn, rows
 from tests.support.serving import a_picture
 
 TOKEN = "a-secret-of-this-test"
 BASE = "http://127.0.0.1:8000"
+
+
+class Drawn:
+    """Gives every picture, which it reads as the decoders do, and every text a drawn vector."""
+
+    async def see(self, upload: Upload) -> Seen:
+        index, _ = read_picture(upload.path)
+        return Seen(index=index, tasks=(), vectors=(drawn(1),), cached=False)
+
+    async def vectors(self, texts: Any) -> Any:
+        return SimpleNamespace(vectors=drawn(1))
 
 
 class OneWord:
@@ -200,6 +218,29 @@ def events_of(text: str) -> list[dict[str, Any]]:
     """Return the events of a stream but for the word that ends it."""
     lines = [line.removeprefix("data: ") for line in text.splitlines() if line]
     return [json.loads(line) for line in lines if line != "[DONE]"]
+
+
+@pytest.mark.parametrize("recorded", [True, False])
+def test_searches_warn_of_damage_and_of_an_index_without_its_text_half(
+    tmp_path: Path, recorded: bool
+) -> None:
+    served, folder = replace(MAKER, text_half="texts"), tmp_path / "index"
+    with writing(folder, served if recorded else MAKER, "a test") as writer:
+        writer.add([(rows(9), drawn(9))])
+    service = service_in(tmp_path)
+    service.pictures = service.texts = cast(Any, Drawn())
+    service.index = ServedIndex(folder, served)
+    client, whole = client_of(service), a_picture((320, 240))
+    cut = whole[: len(whole) * 2 // 3]
+    of_texts = [] if recorded else [unrecorded(Path("index"), MAKER)]
+    for words in ("", "?not=toy"):
+        for body, damage in ((whole, []), (cut, CUT)):
+            found = client.post(f"/v1/search{words}", content=body).json()
+            wanted = [*(of_texts if words else []), *damage]
+            assert "hits" in found and found.get("warnings", []) == wanted
+    found = client.get("/v1/search?q=star").json()
+    assert found["hits"] and found.get("warnings", []) == of_texts
+    assert str(tmp_path) not in str(found)
 
 
 @pytest.mark.parametrize("damaged", [True, False])

@@ -94,14 +94,19 @@ class Routes:
             raise Refused(422, "the text to search for is empty", "Ask with ?q=words")
         wanted = Wanted(top=top, where=where, moments=moments)
         await service.index.check()  # before anything is computed in vain
+        damage: tuple[str, ...] = ()
         if not pictured:
             vector, *texts = await self._timed(request, self._words(words))
             hits = await service.index.search(vector, "texts", texts, wanted)
         else:
             seen, texts = await self._see(request, partial(self._words, words))
             hits = await service.index.search(seen.vectors[0][0], "pictures", texts, wanted)
+            damage = tuple(seen.index.warnings)
         told = {"index": service.index.folder.name, "rows": service.index.rows}
-        return json_answer({"hits": hits, **told, "seconds": round(time.monotonic() - began, 4)})
+        seconds = round(time.monotonic() - began, 4)
+        warnings = [w for w in (service.index.unrecorded if words else "", *damage) if w]
+        also = {"warnings": warnings} if warnings else {}
+        return json_answer({"hits": hits, **told, "seconds": seconds, **also})
 
     async def media(self, hit: str) -> Response:
         """Return the file of a hit."""

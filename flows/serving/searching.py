@@ -23,6 +23,7 @@ from artifacts.index.snapshot import Snapshot, open_snapshot
 from artifacts.index.where import Condition, matching
 from artifacts.index.writing import refuse_other
 from flows.search.ask import SearchAsked, found_by, hit_of
+from flows.search.maker import unrecorded
 from flows.serving.refusals import Refused, refusal_of
 
 GENERATIONS = 2
@@ -61,6 +62,11 @@ class ServedIndex:
     @property
     def rows(self) -> int:
         return self._opened[-1][1].snapshot.manifest.live_rows
+
+    @property
+    def unrecorded(self) -> str:
+        """Return the warning about texts that are searched for; empty where there is none."""
+        return unrecorded(Path(self.folder.name), self._opened[-1][1].snapshot.manifest.maker)
 
     async def search(
         self,
