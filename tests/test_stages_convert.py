@@ -208,6 +208,12 @@ def test_a_folder_that_holds_something_else_is_left_alone(tmp_path: Path) -> Non
     with pytest.raises(UsageError, match=r"holds safetensors already|other files"):
         converted(source, source)
     made = tmp_path / "made"
+    made.mkdir()
+    (made / "mine.txt").write_text("mine")
+    with pytest.raises(UsageError, match=r"holds other files \(mine\.txt\)"):
+        converted(source, made)
+    assert [path.name for path in made.iterdir()] == ["mine.txt"]
+    (made / "mine.txt").unlink()
     converted(source, made)
     before = bytes_of(made)
     with pytest.raises(UsageError, match="made of something else, or otherwise"):
@@ -215,6 +221,9 @@ def test_a_folder_that_holds_something_else_is_left_alone(tmp_path: Path) -> Non
     with pytest.raises(UsageError, match="made of something else, or otherwise"):
         converted(write_folder(tmp_path / "source", drawn(7)), made)
     assert bytes_of(made) == before
+    (made / NOTE).write_text("damaged")
+    with pytest.raises(UsageError, match="made of something else, or otherwise"):
+        converted(source, made)
     with pytest.raises(UsageError, match="is not a folder"):
         converted(source, source / "config.json")
 

@@ -17,7 +17,8 @@ from typing import Any
 import torch
 
 from artifacts.errors import EnvironmentFault, ModelChanged, UsageError
-from artifacts.files import HALF, read_kept, sweep, whole_file, write_json
+from artifacts.files import read_kept, sweep, whole_file, write_json
+from artifacts.owned_folders import refuse_foreign
 from artifacts.regular import open_regular
 from artifacts.store import fault_of
 from stages.models.hub.checkpoint import CONFIG, INDEX
@@ -42,24 +43,18 @@ def claimed(folder: Path, made_of: Mapping[str, Any]) -> Iterator[None]:
     """Take a folder for a checkpoint that is `made_of` what this says. The folder is new, empty or
     begun of the same. Raises UsageError for any other, EnvironmentFault for one that another
     process is writing to."""
+    refuse_foreign(folder, (), (NOTE,))
     try:
         folder.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    except (FileExistsError, NotADirectoryError) as error:
-        raise UsageError(
-            f"{folder} is not a folder, or a file is in the place of one above it",
-            hint="Give a new folder",
-        ) from error
     except OSError as error:
         raise fault_of(error, folder) from error
     try:
         _lock(descriptor, folder)
-        held = [path for path in folder.iterdir() if not path.name.startswith(HALF)]
         note = read_kept(folder / NOTE, FORMAT)
-        if held and note != made_of:
-            what = "what was made of something else, or otherwise" if note else "other files"
+        if note != made_of and (folder / NOTE).exists():
             raise UsageError(
-                f"{folder} holds {what} ({_telling(held)})",
+                f"{folder} holds what was made of something else, or otherwise ({NOTE})",
                 hint="Give a new folder, or remove that one",
             )
         sweep(folder)
@@ -79,11 +74,6 @@ def _lock(descriptor: int, folder: Path) -> None:
         ) from error
     except OSError:
         return  # a file system without locks keeps nobody from working
-
-
-def _telling(held: Sequence[Path]) -> str:
-    """Return the name of a file that tells what a folder holds."""
-    return min(held, key=lambda path: (path.name != NOTE, path.name != CONFIG, path.name)).name
 
 
 def is_written(folder: Path, shard: WeightShard) -> bool:
