@@ -74,6 +74,19 @@ def test_words_that_do_not_fit_are_refused_with_the_limit_that_does(
     assert "cutting" not in said and "encoding" not in said
 
 
+def test_a_prompt_of_one_file_that_is_too_long_does_not_end_the_others(
+    place: Place, tmp_path: Path
+) -> None:
+    def planned(*prompts: str) -> int:
+        lines = [json.dumps({"path": str(place.clips), "prompt": prompt}) for prompt in prompts]
+        (tmp_path / "list.jsonl").write_text("\n".join(lines))
+        where = ["--model", place.model, "--store", str(place.store), "--fps", "4"]
+        return main(["plan", str(tmp_path / "list.jsonl"), *where, "--max-new-tokens", "8"])
+
+    assert planned("hi", "w" * 60) == 0
+    assert planned("v" * 60, "w" * 60) == 2
+
+
 def test_a_server_decodes_as_many_frames_of_a_clip(place: Place) -> None:
     serving = ServeConfig(caption_model=place.model, store=str(place.store))
     config = replace(serving.caption_config(), out=str(place.out))

@@ -35,7 +35,7 @@ def refused(profile: ModelProfile, prompt: str, *more: Any, **options: Any) -> s
     question = question_of_model(asked, config, "cpu", CAPTION, prompt)
     question = replace(question, workloads=more or question.workloads)
     try:
-        refuse_beyond_context(question, [prompt, ""])
+        refuse_beyond_context(question)
     except UsageError as error:
         assert error.exit_code == 2
         return f"{error.message}. {error.hint}"

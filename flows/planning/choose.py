@@ -17,6 +17,7 @@ from flows.job.card_frames import sampling_as_card
 from flows.job.config import CaptionConfig
 from flows.job.models import Model
 from flows.job.prepare import Job
+from flows.job.prompt_tokens import most_tokens
 from flows.job.sampling import frame_bound
 from flows.pipelines import CAPTION, STAGES, Pipeline
 from flows.planning.costs import estimate, rungs_of
@@ -48,6 +49,8 @@ class Question:
     stages: Pipeline = CAPTION
     context_bytes: int = CONTEXT_BYTES
     """Bytes that the driver of a GPU takes for a process."""
+    prompts: tuple[str, ...] = ()
+    """What is asked; of many prompts the shortest under each name."""
     least: Workload | None = None
     """The job's smallest chunk, where that is another."""
     any_schema: bool = False
@@ -109,9 +112,20 @@ def question_of(
         device=job.device,
         workloads=tuple(workloads_of(job.model, media, expected)),
         stages=job.stages if stages is None else stages,
+        prompts=prompts_of(job),
         context_bytes=context_of(job.device),
         least=least_workload(job.model, media, expected),
     )
+
+
+def prompts_of(job: Job) -> tuple[str, ...]:
+    """Return the shortest prompt of a job under each name. One that a single file is asked, by a
+    list or by its own tags, and that alone is too long, fails alone when it is decoded."""
+    shortest: dict[str, str] = {}
+    for file, medium in zip(job.files, job.contents, strict=True):
+        known = shortest.setdefault(file.name, medium.prompt)
+        shortest[file.name] = min(known, medium.prompt, key=most_tokens)
+    return (*shortest.values(),)
 
 
 def question_of_model(
@@ -127,6 +141,7 @@ def question_of_model(
         device=device,
         workloads=tuple(standard_workloads(model, sampling, asked, bound)),
         stages=stages,
+        prompts=(asked,),
         context_bytes=context_of(device),
     )
 

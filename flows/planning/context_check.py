@@ -2,7 +2,7 @@
 loads no model."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from artifacts.errors import UsageError
 from artifacts.words import counted
@@ -23,7 +23,7 @@ MARGIN = 0.9
 """Share of the pixels that would just fit that is proposed: processors round them to patches."""
 
 
-def refuse_beyond_context(question: Question, prompts: Iterable[str]) -> None:
+def refuse_beyond_context(question: Question) -> None:
     """Refuse a frame, or a prompt and an answer of `--max-new-tokens`, for which the context has no
     room beside the frames of the longest chunk. As stock, explicitly asked for, nothing is refused.
     Raises UsageError."""
@@ -32,7 +32,7 @@ def refuse_beyond_context(question: Question, prompts: Iterable[str]) -> None:
     limited = any(stage.limited for stage in question.stages)
     if not (room and limited) or config.as_published is False:
         return
-    prompt = max(prompts, key=most_tokens, default="")
+    prompt = max(question.prompts, key=most_tokens, default="")
     for workload in question.workloads:
         if workload.kind == "video" and frames_of_size(model.profile, workload.stored) == 0:
             raise _no_frame(model, room, workload.stored)

@@ -66,7 +66,7 @@ def plan_start(
     """Put the stages with work to do on the rungs on which they should fit, or did. Returns what
     they are expected to take, for the record. Raises CannotFit."""
     question = question_of(job, stages, expected)
-    refuse_beyond_context(question, {medium.prompt for medium in job.media})
+    refuse_beyond_context(question)
     found = choose(question, job.budget, ladder.rungs, ladder.known())
     ladder.start({stage: choice.taken.rung for stage, choice in found.items()})
     ladder.advise = lambda stage: advice(question, job, ladder, stage)
