@@ -1,15 +1,13 @@
 """Leads from an address to the store there; knows nothing of what the bytes mean."""
 
 from collections.abc import Callable
-from pathlib import Path
 
 from artifacts.errors import UsageError
 from artifacts.paths import folder_named
 from artifacts.stores.folder import FolderStore, fault_of
-from artifacts.stores.local import state_folder
 from artifacts.stores.port import ObjectStat, Store
 
-__all__ = ("FolderStore", "ObjectStat", "Store", "fault_of", "local_folder", "open_store")
+__all__ = ("FolderStore", "ObjectStat", "Store", "fault_of", "open_store")
 
 
 def _in_bucket(scheme: str) -> Callable[[str], Store]:
@@ -41,13 +39,3 @@ def open_store(url: str) -> Store:
             hint="Give a folder, local or on a shared file system, or s3://, gs:// or az://",
         )
     return opened(place)
-
-
-def local_folder(url: str) -> Path | None:
-    """Return the `local` folder of the store whose own `url` this is, without asking a bucket for
-    anything; None where there is no such store on this machine."""
-    scheme, mark, place = url.rpartition("://")
-    if mark and scheme != "file":
-        return state_folder(url) if scheme in SCHEMES else None
-    folder = folder_named(place, "store")
-    return folder if folder.is_dir() else None

@@ -9,7 +9,7 @@ from typing import Any
 
 from artifacts.corrections import CORRECTIONS, EditsInForce, StoredEdits
 from artifacts.edits import EDITS, UNTOUCHED, Edit, EditJournal, read_edits
-from artifacts.store import local_folder
+from artifacts.store_folders import local_folder
 
 
 def deed(name: str, second: int = 0, **words: str | None) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from artifacts.edits import REDO, UNDO, UNTOUCHED, Edit, EditJournal, changes_of
 from artifacts.errors import EnvironmentFault, UsageError
 from artifacts.remote.keeping import is_copy
 from artifacts.shapes import Left, Maybe, Misshapen, check, read_jsonl, text
-from artifacts.store import local_folder
+from artifacts.store_folders import local_folder
 from artifacts.words import counted
 from flows.results.report.media import (
     AGAIN,

@@ -10,7 +10,7 @@ from artifacts.errors import StageDied, UsageError
 from artifacts.packs import Record
 from artifacts.record_union import RecordUnion
 from stages.decode.batches import PLACES, Batch, lacking
-from stages.decode.protocol import Asked, Speaker
+from stages.decode.protocol import Asked, PromptChecker, Speaker
 from stages.memory.item_faults import ItemFault, ItemFaults, item_fault
 from stages.memory.shrinking import try_items
 from stages.process.events import TOO_LONG
@@ -43,10 +43,11 @@ class DecodeFaults:
         self._note(one, {"kind": TOO_LONG, "message": fault.message, "hint": fault.hint})
 
     def fitting(self, speaker: Speaker, samples: Iterable[Asked]) -> Iterator[Asked]:
-        """Yield the chunks whose prompts the model can take; the others fail before they are
-        read."""
+        """Yield the chunks whose prompts the model can take; the others fail before they are read,
+        where the engine can tell."""
         for asked in samples:
-            if (fault := speaker.refusal(asked)) is None:
+            fault = speaker.refusal(asked) if isinstance(speaker, PromptChecker) else None
+            if fault is None:
                 yield asked
             else:
                 self.refuse(asked, fault)

@@ -6,7 +6,7 @@ done where they do not fit, is for the engine, which tells `Shrinking` of it.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from artifacts.captions import Ended
 from artifacts.errors import UsageError
@@ -68,9 +68,6 @@ class Speaker(Protocol):
         """Return the name of the engine that will speak, tried on this chunk where it has to be.
         Raises UsageError where none can."""
 
-    def refusal(self, asked: Asked) -> UsageError | None:
-        """Return why a chunk's prompt is too long for the model; None where it is not."""
-
     def run(
         self, batches: Iterable[Sequence[Asked]], shrinking: Shrinking
     ) -> Iterator[tuple[Sequence[Asked], Sequence[Said]]]:
@@ -90,3 +87,11 @@ class Speaker(Protocol):
 
     def findings(self) -> dict[str, Any]:
         """Return what is worth recording at the end."""
+
+
+@runtime_checkable
+class PromptChecker(Protocol):
+    """An engine that knows, before it reads a prompt, whether the model can take it."""
+
+    def refusal(self, asked: Asked) -> UsageError | None:
+        """Return why a chunk's prompt is too long for the model; None where it is not."""

@@ -1,0 +1,17 @@
+"""Finds the folder that a store keeps on this machine, and asks no bucket for anything."""
+
+from pathlib import Path
+
+from artifacts.paths import folder_named
+from artifacts.store import SCHEMES
+from artifacts.stores.local import state_folder
+
+
+def local_folder(url: str) -> Path | None:
+    """Return the `local` folder of the store whose own `url` this is; None where there is no such
+    store on this machine."""
+    scheme, mark, place = url.rpartition("://")
+    if mark and scheme != "file":
+        return state_folder(url) if scheme in SCHEMES else None
+    folder = folder_named(place, "store")
+    return folder if folder.is_dir() else None
