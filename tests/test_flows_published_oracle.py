@@ -28,6 +28,7 @@ from tests.support.whole_model import frames_of, media_of, turn
 
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.timeout(900),  # two processes import another release, and one model runs five times
     pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),
 ]
 TOKENS = 8
