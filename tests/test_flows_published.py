@@ -147,6 +147,7 @@ def test_an_adapter_says_which_way_it_was_trained_and_one_that_does_not_is_stock
     capsys.readouterr()
     # A training that goes on with such an adapter goes on as stock.
     assert main([*words, "--out", str(silent), "--resume"]) == 0
+    assert f"{silent} {SILENT}" in re.sub(r"\s+", " ", capsys.readouterr().err)
     with safe_open(silent / ADAPTER_WEIGHTS, "pt") as file:
         assert file.metadata()[FIELD] == "false"
 

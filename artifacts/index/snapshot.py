@@ -1,6 +1,7 @@
 """Opens one generation of an index to be read; knows no query. Writers go on meanwhile."""
 
 import contextlib
+import os
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -129,6 +130,7 @@ class Snapshot:
 def open_snapshot(folder: Path, *, bits: bool = True) -> Snapshot:
     """Open the newest generation; without `bits`, which can be made again, for who writes. Raises
     UsageError where there is no index that can be read, and EnvironmentFault for a damaged one."""
+    folder = Path(os.path.realpath(folder))  # a link may be led to another index meanwhile
     manifest = read_manifest(folder)
     for _ in range(TRIES):
         opened, fault = _attempt(folder, manifest, bits)

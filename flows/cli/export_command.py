@@ -16,6 +16,7 @@ from flows.results.exported import Exported, refuse_foreign_folder
 def export_command(given: argparse.Namespace) -> int:
     """Run the command, and return the exit code of the contract. Raises PenstockError."""
     from flows.running.export import export
+    from flows.running.merging import as_adapted
     from flows.running.samples import judging_media
 
     config = ExportConfig(
@@ -42,6 +43,8 @@ def export_command(given: argparse.Namespace) -> int:
         captioning = config.captioning(sources)
         if given.dry_run:
             pipelines = GRAPHS if config.asked().graphs else EXPORTS
+            if config.adapter:
+                captioning = as_adapted(captioning, config.adapter)
             return show(captioning, *pipelines, as_json=given.json)
         result = export(captioning, config.asked(), display)
     if tell_end(given, result, display) or not (given.json or result.accepted):

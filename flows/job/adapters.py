@@ -87,11 +87,11 @@ def adapter_for(
     )
 
 
-def way_of(config: CaptionConfig, adapter: LoraAdapter | None) -> bool | None:
+def way_of(asked: bool | None, adapter: LoraAdapter | None) -> bool | None:
     """Return whether a model is asked to be run as published: by the command, else as its adapter
     was trained, which is as stock where it does not say; None: the checkpoint decides."""
-    if config.as_published is not None or adapter is None:
-        return config.as_published
+    if asked is not None or adapter is None:
+        return asked
     return bool(adapter.as_published)
 
 
@@ -101,10 +101,10 @@ def way_recipe(as_published: bool) -> dict[str, bool]:
     return {"as_published": True} if as_published else {}
 
 
-def way_notes(config: CaptionConfig, adapter: LoraAdapter | None, folder: Path) -> list[str]:
+def way_notes(asked: bool | None, adapter: LoraAdapter | None, folder: Path) -> list[str]:
     """Return what people should know of a model that is run as stock because what it was made from
     does not say."""
-    if config.as_published is not None or change_of(folder) is None:
+    if asked is not None or change_of(folder) is None:
         return []
     silent = adapter.folder if adapter is not None and adapter.as_published is None else None
     if silent is None and (adapter is not None or not is_export_without_way(folder)):

@@ -171,7 +171,7 @@ def open_model(
     with readable(config.model):
         files.note_folder(checkpoint)
         small = {p.name: files.of_small(p) for p in small_files(checkpoint)}
-    way = way_of(config, adapter)
+    way = way_of(config.as_published, adapter)
     profile = read_profile(
         checkpoint, small, config, files, way, store=store, launcher=launcher, device=device
     )
@@ -192,7 +192,7 @@ def open_model(
         digests=digests_of_parts(profile, small, weights, code),
         settings=settings,
         weights=weights,
-        notes=(*filter(None, [graphs.note]), *way_notes(config, adapter, folder)),
+        notes=(*filter(None, [graphs.note]), *way_notes(config.as_published, adapter, folder)),
         read=all(weights.values()),
         files=files.files,
     )

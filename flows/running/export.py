@@ -13,9 +13,9 @@ from typing import Any
 
 from artifacts.errors import ModelChanged
 from artifacts.keys import digest_of
-from artifacts.paths import folder_named
 from artifacts.schema import Part
 from flows.console.display import Display
+from flows.job.adapters import way_notes
 from flows.job.config import TORCH, CaptionConfig
 from flows.job.export_asked import EXPORTED as EXPORTED_RUN
 from flows.job.export_asked import NATIVE, ExportAsked
@@ -36,7 +36,7 @@ from flows.results.exported import (
 )
 from flows.running.calls import Calls
 from flows.running.export_told import check_graphs, halves, hessian_bytes, model_of
-from flows.running.merging import adapter_of, merge, merged_of, source_of
+from flows.running.merging import adapter_of, as_adapted, merge, merged_of, source_of
 from flows.running.run import LauncherMaker, prepared
 from flows.running.samples import (
     ExportSample,
@@ -50,7 +50,6 @@ from flows.running.sequence import Sequence
 from flows.running.watch import OnBegin, Watch
 from stages.export import CALIBRATE, COMPARE, JUDGE, STAGE, TRACE
 from stages.export.job import PACKED
-from stages.models.adapters.reading import read_adapter
 from stages.models.graphs.providers import ONNX
 from stages.process.stage import Stage
 
@@ -121,10 +120,12 @@ class _Export:
         """Go on with the model that the adapter was merged into. Where that was exported before,
         return the checkpoint."""
         asked, watch = self._asked, self._watch()
-        read_adapter(folder_named(asked.adapter, "adapter"))  # refused before a model is read
+        way, self._config = self._config.as_published, as_adapted(self._config, asked.adapter)
         with prepared(self._config, watch, self._make_launcher, *self._pipelines) as found:
             job, _ = found
             adapter, files = adapter_of(job, asked)
+            for note in way_notes(way, adapter, job.model.folder):
+                self._display.say(note)
             self._source = merged_of(job, adapter, files)
             if (done := self._done(job)) is not None:
                 return done

@@ -1,9 +1,12 @@
 """Has a process merge an adapter into the model of a job, which is then exported in its stead."""
 
+from dataclasses import replace
 from typing import Any
 
+from artifacts.paths import folder_named
 from flows.console.display import Display
 from flows.job.adapters import adapter_digest, adapter_noted, way_of, way_recipe
+from flows.job.config import CaptionConfig
 from flows.job.export_asked import ExportAsked
 from flows.job.launch import StageCall, run_to_end
 from flows.job.model_files import ModelDigests
@@ -12,8 +15,7 @@ from flows.job.prepare import Job
 from flows.job.weights import fetch_parts
 from flows.running.run import LauncherMaker
 from stages.export.merge_job import MergeJob
-from stages.models.adapters.reading import LoraAdapter
-from stages.models.published import is_published_way
+from stages.models.adapters.reading import LoraAdapter, read_adapter
 from stages.process.events import Event, Noted
 from stages.process.job import told_of
 
@@ -24,12 +26,16 @@ weights as much, and what is said of 100,000 tensors takes 300 MB."""
 
 def source_of(job: Job) -> dict[str, Any]:
     """Return what decides a job's model: its numbers, and the way that it is run."""
-    return _source(job, as_published=job.model.profile.as_published)
-
-
-def _source(job: Job, *, as_published: bool) -> dict[str, Any]:
     source = [job.model.digests[part] for part in sorted(job.model.digests)]
-    return {"source": source, **way_recipe(as_published)}
+    return {"source": source, **way_recipe(job.model.profile.as_published)}
+
+
+def as_adapted(config: CaptionConfig, name: str) -> CaptionConfig:
+    """Return the run that looks at a model into which the adapter in a folder is merged: as asked,
+    else as the adapter was trained. Raises UsageError or EnvironmentFault for what is no
+    adapter."""
+    adapter = read_adapter(folder_named(name, "adapter"))
+    return replace(config, as_published=way_of(config.as_published, adapter))
 
 
 def adapter_of(job: Job, asked: ExportAsked) -> tuple[LoraAdapter, ModelDigests]:
@@ -40,15 +46,7 @@ def adapter_of(job: Job, asked: ExportAsked) -> tuple[LoraAdapter, ModelDigests]
 
 def merged_of(job: Job, adapter: LoraAdapter, files: ModelDigests) -> dict[str, Any]:
     """Return what decides those of the model that an adapter was merged into."""
-    source = _source(job, as_published=is_merged_published(job, adapter))
-    return {**source, "adapter": adapter_digest(adapter, files)}
-
-
-def is_merged_published(job: Job, adapter: LoraAdapter) -> bool:
-    """Return whether a merged model is run as published: as asked, else as its adapter was
-    trained."""
-    asked = way_of(job.config, adapter)
-    return is_published_way(job.model.folder, asked)
+    return {**source_of(job), "adapter": adapter_digest(adapter, files)}
 
 
 def merge(
@@ -74,7 +72,7 @@ def merge(
         adapter=str(adapter.folder),
         recipe=recipe,
         folder=str(asked.merged),
-        as_published=is_merged_published(job, adapter),
+        as_published=job.model.profile.as_published,
         trust_remote_code=job.config.trust_remote_code,
         files=job.model.files_of(job.model.profile.parts).with_others(files.files).to_json(),
     )

@@ -17,7 +17,7 @@ from artifacts.paths import folder_named
 from artifacts.store import open_store
 from artifacts.words import counted
 from flows.console.display import Display
-from flows.job.adapters import way_recipe
+from flows.job.adapters import way_notes, way_recipe
 from flows.job.config import default_store
 from flows.job.contents import refuse_placeholders
 from flows.job.example import Example
@@ -42,7 +42,7 @@ from flows.results.tuned import (
 from flows.running.calls import Calls
 from flows.running.run import LauncherMaker, prepared
 from flows.running.watch import OnBegin, Watch
-from stages.models.adapters.reading import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from stages.models.adapters.reading import ADAPTER_CONFIG, ADAPTER_WEIGHTS, read_adapter
 from stages.models.hub.transfer import Announce
 from stages.tune import OUTPUT_VERSION, STAGE
 from stages.tune.job import CHECKPOINT, RECORD
@@ -85,6 +85,9 @@ def _train(
     out = Path(asked.out).parent
     with prepared(asked, watch, make_launcher, TUNE) as (job, launcher):
         _check(config, job, examples, out)
+        if (out / ADAPTER_WEIGHTS).is_file():
+            for note in way_notes(config.as_published, read_adapter(out), job.model.folder):
+                watch.say(note)
         doing, outputs = "tuning into", {"adapter": str(out)}
         with watch.working(job, launcher, doing, outputs=outputs) as (sequence, _, _):
             if asked.sources:
