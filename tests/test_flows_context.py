@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -116,3 +117,23 @@ def test_one_frame_that_does_not_fit_is_refused(place: Place, tmp_path: Path) ->
     with pytest.raises(UsageError, match=r"one frame is 17 tokens to .* room for 15") as raised:
         run_inside(less, **FITTING)
     assert raised.value.exit_code == 2
+
+
+def test_the_advice_to_allow_longer_answers_stays_within_the_context(
+    place: Place, tmp_path: Path
+) -> None:
+    """9 tokens are left for an answer; as stock, 14 frames exceed the context by themselves."""
+
+    def advice(**options: Any) -> list[str]:
+        where = Place(clips=place.clips, out=tmp_path, store=place.store, model=place.model)
+        ran = run_inside(where, **{**FITTING, **options})
+        return [line for line in ran.result.warnings if "in the middle" in line]
+
+    (line,) = advice(max_new_tokens=2)
+    assert "--max-new-tokens 4 makes those anew" in line
+    (line,) = advice(max_new_tokens=6)
+    assert "--max-new-tokens 9 makes those anew" in line
+    (line,) = advice(max_new_tokens=9)
+    assert line.endswith("in the middle: the model's context has no room for longer ones")
+    (line,) = advice(max_new_tokens=6, as_published=False)
+    assert line.endswith("no room for longer ones")

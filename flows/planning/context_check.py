@@ -6,14 +6,14 @@ from collections.abc import Sequence
 
 from artifacts.errors import UsageError
 from artifacts.words import counted
-from flows.job.chunk_words import example
 from flows.job.config import CaptionConfig
 from flows.job.context import bound_by_size, frame_room, frames_of_size
 from flows.job.frame_tokens import seen
 from flows.job.models import Model
 from flows.job.prepare import Job
-from flows.job.prompt_tokens import PromptTokens, most_tokens
+from flows.job.prompt_tokens import most_tokens
 from flows.job.wanted_frames import full_chunk, wanted_sampling
+from flows.planning.answer_room import answer_room, beside_words, texts_of
 from flows.planning.choose import Question
 from flows.planning.sizes import UNKNOWN_SIZE, Estimate
 from flows.planning.workloads import Workload
@@ -100,24 +100,21 @@ def _no_frame(model: Model, room: int, size: tuple[int, int]) -> UsageError:
 
 
 def _refuse_words(model: Model, config: CaptionConfig, workload: Workload, prompt: str) -> None:
-    profile = model.profile
-    around = profile.words_a_frame * workload.frames if workload.kind == "video" else 0
-    pictures = workload.tokens - workload.text_tokens + around
-    left = profile.context_tokens - pictures - profile.words_a_prompt
+    _, left = beside_words(model, workload)
     if left <= 0 and workload.kind == "image":  # it fails alone, and the others are captioned
         return
-    texts = (example(prompt, workload.frames), config.system, config.start_with)
+    texts = texts_of(config, workload, prompt)
     if sum(map(most_tokens, texts)) + config.max_new_tokens <= left:
         return
-    counter = PromptTokens(model.folder)
-    words = sum(counter.count(text) for text in texts if text)
-    if words + config.max_new_tokens <= left:
+    room = answer_room(model, config, workload, prompt)
+    if config.max_new_tokens <= room.left:
         return
     shown = counted(workload.frames, "frame") if workload.kind == "video" else "the picture"
-    most = left - words
     raise UsageError(
-        f"the context of {model.name} is {profile.context_tokens:,} tokens: beside {shown} "
-        f"({pictures:,}) and the prompt ({words + profile.words_a_prompt:,}) there is no room for "
-        f"an answer of {config.max_new_tokens:,}",
-        hint=f"Give --max-new-tokens {most}, or less" if most > 0 else "Ask in fewer words",
+        f"the context of {model.name} is {model.profile.context_tokens:,} tokens: beside {shown} "
+        f"({room.pictures:,}) and the prompt ({room.words:,}) there is no room for an answer of "
+        f"{config.max_new_tokens:,}",
+        hint=f"Give --max-new-tokens {room.left}, or less"
+        if room.left > 0
+        else "Ask in fewer words",
     )

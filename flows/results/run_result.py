@@ -78,13 +78,16 @@ class RunResult:
             line += f", {len(self.failures)} of {counted(self.files, 'file')} failed"
         return line
 
-    def notes(self) -> Iterator[str]:
-        """Yield what a person should do, or know, about what is written."""
+    def notes(self, most: int | None = None) -> Iterator[str]:
+        """Yield what a person should do, or know, about what is written. The context has room for
+        answers of at `most` so many tokens (None: any number)."""
         if self.written.cut:
-            yield (
-                f"{counted(self.written.cut, 'caption')} ended at {counted(self.limit, 'token')}, "
-                f"in the middle: --max-new-tokens {2 * self.limit} makes those anew, and no others"
-            )
+            longer = 2 * self.limit if most is None else min(2 * self.limit, most)
+            advice = f"--max-new-tokens {longer} makes those anew, and no others"
+            if longer <= self.limit:
+                advice = "the model's context has no room for longer ones"
+            cut = counted(self.written.cut, "caption")
+            yield f"{cut} ended at {counted(self.limit, 'token')}, in the middle: {advice}"
         for texts in self.written.texts:
             yield from texts.notes()
         if self.summaries is None and (self.out / SUMMARIES).exists():

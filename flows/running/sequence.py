@@ -17,6 +17,8 @@ from flows.job.tasks import Medium
 from flows.job.waves import waves_of
 from flows.job.weights import stages_wanted
 from flows.pipelines import parts_of
+from flows.planning.answer_room import longest_answer
+from flows.planning.choose import question_of
 from flows.planning.context_check import context_notes
 from flows.planning.sizes import estimates, wave_limit
 from flows.results.dataset import is_stale, write_dataset
@@ -77,7 +79,8 @@ class Sequence:
             if job.config.summary:
                 self._summarize(result)
             self._write_data_sets(result)
-        result.warnings += result.notes()
+        most = longest_answer(question_of(job)) if result.written.cut else None
+        result.warnings += result.notes(most)
         return result
 
     def _summarize(self, result: RunResult) -> None:

@@ -1,0 +1,59 @@
+"""Counts the tokens of a context that are left for an answer, beside pictures and words. It loads
+no model."""
+
+from dataclasses import dataclass
+
+from flows.job.chunk_words import example
+from flows.job.config import CaptionConfig
+from flows.job.context import frame_room
+from flows.job.models import Model
+from flows.job.prompt_tokens import PromptTokens, most_tokens
+from flows.planning.choose import Question
+from flows.planning.workloads import Workload
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AnswerRoom:
+    """The tokens of a context, beside one chunk."""
+
+    pictures: int
+    """Those of its frames, and of the words about each of them."""
+    words: int
+    """Those of the prompt, the system turn and the beginning of the answer."""
+    left: int
+    """Those that are left for the answer; negative where pictures and words exceed the context."""
+
+
+def texts_of(config: CaptionConfig, workload: Workload, prompt: str) -> tuple[str, str, str]:
+    """Return what a chunk is asked, the system turn, and what its answer begins with."""
+    return example(prompt, workload.frames), config.system, config.start_with
+
+
+def beside_words(model: Model, workload: Workload) -> tuple[int, int]:
+    """Return the tokens of a chunk's pictures, and those that are left beside them and the words
+    that the chat template writes."""
+    profile = model.profile
+    around = profile.words_a_frame * workload.frames if workload.kind == "video" else 0
+    pictures = workload.tokens - workload.text_tokens + around
+    return pictures, profile.context_tokens - pictures - profile.words_a_prompt
+
+
+def answer_room(model: Model, config: CaptionConfig, workload: Workload, prompt: str) -> AnswerRoom:
+    """Return the room for the answer to a prompt about a chunk."""
+    counter = PromptTokens(model.folder)
+    words = sum(counter.count(text) for text in texts_of(config, workload, prompt) if text)
+    pictures, left = beside_words(model, workload)
+    return AnswerRoom(
+        pictures=pictures, words=words + model.profile.words_a_prompt, left=left - words
+    )
+
+
+def longest_answer(question: Question) -> int | None:
+    """Return the most tokens that an answer may have beside the chunks that take most; None: the
+    context bounds none."""
+    model, config = question.model, question.config
+    if not frame_room(model.profile):
+        return None
+    prompt = max(question.prompts, key=most_tokens, default="")
+    rooms = [answer_room(model, config, each, prompt).left for each in question.workloads]
+    return max(0, min(rooms)) if rooms else None
