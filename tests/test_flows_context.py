@@ -22,6 +22,7 @@ from tests.support.inside import InsideLauncher, run_inside
 from tests.support.pipeline import Place
 
 LINE = "2 frames of a chunk fit its context of 64 tokens, of 32; --chunk 0.5 shows them all"
+FITS = "frames of a chunk fit its context"
 FITTING = {"fps": 4.0, "prompt": "hi", "max_new_tokens": 8}
 
 
@@ -137,3 +138,31 @@ def test_the_advice_to_allow_longer_answers_stays_within_the_context(
     assert line.endswith("in the middle: the model's context has no room for longer ones")
     (line,) = advice(max_new_tokens=6, as_published=False)
     assert line.endswith("no room for longer ones")
+
+
+def test_a_video_that_loses_no_frames_is_not_told_of(
+    place: Place, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """14 frames at 4 a second; 4 at one."""
+    model = tmp_path / "llava"
+    shutil.copytree(place.model, model)
+    config = json.loads((model / "config.json").read_text())
+    config["text_config"]["max_position_embeddings"] = 300
+    (model / "config.json").write_text(json.dumps(config))
+    where = Place(
+        clips=place.clips, out=tmp_path / "out", store=tmp_path / "store", model=str(model)
+    )
+
+    def told(**options: Any) -> list[bool]:
+        said = run_inside(where, **{**FITTING, **options}).said
+        notes = json.loads((where.out / "run.json").read_text())["plan"]["notes"]
+        asked = [f"--{name}={value}" for name, value in options.items()]
+        asked += ["--prompt", "hi", "--max-new-tokens", "8", "--store", str(where.store)]
+        assert main(["plan", str(where.clips), "--model", where.model, *asked]) == 0
+        told = [said, "\n".join(notes), capsys.readouterr().out]
+        return [f"{FITS} of 300 tokens" in " ".join(each.split()) for each in told]
+
+    assert told(fps=1.0) == [False, False, False]
+    assert told(fps=4.0) == [True, True, True]
+    assert told(fps=4.0) == [True, True, True], "all is there"
+    assert told(fps=4.0, chunk=3.25) == [False, False, False]

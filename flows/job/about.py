@@ -76,7 +76,7 @@ def notes(job: Job) -> list[str]:
             card_note(job.config, job.model),
             _whole(job),
             _chained(job),
-            _context(job) or _unseen(job),
+            _context(job),
             _as_published(job),
         ],
     )
@@ -121,9 +121,12 @@ def _unseen(job: Job) -> str:
 
 
 def _context(job: Job) -> str:
-    """Return how the context bounds the frames of videos."""
+    """Return that nobody knows how the context bounds the frames of videos, or else what of a chunk
+    the processor leaves out. How a known context bounds them depends on the length of the files."""
     videos = any(medium.kind == "video" for medium in job.contents)
-    return context_note(job.model, job.config) if videos else ""
+    note = context_note(job.model, job.config) if videos else ""
+    known = job.model.profile.context_tokens > 0
+    return ("" if known else note) if note else _unseen(job)
 
 
 def _as_published(job: Job) -> str:

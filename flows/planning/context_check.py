@@ -3,11 +3,13 @@ loads no model."""
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 from artifacts.errors import UsageError
 from artifacts.words import counted
 from flows.job.config import CaptionConfig
-from flows.job.context import bound_by_size, frame_room, frames_of_size
+from flows.job.context import bound_by_size, frame_room, frames_of_any_size, frames_of_size
+from flows.job.context_note import context_note
 from flows.job.frame_tokens import seen
 from flows.job.models import Model
 from flows.job.prepare import Job
@@ -40,12 +42,30 @@ def refuse_beyond_context(question: Question) -> None:
 
 
 def context_notes(job: Job, expected: Sequence[Estimate]) -> list[str]:
-    """Return a line on the largest frames of which fewer are shown than there are, because of the
-    context; or, as stock, of which more are. It is of models whose frames are more tokens the
+    """Return a line on the frames of which fewer are shown than there are, because of the context;
+    or, as stock, of which more are: on the largest, of models whose frames are more tokens the
     larger they are. `expected` is an estimate for each medium."""
     pairs = zip(job.media, expected, strict=True)
     videos = [e for medium, e in pairs if medium.kind == "video" and e.chunks]
+    longest = max((e.seconds for e in videos), default=0.0)
+    if lost := _lost_note(job.model, job.config, longest):
+        return [lost]
     return _size_notes(job.model, job.config, [(e.stored_frames, e.stored) for e in videos])
+
+
+def loses_frames(model: Model, config: CaptionConfig) -> bool:
+    """Return whether the context does not hold a full chunk of frames of any size."""
+    return bool(model.profile.context_tokens and context_note(model, config))
+
+
+def _lost_note(model: Model, config: CaptionConfig, seconds: float) -> str:
+    """Return the line on a full chunk, unless the longest video, of so many seconds, is a chunk all
+    of whose frames fit."""
+    if not loses_frames(model, config):
+        return ""
+    sampling, most = wanted_sampling(model.profile, config), frames_of_any_size(model.profile)
+    chunk = replace(sampling, chunk_seconds=min(sampling.chunk_seconds, seconds))
+    return context_note(model, config) if full_chunk(chunk) > (most or 0) else ""
 
 
 def standard_notes(model: Model, config: CaptionConfig) -> list[str]:

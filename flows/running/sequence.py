@@ -19,7 +19,7 @@ from flows.job.weights import stages_wanted
 from flows.pipelines import parts_of
 from flows.planning.answer_room import longest_answer
 from flows.planning.choose import question_of
-from flows.planning.context_check import context_notes
+from flows.planning.context_check import context_notes, loses_frames
 from flows.planning.sizes import estimates, wave_limit
 from flows.results.dataset import is_stale, write_dataset
 from flows.results.outputs import places, write_outputs
@@ -148,7 +148,8 @@ class Sequence:
     def _waves(self, write: Callable[[bool], None]) -> None:
         job = self._job
         wanted = stages_wanted(job.ledger, job.media)
-        if wanted or job.ledger.namespaces.bound:
+        bound = job.ledger.namespaces.bound or loses_frames(job.model, job.config)
+        if wanted or bound:
             expected = estimates(job)
             self._note(context_notes(job, expected))
         if not wanted:  # what is there is not measured again
