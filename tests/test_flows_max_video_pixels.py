@@ -115,11 +115,28 @@ def test_a_model_without_such_a_limit_refuses_it_in_one_line(family: str) -> Non
     assert "--max-frames" in caught.value.hint and "\n" not in caught.value.message
 
 
-def test_a_limit_below_a_token_is_refused() -> None:
-    limited = describe(CHECKPOINT)
-    check_pixels(config_of(max_video_pixels=limited.least_pixels), limited)
-    with pytest.raises(UsageError, match="--max-video-pixels is 1, and one token of demo has"):
-        check_pixels(config_of(max_video_pixels=1), limited)
+def test_limits_below_a_token_are_refused_and_a_token_is_taken() -> None:
+    tiny = describe(CHECKPOINT, max_pixels=1, max_video_pixels=1)
+    for most in (1, 100, 255):
+        for named, given in (
+            ("--max-video-pixels", {"max_video_pixels": most}),
+            ("--max-pixels", {"max_pixels": most, "max_video_pixels": most}),
+        ):
+            words = f"^{named} is {most}, and one token of demo has 256"
+            with pytest.raises(UsageError, match=words) as caught:
+                check_pixels(config_of(**given), tiny)
+            assert caught.value.hint == "Give 16384 or more"
+    least: dict[str, Any] = {"max_pixels": 256, "max_video_pixels": 256}
+    check_pixels(config_of(**least), describe(CHECKPOINT, **least))
+
+
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_vl"])
+def test_a_frame_becomes_a_token_where_the_limit_leaves_it_less(family: str) -> None:
+    processor = processor_of(family, max_video_pixels=TOKEN)
+    assert {*sizes(processor, 2, 90, 160), *sizes(processor, 300, 90, 160)} == {(8, 8)}
+
+
+def test_a_limit_of_nothing_is_refused() -> None:
     with pytest.raises(UsageError, match="--max-video-pixels is 0"):
         config_of(max_video_pixels=0)
 

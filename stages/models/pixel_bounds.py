@@ -4,6 +4,10 @@ numbers of pixels. Imports no library."""
 import math
 from dataclasses import dataclass
 
+FEWEST = 2
+"""Least limit that is set: processors take none of 0, neither as the most nor, half of it, as the
+least. A frame becomes one token at the least, whatever the limit."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PixelBounds:
@@ -39,6 +43,7 @@ class PixelBounds:
             return self.least, self.most
         # An odd number of frames is counted as an even one, which may be more or less.
         limit = int(each * max(1, self.times or min(frames, self.counted(frames))))
+        limit = max(FEWEST, limit)
         if not self.beyond:
             limit = min(limit, self.most)
         return below(self.least, limit), limit

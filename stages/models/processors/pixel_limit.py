@@ -51,16 +51,16 @@ def least_pixels(processor: Any) -> int:
 
 
 def limit_pixels(processor: Any, limits: PixelLimits) -> None:
-    """Set limits on a processor. One without limits of its own, or of which a token has more, is
-    left as it is: who asked is told."""
+    """Set limits on a processor. One without limits of its own is left as it is, and what is less
+    than a token is passed over: `check_pixels` refuses both."""
     token = least_pixels(processor)
     if not token:
         return
     video = getattr(processor, "video_processor", None)
-    asked = limits.picture if limits.picture >= token else 0
+    asked, total = (n if n >= token else 0 for n in (limits.picture, limits.video))
     for part in _parts(processor):
         if part is video:
-            _limit_video(part, replace(limits, picture=asked))
+            _limit_video(part, replace(limits, picture=asked, video=total))
         elif asked:
             _set(part, asked * _times(part, FEW))
 
