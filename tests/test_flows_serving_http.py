@@ -175,6 +175,24 @@ def test_head_of_a_route_that_takes_bodies_alone_is_refused(client: TestClient) 
     assert client.head("/v1/caption").status_code == 405
 
 
+@pytest.mark.parametrize(
+    ("method", "path", "allowed"),
+    [
+        ("GET", "/v1/caption", "POST"),
+        ("PUT", "/v1/search", "GET, HEAD, POST"),
+        ("DELETE", "/v1/media/0", "GET, HEAD"),
+        ("POST", "/openapi.json", "GET, HEAD"),
+        ("POST", "/", "GET, HEAD"),
+    ],
+)
+def test_a_refused_method_is_answered_with_those_of_the_path(
+    client: TestClient, method: str, path: str, allowed: str
+) -> None:
+    answer = client.request(method, path)
+    assert (answer.status_code, answer.headers.get("allow")) == (405, allowed)
+    assert "allow" not in client.request(method, "/nowhere").headers
+
+
 def test_unknown_routes_elsewhere_are_refused_as_the_others_are(client: TestClient) -> None:
     assert client.get("/v2/completions").json() == {
         "error": "not found",

@@ -9,6 +9,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
+from starlette.routing import Match, Route
 
 from flows.serving.answers import json_answer
 from flows.serving.caption_routes import CaptionRoutes
@@ -83,7 +84,17 @@ async def _unknown(request: Request, error: Exception) -> Response:
     path = request.url.path
     # A client of OpenAI's asks for routes that are not here, too.
     form = OPENAI[0] if error.status_code == 404 and path.startswith("/v1/") else path
-    return json_answer(why.to_json(form), why.status)
+    answer = json_answer(why.to_json(form), why.status)
+    if error.status_code == 405:
+        answer.headers["allow"] = ", ".join(_methods_at(request))
+    return answer
+
+
+def _methods_at(request: Request) -> list[str]:
+    """Return the methods that the routes of a path answer: each route has some of them."""
+    routes = [each for each in request.app.routes if isinstance(each, Route)]
+    found = (each for each in routes if each.matches(request.scope)[0] is not Match.NONE)
+    return sorted({method for route in found for method in route.methods or ()})
 
 
 async def _misasked(request: Request, error: Exception) -> Response:
