@@ -13,6 +13,8 @@ from flows.console.lines import tell, wrapped
 
 CHOICE = re.compile(r"argument (.*): invalid choice: '(.*)' \(choose from (.*)\)")
 """What argparse says of a value that is none of those that may be."""
+NUMBER = re.compile(r"argument (.*): invalid (int|float) value: (['\"])(.*)\3", re.DOTALL)
+"""What argparse says of a value that is no number."""
 
 # fmt: off
 PATHS = frozenset((
@@ -51,6 +53,9 @@ class CommandParser(argparse.ArgumentParser):
             names = re.findall(r"'([^']*)'", choices)
             noun = "command" if what in ("COMMAND", "ACTION") else f"value of {what}"
             message = f"{given} is no {noun}{meant(given, names)}"
+        elif found := NUMBER.fullmatch(message):
+            kind = "a whole number" if found[2] == "int" else "a number"
+            message = f"{found[1]} is {found[4] or 'empty'}. Give {kind}"
         tell(f"{self.prog}: {message}. `{self.prog} --help` lists what there is", to=sys.stderr)
         self.exit(2)
 
