@@ -166,3 +166,23 @@ def test_a_video_that_loses_no_frames_is_not_told_of(
     assert told(fps=4.0) == [True, True, True]
     assert told(fps=4.0) == [True, True, True], "all is there"
     assert told(fps=4.0, chunk=3.25) == [False, False, False]
+
+
+def test_as_stock_warns_of_words_and_answers_that_exceed_the_context(
+    place: Place, tmp_path: Path
+) -> None:
+    """Two frames of 17 tokens, 19 of the template and 2 of the prompt: 9 are left."""
+    where = Place(clips=place.clips, out=tmp_path, store=place.store, model=place.model)
+
+    def warnings(**options: Any) -> list[str]:
+        run_inside(where, **{**FITTING, "max_frames": 2, **options}, as_published=False)
+        (caption,) = where.captions()
+        answers.append(caption["tokens"])
+        return list(caption["warnings"])
+
+    answers: list[int] = []
+    exceeding = "its 2 frames (34), prompt (21) and answer (12) exceed the model's context of 64"
+    assert warnings(max_new_tokens=9) == []
+    assert warnings(max_new_tokens=12) == [f"{exceeding} tokens"]
+    assert warnings(max_new_tokens=4, prompt="w" * 60)[0].startswith("its 2 frames (34), prompt (")
+    assert answers == [9, 12, 4]

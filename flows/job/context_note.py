@@ -1,13 +1,18 @@
-"""Says how the context of a model bounds the frames of a chunk; opens no file."""
+"""Says how the context of a model bounds the frames of a chunk. Opens no file but a tokenizer."""
 
-from artifacts.schema import Sampling
+import math
+from functools import lru_cache
+from pathlib import Path
+
+from artifacts.schema import MediaKind, Sampling
 from artifacts.words import counted
 from flows.job.config import CaptionConfig
-from flows.job.context import frames_of_any_size, frames_of_size
+from flows.job.context import frame_room, frames_of_any_size, frames_of_size
+from flows.job.frame_tokens import counted_frames, seen_together
 from flows.job.models import Model
+from flows.job.prompt_tokens import PromptTokens, most_tokens
 from flows.job.tasks import Task
 from flows.job.wanted_frames import full_chunk, wanted_sampling
-from stages.models.profile import ModelProfile
 
 
 def context_note(model: Model, config: CaptionConfig) -> str:
@@ -32,19 +37,48 @@ def context_note(model: Model, config: CaptionConfig) -> str:
     return f"{model.name}: {most:,} {fit} {context}, of {wanted:,}; {_remedy(sampling, most)}"
 
 
-def beyond_context(profile: ModelProfile, config: CaptionConfig, task: Task) -> str:
-    """Return that the frames of a chunk exceed the context, where they are shown as stock; else
-    nothing."""
-    if config.as_published is not False or task.medium.kind != "video":
+def beyond_context(model: Model, config: CaptionConfig, task: Task, answer: int) -> str:
+    """Return that the frames of a chunk, or they with the words and an answer of so many tokens,
+    exceed the context, where they are shown as stock; else nothing."""
+    profile = model.profile
+    if config.as_published is not False or not frame_room(profile):
         return ""
-    shown = len(task.chunk.times)
-    most = frames_of_size(profile, (task.chunk.height, task.chunk.width))
-    if most is None or shown <= most:
+    kind, shown, *size = task.shape
+    frames = counted(shown, "frame") if kind == "video" else "picture"
+    context = f"the model's context of {profile.context_tokens:,} tokens"
+    if kind == "video":
+        most = frames_of_size(profile, (size[0], size[1]))
+        if most is not None and shown > most:
+            return f"its {frames} exceed {context}, in which {most:,} fit"
+    pictures, words = _tokens(model, config, task, answer)
+    if pictures + words + answer <= profile.context_tokens:
         return ""
     return (
-        f"its {counted(shown, 'frame')} exceed the model's context of "
-        f"{profile.context_tokens:,} tokens, in which {most:,} fit"
+        f"its {frames} ({pictures:,}), prompt ({words:,}) and answer ({answer:,}) exceed {context}"
     )
+
+
+def _tokens(model: Model, config: CaptionConfig, task: Task, answer: int) -> tuple[int, int]:
+    """Return the tokens of a chunk's pictures and of its prompt; of a short prompt the most that it
+    may be."""
+    profile = model.profile
+    kind: MediaKind = "video" if task.medium.kind == "video" else "image"
+    _, shown, *size = task.shape
+    each, _ = seen_together(profile, kind, shown, (size[0], size[1]))
+    around = profile.words_a_frame * shown if kind == "video" else 0
+    pictures = math.ceil(each * counted_frames(profile, kind, shown)) + around
+    texts = (task.prompt, config.system, config.start_with)
+    most = sum(map(most_tokens, texts)) + profile.words_a_prompt
+    if pictures + most + answer <= profile.context_tokens:
+        return pictures, most
+    count = _counter(model.folder).count
+    return pictures, sum(count(text) for text in texts if text) + profile.words_a_prompt
+
+
+@lru_cache(1)
+def _counter(folder: Path) -> PromptTokens:
+    """Return the tokenizer of a checkpoint."""
+    return PromptTokens(folder)
 
 
 def _remedy(sampling: Sampling, most: int) -> str:

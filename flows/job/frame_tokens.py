@@ -54,3 +54,27 @@ def seen(
         return a + share * (b - a)
 
     return between(low.tokens, high.tokens), between(low.pixel_bytes, high.pixel_bytes)
+
+
+def counted_frames(profile: ModelProfile, kind: MediaKind, frames: int) -> int:
+    """Return the frames of a chunk as an encoder counts them: those that take them in pairs make
+    two of an odd one."""
+    video = "video" in profile.modalities and kind == "video"
+    return max(frames, frames + frames % 2 if video else 1)
+
+
+def seen_together(
+    profile: ModelProfile, kind: MediaKind, frames: int, size: tuple[int, int]
+) -> tuple[float, float]:
+    """Return tokens and pixel bytes of each counted frame of a chunk of so many frames that are
+    seen at this height and width."""
+    fit = profile.fit_image if kind == "image" else profile.fit_video
+    tokens, pixel_bytes = seen(profile, fit, kind, size)
+    counted = counted_frames(profile, kind, frames)
+    if kind == "video" and (bounds := profile.video_bounds):
+        exact = bounds.tokens(frames, *size) / counted
+        return exact, pixel_bytes * (exact / tokens if tokens else 1.0)
+    if kind == "video" and profile.pixels_a_video:
+        most_tokens, most_bytes = most_of_a_video(profile)
+        return min(tokens, most_tokens / counted), min(pixel_bytes, most_bytes / counted)
+    return tokens, pixel_bytes

@@ -4,12 +4,11 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from flows.job.frame_tokens import seen
+from flows.job.frame_tokens import counted_frames, seen
 from flows.job.models import Model
 from flows.planning.workloads import (
     PIXEL_BYTES,
     Workload,
-    counted_frames,
     seen_size,
 )
 
@@ -33,7 +32,7 @@ def fewer_pixels(model: Model, workloads: Sequence[Workload]) -> Iterator[int]:
 
 def kept_to(model: Model, workload: Workload, pixels: int) -> Workload:
     """Return the workload with frames that are kept to so many pixels."""
-    kind, counted = workload.kind, counted_frames(model, workload.kind, workload.frames)
+    kind, counted = workload.kind, counted_frames(model.profile, workload.kind, workload.frames)
     height, width = seen_size(model, kind, workload.stored)
     share = min(1.0, MARGIN * pixels / (height * width)) ** 0.5
     size = (math.ceil(height * share), math.ceil(width * share))

@@ -10,7 +10,7 @@ from artifacts.tiles import LARGE
 from artifacts.words import counted
 from flows.job.chunk_words import added_bytes
 from flows.job.context import FrameBound
-from flows.job.frame_tokens import most_of_a_video, seen
+from flows.job.frame_tokens import counted_frames, seen_together
 from flows.job.models import Model
 from flows.job.tasks import Medium
 from flows.job.waves import BYTES_A_TOKEN
@@ -175,19 +175,10 @@ def workload_of(
     prompt: str,
 ) -> Workload:
     """Return a workload with what the profile says of such frames."""
-    size = seen_size(model, kind, stored)
-    tokens, pixel_bytes = seen(model.profile, model.fit(kind), kind, size)
+    counted = counted_frames(model.profile, kind, frames)
+    tokens, pixel_bytes = seen_together(model.profile, kind, frames, seen_size(model, kind, stored))
     each = model.feature_bytes(kind)
     most = model.profile.image_tokens if kind == "image" else model.profile.frame_tokens
-    counted = counted_frames(model, kind, frames)
-    if kind == "video" and (bounds := model.profile.video_bounds):
-        exact = bounds.tokens(frames, *size) / counted
-        pixel_bytes *= exact / tokens if tokens else 1.0
-        tokens = exact
-    elif kind == "video" and model.profile.pixels_a_video:
-        most_tokens, most_bytes = most_of_a_video(model.profile)
-        tokens = min(tokens, most_tokens / counted)
-        pixel_bytes = min(pixel_bytes, most_bytes / counted)
     share = tokens / most if most else 1.0
     written = max(TEMPLATE_TOKENS, model.profile.words_a_prompt)
     written += model.profile.words_a_frame * frames if kind == "video" else 0
@@ -206,10 +197,3 @@ def workload_of(
         text_tokens=text,
         feature_bytes=math.ceil(counted * each * share),
     )
-
-
-def counted_frames(model: Model, kind: MediaKind, frames: int) -> int:
-    """Return the frames of a chunk as an encoder counts them: those that take them in pairs make
-    two of an odd one."""
-    video = "video" in model.profile.modalities and kind == "video"
-    return max(frames, frames + frames % 2 if video else 1)

@@ -42,7 +42,7 @@ def caption_of(job: Job, file: MediaFile, task: Task, stored: Mapping[str, Any])
     one_frame = task.medium.kind == "video" and job.model.one_frame
     config = job.config
     said, warnings = _said(stored, strip_think=config.strip_think and not config.schema)
-    if beyond := beyond_context(job.model.profile, config, task):
+    if beyond := beyond_context(job.model, config, task, stored["tokens"]):
         warnings = [beyond, *warnings]
     edit = job.edits().of(task["features"], file.name, task.prompt, said)
     words = said if edit.caption is None else edit.caption
