@@ -90,3 +90,17 @@ def test_a_plan_of_a_model_alone_says_how_many_frames_of_full_hd_fit() -> None:
 @pytest.mark.parametrize("frames", [1, 4])
 def test_chunks_that_fit_are_not_told_of(frames: int) -> None:
     assert standard_notes(model(LARGE), CaptionConfig(sources=(), frames=frames)) == []
+
+
+def test_the_pixels_that_are_proposed_leave_room_for_prompt_and_answer() -> None:
+    """10 frames in 4,096 tokens: 307 each beside the reserve, and 107 beside an answer of 3,000."""
+    config = CaptionConfig(sources=(), frames=10)
+
+    def proposed(limit: int) -> int:
+        (line,) = standard_notes(model(LARGE), replace(config, max_new_tokens=limit))
+        return int(line.partition("--max-pixels ")[2].partition(" ")[0] or 0)
+
+    beside_reserve, beside_answer = proposed(8), proposed(3000)
+    assert 0 < beside_answer < beside_reserve
+    assert beside_answer / beside_reserve == pytest.approx(107 / 306, abs=0.02)
+    assert proposed(4070) == 0, "no number of pixels leaves as much"

@@ -24,9 +24,16 @@ class AnswerRoom:
     """Those that are left for the answer; negative where pictures and words exceed the context."""
 
 
-def texts_of(config: CaptionConfig, workload: Workload, prompt: str) -> tuple[str, str, str]:
+def texts_of(config: CaptionConfig, frames: int, prompt: str) -> tuple[str, str, str]:
     """Return what a chunk is asked, the system turn, and what its answer begins with."""
-    return example(prompt, workload.frames), config.system, config.start_with
+    return example(prompt, frames), config.system, config.start_with
+
+
+def words_of(model: Model, config: CaptionConfig, frames: int, prompt: str) -> int:
+    """Return the tokens of all words beside a chunk of so many frames, without its answer."""
+    counter = PromptTokens(model.folder)
+    words = sum(counter.count(text) for text in texts_of(config, frames, prompt) if text)
+    return words + model.profile.words_a_prompt
 
 
 def beside_words(model: Model, workload: Workload) -> tuple[int, int]:
@@ -40,12 +47,10 @@ def beside_words(model: Model, workload: Workload) -> tuple[int, int]:
 
 def answer_room(model: Model, config: CaptionConfig, workload: Workload, prompt: str) -> AnswerRoom:
     """Return the room for the answer to a prompt about a chunk."""
-    counter = PromptTokens(model.folder)
-    words = sum(counter.count(text) for text in texts_of(config, workload, prompt) if text)
+    words = words_of(model, config, workload.frames, prompt)
     pictures, left = beside_words(model, workload)
-    return AnswerRoom(
-        pictures=pictures, words=words + model.profile.words_a_prompt, left=left - words
-    )
+    left += model.profile.words_a_prompt - words
+    return AnswerRoom(pictures=pictures, words=words, left=left)
 
 
 def longest_answer(question: Question) -> int | None:

@@ -10,13 +10,13 @@ from artifacts.words import counted
 from flows.job.config import CaptionConfig
 from flows.job.context import bound_by_size, frame_room, frames_of_any_size, frames_of_size
 from flows.job.context_note import context_note
-from flows.job.frame_tokens import seen
+from flows.job.frame_tokens import counted_frames, seen
 from flows.job.models import Model
 from flows.job.prepare import Job
 from flows.job.prompt_tokens import most_tokens
 from flows.job.wanted_frames import full_chunk, wanted_sampling
-from flows.planning.answer_room import answer_room, beside_words, texts_of
-from flows.planning.choose import Question
+from flows.planning.answer_room import answer_room, beside_words, texts_of, words_of
+from flows.planning.choose import Question, prompts_of
 from flows.planning.sizes import UNKNOWN_SIZE, Estimate
 from flows.planning.workloads import Workload
 from stages.models.profile import ModelProfile
@@ -50,7 +50,9 @@ def context_notes(job: Job, expected: Sequence[Estimate]) -> list[str]:
     longest = max((e.seconds for e in videos), default=0.0)
     if lost := _lost_note(job.model, job.config, longest):
         return [lost]
-    return _size_notes(job.model, job.config, [(e.stored_frames, e.stored) for e in videos])
+    prompt = max(prompts_of(job), key=most_tokens, default="")
+    chunks = [(e.stored_frames, e.stored) for e in videos]
+    return _size_notes(job.model, job.config, chunks, prompt)
 
 
 def loses_frames(model: Model, config: CaptionConfig) -> bool:
@@ -71,13 +73,18 @@ def _lost_note(model: Model, config: CaptionConfig, seconds: float) -> str:
 def standard_notes(model: Model, config: CaptionConfig) -> list[str]:
     """Return the same of a full chunk of a video in full HD."""
     frames = full_chunk(wanted_sampling(model.profile, config))
-    return _size_notes(model, config, [(frames, model.fit("video").size(*UNKNOWN_SIZE))])
+    chunks = [(frames, model.fit("video").size(*UNKNOWN_SIZE))]
+    return _size_notes(model, config, chunks, model.prompt_for(config, "video"))
 
 
 def _size_notes(
-    model: Model, config: CaptionConfig, chunks: Sequence[tuple[int, tuple[int, int]]]
+    model: Model,
+    config: CaptionConfig,
+    chunks: Sequence[tuple[int, tuple[int, int]]],
+    prompt: str,
 ) -> list[str]:
-    """Return the line on chunks of so many frames, each of a height and width as stored."""
+    """Return the line on chunks of so many frames, each of a height and width as stored. The prompt
+    and the answer decide only which number of pixels is proposed."""
     profile = model.profile
     bound = bound_by_size(profile, full_chunk(wanted_sampling(profile, config)))
     known = [(bound.of(size), count, size) for count, size in chunks] if bound else []
@@ -92,7 +99,9 @@ def _size_notes(
             f"{most} fit; as stock all are shown"
         ]
     hint = "shorter chunks (--chunk) show more"
-    if pixels := _fitting_pixels(profile, (high, wide), frame_room(profile) / count):
+    left = profile.context_tokens - words_of(model, config, count, prompt) - config.max_new_tokens
+    each = min(frame_room(profile), left) / counted_frames(profile, "video", count)
+    if pixels := _fitting_pixels(profile, (high, wide), each):
         hint = f"--max-pixels {pixels} shows them all"
     return [f"{model.name}: {most} frames of {wide}x{high} fit {context}, of {count}; {hint}"]
 
@@ -123,7 +132,7 @@ def _refuse_words(model: Model, config: CaptionConfig, workload: Workload, promp
     _, left = beside_words(model, workload)
     if left <= 0 and workload.kind == "image":  # it fails alone, and the others are captioned
         return
-    texts = texts_of(config, workload, prompt)
+    texts = texts_of(config, workload.frames, prompt)
     if sum(map(most_tokens, texts)) + config.max_new_tokens <= left:
         return
     room = answer_room(model, config, workload, prompt)
