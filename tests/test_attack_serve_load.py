@@ -147,7 +147,8 @@ def test_a_prompt_that_exceeds_the_context_is_refused_before_the_queue(tmp_path:
                 {"type": "text", "text": words},
                 {"type": "image_url", "image_url": {"url": url}},
             ]
-            body = json.dumps({"messages": [{"role": "user", "content": content}]}).encode()
+            message = {"role": "user", "content": content}
+            body = json.dumps({"messages": [message], "max_tokens": 256}).encode()
             answer = server.ask("POST", CHAT, body, headers, 120)
             assert answer.status == status, answer.body
         assert server.is_up()

@@ -25,6 +25,11 @@ class CaptionParams:
     """Whether the tokens of the prompt have to be known."""
 
     @property
+    def to_context(self) -> bool:
+        """Return whether an answer may end where the context does: one of a form may not."""
+        return self.max_tokens is None and not self.generation.schema
+
+    @property
     def text(self) -> str:
         """Return what makes two requests for the same medium and prompt two answers."""
         told = {

@@ -5,7 +5,7 @@ A new question to what was seen before costs the language half alone.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakValueDictionary
@@ -29,7 +29,7 @@ from flows.serving.refusals import bad, refusal_of
 from flows.serving.shared import Shared
 from flows.serving.shown_names import shown_name
 from flows.serving.uploads import Upload
-from stages.decode.request_settings import SETTINGS
+from stages.decode.request_settings import SETTINGS, TO_CONTEXT
 from stages.process.events import Event, Words
 
 MOST_LETTERS = 20_000
@@ -134,7 +134,7 @@ class Captioning:
             if len(prompt) > MOST_LETTERS:
                 raise bad("the prompt is too long", f"Send at most {MOST_LETTERS:,} letters")
             new = min(params.max_tokens or self.limit, self.limit)
-            await self._bound.check(medium.prompt, new)
+            await self._bound.check(medium.prompt, new, whole=not params.to_context)
             try:
                 refuse_placeholders([medium], self._job.model)
             except UsageError as error:
@@ -186,7 +186,8 @@ class Captioning:
 
         def decoded(at: int, settings: str) -> Awaitable[Words]:
             started(at, key_of(tasks[at][self._decode.writes], settings))
-            return self._decoded(tasks[at], of_chunks, settings)
+            asked = {TO_CONTEXT: True} if params.to_context else {}
+            return self._decoded(tasks[at], of_chunks, settings, asked)
 
         words = await in_order(len(tasks), params, self.limit, decoded)
         return Captioned(index=index, words=tuple(filter(None, words)), cached=False)
@@ -223,8 +224,10 @@ class Captioning:
         weight = self._cutting.weight(task, self._encoding)
         await self._cutting.given(task, self._encoding, task[self._encode.writes], member, weight)
 
-    async def _decoded(self, task: Task, index: MediaIndex, settings: str) -> Words:
-        member = self._calls.member(self._decode, task)
+    async def _decoded(
+        self, task: Task, index: MediaIndex, settings: str, asked: Mapping[str, Any]
+    ) -> Words:
+        member = {**self._calls.member(self._decode, task), **asked}
         if self._other is not None:
             member["instead"] = key_of(self._made_as(task, index, self._other), settings)
         key = member["key"] = key_of(task[self._decode.writes], settings)

@@ -19,12 +19,14 @@ class PromptBound:
         self._context = context
         self._tokens = PromptTokens(folder)
 
-    async def check(self, prompt: str, new: int) -> None:
-        """Raise Refused for a prompt after which so many tokens exceed the context."""
-        if not self._context or most_tokens(prompt) + new <= self._context:
+    async def check(self, prompt: str, new: int, *, whole: bool = True) -> None:
+        """Raise Refused for a prompt after which so many tokens exceed the context; where not the
+        `whole` answer has to fit, for one that leaves no room for a first token."""
+        needed = new if whole else 1
+        if not self._context or most_tokens(prompt) + needed <= self._context:
             return
         count = await asyncio.to_thread(self._tokens.count, prompt)
-        if count + new > self._context:
+        if count + needed > self._context:
             raise exceeded(
                 f"the model's context is {self._context:,} tokens, and the prompt is {count:,}, an "
                 f"answer up to {new:,}",

@@ -23,13 +23,15 @@ from artifacts.keys import digest_of
 from stages.decode.generation import CHECKPOINT, OF_CHANCE, Generation
 from stages.decode.loops import AGAIN, once_more
 from stages.decode.presence import PresencePenalty
-from stages.decode.prompts import begun_with
-from stages.decode.request_settings import SETTINGS, RequestSettings, cut_at
+from stages.decode.prompts import begun_with, check_context, context_left
+from stages.decode.request_settings import SETTINGS, TO_CONTEXT, RequestSettings, cut_at
 
 STATED = ("do_sample", *OF_CHANCE, "min_p")
 """Settings of a checkpoint that are taken over with `--sampling checkpoint`."""
 SAMPLING_ONLY = ("temperature", "top_p", "top_k", "min_p", "typical_p", "epsilon_cutoff")
 """Settings of a checkpoint that greedy decoding does not read, and warns of."""
+Members = Sequence[Mapping[str, str]]
+"""Items of one call of `generate`."""
 TOP_K = 50
 """Likeliest words that chance chooses among where nobody says; stock's own."""
 SEED_DIGITS = 15
@@ -74,9 +76,20 @@ class Choosing:
         found = RequestSettings.from_text(text)
         return Choosing(found.generation, found.max_new_tokens, found.stop, self._stated)
 
-    def options(
-        self, half: Any, processor: Any, members: Sequence[Mapping[str, str]]
-    ) -> dict[str, Any]:
+    def bounded(
+        self, half: Any, inputs: Mapping[str, Any], members: Members, *, whole: bool
+    ) -> "Choosing":
+        """Return the same in captions for which the context has room. One without a limit of its
+        own may be shorter where it goes alone. Raises ContextExceeded: where the `whole` caption
+        has to fit and does not, else where no first token does."""
+        free = len(members) == 1 and TO_CONTEXT in members[0] and not self.generation.schema
+        check_context(half, inputs, self.limit, whole=whole and not free)
+        left = context_left(half, inputs) if free else None
+        if left is None or left >= self.limit:
+            return self
+        return Choosing(self.generation, left, self.stop, self._stated)
+
+    def options(self, half: Any, processor: Any, members: Members) -> dict[str, Any]:
         """Return what `generate` is told for the rows of these members, in order."""
         stated = self._stated.of(half)
         make_greedy(half, processor)

@@ -19,14 +19,21 @@ class ContextExceeded(UsageError):
 def check_context(half: Any, inputs: Mapping[str, Any], new: int, *, whole: bool = True) -> None:
     """Raise ContextExceeded for a prompt after which so many tokens would exceed the context; where
     not the `whole` answer has to fit, for one that leaves no room for a first token."""
-    context = 0 if half.config.is_encoder_decoder else context_tokens(half.config)
-    read = int(inputs["input_ids"].shape[1])
-    if context and read + (new if whole else 1) > context:
+    left = context_left(half, inputs)
+    if left is not None and (new if whole else 1) > left:
+        context, read = context_tokens(half.config), int(inputs["input_ids"].shape[1])
         raise ContextExceeded(
             f"the model's context is {context:,} tokens, and prompt and pictures are {read:,}, an "
             f"answer up to {new:,}",
             hint="Ask in fewer words, of less, or for a shorter answer",
         )
+
+
+def context_left(half: Any, inputs: Mapping[str, Any]) -> int | None:
+    """Return the tokens of the context that a prompt leaves for an answer; None: it sets no
+    bound."""
+    context = 0 if half.config.is_encoder_decoder else context_tokens(half.config)
+    return context - int(inputs["input_ids"].shape[1]) if context else None
 
 
 def prompts_for(

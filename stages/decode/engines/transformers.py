@@ -15,10 +15,10 @@ from transformers import StoppingCriteria, StoppingCriteriaList
 
 from artifacts.captions import Ended
 from artifacts.errors import UsageError
-from stages.decode.choosing import Choosing
+from stages.decode.choosing import Choosing, Members
 from stages.decode.generation import Generation
 from stages.decode.job import DEFAULT_ENGINE, DecodeJob
-from stages.decode.prompts import ContextExceeded, check_context, prompts_for
+from stages.decode.prompts import ContextExceeded, prompts_for
 from stages.decode.protocol import Asked, Listen, Said
 from stages.decode.reading import Reading
 from stages.decode.request_settings import SETTINGS, RequestSettings
@@ -55,17 +55,21 @@ class Transformers:
         def check(half: Any) -> UsageError | None:
             inputs = prompts_for(half, self.processor, [asked.row], prompts, choosing.generation)
             try:
-                self.check(half, inputs, choosing.limit, whole=False)
+                self.bounded(half, inputs, choosing, [asked.member], whole=False)
             except ContextExceeded as error:
                 return error
             return None
 
         return self.held.use(check)
 
-    def check(self, half: Any, inputs: Mapping[str, Any], new: int, *, whole: bool) -> None:
-        """Raise ContextExceeded as `check_context` does, unless prompts of any length are read."""
-        if not self._beyond_context:
-            check_context(half, inputs, new, whole=whole)
+    def bounded(
+        self, half: Any, inputs: Any, choosing: Choosing, members: Members, *, whole: bool
+    ) -> Choosing:
+        """Return how words are chosen, as `Choosing.bounded` does; unchanged where prompts of any
+        length are read."""
+        if self._beyond_context:
+            return choosing
+        return choosing.bounded(half, inputs, members, whole=whole)
 
     def findings(self) -> dict[str, Any]:
         return {"prefill_way": self.reading.way}
@@ -115,7 +119,8 @@ class Transformers:
         inputs = prompts_for(
             half, self.processor, rows, [m["prompt"] for m in members], choosing.generation
         )
-        self.check(half, inputs, choosing.limit, whole=isinstance(asked[0].member, ToldWork))
+        told = isinstance(asked[0].member, ToldWork)
+        choosing = self.bounded(half, inputs, choosing, members, whole=told)
         features = Features(merge_rows(rows), rows[0].needs, merge_blank(rows))
         return [*said_by(half, self.processor, inputs, features, choosing, **options)]
 

@@ -171,16 +171,16 @@ class InFlight:
         inputs, features, options = self._given(half, asked)
         choosing = self._plain.choosing.of(asked.member)
         if bounded:
-            self._plain.check(half, inputs, choosing.limit, whole=bool(self._job.live))
+            live = bool(self._job.live)
+            choosing = self._plain.bounded(half, inputs, choosing, [asked.member], whole=live)
         options["max_new_tokens"] = choosing.limit
         if self._prefix is not None:
             row = self._prefix.read(half, asked.member["features"], inputs, features, **options)
         else:
             row = read_row(half, inputs, features, **options)
             row = row if self._step is None else replace(row, step=self._step.of(row.model))
-        if not choosing.stop:
-            return row
-        return replace(row, stopped=partial(choosing.stopped, self._plain.processor))
+        stopped = partial(choosing.stopped, self._plain.processor)
+        return replace(row, stopped=stopped) if choosing.stop else row
 
     def _given(self, half: Any, asked: Asked) -> tuple[dict[str, Any], Features, dict[str, Any]]:
         """Return what `generate` is given of one row: inputs, features, options."""
