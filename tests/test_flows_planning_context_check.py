@@ -50,7 +50,14 @@ def test_the_largest_limit_that_fits_is_named() -> None:
     assert "beside 5 frames (2,885) and the prompt (111)" in said
     assert said.endswith("Give --max-new-tokens 1100, or less")
     assert "--max-new-tokens 1090" in refused(LLAVA, prompt, max_new_tokens=1101, system="s" * 10)
-    assert refused(LLAVA, "w" * 1300).endswith("Ask in fewer words")
+    said = refused(LLAVA, "w" * 1300)
+    assert said.endswith("Give --max-frames 4, or ask in fewer words")
+    assert refused(LLAVA, "w" * 1300, max_frames=4) == ""
+    said = refused(LLAVA, "w" * 1300, frames=1, max_new_tokens=2800)
+    assert said.endswith("Give --max-new-tokens 2200, or less")
+    assert refused(LLAVA, "w" * 3600).endswith("Ask in fewer words")
+    said = refused(replace(LLAVA, frames_a_video=5), "w" * 1300, max_new_tokens=1400)
+    assert said.endswith("Ask in fewer words, and give --max-new-tokens 596")
     assert refused(LLAVA, prompt, max_new_tokens=9000, as_published=False) == ""
     assert refused(replace(LLAVA, context_tokens=0), prompt, max_new_tokens=9000) == ""
     assert refused(replace(LLAVA, is_encoder_decoder=True), prompt, max_new_tokens=9000) == ""

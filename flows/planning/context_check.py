@@ -17,6 +17,7 @@ from flows.job.prompt_tokens import most_tokens
 from flows.job.wanted_frames import full_chunk, wanted_sampling
 from flows.planning.answer_room import answer_room, beside_words, texts_of, words_of
 from flows.planning.choose import Question, prompts_of
+from flows.planning.fitting_words import what_fits
 from flows.planning.sizes import UNKNOWN_SIZE, Estimate
 from flows.planning.workloads import Workload
 from stages.models.profile import ModelProfile
@@ -143,7 +144,5 @@ def _refuse_words(model: Model, config: CaptionConfig, workload: Workload, promp
         f"the context of {model.name} is {model.profile.context_tokens:,} tokens: beside {shown} "
         f"({room.pictures:,}) and the prompt ({room.words:,}) there is no room for an answer of "
         f"{config.max_new_tokens:,}",
-        hint=f"Give --max-new-tokens {room.left}, or less"
-        if room.left > 0
-        else "Ask in fewer words",
+        hint=what_fits(model, config, workload, room),
     )
