@@ -34,8 +34,7 @@ def test_a_family_of_our_own_is_named_where_it_is_computed_and_nowhere_else() ->
     families = {path.name for path in natives.iterdir() if (path / "__init__.py").exists()}
     assert families
     product = (path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
-    listing = ("unsupported.py", "published_facts.py")  # of downloads, and of what authors state
-    product = (path for path in product if path.name not in listing)
+    product = (path for path in product if path.name != "unsupported.py")  # it names downloads
     naming = {
         str(path.relative_to(natives)) if path.is_relative_to(natives) else str(path)
         for path in product

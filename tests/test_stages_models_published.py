@@ -89,9 +89,12 @@ def test_an_export_that_does_not_say_is_as_stock(tmp_path: Path) -> None:
     assert not is_published_way(tmp_path)
 
 
-def test_a_config_of_a_family_that_did_not_change_keeps_its_bytes() -> None:
+def test_a_config_that_nobody_would_run_otherwise_keeps_its_bytes() -> None:
     content = b'{"model_type":  "llava"}'
-    assert with_way(content, as_published=True) is content
+    assert with_way(content, as_published=False) is content
+    content = b'{"model_type":  "qwen2_vl", "transformers_version": "5.23.0"}'
+    assert with_way(content, as_published=False) is content
+    assert json.loads(with_way(content, as_published=True))[FIELD] is True
 
 
 def runs(*parts: int) -> tuple[torch.Tensor, torch.Tensor]:

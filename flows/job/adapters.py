@@ -20,7 +20,7 @@ from stages.models.adapters.reading import (
     read_adapter,
 )
 from stages.models.profile import ModelProfile
-from stages.models.published import change_of, is_export_without_way
+from stages.models.published import is_export_without_way, is_published_way
 
 NUMBER_BYTES = 4
 """Bytes that a number of an adapter takes, which is kept in 32 bit beside whatever half."""
@@ -104,13 +104,16 @@ def way_recipe(as_published: bool) -> dict[str, bool]:
 def way_notes(asked: bool | None, adapter: LoraAdapter | None, folder: Path) -> list[str]:
     """Return what people should know of a model that is run as stock because what it was made from
     does not say."""
-    if asked is not None or change_of(folder) is None:
+    if asked is not None:
         return []
-    silent = adapter.folder if adapter is not None and adapter.as_published is None else None
-    if silent is None and (adapter is not None or not is_export_without_way(folder)):
+    silent = folder if is_export_without_way(folder) else None
+    if adapter is not None:
+        unsaid = adapter.as_published is None and is_published_way(folder)
+        silent = adapter.folder if unsaid else None
+    if silent is None:
         return []
     return [
-        f"{silent or folder} does not say whether it was made as published, so it is run as stock; "
+        f"{silent} does not say whether it was made as published, so it is run as stock; "
         "--as-published runs it otherwise"
     ]
 

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 from artifacts.regular import read_text
 from stages.models.hub.checkpoint import CONFIG, JSON_BYTES, json_bytes
 from stages.models.natives.registry import native_of
+from stages.models.published_facts import FACTS
 
 if TYPE_CHECKING:
     import torch
@@ -59,17 +60,9 @@ OUTER_PAIR = StockChange(
     release="5.10",
     words="no second pair of vision tokens is put around a video",
 )
+CHANGES = {"positions": POSITIONS, "outer pair": OUTER_PAIR}
 STOCK: Mapping[str, StockChange] = {
-    # QwenLM/Qwen3-VL at 9658872, qwen-vl-finetune/qwenvl/data/rope2d.py: st_idx = max() + 1
-    "qwen2_vl": POSITIONS,
-    "qwen2_5_vl": POSITIONS,
-    # PaddlePaddle/FastDeploy, ernie4_5_vl_processor/process.py, _add_video: np.max(pos_ids) + 1
-    "ernie4_5_vl_moe": POSITIONS,
-    # QwenLM/Qwen3-VL at 9658872, qwen-vl-finetune: <t1> <vision_start> <frame1> <vision_end> <t2> …
-    "qwen3_vl": OUTER_PAIR,
-    "qwen3_vl_moe": OUTER_PAIR,
-    "qwen3_5": OUTER_PAIR,
-    "qwen3_5_moe": OUTER_PAIR,
+    family: CHANGES[facts.change] for family, facts in FACTS.items() if facts.change
 }
 """`model_type` of a config.json → what transformers changed of its family."""
 
@@ -91,25 +84,37 @@ def is_published_way(folder: Path, asked: bool | None = None) -> bool:
         return asked
     if isinstance(recorded := config.get(FIELD), bool):
         return recorded
-    if (folder / PARITY).exists():
-        return False
-    return is_before(config.get("transformers_version"), change.release)
+    return _is_older(config) and not (folder / PARITY).exists()
 
 
 def is_export_without_way(folder: Path) -> bool:
-    """Return whether a checkpoint of a family that changed was exported, and does not say how it
-    was run then."""
-    unsaid = change_of(folder) is not None and FIELD not in config_of(folder)
-    return unsaid and (folder / PARITY).exists()
+    """Return whether a checkpoint was exported that would be run as published, and does not say how
+    it was run then."""
+    config = config_of(folder)
+    return (folder / PARITY).exists() and FIELD not in config and _is_older(config)
 
 
 def with_way(config: bytes, as_published: bool) -> bytes:
-    """Return a config.json that says how its checkpoint was run; of a family that did not change,
-    the same bytes."""
+    """Return a config.json that says how its checkpoint was run; the same bytes of one that nobody
+    would run otherwise."""
     value = json.loads(config)
-    if not isinstance(value, dict) or value.get("model_type") not in STOCK:
+    if not isinstance(value, dict) or not (as_published or _is_older(value)):
         return config
     return json_bytes({**value, FIELD: as_published})
+
+
+def way_to_keep(folder: Path, as_published: bool) -> dict[str, str]:
+    """Return what the metadata of an adapter say of the way in which it was trained on a
+    checkpoint; nothing where nobody would run that otherwise."""
+    if not (as_published or _is_older(config_of(folder))):
+        return {}
+    return {FIELD: AS_PUBLISHED if as_published else AS_STOCK}
+
+
+def _is_older(config: Mapping[str, Any]) -> bool:
+    """Return whether a configuration was written before transformers changed its family."""
+    change = STOCK.get(str(config.get("model_type", "")))
+    return change is not None and is_before(config.get("transformers_version"), change.release)
 
 
 def is_before(version: object, release: str) -> bool:

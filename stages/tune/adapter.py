@@ -17,7 +17,7 @@ from torch import nn
 from artifacts.errors import UsageError
 from artifacts.files import whole_file
 from stages.models.adapters.reading import ADAPTER_CONFIG, ADAPTER_WEIGHTS, PREFIX
-from stages.models.published import AS_PUBLISHED, AS_STOCK, FIELD, change_of
+from stages.models.published import way_to_keep
 from stages.tune.layout import AdapterLayout, most_common, new_layout
 
 NAME = "default"
@@ -137,7 +137,7 @@ def write_adapter(half: Any, folder: Path, model: str, as_published: bool = Fals
     changed. Raises EnvironmentFault."""
     from safetensors.torch import save
 
-    way = {FIELD: AS_PUBLISHED if as_published else AS_STOCK} if change_of(Path(model)) else {}
+    way = way_to_keep(Path(model), as_published)
     config = half.peft_config[NAME].to_dict()
     config["base_model_name_or_path"] = model
     config["inference_mode"] = True
