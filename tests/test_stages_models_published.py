@@ -94,7 +94,9 @@ def test_a_config_that_nobody_would_run_otherwise_keeps_its_bytes() -> None:
     assert with_way(content, as_published=False) is content
     content = b'{"model_type":  "qwen2_vl", "transformers_version": "5.23.0"}'
     assert with_way(content, as_published=False) is content
-    assert json.loads(with_way(content, as_published=True))[FIELD] is True
+    made = with_way(content, as_published=True)
+    assert json.loads(made)[FIELD] is True
+    assert json.loads(with_way(made, as_published=False))[FIELD] is False
 
 
 def runs(*parts: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -98,7 +98,7 @@ def with_way(config: bytes, as_published: bool) -> bytes:
     """Return a config.json that says how its checkpoint was run; the same bytes of one that nobody
     would run otherwise."""
     value = json.loads(config)
-    if not isinstance(value, dict) or not (as_published or _is_older(value)):
+    if not isinstance(value, dict) or not _has_two_ways(value, as_published):
         return config
     return json_bytes({**value, FIELD: as_published})
 
@@ -106,9 +106,16 @@ def with_way(config: bytes, as_published: bool) -> bytes:
 def way_to_keep(folder: Path, as_published: bool) -> dict[str, str]:
     """Return what the metadata of an adapter say of the way in which it was trained on a
     checkpoint; nothing where nobody would run that otherwise."""
-    if not (as_published or _is_older(config_of(folder))):
+    if not _has_two_ways(config_of(folder), as_published):
         return {}
     return {FIELD: AS_PUBLISHED if as_published else AS_STOCK}
+
+
+def _has_two_ways(config: Mapping[str, Any], as_published: bool) -> bool:
+    """Return whether a checkpoint with this configuration, run so, might be run otherwise by who
+    goes by its release."""
+    changed = config.get("model_type") in STOCK
+    return changed and (as_published or FIELD in config or _is_older(config))
 
 
 def _is_older(config: Mapping[str, Any]) -> bool:
