@@ -55,6 +55,8 @@ class Residence:
         """Those that wait to come in, since when, the first at the front."""
         self._lock: IO[str] | None = None
         self._changed = asyncio.Event()
+        self._asking = asyncio.Lock()
+        """Held by the tenant that asks for the device's lock."""
         self.held_by = ""
         """Who has the device instead, while it is waited for."""
 
@@ -134,14 +136,16 @@ class Residence:
         return tenant.peak_bytes + spare // sharing
 
     async def _hold(self) -> None:
-        """Wait for the device's lock, unless we have it."""
-        while self._path is not None and self._lock is None:
-            self._lock = await asyncio.to_thread(try_hold, self._path)
-            if self._lock is not None:
-                self.held_by = ""
-                return
-            who = await asyncio.to_thread(holder, self._path)
-            if not self.held_by:
-                self._say(f"waiting for {self._device.upper()}, {who} has it")
-            self.held_by = who
-            await asyncio.sleep(LOOK_SECONDS)
+        """Wait for the device's lock, unless we have it. One tenant asks at a time: another would
+        find it held by this very process."""
+        async with self._asking:
+            while self._path is not None and self._lock is None:
+                self._lock = await asyncio.to_thread(try_hold, self._path)
+                if self._lock is not None:
+                    self.held_by = ""
+                    return
+                who = await asyncio.to_thread(holder, self._path)
+                if not self.held_by:
+                    self._say(f"waiting for {self._device.upper()}, {who} has it")
+                self.held_by = who
+                await asyncio.sleep(LOOK_SECONDS)
