@@ -7,7 +7,7 @@ from artifacts.schema import FrameFit, MediaKind
 from stages.models.profile import ModelProfile, SeenSize
 
 PROBED_EDGE = 1280
-"""Pixels of a side of the largest square of which a profile tells what is made of it."""
+"""Side, in pixels, of the largest square frame whose tokens a profile holds."""
 
 
 def known_sizes(profile: ModelProfile, kind: MediaKind) -> list[SeenSize]:

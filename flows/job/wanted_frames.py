@@ -1,5 +1,5 @@
 """Chooses the frames of a chunk: what the user asked for, else what the checkpoint's processor
-states. Knows no context."""
+states. The context of the model does not limit them here."""
 
 import math
 

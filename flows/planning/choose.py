@@ -50,7 +50,7 @@ class Question:
     context_bytes: int = CONTEXT_BYTES
     """Bytes that the driver of a GPU takes for a process."""
     prompts: tuple[str, ...] = ()
-    """What is asked; of many prompts the shortest under each name."""
+    """Prompts of the run; of several under one name, the shortest."""
     least: Workload | None = None
     """The job's smallest chunk, where that is another."""
     any_schema: bool = False

@@ -25,7 +25,7 @@ def check_graphs(kind: str) -> None:
 
 
 def model_of(job: Job) -> dict[str, Any]:
-    """Return what every stage that writes a checkpoint is told of its model."""
+    """Return the fields about the model that every job has which writes a checkpoint."""
     model = job.model
     return {
         "model": str(model.folder),

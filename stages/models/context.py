@@ -1,5 +1,5 @@
 """Reads off a model's configuration how many tokens its language half reads and writes together;
-knows no family."""
+it names no family."""
 
 import math
 from collections.abc import Mapping

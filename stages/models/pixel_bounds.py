@@ -77,5 +77,6 @@ def limits_frames(bounds: PixelBounds, frames: PixelBounds) -> bool:
 
 
 def below(least: int, most: int) -> int:
-    """Return the least number of pixels beside a most: what is made larger is rounded up."""
+    """Return a least number of pixels that is below the most: a processor rounds up what it
+    enlarges."""
     return least if least <= most else most // 2

@@ -69,7 +69,11 @@ STOCK: Mapping[str, StockChange] = {
 
 def change_of(folder: Path) -> StockChange | None:
     """Return what transformers changed of the family of a checkpoint; None: nothing is known."""
-    return STOCK.get(str(config_of(folder).get("model_type", "")))
+    return _change_in(config_of(folder))
+
+
+def _change_in(config: Mapping[str, Any]) -> StockChange | None:
+    return STOCK.get(str(config.get("model_type", "")))
 
 
 def is_published_way(folder: Path, asked: bool | None = None) -> bool:
@@ -77,8 +81,7 @@ def is_published_way(folder: Path, asked: bool | None = None) -> bool:
     where its config.json names a transformers older than the change. An export that does not say is
     as stock."""
     config = config_of(folder)
-    change = STOCK.get(str(config.get("model_type", "")))
-    if change is None:
+    if _change_in(config) is None:
         return False
     if asked is not None:
         return asked
@@ -114,13 +117,13 @@ def way_to_keep(folder: Path, as_published: bool) -> dict[str, str]:
 def _has_two_ways(config: Mapping[str, Any], as_published: bool) -> bool:
     """Return whether a checkpoint with this configuration, run so, might be run otherwise by who
     goes by its release."""
-    changed = config.get("model_type") in STOCK
+    changed = _change_in(config) is not None
     return changed and (as_published or FIELD in config or _is_older(config))
 
 
 def _is_older(config: Mapping[str, Any]) -> bool:
     """Return whether a configuration was written before transformers changed its family."""
-    change = STOCK.get(str(config.get("model_type", "")))
+    change = _change_in(config)
     return change is not None and is_before(config.get("transformers_version"), change.release)
 
 

@@ -1,5 +1,5 @@
 """Finds out whether a language half can be asked about a text without a picture, by running it dry.
-Reads no weights, and knows no family."""
+Reads no weights, and names no family."""
 
 from typing import Any
 

@@ -23,7 +23,7 @@ def config_and_class(
 ) -> tuple[Any, type[Any]]:
     """Return the checkpoint's configuration, and the class of its model. A native computes
     `as_published` where its published code does otherwise than its formulas say. Raises UsageError
-    for a model of which nothing is known that is otherwise `as_published`."""
+    if `as_published` is asked for and nothing is known to differ for the model."""
     refuse_unsupported(folder, trusted)
     if (native := native_of(folder)) is not None:
         return native.load_config(folder, bool(as_published)), native.model_class()

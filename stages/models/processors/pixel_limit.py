@@ -25,7 +25,8 @@ TOKENS = 32
 MOST_TIMES = 2 * MANY
 """Times that a frame may count; more come of processors that do not resize by this limit."""
 TRIED = ((2, 360, 640), (8, 1280, 720), (30, 1080, 1920), (60, 2160, 3840), (7, 333, 500))
-"""Frames, height and width of videos by which it is told whether bounds are understood."""
+"""Frames, height and width of videos on which `bounds_of` compares its arithmetic with the
+processor's."""
 BOUNDS = "_pixel_bounds"
 """Name under which the class of a limited part keeps its bounds."""
 
