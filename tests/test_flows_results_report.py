@@ -9,14 +9,28 @@ from typing import Any
 import pytest
 
 from artifacts.captions import Failure
+from artifacts.errors import EnvironmentFault
 from flows.cli.main import main
 from flows.results.report.facts import facts
+from flows.results.report.labels import SHEET
 from flows.results.report.page import as_json, page
 from flows.results.report.stages import timeline_of
 from flows.results.run_read import load_record
 from flows.results.run_record import SPANS, RunRecord
 from stages.process.outcome import StageOutcome
-from tests.support.reports import GIB, PLAN, curve, media_file, said, started_ago, work, write_run
+from tests.support.reports import (
+    GIB,
+    PLAN,
+    curve,
+    labelled,
+    media_file,
+    said,
+    scored,
+    started_ago,
+    work,
+    write_labels,
+    write_run,
+)
 
 HOSTILE = '</script><script>alert(1)</script><!--<script>\u2028 "\\" \ud800 ]]>'
 
@@ -271,3 +285,83 @@ def test_the_record_tells_when_each_process_worked(tmp_path: Path) -> None:
     spans = record.stage("encode")["spans"]
     assert len(spans) == (SPANS + 2) // 2
     assert spans[:2] == [[0, 2, 0.0], [2, 4, 4.0]]
+
+
+EVIL = "</script><script>document.title='run'</script><img src=x onerror=\"document.title='run'\">"
+
+
+def test_labels_boxes_and_counts_stand_beside_their_pictures(tmp_path: Path) -> None:
+    """Two files of one name and source keep their own, as `penstock label '*/a.png'` finds them."""
+    files = [media_file(tmp_path / folder / "a.png", "*/a.png") for folder in "xy"]
+    rows = [
+        [labelled(files[0], scored("cat", 0.4, [1, 2, 30, 40]), scored("sky", 0.3))],
+        [labelled(files[1])],
+    ]
+    write_labels(tmp_path, list(zip(files, rows, strict=True)))
+    found = facts(tmp_path, tmp_path)
+    first, second = found["media"]
+    assert (first["url"], second["url"]) == ("x/a.png", "y/a.png")
+    assert first["labels"] == [["cat", 0.4, [1, 2, 30, 40]], ["sky", 0.3, None]]
+    assert second["labels"] == [] and second["gone"]
+    assert [one["label"] for one in found["labels"]["labels"]] == ["sky", "cat"]
+    assert dict(found["totals"])["labelled pictures"] == "2"
+    assert "tokens" not in dict(found["totals"])
+
+
+def test_a_video_has_a_line_for_each_stretch_with_the_same_labels(tmp_path: Path) -> None:
+    film = media_file(tmp_path / "film.mp4")
+    given = ["cat", "cat", "sky", "sky"]
+    rows = [labelled(film, scored(name), time=float(at)) for at, name in enumerate(given)]
+    write_labels(tmp_path, [(film, rows)])
+    (medium,) = facts(tmp_path, tmp_path)["media"]
+    assert medium["captions"] == [[0.0, 2.0, "cat", 0], [2.0, 4.0, "sky", 0]]
+
+
+def test_the_page_shows_the_first_of_very_many_and_reads_no_more(tmp_path: Path) -> None:
+    files = [media_file(tmp_path / f"{at}.png") for at in range(SHEET + 9)]
+    write_labels(tmp_path, [(file, [labelled(file, scored("cat"))]) for file in files])
+    with (tmp_path / "labels.jsonl").open("a") as lines:
+        lines.write("this is never looked at\n")
+    assert len(facts(tmp_path, tmp_path)["media"]) == SHEET
+
+
+def test_a_run_that_wrote_nothing_yet_has_a_report_and_one_of_an_earlier_version_too(
+    tmp_path: Path,
+) -> None:
+    file = media_file(tmp_path / "a.png", str(tmp_path))
+    file.path.touch()
+    write_labels(tmp_path, [(file, [labelled(file, scored("cat"))])])
+    (tmp_path / "media.jsonl").unlink()
+    report = tmp_path / "label_report.json"
+    told = json.loads(report.read_text())
+    old = {**told, "labels": [{k: v for k, v in told["labels"][0].items() if k != "bins"}]}
+    report.write_text(json.dumps({k: v for k, v in old.items() if k not in ("low", "high")}))
+    assert facts(tmp_path, tmp_path)["media"][0]["url"] == "a.png"
+    for name in ("labels.jsonl", "label_report.json"):
+        (tmp_path / name).unlink()
+    found = facts(tmp_path, tmp_path)
+    assert found["labels"] is None and found["media"] == []
+
+
+def test_a_damaged_count_is_named(tmp_path: Path) -> None:
+    write_labels(tmp_path, [])
+    (tmp_path / "label_report.json").write_text('{"pictures": "many"}')
+    with pytest.raises(EnvironmentFault, match=r"label_report\.json"):
+        facts(tmp_path, tmp_path)
+
+
+def test_a_run_that_captions_is_told_nothing_of_labels(tmp_path: Path) -> None:
+    file = media_file(tmp_path / "a.png")
+    write_labels(tmp_path, [(file, [labelled(file, scored("cat"))])])
+    write_run(tmp_path, [])
+    found = facts(tmp_path, tmp_path)
+    assert found["labels"] is None and found["media"] == []
+
+
+def test_names_of_labels_cannot_leave_the_data(tmp_path: Path) -> None:
+    file = media_file(tmp_path / "a.png")
+    write_labels(tmp_path, [(file, [labelled(file, scored(EVIL))])])
+    text = page(facts(tmp_path, tmp_path))
+    assert EVIL not in text and text.count("<script") == 2
+    held = re.search(r'id="data">(.*?)</script>', text, re.DOTALL)
+    assert held and json.loads(held[1])["labels"]["labels"][0]["label"] == EVIL

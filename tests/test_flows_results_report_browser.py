@@ -1,17 +1,35 @@
-"""The report in a real browser: what is clicked, what is shown as text, and what is in the page."""
+"""The report in a real browser: what is clicked, what is shown as text, what is in the page, and
+how it looks on wide and narrow screens, light, dark and on paper."""
 
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
 
 from artifacts.captions import Failure
+from artifacts.labels import Labelled
 from flows.cli.main import main
+from flows.job.media_files import MediaFile
+from flows.serving.page.page import page_of
 from tests.support.browser import RIGHT, Browser, browsing
+from tests.support.looks import faint, overlapping, too_wide, unnamed
 from tests.support.media import write_video
-from tests.support.reports import PLAN, curve, media_file, said, started_ago, work, write_run
+from tests.support.reports import (
+    PLAN,
+    curve,
+    labelled,
+    media_file,
+    said,
+    scored,
+    started_ago,
+    work,
+    write_labels,
+    write_run,
+)
 
 pytestmark = pytest.mark.browser
 
@@ -184,15 +202,6 @@ def test_a_caption_far_down_a_long_list_is_brought_into_view_when_it_is_said(
     )
 
 
-def test_all_of_it_is_printed(browser: Browser, clip: Path, tmp_path: Path) -> None:
-    (tmp_path / "clips" / "b.mp4").hardlink_to(clip)
-    files = [media_file(tmp_path / "clips" / "b.mp4")] * 60
-    write_run(tmp_path, [(file, said(file, ["x", "y"])) for file in files])
-    shown(browser, tmp_path)
-    browser.run("dispatchEvent(new Event('beforeprint'))")
-    assert browser.run("return document.querySelectorAll('.captions button').length") == 120
-
-
 def test_files_that_are_gone_or_cannot_be_shown_are_named(
     browser: Browser, clip: Path, tmp_path: Path
 ) -> None:
@@ -294,3 +303,209 @@ def test_no_script_gets_in_and_nothing_is_sent(browser: Browser, tmp_path: Path)
     refused = "\n".join(browser.console())
     assert "Executing inline script violates" in refused
     assert "Connecting to 'http://127.0.0.1:9/' violates" in refused
+
+
+GB = 10**9
+
+
+NAMES = "return [...document.querySelectorAll('.card h3')].map(e => e.textContent)"
+
+
+CHOOSE = """const one = document.getElementById(arguments[0]);
+one.value = arguments[1]; one.dispatchEvent(new Event('change'))"""
+
+
+IN_SIGHT = (
+    "document.querySelectorAll('.whole').forEach(e => { e.style.contentVisibility = 'visible' })"
+)
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Of the report on a run of which four files failed, far below its budget."""
+    folder = tmp_path_factory.mktemp("run")
+    (folder / "clips").mkdir()
+    clip = write_video(folder / "clips" / "b.mp4", ticks=range(0, 360, 6))
+    captioned = []
+    for name, count in (("b.mp4", 2), ("c10.mp4", 3), ("c9.mp4", 1), ("a.mp4", 2)):
+        path = folder / "clips" / name
+        if path != clip:
+            path.hardlink_to(clip)
+        rows = said(media_file(path), [f"{name} {'and on ' * n}" for n in range(count)])
+        if name == "a.mp4":
+            rows[0] = replace(rows[0], ended="length")
+        captioned.append((media_file(path), rows))
+    picture = folder / "clips" / "p.png"
+    Image.new("RGB", (40, 30), "red").save(picture)
+    captioned.append((media_file(picture), said(media_file(picture), ["A picture."])))
+    failures = [
+        Failure(
+            media_path=f"bad {n}.mp4", source="s", stage="frames", error="e", message="m", hint="h"
+        )
+        for n in range(4)
+    ]
+    record = write_run(folder, captioned, failures)
+    budget = {"rung": {"stage": "decode"}, "peak_bytes": GB, "name": "batch 4"}
+    record.value["plan"]["memory"] = {"budget_bytes": 17 * GB, "stages": [budget]}
+    work(record, "encode", 1.0, 30.0, curve(30, GB // 10, GB // 2))
+    work(record, "decode", 31.0, 30.0, curve(30, GB // 10, GB // 2))
+    started_ago(record, 61.0)
+    assert main(["report", str(folder)]) == 0
+    return (folder / "report.html").as_uri()
+
+
+def opened_at(browser: Browser, address: str) -> None:
+    browser.open(address)
+    browser.wait("return document.documentElement.dataset.ready")
+
+
+def test_media_are_shown_as_they_are_asked_for_in_the_order_that_is_asked_for(
+    browser: Browser, address: str
+) -> None:
+    opened_at(browser, address)
+    assert browser.run(NAMES) == ["b.mp4", "c10.mp4", "c9.mp4", "a.mp4"]
+    for sort, names in (
+        ("name", ["a.mp4", "b.mp4", "c9.mp4", "c10.mp4"]),
+        ("longest", ["c10.mp4", "b.mp4", "a.mp4", "c9.mp4"]),
+        ("most", ["c10.mp4", "b.mp4", "a.mp4", "c9.mp4"]),
+        ("long", ["c10.mp4", "b.mp4", "a.mp4", "c9.mp4"]),
+    ):
+        browser.run(CHOOSE, "sort", sort)
+        assert browser.run(NAMES) == names, sort
+    browser.run(CHOOSE, "filter", "cut")
+    assert browser.run(NAMES) == ["a.mp4"]
+    assert browser.run("return document.querySelector('.captions .chip').textContent") == "cut"
+    browser.run(CHOOSE, "filter", "failed")
+    assert browser.run(NAMES) == []
+    browser.run(CHOOSE, "filter", "all")
+    wide = "return document.querySelector('.card').getBoundingClientRect().width"
+    grid = browser.run(wide)
+    browser.run(CHOOSE, "view", "list")
+    assert browser.run(wide) > 2 * grid
+
+
+def test_a_run_of_which_files_failed_is_not_told_as_a_good_one(
+    browser: Browser, address: str
+) -> None:
+    opened_at(browser, address)
+    badge = "const badge = document.querySelector('.badge'); return "
+    assert browser.run(badge + "badge.textContent") == "! done, 4 failed"
+    assert browser.run("return document.title").startswith("done, 4 failed")
+    warned = "getComputedStyle(document.querySelector('.warning')).backgroundColor"
+    assert browser.run(f"{badge} getComputedStyle(badge).backgroundColor === {warned}")
+
+
+def test_all_captions_are_on_paper(browser: Browser, address: str) -> None:
+    opened_at(browser, address)
+    browser.run("scrollTo(0, 0)")
+    browser.print_media(True)
+    browser.wait(
+        "const all = [...document.querySelectorAll('.captions button, figcaption')];"
+        "return all.length === 9 && all.every(e => e.getBoundingClientRect().height > 5"
+        " && e.checkVisibility({contentVisibilityAuto: true}))"
+    )
+    browser.print_media(False)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("wide", "theme", "view"),
+    [
+        (400, "light", "list"),
+        (400, "dark", "grid"),
+        (1280, "light", "grid"),
+        (1280, "dark", "list"),
+    ],
+)
+def test_nothing_lies_on_anything_else_and_all_can_be_read(
+    browser: Browser, address: str, wide: int, theme: str, view: str
+) -> None:
+    browser.narrow(wide)
+    opened_at(browser, address)
+    browser.run("document.documentElement.dataset.theme = arguments[0]", theme)
+    browser.run(CHOOSE, "view", view)
+    browser.run(IN_SIGHT)
+    browser.wait("return document.querySelector('.plot .note')")
+    assert overlapping(browser) == []
+    assert too_wide(browser) == []
+    assert faint(browser) == []
+    assert unnamed(browser) == []
+    browser.narrow(1280)
+
+
+PLACES = """const img = document.querySelector(arguments[0] + ' img').getBoundingClientRect();
+return [...document.querySelectorAll(arguments[0] + ' .box rect')].map(rect => {
+  const box = rect.getBoundingClientRect();
+  return [box.left - img.left, box.top - img.top, box.right - img.left, box.bottom - img.top,
+    img.width, img.height];
+})"""
+
+
+def sheet(folder: Path) -> list[tuple[MediaFile, list[Labelled]]]:
+    """A wide picture with a box in it, one that is turned, and a name that is markup."""
+    boxes: list[Any] = [[200, 50, 400, 100], None]
+    Image.new("RGB", (400, 100), "teal").save(folder / "wide.png")
+    turned = Image.new("RGB", (100, 400), "teal")
+    exif = turned.getexif()
+    exif[0x0112] = 6
+    turned.save(folder / "turned.jpg", exif=exif)
+    files = [media_file(folder / name) for name in ("wide.png", "turned.jpg")]
+    some = [scored(EVIL, 0.4, boxes[0]), scored("sky", 0.3)]
+    return [(file, [labelled(file, *some)]) for file in files]
+
+
+@pytest.mark.parametrize("wide", [400, pytest.param(1280, marks=pytest.mark.slow)])
+def test_boxes_lie_where_the_picture_is_and_names_are_text(
+    browser: Browser, tmp_path: Path, wide: int
+) -> None:
+    write_labels(tmp_path, sheet(tmp_path))
+    browser.narrow(wide)
+    shown(browser, tmp_path)
+    browser.run("document.querySelector('#images').scrollIntoView()")
+    browser.wait("return document.querySelectorAll('.frame .box rect').length === 2")
+    for place in ("figure:nth-child(1) .frame", "figure:nth-child(2) .frame"):
+        ((left, top, right, bottom, width, height),) = browser.run(PLACES, place)
+        # Of 400 by 100 the box is the lower right quarter; the picture fills the width.
+        wanted = [width / 2, height / 2, width, height / 2 + width / 8]
+        assert [left, top, right, bottom] == pytest.approx(wanted, abs=3)
+    assert browser.run("return document.querySelector('.chip').textContent") == f"{EVIL} 0.40"
+    assert browser.run("return document.querySelector('.called').textContent") == "sky"
+    assert browser.run("return document.querySelectorAll('.scores .bins').length") == 2
+    under = "const [plot, text] = document.querySelector('.lies').children; "
+    under += "return text.getBoundingClientRect().top - plot.getBoundingClientRect().bottom"
+    assert browser.run(under) >= 3
+    assert browser.run("return innerWidth") == wide
+    over = "return document.documentElement.scrollWidth - document.documentElement.clientWidth"
+    assert browser.run(over) == 0
+    browser.click("figure .frame")
+    named = "return document.querySelector('dialog .box text')?.textContent"
+    assert browser.wait(named) == EVIL
+    ((left, *_, width, _),) = browser.run(PLACES, "dialog")
+    assert left == pytest.approx(width / 2, abs=3)
+    assert browser.run("return document.title").startswith("done")
+    assert browser.console() == []
+    browser.narrow(1280)
+
+
+PUT = """const tint = new Map(), cards = [0, 1].map(() => new Bars(() => {}));
+const cat = (score, passed) => [{label: "cat", score, threshold: 0.2, passed, why: "", box: null}];
+cards.forEach(card => document.body.append(card.box));
+const marks = () => cards.map(card => card.list.querySelector(".least")?.getAttribute("x1"));
+const seen = [];
+cards[0].put(cat(0.1, false), tint); seen.push(marks());
+cards[1].put(cat(0.4, true), tint); seen.push(marks());
+cards[1].put(cat(0.9, true), tint); seen.push(marks());
+cards[0].put(cat(0.05, false), tint); seen.push(marks());
+return seen"""
+
+
+def test_a_threshold_stands_at_one_place_on_every_card_of_the_server_s_page(
+    browser: Browser, tmp_path: Path
+) -> None:
+    path = tmp_path / "page.html"
+    path.write_bytes(page_of().html)
+    browser.open(path.as_uri())
+    alone, *both = browser.run(PUT)
+    assert alone[0] is not None and alone[1] is None
+    assert all(first == second for first, second in both)
+    assert len({first for first, _ in both}) == 2 and both[-1][0] == "20%"

@@ -1,23 +1,63 @@
-"""Data sets of trainers, read by the rules of the trainers' readers; the captions are made up, and
-all else, the cutting of clips included, is real."""
+"""Data sets of trainers, read by the rules of the trainers' readers: after a second run what is
+right stays, what is stale does not, and nothing of a person's is lost. The captions are made up,
+and all else, the cutting of clips included, is real."""
 
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import av
+import numpy as np
 import pytest
 from PIL import Image
 
-from artifacts.errors import UsageError
+import flows.job.launch
+from artifacts.errors import EnvironmentFault, Interrupted
 from artifacts.trainers import TRAINERS
+from flows.cli.status_command import lines as status_lines
 from flows.job.config import CaptionConfig
 from flows.job.formats import TRAINER_FORMATS
-from flows.job.label_config import check_label_formats
-from tests.support.data_sets import said, with_more, write
-from tests.support.media import decode_plainly
-from tests.support.saying import LONG, ODD, lines
+from flows.results.run_read import load_record
+from flows.results.run_result import RunResult
+from flows.results.status import stages_of
+from tests.support.media import decode_plainly, write_video
+from tests.support.saying import LONG, ODD, Saying, lines, make, run
 from tests.support.trainers import READERS
+
+Stats = dict[str, tuple[int, int, bytes]]
+
+
+def with_more(root: Path) -> CaptionConfig:
+    """The clips of `make`, and beside them files that have another's stem."""
+    config = make(root)
+    folder = Path(config.sources[0])
+    (folder / "sub").mkdir()
+    write_video(folder / "sub" / "long.mkv", ticks=range(30))
+    Image.fromarray(np.full((48, 64, 3), 90, np.uint8)).save(folder / "photo.webp")
+    return config
+
+
+def write(config: CaptionConfig, stages: Saying | None = None, **more: Any) -> RunResult:
+    options = {"format": TRAINER_FORMATS, "recursive": True, **more}
+    return run(config, stages, **options)
+
+
+def stats(config: CaptionConfig) -> Stats:
+    """What lies in the folders of trainers and of clips, with inode and time of each."""
+    found: Stats = {}
+    for name in (*TRAINERS, "clips"):
+        for path in sorted((Path(config.out) / name).rglob("*")):
+            if path.is_file():
+                stat = path.stat()
+                key = str(path.relative_to(config.out))
+                found[key] = (stat.st_ino, stat.st_mtime_ns, path.read_bytes())
+    return found
+
+
+def said(config: CaptionConfig, name: str) -> list[str]:
+    return sorted(READERS[name](Path(config.out)).values())
+
 
 ONE_CAPTION = ("kohya", "musubi", "ltx")
 """Trainers that take one caption of each picture or video."""
@@ -47,12 +87,6 @@ def test_a_trainer_s_reader_finds_what_it_can_read_with_its_caption(
                 assert next(container.decode(video=0)).width
         else:
             Image.open(path).load()
-
-
-def test_the_formats_have_the_names_of_the_command_line() -> None:
-    assert tuple(TRAINERS) == TRAINER_FORMATS
-    with pytest.raises(UsageError, match="musubi is not known for labels"):
-        check_label_formats(["txt", "musubi"])
 
 
 def test_a_whole_file_is_named_where_it_lies_and_a_clip_where_it_was_cut(
@@ -105,3 +139,178 @@ def test_named_prompts_are_all_there_where_a_trainer_takes_several_captions(tmp_
         assert row["text"] == row["short"] and row["caption_model"].startswith("B?")
         assert row["model"] == "model"
     assert len(list((out / "clips").glob("*.mp4"))) == 3
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> CaptionConfig:
+    return with_more(tmp_path)
+
+
+def test_later_runs_write_and_cut_what_is_missing_alone(config: CaptionConfig) -> None:
+    write(config, prompt="First?")
+    before, stages = stats(config), Saying()
+    write(config, stages, prompt="First?")
+    assert stages.names() == [] and stats(config) == before
+    result = write(config, stages, prompt="Second?", format=())
+    assert stages.names() == ["decode"] and result.written.earlier == []
+    for name in TRAINERS:
+        assert all(text.startswith("Second?") for text in said(config, name))
+    media = {k for k in before if Path(k).suffix in (".mp4", ".mkv", ".png", ".webp", ".toml")}
+    assert {k: v for k, v in stats(config).items() if k in media} == {k: before[k] for k in media}
+    clips = Path(config.out) / "clips"
+    gone = min(path.name for path in clips.glob("*.mp4"))
+    (clips / gone).unlink()  # as when a run was killed before it had its name
+    (clips / ".penstock-new").mkdir()
+    half = Path(config.out) / "diffusion-pipe" / "videos" / ".penstock-x.mp4"
+    half.write_bytes(b"half")  # the trainer would take it
+    write(config, stages, prompt="Second?")
+    assert [len(call.arguments["cuts"]) for call in stages.calls if call.name == "cut"] == [1]
+    after = stats(config)
+    cut = {k for k in media if k.startswith("clips/") and after[k] != before[k]}
+    assert cut == {f"clips/{gone}"}
+    assert not (clips / ".penstock-new").exists() and not half.exists()
+    for name in TRAINERS:
+        assert said(config, name)
+
+
+def test_formats_that_were_not_asked_for_are_not_written(config: CaptionConfig) -> None:
+    write(config, format=("musubi",))
+    there = {path.name for path in Path(config.out).iterdir() if path.is_dir()}
+    assert there == {"clips", "logs", "musubi"}
+    record = load_record(Path(config.out))
+    assert "musubi" in "\n".join(status_lines(record, stages_of(record, 0.0)))
+
+
+def test_what_a_person_edited_is_kept_until_it_is_to_be_replaced(config: CaptionConfig) -> None:
+    out = Path(config.out)
+    write(config, prompt="First?")
+    toml, rows = out / "musubi" / "dataset.toml", out / "hf" / "videos" / "metadata.jsonl"
+    clip = next((out / "clips").glob("*-00001.mp4"))
+    for path in (toml, rows, clip):
+        path.rename(path.with_suffix(".old"))  # as an editor does
+        path.write_bytes(path.with_suffix(".old").read_bytes() + b"#\n")
+        path.with_suffix(".old").unlink()
+    edited = {path: path.read_bytes() for path in (toml, rows, clip)}
+    result = write(config, prompt="Second?", format=("musubi", "hf", "ltx"))
+    assert {path: path.read_bytes() for path in edited} == edited
+    kept = [note for note in result.warnings if note.startswith("kept as people wrote")]
+    assert [any(path.name in note for note in kept) for path in edited] == [True] * 3
+    assert all("--existing replace" in note for note in kept)
+    assert result.written.earlier == ["musubi", "hf"]
+    assert "First?" not in (out / "musubi" / "videos.jsonl").read_text()
+    result = write(config, prompt="Second?", existing="replace")
+    assert [note for note in result.warnings if note.startswith("kept")] == []
+    assert not any(path.read_bytes() == content for path, content in edited.items())
+    for name in TRAINERS:
+        assert all(text.startswith("Second?") for text in said(config, name))
+
+
+def test_a_file_that_was_there_before_is_a_person_s(config: CaptionConfig) -> None:
+    mine = Path(config.out) / "kohya" / "dataset.toml"
+    mine.parent.mkdir(parents=True)
+    mine.write_text("mine\n")
+    result = write(config, format=("kohya",))
+    assert mine.read_text() == "mine\n"
+    assert result.written.earlier == ["kohya"]
+    assert write(config, format=("kohya",), overwrite=True).written.earlier == []
+    assert len(said(config, "kohya")) == 2
+
+
+def test_stopped_while_clips_are_cut_the_old_files_stay_and_the_rest_is_made_then(
+    config: CaptionConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(config, prompt="First?", limit=1)
+    before = stats(config)
+    with monkeypatch.context() as patch:
+        patch.setitem(flows.job.launch.ENTRIES, "cut", "tests.support.crashing:stop")
+        with pytest.raises(Interrupted, match="SIGTERM"):
+            write(config, prompt="Second?")
+    there = stats(config)
+    assert {name: there[name] for name in before} == before
+    record = load_record(Path(config.out))
+    assert "hf (of an earlier run)" in "\n".join(status_lines(record, stages_of(record, 0.0)))
+    write(config, prompt="Second?")
+    for name in TRAINERS:
+        assert said(config, name) and all(t.startswith("Second?") for t in said(config, name))
+
+
+def test_a_chunk_that_cannot_be_cut_out_is_left_out_and_not_tried_again(
+    config: CaptionConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_video(Path(config.sources[0], "deadly.mp4"), ticks=range(150), gop=20)
+    monkeypatch.setitem(flows.job.launch.ENTRIES, "cut", "tests.support.crashing:run")
+    stages = Saying()
+    for _ in range(2):
+        notes = write(config, stages, format=("musubi", "hf")).warnings
+        assert any(note.startswith("2 chunks could not be cut out for trainers") for note in notes)
+        assert len(said(config, "musubi")) == len(said(config, "hf")) == 8
+    assert stages.names().count("cut") == 2  # it died of the one, and went on with the others
+
+
+def test_what_is_no_longer_a_source_leaves_the_data_sets_and_nothing_is_lost(
+    config: CaptionConfig,
+) -> None:
+    folder, out = Path(config.sources[0]), Path(config.out)
+    write(config)
+    before = stats(config)
+    (folder / "photo.webp").unlink()  # what lies in the data sets is all there is of it now
+    result = write(config, sources=(str(folder / ODD),))
+    videos = {path.name for path in (out / "hf" / "videos").iterdir()}
+    assert len(videos - {"README.md", "metadata.jsonl"}) == 1
+    assert [len(said(config, name)) for name in ("musubi", "ltx")] == [1, 1]
+    assert not (out / "musubi" / "images.jsonl").exists()
+    assert {k for k in before if k.startswith("clips/")} <= set(stats(config))
+    # Of four names the last one stays, since it is the file by now.
+    assert [name[:10] for name in stats(config) if name.endswith(".webp")] == ["hf/images/"]
+    (note,) = (note for note in result.warnings if "perhaps the last copy" in note)
+    assert "1 file in" in note
+
+
+def test_a_file_of_which_two_things_are_asked_is_in_each_data_set_twice(
+    config: CaptionConfig,
+) -> None:
+    clips = Path(config.sources[0])
+    asked = [{"path": name, "prompt": p} for name in (ODD, LONG, "photo.PNG") for p in ("A?", "B?")]
+    (clips / "list.jsonl").write_text("".join(json.dumps(line) + "\n" for line in asked))
+    write(config, sources=(str(clips / "list.jsonl"),))
+    for name in TRAINERS:
+        firsts = [text.split()[0] for text in said(config, name)]
+        assert firsts.count("A?") == firsts.count("B?") == (1 if name == "kohya" else 5)
+    assert len(list((Path(config.out) / "clips").glob("*.mp4"))) == 3
+
+
+def test_what_a_run_made_is_not_captioned_by_one_that_is_given_the_folder_above(
+    config: CaptionConfig, tmp_path: Path
+) -> None:
+    write(config, sources=(str(tmp_path),))
+    before = len(lines(config))
+    assert write(config, sources=(str(tmp_path),)).files == write(config).files
+    assert len(lines(config)) == before
+    clip = Path(config.out) / "clips"
+    assert write(config, sources=(str(clip),), out=str(tmp_path / "other")).files == 3
+
+
+def test_where_the_disk_takes_no_links_media_are_copied_once_and_that_is_told(
+    config: CaptionConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(1, "not here")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "link", refuse)
+        write(config, format=("diffusion-pipe",))
+        assert all(p.is_symlink() for p in Path(config.out, "diffusion-pipe/videos").glob("*.mp4"))
+        patch.setattr(os, "symlink", refuse)
+        notes = write(config, format=("hf",)).warnings
+        assert any("7 files copied into" in note for note in notes)
+        assert not any("copied" in note for note in write(config, format=("hf",)).warnings)
+    assert len(said(config, "hf")) == len(said(config, "diffusion-pipe")) == 7
+
+
+@pytest.mark.parametrize("place", ["kohya", "clips"])
+def test_a_file_in_the_place_of_a_folder_is_one_line(config: CaptionConfig, place: str) -> None:
+    Path(config.out).mkdir()
+    (Path(config.out) / place).write_text("mine")
+    with pytest.raises(EnvironmentFault, match="a file is in its place"):
+        write(config)
+    assert (Path(config.out) / place).read_text() == "mine"

@@ -120,47 +120,38 @@ def test_a_model_learns_what_was_accepted_and_never_what_was_rejected(
     assert told[-1] == f"1 of {len(everything)} captions are learned: those accepted"
 
 
-@pytest.mark.parametrize(
-    ("asked", "says"),
-    [
-        ({"id": "1", "does": "x", "changes": []}, "no caption is named"),
-        ({"id": "1", "does": "x", "changes": [{"of": "?", "caption": "a", "review": ""}]}, "load"),
-        (
-            {"id": "1", "does": "x", "changes": [{"of": "K", "caption": " ", "review": ""}]},
-            "reject",
-        ),
-        ({"id": "1", "does": "x", "changes": [{"of": "K", "caption": 1, "review": ""}]}, "no text"),
-        (
-            {"id": "1", "does": "x", "changes": [{"of": "K", "caption": "a", "review": "?"}]},
-            "review",
-        ),
-        ({"does": "x"}, "no id"),
-        ([], "no object"),
-    ],
-)
+def change(of: str, caption: Any, review: str = "") -> dict[str, Any]:
+    changes = [{"of": of, "caption": caption, "review": review}]
+    return {"id": "1", "does": "x", "changes": changes}
+
+
+REFUSED: list[tuple[Any, str]] = [
+    ({"id": "1", "does": "x", "changes": []}, "no caption is named"),
+    (change("?", "a"), "load"),
+    (change("K", " "), "reject"),
+    (change("K", 1), "no text"),
+    (change("K", "a", "?"), "review"),
+    ({"does": "x"}, "no id"),
+    ([], "no object"),
+]
+
+
 def test_what_cannot_be_done_is_refused_and_not_written(
-    config: CaptionConfig, asked: Any, says: str
-) -> None:
-    run(config)
-    captions = ReviewedCaptions(Path(config.out))
-    key = next(iter(captions.rows))
-    asked = json.loads(json.dumps(asked).replace('"K"', json.dumps(key)))
-    with pytest.raises(EditRefused, match=says):
-        captions.do(asked)
-    assert captions.journal.path.read_bytes() == b""
-    captions.close()
-
-
-def test_a_folder_without_captions_and_one_in_review_are_told(
     config: CaptionConfig, tmp_path: Path
 ) -> None:
     with pytest.raises(UsageError, match="no run has written"):
         ReviewedCaptions(tmp_path / "none")
     run(config)
-    first = ReviewedCaptions(Path(config.out))
+    captions = ReviewedCaptions(Path(config.out))
+    key = next(iter(captions.rows))
+    for asked, says in REFUSED:
+        asked = json.loads(json.dumps(asked).replace('"K"', json.dumps(key)))
+        with pytest.raises(EditRefused, match=says):
+            captions.do(asked)
+    assert captions.journal.path.read_bytes() == b""
     with pytest.raises(EnvironmentFault, match="another review"):
         ReviewedCaptions(Path(config.out))
-    first.close()
+    captions.close()
 
 
 def test_the_same_command_writes_files_and_does_nothing_more() -> None:

@@ -26,7 +26,12 @@ pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
 VIDEOS, CHUNKS = 300, 10
 ENTER, ESCAPE, TAB, CONTROL = "\ue007", "\ue00c", "\ue004", "\ue009"
-LOOKS = [(1280, "light"), (1280, "dark"), (400, "light"), (400, "dark")]
+LOOKS = [
+    (1280, "light", "grid"),
+    (1280, "dark", "list"),
+    (400, "light", "list"),
+    (400, "dark", "grid"),
+]
 SAVED = "return document.querySelector('#saved').textContent"
 COUNTS = "return document.querySelector('#counts').textContent"
 WORDS = "return [...document.querySelectorAll('.row .words')].map(e => e.textContent)"
@@ -236,8 +241,7 @@ def test_a_caption_takes_its_video_there_and_pictures_are_read_when_looked_at(
     assert browser.console() == []
 
 
-@pytest.mark.parametrize(("wide", "theme"), LOOKS)
-@pytest.mark.parametrize("view", ["grid", "list"])
+@pytest.mark.parametrize(("wide", "theme", "view"), LOOKS)
 def test_it_can_be_read_and_all_has_a_name(
     browser: Browser, reviewing: Reviewing, wide: int, theme: str, view: str
 ) -> None:

@@ -9,12 +9,12 @@ import pytest
 from PIL import Image
 
 from penstock_demo import CLIPS
-from stages.decode import batches
 from tests.support.checkpoints import whole_checkpoint
 from tests.support.inside import run_inside
 from tests.support.media import picture
 from tests.support.pipeline import Place
 
+pytestmark = pytest.mark.slow
 FEW = 4
 """Demo clips that are captioned."""
 
@@ -36,7 +36,6 @@ def said(place: Place) -> list[str]:
     return [row["caption"] for row in place.captions()]
 
 
-@pytest.mark.slow
 def test_a_run_takes_slots_where_they_say_the_same(place: Place) -> None:
     run(place, "auto")
     notes = place.stages()["decode"]["notes"]
@@ -49,25 +48,6 @@ def test_a_run_takes_slots_where_they_say_the_same(place: Place) -> None:
     assert elsewhere.stages()["decode"]["notes"].get("engine", "transformers") == "transformers"
 
 
-@pytest.mark.slow
-def test_a_chunk_that_was_talkative_under_another_prompt_comes_first(
-    place: Place, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run(place, "auto", prompt="Describe this video.")
-    tokens = sorted(row["tokens"] for row in place.captions())
-    told: list[dict[str, int]] = []
-    whole = batches.talkative_first
-
-    def seen(lacking: Any, said_before: dict[str, int]) -> Any:
-        told.append(said_before)
-        return whole(lacking, said_before)
-
-    monkeypatch.setattr("stages.decode.run.talkative_first", seen)
-    run(place, "auto", prompt="What is moving?")
-    assert [sorted(said.values()) for said in told] == [tokens]
-
-
-@pytest.mark.slow
 def test_captions_of_either_engine_answer_who_names_none(place: Place) -> None:
     assert run(place, "transformers").started[-1] == "decode"
     assert run(place, "auto").started == []
@@ -79,7 +59,6 @@ def test_captions_of_either_engine_answer_who_names_none(place: Place) -> None:
     assert run(place, "transformers", limit=FEW + 2).started == ["decode"]
 
 
-@pytest.mark.slow
 def test_a_half_that_is_not_for_slots_is_served_as_before(tmp_path: Path) -> None:
     folder = tmp_path / "pictures"
     folder.mkdir()
@@ -99,7 +78,6 @@ def test_a_half_that_is_not_for_slots_is_served_as_before(tmp_path: Path) -> Non
     assert run(place, "transformers", **options).started == []
 
 
-@pytest.mark.slow
 def test_who_names_slots_is_told_that_a_half_is_not_for_them(tmp_path: Path) -> None:
     save(tmp_path / "one.png", 1)
     model = str(whole_checkpoint("florence2"))

@@ -87,8 +87,7 @@ def test_a_batch_that_raises_as_a_whole_does_not_stop_the_others(place: Place) -
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("engine", ["transformers", "inflight", "auto"])
-@pytest.mark.parametrize("others", [0, 3])
+@pytest.mark.parametrize(("engine", "others"), [("transformers", 3), ("inflight", 0), ("auto", 3)])
 def test_a_prompt_that_the_language_half_raises_on_fails_alone(
     place: Place, engine: str, others: int
 ) -> None:

@@ -1,18 +1,27 @@
-"""A stage that is killed from outside is started again in the same run, as long as that helps."""
+"""Stages that are killed, crash, hang, meet damaged packs or a full disk: what can be made is made
+by the same run, and the rest is named."""
 
 import json
-from collections.abc import Sequence
+import subprocess
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import flows.running.sequence
-from artifacts.errors import Interrupted, Killed
+from artifacts.errors import EnvironmentFault, Interrupted, Killed
+from artifacts.pack_object import DamagedRecord
 from flows.console.display import Display
 from flows.job.config import CaptionConfig
 from flows.job.launch import StageCall
 from flows.running.run import caption
+from flows.running.sequence import REMAKES
 from stages.process.outcome import StageOutcome
+from stages.process.stage_process import Listener, StageProcess
+from tests.support.crashing import CRASH, HANG
 from tests.support.media import write_video
 from tests.support.pipeline import read_lines
 from tests.support.stand_ins import Answer, Stages, config_in
@@ -43,6 +52,39 @@ class KilledStages(Stages):
             raise self._error(f"{call.name} was stopped")
 
         return Answer(StageOutcome(name=call.name), work)
+
+
+class DamagedStages(Stages):
+    """The encode stage finds these packs damaged, one after the other, and then none."""
+
+    def __init__(self, packs: Sequence[str]) -> None:
+        super().__init__()
+        self._packs = list(packs)
+
+    def start(self, call: StageCall) -> Answer:
+        if call.name != "encode" or not self._packs:
+            return super().start(call)
+        self.calls.append(call)
+
+        def work(outcome: StageOutcome) -> StageOutcome:
+            raise DamagedRecord(f"{self._packs.pop(0)} was damaged")
+
+        return Answer(StageOutcome(name=call.name), work)
+
+
+class RealFrames(Stages):
+    """Frames are cut in a process of their own; the other stages answer at once."""
+
+    def launcher(self, listen: Listener) -> "RealFrames":
+        self._listen = listen
+        return self
+
+    def start(self, call: StageCall) -> Any:
+        if call.name != "frames":
+            return super().start(call)
+        self.calls.append(call)
+        more: dict[str, Any] = {"device": "cpu", "log": call.log, "listen": self._listen}
+        return StageProcess(call.name, "tests.support.crashing:frames", call.arguments, **more)
 
 
 @pytest.fixture
@@ -125,3 +167,65 @@ def test_an_error_nobody_thought_of_leaves_no_record_of_a_running_run(
     record = json.loads((Path(config.out) / "run.json").read_text())
     assert (record["state"], record["error"]) == ("failed", "something nobody thought of")
     assert run(config, Stages()) == 4
+
+
+def test_many_damaged_packs_end_no_run(config: CaptionConfig) -> None:
+    stages = DamagedStages([f"{number}.pack" for number in range(20)])
+    assert run(config, stages) == 4
+    assert stages.names().count("encode") == 21
+
+
+def test_a_pack_that_is_damaged_again_and_again_does(config: CaptionConfig) -> None:
+    stages = DamagedStages(["a.pack", "b.pack"] * REMAKES)
+    with pytest.raises(DamagedRecord, match=r"a\.pack"):
+        run(config, stages)
+    assert stages.names().count("encode") == 2 * REMAKES - 1
+
+
+def test_the_file_over_which_the_decoder_crashes_or_hangs_is_named_and_the_others_are_captioned(
+    config: CaptionConfig,
+) -> None:
+    clips, out = Path(config.sources[0]), Path(config.out)
+    for name, content in (("2-bad.mp4", CRASH), ("9-bad.mp4", HANG)):
+        (clips / name).write_bytes(content + name.encode())
+    stages = RealFrames()
+    assert caption(config, Display(quiet=True), stages.launcher).exit_code == 1
+    rows = read_lines(out / "captions.jsonl")
+    assert [row["media_path"] for row in rows] == [f"{number}.mp4" for number in range(4)]
+    failures = read_lines(out / "failures.jsonl")
+    assert [(f["media_path"], f["error"]) for f in failures] == [
+        ("2-bad.mp4", "crash"),
+        ("9-bad.mp4", "crash"),
+    ]
+    assert all(failure["hint"] for failure in failures)
+    tried = len(stages.calls)
+    again = caption(config, Display(quiet=True), stages.launcher)
+    assert [f.error for f in again.failures] == ["crash"] * 2
+    assert "frames" not in [call.name for call in stages.calls[tried:]]
+
+
+def mount(options: str, folder: Path) -> list[str]:
+    return ["mount", "-t", "tmpfs", "-o", options, "none", str(folder)]
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A folder on a disk of 100 kB."""
+    (disk := tmp_path / "disk").mkdir()
+    if subprocess.run(mount("size=100k", disk), capture_output=True, check=False).returncode:
+        pytest.skip("no disk can be mounted here")
+    yield disk
+    subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_a_full_disk_is_exit_5_and_with_more_space_the_run_goes_on(
+    tmp_path: Path, small_disk: Path
+) -> None:
+    video = write_video(tmp_path / "long.mp4", ticks=range(50), time_base=Fraction(1, 10))
+    config = replace(config_in(tmp_path, video, chunk=2.0), store=str(small_disk))
+    with pytest.raises(EnvironmentFault, match="is full") as full:
+        run(config, RealFrames())
+    assert full.value.exit_code == 5
+    subprocess.run(mount("remount,size=50m", small_disk), check=True)
+    stages = RealFrames()
+    assert run(config, stages) == 3

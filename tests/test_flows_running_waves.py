@@ -2,6 +2,8 @@
 
 import json
 import os
+import tarfile
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,21 +13,25 @@ import pytest
 import flows.job.tasks
 import flows.planning.sizes
 import flows.running.sequence
-from artifacts.errors import Interrupted
-from artifacts.keys import digest_of, item_key
+from artifacts.errors import Interrupted, UsageError
+from artifacts.keys import digest_of
 from artifacts.store import FolderStore
 from flows.console.display import Display
 from flows.job.config import CaptionConfig
+from flows.job.launch import StageCall
 from flows.job.prepare import Job
 from flows.results.outputs import Written, write_outputs
 from flows.running.run import caption
+from stages.process.lock import try_hold
 from tests.support.media import write_video
-from tests.support.stand_ins import Stages, config_in
+from tests.support.pipeline import read_lines
+from tests.support.stand_ins import Answer, Stages, config_in
 
 
 @pytest.fixture
 def config(tmp_path: Path) -> CaptionConfig:
     """Five videos of one chunk each and a model of three files."""
+    (tmp_path / "clips").mkdir()
     for number in range(5):
         ticks = range(10 + 15 * (number // 3))
         # Another distance of keyframes makes other bytes: equal files would be one item.
@@ -33,19 +39,8 @@ def config(tmp_path: Path) -> CaptionConfig:
     return config_in(tmp_path, tmp_path / "clips", batch_size=2)
 
 
-@pytest.fixture(autouse=True)
-def clips_folder(tmp_path: Path) -> None:
-    (tmp_path / "clips").mkdir()
-
-
 def run(config: CaptionConfig, stages: Stages) -> int:
     return caption(config, Display(quiet=True), stages.launcher).captions
-
-
-def test_one_wave_starts_each_stage_once(config: CaptionConfig) -> None:
-    stages = Stages()
-    assert run(config, stages) == 5
-    assert stages.names() == ["frames", "encode", "decode"]
 
 
 def test_the_next_wave_s_frames_are_cut_while_this_one_is_encoded(
@@ -79,31 +74,30 @@ def test_outputs_are_not_written_after_every_wave_of_a_large_run(
     assert written == [True]
 
 
-def test_a_key_is_worked_out_once_a_run(
-    config: CaptionConfig, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("file", "again"),
+    [
+        ("chat_template.jinja", ["decode"]),
+        ("preprocessor_config.json", ["frames", "encode", "decode"]),
+    ],
+)
+def test_a_changed_model_makes_anew_what_it_decides(
+    config: CaptionConfig, tmp_path: Path, file: str, again: list[str]
 ) -> None:
     run(config, Stages())
-    asked: list[tuple[Any, ...]] = []
-
-    def count(*parts: Any) -> str:
-        asked.append(parts)
-        return item_key(*parts)
-
-    monkeypatch.setattr(flows.job.tasks, "item_key", count)
-    assert run(config, Stages()) == 5
-    assert len(asked) == len(set(asked)) == 3 * 5
-
-
-def test_frames_are_given_back_after_encoding_unless_they_are_to_be_kept(
-    config: CaptionConfig, tmp_path: Path
-) -> None:
-    assert run(config, Stages()) == 5
-    assert list(FolderStore(tmp_path / "store").list("frames")) == []
-
-
-def test_batches_hold_one_shape_and_follow_the_order_of_the_sources(config: CaptionConfig) -> None:
+    (tmp_path / "model" / file).write_text(digest_of("another"))
     stages = Stages()
     run(config, stages)
+    assert stages.names() == again
+
+
+def test_one_wave_starts_each_stage_once_on_batches_of_one_shape_in_order(
+    config: CaptionConfig, tmp_path: Path
+) -> None:
+    stages = Stages()
+    assert run(config, stages) == 5
+    assert stages.names() == ["frames", "encode", "decode"]
+    assert list(FolderStore(tmp_path / "store").list("frames")) == []
     assert [len(batch) for batch in stages.batches("encode")] == [2, 1, 2]
     assert [len(batch) for batch in stages.batches("decode")] == [2, 2, 1]
 
@@ -128,15 +122,72 @@ def test_a_stopped_run_keeps_its_batches(config: CaptionConfig, stage: str) -> N
         assert resumed.names() == ["decode"]
 
 
-def test_one_more_file_is_encoded_without_the_frames_of_the_others(
-    config: CaptionConfig, tmp_path: Path
+@pytest.mark.parametrize("name", ["5.mp4", "0.mp4"])
+def test_a_new_or_changed_file_is_encoded_without_the_frames_of_the_others(
+    config: CaptionConfig, tmp_path: Path, name: str
 ) -> None:
     run(config, Stages())
-    write_video(tmp_path / "clips" / "5.mp4", ticks=range(9))
+    write_video(tmp_path / "clips" / name, ticks=range(9))
     more = Stages()
-    assert run(config, more) == 6
+    assert run(config, more) == (6 if name == "5.mp4" else 5)
     assert [len(batch) for batch in more.batches("encode")] == [1]
-    assert more.calls[0].arguments["media"][0]["path"].endswith("5.mp4")
+    (told,) = more.calls[0].arguments["media"]
+    assert told["path"].endswith(name)
+
+
+class Disturbed(Stages):
+    """Stages before one of which something happens."""
+
+    def __init__(self, stage: str, happens: Callable[[], object]) -> None:
+        super().__init__()
+        self._stage = stage
+        self._happens = happens
+
+    def start(self, call: StageCall) -> Answer:
+        if call.name == self._stage:
+            self._stage = ""
+            self._happens()
+        return super().start(call)
+
+
+def ends(config: CaptionConfig) -> dict[str, float]:
+    rows = read_lines(Path(config.out) / "captions.jsonl")
+    return {row["media_path"]: row["end"] for row in rows}
+
+
+def test_a_file_that_is_replaced_before_it_is_cut_is_left_to_the_next_run(
+    config: CaptionConfig, tmp_path: Path
+) -> None:
+    following = write_video(tmp_path / "next.mp4", ticks=range(90))
+    first = tmp_path / "clips" / "0.mp4"
+    kept, end = first.read_bytes(), 1 / 3
+    stages = Disturbed("frames", lambda: os.replace(following, first))
+    result = caption(config, Display(quiet=True), stages.launcher)
+    assert result.exit_code == 1 and result.captions == 4
+    (failure,) = read_lines(tmp_path / "out" / "failures.jsonl")
+    assert (failure["media_path"], failure["error"]) == ("0.mp4", "changed")
+    assert caption(config, Display(quiet=True), Stages().launcher).exit_code == 0
+    assert ends(config)["0.mp4"] == 3.0 and ends(config)["1.mp4"] == pytest.approx(end, abs=0.01)
+    first.write_bytes(kept)  # what it held is asked for again, and nothing of it is there
+    assert caption(config, Display(quiet=True), Stages().launcher).exit_code == 0
+    assert ends(config)["0.mp4"] == pytest.approx(end, abs=0.01)
+
+
+def test_a_file_that_is_replaced_after_it_was_captioned_is_in_no_shard(
+    config: CaptionConfig, tmp_path: Path
+) -> None:
+    following = write_video(tmp_path / "next.mp4", ticks=range(90))
+    first = tmp_path / "clips" / "0.mp4"
+    stages = Disturbed("decode", lambda: os.replace(following, first))
+    shards = replace(config, format=("webdataset",))
+    result = caption(shards, Display(quiet=True), stages.launcher)
+    assert result.captions == 5 and "files were changed" in result.warnings[-1]
+    (shard,) = (tmp_path / "out" / "webdataset").glob("*.tar")
+    with tarfile.open(shard) as tar:
+        names = tar.getnames()
+    videos = {name.partition("-")[0] for name in names if name.endswith(".mp4")}
+    assert videos == {"1", "2", "3", "4"}
+    assert {name.partition("-")[0] for name in names if name.endswith(".txt")} == {*videos, "0"}
 
 
 def test_a_chunk_that_the_model_refuses_fails_alone_until_it_is_retried(
@@ -157,9 +208,6 @@ def test_a_chunk_that_the_model_refuses_fails_alone_until_it_is_retried(
 
 
 def test_two_runs_into_one_folder_are_refused(config: CaptionConfig, tmp_path: Path) -> None:
-    from artifacts.errors import UsageError
-    from stages.process.lock import try_hold
-
     (tmp_path / "out").mkdir()
     lock = try_hold(tmp_path / "out" / ".lock")
     assert lock is not None
@@ -210,19 +258,3 @@ def test_a_name_that_is_no_utf8_costs_no_output(config: CaptionConfig, tmp_path:
     os.rename(tmp_path / "clips" / "0.mp4", odd)
     assert run(config, Stages()) == 5
     assert "caf\ufffd.mp4" in (tmp_path / "out" / "captions.jsonl").read_text()
-
-
-def test_a_changed_language_half_keeps_the_features(config: CaptionConfig, tmp_path: Path) -> None:
-    run(config, Stages())
-    (tmp_path / "model" / "chat_template.jinja").write_text("another turn")
-    again = Stages()
-    run(config, again)
-    assert again.names() == ["decode"]
-
-
-def test_a_changed_processor_makes_the_features_anew(config: CaptionConfig, tmp_path: Path) -> None:
-    run(config, Stages())
-    (tmp_path / "model" / "preprocessor_config.json").write_text(digest_of("another"))
-    again = Stages()
-    run(config, again)
-    assert again.names() == ["frames", "encode", "decode"]

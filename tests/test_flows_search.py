@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,16 +14,40 @@ from PIL import Image
 
 from artifacts.errors import EnvironmentFault
 from artifacts.index.manifest import read_manifest
+from artifacts.index.snapshot import open_snapshot
 from flows.cli.main import main
+from flows.job.launch import DirectLauncher, StageCall
 from flows.search import texts
+from stages.process.events import Event, Failed
+from stages.process.outcome import StageOutcome
 from tests.support.dual_encoders import save_clip
 from tests.support.embedding import SIZES, write_pictures
 from tests.support.families import hf
 from tests.support.indexes import paths
+from tests.support.inside import Ended, InsideLauncher
 from tests.support.media import write_video
 from tests.support.pipeline import read_lines
 
 Said = pytest.CaptureFixture[str]
+
+
+class InThisProcess(InsideLauncher):
+    """Runs stages here: no test of this file but those of a real model is about processes."""
+
+    def _take(self, outcome: StageOutcome, event: Event) -> None:
+        if isinstance(event, Failed):
+            outcome.failures.append(event)
+        super()._take(outcome, event)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def stages_in_this_process() -> Iterator[None]:
+    def start(launcher: DirectLauncher, call: StageCall) -> Ended:
+        return InThisProcess(listen=launcher._listen).start(call)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(DirectLauncher, "start", start)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -66,37 +91,38 @@ def search(place: Path, *more: str) -> int:
     return main(["search", *more, *where])
 
 
-def found(place: Path, said: Said, *more: str) -> list[dict[str, Any]]:
-    said.readouterr()
+def found(place: Path, capsys: Said, *more: str) -> list[dict[str, Any]]:
+    capsys.readouterr()
     assert search(place, *more, "--json") == 0
-    return [json.loads(line) for line in said.readouterr().out.splitlines()]
+    return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
 
 
 def test_a_picture_finds_itself_its_twin_and_is_embedded_by_the_same_stages(
-    built: Path, said: Said
+    built: Path, capsys: Said
 ) -> None:
-    first, second, *_ = found(built, said, str(built / "media" / "p2.png"))
+    first, second, *_ = found(built, capsys, str(built / "media" / "p2.png"))
     assert (first["rank"], first["media_path"], first["time"]) == (1, "p2.png", None)
     assert first["score"] == pytest.approx(1, abs=2e-3) and first["box"] is None
     assert first["copies"] == 1 and first["copy_paths"] == [str(built / "media" / "twin.png")]
     assert second["score"] < first["score"] and len(first["key"]) == 64
 
 
-def test_conditions_moments_and_numbers_of_hits(built: Path, said: Said) -> None:
+def test_conditions_moments_and_numbers_of_hits(built: Path, capsys: Said) -> None:
     picture = str(built / "media" / "p0.png")
-    films = found(built, said, picture, "--where", "path like '%.mp4' and time < 10", "--top", "50")
+    films = found(
+        built, capsys, picture, "--where", "path like '%.mp4' and time < 10", "--top", "50"
+    )
     assert 9 <= len(films) <= 11 and all(hit["time"][0] < 10 for hit in films)
-    joined = found(built, said, picture, "--where", "time is not null", "--moments")
+    joined = found(built, capsys, picture, "--where", "time is not null", "--moments")
     assert all(hit["time"][0] < hit["time"][1] for hit in joined)
-    assert len(found(built, said, picture, "--top", "3")) == 3
+    assert len(found(built, capsys, picture, "--top", "3")) == 3
 
 
-@pytest.mark.slow
 def test_texts_are_read_by_the_text_half_alone_and_searches_for_them_measured(
-    built: Path, clip: Path, place: Path, said: Said
+    built: Path, clip: Path, place: Path, capsys: Said
 ) -> None:
     assert {"pictures", "texts"} == set(read_manifest(place / "index").measured)
-    hits = found(place, said, "a dog<eos>", "--top", "50")
+    hits = found(place, capsys, "a dog<eos>", "--top", "50")
     processor: Any = hf.AutoProcessor.from_pretrained(clip)
     picture = Image.open(built / "media" / "p4.png")
     inputs = processor(images=[picture], text=["a dog<eos>"], return_tensors="pt")
@@ -105,8 +131,8 @@ def test_texts_are_read_by_the_text_half_alone_and_searches_for_them_measured(
     wanted = float(whole.text_embeds[0] @ whole.image_embeds[0])
     near = {hit["media_path"]: hit["score"] for hit in hits}
     assert near["p4.png"] == pytest.approx(wanted, abs=2e-3)
-    dogs = found(place, said, "a dog<eos>", "--not", "a much longer text<eos>", "--top", "50")
-    others = found(place, said, "a much longer text<eos>", "--not", "a dog<eos>", "--top", "50")
+    dogs = found(place, capsys, "a dog<eos>", "--not", "a much longer text<eos>", "--top", "50")
+    others = found(place, capsys, "a much longer text<eos>", "--not", "a dog<eos>", "--top", "50")
     named = [(hit["path"], hit["at"]) for hit in (*dogs, *others)]
     assert sorted(map(str, named)) == sorted(str((hit["path"], hit["at"])) for hit in hits)
 
@@ -129,7 +155,7 @@ def test_an_index_is_built_where_no_text_half_is_and_measured_once_it_is(
 
 @pytest.mark.slow
 def test_tiles_are_rows_and_a_picture_is_told_once_with_the_nearest_of_them(
-    built: Path, clip: Path, tmp_path: Path, said: Said
+    built: Path, clip: Path, tmp_path: Path, capsys: Said
 ) -> None:
     (tmp_path / "store").symlink_to(built / "store")
     (tmp_path / "media").mkdir()
@@ -139,12 +165,12 @@ def test_tiles_are_rows_and_a_picture_is_told_once_with_the_nearest_of_them(
     whole.crop((0, 64, 64, 128)).save(tmp_path / "part.png")
     assert build(tmp_path, clip, "--tiles", "2") == 0
     assert len(paths(tmp_path / "index")) == 10
-    (hit,) = found(tmp_path, said, str(tmp_path / "part.png"))
+    (hit,) = found(tmp_path, capsys, str(tmp_path / "part.png"))
     assert hit["box"] == [0, 64, 64, 128] and hit["score"] == pytest.approx(1, abs=0.01)
 
 
 def test_a_second_build_adds_what_is_new_replaces_what_changed_and_tells_what_is_gone(
-    built: Path, clip: Path, tmp_path: Path, said: Said
+    built: Path, clip: Path, tmp_path: Path, capsys: Said
 ) -> None:
     media = tmp_path / "media"
     media.mkdir()
@@ -157,10 +183,10 @@ def test_a_second_build_adds_what_is_new_replaces_what_changed_and_tells_what_is
     (media / "p0.png").unlink()
     Image.new("RGB", (50, 50), "red").save(media / "p1.png")
     Image.new("RGB", (50, 60), "blue").save(media / "new.png")
-    said.readouterr()
+    capsys.readouterr()
     where = ["--store", str(tmp_path / "store"), "--out", str(tmp_path / "index"), "--json"]
     assert main(["index", "build", str(media), "--model", str(clip), *where]) == 0
-    told = json.loads(said.readouterr().out.splitlines()[-1])
+    told = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert (told["added"], told["replaced"]) == (2, 1)
     assert told["vanished"] == [str(media / "p0.png")]
     assert len(paths(tmp_path / "index")) == len(SIZES) + 1
@@ -170,22 +196,22 @@ def test_a_second_build_adds_what_is_new_replaces_what_changed_and_tells_what_is
     ]  # fmt: skip
 
 
-def test_rows_are_removed_by_file_folder_and_key(built: Path, place: Path, said: Said) -> None:
+def test_rows_are_removed_by_file_folder_and_key(built: Path, place: Path, capsys: Said) -> None:
     film = str(built / "media" / "film.mp4")
-    key = found(built, said, str(built / "media" / "p0.png"))[0]["key"]
+    key = found(built, capsys, str(built / "media" / "p0.png"))[0]["key"]
     before = len(paths(place / "index"))
     assert index("remove", place, film, "nothing.png") == 2
-    assert "nothing.png" in said.readouterr().err and len(paths(place / "index")) == before
+    assert "nothing.png" in capsys.readouterr().err and len(paths(place / "index")) == before
     assert index("remove", place, film, key, "p1.png") == 0
     assert "film.mp4" not in {Path(path).name for path in paths(place / "index")}
     assert index("compact", place) == 0 and index("verify", place) == 0
     assert index("stats", place, "--json") == 0
-    told = json.loads(said.readouterr().out.partition("{")[2].join(("{", "")))
+    told = json.loads(capsys.readouterr().out.partition("{")[2].join(("{", "")))
     assert told["rows"] == len(SIZES) - 1 and told["removed"] == 0
     assert index("remove", place, str(built / "media")) == 0
     assert index("remove", place) == 2
     assert search(place, str(built / "media" / "p0.png")) == 2
-    assert "is empty" in said.readouterr().err
+    assert "is empty" in capsys.readouterr().err
 
 
 def test_a_page_and_copies_hold_what_was_found(built: Path, tmp_path: Path) -> None:
@@ -205,14 +231,14 @@ def test_a_page_and_copies_hold_what_was_found(built: Path, tmp_path: Path) -> N
 
 @pytest.mark.parametrize("option", ["--html", "--copy"])
 def test_a_search_replaces_nobody_s_files(
-    place: Path, tmp_path: Path, said: Said, option: str
+    place: Path, tmp_path: Path, capsys: Said, option: str
 ) -> None:
     mine = tmp_path / "mine" / "001-p3.png"
     mine.parent.mkdir()
     mine.write_text("mine")
     given = mine if option == "--html" else mine.parent
     assert search(place, "a red circle", option, str(given)) == 2
-    told = said.readouterr()
+    told = capsys.readouterr()
     assert (told.out, len(told.err.splitlines())) == ("", 1) and str(given) in told.err
     assert mine.read_text() == "mine" and len(list(mine.parent.iterdir())) == 1
 
@@ -227,20 +253,20 @@ def test_a_search_writes_again_where_it_wrote_before(built: Path, tmp_path: Path
 
 
 def test_add_takes_the_model_of_the_index_and_a_file_that_goes_is_named(
-    built: Path, place: Path, tmp_path: Path, said: Said
+    built: Path, place: Path, tmp_path: Path, capsys: Said
 ) -> None:
     media, before = tmp_path / "a<b", len(paths(place / "index"))
     media.mkdir()
     Image.new("RGB", (50, 50), "green").save(media / "&.png")
     (media / "broken.png").write_text("no picture")
     assert index("add", place, str(media), "--store", str(place / "store")) == 1
-    assert "broken.png" in said.readouterr().err
+    assert "broken.png" in capsys.readouterr().err
     assert len(paths(place / "index")) == before + 1
     (media / "&.png").unlink()
     picture = str(built / "media" / "p3.png")
     more = ["--html", str(tmp_path / "p.html"), "--copy", str(tmp_path / "copy"), "--top", "50"]
     assert search(place, picture, *more) == 1
-    assert "cannot be copied" in said.readouterr().err
+    assert "cannot be copied" in capsys.readouterr().err
     page = (tmp_path / "p.html").read_text()
     assert "not readable" in page and "&amp;.png" in page and "a<b" not in page
 
@@ -256,42 +282,104 @@ def test_add_takes_the_model_of_the_index_and_a_file_that_goes_is_named(
     ],
 )
 def test_a_search_that_makes_no_sense_fails_in_one_line(
-    more: list[str], words: str, built: Path, said: Said
+    more: list[str], words: str, built: Path, capsys: Said
 ) -> None:
     assert search(built, *(word.format(media=built / "media") for word in more)) == 2
-    error = said.readouterr().err
+    error = capsys.readouterr().err
     assert words in error and error.count("\n") == 1
 
 
 @pytest.mark.slow
 def test_another_model_than_the_index_was_made_with_is_refused(
-    built: Path, place: Path, tmp_path: Path, said: Said
+    built: Path, place: Path, tmp_path: Path, capsys: Said
 ) -> None:
     other = save_clip(tmp_path / "other", hidden_size=16)
     assert build(place, other, sources=built / "media") == 2
-    assert "holds vectors of" in said.readouterr().err
+    assert "holds vectors of" in capsys.readouterr().err
     assert search(place, str(built / "media" / "p0.png"), "--model", str(other)) == 2
-    assert "holds vectors of" in said.readouterr().err
+    assert "holds vectors of" in capsys.readouterr().err
 
 
 def test_what_is_wrong_with_an_index_is_one_line(
-    built: Path, place: Path, clip: Path, tmp_path: Path, said: Said
+    built: Path, place: Path, clip: Path, tmp_path: Path, capsys: Said
 ) -> None:
     picture = str(built / "media" / "p0.png")
     assert build(place, clip, "--precision", "auto", sources=built / "media") == 2
-    assert "--precision auto" in said.readouterr().err
+    assert "--precision auto" in capsys.readouterr().err
     assert index("stats", tmp_path / "none") == 2
-    assert "there is no index" in said.readouterr().err
+    assert "there is no index" in capsys.readouterr().err
     rows = next((place / "index").glob("rows-*"))
     rows.write_bytes(rows.read_bytes()[:-3])
     for command, words in ((search, (picture,)), (partial(index, "remove"), ("p0.png",))):
         assert command(place, *words) == 5
-        error = said.readouterr().err
+        error = capsys.readouterr().err
         assert rows.name in error and "index verify" in error and error.count("\n") == 1
     assert index("verify", place) == 1
-    assert rows.name in said.readouterr().out
+    assert rows.name in capsys.readouterr().out
 
 
-@pytest.fixture
-def said(capsys: Said) -> Said:
-    return capsys
+BEFORE = Path(__file__).parent / "data" / "index_before"
+"""Pictures, an index that the version before this comparison built of them by
+`penstock index build media --model demo --precision fp32`, and what it found for WORDS."""
+
+
+WORDS = ("a photo of a red square", "green circle")
+
+
+def before(place: Path) -> Path:
+    shutil.copytree(BEFORE, place, dirs_exist_ok=True)
+    return place / "index"
+
+
+@pytest.mark.slow
+def test_an_index_without_the_digest_finds_the_same_hits_with_one_warning(
+    tmp_path: Path, capsys: Said
+) -> None:
+    index = before(tmp_path)
+    where = ["--index", str(index), "--store", str(tmp_path / "store"), "--json"]
+    assert main(["search", WORDS[0], "--not", WORDS[1], *where]) == 0
+    out, err = capsys.readouterr()
+    known = [json.loads(line) for line in (BEFORE / "hits.jsonl").read_text().splitlines()]
+    of_red = {hit["media_path"]: hit for hit in known[:5]}
+    hits = [json.loads(line) for line in out.splitlines()]
+    near = pytest.approx(of_red["red.png"]["score"], abs=1e-4)
+    assert hits and hits[0] == {**of_red["red.png"], "score": near}
+    assert err.count("\n") == 1 and f"penstock index add SOURCES --index {index}" in err
+
+
+@pytest.mark.slow
+def test_adding_again_records_the_digest_once_and_changes_no_row(
+    tmp_path: Path, capsys: Said
+) -> None:
+    index = before(tmp_path)
+    where = ["--index", str(index), "--store", str(tmp_path / "store")]
+    rows = open_snapshot(index).rows
+    assert read_manifest(index).maker.text_half is None
+    add = ["index", "add", str(tmp_path / "media" / "red.png"), *where, "--quiet"]
+    assert main(add) == 0
+    manifest = read_manifest(index)
+    assert manifest.maker.text_half and manifest.live_rows == rows + 1  # under another path
+    assert main(add) == 0
+    assert read_manifest(index) == manifest
+    capsys.readouterr()
+    assert main(["search", WORDS[1], *where]) == 0
+    out, err = capsys.readouterr()
+    assert "green.png" in out.splitlines()[0] and err == ""
+
+
+@pytest.mark.slow
+def test_words_read_by_another_model_of_the_same_width_are_refused(
+    tmp_path: Path, capsys: Said
+) -> None:
+    (tmp_path / "media").mkdir()
+    write_pictures(tmp_path / "media")
+    clip = save_clip(tmp_path / "clip")
+    other = save_clip(tmp_path / "other", num_hidden_layers=1)
+    store = ["--store", str(tmp_path / "store")]
+    index = str(tmp_path / "index")
+    build = ["index", "build", str(tmp_path / "media"), "--model", str(clip), "--out", index]
+    assert main([*build, *store, "--quiet"]) == 0
+    capsys.readouterr()
+    assert main(["search", "a dog<eos>", "--index", index, "--model", str(other), *store]) == 2
+    err = capsys.readouterr().err
+    assert "are not those that it was made with" in err and err.count("\n") == 1

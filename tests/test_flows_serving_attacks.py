@@ -1,36 +1,221 @@
-"""`penstock serve` asked by who means harm: it lives, its memory stays within bounds, each is
-answered as the page says, and a good picture is answered after it."""
+"""`penstock serve` asked by who means harm, and while its processes are killed: it lives, its
+memory stays within bounds, and each is answered as the page says, once, with what it asked for."""
 
 import contextlib
+import http.client
+import io
 import json
-import socket
+import os
+import random
+import signal
+import struct
+import threading
 import time
+import zlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
+from benchmarks._card_time import encode, pixels_of
+from tests.support.attacks import seeded
 from tests.support.media import picture, write_video
 from tests.support.mutations import write_mutations
-from tests.support.serve_attacks import (
-    ASKING,
-    EMBED,
-    HOSTILE,
-    HOSTS,
-    NOT_HTTP,
-    OPEN,
-    PATHS,
-    SECRETS,
-    SLOW_HOSTILE,
-    TOKEN,
-    WRONG_TOKENS,
-    jpeg,
-)
 from tests.support.servers import Answer
-from tests.support.serving import Serving, a_picture, serving, status_of
+from tests.support.serving import Serving, a_picture, serving, status_of, vector_of
+
+NO_PICTURE = {415, 422}
+
+
+TOO_LARGE = {413}
+
+
+ANY = {200, 413, 415, 422}
+"""Statuses of what may be read in part, or not."""
+
+
+def png(width: int, height: int, *chunks: bytes) -> bytes:
+    """A PNG that says it is so large, with little in it."""
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    data = zlib.compress(bytes(min(3 * width * height, 1 << 22)))
+    parts = (_chunk(b"IHDR", header), *chunks, _chunk(b"IDAT", data), _chunk(b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+def _chunk(name: bytes, data: bytes) -> bytes:
+    check = struct.pack(">I", zlib.crc32(name + data))
+    return struct.pack(">I", len(data)) + name + data + check
+
+
+def png_of_words() -> bytes:
+    """A small PNG with a text that is 256 MB when it is unpacked."""
+    packer = zlib.compressobj(9)
+    words = b"".join(packer.compress(bytes(1 << 20)) for _ in range(256)) + packer.flush()
+    return png(8, 8, _chunk(b"zTXt", b"Comment\0\0" + words))
+
+
+def jpeg(width: int = 64, height: int = 48, **options: int) -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", (width, height), "teal").save(file, "JPEG", **options)
+    return file.getvalue()
+
+
+def jpeg_that_says(width: int, height: int) -> bytes:
+    """A small JPEG whose header promises more."""
+    data = bytearray(jpeg())
+    at = data.index(b"\xff\xc0") + 5
+    data[at : at + 4] = struct.pack(">HH", height, width)
+    return bytes(data)
+
+
+def gif_of_frames(frames: int, side: int = 64) -> bytes:
+    file = io.BytesIO()
+    # All of one colour each: equal ones would be one frame to the writer.
+    made = [Image.new("P", (side, side), number % 2) for number in range(frames)]
+    made[0].save(file, "GIF", save_all=True, append_images=made[1:], duration=40, optimize=False)
+    return file.getvalue()
+
+
+def gif_that_says(side: int) -> bytes:
+    data = bytearray(gif_of_frames(2))
+    data[6:10] = struct.pack("<HH", side, side)
+    return bytes(data)
+
+
+def bmp_that_says(width: int, height: int) -> bytes:
+    head = struct.pack("<IiiHHIIiiII", 40, width, height, 1, 24, 0, 0, 2835, 2835, 0, 0)
+    return b"BM" + struct.pack("<IHHI", 54 + 4096, 0, 0, 54) + head + bytes(4096)
+
+
+def tiff_that_says(width: int, height: int) -> bytes:
+    told = [(256, width), (257, height), (258, 8), (259, 1), (262, 1), (273, 200), (277, 1)]
+    told += [(278, height), (279, 16)]
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in told)
+    book = struct.pack("<H", len(told)) + entries + bytes(4)
+    return (b"II*\0" + struct.pack("<I", 8) + book).ljust(200, b"\0") + bytes(16)
+
+
+HOSTILE: dict[str, tuple[Callable[[], bytes], set[int]]] = {
+    "empty": (lambda: b"", NO_PICTURE),
+    "text": (lambda: b"hello " * 50, NO_PICTURE),
+    "SVG that includes": (
+        lambda: (
+            b"<?xml version='1.0'?><!DOCTYPE s [<!ENTITY e SYSTEM 'file:///etc/passwd'>]>"
+            b"<svg xmlns='http://www.w3.org/2000/svg'>&e;</svg>"
+        ),
+        NO_PICTURE,
+    ),
+    "playlist": (lambda: b"#EXTM3U\n#EXTINF:1,\nfile:///etc/passwd\n", NO_PICTURE),
+    "half a JPEG": (lambda: jpeg(640, 480)[:1500], ANY),
+    "MP4 in clothes alone": (lambda: b"\0\0\0\x18ftypisom" + bytes(4000), NO_PICTURE),
+    "PNG 60000 x 60000": (lambda: png(60000, 60000), TOO_LARGE),
+    "PNG 2^31 x 2^31": (lambda: png(0x7FFFFFFF, 0x7FFFFFFF), {413, 422}),
+    "PNG 0 x 0": (lambda: png(0, 0), NO_PICTURE),
+    "PNG with 256 MB of words": (png_of_words, ANY),
+    "JPEG that says 65500 x 65500": (lambda: jpeg_that_says(65500, 65500), TOO_LARGE),
+    "GIF of 400 large frames": (lambda: gif_of_frames(400, 2000), ANY),
+    "GIF that says 65535 x 65535": (lambda: gif_that_says(65535), {413, 422}),
+    "BMP that says 60000 x 60000": (lambda: bmp_that_says(60000, 60000), {413, 422}),
+    "TIFF that says 100000 x 100000": (lambda: tiff_that_says(100000, 100000), {413, 422}),
+}
+"""Name → what is sent, and the statuses that answer it."""
+
+
+TOKEN = "a-token-of-the-test-0123456789"
+
+
+EMBED = (
+    b"POST /v1/embed HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: Bearer %b\r\n" % TOKEN.encode()
+)
+
+
+NOT_HTTP: dict[str, tuple[bytes, ...]] = {
+    "nothing": (b"",),
+    "TLS": (bytes.fromhex("16030100c8010000c40303") + bytes(190),),
+    "long header": (EMBED + b"X-A: " + b"a" * 500_000 + b"\r\n\r\n",),
+    "many headers": (EMBED + b"".join(b"X-%d: 1\r\n" % n for n in range(20_000)) + b"\r\n",),
+    "length below zero": (EMBED + b"Content-Length: -5\r\n\r\nhello",),
+    "two lengths": (EMBED + b"Content-Length: 5\r\nContent-Length: 50\r\n\r\nhello",),
+    "length and chunks": (
+        EMBED + b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\nGET / HTTP/1.1",
+    ),
+    "huge chunk": (EMBED + b"Transfer-Encoding: chunked\r\n\r\n" + b"f" * 30 + b"\r\nhello",),
+    "garbage behind a request": (
+        b"GET /healthz HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n" + b"\xde\xad\xbe\xef" * 500,
+    ),
+    "body longer than told": (EMBED + b"Content-Length: 5\r\n\r\nhello" + b"world" * 1000,),
+}
+"""Name → what is sent as it is; answered 4xx or by a closed connection, and by nothing else."""
+
+
+HOSTS = [
+    "rebound.example",
+    "evil@127.0.0.1:{port}",
+    "127.0.0.1.evil.example:{port}",
+    "127.0.0.1:{port}/v1/info?",
+    "",
+]
+
+
+PATHS = [
+    "/static/../../pyproject.toml",
+    "/static/%2e%2e/%2e%2e/%2e%2e/%2e%2e/etc/passwd",
+    "/static//etc/passwd",
+    "/static/%00/etc/passwd",
+    "/v1/media/%2e%2e%2f%2e%2e%2fetc%2fpasswd",
+    "/v1/media/-1",
+    "/v1/media/99999999999999999999999999999999",
+    "/v1/media/" + "9" * 5000,
+    "/v1/media/%D9%A1",
+    "/v1/thumbnail/-1",
+    "//v1/info/..",
+    "/etc/passwd",
+    "/docs",
+    "/" + "a/" * 3000,
+]
+"""Answered 404, or as what makes no sense; never with a file."""
+
+
+SECRETS = (b"root:", b"[build-system]", b"[core]")
+"""Of the files that they look for."""
+
+
+WRONG_TOKENS = {
+    "none": {"Authorization": ""},
+    "empty token": {"Authorization": "Bearer "},
+    "cut": {"Authorization": "Bearer {cut}"},
+    "basic": {"Authorization": "Basic {token}"},
+    "not ASCII": {"Authorization": "Bearer \xe4\xf6\xfc"},
+    "as a cookie": {"Cookie": "penstock_session={token}"},
+    "empty cookie": {"Cookie": "penstock_session="},
+    "other header": {"Authorization": "", "X-API-Key": "{token}"},
+}
+
+
+ASKING = [
+    ("POST", "/v1/embed"),
+    ("POST", "/v1/label"),
+    ("POST", "/v1/caption"),
+    ("POST", "/v1/session"),
+    ("POST", "/v1/chat/completions"),
+    ("GET", "/v1/models"),
+    ("GET", "/v1/search?q=a"),
+    ("POST", "/v1/search"),
+    ("GET", "/v1/media/0"),
+    ("GET", "/v1/thumbnail/0"),
+    ("GET", "/v1/info"),
+    ("GET", "/v1/stats"),
+    ("GET", "/metrics"),
+]
+"""What asks for a token where there is one."""
+
+
+OPEN = ["/", "/healthz", "/readyz"]
 
 MEMORY_BYTES = 700 << 20
 """All processes of a server may have so much more of their own than when it was ready."""
@@ -70,7 +255,9 @@ def said_well(answer: Answer) -> None:
     assert answer.allowed is None
 
 
-@pytest.mark.parametrize("name", HOSTILE)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow] * ("large" in n)) for n in HOSTILE]
+)
 def test_a_file_that_means_harm_is_answered_as_said(unharmed: Serving, name: str) -> None:
     make, statuses = HOSTILE[name]
     answer = unharmed.embed(make())
@@ -78,19 +265,8 @@ def test_a_file_that_means_harm_is_answered_as_said(unharmed: Serving, name: str
     assert answer.status in statuses, answer.body
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", SLOW_HOSTILE)
-def test_a_large_file_that_means_harm_is_answered_as_said(unharmed: Serving, name: str) -> None:
-    make, statuses = SLOW_HOSTILE[name]
-    answer = unharmed.embed(make())
-    said_well(answer)
-    assert answer.status in statuses, answer.body
-
-
-@pytest.mark.parametrize("count", [24, pytest.param(200, marks=pytest.mark.slow)])
-def test_broken_files_are_answered_or_refused(
-    unharmed: Serving, tmp_path: Path, count: int
-) -> None:
+def test_broken_files_are_answered_or_refused(unharmed: Serving, tmp_path: Path) -> None:
+    count = 24
     sources = []
     for suffix in ("jpg", "png", "webp", "bmp", "tif", "gif"):
         sources.append(tmp_path / f"whole.{suffix}")
@@ -138,67 +314,6 @@ def test_a_body_in_chunks_without_end_is_refused(unharmed: Serving) -> None:
 def test_a_body_shorter_than_told_is_no_picture_and_blocks_nothing(unharmed: Serving) -> None:
     told = unharmed.raw(EMBED + b"Content-Length: 50000\r\n\r\n" + jpeg()[:500], end=True)
     assert status_of(told) in CLOSED
-
-
-def test_connections_that_say_nothing_keep_nobody_out(unharmed: Serving) -> None:
-    with contextlib.ExitStack() as open_ones:
-        for number in range(200):
-            each = socket.create_connection(("127.0.0.1", unharmed.port), timeout=10)
-            open_ones.enter_context(each)
-            each.sendall(EMBED[: number % len(EMBED)])
-        assert unharmed.embed(a_picture()).status == 200
-
-
-@pytest.mark.slow
-def test_headers_that_come_too_slowly_are_cut_off(unharmed: Serving) -> None:
-    with socket.create_connection(("127.0.0.1", unharmed.port), timeout=90) as slow:
-        slow.sendall(EMBED)
-        until = time.monotonic() + 90
-        slow.settimeout(1)
-        while time.monotonic() < until:
-            try:
-                slow.sendall(b"X-A: 1\r\n")
-                if slow.recv(1000) == b"":
-                    return
-            except TimeoutError:
-                continue
-            except ConnectionError:
-                return
-    raise AssertionError("headers were waited for, for 90 s")
-
-
-@pytest.mark.slow
-def test_bodies_that_come_too_slowly_are_cut_off_and_keep_nobody_out(unharmed: Serving) -> None:
-    """As many as may wait, each a byte a second; good pictures get through meanwhile or are told
-    when to come again, and get through after it."""
-    head = EMBED + b"Content-Length: 50000\r\n\r\n" + jpeg()[:100]
-    with contextlib.ExitStack() as open_ones:
-        slow = [socket.create_connection(("127.0.0.1", unharmed.port)) for _ in range(32)]
-        for each in slow:
-            open_ones.enter_context(each)
-            each.sendall(head)
-        until, statuses = time.monotonic() + 90, {unharmed.embed(a_picture()).status}
-        left = list(slow)
-        while left and time.monotonic() < until:
-            left = [each for each in left if not _ended(each)]
-            statuses.add(unharmed.embed(a_picture()).status)
-            time.sleep(1)
-    assert not left
-    assert statuses <= {200, 429}
-
-
-def _ended(connection: socket.socket) -> bool:
-    """Send one byte more; return whether the other side has answered or closed."""
-    connection.settimeout(0.01)
-    try:
-        connection.sendall(b"a")
-        told = connection.recv(4000)
-    except TimeoutError:
-        return False
-    except ConnectionError:
-        return True
-    assert status_of(told) in {0, 408, 429}, told
-    return True
 
 
 @pytest.mark.parametrize("host", HOSTS)
@@ -265,3 +380,132 @@ def test_with_the_token_all_is_told_and_without_it_what_is_for_everybody(server:
     own = {"Cookie": cookie.partition(";")[0]}
     assert server.ask("GET", "/v1/info", headers=own).status == 200
     assert server.embed(a_picture(), own).status == 200
+
+
+ASKERS = 6
+
+
+SETTLE_SECONDS = 0.5
+"""A request that was sent so long ago was accepted."""
+
+
+@dataclass(kw_only=True)
+class Asked:
+    """Requests that several threads make, one after the other, and what became of them."""
+
+    server: Serving
+    answers: list[tuple[bytes, Answer]] = field(default_factory=list)
+    lost: list[float] = field(default_factory=list)
+    """Times when those were sent that were never answered."""
+    done: threading.Event = field(default_factory=threading.Event)
+
+    @contextlib.contextmanager
+    def going_on(self, askers: int = ASKERS) -> Iterator[None]:
+        threads = [threading.Thread(target=self._ask) for _ in range(askers)]
+        for thread in threads:
+            thread.start()
+        try:
+            yield
+        finally:
+            self.done.set()
+            for thread in threads:
+                thread.join()
+
+    def _ask(self) -> None:
+        while not self.done.is_set():
+            body, sent = a_picture(), time.monotonic()
+            try:
+                answer = self.server.embed(body)
+            except (OSError, http.client.HTTPException):
+                self.lost.append(sent)
+                continue
+            self.answers.append((body, answer))
+            if answer.status in (429, 503):
+                assert int(answer.headers["retry-after"]) > 0
+                time.sleep(0.1)
+
+    def statuses(self) -> Counter[int]:
+        return Counter(answer.status for _, answer in self.answers)
+
+
+def kill(server: Serving, stage: str, draw: random.Random) -> None:
+    """Kill a process of a stage at some moment, and wait until there is another one."""
+    until = time.monotonic() + 60
+    while not (pids := server.pids(stage)):
+        assert time.monotonic() < until, f"no process runs {stage}"
+        time.sleep(0.01)
+    time.sleep(draw.random() * 0.2)
+    victim = draw.choice(pids)
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(victim, signal.SIGKILL)
+    while os.path.exists(f"/proc/{victim}") and victim in server.pids(stage):
+        time.sleep(0.01)
+
+
+def were_right(asked: Asked) -> None:
+    """Every vector is that of its own picture."""
+    for body, answer in asked.answers:
+        if answer.status == 200:
+            wanted = encode([pixels_of(body)])[0]
+            others = float(np.abs(vector_of(answer) - wanted).mean())
+            assert others < 0.05, others
+
+
+def test_all_are_answered_once_while_the_half_is_killed(server: Serving) -> None:
+    answered_while_killed(server, "embed", 2)
+    assert "penstock_restarts_total" in server.ask("GET", "/metrics").body.decode()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["embed", "cut_live"])
+def test_all_are_answered_once_while_processes_are_killed_again_and_again(
+    server: Serving, stage: str
+) -> None:
+    answered_while_killed(server, stage, 8)
+
+
+def answered_while_killed(server: Serving, stage: str, kills: int) -> None:
+    asked, draw = Asked(server=server), seeded("kill", stage, kills)
+    with asked.going_on():
+        for _ in range(kills):
+            before = len(asked.answers)
+            kill(server, stage, draw)
+            while len(asked.answers) < before + ASKERS:
+                assert server.is_up()
+                time.sleep(0.02)
+    assert asked.lost == []
+    assert set(asked.statuses()) <= {200, 422, 429, 503}, asked.statuses()
+    assert asked.statuses()[200] > kills
+    # Two deaths in a row with the same one alone are rare among so many.
+    assert asked.statuses()[422] <= kills / 2
+    were_right(asked)
+
+
+@pytest.mark.slow
+def test_who_was_accepted_is_answered_before_it_ends(tmp_path: Path) -> None:
+    with serving(tmp_path, "--max-queue", "64") as server:
+        asked = Asked(server=server)
+        with asked.going_on(16):
+            while len(asked.answers) < 32:
+                time.sleep(0.02)
+            told = time.monotonic()
+            server.process.send_signal(signal.SIGTERM)
+            code = server.process.wait(60)
+        early = [sent for sent in asked.lost if sent < told - SETTLE_SECONDS]
+        assert early == []
+        assert set(asked.statuses()) <= {200, 429, 503}, asked.statuses()
+        assert code == 0
+
+
+@pytest.mark.slow
+def test_it_ends_its_processes_with_itself(tmp_path: Path) -> None:
+    with serving(tmp_path) as server:
+        assert server.embed(a_picture()).status == 200
+        pids = server.pids()
+        assert len(pids) > 2
+        os.kill(server.process.pid, signal.SIGKILL)
+        server.process.wait()
+        until = time.monotonic() + 20
+        while any(os.path.exists(f"/proc/{pid}") for pid in pids[1:]):
+            assert time.monotonic() < until
+            time.sleep(0.05)

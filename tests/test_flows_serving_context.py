@@ -58,8 +58,3 @@ def test_a_chat_without_a_limit_ends_with_the_context_and_one_with_a_limit_has_t
     status, answer = asked(server, "what moves there?", max_tokens=256)
     assert (status, answer["error"]["code"]) == (400, "context_length_exceeded")
     assert asked(server, "what moves there?", max_tokens=20)[0] == 200
-
-
-def test_a_prompt_that_leaves_no_token_is_refused(server: Serving) -> None:
-    status, answer = asked(server, "w" * 200)
-    assert (status, answer["error"]["code"]) == (400, "context_length_exceeded")

@@ -1,6 +1,8 @@
-"""What becomes of a request that does not fit beside others, and of one that never does."""
+"""What becomes of requests that do not fit beside others, that nobody reads yet, that are taken
+back, and that several wait for."""
 
 import asyncio
+import os
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -9,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from artifacts.errors import StageDied
+from artifacts.errors import OutOfMemory, StageDied
 from artifacts.store import open_store
 from flows.job.launch import StageCall
 from flows.planning.ladder import Ladder
@@ -17,21 +19,23 @@ from flows.planning.remembered import Remembered
 from flows.planning.rungs import Rung, sizes
 from flows.serving.half import Half
 from flows.serving.half_plan import HalfPlan
+from flows.serving.live_stage import LiveStage
 from flows.serving.metrics import Metrics
 from flows.serving.refusals import Refused
 from flows.serving.residence import Residence
 from flows.serving.scratch import Scratch
-from stages.process.events import Noted, Published, TooLarge
-from stages.process.live import lines_of
+from flows.serving.shared import Shared
+from stages.process.events import Noted, Published, Shrunk, TooLarge
+from stages.process.live import WITHDRAWN, ToldBatches, lines_of
 from stages.process.outcome import StageOutcome
 from stages.process.stage_process import Listener
-from tests.support.on_a_loop import on_a_loop
+from tests.support.on_a_loop import HANGS_SECONDS, on_a_loop
 
 GIANT = "giant"
 """A work that fits nowhere."""
 
 
-@dataclass(kw_only=True, slots=True)
+@dataclass(kw_only=True)
 class CrowdedHalf:
     """A launcher, and the process that it starts: the last work of a batch does not fit beside the
     others, nor what comes at first after them, before what they took is given back."""
@@ -40,7 +44,6 @@ class CrowdedHalf:
     batches: list[list[str]]
     """Keys of each batch that it was told."""
     pipe: str = ""
-    outcome: StageOutcome
     dirty: bool = False
     """Whether it still has what the batch before took."""
 
@@ -59,7 +62,7 @@ class CrowdedHalf:
             for key in large.intersection(keys):
                 self.listen("embed", TooLarge(key=key, wanted_bytes=0, error="out of memory"))
             self.dirty = len(keys) > 1
-        return self.outcome
+        return StageOutcome(name="embed")
 
     def stop(self) -> None: ...
 
@@ -70,7 +73,9 @@ def ladder(folder: Path) -> Ladder:
     return Ladder(rungs, remembered, budget_bytes=1, tell=lambda entry, text: None)
 
 
-def half_of(folder: Path, start: Callable[[Listener], Any], **settings: Any) -> Half:
+def half_of(
+    folder: Path, start: Callable[[Listener], Any], metrics: Metrics | None = None, **settings: Any
+) -> Half:
     """A half whose process is what this starts."""
     plan = HalfPlan(
         name="embed",
@@ -82,42 +87,83 @@ def half_of(folder: Path, start: Callable[[Listener], Any], **settings: Any) -> 
         answers=lambda keys: {key: f"made {key}" for key in keys},
         **{"most": 0, "weight": 1, "wait_seconds": 0.0, "idle_seconds": 60.0, **settings},
     )
-    return Half(plan, Residence("cpu", 1, lambda text: None), start, Scratch(folder), Metrics())
+    return Half(plan, Residence("cpu", 1, print), start, Scratch(folder), metrics or Metrics())
 
 
-def asked(folder: Path, keys: Sequence[str]) -> tuple[list[str], list[list[str]]]:
-    """Ask a half for these at once. Return what each was answered, and the batches it was told."""
+def asked(
+    folder: Path,
+    keys: Sequence[str],
+    kind: Callable[..., Any] = CrowdedHalf,
+    metrics: Metrics | None = None,
+) -> tuple[list[str], list[list[str]], int]:
+    """Ask a half for these at once. Return what each was answered, the batches it was told, and how
+    large the next may be."""
     batches: list[list[str]] = []
 
-    async def go() -> list[str]:
-        half = half_of(
-            folder,
-            lambda listen: CrowdedHalf(
-                listen=listen, batches=batches, outcome=StageOutcome(name="embed")
-            ),
-        )
+    async def go() -> tuple[list[str], int]:
+        half = half_of(folder, lambda listen: kind(listen=listen, batches=batches), metrics)
         running = asyncio.create_task(half.run())
         works = [half.make(key, {"key": key}, 1) for key in keys]
         found = await asyncio.wait_for(asyncio.gather(*works, return_exceptions=True), 30)
         half.close()
         await asyncio.wait_for(running, 30)
         assert half.batches.idle and not half.batches.waiting
-        return [str(each.status) if isinstance(each, Refused) else str(each) for each in found]
+        said = [str(each.status) if isinstance(each, Refused) else str(each) for each in found]
+        return said, half.batches.most
 
-    return asyncio.run(go()), batches
+    found, most = asyncio.run(go())
+    return found, batches, most
 
 
 def test_what_does_not_fit_beside_others_is_made_alone_and_not_refused(tmp_path: Path) -> None:
-    found, batches = asked(tmp_path, "abcd")
+    found, batches, _ = asked(tmp_path, "abcd")
     assert found == ["made a", "made b", "made c", "made d"]
     assert batches == [["a", "b", "c", "d"], ["d"], ["d"]], "at first it found what others left"
 
 
 def test_what_does_not_fit_alone_is_refused_and_the_others_are_answered(tmp_path: Path) -> None:
-    found, batches = asked(tmp_path, [GIANT, "a", "b"])
+    found, batches, _ = asked(tmp_path, [GIANT, "a", "b"])
     assert found == ["422", "made a", "made b"]
     assert batches.count([GIANT]) == 2
     assert asked(tmp_path, [GIANT])[0] == ["422"]
+
+
+class TightHalf(CrowdedHalf):
+    """A process that fits two works at once, and makes its batches smaller."""
+
+    def wait(self) -> StageOutcome:
+        self.listen("embed", Noted({"ready": True}))
+        for told in lines_of(self.pipe):
+            self.batches.append([member["key"] for member in told])
+            if len(told) > 2:
+                self.too_large(len(told))
+            self.listen("embed", Published(keys=tuple(self.batches[-1])))
+        return StageOutcome(name="embed")
+
+    def too_large(self, failed: int) -> None:
+        self.listen("embed", Shrunk(batch=2, failed=failed, error="out of memory"))
+
+
+class EndingHalf(TightHalf):
+    """One that ends instead."""
+
+    def too_large(self, failed: int) -> None:
+        raise OutOfMemory("out of memory")
+
+
+@pytest.mark.parametrize(
+    ("kind", "sizes"), [(TightHalf, [(8, 2)]), (EndingHalf, [(8, 4), (4, 2), (2, 2)])]
+)
+def test_where_memory_runs_out_batches_become_smaller_and_all_are_answered(
+    tmp_path: Path, kind: type[TightHalf], sizes: list[tuple[int, int]]
+) -> None:
+    for before, after in sizes:  # what a process ended of is remembered
+        metrics = Metrics()
+        found, batches, most = asked(tmp_path, "abcdefgh", kind, metrics)
+        assert found == [f"made {key}" for key in "abcdefgh"]
+        assert (max(map(len, batches)), most) == (before, after)
+        ended = 'penstock_restarts_total{half="embed",why="memory"} 1' in metrics.text().decode()
+        assert ended == (kind is EndingHalf and before > 2)
 
 
 class BusyHalf:
@@ -254,5 +300,145 @@ def test_no_more_bytes_wait_than_there_is_room_for(tmp_path: Path) -> None:
         await asyncio.wait(works)
         half.close()
         await half.run()
+
+    on_a_loop(work)
+
+
+def started(folder: Path) -> tuple[LiveStage, BusyHalf, asyncio.Event, asyncio.Event]:
+    """A stage and its process, and what is set when it is ready and when it has ended."""
+    made: list[BusyHalf] = []
+    ready, over = asyncio.Event(), asyncio.Event()
+
+    def launcher(listen: Listener) -> Any:
+        made.append(BusyHalf(listen))
+        return made[0]
+
+    stage = LiveStage(
+        launcher,
+        lambda pipe: StageCall(
+            name="decode", arguments={"live": pipe}, device="cpu", log=folder / "log"
+        ),
+        folder / "pipe",
+        lambda event: ready.set(),
+        lambda stage, error: over.set(),
+    )
+    return stage, made[0], ready, over
+
+
+def test_what_is_told_before_a_process_reads_holds_nothing_up_and_arrives(tmp_path: Path) -> None:
+    async def work() -> None:
+        stage, process, ready, over = started(tmp_path)
+        stage.tell([{"key": "early"}])
+        await ready.wait()
+        for number in range(18):
+            stage.tell([{"key": str(number), "prompt": LARGE}])
+        stage.stop()
+        stage.tell([{"key": "too late"}])
+        process.reads.set()
+        await over.wait()
+        early, *told = process.lines
+        assert early == [{"key": "early"}]
+        assert [line[0]["key"] for line in told] == [str(number) for number in range(18)]
+        assert all(line[0]["prompt"] == LARGE for line in told)
+        assert not os.path.exists(process.pipe)
+
+    on_a_loop(work)
+
+
+def test_what_a_process_that_died_did_not_read_is_thrown_away(tmp_path: Path) -> None:
+    files = len(os.listdir("/proc/self/fd"))
+
+    async def work() -> None:
+        stage, process, ready, over = started(tmp_path)
+        await ready.wait()
+        for _ in range(18):
+            stage.tell([{"key": "a", "prompt": LARGE}])
+        process.dies.set()
+        await over.wait()
+        stage.tell([{"key": "nobody reads this"}])
+        stage.stop()
+        assert not os.path.exists(process.pipe)
+
+    on_a_loop(work)
+    assert len(os.listdir("/proc/self/fd")) <= files
+
+
+def told(folder: Path, *lines: str) -> ToldBatches:
+    pipe = folder / "told"
+    pipe.write_text("\n".join([*lines, ""]))
+    found = ToldBatches(str(pipe))
+    found._thread.join(HANGS_SECONDS)
+    return found
+
+
+def test_what_was_withdrawn_before_it_was_begun_is_not_begun(tmp_path: Path) -> None:
+    found = told(tmp_path, '[{"key": "a"}, {"key": "b"}]', f'{{"{WITHDRAWN}": ["a", "x"]}}')
+    assert list(found) == [[{"key": "b"}]]
+
+
+def test_who_asks_again_after_all_left_is_answered(tmp_path: Path) -> None:
+    lines = ['[{"key": "a"}]', f'{{"{WITHDRAWN}": ["a"]}}', '[{"key": "a"}]']
+    (first,) = told(tmp_path, *lines)
+    assert [work.is_withdrawn for work in first] == [False]
+
+
+def test_what_is_withdrawn_while_it_is_made_says_so(tmp_path: Path) -> None:
+    pipe = tmp_path / "told"
+    os.mkfifo(pipe)
+    batches = iter(ToldBatches(str(pipe)))
+    with open(pipe, "w", buffering=1) as lines:
+        lines.write('[{"key": "a"}, {"key": "b"}]\n')
+        first, second = next(batches)
+        lines.write(f'{{"{WITHDRAWN}": ["a"]}}\n[{{"key": "c"}}]\n')
+        assert next(batches) == [{"key": "c"}]
+        assert (first.is_withdrawn, second.is_withdrawn) == (True, False)
+    with pytest.raises(StopIteration):
+        next(batches)
+
+
+def test_it_is_made_once_for_all_and_goes_on_when_some_leave() -> None:
+    async def work() -> None:
+        shared: Shared[int] = Shared()
+        go_on, calls = asyncio.Event(), 0
+
+        async def make() -> int:
+            nonlocal calls
+            calls += 1
+            await go_on.wait()
+            return calls
+
+        asking = [asyncio.create_task(shared.once("a", make)) for _ in range(3)]
+        await asyncio.sleep(0)
+        asking[0].cancel()
+        await asyncio.sleep(0)
+        go_on.set()
+        assert [await each for each in asking[1:]] == [1, 1]
+
+    on_a_loop(work)
+
+
+def test_who_asks_as_the_last_one_leaves_is_answered() -> None:
+    async def work() -> None:
+        shared: Shared[str] = Shared()
+        left = []
+
+        async def long() -> str:
+            try:
+                await asyncio.sleep(60)
+            finally:
+                left.append(True)
+            return "long"
+
+        async def short() -> str:
+            return "short"
+
+        first = asyncio.create_task(shared.once("a", long))
+        await asyncio.sleep(0.01)
+        first.cancel()
+        await asyncio.sleep(0)  # it has heard of it, and what it asked for has not
+        assert await shared.once("a", short) == "short"
+        await asyncio.sleep(0.01)
+        assert left == [True]
+        assert await shared.once("a", short) == "short"
 
     on_a_loop(work)

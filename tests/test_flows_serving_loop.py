@@ -14,22 +14,18 @@ import pytest
 from flows.cli.main import main
 from flows.reviewing.captions import ReviewedCaptions
 from penstock_demo import CLIPS
+from tests.support.chat_clients import messages
 from tests.support.pipeline import ROOT
 from tests.support.serving import Serving, a_picture, serving
 
+pytestmark = pytest.mark.slow
 AUDITED = [sys.executable, "-m", "tests.support.audited"]
 
 
-def chat(prompt: str, **options: Any) -> bytes:
-    import base64
-
-    url = "data:image/jpeg;base64," + base64.b64encode(a_picture()).decode()
-    content = [{"type": "text", "text": prompt}, {"type": "image_url", "image_url": {"url": url}}]
-    messages = [{"role": "user", "content": content}]
-    return json.dumps({"messages": messages, **options}).encode()
+def chat(**options: Any) -> bytes:
+    return json.dumps({"messages": messages(a_picture(), "image/jpeg", "Why?"), **options}).encode()
 
 
-@pytest.mark.slow
 def test_the_event_loop_waits_for_no_file_no_pipe_and_no_disk(tmp_path: Path) -> None:
     book, labels = tmp_path / "book.json", ["--labels", "red star,blue ring"]
     models = ["--model", "demo", *labels, "--caption-model", "demo", "--idle", "0.02"]
@@ -43,8 +39,8 @@ def test_the_event_loop_waits_for_no_file_no_pipe_and_no_disk(tmp_path: Path) ->
             assert server.ask("POST", "/v1/caption", body).status == 200
             assert server.ask("POST", "/v1/caption?stream=1&prompt=Why", body).status == 200
         assert server.ask("POST", "/v1/label?labels=a,b", a_picture()).status == 200
-        assert server.ask("POST", "/v1/chat/completions", chat("Why?")).status == 200
-        assert server.ask("POST", "/v1/chat/completions", chat("Why?", stream=True)).status == 200
+        assert server.ask("POST", "/v1/chat/completions", chat()).status == 200
+        assert server.ask("POST", "/v1/chat/completions", chat(stream=True)).status == 200
         assert server.ask("POST", "/v1/caption", b"no picture").status == 415
         assert server.ask("POST", "/v1/caption", b"").status == 422
         server.process.send_signal(signal.SIGTERM)
@@ -52,7 +48,6 @@ def test_the_event_loop_waits_for_no_file_no_pipe_and_no_disk(tmp_path: Path) ->
     assert json.loads(book.read_text()) == {}
 
 
-@pytest.mark.slow
 def test_the_event_loop_of_a_review_waits_for_none_either(tmp_path: Path) -> None:
     out, book = tmp_path / "out", tmp_path / "book.json"
     clip = str(Path(CLIPS) / "clip-01.mp4")

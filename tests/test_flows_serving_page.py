@@ -1,17 +1,25 @@
-"""The page of the server as text: what it may load, whom it names, and what its controls are
-called."""
+"""The page of the server: what it may load, whom it names and what its controls are called; and the
+description of the routes, which programs take."""
 
 import base64
 import hashlib
 import importlib.util
 import re
+import warnings
+from collections import Counter
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from importlib.machinery import ModuleSpec
+from typing import Any, cast
 
 import pytest
+from openapi_spec_validator import validate
 
+from flows.serving.app import app_of
+from flows.serving.config import ServeConfig
+from flows.serving.metrics import Metrics
 from flows.serving.page.page import Page, page_of
+from flows.serving.service import Service
 
 PLOTLY = "plotly.min.js"
 CONTROLS = {"input", "button", "select", "textarea", "progress"}
@@ -129,3 +137,38 @@ def test_without_plotly_the_page_says_how_to_install_it(monkeypatch: pytest.Monk
     assert page.files == {} and len(rules(page)["script-src"]) == 1
     assert 'data-plotly=""' in page.html.decode()
     assert "pip install 'penstock[serve]'" in page.html.decode()
+
+
+@pytest.fixture(scope="module")
+def described() -> dict[str, Any]:
+    nothing = cast(Any, None)
+    service = Service(
+        config=ServeConfig(model="demo"),
+        metrics=Metrics(),
+        scratch=nothing,
+        residence=nothing,
+        budget_bytes=0,
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        return app_of(service, "").openapi()
+
+
+def test_the_description_is_valid(described: dict[str, Any]) -> None:
+    validate(described)
+
+
+def test_every_operation_has_a_name_of_its_own(described: dict[str, Any]) -> None:
+    operations = [each for path in described["paths"].values() for each in path.values()]
+    names = Counter(each["operationId"] for each in operations)
+    assert len(names) > 10 and set(names.values()) == {1}
+
+
+def test_a_chat_request_is_described_by_what_is_honoured(described: dict[str, Any]) -> None:
+    media = described["paths"]["/v1/embed"]["post"]["requestBody"]["content"]
+    assert {"application/octet-stream", "image/jpeg"} <= media.keys()
+    body = described["paths"]["/v1/chat/completions"]["post"]["requestBody"]
+    schema = body["content"]["application/json"]["schema"]
+    assert {"messages", "temperature", "seed", "stop", "response_format"} <= set(
+        schema["properties"]
+    )

@@ -55,7 +55,7 @@ const told = document.querySelector('#progress-told').textContent;
 return told.startsWith(`${arguments[0]} of ${arguments[0]} `);
 """
 TEXTS_OF = "return [...document.querySelectorAll(arguments[0])].map(e => e.textContent)"
-LOOKS = [(1280, "light"), (1280, "dark"), (400, "light"), (400, "dark")]
+LOOKS = [(1280, "dark"), (400, "light")]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -63,13 +63,10 @@ def other_weights(config: CaptionConfig) -> None:
     "parameters",
     [
         {},
-        {"config": {"sources": []}},
         {"config": {"sources": ["a"], "fps": 0}},
         {"config": {"sources": ["a"], "prune": True}},
-        {"config": {"sources": ["a"], "adapter": "lora"}},
         {"config": {"sources": ["a"], "out": "elsewhere"}},
         {"config": {"sources": ["a"]}, "prune": "perhaps"},
-        {"config": {"sources": ["a"]}, "name": 3},
     ],
     ids=str,
 )

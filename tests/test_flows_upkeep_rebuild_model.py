@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from flows.cli.main import main
 from penstock_demo import CHECKPOINT
 from penstock_demo.clips import write_clips
-from tests.support.pipeline import PENSTOCK, ROOT, Place, read_lines
+from tests.support.pipeline import PENSTOCK, ROOT, Place
 
 KEPT = ("touched.mp4", "replaced.mp4", "deleted.mp4")
 
@@ -120,33 +120,3 @@ def test_the_flow_makes_the_bytes_of_the_plain_command(tmp_path: Path) -> None:
         assert rebuild_features(nothing, return_state=True).is_failed()
     assert flow.stored("features") == plain.stored("features")
     assert len(flow.stored("features")) == 2
-
-
-@pytest.mark.slow
-def test_what_a_real_run_needs_is_not_collected_under_it(tmp_path: Path) -> None:
-    write_clips(tmp_path / "clips", 6, seed=4)
-    write_clips(tmp_path / "old", 1, seed=5)
-    place = Place(clips=tmp_path / "clips", out=tmp_path / "out", store=tmp_path / "store")
-    old = Place(clips=tmp_path / "old", out=tmp_path / "old-out", store=tmp_path / "store")
-    assert old.run("--fps", "1", "--quiet").returncode == 0
-    assert len(old.stored("features")) == 1
-    with subprocess.Popen(
-        place.command("--json", "--batch-size", "1"),
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        text=True,
-    ) as running:
-        assert running.stdout is not None
-        for line in running.stdout:
-            event = json.loads(line)
-            if event["event"] == "item" and event["stage"] == "encode":
-                break
-        collect = [*PENSTOCK, "cache", "gc", "--max", "0", "--store", str(place.store)]
-        done = subprocess.run(collect, cwd=ROOT, capture_output=True, text=True, check=False)
-        running.stdout.read()
-    assert (done.returncode, running.returncode) == (1, 0)
-    assert f"in use by process {running.pid}" in done.stdout
-    assert len(place.stored("features")) == 6  # and none of the old ones
-    for stage in ("frames", "encode", "decode"):
-        assert list(place.journal(stage).values()) == [1] * 6
-    assert len(read_lines(place.out / "captions.jsonl")) == 6

@@ -1,11 +1,38 @@
-"""A cut stage that dies of one file, as a decoder may of a damaged one."""
+"""Stages that die of one file, or never end over it, as a decoder may of a damaged one."""
 
+import ctypes
+import hashlib
 import os
 import signal
+from pathlib import Path
 from typing import Any
 
+from stages.frames import run as stage
+from stages.frames import watchdog
 from stages.frames.cut import run as cut
+from stages.frames.video import Video
 from stages.process.report import Report
+
+CRASH, HANG = b"crash", b"hang"
+"""Files that begin so end the process that opens them, or keep it busy for ever."""
+
+
+class CrashingVideo(Video):
+    """As FFmpeg would be with a bug in it."""
+
+    def __init__(self, path: Path, *, threads: int = 0) -> None:
+        if path.read_bytes().startswith(CRASH):
+            ctypes.string_at(0)
+        if path.read_bytes().startswith(HANG):
+            hashlib.pbkdf2_hmac("sha256", b"", b"", 2**31 - 1)
+        super().__init__(path, threads=threads)
+
+
+def frames(job: dict[str, Any], report: Report) -> None:
+    """Be the frames stage, over such a library."""
+    vars(stage)["Video"] = CrashingVideo
+    watchdog.LIMIT_CPU_SECONDS, watchdog.LOOK_SECONDS = 0.6, 0.1
+    stage.run(job, report)
 
 
 def stop(job: dict[str, Any], report: Report) -> None:
