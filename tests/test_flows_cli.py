@@ -1,6 +1,5 @@
-"""The command line's contract: which options there are, and what bad input is answered."""
+"""The command line: what is asked for, and what bad input is answered."""
 
-import argparse
 import json
 import os
 import subprocess
@@ -14,133 +13,10 @@ from flows.cli.main import SHELLS, main, parse, parser
 from flows.cli.options import config_of
 from flows.console.display import Display
 from flows.job.config import CaptionConfig
+from tests.support.described import described
 from tests.support.refusals import one_line
 
 BROKEN = os.fsdecode(b"\xff\xfe")
-SPEAKING_OPTIONS = {
-    "--prompts", "--summary", "--summary-prompt", "--length", "--system", "--start-with",
-    "--avoid", "--retry-loops", "--trigger", "--sampling-as-card",
-    "--strip-think", "--sampling", "--temperature", "--top-p", "--top-k", "--seed", "--beams",
-    "--repetition-penalty", "--presence-penalty", "--no-repeat-ngram", "--schema",
-}  # fmt: skip
-CAPTION_OPTIONS = {
-    "SOURCES", "--model", "--prompt", "--prompt-file", "--out", "--store", "--chunk", "--fps",
-    "--frames", "--revision", "--shots", "--whole", "--precision", "--vision-precision",
-    "--language-precision", "--memory", "--vision-backend", "--adapter",
-    "--max-frames", "--max-pixels", "--max-video-pixels", "--batch-size", "--engine",
-    "--max-new-tokens",
-    "--prefix", "--suffix",
-    "--recursive",
-    "--extensions", "--limit", "--format", "--beside", "--overwrite", "--existing",
-    "--retry-failed",
-    "--keep-frames", "--trust-remote-code", "--as-published", "--as-stock", *SPEAKING_OPTIONS,
-}  # fmt: skip
-COMMANDS = {
-    "caption": CAPTION_OPTIONS | {"--dry-run", "--quiet", "--json", "--prefect"},
-    "plan": CAPTION_OPTIONS
-    | {"--json", "--what-fits", "--explain", "--for"}
-    | {"--train", "--checkpointing", "--zero", "--gpus", "--optimizer", "--max-length"},
-    "embed": {
-        "SOURCES", "--model", "--revision", "--out", "--store", "--trust-remote-code", "--fps",
-        "--memory", "--precision", "--batch-size", "--recursive", "--extensions", "--limit",
-        "--retry-failed", "--keep-frames", "--dry-run", "--quiet", "--json", "--tiles",
-        "--vision-backend",
-    },
-    "label": {
-        "SOURCES", "--labels", "--templates", "--threshold", "--top", "--examples", "--model",
-        "--revision",
-        "--out", "--store", "--trust-remote-code", "--fps", "--tiles", "--memory", "--precision",
-        "--batch-size", "--recursive", "--extensions", "--limit", "--retry-failed",
-        "--keep-frames", "--dry-run", "--quiet", "--json", "--format", "--beside", "--overwrite",
-        "--existing",
-        "--vision-backend",
-    },
-    "index": {"ACTION"},
-    "search": {
-        "TEXT|IMAGE", "--index", "--top", "--not", "--where", "--moments", "--json", "--html",
-        "--copy", "--model", "--store", "--memory", "--trust-remote-code",
-    },
-    "status": {"OUT", "--json"},
-    "report": {"OUT", "--to"},
-    "review": {"OUT", "--port"},
-    "cache": {"ACTION"},
-    "convert": {"SRC", "DST", "--dtype"},
-    "export": {
-        "MODEL", "--to", "--out", "--half", "--adapter", "--revision", "--trust-remote-code",
-        "--as-published", "--as-stock",
-        "--calibrate", "--calibrate-store", "--samples", "--group", "--accept", "--store",
-        "--memory", "--dry-run", "--quiet", "--json",
-    },
-    "doctor": {"--measure", "--model"},
-    "tune": {
-        "DATA", "--model", "--out", "--revision", "--store", "--trust-remote-code", "--lora-rank",
-        "--as-published", "--as-stock",
-        "--precision", "--epochs", "--steps", "--batch-size", "--lr", "--seed", "--recompute",
-        "--optimizer", "--validate", "--validate-only", "--resume", "--max-new-tokens", "--full",
-        "--zero", "--fsdp", "--gpus", "--memory", "--dry-run", "--tensorboard", "--quiet", "--json",
-    },
-    "serve": {
-        "--index", "--labels", "--templates", "--model", "--caption-model", "--store", "--tiles",
-        "--trust-remote-code", "--memory", "--vision-backend", "--idle", "--max-batch",
-        "--max-wait", "--max-queue", "--host", "--port", "--token-file", "--quiet",
-    },
-    "completion": {"SHELL"},
-    "demo": {"--clips", "--seed", "--precision"},
-}  # fmt: skip
-
-
-def subparsers(of: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
-    action = next(a for a in of._actions if isinstance(a, argparse._SubParsersAction))
-    return dict(action.choices)
-
-
-def options(commands: dict[str, argparse.ArgumentParser]) -> dict[str, set[str]]:
-    return {
-        name: {
-            str(action.option_strings[-1] if action.option_strings else action.metavar)
-            for action in command._actions
-        }
-        - {"--help"}
-        for name, command in commands.items()
-    }
-
-
-def test_no_option_comes_or_goes_unnoticed() -> None:
-    commands = subparsers(parser())
-    assert options(commands) == COMMANDS
-    assert options(subparsers(commands["cache"])) == CACHE
-    assert options(subparsers(commands["index"])) == INDEX
-
-
-CACHE = {
-    "ls": {"--store", "--json"},
-    "verify": {"--store"},
-    "gc": {"--store", "--max", "--dry-run"},
-    "rebuild": CAPTION_OPTIONS
-    - {
-        "--out",
-        "--engine",
-        "--max-new-tokens",
-        "--prefix",
-        "--suffix",
-        "--format",
-        "--beside",
-        "--overwrite",
-        "--existing",
-        "--adapter",
-        *SPEAKING_OPTIONS,
-    }
-    | {"--name", "--prune", "--dry-run", "--quiet", "--json"},
-}
-
-INDEX = {
-    "build": COMMANDS["embed"],
-    "add": COMMANDS["embed"] - {"--model", "--revision", "--out", "--precision"} | {"--index"},
-    "remove": {"NAMES", "--gone", "--index"},
-    "compact": {"--index"},
-    "verify": {"--index"},
-    "stats": {"--index", "--json"},
-}
 
 
 def test_every_configuration_field_has_an_option() -> None:
@@ -160,8 +36,6 @@ def test_a_prompt_can_come_from_a_file(tmp_path: Path) -> None:
     "words",
     [
         ["--", "a.mp4", "--out.mp4"],
-        ["a.mp4", "--", "--out.mp4"],
-        ["a.mp4", "--model", "demo", "--", "--out.mp4"],
         ["--model", "demo", "a.mp4", "--quiet", "--", "--out.mp4"],
     ],
 )
@@ -299,7 +173,7 @@ def test_json_tells_the_plan_and_how_a_run_ended(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "empty.mp4").touch()
-    where = ["--out", str(tmp_path / "out"), "--store", str(tmp_path / "store")]
+    where = ["--out", str(tmp_path / "out"), "--store", str(described(tmp_path / "store"))]
     command = ["caption", str(tmp_path / "empty.mp4"), "--model", "demo", "--json", *where]
     assert main([*command, "--dry-run"]) == 0
     assert json.loads(capsys.readouterr().out)["files"] == 1
@@ -307,13 +181,6 @@ def test_json_tells_the_plan_and_how_a_run_ended(
     events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [event["event"] for event in events[-2:]] == ["failed", "end"]
     assert (events[-1]["failed"], events[-1]["exit_code"]) == (1, code)
-
-
-def test_an_unknown_option_is_exit_2(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as ended:
-        main(["caption", "--colour", "a"])
-    assert ended.value.code == 2
-    assert "--colour" in capsys.readouterr().err
 
 
 def test_an_unreachable_hub_is_exit_5_and_names_the_demo(

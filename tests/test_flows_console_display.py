@@ -8,18 +8,25 @@ import pytest
 
 from flows.console.display import READING, Display
 from stages.process.events import Item, Noted
-from tests.support.terminals import Recording, shown, terminal, too_wide
+from tests.support.terminals import COLOUR, Recording, shown, terminal, too_wide
 
 LOADS = "the vision half, 2.3 GB"
+
+
+@pytest.fixture(autouse=True)
+def drawn_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("flows.console.moving.FRAMES_A_SECOND", 40)
+    monkeypatch.setattr("flows.console.pace.TOGETHER_SECONDS", 0.02)
+    monkeypatch.setenv("TERM", "xterm")
 
 
 def run(display: Display) -> None:
     display.doing(READING)
     display.stage("encode", 40, 2, LOADS)
-    time.sleep(0.5)
+    time.sleep(0.2)
     display.listen("encode", Noted(values={"ready": True}))
     for _ in range(20):
-        time.sleep(0.02)
+        time.sleep(0.01)
         display.listen("encode", Item())
     display.say("a note " + "of many words " * 12)
     display.fail(media_path="odd.mp4", message="no video in it", hint="Convert it")
@@ -28,18 +35,20 @@ def run(display: Display) -> None:
     display.close()
 
 
-@pytest.mark.parametrize("columns", [80, 120])
+def on_terminal(**options: bool) -> str:
+    with terminal(80) as seen:
+        run(Display(to=seen.to, **options))
+        return seen.close()
+
+
 def test_a_terminal_shows_a_line_that_moves_and_keeps_its_width(
-    columns: int, monkeypatch: pytest.MonkeyPatch
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setenv("TERM", "xterm")
     monkeypatch.delenv("NO_COLOR", raising=False)
-    with terminal(columns) as seen:
-        run(Display(to=seen.to))
-        text = seen.close()
+    text = on_terminal()
     lines = shown(text)
     moving = [line for line in lines if "━" in line or "loading" in line]
-    assert max(map(len, moving)) <= columns
+    assert max(map(len, moving)) <= 80
     assert any(f"encoding: loading {LOADS}" in line for line in moving)
     loading = [line for line in moving if "loading" in line]
     assert len(set(loading)) > 2, "nothing moves while the stage loads"
@@ -48,16 +57,10 @@ def test_a_terminal_shows_a_line_that_moves_and_keeps_its_width(
     assert any(line.startswith("encoding: 38 in ") for line in kept)
     assert any(line.startswith("failed: odd.mp4: no video in it. Convert it") for line in kept)
     assert "\x1b[?25l" not in text, "the cursor would be gone after a kill"
-    assert re.search(r"\x1b\[[0-9;]*3\dm", text), "it has colours"
-
-
-def test_no_colour_where_none_is_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TERM", "xterm")
+    assert COLOUR.search(text)
     monkeypatch.setenv("NO_COLOR", "1")
-    with terminal(80) as seen:
-        run(Display(to=seen.to))
-        text = seen.close()
-    assert not re.search(r"\x1b\[[0-9;]*3\dm", text) and "loading" in text
+    text = on_terminal()
+    assert not COLOUR.search(text) and "loading" in text
 
 
 def test_a_log_has_plain_lines(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -71,11 +74,8 @@ def test_a_log_has_plain_lines(monkeypatch: pytest.MonkeyPatch) -> None:
     assert lines[-1].startswith("encoding: 38 in ")
 
 
-def test_a_fleeting_display_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TERM", "xterm")
-    with terminal(80) as seen:
-        run(Display(quiet=True, fleeting=True, to=seen.to))
-        shown_there = Recording(seen.close(), 0)
+def test_a_fleeting_display_leaves_nothing() -> None:
+    shown_there = Recording(on_terminal(quiet=True, fleeting=True), 0)
     assert shown_there.kept == [] and any(LOADS in line for line in shown_there.lines)
     log = io.StringIO()
     run(Display(quiet=True, fleeting=True, to=log))
@@ -84,9 +84,7 @@ def test_a_fleeting_display_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_a_terminal_that_obeys_nothing_has_plain_lines(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TERM", "dumb")
-    with terminal(80) as seen:
-        run(Display(to=seen.to))
-        text = seen.close()
+    text = on_terminal()
     assert "\x1b" not in text and "encoding: 38 to do, 2 there already" in text
     assert too_wide(text.splitlines(), 80) == []
 
@@ -104,13 +102,13 @@ def test_a_log_is_not_silent_while_sources_and_model_are_read(
         time.sleep(0.01)
     assert log.getvalue() == f"{READING}\n"
     display.doing("something more")
-    time.sleep(0.2)
+    time.sleep(0.1)
     assert log.getvalue() == f"{READING}\n"
 
 
 @pytest.mark.parametrize("end", ["close", "say", "stage"])
 def test_a_log_says_nothing_of_what_took_no_time(end: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("flows.console.display.SILENT_SECONDS", 0.3)
+    monkeypatch.setattr("flows.console.display.SILENT_SECONDS", 0.1)
     log = io.StringIO()
     display = Display(to=log)
     display.doing(READING)
@@ -120,5 +118,5 @@ def test_a_log_says_nothing_of_what_took_no_time(end: str, monkeypatch: pytest.M
         display.say("something")
     else:
         display.stage("frames", 3, 0)
-    time.sleep(0.6)
+    time.sleep(0.2)
     assert READING not in log.getvalue()

@@ -1,12 +1,17 @@
 """Lines and tables for people: they end between words, and obey who wants no colour."""
 
 import io
+import json
+import unicodedata
+from typing import Any
 
 import pytest
 
+from flows.cli.search_command import lines_of
 from flows.console import tables
-from flows.console.lines import UNBOUNDED, tell, wrapped
+from flows.console.lines import UNBOUNDED, json_line, tell, wrapped
 from flows.console.tables import table_lines
+from flows.search.ask import Hit
 from tests.support.terminals import terminal
 
 LONG = "media       3 files, 20 s, about 4 chunks and 12 frames, if shots take 10 s: `penstock x y`"
@@ -95,3 +100,20 @@ def test_two_paths_of_the_greatest_length_are_shown_whole() -> None:
     line = f"{'a' * 4095} and {'b' * 4095}"
     tell(line, to=to)
     assert to.getvalue() == line + "\n"
+
+
+def test_what_a_terminal_obeys_is_escaped_in_json_and_means_the_same() -> None:
+    controls = [*map(chr, range(0x20)), *map(chr, range(0x7F, 0xA0))]
+    for letter in [*controls, *"\u202a\u202e\u2066\u2069\u200f"]:
+        line = json_line({"path": f"ü{letter}😀"})
+        assert letter not in line and "ü" in line and "😀" in line
+        assert json.loads(line) == {"path": f"ü{letter}😀"}
+
+
+def test_hits_are_printed_so() -> None:
+    name = "a\x9b31m\u202egpj.b"
+    fields: dict[str, Any] = dict.fromkeys(("time", "at", "box"))
+    fields |= {"rank": 1, "score": 1.0, "media_path": name, "path": name}
+    (line,) = lines_of([Hit(**fields, key="k", copies=0, copy_paths=(name,))])
+    assert line.endswith("}\n") and json.loads(line)["path"] == name
+    assert not any(unicodedata.category(each) in ("Cc", "Cf") for each in line[:-1])

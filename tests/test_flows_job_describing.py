@@ -22,11 +22,6 @@ HERE = Path(__file__)
 
 
 # What the children of these tests run in place of describing.
-def loops(job: dict[str, Any], report: Report) -> None:
-    for _ in range(1 << 62):
-        pass
-
-
 def keeps_the_lock(job: dict[str, Any], report: Report) -> None:
     sum(range(1 << 62))  # in C
 
@@ -38,7 +33,7 @@ def doubles(job: dict[str, Any], report: Report) -> None:
 
 
 def waits(job: dict[str, Any], report: Report) -> None:
-    time.sleep(3)
+    time.sleep(1.5)
     report.note(profile={})
 
 
@@ -56,16 +51,14 @@ def found(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", f"{HERE.parent}:{HERE.parent.parent}")
 
 
-@pytest.mark.parametrize("name", ["loops", "keeps_the_lock"])
 def test_a_checkpoint_that_takes_too_long_is_refused_in_one_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(describing, "MOST_SECONDS", 1.0)
     with pytest.raises(UsageError, match="more than 1 s of computing") as caught:
-        described(name, tmp_path)
+        described("keeps_the_lock", tmp_path)
     assert "\n" not in str(caught.value)
     assert "chat_template.jinja" in caught.value.hint
-    assert "batch" not in str(caught.value)
 
 
 def test_a_checkpoint_that_takes_too_much_memory_is_refused_in_one_line(
@@ -75,19 +68,19 @@ def test_a_checkpoint_that_takes_too_much_memory_is_refused_in_one_line(
     with pytest.raises(UsageError, match=r"more than 1.00 GiB of memory") as caught:
         described("doubles", tmp_path)
     assert "\n" not in str(caught.value)
-    assert "batch" not in str(caught.value)
 
 
 def test_a_machine_without_memory_is_not_the_checkpoint_s_fault(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(describing, "LEAST_BYTES", 256 * MIB)
     monkeypatch.setattr(describing, "host_free_bytes", lambda: 100 * MIB)
     with pytest.raises(CannotFit, match="in 100 MiB, which is all the memory free"):
         described("doubles", tmp_path)
 
 
 def test_waiting_is_no_computing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(describing, "MOST_SECONDS", 1.5)
+    monkeypatch.setattr(describing, "MOST_SECONDS", 1.0)
     with pytest.raises(KeyError):  # the card that it answered with is none
         described("waits", tmp_path)
 
@@ -123,14 +116,6 @@ def test_every_describing_process_is_told_its_limits(tmp_path: Path) -> None:
     ]
 
 
-def odd_part(folder: Path, name: str, kind: str) -> None:
-    (folder / name).unlink(missing_ok=True)
-    if kind == "fifo":
-        os.mkfifo(folder / name)
-    else:
-        (folder / name).symlink_to("/dev/zero")
-
-
 @pytest.mark.parametrize("kind", ["fifo", "link to a device"])
 @pytest.mark.parametrize(
     "name",
@@ -140,7 +125,11 @@ def test_a_part_of_a_model_that_is_no_file_is_named(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, kind: str
 ) -> None:
     folder = copy_of_demo(tmp_path / "model")
-    odd_part(folder, name, kind)
+    (folder / name).unlink(missing_ok=True)
+    if kind == "fifo":
+        os.mkfifo(folder / name)
+    else:
+        (folder / name).symlink_to("/dev/zero")
     assert main(["plan", "--model", str(folder)]) == 5
     what = "a FIFO" if kind == "fifo" else "a device"
     assert f"{folder / name} of the model is {what}, not a file" in capsys.readouterr().err

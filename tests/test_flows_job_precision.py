@@ -16,12 +16,12 @@ from flows.job.models import Model
 from flows.job.namespaces import namespaces_of
 from flows.job.precision import PartSettings, precision_note, settle, weight_bytes
 from flows.pipelines import CAPTION
-from stages.models import describe
 from stages.models.halves.boundary import HALVES
 from stages.models.hub.checkpoint import Checkpoint
 from stages.models.loading import ModelJob
 from stages.models.profile import ModelProfile
 from tests.support import gpus
+from tests.support.described import demo_profile
 from tests.support.pipeline import Place
 from tests.support.stand_ins import PROFILE
 
@@ -29,7 +29,7 @@ from tests.support.stand_ins import PROFILE
 @pytest.fixture(scope="module")
 def profile() -> ModelProfile:
     """Of the demo: in bfloat16, its classes take FlashAttention."""
-    return describe(penstock_demo.CHECKPOINT)
+    return demo_profile()
 
 
 @pytest.fixture(autouse=True)

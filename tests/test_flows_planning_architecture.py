@@ -165,7 +165,11 @@ def test_attention_that_is_not_fused_keeps_scores() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "frames_a_patch"), [("llava-1.5-7b-hf", 1), ("qwen2.5-vl-7b-instruct", 2)]
+    ("name", "frames_a_patch"),
+    [
+        ("llava-1.5-7b-hf", 1),
+        pytest.param("qwen2.5-vl-7b-instruct", 2, marks=pytest.mark.slow),
+    ],
 )
 def test_formulas_tell_what_runs_without_data_tell(name: str, frames_a_patch: int) -> None:
     """Peaks within 6 %, caches and operations of the language half exactly."""
@@ -194,7 +198,13 @@ def test_a_plan_from_dimensions_says_so() -> None:
         assert any("by dimensions" in term.why for term in found.terms)
 
 
-@pytest.mark.parametrize("family", ["gemma3", "instructblip", "internvl", "qwen3_vl", "smolvlm"])
+@pytest.mark.parametrize(
+    "family",
+    [
+        "instructblip",
+        *(pytest.param(f, marks=pytest.mark.slow) for f in ("gemma3", "internvl", "qwen3_vl")),
+    ],
+)
 def test_halves_are_told_apart_as_the_classes_do(family: str) -> None:
     """Of families that nothing here names, with two more stacks of layers in some."""
     from stages.models.inspection import describe

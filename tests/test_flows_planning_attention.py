@@ -5,14 +5,13 @@ from pathlib import Path
 
 import pytest
 
-import penstock_demo
 from flows.job.precision import PartSettings
 from flows.planning.estimate import Term
 from flows.planning.terms import attention_terms
-from stages.models import describe
 from stages.models.profile import PartProfile
 from tests.support import gpus
 from tests.support.by_hand import images
+from tests.support.described import demo_profile
 from tests.support.fake_gpu.state import Machine
 
 HEADS = 6
@@ -22,7 +21,7 @@ TOKENS = 500
 
 @pytest.fixture(scope="module")
 def decoder() -> PartProfile:
-    return describe(penstock_demo.CHECKPOINT).language
+    return demo_profile().language
 
 
 def terms(

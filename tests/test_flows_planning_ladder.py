@@ -107,26 +107,21 @@ def only(stage: str, good: list[Rung]) -> Room:
 
 
 @pytest.mark.parametrize(
-    ("stage", "dies"),
+    ("stage", "dies", "each"),
     [
-        ("encode", "kill"),
+        ("encode", "kill", 6),
+        ("decode", "raise", 6),
         *(
-            pytest.param(*other, marks=pytest.mark.slow)
-            for other in (
-                ("decode", "shrink"),
-                ("encode", "raise"),
-                ("encode", "shrink"),
-                ("decode", "raise"),
-                ("decode", "kill"),
-            )
+            pytest.param(*other, 1, marks=pytest.mark.slow)
+            for other in (("encode", "raise"), ("decode", "kill"), ("decode", "shrink"))
         ),
     ],
 )
 def test_whatever_the_rung_that_fits_the_run_ends_on_it_and_the_next_starts_there(
-    config: CaptionConfig, tmp_path: Path, stage: str, dies: str
+    config: CaptionConfig, tmp_path: Path, stage: str, dies: str, each: int
 ) -> None:
     half = "vision" if stage == "encode" else "language"
-    for number, fitting in enumerate(LADDERS[stage]):
+    for number, fitting in list(enumerate(LADDERS[stage]))[::each]:
         rooms = {stage: only(stage, LADDERS[stage][number:])}
         here = replace(config, store=str(tmp_path / f"store-{number}"))
         lines = run(here, Tight(dies, rooms))
@@ -214,7 +209,7 @@ def test_who_cannot_hold_the_weights_tries_lighter_ones_at_once(config: CaptionC
 
 
 @pytest.mark.parametrize("stage", ["encode", "decode"])
-@pytest.mark.parametrize("precision", ["native", "int8", "fp32"])
+@pytest.mark.parametrize("precision", ["native", "int8"])
 def test_without_leave_nothing_that_changes_words_is_tried(
     config: CaptionConfig, stage: str, precision: str
 ) -> None:
@@ -347,14 +342,14 @@ class RealFrames(Tight):
         return DirectLauncher(self._listen, STARVED).start(call)
 
 
-@pytest.mark.parametrize("dies", ["raise", "kill"])
+@pytest.mark.parametrize("dies", ["raise", pytest.param("kill", marks=pytest.mark.slow)])
 def test_a_file_too_large_for_the_frames_stage_fails_alone(
     config: CaptionConfig, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, dies: str
 ) -> None:
     monkeypatch.setattr(cutting, "cores", lambda: 2)
     clips = tmp_path / "clips"
     clips.mkdir()
-    for number in range(3):
+    for number in range(2):
         # Another distance of keyframes makes other bytes: equal files would be one item.
         write_video(clips / f"{number}.mp4", ticks=range(10), gop=5 + number)
     here = replace(config, sources=(str(clips),))
@@ -370,10 +365,10 @@ def test_a_file_too_large_for_the_frames_stage_fails_alone(
         assert record(here)["rungs"] == []
         return
     result = caption(here, Display(quiet=True), stages.launcher)
-    assert (result.captions, result.exit_code) == (2, 1)
+    assert (result.captions, result.exit_code) == (1, 1)
     (failure,) = result.failures
     assert (failure.media_path, failure.stage, failure.error) == ("1.mp4", "frames", "memory")
     assert [entry["name"] for entry in record(here)["rungs"]] == ["1 file at once"]
     monkeypatch.delenv(VARIABLE)
     result = caption(here, Display(quiet=True), RealFrames("raise", {}).launcher)
-    assert (result.captions, result.failures) == (3, [])
+    assert (result.captions, result.failures) == (2, [])

@@ -17,14 +17,14 @@ from flows.planning.rungs import Rung
 from flows.planning.what_fits import BUDGETS_GIB, what_fits
 from flows.running.run import caption
 from tests.support.by_hand import GIB, budget, images, question
+from tests.support.described import described
 from tests.support.stand_ins import config_in
 from tests.support.tight import Tight
 
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """In which the demo is described once."""
-    return tmp_path_factory.mktemp("plan")
+    return described(tmp_path_factory.mktemp("plan") / "store")
 
 
 def told(capsys: pytest.CaptureFixture[str], store: Path, *words: str) -> tuple[int, str]:
@@ -33,7 +33,10 @@ def told(capsys: pytest.CaptureFixture[str], store: Path, *words: str) -> tuple[
     return code, capsys.readouterr().out
 
 
-def test_a_model_alone_can_be_planned(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_model_alone_can_be_planned_and_once_described_starts_no_process(
+    store: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("flows.job.launch.DirectLauncher.start", None)
     code, said = told(capsys, store)
     assert code == 0
     assert said.startswith("fits: ")

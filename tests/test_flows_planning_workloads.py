@@ -55,8 +55,9 @@ def profile_of(processor: Any) -> ModelProfile:
     )
 
 
-@pytest.mark.parametrize("make", [qwen2_5_vl, qwen3_vl])
-@pytest.mark.parametrize(("frames", "height", "width"), [(2, 360, 640), (7, 256, 256)])
+@pytest.mark.parametrize(
+    ("make", "frames", "height", "width"), [(qwen2_5_vl, 2, 360, 640), (qwen3_vl, 7, 256, 256)]
+)
 def test_a_chunk_has_as_many_tokens_and_numbers_as_the_processor_gives(
     make: Any, frames: int, height: int, width: int
 ) -> None:

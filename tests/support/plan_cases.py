@@ -67,10 +67,6 @@ def _first(lines: list[Any], pattern: str) -> int:
     return next(at for at, line in enumerate(lines) if line[0].startswith(prefix + "{}"))
 
 
-def plan_cases() -> list[str]:
-    return sorted(path.stem for path in CASES.glob("*.json"))
-
-
 def kept_folder(case: PlanCase) -> Path:
     """What `make_folder` makes, until the tests end."""
     folder = Path(tempfile.mkdtemp(prefix="penstock-plan-"))
