@@ -8,24 +8,21 @@ import signal
 import subprocess
 import threading
 import time
-from dataclasses import fields
 from pathlib import Path
-from typing import Any
 from uuid import UUID, uuid4
 
 import httpx
 import pytest
 from prefect.exceptions import PrefectHTTPStatusError
-from prefect.utilities.schema_tools import ValidationError, validate
 
 import flows.deployments.caption
 import flows.deployments.endings
 import penstock_demo
 from artifacts.captions import Failure
-from artifacts.errors import CannotFit, EnvironmentFault, Interrupted, Killed, UsageError
+from artifacts.errors import CannotFit, EnvironmentFault, Interrupted, Killed
 from flows.console.display import Display
 from flows.deployments import view as prefect_view
-from flows.deployments.caption import caption_videos, observed
+from flows.deployments.caption import observed
 from flows.deployments.endings import INTERRUPTED, ended_by
 from flows.deployments.page import RunPage
 from flows.deployments.runs import Caller
@@ -35,50 +32,6 @@ from scripts.stage_processes import stage_of
 from tests.support.pipeline import PENSTOCK, ROOT, descendants, wait_gone
 
 CLIPS = [str(penstock_demo.CLIPS / name) for name in ("clip-01.mp4", "clip-02.mp4")]
-BAD = [
-    {},
-    {"sources": []},
-    {"sources": "a.mp4"},
-    {"sources": ["a.mp4"], "fsp": 2},
-    {"sources": ["a.mp4"], "fps": 0},
-    {"sources": ["a.mp4"], "chunk": "long"},
-    {"sources": ["a.mp4"], "batch_size": 1.5},
-    {"sources": ["a.mp4"], "limit": -1},
-    {"sources": ["a.mp4"], "memory": 0},
-    {"sources": ["a.mp4"], "memory": "8 apples"},
-    {"sources": ["a.mp4"], "format": ["docx"]},
-    {"sources": ["a.mp4"], "prompt": " "},
-    {"sources": ["a.mp4"], "out": ""},
-    {"sources": ["a.mp4"], "tiles": "2"},
-]
-
-
-def schema() -> dict[str, Any]:
-    return caption_videos.parameters.model_dump()
-
-
-@pytest.mark.parametrize("config", BAD, ids=json.dumps)
-def test_the_server_refuses_bad_parameters_before_a_run(config: dict[str, Any]) -> None:
-    with pytest.raises(ValidationError):
-        validate({"config": config}, schema(), raise_on_error=True)
-
-
-def test_the_server_takes_good_parameters() -> None:
-    config = {"sources": ["a.mp4"], "fps": 0.5, "frames": None, "limit": 3, "format": ["txt"]}
-    validate({"config": config}, schema(), raise_on_error=True)
-    taken = caption_videos.validate_parameters({"config": config})
-    assert taken["config"] == CaptionConfig(sources=("a.mp4",), fps=0.5, limit=3, format=("txt",))
-
-
-def test_what_no_schema_can_say_is_refused_by_the_configuration() -> None:
-    with pytest.raises(UsageError, match="exclude each other"):
-        caption_videos.validate_parameters({"config": {"sources": ["a"], "fps": 1, "frames": 2}})
-
-
-def test_parameters_are_the_configurations_fields_each_described() -> None:
-    told = schema()["definitions"]["CaptionConfig"]["properties"]
-    assert set(told) == {field.name for field in fields(CaptionConfig)} - {"tiles"}
-    assert all(field["description"] for field in told.values())
 
 
 @pytest.mark.parametrize(

@@ -6,10 +6,9 @@ from uuid import UUID, uuid4
 
 import pytest
 from prefect.client.schemas.objects import FlowRun
-from prefect.utilities.schema_tools import ValidationError, validate
 
 from flows.deployments.endings import INTERRUPTED
-from flows.deployments.sweep import sweep_crashed, verdicts
+from flows.deployments.sweep import verdicts
 
 NOW = datetime(2026, 11, 20, 12, 0, tzinfo=UTC)
 FLOW, DEPLOYMENT = uuid4(), uuid4()
@@ -96,10 +95,3 @@ def test_a_run_that_ended_just_now_is_left_alone() -> None:
 
 def test_a_run_without_a_deployment_is_left_to_who_started_it() -> None:
     assert "by hand" in swept(run("a", "Crashed", deployment_id=None))["a"]
-
-
-@pytest.mark.parametrize("parameters", [{"max_retries": -1}, {"older_than_seconds": "soon"}])
-def test_bad_parameters_are_refused_before_a_run(parameters: dict[str, Any]) -> None:
-    schema = sweep_crashed.parameters.model_dump()
-    with pytest.raises(ValidationError):
-        validate(parameters, schema, raise_on_error=True)

@@ -1,0 +1,221 @@
+"""The parameters of the flows: what a server refuses before a run, what its form says, and which
+defaults a run has."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prefect import Flow
+from prefect.utilities.schema_tools.validation import ValidationError, validate
+
+from artifacts.errors import UsageError
+from flows.deployments.caption import caption_videos
+from flows.deployments.embed import embed_media
+from flows.deployments.export import export_model
+from flows.deployments.index import index_folder
+from flows.deployments.label import label_images
+from flows.deployments.rebuild import rebuild_features
+from flows.deployments.sweep import SWEPT, sweep_crashed
+from flows.deployments.tune import tune_captions
+from flows.job.command_config import COMMANDS, EmbedConfig, IndexConfig, RebuildConfig
+from flows.job.config import INDEX, PICTURES_A_BATCH, CaptionConfig
+from flows.job.export_asked import GROUP, SAMPLES, ExportAsked
+from flows.job.export_config import ExportConfig
+from flows.job.label_config import TOP, LabelConfig
+from flows.job.tune_config import TuneConfig
+
+CLIP = {"sources": ["a.mp4"]}
+EMBED = {"sources": ["a.png"], "model": "a/clip"}
+LABEL = {**EMBED, "labels": "cat,dog"}
+EXPORT = {"model": "demo", "to": "nf4", "out": "there"}
+TUNE: dict[str, Any] = {"data": "captions.jsonl", "model": "demo", "out": "there"}
+BAD: dict[Any, list[dict[str, Any]]] = {
+    caption_videos: [
+        {},
+        {"sources": []},
+        {"sources": "a.mp4"},
+        {**CLIP, "fsp": 2},
+        {**CLIP, "fps": 0},
+        {**CLIP, "chunk": "long"},
+        {**CLIP, "batch_size": 1.5},
+        {**CLIP, "limit": -1},
+        {**CLIP, "memory": 0},
+        {**CLIP, "memory": "8 apples"},
+        {**CLIP, "format": ["docx"]},
+        {**CLIP, "prompt": " "},
+        {**CLIP, "out": ""},
+        {**CLIP, "tiles": "2"},
+    ],
+    embed_media: [
+        {"sources": ["a.png"]},
+        {**EMBED, "sources": []},
+        {**EMBED, "fps": 0},
+        {**EMBED, "precision": "fp12"},
+        {**EMBED, "avoid": ["a"]},
+    ],
+    label_images: [
+        EMBED,
+        {**LABEL, "labels": " "},
+        {**LABEL, "format": ["webdataset"]},
+        {**LABEL, "threshold": 2},
+        {**LABEL, "threshold": "auto"},
+        {**LABEL, "top": 0},
+        {**LABEL, "colour": "red"},
+        {**LABEL, "summary": True},
+    ],
+    export_model: [
+        {"to": "nf4", "out": "there"},
+        {**EXPORT, "to": "nf3"},
+        {**EXPORT, "out": ""},
+        {**EXPORT, "model": ""},
+        {**EXPORT, "half": "left"},
+        {**EXPORT, "group": 48},
+        {**EXPORT, "samples": 1},
+        {**EXPORT, "memory": 0},
+        {**EXPORT, "memory": "8GiB"},
+        {**EXPORT, "calibrate": "a.mp4"},
+        {**EXPORT, "chunk": 3.0},
+    ],
+    tune_captions: [
+        {"model": "demo", "out": "there"},
+        {**TUNE, "data": ""},
+        {**TUNE, "out": ""},
+        {**TUNE, "precision": "int8"},
+        {**TUNE, "optimizer": "sgd"},
+        {**TUNE, "validate": 1},
+        {**TUNE, "lora_rank": 0},
+        {**TUNE, "steps": 0},
+        {**TUNE, "memory": "8GiB"},
+        {**TUNE, "full": True},
+    ],
+}
+FIELDS: dict[Any, tuple[str, set[str]]] = {
+    caption_videos: ("CaptionConfig", COMMANDS["caption"]),
+    embed_media: ("EmbedConfig", COMMANDS["embed"]),
+    index_folder: ("IndexConfig", COMMANDS["index build"]),
+    label_images: ("LabelConfig", COMMANDS["label"]),
+    export_model: ("ExportConfig", {*ExportConfig.__dataclass_fields__}),
+    tune_captions: ("TuneConfig", {*TuneConfig.__dataclass_fields__}),
+}
+
+
+def check(flow: "Flow[..., Any]", config: dict[str, Any]) -> None:
+    """Look at a configuration as the server does."""
+    validate({"config": config}, flow.parameters.model_dump(), raise_on_error=True)
+
+
+@pytest.mark.parametrize(
+    ("flow", "config"), [(flow, each) for flow, every in BAD.items() for each in every]
+)
+def test_the_server_refuses_bad_parameters_before_a_run(flow: Any, config: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError):
+        check(flow, config)
+
+
+@pytest.mark.parametrize("parameters", [{"max_retries": -1}, {"older_than_seconds": "soon"}])
+def test_the_server_refuses_a_bad_sweep(parameters: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError):
+        validate(parameters, sweep_crashed.parameters.model_dump(), raise_on_error=True)
+
+
+def test_a_refusal_of_the_server_names_field_and_command() -> None:
+    with pytest.raises(ValidationError, match=r"config\.prompt.*embed does not have prompt"):
+        check(embed_media, {**EMBED, "prompt": "Why?"})
+    with pytest.raises(ValidationError, match=r"config\.colour.*embed does not have this field"):
+        check(embed_media, {**EMBED, "colour": "red"})
+
+
+@pytest.mark.parametrize("flow", FIELDS)
+def test_every_field_of_the_form_says_what_it_is(flow: Any) -> None:
+    kind, named = FIELDS[flow]
+    fields = flow.parameters.model_dump()["definitions"][kind]["properties"]
+    assert set(fields) == named
+    assert [name for name, field in fields.items() if not field.get("description")] == []
+    if kind in ("LabelConfig", "IndexConfig"):
+        assert fields["batch_size"]["description"] == "Pictures a batch."
+    assert flow.name in SWEPT
+
+
+def test_what_is_left_out_has_the_defaults_of_the_command() -> None:
+    def taken(flow: Any, config: dict[str, Any]) -> Any:
+        check(flow, config)
+        return flow.validate_parameters({"config": config})["config"]
+
+    given = {**CLIP, "fps": 0.5, "frames": None, "limit": 3, "format": ["txt"]}
+    clips = CaptionConfig(sources=("a.mp4",), fps=0.5, limit=3, format=("txt",))
+    assert taken(caption_videos, given) == clips
+    pictures = taken(embed_media, EMBED)
+    assert pictures == EmbedConfig(sources=("a.png",), model="a/clip")
+    assert pictures.batch_size == PICTURES_A_BATCH
+    labels = taken(label_images, LABEL)
+    assert labels == LabelConfig(sources=("a.png",), model="a/clip", labels="cat,dog")
+    assert (labels.batch_size, labels.top, labels.threshold) == (PICTURES_A_BATCH, TOP, None)
+    assert taken(index_folder, EMBED).out == INDEX
+    assert taken(tune_captions, TUNE) == TuneConfig(**TUNE)
+    export = taken(export_model, EXPORT)
+    assert export == ExportConfig(model="demo", to="nf4", out="there")
+    asked = ExportAsked(kind="nf4", folder=Path("there").absolute(), samples=SAMPLES, group=GROUP)
+    assert export.asked() == asked
+    assert export.captioning(("clips",)).sources == ("clips",)
+
+
+@pytest.mark.parametrize(
+    ("flow", "config"),
+    [
+        (embed_media, EmbedConfig(sources=("a.png",), model="a/clip")),
+        (index_folder, IndexConfig(sources=("a.png",), model="a/clip")),
+        (label_images, LabelConfig(sources=("a.png",), model="a/clip", labels="cat")),
+        (rebuild_features, RebuildConfig(sources=("a.mp4",), model="demo")),
+        (caption_videos, CaptionConfig(sources=("a.mp4",))),
+    ],
+    ids=["embed", "index", "label", "rebuild", "caption"],
+)
+def test_parameters_recorded_with_the_default_of_every_field_are_taken(
+    flow: "Flow[..., Any]", config: CaptionConfig
+) -> None:
+    recorded = {"config": json.loads(json.dumps(asdict(config)))}
+    assert len(recorded["config"]) >= 53
+    validate(recorded, flow.parameters.model_dump(), raise_on_error=True)
+    assert flow.validate_parameters(recorded)["config"] == config
+
+
+@pytest.mark.parametrize(
+    ("flow", "command", "name", "value"),
+    [
+        (embed_media, "embed", "prompt", "Why?"),
+        (index_folder, "index build", "max_new_tokens", 64),
+        (label_images, "label", "adapter", "lora"),
+        (rebuild_features, "cache rebuild", "out", "elsewhere"),
+        (caption_videos, "caption", "tiles", "2"),
+    ],
+    ids=["embed", "index", "label", "rebuild", "caption"],
+)
+def test_a_worker_refuses_fields_that_the_command_does_not_have(
+    flow: "Flow[..., Any]", command: str, name: str, value: object
+) -> None:
+    config = LABEL if command == "label" else EMBED
+    with pytest.raises(UsageError, match=f"`penstock {command}` does not have `{name}`"):
+        flow.validate_parameters({"config": {**config, name: value}})
+
+
+@pytest.mark.parametrize(
+    ("more", "named"),
+    [
+        ({"calibrate": ("a.mp4",), "calibrate_store": "s"}, "--calibrate-store"),
+        ({"calibrate_store": "s", "store": "t"}, "--store"),
+        ({"out": "a\0b"}, "--out"),
+    ],
+)
+def test_what_only_the_whole_can_tell_is_refused_by_name(more: dict[str, Any], named: str) -> None:
+    with pytest.raises(UsageError, match=named) as caught:
+        ExportConfig(**{**EXPORT, **more})
+    assert "\n" not in str(caught.value)
+
+
+def test_what_no_schema_can_say_is_refused_by_the_configuration() -> None:
+    with pytest.raises(UsageError, match="exclude each other"):
+        caption_videos.validate_parameters({"config": {"sources": ["a"], "fps": 1, "frames": 2}})
+    with pytest.raises(UsageError, match="webdataset is not known for labels"):
+        LabelConfig(sources=("a",), model="a/clip", labels="a", format=("webdataset",))
