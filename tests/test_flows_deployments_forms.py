@@ -2,6 +2,7 @@
 defaults a run has."""
 
 import json
+from collections.abc import Set
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -91,7 +92,7 @@ BAD: dict[Any, list[dict[str, Any]]] = {
         {**TUNE, "full": True},
     ],
 }
-FIELDS: dict[Any, tuple[str, set[str]]] = {
+FIELDS: dict[Any, tuple[str, Set[str]]] = {
     caption_videos: ("CaptionConfig", COMMANDS["caption"]),
     embed_media: ("EmbedConfig", COMMANDS["embed"]),
     index_folder: ("IndexConfig", COMMANDS["index build"]),
