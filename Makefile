@@ -3,12 +3,13 @@ PYTEST ?= .venv/bin/pytest -q -n $(WORKERS) --dist worksteal
 WORKERS ?= 2
 GPU_CHECK ?= $(if $(MODEL),--model '$(MODEL)') $(if $(SOURCE),--source '$(SOURCE)') $(if $(OUT),--out '$(OUT)')
 
-.PHONY: help setup demo server worker lint test test-slow test-gpu check docs docs-check models gpu-check bench wheel lock clean distclean
+.PHONY: help setup demo server worker lint test test-slow test-slow-sample test-gpu check docs docs-check models gpu-check bench wheel lock clean distclean
 
 help:
 	@echo "make demo       captions the demo clips through the whole pipeline"
 	@echo "make server     runs a Prefect server on 127.0.0.1; make worker deploys and runs a worker"
 	@echo "make test       runs the tests, in two processes (make test-slow: those that take minutes)"
+	@echo "make test-slow-sample  runs some of those, for two minutes; the commit decides which"
 	@echo "make test-gpu   runs every command, and the check of a GPU, on stand-ins for cards and drivers"
 	@echo "make lint       looks at format, style, types and layers; make check: that and the tests"
 	@echo "make docs       builds the site from docs/ into site/index.html; a broken link or anchor fails"
@@ -38,6 +39,9 @@ test: setup
 
 test-slow: setup
 	@$(PYTEST) -m slow
+
+test-slow-sample: setup
+	@$(PYTEST) -m slow -p scripts.slow_sample
 
 test-gpu: setup
 	@$(PYTEST) -m slow tests/test_flows_on_gpu.py tests/test_flows_gpu_modes.py tests/test_flows_serving_on_gpu.py tests/test_project_gpu_check_whole.py

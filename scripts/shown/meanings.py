@@ -20,7 +20,10 @@ DEMO_FOR = (
 
 NOT_RUN = (
     (r"make (docs|docs-check|check|lint|test|test-slow|test-gpu)\b", "CI itself, or a part of it"),
-    (r"make (bench|models)\b|python (-m )?benchmarks\b", "takes minutes to hours, prints figures"),
+    (
+        r"make (bench|models)\b|python (-m )?(benchmarks|scripts\.mutation)\b",
+        "takes minutes to hours, prints figures",
+    ),
     (r".*\b(penstock_demo(\.dual)?\.(train|evaluate))\b", "takes minutes to an hour"),
     (r".*scripts[./]gpu_check|make gpu-check\b", "needs a GPU; tests run it on stand-ins"),
     (

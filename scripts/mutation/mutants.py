@@ -1,0 +1,218 @@
+"""Finds the places of a source file where a small fault can be planted, and plants one.
+
+A mutant is named by its file, the function that holds it, the kind of fault and its ordinal among
+those of that kind in that function, so that it is found again after other code has moved. Faults
+that no user could meet are not planted: annotations, decorators, docstrings, log messages, and the
+inside of f-strings, whose positions Python 3.11 does not know.
+"""
+
+import ast
+import hashlib
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+PACKAGES = ("artifacts", "flows", "penstock", "penstock_demo", "stages")
+WHOLE = ("penstock", "penstock_demo")
+"""Packages that are drawn from as one."""
+NEGATED = {
+    ast.Eq: "!=", ast.NotEq: "==", ast.Is: "is not", ast.IsNot: "is", ast.In: "not in",
+    ast.NotIn: "in", ast.Lt: ">=", ast.GtE: "<", ast.Gt: "<=", ast.LtE: ">",
+}  # fmt: skip
+SHIFTED = {ast.Lt: "<=", ast.LtE: "<", ast.Gt: ">=", ast.GtE: ">"}
+LOGGERS = ("log", "logger", "_log", "LOG")
+
+Edit = tuple[ast.AST, str]
+"""The node that a fault replaces, and the text in its place."""
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Mutant:
+    """One fault in one function."""
+
+    file: str
+    function: str
+    """Qualified name in its module; a nested function counts to the one around it."""
+    kind: str
+    ordinal: int
+    digest: str
+    """Of the function's code, docstrings left out: another one means that the code has changed."""
+
+    @property
+    def name(self) -> str:
+        """How results are filed."""
+        return f"{self.file}:{self.function}:{self.kind}:{self.ordinal}"
+
+    def row(self) -> dict[str, object]:
+        """The mutant as a line of JSON."""
+        return asdict(self)
+
+
+def package_of(file: str) -> str:
+    """Return the package that a file is drawn for: two names deep, `artifacts` and `stages` one."""
+    parts = Path(file).parts
+    return parts[0] if parts[0] in WHOLE or len(parts) == 2 else "/".join(parts[:2])
+
+
+def sources(root: Path) -> list[str]:
+    """Return the product's Python files, relative to `root`."""
+    found = (path for package in PACKAGES for path in (root / package).rglob("*.py"))
+    return sorted(str(path.relative_to(root)) for path in found)
+
+
+def mutants_of(root: Path, file: str) -> dict[Mutant, Edit]:
+    """Return every mutant of a file with the edit that plants it."""
+    tree = ast.parse((root / file).read_bytes())
+    found: dict[Mutant, Edit] = {}
+    for name, owner, nodes in _functions(tree):
+        digest = hashlib.sha256(_bare(owner).encode()).hexdigest()[:12]
+        counts: dict[str, int] = {}
+        for node in nodes:
+            for kind, edit in _edits(node):
+                ordinal = counts.setdefault(kind, 0)
+                counts[kind] += 1
+                found[Mutant(file, name, kind, ordinal, digest)] = edit
+    return found
+
+
+def planted(root: Path, mutant: Mutant) -> bytes | None:
+    """Return the file's bytes with the fault in it; None where the function has changed since."""
+    edit = mutants_of(root, mutant.file).get(mutant)
+    if edit is None:
+        return None
+    node, text = edit
+    data = (root / mutant.file).read_bytes()
+    starts = [0]
+    for line in data.splitlines(keepends=True):
+        starts.append(starts[-1] + len(line))
+    begin = starts[node.lineno - 1] + node.col_offset  # type: ignore[attr-defined]
+    end = starts[node.end_lineno - 1] + node.end_col_offset  # type: ignore[attr-defined]
+    return data[:begin] + text.encode() + data[end:]
+
+
+def line_of(root: Path, mutant: Mutant) -> tuple[int, str]:
+    """Return where the fault stands and what it says, for people."""
+    node, text = mutants_of(root, mutant.file)[mutant]
+    was = ast.unparse(node)
+    return node.lineno, f"{was} → {text}"  # type: ignore[attr-defined]
+
+
+def drawn(root: Path, number: int, least: int, seed: int) -> list[Mutant]:
+    """Draw `number` mutants: `least` of each package that has so many, the rest from all."""
+    random_ = random.Random(seed)
+    by_package: dict[str, list[Mutant]] = {}
+    for file in sources(root):
+        by_package.setdefault(package_of(file), []).extend(sorted(mutants_of(root, file)))
+    chosen: set[Mutant] = set()
+    for _, pool in sorted(by_package.items()):
+        chosen.update(random_.sample(pool, min(least, len(pool))))
+    rest = sorted({each for pool in by_package.values() for each in pool} - chosen)
+    chosen.update(random_.sample(rest, max(0, min(number - len(chosen), len(rest)))))
+    return sorted(chosen)
+
+
+def redrawn(root: Path, before: Sequence[Mutant], seed: int) -> list[Mutant]:
+    """Return the mutants of `before`; one whose code has changed is drawn anew in its package."""
+    alive: dict[str, list[Mutant]] = {}
+    for file in sources(root):
+        alive.setdefault(package_of(file), []).extend(sorted(mutants_of(root, file)))
+    there = {each for pool in alive.values() for each in pool}
+    kept = [each for each in before if each in there]
+    random_ = random.Random(seed)
+    for lost in (each for each in before if each not in there):
+        pool = [
+            each for each in alive.get(package_of(lost.file), sorted(there)) if each not in kept
+        ]
+        kept.append(random_.choice(pool))
+    return sorted(kept)
+
+
+def _functions(tree: ast.Module) -> Iterator[tuple[str, ast.AST, list[ast.AST]]]:
+    """Yield every function, class body and the module: its name, its node, the nodes it owns."""
+    pending: list[tuple[str, ast.AST]] = [("<module>", tree)]
+    while pending:
+        name, owner = pending.pop(0)
+        own: list[ast.AST] = []
+        is_function = isinstance(owner, ast.FunctionDef | ast.AsyncFunctionDef)
+        waiting = _children(owner)
+        while waiting:
+            node = waiting.pop(0)
+            prefix = "" if name == "<module>" else f"{name}."
+            if not is_function and isinstance(
+                node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
+            ):
+                pending.append((f"{prefix}{node.name}", node))
+                continue
+            own.append(node)
+            waiting[:0] = _children(node)
+        yield name, owner, own
+
+
+def _children(node: ast.AST) -> list[ast.AST]:
+    """Return what of a node can hold a fault."""
+    skipped: set[int] = set()
+    for field in ("annotation", "returns", "decorator_list", "type_params"):
+        value = getattr(node, field, None)
+        skipped.update(id(each) for each in (value if isinstance(value, list) else [value]))
+    if isinstance(node, ast.JoinedStr) or _is_docstring(node):
+        return []
+    if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+        return []
+    return [child for child in ast.iter_child_nodes(node) if id(child) not in skipped]
+
+
+def _edits(node: ast.AST) -> Iterator[tuple[str, Edit]]:
+    """Yield the faults that can be planted at one node."""
+    match node:
+        case ast.Compare(left=left, ops=[op], comparators=[right]):
+            a, b = ast.unparse(left), ast.unparse(right)
+            yield "comparison", (node, f"({a} {NEGATED[type(op)]} {b})")
+            if type(op) in SHIFTED:
+                yield "boundary", (node, f"({a} {SHIFTED[type(op)]} {b})")
+        case ast.Constant(value=bool(value)):
+            yield "constant", (node, str(not value))
+        case ast.Constant(value=int(number) | float(number)):
+            yield "constant", (node, f"({number!r} + 1)")
+        case ast.UnaryOp(op=ast.Not(), operand=operand):
+            yield "not", (node, f"({ast.unparse(operand)})")
+        case ast.Expr(value=ast.Call() | ast.Await(value=ast.Call())) if not _logs(node.value):
+            yield "call", (node, "pass")
+        case ast.Call(args=[first, second, *_]) if _swappable(first, second):
+            mine = ast.unparse(node)
+            swapped = ast.parse(mine, mode="eval").body
+            assert isinstance(swapped, ast.Call)
+            swapped.args[0], swapped.args[1] = swapped.args[1], swapped.args[0]
+            yield "argument", (node, ast.unparse(swapped))
+        case ast.arguments():
+            for default in (*node.defaults, *filter(None, node.kw_defaults)):
+                if isinstance(default, ast.Constant) and default.value in (None, ""):
+                    yield "default", (default, "1" if default.value is None else '"x"')
+
+
+def _swappable(first: ast.expr, second: ast.expr) -> bool:
+    starred = isinstance(first, ast.Starred) or isinstance(second, ast.Starred)
+    return not starred and ast.unparse(first) != ast.unparse(second)
+
+
+def _logs(node: ast.AST) -> bool:
+    call = node.value if isinstance(node, ast.Await) else node
+    return isinstance(call, ast.Call) and ast.unparse(call.func).split(".")[0] in LOGGERS
+
+
+def _is_docstring(node: ast.AST) -> bool:
+    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+
+
+def _bare(owner: ast.AST) -> str:
+    """Return a function's code without docstrings; a class or module without its functions."""
+    if isinstance(owner, ast.FunctionDef | ast.AsyncFunctionDef):
+        copied = ast.parse(ast.unparse(owner))
+        for node in ast.walk(copied):
+            body = getattr(node, "body", None)
+            if isinstance(body, list):
+                node.body = [each for each in body if not _is_docstring(each)]  # type: ignore[attr-defined]
+        return ast.dump(copied)
+    defined = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+    body = [each for each in getattr(owner, "body", []) if not isinstance(each, defined)]
+    return "\n".join(ast.dump(each) for each in body if not _is_docstring(each))
