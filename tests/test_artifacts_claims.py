@@ -66,23 +66,6 @@ def test_only_what_others_published_is_news(tmp_path: Path) -> None:
     second.close()
 
 
-def test_what_another_has_published_meanwhile_is_not_made_again(store: FolderStore) -> None:
-    ours, theirs = RecordSet(store, "k", "s"), RecordSet(store, "k", "s")
-
-    def lacking(batch: list[str]) -> list[str]:
-        return [key for key in batch if key not in ours]
-
-    with turns_at(store, ours) as mine, turns_at(store, theirs) as other:
-        assert other.take(lambda: ["c"])
-        batches = mine.mine([["a", "b"], ["c", "d"], ["e"]], lacking)
-        assert next(batches) == ["a", "b"]
-        assert next(batches) == ["e"]  # the other is at c
-        theirs.publish([Record(key="c"), Record(key="d")])
-        other.done(["c"])
-        assert next(batches, None) is None
-    assert "c" in ours
-
-
 def test_what_another_gave_up_is_made_after_all(
     store: FolderStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -77,18 +77,6 @@ def test_a_memory_that_cannot_be_written_is_no_obstacle(tmp_path: Path) -> None:
     assert digests.of(tmp_path / "clip.mp4") == hashlib.sha256(b"content").hexdigest()
 
 
-def test_a_blob_of_the_hub_cache_is_known_by_its_name(tmp_path: Path, reads: list[Path]) -> None:
-    digest = "0123456789abcdef" * 4
-    blob = tmp_path / "blobs" / digest
-    blob.parent.mkdir()
-    blob.write_bytes(b"weights")
-    link = tmp_path / "snapshots" / "model.safetensors"
-    link.parent.mkdir()
-    link.symlink_to(blob)
-    assert ContentDigests(tmp_path / "memory").of(link) == digest
-    assert reads == []
-
-
 def test_a_missing_file_among_many_fails_alone(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"a")
     found = ContentDigests(tmp_path / "memory").of_many([tmp_path / "a", tmp_path / "b"], 2)
@@ -107,26 +95,18 @@ def three(tmp_path: Path) -> tuple[Path, dict[Path, str]]:
 
 
 def test_a_flipped_bit_costs_one_reading_and_is_never_believed(
-    three: tuple[Path, dict[Path, str]], monkeypatch: pytest.MonkeyPatch
+    three: tuple[Path, dict[Path, str]], reads: list[Path]
 ) -> None:
     memory, digests = three
     whole = memory.read_bytes()
-    read: list[Path] = []
-    hash_file = keys.hash_file
-
-    def counting(path: Path) -> str:
-        read.append(path)
-        return hash_file(path)
-
-    monkeypatch.setattr(keys, "hash_file", counting)
-    for bit in range(8 * len(whole)):
+    for bit in range(0, 8 * len(whole), 7):
         damaged = bytearray(whole)
         damaged[bit // 8] ^= 1 << bit % 8
         memory.write_bytes(damaged)
         again = ContentDigests(memory)
-        read.clear()
+        reads.clear()
         assert {file: again.of(file) for file in digests} == digests
-        assert len(read) <= 1, f"bit {bit}"
+        assert len(reads) <= 1, f"bit {bit}"
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,4 @@
-"""Files of a model have stamps of their own: whatever is done to one is seen, and what was
-remembered of media stays as it was."""
+"""Files of a model have stamps of their own, by which every change of one is seen."""
 
 import json
 import os
@@ -55,12 +54,6 @@ def overwrite_with_its_time(path: Path) -> None:
     with path.open("r+b") as file:
         file.write(b"X")
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
-    after = path.stat()
-    assert (after.st_size, after.st_mtime_ns, after.st_ino) == (
-        before.st_size,
-        before.st_mtime_ns,
-        before.st_ino,
-    )
 
 
 def cut_to_a_folder(path: Path) -> None:
@@ -174,6 +167,7 @@ def test_a_blob_that_is_named_by_its_digest_is_never_read(
     (model / "model.safetensors").symlink_to(blob)
     monkeypatch.setattr(keys, "hash_file", never)
     digests = ContentDigests(tmp_path / "digests.jsonl")
+    assert digests.of(model / "model.safetensors") == "ab" * 32
     for _ in range(2):
         found = digests.of_model(model / "model.safetensors")
         assert found.digest == "ab" * 32 and found.stamp == model_stamp_of(blob)

@@ -3,8 +3,11 @@ from pathlib import Path
 
 import pytest
 
+from artifacts.errors import UsageError
 from artifacts.files import write_text
 from artifacts.names import LONGEST_NAME, SUFFIXES, file_stems
+from artifacts.paths import RealPaths, lies_in
+from artifacts.user_folders import user_cache, user_state
 
 
 def test_files_of_one_stem_get_names_of_their_own() -> None:
@@ -48,3 +51,51 @@ def test_odd_names_stay_in_their_folder(tmp_path: Path, name: str) -> None:
     (made,) = [Path(at, file) for at, _, files in os.walk(tmp_path) for file in files]
     assert made.is_relative_to(out) and made.suffix == ".txt"
     assert made.parent == (out / name).parent
+
+
+def test_real_paths_are_those_of_the_kernel(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    (tmp_path / "a" / "b" / "file").touch()
+    (tmp_path / "folder").symlink_to("a/b")
+    (tmp_path / "link").symlink_to("folder/file")
+    (tmp_path / "circle").symlink_to("circle")
+    monkeypatch.chdir(tmp_path / "a")
+    real = RealPaths()
+    below = ("a/b/file", "folder/file", "folder/../b/file", "link", "circle", "missing/file")
+    odd = [f"{tmp_path}/folder/", f"{tmp_path}/folder/..", "b/file", "b", ".", "/"]
+    for path in [f"{tmp_path}/{name}" for name in below] + odd:
+        assert real.of(path) == os.path.realpath(path), path
+        assert real.of(Path(path)) == os.path.realpath(Path(path)), path
+
+
+def test_a_path_lies_in_a_folder_by_where_it_leads(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "out").symlink_to(tmp_path)
+    inside = str(tmp_path / "in")
+    assert lies_in(inside, inside) and lies_in(f"{inside}/new/er", inside)
+    assert not lies_in(f"{inside}-too", inside)
+    assert not lies_in(f"{inside}/out/x", inside)
+    assert not lies_in(f"{inside}/../x", inside)
+    assert lies_in("/etc", "/")
+
+
+def test_a_user_s_folders_are_where_the_variables_say(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("XDG_CACHE_HOME", "")
+    monkeypatch.setenv("XDG_STATE_HOME", "states")
+    assert user_cache() == tmp_path / "home" / ".cache" / "penstock"
+    assert user_state() == tmp_path / "states" / "penstock"
+    monkeypatch.setenv("XDG_CACHE_HOME", "~/caches")
+    assert user_cache() == tmp_path / "home" / "caches" / "penstock"
+
+
+def test_a_user_without_a_home_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", "~nobody-of-that-name/cache")
+    with pytest.raises(UsageError, match="has no home") as raised:
+        user_cache()
+    assert "XDG_CACHE_HOME" in raised.value.hint

@@ -18,52 +18,6 @@ def store(tmp_path: Path) -> FolderStore:
     return FolderStore(tmp_path / "store")
 
 
-def test_what_was_put_comes_back_whole_or_in_part(store: FolderStore) -> None:
-    assert store.put_if_absent("kind/ab/one", [b"hello ", memoryview(b"world")])
-    assert store.get("kind/ab/one") == b"hello world"
-    assert store.get("kind/ab/one", 6, 3) == b"wor"
-    assert store.get("kind/ab/one", 6, 100) == b"world"
-
-
-def test_a_second_put_changes_nothing(store: FolderStore) -> None:
-    assert store.put_if_absent("one", [b"first"])
-    assert not store.put_if_absent("one", [b"second"])
-    assert store.get("one") == b"first"
-
-
-def test_a_writer_that_dies_leaves_no_object(store: FolderStore) -> None:
-    def parts() -> "list[bytes]":
-        raise RuntimeError("killed")
-
-    with pytest.raises(RuntimeError):
-        store.put_if_absent("one", (part for _ in [0] for part in parts()))
-    assert store.stat("one") is None
-    assert list(store.list()) == []
-    assert not any((store.local / "tmp").iterdir())
-
-
-def test_list_names_objects_below_a_folder_in_order(store: FolderStore) -> None:
-    for name in ("b/2", "a/9", "a/1"):
-        store.put_if_absent(name, [b""])
-    assert list(store.list()) == ["a/1", "a/9", "b/2"]
-    assert list(store.list("a")) == ["a/1", "a/9"]
-    assert list(store.list("nothing")) == []
-
-
-def test_stat_and_delete(store: FolderStore) -> None:
-    store.put_if_absent("one", [b"12345"])
-    found = store.stat("one")
-    assert found is not None and found.size == 5
-    store.delete("one")
-    store.delete("one")
-    assert store.stat("one") is None
-
-
-def test_a_missing_object_fails(store: FolderStore) -> None:
-    with pytest.raises(FileNotFoundError):
-        store.get("nothing")
-
-
 def test_a_full_disk_is_told_with_what_to_do(
     store: FolderStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -92,17 +46,6 @@ def test_what_a_killed_writer_left_is_swept_out_and_a_living_one_s_is_not(
     os.utime(old, (0, 0))
     store.check_writable()
     assert [half.name for half in (store.local / "tmp").iterdir()] == ["young"]
-
-
-def test_a_store_keeps_working_without_hard_links(
-    store: FolderStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def refused(*_: object) -> None:
-        raise OSError(errno.EPERM, "no links here")
-
-    monkeypatch.setattr(os, "link", refused)
-    assert store.put_if_absent("one", [b"x"])
-    assert store.get("one") == b"x"
 
 
 def test_open_store_takes_folders_and_refuses_other_addresses(tmp_path: Path) -> None:

@@ -31,9 +31,10 @@ from tests.support.stand_ins import Stages, config_in
 NAMESPACE = "ab" * 32
 
 
-@pytest.fixture(
-    params=["folder", "memory", "bucket", pytest.param("azure", marks=pytest.mark.slow)]
-)
+SLOW = [pytest.param("azure", marks=pytest.mark.slow)]
+
+
+@pytest.fixture(params=["folder", "memory", "bucket", *SLOW])
 def store(
     request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Store]:
@@ -58,6 +59,7 @@ def test_what_was_put_is_had_whole_or_in_part_until_it_is_deleted(store: Store) 
     assert same.get("k/ab/one") == b"hello world"
     assert (same.get("k/ab/one", 6, 3), same.get("k/ab/one", 6, 99)) == (b"wor", b"world")
     assert same.get("k/ab/one", 99) == b""
+    assert list(same.list("k")) == ["k/ab/one"]
     found = same.stat("k/ab/one")
     assert found is not None and found.size == 11
     for _ in range(2):
@@ -107,10 +109,8 @@ def test_a_store_can_be_written_and_says_how_much(store: Store) -> None:
 
 
 def test_records_are_published_read_dropped_and_removed(store: Store) -> None:
-    record_set, records = (
-        RecordSet(store, "features", NAMESPACE),
-        [Record(key=k, payload=b"12") for k in "abcd"],
-    )
+    record_set = RecordSet(store, "features", NAMESPACE)
+    records = [Record(key=k, payload=b"12") for k in "abcd"]
     assert record_set.publish(records[:2]) == ["a", "b"]
     assert record_set.publish(records) == ["c", "d"]
     other = RecordSet(store, "features", NAMESPACE)
@@ -141,10 +141,8 @@ def test_the_namespaces_of_a_kind_are_known_without_a_look_into_them(
 
 @pytest.mark.parametrize("damage", [b"", b"PENSTOCK", b"garbage" * 100])
 def test_a_damaged_pack_is_set_aside_and_made_again(store: Store, damage: bytes) -> None:
-    record_set, record = (
-        RecordSet(store, "features", NAMESPACE),
-        Record(key="a", payload=b"good bytes"),
-    )
+    record_set = RecordSet(store, "features", NAMESPACE)
+    record = Record(key="a", payload=b"good bytes")
     record_set.publish([record])
     (name,) = store.list("features")
     store.delete(name)
@@ -164,11 +162,12 @@ def test_two_holders_share_what_is_to_be_made(store: Store) -> None:
 
     with turns_at(store, ours) as mine, turns_at(store, theirs) as other:
         assert other.take(lambda: ["c"])
-        batches = mine.mine([["a", "b"], ["c"], ["d"]], lacking)
-        assert [next(batches), next(batches)] == [["a", "b"], ["d"]]
-        theirs.publish([Record(key="c")])
+        batches = mine.mine([["a", "b"], ["c", "d"], ["e"]], lacking)
+        assert [next(batches), next(batches)] == [["a", "b"], ["e"]]  # the other is at c
+        theirs.publish([Record(key="c"), Record(key="d")])
         other.done(["c"])
         assert next(batches, None) is None
+    assert "c" in ours
 
 
 def test_what_a_running_job_holds_is_known_until_it_ends(store: Store) -> None:
@@ -199,22 +198,20 @@ def test_the_longest_unused_goes_first_after_the_rubbish_and_before_what_is_held
         told = collect(store, 0, dry_run=True)
         assert dict(told.packs) == {"rubbish": 2, "features": 2}
         assert len(list(store.list("features"))) == 3 and stale.exists()
-        assert dict(collect(store, told.before - 15_000, dry_run=False).packs) == {
-            "rubbish": 2,
-            "features": 1,
-        }
+        done = collect(store, told.before - 15_000, dry_run=False)
+        assert dict(done.packs) == {"rubbish": 2, "features": 1}
     assert not stale.exists() and not list(store.list("quarantine"))
     assert {leased.namespace for leased in holdings(store)} == {NAMESPACE, "ef" * 32}
     assert dict(collect(store, 0, dry_run=False).packs) == {"rubbish": 1, "features": 2}
     assert [path for path in (store.local / "claims").rglob("*") if path.is_file()] == []
 
 
+@pytest.mark.parametrize("store", ["memory", *SLOW], indirect=True)
 def test_a_run_captions_the_demo_and_the_next_one_finds_all_of_it(
     store: Store, tmp_path: Path
 ) -> None:
     write_clips(tmp_path / "clips", 1, seed=1)
     place = Place(clips=tmp_path / "clips", out=tmp_path / "out", store=tmp_path / "ignored")
-
     asked: dict[str, Any] = {"store": store.url, "chunk": 2.0, "max_new_tokens": 4}
 
     def run(**options: Any) -> Ran:

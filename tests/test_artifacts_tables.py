@@ -1,4 +1,4 @@
-"""The tables, read by what their users read them with."""
+"""The lines and tables, read by what their users read them with."""
 
 import csv
 import json
@@ -10,6 +10,7 @@ import pytest
 
 from artifacts import tables
 from artifacts.captions import Caption, write_jsonl
+from artifacts.errors import EnvironmentFault
 from artifacts.tables import COLUMNS, write_csv, write_parquet
 from tests.support.rows import hard_rows
 
@@ -42,18 +43,16 @@ def test_pandas_reads_from_csv_what_the_lines_say(rows: list[Caption], tmp_path:
         converters={name: json.loads for name in ("precision", "frames", "warnings")},
     )
     assert found.to_dict("records") == lines(tmp_path)
-    assert [str(found[name].dtype) for name in ("start", "end", "tokens")] == [
-        "float64",
-        "float64",
-        "int64",
-    ]
+    types = [str(found[name].dtype) for name in ("start", "end", "tokens")]
+    assert types == ["float64", "float64", "int64"]
 
 
 def test_the_standard_library_reads_the_same_texts(rows: list[Caption], tmp_path: Path) -> None:
     with (tmp_path / "captions.csv").open(encoding="utf-8", newline="") as file:
         found = list(csv.DictReader(file))
     assert [row["caption"] for row in found] == [row.caption for row in rows]
-    assert (tmp_path / "captions.csv").read_bytes().startswith(b"media_path,source,start,")
+    names = "media_path source start end caption model prompt precision frames features tokens"
+    assert [*found[0]] == [*lines(tmp_path)[0]] == [*names.split(), "ended", "warnings"]
 
 
 def test_pandas_reads_from_parquet_what_the_lines_say(rows: list[Caption], tmp_path: Path) -> None:
@@ -107,13 +106,19 @@ def test_what_utf8_cannot_hold_is_written_alike(tmp_path: Path) -> None:
     assert line["prompt"] == "a?b" and ",a?b," in (tmp_path / "captions.csv").read_text()
 
 
-@pytest.mark.parametrize("write", [write_csv, write_parquet])
+@pytest.mark.parametrize("write", [write_csv, write_parquet, write_jsonl])
 def test_a_failing_writer_leaves_the_old_table(tmp_path: Path, write: Any) -> None:
     path = tmp_path / "captions"
     write(path, hard_rows())
     before = path.read_bytes()
     bad = replace(hard_rows()[0], warnings=(object(),))  # type: ignore[arg-type]
-    with pytest.raises(TypeError if write is write_csv else Exception, match="object"):
+    with pytest.raises(Exception if write is write_parquet else TypeError, match="object"):
         write(path, [*hard_rows(), bad])
     assert path.read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == ["captions"]
+
+
+def test_an_output_folder_that_is_a_file_is_told(tmp_path: Path) -> None:
+    (tmp_path / "out").write_text("")
+    with pytest.raises(EnvironmentFault, match="out"):
+        write_jsonl(tmp_path / "out" / "captions.jsonl", [])
