@@ -3,18 +3,17 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from artifacts.errors import CannotFit, Interrupted, Killed, OutOfMemory, StageDied, UsageError
+from artifacts.errors import CannotFit, Killed, StageDied, UsageError
 from stages.process import lock
-from stages.process.events import Broken, Event, Failed, Item, Warned
-from stages.process.exit_diagnosis import Ending, fault_of_stage
-from stages.process.memory import Sampler, anonymous_bytes
+from stages.process.events import Event, Failed, Item, Warned
 from stages.process.report import Report
-from stages.process.stage_process import StageProcess
+from tests.support.started import hold, started
 
 HERE = Path(__file__)
 MIB = 1 << 20
@@ -31,9 +30,9 @@ def works(job: dict[str, Any], report: Report) -> None:
 
 
 def takes_memory(job: dict[str, Any], report: Report) -> None:
-    held = bytearray(job["bytes"])
-    held[::4096] = b"x" * len(held[::4096])
-    time.sleep(0.3)
+    held = hold(job["bytes"])
+    time.sleep(0.2)
+    del held
 
 
 def refuses(job: dict[str, Any], report: Report) -> None:
@@ -53,19 +52,12 @@ def waits(job: dict[str, Any], report: Report) -> None:
     time.sleep(600)
 
 
-def start(name: str, tmp_path: Path, heard: list[Event] | None = None, **job: Any) -> StageProcess:
-    def listen(_: str, event: Event) -> None:
-        if heard is not None:
-            heard.append(event)
-
-    return StageProcess(
-        name, f"{HERE.stem}:{name}", job, device="cpu", log=tmp_path / "log", listen=listen
-    )
+start = partial(started, HERE.stem)
 
 
 @pytest.fixture(autouse=True)
 def importable(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PYTHONPATH", str(HERE.parent))
+    monkeypatch.setenv("PYTHONPATH", f"{HERE.parent}:{HERE.parent.parent}")
 
 
 def wait_for(kind: type[Any], heard: list[Event]) -> None:
@@ -125,6 +117,7 @@ def test_running_out_of_memory_is_told_as_such(tmp_path: Path) -> None:
 
 
 def test_a_killed_stage_is_resumable(tmp_path: Path) -> None:
+    (tmp_path / "log").write_text("RuntimeError: CUDA out of memory\n")  # of an earlier run
     heard: list[Event] = []
     process = start("waits", tmp_path, heard)
     wait_for(Item, heard)
@@ -164,27 +157,6 @@ def test_a_stage_dies_with_its_parent(tmp_path: Path) -> None:
     assert gone(child)
 
 
-def test_a_lock_dies_with_its_holder(tmp_path: Path) -> None:
-    path = tmp_path / "device.lock"
-    script = f"from stages.process import lock; from pathlib import Path; import time\n\
-f = lock.try_hold(Path({str(path)!r})); print('held', flush=True); time.sleep(600)"
-    other = subprocess.Popen(
-        [sys.executable, "-c", script],
-        stdout=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "PYTHONPATH": str(HERE.parent.parent)},
-    )
-    assert other.stdout is not None and other.stdout.readline() == "held\n"
-    assert lock.try_hold(path) is None
-    assert lock.holder(path) == f"process {other.pid}"
-    other.kill()
-    other.wait()
-    other.stdout.close()
-    free = lock.try_hold(path)
-    assert free is not None
-    free.close()
-
-
 def test_a_stage_that_runs_a_model_holds_the_cpu_s_lock_where_one_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -198,10 +170,7 @@ def test_a_stage_that_runs_a_model_holds_the_cpu_s_lock_where_one_is_named(
     told: list[Event] = []
     second = start("works", tmp_path, told, items=1, device="cpu")
     wait_for(Warned, told)
-    assert (
-        isinstance(told[0], Warned)
-        and told[0].text == f"waiting for CPU, process {first.pid} has it"
-    )
+    assert told[0] == Warned(text=f"waiting for CPU, process {first.pid} has it")
     os.kill(first.pid, signal.SIGKILL)
     assert second.wait().items == 1
     with pytest.raises(Killed):
@@ -209,44 +178,3 @@ def test_a_stage_that_runs_a_model_holds_the_cpu_s_lock_where_one_is_named(
     free = lock.try_hold(path)
     assert free is not None
     free.close()
-
-
-def test_the_sampler_sees_a_peak_that_has_passed() -> None:
-    before = anonymous_bytes()
-    with Sampler("cpu") as memory:
-        held = bytearray(100 * MIB)
-        held[::4096] = b"x" * len(held[::4096])
-        time.sleep(0.2)
-        del held
-    assert memory.peak_host_bytes - before > 90 * MIB
-    assert [len(point) for point in memory.timeline[:1]] == [3]
-
-
-@pytest.mark.parametrize(
-    ("code", "told", "tail", "expected"),
-    [
-        (-9, None, "", Killed),
-        (-15, None, "", Interrupted),
-        (-11, None, "", StageDied),
-        (1, Broken(type="MemoryError"), "", OutOfMemory),
-        (-9, None, "RuntimeError: CUDA error: CUBLAS_STATUS_ALLOC_FAILED", OutOfMemory),
-        (1, Broken(type="KeyError", message="'x'"), "CUDA out of memory", StageDied),
-        (1, Broken(type="UsageError", message="no", hint="yes"), "", UsageError),
-    ],
-)
-def test_an_end_is_told_by_what_the_child_said_and_else_by_its_log(
-    code: int, told: Broken | None, tail: str, expected: type[Exception]
-) -> None:
-    ending = Ending(code=code, told=told, last_lines=(tail,), log=Path("encode.log"))
-    fault = fault_of_stage("encode", ending)
-    assert type(fault) is expected
-
-
-def test_what_an_earlier_run_left_in_the_log_is_not_this_one_s_last_word(tmp_path: Path) -> None:
-    (tmp_path / "log").write_text("RuntimeError: CUDA out of memory\n")
-    heard: list[Event] = []
-    process = start("waits", tmp_path, heard)
-    wait_for(Item, heard)
-    os.kill(process.pid, signal.SIGKILL)
-    with pytest.raises(Interrupted, match="SIGKILL"):
-        process.wait()

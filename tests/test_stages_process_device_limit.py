@@ -1,7 +1,6 @@
 """What the driver's part of a GPU is taken for, and which last words on a GPU mean its memory."""
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,54 +18,26 @@ MIB = 1 << 20
 CARD = "cuda:0"
 
 
-@pytest.fixture
-def driver(monkeypatch: pytest.MonkeyPatch) -> dict[str, object]:
-    """A driver that says what a test has it say: `used` before and after, what processes hold, and
-    what torch's allocator holds."""
-    told: dict[str, object] = {"used": [0, 0], "holders": {}, "reserved": 0}
-    used: Iterator[int] = (told["used"].pop(0) for _ in range(9))  # type: ignore[attr-defined]
-
-    def holders(_: str) -> object:
-        found = told["holders"]
-        return next(found) if isinstance(found, Iterator) else found
-
-    monkeypatch.setattr(device_limit, "device_used_bytes", lambda _: next(used))
-    monkeypatch.setattr(device_limit, "device_holders", holders)
-    monkeypatch.setattr(device_limit, "warm_up", lambda *_: told["reserved"])
-    return told
+OURS = os.getpid()
+CONTEXTS: dict[str, tuple[tuple[int, int], list[dict[int, int]], int, int]] = {
+    "what came is not the allocator's": ((1000, 1450), [{}, {}], 50, 400 * MIB),
+    "another gives back meanwhile": ((1000, 1380), [{OURS: 400}, {OURS: 400}], 0, 400 * MIB),
+    "another takes meanwhile": ((1000, 4600), [{1: 800}, {1: 4000, OURS: 400}], 0, 400 * MIB),
+    "the number is another's": ((9000, 9400), [{OURS: 9000}, {OURS: 9000}], 0, 400 * MIB),
+    "nothing is told": ((0, 0), [{}, {}], 0, CONTEXT_BYTES),
+}
+"""MiB in use before and after, what processes hold before and after, what torch's allocator holds;
+and the bytes that are taken for the context."""
 
 
-def test_the_context_is_what_came_and_is_not_the_allocator_s(driver: dict[str, object]) -> None:
-    driver.update(used=[1000 * MIB, 1450 * MIB], reserved=50 * MIB)
-    assert context_bytes(CARD, "bfloat16") == 400 * MIB
-
-
-def test_another_process_that_gives_back_meanwhile_makes_it_no_smaller(
-    driver: dict[str, object],
-) -> None:
-    driver.update(used=[1000 * MIB, 1380 * MIB], holders={os.getpid(): 400 * MIB})
-    assert context_bytes(CARD, "bfloat16") == 400 * MIB
-
-
-def test_what_another_half_takes_meanwhile_is_not_counted_in(driver: dict[str, object]) -> None:
-    holders: Iterator[dict[int, int]] = iter(
-        [{1: 800 * MIB}, {1: 4000 * MIB, os.getpid(): 400 * MIB}]
-    )
-    driver.update(used=[1000 * MIB, 4600 * MIB], holders=holders)
-    assert context_bytes(CARD, "bfloat16") == 400 * MIB
-
-
-def test_a_number_that_is_somebody_else_s_in_a_container_is_not_believed(
-    driver: dict[str, object],
-) -> None:
-    driver.update(used=[9000 * MIB, 9400 * MIB], holders={os.getpid(): 9000 * MIB})
-    assert context_bytes(CARD, "bfloat16") == 400 * MIB
-
-
-def test_a_driver_that_tells_nothing_is_taken_for_an_ordinary_one(
-    driver: dict[str, object],
-) -> None:
-    assert context_bytes(CARD, "bfloat16") == CONTEXT_BYTES
+@pytest.mark.parametrize("case", CONTEXTS)
+def test_the_context_is_what_this_process_added(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    used, holders, reserved, wanted = CONTEXTS[case]
+    uses, held = iter(used), iter([{pid: n * MIB for pid, n in each.items()} for each in holders])
+    monkeypatch.setattr(device_limit, "device_used_bytes", lambda _: next(uses) * MIB)
+    monkeypatch.setattr(device_limit, "device_holders", lambda _: next(held))
+    monkeypatch.setattr(device_limit, "warm_up", lambda *_: reserved * MIB)
+    assert context_bytes(CARD, "bfloat16") == wanted
 
 
 DOUBTFUL = (
@@ -92,13 +63,8 @@ def test_doubtful_words_mean_memory_where_it_was_short(
     monkeypatch.setattr(budget, "_device_limits", [limit])
     assert out_of_memory(RuntimeError(words.partition(": ")[2])) is (share > 0.5)
     told = Broken(**dict(zip(("type", "message"), words.split(": ", 1), strict=True)))
-    ending = Ending(
-        code=1,
-        told=told,
-        log=Path("x.log"),
-        peak_bytes=int(share * limit.bytes),
-        budget=limit.bytes,
-    )
+    peak = int(share * limit.bytes)
+    ending = Ending(code=1, told=told, log=Path("log"), peak_bytes=peak, budget=limit.bytes)
     assert isinstance(fault_of_stage("encode", ending), OutOfMemory) is (share > 0.5)
 
 
@@ -110,12 +76,6 @@ def test_they_mean_it_too_where_others_have_the_card_full(
     monkeypatch.setattr(DeviceLimit, "taken", lambda self: 0)
     monkeypatch.setattr(budget, "_device_limits", [limit])
     assert out_of_memory(RuntimeError(DOUBTFUL[0]))
-
-
-def test_bitsandbytes_leaves_with_words_of_its_own() -> None:
-    last = "Error out of memory at line 380 in file /src/csrc/ops.cu"
-    ending = Ending(code=1, log=Path("x.log"), last_lines=(last,))
-    assert isinstance(fault_of_stage("decode", ending), OutOfMemory)
 
 
 @pytest.mark.parametrize(
@@ -166,6 +126,10 @@ def test_segments_are_not_to_grow_under_windows(
     assert "PYTORCH_ALLOC_CONF" not in child_environment()
     monkeypatch.setenv("PYTORCH_ALLOC_CONF", "max_split_size_mb:64")
     assert child_environment()["PYTORCH_ALLOC_CONF"] == "max_split_size_mb:64"
+    monkeypatch.delenv("PYTORCH_ALLOC_CONF")
+    gpus.see(gpus.plain(), tmp_path / "linux", monkeypatch)
+    monkeypatch.setenv("PYTORCH_CUDA_ALLOC_CONF", "backend:native")
+    assert "PYTORCH_ALLOC_CONF" not in child_environment()
 
 
 def test_containers_of_one_host_can_share_the_lock(

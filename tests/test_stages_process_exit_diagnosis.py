@@ -4,21 +4,21 @@ import mmap
 import os
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from artifacts.errors import Killed, OutOfMemory, PenstockError, StageDied
+from artifacts.errors import Interrupted, Killed, OutOfMemory, PenstockError, StageDied, UsageError
 from stages.process import budget, deadlock_watchdog
-from stages.process.environment import child_environment
 from stages.process.events import Broken
 from stages.process.exit_diagnosis import Ending, fault_of_stage, memory_words
 from stages.process.memory import Sampler, taken
+from tests.support.started import hold
 
 MIB = 1 << 20
+LIBGOMP = "libgomp: Thread creation failed: x"
+KEY = Broken(type="KeyError", message="'x'")
 
 
 @pytest.mark.parametrize(
@@ -35,6 +35,7 @@ MIB = 1 << 20
         "DefaultCPUAllocator: not enough memory: you tried to allocate 8 bytes.",
         "terminate called after throwing an instance of 'std::bad_alloc'",
         "memory allocation of 73400320 bytes failed",
+        "Error out of memory at line 380 in file /src/csrc/ops.cu",
     ],
 )
 def test_words_of_a_death_of_memory_are_known_wherever_they_stand(words: str) -> None:
@@ -58,16 +59,12 @@ def test_words_of_a_death_of_memory_are_known_wherever_they_stand(words: str) ->
         ({"code": -11, "peak_bytes": 95, "budget": 100}, OutOfMemory),
         ({"code": -11, "peak_bytes": 95}, StageDied),
         ({"code": 1, "peak_bytes": 99, "budget": 100}, StageDied),
-        ({"code": 1, "last_lines": ("libgomp: Thread creation failed: x",)}, StageDied),
-        (
-            {
-                "code": 1,
-                "last_lines": ("libgomp: Thread creation failed: x",),
-                "peak_bytes": 600 * MIB,
-                "budget": 1000 * MIB,
-            },
-            OutOfMemory,
-        ),
+        ({"code": 1, "last_lines": (LIBGOMP,)}, StageDied),
+        ({"code": 1, "last_lines": (LIBGOMP,), "peak_bytes": 60, "budget": 100}, OutOfMemory),
+        ({"code": -15}, Interrupted),
+        ({"code": 1, "told": Broken(type="MemoryError")}, OutOfMemory),
+        ({"code": 1, "told": KEY, "last_lines": ("CUDA out of memory",)}, StageDied),
+        ({"code": 1, "told": Broken(type="UsageError", message="no", hint="y")}, UsageError),
     ],
 )
 def test_a_silent_death_is_of_memory_by_the_kernel_s_count_or_the_peak(
@@ -89,27 +86,22 @@ def test_memory_is_found_behind_what_was_made_of_it() -> None:
     assert memory_words(ValueError("memory of an elephant")) is None
 
 
-@contextmanager
-def watched(told: list[tuple[int, int]]) -> Iterator[Sampler]:
+def test_a_peak_that_rises_is_told_at_once() -> None:
+    told: list[tuple[int, int]] = []
+
     def tell(seconds: float, host: int, device: int, peak: int, _: int) -> None:
         told.append((host, peak))
 
     with Sampler("cpu", tell) as memory:
-        yield memory
-
-
-def test_a_peak_that_rises_is_told_at_once() -> None:
-    told: list[tuple[int, int]] = []
-    with watched(told) as memory:
         memory.look()
         before = len(told)
-        held = bytearray(100 * MIB)
-        held[::4096] = b"x" * len(held[::4096])
+        held = hold(100 * MIB)
         memory.look()
         assert len(told) > before
         assert told[-1][1] == memory.peak_host_bytes
         assert told[-1][1] - told[0][1] > 90 * MIB
         del held
+    assert [len(point) for point in memory.timeline[:1]] == [3]
 
 
 def test_what_a_process_may_write_to_counts_untouched() -> None:
@@ -132,14 +124,6 @@ def test_threads_that_wait_for_each_other_are_told_from_those_that_wait_for_a_di
     reader.join()
     os.close(source)
     os.close(sink)
-
-
-def test_a_user_s_own_settings_of_the_allocator_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("PYTORCH_ALLOC_CONF", raising=False)
-    monkeypatch.delenv("PYTORCH_CUDA_ALLOC_CONF", raising=False)
-    assert child_environment()["PYTORCH_ALLOC_CONF"] == "expandable_segments:True"
-    monkeypatch.setenv("PYTORCH_CUDA_ALLOC_CONF", "backend:native")
-    assert "PYTORCH_ALLOC_CONF" not in child_environment()
 
 
 def test_a_limit_is_lifted_for_the_last_words() -> None:

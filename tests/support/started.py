@@ -1,0 +1,41 @@
+"""Stages whose entries are functions of a test file, each in a process of its own."""
+
+from pathlib import Path
+from typing import Any
+
+from stages.process.events import Event
+from stages.process.forking import ForkServer
+from stages.process.stage_process import StageProcess
+
+
+def hold(count: int) -> bytearray:
+    """Bytes of which every page is touched."""
+    held = bytearray(count)
+    held[::4096] = b"x" * len(held[::4096])
+    return held
+
+
+def started(
+    module: str,
+    name: str,
+    folder: Path,
+    heard: list[Event] | None = None,
+    *,
+    budget: int = 0,
+    forks: ForkServer | None = None,
+    seconds: float = 0.0,
+    **job: Any,
+) -> StageProcess:
+    """A stage that logs to `folder`/log and whose events come to `heard`."""
+    events: list[Event] = [] if heard is None else heard
+    return StageProcess(
+        name,
+        f"{module}:{name}",
+        job,
+        device="cpu",
+        log=folder / "log",
+        listen=lambda _, event: events.append(event),
+        budget=budget,
+        forks=forks,
+        seconds=seconds,
+    )
