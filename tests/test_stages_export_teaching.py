@@ -18,20 +18,6 @@ from tests.support.checkpoints import MODELS, whole_checkpoint
 from tests.support.families import checkpoint
 from tests.support.media import picture
 
-QUICK = ("llava", "qwen2_5_vl", "florence2", "blip_2", "paligemma")
-"""By protocol, with positions of three axes, with an encoder, spliced, and one that looks ahead."""
-SLOW = (
-    "gemma3",
-    "glm4v",
-    "instructblip",
-    "internvl",
-    "llama4",
-    "llava_next",
-    "llava_onevision",
-    "perception_lm",
-    "qwen3_vl",
-    "smolvlm",
-)
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 PROMPT = "Say it."
 TOKENS = 6
@@ -56,7 +42,18 @@ def said_by(family: str) -> tuple[Any, Any, TaughtCaption]:
     return half, processor, TaughtCaption(row, PROMPT, ids)
 
 
-def check(family: str) -> None:
+QUICK = ("llava", "florence2", "paligemma")
+"""By protocol, with an encoder, and one that looks ahead."""
+SLOW = (
+    *("qwen2_5_vl", "blip_2", "gemma3", "glm4v", "instructblip", "internvl", "llama4"),
+    *("llava_next", "llava_onevision", "perception_lm", "qwen3_vl", "smolvlm"),
+)
+
+
+@pytest.mark.parametrize(
+    "family", [*QUICK, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)]
+)
+def test_it_expects_what_it_says(family: str) -> None:
     half, processor, caption = said_by(family)
     asked = caption._replace(ids=caption.ids[:, :-1])
     by_steps = expected_by_steps(half, processor, asked)
@@ -65,14 +62,3 @@ def check(family: str) -> None:
     assert ahead == (family == "paligemma")
     if not ahead:
         torch.testing.assert_close(expected(half, processor, asked), by_steps, rtol=0, atol=1e-4)
-
-
-@pytest.mark.parametrize("family", QUICK)
-def test_it_expects_what_it_says(family: str) -> None:
-    check(family)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("family", SLOW)
-def test_every_family_expects_what_it_says(family: str) -> None:
-    check(family)

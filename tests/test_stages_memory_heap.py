@@ -4,16 +4,18 @@ import json
 import subprocess
 import sys
 
-PROGRAM = """
+BLOCKS = """
 import contextlib, ctypes, json, sys
 from stages.memory.heap import given_back
+from stages.process.budget import enforce
 from stages.process.memory import taken
 
 def block(size):
     made = ctypes.create_string_buffer(size)
     ctypes.memset(made, 1, size)
     return made
-
+"""
+LOADING = """
 before = taken().data
 with given_back() if sys.argv[1] == "given" else contextlib.nullcontext():
     del (first := [block(24 << 20)])[:]  # after which blocks up to that size stay with glibc
@@ -24,30 +26,7 @@ with given_back() if sys.argv[1] == "given" else contextlib.nullcontext():
         del large
 print(json.dumps((taken().data - before) / (1 << 20)))
 """
-
-
-def mebibytes(how: str) -> float:
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, how], capture_output=True, text=True, check=True
-    )
-    return float(json.loads(done.stdout))
-
-
-def test_freed_blocks_go_back_to_the_system() -> None:
-    assert mebibytes("given") < 2 < mebibytes("kept")
-
-
-AFTER = """
-import ctypes, json, sys
-from stages.memory.heap import given_back
-from stages.process.budget import enforce
-from stages.process.memory import taken
-
-def block(size):
-    made = ctypes.create_string_buffer(size)
-    ctypes.memset(made, 1, size)
-    return made
-
+AFTERWARDS = """
 enforce("cpu", int(sys.argv[1]) << 20)
 with given_back():
     pass
@@ -59,14 +38,17 @@ print(json.dumps((taken().data - before) / (1 << 20)))
 """
 
 
-def kept_within(budget: int) -> float:
-    """Mebibytes that a limit still counts of 80 that were freed, within so many."""
-    done = subprocess.run(
-        [sys.executable, "-c", AFTER, str(budget)], capture_output=True, text=True, check=True
-    )
+def kept(program: str, given: str) -> float:
+    """Mebibytes that still count after they were freed."""
+    command = [sys.executable, "-c", BLOCKS + program, given]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
     return float(json.loads(done.stdout))
 
 
+def test_freed_blocks_go_back_to_the_system() -> None:
+    assert kept(LOADING, "given") < 2 < kept(LOADING, "kept")
+
+
 def test_they_go_on_doing_so_within_any_limit() -> None:
-    for budget in (200, 4 << 10, 0):
-        assert kept_within(budget) < 4
+    for budget in ("200", "0"):
+        assert kept(AFTERWARDS, budget) < 4

@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -81,54 +80,42 @@ def test_who_asks_for_any_part_of_the_compiler_gets_it(use: str) -> None:
     run(f"{use}\nassert not stands()\n")
 
 
-def test_an_optimizer_is_imported_when_it_is_called() -> None:
-    pytest.importorskip("scipy")
-    run("""
-import numpy
-from transformers.loss.loss_for_object_detection import linear_sum_assignment
-assert "scipy.linalg" not in sys.modules
-assert linear_sum_assignment(numpy.eye(2))[1].tolist() == [1, 0]
-import scipy.optimize
-assert scipy.optimize.minimize and scipy.optimize.__file__
+NAMES = (
+    "boto3.client",
+    "torch._inductor.compile",
+    "torch.export.export",
+    "torch.onnx.export",
+    "torch.utils._content_store.ContentStoreReader",
+    "torchvision.datasets.ImageFolder",
+    "torchvision.models.resnet.resnet18",
+)
+
+
+@pytest.mark.slow
+def test_what_was_left_out_can_be_imported_by_name() -> None:
+    run(f"""
+from importlib import import_module
+from importlib.util import find_spec
+for name in {NAMES}:
+    if find_spec(name.partition(".")[0]):
+        module, _, part = name.rpartition(".")
+        assert callable(getattr(import_module(module), part)), name
+        exec(f"import {{module}}; assert callable({{name}}); from {{module}} import {{part}}")
 """)
 
 
-def test_a_stage_leaves_out_algebra_and_models_until_they_are_asked_for() -> None:
+def test_algebra_models_and_optimizers_are_imported_once_they_are_used() -> None:
+    """And sizes and conditions that are numbers are answered as torch would."""
+    pytest.importorskip("scipy")
     run("""
-waits = ("sympy.core", "torchvision.models.resnet", "boto3.session")
-assert not [name for name in waits if name in sys.modules]
+def bare_of(*names):
+    return [name for name in names if name in sys.modules]
+assert not bare_of("sympy.core", "torchvision.models.resnet", "boto3.session", "scipy.linalg")
 torch._check(True)
 try:
     torch._check(False, "no")
 except RuntimeError as error:
-    assert str(error) == "no" and "sympy.core" not in sys.modules
-import torch.fx.experimental.symbolic_shapes as shapes
-assert shapes.ShapeEnv() and "sympy.core" in sys.modules
-""")
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "name",
-    [
-        "boto3.client",
-        "torch._inductor.compile",
-        "torch.export.export",
-        "torch.onnx.export",
-        "torch.utils._content_store.ContentStoreReader",
-        "torchvision.datasets.ImageFolder",
-        "torchvision.models.resnet.resnet18",
-    ],
-)
-def test_what_was_left_out_can_be_imported_by_name(name: str) -> None:
-    if not find_spec(name.partition(".")[0]):
-        pytest.skip("not installed")
-    module, _, part = name.rpartition(".")
-    run(f"import {module}\nassert callable({name})\nfrom {module} import {part}\n")
-
-
-def test_sizes_and_conditions_that_are_numbers_are_answered_as_torch_would() -> None:
-    run("""
+    assert str(error) == "no" and not bare_of("sympy.core")
 import torch.fx.experimental.symbolic_shapes as standing
 from stages.process.deferred_imports import ANSWERS
 from torch.fx.experimental.symbolic_shapes import guard_or_false, is_nested_int, sym_eq
@@ -141,8 +128,6 @@ cases = {
 asked = [(name, given) for name in ANSWERS for given in cases.get(name, [(True,), (False,)])]
 said = [getattr(standing, name)(*given) for name, given in asked]
 bare = torch.ones(2, 3, device="meta") / 2
-def bare_of(*names):
-    return [name for name in names if name in sys.modules]
 assert bare.shape == (2, 3) and not bare_of("sympy.core")
 import importlib.util, pkgutil, torchvision.models
 assert importlib.util.find_spec("sympy.core").origin and not importlib.util.find_spec("sympy.no")
@@ -152,7 +137,13 @@ assert not bare_of("sympy.core", "torchvision.models.resnet")
 assert sys.modules["sympy"].__version__ and not bare_of("torchvision.models.resnet")
 names = {}
 exec("from torchvision.models import *", names)
-assert names["resnet18"]() and standing.ShapeEnv()
+assert names["resnet18"]() and standing.ShapeEnv() and bare_of("sympy.core")
 true = sys.modules["torch.fx.experimental.symbolic_shapes"]
 assert said == [getattr(true, name)(*given) for name, given in asked]
+import numpy
+from transformers.loss.loss_for_object_detection import linear_sum_assignment
+assert not bare_of("scipy.linalg")
+assert linear_sum_assignment(numpy.eye(2))[1].tolist() == [1, 0]
+import scipy.optimize
+assert scipy.optimize.minimize and scipy.optimize.__file__
 """)
