@@ -1,5 +1,4 @@
-"""Media far away: what lies there, its bytes by ranges, the copies kept here. Against a real server
-of the web on this machine; what is the same in a bucket is in test_flows_job_far_sources."""
+"""Media far away, by a real web server: what lies there, its bytes by ranges, the copies kept."""
 
 import hashlib
 import os
@@ -25,6 +24,11 @@ from artifacts.stores import copies as copies_module
 from tests.support.web import Web, web_server
 
 RANGE = 1000
+AT_HAND = """
+from artifacts.remote import fetching, keeping
+import sys
+with keeping.at_hand(sys.argv[1]): pass
+"""
 
 
 @pytest.fixture
@@ -43,6 +47,11 @@ def put(web: Web, name: str, size: int) -> bytes:
     return content
 
 
+def fetched(place: str | Path) -> bytes:
+    with at_hand(place) as path:
+        return path.read_bytes()
+
+
 def copies() -> list[str]:
     names = (path.name for path in media_folder().glob("*/*/*"))
     return sorted(name for name in names if not name.startswith(".penstock-"))
@@ -59,10 +68,8 @@ def test_what_lets_a_reader_in_is_neither_shown_nor_kept() -> None:
     signed = "https://me:pw@h.org:8/a%20b.mp4?X-Amz-Signature=abc&id=3&x-amz-date=1&token=t#part"
     assert unsigned(signed) == "https://h.org:8/a%20b.mp4?id=3"
     assert unsigned("https://h/x.mp4?se=2026&sig=abc") == "https://h/x.mp4"
-    assert (
-        unsigned("https://h/x?access_token=a&hdnts=b&x-oss-signature=c&page=2")
-        == "https://h/x?page=2"
-    )
+    others = "https://h/x?access_token=a&hdnts=b&x-oss-signature=c&page=2"
+    assert unsigned(others) == "https://h/x?page=2"
     assert unsigned("S3://b/x.mp4") == "s3://b/x.mp4"
     assert unsigned("s3://b/a?b#c.mp4") == "s3://b/a?b#c.mp4"  # a name, and no query
 
@@ -98,23 +105,14 @@ def test_a_file_is_fetched_once_and_by_ranges(web: Web) -> None:
     )
 
 
-def test_a_file_of_this_machine_stays_where_it_is(tmp_path: Path) -> None:
-    with at_hand(tmp_path / "not there") as path:
-        assert path == tmp_path / "not there"
-
-
+@pytest.mark.parametrize("parts", [True, False])
 @pytest.mark.parametrize("size", [0, 1, RANGE, RANGE + 1])
-def test_every_size_comes_whole(web: Web, size: int) -> None:
+def test_every_size_comes_whole_also_of_a_server_without_parts(
+    web: Web, size: int, parts: bool
+) -> None:
+    web.parts = parts
     content = put(web, "a.mp4", size)
-    with at_hand(f"{web.address}/a.mp4") as path:
-        assert path.read_bytes() == content
-
-
-def test_a_server_without_parts_gives_all(web: Web) -> None:
-    web.parts = False
-    content = put(web, "a.mp4", 3 * RANGE)
-    with at_hand(f"{web.address}/a.mp4") as path:
-        assert path.read_bytes() == content
+    assert fetched(f"{web.address}/a.mp4") == content
 
 
 def test_what_tells_no_version_is_fetched_anew_by_each_run(web: Web) -> None:
@@ -126,8 +124,8 @@ def test_what_tells_no_version_is_fetched_anew_by_each_run(web: Web) -> None:
     content = put(web, "a.mp4", 10)
     assert digest_at(second) == hashlib.sha256(content).hexdigest()
     first.unlink()  # for room; what lies there now is not what was digested
-    with pytest.raises(MediaError, match="changed or replaced"), at_hand(first):
-        pass
+    with pytest.raises(MediaError, match="changed or replaced"):
+        fetched(first)
 
 
 def test_a_new_version_is_another_copy(web: Web) -> None:
@@ -144,8 +142,7 @@ def test_a_signed_address_is_asked_with_what_is_given_last(web: Web) -> None:
     before = copy_of(far_file_at(f"{web.address}/a.mp4?X-Amz-Signature=old"))
     after = copy_of(far_file_at(f"{web.address}/a.mp4?X-Amz-Signature=new"))
     assert before == after
-    with at_hand(before) as path:
-        assert path.read_bytes() == content
+    assert fetched(before) == content
     assert web.asked[-1][0].endswith("Signature=new")
     note = before.parent / ".penstock-far.json"
     assert note.stat().st_mode & 0o077 == 0 and "new" in note.read_text()
@@ -153,10 +150,7 @@ def test_a_signed_address_is_asked_with_what_is_given_last(web: Web) -> None:
 
 def test_a_killed_fetch_goes_on_where_it_was(web: Web) -> None:
     content = put(web, "a.mp4", 40 * RANGE)
-    code = (
-        "import sys\nfrom artifacts.remote import fetching, keeping\n"
-        f"fetching.RANGE_BYTES = {RANGE}\nwith keeping.at_hand(sys.argv[1]): pass"
-    )
+    code = AT_HAND.replace("import sys", f"import sys\nfetching.RANGE_BYTES = {RANGE}")
     process: list[subprocess.Popen[bytes]] = []
 
     def kill_in_the_middle(path: str, part: str) -> int:
@@ -169,8 +163,7 @@ def test_a_killed_fetch_goes_on_where_it_was(web: Web) -> None:
     assert process[0].wait(60) == -signal.SIGKILL
     assert [name.endswith(".part") for name in copies()] == [True]
     web.before, before = lambda *_: 0, len(web.ranges("a.mp4"))
-    with at_hand(f"{web.address}/a.mp4") as path:
-        assert path.read_bytes() == content
+    assert fetched(f"{web.address}/a.mp4") == content
     assert 0 < len(web.ranges("a.mp4")) - before <= 40 - 20 + fetching.RANGES_AT_ONCE + 1
     assert copies() == ["a.mp4"]
 
@@ -184,16 +177,12 @@ def test_a_part_of_an_earlier_start_of_the_machine_is_not_trusted(
     monkeypatch.setattr(fetching, "BOOT", tmp_path / "boot")
     path.with_name(fetching.part_name()).write_bytes(bytes(2 * RANGE))
     (tmp_path / "boot").write_text("fedcba9876543210\n")
-    with at_hand(path) as found:
-        assert found.read_bytes() == content
+    assert fetched(path) == content
 
 
 def test_two_that_want_the_same_fetch_it_once(web: Web) -> None:
     put(web, "a.mp4", 30 * RANGE)
-    code = (
-        "import sys\nfrom artifacts.remote import keeping\nwith keeping.at_hand(sys.argv[1]): pass"
-    )
-    command = [sys.executable, "-c", code, f"{web.address}/a.mp4"]
+    command = [sys.executable, "-c", AT_HAND, f"{web.address}/a.mp4"]
     both = [subprocess.Popen(command) for _ in range(2)]
     assert [each.wait(60) for each in both] == [0, 0]
     assert len(web.ranges("a.mp4")) == 1  # of 8 MiB
@@ -233,22 +222,17 @@ def test_trouble_on_the_way_is_waited_out(web: Web) -> None:
         return {3: 503, 7: -1, 11: 429}.get(count, 0)
 
     web.before = sometimes
-    with at_hand(f"{web.address}/a.mp4") as path:
-        assert path.read_bytes() == content
+    assert fetched(f"{web.address}/a.mp4") == content
 
 
 def test_trouble_that_stays_is_one_line_and_what_is_here_stays(web: Web) -> None:
     content = put(web, "a.mp4", 20 * RANGE)
     web.before = lambda _, part: 503 if part.startswith(f"bytes={10 * RANGE}-") else 0
-    with (
-        pytest.raises(MediaError, match=r"a.mp4 gives no answer \(.*503 Service Unavail.*\)") as no,
-        at_hand(f"{web.address}/a.mp4"),
-    ):
-        pass
+    with pytest.raises(MediaError, match=r"gives no answer \(.*503 Service Unavail.*\)") as no:
+        fetched(f"{web.address}/a.mp4")
     assert "\n" not in str(no.value)
     web.before, before = lambda *_: 0, len(web.ranges("a.mp4"))
-    with at_hand(f"{web.address}/a.mp4") as path:
-        assert path.read_bytes() == content
+    assert fetched(f"{web.address}/a.mp4") == content
     assert len(web.ranges("a.mp4")) - before == 10
 
 
@@ -266,8 +250,7 @@ def test_the_user_s_own_files_are_never_taken_for_copies(
         os.utime(path, (0, 0))
     for name in ("a.mp4", "b.mp4", "c.mp4"):
         put(web, name, 1000)
-        with at_hand(f"{web.address}/{name}"):
-            pass
+        fetched(f"{web.address}/{name}")
     assert all(path.exists() for path in own) and "a.mp4" not in copies()
     with at_hand(own[0]) as found:
         assert found == own[0] and found.stat().st_atime == 0
@@ -287,8 +270,7 @@ def test_a_copy_whose_digest_was_lost_is_read_again(web: Web) -> None:
 def test_a_disk_that_is_nearly_full_makes_room(web: Web, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("a.mp4", "b.mp4"):
         put(web, name, 1000)
-    with at_hand(f"{web.address}/a.mp4"):
-        pass
+    fetched(f"{web.address}/a.mp4")
     free = shutil.disk_usage(media_folder()).free
     monkeypatch.setattr(copies_module, "SPARE_BYTES", free + (1 << 40))
     with at_hand(f"{web.address}/b.mp4") as path:
@@ -342,11 +324,8 @@ def test_a_disk_without_room_is_said_before_anything_is_fetched(
 ) -> None:
     put(web, "a.mp4", RANGE)
     monkeypatch.setattr(fetching, "SPARE_BYTES", 1 << 60)
-    with (
-        pytest.raises(EnvironmentFault, match=r"has no room for http.*PENSTOCK_NEARBY"),
-        at_hand(f"{web.address}/a.mp4"),
-    ):
-        pass
+    with pytest.raises(EnvironmentFault, match=r"has no room for http.*PENSTOCK_NEARBY"):
+        fetched(f"{web.address}/a.mp4")
     assert web.ranges("a.mp4") == []
 
 
@@ -355,5 +334,4 @@ def test_a_note_that_rotted_is_written_anew(web: Web) -> None:
     path = copy_of(far_file_at(f"{web.address}/a.mp4"))
     (path.parent / ".penstock-far.json").write_text("{")
     assert copy_of(far_file_at(f"{web.address}/a.mp4")) == path
-    with at_hand(path) as found:
-        assert found.read_bytes() == content
+    assert fetched(path) == content

@@ -4,10 +4,6 @@ import html
 import json
 import re
 import subprocess
-import threading
-from collections.abc import Iterator
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import quote
 
@@ -18,6 +14,7 @@ from artifacts.subtitles import vtt_lines
 from tests.support.browser import CHROMIUM
 from tests.support.media import write_video
 from tests.support.rows import HARD, caption, hard_rows
+from tests.support.web import web_server
 
 NAME = "[1] Übung & <b>50% #?no.1.vtt"
 PAGE = """<!doctype html><meta charset="utf-8">
@@ -33,47 +30,20 @@ track.track.mode = "showing";
 </script>"""
 
 
-class Quiet(SimpleHTTPRequestHandler):
-    """Serves a folder and says nothing."""
-
-    def log_message(self, format: str, *args: object) -> None:
-        pass
-
-
-@pytest.fixture
-def address(tmp_path: Path) -> Iterator[str]:
-    """Where the folder `site` is served."""
-    (tmp_path / "site").mkdir()
-    handler = partial(Quiet, directory=str(tmp_path / "site"))
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
-        thread.join()
-
-
+@pytest.mark.slow
 @pytest.mark.browser
-def test_a_browser_shows_every_cue_as_it_was_said(address: str, tmp_path: Path) -> None:
+def test_a_browser_shows_every_cue_as_it_was_said(tmp_path: Path) -> None:
     rows = [*hard_rows(), caption("a picture", 60.0, 60.0)]
     site = tmp_path / "site"
+    site.mkdir()
     write_text(site / NAME, vtt_lines(rows))
     write_text(site / "page.html", [PAGE.replace("TRACK", quote(NAME))])
     write_video(site / "v.webm", codec="libvpx")
-    options = ["--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=20000"]
-    done = subprocess.run(
-        [
-            str(CHROMIUM),
-            *options,
-            f"--user-data-dir={tmp_path / 'profile'}",
-            "--dump-dom",
-            f"{address}/page.html",
-        ],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=True,
-    )
+    command = [str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu"]
+    command += ["--virtual-time-budget=20000", f"--user-data-dir={tmp_path / 'profile'}"]
+    with web_server(site) as web:
+        command += ["--dump-dom", f"{web.address}/page.html"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
     found = re.search("<pre>(.*?)</pre>", done.stdout, re.DOTALL)
     assert found, done.stderr
     cues = json.loads(html.unescape(found[1]))

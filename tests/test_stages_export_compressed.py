@@ -68,32 +68,6 @@ def test_settings_are_those_that_compressed_tensors_writes() -> None:
     assert made["ignore"] == ["lm_head", "model.visual.proj"]
 
 
-def test_settings_hold_what_vllm_reads() -> None:
-    """By `from_config` and `_get_scheme_from_parts` of `compressed_tensors.py` in vLLM 0.33.0: this
-    form is taken for weights in groups of static whole numbers, with no activations quantized."""
-    made = quantization_config(8, 128, [])
-    assert made["quant_method"] == "compressed-tensors" and made["format"] == "pack-quantized"
-    assert made["kv_cache_scheme"] is None and "sparsity_config" not in made
-    [group] = made["config_groups"].values()
-    assert group["targets"] == ["Linear"]  # RoutedExperts are matched by it, too
-    assert group["input_activations"] is None and group["output_activations"] is None
-    assert group["format"] == "pack-quantized"
-    weights = group["weights"]
-    assert (weights["strategy"], weights["type"], weights["dynamic"]) == ("group", "int", False)
-    assert (weights["num_bits"], weights["group_size"], weights["symmetric"]) == (8, 128, True)
-    assert weights.get("actorder") is None
-    # `create_weights` of `compressed_tensors_wNa16.py` has room for these, by these names.
-    named = {
-        spec.name: (spec.dtype, spec.shape)
-        for spec in specs("weight", (6, 256), torch.float16, 8, 128)
-    }
-    assert named == {
-        "weight_packed": (torch.int32, (6, 256 * 8 // 32)),
-        "weight_scale": (torch.float16, (6, 256 // 128)),
-        "weight_shape": (torch.int64, (2,)),
-    }
-
-
 @pytest.mark.parametrize("bits", [4, 8])
 def test_a_written_checkpoint_opens_in_transformers_and_computes_the_same(
     bits: int, tmp_path: Path

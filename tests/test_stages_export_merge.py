@@ -55,25 +55,6 @@ def assert_same(model: Any, other: Any, rtol: float = 0.0, atol: float = 0.0) ->
         torch.testing.assert_close(found[name], tensor, rtol=rtol, atol=atol, msg=name)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("name", ["demo", "llava"])
-def test_it_is_what_is_added_to_the_modules_by_hand(
-    tmp_path: Path, name: str, dtype: torch.dtype
-) -> None:
-    model, source = loaded(source_of(name)), source_of(name)
-    tensors = matrices(linears_of(model), dtype=dtype)
-    adapter = write_adapter(tmp_path / "adapter", tensors)
-    made = merged(source, adapter, tmp_path / "made")
-    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    add_by_hand(model, tensors, lambda path: ALPHA / RANK)
-    assert_same(loaded(made), model)
-    changed = [name for name, t in model.state_dict().items() if not torch.equal(t, before[name])]
-    assert len(changed) == len(tensors) // 2 > 20
-    types = {key: tensor.dtype for key, tensor in tensors_of(source).items()}
-    assert {key: tensor.dtype for key, tensor in tensors_of(made).items()} == types
-    assert (made / "config.json").read_bytes() == (source / "config.json").read_bytes()
-
-
 def test_names_of_older_versions_are_found(tmp_path: Path) -> None:
     shapes = linears_of(loaded(checkpoint("llava")))
     tensors = matrices(shapes)
@@ -159,23 +140,29 @@ def test_which_way_round_is_told_by_the_class_as_peft_has_it(tmp_path: Path) -> 
 
 
 @pytest.mark.filterwarnings("ignore")  # of what is no dependency
-def test_it_is_what_peft_merges(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["demo", "llava"])
+def test_it_is_what_peft_merges(tmp_path: Path, name: str) -> None:
     peft = pytest.importorskip("peft")
-    for name in ("demo", "llava"):
-        source = source_of(name)
-        shapes = linears_of(loaded(source))
-        adapter = write_adapter(
-            tmp_path / name / "adapter",
-            matrices(shapes, {path: 2 for path in shapes if path.endswith("k_proj")}),
-            use_rslora=True,
-            rank_pattern={"k_proj": 2},
-            alpha_pattern={r"layers\.1\.self_attn\.q_proj": 5},
-            target_modules=sorted(shapes),
-            base_model_name_or_path=str(source),
-        )
-        wrapped = peft.PeftModel.from_pretrained(loaded(source), adapter)
-        made = merged(source, adapter, tmp_path / name / "made")
-        assert_same(loaded(made), wrapped.merge_and_unload())
+    source = source_of(name)
+    model = loaded(source)
+    shapes, before = linears_of(model), {n: t.clone() for n, t in model.state_dict().items()}
+    adapter = write_adapter(
+        tmp_path / "adapter",
+        matrices(shapes, {path: 2 for path in shapes if path.endswith("k_proj")}),
+        use_rslora=True,
+        rank_pattern={"k_proj": 2},
+        alpha_pattern={r"layers\.1\.self_attn\.q_proj": 5},
+        target_modules=sorted(shapes),
+        base_model_name_or_path=str(source),
+    )
+    whole = peft.PeftModel.from_pretrained(model, adapter).merge_and_unload()
+    made = merged(source, adapter, tmp_path / "made")
+    assert_same(loaded(made), whole)
+    changed = [n for n, t in whole.state_dict().items() if not torch.equal(t, before[n])]
+    assert len(changed) == len(shapes) > 20
+    types = {key: tensor.dtype for key, tensor in tensors_of(source).items()}
+    assert {key: tensor.dtype for key, tensor in tensors_of(made).items()} == types
+    assert (made / "config.json").read_bytes() == (source / "config.json").read_bytes()
 
 
 def test_what_was_ended_goes_on_and_becomes_the_same(

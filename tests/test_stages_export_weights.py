@@ -23,11 +23,10 @@ from stages.models.halves.load import load_half
 from stages.models.hub.checkpoint import INDEX
 from stages.models.precision.quantize import keep_to_dtype, plan
 from stages.process.job import told_of
-from tests.support.families import checkpoint
+from tests.support.adapters import source_of
 from tests.support.pickled import tensors_of
 from tests.support.waves import events
 
-FAMILIES = ("llava", "qwen2_5_vl", "smolvlm")
 SMALL_SHARDS = 1 << 18
 
 
@@ -51,12 +50,13 @@ def exported(source: Path, folder: Path, kind: str, **changes: Any) -> Path:
     return folder
 
 
-def source_of(name: str) -> Path:
-    return CHECKPOINT if name == "demo" else checkpoint(name)
+MORE = ("llava", "qwen2_5_vl", "smolvlm")
 
 
 @pytest.mark.parametrize("kind", ["nf4", "int8"])
-@pytest.mark.parametrize("name", ["demo", *FAMILIES])
+@pytest.mark.parametrize(
+    "name", ["demo", *(pytest.param(name, marks=pytest.mark.slow) for name in MORE)]
+)
 def test_every_tensor_is_the_one_that_transformers_saves(
     tmp_path: Path, name: str, kind: str
 ) -> None:

@@ -1,4 +1,4 @@
-"""What the driver is asked, on machines whose drivers do not answer all of it."""
+"""What the driver is asked, also after a stage, where it does not answer all of it."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 
 from artifacts.errors import EnvironmentFault
+from stages.process import baseline
+from stages.process.baseline import given_back
 from stages.process.device import (
     device_capability,
     device_free_bytes,
@@ -21,12 +23,13 @@ from stages.process.device import (
 from tests.support import gpus
 from tests.support.fake_gpu.state import Machine
 
-GIB = 1 << 30
+Seen = Callable[[Machine], Path]
+MIB, GIB = 1 << 20, 1 << 30
 CARD = "cuda:0"
 
 
 @pytest.fixture
-def seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Machine], Path]:
+def seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Seen:
     """Sees a machine from now on."""
     return lambda machine: gpus.see(machine, tmp_path / "gpu", monkeypatch)
 
@@ -35,7 +38,7 @@ def visible(patch: pytest.MonkeyPatch, named: str) -> None:
     patch.setenv("CUDA_VISIBLE_DEVICES", named)
 
 
-def test_a_driver_that_tells_all_is_believed(seen: Callable[[Machine], Path]) -> None:
+def test_a_driver_that_tells_all_is_believed(seen: Seen) -> None:
     folder = seen(gpus.plain())
     free, total = device_free_bytes(CARD)
     assert device_name() == CARD
@@ -51,9 +54,7 @@ def test_a_driver_that_tells_all_is_believed(seen: Callable[[Machine], Path]) ->
     [gpus.no_process_list(), gpus.no_memory_info(), gpus.wsl2()],
     ids=["list", "memory", "wsl"],
 )
-def test_what_the_driver_does_not_tell_is_unknown(
-    seen: Callable[[Machine], Path], machine: Machine
-) -> None:
+def test_what_the_driver_does_not_tell_is_unknown(seen: Seen, machine: Machine) -> None:
     seen(machine)
     assert device_name() == CARD
     assert device_holders(CARD) == {}
@@ -63,16 +64,12 @@ def test_what_the_driver_does_not_tell_is_unknown(
     assert on_wsl() is machine.wsl
 
 
-def test_what_a_process_holds_under_windows_is_unknown(
-    seen: Callable[[Machine], Path],
-) -> None:
+def test_what_a_process_holds_under_windows_is_unknown(seen: Seen) -> None:
     seen(gpus.busy(wsl=True))
     assert device_holders(CARD) == {1: 0}
 
 
-def test_a_card_that_fell_off_the_bus_is_unknown_where_it_was_known(
-    seen: Callable[[Machine], Path],
-) -> None:
+def test_a_card_that_fell_off_the_bus_is_unknown_where_it_was_known(seen: Seen) -> None:
     folder = seen(gpus.plain())
     assert device_used_bytes(CARD) > 0
     gpus.lose(folder)
@@ -82,7 +79,7 @@ def test_a_card_that_fell_off_the_bus_is_unknown_where_it_was_known(
 
 
 def test_cards_are_counted_by_their_place_on_the_bus(
-    seen: Callable[[Machine], Path], monkeypatch: pytest.MonkeyPatch
+    seen: Seen, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen(gpus.two_unlike_cards())
     assert device_free_bytes(CARD)[1] == 4 * GIB
@@ -93,7 +90,7 @@ def test_cards_are_counted_by_their_place_on_the_bus(
 
 
 def test_the_cards_that_are_not_taken_are_known_until_one_is_chosen(
-    seen: Callable[[Machine], Path], monkeypatch: pytest.MonkeyPatch
+    seen: Seen, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen(gpus.two_unlike_cards())
     assert other_devices(CARD) == [(1, "NVIDIA GeForce RTX 4090", 24 * GIB)]
@@ -106,7 +103,7 @@ def test_the_cards_that_are_not_taken_are_known_until_one_is_chosen(
 
 @pytest.mark.parametrize("named", ["GPU-fa4e0001", "GPU-fa4e0001-1111", gpus.gpu(1).uuid])
 def test_a_uuid_is_taken_by_its_beginning(
-    seen: Callable[[Machine], Path], monkeypatch: pytest.MonkeyPatch, named: str
+    seen: Seen, monkeypatch: pytest.MonkeyPatch, named: str
 ) -> None:
     seen(gpus.two_unlike_cards())
     visible(monkeypatch, named)
@@ -115,7 +112,7 @@ def test_a_uuid_is_taken_by_its_beginning(
 
 @pytest.mark.parametrize("named", [None, "0", gpus.part(0).uuid, "GPU-fa4e0000"])
 def test_of_a_card_in_parts_one_part_is_meant(
-    seen: Callable[[Machine], Path], monkeypatch: pytest.MonkeyPatch, named: str | None
+    seen: Seen, monkeypatch: pytest.MonkeyPatch, named: str | None
 ) -> None:
     seen(gpus.mig())
     if named is not None:
@@ -124,9 +121,7 @@ def test_of_a_card_in_parts_one_part_is_meant(
     assert device_free_bytes(CARD)[1] == 5 * GIB
 
 
-def test_another_part_is_had_by_its_name(
-    seen: Callable[[Machine], Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_another_part_is_had_by_its_name(seen: Seen, monkeypatch: pytest.MonkeyPatch) -> None:
     seen(gpus.mig())
     visible(monkeypatch, gpus.part(1).uuid)
     assert device_uuid(CARD) == gpus.part(1).uuid
@@ -136,7 +131,7 @@ def test_another_part_is_had_by_its_name(
     "named", ["7", "GPU-0000", "MIG-0000", "GPU-fa4e", "gpu-fa4e0001", "first", "1 0"]
 )
 def test_a_name_that_the_driver_does_not_know_is_an_error(
-    seen: Callable[[Machine], Path], monkeypatch: pytest.MonkeyPatch, named: str
+    seen: Seen, monkeypatch: pytest.MonkeyPatch, named: str
 ) -> None:
     seen(gpus.two_unlike_cards())
     visible(monkeypatch, named)
@@ -147,9 +142,7 @@ def test_a_name_that_the_driver_does_not_know_is_an_error(
 
 
 @pytest.mark.parametrize("named", ["", "-1", "-1,0", "NoDevFiles"])
-def test_all_cards_can_be_hidden(
-    seen: Callable[[Machine], Path], monkeypatch: pytest.MonkeyPatch, named: str
-) -> None:
+def test_all_cards_can_be_hidden(seen: Seen, monkeypatch: pytest.MonkeyPatch, named: str) -> None:
     seen(gpus.plain())
     visible(monkeypatch, named)
     assert device_name() == "cpu" and hidden()
@@ -157,7 +150,7 @@ def test_all_cards_can_be_hidden(
 
 @pytest.mark.parametrize("why", ["LibraryNotFound", "DriverNotLoaded"])
 def test_without_a_driver_the_cpu_is_used_unless_a_card_is_named(
-    seen: Callable[[Machine], Path], monkeypatch: pytest.MonkeyPatch, why: str
+    seen: Seen, monkeypatch: pytest.MonkeyPatch, why: str
 ) -> None:
     seen(gpus.plain(init_error=why))
     assert device_name() == "cpu" and not hidden()
@@ -166,16 +159,45 @@ def test_without_a_driver_the_cpu_is_used_unless_a_card_is_named(
         device_name()
 
 
-def test_a_driver_out_of_order_is_no_missing_driver(seen: Callable[[Machine], Path]) -> None:
+def test_a_driver_out_of_order_is_no_missing_driver(seen: Seen) -> None:
     seen(gpus.plain(init_error="LibRmVersionMismatch"))
     with pytest.raises(EnvironmentFault, match="the NVIDIA driver does not answer") as caught:
         device_name()
     assert "restart" in caught.value.hint
 
 
-def test_a_card_that_was_lost_before_is_no_missing_card(
-    seen: Callable[[Machine], Path],
-) -> None:
+def test_a_card_that_was_lost_before_is_no_missing_card(seen: Seen) -> None:
     gpus.lose(seen(gpus.plain()))
     with pytest.raises(EnvironmentFault, match="cannot reach GPU 0"):
         device_name()
+
+
+@pytest.fixture(autouse=True)
+def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(baseline, "SECONDS", 0.0)
+
+
+def test_what_does_not_come_back_is_told_with_who_holds_it(seen: Seen) -> None:
+    seen(gpus.busy(1000 * MIB, pid=1))
+    used, warnings = given_back(CARD, before=300 * MIB, peak=0)
+    assert used >= 1300 * MIB
+    [warning] = warnings
+    assert "MiB of the GPU did not come back: process 1 hold memory" in warning
+    assert given_back(CARD, before=used, peak=0) == (used, [])
+
+
+def test_under_windows_a_full_gpu_is_told_because_nothing_fails(seen: Seen) -> None:
+    peak = 8000 * MIB
+    seen(gpus.plain())
+    assert given_back(CARD, before=300 * MIB, peak=peak)[1] == []
+    seen(gpus.wsl2())
+    [warning] = given_back(CARD, before=300 * MIB, peak=peak)[1]
+    assert "host memory" in warning and "docs/gpu.md" in warning
+    assert given_back(CARD, before=300 * MIB, peak=peak // 2)[1] == []
+
+
+@pytest.mark.parametrize("machine", [gpus.no_memory_info(), gpus.no_process_list()])
+def test_a_driver_that_tells_little_is_waited_for_not_at_all(machine: Machine, seen: Seen) -> None:
+    seen(machine)
+    assert given_back(CARD, before=300 * MIB, peak=0)[1] == []
+    assert given_back("cpu", before=0, peak=0) == (0, [])

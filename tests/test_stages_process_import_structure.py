@@ -1,5 +1,7 @@
-"""What transformers exports is read from its files once, and again when they are others."""
+"""What transformers exports is read from its files once, and again when they are others; garbage
+waits meanwhile."""
 
+import gc
 import json
 import os
 from collections.abc import Callable
@@ -9,11 +11,12 @@ from typing import Any
 import pytest
 
 from artifacts.user_folders import user_cache
+from stages.process.gc_freeze import gc_frozen
 from stages.process.import_structure import Structure, kept
 
 MADE: Structure = {frozenset({"torch"}): {"one.modeling_one": {"One", "Two"}}}
 OTHER = '{"format": 1, "state": "STATE", "digest": "", "structure": [["torch", {"one": ["Two"]}]]}'
-Define = Callable[..., Structure]
+Defined = tuple[Callable[..., Structure], list[Any]]
 
 
 @pytest.fixture
@@ -27,7 +30,7 @@ def models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def define() -> tuple[Define, list[Any]]:
+def define() -> Defined:
     asked: list[Any] = []
 
     def defined(path: Any, prefix: str | None = None) -> Structure:
@@ -38,7 +41,7 @@ def define() -> tuple[Define, list[Any]]:
 
 
 def test_the_list_is_made_once_for_both_who_ask_and_for_later_processes(
-    models: Path, define: tuple[Define, list[Any]]
+    models: Path, define: Defined
 ) -> None:
     defined, asked = define
     first = kept(defined, __file__)
@@ -51,9 +54,7 @@ def test_the_list_is_made_once_for_both_who_ask_and_for_later_processes(
     assert first(models) == MADE
 
 
-def test_other_files_have_another_list(
-    models: Path, define: tuple[Define, list[Any]], tmp_path: Path
-) -> None:
+def test_other_files_have_another_list(models: Path, define: Defined, tmp_path: Path) -> None:
     defined, asked = define
     kept(defined, __file__)(models)
     os.utime(models / "one" / "modeling_one.py", ns=(1, 1))
@@ -67,9 +68,7 @@ def test_other_files_have_another_list(
 
 
 @pytest.mark.parametrize("damage", ["", "{", "[]", '{"format": 1}', "[" * 200_000, OTHER])
-def test_a_damaged_list_is_made_anew(
-    models: Path, define: tuple[Define, list[Any]], damage: str
-) -> None:
+def test_a_damaged_list_is_made_anew(models: Path, define: Defined, damage: str) -> None:
     defined, asked = define
     kept(defined, __file__)(models)
     (path,) = (user_cache() / "imports").iterdir()
@@ -80,7 +79,7 @@ def test_a_damaged_list_is_made_anew(
 
 
 def test_where_nothing_can_be_kept_the_files_are_read(
-    models: Path, define: tuple[Define, list[Any]], monkeypatch: pytest.MonkeyPatch
+    models: Path, define: Defined, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     defined, asked = define
     monkeypatch.setenv("XDG_CACHE_HOME", str(models / "__init__.py"))
@@ -90,9 +89,7 @@ def test_where_nothing_can_be_kept_the_files_are_read(
     assert kept(defined, __file__)(models) == MADE
 
 
-def test_folders_of_one_model_are_asked_of_transformers(
-    models: Path, define: tuple[Define, list[Any]]
-) -> None:
+def test_folders_of_one_model_are_asked_of_transformers(models: Path, define: Defined) -> None:
     defined, asked = define
     kept(defined, __file__)(models / "one")
     kept(defined, __file__)(models / "one")
@@ -110,3 +107,18 @@ def test_the_list_of_the_installed_version_is_its_own(
     own = define_import_structure(str(folder), prefix="models")
     for _ in range(2):
         assert kept(define_import_structure, __file__)(folder, prefix="models") == own
+
+
+def test_garbage_waits_until_the_block_ends_however_it_ends() -> None:
+    with pytest.raises(ImportError), gc_frozen():
+        assert not gc.isenabled()
+        raise ImportError
+    assert gc.isenabled()
+
+
+def test_an_inner_block_does_not_end_an_outer_one() -> None:
+    with gc_frozen():
+        with gc_frozen():
+            pass
+        assert not gc.isenabled()
+    assert gc.isenabled()

@@ -7,15 +7,12 @@ from typing import Any
 import pytest
 
 from flows.pipelines import STAGES
-from stages.decode.job import DecodeJob
 from stages.encode.job import EncodeJob
-from stages.export.calibrate_job import CalibrateJob
 from stages.export.graph_job import TimingJob
 from stages.export.merge_job import MergeJob
 from stages.frames.job import FramesJob
 from stages.models.half_job import HalfJob
 from stages.process.job import job_of, part_of, told_of
-from stages.tune.job import TuneJob
 
 JOBS = sorted({stage.job for stage in STAGES.values()} | {MergeJob, TimingJob}, key=str)
 FRAMES: dict[str, Any] = {
@@ -57,13 +54,6 @@ def test_a_field_that_a_job_does_not_have_is_refused_by_name(kind: type[Any]) ->
 def test_a_required_field_that_is_missing_is_named(kind: type[Any]) -> None:
     with pytest.raises(TypeError, match=f"^{kind.__name__} needs the field {required(kind)[0]}$"):
         job_of(kind, {})
-
-
-def test_a_misspelt_field_does_not_become_its_default() -> None:
-    with pytest.raises(TypeError, match=r"FramesJob has no field most_pixel$"):
-        job_of(FramesJob, {**FRAMES, "most_pixel": 10})
-    with pytest.raises(TypeError, match=r"EncodeJob has no field trust_remote$"):
-        job_of(EncodeJob, {**ENCODE, "trust_remote": True})
 
 
 @pytest.mark.parametrize(
@@ -108,9 +98,3 @@ def test_a_half_is_taken_out_of_the_jobs_that_hold_one() -> None:
         part_of(HalfJob, {"store": "s"})
     with pytest.raises(TypeError, match=r"HalfJob.offload is int, and not bool"):
         part_of(HalfJob, {"model": "m", "offload": 1})
-
-
-def test_jobs_that_share_no_field_do_not_answer_for_each_other() -> None:
-    for kind in (DecodeJob, TuneJob, CalibrateJob):
-        with pytest.raises(TypeError, match=f"{kind.__name__} has no field"):
-            job_of(kind, FRAMES)

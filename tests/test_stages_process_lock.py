@@ -5,59 +5,42 @@ import shutil
 import socket
 import tempfile
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from artifacts.errors import EnvironmentFault
-from flows.job.launch import DirectLauncher, StageCall
 from stages.process import lock
 
 NOBODY = 65534
 
 
-def put(path: Path, kind: str, victim: Path) -> None:
-    """Something at `path` that is no lock."""
-    if kind == "link":
-        path.symlink_to(victim)
-    elif kind == "dangling link":
-        path.symlink_to(victim.with_name("not-there"))
-    elif kind == "fifo":
-        os.mkfifo(path)
-    elif kind == "folder":
-        path.mkdir()
-    else:
-        with socket.socket(socket.AF_UNIX) as listening:
-            listening.bind(str(path))
+def bind(path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(path))
 
 
-@pytest.mark.parametrize("kind", ["link", "dangling link", "fifo", "folder", "socket"])
+PUT: dict[str, Callable[[Path], object]] = {
+    "link": lambda path: path.symlink_to("thesis.txt"),
+    "dangling link": lambda path: path.symlink_to("not-there"),
+    "fifo": os.mkfifo,
+    "folder": Path.mkdir,
+    "socket": bind,
+}
+
+
+@pytest.mark.parametrize("kind", PUT)
 @pytest.mark.parametrize("way", [lock.try_hold, lambda path: lock.hold(path, print)])
 def test_what_is_no_file_is_no_lock(tmp_path: Path, kind: str, way: object) -> None:
     victim, path = tmp_path / "thesis.txt", tmp_path / "penstock-GPU.lock"
     victim.write_text("years of work")
-    put(path, kind, victim)
+    PUT[kind](path)
     with pytest.raises(EnvironmentFault, match=f"{path.name} is a .*, and a lock must be a file"):
         way(path)  # type: ignore[operator]
     assert lock.holder(path) == "another process"
     assert victim.read_text() == "years of work"
     assert not victim.with_name("not-there").exists()
-
-
-def test_a_stage_says_in_one_line_that_its_lock_is_a_link(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    victim, path = tmp_path / "thesis.txt", tmp_path / "cpu.lock"
-    victim.write_text("years of work")
-    path.symlink_to(victim)
-    monkeypatch.setenv(lock.CPU_LOCK, str(path))
-    call = StageCall(
-        name="wait", arguments={"device": "cpu"}, device="cpu", log=tmp_path / "wait.log"
-    )
-    launcher = DirectLauncher(lambda *_: None, {"wait": "stages.models.profile:never"})
-    with pytest.raises(EnvironmentFault, match=r"^[^\n]*cpu.lock is a link, [^\n]*$"):
-        launcher.start(call).wait()
-    assert victim.read_text() == "years of work"
 
 
 def test_what_stands_in_a_lock_may_be_anything(tmp_path: Path) -> None:
