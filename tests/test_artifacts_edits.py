@@ -19,7 +19,7 @@ from artifacts.errors import EnvironmentFault
 from artifacts.store_folders import local_folder
 
 
-def deed(name: str, second: int = 0, **words: str | None) -> dict[str, Any]:
+def deed(name: str, second: int = 0, /, **words: str | None) -> dict[str, Any]:
     """A deed that gives captions these words; None rejects one."""
     changes = [
         {"of": key, "caption": text, "review": "accepted" if text else "rejected"}

@@ -151,7 +151,8 @@ def importable(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_process_that_gets_no_more_memory_is_told_as_that(
     name: str, words: str, imports: list[str], tmp_path: Path
 ) -> None:
-    job = {"imports": imports, "impatient": True, "file": str(tmp_path / "model.safetensors")}
+    weights = str(tmp_path / "model.safetensors")
+    job: dict[str, Any] = {"imports": imports, "impatient": True, "file": weights}
     process = start(name, tmp_path, bytes=400 * MIB, **job)
     with pytest.raises(OutOfMemory, match=words) as caught:
         process.wait()
