@@ -35,10 +35,11 @@ class Sample:
         self.ends = 0.0
         self.ran: list[str] = []
 
+    @pytest.hookimpl(trylast=True)
     def pytest_collection_modifyitems(
         self, config: pytest.Config, items: list[pytest.Item]
     ) -> None:
-        """Keep the sample alone, what every sample has first."""
+        """Keep the sample alone, what every sample has first; after quick tests are deselected."""
         kept = [item for item in items if _seconds_allowed(item) <= LONGEST_SECONDS]
         kept.sort(key=lambda item: hashlib.sha256((self.digest + item.nodeid).encode()).digest())
         for pattern in [*ALWAYS.values(), *_family_patterns()]:
