@@ -1,9 +1,8 @@
-"""A model whose context holds two of a chunk's fourteen frames is shown two, and says so. Words
-that do not fit beside them are refused before anything is encoded."""
+"""A model is shown as many of a chunk's frames as fit its context, and says so; words that do not
+fit beside them are refused before anything is encoded. Where larger frames are more tokens, those
+of large videos alone are fewer."""
 
 import json
-import shutil
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,32 +10,43 @@ from typing import Any
 import pytest
 
 from artifacts.errors import UsageError
+from artifacts.schema import ChunkIndex, MediaIndex
 from flows.cli.main import main
-from flows.job.prepare import prepare_without_media
+from flows.job.prepare import Job, prepare_without_media
+from flows.job.tasks import Medium
 from flows.pipelines import CAPTION
+from flows.running.calls import Calls
 from flows.serving.config import ServeConfig
+from flows.serving.frame_source import FrameSource
+from flows.serving.keeping import RecordKeeper
 from flows.serving.plans import decoding_call
+from flows.serving.scratch import Scratch
 from penstock_demo import CLIPS
 from tests.support.families import checkpoint
-from tests.support.inside import InsideLauncher, run_inside
+from tests.support.inside import InsideLauncher, Ran, run_inside
+from tests.support.long_context import with_context
+from tests.support.media import write_video
 from tests.support.pipeline import Place
 
 LINE = "2 frames of a chunk fit its context of 64 tokens, of 32; --chunk 0.5 shows them all"
-FITS = "frames of a chunk fit its context"
-FITTING = {"fps": 4.0, "prompt": "hi", "max_new_tokens": 8}
+BY_SIZE = "2 frames of 160x160 fit its context of 1,024 tokens, of 8; --max-pixels 11008 shows them"
+FITTING: dict[str, Any] = {"fps": 4.0, "prompt": "hi", "max_new_tokens": 8}
+WORDS = ["--fps", "4", "--prompt", "hi", "--max-new-tokens", "8"]
+
+
+def place_in(folder: Path, model: Path | str, clips: Path = CLIPS / "clip-08.mp4") -> Place:
+    """By default of a clip of 14 frames at 4 a second."""
+    return Place(clips=clips, out=folder / "out", store=folder / "store", model=str(model))
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
-    """LLaVA with 64 positions, and a clip of 14 frames at 4 a second."""
+def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
     folder = tmp_path_factory.mktemp("context")
-    model = folder / "llava"
-    shutil.copytree(checkpoint("llava"), model)
-    config = json.loads((model / "config.json").read_text())
-    config["text_config"]["max_position_embeddings"] = 64
-    (model / "config.json").write_text(json.dumps(config))
-    clip = CLIPS / "clip-08.mp4"
-    yield Place(clips=clip, out=folder / "out", store=folder / "store", model=str(model))
+    return place_in(folder, with_context(checkpoint("llava"), 64, folder / "llava"))
+
+
+def of(place: Place) -> list[str]:
+    return ["--model", place.model, "--store", str(place.store)]
 
 
 def test_fewer_frames_are_shown_whatever_is_asked(place: Place) -> None:
@@ -52,13 +62,11 @@ def test_fewer_frames_are_shown_whatever_is_asked(place: Place) -> None:
 
 
 def test_the_plan_says_the_same(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["--fps", "4", "--prompt", "hi", "--max-new-tokens", "8", "--json"]
-    where = ["--model", place.model, "--store", str(place.store)]
-    assert main(["plan", str(place.clips), *where, *words]) == 0
+    assert main(["plan", str(place.clips), *of(place), *WORDS, "--json"]) == 0
     plan = json.loads(capsys.readouterr().out)
     assert (plan["frames"], plan["sampling"]["max_frames"]) == (2, 2)
     assert [note for note in plan["notes"] if LINE in note]
-    assert main(["plan", *where, *words]) == 0
+    assert main(["plan", *of(place), *WORDS, "--json"]) == 0
     assert [note for note in json.loads(capsys.readouterr().out)["notes"] if LINE in note]
 
 
@@ -67,10 +75,9 @@ def test_words_that_do_not_fit_are_refused_with_the_limit_that_does(
     verb: str, place: Place, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """64 less two frames of 17 tokens, 19 of the template and 2 of the prompt leave 9."""
-    where = ["--model", place.model, "--store", str(place.store)]
-    where += ["--out", str(tmp_path / "out")] if verb == "caption" else []
+    out = ["--out", str(tmp_path / "out")] if verb == "caption" else []
     words = ["--fps", "5", "--prompt", "hi", "--max-new-tokens", "10"]
-    assert main([verb, str(place.clips), *where, *words]) == 2
+    assert main([verb, str(place.clips), *of(place), *out, *words]) == 2
     said = capsys.readouterr().err
     assert "there is no room for an answer of 10. Give --max-new-tokens 9, or less" in said
     assert "cutting" not in said and "encoding" not in said
@@ -82,23 +89,25 @@ def test_a_prompt_of_one_file_that_is_too_long_does_not_end_the_others(
     def planned(*prompts: str) -> int:
         lines = [json.dumps({"path": str(place.clips), "prompt": prompt}) for prompt in prompts]
         (tmp_path / "list.jsonl").write_text("\n".join(lines))
-        where = ["--model", place.model, "--store", str(place.store), "--fps", "4"]
-        return main(["plan", str(tmp_path / "list.jsonl"), *where, "--max-new-tokens", "8"])
+        return main(["plan", str(tmp_path / "list.jsonl"), *of(place), *WORDS[:2], *WORDS[4:]])
 
     assert planned("hi", "w" * 60) == 0
     assert planned("v" * 60, "w" * 60) == 2
 
 
+def job_of(place: Place, serving: ServeConfig) -> Job:
+    config = replace(serving.caption_config(), out=str(place.out))
+    return prepare_without_media(config, InsideLauncher(), CAPTION)
+
+
 def test_a_server_decodes_as_many_frames_of_a_clip(place: Place) -> None:
     serving = ServeConfig(caption_model=place.model, store=str(place.store))
-    config = replace(serving.caption_config(), out=str(place.out))
-    job = prepare_without_media(config, InsideLauncher(), CAPTION)
-    call = decoding_call(job, serving, str(place.store))("pipe")
+    call = decoding_call(job_of(place, serving), serving, str(place.store))("pipe")
     assert call.arguments["sampling"]["max_frames"] == 2
 
 
 def test_as_stock_shows_all_and_warns(place: Place, tmp_path: Path) -> None:
-    place = Place(clips=place.clips, out=tmp_path, store=place.store, model=place.model)
+    place = replace(place, out=tmp_path)
     ran = run_inside(place, **FITTING, as_published=False)
     assert "32 frames of a chunk exceed its context of 64 tokens, in which 2 fit" in ran.said
     (caption,) = place.captions()
@@ -109,12 +118,7 @@ def test_as_stock_shows_all_and_warns(place: Place, tmp_path: Path) -> None:
 
 
 def test_one_frame_that_does_not_fit_is_refused(place: Place, tmp_path: Path) -> None:
-    model = tmp_path / "llava"
-    shutil.copytree(place.model, model)
-    config = json.loads((model / "config.json").read_text())
-    config["text_config"]["max_position_embeddings"] = 20
-    (model / "config.json").write_text(json.dumps(config))
-    less = Place(clips=place.clips, out=tmp_path / "o", store=tmp_path / "s", model=str(model))
+    less = place_in(tmp_path, with_context(place.model, 20, tmp_path / "llava"))
     with pytest.raises(UsageError, match=r"one frame is 17 tokens to .* room for 15") as raised:
         run_inside(less, **FITTING)
     assert raised.value.exit_code == 2
@@ -126,8 +130,7 @@ def test_the_advice_to_allow_longer_answers_stays_within_the_context(
     """9 tokens are left for an answer; as stock, 14 frames exceed the context by themselves."""
 
     def advice(**options: Any) -> list[str]:
-        where = Place(clips=place.clips, out=tmp_path, store=place.store, model=place.model)
-        ran = run_inside(where, **{**FITTING, **options})
+        ran = run_inside(replace(place, out=tmp_path), **{**FITTING, **options})
         return [line for line in ran.result.warnings if "in the middle" in line]
 
     (line,) = advice(max_new_tokens=2)
@@ -144,35 +147,25 @@ def test_a_video_that_loses_no_frames_is_not_told_of(
     place: Place, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """14 frames at 4 a second; 4 at one."""
-    model = tmp_path / "llava"
-    shutil.copytree(place.model, model)
-    config = json.loads((model / "config.json").read_text())
-    config["text_config"]["max_position_embeddings"] = 300
-    (model / "config.json").write_text(json.dumps(config))
-    where = Place(
-        clips=place.clips, out=tmp_path / "out", store=tmp_path / "store", model=str(model)
-    )
+    where = place_in(tmp_path, with_context(place.model, 300, tmp_path / "llava"))
 
-    def told(**options: Any) -> list[bool]:
-        said = run_inside(where, **{**FITTING, **options}).said
-        notes = json.loads((where.out / "run.json").read_text())["plan"]["notes"]
-        asked = [f"--{name}={value}" for name, value in options.items()]
-        asked += ["--prompt", "hi", "--max-new-tokens", "8", "--store", str(where.store)]
-        assert main(["plan", str(where.clips), "--model", where.model, *asked]) == 0
-        told = [said, "\n".join(notes), capsys.readouterr().out]
-        return [f"{FITS} of 300 tokens" in " ".join(each.split()) for each in told]
+    def told(*more: str) -> bool:
+        assert main(["plan", str(where.clips), *of(where), *WORDS[2:], "--json", *more]) == 0
+        notes = json.loads(capsys.readouterr().out)["notes"]
+        return any("frames of a chunk fit its context of 300 tokens" in note for note in notes)
 
-    assert told(fps=1.0) == [False, False, False]
-    assert told(fps=4.0) == [True, True, True]
-    assert told(fps=4.0) == [True, True, True], "all is there"
-    assert told(fps=4.0, chunk=3.25) == [False, False, False]
+    for _ in range(2):  # the second time all is there
+        assert "frames of a chunk fit its context of 300" in run_inside(where, **FITTING).said
+    assert told("--fps", "4")
+    assert not told("--fps", "1") and not told("--fps", "4", "--chunk", "3.25")
+    assert "fit its context" not in run_inside(where, **{**FITTING, "chunk": 3.25}).said
 
 
 def test_as_stock_warns_of_words_and_answers_that_exceed_the_context(
     place: Place, tmp_path: Path
 ) -> None:
     """Two frames of 17 tokens, 19 of the template and 2 of the prompt: 9 are left."""
-    where = Place(clips=place.clips, out=tmp_path, store=place.store, model=place.model)
+    where = replace(place, out=tmp_path)
 
     def warnings(**options: Any) -> list[str]:
         run_inside(where, **{**FITTING, "max_frames": 2, **options}, as_published=False)
@@ -186,3 +179,80 @@ def test_as_stock_warns_of_words_and_answers_that_exceed_the_context(
     assert warnings(max_new_tokens=12) == [f"{exceeding} tokens"]
     assert warnings(max_new_tokens=4, prompt="w" * 60)[0].startswith("its 2 frames (34), prompt (")
     assert answers == [9, 12, 4]
+
+
+@pytest.fixture(scope="module")
+def sizes(tmp_path_factory: pytest.TempPathFactory) -> Place:
+    """Qwen2.5-VL that sees frames as large as they are, one token for 128 pixels of two of them,
+    with 1,024 positions; videos of 8 frames at 4 a second, 32 and 200 tokens each."""
+    folder = tmp_path_factory.mktemp("by-size")
+    model, clips = with_context(checkpoint("qwen2_5_vl"), 1024, folder / "qwen"), folder / "clips"
+    processor = json.loads((model / "processor_config.json").read_text())
+    processor["video_processor"]["size"]["longest_edge"] = 1 << 22
+    (model / "processor_config.json").write_text(json.dumps(processor))
+    clips.mkdir()
+    write_video(clips / "large.mp4", ticks=range(60), size=(160, 160))
+    write_video(clips / "small.mp4", ticks=range(60), size=(64, 64))
+    return place_in(folder, model, clips)
+
+
+def run(place: Place, **options: Any) -> tuple[Ran, dict[str, int]]:
+    """What a run did, and how many frames each caption is of."""
+    ran = run_inside(place, **{**FITTING, **options})
+    return ran, {each["media_path"]: len(each["frames"]) for each in place.captions()}
+
+
+@pytest.mark.slow
+def test_large_frames_are_fewer_and_small_ones_keep_their_keys(
+    sizes: Place, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan_words = ["plan", str(sizes.clips), *of(sizes), *WORDS, "--json"]
+    assert main(plan_words) == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert plan["frames"] == 10 and BY_SIZE in plan["notes"][-1]
+
+    first, frames = run(sizes)
+    assert frames == {"large.mp4": 2, "small.mp4": 8}
+    assert first.said.count(BY_SIZE) == 1
+    assert BY_SIZE in json.loads((sizes.out / "run.json").read_text())["plan"]["notes"][-1]
+    assert run(sizes, prompt="ho")[0].started == ["decode"]
+    assert run(sizes, max_new_tokens=7)[0].started == ["decode"]
+    again, frames = run(sizes)
+    assert again.started == [] and frames == {"large.mp4": 2, "small.mp4": 8}
+    assert main(plan_words) == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert plan["frames"] == 10 and BY_SIZE in plan["notes"][-1]
+
+    stock, frames = run(sizes, as_published=False)
+    assert frames == {"large.mp4": 8, "small.mp4": 8}
+    assert stock.started == ["describe", "frames", "encode", "decode"]
+    assert sizes.stages()["encode"]["items"] == 1, "the small one is there"
+    assert "8 frames of 160x160 in a chunk exceed its context" in stock.said
+    warnings = {each["media_path"]: each["warnings"] for each in sizes.captions()}
+    assert warnings == {
+        "large.mp4": ["its 8 frames exceed the model's context of 1,024 tokens, in which 2 fit"],
+        "small.mp4": [],
+    }
+
+
+@pytest.mark.slow
+def test_all_frames_are_shown_at_the_pixels_that_are_proposed(sizes: Place) -> None:
+    ran, frames = run(sizes, max_pixels=11008)
+    assert frames == {"large.mp4": 8, "small.mp4": 8} and "fit its context" not in ran.said
+
+
+@pytest.mark.slow
+def test_a_server_shows_as_many_of_a_large_clip(sizes: Place, tmp_path: Path) -> None:
+    serving = ServeConfig(caption_model=sizes.model, store=str(sizes.store))
+    job = job_of(sizes, serving)
+    scratch, keeper = Scratch(tmp_path), RecordKeeper(lambda _: None)
+    source = FrameSource(job, None, keeper, scratch)  # type: ignore[arg-type]
+    times = tuple(0.25 * at for at in range(8))
+    chunk = ChunkIndex(index=0, start=0.0, end=2.0, times=times, height=160, width=160)
+    index = MediaIndex(kind="video", height=160, width=160, duration=2.0, chunks=(chunk,))
+    medium = Medium(digest="d", path="a.mp4", kind="video", prompt="hi")
+    (task,) = source.tasks(medium, index)
+    assert task.chunk.times == (0.0, 1.0)
+    assert Calls(job).member(job.pipeline[1], task)["shown"] == 2
+    (small,) = source.tasks(medium, replace(index, chunks=(replace(chunk, height=64, width=64),)))
+    assert "shown" not in Calls(job).member(job.pipeline[1], small)

@@ -19,7 +19,7 @@ from stages.decode.stored import read_features
 from stages.models.halves.delivery import UNDIVIDED
 from stages.models.inspection import describe
 from stages.models.processors.prepare import Clip, load_processor
-from tests.support.checkpoints import whole_checkpoint
+from tests.support.checkpoints import MODELS, whole_checkpoint
 from tests.support.clips import joint_model
 from tests.support.graphs import graph_job, with_graphs
 from tests.support.inside import InsideLauncher, run_inside
@@ -38,19 +38,7 @@ FRAMES_A_VIDEO = 4
 """Of which instructblipvideo takes neither more nor fewer."""
 TOKENS = 8
 ASKED = "Who is it?"
-QUICK = ("blip",)
-SLOW = (
-    "mllama",
-    "pix2struct",
-    "blip_2",
-    "florence2",
-    "gemma3",
-    "git",
-    "instructblip",
-    "instructblipvideo",
-    "llama4",
-    "perception_lm",
-)
+SLOW = sorted({*MODELS} - {"blip", "glm4v", "internvl", "llava_next", "paligemma"})
 
 
 @pytest.fixture
@@ -106,7 +94,10 @@ def _says(family: str, row: dict[str, Any], meta: dict[str, Any], pixels: Any) -
     return str(text.strip())
 
 
-def check_whole_runs(family: str, place: Place) -> None:
+@pytest.mark.parametrize(
+    "family", ["blip", *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)]
+)
+def test_a_run_says_what_the_whole_model_says(family: str, place: Place) -> None:
     place = of(place, family)
     first = run(place)
     assert first.started == ["describe", "frames", "encode", "decode"]
@@ -132,21 +123,10 @@ def check_whole_runs(family: str, place: Place) -> None:
     assert place.captions() == rows
 
 
-@pytest.mark.parametrize("family", QUICK)
-def test_a_run_says_what_the_whole_model_says(family: str, place: Place) -> None:
-    check_whole_runs(family, place)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("family", SLOW)
-def test_a_run_of_another_family_says_what_the_whole_model_says(family: str, place: Place) -> None:
-    check_whole_runs(family, place)
-
-
 def test_of_a_model_that_is_run_whole_pixels_are_stored_and_as_many_as_foreseen(
     place: Place,
 ) -> None:
-    place = of(place, "mllama")
+    place = of(place, "blip")
     config = CaptionConfig(
         sources=(str(place.clips),), model=place.model, store=str(place.store), chunk=2.0
     )
@@ -179,7 +159,7 @@ def test_of_a_model_that_is_run_whole_the_decoder_is_quantized(place: Place) -> 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", [name for name in (*QUICK, *SLOW) if name not in JOINT])
+@pytest.mark.parametrize("family", [name for name in SLOW if name not in JOINT])
 def test_by_graphs_a_family_says_what_it_says_by_torch(family: str, place: Place) -> None:
     """Of pictures and prompts of lengths that no graph was made with."""
     count = FRAMES_A_VIDEO if family == "instructblipvideo" else 0

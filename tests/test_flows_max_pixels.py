@@ -1,32 +1,39 @@
-"""--max-pixels keeps every picture and every frame to so many pixels, by the processor's own limit;
-plans name it among what would make a run fit, with a value that does."""
+"""--max-pixels keeps every picture and every frame to so many pixels, by the processor's own limit,
+and --max-video-pixels all frames of a chunk together; plans reckon with both and name values that
+fit."""
 
+import functools
+import json
 import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from artifacts.errors import UsageError
-from flows.console.display import Display
 from flows.job.config import CaptionConfig
+from flows.job.context import frames_of_size
 from flows.job.pixel_limits import check_pixels
 from flows.planning.plan import Plan, plan_of
 from flows.planning.plan_view import verdict
-from flows.running.run import caption
+from flows.planning.workloads import workload_of
 from penstock_demo import CHECKPOINT
-from stages.models import describe
+from stages.models import ModelProfile, describe
+from stages.models.processors.clip import Clip
 from stages.models.processors.fit import resized
 from stages.models.processors.loading import load_processor, takes_videos
 from stages.models.processors.pixel_limit import least_pixels
 from stages.models.processors.prepare import prepare
+from tests.support.by_hand import model
 from tests.support.clips import clips
 from tests.support.families import checkpoint
-from tests.support.inside import InsideLauncher
+from tests.support.inside import InsideLauncher, run_inside
 from tests.support.keys_before import namespaces
 from tests.support.media import write_video
+from tests.support.pipeline import Place
 from tests.support.plan_cases import kept_folder, plan_case
 from tests.support.processors import KINDS, processor_folder
 
@@ -34,33 +41,43 @@ pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:Depreca
 
 TOKEN = 64
 """Pixels of a token of the tiny processors."""
-LIMITED = ("glm4v", "qwen2_vl", "video_llama_3", "qwen2_5_vl", "qwen3_vl")
+OTHERS = ("glm4v", "qwen2_vl", "video_llama_3", "qwen2_5_vl")
+LIMITED = ("qwen3_vl", *(pytest.param(name, marks=pytest.mark.slow) for name in OTHERS))
 FREE = ("gemma3", "llava_next", "pixtral", "idefics3", "internvl", "llava")
-SIZES = ((1, 333, 500), (2, 200, 300), (5, 200, 300), (8, 480, 270), (8, 30, 30), (3, 64, 160))
+SHAPES = ((1, 333, 500), (2, 200, 300), (5, 200, 300), (8, 480, 270), (8, 30, 30), (3, 64, 160))
 
 
-def processor_of(family: str, most: int = 0) -> Any:
+def processor_of(family: str, **limits: Any) -> Any:
     folder = processor_folder(family) if family in KINDS else checkpoint(family)
-    return load_processor(folder, max_pixels=most)
+    return load_processor(folder, **limits)
+
+
+def sizes(processor: Any, frames: int, height: int, width: int) -> set[tuple[int, int]]:
+    kind: Any = "image" if frames == 1 else "video"
+    (clip,) = clips(kind, 1, height=height, width=width, frames=frames)
+    return set(resized(processor, clip)[0])
 
 
 @pytest.mark.parametrize("most", [5 * TOKEN, 40 * TOKEN, 300 * TOKEN])
-@pytest.mark.parametrize(
-    "family",
-    [pytest.param(f, marks=[] if f == "qwen3_vl" else pytest.mark.slow) for f in LIMITED],
-)
+@pytest.mark.parametrize("family", LIMITED)
 def test_no_frame_is_seen_in_more_pixels(family: str, most: int) -> None:
-    processor = processor_of(family, most)
-    for count, height, width in SIZES:
-        kind: Any = "image" if count == 1 else "video"
-        (clip,) = clips(kind, 1, height=height, width=width, frames=count)
-        for high, wide in resized(processor, clip)[0]:
-            assert 0 < high * wide <= most
+    processor = processor_of(family, max_pixels=most)
+    for shape in SHAPES:
+        assert all(0 < high * wide <= most for high, wide in sizes(processor, *shape))
+
+
+@pytest.mark.parametrize("total", [40 * TOKEN, 400 * TOKEN])
+@pytest.mark.parametrize("family", LIMITED)
+def test_all_frames_together_are_seen_in_no_more_pixels(family: str, total: int) -> None:
+    processor = processor_of(family, max_video_pixels=total)
+    for frames in (2, 3, 4, 5, 8, 16):
+        for high, wide in sizes(processor, frames, 200, 300):
+            assert 0 < high * wide * frames <= total
 
 
 @pytest.mark.parametrize("family", FREE)
 def test_a_processor_without_such_a_limit_is_left_as_it_is(family: str) -> None:
-    plain, asked = processor_of(family), processor_of(family, 4096)
+    plain, asked = processor_of(family), processor_of(family, max_pixels=4096)
     assert least_pixels(plain) == 0
     (clip,) = clips("image", 1, height=80, width=60)
     before, after = (prepare(each, clip).inputs for each in (plain, asked))
@@ -70,7 +87,7 @@ def test_a_processor_without_such_a_limit_is_left_as_it_is(family: str) -> None:
 @pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl"])
 def test_pixels_are_those_of_the_processor_called_with_that_size(family: str) -> None:
     most = 6 * TOKEN
-    plain, asked = processor_of(family), processor_of(family, most)
+    plain, asked = processor_of(family), processor_of(family, max_pixels=most)
     assert takes_videos(plain)
     for kind, part, name in (
         ("image", plain.image_processor, "pixel_values"),
@@ -89,12 +106,50 @@ def test_pixels_are_those_of_the_processor_called_with_that_size(family: str) ->
 @pytest.mark.parametrize("family", ["qwen3_vl", pytest.param("glm4v", marks=pytest.mark.slow)])
 def test_every_frame_counts_for_itself_where_a_video_is_limited_as_a_whole(family: str) -> None:
     most = 9 * TOKEN
-    processor = processor_of(family, most)
+    processor = processor_of(family, max_pixels=most)
     whole = processor.video_processor.size["longest_edge"]
     for count in (2, 8):
-        (clip,) = clips("video", 1, height=96, width=96, frames=count)
-        ((high, wide),) = set(resized(processor, clip)[0])
+        ((high, wide),) = sizes(processor, count, 96, 96)
         assert whole >= most * count and high * wide == most
+
+
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_vl"])
+def test_a_frame_is_kept_to_the_smaller_of_both_limits(family: str) -> None:
+    most, total = 20 * TOKEN, 80 * TOKEN
+    both = processor_of(family, max_pixels=most, max_video_pixels=total)
+    alone = processor_of(family, max_pixels=most)
+    assert sizes(both, 2, 96, 96) == sizes(alone, 2, 96, 96) == {(32, 32)}
+    assert sizes(both, 16, 96, 96) == {(16, 16)}  # 80 / 16 = 5 tokens of a square
+    assert sizes(both, 1, 96, 96) == sizes(alone, 1, 96, 96)
+
+
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_vl"])
+def test_images_and_short_videos_are_as_without_it(family: str) -> None:
+    plain, asked = processor_of(family), processor_of(family, max_video_pixels=64 * TOKEN)
+    assert sizes(asked, 1, 96, 96) == sizes(plain, 1, 96, 96)
+    assert sizes(asked, 2, 32, 32) == sizes(plain, 2, 32, 32)
+    assert sizes(asked, 16, 96, 96) != sizes(plain, 16, 96, 96)
+
+
+def test_more_than_the_processor_allows_may_be_asked_for_where_it_limits_a_video() -> None:
+    plain = processor_of("qwen3_vl")
+    own = plain.video_processor.size["longest_edge"]
+    edge = 8 * (round((own / 8) ** 0.5 / 8) + 4)
+    before = sizes(plain, 8, edge, edge)
+    assert before != {(edge, edge)}
+    more = processor_of("qwen3_vl", max_video_pixels=8 * edge**2)
+    assert sizes(more, 8, edge, edge) == {(edge, edge)}
+
+
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_vl"])
+def test_a_frame_becomes_a_token_where_the_limit_leaves_it_less(family: str) -> None:
+    processor = processor_of(family, max_video_pixels=TOKEN)
+    assert {*sizes(processor, 2, 90, 160), *sizes(processor, 300, 90, 160)} == {(8, 8)}
+
+
+@functools.cache
+def demo() -> ModelProfile:
+    return describe(CHECKPOINT)
 
 
 def config_of(**options: Any) -> CaptionConfig:
@@ -102,11 +157,12 @@ def config_of(**options: Any) -> CaptionConfig:
 
 
 def test_the_limit_is_in_keys_only_where_it_is_given() -> None:
-    plain = describe(CHECKPOINT)
-    some, fewer = (describe(CHECKPOINT, max_pixels=count * plain.least_pixels) for count in (9, 4))
+    plain = demo()
+    fewer = describe(CHECKPOINT, max_pixels=4 * plain.least_pixels)
     assert (plain.max_pixels, fewer.max_pixels) == (0, 4 * plain.least_pixels)
-    assert fewer.image_tokens < some.image_tokens < plain.image_tokens
-    assert fewer.frame_tokens < some.frame_tokens < plain.frame_tokens
+    assert fewer.image_tokens < plain.image_tokens
+    assert fewer.frame_tokens < plain.frame_tokens
+    some = replace(fewer, max_pixels=9 * plain.least_pixels)
     found = [namespaces(profile, "plain") for profile in (plain, some, fewer)]
     for kind in ("features", "captions"):
         assert len({each[kind] for each in found}) == 3
@@ -116,22 +172,50 @@ def test_the_limit_is_in_keys_only_where_it_is_given() -> None:
 
 
 def test_who_asks_for_what_cannot_be_is_told(tmp_path: Path) -> None:
-    limited, free = describe(CHECKPOINT), describe(checkpoint("llava"))
+    limited, free = demo(), describe(checkpoint("llava"))
     check_pixels(config_of(max_pixels=limited.least_pixels), limited)
     check_pixels(config_of(), free)
     with pytest.raises(UsageError, match="one token of demo has") as caught:
         check_pixels(config_of(max_pixels=limited.least_pixels - 1), limited)
     assert str(64 * limited.least_pixels) in caught.value.hint
-    with pytest.raises(UsageError, match="has no limit of pixels that --max-pixels") as caught:
-        check_pixels(config_of(max_pixels=4096), free)
-    assert "--max-frames" in caught.value.hint
-    with pytest.raises(UsageError, match="--max-pixels is 0"):
-        config_of(max_pixels=0)
+    for limit in ("max-pixels", "max-video-pixels"):
+        with pytest.raises(UsageError, match=f"no limit of pixels that --{limit}") as caught:
+            check_pixels(config_of(**{limit.replace("-", "_"): 4096}), free)
+        assert "--max-frames" in caught.value.hint and "\n" not in caught.value.message
+    for name in ("max_pixels", "max_video_pixels"):
+        with pytest.raises(UsageError, match=f"--{name.replace('_', '-')} is 0"):
+            config_of(**{name: 0})
     with pytest.raises(UsageError, match="has no limit of pixels"):
         plan_of(
             config_of(model=str(checkpoint("llava")), store=str(tmp_path), max_pixels=4096),
             InsideLauncher(),
         )
+
+
+def test_the_limit_of_a_video_is_in_keys_of_features_only_where_it_is_given() -> None:
+    plain = demo()
+    assert plain.max_video_pixels == 0
+    video = ({"max_video_pixels": most} for most in (90_000, 40_000))
+    limits: list[dict[str, Any]] = [{}, *video, {"max_pixels": 90_000}]
+    found = [namespaces(replace(plain, **limit), "plain") for limit in limits]
+    assert len({each["frames"] for each in found}) == 1
+    for kind in ("features", "captions"):
+        assert len({each[kind] for each in found}) == 4
+
+
+def test_limits_below_a_token_are_refused_and_a_token_is_taken() -> None:
+    tiny = describe(CHECKPOINT, max_pixels=1, max_video_pixels=1)
+    for most in (1, 100, 255):
+        for named, given in (
+            ("--max-video-pixels", {"max_video_pixels": most}),
+            ("--max-pixels", {"max_pixels": most, "max_video_pixels": most}),
+        ):
+            words = f"^{named} is {most}, and one token of demo has 256"
+            with pytest.raises(UsageError, match=words) as caught:
+                check_pixels(config_of(**given), tiny)
+            assert caught.value.hint == "Give 16384 or more"
+    least: dict[str, Any] = {"max_pixels": 256, "max_video_pixels": 256}
+    check_pixels(config_of(**least), replace(tiny, **least))
 
 
 def planned(folder: Path, store: Path, **options: Any) -> Plan:
@@ -160,27 +244,51 @@ def test_a_plan_names_frames_and_pixels_that_really_fit(
         assert all(choice.fits for choice in again.choices.values()), (option, value)
 
 
-def started_by(config: CaptionConfig) -> list[str]:
-    """The stages that a run starts in which nothing fails."""
-    launcher = InsideLauncher()
-    assert caption(config, Display(quiet=True), lambda _: launcher).failures == []
-    return launcher.started
+@pytest.mark.slow
+def test_a_plan_reckons_with_it_as_the_run_does() -> None:
+    folder = kept_folder(plan_case("qwen2.5-vl-7b-instruct"))
+    for total, frames in ((3_000_000, 30), (3_000_000, 7), (1_000_000, 16)):
+        profile = describe(folder, as_published=False, max_video_pixels=total)
+        for shown in ((360, 640), (1080, 1920), (1280, 720)):
+            stored = profile.fit_video.size(*shown)
+            workload = workload_of(model(profile), "video", 1, frames, stored, shown, "x")
+            planned = workload.tokens - workload.text_tokens
+            processor = load_processor(folder, max_video_pixels=total)
+            clip = Clip(
+                frames=np.zeros((frames, *stored, 3), np.uint8),
+                times=tuple(map(float, range(frames))),
+                seconds=float(frames),
+                kind="video",
+            )
+            found = prepare(processor, clip, "x").count.tokens
+            assert abs(planned / found - 1) < 0.01, (total, frames, shown)
+            assert found * 784 * 2 <= total + 2 * 784 * found / frames
 
 
 @pytest.mark.slow
-def test_a_run_with_fewer_pixels_says_other_words_and_keeps_both(tmp_path: Path) -> None:
+def test_the_context_counts_frames_as_small_as_they_are_then_seen() -> None:
+    folder = kept_folder(plan_case("qwen2.5-vl-7b-instruct"))
+    config = json.loads((folder / "config.json").read_text())
+    config["max_position_embeddings"] = 8192
+    (folder / "config.json").write_text(json.dumps(config))
+    plain = describe(folder, as_published=False)
+    few = describe(folder, as_published=False, max_video_pixels=3_000_000)
+    assert (frames_of_size(plain, (720, 1280)) or 0) < 30
+    assert frames_of_size(few, (720, 1280)) is None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("option", ["max_pixels", "max_video_pixels"])
+def test_a_run_with_fewer_pixels_encodes_anew_and_keeps_both(option: str, tmp_path: Path) -> None:
     write_video(tmp_path / "clip.mp4", ticks=range(50), gop=25)
     said = {}
     for name, most in (("plain", None), ("fewer", 64 * 64), ("again", None)):
-        config = config_of(
-            sources=(str(tmp_path / "clip.mp4"),),
-            store=str(tmp_path / "store"),
-            out=str(tmp_path / name),
-            max_pixels=most,
-            max_new_tokens=8,
-        )
-        started = started_by(config)
+        clip, store = tmp_path / "clip.mp4", tmp_path / "store"
+        place = Place(clips=clip, out=tmp_path / name, store=store)
+        ran = run_inside(place, precision="fp32", max_new_tokens=8, **{option: most})
+        assert not ran.result.failures
         said[name] = (tmp_path / name / "captions.jsonl").read_text()
-        assert (f'"max_pixels": {most}' in (tmp_path / name / "run.json").read_text()) == bool(most)
-        assert ("encode" in started) == (name != "again")
+        plan = json.loads((tmp_path / name / "run.json").read_text())["plan"]
+        assert plan.get(option) == most
+        assert ("encode" in ran.started) == (name != "again")
     assert said["plain"] == said["again"]

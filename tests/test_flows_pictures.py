@@ -5,7 +5,6 @@ import functools
 import json
 import os
 from contextlib import closing
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,7 @@ from stages.models.processors.clip import Clip, pictures
 from stages.process.report import Report
 from tests.support.checkpoints import MODELS, whole_checkpoint
 from tests.support.clips import joint_model
-from tests.support.families import checkpoint
+from tests.support.families import BUILDERS, checkpoint
 from tests.support.inside import run_inside
 from tests.support.pipeline import Place
 from tests.support.processors import plain_call
@@ -48,21 +47,8 @@ SIZES = {
     "panorama": (400, 1600),
 }
 """Width x height → height and width in pixels."""
-FAMILIES = (
-    "llava",
-    "llava_onevision",
-    "qwen2_5_vl",
-    "qwen3_vl",
-    "smolvlm",
-    "blip_2",
-    "florence2",
-    "gemma3",
-    "glm4v",
-    "internvl",
-    "llava_next",
-    "paligemma",
-)
-QUICK = ("llava",)
+MORE = ("blip_2", "florence2", "gemma3", "glm4v", "internvl", "llava_next", "paligemma")
+"""Families that are run, beside those of `BUILDERS`."""
 PROCESSORS: dict[str, Any] = {
     "blip": hf.BlipImageProcessor,
     "clip": functools.partial(
@@ -108,13 +94,28 @@ def photo(seed: int, height: int, width: int) -> Image.Image:
     return Image.fromarray(found.clip(0, 255).astype(np.uint8))
 
 
-def save_all(folder: Path, suffix: str = "") -> list[Path]:
-    """A picture of each proportion, as PNG and as JPEG in turns, or all with this suffix."""
-    folder.mkdir()
-    paths = []
-    for seed, (name, size) in enumerate(SIZES.items()):
-        paths.append(folder / f"{name}.{suffix or ('jpg', 'png')[seed % 2]}")
-        photo(seed, *size).save(paths[-1], quality=92)
+@functools.cache
+def drawn() -> list[tuple[str, Image.Image]]:
+    return [(name, photo(seed, *size)) for seed, (name, size) in enumerate(SIZES.items())]
+
+
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A picture of each proportion, as JPEG and as PNG in turns."""
+    folder = tmp_path_factory.mktemp("mixed")
+    for at, (name, image) in enumerate(drawn()):
+        image.save(folder / f"{name}.{('jpg', 'png')[at % 2]}", quality=92)
+    return folder
+
+
+@pytest.fixture(scope="module", params=["png", "jpg"])
+def every(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """A picture of each proportion and a large one, all with one suffix."""
+    folder = tmp_path_factory.mktemp("every")
+    paths: list[Path] = []
+    for name, image in [*drawn(), ("photo", photo(99, 3024, 4032))]:
+        paths.append(folder / f"{name}.{request.param}")
+        image.save(paths[-1], quality=92)
     return paths
 
 
@@ -122,12 +123,6 @@ def opened(path: Path) -> Image.Image:
     """As the documentation of every model opens a picture."""
     with Image.open(path) as image:
         return image.convert("RGB")
-
-
-@pytest.fixture
-def place(tmp_path: Path) -> Place:
-    save_all(tmp_path / "clips")
-    return Place(clips=tmp_path / "clips", out=tmp_path / "out", store=tmp_path / "store")
 
 
 def folder_of(family: str) -> Path:
@@ -158,8 +153,16 @@ def stock_says(family: str, path: Path, prompt: str) -> str:
     return str(text).strip()
 
 
-def check_captions(family: str, place: Place) -> None:
-    place = replace(place, model=str(folder_of(family)))
+@pytest.mark.parametrize(
+    "family",
+    [
+        pytest.param(name, marks=[] if name == "llava" else pytest.mark.slow)
+        for name in (*BUILDERS, *MORE)
+    ],
+)
+def test_of_picture_files_stock_s_words_are_said(family: str, mixed: Path, tmp_path: Path) -> None:
+    model, out, store = str(folder_of(family)), tmp_path / "out", tmp_path / "store"
+    place = Place(clips=mixed, out=out, store=store, model=model)
     done = run_inside(place, max_new_tokens=TOKENS)
     assert not done.result.failures
     rows = place.captions()
@@ -171,17 +174,6 @@ def check_captions(family: str, place: Place) -> None:
     }
     assert found == wanted
     assert len(set(found.values())) > 1, "or it speaks of nothing that it sees"
-
-
-@pytest.mark.parametrize("family", QUICK)
-def test_of_picture_files_stock_s_words_are_said(family: str, place: Place) -> None:
-    check_captions(family, place)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("family", [name for name in FAMILIES if name not in QUICK])
-def test_of_picture_files_every_family_says_stock_s_words(family: str, place: Place) -> None:
-    check_captions(family, place)
 
 
 def stored_clips(paths: list[Path], store: Path) -> dict[Path, Clip]:
@@ -226,25 +218,16 @@ def check_pixels(name: str, paths: list[Path], store: Path) -> None:
         assert same(given, wanted), path.name
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        name if at % 3 == 0 else pytest.param(name, marks=pytest.mark.slow)
-        for at, name in enumerate(PROCESSORS)
-    ],
-)
-def test_a_processor_is_given_what_it_makes_of_the_file(name: str, tmp_path: Path) -> None:
-    paths = save_all(tmp_path / "clips")
-    check_pixels(name, paths[4:8], tmp_path / "store")
+@pytest.mark.parametrize("name", ["mllama", "qwen2_vl"])
+def test_a_processor_is_given_what_it_makes_of_the_file(
+    name: str, mixed: Path, tmp_path: Path
+) -> None:
+    check_pixels(name, [mixed / "2x3.jpg", mixed / "16x9.png"], tmp_path / "store")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("suffix", ["png", "jpg"])
 @pytest.mark.parametrize("name", PROCESSORS)
 def test_a_processor_is_given_what_it_makes_of_every_file(
-    name: str, suffix: str, tmp_path: Path
+    name: str, every: list[Path], tmp_path: Path
 ) -> None:
-    paths = save_all(tmp_path / "clips", suffix)
-    large = tmp_path / "clips" / f"photo.{suffix}"
-    photo(99, 3024, 4032).save(large, quality=92)
-    check_pixels(name, [*paths, large], tmp_path / "store")
+    check_pixels(name, every, tmp_path / "store")

@@ -1,8 +1,11 @@
 """A whole caption run in this process: the flow, the stages and the store are the program's own,
 and only the child processes are spared."""
 
+import atexit
+import gc
 import json
 import os
+import sys
 from contextlib import closing
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -44,6 +47,19 @@ class Ended:
     def stop(self) -> None: ...
 
 
+def spare_imports() -> None:
+    """Keep what is imported out of collections, which stages ask for often and this process would
+    need half a second for."""
+    if len(sys.modules) > 1.02 * spared[0]:
+        gc.freeze()
+        spared[0] = len(sys.modules)
+
+
+spared = [0]
+"""How many modules were there when it was last done."""
+atexit.register(gc.unfreeze)  # or some of what is imported calls itself leaked
+
+
 @dataclass(kw_only=True, slots=True)
 class InsideLauncher:
     """Runs each stage as a function of this process."""
@@ -54,13 +70,15 @@ class InsideLauncher:
     def start(self, call: StageCall) -> Ended:
         self.started.append(call.name)
         module, _, name = ENTRIES[call.name].partition(":")
+        run = getattr(import_module(module), name)
+        spare_imports()
         outcome = StageOutcome(name=call.name)
         descriptor = os.memfd_create("events")
         arguments = json.loads(json.dumps(call.arguments))
         if "device" in arguments:
             arguments["device"] = call.device
         with closing(os.fdopen(descriptor, "rb", closefd=True)) as file:
-            getattr(import_module(module), name)(arguments, Report(descriptor))
+            run(arguments, Report(descriptor))
             file.seek(0)
             for line in file:
                 if (event := event_of(line.decode())) is not None:
