@@ -5,33 +5,31 @@ import copy
 import json
 import shutil
 from collections.abc import Mapping
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from transformers import LogitsProcessor, LogitsProcessorList
 
 from artifacts.errors import UsageError
+from flows.results.summaries import OF_ANY_TEXT
 from penstock_demo import CHECKPOINT
 from stages.decode import run
 from stages.decode.choosing import avoided, seed_of
 from stages.decode.generation import Generation
 from stages.decode.loops import NGRAM, PENALTY, goes_round
+from stages.decode.presence import PresencePenalty
 from stages.models.processors.chat_turn import PARTS, PLAIN, write
 from stages.models.processors.prepare import Clip, load_processor
-from tests.support.checkpoints import whole_checkpoint
 from tests.support.clips import clips, joint_inputs, joint_model
-from tests.support.families import BUILDERS, checkpoint
-from tests.support.waves import Wave
+from tests.support.families import checkpoint
+from tests.support.waves import CAPTIONS, OTHER, THIRD, Wave, encoded_wave, folder_of
 
 PROMPTS = ("Describe.", "What happens in it?")
-OTHER = "dd" * 32
 TOKENS = 12
-QUICK = ("qwen2_5_vl",)
-NAMES = [
-    pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow)
-    for name in (*BUILDERS, "gemma3", "demo")
-]
+QUICK = {("qwen2_5_vl", "together"), ("qwen2_5_vl", "presence"), ("qwen2_5_vl", "present, warm")}
 CONTROLS: Mapping[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "temperature": (
         {"temperature": 0.8, "seed": 7},
@@ -49,23 +47,27 @@ CONTROLS: Mapping[str, tuple[dict[str, Any], dict[str, Any]]] = {
         },
     ),
     "beams": ({"beams": 3}, {"num_beams": 3}),
+    "presence": ({"presence_penalty": 2.0}, {"lowered": 2.0}),
+    "present, warm": (
+        {"presence_penalty": 2.0, "temperature": 0.9, "seed": 5},
+        {"lowered": 2.0, "do_sample": True, "temperature": 0.9},
+    ),
+    "start": ({"start_with": "A big"}, {"begun": "A big"}),
 }  # fmt: skip
 """Name → what is asked of us, and of stock."""
-OF_EACH = [
-    pytest.param(name, marks=[] if name == "together" else pytest.mark.slow) for name in CONTROLS
+CASES = [
+    pytest.param(*case, marks=[] if case in QUICK else pytest.mark.slow)
+    for case in [
+        *product(("qwen2_5_vl", "gemma3"), CONTROLS),
+        *product(
+            ("demo", "qwen3_vl", "llava", "llava_onevision", "smolvlm"), ("together", "presence")
+        ),
+    ]
 ]
 
 
-def folder_of(name: str) -> Path:
-    if name == "demo":
-        return CHECKPOINT
-    return checkpoint(name) if name in BUILDERS else whole_checkpoint(name)
-
-
 def wave_of(folder: Path, store: Path, number: int = 3) -> Wave:
-    wave = Wave(store, folder, [clips("image", number)])
-    wave.encode()
-    return wave
+    return encoded_wave(store, folder, clips("image", number))
 
 
 def said(wave: Wave, engine: str, namespace: str, asked: Mapping[str, Any]) -> list[str]:
@@ -74,29 +76,43 @@ def said(wave: Wave, engine: str, namespace: str, asked: Mapping[str, Any]) -> l
     return [one["caption"] for one in wave.captions(namespace)]
 
 
-def stock(
-    folder: Path,
-    clip: Clip,
-    number: int,
-    options: Mapping[str, Any],
-    seed: int = 0,
-    system: str = "",
-) -> str:
+class Lowered(LogitsProcessor):
+    """The rule of OpenAI and vLLM, token by token, behind a prompt of so many tokens."""
+
+    def __init__(self, penalty: float, prompt: int) -> None:
+        self.penalty, self.prompt = penalty, prompt
+
+    def __call__(self, ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        found = scores.clone()
+        for row, tokens in enumerate(ids[:, self.prompt :].tolist()):
+            for token in set(tokens):
+                found[row, token] -= self.penalty
+        return found
+
+
+def stock(folder: Path, clip: Clip, number: int, options: Mapping[str, Any], seed: int = 0) -> str:
     """What the whole model says of one clip, by its own `generate`."""
     processor, model = load_processor(folder, trusted=False), joint_model(folder)
     prompt = PROMPTS[number % len(PROMPTS)]
     inputs = joint_inputs(processor, [clip], [prompt])
+    length = inputs["input_ids"].shape[1]
+    given = {"do_sample": False, "num_beams": 1, "max_new_tokens": TOKENS, **options}
+    if penalty := given.pop("lowered", 0):
+        given["logits_processor"] = LogitsProcessorList([Lowered(penalty, length)])
+    if begun := given.pop("begun", ""):
+        ids = processor.tokenizer(begun, add_special_tokens=False, return_tensors="pt")["input_ids"]
+        for key, value in inputs.items():
+            if value.shape == (1, length):
+                more = ids if key == "input_ids" else torch.full_like(ids, key == "attention_mask")
+                inputs[key] = torch.cat([value, more.to(value.dtype)], 1)
     torch.manual_seed(seed_of(seed, {"features": f"features-{number}", "prompt": prompt}))
-    greedy = {"do_sample": False, "num_beams": 1, "max_new_tokens": TOKENS}
     with torch.inference_mode():
-        made = model.generate(**inputs, **{**greedy, **options})
-    new = made[:, inputs["input_ids"].shape[1] :]
-    (text,) = processor.batch_decode(new, skip_special_tokens=True)
+        made = model.generate(**inputs, **given)
+    (text,) = processor.batch_decode(made[:, length:], skip_special_tokens=True)
     return str(text).strip()
 
 
-@pytest.mark.parametrize("control", OF_EACH)
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(("name", "control"), CASES)
 def test_a_control_says_what_stock_says_of_the_row_alone(
     name: str, control: str, tmp_path: Path
 ) -> None:
@@ -107,59 +123,38 @@ def test_a_control_says_what_stock_says_of_the_row_alone(
         stock(folder, clip, number, options, asked.get("seed", 0))
         for number, clip in wave.batches[0]
     ]
-    for engine, namespace in (("transformers", "cc" * 32), ("auto", OTHER)):
+    if control == "presence":
+        assert expected != [stock(folder, clip, n, {}) for n, clip in wave.batches[0]]
+    engines = {"transformers": CAPTIONS, "auto": OTHER, "inflight-shared": THIRD}
+    if control in ("beams", "start"):
+        del engines["inflight-shared"]
+    for engine, namespace in engines.items():
         assert said(wave, engine, namespace, asked) == expected, engine
 
 
 def test_chance_hangs_on_the_row_and_on_the_seed(tmp_path: Path) -> None:
-    wave = wave_of(CHECKPOINT, tmp_path, 5)
+    wave = wave_of(CHECKPOINT, tmp_path, 4)
     asked = {"temperature": 1.5, "top_k": 0}
-    whole = said(wave, "transformers", "cc" * 32, asked)
+    whole = said(wave, "transformers", CAPTIONS, asked)
     batch = wave.batches[0]
-    wave.batches = [batch[:2], batch[2:]]
-    assert said(wave, "transformers", OTHER, asked) == whole
-    assert said(wave, "inflight", "ee" * 32, asked) == whole
+    wave.batches = [batch[:1], batch[1:]]
+    assert said(wave, "inflight", OTHER, asked) == whole
     wave.batches = [batch]
-    other = said(wave, "inflight", "ff" * 32, {**asked, "seed": 1})
-    assert other != whole and len({*whole, *other}) > 5
+    other = said(wave, "inflight", THIRD, {**asked, "seed": 1})
+    assert other != whole and len({*whole, *other}) > 4
 
 
 def test_words_that_are_avoided_are_not_said(tmp_path: Path) -> None:
-    wave = wave_of(CHECKPOINT, tmp_path)
-    plain = said(wave, "transformers", "cc" * 32, {})
-    word = plain[0].split()[1]
-    for engine, namespace in (("transformers", OTHER), ("inflight", "ee" * 32)):
-        found = said(wave, engine, namespace, {"avoid": (word,)})
-        assert found != plain and not any(word in one.split() for one in found)
+    wave = wave_of(CHECKPOINT, tmp_path, 2)
+    clip = wave.batches[0][0][1]
+    plain = stock(CHECKPOINT, clip, 0, {})
+    word = plain.split()[1]
     processor: Any = load_processor(CHECKPOINT, trusted=False)
-    ids = avoided(processor, [word])
-    expected = stock(CHECKPOINT, wave.batches[0][0][1], 0, {"bad_words_ids": ids})
-    assert wave.captions(OTHER)[0]["caption"] == expected
-
-
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.slow
-def test_a_caption_goes_on_from_what_it_starts_with(name: str, tmp_path: Path) -> None:
-    folder, begun = folder_of(name), "A big"
-    wave = wave_of(folder, tmp_path)
-    processor, model = load_processor(folder, trusted=False), joint_model(folder)
-    expected = []
-    for number, clip in wave.batches[0]:
-        inputs = joint_inputs(processor, [clip], [PROMPTS[number % 2]])
-        ids = processor.tokenizer(begun, add_special_tokens=False, return_tensors="pt")["input_ids"]
-        length = inputs["input_ids"].shape
-        for key, value in inputs.items():
-            if key != "input_ids" and value.shape == length:
-                fill = torch.full_like(ids, int(key == "attention_mask"))
-                inputs[key] = torch.cat([value, fill.to(value.dtype)], 1)
-        inputs["input_ids"] = torch.cat([inputs["input_ids"], ids], 1)
-        with torch.inference_mode():
-            made = model.generate(**inputs, do_sample=False, max_new_tokens=TOKENS)
-        new = made[:, length[1] :]
-        expected.append(processor.batch_decode(new, skip_special_tokens=True)[0].strip())
-    for engine, namespace in (("transformers", "cc" * 32), ("auto", OTHER)):
-        found = said(wave, engine, namespace, {"start_with": begun})
-        assert found == expected and all(one.startswith(begun) for one in found)
+    expected = stock(CHECKPOINT, clip, 0, {"bad_words_ids": avoided(processor, [word])})
+    assert expected != plain
+    for engine, namespace in (("transformers", OTHER), ("inflight", THIRD)):
+        found = said(wave, engine, namespace, {"avoid": (word,)})
+        assert found[0] == expected and not any(word in one.split() for one in found)
 
 
 @pytest.mark.slow
@@ -172,7 +167,7 @@ def test_the_settings_of_a_checkpoint_are_taken_when_asked_for(tmp_path: Path) -
     path.write_text(json.dumps({**settings, **stated}))
     wave = wave_of(folder, tmp_path / "store")
     expected = [stock(folder, c, n, {"do_sample": True}) for n, c in wave.batches[0]]
-    assert said(wave, "auto", "cc" * 32, {"sampling": "checkpoint"}) == expected
+    assert said(wave, "auto", CAPTIONS, {"sampling": "checkpoint"}) == expected
     assert said(wave, "auto", OTHER, {}) != expected
 
 
@@ -192,7 +187,7 @@ def test_a_system_text_stands_before_the_question(tmp_path: Path) -> None:
         made = model.generate(**inputs, do_sample=False, max_new_tokens=TOKENS)
     new = made[:, inputs["input_ids"].shape[1] :]
     expected = processor.batch_decode(new, skip_special_tokens=True)[0].strip()
-    for engine, namespace in (("transformers", "cc" * 32), ("inflight", OTHER)):
+    for engine, namespace in (("transformers", CAPTIONS), ("inflight", OTHER)):
         assert said(wave, engine, namespace, {"system": "Be brief."})[0] == expected
 
 
@@ -217,22 +212,35 @@ def test_circles_are_told_from_captions_that_are_merely_cut() -> None:
         assert not goes_round(text, "length")
 
 
-@pytest.mark.parametrize("engine", ["transformers", "inflight"])
 def test_a_caption_that_goes_round_in_circles_is_said_once_more(
-    engine: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wave = wave_of(CHECKPOINT, tmp_path)
-    plain = said(wave, engine, "cc" * 32, {})
+    plain = said(wave, "transformers", CAPTIONS, {})
     rounds = [text == plain[1] for text in plain]
     assert not all(rounds)
     monkeypatch.setattr(run, "goes_round", lambda text, _: text == plain[1])
-    found = said(wave, engine, OTHER, {"retry_loops": True})
     penalties = {"repetition_penalty": PENALTY, "no_repeat_ngram_size": NGRAM}
-    assert found == [
+    expected = [
         stock(CHECKPOINT, clip, number, penalties) if again else text
         for (number, clip), text, again in zip(wave.batches[0], plain, rounds, strict=True)
     ]
-    assert [one.get("retried") == "loop" for one in wave.captions(OTHER)] == rounds
+    for engine, namespace in (("transformers", OTHER), ("inflight", THIRD)):
+        assert said(wave, engine, namespace, {"retry_loops": True}) == expected
+        assert [one.get("retried") == "loop" for one in wave.captions(namespace)] == rounds
+
+
+def test_a_token_is_lowered_once_however_often_it_was_generated() -> None:
+    penalty = PresencePenalty(1.5)
+    prompt = torch.tensor([[0, 1], [2, 2]])
+    scores = torch.tensor([[1.0, 2.0, 3.0, -torch.inf]]).expand(2, -1)
+    assert penalty(prompt, scores).equal(scores)
+    later = torch.cat([prompt, torch.tensor([[2, 2, 3], [0, 1, 0]])], 1)
+    assert penalty(later, scores).tolist() == [
+        [1.0, 2.0, 1.5, -torch.inf],
+        [-0.5, 0.5, 3.0, -torch.inf],
+    ]
+    assert scores[0].tolist() == [1.0, 2.0, 3.0, -torch.inf]
 
 
 def test_nothing_asked_is_nothing_in_a_key() -> None:
@@ -240,6 +248,11 @@ def test_nothing_asked_is_nothing_in_a_key() -> None:
     assert Generation(temperature=0.0, seed=3).told == {"temperature": 0.0}
     asked = Generation(temperature=0.5, seed=3, avoid=("a", "b"))
     assert Generation.of(asked.told) == asked
+    assert Generation(presence_penalty=0.0).words == []
+    present = Generation(presence_penalty=1.5)
+    assert present.words == [[("presence_penalty", 1.5)]]
+    assert present.told == {"presence_penalty": 1.5} and present.limit_only_cuts
+    assert not present.by_chance and "presence_penalty" in OF_ANY_TEXT
 
 
 @pytest.mark.parametrize(

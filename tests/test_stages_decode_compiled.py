@@ -14,61 +14,32 @@ from torch._dynamo.exc import TorchDynamoException
 from torch._dynamo.utils import counters
 
 from artifacts.errors import UsageError
-from penstock_demo import CHECKPOINT
 from stages.decode.engines.inflight.compiled import CompiledStep
 from stages.decode.engines.inflight.pool import Pool
 from stages.decode.engines.inflight.reading import read_row
 from stages.decode.engines.inflight.shape import PoolShape
 from stages.decode.engines.inflight.trial import _same, _trace, reference_of
-from tests.support.clips import PROMPTS, clips
 from tests.support.tiny_families.in_slots import rows_of_variant
-from tests.support.waves import CAPTIONS, Wave, keys_told
+from tests.support.waves import OTHER, THIRD, in_slots, mixed_wave, noted, said
 
-OTHER, THIRD = "dd" * 32, "ee" * 32
 COMPILER = shutil.which(os.environ.get("CXX", "g++"))
 compiling = pytest.mark.skipif(COMPILER is None, reason="there is no compiler of C++")
-
-
-def wave_of(folder: Path, size: int = 6, dtype: str = "float32") -> Wave:
-    """Clips of three lengths in batches of so many, encoded."""
-    every = [*clips("video", 2, frames=8), *clips("video", 2), *clips("image", 2)]
-    batches = [every[at : at + size] for at in range(0, len(every), size)]
-    wave = Wave(folder / "store", CHECKPOINT, batches, dtype=dtype)
-    wave.encode()
-    return wave
 
 
 @compiling
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_captions_of_compiled_steps_hang_on_their_own_row(dtype: str, tmp_path: Path) -> None:
-    wave = wave_of(tmp_path, dtype=dtype)
-    wave.settings["engine"] = "inflight-compiled"
-    told = wave.decode(PROMPTS, tokens=24)
-    whole = wave.captions()
+    wave = mixed_wave(tmp_path, dtype=dtype)
+    told = in_slots(wave, engine="inflight-compiled")
+    whole = wave.captions(OTHER)
     assert {one["engine"] for one in whole} == {"inflight-compiled"}
-    assert any(event.get("engine") == "inflight-compiled" for event in told)
-    for scope, at in ((OTHER, 1), (THIRD, 5)):
-        one = wave.batches[0][at]
-        alone = Wave(tmp_path / "store", CHECKPOINT, [], **wave.settings)
-        alone.batches = [[one]]
-        alone.decode(PROMPTS, scope, tokens=24)
-        assert alone.captions(scope) == [whole[at]]
-
-
-@compiling
-@pytest.mark.slow
-def test_compiled_steps_say_in_32_bit_what_others_say(tmp_path: Path) -> None:
-    wave = wave_of(tmp_path, size=4)
-    wave.settings["engine"] = "inflight"
-    wave.decode(PROMPTS, tokens=24)
-    wave.settings["engine"] = "inflight-compiled"
-    kept = [wave.record_set("captions", CAPTIONS).read("caption-2")]
-    wave.record_set("captions", OTHER).publish(kept)
-    told = wave.decode(PROMPTS, OTHER, tokens=24)
-    assert sorted(keys_told(told)) == [f"caption-{n}" for n in (0, 1, 3, 4, 5)]
-    words = [[one["caption"] for one in wave.captions(scope)] for scope in (CAPTIONS, OTHER)]
-    assert words[0] == words[1]
+    assert noted(told)["engine"] == "inflight-compiled"
+    if dtype == "float32":
+        assert said(whole) == said(wave.captions())
+    wave.batches = [[wave.batches[0][8]]]
+    in_slots(wave, THIRD)
+    assert wave.captions(THIRD) == [whole[8]]
 
 
 @compiling
@@ -103,10 +74,9 @@ def test_who_has_no_compiler_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyP
     torch.compiler.reset()
     monkeypatch.setattr(torch._inductor.config.cpp, "cxx", (str(tmp_path / "none"),))
     monkeypatch.setattr(torch._inductor.config, "force_disable_caches", True)
-    wave = wave_of(tmp_path)
-    wave.settings["engine"] = "inflight-compiled"
+    wave = mixed_wave(tmp_path)
     with pytest.raises(UsageError, match="cannot be compiled") as caught:
-        wave.decode(PROMPTS, tokens=24)
+        in_slots(wave, engine="inflight-compiled")
     assert "--engine" in caught.value.hint
     assert "\n" not in caught.value.message
     torch.compiler.reset()

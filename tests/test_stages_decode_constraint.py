@@ -3,7 +3,6 @@ few tokens it has; and each word is the likeliest of those that may come."""
 
 import json
 from collections.abc import Mapping
-from copy import copy
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -26,12 +25,11 @@ from stages.models.processors.prepare import load_processor
 from tests.support.clips import clips, half_model, joint_inputs, joint_model
 from tests.support.families import BUILDERS, checkpoint
 from tests.support.forms import SHORT, SIX, text_of
-from tests.support.waves import Wave
+from tests.support.waves import OTHER, Wave, encoded_wave, folder_of
 
 FORM = canonical(text_of(SIX))
 LEAST = rest_of(FORM).tokens
 PROMPTS = ("Describe.", "What happens in it?")
-OTHER = "dd" * 32
 ENGINES = ("transformers", "inflight")
 HOT: dict[str, Any] = {"temperature": 1.5, "top_k": 0, "seed": 3}
 WAYS: dict[str, tuple[int, dict[str, Any]]] = {
@@ -48,31 +46,21 @@ QUICK = {
 }
 CASES = [
     pytest.param(*case, marks=[] if case in QUICK else pytest.mark.slow)
-    for case in product(("demo", *BUILDERS), ENGINES, WAYS)
+    for case in [
+        *product(("demo",), ENGINES, WAYS),
+        *product(BUILDERS, ("inflight",), ("tight and by chance",)),
+        ("qwen2_5_vl", "transformers", "roomy and by chance"),
+    ]
 ]
 
 
-def folder_of(name: str) -> Path:
-    return CHECKPOINT if name == "demo" else checkpoint(name)
-
-
 def wave_of(folder: Path, store: Path, number: int = 3) -> Wave:
-    wave = Wave(store, folder, [clips("image", number)])
-    wave.encode()
-    return wave
-
-
-@pytest.fixture(scope="module")
-def encoded(tmp_path_factory: pytest.TempPathFactory) -> Wave:
-    return wave_of(CHECKPOINT, tmp_path_factory.mktemp("demo"))
+    return encoded_wave(store, folder, clips("image", number))
 
 
 @pytest.fixture
-def demo(encoded: Wave) -> Wave:
-    """Clips that the demo's vision half has seen."""
-    wave = copy(encoded)
-    wave.settings = {}
-    return wave
+def demo(tmp_path: Path) -> Wave:
+    return wave_of(CHECKPOINT, tmp_path)
 
 
 def said(

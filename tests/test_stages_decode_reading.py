@@ -19,37 +19,15 @@ from stages.models.halves.pieces_of_text import in_pieces
 from stages.models.halves.routes import choose_route
 from stages.models.loading import ModelJob
 from tests.support.clips import PROMPTS, clips
-from tests.support.families import BUILDERS, checkpoint
+from tests.support.families import checkpoint
 from tests.support.tiny_families import FAMILIES
 from tests.support.tiny_families.verdict import GREEDY
-from tests.support.waves import FEATURES, Wave
-
-OTHER = "dd" * 32
-
-
-def said(found: list[dict[str, Any]]) -> list[str]:
-    return [caption["caption"] for caption in found]
-
-
-@pytest.mark.parametrize("kind", [pytest.param("image", marks=pytest.mark.slow), "video"])
-@pytest.mark.parametrize("family", BUILDERS)
-def test_a_prompt_read_in_pieces_is_captioned_as_at_once(
-    family: str, kind: str, tmp_path: Path
-) -> None:
-    wave = Wave(tmp_path / "store", checkpoint(family), [clips(kind, 4)])
-    wave.encode()
-    wave.decode(PROMPTS)
-    wave.settings["prefill"] = 5
-    told = wave.decode(PROMPTS, OTHER)
-    assert said(wave.captions(OTHER)) == said(wave.captions())
-    ways = [event["prefill_way"] for event in told if "prefill_way" in event]
-    assert ways == ["generate"]
+from tests.support.waves import FEATURES, OTHER, encoded_wave, said
 
 
 @pytest.mark.parametrize("family", ["llava", "qwen2_5_vl"])
 def test_features_made_in_pieces_say_the_same(family: str, tmp_path: Path) -> None:
-    wave = Wave(tmp_path / "store", checkpoint(family), [clips("video", 2)])
-    wave.encode()
+    wave = encoded_wave(tmp_path / "store", checkpoint(family), clips("video", 2))
     wave.decode(PROMPTS)
     whole = said(wave.captions())
     wave.record_set("features", FEATURES).drop(["features-0", "features-1"])
@@ -112,15 +90,21 @@ def halves(variant: str, folder: Path) -> tuple[Held, dict[str, Any], Features]:
     return held("language"), inputs, held("vision").use(lambda half: encode(half, inputs))
 
 
-@pytest.mark.parametrize("variant", [*OTHERWISE, *ALIKE])
-def test_a_model_that_reads_otherwise_in_pieces_is_found_out(variant: str, tmp_path: Path) -> None:
-    held, inputs, features = halves(variant, tmp_path)
-    assert held.use(lambda half: pieces_agree(half, inputs, features)) == (variant in ALIKE)
+QUICK = {"paligemma", "gemma3", "glm4v:video", "qwen2_vl", "gemma4", "t5gemma2", "janus"}
 
 
-@pytest.mark.parametrize("variant", [*OTHERWISE, *ALIKE, "t5gemma2", "janus"])
+@pytest.mark.parametrize(
+    "variant",
+    [
+        pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow)
+        for name in (*OTHERWISE, *ALIKE, "t5gemma2", "janus")
+    ],
+)
 def test_mlps_in_pieces_change_no_token_of_a_family(variant: str, tmp_path: Path) -> None:
     held, inputs, features = halves(variant, tmp_path)
+    if variant in {*OTHERWISE, *ALIKE}:
+        agree = held.use(lambda half: pieces_agree(half, inputs, features))
+        assert agree == (variant in ALIKE)
     whole: Any = held.use(lambda half: generate(half, inputs, features, **GREEDY))
     assert in_pieces(held.model, 2) > 0
     pieces: Any = held.use(lambda half: generate(half, inputs, features, **GREEDY))
@@ -142,10 +126,13 @@ def test_where_a_short_prompt_agrees_so_do_captions(variant: str, tmp_path: Path
 
 
 # Their classes do not know `logits_to_keep`.
-ALL_LOGITS = ["minicpmv4_6", "minicpm_ocr", "video_llama_3", "qwen2_5_omni_thinker"]
+ALL_LOGITS = ["minicpm_ocr", "video_llama_3", "qwen2_5_omni_thinker"]
 
 
-@pytest.mark.parametrize("variant", [*ALL_LOGITS, "qwen2_vl"])
+@pytest.mark.parametrize(
+    "variant",
+    ["qwen2_vl", "minicpmv4_6", *(pytest.param(n, marks=pytest.mark.slow) for n in ALL_LOGITS)],
+)
 def test_logits_of_a_long_prompt_are_those_of_its_last_token(
     variant: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -163,12 +150,10 @@ def test_logits_of_a_long_prompt_are_those_of_its_last_token(
 
 
 def test_a_kv_cache_in_few_bits_captions_the_demo(tmp_path: Path) -> None:
-    wave = Wave(tmp_path / "store", CHECKPOINT, [clips("video", 3, frames=8, height=64, width=64)])
-    wave.encode()
+    few = clips("video", 3, frames=8, height=64, width=64)
+    wave = encoded_wave(tmp_path / "store", CHECKPOINT, few, kv="quantized")
     wave.decode(PROMPTS)
-    wave.settings["kv"] = "quantized"
-    wave.decode(PROMPTS, OTHER)
-    assert len(said(wave.captions(OTHER))) == 3 and all(said(wave.captions(OTHER)))
+    assert len(wave.captions()) == 3 and all(said(wave.captions()))
 
 
 @pytest.mark.parametrize("kv", ["offloaded", "elsewhere"])

@@ -1,8 +1,10 @@
-"""Captions made in two stages with a store between are those of the whole model."""
+"""Captions made in two stages with a store between are those of the whole model, whichever engine
+makes them and however prompts are read."""
 
 import json
 import shutil
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -10,17 +12,43 @@ import numpy as np
 import pytest
 import torch
 
-from artifacts.errors import EnvironmentFault
+from artifacts.errors import EnvironmentFault, UsageError
 from artifacts.pack_object import DamagedRecord
-from artifacts.packs import Record
+from artifacts.packs import Record, RecordSet
+from artifacts.store import open_store
 from penstock_demo import CHECKPOINT
-from stages.decode.engines import transformers
+from stages.decode.batches import in_pieces, lacking, swapped, talkative_first
+from stages.decode.engines import ENGINES, transformers
 from stages.models.halves.delivery import new_tokens
 from stages.models.processors.prepare import Clip, load_processor
 from tests.support.clips import PROMPTS, clips, joint_inputs, joint_model
 from tests.support.families import BUILDERS, checkpoint
-from tests.support.waves import CAPTIONS, FEATURES, Wave, keys_told
-from tests.test_stages_decode_inflight import OTHER, THIRD, wave_of
+from tests.support.waves import (
+    CAPTIONS,
+    FEATURES,
+    FRAMES,
+    OTHER,
+    THIRD,
+    Wave,
+    encoded_wave,
+    keys_told,
+    mixed_wave,
+    noted,
+    said,
+    words,
+)
+
+QUICK = {
+    ("qwen2_5_vl", "video"),
+    ("qwen3_vl", "image"),
+    ("llava", "image"),
+    ("llava_onevision", "video"),
+    ("smolvlm", "video"),
+}
+CASES = [
+    pytest.param(*case, marks=[] if case in QUICK else pytest.mark.slow)
+    for case in product(BUILDERS, ("image", "video"))
+]
 
 
 def joint_captions(folder: Path, batch: list[Clip], prompts: tuple[str, ...]) -> list[str]:
@@ -35,19 +63,12 @@ def joint_captions(folder: Path, batch: list[Clip], prompts: tuple[str, ...]) ->
     return [text.strip() for text in texts]
 
 
-def said(found: list[dict[str, Any]]) -> list[str]:
-    return [caption["caption"] for caption in found]
-
-
-@pytest.mark.parametrize("kind", ["image", "video"])
-@pytest.mark.parametrize("family", BUILDERS)
+@pytest.mark.parametrize(("family", "kind"), CASES)
 def test_captions_through_the_store_are_those_of_the_whole_model(
     family: str, kind: str, tmp_path: Path
 ) -> None:
-    folder = checkpoint(family)
-    batch = clips(kind, 4)
-    wave = Wave(tmp_path / "store", folder, [batch])
-    wave.encode()
+    folder, batch = checkpoint(family), clips(kind, 4)
+    wave = encoded_wave(tmp_path, folder, batch)
     told = wave.decode(PROMPTS)
     found = wave.captions()
     assert said(found) == joint_captions(folder, batch, PROMPTS)
@@ -56,24 +77,48 @@ def test_captions_through_the_store_are_those_of_the_whole_model(
     tokens = [event["tokens"] for event in told if event["event"] == "item"]
     assert tokens == [caption["tokens"] for caption in found]
     assert all(0 < count <= 8 for count in tokens)
+    assert found[0].keys() == {"caption", "tokens", "ended", "engine"}
+    assert found[0]["engine"] == "transformers"
+
+    wave.settings["prefill"] = 5
+    assert noted(wave.decode(PROMPTS, OTHER))["prefill_way"] == "generate"
+    assert said(wave.captions(OTHER)) == said(found)
+
+    wave.settings = {"engine": "inflight"}
+    assert noted(wave.decode(PROMPTS, THIRD))["engine"] == "inflight"
+    seated = wave.captions(THIRD)
+    assert words(seated) == words(found)
+    assert (seated[0]["engine"], seated[0]["engine_version"]) == ("inflight", 1)
+
+
+def test_an_engine_that_is_not_there_fails(tmp_path: Path) -> None:
+    wave = Wave(tmp_path, CHECKPOINT, [clips("image", 1)], engine="steam")
+    with pytest.raises(UsageError, match="engine is steam") as caught:
+        wave.decode(PROMPTS)
+    assert "transformers" in caught.value.hint
+
+
+def test_only_the_engine_from_before_engines_had_names_adds_nothing_to_a_key() -> None:
+    assert [name for name, engine in ENGINES.items() if not engine.words] == ["transformers"]
+    changed = replace(ENGINES["transformers"], output_version=1)
+    assert changed.words == ("transformers", 1)
+    assert changed.meta == {"engine": "transformers", "engine_version": 1}
 
 
 def test_a_new_prompt_needs_neither_frames_nor_the_vision_half(tmp_path: Path) -> None:
     folder = checkpoint("qwen2_5_vl")
     batch = clips("video", 2)
-    wave = Wave(tmp_path / "store", folder, [batch])
-    wave.encode()
-    wave.record_set("frames", "aa" * 32).drop(["frames-0", "frames-1"])
+    wave = encoded_wave(tmp_path / "store", folder, batch)
+    wave.record_set("frames", FRAMES).drop(["frames-0", "frames-1"])
     other = ("Name every colour.",) * 4
-    wave.decode(other, namespace="dd" * 32)
-    assert said(wave.captions("dd" * 32)) == joint_captions(folder, batch, other)
+    wave.decode(other, OTHER)
+    assert said(wave.captions(OTHER)) == joint_captions(folder, batch, other)
 
 
 def test_images_and_videos_share_a_wave(tmp_path: Path) -> None:
     folder = checkpoint("qwen3_vl")
     images, videos = clips("image", 2), clips("video", 2)
-    wave = Wave(tmp_path / "store", folder, [[images[0], videos[0], images[1], videos[1]]])
-    wave.encode()
+    wave = encoded_wave(tmp_path / "store", folder, [images[0], videos[0], images[1], videos[1]])
     wave.decode(("Describe.",))
     same = ("Describe.",) * 4
     wanted = [*joint_captions(folder, images, same), *joint_captions(folder, videos, same)]
@@ -84,23 +129,20 @@ def test_images_and_videos_share_a_wave(tmp_path: Path) -> None:
 def test_rows_of_unlike_length_share_a_batch(tmp_path: Path) -> None:
     folder = checkpoint("qwen2_5_vl")
     batch = [*clips("video", 2), *clips("video", 1, frames=8), *clips("video", 1, height=80)]
-    wave = Wave(tmp_path / "store", folder, [batch])
-    wave.encode()
+    wave = encoded_wave(tmp_path / "store", folder, batch)
     wave.decode(PROMPTS)
     assert said(wave.captions()) == joint_captions(folder, batch, PROMPTS)
 
 
 def test_a_resumed_batch_publishes_only_what_is_missing(tmp_path: Path) -> None:
-    wave = Wave(tmp_path / "store", checkpoint("qwen2_5_vl"), [clips("video", 3)])
-    wave.encode()
+    wave = encoded_wave(tmp_path / "store", checkpoint("qwen2_5_vl"), clips("video", 3))
     wave.decode(PROMPTS)
     before = wave.captions()
-    resumed = "dd" * 32
     kept = wave.record_set("captions", CAPTIONS).read("caption-1")
-    wave.record_set("captions", resumed).publish([kept])
-    assert keys_told(wave.decode(PROMPTS, resumed)) == ["caption-0", "caption-2"]
-    assert wave.captions(resumed) == before
-    assert wave.decode(PROMPTS, resumed) == [{"event": "total", "items": 0}]
+    wave.record_set("captions", OTHER).publish([kept])
+    assert keys_told(wave.decode(PROMPTS, OTHER)) == ["caption-0", "caption-2"]
+    assert wave.captions(OTHER) == before
+    assert wave.decode(PROMPTS, OTHER) == [{"event": "total", "items": 0}]
 
 
 def test_a_checkpoint_that_samples_is_decoded_greedily(tmp_path: Path) -> None:
@@ -110,13 +152,12 @@ def test_a_checkpoint_that_samples_is_decoded_greedily(tmp_path: Path) -> None:
     settings |= {"do_sample": True, "temperature": 9.0, "top_k": 50, "top_p": 0.9}
     (folder / "generation_config.json").write_text(json.dumps(settings))
     batch = clips("image", 2)
-    wave = Wave(tmp_path / "store", folder, [batch])
-    wave.encode()
+    wave = encoded_wave(tmp_path / "store", folder, batch)
     wave.decode(PROMPTS)
     assert said(wave.captions()) == joint_captions(checkpoint("llava"), batch, PROMPTS)
 
 
-def test_a_batch_ends_when_every_row_has_ended(
+def test_a_batch_ends_when_every_row_has_ended_or_is_cut_and_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tmp_path / "model"  # whose settings say nothing of an end
@@ -127,9 +168,12 @@ def test_a_batch_ends_when_every_row_has_ended(
     (folder / "config.json").write_text(json.dumps(config))
     noise, other = clips("video", 2, frames=8, height=64)
     dark = replace(other, frames=other.frames * np.uint8(0))
-    wave = Wave(tmp_path / "store", CHECKPOINT, [[dark, noise]])
-    wave.encode()
-    wave.decode(("Describe this video in detail.",), tokens=128)
+    wave = encoded_wave(tmp_path / "store", CHECKPOINT, [dark, noise])
+    prompt = ("Describe this video in detail.",)
+    wave.decode(prompt, tokens=128)
+    whole = wave.captions()
+    assert {caption["ended"] for caption in whole} == {"stop"}
+    short, long = sorted(caption["tokens"] for caption in whole)
     made: list[int] = []
 
     def counting(*given: Any) -> torch.Tensor:
@@ -139,34 +183,18 @@ def test_a_batch_ends_when_every_row_has_ended(
 
     monkeypatch.setattr(transformers, "new_tokens", counting)
     wave.model = str(folder)
-    wave.decode(("Describe this video in detail.",), namespace="dd" * 32, tokens=128)
-    found = wave.captions("dd" * 32)
-    assert found == wave.captions()
-    counts = [caption["tokens"] for caption in found]
-    assert made == [max(counts)] and min(counts) < max(counts) < 128
-
-
-def test_a_caption_says_whether_it_was_cut(tmp_path: Path) -> None:
-    noise, other = clips("video", 2, frames=8, height=64)
-    dark = replace(other, frames=other.frames * np.uint8(0))
-    wave = Wave(tmp_path / "store", CHECKPOINT, [[dark, noise]])
-    wave.encode()
-    prompt = ("Describe this video in detail.",)
-    wave.decode(prompt, tokens=128)
-    whole = wave.captions()
-    assert {caption["ended"] for caption in whole} == {"stop"}
-    short, long = sorted(caption["tokens"] for caption in whole)
-    assert short < long
-    wave.decode(prompt, namespace="dd" * 32, tokens=short)
-    for cut, caption in zip(wave.captions("dd" * 32), whole, strict=True):
+    wave.decode(prompt, OTHER, tokens=128)
+    assert wave.captions(OTHER) == whole
+    assert made == [long] and short < long < 128
+    wave.decode(prompt, THIRD, tokens=short)
+    for cut, caption in zip(wave.captions(THIRD), whole, strict=True):
         assert cut["tokens"] == short
         assert cut["ended"] == ("stop" if caption["tokens"] == short else "length")
         assert caption["caption"].startswith(cut["caption"])
 
 
 def test_features_that_are_gone_fail(tmp_path: Path) -> None:
-    wave = Wave(tmp_path / "store", checkpoint("llava"), [clips("image", 1)])
-    wave.encode()
+    wave = encoded_wave(tmp_path / "store", checkpoint("llava"), clips("image", 1))
     wave.record_set("features", FEATURES).drop(["features-0"])
     with pytest.raises(EnvironmentFault, match="no longer in the store"):
         wave.decode(PROMPTS)
@@ -174,20 +202,14 @@ def test_features_that_are_gone_fail(tmp_path: Path) -> None:
 
 def test_features_of_another_version_are_set_aside_to_be_made_anew(tmp_path: Path) -> None:
     batch = clips("image", 3)
-    wave = Wave(tmp_path / "store", checkpoint("llava"), [batch[:2], batch[2:]])
-    wave.encode()
+    wave = encoded_wave(tmp_path / "store", checkpoint("llava"), batch[:2], batch[2:])
     record_set = wave.record_set("features", FEATURES)
-    records = [record_set.read(f"features-{n}") for n in range(3)]
+    old = []
+    for record in [record_set.read(f"features-{n}") for n in range(3)]:
+        meta = json.loads(json.dumps(record.meta).replace("BaseModelOutput", "OldOutput"))
+        assert meta != record.meta
+        old.append(Record(key=record.key, meta=meta, payload=bytes(record.payload)))
     record_set.drop(record_set.keys())
-    old = [
-        Record(
-            key=record.key,
-            meta=json.loads(json.dumps(record.meta).replace("BaseModelOutput", "OldOutput")),
-            payload=bytes(record.payload),
-        )
-        for record in records
-    ]
-    assert all(before.meta != after.meta for before, after in zip(old, records, strict=True))
     record_set.publish(old[:2])
     record_set.publish(old[2:])
     with pytest.raises(DamagedRecord, match="OldOutput"):
@@ -203,22 +225,51 @@ def test_features_of_another_version_are_set_aside_to_be_made_anew(tmp_path: Pat
 def test_a_prompt_that_exceeds_the_context_fails_alone_before_it_is_read(
     engine: str, tmp_path: Path
 ) -> None:
-    wave = wave_of(tmp_path, 10)
+    wave = mixed_wave(tmp_path)
     wave.settings |= {"engine": engine}
-    wave.decode(PROMPTS, OTHER)
-    long = "Tell me what is there. " * 4000
-    told = wave.decode([*PROMPTS, *PROMPTS, PROMPTS[0], long])
+    wave.batches = [wave.batches[0][:4]]
+    long = "Tell me what is there. " * 400
+    told = wave.decode([*PROMPTS[:3], long], OTHER, tokens=32)
     (failed,) = [event for event in told if event["event"] == "failure"]
-    assert (failed["media"], failed["kind"]) == ("caption-9", "too-long")
+    assert (failed["media"], failed["kind"]) == ("caption-3", "too-long")
     assert "context is 2,048 tokens" in failed["message"] and failed["hint"]
-    assert set(keys_told(told)) == {f"caption-{n}" for n in range(9)}
-    captions, other = (wave.record_set("captions", name) for name in (CAPTIONS, OTHER))
-    for n in range(8):  # the ninth has another prompt than it had
-        key = f"caption-{n}"
-        assert captions.meta(key)["caption"] == other.meta(key)["caption"]
+    assert set(keys_told(told)) == {f"caption-{n}" for n in range(3)}
+    wave.batches = [wave.batches[0][:3]]
+    assert said(wave.captions(OTHER)) == said(wave.captions())
     alone = wave.decode([long], THIRD)
-    assert {event["media"] for event in alone if event["event"] == "failure"} == {
-        f"caption-{n}" for n in range(10)
-    }
+    refused = [event["media"] for event in alone if event["event"] == "failure"]
+    assert sorted(refused) == [f"caption-{n}" for n in range(3)]
     again = wave.decode([long], THIRD)
     assert not [event for event in again if event["event"] in ("failure", "item")]
+
+
+def members(*keys: str) -> list[dict[str, str]]:
+    return [{"key": key, "instead": key.upper()} for key in keys]
+
+
+def keys(batches: Any) -> list[str]:
+    return ["".join(member["key"] for member in batch) for batch in batches]
+
+
+BATCHES = [members(*"abcd"), members(*"efg")]
+
+
+def test_a_batch_is_cut_as_if_it_had_been_chosen_so() -> None:
+    assert keys(in_pieces(BATCHES, 2)) == ["ab", "cd", "ef", "g"]
+    assert in_pieces(BATCHES, 0) == BATCHES
+
+
+def test_who_was_talkative_comes_first_and_after_those_of_whom_nothing_is_known() -> None:
+    said = {"a": 3, "b": 30, "d": 12, "f": 30}
+    assert keys(talkative_first(BATCHES, said)) == ["bcef", "gda"]
+    assert talkative_first(BATCHES, {"z": 9}) == BATCHES
+
+
+def test_what_has_a_caption_under_either_key_is_not_lacking(tmp_path: Path) -> None:
+    store = open_store(str(tmp_path))
+    ours, theirs = (RecordSet(store, "captions", name * 32) for name in ("aa", "bb"))
+    ours.publish([Record(key="b", meta={})])
+    theirs.publish([Record(key="C", meta={})])
+    assert lacking(BATCHES[0], [ours, theirs]) == ["a", "d"]
+    assert lacking(swapped(BATCHES)[0], [theirs, ours]) == ["A", "D"]
+    assert lacking(BATCHES[0], [ours]) == ["a", "c", "d"]

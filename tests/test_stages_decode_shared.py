@@ -13,10 +13,17 @@ from stages.decode.engines import SHARED
 from stages.decode.engines.inflight import prefix
 from stages.decode.engines.inflight.reading import read_row
 from stages.decode.run import run
-from tests.support.checkpoints import whole_checkpoint
 from tests.support.clips import clips
-from tests.support.families import BUILDERS, checkpoint
-from tests.support.waves import CAPTIONS, Wave, events
+from tests.support.waves import (
+    CAPTIONS,
+    OTHER,
+    THIRD,
+    Wave,
+    encoded_wave,
+    events,
+    folder_of,
+    noted,
+)
 
 PROMPTS = (
     "Describe.",
@@ -24,13 +31,15 @@ PROMPTS = (
     "Say in one long sentence what you see, from the left to the right.",
     "Who?",
 )
-OTHER, THIRD = "dd" * 32, "ee" * 32
-
-
-def folder_of(name: str) -> Path:
-    if name == "demo":
-        return CHECKPOINT
-    return checkpoint(name) if name in BUILDERS else whole_checkpoint(name)
+CASES = [
+    ("qwen2_5_vl", "video"),
+    ("qwen3_vl", "image"),
+    ("llava", "image"),
+    ("llava_onevision", "video"),
+    ("smolvlm", "image"),
+    ("gemma3", "image"),
+    ("demo", "video"),
+]
 
 
 def members(wave: Wave, prompts: Sequence[str]) -> list[dict[str, str]]:
@@ -52,42 +61,36 @@ def said(
     with events() as (report, told):
         run(job, report)
     found = wave.record_set("captions", namespace)
-    noted = {n: v for event in told if event["event"] == "note" for n, v in event.items()}
-    return {each["key"]: found.meta(each["key"]) for each in asked}, noted
+    return {each["key"]: found.meta(each["key"]) for each in asked}, noted(told)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["image", "video"])
-@pytest.mark.parametrize("name", (*BUILDERS, "gemma3", "demo"))
+@pytest.mark.parametrize(("name", "kind"), CASES)
 def test_prompts_that_share_a_picture_say_what_each_says_alone(
     name: str, kind: str, tmp_path: Path
 ) -> None:
-    wave = Wave(tmp_path, folder_of(name), [clips(kind, 3)])
-    wave.encode()
+    wave = encoded_wave(tmp_path, folder_of(name), clips(kind, 3))
     asked = members(wave, PROMPTS)
     plain, _ = said(wave, "transformers", CAPTIONS, asked, size=1)
-    shared, noted = said(wave, SHARED, OTHER, asked)
+    shared, notes = said(wave, SHARED, OTHER, asked)
     assert {k: v["caption"] for k, v in shared.items()} == {
         k: v["caption"] for k, v in plain.items()
     }
-    assert noted["shared_prefix"] is True
+    assert notes["shared_prefix"] is True
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", pytest.param("float32", marks=pytest.mark.slow)])
-def test_bytes_hang_on_the_row_alone(dtype: str, tmp_path: Path) -> None:
-    wave = Wave(tmp_path, CHECKPOINT, [clips("video", 3, frames=8)], dtype=dtype)
-    wave.encode()
+def test_bytes_hang_on_the_row_alone(tmp_path: Path) -> None:
+    wave = encoded_wave(tmp_path, CHECKPOINT, clips("video", 3), dtype="bfloat16")
     asked = members(wave, PROMPTS)
-    whole, noted = said(wave, SHARED, CAPTIONS, asked)
-    assert noted["shared_prefix"] is True
+    whole, notes = said(wave, SHARED, CAPTIONS, asked)
+    assert notes["shared_prefix"] is True
     mixed, _ = said(wave, SHARED, OTHER, asked[::-1], size=5)
     alone, _ = said(wave, SHARED, THIRD, asked[5:6])
     assert mixed == whole and alone[asked[5]["key"]] == whole[asked[5]["key"]]
 
 
 def test_a_picture_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    wave = Wave(tmp_path, CHECKPOINT, [clips("video", 3)])
-    wave.encode()
+    wave = encoded_wave(tmp_path, CHECKPOINT, clips("video", 3))
     lengths: list[int] = []
 
     def counting(half: Any, inputs: Any, features: Any, **options: Any) -> Any:

@@ -38,6 +38,19 @@ VIDEOS = [
     "awkward/bitflip.mp4",
     "awkward/oneframe.mp4",
 ]
+QUICK = {
+    "intel_asl_book.mkv",
+    "mpy_nodur.webm",
+    "gr_badcont.mkv",
+    "psd_delayed.mp4",
+    "mei_road.avi",
+    "awkward/vfr_30_to_4.mp4",
+    "awkward/editlist_copycut.mp4",
+    "awkward/geese.ts",
+    "awkward/trunc_faststart.mp4",
+    "awkward/bitflip.mp4",
+    "awkward/oneframe.mp4",
+}
 DAMAGED = {
     "awkward/trunc_faststart.mp4": "of the 24.02 s it announces",
     "awkward/bitflip.mp4": "frames taken are damaged",
@@ -88,7 +101,9 @@ def index_of(path: Path) -> MediaIndex:
         return video.media_index(chunks)
 
 
-@pytest.mark.parametrize("name", VIDEOS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[] if n in QUICK else pytest.mark.slow) for n in VIDEOS]
+)
 def test_a_real_video_is_covered_to_its_end_with_its_own_times(
     shared_clips: Path, name: str
 ) -> None:

@@ -1,8 +1,13 @@
 """A wave of clips in a store, run through the encode and decode stages in this process."""
 
+import atexit
+import functools
+import gc
 import json
 import os
-from collections.abc import Iterator, Sequence
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
@@ -11,16 +16,31 @@ from typing import Any
 from artifacts.packs import Record, RecordSet
 from artifacts.schema import ChunkIndex
 from artifacts.store import open_store
+from penstock_demo import CHECKPOINT
 from stages.decode.job import DecodeJob
 from stages.decode.run import run as decode
 from stages.encode.job import EncodeJob
 from stages.encode.run import run as encode
 from stages.models.processors.prepare import Clip
 from stages.process.report import Report
+from tests.support.checkpoints import whole_checkpoint
+from tests.support.clips import PROMPTS, clips
+from tests.support.families import BUILDERS, checkpoint
 
 FRAMES, FEATURES, CAPTIONS = "aa" * 32, "bb" * 32, "cc" * 32
+OTHER, THIRD = "dd" * 32, "ee" * 32
+"""Namespaces of further captions."""
 OFFSET = 30.0
 """Seconds at which every clip begins in its medium: chunks count from their own start."""
+
+
+@functools.cache
+def freeze_imports() -> None:
+    """Keep the collector, which the stages call often, from what this process has imported: looking
+    through it took two thirds of the time of their tests."""
+    gc.collect()
+    gc.freeze()
+    atexit.register(gc.unfreeze)
 
 
 class Wave:
@@ -29,6 +49,7 @@ class Wave:
     def __init__(
         self, store: Path, model: Path, batches: Sequence[Sequence[Clip]], **settings: Any
     ) -> None:
+        freeze_imports()
         self.store = str(store)
         self.model = str(model)
         self.settings = settings
@@ -97,6 +118,63 @@ def _own(kind: type[Any], job: dict[str, Any]) -> dict[str, Any]:
     """What of the settings of both stages the job of one has."""
     names = {field.name for field in fields(kind)}
     return {name: value for name, value in job.items() if name in names}
+
+
+def encoded_wave(store: Path, model: Path, *batches: Sequence[Clip], **settings: Any) -> Wave:
+    """A wave whose features are there."""
+    wave = Wave(store, model, batches, **settings)
+    wave.encode()
+    return wave
+
+
+def folder_of(name: str) -> Path:
+    """The demo's checkpoint, or a tiny one of a family of either kind."""
+    if name == "demo":
+        return CHECKPOINT
+    return checkpoint(name) if name in BUILDERS else whole_checkpoint(name)
+
+
+def mixed() -> list[Clip]:
+    """Clips whose prompts are of four lengths."""
+    small = clips("video", 3, frames=8, height=64, width=64)
+    return [*small, *clips("video", 3), *clips("video", 2, frames=8), *clips("image", 2)]
+
+
+@functools.cache
+def _mixed_store(dtype: str) -> Path:
+    root = tempfile.TemporaryDirectory()
+    atexit.register(root.cleanup)
+    in_slots(encoded_wave(Path(root.name), CHECKPOINT, mixed(), dtype=dtype), CAPTIONS)
+    return Path(root.name)
+
+
+def mixed_wave(folder: Path, size: int = 10, dtype: str = "float32") -> Wave:
+    """A wave of `mixed` in batches of so many for the demo's model, encoded; what it says in slots
+    is in the store as CAPTIONS."""
+    shutil.copytree(_mixed_store(dtype), folder / "store")
+    every = mixed()
+    batches = [every[at : at + size] for at in range(0, len(every), size)]
+    return Wave(folder / "store", CHECKPOINT, batches, dtype=dtype)
+
+
+def in_slots(wave: Wave, scope: str = OTHER, **settings: Any) -> list[dict[str, Any]]:
+    """Run the decode stage with the engine of slots; returns the events it told."""
+    wave.settings |= {"engine": "inflight", **settings}
+    return wave.decode(PROMPTS, scope, tokens=32)
+
+
+def words(found: Sequence[Mapping[str, Any]]) -> list[tuple[str, int, str]]:
+    return [(one["caption"], one["tokens"], one["ended"]) for one in found]
+
+
+def said(found: Sequence[Mapping[str, Any]]) -> list[str]:
+    return [one["caption"] for one in found]
+
+
+def noted(told: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    return {
+        name: value for event in told if event["event"] == "note" for name, value in event.items()
+    }
 
 
 @contextmanager
