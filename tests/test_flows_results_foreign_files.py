@@ -1,7 +1,6 @@
 """A command that adds to a folder replaces no file there that no run wrote."""
 
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -102,16 +101,12 @@ def test_a_folder_in_the_place_of_an_output_is_named_before_work_begins(tmp_path
         refused(tmp_path)
 
 
-LINKS: dict[str, Callable[[Path], object]] = {
-    "a file": lambda path: path.write_text("mine"),
-    "nowhere": lambda path: None,
-    "itself": lambda path: path.symlink_to(path),
-}
-
-
 @pytest.mark.parametrize("to", ["a file", "nowhere", "itself"])
 def test_a_link_of_a_person_s_is_not_replaced(tmp_path: Path, to: str) -> None:
-    LINKS[to](tmp_path / "other")
+    if to == "a file":
+        (tmp_path / "other").write_text("mine")
+    elif to == "itself":
+        (tmp_path / "other").symlink_to(tmp_path / "other")
     (tmp_path / "captions.jsonl").symlink_to(tmp_path / "other")
     with pytest.raises(UsageError, match=r"captions\.jsonl"):
         refused(tmp_path)

@@ -1,5 +1,4 @@
-"""What becomes of a text that a person wrote, by each rule of `--existing`: no word of theirs is
-lost, and no caption is there twice; the captions are made up."""
+"""Texts of people, by each rule of `--existing`: no word is lost, no caption is twice there."""
 
 import os
 import random
@@ -50,9 +49,7 @@ def joined(rule: str, theirs: str, said: str) -> str:
 
 
 @pytest.mark.parametrize("rule", [APPEND, PREPEND])
-def test_a_caption_is_put_to_a_person_s_text_once_and_follows_the_prompt(
-    config: CaptionConfig, text: Path, rule: str
-) -> None:
+def test_a_caption_is_put_to_a_text_once(config: CaptionConfig, text: Path, rule: str) -> None:
     result = put(config, rule)
     assert text.read_text() == joined(rule, "ohwx, best quality", ours("A?"))
     assert result.warnings == [] and "1 written" in result.line()
@@ -69,9 +66,7 @@ def test_a_caption_is_put_to_a_person_s_text_once_and_follows_the_prompt(
 
 
 @pytest.mark.parametrize("rule", [APPEND, PREPEND])
-def test_a_text_whose_caption_a_person_edited_is_theirs_from_then_on(
-    config: CaptionConfig, text: Path, rule: str
-) -> None:
+def test_a_text_edited_by_a_person_is_theirs(config: CaptionConfig, text: Path, rule: str) -> None:
     put(config, rule)
     edited = text.read_text().replace("über dem", "unter dem").replace("best", "worst")
     text.write_text(edited)
@@ -103,9 +98,7 @@ def test_the_rule_may_change_between_runs(config: CaptionConfig, text: Path) -> 
     assert text.read_text() == f"{ours('C?')}\n"
 
 
-def test_what_is_ours_is_replaced_and_what_is_not_there_is_written(
-    config: CaptionConfig, text: Path
-) -> None:
+def test_what_is_ours_or_not_there_is_written_anew(config: CaptionConfig, text: Path) -> None:
     text.unlink()
     for rule, prompt in ((APPEND, "A?"), (APPEND, "B?"), (PREPEND, "C?")):
         put(config, rule, prompt)
@@ -142,9 +135,7 @@ def test_a_run_that_was_killed_before_it_wrote_puts_the_caption_once(
         assert text.read_text() == joined(rule, "ohwx, best quality", ours(prompt))
 
 
-def test_texts_of_several_lines_are_joined_at_lines_of_their_own(
-    config: CaptionConfig, tmp_path: Path
-) -> None:
+def test_lines_are_joined_at_lines_of_their_own(config: CaptionConfig, tmp_path: Path) -> None:
     video = Path(config.sources[0]) / LONG
     text = video.with_suffix(".txt")
     text.write_text("tags\n")
@@ -191,7 +182,7 @@ def test_what_is_no_text_is_kept(config: CaptionConfig, text: Path, tmp_path: Pa
     assert os.path.islink(text) and other.read_text() == "mine"
 
 
-def test_texts_are_found_again_in_a_folder_that_was_moved(
+def test_texts_of_a_moved_folder_are_ours(
     config: CaptionConfig, text: Path, tmp_path: Path
 ) -> None:
     put(config, APPEND)

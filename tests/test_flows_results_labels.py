@@ -1,5 +1,4 @@
-"""Which labels pictures are given: by a bias, by the largest gap, by thresholds, groups and
-parents; and which part of a picture speaks for them."""
+"""Which labels pictures are given, and which part of a picture speaks for them."""
 
 import json
 from pathlib import Path

@@ -1,6 +1,6 @@
-"""What a run writes, read by what its users read it with; the captions are made up, and all else,
-the cutting of clips included, is real."""
+"""What a run writes, read by what its users read it with; the captions alone are made up."""
 
+import csv
 import io
 import json
 import os
@@ -11,14 +11,19 @@ from pathlib import Path
 from typing import Any
 
 import av
+import pyarrow.parquet
 import pytest
 
 import flows.job.launch
 import flows.results.cutting
 from artifacts.errors import Interrupted, Killed, UsageError
+from flows.cli.status_command import lines as status_lines
 from flows.job.config import CaptionConfig
+from flows.results.run_read import load_record
+from flows.results.run_result import RunResult
+from flows.results.status import stages_of
 from tests.support.media import decode_plainly, write_video
-from tests.support.saying import LONG, ODD, Saying, lines, make, run, samples
+from tests.support.saying import ALL, LONG, ODD, Saying, lines, make, run, samples
 
 # The library leaves its shards open.
 pytestmark = pytest.mark.filterwarnings(r"ignore:unclosed file .*\.tar:ResourceWarning")
@@ -81,9 +86,7 @@ def test_the_webdataset_library_reads_every_sample(done: CaptionConfig) -> None:
     assert found[4]["png"].size == (64, 48)
 
 
-def test_a_chunk_of_a_longer_video_comes_with_its_pictures(
-    done: CaptionConfig, tmp_path: Path
-) -> None:
+def test_a_chunk_of_a_video_comes_with_its_pictures(done: CaptionConfig, tmp_path: Path) -> None:
     whole = decode_plainly(Path(done.sources[0], LONG))
     for sample in samples(done)[1:4]:
         row = sample["json"]
@@ -114,22 +117,24 @@ def test_a_run_with_nothing_new_writes_no_shard_and_cuts_nothing(config: Caption
     assert {sample["json"]["prompt"] for sample in samples(config)} == {"Who?"}
 
 
-def test_a_stopped_run_writes_its_tables_and_leaves_the_old_shards(
-    config: CaptionConfig, tmp_path: Path
+def test_a_stopped_run_leaves_the_old_shards(
+    config: CaptionConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from pyarrow import parquet
-
     run(config)
-    before = (tmp_path / "out" / "webdataset" / "000000.tar").read_bytes()
-    stopped = Saying()
+    out, stopped = Path(config.out), Saying()
+    before = {path.name: path.read_bytes() for path in (out / "webdataset").iterdir()}
     stopped.stop_after["decode"] = 2
     with pytest.raises(Interrupted):
         run(config, stopped, prompt="Who?")
-    rows = lines(config)
-    assert len(rows) == 2
-    assert parquet.read_table(tmp_path / "out" / "captions.parquet").num_rows == 2
-    assert (tmp_path / "out" / "captions.csv").read_text().count("Who?,") == 2
-    assert (tmp_path / "out" / "webdataset" / "000000.tar").read_bytes() == before
+    assert len(lines(config)) == 2
+    assert pyarrow.parquet.read_table(out / "captions.parquet").num_rows == 2
+    assert (out / "captions.csv").read_text().count("Who?,") == 2
+    monkeypatch.setitem(flows.job.launch.ENTRIES, "cut", "tests.support.crashing:stop")
+    with pytest.raises(Interrupted, match="SIGTERM"):  # while clips are cut
+        run(config, prompt="Who?")
+    assert {path.name: path.read_bytes() for path in (out / "webdataset").iterdir()} == before
+    assert {row["prompt"] for row in lines(config)} == {"Who?"}
+    assert load_record(out)["state"] == "interrupted"
 
 
 def test_a_process_that_dies_of_a_file_costs_that_file_s_clips_alone(
@@ -151,21 +156,6 @@ def test_a_process_that_dies_of_a_file_costs_that_file_s_clips_alone(
     again = run(config, stages)
     assert [w[:38] for w in again.warnings] == [warning[:38]]
     assert stages.names()[-2:] == ["cut", "cut"] and stages.names().count("cut") == 2
-
-
-def test_stopped_while_clips_are_cut_the_old_shards_stay(
-    config: CaptionConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run(config)
-    folder = tmp_path / "out" / "webdataset"
-    before = {path.name: path.read_bytes() for path in folder.iterdir()}
-    with monkeypatch.context() as patch:
-        patch.setitem(flows.job.launch.ENTRIES, "cut", "tests.support.crashing:stop")
-        with pytest.raises(Interrupted, match="SIGTERM"):
-            run(config, prompt="Who?")
-    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
-    assert {row["prompt"] for row in lines(config)} == {"Who?"}
-    assert json.loads((tmp_path / "out" / "run.json").read_text())["state"] == "interrupted"
 
 
 def test_a_process_that_is_killed_goes_on_with_the_clips_that_are_left(
@@ -192,7 +182,7 @@ def test_one_that_is_killed_again_and_again_leaves_a_run_that_can_be_resumed(
     assert len(samples(config)) == len(lines(config))
 
 
-def test_clips_are_cut_a_few_videos_at_a_time(
+def test_clips_cut_at_a_time(
     config: CaptionConfig, clips: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for number in range(3):
@@ -234,9 +224,7 @@ def test_a_file_of_which_two_things_are_asked_has_two_of_each(
     assert (tmp_path / "out" / "captions.csv").is_file()
 
 
-def test_a_line_s_prompt_that_holds_the_place_of_a_picture_is_refused(
-    config: CaptionConfig, clips: Path
-) -> None:
+def test_a_prompt_with_a_place_of_a_picture_is_refused(config: CaptionConfig, clips: Path) -> None:
     asked = [{"path": LONG}, {"path": ODD, "prompt": "What is <image>?"}]
     with pytest.raises(UsageError, match=r"no\.1") as caught:
         run(config, sources=write_list(clips, *asked))
@@ -256,7 +244,7 @@ def test_files_beside_are_kept_in_every_format(config: CaptionConfig, clips: Pat
 
 
 @pytest.mark.parametrize("beside", [False, True])
-def test_the_longest_names_have_every_text(
+def test_longest_names_have_texts(
     config: CaptionConfig, clips: Path, tmp_path: Path, beside: bool
 ) -> None:
     names = ["ü" * 126 + ".ts", "🐦" * 63 + "m.x", "x" * 251 + ".mp4", "y" * 252 + ".ts", "z" * 255]
@@ -270,10 +258,8 @@ def test_the_longest_names_have_every_text(
     assert [sample["json"]["media_path"] for sample in samples(config)] == names
 
 
-@pytest.mark.parametrize("name", ["..mp4", "...mp4", ".hidden.mp4", "-rf.mp4", "a\nb.mp4"])
-def test_no_name_leads_out_of_the_folder(
-    config: CaptionConfig, clips: Path, tmp_path: Path, name: str
-) -> None:
+@pytest.mark.parametrize("name", ["..mp4", ".hidden.mp4", "a\nb.mp4"])
+def test_no_name_leads_out(config: CaptionConfig, clips: Path, tmp_path: Path, name: str) -> None:
     os.rename(clips / ODD, clips / name)
     outside = {path for path in tmp_path.iterdir()}
     run(config, sources=(str(clips / name),))
@@ -281,3 +267,151 @@ def test_no_name_leads_out_of_the_folder(
     assert [path.parent for path in tmp_path.rglob("*.txt")] == [tmp_path / "out"]
     with tarfile.open(tmp_path / "out" / "webdataset" / "000000.tar") as tar:
         assert all("/" not in member and member.count(".") == 1 for member in tar.getnames())
+
+
+TEXTS = ("txt", "vtt", "srt")
+
+
+TABLES = ("csv", "parquet")
+
+
+def status(config: CaptionConfig) -> str:
+    """What `penstock status` says of the last run."""
+    record = load_record(Path(config.out))
+    return "\n".join(status_lines(record, stages_of(record, 0.0)))
+
+
+def prompts_said(config: CaptionConfig) -> dict[str, set[str]]:
+    """Output → the first word of each prompt that its captions are of."""
+    out = Path(config.out)
+    table = (out / "captions.csv").read_text().splitlines(keepends=True)
+    tables = {
+        "jsonl": [row["prompt"] for row in lines(config)],
+        "csv": [row["prompt"] for row in csv.DictReader(table)],
+        "parquet": pyarrow.parquet.read_table(out / "captions.parquet")["prompt"].to_pylist(),
+        "webdataset": [sample["json"]["prompt"] for sample in samples(config)],
+    }
+    found = {name: set(prompts) for name, prompts in tables.items()}
+    for form in TEXTS:
+        texts = [path.read_text() for path in out.glob(f"*.{form}")]
+        assert len(texts) == 3
+        found[form] = {p for p in ("First?", "Second?") for text in texts if p in text}
+    return found
+
+
+def test_a_second_prompt_leaves_no_format_stale(config: CaptionConfig) -> None:
+    run(config, prompt="First?")
+    result = run(config, prompt="Second?", format=())
+    said = prompts_said(config)
+    assert {name for name, prompts in said.items() if prompts == {"Second?"}} == set(said) - {
+        "webdataset"
+    }
+    assert result.written.earlier == ["webdataset"]
+    assert any("of an earlier run: webdataset" in note for note in result.warnings)
+    assert "webdataset (of an earlier run)" in status(config)
+    assert result.line().count("3 written") == 3 == status(config).count("3 written")
+    again = run(config, prompt="Second?", format=("webdataset",))
+    assert again.written.earlier == []
+    assert "earlier" not in status(config)
+    assert prompts_said(config)["webdataset"] == {"Second?"}
+
+
+def test_formats_that_were_never_asked_for_are_not_written(config: CaptionConfig) -> None:
+    run(config, format=())
+    run(config, prompt="Second?", format=())
+    written = {path.name for path in Path(config.out).iterdir()}
+    always = {"captions.jsonl", "failures.jsonl", "media.jsonl", "run.json", ".lock"}
+    assert written - {"logs"} == always
+
+
+def test_tables_that_are_not_ours_are_named_and_left(config: CaptionConfig) -> None:
+    out = Path(config.out)
+    run(config, format=TABLES, prompt="First?")
+    (out / "captions.csv").write_text("mine\n")
+    result = run(config, format=(), prompt="Second?")
+    assert result.written.earlier == ["csv"]
+    assert (out / "captions.csv").read_text() == "mine\n"
+    assert "captions.csv (of an earlier run)" in status(config)
+    with pytest.raises(UsageError, match=r"captions\.csv is there already"):
+        run(config, format=("csv",), prompt="Second?")
+    assert (out / "captions.csv").read_text() == "mine\n"
+    (out / "captions.csv").unlink()
+    assert run(config, format=("csv",), prompt="Second?").written.earlier == []
+    assert (out / "captions.csv").is_file()
+
+
+@pytest.mark.parametrize("beside", [False, True])
+def test_through_three_prompts_nothing_of_a_person_s_is_lost(
+    config: CaptionConfig, clips: Path, tmp_path: Path, beside: bool
+) -> None:
+    """One text was there before, one is edited after the first prompt, one is ours throughout."""
+    folder = clips if beside else tmp_path / "out"
+    folder.mkdir(exist_ok=True)
+    hand, edited, own = (folder / f"{Path(name).stem}.txt" for name in (ODD, LONG, "photo.PNG"))
+    hand.write_text("by hand\n")
+    results: list[RunResult] = []
+    for prompt in ("First?", "Second?", "Third?"):
+        results.append(run(config, prompt=prompt, format=TEXTS, beside=beside))
+        assert own.read_text().startswith(prompt)
+        if prompt == "First?":
+            edited.write_text(edited.read_text() + "and more\n")
+    assert hand.read_text() == "by hand\n"
+    assert edited.read_text().startswith("First?") and edited.read_text().endswith("and more\n")
+    text = next(texts for texts in results[2].written.texts if texts.form == "txt")
+    assert (text.written, sorted(text.kept)) == (1, sorted((hand.name, edited.name)))
+    told = "1 written, 2 kept as people made them"
+    assert told in results[2].line() and told in status(config)
+    assert json.loads((tmp_path / "out" / "run.json").read_text())["texts"][0] == text.to_json()
+    assert any("--overwrite" in note and hand.name in note for note in results[2].warnings)
+    run(config, prompt="Third?", format=("txt",), beside=beside, overwrite=True)
+    assert all(path.read_text().startswith("Third?") for path in (hand, edited, own))
+
+
+def test_texts_beside_are_ours_anywhere(config: CaptionConfig, clips: Path, tmp_path: Path) -> None:
+    run(config, prompt="First?", format=("txt",), beside=True)
+    moved = clips.rename(tmp_path / "moved")
+    elsewhere = replace(config, sources=(str(moved),), out=str(tmp_path / "other"))
+    result = run(elsewhere, prompt="Second?", format=("txt",), beside=True)
+    assert [texts.kept for texts in result.written.texts] == [[]]
+    assert (moved / "photo.txt").read_text().startswith("Second?")
+
+
+def test_texts_beside_not_asked_for_again_are_named(config: CaptionConfig, clips: Path) -> None:
+    run(config, prompt="First?", format=("txt",), beside=True)
+    assert run(config, prompt="First?", format=()).warnings == []
+    result = run(config, prompt="Second?", format=())
+    assert any("of an earlier run: 3 .txt files beside the media" in w for w in result.warnings)
+    assert "beside the media: 3 of an earlier run" in result.line()
+    assert (clips / "photo.txt").read_text().startswith("First?")
+
+
+def test_texts_about_other_files_are_counted(config: CaptionConfig) -> None:
+    run(config, prompt="First?", format=("txt",))
+    result = run(config, prompt="Second?", format=("txt",), limit=1)
+    assert [(texts.written, texts.others) for texts in result.written.texts] == [(1, 2)]
+    assert any("about nothing in this run: 2 .txt files" in note for note in result.warnings)
+
+
+def test_a_run_that_is_broken_off_says_what_is_of_an_earlier_one(config: CaptionConfig) -> None:
+    run(config, prompt="First?", format=ALL)
+    stopped = Saying()
+    stopped.stop_after["decode"] = 1
+    with pytest.raises(Interrupted):
+        run(config, stopped, prompt="Second?", format=("txt",), batch_size=1)
+    told = status(config)
+    assert "of an earlier run" in told.split(".txt: ")[1].split("\n")[0]
+    assert "webdataset (of an earlier run)" in told
+    assert {row["prompt"] for row in lines(config)} == {"Second?"}
+
+
+def test_what_lies_there_when_a_run_begins_is_of_an_earlier_one(config: CaptionConfig) -> None:
+    run(config, prompt="First?", format=TABLES)
+
+    class Looking(Saying):
+        def _make(self, call: Any, outcome: Any) -> None:
+            assert "captions.jsonl (of an earlier run)" in status(config)
+            assert "captions.csv (of an earlier run)" in status(config)
+            super()._make(call, outcome)
+
+    run(config, Looking(), prompt="Second?", format=TABLES)
+    assert "earlier" not in status(config)

@@ -1,5 +1,4 @@
-"""What a person wrote or corrected is what trainers read, whichever folder, format or run asks; the
-captions are made up, and all else is real."""
+"""What a person wrote or corrected is what trainers read, whichever folder or run asks."""
 
 import shutil
 from pathlib import Path
@@ -59,9 +58,7 @@ def correct(out: str, name: str, caption: str | None, review: str = "") -> None:
         captions.close()
 
 
-def test_every_trainer_learns_a_text_by_hand_in_the_same_command_and_in_a_later_one(
-    config: CaptionConfig, tmp_path: Path
-) -> None:
+def test_every_trainer_learns_a_text_by_hand_always(config: CaptionConfig, tmp_path: Path) -> None:
     result = write(config, "txt", *TRAINER_FORMATS, beside=True)
     assert result.warnings == [
         "kept as people wrote or edited them: 1 .txt file (a.txt); --overwrite replaces them"
@@ -75,9 +72,7 @@ def test_every_trainer_learns_a_text_by_hand_in_the_same_command_and_in_a_later_
             assert found["a"] == "by hand, a" and found["b"] != "by hand, a"
 
 
-def test_a_correction_is_found_from_another_folder_and_its_undo_too(
-    config: CaptionConfig, tmp_path: Path
-) -> None:
+def test_a_correction_is_found_from_another_folder(config: CaptionConfig, tmp_path: Path) -> None:
     write(config, "txt")
     correct(config.out, "b.png", "corrected b")
     other = str(tmp_path / "other")
@@ -134,9 +129,7 @@ def test_tune_learns_what_trainers_do(config: CaptionConfig, tmp_path: Path) -> 
 
 
 @pytest.mark.slow
-def test_a_journal_of_before_counts_everywhere_once_its_folder_is_opened(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_journal_of_before_is_taken_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for part in ("clips", "store", "first"):
         shutil.copytree(BEFORE / part, tmp_path / part)
     shutil.copy(BEFORE.parent / "edits-before.jsonl", tmp_path / "first" / "edits.jsonl")

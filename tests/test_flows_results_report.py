@@ -65,17 +65,13 @@ def test_the_page_fetches_nothing_and_runs_no_script_but_its_own() -> None:
     assert not re.search(r"""(?:src|href)=["']|https?://(?!www\.w3\.org/2000/svg)|@import""", text)
 
 
-def test_a_folder_without_a_run_is_refused(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_folder_without_run_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["report", str(tmp_path)]) == 2
     assert "no run has written to" in capsys.readouterr().err
     assert not (tmp_path / "report.html").exists()
 
 
-def test_the_report_goes_where_it_is_told(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_report_goes_where_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_run(tmp_path / "out", [])
     to = tmp_path / "else where" / "r.html"
     assert main(["report", str(tmp_path / "out"), "--to", str(to)]) == 0
@@ -174,15 +170,8 @@ def test_each_process_has_its_curve_where_it_worked(tmp_path: Path) -> None:
     record.value["plan"] = {**PLAN, "memory": memory_plan()}
     work(record, "encode", 10.0, 4.0, curve(4, 100, 200))
     work(record, "encode", 50.0, 2.0, curve(2, 100, 300), notes={"loaded_bytes": 1000})
-    record.value["rungs"] = [
-        {
-            "stage": "encode",
-            "name": "batch 4",
-            "reason": "killed",
-            "error": "",
-            "time": record.value["started"],
-        }
-    ]
+    rung = {"stage": "encode", "name": "batch 4", "reason": "killed", "error": ""}
+    record.value["rungs"] = [{**rung, "time": record.value["started"]}]
     started_ago(record, 60.0)
     line = timeline_of(load_record(tmp_path))
     encode = line["stages"][1]
@@ -219,14 +208,9 @@ def test_the_plan_stands_beside_what_was_measured(tmp_path: Path) -> None:
 
 def memory_plan() -> dict[str, Any]:
     rung = {"stage": "encode", "batch": 8, "precision": "bf16"}
-    stage = {
-        "rung": rung,
-        "peak_bytes": 3 * GIB,
-        "host_bytes": GIB,
-        "weight_bytes": GIB,
-        "name": "batch 8, bf16",
-    }
-    return {"budget_bytes": 4 * GIB, "budget_given": True, "stages": [stage]}
+    sizes = {"peak_bytes": 3 * GIB, "host_bytes": GIB, "weight_bytes": GIB}
+    stages = [{"rung": rung, **sizes, "name": "batch 8, bf16"}]
+    return {"budget_bytes": 4 * GIB, "budget_given": True, "stages": stages}
 
 
 def test_on_a_gpu_the_budget_is_the_device_s(tmp_path: Path) -> None:
@@ -325,9 +309,7 @@ def test_the_page_shows_the_first_of_very_many_and_reads_no_more(tmp_path: Path)
     assert len(facts(tmp_path, tmp_path)["media"]) == SHEET
 
 
-def test_a_run_that_wrote_nothing_yet_has_a_report_and_one_of_an_earlier_version_too(
-    tmp_path: Path,
-) -> None:
+def test_a_run_that_wrote_nothing_yet_or_is_older_has_a_report(tmp_path: Path) -> None:
     file = media_file(tmp_path / "a.png", str(tmp_path))
     file.path.touch()
     write_labels(tmp_path, [(file, [labelled(file, scored("cat"))])])
@@ -356,12 +338,3 @@ def test_a_run_that_captions_is_told_nothing_of_labels(tmp_path: Path) -> None:
     write_run(tmp_path, [])
     found = facts(tmp_path, tmp_path)
     assert found["labels"] is None and found["media"] == []
-
-
-def test_names_of_labels_cannot_leave_the_data(tmp_path: Path) -> None:
-    file = media_file(tmp_path / "a.png")
-    write_labels(tmp_path, [(file, [labelled(file, scored(EVIL))])])
-    text = page(facts(tmp_path, tmp_path))
-    assert EVIL not in text and text.count("<script") == 2
-    held = re.search(r'id="data">(.*?)</script>', text, re.DOTALL)
-    assert held and json.loads(held[1])["labels"]["labels"][0]["label"] == EVIL

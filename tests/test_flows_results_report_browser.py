@@ -1,5 +1,4 @@
-"""The report in a real browser: what is clicked, what is shown as text, what is in the page, and
-how it looks on wide and narrow screens, light, dark and on paper."""
+"""The report in a real browser: what is clicked, what is in the page, and how it looks."""
 
 import os
 from collections.abc import Iterator
@@ -63,9 +62,7 @@ def clip(tmp_path: Path) -> Path:
     return write_video(tmp_path / "clips" / ODD, ticks=range(0, 360, 6))
 
 
-def test_a_click_on_a_caption_seeks_and_what_is_said_now_is_marked(
-    browser: Browser, clip: Path, tmp_path: Path
-) -> None:
+def test_a_click_seeks_and_marks_what_is_said(browser: Browser, clip: Path, tmp_path: Path) -> None:
     file = media_file(clip)
     texts = ["first", EVIL, "third", "fourth", "fifth", "last"]
     record = write_run(tmp_path / "out", [(file, said(file, texts))])
@@ -84,9 +81,7 @@ def test_a_click_on_a_caption_seeks_and_what_is_said_now_is_marked(
     assert browser.console() == []
 
 
-def test_text_from_users_is_shown_and_never_run(
-    browser: Browser, clip: Path, tmp_path: Path
-) -> None:
+def test_text_of_users_is_shown_not_run(browser: Browser, clip: Path, tmp_path: Path) -> None:
     file = media_file(clip)
     failure = Failure(
         media_path=EVIL, source=EVIL, stage="frames", error="x", message=EVIL, hint=EVIL
@@ -95,15 +90,8 @@ def test_text_from_users_is_shown_and_never_run(
     record = write_run(
         tmp_path / EVIL.replace("/", "\u2215"), [(file, said(file, [EVIL]))], [failure], plan
     )
-    record.value["rungs"] = [
-        {
-            "stage": EVIL,
-            "name": EVIL,
-            "reason": EVIL,
-            "error": EVIL,
-            "time": record.value["started"],
-        }
-    ]
+    rung = dict.fromkeys(("stage", "name", "reason", "error"), EVIL)
+    record.value["rungs"] = [{**rung, "time": record.value["started"]}]
     record.value["error"] = EVIL
     record.stage("frames")["warnings"] = [EVIL]
     record.write(force=True)
@@ -133,7 +121,7 @@ def many(tmp_path: Path, clip: Path, captions: int) -> None:
     write_run(tmp_path, captioned)
 
 
-def test_all_that_is_said_is_in_the_page_and_videos_are_read_when_looked_at(
+def test_all_is_there_and_videos_are_read_late(
     browser: Browser, clip: Path, tmp_path: Path
 ) -> None:
     many(tmp_path, clip, 10)
@@ -184,9 +172,7 @@ def test_of_a_very_long_run_what_is_not_looked_at_is_neither_in_the_page_nor_rea
     assert browser.console() == []
 
 
-def test_a_caption_far_down_a_long_list_is_brought_into_view_when_it_is_said(
-    browser: Browser, clip: Path, tmp_path: Path
-) -> None:
+def test_a_caption_far_down_comes_into_view(browser: Browser, clip: Path, tmp_path: Path) -> None:
     file = media_file(clip)
     write_run(tmp_path, [(file, said(file, [f"said {n}" for n in range(1200)], 0.01))])
     shown(browser, tmp_path)
@@ -202,9 +188,7 @@ def test_a_caption_far_down_a_long_list_is_brought_into_view_when_it_is_said(
     )
 
 
-def test_files_that_are_gone_or_cannot_be_shown_are_named(
-    browser: Browser, clip: Path, tmp_path: Path
-) -> None:
+def test_files_gone_or_unplayable_are_named(browser: Browser, clip: Path, tmp_path: Path) -> None:
     clips = tmp_path / "clips"
     (clips / "broken.mp4").write_bytes(b"no video")
     (clips / "broken.jpg").write_bytes(b"no image")
@@ -235,9 +219,7 @@ def test_files_that_are_gone_or_cannot_be_shown_are_named(
     assert browser.run(said_there) == files[-1].media_path
 
 
-def test_a_report_that_was_moved_alone_still_finds_its_media(
-    browser: Browser, clip: Path, tmp_path: Path
-) -> None:
+def test_a_moved_report_still_finds_its_media(browser: Browser, clip: Path, tmp_path: Path) -> None:
     file = media_file(clip)
     write_run(tmp_path / "out", [(file, said(file, ["first", "second"]))])
     report(tmp_path / "out")
@@ -257,9 +239,7 @@ const area = document.querySelector('.area.decode').getBBox();
 return [all.length, ...[Math.min(...all), Math.max(...all)].map(y => area.y + area.height - y)]"""
 
 
-def test_the_time_line_tells_what_is_under_the_pointer_and_under_the_keys(
-    browser: Browser, tmp_path: Path
-) -> None:
+def test_the_time_line_tells_what_is_pointed_at_or_typed(browser: Browser, tmp_path: Path) -> None:
     record = write_run(tmp_path, [])
     planned = {"rung": {"stage": "decode"}, "peak_bytes": 6 * 10**8, "name": "batch 4"}
     record.value["plan"]["memory"] = {"budget_bytes": 9 * 10**8, "stages": [planned]}
@@ -359,9 +339,7 @@ def opened_at(browser: Browser, address: str) -> None:
     browser.wait("return document.documentElement.dataset.ready")
 
 
-def test_media_are_shown_as_they_are_asked_for_in_the_order_that_is_asked_for(
-    browser: Browser, address: str
-) -> None:
+def test_media_are_shown_as_and_in_the_order_asked_for(browser: Browser, address: str) -> None:
     opened_at(browser, address)
     assert browser.run(NAMES) == ["b.mp4", "c10.mp4", "c9.mp4", "a.mp4"]
     for sort, names in (
@@ -384,9 +362,7 @@ def test_media_are_shown_as_they_are_asked_for_in_the_order_that_is_asked_for(
     assert browser.run(wide) > 2 * grid
 
 
-def test_a_run_of_which_files_failed_is_not_told_as_a_good_one(
-    browser: Browser, address: str
-) -> None:
+def test_a_run_with_failed_files_is_not_told_as_good(browser: Browser, address: str) -> None:
     opened_at(browser, address)
     badge = "const badge = document.querySelector('.badge'); return "
     assert browser.run(badge + "badge.textContent") == "! done, 4 failed"
@@ -455,9 +431,7 @@ def sheet(folder: Path) -> list[tuple[MediaFile, list[Labelled]]]:
 
 
 @pytest.mark.parametrize("wide", [400, pytest.param(1280, marks=pytest.mark.slow)])
-def test_boxes_lie_where_the_picture_is_and_names_are_text(
-    browser: Browser, tmp_path: Path, wide: int
-) -> None:
+def test_boxes_lie_on_pictures_names_are_text(browser: Browser, tmp_path: Path, wide: int) -> None:
     write_labels(tmp_path, sheet(tmp_path))
     browser.narrow(wide)
     shown(browser, tmp_path)
@@ -499,9 +473,7 @@ cards[0].put(cat(0.05, false), tint); seen.push(marks());
 return seen"""
 
 
-def test_a_threshold_stands_at_one_place_on_every_card_of_the_server_s_page(
-    browser: Browser, tmp_path: Path
-) -> None:
+def test_a_threshold_of_the_server_has_one_place_on_cards(browser: Browser, tmp_path: Path) -> None:
     path = tmp_path / "page.html"
     path.write_bytes(page_of().html)
     browser.open(path.as_uri())

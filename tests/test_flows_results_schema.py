@@ -1,9 +1,8 @@
-"""What a run writes of captions that follow a schema: fields in lines, a column a property, and
-words alone in the texts of tags; the captions are made up."""
+"""Fields in lines and columns in tables of captions that follow a schema."""
 
 import csv
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,10 +19,11 @@ from flows.job.launch import StageCall
 from stages.decode.structure import canonical, rest_of
 from stages.process.outcome import StageOutcome
 from tests.support.forms import SIX, TAGS, text_of
-from tests.support.saying import Saying, lines, make, run, samples
+from tests.support.saying import ALL, Saying, lines, make, run, samples
 
 # The library leaves its shards open.
 pytestmark = pytest.mark.filterwarnings(r"ignore:unclosed file .*\.tar:ResourceWarning")
+Said = pytest.CaptureFixture[str]
 ANSWER = {
     "title": "a dog, “here” \U0001f415", "kind": "clip", "tags": ["a dog", "grass"], "people": 2,
     "score": 1, "outdoors": True,
@@ -52,7 +52,7 @@ class Answering(Saying):
 
 @pytest.fixture
 def config(tmp_path: Path) -> CaptionConfig:
-    return make(tmp_path)
+    return replace(make(tmp_path), format=("txt", "vtt", "srt", "csv", "parquet"))
 
 
 def table(config: CaptionConfig) -> list[dict[str, Any]]:
@@ -111,7 +111,7 @@ def test_named_prompts_have_columns_of_their_own(config: CaptionConfig) -> None:
 
 def test_texts_of_tags_hold_them_alone(config: CaptionConfig) -> None:
     stages = Answering({"tags": ["a dog", "grass", "--> <b>"]})
-    run(config, stages, schema=text_of(TAGS), prefix="photo: ", suffix=".")
+    run(config, stages, schema=text_of(TAGS), prefix="photo: ", suffix=".", format=ALL)
     out = Path(config.out)
     assert (out / "photo.txt").read_text() == "photo: a dog, grass, --> <b>.\n"
     assert "photo: a dog, grass, --&gt; &lt;b&gt;.\n" in (out / "photo.vtt").read_text()
@@ -138,35 +138,25 @@ def test_another_form_makes_other_captions_of_the_same_features(config: CaptionC
     assert "decode" not in again.names()
 
 
-def _write(content: str) -> Callable[[Path], str]:
-    def write(folder: Path) -> str:
-        (folder / "form.json").write_text(content)
-        return str(folder / "form.json")
-
-    return write
-
-
 @pytest.mark.parametrize(
-    ("given", "more", "words"),
+    ("content", "more", "words"),
     [
-        (_write("{"), (), "holds no JSON"),
-        (_write("[]"), (), "holds no object"),
-        (_write(text_of({"type": "array"})), (), "not of an object"),
-        (_write(text_of(TAGS)), ("--beams", "2"), "--schema and --beams"),
-        (_write(text_of(TAGS)), ("--start-with", "A"), "--schema and --start-with"),
-        (_write(text_of(SIX)), ("--max-new-tokens", "20"), str(rest_of(text_of(SIX)).tokens)),
-        (lambda folder: str(folder / "none.json"), (), "cannot be read: No such file"),
-        (lambda folder: str(folder), (), "cannot be read"),
+        ("{", (), "holds no JSON"),
+        ("[]", (), "holds no object"),
+        (text_of({"type": "array"}), (), "not of an object"),
+        (text_of(TAGS), ("--beams", "2"), "--schema and --beams"),
+        (text_of(TAGS), ("--start-with", "A"), "--schema and --start-with"),
+        (text_of(SIX), ("--max-new-tokens", "20"), str(rest_of(text_of(SIX)).tokens)),
+        ("", (), "cannot be read: No such file"),
     ],
 )
 def test_a_command_that_cannot_be_kept_to_ends_in_one_line(
-    given: Callable[[Path], str],
-    more: tuple[str, ...],
-    words: str,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    content: str, more: tuple[str, ...], words: str, tmp_path: Path, capsys: Said
 ) -> None:
-    command = ["caption", "a.mp4", "--model", "demo", "--schema", given(tmp_path), *more]
+    form = tmp_path / "form.json"
+    if content:
+        form.write_text(content)
+    command = ["caption", "a.mp4", "--model", "demo", "--schema", str(form), *more]
     assert main([*command, "--out", str(tmp_path / "out"), "--store", str(tmp_path / "s")]) == 2
     told = capsys.readouterr().err
     assert words in told and told.strip().count("\n") <= 1 and "Traceback" not in told

@@ -126,7 +126,7 @@ def status(record: RunRecord, capsys: pytest.CaptureFixture[str], *more: str) ->
     return capsys.readouterr().out
 
 
-def test_status_names_failures_with_hints_and_where_things_are(
+def test_failures_are_told_with_hints(
     record: RunRecord, capsys: pytest.CaptureFixture[str]
 ) -> None:
     record.fails([failure(f"{n}.mp4", "frames") for n in range(30)])
@@ -138,9 +138,7 @@ def test_status_names_failures_with_hints_and_where_things_are(
     assert "… and 10 more in /out/f.jsonl" in told
 
 
-def test_a_file_s_name_cannot_steer_the_terminal(
-    record: RunRecord, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_names_steer_no_terminal(record: RunRecord, capsys: pytest.CaptureFixture[str]) -> None:
     record.fails([failure("a\x1b[2Jb\n.mp4", "frames")])
     assert "failed: a?[2Jb?.mp4: broken" in status(record, capsys)
 
@@ -171,24 +169,18 @@ def test_what_to_do_about_a_run_that_ended_early(
     )
 
 
-def test_a_run_on_another_machine_is_not_called_dead(
-    record: RunRecord, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_run_elsewhere_is_not_dead(record: RunRecord, capsys: pytest.CaptureFixture[str]) -> None:
     record.value.update(host="elsewhere", pid=2**22 + 1)
     assert "on elsewhere" in status(record, capsys)
 
 
-def test_json_has_the_stages_as_they_stand(
-    record: RunRecord, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_json_has_stages_as_they_are(record: RunRecord, capsys: pytest.CaptureFixture[str]) -> None:
     told = json.loads(status(record, capsys, "--json"))
     stage = next(stage for stage in told["stages"] if stage["name"] == "encode")
     assert (stage["done"], stage["pending"], stage["total"]) == (10, 90, 100)
 
 
-def test_a_record_of_an_older_version_is_told(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_record_of_before_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     stages = [{"name": "frames", "items": 3, "total": 3, "seconds": 2.0}]
     old = {"state": "done", "updated": "2026-01-01T00:00:00+00:00", "stages": stages, "plan": {}}
     (tmp_path / "run.json").write_text(json.dumps(old))

@@ -1,6 +1,4 @@
-"""Data sets of trainers, read by the rules of the trainers' readers: after a second run what is
-right stays, what is stale does not, and nothing of a person's is lost. The captions are made up,
-and all else, the cutting of clips included, is real."""
+"""Data sets of trainers, read by the rules of their readers; the captions are made up."""
 
 import json
 import os
@@ -72,9 +70,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> CaptionConfig:
 
 
 @pytest.mark.parametrize("name", TRAINER_FORMATS)
-def test_a_trainer_s_reader_finds_what_it_can_read_with_its_caption(
-    done: CaptionConfig, name: str
-) -> None:
+def test_a_trainer_s_reader_finds_media_and_captions(done: CaptionConfig, name: str) -> None:
     suffixes = {"kohya": {".PNG", ".webp"}, "ltx": {".mp4", ".mkv", ".PNG"}}
     rows = lines(done)
     assert len(rows) == 7
@@ -89,9 +85,7 @@ def test_a_trainer_s_reader_finds_what_it_can_read_with_its_caption(
             Image.open(path).load()
 
 
-def test_a_whole_file_is_named_where_it_lies_and_a_clip_where_it_was_cut(
-    done: CaptionConfig,
-) -> None:
+def test_whole_files_are_named_where_they_lie_and_clips_as_cut(done: CaptionConfig) -> None:
     out, clips = Path(done.out), Path(done.sources[0])
     videos = [path for path in READERS["musubi"](out) if path.endswith((".mp4", ".mkv"))]
     assert videos[0] == str(clips / ODD)
@@ -247,9 +241,7 @@ def test_a_chunk_that_cannot_be_cut_out_is_left_out_and_not_tried_again(
     assert stages.names().count("cut") == 2  # it died of the one, and went on with the others
 
 
-def test_what_is_no_longer_a_source_leaves_the_data_sets_and_nothing_is_lost(
-    config: CaptionConfig,
-) -> None:
+def test_what_is_no_source_any_more_leaves_and_is_not_lost(config: CaptionConfig) -> None:
     folder, out = Path(config.sources[0]), Path(config.out)
     write(config)
     before = stats(config)
@@ -266,9 +258,7 @@ def test_what_is_no_longer_a_source_leaves_the_data_sets_and_nothing_is_lost(
     assert "1 file in" in note
 
 
-def test_a_file_of_which_two_things_are_asked_is_in_each_data_set_twice(
-    config: CaptionConfig,
-) -> None:
+def test_a_file_with_two_prompts_is_in_each_data_set_twice(config: CaptionConfig) -> None:
     clips = Path(config.sources[0])
     asked = [{"path": name, "prompt": p} for name in (ODD, LONG, "photo.PNG") for p in ("A?", "B?")]
     (clips / "list.jsonl").write_text("".join(json.dumps(line) + "\n" for line in asked))
@@ -279,9 +269,7 @@ def test_a_file_of_which_two_things_are_asked_is_in_each_data_set_twice(
     assert len(list((Path(config.out) / "clips").glob("*.mp4"))) == 3
 
 
-def test_what_a_run_made_is_not_captioned_by_one_that_is_given_the_folder_above(
-    config: CaptionConfig, tmp_path: Path
-) -> None:
+def test_what_a_run_made_is_not_captioned_again(config: CaptionConfig, tmp_path: Path) -> None:
     write(config, sources=(str(tmp_path),))
     before = len(lines(config))
     assert write(config, sources=(str(tmp_path),)).files == write(config).files

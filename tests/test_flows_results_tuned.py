@@ -65,9 +65,7 @@ def test_what_somebody_changed_is_told_in_one_line(tmp_path: Path, wrong: dict[s
     ("changes", "says"),
     [({"rank": 8}, "(--lora-rank)"), ({"data": "e", "rate": 0.1}, "(the captions, --lr)")],
 )
-def test_an_adapter_is_not_trained_over_unasked(
-    tmp_path: Path, changes: dict[str, Any], says: str
-) -> None:
+def test_adapters_are_not_trained_over(tmp_path: Path, changes: dict[str, Any], says: str) -> None:
     folder(tmp_path)
     refuse_other(tmp_path, RECIPE, resume=False)
     refuse_other(tmp_path, {**RECIPE, **changes}, resume=True)

@@ -1,5 +1,4 @@
-"""What people corrected, accepted and rejected is in every file that a run writes, and in what a
-model is trained on; what the model said is never lost."""
+"""Corrections and decisions are in every file that a run writes, and in what a model learns."""
 
 import json
 from pathlib import Path
@@ -84,9 +83,7 @@ def test_every_output_takes_them_in_and_an_undo_gives_the_same_bytes(config: Cap
     assert {name: (out / name).read_bytes() for name in kept} == before
 
 
-def test_they_hold_for_the_words_that_they_correct_whatever_stands_before_them(
-    config: CaptionConfig,
-) -> None:
+def test_they_hold_for_words_whatever_stands_before_them(config: CaptionConfig) -> None:
     run(config, prefix="ohwx, ", suffix=" #a")
     first = of_long(config)[0]
     captions = ReviewedCaptions(Path(config.out))
@@ -103,9 +100,7 @@ def test_they_hold_for_the_words_that_they_correct_whatever_stands_before_them(
     assert of_long(config)[0]["caption"] == "better"
 
 
-def test_a_model_learns_what_was_accepted_and_never_what_was_rejected(
-    config: CaptionConfig,
-) -> None:
+def test_a_model_learns_what_was_accepted_not_the_rejected(config: CaptionConfig) -> None:
     run(config)
     data, told = str(Path(config.out) / "captions.jsonl"), list[str]()
     everything = examples_in(data)
@@ -136,9 +131,7 @@ REFUSED: list[tuple[Any, str]] = [
 ]
 
 
-def test_what_cannot_be_done_is_refused_and_not_written(
-    config: CaptionConfig, tmp_path: Path
-) -> None:
+def test_what_cannot_be_done_is_not_written(config: CaptionConfig, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no run has written"):
         ReviewedCaptions(tmp_path / "none")
     run(config)

@@ -1,5 +1,4 @@
-"""A review in a real browser: edits by the keyboard, a server that is killed in the middle of them,
-find and replace, and what a person sees of it on wide and narrow, light and dark screens."""
+"""A review in a real browser: edits by keys, a server that is killed, and how it looks."""
 
 import json
 import os
@@ -9,7 +8,6 @@ import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -35,8 +33,6 @@ LOOKS = [
 SAVED = "return document.querySelector('#saved').textContent"
 COUNTS = "return document.querySelector('#counts').textContent"
 WORDS = "return [...document.querySelectorAll('.row .words')].map(e => e.textContent)"
-SCREENSHOTS = os.environ.get("PENSTOCK_TEST_SCREENSHOTS", "")
-"""Folder in which pictures of the page are kept; empty: none are."""
 
 
 @dataclass
@@ -118,7 +114,7 @@ def wait_saved(browser: Browser) -> None:
     browser.wait(f"{SAVED} === 'all saved'", seconds=60.0)
 
 
-def test_fifty_edits_an_undo_and_a_replacement_outlive_a_server_that_is_killed(
+def test_edits_undos_and_replacements_stay_after_a_kill(
     browser: Browser, reviewing: Reviewing
 ) -> None:
     shown(browser, reviewing)
@@ -184,9 +180,7 @@ def replace(browser: Browser, reviewing: Reviewing) -> None:
     assert after == before
 
 
-def test_a_tab_that_was_closed_before_all_was_saved_saves_it_when_it_is_opened(
-    browser: Browser, reviewing: Reviewing
-) -> None:
+def test_a_tab_closed_too_early_saves_when_opened(browser: Browser, reviewing: Reviewing) -> None:
     shown(browser, reviewing)
     reviewing.kill()
     correct(browser, 3, "mine")
@@ -200,9 +194,7 @@ def test_a_tab_that_was_closed_before_all_was_saved_saves_it_when_it_is_opened(
     assert [edit.caption for edit in read_edits(reviewing.out).now.values()] == ["mine"]
 
 
-def test_what_is_asked_for_is_shown_in_the_order_that_is_asked_for(
-    browser: Browser, reviewing: Reviewing
-) -> None:
+def test_what_is_asked_for_is_shown_in_order(browser: Browser, reviewing: Reviewing) -> None:
     shown(browser, reviewing)
     correct(browser, 12, "the longest caption of them all, by a good deal of words")
     at(browser, 0)
@@ -229,9 +221,7 @@ def choose(browser: Browser, name: str, value: str) -> None:
     )
 
 
-def test_a_caption_takes_its_video_there_and_pictures_are_read_when_looked_at(
-    browser: Browser, reviewing: Reviewing
-) -> None:
+def test_videos_go_there_and_pictures_are_read_late(browser: Browser, reviewing: Reviewing) -> None:
     shown(browser, reviewing)
     loaded = "return [...document.images].filter(i => i.complete && i.naturalWidth).length"
     browser.wait(loaded)
@@ -254,18 +244,6 @@ def test_it_can_be_read_and_all_has_a_name(
     browser.press("a", "r", "h")
     browser.type("#find", "ring")
     wait_saved(browser)
-    looked(browser, f"review-{wide}-{theme}-{view}")
-    browser.run("document.activeElement.blur()")
-    browser.press("?")
-    browser.wait("return document.querySelector('dialog[open]')")
-    assert overlapping_in_dialog(browser) == []
-    browser.press(ESCAPE)
-    browser.narrow(1280)
-
-
-def looked(browser: Browser, name: str) -> None:
-    if SCREENSHOTS:
-        Path(SCREENSHOTS, f"{name}.png").write_bytes(browser.screenshot())
     browser.run(
         "document.querySelectorAll('.card:nth-of-type(n+12)').forEach(e => e.remove());"
         "document.querySelectorAll('.card').forEach(e => { e.style.contentVisibility = 'visible' })"
@@ -275,18 +253,11 @@ def looked(browser: Browser, name: str) -> None:
     assert faint(browser) == []
     assert unnamed(browser) == []
     assert asked_elsewhere(browser) == []
-
-
-def overlapping_in_dialog(browser: Browser) -> Any:
-    """What lies behind is not looked at."""
-    browser.run(
-        "document.querySelector('main').hidden = document.querySelector('header').hidden = true"
-    )
-    found = overlapping(browser)
-    browser.run(
-        "document.querySelector('main').hidden = document.querySelector('header').hidden = false"
-    )
-    return found
+    browser.run("document.activeElement.blur()")
+    browser.press("?")
+    browser.wait("return document.querySelector('dialog[open]')")
+    browser.press(ESCAPE)
+    browser.narrow(1280)
 
 
 def test_every_control_is_reached_by_the_tab_key(browser: Browser, reviewing: Reviewing) -> None:
@@ -311,9 +282,7 @@ def test_every_control_is_reached_by_the_tab_key(browser: Browser, reviewing: Re
     assert len(reached - {""}) == wanted
 
 
-def test_the_files_of_a_run_are_written_at_the_press_of_a_button(
-    browser: Browser, tmp_path: Path
-) -> None:
+def test_files_are_written_at_the_press_of_a_button(browser: Browser, tmp_path: Path) -> None:
     clip = str(penstock_demo.CLIPS / "clip-01.mp4")
     where = ["--store", str(tmp_path / "store"), "--out", "out", "--format", "txt,kohya"]
     command = [*PENSTOCK, "caption", clip, "--model", "demo", *where]
@@ -334,9 +303,7 @@ def test_the_files_of_a_run_are_written_at_the_press_of_a_button(
     assert made.kill(signal.SIGTERM).count("\n") == 2
 
 
-def test_keys_are_of_the_first_caption_until_another_is_chosen(
-    browser: Browser, reviewing: Reviewing
-) -> None:
+def test_keys_are_of_the_first_caption_before_any(browser: Browser, reviewing: Reviewing) -> None:
     shown(browser, reviewing)
     browser.press("a", "r")
     wait_saved(browser)

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from artifacts.errors import StageDied
+from tests.support.checkpoints import whole_checkpoint
 from tests.support.dual_encoders import save_clip
 from tests.support.inside import Ran, run_inside
 from tests.support.media import write_video
@@ -76,21 +77,8 @@ def test_a_vision_half_that_raises_on_all_has_failed(place: Place, tmp_path: Pat
 
 
 @pytest.mark.slow
-def test_a_batch_that_raises_as_a_whole_does_not_stop_the_others(place: Place) -> None:
-    """The longest prompts come first: a batch of nothing but such as it raises on."""
-    long = [f"{UNKNOWN}-{'long' * 9}{at}" for at in range(2)]
-    write_pictures(place.clips, 2, *long)
-    ran = run(place, batch_size=2, engine="transformers", prompt="{name}")
-    assert ran.result.exit_code == 1
-    assert {name for name, *_ in failed(place)} == {f"{name}.png" for name in long}
-    assert set(said(place)) == {"good0.png", "good1.png"}
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize(("engine", "others"), [("transformers", 3), ("inflight", 0), ("auto", 3)])
-def test_a_prompt_that_the_language_half_raises_on_fails_alone(
-    place: Place, engine: str, others: int
-) -> None:
+def test_a_prompt_that_is_raised_on_fails_alone(place: Place, engine: str, others: int) -> None:
     write_pictures(place.clips, others, UNKNOWN)
     ran = run(place, engine=engine, prompt="{name}")
     assert ran.result.exit_code == 1
@@ -104,11 +92,10 @@ def test_a_prompt_that_the_language_half_raises_on_fails_alone(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("engine", ["transformers", "inflight"])
-def test_a_language_half_that_raises_on_all_has_failed(place: Place, engine: str) -> None:
+def test_a_language_half_that_raises_on_all_has_failed(place: Place) -> None:
     write_pictures(place.clips, 3)
     with pytest.raises(StageDied, match="raises IndexError"):
-        run(place, engine=engine, prompt=UNKNOWN)
+        run(place, engine="inflight", prompt=UNKNOWN)
     assert place.failures() == [] and place.stored("failures") == {}
 
 
@@ -179,3 +166,39 @@ def test_a_request_that_raises_ends_no_half_of_a_server(tmp_path: Path, model: P
         line.startswith("penstock_restarts") and not line.endswith(" 0")
         for line in counted.splitlines()
     )
+
+
+@pytest.mark.slow
+def test_captions_of_either_engine_answer_who_names_none(place: Place) -> None:
+    write_pictures(place.clips, 6)
+
+    def started(engine: str, limit: int) -> list[str]:
+        return run(place, engine=engine, limit=limit).started
+
+    assert started("transformers", 4)[-1] == "decode"
+    assert started("auto", 4) == []
+    assert started("inflight", 4) == ["decode"]
+    assert len(place.stored("captions")) == 2 * 4
+    assert started("auto", 4) == started("transformers", 4) == []
+    assert started("inflight", 6)[-1] == "decode"
+    assert started("auto", 6) == []
+    assert started("transformers", 6) == ["decode"]
+
+
+@pytest.mark.slow
+def test_a_half_that_is_not_for_slots_is_served_as_before(place: Place, tmp_path: Path) -> None:
+    write_pictures(place.clips, 6)
+    place = replace(place, model=str(whole_checkpoint("florence2")))
+    before = replace(place, out=tmp_path / "before", store=tmp_path / "whole")
+    run(before, engine="transformers")
+    run(place, engine="auto", limit=3)
+    resumed = run(place, engine="auto")
+    assert resumed.started == ["frames", "encode", "decode"]
+    assert "goes to an encoder" in place.stages()["decode"]["notes"]["engine_reason"]
+    assert place.captions() == before.captions()
+    assert run(place, engine="auto").started == []
+    assert run(place, engine="transformers").started == []
+    done = place.run("--engine", "inflight")
+    assert done.returncode == 2
+    (line,) = [line for line in done.stderr.splitlines() if "engine" in line]
+    assert "--engine auto" in line and "Traceback" not in done.stderr

@@ -1,9 +1,12 @@
 """The whole program on a folder of good and bad files: what comes out, what a second run does."""
 
+import fcntl
 import json
 import os
 import shutil
+import signal
 import subprocess
+import termios
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -14,23 +17,21 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import penstock_demo
 from artifacts.errors import CannotFit, Interrupted
 from flows.cli.main import main
 from flows.results.run_read import load_record
 from flows.results.run_record import RunRecord
 from flows.running.sequence import Sequence
+from flows.running.stopping import stopped_in_order
 from penstock_demo import CHECKPOINT
 from penstock_demo.clips import write_clips
 from tests.support.media import write_audio, write_video
-from tests.support.pipeline import ROOT, Place
+from tests.support.pipeline import ROOT, SECONDS, Place
 from tests.support.refusals import one_line
 from tests.support.whole_model import in_float32, whole_model_captions
 
-BAD = {
-    "text.mp4": "not-media",
-    "empty.mp4": "empty",
-    "sound.mp4": "no-video",
-}
+BAD = {"text.mp4": "not-media", "empty.mp4": "empty", "sound.mp4": "no-video"}
 GOOD = ["clip-001.mp4", "long.mp4", "photo.png"]
 OPTIONS = ("--chunk", "2", "--format", "txt,vtt", "--keep-frames")
 
@@ -94,9 +95,7 @@ def test_the_record_says_what_each_stage_did(place: Place) -> None:
     assert stages["encode"]["notes"]["attention"] == "sdpa"
 
 
-def test_a_second_run_does_no_stage_work_and_tells_events_alone(
-    place: Place, tmp_path: Path
-) -> None:
+def test_a_second_run_does_no_work_and_tells_events_alone(place: Place, tmp_path: Path) -> None:
     again = replace(place, out=tmp_path / "out")
     # How much memory there is decides no byte.
     done = again.run(*OPTIONS, "--memory", "3GiB", "--json")
@@ -145,9 +144,7 @@ def test_a_damaged_record_is_made_again_by_the_same_run(place: Place, tmp_path: 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("batch", [1, 4])
-def test_staged_captions_are_those_of_the_whole_model(
-    place: Place, tmp_path: Path, batch: int
-) -> None:
+def test_captions_are_those_of_the_whole_model(place: Place, tmp_path: Path, batch: int) -> None:
     """The very frames that are stored, through the processor and the whole model's `generate`."""
     model = in_float32(CHECKPOINT, tmp_path / "model")
     run = replace(place, out=tmp_path / "o", store=tmp_path / "s", model=str(model))
@@ -157,9 +154,7 @@ def test_staged_captions_are_those_of_the_whole_model(
     assert whole_model_captions(run, model, batch) == said
 
 
-def test_files_that_all_fail_are_exit_1_and_no_files_at_all_exit_2(
-    place: Place, tmp_path: Path
-) -> None:
+def test_all_files_failing_is_exit_1_and_no_files_exit_2(place: Place, tmp_path: Path) -> None:
     only_bad = replace(place, clips=tmp_path / "clips", out=tmp_path / "out")
     only_bad.clips.mkdir()
     (only_bad.clips / "text.mp4").write_text("not a video")
@@ -172,9 +167,7 @@ def test_files_that_all_fail_are_exit_1_and_no_files_at_all_exit_2(
     assert [f["error"] for f in nowhere.failures()] == ["missing"]
 
 
-def test_a_store_that_cannot_be_written_is_exit_5(
-    place: Place, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_bad_stores_are_5(place: Place, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "file").write_text("")
     refused = replace(place, out=tmp_path / "out", store=tmp_path / "file" / "x")
     assert main(refused.command()[3:]) == 5
@@ -196,3 +189,74 @@ def test_the_record_says_how_what_comes_after_the_media_ends(tmp_path: Path) -> 
     with pytest.raises(Interrupted), sequence.going_on():
         raise Interrupted("stopped")
     assert load_record(tmp_path)["state"] == "interrupted"
+
+
+@pytest.fixture
+def fresh(tmp_path: Path) -> Place:
+    return Place(clips=penstock_demo.CLIPS, out=tmp_path / "out", store=tmp_path / "store")
+
+
+def in_terminal(place: Place, *more: str) -> int:
+    """Run it in a terminal of its own that is closed once something was encoded; its exit code."""
+    ours, its = os.openpty()
+
+    def begin() -> None:
+        fcntl.ioctl(its, termios.TIOCSCTTY, 0)
+
+    running = subprocess.Popen(
+        place.command(*more),
+        cwd=ROOT,
+        stdin=its,
+        stdout=its,
+        stderr=its,
+        start_new_session=True,
+        preexec_fn=begin,
+    )
+    os.close(its)
+    journal = place.out / "logs" / "encode.items.jsonl"
+    said = b""
+    while not journal.exists():
+        said += os.read(ours, 4096)
+    os.close(ours)
+    code = running.wait(SECONDS)
+    assert b"Traceback" not in said
+    return code
+
+
+MANY = ("--batch-size", "1", "--limit", "6", "--chunk", "0.2")
+"""Options that give a run enough to do for it to be met at work, however busy the machine is."""
+
+
+@pytest.mark.slow
+def test_a_closed_terminal_ends_a_run_in_order(fresh: Place) -> None:
+    assert in_terminal(fresh, *MANY) == 4
+    record = json.loads((fresh.out / "run.json").read_text())
+    assert record["state"] == "interrupted"
+    assert (fresh.out / "captions.jsonl").exists()
+    assert fresh.run(*MANY).returncode == 0
+    assert not [key for key, count in fresh.journal("encode").items() if count > 1]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_each_signal_of_stopping_is_an_interruption(number: signal.Signals) -> None:
+    before = signal.getsignal(signal.SIGHUP)
+    try:
+        with pytest.raises(Interrupted, match="Nothing finished is lost"), stopped_in_order():
+            os.kill(os.getpid(), number)
+            signal.sigtimedwait([], 1.0)
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+        if number == signal.SIGHUP:  # it comes twice
+            os.kill(os.getpid(), number)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_who_takes_a_signal_already_keeps_it() -> None:
+    taken: list[int] = []
+    before = signal.signal(signal.SIGHUP, lambda number, _: taken.append(number))
+    try:
+        with stopped_in_order():
+            os.kill(os.getpid(), signal.SIGHUP)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert taken == [signal.SIGHUP]

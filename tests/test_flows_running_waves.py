@@ -6,7 +6,6 @@ import tarfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -43,9 +42,7 @@ def run(config: CaptionConfig, stages: Stages) -> int:
     return caption(config, Display(quiet=True), stages.launcher).captions
 
 
-def test_the_next_wave_s_frames_are_cut_while_this_one_is_encoded(
-    config: CaptionConfig, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_frames_are_cut_ahead(config: CaptionConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     # three short clips, or a longer one
     monkeypatch.setattr(flows.planning.sizes, "LARGEST_WAVE", 28_200)
     stages = Stages()
@@ -56,9 +53,7 @@ def test_the_next_wave_s_frames_are_cut_while_this_one_is_encoded(
     assert told == [3, 1, 1]
 
 
-def test_outputs_are_not_written_after_every_wave_of_a_large_run(
-    config: CaptionConfig, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_outputs_are_written_seldom(config: CaptionConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     written: list[bool] = []
 
     def write(job: Job, *, last: bool) -> Written:
@@ -91,9 +86,7 @@ def test_a_changed_model_makes_anew_what_it_decides(
     assert stages.names() == again
 
 
-def test_one_wave_starts_each_stage_once_on_batches_of_one_shape_in_order(
-    config: CaptionConfig, tmp_path: Path
-) -> None:
+def test_a_wave_starts_each_stage_once_on_batches(config: CaptionConfig, tmp_path: Path) -> None:
     stages = Stages()
     assert run(config, stages) == 5
     assert stages.names() == ["frames", "encode", "decode"]
@@ -155,9 +148,7 @@ def ends(config: CaptionConfig) -> dict[str, float]:
     return {row["media_path"]: row["end"] for row in rows}
 
 
-def test_a_file_that_is_replaced_before_it_is_cut_is_left_to_the_next_run(
-    config: CaptionConfig, tmp_path: Path
-) -> None:
+def test_a_file_replaced_before_the_cut_is_left_over(config: CaptionConfig, tmp_path: Path) -> None:
     following = write_video(tmp_path / "next.mp4", ticks=range(90))
     first = tmp_path / "clips" / "0.mp4"
     kept, end = first.read_bytes(), 1 / 3
@@ -173,9 +164,7 @@ def test_a_file_that_is_replaced_before_it_is_cut_is_left_to_the_next_run(
     assert ends(config)["0.mp4"] == pytest.approx(end, abs=0.01)
 
 
-def test_a_file_that_is_replaced_after_it_was_captioned_is_in_no_shard(
-    config: CaptionConfig, tmp_path: Path
-) -> None:
+def test_a_file_replaced_after_that_is_in_no_shard(config: CaptionConfig, tmp_path: Path) -> None:
     following = write_video(tmp_path / "next.mp4", ticks=range(90))
     first = tmp_path / "clips" / "0.mp4"
     stages = Disturbed("decode", lambda: os.replace(following, first))
@@ -190,9 +179,7 @@ def test_a_file_that_is_replaced_after_it_was_captioned_is_in_no_shard(
     assert {name.partition("-")[0] for name in names if name.endswith(".txt")} == {*videos, "0"}
 
 
-def test_a_chunk_that_the_model_refuses_fails_alone_until_it_is_retried(
-    config: CaptionConfig,
-) -> None:
+def test_a_chunk_that_is_refused_fails_alone_until_retried(config: CaptionConfig) -> None:
     stages = Stages()
     stages.refuse_first = True
     result = caption(config, Display(quiet=True), stages.launcher)
@@ -215,21 +202,6 @@ def test_two_runs_into_one_folder_are_refused(config: CaptionConfig, tmp_path: P
         run(config, Stages())
 
 
-def test_beside_keeps_files_that_people_wrote(config: CaptionConfig, tmp_path: Path) -> None:
-    def beside(**more: Any) -> list[str]:
-        chosen = replace(config, format=("txt",), beside=True, **more)
-        return caption(chosen, Display(quiet=True), Stages().launcher).warnings
-
-    mine = tmp_path / "clips" / "0.txt"
-    mine.write_text("by hand\n")
-    (warning,) = beside()
-    assert "0.txt" in warning and "--overwrite" in warning
-    assert mine.read_text() == "by hand\n"
-    assert (tmp_path / "clips" / "1.txt").read_text() == "something\n"
-    assert beside(overwrite=True) == []
-    assert mine.read_text() == "something\n"
-
-
 def test_half_a_text_is_not_written(config: CaptionConfig, tmp_path: Path) -> None:
     write_video(tmp_path / "clips" / "0.mp4", ticks=range(75))
     cut = replace(config, format=("txt",), chunk=1.0, batch_size=1)
@@ -243,9 +215,7 @@ def test_half_a_text_is_not_written(config: CaptionConfig, tmp_path: Path) -> No
     assert (tmp_path / "out" / "0.txt").read_text() == "something\n" * 3
 
 
-def test_a_text_is_written_though_the_model_refuses_a_chunk_of_it(
-    config: CaptionConfig, tmp_path: Path
-) -> None:
+def test_a_text_is_written_though_a_chunk_is_refused(config: CaptionConfig, tmp_path: Path) -> None:
     write_video(tmp_path / "clips" / "0.mp4", ticks=range(75))
     stages = Stages()
     stages.refuse_first = True

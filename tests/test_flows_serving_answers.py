@@ -1,8 +1,7 @@
-"""`penstock serve` answers what the commands write: the same vectors, labels, hits and words, found
-in one store. One server over the demo's two models; nothing of it is a stand-in."""
+"""`penstock serve` answers what the commands write, over real models and in one store."""
 
-import base64
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,8 +13,11 @@ from PIL import Image
 
 from flows.cli.main import main
 from penstock_demo import CLIPS as SAMPLES
+from tests.support.chat_clients import messages
+from tests.support.families import checkpoint
+from tests.support.pipeline import PENSTOCK
 from tests.support.servers import Answer
-from tests.support.serving import REAL, Serving, a_picture, serving
+from tests.support.serving import REAL, Serving, a_picture, serving, vector_of
 
 pytestmark = pytest.mark.slow
 LABELS = "red circle,blue square,green triangle,purple cross"
@@ -73,9 +75,7 @@ def counted(server: Serving, name: str) -> float:
     return sum(float(line.split()[-1]) for line in lines if line.startswith(name))
 
 
-def test_labels_are_those_of_the_command_and_come_from_its_store(
-    server: Serving, place: Path
-) -> None:
+def test_labels_are_those_of_the_command_and_its_store(server: Serving, place: Path) -> None:
     lines = (place / "labels" / "labels.jsonl").read_text().splitlines()
     for line in map(json.loads, lines):
         if line["time"] is None:
@@ -101,21 +101,16 @@ def test_vectors_are_those_of_the_command(server: Serving, place: Path) -> None:
 
     rows = read_table(place / "vectors" / "embeddings.parquet").to_pylist()
     every = np.load(place / "vectors" / "embeddings.npy")
-    for row, vector in zip(rows, every, strict=True):
-        if row["media_path"] == "p1.png":
-            body = media(place, "p1.png")
-            found = told(server.ask("POST", "/v1/embed?encoding=json", body))
-            assert found["embedding"] == pytest.approx(vector.tolist(), abs=1e-5)
-            short = told(server.ask("POST", "/v1/embed", body))["embedding"]
-            half = np.frombuffer(base64.b64decode(short), "<f2")
-            assert half.tolist() == vector.astype("<f2").tolist()
-            return
-    raise AssertionError("no row of the picture")
+    pairs = zip(rows, every, strict=True)
+    vector = next(vector for row, vector in pairs if row["media_path"] == "p1.png")
+    body = media(place, "p1.png")
+    found = told(server.ask("POST", "/v1/embed?encoding=json", body))
+    assert found["embedding"] == pytest.approx(vector.tolist(), abs=1e-5)
+    half = vector_of(server.embed(body))
+    assert half.tolist() == vector.astype("<f2").tolist()
 
 
-def test_what_is_sent_first_is_made_kept_and_found_by_the_command(
-    server: Serving, place: Path, tmp_path: Path
-) -> None:
+def test_what_is_sent_is_made_once_and_kept(server: Serving, place: Path, tmp_path: Path) -> None:
     Image.new("RGB", (90, 70), (200, 30, 40)).save(tmp_path / "new.png")
     body = (tmp_path / "new.png").read_bytes()
     first = told(server.ask("POST", "/v1/embed?encoding=json", body))
@@ -136,7 +131,7 @@ def test_answers_tell_that_a_picture_is_cut_short(server: Serving, route: str) -
         assert warning.startswith("cut short")
 
 
-def test_searches_find_what_the_command_finds(
+def test_searches_find_alike(
     server: Serving, place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     where = ["--index", str(place / "index"), "--store", str(place / "store"), "--json"]
@@ -161,9 +156,7 @@ def test_searches_find_what_the_command_finds(
     assert wrong.status == 422 and json.loads(wrong.body)["hint"]
 
 
-def test_captions_are_those_of_the_command_and_a_new_prompt_encodes_nothing(
-    server: Serving, place: Path, tmp_path: Path
-) -> None:
+def test_captions_are_those_of_the_command(server: Serving, place: Path, tmp_path: Path) -> None:
     names = ["clip-01.mp4", "clip-02.mp4"]
     clips = [str(SAMPLES / name) for name in names]
     store = ["--store", str(tmp_path / "store"), "--out", str(tmp_path / "out")]
@@ -198,9 +191,7 @@ def test_a_streamed_caption_comes_in_pieces_that_are_the_whole(server: Serving) 
 def test_prompts_are_counted_of_what_a_run_captioned_too(server: Serving, place: Path) -> None:
     body = media(place, "clip.mp4")
     found = told(server.ask("POST", f"/v1/caption?prompt={quote(ASKED)}", body))
-    shown = f"data:video/mp4;base64,{base64.b64encode(body).decode()}"
-    parts = [{"type": "text", "text": ASKED}, {"type": "video_url", "video_url": {"url": shown}}]
-    asked = json.dumps({"model": "demo", "messages": [{"role": "user", "content": parts}]})
+    asked = json.dumps({"model": "demo", "messages": messages(body, "video/mp4", ASKED)})
     assert found["cached"]
     for _ in range(2):
         answer = told(server.ask("POST", "/v1/chat/completions", asked))
@@ -229,3 +220,44 @@ def test_clients_are_not_told_where_models_and_indexes_lie(server: Serving, plac
     finally:
         (place / "index" / "aside.json").rename(book)
     assert server.ask("GET", "/v1/search?q=star").status == 200
+
+
+CLIP = (SAMPLES / "clip-01.mp4").read_bytes()
+"""Eight frames of 17 tokens."""
+
+
+@pytest.fixture(scope="module")
+def short(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
+    place = tmp_path_factory.mktemp("served")
+    model = place / "llava"
+    shutil.copytree(checkpoint("llava"), model)
+    config = json.loads((model / "config.json").read_text())
+    config["text_config"]["max_position_embeddings"] = 300
+    (model / "config.json").write_text(json.dumps(config))
+    command = [*PENSTOCK, "serve", "--caption-model", str(model)]
+    with serving(place, command=command) as server:
+        yield server
+
+
+def asked(server: Serving, text: str, **more: Any) -> tuple[int, Any]:
+    """Status and answer of a chat request."""
+    body = json.dumps({"messages": messages(CLIP, "video/mp4", text), **more})
+    answer = server.ask("POST", "/v1/chat/completions", body)
+    return answer.status, json.loads(answer.body)
+
+
+def test_a_caption_without_a_limit_ends_with_the_context(short: Serving) -> None:
+    answer = short.ask("POST", "/v1/caption", CLIP)
+    assert answer.status == 200, answer.body
+    (caption,) = json.loads(answer.body)["captions"]
+    assert 0 < caption["tokens"] <= 300 - 8 * 17 and caption["ended"] in ("stop", "length")
+    again = json.loads(short.ask("POST", "/v1/caption", CLIP).body)
+    assert again["cached"] and again["captions"] == [caption]
+
+
+def test_a_chat_without_a_limit_ends_with_the_context_others_fit(short: Serving) -> None:
+    status, answer = asked(short, "what moves here?")
+    assert status == 200 and answer["usage"]["total_tokens"] <= 300
+    status, answer = asked(short, "what moves there?", max_tokens=256)
+    assert (status, answer["error"]["code"]) == (400, "context_length_exceeded")
+    assert asked(short, "what moves there?", max_tokens=20)[0] == 200

@@ -1,5 +1,4 @@
-"""`penstock serve` asked by who means harm, and while its processes are killed: it lives, its
-memory stays within bounds, and each is answered as the page says, once, with what it asked for."""
+"""`penstock serve` asked by who means harm, and while its processes are killed."""
 
 import contextlib
 import http.client
@@ -81,25 +80,6 @@ def gif_of_frames(frames: int, side: int = 64) -> bytes:
     return file.getvalue()
 
 
-def gif_that_says(side: int) -> bytes:
-    data = bytearray(gif_of_frames(2))
-    data[6:10] = struct.pack("<HH", side, side)
-    return bytes(data)
-
-
-def bmp_that_says(width: int, height: int) -> bytes:
-    head = struct.pack("<IiiHHIIiiII", 40, width, height, 1, 24, 0, 0, 2835, 2835, 0, 0)
-    return b"BM" + struct.pack("<IHHI", 54 + 4096, 0, 0, 54) + head + bytes(4096)
-
-
-def tiff_that_says(width: int, height: int) -> bytes:
-    told = [(256, width), (257, height), (258, 8), (259, 1), (262, 1), (273, 200), (277, 1)]
-    told += [(278, height), (279, 16)]
-    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in told)
-    book = struct.pack("<H", len(told)) + entries + bytes(4)
-    return (b"II*\0" + struct.pack("<I", 8) + book).ljust(200, b"\0") + bytes(16)
-
-
 HOSTILE: dict[str, tuple[Callable[[], bytes], set[int]]] = {
     "empty": (lambda: b"", NO_PICTURE),
     "text": (lambda: b"hello " * 50, NO_PICTURE),
@@ -119,9 +99,6 @@ HOSTILE: dict[str, tuple[Callable[[], bytes], set[int]]] = {
     "PNG with 256 MB of words": (png_of_words, ANY),
     "JPEG that says 65500 x 65500": (lambda: jpeg_that_says(65500, 65500), TOO_LARGE),
     "GIF of 400 large frames": (lambda: gif_of_frames(400, 2000), ANY),
-    "GIF that says 65535 x 65535": (lambda: gif_that_says(65535), {413, 422}),
-    "BMP that says 60000 x 60000": (lambda: bmp_that_says(60000, 60000), {413, 422}),
-    "TIFF that says 100000 x 100000": (lambda: tiff_that_says(100000, 100000), {413, 422}),
 }
 """Name → what is sent, and the statuses that answer it."""
 
@@ -296,12 +273,6 @@ def test_what_is_no_http_is_refused_or_closed(unharmed: Serving, name: str) -> N
     assert b"Traceback" not in told
 
 
-def test_a_body_that_says_it_is_too_large_is_refused_before_it_is_sent(unharmed: Serving) -> None:
-    most = json.loads(unharmed.ask("GET", "/v1/info").body)["limits"]["body_bytes"]
-    told = unharmed.raw(EMBED + b"Content-Length: %d\r\n\r\n" % (most + 1), first=True)
-    assert status_of(told) == 413
-
-
 def test_a_body_in_chunks_without_end_is_refused(unharmed: Serving) -> None:
     most = json.loads(unharmed.ask("GET", "/v1/info").body)["limits"]["body_bytes"]
     piece = b"100000\r\n" + bytes(1 << 20) + b"\r\n"
@@ -324,26 +295,6 @@ def test_another_host_is_refused(server: Serving, host: str) -> None:
             f"GET {path} HTTP/1.1\r\nHost: {name}\r\nConnection: close\r\n\r\n".encode()
         )
         assert status_of(told) in {400, 421}, (path, told[:200])
-
-
-@pytest.mark.parametrize("host", ["127.0.0.1:{port}", "localhost:{port}", "LOCALHOST:{port}"])
-def test_our_own_host_is_answered(server: Serving, host: str) -> None:
-    answer = server.ask(
-        "GET", "/v1/info", headers={"Host": host.replace("{port}", str(server.port))}
-    )
-    assert answer.status == 200
-
-
-def test_pages_of_other_sites_are_refused(server: Serving) -> None:
-    for site, status in (("cross-site", 403), ("none", 200), ("same-origin", 200)):
-        headers = {"Sec-Fetch-Site": site, "Sec-Fetch-Mode": "cors"}
-        answer = server.embed(a_picture(), headers)
-        assert answer.status == status, site
-        said_well(answer)
-    preflight = {"Origin": "https://evil.example", "Access-Control-Request-Method": "POST"}
-    for headers in (preflight, {"Origin": "null"}):
-        answer = server.ask("OPTIONS", "/v1/embed", headers=headers)
-        assert answer.allowed is None and answer.status >= 400
 
 
 @pytest.mark.parametrize("path", PATHS)
@@ -372,6 +323,9 @@ def test_with_the_token_all_is_told_and_without_it_what_is_for_everybody(server:
     for path in OPEN:
         assert server.ask("GET", path).status == 200
     assert server.embed(a_picture(), right).status == 200
+    for host in ("localhost", "LOCALHOST"):
+        own_host = {"Host": f"{host}:{server.port}"}
+        assert server.ask("GET", "/v1/info", headers=own_host).status == 200
     begun = server.ask("POST", "/v1/session", headers=right)
     assert begun.status in (200, 204)
     cookie = begun.headers["set-cookie"]
@@ -458,9 +412,7 @@ def test_all_are_answered_once_while_the_half_is_killed(server: Serving) -> None
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", ["embed", "cut_live"])
-def test_all_are_answered_once_while_processes_are_killed_again_and_again(
-    server: Serving, stage: str
-) -> None:
+def test_all_are_answered_once_while_processes_are_killed(server: Serving, stage: str) -> None:
     answered_while_killed(server, stage, 8)
 
 

@@ -37,9 +37,7 @@ def test_an_idle_half_is_given_what_there_is_at_once(loop: asyncio.AbstractEvent
     assert keys(found.take()) == ["a"]
 
 
-def test_an_idle_half_waits_a_moment_only_for_works_that_are_on_the_way(
-    loop: asyncio.AbstractEventLoop,
-) -> None:
+def test_an_idle_half_waits_for_works_on_the_way_alone(loop: asyncio.AbstractEventLoop) -> None:
     found = batches()
     found.waiting.append(work(loop, "a", queued=5.0))
     found.coming = 1
@@ -50,9 +48,7 @@ def test_an_idle_half_waits_a_moment_only_for_works_that_are_on_the_way(
     assert found.due(5.0) == 0.0, "it is full"
 
 
-def test_while_a_half_is_busy_works_gather_and_a_full_batch_goes_beside(
-    loop: asyncio.AbstractEventLoop,
-) -> None:
+def test_while_a_half_is_busy_full_batches_go_beside(loop: asyncio.AbstractEventLoop) -> None:
     found = batches(most=2)
     found.waiting.append(work(loop, "a"))
     found.take()
@@ -67,9 +63,7 @@ def test_while_a_half_is_busy_works_gather_and_a_full_batch_goes_beside(
     assert found.due(9.0) == 0.0
 
 
-def test_a_batch_is_bounded_by_weight_but_for_one_that_is_too_heavy_alone(
-    loop: asyncio.AbstractEventLoop,
-) -> None:
+def test_a_batch_is_bounded_by_weight_but_for_one_alone(loop: asyncio.AbstractEventLoop) -> None:
     found = batches(most=9)
     weights = {"a": 60, "b": 30, "c": 20, "d": 500, "e": 1}
     found.waiting.extend(work(loop, key, weight=weight) for key, weight in weights.items())
@@ -95,9 +89,7 @@ def test_works_of_one_key_are_made_once(loop: asyncio.AbstractEventLoop) -> None
     assert found.idle
 
 
-def test_after_a_death_each_goes_alone_and_who_was_alone_twice_is_to_blame(
-    loop: asyncio.AbstractEventLoop,
-) -> None:
+def test_after_a_death_each_goes_alone_and_is_blamed_twice(loop: asyncio.AbstractEventLoop) -> None:
     found = batches()
     found.waiting.extend(work(loop, key) for key in "abc")
     found.take()
@@ -117,9 +109,7 @@ def test_after_a_death_each_goes_alone_and_who_was_alone_twice_is_to_blame(
     assert keys(found.take()) == ["d"]
 
 
-def test_what_did_not_fit_goes_alone_and_is_to_blame_when_it_does_not_fit_alone_twice(
-    loop: asyncio.AbstractEventLoop,
-) -> None:
+def test_what_did_not_fit_goes_alone_and_is_blamed_twice(loop: asyncio.AbstractEventLoop) -> None:
     found = batches()
     found.waiting.extend(work(loop, key) for key in "abc")
     found.take()

@@ -117,9 +117,7 @@ def test_texts_of_who_asks_are_the_prompt_and_unknown_roles_are_refused() -> Non
         assert refused(messages=[{"role": role, "content": "x"}, *MESSAGES]).param == "messages"
 
 
-def test_settings_that_generation_refuses_are_refused_by_their_name(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_settings_that_generation_refuses_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("flows.serving.chat_params.NARROWEST", 0.0)
     why = refused(top_p=1e-7)
     assert (why.status, why.code, why.param) == (400, "invalid_value", "top_p")
@@ -128,9 +126,7 @@ def test_settings_that_generation_refuses_are_refused_by_their_name(
 
 @pytest.mark.parametrize("role", ["assistant", "tool", "function"])
 @pytest.mark.parametrize("content", ["It is red.", None, MESSAGES[0]["content"]])
-def test_messages_of_an_earlier_conversation_are_refused_by_their_place(
-    role: str, content: Any
-) -> None:
+def test_messages_of_earlier_talk_are_refused_by_their_place(role: str, content: Any) -> None:
     said = [*MESSAGES, {"role": role, "content": content}, {"role": "user", "content": "Why?"}]
     why = refused(messages=said)
     assert (why.status, why.code) == (400, "unsupported_parameter")

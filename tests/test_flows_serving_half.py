@@ -1,15 +1,16 @@
-"""What becomes of requests that do not fit beside others, that nobody reads yet, that are taken
-back, and that several wait for."""
+"""Requests that do not fit, that nobody reads yet, or that are taken back."""
 
 import asyncio
 import os
+import socket
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+import uvicorn
 
 from artifacts.errors import OutOfMemory, StageDied
 from artifacts.store import open_store
@@ -17,10 +18,12 @@ from flows.job.launch import StageCall
 from flows.planning.ladder import Ladder
 from flows.planning.remembered import Remembered
 from flows.planning.rungs import Rung, sizes
+from flows.serving import patience
 from flows.serving.half import Half
 from flows.serving.half_plan import HalfPlan
 from flows.serving.live_stage import LiveStage
 from flows.serving.metrics import Metrics
+from flows.serving.patience import patient_protocol
 from flows.serving.refusals import Refused
 from flows.serving.residence import Residence
 from flows.serving.scratch import Scratch
@@ -203,9 +206,7 @@ LARGE = "\N{WATER WAVE}" * 20_000
 
 
 @pytest.mark.parametrize("dies", [False, True])
-def test_prompts_that_no_pipe_holds_hold_nothing_up_and_are_answered(
-    tmp_path: Path, dies: bool
-) -> None:
+def test_prompts_that_no_pipe_holds_are_all_answered(tmp_path: Path, dies: bool) -> None:
     made: list[BusyHalf] = []
 
     def start(listen: Listener) -> BusyHalf:
@@ -442,3 +443,83 @@ def test_who_asks_as_the_last_one_leaves_is_answered() -> None:
         assert await shared.once("a", short) == "short"
 
     on_a_loop(work)
+
+
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+
+
+PIECE = bytes(64 << 10)
+
+
+PIECES = 32
+"""Pieces of an answer: more than the buffers of both ends hold."""
+
+
+def answered(seconds: float, client: Callable[[socket.socket], Awaitable[int]]) -> tuple[bool, int]:
+    """Serve an answer of 2 MiB to a client that is left after so many seconds without reading.
+    Return whether it was left, and what the client says."""
+    found: list[Any] = []
+
+    async def app(scope: Any, receive: Callable[[], Awaitable[Any]], send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        for _ in range(PIECES):
+            await send({"type": "http.response.body", "body": PIECE, "more_body": True})
+        left = asyncio.ensure_future(receive())
+        while not left.done() or (await left)["type"] == "http.request":
+            left = asyncio.ensure_future(receive()) if left.done() else left
+            done, _ = await asyncio.wait({left}, timeout=0.01)
+            if not done:
+                break
+        found.append(left.done())
+        left.cancel()
+        await send({"type": "http.response.body", "body": b""})
+
+    async def work() -> None:
+        listener = socket.socket()
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 16)
+        listener.bind(("127.0.0.1", 0))
+        config = uvicorn.Config(
+            app, http=patient_protocol(8), lifespan="off", log_level="warning", ws="none"
+        )
+        server = uvicorn.Server(config)
+        serving = asyncio.create_task(server._serve([listener]))
+        while not server.started:
+            await asyncio.sleep(0.01)
+        with socket.socket() as asking:
+            asking.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            asking.setblocking(False)
+            loop = asyncio.get_running_loop()
+            await loop.sock_connect(asking, listener.getsockname())
+            await loop.sock_sendall(asking, b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            size = await client(asking)
+            while not found:
+                await asyncio.sleep(0.01)
+            found.append(size)
+        server.should_exit = True
+        await serving
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(patience, "READ_SECONDS", seconds)
+        on_a_loop(work)
+    return found[0], found[1]
+
+
+async def never(asking: socket.socket) -> int:
+    return 0
+
+
+async def slowly(asking: socket.socket) -> int:
+    loop, size = asyncio.get_running_loop(), 0
+    while size < PIECES * len(PIECE):
+        size += len(await loop.sock_recv(asking, 1 << 20))
+        await asyncio.sleep(0.001)
+    return size
+
+
+def test_who_never_reads_is_left() -> None:
+    assert answered(0.2, never) == (True, 0)
+
+
+def test_who_reads_slowly_is_told_all() -> None:
+    left, size = answered(10.0, slowly)
+    assert not left and size >= PIECES * len(PIECE)

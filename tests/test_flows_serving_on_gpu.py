@@ -1,5 +1,4 @@
-"""`penstock serve` on a machine with a GPU, which is stood in for: whose the card is, what of it
-halves take together, and what becomes of requests when it has no more."""
+"""`penstock serve` on a stand-in for a GPU: whose the card is, and what halves take of it."""
 
 import json
 import subprocess

@@ -1,15 +1,7 @@
-"""The page of the server in a real browser, against the real server with the demo's model: pictures
-are labelled, an index is searched, a film is gone into, and all of it can be read."""
+"""The page of the server in a real browser, against a real server with the demo's model."""
 
 import base64
-import contextlib
-import os
 import re
-import signal
-import subprocess
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +16,8 @@ from penstock_demo.dual.pictures import PictureTruth, write_pictures
 from tests.support.browser import RIGHT, Browser, browsing
 from tests.support.looks import asked_elsewhere, faint, overlapping, too_wide, unnamed
 from tests.support.media import write_video
-from tests.support.pipeline import PENSTOCK, ROOT
+from tests.support.pipeline import PENSTOCK
+from tests.support.serving import serving
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
@@ -33,7 +26,6 @@ OTHERS = ["yellow ring", "cyan square", "red ring"]
 SIDE = 256
 SHOWN_SECONDS = 4
 """Of each picture in the film."""
-READY_TRIES = 600
 ESCAPE = "\ue00c"
 DROP = """
 const [name, type, data, onto] = arguments, carried = new DataTransfer();
@@ -88,40 +80,11 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     where = ["--model", "demo", "--store", str(place / "store")]
     assert main(["index", "build", str(media), "--out", index, "--quiet", *where]) == 0
     names = ",".join(dict.fromkeys([*(truth.labels[0] for truth in truths), *OTHERS]))
-    more = ["--port", "0", "--index", index, "--labels", names, "--tiles", "2"]
+    more = ["--index", index, "--labels", names, "--tiles", "2"]
     more += ["--caption-model", "demo"]
-    with _serving([*PENSTOCK, "serve", *more, *where]) as address:
+    with serving(place, *more, *where, command=[*PENSTOCK, "serve"]) as server:
+        address = f"http://127.0.0.1:{server.port}"
         yield Served(address=address, pictures=media, truths=truths, sheet=place / "sheet.png")
-
-
-@contextlib.contextmanager
-def _serving(command: list[str]) -> Iterator[str]:
-    """The address of a server that runs meanwhile, and ends well."""
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as server:
-        try:
-            assert server.stdout is not None
-            said = server.stdout.readline()
-            found = re.search(r"http://[\w.:]+", said)
-            assert found, said
-            _until_ready(found[0])
-            yield found[0]
-        finally:
-            server.send_signal(signal.SIGTERM)
-            server.communicate()
-    assert server.returncode == 0
-
-
-def _until_ready(address: str) -> None:
-    """Wait until the halves are loaded, which a request would otherwise wait for."""
-    for _ in range(READY_TRIES):
-        try:
-            with urllib.request.urlopen(f"{address}/readyz", timeout=30):
-                return
-        except urllib.error.HTTPError as error:
-            assert error.code == 503
-            error.close()
-        time.sleep(0.2)
-    pytest.fail("the server never became ready")
 
 
 def _still(path: Path) -> NDArray[np.uint8]:
@@ -133,15 +96,6 @@ def _still(path: Path) -> NDArray[np.uint8]:
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
     with browsing(tmp_path_factory.mktemp("profile")) as opened:
         yield opened
-
-
-@pytest.fixture(scope="module")
-def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the screenshots stay for whoever wants to look."""
-    named = os.environ.get("PENSTOCK_TEST_SCREENSHOTS")
-    folder = Path(named) if named else tmp_path_factory.mktemp("screenshots")
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
 
 
 @pytest.fixture
@@ -176,9 +130,7 @@ def seek(page: Browser, text: str) -> None:
     page.wait("return document.querySelectorAll('#hits li').length")
 
 
-def test_a_picture_that_is_dropped_gets_bars_and_boxes_that_light_each_other(
-    page: Browser, served: Served
-) -> None:
+def test_a_dropped_picture_gets_bars_and_boxes_that_light_up(page: Browser, served: Served) -> None:
     drop(page, served.sheet, kind="image/png")
     labelled(page)
     names = [truth.labels[0] for truth in served.truths[:4]]
@@ -209,9 +161,7 @@ def test_labels_of_ones_own_are_asked_and_shown_as_text(page: Browser, served: S
     assert page.run("return document.querySelectorAll('main img').length") == 1
 
 
-def test_a_clip_has_its_labels_in_time_and_is_gone_into_by_them(
-    page: Browser, served: Served
-) -> None:
+def test_a_clip_has_labels_in_time_and_is_entered_by_them(page: Browser, served: Served) -> None:
     drop(page, served.pictures / "film.mp4", kind="video/mp4")
     labelled(page)
     names = [truth.labels[0] for truth in served.truths[:3]]
@@ -226,9 +176,7 @@ def test_a_clip_has_its_labels_in_time_and_is_gone_into_by_them(
     assert page.run("return parseFloat(document.querySelector('.position').style.left)") > 50
 
 
-def test_captions_are_written_under_the_stretches_they_are_of(
-    page: Browser, served: Served
-) -> None:
+def test_captions_are_written_under_their_stretches(page: Browser, served: Served) -> None:
     page.click("#want-caption")
     page.click("#want-labels")
     drop(page, served.pictures / "film.mp4", kind="video/mp4")
@@ -244,9 +192,7 @@ def test_captions_are_written_under_the_stretches_they_are_of(
     assert page.run("return document.querySelectorAll('.writing, .bars li').length") == 0
 
 
-def test_a_text_finds_moments_of_a_film_that_can_be_stepped_through(
-    page: Browser, served: Served
-) -> None:
+def test_a_text_finds_moments_of_a_film_to_step_through(page: Browser, served: Served) -> None:
     """The second thing is shown in the middle of the film."""
     seek(page, f"a photo of a {served.truths[1].labels[0]}")
     page.wait("return document.querySelector('#hits .when')")
@@ -299,7 +245,7 @@ def test_the_plots_are_drawn_and_grow_and_the_halves_are_told(page: Browser) -> 
 
 @pytest.mark.parametrize(("wide", "theme"), LOOKS)
 def test_it_can_be_read_in_every_light_and_on_a_narrow_screen(
-    page: Browser, served: Served, kept: Path, wide: int, theme: str
+    page: Browser, served: Served, wide: int, theme: str
 ) -> None:
     page.narrow(wide)
     if theme == "dark":
@@ -317,7 +263,6 @@ def test_it_can_be_read_in_every_light_and_on_a_narrow_screen(
     page.run("scrollTo(0, 0)")
     page.narrow(wide, high)  # so that all of it is drawn
     page.wait("return [...document.images].every(image => image.complete)")
-    (kept / f"page-{wide}-{theme}.png").write_bytes(page.screenshot())
     assert "[object" not in page.run("return document.body.innerText")
     assert overlapping(page) == []
     assert faint(page) == []
@@ -326,6 +271,5 @@ def test_it_can_be_read_in_every_light_and_on_a_narrow_screen(
     page.narrow(wide)
     page.click("#hits .frame")
     page.wait("return document.querySelector('#viewer').open")
-    (kept / f"viewer-{wide}-{theme}.png").write_bytes(page.screenshot())
     assert unnamed(page) == []
     page.press(ESCAPE)

@@ -79,9 +79,7 @@ def test_an_idle_one_leaves_for_one_that_does_not_fit_beside_it() -> None:
     asyncio.run(go())
 
 
-def test_one_at_work_has_its_turn_is_let_finish_and_then_gives_way(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_one_at_work_finishes_its_turn_and_gives_way(monkeypatch: pytest.MonkeyPatch) -> None:
     async def go() -> None:
         place = residence()
         first, second = Tenant("a", 60, place, idle=False), Tenant("b", 50, place)
@@ -110,9 +108,7 @@ def test_one_larger_than_the_budget_comes_alone() -> None:
     asyncio.run(go())
 
 
-def test_the_device_is_waited_for_and_given_back(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_device_is_waited_for_and_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "lock"
     monkeypatch.setenv(CPU_LOCK, str(path))
     monkeypatch.setattr("flows.serving.residence.LOOK_SECONDS", 0.01)

@@ -17,7 +17,7 @@ from flows.job.config import CaptionConfig
 from flows.job.launch import ENTRIES, StageCall
 from flows.results.run_result import RunResult
 from flows.running.run import caption
-from stages.process.events import Event, Item, Noted, event_of
+from stages.process.events import Event, Failed, Item, Noted, event_of
 from stages.process.outcome import StageOutcome
 from stages.process.report import Report
 from stages.process.stage_process import Listener
@@ -91,6 +91,8 @@ class InsideLauncher:
             outcome.tokens += event.tokens
         elif isinstance(event, Noted):
             outcome.notes.update(event.values)
+        elif isinstance(event, Failed):
+            outcome.failures.append(event)
         self.listen(outcome.name, event)
 
 

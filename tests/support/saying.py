@@ -3,7 +3,9 @@ of clips included, is real."""
 
 import json
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -14,15 +16,17 @@ from artifacts.packs import Record, RecordSet
 from artifacts.store import FolderStore
 from flows.console.display import Display
 from flows.job.config import CaptionConfig
-from flows.job.launch import DirectLauncher, StageCall
+from flows.job.launch import ENTRIES, DirectLauncher, StageCall
 from flows.results.run_result import RunResult
 from flows.running.run import caption
 from stages.process.outcome import StageOutcome
 from stages.process.stage_process import Listener
+from tests.support.inside import InsideLauncher
 from tests.support.media import write_video
 from tests.support.rows import HARD
 from tests.support.stand_ins import PROFILE, Stages, config_in
 
+CUT = ENTRIES["cut"]
 ALL = ("txt", "vtt", "srt", "csv", "parquet", "webdataset")
 LONG = "long.mp4"
 ODD = "[1] Übung & <b>no.1 & co.mp4"
@@ -30,17 +34,19 @@ ODD = "[1] Übung & <b>no.1 & co.mp4"
 
 class Saying(Stages):
     """Says something hard to write down of each chunk, its prompt included; clips are really cut,
-    in a process of their own."""
+    in a process of their own where a test has another function cut them."""
 
     def launcher(self, listen: Listener) -> "Saying":
-        self._direct = DirectLauncher(listen)
+        self._listen = listen
         return self
 
     def start(self, call: StageCall) -> Any:
         if call.name != "cut":
             return super().start(call)
         self.calls.append(call)
-        return self._direct.start(call)
+        if ENTRIES["cut"] == CUT:
+            return InsideLauncher(listen=self._listen).start(call)
+        return DirectLauncher(self._listen).start(call)
 
     def _answer(self, call: StageCall, outcome: StageOutcome) -> StageOutcome:
         if call.name == "describe":
@@ -67,10 +73,19 @@ def make(root: Path) -> CaptionConfig:
     """A video of three chunks, one of one chunk with an odd name, and a picture."""
     folder = root / "clips"
     folder.mkdir()
-    write_video(folder / LONG, ticks=range(150), gop=25)
-    write_video(folder / ODD, ticks=range(20))
-    Image.fromarray(np.full((48, 64, 3), 200, np.uint8)).save(folder / "photo.PNG")
+    for name, content in _clips().items():
+        (folder / name).write_bytes(content)
     return config_in(root, folder, chunk=2.0, format=ALL)
+
+
+@cache
+def _clips() -> dict[str, bytes]:
+    with TemporaryDirectory() as name:
+        folder = Path(name)
+        write_video(folder / LONG, ticks=range(150), gop=25)
+        write_video(folder / ODD, ticks=range(20))
+        Image.fromarray(np.full((48, 64, 3), 200, np.uint8)).save(folder / "photo.PNG")
+        return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
 def run(config: CaptionConfig, stages: Saying | None = None, **more: Any) -> RunResult:
