@@ -93,3 +93,25 @@ def test_many_pages_are_listed_around_an_odd_name(bucket_address: str) -> None:
     found, failures = find_media([f"{bucket_address}/odd"], DEEP)
     assert [file.media_path for file in found] == [f"{at:04}.mp4" for at in range(1005)]
     assert len(failures) == 1
+
+
+@pytest.fixture
+def gs_address(bucket_address: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The same folder, asked for as one of Google's, which lists as S3 does."""
+    monkeypatch.setenv("GOOGLE_BASE_URL", os.environ["AWS_ENDPOINT"])
+    monkeypatch.setenv("GOOGLE_SKIP_SIGNATURE", "true")
+    monkeypatch.setenv("GOOGLE_ALLOW_HTTP", "true")
+    return bucket_address.replace("s3:", "gs:")
+
+
+@pytest.mark.parametrize("name", REFUSED[:-1], ids=repr)
+def test_elsewhere_an_odd_name_costs_its_own_folder_alone(gs_address: str, name: str) -> None:
+    for each in (f"x/{name}", "good.mp4", "y/z/deep.mp4"):
+        put(f"{folder_of(gs_address)}/odd/{each}")
+    found, failures = find_media([f"{gs_address}/odd"], DEEP)
+    assert [file.media_path for file in found] == ["good.mp4", "y/z/deep.mp4"]
+    (failure,) = failures
+    assert failure.error == "bad-name" and "Rename it" in failure.hint
+    assert failure.media_path in (f"{gs_address}/odd/x/", f"{gs_address}/odd/x/a/")
+    found, failures = find_media([f"{gs_address}/odd/**/*.mp4"], DEEP)
+    assert len(found) == 2 and len(failures) == 1

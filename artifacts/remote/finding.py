@@ -4,6 +4,7 @@ import glob
 import re
 import uuid
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from fnmatch import fnmatchcase
 from functools import lru_cache
 from operator import itemgetter
@@ -59,8 +60,9 @@ def far_file_at(address: str) -> FarFile:
 
 def far_files_below(address: str, recursive: bool) -> Iterator[tuple[str, FarFile | None]]:
     """Yield what lies in a folder of a bucket, with its name from there on, in the order of a
-    folder on disk; None for what has a name that cannot be asked for. Names that begin with a dot
-    are left out. Raises UsageError, EnvironmentFault."""
+    folder on disk; None for what has a name that cannot be asked for, and for a folder that cannot
+    be listed because of such a name, which ends with a slash. Names that begin with a dot are left
+    out. Raises UsageError, EnvironmentFault."""
     folder = Bucket(address)
     for each in sorted(_listed(folder, recursive), key=lambda each: _walked(each.name)):
         if is_odd(each.name):
@@ -71,16 +73,27 @@ def far_files_below(address: str, recursive: bool) -> Iterator[tuple[str, FarFil
 
 def _listed(folder: Bucket, recursive: bool) -> list[Listed]:
     """Return the objects below a folder, or in it. Raises EnvironmentFault."""
-    try:
+    with suppress(InvalidName):
         return [*(folder.below("") if recursive else folder.inside("")[1])]
-    except InvalidName:
-        if not folder.url.startswith("s3:"):
-            raise
-        try:
+    if folder.url.startswith("s3:"):
+        with suppress(BaseError, ElementTree.ParseError, KeyError, ValueError):
             return [*all_listed(folder.url, recursive)]
-        except (BaseError, ElementTree.ParseError, KeyError, ValueError):
-            pass
-        raise
+    return [*_by_folder(folder, recursive)]
+
+
+def _by_folder(folder: Bucket, recursive: bool) -> Iterator[Listed]:
+    """List one folder after another, so that an odd name costs its own folder alone: obstore gives
+    no listing with such a name, and none that it does not read itself but of S3."""
+    waiting = [""]
+    while waiting:
+        place = waiting.pop()
+        try:
+            folders, objects = folder.inside(place)
+        except InvalidName:
+            yield Listed(name=f"{place}/", size=0, modified=0.0, version="")
+            continue
+        yield from objects
+        waiting += folders if recursive else ()
 
 
 def _walked(name: str) -> list[tuple[bool, str]]:
@@ -99,7 +112,7 @@ def far_files_matching(pattern: str) -> Iterator[tuple[str, FarFile | None]]:
     folder = f"{scheme}://{'/'.join(parts[: max(1, first)])}"
     inside = far_files_below(folder, recursive=len(wanted) > 1 or "**" in wanted)
     for name, far in sorted(inside, key=itemgetter(0)):
-        if _fits(name.split("/"), wanted):
+        if name.endswith("/") or _fits(name.split("/"), wanted):
             yield (far.name if far else name), far
 
 

@@ -21,6 +21,7 @@ ODD = "this is no address that can be asked"
 ODD_HINT = "See that it is spelt right: scheme, host, port, and no sign that an address cannot hold"
 ODD_NAME = "an object of this name cannot be asked for"
 ODD_NAME_HINT = "Rename it: no empty part between slashes, no . or .. and no control character"
+ODD_FOLDER = "this folder cannot be listed, because of the name of an object in it"
 LIST_HINT = "Copy the list to this machine, and give @LIST: its lines may be addresses"
 
 Looked = FarFile | FileNotFoundError | Unanswered | UsageError
@@ -73,7 +74,12 @@ class FarSources:
             inside = far_files_below(address, selection.recursive)
         count = 0
         for name, far in inside:
-            if selection.takes(name):
+            if far is None and name.endswith("/"):
+                count += 1
+                folder = "" if glob.has_magic(address) else f"{unsigned(address).rstrip('/')}/"
+                place = folder + name.lstrip("/") or unsigned(address)
+                yield source_failure(source, place, "bad-name", ODD_FOLDER, ODD_NAME_HINT)
+            elif selection.takes(name):
                 count += 1
                 if far is None:
                     yield source_failure(source, name, "bad-name", ODD_NAME, ODD_NAME_HINT)
