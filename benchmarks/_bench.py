@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from artifacts.keys import digest_of
-from benchmarks._models import FRAMES
-from benchmarks._modes import Outcome, run_mode
+from artifacts.packs import RecordSet
+from artifacts.store import open_store
+from benchmarks._models import FRAMES, publish_clips
+from benchmarks._modes import Outcome, perform, run_mode
 
 BATCHES = (1, 2, 4, 8, 16)
 Member = dict[str, str]
@@ -122,6 +124,23 @@ class Bench:
 def batches_of(members: Sequence[Member], size: int) -> list[list[Member]]:
     """The members in order, so many together."""
     return [list(members[i : i + size]) for i in range(0, len(members), size)]
+
+
+def features_of(model: Path, dtype: str, store: str, frames: list[int]) -> dict[str, Any]:
+    """Key → features of clips with so many frames each, made by the real stage."""
+    from stages.decode.stored import read_features
+
+    members = publish_clips(store, frames)
+    bench = Bench(
+        model=model,
+        store=store,
+        members=members,
+        tokens=1,
+        runner=lambda mode, job, _: perform(mode, {**job, "dtype": dtype}),
+    )
+    bench.run("encode", batches_of(members, 1))
+    record_set = RecordSet(open_store(store), "features", bench.features)
+    return {key: read_features(record_set, key) for key in sorted(record_set.keys())}
 
 
 def _entry(mode: str, member: Member) -> Member:

@@ -4,6 +4,7 @@ are the pictures themselves, small, so that each can be told from all others.
 It stands for the embed stage too (`run`), behind the server as it is.
 """
 
+import base64
 import io
 import os
 import time
@@ -20,6 +21,8 @@ START_SECONDS, PICTURE_SECONDS = 0.008, 0.0015
 """What a card of the middle takes for a batch of a CLIP's ViT-B, and for each picture of it."""
 SLOWER = "PENSTOCK_BENCH_SLOWER"
 """In the environment: times as long as a card takes."""
+PATH = "/predict"
+"""By which others' servers are asked."""
 Pixels = NDArray[np.uint8]
 """[SIDE, SIDE, 3]: the rest of what a CLIP's processor does is done on the card."""
 
@@ -38,17 +41,21 @@ def encode(pictures: Sequence[Pixels], slower: float = 1.0) -> NDArray[np.float3
     return found
 
 
-def pixels_of(picture: bytes, side: int = SIDE) -> Pixels:
-    """[side, side, 3] of a JPEG, decoded no larger than it has to be."""
+def told(vector: NDArray[np.float32]) -> dict[str, str]:
+    """An answer, as short as Penstock's."""
+    return {"embedding": base64.b64encode(vector.astype(np.float16).tobytes()).decode()}
+
+
+def pixels_of(picture: bytes) -> Pixels:
+    """A JPEG, decoded no larger than it has to be."""
     image: Any = Image.open(io.BytesIO(picture))
-    image.draft("RGB", (side, side))
-    return scaled(image.convert("RGB"), side)
+    image.draft("RGB", (SIDE, SIDE))
+    return scaled(image.convert("RGB"))
 
 
-def scaled(image: Image.Image, side: int = SIDE) -> Pixels:
-    """[side, side, 3] of a picture."""
-    if image.size != (side, side):
-        image = image.resize((side, side), Image.Resampling.BICUBIC)
+def scaled(image: Image.Image) -> Pixels:
+    if image.size != (SIDE, SIDE):
+        image = image.resize((SIDE, SIDE), Image.Resampling.BICUBIC)
     return np.asarray(image)
 
 

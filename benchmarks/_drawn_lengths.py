@@ -8,11 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from artifacts.packs import RecordSet
-from artifacts.store import open_store
-from benchmarks._bench import Bench, batches_of
-from benchmarks._models import publish_clips
-from benchmarks._modes import perform
+from benchmarks._bench import features_of
 
 CLIPS = 64
 MEDIAN, MANY, MOST, LEAST = 60, 180, 256, 4
@@ -37,7 +33,7 @@ class Work:
         from stages.models.loading import ModelJob
 
         frames = random.Random(3).choices((4, 6, 8, 12, 16), k=min(CLIPS, chunks))
-        self._rows = _features(model, dtype, store, frames)
+        self._rows = list(features_of(model, dtype, store, frames).values())
         source = ModelJob(model=str(model), dtype=dtype, attention="sdpa")
         self._processor, self.half = source.processor(), source.hold("language").model
         make_greedy(self.half, self._processor)
@@ -68,20 +64,3 @@ class Work:
         texts = [PROMPTS[at % len(PROMPTS)] for at in chunks]
         inputs = open_ended(self.half, rebuild(self._processor, rows, texts))
         return inputs, Features(merge_rows(rows), rows[0].needs, merge_blank(rows))
-
-
-def _features(model: Path, dtype: str, store: str, frames: list[int]) -> list[Any]:
-    """Features of clips with so many frames each, made by the real stage."""
-    from stages.decode.stored import read_features
-
-    members = publish_clips(store, frames)
-    bench = Bench(
-        model=model,
-        store=store,
-        members=members,
-        tokens=1,
-        runner=lambda mode, job, _: perform(mode, {**job, "dtype": dtype}),
-    )
-    bench.run("encode", batches_of(members, 1))
-    record_set = RecordSet(open_store(store), "features", bench.features)
-    return [read_features(record_set, key) for key in sorted(record_set.keys())]

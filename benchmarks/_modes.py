@@ -1,8 +1,7 @@
 """One way of captioning the clips of a store, in a process of its own that times itself and is kept
 to its budget as a stage's is.
 
-`joint` is the whole model by stock `generate`; `encode` and `decode` are the real stages; `pure` is
-decoding with everything in memory already. It knows nothing of what is compared with what.
+`joint` is the whole model by stock `generate`; `encode` and `decode` are the real stages.
 """
 
 import os
@@ -31,8 +30,6 @@ class Outcome:
     """After the weights are there, to the end: the steady state."""
     cpu_seconds: float = 0.0
     """CPU time in those seconds, of all threads."""
-    generate_seconds: float = 0.0
-    """Of them, in `generate`."""
     marks: tuple[tuple[float, float, int], ...] = ()
     """At each item: seconds and CPU seconds since the weights were there, and the highest memory so
     far in bytes, which is anonymous memory above what the libraries take."""
@@ -75,7 +72,6 @@ class Watch(Report):
         self.marks: list[tuple[float, float, int]] = []
         self.started = self.loaded = time.monotonic()
         self.cpu = 0.0
-        self.generating = 0.0
         self.died = ""
 
     def __enter__(self) -> Self:
@@ -140,58 +136,17 @@ def encode(job: dict[str, Any], watch: Watch) -> list[str]:
 
 
 def decode(job: dict[str, Any], watch: Watch) -> list[str]:
-    from stages.decode import run as stage
-    from stages.decode.engines import transformers
+    from stages.decode.run import run
 
-    generate: Callable[..., Any] = transformers.__dict__["generate"]
-
-    def timed(*given: Any, **options: Any) -> Any:
-        started = time.monotonic()
-        tokens = generate(*given, **options)
-        watch.generating += time.monotonic() - started
-        return tokens
-
-    transformers.__dict__["generate"] = timed
-    try:
-        stage.run(job, watch)
-    finally:
-        transformers.__dict__["generate"] = generate
+    run(job, watch)
     captions = RecordSet(open_store(job["store"]), "captions", job["namespace"])
     return [captions.meta(m["key"])["caption"] for batch in job["batches"] for m in batch]
-
-
-def pure(job: dict[str, Any], watch: Watch) -> list[str]:
-    """`generate` alone, on the decode stage's batches: features and inputs lie ready in memory."""
-    from stages.decode.choosing import make_greedy
-    from stages.decode.stored import read_features
-    from stages.models.halves.delivery import generate
-    from stages.models.halves.features import Features
-    from stages.models.halves.records import merge_blank, merge_rows
-    from stages.models.loading import ModelJob
-    from stages.models.processors.prepare import rebuild
-
-    source = ModelJob.of(job)
-    processor, half = source.processor(), source.hold("language").model
-    make_greedy(half, processor)
-    record_set = RecordSet(open_store(job["store"]), "features", job["features_namespace"])
-    ready = []
-    for batch in job["batches"]:
-        rows = [read_features(record_set, member["features"]) for member in batch]
-        inputs = rebuild(processor, rows, [member["prompt"] for member in batch])
-        ready.append((inputs, Features(merge_rows(rows), rows[0].needs, merge_blank(rows))))
-    watch.note(attention="")
-    for batch, (inputs, features) in zip(job["batches"], ready, strict=True):
-        generate(half, inputs, features, max_new_tokens=job["max_new_tokens"])
-        for member in batch:
-            watch.item(member["key"])
-    return []
 
 
 MODES: dict[str, Callable[[dict[str, Any], Watch], list[str]]] = {
     "joint": joint,
     "encode": encode,
     "decode": decode,
-    "pure": pure,
 }
 
 
@@ -219,7 +174,6 @@ def perform(mode: str, job: dict[str, Any]) -> Outcome:
         whole_seconds=ended - watch.started,
         seconds=ended - watch.loaded,
         cpu_seconds=cpu - watch.cpu,
-        generate_seconds=watch.generating,
         marks=tuple(watch.marks),
         texts=tuple(texts),
         died=watch.died,

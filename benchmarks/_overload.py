@@ -7,7 +7,7 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
-from benchmarks._goals import met
+from benchmarks._common import MIB, cells, heads, met
 from benchmarks._load import UNANSWERED, Answers, ask
 from benchmarks._served import Server, Way, serving
 from flows.serving.keeping import RECENT_BYTES
@@ -23,7 +23,6 @@ KEPT_BYTES = 2 * RECENT_BYTES
 """What a server keeps of recent answers, at the most: vectors, and what was found in files."""
 FLAT = 0.05
 """Part of its memory by which it may grow beside that."""
-MIB = 1 << 20
 
 
 class Memory:
@@ -67,7 +66,7 @@ def lines(way: Way, batch: int, folder: Path, seconds: float) -> Iterator[str]:
         after = ask(server.load("small", LIGHT, LIGHT_SECONDS))
     asked = f"{TIMES * capacity:.0f}/s asked for {seconds:.0f} s"
     yield f"Overload: {capacity:.0f}/s answered at the most, {asked}\n"
-    yield "| | MiB | p50 ms at 20/s | p99 |\n|---|---|---|---|"
+    yield heads(" | MiB | p50 ms at 20/s | p99")
     yield _row("before", at_first, before)
     yield f"| meanwhile, at the most | {max(memory.seen) / MIB:,.0f} | | |"
     yield _row("after", at_last, after)
@@ -107,7 +106,7 @@ def _waited(answers: Answers, status: int) -> str:
 
 def _row(name: str, memory: int, answers: Answers) -> str:
     p50, p99 = (1000 * answers.latency(share) for share in (0.5, 0.99))
-    return f"| {name} | {memory / MIB:,.0f} | {p50:.1f} | {p99:.1f} |"
+    return cells([name, f"{memory / MIB:,.0f}", f"{p50:.1f}", f"{p99:.1f}"])
 
 
 def queue_of(server: Server) -> int:

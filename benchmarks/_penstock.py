@@ -1,7 +1,7 @@
-"""Penstock's server with an encoder behind it that takes a card's time, or the real one; decoding,
+"""Penstock's server with an encoder behind it that takes a card's time; decoding,
 queue, processes and HTTP are its own.
 
-    python -m benchmarks._penstock [--slower 1 | --real] ANY OPTION OF penstock serve
+    python -m benchmarks._penstock [--slower 1] ANY OPTION OF penstock serve
 """
 
 import argparse
@@ -21,14 +21,13 @@ STANDING_IN = {**ENTRIES, "embed": "benchmarks._card_time:run"}
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--slower", type=float, default=1.0)
-    options.add_argument("--real", action="store_true")
     given, rest = options.parse_known_args()
     if "--model" not in rest:
         rest += ["--model", "demo"]
     os.environ[SLOWER] = str(given.slower)
 
     def launcher(listen: Listener) -> Launcher:
-        return DirectLauncher(listen, ENTRIES if given.real else STANDING_IN)
+        return DirectLauncher(listen, STANDING_IN)
 
     serve(config_of(parser().parse_args(["serve", *rest])), Display(), launcher)
 

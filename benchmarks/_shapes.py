@@ -1,176 +1,93 @@
-"""Checkpoints with random weights, of real families: layers as wide as usual and few of them, half
-a gigabyte, with processors of their usual sizes; knows nothing of what is measured on them."""
+"""Checkpoints with random weights by their names, some of which belong to families whose layers do
+not all remember every token; the towers of those are small."""
 
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tests.support.families import (
-    LLAVA_TEMPLATE,
-    QWEN_TEMPLATE,
-    SMOL_TEMPLATE,
-    VISION_MARKS,
-    hf,
-    tokenizer,
-)
+from benchmarks._shapes_plain import END, llava, mllama, qwen, smolvlm, text_settings
+from tests.support.families import QWEN_TEMPLATE, hf
 from tests.support.words import template, words
 
-VOCABULARY = 96000
-END = {"eos_token_id": 1, "pad_token_id": 0}
+WINDOWED = ["sliding_attention", "full_attention"]
 
 
-def text_settings(**changes: Any) -> dict[str, Any]:
-    base = {
-        "hidden_size": 1024,
-        "intermediate_size": 4096,
-        "num_hidden_layers": 4,
-        "num_attention_heads": 16,
-        "num_key_value_heads": 16,
-        "vocab_size": VOCABULARY,
-        "max_position_embeddings": 16384,
-        "bos_token_id": None,
-        **END,
-    }
-    return {**base, **changes}
-
-
-def llava() -> tuple[Any, Any]:
-    """Frames of 336 pixels, 576 tokens each; attention with all heads."""
-    made = tokenizer(("<image>", "<s>"), LLAVA_TEMPLATE, bos="<s>")
-    config = hf.LlavaConfig(
-        vision_config={
-            "model_type": "clip_vision_model",
-            "hidden_size": 1024,
-            "intermediate_size": 4096,
-            "num_hidden_layers": 3,
-            "num_attention_heads": 16,
-            "image_size": 336,
-            "patch_size": 14,
-            "projection_dim": 768,
-        },
-        text_config=text_settings(model_type="llama"),
-        image_token_index=made.convert_tokens_to_ids("<image>"),
-    )
-    square = {"height": 336, "width": 336}
-    processor = hf.LlavaProcessor(
-        image_processor=hf.CLIPImageProcessor(size={"shortest_edge": 336}, crop_size=square),
-        tokenizer=made,
-        patch_size=14,
-        vision_feature_select_strategy="default",
-        num_additional_image_tokens=1,
-        chat_template=LLAVA_TEMPLATE,
-    )
-    return hf.LlavaForConditionalGeneration(config), processor
-
-
-def qwen() -> tuple[Any, Any]:
-    """Frames as large as they are, windowed attention, few heads of keys."""
-    marks = ("<|im_start|>", "<|im_end|>", *VISION_MARKS, "<|image_pad|>", "<|video_pad|>")
-    made = tokenizer(marks, QWEN_TEMPLATE)
+def gemma() -> tuple[Any, Any]:
+    """Frames of 256 tokens each; three of four layers see a window."""
+    made = words(boi_token="<boi>", eoi_token="<eoi>", image_token="<soft>")
     token = made.convert_tokens_to_ids
-    rope = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [8, 12, 12]}
-    config = hf.Qwen2_5_VLConfig(
+    ropes = {name: {"rope_type": "default", "rope_theta": 1e6} for name in WINDOWED}
+    config = hf.Gemma3Config(
         text_config=text_settings(
-            num_key_value_heads=4, intermediate_size=5504, rope_parameters=rope, hidden_act="silu"
+            num_key_value_heads=8,
+            head_dim=64,
+            query_pre_attn_scalar=64,
+            sliding_window=512,
+            layer_types=[*WINDOWED[:1] * 3, WINDOWED[1]],
+            rope_parameters=ropes,
         ),
         vision_config={
-            "depth": 3,
-            "hidden_size": 1024,
-            "intermediate_size": 2736,
-            "num_heads": 16,
-            "out_hidden_size": 1024,
+            "model_type": "siglip_vision_model",
+            "hidden_size": 384,
+            "intermediate_size": 1536,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 6,
+            "image_size": 448,
             "patch_size": 14,
-            "spatial_merge_size": 2,
-            "temporal_patch_size": 2,
-            "window_size": 112,
-            "fullatt_block_indexes": [1],
+            "vision_use_head": False,
+        },
+        mm_tokens_per_image=256,
+        boi_token_index=token("<boi>"),
+        eoi_token_index=token("<eoi>"),
+        image_token_id=token("<soft>"),
+    )
+    processor = hf.Gemma3Processor(
+        hf.Gemma3ImageProcessor(size={"height": 448, "width": 448}),
+        made,
+        chat_template=template("<boi>"),
+        image_seq_length=256,
+    )
+    return hf.Gemma3ForConditionalGeneration(config), processor
+
+
+def hybrid() -> tuple[Any, Any]:
+    """Frames as large as they are; three of four layers remember a row in states."""
+    _, plain = qwen()
+    token = plain.tokenizer.convert_tokens_to_ids
+    rope = {"rope_type": "default", "rope_theta": 1e6, "mrope_interleaved": True}
+    config = hf.Qwen3_5Config(
+        text_config=text_settings(
+            num_hidden_layers=8,
+            num_key_value_heads=4,
+            head_dim=64,
+            linear_num_key_heads=8,
+            linear_num_value_heads=16,
+            rope_parameters={**rope, "mrope_section": [3, 3, 2], "partial_rotary_factor": 0.25},
+        ),
+        vision_config={
+            "depth": 2,
+            "hidden_size": 384,
+            "intermediate_size": 1536,
+            "num_heads": 6,
+            "out_hidden_size": 1024,
+            "num_position_embeddings": 576,
         },
         image_token_id=token("<|image_pad|>"),
         video_token_id=token("<|video_pad|>"),
         vision_start_token_id=token("<|vision_start|>"),
         vision_end_token_id=token("<|vision_end|>"),
     )
-    common = {"patch_size": 14, "temporal_patch_size": 2, "merge_size": 2}
-    size = {"shortest_edge": 56 * 56, "longest_edge": 28 * 28 * 1280}
-    frames = {"shortest_edge": 128 * 28 * 28, "longest_edge": 64 * 768 * 28 * 28}
-    processor = hf.Qwen2_5_VLProcessor(
+    common = {"patch_size": 16, "temporal_patch_size": 2, "merge_size": 2}
+    size = {"shortest_edge": 64 * 64, "longest_edge": 64 * 448 * 448}
+    processor = hf.Qwen3VLProcessor(
         image_processor=hf.Qwen2VLImageProcessor(size=size, **common),
-        tokenizer=made,
-        video_processor=hf.Qwen2VLVideoProcessor(
-            size=frames, min_frames=2, max_frames=64, **common
+        tokenizer=plain.tokenizer,
+        video_processor=hf.Qwen3VLVideoProcessor(
+            size=size, min_frames=2, max_frames=64, cap_pixels_per_frame=False, **common
         ),
         chat_template=QWEN_TEMPLATE,
     )
-    return hf.Qwen2_5_VLForConditionalGeneration(config), processor
-
-
-def smolvlm() -> tuple[Any, Any]:
-    """Frames of 512 pixels, 64 tokens each after a pixel shuffle; a small tower."""
-    marks = ("<|im_start|>", "<end_of_utterance>", "<fake_token_around_image>", "<image>")
-    tiles = tuple(f"<row_{row}_col_{col}>" for row in (1, 2, 3, 4) for col in (1, 2, 3, 4))
-    made = tokenizer((*marks, "<video>", "<global-img>"), SMOL_TEMPLATE)
-    made.add_special_tokens({"additional_special_tokens": list(tiles)}, False)
-    config = hf.SmolVLMConfig(
-        vision_config={
-            "model_type": "smolvlm_vision",
-            "hidden_size": 768,
-            "intermediate_size": 3072,
-            "num_hidden_layers": 3,
-            "num_attention_heads": 12,
-            "image_size": 512,
-            "patch_size": 16,
-        },
-        text_config=text_settings(
-            model_type="llama",
-            hidden_size=960,
-            intermediate_size=2560,
-            num_attention_heads=15,
-            num_key_value_heads=5,
-            num_hidden_layers=8,
-        ),
-        image_token_id=made.convert_tokens_to_ids("<image>"),
-        scale_factor=4,
-    )
-    sizes = {"size": {"longest_edge": 2048}, "max_image_size": {"longest_edge": 512}}
-    sampling = {"fps": 1, "max_frames": 64, "video_size": {"longest_edge": 512}}
-    processor = hf.SmolVLMProcessor(
-        image_processor=hf.SmolVLMImageProcessor(**sizes),
-        tokenizer=made,
-        video_processor=hf.SmolVLMVideoProcessor(**sizes, video_sampling=sampling),
-        image_seq_len=64,
-        chat_template=SMOL_TEMPLATE,
-    )
-    return hf.SmolVLMForConditionalGeneration(config), processor
-
-
-def mllama() -> tuple[Any, Any]:
-    """Run whole: pictures in tiles are read by layers of the decoder's own."""
-    made = words("<|image|>", "<|python_tag|>")
-    square = {"height": 448, "width": 448}
-    processor = hf.MllamaProcessor(
-        hf.MllamaImageProcessor(size=square, max_image_tiles=4),
-        made,
-        chat_template="{{ bos_token }}" + template("<|image|>"),
-    )
-    config = hf.MllamaConfig(
-        text_config=text_settings(
-            cross_attention_layers=[1, 3], num_key_value_heads=4, bos_token_id=2
-        ),
-        vision_config={
-            "hidden_size": 768,
-            "intermediate_size": 3072,
-            "num_hidden_layers": 4,
-            "num_global_layers": 1,
-            "attention_heads": 12,
-            "vision_output_dim": 1536,
-            "image_size": 448,
-            "patch_size": 14,
-            "max_num_tiles": 4,
-            "intermediate_layers_indices": [3],
-        },
-        image_token_index=made.convert_tokens_to_ids("<|image|>"),
-    )
-    return hf.MllamaForConditionalGeneration(config), processor
+    return hf.Qwen3_5ForConditionalGeneration(config), processor
 
 
 SHAPES: dict[str, Callable[[], tuple[Any, Any]]] = {
@@ -178,6 +95,8 @@ SHAPES: dict[str, Callable[[], tuple[Any, Any]]] = {
     "qwen2.5-vl": qwen,
     "smolvlm": smolvlm,
     "mllama": mllama,
+    "gemma3": gemma,
+    "qwen3.5": hybrid,
 }
 
 
@@ -185,13 +104,11 @@ def build(folder: Path, name: str, tokens: int) -> Path:
     """Write a checkpoint of that shape in 16 bit; a caption has so many tokens."""
     import torch
 
-    from benchmarks._shapes_kept import KEPT
-
     torch.manual_seed(0)
     default = torch.get_default_dtype()
     torch.set_default_dtype(torch.bfloat16)
     try:
-        model, processor = {**SHAPES, **KEPT}[name]()
+        model, processor = SHAPES[name]()
     finally:
         torch.set_default_dtype(default)
     model.generation_config.update(min_new_tokens=tokens, **END)

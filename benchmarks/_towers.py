@@ -14,7 +14,7 @@ import torch
 
 from artifacts.keys import hash_file
 from artifacts.schema import Half, Route
-from benchmarks._peak import Peak
+from benchmarks._common import Peak
 from benchmarks._tower_shapes import inputs_of
 from stages.export.compare import nearness
 from stages.export.graph_job import GraphJob

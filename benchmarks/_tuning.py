@@ -23,7 +23,7 @@ import torch
 from artifacts.packs import RecordSet
 from artifacts.schema import FrameFit, Sampling
 from artifacts.store import open_store
-from benchmarks._peak import Peak
+from benchmarks._common import Peak
 from stages.decode.prompts import followed_by
 from stages.decode.stored import read_features
 from stages.decode.teaching import last_logits

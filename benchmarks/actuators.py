@@ -11,21 +11,17 @@ CPU, so that a busy machine says much the same.
 import argparse
 import json
 import math
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks._common import MIB, Peak, cells, heads, in_child
 from benchmarks._models import TINY, Shape, build
-from benchmarks._peak import Peak
-from stages.process.environment import child_environment
 
 SHAPE = Shape(layers=12, width=1024, tower_layers=1, tower_width=128, vocabulary=150000)
 """A quarter of a billion parameters of language, over half of them in the embedding."""
-MIB = 1 << 20
 LOOK_SECONDS = 0.002
 ROWS: dict[str, dict[str, Any]] = {
     "as it is": {},
@@ -52,34 +48,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if given.one:
         print(json.dumps(measure(json.loads(given.one))))
         return
-    print("| | MiB | to as it is | CPU s to read the prompt | CPU s a token |")
-    print("|---|---|---|---|---|")
+    print(heads(" | MiB | to as it is | CPU s to read the prompt | CPU s a token"))
     with tempfile.TemporaryDirectory() as folder:
         shape = TINY if given.quick else SHAPE
         model = build(Path(folder, "model"), shape, given.new)
         first = 0
         for row, changes in ROWS.items():
             job = {"model": str(model), "dtype": "bfloat16", **changes}
-            found = in_child({"job": job, "tokens": given.tokens, "new": given.new})
+            spec = {"job": job, "tokens": given.tokens, "new": given.new}
+            found = in_child("benchmarks.actuators", "--one", json.dumps(spec))
             peak = round(found["peak"] / MIB)
             first = first or peak
-            costs = f"{found['reading']:.1f} | {found['token']:.2f}"
-            print(f"| {row} | {peak} | {peak - first:+} | {costs} |", flush=True)
-
-
-def in_child(spec: dict[str, Any]) -> dict[str, float]:
-    """What `measure` finds in a process of its own."""
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.actuators", "--one", json.dumps(spec)],
-        env=child_environment(),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if done.returncode:
-        raise RuntimeError(done.stderr)
-    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-    return found
+            costs = f"{found['reading']:.1f}", f"{found['token']:.2f}"
+            print(cells([row, peak, f"{peak - first:+}", *costs]), flush=True)
 
 
 def measure(spec: dict[str, Any]) -> dict[str, float]:

@@ -9,7 +9,6 @@ cloud is asked. Knows nothing of what the program does between two requests.
 import argparse
 import os
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -18,6 +17,7 @@ from pathlib import Path
 
 from artifacts.packs import Record, RecordSet
 from artifacts.store import Store, open_store
+from benchmarks._common import PENSTOCK
 from tests.support.buckets import BUCKET, Between, between, bucket_server, environment
 
 NAMESPACE = "ab" * 32
@@ -81,21 +81,16 @@ def runs(way: Between, folder: Path, clips: int) -> None:
     def run(machine: str) -> None:
         store_of(machine, folder)
         where = ["--out", str(folder / f"out-{machine}"), "--store", f"s3://{BUCKET}/runs"]
-        command = [sys.executable, "-m", "flows.cli.main", "caption", str(folder / "clips")]
-        done = subprocess.run(
-            [*command, "--model", "demo", *where], capture_output=True, text=True, check=False
-        )
+        command = [*PENSTOCK, "caption", str(folder / "clips"), "--model", "demo", *where]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
 
     measured(way, f"caption {clips} clips", lambda: run("one"))
     measured(way, "the same command again", lambda: run("one"))
     measured(way, "the same by another machine, which gathers", lambda: run("two"))
     first, second = (folder / f"out-{m}" / "captions.jsonl" for m in ("one", "two"))
-    print("captions of both: " + ("the same bytes" if same(first, second) else "OTHER BYTES"))
-
-
-def same(one: Path, other: Path) -> bool:
-    return one.read_bytes() == other.read_bytes()
+    same = first.read_bytes() == second.read_bytes()
+    print("captions of both: " + ("the same bytes" if same else "OTHER BYTES"))
 
 
 def main() -> None:

@@ -12,7 +12,6 @@ cosine once what all vectors have in common is taken away. Knows no stage's insi
 import argparse
 import json
 import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -20,8 +19,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-PENSTOCK = [sys.executable, "-m", "flows.cli.main"]
-MIB = 1 << 20
+from benchmarks._common import MIB, PENSTOCK, cells, heads
+
 EDGE, BATCH = 480, 4
 
 
@@ -55,6 +54,11 @@ class Row(NamedTuple):
     @property
     def error(self) -> float:
         return self.planned / self.measured - 1
+
+    @property
+    def sizes(self) -> tuple[str, str]:
+        """MiB that were planned and measured."""
+        return f"{self.planned / MIB:,.0f}", f"{self.measured / MIB:,.0f}"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -168,21 +172,10 @@ def run(folder: Path, name: str, more: Sequence[str], batch: int = BATCH) -> Row
 
 def table(rows: Sequence[Row]) -> Iterator[str]:
     """Markdown."""
-    heads = "tower | budget | rung | planned MiB | measured MiB | plan | s | vectors"
-    yield f"| {heads} |"
-    yield "|" + "---|" * len(heads.split("|"))
+    yield heads("tower | budget | rung | planned MiB | measured MiB | plan | s | vectors")
     for row in rows:
-        cells = (
-            row.name,
-            row.budget,
-            row.rung,
-            f"{row.planned / MIB:,.0f}",
-            f"{row.measured / MIB:,.0f}",
-            f"{row.error:+.1%}",
-            f"{row.seconds:.0f}",
-            alike(row.vectors, rows[0].vectors),
-        )
-        yield f"| {' | '.join(cells)} |"
+        took = (f"{row.error:+.1%}", f"{row.seconds:.0f}", alike(row.vectors, rows[0].vectors))
+        yield cells([row.name, row.budget, row.rung, *row.sizes, *took])
 
 
 def alike(found: Any, wanted: Any) -> str:

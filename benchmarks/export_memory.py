@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from benchmarks._peak import taken
+from benchmarks._common import taken
 from flows.job.launch import DirectLauncher, StageCall, run_to_end
 from stages.export.job import BITSANDBYTES, PACKED, ExportJob
 from stages.models.hub.checkpoint import INDEX

@@ -14,38 +14,20 @@ are held against those of torch in 32 bit. A CPU gets graphs in 8 bit, a GPU in 
 import argparse
 import json
 import os
-import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
-from benchmarks._goals import met
+from benchmarks._common import MIB, cells, heads, in_child
 from benchmarks._tower_shapes import NAMES, checkpoint
 from flows.job.cpu import cpu_line
-from stages.process.environment import child_environment
 
-MIB = 1 << 20
-FIRST = "torch fp32"
 HEADS = (
-    "vision half",
-    "computed by",
-    "on",
-    "ms a batch",
-    "x",
-    "MiB",
-    "of torch fp32",
-    "files MiB",
-    "cosine",
-    "least",
-    "neighbours",
+    "vision half | computed by | on | ms a batch | x | MiB | of torch fp32 | files MiB | cosine"
+    " | least | neighbours"
 )
-GOAL = 2.0
-"""Times that graphs in few bits are to be faster than torch in 32 bit."""
-CLAIM = "published of ONNX and TensorRT: at least 50 % less memory, 3 to 5 x as fast"
-CLAIMED_SPEED, CLAIMED_MEMORY = 3.0, 0.5
 FLAGS = {
     "AVX512-BF16": ("avx512_bf16",),
     "AMX-BF16": ("amx_bf16",),
@@ -79,10 +61,6 @@ class Row(NamedTuple):
     cannot: str = ""
     """Why there is nothing to tell; else empty."""
 
-    @property
-    def in_few_bits(self) -> bool:
-        return self.name in ("ONNX int8", "ONNX fp16")
-
 
 def main(arguments: Sequence[str] | None = None) -> None:
     options = argparse.ArgumentParser(description=__doc__)
@@ -101,16 +79,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     shapes = given.shapes.split(",")
     if unknown := [shape for shape in shapes if shape not in NAMES]:
         options.error(f"--shapes {unknown[0]} is not known; there are {', '.join(NAMES)}")
-    device = given.device or in_child({"what": "device"})["device"]
-    print(f"{machine(device)}\n\n| {' | '.join(HEADS)} |\n|{'---|' * len(HEADS)}", flush=True)
-    rows: list[Row] = []
+    device = given.device or _asked(what="device")["device"]
+    print(f"{machine(device)}\n\n{heads(HEADS)}", flush=True)
     for shape in shapes:
         with tempfile.TemporaryDirectory(dir=given.folder) as folder:
             subject = prepared(Path(folder), shape, device, given)
             found = list(measured(shape, subject))
         print("\n".join(line(row) for row in found), flush=True)
-        rows += found
-    print("\n" + "\n".join(verdicts(rows)))
 
 
 def prepared(folder: Path, shape: str, device: str, given: argparse.Namespace) -> dict[str, Any]:
@@ -120,8 +95,7 @@ def prepared(folder: Path, shape: str, device: str, given: argparse.Namespace) -
     graphs = {kind: str(folder / kind) for kind in kinds}
     route = ""
     for kind, out in graphs.items():
-        spec = {"what": "export", "model": str(model), "kind": kind, "folder": out}
-        route = in_child(spec)["route"]
+        route = _asked(what="export", model=str(model), kind=kind, folder=out)["route"]
     return {
         "route": route,
         "model": str(model),
@@ -135,10 +109,10 @@ def prepared(folder: Path, shape: str, device: str, given: argparse.Namespace) -
 
 def measured(shape: str, subject: dict[str, Any]) -> Iterator[Row]:
     """Time and look at every way to compute one vision half."""
-    found = in_child({"what": "times", "subject": subject})
+    found = _asked(what="times", subject=subject)
     first = 0
     for name, speed in found["speeds"].items():
-        took = in_child({"what": "peak", "subject": subject, "name": name})
+        took = _asked(what="peak", subject=subject, name=name)
         first = first or took["peak"]
         near = found["near"][name]
         yield Row(
@@ -158,19 +132,9 @@ def measured(shape: str, subject: dict[str, Any]) -> Iterator[Row]:
         yield Row(shape=shape, name=name, device=subject["device"], cannot=why)
 
 
-def in_child(spec: dict[str, Any]) -> dict[str, Any]:
-    """What is found in a process of its own, of one thread."""
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.graphs", "--one", json.dumps(spec)],
-        env={**child_environment(), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if done.returncode:
-        raise RuntimeError(done.stderr)
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return found
+def _asked(**spec: Any) -> dict[str, Any]:
+    """What a process of one thread finds."""
+    return in_child("benchmarks.graphs", "--one", json.dumps(spec), OMP_NUM_THREADS="1")
 
 
 def _told(spec: dict[str, Any]) -> dict[str, Any]:
@@ -202,37 +166,11 @@ def line(row: Row) -> str:
     """One line of the table, in Markdown."""
     head = (NAMES[row.shape], row.name, row.device.partition(":")[0])
     if row.cannot:
-        return f"| {' | '.join((*head, 'not possible: ' + row.cannot.replace('|', '/')))} |"
-    cells = (
-        *head,
-        f"{row.milliseconds:,.1f}",
-        f"{row.speed:.2f}",
-        f"{row.peak / MIB:,.0f}",
-        f"{row.share:.2f}",
-        f"{row.files / MIB:,.1f}",
-        f"{row.cosine:.4f}",
-        f"{row.least:.4f}",
-        f"{row.neighbours:.0%}",
-    )
-    return f"| {' | '.join(cells)} |"
-
-
-def verdicts(rows: Sequence[Row]) -> Iterator[str]:
-    """Say of each vision half whether the goal is met, and what is published holds."""
-    for row in (row for row in rows if row.in_few_bits):
-        yield (
-            f'- {NAMES[row.shape]}: goal "{row.name.split()[1]} >= {GOAL:.0f} x torch fp32": '
-            f"{met(row.speed >= GOAL)}, {row.speed:.2f} x"
-        )
-    yield f"- {CLAIM}. Here, on {rows[0].device.partition(':')[0] if rows else 'nothing'}:"
-    for row in (row for row in rows if row.name.startswith("ONNX")):
-        fast, small = row.speed >= CLAIMED_SPEED, row.share <= CLAIMED_MEMORY
-        both = "both hold" if fast and small else "neither holds"
-        held = both if fast == small else f"only the {'speed' if fast else 'memory'} holds"
-        yield (
-            f"  - {NAMES[row.shape]}, {row.name}: {row.speed:.2f} x, "
-            f"memory {row.share - 1:+.0%}: {held}"
-        )
+        return cells([*head, "not possible: " + row.cannot.replace("|", "/")])
+    took = (f"{row.milliseconds:,.1f}", f"{row.speed:.2f}", f"{row.peak / MIB:,.0f}")
+    files = (f"{row.share:.2f}", f"{row.files / MIB:,.1f}")
+    near = (f"{row.cosine:.4f}", f"{row.least:.4f}", f"{row.neighbours:.0%}")
+    return cells([*head, *took, *files, *near])
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from benchmarks._common import cells, heads
 from benchmarks._drawn_lengths import CLIPS, Work
 from benchmarks._models import LARGE, build
 from penstock_demo import CHECKPOINT
@@ -138,13 +139,13 @@ def measured(work: Work, ways: Sequence[str], slots: int, repeat: int) -> dict[s
 def table(ways: dict[str, Way]) -> Iterator[str]:
     """What a person reads of one run."""
     last = [*ways.values()][-1]
-    yield "| way | CPU s | of it reading | row-steps | wasted | tokens as the last one |"
-    yield "|---|---|---|---|---|---|"
+    yield heads("way | CPU s | of it reading | row-steps | wasted | tokens as the last one")
     for name, way in ways.items():
         same = sum(way.said[at] == last.said[at] for at in way.said)
-        seconds = f"{way.cpu_seconds:.1f} | {way.read_seconds:.1f}"
-        said = f"{way.wasted:.1%} | {same} of {len(way.said)}"
-        yield f"| {name} | {seconds} | {way.steps:,} | {said} |"
+        seconds = f"{way.cpu_seconds:.1f}", f"{way.read_seconds:.1f}"
+        yield cells(
+            [name, *seconds, f"{way.steps:,}", f"{way.wasted:.1%}", f"{same} of {len(way.said)}"]
+        )
     for name, way in [*ways.items()][:-1]:
         decoding = (way.cpu_seconds - way.read_seconds) / (last.cpu_seconds - last.read_seconds)
         whole, steps = way.cpu_seconds / last.cpu_seconds, way.steps / last.steps

@@ -15,7 +15,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.embed import MIB, Row, alike, run
+from benchmarks._common import MIB, cells, heads
+from benchmarks.embed import Row, alike, run
 
 FOUR_K = (3840, 2160)
 RUNS = {
@@ -29,7 +30,7 @@ FIFTH = 5
 JOINT = """
 import sys
 from pathlib import Path
-from benchmarks._peak import Peak
+from benchmarks._common import Peak
 from PIL import Image
 import torch
 from transformers import AutoModel, AutoProcessor
@@ -109,22 +110,14 @@ def write_pictures(folder: Path, count: int) -> None:
 
 def show(joint: int, rows: Sequence[Row], batch: int) -> None:
     """Print the table."""
-    print("| run | budget | rung | planned MiB | measured MiB | of the whole in 32 bit | vectors |")
-    print("|---|---|---|---|---|---|---|")
+    names = "run | budget | rung | planned MiB | measured MiB | of the whole in 32 bit | vectors"
+    print(heads(names))
     print(f"| whole, 32 bit | | batch {batch} | | {joint / MIB:,.0f} | 1.00 | |")
     for row in rows:
         alone = row.vectors.shape != rows[0].vectors.shape
         told = f"{len(row.vectors)} of its parts" if alone else alike(row.vectors, rows[0].vectors)
-        cells = (
-            row.name,
-            row.budget,
-            row.rung,
-            f"{row.planned / MIB:,.0f}",
-            f"{row.measured / MIB:,.0f}",
-            f"{row.measured / joint:.2f}",
-            told,
-        )
-        print(f"| {' | '.join(cells)} |")
+        share = f"{row.measured / joint:.2f}"
+        print(cells([row.name, row.budget, row.rung, *row.sizes, share, told]))
 
 
 if __name__ == "__main__":

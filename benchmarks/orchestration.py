@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import flows.planning.sizes
+from benchmarks._common import PENSTOCK
 from benchmarks._synthetic import SIDE, SyntheticLauncher
 from flows.console.display import Display
 from flows.job.config import CaptionConfig
@@ -107,18 +108,6 @@ def run_once(folder: Path, waves: int, items: int) -> None:
     assert result.captions == items, result
 
 
-def stage_seconds(folder: Path) -> dict[str, Any]:
-    """What the run's record says of its stages: seconds, and memory at the highest."""
-    stages = json.loads((folder / "out" / "run.json").read_text())["stages"]
-    return {stage["name"]: stage for stage in stages}
-
-
-def packs(folder: Path) -> tuple[int, int]:
-    """Files in the store and bytes in them."""
-    found = [path.stat().st_size for path in (folder / "store").rglob("*.pack")]
-    return len(found), sum(found)
-
-
 def describe_demo(folder: Path) -> None:
     """One item, so that the model's card is in the store already."""
     write_pictures(folder / "pictures", 1)
@@ -130,11 +119,13 @@ def measure(folder: Path, items: int, waves: int, card: Path) -> dict[str, Any]:
     shutil.copytree(card / "store", folder / "store")
     own = [sys.executable, "-m", "benchmarks.orchestration", "--run", str(folder)]
     row = measured([*own, "--waves", str(waves), "--items", str(items)])
-    row["stages"] = stage_seconds(folder)
-    row["packs"], row["bytes"] = packs(folder)
-    penstock = [sys.executable, "-m", "flows.cli.main", "caption", str(folder / "pictures")]
+    record = json.loads((folder / "out" / "run.json").read_text())
+    row["stages"] = sum(stage["seconds"] for stage in record["stages"])
+    packs = [path.stat().st_size for path in (folder / "store").rglob("*.pack")]
+    row["packs"], row["bytes"] = len(packs), sum(packs)
     where = ["--out", str(folder / "out"), "--store", str(folder / "store")]
-    row["rerun"] = measured([*penstock, "--recursive", "--model", "demo", "--quiet", *where])
+    what = ["caption", str(folder / "pictures"), "--recursive", "--model", "demo", "--quiet"]
+    row["rerun"] = measured([*PENSTOCK, *what, *where])
     return row
 
 
@@ -156,13 +147,12 @@ def compare(folder: Path, items: int, card: Path) -> None:
 
 
 def tell(items: int, waves: int, row: dict[str, Any]) -> None:
-    stages = sum(stage["seconds"] for stage in row["stages"].values())
     again = row["rerun"]
     print(
         f"{items:7d} items {waves:3d} waves  {row['seconds']:7.1f} s wall "
         f"{1000 * row['seconds'] / items:8.2f} ms/item   parent {row['cpu']:6.1f} s cpu "
         f"{1000 * row['cpu'] / items:8.3f} ms/item  peak {row['peak'] / 1e6:6.0f} MB   "
-        f"stages {stages:6.1f} s   {row['packs']} packs {row['bytes'] / 1e6:.0f} MB   "
+        f"stages {row['stages']:6.1f} s   {row['packs']} packs {row['bytes'] / 1e6:.0f} MB   "
         f"rerun {again['seconds']:.2f} s wall {again['cpu']:.2f} s cpu "
         f"{again['peak'] / 1e6:.0f} MB",
         flush=True,

@@ -21,9 +21,8 @@ from artifacts.keys import digest_of, item_key
 from artifacts.packs import Record, RecordSet
 from artifacts.schema import MediaKind
 from artifacts.store import open_store
-from benchmarks._peak import taken
-from benchmarks._plan_cases import CASES, Case
-from benchmarks._plan_table import Row, table
+from benchmarks._common import taken
+from benchmarks._plan_cases import CASES, Case, Row, table
 from benchmarks._shapes import build
 from flows.job.config import CaptionConfig
 from flows.job.launch import DirectLauncher, StageCall

@@ -17,12 +17,9 @@ from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
 
-from artifacts.packs import RecordSet
-from artifacts.store import open_store
-from benchmarks._bench import Bench, batches_of
-from benchmarks._goals import met
-from benchmarks._models import Shape, build, publish_clips
-from benchmarks._modes import perform
+from benchmarks._bench import features_of
+from benchmarks._common import met
+from benchmarks._models import Shape, build
 
 SMALL = Shape(layers=6, width=512, tower_layers=1, tower_width=64, vocabulary=512)
 PROMPTS = (
@@ -75,26 +72,15 @@ class Asking:
 
 
 def _asked(model: Path, store: str, frames: int, chunks: int) -> tuple[dict[str, Any], list[Any]]:
-    """Return a job, and what is asked of each chunk, its features made by the real stage."""
+    """Return a job, and what is asked of each chunk."""
     from stages.decode.protocol import Asked
-    from stages.decode.stored import read_features
 
-    members = publish_clips(store, [frames] * chunks)
-    bench = Bench(
-        model=model,
-        store=store,
-        members=members,
-        tokens=1,
-        runner=lambda mode, job, _: perform(mode, {**job, "dtype": "float32"}),
-    )
-    bench.run("encode", batches_of(members, 1))
-    features = RecordSet(open_store(store), "features", bench.features)
     asked = [
         [
             Asked({"key": f"{key}-{n}", "features": key, "prompt": prompt, "kind": "video"}, row)
             for n, prompt in enumerate(PROMPTS)
         ]
-        for key, row in ((key, read_features(features, key)) for key in sorted(features.keys()))
+        for key, row in features_of(model, "float32", store, [frames] * chunks).items()
     ]
     job = {"store": store, "model": str(model), "device": "cpu", "dtype": "float32"}
     rest = {"attention": "sdpa", "features_namespace": "", "namespace": "", "batches": []}

@@ -10,9 +10,6 @@ import tempfile
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
-
 SECONDS = 3.0
 """What 300 videos with 3,000 captions may take to open."""
 

@@ -23,7 +23,7 @@ from artifacts.keys import digest_of
 from artifacts.packs import RecordSet
 from artifacts.store import open_store
 from benchmarks._bench import Bench, Runner, batches_of
-from benchmarks._goals import met
+from benchmarks._common import met
 from benchmarks._models import publish_clips
 from benchmarks._modes import run_mode
 from penstock_demo import CHECKPOINT

@@ -24,7 +24,7 @@ from artifacts.index.search import EXACT, Found, Query, Searcher, Sort
 from artifacts.index.snapshot import open_snapshot
 from artifacts.index.where import Condition, matching
 from artifacts.index.writing import Added, writing
-from benchmarks._peak import Peak
+from benchmarks._common import Peak
 
 WIDTH, PLANE, CLUSTERS, COPIES = 768, 96, 2000, 20
 PROBES, QUERIES, NEAREST = 64, 20, 10

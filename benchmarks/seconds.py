@@ -37,13 +37,12 @@ def compare(config: CaptionConfig, machine: Machine) -> list[float]:
     found = estimates(job)
     rungs = {s: Rung(stage=s, batch=config.batch_size) for s in ("encode", "decode")}
     rungs["frames"] = Rung(stage="frames", batch=cores())
-    prepared = (job, found)
     caption(config, Display(quiet=True))
     record = json.loads((Path(config.out) / "run.json").read_text(encoding="utf-8"))
     stages = {stage["name"]: stage for stage in record["stages"]}
     made = stages["decode"]
     new = round(made["tokens"] / max(1, made["items"])) + 1
-    told = stage_seconds(prepared[0], rungs, prepared[1], machine, new)
+    told = stage_seconds(job, rungs, found, machine, new)
     ratios = []
     for name, expected in told.items():
         took = stages[name]["seconds"]

@@ -22,7 +22,7 @@ import numpy as np
 from PIL import Image
 
 from artifacts.schema import FrameFit, Sampling
-from benchmarks.shot_videos import (
+from benchmarks._shot_videos import (
     CALM,
     MOVES,
     RATE,

@@ -5,18 +5,23 @@ Every measurement is a process of its own, `benchmarks._modes`, and runs of both
 A budget is what a process may take above its libraries, weights included; it is enforced by the
 kernel, and each side takes the largest batch that lives. Knows no stage's inside.
 
-    python benchmarks/staged_vs_joint.py [--quick] [--only demo|large] [--repeat 3]
+    python benchmarks/staged_vs_joint.py [--quick] [--only demo|large] [--repeat 3] [--pairs 0]
+
+With `--pairs`, the large model at one batch size instead, all in one process: both sides of a pair
+run within seconds of each other, so that a busy machine disturbs both alike.
 """
 
 import argparse
-import statistics
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 
-from benchmarks._bench import BATCHES, Bench, Step
+from benchmarks._bench import BATCHES, Bench, Member, Step, batches_of
+from benchmarks._common import MIB, cells, heads
 from benchmarks._models import LARGE, TINY, build, half_bytes, publish_clips
+from benchmarks._modes import perform
 from penstock_demo import CHECKPOINT
 
 BUDGETS = (1.1, 1.5, 2.0, 4.0)
@@ -28,8 +33,7 @@ MODES = ("encode", "decode", "joint")
 """In this order: decoding reads the features that encoding made."""
 MANY = 200
 """Clips of the run for which start-up is told."""
-TOKENS = 32
-MIB = 1 << 20
+TOKENS, PAIR_TOKENS = 32, 16
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -65,26 +69,23 @@ def compare(bench: Bench, larger: int, repeat: int) -> list[Line]:
 
 def table(bench: Bench, lines: list[Line]) -> list[str]:
     """Markdown: a row a line."""
-    rows = [
-        "| | joint: batch, captions/s, MiB | staged: batches, captions/s, MiB "
-        f"| ratio | in CPU time | of {MANY} clips with start-up |",
-        "|---|---|---|---|---|---|",
-    ]
+    told = "joint: batch, captions/s, MiB | staged: batches, captions/s, MiB | ratio | in CPU time"
+    rows = heads(f" | {told} | of {MANY} clips with start-up").splitlines()
     for line in lines:
         joint = bench.steps.get(("joint", line.joint), [])
         first = bench.steps.get(("encode", line.encode), [])
         second = bench.steps.get(("decode", line.decode), [])
         left = right = "does not fit"
         if joint:
-            left = f"{line.joint}, {1 / _median(s.seconds for s in joint):.2f}, {_peak(joint)}"
+            left = f"{line.joint}, {1 / median(s.seconds for s in joint):.2f}, {_peak(joint)}"
         if first and second:
-            rate = 1 / _median(e.seconds + d.seconds for e, d in zip(first, second, strict=True))
+            rate = 1 / median(e.seconds + d.seconds for e, d in zip(first, second, strict=True))
             both = f"{line.encode} and {line.decode}"
             right = f"{both}, {rate:.2f}, {max(_peak(first), _peak(second))}"
         ratios = ["", "", ""]
         if joint and first and second:
             ratios = [f"{ratio:.2f}" for ratio in _ratios(bench, joint, first, second)]
-        rows.append(f"| {line.label} | {left} | {right} | {' | '.join(ratios)} |")
+        rows.append(cells([line.label, left, right, *ratios]))
     return rows
 
 
@@ -100,14 +101,10 @@ def _ratios(
         for (j, e, d), (sj, se, sd) in zip(rounds, starts, strict=True)
     ]
     return (
-        _median(j.seconds / (e.seconds + d.seconds) for j, e, d in rounds),
-        _median(j.cpu_seconds / (e.cpu_seconds + d.cpu_seconds) for j, e, d in rounds),
-        _median(whole),
+        median(j.seconds / (e.seconds + d.seconds) for j, e, d in rounds),
+        median(j.cpu_seconds / (e.cpu_seconds + d.cpu_seconds) for j, e, d in rounds),
+        median(whole),
     )
-
-
-def _median(values: Iterable[float]) -> float:
-    return statistics.median(values)
 
 
 def _peak(steps: list[Step]) -> int:
@@ -120,13 +117,7 @@ def measure(name: str, model: Path, folder: Path, given: argparse.Namespace) -> 
     tokens = 4 if given.quick else TOKENS
     store = str(folder / f"store-{name}")
     members = publish_clips(store, [8] * (1 + sum(batches)))
-    bench = Bench(
-        model=model,
-        store=store,
-        members=members,
-        tokens=tokens,
-        batches=batches,
-    )
+    bench = Bench(model=model, store=store, members=members, tokens=tokens, batches=batches)
     halves = half_bytes(model)
     weights = ", ".join(f"{half} {size / MIB:.0f} MiB" for half, size in halves.items())
     print(f"\n## {name}: {weights}; clips of 8 frames, up to {tokens} new tokens\n")
@@ -134,14 +125,50 @@ def measure(name: str, model: Path, folder: Path, given: argparse.Namespace) -> 
     print("\n".join(["", *table(bench, lines)]), flush=True)
 
 
+def in_pairs(folder: Path, given: argparse.Namespace) -> None:
+    """Print joint's time over that of both stages for the same batches, with nothing loaded in it:
+    the medians of pairs, of which the first warms both sides up and does not count."""
+    store = str(folder / "store")
+    members = publish_clips(store, [8] * given.batch * given.run * (1 + given.pairs))
+    bench = Bench(
+        model=build(folder / "model", TINY if given.quick else LARGE, PAIR_TOKENS),
+        store=store,
+        members=members,
+        tokens=PAIR_TOKENS,
+        runner=lambda mode, job, _: perform(mode, job),
+    )
+    size = given.batch * given.run
+    runs = [members[at : at + size] for at in range(0, len(members), size)]
+    pairs = [pair(bench, batches_of(run, given.batch)) for run in runs][1:]
+    wall, cpu = (median(column) for column in zip(*pairs, strict=True))
+    print(f"{given.run} batches of {given.batch}, median of {given.pairs} pairs;")
+    print("above 1 the stages are faster")
+    print(f"  joint ÷ staged, wall {wall:.3f}, CPU {cpu:.3f}")
+
+
+def pair(bench: Bench, cut: list[list[Member]]) -> tuple[float, float]:
+    """Joint's time over that of both stages: wall and CPU."""
+    bench.features = ""  # decode what this pair encodes
+    first, joint, second = (bench.run(mode, cut) for mode in ("encode", "joint", "decode"))
+    return (
+        joint.seconds / (first.seconds + second.seconds),
+        joint.cpu_seconds / (first.cpu_seconds + second.cpu_seconds),
+    )
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--quick", action="store_true", help="tiny shapes: does it run at all?")
     options.add_argument("--only", choices=("demo", "large"))
     options.add_argument("--repeat", type=int, default=3)
+    options.add_argument("--pairs", type=int, default=0, help="at one batch size, in one process")
+    options.add_argument("--batch", type=int, default=4, help="of a pair")
+    options.add_argument("--run", type=int, default=4, help="batches a side of a pair")
     given = options.parse_args(arguments)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
+        if given.pairs:
+            return in_pairs(folder, given)
         if given.only != "large":
             measure("demo", CHECKPOINT, folder, given)
         if given.only != "demo":

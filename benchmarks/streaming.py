@@ -18,14 +18,13 @@ from typing import Any, NamedTuple
 from artifacts.keys import digest_of
 from artifacts.packs import RecordSet
 from artifacts.store import open_store
+from benchmarks._common import MIB, cells, heads, taken
 from benchmarks._models import FRAMES, TINY, Shape, build, publish_clips
-from benchmarks._peak import taken
 from flows.job.launch import DirectLauncher, StageCall
 
 SHAPE = Shape(layers=1, width=128, tower_layers=24, tower_width=1280, vocabulary=512)
 """A tower of half a billion parameters, 43 MB a layer in 16 bit, and next to nothing else."""
 FRAMES_A_CLIP, BATCH = 2, 4
-MIB = 1 << 20
 
 
 class Variant(NamedTuple):
@@ -69,12 +68,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for turn in range(given.rounds):
             for variant in VARIANTS:
                 namespace = digest_of([variant.name, turn])
-                job = {
-                    "store": store,
-                    "model": str(model),
-                    "device": given.device,
-                    "namespace": namespace,
-                }
+                job = {"store": store, "model": str(model), "device": given.device}
+                job["namespace"] = namespace
                 found[variant].append(run(job, variant, members, Path(folder, "encode.log")))
     print("\n".join(table(found)))
 
@@ -99,15 +94,14 @@ def run(job: dict[str, Any], variant: Variant, members: list[dict[str, str]], lo
 
 def table(found: dict[Variant, list[Found]]) -> list[str]:
     """Markdown; `x` is to the tower held whole, of the same round."""
-    lines = ["| tower | s | x | MiB | features |", "|---|---|---|---|---|"]
+    lines = [heads("tower | s | x | MiB | features")]
     whole = found[VARIANTS[0]]
     for variant, runs in found.items():
         times = median(a.seconds / b.seconds for a, b in zip(runs, whole, strict=True))
         equal = {run.digest for run in runs} == {whole[0].digest}
-        lines.append(
-            f"| {variant.name} | {median(run.seconds for run in runs):.1f} | {times:.2f} | "
-            f"{median(run.peak for run in runs) / MIB:,.0f} | {'equal' if equal else 'DIFFERENT'} |"
-        )
+        seconds, peak = (median(getattr(run, name) for run in runs) for name in ("seconds", "peak"))
+        told = (f"{seconds:.1f}", f"{times:.2f}", f"{peak / MIB:,.0f}")
+        lines.append(cells([variant.name, *told, "equal" if equal else "DIFFERENT"]))
     return lines
 
 

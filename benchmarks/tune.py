@@ -15,7 +15,6 @@ import argparse
 import json
 import re
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -23,7 +22,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from benchmarks._goals import met
+from benchmarks._common import MIB, PENSTOCK, cells, heads, in_child, met
 from benchmarks._shapes import build
 from flows.console.display import Display
 from flows.job.config import CaptionConfig
@@ -36,14 +35,12 @@ from penstock_demo import CHECKPOINT
 from penstock_demo.clips import write_clips
 from stages.process.cgroup import cores
 
-MIB = 1 << 20
 SEEDS = {"train": 11, "held": 12}
 SHORT = "80"
 """Most tokens of a caption: twice what the longest has."""
 PRECISIONS = ("native", "nf4")
 LEAST = {"native": 0.85, "nf4": 0.75}
 MOST_SECONDS = 600.0
-HEADS = ("style", "adapter, precision", "seconds", "exact", "goal")
 SAME = 1e-4
 TWICE = 2.0
 
@@ -74,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with tempfile.TemporaryDirectory(prefix="penstock-tune-") as made:
         folder = Path(made)
         if "style" in given.only:
-            print(f"| {' | '.join(HEADS)} |\n|{'---|' * len(HEADS)}", flush=True)
+            print(heads("style | adapter, precision | seconds | exact | goal"), flush=True)
             for style in given.styles.split(","):
                 for line in learned(folder / style, style, given.clips, given.held_out):
                     print(line, flush=True)
@@ -121,14 +118,13 @@ def said(folder: Path, name: str, *more: str, styled: str = "") -> float:
 def penstock(folder: Path, *command: str) -> None:
     """Run a command on the demo."""
     where = ["--model", "demo", "--store", str(folder / "store"), "--quiet"]
-    program = str(Path(sys.executable).parent / "penstock")
-    subprocess.run([program, *command, *where], check=True)
+    subprocess.run([*PENSTOCK, *command, *where], check=True)
 
 
 def joint(folder: Path, epochs: int) -> Iterator[str]:
     """Yield the same training on features and on pixels."""
-    yield "\n| model | examples | training | seconds an epoch | of it clips | MiB | losses |"
-    yield "|---|---|---|---|---|---|---|"
+    names = "model | examples | training | seconds an epoch | of it clips | MiB | losses"
+    yield f"\n{heads(names)}"
     for name, model, count in (("demo", CHECKPOINT, 32), ("smolvlm", folder / "smolvlm", 8)):
         if name != "demo":
             build(model, name, 12)
@@ -139,8 +135,8 @@ def joint(folder: Path, epochs: int) -> Iterator[str]:
             each, took = found[way]["seconds"] / epochs, found[way]["peak_bytes"] / MIB
             losses = f"{found[way]['losses'][0]:.4f} to {found[way]['losses'][-1]:.4f}"
             clips = found[way]["reading"] / epochs
-            figures = f"{each:.2f} | {clips:.2f} | {took:,.0f}"
-            yield f"| {name} | {count} | {words} | {figures} | {losses} |"
+            figures = (f"{each:.2f}", f"{clips:.2f}", f"{took:,.0f}")
+            yield cells([name, count, words, *figures, losses])
         pairs = zip(staged["losses"], whole["losses"], strict=True)
         apart = max(abs(a - b) / max(1.0, abs(a)) for a, b in pairs)
         times = whole["seconds"] / staged["seconds"]
@@ -199,14 +195,7 @@ def one(folder: Path, told: dict[str, Any], way: str) -> dict[str, Any]:
     """Return what one training says of itself."""
     path = folder / "job.json"
     path.write_text(json.dumps(told))
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmarks._tuning", str(path), way],
-        check=True,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return found
+    return in_child("benchmarks._tuning", str(path), way)
 
 
 if __name__ == "__main__":

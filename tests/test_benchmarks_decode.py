@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import _modes, ablation, actuators, equal_batch, reprompt, staged_vs_joint
+from benchmarks import _modes, actuators, staged_vs_joint
 from benchmarks._bench import Bench, batches_of
 from benchmarks._models import FRAMES, LARGE, TINY, build, half_bytes, publish_clips
 from benchmarks._modes import Outcome, perform
@@ -69,22 +69,8 @@ def test_a_budget_that_is_too_small_is_told_from_another_fault(bench: Bench) -> 
 
 
 @pytest.mark.slow
-def test_the_ratio_of_a_new_prompt_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
-    reprompt.main(["--clips", "2", "--batch", "2", "--repeat", "1", "--only", "demo"], runner=here)
-    assert "a new prompt ÷ pure decoding, CPU after loading: " in capsys.readouterr().out
-
-
-@pytest.mark.slow
-def test_the_ablation_takes_one_part_away_at_a_time(capsys: pytest.CaptureFixture[str]) -> None:
-    few = ["--quick", "--clips", "4", "--batch", "2", "--repeat", "1", "--skip", "int8,nf4"]
-    ablation.main(few, runner=here)
-    rows = [line.split(" | ")[0].strip("| ") for line in capsys.readouterr().out.splitlines()]
-    assert rows[2:] == ["all of it", "without batches by length", "without separation"]
-
-
-@pytest.mark.slow
 def test_equal_batches_are_compared_in_pairs(capsys: pytest.CaptureFixture[str]) -> None:
-    equal_batch.main(["--quick", "--batch", "1", "--pairs", "1", "--tokens", "2"])
+    staged_vs_joint.main(["--quick", "--batch", "1", "--run", "1", "--pairs", "1"])
     assert "joint ÷ staged, wall " in capsys.readouterr().out
 
 

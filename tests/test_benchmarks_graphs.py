@@ -1,5 +1,4 @@
-"""The benchmark of graphs times every way to compute a vision half, says how near each is, and
-judges what it found by the goal and by what is published."""
+"""The benchmark of graphs times every way to compute a vision half, and says how near each is."""
 
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ import torch
 from benchmarks import graphs
 from benchmarks._tower_shapes import CLIPS, NAMES, checkpoint, inputs_of, vision_sizes
 from benchmarks._towers import LOW, WAYS, Subject, times_faster
-from benchmarks.graphs import HEADS, Row, line, verdicts
+from benchmarks.graphs import HEADS, Row, line
 from stages.models.inspection import describe
 from tests.support.families import hf
 
@@ -39,7 +38,7 @@ def test_a_row_has_a_cell_under_each_head() -> None:
     said = line(row("ONNX int8", 2.5, 0.4))
     cells = "CLIP ViT-B/32 | ONNX int8 | cpu | 1,234.6 | 2.50 | 100 | 0.40 | 50.0"
     assert said == f"| {cells} | 0.9999 | 0.5000 | 99% |"
-    assert said.count("|") == len(HEADS) + 1
+    assert said.count("|") == HEADS.count("|") + 2
 
 
 def test_a_way_that_cannot_be_had_says_why() -> None:
@@ -47,19 +46,6 @@ def test_a_way_that_cannot_be_had_says_why() -> None:
         Row(shape="demo", name="torch.compile fp32", device="cpu", cannot="no a|b compiler")
     )
     assert said == "| demo | torch.compile fp32 | cpu | not possible: no a/b compiler |"
-
-
-def test_a_goal_that_is_missed_is_told_as_one_that_is_met() -> None:
-    rows = [row("torch fp32", 1, 1), row("ONNX fp32", 3.1, 0.9), row("ONNX int8", 1.99, 0.4)]
-    goal, claim, whole, few = verdicts(rows)
-    assert goal == '- CLIP ViT-B/32: goal "int8 >= 2 x torch fp32": NOT met, 1.99 x'
-    assert claim.endswith("Here, on cpu:")
-    assert whole.endswith("ONNX fp32: 3.10 x, memory -10%: only the speed holds")
-    assert few.endswith("ONNX int8: 1.99 x, memory -60%: only the memory holds")
-    both = [row("ONNX int8", 3.0, 0.5)._replace(device="cuda:0"), row("ONNX fp32", 2.0, 0.6)]
-    goal, claim, few, whole = verdicts(both)
-    assert goal.endswith(": met, 3.00 x") and claim.endswith("Here, on cuda:")
-    assert few.endswith(": both hold") and whole.endswith(": neither holds")
 
 
 def test_rounds_are_held_against_the_same_round_of_the_first_way() -> None:
@@ -120,7 +106,7 @@ def test_a_tiny_tower_is_computed_in_every_way(
     lines = capsys.readouterr().out.splitlines()
     table = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines if "|" in line]
     heads, _, *rows = table
-    assert heads == list(HEADS)
+    assert heads == HEADS.split(" | ")
     found = {cells[1]: dict(zip(heads, cells, strict=False)) for cells in rows}
     assert list(dict.fromkeys([*WAYS, "ONNX int8"])) == sorted(
         found, key=[*WAYS, "ONNX int8"].index
@@ -134,5 +120,4 @@ def test_a_tiny_tower_is_computed_in_every_way(
     assert found["torch fp32"]["x"] == "1.00" and found["torch fp32"]["cosine"] == "1.0000"
     assert float(found["ONNX fp32"]["least"]) >= 0.9999
     assert 0.9 < float(found["ONNX int8"]["cosine"]) < 1
-    assert any("goal" in line and "met" in line for line in lines)
     assert not [*tmp_path.iterdir()]

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from benchmarks._peak import Peak
+from benchmarks._common import Peak
 from stages.process.environment import child_environment
 
 

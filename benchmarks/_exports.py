@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from artifacts.schema import Part
-from benchmarks.quantization import Row, divergence, line, measure, said_by
+from benchmarks._precisions import Row, divergence, line, measure, said_by
 from flows.console.display import Display
 from flows.job.config import DEMO_MODEL, CaptionConfig
 from flows.job.export_asked import ExportAsked
