@@ -116,8 +116,8 @@ def way_of(name: str, folder: Path, slower: float = 1.0) -> Way:
         own = ("--slower", f"{slower}", "--model", str(folder / "model"))
         command = ("benchmarks._penstock", *own, *batch)
         return Way(name=NAMES[name], command=command, path="/v1/embed")
-    command = (f"benchmarks._{name}",)
-    return Way(name=NAMES[name], command=command, path=PATH, json=name == "litserve")
+    alone = (f"benchmarks._{name}",)
+    return Way(name=NAMES[name], command=alone, path=PATH, json=name == "litserve")
 
 
 def compared(given: argparse.Namespace, folder: Path) -> Iterator[Trial]:
