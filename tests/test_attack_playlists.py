@@ -56,7 +56,7 @@ TEXTS = {
 }
 FIT = FrameFit()
 SAMPLING = Sampling(chunk_seconds=30, fps=1, max_frames=4)
-NAMES = ("clip.mp4", "clip.ts", "clip.mkv", "list.m3u8", "clip.jpg", "clip.gif")
+NAMES = ("clip.mp4", "list.m3u8", "clip.jpg")
 TARGETS = ("real.ts", "{folder}/real.ts", "file://{folder}/real.ts", "http://127.0.0.1:{port}/a.ts")
 
 
@@ -90,29 +90,32 @@ def opened_by_this_process(folder: Path) -> set[str]:
     )
 
 
-@pytest.mark.parametrize("target", TARGETS)
+def read(path: Path) -> None:
+    if path.suffix in IMAGE_SUFFIXES:
+        read_picture(path)
+    else:
+        with Video(path) as video:
+            list(video.chunks(video.plan(SAMPLING), FIT))
+
+
 @pytest.mark.parametrize("text", TEXTS)
 @pytest.mark.parametrize("name", NAMES)
 def test_nothing_else_is_opened(
-    tmp_path: Path, visited: tuple[int, list[bytes]], name: str, text: str, target: str
+    tmp_path: Path, visited: tuple[int, list[bytes]], name: str, text: str
 ) -> None:
     port, asked = visited
     real = write_video(tmp_path / "real.ts")
     os.utime(real, (0, 0))  # so that reading it shows, also where a file's use is seldom noted
-    path = tmp_path / name
-    path.write_text(TEXTS[text].format(target.format(folder=tmp_path, port=port)))
-    with pytest.raises(MediaError):
-        if path.suffix in IMAGE_SUFFIXES:
-            read_picture(path)
-        else:
-            with Video(path) as video:
-                list(video.chunks(video.plan(SAMPLING), FIT))
-    assert real.stat().st_atime == 0, "the file that it names was read"
-    assert not asked
-    assert not opened_by_this_process(tmp_path)
+    for target in TARGETS:
+        (tmp_path / name).write_text(TEXTS[text].format(target.format(folder=tmp_path, port=port)))
+        with pytest.raises(MediaError):
+            read(tmp_path / name)
+        assert real.stat().st_atime == 0, "the file that it names was read"
+        assert not asked
+        assert not opened_by_this_process(tmp_path)
 
 
-@pytest.mark.parametrize("number", range(60))
+@pytest.mark.parametrize("number", range(20))
 def test_a_playlist_with_random_bytes_in_it_opens_nothing(tmp_path: Path, number: int) -> None:
     random = seeded("playlist", number)
     real = write_video(tmp_path / "real.ts")
@@ -123,8 +126,8 @@ def test_a_playlist_with_random_bytes_in_it_opens_nothing(tmp_path: Path, number
         data[at:at] = random.randbytes(random.randrange(1, 4))
     path = tmp_path / random.choice(("clip.mp4", "clip.ts", "clip"))
     path.write_bytes(data)
-    with pytest.raises(MediaError), Video(path) as video:
-        list(video.chunks(video.plan(SAMPLING), FIT))
+    with pytest.raises(MediaError):
+        read(path)
     assert real.stat().st_atime == 0, bytes(data)
 
 
@@ -143,9 +146,7 @@ def test_a_whole_run_names_each_and_captions_the_file_beside_them(tmp_path: Path
     for number, text in enumerate(TEXTS.values()):
         (folder / f"{number:02d}.mp4").write_text(text.format("real.ts"))
     where = ("--out", tmp_path / "out", "--store", tmp_path / "store")
-    options = ("--model", "demo", *where, "--format", "webdataset")
-    outcome = attacked("caption", folder, *options)
-    outcome.holds(1)
+    attacked("caption", folder, "--model", "demo", *where, "--format", "webdataset").holds(1)
     lines = (tmp_path / "out" / "captions.jsonl").read_text().splitlines()
     assert len(lines) == 1 and '"real.ts"' in lines[0]
     failed = (tmp_path / "out" / "failures.jsonl").read_text().splitlines()

@@ -87,32 +87,20 @@ def reset(connection: socket.socket) -> None:
 
 # Who sends slowly, or not all.
 
+BODY = HEAD + b"Content-Length: 1000\r\n"
 SLOW: dict[str, tuple[list[bytes], float, set[int]]] = {
     "nothing at all": ([], 0.0, {0}),
     "half a request line": ([b"POST /v1/cap"], 0.0, {0}),
     "half a header": ([HEAD + b"Content-Le"], 0.0, {0}),
-    "no end of the head": ([HEAD], 0.0, {0}),
     "a head, a byte at a time": ([bytes([each]) for each in HEAD * 2], 0.3, {0}),
-    "a head and no body": ([HEAD + b"Content-Length: 1000\r\n\r\n"], 0.0, {408}),
+    "a head and no body": ([BODY + b"\r\n"], 0.0, {408}),
     "half a body": ([posted("/v1/caption", PICTURE)[:-200]], 0.0, {408}),
     "half a body of a chat": ([chat("What?")[:-200]], 0.0, {408}),
-    "a body without an end": (
-        [HEAD + b"Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n"],
-        0.0,
-        {408},
-    ),
-    "a body that may come and does not": (
-        [HEAD + b"Content-Length: 1000\r\nExpect: 100-continue\r\n\r\n"],
-        0.0,
-        {100, 408},
-    ),
-    "a body, a byte at a time": (
-        [HEAD + b"Content-Length: 1000\r\n\r\n", *[b"x"] * 90],
-        0.3,
-        {408},
-    ),
+    "no end": ([HEAD + b"Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n"], 0.0, {408}),
+    "a body that may come": ([BODY + b"Expect: 100-continue\r\n\r\n"], 0.0, {100, 408}),
+    "a body, a byte at a time": ([BODY + b"\r\n", *[b"x"] * 90], 0.3, {408}),
     "a second request that stops": (
-        [b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n" + HEAD],
+        [b"GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n" + HEAD],
         0.0,
         {200},
     ),
@@ -150,7 +138,7 @@ def test_who_sends_slowly_is_left_and_told_why_where_that_can_be(
 
 # Who leaves.
 
-MOMENTS = (0.0, 0.01, 0.03, 0.1, 0.3)
+MOMENTS = (0.0, 0.02, 0.2)
 LEAVING: dict[str, Callable[[], bytes]] = {
     "a caption": lambda: posted("/v1/caption", a_picture()),
     "a stream": lambda: posted("/v1/caption?stream=1", a_picture()),
@@ -174,17 +162,16 @@ def test_who_leaves_at_any_moment_leaves_nothing(
             time.sleep(seconds)
 
 
-@pytest.mark.parametrize("share", [0.1, 0.5, 0.99])
-def test_who_leaves_in_the_middle_of_a_body_leaves_nothing(server: Serving, share: float) -> None:
+def test_who_leaves_in_the_middle_of_a_body_leaves_nothing(server: Serving) -> None:
     whole = posted("/v1/caption", a_picture((2000, 1500)))
-    for _ in range(2 * QUEUE):  # more than there is room for at once
+    for number in range(2 * QUEUE):  # more than there is room for at once
         with connected(server) as connection:
-            connection.sendall(whole[: int(share * len(whole))])
+            connection.sendall(whole[: int((0.1, 0.5, 0.99)[number % 3] * len(whole))])
 
 
 @pytest.mark.parametrize("path", ["/v1/caption?stream=1", CHAT])
 def test_who_leaves_after_the_first_words_leaves_nothing(server: Serving, path: str) -> None:
-    for _ in range(5):
+    for _ in range(3):
         request = chat("Why?", stream=True) if path == CHAT else posted(path, a_picture())
         with connected(server) as connection:
             connection.sendall(request)
@@ -192,11 +179,6 @@ def test_who_leaves_after_the_first_words_leaves_nothing(server: Serving, path: 
             while b"data: " not in found:
                 found += connection.recv(1 << 12)
             reset(connection)
-
-
-def test_who_says_that_nothing_more_comes_is_answered_or_left(server: Serving) -> None:
-    found = server.raw(posted("/v1/caption", a_picture()), seconds=20, end=True)
-    assert status_of(found) in (0, 200)
 
 
 def test_long_questions_of_those_who_left_keep_nobody_waiting(server: Serving) -> None:
@@ -253,17 +235,6 @@ def test_who_reads_a_byte_at_a_time_is_told_all(server: Serving) -> None:
     assert status_of(found) == 200 and b'"done": true' in found
 
 
-@pytest.mark.parametrize("count", [2, 20])
-def test_requests_that_come_before_the_answer_are_answered_in_order(
-    server: Serving, count: int
-) -> None:
-    asked = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n" * (count - 1)
-    asked += b"GET /v1/info HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
-    found = server.raw(asked, seconds=20)
-    assert found.count(b"HTTP/1.1 200") == count
-    assert found.rindex(b'"status"') < found.index(b'"version"')
-
-
 def test_captions_asked_for_in_one_breath_are_forgotten_when_who_asks_leaves(
     server: Serving,
 ) -> None:
@@ -274,30 +245,24 @@ def test_captions_asked_for_in_one_breath_are_forgotten_when_who_asks_leaves(
         reset(connection)
 
 
-def test_connections_that_say_nothing_keep_nobody_out(server: Serving) -> None:
-    with contextlib.ExitStack() as stack:
-        for _ in range(6 * QUEUE):
-            stack.enter_context(connected(server))
-        for _ in range(3):
-            assert server.ask("POST", "/v1/label", a_picture()).status == 200
-
-
-@pytest.mark.parametrize("method", ["HEAD", "OPTIONS", "TRACE", "PUT", "DELETE", "CONNECT", "X"])
 @pytest.mark.parametrize("path", ["/v1/caption", "/healthz"])
-def test_other_methods_are_refused_without_waiting_for_a_body(
-    server: Serving, method: str, path: str
+def test_other_methods_are_refused_without_waiting_for_a_body(server: Serving, path: str) -> None:
+    for method in ("HEAD", "OPTIONS", "TRACE", "PUT", "DELETE", "CONNECT", "X"):
+        asked = f"{method} {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\n"
+        assert status_of(server.raw(asked.encode(), seconds=20, first=True)) in (400, 404, 405)
+
+
+def test_who_would_talk_otherwise_or_asks_much_at_once_is_answered_in_order(
+    server: Serving,
 ) -> None:
-    asked = f"{method} {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\n"
-    assert status_of(server.raw(asked.encode(), seconds=20, first=True)) in (400, 404, 405)
-
-
-@pytest.mark.parametrize(
-    "more",
-    ["Upgrade: websocket\r\nConnection: Upgrade", "Upgrade: h2c\r\nConnection: Upgrade", "X: y"],
-)
-def test_who_would_talk_otherwise_is_answered_as_others_are(server: Serving, more: str) -> None:
-    asked = f"GET /healthz HTTP/1.1\r\nHost: localhost\r\n{more}\r\n\r\n"
-    assert status_of(server.raw(asked.encode(), seconds=20, first=True)) == 200
+    head = "GET /healthz HTTP/1.1\r\nHost: localhost\r\n"
+    for protocol in ("websocket", "h2c"):
+        asked = f"{head}Upgrade: {protocol}\r\nConnection: Upgrade\r\n\r\n"
+        assert status_of(server.raw(asked.encode(), seconds=20, first=True)) == 200
+    last = head.replace("healthz", "v1/info") + "Connection: close\r\n\r\n"
+    found = server.raw((f"{head}\r\n" * 19 + last).encode(), seconds=20)
+    assert found.count(b"HTTP/1.1 200") == 20
+    assert found.rindex(b'"status"') < found.index(b'"version"')
 
 
 def test_after_all_that_there_is_room_for_as_many_as_before(server: Serving) -> None:

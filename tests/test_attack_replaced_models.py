@@ -7,9 +7,8 @@ import os
 import shutil
 import signal
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import replace
-from functools import partial
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -34,22 +33,114 @@ from penstock_demo import CHECKPOINT, CLIPS, DUAL_CHECKPOINT
 from stages.models import describe
 from stages.models.encoding.run import Encoding
 from stages.models.halves.load import load_half
+from stages.process.stage_process import Listener
 from tests.support.adapters import adapter_of, merged
+from tests.support.inside import Ended, InsideLauncher, Ran, run_through
 from tests.support.pipeline import PENSTOCK, Place, kill_at
-from tests.support.replaced_models import (
-    TOKENS,
-    WEIGHTS,
-    Disturbed,
-    Models,
-    place_in,
-    run_disturbed,
-    undisturbed,
-)
 from tests.support.serving import Serving, a_picture, serving
 
 pytestmark = pytest.mark.slow
 
 AGAIN = "it is planned again, from the model as it is now"
+WEIGHTS = "model.safetensors"
+TOKENS = 8
+
+
+def other_weights(source: Path, target: Path, seed: int = 0) -> Path:
+    """Write the same tensors with other numbers, in a file of the same size; returns its path."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    draw = torch.Generator().manual_seed(seed)
+    tensors = load_file(source)
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and tensor.ndim > 1:
+            noise = torch.randn(tensor.shape, generator=draw) * tensor.float().std()
+            tensors[name] = (tensor.float() + 0.6 * noise).to(tensor.dtype)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, target, metadata={"format": "pt"})
+    return target
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Models:
+    """A model in a folder, and others to put there in its place."""
+
+    folder: Path
+    """The model that runs are given."""
+    first: Path
+    """Copy of what it is at first."""
+    second: Path
+    """The same with other weights."""
+
+    @classmethod
+    def below(cls, root: Path, checkpoint: Path = CHECKPOINT) -> "Models":
+        found = cls(folder=root / "model", first=root / "first", second=root / "second")
+        for place in (found.folder, found.first, found.second):
+            shutil.copytree(checkpoint, place)
+        other_weights(checkpoint / WEIGHTS, found.second / WEIGHTS)
+        return found
+
+    def rename_in(self, source: Path) -> None:
+        """Rename a copy of another model's file into its place."""
+        shutil.copy(source / WEIGHTS, self.folder / "new")
+        os.replace(self.folder / "new", self.folder / WEIGHTS)
+
+    def overwrite(self, source: Path) -> None:
+        """Write another file's bytes into the file as it is, and set its time back."""
+        path = self.folder / WEIGHTS
+        before = path.stat()
+        with path.open("r+b") as file:
+            file.write((source / WEIGHTS).read_bytes())
+            file.truncate()
+        os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+    def link_to(self, target: Path) -> None:
+        (self.folder / WEIGHTS).unlink()
+        (self.folder / WEIGHTS).symlink_to(target)
+
+
+@dataclass(kw_only=True, slots=True)
+class Disturbed(InsideLauncher):
+    """Runs stages in this process; before some of them something happens."""
+
+    happens: dict[str, list[Callable[[], object]]] = field(default_factory=dict)
+    """Stage → what happens before it starts, the first time, the second time and so on."""
+    altered: Callable[[StageCall], StageCall] = lambda call: call
+    """What each call is made to be."""
+
+    def start(self, call: StageCall) -> Ended:
+        if left := self.happens.get(call.name):
+            left.pop(0)()
+        return InsideLauncher.start(self, self.altered(call))
+
+    def heard(self, listen: Listener) -> "Disturbed":
+        """Make a run's launcher of it."""
+        self.listen = listen
+        return self
+
+
+def place_in(root: Path, model: Path, clips: int = 1) -> Place:
+    """A place with a few clips of the demo."""
+    folder = root / "clips"
+    folder.mkdir(exist_ok=True)
+    for path in sorted(CLIPS.glob("*.mp4"))[:clips]:
+        shutil.copy(path, folder)
+    return Place(clips=folder, out=root / "out", store=root / "store", model=str(model))
+
+
+def run_disturbed(
+    place: Place,
+    happens: dict[str, Sequence[Callable[[], object]]],
+    altered: Callable[[StageCall], StageCall] = lambda call: call,
+    **options: Any,
+) -> Ran:
+    """Caption a place's clips while things happen. Raises PenstockError."""
+    told = {stage: [*each] for stage, each in happens.items()}
+    launcher = Disturbed(happens=told, altered=altered)
+    return run_through(
+        launcher, place, **{"max_new_tokens": TOKENS, "precision": "fp32", **options}
+    )
 
 
 @pytest.fixture(scope="module")
@@ -60,9 +151,8 @@ def kept(tmp_path_factory: pytest.TempPathFactory) -> Models:
 
 @pytest.fixture
 def models(kept: Models, tmp_path: Path) -> Models:
-    folder = tmp_path / "model"
-    shutil.copytree(kept.first, folder)
-    return Models(folder=folder, first=kept.first, second=kept.second)
+    shutil.copytree(kept.first, tmp_path / "model")
+    return replace(kept, folder=tmp_path / "model")
 
 
 @pytest.fixture
@@ -75,8 +165,7 @@ def said(kept: Models, tmp_path_factory: pytest.TempPathFactory) -> dict[str, st
     """What each model says of the clip when nobody disturbs it."""
     found = {}
     for name, folder in (("first", kept.first), ("second", kept.second)):
-        root = tmp_path_factory.mktemp(name)
-        place = place_in(root, folder)
+        place = place_in(tmp_path_factory.mktemp(name), folder)
         run_disturbed(place, {})
         (found[name],) = captions(place)
     assert found["first"] != found["second"]
@@ -87,13 +176,6 @@ def captions(place: Place) -> list[str]:
     return [line["caption"] for line in place.captions()]
 
 
-def is_of(place: Place, model: Path, root: Path, **options: Any) -> None:
-    """The files that people get are those of an undisturbed run of a model, to the byte."""
-    wanted = undisturbed(place, model, root, **options)
-    found = (place.out / "captions.jsonl").read_bytes()
-    assert found.replace(str(place.model).encode(), str(model).encode()) == wanted
-
-
 def apart_from(place: Place, root: Path, **options: Any) -> list[str]:
     """What a run of the same says that has a store and a folder of its own."""
     apart = replace(place, out=root / "out", store=root / "store")
@@ -101,46 +183,64 @@ def apart_from(place: Place, root: Path, **options: Any) -> list[str]:
     return captions(apart)
 
 
-REPLACED: dict[str, Callable[[Models], object]] = {
-    "renamed in": lambda models: models.rename_in(models.second),
-    "overwritten, its time set back": lambda models: models.overwrite(models.second),
-    "a link": lambda models: link_in(models, models.second / WEIGHTS),
-    "a hard link": lambda models: hard_link_in(models, models.second / WEIGHTS),
+def is_of(place: Place, model: Path, root: Path, **options: Any) -> None:
+    """The files that people get are those of an undisturbed run of a model, to the byte."""
+    apart_from(replace(place, model=str(model)), root, **options)
+    for path in (root / "out").glob("clip-*.*"):
+        assert (place.out / path.name).read_bytes() == path.read_bytes()
+    wanted = (root / "out" / "captions.jsonl").read_bytes()
+    found = (place.out / "captions.jsonl").read_bytes()
+    assert found.replace(str(place.model).encode(), str(model).encode()) == wanted
+
+
+def exchange_folder(models: Models, root: Path) -> Callable[[], object]:
+    def exchange() -> None:
+        models.folder.rename(root / "old")
+        shutil.copytree(models.second, models.folder)
+
+    return exchange
+
+
+def lead_elsewhere(models: Models, root: Path) -> Callable[[], object]:
+    """The folder is a link, which comes to lead to another one."""
+    models.folder.rename(root / "versions")
+    models.folder.symlink_to(root / "versions")
+    (root / "next").symlink_to(models.second)
+    return lambda: (root / "next").replace(models.folder)
+
+
+def other_commit(models: Models, root: Path) -> Callable[[], object]:
+    """The file is a link into the cache of a hub, which comes to lead to another commit."""
+    blobs = [root / "blobs" / hash_file(each / WEIGHTS) for each in (models.first, models.second)]
+    blobs[0].parent.mkdir()
+    for blob, each in zip(blobs, (models.first, models.second), strict=True):
+        shutil.copy(each / WEIGHTS, blob)
+    models.link_to(blobs[0])
+    return lambda: models.link_to(blobs[1])
+
+
+REPLACED: dict[str, Callable[[Models, Path], Callable[[], object]]] = {
+    "renamed in": lambda models, _: lambda: models.rename_in(models.second),
+    "overwritten, its time set back": lambda models, _: lambda: models.overwrite(models.second),
+    "a link": lambda models, _: lambda: models.link_to(models.second / WEIGHTS),
+    "a whole folder": exchange_folder,
+    "a link to a folder": lead_elsewhere,
+    "a link into a hub's cache": other_commit,
 }
 
 
-def link_in(models: Models, target: Path) -> None:
-    (models.folder / WEIGHTS).unlink()
-    (models.folder / WEIGHTS).symlink_to(target)
-
-
-def hard_link_in(models: Models, target: Path) -> None:
-    copy = models.folder.parent / "linked"
-    shutil.copy(target, copy)
-    (models.folder / WEIGHTS).unlink()
-    os.link(copy, models.folder / WEIGHTS)
-
-
-@pytest.mark.parametrize("stage", ["encode", "decode"])
-@pytest.mark.parametrize("way", REPLACED)
+@pytest.mark.parametrize(
+    ("way", "stage"),
+    [("renamed in", "encode"), ("overwritten, its time set back", "encode")]
+    + [(way, "decode") for way in REPLACED],
+)
 def test_weights_replaced_before_a_stage_loads_are_planned_anew(
-    models: Models, place: Place, said: dict[str, str], way: str, stage: str
+    models: Models, place: Place, said: dict[str, str], tmp_path: Path, way: str, stage: str
 ) -> None:
-    ran = run_disturbed(place, {stage: [lambda: REPLACED[way](models)]})
+    ran = run_disturbed(place, {stage: [REPLACED[way](models, tmp_path)]})
     assert captions(place) == [said["second"]]
-    assert ran.said.count(AGAIN) == 1 and WEIGHTS in ran.said
+    assert ran.said.count(AGAIN) == 1 and (WEIGHTS in ran.said or "folder" in way)
     assert ran.started.count("encode") == 2, "features are of the model that captions"
-
-
-def test_outputs_are_to_the_byte_those_of_the_new_model(
-    models: Models, place: Place, tmp_path: Path
-) -> None:
-    options: dict[str, Any] = {"format": ("jsonl", "txt", "vtt")}
-    run_disturbed(place, {"decode": [lambda: models.rename_in(models.second)]}, **options)
-    is_of(place, models.second, tmp_path / "apart", **options)
-    for name in ("clip-01.txt", "clip-01.vtt"):
-        found = (place.out / name).read_bytes()
-        assert found == (tmp_path / "apart" / "out" / name).read_bytes()
 
 
 def test_what_the_old_model_made_stays_under_its_key(
@@ -160,20 +260,28 @@ def test_what_the_old_model_made_stays_under_its_key(
     assert AGAIN not in ran.said
 
 
+@pytest.mark.parametrize("way", ["renamed", "overwritten"])
 def test_the_old_model_put_back_at_once_is_not_what_was_loaded(
-    models: Models, place: Place, said: dict[str, str], monkeypatch: pytest.MonkeyPatch
+    models: Models, place: Place, said: dict[str, str], way: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Rename another file in while a half is loaded, and the old one back before anybody looks."""
-    load, times = load_half, iter([True])
+    """Another file is there while a half is loaded, and the old one again before anybody looks."""
+    load, times, file = load_half, iter([True]), models.folder / WEIGHTS
 
     def swapped(*arguments: Any, **options: Any) -> Any:
         if not next(times, False):
             return load(*arguments, **options)
-        old = models.move_out()
+        if way == "renamed":
+            file.rename(file.with_suffix(".kept"))
+            shutil.copy(models.second / WEIGHTS, file)
+        else:
+            models.overwrite(models.second)
         try:
             return load(*arguments, **options)
         finally:
-            models.move_back(old)
+            if way == "renamed":
+                file.with_suffix(".kept").replace(file)
+            else:
+                models.overwrite(models.first)
 
     monkeypatch.setattr("stages.models.loading.load_half", swapped)
     ran = run_disturbed(place, {})
@@ -183,25 +291,6 @@ def test_the_old_model_put_back_at_once_is_not_what_was_loaded(
     shutil.rmtree(place.out)
     assert run_disturbed(place, {}).started == []
     assert captions(place) == [said["first"]]
-
-
-def test_bytes_put_back_with_their_time_are_seen(
-    models: Models, place: Place, said: dict[str, str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    load, times = load_half, iter([True])
-
-    def swapped(*arguments: Any, **options: Any) -> Any:
-        if not next(times, False):
-            return load(*arguments, **options)
-        models.overwrite(models.second)
-        try:
-            return load(*arguments, **options)
-        finally:
-            models.overwrite(models.first)
-
-    monkeypatch.setattr("stages.models.loading.load_half", swapped)
-    run_disturbed(place, {})
-    assert captions(place) == [said["first"]] and len(place.stored("features")) == 1
 
 
 def test_a_second_change_ends_the_run_in_one_line(models: Models, place: Place) -> None:
@@ -222,31 +311,6 @@ def test_a_model_that_is_removed_is_named(models: Models, place: Place) -> None:
         run_disturbed(place, {"encode": [lambda: (models.folder / WEIGHTS).unlink()]})
     assert caught.value.exit_code in (2, 5) and "weights" in str(caught.value)
     assert not place.stored("features")
-
-
-def test_a_whole_folder_that_is_exchanged_is_planned_anew(
-    models: Models, place: Place, said: dict[str, str], tmp_path: Path
-) -> None:
-    def exchange() -> None:
-        models.folder.rename(tmp_path / "old")
-        shutil.copytree(models.second, models.folder)
-
-    run_disturbed(place, {"decode": [exchange]})
-    assert captions(place) == [said["second"]]
-
-
-def test_a_link_to_a_folder_that_leads_elsewhere_is_planned_anew(
-    models: Models, place: Place, said: dict[str, str], tmp_path: Path
-) -> None:
-    models.folder.rename(tmp_path / "versions")
-    models.folder.symlink_to(tmp_path / "versions")
-
-    def exchange() -> None:
-        models.folder.unlink()
-        models.folder.symlink_to(models.second)
-
-    ran = run_disturbed(place, {"encode": [exchange]})
-    assert captions(place) == [said["second"]] and AGAIN in ran.said
 
 
 def template(models: Models) -> None:
@@ -280,7 +344,6 @@ def added(models: Models) -> None:
 SMALL: dict[str, Callable[[Models], None]] = {
     "chat template": template,
     "tokenizer": tokenizer,
-    "tokenizer's settings": settings("tokenizer_config.json", another=1),
     "configuration": settings("config.json", another=1),
     "generation settings": settings("generation_config.json", another=1),
     "a file that is added": added,
@@ -289,21 +352,16 @@ SMALL: dict[str, Callable[[Models], None]] = {
 
 @pytest.mark.parametrize("what", SMALL)
 def test_a_small_file_that_changes_before_decoding_is_planned_anew(
-    models: Models, place: Place, what: str
+    models: Models, place: Place, tmp_path: Path, what: str
 ) -> None:
     ran = run_disturbed(place, {"decode": [lambda: SMALL[what](models)]})
     assert ran.said.count(AGAIN) == 1
     assert len(place.stored("captions")) == 1, "nothing was said with the files of before"
     again = run_disturbed(place, {})
     assert again.started == [], "what is stored is of the files as they are now"
-
-
-def test_another_chat_template_says_what_it_says_undisturbed(
-    models: Models, place: Place, tmp_path: Path
-) -> None:
-    run_disturbed(place, {"decode": [lambda: template(models)]})
-    shutil.copytree(models.folder, tmp_path / "now")
-    is_of(place, tmp_path / "now", tmp_path / "apart")
+    if what == "chat template":
+        shutil.copytree(models.folder, tmp_path / "now")
+        is_of(place, tmp_path / "now", tmp_path / "apart")
 
 
 def test_a_file_that_no_loader_reads_disturbs_nothing(models: Models, place: Place) -> None:
@@ -449,29 +507,29 @@ def vectors_config(root: Path, model: Path) -> CaptionConfig:
     )
 
 
-def test_vectors_are_of_the_model_that_is_there(dual: Models, tmp_path: Path) -> None:
-    heard, config = StringIO(), vectors_config(tmp_path, dual.folder)
-    disturbed = Disturbed(happens={"embed": [lambda: dual.rename_in(dual.second)]})
-    embed(config, Display(to=heard), disturbed.heard)
-    found = (tmp_path / "out" / "embeddings.npy").read_bytes()
-    assert heard.getvalue().count(AGAIN) == 1
-    apart = replace(config, store=str(tmp_path / "apart"), out=str(tmp_path / "apart" / "out"))
-    embed(apart, Display(quiet=True), Disturbed().heard)
-    assert found == (tmp_path / "apart" / "out" / "embeddings.npy").read_bytes()
-
-
-def test_labels_are_given_by_the_model_that_is_there(dual: Models, tmp_path: Path) -> None:
-    config = vectors_config(tmp_path, dual.folder)
+@pytest.mark.parametrize("stage", ["embed", "embed_texts"])
+def test_vectors_and_labels_are_of_the_model_that_is_there(
+    dual: Models, tmp_path: Path, stage: str
+) -> None:
     (tmp_path / "labels.txt").write_text("a red square\na blue circle\n")
     asked = LabelAsked(labels=label_set(str(tmp_path / "labels.txt"), ""), threshold=-1.0)
-    heard = StringIO()
-    disturbed = Disturbed(happens={"embed_texts": [lambda: dual.rename_in(dual.second)]})
-    label(config, asked, Display(to=heard), disturbed.heard)
-    found = (tmp_path / "out" / "labels.jsonl").read_text()
-    assert heard.getvalue().count(AGAIN) == 1 and disturbed.started.count("embed") == 1
+
+    def made(config: CaptionConfig, disturbed: Disturbed) -> tuple[str, bytes]:
+        heard = StringIO()
+        if stage == "embed":
+            embed(config, Display(to=heard), disturbed.heard)
+        else:
+            label(config, asked, Display(to=heard), disturbed.heard)
+        name = "embeddings.npy" if stage == "embed" else "labels.jsonl"
+        return heard.getvalue(), (Path(config.out) / name).read_bytes()
+
+    config = vectors_config(tmp_path, dual.folder)
+    disturbed = Disturbed(happens={stage: [lambda: dual.rename_in(dual.second)]})
+    told, found = made(config, disturbed)
+    assert told.count(AGAIN) == 1
+    assert disturbed.started.count("embed") == (2 if stage == "embed" else 1)
     apart = replace(config, store=str(tmp_path / "apart"), out=str(tmp_path / "apart" / "out"))
-    label(apart, asked, Display(quiet=True), Disturbed().heard)
-    assert found == (tmp_path / "apart" / "out" / "labels.jsonl").read_text()
+    assert made(apart, Disturbed())[1] == found
 
 
 def test_a_training_begins_anew_with_the_model_that_is_there(
@@ -523,20 +581,16 @@ def test_an_adapter_is_merged_into_the_model_that_is_there(
     assert not list((tmp_path / "merged").glob("*.safetensors"))
 
 
-class Swapping:
-    """Has something happen after so many records were published."""
+def after_one_record(monkeypatch: pytest.MonkeyPatch, happens: Callable[[], object]) -> None:
+    """Have something happen after the first record was published."""
+    stock, times = Encoding._publish, iter([True])
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, happens: Callable[[], object]) -> None:
-        self._happens = happens
-        monkeypatch.setattr(Encoding, "_publish", self._publish(Encoding._publish))
-
-    def _publish(self, stock: Callable[..., None]) -> Callable[..., None]:
-        def publish(encoding: Encoding, made: Any) -> None:
-            stock(encoding, made)
-            happens, self._happens = self._happens, lambda: None
+    def publish(encoding: Encoding, made: Any) -> None:
+        stock(encoding, made)
+        if next(times, False):
             happens()
 
-        return publish
+    monkeypatch.setattr(Encoding, "_publish", publish)
 
 
 def streamed(call: StageCall) -> StageCall:
@@ -549,7 +603,7 @@ def test_a_streamed_half_keeps_what_it_made_before_its_files_changed(
     models: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: dict[str, str]
 ) -> None:
     place = place_in(tmp_path, models.folder, clips=3)
-    Swapping(monkeypatch, lambda: models.rename_in(models.second))
+    after_one_record(monkeypatch, lambda: models.rename_in(models.second))
     ran = run_disturbed(place, {}, altered=streamed, batch_size=1)
     assert ran.said.count(AGAIN) == 1 and captions(place)[0] == said["second"]
     kept = place.stored("features")
@@ -565,7 +619,7 @@ def test_a_loaded_half_goes_on_when_its_files_change(
 ) -> None:
     """It is in memory: what it makes is of the model that it was planned with."""
     place = place_in(tmp_path, models.folder, clips=2)
-    Swapping(monkeypatch, lambda: models.rename_in(models.second))
+    after_one_record(monkeypatch, lambda: models.rename_in(models.second))
     run_disturbed(place, {}, batch_size=1)
     assert len(place.stored("features")) == 4, "all of both models"
     assert captions(place)[0] == said["second"]
@@ -579,24 +633,12 @@ def test_a_killed_run_goes_on_with_the_model_that_is_there(
     more = ("--batch-size", "1", "--max-new-tokens", str(TOKENS), "--precision", "fp32")
     assert kill_at(place, "decode", 1, "group", *more) != 0
     before = place.stored("captions")
-    REPLACED[way](models)
-    done = place.run(*more)
+    REPLACED[way](models, tmp_path)()
+    done = place.run(*more, "--format", "jsonl,txt,vtt")
     assert done.returncode == 0, done.stderr
     assert before.items() <= place.stored("captions").items()
-    is_of(place, models.second, tmp_path / "apart", batch_size=1)
-
-
-def test_a_link_into_a_hub_s_cache_that_leads_to_another_commit_is_planned_anew(
-    models: Models, place: Place, said: dict[str, str], tmp_path: Path
-) -> None:
-    blobs = tmp_path / "blobs"
-    blobs.mkdir()
-    for name in (models.first, models.second):
-        shutil.copy(name / WEIGHTS, blobs / hash_file(name / WEIGHTS))
-    link_in(models, blobs / hash_file(models.first / WEIGHTS))
-    swap = partial(link_in, models, blobs / hash_file(models.second / WEIGHTS))
-    run_disturbed(place, {"decode": [swap]})
-    assert captions(place) == [said["second"]]
+    is_of(place, models.second, tmp_path / "apart", batch_size=1, format=("jsonl", "txt", "vtt"))
+    assert len([*place.out.glob("clip-*.*")]) == 4
 
 
 def test_what_describes_a_model_describes_the_one_that_was_digested(

@@ -128,27 +128,3 @@ def test_long_prompts_at_once_are_all_answered_and_nobody_else_waits(tmp_path: P
         seconds = time.monotonic() - began
         print(f"SIGTERM, after its half was killed: {seconds:.1f} s")
         assert seconds < GRACE_SECONDS + 2
-
-
-def test_a_prompt_that_exceeds_the_context_is_refused_before_the_queue(tmp_path: Path) -> None:
-    command = [*PENSTOCK, "serve", "--caption-model", "demo"]
-    headers = {"Content-Type": "application/json"}
-    with serving(tmp_path, command=command) as server:
-        kill_decode(server)  # so that nobody but the server itself can say so
-        answers = ask_all(server, 0)
-        assert [answer.status for answer in answers] == [400] * ASKERS
-        error = json.loads(answers[0].body)["error"]
-        assert error["code"] == "context_length_exceeded"
-        assert error["type"] == "invalid_request_error" and "2,048" in error["message"]
-        # What only the half can count: the prompt alone would fit.
-        url = "data:image/jpeg;base64," + base64.b64encode(a_picture((1600, 1200))).decode()
-        for words, status in (("word " * 470, 400), ("What is there?", 200)):
-            content = [
-                {"type": "text", "text": words},
-                {"type": "image_url", "image_url": {"url": url}},
-            ]
-            message = {"role": "user", "content": content}
-            body = json.dumps({"messages": [message], "max_tokens": 256}).encode()
-            answer = server.ask("POST", CHAT, body, headers, 120)
-            assert answer.status == status, answer.body
-        assert server.is_up()

@@ -16,24 +16,95 @@ from websockets.sync.client import connect
 from scripts.marked_processes import marked
 from scripts.prefect_stack import Stack, prefect_stack
 from tests.support.attacks import attacked, seeded
-from tests.support.server_attacks import (
-    ELSEWHERE,
-    ENDPOINTS,
-    EVIL,
-    HOSTS,
-    KINDS,
-    LIKE_OURS,
-    OPEN,
-    PATHS,
-    READING,
-    REFUSED_ALWAYS,
-    SOCKETS,
-    STARTING,
-    WRONG,
-)
 from tests.support.servers import Server, basic, temporary_server
 
 pytestmark = pytest.mark.slow
+
+EVIL = "https://evil.example"
+RUN = {"state": {"type": "SCHEDULED"}, "parameters": {"config": {"trust_remote_code": True}}}
+ENDPOINTS: list[tuple[str, str, Any]] = [
+    ("GET", "/admin/settings", None),
+    ("GET", "/openapi.json", None),
+    ("POST", "/deployments/filter", {}),
+    ("POST", "/flows/filter", {}),
+    ("POST", "/flow_runs/filter", {}),
+    ("POST", "/variables/filter", {}),
+    ("POST", "/variables/", {"name": "made", "value": "1"}),
+    ("POST", "/work_pools/", {"name": "made", "type": "process"}),
+    ("POST", "/flows/", {"name": "made"}),
+    ("POST", "/deployments/{deployment}/create_flow_run", RUN),
+]
+"""What the right login does as well, so that a refusal says something."""
+REFUSED_ALWAYS: list[tuple[str, str, Any]] = [
+    ("POST", "/admin/database/clear", {"confirm": True}),
+    ("POST", "/admin/database/drop", {"confirm": True}),
+]
+"""Not tried with the login, because it works."""
+READING: tuple[str, str, Any] = ("POST", "/flow_runs/filter", {})
+READING_PATH = "/api/flow_runs/filter"
+STARTING = ENDPOINTS[-1]
+OPEN = {"/api/health", "/api/ready"}
+"""What anybody may ask: whether it is up."""
+
+WRONG: dict[str, str] = {
+    "empty": "",
+    "scheme alone": "Basic",
+    "empty pair": basic(""),
+    "user alone": basic("penstock"),
+    "another password": basic("penstock:penstock"),
+    "bearer": "Bearer {login}",
+    "not encoded": "Basic {login}",
+    "small scheme": "basic {encoded}",
+    "other scheme": "Digest {encoded}",
+    "twice": "Basic {encoded} {encoded}",
+    "not base64": "Basic %%%%",
+    "not UTF-8": "Basic /////w==",
+    "cut": "Basic {cut}",
+    "longer": "Basic {longer}",
+    "password alone": "Basic {password}",
+    "with a line's end": "Basic {ended}",
+    "very long": "Basic " + "QUFB" * 4000,
+}
+
+ELSEWHERE = [
+    (READING_PATH, {"Cookie": "Authorization={login}; auth={login}"}),
+    (f"{READING_PATH}?Authorization={{login}}&auth={{login}}", {}),
+    (READING_PATH, {"X-Forwarded-Authorization": "{login}"}),
+    (READING_PATH, {"Proxy-Authorization": "{login}"}),
+    (READING_PATH, {"X-API-Key": "{login}"}),
+]
+
+LIKE_OURS = [
+    *("https://127.0.0.1:{port}", "http://127.0.0.1", "http://127.0.0.1:{other}"),
+    *("http://localhost:{port}.evil.example", "http://127.0.0.1:{port}.evil.example"),
+    "http://evil.example/http://127.0.0.1:{port}",
+    *("http://evil.example#http://127.0.0.1:{port}", "http://127.0.0.1:{port}@evil.example"),
+    *("http://127.0.0.1:{port},{evil}", "{evil},http://127.0.0.1:{port}"),
+    *("HTTP://127.0.0.1:{port}", "http://localhost.:{port}", "http://[::1]:{port}"),
+    *("http://0.0.0.0:{port}", "http://2130706433:{port}", "file://", "null", ""),
+    "chrome-extension://abcdefgh",
+]
+
+SOCKETS = [
+    *("/api/events/in", "/api/events/out", "/api/logs/out"),
+    *("/api/task_runs/subscriptions/scheduled", "/api/work_pools/gpu/workers/connect"),
+]
+
+HOSTS = [
+    *("rebound.example:{port}", "evil@127.0.0.1:{port}", "127.0.0.1:{port}/api/health?"),
+    *("/api/health", ""),
+]
+
+PATHS = [
+    *("/api/health/../flow_runs/filter", "/api/health/%2e%2e/flow_runs/filter"),
+    *("/api/health%2f..%2fflow_runs/filter", "/api//flow_runs/filter", "//api/flow_runs/filter"),
+    *("/api/flow_runs/filter?/health", "/api/flow_runs/filter#/health"),
+    *("/api/flow_runs/filter;/health", "/api/health/", "/API/flow_runs/filter"),
+    "/v2/api/flow_runs/filter",
+]
+
+KINDS = (None, "text/plain", "application/json", "application/x-www-form-urlencoded")
+"""Of content. A browser sends the first, second and fourth for any page without asking before."""
 
 
 @pytest.fixture(scope="module")
@@ -83,27 +154,21 @@ def named(endpoint: tuple[str, str, Any]) -> str:
     return f"{endpoint[0]} {endpoint[1]}"
 
 
-@pytest.mark.parametrize("endpoint", ENDPOINTS + REFUSED_ALWAYS, ids=named)
-@pytest.mark.parametrize("origin", [EVIL, "null", None])
+@pytest.mark.parametrize("endpoint", [*ENDPOINTS, *REFUSED_ALWAYS], ids=named)
 def test_no_page_and_no_program_without_the_login_gets_anything(
-    server: Server,
-    deployment: str,
-    nothing_made: None,
-    endpoint: tuple[str, str, Any],
-    origin: str | None,
+    server: Server, deployment: str, nothing_made: None, endpoint: tuple[str, str, Any]
 ) -> None:
     method, path, body = endpoint
     path = f"/api{path.format(deployment=deployment)}"
-    headers = {"Origin": origin} if origin else {}
-    for kind in KINDS:
-        asked = server.ask(method, path, headers | ({"Content-Type": kind} if kind else {}), body)
-        assert (asked.status, asked.allowed) == (401, None)
-    wanted = {
-        "Access-Control-Request-Method": method,
-        "Access-Control-Request-Headers": "content-type",
-    }
-    asked = server.ask("OPTIONS", path, headers | wanted)
-    assert asked.status in (400, 401) and asked.allowed is None
+    wanted = {"Access-Control-Request-Method": method}
+    wanted["Access-Control-Request-Headers"] = "content-type"
+    for headers in ({"Origin": EVIL}, {"Origin": "null"}, {}):
+        for kind in KINDS:
+            given = headers | ({"Content-Type": kind} if kind else {})
+            asked = server.ask(method, path, given, body)
+            assert (asked.status, asked.allowed) == (401, None)
+        asked = server.ask("OPTIONS", path, headers | wanted)
+        assert asked.status in (400, 401) and asked.allowed is None
 
 
 @pytest.mark.parametrize("endpoint", ENDPOINTS, ids=named)
@@ -114,8 +179,7 @@ def test_with_the_login_the_same_requests_are_answered(
     own = f"http://127.0.0.1:{server.port}"
     path = f"/api{path.format(deployment=deployment)}"
     asked = server.ask(method, path, {"Origin": own}, body, login=server.login)
-    # A token against forgery is for servers that are told to want one.
-    assert asked.status in ((422,) if "csrf" in path else (200, 201)), asked.body
+    assert asked.status in (200, 201), asked.body
     assert asked.allowed == own
 
 
@@ -152,7 +216,6 @@ def test_a_wrong_login_is_none(
         encoded=basic(login).split()[1],
         cut=basic(login[:-1]).split()[1],
         longer=basic(f"{login}A").split()[1],
-        upper=basic(login.upper()).split()[1],
         password=basic(login.partition(":")[2]).split()[1],
         ended=basic(f"{login}\n").split()[1],
     )
@@ -163,7 +226,7 @@ def test_a_wrong_login_is_none(
 
 def test_a_login_that_is_nearly_right_is_none(server: Server, deployment: str) -> None:
     random = seeded("logins")
-    for _ in range(100):
+    for _ in range(30):
         changed = list(server.login)
         place = random.randrange(len(changed))
         changed[place] = chr(ord(changed[place]) ^ (1 << random.randrange(6)))
@@ -171,30 +234,29 @@ def test_a_login_that_is_nearly_right_is_none(server: Server, deployment: str) -
         assert asked.status == 401
 
 
-@pytest.mark.parametrize("name", ELSEWHERE)
-def test_the_login_counts_in_its_header_alone(server: Server, name: str) -> None:
-    path, headers = ELSEWHERE[name]
-    told = {key: value.format(login=server.login) for key, value in headers.items()}
-    assert server.ask("POST", path.format(login=server.login), told, {}).status == 401
+def test_the_login_counts_in_its_header_alone(server: Server) -> None:
+    for path, headers in ELSEWHERE:
+        told = {key: value.format(login=server.login) for key, value in headers.items()}
+        assert server.ask("POST", path.format(login=server.login), told, {}).status == 401
 
 
 @pytest.mark.parametrize("origin", LIKE_OURS)
 def test_an_origin_that_only_looks_like_ours_is_foreign(server: Server, origin: str) -> None:
     given = origin.format(port=server.port, other=server.port ^ 1, evil=EVIL)
     # Even if somebody had told the page the login.
-    asked = server.ask("POST", "/api/flow_runs/filter", {"Origin": given}, {}, login=server.login)
+    asked = server.ask("POST", READING_PATH, {"Origin": given}, {}, login=server.login)
     assert (asked.status, asked.allowed) == (200, None)
     wanted = {"Origin": given, "Access-Control-Request-Method": "POST"}
     if given:
-        assert server.ask("OPTIONS", "/api/flow_runs/filter", wanted).status == 400
+        assert server.ask("OPTIONS", READING_PATH, wanted).status == 400
 
 
-@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
-def test_our_own_pages_are_not_foreign(server: Server, host: str) -> None:
-    own = f"http://{host}:{server.port}"
-    wanted = {"Origin": own, "Access-Control-Request-Method": "POST"}
-    asked = server.ask("OPTIONS", "/api/flow_runs/filter", wanted)
-    assert (asked.status, asked.allowed) == (200, own)
+def test_our_own_pages_are_not_foreign(server: Server) -> None:
+    for host in ("127.0.0.1", "localhost"):
+        own = f"http://{host}:{server.port}"
+        wanted = {"Origin": own, "Access-Control-Request-Method": "POST"}
+        asked = server.ask("OPTIONS", READING_PATH, wanted)
+        assert (asked.status, asked.allowed) == (200, own)
 
 
 @pytest.mark.parametrize("host", HOSTS)

@@ -3,9 +3,9 @@
 import json
 import os
 import shutil
-import socket
 import subprocess
 from collections.abc import Callable, Iterator
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -14,18 +14,10 @@ import penstock_demo
 from flows.cli.main import main
 from tests.support.attacks import attacked, seeded
 from tests.support.pipeline import read_lines
+from tests.test_attack_out_folder import bind, sparse
 
 pytestmark = pytest.mark.slow
 GOOD = "good.mp4"
-
-
-def fifo(path: Path) -> None:
-    os.mkfifo(path)
-
-
-def unix_socket(path: Path) -> None:
-    with socket.socket(socket.AF_UNIX) as listening:
-        listening.bind(str(path))
 
 
 def linked(target: str) -> Callable[[Path], None]:
@@ -44,40 +36,20 @@ def node(path: Path) -> None:
         pytest.skip("takes root")
 
 
-def loop(path: Path) -> None:
-    path.symlink_to(path.name)
-
-
-def loop_of_two(path: Path) -> None:
-    path.symlink_to("the-other")
-    (path.parent / "the-other").symlink_to(path.name)
-
-
-def noise(path: Path) -> None:
-    path.write_bytes(seeded(path.suffix).randbytes(4096))
-
-
-def huge(path: Path) -> None:
-    with path.open("wb") as file:
-        file.truncate(1 << 30)
-
-
-ODD: dict[str, Callable[[Path], None]] = {
-    "fifo": fifo,
-    "socket": unix_socket,
+ODD: dict[str, Callable[[Path], object]] = {
+    "fifo": os.mkfifo,
+    "socket": bind,
     "device": node,
     "link to zero": linked("/dev/zero"),
-    "link to null": linked("/dev/null"),
     "link to stdin": linked("/dev/stdin"),
     "link to a fifo": link_to_fifo,
-    "link to itself": loop,
-    "links to each other": loop_of_two,
+    "link to itself": lambda path: path.symlink_to(path.name),
     "link to nowhere": linked("nowhere"),
     "folder": Path.mkdir,
     "link to the folder": linked("."),
-    "noise": noise,
+    "noise": lambda path: path.write_bytes(seeded(path.suffix).randbytes(4096)),
     "empty": Path.touch,
-    "sparse": huge,
+    "sparse": sparse,
 }
 WAYS = ("folder", "direct", "glob", "list", "as a list")
 
@@ -121,8 +93,9 @@ def source_of(way: str, folder: Path, name: str) -> str:
 
 
 @pytest.mark.timeout(200)
-@pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("kind", ODD)
+@pytest.mark.parametrize(
+    ("kind", "way"), [*product(ODD, ("folder", "direct")), *product(("fifo", "noise"), WAYS[2:])]
+)
 def test_an_odd_file_hides_nothing(
     folder: Path, plan: Callable[..., tuple[int, str]], kind: str, way: str
 ) -> None:
@@ -134,16 +107,13 @@ def test_an_odd_file_hides_nothing(
 
 LINES: dict[str, bytes] = {
     "nothing": b"",
-    "only comments": b"# a\n\n#b\n",
     "itself": b"@names.foo\nnames.txt\n@names.txt\n./names.txt\n",
     "a list of lists": b"other.txt\n@other.foo\nother.jsonl\n",
     "bytes": seeded("bytes").randbytes(5000),
     "UTF-16": f"{GOOD}\n".encode("utf-16"),
     "a mark before": b"\xef\xbb\xbf" + f"{GOOD}\n".encode(),
     "nulls": b"a\0b\n\0\n",
-    "carriage returns": f"{GOOD}\r\nnone.mp4\r\n".encode(),
     "a line of a megabyte": b"x" * (1 << 20) + b"\n",
-    "a hundred thousand lines": b"none.mp4\n" * 100_000,
     "home of nobody": b"~nobody-at-all/x.mp4\n~/x.mp4\n",
     "stars": b"*\n**\n[\n[!\n" + b"*/" * 200 + b"*\n",
     "devices": b"/dev/zero\n/dev/stdin\n/dev/fd/0\n",
@@ -152,15 +122,12 @@ LINES: dict[str, bytes] = {
 }
 ENTRIES: dict[str, str] = {
     "nested lists": "[" * 100_000,
-    "nested objects": '{"path":' * 100_000,
     "no object": "7",
     "no path": '{"prompt": "What?"}',
     "a path that is a list": '{"path": ["a.mp4"]}',
     "half a character": '{"path": "\\ud800.mp4"}',
-    "a null": '{"path": "a\\u0000.mp4"}',
     "an empty path": '{"path": ""}',
     "a prompt of numbers": '{"path": "good.mp4", "prompt": 7}',
-    "a huge number": '{"path": ' + "9" * 10_000 + "}",
     "no number": '{"path": NaN}',
     "twice": '{"path": "good.mp4", "path": "/dev/zero"}',
 }
@@ -189,10 +156,8 @@ def test_a_list_of_anything_hides_nothing(
 
 NAMES: dict[str, bytes] = {
     "a new line": b"a\nb.mp4",
-    "a carriage return": b"a\rb.mp4",
     "an escape": b"\x1b[2J\x07.mp4",
     "no UTF-8": b"\xff\xfe.mp4",
-    "half of one": b"\xc3.mp4",
     "255 bytes": b"x" * 251 + b".mp4",
     "a star": b"*[!].mp4",
     "a tilde": b"~root.mp4",
@@ -200,7 +165,6 @@ NAMES: dict[str, bytes] = {
     "a dash": b"-v.mp4",
     "spaces": b" .mp4",
     "right to left": "\u202e4pm.mp4".encode(),
-    "quotes": b"\"'`$(x).mp4",
     "a backslash": b"a\\b.mp4",
 }
 
@@ -216,21 +180,21 @@ def test_a_name_of_anything_is_found(
     assert json.loads(text)["files"] == 1
 
 
-@pytest.mark.parametrize("kind", ["fifo", "link to zero", "socket", "noise", "sparse"])
+@pytest.mark.parametrize("kind", ["fifo", "link to zero", "noise"])
 def test_a_whole_run_captions_what_is_good(folder: Path, tmp_path: Path, kind: str) -> None:
     ODD[kind](folder / "bad.mp4")
     out = tmp_path / "out"
-    ended = attacked(
-        "caption", folder, "--model", "demo", "--out", out, "--store", tmp_path / "store"
-    )
-    ended.holds(1)
+    where = ("--out", out, "--store", tmp_path / "store")
+    attacked("caption", folder, "--model", "demo", *where).holds(1)
     assert [row["media_path"] for row in read_lines(out / "captions.jsonl")] == [GOOD]
     assert [row["media_path"] for row in read_lines(out / "failures.jsonl")] == ["bad.mp4"]
 
 
-@pytest.mark.parametrize("kind", ["fifo", "link to zero", "device", "socket", "folder", "sparse"])
-def test_a_prompt_is_read_from_files_alone(folder: Path, tmp_path: Path, kind: str) -> None:
+@pytest.mark.parametrize("kind", ["fifo", "link to zero", "socket", "folder", "sparse"])
+def test_a_prompt_is_read_from_files_alone(
+    folder: Path, kind: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     ODD[kind](folder / "prompt")
-    ended = attacked("plan", folder, "--model", "demo", "--prompt-file", folder / "prompt")
-    ended.holds(2)
-    assert "cannot be read" in ended.err
+    asked = ["--model", "demo", "--prompt-file", str(folder / "prompt")]
+    assert main(["plan", str(folder), *asked]) == 2
+    assert "cannot be read" in capsys.readouterr().err

@@ -72,11 +72,9 @@ SCHEMAS: dict[str, tuple[str, str]] = {
     "references that double": (doubling(30), "once its references are written out"),
     "a chain of references": (chained(20_000), "lead through each other"),
     "a reference to itself": (of({"$ref": "#/properties/a"}), "holds itself"),
-    "a reference to the whole": (of({"$ref": "#"}), "holds itself"),
     "nested 300 times": (nested(300), "cannot be followed"),
     "nested 100,000 times": ('{"a":' * 100_000, "nested too deep"),
     "a huge bound": (of({"type": "integer", "minimum": 10**400}), "number out of range"),
-    "a huge length": (of({"type": "string", "maxLength": 10**400}), "number out of range"),
     "no number": ('{"type":"object","properties":{"a":{"type":"number","minimum":NaN}}}', "NaN"),
     "a pattern that explodes": (
         of({"type": "string", "maxLength": 10**9, "pattern": "(.*a){30}"}),
@@ -88,10 +86,6 @@ SCHEMAS: dict[str, tuple[str, str]] = {
     ),
     "a pattern of 200,000 brackets": (
         of({"type": "string", "maxLength": 9, "pattern": "(" * 200_000 + ")" * 200_000}),
-        "cannot be followed",
-    ),
-    "a look-ahead": (
-        of({"type": "string", "maxLength": 9, "pattern": "(?=a)b"}),
         "cannot be followed",
     ),
 }
@@ -118,28 +112,23 @@ def test_an_answer_that_cannot_be_short_is_refused_before_a_model_is_loaded(
     refused(lambda: check_room(text, 4096), "may not be enough")
 
 
-def test_a_thousand_required_names_are_checked_without_going_through_all_each_time() -> None:
-    names = [f"p{n}" for n in range(8000)]
-    told = {"type": "object", "properties": {n: {"type": "null"} for n in names}}
-    canonical(json.dumps({**told, "required": names * 5}))
-
-
-CORRECTIONS: dict[str, tuple[str, dict[str, Any], Any, bool]] = {
-    "words and a mark": ("^([a-z]+,? ?)+$", {}, "a" * 45 + "!", False),
-    "words": ("^([a-z]+,? ?)+$", {}, "a" * 45, True),
-    "nested stars": ("^(a*)*$", {}, "a" * 4000 + "b", False),
-    "two ways": ("^(a|aa)+$", {}, "a" * 4000 + "b", False),
-    "anything twice": ("^(.*)(.*)(.*)(.*)(.*)x$", {}, "a" * 4000, False),
-    "a pattern beside enum": ("^(a+)+$", {"enum": ["a" * 45 + "!"]}, "a" * 45 + "!", False),
-    "a long text": ("^(\\w+ ?)+$", {"maxLength": 10**6}, "word " * 40_000 + "!", False),
+CORRECTIONS: dict[str, tuple[str, dict[str, Any], str]] = {
+    "words and a mark": ("^([a-z]+,? ?)+$", {}, "a" * 45 + "!"),
+    "nested stars": ("^(a*)*$", {}, "a" * 4000 + "b"),
+    "two ways": ("^(a|aa)+$", {}, "a" * 4000 + "b"),
+    "anything twice": ("^(.*)(.*)(.*)(.*)(.*)x$", {}, "a" * 4000),
+    "a pattern beside enum": ("^(a+)+$", {"enum": ["a" * 45 + "!"]}, "a" * 45 + "!"),
+    "a long text": ("^(\\w+ ?)+$", {"maxLength": 10**6}, "word " * 40_000 + "!"),
 }
 
 
 @pytest.mark.parametrize("name", CORRECTIONS)
 def test_one_correction_never_stops_a_review(name: str) -> None:
-    pattern, more, said, good = CORRECTIONS[name]
+    pattern, more, said = CORRECTIONS[name]
     text = of({"type": "string", "maxLength": 5000, "pattern": pattern, **more})
-    assert follows(text, json.dumps({"a": said})) is good
+    assert not follows(text, json.dumps({"a": said}))
+    if name == "words and a mark":
+        assert follows(text, json.dumps({"a": said[:-1]}))
 
 
 ODD = ('{"a": 1' + "0" * 400 + "}", '{"a": 1e400}', '{"a": ' + "[" * 50_000, '{"a": "\\ud800"}')
@@ -152,17 +141,16 @@ def test_an_odd_correction_is_answered(said: str) -> None:
     assert not follows(of({"type": "string", "pattern": "^a$", "maxLength": 3}), said)
 
 
-def laughs(form: str) -> str:
-    lines = ["a: &a " + {"list": "[x, x, x]", "map": "{x: 1}"}[form]]
+def laughs() -> str:
+    lines = ["a: &a [x, x, x]"]
     for n in range(1, 20):
         name, nine = chr(97 + n), ", ".join([f"*{chr(96 + n)}"] * 9)
-        lines.append(f"{name}: &{name} " + (f"[{nine}]" if form == "list" else f"{{<<: [{nine}]}}"))
+        lines.append(f"{name}: &{name} [{nine}]")
     return "\n".join(lines)
 
 
 LABELS: dict[str, tuple[str, str]] = {
-    "aliases of aliases": (laughs("list"), "stand for more than"),
-    "merges of merges": (laughs("map"), "stand for more than"),
+    "aliases of aliases": (laughs(), "stand for more than"),
     "an alias within itself": ("a: &a [*a]\n", "within what it stands for"),
     "an alias of nothing": ("a: *b\n", "undefined alias"),
     "nested 3,000 times": ("[" * 3000, "cannot be understood"),
@@ -209,15 +197,11 @@ ADAPTERS: dict[str, tuple[dict[str, Any], str]] = {
     "10,000 patterns": ({"rank_pattern": {f"m{n}": 1 for n in range(10_000)}}, "4,096"),
     "100 expressions": ({"rank_pattern": {f"m{n}*": 1 for n in range(100)}}, "64 expressions"),
     "patterns in a list": ({"rank_pattern": ["q_proj"]}, "rank_pattern"),
-    "patterns that are text": ({"alpha_pattern": "q_proj"}, "alpha_pattern"),
     "a rank that is a text": ({"rank_pattern": {"x": "8"}}, "says no r"),
     "a rank of 400 digits": ({"r": 10**400}, "says no r"),
-    "an alpha of 400 digits": ({"lora_alpha": 10**400}, "says no lora_alpha"),
     "an alpha that is no number": ({"lora_alpha": float("nan")}, "says no lora_alpha"),
-    "modules_to_save that is a number": ({"modules_to_save": 5}, "no list of names"),
     "modules_to_save that is a text": ({"modules_to_save": "lm_head"}, "no list of names"),
     "modules_to_save of numbers": ({"modules_to_save": [5]}, "no list of names"),
-    "modules_to_save that is a map": ({"modules_to_save": {"lm_head": 1}}, "no list of names"),
 }
 
 

@@ -6,9 +6,7 @@ import numpy as np
 import pytest
 
 from benchmarks import embed
-from benchmarks.embed import EVA_CLIP_8B, TINY, Row, alike, build, table
-from stages.models.inspection import describe
-from tests.support.plan_cases import plan_case
+from benchmarks.embed import Row, alike, table
 
 MIB = 1 << 20
 
@@ -23,19 +21,6 @@ def row(name: str, vectors: list[list[float]]) -> Row:
         seconds=2.0,
         vectors=np.array(vectors),
     )
-
-
-def test_the_tower_is_as_wide_as_the_published_one() -> None:
-    tensors = plan_case("eva-clip-8b").tensors
-    inside = tensors["vision_model.encoder.layers.0.mlp.fc1.weight"]
-    assert inside == (EVA_CLIP_8B.inside, EVA_CLIP_8B.width)
-
-
-def test_a_model_is_written_in_a_file_a_layer(tmp_path: Path) -> None:
-    build(tmp_path / "model", TINY, 4)
-    assert len([*(tmp_path / "model").glob("*.safetensors")]) == 4 + 1
-    profile = describe(tmp_path / "model")
-    assert (profile.vision.layers, profile.route, profile.dtype) == (4, "dual", "bfloat16")
 
 
 def test_vectors_are_equal_or_near_without_what_all_have_in_common() -> None:

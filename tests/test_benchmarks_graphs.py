@@ -1,21 +1,14 @@
 """The benchmark of graphs times every way to compute a vision half, and says how near each is."""
 
 from pathlib import Path
-from typing import Any
 
 import pytest
-import torch
 
 from benchmarks import graphs
-from benchmarks._tower_shapes import CLIPS, NAMES, checkpoint, inputs_of, vision_sizes
-from benchmarks._towers import LOW, WAYS, Subject, times_faster
+from benchmarks._towers import WAYS, times_faster
 from benchmarks.graphs import HEADS, Row, line
-from stages.models.inspection import describe
-from tests.support.families import hf
 
 MIB = 1 << 20
-LAYERS = {"b32": (12, 87.8e6), "l14": (24, 303.9e6)}
-"""Shape → layers and parameters that are published of its tower, with its projection."""
 
 
 def row(name: str, speed: float, share: float) -> Row:
@@ -41,59 +34,11 @@ def test_a_row_has_a_cell_under_each_head() -> None:
     assert said.count("|") == HEADS.count("|") + 2
 
 
-def test_a_way_that_cannot_be_had_says_why() -> None:
-    said = line(
-        Row(shape="demo", name="torch.compile fp32", device="cpu", cannot="no a|b compiler")
-    )
-    assert said == "| demo | torch.compile fp32 | cpu | not possible: no a/b compiler |"
-
-
 def test_rounds_are_held_against_the_same_round_of_the_first_way() -> None:
     # The second round was slow for all: medians of either would say 4 / 4.
     took = {"torch fp32": [4.0, 40.0, 4.0], "other": [1.0, 10.0, 4.0]}
     assert times_faster(took, "other") == 4.0
     assert times_faster(took, "torch fp32") == 1.0
-
-
-def test_a_gpu_gets_graphs_in_16_bit_and_a_processor_in_8() -> None:
-    common: dict[str, Any] = {"graphs": {}, "route": "dual", "batch": 1, "rounds": 1, "seconds": 1}
-    kinds = {
-        device: [way.graphs for way in Subject(model="", device=device, **common).ways().values()]
-        for device in ("cpu", "cuda:0")
-    }
-    assert kinds["cpu"][-2:] == ["onnx", "onnx-int8"]
-    assert kinds["cuda:0"][-2:] == ["onnx", "onnx-fp16"]
-    assert len(LOW) == 2 and len(kinds["cpu"]) == len(WAYS) + 1
-
-
-@pytest.mark.parametrize("shape", LAYERS)
-def test_towers_are_as_large_as_the_published_ones(shape: str) -> None:
-    size = CLIPS[shape]
-    layers, parameters = LAYERS[shape]
-    with torch.device("meta"):
-        tower = hf.CLIPVisionModelWithProjection(hf.CLIPVisionConfig(**vision_sizes(size)))
-    assert size.layers == layers
-    assert sum(weight.numel() for weight in tower.parameters()) == pytest.approx(parameters, 1e-3)
-
-
-def test_a_checkpoint_has_the_size_that_is_asked_for(tmp_path: Path) -> None:
-    found = describe(checkpoint(tmp_path, "l14", quick=True))
-    assert (found.route, found.vision.layers) == ("dual", 2)
-    assert checkpoint(tmp_path, "demo", quick=True).name == "checkpoint"
-
-
-def test_batches_differ_and_are_the_same_again(tmp_path: Path) -> None:
-    processor = hf.CLIPProcessor.from_pretrained(checkpoint(tmp_path, "b32", quick=True))
-    first, again = (inputs_of(processor, dual=True, batch=2, count=2) for _ in range(2))
-    assert [len(batch["pixel_values"]) for batch in first] == [2, 2]
-    one, other = (torch.stack([b["pixel_values"] for b in batches]) for batches in (first, again))
-    assert torch.equal(one, other) and not torch.equal(one[0], one[1])
-
-
-def test_a_shape_that_is_not_known_fails(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit, match="2"):
-        graphs.main(["--shapes", "b32,b16"])
-    assert f"b16 is not known; there are {', '.join(NAMES)}" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import serve
-from benchmarks._load import UNANSWERED, Load, ask, quantile
+from benchmarks._load import UNANSWERED, Load, ask
 
 WAIT_SECONDS = 0.05
 ANSWER = "HTTP/1.1 {status} X\r\nContent-Length: 2000\r\n{close}\r\n"
@@ -77,12 +76,12 @@ def test_every_request_is_counted_with_what_it_got(stub: Stub, tmp_path: Path) -
         head="POST / HTTP/1.1\r\n",
         bodies=str(tmp_path),
         rate=150,
-        seconds=1.5,
+        seconds=0.7,
         warm=0,
     )
     answers = ask(load)
     asked = sum(answers.statuses.values())
-    assert 150 < asked < 300  # so many on average, and drawn from a fixed seed
+    assert 60 < asked < 150  # so many on average, and drawn from a fixed seed
     assert stub.asked == len(stub.bodies)
     left = asked - stub.asked  # those for which a connection was being opened at the end
     assert 0 <= left < 5
@@ -92,32 +91,3 @@ def test_every_request_is_counted_with_what_it_got(stub: Stub, tmp_path: Path) -
     assert answers.latency(0) >= answers.wait(0) >= WAIT_SECONDS
     assert answers.wait(0.5, 429) < WAIT_SECONDS
     assert 0 < answers.rate <= answers.statuses[200] / load.seconds
-
-
-def test_who_waits_for_a_connection_waits_for_the_server(stub: Stub, tmp_path: Path) -> None:
-    (tmp_path / "0.head").write_bytes(b"")
-    (tmp_path / "0.tail").write_bytes(b"")
-    load = Load(
-        port=stub.port,
-        head="POST / HTTP/1.1\r\n",
-        bodies=str(tmp_path),
-        rate=100,
-        seconds=1,
-        warm=0,
-        connections=1,
-    )
-    answers = ask(load)
-    assert answers.latency(0.9) > 3 * answers.wait(0.9)
-    assert answers.statuses[UNANSWERED] > stub.asked // 10
-
-
-def test_a_quantile_is_one_of_the_values() -> None:
-    assert quantile([1.0, 2.0, 3.0, 4.0], 0.5) == 3.0
-    assert quantile([1.0, 2.0], 0.99) == 2.0
-    assert quantile([], 0.5) != quantile([], 0.5)
-
-
-def test_an_unknown_server_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        serve.parsed(["--only", "apache"])
-    assert "there are penstock, one, litserve, fastapi" in capsys.readouterr().err

@@ -18,7 +18,7 @@ def script(name: str, *options: str) -> str:
     """What the script printed; it must succeed and leave no process behind."""
     mark = f"PENSTOCK_TEST={uuid4()}"
     done = subprocess.run(
-        ["env", mark, sys.executable, f"scripts/{name}", *options],
+        ["env", mark, sys.executable, "-m", f"scripts.{name}", *options],
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -42,22 +42,27 @@ def environment(path: Path) -> bytes:
 
 
 def test_the_deployment_makes_the_plain_commands_bytes() -> None:
-    told = script("deployment_check.py")
+    told = script("deployment_check")
     assert "is Completed: 12 captions" in told
     assert "a second deployment run did no stage work" in told
 
 
 @pytest.mark.skipif(postgres_programs() is None, reason="Postgres is not installed")
 def test_the_deployment_makes_the_same_bytes_on_postgres() -> None:
-    assert "a second deployment run did no stage work" in script(
-        "deployment_check.py", "--postgres"
-    )
+    assert "a second deployment run did no stage work" in script("deployment_check", "--postgres")
 
 
 @pytest.mark.skipif(not (ROOT / ".git").exists(), reason="this is no clone")
 def test_the_documented_commands_work_in_a_fresh_clone() -> None:
-    assert "docs/deploy/README.md works as it stands" in script("follow_deploy.py")
+    assert "docs/deploy/README.md works as it stands" in script("follow_deploy")
 
 
 def test_the_server_runs_the_nightly_rebuild_by_itself_and_only_what_changed_is_encoded() -> None:
-    assert "the model was changed: 3 files" in script("cron_check.py")
+    assert "the model was changed: 3 files" in script("cron_check")
+
+
+@pytest.mark.parametrize("kinds", ["child,flow,worker", "server,away,gone,cancel", "both"])
+def test_runs_end_complete_whatever_is_killed(kinds: str) -> None:
+    told = script("fault_check", "--moments", "2", "--kinds", kinds)
+    moments = 2 * len(kinds.split(","))
+    assert f"{moments} of {moments} moments: complete" in told

@@ -22,10 +22,9 @@ PART = gpus.part(0).uuid
 RESERVED = Machine(gpus=()).reserved_bytes
 ALIKE = gpus.plain(gpus=tuple(gpus.gpu(number) for number in range(4)))
 CHOICES = [
-    "", "0", "2,0", "-1", "0,-1,1", "7", "1,7,0", "0,0", " 1 , 0", "1gpu2,2ampere", "none",
-    "0,GPU-", "+1", FIRST, FIRST[:12], "GPU-", f"{SECOND},{FIRST}", f"{FIRST},{FIRST}",
-    f"{FIRST},0", "GPU-fa4e0002,GPU-fa4e0001", "GPU-nothing", f"{FIRST},GPU-nothing,{SECOND}",
-    "MIG-fa4e0000",
+    "", "2,0", "0,-1,1", "1,7,0", "0,0", " 1 , 0", "1gpu2,2ampere", "none", "0,GPU-", "+1", "GPU-",
+    FIRST[:12], f"{SECOND},{FIRST}", f"{FIRST},{FIRST}", f"{FIRST},0", "MIG-fa4e0000",
+    "GPU-fa4e0002,GPU-fa4e0001", f"{FIRST},GPU-nothing,{SECOND}",
 ]  # fmt: skip
 
 
@@ -54,28 +53,6 @@ def test_every_name_is_one_of_the_real_library() -> None:
         assert type(real.NVMLError(number)).__name__ == error.__name__
         assert str(real.NVMLError(number)) == str(error()) == str(fake.NVMLError(number))
         assert type(fake.NVMLError(number)) is error
-
-
-def test_a_plain_driver_tells_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    library = driver(gpus.plain(), tmp_path, monkeypatch)
-    assert library.nvmlDeviceGetCount() == 1
-    handle = library.nvmlDeviceGetHandleByUUID(FIRST)
-    assert handle == library.nvmlDeviceGetHandleByIndex(0)
-    assert library.nvmlDeviceGetUUID(handle) == FIRST
-    assert library.nvmlDeviceGetCudaComputeCapability(handle) == (8, 6)
-    memory = library.nvmlDeviceGetMemoryInfo(handle)
-    assert (memory.total, memory.used) == (8 * GIB, RESERVED)
-    assert library.nvmlDeviceGetComputeRunningProcesses(handle) == []
-    assert library.nvmlDeviceGetMigMode(handle) == [0, 0]
-
-
-def test_a_library_that_was_not_begun_refuses(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    library = driver(gpus.plain(), tmp_path, monkeypatch)
-    library.nvmlShutdown()
-    with pytest.raises(library.NVMLError_Uninitialized):
-        library.nvmlDeviceGetCount()
 
 
 @pytest.mark.parametrize("name", ["LibraryNotFound", "DriverNotLoaded", "LibRmVersionMismatch"])
@@ -175,21 +152,6 @@ def test_the_cards_that_are_seen_are_those_that_torch_counts(
 
 
 @pytest.mark.parametrize(
-    ("environment", "seen"),
-    [
-        ({}, [SECOND, FIRST]),
-        ({"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}, [FIRST, SECOND]),
-        ({"CUDA_DEVICE_ORDER": "FASTEST_FIRST", "CUDA_VISIBLE_DEVICES": "1"}, [FIRST]),
-        ({"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": "1"}, [SECOND]),
-    ],
-)
-def test_cuda_counts_the_fastest_first_unless_it_is_told_otherwise(
-    environment: dict[str, str], seen: list[str]
-) -> None:
-    assert [slot.uuid for slot in visible(gpus.two_unlike_cards(), environment)] == seen
-
-
-@pytest.mark.parametrize(
     ("choice", "seen"),
     [
         (None, [PART]),
@@ -202,13 +164,3 @@ def test_cuda_counts_the_fastest_first_unless_it_is_told_otherwise(
 def test_cuda_shows_one_slice(choice: str | None, seen: list[str]) -> None:
     environment = {} if choice is None else {"CUDA_VISIBLE_DEVICES": choice}
     assert [slot.uuid for slot in visible(gpus.mig(), environment)] == seen
-
-
-def test_the_program_asks_each_machine_anew(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    gpus.see(gpus.turing(), tmp_path / "one", monkeypatch)
-    assert device.device_capability("cuda:0") == (7, 5)
-    gpus.see(gpus.plain(), tmp_path / "other", monkeypatch)
-    assert device.device_capability("cuda:0") == (8, 6)
-    assert not device.on_wsl()

@@ -1,5 +1,6 @@
 """What conftest.py refuses, seen from outside: pytest run on a folder with a copy of it."""
 
+import re
 import shutil
 import subprocess
 import sys
@@ -8,48 +9,40 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+PROMISES = ("FAIL_WITHOUT_BROWSER", "FAIL_WITHOUT_CUDA")
+SOURCES = """
+import logging, os, pathlib, random, sys, warnings
+from types import SimpleNamespace
+import pytest
 
-ERROR_LOGGED = """
-import logging
-def test_it():
+state = SimpleNamespace(get_rng_state=lambda: None, set_rng_state=lambda _: None)
+cuda = SimpleNamespace(is_available=lambda: False)
+sys.modules["torch"] = SimpleNamespace(cuda=cuda, random=state)
+
+def test_error_logged():
     logging.getLogger("stages").error("lost a frame")
-"""
-ERROR_EXPECTED = """
-import logging, pytest
+
 @pytest.mark.logs_errors
-def test_it():
+def test_error_expected():
     logging.getLogger("stages").error("lost a frame")
-"""
-WARNED = """
-import warnings
-def test_it():
+
+def test_warned():
     warnings.warn("old")
-"""
-DRAWN = """
-import random
+
 random.seed(1)
-def test_first(): assert random.random() == random.Random(1).random()
-def test_again(): assert random.random() == random.Random(1).random()
-"""
-OWN_STORE = """
-import os, pathlib
-def test_it(tmp_path):
+def test_drawn(): assert random.random() == random.Random(1).random()
+def test_drawn_again(): assert random.random() == random.Random(1).random()
+
+def test_own_store(tmp_path):
     assert pathlib.Path(os.environ["PENSTOCK_STORE"]).parent == tmp_path
     assert os.environ["HF_HUB_OFFLINE"] == "1"
     assert "PREFECT_API_URL" not in os.environ
-"""
-ON_GPU = """
-import pytest, torch
-torch.cuda.is_available = lambda: False
-@pytest.mark.gpu
-def test_it(): pass
-"""
 
-IN_BROWSER = """
-import os, pytest
-os.environ["PATH"] = "/nowhere"
 @pytest.mark.browser
-def test_it(): pass
+def test_browser(): pass
+
+@pytest.mark.gpu
+def test_gpu(): pass
 """
 
 
@@ -59,9 +52,9 @@ def run(folder: Path, source: str, **variables: str) -> str:
     shutil.copy(ROOT / "tests" / "conftest.py", folder / "tests")
     (folder / "tests" / "test_one.py").write_text(source)
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"],
+        [sys.executable, "-m", "pytest", "-v", "-p", "no:cacheprovider"],
         cwd=folder,
-        env={"PATH": "/usr/bin:/bin", "HOME": str(folder), **variables},
+        env={"PATH": "/nowhere", "HOME": str(folder), **variables},
         capture_output=True,
         text=True,
         check=False,
@@ -69,36 +62,14 @@ def run(folder: Path, source: str, **variables: str) -> str:
     return done.stdout + done.stderr
 
 
-@pytest.mark.parametrize(
-    ("source", "message"),
-    [(ERROR_LOGGED, "stages: lost a frame"), (WARNED, "UserWarning: old")],
-    ids=["error logged", "warning"],
-)
-def test_what_is_only_muttered_fails(tmp_path: Path, source: str, message: str) -> None:
-    output = run(tmp_path, source)
-    assert message in output
-    assert "1 passed" not in output or "1 error" in output
-
-
-@pytest.mark.parametrize(
-    ("source", "passed"),
-    [(ERROR_EXPECTED, 1), (DRAWN, 2), (OWN_STORE, 1)],
-    ids=["error expected", "drawn", "own store"],
-)
-def test_a_test_stands_alone(tmp_path: Path, source: str, passed: int) -> None:
-    settings = {"PENSTOCK_STORE": "/nowhere", "PREFECT_API_URL": "http://127.0.0.1:1/api"}
-    assert f"{passed} passed in" in run(tmp_path, source, **settings)
-
-
-@pytest.mark.parametrize(
-    ("source", "promise"),
-    [
-        pytest.param(ON_GPU, "FAIL_WITHOUT_CUDA", marks=pytest.mark.slow),
-        (IN_BROWSER, "FAIL_WITHOUT_BROWSER"),
-    ],
-)
-@pytest.mark.parametrize(("promised", "outcome"), [("", "1 skipped"), ("1", "1 error")])
-def test_what_a_machine_lacks_is_skipped_unless_it_was_promised(
-    tmp_path: Path, source: str, promise: str, promised: str, outcome: str
+@pytest.mark.parametrize(("promised", "lacking"), [("", "SKIPPED"), ("1", "ERROR")])
+def test_each_test_stands_alone_and_what_is_only_muttered_fails(
+    tmp_path: Path, promised: str, lacking: str
 ) -> None:
-    assert outcome in run(tmp_path, source, **{promise: promised})
+    settings = {"PENSTOCK_STORE": "/nowhere", "PREFECT_API_URL": "http://127.0.0.1:1/api"}
+    output = run(tmp_path, SOURCES, **dict.fromkeys(PROMISES, promised), **settings)
+    found = dict(re.findall(r"::test_(\w+) (\w+)", output))
+    passed = dict.fromkeys(("error_expected", "drawn", "drawn_again", "own_store"), "PASSED")
+    missing = dict.fromkeys(("browser", "gpu"), lacking)
+    assert found == {**passed, **missing, "error_logged": "ERROR", "warned": "FAILED"}
+    assert "stages: lost a frame" in output and "UserWarning: old" in output

@@ -7,7 +7,6 @@ import pytest
 
 from docs.conf import NAVIGATION
 from scripts.follow_docs import read
-from scripts.shown import meanings
 from scripts.shown.commands import ROOT, Shown, commands, inline, pages
 from scripts.shown.parsing import wrong, wrong_inline
 from scripts.shown.terminal import faults, run_on_terminal
@@ -91,10 +90,6 @@ def test_a_command_in_a_sentence_with_an_option_that_there_is_not_fails() -> Non
     assert wrong_inline(Shown(page="a.md", line=1, text="penstock paln"))
 
 
-def test_python_that_is_none_fails() -> None:
-    assert wrong(Shown(page="a.md", line=1, text="import", code="import penstock as\n"))
-
-
 PAGE = """# A page
 
     penstock caption VIDEOS/ \\
@@ -133,33 +128,6 @@ def test_commands_are_found_where_people_type_them(tmp_path: Path) -> None:
         (18, "import penstock", ""),
     ]
     assert [one.text for one in inline(page, tmp_path)] == ["penstock status OUT"]
-
-
-def test_nothing_is_said_of_commands_that_no_page_shows() -> None:
-    shown = [one for page in pages() for one in commands(page)]
-    texts = [one.text for one in shown if not one.code]
-    codes = [one.code for one in shown]
-    assert [t for t, _ in meanings.NOT_RUN if not any(re.match(t, text) for text in texts)] == []
-    assert [c for c in meanings.CODE_NOT_RUN if not any(c in code for code in codes)] == []
-    assert {*meanings.PAGES_NOT_RUN, *meanings.BEFORE} <= {one.page for one in shown}
-    assert {*meanings.ONCE} <= {*texts}
-
-
-@pytest.mark.parametrize(
-    ("shown", "meant"),
-    [
-        ("penstock plan --model M --what-fits", "penstock plan --model demo --what-fits"),
-        ("penstock caption VIDEOS/ --prefect", "penstock caption VIDEOS/ --prefect --model demo"),
-        ("penstock embed A/ --model openai/clip-vit", "penstock embed A/ --model demo"),
-        ("penstock convert SRC DST [--dtype fp16|bf16]", "penstock convert SRC DST"),
-        (
-            "penstock export MODEL --to nf4|int8 --out DIR [--accept]",
-            "penstock export demo --to nf4 --out DIR --samples 8",
-        ),
-    ],
-)
-def test_a_model_of_the_hub_means_the_demos(shown: str, meant: str) -> None:
-    assert meanings.typed(shown) == meant
 
 
 def test_a_command_is_run_on_a_terminal_of_80_columns(tmp_path: Path) -> None:

@@ -10,19 +10,11 @@ import pytest
 from flows.console.display import READING
 
 ROOT = Path(__file__).resolve().parent.parent
-# Each costs from a tenth of a second to ten.
-HEAVY = ["PIL", "accelerate", "av", "bitsandbytes", "huggingface_hub", "numpy", "onnxruntime"]
-HEAVY += [
-    "obstore",
-    "pandas",
-    "prefect",
-    "pyarrow",
-    "pydantic",
-    "safetensors",
-    "torch",
-    "torchvision",
-]
-HEAVY += ["transformers"]
+HEAVY = {
+    *("PIL", "accelerate", "av", "bitsandbytes", "huggingface_hub", "numpy", "obstore", "pandas"),
+    *("onnxruntime", "prefect", "pyarrow", "pydantic", "safetensors", "torch", "transformers"),
+}
+"""Each costs from a tenth of a second to ten."""
 
 RUN = """
 import sys

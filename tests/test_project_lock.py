@@ -75,18 +75,8 @@ def test_no_tracked_file_holds_a_package_index_address() -> None:
     assert not (ROOT / "uv.lock").exists() or (ROOT / "uv.lock") not in tracked_text_files()
 
 
-INDEX = "https://example.org" + "/simple"
-
-
-@pytest.mark.parametrize(
-    "line",
-    [
-        f"--index-url {INDEX}",
-        "-i https://example.org/",
-        f'url = "{INDEX}/"',
-        "[[tool.uv.index]]",
-        "--find-links /srv/wheels",
-    ],
-)
-def test_an_index_address_is_recognised(line: str) -> None:
-    assert ADDRESS.search(f"before\n{line}\nafter")
+def test_an_index_address_is_recognised() -> None:
+    index = "https://example.org" + "/simple"
+    lines = (f"--index-url {index}", "-i https://example.org/", f'url = "{index}/"')
+    for line in (*lines, "[[tool.uv.index]]", "--find-links /srv/wheels"):
+        assert ADDRESS.search(f"before\n{line}\nafter")

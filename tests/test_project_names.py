@@ -43,14 +43,6 @@ def test_a_family_of_our_own_is_named_where_it_is_computed_and_nowhere_else() ->
     assert {name.split("/")[0] for name in naming} == {"registry.py", *families}
 
 
-def test_every_path_that_the_page_of_the_house_names_is_there() -> None:
-    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
-    named = re.findall(r"`((?:penstock|flows|stages|artifacts|tests|docs)/[\w/.*-]+)`", page)
-    assert len(named) > 20
-    lost = [name for name in named if "NAME" not in name and not list(ROOT.glob(name))]
-    assert lost == []
-
-
 def test_the_readme_is_read_to_its_end() -> None:
     lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
     assert len(lines) <= 120

@@ -95,17 +95,13 @@ def machine(tmp_path: Path) -> Machine:
 
 def test_a_machine_without_another_python_is_no_fault(machine: Machine) -> None:
     machine.has_shim("python3.12")
+    machine.has_python(machine.clone / ".venv" / "bin" / "python", "3.13")
+    machine.has_python(machine.bin / "python3.13", "3.13")
     machine.has_python(machine.bin / "python3", "3.14")
     done = machine.run()
     assert done.returncode == 0, done.stderr
-    assert "no other Python 3.12 or 3.13" in done.stdout
+    assert "no other Python" in done.stdout
     assert machine.calls() == []
-
-
-def test_the_version_of_the_environment_itself_is_no_other(machine: Machine) -> None:
-    machine.has_python(machine.clone / ".venv" / "bin" / "python", "3.12")
-    machine.has_python(machine.bin / "python3", "3.12")
-    assert "no other Python" in machine.run().stdout
 
 
 def test_a_python_on_the_path_behind_a_shim_that_fails_is_found(machine: Machine) -> None:
@@ -145,7 +141,7 @@ def test_the_core_runs_there_and_the_copy_is_removed(machine: Machine) -> None:
     assert not (machine.clone / ".venv-other").exists()
 
 
-@pytest.mark.parametrize("failing", ["python", "penstock", "pytest"])
+@pytest.mark.parametrize("failing", ["penstock", "pytest"])
 def test_a_core_that_fails_there_fails_the_script_and_leaves_nothing(
     machine: Machine, failing: str
 ) -> None:

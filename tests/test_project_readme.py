@@ -14,18 +14,16 @@ from tests.support.checkpoints import MODELS, whole_checkpoint
 from tests.support.families import checkpoint
 from tests.support.media import picture
 from tests.support.tiny_families import FAMILIES
-from tests.support.tiny_families.verdict import FAILING, UNCUT
 
 ROOT = Path(__file__).resolve().parent.parent
-ASKING = ("llava", "qwen2_5_vl", "llama4", "perception_lm")
-"""Families that have a tiny processor with a chat template."""
-QUICK = ("chameleon", "emu3", "gemma3n", "llama4", "perception_lm", "perception_lm:video", "janus")
-LEFT_OUT = {*QUICK, *FAILING}
-REST = [name for name in FAMILIES if name not in LEFT_OUT and name.partition(":")[0] not in UNCUT]
 TOKENS = 64
 """As the page says."""
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+
+
+def slow(name: str) -> Any:
+    return pytest.param(name, marks=pytest.mark.slow)
 
 
 def printed() -> tuple[str, str]:
@@ -50,7 +48,7 @@ def _is_float(value: Any) -> bool:
     return isinstance(value, torch.Tensor) and value.is_floating_point()
 
 
-@pytest.mark.parametrize("family", ASKING)
+@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl", slow("llama4"), slow("perception_lm")])
 def test_the_code_of_the_readme_runs_as_printed(
     family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -68,26 +66,20 @@ def test_the_code_of_the_readme_runs_as_printed(
     assert torch.equal(names["tokens"], stock(folder, names["inputs"]))
 
 
-def says_as_a_whole(variant: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(folder)
-    torch.manual_seed(0)
-    model, inputs = FAMILIES[variant]()
-    model.save_pretrained(folder)
-    names: dict[str, Any] = {"checkpoint": str(folder), "inputs": inputs}
-    exec(compile(printed()[1], "docs/python.md", "exec"), names)
-    assert torch.equal(names["tokens"], stock(folder, inputs))
-
-
-@pytest.mark.parametrize("variant", QUICK)
+@pytest.mark.parametrize(
+    "variant",
+    [
+        *("chameleon", "perception_lm:video", "janus"),
+        *map(slow, ("emu3", "gemma3n", "llama4", "perception_lm", "qwen3_vl", "idefics3")),
+    ],
+)
 def test_the_halves_of_a_family_are_run_by_the_code_of_the_readme(
     variant: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    says_as_a_whole(variant, tmp_path, monkeypatch)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("variant", REST)
-def test_the_halves_of_any_other_family_are_run_by_the_code_of_the_readme(
-    variant: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    says_as_a_whole(variant, tmp_path, monkeypatch)
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    model, inputs = FAMILIES[variant]()
+    model.save_pretrained(tmp_path)
+    names: dict[str, Any] = {"checkpoint": str(tmp_path), "inputs": inputs}
+    exec(compile(printed()[1], "docs/python.md", "exec"), names)
+    assert torch.equal(names["tokens"], stock(tmp_path, inputs))

@@ -69,67 +69,59 @@ def machine(tmp_path: Path) -> Machine:
     return Machine(tmp_path)
 
 
-def test_it_tells_the_size_first_and_the_path_last(machine: Machine) -> None:
+@pytest.fixture
+def able(machine: Machine) -> Machine:
+    """One with Python and uv."""
     machine.has_python("python3", "3.12")
     machine.has_uv()
-    done = machine.setup()
+    return machine
+
+
+def test_it_tells_the_size_first_and_the_path_last_and_holds_all_to_its_hash(able: Machine) -> None:
+    done = able.setup()
     lines = done.stdout.splitlines()
     assert done.returncode == 0, done.stderr
     assert "6 to 7 GB" in lines[1]
-    assert lines[-1].strip() == f'export PATH="{machine.clone}/.venv/bin:$PATH"'
-
-
-def test_everything_installed_is_held_to_its_hash(machine: Machine) -> None:
-    machine.has_python("python3", "3.12")
-    machine.has_uv()
-    machine.setup()
-    packages, project = machine.uv_calls()[1:]
+    assert lines[-1].strip() == f'export PATH="{able.clone}/.venv/bin:$PATH"'
+    packages, project = able.uv_calls()[1:]
     assert "--require-hashes --requirement requirements/dev.txt" in packages
     assert "--offline --no-deps --no-build-isolation --editable ." in project
 
 
-def test_nothing_is_compiled_that_is_not_imported(machine: Machine) -> None:
-    machine.has_python("python3", "3.12")
-    machine.has_uv()
-    written = machine.clone / "compiled"
-    (machine.clone / "scripts" / "compile_imports.py").write_text(f"open({str(written)!r}, 'w')")
-    machine.setup()
-    assert not any("--compile" in call for call in machine.uv_calls())
+def test_nothing_is_compiled_that_is_not_imported(able: Machine) -> None:
+    written = able.clone / "compiled"
+    (able.clone / "scripts" / "compile_imports.py").write_text(f"open({str(written)!r}, 'w')")
+    able.setup()
+    assert not any("--compile" in call for call in able.uv_calls())
     assert not written.exists()
-    (machine.clone / ".venv" / "installed").unlink()
-    machine.setup(PYTHONDONTWRITEBYTECODE="1")  # where imports keep no bytecode by themselves
+    (able.clone / ".venv" / "installed").unlink()
+    able.setup(PYTHONDONTWRITEBYTECODE="1")  # where imports keep no bytecode by themselves
     assert written.exists()
 
 
-def test_a_second_call_does_nothing(machine: Machine) -> None:
-    machine.has_python("python3", "3.12")
-    machine.has_uv()
-    machine.setup()
-    machine.calls.unlink()
-    again = machine.setup()
+def test_a_second_call_does_nothing(able: Machine) -> None:
+    able.setup()
+    able.calls.unlink()
+    again = able.setup()
     assert (again.returncode, again.stdout, again.stderr) == (0, "", "")
-    assert not machine.calls.exists()
+    assert not able.calls.exists()
 
 
-def test_another_lock_is_installed(machine: Machine) -> None:
-    machine.has_python("python3", "3.12")
-    machine.has_uv()
-    machine.setup()
-    machine.calls.unlink()
-    with (machine.clone / "requirements" / "dev.txt").open("a") as lock:
+def test_another_lock_is_installed(able: Machine) -> None:
+    able.setup()
+    able.calls.unlink()
+    with (able.clone / "requirements" / "dev.txt").open("a") as lock:
         lock.write("another==1.0\n")
-    assert "up to date" in machine.setup().stdout
-    assert [call.split()[1] for call in machine.uv_calls()] == ["pip", "pip"]
+    assert "up to date" in able.setup().stdout
+    assert [call.split()[1] for call in able.uv_calls()] == ["pip", "pip"]
 
 
-def test_a_moved_clone_is_installed_anew(machine: Machine) -> None:
-    machine.has_python("python3", "3.12")
-    machine.has_uv()
-    machine.setup()
-    machine.calls.unlink()
-    machine.clone = machine.clone.rename(machine.clone.with_name("moved"))
-    machine.setup()
-    assert [call.split()[1] for call in machine.uv_calls()] == ["venv", "pip", "pip"]
+def test_a_moved_clone_is_installed_anew(able: Machine) -> None:
+    able.setup()
+    able.calls.unlink()
+    able.clone = able.clone.rename(able.clone.with_name("moved"))
+    able.setup()
+    assert [call.split()[1] for call in able.uv_calls()] == ["venv", "pip", "pip"]
 
 
 def test_an_interrupted_installation_is_taken_up_again(machine: Machine) -> None:

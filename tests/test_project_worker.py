@@ -13,7 +13,7 @@ from tests.support.pipeline import ROOT, child_processes, wait_gone
 FLOW = """
 import signal, sys, time
 def end(*_):
-    time.sleep(0.5)  # longer than a worker takes to kill it
+    time.sleep(0.3)  # longer than a worker takes to kill it
     print("the flow has ended", flush=True)
     sys.exit()
 signal.signal(signal.SIGTERM, end)

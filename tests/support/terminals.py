@@ -5,13 +5,15 @@ import fcntl
 import os
 import pty
 import re
+import signal
 import struct
 import subprocess
 import termios
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import IO
+from typing import IO, Any
 
 CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 COLOUR = re.compile(r"\x1b\[(?:[0-9;]*;)?(?:3|4|9|10)[0-8][0-9;]*m")
@@ -33,11 +35,52 @@ class Terminal:
             while read := os.read(self._ours, 1 << 16):
                 self.pieces.append(read.decode(errors="replace"))
 
+    def reads(self) -> bool:
+        return self._reader.is_alive()
+
+    def type(self, keys: bytes) -> None:
+        os.write(self._ours, keys)
+
     def close(self) -> str:
         self.to.close()
         self._reader.join(5)
         os.close(self._ours)
         return "".join(self.pieces)
+
+
+class Dialogue:
+    """A program on a terminal of its own, what it has shown so far, and what is typed there."""
+
+    def __init__(self, command: Sequence[str], **options: Any) -> None:
+        self._seen = Terminal(240)
+        for stream in ("stdin", "stdout", "stderr"):
+            options[stream] = self._seen.theirs
+        self.process: subprocess.Popen[bytes] = subprocess.Popen(
+            command, start_new_session=True, **options
+        )
+        self._seen.to.close()
+
+    @property
+    def text(self) -> str:
+        return "".join(self._seen.pieces)
+
+    def shows(self, pattern: str, seconds: float) -> re.Match[str] | None:
+        """Where it comes to show this in time."""
+        deadline = time.monotonic() + seconds
+        while (found := re.search(pattern, self.text)) is None and time.monotonic() < deadline:
+            if self.process.poll() is not None and not self._seen.reads():
+                break
+            time.sleep(0.02)
+        return found
+
+    def type(self, keys: bytes) -> None:
+        self._seen.type(keys)
+
+    def close(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+        self._seen.close()
 
 
 @contextlib.contextmanager

@@ -1,0 +1,243 @@
+"""What another stage, store or engine takes is counted in files, and then run, in copies of the
+program: toys put there by patches that are kept in tests/data/toys."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+import penstock_demo
+from artifacts.packs import Record
+from penstock_demo import CHECKPOINT
+from penstock_demo.clips import write_clips
+from stages.decode.stored import read_features
+from tests.support.clips import PROMPTS, clips
+from tests.support.waves import CAPTIONS, FEATURES, Wave, keys_told
+from tests.test_project_layers import PACKAGES, ROOT, lint
+
+pytestmark = pytest.mark.slow
+TOYS = ROOT / "tests" / "data" / "toys"
+
+
+def patched(toy: str, folder: Path) -> tuple[Path, list[str]]:
+    """A copy of the program in `folder` with a toy in it, and the names of the files that took.
+    One that does not apply any more is made anew: apply it by hand, mend it, `git diff`."""
+    copy = folder / "penstock"
+    for package in PACKAGES:
+        shutil.copytree(ROOT / package, copy / package, ignore=shutil.ignore_patterns("*.pyc"))
+    shutil.copy(ROOT / "pyproject.toml", copy)
+    patch = TOYS / f"{toy}.patch"
+    # Outside of any repository git applies a patch to the folder that it stands in.
+    apart = {**os.environ, "GIT_CEILING_DIRECTORIES": str(folder)}
+    done = subprocess.run(
+        ["git", "apply", "-C1", str(patch)],
+        cwd=copy,
+        env=apart,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    names = [line.split("/", 1)[1] for line in patch.read_text().splitlines() if line[:4] == "+++ "]
+    return copy, names
+
+
+def inside(copy: Path, *command: str) -> subprocess.CompletedProcess[str]:
+    """A Python command in the copy, with its modules and nobody else's."""
+    environment = {**os.environ, "PYTHONPATH": str(copy), "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [sys.executable, *command],
+        cwd=copy,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+CLIPS = ("clip-01.mp4", "clip-02.mp4", "clip-03.mp4")
+
+
+@pytest.fixture(scope="module")
+def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("toy")
+    (folder / "clips").mkdir()
+    for name in CLIPS:
+        shutil.copy(penstock_demo.CLIPS / name, folder / "clips")
+    copy, names = patched("stage", folder)
+    assert len(names) <= 7, names
+    return copy
+
+
+def penstock(copy: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    done = inside(copy, "-m", "flows.cli.main", *arguments)
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+def thumb(copy: Path, *more: str) -> str:
+    places = ["--store", str(copy.parent / "store"), "--out", str(copy.parent / "out")]
+    clips = str(copy.parent / "clips")
+    done = penstock(copy, "thumb", clips, "--model", "demo", *places, *more)
+    return done.stdout + done.stderr
+
+
+def items(copy: Path) -> dict[str, int]:
+    record = json.loads((copy.parent / "out" / "run.json").read_text())
+    return {stage["name"]: stage["items"] for stage in record["stages"]}
+
+
+def test_the_layers_hold_with_it(copy: Path) -> None:
+    done = lint(copy)
+    assert done.returncode == 0, done.stdout
+
+
+def test_it_is_planned_run_shown_and_resumed(copy: Path) -> None:
+    out = copy.parent / "out"
+    planned = thumb(copy, "--dry-run")
+    assert "  thumb " in planned and "decode" not in planned and not out.exists()
+    told = thumb(copy)
+    assert "making thumbs: 3 to do" in told
+    assert items(copy) == {"frames": 3, "thumb": 3}
+    for path in sorted(out.glob("*.jpg")):
+        with Image.open(path) as image:
+            assert image.format == "JPEG" and max(image.size) == 64
+    first = {path.name: path.read_bytes() for path in out.glob("*.jpg")}
+    assert len(first) == 3
+    status = penstock(copy, "status", str(out)).stdout
+    assert re.search(r"^thumb +3 ", status, re.MULTILINE) and "\ndecode" not in status
+    penstock(copy, "report", str(out))
+    assert "thumb" in (out / "report.html").read_text()
+
+    assert thumb(copy) == "" and items(copy) == {"frames": 0, "thumb": 0}
+    # The frames are given back: of a record that is lost, and of it alone, all is made anew.
+    packs = sorted((copy.parent / "store" / "thumbs").rglob("*.pack"))
+    assert len(packs) == len(CLIPS)
+    packs[0].unlink()
+    thumb(copy)
+    assert items(copy) == {"frames": 1, "thumb": 1}
+    assert {path.name: path.read_bytes() for path in out.glob("*.jpg")} == first
+
+
+def test_captions_are_as_they_were_without_it(copy: Path, tmp_path: Path) -> None:
+    clip = str(copy.parent / "clips" / CLIPS[0])
+    said = []
+    for folder, name in ((copy, "with"), (ROOT, "without")):
+        places = ["--store", str(tmp_path / name), "--out", str(tmp_path / f"out-{name}")]
+        penstock(folder, "caption", clip, "--model", "demo", *places)
+        said.append((tmp_path / f"out-{name}" / "captions.jsonl").read_bytes())
+    assert said[0] == said[1]
+
+
+OTHER = "dd" * 32
+DECODE = """
+import json, sys
+from stages.decode.run import run, warm
+from stages.process.report import Report
+job = json.loads(sys.argv[1])
+warm(job)
+run(job, Report(1))
+"""
+"""The decode stage, with its events on stdout."""
+
+
+def events_of(copy: Path, job: dict[str, Any]) -> list[dict[str, Any]]:
+    """What the stage tells in the copy."""
+    done = inside(copy, "-c", DECODE, json.dumps(job))
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def test_an_engine_takes_two_files_and_makes_captions(tmp_path: Path) -> None:
+    copy, files = patched("engine", tmp_path)
+    assert files == ["stages/decode/engines/__init__.py", "stages/decode/engines/toy.py"]
+    wave = Wave(tmp_path / "store", CHECKPOINT, [clips("video", 2), clips("image", 1)])
+    wave.encode()
+    wave.decode(PROMPTS)
+    before = wave.captions()
+    kept = Record(key="caption-1", meta={"caption": "kept", "tokens": 1, "ended": "stop"})
+    wave.record_set("captions", OTHER).publish([kept])
+
+    told = events_of(copy, wave.to_decode(PROMPTS, OTHER) | {"engine": "toy"})
+    first, other, last = wave.captions(OTHER)
+    for stored, number in ((first, 0), (last, 2)):
+        row = read_features(wave.record_set("features", FEATURES), f"features-{number}")
+        words = f"{row.count.tokens} placeholders, {len(PROMPTS[number])} letters"
+        assert stored["caption"] == words
+        assert (stored["engine"], stored["engine_version"]) == ("toy", 1)
+    assert other == kept.meta
+    assert {"event": "note", "said": 2} in told
+    assert keys_told(told) == ["caption-0", "caption-2"]
+    assert wave.captions(CAPTIONS) == before
+
+
+SUPPORT = ROOT / "tests" / "support"
+FILES = ["artifacts/store.py", "artifacts/stores/memory.py"]
+TOGETHER = ("inside.py", "pipeline.py")
+"""What of the tests runs a stage within the process: the memory of another would be another."""
+RUN = """
+import json, sys
+from pathlib import Path
+
+import artifacts.stores.memory
+from artifacts.packs import stored_namespaces
+from artifacts.store import open_store
+from tests.support.inside import run_inside
+from tests.support.pipeline import Place
+
+folder = Path(sys.argv[1])
+place = Place(clips=folder / "clips", out=folder / "out", store=folder / "ignored")
+first, second = (run_inside(place, store="memory://x", max_new_tokens=4) for _ in range(2))
+store = open_store("memory://x")
+told = {
+    "module": artifacts.stores.memory.__file__,
+    "captions": [first.result.captions, second.result.captions, len(place.captions())],
+    "started": [first.started, second.started],
+    "kinds": list(store.list(levels=1)),
+    "namespaces": len(stored_namespaces(store, "captions")),
+    "beside": sorted(path.name for path in store.local.iterdir()),
+    "local": str(store.local),
+}
+print(json.dumps(told))
+"""
+
+
+def test_another_store_is_a_module_and_an_entry(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy, names = patched("store", tmp_path)
+    assert sorted(names) == FILES and len(names) <= 3
+    # What is proved here is that of the store which test_artifacts_store_contract.py looks at.
+    assert (copy / FILES[1]).read_text() == (SUPPORT / "memory_store.py").read_text()
+    (copy / "tests" / "support").mkdir(parents=True)
+    for name in TOGETHER:
+        shutil.copy(SUPPORT / name, copy / "tests" / "support")
+    run = tmp_path / "run"
+    write_clips(run / "clips", 1, seed=1)
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    monkeypatch.setenv("PENSTOCK_STORE", str(run / "default"))
+    before = {path.name for path in copy.iterdir()}
+
+    done = inside(copy, "-c", RUN, str(run))
+
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout.splitlines()[-1])
+    assert Path(told["module"]) == copy / FILES[1]
+    assert told["started"] == [["describe", "frames", "encode", "decode"], []]
+    first, second, lines = told["captions"]
+    assert first == second == lines >= 1
+    assert {"captions", "cards", "features", "media"} <= set(told["kinds"])
+    assert told["namespaces"] == 1
+    assert told["beside"] == ["claims", "digests.jsonl", "jobs", "tmp"]
+    assert Path(told["local"]).parent == tmp_path / "state" / "penstock" / "stores"
+    # No folder was taken for a store instead.
+    assert {path.name for path in run.iterdir()} == {"clips", "out"}
+    assert {path.name for path in copy.iterdir()} - before <= {"__pycache__"}
+    assert not [path for path in tmp_path.rglob("*.pack")]
