@@ -7,13 +7,14 @@ import pytest
 import torch
 
 from artifacts.errors import UsageError
-from stages.models import describe, load_half
+from stages.models import load_half
 from stages.models.adapters import injection
 from stages.models.adapters.fitting import modules_of
 from stages.models.adapters.injection import adapted_modules
 from stages.models.adapters.reading import read_adapter
 from stages.models.loading import ModelJob, facts
 from tests.support.adapters import adapter_of, source_of
+from tests.support.clips import profile_of
 
 TARGETS = ("q_proj", "v_proj", "down_proj")
 TWICE = "layers.1.self_attn.q_proj"
@@ -38,7 +39,7 @@ def saved_by_peft(source: Path, folder: Path) -> Any:
 
 
 def with_adapter(source: Path, adapter: Path, **options: Any) -> Any:
-    profile = describe(source)
+    profile = profile_of(source)
     return ModelJob(
         model=str(source),
         route=profile.route,
@@ -67,12 +68,14 @@ def test_what_peft_saved_computes_what_it_computed(
     assert type(ours).__mro__[1] is type(theirs.base_model.model).__mro__[1], "of its own class"
 
 
-@pytest.mark.parametrize("precision", ["bf16", "nf4", "int8"])
+@pytest.mark.parametrize(
+    "precision", ["nf4", *(pytest.param(name, marks=pytest.mark.slow) for name in ("bf16", "int8"))]
+)
 def test_its_numbers_are_not_rounded_to_what_the_half_computes_in(
     tmp_path: Path, precision: str
 ) -> None:
     source = source_of("demo")
-    adapter = adapter_of(tmp_path / "adapter", describe(source))
+    adapter = adapter_of(tmp_path / "adapter", profile_of(source))
     half = with_adapter(source, adapter, dtype="bfloat16", precision=precision).load("language")
     layers = [module for module in half.modules() if hasattr(module, "lora_A")]
     assert len(layers) == adapted_modules(half) == 28
@@ -83,6 +86,6 @@ def test_its_numbers_are_not_rounded_to_what_the_half_computes_in(
 
 def test_an_offloaded_half_takes_none(tmp_path: Path) -> None:
     source = source_of("demo")
-    adapter = adapter_of(tmp_path / "adapter", describe(source))
+    adapter = adapter_of(tmp_path / "adapter", profile_of(source))
     with pytest.raises(UsageError, match="cannot be offloaded"):
         with_adapter(source, adapter, offload=True).load("language")

@@ -8,6 +8,7 @@ import transformers
 from stages.models.context import context_tokens
 
 hf: Any = transformers
+ORIGINAL = "original_max_position_embeddings"
 LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0}
 FACTORS = {"short_factor": [1.0] * 48, "long_factor": [1.0] * 48}
 
@@ -19,18 +20,15 @@ FACTORS = {"short_factor": [1.0] * 48, "long_factor": [1.0] * 48}
         (4096, None, 4096),
         (4096, {"type": "linear", "factor": 4.0}, 16384),
         (2048, {"rope_type": "dynamic", "factor": 2.5}, 5120),
-        (32768, {"type": "yarn", "factor": 4.0, "original": 32768}, 131072),
+        (32768, {"type": "yarn", "factor": 4.0, ORIGINAL: 32768}, 131072),
         (32768, {"type": "yarn", "factor": 4.0}, 131072),
-        (131072, {"rope_type": "yarn", "factor": 32.0, "original": 4096}, 131072),
-        (131072, {"rope_type": "llama3", "factor": 32.0, "original": 8192, **LLAMA3}, 131072),
+        (131072, {"rope_type": "yarn", "factor": 32.0, ORIGINAL: 4096}, 131072),
+        (131072, {"rope_type": "llama3", "factor": 32.0, ORIGINAL: 8192, **LLAMA3}, 131072),
     ],
 )
 def test_rope_scaling_enlarges_the_context_once(
     stated: int, scaling: dict[str, Any] | None, context: int
 ) -> None:
-    if scaling and "original" in scaling:
-        scaling = {**scaling, "original_max_position_embeddings": scaling["original"]}
-        del scaling["original"]
     config = hf.LlamaConfig(max_position_embeddings=stated, rope_scaling=scaling)
     assert context_tokens(config) == context
 

@@ -1,4 +1,7 @@
-"""What computing takes is found out without weights, by families of every route."""
+"""What computing takes is found out without weights, by families of every route; what a decoder
+remembers of a row is told from one run of it, whatever its layers are."""
+
+import json
 
 import pytest
 
@@ -7,20 +10,22 @@ from stages.models.halves.classes import config_and_class, skeleton_of
 from stages.models.halves.routes import choose_route
 from stages.models.inspection import frames_a_video
 from stages.models.processors.prepare import load_processor
+from stages.models.profile import ModelProfile
+from stages.models.row_memory import LayerMemory, RowMemory
 from tests.support.checkpoints import MODELS, whole_checkpoint
+from tests.support.clips import profile_of
 from tests.support.families import BUILDERS, checkpoint
 
 FEW = ("llava", "qwen2_5_vl", "blip_2", "florence2", "mllama")
-REST = tuple(name for name in (*BUILDERS, *MODELS) if name not in FEW)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("family", REST)
-def test_batch_costs_are_found_of_every_family_with_a_processor(family: str) -> None:
-    test_batch_costs_are_found_by_every_route(family)
-
-
-@pytest.mark.parametrize("family", FEW)
+@pytest.mark.parametrize(
+    "family",
+    [
+        pytest.param(name, marks=[] if name in FEW else pytest.mark.slow)
+        for name in (*BUILDERS, *MODELS)
+    ],
+)
 def test_batch_costs_are_found_by_every_route(family: str) -> None:
     folder = checkpoint(family) if family in BUILDERS else whole_checkpoint(family)
     config, cls = config_and_class(folder, trusted=False)
@@ -46,3 +51,33 @@ def test_batch_costs_are_found_by_every_route(family: str) -> None:
             assert 0 <= memory.bytes(work.units, 2) - work.kept_bytes <= windowed
     # One family keeps nothing between tokens.
     assert all(work.kept_bytes > 0 for work in batch_costs["language"]) == (family != "pix2struct")
+
+
+STATE = LayerMemory(kind="states", layers=3, state_bytes=10, state_bytes_32=30)
+WINDOW = LayerMemory(kind="window", layers=2, token_bytes=4, window=8)
+FULL = LayerMemory(kind="full", token_bytes=6)
+MEMORY = RowMemory(kept=(STATE, WINDOW, FULL), words=5)
+
+
+def test_a_row_takes_what_its_layers_see_and_their_states() -> None:
+    assert MEMORY.bytes(5, 2) == 5 * (2 * 4 + 6)
+    assert MEMORY.bytes(100, 2) == 2 * 8 * 4 + 100 * 6
+    assert MEMORY.bytes(100, 4) == 2 * MEMORY.bytes(100, 2)
+    assert (MEMORY.states(2), MEMORY.states(4)) == (30, 90)
+    assert MEMORY.largest(5, 2) == 30 and MEMORY.largest_states(4) == 30
+
+
+def test_a_profile_tells_it_and_keeps_it_in_json() -> None:
+    profile = profile_of(whole_checkpoint("gemma3"))
+    memory = profile.language.row_memory
+    assert memory is not None
+    assert {kind.kind: kind.window for kind in memory.kept} == {
+        "DynamicSlidingWindowLayer": 16,
+        "DynamicLayer": 0,
+    }
+    again = ModelProfile.from_json(json.loads(json.dumps(profile.to_json())))
+    assert again == profile
+
+
+def test_nothing_is_told_of_a_model_with_an_encoder_of_prompts() -> None:
+    assert profile_of(whole_checkpoint("florence2")).language.row_memory is None

@@ -109,8 +109,7 @@ def test_a_provider_that_is_not_built_in_is_refused(
         open_session(tmp_path / "any.onnx", Provider(name=TRT), 1)
 
 
-def test_a_fall_to_the_cpu_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """ONNX Runtime, asked for a GPU that is not there, takes the CPU and warns at most."""
+def test_a_fall_to_the_cpu_is_refused(tmp_path: Path) -> None:
     path = plain_graph(tmp_path, "Relu")
     for name in (CUDA, TRT):
         with pytest.raises(EnvironmentFault, match=f"{name} cannot be had"):

@@ -1,8 +1,10 @@
 """EVA-CLIP computed by code of our own makes the vectors of the original code: from hub files and
-from the original ones, whole, in halves, streamed, and in few bits."""
+from the original ones, whole, in halves, streamed, and in few bits; and its folders as people have
+them: settings that lie, no processor, pickles."""
 
 import json
 import os
+import shutil
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -12,25 +14,30 @@ import torch
 from safetensors.torch import load_file
 from torch.nn.functional import cosine_similarity
 
+from artifacts.errors import UsageError
 from artifacts.schema import Part
 from stages.models import describe, load_half
 from stages.models.halves.boundary import absent_paths
 from stages.models.halves.classes import config_and_class, skeleton_of
 from stages.models.halves.vectors import image_vectors, logits, text_vectors
 from stages.models.loading import ModelJob
-from stages.models.natives.registry import NATIVES, native_of
+from stages.models.natives.registry import NATIVES, ORIGINALS, native_of
 from stages.models.precision.quantize import count, quantizable
+from stages.models.processors.loading import load_processor
 from stages.models.streaming.load import cross, streamed_layers
 from tests.support import evaclip_reference as formulas
 from tests.support.evaclip import (
     LAYOUTS,
+    VOCABULARY,
     converted,
     drawn_ids,
     drawn_pixels,
+    make_folder,
     original,
     published,
     write,
 )
+from tests.support.families import change_config
 from tests.support.plan_cases import make_folder as make_headers
 from tests.support.plan_cases import plan_case
 
@@ -38,6 +45,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SHARED = Path(os.environ.get("PENSTOCK_TEST_NATIVES", ROOT.parent / "shared" / "natives"))
 NEAR = 1e-5
 """Most that a vector may be off; its numbers are of the size of 1."""
+slow = pytest.mark.slow
 needs_shared = pytest.mark.skipif(
     not (SHARED / "ref_eva.pt").exists(), reason="what the original code made is not here"
 )
@@ -85,7 +93,9 @@ def test_halves_make_the_bytes_of_the_whole(name: str) -> None:
     assert parameters(vision) + parameters(text) == parameters(whole) + 1
 
 
-@pytest.mark.parametrize("name", LAYOUTS)
+@pytest.mark.parametrize(
+    "name", [name if name == "E-plus" else pytest.param(name, marks=slow) for name in LAYOUTS]
+)
 def test_a_vision_half_whose_layers_come_from_the_files_makes_the_same(name: str) -> None:
     job = ModelJob(model=str(published(name)), dtype="float32", offload=True)
     half = job.hold("vision").model
@@ -163,19 +173,16 @@ def test_a_vision_half_in_few_bits_makes_like_vectors_and_takes_less(
     # All vectors of a model lie in one direction; what is left without it tells pictures apart.
     alike = cosine_similarity(few - few.mean(0), many - many.mean(0))
     taken = [sum(w.nbytes for w in model.parameters()) for model in (half, plain)]
-    print(f"{precision}: cosine {alike.min():.4f} at the least, {taken[0]} of {taken[1]} bytes")
     assert alike.min() > nearest
     assert taken[0] < taken[1] * (0.4 if precision == "int8" else 0.3)
 
 
 def test_it_is_not_taken_for_the_clip_that_its_config_says_it_is() -> None:
-    """Of which transformers would make up 18 tensors; what comes with it raises SystemExit."""
     folder = published()
     assert json.loads((folder / "config.json").read_text())["model_type"] == "clip"
-    for trusted in (False, True):
-        profile = describe(folder, trust_remote_code=trusted)
-        assert (profile.class_name, profile.route) == ("EvaCLIPModel", "dual")
-        assert not profile.batch_costs_unknown
+    profile = describe(folder, trust_remote_code=True)  # of code that raises SystemExit
+    assert (profile.class_name, profile.route) == ("EvaCLIPModel", "dual")
+    assert not profile.batch_costs_unknown
     halves = [parameters(held("8B", half)) for half in ("vision", "language")]
     assert [part.parameters for part in profile.parts.values()] == halves
 
@@ -189,3 +196,106 @@ def test_a_saved_model_is_loaded_again(tmp_path: Path) -> None:
     pictures = {"pixel_values": drawn_pixels(LAYOUTS["E-plus"])}
     again = image_vectors(load_half(tmp_path, "vision"), pictures)
     assert torch.equal(again, image_vectors(whole, pictures))
+
+
+def vectors_of(folder: Path, name: str) -> torch.Tensor:
+    half = load_half(folder, "vision", dtype=torch.float32)
+    return image_vectors(half, {"pixel_values": drawn_pixels(LAYOUTS[name])})
+
+
+def test_flags_that_config_json_states_otherwise_are_read_off_the_names(tmp_path: Path) -> None:
+    for name in ("8B", "E-plus"):
+        folder = make_folder(tmp_path / name, LAYOUTS[name])
+        config = json.loads((folder / "config.json").read_text())
+        for flag in ("q_bias", "k_bias", "v_bias", "use_rms_norm"):
+            config["vision_config"][flag] = name == "E-plus"
+        (folder / "config.json").write_text(json.dumps(config))
+        assert torch.equal(vectors_of(folder, name), vectors_of(published(name), name))
+
+
+def test_what_projects_a_picture_adds_something_where_the_files_say_so(tmp_path: Path) -> None:
+    config, weights = converted(original(LAYOUTS["8B"]))
+    more = torch.linspace(-1, 1, len(weights["visual_projection.weight"]))
+    write(tmp_path, config, {**weights, "visual_projection.bias": more})
+    added = vectors_of(tmp_path, "8B") - vectors_of(published(), "8B")
+    assert torch.allclose(added, more.expand_as(added), atol=1e-5)
+
+
+def test_pictures_and_texts_go_in_as_the_published_page_says() -> None:
+    processor = load_processor(published())
+    noise = torch.randint(0, 255, (40, 60, 3), dtype=torch.uint8).numpy()
+    pixels = processor(images=[noise], return_tensors="pt")["pixel_values"]
+    assert pixels.shape == (1, 3, 28, 28) and "rescale" in str(processor.image_processor)
+    ids = processor.tokenizer("a cat")["input_ids"]
+    assert (ids[0], ids[-1]) == (VOCABULARY - 2, VOCABULARY - 1)
+
+
+def test_settings_of_pictures_that_a_folder_has_are_taken(tmp_path: Path) -> None:
+    folder = make_folder(tmp_path / "model")
+    load_processor(folder).image_processor.save_pretrained(folder)
+    told = json.loads((folder / "preprocessor_config.json").read_text())
+    (folder / "preprocessor_config.json").write_text(json.dumps({**told, "do_center_crop": False}))
+    assert load_processor(folder).image_processor.do_center_crop is False
+
+
+def test_without_a_tokenizer_pictures_go_in_and_texts_fail(tmp_path: Path) -> None:
+    processor = load_processor(make_folder(tmp_path / "model", words=False))
+    assert processor.image_processor.crop_size["height"] == 28
+    with pytest.raises(UsageError, match="holds no tokenizer") as caught:
+        processor(text=["a cat"], return_tensors="pt")
+    assert "vocab.json and merges.txt" in caught.value.hint
+
+
+@pytest.mark.parametrize("trusted", [False, True])
+def test_pickles_are_told_to_be_converted(trusted: bool, tmp_path: Path) -> None:
+    folder = make_folder(tmp_path / "model")
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    with pytest.raises(UsageError, match="only as pickles") as caught:
+        describe(folder, trust_remote_code=trusted)
+    assert f"penstock convert {folder} DST" in caught.value.hint
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("file", ["EVA_CLIP_8B.pt", "pytorch_model.bin", "model.safetensors"])
+def test_a_file_is_no_model_and_is_told_so(file: str, tmp_path: Path) -> None:
+    (tmp_path / file).write_bytes(b"weights")
+    with pytest.raises(UsageError, match="is a file, and a model is a folder") as caught:
+        describe(tmp_path / file)
+    told = f"Run: penstock convert {tmp_path / file} DST" in caught.value.hint
+    assert told == (not file.endswith("safetensors"))
+
+
+@pytest.mark.parametrize("vision", [7, {"num_attention_heads": 7}])
+def test_a_configuration_without_sense_fails_in_one_line(vision: Any, tmp_path: Path) -> None:
+    shutil.copytree(published(), tmp_path / "model")
+    change_config(tmp_path / "model", vision_config=vision)
+    with pytest.raises(UsageError, match=r"config\.json") as caught:
+        describe(tmp_path / "model")
+    assert "\n" not in str(caught.value)
+
+
+def test_other_original_files_are_not_recognised() -> None:
+    (layout,) = ORIGINALS
+    names = list(original(LAYOUTS["E-plus"]))
+    assert layout.recognises(names) and layout.recognises(original(LAYOUTS["8B"]).keys())
+    # The small ones of that code turn positions, and split query, key and value.
+    for more in ("visual.rope.freqs_cos", "visual.blocks.0.attn.q_proj.weight", "optimizer"):
+        assert not layout.recognises([*names, more])
+    assert not layout.recognises([n for n in names if not n.startswith("text.")])
+    assert not layout.recognises([])
+
+
+@pytest.mark.parametrize(
+    ("width", "heads", "behind"), [(1792, 16, True), (4096, 32, False), (5120, 40, True)]
+)
+def test_what_shapes_do_not_say_is_known_of_published_widths(
+    width: int, heads: int, behind: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    (layout,) = ORIGINALS
+    shapes = {name: tuple(tensor.shape) for name, tensor in original(LAYOUTS["8B"]).items()}
+    config: Any = layout.config({**shapes, "visual.cls_token": (1, 1, width)})
+    vision = config["vision_config"]
+    assert (vision["num_attention_heads"], vision["post_layernorm"]) == (heads, behind)
+    assert not caplog.records
+    layout.config(shapes)
+    assert "of width 128 is known" in caplog.text

@@ -81,7 +81,6 @@ def test_what_was_said_before_stands_before_the_question() -> None:
 
 
 def test_padding_is_not_what_stands_for_a_picture() -> None:
-    """The published files say that it is."""
     processor = processor_of()
     rows = [prepare(processor, clip) for clip in clips("video", 1, frames=5)]
     rows += [prepare(processor, clip) for clip in clips("video", 1, frames=2)]
@@ -137,7 +136,7 @@ def plain_bilinear(frame: np.ndarray[Any, Any], side: int) -> np.ndarray[Any, An
     return made
 
 
-@pytest.mark.parametrize("size", [(1080, 1920), (640, 360), (56, 56), (40, 30), (333, 500)])
+@pytest.mark.parametrize("size", [(640, 360), (40, 30), (333, 500)])
 def test_pixels_are_those_of_bilinear_interpolation_that_does_not_smooth(
     size: tuple[int, int],
 ) -> None:
@@ -150,13 +149,11 @@ def test_pixels_are_those_of_bilinear_interpolation_that_does_not_smooth(
 
 
 def test_frames_are_stored_at_their_own_size() -> None:
-    """What is made smaller before would be smoothed."""
     fit = probe(processor_of(), "video").fit
     assert fit.size(1080, 1920) == (1080, 1920)
 
 
 def test_24_frames_take_1609_tokens_and_97_positions() -> None:
-    """Every number is one token of Llama 3."""
     row = [False]
     for _ in range(24):
         row += [True] * 66 + [False]

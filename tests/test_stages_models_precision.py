@@ -2,7 +2,7 @@
 passes for it."""
 
 import json
-from collections.abc import Callable
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,17 +20,17 @@ from stages.models.halves.classes import config_and_class, skeleton_of
 from stages.models.loading import ModelJob, facts
 from stages.models.precision.quantize import check, plan
 from stages.models.processors.prepare import load_processor
-from tests.support.clips import PROMPTS, clips, joint_inputs, without_pixels
-from tests.support.families import checkpoint
+from tests.support.clips import PROMPTS, clips, joint_inputs, profile_of, without_pixels
+from tests.support.families import checkpoint, made_once
 from tests.support.waves import Wave
 
 DEMO = Path(__file__).parent.parent / "penstock_demo" / "checkpoint"
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 GREEDY: dict[str, Any] = {"do_sample": False, "max_new_tokens": 8, "eos_token_id": None}
-FAMILIES = ("demo", "llava", "qwen2_5_vl")
-FULL_PATHS = ["model.visual", "model.vision_tower", "model.multi_modal_projector", "lm_head"]
-BARE_NAMES = ["visual", "vision_tower", "multi_modal_projector", "lm_head"]
+FULL_PATHS = ("model.visual", "model.vision_tower", "model.multi_modal_projector", "lm_head")
+BARE_NAMES = ("visual", "vision_tower", "multi_modal_projector", "lm_head")
 """How older checkpoints name what they left alone; the loader of today passes over such names."""
+slow = pytest.mark.slow
 
 
 def folder_of(family: str) -> Path:
@@ -42,24 +42,30 @@ def loaded(folder: Path, keep: Half, precision: str, dtype: str = "float32") -> 
     return job.load(keep)
 
 
+def edited(folder: Path, to: Path, **settings: Any) -> Path:
+    """A copy of a checkpoint whose config.json says something else of its quantization."""
+    shutil.copytree(folder, to)
+    config = json.loads((to / "config.json").read_text())
+    config["quantization_config"] |= settings
+    (to / "config.json").write_text(json.dumps(config))
+    return to
+
+
+@made_once
 def saved(
-    folder: Path, to: Path, kind: str, skip: list[str], edit: Callable[[Any], object] | None = None
-) -> Path:
-    """A copy of a checkpoint as transformers itself saves it in 4 or 8 bit."""
+    to: Path, family: str = "llava", kind: str = "nf4", skip: tuple[str, ...] = FULL_PATHS
+) -> None:
+    """A checkpoint as transformers itself saves it in 4 or 8 bit."""
+    folder = folder_of(family)
     four: dict[str, Any] = {"load_in_4bit": True, "bnb_4bit_quant_type": kind}
     settings: dict[str, Any] = {"load_in_8bit": True} if kind == "int8" else four
     loader: Any = transformers.AutoModelForImageTextToText
     quantization: Any = transformers.BitsAndBytesConfig(
-        llm_int8_skip_modules=skip, bnb_4bit_use_double_quant=kind == "nf4", **settings
+        llm_int8_skip_modules=list(skip), bnb_4bit_use_double_quant=kind == "nf4", **settings
     )
     whole = loader.from_pretrained(folder, quantization_config=quantization, dtype=torch.float32)
     whole.save_pretrained(to)
     load_processor(folder).save_pretrained(to)
-    if edit is not None:
-        config = json.loads((to / "config.json").read_text())
-        edit(config["quantization_config"])
-        (to / "config.json").write_text(json.dumps(config))
-    return to
 
 
 def said(folder: Path, vision: str, language: str) -> tuple[torch.Tensor, torch.Tensor]:
@@ -73,8 +79,15 @@ def said(folder: Path, vision: str, language: str) -> tuple[torch.Tensor, torch.
     return made.sequences, torch.stack(made.logits)
 
 
-@pytest.mark.parametrize("precision", [*DTYPES, "int8", "nf4"])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    ("family", "precision"),
+    [
+        ("demo", "bf16"),
+        ("llava", "int8"),
+        ("qwen2_5_vl", "nf4"),
+        *(pytest.param("demo", name, marks=slow) for name in ("fp32", "fp16", "int8", "nf4")),
+    ],
+)
 def test_every_precision_captions_on_a_cpu(family: str, precision: str, tmp_path: Path) -> None:
     dtype = DTYPES.get(precision, "float32")
     made = Wave(tmp_path, folder_of(family), [clips("video", 2)], dtype=dtype, precision=precision)
@@ -90,11 +103,17 @@ def test_every_precision_captions_on_a_cpu(family: str, precision: str, tmp_path
     assert all(row["tokens"] for row in made.captions())
 
 
-@pytest.mark.parametrize("kind", ["int8", "nf4"])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    ("family", "kind"),
+    [
+        ("demo", "nf4"),
+        ("llava", "int8"),
+        pytest.param("qwen2_5_vl", "int8", marks=slow),
+        pytest.param("qwen2_5_vl", "nf4", marks=slow),
+    ],
+)
 def test_all_layers_of_a_half_but_the_output_head_are_quantized(family: str, kind: str) -> None:
-    """The demo's head is tied to its embeddings, the others' are not."""
-    profile = describe(folder_of(family))
+    profile = profile_of(folder_of(family))
     for keep in HALVES:
         half = loaded(folder_of(family), keep, kind)
         found = facts(half)
@@ -105,25 +124,24 @@ def test_all_layers_of_a_half_but_the_output_head_are_quantized(family: str, kin
     assert half.get_output_embeddings().weight.dtype == torch.float32
 
 
-@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl"])
-def test_the_connector_is_quantized_with_the_vision_half(family: str) -> None:
-    """bitsandbytes spares the last module of what it is given, which here is the connector."""
-    half = loaded(checkpoint(family), "vision", "nf4")
-    last = [type(m).__name__ for m in half.modules() if isinstance(m, torch.nn.Linear)][-1]
-    assert last == "Linear4bit"
-
-
-@pytest.mark.parametrize("kind", ["int8", "nf4", pytest.param("fp4", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("skip", [FULL_PATHS, BARE_NAMES, None], ids=["paths", "bare", "all"])
+@pytest.mark.parametrize(
+    ("kind", "skip"),
+    [
+        pytest.param("nf4", FULL_PATHS, id="nf4-paths"),
+        pytest.param("nf4", BARE_NAMES, id="nf4-bare"),
+        pytest.param("int8", None, id="int8-all"),
+        pytest.param("int8", BARE_NAMES, id="int8-bare", marks=slow),
+        pytest.param("fp4", None, id="fp4-all", marks=slow),
+        pytest.param("fp4", FULL_PATHS, id="fp4-paths", marks=slow),
+    ],
+)
 def test_a_checkpoint_that_was_saved_quantized_loads_as_it_is(
-    kind: str, skip: list[str] | None, tmp_path: Path
+    kind: str, skip: tuple[str, ...] | None, tmp_path: Path
 ) -> None:
-    def rename(settings: Any) -> None:
-        settings["llm_int8_skip_modules"] = skip
-
-    paths = ["lm_head"] if skip is None else FULL_PATHS
-    folder = saved(checkpoint("llava"), tmp_path, kind, paths, rename)
-    profile, plain = describe(folder), describe(checkpoint("llava"))
+    paths = ("lm_head",) if skip is None else FULL_PATHS
+    made = saved("llava", kind, paths)
+    folder = edited(made, tmp_path / "model", llm_int8_skip_modules=skip)
+    profile, plain = describe(folder), profile_of(checkpoint("llava"))
     assert profile.language.stored_as == kind
     assert profile.vision.stored_as == ("" if skip else kind)
     for keep in HALVES:
@@ -135,12 +153,16 @@ def test_a_checkpoint_that_was_saved_quantized_loads_as_it_is(
     assert 0 < (folder / "model.safetensors").stat().st_size - held < 1 << 16
 
 
-@pytest.mark.parametrize("kind", ["int8", "nf4"])
-@pytest.mark.parametrize("family", ["demo", "llava"])
-def test_saved_quantized_it_says_what_it_says_quantized_on_loading(
-    family: str, kind: str, tmp_path: Path
-) -> None:
-    folder = saved(folder_of(family), tmp_path, kind, FULL_PATHS)
+@pytest.mark.parametrize(
+    ("family", "kind"),
+    [
+        ("llava", "nf4"),
+        pytest.param("llava", "int8", marks=slow),
+        pytest.param("demo", "nf4", marks=slow),
+    ],
+)
+def test_saved_quantized_it_says_what_it_says_quantized_on_loading(family: str, kind: str) -> None:
+    folder = saved(family, kind)
     tokens, logits = said(folder_of(family), "fp32", kind)
     tokens_of_saved, logits_of_saved = said(folder, "fp32", kind)
     assert torch.equal(tokens_of_saved, tokens)
@@ -166,12 +188,9 @@ def test_a_wrong_count_of_quantized_modules_fails() -> None:
 
 
 def test_weights_that_are_not_what_the_configuration_says_fail(tmp_path: Path) -> None:
-    folder = saved(checkpoint("llava"), tmp_path / "saved", "nf4", FULL_PATHS)
+    folder = Path(shutil.copytree(saved("llava"), tmp_path / "saved"))
     claim = json.loads((folder / "config.json").read_text())
-    plain = tmp_path / "plain"
-    loader: Any = transformers.LlavaForConditionalGeneration
-    loader.from_pretrained(checkpoint("llava")).save_pretrained(plain)
-    load_processor(checkpoint("llava")).save_pretrained(plain)
+    plain = Path(shutil.copytree(checkpoint("llava"), tmp_path / "plain"))
     (plain / "config.json").write_text(json.dumps(claim))
     del claim["quantization_config"]
     (folder / "config.json").write_text(json.dumps(claim))
@@ -183,31 +202,27 @@ def test_weights_that_are_not_what_the_configuration_says_fail(tmp_path: Path) -
 
 
 def test_the_plain_half_of_a_quantized_checkpoint_loads_without_the_other(tmp_path: Path) -> None:
-    folder = saved(checkpoint("llava"), tmp_path, "nf4", FULL_PATHS)
-    names = describe(folder).vision.tensors
+    folder = Path(shutil.copytree(saved("llava"), tmp_path / "saved"))
+    names = profile_of(saved("llava")).vision.tensors
     weights = {n: t for n, t in load_file(folder / "model.safetensors").items() if n in names}
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     assert facts(loaded(folder, "vision", "fp32"))["quantized_modules"] == {}
 
 
 def test_another_way_of_quantizing_is_refused(tmp_path: Path) -> None:
-    def rename(settings: Any) -> None:
-        settings["quant_method"] = "gptq"
-
-    folder = saved(checkpoint("llava"), tmp_path, "nf4", FULL_PATHS, rename)
+    folder = edited(saved("llava"), tmp_path / "model", quant_method="gptq")
     with pytest.raises(UsageError, match="quantized by gptq") as raised:
         describe(folder)
     assert "--precision" in raised.value.hint
 
 
-def test_what_was_saved_in_one_precision_is_refused_in_another(tmp_path: Path) -> None:
-    folder = saved(checkpoint("llava"), tmp_path, "nf4", FULL_PATHS)
+def test_what_was_saved_in_one_precision_is_refused_in_another() -> None:
     with pytest.raises(UsageError, match="saved in nf4 and cannot be had in int8"):
-        loaded(folder, "language", "int8")
+        loaded(saved("llava"), "language", "int8")
 
 
-def test_a_profile_of_quantized_halves_survives_json(tmp_path: Path) -> None:
-    profile = describe(saved(checkpoint("llava"), tmp_path, "nf4", FULL_PATHS))
+def test_a_profile_of_quantized_halves_survives_json() -> None:
+    profile = profile_of(saved("llava"))
     assert ModelProfile.from_json(json.loads(json.dumps(profile.to_json()))) == profile
 
 

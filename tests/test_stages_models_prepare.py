@@ -1,7 +1,9 @@
-"""What the processor gives for a prompt without media equals what it gives with them."""
+"""What a processor gives for a prompt without media equals what it gives with them, called as its
+family documents it, which is found out by trying."""
 
+import functools
 import json
-import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,9 @@ import numpy as np
 import pytest
 import torch
 
-from artifacts.errors import UsageError
+from artifacts.errors import EnvironmentFault, UsageError
+from stages.models.processors.layout import layout_of
+from stages.models.processors.loading import is_picture, takes_images
 from stages.models.processors.prepare import (
     Clip,
     load_processor,
@@ -20,28 +24,35 @@ from stages.models.processors.prepare import (
 )
 from stages.models.processors.side_inputs import without_pictures
 from tests.support.clips import PROMPTS, clips, joint_inputs, without_pixels
-from tests.support.families import BUILDERS, checkpoint, hf
-from tests.support.processors import plain_call, processor_folder, render
+from tests.support.families import BUILDERS, checkpoint, copy_of, hf
+from tests.support.processors import KINDS, plain_call, processor_folder, render, whole
+
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+CASES = [
+    (family, kind)
+    for family in KINDS
+    for kind in ("image", "video")
+    if kind == "video" or KINDS[family].image
+]
 
 
 def assert_same(found: dict[str, Any], wanted: dict[str, Any]) -> None:
     assert found.keys() == wanted.keys()
     for name, value in wanted.items():
-        assert torch.equal(found[name], value), name
-        assert found[name].dtype == value.dtype, name
+        if isinstance(value, torch.Tensor):
+            assert torch.equal(found[name], value) and found[name].dtype == value.dtype, name
+        else:
+            assert str(found[name]) == str(value), name
 
 
-@pytest.mark.parametrize("count", [1, 4])
 @pytest.mark.parametrize("kind", ["image", "video"])
 @pytest.mark.parametrize("family", BUILDERS)
-def test_a_prompt_is_rebuilt_from_what_was_kept(family: str, kind: str, count: int) -> None:
+def test_a_prompt_is_rebuilt_from_what_was_kept(family: str, kind: str) -> None:
     processor = load_processor(checkpoint(family))
-    batch, prompts = clips(kind, count), PROMPTS[:count]
-    joint = joint_inputs(processor, batch, prompts)
+    batch = clips(kind, 4)
+    joint = joint_inputs(processor, batch, PROMPTS)
     rows = [prepare(processor, clip) for clip in batch]
-
-    assert_same(rebuild(processor, rows, prompts), without_pixels(joint))
-
+    assert_same(rebuild(processor, rows, PROMPTS), without_pixels(joint))
     pixels = {name: value for name, value in joint.items() if name.startswith("pixel_")}
     names = {name for name in rows[0].inputs if name.startswith("pixel_")}
     assert_same({n: torch.cat([row.inputs[n] for row in rows]) for n in names}, pixels)
@@ -114,7 +125,6 @@ def test_the_step_between_frames_reaches_the_grid() -> None:
 
 @pytest.mark.parametrize("rate", [1, 1.5, 3, 6, 7, 12, 30, 30000 / 1001])
 def test_the_rate_of_frames_at_even_steps_is_exact(rate: float) -> None:
-    """Or a position that the time of a video gives is one less, of every third pair of frames."""
     metadata = video_metadata(clip_at([5 + index / rate for index in range(60)], 60 / rate))
     assert metadata["fps"] == pytest.approx(rate, rel=1e-8)
     assert metadata["fps"] == rate or rate != round(rate, 1)
@@ -127,12 +137,6 @@ def test_a_prompt_with_a_placeholder_of_the_model_fails() -> None:
         rebuild(processor, [row], ["What is <|image_pad|>?"])
 
 
-def test_a_checkpoint_without_a_chat_template_gets_media_then_prompt() -> None:
-    processor = load_processor(checkpoint("llava"))
-    processor.chat_template = processor.tokenizer.chat_template = None
-    assert render(processor, "images", 2, "Describe.") == "<image><image>\nDescribe."
-
-
 def test_a_folder_without_a_processor_fails(tmp_path: Any) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "qwen2_5_vl"}')
     with pytest.raises(UsageError, match="processor"):
@@ -140,8 +144,7 @@ def test_a_folder_without_a_processor_fails(tmp_path: Any) -> None:
 
 
 def test_a_processor_with_code_of_its_own_is_not_run(tmp_path: Path) -> None:
-    folder = tmp_path / "model"
-    shutil.copytree(checkpoint("llava"), folder)
+    folder = copy_of("llava", tmp_path / "model")
     (folder / "code.py").write_text("raise SystemExit('must not run')\n")
     settings = json.loads((folder / "processor_config.json").read_text())
     settings |= {"processor_class": "Own", "auto_map": {"AutoProcessor": "code.Own"}}
@@ -196,3 +199,159 @@ def test_a_picture_whose_size_is_in_the_prompt_keeps_it() -> None:
 def processor_of_sizes() -> Any:
     plain = load_processor(processor_folder("blip_2"))
     return TellsSizes(plain.image_processor, plain.tokenizer, num_query_tokens=4)
+
+
+@functools.cache
+def processor_of(family: str) -> Any:
+    return load_processor(processor_folder(family))
+
+
+def rebuilt(processor: Any, batch: list[Clip], prompts: tuple[str, ...]) -> dict[str, Any]:
+    return rebuild(processor, [prepare(processor, clip) for clip in batch], prompts)
+
+
+@pytest.mark.parametrize(("family", "kind"), CASES)
+def test_prompts_without_pictures_and_pictures_equal_the_documented_call(
+    family: str, kind: str
+) -> None:
+    processor, batch, prompts = processor_of(family), clips(kind, 2), PROMPTS[:2]
+    wanted = plain_call(family, processor, batch, prompts)
+    assert_same(whole(processor, batch, prompts), wanted)
+    assert_same(rebuilt(processor, batch, prompts), without_pictures(wanted))
+    wanted = plain_call(family, processor, batch[:1], prompts[:1])
+    inputs = prepare(processor, batch[0]).inputs
+    shown = [name for name in wanted if is_picture(name)]
+    assert shown
+    assert_same({name: inputs[name] for name in shown}, {name: wanted[name] for name in shown})
+
+
+@pytest.mark.parametrize(
+    "family", [name for name in KINDS if name not in ("instructblipvideo", "perception_lm")]
+)
+def test_rows_of_different_sizes_share_a_batch(family: str) -> None:
+    processor, prompts = processor_of(family), PROMPTS[:2]
+    kind = "image" if KINDS[family].image else "video"
+    batch = [clips(kind, 1)[0], clips(kind, 1, height=96, width=40)[0]]
+    wanted = plain_call(family, processor, batch, prompts)
+    assert_same(rebuilt(processor, batch, prompts), without_pictures(wanted))
+
+
+@pytest.mark.parametrize("family", KINDS)
+def test_how_many_pictures_a_prompt_takes_is_found_out(family: str) -> None:
+    processor = processor_of(family)
+    assert takes_videos(processor) == (KINDS[family].video is not None)
+    if takes_images(processor):
+        assert layout_of(processor, "images").alone == (not KINDS[family].many)
+
+
+def test_a_video_goes_in_as_its_middle_frame_where_a_prompt_takes_one_picture() -> None:
+    processor, (clip,) = processor_of("blip_2"), clips("video", 1)
+    row = prepare(processor, clip)
+    assert row.count.media == 1
+    assert torch.equal(
+        row.inputs["pixel_values"], prepare(processor, clip.middle()).inputs["pixel_values"]
+    )
+    assert clip.middle().times == (clip.times[2],)
+
+
+@pytest.mark.parametrize(
+    ("family", "text"),
+    [
+        ("blip", "Who?"),
+        ("chameleon", "<image><image>\nWho?"),
+        ("florence2", "Who?"),
+        ("got_ocr2", "<imgpad><imgpad>\nWho?"),
+        ("gemma3", "User: <boi><boi>Who?Assistant:"),
+        ("paligemma", "<image><image>Who?"),
+    ],
+)
+def test_without_a_chat_template_media_stand_where_the_processor_wants_them(
+    family: str, text: str
+) -> None:
+    assert render(processor_of(family), "images", 2, "Who?") == text
+
+
+def test_a_template_of_a_language_model_gets_the_words_for_pictures() -> None:
+    processor = load_processor(processor_folder("chameleon"))
+    processor.tokenizer.chat_template = "{% for m in messages %}[{{ m['content'] }}]{% endfor %}"
+    assert render(processor, "images", 1, "Who?") == "[<image>\nWho?]"
+
+
+@pytest.mark.parametrize("family", ["gemma3", "instructblip", "idefics3"])
+def test_a_word_that_stands_for_a_picture_is_refused(family: str) -> None:
+    processor = processor_of(family)
+    word = "<soft>" if family == "gemma3" else "<image>"
+    with pytest.raises(UsageError, match=word):
+        rebuilt(processor, clips("image", 1), (f"What is {word}?",))
+
+
+@pytest.mark.parametrize(
+    ("family", "texts"),
+    [
+        ("glm4v", ("<|end_of_image|>0<", "<|end_of_image|>61<")),
+        ("video_llama_3", ("Time 0.5s:", "Time 1.5s:", "Time 61.0s:", "Time 62.5s:")),
+    ],
+)
+def test_true_times_stand_in_the_prompt(family: str, texts: tuple[str, ...]) -> None:
+    processor, (noise,) = processor_of(family), clips("video", 1)
+    row = prepare(processor, replace(noise, times=(0.5, 1.5, 61.0, 62.5), seconds=64.0))
+    (ids,) = rebuild(processor, [row], ["What happens?"])["input_ids"]
+    said = processor.tokenizer.decode(ids)
+    assert all(text in said for text in texts), said
+
+
+def test_a_processor_that_takes_one_prompt_a_call_is_called_for_each() -> None:
+    processor = load_processor(processor_folder("idefics2"))
+    compute = type(processor).__call__
+
+    class Single(type(processor)):  # type: ignore[misc]
+        def __call__(self, *args: Any, **kwargs: Any) -> Any:
+            assert len(kwargs["text"]) == 1, "one at a time"
+            return compute(self, *args, **kwargs)
+
+    processor.__class__ = Single
+    batch, prompts = clips("image", 2), PROMPTS[:2]
+    wanted = plain_call("idefics2", processor_of("idefics2"), batch, prompts)
+    assert not layout_of(processor, "images").batched
+    assert_same(whole(processor, batch, prompts), wanted)
+    assert_same(rebuilt(processor, batch, prompts), without_pictures(wanted))
+
+
+@pytest.mark.parametrize(
+    ("error", "fault", "says"),
+    [
+        (RuntimeError("not today"), UsageError, "takes images in no way that is known: not today"),
+        (
+            ImportError("Package `num2words` is required.\nInstall it with `pip`."),
+            EnvironmentFault,
+            r"`num2words` is required\. Install it",
+        ),
+    ],
+)
+def test_a_processor_that_fails_on_every_picture_is_refused_in_one_line(
+    error: Exception, fault: type[Exception], says: str
+) -> None:
+    processor = load_processor(processor_folder("git"))
+
+    def refuse(*args: Any, **kwargs: Any) -> Any:
+        raise error
+
+    processor.image_processor.preprocess = refuse
+    with pytest.raises(fault, match=says) as caught:
+        prepare(processor, clips("image", 1)[0])
+    assert "\n" not in str(caught.value)
+
+
+def test_a_processor_whose_text_depends_on_what_is_shown_is_refused() -> None:
+    processor = load_processor(processor_folder("kosmos2"))
+    compute = type(processor).__call__
+
+    class Telling(type(processor)):  # type: ignore[misc]
+        def __call__(self, *args: Any, **kwargs: Any) -> Any:
+            outputs = compute(self, *args, **kwargs)
+            outputs["brightness"] = outputs["pixel_values"].sum()[None]
+            return outputs
+
+    processor.__class__ = Telling
+    with pytest.raises(UsageError, match="no prompt can be written without"):
+        prepare(processor, clips("image", 1)[0])

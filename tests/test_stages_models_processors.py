@@ -7,10 +7,9 @@ import pytest
 import torch
 
 from stages.models.halves.delivery import new_tokens
-from stages.models.inspection import describe
 from stages.models.processors.prepare import Clip, load_processor
 from tests.support.checkpoints import whole_checkpoint
-from tests.support.clips import PROMPTS, clips, joint_model
+from tests.support.clips import PROMPTS, clips, joint_model, profile_of
 from tests.support.media import write_video
 from tests.support.pipeline import Place
 from tests.support.processors import KINDS, plain_call
@@ -20,6 +19,9 @@ pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:Depreca
 
 
 FAMILIES = ("blip_2", "gemma3", "git", "glm4v", "internvl", "llava_next", "paligemma")
+QUICK = ("git", "glm4v", "blip_2")
+"""One that is run whole, one that knows videos, and one that asks its tower by queries."""
+slow = pytest.mark.slow
 GOES_ON = {"blip_2", "git", "paligemma"}
 """Families that write what follows a prompt, which may be empty."""
 
@@ -38,11 +40,17 @@ def whole_says(family: str, batch: list[Clip], prompts: tuple[str, ...]) -> list
     return [text.strip() for text in processor.batch_decode(new, skip_special_tokens=True)]
 
 
-@pytest.mark.parametrize("kind", [pytest.param("image", marks=pytest.mark.slow), "video"])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    ("family", "kind"),
+    [
+        *((family, "video") for family in QUICK),
+        *(pytest.param(name, "video", marks=slow) for name in FAMILIES if name not in QUICK),
+        *(pytest.param(name, "image", marks=slow) for name in ("glm4v", "internvl")),
+    ],
+)
 def test_two_stages_say_what_the_whole_model_says(family: str, kind: str, tmp_path: Path) -> None:
     batch, prompts = clips(kind, 2), PROMPTS[:2]
-    profile = describe(whole_checkpoint(family))
+    profile = profile_of(whole_checkpoint(family))
     assert profile.images_a_prompt == (not KINDS[family].many)
     assert profile.goes_on == (family in GOES_ON)
     wave = Wave(

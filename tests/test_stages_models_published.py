@@ -2,9 +2,7 @@
 config.json, unless a command, an adapter or an export says otherwise."""
 
 import json
-import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -22,37 +20,18 @@ from stages.models.published import (
     with_way,
 )
 from tests.support.clips import clips
-from tests.support.families import checkpoint
+from tests.support.families import checkpoint, copy_of
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
-
-
-def of_release(folder: Path, family: str, **fields: Any) -> Path:
-    """Copy a tiny checkpoint, with these fields in its config.json."""
-    made: Path = shutil.copytree(checkpoint(family), folder / family)
-    path = made / "config.json"
-    value = {**json.loads(path.read_text()), **fields}
-    path.write_text(json.dumps({n: v for n, v in value.items() if v is not None}))
-    return made
 
 
 @pytest.mark.parametrize(
     ("version", "positions", "outer_pair"),
     [
-        ("4.41.2", True, True),
-        ("4.57.0.dev0", True, True),
-        ("5.2.9", True, True),
-        ("5.3.0.dev0", False, True),
-        ("5.3.0", False, True),
-        ("5.9.1", False, True),
-        ("5.10.0.dev0", False, False),
-        ("5.10.1", False, False),
-        ("5.23.0", False, False),
-        ("6.0", False, False),
-        ("newest", False, False),
-        ("", False, False),
-        (None, False, False),
-        (4.41, False, False),
+        *((before, True, True) for before in ("4.41.2", "4.57.0.dev0", "5.2.9")),
+        *((between, False, True) for between in ("5.3.0.dev0", "5.3.0", "5.9.1")),
+        *((after, False, False) for after in ("5.10.0.dev0", "5.10.1", "6.0")),
+        *((unread, False, False) for unread in ("newest", "", None, 4.41)),
     ],
 )
 def test_the_release_that_wrote_a_config_decides(
@@ -124,7 +103,7 @@ def test_what_follows_a_video_is_placed_behind_it_and_padding_is_left_alone() ->
 
 
 def test_an_older_qwen_places_the_question_behind_a_long_video(tmp_path: Path) -> None:
-    folder = of_release(tmp_path, "qwen2_5_vl", transformers_version="4.49.0")
+    folder = copy_of("qwen2_5_vl", tmp_path / "model", transformers_version="4.49.0")
     ids = torch.zeros(1, 15 + 15 + 10, dtype=torch.long)
     types = torch.tensor([[0] * 15 + [2] * 15 + [0] * 10])
     grid = {"video_grid_thw": torch.tensor([[15, 2, 2]])}
@@ -141,7 +120,7 @@ def test_an_older_qwen_places_the_question_behind_a_long_video(tmp_path: Path) -
 def test_an_older_qwen3_writes_no_pair_around_a_video_and_its_rows_serve_both(
     tmp_path: Path,
 ) -> None:
-    folder = of_release(tmp_path, "qwen3_vl", transformers_version="4.57.0.dev0")
+    folder = copy_of("qwen3_vl", tmp_path / "model", transformers_version="4.57.0.dev0")
     stock, published = (load_processor(folder, as_published=way) for way in (False, None))
     (clip,) = clips("video", 1, frames=6)
     start, end = (
@@ -162,7 +141,7 @@ def test_an_older_qwen3_writes_no_pair_around_a_video_and_its_rows_serve_both(
 @pytest.mark.slow
 @pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_vl"])
 def test_a_profile_says_whether_a_model_is_run_as_published(family: str, tmp_path: Path) -> None:
-    folder = of_release(tmp_path, family, transformers_version="4.49.0")
+    folder = copy_of(family, tmp_path / "model", transformers_version="4.49.0")
     profile = describe(folder)
     assert profile.as_published and profile.language.as_published
     assert not describe(folder, as_published=False).as_published

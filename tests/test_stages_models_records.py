@@ -1,15 +1,20 @@
-"""Features cut by rows and joined again, in any batch, are what one batch would have given."""
+"""Features cut by rows and joined again, in any batch, are what one batch would have given; in a
+file of their own they keep all that decoding needs of them."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
+from artifacts.errors import UsageError
+from artifacts.tensor_files import write_tree
 from artifacts.tensors import make_record, pack_tree, unpack_tree
-from stages.models import encode
+from stages.models import Features, encode, generate, load_features, load_half, save_features
 from stages.models.encoding.batch import encode_batches
+from stages.models.halves.features import is_pixels
 from stages.models.halves.records import (
     CannotSplit,
     FeatureRecord,
@@ -21,6 +26,8 @@ from stages.models.halves.records import (
 from stages.models.processors.prepare import load_processor, prepare
 from tests.support.clips import PROMPTS, clips, half_model, joint_inputs
 from tests.support.families import BUILDERS, checkpoint
+from tests.support.tiny_families import FAMILIES
+from tests.support.tiny_families.verdict import GREEDY
 from tests.support.trees import assert_equal
 
 ROWS = [RowCount(tokens=4, media=1), RowCount(tokens=10, media=2), RowCount(tokens=2, media=1)]
@@ -141,7 +148,7 @@ def test_rows_joined_from_disk_are_the_batch(family: str, kind: str) -> None:
     assert_equal(merge_rows(loaded), dict(whole))
 
 
-@pytest.mark.parametrize("family", BUILDERS)
+@pytest.mark.parametrize("family", ["llava_onevision", "qwen3_vl", "smolvlm"])
 def test_rows_encoded_alone_join_with_rows_of_a_batch(family: str) -> None:
     folder = checkpoint(family)
     processor = load_processor(folder)
@@ -162,3 +169,59 @@ def test_rows_of_unlike_sizes_are_encoded_in_order() -> None:
     assert [row.count for row in rows] == counts
     assert [row.channel for row in rows] == ["videos", "videos", "images"]
     assert len({count.tokens for count in counts}) == 3
+
+
+def encoded(family: str, folder: Path) -> tuple[Path, dict[str, Any], Features]:
+    torch.manual_seed(0)
+    model, inputs = FAMILIES[family]()
+    model.save_pretrained(folder)
+    return folder, inputs, encode(load_half(folder, "vision"), inputs)
+
+
+@pytest.mark.parametrize("family", ["llava", "qwen3_vl", "janus", "perception_lm:video"])
+def test_features_come_back_with_all_that_decoding_needs(family: str, tmp_path: Path) -> None:
+    _, _, features = encoded(family, tmp_path)
+    save_features(tmp_path / "features", features)
+    found = load_features(tmp_path / "features")
+    assert found.needs == features.needs and "input_ids" in found.needs
+    assert {n: tuple(s) for n, s in found.blank.items()} == features.blank != {}
+    assert_equal(dict(found), dict(features))
+
+
+def test_a_model_that_asks_for_its_features_finds_them_in_a_file(tmp_path: Path) -> None:
+    folder, inputs, features = encoded("janus", tmp_path)
+    save_features(tmp_path / "features", features)
+    language = load_half(folder, "language")
+    wanted: Any = generate(language, inputs, features, **GREEDY)
+    found: Any = generate(language, inputs, load_features(tmp_path / "features"), **GREEDY)
+    assert torch.equal(found.sequences, wanted.sequences)
+    with pytest.raises(UsageError, match="did not ask for its image features"):
+        generate(language, inputs, dict(features), **GREEDY)
+
+
+def test_features_from_a_file_still_refuse_what_decoding_would_lack(tmp_path: Path) -> None:
+    folder, inputs, features = encoded("qwen3_vl", tmp_path)
+    save_features(tmp_path / "features", features)
+    lacking = {n: v for n, v in inputs.items() if n != "image_grid_thw" and not is_pixels(n)}
+    with pytest.raises(UsageError, match="decoding needs image_grid_thw"):
+        generate(load_half(folder, "language"), lacking, load_features(tmp_path / "features"))
+
+
+def test_a_record_whose_fields_have_no_defaults_comes_back(tmp_path: Path) -> None:
+    _, _, features = encoded("perception_lm", tmp_path)
+    assert type(features["image"]).__name__ == "TimmWrapperModelOutput"
+    save_features(tmp_path / "features", features)
+    assert_equal(load_features(tmp_path / "features")["image"], features["image"])
+
+
+def test_a_plain_dict_of_features_is_not_saved(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="does not say what decoding needs"):
+        save_features(tmp_path / "features", {"image": 0})  # type: ignore[arg-type]
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("tree", [0, ["features"], {"features": {}}, {"features": 1, "needs": 2}])
+def test_a_file_of_something_else_is_not_taken_for_features(tree: Any, tmp_path: Path) -> None:
+    write_tree(tmp_path / "tree", tree)
+    with pytest.raises(UsageError, match="holds something else than features"):
+        load_features(tmp_path / "tree")

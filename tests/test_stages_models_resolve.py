@@ -1,7 +1,6 @@
 """A model's name leads to a folder or to an error that says what to do."""
 
 import json
-import os
 import socket
 import subprocess
 import sys
@@ -13,9 +12,8 @@ import pytest
 from artifacts.errors import EnvironmentFault, UsageError
 from stages.models.hub.checkpoint import is_complete
 from stages.models.hub.resolve import find_model, resolve_model
-from tests.support.hub import COMMIT, Hub, Repository, serve
+from tests.support.hub import COMMIT, Repository, serve
 from tests.support.hub_client import client, use_cache
-from tests.support.refusals import one_line
 
 MODEL = "owner/name"
 SMALL = Repository(files={"config.json": b"{}", "model.safetensors": bytes(3_400_000)})
@@ -192,7 +190,6 @@ def test_a_cache_that_cannot_be_written_is_no_fault_of_the_network(
     ("repository", "revision", "says"),
     [
         (Repository(files=SMALL.files, refusal=(403, "GatedRepo")), None, "accepted its terms"),
-        (Repository(files=SMALL.files, refusal=(401, "GatedRepo")), None, "accepted its terms"),
         (Repository(files=SMALL.files, refusal=(401, "")), None, "refuses to give owner/name"),
         (Repository(files=SMALL.files, refusal=(403, "")), None, "refuses to give owner/name"),
         (None, None, "the hub knows no model owner/name"),
@@ -258,31 +255,6 @@ def test_a_refused_connection_is_a_fault_of_the_environment(
         connect(f"http://127.0.0.1:{free.getsockname()[1]}")  # bound, and nobody listens
         with pytest.raises(EnvironmentFault, match=r"127\.0\.0\.1:\d+ cannot be reached"):
             resolve_model(MODEL)
-
-
-def command(hub: Hub, folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """`penstock` as a user runs it, with that hub and a home of its own."""
-    environment = {name: v for name, v in os.environ.items() if name != "HF_HUB_OFFLINE"}
-    environment |= {
-        "HF_ENDPOINT": hub.url,
-        "HF_HOME": str(folder),
-        "NO_PROXY": "127.0.0.1,localhost",
-    }
-    return subprocess.run(
-        [sys.executable, "-m", "flows.cli.main", *arguments, "--model", MODEL],
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-
-
-def test_the_command_refuses_a_gated_model_with_exit_2(tmp_path: Path) -> None:
-    gated = Repository(files=SMALL.files, refusal=(403, "GatedRepo"))
-    with serve({MODEL: gated}) as hub:
-        ended = command(hub, tmp_path, "caption", __file__, "--out", str(tmp_path), "--dry-run")
-    assert ended.returncode == 2
-    assert "accepted its terms" in one_line(ended.stderr)
 
 
 def test_resolving_and_the_package_import_nothing_heavy() -> None:

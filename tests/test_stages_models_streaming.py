@@ -1,5 +1,5 @@
-"""A vision half whose layers come one after the other gives, to the bit, what it gives with all of
-them there."""
+"""A half whose layers come one after the other, or wait outside the device, gives to the bit what
+it gives with all of them there."""
 
 import gc
 import json
@@ -15,27 +15,30 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from artifacts.errors import CannotFit, EnvironmentFault, OutOfMemory
+from artifacts.errors import CannotFit, EnvironmentFault, OutOfMemory, UsageError
 from artifacts.keys import digest_of
 from artifacts.tensors import pack_tree
 from benchmarks._models import FRAMES, TINY, Shape, build, publish_clips
 from stages.models.encoding.batch import encode_batches
 from stages.models.halves.features import encode
+from stages.models.halves.offload import offloaded_bytes
 from stages.models.halves.routes import choose_route
 from stages.models.loading import ModelJob, facts
 from stages.models.processors.prepare import prepare
 from stages.models.streaming.load import StreamedLayers, cross, streamed_layers
 from stages.process.stage_process import StageProcess
-from tests.support.clips import clips
+from tests.support.clips import PROMPTS, clips
 from tests.support.families import BUILDERS, checkpoint
+from tests.support.peaks import peaks_of
 from tests.support.tiny_families import FAMILIES
 from tests.support.waves import FEATURES, Wave
 
 PLAIN = [name for name in FAMILIES if ":" not in name]
 WITHOUT_LAYERS = {"chameleon", "fuyu", "gemma4_unified"}
 """Of tiny families: those that see with a linear layer alone, or in one block a stage."""
-QUICK = {"emu3", "florence2", "gemma3n", "kimi_k25", "qwen3_omni_moe_thinker"}
-"""One of each kind that is unlike the others."""
+QUICK = {"emu3", "florence2", "kimi_k25"}
+"""One whose vision half needs a piece of the other, one of stages, one whose weights are arranged
+anew."""
 ALL = 256
 CAUGHT: Any = {"capture_output": True, "text": True, "check": True}
 
@@ -53,8 +56,14 @@ def payloads(wave: Wave) -> list[bytes]:
     return found
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", pytest.param("float32", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("family", BUILDERS)
+@pytest.mark.parametrize(
+    ("family", "dtype"),
+    [
+        ("qwen2_5_vl", "bfloat16"),
+        pytest.param("llava", "float32", marks=pytest.mark.slow),
+        pytest.param("llava_onevision", "bfloat16", marks=pytest.mark.slow),
+    ],
+)
 def test_features_are_those_of_a_resident_half(family: str, dtype: str, tmp_path: Path) -> None:
     video, images = clips("video", 5), clips("image", 2)
     batches = [video[:2], images, video[2:4], video[4:]]
@@ -83,7 +92,6 @@ def test_layers_come_once_for_a_whole_block() -> None:
     [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in PLAIN],
 )
 def test_every_family_can_be_streamed(variant: str, tmp_path: Path) -> None:
-    """Those whose weights are arranged anew, and those that need a piece of the other half, too."""
     torch.manual_seed(0)
     model, inputs = FAMILIES[variant]()
     model.save_pretrained(tmp_path)
@@ -115,28 +123,20 @@ def test_weights_stored_in_another_type_are_cast_as_they_come(tmp_path: Path) ->
     assert layers_of(half).bytes == facts(half)["bytes_fetched_a_pass"]
 
 
-def test_a_file_that_ends_too_soon_is_named(tmp_path: Path) -> None:
-    folder = tmp_path / "model"
-    model, inputs = FAMILIES["llava"]()
-    model.save_pretrained(folder)
-    half = ModelJob(model=str(folder), offload=True).load("vision")
-    weights = folder / "model.safetensors"
-    os.truncate(weights, weights.stat().st_size // 4)
-    with pytest.raises(EnvironmentFault, match=r"model\.safetensors is not a whole"):
-        cross(half, [partial(encode, half, inputs)])
-
-
-def test_a_nan_in_a_layer_is_seen(tmp_path: Path) -> None:
-    """That layers really come from the file, and not from anywhere else."""
+def test_layers_come_from_the_file_and_one_that_ends_too_soon_is_named(tmp_path: Path) -> None:
     model, inputs = FAMILIES["llava"]()
     model.save_pretrained(tmp_path)
     half = ModelJob(model=str(tmp_path), offload=True).load("vision")
-    weights = load_file(tmp_path / "model.safetensors")
+    file = tmp_path / "model.safetensors"
+    weights = load_file(file)
     name = next(n for n in weights if "layers.1." in n and "vision" in n and n.endswith("weight"))
     weights[name].fill_(float("nan"))
-    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    save_file(weights, file, metadata={"format": "pt"})
     (found,) = cross(half, [partial(encode, half, inputs)])
     assert found["image"]["pooler_output"][0].isnan().any()
+    os.truncate(file, file.stat().st_size // 4)
+    with pytest.raises(EnvironmentFault, match=r"model\.safetensors is not a whole"):
+        cross(half, [partial(encode, half, inputs)])
 
 
 def test_files_of_the_other_half_need_not_be_there(tmp_path: Path) -> None:
@@ -235,7 +235,6 @@ def test_on_a_gpu_features_are_those_of_a_resident_half(family: str) -> None:
 
 
 def test_a_checkpoint_of_one_file_is_never_mapped(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A map of all of it, to look at names, would count against the limit."""
     from transformers import modeling_utils
     from transformers.integrations import accelerate
 
@@ -248,3 +247,94 @@ def test_a_checkpoint_of_one_file_is_never_mapped(monkeypatch: pytest.MonkeyPatc
         monkeypatch.setattr(library, "safe_open", mapped)
     half = ModelJob(model=str(folder), dtype="float32", offload=True).hold("vision").model
     assert layers_of(half).count
+
+
+OTHER = "dd" * 32
+
+
+def said(found: list[dict[str, Any]]) -> list[str]:
+    return [caption["caption"] for caption in found]
+
+
+@pytest.mark.parametrize(
+    ("family", "dtype"),
+    [
+        ("qwen2_5_vl", "bfloat16"),
+        ("llava", "float32"),
+        *(
+            pytest.param(family, "bfloat16", marks=pytest.mark.slow)
+            for family in BUILDERS
+            if family != "qwen2_5_vl"
+        ),
+    ],
+)
+def test_captions_are_those_of_resident_halves(family: str, dtype: str, tmp_path: Path) -> None:
+    wave = Wave(tmp_path / "store", checkpoint(family), [clips("video", 2)], dtype=dtype)
+    wave.encode()
+    wave.decode(PROMPTS)
+    resident = said(wave.captions())
+    before = [wave.record_set("features", FEATURES).read(f"features-{n}").payload for n in range(2)]
+    wave.record_set("features", FEATURES).drop(["features-0", "features-1"])
+    wave.settings["offload"] = True
+    told = [*wave.encode(), *wave.decode(PROMPTS, OTHER)]
+    after = [wave.record_set("features", FEATURES).read(f"features-{n}").payload for n in range(2)]
+    assert after == before
+    assert said(wave.captions(OTHER)) == resident
+    fetched = [note["bytes_fetched_a_pass"] for note in told if "bytes_fetched_a_pass" in note]
+    assert len(fetched) == 2 and all(fetched)
+
+
+def test_only_layers_wait_and_their_bytes_are_told() -> None:
+    job = ModelJob(model=str(checkpoint("qwen2_5_vl")), offload=True)
+    half = job.load("language")
+    layers = sum(w.nbytes for w in half.model.language_model.layers.parameters())
+    assert offloaded_bytes(half) == layers == facts(half)["bytes_fetched_a_pass"]
+    assert half.device == torch.device("cpu")
+    resident = ModelJob(model=job.model).load("language")
+    assert facts(resident)["bytes_fetched_a_pass"] == 0
+
+
+@pytest.mark.slow
+def test_an_offloaded_half_never_holds_its_weights(tmp_path: Path) -> None:
+    shape = Shape(layers=8, width=512, tower_layers=1, tower_width=64, vocabulary=512)
+    large = build(tmp_path / "model", shape, 3)
+    resident = peaks_of(large, dtype="bfloat16", positions=8)
+    waiting = peaks_of(large, dtype="bfloat16", positions=8, offload=True)
+    assert waiting["tokens"] == resident["tokens"]
+    assert waiting["running"] < resident["weights"] / 2 < resident["running"]
+
+
+def test_offloaded_layers_read_long_prompts_in_pieces(tmp_path: Path) -> None:
+    wave = Wave(tmp_path / "store", checkpoint("qwen2_5_vl"), [clips("video", 2)])
+    wave.encode()
+    wave.decode(PROMPTS)
+    wave.settings |= {"offload": True, "prefill": 3}
+    told = wave.decode(PROMPTS, OTHER)
+    assert said(wave.captions(OTHER)) == said(wave.captions())
+    assert [note["prefill_way"] for note in told if "prefill_way" in note] == ["mlp"]
+
+
+def test_a_half_in_few_bits_cannot_be_offloaded() -> None:
+    job = ModelJob(model=str(checkpoint("llava")), precision="int8", offload=True)
+    with pytest.raises(UsageError, match="offloaded"):
+        job.load("language")
+
+
+@pytest.mark.parametrize("variant", ["fuyu", "qwen3_vl_moe"])
+def test_what_has_no_layers_or_is_arranged_anew_fails(variant: str, tmp_path: Path) -> None:
+    FAMILIES[variant]()[0].save_pretrained(tmp_path)
+    with pytest.raises(CannotFit, match=r"layers|arranged anew"):
+        ModelJob(model=str(tmp_path), offload=True).load(
+            "vision" if variant == "fuyu" else "language"
+        )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["int8", "nf4"])
+def test_quantizing_never_holds_the_half_as_it_was(precision: str, tmp_path: Path) -> None:
+    shape = Shape(layers=20, width=1024, tower_layers=1, tower_width=64, vocabulary=512)
+    folder = build(tmp_path / "model", shape, 3)
+    sixteen = peaks_of(folder, dtype="bfloat16", positions=8)
+    few = peaks_of(folder, dtype="bfloat16", precision=precision, positions=8)
+    assert few["loading"] < few["weights"] + sixteen["weights"] / 2
+    assert sixteen["loading"] < sixteen["weights"] * 1.15

@@ -3,7 +3,6 @@ else is taken for one."""
 
 import functools
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from stages.models.processors.layout import layout_of
 from stages.models.processors.loading import load_processor, token
 from stages.models.processors.prepare import prepare, rebuild
 from tests.support.clips import clips
-from tests.support.families import checkpoint
+from tests.support.families import copy_of
 from tests.support.keys_before import (
     CHECKPOINTS,
     COMMANDS,
@@ -63,7 +62,6 @@ def test_a_turn_is_what_the_template_makes_of_its_proper_form(family: str, style
 
 @pytest.mark.parametrize("style", STYLES)
 def test_a_stored_prompt_is_the_template_s_own(style: str) -> None:
-    """What a decoder reads, from the file that encoding wrote, equals the documented call."""
     processor, how = asked_by("llava_next", STYLES[style]), STYLES[style]
     (clip,) = clips("image", 1)
     turns = how.turns(token(processor, "image"), PROMPT, SYSTEM)
@@ -89,7 +87,7 @@ def test_a_word_for_a_picture_in_the_system_s_text_is_refused() -> None:
 
 def with_template(style: Style, place: Path) -> Path:
     """A tiny LLaVA whose template is of this style."""
-    shutil.copytree(checkpoint("llava"), place)
+    copy_of("llava", place)
     for path in (place / "chat_template.jinja", place / "chat_template.json"):
         path.unlink(missing_ok=True)
     settings = json.loads((place / "tokenizer_config.json").read_text())

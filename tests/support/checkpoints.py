@@ -1,14 +1,20 @@
 """Tiny checkpoints with random weights for the processors of `processors.py`; needs no network."""
 
-import atexit
-import functools
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from tests.support import checkpoints_whole as other
-from tests.support.families import GRID, MROPE, decisive, hf, qwen_tower, text_config, tower
+from tests.support.families import (
+    GRID,
+    MROPE,
+    decisive,
+    hf,
+    made_once,
+    qwen_tower,
+    text_config,
+    tower,
+)
 from tests.support.processors import KINDS
 from tests.support.tiny_families.shared import PERCEIVING
 
@@ -170,15 +176,12 @@ MODELS: dict[str, Callable[[Any], Any]] = {
 """Family -> makes its tiny model for the processor's tokenizer."""
 
 
-@functools.cache
-def whole_checkpoint(family: str) -> Path:
-    """The family's model and processor, saved once a session; not to be written to."""
-    root = tempfile.TemporaryDirectory()
-    atexit.register(root.cleanup)
+@made_once
+def whole_checkpoint(folder: Path, family: str) -> None:
+    """The family's model and processor."""
     processor = KINDS[family].build()
     model = decisive(MODELS[family](processor.tokenizer))
     model.generation_config.eos_token_id = 1
     model.generation_config.pad_token_id = 0
-    model.save_pretrained(root.name)
-    processor.save_pretrained(root.name)
-    return Path(root.name)
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)

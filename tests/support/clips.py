@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from artifacts.schema import Half
-from stages.models import load_half
+from stages.models import ModelProfile, describe, load_half
 from stages.models.processors.prepare import Clip
 
 PROMPTS = ("Describe.", "What happens in it?", "Say in one long sentence what you see.", "Who?")
@@ -76,6 +76,12 @@ def joint_model(folder: Path) -> Any:
 def half_model(folder: Path, keep: Half) -> Any:
     """One half of it, loaded from disk."""
     return load_half(folder, keep, dtype=torch.float32)
+
+
+@functools.cache
+def profile_of(folder: Path) -> ModelProfile:
+    """What is known of it, which takes a second to find out."""
+    return describe(folder)
 
 
 def without_pixels(inputs: dict[str, Any]) -> dict[str, Any]:

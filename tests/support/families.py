@@ -2,7 +2,9 @@
 
 import atexit
 import functools
+import json
 import math
+import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +12,7 @@ from typing import Any
 
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 hf: Any = transformers
@@ -232,6 +235,28 @@ def smolvlm(folder: Path) -> None:
     _save(folder, decisive(hf.SmolVLMForConditionalGeneration(config)), processor)
 
 
+def copy_of(family: str, to: Path, **changes: Any) -> Path:
+    """A copy of a tiny checkpoint that may be written to, with these fields in its config.json; one
+    of None is left out."""
+    shutil.copytree(checkpoint(family), to)
+    return change_config(to, **changes) if changes else to
+
+
+def change_config(folder: Path, **changes: Any) -> Path:
+    path = folder / "config.json"
+    told = {**json.loads(path.read_text()), **changes}
+    path.write_text(json.dumps({name: value for name, value in told.items() if value is not None}))
+    return folder
+
+
+def change_weights(folder: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
+    """Write its one file of weights anew, as `change` leaves them or gives them back."""
+    weights = load_file(folder / "model.safetensors")
+    given = change(weights)
+    made = given if isinstance(given, dict) else weights
+    save_file(made, folder / "model.safetensors", metadata={"format": "pt"})
+
+
 def _save(folder: Path, model: Any, processor: Any) -> None:
     model.generation_config.eos_token_id = 1
     model.generation_config.pad_token_id = 0
@@ -249,11 +274,22 @@ BUILDERS: dict[str, Callable[[Path], None]] = {
 """Family -> writes its tiny checkpoint, weights and processor, to a folder."""
 
 
-@functools.cache
-def checkpoint(family: str) -> Path:
-    """The family's tiny checkpoint, made once a session; not to be written to."""
-    root = tempfile.TemporaryDirectory()
-    atexit.register(root.cleanup)
-    folder = Path(root.name) / family
+def made_once(build: Callable[..., object]) -> Callable[..., Path]:
+    """Have what `build(folder, name, ...)` writes made once a process, which takes a tenth of a
+    second; not to be written to."""
+
+    @functools.cache
+    def folder_of(name: str, *rest: Any) -> Path:
+        root = tempfile.TemporaryDirectory()
+        atexit.register(root.cleanup)
+        folder = Path(root.name) / name
+        build(folder, name, *rest)
+        return folder
+
+    return folder_of
+
+
+@made_once
+def checkpoint(folder: Path, family: str) -> None:
+    """The family's tiny checkpoint."""
     BUILDERS[family](folder)
-    return folder

@@ -1,8 +1,5 @@
 """How each family documents that its processor is called; builds no model."""
 
-import atexit
-import functools
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +12,7 @@ from stages.models.processors.chat_turn import write
 from stages.models.processors.layout import layout_of
 from stages.models.processors.prepare import Clip, channel_of, video_metadata
 from tests.support import builders
+from tests.support.families import made_once
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -105,13 +103,10 @@ def plain_call(
     return dict(processor(text=texts, padding=True, return_tensors="pt", **options))
 
 
-@functools.cache
-def processor_folder(family: str) -> Path:
-    """Where the family's processor is saved, once a session; not to be written to."""
-    root = tempfile.TemporaryDirectory()
-    atexit.register(root.cleanup)
-    KINDS[family].build().save_pretrained(root.name)
-    return Path(root.name)
+@made_once
+def processor_folder(folder: Path, family: str) -> None:
+    """Where the family's processor is saved."""
+    KINDS[family].build().save_pretrained(folder)
 
 
 def whole(processor: Any, clips: Sequence[Clip], prompts: Sequence[str]) -> dict[str, Any]:

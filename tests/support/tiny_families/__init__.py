@@ -1,37 +1,9 @@
 """Tiny random-weight models of every vision-language family that transformers has, saved nowhere:
 `FAMILIES` maps a variant's name to what builds its model and inputs."""
 
-from tests.support.tiny_families import (
-    coded,
-    experts,
-    framed,
-    gemmas,
-    grids,
-    idefics,
-    mixed,
-    patched,
-    queries,
-    streams,
-    tiled,
-    uncut,
-    whole,
-)
+from tests.support.tiny_families import coded, grids, mixed, queries, towers
 from tests.support.tiny_families.parts import FAMILIES, Builder, Built
 
 __all__ = ["FAMILIES", "Builder", "Built"]
-_MODULES = (
-    coded,
-    experts,
-    framed,
-    gemmas,
-    grids,
-    idefics,
-    mixed,
-    patched,
-    queries,
-    streams,
-    tiled,
-    uncut,
-    whole,
-)
+_MODULES = (coded, grids, mixed, queries, towers)
 """Imported because they register."""
