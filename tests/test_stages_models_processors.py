@@ -10,8 +10,6 @@ from stages.models.halves.delivery import new_tokens
 from stages.models.processors.prepare import Clip, load_processor
 from tests.support.checkpoints import whole_checkpoint
 from tests.support.clips import PROMPTS, clips, joint_model, profile_of
-from tests.support.media import write_video
-from tests.support.pipeline import Place
 from tests.support.processors import KINDS, plain_call
 from tests.support.waves import Wave
 
@@ -65,28 +63,3 @@ def test_two_stages_say_what_the_whole_model_says(family: str, kind: str, tmp_pa
     found = [caption["caption"] for caption in wave.captions()]
     assert found == whole_says(family, batch, prompts)
     assert len(set(found)) == 2
-
-
-@pytest.mark.slow
-def test_a_captioner_of_one_picture_captions_a_video_by_middle_frames_and_without_a_prompt(
-    tmp_path: Path,
-) -> None:
-    place = Place(
-        clips=tmp_path / "clips",
-        out=tmp_path / "out",
-        store=tmp_path / "store",
-        model=str(whole_checkpoint("git")),
-    )
-    place.clips.mkdir()
-    write_video(place.clips / "one.mp4", ticks=range(120))
-    done = place.run("--chunk", "2", "--max-new-tokens", "4")
-    assert done.returncode == 0, done.stderr
-    said = done.stdout + done.stderr
-    assert "sees the middle frame only" in said and "so it is given none" in said
-    rows = place.captions()
-    assert rows
-    for row in rows:
-        (time,) = row["frames"]
-        assert abs(time - (row["start"] + row["end"]) / 2) <= 0.05
-        assert row["prompt"] == ""
-        assert any("middle frame" in warning for warning in row["warnings"])

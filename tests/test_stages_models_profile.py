@@ -24,6 +24,7 @@ from stages.models.processors.fit import probe
 from stages.models.processors.prepare import load_processor
 from stages.models.profile import SamplingProfile
 from stages.models.run import run
+from tests.support.checkpoints import whole_checkpoint
 from tests.support.clips import half_model, joint_model, profile_of
 from tests.support.families import change_config, change_weights, checkpoint, copy_of
 from tests.support.hostile import copy_of_demo
@@ -61,7 +62,8 @@ def test_the_halves_of_the_demo_are_its_whole_checkpoint(demo: ModelProfile) -> 
 
 
 def test_a_profile_survives_json(demo: ModelProfile) -> None:
-    assert ModelProfile.from_json(json.loads(json.dumps(demo.to_json()))) == demo
+    for profile in (demo, profile_of(whole_checkpoint("gemma3"))):
+        assert ModelProfile.from_json(json.loads(json.dumps(profile.to_json()))) == profile
 
 
 def test_the_stage_tells_the_profile(demo: ModelProfile) -> None:
