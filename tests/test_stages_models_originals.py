@@ -15,6 +15,7 @@ from stages.models.hub.resolve import find_model
 from tests.support.families import copy_of
 from tests.support.hub import Repository, serve
 from tests.support.hub_client import client, use_cache
+
 SETTINGS = {
     "architectures": ["LlavaLlamaForCausalLM"],
     "model_type": "llava",
