@@ -3,7 +3,7 @@
 A mutant is named by its file, the function that holds it, the kind of fault and its ordinal among
 those of that kind in that function, so that it is found again after other code has moved. Faults
 that no user could meet are not planted: annotations, decorators, docstrings, log messages, and the
-inside of f-strings, whose positions Python 3.11 does not know.
+inside of f-strings, whose positions Python 3.11 does not know, and methods of protocols.
 """
 
 import ast
@@ -135,6 +135,9 @@ def _functions(tree: ast.Module) -> Iterator[tuple[str, ast.AST, list[ast.AST]]]
         name, owner = pending.pop(0)
         own: list[ast.AST] = []
         is_function = isinstance(owner, ast.FunctionDef | ast.AsyncFunctionDef)
+        # `...` is such an expression, too.
+        if is_function and all(map(_is_docstring, getattr(owner, "body", []))):
+            continue
         waiting = _children(owner)
         while waiting:
             node = waiting.pop(0)
