@@ -14,7 +14,7 @@ import penstock_demo
 from flows.cli.main import main
 from tests.support.attacks import attacked, seeded
 from tests.support.pipeline import read_lines
-from tests.test_attack_out_folder import bind, sparse
+from tests.test_attack_out_folder import bind
 
 pytestmark = pytest.mark.slow
 GOOD = "good.mp4"
@@ -27,6 +27,11 @@ def linked(target: str) -> Callable[[Path], None]:
 def link_to_fifo(path: Path) -> None:
     os.mkfifo(path.parent / "a-pipe")
     path.symlink_to("a-pipe")
+
+
+def huge(path: Path) -> None:
+    path.touch()
+    os.truncate(path, 1 << 30)
 
 
 def node(path: Path) -> None:
@@ -49,7 +54,7 @@ ODD: dict[str, Callable[[Path], object]] = {
     "link to the folder": linked("."),
     "noise": lambda path: path.write_bytes(seeded(path.suffix).randbytes(4096)),
     "empty": Path.touch,
-    "sparse": sparse,
+    "sparse": huge,
 }
 WAYS = ("folder", "direct", "glob", "list", "as a list")
 

@@ -111,18 +111,6 @@ def test_a_python_on_the_path_behind_a_shim_that_fails_is_found(machine: Machine
     assert machine.calls()[0] == f"setup {there}"
 
 
-def test_a_python_of_pyenv_is_found_and_the_newest_is_taken(machine: Machine) -> None:
-    for name, version in (("3.12.1", "3.12"), ("3.13.0", "3.13"), ("3.14.0", "3.14")):
-        folder = machine.folder / "py env" / "versions" / name / "bin"
-        machine.has_python(folder / f"python{version}", version)
-    machine.write(machine.bin / "pyenv", f"#!/bin/sh\necho '{machine.folder}/py env'\n")
-    done = machine.run()
-    assert done.returncode == 0, done.stderr
-    newest = machine.folder / "py env" / "versions" / "3.13.0" / "bin" / "python3.13"
-    assert machine.calls()[0] == f"setup {newest}"
-    assert "3.12 " in done.stdout and "3.14" not in done.stdout
-
-
 def test_a_python_that_uv_knows_of_is_found(machine: Machine) -> None:
     there = machine.has_python(machine.folder / "of uv" / "python3.12", "3.12")
     listed = f"cpython-3.12.1-linux-x86_64-gnu    {there} -> elsewhere"

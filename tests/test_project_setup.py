@@ -88,17 +88,6 @@ def test_it_tells_the_size_first_and_the_path_last_and_holds_all_to_its_hash(abl
     assert "--offline --no-deps --no-build-isolation --editable ." in project
 
 
-def test_nothing_is_compiled_that_is_not_imported(able: Machine) -> None:
-    written = able.clone / "compiled"
-    (able.clone / "scripts" / "compile_imports.py").write_text(f"open({str(written)!r}, 'w')")
-    able.setup()
-    assert not any("--compile" in call for call in able.uv_calls())
-    assert not written.exists()
-    (able.clone / ".venv" / "installed").unlink()
-    able.setup(PYTHONDONTWRITEBYTECODE="1")  # where imports keep no bytecode by themselves
-    assert written.exists()
-
-
 def test_a_second_call_does_nothing(able: Machine) -> None:
     able.setup()
     able.calls.unlink()
