@@ -14,7 +14,6 @@ import pytest
 import penstock_demo
 from flows.cli.main import main
 from tests.support.pickled import drawn, write_folder
-from tests.support.pipeline import read_lines
 
 pytestmark = pytest.mark.slow
 PICTURE = Path(__file__).parent / "data" / "before" / "clips" / "small.png"
@@ -257,13 +256,6 @@ def test_a_shard_of_somebody_s_in_our_data_set_is_not_deleted(used: World) -> No
     before = path.read_bytes()
     assert used("caption", "--prompt", "Another?") == 2
     assert path.read_bytes() == before
-
-
-def test_names_in_other_cases_are_other_files(world: World) -> None:
-    twins = [a_file(world.out / name) for name in ("Captions.jsonl", "RUN.JSON", "captions.CSV")]
-    assert world("caption") == 0
-    assert [twin.read_text() for twin in twins] == [MINE] * 3
-    assert len(read_lines(world.out / "captions.jsonl")) == 1
 
 
 def test_commands_that_share_a_folder_go_on_sharing_it(used: World) -> None:

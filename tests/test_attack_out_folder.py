@@ -95,7 +95,7 @@ KINDS: dict[str, Callable[[Path], object]] = {
 
 @pytest.mark.timeout(60, func_only=True)
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("name", [*FILES, "report.html"])
 def test_a_file_of_another_kind_is_named(
     out: Path, told: Callable[[Path], list[int]], name: str, kind: str
 ) -> None:
@@ -194,15 +194,6 @@ def test_a_run_writes_it_anew_or_says_what_is_in_the_way(
         assert len(read_lines(tmp_path / "out" / "captions.jsonl")) == 2
     else:
         assert name in ended.err
-
-
-@pytest.mark.parametrize("kind", ["fifo", "folder", "link to a device", "link to itself"])
-def test_a_report_takes_its_own_place_alone(
-    out: Path, told: Callable[[Path], list[int]], kind: str
-) -> None:
-    KINDS[kind](out / "report.html")
-    told(out)
-    assert os.path.exists("/dev/zero")
 
 
 def test_a_report_is_not_written_in_the_place_of_a_device(out: Path, tmp_path: Path) -> None:

@@ -1,12 +1,11 @@
 """`penstock serve` under prompts that no pipe holds, clients that never read, and deaths of its
-half; prints how long others waited meanwhile."""
+half: others are answered within a second meanwhile."""
 
 import base64
 import json
 import os
 import signal
 import socket
-import statistics
 import threading
 import time
 from collections.abc import Iterator
@@ -84,11 +83,6 @@ def silent(server: Serving, number: int) -> socket.socket:
     return found
 
 
-def told(what: str, seconds: list[float]) -> None:
-    median, worst = statistics.median(seconds) * 1e3, max(seconds) * 1e3
-    print(f"{what}: /healthz median {median:.1f} ms, worst {worst:.0f} ms of {len(seconds)}")
-
-
 def test_long_prompts_at_once_are_all_answered_and_nobody_else_waits(tmp_path: Path) -> None:
     model = long_context_model(tmp_path / "model")
     command = [*PENSTOCK, "serve", "--caption-model", str(model)]
@@ -96,7 +90,6 @@ def test_long_prompts_at_once_are_all_answered_and_nobody_else_waits(tmp_path: P
         kill_decode(server)
         with probed(server) as starting:
             answers = ask_all(server, 0)
-        told("while the half starts", starting)
         assert max(starting) < 1.0
         assert [answer.status for answer in answers] == [200] * ASKERS
         with probed(server) as tried:
@@ -112,19 +105,14 @@ def test_long_prompts_at_once_are_all_answered_and_nobody_else_waits(tmp_path: P
             time.sleep(STUCK_SECONDS)
             kill_decode(server)
             answers = asking.result()
-        told("while the half stands still, and when it dies", stuck)
         assert [answer.status for answer in answers] == [200] * ASKERS
-        told("after its engine was tried", tried)
         with probed(server) as unread:
             for number in range(SILENT):
                 stack.callback(silent(server, 100 + number).close)
             time.sleep(2.0)
-        told(f"with {SILENT} clients that never read", unread)
         assert max(tried + stuck + unread) < 1.0
         kill_decode(server)
         began = time.monotonic()
         server.process.send_signal(signal.SIGTERM)
         assert server.process.wait(3 * GRACE_SECONDS) == 0
-        seconds = time.monotonic() - began
-        print(f"SIGTERM, after its half was killed: {seconds:.1f} s")
-        assert seconds < GRACE_SECONDS + 2
+        assert time.monotonic() - began < GRACE_SECONDS + 2

@@ -149,18 +149,3 @@ def test_the_cards_that_are_seen_are_those_that_torch_counts(
     else:
         beyond = next((at for at, n in enumerate(told) if n >= len(uuids)), len(told))
         assert ours == told[:beyond]
-
-
-@pytest.mark.parametrize(
-    ("choice", "seen"),
-    [
-        (None, [PART]),
-        ("0", [PART]),
-        (gpus.part(1).uuid, [gpus.part(1).uuid]),
-        (f"{PART},{gpus.part(1).uuid}", [PART]),
-        ("MIG-nothing", []),
-    ],
-)
-def test_cuda_shows_one_slice(choice: str | None, seen: list[str]) -> None:
-    environment = {} if choice is None else {"CUDA_VISIBLE_DEVICES": choice}
-    assert [slot.uuid for slot in visible(gpus.mig(), environment)] == seen

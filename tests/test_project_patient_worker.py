@@ -58,11 +58,3 @@ def test_a_run_that_waits_to_be_started_was_retried(
             return SimpleNamespace(state=state)
 
     assert asyncio.run(is_retried(Client(), SimpleNamespace(id=uuid4()))) is expected
-
-
-def test_a_server_that_does_not_tell_is_prefect_s_business() -> None:
-    class Client:
-        async def read_flow_run(self, _: object) -> Any:
-            raise OSError("away")
-
-    assert asyncio.run(is_retried(Client(), SimpleNamespace(id=uuid4()))) is False
