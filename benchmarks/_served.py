@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks._load import PLACE, Load
+from scripts.stage_processes import family
 from stages.process.environment import child_environment
 
 SIZES = {"small": (224, 224), "large": (1920, 1080)}
@@ -65,10 +66,10 @@ class Server:
 
     def memory(self) -> int:
         """Bytes of their own of the server and all that it started; what they share counts once."""
-        return sum(map(_proportional, tree(self.pid)))
+        return sum(map(_proportional, family(self.pid)))
 
     def cpu_seconds(self) -> float:
-        return sum(map(_cpu_seconds, tree(self.pid)))
+        return sum(map(_cpu_seconds, family(self.pid)))
 
 
 def folder_of(folder: Path, size: str, json: bool) -> Path:
@@ -166,17 +167,6 @@ def _end(process: "subprocess.Popen[bytes]") -> None:
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-
-
-def tree(pid: int) -> list[int]:
-    """Return a process and all below it."""
-    found, left = [], [pid]
-    while left:
-        found.append(left.pop())
-        with contextlib.suppress(OSError):  # it has ended meanwhile
-            for children in Path(f"/proc/{found[-1]}/task").glob("*/children"):
-                left += map(int, children.read_text().split())
-    return found
 
 
 def _proportional(pid: int) -> int:

@@ -17,7 +17,8 @@ from collections.abc import Sequence
 
 import httpx
 
-from scripts.prefect_stack import CheckFailed, Stack, prefect_stack
+from scripts.prefect_stack import Stack, prefect_stack
+from scripts.stage_processes import CheckFailed
 from scripts.throwaway_postgres import throwaway_postgres
 
 POOL = "gpu"

@@ -6,7 +6,6 @@ and the model between its runs, and leaves nothing behind. Takes ten minutes.
 """
 
 import argparse
-import contextlib
 import re
 import shutil
 import sys
@@ -17,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import penstock_demo
-from scripts.prefect_stack import CheckFailed, Stack, described, prefect_stack
-from scripts.throwaway_postgres import throwaway_postgres
+from scripts.prefect_stack import Stack, described
+from scripts.stage_processes import CheckFailed
+from scripts.throwaway_postgres import checked_on_stack
 
 DEPLOYMENT = "rebuild-features/nightly"
 FLOW = "rebuild-features"
@@ -150,15 +150,8 @@ def main() -> int:
         "--postgres", action="store_true", help="on a Postgres that is started for the check"
     )
     given = parser.parse_args()
-    try:
-        with contextlib.ExitStack() as stack:
-            url = stack.enter_context(throwaway_postgres()) if given.postgres else ""
-            check(stack.enter_context(prefect_stack(url)))
-    except CheckFailed as error:
-        print(f"FAILED: {error}", file=sys.stderr)
-        return 1
-    print("the server runs the rebuild by itself, and it encodes what changed and nothing else")
-    return 0
+    good = "the server runs the rebuild by itself, and it encodes what changed and nothing else"
+    return checked_on_stack(check, good, postgres=given.postgres)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ server, a worker and all that belongs to them, compares, and leaves nothing behi
 """
 
 import argparse
-import contextlib
 import json
 import sys
 import time
@@ -16,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import penstock_demo
-from scripts.prefect_stack import CheckFailed, Stack, prefect_stack
-from scripts.throwaway_postgres import throwaway_postgres
+from scripts.prefect_stack import Stack
+from scripts.stage_processes import CheckFailed
+from scripts.throwaway_postgres import checked_on_stack
 
 DEPLOYMENT = "caption-videos/batch"
 COMPARED = ("*.jsonl", "*.txt", "*.vtt")
@@ -149,15 +149,12 @@ def main() -> int:
         "--postgres", action="store_true", help="on a Postgres that is started for the check"
     )
     given = parser.parse_args()
-    try:
-        with contextlib.ExitStack() as stack:
-            url = stack.enter_context(throwaway_postgres()) if given.postgres else given.database
-            check(stack.enter_context(prefect_stack(url)), given.clips.absolute())
-    except CheckFailed as error:
-        print(f"FAILED: {error}", file=sys.stderr)
-        return 1
-    print("the deployment makes the same bytes as the plain command")
-    return 0
+    return checked_on_stack(
+        lambda stack: check(stack, given.clips.absolute()),
+        "the deployment makes the same bytes as the plain command",
+        postgres=given.postgres,
+        database=given.database,
+    )
 
 
 if __name__ == "__main__":

@@ -13,7 +13,8 @@ from typing import Any
 
 from penstock_demo.clips import write_clips
 from scripts.faults import CLIPS, Faults
-from scripts.prefect_stack import CheckFailed, prefect_stack
+from scripts.prefect_stack import prefect_stack
+from scripts.stage_processes import CheckFailed
 
 MOMENTS = (
     ("encode", 1),

@@ -10,8 +10,8 @@ from collections import Counter
 from pathlib import Path
 
 from scripts.flow_runs import Runs
-from scripts.prefect_stack import CheckFailed, Stack
-from scripts.stage_processes import children, family, flow_of, stage_of, wait_gone
+from scripts.prefect_stack import Stack
+from scripts.stage_processes import CheckFailed, children, family, flow_of, stage_of, wait_gone
 from stages.process.lock import try_hold
 
 CLIPS = 24
@@ -127,7 +127,7 @@ class Faults:
 
     def clear(self) -> None:
         """After a moment that failed: nothing of it is to be in the way of the next."""
-        stages = children(self._stack)
+        stages = children(self._stack.folder)
         flows = {flow for pid in stages for flow in self._parents(pid)}
         with contextlib.suppress(OSError):  # of the worker, which may be gone
             flows.update(family(self._worker.pid))
@@ -181,7 +181,7 @@ class Faults:
             raise CheckFailed(f"{stage} was too fast to be disturbed")
 
     def _find(self, stage: str) -> None:
-        for pid in children(self._stack):
+        for pid in children(self._stack.folder):
             if stage_of(pid) == stage:
                 self._child, self._flow = pid, flow_of(pid)
 
@@ -193,7 +193,7 @@ class Faults:
     def _free(self, out: Path) -> None:
         """No stage outlives its parent, and what a run held is free: the device, and its folder."""
         began = time.monotonic()
-        wait_gone(children(self._stack), GONE_SECONDS)
+        wait_gone(children(self._stack.folder), GONE_SECONDS)
         for path in (self._stack.device_lock, out / ".lock"):
             while (lock := try_hold(path)) is None:
                 if time.monotonic() - began > GONE_SECONDS:
@@ -218,7 +218,7 @@ class Faults:
             # One that is killed may have published what it had not yet noted.
             if len(made) > CLIPS or set(made.values()) != {1}:
                 raise CheckFailed(f"{stage} made {made.total()} items of {len(made)}: {out}")
-        wait_gone(children(self._stack), GONE_SECONDS)
+        wait_gone(children(self._stack.folder), GONE_SECONDS)
         count = self._runs.ask("GET", f"/flow_runs/{run}")["run_count"] if run else 1
         if starts and count != starts:
             raise CheckFailed(f"the run was started {count} times, not {starts}")

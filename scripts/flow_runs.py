@@ -7,7 +7,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from scripts.prefect_stack import RUN_SECONDS, CheckFailed, Stack, described
+from scripts.prefect_stack import RUN_SECONDS, Stack, described
+from scripts.stage_processes import CheckFailed
 
 
 class Runs:

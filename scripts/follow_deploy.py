@@ -12,7 +12,8 @@ import sys
 from pathlib import Path
 
 from flows.deployments.server import answers
-from scripts.prefect_stack import ROOT, WORKER_STARTED, CheckFailed, Stack, prefect_stack
+from scripts.prefect_stack import ROOT, WORKER_STARTED, Stack, checked, prefect_stack
+from scripts.stage_processes import CheckFailed
 
 DOCUMENT = "docs/deploy/README.md"
 SECTION = "By hand"
@@ -105,7 +106,8 @@ def main() -> int:
         "--install", action="store_true", help="let `make setup` install (6 to 7 GB)"
     )
     given = parser.parse_args()
-    try:
+
+    def check() -> None:
         with prefect_stack() as stack:
             stack.root = stack.folder / "penstock"
             clone = ["git", "clone", "--quiet", str(ROOT), str(stack.root)]
@@ -113,11 +115,8 @@ def main() -> int:
             if not given.install:
                 lend_environment(stack.root)
             follow(stack)
-    except CheckFailed as error:
-        print(f"FAILED: {error}", file=sys.stderr)
-        return 1
-    print(f"{DOCUMENT} works as it stands")
-    return 0
+
+    return checked(check, f"{DOCUMENT} works as it stands")
 
 
 if __name__ == "__main__":

@@ -14,11 +14,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from artifacts.schema import Half
+
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
-from artifacts.schema import Half  # noqa: E402  (found by the line above)
-
 PAGE = ROOT / "docs" / "models.md"
 TITLE = "\n## Graphs\n"
 HEAD = (

@@ -14,14 +14,12 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import penstock_demo
-from scripts.marked_processes import MARK
-from scripts.prefect_stack import ROOT, WORKER_STARTED, CheckFailed, Stack, prefect_stack
+from scripts.prefect_stack import ROOT, WORKER_STARTED, Stack, prefect_stack
+from scripts.stage_processes import MARK, CheckFailed, family
 from stages.process.lock import CPU_LOCK
 
 FLOW = "caption-many"
@@ -62,7 +60,7 @@ class Machines:
     def kill(self, name: str) -> None:
         """Kill a worker with all that it started, as when a machine goes away."""
         worker = self.workers.pop(name)
-        for pid in _tree(worker.pid):
+        for pid in reversed(family(worker.pid)):
             try:
                 os.kill(pid, signal.SIGKILL)
             except ProcessLookupError:
@@ -73,14 +71,6 @@ class Machines:
         """End all workers."""
         for name in list(self.workers):
             self.kill(name)
-
-
-def _tree(pid: int) -> Iterator[int]:
-    """Yield a process and all below it, whatever sessions they began."""
-    for path in Path(f"/proc/{pid}/task").glob("*/children"):
-        for child in path.read_text().split():
-            yield from _tree(int(child))
-    yield pid
 
 
 def config_of(clips: Path, out: Path) -> dict[str, Any]:
@@ -113,23 +103,21 @@ def bytes_of(out: Path) -> bytes:
     return (out / "captions.jsonl").read_bytes()
 
 
-@contextmanager
-def media(folder: Path, files: int) -> Iterator[Path]:
+def media(folder: Path, files: int) -> Path:
     """Clips of the demo world, each of them another content."""
     clips = folder / "clips"
     clips.mkdir()
-    for number, path in enumerate(
-        itertools.islice(sorted(penstock_demo.CLIPS.glob("*.mp4")), files)
-    ):
+    for number, path in enumerate(sorted(penstock_demo.CLIPS.glob("*.mp4"))[:files]):
         shutil.copy(path, clips / f"{number:02d}{path.suffix}")
-    yield clips
+    return clips
 
 
 def check_times(workers: list[int], portions: int, seconds: float) -> int:
     """Time the same run with so many workers each; print how many times as fast as one they are."""
     times: dict[int, float] = {}
     made: set[bytes] = set()
-    with prefect_stack() as stack, media(stack.folder, FILES * portions) as clips:
+    with prefect_stack() as stack:
+        clips = media(stack.folder, FILES * portions)
         stack.serve()
         for count in workers:
             machines = Machines(stack, seconds)
@@ -153,7 +141,8 @@ def check_times(workers: list[int], portions: int, seconds: float) -> int:
 
 def check_deaths(portions: int, seconds: float) -> int:
     """Kill a worker, who hands out, and the server; see that all is made, and nothing twice."""
-    with prefect_stack() as stack, media(stack.folder, FILES * portions) as clips:
+    with prefect_stack() as stack:
+        clips = media(stack.folder, FILES * portions)
         server = stack.serve()
         machines = Machines(stack, seconds)
         parent, victim = machines.start("cpu"), machines.start("gpu")

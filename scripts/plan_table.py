@@ -9,19 +9,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from flows.job.config import CaptionConfig
+from flows.pipelines import CAPTION
+from flows.planning.architecture import Architecture, read_architecture
+from flows.planning.architecture_profile import model_by_dimensions
+from flows.planning.rungs import Rung
+from flows.planning.training.estimate import train_estimate
+from flows.planning.training.terms import Training
+from stages.models.hub.checkpoint import Checkpoint
+from tests.support.plan_cases import architecture_estimates, make_folder, plan_case
+
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
-from flows.job.config import CaptionConfig  # noqa: E402
-from flows.pipelines import CAPTION  # noqa: E402
-from flows.planning.architecture import Architecture, read_architecture  # noqa: E402
-from flows.planning.architecture_profile import model_by_dimensions  # noqa: E402
-from flows.planning.rungs import Rung  # noqa: E402
-from flows.planning.training.estimate import train_estimate  # noqa: E402
-from flows.planning.training.terms import Training  # noqa: E402
-from stages.models.hub.checkpoint import Checkpoint  # noqa: E402
-from tests.support.plan_cases import architecture_estimates, make_folder, plan_case  # noqa: E402
-
 PAGE = ROOT / "docs" / "memory.md"
 GIB = 1 << 30
 TEXT_TOKENS = 64

@@ -26,7 +26,7 @@ from typing import Any
 
 from flows.deployments.login import FILE
 from flows.deployments.server import answers
-from scripts.marked_processes import MARK, stop_all
+from scripts.stage_processes import MARK, CheckFailed, stop_all
 from stages.process.lock import CPU_LOCK
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -36,10 +36,6 @@ START_SECONDS = 300
 RUN_SECONDS = 900
 BUSY_SECONDS = 240
 """How long a server that is too busy is asked again."""
-
-
-class CheckFailed(Exception):
-    """What was found is not what was promised."""
 
 
 class Stack:
@@ -232,6 +228,17 @@ def prefect_stack(database: str = "", root: Path = ROOT) -> Iterator[Stack]:
     finally:
         stop_all(folder)
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def checked(check: Callable[[], None], good: str) -> int:
+    """The exit status of a check, which is told, and what is so where it holds."""
+    try:
+        check()
+    except CheckFailed as error:
+        print(f"FAILED: {error}", file=sys.stderr)
+        return 1
+    print(good)
+    return 0
 
 
 def described(run: Mapping[str, Any]) -> str:

@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
 
 RECORDED = ROOT / "tests" / "data" / "published_recorded.json"
 PROMPT = "Describe."

@@ -1,19 +1,47 @@
-"""Which processes of a stack run a stage, who started them, and when they are gone; looks at /proc
-alone."""
+"""The processes of a stack, known by a mark in their environment, which of them run a stage, who
+started them, and their end; looks at /proc alone."""
 
 import contextlib
+import os
+import signal
 import time
 from pathlib import Path
 
-from scripts.marked_processes import marked
-from scripts.prefect_stack import CheckFailed, Stack
-
+MARK = "PENSTOCK_PREFECT_STACK"
+"""In the environment of every process of a stack, so that none outlives it."""
+STOP_SECONDS = 10
 CHILD, SERVER = "stages.process.child", "stages.process.fork_server"
 
 
-def children(stack: Stack) -> list[int]:
-    """Return the stages that run now."""
-    return [pid for pid in marked(stack.folder) if stage_of(pid)]
+class CheckFailed(Exception):
+    """What was found is not what was promised."""
+
+
+def stop_all(folder: Path) -> None:
+    """End every process of a stack, asked first."""
+    deadline = time.monotonic() + STOP_SECONDS
+    while running := marked(folder):
+        late = time.monotonic() > deadline
+        for pid in running:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL if late else signal.SIGTERM)
+        time.sleep(0.5)
+
+
+def marked(folder: Path) -> list[int]:
+    """The processes of a stack."""
+    mark = f"{MARK}={folder}".encode()
+    found = []
+    for path in Path("/proc").glob("[0-9]*/environ"):
+        with contextlib.suppress(OSError):
+            if mark in path.read_bytes().split(b"\0"):
+                found.append(int(path.parent.name))
+    return found
+
+
+def children(folder: Path) -> list[int]:
+    """Return the stages of a stack that run now."""
+    return [pid for pid in marked(folder) if stage_of(pid)]
 
 
 def stage_of(pid: int) -> str:
@@ -39,10 +67,12 @@ def parent_of(pid: int) -> int:
 
 def family(pid: int) -> list[int]:
     """A process and all below it."""
-    found = [pid]
-    for task in Path(f"/proc/{pid}/task").iterdir():
-        for child in (task / "children").read_text().split():
-            found += family(int(child))
+    found, left = [], [pid]
+    while left:
+        found.append(left.pop())
+        with contextlib.suppress(OSError):  # it has ended meanwhile
+            for children in Path(f"/proc/{found[-1]}/task").glob("*/children"):
+                left += map(int, children.read_text().split())
     return found
 
 

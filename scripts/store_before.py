@@ -10,14 +10,12 @@ import sys
 import tempfile
 from pathlib import Path
 
+import numpy as np
+from PIL import Image
+
+from tests.support.media import write_video
+
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
-import numpy as np  # noqa: E402
-from PIL import Image  # noqa: E402
-
-from tests.support.media import write_video  # noqa: E402
-
 BEFORE = ROOT / "tests" / "data" / "before"
 OPTIONS = ("--model", "demo", "--precision", "fp32", "--chunk", "2", "--store", "store")
 PROMPTS = {"first": (), "second": ("--prompt", "Short caption.")}

@@ -1,4 +1,4 @@
-"""A Postgres of one's own that lives as long as a block; knows nothing of Prefect."""
+"""A Postgres of one's own that lives as long as a block, and checks of a stack on one."""
 
 import contextlib
 import os
@@ -6,10 +6,11 @@ import pwd
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from scripts.prefect_stack import CheckFailed, free_port
+from scripts.prefect_stack import Stack, checked, free_port, prefect_stack
+from scripts.stage_processes import CheckFailed
 
 DEBIAN = Path("/usr/lib/postgresql")
 SERVER_USER = "postgres"
@@ -62,3 +63,16 @@ def call(command: list[str], folder: Path) -> None:
         text = out.read().decode("utf-8", "replace")
     if done.returncode != 0:
         raise CheckFailed(f"{' '.join(command)}\n{text[-3000:]}")
+
+
+def checked_on_stack(
+    check: Callable[[Stack], None], good: str, *, postgres: bool, database: str = ""
+) -> int:
+    """The exit status of a check of a stack on a database; on one of its own with `postgres`."""
+
+    def on_stack() -> None:
+        with contextlib.ExitStack() as held:
+            url = held.enter_context(throwaway_postgres()) if postgres else database
+            check(held.enter_context(prefect_stack(url)))
+
+    return checked(on_stack, good)

@@ -13,8 +13,8 @@ import pytest
 from websockets.exceptions import WebSocketException
 from websockets.sync.client import connect
 
-from scripts.marked_processes import marked
 from scripts.prefect_stack import Stack, prefect_stack
+from scripts.stage_processes import marked
 from tests.support.attacks import attacked, seeded
 from tests.support.servers import Server, basic, temporary_server
 

@@ -26,8 +26,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from benchmarks._served import tree
-from scripts.stage_processes import stage_of
+from scripts.stage_processes import family, stage_of
 from tests.support.pipeline import PENSTOCK, ROOT
 from tests.support.servers import Answer
 
@@ -98,7 +97,7 @@ class Serving:
 
     def pids(self, stage: str = "") -> list[int]:
         """Return its processes, or those that run a stage."""
-        found = tree(self.process.pid)
+        found = family(self.process.pid)
         return [pid for pid in found if stage_of(pid) == stage] if stage else found
 
     def memory(self) -> int:
