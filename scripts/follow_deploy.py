@@ -12,8 +12,8 @@ import sys
 from pathlib import Path
 
 from flows.deployments.server import answers
-from scripts.prefect_stack import ROOT, WORKER_STARTED, Stack, checked, prefect_stack
-from scripts.stage_processes import CheckFailed
+from scripts.prefect_stack import ROOT, WORKER_STARTED, Stack, prefect_stack
+from scripts.stage_processes import CheckFailed, checked
 
 DOCUMENT = "docs/deploy/README.md"
 SECTION = "By hand"

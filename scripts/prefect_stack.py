@@ -230,17 +230,6 @@ def prefect_stack(database: str = "", root: Path = ROOT) -> Iterator[Stack]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def checked(check: Callable[[], None], good: str) -> int:
-    """The exit status of a check, which is told, and what is so where it holds."""
-    try:
-        check()
-    except CheckFailed as error:
-        print(f"FAILED: {error}", file=sys.stderr)
-        return 1
-    print(good)
-    return 0
-
-
 def described(run: Mapping[str, Any]) -> str:
     return f"{run['name']} is {run['state']['name']}: {run['state']['message']}"
 

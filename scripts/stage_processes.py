@@ -1,10 +1,12 @@
 """The processes of a stack, known by a mark in their environment, which of them run a stage, who
-started them, and their end; looks at /proc alone."""
+started them, and their end, by /proc alone; and how a check of them ends."""
 
 import contextlib
 import os
 import signal
+import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 MARK = "PENSTOCK_PREFECT_STACK"
@@ -15,6 +17,17 @@ CHILD, SERVER = "stages.process.child", "stages.process.fork_server"
 
 class CheckFailed(Exception):
     """What was found is not what was promised."""
+
+
+def checked(check: Callable[[], None], good: str) -> int:
+    """The exit status of a check, which is told, and what is so where it holds."""
+    try:
+        check()
+    except CheckFailed as error:
+        print(f"FAILED: {error}", file=sys.stderr)
+        return 1
+    print(good)
+    return 0
 
 
 def stop_all(folder: Path) -> None:

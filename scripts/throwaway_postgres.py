@@ -9,8 +9,8 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from scripts.prefect_stack import Stack, checked, free_port, prefect_stack
-from scripts.stage_processes import CheckFailed
+from scripts.prefect_stack import Stack, free_port, prefect_stack
+from scripts.stage_processes import CheckFailed, checked
 
 DEBIAN = Path("/usr/lib/postgresql")
 SERVER_USER = "postgres"
