@@ -32,6 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--least", type=int, default=10, help="of each package [10]")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--before", type=Path, help="mutants to draw again where code has changed")
+    parser.add_argument("--earlier", type=Path, help="results; what killed then is run first")
     parser.add_argument("--copies", type=int, default=2, help="in which mutants are judged [2]")
     parser.add_argument("tests", nargs="*", help="record: arguments of pytest")
     given = parser.parse_args(arguments)
@@ -66,7 +67,7 @@ def run(given: argparse.Namespace) -> int:
     """Judge the mutants that were drawn."""
     contexts = load(given.folder / "contexts.json")
     mutants = _mutants(given.folder / "mutants.jsonl")
-    judged(contexts, mutants, given.folder, _commit(given), given.copies)
+    judged(contexts, mutants, given.folder, _commit(given), given.copies, given.earlier)
     return table(given)
 
 

@@ -94,6 +94,8 @@ class Judge:
     healthy: set[str] = field(default_factory=set)
     """Tests that passed on an unchanged copy after they had failed on a planted one."""
     unfit: set[str] = field(default_factory=set)
+    killers: dict[str, str] = field(default_factory=dict)
+    """The test that killed a mutant in an earlier run, by the mutant's name: it is run first."""
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def judge_all(self, mutants: Sequence[Mutant], copies: Sequence[Copy]) -> None:
@@ -119,7 +121,7 @@ class Judge:
     def judge(self, mutant: Mutant, copy: Copy) -> dict[str, object]:
         """Return the verdict on one mutant as a row of the results."""
         row: dict[str, object] = {**mutant.row(), "name": mutant.name, "by": "", "seconds": 0.0}
-        while tests := [t for t in self.contexts.tests_for(mutant) if t not in self.unfit]:
+        while tests := self._tests_for(mutant):
             limit = TIMES * sum(map(self.contexts.seconds.__getitem__, tests)) + GRACE_SECONDS
             found = copy.run_planted(mutant, tests, limit)
             if found is None:
@@ -134,6 +136,12 @@ class Judge:
                 verdict = "killed" if found["code"] is not None else "timeout"
                 return {**row, "verdict": verdict, "by": failed or tests[0]}
         return {**row, "verdict": "untested", "tests": 0}
+
+    def _tests_for(self, mutant: Mutant) -> list[str]:
+        first = self.killers.get(mutant.name, "")
+        tests = [first] if first in self.contexts.seconds else []
+        tests += [test for test in self.contexts.tests_for(mutant) if test != first]
+        return [test for test in tests if test not in self.unfit]
 
     def _passes_unchanged(self, copy: Copy, tests: Sequence[str], limit: float) -> bool:
         """Whether tests pass without the fault, within half of the limit; tests that do not are
@@ -163,14 +171,22 @@ def _lines(path: Path) -> list[str]:
 
 
 def judged(
-    contexts: Contexts, mutants: Sequence[Mutant], folder: Path, commit: str, copies: int
+    contexts: Contexts,
+    mutants: Sequence[Mutant],
+    folder: Path,
+    commit: str,
+    copies: int,
+    earlier: Path | None = None,
 ) -> Path:
-    """Judge mutants in copies of `commit` below `folder`; return the file of results."""
+    """Judge mutants in copies of `commit` below `folder`; return the file of results. What killed
+    a mutant in `earlier` results is run first."""
     results = folder / "results.jsonl"
+    rows = map(json.loads, _lines(earlier) if earlier else [])
+    killers = {row["name"]: row["by"] for row in rows}
     made: list[Copy] = []
     try:
         made.extend(Copy(folder / f"copy{at}", commit) for at in range(copies))
-        Judge(contexts=contexts, results=results).judge_all(mutants, made)
+        Judge(contexts=contexts, results=results, killers=killers).judge_all(mutants, made)
     finally:
         for copy in made:
             copy.close()
