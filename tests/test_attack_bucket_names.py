@@ -30,25 +30,22 @@ TAKEN = [
 PASSED_OVER = ["..", ".", "a/..", "notes\x01.docx", "a//b.txt"]
 
 
-def put(name: str) -> None:
-    host = urlsplit(os.environ["AWS_ENDPOINT"]).netloc
-    connection = http.client.HTTPConnection(host)
-    connection.request("PUT", f"/{BUCKET}/{quote(name)}", body=b"x")
-    assert connection.getresponse().status == 200
+def put(*names: str, address: str) -> None:
+    """Write objects into a folder below an address, over one connection."""
+    connection = http.client.HTTPConnection(urlsplit(os.environ["AWS_ENDPOINT"]).netloc)
+    for name in names:
+        path = quote(f"{urlsplit(address).path.strip('/')}/odd/{name}")
+        connection.request("PUT", f"/{BUCKET}/{path}", body=b"x")
+        answer = connection.getresponse()
+        assert (answer.status, answer.read()) == (200, b"")
     connection.close()
-
-
-def folder_of(address: str) -> str:
-    """The folder's name inside the bucket."""
-    return urlsplit(address).path.strip("/")
 
 
 @pytest.mark.parametrize("name", REFUSED, ids=repr)
 def test_an_object_that_cannot_be_asked_for_fails_alone_by_its_name(
     bucket_address: str, name: str
 ) -> None:
-    for each in (name, "good.mp4", "a/deep.mp4", "plus+and space.jpg"):
-        put(f"{folder_of(bucket_address)}/odd/{each}")
+    put(name, "good.mp4", "a/deep.mp4", "plus+and space.jpg", address=bucket_address)
     found, failures = find_media([f"{bucket_address}/odd"], DEEP)
     names = sorted(file.media_path for file in found)
     assert names == ["a/deep.mp4", "good.mp4", "plus+and space.jpg"]
@@ -63,8 +60,7 @@ def test_an_object_that_cannot_be_asked_for_fails_alone_by_its_name(
 def test_an_odd_name_that_can_be_asked_for_is_taken_beside_one_that_cannot(
     bucket_address: str, name: str
 ) -> None:
-    for each in (name, "a//b.mp4"):
-        put(f"{folder_of(bucket_address)}/odd/{each}")
+    put(name, "a//b.mp4", address=bucket_address)
     found, failures = find_media([f"{bucket_address}/odd"], DEEP)
     assert [file.media_path for file in found] == [name] and len(failures) == 1
     assert found[0].far is not None and found[0].far.size == 1
@@ -72,24 +68,20 @@ def test_an_odd_name_that_can_be_asked_for_is_taken_beside_one_that_cannot(
 
 @pytest.mark.parametrize("name", PASSED_OVER, ids=repr)
 def test_an_odd_name_of_no_medium_is_passed_over(bucket_address: str, name: str) -> None:
-    for each in (name, "good.mp4"):
-        put(f"{folder_of(bucket_address)}/odd/{each}")
+    put(name, "good.mp4", address=bucket_address)
     found, failures = find_media([f"{bucket_address}/odd"], DEEP)
     assert [file.media_path for file in found] == ["good.mp4"] and failures == []
 
 
 def test_a_pattern_finds_what_is_beside_an_odd_name(bucket_address: str) -> None:
-    for each in ("a//b.mp4", "a/c.mp4", "d.mp4", "e.jpg"):
-        put(f"{folder_of(bucket_address)}/odd/{each}")
+    put("a//b.mp4", "a/c.mp4", "d.mp4", "e.jpg", address=bucket_address)
     found, failures = find_media([f"{bucket_address}/odd/**/*.mp4"], DEEP)
     assert sorted(file.media_path for file in found) == ["c.mp4", "d.mp4"]
     assert [failure.media_path for failure in failures] == ["a//b.mp4"]
 
 
 def test_many_pages_are_listed_around_an_odd_name(bucket_address: str) -> None:
-    for at in range(1005):
-        put(f"{folder_of(bucket_address)}/odd/{at:04}.mp4")
-    put(f"{folder_of(bucket_address)}/odd/0500//x.mp4")
+    put(*(f"{at:04}.mp4" for at in range(1005)), "0500//x.mp4", address=bucket_address)
     found, failures = find_media([f"{bucket_address}/odd"], DEEP)
     assert [file.media_path for file in found] == [f"{at:04}.mp4" for at in range(1005)]
     assert len(failures) == 1
@@ -106,8 +98,7 @@ def gs_address(bucket_address: str, monkeypatch: pytest.MonkeyPatch) -> str:
 
 @pytest.mark.parametrize("name", REFUSED[:-1], ids=repr)
 def test_elsewhere_an_odd_name_costs_its_own_folder_alone(gs_address: str, name: str) -> None:
-    for each in (f"x/{name}", "good.mp4", "y/z/deep.mp4"):
-        put(f"{folder_of(gs_address)}/odd/{each}")
+    put(f"x/{name}", "good.mp4", "y/z/deep.mp4", address=gs_address)
     found, failures = find_media([f"{gs_address}/odd"], DEEP)
     assert [file.media_path for file in found] == ["good.mp4", "y/z/deep.mp4"]
     (failure,) = failures

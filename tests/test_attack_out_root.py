@@ -50,18 +50,8 @@ ALSO_FOR_STORE = [
 """A store may be an address of a file, and is opened where that leads."""
 STORES = ["file://", "file://.", "file://~", "file://else", "file:///", "file://{root}/../x"]
 SEGMENTS = [
-    "..",
-    ".",
-    "",
-    "allowed",
-    "link",
-    "chain",
-    "back",
-    "new",
-    "else",
-    "dangling",
-    "x",
-    "way",
+    *("..", ".", "", "allowed", "link", "chain", "back"),
+    *("new", "else", "dangling", "x", "way"),
 ]
 HEADS = ["", "/", "//", "~/", "file://", "file:///", "{root}/", "{world}/", "file://{root}/"]
 DRAWN = 1000

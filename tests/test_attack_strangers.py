@@ -2,8 +2,6 @@
 within memory, and none means something else than it meant elsewhere."""
 
 import json
-import signal
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,24 +15,10 @@ from stages.decode.structure import canonical, check_room, follows
 from stages.models.adapters.reading import read_adapter
 from tests.support.adapters import matrices, write_adapter
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(60)]  # each takes seconds
 
-SECONDS = 60
-"""A hang guard: every attack takes a second or two on an idle machine."""
 LETTERS = 400
 """A refusal is one line that can be read."""
-
-
-@pytest.fixture(autouse=True)
-def in_time() -> Iterator[None]:
-    def late(*_: Any) -> None:
-        raise TimeoutError(f"not over after {SECONDS} s")
-
-    before = signal.signal(signal.SIGALRM, late)
-    signal.alarm(SECONDS)
-    yield
-    signal.alarm(0)
-    signal.signal(signal.SIGALRM, before)
 
 
 def refused(call: Any, words: str) -> None:

@@ -1,8 +1,11 @@
 """The stand-in for the driver: what it tells is what the real library would, of each machine."""
 
 import importlib
+import json
 import os
 import subprocess
+import sys
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -11,9 +14,10 @@ from typing import Any
 import pytest
 
 from stages.process import device
+from stages.process.device import device_holders, device_used_bytes
 from tests.support import gpus
 from tests.support.fake_gpu import pynvml as fake
-from tests.support.fake_gpu.state import Machine
+from tests.support.fake_gpu.state import MIB, Machine
 from tests.support.fake_gpu.visible import refusal, visible
 from tests.support.gpus import GIB
 
@@ -149,3 +153,66 @@ def test_the_cards_that_are_seen_are_those_that_torch_counts(
     else:
         beyond = next((at for at, n in enumerate(told) if n >= len(uuids)), len(told))
         assert ours == told[:beyond]
+
+
+CONTEXT, LAZY = Machine(gpus=()).context_bytes, Machine(gpus=()).lazy_bytes
+SLACK = 4 * MIB
+"""What a process takes of memory beside its tensors meanwhile."""
+TELLING = """
+import json, sys, torch
+C = "cuda:0"
+def tell(**more): print(json.dumps(more), flush=True); sys.stdin.readline()
+sys.stdin.readline()
+"""
+
+
+def test_what_a_process_holds_of_torch_is_seen_while_it_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpus.see(gpus.plain(), tmp_path, monkeypatch)
+    script = """
+    tell(available=torch.cuda.is_available(), count=torch.cuda.device_count(),
+         held=torch.cuda.memory_allocated(), made=torch.cuda.is_initialized())
+    torch.zeros(1, device=C)
+    tell(made=torch.cuda.is_initialized())
+    kept = torch.empty(100 << 20, dtype=torch.uint8, device=C)
+    tell(first=int(kept[7]), held=torch.cuda.memory_allocated(C))
+    del kept
+    tell()
+    torch.nn.Linear(2, 2).to(C)(torch.ones(1, 2, device=C))
+    tell()
+    torch.nn.Conv2d(1, 1, 1).to(C)(torch.ones(1, 1, 2, 2, device=C))
+    tell()
+    """
+    with subprocess.Popen(
+        [sys.executable, "-c", TELLING + textwrap.dedent(script)],
+        cwd=gpus.ROOT,
+        env=gpus.environment(tmp_path),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as running:
+
+        def told() -> Any:
+            assert running.stdin is not None and running.stdout is not None
+            running.stdin.write("\n")
+            running.stdin.flush()
+            return json.loads(running.stdout.readline())
+
+        assert told() == {"available": True, "count": 1, "held": 0, "made": False}
+        assert device_used_bytes("cuda:0") == RESERVED
+        assert told() == {"made": True}
+        assert 0 <= device_used_bytes("cuda:0") - RESERVED - CONTEXT < SLACK
+        found = told()
+        assert found["first"] != 0, "memory that nobody wrote to is taken for zeros"
+        assert 0 <= found["held"] - 100 * MIB < SLACK
+        assert 0 <= device_holders("cuda:0")[running.pid] - CONTEXT - 100 * MIB < SLACK
+        told()
+        assert 0 <= device_used_bytes("cuda:0") - RESERVED - CONTEXT < SLACK
+        for kinds in (1, 2):
+            told()
+            outside = RESERVED + CONTEXT + kinds * LAZY
+            assert 0 <= device_used_bytes("cuda:0") - outside < SLACK
+        assert gpus.contexts(tmp_path) == [running.pid]
+    assert device_used_bytes("cuda:0") == RESERVED
+    assert device_holders("cuda:0") == {}
