@@ -1,5 +1,4 @@
-"""The journal of what people correct: nothing that was acknowledged is lost, nothing counts twice,
-and what is undone is as if it had not been done; and what a store remembers of corrections."""
+"""The journal of what people correct, and what a store remembers of it: nothing lost, nor twice."""
 
 import json
 import os

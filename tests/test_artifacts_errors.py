@@ -1,10 +1,7 @@
 import pytest
 
 from artifacts.errors import UsageError, redacted
-from artifacts.remote import finding
 from flows.console.display import failed_line
-from flows.job.media_files import Selection
-from flows.job.sources import find_media
 from flows.serving.refusals import OPENAI, bad
 
 
@@ -31,10 +28,3 @@ def test_a_message_that_ends_a_sentence_gets_no_second_full_stop(end: str) -> No
     assert failed_line("a.mp4", f"no{end}", "Mend it") == f"failed: a.mp4: no{end} Mend it"
     told = bad(f"no{end}", "Mend it").to_json(OPENAI[0])["error"]
     assert told["message"] == f"no{end} Mend it"
-
-
-def test_a_source_s_password_is_in_no_failure(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(finding, "WEB_WAITS", ())
-    source = "https://user:pa55@host/a.mp4"
-    _, (failure,) = find_media([source], Selection(recursive=False, extensions=()))
-    assert "pa55" not in repr(failure) and "host/a.mp4" in failure.media_path

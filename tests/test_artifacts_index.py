@@ -1,7 +1,8 @@
-"""The index on disk: rows added once, removed, merged, checked; and what is refused."""
+"""The index on disk: what is added, removed, merged, refused, and survives a killed writer."""
 
 import json
 import shutil
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -13,12 +14,13 @@ from artifacts.errors import EnvironmentFault, PenstockError, UsageError
 from artifacts.index import compacting, manifest, writing
 from artifacts.index.compacting import compact, merge_small
 from artifacts.index.manifest import SearchWay, read_manifest
-from artifacts.index.measuring import measure
+from artifacts.index.measuring import measure, note_texts
 from artifacts.index.rows import MEDIUM, medium_of
 from artifacts.index.search import Query
 from artifacts.index.snapshot import open_snapshot
 from artifacts.index.verifying import stats_of, verify_index
-from tests.support.indexes import MAKER, WIDTH, drawn, paths, row, rows, searcher, write
+from artifacts.index.writing import IndexWriter
+from tests.support.indexes import MAKER, WIDTH, drawn, killed_at, paths, row, rows, searcher, write
 
 
 def test_rows_are_added_once_whatever_they_come_with(tmp_path: Path) -> None:
@@ -70,7 +72,7 @@ def test_removed_rows_are_not_seen_and_come_back_when_added(tmp_path: Path) -> N
     assert paths(tmp_path)[-2:] == ["/in/3.jpg", "/in/4.jpg"]
 
 
-def test_compact_drops_removed_rows_keeps_the_order_and_full_shards(
+def test_compact_keeps_order_and_full_shards(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for module in (writing, compacting):
@@ -115,7 +117,7 @@ def test_a_reader_of_an_earlier_generation_reads_on(tmp_path: Path) -> None:
     assert paths(tmp_path) == ["/in/39.jpg"]
 
 
-def test_a_reader_that_comes_while_files_are_replaced_takes_the_new_ones(
+def test_a_reader_meanwhile_takes_the_new_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write(tmp_path, 40)
@@ -236,3 +238,78 @@ def test_rows_are_read_by_many_threads_at_once(tmp_path: Path) -> None:
     with ThreadPoolExecutor(8) as threads:
         found = list(threads.map(lambda at: snapshot.read(np.array([at]))[0].path, range(500)))
     assert found == [f"/in/{at}.jpg" for at in range(500)]
+
+
+FULL = 20
+"""Rows of a full shard."""
+THERE, NEW = 50, 45
+
+
+@pytest.fixture
+def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (writing, compacting):
+        monkeypatch.setattr(module, "SHARD_ROWS", FULL)
+    monkeypatch.setattr(writing, "BATCH_ROWS", FULL // 2)
+
+
+@pytest.fixture
+def index(tmp_path: Path, small_shards: None) -> Path:
+    write(tmp_path / "index", THERE)
+    with writing.writing(tmp_path / "index") as writer:
+        writer.remove(np.array([1, 2, 30]))
+    return tmp_path / "index"
+
+
+def add(writer: IndexWriter) -> None:
+    # Some are there, one was removed, and one comes twice.
+    given = [*rows(NEW, first=THERE - 5), *rows(2, first=2), *rows(1, first=THERE)]
+    writer.add([(given, drawn(len(given), seed=1))])
+
+
+def remove(writer: IndexWriter) -> None:
+    writer.remove(np.array([0, 7, 8, 49]))
+
+
+def fresh_bits(writer: IndexWriter) -> None:
+    note_texts(writer, drawn(60, seed=2))
+    measure(writer)
+
+
+def fill(writer: IndexWriter) -> None:
+    """The first writer of an index."""
+    writer.add([(rows(THERE), drawn(THERE))])
+
+
+SOME, ALL = 9, pytest.param(1, marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("step", [SOME, ALL])
+@pytest.mark.parametrize("change", [add, remove, compact, fresh_bits, fill])
+def test_a_killed_writer_loses_nothing_and_a_rerun_ends_as_an_undisturbed_one(
+    change: Callable[[IndexWriter], object], step: int, index: Path
+) -> None:
+    before, whole = [] if change is fill else paths(index), index.parent / "whole"
+    if change is fill:
+        shutil.rmtree(index)
+    else:
+        shutil.copytree(index, whole)
+    with writing.writing(whole, MAKER) as writer:
+        change(writer)
+    wanted = paths(whole)
+    assert len(set(wanted)) == len(wanted)
+    for moment in range(1, 1000, step):
+        killed = index.parent / f"killed-{moment}"
+        if change is not fill:
+            shutil.copytree(index, killed)
+        if not killed_at(moment, killed, change):
+            break
+        if change is not fill:
+            seen = paths(killed)  # a reader in between
+            assert seen in (before, wanted) or (change is add and seen == wanted[: len(seen)])
+        with writing.writing(killed, MAKER) as writer:
+            change(writer)
+        assert paths(killed) == wanted
+        assert list(verify_index(killed)) == []
+        named = {file.name for file in read_manifest(killed).files()} | {"index.json", ".writer"}
+        assert {path.name for path in killed.iterdir()} == named
+    assert moment > (20 if change is not remove else 5)

@@ -12,7 +12,8 @@ from artifacts.index.manifest import SearchWay
 from artifacts.index.measuring import is_due, measure, note_texts
 from artifacts.index.moments import moments, single
 from artifacts.index.nearest import Nearest
-from artifacts.index.search import EXACT, Query
+from artifacts.index.rows import IndexRow
+from artifacts.index.search import EXACT, Query, Searcher
 from artifacts.index.where import Condition, matching
 from artifacts.index.writing import writing
 from tests.support.indexes import MAKER, WIDTH, Vectors, drawn, row, rows, searcher
@@ -34,9 +35,26 @@ def of_clusters(count: int, seed: int, signal: float, shift: int) -> Vectors:
 @pytest.fixture(scope="module")
 def index(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("index")
-    with writing(folder, MAKER) as writer:
-        writer.add([(rows(MANY), of_clusters(MANY, 1, 1.0, 0))])
+    filled(folder, rows(MANY), of_clusters(MANY, 1, 1.0, 0))
     return folder
+
+
+def filled(folder: Path, given: list[IndexRow], vectors: Vectors, *gone: int) -> Searcher:
+    """An index of these rows but for those at some places."""
+    with writing(folder, MAKER) as writer:
+        writer.add([(given, vectors)])
+        writer.remove(np.array(gone, dtype=np.int64))
+    return searcher(folder)
+
+
+def found_in_short(asked: Searcher, sort: str, signal: float, shift: int) -> float:
+    """The share of the ten nearest that the short way finds."""
+    found = []
+    for vector in of_clusters(50, 9, signal, shift):
+        query = Query(vector=vector, sort=sort)  # type: ignore[arg-type]
+        exact = asked.find(query, 10, EXACT)
+        found.append(np.isin(exact.positions, asked.find(query, 10).positions).mean())
+    return float(np.mean(found))
 
 
 @pytest.fixture
@@ -76,16 +94,11 @@ def test_the_short_way_is_taken_where_it_finds_enough(index: Path, short: None) 
     asked = searcher(index)
     assert asked.way("pictures").candidates == asked.way("texts").candidates == 400
     for sort, shift in (("pictures", 0), ("texts", 1)):
-        near = 0.0
-        for vector in of_clusters(50, 9, 0.4, shift):
-            query = Query(vector=vector, sort=sort)  # type: ignore[arg-type]
-            exact, found = asked.find(query, 10, EXACT), asked.find(query, 10)
-            near += len(set(exact.positions.tolist()) & set(found.positions.tolist()))
-        assert near / 500 >= 0.98
+        assert found_in_short(asked, sort, 0.4, shift) >= 0.98
 
 
 @pytest.mark.parametrize(("signal", "better"), [(0.4, "texts"), (0.1, "pictures")])
-def test_the_mean_from_which_texts_find_more_is_measured(
+def test_the_better_mean_is_measured(
     signal: float, better: str, index: Path, short: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Strong ones find by their own mean; what faint ones share lies in the pictures' alone."""
@@ -93,16 +106,10 @@ def test_the_mean_from_which_texts_find_more_is_measured(
     with writing(index) as writer:
         note_texts(writer, of_clusters(60, 3, signal, 1))
         assert measure(writer).measured["texts"].centre == better
-    asked = searcher(index)
-    found = []
-    for vector in of_clusters(50, 9, signal, 1):
-        query = Query(vector=vector, sort="texts")
-        exact = asked.find(query, 10, EXACT)
-        found.append(np.isin(exact.positions, asked.find(query, 10).positions).mean())
-    assert np.mean(found) >= 0.95
+    assert found_in_short(searcher(index), "texts", signal, 1) >= 0.95
 
 
-def test_everything_is_scanned_where_the_short_way_finds_too_little(
+def test_all_is_scanned_where_needed(
     tmp_path: Path, short: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(measuring, "WIDTHS", (12,))
@@ -135,23 +142,18 @@ def test_an_index_is_measured_again_when_it_has_doubled(tmp_path: Path) -> None:
 def test_copies_are_one_hit_and_equal_scores_stand_as_they_were_added(tmp_path: Path) -> None:
     vectors = np.repeat(drawn(3), 4, axis=0)
     given = [row(n // 4 if n < 8 else n, path=f"/{n}.jpg") for n in range(12)]
-    with writing(tmp_path, MAKER) as writer:
-        writer.add([(given, vectors)])
-        writer.remove(np.array([0]))
-    found = searcher(tmp_path).find(Query(vector=vectors[11]), 5)
+    asked = filled(tmp_path, given, vectors, 0)
+    found = asked.find(Query(vector=vectors[11]), 5)
     assert found.positions[:4].tolist() == [8, 9, 10, 11]  # equal, but not of one content
-    assert sorted(searcher(tmp_path).find(Query(vector=vectors[0]), 12).positions) == [
-        1, 4, 8, 9, 10, 11,
-    ]  # fmt: skip
+    found = asked.find(Query(vector=vectors[0]), 12)
+    assert sorted(found.positions) == [1, 4, 8, 9, 10, 11]
 
 
 def test_a_picture_is_one_hit_by_its_nearest_part(tmp_path: Path) -> None:
     parts = [(0.0, 0.0, 9.0, 9.0), (9.0, 0.0, 18.0, 9.0)]
     given = [row(n, box=box, level=2) for n in range(3) for box in parts]
     vectors = drawn(6)
-    with writing(tmp_path, MAKER) as writer:
-        writer.add([(given, vectors)])
-    asked, query = searcher(tmp_path), Query(vector=vectors[3])
+    asked, query = filled(tmp_path, given, vectors), Query(vector=vectors[3])
     found = asked.find(query, 5)
     assert found.positions[0] == 3 and len(found.positions) == 3
     assert sorted(position // 2 for position in found.positions) == [0, 1, 2]
@@ -161,9 +163,7 @@ def test_a_picture_is_one_hit_by_its_nearest_part(tmp_path: Path) -> None:
 def test_what_is_nearer_to_something_else_is_left_out(tmp_path: Path) -> None:
     cat, dog = np.eye(WIDTH, dtype=np.float32)[:2]
     vectors = np.stack([cat, cat + 0.5 * dog, cat + 2 * dog, dog])
-    with writing(tmp_path, MAKER) as writer:
-        writer.add([(rows(4), vectors)])
-    found = searcher(tmp_path).find(Query(vector=cat, without=(dog,)), 4)
+    found = filled(tmp_path, rows(4), vectors).find(Query(vector=cat, without=(dog,)), 4)
     assert found.positions.tolist() == [0, 1]
 
 
@@ -181,16 +181,13 @@ def test_more_is_looked_at_when_conditions_leave_too_little(index: Path, short: 
 
 
 @pytest.fixture(scope="module")
-def mixed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("mixed")
+def mixed(tmp_path_factory: pytest.TempPathFactory) -> Searcher:
     given = [
         row(0),
         row(1, path="/in/o'clock.mp4", time=12.5),
         row(2, path="/in/b.mp4", time=90.0, box=(1.0, 2.0, 3.0, 4.0), level=2),
     ]
-    with writing(folder, MAKER) as writer:
-        writer.add([(given, drawn(3))])
-    return folder
+    return filled(tmp_path_factory.mktemp("mixed"), given, drawn(3))
 
 
 @pytest.mark.parametrize(
@@ -210,8 +207,8 @@ def mixed(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("level=0 or level=2 and time<1", [0, 1]),
     ],
 )
-def test_a_condition_chooses_rows(text: str, wanted: list[int], mixed: Path) -> None:
-    kept = matching(searcher(mixed).snapshot, Condition(text))
+def test_a_condition_chooses_rows(text: str, wanted: list[int], mixed: Searcher) -> None:
+    kept = matching(mixed.snapshot, Condition(text))
     assert np.flatnonzero(kept).tolist() == wanted
 
 
@@ -240,10 +237,8 @@ def test_frames_that_stay_near_are_one_moment(tmp_path: Path) -> None:
         writer.add([([row(99)], np.stack([away + 0.9 * near]))])
         measure(writer)
     asked = searcher(tmp_path)
-    made = moments(asked, Query(vector=near), 3)
-    assert [(m.row.media_path, m.start, m.end) for m in made] == [
-        ("7.jpg", 3.5, 4.0), ("3.jpg", 1.0, 2.5), ("99.jpg", None, None),
-    ]  # fmt: skip
+    made = [(m.row.media_path, m.start, m.end) for m in moments(asked, Query(vector=near), 3)]
+    assert made == [("7.jpg", 3.5, 4.0), ("3.jpg", 1.0, 2.5), ("99.jpg", None, None)]
     by_frame = single(asked, asked.find(Query(vector=near), 3))
     assert [m.row.time for m in by_frame] == [3.5, 1.5, None]
     assert len(moments(asked, Query(vector=near), 50)) < 11

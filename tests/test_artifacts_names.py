@@ -53,9 +53,7 @@ def test_odd_names_stay_in_their_folder(tmp_path: Path, name: str) -> None:
     assert made.parent == (out / name).parent
 
 
-def test_real_paths_are_those_of_the_kernel(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_real_paths_are_the_kernel_s(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "a" / "b").mkdir(parents=True)
     (tmp_path / "a" / "b" / "file").touch()
     (tmp_path / "folder").symlink_to("a/b")
@@ -81,7 +79,7 @@ def test_a_path_lies_in_a_folder_by_where_it_leads(tmp_path: Path) -> None:
     assert lies_in("/etc", "/")
 
 
-def test_a_user_s_folders_are_where_the_variables_say(
+def test_folders_are_where_the_variables_say(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)

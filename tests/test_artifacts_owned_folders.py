@@ -41,18 +41,15 @@ def test_a_checkpoint_is_never_put_over_what_lies_in_its_place(tmp_path: Path, n
     (asked.work / "onnx").mkdir(parents=True)
     (asked.work / "README.md").write_text("the checkpoint's")
     (asked.work / PARITY).write_text('{"passed": true, "missed": [], "recipe": {}}')
-    if name == "onnx":
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "mine.txt").write_text("mine")
-    else:
-        (tmp_path / name).write_text("mine")
+    mine = tmp_path / name / "mine.txt" if name == "onnx" else tmp_path / name
+    mine.parent.mkdir(exist_ok=True)
+    mine.write_text("mine")
     with pytest.raises(UsageError, match="is there already"):
         put_into_place(asked)
-    kept = tmp_path / name / "mine.txt" if name == "onnx" else tmp_path / name
-    assert kept.read_text() == "mine" and (asked.work / PARITY).exists()
+    assert mine.read_text() == "mine" and (asked.work / PARITY).exists()
 
 
-def test_a_move_that_was_broken_off_goes_on_over_its_own_files(
+def test_a_broken_move_goes_on_over_its_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = ExportAsked(kind="nf4", folder=tmp_path, accept=True)

@@ -164,9 +164,7 @@ def test_records_of_a_pack_that_is_gone_are_removed_without_a_word(store: Folder
     assert record_set.keys() == set()
 
 
-def test_a_header_is_read_in_one_request(
-    store: FolderStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_header_takes_one_request(store: FolderStore, monkeypatch: pytest.MonkeyPatch) -> None:
     RecordSet(store, "k", NAMESPACE).publish([Record(key="a", payload=b"x")])
     monkeypatch.setattr(store, "stat", lambda name: pytest.fail("asked for its size as well"))
     assert "a" in RecordSet(store, "k", NAMESPACE)
@@ -184,7 +182,7 @@ FORGED = [
 
 
 @pytest.mark.parametrize("header", FORGED)
-def test_a_whole_header_that_nobody_here_wrote_is_set_aside(
+def test_a_header_that_nobody_wrote_is_set_aside(
     store: FolderStore, header: dict[str, object]
 ) -> None:
     text = json.dumps(header).encode()
@@ -225,9 +223,7 @@ def made(key: str) -> Record:
     return Record(key=key, meta={"of": key[-2:]}, payload=key[-1].encode() * (int(key, 16) + 1))
 
 
-def test_several_are_read_by_one_request_a_run_in_the_order_asked(
-    union: RecordUnion, requests: list[str]
-) -> None:
+def test_several_are_read_by_one_request_a_run(union: RecordUnion, requests: list[str]) -> None:
     wanted = [KEYS[9], KEYS[0], KEYS[5], KEYS[1], KEYS[2], KEYS[4], KEYS[0]]
     assert union.read_several(wanted) == [made(key) for key in wanted]
     assert len(requests) == 3  # 0 to 2, 4 and 5, 9
@@ -236,16 +232,12 @@ def test_several_are_read_by_one_request_a_run_in_the_order_asked(
         union.read_several([KEYS[0], "f" * 64])
 
 
-def test_places_between_which_another_lies_are_read_apart(
-    union: RecordUnion, requests: list[str]
-) -> None:
+def test_places_that_do_not_touch_are_read_apart(union: RecordUnion, requests: list[str]) -> None:
     assert union.read_several([KEYS[0], KEYS[2]]) == [made(KEYS[0]), made(KEYS[2])]
     assert len(requests) == 2
 
 
-def test_of_several_the_damaged_one_is_told_and_set_aside(
-    union: RecordUnion, store: FolderStore
-) -> None:
+def test_of_several_the_damaged_one_is_set_aside(union: RecordUnion, store: FolderStore) -> None:
     place = union.place(KEYS[5])
     path = store.local / place.pack
     content = bytearray(path.read_bytes())
@@ -257,9 +249,7 @@ def test_of_several_the_damaged_one_is_told_and_set_aside(
     assert union.read_several(KEYS[:4]) == [made(key) for key in KEYS[:4]]
 
 
-def test_of_several_one_that_another_writer_moved_is_found(
-    union: RecordUnion, store: FolderStore
-) -> None:
+def test_of_several_one_that_was_moved_is_found(union: RecordUnion, store: FolderStore) -> None:
     other = RecordSet(store, "kind", "two")
     other.remove([KEYS[4]])  # the rest is written anew, elsewhere
     with pytest.raises(DamagedRecord):

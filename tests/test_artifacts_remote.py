@@ -107,9 +107,7 @@ def test_a_file_is_fetched_once_and_by_ranges(web: Web) -> None:
 
 @pytest.mark.parametrize("parts", [True, False])
 @pytest.mark.parametrize("size", [0, 1, RANGE, RANGE + 1])
-def test_every_size_comes_whole_also_of_a_server_without_parts(
-    web: Web, size: int, parts: bool
-) -> None:
+def test_every_size_comes_whole_also_without_parts(web: Web, size: int, parts: bool) -> None:
     web.parts = parts
     content = put(web, "a.mp4", size)
     assert fetched(f"{web.address}/a.mp4") == content
@@ -168,7 +166,7 @@ def test_a_killed_fetch_goes_on_where_it_was(web: Web) -> None:
     assert copies() == ["a.mp4"]
 
 
-def test_a_part_of_an_earlier_start_of_the_machine_is_not_trusted(
+def test_an_old_part_is_not_trusted(
     web: Web, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     content = put(web, "a.mp4", 3 * RANGE)
@@ -188,9 +186,7 @@ def test_two_that_want_the_same_fetch_it_once(web: Web) -> None:
     assert len(web.ranges("a.mp4")) == 1  # of 8 MiB
 
 
-def test_copies_in_use_stay_and_the_longest_unused_go(
-    web: Web, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_copies_in_use_stay_and_the_oldest_go(web: Web, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PENSTOCK_NEARBY_GB", str(5500 / 1e9))
     paths = []
     for used, name in enumerate(("a.mp4", "b.mp4", "c.mp4", "d.mp4", "e.mp4")):
@@ -236,9 +232,7 @@ def test_trouble_that_stays_is_one_line_and_what_is_here_stays(web: Web) -> None
     assert len(web.ranges("a.mp4")) - before == 10
 
 
-def test_the_user_s_own_files_are_never_taken_for_copies(
-    web: Web, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_own_files_are_never_taken_for_copies(web: Web, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PENSTOCK_NEARBY_GB", str(1500 / 1e9))
     own = [
         media_folder() / "films" / "2024" / "holiday.mp4",
@@ -277,7 +271,7 @@ def test_a_disk_that_is_nearly_full_makes_room(web: Web, monkeypatch: pytest.Mon
         assert path.exists() and copies() == ["b.mp4"]
 
 
-def test_a_size_that_no_disk_has_is_that_file_s_fault(
+def test_a_size_that_no_disk_has_is_the_file_s_fault(
     web: Web, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     put(web, "a.mp4", 1000)
@@ -319,9 +313,7 @@ def test_what_is_not_there_or_not_allowed_is_said(web: Web) -> None:
         far_file_at("http://127.0.0.1:1/a.mp4")
 
 
-def test_a_disk_without_room_is_said_before_anything_is_fetched(
-    web: Web, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_disk_without_room_is_said_before(web: Web, monkeypatch: pytest.MonkeyPatch) -> None:
     put(web, "a.mp4", RANGE)
     monkeypatch.setattr(fetching, "SPARE_BYTES", 1 << 60)
     with pytest.raises(EnvironmentFault, match=r"has no room for http.*PENSTOCK_NEARBY"):

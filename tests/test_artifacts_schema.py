@@ -17,10 +17,7 @@ def test_an_index_survives_json() -> None:
 @pytest.mark.parametrize(
     "fields",
     [
-        {"fps": 1.0, "frames": 8},
-        {},
-        {"fps": 0.0},
-        {"fps": float("nan")},
+        *({"fps": 1.0, "frames": 8}, {}, {"fps": 0.0}, {"fps": float("nan")}),
         {"frames": 8, "chunk_seconds": -1.0},
     ],
 )
@@ -29,23 +26,23 @@ def test_a_sampling_that_means_nothing_fails(fields: dict[str, float]) -> None:
         Sampling(**{"chunk_seconds": 30.0, "max_frames": 32, **fields})  # type: ignore[arg-type]
 
 
-def test_a_frame_is_never_enlarged() -> None:
-    fit = FrameFit(long_edges=((0.5, 1000), (1.0, 800), (2.0, 1000)))
-    assert fit.size(100, 200) == (100, 200)
-    assert fit.size(2000, 2000) == (800, 800)
-    assert fit.size(4000, 2000) == (1000, 500)
+THREE = ((0.5, 1000), (1.0, 800), (2.0, 1000))
+WIDE = ((0.5, 1000), (2.0, 600))
 
 
-def test_between_two_aspects_the_size_is_interpolated() -> None:
-    fit = FrameFit(long_edges=((0.5, 1000), (1.0, 800)))
-    assert fit.size(1500, 2000) == (675, 900)
-
-
-def test_beyond_the_known_aspects_the_nearest_one_counts() -> None:
-    fit = FrameFit(long_edges=((0.5, 1000), (2.0, 600)))
-    assert fit.size(100, 2000) == (50, 1000)
-    assert fit.size(2000, 100) == (600, 30)
-
-
-def test_no_known_fit_keeps_the_frame() -> None:
-    assert FrameFit().size(4320, 7680) == (4320, 7680)
+@pytest.mark.parametrize(
+    ("edges", "size", "fits"),
+    [
+        (THREE, (100, 200), (100, 200)),  # never enlarged
+        (THREE, (2000, 2000), (800, 800)),
+        (THREE, (4000, 2000), (1000, 500)),
+        (THREE, (1500, 2000), (675, 900)),  # between two aspects
+        (WIDE, (100, 2000), (50, 1000)),  # beyond the known aspects
+        (WIDE, (2000, 100), (600, 30)),
+        ((), (4320, 7680), (4320, 7680)),
+    ],
+)
+def test_a_frame_fits(
+    edges: tuple[tuple[float, int], ...], size: tuple[int, int], fits: tuple[int, int]
+) -> None:
+    assert FrameFit(long_edges=edges).size(*size) == fits

@@ -67,9 +67,7 @@ def test_what_has_the_shape_passes(changes: dict[str, Any]) -> None:
         ({"plan": {"mode": "m"}}, "it.plan has no model"),
     ],
 )
-def test_what_has_another_shape_is_told_by_its_place_fails(
-    changes: dict[str, Any], says: str
-) -> None:
+def test_what_has_another_shape_is_told_by_its_place(changes: dict[str, Any], says: str) -> None:
     with pytest.raises(Misshapen, match=says):
         check({**GOOD, **changes}, SHAPE)
 
@@ -99,9 +97,7 @@ def test_lines_are_read_as_far_as_they_are_known(tmp_path: Path) -> None:
         (b"[" * 200_000, "at line 1: it is nested too deeply"),
     ],
 )
-def test_a_file_of_other_lines_is_named_with_the_line(
-    tmp_path: Path, content: bytes, says: str
-) -> None:
+def test_a_file_of_other_lines_is_named(tmp_path: Path, content: bytes, says: str) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_bytes(content)
     with pytest.raises(EnvironmentFault, match=says) as caught:

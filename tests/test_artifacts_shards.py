@@ -117,9 +117,7 @@ def test_a_full_shard_is_followed_by_another(
     assert keys == [s.key for s in samples]
 
 
-def test_only_what_is_new_is_written(
-    tmp_path: Path, media: Media, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_only_new_is_written(tmp_path: Path, media: Media, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shards, "SHARD_SAMPLES", 2)
     folder = tmp_path / "out"
     samples = [sample(n) for n in range(5)]
@@ -148,7 +146,7 @@ def test_only_what_is_new_is_written(
         lambda folder: (folder / "index.json").write_text("[]"),
     ],
 )
-def test_what_is_not_as_the_index_says_is_written_again(
+def test_what_the_index_does_not_say_is_made_again(
     tmp_path: Path, media: Media, spoil: Any
 ) -> None:
     write(tmp_path, [sample(1)], media)
@@ -158,7 +156,7 @@ def test_what_is_not_as_the_index_says_is_written_again(
     assert files(tmp_path) == before
 
 
-def test_a_run_that_dies_leaves_the_old_shards(
+def test_who_dies_leaves_the_old(
     tmp_path: Path, media: Media, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shards, "SHARD_SAMPLES", 2)

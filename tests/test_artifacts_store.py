@@ -1,6 +1,11 @@
+"""The store in a folder, and who makes what among processes that share one."""
+
 import ctypes
 import errno
+import fcntl
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,7 +13,9 @@ from pathlib import Path
 import pytest
 
 from artifacts import placing
+from artifacts.claims import Claims, Turns, turns_at
 from artifacts.errors import EnvironmentFault, UsageError
+from artifacts.packs import Record, RecordSet
 from artifacts.store import FolderStore, open_store
 from artifacts.stores.local import clock_of, state_folder
 
@@ -18,7 +25,7 @@ def store(tmp_path: Path) -> FolderStore:
     return FolderStore(tmp_path / "store")
 
 
-def test_a_full_disk_is_told_with_what_to_do(
+def test_a_full_disk_is_told_with_advice(
     store: FolderStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(_: int) -> None:
@@ -36,9 +43,7 @@ def test_a_store_below_a_file_fails_before_work_starts(tmp_path: Path) -> None:
         FolderStore(tmp_path / "file" / "store").check_writable()
 
 
-def test_what_a_killed_writer_left_is_swept_out_and_a_living_one_s_is_not(
-    store: FolderStore,
-) -> None:
+def test_what_a_killed_writer_left_is_swept_out(store: FolderStore) -> None:
     store.check_writable()
     old, young = store.local / "tmp" / "old", store.local / "tmp" / "young"
     for half in (old, young):
@@ -56,9 +61,7 @@ def test_open_store_takes_folders_and_refuses_other_addresses(tmp_path: Path) ->
             open_store(url)
 
 
-def test_what_lies_beside_a_store_that_is_no_folder_is_the_user_s(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_what_lies_beside_a_store_is_the_user_s(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("XDG_STATE_HOME")
     one, other = state_folder("memory://a"), state_folder("memory://b")
     assert one != other
@@ -85,9 +88,7 @@ def test_without_hard_links_the_first_writer_s_object_stays(
     assert store.get("one") == b"first"
 
 
-def test_a_living_writer_s_half_outlives_a_clock_that_is_ahead(
-    store: FolderStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_half_outlives_a_clock_ahead(store: FolderStore, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = time.time
     monkeypatch.setattr(time, "time", lambda: clock() + 7200)
 
@@ -108,11 +109,95 @@ def test_what_is_no_file_is_neither_listed_nor_waited_for(store: FolderStore) ->
         store.get("a/pipe")
 
 
-def test_a_folder_elsewhere_that_is_linked_into_a_store_is_part_of_it(
-    store: FolderStore, tmp_path: Path
-) -> None:
+def test_a_linked_folder_is_part_of_a_store(store: FolderStore, tmp_path: Path) -> None:
     (tmp_path / "disk" / "x").mkdir(parents=True)
     (tmp_path / "disk" / "x" / "one").write_bytes(b"x")
     store.local.mkdir()
     (store.local / "a").symlink_to(tmp_path / "disk")
     assert list(store.list()) == ["a/x/one"]
+
+
+HOLDER = """
+import sys, time
+from pathlib import Path
+from artifacts.claims import Claims
+assert Claims(Path(sys.argv[1])).take(sys.argv[2:])
+print("held", flush=True)
+time.sleep(60)
+"""
+
+
+def test_a_key_is_claimed_once_and_all_of_them_or_none(tmp_path: Path) -> None:
+    first, second = Claims(tmp_path / "c"), Claims(tmp_path / "c")
+    assert first.take(["b"])
+    assert not second.take(["a", "b", "c"])
+    assert first.take(["a", "c"])  # the second let go of what it had
+    first.release(["a", "b", "c"])
+    assert second.take(["a", "b", "c"])
+    first.close()
+    second.close()
+
+
+def test_a_killed_process_claims_nothing(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", HOLDER, str(tmp_path / "c"), "k"]
+    holder = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert holder.stdout is not None
+    with holder.stdout:
+        assert holder.stdout.readline() == "held\n"
+    mine = Claims(tmp_path / "c")
+    assert not mine.take(["k"])
+    holder.kill()
+    holder.wait()
+    assert mine.take(["k"])
+    mine.close()
+
+
+def test_only_what_others_published_is_news(tmp_path: Path) -> None:
+    first, second = Claims(tmp_path / "c"), Claims(tmp_path / "c")
+    assert first.has_news() and not first.has_news()
+    first.published()
+    assert not first.has_news()
+    assert second.has_news() and not second.has_news()
+    second.published()
+    assert first.has_news()
+    first.close()
+    second.close()
+
+
+def test_what_another_gave_up_is_made(store: FolderStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    ours = RecordSet(store, "k", "s")
+    with turns_at(store, ours) as mine, turns_at(store, RecordSet(store, "k", "s")) as other:
+        assert other.take(lambda: ["a"])
+        monkeypatch.setattr(time, "sleep", lambda _: other.done(["a"]))
+        assert list(mine.mine([["a"]], lambda batch: batch)) == [["a"]]
+
+
+@pytest.mark.parametrize("code", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EBADF])
+def test_without_locks_all_is_granted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    first, second = Claims(tmp_path / "c"), Claims(tmp_path / "c")
+    monkeypatch.setattr(fcntl, "fcntl", refuse)
+    assert first.take(["a"]) and second.take(["a"])
+    first.close()
+    second.close()
+
+
+def test_a_store_that_cannot_be_written_grants_everything(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    claim = Claims(tmp_path / "file" / "c")
+    assert claim.take(["a"]) and claim.has_news() and not claim.has_news()
+    claim.published()
+    claim.close()
+
+
+def test_threads_of_a_stage_look_at_the_record_set_before_they_claim(store: FolderStore) -> None:
+    ours, theirs = RecordSet(store, "k", "s"), RecordSet(store, "k", "s")
+    claim = Claims(store.local / "claims" / "x")
+    turns = Turns(claim, [ours])
+    theirs.publish([Record(key="a")])
+    assert turns.take(lambda: [key for key in ["a"] if key not in ours]) is False
+    claim.close()

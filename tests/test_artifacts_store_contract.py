@@ -1,5 +1,4 @@
-"""What every store must do, by its verbs and under all that stands on them: the folder store, one
-that has no folder, and one in a bucket."""
+"""What every store must do, in a folder, without one, and in a bucket."""
 
 import os
 import time
@@ -122,9 +121,7 @@ def test_records_are_published_read_dropped_and_removed(store: Store) -> None:
     assert len(list(store.list("features"))) == 1
 
 
-def test_the_namespaces_of_a_kind_are_known_without_a_look_into_them(
-    store: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_namespaces_are_known_without_a_look(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     RecordSet(store, "captions", NAMESPACE).publish([Record(key="a")])
     RecordSet(store, "features", "cd" * 32).publish([Record(key="a")])
     scandir = os.scandir
@@ -180,9 +177,7 @@ def test_what_a_running_job_holds_is_known_until_it_ends(store: Store) -> None:
     assert running_jobs(store) == []
 
 
-def test_the_longest_unused_goes_first_after_the_rubbish_and_before_what_is_held(
-    store: Store,
-) -> None:
+def test_the_longest_unused_goes_after_rubbish_and_before_what_is_held(store: Store) -> None:
     for kind, namespace, key in (("features", NAMESPACE, "a"), ("features", "cd" * 32, "b")):
         RecordSet(store, kind, namespace).publish([Record(key=key, payload=b"x" * 10_000)])
         time.sleep(0.05)
@@ -207,9 +202,7 @@ def test_the_longest_unused_goes_first_after_the_rubbish_and_before_what_is_held
 
 
 @pytest.mark.parametrize("store", ["memory", *SLOW], indirect=True)
-def test_a_run_captions_the_demo_and_the_next_one_finds_all_of_it(
-    store: Store, tmp_path: Path
-) -> None:
+def test_a_run_captions_the_demo_and_the_next_finds_all(store: Store, tmp_path: Path) -> None:
     write_clips(tmp_path / "clips", 1, seed=1)
     place = Place(clips=tmp_path / "clips", out=tmp_path / "out", store=tmp_path / "ignored")
     asked: dict[str, Any] = {"store": store.url, "chunk": 2.0, "max_new_tokens": 4}
@@ -233,9 +226,7 @@ def test_a_run_captions_the_demo_and_the_next_one_finds_all_of_it(
     assert {path.name for path in store.local.iterdir()} >= beside
 
 
-def test_a_rebuild_encodes_what_is_missing_and_removes_what_is_gone(
-    store: Store, tmp_path: Path
-) -> None:
+def test_a_rebuild_encodes_what_lacks_and_removes_the_rest(store: Store, tmp_path: Path) -> None:
     clips = tmp_path / "clips"
     clips.mkdir()
     for number in range(3):

@@ -1,5 +1,4 @@
-"""How long a job of any machine counts as running where the store is a bucket: by its lease, and by
-the clock of the service."""
+"""A job counts as running in a bucket by its lease and by the clock of the service."""
 
 import json
 import time
@@ -44,7 +43,7 @@ def elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(leases, "system", lambda: "another machine")
 
 
-def test_gc_spares_what_a_job_of_another_machine_needs(
+def test_gc_spares_what_is_needed(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pack = f"features/aa/{HELD}/00/pack.pack"
@@ -60,7 +59,7 @@ def test_gc_spares_what_a_job_of_another_machine_needs(
 
 
 @pytest.mark.slow
-def test_a_lease_ends_by_the_clock_of_the_service(
+def test_a_lease_ends_by_their_clock(
     behind: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     elsewhere(monkeypatch)
@@ -80,7 +79,7 @@ def test_a_lease_ends_by_the_clock_of_the_service(
 
 
 @pytest.mark.slow
-def test_a_lease_that_is_renewed_stays(
+def test_a_renewed_lease_stays(
     behind: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(lease_notes, "BEAT_SECONDS", 0.2)
@@ -93,9 +92,7 @@ def test_a_lease_that_is_renewed_stays(
             time.sleep(0.5)
 
 
-def test_a_lease_that_was_taken_for_a_dead_one_s_is_written_again(
-    store: Store, tmp_path: Path
-) -> None:
+def test_a_lease_that_was_taken_for_dead_is_written_again(store: Store, tmp_path: Path) -> None:
     assert store.board is not None
     with leased(store, [HELD], tmp_path) as lease:
         (found,) = Bucket(store.url).below("jobs")
@@ -107,9 +104,7 @@ def test_a_lease_that_was_taken_for_a_dead_one_s_is_written_again(
     assert running_jobs(open_store(store.url)) == []
 
 
-def test_a_lease_that_is_renewed_while_it_is_swept_is_no_dead_one_s(
-    store: Store, tmp_path: Path
-) -> None:
+def test_a_lease_that_is_renewed_while_it_is_swept_stays(store: Store, tmp_path: Path) -> None:
     with leased(store, [HELD], tmp_path):
         other = open_store(store.url)
         assert store.board is not None and other.board is not None
@@ -119,7 +114,7 @@ def test_a_lease_that_is_renewed_while_it_is_swept_is_no_dead_one_s(
         assert len(running_jobs(other)) == 1
 
 
-def test_the_lease_of_a_process_that_died_here_ends_at_once(
+def test_who_died_here_has_no_lease(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert store.board is not None

@@ -1,5 +1,4 @@
-"""A store in a bucket: what it asks of the service, what it keeps of the answers on this machine,
-and what becomes of it when either fails."""
+"""A store in a bucket: what it asks of the service, and what it keeps on this machine."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -99,7 +98,7 @@ def test_patience_has_an_end(store: Store, way: Between, monkeypatch: pytest.Mon
     assert way.total <= (1 + len(patience.WAITS)) * (1 + bucket.INNER_TRIES)
 
 
-def test_a_service_that_fails_now_and_then_changes_nothing(
+def test_a_failing_service_is_borne(
     store: Store, way: Between, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     way.spoil = 0.3
@@ -114,7 +113,7 @@ def test_a_service_that_fails_now_and_then_changes_nothing(
     assert sum(way.spoilt.values()) > 5
 
 
-def test_a_stalled_answer_is_asked_for_again(
+def test_a_stalled_get_is_asked_again(
     store: Store, way: Between, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store.put_if_absent("features/one", [b"one"])
@@ -132,7 +131,7 @@ def test_a_stalled_answer_is_asked_for_again(
     assert other.get("features/one") == b"one" and way.counts["get"] == 3
 
 
-def test_of_two_that_write_other_bytes_one_is_first_and_the_other_takes_them(
+def test_of_two_writers_the_first_one_s_bytes_stay(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ours = RecordSet(store, "features", NAMESPACE)
@@ -144,7 +143,7 @@ def test_of_two_that_write_other_bytes_one_is_first_and_the_other_takes_them(
     assert len(list(store.list("features"))) == 1
 
 
-def test_a_pack_that_was_made_anew_with_other_bytes_is_read_as_it_is_now(
+def test_a_pack_made_anew_is_read_as_it_is_now(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ours = RecordSet(store, "features", NAMESPACE)
@@ -175,9 +174,7 @@ def nearby_folder(store: Store) -> Path:
     return store._copies._folder
 
 
-def test_what_is_damaged_in_the_bucket_is_set_aside_although_the_copy_is_good(
-    store: Store,
-) -> None:
+def test_what_is_damaged_in_the_bucket_is_set_aside(store: Store) -> None:
     filled(store, 1)
     (name,) = store.list("captions")
     data = store.get(name)
@@ -199,7 +196,7 @@ def test_what_was_read_or_written_here_is_not_asked_for_again(store: Store, way:
     assert dict(way.counts) == {"list": 1}
 
 
-def test_frames_never_leave_the_machine(
+def test_frames_stay_on_the_machine(
     store: Store, way: Between, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     way.clear()
@@ -226,7 +223,7 @@ def test_copies_keep_within_their_limit_and_the_longest_unused_goes_first(tmp_pa
     assert again.read("1", "v") is None
 
 
-def test_a_folder_that_cannot_be_written_only_costs_requests(
+def test_without_copies_all_is_read(
     store: Store, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     filled(store, 2)
@@ -236,7 +233,7 @@ def test_a_folder_that_cannot_be_written_only_costs_requests(
     assert other.read("k0001").payload == b"p" * 50
 
 
-def test_many_packs_open_in_few_requests_wherever_they_were_made(
+def test_many_packs_need_few_requests(
     store: Store, way: Between, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     packs = 3 * catalogs.JOINED
@@ -249,7 +246,7 @@ def test_many_packs_open_in_few_requests_wherever_they_were_made(
     assert dict(way.counts) == {"list": 2, "get": 1}
 
 
-def test_what_no_catalog_names_is_read_of_its_pack(
+def test_what_is_in_no_catalog_is_read(
     store: Store, way: Between, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     filled(store, catalogs.JOINED)
@@ -265,7 +262,7 @@ def test_what_no_catalog_names_is_read_of_its_pack(
 
 
 @pytest.mark.parametrize("damage", [b"", b"garbage" * 100])
-def test_a_catalog_that_is_none_only_costs_requests(
+def test_a_damaged_catalog_is_no_loss(
     store: Store, damage: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     filled(store, catalogs.JOINED)
@@ -287,7 +284,7 @@ def test_many_catalogs_become_one(store: Store, monkeypatch: pytest.MonkeyPatch)
     assert len(third) == 16
 
 
-def test_a_store_larger_than_one_list_is_listed_by_folder(
+def test_a_large_store_is_listed(
     store: Store, way: Between, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for module in (bucket, nearby):

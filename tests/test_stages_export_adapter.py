@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from artifacts.errors import EnvironmentFault, PenstockError, UsageError
+from artifacts.errors import EnvironmentFault, UsageError
 from penstock_demo import CHECKPOINT
 from tests.support.adapters import PREFIX, loaded, matrices, merged, settings, write_adapter
 from tests.support.families import checkpoint
@@ -58,74 +58,55 @@ def no_json(folder: Path) -> None:
     (folder / "adapter_config.json").write_text("{")
 
 
-REFUSED: dict[str, tuple[Callable[[Path], Any], type[PenstockError], str]] = {
-    "no settings": (without("adapter_config.json"), UsageError, "has no adapter_config.json"),
-    "one above": (above, UsageError, "Give .*checkpoint-9"),
-    "no json": (no_json, EnvironmentFault, "cannot be read as JSON"),
-    "no weights": (without("adapter_model.safetensors"), UsageError, "has no adapter_model.safet"),
-    "pickle": (pickled, UsageError, "adapter_model.bin, a pickle, which can run code"),
-    "torn": (torn, EnvironmentFault, "is not a whole safetensors file"),
-    "ia3": (told_otherwise(peft_type="IA3"), UsageError, "of the type IA3, and LORA is taken"),
-    "dora": (told_otherwise(use_dora=True), UsageError, "asks for DoRA"),
-    "bias": (told_otherwise(bias="all"), UsageError, "trained biases"),
-    "pissa": (told_otherwise(init_lora_weights="pissa_niter_4"), UsageError, "own weights before"),
-    "parameters": (told_otherwise(target_parameters=["x"]), UsageError, "target_parameters"),
-    "no r": (told_otherwise(r=None), UsageError, "says no r"),
-    "no alpha": (told_otherwise(lora_alpha="much"), UsageError, "says no lora_alpha"),
-    "rank": (told_otherwise(r=8), EnvironmentFault, "has ranks 4 and 4 .* says 8"),
-    "pattern": (
-        told_otherwise(rank_pattern={"(": 1}),
-        UsageError,
-        "rank_pattern cannot be matched",
-    ),
-    "not saved": (told_otherwise(modules_to_save=["lm_head"]), EnvironmentFault, "lacks lm_head"),
-    "nothing": (holding({}), UsageError, "holds nothing"),
-    "half": (
-        holding({f"{PREFIX}{Q_PROJ}.lora_A.weight": torch.ones(4, 32)}),
-        EnvironmentFault,
-        "lacks A or B of",
-    ),
+LAYER = (32, 32)
+Refused = dict[str, tuple[Callable[[Path], Any], str]]
+USAGE: Refused = {
+    "no settings": (without("adapter_config.json"), "has no adapter_config.json"),
+    "one above": (above, "Give .*checkpoint-9"),
+    "no weights": (without("adapter_model.safetensors"), "has no adapter_model.safet"),
+    "pickle": (pickled, "adapter_model.bin, a pickle, which can run code"),
+    "ia3": (told_otherwise(peft_type="IA3"), "of the type IA3, and LORA is taken"),
+    "dora": (told_otherwise(use_dora=True), "asks for DoRA"),
+    "bias": (told_otherwise(bias="all"), "trained biases"),
+    "pissa": (told_otherwise(init_lora_weights="pissa_niter_4"), "own weights before"),
+    "parameters": (told_otherwise(target_parameters=["x"]), "target_parameters"),
+    "no r": (told_otherwise(r=None), "says no r"),
+    "no alpha": (told_otherwise(lora_alpha="much"), "says no lora_alpha"),
+    "pattern": (told_otherwise(rank_pattern={"(": 1}), "rank_pattern cannot be matched"),
+    "nothing": (holding({}), "holds nothing"),
     "convolution": (
         holding({f"{PREFIX}p.lora_{side}.weight": torch.ones(4, 4, 1, 1) for side in "AB"}),
-        UsageError,
         "convolution",
     ),
     "magnitudes": (
         holding({f"{PREFIX}{Q_PROJ}.lora_magnitude_vector.weight": torch.ones(32)}),
-        UsageError,
         "lora_magnitude_vector",
     ),
     "another model": (
-        holding(matrices({"model.layers.99.q_proj": (32, 32)})),
-        UsageError,
+        holding(matrices({"model.layers.99.q_proj": LAYER})),
         "changes model.layers.99.q_proj.weight, which .* has not.*somebody/model",
     ),
     "another shape": (
         holding(matrices({Q_PROJ: (64, 32)})),
-        UsageError,
         f"changes {Q_PROJ} of 64 x 32, which is 32 x 32 in",
     ),
-    "twice": (
-        holding(matrices({Q_PROJ: (32, 32), Q_PROJ.removeprefix("model."): (32, 32)})),
-        UsageError,
-        "twice",
-    ),
-    "no number": (
-        holding(matrices({Q_PROJ: (32, 32)}, strength=math.inf)),
-        UsageError,
-        "holds what is no number",
-    ),
-    "too large": (
-        holding(matrices({Q_PROJ: (32, 32)}, strength=1e19)),
-        UsageError,
-        "too large for torch.float32",
-    ),
+    "twice": (holding(matrices({Q_PROJ: LAYER, Q_PROJ.removeprefix("model."): LAYER})), "twice"),
+    "no number": (holding(matrices({Q_PROJ: LAYER}, strength=math.inf)), "holds what is no number"),
+    "too large": (holding(matrices({Q_PROJ: LAYER}, strength=1e19)), "too large for torch.float32"),
+}
+DAMAGED: Refused = {
+    "no json": (no_json, "cannot be read as JSON"),
+    "torn": (torn, "is not a whole safetensors file"),
+    "rank": (told_otherwise(r=8), "has ranks 4 and 4 .* says 8"),
+    "not saved": (told_otherwise(modules_to_save=["lm_head"]), "lacks lm_head"),
+    "half": (holding({f"{PREFIX}{Q_PROJ}.lora_A.weight": torch.ones(4, 32)}), "lacks A or B of"),
 }
 
 
-@pytest.mark.parametrize("why", REFUSED)
+@pytest.mark.parametrize("why", [*USAGE, *DAMAGED])
 def test_one_that_cannot_be_merged_is_refused_in_one_line(tmp_path: Path, why: str) -> None:
-    change, kind, match = REFUSED[why]
+    change, match = {**USAGE, **DAMAGED}[why]
+    kind = UsageError if why in USAGE else EnvironmentFault
     adapter = write_adapter(tmp_path / "adapter", matrices({Q_PROJ: (32, 32)}))
     change(adapter)
     with pytest.raises(kind, match=match) as caught:

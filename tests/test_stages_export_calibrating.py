@@ -1,5 +1,4 @@
-"""Each linear of a half is handed out once, with the Hessian of all that it was given, while its
-weights are there."""
+"""Each linear of a half is handed out once, with the Hessian of all that it was given."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -38,13 +37,25 @@ class Taken:
         self.weights[path] = weight.detach().clone()
 
 
+def taken_of(
+    model: nn.Module,
+    layers: Sequence[tuple[str, nn.Module]],
+    calls: Calls,
+    wanted: Sequence[str],
+    room: int = PLENTY,
+    done: Sequence[str] = (),
+) -> Taken:
+    taken = Taken()
+    calibrate(model, layers, calls, wanted, room, taken, done)
+    return taken
+
+
 def linear() -> nn.Linear:
     return nn.Linear(8, 8, bias=False)
 
 
 class Layer(nn.Module):
-    """Attention's three linears and an MLP's, some of which share what they are given; and experts
-    of which only the first is ever asked."""
+    """Attention, an MLP, and experts of which only the first is ever asked."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -108,7 +119,10 @@ def plain(model: nn.Module, wanted: Sequence[str], calls: Calls) -> dict[str, to
     return found
 
 
-@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl", "smolvlm"])
+@pytest.mark.parametrize(
+    "family",
+    ["llava", *(pytest.param(x, marks=pytest.mark.slow) for x in ("qwen2_5_vl", "smolvlm"))],
+)
 @pytest.mark.parametrize("streamed", [False, True], ids=["held", "streamed"])
 def test_hessians_are_those_of_whole_passes(family: str, streamed: bool) -> None:
     folder = checkpoint(family)
@@ -121,8 +135,7 @@ def test_hessians_are_those_of_whole_passes(family: str, streamed: bool) -> None
     layers = [(named[layer], layer) for layer in outermost_layers(half)]
     wanted = sorted(quantizable(skeleton, "language"))
     ids = [torch.arange(20, 20 + count)[None] for count in (7, 12, 3)]
-    taken = Taken()
-    calibrate(half, layers, [partial(half, input_ids=i) for i in ids], wanted, PLENTY, taken)
+    taken = taken_of(half, layers, [partial(half, input_ids=i) for i in ids], wanted)
     in_layers = [p for p in wanted if any(p.startswith(f"{path}.") for path, _ in layers)]
     wants = plain(whole, in_layers, [partial(whole, input_ids=i) for i in ids])
     assert len(in_layers) >= 14 and taken.hessians.keys() == set(wanted)
@@ -139,8 +152,7 @@ def test_hessians_are_those_of_whole_passes(family: str, streamed: bool) -> None
 
 def test_linears_come_once_in_the_order_of_layers_and_those_outside_last() -> None:
     model, layers, calls, wanted = small()
-    taken = Taken()
-    calibrate(model, layers, calls, wanted, PLENTY, taken)
+    taken = taken_of(model, layers, calls, wanted)
     inside = [path for path in wanted if path.startswith("layers")]
     assert list(taken.hessians) == [*inside, "first", "head"]
     assert taken.reasons["first"] == taken.reasons["head"] == OUTSIDE
@@ -155,8 +167,7 @@ def test_linears_come_once_in_the_order_of_layers_and_those_outside_last() -> No
 
 def test_linears_that_are_given_one_tensor_share_a_hessian_and_others_do_not() -> None:
     model, layers, calls, wanted = small()
-    taken = Taken()
-    calibrate(model, layers, calls, wanted, PLENTY, taken)
+    taken = taken_of(model, layers, calls, wanted)
     at = {name.removeprefix("layers.1."): hessian for name, hessian in taken.hessians.items()}
     assert at["q"] is at["k"] is at["v"] and at["gate"] is at["up"]
     assert len({id(at[name]) for name in ("q", "gate", "down", "experts.0")}) == 4
@@ -168,15 +179,13 @@ def test_linears_that_are_given_one_tensor_share_a_hessian_and_others_do_not() -
 def test_a_linear_whose_sharing_ends_gets_no_hessian_that_is_not_its_own() -> None:
     model, layers, calls, _ = small()
     model.layers[0].split = 3  # type: ignore[assignment]
-    taken, wanted = Taken(), ["layers.0.q", "layers.0.k", "layers.0.v"]
-    calibrate(model, layers, calls, wanted, PLENTY, taken)
+    taken = taken_of(model, layers, calls, ["layers.0.q", "layers.0.k", "layers.0.v"])
     assert taken.reasons == {"layers.0.q": "", "layers.0.k": APART, "layers.0.v": ""}
 
 
 def test_hessians_beyond_the_room_for_them_are_not_made_and_that_is_told() -> None:
     model, layers, calls, wanted = small()
-    taken = Taken()
-    calibrate(model, layers, calls, wanted, 2 * 8 * 8 * 4, taken)
+    taken = taken_of(model, layers, calls, wanted, 2 * 8 * 8 * 4)
     for layer in ("layers.0", "layers.1"):  # each has all of the room
         got = [n for n in ("q", "k", "v", "gate", "up") if not taken.reasons[f"{layer}.{n}"]]
         assert got == ["q", "k", "v", "gate", "up"]
@@ -186,24 +195,20 @@ def test_hessians_beyond_the_room_for_them_are_not_made_and_that_is_told() -> No
 
 def test_what_is_done_is_passed_over_and_its_layers_are_not_waited_for() -> None:
     model, layers, calls, wanted = small()
-    whole, rest = Taken(), Taken()
-    calibrate(model, layers, calls, wanted, PLENTY, whole)
+    whole = taken_of(model, layers, calls, wanted)
     done = [path for path in wanted if path.startswith("layers.0") or path == "layers.1.q"]
-    calibrate(model, layers, calls, wanted, PLENTY, rest, done)
+    rest = taken_of(model, layers, calls, wanted, PLENTY, done)
     assert set(rest.hessians) == set(wanted) - set(done)
     for path, hessian in rest.hessians.items():  # as if all of it had been made at once
         other = whole.hessians[path]
         assert (hessian is None) == (other is None)
         assert hessian is None or (other is not None and torch.equal(hessian, other))
-    again = Taken()
-    calibrate(model, layers, calls, wanted, PLENTY, again, wanted)
-    assert not again.hessians
+    assert not taken_of(model, layers, calls, wanted, PLENTY, wanted).hessians
 
 
 def test_layers_that_no_call_passes_are_handed_out_all_the_same() -> None:
     model, layers, _, wanted = small()
-    taken = Taken()
-    calibrate(model, layers, [partial(layers[0][1], torch.randn(3, 8))], wanted, PLENTY, taken)
+    taken = taken_of(model, layers, [partial(layers[0][1], torch.randn(3, 8))], wanted)
     assert set(taken.hessians) == set(wanted)
     assert taken.reasons["layers.0.q"] == "" and taken.reasons["layers.1.q"] == UNSEEN
 
@@ -215,14 +220,13 @@ def test_an_error_of_a_call_is_raised_and_leaves_no_hook() -> None:
         raise OSError("the disk is gone")
 
     with pytest.raises(OSError, match="disk"):
-        calibrate(model, layers, [*calls, broken], wanted, PLENTY, Taken())
+        taken_of(model, layers, [*calls, broken], wanted)
     assert not any(module._forward_pre_hooks for module in model.modules())
 
 
 def test_many_tokens_are_summed_up_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     model, layers, calls, wanted = small()
-    whole, pieces = Taken(), Taken()
-    calibrate(model, layers, calls, wanted, PLENTY, whole)
+    whole = taken_of(model, layers, calls, wanted)
     monkeypatch.setattr(calibrating, "ROWS", 2)
-    calibrate(model, layers, calls, wanted, PLENTY, pieces)
+    pieces = taken_of(model, layers, calls, wanted)
     torch.testing.assert_close(pieces.hessians["layers.1.q"], whole.hessians["layers.1.q"])

@@ -36,9 +36,7 @@ def test_packed_numbers_are_those_of_compressed_tensors_and_come_back(bits: int)
 
 @pytest.mark.parametrize("bits", [4, 8])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-def test_tensors_are_those_that_compressed_tensors_makes_and_unpacks(
-    bits: int, dtype: torch.dtype
-) -> None:
+def test_tensors_are_those_of_compressed_tensors(bits: int, dtype: torch.dtype) -> None:
     torch.manual_seed(0)
     rounded = round_to_nearest(torch.randn(40, 128), bits, 64, dtype)
     made = tensors("weight", rounded, dtype, bits)
@@ -69,9 +67,7 @@ def test_settings_are_those_that_compressed_tensors_writes() -> None:
 
 
 @pytest.mark.parametrize("bits", [4, 8])
-def test_a_written_checkpoint_opens_in_transformers_and_computes_the_same(
-    bits: int, tmp_path: Path
-) -> None:
+def test_a_written_checkpoint_computes_the_same_in_transformers(bits: int, tmp_path: Path) -> None:
     """Its modules have other names than its files, which the loader renames as for any weight."""
     source = checkpoint("llava")
     computed = written(source, tmp_path, bits)
@@ -88,8 +84,7 @@ def test_a_written_checkpoint_opens_in_transformers_and_computes_the_same(
 
 
 def written(source: Path, folder: Path, bits: int) -> dict[str, torch.Tensor]:
-    """Write a checkpoint with the linears of its language half in few bits. Returns path in the
-    model → weight that is computed with."""
+    """Write a checkpoint in few bits; path in the model → weight that is computed with."""
     config, cls = config_and_class(source, False)
     skeleton = skeleton_of(config, cls)
     chosen = quantizable(skeleton, "language")

@@ -52,3 +52,14 @@ def test_the_cosine_of_chunks_sums_up_to_that_of_all_rows() -> None:
     mean = (6 * each["good"] + 3 * each["bad"]) / 9
     assert mean == pytest.approx(told["centred_mean"], abs=1e-5)
     assert told["chunks"] == 2
+
+
+def test_divergence_is_that_of_the_two_distributions() -> None:
+    wanted, found = torch.tensor([[0.0, 0.0], [2.0, 0.0]]), torch.tensor([[1.0, 0.0], [0.0, 2.0]])
+    agreement = Agreement()
+    agreement.add("one", wanted, found)
+    told = agreement.to_json()
+    first, second = wanted.softmax(-1), found.softmax(-1)
+    mean = (first * (first / second).log()).sum(-1).mean()
+    assert told["divergence"] == pytest.approx(float(mean), rel=1e-5)
+    assert told["token_agreement"] == 0.5 and told["captions_as_native"] == 0

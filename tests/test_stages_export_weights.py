@@ -54,12 +54,8 @@ MORE = ("llava", "qwen2_5_vl", "smolvlm")
 
 
 @pytest.mark.parametrize("kind", ["nf4", "int8"])
-@pytest.mark.parametrize(
-    "name", ["demo", *(pytest.param(name, marks=pytest.mark.slow) for name in MORE)]
-)
-def test_every_tensor_is_the_one_that_transformers_saves(
-    tmp_path: Path, name: str, kind: str
-) -> None:
+@pytest.mark.parametrize("name", ["demo", *(pytest.param(x, marks=pytest.mark.slow) for x in MORE)])
+def test_every_tensor_is_as_transformers_saves_it(tmp_path: Path, name: str, kind: str) -> None:
     source = source_of(name)
     made = exported(source, tmp_path / "made", kind)
     config, cls = config_and_class(source, False)
@@ -130,9 +126,7 @@ def test_what_cannot_be_exported_is_said_in_one_line(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_weight_goes_in_pieces_as_it_goes_at_once(
-    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype
-) -> None:
+def test_a_weight_may_go_in_pieces(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype) -> None:
     weight = torch.randn(96, 160, generator=torch.Generator().manual_seed(3)).to(dtype)
     whole = {form: form.tensors("x.weight", weight) for form in (Nf4(), Int8())}
     monkeypatch.setattr("stages.export.bitsandbytes_forms.PIECE", 640)

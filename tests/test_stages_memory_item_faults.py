@@ -46,30 +46,24 @@ def go(bad: str, *batches: str, first: int | None = None) -> tuple[list[str], li
     return made, faults.failed
 
 
-def test_the_items_of_a_batch_that_raises_are_tried_alone() -> None:
-    assert go("b", "abc", "de") == (["a", "c", "de"], ["b"])
-
-
-def test_the_only_item_fails() -> None:
-    assert go("a", "a") == ([], ["a"])
-
-
-def test_a_batch_of_which_all_fail_is_not_the_stage_s_fault_where_others_go_through() -> None:
-    assert go("ab", "ab", "cd") == (["cd"], ["a", "b"])
+@pytest.mark.parametrize(
+    ("bad", "batches", "made", "failed"),
+    [
+        ("b", ["abc", "de"], ["a", "c", "de"], ["b"]),  # the items of a batch are tried alone
+        ("a", ["a"], [], ["a"]),
+        ("ab", ["ab", "cd"], ["cd"], ["a", "b"]),  # others go through
+        ("az", ["az"], [], ["a", "z"]),  # by different errors
+    ],
+)
+def test_items_that_raise(bad: str, batches: list[str], made: list[str], failed: list[str]) -> None:
+    assert go(bad, *batches) == (made, failed)
 
 
 def test_a_stage_on_which_all_raise_the_same_has_failed() -> None:
     with pytest.raises(StageDied, match="encode stage failed: each of 3 items") as end:
         go("abc", "ab", "c")
     assert "ValueError: no such shape" in end.value.message
-
-
-def test_items_that_raise_different_errors_fail_each_by_itself() -> None:
-    assert go("az", "az") == ([], ["a", "z"])
-
-
-def test_a_stage_that_worked_before_is_never_at_fault() -> None:
-    assert go("ab", "ab", first=0) == ([], ["a", "b"])
+    assert go("ab", "ab", first=0) == ([], ["a", "b"]), "a stage that worked before is not at fault"
 
 
 def test_a_stage_gives_up_after_so_many_items() -> None:
@@ -83,10 +77,7 @@ def test_a_stage_gives_up_after_so_many_items() -> None:
 @pytest.mark.parametrize(
     "error",
     [
-        UsageError("no"),
-        OSError(5, "Input/output error"),
-        ImportError("no flash_attn"),
-        MemoryError(),
+        *(UsageError("no"), OSError(5, "Input/output error"), ImportError("x"), MemoryError()),
         RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB"),
         RuntimeError("CUDA error: device-side assert triggered"),
         KeyboardInterrupt(),
@@ -97,9 +88,7 @@ def test_an_error_of_the_machine_is_no_item_s(error: BaseException) -> None:
 
 
 @pytest.mark.parametrize("error", [AttributeError("x"), ZeroDivisionError(), StopIteration()])
-def test_whatever_a_processor_raises_refuses_that_chunk_alone(
-    error: Exception, tmp_path: Path
-) -> None:
+def test_what_a_processor_raises_refuses_that_chunk_alone(error: Exception, tmp_path: Path) -> None:
     meta = {"times": [0.0], "height": 1, "width": 1, "start": 0.0, "end": 0.0}
     records = RecordSet(open_store(str(tmp_path)), "frames", "aa" * 32)
     records.publish([Record(key="one", meta=meta, payload=bytes(3))])

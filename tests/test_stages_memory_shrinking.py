@@ -69,9 +69,7 @@ def test_a_batch_that_does_not_fit_is_halved_and_the_size_is_kept() -> None:
 
 @pytest.mark.parametrize("largest", [3, 7, 12])
 @pytest.mark.parametrize("room", [1, 2, 3, 5])
-def test_pieces_hold_what_they_hold_when_the_size_is_chosen_beforehand(
-    largest: int, room: int
-) -> None:
+def test_pieces_are_those_of_a_size_chosen_beforehand(largest: int, room: int) -> None:
     batch = "abcdefghijkl"[:largest]
     found, _ = go(Machine(room), batch)
     sizes = [largest]

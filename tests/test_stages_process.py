@@ -1,4 +1,5 @@
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -9,8 +10,10 @@ from typing import Any
 
 import pytest
 
-from artifacts.errors import CannotFit, Killed, StageDied, UsageError
+import penstock_demo
+from artifacts.errors import CannotFit, EnvironmentFault, Killed, StageDied, UsageError
 from stages.process import lock
+from stages.process.environment import child_environment, compiler_folder
 from stages.process.events import Event, Failed, Item, Warned
 from stages.process.report import Report
 from tests.support.started import hold, started
@@ -27,6 +30,12 @@ def works(job: dict[str, Any], report: Report) -> None:
     for number in range(job["items"]):
         report.item(f"key-{number}", label=f"item {number}", tokens=3)
     report.failure("digest", "no-video", "no video in it", "Give a video")
+
+
+def loses_its_folder(job: dict[str, Any], report: Report) -> None:
+    report.item("one")
+    shutil.rmtree(job["out"])
+    report.item("two")
 
 
 def takes_memory(job: dict[str, Any], report: Report) -> None:
@@ -157,9 +166,7 @@ def test_a_stage_dies_with_its_parent(tmp_path: Path) -> None:
     assert gone(child)
 
 
-def test_a_stage_that_runs_a_model_holds_the_cpu_s_lock_where_one_is_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_stage_holds_the_cpu_s_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "cpu.lock"
     monkeypatch.setenv(lock.CPU_LOCK, str(path))
     heard: list[Event] = []
@@ -178,3 +185,54 @@ def test_a_stage_that_runs_a_model_holds_the_cpu_s_lock_where_one_is_named(
     free = lock.try_hold(path)
     assert free is not None
     free.close()
+
+
+def test_a_folder_that_goes_away_is_told_as_such(tmp_path: Path) -> None:
+    heard: list[Event] = []
+    out = tmp_path / "out"
+    process = start("loses_its_folder", out / "logs", heard, out=str(out))
+    with pytest.raises(EnvironmentFault, match=f"{out}/logs is gone") as caught:
+        process.wait()
+    assert "run the same command again" in caught.value.hint
+    assert [event.key for event in heard if isinstance(event, Item)] == ["one"]
+
+
+def test_a_stop_at_the_start_leaves_no_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "tmp"))
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("stages.process.stage_process._fresh", interrupted)
+    open_before = os.listdir("/proc/self/fd")
+    with pytest.raises(KeyboardInterrupt):
+        start("works", tmp_path)
+    assert list((tmp_path / "tmp").iterdir()) == []
+    assert len(os.listdir("/proc/self/fd")) == len(open_before)
+
+
+@pytest.mark.slow
+def test_a_stage_leaves_no_temporary_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    started("stages.models.run", "run", tmp_path, model=str(penstock_demo.CHECKPOINT)).wait()
+    monkeypatch.undo()
+    assert list((tmp_path / "tmp").iterdir()) == []
+
+
+def test_what_is_said_of_the_compiler_stands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "/mine")
+    assert child_environment()["TORCHINDUCTOR_CACHE_DIR"] == "/mine"
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert child_environment()["TORCHINDUCTOR_CACHE_DIR"] == compiler_folder()
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    assert "TORCHINDUCTOR_CACHE_DIR" not in child_environment()
+    assert not os.path.exists("/mine")

@@ -1,5 +1,4 @@
-"""What a stage's process may take, and how its death of memory is told from other deaths: each in a
-real process that really runs out."""
+"""What a stage's process may take, and how its death of memory is told from other deaths."""
 
 import ctypes
 import json
@@ -148,9 +147,7 @@ def importable(monkeypatch: pytest.MonkeyPatch) -> None:
         ("of_weights", ".", ["numpy", "safetensors.numpy"]),
     ],
 )
-def test_a_process_that_gets_no_more_memory_is_told_as_that(
-    name: str, words: str, imports: list[str], tmp_path: Path
-) -> None:
+def test_lack_of_memory_is_told(name: str, words: str, imports: list[str], tmp_path: Path) -> None:
     weights = str(tmp_path / "model.safetensors")
     job: dict[str, Any] = {"imports": imports, "impatient": True, "file": weights}
     process = start(name, tmp_path, bytes=400 * MIB, **job)
@@ -161,9 +158,7 @@ def test_a_process_that_gets_no_more_memory_is_told_as_that(
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV])
-def test_a_process_that_ends_by_a_signal_at_its_budget_died_of_memory(
-    number: int, tmp_path: Path
-) -> None:
+def test_who_is_killed_at_its_budget_died_of_memory(number: int, tmp_path: Path) -> None:
     process = start("is_killed", tmp_path, bytes=BUDGET * 93 // 100, signal=number)
     with pytest.raises(OutOfMemory, match="signal") as caught:
         process.wait()
@@ -202,9 +197,7 @@ def test_doubtful_ends_are_of_memory_where_it_was_short(
 
 
 @pytest.mark.parametrize("share", [0.9, 1.15])
-def test_who_needs_less_than_the_budget_lives_and_who_needs_more_does_not(
-    share: float, tmp_path: Path
-) -> None:
+def test_who_needs_less_than_the_budget_lives(share: float, tmp_path: Path) -> None:
     process = start("of_numpy", tmp_path, bytes=int(share * BUDGET), imports=["numpy"])
     if share < 1:
         process.wait()

@@ -57,28 +57,38 @@ def test_the_tightest_group_around_decides(proc: Path, tmp_path: Path) -> None:
     assert oom_kills(proc, system) == 1
 
 
-def test_pages_of_files_are_given_up_before_anybody_dies(proc: Path, tmp_path: Path) -> None:
-    system = tmp_path / "cgroup"
-    member(proc, "0::/night\n")
-    group(
-        system / "night",
-        memory__max=str(8 * GIB),
-        memory__current=str(7 * GIB),
-        memory__stat=f"anon {2 * GIB}\ninactive_file {3 * GIB}\nactive_file {2 * GIB}\n",
-    )
-    assert host_free_bytes(proc, system) == 6 * GIB
+STAT = f"anon {2 * GIB}\ninactive_file {3 * GIB}\nactive_file {2 * GIB}\n"
 
 
-def test_a_group_that_is_slowed_down_has_no_more_either(proc: Path, tmp_path: Path) -> None:
-    system = tmp_path / "cgroup"
+@pytest.mark.parametrize(
+    ("files", "free"),
+    [
+        ({"max": str(8 * GIB), "current": str(7 * GIB), "stat": STAT}, 6),  # files give way
+        ({"max": str(8 * GIB), "high": str(4 * GIB), "current": str(5 * GIB)}, 0),  # slowed down
+    ],
+)
+def test_what_a_group_has_left(
+    files: dict[str, str], free: int, proc: Path, tmp_path: Path
+) -> None:
     member(proc, "0::/night\n")
-    group(
-        system / "night",
-        memory__max=str(8 * GIB),
-        memory__high=str(4 * GIB),
-        memory__current=str(5 * GIB),
-    )
-    assert host_free_bytes(proc, system) == 0
+    group(tmp_path / "night", **{f"memory__{name}": text for name, text in files.items()})
+    assert host_free_bytes(proc, tmp_path) == free * GIB
+
+
+@pytest.mark.parametrize(
+    ("told", "where", "most", "used"),
+    [
+        ("0::/docker/abc\n", "", "max", "current"),
+        ("4:memory:/docker/abc\n", "memory", "limit_in_bytes", "usage_in_bytes"),
+    ],
+)
+def test_a_container_may_see_its_group_as_outermost(
+    told: str, where: str, most: str, used: str, proc: Path, tmp_path: Path
+) -> None:
+    member(proc, told)
+    sizes = {f"memory__{most}": str(3 * GIB), f"memory__{used}": str(GIB)}
+    group(tmp_path / "cgroup" / where, **sizes)
+    assert host_free_bytes(proc, tmp_path / "cgroup") == 2 * GIB
 
 
 def test_version_one_counts_what_is_in_the_groups_inside(proc: Path, tmp_path: Path) -> None:
@@ -97,19 +107,6 @@ def test_version_one_counts_what_is_in_the_groups_inside(proc: Path, tmp_path: P
     assert oom_kills(proc, system) == 7
 
 
-@pytest.mark.parametrize("where", ["", "memory"])
-def test_a_container_that_sees_its_own_group_as_the_outermost(
-    where: str, proc: Path, tmp_path: Path
-) -> None:
-    system = tmp_path / "cgroup"
-    member(proc, f"4:{where}:/docker/abc\n" if where else "0::/docker/abc\n")
-    files = (
-        {"limit_in_bytes": "3", "usage_in_bytes": "1"} if where else {"max": "3", "current": "1"}
-    )
-    group(system / where, **{f"memory__{n}": str(int(v) * GIB) for n, v in files.items()})
-    assert host_free_bytes(proc, system) == 2 * GIB
-
-
 @pytest.mark.parametrize(
     ("files", "expected"),
     [
@@ -121,17 +118,13 @@ def test_a_container_that_sees_its_own_group_as_the_outermost(
         ({}, 64),
     ],
 )
-def test_a_group_that_gets_little_time_has_few_cores(
-    files: dict[str, str],
-    expected: int,
-    proc: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+def test_little_time_makes_few_cores(
+    files: dict[str, str], expected: int, proc: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(64))
     old = "cpu__cfs_quota_us" in files
     member(proc, "4:cpu,cpuacct:/night\n" if old else "0::/night\n")
-    system = tmp_path / "cgroup"
+    system = proc.parent / "cgroup"
     group(system / "cpu" / "night" if old else system / "night", **files)
     assert cores(proc, system) == expected
 

@@ -1,12 +1,13 @@
-"""What the driver is asked, also after a stage, where it does not answer all of it."""
+"""What the driver is asked, what its part of a GPU is taken for, and last words about memory."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from artifacts.errors import EnvironmentFault
-from stages.process import baseline
+from artifacts.errors import EnvironmentFault, OutOfMemory, StageDied
+from stages.process import baseline, budget, device_limit
 from stages.process.baseline import given_back
 from stages.process.device import (
     device_capability,
@@ -20,6 +21,11 @@ from stages.process.device import (
     on_wsl,
     other_devices,
 )
+from stages.process.device_limit import CONTEXT_BYTES, DeviceLimit, check_same_card, context_bytes
+from stages.process.environment import child_environment
+from stages.process.events import Broken
+from stages.process.exit_diagnosis import Ending, fault_of_stage, out_of_memory
+from stages.process.lock import lock_path
 from tests.support import gpus
 from tests.support.fake_gpu.state import Machine
 
@@ -62,9 +68,6 @@ def test_what_the_driver_does_not_tell_is_unknown(seen: Seen, machine: Machine) 
     assert (device_free_bytes(CARD) != (0, 0)) is known
     assert (device_used_bytes(CARD) > 0) is known
     assert on_wsl() is machine.wsl
-
-
-def test_what_a_process_holds_under_windows_is_unknown(seen: Seen) -> None:
     seen(gpus.busy(wsl=True))
     assert device_holders(CARD) == {1: 0}
 
@@ -76,11 +79,12 @@ def test_a_card_that_fell_off_the_bus_is_unknown_where_it_was_known(seen: Seen) 
     assert device_used_bytes(CARD) == 0
     assert device_free_bytes(CARD) == (0, 0)
     assert device_holders(CARD) == {} and device_uuid(CARD) == CARD
+    gpus.lose(seen(gpus.plain()))  # before it is looked for
+    with pytest.raises(EnvironmentFault, match="cannot reach GPU 0"):
+        device_name()
 
 
-def test_cards_are_counted_by_their_place_on_the_bus(
-    seen: Seen, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_cards_are_counted_by_place_on_the_bus(seen: Seen, monkeypatch: pytest.MonkeyPatch) -> None:
     seen(gpus.two_unlike_cards())
     assert device_free_bytes(CARD)[1] == 4 * GIB
     visible(monkeypatch, "1")
@@ -89,7 +93,7 @@ def test_cards_are_counted_by_their_place_on_the_bus(
     assert device_capability(CARD) == (8, 9) and device_capability("cuda:1") == (7, 5)
 
 
-def test_the_cards_that_are_not_taken_are_known_until_one_is_chosen(
+def test_other_cards_are_known_until_one_is_chosen(
     seen: Seen, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen(gpus.two_unlike_cards())
@@ -102,7 +106,7 @@ def test_the_cards_that_are_not_taken_are_known_until_one_is_chosen(
 
 
 @pytest.mark.parametrize("named", ["GPU-fa4e0001", "GPU-fa4e0001-1111", gpus.gpu(1).uuid])
-def test_a_uuid_is_taken_by_its_beginning(
+def test_a_uuid_is_known_by_its_head(
     seen: Seen, monkeypatch: pytest.MonkeyPatch, named: str
 ) -> None:
     seen(gpus.two_unlike_cards())
@@ -110,27 +114,24 @@ def test_a_uuid_is_taken_by_its_beginning(
     assert device_name() == CARD and device_uuid(CARD) == gpus.gpu(1).uuid
 
 
-@pytest.mark.parametrize("named", [None, "0", gpus.part(0).uuid, "GPU-fa4e0000"])
-def test_of_a_card_in_parts_one_part_is_meant(
-    seen: Seen, monkeypatch: pytest.MonkeyPatch, named: str | None
+@pytest.mark.parametrize(
+    ("named", "part"),
+    [(None, 0), ("0", 0), (gpus.part(0).uuid, 0), ("GPU-fa4e0000", 0), (gpus.part(1).uuid, 1)],
+)
+def test_one_part_of_a_card(
+    seen: Seen, monkeypatch: pytest.MonkeyPatch, named: str | None, part: int
 ) -> None:
     seen(gpus.mig())
     if named is not None:
         visible(monkeypatch, named)
-    assert device_name() == CARD and device_uuid(CARD) == gpus.part(0).uuid
+    assert device_name() == CARD and device_uuid(CARD) == gpus.part(part).uuid
     assert device_free_bytes(CARD)[1] == 5 * GIB
-
-
-def test_another_part_is_had_by_its_name(seen: Seen, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen(gpus.mig())
-    visible(monkeypatch, gpus.part(1).uuid)
-    assert device_uuid(CARD) == gpus.part(1).uuid
 
 
 @pytest.mark.parametrize(
     "named", ["7", "GPU-0000", "MIG-0000", "GPU-fa4e", "gpu-fa4e0001", "first", "1 0"]
 )
-def test_a_name_that_the_driver_does_not_know_is_an_error(
+def test_an_unknown_name_is_an_error(
     seen: Seen, monkeypatch: pytest.MonkeyPatch, named: str
 ) -> None:
     seen(gpus.two_unlike_cards())
@@ -149,7 +150,7 @@ def test_all_cards_can_be_hidden(seen: Seen, monkeypatch: pytest.MonkeyPatch, na
 
 
 @pytest.mark.parametrize("why", ["LibraryNotFound", "DriverNotLoaded"])
-def test_without_a_driver_the_cpu_is_used_unless_a_card_is_named(
+def test_without_a_driver_the_cpu_is_used(
     seen: Seen, monkeypatch: pytest.MonkeyPatch, why: str
 ) -> None:
     seen(gpus.plain(init_error=why))
@@ -164,12 +165,6 @@ def test_a_driver_out_of_order_is_no_missing_driver(seen: Seen) -> None:
     with pytest.raises(EnvironmentFault, match="the NVIDIA driver does not answer") as caught:
         device_name()
     assert "restart" in caught.value.hint
-
-
-def test_a_card_that_was_lost_before_is_no_missing_card(seen: Seen) -> None:
-    gpus.lose(seen(gpus.plain()))
-    with pytest.raises(EnvironmentFault, match="cannot reach GPU 0"):
-        device_name()
 
 
 @pytest.fixture(autouse=True)
@@ -201,3 +196,124 @@ def test_a_driver_that_tells_little_is_waited_for_not_at_all(machine: Machine, s
     seen(machine)
     assert given_back(CARD, before=300 * MIB, peak=0)[1] == []
     assert given_back("cpu", before=0, peak=0) == (0, [])
+
+
+OURS = os.getpid()
+CONTEXTS: dict[str, tuple[tuple[int, int], list[dict[int, int]], int, int]] = {
+    "what came is not the allocator's": ((1000, 1450), [{}, {}], 50, 400 * MIB),
+    "another gives back meanwhile": ((1000, 1380), [{OURS: 400}, {OURS: 400}], 0, 400 * MIB),
+    "another takes meanwhile": ((1000, 4600), [{1: 800}, {1: 4000, OURS: 400}], 0, 400 * MIB),
+    "the number is another's": ((9000, 9400), [{OURS: 9000}, {OURS: 9000}], 0, 400 * MIB),
+    "nothing is told": ((0, 0), [{}, {}], 0, CONTEXT_BYTES),
+}
+"""MiB in use before and after, what processes hold before and after, what torch's allocator holds;
+and the bytes that are taken for the context."""
+
+
+@pytest.mark.parametrize("case", CONTEXTS)
+def test_the_context_is_what_this_process_added(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    used, holders, reserved, wanted = CONTEXTS[case]
+    uses, held = iter(used), iter([{pid: n * MIB for pid, n in each.items()} for each in holders])
+    monkeypatch.setattr(device_limit, "device_used_bytes", lambda _: next(uses) * MIB)
+    monkeypatch.setattr(device_limit, "device_holders", lambda _: next(held))
+    monkeypatch.setattr(device_limit, "warm_up", lambda *_: reserved * MIB)
+    assert context_bytes(CARD, "bfloat16") == wanted
+
+
+DOUBTFUL = (
+    "RuntimeError: GET was unable to find an engine to execute this computation",
+    "RuntimeError: FIND was unable to find an engine to execute this computation",
+    "RuntimeError: Unable to find a valid cuDNN algorithm to run convolution",
+    "RuntimeError: no valid convolution algorithms available in CuDNN",
+    "RuntimeError: cuDNN error: CUDNN_STATUS_EXECUTION_FAILED",
+    "RuntimeError: cuDNN error: CUDNN_STATUS_INTERNAL_ERROR",
+    "RuntimeError: CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`",
+    "AcceleratorError: CUDA error: OS call failed or operation not supported on this OS",
+)
+
+
+@pytest.mark.parametrize("words", DOUBTFUL)
+@pytest.mark.parametrize("share", [0.1, 0.8])
+def test_doubtful_words_mean_memory(
+    words: str, share: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limit = DeviceLimit(device=CARD, bytes=4 << 30, context=0)
+    monkeypatch.setattr(DeviceLimit, "taken", lambda self: int(share * self.bytes))
+    monkeypatch.setattr(DeviceLimit, "full", lambda self: False)
+    monkeypatch.setattr(budget, "_device_limits", [limit])
+    assert out_of_memory(RuntimeError(words.partition(": ")[2])) is (share > 0.5)
+    told = Broken(**dict(zip(("type", "message"), words.split(": ", 1), strict=True)))
+    peak = int(share * limit.bytes)
+    ending = Ending(code=1, told=told, log=Path("log"), peak_bytes=peak, budget=limit.bytes)
+    assert isinstance(fault_of_stage("encode", ending), OutOfMemory) is (share > 0.5)
+
+
+def test_they_mean_it_on_a_full_card(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    gpus.see(gpus.busy(8 * 1024 * MIB - 350 * MIB), tmp_path / "gpu", monkeypatch)
+    limit = DeviceLimit(device=CARD, bytes=4 << 30, context=0)
+    monkeypatch.setattr(DeviceLimit, "taken", lambda self: 0)
+    monkeypatch.setattr(budget, "_device_limits", [limit])
+    assert out_of_memory(RuntimeError(DOUBTFUL[0]))
+
+
+@pytest.mark.parametrize(
+    ("words", "advice"),
+    [
+        (gpus.TOO_OLD, "Update the NVIDIA driver"),
+        (gpus.NO_KERNEL, "no kernels"),
+        ("CUDA error: unspecified launch failure", "dmesg"),
+        ("CUDA error: all CUDA-capable devices are busy or unavailable", "nvidia-smi"),
+    ],
+)
+def test_a_gpu_that_failed_is_told_with_what_to_do(words: str, advice: str) -> None:
+    told = Broken(type="RuntimeError", message=words)
+    fault = fault_of_stage("decode", Ending(code=1, told=told, log=Path("x.log")))
+    assert isinstance(fault, StageDied) and advice in fault.hint
+
+
+def test_stages_count_cards_as_the_driver_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_DEVICE_ORDER", "FASTEST_FIRST")
+    assert child_environment()["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"
+
+
+def test_torch_on_another_card_is_seen(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    import torch
+
+    gpus.see(gpus.plain(), tmp_path / "gpu", monkeypatch)
+
+    class Properties:
+        uuid = gpus.gpu(1).uuid.removeprefix("GPU-")
+
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: Properties)
+    with pytest.raises(EnvironmentFault, match="torch computes on the GPU GPU-fa4e0001"):
+        check_same_card(CARD)
+    Properties.uuid = gpus.gpu(0).uuid.removeprefix("GPU-")
+    check_same_card(CARD)
+
+
+def test_segments_do_not_grow_under_windows(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name in ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"):
+        monkeypatch.delenv(name, raising=False)
+    gpus.see(gpus.plain(), tmp_path / "linux", monkeypatch)
+    assert child_environment()["PYTORCH_ALLOC_CONF"] == "expandable_segments:True"
+    gpus.see(gpus.wsl2(), tmp_path / "windows", monkeypatch)
+    assert "PYTORCH_ALLOC_CONF" not in child_environment()
+    monkeypatch.setenv("PYTORCH_ALLOC_CONF", "max_split_size_mb:64")
+    assert child_environment()["PYTORCH_ALLOC_CONF"] == "max_split_size_mb:64"
+    monkeypatch.delenv("PYTORCH_ALLOC_CONF")
+    gpus.see(gpus.plain(), tmp_path / "linux", monkeypatch)
+    monkeypatch.setenv("PYTORCH_CUDA_ALLOC_CONF", "backend:native")
+    assert "PYTORCH_ALLOC_CONF" not in child_environment()
+
+
+def test_containers_can_share_the_lock(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    gpus.see(gpus.plain(), tmp_path / "gpu", monkeypatch)
+    name = f"penstock-{gpus.gpu().uuid}.lock"
+    assert lock_path(CARD) == Path("/tmp") / name
+    monkeypatch.setenv("PENSTOCK_LOCKS", str(tmp_path))
+    assert lock_path(CARD) == tmp_path / name
+    monkeypatch.setenv("PENSTOCK_LOCKS", str(tmp_path / "none"))
+    with pytest.raises(EnvironmentFault, match="which is no folder"):
+        lock_path(CARD)

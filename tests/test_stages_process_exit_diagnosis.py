@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from artifacts.errors import Interrupted, Killed, OutOfMemory, PenstockError, StageDied, UsageError
-from stages.process import budget, deadlock_watchdog
+from stages.process import deadlock_watchdog
 from stages.process.events import Broken
 from stages.process.exit_diagnosis import Ending, fault_of_stage, memory_words
 from stages.process.memory import Sampler, taken
@@ -67,9 +67,7 @@ def test_words_of_a_death_of_memory_are_known_wherever_they_stand(words: str) ->
         ({"code": 1, "told": Broken(type="UsageError", message="no", hint="y")}, UsageError),
     ],
 )
-def test_a_silent_death_is_of_memory_by_the_kernel_s_count_or_the_peak(
-    ending: dict[str, Any], expected: type[PenstockError]
-) -> None:
+def test_a_silent_death_is_diagnosed(ending: dict[str, Any], expected: type[PenstockError]) -> None:
     assert type(fault_of_stage("decode", Ending(log=Path("log"), **ending))) is expected
 
 
@@ -124,9 +122,3 @@ def test_threads_that_wait_for_each_other_are_told_from_those_that_wait_for_a_di
     reader.join()
     os.close(source)
     os.close(sink)
-
-
-def test_a_limit_is_lifted_for_the_last_words() -> None:
-    limit = budget.Limit(bytes=100, baseline=taken(), lifted=True)
-    limit.look(taken()._replace(threads=1000))  # sets nothing
-    assert limit.most_threads == 0

@@ -85,7 +85,7 @@ def server_of(forks: ForkServer) -> int:
     return forks._process.pid
 
 
-def test_stages_share_one_import_and_are_what_they_would_be_alone(
+def test_stages_share_one_import_and_are_as_they_are_alone(
     tmp_path: Path, forks: ForkServer
 ) -> None:
     told = []
@@ -119,9 +119,7 @@ def test_a_stage_is_gone_with_the_server_and_was_killed(tmp_path: Path, forks: F
     assert not is_forked(again) and again.wait().items == 1
 
 
-def test_memory_is_drawn_at_the_seconds_that_a_stage_has_worked(
-    tmp_path: Path, forks: ForkServer
-) -> None:
+def test_memory_is_drawn_over_the_seconds_of_the_stage(tmp_path: Path, forks: ForkServer) -> None:
     code = "import time; time.sleep(0.5)\ndef run(job, report): report.item('one')\n"
     (tmp_path / "slow_to_import.py").write_text(code)
     running = start("run", tmp_path, forks, "slow_to_import")
@@ -141,9 +139,7 @@ with ForkServer() as forks:
 """
 
 
-def test_a_server_that_imports_is_gone_with_its_parent(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_server_is_gone_with_its_parent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     importing = tmp_path / "importing"
     module = "import os, time; from pathlib import Path\n"
     module += f"Path({str(importing)!r}).write_text(str(os.getpid())); time.sleep(300)\n"
@@ -191,7 +187,7 @@ def test_a_thread_that_computes_too_long_is_ended(tmp_path: Path, forks: ForkSer
     running.stop()
 
 
-def test_a_stage_imports_for_itself_where_memory_is_short(
+def test_no_fork_where_memory_is_short(
     tmp_path: Path, forks: ForkServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(forking, "LEAST_FREE_BYTES", 1 << 60)
@@ -200,7 +196,7 @@ def test_a_stage_imports_for_itself_where_memory_is_short(
     assert running.wait().notes["parent"] == os.getpid()
 
 
-def test_a_stage_imports_for_itself_in_another_environment(
+def test_no_fork_in_another_environment(
     tmp_path: Path, forks: ForkServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = start("tells", tmp_path, forks)
@@ -227,9 +223,7 @@ def test_code_of_a_models_own_is_not_run_in_the_server(tmp_path: Path, forks: Fo
     assert (tmp_path / "imports").read_text().split() == [str(running.pid)]
 
 
-def test_what_fails_while_it_is_imported_is_told_by_the_stage(
-    tmp_path: Path, forks: ForkServer
-) -> None:
+def test_what_fails_while_imported_is_told_by_the_stage(tmp_path: Path, forks: ForkServer) -> None:
     running = start("tells", tmp_path, forks, "no_such_module")
     with pytest.raises(Exception, match="no_such_module"):
         running.wait()

@@ -1,5 +1,4 @@
-"""What transformers exports is read from its files once, and again when they are others; garbage
-waits meanwhile."""
+"""What transformers exports is read from its files once; garbage waits meanwhile."""
 
 import gc
 import json
@@ -40,9 +39,7 @@ def define() -> Defined:
     return defined, asked
 
 
-def test_the_list_is_made_once_for_both_who_ask_and_for_later_processes(
-    models: Path, define: Defined
-) -> None:
+def test_the_list_is_made_once_also_for_later_processes(models: Path, define: Defined) -> None:
     defined, asked = define
     first = kept(defined, __file__)
     assert first(models / "__init__.py") == MADE
@@ -78,7 +75,7 @@ def test_a_damaged_list_is_made_anew(models: Path, define: Defined, damage: str)
     assert json.loads(path.read_text(encoding="utf-8")) == json.loads(whole)
 
 
-def test_where_nothing_can_be_kept_the_files_are_read(
+def test_without_a_cache_files_are_read(
     models: Path, define: Defined, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     defined, asked = define
@@ -96,9 +93,7 @@ def test_folders_of_one_model_are_asked_of_transformers(models: Path, define: De
     assert asked == [models / "one"] * 2 and not (user_cache() / "imports").exists()
 
 
-def test_the_list_of_the_installed_version_is_its_own(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_list_is_transformers_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     transformers = pytest.importorskip("transformers")
     from transformers.utils.import_utils import define_import_structure
 

@@ -76,7 +76,7 @@ def test_a_lock_of_another_user_in_a_folder_of_all_is_held_by_reading() -> None:
 
 
 @pytest.mark.parametrize("code", [errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, errno.EBADF])
-def test_a_mount_that_locks_nothing_keeps_nobody_from_working(
+def test_a_mount_may_lock_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
 ) -> None:
     def refuse(*_: object) -> None:

@@ -1,5 +1,4 @@
-"""An adapter that is trained here is one of PEFT: on the whole model it changes the layers that it
-was trained on and no others, and one that is gone on with keeps its ranks, alphas and layers."""
+"""An adapter that is trained here is one of PEFT, and can be gone on with."""
 
 import json
 import warnings
@@ -23,8 +22,7 @@ from tests.support.adapters import loaded, matrices, source_of
 from tests.support.adapters import write_adapter as write_foreign
 
 BEFORE = Path(__file__).parent / "data" / "adapter_before"
-"""An adapter that the version before this test trained of the demo model, and what a run with it
-said of a picture."""
+"""An adapter that an earlier version trained of the demo model, and what it said of a picture."""
 
 
 def trained(source: Path, folder: Path, rank: int = 3) -> Path:
@@ -37,19 +35,11 @@ def trained(source: Path, folder: Path, rank: int = 3) -> Path:
     return folder
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "demo",
-        *(
-            pytest.param(name, marks=pytest.mark.slow)
-            for name in ("llava", "qwen2_5_vl", "smolvlm")
-        ),
-    ],
-)
-def test_peft_loads_it_onto_the_whole_model_with_exactly_its_tensors(
-    tmp_path: Path, name: str
-) -> None:
+MORE = ("llava", "qwen2_5_vl", "smolvlm")
+
+
+@pytest.mark.parametrize("name", ["demo", *(pytest.param(x, marks=pytest.mark.slow) for x in MORE)])
+def test_peft_loads_exactly_its_tensors(tmp_path: Path, name: str) -> None:
     from peft import PeftModel
 
     source = source_of(name)
@@ -60,11 +50,8 @@ def test_peft_loads_it_onto_the_whole_model_with_exactly_its_tensors(
         warnings.filterwarnings("ignore", ".is_gradient_checkpointing. is deprecated")
         whole: Any = PeftModel.from_pretrained(model, str(folder))
     numbers = load_file(folder / "adapter_model.safetensors")
-    found = {
-        key.replace(".default.", "."): value
-        for key, value in whole.state_dict().items()
-        if ".lora_" in key
-    }
+    tensors = whole.state_dict().items()
+    found = {key.replace(".default.", "."): value for key, value in tensors if ".lora_" in key}
     assert found.keys() == numbers.keys()
     assert all(torch.equal(found[key].float(), numbers[key]) for key in numbers)
 
@@ -85,9 +72,8 @@ def test_an_adapter_of_before_says_what_it_said(tmp_path: Path) -> None:
     assert main(["caption", str(BEFORE / "red.png"), *model, *where]) == 0
     said = json.loads((tmp_path / "out" / "captions.jsonl").read_text())
     known = json.loads((BEFORE / "captions.jsonl").read_text())
-    assert {name: said[name] for name in ("caption", "precision", "features")} == {
-        name: known[name] for name in ("caption", "precision", "features")
-    }
+    for name in ("caption", "precision", "features"):
+        assert said[name] == known[name]
 
 
 def demo_layers() -> dict[str, tuple[int, ...]]:
@@ -105,9 +91,7 @@ def demo_layers() -> dict[str, tuple[int, ...]]:
     ],
     ids=["alpha 1", "rank-stabilized", "alphas by layer", "ranks by layer"],
 )
-def test_an_adapter_that_is_gone_on_with_adds_the_same(
-    tmp_path: Path, changes: dict[str, Any]
-) -> None:
+def test_who_goes_on_with_an_adapter_adds_the_same(tmp_path: Path, changes: dict[str, Any]) -> None:
     some = {path: s for path, s in demo_layers().items() if path.endswith(("q_proj", "v_proj"))}
     odd = next((path for path in some if path.endswith("layers.0.self_attn.q_proj")), "")
     ranks = {odd: 2} if "rank_pattern" in changes else {}
