@@ -318,12 +318,8 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> str:
     picture = folder / "clips" / "p.png"
     Image.new("RGB", (40, 30), "red").save(picture)
     captioned.append((media_file(picture), said(media_file(picture), ["A picture."])))
-    failures = [
-        Failure(
-            media_path=f"bad {n}.mp4", source="s", stage="frames", error="e", message="m", hint="h"
-        )
-        for n in range(4)
-    ]
+    why = dict.fromkeys(("source", "stage", "error", "message", "hint"), "x")
+    failures = [Failure(media_path=f"bad {n}.mp4", **why) for n in range(4)]
     record = write_run(folder, captioned, failures)
     budget = {"rung": {"stage": "decode"}, "peak_bytes": GB, "name": "batch 4"}
     record.value["plan"]["memory"] = {"budget_bytes": 17 * GB, "stages": [budget]}

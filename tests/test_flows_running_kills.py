@@ -2,7 +2,7 @@
 
 import json
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 import flows.running.sequence
-from artifacts.errors import EnvironmentFault, Interrupted, Killed
+from artifacts.errors import EnvironmentFault, Interrupted, Killed, PenstockError
 from artifacts.pack_object import DamagedRecord
 from flows.console.display import Display
 from flows.job.config import CaptionConfig
@@ -26,10 +26,16 @@ from tests.support.pipeline import read_lines
 from tests.support.stand_ins import Answer, Stages, config_in
 
 
-class KilledStages(Stages):
-    """Each (stage, items) in turn ends that stage after it made so many items."""
+def killed(stage: str, items: int) -> PenstockError:
+    return Killed(f"{stage} was killed", items=items)
 
-    def __init__(self, *kills: tuple[str, int], error: type[Interrupted] = Killed) -> None:
+
+class KilledStages(Stages):
+    """Each (stage, items) in turn ends that stage after it made so many items, with an error."""
+
+    def __init__(
+        self, *kills: tuple[str, int], error: Callable[[str, int], PenstockError] = killed
+    ) -> None:
         super().__init__()
         self.kills = list(kills)
         self._error = error
@@ -46,29 +52,16 @@ class KilledStages(Stages):
                 with pytest.raises(Interrupted):
                     self._answer(call, outcome)
                 self.stop_after = {}
-            if self._error is Killed:
-                raise Killed(f"{call.name} was killed", items=outcome.items)
-            raise self._error(f"{call.name} was stopped")
+            raise self._error(call.name, outcome.items)
 
         return Answer(StageOutcome(name=call.name), work)
 
 
-class DamagedStages(Stages):
+def damaged(*packs: str) -> KilledStages:
     """The encode stage finds these packs damaged, one after the other, and then none."""
-
-    def __init__(self, packs: Sequence[str]) -> None:
-        super().__init__()
-        self._packs = list(packs)
-
-    def start(self, call: StageCall) -> Answer:
-        if call.name != "encode" or not self._packs:
-            return super().start(call)
-        self.calls.append(call)
-
-        def work(outcome: StageOutcome) -> StageOutcome:
-            raise DamagedRecord(f"{self._packs.pop(0)} was damaged")
-
-        return Answer(StageOutcome(name=call.name), work)
+    left = iter(packs)
+    kills = [("encode", 0)] * len(packs)
+    return KilledStages(*kills, error=lambda *_: DamagedRecord(f"{next(left)} was damaged"))
 
 
 class RealFrames(Stages):
@@ -141,7 +134,7 @@ def test_describing_a_model_is_begun_again_twice_when_it_is_killed(config: Capti
 
 
 def test_a_stage_that_was_asked_to_stop_is_not_started_again(config: CaptionConfig) -> None:
-    stages = KilledStages(("encode", 1), error=Interrupted)
+    stages = KilledStages(("encode", 1), error=lambda stage, _: Interrupted(f"{stage} was stopped"))
     with pytest.raises(Interrupted):
         run(config, stages)
     assert stages.names() == ["frames", "encode"]
@@ -163,13 +156,13 @@ def test_an_error_nobody_thought_of_leaves_no_record_of_a_running_run(
 
 
 def test_many_damaged_packs_end_no_run(config: CaptionConfig) -> None:
-    stages = DamagedStages([f"{number}.pack" for number in range(20)])
+    stages = damaged(*(f"{number}.pack" for number in range(20)))
     assert run(config, stages) == 4
     assert stages.names().count("encode") == 21
 
 
 def test_a_pack_that_is_damaged_again_and_again_does(config: CaptionConfig) -> None:
-    stages = DamagedStages(["a.pack", "b.pack"] * REMAKES)
+    stages = damaged(*["a.pack", "b.pack"] * REMAKES)
     with pytest.raises(DamagedRecord, match=r"a\.pack"):
         run(config, stages)
     assert stages.names().count("encode") == 2 * REMAKES - 1
