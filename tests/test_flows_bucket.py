@@ -20,7 +20,7 @@ from flows.job.leases import running_jobs
 from tests.support.buckets import CLIPS, Between, environment
 from tests.support.pipeline import ROOT, Place
 
-MOMENTS = 30
+MOMENTS = 12
 NAMESPACE = "ab" * 32
 WRITER = """
 import json, sys
@@ -47,11 +47,8 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def expected(twelve_clips: Path, tmp_path_factory: pytest.TempPathFactory) -> bytes:
     """The captions of a run on a folder."""
-    place = Place(
-        clips=twelve_clips,
-        out=tmp_path_factory.mktemp("out"),
-        store=tmp_path_factory.mktemp("store"),
-    )
+    folder = tmp_path_factory.mktemp("local")
+    place = Place(clips=twelve_clips, out=folder / "out", store=folder / "store")
     done = place.run()
     assert done.returncode == 0, done.stderr
     return (place.out / "captions.jsonl").read_bytes()
@@ -97,27 +94,25 @@ def test_a_run_on_a_bucket_gives_the_bytes_of_a_local_one_for_few_requests(
     assert way.total <= 6 * CLIPS
 
 
-@pytest.mark.parametrize("share", [0.05, 0.2])
 def test_answers_that_go_wrong_now_and_then_change_no_byte(
     twelve_clips: Path,
     expected: bytes,
     bucket_address: str,
     way: Between,
     tmp_path: Path,
-    share: float,
 ) -> None:
-    way.spoil, way.draw = share, random.Random(1)
+    way.spoil, way.draw = 0.2, random.Random(1)
     place = place_in(twelve_clips, tmp_path)
     for _ in range(2):
         done = place.run("--store", bucket_address)
         assert done.returncode == 0, done.stderr
         assert (place.out / "captions.jsonl").read_bytes() == expected
-    assert sum(way.spoilt.values()) >= 20 * share
+    assert sum(way.spoilt.values()) >= 4
     way.spoil = 0.0
     assert list(open_store(bucket_address).list("quarantine")) == []
 
 
-@pytest.mark.parametrize("kind", ["media", "features", "captions"])
+@pytest.mark.parametrize("kind", ["media", "captions"])
 def test_a_run_that_is_killed_while_it_writes_goes_on_where_it_was(
     twelve_clips: Path,
     expected: bytes,

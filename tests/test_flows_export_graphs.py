@@ -117,7 +117,7 @@ def test_an_export_that_is_killed_leaves_the_same_graphs_or_none(tmp_path: Path)
     began = time.monotonic()
     assert one_process(source, tmp_path / "timed").wait(300) == 0
     taken = time.monotonic() - began
-    for step in range(1, 6):
+    for step in (1, 3, 5):
         folder = tmp_path / f"killed-{step}"
         process = one_process(source, folder)
         time.sleep(taken * (0.35 + 0.13 * step))

@@ -33,6 +33,11 @@ def there(twelve_clips: Path, bucket_address: str) -> str:
     return f"{bucket_address}/videos/"
 
 
+@pytest.fixture(scope="module")
+def names(twelve_clips: Path) -> list[str]:
+    return sorted(path.name for path in twelve_clips.glob("*.mp4"))
+
+
 @pytest.fixture
 def web(twelve_clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Web]:
     monkeypatch.setenv("PENSTOCK_NEARBY", str(tmp_path / "nearby"))
@@ -83,9 +88,8 @@ def test_a_bucket_of_media_and_of_the_store_gives_the_bytes_of_folders(
 
 
 def test_media_whose_copies_went_are_fetched_again(
-    web: Web, twelve_clips: Path, expected: list[dict[str, Any]], tmp_path: Path
+    web: Web, twelve_clips: Path, names: list[str], expected: list[dict[str, Any]], tmp_path: Path
 ) -> None:
-    names = sorted(path.name for path in twelve_clips.glob("*.mp4"))
     (tmp_path / "list.txt").write_text("".join(f"{web.address}/{name}\n" for name in names))
     words = (f"@{tmp_path}/list.txt", "--model", "demo", "--out", str(tmp_path / "out"))
 
@@ -116,9 +120,8 @@ def test_media_whose_copies_went_are_fetched_again(
 
 
 def test_a_run_that_is_killed_while_it_fetches_goes_on_where_it_was(
-    web: Web, expected: list[dict[str, Any]], twelve_clips: Path, tmp_path: Path
+    web: Web, expected: list[dict[str, Any]], names: list[str], tmp_path: Path
 ) -> None:
-    names = sorted(path.name for path in twelve_clips.glob("*.mp4"))
     words = [f"{web.address}/{name}" for name in names]
     words += ["--model", "demo", "--out", str(tmp_path / "out"), "--store", str(tmp_path / "store")]
     running: list[subprocess.Popen[bytes]] = []
@@ -178,10 +181,9 @@ def test_who_stops_a_run_does_not_wait_for_a_silent_server(
 
 
 def test_trainers_are_given_files_that_stay(
-    web: Web, twelve_clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    web: Web, twelve_clips: Path, names: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PENSTOCK_NEARBY_GB", str(20_000 / 1e9))
-    names = sorted(path.name for path in twelve_clips.glob("*.mp4"))
     words = [*(f"{web.address}/{name}" for name in names), "--model", "demo"]
     words += ["--out", str(tmp_path / "out"), "--format", "musubi,diffusion-pipe"]
     for _ in range(2):
@@ -202,9 +204,8 @@ def test_trainers_are_given_files_that_stay(
 
 
 def test_what_is_gone_on_the_web_fails_alone_and_the_rest_is_captioned(
-    web: Web, expected: list[dict[str, Any]], twelve_clips: Path, tmp_path: Path
+    web: Web, expected: list[dict[str, Any]], names: list[str], tmp_path: Path
 ) -> None:
-    names = sorted(path.name for path in twelve_clips.glob("*.mp4"))
     words = [f"{web.address}/{name}?X-Amz-Signature=9secret9" for name in [*names, "none.mp4"]]
     out = tmp_path / "out"
     run(tmp_path, "caption", *words, "--model", "demo", "--out", str(out), code=1)
@@ -217,9 +218,8 @@ def test_what_is_gone_on_the_web_fails_alone_and_the_rest_is_captioned(
 
 
 def test_a_plan_fetches_nothing_and_knows_what_is_done(
-    web: Web, twelve_clips: Path, tmp_path: Path
+    web: Web, names: list[str], tmp_path: Path
 ) -> None:
-    names = sorted(path.name for path in twelve_clips.glob("*.mp4"))
     words = [*(f"{web.address}/{name}" for name in names), "--model", "demo"]
     before = run(tmp_path, "plan", *words)
     assert f"not fetched, so guessed at: {CLIPS} files" in before

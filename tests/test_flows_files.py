@@ -33,17 +33,9 @@ NAMES = {
 }
 """What files are called, each a video of 1 s unlike the others."""
 MISSING = "gone.mp4"
-
-
-PICTURES = (
-    "turned.jpg",
-    "cmyk.jpg",
-    "palette.png",
-    "deep.png",
-    "moving.webp",
-    "moving.gif",
-    "moving.png",
-)
+Rows = dict[str, list[dict[str, Any]]]
+MOVING = ("moving.webp", "moving.gif", "moving.png")
+PICTURES = ("turned.jpg", "cmyk.jpg", "palette.png", "deep.png", *MOVING)
 """A picture of each class that must be captioned."""
 BAD_PICTURES = {
     "photo.heic": "damaged",
@@ -63,7 +55,7 @@ def write_pictures(folder: Path) -> None:
     image.convert("P").save(folder / "palette.png", transparency=0)
     Image.fromarray(picture(3)[..., 0].astype(np.uint16) << 8).save(folder / "deep.png")
     frames = [Image.fromarray(picture(n)) for n in range(4)]
-    for name in ("moving.webp", "moving.gif", "moving.png"):
+    for name in MOVING:
         frames[0].save(folder / name, save_all=True, append_images=frames[1:], duration=500)
 
 
@@ -82,16 +74,6 @@ def can_write(encoder: str) -> bool:
         return av.codec.Codec(encoder, "w") is not None
     except ValueError:
         return False
-
-
-class Outcome:
-    """What a run left, by file."""
-
-    def __init__(self, place: Place) -> None:
-        self.rows: dict[str, list[dict[str, Any]]] = {}
-        for row in place.captions():
-            self.rows.setdefault(row["media_path"], []).append(row)
-        self.failures = {row["media_path"]: row for row in place.failures()}
 
 
 @pytest.fixture(scope="module")
@@ -118,12 +100,16 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
 
 
 @pytest.fixture(scope="module")
-def outcome(place: Place) -> Outcome:
+def outcome(place: Place) -> Rows:
+    """The captions of a run by file."""
     options = ("--recursive", "--chunk", "2", "--format", "txt,vtt", "--batch-size", "16")
     done = place.run(*options, str(place.clips.parent / MISSING))
     assert done.returncode == 1, done.stderr
     assert "Traceback" not in done.stderr
-    return Outcome(place)
+    rows: Rows = {}
+    for row in place.captions():
+        rows.setdefault(row["media_path"], []).append(row)
+    return rows
 
 
 def captioned() -> set[str]:
@@ -133,36 +119,36 @@ def captioned() -> set[str]:
     return {writable(name) for name in (*films, *PICTURES)}
 
 
-def test_every_file_that_can_be_seen_is_captioned_to_its_end(outcome: Outcome) -> None:
-    assert outcome.rows.keys() == captioned()
-    for name, rows in outcome.rows.items():
+def test_every_file_that_can_be_seen_is_captioned_to_its_end(outcome: Rows) -> None:
+    assert outcome.keys() == captioned()
+    for name, rows in outcome.items():
         assert [row["start"] for row in rows] == [0, *(row["end"] for row in rows[:-1])], name
         assert all(row["caption"] for row in rows)
     for name, kind in WHOLE.items():
-        rows = outcome.rows.get(f"{name}{kind.suffix}", [])
+        rows = outcome.get(f"{name}{kind.suffix}", [])
         assert not rows or rows[-1]["end"] == pytest.approx(kind.duration, abs=0.002)
 
 
-def test_damage_alone_is_warned_of(outcome: Outcome) -> None:
-    warned = {name for name, rows in outcome.rows.items() if rows[0]["warnings"]}
+def test_damage_alone_is_warned_of(outcome: Rows) -> None:
+    warned = {name for name, rows in outcome.items() if rows[0]["warnings"]}
     damaged = {f"{name}{suffix}" for name, (suffix, _) in DAMAGED.items()}
     assert warned == damaged | {"moving.webp", "moving.png"}
 
 
-def test_every_other_file_fails_by_its_name(place: Place, outcome: Outcome) -> None:
+def test_every_other_file_fails_by_its_name(place: Place, outcome: Rows) -> None:
     wanted = {f"{kind}.mp4": kind for kind in UNUSABLE} | BAD_PICTURES
     wanted |= {"nowhere.mp4": "unreadable", "itself.mp4": "unreadable"}
     wanted[str(place.clips.parent / MISSING)] = "missing"
-    assert {name: failure["error"] for name, failure in outcome.failures.items()} == wanted
-    for failure in outcome.failures.values():
+    assert {failure["media_path"]: failure["error"] for failure in place.failures()} == wanted
+    for failure in place.failures():
         assert failure["message"] and failure["hint"]
         assert "\n" not in failure["message"] + failure["hint"]
 
 
-def test_no_two_files_share_a_text_whatever_they_are_called(place: Place, outcome: Outcome) -> None:
+def test_no_two_files_share_a_text_whatever_they_are_called(place: Place, outcome: Rows) -> None:
     for suffix in ("txt", "vtt"):
         texts = list(place.out.rglob(f"*.{suffix}"))
-        assert len(texts) == len(outcome.rows)
+        assert len(texts) == len(outcome)
         assert max(len(os.fsencode(path.name)) for path in texts) > 250
     assert (place.out / "two" / "same.mp4.txt").exists()
     assert (place.out / "one" / "same.txt").exists()

@@ -14,19 +14,19 @@ from safetensors.torch import load_file
 from flows.cli.main import main
 from stages.models import load_half
 from stages.models.processors.loading import load_processor
-from tests.support.embedding import embed, items, rows, vectors, write_pictures
-from tests.support.evaclip import LAYOUTS, PROJECTED, make_folder, published
+from tests.support.embedding import embed, vectors, write_pictures
+from tests.support.evaclip import LAYOUTS, make_folder
 from tests.support.plan_cases import make_folder as make_headers
 from tests.support.plan_cases import plan_case
 
 SAMPLES = Path(__file__).parent.parent / "penstock_demo" / "samples"
+pytestmark = pytest.mark.slow
 GIB = 1 << 30
 PARAMETERS = 7_526_089_985
 """Of the vision half of EVA-CLIP-8B."""
 LAYER = 234_917_888
 
 
-@pytest.mark.slow
 def test_pictures_get_the_vectors_of_the_whole_model(tmp_path: Path) -> None:
     folder = tmp_path / "pictures"
     folder.mkdir()
@@ -43,34 +43,19 @@ def test_pictures_get_the_vectors_of_the_whole_model(tmp_path: Path) -> None:
     assert np.array_equal(vectors(tmp_path), wanted.pooler_output.numpy())
 
 
-@pytest.mark.slow
-def test_videos_get_a_vector_a_second_and_none_twice(tmp_path: Path) -> None:
-    clips = tmp_path / "clips"
-    clips.mkdir()
-    for path in sorted(SAMPLES.glob("*.mp4"))[:2]:
-        (clips / path.name).symlink_to(path)
-    assert embed(clips, published(), tmp_path) == 0
-    found = vectors(tmp_path)
-    assert {row["media_path"] for row in rows(tmp_path)} == {path.name for path in clips.iterdir()}
-    times = [row["time"] for row in rows(tmp_path)]
-    assert found.shape == (len(times), PROJECTED) and np.isfinite(found).all()
-    assert len(times) > 2 and len(np.unique(np.round(found, 3), axis=0)) > 1
-    made = items(tmp_path)["embed"]
-    assert made == 2
-    assert embed(clips, published(), tmp_path) == 0
-    assert items(tmp_path)["embed"] == 0
-
-
-@pytest.fixture(scope="module")
-def full_size(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_headers(plan_case("eva-clip-8b"), tmp_path_factory.mktemp("8b") / "model")
-
-
-@pytest.mark.slow
 def test_the_published_size_is_planned_from_headers(
-    full_size: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = ["plan", "--model", str(full_size), "--store", str(tmp_path), "--json", "--what-fits"]
+    full_size = make_headers(plan_case("eva-clip-8b"), tmp_path / "model")
+    words = [
+        "plan",
+        "--model",
+        str(full_size),
+        "--store",
+        str(tmp_path / "s"),
+        "--json",
+        "--what-fits",
+    ]
 
     def planned(*options: str) -> tuple[dict[str, Any], dict[str, Any]]:
         code = main([*words, "--for", "embed", "--precision", "bf16", *options])
@@ -95,7 +80,6 @@ def test_the_published_size_is_planned_from_headers(
     assert "4GiB" not in table["nf4"], "what is quantized is not streamed"
 
 
-@pytest.mark.slow
 def test_pickles_and_single_files_are_told_what_to_do_in_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

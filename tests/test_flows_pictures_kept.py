@@ -1,7 +1,6 @@
-"""A store filled when pictures were stored no larger than they are seen: what was made of the same
-pixels answers, what was made of others does not; and plans count what is stored now."""
+"""Pictures are stored whole: which keys that changed, and that plans count what is stored."""
 
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,18 +9,13 @@ from PIL import Image
 
 import flows.planning.sizes
 from artifacts.keys import digest_of, item_key
-from artifacts.packs import Record, RecordSet
 from artifacts.schema import MOST_PIXELS, WHOLE, FrameFit, MediaIndex, picture_size
-from artifacts.store import FolderStore
 from flows.job.config import CaptionConfig
 from flows.job.prepare import Job, prepare
-from flows.job.tasks import Medium, Task
+from flows.job.tasks import Medium
 from flows.job.waves import waves_of
 from flows.planning.sizes import estimates
 from flows.planning.workloads import COPIES, workload_of, workloads_of
-from stages.decode import OUTPUT_VERSION as DECODE_VERSION
-from stages.encode import OUTPUT_VERSION as ENCODE_VERSION
-from stages.frames import OUTPUT_VERSION as FRAMES_VERSION
 from tests.support.by_hand import PROFILE, model
 from tests.support.families import checkpoint
 from tests.support.inside import InsideLauncher, run_inside
@@ -30,7 +24,6 @@ from tests.support.pipeline import Place
 
 LARGE, SMALL, VIDEO = "large.png", "small.png", "video.mp4"
 SHOWN = (480, 640)
-KEPT = "what was said before"
 TOKENS = 4
 
 
@@ -46,10 +39,6 @@ def place(tmp_path: Path) -> Place:
     return Place(clips=clips, out=tmp_path / "out", store=tmp_path / "store", model=model)
 
 
-def run(place: Place, **options: Any) -> Any:
-    return run_inside(place, max_new_tokens=TOKENS, **options)
-
-
 def job_of(place: Place, **options: Any) -> Job:
     config = CaptionConfig(
         sources=(str(place.clips),),
@@ -62,68 +51,7 @@ def job_of(place: Place, **options: Any) -> Job:
     return prepare(config, InsideLauncher())
 
 
-def old_namespaces(job: Job) -> dict[str, str]:
-    """The namespaces as they were made before, from their parts."""
-    profile, sampling = job.model.profile, asdict(job.sampling)
-    fits = {"video": profile.fit_video.long_edges, "image": profile.fit_image.long_edges}
-    frames = digest_of(["frames", FRAMES_VERSION, sampling, fits])
-    vision = [job.model.digests["vision"], *job.model.best("vision").decides]
-    features = digest_of(["features", ENCODE_VERSION, frames, *vision])
-    language = [job.model.digests["language"], *job.model.best("language").decides]
-    captions = digest_of(["captions", DECODE_VERSION, features, *language, TOKENS])
-    return {"media": frames, "features": features, "captions": captions}
-
-
-def as_before(job: Job, store: Path) -> None:
-    """Fill a store with what the job has made, under the keys and in the words of before."""
-    namespaces = old_namespaces(job)
-
-    def copy(kind: str, record: Record) -> None:
-        RecordSet(FolderStore(store), kind, namespaces[kind]).publish([record])
-
-    for task in job.ledger.tasks(job.media):
-        digest, prompt = task.medium.digest, task.medium.prompt
-        copy("media", Record(key=digest, meta=old_index(job, task)))
-        made = job.ledger["features"].read(task["features"])
-        copy("features", replace(made, key=item_key(namespaces["features"], digest, 0)))
-        key = item_key(namespaces["captions"], digest, 0, prompt)
-        said = {**job.ledger["captions"].meta(task["captions"]), "caption": KEPT}
-        copy("captions", Record(key=key, meta=said))
-
-
-def old_index(job: Job, task: Task) -> dict[str, Any]:
-    found = job.ledger.index(task.medium)
-    assert found is not None
-    meta = found.to_json()
-    height, width = job.model.fit(task.medium.kind).size(found.height, found.width)
-    return {
-        **meta,
-        "chunks": [{**chunk, "height": height, "width": width} for chunk in meta["chunks"]],
-    }
-
-
-@pytest.mark.slow
-def test_only_a_picture_that_was_stored_smaller_is_captioned_anew(
-    place: Place, tmp_path: Path
-) -> None:
-    run(place)
-    job, rows = job_of(place), place.captions()
-    (large,) = (t for t in job.ledger.tasks(job.media) if t.medium.path.endswith(LARGE))
-    assert (large.chunk.height, large.chunk.width) == SHOWN
-    assert large.shape[2:] == job.model.fit("image").size(*SHOWN) != SHOWN
-    before = replace(place, store=tmp_path / "before")
-    as_before(job, before.store)
-    assert run(before).started == ["describe", "frames", "encode", "decode"]
-    stages = before.stages()
-    assert [stages[name]["items"] for name in ("frames", "encode", "decode")] == [1, 1, 1]
-    said = {row["media_path"]: row["caption"] for row in before.captions()}
-    anew = {row["media_path"]: row["caption"] for row in rows}
-    assert said == {**anew, SMALL: KEPT, VIDEO: KEPT}
-    assert run(before).started == []
-
-
-def test_a_fixed_store_of_before_has_these_keys() -> None:
-    """By hand, so that neither side of the test above may move unseen."""
+def test_only_a_picture_that_was_stored_smaller_once_has_another_key() -> None:
     assert item_key("s", "m", 0) == digest_of(["s", "m", 0])
     fit = FrameFit(long_edges=((1.0, 336),))
     index = MediaIndex(kind="image", height=336, width=336, duration=0.0, chunks=())
@@ -160,7 +88,7 @@ def test_disk_and_waves_are_planned_for_whole_pictures(
     cut = waves_of(job.ledger, job.media, sizes, limit)
     assert max(sum(m.kind == "image" and SMALL not in m.path for m in wave) for wave in cut) == 2
     monkeypatch.undo()
-    run(place)
+    run_inside(place, max_new_tokens=TOKENS)
     again = estimates(job_of(place, prompt="Who is it?"))
     pictures = [e for m, e in zip(job.media, again, strict=True) if m.kind == "image"]
     assert len(pictures) == 5 and all(e.frame_bytes == 0 for e in pictures)

@@ -30,7 +30,7 @@ def penstock(store: Path, *words: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_three_orders_of_workers_give_the_same_bytes(tmp_path: Path) -> None:
+def test_two_orders_of_workers_give_the_same_bytes(tmp_path: Path) -> None:
     write_clips(tmp_path / "clips", 12, seed=3)
     config = CaptionConfig(
         sources=(str(tmp_path / "clips"),), model="demo", out=str(tmp_path / "cut")
@@ -38,7 +38,7 @@ def test_three_orders_of_workers_give_the_same_bytes(tmp_path: Path) -> None:
     portions, _ = portions_of(config, most=3)
     assert len(portions) == 4
     found = set()
-    for order, workers in enumerate((1, 2, 3)):
+    for order, workers in enumerate((1, 3)):
         place = tmp_path / str(order)
         mixed = random.Random(order).sample(portions, len(portions))
         with ThreadPoolExecutor(workers) as pool:

@@ -1,9 +1,10 @@
-"""Several named prompts in one run: what is asked of which file, what is said where, and what
-another run finds."""
+"""Several named prompts in one run, and chunks that are asked about with the caption before: what
+is asked of which file, what is said where, and what another run finds."""
 
 import csv
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +12,18 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from artifacts.errors import UsageError
+from artifacts.errors import Interrupted, UsageError
 from flows.job.config import CaptionConfig
+from flows.job.ledger import Ledger
+from flows.job.prepare import prepare
+from penstock_demo.clips import write_clips
 from tests.support.inside import run_inside
 from tests.support.media import picture, write_video
 from tests.support.pipeline import Place
 from tests.support.saying import LONG, ODD, Saying, lines, make, run, samples
 
 pytestmark = pytest.mark.filterwarnings(r"ignore:unclosed file .*\.tar:ResourceWarning")
+CHAINED = "Before: [{previous}] And now?"
 ASKED = {"long": "Describe it.", "tags": "Which things?"}
 
 
@@ -49,6 +54,7 @@ def test_tables_have_a_row_a_chunk_and_columns_a_prompt(tmp_path: Path) -> None:
     config = make(tmp_path)
     run(config, prompts=ASKED)
     out, said = Path(config.out), lines(config)
+    long = [row for row in said if row["media_path"] == LONG]
     with open(out / "captions.csv", newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     table = pq.read_table(out / "captions.parquet").to_pylist()
@@ -57,11 +63,7 @@ def test_tables_have_a_row_a_chunk_and_columns_a_prompt(tmp_path: Path) -> None:
     assert [row["tags"] for row in table] == [r["caption"] for r in said if r["name"] == "tags"]
     assert {row["tags_prompt"] for row in rows} == {ASKED["tags"]}
     assert {row["long_tokens"] for row in table} == {1}
-    assert "caption" not in table[0] and table[2]["frames"] == rows_of(said, LONG)[2]["frames"]
-
-
-def rows_of(rows: list[dict[str, Any]], name: str) -> list[dict[str, Any]]:
-    return [row for row in rows if row["media_path"] == name]
+    assert "caption" not in table[0] and table[2]["frames"] == long[2]["frames"]
 
 
 def test_a_line_of_a_list_asks_for_itself(tmp_path: Path) -> None:
@@ -103,7 +105,7 @@ def place(tmp_path: Path) -> Place:
 
 
 def test_another_prompt_costs_its_captions_alone(place: Place) -> None:
-    options = {"chunk": 2.0, "max_new_tokens": 12}
+    options = {"chunk": 2.0, "max_new_tokens": 4}
     run_inside(place, prompts=ASKED, **options)
     first = {(r["start"], r["prompt"]): r["caption"] for r in place.captions()}
     assert run_inside(place, prompts=ASKED, **options).started == []
@@ -151,3 +153,73 @@ def test_a_sample_holds_all_that_was_said_of_its_chunk(tmp_path: Path) -> None:
             text = said[line["media_path"], line["start"], name]
             assert sample[f"{name}.txt"] == text == line["captions"][name]["caption"]
         assert any(suffix in sample for suffix in ("mp4", "png"))
+
+
+def chains(rows: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+    """The lines of each file, in order."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        found.setdefault(row["media_path"], []).append(row)
+    return [*found.values()]
+
+
+def check(rows: list[dict[str, Any]]) -> None:
+    for chain in chains(rows):
+        said = ""
+        for row in chain:
+            assert row["prompt"] == CHAINED.replace("{previous}", said)
+            said = row["caption"]
+
+
+def test_a_chunk_is_asked_about_with_the_caption_before(tmp_path: Path) -> None:
+    config = make(tmp_path)
+    stages = Saying()
+    assert not run(config, stages, prompt=CHAINED).failures
+    rows = lines(config)
+    check(rows)
+    assert [len(chain) for chain in chains(rows)] == [1, 3, 1]
+    asked = [call for call in stages.calls if call.name == "decode"]
+    assert [sum(map(len, call.arguments["batches"])) for call in asked] == [3, 1, 1]
+    again = Saying()
+    run(config, again, prompt=CHAINED)
+    assert [call.name for call in again.calls if call.name != "cut"] in ([], ["describe"])
+    assert lines(config) == rows
+
+
+def test_a_chain_that_is_broken_goes_on(tmp_path: Path) -> None:
+    config, broken = make(tmp_path), 0
+    while True:
+        stages = Saying()
+        stages.stop_after = {"decode": 2}
+        try:
+            run(config, stages, prompt=CHAINED)
+            break
+        except Interrupted:
+            broken += 1
+    assert broken == 1
+    rows = lines(config)
+    assert [len(chain) for chain in chains(rows)] == [1, 3, 1]
+    check(rows)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["auto", "transformers"])
+def test_the_demo_is_asked_in_a_chain(place: Place, engine: str) -> None:
+    write_clips(place.clips, 2, seed=5)
+    options = {"chunk": 2.0, "max_new_tokens": 16, "engine": engine}
+    first = run_inside(place, prompt=CHAINED, **options)
+    assert "one after the other" in first.said
+    rows = place.captions()
+    check(rows)
+    assert max(len(chain) for chain in chains(rows)) >= 3
+    assert run_inside(place, prompt=CHAINED, **options).started == []
+    assert place.captions() == rows
+
+
+def test_who_makes_no_captions_waits_for_none(tmp_path: Path) -> None:
+    config = make(tmp_path)
+    run(config, prompt="?")
+    job = prepare(replace(config, prompt=CHAINED), Saying())
+    asked = Ledger(job.store, job.pipeline[:2], *job.ledger.variants)
+    assert all(task.previous == "" for task in asked.tasks(job.media))
+    assert any(task.waits for task in job.ledger.tasks(job.media))

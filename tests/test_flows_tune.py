@@ -28,7 +28,7 @@ from tests.support.pipeline import PENSTOCK, ROOT
 from tests.support.starving import STARVED, VARIABLE
 
 CLIPS = 6
-KILLS = 10
+KILLS = 4
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +95,7 @@ def _killed(command: list[str], checkpoint: Path, after: float | None) -> None:
     and kill it."""
     before = checkpoint.stat().st_mtime_ns if checkpoint.exists() else 0
     process = subprocess.Popen(
-        [*PENSTOCK, *command[0:]], cwd=ROOT, start_new_session=True, stdout=subprocess.DEVNULL
+        [*PENSTOCK, *command], cwd=ROOT, start_new_session=True, stdout=subprocess.DEVNULL
     )
     if after is not None:
         time.sleep(after)
