@@ -71,28 +71,22 @@ def test_a_stretch_without_a_readable_frame_is_left_out_with_a_warning(tmp_path:
     assert all(c.index.start <= t < c.index.end for c in chunks for t in c.index.times)
 
 
-def test_rubbish_inside_frames_is_named_damage(tmp_path: Path, shared_clips: Path) -> None:
-    _, warnings = cut(shared_clips / "awkward" / "bitflip.mp4")
-    assert any("frames taken are damaged" in text for text in warnings)
-
-
-@pytest.mark.parametrize("bit", [20, 24, 29, 30, 32])
-@pytest.mark.parametrize("packet", [0, 100, 101, 108, 297, 299])
-def test_one_wrong_time_does_not_make_a_video_longer(tmp_path: Path, packet: int, bit: int) -> None:
+@pytest.mark.parametrize("packet", [0, 101, 299])
+def test_one_wrong_time_does_not_make_a_video_longer(tmp_path: Path, packet: int) -> None:
     whole = write_video(tmp_path / "whole.ts", ticks=range(300))
     chunks, _ = cut(whole)
-    flipped = flip_time(whole, tmp_path / "flipped.ts", packet=packet, bit=bit)
-    found, warnings = cut(flipped)
-    assert [c.index.index for c in found] == [c.index.index for c in chunks]
-    assert found[-1].index.end == pytest.approx(chunks[-1].index.end, abs=0.1)
-    # Where it is the very first, frames are counted instead, and none is lost.
-    told = "for a time that cannot be right: 1 frame"
-    assert [told in text for text in warnings] == ([True] if packet else [])
-    times = [[t for c in cut_ for t in c.index.times] for cut_ in (chunks, found)]
-    assert times[1] == pytest.approx(times[0], abs=0.05)
+    for bit in (20, 29, 32):
+        found, warnings = cut(flip_time(whole, tmp_path / "flipped.ts", packet=packet, bit=bit))
+        assert [c.index.index for c in found] == [c.index.index for c in chunks]
+        assert found[-1].index.end == pytest.approx(chunks[-1].index.end, abs=0.1)
+        # Where it is the very first, frames are counted instead, and none is lost.
+        told = "for a time that cannot be right: 1 frame"
+        assert [told in text for text in warnings] == ([True] if packet else [])
+        times = [[t for c in cut_ for t in c.index.times] for cut_ in (chunks, found)]
+        assert times[1] == pytest.approx(times[0], abs=0.05)
 
 
-@pytest.mark.parametrize("index", [0, 39, 59])
+@pytest.mark.parametrize("index", [0, 59])
 def test_one_absurd_time_of_display_does_not_make_a_video_of_weeks(
     tmp_path: Path, index: int
 ) -> None:
@@ -139,10 +133,11 @@ def test_endless_rubbish_ends(tmp_path: Path) -> None:
     assert len(chunk.index.times) == 30
 
 
-@pytest.fixture
-def unusable(tmp_path: Path) -> dict[str, Path]:
+def test_an_unusable_file_says_what_and_where_and_what_to_do(tmp_path: Path) -> None:
+    whole = write_video(tmp_path / "whole.mp4", ticks=range(90)).read_bytes()
     files = {kind: tmp_path / f"{kind}.mp4" for kind in ("empty", "not-media", "no-moov", "folder")}
     files["missing"] = tmp_path / "gone.mp4"
+    files["unreadable"] = tmp_path / ("a" * 300)
     files["no-video"] = write_audio(tmp_path / "sound.mp4")
     files["no-frames"] = spoil(
         write_video(tmp_path / "a.mov", codec="mjpeg"), tmp_path / "b.mov", which=lambda at: True
@@ -150,23 +145,14 @@ def unusable(tmp_path: Path) -> dict[str, Path]:
     files["empty"].touch()
     files["folder"].mkdir()
     files["not-media"].write_text("Dear diary, today I renamed myself to .mp4.\n" * 30)
-    whole = write_video(tmp_path / "whole.mp4", ticks=range(90)).read_bytes()
     files["no-moov"].write_bytes(whole[: len(whole) // 2])
-    return files
-
-
-@pytest.mark.parametrize(
-    "kind", ["missing", "empty", "folder", "not-media", "no-moov", "no-video", "no-frames"]
-)
-def test_an_unusable_file_says_what_and_where_and_what_to_do(
-    unusable: dict[str, Path], kind: str
-) -> None:
-    with pytest.raises(MediaError) as caught:
-        Video(unusable[kind])
-    assert caught.value.kind == kind
-    assert str(unusable[kind]) in caught.value.message
-    assert "\n" not in caught.value.message
-    assert caught.value.hint
+    for kind, path in files.items():
+        with pytest.raises(MediaError) as caught:
+            Video(path)
+        assert caught.value.kind == kind
+        assert str(path) in caught.value.message
+        assert "\n" not in caught.value.message
+        assert caught.value.hint
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
@@ -175,12 +161,6 @@ def test_a_file_that_may_not_be_read_says_so(tmp_path: Path) -> None:
     path.chmod(0)
     with pytest.raises(MediaError) as caught:
         Video(path)
-    assert caught.value.kind == "unreadable"
-
-
-def test_a_name_too_long_for_the_file_system_says_so(tmp_path: Path) -> None:
-    with pytest.raises(MediaError) as caught:
-        Video(tmp_path / ("a" * 300))
     assert caught.value.kind == "unreadable"
 
 
@@ -198,6 +178,7 @@ def test_a_cover_picture_in_a_sound_file_is_no_video(tmp_path: Path) -> None:
     assert caught.value.kind == "no-video"
 
 
+URL = "http://127.0.0.1:9/a.ts"
 PLAYLISTS = {
     "hls": "#EXTM3U\n#EXT-X-TARGETDURATION:10\n#EXTINF:10,\n{0}\n#EXT-X-ENDLIST\n",
     "concat": "ffconcat version 1.0\nfile {0}\n",
@@ -209,25 +190,17 @@ PLAYLISTS = {
 
 
 @pytest.mark.parametrize("form", PLAYLISTS)
-@pytest.mark.parametrize("name", ["list.mp4", "list.ts", "list.m3u8", "list.mpd", "list"])
-@pytest.mark.parametrize("target", ["real.ts", "{folder}/real.ts", "http://127.0.0.1:9/a.ts"])
-def test_a_file_that_names_others_is_refused_as_a_playlist(
-    tmp_path: Path, form: str, name: str, target: str
-) -> None:
+def test_a_file_that_names_others_is_refused_as_a_playlist(tmp_path: Path, form: str) -> None:
     write_video(tmp_path / "real.ts")
-    path = tmp_path / name
-    path.write_text(PLAYLISTS[form].format(target.format(folder=tmp_path)))
-    with pytest.raises(MediaError) as caught:
-        Video(path)
-    assert caught.value.kind == "playlist"
-
-
-def test_a_playlist_behind_something_else_opens_nothing_either(tmp_path: Path) -> None:
-    write_video(tmp_path / "real.ts")
-    path = tmp_path / "list.mp4"
-    path.write_text("# a comment\n" + PLAYLISTS["concat"].format("real.ts"))
+    for name, target in (("list.mp4", "{0}/real.ts"), ("list", "real.ts"), ("list.m3u8", URL)):
+        path = tmp_path / name
+        path.write_text(PLAYLISTS[form].format(target.format(tmp_path)))
+        with pytest.raises(MediaError) as caught:
+            Video(path)
+        assert caught.value.kind == "playlist"
+    (tmp_path / "list.mp4").write_text("# a comment\n" + PLAYLISTS[form].format("real.ts"))
     with pytest.raises(MediaError):
-        Video(path)
+        Video(tmp_path / "list.mp4")
 
 
 def test_a_name_like_a_series_is_the_file_itself(tmp_path: Path) -> None:

@@ -1,6 +1,5 @@
 """Pictures come out upright, in RGB, at their own size; unusable ones say why."""
 
-import math
 import struct
 import zlib
 from fractions import Fraction
@@ -39,23 +38,22 @@ def test_a_picture_is_one_chunk_of_one_frame_at_0(tmp_path: Path) -> None:
     np.testing.assert_array_equal(chunk.pixels[0], picture(3))
 
 
-@pytest.mark.parametrize("orientation", range(1, 9))
-def test_every_exif_orientation_comes_out_upright(tmp_path: Path, orientation: int) -> None:
-    upright = Image.fromarray(picture(5, 40, 64))
+def test_every_exif_orientation_comes_out_upright(tmp_path: Path) -> None:
+    upright, turns = Image.fromarray(picture(5, 40, 64)), Image.Transpose
     stored = {
         1: upright,
-        2: upright.transpose(Image.Transpose.FLIP_LEFT_RIGHT),
-        3: upright.transpose(Image.Transpose.ROTATE_180),
-        4: upright.transpose(Image.Transpose.FLIP_TOP_BOTTOM),
-        5: upright.transpose(Image.Transpose.TRANSPOSE),
-        6: upright.transpose(Image.Transpose.ROTATE_90),
-        7: upright.transpose(Image.Transpose.TRANSVERSE),
-        8: upright.transpose(Image.Transpose.ROTATE_270),
-    }[orientation]
-    path = save(tmp_path / "a.png", stored, orientation=orientation)
-    media, chunk = read_picture(path)
-    assert (media.height, media.width) == (40, 64)
-    np.testing.assert_array_equal(chunk.pixels[0], picture(5, 40, 64))
+        2: upright.transpose(turns.FLIP_LEFT_RIGHT),
+        3: upright.transpose(turns.ROTATE_180),
+        4: upright.transpose(turns.FLIP_TOP_BOTTOM),
+        5: upright.transpose(turns.TRANSPOSE),
+        6: upright.transpose(turns.ROTATE_90),
+        7: upright.transpose(turns.TRANSVERSE),
+        8: upright.transpose(turns.ROTATE_270),
+    }
+    for orientation, image in stored.items():
+        media, chunk = read_picture(save(tmp_path / "a.png", image, orientation=orientation))
+        assert (media.height, media.width) == (40, 64)
+        np.testing.assert_array_equal(chunk.pixels[0], picture(5, 40, 64))
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png", "webp"])
@@ -87,22 +85,6 @@ def test_every_mode_comes_out_in_rgb(tmp_path: Path, mode: str) -> None:
     _, chunk = read_picture(path)
     wanted = np.asarray(image.convert("RGB"), dtype=int)
     assert np.abs(chunk.pixels[0] - wanted).max() <= 2
-
-
-def test_what_is_transparent_shows_white(tmp_path: Path) -> None:
-    image = Image.new("RGBA", (4, 2), (0, 0, 0, 0))
-    image.putpixel((1, 1), (10, 20, 30, 255))
-    image.save(tmp_path / "a.png")
-    _, chunk = read_picture(tmp_path / "a.png")
-    assert chunk.pixels[0, 0, 0].tolist() == [255, 255, 255]
-    assert chunk.pixels[0, 1, 1].tolist() == [10, 20, 30]
-
-
-def test_sixteen_bits_keep_their_shades(tmp_path: Path) -> None:
-    deep = np.linspace(0, 65535, 256, dtype=np.uint16).reshape(16, 16)
-    Image.fromarray(deep).save(tmp_path / "a.png")
-    _, chunk = read_picture(tmp_path / "a.png")
-    np.testing.assert_array_equal(chunk.pixels[0, :, :, 0], deep >> 8)
 
 
 def test_a_jpeg_cut_short_is_used_with_a_warning(tmp_path: Path) -> None:
@@ -174,7 +156,11 @@ def test_transparency_of_every_mode_shows_white(tmp_path: Path, mode: str) -> No
     assert chunk.pixels[0, 4, [1, 6]].tolist() == [[255] * 3, [200] * 3]
 
 
-def test_sixteen_bits_a_colour_keep_their_shades(tmp_path: Path) -> None:
+def test_sixteen_bits_keep_their_shades(tmp_path: Path) -> None:
+    deep = np.linspace(0, 65535, 256, dtype=np.uint16).reshape(16, 16)
+    Image.fromarray(deep).save(tmp_path / "a.png")
+    _, chunk = read_picture(tmp_path / "a.png")
+    np.testing.assert_array_equal(chunk.pixels[0, :, :, 0], deep >> 8)
     frame = av.VideoFrame.from_ndarray(picture(3), format="rgb24").reformat(format="rgb48be")
     encoder = av.codec.CodecContext.create("png", "w")
     assert isinstance(encoder, av.VideoCodecContext)
@@ -226,39 +212,28 @@ def test_a_picture_named_as_a_video_is_a_video_of_one_frame(tmp_path: Path) -> N
     np.testing.assert_array_equal(chunk.pixels[0], picture(3))
 
 
-@pytest.mark.parametrize("megapixels", [12, 48])
-def test_a_photo_takes_no_more_memory_than_is_planned_for(tmp_path: Path, megapixels: int) -> None:
-    height, width = 1000 * math.isqrt(megapixels), megapixels * 1000 // math.isqrt(megapixels)
-    path = claiming(tmp_path / "a.jpg", height, width)
-    with Sampler("cpu") as memory:
-        before = memory.peak_host_bytes
-        media, chunk = read_picture(path)
-    assert (media.height, media.width) == chunk.pixels.shape[1:3] == (height, width)
-    assert memory.peak_host_bytes - before < READING_BYTES * height * width
-
-
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
-def test_a_phone_s_photo_of_200_million_pixels_is_decoded_at_half_its_sides(tmp_path: Path) -> None:
-    path = claiming(tmp_path / "a.jpg", 12241, 16321)
+@pytest.mark.parametrize(("size", "by"), [((3000, 4000), 1), ((12241, 16321), 2)])
+def test_a_photo_takes_no_more_memory_than_is_planned_for(
+    tmp_path: Path, size: tuple[int, int], by: int
+) -> None:
+    """Of 200 million pixels, it is decoded at half its sides."""
+    path = save(tmp_path / "a.jpg", Image.fromarray(picture(0)))
+    data = bytearray(path.read_bytes())
+    at = data.index(b"\xff\xc0\x00\x11\x08") + 5
+    data[at : at + 4] = struct.pack(">HH", *size)  # what it lacks of them is read as grey
+    path.write_bytes(data)
+    high, wide = -(-size[0] // by), -(-size[1] // by)
     with Sampler("cpu") as memory:
         before = memory.peak_host_bytes
         media, chunk = read_picture(path)
-    assert (media.height, media.width) == (12241, 16321)
-    assert chunk.pixels.shape == (1, 6121, 8161, 3)
+    assert (media.height, media.width) == size
+    assert chunk.pixels.shape == (1, high, wide, 3)
     assert media == MediaIndex.from_json(media.to_json())
-    assert memory.peak_host_bytes - before < READING_BYTES * 6121 * 8161
+    assert memory.peak_host_bytes - before < READING_BYTES * high * wide
 
 
-def claiming(path: Path, height: int, width: int) -> Path:
-    """A tiny JPEG that says it has so many pixels; those it lacks are read as grey."""
-    data = bytearray(save(path, Image.fromarray(picture(0))).read_bytes())
-    at = data.index(b"\xff\xc0\x00\x11\x08") + 5
-    data[at : at + 4] = struct.pack(">HH", height, width)
-    path.write_bytes(data)
-    return path
-
-
-@pytest.mark.parametrize("size", [(400, 640), (403, 645), (645, 403)])
+@pytest.mark.parametrize("size", [(400, 640), (645, 403)])
 @pytest.mark.parametrize("form", ["jpg", "png"])
 def test_a_picture_may_be_made_smaller_while_it_is_decoded(
     tmp_path: Path, size: tuple[int, int], form: str

@@ -1,5 +1,8 @@
-"""Which frames make which chunk, on timelines written down by hand."""
+"""Which frames make which chunk, and which packets are left out on the way to them, on timelines
+written down by hand."""
 
+from array import array
+from collections.abc import Sequence
 from fractions import Fraction
 
 import numpy as np
@@ -7,90 +10,100 @@ import pytest
 
 from artifacts.schema import Sampling
 from stages.frames.plan import ChunkPlan, plan_chunks
-from stages.frames.timeline import Timeline
+from stages.frames.route import END, Route
+from stages.frames.timeline import Keyframes, Timeline
 
 
-def timeline(ticks: list[int], rate: int = 10, last: int = 1) -> Timeline:
-    return Timeline(
+def cut(ticks: Sequence[int], *, last: float = 1, **sampling: float) -> list[ChunkPlan]:
+    """The chunks of a file with ten ticks a second, whose last frame stands for so many."""
+    timeline = Timeline(
         pts=np.array(ticks, dtype=np.int64),
-        time_base=Fraction(1, rate),
-        last_ticks=last,
+        time_base=Fraction(1, 10),
+        last_ticks=int(last),
         keyframes=None,
     )
-
-
-def cut(ticks: list[int], *, last: int = 1, **sampling: float) -> list[ChunkPlan]:
     wishes: dict[str, float] = {"chunk_seconds": 3, "max_frames": 100, **sampling}
-    return plan_chunks(timeline(ticks, last=last), Sampling(**wishes))  # type: ignore[arg-type]
+    return plan_chunks(timeline, Sampling(**wishes))  # type: ignore[arg-type]
 
 
-def test_chunks_cover_the_whole_length_without_gap_or_overlap() -> None:
-    plans = cut(list(range(75)), fps=1)
-    assert [(p.start, p.end) for p in plans] == [(0, 3), (3, 6), (6, 7.5)]
-    assert [p.index for p in plans] == [0, 1, 2]
+TICKS: dict[str, tuple[list[int], dict[str, float], list[list[int]]]] = {
+    "a target takes the frame on display then": (
+        [0, 4, 9, 11, 20, 29], {"fps": 1}, [[0, 9, 20]],
+    ),
+    "evenly spaced targets start with the chunk": (
+        [*range(60)], {"frames": 3}, [[0, 10, 20], [30, 40, 50]],
+    ),
+    "a frame belongs to the chunk in which it begins": (
+        [0, 28, 32, 50], {"fps": 1, "last": 10}, [[0], [32, 50]],
+    ),
+    "time 0 is the first frame": (
+        [*range(1000, 1060)], {"fps": 1}, [[1000, 1010, 1020], [1030, 1040, 1050]],
+    ),
+    "a frame on display at several targets is taken once": (
+        [0, 25], {"fps": 2, "last": 5}, [[0, 25]],
+    ),
+    "a chunk under a standing picture shows that picture": (
+        [0, 1, 100], {"fps": 1, "last": 10}, [[0, 1], [1], [1], [100]],
+    ),
+    "too few frames are raised to the minimum": (
+        [*range(30)], {"fps": 0.1, "min_frames": 4}, [[0, 7, 15, 22]],
+    ),
+    "the minimum cannot be had from a shorter file": (
+        [0, 5], {"fps": 1, "min_frames": 8}, [[0, 5]],
+    ),
+    "too many frames are thinned evenly": (
+        [*range(30)], {"fps": 10, "max_frames": 4}, [[0, 7, 15, 22]],
+    ),
+    "a single frame is the middle one": ([*range(75)], {"frames": 1}, [[15], [45], [67]]),
+    "chunks shorter than a frame still each show something": (
+        [0, 10, 20], {"chunk_seconds": 0.25, "fps": 1, "last": 10},
+        [[0]] * 4 + [[10]] * 4 + [[20]] * 4,
+    ),
+    "from the first to the last as linspace does": (
+        [*range(75)], {"fps": 1, "last_frame": True}, [[0, 14, 29], [30, 44, 59], [60, 74]],
+    ),
+    "so many from the first to the last": (
+        [*range(75)], {"chunk_seconds": 30, "frames": 8, "last_frame": True},
+        [[0, 11, 21, 32, 42, 53, 63, 74]],
+    ),
+    "the last frame comes with a maximum": (
+        [*range(30)], {"fps": 10, "max_frames": 4, "last_frame": True}, [[0, 10, 19, 29]],
+    ),
+    "the last frame comes with a minimum": (
+        [*range(30)], {"fps": 0.1, "min_frames": 4, "last_frame": True}, [[0, 10, 19, 29]],
+    ),
+    "the last frame comes with gaps": (
+        [0, 3, 29], {"fps": 2, "last_frame": True}, [[0, 3, 29]],
+    ),
+    "a single frame is the middle one, not the last": (
+        [*range(30)], {"frames": 1, "last_frame": True}, [[15]],
+    ),
+}  # fmt: skip
+"""Ticks of the file's frames, what is asked for, ticks of the frames of each chunk."""
 
 
-def test_a_target_takes_the_frame_on_display_then() -> None:
-    plans = cut([0, 4, 9, 11, 20, 29], fps=1, last=1)
-    assert list(plans[0].ticks) == [0, 9, 20]
+@pytest.mark.parametrize("name", TICKS)
+def test_chunks_hold_these_frames(name: str) -> None:
+    ticks, wishes, found = TICKS[name]
+    assert [list(plan.ticks) for plan in cut(ticks, **wishes)] == found
 
 
-def test_evenly_spaced_targets_start_with_the_chunk() -> None:
-    plans = cut(list(range(60)), frames=3)
-    assert [list(p.ticks) for p in plans] == [[0, 10, 20], [30, 40, 50]]
-
-
-def test_a_frame_belongs_to_the_chunk_in_which_it_begins() -> None:
-    plans = cut([0, 28, 32, 50], fps=1, last=10)
-    assert list(plans[1].ticks) == [32, 50]
-
-
-def test_time_0_is_the_first_frame() -> None:
-    plans = cut(list(range(1000, 1060)), fps=1)
-    assert list(plans[1].ticks) == [1030, 1040, 1050]
-    assert plans[1].start == 3
-
-
-def test_a_frame_on_display_at_several_targets_is_taken_once() -> None:
-    assert [list(p.ticks) for p in cut([0, 25], fps=2, last=5)] == [[0, 25]]
-
-
-def test_a_chunk_under_a_standing_picture_shows_that_picture() -> None:
-    plans = cut([0, 1, 100], fps=1, last=10)
-    assert [list(p.ticks) for p in plans] == [[0, 1], [1], [1], [100]]
-    assert plans[-1].end == 11
-
-
-def test_a_last_sliver_joins_the_chunk_before() -> None:
-    plans = cut(list(range(61)), fps=1)
-    assert [(p.start, p.end) for p in plans] == [(0, 3), (3, 6.1)]
-
-
-def test_a_short_last_piece_with_frames_of_its_own_is_a_chunk() -> None:
-    plans = cut(list(range(65)), fps=1)
-    assert (plans[-1].start, plans[-1].end, list(plans[-1].ticks)) == (6, 6.5, [60])
-
-
-def test_too_few_frames_are_raised_to_the_minimum() -> None:
-    assert list(cut(list(range(30)), fps=0.1, min_frames=4)[0].ticks) == [0, 7, 15, 22]
-
-
-def test_the_minimum_cannot_be_had_from_a_shorter_file() -> None:
-    assert list(cut([0, 5], fps=1, min_frames=8)[0].ticks) == [0, 5]
-
-
-def test_too_many_frames_are_thinned_evenly() -> None:
-    assert list(cut(list(range(30)), fps=10, max_frames=4)[0].ticks) == [0, 7, 15, 22]
-
-
-def test_a_single_frame_is_the_middle_one() -> None:
-    plans = cut(list(range(75)), frames=1)
-    assert [list(p.ticks) for p in plans] == [[15], [45], [67]]
-
-
-def test_one_frame_makes_one_chunk() -> None:
-    plans = cut([7], fps=1)
-    assert [(p.start, p.end, list(p.ticks)) for p in plans] == [(0, 0.1, [7])]
+@pytest.mark.parametrize(
+    ("ticks", "spans"),
+    [
+        (range(75), [(0, 3), (3, 6), (6, 7.5)]),
+        (range(1000, 1060), [(0, 3), (3, 6)]),
+        (range(61), [(0, 3), (3, 6.1)]),  # a last sliver joins the chunk before
+        (range(65), [(0, 3), (3, 6), (6, 6.5)]),
+        ([7], [(0, 0.1)]),
+    ],
+)
+def test_chunks_cover_the_whole_length_without_gap_or_overlap(
+    ticks: Sequence[int], spans: list[tuple[float, float]]
+) -> None:
+    plans = cut(ticks, fps=1)
+    assert [(plan.start, plan.end) for plan in plans] == spans
+    assert [plan.index for plan in plans] == list(range(len(spans)))
 
 
 @pytest.mark.parametrize("fps", [1, 2, 3, 7, 29.97, 30])
@@ -109,24 +122,59 @@ def test_no_target_is_missed_by_rounding(fps: float) -> None:
     assert everything == sorted(set(everything))
 
 
-def test_chunks_shorter_than_a_frame_still_each_show_something() -> None:
-    plans = cut([0, 10, 20], chunk_seconds=0.25, fps=1, last=10)
-    assert [list(p.ticks) for p in plans] == [[0]] * 4 + [[10]] * 4 + [[20]] * 4
+GROUPS_OF_TEN = Keyframes(
+    pts=array("q", range(0, 100, 10)),
+    dts=array("q", range(0, 100, 10)),
+    ordinals=array("q", range(0, 100, 10)),
+)
 
 
-def test_frames_from_the_first_to_the_last_are_spread_as_linspace_does() -> None:
-    plans = cut(list(range(75)), fps=1, last_frame=True)
-    assert [list(p.ticks) for p in plans] == [[0, 14, 29], [30, 44, 59], [60, 74]]
-    (whole,) = cut(list(range(75)), chunk_seconds=30, frames=8, last_frame=True)
-    assert list(whole.ticks) == [0, 11, 21, 32, 42, 53, 63, 74]
+def decoded(wanted: list[int], *, threads: int = 1, sent: tuple[int, ...] = ()) -> list[int]:
+    """The packets of a video of 100 frames, in order, that are decoded."""
+    route = Route(array("q", wanted), GROUPS_OF_TEN, sent=sent, threads=threads)
+    found, at = [], len(sent)
+    while at < 100:
+        leap = route.leap(at)
+        if leap == END:
+            break
+        if leap is not None:
+            at = GROUPS_OF_TEN.ordinals[leap]
+        route.needs(at)
+        found.append(at)
+        at += 1
+    return found
 
 
-def test_the_last_frame_comes_with_bounds_and_gaps_too() -> None:
-    (few,) = cut(list(range(30)), fps=10, max_frames=4, last_frame=True)
-    assert list(few.ticks) == [0, 10, 19, 29]
-    (least,) = cut(list(range(30)), fps=0.1, min_frames=4, last_frame=True)
-    assert list(least.ticks) == [0, 10, 19, 29]
-    (all_of,) = cut([0, 3, 29], fps=2, last_frame=True)
-    assert list(all_of.ticks) == [0, 3, 29]
-    (middle,) = cut(list(range(30)), frames=1, last_frame=True)
-    assert list(middle.ticks) == [15]
+def test_groups_without_a_wanted_frame_are_left_out() -> None:
+    assert decoded([2, 51]) == [0, 1, 2, 50, 51]
+
+
+def test_packets_after_the_last_wanted_frame_of_a_group_are_left_out() -> None:
+    assert decoded([0, 5, 13]) == [*range(6), *range(10, 14)]
+
+
+def test_nothing_is_decoded_after_the_last_wanted_frame() -> None:
+    assert decoded([7])[-1] == 7
+    assert decoded([]) == []
+
+
+def test_a_leap_too_short_to_pay_is_not_made() -> None:
+    assert decoded([7, 12], threads=2) == [*range(8), *range(10, 13)]
+    assert decoded([7, 12], threads=3) == list(range(13))
+
+
+def test_what_was_decoded_already_counts() -> None:
+    assert decoded([1, 20], sent=(0, 1, 2)) == [20]
+
+
+def test_only_wanted_frames_are_needed() -> None:
+    route = Route(array("q", [3, 4]), GROUPS_OF_TEN)
+    assert [ticks for ticks in range(10) if route.needs(ticks)] == [3, 4]
+
+
+def test_without_trusted_keyframes_everything_is_decoded() -> None:
+    route = Route(array("q", [90]), None)
+    assert [route.leap(at) for at in range(100)] == [None] * 100
+    walking = Route(array("q", [90]), GROUPS_OF_TEN)
+    walking.walk()
+    assert walking.leap(0) is None

@@ -2,8 +2,6 @@
 
 import json
 import os
-import threading
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -49,21 +47,13 @@ class Desk:
             "media": list(media),
             "workers": workers,
         }
-        read, write = os.pipe()
-        lines: list[str] = []
-
-        def listen() -> None:
-            with open(read, encoding="utf-8") as pipe:
-                lines.extend(pipe)
-
-        listener = threading.Thread(target=listen)
-        listener.start()
+        descriptor = os.memfd_create("events")
         try:
-            stage.run(json.loads(json.dumps(job)), Report(write))
+            stage.run(json.loads(json.dumps(job)), Report(descriptor))
         finally:
-            os.close(write)
-            listener.join()
+            lines = os.pread(descriptor, os.fstat(descriptor).st_size, 0).splitlines()
             self.events = [json.loads(line) for line in lines]
+            os.close(descriptor)
         return [event["key"] for event in self.events if event["event"] == "item"]
 
     def told(self, kind: str) -> list[dict[str, Any]]:
@@ -74,8 +64,8 @@ class Desk:
 
 
 @pytest.fixture
-def desk(tmp_path: Path) -> Iterator[Desk]:
-    yield Desk(tmp_path)
+def desk(tmp_path: Path) -> Desk:
+    return Desk(tmp_path)
 
 
 def medium(path: Path, *, wanted: list[int] | None = None) -> dict[str, Any]:
@@ -126,17 +116,6 @@ def test_what_is_stored_is_not_made_again(desk: Desk) -> None:
     assert desk.told("failure") == []
 
 
-def test_a_killed_run_goes_on_at_the_first_missing_chunk(desk: Desk) -> None:
-    one = video(desk)
-    desk.run(one)
-    undisturbed = [desk.record_set("frames").read(key).payload for key in keys(one, 4)]
-    desk.record_set("frames").drop(keys(one, 4)[2:])
-    desk.record_set("media").drop([one["digest"]])
-    assert desk.run(one) == keys(one, 4)[2:]
-    assert [desk.record_set("frames").read(key).payload for key in keys(one, 4)] == undisturbed
-    assert one["digest"] in desk.record_set("media")
-
-
 @pytest.mark.parametrize(
     ("name", "codec", "said"),
     [("h264.mp4", "libx264", "wanted"), ("a.mov", "mjpeg", "left out"), ("bitflip.mp4", "", "")],
@@ -152,11 +131,15 @@ def test_damage_is_described_alike_wherever_a_run_was_killed(
     stored = desk.run(one := medium(clip))
     undisturbed = desk.record_set("media").meta(one["digest"])
     assert said in " ".join(undisturbed["warnings"])
-    for killed_after in range(len(stored) + 1):
+    assert all(name in told["text"] for told in desk.told("warning")) and desk.told("warning")
+    frames = [desk.record_set("frames").read(key).payload for key in stored]
+    for killed_after in {0, 1, len(stored) // 2, len(stored)}:
         desk.record_set("frames").drop(stored[killed_after:])
         desk.record_set("media").drop([one["digest"]])
         assert desk.run(one) == stored[killed_after:]
         assert desk.record_set("media").meta(one["digest"]) == undisturbed
+        if codec:  # in the other one, what FFmpeg conceals hangs on where it began
+            assert [desk.record_set("frames").read(key).payload for key in stored] == frames
 
 
 def test_only_wanted_chunks_are_made(desk: Desk) -> None:
@@ -253,15 +236,6 @@ def test_a_medium_that_works_at_last_has_no_failure_to_its_name(desk: Desk) -> N
     assert desk.record_set("failures").keys() == set()
 
 
-def test_damage_that_was_survived_is_told(desk: Desk) -> None:
-    whole = write_video(desk.folder / "a.ts", ticks=range(60))
-    joined = desk.folder / "joined.ts"
-    joined.write_bytes(whole.read_bytes() * 2)
-    desk.run(medium(joined))
-    (warning,) = desk.told("warning")
-    assert "joined.ts" in warning["text"]
-
-
 def test_a_full_disk_stops_the_stage(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> bool:
         raise EnvironmentFault("the disk of the store is full")
@@ -288,13 +262,16 @@ def test_a_disk_that_fails_is_not_blamed_on_the_medium(
     assert desk.record_set("failures").keys() == set()
 
 
-@pytest.mark.parametrize("kind", ["video", "image"])
+@pytest.mark.parametrize("kind", ["video", "image", "rubbish"])
 def test_a_file_that_was_replaced_since_is_not_filed_under_what_it_held(
     desk: Desk, kind: str
 ) -> None:
-    other = video(desk, "b.mp4") if kind == "video" else image(desk, 2)
-    one = video(desk) if kind == "video" else image(desk, 1)
-    os.replace(other["path"], one["path"])
+    one = image(desk, 1) if kind == "image" else video(desk)
+    if kind == "rubbish":
+        Path(one["path"]).write_bytes(b"not a video any more")
+    else:
+        other = image(desk, 2) if kind == "image" else video(desk, "b.mp4")
+        os.replace(other["path"], one["path"])
     assert desk.run(one) == []
     (told,) = desk.told("failure")
     assert told["kind"] == "changed" and told["media"] == one["digest"]
@@ -317,14 +294,6 @@ def test_a_video_that_is_replaced_in_the_middle_keeps_what_came_before(
     assert desk.run(one) == keys(one, 1)
     assert [told["kind"] for told in desk.told("failure")] == ["changed"]
     assert desk.record_set("media").keys() == set()
-
-
-def test_what_goes_wrong_with_half_of_two_files_is_no_fault_of_either(desk: Desk) -> None:
-    one = video(desk)
-    Path(one["path"]).write_bytes(b"not a video any more")
-    desk.run(one)
-    assert [told["kind"] for told in desk.told("failure")] == ["changed"]
-    assert desk.record_set("failures").keys() == set()
 
 
 def test_two_stages_at_once_cut_each_medium_once(tmp_path: Path) -> None:

@@ -1,21 +1,28 @@
-"""What is cut from a video is what a plain decode of the whole file shows at those times."""
+"""What is cut from a video is what a plain decode of the whole file shows at those times, and comes
+out as a player shows it: turned, mirrored, stretched, of the size asked for."""
 
+import shutil
+import subprocess
 from array import array
-from dataclasses import replace
 from fractions import Fraction
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from artifacts.schema import FrameFit, Sampling
 from stages.frames.reader import Reader
 from stages.frames.video import Chunk, Video
-from tests.support.media import decode_plainly, digest_of_pixels, picture, repeat_video, write_video
+from tests.support.file_classes import FRAMES, WHOLE, FileClass
+from tests.support.media import decode_plainly, digest_of_pixels, picture, write_video
 
 AS_IT_IS = FrameFit()
 EVERY_SECOND = Sampling(chunk_seconds=2, fps=1, max_frames=32)
+TWICE_A_SECOND = Sampling(chunk_seconds=1, fps=2, max_frames=32)
 
 
 def cut(path: Path, sampling: Sampling = EVERY_SECOND, fit: FrameFit = AS_IT_IS) -> list[Chunk]:
@@ -35,25 +42,26 @@ def times(chunks: list[Chunk]) -> list[float]:
 
 
 @pytest.mark.parametrize(
-    ("name", "codec", "options"),
+    ("name", "codec", "options", "fps"),
     [
-        ("h264.mp4", "libx264", None),
-        ("h264.mkv", "libx264", None),
-        ("h264.ts", "libx264", None),
-        ("open.mkv", "libx264", {"bf": "3", "x264-params": "open-gop=1:scenecut=0"}),
-        ("refresh.mp4", "libx264", {"x264-params": "intra-refresh=1"}),
+        ("h264.mp4", "libx264", None, 0.5),
+        ("h264.mp4", "libx264", None, 4),
+        ("h264.mkv", "libx264", None, 0.5),
+        ("h264.ts", "libx264", None, 0.5),
+        ("open.mkv", "libx264", {"bf": "3", "x264-params": "open-gop=1:scenecut=0"}, 0.5),
+        ("refresh.mp4", "libx264", {"x264-params": "intra-refresh=1"}, 0.5),
         (
             "vp8.webm",
             "libvpx",
-            {"auto-alt-ref": "1", "lag-in-frames": "16", "deadline": "realtime"},
+            {"auto-alt-ref": "1", "lag-in-frames": "16", "deadline": "realtime", "cpu-used": "8"},
+            4,
         ),
-        ("vp9.webm", "libvpx-vp9", {"deadline": "realtime", "cpu-used": "8"}),
-        ("mpeg4.avi", "mpeg4", {"bf": "2"}),
-        ("mjpeg.avi", "mjpeg", None),
-        ("mpeg2.ts", "mpeg2video", {"bf": "2"}),
+        ("vp9.webm", "libvpx-vp9", {"deadline": "realtime", "cpu-used": "8"}, 0.5),
+        ("mpeg4.avi", "mpeg4", {"bf": "2"}, 4),
+        ("mjpeg.avi", "mjpeg", None, 4),
+        ("mpeg2.ts", "mpeg2video", {"bf": "2"}, 0.5),
     ],
 )
-@pytest.mark.parametrize("fps", [0.5, 4])
 def test_frames_are_those_of_a_plain_decode(
     tmp_path: Path, name: str, codec: str, options: dict[str, str] | None, fps: float
 ) -> None:
@@ -64,22 +72,6 @@ def test_frames_are_those_of_a_plain_decode(
     assert [(c.index.start, c.index.end) for c in chunks] == [(0, 2), (2, 4), (4, 5)]
     shown = [int(30 * target / fps) / 30 for target in range(int(5 * fps) + (fps < 1))]
     assert times(chunks) == pytest.approx(shown, abs=0.001)
-
-
-def test_variable_frame_rate_keeps_the_files_own_times(tmp_path: Path) -> None:
-    ticks = [0, 40, 47, 333, 334, 900, 1201, 1999, 2500, 4800]
-    path = write_video(tmp_path / "vfr.mkv", ticks=ticks, time_base=Fraction(1, 1000))
-    chunks = cut(path)
-    assert_same_as_plain_decode(path, chunks)
-    assert times(chunks) == [0.0, 0.9, 2.5, 4.8]
-    assert [len(c.index.times) for c in chunks] == [2, 1, 1]
-
-
-def test_times_count_from_a_late_first_frame(tmp_path: Path) -> None:
-    path = write_video(tmp_path / "late.ts", ticks=range(300, 390))
-    with av.open(str(path)) as container:
-        assert (container.streams.video[0].start_time or 0) > 0
-    assert times(cut(path)) == [0.0, 1.0, 2.0]
 
 
 def test_groups_without_a_wanted_frame_are_not_decoded(tmp_path: Path) -> None:
@@ -101,19 +93,6 @@ def test_groups_without_a_wanted_frame_are_not_decoded(tmp_path: Path) -> None:
     reader.close()
     assert [f[0] for f in found if f is not None] == ticks
     assert packets_decoded < 40
-
-
-def test_seeking_and_reading_on_give_the_same_bytes(tmp_path: Path) -> None:
-    path = write_video(tmp_path / "gop.mp4", ticks=range(300), gop=40)
-    sampling = Sampling(chunk_seconds=1.5, frames=1, max_frames=1)
-    with Video(path) as video:
-        sought = list(video.chunks(video.plan(sampling), AS_IT_IS))
-    with Video(path) as video:
-        video._reader.timeline = replace(video._reader.timeline, keyframes=None)
-        read = list(video.chunks(video.plan(sampling), AS_IT_IS))
-    assert [c.index for c in sought] == [c.index for c in read]
-    for one, other in zip(sought, read, strict=True):
-        np.testing.assert_array_equal(one.pixels, other.pixels)
 
 
 def test_a_keyframe_list_that_leads_astray_is_not_believed(tmp_path: Path) -> None:
@@ -139,21 +118,6 @@ def test_only_the_chunks_asked_for_are_cut(tmp_path: Path) -> None:
     assert [c.index for c in some] == [everything[1].index, everything[4].index]
     np.testing.assert_array_equal(some[1].pixels, everything[4].pixels)
     assert [c.index for c in again] == [c.index for c in everything]
-
-
-def test_an_odd_size_is_kept(tmp_path: Path) -> None:
-    path = write_video(
-        tmp_path / "odd.webm", size=(47, 63), codec="libvpx-vp9", options={"deadline": "realtime"}
-    )
-    (chunk,) = cut(path)
-    assert chunk.pixels.shape == (1, 47, 63, 3)
-    assert_same_as_plain_decode(path, [chunk])
-
-
-def test_one_frame_is_one_chunk(tmp_path: Path) -> None:
-    (chunk,) = cut(write_video(tmp_path / "one.mp4", ticks=[0]))
-    assert chunk.index.times == (0.0,)
-    assert chunk.index.end > 0
 
 
 def test_raw_video_without_times_is_told_by_counting(tmp_path: Path) -> None:
@@ -188,16 +152,101 @@ def test_joined_recordings_run_on_where_the_clock_is_set_anew(tmp_path: Path) ->
     np.testing.assert_array_equal(chunks[0].pixels[0], chunks[1].pixels[1])
 
 
-def test_the_best_of_several_streams_is_taken_and_sound_is_left_alone(tmp_path: Path) -> None:
-    path = write_video(tmp_path / "sound.mp4", audio=True)
+SHOWN: list[tuple[dict[str, Any], NDArray[np.uint8]]] = [
+    ({"rotation": 180}, picture(0)[::-1, ::-1]),
+    ({"rotation": -90}, np.rot90(picture(0), 3)),
+    ({"shown": (-1, 0, 0, 1)}, picture(0)[:, ::-1]),
+    ({"shown": (1, 0, 0, -1)}, picture(0)[::-1]),
+    ({"shown": (0, 1, 1, 0)}, picture(0).swapaxes(0, 1)),
+    ({"shown": (0, -1, -1, 0)}, picture(0).swapaxes(0, 1)[::-1, ::-1]),
+]
+"""How a file asks for its pixels, and what a picture looks like then."""
+
+
+@pytest.mark.parametrize(("how", "upright"), SHOWN)
+def test_turning_and_mirroring_is_applied(
+    how: dict[str, Any], upright: NDArray[np.uint8], tmp_path: Path
+) -> None:
+    path = write_video(tmp_path / "a.mp4", **how)
     (chunk,) = cut(path)
-    assert_same_as_plain_decode(path, [chunk])
+    assert chunk.pixels.shape[1:] == upright.shape
+    assert np.abs(chunk.pixels[0].astype(int) - upright).mean() < 12
+    if shutil.which("ffmpeg"):
+        command = ["ffmpeg", "-v", "error", "-nostdin", "-i", str(path), "-frames:v", "1"]
+        command += ["-f", "rawvideo", "-pix_fmt", "rgb24", "-"]
+        data = subprocess.run(command, check=True, capture_output=True).stdout
+        played = np.frombuffer(data, dtype=np.uint8).reshape(upright.shape)
+        assert np.abs(chunk.pixels[0].astype(int) - played).mean() < 4
 
 
-def test_every_frame_can_be_had(tmp_path: Path) -> None:
-    path = repeat_video(write_video(tmp_path / "second.mp4"), tmp_path / "minute.mp4", times=20)
-    chunks = cut(path, Sampling(chunk_seconds=3, fps=30, max_frames=1000))
-    plain = decode_plainly(path)
-    assert times(chunks) == [frame.seconds for frame in plain]
-    digests = [digest_of_pixels(pixels) for chunk in chunks for pixels in chunk.pixels]
-    assert digests == [frame.digest for frame in plain]
+def test_frames_come_out_at_the_size_asked_for(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "odd.mp4", size=(54, 96), rotation=90)
+    (chunk,) = cut(path, fit=FrameFit(long_edges=((1.0, 48),)))
+    assert chunk.pixels.shape == (1, 48, 27, 3)
+    with Video(path) as video:
+        assert (video.height, video.width) == (96, 54)
+
+
+def test_pixels_that_are_not_square_are_stretched(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "wide.mp4", size=(48, 64), pixel_aspect=Fraction(3, 2))
+    (chunk,) = cut(path)
+    assert chunk.pixels.shape == (1, 48, 96, 3)
+
+
+def test_full_and_limited_range_come_out_alike(tmp_path: Path) -> None:
+    (limited,) = cut(write_video(tmp_path / "limited.mp4"))
+    (full,) = cut(write_video(tmp_path / "full.avi", codec="mjpeg", options={"q": "1"}))
+    assert np.abs(limited.pixels[0].astype(int) - full.pixels[0]).mean() < 12
+
+
+def test_a_colour_matrix_that_cannot_be_undone_ends_nothing(tmp_path: Path) -> None:
+    path = write_video(
+        tmp_path / "a.mp4", options={"preset": "ultrafast", "x264-params": "colormatrix=YCgCo"}
+    )
+    with av.open(str(path)) as container:
+        assert next(container.decode(video=0)).colorspace == 8
+    assert cut(path)[0].pixels.shape == (1, 48, 64, 3)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=[pytest.mark.slow] if n == "HDR HLG" else []) for n in WHOLE],
+)
+def test_it_is_covered_to_its_end_and_each_picture_is_that_of_its_time(
+    tmp_path: Path, name: str
+) -> None:
+    kind = WHOLE[name]
+    try:
+        av.codec.Codec(kind.encoder, "w")
+    except ValueError:
+        pytest.skip(f"this FFmpeg cannot write {kind.encoder}")
+    path = tmp_path / f"a{kind.suffix}"
+    kind.make(path)
+    with Video(path) as video:
+        chunks = list(video.chunks(video.plan(TWICE_A_SECOND), AS_IT_IS))
+        index = video.media_index([chunk.index for chunk in chunks])
+    assert index.warnings == ()
+    assert (index.height, index.width) == kind.size
+    assert index.duration == pytest.approx(kind.duration, abs=0.002)
+    assert chunks[0].index.start == 0 and chunks[-1].index.end == index.duration
+    assert all(a.index.end == b.index.start for a, b in pairwise(chunks))
+    taken = [(t, p) for c in chunks for t, p in zip(c.index.times, c.pixels, strict=True)]
+    at = [int(np.abs(np.array(kind.times) - seconds).argmin()) for seconds, _ in taken]
+    assert [kind.times[n] for n in at] == pytest.approx([t for t, _ in taken], abs=0.002)
+    assert at == sorted(set(at))
+    gaps = np.diff([*(t for t, _ in taken), kind.duration])
+    assert gaps.max() < 1.1 and taken[0][0] == 0
+    assert [nearest(pixels, kind, name) for _, pixels in taken] == [kind.shows(n) for n in at]
+
+
+def nearest(pixels: NDArray[np.uint8], kind: FileClass, name: str) -> int:
+    """Which of the pictures that were drawn this one is."""
+    height, width = kind.size
+    turned = name == "rotated"
+    away = []
+    for index in range(FRAMES):
+        drawn = picture(index, *((width, height) if turned else (height, width)))
+        upright = np.rot90(drawn, turned)
+        away.append(np.abs(pixels.astype(int) - upright).mean())
+    assert min(away) < (30 if name.startswith("HDR") else 12)
+    return int(np.argmin(away))
