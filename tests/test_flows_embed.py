@@ -1,6 +1,7 @@
 """`penstock embed`: vectors of pictures and of videos' frames, by the vision half of a dual encoder
-alone."""
+alone; killed, rebuilt, planned, shown, and past a budget."""
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,13 @@ from PIL import Image
 from flows.cli.main import main
 from penstock_demo import CHECKPOINT
 from tests.support.dual_encoders import names, save, save_clip
-from tests.support.embedding import embed, items, rows, vectors, write_pictures
+from tests.support.embedding import SIZES, embed, items, rows, vectors, write_pictures
 from tests.support.families import hf
 from tests.support.media import write_video
-from tests.support.pipeline import read_lines
+from tests.support.pipeline import ROOT, Place, kill_at, read_lines
+from tests.support.refusals import one_line
 
-ROOT = Path(__file__).parent.parent
+OTHERS = ("align", "altclip", "blip", "chinese_clip", "clipseg", "siglip", "siglip2")
 
 
 @pytest.fixture(scope="module")
@@ -47,15 +49,8 @@ def test_pictures_get_the_vectors_of_the_whole_model(
     assert items(tmp_path) == {"frames": 6, "embed": 6}
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        *(
-            pytest.param(name, marks=pytest.mark.slow)
-            for name in ("align", "altclip", "blip", "chinese_clip", "clipseg", "siglip", "siglip2")
-        ),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", OTHERS)
 def test_other_classes_give_the_vectors_of_their_own_processor_and_model(
     name: str, pictures: Path, tmp_path: Path
 ) -> None:
@@ -87,17 +82,6 @@ def test_the_code_of_the_page_gives_the_logits_of_the_whole_model(
 
 
 @pytest.mark.slow
-def test_a_second_run_makes_nothing_and_writes_the_same(
-    pictures: Path, clip: Path, tmp_path: Path
-) -> None:
-    embed(pictures, clip, tmp_path)
-    before = (tmp_path / "out" / "embeddings.npy").read_bytes()
-    assert embed(pictures, clip, tmp_path) == 0
-    assert items(tmp_path) == {"frames": 0, "embed": 0}
-    assert (tmp_path / "out" / "embeddings.npy").read_bytes() == before
-
-
-@pytest.mark.slow
 def test_a_video_gives_a_frame_a_second(clip: Path, tmp_path: Path) -> None:
     video = write_video(tmp_path / "long.mp4", ticks=range(0, 40 * 30, 3), gop=50)
     assert embed(video, clip, tmp_path) == 0
@@ -109,30 +93,16 @@ def test_a_video_gives_a_frame_a_second(clip: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_captioner_is_refused_with_what_to_do(
-    pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert embed(pictures, CHECKPOINT, tmp_path) == 2
-    said = capsys.readouterr().err
-    assert said.count("penstock: ") == 1 and said.count("\n") <= 2  # one says what is read first
-    assert "writes captions" in said and "penstock caption" in said
-
-
-@pytest.mark.slow
-def test_a_dual_encoder_is_refused_to_caption(
+def test_a_model_of_another_kind_is_refused_with_what_to_do(
     pictures: Path, clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    assert embed(pictures, CHECKPOINT, tmp_path) == 2
+    said = one_line(capsys.readouterr().err)
+    assert "writes captions" in said and "penstock caption" in said
     where = ["--store", str(tmp_path / "store"), "--out", str(tmp_path / "out")]
     assert main(["caption", str(pictures), "--model", str(clip), *where]) == 2
-    said = capsys.readouterr().err
-    assert said.count("penstock: ") == 1 and said.count("\n") <= 2
+    said = one_line(capsys.readouterr().err)
     assert "writes no captions" in said and "penstock embed" in said
-
-
-@pytest.mark.slow
-def test_a_text_model_is_refused(
-    pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "config.json").write_text('{"model_type": "llama"}')
     assert embed(pictures, tmp_path / "model", tmp_path) == 2
@@ -151,3 +121,108 @@ def test_a_file_that_is_no_picture_is_named_and_the_others_are_embedded(
     assert len(vectors(tmp_path)) == 1
     (failure,) = read_lines(tmp_path / "out" / "failures.jsonl")
     assert failure["media_path"] == "b.png" and failure["stage"] == "frames"
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on_and_makes_the_same_bytes(
+    pictures: Path, clip: Path, tmp_path: Path
+) -> None:
+    embed(pictures, clip, tmp_path / "whole", "--batch-size", "2")
+    place = Place(
+        clips=pictures,
+        out=tmp_path / "out",
+        store=tmp_path / "store",
+        model=str(clip),
+        verb="embed",
+    )
+    assert kill_at(place, "embed", 2, "group", "--batch-size", "2") != 0
+    assert place.run("--batch-size", "2").returncode == 0
+    # What was stored when the kill came need not have been told.
+    assert set(place.journal("embed").values()) == {1}, "none is made twice"
+    assert len(place.stored("embeddings")) == len(SIZES)
+    wanted = (tmp_path / "whole" / "out" / "embeddings.npy").read_bytes()
+    assert (tmp_path / "out" / "embeddings.npy").read_bytes() == wanted
+
+
+@pytest.mark.slow
+def test_a_rebuild_makes_what_embed_finds(
+    pictures: Path, clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = ["--store", str(tmp_path / "store")]
+    rebuild = ["cache", "rebuild", str(pictures), "--model", str(clip), *store]
+    assert main([*rebuild, "--batch-size", "32"]) == 0
+    assert "encoded 6 chunks" in capsys.readouterr().out
+    assert embed(pictures, clip, tmp_path) == 0
+    assert items(tmp_path) == {"frames": 0, "embed": 0} and len(vectors(tmp_path)) == 6
+    capsys.readouterr()
+    assert main(["cache", "ls", *store]) == 0
+    assert re.search(r"embeddings +fp32", capsys.readouterr().out)
+    assert main(["cache", "gc", "--max", "1B", *store]) in (0, 1)
+    assert "embeddings" in capsys.readouterr().out
+    assert embed(pictures, clip, tmp_path) == 0
+    assert items(tmp_path) == {"frames": 6, "embed": 6}
+
+
+@pytest.mark.slow
+def test_status_and_report_tell_of_it(
+    pictures: Path, clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    embed(pictures, clip, tmp_path)
+    capsys.readouterr()
+    assert main(["status", str(tmp_path / "out")]) == 0
+    said = capsys.readouterr().out
+    assert "6 embeddings written" in said and re.search(r"\nembed +6 +0 +0 ", said)
+    assert "language half" not in said and "embeddings.npy" in said
+    assert main(["report", str(tmp_path / "out")]) == 0
+    assert "embeddings" in (tmp_path / "out" / "report.html").read_text()
+
+
+@pytest.mark.slow
+def test_a_plan_is_of_what_the_model_makes(
+    clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = ["plan", "--model", str(clip), "--store", str(tmp_path), "--json"]
+    for more in ([], ["--for", "embed"]):
+        assert main([*plan, *more]) == 0
+        told = json.loads(capsys.readouterr().out)
+        assert [stage["stage"] for stage in told["memory"]["stages"]] == ["frames", "embed"]
+        assert list(told["halves"]) == ["vision"] and told["route"] == "dual"
+    assert main([*plan, "--for", "caption"]) == 2
+    assert "writes no captions" in capsys.readouterr().err
+    assert main(["plan", "--model", str(CHECKPOINT), *plan[3:5], "--for", "embed"]) == 2
+    assert "writes captions" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_what_is_larger_than_the_budget_is_streamed_to_the_same_bytes(
+    pictures: Path, tmp_path: Path
+) -> None:
+    model = save_clip(
+        tmp_path / "wide",
+        hidden_size=768,
+        intermediate_size=3072,
+        num_hidden_layers=8,
+        num_attention_heads=12,
+        image_size=64,
+    )
+    assert (model / "model.safetensors").stat().st_size > 200 << 20, "of one file, too"
+    assert embed(pictures, model, tmp_path / "held", "--batch-size", "4") == 0
+    assert embed(pictures, model, tmp_path / "past", "--batch-size", "4", "--memory", "160MiB") == 0
+    record = json.loads((tmp_path / "past" / "out" / "run.json").read_text())
+    assert record["rungs"][-1]["rung"]["block"] > 0
+    assert np.array_equal(vectors(tmp_path / "held"), vectors(tmp_path / "past"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["bf16", "nf4"])
+def test_another_precision_is_another_record_of_like_vectors(
+    precision: str, pictures: Path, clip: Path, tmp_path: Path
+) -> None:
+    embed(pictures, clip, tmp_path)
+    plain = np.array(vectors(tmp_path))
+    assert embed(pictures, clip, tmp_path, "--precision", precision) == 0
+    assert items(tmp_path)["embed"] == 6
+    assert {row["precision"] for row in rows(tmp_path)} == {precision}
+    other = vectors(tmp_path)
+    norms = np.linalg.norm(plain, axis=1) * np.linalg.norm(other, axis=1)
+    assert ((plain * other).sum(axis=1) / norms > 0.95).all()

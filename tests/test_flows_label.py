@@ -1,4 +1,5 @@
-"""`penstock label`: labels of pictures and of videos' frames, by vectors that are made once."""
+"""`penstock label`: labels of pictures and of videos' frames, by vectors that are made once; killed
+in each stage, planned, shown, rebuilt."""
 
 import csv
 import json
@@ -15,7 +16,7 @@ from tests.support.dual_encoders import save_clip
 from tests.support.embedding import items, write_pictures
 from tests.support.families import hf
 from tests.support.media import write_video
-from tests.support.pipeline import read_lines
+from tests.support.pipeline import Place, kill_at, read_lines
 from tests.support.refusals import one_line
 
 LABELS = "cat,sky,green"
@@ -119,14 +120,57 @@ def test_tiles_tell_where_a_label_was_seen(clip: Path, tmp_path: Path) -> None:
     ],
 )
 def test_a_wrong_option_is_told_in_one_line(
-    pictures: Path,
-    clip: Path,
-    tmp_path: Path,
-    more: list[str],
-    said: str,
-    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path, more: list[str], said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert label(pictures, clip, tmp_path, *more) == 2
-    error = capsys.readouterr().err
-    assert said in one_line(error)
+    assert label(tmp_path, tmp_path, tmp_path, *more) == 2
+    assert said in one_line(capsys.readouterr().err)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["embed_texts", "frames", "embed"])
+def test_a_run_that_is_killed_in_any_stage_gives_the_same_bytes(
+    stage: str, pictures: Path, clip: Path, tmp_path: Path
+) -> None:
+    whole = tmp_path / "whole"
+    whole.mkdir()
+    assert label(pictures, clip, whole) == 0
+    more = ("--labels", LABELS, "--templates", str(whole / "templates.txt"))
+    place = Place(
+        clips=pictures,
+        out=tmp_path / "out",
+        store=tmp_path / "store",
+        model=str(clip),
+        verb="label",
+    )
+    assert kill_at(place, stage, 1, "group", *more) != 0
+    assert place.run(*more).returncode == 0
+    wanted = (whole / "out" / "labels.jsonl").read_bytes()
+    assert (tmp_path / "out" / "labels.jsonl").read_bytes() == wanted
+
+
+@pytest.mark.slow
+def test_the_other_commands_know_labels_by_what_the_stage_declares(
+    pictures: Path, clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store, out = ["--store", str(tmp_path / "store")], str(tmp_path / "out")
+    plan = ["plan", str(pictures), "--for", "label", "--model", str(clip), *store]
+    assert main([*plan, "--json"]) == 0
+    planned = json.loads(capsys.readouterr().out)["memory"]["stages"]
+    assert [stage["stage"] for stage in planned] == ["frames", "embed", "embed_texts"]
+    assert label(pictures, clip, tmp_path) == 0
+    found = {stage["stage"]: stage for stage in planned}
+    record = json.loads((tmp_path / "out" / "run.json").read_text())
+    (texts,) = (stage for stage in record["stages"] if stage["name"] == "embed_texts")
+    taken = texts["peak_host_bytes"] - texts["notes"]["loaded_bytes"]
+    assert 0 < taken <= found["embed_texts"]["peak_bytes"]
+    capsys.readouterr()
+    assert main(["status", out]) == 0
+    assert "embed_texts" in capsys.readouterr().out
+    assert main(["report", out]) == 0
+    assert main(["cache", "ls", *store]) == 0
+    assert "texts" in capsys.readouterr().out
+    assert main(["cache", "verify", *store]) == 0
+    assert main(["cache", "gc", "--max", "1B", *store]) in (0, 1)
+    assert label(pictures, clip, tmp_path) == 0
+    assert items(tmp_path)["embed_texts"] == 1

@@ -35,6 +35,7 @@ FEATURES = {
     "chunks": 2,
     "by_chunk": {"d" * 64: 0.99, "e" * 64: 0.996},
 }
+MISSED = "least centred cosine of features 0.9"
 RECIPE = {"kind": "nf4", "parts": ["vision", "language"], "group": 0, "source": ["x"]}
 EVIL = "</script><script>document.title='run'</script>"
 
@@ -101,19 +102,10 @@ def test_the_report_lies_in_the_folder_of_the_export_and_its_words_stay_data(
     ("place", "figures", "line"),
     [
         (".", {"text": TEXT}, "passed: 99.90% of 60 tokens as the original"),
-        (
-            ".",
-            {"features": FEATURES},
-            "accepted, and not passed: least centred cosine of features 0.9",
-        ),
-        (
-            "rejected",
-            {"features": FEATURES},
-            "rejected: not reached: least centred cosine of features 0.9",
-        ),
+        (".", {"features": FEATURES}, f"accepted, and not passed: {MISSED}"),
+        ("rejected", {"features": FEATURES}, f"rejected: not reached: {MISSED}"),
         ("", {}, "the checkpoint is not judged yet"),
     ],
-    ids=["passed", "accepted", "rejected", "not judged"],
 )
 def test_status_says_first_what_became_of_the_checkpoint(
     place: str,
@@ -155,7 +147,6 @@ def test_a_checkpoint_without_its_runs_tells_its_verdict_and_has_no_report(
 GOOD: dict[str, Any] = {"recipe": {}, "frames": 3, "gates": {}, "passed": True, "missed": []}
 
 
-@pytest.mark.parametrize("command", ["report", "status"])
 @pytest.mark.parametrize(
     "content",
     [
@@ -163,20 +154,20 @@ GOOD: dict[str, Any] = {"recipe": {}, "frames": 3, "gates": {}, "passed": True, 
         "[]",
         "{}",
         json.dumps({**GOOD, "gates": {"text.divergence": 1}}),
-        json.dumps({**GOOD, "gates": {"a.b": 1}, "a": {}}),
         json.dumps({**GOOD, "passed": 1}),
         json.dumps({**GOOD, "frames": float("nan")}),
         json.dumps({**GOOD, "text": {**TEXT, "by_caption": [1, 2]}}),
     ],
 )
 def test_a_damaged_verdict_is_named_in_one_line(
-    command: str, content: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    content: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     runs(tmp_path)
     (tmp_path / PARITY).write_text(content)
-    assert main([command, str(tmp_path)]) == 5
-    told = capsys.readouterr().err
-    assert f"{tmp_path / PARITY} cannot be read" in told and told.count("\n") == 1
+    for command in ("report", "status"):
+        assert main([command, str(tmp_path)]) == 5
+        told = capsys.readouterr().err
+        assert f"{tmp_path / PARITY} cannot be read" in told and told.count("\n") == 1
     assert not (tmp_path / "report.html").exists()
 
 

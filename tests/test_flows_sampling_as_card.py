@@ -50,13 +50,6 @@ def chosen(model: Model, **options: Any) -> tuple[CaptionConfig, Sampling]:
     return config, sampling_as_card(config, model)
 
 
-def test_frames_of_qwen_are_two_a_second_from_the_first_to_the_last(tmp_path: Path) -> None:
-    config, sampling = chosen(model_as("qwen2_5_vl", tmp_path))
-    assert (sampling.fps, sampling.frames, sampling.max_frames) == (2.0, None, 768)
-    assert sampling.last_frame and config.system == ""
-    assert sampling.told["last_frame"] is True
-
-
 def test_frames_and_system_turn_of_video_llava_are_those_of_its_script(tmp_path: Path) -> None:
     model = model_as("video_llava", tmp_path)
     config, sampling = chosen(model)
@@ -69,30 +62,23 @@ def test_frames_and_system_turn_of_video_llava_are_those_of_its_script(tmp_path:
 
 
 @pytest.mark.parametrize(
-    ("options", "expected"),
+    ("family", "options", "expected"),
     [
-        ({"fps": 1.0}, (1.0, None, 768)),
-        ({"frames": 16}, (None, 16, 16)),
-        ({"max_frames": 32}, (2.0, None, 32)),
-        ({"frames": 16, "max_frames": 8}, (None, 8, 8)),
+        ("qwen2_5_vl", {}, (2.0, None, 768)),
+        ("qwen2_5_vl", {"fps": 1.0}, (1.0, None, 768)),
+        ("qwen2_5_vl", {"frames": 16}, (None, 16, 16)),
+        ("qwen2_5_vl", {"max_frames": 32}, (2.0, None, 32)),
+        ("qwen2_5_vl", {"frames": 16, "max_frames": 8}, (None, 8, 8)),
+        ("video_llava", {"fps": 4.0, "system": "Be brief."}, (4.0, None, 8)),
     ],
 )
-def test_options_overrule_frames_of_the_card(
-    options: dict[str, Any], expected: tuple[Any, ...], tmp_path: Path
+def test_options_overrule_frames_and_turn_of_the_card(
+    family: str, options: dict[str, Any], expected: tuple[Any, ...], tmp_path: Path
 ) -> None:
-    _, sampling = chosen(model_as("qwen2_5_vl", tmp_path), **options)
+    config, sampling = chosen(model_as(family, tmp_path), **options)
     assert (sampling.fps, sampling.frames, sampling.max_frames) == expected
-    assert sampling.last_frame
-
-
-def test_frames_of_the_card_bound_a_rate_that_is_asked_for(tmp_path: Path) -> None:
-    _, sampling = chosen(model_as("video_llava", tmp_path), fps=4.0)
-    assert (sampling.fps, sampling.frames, sampling.max_frames) == (4.0, None, 8)
-
-
-def test_system_overrules_the_turn_of_the_card(tmp_path: Path) -> None:
-    config, _ = chosen(model_as("video_llava", tmp_path), system="Be brief.")
-    assert config.system == "Be brief."
+    assert sampling.last_frame and sampling.told["last_frame"] is True
+    assert config.system == options.get("system", "")
 
 
 def test_a_template_without_place_for_a_system_turn_is_named(tmp_path: Path) -> None:
