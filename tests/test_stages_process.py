@@ -76,7 +76,7 @@ def wait_for(kind: type[Any], heard: list[Event]) -> None:
         time.sleep(0.02)
 
 
-def gone(pid: int, seconds: float = 5.0) -> bool:
+def gone(pid: int, seconds: float = 60.0) -> bool:
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         try:
