@@ -172,7 +172,8 @@ def run(folder: Path, name: str, more: Sequence[str], batch: int = BATCH) -> Row
 
 def table(rows: Sequence[Row]) -> Iterator[str]:
     """Markdown."""
-    yield heads("tower | budget | rung | planned MiB | measured MiB | plan | s | vectors")
+    names = "tower | budget | rung | planned MiB | measured MiB | plan | s | vectors"
+    yield from heads(names).splitlines()
     for row in rows:
         took = (f"{row.error:+.1%}", f"{row.seconds:.0f}", alike(row.vectors, rows[0].vectors))
         yield cells([row.name, row.budget, row.rung, *row.sizes, *took])
