@@ -21,8 +21,10 @@ from stages.decode.batches import in_pieces, lacking, swapped, talkative_first
 from stages.decode.engines import ENGINES, transformers
 from stages.models.halves.delivery import new_tokens
 from stages.models.processors.prepare import Clip, load_processor
+from tests.support.checkpoints import whole_checkpoint
 from tests.support.clips import PROMPTS, clips, joint_inputs, joint_model
-from tests.support.families import BUILDERS, checkpoint
+from tests.support.families import BUILDERS, checkpoint, decisive, hf
+from tests.support.tiny_families.queries import T5
 from tests.support.waves import (
     CAPTIONS,
     FEATURES,
@@ -89,6 +91,32 @@ def test_captions_through_the_store_are_those_of_the_whole_model(
     seated = wave.captions(THIRD)
     assert words(seated) == words(found)
     assert (seated[0]["engine"], seated[0]["engine_version"]) == ("inflight", 1)
+
+
+def with_an_encoder(folder: Path) -> Path:
+    """BLIP-2 with a reader of the T5 kind, whose rows must end at the same column."""
+    shutil.copytree(whole_checkpoint("blip_2"), folder)
+    before: Any = hf.AutoConfig.from_pretrained(folder)
+    config = hf.Blip2Config(
+        vision_config=before.vision_config.to_dict(),
+        qformer_config=before.qformer_config.to_dict(),
+        text_config=T5 | {"vocab_size": before.text_config.vocab_size, "eos_token_id": 1},
+        num_query_tokens=before.num_query_tokens,
+        image_token_index=before.image_token_index,
+    )
+    decisive(hf.Blip2ForConditionalGeneration(config)).save_pretrained(folder)
+    return folder
+
+
+def test_captions_of_encoded_prompts_in_slots_are_those_of_each_alone(tmp_path: Path) -> None:
+    model = with_an_encoder(tmp_path / "model")
+    wave = encoded_wave(tmp_path / "store", model, *([clip] for clip in clips("image", 6)))
+    wave.decode(PROMPTS)
+    wave.settings["engine"] = "inflight"
+    wave.batches = [[one for batch in wave.batches for one in batch]]
+    assert noted(wave.decode(PROMPTS, OTHER))["aligned"]
+    assert words(wave.captions(OTHER)) == words(wave.captions())
+    assert len(set(said(wave.captions()))) > 1
 
 
 def test_an_engine_that_is_not_there_fails(tmp_path: Path) -> None:

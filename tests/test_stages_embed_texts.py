@@ -1,6 +1,7 @@
 """The texts stage: vectors of texts by the text half alone, as the whole model makes them, and the
 line by which it makes logits."""
 
+import inspect
 from pathlib import Path
 from typing import Any
 
@@ -12,20 +13,22 @@ from stages.embed_texts.line import line_of
 from stages.embed_texts.reading import TextReader
 from stages.embed_texts.run import mean_directions
 from stages.models.halves.load import load_half
-from stages.models.halves.vectors import text_vectors
+from stages.models.halves.vectors import logits, text_vectors
 from stages.models.processors.loading import load_processor
 from tests.support.dual_encoders import names, save, save_clip
 from tests.support.families import hf
 
 TEXTS = ["a cat", "the sky over the sea", "dog"]
-CLASSES = ("clip", "siglip", "altclip", "blip", "chinese_clip", "align", "siglip2", "clipseg")
+SLOW = ("altclip", "blip", "chinese_clip", "align", "siglip2", "clipseg")
 
 
 def saved(name: str, folder: Path) -> Path:
     return save_clip(folder) if name == "clip" else save(name, folder)
 
 
-@pytest.mark.parametrize("name", CLASSES)
+@pytest.mark.parametrize(
+    "name", ["clip", "siglip", *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)]
+)
 def test_a_half_makes_the_vectors_and_the_logits_of_the_whole_model(
     name: str, tmp_path: Path
 ) -> None:
@@ -37,21 +40,14 @@ def test_a_half_makes_the_vectors_and_the_logits_of_the_whole_model(
     found = text_vectors(half, inputs)
     whole: Any = getattr(hf, names()[name]).from_pretrained(folder).eval()
     with torch.inference_mode():
-        wanted = whole.get_text_features(**{n: v for n, v in inputs.items() if n in _taken(whole)})
+        taken = inspect.signature(type(whole).get_text_features).parameters
+        wanted = whole.get_text_features(**{n: v for n, v in inputs.items() if n in taken})
     assert torch.equal(found, wanted.pooler_output)
     line = line_of(half, inputs, found)
     pictures = torch.randn(4, found.shape[1])
-    from stages.models.halves.vectors import logits
-
     told = logits(half, inputs, pictures)
     cosines = torch.cosine_similarity(pictures[:, None], found[None], dim=2)
     assert torch.allclose(line.scale * cosines + line.bias, told, atol=2e-5, rtol=1e-5)
-
-
-def _taken(model: Any) -> set[str]:
-    import inspect
-
-    return set(inspect.signature(type(model).get_text_features).parameters)
 
 
 def test_who_reads_its_last_place_is_filled_up_as_it_was_trained(tmp_path: Path) -> None:
@@ -61,25 +57,18 @@ def test_who_reads_its_last_place_is_filled_up_as_it_was_trained(tmp_path: Path)
     assert reader.inputs(["a"])["input_ids"].shape == (1, 40)
 
 
-def test_who_does_not_is_not_filled_up_further_than_its_neighbours(tmp_path: Path) -> None:
+def test_who_does_not_is_filled_up_to_its_neighbours_and_cut_at_what_it_reads(
+    tmp_path: Path,
+) -> None:
     folder = saved("clip", tmp_path)
-    reader = TextReader(load_processor(folder, generates=False), load_half(folder, "language"))
+    half: Any = load_half(folder, "language")
+    reader = TextReader(load_processor(folder, generates=False), half)
     assert not reader.filled
     assert reader.inputs(["a", "b c"])["input_ids"].shape[1] < reader.most
-
-
-def test_texts_that_are_too_long_are_cut_and_told(tmp_path: Path) -> None:
-    folder = saved("clip", tmp_path)
-    reader = TextReader(load_processor(folder, generates=False), load_half(folder, "language"))
     long = "word " * 100
     assert reader.inputs([long])["input_ids"].shape[1] == reader.most
     assert reader.cut(["a", long]) == [1]
-
-
-def test_another_formula_than_a_line_is_refused(tmp_path: Path) -> None:
-    folder = saved("clip", tmp_path)
-    half: Any = load_half(folder, "language")
-    inputs = TextReader(load_processor(folder, generates=False), half).inputs(TEXTS)
+    inputs = reader.inputs(TEXTS)
     vectors = text_vectors(half, inputs)
     with pytest.raises(UsageError, match="another formula"):
         line_of(half, inputs, vectors.roll(1, dims=1))

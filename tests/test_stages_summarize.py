@@ -51,7 +51,7 @@ def test_times_are_told_as_people_write_them() -> None:
     assert Told(30, 60, " A ball\nrolls. ").line == "[00:30\u201301:00] A ball rolls."
 
 
-class Died(Exception):
+class Died(BaseException):
     """A death of the process at a moment of the test's choice."""
 
 
