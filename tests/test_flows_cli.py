@@ -1,5 +1,6 @@
 """The command line: what is asked for, and what bad input is answered."""
 
+import argparse
 import json
 import os
 import subprocess
@@ -17,6 +18,45 @@ from tests.support.described import described
 from tests.support.refusals import one_line
 
 BROKEN = os.fsdecode(b"\xff\xfe")
+OPTIONS = {
+    "caption": "--dry-run --json --prefect --quiet",
+    "plan": "--checkpointing --explain --for --gpus --json --max-length --optimizer --train --zero "
+    "--what-fits",
+    "label": "--dry-run --examples --labels --templates --threshold --top",
+    "search": "TEXT|IMAGE --copy --html --index --json --memory --model --moments --not --store "
+    "--top --trust-remote-code --where",
+    "status": "OUT --json",
+    "report": "OUT --to",
+    "review": "OUT --port",
+    "convert": "DST SRC --dtype",
+    "doctor": "--measure --model",
+    "tune": "--dry-run --tensorboard --validate-only --resume",
+    "serve": "--caption-model --host --idle --index --labels --max-batch --max-queue --max-wait "
+    "--memory --model --port --quiet --store --templates --tiles --token-file "
+    "--trust-remote-code --vision-backend",
+    "completion": "SHELL",
+    "demo": "--clips --precision --seed",
+    "cache ls": "--json --store",
+    "cache verify": "--store",
+    "cache gc": "--dry-run --max --store",
+    "cache rebuild": "--name --prune --dry-run",
+    "index add": "SOURCES --index --json",
+    "index remove": "NAMES --gone --index",
+    "index compact": "--index",
+    "index verify": "--index",
+    "index stats": "--index --json",
+}
+"""What commands can be told beside the fields of their configuration."""
+
+
+@pytest.mark.parametrize("command", OPTIONS)
+def test_no_option_goes_unnoticed(command: str) -> None:
+    found = parser()
+    for word in command.split():
+        (actions,) = [a for a in found._actions if isinstance(a, argparse._SubParsersAction)]
+        found = actions.choices[word]
+    told = {str((action.option_strings or [action.metavar])[-1]) for action in found._actions}
+    assert set(OPTIONS[command].split()) <= told
 
 
 def test_every_configuration_field_has_an_option() -> None:
@@ -134,14 +174,12 @@ def test_a_text_that_is_not_utf_8_is_one_line_and_exit_2(
     assert f"{option}: it is not text in UTF-8" in one_line(capsys.readouterr().err)
 
 
-def test_a_file_may_have_a_name_that_is_not_utf_8(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_a_file_may_have_a_name_that_is_not_utf_8(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["caption", BROKEN, "--model", "demo"]) == 2
     assert "nothing to caption" in one_line(capsys.readouterr().err)
 
 
-def test_an_export_refuses_a_folder_of_others_before_clips_are_rendered(
+def test_an_export_refuses_others_folders(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "mine.txt").write_text("mine")

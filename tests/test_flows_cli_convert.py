@@ -14,6 +14,7 @@ import torch
 from artifacts.files import HALF
 from flows.cli.main import main
 from flows.job.launch import DirectLauncher, StageCall, run_to_end
+from tests.support.described import spare_processes
 from tests.support.pickled import (
     Sentinel,
     bytes_of,
@@ -27,10 +28,7 @@ from tests.support.pickled import (
 MB = 1_000_000
 MOMENTS: dict[str, Callable[[Sequence[str], int], bool]] = {
     "before the first file": lambda names, half: not names,
-    "in the first file": lambda names, half: half > MB,
-    "after the first file": lambda names, half: len(names) == 1,
     "in the middle": lambda names, half: len(names) == 4 and half > MB,
-    "in the last file": lambda names, half: len(names) == 7 and half > MB,
     "after the last file": lambda names, half: len(names) == 8,
 }
 """When a conversion is killed: the files of weights that are there, and bytes of the one that is
@@ -47,8 +45,9 @@ convert(job, Display())
 
 
 def test_the_command_converts_and_says_what_there_is(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    spare_processes(monkeypatch)
     source, made = write_folder(tmp_path / "source", drawn()), tmp_path / "made"
     for there in ("", ", 1 of them there before"):
         assert main(["convert", str(source), str(made), "--dtype", "bf16"]) == 0
@@ -58,8 +57,9 @@ def test_the_command_converts_and_says_what_there_is(
 
 
 def test_the_command_refuses_a_hostile_pickle_in_one_line(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    spare_processes(monkeypatch)
     source, ran = write_folder(tmp_path / "source", {}), tmp_path / "ran"
     torch.save({**drawn(), "x": Sentinel(ran)}, source / "pytorch_model.bin")
     assert main(["convert", str(source), str(tmp_path / "made")]) == 2
@@ -70,17 +70,16 @@ def test_the_command_refuses_a_hostile_pickle_in_one_line(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dtype", ["", "fp16"])
-def test_a_large_pickle_takes_next_to_no_memory(dtype: str, tmp_path: Path) -> None:
-    weights = {f"layer.{n}.fc1.weight": torch.randn(20480, 4096) for n in range(4)}
+def test_a_large_pickle_takes_next_to_no_memory(tmp_path: Path) -> None:
+    weights = {f"layer.{n}.fc1.weight": torch.randn(20480, 4096) for n in range(3)}
     source = write_folder(tmp_path / "source", weights)
-    assert (source / "pytorch_model.bin").stat().st_size > 1300 * MB
+    assert (source / "pytorch_model.bin").stat().st_size > 1000 * MB
     call = StageCall(
         name="convert",
         arguments={
             "source": str(source),
             "folder": str(tmp_path / "made"),
-            "dtype": dtype,
+            "dtype": "fp16",
             "shard_bytes": 1 << 30,
         },
         device="cpu",
@@ -88,9 +87,6 @@ def test_a_large_pickle_takes_next_to_no_memory(dtype: str, tmp_path: Path) -> N
         budget=96 << 20,  # of what may be written to, above the imports
     )
     outcome = run_to_end(DirectLauncher(lambda *_: None), call)
-    print(
-        f"{outcome.peak_host_bytes / MB:.0f} MB, of which {outcome.notes['loaded_bytes'] / MB:.0f}"
-    )
     assert outcome.peak_host_bytes < 400 * MB
     made = tensors_of(tmp_path / "made")
     assert all(torch.equal(made[n], t.to(made[n].dtype)) for n, t in weights.items())
@@ -102,11 +98,10 @@ def test_a_conversion_that_is_killed_goes_on_to_the_same_bytes(tmp_path: Path) -
     source, whole = write_folder(tmp_path / "source", weights), tmp_path / "whole"
     size = weights["layer.0.weight"].nbytes // 2
     assert len(written(converted(source, whole, "fp16", size))) == 8
-    for number, (moment, reached) in enumerate(MOMENTS.items()):
-        made = tmp_path / f"made-{number}"
+    for moment, reached in MOMENTS.items():
+        made = tmp_path / moment
         kept = _killed(source, made, size, reached)
         before = {name: (made / name).stat().st_mtime_ns for name in kept}
-        print(f"killed {moment}: {len(kept)} of 8 files were there")
         told = converted(source, made, "fp16", size)
         assert set(written(told)) == set(bytes_of(whole)) - {*kept, *_small(whole)}
         assert all((made / name).stat().st_mtime_ns == when for name, when in before.items())

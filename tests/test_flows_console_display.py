@@ -41,9 +41,7 @@ def on_terminal(**options: bool) -> str:
         return seen.close()
 
 
-def test_a_terminal_shows_a_line_that_moves_and_keeps_its_width(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_terminal_shows_a_line_that_moves_in_its_width(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("NO_COLOR", raising=False)
     text = on_terminal()
     lines = shown(text)
@@ -89,9 +87,7 @@ def test_a_terminal_that_obeys_nothing_has_plain_lines(monkeypatch: pytest.Monke
     assert too_wide(text.splitlines(), 80) == []
 
 
-def test_a_log_is_not_silent_while_sources_and_model_are_read(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_log_is_not_silent_before_the_first_stage(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("flows.console.display.SILENT_SECONDS", 0.05)
     log = io.StringIO()
     display = Display(to=log)

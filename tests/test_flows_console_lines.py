@@ -69,9 +69,7 @@ def test_a_log_has_whole_lines_without_colour() -> None:
     assert log.getvalue() == "failed: " + "word " * 60 + "end\n"
 
 
-def test_a_table_goes_on_between_words_where_there_is_no_room(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_table_without_room_goes_on_between_words(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tables, "terminal_width", lambda _: 80)
     columns = ("stage", "done", "last minute", "time left", "overall", "worked", "peak memory")
     rows = [

@@ -6,6 +6,7 @@ import logging
 import os
 import signal
 import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -26,28 +27,12 @@ from flows.deployments.caption import observed
 from flows.deployments.endings import INTERRUPTED, ended_by
 from flows.deployments.page import RunPage
 from flows.deployments.runs import Caller
-from flows.deployments.view import TABLE_ROWS, Progress, RunLog, plain, table
+from flows.deployments.view import TABLE_ROWS, Progress, RunLog, table
 from flows.job.config import CaptionConfig
 from scripts.stage_processes import stage_of
 from tests.support.pipeline import PENSTOCK, ROOT, descendants, wait_gone
 
 CLIPS = [str(penstock_demo.CLIPS / name) for name in ("clip-01.mp4", "clip-02.mp4")]
-
-
-@pytest.mark.parametrize(
-    ("text", "shown"),
-    [
-        ("my_clip_01 [1080p].mp4", "my_clip_01 [1080p].mp4"),
-        ("*a*.mp4", r"\*a\*.mp4"),
-        ("_a_.mp4", r"\_a\_.mp4"),
-        ("# 1.mp4", r"\# 1.mp4"),
-        ("[a](http://b)", r"\[a](http://b)"),
-        ("<img src=x>", r"\<img src=x>"),
-        (r"a\*b", r"a\\\*b"),
-    ],
-)
-def test_names_are_shown_as_they_are(text: str, shown: str) -> None:
-    assert plain(text) == shown
 
 
 def failure(name: str) -> Failure:
@@ -56,14 +41,9 @@ def failure(name: str) -> Failure:
     )
 
 
-def test_the_table_names_failures_and_what_to_do() -> None:
-    assert table([failure("a.mp4")]) == [
-        {"file": "a.mp4", "what": r"broken \*", "what to do": "mend it"}
-    ]
-
-
-def test_a_long_table_says_what_it_leaves_out() -> None:
+def test_a_table_names_failures_and_what_to_do_and_says_what_it_leaves_out() -> None:
     rows = table([failure(f"{n}.mp4") for n in range(TABLE_ROWS + 7)])
+    assert rows[0] == {"file": "0.mp4", "what": r"broken \*", "what to do": "mend it"}
     assert len(rows) == TABLE_ROWS + 1
     assert rows[-1]["file"] == "7 more"
 
@@ -112,9 +92,7 @@ def test_a_server_that_never_answers_holds_up_no_stage(monkeypatch: pytest.Monke
     progress.close()  # so that the thread ends before what it stands on is there again
 
 
-def test_how_a_run_ended_tells_whether_it_is_to_be_started_again(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_an_end_tells_whether_it_is_to_be_started_again(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(flows.deployments.endings, "await_server", lambda: True)
     asked = Interrupted("stopped")
     asked.__cause__ = KeyboardInterrupt()
@@ -218,3 +196,48 @@ def test_a_stopped_flow_ends_soon_and_goes_on_where_it_was(
     run(out, *MANY)
     run(tmp_path / "whole", *MANY)
     assert outputs(out) == outputs(tmp_path / "whole")
+
+
+SCRIPT = """
+import os
+from prefect.logging import get_logger
+from prefect.logging.configuration import setup_logging
+from flows.deployments.view import RunLog
+setup_logging()
+log = RunLog(get_logger("engine"))
+reader, writer = os.pipe()
+os.close(reader)
+for stream in (1, 2):
+    os.dup2(writer, stream)
+log.write("nobody reads this")
+log.write("nor this")
+os._exit(7)
+"""
+
+AWAY = """
+import sys
+from prefect.logging.configuration import setup_logging
+setup_logging()
+from prefect._internal.concurrency import logger
+from prefect.logging import get_logger
+from flows.deployments.view import quiet_console
+quiet_console(lambda text: print("ours:", text, file=sys.stderr))
+for _ in range(3):
+    logger.error("Service %r failed with %s pending items.", "EventsWorker", 7)
+get_logger("engine").error("theirs")
+"""
+
+
+def test_a_server_that_is_gone_costs_a_command_one_line() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", AWAY], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == ""
+    assert done.stderr == (
+        "ours: the Prefect server stopped answering: its UI shows less of this run than there is\n"
+    )
+
+
+def test_lines_that_nobody_reads_any_more_end_no_thread() -> None:
+    done = subprocess.run([sys.executable, "-c", SCRIPT], cwd=ROOT, check=False)
+    assert done.returncode == 7

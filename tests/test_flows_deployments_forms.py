@@ -173,9 +173,7 @@ def test_what_is_left_out_has_the_defaults_of_the_command() -> None:
     ],
     ids=["embed", "index", "label", "rebuild", "caption"],
 )
-def test_parameters_recorded_with_the_default_of_every_field_are_taken(
-    flow: "Flow[..., Any]", config: CaptionConfig
-) -> None:
+def test_recorded_parameters_are_taken(flow: "Flow[..., Any]", config: CaptionConfig) -> None:
     recorded = {"config": json.loads(json.dumps(asdict(config)))}
     assert len(recorded["config"]) >= 53
     validate(recorded, flow.parameters.model_dump(), raise_on_error=True)

@@ -1,10 +1,10 @@
-"""Portions of a run, and how they are handed out: to a server made of a list of runs, whose workers
-take them in turn, crash, and are slow."""
+"""Portions of a run, handed out to a server made of a list of runs whose workers take them in turn,
+crash, and are slow; and which crashed runs are started again."""
 
 import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -18,6 +18,7 @@ from prefect.exceptions import PrefectHTTPStatusError
 
 from artifacts.errors import UsageError
 from flows.deployments import handing
+from flows.deployments.endings import INTERRUPTED
 from flows.deployments.handing import AHEAD, STARTS, Handed, HandingOut
 from flows.deployments.sweep import verdicts
 from flows.job.config import CaptionConfig
@@ -201,3 +202,74 @@ def test_media_that_are_large_make_a_portion_by_themselves() -> None:
     sizes = [5, 1, 9, 30, 2, 2]
     parts = cut([(file, size) for size in sizes], most=4, limit=10)
     assert [[size for _, size in part] for part in parts] == [[5, 1], [9], [30], [2, 2]]
+
+
+SWEPT_AT = datetime(2026, 11, 20, 12, 0, tzinfo=UTC)
+FLOW, DEPLOYED = uuid4(), uuid4()
+
+
+def run(name: str, state: str, *, minutes: float = 60, **more: Any) -> FlowRun:
+    """A run that was due so many minutes ago and ended, or came to where it is, a minute later."""
+    types = {INTERRUPTED: "FAILED", "Late": "SCHEDULED", "AwaitingRetry": "SCHEDULED"}
+    began = SWEPT_AT - timedelta(minutes=minutes)
+    return FlowRun.model_validate(
+        {
+            "id": str(uuid4()),
+            "name": name,
+            "flow_id": str(FLOW),
+            "deployment_id": str(DEPLOYED),
+            "parameters": {"config": {"sources": ["a"], "out": "b"}},
+            "run_count": 1,
+            "expected_start_time": began.isoformat(),
+            "state": {
+                "type": types.get(state, state.upper()),
+                "name": state,
+                "timestamp": (began + timedelta(minutes=1)).isoformat(),
+            },
+            **more,
+        }
+    )
+
+
+def swept(*runs: FlowRun, max_retries: int = 3) -> dict[str, str]:
+    """Run → why it is left alone."""
+    found = verdicts(runs, now=SWEPT_AT, max_retries=max_retries, older_than=timedelta(seconds=60))
+    return {verdict.run.name: verdict.why_not for verdict in found}
+
+
+def test_runs_of_other_parameters_or_deployments_are_other_jobs() -> None:
+    other: list[dict[str, Any]] = [
+        {"parameters": {"config": {"sources": ["a"], "out": "c"}}},
+        {"deployment_id": str(UUID(int=1))},
+    ]
+    for more in other:
+        assert swept(run("old", "Crashed"), run("new", "Completed", minutes=5, **more)) == {
+            "old": ""
+        }
+
+
+def test_what_a_schedule_will_start_later_decides_nothing_yet() -> None:
+    later = run("tomorrow", "Scheduled", minutes=-600)
+    assert swept(run("a", "Crashed"), later) == {"a": ""}
+
+
+OTHERS = ("Completed", "Failed", "Cancelled", "Running", "Pending", "Late", "AwaitingRetry")
+
+
+def test_only_runs_that_ended_unasked_are_started_again() -> None:
+    for state in ("Crashed", INTERRUPTED):
+        assert swept(run("a", state)) == {"a": ""}
+    for state in OTHERS:
+        assert swept(run("a", state)) == {}
+        (why,) = swept(run("newer", state, minutes=30), run("old", "Crashed")).values()
+        assert "newer" in why
+    found = swept(run("old", "Crashed"), run("newer", "Crashed", minutes=30))
+    assert found["newer"] == "" and "same job" in found["old"]
+
+
+def test_why_a_crashed_run_is_left_alone() -> None:
+    assert swept(run("a", "Crashed", run_count=3)) == {"a": ""}
+    assert "4 times" in swept(run("a", "Crashed", run_count=4))["a"]
+    assert "started" in swept(run("a", "Crashed"), max_retries=0)["a"]
+    assert "60 s" in swept(run("a", "Crashed", minutes=1.5))["a"]
+    assert "by hand" in swept(run("a", "Crashed", deployment_id=None))["a"]

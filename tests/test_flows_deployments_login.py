@@ -1,5 +1,5 @@
 """The login of this machine's Prefect server: made once, read by its user alone, and told to no
-server elsewhere."""
+server elsewhere, nor by a server that a command starts for itself."""
 
 import os
 import re
@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
 
 from artifacts.errors import EnvironmentFault
 from flows.deployments.login import (
@@ -18,7 +19,9 @@ from flows.deployments.login import (
     own_login,
     stored_login,
 )
-from tests.support.pipeline import ROOT
+from flows.deployments.server import client_settings
+from tests.support.pipeline import ROOT, child_processes
+from tests.support.servers import temporary_server
 
 SECRET = "penstock:not-to-be-told-4711"
 ELSEWHERE = "https://penstock.example.org/api"
@@ -159,3 +162,44 @@ def test_a_worker_of_a_server_elsewhere_gets_nothing_of_this_machine_s(home: Pat
     assert told("worker", PREFECT_API_URL=ELSEWHERE, **given).stdout == "\n"
     given = {"PREFECT_API_AUTH_STRING": SECRET}
     assert told("worker", PREFECT_API_URL=ELSEWHERE, **given).stdout == f"{SECRET}\n"
+
+
+EVIL = "https://evil.example"
+
+
+@pytest.mark.slow
+def test_the_temporary_server_answers_only_who_started_it() -> None:
+    with temporary_server() as server:
+        own = f"http://127.0.0.1:{server.port}"
+        asked = server.ask("POST", "/api/flow_runs/filter", {"Origin": EVIL}, b"{}")
+        assert (asked.status, asked.allowed) == (401, None)
+        wanted = {"Origin": EVIL, "Access-Control-Request-Method": "POST"}
+        assert server.ask("OPTIONS", "/api/flow_runs/filter", wanted).status == 400
+        asked = server.ask(
+            "POST", "/api/flow_runs/filter", {"Origin": own}, b"{}", login=server.login
+        )
+        assert (asked.status, asked.allowed) == (200, own)
+        shown = [Path(f"/proc/{pid}/cmdline").read_bytes() for pid in child_processes(server.pid)]
+        assert shown and not any(server.login.encode() in line for line in shown)
+
+
+@pytest.fixture
+def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The login of the server of this machine."""
+    monkeypatch.setenv("PREFECT_HOME", str(tmp_path))
+    return own_login()
+
+
+def test_a_server_of_this_machine_gets_its_login_from_the_command(made: str) -> None:
+    with temporary_settings({PREFECT_API_URL: "http://127.0.0.1:4242/api"}):
+        assert client_settings() == {PREFECT_API_AUTH_STRING: made}
+        login_file().unlink()  # one that was started by other means asks for none
+        assert client_settings() == {}
+
+
+def test_a_server_elsewhere_and_a_login_of_the_user_s_are_left_alone(made: str) -> None:
+    with temporary_settings({PREFECT_API_URL: "https://penstock.example.org/api"}):
+        assert client_settings() == {}
+    here = {PREFECT_API_URL: "http://127.0.0.1:4242/api", PREFECT_API_AUTH_STRING: "me:mine"}
+    with temporary_settings(here):
+        assert client_settings() == {}

@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from artifacts.errors import UsageError
 from artifacts.keys import ContentDigests
 from flows.cli.main import main
 from flows.job.adapters import AdapterUse, adapter_asked, adapter_for
 from flows.job.config import CaptionConfig
-from flows.job.launch import DirectLauncher
 from flows.job.model_files import ModelDigests
 from flows.job.models import Model
 from flows.job.namespaces import namespaces_of
@@ -30,9 +30,8 @@ from stages.models.adapters.reading import read_adapter
 from stages.models.hub.checkpoint import Checkpoint
 from stages.models.profile import ModelProfile
 from tests.support.adapters import PREFIX, RANK, adapter_of, matrices, write_adapter
-from tests.support.described import demo_profile
+from tests.support.described import demo_profile, spare_processes
 from tests.support.families import checkpoint
-from tests.support.inside import InsideLauncher
 
 Q_PROJ = "model.language_model.layers.0.self_attn.q_proj"
 AS_STORED = "model.layers.0.self_attn.q_proj"
@@ -77,13 +76,11 @@ def namespaces(profile: ModelProfile, adapter: AdapterUse | None) -> Any:
     return namespaces_of(config, model, model.sampling(config), CAPTION, best)
 
 
-def test_an_adapter_is_in_the_key_of_captions_and_of_nothing_else(
+def test_an_adapter_is_in_captions_keys(
     profile: ModelProfile, adapter: Path, tmp_path: Path
 ) -> None:
-    plain, with_it = (
-        namespaces(profile, None),
-        namespaces(profile, used(adapter, profile, tmp_path)),
-    )
+    plain = namespaces(profile, None)
+    with_it = namespaces(profile, used(adapter, profile, tmp_path))
     changed = {kind for kind in plain.of if plain[kind] != with_it[kind]}
     assert changed == {"captions"}
     same = write_adapter(tmp_path / "elsewhere", matrices({Q_PROJ: WIDE}))
@@ -105,9 +102,7 @@ def test_without_one_all_keys_are_those_of_before() -> None:
     assert seated.decides == ["nf4", "float32", "sdpa", "quantized", "inflight", 1]
 
 
-def test_modules_are_found_by_their_names_of_today_and_by_those_in_the_files(
-    profile: ModelProfile, tmp_path: Path
-) -> None:
+def test_modules_are_found_by_names_of_both_kinds(profile: ModelProfile, tmp_path: Path) -> None:
     for name in (Q_PROJ, AS_STORED):
         folder = write_adapter(tmp_path / name, matrices({name: WIDE}))
         assert modules_of(read_adapter(folder), profile) == {name: Q_PROJ}
@@ -145,9 +140,7 @@ MISFITS: dict[str, tuple[Callable[[ModelProfile], dict[str, torch.Tensor]], str]
 
 
 @pytest.mark.parametrize("why", MISFITS)
-def test_what_does_not_fit_the_language_half_is_refused(
-    profile: ModelProfile, tmp_path: Path, why: str
-) -> None:
+def test_what_does_not_fit_is_refused(profile: ModelProfile, tmp_path: Path, why: str) -> None:
     make, match = MISFITS[why]
     folder = write_adapter(tmp_path / "adapter", make(profile))
     with pytest.raises(UsageError, match=match) as caught:
@@ -170,8 +163,7 @@ def test_a_command_refuses_it_in_one_line_before_any_stage(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    inside = InsideLauncher()
-    monkeypatch.setattr(DirectLauncher, "start", lambda _, call: inside.start(call))
+    inside = spare_processes(monkeypatch)
     where = ["--store", str(tmp_path / "store"), "--out", str(tmp_path / "out")]
 
     def refused(folder: Path, model: str = "demo") -> str:
@@ -196,7 +188,7 @@ def test_a_command_refuses_it_in_one_line_before_any_stage(
 def test_the_plan_counts_it(profile: ModelProfile, tmp_path: Path) -> None:
     folder = adapter_of(tmp_path / "adapter", profile)
     use = used(folder, profile, tmp_path)
-    wanted = sum(t.numel() for t in tensors_in(folder).values())
+    wanted = sum(t.numel() for t in load_file(folder / "adapter_model.safetensors").values())
     assert use.parameters == wanted and use.bytes == 4 * wanted
     model = model_with(profile, use, language_precision="auto")
     rung = Rung(stage="decode", batch=1)
@@ -214,12 +206,6 @@ def test_layers_of_a_half_with_an_adapter_do_not_come_one_by_one(
     assert any(rung.offload for rung in rungs(model, config, "cpu"))
     told = replace(config, adapter=str(adapter))
     assert not any(rung.offload for rung in rungs(model, told, "cpu"))
-
-
-def tensors_in(folder: Path) -> dict[str, torch.Tensor]:
-    from safetensors.torch import load_file
-
-    return load_file(folder / "adapter_model.safetensors")
 
 
 def test_what_makes_vectors_takes_none(

@@ -27,9 +27,7 @@ def machine(monkeypatch: pytest.MonkeyPatch, *, host: int, gpu: int = 0) -> None
     monkeypatch.setattr(module, "device_holders", lambda _: {os.getpid(): 1, 1: 3 * GIB})
 
 
-def test_without_a_word_a_cpu_gives_four_fifths_of_what_is_free(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_unasked_a_cpu_gives_four_fifths_of_what_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
     machine(monkeypatch, host=10)
     found = budget_for(config(), "cpu")
     assert (found.bytes, found.free_bytes, found.host_bytes) == (8 * GIB, 10 * GIB, 10 * GIB)
@@ -37,9 +35,7 @@ def test_without_a_word_a_cpu_gives_four_fifths_of_what_is_free(
     assert found.total_bytes >= GIB
 
 
-def test_without_a_word_a_gpu_gives_what_is_free_less_a_twentieth(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_unasked_a_gpu_gives_all_but_a_twentieth(monkeypatch: pytest.MonkeyPatch) -> None:
     machine(monkeypatch, host=10, gpu=20)
     found = budget_for(config(), "cuda:0")
     assert (found.bytes, found.total_bytes, found.host_bytes) == (19 * GIB, 24 * GIB, 10 * GIB)
@@ -48,9 +44,7 @@ def test_without_a_word_a_gpu_gives_what_is_free_less_a_twentieth(
     assert (found.of_stage("cuda:0"), found.of_stage("cpu")) == (19 * GIB, 0)
 
 
-def test_what_is_asked_for_is_taken_and_who_stands_in_its_way_is_named(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_who_stands_in_the_way_of_a_budget_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     machine(monkeypatch, host=10, gpu=20)
     assert not budget_for(config(memory=16 * GIB), "cuda:0").warning
     found = budget_for(config(memory=22 * GIB), "cuda:0")

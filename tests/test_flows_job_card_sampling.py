@@ -45,52 +45,36 @@ def test_qwen3_vl_instruct_is_given_the_presence_penalty_of_its_card(tmp_path: P
     assert "temperature" not in note and "\n" not in note
 
 
-@pytest.mark.parametrize("stated", [None, {}, {"eos_token_id": 1}, [], {"temperature": None}])
-def test_a_checkpoint_that_states_nothing_is_given_all_of_its_card(
-    stated: Any, tmp_path: Path
-) -> None:
-    assert taken(folder_of(tmp_path, stated)) == CARD
-
-
-def test_what_is_asked_for_wins(tmp_path: Path) -> None:
-    folder = folder_of(tmp_path, None)
-    found = taken(folder, temperature=0.3, presence_penalty=0.5)
-    assert found == {**CARD, "temperature": 0.3, "presence_penalty": 0.5}
-    assert taken(folder, presence_penalty=0.0) == {n: CARD[n] for n in INSTRUCT if n in CARD}
-
-
 @pytest.mark.parametrize(
-    "stated",
+    ("stated", "asked", "found"),
     [
-        {"do_sample": True, "temperature": 1.0, "top_p": 0.95, "top_k": 20},
-        {"do_sample": True, "temperature": 0.9},
-        {**INSTRUCT, "presence_penalty": 0},
+        (None, {}, CARD),
+        ({}, {}, CARD),
+        ([], {}, CARD),
+        ({"temperature": None}, {}, CARD),
+        (None, {"temperature": 0.3, "presence_penalty": 0.5},
+         {**CARD, "temperature": 0.3, "presence_penalty": 0.5}),
+        (None, {"presence_penalty": 0.0}, {n: CARD[n] for n in INSTRUCT if n in CARD}),
+        ({"do_sample": True, "temperature": 1.0, "top_p": 0.95, "top_k": 20}, {}, {}),
+        ({"do_sample": True, "temperature": 0.9}, {}, {}),
+        ({**INSTRUCT, "presence_penalty": 0}, {}, {}),
+        ({**INSTRUCT, "presence_penalty": 0.2}, {}, {"presence_penalty": 0.2}),
+        ({**INSTRUCT, "presence_penalty": 0.2}, {"as_published": False}, {}),
+        (None, {"as_published": False}, {}),
+        (None, {"sampling": "greedy"}, {}),
+        (None, {"as_published": True}, CARD),
+        ({"do_sample": False}, {}, {"presence_penalty": 1.5}),
     ],
-)
-def test_what_generation_config_has_wins_and_a_thinking_checkpoint_takes_nothing(
-    stated: dict[str, Any], tmp_path: Path
+)  # fmt: skip
+def test_what_is_asked_for_or_stated_wins_over_the_card(
+    stated: Any, asked: dict[str, Any], found: dict[str, float], tmp_path: Path
 ) -> None:
-    assert taken(folder_of(tmp_path, stated)) == {}
+    assert taken(folder_of(tmp_path, stated), **asked) == found
 
 
-def test_a_presence_penalty_of_generation_config_counts(tmp_path: Path) -> None:
-    stated = folder_of(tmp_path, {**INSTRUCT, "presence_penalty": 0.2})
-    assert taken(stated) == {"presence_penalty": 0.2}
-    assert taken(stated, as_published=False) == {}
-
-
-def test_a_checkpoint_that_says_it_is_greedy_stays_greedy(tmp_path: Path) -> None:
-    assert taken(folder_of(tmp_path, {"do_sample": False})) == {"presence_penalty": 1.5}
-    (tmp_path / "generation_config.json").unlink()
+def test_families_without_a_card_take_nothing(tmp_path: Path) -> None:
     for greedy in ("llava", "llava_onevision", "qwen2_vl", "nothing_known"):
         assert taken(folder_of(tmp_path, None, greedy)) == {}
-
-
-def test_without_the_option_or_as_stock_nothing_is_taken(tmp_path: Path) -> None:
-    folder = folder_of(tmp_path, None)
-    assert taken(folder, as_published=False) == {}
-    assert taken(folder, sampling="greedy") == {}
-    assert taken(folder, as_published=True) == CARD
 
 
 @pytest.mark.slow

@@ -75,9 +75,7 @@ def test_every_field_of_an_export_and_of_a_training_is_an_option() -> None:
         ("cache rebuild", "tiles", "2"),
     ],
 )
-def test_a_field_that_a_command_does_not_have_is_refused_by_name(
-    command: str, field: str, value: object
-) -> None:
+def test_a_field_of_other_commands_is_refused(command: str, field: str, value: object) -> None:
     with pytest.raises(UsageError) as found:
         MAKERS[command](**{field: value})
     assert found.value.message == f"`penstock {command}` does not have `{field}`"

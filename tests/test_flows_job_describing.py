@@ -51,9 +51,7 @@ def found(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", f"{HERE.parent}:{HERE.parent.parent}")
 
 
-def test_a_checkpoint_that_takes_too_long_is_refused_in_one_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_takes_too_long_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(describing, "MOST_SECONDS", 1.0)
     with pytest.raises(UsageError, match="more than 1 s of computing") as caught:
         described("keeps_the_lock", tmp_path)
@@ -61,9 +59,7 @@ def test_a_checkpoint_that_takes_too_long_is_refused_in_one_line(
     assert "chat_template.jinja" in caught.value.hint
 
 
-def test_a_checkpoint_that_takes_too_much_memory_is_refused_in_one_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_takes_too_much_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(describing, "LEAST_BYTES", 256 * MIB)
     with pytest.raises(UsageError, match=r"more than 1.00 GiB of memory") as caught:
         described("doubles", tmp_path)

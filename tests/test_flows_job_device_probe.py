@@ -76,9 +76,7 @@ def test_memory_that_the_driver_does_not_tell_is_asked_of_torch(seen: Seen) -> N
     assert total == 8 << 30 and 0 < free < total
 
 
-def test_a_card_that_somebody_computes_on_is_not_tried(
-    seen: Seen, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_card_that_is_in_use_is_not_tried(seen: Seen, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = seen(gpus.plain())
     monkeypatch.setattr(device_probe, "try_device", lambda _: pytest.fail("tried"))
     held = try_hold(lock_path(CARD))

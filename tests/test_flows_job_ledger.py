@@ -4,12 +4,19 @@ from pathlib import Path
 from artifacts.packs import Record
 from artifacts.schema import ChunkIndex, MediaIndex
 from artifacts.store import FolderStore
+from flows.job.config import CaptionConfig
 from flows.job.ledger import Ledger
 from flows.job.namespaces import Namespaces
+from flows.job.prepare import prepare
 from flows.job.tasks import Medium, Task
 from flows.job.waves import cut_waves, lengths_of, waves_of
 from flows.pipelines import CAPTION
 from flows.running.batches import batches_by_length, batches_by_shape
+from penstock_demo import CLIPS
+from stages.decode.engines import COMPILED, INFLIGHT, SHARED
+from stages.decode.job import DEFAULT_ENGINE
+from tests.support.described import described
+from tests.support.inside import InsideLauncher
 
 NAMESPACES = Namespaces(
     of={"frames": "f" * 64, "features": "e" * 64, "captions": "c" * 64},
@@ -63,9 +70,7 @@ def test_only_chunks_with_neither_frames_features_nor_caption_are_cut(tmp_path: 
     assert book.frames_wanted(medium("a")) == [3]
 
 
-def test_of_features_made_with_the_prompt_in_mind_a_new_prompt_changes_the_key(
-    tmp_path: Path,
-) -> None:
+def test_a_new_prompt_changes_keys_of_features_that_see_it(tmp_path: Path) -> None:
     book = Ledger(
         FolderStore(tmp_path),
         CAPTION,
@@ -183,10 +188,23 @@ def test_other_prompts_share_features_but_not_captions(tmp_path: Path) -> None:
     assert shapes(cut_for_decoding(book, tasks, 8)) == [[8, 8]]
 
 
-def test_of_two_runs_that_cut_waves_at_once_both_use_those_that_are_recorded(
-    tmp_path: Path,
-) -> None:
+def test_two_runs_that_cut_waves_at_once_use_the_same(tmp_path: Path) -> None:
     media = [medium(name) for name in "abcd"]
     first, second = ledger(tmp_path), ledger(tmp_path)
     cut = waves_of(first, media, [1, 1, 1, 1], limit=2)
     assert waves_of(second, media, [1, 1, 1, 1], limit=100) == cut
+
+
+def test_frames_of_the_demo_are_looked_for_where_the_first_release_put_them(tmp_path: Path) -> None:
+    store = str(described(tmp_path / "s"))
+    config = CaptionConfig(
+        sources=(str(CLIPS),), model="demo", out=str(tmp_path / "o"), store=store
+    )
+    job = prepare(config, InsideLauncher(), lambda _: None)
+    assert job.sampling.chunk_seconds == 30.0
+    variants = job.ledger.variants
+    assert [variant.engine for variant in variants] == [INFLIGHT, DEFAULT_ENGINE, SHARED, COMPILED]
+    frames = "fd72770754985a5c7a68969356ac244d2a18b558a4668b6ee8826a3879ac846e"
+    assert {variant["frames"] for variant in variants} == {frames}
+    assert len({variant["features"] for variant in variants}) == 1
+    assert len({variant["captions"] for variant in variants}) == 4

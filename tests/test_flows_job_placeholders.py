@@ -26,6 +26,11 @@ def write_pictures(folder: Path, *names: str) -> Path:
     return folder
 
 
+@pytest.fixture
+def one(tmp_path: Path) -> Path:
+    return write_pictures(tmp_path / "clips", "a.png")
+
+
 def run(config: CaptionConfig, **profile: Any) -> tuple[RunResult, list[str]]:
     """What a run gives, and the stages that it started."""
     stages = Stages()
@@ -45,9 +50,7 @@ def run(config: CaptionConfig, **profile: Any) -> tuple[RunResult, list[str]]:
         ("{name} and {folder}?", ("a.png", f"x {WORD} y.png", "b.png")),
     ],
 )
-def test_a_file_whose_name_is_the_word_for_a_picture_fails_alone(
-    prompt: str, names: tuple[str, ...], tmp_path: Path
-) -> None:
+def test_a_file_so_named_fails_alone(prompt: str, names: tuple[str, ...], tmp_path: Path) -> None:
     folder = write_pictures(tmp_path / "clips", *names)
     result, stages = run(config_in(tmp_path, folder, prompt=prompt))
     (failure,) = result.failures
@@ -79,12 +82,9 @@ def test_nothing_is_left_where_every_name_is_refused(tmp_path: Path) -> None:
         ("prompt", f"What is {WORD} in {{name}}?"),
     ],
 )
-def test_what_a_person_wrote_is_refused_before_anything_is_encoded(
-    option: str, value: str, tmp_path: Path
-) -> None:
-    folder = write_pictures(tmp_path / "clips", "a.png")
+def test_what_a_person_wrote_is_refused(option: str, value: str, one: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError) as caught:
-        run(config_in(tmp_path, folder, **{option: value}))
+        run(config_in(tmp_path, one, **{option: value}))
     assert (
         WORD in caught.value.message and "reads as the place of a picture" in caught.value.message
     )
@@ -92,20 +92,15 @@ def test_what_a_person_wrote_is_refused_before_anything_is_encoded(
     assert "Leave it out" in caught.value.hint
 
 
-def test_a_control_token_that_captions_would_lack_is_refused_before_anything_is_encoded(
-    tmp_path: Path,
-) -> None:
-    folder, tokens = write_pictures(tmp_path / "clips", "a.png"), ("<s>", "<|im_end|>")
-    config = config_in(tmp_path, folder, start_with="A photo.<|im_end|>")
+def test_a_control_token_that_captions_would_lack_is_refused(one: Path, tmp_path: Path) -> None:
+    tokens = ("<s>", "<|im_end|>")
+    config = config_in(tmp_path, one, start_with="A photo.<|im_end|>")
     with pytest.raises(UsageError, match=r"--start-with holds <\|im_end\|>, a control token"):
         run(config, control_tokens=tokens)
     config = replace(config, start_with="<think> A photo", prompt="<|im_end|>?")
     assert run(config, control_tokens=tokens)[0].captions == 1
 
 
-def test_a_system_text_without_a_place_is_refused_before_anything_is_encoded(
-    tmp_path: Path,
-) -> None:
-    folder = write_pictures(tmp_path / "clips", "a.png")
+def test_a_system_text_without_a_place_is_refused(one: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="has no place for --system"):
-        run(config_in(tmp_path, folder, system="Be brief."), takes_system=False)
+        run(config_in(tmp_path, one, system="Be brief."), takes_system=False)

@@ -10,6 +10,7 @@ import pytest
 from artifacts.errors import ModelChanged
 from artifacts.model_files import ModelFiles
 from flows.console.display import Display
+from flows.job.config import CaptionConfig
 from flows.job.launch import StageCall
 from flows.job.replanning import replanned_once
 from flows.running.run import caption
@@ -37,10 +38,15 @@ def replace_weights(root: Path, text: str) -> None:
     os.replace(root / "new", root / "model" / "model.safetensors")
 
 
-def test_the_outputs_are_of_the_model_that_was_planned_last(tmp_path: Path) -> None:
+@pytest.fixture
+def config(tmp_path: Path) -> CaptionConfig:
     (tmp_path / "clips").mkdir()
     write_video(tmp_path / "clips" / "clip.mp4", ticks=range(30))
-    config, heard = config_in(tmp_path, tmp_path / "clips"), StringIO()
+    return config_in(tmp_path, tmp_path / "clips")
+
+
+def test_outputs_are_of_the_model_planned_last(config: CaptionConfig, tmp_path: Path) -> None:
+    heard = StringIO()
     stages = Comparing("decode", lambda: replace_weights(tmp_path, "other"))
     assert caption(config, Display(to=heard), stages.launcher).exit_code == 0
     assert heard.getvalue().count("planned again") == 1
@@ -51,10 +57,9 @@ def test_the_outputs_are_of_the_model_that_was_planned_last(tmp_path: Path) -> N
     assert line["features"] == second
 
 
-def test_a_second_change_ends_it_with_5_and_writes_nothing(tmp_path: Path) -> None:
-    (tmp_path / "clips").mkdir()
-    write_video(tmp_path / "clips" / "clip.mp4", ticks=range(30))
-    config = config_in(tmp_path, tmp_path / "clips")
+def test_a_second_change_ends_it_with_5_and_writes_nothing(
+    config: CaptionConfig, tmp_path: Path
+) -> None:
     changes = [lambda: replace_weights(tmp_path, "two"), lambda: replace_weights(tmp_path, "three")]
     with pytest.raises(ModelChanged, match="changed twice") as caught:
         caption(config, Display(quiet=True), Comparing("decode", *changes).launcher)

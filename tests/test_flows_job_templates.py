@@ -1,17 +1,25 @@
-"""What `{name}`, `{folder}` and `{tags}` in a prompt become, and which texts are no tags."""
+"""What words in braces in a prompt become, which texts are no tags, and in which keys they are."""
 
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from artifacts.schema import ChunkIndex
 from artifacts.store import FolderStore
+from flows.job.chunk_words import added_bytes, asked_of
 from flows.job.formats import APPEND
 from flows.job.joining import JoinedTexts
 from flows.job.media_files import MediaFile
+from flows.job.namespaces import Namespaces
 from flows.job.own_files import OF_LABELS, OwnFiles
-from flows.job.tasks import Medium
+from flows.job.tasks import Medium, task_of
 from flows.job.templates import filled
+from penstock_demo.clips import write_clips
+from tests.support.inside import run_inside
+from tests.support.media import write_video
+from tests.support.pipeline import Place
 
 DIGEST = "d" * 64
 
@@ -61,9 +69,7 @@ def test_what_a_model_said_is_no_tag_and_labels_are_joined(tmp_path: Path, tags:
     assert prompts(tmp_path, "[{tags}]")[0] == ["[ball, red, cat]"]
 
 
-def test_of_a_text_with_a_caption_put_to_it_the_person_s_part_counts(
-    tmp_path: Path, tags: Path
-) -> None:
+def test_of_a_joined_text_the_person_s_part_counts(tmp_path: Path, tags: Path) -> None:
     tags.write_text("red, round\n")
     texts = JoinedTexts(OwnFiles(FolderStore(tmp_path / "store")), "txt")
     assert texts.bring(tags, DIGEST, "A ball rolls.\n", APPEND)
@@ -83,3 +89,95 @@ def test_files_without_tags_are_told_of_once(tmp_path: Path, tags: Path) -> None
 def test_the_caption_before_is_left_for_the_run(tmp_path: Path, tags: Path) -> None:
     found, _ = prompts(tmp_path, "{name}: after {previous}?", "two.mp4")
     assert found == ["two: after {previous}?"]
+
+
+CARD = (
+    "The video lasts for {seconds} seconds, and {frames} frames are uniformly sampled from it. "
+    "These frames are located at {times}.Please answer the following questions related to this "
+    "video.\nDescribe it."
+)
+NAMESPACES = Namespaces(
+    of={"frames": "f" * 64, "features": "e" * 64, "captions": "c" * 64},
+    prompted=frozenset(["captions"]),
+)
+
+
+def chunk(start: float = 0.0, end: float = 3.0, *times: float) -> ChunkIndex:
+    return ChunkIndex(index=0, start=start, end=end, times=times, height=48, width=64)
+
+
+def test_the_prompt_of_llava_video_is_that_of_its_card() -> None:
+    asked = asked_of(CARD, chunk(0.0, 3.5, 0.0, 1.0, 2.0))
+    assert asked == (
+        "The video lasts for 3.50 seconds, and 3 frames are uniformly sampled from it. These "
+        "frames are located at 0.00s,1.00s,2.00s.Please answer the following questions related to "
+        "this video.\nDescribe it."
+    )
+
+
+def test_times_count_from_the_beginning_of_the_chunk() -> None:
+    later = chunk(30.0, 42.25, 29.98, 31.0, 40.125)
+    assert asked_of("{seconds} {frames} {times}", later) == "12.25 3 0.00s,1.00s,10.12s"
+
+
+def test_an_image_is_one_frame_of_no_length() -> None:
+    image = chunk(0.0, 0.0, 0.0)
+    for only in (0, 8):
+        assert asked_of("{seconds} {frames} {times}", image, only) == "0.00 1 0.00s"
+
+
+def test_a_model_that_takes_one_number_of_frames_is_told_of_those_that_it_sees() -> None:
+    short, long = chunk(5.0, 7.0, 5.0, 6.0), chunk(5.0, 9.0, 5.0, 6.0, 7.0, 8.0)
+    assert asked_of("{frames}: {times}", short, 4) == "4: 0.00s,0.50s,1.00s,1.50s"
+    assert asked_of("{frames}: {times}", long, 2) == "2: 0.00s,2.00s"
+
+
+def test_other_braces_are_left_alone() -> None:
+    for prompt in ("{second} {} {x} { frames } {previous}", "", "Describe."):
+        assert asked_of(prompt, chunk(0.0, 2.0, 0.0, 1.0)) == prompt
+
+
+def test_words_of_a_chunk_are_in_the_key_of_its_caption_by_what_they_become() -> None:
+    one, other = chunk(0.0, 2.0, 0.0, 1.0), chunk(0.0, 3.0, 0.0, 1.0)
+    medium = Medium(digest="d" * 64, path="/a.mp4", kind="video", prompt="{frames} in {seconds}?")
+    written = replace(medium, prompt="2 in 2.00?")
+    asked = task_of(medium, None, one, NAMESPACES)
+    assert asked.prompt == "2 in 2.00?"
+    assert asked.keys == task_of(written, None, one, NAMESPACES).keys
+    longer = task_of(medium, None, other, NAMESPACES)
+    assert longer["captions"] != asked["captions"] and longer["features"] == asked["features"]
+
+
+def test_a_caption_before_that_holds_such_a_word_is_left_as_it_is() -> None:
+    medium = Medium(digest="d", path="/a.mp4", kind="video", prompt="{frames}: {previous}")
+    asked = task_of(medium, None, chunk(0.0, 2.0, 0.0), NAMESPACES, "A sign says {times}.")
+    assert asked.prompt == "1: A sign says {times}."
+
+
+def test_a_plan_counts_a_token_for_each_byte_of_times() -> None:
+    assert added_bytes("Describe.", 60) == 0
+    assert added_bytes("{times}", 3) == len("0.00s,1.00s,2.00s") - len("{times}")
+    assert 350 < added_bytes(CARD, 60) < 420
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Place:
+    clips = tmp_path / "clips"
+    write_clips(clips, 1, seed=5)
+    write_video(clips / "video.mp4", ticks=range(120))
+    return Place(clips=clips, out=tmp_path / "out", store=tmp_path / "store")
+
+
+@pytest.mark.slow
+def test_the_demo_is_told_of_each_chunk_and_another_run_makes_nothing(place: Place) -> None:
+    options = {"chunk": 2.0, "max_new_tokens": 8, "prompt": "{frames} frames, {seconds} s: {times}"}
+    run_inside(place, **options)
+    rows = place.captions()
+    assert len(rows) >= 3
+    for row in rows:
+        seconds, frames = row["end"] - row["start"], row["frames"]
+        times = ",".join(f"{max(0, time - row['start']):.2f}s" for time in frames)
+        assert row["prompt"] == f"{len(frames)} frames, {seconds:.2f} s: {times}"
+    assert run_inside(place, **options).started == []
+    assert place.captions() == rows
+    assert "encode" not in run_inside(place, **{**options, "prompt": "{times}?"}).started

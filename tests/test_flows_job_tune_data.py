@@ -6,7 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
+from pyarrow.parquet import write_table
 
 from artifacts.errors import UsageError
 from flows.job.example import Example
@@ -20,38 +22,40 @@ ROWS: list[dict[str, Any]] = [
 ]
 
 
-def jsonl(folder: Path, *rows: Any) -> str:
-    path = folder / "captions.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+SUFFIXES = ("jsonl", "csv", "parquet")
+
+
+def written(path: Path, rows: list[Any]) -> str:
+    if path.suffix == ".jsonl":
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    elif path.suffix == ".csv":
+        with path.open("w", newline="") as file:
+            writer = csv.DictWriter(file, list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
+    else:
+        write_table(pa.Table.from_pylist(rows), path)
     return str(path)
 
 
-def test_captions_of_a_run_are_read_from_all_its_tables(tmp_path: Path) -> None:
-    import pyarrow as pa
-    from pyarrow.parquet import write_table
+def jsonl(folder: Path, *rows: Any) -> str:
+    return written(folder / "captions.jsonl", [*rows])
 
-    every = [examples_in(jsonl(tmp_path, *ROWS))]
-    with (tmp_path / "c.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(ROWS[0]))
-        writer.writeheader()
-        writer.writerows(ROWS)
-    every.append(examples_in(str(tmp_path / "c.csv")))
-    write_table(pa.Table.from_pylist(ROWS), tmp_path / "c.parquet")
-    every.append(examples_in(str(tmp_path / "c.parquet")))
-    for found in every:
-        assert [each.caption for each in found] == ["one", "two", "three"]
-        assert [each.path for each in found] == [tmp_path / n for n in ("a.mp4", "a.mp4", "b.png")]
-        assert [(each.start, each.end) for each in found][1] == (4.0, 8.0)
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_captions_of_a_run_are_read_from_all_its_tables(tmp_path: Path, suffix: str) -> None:
+    found = examples_in(written(tmp_path / f"c.{suffix}", ROWS))
+    assert [each.caption for each in found] == ["one", "two", "three"]
+    assert [each.path for each in found] == [tmp_path / n for n in ("a.mp4", "a.mp4", "b.png")]
+    assert (found[1].start, found[1].end) == (4.0, 8.0)
 
 
 def test_a_corrected_caption_counts_as_accepted(tmp_path: Path) -> None:
     one, two, three = ROWS
     accepted, corrected = {**one, "review": "accepted"}, {**two, "original": "model's"}
     undecided, told = [accepted, corrected, {**three, "review": ""}], list[str]()
-    assert [e.caption for e in examples_in(jsonl(tmp_path, *undecided), told.append)] == [
-        "one",
-        "two",
-    ]
+    found = examples_in(jsonl(tmp_path, *undecided), told.append)
+    assert [each.caption for each in found] == ["one", "two"]
     assert told == ["2 of 3 captions are learned: those accepted"]
     alone = [one, corrected, three]
     assert [each.caption for each in examples_in(jsonl(tmp_path, *alone))] == ["two"]
@@ -73,26 +77,11 @@ HF_ROWS: list[dict[str, Any]] = [
 """Rows as `--format hf` writes them: clips of a source that lies elsewhere."""
 
 
-@pytest.mark.parametrize("suffix", ["jsonl", "csv", "parquet"])
-def test_file_names_beside_the_metadata_go_before_the_source_they_were_cut_from(
-    tmp_path: Path, suffix: str
-) -> None:
-    import pyarrow as pa
-    from pyarrow.parquet import write_table
-
-    path = tmp_path / f"metadata.{suffix}"
-    if suffix == "jsonl":
-        path.write_text("".join(json.dumps(row) + "\n" for row in HF_ROWS))
-    elif suffix == "csv":
-        with path.open("w", newline="") as file:
-            writer = csv.DictWriter(file, list(HF_ROWS[0]))
-            writer.writeheader()
-            writer.writerows(HF_ROWS)
-    else:
-        write_table(pa.Table.from_pylist(HF_ROWS), path)
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_file_names_go_before_the_source_of_a_clip(tmp_path: Path, suffix: str) -> None:
     for row in HF_ROWS:
         (tmp_path / row["file_name"]).touch()
-    found = examples_in(str(path))
+    found = examples_in(written(tmp_path / f"metadata.{suffix}", HF_ROWS))
     assert [(each.path, each.caption) for each in found] == [
         (tmp_path / "clip-0.mp4", "one"),
         (tmp_path / "clip-1.mp4", "two"),
@@ -110,13 +99,10 @@ def test_times_without_a_source_are_those_in_the_file_that_is_named(tmp_path: Pa
 def test_a_row_whose_file_name_is_not_there_is_found_by_its_source(tmp_path: Path) -> None:
     (tmp_path / "media").mkdir()
     (tmp_path / "media" / "long.mp4").touch()
-    found = examples_in(
-        jsonl(tmp_path, *({**row, "source": str(tmp_path / "media")} for row in HF_ROWS))
-    )
-    assert [(each.path, each.start) for each in found] == [
-        (tmp_path / "media" / "long.mp4", 0.0),
-        (tmp_path / "media" / "long.mp4", 4.0),
-    ]
+    media = tmp_path / "media"
+    found = examples_in(jsonl(tmp_path, *({**row, "source": str(media)} for row in HF_ROWS)))
+    long = media / "long.mp4"
+    assert [(each.path, each.start) for each in found] == [(long, 0.0), (long, 4.0)]
 
 
 def test_a_run_s_source_leads_to_its_files(tmp_path: Path) -> None:
@@ -127,29 +113,21 @@ def test_a_run_s_source_leads_to_its_files(tmp_path: Path) -> None:
         {"media_path": "one.mp4", "source": str(tmp_path / "one.mp4"), "caption": "y"},
     ]
     found = examples_in(jsonl(tmp_path, *rows))
-    assert [each.path for each in found] == [
-        tmp_path / "media" / "sub" / "a.mp4",
-        tmp_path / "one.mp4",
-    ]
+    sub = tmp_path / "media" / "sub"
+    assert [each.path for each in found] == [sub / "a.mp4", tmp_path / "one.mp4"]
 
 
 def test_a_dataset_of_hugging_face_and_texts_beside_media_are_read(tmp_path: Path) -> None:
     rows = [{"file_name": "a.png", "text": "one"}, {"path": "b.mp4", "caption": "two"}]
-    found = examples_in(jsonl(tmp_path, *rows))
-    assert [(each.path.name, each.caption) for each in found] == [
-        ("a.png", "one"),
-        ("b.mp4", "two"),
-    ]
+    found = {each.path.name: each.caption for each in examples_in(jsonl(tmp_path, *rows))}
+    assert found == {"a.png": "one", "b.mp4": "two"}
     (folder := tmp_path / "media" / "more").mkdir(parents=True)
     for name in ("c.jpg", "d.mp4", "e.png"):
         (folder / name).touch()
     (folder / "c.txt").write_text("three\n")
     (folder / "d.txt").write_text("\ufefffour")
-    found = examples_in(str(tmp_path / "media"))
-    assert [(each.path.name, each.caption) for each in found] == [
-        ("c.jpg", "three"),
-        ("d.mp4", "four"),
-    ]
+    found = {each.path.name: each.caption for each in examples_in(str(tmp_path / "media"))}
+    assert found == {"c.jpg": "three", "d.mp4": "four"}
 
 
 @pytest.mark.parametrize(
@@ -177,9 +155,7 @@ def test_nothing_there_is_told(tmp_path: Path) -> None:
         examples_in(str(tmp_path / "none.jsonl"))
 
 
-def test_one_caption_that_stands_there_twice_counts_once_and_prompts_tell_items_apart(
-    tmp_path: Path,
-) -> None:
+def test_a_caption_counts_once_for_a_prompt(tmp_path: Path) -> None:
     rows = [
         {"path": "a.mp4", "caption": "a"},
         {"path": "a.mp4", "caption": "a"},

@@ -85,7 +85,7 @@ def test_what_the_model_refuses_or_nothing_can_read_wants_no_half(tmp_path: Path
     assert wanted(book, [medium("a"), medium("b")]) == []
 
 
-def test_a_vision_half_alone_costs_little_more_than_its_files(
+def test_a_vision_half_alone_costs_its_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     use_cache(tmp_path / "hub", monkeypatch)
@@ -123,9 +123,7 @@ def test_fine_tuning_of_a_model_of_the_hub_is_told_from_its_headers(
     assert told["frozen_parameters"] == profile.vision.parameters + profile.language.parameters
 
 
-def test_a_download_is_a_line_that_moves_on_a_terminal_alone(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_download_moves_on_a_terminal_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("flows.console.display.REDRAW_SECONDS", 0.0)
     for terminal in (True, False):
         to = Terminal() if terminal else io.StringIO()

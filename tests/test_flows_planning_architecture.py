@@ -192,12 +192,6 @@ def test_formulas_tell_what_runs_without_data_tell(name: str, frames_a_patch: in
         assert flops == pytest.approx(work.flops, rel=0.01)
 
 
-def test_a_plan_from_dimensions_says_so() -> None:
-    for found in stages("cogvlm2-llama3-caption", rows=1, frames=8).values():
-        assert found.by_dimensions
-        assert any("by dimensions" in term.why for term in found.terms)
-
-
 @pytest.mark.parametrize(
     "family",
     [

@@ -1,15 +1,19 @@
 """What a stage is expected to take is what a person works out on paper."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
+from flows.job.precision import PartSettings
 from flows.planning import terms as by
 from flows.planning.batch_costs import expected
-from flows.planning.estimate import StageEstimate
+from flows.planning.estimate import StageEstimate, Term
 from flows.planning.rungs import Rung
-from flows.planning.terms import power_of_two
+from flows.planning.terms import attention_terms, power_of_two
+from stages.models.profile import PartProfile
 from stages.process.device_limit import CONTEXT_BYTES
+from tests.support import gpus
 from tests.support.by_hand import (
     A_SEEING_LAYER,
     A_TOKEN,
@@ -34,6 +38,8 @@ from tests.support.by_hand import (
     model,
     question,
 )
+from tests.support.described import demo_profile
+from tests.support.fake_gpu.state import Machine
 
 
 def decode(batch: int = 8, device: str = "cuda:0", **rung: object) -> StageEstimate:
@@ -185,3 +191,55 @@ def test_pinned_memory_comes_in_powers_of_two() -> None:
     assert [power_of_two(count) for count in (1, 2, 3, 1 << 20, (1 << 20) + 1)] == [
         1, 2, 4, 1 << 20, 1 << 21,
     ]  # fmt: skip
+
+
+DECODER_HEADS = 6
+"""Of the demo model's demo_decoder."""
+DECODER_TOKENS = 500
+
+
+@pytest.fixture(scope="module")
+def demo_decoder() -> PartProfile:
+    return demo_profile().language
+
+
+def attention_of(
+    half: PartProfile,
+    dtype: str,
+    *,
+    rows: int = 1,
+    tokens: int = DECODER_TOKENS,
+    device: str = "cuda:0",
+) -> list[Term]:
+    settings = PartSettings(precision="", dtype=dtype, attention="sdpa", weight_bytes=0)
+    workload = replace(images(), kind="video")
+    return list(attention_terms(half, settings, workload, rows, tokens, device))
+
+
+def see(machine: Machine, folder: Path, patch: pytest.MonkeyPatch) -> None:
+    gpus.see(machine, folder / "gpu", patch)
+
+
+def test_before_ampere_bf16_takes_memory_with_the_square_of_the_tokens(
+    demo_decoder: PartProfile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    see(gpus.turing(), tmp_path, monkeypatch)
+    for rows in (1, 4):
+        [found] = attention_of(demo_decoder, "bfloat16", rows=rows)
+        scores = rows * DECODER_HEADS * DECODER_TOKENS**2 * 4  # in 32 bit, and once more as weights
+        assert found.bytes == pytest.approx(2 * scores, rel=0.01)
+        assert found.part == "workspace" and "7.5" in found.why
+    assert not attention_of(demo_decoder, "float16") and not attention_of(demo_decoder, "float32")
+
+
+def test_a_fused_kernel_of_a_gpu_copies_the_mask_of_a_padded_batch(
+    demo_decoder: PartProfile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    see(gpus.plain(), tmp_path, monkeypatch)
+    assert not attention_of(demo_decoder, "bfloat16"), "one row is not padded"
+    [found] = attention_of(demo_decoder, "bfloat16", rows=4)
+    assert found.bytes == pytest.approx(2 * 4 * DECODER_TOKENS**2 * 2, rel=0.01)
+
+
+def test_on_a_cpu_it_takes_what_was_counted(demo_decoder: PartProfile) -> None:
+    assert not attention_of(demo_decoder, "bfloat16", rows=4, device="cpu")

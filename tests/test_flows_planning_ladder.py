@@ -210,7 +210,7 @@ def test_who_cannot_hold_the_weights_tries_lighter_ones_at_once(config: CaptionC
 
 @pytest.mark.parametrize("stage", ["encode", "decode"])
 @pytest.mark.parametrize("precision", ["native", "int8"])
-def test_without_leave_nothing_that_changes_words_is_tried(
+def test_words_are_changed_with_leave_alone(
     config: CaptionConfig, stage: str, precision: str
 ) -> None:
     def room(told: Mapping[str, Any]) -> int:
@@ -234,9 +234,7 @@ def test_without_leave_nothing_that_changes_words_is_tried(
 
 
 @pytest.mark.parametrize("stage", ["encode", "decode"])
-def test_an_item_that_fits_on_no_rung_fails_alone_and_is_tried_again(
-    config: CaptionConfig, stage: str
-) -> None:
+def test_an_item_that_fits_on_no_rung_fails_alone(config: CaptionConfig, stage: str) -> None:
     stages = Tight("raise", {stage: lambda told: 8}, giant=stage)
     result = caption(config, Display(quiet=True), stages.launcher)
     assert (result.captions, result.exit_code) == (PICTURES - 1, 1)
@@ -276,9 +274,7 @@ def test_an_item_alone_on_a_lower_rung_says_its_own_precision(config: CaptionCon
     assert again.names() == []
 
 
-def test_an_interrupted_run_under_auto_makes_nothing_twice(
-    config: CaptionConfig, tmp_path: Path
-) -> None:
+def test_an_interrupted_run_makes_nothing_twice(config: CaptionConfig, tmp_path: Path) -> None:
     for number in range(PICTURES, 8):
         picture(tmp_path / "pictures", number)
     rooms = {"decode": only("decode", [r for r in LADDERS["decode"] if r.precision != "fp32"])}
@@ -307,9 +303,7 @@ def test_an_interrupted_run_under_auto_makes_nothing_twice(
     assert {line["precision"]["language"] for line in run(config, roomy)} == {"fp32"}
 
 
-def test_features_of_both_precisions_are_read_where_a_run_went_down_midway(
-    config: CaptionConfig, tmp_path: Path
-) -> None:
+def test_features_of_both_precisions_are_read(config: CaptionConfig, tmp_path: Path) -> None:
     for number in range(PICTURES, 4):
         picture(tmp_path / "pictures", number)
     made: list[str] = []

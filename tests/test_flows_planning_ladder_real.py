@@ -1,26 +1,33 @@
-"""Runs of real stages under a budget that is really kept: memory runs out, and the run goes on."""
+"""Runs of real stages under a budget that is really kept: memory runs out, and the run goes on; and
+runs in slots, whose number a budget decides, and not what is said."""
 
 import json
 import os
+import random
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import flows.running.steps
-from artifacts.errors import CannotFit
+from artifacts.errors import CannotFit, Killed
 from benchmarks._models import Shape, build
 from flows.console.display import Display
 from flows.job.config import CaptionConfig
 from flows.job.launch import DirectLauncher
+from flows.planning.plan import plan_of
 from flows.results.run_result import RunResult
 from flows.running.run import caption
+from penstock_demo import CHECKPOINT
 from penstock_demo.clips import write_clips
+from tests.support.dying import DYING
+from tests.support.dying import VARIABLE as DEATHS
 from tests.support.pipeline import Place
 from tests.support.starving import STARVED, VARIABLE
-from tests.support.wide_model import SAYS, write_wide_model
+from tests.support.wide_model import SAYS, write_remembering_model, write_wide_model
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -130,27 +137,7 @@ def test_a_child_that_is_killed_at_its_peak_starts_again_a_rung_lower(
     assert processes(again)["decode"] == 1
 
 
-def test_a_kill_that_is_not_of_memory_keeps_the_rung_and_the_bytes(
-    few: Path, tmp_path: Path
-) -> None:
-    whole = Place(clips=few, out=tmp_path / "out-1", store=tmp_path / "store-1")
-    run(whole)
-    killed = Place(clips=few, out=tmp_path / "out-2", store=tmp_path / "store-2")
-    starve = {}
-    for stage in ("encode", "decode"):
-        once = tmp_path / f"once-{stage}"
-        once.touch()
-        starve[stage] = {"room": 0, "dies": "kill", "once": str(once)}
-    result, record = run(killed, starve)
-    assert (result.captions, record["rungs"]) == (9, [])
-    assert processes(record) == {"frames": 1, "encode": 2, "decode": 2}
-    for kind in ("features", "captions"):
-        assert killed.stored(kind) == whole.stored(kind)
-
-
-def test_what_does_not_fit_ends_natively_and_is_captioned_under_auto(
-    few: Path, model: Path, tmp_path: Path
-) -> None:
+def test_what_does_not_fit_is_captioned_under_auto(few: Path, model: Path, tmp_path: Path) -> None:
     place = Place(clips=few, out=tmp_path / "out", store=tmp_path / "store", model=str(model))
     with pytest.raises(CannotFit) as refused:
         run(place, memory=160 * MIB)
@@ -167,18 +154,15 @@ def test_what_does_not_fit_ends_natively_and_is_captioned_under_auto(
     assert place.captions() == lines
 
 
-@pytest.mark.parametrize("planned", [True, False])
 def test_a_tower_that_does_not_fit_is_streamed_and_sees_the_same(
-    few: Path, tmp_path: Path, planned: bool, monkeypatch: pytest.MonkeyPatch
+    few: Path, tmp_path: Path, unplanned: None
 ) -> None:
-    """Without leave for anything that changes words; the plan foresees it, or a process dies."""
+    """Without leave for anything that changes words, once a process has died."""
     shape = Shape(layers=1, width=128, tower_layers=16, tower_width=640, vocabulary=512)
     model = str(build(tmp_path / "model", shape, SAYS))
     roomy = Place(clips=few, out=tmp_path / "out-1", store=tmp_path / "store-1", model=model)
     _, whole = run(roomy, precision="fp32", batch_size=4)
     tight = Place(clips=few, out=tmp_path / "out-2", store=tmp_path / "store-2", model=model)
-    if not planned:
-        monkeypatch.setattr(flows.running.steps, "plan_start", lambda *_: {})
     budget = 180 * MIB
     result, record = run(tight, memory=budget, precision="fp32", batch_size=4)
     assert (result.captions, result.failures) == (9, [])
@@ -193,15 +177,86 @@ def test_a_tower_that_does_not_fit_is_streamed_and_sees_the_same(
     assert {line["precision"]["vision"] for line in tight.captions()} == {"fp32"}
 
 
-def test_one_clip_that_fits_on_no_rung_fails_alone(few: Path, tmp_path: Path) -> None:
-    place = Place(clips=few, out=tmp_path / "out", store=tmp_path / "store")
-    run(place)
-    giant = place.captions()[4]["features"]
-    starve = {"decode": {"giants": [giant]}}
-    result, record = run(place, starve, prompt="What is moving?")
-    assert (result.captions, result.exit_code) == (8, 1)
-    (failure,) = place.failures()
-    assert (failure["error"], failure["media_path"]) == ("memory", "clip-05.mp4")
-    assert ("item alone", 1) in rungs(record, "decode")
-    result, _ = run(place, prompt="What is moving?")
-    assert (result.captions, result.failures) == (9, [])
+SLOT_CLIPS = 24
+TOKENS = 24
+KILLS = 5
+TRIED_STEPS = 16
+"""Steps of the trial."""
+
+
+@pytest.fixture
+def many(clips: Path) -> list[str]:
+    return sorted(map(str, clips.glob("*.mp4")))[:SLOT_CLIPS]
+
+
+def config_of(place: Place, sources: Sequence[str], **options: Any) -> CaptionConfig:
+    return CaptionConfig(
+        sources=tuple(sources),
+        model=place.model,
+        out=str(place.out),
+        store=str(place.store),
+        max_new_tokens=TOKENS,
+        engine="inflight",
+        **options,
+    )
+
+
+def run_in_slots(config: CaptionConfig) -> tuple[RunResult, dict[str, Any]]:
+    """The outcome, and the record."""
+    result = caption(config, Display(quiet=True), lambda to: DirectLauncher(to, DYING))
+    return result, json.loads((Path(config.out) / "run.json").read_text(encoding="utf-8"))
+
+
+def test_a_budget_decides_slots_and_not_what_is_said(many: list[str], tmp_path: Path) -> None:
+    model = str(write_remembering_model(tmp_path / "model"))
+    place = Place(clips=tmp_path, out=tmp_path / "out", store=tmp_path / "store", model=model)
+    config = config_of(place, many[:9])
+    assert run_in_slots(config)[0].captions == 9
+    whole = place.stored("captions")
+    shutil.rmtree(place.store / "captions")
+    plan = plan_of(config, DirectLauncher(lambda *_: None))
+    first = plan.choices["decode"].taken.rung
+    assert first.name == "8 slots, fp32"
+    for slots in (8, 2, 1):
+        found = next(r for r in plan.question.rungs["decode"] if r.batch == slots)
+        budget = plan.question.estimate(found).peak_bytes
+        there = Place(
+            clips=tmp_path, out=tmp_path / f"{slots}", store=tmp_path / f"s{slots}", model=model
+        )
+        shutil.copytree(place.store, there.store)
+        result, record = run_in_slots(config_of(there, many[:9], memory=budget))
+        assert (result.captions, result.failures) == (9, [])
+        assert there.stored("captions") == whole
+        decode = next(stage for stage in record["stages"] if stage["name"] == "decode")
+        assert decode["notes"]["slots"] == slots
+        peak = decode["peak_host_bytes"] - decode["notes"]["loaded_bytes"]
+        assert 0.7 * budget <= peak <= budget, f"{slots} slots: {peak / budget:.2f} of the plan"
+        reasons = [r["reason"] for r in record["rungs"] if r["stage"] == "decode"]
+        assert reasons == ["planned"] * (slots < 8)
+
+
+def test_a_run_that_is_killed_at_any_step_goes_on_to_the_same_bytes(
+    many: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With fewer of the many, in another order, with other slots and threads each time."""
+    precision = "bf16"
+    rng = random.Random(5)
+    model = str(CHECKPOINT)
+    whole = Place(clips=tmp_path, out=tmp_path / "whole", store=tmp_path / "a", model=model)
+    run_in_slots(config_of(whole, many, precision=precision))
+    place = Place(clips=tmp_path, out=tmp_path / "out", store=tmp_path / "b", model=model)
+    deaths = tmp_path / "deaths"
+    monkeypatch.setenv(DEATHS, str(deaths))
+    steps = (TRIED_STEPS + rng.randrange(1, 18) for _ in range(KILLS))
+    deaths.write_text("\n".join(map(str, steps)))
+    while deaths.read_text() and len(place.stored("captions")) < SLOT_CLIPS:
+        sources = rng.sample(many, SLOT_CLIPS)
+        slots, limit = rng.choice([1, 2, 3, 8]), rng.randrange(SLOT_CLIPS // 2, SLOT_CLIPS)
+        with suppress(Killed):
+            run_in_slots(
+                config_of(place, sources, precision=precision, batch_size=slots, limit=limit)
+            )
+    assert not deaths.read_text(), "it was killed as often as it was to be"
+    monkeypatch.delenv(DEATHS)
+    assert run_in_slots(config_of(place, many, precision=precision))[0].captions == SLOT_CLIPS
+    assert place.stored("captions") == whole.stored("captions")

@@ -41,12 +41,18 @@ def change(file: Path, **values: object) -> None:
     file.write_text(json.dumps({**json.loads(file.read_text()), **values}))
 
 
-def test_what_was_measured_is_found_again(file: Path, measured: tuple[Path, Machine]) -> None:
-    assert find_machine(DEVICE).machine == measured[1]
-
-
-def test_figures_are_those_of_a_machine(measured: tuple[Path, Machine]) -> None:
+def test_figures_are_those_of_a_machine_and_are_found_again_and_told(
+    file: Path, measured: tuple[Path, Machine], capsys: pytest.CaptureFixture[str]
+) -> None:
     machine = measured[1]
+    assert find_machine(DEVICE).machine == machine
+    assert main(["doctor"]) == 0
+    shown = capsys.readouterr().out
+    assert "GFLOP/s over prompts" in shown and "frames/s of 720p" in shown
+    file.unlink()
+    assert main(["doctor"]) == 0
+    shown = capsys.readouterr().out
+    assert "this machine was not measured" in shown and "penstock doctor --measure" in shown
     assert machine.cores == len(os.sched_getaffinity(0))
     assert 0.1 < machine.python_seconds < 60
     assert machine.flops("fp32") > 1e8
@@ -68,9 +74,7 @@ def test_figures_are_those_of_a_machine(measured: tuple[Path, Machine]) -> None:
         ({"passes": 3}, "this machine was not measured"),
     ],
 )
-def test_a_measurement_that_does_not_hold_any_more_is_not_used(
-    changed: dict[str, object], says: str, file: Path
-) -> None:
+def test_an_old_measurement_is_not_used(changed: dict[str, object], says: str, file: Path) -> None:
     change(file, **changed)
     known = find_machine(DEVICE)
     assert known.machine is None and says in known.why
@@ -87,18 +91,3 @@ def test_a_busy_machine_s_figures_are_used_and_that_is_said(file: Path) -> None:
     change(file, load=7.0)
     known = find_machine(DEVICE)
     assert known.machine is not None and "others were at work" in known.why
-
-
-def test_doctor_tells_the_figures(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["doctor"]) == 0
-    shown = capsys.readouterr().out
-    assert "GFLOP/s over prompts" in shown and "frames/s of 720p" in shown
-
-
-def test_doctor_advises_to_measure(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert main(["doctor"]) == 0
-    assert "this machine was not measured" in (shown := capsys.readouterr().out)
-    assert "penstock doctor --measure" in shown

@@ -45,9 +45,7 @@ def test_a_model_alone_can_be_planned_and_once_described_starts_no_process(
     assert {"frames", "encode", "decode", "allowed"} <= rows
 
 
-def test_a_budget_of_a_few_mib_is_not_told_as_nothing(
-    store: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_few_mib_are_not_told_as_nothing(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
     said = told(capsys, store, "--memory", "1MiB")[1]
     (row,) = [line.split() for line in said.splitlines() if line.startswith("  allowed")]
     assert row == ["allowed", "1.0", "MiB"]
@@ -70,9 +68,7 @@ def test_the_plan_for_programs_holds_all(store: Path, capsys: pytest.CaptureFixt
     assert not found["weights_read"]
 
 
-def test_what_cannot_fit_is_exit_3_and_names_what_would(
-    store: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_what_cannot_fit_names_what_would(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, said = told(capsys, store, "--memory", "4MB")
     assert code == 3
     verdict, instead, *_ = said.splitlines()
@@ -80,9 +76,7 @@ def test_what_cannot_fit_is_exit_3_and_names_what_would(
     assert instead.split()[:3] == ["instead", "Give", "--memory"]
 
 
-def test_a_table_and_the_arithmetic_are_told_when_asked_for(
-    store: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_details_are_told_when_asked_for(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
     _, short = told(capsys, store)
     _, long = told(capsys, store, "--what-fits", "--explain")
     assert "what fits" not in short and "numbers x 2 bytes" not in short

@@ -26,8 +26,13 @@ FEW, MANY = 2, 4
 """Layers; what they differ by is what a layer keeps, and not what surrounds them."""
 
 
-def kept_bytes(run: Callable[[], Any], model: Any) -> int:
-    """Of all that a pass keeps for its backward pass, weights not."""
+def kept_a_layer(make: Callable[[int], Any], rows: int, **inputs: Any) -> float:
+    """Bytes of a row that a layer keeps for its backward pass, weights not."""
+    few, many = (kept_bytes(make(layers), inputs) for layers in (FEW, MANY))
+    return (many - few) / (MANY - FEW) / rows
+
+
+def kept_bytes(model: Any, inputs: dict[str, Any]) -> int:
     own = {weight.untyped_storage().data_ptr() for weight in model.parameters()}
     held: dict[int, Any] = {}
 
@@ -37,7 +42,7 @@ def kept_bytes(run: Callable[[], Any], model: Any) -> int:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        run()
+        model(**inputs)
     return sum(tensor.untyped_storage().nbytes() for tensor in held.values())
 
 
@@ -92,25 +97,19 @@ def encoder(layers: int, attention: str) -> Any:
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("keys", [HEADS, 2])
 def test_a_gated_layer_keeps_to_the_byte_what_is_told_of_it(attention: str, keys: int) -> None:
-    found = []
     embedded = torch.randn(2, TOKENS, WIDTH, dtype=torch.bfloat16)
-    for layers in (FEW, MANY):
-        model = decoder(layers, attention, keys)
-        found.append(kept_bytes(lambda model=model: model(inputs_embeds=embedded), model))  # type: ignore[misc]
+    found = kept_a_layer(lambda n: decoder(n, attention, keys), 2, inputs_embeds=embedded)
     told = layer_bytes(tower_of(decoder(FEW, attention, keys)), TOKENS, fused=attention == "sdpa")
-    assert found[1] - found[0] == (MANY - FEW) * 2 * TOKENS * told
+    assert found == TOKENS * told
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 def test_a_layer_of_a_vision_tower_too(attention: str) -> None:
-    found = []
     pixels = torch.randn(3, 3, 64, 64, dtype=torch.bfloat16)
     tokens = 8 * 8 + 1
-    for layers in (FEW, MANY):
-        model = encoder(layers, attention)
-        found.append(kept_bytes(lambda model=model: model(pixel_values=pixels), model))  # type: ignore[misc]
+    found = kept_a_layer(lambda n: encoder(n, attention), 3, pixel_values=pixels)
     told = layer_bytes(tower_of(encoder(FEW, attention)), tokens, fused=attention == "sdpa")
-    assert found[1] - found[0] == (MANY - FEW) * 3 * tokens * told
+    assert found == tokens * told
 
 
 def test_with_dropout_and_a_plain_mlp_it_is_the_34_of_korthikanti() -> None:
@@ -154,16 +153,12 @@ def adapted(layers: int, rank: int) -> Any:
 
 
 def test_a_layer_beside_adapters_keeps_a_copy_for_each() -> None:
-    found = []
     embedded = torch.randn(2, TOKENS, WIDTH, dtype=torch.bfloat16, requires_grad=True)
-    for layers in (FEW, MANY):
-        model = adapted(layers, rank=8)
-        found.append(kept_bytes(lambda model=model: model(inputs_embeds=embedded), model))  # type: ignore[misc]
+    found = kept_a_layer(lambda n: adapted(n, rank=8), 2, inputs_embeds=embedded)
     tower = tower_of(decoder(FEW, "sdpa", 2))
     # A CPU's mask of dropout takes 2 bytes a number; a GPU's, which is meant, 1.
     masks = sum(columns for _, columns in tower.matrices)
-    told = lora_layer_bytes(tower, TOKENS, rank=8) + masks
-    assert found[1] - found[0] == (MANY - FEW) * 2 * TOKENS * told
+    assert found == TOKENS * (lora_layer_bytes(tower, TOKENS, rank=8) + masks)
     trained = sum(w.numel() for w in adapted(FEW, rank=8).parameters() if w.requires_grad)
     assert lora_parameters(tower, rank=8) == trained
 
@@ -182,20 +177,21 @@ def with_peft(layers: int, attention: str, keys: int, dtype: torch.dtype) -> Any
     return model
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
-@pytest.mark.parametrize("keys", [HEADS, 2])
-def test_what_a_tuned_layer_keeps_is_told_to_the_byte(
-    attention: str, keys: int, dtype: torch.dtype
-) -> None:
-    found = []
+@pytest.mark.parametrize(
+    ("dtype", "attention", "keys"),
+    [
+        (torch.float32, "sdpa", HEADS),
+        (torch.float32, "eager", 2),
+        (torch.bfloat16, "sdpa", 2),
+        (torch.bfloat16, "eager", HEADS),
+    ],
+)
+def test_a_tuned_layer_is_told_to_the_byte(dtype: torch.dtype, attention: str, keys: int) -> None:
     embedded = torch.randn(2, TOKENS, WIDTH, dtype=dtype)
-    for layers in (FEW, MANY):
-        model = with_peft(layers, attention, keys, dtype)
-        found.append(kept_bytes(lambda model=model: model(inputs_embeds=embedded), model))  # type: ignore[misc]
+    found = kept_a_layer(lambda n: with_peft(n, attention, keys, dtype), 2, inputs_embeds=embedded)
     tower = tower_of(decoder(FEW, attention, keys))
     told = adapted_layer_bytes(tower, TOKENS, 8, dtype.itemsize, fused=attention == "sdpa")
-    assert found[1] - found[0] == (MANY - FEW) * 2 * TOKENS * told
+    assert found == TOKENS * told
 
 
 class Living(TorchDispatchMode):

@@ -58,9 +58,7 @@ def profile_of(processor: Any) -> ModelProfile:
 @pytest.mark.parametrize(
     ("make", "frames", "height", "width"), [(qwen2_5_vl, 2, 360, 640), (qwen3_vl, 7, 256, 256)]
 )
-def test_a_chunk_has_as_many_tokens_and_numbers_as_the_processor_gives(
-    make: Any, frames: int, height: int, width: int
-) -> None:
+def test_chunks_are_as_the_processor_gives(make: Any, frames: int, height: int, width: int) -> None:
     processor, profile = made(make)
     stored = profile.fit_video.size(height, width)
     clip = Clip(

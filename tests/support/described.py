@@ -6,8 +6,11 @@ import tempfile
 from functools import cache
 from pathlib import Path
 
+import pytest
+
 from artifacts.store import FolderStore
 from flows.job.config import CaptionConfig
+from flows.job.launch import DirectLauncher
 from flows.job.models import digests_in, open_model
 from stages.models.profile import ModelProfile
 from tests.support.inside import InsideLauncher
@@ -39,3 +42,10 @@ def described(store: Path) -> Path:
     """Make a store there in which the demo is described, so that no process has to."""
     shutil.copytree(_described()[0], store)
     return store
+
+
+def spare_processes(patch: pytest.MonkeyPatch) -> InsideLauncher:
+    """Have commands run their stages as functions of this process."""
+    inside = InsideLauncher()
+    patch.setattr(DirectLauncher, "start", lambda _, call: inside.start(call))
+    return inside
