@@ -55,7 +55,7 @@ def test_no_option_goes_unnoticed(command: str) -> None:
     for word in command.split():
         (actions,) = [a for a in found._actions if isinstance(a, argparse._SubParsersAction)]
         found = actions.choices[word]
-    told = {str((action.option_strings or [action.metavar])[-1]) for action in found._actions}
+    told = {str([action.metavar, *action.option_strings][-1]) for action in found._actions}
     assert set(OPTIONS[command].split()) <= told
 
 

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -53,7 +54,7 @@ def test_no_parameter_leads_out_of_it(
     config: CaptionConfig, tmp_path: Path, name: str, text: str
 ) -> None:
     (tmp_path / "allowed" / "link").symlink_to(tmp_path)
-    given = {"out": config.out, "store": config.store, name: text.format(tmp_path)}
+    given: dict[str, Any] = {name: text.format(tmp_path)}
     with pytest.raises(UsageError, match=f"`{name}` leads to .*{VARIABLE}"):
         confine(replace(config, **given))
     assert [path.name for path in tmp_path.iterdir()] == ["allowed"]
