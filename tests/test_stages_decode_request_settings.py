@@ -13,7 +13,7 @@ from stages.decode.generation import Generation
 from stages.decode.request_settings import SETTINGS, RequestSettings, cut_at, held_back
 from stages.decode.structure import canonical, rest_of
 from tests.support.clips import clips
-from tests.support.waves import CAPTIONS, Wave, events
+from tests.support.waves import CAPTIONS, Wave, encoded_wave, events
 
 LIMIT = 48
 PROMPT = "Describe this image in detail."
@@ -48,9 +48,7 @@ ASKED: Mapping[str, str] = {
 
 @pytest.fixture(scope="module")
 def wave(tmp_path_factory: pytest.TempPathFactory) -> Wave:
-    wave = Wave(tmp_path_factory.mktemp("store"), CHECKPOINT, [clips("image", 1)])
-    wave.encode()
-    return wave
+    return encoded_wave(tmp_path_factory.mktemp("store"), CHECKPOINT, clips("image", 1))
 
 
 def said(
@@ -81,12 +79,15 @@ def said(
     }
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("engine", ["transformers", "inflight"])
+@pytest.mark.parametrize("engine", ENGINES)
 def test_settings_of_one_batch_are_each_followed_as_alone(
     engine: str, wave: Wave, tmp_path: Path
 ) -> None:
-    together = said(wave, tmp_path, engine, ASKED, f"{engine} together")
+    asked = {**ASKED, "nowhere": settings(schema=NO_WORD)}
+    together = said(wave, tmp_path, engine, asked, f"{engine} together")
+    nowhere = together.pop("nowhere")
+    assert (nowhere["event"], nowhere["kind"]) == ("failure", "unsupported")
+    assert rest_of(NO_WORD).tokens < LIMIT
     captions = {name: each["caption"] for name, each in together.items()}
     for name in ("short", "warm", "present", "stopped"):
         alone = said(wave, tmp_path, engine, {name: ASKED[name]}, f"{engine} {name}")
@@ -103,28 +104,10 @@ def test_settings_of_one_batch_are_each_followed_as_alone(
     key = f"{engine} together warm"
     assert wave.record_set("captions", CAPTIONS).meta(key)["prompt_tokens"] > 10
 
-
-@pytest.mark.parametrize("engine", ENGINES)
-def test_a_stop_string_of_several_tokens_ends_a_caption_before_it(
-    engine: str, wave: Wave, tmp_path: Path
-) -> None:
-    whole = said(wave, tmp_path, engine, {"plain": ""}, f"{engine} whole")["plain"]["caption"]
-    stop = whole[5:17]
-    found = said(wave, tmp_path, engine, {"cut": settings(stop=(stop, "zzzz"))}, f"{engine} cut")
-    assert (found["cut"]["caption"], found["cut"]["ended"]) == (whole[:5].strip(), "stop")
-    assert found["cut"]["tokens"] > 1
-
-
-@pytest.mark.parametrize("engine", ENGINES)
-def test_a_schema_that_leads_nowhere_fails_its_own_request_alone(
-    engine: str, wave: Wave, tmp_path: Path
-) -> None:
-    asked = {"nowhere": settings(schema=NO_WORD), "short": settings(limit=2), "plain": ""}
-    found = said(wave, tmp_path, engine, asked, f"{engine} nowhere")
-    assert found["nowhere"]["event"] == "failure" and found["nowhere"]["kind"] == "unsupported"
-    assert found["plain"]["caption"] and rest_of(NO_WORD).tokens < LIMIT
-    assert (found["short"]["tokens"], found["short"]["ended"]) == (2, "length")
-    assert found["plain"]["caption"].startswith(found["short"]["caption"])
+    long = settings(stop=(captions["plain"][5:17], "zzzz"))  # a stop of several tokens
+    cut = said(wave, tmp_path, engine, {"cut": long}, f"{engine} cut")["cut"]
+    assert (cut["caption"], cut["ended"]) == (captions["plain"][:5].strip(), "stop")
+    assert cut["tokens"] > 1
 
 
 def test_a_text_is_cut_at_the_first_of_its_stop_strings() -> None:

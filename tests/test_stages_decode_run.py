@@ -173,18 +173,6 @@ def test_a_resumed_batch_publishes_only_what_is_missing(tmp_path: Path) -> None:
     assert wave.decode(PROMPTS, OTHER) == [{"event": "total", "items": 0}]
 
 
-def test_a_checkpoint_that_samples_is_decoded_greedily(tmp_path: Path) -> None:
-    folder = tmp_path / "model"
-    shutil.copytree(checkpoint("llava"), folder)
-    settings = json.loads((folder / "generation_config.json").read_text())
-    settings |= {"do_sample": True, "temperature": 9.0, "top_k": 50, "top_p": 0.9}
-    (folder / "generation_config.json").write_text(json.dumps(settings))
-    batch = clips("image", 2)
-    wave = encoded_wave(tmp_path / "store", folder, batch)
-    wave.decode(PROMPTS)
-    assert said(wave.captions()) == joint_captions(checkpoint("llava"), batch, PROMPTS)
-
-
 def test_a_batch_ends_when_every_row_has_ended_or_is_cut_and_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

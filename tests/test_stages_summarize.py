@@ -1,11 +1,11 @@
 """Chapters and summaries: how texts are packed, that each is read once a level and never more than
-the context holds, and that a death costs only what was not said."""
+the context holds, and that what was said before is not said again."""
 
+import contextlib
 import functools
+import itertools
 import json
-import os
 import random
-from contextlib import closing
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -16,11 +16,11 @@ from artifacts.errors import UsageError
 from artifacts.packs import RecordSet
 from artifacts.store import FolderStore
 from stages.models.inspection import describe
-from stages.process.report import Report
 from stages.summarize.job import MOST_TEXTS, SummaryJob
 from stages.summarize.packing import Told, clock, packed
 from stages.summarize.run import run
 from tests.support.families import checkpoint
+from tests.support.waves import events
 
 CONTEXT = 400
 ANSWER = 8
@@ -51,24 +51,6 @@ def test_times_are_told_as_people_write_them() -> None:
     assert Told(30, 60, " A ball\nrolls. ").line == "[00:30\u201301:00] A ball rolls."
 
 
-class Died(BaseException):
-    """A death of the process at a moment of the test's choice."""
-
-
-class DyingReport(Report):
-    """A report that dies after so many items."""
-
-    def __init__(self, descriptor: int, items: int) -> None:
-        super().__init__(descriptor)
-        self._left = items
-
-    def item(self, key: str, *, label: str = "", tokens: int = 0) -> None:
-        super().item(key, label=label, tokens=tokens)
-        self._left -= 1
-        if not self._left:
-            raise Died
-
-
 def texts(count: int, *, changed: int = -1) -> list[tuple[float, float, str]]:
     said = [f"ball {at} rolls" + " far" * (at % 3) for at in range(count)]
     if changed >= 0:
@@ -84,7 +66,7 @@ def half(family: str) -> dict[str, Any]:
     return {"model": str(checkpoint(family)), "route": profile.route, "pieces": pieces}
 
 
-def told(family: str, store: Path, *media: Any, **changes: Any) -> dict[str, Any]:
+def job_of(family: str, store: Path, *media: Any, **changes: Any) -> dict[str, Any]:
     job = {
         **half(family),
         "store": str(store),
@@ -97,16 +79,23 @@ def told(family: str, store: Path, *media: Any, **changes: Any) -> dict[str, Any
     return json.loads(json.dumps({**job, **changes}))  # type: ignore[no-any-return]
 
 
+class Died(BaseException):
+    """A death of the process."""
+
+
 def summarize(job: dict[str, Any], *, dies_after: int = 0) -> int:
-    """How many texts were said."""
-    descriptor = os.memfd_create("events")
-    with closing(os.fdopen(descriptor, "rb", closefd=True)) as file:
-        try:
-            run(job, DyingReport(descriptor, dies_after))
-        except Died:
-            assert dies_after
-        file.seek(0)
-        return sum(json.loads(line)["event"] == "item" for line in file)
+    """How many texts were said, or until the process died after so many."""
+    with events() as (report, told), contextlib.suppress(Died):
+        tell, count = report.item, itertools.count(1)
+
+        def item(*given: Any, **named: Any) -> None:
+            tell(*given, **named)
+            if next(count) == dies_after:
+                raise Died
+
+        report.item = item  # type: ignore[method-assign]
+        run(job, report)
+    return sum(event["event"] == "item" for event in told)
 
 
 def records(store: Path) -> dict[str, dict[str, Any]]:
@@ -117,7 +106,7 @@ def records(store: Path) -> dict[str, dict[str, Any]]:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_chunk_is_read_once_a_level_within_the_context(family: str, tmp_path: Path) -> None:
     count = MOST_TEXTS + 3
-    said = summarize(told(family, tmp_path, texts(count)))
+    said = summarize(job_of(family, tmp_path, texts(count)))
     found = records(tmp_path)
     summary = found.pop("0" * 64)
     below = count
@@ -134,44 +123,32 @@ def test_every_chunk_is_read_once_a_level_within_the_context(family: str, tmp_pa
     assert summary["tokens"] >= sum(node["tokens"] for node in found.values()) > 0
 
 
-@pytest.mark.slow
-def test_a_death_costs_only_what_was_not_said(tmp_path: Path) -> None:
-    media = (texts(12), texts(6, changed=2))
-    whole = summarize(told("qwen2_5_vl", tmp_path / "whole", *media))
-    assert whole >= 4
-    for moment in (1, 2, whole):
-        store = tmp_path / f"died-{moment}"
-        job = told("qwen2_5_vl", store, *media)
-        assert summarize(job, dies_after=moment) == moment
-        assert summarize(job) == whole - moment
-        assert records(store) == records(tmp_path / "whole")
-        assert summarize(job) == 0
-
-
-def test_a_changed_caption_is_told_anew_up_to_the_summary_and_nothing_else(tmp_path: Path) -> None:
-    first = summarize(told("qwen2_5_vl", tmp_path, texts(12)))
+def test_after_a_death_or_a_change_only_what_was_not_said_is_said(tmp_path: Path) -> None:
+    job = job_of("qwen2_5_vl", tmp_path, texts(12))
+    first = summarize(job, dies_after=2) + summarize(job)
     levels = records(tmp_path)["0" * 64]["levels"]
-    again = told("qwen2_5_vl", tmp_path, texts(12, changed=11))
+    again = job_of("qwen2_5_vl", tmp_path, texts(12, changed=11))
     again["media"][0]["key"] = "1" * 64
     assert first == sum(map(len, levels)) > len(levels)
     assert summarize(again) <= len(levels)
+    assert summarize(again) == 0
 
 
 def test_one_caption_is_summarized_too(tmp_path: Path) -> None:
-    assert summarize(told("qwen2_5_vl", tmp_path, texts(1))) == 1
+    assert summarize(job_of("qwen2_5_vl", tmp_path, texts(1))) == 1
     summary = records(tmp_path)["0" * 64]
     assert summary["levels"] == [[1]] and summary["chapters"] == [[0.0, 30.0, summary["summary"]]]
 
 
 def test_texts_too_long_for_the_context_are_cut_and_said_so(tmp_path: Path) -> None:
     long = [(0.0, 30.0, "ball " * 400), (30.0, 60.0, "<|image_pad|> cat"), (60.0, 90.0, "")]
-    summarize(told("qwen2_5_vl", tmp_path, long))
+    summarize(job_of("qwen2_5_vl", tmp_path, long))
     found = records(tmp_path)
     assert found["0" * 64]["cut"] == 1
     assert all(n["read"] + n["tokens"] <= CONTEXT for n in found.values() if "read" in n)
 
 
 def test_what_is_asked_may_not_fill_the_context(tmp_path: Path) -> None:
-    job = told("qwen2_5_vl", tmp_path, texts(3), asked="Why? " * 80)
+    job = job_of("qwen2_5_vl", tmp_path, texts(3), asked="Why? " * 80)
     with pytest.raises(UsageError, match="the captions find no room"):
         summarize(job)
