@@ -119,6 +119,7 @@ def blocks_of(page: str) -> list[str]:
     return found
 
 
+@pytest.mark.slow
 def test_the_code_of_the_readme_runs(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (here / "videos" / NAMES[0]).unlink()
     (here / "videos").rename(here / "VIDEOS")

@@ -123,11 +123,11 @@ def batch_costs(folder: Path) -> dict[Any, tuple[BatchCost, ...]]:
     return {str(half): of_half for half, of_half in found.batch_costs.items()}
 
 
-MORE = ("llava", "qwen2_5_vl", "qwen3_vl", "smolvlm", "blip_2")
+MORE = ("florence2", "llava", "qwen2_5_vl", "qwen3_vl", "smolvlm", "blip_2")
 
 
 @pytest.mark.parametrize(
-    "family", ["gemma3", "florence2", *(pytest.param(x, marks=pytest.mark.slow) for x in MORE)]
+    "family", ["gemma3", *(pytest.param(x, marks=pytest.mark.slow) for x in MORE)]
 )
 def test_what_is_counted_is_the_same(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     known = family in ("llava", "qwen2_5_vl", "qwen3_vl", "smolvlm")

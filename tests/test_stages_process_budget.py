@@ -138,7 +138,7 @@ def importable(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         ("of_python", "MemoryError", []),
         ("of_numpy", "Unable to allocate", ["numpy"]),
-        ("of_torch", "DefaultCPUAllocator", ["torch"]),
+        pytest.param("of_torch", "DefaultCPUAllocator", ["torch"], marks=pytest.mark.slow),
         ("of_cxx", "bad_alloc", []),
         ("of_a_map", "Cannot allocate memory", []),
         ("of_threads", "thread", []),
