@@ -21,19 +21,28 @@ from tests.support.pipeline import read_lines
 BY_GRAPHS = ("--vision-backend", "onnx")
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny dual encoder with graphs of both halves."""
-    source = save_clip(tmp_path_factory.mktemp("clip"))
-    folder = tmp_path_factory.mktemp("exported") / "model"
-    with_graphs(graph_job(source, folder, "vision", "language", route="dual"))
+def exported(make: pytest.TempPathFactory, *parts: str) -> Path:
+    folder = make.mktemp("exported") / "model"
+    with_graphs(graph_job(save_clip(make.mktemp("clip")), folder, *parts, route="dual"))
     return folder
 
 
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny dual encoder with graphs of both halves."""
+    return exported(tmp_path_factory, "vision", "language")
+
+
+@pytest.fixture(scope="module")
+def seeing(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with graphs of its vision half alone."""
+    return exported(tmp_path_factory, "vision")
+
+
 @pytest.fixture
-def own(model: Path, tmp_path: Path) -> Path:
-    """The same, to be changed."""
-    return Path(shutil.copytree(model, tmp_path / "own"))
+def own(seeing: Path, tmp_path: Path) -> Path:
+    """That one, to be changed."""
+    return Path(shutil.copytree(seeing, tmp_path / "own"))
 
 
 @pytest.fixture(scope="module")
@@ -129,6 +138,10 @@ def test_graphs_that_are_gone_or_were_never_made_are_refused(
     (own / "onnx" / "vision-0.onnx").unlink()
     assert refused(pictures, own, place) == 5
     assert "vision-0.onnx is gone" in one_line(capsys)
+    # Many checkpoints bring graphs of another program, in a folder of the same name.
+    (own / "onnx" / FILE).unlink()
+    assert refused(pictures, own, place) == 2
+    assert "has no graphs of its vision half" in one_line(capsys)
     shutil.rmtree(own / "onnx")
     assert refused(pictures, own, place) == 2
     assert "has no graphs of its vision half" in one_line(capsys)
@@ -144,25 +157,26 @@ def test_graphs_that_are_gone_or_were_never_made_are_refused(
 )
 def test_what_makes_no_sense_is_one_line(
     pictures: Path,
-    model: Path,
+    seeing: Path,
     place: Path,
     capsys: pytest.CaptureFixture[str],
     more: tuple[str, ...],
     code: int,
     words: str,
 ) -> None:
-    assert refused(pictures, model, place, *more) == code
+    assert refused(pictures, seeing, place, *more) == code
     assert words in one_line(capsys)
 
 
 @pytest.mark.slow
 def test_auto_takes_graphs_that_passed_and_are_faster_here(
     pictures: Path,
-    own: Path,
+    model: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    own = Path(shutil.copytree(model, tmp_path / "own"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
     def planned() -> str:
@@ -185,7 +199,7 @@ def test_auto_takes_graphs_that_passed_and_are_faster_here(
 
 @pytest.mark.slow
 def test_doctor_measures_graphs_beside_torch(
-    own: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    model: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     from artifacts.store import open_store
     from flows.job.launch import DirectLauncher
@@ -193,20 +207,9 @@ def test_doctor_measures_graphs_beside_torch(
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     store = open_store(str(tmp_path / "store"))
-    speed = time_graphs(str(own), "cpu", store, DirectLauncher(lambda *_: None))
+    speed = time_graphs(str(model), "cpu", store, DirectLauncher(lambda *_: None))
     assert speed.torch > 0 and speed.graphs > 0
     assert list((tmp_path / "cache" / "penstock" / "graphs").glob("*.json"))
-
-
-@pytest.mark.slow
-def test_a_folder_of_graphs_of_others_is_left_alone(
-    pictures: Path, own: Path, place: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Many checkpoints bring graphs of another program, in a folder of the same name."""
-    (own / "onnx" / FILE).unlink()
-    assert refused(pictures, own, place) == 2
-    assert "has no graphs of its vision half" in one_line(capsys)
-    assert embed(pictures, own, place) == 0
 
 
 @pytest.mark.slow

@@ -19,13 +19,15 @@ from flows.deployments.caption import caption_videos
 from flows.deployments.recorded import is_form_without_rule
 from flows.deployments.tune import tune_captions
 from flows.job.command_config import EmbedConfig
+from flows.job.config import CaptionConfig
+from flows.planning.plan import figures, plan_of
 from flows.results.run_record import RUN_RECORD
 from flows.reviewing.rewriting import again
 from penstock_demo import CHECKPOINT
 from penstock_demo.clips import write_clips
 from stages.models.adapters.reading import ADAPTER_WEIGHTS
 from stages.models.published import FIELD
-from tests.support.inside import run_inside
+from tests.support.inside import InsideLauncher, Ran, run_inside
 from tests.support.pipeline import Place
 
 CLIPS = 2
@@ -59,32 +61,42 @@ def way_of(place: Place) -> bool:
 
 
 def test_captions_as_stock_are_told_of_and_the_other_way_encodes_nothing_anew(
-    place: Place, capsys: pytest.CaptureFixture[str]
+    place: Place,
 ) -> None:
-    stock = run_inside(place, as_published=False, fps=2.0)
+    def run(**options: Any) -> Ran:
+        return run_inside(place, fps=2.0, max_new_tokens=8, **options)
+
+    stock = run(as_published=False)
     assert not way_of(place) and OTHERWISE not in stock.said
     before = place.captions()
-    words = ["plan", str(place.clips), "--model", place.model, "--store", str(place.store)]
-    assert main([*words, "--fps", "2", "--json"]) in (0, 3)
-    assert STORED in json.loads(capsys.readouterr().out)["notes"]
-    ruled = run_inside(place, fps=2.0)
+    config = CaptionConfig(
+        sources=(str(place.clips),),
+        model=place.model,
+        store=str(place.store),
+        fps=2.0,
+        max_new_tokens=8,
+    )
+    assert STORED in figures(plan_of(config, InsideLauncher()))["notes"]
+    ruled = run()
     assert way_of(place) and OTHERWISE in ruled.said and STORED in ruled.said
     assert "frames" not in ruled.started or "encode" not in ruled.started
     assert {row["precision"]["language"] for row in place.captions()} == {
         before[0]["precision"]["language"] + " as published"
     }
-    again = run_inside(place, as_published=True, fps=2.0)
+    again = run(as_published=True)
     assert "decode" not in again.started and STORED not in again.said
-    stock = run_inside(place, as_published=False, fps=2.0)
+    stock = run(as_published=False)
     assert not {"encode", "decode"} & {*stock.started}
     assert place.captions() == before
 
 
 def test_a_checkpoint_of_this_transformers_is_run_as_stock(place: Place) -> None:
-    ran = run_inside(replace(place, model="demo"))
+    place = replace(place, model="demo")
+    asked: dict[str, Any] = {"fps": 2.0, "max_new_tokens": 8}
+    ran = run_inside(place, **asked)
     assert not way_of(place) and OTHERWISE not in ran.said
     before = place.captions()
-    assert "decode" not in run_inside(replace(place, model="demo"), as_published=False).started
+    assert "decode" not in run_inside(place, as_published=False, **asked).started
     assert place.captions() == before
 
 
@@ -92,11 +104,8 @@ def test_a_command_that_was_recorded_before_goes_on_as_stock() -> None:
     words = ["caption", "clips", "--json"]
     assert again(words) == ["caption", "clips"]
     assert again(words, by_rule=False) == ["caption", "clips", "--as-stock"]
-    assert again([*words, "--as-published"], by_rule=False) == [
-        "caption",
-        "clips",
-        "--as-published",
-    ]
+    published = ["caption", "clips", "--as-published"]
+    assert again([*words, "--as-published"], by_rule=False) == published
 
 
 def test_a_deployment_that_was_recorded_before_goes_on_as_stock() -> None:

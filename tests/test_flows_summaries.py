@@ -2,7 +2,6 @@
 alone, once, and again only where what they are of has changed."""
 
 import json
-import shutil
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -16,6 +15,7 @@ from flows.job.config import CaptionConfig
 from tests.support.checkpoints import whole_checkpoint
 from tests.support.families import checkpoint
 from tests.support.inside import run_inside
+from tests.support.long_context import with_context
 from tests.support.media import picture, write_numbered, write_video
 from tests.support.pipeline import Place, kill_at, read_lines
 
@@ -41,20 +41,11 @@ def summaries(place: Place) -> list[dict[str, Any]]:
     return read_lines(place.out / "summaries.jsonl")
 
 
-def with_context(model: Path, tokens: int, folder: Path) -> str:
-    """A copy of a model that reads and says so many tokens at the most."""
-    shutil.copytree(model, folder)
-    config = json.loads((folder / "config.json").read_text())
-    config["text_config"]["max_position_embeddings"] = tokens
-    (folder / "config.json").write_text(json.dumps(config))
-    return str(folder)
-
-
 def test_each_video_has_chapters_and_a_summary_that_fit_a_small_context(
     place: Place, tmp_path: Path
 ) -> None:
     model = with_context(checkpoint("qwen2_5_vl"), CONTEXT, tmp_path / "small")
-    place = replace(place, model=model)
+    place = replace(place, model=str(model))
     first = run(place)
     assert first.started[-2:] == ["decode", "summarize"] and first.result.summaries == 2
     assert "2 summaries in " in first.result.line()
@@ -90,7 +81,7 @@ def test_of_several_prompts_the_first_is_summarized(place: Place) -> None:
     assert summaries(place) == alone
 
 
-@pytest.mark.parametrize("family", ["blip", "instructblip"])
+@pytest.mark.parametrize("family", ["blip", pytest.param("instructblip", marks=pytest.mark.slow)])
 def test_a_model_that_says_nothing_without_a_picture_is_refused_before_work(
     place: Place, family: str
 ) -> None:
@@ -106,7 +97,7 @@ def test_a_prompt_for_no_summary_is_refused() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", ["blip_2", "florence2", "gemma3", "mllama", "internvl"])
+@pytest.mark.parametrize("family", ["blip_2", "florence2", "mllama", "internvl"])
 def test_a_family_of_each_route_summarizes(place: Place, family: str) -> None:
     place = replace(place, model=str(whole_checkpoint(family)))
     run(place)
@@ -130,7 +121,7 @@ def test_a_run_that_is_killed_while_it_summarizes_ends_with_the_same_bytes(tmp_p
     assert whole.run(*more).returncode == 0
     wanted = (whole.out / "summaries.jsonl").read_bytes()
     assert [row["levels"] for row in summaries(whole)] == [[2, 1], [2, 1]]
-    for item, victim in ((1, "child"), (2, "group"), (3, "group"), (5, "server")):
+    for item, victim in ((1, "child"), (3, "group"), (5, "server")):
         name = f"{victim}-{item}"
         place = Place(clips=clips, out=tmp_path / name, store=tmp_path / f"store-{name}")
         kill_at(place, "summarize", item, victim, *more)
