@@ -170,7 +170,7 @@ def test_later_runs_write_and_cut_what_is_missing_alone(config: CaptionConfig) -
 def test_formats_that_were_not_asked_for_are_not_written(config: CaptionConfig) -> None:
     write(config, format=("musubi",))
     there = {path.name for path in Path(config.out).iterdir() if path.is_dir()}
-    assert there == {"clips", "logs", "musubi"}
+    assert there - {"logs"} == {"clips", "musubi"}
     record = load_record(Path(config.out))
     assert "musubi" in "\n".join(status_lines(record, stages_of(record, 0.0)))
 
