@@ -1,8 +1,7 @@
 """Batches that do not fit are gone through in pieces that do, and the size that fits is kept."""
 
-import gc
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -19,16 +18,6 @@ from stages.memory.shrinking import (
     wanted_bytes,
 )
 from tests.support.waves import events
-
-
-@pytest.fixture(scope="module", autouse=True)
-def little_garbage() -> Iterator[None]:
-    """Each try begins with a garbage collection, which would go through all that is imported."""
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
-
 
 WORDS = "CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0 has a total capacity of 8 GiB"
 

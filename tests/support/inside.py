@@ -1,11 +1,8 @@
 """A whole caption run in this process: the flow, the stages and the store are the program's own,
 and only the child processes are spared."""
 
-import atexit
-import gc
 import json
 import os
-import sys
 from contextlib import closing
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -47,19 +44,6 @@ class Ended:
     def stop(self) -> None: ...
 
 
-def spare_imports() -> None:
-    """Keep what is imported out of collections, which stages ask for often and this process would
-    need half a second for."""
-    if len(sys.modules) > 1.02 * spared[0]:
-        gc.freeze()
-        spared[0] = len(sys.modules)
-
-
-spared = [0]
-"""How many modules were there when it was last done."""
-atexit.register(gc.unfreeze)  # or some of what is imported calls itself leaked
-
-
 @dataclass(kw_only=True, slots=True)
 class InsideLauncher:
     """Runs each stage as a function of this process."""
@@ -71,7 +55,6 @@ class InsideLauncher:
         self.started.append(call.name)
         module, _, name = ENTRIES[call.name].partition(":")
         run = getattr(import_module(module), name)
-        spare_imports()
         outcome = StageOutcome(name=call.name)
         descriptor = os.memfd_create("events")
         arguments = json.loads(json.dumps(call.arguments))

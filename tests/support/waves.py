@@ -2,7 +2,6 @@
 
 import atexit
 import functools
-import gc
 import json
 import os
 import shutil
@@ -34,22 +33,12 @@ OFFSET = 30.0
 """Seconds at which every clip begins in its medium: chunks count from their own start."""
 
 
-@functools.cache
-def freeze_imports() -> None:
-    """Keep the collector, which the stages call often, from what this process has imported: looking
-    through it took two thirds of the time of their tests."""
-    gc.collect()
-    gc.freeze()
-    atexit.register(gc.unfreeze)
-
-
 class Wave:
     """Clips under the keys `frames-N`, cut into batches."""
 
     def __init__(
         self, store: Path, model: Path, batches: Sequence[Sequence[Clip]], **settings: Any
     ) -> None:
-        freeze_imports()
         self.store = str(store)
         self.model = str(model)
         self.settings = settings
