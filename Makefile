@@ -1,9 +1,11 @@
 # What the README tells people to call. Everything runs in .venv, which scripts/setup makes.
 PYTEST ?= .venv/bin/pytest -q -n $(WORKERS) --dist worksteal
 WORKERS ?= 2
+GPU_TESTS := tests/test_flows_on_gpu.py tests/test_flows_gpu_modes.py tests/test_flows_serving_on_gpu.py tests/test_project_gpu_check_whole.py
+GPU_SAMPLE := a_run_on_a_gpu or server or lost or 265 or two_unlike_cards or mig or old_driver
 GPU_CHECK ?= $(if $(MODEL),--model '$(MODEL)') $(if $(SOURCE),--source '$(SOURCE)') $(if $(OUT),--out '$(OUT)')
 
-.PHONY: help setup demo server worker lint test test-slow test-slow-sample test-gpu check docs docs-check models gpu-check bench wheel lock clean distclean
+.PHONY: help setup demo server worker lint test test-slow test-slow-sample test-gpu test-gpu-sample check docs docs-check models gpu-check bench wheel lock clean distclean
 
 help:
 	@echo "make demo       captions the demo clips through the whole pipeline"
@@ -11,6 +13,7 @@ help:
 	@echo "make test       runs the tests, in two processes (make test-slow: those that take minutes)"
 	@echo "make test-slow-sample  runs some of those, for two minutes; the commit decides which"
 	@echo "make test-gpu   runs every command, and the check of a GPU, on stand-ins for cards and drivers"
+	@echo "make test-gpu-sample   runs one of each kind of those, as CI does"
 	@echo "make lint       looks at format, style, types and layers; make check: that and the tests"
 	@echo "make docs       builds the site from docs/ into site/index.html; a broken link or anchor fails"
 	@echo "make docs-check runs every command that README and docs/ show, with the demo's models"
@@ -44,7 +47,10 @@ test-slow-sample: setup
 	@$(PYTEST) -m slow -p scripts.slow_sample
 
 test-gpu: setup
-	@$(PYTEST) -m slow tests/test_flows_on_gpu.py tests/test_flows_gpu_modes.py tests/test_flows_serving_on_gpu.py tests/test_project_gpu_check_whole.py
+	@$(PYTEST) -m slow $(GPU_TESTS)
+
+test-gpu-sample: setup
+	@$(PYTEST) -m slow $(GPU_TESTS) -k '$(GPU_SAMPLE)'
 
 lint: setup
 	.venv/bin/ruff format --check .
