@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from artifacts.errors import UsageError
 from flows.cli.main import main
@@ -40,10 +41,6 @@ def place(tmp_path: Path) -> Place:
 def take(place: Place, count: int) -> None:
     for path in sorted(SAMPLES.glob("*.mp4"))[:count]:
         (place.clips / path.name).symlink_to(path)
-
-
-def seconds_of_video(place: Place, seconds: int) -> None:
-    write_video(place.clips / "long.mp4", ticks=range(0, 30 * seconds, 15))
 
 
 def run_here(place: Place, **options: Any) -> Ran:
@@ -84,46 +81,26 @@ def test_the_command_captions_clips_as_the_whole_model_does(place: Place) -> Non
 
 
 @pytest.mark.slow
-def test_real_clips_are_captioned_as_the_whole_model_does(place: Place, shared_clips: Path) -> None:
-    for name in ("tc_nasa.mp4", "mei_road.avi", "psd_delayed.mp4"):
-        (place.clips / name).symlink_to(shared_clips / name)
-    run_here(place, keep_frames=True, batch_size=1)
-    rows = place.captions()
-    assert {row["media_path"] for row in rows} == {path.name for path in place.clips.iterdir()}
-    for row, (_, frames) in zip(rows, frames_of(place), strict=True):
-        assert row["caption"] == said_by_the_whole(frames, PROMPT)
-
-
-@pytest.mark.slow
 def test_pictures_are_captioned_by_both_models(place: Place) -> None:
-    from PIL import Image
-
     noise = np.random.default_rng(0).integers(0, 255, (2, 90, 120, 3), dtype=np.uint8)
     for number, pixels in enumerate(noise):
         Image.fromarray(pixels).save(place.clips / f"{number}.png")
-    run_here(place)
-    assert len(place.captions()) == 2 and not place.failures()
-    other = Place(
-        clips=place.clips, out=place.out, store=place.store, model=str(published(experts=True))
-    )
-    run_here(other)
-    assert len(other.captions()) == 2 and not other.failures()
-    assert len({row["caption"] for row in other.captions()}) == 2
+    for model in (place.model, str(published(experts=True))):
+        run_here(replace(place, model=model))
+        assert len(place.captions()) == 2 and not place.failures()
+    assert len({row["caption"] for row in place.captions()}) == 2
 
 
 @pytest.mark.slow
-def test_chunks_are_no_longer_than_what_is_seen_of_them(place: Place) -> None:
-    seconds_of_video(place, 60)
+def test_chunks_are_no_longer_than_what_is_seen_of_them_and_of_others_it_is_told(
+    place: Place,
+) -> None:
+    write_video(place.clips / "long.mp4", ticks=range(0, 30 * 60, 15))
     ran = run_here(place)
     rows = place.captions()
     assert [(row["start"], row["end"]) for row in rows] == [(0, 24), (24, 48), (48, 60)]
     assert [len(row["frames"]) for row in rows] == [24, 24, 12]
     assert "would not be seen" not in ran.said
-
-
-@pytest.mark.slow
-def test_what_of_a_longer_chunk_is_not_seen_is_told(place: Place) -> None:
-    seconds_of_video(place, 60)
     ran = run_here(place, chunk=60.0)
     assert len(place.captions()) == 1
     assert (
@@ -147,18 +124,9 @@ def test_what_is_computed_as_published_is_another_caption_of_the_same_features(
     assert {row["precision"]["vision"] for row in rounded} == {"fp32"}
     assert [row["features"] for row in rounded] == [row["features"] for row in exact]
     assert "is computed as its published code does: frequencies of its rotary" in second.said
-    again = run_here(place)
-    assert "decode" not in again.started and place.captions() == exact
-
-
-@pytest.mark.slow
-def test_trusting_the_checkpoint_changes_nothing(place: Place) -> None:
-    take(place, 1)
-    run_here(place)
-    before = place.captions()
-    again = run_here(place, trust_remote_code=True)
-    assert not {"encode", "decode"} & set(again.started)
-    assert place.captions() == before
+    for trusting in (False, True):
+        again = run_here(place, trust_remote_code=trusting)
+        assert not {"encode", "decode"} & {*again.started} and place.captions() == exact
 
 
 def test_a_model_that_is_computed_in_one_way_alone_fails_as_published(place: Place) -> None:

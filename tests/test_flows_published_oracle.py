@@ -2,25 +2,19 @@
 weights were published with, installed beside and asked by one joint `generate` a case."""
 
 import shutil
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from flows.job.launch import StageCall
-from stages.models import encode, generate, load_half
-from stages.models.halves.boundary import HALVES
-from stages.models.processors.loading import load_processor
-from stages.models.processors.vision_pair import without_outer_pair
 from stages.summarize.job import SUMMARY
 from stages.summarize.packing import Told
-from tests.support.clips import joint_model, without_pixels
-from tests.support.first_releases import RELEASES, Answer, Medium, Question, answers, build, release
+from tests.support.clips import joint_model
+from tests.support.first_releases import RELEASES, Medium, Question, answers, build, release
 from tests.support.inside import Ended, InsideLauncher, Ran, run_through
 from tests.support.media import picture, write_video
 from tests.support.pipeline import Place, read_lines
@@ -51,10 +45,6 @@ class Scene:
     model: Path
     clips: Path
     folder: Path
-    several: list[Question]
-    """Of several media each."""
-    answers: list[Answer]
-    """What the first release says to them."""
 
     def place(self, name: str) -> Place:
         """Return where a run of its own reads and writes."""
@@ -77,29 +67,8 @@ def scene(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     Image.fromarray(picture(7, high, wide)).save(clips / "a.png")
     for name, seconds in (("b-short", SHORT), ("c-long", LONG[family])):
         write_video(clips / f"{name}.mp4", ticks=range(0, 30 * seconds, 15), size=(high, wide))
-    model, several = folder / "model", several_media(family)
-    return Scene(
-        family=family,
-        model=model,
-        clips=clips,
-        folder=folder,
-        several=several,
-        answers=build(family, model, several),
-    )
-
-
-def several_media(family: str) -> list[Question]:
-    """Return prompts with two videos, and with a picture behind or before a video."""
-    rng = np.random.default_rng(5)
-
-    def medium(frames: int, fps: float | None) -> Medium:
-        pixels = rng.integers(0, 255, (frames, *SIDES[family], 3), dtype=np.uint8)
-        return Medium(frames=pixels, fps=fps)
-
-    frames = int(LONG[family] * RATES[family])
-    short, long, image = medium(6, 2.0), medium(frames, RATES[family]), medium(1, None)
-    media = [(long, short), (image, long, image), (long, image)]
-    return [Question(prompt="Which?", media=each, max_new_tokens=TOKENS) for each in media]
+    build(family, folder / "model")
+    return Scene(family=family, model=folder / "model", clips=clips, folder=folder)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -182,8 +151,7 @@ def test_every_way_of_running_says_what_the_first_release_says(scene: Scene) -> 
         1,
         *(int(seconds * RATES[scene.family]) for seconds in (SHORT, LONG[scene.family])),
     ]
-    wanted = answers(scene.family, scene.model, [*asked, *told])
-    texts = [answer.text for answer in wanted]
+    texts = answers(scene.family, scene.model, [*asked, *told])
     assert (captions(first), summaries(first)) == (texts[: len(asked)], texts[len(asked) :])
     assert len(told) == 2 and len({*texts}) > len(texts) // 2
     assert all(len(text) == TOKENS for text in texts), "a sign is a token"
@@ -243,65 +211,3 @@ def installed_says(scene: Scene, place: Place) -> list[str]:
             )
         found.append(processor.tokenizer.decode(made[0, inputs["input_ids"].shape[1] :]))
     return found
-
-
-def test_several_media_in_one_prompt_are_read_as_the_first_release_reads_them(
-    scene: Scene,
-) -> None:
-    found = said(scene, None)
-    assert [(each.input_ids, each.tokens) for each in found] == [
-        (each.input_ids, each.tokens) for each in scene.answers
-    ]
-    stock = said(scene, False)
-    assert all(
-        (a.input_ids, a.tokens) != (b.input_ids, b.tokens)
-        for a, b in zip(stock, found, strict=True)
-    )
-
-
-def said(scene: Scene, as_published: bool | None) -> list[Answer]:
-    """What both halves say of several media, one after the other."""
-    processor = load_processor(scene.model, as_published=as_published)
-    vision, language = (
-        load_half(scene.model, part, dtype=torch.float32, as_published=as_published)
-        for part in HALVES
-    )
-    found = []
-    for question in scene.several:
-        kinds = ["image" if medium.fps is None else "video" for medium in question.media]
-        parts = [*({"type": kind} for kind in kinds), {"type": "text", "text": question.prompt}]
-        turns = [{"role": "user", "content": parts}]
-        text = processor.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-        asked, media = [without_outer_pair(processor, text)], media_options(question.media)
-        inputs = dict(processor(text=asked, return_tensors="pt", **media))
-        made = generate(
-            language,
-            without_pixels(inputs),
-            encode(vision, inputs),
-            do_sample=False,
-            max_new_tokens=TOKENS,
-        )
-        ids = inputs["input_ids"][0].tolist()
-        found.append(Answer(text="", tokens=made[0].tolist()[len(ids) :], input_ids=ids))
-    return found
-
-
-def media_options(media: Sequence[Medium]) -> dict[str, Any]:
-    images = [Image.fromarray(m.frames[0]) for m in media if m.fps is None]
-    videos = [m for m in media if m.fps is not None]
-    found: dict[str, Any] = {"images": images} if images else {}
-    metadata = [
-        {
-            "fps": video.fps,
-            "total_num_frames": len(video.frames),
-            "duration": len(video.frames) / (video.fps or 1.0),
-            "frames_indices": list(range(len(video.frames))),
-        }
-        for video in videos
-    ]
-    return {
-        **found,
-        "videos": [video.frames for video in videos],
-        "video_metadata": metadata,
-        "do_sample_frames": False,
-    }

@@ -1,5 +1,6 @@
 """`--whole`: one caption a file however long it is, of frames that are spread over all of it."""
 
+import functools
 import json
 from dataclasses import replace
 from fractions import Fraction
@@ -26,6 +27,9 @@ SECOND = Fraction(1, 1)
 GOP = 60
 
 
+drawn = functools.cache(picture)
+
+
 @pytest.fixture(scope="module")
 def long(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two hours at a frame a second."""
@@ -34,7 +38,7 @@ def long(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ticks=range(HOURS * 3600),
         time_base=SECOND,
         gop=GOP,
-        draw=lambda index, height, width: picture(index // GOP, height, width),
+        draw=lambda index, height, width: drawn(index // GOP, height, width),
     )
 
 

@@ -185,16 +185,8 @@ def answer(family: str, checkpoint: Path, job: Path) -> None:
             made = model.generate(
                 **inputs, do_sample=False, max_new_tokens=question["max_new_tokens"]
             )
-        ids = inputs["input_ids"][0].tolist()
-        tokens = made[0].tolist()[len(ids) :]
-        found.append(
-            {
-                "text": processor.tokenizer.decode(tokens, skip_special_tokens=True),
-                "tokens": tokens,
-                "input_ids": ids,
-                "grids": {n: torch.as_tensor(v).tolist() for n, v in inputs.items() if "grid" in n},
-            }
-        )
+        tokens = made[0].tolist()[inputs["input_ids"].shape[1] :]
+        found.append(processor.tokenizer.decode(tokens, skip_special_tokens=True))
     (job / "answers.json").write_text(json.dumps(found))
 
 
