@@ -21,6 +21,7 @@ NEGATED = {
     ast.NotIn: "in", ast.Lt: ">=", ast.GtE: "<", ast.Gt: "<=", ast.LtE: ">",
 }  # fmt: skip
 SHIFTED = {ast.Lt: "<=", ast.LtE: "<", ast.Gt: ">=", ast.GtE: ">"}
+COMMUTATIVE = ("max", "min")
 LOGGERS = ("log", "logger", "_log", "LOG")
 
 Edit = tuple[ast.AST, str]
@@ -181,7 +182,7 @@ def _edits(node: ast.AST) -> Iterator[tuple[str, Edit]]:
             yield "not", (node, f"({ast.unparse(operand)})")
         case ast.Expr(value=ast.Call() | ast.Await(value=ast.Call())) if not _logs(node.value):
             yield "call", (node, "pass")
-        case ast.Call(args=[first, second, *_]) if _swappable(first, second):
+        case ast.Call(func=called, args=[first, second, *_]) if _swappable(called, first, second):
             mine = ast.unparse(node)
             swapped = ast.parse(mine, mode="eval").body
             assert isinstance(swapped, ast.Call)
@@ -193,9 +194,10 @@ def _edits(node: ast.AST) -> Iterator[tuple[str, Edit]]:
                     yield "default", (default, "1" if default.value is None else '"x"')
 
 
-def _swappable(first: ast.expr, second: ast.expr) -> bool:
+def _swappable(called: ast.expr, first: ast.expr, second: ast.expr) -> bool:
     starred = isinstance(first, ast.Starred) or isinstance(second, ast.Starred)
-    return not starred and ast.unparse(first) != ast.unparse(second)
+    same = ast.unparse(called) in COMMUTATIVE or ast.unparse(first) == ast.unparse(second)
+    return not starred and not same
 
 
 def _logs(node: ast.AST) -> bool:
