@@ -7,6 +7,7 @@ import json
 import os
 import random
 import signal
+import socket
 import struct
 import threading
 import time
@@ -274,6 +275,15 @@ def test_a_body_in_chunks_without_end_is_refused(unharmed: Serving) -> None:
 def test_a_body_shorter_than_told_is_no_picture_and_blocks_nothing(unharmed: Serving) -> None:
     told = unharmed.raw(EMBED + b"Content-Length: 50000\r\n\r\n" + jpeg()[:500], end=True)
     assert status_of(told) in CLOSED
+
+
+def test_connections_that_say_nothing_keep_nobody_out(unharmed: Serving) -> None:
+    with contextlib.ExitStack() as open_ones:
+        for number in range(200):
+            each = socket.create_connection(("127.0.0.1", unharmed.port), timeout=10)
+            open_ones.enter_context(each)
+            each.sendall(EMBED[: number % len(EMBED)])
+        assert unharmed.embed(a_picture()).status == 200
 
 
 @pytest.mark.parametrize("host", HOSTS)
