@@ -50,6 +50,12 @@ def test_captions_of_a_run_are_read_from_all_its_tables(tmp_path: Path, suffix: 
     assert (found[1].start, found[1].end) == (4.0, 8.0)
 
 
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_a_caption_of_two_lines_keeps_them(tmp_path: Path, suffix: str) -> None:
+    rows = [{**ROWS[0], "caption": "one,\ntwo"}]
+    assert examples_in(written(tmp_path / f"c.{suffix}", rows))[0].caption == "one,\ntwo"
+
+
 def test_a_corrected_caption_counts_as_accepted(tmp_path: Path) -> None:
     one, two, three = ROWS
     accepted, corrected = {**one, "review": "accepted"}, {**two, "original": "model's"}

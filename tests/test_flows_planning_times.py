@@ -60,6 +60,8 @@ def test_everything_is_left_of_a_new_job(config: CaptionConfig) -> None:
     (left,) = to_do(job, found)
     assert left.left == {"encode": CLIPS, "decode": CLIPS}
     assert left.pixels == CLIPS * 30 * 48 * 64
+    job, found = job_of(replace(config, prompts={"who": "Who?", "where": "Where?"}))
+    assert to_do(job, found)[0].left == {"encode": CLIPS, "decode": 2 * CLIPS}
 
 
 def test_nothing_is_left_of_a_job_that_was_run(config: CaptionConfig) -> None:

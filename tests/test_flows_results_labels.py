@@ -106,6 +106,12 @@ def test_a_label_takes_its_best_tile_of_the_level_that_stands_out() -> None:
     assert np.array_equal(found.whole[0], cosines[0])
 
 
+def test_how_far_a_level_stands_out_is_known_from_four_labels_on() -> None:
+    cosines = np.array([[0.5, 0.55, 0.6, 0.65], [0.1, 0.1, 0.1, 0.4]], np.float32)
+    assert pooled(cosines, [0, 2]).at.tolist() == [[1] * 4]
+    assert pooled(cosines[:, 1:], [0, 2]).at.tolist() == [[0] * 3]
+
+
 def test_spans_are_stretches_of_the_same_labels() -> None:
     def row(time: float, *given: str) -> Labelled:
         scored: Any = [{"label": name, "passed": True} for name in given]

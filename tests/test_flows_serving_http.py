@@ -86,6 +86,15 @@ def test_a_fault_ends_no_connection(tmp_path: Path, caplog: pytest.LogCaptureFix
     assert "Traceback" not in answer.text and "AttributeError" in caplog.text
 
 
+def test_the_time_line_tells_what_failed_from_what_was_refused() -> None:
+    metrics = Metrics()
+    for status in (200, 404, 429, 500, 503):
+        metrics.answered("/v1/caption", status, 0.1)
+    metrics.point(0, 0, 0)
+    (point,) = metrics.points(0.0)
+    assert (point["requests"], point["refused"], point["failed"]) == (5, 2, 1)
+
+
 ROUTES = ("/v1/chat/completions", "/v1/caption")
 
 

@@ -104,6 +104,9 @@ def test_a_dry_run_changes_nothing_and_tells_time_once_it_is_known(config: Capti
     told = answered(config, dry_run=True)
     assert (told.missing.chunks, told.missing.files, told.exit_code) == (3, 3, 0)
     assert "time: unknown" in told.plan_lines()[-1]
+    assert told.to_json()["removed_bytes"] == 0
+    fetched = replace(told, fetch_bytes=2 * 10**9).plan_lines()
+    assert fetched == ["to download: 2.0 GB of weights", *told.plan_lines()]
     assert features(config) == 0
     answered(config)
     write_video(Path(config.sources[0]) / "0.mp4", ticks=range(11))

@@ -162,7 +162,10 @@ DAMAGE: list[tuple[Callable[[Path], Any], str]] = [
     (_replaced("model.safetensors", b""), "holds safetensors already"),
     (as_parts, "holds 1 of the 2 files of its weights"),
     (_saved({"a": torch.eye(3).to_sparse()}), "cannot be read as pickled weights|sparse"),
-    (_saved({"a": torch.zeros(2, dtype=torch.complex64)}), "is of torch.complex64"),
+    (
+        _saved({"a": torch.zeros(2, dtype=torch.complex64)}),
+        r"pytorch_model\.bin: tensor a is of torch\.complex64",
+    ),
     (_saved({"epoch": 3}), "holds no tensors by name"),
     (_saved(HUGE), "is to take 17592.2 GB"),
     (lambda source: (source / "pytorch_model.bin").unlink(), "training_args.bin"),
