@@ -12,10 +12,15 @@ import torch
 from PIL import Image
 
 from flows.cli.main import main
+from flows.job.command_config import EmbedConfig
+from flows.job.namespaces import Namespaces
+from flows.job.prepare import prepare_without_media
+from flows.pipelines import EMBED
 from penstock_demo import CHECKPOINT
 from tests.support.dual_encoders import names, save, save_clip
 from tests.support.embedding import SIZES, embed, items, rows, vectors, write_pictures
 from tests.support.families import hf
+from tests.support.inside import InsideLauncher
 from tests.support.media import write_video
 from tests.support.pipeline import ROOT, Place, kill_at, read_lines
 from tests.support.refusals import one_line
@@ -37,6 +42,8 @@ def test_pictures_get_the_vectors_of_the_whole_model(
     pictures: Path, clip: Path, tmp_path: Path
 ) -> None:
     assert embed(pictures, clip, tmp_path) == 0
+    place = Place(clips=pictures, out=tmp_path / "out", store=tmp_path / "store")
+    assert place.stored("frames") == {}, "what is read is given back"
     found = sorted(path.name for path in pictures.iterdir())
     assert [row["media_path"] for row in rows(tmp_path)] == found
     assert all(row["time"] is None and row["box"] is None for row in rows(tmp_path))
@@ -47,6 +54,19 @@ def test_pictures_get_the_vectors_of_the_whole_model(
         wanted = whole.get_image_features(**processor(images=images, return_tensors="pt"))
     assert np.array_equal(vectors(tmp_path), wanted.pooler_output.numpy())
     assert items(tmp_path) == {"frames": 6, "embed": 6}
+
+
+def test_other_squares_are_other_records_of_pictures_stored_whole(
+    clip: Path, tmp_path: Path
+) -> None:
+    def namespaces(tiles: str) -> Namespaces:
+        store = str(tmp_path / "store")
+        config = EmbedConfig(sources=(), model=str(clip), out="out", store=store, tiles=tiles)
+        return prepare_without_media(config, InsideLauncher(), EMBED).ledger.namespaces
+
+    whole, halves, thirds = map(namespaces, ("off", "2", "3"))
+    assert whole["frames"] != halves["frames"] == thirds["frames"]
+    assert len({each["embeddings"] for each in (whole, halves, thirds)}) == 3
 
 
 @pytest.mark.slow

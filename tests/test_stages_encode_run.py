@@ -13,6 +13,7 @@ from artifacts.packs import Record
 from penstock_demo import CHECKPOINT
 from stages.encode import run as stage
 from stages.encode.run import read_member
+from stages.encode.shown_frames import shown_frames
 from stages.models.encoding.batch import overflowed
 from stages.models.encoding.chunks import Refusal, read_clip
 from stages.models.encoding.run import _in_range
@@ -102,6 +103,10 @@ def test_a_clip_of_one_frame_is_captioned_by_a_model_that_needs_two(tmp_path: Pa
     assert made.record_set("failures", FEATURES).keys() == set()
     made.decode(("Describe.",))
     assert all(caption["caption"] for caption in made.captions())
+
+
+def test_the_times_of_frames_shown_twice_stay_in_a_short_clip() -> None:
+    assert shown_frames([1.0], 0.5, 2) == ([0, 0], (1.0, 1.25))
 
 
 def test_a_frame_from_before_its_chunk_is_told_to_be_at_its_start(tmp_path: Path) -> None:

@@ -94,6 +94,7 @@ def test_chunks_hold_these_frames(name: str) -> None:
         (range(75), [(0, 3), (3, 6), (6, 7.5)]),
         (range(1000, 1060), [(0, 3), (3, 6)]),
         (range(61), [(0, 3), (3, 6.1)]),  # a last sliver joins the chunk before
+        (range(31), [(0, 3.1)]),
         (range(65), [(0, 3), (3, 6), (6, 6.5)]),
         ([7], [(0, 0.1)]),
     ],

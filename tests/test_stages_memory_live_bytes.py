@@ -98,6 +98,19 @@ def test_views_and_casts_are_counted_once() -> None:
         assert (live.peak, live.peak_32) == (6 << 16, 4 << 16)
 
 
+def test_a_layer_that_comes_again_takes_what_it_took_itself() -> None:
+    def layer() -> Any:
+        return torch.zeros(1 << 16, device="meta")
+
+    with on_meta_device(live := LiveBytes()):
+        torch.zeros(1 << 18, device="meta")  # is gone when the layer computes
+        made, taken = live.taken(layer)
+        live.begin()
+        again = live.again(taken, layer)
+        assert live.peak == live.peak_32 == live.outside == live.bytes == 8 << 16
+        del made, again
+
+
 LAYERS = 7
 COUNTS = ("num_hidden_layers", "depth", "encoder_layers", "decoder_layers")
 

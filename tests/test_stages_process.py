@@ -94,6 +94,7 @@ def test_events_reach_the_parent_and_library_noise_does_not(tmp_path: Path) -> N
     outcome = start("works", tmp_path, heard, items=3).wait()
     assert (outcome.items, outcome.tokens) == (3, 9)
     assert outcome.notes["attention"] == "sdpa"
+    assert outcome.notes["loaded_bytes"] > 0
     assert outcome.failures == [
         Failed(media="digest", kind="no-video", message="no video in it", hint="Give a video")
     ]
