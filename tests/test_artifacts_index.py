@@ -222,6 +222,7 @@ def test_damaged_bits_are_made_again(tmp_path: Path) -> None:
 
 def test_stats_tell_what_is_there(tmp_path: Path) -> None:
     write(tmp_path, 30)
+    assert stats_of(tmp_path)["rows"] == 30
     with writing.writing(tmp_path) as writer:
         writer.remove(np.array([1]))
         measure(writer)

@@ -1,5 +1,6 @@
 """Media far away, by a real web server: what lies there, its bytes by ranges, the copies kept."""
 
+import errno
 import hashlib
 import os
 import shutil
@@ -15,7 +16,7 @@ import pytest
 
 from artifacts.errors import EnvironmentFault, MediaError, Unanswered
 from artifacts.remote import fetching, finding
-from artifacts.remote.addresses import is_address, is_object, name_in, unsigned
+from artifacts.remote.addresses import is_address, is_object, name_in, signed, unsigned
 from artifacts.remote.ahead import ahead
 from artifacts.remote.finding import far_file_at
 from artifacts.remote.keeping import DIGEST, at_hand, copy_of, digest_at, media_folder, near
@@ -65,8 +66,9 @@ def test_addresses_are_told_from_paths() -> None:
 
 
 def test_what_lets_a_reader_in_is_neither_shown_nor_kept() -> None:
-    signed = "https://me:pw@h.org:8/a%20b.mp4?X-Amz-Signature=abc&id=3&x-amz-date=1&token=t#part"
-    assert unsigned(signed) == "https://h.org:8/a%20b.mp4?id=3"
+    address = "https://me:pw@h.org:8/a%20b.mp4?X-Amz-Signature=abc&id=3&x-amz-date=1&token=t#part"
+    assert unsigned(address) == "https://h.org:8/a%20b.mp4?id=3"
+    assert signed(address) and not signed("https://h.org:8/a%20b.mp4?id=3#part")
     assert unsigned("https://h/x.mp4?se=2026&sig=abc") == "https://h/x.mp4"
     others = "https://h/x?access_token=a&hdnts=b&x-oss-signature=c&page=2"
     assert unsigned(others) == "https://h/x?page=2"
@@ -319,6 +321,17 @@ def test_a_disk_without_room_is_said_before(web: Web, monkeypatch: pytest.Monkey
     with pytest.raises(EnvironmentFault, match=r"has no room for http.*PENSTOCK_NEARBY"):
         fetched(f"{web.address}/a.mp4")
     assert web.ranges("a.mp4") == []
+
+
+def test_a_disk_that_fills_meanwhile_is_named(web: Web, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    put(web, "a.mp4", RANGE)
+    path = copy_of(far_file_at(f"{web.address}/a.mp4"))  # which writes a note
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(EnvironmentFault, match=r"the disk of /.* is full"):
+        fetched(path)
 
 
 def test_a_note_that_rotted_is_written_anew(web: Web) -> None:

@@ -1,6 +1,7 @@
 """What a person sees while a run works: on terminals of 80 and 120 columns, and in a log."""
 
 import io
+import json
 import re
 import time
 
@@ -70,6 +71,15 @@ def test_a_log_has_plain_lines(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "\x1b" not in log.getvalue() and "\r" not in log.getvalue()
     assert any(re.fullmatch(r"encoding 9/40  [\d.]+/s  [\d.]+ s left", line) for line in lines)
     assert lines[-1].startswith("encoding: 38 in ")
+
+
+def test_json_tells_every_item(capsys: pytest.CaptureFixture[str]) -> None:
+    display = Display(as_json=True)
+    display.stage("encode", 2, 0)
+    for label in ("a.mp4", "b.mp4"):
+        display.listen("encode", Item(label=label))
+    told = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [each["label"] for each in told if each["event"] == "item"] == ["a.mp4", "b.mp4"]
 
 
 def test_a_fleeting_display_leaves_nothing() -> None:

@@ -7,6 +7,7 @@ from itertools import accumulate
 import pytest
 
 from flows.console.pace import TOGETHER_SECONDS, WINDOW_SECONDS, Pace
+from flows.console.units import gib
 from flows.console.units import pace as pace_told
 
 LOADING_SECONDS = 40.0
@@ -113,3 +114,11 @@ def test_time_left_follows_a_stage_that_becomes_slower() -> None:
 
 def test_a_rate_is_told_in_figures_that_say_something() -> None:
     assert [pace_told(rate) for rate in (3.24, 0.1, 1 / 30)] == ["3.2/s", "0.1/s", "2.0/min"]
+
+
+@pytest.mark.parametrize(
+    ("count", "told"),
+    [(3 << 29, "1.50 GiB"), (150 << 20, "0.15 GiB"), (102 << 20, "102 MiB"), (5 << 20, "5.0 MiB")],
+)
+def test_memory_is_told_in_powers_of_two(count: int, told: str) -> None:
+    assert gib(count) == told

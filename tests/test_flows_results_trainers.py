@@ -2,6 +2,7 @@
 
 import json
 import os
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from PIL import Image
 
 import flows.job.launch
 from artifacts.errors import EnvironmentFault, Interrupted
-from artifacts.trainers import TRAINERS
+from artifacts.trainers import TRAINERS, TrainerEntry
 from flows.cli.status_command import lines as status_lines
 from flows.job.config import CaptionConfig
 from flows.job.formats import TRAINER_FORMATS
@@ -20,6 +21,7 @@ from flows.results.run_read import load_record
 from flows.results.run_result import RunResult
 from flows.results.status import stages_of
 from tests.support.media import decode_plainly, write_video
+from tests.support.rows import caption
 from tests.support.saying import LONG, ODD, Saying, lines, make, run
 from tests.support.trainers import READERS
 
@@ -302,3 +304,16 @@ def test_a_file_in_the_place_of_a_folder_is_one_line(config: CaptionConfig, plac
     with pytest.raises(EnvironmentFault, match="a file is in its place"):
         write(config)
     assert (Path(config.out) / place).read_text() == "mine"
+
+
+@pytest.mark.parametrize(("count", "size"), [(999, "n<1K"), (1000, "1K<n<10K")])
+def test_a_card_says_how_many_rows_there_are(count: int, size: str) -> None:
+    entry = TrainerEntry(kind="image", path="a.png", rows=(caption("a red circle"),))
+    card = TRAINERS["hf"].write([entry] * count, Path("/out"))["images/README.md"]
+    assert f"size_categories:\n- {size}\n" in card
+
+
+def test_a_control_character_in_a_folder_s_name_is_escaped() -> None:
+    entry = TrainerEntry(kind="image", path="a.png", rows=(caption("a red circle"),))
+    toml = TRAINERS["kohya"].write([entry], Path("/a\x7fb"))["dataset.toml"]
+    assert repr("/a\x7fb/")[1:-1] in str(tomllib.loads(toml))
