@@ -37,10 +37,7 @@ class Copy:
 
     def __init__(self, folder: Path, commit: str) -> None:
         self.root = folder
-        if not folder.exists():
-            subprocess.run(["git", "clone", "-q", "--shared", ROOT, folder], check=True)
-            subprocess.run(["git", "-C", folder, "checkout", "-q", commit], check=True)
-            lend_environment(folder)
+        _clone(folder, commit)
         subprocess.run(["git", "-C", folder, "checkout", "-q", "."], check=True)
         # Threads do not survive a fork.
         threads = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
@@ -166,6 +163,14 @@ class Judge:
             print(f"{count} {row['verdict']:<9}{row['name']}  {row['by']}", flush=True)
 
 
+def _clone(folder: Path, commit: str) -> None:
+    """Clone the repository at a commit, with this environment's packages, unless it is there."""
+    if not folder.exists():
+        subprocess.run(["git", "clone", "-q", "--shared", ROOT, folder], check=True)
+        subprocess.run(["git", "-C", folder, "checkout", "-q", commit], check=True)
+        lend_environment(folder)
+
+
 def _lines(path: Path) -> list[str]:
     return path.read_text(encoding="utf-8").splitlines() if path.exists() else []
 
@@ -198,10 +203,7 @@ def recorded(
 ) -> int:
     """Run the tests of a copy of `commit` once with calls recorded; return pytest's status."""
     copy = folder / "recording"
-    if not copy.exists():
-        subprocess.run(["git", "clone", "-q", "--shared", ROOT, copy], check=True)
-        subprocess.run(["git", "-C", copy, "checkout", "-q", commit], check=True)
-        lend_environment(copy)
+    _clone(copy, commit)
     for name in ("recording.py", "recording_plugin.py"):  # the commit may be older than they are
         target = copy / "scripts/mutation" / name
         target.parent.mkdir(exist_ok=True)
