@@ -44,17 +44,15 @@ os.environ.setdefault("PENSTOCK_TEST_SEED", str(random.randrange(1 << 32)))
 
 
 LONG = (
-    "flows_deployments_caption",
-    "flows_running_sequence",
-    "stages_models_precision",
-    "stages_models_streaming",
-    "stages_memory_shrinking",
-    "stages_decode_reading",
-    "stages_models_processors",
-    "stages_decode_run",
     "flows_resume",
+    "flows_running_sequence",
+    "stages_decode_slots",
+    "stages_decode_run",
+    "stages_decode_inflight",
+    "stages_models_precision",
     "stages_models_families",
-    "stages_models_offload",
+    "flows_graphs",
+    "flows_deployments_caption",
 )
 """Files with the longest tests, which are begun first: last, one worker would wait for them."""
 

@@ -174,6 +174,7 @@ def test_a_flow_makes_the_vectors_of_the_plain_command_once(server: None, tmp_pa
 
 
 @pytest.mark.slow
+@pytest.mark.logs_errors  # Prefect's, of a field that the command does not have
 def test_a_flow_of_nothing_that_can_be_used_fails_and_says_what_to_read(
     server: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
