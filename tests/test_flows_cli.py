@@ -111,6 +111,10 @@ def test_lists_of_an_option_are_split_at_commas() -> None:
         (["caption", "a", "--prompt-file", "./empty.txt"], "--prompt-file ./empty.txt holds no"),
         (["caption", "a", "--beside", "--format", "csv"], "--beside is given, and no format"),
         (["caption", "a", "--existing", "ask"], "--existing ask is not known"),
+        (
+            ["caption", "a", "--engine", "vllm"],
+            "--engine vllm is not known. Choose from auto, transformers, inflight",
+        ),
         (["caption", "a", "--overwrite", "--existing", "keep"], "--overwrite and --existing keep"),
         (
             ["caption", "a", "--existing", "append", "--format", "txt,srt"],

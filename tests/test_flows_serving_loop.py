@@ -44,7 +44,7 @@ def test_the_event_loop_waits_for_no_file_no_pipe_and_no_disk(tmp_path: Path) ->
         assert server.ask("POST", "/v1/caption", b"no picture").status == 415
         assert server.ask("POST", "/v1/caption", b"").status == 422
         server.process.send_signal(signal.SIGTERM)
-        server.process.wait(60)
+        assert server.process.wait(60) == 0
     assert json.loads(book.read_text()) == {}
 
 

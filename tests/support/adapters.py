@@ -49,7 +49,6 @@ def matrices(
     shapes: Mapping[str, tuple[int, ...]],
     ranks: Mapping[str, int] | None = None,
     strength: float = 0.1,
-    dtype: torch.dtype = torch.float32,
 ) -> dict[str, torch.Tensor]:
     """A and B of each module, by rows and columns of what they add."""
     draw = torch.Generator().manual_seed(7)
@@ -57,8 +56,8 @@ def matrices(
     for path, (rows, columns) in shapes.items():
         rank = (ranks or {}).get(path, RANK)
         for side, shape in (("A", (rank, columns)), ("B", (rows, rank))):
-            numbers = torch.randn(shape, generator=draw) * strength
-            found[f"{PREFIX}{path}.lora_{side}.weight"] = numbers.to(dtype)
+            name = f"{PREFIX}{path}.lora_{side}.weight"
+            found[name] = torch.randn(shape, generator=draw) * strength
     return found
 
 
