@@ -166,6 +166,7 @@ sys.stdin.readline()
 """
 
 
+@pytest.mark.slow
 def test_what_a_process_holds_of_torch_is_seen_while_it_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

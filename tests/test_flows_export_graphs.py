@@ -155,6 +155,7 @@ def test_what_no_graph_can_be_of_is_refused(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.slow
 def test_without_the_packages_it_is_said_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

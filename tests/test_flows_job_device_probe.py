@@ -62,6 +62,7 @@ def test_a_gpu_that_torch_cannot_use_is_told_with_what_to_do(seen: Seen) -> None
     assert "CUDA_VISIBLE_DEVICES=" in caught.value.hint
 
 
+@pytest.mark.slow
 def test_a_driver_that_cannot_let_segments_grow_is_done_without(seen: Seen) -> None:
     seen(gpus.plain(expandable_fails=True))
     check_device(CARD)

@@ -36,6 +36,7 @@ def shallow(rows: int, video: bool) -> Built:
     return streamed(config, "Qwen2_5_VLForConditionalGeneration", rows, video)
 
 
+@pytest.mark.slow
 def test_graphs_of_a_tower_of_pictures_agree(tmp_path: Path) -> None:
     verdict = judge_graphs("llava", tmp_path)
     assert verdict.result == AGREES and verdict.graphs == 1

@@ -104,6 +104,7 @@ for name in {NAMES}:
 """)
 
 
+@pytest.mark.slow
 def test_algebra_models_and_optimizers_are_imported_once_they_are_used() -> None:
     """And sizes and conditions that are numbers are answered as torch would."""
     pytest.importorskip("scipy")
