@@ -2,7 +2,7 @@
 PYTEST ?= .venv/bin/pytest -q -n $(WORKERS) --dist worksteal
 WORKERS ?= 2
 GPU_TESTS := tests/test_flows_on_gpu.py tests/test_flows_gpu_modes.py tests/test_flows_serving_on_gpu.py tests/test_project_gpu_check_whole.py
-GPU_SAMPLE := a_run_on_a_gpu or server or lost or 265 or two_unlike_cards or mig or old_driver
+GPU_SAMPLE := a_run_on_a_gpu or server or lost or two_unlike_cards or old_driver
 GPU_CHECK ?= $(if $(MODEL),--model '$(MODEL)') $(if $(SOURCE),--source '$(SOURCE)') $(if $(OUT),--out '$(OUT)')
 
 .PHONY: help setup demo server worker lint test test-slow test-slow-sample test-gpu test-gpu-sample check docs docs-check models gpu-check bench wheel lock clean distclean
@@ -11,7 +11,7 @@ help:
 	@echo "make demo       captions the demo clips through the whole pipeline"
 	@echo "make server     runs a Prefect server on 127.0.0.1; make worker deploys and runs a worker"
 	@echo "make test       runs the tests, in two processes (make test-slow: those that take minutes)"
-	@echo "make test-slow-sample  runs some of those, for two minutes; the commit decides which"
+	@echo "make test-slow-sample  runs some of those, for a minute; the commit decides which"
 	@echo "make test-gpu   runs every command, and the check of a GPU, on stand-ins for cards and drivers"
 	@echo "make test-gpu-sample   runs one of each kind of those, as CI does"
 	@echo "make lint       looks at format, style, types and layers; make check: that and the tests"
@@ -55,8 +55,7 @@ test-gpu-sample: setup
 lint: setup
 	.venv/bin/ruff format --check .
 	.venv/bin/ruff check .
-	.venv/bin/mypy
-	.venv/bin/lint-imports --no-logo
+	.venv/bin/lint-imports --no-logo & layers=$$!; .venv/bin/mypy && wait $$layers
 
 check: lint test
 

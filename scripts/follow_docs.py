@@ -23,6 +23,7 @@ from scripts.shown.meanings import (
     is_stopped,
     reason_not_run,
     typed,
+    weight,
 )
 from scripts.shown.media import environment, furnish
 from scripts.shown.parsing import wrong, wrong_inline
@@ -112,7 +113,7 @@ def follow_all(wanted: list[Path], workers: int, verbose: bool) -> list[Followed
         place, seen = Path(name).resolve(), seen_before(wanted)
         # The long ones first, so that nobody waits for one at the end. All are parsed before the
         # threads begin: parsing catches what the parser prints, for all of the process.
-        longest = sorted(wanted, key=lambda page: -len(commands(page)))
+        longest = sorted(wanted, key=lambda page: -sum(map(weight, commands(page))))
         found = [read(page) for page in longest]
         with ThreadPoolExecutor(workers) as pool:
             following = pool.map(lambda p, f: follow(p, f, place, verbose, seen), longest, found)

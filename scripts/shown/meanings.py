@@ -13,6 +13,7 @@ DEMO_FOR = (
     # Of a synopsis what has to be there, and the first of what may be.
     (re.compile(r"\s*(?<!')\[[^\]]*\]"), ""),
     (re.compile(r"(--\w[\w-]* \w[\w.-]*)(?:\|\w[\w.-]*)+"), r"\1"),
+    (re.compile(r"--count 200\b"), "--count 80"),
     (re.compile(r"--index films\b"), "--index photos"),
     (re.compile(r"\bmore\.jsonl\b"), "out/captions.jsonl"),
 )
@@ -85,6 +86,16 @@ AGAIN = "run on an earlier page"
 CAPTION = "penstock caption VIDEOS/ --model demo --quiet"
 BEFORE = {"docs/report.md": CAPTION, "docs/review.md": CAPTION}
 """What a page takes for done when it begins."""
+
+
+WEIGHTS = {"make demo": 40, "penstock export": 30, "penstock caption": 6, "penstock tune": 6}
+"""About how many seconds a command that begins so takes; any other: 1."""
+
+
+def weight(shown: Shown) -> int:
+    """Return about how many seconds a command takes; 0 where it is not run."""
+    found = (many for begin, many in WEIGHTS.items() if shown.text.startswith(begin))
+    return 0 if reason_not_run(shown) else next(found, 1)
 
 
 def before(page: str) -> list[Shown]:
