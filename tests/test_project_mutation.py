@@ -51,10 +51,10 @@ def test_each_kind_of_fault_is_found_once_where_a_user_could_meet_it(root: Path)
 def test_a_planted_fault_changes_its_own_place_alone(root: Path) -> None:
     for mutant, (node, text) in mutants_of(root, FILE).items():
         changed = planted(root, mutant)
-        assert changed is not None and ast.parse(changed)
+        assert changed is not None and ast.parse(changed.data)
         line = node.lineno - 1  # type: ignore[attr-defined]
-        assert text.encode() in changed.splitlines()[line]
-        rest = [*enumerate(zip(CODE.splitlines(), changed.decode().splitlines(), strict=True))]
+        assert text.encode() in changed.data.splitlines()[line]
+        rest = [*enumerate(zip(CODE.splitlines(), changed.data.decode().splitlines(), strict=True))]
         assert all(was == now for at, (was, now) in rest if at != line)
 
 

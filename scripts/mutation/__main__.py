@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def record(given: argparse.Namespace) -> int:
     """Run the tests once; tests that fail are recorded, too, and left out when they prove unfit."""
     check_python()
-    status = recorded(given.folder, _commit(given), given.tests, print)
+    status = recorded(given.folder, _commit(given), given.tests)
     contexts = collected(given.folder / "calls")
     save(contexts, given.folder / "contexts.json")
     print(f"{len(contexts.seconds)} tests call {len(contexts.callers)} functions")

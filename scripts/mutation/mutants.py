@@ -77,8 +77,18 @@ def mutants_of(root: Path, file: str) -> dict[Mutant, Edit]:
     return found
 
 
-def planted(root: Path, mutant: Mutant) -> bytes | None:
-    """Return the file's bytes with the fault in it; None where the function has changed since."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Planted:
+    """A file with a fault in it."""
+
+    data: bytes
+    line: int
+    text: str
+    """The fault, for people."""
+
+
+def planted(root: Path, mutant: Mutant) -> Planted | None:
+    """Return the mutant's file with the fault in it; None where the function has changed since."""
     edit = mutants_of(root, mutant.file).get(mutant)
     if edit is None:
         return None
@@ -89,22 +99,17 @@ def planted(root: Path, mutant: Mutant) -> bytes | None:
         starts.append(starts[-1] + len(line))
     begin = starts[node.lineno - 1] + node.col_offset  # type: ignore[attr-defined]
     end = starts[node.end_lineno - 1] + node.end_col_offset  # type: ignore[attr-defined]
-    return data[:begin] + text.encode() + data[end:]
-
-
-def line_of(root: Path, mutant: Mutant) -> tuple[int, str]:
-    """Return where the fault stands and what it says, for people."""
-    node, text = mutants_of(root, mutant.file)[mutant]
-    was = ast.unparse(node)
-    return node.lineno, f"{was} → {text}"  # type: ignore[attr-defined]
+    return Planted(
+        data=data[:begin] + text.encode() + data[end:],
+        line=node.lineno,  # type: ignore[attr-defined]
+        text=f"{ast.unparse(node)} → {text}",
+    )
 
 
 def drawn(root: Path, number: int, least: int, seed: int) -> list[Mutant]:
     """Draw `number` mutants: `least` of each package that has so many, the rest from all."""
     random_ = random.Random(seed)
-    by_package: dict[str, list[Mutant]] = {}
-    for file in sources(root):
-        by_package.setdefault(package_of(file), []).extend(sorted(mutants_of(root, file)))
+    by_package = _by_package(root)
     chosen: set[Mutant] = set()
     for _, pool in sorted(by_package.items()):
         chosen.update(random_.sample(pool, min(least, len(pool))))
@@ -115,9 +120,7 @@ def drawn(root: Path, number: int, least: int, seed: int) -> list[Mutant]:
 
 def redrawn(root: Path, before: Sequence[Mutant], seed: int) -> list[Mutant]:
     """Return the mutants of `before`; one whose code has changed is drawn anew in its package."""
-    alive: dict[str, list[Mutant]] = {}
-    for file in sources(root):
-        alive.setdefault(package_of(file), []).extend(sorted(mutants_of(root, file)))
+    alive = _by_package(root)
     there = {each for pool in alive.values() for each in pool}
     kept = [each for each in before if each in there]
     random_ = random.Random(seed)
@@ -127,6 +130,14 @@ def redrawn(root: Path, before: Sequence[Mutant], seed: int) -> list[Mutant]:
         ]
         kept.append(random_.choice(pool))
     return sorted(kept)
+
+
+def _by_package(root: Path) -> dict[str, list[Mutant]]:
+    """Return every mutant of the product, in a fixed order in each package."""
+    found: dict[str, list[Mutant]] = {}
+    for file in sources(root):
+        found.setdefault(package_of(file), []).extend(sorted(mutants_of(root, file)))
+    return found
 
 
 def _functions(tree: ast.Module) -> Iterator[tuple[str, ast.AST, list[ast.AST]]]:

@@ -16,13 +16,14 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from scripts.follow_deploy import lend_environment
 from scripts.mutation.contexts import Contexts
-from scripts.mutation.mutants import Mutant, line_of, planted
+from scripts.mutation.mutants import Mutant, planted
+from scripts.mutation.recording import RECORD
 
 ROOT = Path(__file__).resolve().parents[2]
 CHILD = Path(__file__).with_name("child.py")
@@ -69,9 +70,10 @@ class Copy:
             return None
         self._plants += 1
         try:
-            path.write_bytes(changed)
+            path.write_bytes(changed.data)
             os.utime(path, (times.st_atime, 1_000_000_000 + self._plants))
-            return self.run(tests, limit)
+            where = {"line": changed.line, "text": changed.text}
+            return {**self.run(tests, limit), **where}
         finally:
             path.write_bytes(before)
             os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
@@ -123,8 +125,8 @@ class Judge:
             found = copy.run_planted(mutant, tests, limit)
             if found is None:
                 return {**row, "verdict": "changed"}
-            line, text = line_of(copy.root, mutant)
-            row.update(line=line, text=text, tests=len(tests), seconds=found["seconds"])
+            row.update({name: found[name] for name in ("line", "text", "seconds")})
+            row["tests"] = len(tests)
             if found["code"] == 0:
                 return {**row, "verdict": "survived"}
             failed = str(found["failed"])
@@ -198,9 +200,7 @@ def judged(
     return results
 
 
-def recorded(
-    folder: Path, commit: str, arguments: Sequence[str], say: Callable[[str], None]
-) -> int:
+def recorded(folder: Path, commit: str, arguments: Sequence[str]) -> int:
     """Run the tests of a copy of `commit` once with calls recorded; return pytest's status."""
     copy = folder / "recording"
     _clone(copy, commit)
@@ -210,26 +210,17 @@ def recorded(
         target.write_bytes((CHILD.parent / name).read_bytes())
     (packages,) = (copy / ".venv/lib").glob("python*/site-packages")
     (packages / "recording.pth").write_text(
-        'import os; "PENSTOCK_TEST_RECORD_CALLS" in os.environ and '
+        f'import os; "{RECORD}" in os.environ and '
         '__import__("scripts.mutation.recording").mutation.recording.start()\n'
     )
     calls = folder / "calls"
     calls.mkdir(exist_ok=True)
-    say(f"recording into {calls}")
-    command = [
-        str(copy / ".venv/bin/python"),
-        "-m",
-        "pytest",
-        "-q",
-        "-n",
-        "2",
-        "--dist",
-        "worksteal",
-    ]
+    print(f"recording into {calls}", flush=True)
+    options = ["-q", "-n2", "--dist=worksteal", "-pscripts.mutation.recording_plugin"]
     return subprocess.run(
-        [*command, "-p", "scripts.mutation.recording_plugin", *arguments],
+        [copy / ".venv/bin/python", "-m", "pytest", *options, *arguments],
         cwd=copy,
-        env={**os.environ, "PENSTOCK_TEST_RECORD_CALLS": str(calls)},
+        env={**os.environ, RECORD: str(calls)},
         check=False,
     ).returncode
 

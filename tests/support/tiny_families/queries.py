@@ -151,18 +151,10 @@ images("instructblipvideo:t5")(lambda rows: instructblip(rows, dict(T5), True))
 images("florence2")(florence2)
 
 
-@both("smolvlm")
-def smolvlm(rows: int, video: bool) -> Built:
-    """Its processor gives it the frames of a video as tiles of a picture."""
-    count = 4 if video else 2
-    config = hf.SmolVLMConfig(
-        vision_config=tower("smolvlm_vision"),
-        text_config=llama(),
-        image_token_id=IMAGE,
-        scale_factor=2,
-    )
+def masked_pictures(model: Any, rows: int, count: int) -> Built:
+    """Build a model whose rows have `count` pictures each, with a mask over their pixels."""
     return finish(
-        hf.SmolVLMForConditionalGeneration(config),
+        model,
         dict(
             pixel_values=noise(rows, 32, count),
             pixel_attention_mask=torch.ones(rows, count, 32, 32, dtype=torch.bool),
@@ -173,6 +165,19 @@ def smolvlm(rows: int, video: bool) -> Built:
     )
 
 
+@both("smolvlm")
+def smolvlm(rows: int, video: bool) -> Built:
+    """Its processor gives it the frames of a video as tiles of a picture."""
+    count = 4 if video else 2
+    config = hf.SmolVLMConfig(
+        vision_config=tower("smolvlm_vision"),
+        text_config=llama(),
+        image_token_id=IMAGE,
+        scale_factor=2,
+    )
+    return masked_pictures(hf.SmolVLMForConditionalGeneration(config), rows, count)
+
+
 @images("idefics3")
 def idefics3(rows: int) -> Built:
     config = hf.Idefics3Config(
@@ -181,16 +186,7 @@ def idefics3(rows: int) -> Built:
         image_token_id=IMAGE,
         scale_factor=2,
     )
-    return finish(
-        hf.Idefics3ForConditionalGeneration(config),
-        dict(
-            pixel_values=noise(rows, 32, 2),
-            pixel_attention_mask=torch.ones(rows, 2, 32, 32, dtype=torch.bool),
-        ),
-        rows,
-        wrap=False,
-        middle=lambda n: [IMAGE] * (n // 2) + [3] + [IMAGE] * (n // 2),
-    )
+    return masked_pictures(hf.Idefics3ForConditionalGeneration(config), rows, 2)
 
 
 @images("idefics2")
@@ -209,16 +205,7 @@ def idefics2(rows: int) -> Built:
             num_key_value_heads=2,
         ),
     )
-    return finish(
-        hf.Idefics2ForConditionalGeneration(config),
-        dict(
-            pixel_values=noise(rows, 32, 2),
-            pixel_attention_mask=torch.ones(rows, 2, 32, 32, dtype=torch.bool),
-        ),
-        rows,
-        wrap=False,
-        middle=lambda n: [IMAGE] * (n // 2) + [3] + [IMAGE] * (n // 2),
-    )
+    return masked_pictures(hf.Idefics2ForConditionalGeneration(config), rows, 2)
 
 
 @images("granite_docling")
