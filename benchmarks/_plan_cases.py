@@ -106,7 +106,7 @@ class Row:
 
 
 def _training(case: Case) -> str:
-    """Return what is told of a training in a row."""
+    """Return how a table row describes a training case; empty for other cases."""
     if not case.rank:
         return ""
     again = ", computed again" if case.recompute else ""

@@ -1,5 +1,5 @@
-"""Checkpoints with random weights by their names, some of which belong to families whose layers do
-not all remember every token; the towers of those are small."""
+"""Checkpoints with random weights by name. Some belong to families in which not every layer keeps
+every token in the KV cache; the vision towers of those are small."""
 
 from collections.abc import Callable
 from pathlib import Path

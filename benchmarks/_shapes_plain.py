@@ -1,5 +1,5 @@
-"""Checkpoints with random weights, of real families: layers as wide as usual and few of them, half
-a gigabyte, with processors of their usual sizes; knows nothing of what is measured on them."""
+"""Checkpoints with random weights, of real families: few layers of the usual width, half a
+gigabyte, with processors of the usual sizes."""
 
 from typing import Any
 

@@ -72,7 +72,7 @@ class Asking:
 
 
 def _asked(model: Path, store: str, frames: int, chunks: int) -> tuple[dict[str, Any], list[Any]]:
-    """Return a job, and what is asked of each chunk."""
+    """Return a decode job and the prompts of each chunk."""
     from stages.decode.protocol import Asked
 
     asked = [

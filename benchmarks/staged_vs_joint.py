@@ -126,8 +126,8 @@ def measure(name: str, model: Path, folder: Path, given: argparse.Namespace) -> 
 
 
 def in_pairs(folder: Path, given: argparse.Namespace) -> None:
-    """Print joint's time over that of both stages for the same batches, with nothing loaded in it:
-    the medians of pairs, of which the first warms both sides up and does not count."""
+    """Print the ratio of joint's time to that of both stages for the same batches without loading:
+    the median over pairs, after one pair that warms both sides up."""
     store = str(folder / "store")
     members = publish_clips(store, [8] * given.batch * given.run * (1 + given.pairs))
     bench = Bench(

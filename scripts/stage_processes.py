@@ -20,7 +20,7 @@ class CheckFailed(Exception):
 
 
 def checked(check: Callable[[], None], good: str) -> int:
-    """The exit status of a check, which is told, and what is so where it holds."""
+    """Run a check, print its result, and return its exit status."""
     try:
         check()
     except CheckFailed as error:

@@ -1,4 +1,4 @@
-"""The command line: what is asked for, and what bad input is answered."""
+"""The command line: what its options mean, and how it refuses bad input."""
 
 import argparse
 import json

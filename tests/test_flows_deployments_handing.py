@@ -209,7 +209,7 @@ FLOW, DEPLOYED = uuid4(), uuid4()
 
 
 def run(name: str, state: str, *, minutes: float = 60, **more: Any) -> FlowRun:
-    """A run that was due so many minutes ago and ended, or came to where it is, a minute later."""
+    """Return a run that was due `minutes` ago and reached its state a minute later."""
     types = {INTERRUPTED: "FAILED", "Late": "SCHEDULED", "AwaitingRetry": "SCHEDULED"}
     began = SWEPT_AT - timedelta(minutes=minutes)
     return FlowRun.model_validate(

@@ -174,7 +174,7 @@ LARGE = replace(
     fit_video=FrameFit(),
     least_pixels=784,
 )
-"""A model of which larger frames are more tokens."""
+"""The profile of a model that makes more tokens of larger frames."""
 
 
 def refused(profile: ModelProfile, prompt: str, *more: Any, **options: Any) -> str:

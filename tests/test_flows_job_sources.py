@@ -483,7 +483,7 @@ def test_what_one_machine_learnt_another_need_not_fetch(
     monkeypatch.setattr(far_digests, "MOST_LISTED", 3)
     assert contents("three") == first and way.counts["get"] == 0
     assert way.counts["list"] == 1 + len(first) - 3  # a page holds all; each other one is asked for
-    # What is fetched is judged by what was told.
+    # The digest that the store holds is compared with what is fetched.
     path = find_media([filled + "/"], DEEP)[0][0].path
     note_digest(path, "0" * 64)
     with pytest.raises(MediaError, match="changed or replaced"), at_hand(path):

@@ -1,5 +1,5 @@
-"""Runs of real stages under a budget that is really kept: memory runs out, and the run goes on; and
-runs in slots, whose number a budget decides, and not what is said."""
+"""Runs of real stages under an enforced budget: memory runs out and the run goes on. The budget
+also sets the number of slots, and captions stay the same."""
 
 import json
 import os

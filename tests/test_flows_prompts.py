@@ -1,5 +1,5 @@
-"""Several named prompts in one run, and chunks that are asked about with the caption before: what
-is asked of which file, what is said where, and what another run finds."""
+"""Several named prompts in one run, and prompts that hold the caption of the chunk before: which
+prompt each file gets, where captions are written, and what the next run reuses."""
 
 import csv
 import json

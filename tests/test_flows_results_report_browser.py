@@ -302,7 +302,7 @@ IN_SIGHT = (
 
 @pytest.fixture(scope="module")
 def address(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Of the report on a run of which four files failed, far below its budget."""
+    """Return the report on a run far below its budget, in which four files failed."""
     folder = tmp_path_factory.mktemp("run")
     (folder / "clips").mkdir()
     clip = write_video(folder / "clips" / "b.mp4", ticks=range(0, 360, 6))

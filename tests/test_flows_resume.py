@@ -27,7 +27,7 @@ ASKED: dict[str, tuple[int, tuple[str, ...]]] = {
 }
 """Name → how many clips there are, and the options of the command."""
 STEADY = ("few", "plain", "form", "form, transformers")
-"""Those of which a kill is known to come in the middle of a stage that is started once."""
+"""Runs that start each stage once, so that a kill hits a stage in the middle."""
 STAGES = ("frames", "encode", "decode", "summarize")
 Run = Callable[[str], tuple[Place, tuple[str, ...]]]
 
@@ -53,7 +53,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 
 def moments() -> Sequence[object]:
-    """(what is asked, stage, item, victim), spread over the work."""
+    """Return tuples of (run, stage, item, victim), spread over the work."""
     several = "prompts, form and summary"
     found = [("plain", "decode", 12, "server"), (several, "summarize", 6, "child")]
     for victim in ("child", "group"):

@@ -170,7 +170,7 @@ def picture(path: Path, shade: int) -> None:
 
 @pytest.fixture
 def pictures(tmp_path: Path) -> CaptionConfig:
-    """Two pictures, of which one has a text by hand."""
+    """Write two pictures, one with a text that a person wrote."""
     folder = tmp_path / "clips"
     folder.mkdir()
     for number, name in enumerate(("a.png", "b.png")):

@@ -129,7 +129,7 @@ def test_a_new_or_changed_file_is_encoded_without_the_frames_of_the_others(
 
 
 class Disturbed(Stages):
-    """Stages before one of which something happens."""
+    """A launcher that calls a function before it starts one stage."""
 
     def __init__(self, stage: str, happens: Callable[[], object]) -> None:
         super().__init__()

@@ -99,8 +99,8 @@ def asked(
     kind: Callable[..., Any] = CrowdedHalf,
     metrics: Metrics | None = None,
 ) -> tuple[list[str], list[list[str]], int]:
-    """Ask a half for these at once. Return what each was answered, the batches it was told, and how
-    large the next may be."""
+    """Send these requests to a half at once. Return their answers, the batches it received, and
+    the size that the next batch may have."""
     batches: list[list[str]] = []
 
     async def go() -> tuple[list[str], int]:

@@ -9,7 +9,7 @@ from stages.process.stage_process import StageProcess
 
 
 def hold(count: int) -> bytearray:
-    """Bytes of which every page is touched."""
+    """Return that many bytes after writing to every page."""
     held = bytearray(count)
     held[::4096] = b"x" * len(held[::4096])
     return held
