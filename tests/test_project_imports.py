@@ -11,8 +11,9 @@ from flows.console.display import READING
 
 ROOT = Path(__file__).resolve().parent.parent
 HEAVY = {
-    *("PIL", "accelerate", "av", "bitsandbytes", "huggingface_hub", "numpy", "obstore", "pandas"),
-    *("onnxruntime", "prefect", "pyarrow", "pydantic", "safetensors", "torch", "transformers"),
+    *("PIL", "accelerate", "av", "bitsandbytes", "fastapi", "huggingface_hub", "llguidance"),
+    *("numpy", "obstore", "onnxruntime", "pandas", "peft", "prefect", "pyarrow", "pydantic"),
+    *("safetensors", "starlette", "torch", "torchvision", "transformers", "uvicorn"),
 }
 """Each costs from a tenth of a second to ten."""
 
