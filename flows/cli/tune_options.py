@@ -3,6 +3,7 @@
 import argparse
 
 from flows.cli.options import STORE_HELP
+from flows.cli.tune_refusal import add_retired_options
 from flows.cli.way_options import add_ways
 from flows.job.tune_config import EPOCHS, OPTIMIZERS, PRECISIONS
 
@@ -31,10 +32,7 @@ def add_tune_options(parser: argparse.ArgumentParser) -> None:
     add("--validate-only", action="store_true", help="score ADAPTER, or M without one; train none")
     add("--resume", action="store_true", help="begin with the adapter that is in ADAPTER")
     add("--max-new-tokens", type=int, default=256, metavar="N", help="when it is scored [256]")
-    add("--full", action="store_true", help="refused, with what training all weights would take")
-    add("--zero", type=int, default=0, metavar="STAGE", help="refused the same way")
-    add("--fsdp", action="store_true", help="refused the same way")
-    add("--gpus", type=int, default=0, metavar="N", help="refused the same way")
+    add_retired_options(parser)
     add = parser.add_argument_group("running").add_argument
     add("--memory", metavar="SIZE", help="a stage takes at most so much: 8GiB [what is free]")
     add("--dry-run", action="store_true", help="say what it would take; start nothing")
