@@ -33,8 +33,6 @@ from flows.planning.costs import estimate
 from flows.planning.estimate import StageEstimate
 from flows.planning.rungs import Rung
 from flows.planning.workloads import workload_of
-from stages.decode.engines import INFLIGHT
-from stages.decode.job import DEFAULT_ENGINE
 from stages.models.hub.checkpoint import Checkpoint
 from stages.models.inspection import describe
 from stages.process.outcome import StageOutcome
@@ -152,7 +150,7 @@ class Desk:
             "mlp_chunk": case.prefill if stage == case.stage else 0,
             "prefill": case.prefill if stage == case.stage else 0,
             "max_new_tokens": case.new,
-            "engine": INFLIGHT if case.slots else DEFAULT_ENGINE,
+            "engine": "inflight" if case.slots else "transformers",
             "batches": [members[i : i + case.batch] for i in range(0, len(members), case.batch)],
         }
         if stage == "tune":

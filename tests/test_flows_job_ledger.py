@@ -13,8 +13,6 @@ from flows.job.waves import cut_waves, lengths_of, waves_of
 from flows.pipelines import CAPTION
 from flows.running.batches import batches_by_length, batches_by_shape
 from penstock_demo import CLIPS
-from stages.decode.engines import COMPILED, INFLIGHT, SHARED
-from stages.decode.job import DEFAULT_ENGINE
 from tests.support.described import described
 from tests.support.inside import InsideLauncher
 
@@ -203,7 +201,8 @@ def test_frames_of_the_demo_are_looked_for_where_the_first_release_put_them(tmp_
     job = prepare(config, InsideLauncher(), lambda _: None)
     assert job.sampling.chunk_seconds == 30.0
     variants = job.ledger.variants
-    assert [variant.engine for variant in variants] == [INFLIGHT, DEFAULT_ENGINE, SHARED, COMPILED]
+    engines = ["inflight", "transformers", "inflight-shared", "inflight-compiled"]
+    assert [variant.engine for variant in variants] == engines
     frames = "fd72770754985a5c7a68969356ac244d2a18b558a4668b6ee8826a3879ac846e"
     assert {variant["frames"] for variant in variants} == {frames}
     assert len({variant["features"] for variant in variants}) == 1

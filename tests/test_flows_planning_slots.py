@@ -1,6 +1,7 @@
 """What is reckoned for slots: each row its columns, a window no more than it sees, states of every
 row; and what a stage is told that turns out to have none."""
 
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -12,18 +13,16 @@ from flows.job.models import Model
 from flows.planning.choose import Question, choices
 from flows.planning.costs import estimate
 from flows.planning.costs.decode import SPELLED_BYTES, rungs
-from flows.planning.costs.slots import (
-    COMPILED_LAYER_BYTES,
-    COMPILER_BYTES,
-    seatable,
-    step_bytes,
-)
+from flows.planning.costs.slots import seatable
 from flows.planning.estimate import StageEstimate
 from flows.planning.rungs import Rung
 from flows.planning.start import batch_instead
-from stages.decode.engines import SEATED
+from stages.decode import engines
+from stages.decode.engines import ENGINES, Engine
+from stages.decode.engines.inflight.costs import COMPILED_LAYER_BYTES, COMPILER_BYTES, step_bytes
 from stages.decode.engines.inflight.seats import SEATS
 from stages.decode.engines.inflight.shape import PoolShape
+from stages.decode.engines.slot_load import SlotLoad, SlotTerm
 from stages.models.row_memory import LayerMemory, RowMemory
 from tests.support.by_hand import KV_A_TOKEN, LAYERS, PROFILE, images, model
 
@@ -52,7 +51,9 @@ def part(found: StageEstimate, name: str) -> list[int]:
 
 
 def test_the_names_of_what_has_slots_are_those_of_the_engine() -> None:
-    assert {cls.__name__ for cls in SEATS} | {"DummyLayer"} == SEATED
+    assert {cls.__name__ for cls in SEATS} | {"DummyLayer"} == set(
+        ENGINES["inflight"].cache_layers or ()
+    )
 
 
 def test_a_form_takes_what_its_tokens_do() -> None:
@@ -152,6 +153,35 @@ def test_a_compiled_step_takes_wider_pools_and_a_compiler() -> None:
     assert found["cpu"].peak_bytes - plain["cpu"].peak_bytes == compiler + wider
     names = [each.name for each in decode_rungs_of(card, engine="inflight-compiled")]
     assert not any("offload" in name or "layer" in name for name in names)
+
+
+def terms_of_another(load: SlotLoad) -> Iterator[SlotTerm]:
+    yield SlotTerm("kv", load.slots * (load.tokens + load.new_tokens), "a byte a token")
+
+
+def test_an_engine_of_another_kind_has_slots_of_any_layer_and_counts_them_itself(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    other = Engine(
+        name="other",
+        entry="",
+        output_version=1,
+        batch_decides=False,
+        slots=True,
+        costs=f"{__name__}:terms_of_another",
+        refused_precisions=frozenset({"nf4"}),
+    )
+    monkeypatch.setattr(engines, "ENGINES", {**ENGINES, "other": other})
+    card = with_memory(replace(FULL, kind="StaticLayer"))
+    half, settings = card.profile.language, card.best("language")
+    assert not seatable(half, settings)
+    settings = replace(settings, engine="other")
+    assert seatable(half, settings)
+    assert not seatable(half, replace(settings, precision="nf4"))
+    assert not seatable(half, replace(settings, kv="quantized"))
+    planned_by = replace(card, settings={**card.settings, "language": (settings,)})
+    rung = Rung(stage="decode", batch=4, precision=settings.precision, seated=True)
+    assert part(planned(planned_by, rung), "kv") == [4 * (1000 + 256)]
 
 
 def test_fewer_slots_come_before_all_else() -> None:

@@ -15,10 +15,8 @@ from PIL import Image
 
 import penstock_demo
 from artifacts.packs import Record
-from penstock_demo import CHECKPOINT
-from stages.decode.stored import read_features
-from tests.support.clips import PROMPTS, clips
-from tests.support.waves import CAPTIONS, FEATURES, Wave, keys_told
+from tests.support.clips import PROMPTS
+from tests.support.waves import CAPTIONS, OTHER, keys_told, mixed_wave, noted, words
 from tests.test_project_layers import PACKAGES, ROOT, lint
 
 pytestmark = pytest.mark.slow
@@ -135,7 +133,8 @@ def test_captions_are_as_they_were_without_it(copy: Path, tmp_path: Path) -> Non
     assert said[0] == said[1]
 
 
-OTHER = "dd" * 32
+ENGINE = "row-by-row"
+"""The engine that `engine.patch` adds, which has `generate` caption one row at a time."""
 DECODE = """
 import json, sys
 from stages.decode.run import run, warm
@@ -154,27 +153,44 @@ def events_of(copy: Path, job: dict[str, Any]) -> list[dict[str, Any]]:
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
-def test_an_engine_takes_two_files_and_makes_captions(tmp_path: Path) -> None:
+def test_an_engine_takes_two_files_and_captions_as_ours_do(tmp_path: Path) -> None:
     copy, files = patched("engine", tmp_path)
-    assert files == ["stages/decode/engines/__init__.py", "stages/decode/engines/toy.py"]
-    wave = Wave(tmp_path / "store", CHECKPOINT, [clips("video", 2), clips("image", 1)])
-    wave.encode()
-    wave.decode(PROMPTS)
-    before = wave.captions()
+    assert files == ["stages/decode/engines/__init__.py", "stages/decode/engines/row_by_row.py"]
+    wave = mixed_wave(tmp_path, 4)
+    ours = wave.captions()  # of `inflight`, in fp32
     kept = Record(key="caption-1", meta={"caption": "kept", "tokens": 1, "ended": "stop"})
     wave.record_set("captions", OTHER).publish([kept])
 
-    told = events_of(copy, wave.to_decode(PROMPTS, OTHER) | {"engine": "toy"})
-    first, other, last = wave.captions(OTHER)
-    for stored, number in ((first, 0), (last, 2)):
-        row = read_features(wave.record_set("features", FEATURES), f"features-{number}")
-        words = f"{row.count.tokens} placeholders, {len(PROMPTS[number])} letters"
-        assert stored["caption"] == words
-        assert (stored["engine"], stored["engine_version"]) == ("toy", 1)
+    told = events_of(copy, wave.to_decode(PROMPTS, OTHER, 32) | {"engine": ENGINE})
+    first, other, *rest = wave.captions(OTHER)
     assert other == kept.meta
-    assert {"event": "note", "said": 2} in told
-    assert keys_told(told) == ["caption-0", "caption-2"]
-    assert wave.captions(CAPTIONS) == before
+    assert words([first, *rest]) == words([ours[0], *ours[2:]])
+    assert {(one["engine"], one["engine_version"]) for one in (first, *rest)} == {(ENGINE, 1)}
+    assert noted(told)["engine"] == ENGINE
+    assert [*keys_told(told)] == [f"caption-{n}" for n in range(len(ours)) if n != 1]
+    assert wave.captions(CAPTIONS) == ours
+
+
+def test_another_engine_is_offered_planned_and_run_like_ours(tmp_path: Path) -> None:
+    copy, _ = patched("engine", tmp_path)
+    assert lint(copy).returncode == 0
+    assert f"auto|transformers|inflight|inflight-compiled|{ENGINE} [auto]" in " ".join(
+        penstock(copy, "caption", "--help").stdout.split()
+    )
+    clip, found = str(penstock_demo.CLIPS / CLIPS[0]), []
+    asked = ["--model", "demo", "--precision", "fp32", "--store", str(tmp_path / "store")]
+    for engine in ("inflight", ENGINE):
+        out = tmp_path / engine
+        more = [*asked, "--engine", engine, "--out", str(out)]
+        assert "decode" in penstock(copy, "plan", clip, *more).stdout
+        penstock(copy, "caption", clip, *more)
+        run = json.loads((out / "run.json").read_text())
+        (decode,) = (stage for stage in run["stages"] if stage["name"] == "decode")
+        assert decode["items"] and decode["notes"]["engine"] == engine
+        found.append((out / "captions.jsonl").read_bytes())
+    assert found[0] == found[1]
+    stored = {path.parent.name for path in (tmp_path / "store" / "captions").rglob("*.pack")}
+    assert len(stored) == 2, "each has a namespace of its own"
 
 
 def test_another_store_is_a_module_and_an_entry(tmp_path: Path) -> None:

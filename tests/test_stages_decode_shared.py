@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from penstock_demo import CHECKPOINT
-from stages.decode.engines import SHARED
 from stages.decode.engines.inflight import prefix
 from stages.decode.engines.inflight.reading import read_row
 from stages.decode.run import run
@@ -72,7 +71,7 @@ def test_prompts_that_share_a_picture_say_what_each_says_alone(
     wave = encoded_wave(tmp_path, folder_of(name), clips(kind, 3))
     asked = members(wave, PROMPTS)
     plain, _ = said(wave, "transformers", CAPTIONS, asked, size=1)
-    shared, notes = said(wave, SHARED, OTHER, asked)
+    shared, notes = said(wave, "inflight-shared", OTHER, asked)
     assert {k: v["caption"] for k, v in shared.items()} == {
         k: v["caption"] for k, v in plain.items()
     }
@@ -82,10 +81,10 @@ def test_prompts_that_share_a_picture_say_what_each_says_alone(
 def test_bytes_hang_on_the_row_alone(tmp_path: Path) -> None:
     wave = encoded_wave(tmp_path, CHECKPOINT, clips("video", 3), dtype="bfloat16")
     asked = members(wave, PROMPTS)
-    whole, notes = said(wave, SHARED, CAPTIONS, asked)
+    whole, notes = said(wave, "inflight-shared", CAPTIONS, asked)
     assert notes["shared_prefix"] is True
-    mixed, _ = said(wave, SHARED, OTHER, asked[::-1], size=5)
-    alone, _ = said(wave, SHARED, THIRD, asked[5:6])
+    mixed, _ = said(wave, "inflight-shared", OTHER, asked[::-1], size=5)
+    alone, _ = said(wave, "inflight-shared", THIRD, asked[5:6])
     assert mixed == whole and alone[asked[5]["key"]] == whole[asked[5]["key"]]
 
 
@@ -101,7 +100,7 @@ def test_a_picture_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setattr(prefix, "read_row", counting)
     asked = members(wave, PROMPTS)
-    said(wave, SHARED, CAPTIONS, [asked[at] for at in torch.randperm(len(asked))])
+    said(wave, "inflight-shared", CAPTIONS, [asked[at] for at in torch.randperm(len(asked))])
     # Once for each clip, and once for the trial, where another clip follows it.
     assert sum(length > 0 for length in lengths) in (3, 4)
     assert sum(length == 0 for length in lengths) == 2 + len(asked)

@@ -11,8 +11,7 @@ from artifacts.tiles import OFF, check_tiles
 from artifacts.user_folders import user_cache
 from flows.job.formats import KEEP, REPLACE, check_existing, check_formats
 from flows.job.speaking_config import SpeakingConfig
-from stages.decode.engines import AUTO, IN_SLOTS, OFFERED, SEVERAL
-from stages.decode.job import DEFAULT_ENGINE
+from stages.decode.engines import AUTO, OFFERED, choice_for
 from stages.decode.structure import check_room
 from stages.models.graphs.providers import BACKENDS
 
@@ -231,10 +230,4 @@ class CaptionConfig(SpeakingConfig):
     def speakers(self) -> str:
         """Return the choice of what makes the captions. Raises UsageError where the one that is
         asked for cannot."""
-        if self.beams == 1:
-            return SEVERAL.get(self.engine, self.engine) if len(self.prompts) > 1 else self.engine
-        if self.engine in IN_SLOTS:
-            raise UsageError(
-                f"--engine {self.engine} follows no beams", hint=f"Use --engine {DEFAULT_ENGINE}"
-            )
-        return DEFAULT_ENGINE
+        return choice_for(self.engine, beams=self.beams, prompts=len(self.prompts))

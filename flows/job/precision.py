@@ -13,8 +13,7 @@ from flows.job.cpu import cpu_has_bfloat16
 from flows.job.flash import attention
 from flows.job.graphs import GraphUse
 from flows.job.obtainable import QUANTIZED, check_obtainable
-from stages.decode.engines import ALSO, IN_SLOTS, choice_of
-from stages.decode.job import DEFAULT_ENGINE
+from stages.decode.engines import Engine, accepted_by, choice_of
 from stages.models.natives.registry import nothing_otherwise
 from stages.models.profile import ModelProfile, PartProfile
 from stages.process.device import device_capability
@@ -22,8 +21,6 @@ from stages.process.device import device_capability
 SHORT = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 DTYPES = {short: name for name, short in SHORT.items()}
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
-UNSEATED = ("int8",)
-"""Precisions in which captions are not said in slots: products in 8 bit look at all rows."""
 BFLOAT16_CAPABILITY = (8, 0)
 """That of the oldest GPUs that compute in bfloat16. On older ones torch does it in 32 bit: slowly,
 and without a fused attention."""
@@ -53,18 +50,21 @@ class PartSettings:
     """What is added to its layers; None: nothing."""
 
     @property
+    def choice(self) -> tuple[Engine, ...]:
+        """Return the engines that may make its captions, the best first; none of a part that makes
+        none."""
+        return choice_of(self.engine) if self.engine else ()
+
+    @property
     def engines(self) -> tuple[str, ...]:
-        """Return the names of the engines that may make its captions, the best first, and of those
-        whose captions answer, too; one empty name of a part that makes none."""
-        if not self.engine:
-            return ("",)
-        answering = (*choice_of(self.engine), *ALSO.get(self.engine, ()))
-        return tuple(engine.name for engine in answering)
+        """Return the names of the same, and of those whose captions answer, too; one empty name of
+        a part that makes none."""
+        return tuple(e.name for e in accepted_by(self.engine)) if self.engine else ("",)
 
     @property
     def decides(self) -> list[str | int]:
         """Return the settings that belong into a key, those of the first engine among them."""
-        words = choice_of(self.engine)[0].words if self.engine else ()
+        words = self.choice[0].words if self.choice else ()
         graph = self.graph.digest if self.graph else ""
         adapter = f"adapter {self.adapter.digest}" if self.adapter else ""
         more = filter(None, [self.kv, "as published" * self.as_published, graph, adapter])
@@ -141,12 +141,11 @@ def _settings(
     best = _half(part, profile, first, device, config)
     if asked != "auto" or half.stored_as:
         return (best,)
-    kept = [replace(best, kv="quantized", engine=DEFAULT_ENGINE)]
-    kv = kept if best.engine and config.engine not in IN_SLOTS else []
+    kv = [replace(best, kv="quantized", engine=each.name) for each in best.choice if each.kv]
     few_bits = _quantized(part, half, profile)
-    if part == "language" and config.engine in IN_SLOTS:
-        few_bits = [each for each in few_bits if each not in UNSEATED]
-    return (best, *kv, *(_half(part, profile, q, device, config) for q in few_bits))
+    if best.choice:
+        few_bits = [q for q in few_bits if any(q not in e.refused_precisions for e in best.choice)]
+    return (best, *kv[:1], *(_half(part, profile, q, device, config) for q in few_bits))
 
 
 def _quantized(name: str, half: PartProfile, profile: ModelProfile) -> list[str]:

@@ -24,7 +24,7 @@ from flows.serving.residence import Residence
 from flows.serving.scratch import Scratch
 from flows.serving.setbacks import Setbacks
 from flows.serving.works import Works
-from stages.decode.engines import IN_SLOTS
+from stages.decode.engines import engine_of
 from stages.process.events import (
     Event,
     Failed,
@@ -191,7 +191,7 @@ class Half:
                 self.state, self._works.used = RESIDENT, time.monotonic()
                 self._setbacks.started()
             case Noted() if "engine" in event.values:
-                self.batches.flying = event.values["engine"] in IN_SLOTS
+                self.batches.flying = engine_of(event.values["engine"]).slots
             case Words() if event.ended:
                 self._works.answer({event.key: event})
             case PublishedAnswers():

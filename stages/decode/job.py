@@ -5,8 +5,6 @@ from typing import Any
 
 from stages.models.half_job import HalfJob
 
-DEFAULT_ENGINE = "transformers"
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DecodeJob(HalfJob):
@@ -23,8 +21,8 @@ class DecodeJob(HalfJob):
     """Tokens of a prompt that the language half reads at once; 0: all."""
     kv: str = ""
     """Place of the KV cache: `offloaded`, `quantized`, or empty."""
-    engine: str = DEFAULT_ENGINE
-    """Name in `CHOICES` of what makes the captions."""
+    engine: str
+    """Choice of what makes the captions."""
     instead: str = ""
     """Namespace of the captions of the second choice, which members have under a key `instead`;
     empty: the same as of the first."""

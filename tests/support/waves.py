@@ -96,9 +96,9 @@ class Wave:
 
     def _job(self, **values: Any) -> dict[str, Any]:
         model = {"model": self.model, "revision": None, "device": "cpu", "dtype": "float32"}
-        rest = {"attention": "sdpa", "trust_remote_code": False, **self.settings}
+        rest = {"attention": "sdpa", "trust_remote_code": False, "engine": "transformers"}
         job: dict[str, Any] = json.loads(
-            json.dumps({"store": self.store, **model, **rest, **values})
+            json.dumps({"store": self.store, **model, **rest, **self.settings, **values})
         )
         return job
 

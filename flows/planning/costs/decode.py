@@ -16,13 +16,7 @@ from flows.planning.costs.part import (
     settings_as_run,
     source_of_figures,
 )
-from flows.planning.costs.slots import (
-    compiler_term,
-    held_ahead,
-    prefix_term,
-    seatable,
-    slot_terms,
-)
+from flows.planning.costs.slots import held_ahead, seatable, slot_terms
 from flows.planning.estimate import Purpose, StageEstimate, Term
 from flows.planning.rungs import MLP_CHUNKS, Rung, sizes
 from flows.planning.seconds import Pass, WorkEstimate
@@ -37,7 +31,8 @@ from flows.planning.terms import (
 )
 from flows.planning.todo import ToDo
 from flows.planning.workloads import Workload
-from stages.decode.engines import COMPILED, IN_SLOTS, SHARED
+from stages.decode.engines import choice_of
+from stages.decode.engines.slot_load import SlotLoad
 
 SPELLED_BYTES = 1450
 """Bytes a token that llguidance takes at the most while it reads a tokenizer; it keeps half of
@@ -52,14 +47,15 @@ def rungs(model: Model, config: CaptionConfig, device: str) -> list[Rung]:
     """Return fewer slots or smaller batches, prompts in pieces, a cache elsewhere, fewer bits,
     layers one by one."""
     half, free = model.profile.language, free_settings(model, config, "language")
+    engines = choice_of(config.engine)
     return decode_rungs(
         config.batch_size,
         [(each.precision, each.kv) for each in free],
-        elsewhere=device.startswith("cuda") and config.engine not in IN_SLOTS,
+        elsewhere=device.startswith("cuda") and any(engine.kv for engine in engines),
         # PEFT's layers stand in the places of those that would come one by one, and a compiled
         # step has all of them.
         offload=config.is_free("language")
-        and not (half.stored_as or config.adapter or config.engine == COMPILED),
+        and not (half.stored_as or config.adapter or engines[0].compiled),
         seated=[each.precision for each in free if seatable(half, each)],
     )
 
@@ -117,11 +113,17 @@ def memory(model: Model, rung: Rung, workload: Workload, *, device: str, new: in
         model, settings, workload, together, 0 if rung.seated else new, rung.prefill
     )
     if rung.seated and half.row_memory is not None:
-        terms += slot_terms(half.row_memory, settings, workload, rows, new, costs)
-        if settings.engines[0] == SHARED:
-            terms.append(prefix_term(half.row_memory, settings, workload))
-        if settings.engines[0] == COMPILED:
-            terms.append(compiler_term(half.row_memory, device))
+        load = SlotLoad(
+            engine=settings.choice[0],
+            memory=half.row_memory,
+            number_bytes=BYTES.get(settings.dtype, 4),
+            slots=rows,
+            tokens=workload.tokens,
+            new_tokens=new,
+            prompt_bytes=math.ceil(costs.peak_bytes),
+            device=device,
+        )
+        terms += slot_terms(load)
         prefetch = held_ahead(workload, rows)
     else:
         terms += _batch_terms(model, rung, workload, rows, new, costs)

@@ -1,34 +1,18 @@
-"""The engines that captions can be made by; imports no model library.
+"""The engines that captions can be made by, and all that anybody asks about one; imports no model
+library.
 
-They are told once for who makes a key of them and for the stage that starts one.
+No file outside of this package compares an engine's name: it asks the record.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from artifacts.errors import UsageError
-from stages.decode.job import DEFAULT_ENGINE
 
-INFLIGHT = "inflight"
-SHARED = "inflight-shared"
-"""Name of the engine that reads what several prompts have in common once."""
-COMPILED = "inflight-compiled"
-"""Name of the engine whose step is compiled, and so rounded otherwise."""
-IN_SLOTS = frozenset({INFLIGHT, SHARED, COMPILED})
-"""Names of the engines that have rows in slots."""
-SEATED = frozenset(
-    {
-        "DynamicLayer",
-        "DynamicSlidingWindowLayer",
-        "DynamicIndexedLayer",
-        "LinearAttentionLayer",
-        "LinearAttentionAndFullAttentionLayer",
-        "DummyLayer",
-    }
-)
-"""Names of the classes of transformers' cache layers of which there are slots."""
 AUTO = "auto"
 """What is asked for by who leaves the choice of the engine to a trial."""
+AUTO_SEVERAL = f"{AUTO}-shared"
+"""The same choice where a chunk has several prompts."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,8 +27,34 @@ class Engine:
     engines had names."""
     batch_decides: bool
     """Whether the bytes of a caption depend on which others are made with it."""
+    offered: bool = True
+    """Whether it is a value of `--engine`."""
+    slots: bool = False
+    """Whether rows have slots, so that one begins as soon as another has ended."""
+    costs: str = ""
+    """Function that yields the memory terms of its slots for a `SlotLoad`, in a module that imports
+    no model library: `package.module:name`. Empty without slots: a plan counts batches."""
+    cache_layers: frozenset[str] | None = None
+    """Names of the classes of transformers' cache layers of which it has slots, with windows of one
+    width; None: of any."""
+    refused_precisions: frozenset[str] = frozenset()
+    """Precisions in which it makes no captions."""
+    beams: bool = False
+    """Whether it searches by beams."""
+    kv: bool = False
+    """Whether its KV cache may lie in host memory or be quantized."""
+    compiled: bool = False
+    """Whether its step is compiled, with all layers on the device, and so rounded otherwise."""
     by_chunk: bool = False
-    """Whether it is best given all that is asked of one chunk in a row."""
+    """Whether it reads what prompts of one chunk share once, so that it is best given all that is
+    asked of one chunk in a row."""
+    several: str = ""
+    """Engine in its place where a chunk has several prompts; empty: itself."""
+    fallback: str = ""
+    """Engine in its place where a trial refuses it and the choice was left open. `auto` begins with
+    the first engine that has one."""
+    accepted: bool = False
+    """Whether its stored captions answer who leaves the choice open."""
 
     @property
     def words(self) -> tuple[str | int, ...]:
@@ -59,62 +69,81 @@ class Engine:
         )
 
 
+_TRANSFORMERS = Engine(
+    name="transformers",
+    entry="stages.decode.engines.transformers:Transformers",
+    output_version=0,
+    batch_decides=True,
+    beams=True,
+    kv=True,
+    accepted=True,
+)
+_INFLIGHT = Engine(
+    name="inflight",
+    entry="stages.decode.engines.inflight.engine:InFlight",
+    output_version=1,
+    batch_decides=False,
+    slots=True,
+    costs="stages.decode.engines.inflight.costs:slot_terms",
+    cache_layers=frozenset(
+        {
+            "DynamicLayer",
+            "DynamicSlidingWindowLayer",
+            "DynamicIndexedLayer",
+            "LinearAttentionLayer",
+            "LinearAttentionAndFullAttentionLayer",
+            "DummyLayer",
+        }
+    ),
+    refused_precisions=frozenset({"int8"}),  # its products in 8 bit look at all rows
+    several="inflight-shared",
+    fallback=_TRANSFORMERS.name,
+    accepted=True,
+)
 ENGINES: Mapping[str, Engine] = {
     engine.name: engine
     for engine in (
-        Engine(
-            name=DEFAULT_ENGINE,
-            entry="stages.decode.engines.transformers:Transformers",
-            output_version=0,
-            batch_decides=True,
-        ),
-        Engine(
-            name=INFLIGHT,
-            entry="stages.decode.engines.inflight.engine:InFlight",
-            output_version=1,
-            batch_decides=False,
-        ),
-        Engine(
-            name=SHARED,
-            entry="stages.decode.engines.inflight.engine:InFlight",
-            output_version=1,
-            batch_decides=False,
-            by_chunk=True,
-        ),
-        Engine(
-            name=COMPILED,
-            entry="stages.decode.engines.inflight.engine:InFlight",
-            output_version=1,
-            batch_decides=False,
-        ),
+        _TRANSFORMERS,
+        _INFLIGHT,
+        replace(_INFLIGHT, name="inflight-shared", offered=False, by_chunk=True, several=""),
+        replace(_INFLIGHT, name="inflight-compiled", compiled=True, several="", fallback=""),
     )
 }
-CHOICES: Mapping[str, tuple[Engine, ...]] = {
-    AUTO: (ENGINES[INFLIGHT], ENGINES[DEFAULT_ENGINE]),
-    **{name: (engine,) for name, engine in ENGINES.items()},
-}
-"""What may be asked for → the engines that answer it, the best first; it is started, and tells
-which of them speaks."""
-
-
-SEVERAL = {AUTO: f"{AUTO}-shared", INFLIGHT: SHARED}
-"""What may be asked for → the choice in its place where several things are asked of a chunk."""
-CHOICES_OF_SEVERAL = {SEVERAL[AUTO]: (ENGINES[SHARED], ENGINES[DEFAULT_ENGINE])}
-OFFERED = tuple(name for name in CHOICES if name != SHARED)
+OFFERED = (AUTO, *(engine.name for engine in ENGINES.values() if engine.offered))
 """What people may ask for."""
-ALSO: Mapping[str, tuple[Engine, ...]] = {
-    AUTO: (ENGINES[SHARED], ENGINES[COMPILED]),
-    SEVERAL[AUTO]: (ENGINES[INFLIGHT], ENGINES[COMPILED]),
-}
-"""Choice → engines of which captions that are there answer it, too."""
 
 
 def choice_of(name: str) -> tuple[Engine, ...]:
-    """Return the engines that may answer who asks so. Raises UsageError where there are none."""
-    choices = {**CHOICES, **CHOICES_OF_SEVERAL}
-    if name not in choices:
+    """Return the engines that may answer who asks so, the best first; it is started, and tells
+    which of them speaks. Raises UsageError where there are none."""
+    if name in ENGINES:
+        return (ENGINES[name],)
+    first = next(engine for engine in ENGINES.values() if engine.fallback)
+    begins = {AUTO: first, AUTO_SEVERAL: ENGINES[first.several or first.name]}
+    if name not in begins:
         raise UsageError(f"engine is {name}", hint=f"Use one of {', '.join(OFFERED)}")
-    return choices[name]
+    return begins[name], ENGINES[begins[name].fallback]
+
+
+def accepted_by(name: str) -> tuple[Engine, ...]:
+    """Return the engines whose stored captions answer a choice: its own, the best first, and where
+    it is left open all that are accepted."""
+    own = choice_of(name)
+    more = [engine for engine in ENGINES.values() if engine.accepted and engine not in own]
+    return own if name in ENGINES else (*own, *more)
+
+
+def choice_for(asked: str, *, beams: int, prompts: int) -> str:
+    """Return the choice that serves what is asked for with so many beams and so many prompts a
+    chunk. Raises UsageError where none does."""
+    if beams == 1:
+        several = AUTO_SEVERAL if asked == AUTO else engine_of(asked).several
+        return several or asked if prompts > 1 else asked
+    able = [engine.name for engine in choice_of(asked) if engine.beams]
+    if not able:
+        other = next(engine.name for engine in ENGINES.values() if engine.beams)
+        raise UsageError(f"--engine {asked} follows no beams", hint=f"Use --engine {other}")
+    return able[0]
 
 
 def engine_of(name: str) -> Engine:

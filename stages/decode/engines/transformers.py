@@ -17,7 +17,7 @@ from artifacts.captions import Ended
 from artifacts.errors import UsageError
 from stages.decode.choosing import Choosing, Members
 from stages.decode.generation import Generation
-from stages.decode.job import DEFAULT_ENGINE, DecodeJob
+from stages.decode.job import DecodeJob
 from stages.decode.prompts import ContextExceeded, prompts_for
 from stages.decode.protocol import Asked, Listen, Said
 from stages.decode.reading import Reading
@@ -34,6 +34,8 @@ from stages.process.live import ToldWork
 class Transformers:
     """A language half, and how `generate` is told to read and to keep what it read."""
 
+    name = "transformers"
+
     def __init__(self, job: DecodeJob) -> None:
         source = ModelJob.of(told_of(job))
         self.choosing = Choosing(Generation.of(job.generation), job.max_new_tokens)
@@ -47,7 +49,7 @@ class Transformers:
         return facts(self.held.model)
 
     def settle(self, asked: Asked) -> str:
-        return DEFAULT_ENGINE
+        return self.name
 
     def refusal(self, asked: Asked) -> UsageError | None:
         choosing, prompts = self.choosing.of(asked.member), [asked.member["prompt"]]

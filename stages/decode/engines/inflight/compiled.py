@@ -13,7 +13,6 @@ import torch
 from transformers.integrations import sdpa_attention
 
 from artifacts.errors import UsageError
-from stages.decode.engines import INFLIGHT
 from stages.process.exit_diagnosis import causes, first_line, memory_words
 
 SHAPES = 64
@@ -102,7 +101,7 @@ def _failure(error: Exception) -> UsageError | None:
     says."""
     from torch._dynamo.exc import TorchDynamoException
 
-    instead = f"use --engine {INFLIGHT}; nothing finished is lost"
+    instead = "use --engine inflight; nothing finished is lost"
     for cause in causes(error):
         if isinstance(cause, OSError):
             return UsageError(

@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any
 
 from artifacts.errors import UsageError
-from stages.decode.engines import AUTO, COMPILED, SHARED, choice_of
+from stages.decode.engines import AUTO, choice_of
 from stages.decode.engines.inflight.coming import Coming, coming
 from stages.decode.engines.inflight.compiled import CompiledStep
 from stages.decode.engines.inflight.flight import Flight
@@ -22,7 +22,7 @@ from stages.decode.engines.inflight.prefix import SharedPrefix
 from stages.decode.engines.inflight.reading import ReadRow, read_row
 from stages.decode.engines.inflight.trial import TrialResult, judge_manners, reference_of
 from stages.decode.engines.transformers import Transformers
-from stages.decode.job import DEFAULT_ENGINE, DecodeJob
+from stages.decode.job import DecodeJob
 from stages.decode.prompts import prompts_for
 from stages.decode.protocol import Asked, Listen, Said
 from stages.decode.request_settings import SETTINGS
@@ -47,9 +47,9 @@ class InFlight:
         self._job = job
         self._plain = Transformers(job)
         self._result = TrialResult(reason="it was not tried")
-        self._first = choice_of(job.engine)[0].name
-        self._step = CompiledStep(job.device) if self._first == COMPILED else None
-        self._prefix = SharedPrefix() if self._first == SHARED else None
+        self._engine = choice_of(job.engine)[0]
+        self._step = CompiledStep(job.device) if self._engine.compiled else None
+        self._prefix = SharedPrefix() if self._engine.by_chunk else None
         """What prompts of one chunk have in common; None: each is read by itself."""
         self._apart = ""
         """Why prompts are read by themselves that could have had that in common."""
@@ -65,13 +65,13 @@ class InFlight:
         self._result = self._judged(asked)
         give_back()  # what was tried is not what will be held
         if not self._result.reason:
-            return self._first
+            return self._engine.name
         if len(choice_of(self._job.engine)) == 1:
             raise UsageError(
-                f"engine {self._first} cannot run this model: {self._result.reason}",
-                hint=f"Use --engine {AUTO} or {DEFAULT_ENGINE}",
+                f"engine {self._engine.name} cannot run this model: {self._result.reason}",
+                hint=f"Use --engine {AUTO} or {self._plain.name}",
             )
-        return DEFAULT_ENGINE
+        return self._plain.name
 
     def refusal(self, asked: Asked) -> UsageError | None:
         return self._plain.refusal(asked)
@@ -79,17 +79,17 @@ class InFlight:
     def findings(self) -> dict[str, Any]:
         found = self._plain.findings()
         if self._result.reason:
-            return found | {"engine": DEFAULT_ENGINE, "engine_reason": self._result.reason}
+            return found | {"engine": self._plain.name, "engine_reason": self._result.reason}
         if self._loop is not None:
             counted = self._loop.counted
             found |= {"slots": self._loop.slots, "row_steps": counted.steps}
             found |= {"aligned": True} if self._result.manner.aligned else {}
             found |= {"row_steps_used": counted.used}
-        if self._first == SHARED:
+        if self._engine.by_chunk:
             found |= {"shared_prefix": self._prefix is not None}
         if self._apart:
             found |= {"shared_prefix_reason": self._apart}
-        return found | {"engine": self._first}
+        return found | {"engine": self._engine.name}
 
     def run(
         self, batches: Iterable[Sequence[Asked]], shrinking: Shrinking
@@ -197,7 +197,7 @@ class InFlight:
             return TrialResult(reason="its captions are searched by beams")
         if self._job.kv:
             return TrialResult(reason="its cache is kept elsewhere or in few bits")
-        if self._job.precision == "int8":  # what is beside a row need not be large at a trial
+        if self._job.precision in self._engine.refused_precisions:  # a trial may find none large
             return TrialResult(reason="products in 8 bit look at all rows")
         plain = {name: value for name, value in asked.member.items() if name != SETTINGS}
         asked = asked._replace(member=plain)
