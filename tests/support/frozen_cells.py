@@ -1,0 +1,178 @@
+"""The matrix of commands whose keys are frozen."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Cell:
+    """One command over the clips, with the model that it runs."""
+
+    command: str = "caption"
+    model: str = "demo"
+    """Name of a recorded profile."""
+    options: tuple[str, ...] = ()
+    before: tuple[tuple[str, ...], ...] = ()
+    """Options of the same command, run before in the same folder."""
+    refuse: Mapping[str, int] = field(default_factory=dict)
+    """Stage → the number of its processes that run out of memory."""
+    graphs: bool = False
+    """Whether graphs of the vision half lie beside the checkpoint."""
+
+
+def _caption(*options: str, **more: Any) -> Cell:
+    return Cell(options=options, **more)
+
+
+SCHEMA = '{"type": "object", "properties": {"a": {"type": "boolean"}}, "required": ["a"]}'
+CHUNKS = ("--chunk", "2")
+PROMPTS = ("--prompts", "short=Say it short.", "--prompts", "long=Say it long.")
+ADAPTER = ("--adapter", "{data}/adapter_before")
+LABELS = ("--labels", "red,blue")
+SINGLE: dict[str, tuple[str, ...]] = {
+    "prompt": ("--prompt", "What is this?"),
+    "length": ("--length", "short"),
+    "summary": ("--summary",),
+    "summary prompt": ("--summary", "--summary-prompt", "What happens?"),
+    "system": ("--system", "Be brief."),
+    "start": ("--start-with", "A "),
+    "avoid": ("--avoid", "image,photo"),
+    "sampling": ("--sampling", "checkpoint"),
+    "temperature": ("--temperature", "0.5", "--seed", "3"),
+    "no chance": ("--temperature", "0", "--seed", "3"),
+    "top p": ("--top-p", "0.9"),
+    "top k": ("--top-k", "7"),
+    "beams": ("--beams", "3"),
+    "repetition": ("--repetition-penalty", "1.1"),
+    "presence": ("--presence-penalty", "0.5"),
+    "n-gram": ("--no-repeat-ngram", "3"),
+    "loops": ("--retry-loops",),
+    "think": ("--strip-think",),
+    "trigger": ("--trigger", "ohwx"),
+    "schema": ("--schema", SCHEMA),
+    "prefix": ("--prefix", "p ", "--suffix", " s"),
+    "limit": ("--max-new-tokens", "40"),
+    "prompts": PROMPTS,
+    "chain": ("--prompt", "Before: {previous}. And now?"),
+    "batch": ("--batch-size", "2"),
+    "kept frames": ("--keep-frames",),
+    "trusted": ("--trust-remote-code",),
+    "formats": ("--format", "txt,vtt,csv"),
+    "published": ("--as-published",),
+    "stock": ("--as-stock",),
+    "adapter": ADAPTER,
+    "fp32": ("--precision", "fp32"),
+    "bf16": ("--precision", "bf16"),
+    "fp16": ("--precision", "fp16"),
+    "int8": ("--precision", "int8"),
+    "nf4": ("--precision", "nf4"),
+    "automatic": ("--precision", "auto"),
+    "nf4 seeing": ("--vision-precision", "nf4", "--language-precision", "int8"),
+    "max pixels": ("--max-pixels", "4096"),
+    "max video pixels": ("--max-video-pixels", "65536"),
+    "inflight": ("--engine", "inflight"),
+    "transformers": ("--engine", "transformers"),
+    "compiled": ("--engine", "inflight-compiled"),
+}
+"""Name → options that are added to chunks of two seconds."""
+SAMPLINGS: dict[str, tuple[str, ...]] = {
+    "shots": ("--shots",),
+    "whole": ("--whole",),
+    "fps": ("--fps", "4"),
+    "frames": ("--frames", "3"),
+    "max frames": ("--max-frames", "3", "--chunk", "2.5"),
+    "as its card": ("--sampling-as-card",),
+}
+PAIRS: dict[str, Cell] = {
+    "chunks": _caption(*CHUNKS),
+    "joint": _caption(*CHUNKS, model="joint"),
+    "joint fp16": _caption(*CHUNKS, "--precision", "fp16", *PROMPTS, model="joint"),
+    "prompted": _caption(*CHUNKS, model="prompted"),
+    "prompted by several": _caption(*CHUNKS, *PROMPTS, model="prompted"),
+    "splice": _caption(*CHUNKS, "--prompt", "What is this?", model="splice"),
+    "one frame": _caption(*CHUNKS, model="one_frame"),
+    "several inflight": _caption(*CHUNKS, *PROMPTS, "--engine", "inflight"),
+    "several compiled": _caption(*CHUNKS, *PROMPTS, "--engine", "inflight-compiled"),
+    "several of a schema": _caption(*CHUNKS, *PROMPTS, "--schema", SCHEMA, "--summary"),
+    "adapter nf4": _caption(*CHUNKS, *ADAPTER, "--language-precision", "nf4"),
+    "adapter published": _caption(*CHUNKS, *ADAPTER, "--as-published", "--summary"),
+    "beams auto": _caption(*CHUNKS, "--beams", "2", "--precision", "auto"),
+    "auto inflight": _caption(*CHUNKS, "--precision", "auto", "--engine", "inflight"),
+    "auto compiled": _caption(*CHUNKS, "--precision", "auto", "--engine", "inflight-compiled"),
+    "auto stock of several": _caption(*CHUNKS, "--precision", "auto", *PROMPTS),
+    "graphs": _caption(*CHUNKS, "--vision-backend", "onnx", graphs=True),
+    "graphs nf4": _caption(
+        *CHUNKS, "--vision-backend", "onnx", "--language-precision", "nf4", graphs=True
+    ),
+    "graphs by themselves": _caption(*CHUNKS, "--vision-backend", "auto", graphs=True),
+    "decode falls": _caption(*CHUNKS, "--precision", "auto", refuse={"decode": 1}),
+    "decode falls twice": _caption(*CHUNKS, "--precision", "auto", refuse={"decode": 2}),
+    "decode falls far": _caption(*CHUNKS, "--precision", "auto", refuse={"decode": 9}),
+    "encode falls": _caption(*CHUNKS, "--precision", "auto", refuse={"encode": 1}),
+    "graphs fall": _caption(*CHUNKS, "--vision-backend", "onnx", graphs=True, refuse={"encode": 1}),
+    "another limit": _caption(
+        *CHUNKS, "--max-new-tokens", "60", before=((*CHUNKS, "--max-new-tokens", "40"),)
+    ),
+    "another engine": _caption(*CHUNKS, before=((*CHUNKS, "--engine", "transformers"),)),
+    "another prompt": _caption(*CHUNKS, "--prompt", "Why?", before=(CHUNKS,)),
+    "published after stock": _caption(*CHUNKS, "--as-published", before=((*CHUNKS, "--as-stock"),)),
+}
+VECTORS: dict[str, Cell] = {
+    "embed": Cell(command="embed", model="dual"),
+    "embed fps": Cell(command="embed", model="dual", options=("--fps", "2")),
+    "embed tiles": Cell(command="embed", model="dual", options=("--tiles", "2")),
+    "embed auto tiles": Cell(command="embed", model="dual", options=("--tiles", "auto")),
+    "embed int8": Cell(command="embed", model="dual", options=("--precision", "int8")),
+    "embed auto": Cell(command="embed", model="dual", options=("--precision", "auto")),
+    "embed batch": Cell(command="embed", model="dual", options=("--batch-size", "3")),
+    "embed graphs": Cell(
+        command="embed", model="dual", options=("--vision-backend", "onnx"), graphs=True
+    ),
+    "label": Cell(command="label", model="dual", options=LABELS),
+    "label nf4": Cell(command="label", model="dual", options=(*LABELS, "--precision", "nf4")),
+    "label tiles": Cell(command="label", model="dual", options=(*LABELS, "--tiles", "2")),
+    "label top": Cell(
+        command="label", model="dual", options=(*LABELS, "--top", "1", "--threshold", "0.3")
+    ),
+    "index": Cell(command="index build", model="dual"),
+    "index fp16": Cell(command="index build", model="dual", options=("--precision", "fp16")),
+    "index fps": Cell(command="index build", model="dual", options=("--fps", "2")),
+    "index graphs": Cell(
+        command="index build", model="dual", options=("--vision-backend", "onnx"), graphs=True
+    ),
+}
+REBUILDS: dict[str, Cell] = {
+    "rebuild": Cell(command="cache rebuild", options=CHUNKS),
+    "rebuild named": Cell(command="cache rebuild", options=(*CHUNKS, "--name", "n", "--prune")),
+    "rebuild prompted": Cell(
+        command="cache rebuild", model="prompted", options=(*CHUNKS, "--prompt", "Why?")
+    ),
+    "rebuild int8": Cell(command="cache rebuild", options=(*CHUNKS, "--vision-precision", "int8")),
+    "rebuild published": Cell(command="cache rebuild", options=(*CHUNKS, "--as-published")),
+    "rebuild graphs": Cell(
+        command="cache rebuild", options=(*CHUNKS, "--vision-backend", "onnx"), graphs=True
+    ),
+    "rebuild dual": Cell(command="cache rebuild", model="dual"),
+}
+CELLS: dict[str, Cell] = {
+    "caption": _caption(),
+    **{f"caption {name}": _caption(*CHUNKS, *words) for name, words in SINGLE.items()},
+    **{f"caption {name}": _caption(*words) for name, words in SAMPLINGS.items()},
+    **{f"caption {name}": cell for name, cell in PAIRS.items()},
+    **VECTORS,
+    **REBUILDS,
+}
+SLOW = {
+    *(f"caption {name}" for name in (
+        "prompt", "summary prompt", "start", "no chance", "top p", "top k", "repetition",
+        "presence", "n-gram", "think", "prefix", "batch", "kept frames", "trusted", "formats",
+        "fp32", "bf16", "nf4 seeing", "int8", "whole", "fps", "frames", "joint fp16",
+        "several compiled", "adapter nf4", "beams auto", "auto inflight", "auto compiled",
+        "auto stock of several", "graphs nf4", "decode falls", "another engine", "encode falls",
+        "length", "max video pixels", "splice", "one frame", "graphs by themselves",
+    )),
+    *("embed fps", "embed auto tiles", "embed batch", "label nf4", "label top", "index fp16",
+      "index fps", "rebuild named", "rebuild int8", "rebuild graphs"),
+}  # fmt: skip
+"""Cells whose decisions others make, too."""

@@ -1,0 +1,323 @@
+"""Runs commands of the program with made-up stages, and records all that decides what they make:
+namespaces, keys, the arguments of every stage, and what `run.json` says of the run.
+
+tests/data/frozen_keys.json holds what an earlier version did. `python -m tests.support.frozen_keys
+--write` writes it anew, which is right only where finished work is meant to be done again. The
+functions below the line `The seams` are the only ones that name parts of the program.
+"""
+
+import argparse
+import contextlib
+import io
+import json
+import os
+import re
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+from artifacts.errors import CannotFit
+from artifacts.keys import digest_of
+from artifacts.packs import Record, RecordSet, stored_namespaces
+from artifacts.store import FolderStore, open_store
+from penstock_demo import CHECKPOINT, DUAL_CHECKPOINT
+from stages.process.outcome import StageOutcome
+from tests.support.frozen_cells import CELLS, Cell
+from tests.support.frozen_surface import forms, surface
+from tests.support.stand_ins import Stages
+
+DATA = Path(__file__).parent.parent / "data"
+RECORDED = DATA / "frozen_keys.json"
+PROFILES = DATA / "frozen_profiles.json"
+"""What `describe` told of tiny checkpoints: name → profile."""
+CLIPS = DATA / "before" / "clips"
+BASE = "caption"
+"""The cell whose stage arguments stand in full; other cells hold what differs from them."""
+KINDS = ("media", "frames", "features", "captions", "embeddings", "texts", "summaries", "failures")
+MACHINE = {"files", "stamp", "workers"}
+"""Arguments whose values depend on the machine, or on when a file was written."""
+UNRECORDED = {"memory", "seconds", "folder", "device"}
+"""Facts of a run's plan that depend on the machine."""
+LONG = 300
+"""Letters of an argument, as JSON, from which on its digest stands for it."""
+WIDTH = 4
+"""Numbers of a made-up vector."""
+
+
+class MadeUpStages(Stages):
+    """Makes records of every kind from their keys. `refuse` counts, by stage, the processes that
+    run out of memory at first."""
+
+    def __init__(self, profile: Mapping[str, Any], refuse: Mapping[str, int]) -> None:
+        super().__init__()
+        self._told = dict(profile)
+        self._refuse = dict(refuse)
+
+    def _answer(self, call: Any, outcome: StageOutcome) -> StageOutcome:
+        arguments = call.arguments
+        if call.name == "describe":
+            published = arguments["as_published"] is True
+            limits = {name: arguments[name] for name in ("max_pixels", "max_video_pixels")}
+            told = {"folder": arguments["model"], "as_published": published, **limits}
+            outcome.notes["profile"] = {**self._told, **told}
+            return outcome
+        return super()._answer(call, outcome)
+
+    def _make(self, call: Any, outcome: StageOutcome) -> None:
+        if self._refuse.get(call.name, 0):
+            self._refuse[call.name] -= 1
+            raise CannotFit(f"{call.name} needs more memory", hint="Give it more")
+        if call.name in MAKERS:
+            MAKERS[call.name](flat(call.arguments), outcome)
+        else:
+            super()._make(call, outcome)
+
+
+def _vectors(key: str, count: int) -> Record:
+    import numpy as np
+
+    from artifacts.vectors import vector_record
+
+    drawn = np.random.default_rng(int(key[:8], 16)).standard_normal((count, WIDTH))
+    return vector_record(key, drawn.astype("<f4"))
+
+
+def _embed(told: dict[str, Any], outcome: StageOutcome) -> None:
+    from artifacts.tiles import OFF, boxes_of
+
+    store = open_store(told["store"])
+    frames = RecordSet(store, "frames", told["frames_namespace"])
+    records = RecordSet(store, "embeddings", told["namespace"])
+    for member in (each for batch in told["batches"] for each in batch):
+        meta = frames.meta(member["frames"])
+        count = len(meta["times"])
+        if told.get("tiles", OFF) != OFF and member["kind"] == "image":
+            count = len(boxes_of(meta["height"], meta["width"], told["tiles"], told["edge"]))
+        outcome.items += len(records.publish([_vectors(member["key"], count)]))
+
+
+def _embed_texts(told: dict[str, Any], outcome: StageOutcome) -> None:
+    records = RecordSet(open_store(told["store"]), "texts", told["namespace"])
+    made = _vectors(told["key"], len(told["groups"]))
+    meta = {**made.meta, "scale": 10.0, "bias": -1.0, "cut": [], "tokens": 16}
+    records.publish([Record(key=made.key, meta=meta, payload=made.payload)])
+    outcome.items += 1
+
+
+def _decode(told: dict[str, Any], outcome: StageOutcome) -> None:
+    records = RecordSet(open_store(told["store"]), "captions", told["namespace"])
+    meta = {"caption": '{"a": true}' if "schema" in told["generation"] else "all", "tokens": 1}
+    keys = [member["key"] for batch in told["batches"] for member in batch]
+    outcome.items += len(records.publish([Record(key=key, meta=meta) for key in keys]))
+
+
+def _summarize(told: dict[str, Any], outcome: StageOutcome) -> None:
+    records = RecordSet(open_store(told["store"]), "summaries", told["namespace"])
+    said = {"summary": "all", "chapters": [], "tokens": 3, "levels": [[1]], "cut": 0, "ended": ""}
+    records.publish([Record(key=medium["key"], meta=said) for medium in told["media"]])
+    outcome.items += len(told["media"])
+
+
+MAKERS: dict[str, Callable[[dict[str, Any], StageOutcome], None]] = {
+    "decode": _decode,
+    "embed": _embed,
+    "embed_texts": _embed_texts,
+    "summarize": _summarize,
+}
+"""Name of a stage → makes what it is told to make."""
+
+
+def flat(arguments: Any) -> dict[str, Any]:
+    """Return the arguments of a stage by name, those of its half among them."""
+    told = json.loads(json.dumps(arguments))
+    return {**told.pop("half", {}), **told}
+
+
+def record(name: str) -> dict[str, Any]:
+    """Return what a cell's command does in an empty folder after the commands before it."""
+    cell = CELLS[name]
+    with tempfile.TemporaryDirectory() as made:
+        root = Path(made).resolve()
+        stages = MadeUpStages(_profiles()[cell.model], cell.refuse)
+        _write_model(root / "model", cell)
+        for more in cell.before:
+            run(stages, _words(root, cell, more), root)
+        stages.calls.clear()
+        ended = run(stages, _words(root, cell, cell.options), root)
+        found = {
+            "exit": ended,
+            "calls": {
+                f"{at} {call.name}": {n: _told(v) for n, v in _arguments(root, call).items()}
+                for at, call in enumerate(stages.calls)
+            },
+            "namespaces": {n: digest_of(_plain(root, note)) for n, note in _noted(root / "store")},
+            "stored": dict(_stored(root / "store")),
+            "run": _plain(root, _run(root / "out")),
+        }
+        if (root / "out" / "index.json").exists():
+            index = json.loads((root / "out" / "index.json").read_text())
+            found["maker"] = _plain(root, index["maker"])
+        return json.loads(_shortened(json.dumps(found)))  # type: ignore[no-any-return]
+
+
+def _arguments(root: Path, call: Any) -> dict[str, Any]:
+    told: dict[str, Any] = _plain(root, flat(call.arguments))
+    return told
+
+
+def _words(root: Path, cell: Cell, more: tuple[str, ...]) -> list[str]:
+    """Return the command line of a cell."""
+    model = "demo" if cell.model in ("demo", "dual") and not cell.graphs else str(root / "model")
+    out = [] if cell.command == "cache rebuild" else ["--out", str(root / "out")]
+    given = [each.replace("{data}", str(DATA)) for each in more]
+    kept = ["--store", str(root / "store"), "--memory", "8GiB", "--quiet"]
+    return [*cell.command.split(), str(CLIPS), "--model", model, *out, *kept, *given]
+
+
+def _write_model(folder: Path, cell: Cell) -> None:
+    """Write files that have the names of a checkpoint's, and graphs where the cell has them."""
+    folder.mkdir()
+    told = _profiles()[cell.model]
+    (folder / "config.json").write_text("{}")
+    for part in ("vision", "language"):
+        for shard in told[part]["shards"]:
+            (folder / shard).write_text(f"weights of {cell.model}")
+    if cell.graphs:
+        _write_graphs(folder, told["vision"]["shards"])
+
+
+def _write_graphs(folder: Path, shards: list[str]) -> None:
+    from artifacts.keys import hash_file
+    from stages.models.graphs import FOLDER
+
+    graphs = folder / FOLDER
+    graphs.mkdir()
+    (graphs / "vision.onnx").write_text("a graph")
+    tower = {"path": "tower", "class_name": "Tower", "parameters": 7, "packed": False}
+    graph = {"file": "vision.onnx", "inputs": {"x": [0, 3]}, "fixed": {}, "output": {}}
+    half = {
+        "precision": "fp32",
+        "weights": {name: hash_file(folder / name) for name in shards},
+        "towers": [{**tower, "graphs": [{**graph, "names": ["y"], "quantized": 0}]}],
+        "furthest": 0.0,
+        "nearness": {},
+    }
+    files = {"vision.onnx": hash_file(graphs / "vision.onnx")}
+    told = {"format": 1, "files": files, "sizes": {"vision.onnx": 7}, "made_by": {}}
+    (graphs / "graphs.json").write_text(json.dumps({**told, "halves": {"vision": half}}))
+
+
+@cache
+def _profiles() -> dict[str, dict[str, Any]]:
+    found: dict[str, dict[str, Any]] = json.loads(PROFILES.read_text())
+    return found
+
+
+def _plain(root: Path, value: Any) -> Any:
+    """Return a value with the folders of this machine by name, and without what is empty: whether
+    an argument is left out, or given as nothing, is one thing."""
+    if isinstance(value, Mapping):
+        told = {_plain(root, k): _plain(root, v) for k, v in value.items() if k not in MACHINE}
+        return {name: each for name, each in told.items() if each not in ("", 0, None, [], {})}
+    if isinstance(value, list | tuple):
+        return [_plain(root, each) for each in value]
+    if isinstance(value, str):
+        folders = {root: "ROOT", CHECKPOINT: "DEMO", DUAL_CHECKPOINT: "DUAL", DATA: "DATA"}
+        for folder, name in folders.items():
+            value = value.replace(str(folder), name)
+    return value
+
+
+def _told(value: Any) -> Any:
+    """Return an argument, of a long one only what tells it apart."""
+    length = len(json.dumps(value)) if isinstance(value, dict | list) else 0
+    return {"digest": digest_of(value), "length": len(value)} if length > LONG else value
+
+
+def beside(found: Any, base: Any) -> Any:
+    """Return what of a cell is otherwise than in the base; `-` names what only the base has."""
+    if not isinstance(found, dict) or not isinstance(base, dict):
+        return found
+    other = {
+        name: beside(value, base.get(name))
+        for name, value in found.items()
+        if name not in base or value != base[name]
+    }
+    gone = sorted(base.keys() - found.keys())
+    return {**other, "-": gone} if gone else other
+
+
+def _stored(folder: Path) -> Iterator[tuple[str, Any]]:
+    """Yield each kind of records, with the keys of each namespace of it."""
+    store = FolderStore(folder)
+    for kind in KINDS:
+        sets = {name: RecordSet(store, kind, name) for name in stored_namespaces(store, kind)}
+        if sets:
+            yield kind, {n: [len(of), digest_of(sorted(of.keys()))] for n, of in sets.items()}
+
+
+def _noted(folder: Path) -> Iterator[tuple[str, Any]]:
+    """Yield each namespace that the store has a note of, with the note."""
+    notes = RecordSet(FolderStore(folder), "scopes", digest_of(["scopes", 1]))
+    for namespace in sorted(notes.keys()):
+        yield namespace, notes.meta(namespace)
+
+
+def _run(out: Path) -> dict[str, Any]:
+    if not (out / "run.json").exists():
+        return {}
+    plan = json.loads((out / "run.json").read_text())["plan"]
+    return {name: value for name, value in plan.items() if name not in UNRECORDED}
+
+
+def _shortened(text: str) -> str:
+    return re.sub(r"\b([0-9a-f]{16})[0-9a-f]{48}\b", r"\1", text)
+
+
+def _write(told: dict[str, dict[str, Any]]) -> None:
+    """Write the recorded file, with a line a cell."""
+    parts = []
+    for name, part in sorted(told.items()):
+        lines = [f"{json.dumps(n)}: {json.dumps(v, sort_keys=True)}" for n, v in part.items()]
+        parts.append(f"{json.dumps(name)}: {{\n" + ",\n".join(lines) + "\n}")
+    RECORDED.write_text("{\n" + ",\n".join(parts) + "\n}\n", encoding="utf-8")
+
+
+# The seams
+
+
+def run(stages: MadeUpStages, words: list[str], folder: Path) -> int:
+    """Return the exit code of a command whose stages are made up."""
+    from flows.cli.main import main as run_command
+    from flows.job.launch import DirectLauncher
+
+    kept = {"CUDA_VISIBLE_DEVICES": "", "XDG_CACHE_HOME": str(folder / "cache")}
+    with (
+        mock.patch.object(DirectLauncher, "start", lambda _, call: stages.start(call)),
+        mock.patch.object(os, "fsync"),
+        mock.patch.dict(os.environ, kept),
+        contextlib.redirect_stdout(io.StringIO()),
+        contextlib.redirect_stderr(io.StringIO()),
+    ):
+        return run_command(words)
+
+
+def main() -> None:
+    asked = argparse.ArgumentParser(description=__doc__)
+    asked.add_argument("--write", action="store_true", help="write the recorded file anew")
+    asked.add_argument("cells", nargs="*", help="print these cells")
+    given = asked.parse_args()
+    if given.write:
+        base = record(BASE)
+        cells = {name: beside(record(name), base) for name in CELLS if name != BASE}
+        _write({"base": base, "cells": cells, **surface(), "forms": forms()})
+    for name in given.cells:
+        json.dump(record(name), sys.stdout, indent=1)
+
+
+if __name__ == "__main__":
+    main()
