@@ -197,7 +197,7 @@ class InFlight:
             return TrialResult(reason="its captions are searched by beams")
         if self._job.kv:
             return TrialResult(reason="its cache is kept elsewhere or in few bits")
-        if self._job.precision in self._engine.refused_precisions:  # a trial may find none large
+        if self._job.precision in self._engine.refused_precisions:  # a trial may lack outliers
             return TrialResult(reason="products in 8 bit look at all rows")
         plain = {name: value for name, value in asked.member.items() if name != SETTINGS}
         asked = asked._replace(member=plain)
