@@ -8,10 +8,11 @@ import argparse
 import os
 
 from benchmarks._card_time import SLOWER
+from flows.cli.derived import config_from
 from flows.cli.main import parser
-from flows.cli.serve_command import config_of
 from flows.console.display import Display
 from flows.job.launch import ENTRIES, DirectLauncher, Launcher
+from flows.serving.config import ServeConfig
 from flows.serving.server import serve
 from stages.process.stage_process import Listener
 
@@ -29,7 +30,7 @@ def main() -> None:
     def launcher(listen: Listener) -> Launcher:
         return DirectLauncher(listen, STANDING_IN)
 
-    serve(config_of(parser().parse_args(["serve", *rest])), Display(), launcher)
+    serve(config_from(parser().parse_args(["serve", *rest]), ServeConfig), Display(), launcher)
 
 
 if __name__ == "__main__":

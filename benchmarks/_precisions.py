@@ -12,9 +12,10 @@ import torch
 from benchmarks._common import cells
 from flows.console.display import Display
 from flows.console.units import size
-from flows.job.config import DEMO_MODEL, CaptionConfig
 from flows.job.launch import DirectLauncher
 from flows.job.prepare import Job, prepare
+from flows.options.commands import CaptionConfig
+from flows.options.model import DEMO_MODEL
 from flows.running.run import caption
 from penstock_demo.scoring import Truth, score_captions
 from stages.decode.choosing import make_greedy

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flows.cli.main import main as penstock
-from flows.job.config import DEMO_MODEL
+from flows.options.model import DEMO_MODEL
 from penstock_demo.dual.pictures import PictureTruth, write_pictures
 from penstock_demo.dual.scenes import PAIRS
 

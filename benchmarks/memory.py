@@ -31,8 +31,8 @@ from benchmarks._trial import (
 )
 from benchmarks.plan import Desk
 from flows.console.units import parse_size
-from flows.job.config import CaptionConfig
 from flows.job.precision import settle
+from flows.options.commands import CaptionConfig
 from stages.models.inspection import describe
 from stages.process.device import device_name
 

@@ -25,7 +25,7 @@ import flows.planning.sizes
 from benchmarks._common import PENSTOCK
 from benchmarks._synthetic import SIDE, SyntheticLauncher
 from flows.console.display import Display
-from flows.job.config import CaptionConfig
+from flows.options.commands import CaptionConfig
 from flows.results.run_result import RunResult
 from flows.running.run import caption
 

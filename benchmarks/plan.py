@@ -24,10 +24,10 @@ from artifacts.store import open_store
 from benchmarks._common import taken
 from benchmarks._plan_cases import CASES, Case, Row, table
 from benchmarks._shapes import build
-from flows.job.config import CaptionConfig
 from flows.job.launch import DirectLauncher, StageCall
 from flows.job.models import Model
 from flows.job.precision import settle
+from flows.options.commands import CaptionConfig
 from flows.pipelines import STAGES
 from flows.planning.costs import estimate
 from flows.planning.estimate import StageEstimate

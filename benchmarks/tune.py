@@ -25,9 +25,9 @@ from typing import Any
 from benchmarks._common import MIB, PENSTOCK, cells, heads, in_child, met
 from benchmarks._shapes import build
 from flows.console.display import Display
-from flows.job.config import CaptionConfig
 from flows.job.cpu import cpu_line
 from flows.job.launch import DirectLauncher
+from flows.options.commands import CaptionConfig
 from flows.pipelines import REBUILD
 from flows.running.run import prepared
 from flows.running.watch import Watch

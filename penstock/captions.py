@@ -18,17 +18,18 @@ from artifacts.errors import Interrupted
 from artifacts.packs import RecordSet
 from artifacts.tables import schema_of, table_of
 from flows.console.display import Display
-from flows.job.config import CaptionConfig
 from flows.job.launch import DirectLauncher, Running, StageCall
 from flows.job.media_files import MediaFile
 from flows.job.prepare import Job
 from flows.job.tasks import Task
+from flows.options.commands import CaptionConfig
 from flows.results.captions import caption_of, captions_by_file
 from flows.results.run_record import RunRecord
 from flows.results.run_result import RunResult
 from flows.results.table_rows import kinds_of, properties_of, table_rows
 from flows.running import run
-from penstock.options import CaptionOptions, Sources, config_for
+from penstock.keywords import CaptionOptions
+from penstock.options import Sources, config_for
 from stages.process.events import Event, Item
 from stages.process.stage_process import Listener
 
@@ -38,7 +39,9 @@ def caption(
 ) -> "Captions":
     """Start a run over files, folders, globs, addresses or lists; with `progress` it is shown as by
     the command. Raises UsageError for options that make no sense."""
-    return Captions(config_for(sources, options), Display(quiet=not progress))
+    return Captions(
+        config_for(sources, options, CaptionConfig, CaptionOptions), Display(quiet=not progress)
+    )
 
 
 class Captions(Iterator[Caption]):

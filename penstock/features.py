@@ -3,10 +3,12 @@
 from typing import Unpack
 
 from flows.console.display import Display
+from flows.options.rebuild import RebuildConfig
 from flows.upkeep.rebuild_run import RebuildOptions, RebuildResult
 from flows.upkeep.rebuild_run import rebuild as run
 from penstock.arguments import checked
-from penstock.options import FeatureOptions, Sources, config_for
+from penstock.keywords import FeatureOptions
+from penstock.options import Sources, config_for
 
 
 def rebuild(
@@ -22,4 +24,5 @@ def rebuild(
     command `penstock cache rebuild`. Raises PenstockError."""
     given = {"name": name, "prune": prune, "dry_run": dry_run}
     asked = RebuildOptions(**checked(RebuildOptions, given))
-    return run(config_for(sources, options, FeatureOptions), asked, Display(quiet=not progress))
+    config = config_for(sources, options, RebuildConfig, FeatureOptions)
+    return run(config, asked, Display(quiet=not progress))

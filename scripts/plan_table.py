@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from flows.job.config import CaptionConfig
+from flows.options.commands import CaptionConfig
 from flows.pipelines import CAPTION
 from flows.planning.architecture import Architecture, read_architecture
 from flows.planning.architecture_profile import model_by_dimensions

@@ -14,9 +14,9 @@ from artifacts.pack_object import DamagedRecord, verify
 from artifacts.packs import Record, RecordSet, stored_namespaces
 from artifacts.store import SCHEMES, Store, open_store
 from flows.console.display import Display
-from flows.job.config import CaptionConfig
 from flows.job.leases import leased, running_jobs
 from flows.job.prepare import prepare
+from flows.options.commands import CaptionConfig
 from flows.upkeep.cache import holdings
 from flows.upkeep.cache_gc import collect
 from flows.upkeep.rebuild_run import RebuildOptions, rebuild
@@ -25,6 +25,7 @@ from tests.support.inside import InsideLauncher, Ran, run_inside
 from tests.support.media import write_video
 from tests.support.memory_store import memory_named
 from tests.support.pipeline import Place
+from tests.support.rebuilds import rebuilding
 from tests.support.stand_ins import Stages, config_in
 
 NAMESPACE = "ab" * 32
@@ -235,7 +236,7 @@ def test_a_rebuild_encodes_what_lacks_and_removes_the_rest(store: Store, tmp_pat
 
     def answered(**options: Any) -> tuple[int, int]:
         options_of = RebuildOptions(**options)
-        result = rebuild(config, options_of, Display(quiet=True), Stages().launcher)
+        result = rebuild(rebuilding(config), options_of, Display(quiet=True), Stages().launcher)
         return result.encoded, result.removed
 
     assert answered() == (3, 0)

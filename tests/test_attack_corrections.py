@@ -17,15 +17,16 @@ from artifacts.packs import Record, RecordSet
 from artifacts.store import FolderStore, open_store
 from artifacts.subtitles import one_line
 from flows.console.display import Display
-from flows.job.config import CaptionConfig
-from flows.job.formats import TRAINER_FORMATS
 from flows.job.launch import StageCall
+from flows.options.commands import CaptionConfig
+from flows.options.formats import TRAINER_FORMATS
 from flows.reviewing.captions import ReviewedCaptions
 from flows.upkeep.cache_gc import collect
 from flows.upkeep.rebuild_run import RebuildOptions, rebuild
 from stages.process.outcome import StageOutcome
 from tests.support.forms import TAGS, text_of
 from tests.support.media import write_video
+from tests.support.rebuilds import rebuilding
 from tests.support.saying import Saying, run
 from tests.support.stand_ins import config_in
 from tests.support.trainers import READERS
@@ -204,11 +205,11 @@ def test_a_correction_outlives_gc_and_prune(video: CaptionConfig, tmp_path: Path
     model, other = of_chunks(video), str(tmp_path / "other")
     edit(video.out, lambda row: row["start"] == 2.0, caption="mine")
     options = RebuildOptions(prune=True)
-    rebuild(video, options, Display(quiet=True), Saying().launcher)
+    rebuild(rebuilding(video), options, Display(quiet=True), Saying().launcher)
     medium = Path(video.sources[0]) / "a.mp4"
     away = medium.rename(tmp_path / "a.mp4")
     write_video(medium, ticks=range(30), gop=10)
-    assert rebuild(video, options, Display(quiet=True), Saying().launcher).removed == 3
+    assert rebuild(rebuilding(video), options, Display(quiet=True), Saying().launcher).removed == 3
     collect(open_store(video.store), 0, dry_run=False)
     away.replace(medium)
     shutil.rmtree(video.out)

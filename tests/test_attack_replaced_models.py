@@ -20,11 +20,11 @@ from artifacts.keys import hash_file
 from artifacts.model_files import ModelFiles
 from artifacts.stamps import model_stamp_of
 from flows.console.display import Display
-from flows.job.config import CaptionConfig
 from flows.job.export_asked import ExportAsked
 from flows.job.labels import label_set
 from flows.job.launch import StageCall
-from flows.job.tune_config import TuneConfig
+from flows.options.commands import CaptionConfig
+from flows.options.tune import TuneConfig
 from flows.running.export import export
 from flows.running.label import LabelAsked, label
 from flows.running.run import embed

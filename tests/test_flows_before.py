@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from flows.console.display import Display
-from flows.job.config import CaptionConfig
+from flows.options.commands import CaptionConfig
 from flows.running.run import caption
 from scripts.store_before import BEFORE, FORMATS, PROMPTS
 from tests.support.inside import InsideLauncher

@@ -5,15 +5,17 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
 import penstock_demo
-from flows.cli.main import SHELLS, main, parse, parser
+from flows.cli.main import main, parse, parser
 from flows.cli.options import config_of
+from flows.cli.small_options import SHELLS
 from flows.console.display import Display
-from flows.job.config import CaptionConfig
+from flows.options.commands import CaptionConfig
 from tests.support.described import described
 from tests.support.refusals import one_line
 
@@ -61,15 +63,14 @@ def test_no_option_goes_unnoticed(command: str) -> None:
 
 def test_every_configuration_field_has_an_option() -> None:
     given = parser().parse_args(["caption", "a.mp4"])
-    of_vectors = parser().parse_args(["embed", "a.mp4", "--model", "m"])
-    assert set(CaptionConfig.__slots__) <= {*vars(given), *vars(of_vectors)}
-    assert config_of(given) == CaptionConfig(sources=("a.mp4",))
+    assert {field.name for field in fields(CaptionConfig)} <= {*vars(given)}
+    assert config_of(given, CaptionConfig) == CaptionConfig(sources=("a.mp4",))
 
 
 def test_a_prompt_can_come_from_a_file(tmp_path: Path) -> None:
     (tmp_path / "prompt.txt").write_text("Was passiert\nübrigens?\n", encoding="utf-8")
     given = parse(["caption", "a", "--prompt-file", str(tmp_path / "prompt.txt")])
-    assert config_of(given).prompt == "Was passiert\nübrigens?"
+    assert config_of(given, CaptionConfig).prompt == "Was passiert\nübrigens?"
 
 
 @pytest.mark.parametrize(
@@ -85,15 +86,15 @@ def test_what_follows_two_dashes_is_a_source(words: list[str]) -> None:
 
 def test_sources_stand_before_and_after_options() -> None:
     given = parse(["caption", "a.mp4", "--model", "demo", "b.mp4", "--fps", "1", "c.mp4"])
-    assert config_of(given).sources == ("a.mp4", "b.mp4", "c.mp4")
+    assert config_of(given, CaptionConfig).sources == ("a.mp4", "b.mp4", "c.mp4")
 
 
 def test_lists_of_an_option_are_split_at_commas() -> None:
     given = parser().parse_args(
         ["caption", "a", "--format", "txt, vtt", "--extensions", "mp4,.MKV"]
     )
-    assert config_of(given).format == ("txt", "vtt")
-    assert config_of(given).extensions == ("mp4", ".MKV")
+    assert config_of(given, CaptionConfig).format == ("txt", "vtt")
+    assert config_of(given, CaptionConfig).extensions == ("mp4", ".MKV")
 
 
 @pytest.mark.parametrize(

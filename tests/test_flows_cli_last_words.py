@@ -126,7 +126,7 @@ def test_captions_are_shown_to_people_before_the_last_line(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(caption_command, "config_of", lambda given: None)
+    monkeypatch.setattr(caption_command, "config_of", lambda *_: None)
     monkeypatch.setattr(
         caption_command,
         "with_prefect",

@@ -8,8 +8,8 @@ import pytest
 
 from benchmarks.labels import LABELS, f1, holds, small
 from flows.cli.main import main
-from flows.job.config import CaptionConfig
 from flows.job.models import find_checkpoint
+from flows.options.commands import CaptionConfig
 from flows.pipelines import CAPTION, EMBED, LABEL, REBUILD, Pipeline
 from penstock_demo import CHECKPOINT, DUAL_CHECKPOINT
 from penstock_demo.dual.pictures import PictureTruth, write_pictures

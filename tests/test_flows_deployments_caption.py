@@ -28,7 +28,7 @@ from flows.deployments.endings import INTERRUPTED, ended_by
 from flows.deployments.page import RunPage
 from flows.deployments.runs import Caller
 from flows.deployments.view import TABLE_ROWS, Progress, RunLog, table
-from flows.job.config import CaptionConfig
+from flows.options.commands import CaptionConfig
 from scripts.stage_processes import stage_of
 from tests.support.pipeline import PENSTOCK, ROOT, descendants, wait_gone
 

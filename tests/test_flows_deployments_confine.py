@@ -8,7 +8,7 @@ import pytest
 
 from artifacts.errors import UsageError
 from flows.deployments.confine import REMOTE_CODE, VARIABLE, confine
-from flows.job.config import CaptionConfig
+from flows.options.commands import CaptionConfig
 
 
 @pytest.fixture

@@ -21,9 +21,9 @@ from flows.deployments import handing
 from flows.deployments.endings import INTERRUPTED
 from flows.deployments.handing import AHEAD, STARTS, Handed, HandingOut
 from flows.deployments.sweep import verdicts
-from flows.job.config import CaptionConfig
 from flows.job.media_files import MediaFile
 from flows.job.portions import Portion, cut, portions_of
+from flows.options.commands import CaptionConfig
 
 DEPLOYMENT = uuid4()
 NOW = datetime(2026, 1, 1, tzinfo=UTC)

@@ -37,10 +37,9 @@ from flows.deployments.export import export_model
 from flows.deployments.index import index_folder
 from flows.deployments.label import label_images
 from flows.deployments.runs import MOST_LETTERS
-from flows.job.command_config import EmbedConfig, IndexConfig
-from flows.job.config import CaptionConfig
 from flows.job.export_config import ExportConfig
-from flows.job.label_config import LabelConfig
+from flows.options.commands import CaptionConfig
+from flows.options.vectors import EmbedConfig, IndexConfig, LabelConfig
 from flows.results.run_read import load_record
 from stages.export.parity import PARITY
 from tests.support.dual_encoders import save_clip

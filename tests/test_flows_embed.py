@@ -12,9 +12,9 @@ import torch
 from PIL import Image
 
 from flows.cli.main import main
-from flows.job.command_config import EmbedConfig
 from flows.job.namespaces import Namespaces
 from flows.job.prepare import prepare_without_media
+from flows.options.vectors import EmbedConfig
 from flows.pipelines import EMBED
 from penstock_demo import CHECKPOINT
 from tests.support.dual_encoders import names, save, save_clip

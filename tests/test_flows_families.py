@@ -12,8 +12,8 @@ from PIL import Image
 from artifacts.packs import RecordSet
 from artifacts.store import FolderStore
 from flows.console.display import Display
-from flows.job.config import CaptionConfig
 from flows.job.prepare import prepare
+from flows.options.commands import CaptionConfig
 from flows.planning.sizes import estimates
 from stages.decode.stored import read_features
 from stages.models.halves.delivery import UNDIVIDED

@@ -11,8 +11,9 @@ from flows.cli.main import parse
 from flows.cli.options import config_of
 from flows.job import budget as module
 from flows.job.budget import Budget, WithinBudget, budget_for, host_holders, named, our_bytes
-from flows.job.config import CaptionConfig
 from flows.job.launch import Running, StageCall
+from flows.options.commands import CaptionConfig, RunOptions
+from flows.options.rebuild import RebuildConfig
 
 GIB = 1 << 30
 
@@ -76,7 +77,7 @@ class Started:
 def run_of(free_gib: list[float], memory: int | None = None) -> tuple[list[float], list[str]]:
     """Budgets in GiB with which stages are started while so much is free, and what is told."""
 
-    def look(asked: CaptionConfig, device: str) -> Budget:
+    def look(asked: RunOptions, device: str) -> Budget:
         free = int(free_gib.pop(0) * GIB)
         found = memory if memory is not None else free * 4 // 5
         return Budget(
@@ -127,11 +128,12 @@ def test_a_stage_of_the_host_is_left_alone_in_a_run_on_a_gpu() -> None:
 
 @pytest.mark.parametrize("words", [["caption"], ["plan"], ["cache", "rebuild"]])
 def test_memory_is_understood_as_sizes_are_everywhere(words: list[str]) -> None:
-    assert config_of(parse([*words, "a", "--memory", "1.5GiB"])).memory == 3 * GIB // 2
-    assert config_of(parse([*words, "a"])).memory is None
+    kind = RebuildConfig if words[0] == "cache" else CaptionConfig
+    assert config_of(parse([*words, "a", "--memory", "1.5GiB"]), kind).memory == 3 * GIB // 2
+    assert config_of(parse([*words, "a"]), kind).memory is None
 
 
 @pytest.mark.parametrize(("text", "says"), [("8 apples", "is not a size"), ("0", "--memory is 0")])
 def test_what_is_no_amount_of_memory_is_refused(text: str, says: str) -> None:
     with pytest.raises(UsageError, match=says):
-        config_of(parse(["caption", "a", "--memory", text]))
+        config_of(parse(["caption", "a", "--memory", text]), CaptionConfig)

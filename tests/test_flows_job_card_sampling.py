@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from flows.job.card_sampling import with_card_sampling
-from flows.job.config import CaptionConfig
+from flows.options.commands import CaptionConfig
 from flows.planning.plan import figures, plan_of
 from penstock_demo.clips import write_clips
 from tests.support.families import checkpoint
@@ -33,7 +33,7 @@ def taken(folder: Path, **asked: Any) -> dict[str, Any]:
     config, notes = with_card_sampling(CaptionConfig(sources=(), **options), folder)
     before = CaptionConfig(sources=(), **options)
     assert not notes or config != before
-    return {n: v for n, v in config.generation.told.items() if n != "sampling"}
+    return {n: v for n, v in config.told.items() if n != "sampling"}
 
 
 def test_qwen3_vl_instruct_is_given_the_presence_penalty_of_its_card(tmp_path: Path) -> None:

@@ -9,12 +9,12 @@ import pytest
 
 from artifacts.errors import UsageError
 from artifacts.schema import ChunkIndex, FrameFit
-from flows.job.config import CaptionConfig
 from flows.job.context_note import context_note
 from flows.job.namespaces import Namespaces
 from flows.job.sampling import frame_bound, sampling_of
 from flows.job.tasks import Medium, task_of
 from flows.job.wanted_frames import wanted_sampling
+from flows.options.commands import CaptionConfig
 from flows.pipelines import CAPTION
 from flows.planning.choose import question_of_model
 from flows.planning.context_check import refuse_beyond_context, standard_notes

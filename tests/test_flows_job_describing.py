@@ -10,9 +10,9 @@ from artifacts.keys import ContentDigests
 from artifacts.store import FolderStore
 from flows.cli.main import main
 from flows.job import describing
-from flows.job.config import CaptionConfig
 from flows.job.launch import DirectLauncher, StageCall
 from flows.job.models import open_model
+from flows.options.commands import CaptionConfig
 from stages.process.report import Report
 from tests.support.hostile import copy_of_demo
 

@@ -4,12 +4,12 @@ from pathlib import Path
 from artifacts.packs import Record
 from artifacts.schema import ChunkIndex, MediaIndex
 from artifacts.store import FolderStore
-from flows.job.config import CaptionConfig
 from flows.job.ledger import Ledger
 from flows.job.namespaces import Namespaces
 from flows.job.prepare import prepare
 from flows.job.tasks import Medium, Task
 from flows.job.waves import cut_waves, lengths_of, waves_of
+from flows.options.commands import CaptionConfig
 from flows.pipelines import CAPTION
 from flows.running.batches import batches_by_length, batches_by_shape
 from penstock_demo import CLIPS

@@ -11,7 +11,7 @@ from PIL import Image
 
 from artifacts.errors import UsageError
 from flows.console.display import Display
-from flows.job.config import CaptionConfig
+from flows.options.commands import CaptionConfig
 from flows.results.run_result import RunResult
 from flows.running.run import caption
 from tests.support.stand_ins import PROFILE, Stages, config_in

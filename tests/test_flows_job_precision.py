@@ -10,11 +10,11 @@ import pytest
 import penstock_demo
 from artifacts.errors import UsageError
 from flows.job import flash, precision
-from flows.job.config import CaptionConfig
 from flows.job.flash import attention
 from flows.job.models import Model
 from flows.job.namespaces import namespaces_of
 from flows.job.precision import PartSettings, precision_note, settle, weight_bytes
+from flows.options.commands import CaptionConfig
 from flows.pipelines import CAPTION
 from stages.models.hub.checkpoint import Checkpoint
 from stages.models.loading import ModelJob

@@ -10,9 +10,9 @@ import pytest
 from artifacts.errors import ModelChanged
 from artifacts.model_files import ModelFiles
 from flows.console.display import Display
-from flows.job.config import CaptionConfig
 from flows.job.launch import StageCall
 from flows.job.replanning import replanned_once
+from flows.options.commands import CaptionConfig
 from flows.running.run import caption
 from tests.support.media import write_video
 from tests.support.pipeline import read_lines

@@ -19,7 +19,6 @@ from artifacts.store import open_store
 from artifacts.stores.bucket import Bucket
 from flows.cli.main import main
 from flows.job import far_digests
-from flows.job.config import CaptionConfig
 from flows.job.contents import read_contents, refuse_beside
 from flows.job.far_digests import contents_of
 from flows.job.media_files import MediaFile, Selection
@@ -28,6 +27,7 @@ from flows.job.source_texts import texts_among
 from flows.job.sources import find_media
 from flows.job.tasks import Medium
 from flows.job.templates import filled as filled_prompts
+from flows.options.commands import CaptionConfig
 from tests.support.buckets import Between
 from tests.support.web import Web, web_server
 

@@ -12,8 +12,8 @@ from pyarrow.parquet import write_table
 
 from artifacts.errors import UsageError
 from flows.job.example import Example
-from flows.job.tune_config import TuneConfig
 from flows.job.tune_data import examples_in, split
+from flows.options.tune import TuneConfig
 
 ROWS: list[dict[str, Any]] = [
     {"media_path": "a.mp4", "source": "", "start": 0.0, "end": 4.0, "caption": "one"},

@@ -14,9 +14,9 @@ import pytest
 import torch
 
 from artifacts.errors import UsageError
-from flows.job.config import CaptionConfig
 from flows.job.context import frames_of_size
 from flows.job.pixel_limits import check_pixels
+from flows.options.commands import CaptionConfig
 from flows.planning.plan import Plan, plan_of
 from flows.planning.plan_view import verdict
 from flows.planning.workloads import workload_of

@@ -10,10 +10,10 @@ from PIL import Image
 import flows.planning.sizes
 from artifacts.keys import digest_of, item_key
 from artifacts.schema import MOST_PIXELS, WHOLE, FrameFit, MediaIndex, picture_size
-from flows.job.config import CaptionConfig
 from flows.job.prepare import Job, prepare
 from flows.job.tasks import Medium
 from flows.job.waves import waves_of
+from flows.options.commands import CaptionConfig
 from flows.planning.sizes import estimates
 from flows.planning.workloads import COPIES, workload_of, workloads_of
 from tests.support.by_hand import PROFILE, model

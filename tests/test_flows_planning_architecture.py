@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from artifacts.errors import UsageError
-from flows.job.config import CaptionConfig
+from flows.options.commands import CaptionConfig
 from flows.planning.architecture import Architecture, read_architecture
 from flows.planning.architecture_profile import model_by_dimensions
 from flows.planning.estimate import StageEstimate

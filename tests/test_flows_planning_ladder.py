@@ -14,8 +14,8 @@ from PIL import Image
 from artifacts.errors import CannotFit, Interrupted, Killed
 from artifacts.keys import ContentDigests, content_key
 from flows.console.display import Display
-from flows.job.config import CaptionConfig
 from flows.job.launch import DirectLauncher, StageCall
+from flows.options.commands import CaptionConfig
 from flows.planning.costs import frames as cutting
 from flows.planning.costs.decode import decode_rungs
 from flows.planning.costs.encode import encode_rungs

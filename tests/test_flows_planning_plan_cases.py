@@ -9,8 +9,8 @@ import pytest
 
 from artifacts.errors import UsageError
 from flows.cli.main import main
-from flows.job.config import CaptionConfig
 from flows.job.launch import StageCall
+from flows.options.commands import CaptionConfig
 from flows.planning.plan import plan_of
 from stages.decode.engines.inflight.shape import columns_for
 from tests.support.plan_cases import make_folder, plan_case

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from flows.job.budget import Budget
-from flows.job.config import CaptionConfig
 from flows.job.models import Model
+from flows.options.commands import CaptionConfig
 from flows.planning.choose import Question, choices
 from flows.planning.costs import estimate
 from flows.planning.costs.decode import SPELLED_BYTES, rungs

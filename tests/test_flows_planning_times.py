@@ -8,8 +8,8 @@ import pytest
 
 import flows.planning.times
 from flows.console.display import Display
-from flows.job.config import CaptionConfig
 from flows.job.prepare import Job, prepare
+from flows.options.commands import CaptionConfig
 from flows.pipelines import CAPTION
 from flows.planning.machine import Known
 from flows.planning.rungs import Rung

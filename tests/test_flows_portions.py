@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from flows.job.config import CaptionConfig
 from flows.job.portions import portions_of
+from flows.options.commands import CaptionConfig
 from penstock_demo.clips import write_clips
 from tests.support.pipeline import PENSTOCK, ROOT, SECONDS
 

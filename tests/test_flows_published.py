@@ -16,10 +16,11 @@ from safetensors.torch import load_file, save_file
 from artifacts.errors import UsageError
 from flows.cli.main import main
 from flows.deployments.caption import caption_videos
+from flows.deployments.embed import embed_media
 from flows.deployments.recorded import is_form_without_rule
 from flows.deployments.tune import tune_captions
-from flows.job.command_config import EmbedConfig
-from flows.job.config import CaptionConfig
+from flows.options.commands import CaptionConfig
+from flows.options.vectors import EmbedConfig
 from flows.planning.plan import figures, plan_of
 from flows.results.run_record import RUN_RECORD
 from flows.reviewing.rewriting import again
@@ -121,9 +122,11 @@ def test_a_deployment_that_was_recorded_before_goes_on_as_stock() -> None:
 
 
 def test_a_recorded_no_is_still_taken_by_commands_without_the_option() -> None:
-    EmbedConfig(sources=("clips",), model="clip", as_published=False)
+    recorded = {"sources": ["clips"], "model": "clip", "as_published": False}
+    taken = embed_media.validate_parameters({"config": recorded})["config"]
+    assert taken == EmbedConfig(sources=("clips",), model="clip")
     with pytest.raises(UsageError, match="does not have `as_published`"):
-        EmbedConfig(sources=("clips",), model="clip", as_published=True)
+        embed_media.validate_parameters({"config": {**recorded, "as_published": True}})
 
 
 @pytest.mark.slow

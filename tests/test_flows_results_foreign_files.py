@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from artifacts.errors import EnvironmentFault, UsageError
-from flows.job.config import CaptionConfig
+from flows.options.commands import CaptionConfig
+from flows.options.vectors import LabelConfig
 from flows.pipelines import EMBED, LABEL, Pipeline
 from flows.results.foreign_files import (
     refuse_replacing,
@@ -31,9 +32,12 @@ NAMES: list[tuple[Pipeline | None, str]] = [
 
 
 def refused(folder: Path, pipeline: Pipeline | None = None) -> None:
-    forms = FORMATS if pipeline is None else ("jsonl", "csv", "parquet", "coco")
-    config = CaptionConfig(sources=("x",), format=forms, summary=pipeline is None)
-    refuse_replacing(folder, config, pipeline)
+    if pipeline is None:
+        captions = CaptionConfig(sources=("x",), format=FORMATS, summary=True)
+        return refuse_replacing(folder, captions)
+    forms = ("jsonl", "csv", "parquet", "coco")
+    labels = LabelConfig(sources=("x",), model="m", labels="a", format=forms)
+    return refuse_replacing(folder, labels, pipeline)
 
 
 def record(folder: Path, **outputs: str) -> None:

@@ -10,10 +10,10 @@ import pytest
 
 import flows.job.joining
 from artifacts.errors import Interrupted
-from flows.job.config import CaptionConfig
-from flows.job.formats import APPEND, PREPEND
 from flows.job.joining import JoinedTexts
 from flows.job.own_files import OwnFiles
+from flows.options.commands import CaptionConfig
+from flows.options.formats import APPEND, PREPEND
 from flows.results.run_result import RunResult
 from tests.support.rows import HARD
 from tests.support.saying import LONG, make, run

@@ -18,7 +18,7 @@ import flows.job.launch
 import flows.results.cutting
 from artifacts.errors import Interrupted, Killed, UsageError
 from flows.cli.status_command import lines as status_lines
-from flows.job.config import CaptionConfig
+from flows.options.commands import CaptionConfig
 from flows.results.run_read import load_record
 from flows.results.run_result import RunResult
 from flows.results.status import stages_of

@@ -14,8 +14,8 @@ from artifacts.errors import UsageError
 from artifacts.packs import Record, RecordSet
 from artifacts.store import FolderStore
 from flows.cli.main import main
-from flows.job.config import CaptionConfig
 from flows.job.launch import StageCall
+from flows.options.commands import CaptionConfig
 from stages.decode.structure import canonical, rest_of
 from stages.process.outcome import StageOutcome
 from tests.support.forms import SIX, TAGS, text_of

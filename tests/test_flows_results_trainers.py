@@ -15,8 +15,8 @@ import flows.job.launch
 from artifacts.errors import EnvironmentFault, Interrupted
 from artifacts.trainers import TRAINERS, TrainerEntry
 from flows.cli.status_command import lines as status_lines
-from flows.job.config import CaptionConfig
-from flows.job.formats import TRAINER_FORMATS
+from flows.options.commands import CaptionConfig
+from flows.options.formats import TRAINER_FORMATS
 from flows.results.run_read import load_record
 from flows.results.run_result import RunResult
 from flows.results.status import stages_of

@@ -16,9 +16,9 @@ from artifacts.errors import Interrupted, UsageError
 from artifacts.keys import digest_of
 from artifacts.store import FolderStore
 from flows.console.display import Display
-from flows.job.config import CaptionConfig
 from flows.job.launch import StageCall
 from flows.job.prepare import Job
+from flows.options.commands import CaptionConfig
 from flows.results.outputs import Written, write_outputs
 from flows.running.run import caption
 from stages.process.lock import try_hold

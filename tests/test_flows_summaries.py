@@ -11,7 +11,7 @@ import pytest
 
 from artifacts.errors import UsageError
 from flows.cli.main import main
-from flows.job.config import CaptionConfig
+from flows.options.commands import CaptionConfig
 from tests.support.checkpoints import whole_checkpoint
 from tests.support.families import checkpoint
 from tests.support.inside import run_inside

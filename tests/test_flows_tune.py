@@ -18,7 +18,7 @@ import pytest
 from flows.cli.main import main
 from flows.console.display import Display
 from flows.job.launch import DirectLauncher
-from flows.job.tune_config import TuneConfig
+from flows.options.tune import TuneConfig
 from flows.results.tuned import Tuned
 from flows.running.tune import tune
 from penstock_demo import CHECKPOINT

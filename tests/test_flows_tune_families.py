@@ -10,7 +10,7 @@ import pytest
 
 from artifacts.errors import UsageError
 from flows.console.display import Display
-from flows.job.tune_config import TuneConfig
+from flows.options.tune import TuneConfig
 from flows.results.tuned import AdapterScore, Tuned
 from flows.running.tune import tune
 from tests.support.checkpoints import whole_checkpoint

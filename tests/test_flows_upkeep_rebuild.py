@@ -12,9 +12,9 @@ from artifacts.errors import Interrupted, UsageError
 from artifacts.packs import RecordSet
 from artifacts.store import FolderStore
 from flows.console.display import Display
-from flows.job.command_config import RebuildConfig
-from flows.job.config import CaptionConfig
 from flows.job.leases import leased
+from flows.options.commands import CaptionConfig
+from flows.options.rebuild import RebuildConfig
 from flows.running.run import caption
 from flows.upkeep.rebuild_run import RebuildOptions, RebuildResult, rebuild
 from penstock_demo.clips import write_clips
@@ -22,6 +22,7 @@ from stages.process.lock import try_hold
 from tests.support import stand_ins
 from tests.support.media import write_video
 from tests.support.pipeline import PENSTOCK, ROOT, Place
+from tests.support.rebuilds import rebuilding
 from tests.support.stand_ins import Stages, config_in
 
 
@@ -35,10 +36,14 @@ def config(tmp_path: Path) -> CaptionConfig:
     return config_in(tmp_path, clips, batch_size=2)
 
 
-def answered(config: CaptionConfig, stages: Stages | None = None, **options: Any) -> RebuildResult:
+def answered(
+    config: CaptionConfig | RebuildConfig, stages: Stages | None = None, **options: Any
+) -> RebuildResult:
     """A rebuild with stages that answer at once."""
     told = stages or Stages()
-    return rebuild(config, RebuildOptions(**options), Display(quiet=True), told.launcher)
+    return rebuild(
+        rebuilding(config), RebuildOptions(**options), Display(quiet=True), told.launcher
+    )
 
 
 def features(config: CaptionConfig) -> int:
@@ -243,7 +248,7 @@ def test_the_flow_makes_the_bytes_of_the_plain_command(tmp_path: Path) -> None:
     from prefect.testing.utilities import prefect_test_harness
 
     from flows.deployments.rebuild import rebuild_features
-    from flows.job.command_config import RebuildConfig
+    from flows.options.rebuild import RebuildConfig
 
     write_clips(tmp_path / "clips", 2, seed=6)
     plain = Place(clips=tmp_path / "clips", out=tmp_path / "out", store=tmp_path / "plain")

@@ -11,7 +11,7 @@ import pytest
 
 from artifacts.errors import UsageError
 from artifacts.schema import WHOLE_SECONDS, FrameFit, Sampling
-from flows.job.config import CaptionConfig
+from flows.options.commands import CaptionConfig
 from flows.upkeep.cache import sampling_text
 from stages.frames.decoder import Decoder
 from stages.frames.video import Video

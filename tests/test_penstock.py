@@ -9,15 +9,16 @@ import threading
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
-from typing import get_args, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 import pytest
 
 import penstock
 import penstock_demo
 from artifacts.keys import digest_of
-from flows.job.config import CaptionConfig
-from penstock.options import CaptionOptions, config_for
+from flows.options.commands import CaptionConfig
+from penstock.keywords import CaptionOptions
+from penstock.options import config_for
 
 ROOT = Path(__file__).resolve().parent.parent
 CALLS: tuple[Callable[..., object], ...] = (penstock.caption, penstock.plan, penstock.rebuild)
@@ -248,12 +249,16 @@ def test_values_are_taken_as_the_command_line_or_python_writes_them() -> None:
         "chunk": 2,
         "temperature": None,
     }
-    config = config_for((Path(name) for name in ("a", "b")), options)
+    config = captioning((Path(name) for name in ("a", "b")), options)
     assert (config.format, config.avoid) == (("txt", "csv"), ("image", "photo"))
     assert (config.extensions, config.sources) == (("mp4",), ("a", "b"))
     assert (config.out, config.memory, config.chunk) == ("out", 2 << 30, 2)
     as_text: CaptionOptions = {"schema": json.dumps(schema)}
-    assert config.schema == config_for("a", as_text).schema
+    assert config.schema == captioning("a", as_text).schema
+
+
+def captioning(sources: Any, options: CaptionOptions) -> CaptionConfig:
+    return config_for(sources, options, CaptionConfig, CaptionOptions)
 
 
 def test_a_whole_number_for_a_float_finds_what_the_same_float_made() -> None:
@@ -261,11 +266,11 @@ def test_a_whole_number_for_a_float_finds_what_the_same_float_made() -> None:
     names = [name for name, kind in hints.items() if float in (kind, *get_args(kind))]
     assert {"chunk", "fps", "temperature", "top_p", "repetition_penalty"} <= {*names}
     for name in names:
-        whole, same = (config_for("a", {name: one}) for one in (1, 1.0))  # type: ignore[misc]
+        whole, same = (captioning("a", {name: one}) for one in (1, 1.0))  # type: ignore[misc]
         assert digest_of([getattr(whole, name)]) == digest_of([getattr(same, name)]), name
     assert digest_of([1]) != digest_of([1.0])
     whole_only: CaptionOptions = {"max_new_tokens": 1}
-    assert type(config_for("a", whole_only).max_new_tokens) is int
+    assert type(captioning("a", whole_only).max_new_tokens) is int
 
 
 def test_the_wrong_half_is_told_as_an_error_of_penstock() -> None:

@@ -3,8 +3,8 @@
 from dataclasses import replace
 from pathlib import Path
 
-from flows.job.config import CaptionConfig
 from flows.job.sampling import sampling_of
+from flows.options.commands import CaptionConfig
 from scripts.context_table import FRAMES, UNKNOWN, in_context
 from stages.models.pixel_bounds import PixelBounds
 from stages.models.published_facts import facts_of

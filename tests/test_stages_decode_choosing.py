@@ -246,7 +246,7 @@ def test_nothing_asked_is_nothing_in_a_key() -> None:
     assert Generation().words == [] and Generation(seed=3).words == []
     assert Generation(temperature=0.0, seed=3).told == {"temperature": 0.0}
     asked = Generation(temperature=0.5, seed=3, avoid=("a", "b"))
-    assert Generation.of(asked.told) == asked
+    assert Generation.from_fields(asked.told) == asked
     assert Generation(presence_penalty=0.0).words == []
     present = Generation(presence_penalty=1.5)
     assert present.words == [[("presence_penalty", 1.5)]]

@@ -163,7 +163,7 @@ def test_a_form_is_in_the_key_exactly_when_it_is_given() -> None:
     text = canonical(text_of(TAGS))
     assert Generation(schema="").told == {} and Generation(schema="").words == []
     assert Generation(schema=text).told == {"schema": text}
-    assert Generation.of({"schema": text}) == Generation(schema=text)
+    assert Generation.from_fields({"schema": text}) == Generation(schema=text)
     assert Generation().limit_only_cuts and not Generation(schema=text).limit_only_cuts
 
 

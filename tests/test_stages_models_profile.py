@@ -13,10 +13,10 @@ from artifacts.errors import EnvironmentFault, UsageError
 from artifacts.keys import ContentDigests
 from artifacts.schema import FrameFit
 from artifacts.store import open_store
-from flows.job.config import CaptionConfig
 from flows.job.describing import own_code
 from flows.job.launch import DirectLauncher
 from flows.job.models import open_model
+from flows.options.commands import CaptionConfig
 from stages.models import ModelProfile, describe
 from stages.models.hub.checkpoint import Checkpoint
 from stages.models.hub.headers import read_headers

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from artifacts.errors import UsageError
-from flows.job.config import CaptionConfig
+from flows.options.commands import CaptionConfig
 from flows.planning.plan import plan_of
 from flows.planning.plan_view import verdict
 from scripts.unsupported_table import section

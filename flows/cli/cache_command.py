@@ -15,7 +15,8 @@ from flows.console.display import Display
 from flows.console.lines import tell
 from flows.console.tables import table_lines
 from flows.console.units import duration, parse_size, size
-from flows.job.config import default_store
+from flows.options.model import default_store
+from flows.options.rebuild import RebuildConfig
 from flows.pipelines import STAGES
 from flows.upkeep.cache import Holding, holdings, sampling_text
 from flows.upkeep.cache_gc import Collection, collect
@@ -107,7 +108,7 @@ def rebuild_features(given: argparse.Namespace) -> int:
     """Encode what is missing, or say what that is."""
     display = Display(quiet=given.quiet, as_json=given.json)
     options = RebuildOptions(name=given.name, prune=given.prune, dry_run=given.dry_run)
-    result = rebuild(config_of(given), options, display)
+    result = rebuild(config_of(given, RebuildConfig), options, display)
     if given.json:
         print(json.dumps({"event": "rebuild", **result.to_json()}))
         return result.exit_code

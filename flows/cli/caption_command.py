@@ -16,7 +16,7 @@ from flows.cli.options import config_of
 from flows.cli.plan_command import show
 from flows.console.display import READING, Display
 from flows.console.lines import tell
-from flows.job.config import CaptionConfig
+from flows.options.commands import CaptionConfig
 
 if TYPE_CHECKING:
     from flows.job.prepare import Job
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 def caption_command(given: argparse.Namespace) -> int:
     """Run the command, and return the exit code of the contract. Raises PenstockError."""
-    config = config_of(given)
+    config = config_of(given, CaptionConfig)
     display = Display(quiet=given.quiet, as_json=given.json)
     if given.dry_run:
         return show(config, as_json=given.json)

@@ -13,9 +13,10 @@ from artifacts.labels import Labelled, spans_of
 from flows.console.display import Display
 from flows.console.lines import tell
 from flows.console.units import duration, size
-from flows.job.config import DEMO_MODEL, CaptionConfig
 from flows.job.labels import label_set
 from flows.job.launch import DirectLauncher, Forking
+from flows.options.commands import CaptionConfig
+from flows.options.model import DEMO_MODEL
 from flows.pipelines import STAGES
 from flows.results.run_record import RUN_RECORD
 from flows.running.label import LabelAsked, label

@@ -13,7 +13,6 @@ from flows.console.display import Display
 from flows.console.lines import tell
 from flows.console.units import size
 from flows.deployments.server import answers
-from flows.job.config import default_store
 from flows.job.cpu import cpu_has_bfloat16
 from flows.job.device_probe import check_device, device_memory
 from flows.job.flash import FLASH_CAPABILITY, flash_installed
@@ -22,6 +21,7 @@ from flows.job.launch import DirectLauncher
 from flows.job.precision import no_bfloat16
 from flows.job.tensorrt import GET, missing_libraries, tensorrt_version
 from flows.job.versions import versions
+from flows.options.model import default_store
 from flows.planning.graph_timing import time_graphs
 from flows.planning.machine import ADVICE, Known, Machine, find_machine, measure
 from stages.process.cgroup import cores, host_free_bytes, host_total_bytes

@@ -8,12 +8,13 @@ from flows.cli.options import config_of
 from flows.cli.plan_command import show
 from flows.console.display import READING, Display
 from flows.console.lines import tell
+from flows.options.vectors import EmbedConfig
 from flows.pipelines import EMBED
 
 
 def embed_command(given: argparse.Namespace) -> int:
     """Run the command, and return the exit code of the contract. Raises PenstockError."""
-    config = config_of(given)
+    config = config_of(given, EmbedConfig)
     display = Display(quiet=given.quiet, as_json=given.json)
     if given.dry_run:
         return show(config, EMBED, as_json=given.json)

@@ -3,12 +3,13 @@
 import argparse
 import sys
 
+from flows.cli.derived import config_from
 from flows.cli.last_words import tell_end
 from flows.cli.plan_command import show
 from flows.console.display import Display
 from flows.console.lines import tell
-from flows.console.units import parse_size
 from flows.job.export_config import ExportConfig
+from flows.options.commands import RunOptions
 from flows.pipelines import EXPORTS, GRAPHS
 from flows.results.exported import Exported, refuse_foreign_folder
 
@@ -19,28 +20,12 @@ def export_command(given: argparse.Namespace) -> int:
     from flows.running.merging import as_adapted
     from flows.running.samples import judging_media
 
-    config = ExportConfig(
-        model=given.model,
-        to=given.kind,
-        out=given.out,
-        half=given.half,
-        adapter=given.adapter,
-        revision=given.revision,
-        calibrate=tuple(given.calibrate),
-        calibrate_store=given.calibrate_store,
-        samples=given.samples,
-        group=given.group,
-        accept=given.accept,
-        store=given.store,
-        memory=parse_size(given.memory, "--memory") if given.memory else None,
-        as_published=given.as_published,
-        trust_remote_code=given.trust_remote_code,
-    )
+    config = config_from(given, ExportConfig)
     if not given.dry_run:
         refuse_foreign_folder(config.asked())  # before the clips of the demo are rendered
     display = Display(quiet=given.quiet, as_json=given.json)
     with judging_media(config, display.say) as sources:
-        captioning = config.captioning(sources)
+        captioning: RunOptions = config.captioning(sources)
         if given.dry_run:
             pipelines = GRAPHS if config.asked().graphs else EXPORTS
             if config.adapter:

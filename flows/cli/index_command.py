@@ -16,7 +16,7 @@ from flows.cli.plan_command import show
 from flows.console.display import READING, Display
 from flows.console.lines import tell
 from flows.console.units import size
-from flows.job.config import CaptionConfig
+from flows.options.vectors import IndexConfig
 from flows.pipelines import EMBED
 
 NAMED = 10
@@ -30,7 +30,7 @@ def index_command(given: argparse.Namespace) -> int:
 
 def build(given: argparse.Namespace) -> int:
     """Embed and append what is new, and say what is gone."""
-    return _fill(given, config_of(given), folder_named(given.out, "out"), whole=True)
+    return _fill(given, config_of(given, IndexConfig), folder_named(given.out, "out"), whole=True)
 
 
 def add(given: argparse.Namespace) -> int:
@@ -39,11 +39,12 @@ def add(given: argparse.Namespace) -> int:
     from flows.search.maker import as_made
 
     folder = _folder(given)
-    config = as_made(config_of(given), read_manifest(folder).maker)
+    maker = read_manifest(folder).maker
+    config = as_made(config_of(given, IndexConfig, model=maker.model), maker)
     return _fill(given, config, folder, whole=False)
 
 
-def _fill(given: argparse.Namespace, config: CaptionConfig, folder: Path, *, whole: bool) -> int:
+def _fill(given: argparse.Namespace, config: IndexConfig, folder: Path, *, whole: bool) -> int:
     if given.dry_run:
         return show(config, EMBED, as_json=given.json)
     with closing(Display(quiet=given.quiet, as_json=given.json)) as display:

@@ -10,7 +10,7 @@ from flows.cli.options import config_of
 from flows.cli.train_options import refuse_without_train
 from flows.console.display import READING, Display
 from flows.console.lines import tell
-from flows.job.config import CaptionConfig
+from flows.options.commands import CaptionConfig, RunOptions
 from flows.pipelines import CAPTION, PURPOSES, Pipeline
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ def plan_command(given: argparse.Namespace) -> int:
     refuse_without_train(given)
     pipelines = PURPOSES[given.purpose] if given.purpose else chain(*PURPOSES.values())
     return show(
-        config_of(given, sources=False),
+        config_of(given, CaptionConfig, sources=False),
         *pipelines,
         as_json=given.json,
         explain=given.explain,
@@ -35,7 +35,7 @@ def plan_command(given: argparse.Namespace) -> int:
 
 
 def show(
-    config: CaptionConfig,
+    config: RunOptions,
     *pipelines: Pipeline,
     as_json: bool = False,
     explain: bool = False,

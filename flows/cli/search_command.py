@@ -13,10 +13,11 @@ from artifacts.files import whole_file, write_text
 from artifacts.paths import folder_named
 from artifacts.regular import open_regular
 from artifacts.remote.keeping import at_hand
+from flows.cli.derived import config_from
 from flows.console.display import Display
 from flows.console.lines import json_line, tell
 from flows.console.terminal import forget_terminal
-from flows.console.units import parse_size
+from flows.options.search import SearchAsked, SearchPlace
 
 if TYPE_CHECKING:
     from flows.search.ask import Hit
@@ -31,23 +32,11 @@ def search_command(given: argparse.Namespace) -> int:
     with closing(Display(quiet=True, fleeting=True)) as display:
         display.doing("searching")
         from flows.results.foreign_files import refuse_replacing_found
-        from flows.search.ask import SearchAsked, SearchPlace, search_index
+        from flows.search.ask import search_index
         from flows.search.texts import TEXT_HALF
 
         refuse_replacing_found(page, copies)
-        asked = SearchAsked(
-            what=given.what,
-            top=given.top,
-            without=tuple(given.without),
-            where=given.where,
-            moments=given.moments,
-        )
-        place = SearchPlace(
-            model=given.model,
-            store=given.store,
-            memory=parse_size(given.memory, "--memory") if given.memory else None,
-            trust_remote_code=given.trust_remote_code,
-        )
+        asked, place = config_from(given, SearchAsked), config_from(given, SearchPlace)
         hits = search_index(folder, asked, place, display, TEXT_HALF, warnings.append)
     forget_terminal()
     for warning in warnings:

@@ -11,8 +11,8 @@ from artifacts.words import counted
 from flows.console.display import Display
 from flows.console.lines import tell
 from flows.console.units import gib, parse_size
-from flows.job.config import CaptionConfig, check_above_zero
 from flows.job.models import find_checkpoint
+from flows.options.commands import CaptionConfig
 from flows.planning.architecture import Architecture, read_architecture
 from flows.planning.training.changes import changes
 from flows.planning.training.estimate import RANK, train_estimate
@@ -80,7 +80,11 @@ def training_of(given: argparse.Namespace) -> Training:
             "--precision is given with --train, which decides it",
             hint="Leave it out; --train qlora has the frozen weights in nf4",
         )
-    check_above_zero(given, ("gpus", "max_length", "frames", "batch_size"))
+    for option in ("gpus", "max_length", "frames", "batch_size"):
+        if (count := getattr(given, option)) is not None and count <= 0:
+            raise UsageError(
+                f"--{option.replace('_', '-')} is {count}", hint="Give a number above 0"
+            )
     if given.train != "full" and given.optimizer != "mixed":
         raise UsageError(
             f"--optimizer {given.optimizer} is given with --train {given.train}, which trains "

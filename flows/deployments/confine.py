@@ -8,23 +8,24 @@ from pathlib import Path
 from artifacts.errors import UsageError
 from artifacts.paths import lies_in
 from artifacts.store import open_store
-from flows.job.config import CaptionConfig
 from flows.job.prepare import out_folder
+from flows.options.commands import MediaOptions
+from flows.options.text import FolderOptions
 
 VARIABLE = "PENSTOCK_OUT_ROOT"
 """Folders, with `:` between them; unset or empty: anywhere that the worker's user may."""
 REMOTE_CODE = "PENSTOCK_ALLOW_REMOTE_CODE"
 """`1`: runs may set `trust_remote_code`; never where VARIABLE holds them to folders."""
 
-WRITTEN: dict[str, Callable[[CaptionConfig], Path]] = {
-    "out": out_folder,
+WRITTEN: dict[str, Callable[[MediaOptions], Path]] = {
+    "out": lambda config: out_folder(FolderOptions.of(config)),
     "store": lambda config: open_store(config.store_url).local,
 }
 """Parameter → the folder that the run itself makes of it: another reading of the same text could be
 led elsewhere."""
 
 
-def confine(config: CaptionConfig, *, out: bool = True) -> None:
+def confine(config: MediaOptions, *, out: bool = True) -> None:
     """Refuse parameters by which a flow run would write outside the worker's folders. Those are
     refused, too, that would run code that could; `out` is whether it uses that folder at all.
     Raises UsageError."""
@@ -46,7 +47,7 @@ def confine(config: CaptionConfig, *, out: bool = True) -> None:
                 hint=f"Give a folder in {os.pathsep.join(roots)}",
             )
     for name in ("beside", "trust_remote_code"):
-        if getattr(config, name):
+        if getattr(config, name, False):
             raise UsageError(
                 f"`{name}` could write outside {where}",
                 hint="Leave it out, or run the plain command on that machine",

@@ -5,16 +5,15 @@ from typing import Any
 from prefect import State, flow
 
 from flows.deployments.runs import named_after_out, run_in_flow
-from flows.deployments.schema import EmbedConfig
-from flows.job.command_config import run_config
+from flows.deployments.schema import EmbedParameters
 from flows.pipelines import EMBED, product_of
 from flows.running.run import embed
 
 
 @flow(name="embed-media", flow_run_name=named_after_out, persist_result=False)
-def embed_media(config: EmbedConfig) -> State[Any]:
+def embed_media(config: EmbedParameters) -> State[Any]:
     """Make vectors of everything that `config` names; its fields are the command line's options.
 
     Relative paths are looked up as `caption-videos` does.
     """
-    return run_in_flow(run_config(config), embed, product_of(EMBED))
+    return run_in_flow(config, embed, product_of(EMBED))

@@ -3,40 +3,22 @@
 from typing import Any
 
 from prefect import State, flow
-from pydantic import with_config
 
 from artifacts.errors import PenstockError
 from flows.console.display import Display
 from flows.deployments.recorded import continued
 from flows.deployments.runs import named_after_out, run_in_flow
-from flows.deployments.schema import CaptionConfig, above_zero, settings_by
+from flows.deployments.schema import ExportConfig
 from flows.deployments.view import show
-from flows.job.export_asked import HALVES
-from flows.job.export_config import ExportConfig
+from flows.options.commands import RunOptions
 from flows.results.exported import Exported
 from flows.running.export import export
 from flows.running.run import LauncherMaker
 from flows.running.samples import judging_media
 from flows.running.watch import OnBegin
-from stages.export.job import GROUPS, KINDS
 
 CHECKPOINT = "checkpoint"
 """Name of what is made: the stage that makes it has the bar `penstock-export`."""
-
-
-def tighten_export(schema: dict[str, Any]) -> None:
-    """Make Prefect refuse before a run what ExportConfig would refuse in it."""
-    fields = schema["properties"]
-    fields["to"]["enum"] = list(KINDS)
-    fields["half"]["enum"] = ["", *HALVES]
-    fields["group"]["enum"] = list(GROUPS)
-    fields["samples"]["minimum"] = 2
-    above_zero(schema, ["memory"])
-    for name in ("model", "out"):
-        fields[name]["minLength"] = 1
-
-
-with_config(settings_by(tighten_export))(ExportConfig)
 
 
 @flow(name="export-model", flow_run_name=named_after_out, persist_result=False)
@@ -49,7 +31,7 @@ def export_model(config: ExportConfig) -> State[Any]:
     """
 
     def run(
-        _: CaptionConfig, display: Display, make_launcher: LauncherMaker, on_begin: OnBegin
+        _: RunOptions, display: Display, make_launcher: LauncherMaker, on_begin: OnBegin
     ) -> Exported:
         with judging_media(config, display.say) as sources:
             captioning = continued(config).captioning(sources)

@@ -21,11 +21,11 @@ from flows.deployments.confine import confine
 from flows.deployments.handing import Handed, HandingOut
 from flows.deployments.label import label_images
 from flows.deployments.runs import named_after_out
-from flows.deployments.schema import CaptionConfig, CaptionParameters, EmbedConfig
+from flows.deployments.schema import CaptionParameters, EmbedParameters, LabelParameters
 from flows.deployments.view import Progress, plain
-from flows.job.label_config import LabelConfig
 from flows.job.portions import FILES, PORTIONS, Portion, portions_of
 from flows.job.prepare import out_folder
+from flows.options.commands import RunOptions
 
 OUTPUTS = "outputs"
 """Name, among portions, of the run that writes the outputs."""
@@ -46,18 +46,18 @@ def caption_many(config: CaptionParameters, files: Files = FILES) -> State[Any]:
 
 
 @flow(name="embed-many", flow_run_name=named_after_out, persist_result=False)
-def embed_many(config: EmbedConfig, files: Files = FILES) -> State[Any]:
+def embed_many(config: EmbedParameters, files: Files = FILES) -> State[Any]:
     """Make vectors on all workers of the pool, as `embed-media` does on one."""
     return hand_out(config, files, "embed-media")
 
 
 @flow(name="label-many", flow_run_name=named_after_out, persist_result=False)
-def label_many(config: LabelConfig, files: Files = FILES) -> State[Any]:
+def label_many(config: LabelParameters, files: Files = FILES) -> State[Any]:
     """Give labels on all workers of the pool, as `label-images` does on one."""
     return hand_out(config, files, "label-images")
 
 
-def hand_out(config: CaptionConfig, files: int, flow_name: str) -> State[Any]:
+def hand_out(config: RunOptions, files: int, flow_name: str) -> State[Any]:
     """Have a configuration's files done in portions by runs of a flow, and its outputs written by
     one more run. Return the state that this ends in."""
     try:
@@ -68,7 +68,7 @@ def hand_out(config: CaptionConfig, files: int, flow_name: str) -> State[Any]:
         return Failed(message=printable(str(error)), data=error)
 
 
-def _hand_out(config: CaptionConfig, portions: Sequence[Portion], name: str) -> State[Any]:
+def _hand_out(config: RunOptions, portions: Sequence[Portion], name: str) -> State[Any]:
     # Of one parent, however often it is started again: another one asks for everything anew.
     job = digest_of([str(flow_run.root_flow_run_id or flow_run.id)])[:12]
     progress = Progress("portions")
@@ -90,19 +90,19 @@ def _hand_out(config: CaptionConfig, portions: Sequence[Portion], name: str) -> 
         return _ended(client, end)
 
 
-def _of_portion(config: CaptionConfig, portion: Portion, which: str) -> dict[str, Any]:
+def _of_portion(config: RunOptions, portion: Portion, which: str) -> dict[str, Any]:
     """Return the parameters of a run of one portion: its own folder, and no files for people."""
     folder = out_folder(config) / PORTIONS / f"{portion.name}-{which}"
     own = {"sources": [portion.source], "out": str(folder), "format": [], "limit": None}
     return {"config": {**_parameters(config), **own, "beside": False}}
 
 
-def _of_all(config: CaptionConfig, *_: Any) -> dict[str, Any]:
+def _of_all(config: RunOptions, *_: Any) -> dict[str, Any]:
     """Return the parameters of the run that writes the outputs: in the store it finds all done."""
     return {"config": _parameters(config)}
 
 
-def _parameters(config: CaptionConfig) -> dict[str, Any]:
+def _parameters(config: RunOptions) -> dict[str, Any]:
     """Return a configuration as parameters, without what it has by default."""
     values = asdict(config)
     default = {one.name: one.default for one in fields(config)}

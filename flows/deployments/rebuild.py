@@ -11,7 +11,7 @@ from flows.deployments.confine import confine
 from flows.deployments.endings import ended, ended_by
 from flows.deployments.page import RunPage
 from flows.deployments.recorded import continued
-from flows.deployments.schema import RebuildConfig
+from flows.deployments.schema import RebuildParameters
 from flows.deployments.tasks import PrefectLauncher
 from flows.deployments.view import RunLog
 from flows.upkeep.rebuild_run import RebuildOptions, rebuild
@@ -21,7 +21,7 @@ TABLE = "penstock-rebuild"
 
 @flow(name="rebuild-features", persist_result=False)
 def rebuild_features(
-    config: RebuildConfig, name: str = "", prune: bool = False, dry_run: bool = False
+    config: RebuildParameters, name: str = "", prune: bool = False, dry_run: bool = False
 ) -> State[Any]:
     """Encode what of the features that `config` needs is missing in the store.
 

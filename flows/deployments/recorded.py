@@ -7,11 +7,9 @@ from typing import Any, TypeVar
 from prefect import get_client
 from prefect.runtime import deployment
 
-from flows.job.config import CaptionConfig
-from flows.job.export_config import ExportConfig
-from flows.job.tune_config import TuneConfig
+from flows.options.model import ModelOptions
 
-Config = TypeVar("Config", bound=CaptionConfig | ExportConfig | TuneConfig)
+Config = TypeVar("Config", bound=ModelOptions)
 WAY = "as_published"
 
 

@@ -20,7 +20,7 @@ from flows.deployments.page import RunPage
 from flows.deployments.recorded import continued
 from flows.deployments.tasks import PrefectLauncher
 from flows.deployments.view import RunLog
-from flows.job.config import CaptionConfig
+from flows.options.commands import RunOptions
 from flows.results.run_result import RunResult
 from flows.running.run import LauncherMaker
 from flows.running.watch import OnBegin
@@ -41,7 +41,7 @@ GENERATED = re.compile(r"[a-z]+-[a-z]+")
 """A name that Prefect gives by itself."""
 MOST_LETTERS = 80
 """Letters of a flow run's name."""
-Config = TypeVar("Config", bound=CaptionConfig)
+Config = TypeVar("Config", bound=RunOptions)
 Runner = Callable[[Config, Display, LauncherMaker, OnBegin], PipelineResult]
 """Function that runs a pipeline, such as those of `flows/running/run.py`."""
 

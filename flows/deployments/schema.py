@@ -1,114 +1,161 @@
-"""Makes Prefect refuse before a run what a configuration would refuse in it. Who takes a
-configuration in a flow imports it from here."""
+"""Derives the forms of Prefect's flows from the configurations of their commands, so that Prefect
+refuses before a run what a configuration would refuse in it.
 
-from collections.abc import Callable, Iterable
+Each flow takes one of the parameters that are defined at the end of this file. A deployment may
+have recorded fields that its command no longer has; such a field is accepted with the value that it
+had by default, and is refused by name with any other.
+"""
+
+import ast
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, fields
+from itertools import pairwise
+from textwrap import dedent
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, ConfigDict, TypeAdapter, with_config
+from pydantic import BeforeValidator, ConfigDict, with_config
 
-from flows.job.command_config import (
-    FORMER,
-    EmbedConfig,
-    RebuildConfig,
-    check_used,
-    unused_fields,
-)
-from flows.job.config import ABOVE_ZERO, PRECISIONS, VISION_BACKENDS, CaptionConfig
-from flows.job.formats import FORMATS, RULES
-from flows.job.speaking_config import LENGTHS, SpeakingConfig
-from stages.decode.generation import SAMPLINGS
+from artifacts.errors import UsageError
+from artifacts.options import Option, declared
+from flows.job.export_config import ExportConfig
+from flows.options.commands import CaptionConfig, MediaOptions
+from flows.options.media import VectorSamplingOptions
+from flows.options.rebuild import RebuildConfig
+from flows.options.tune import TuneConfig
+from flows.options.vectors import EmbedConfig, IndexConfig, LabelConfig
 
 __all__ = [
     "CaptionConfig",
     "CaptionParameters",
-    "EmbedConfig",
-    "RebuildConfig",
-    "above_zero",
-    "settings_by",
-    "settings_over",
-    "tighten",
+    "EmbedParameters",
+    "ExportConfig",
+    "IndexParameters",
+    "LabelConfig",
+    "LabelParameters",
+    "RebuildParameters",
+    "TuneConfig",
 ]
 
-
-def settings_by(change: Callable[[dict[str, Any]], None]) -> ConfigDict:
-    """Return settings by which Prefect refuses what is not known, and what `change` says."""
-    return ConfigDict(extra="forbid", use_attribute_docstrings=True, json_schema_extra=change)
+FORMER: Mapping[str, Any] = {"as_published": False}
+"""Field → the default that earlier versions recorded."""
 
 
-def settings_over(
-    base: type[SpeakingConfig],
-    tighten: Callable[[dict[str, Any]], None],
-    kind: type[CaptionConfig],
-    command: str,
-) -> ConfigDict:
-    """Return settings by which Prefect refuses what it refuses of `base`, what `tighten` says, and
-    what a command does not have of the fields of a `kind`. They say of each field what it is: of
-    fields that are inherited, pydantic finds no words."""
+def former_fields(kind: type[Any]) -> dict[str, list[Any]]:
+    """Return the fields that earlier versions recorded of a command and that have no option of its
+    own, each with the values that mean nothing was asked for."""
+    own = {each.name for each in declared(kind)}
+    found: dict[str, list[Any]] = {}
+    for field in (*fields(CaptionConfig), *fields(VectorSamplingOptions)):
+        if field.name not in own:
+            default = field.default if field.default_factory is MISSING else field.default_factory()
+            same = list(default) if isinstance(default, tuple) else default
+            found[field.name] = [same, FORMER[field.name]] if field.name in FORMER else [same]
+    return found
+
+
+def docstrings(kind: type[Any]) -> dict[str, str]:
+    """Return the docstring below each field of a configuration and of its groups."""
+    found: dict[str, str] = {}
+    for base in reversed(kind.__mro__[:-1]):
+        (body,) = ast.parse(dedent(inspect.getsource(base))).body
+        for field, text in pairwise(body.body if isinstance(body, ast.ClassDef) else []):
+            if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr):
+                found[ast.unparse(field.target)] = inspect.cleandoc(ast.literal_eval(text.value))
+    return found
+
+
+def constrain(schema: dict[str, Any], option: Option) -> None:
+    """Put into the schema of a field what its option's declaration allows."""
+    place = schema.get("anyOf", [schema])[0]
+    if option.values:
+        place.get("items", place)["enum"] = list(option.values)
+    bounds = {"exclusiveMinimum": option.above, "minimum": option.least, "maximum": option.most}
+    place |= {name: bound for name, bound in bounds.items() if bound is not None}
+    if option.not_empty:
+        place["minLength"] = 1
+    if option.text:
+        place["pattern"] = option.text
+
+
+def form_of(kind: type[Any], command: str) -> ConfigDict:
+    """Return settings of a configuration's form. It shows the options of the command, each with its
+    text and its bounds; the schema of a server refuses every other field by name."""
 
     def change(schema: dict[str, Any]) -> None:
-        tighten(schema)
-        stated = TypeAdapter(base).json_schema()
-        words = {**stated["properties"], **stated.get("patternProperties", {})}
-        for name, field in schema["properties"].items():
-            there = words.get(name) or words.get(f"^{name}$", {})
-            field.setdefault("description", there.get("description"))
-        hide(schema, kind, command)
+        properties, texts = schema["properties"], docstrings(kind)
+        options = {each.name: each.option for each in declared(kind)}
+        for name in [name for name in properties if name not in options]:
+            del properties[name]
+        for name, field in properties.items():
+            field["description"] = texts[name]
+            constrain(field, options[name])
+        if "sources" in properties:
+            properties["sources"]["minItems"] = 1
+        if "validate" in properties:
+            properties["validate"]["exclusiveMaximum"] = 1
+        if issubclass(kind, MediaOptions):
+            refuse_others(schema, former_fields(kind), command)
 
-    return settings_by(change)
+    return ConfigDict(extra="forbid", json_schema_extra=change)
 
 
-def hide(schema: dict[str, Any], kind: type[CaptionConfig], command: str) -> None:
-    """Take fields off the form that a command does not have. Parameters that were recorded while
-    they were on it may hold their defaults. The server's refusal of anything else repeats the words
-    under `not`: no other keyword puts words of ours into it."""
-    unused = unused_fields(kind, command)
-    known = "|".join(schema["properties"])
+def refuse_others(schema: dict[str, Any], former: Mapping[str, list[Any]], command: str) -> None:
+    """Make the schema refuse fields that a command does not have. The server's refusal repeats the
+    words under `not`: no other keyword puts words of ours into it."""
+    known = "|".join([*schema["properties"], *former])
     refused: dict[str, Any] = {
         f"^(?!({known})$)": {"not": {"description": f"{command} does not have this field"}}
     }
-    for name, default in unused.items():
-        same = list(default) if isinstance(default, tuple) else default
-        kept = [same, FORMER[name]] if name in FORMER else [same]
-        other = {"description": f"{command} does not have {name}", "not": {"enum": kept}}
-        words = schema["properties"].pop(name).get("description")
-        refused[f"^{name}$"] = {"not": other, "description": words}
+    for name, values in former.items():
+        other = {"description": f"{command} does not have {name}", "not": {"enum": values}}
+        refused[f"^{name}$"] = {"not": other}
     schema["patternProperties"] = refused
     del schema["additionalProperties"]  # its refusal would list all patterns
 
 
-def above_zero(schema: dict[str, Any], names: Iterable[str]) -> None:
-    """Make Prefect refuse of these fields what is not above 0."""
-    for name in names:
-        field = schema["properties"][name]
-        field.get("anyOf", [field])[0]["exclusiveMinimum"] = 0
+def without_former(kind: type[Any], command: str) -> Callable[[Any], Any]:
+    """Return what takes former fields out of recorded parameters. It raises UsageError for a former
+    field that asks for something."""
+    former = former_fields(kind)
+
+    def take(given: Any) -> Any:
+        if not isinstance(given, Mapping):
+            return given
+        asked = [n for n, v in given.items() if n in former and _plain(v) not in former[n]]
+        if asked:
+            raise UsageError(
+                f"`penstock {command}` does not have {', '.join(f'`{name}`' for name in asked)}",
+                hint=f"Leave out what is not among the options of `penstock {command} --help`",
+            )
+        return {name: value for name, value in given.items() if name not in former}
+
+    return take
 
 
-def tighten(schema: dict[str, Any]) -> None:
-    """Make Prefect refuse before a run what CaptionConfig would refuse in it."""
-    fields = schema["properties"]
-    fields["sources"]["minItems"] = 1
-    fields["out"]["minLength"] = 1
-    fields["format"]["items"]["enum"] = list(FORMATS)
-    fields["precision"]["enum"] = list(PRECISIONS)
-    fields["vision_backend"]["enum"] = list(VISION_BACKENDS)
-    for name in ("vision_precision", "language_precision"):
-        fields[name]["anyOf"][0]["enum"] = list(PRECISIONS)
-    fields["existing"]["anyOf"][0]["enum"] = list(RULES)
-    fields["prompt"]["anyOf"][0]["pattern"] = r"\S"
-    fields["length"]["enum"] = ["", *LENGTHS]
-    fields["sampling"]["enum"] = list(SAMPLINGS)
-    above_zero(schema, ABOVE_ZERO)
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
 
 
-def _caption_checked(config: CaptionConfig) -> CaptionConfig:
-    check_used(config, "caption")
-    return config
-
-
-CaptionParameters = Annotated[CaptionConfig, AfterValidator(_caption_checked)]
-"""What flows that caption take: the class itself has fields of other commands, too."""
-with_config(ConfigDict(use_attribute_docstrings=True))(SpeakingConfig)
-with_config(settings_over(SpeakingConfig, tighten, CaptionConfig, "caption"))(CaptionConfig)
-# Here, because configurations of labels and of indexes have its words, whoever imports them.
-with_config(settings_over(CaptionConfig, tighten, EmbedConfig, "embed"))(EmbedConfig)
-with_config(settings_over(CaptionConfig, tighten, RebuildConfig, "cache rebuild"))(RebuildConfig)
+COMMANDS: Mapping[type[Any], str] = {
+    CaptionConfig: "caption",
+    RebuildConfig: "cache rebuild",
+    EmbedConfig: "embed",
+    IndexConfig: "index build",
+    LabelConfig: "label",
+    TuneConfig: "tune",
+    ExportConfig: "export",
+}
+for _kind, _command in COMMANDS.items():
+    with_config(form_of(_kind, _command))(_kind)
+CaptionParameters = Annotated[
+    CaptionConfig, BeforeValidator(without_former(CaptionConfig, "caption"))
+]
+RebuildParameters = Annotated[
+    RebuildConfig, BeforeValidator(without_former(RebuildConfig, "cache rebuild"))
+]
+EmbedParameters = Annotated[EmbedConfig, BeforeValidator(without_former(EmbedConfig, "embed"))]
+IndexParameters = Annotated[
+    IndexConfig, BeforeValidator(without_former(IndexConfig, "index build"))
+]
+LabelParameters = Annotated[LabelConfig, BeforeValidator(without_former(LabelConfig, "label"))]

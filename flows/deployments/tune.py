@@ -3,33 +3,18 @@
 from typing import Any
 
 from prefect import State, flow
-from pydantic import with_config
 
 from flows.console.display import Display
 from flows.deployments.recorded import continued
 from flows.deployments.runs import PipelineResult, named_after_out, run_in_flow
-from flows.deployments.schema import CaptionConfig, above_zero, settings_by
-from flows.job.tune_config import ABOVE_ZERO, OPTIMIZERS, PRECISIONS, TuneConfig
+from flows.deployments.schema import TuneConfig
+from flows.options.commands import RunOptions
 from flows.running.run import LauncherMaker
 from flows.running.tune import tune
 from flows.running.watch import OnBegin
 
 ADAPTER = "adapter"
 """Name of what is made: the stage that makes it has the bar `penstock-tune`."""
-
-
-def tighten_tune(schema: dict[str, Any]) -> None:
-    """Make Prefect refuse before a run what TuneConfig would refuse in it."""
-    fields = schema["properties"]
-    fields["precision"]["enum"] = list(PRECISIONS)
-    fields["optimizer"]["enum"] = list(OPTIMIZERS)
-    fields["validate"] |= {"minimum": 0, "exclusiveMaximum": 1}
-    above_zero(schema, [*ABOVE_ZERO, "memory"])
-    for name in ("data", "model", "out"):
-        fields[name]["minLength"] = 1
-
-
-with_config(settings_by(tighten_tune))(TuneConfig)
 
 
 @flow(name="tune-captions", flow_run_name=named_after_out, persist_result=False)
@@ -41,7 +26,7 @@ def tune_captions(config: TuneConfig) -> State[Any]:
     """
 
     def run(
-        _: CaptionConfig, display: Display, make_launcher: LauncherMaker, on_begin: OnBegin
+        _: RunOptions, display: Display, make_launcher: LauncherMaker, on_begin: OnBegin
     ) -> PipelineResult:
         return tune(continued(config), display, make_launcher, on_begin)
 

@@ -11,13 +11,19 @@ from flows.job.models import Model
 from flows.job.precision import PartSettings, precision_note
 from flows.job.prepare import Job
 from flows.job.tasks import PREVIOUS
+from flows.options.media import VideoSamplingOptions
+from flows.options.text import QuestionOptions, TextOptions
+from stages.decode.generation import Generation
 
 
 def summary(job: Job) -> dict[str, Any]:
     """Return what was going to be run, as `run.json` keeps it."""
-    said = {name: getattr(job.config, name) for name in ("prefix", "suffix", "schema")}
-    if job.config.trigger:
-        said["trigger"] = job.config.trigger
+    video = VideoSamplingOptions.of(job.config)
+    wording = TextOptions.of(job.config)
+    schema = Generation.of(job.config).schema
+    said = {"prefix": wording.prefix, "suffix": wording.suffix, "schema": schema}
+    if wording.trigger:
+        said["trigger"] = wording.trigger
     return {
         "model": job.model.name,
         "revision": job.config.revision,
@@ -28,10 +34,10 @@ def summary(job: Job) -> dict[str, Any]:
         "as_published": job.model.profile.as_published,
         "sampling": job.sampling.told,
         **({"sampling_as_card": card} if (card := card_source(job.config, job.model)) else {}),
-        **({"max_pixels": most} if (most := job.config.max_pixels) else {}),
-        **({"max_video_pixels": most} if (most := job.config.max_video_pixels) else {}),
+        **({"max_pixels": most} if (most := video.max_pixels) else {}),
+        **({"max_video_pixels": most} if (most := video.max_video_pixels) else {}),
         "batch_size": job.config.batch_size,
-        **({"generation": told} if (told := job.config.generation.told) else {}),
+        **({"generation": told} if (told := Generation.of(job.config).told) else {}),
         **({"words": said} if any(said.values()) else {}),
         "store": job.store.url,
         "media": len(job.by_file),
@@ -55,7 +61,7 @@ def notes(job: Job) -> list[str]:
         found.append(
             f"{job.model.name} looks at pictures with the prompt in mind: another encodes anew"
         )
-    if profile.goes_on and job.config.prompt is None:
+    if profile.goes_on and QuestionOptions.of(job.config).prompt is None:
         found.append(
             f"{job.model.name} goes on from the prompt instead of answering it, so it is given "
             "none; --prompt gives its captions a beginning"

@@ -9,9 +9,10 @@ from pathlib import Path
 from artifacts.errors import UsageError
 from artifacts.keys import digest_of
 from artifacts.paths import folder_named
-from flows.job.config import CaptionConfig
 from flows.job.describing import readable
 from flows.job.model_files import ModelDigests
+from flows.options.commands import RunOptions
+from flows.options.model import AdapterOptions
 from stages.models.adapters.fitting import modules_of
 from stages.models.adapters.reading import (
     ADAPTER_CONFIG,
@@ -51,10 +52,11 @@ class AdapterUse:
         return f"adapter {self.digest[:SHOWN]}"
 
 
-def adapter_asked(config: CaptionConfig, files: ModelDigests) -> LoraAdapter | None:
+def adapter_asked(config: RunOptions, files: ModelDigests) -> LoraAdapter | None:
     """Return the adapter that a run asks for, as its headers have it; None: it asks for none. Its
     files are noted before. Raises UsageError or EnvironmentFault."""
-    return adapter_noted(config.adapter, files) if config.adapter else None
+    adapters = AdapterOptions.of(config)
+    return adapter_noted(adapters.adapter, files) if adapters.adapter else None
 
 
 def adapter_noted(name: str, files: ModelDigests) -> LoraAdapter:
@@ -68,7 +70,7 @@ def adapter_noted(name: str, files: ModelDigests) -> LoraAdapter:
 
 
 def adapter_for(
-    adapter: LoraAdapter, config: CaptionConfig, profile: ModelProfile, digests: ModelDigests
+    adapter: LoraAdapter, config: RunOptions, profile: ModelProfile, digests: ModelDigests
 ) -> AdapterUse:
     """Return how a run uses its adapter. Raises UsageError for one that does not fit the model."""
     if profile.route == "dual":

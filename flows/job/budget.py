@@ -7,9 +7,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from flows.console.units import gib
-from flows.job.config import CaptionConfig
 from flows.job.device_probe import device_memory
 from flows.job.launch import Launcher, Running, StageCall
+from flows.options.commands import RunOptions
 from stages.process.cgroup import host_free_bytes, host_total_bytes
 from stages.process.device import device_holders
 from stages.process.memory import anonymous_bytes
@@ -62,7 +62,7 @@ class Budget:
         )
 
 
-def budget_for(config: CaptionConfig, device: str) -> Budget:
+def budget_for(config: RunOptions, device: str) -> Budget:
     """Return what a stage may take of a device that is looked at now."""
     host = host_free_bytes()
     on_gpu = device.startswith("cuda")
@@ -90,9 +90,9 @@ class WithinBudget:
         self,
         launcher: Launcher,
         budget: Budget,
-        config: CaptionConfig,
+        config: RunOptions,
         tell: Callable[[str], None],
-        look: Callable[[CaptionConfig, str], Budget] = budget_for,
+        look: Callable[[RunOptions, str], Budget] = budget_for,
     ) -> None:
         self._launcher = launcher
         self._budget = budget

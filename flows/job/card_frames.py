@@ -3,21 +3,26 @@
 
 import json
 from dataclasses import replace
+from typing import TypeVar
 
 from artifacts.errors import UsageError
 from artifacts.regular import read_text
 from artifacts.schema import Sampling
 from artifacts.words import counted
-from flows.job.config import CaptionConfig
 from flows.job.models import Model
+from flows.options.commands import CaptionConfig, RunOptions
+from flows.options.media import CardOptions, VideoSamplingOptions
+from stages.decode.generation import Generation
 from stages.models.hub.checkpoint import CONFIG, JSON_BYTES
 from stages.models.published_facts import FamilyFacts, facts_of
 
+C = TypeVar("C", bound=RunOptions)
 
-def as_card(config: CaptionConfig, model: Model) -> CaptionConfig:
+
+def as_card(config: C, model: Model) -> C:
     """Return the configuration with what the authors state and the command does not. Raises
     UsageError where none of it is known of the model's family."""
-    if not config.sampling_as_card:
+    if not isinstance(config, CaptionConfig) or not config.sampling_as_card:
         return config
     family, facts = _family(model)
     if facts.fps is None and facts.frames is None and facts.system is None:
@@ -37,22 +42,23 @@ def as_card(config: CaptionConfig, model: Model) -> CaptionConfig:
     return replace(config, fps=fps, frames=frames, max_frames=most, system=system)
 
 
-def sampling_as_card(config: CaptionConfig, model: Model) -> Sampling:
+def sampling_as_card(config: RunOptions, model: Model) -> Sampling:
     """Return the choice of frames of a run."""
     sampling = model.sampling(config)
-    if not config.sampling_as_card or config.shots:  # the end of a shot comes after its frames
+    card, video = CardOptions.of(config), VideoSamplingOptions.of(config)
+    if not card.sampling_as_card or video.shots:  # the end of a shot comes after its frames
         return sampling
     return replace(sampling, last_frame=_family(model)[1].last_frame)
 
 
-def card_source(config: CaptionConfig, model: Model) -> str:
+def card_source(config: RunOptions, model: Model) -> str:
     """Return where the authors state what was taken from them; empty without the option."""
-    return _family(model)[1].source if config.sampling_as_card else ""
+    return _family(model)[1].source if CardOptions.of(config).sampling_as_card else ""
 
 
-def card_note(config: CaptionConfig, model: Model) -> str:
+def card_note(config: RunOptions, model: Model) -> str:
     """Return what is looked at as the card says; empty without the option."""
-    if not config.sampling_as_card:
+    if not CardOptions.of(config).sampling_as_card:
         return ""
     facts, sampling = _family(model)[1], sampling_as_card(config, model)
     if sampling.fps is not None:
@@ -60,12 +66,12 @@ def card_note(config: CaptionConfig, model: Model) -> str:
     else:
         rate = f"{counted(sampling.frames or 0, 'frame')} a chunk"
     said = [f"{rate}, from the first to the last one" if sampling.last_frame else rate]
-    if facts.last_frame and config.shots:
+    if facts.last_frame and VideoSamplingOptions.of(config).shots:
         said.append("--shots leaves the last frame out")
     if facts.system and not model.profile.takes_system:
         said.append("the chat template has no place for the card's system turn")
     elif facts.system:
-        said.append(f"system turn “{config.system}”")
+        said.append(f"system turn “{Generation.of(config).system}”")
     return f"sampling as card: {'; '.join(said)} ({facts.source})"
 
 

@@ -5,23 +5,28 @@ import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from artifacts.regular import read_text
-from flows.job.config import CaptionConfig
+from flows.options.commands import CaptionConfig, RunOptions
 from stages.decode.generation import CHECKPOINT, OF_CHANCE
 from stages.models.hub.checkpoint import CONFIG, JSON_BYTES
 from stages.models.published_facts import facts_of
 
+C = TypeVar("C", bound=RunOptions)
 GENERATION_CONFIG = "generation_config.json"
 PRESENCE = "presence_penalty"
 
 
-def with_card_sampling(config: CaptionConfig, folder: Path) -> tuple[CaptionConfig, list[str]]:
+def with_card_sampling(config: C, folder: Path) -> tuple[C, list[str]]:
     """Return the configuration of a run of the checkpoint in a folder with what its card adds, and
     what people should know of that. What is asked for by an option, or stands in
     generation_config.json, wins. As stock nothing is added."""
-    if config.sampling != CHECKPOINT or config.as_published is False:
+    if (
+        not isinstance(config, CaptionConfig)
+        or config.sampling != CHECKPOINT
+        or config.as_published is False
+    ):
         return config, []
     facts = facts_of(str(_read(folder / CONFIG).get("model_type", "")))
     stated = _read(folder / GENERATION_CONFIG)

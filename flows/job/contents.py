@@ -12,11 +12,13 @@ from artifacts.keys import ContentDigests, content_key
 from artifacts.remote.keeping import UNREACHABLE
 from artifacts.stamps import CHANGED, CHANGED_HINT, FileChanged
 from artifacts.store import Store
-from flows.job.config import CaptionConfig
 from flows.job.far_digests import Progress, contents_of
 from flows.job.media_files import MediaFile, source_failure
 from flows.job.models import Model
 from flows.job.tasks import PREVIOUS, Medium
+from flows.options.commands import RunOptions
+from flows.options.text import OutputOptions, PromptOptions
+from stages.decode.generation import Generation
 from stages.process.cgroup import cores
 
 
@@ -76,23 +78,27 @@ def _unreadable(file: MediaFile, error: OSError | Unanswered) -> Failure:
 
 
 def under_prompts(
-    files: Sequence[MediaFile], contents: Sequence[Medium], config: CaptionConfig
+    files: Sequence[MediaFile], contents: Sequence[Medium], config: RunOptions
 ) -> tuple[list[MediaFile], list[Medium]]:
     """Return files and contents once for each named prompt of the file, else of the command."""
+    prompting = PromptOptions.of(config)
     found: list[tuple[MediaFile, Medium]] = []
     for file, medium in zip(files, contents, strict=True):
-        named = file.prompts or ({} if file.prompt is not None else config.prompts)
+        named = file.prompts or ({} if file.prompt is not None else prompting.prompts)
         found += [
-            (replace(file, name=name, prompt=text), replace(medium, prompt=config.in_length(text)))
+            (
+                replace(file, name=name, prompt=text),
+                replace(medium, prompt=prompting.in_length(text)),
+            )
             for name, text in named.items()
         ] or [(file, medium)]
     return [file for file, _ in found], [medium for _, medium in found]
 
 
-def refuse_beside(files: Sequence[MediaFile], config: CaptionConfig) -> None:
+def refuse_beside(files: Sequence[MediaFile], config: RunOptions) -> None:
     """Refuse to put texts next to what lies far away. Raises UsageError."""
     far = next((file for file in files if file.far), None)
-    if config.beside and far is not None:
+    if OutputOptions.of(config).beside and far is not None:
         raise UsageError(
             f"--beside puts texts next to the media, and {far.place} is not on this machine",
             hint="Leave it out: they are written into --out",
@@ -140,19 +146,20 @@ def without_placeholders(
     return [file for file, _ in kept], [medium for _, medium in kept], [*failures.values()]
 
 
-def refuse_around(config: CaptionConfig, model: Model) -> None:
+def refuse_around(config: RunOptions, model: Model) -> None:
     """Refuse what is written around every prompt and cannot stand there: a system text that the
     model has no place for, its own word for a picture, and a control token at the beginning of
     captions, which would lack it. Raises UsageError."""
-    if config.system and not model.profile.takes_system:
+    params = Generation.of(config)
+    if params.system and not model.profile.takes_system:
         raise UsageError(
             f"the chat template of {model.name} has no place for --system",
             hint="Put that text at the head of --prompt",
         )
     given = {
-        "--system": config.system,
-        "--start-with": config.start_with,
-        "--summary-prompt": config.summary_prompt,
+        "--system": params.system,
+        "--start-with": params.start_with,
+        "--summary-prompt": PromptOptions.of(config).summary_prompt,
     }
     for option, text in given.items():
         found = next((word for word in model.profile.placeholders if word in text), None)
@@ -161,7 +168,7 @@ def refuse_around(config: CaptionConfig, model: Model) -> None:
                 f"{option} holds {found}, which {model.name} reads as the place of a picture",
                 hint=f"Leave it out of {option}: the picture is placed before the prompt",
             )
-    if found := next((t for t in model.profile.control_tokens if t in config.start_with), None):
+    if found := next((t for t in model.profile.control_tokens if t in params.start_with), None):
         raise UsageError(
             f"--start-with holds {found}, a control token of {model.name}, which no caption keeps",
             hint="Leave it out of --start-with",
@@ -179,9 +186,9 @@ def refuse_previous(contents: Sequence[Medium], model: Model) -> None:
         )
 
 
-def refuse_summary(config: CaptionConfig, model: Model) -> None:
+def refuse_summary(config: RunOptions, model: Model) -> None:
     """Refuse to summarize with a model that says nothing of a text alone. Raises UsageError."""
-    if config.summary and model.profile.needs_pictures:
+    if PromptOptions.of(config).summary and model.profile.needs_pictures:
         raise UsageError(
             f"{model.name} cannot summarize: it says nothing without a picture "
             f"({model.profile.needs_pictures})",

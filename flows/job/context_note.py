@@ -6,16 +6,17 @@ from pathlib import Path
 
 from artifacts.schema import MediaKind, Sampling
 from artifacts.words import counted
-from flows.job.config import CaptionConfig
 from flows.job.context import frame_room, frames_of_any_size, frames_of_size
 from flows.job.frame_tokens import counted_frames, seen_together
 from flows.job.models import Model
 from flows.job.prompt_tokens import PromptTokens, most_tokens
 from flows.job.tasks import Task
 from flows.job.wanted_frames import full_chunk, wanted_sampling
+from flows.options.commands import RunOptions
+from stages.decode.generation import Generation
 
 
-def context_note(model: Model, config: CaptionConfig) -> str:
+def context_note(model: Model, config: RunOptions) -> str:
     """Return how many frames of a chunk the context holds where it does not hold all of them, or
     that nobody knows; else nothing."""
     profile = model.profile
@@ -37,7 +38,7 @@ def context_note(model: Model, config: CaptionConfig) -> str:
     return f"{model.name}: {most:,} {fit} {context}, of {wanted:,}; {_remedy(sampling, most)}"
 
 
-def beyond_context(model: Model, config: CaptionConfig, task: Task, answer: int) -> str:
+def beyond_context(model: Model, config: RunOptions, task: Task, answer: int) -> str:
     """Return that the frames of a chunk, or they with the words and an answer of so many tokens,
     exceed the context, where they are shown as stock; else nothing."""
     profile = model.profile
@@ -58,16 +59,17 @@ def beyond_context(model: Model, config: CaptionConfig, task: Task, answer: int)
     )
 
 
-def _tokens(model: Model, config: CaptionConfig, task: Task, answer: int) -> tuple[int, int]:
+def _tokens(model: Model, config: RunOptions, task: Task, answer: int) -> tuple[int, int]:
     """Return the tokens of a chunk's pictures and of its prompt; of a short prompt the most that it
     may be."""
+    params = Generation.of(config)
     profile = model.profile
     kind: MediaKind = "video" if task.medium.kind == "video" else "image"
     _, shown, *size = task.shape
     each, _ = seen_together(profile, kind, shown, (size[0], size[1]))
     around = profile.words_a_frame * shown if kind == "video" else 0
     pictures = math.ceil(each * counted_frames(profile, kind, shown)) + around
-    texts = (task.prompt, config.system, config.start_with)
+    texts = (task.prompt, params.system, params.start_with)
     most = sum(map(most_tokens, texts)) + profile.words_a_prompt
     if pictures + most + answer <= profile.context_tokens:
         return pictures, most

@@ -16,9 +16,10 @@ from artifacts.packs import Record, RecordSet
 from artifacts.store import Store
 from flows.console.units import gib
 from flows.job.budget import budget_for
-from flows.job.config import CaptionConfig
 from flows.job.launch import Launcher, StageCall, run_to_end
 from flows.job.model_files import ModelDigests
+from flows.options.commands import RunOptions
+from flows.options.media import VideoSamplingOptions
 from stages.models.hub.checkpoint import SMALL, Checkpoint
 from stages.models.natives.registry import native_of
 from stages.models.profile import OUTPUT_VERSION, ModelProfile
@@ -46,7 +47,7 @@ class Undescribed(UsageError):
 def read_profile(
     checkpoint: Checkpoint,
     small: Mapping[str, str],
-    config: CaptionConfig,
+    config: RunOptions,
     files: ModelDigests,
     as_published: bool | None,
     *,
@@ -58,11 +59,12 @@ def read_profile(
     child process, which has transformers, writes it. `small` are the digests of all files but the
     weights, which are noted in `files` before their headers are read. Raises Undescribed,
     ModelChanged."""
+    video_options = VideoSamplingOptions.of(config)
     with readable(config.model):
         for path in filter(Path.is_file, _weights_here(checkpoint.folder)):
             files.note(path)
-        limit: list[object] = [config.max_pixels] if config.max_pixels else []
-        video = config.max_video_pixels
+        limit: list[object] = [video_options.max_pixels] if video_options.max_pixels else []
+        video = video_options.max_video_pixels
         limit += [f"{video} pixels a video"] if video else []
         way = [] if as_published is None else [f"as published: {as_published}"]
         stated = _stated(checkpoint)
@@ -79,7 +81,7 @@ def read_profile(
             "revision": checkpoint.commit,
             "trust_remote_code": config.trust_remote_code,
             "files": files.files.to_json(),
-            "max_pixels": config.max_pixels or 0,
+            "max_pixels": video_options.max_pixels or 0,
             "max_video_pixels": video or 0,
             "as_published": as_published,
         },
@@ -97,7 +99,7 @@ def read_profile(
     return ModelProfile.from_json(profile)
 
 
-def allowed(config: CaptionConfig, device: str) -> int:
+def allowed(config: RunOptions, device: str) -> int:
     """Return the bytes that describing may take. `--memory` speaks of the GPU where models run on
     one."""
     on_host = config if device == "cpu" else replace(config, memory=None)

@@ -1,59 +1,93 @@
-"""Holds what an export is told to do, the same for the command line and for Prefect. It knows
-nothing of how it is done."""
+"""Options of `penstock export`."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Annotated
 
 from artifacts.errors import UsageError
+from artifacts.options import Option
 from artifacts.paths import folder_named
-from flows.job.config import CaptionConfig
-from flows.job.export_asked import GROUP, SAMPLES, ExportAsked
+from flows.job.export_asked import GROUP, HALVES, SAMPLES, ExportAsked
+from flows.options.commands import RunOptions
+from flows.options.media import VideoSamplingOptions
+from flows.options.model import (
+    AS_PUBLISHED_OPTION,
+    MODEL_OPTION,
+    AdapterOptions,
+    HalfPrecisionOptions,
+    MemoryOptions,
+    ModelOptions,
+    StoreOptions,
+)
+from stages.export.job import GROUPS, KINDS, PACKED
 
+JUDGEMENT = "calibration and judgement"
 AT_ONCE = 8
 """Chunks a batch of what it is judged by."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ExportConfig:
+@dataclass(frozen=True, kw_only=True)
+class ExportRun(AdapterOptions, HalfPrecisionOptions, VideoSamplingOptions, RunOptions):
+    """The run that looks at the media of an export."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportConfig(MemoryOptions, StoreOptions, AdapterOptions, ModelOptions):
     """One export. Fields have the names of the command line's options."""
 
-    model: str
+    model: Annotated[str, replace(MODEL_OPTION, heading="", metavar="MODEL", positional=True)]
     """Hub id, folder, or `demo`."""
-    to: str
+    to: Annotated[str, Option("|".join(KINDS), metavar="KIND", values=tuple(KINDS))]
     """Kind of the checkpoint."""
-    out: str
+    out: Annotated[
+        str,
+        Option("a new folder, or one begun before", metavar="DIR", not_empty="Give a new folder"),
+    ]
     """A new folder, or one begun before."""
-    half: str = ""
+    half: Annotated[
+        str,
+        Option(
+            f"{'|'.join(HALVES)} [language; vision of a CLIP]", metavar="H", values=("", *HALVES)
+        ),
+    ] = ""
     """Half whose linear layers are quantized, or `both`; empty: the language half, of a model that
     makes vectors the vision half."""
-    revision: str | None = None
-    """Branch, tag or commit of a hub id; None: its default branch."""
-    calibrate: tuple[str, ...] = ()
+    adapter: Annotated[
+        str, Option("folder of a LoRA (PEFT), merged into it before", metavar="A")
+    ] = ""
+    """Folder of a LoRA adapter that is merged into the model before."""
+    calibrate: Annotated[
+        tuple[str, ...], Option("your own media", JUDGEMENT, "S", nargs="+", excludes="media")
+    ] = ()
     """Media of your own, as a run that captions takes them; empty: it is judged by clips of the
     demo world."""
-    calibrate_store: str = ""
+    calibrate_store: Annotated[
+        str, Option("a store that has captions of it", JUDGEMENT, "DIR", excludes="media")
+    ] = ""
     """A store that has captions of the model, to be taken instead of media."""
-    adapter: str = ""
-    """Folder of a LoRA adapter that is merged into the model before."""
-    samples: int = SAMPLES
+    samples: Annotated[int, Option("at most so many [%(default)s]", JUDGEMENT, "N", least=2)] = (
+        SAMPLES
+    )
     """At most so many chunks calibrate and judge it."""
-    group: int = GROUP
+    group: Annotated[
+        int,
+        Option(
+            f"columns a scale, of {'|'.join(PACKED)}: {'|'.join(map(str, GROUPS))} [%(default)s]",
+            JUDGEMENT,
+            "N",
+            values=GROUPS,
+        ),
+    ] = GROUP
     """Columns that share a scale, of the kinds that other programs load."""
-    accept: bool = False
+    accept: Annotated[bool, Option("take it whatever the figures say", JUDGEMENT)] = False
     """Take it whatever the figures say."""
-    store: str = ""
-    """Folder of the store; empty: `$PENSTOCK_STORE` or the user's cache."""
-    memory: int | None = None
-    """Bytes that a stage may take, of the GPU or else of the host, above what its imports take;
-    None: what is free, but for a reserve."""
-    as_published: bool | None = None
+    as_published: Annotated[bool | None, AS_PUBLISHED_OPTION] = None
     """Judge and keep the model as its authors published it, or (False) as the installed
     transformers runs it; None: as `caption` runs it."""
-    trust_remote_code: bool = False
-    """Allow code that comes with the checkpoint to run, and pickled weights to be loaded."""
 
     def __post_init__(self) -> None:
-        if not self.out:
-            raise UsageError("--out is empty", hint="Give a new folder")
+        if self.out:
+            self.asked()  # says what is wrong with a kind better than the list of all kinds
+        super().__post_init__()
         if self.calibrate and self.calibrate_store:
             raise UsageError(
                 "--calibrate and --calibrate-store are given", hint="Leave one of them out"
@@ -62,7 +96,6 @@ class ExportConfig:
             raise UsageError(
                 "--store and --calibrate-store are given", hint="The second is the store of the run"
             )
-        self.asked()  # says what is wrong, and so does the other
         self.captioning()
 
     def asked(self) -> ExportAsked:
@@ -79,11 +112,11 @@ class ExportConfig:
             accept=self.accept,
         )
 
-    def captioning(self, sources: tuple[str, ...] = ()) -> CaptionConfig:
+    def captioning(self, sources: tuple[str, ...] = ()) -> ExportRun:
         """Return the run that looks at the media of the export: its own, or these. Raises
         UsageError."""
         # What the captions are said in decides nothing: what is expected of them is asked natively.
-        return CaptionConfig(
+        return ExportRun(
             language_precision="auto",
             sources=sources or self.calibrate,
             model=self.model,

@@ -9,9 +9,10 @@ from typing import NamedTuple
 from artifacts.errors import EnvironmentFault, UsageError
 from artifacts.keys import digest_of
 from artifacts.schema import Half, Part
-from flows.job.config import TORCH, CaptionConfig
 from flows.job.graph_speed import graph_speed
 from flows.job.tensorrt import check_tensorrt
+from flows.options.commands import RunOptions
+from flows.options.model import TORCH, HalfPrecisionOptions
 from stages.decode.engines import AUTO
 from stages.export.parity import verdict_in
 from stages.models.graphs import FOLDER
@@ -56,7 +57,7 @@ class GraphsFound(NamedTuple):
 
 
 def graphs_for(
-    config: CaptionConfig,
+    config: RunOptions,
     folder: Path,
     profile: ModelProfile,
     digest: Callable[[Path], str],
@@ -92,7 +93,7 @@ def graphs_for(
     return GraphsFound(uses)
 
 
-def _faster(config: CaptionConfig, found: GraphsFound, device: str) -> GraphsFound:
+def _faster(config: RunOptions, found: GraphsFound, device: str) -> GraphsFound:
     """Return the graphs where they are faster here than torch, by what was measured; else none."""
     vision = found.uses["vision"]
     speed = graph_speed(device, vision.digest, vision.provider)
@@ -106,7 +107,7 @@ def _faster(config: CaptionConfig, found: GraphsFound, device: str) -> GraphsFou
     return found._replace(note=told)
 
 
-def _torch_does(config: CaptionConfig, why: str) -> str:
+def _torch_does(config: RunOptions, why: str) -> str:
     return f"torch computes what sees of {config.model}: {why}"
 
 
@@ -121,7 +122,7 @@ def _kept_from(folder: Path, manifest: GraphManifest | None, device: str) -> str
     return ""
 
 
-def _use(config: CaptionConfig, manifest: GraphManifest, half: Half, device: str) -> GraphUse:
+def _use(config: RunOptions, manifest: GraphManifest, half: Half, device: str) -> GraphUse:
     backend = config.vision_backend
     graphs, files = manifest.halves[half], manifest.files_of(half)
     if backend == TENSORRT:
@@ -141,13 +142,12 @@ def _use(config: CaptionConfig, manifest: GraphManifest, half: Half, device: str
     )
 
 
-def _check_precision(config: CaptionConfig, graphs: HalfGraphs, profile: ModelProfile) -> None:
+def _check_precision(config: RunOptions, graphs: HalfGraphs, profile: ModelProfile) -> None:
     """Raise UsageError where the vision half is asked for in another precision than its graphs. Of
     a model that captions `--precision` is of what torch computes."""
-    option = "vision_precision"
-    if profile.route == "dual" and not config.names("vision"):
-        option = "precision"
-    asked = getattr(config, option)
+    option, asked = "vision_precision", HalfPrecisionOptions.of(config).vision_precision
+    if profile.route == "dual" and asked is None:
+        option, asked = "precision", config.precision
     if asked not in (None, "native", "auto", graphs.precision):
         raise UsageError(
             f"--{option.replace('_', '-')} {asked} and graphs in {graphs.precision} exclude each "

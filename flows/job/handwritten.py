@@ -11,9 +11,9 @@ from pathlib import Path
 
 from artifacts.regular import open_regular
 from artifacts.store import Store
-from flows.job.formats import JOINED
 from flows.job.joining import LONGEST_BYTES, MARK, JoinedTexts, joined
 from flows.job.own_files import OF_LABELS, OwnFiles
+from flows.options.formats import JOINED
 
 FORM = "txt"
 

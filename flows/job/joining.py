@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from artifacts.files import write_text
-from flows.job.formats import APPEND
 from flows.job.own_files import OwnFiles
+from flows.options.formats import APPEND
 
 LONGEST_BYTES = 1 << 16
 """A longer text is no caption, and is left alone: to look for a part in one takes a second."""

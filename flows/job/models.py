@@ -10,7 +10,6 @@ from artifacts.model_files import ModelFiles
 from artifacts.schema import FrameFit, Part, Sampling
 from artifacts.store import Store
 from flows.job.adapters import adapter_asked, adapter_for, way_notes, way_of
-from flows.job.config import DEMO_MODEL, CaptionConfig
 from flows.job.describing import own_code, read_profile, readable, small_files
 from flows.job.graphs import graphs_for
 from flows.job.launch import Launcher
@@ -18,6 +17,9 @@ from flows.job.model_files import ModelDigests, digests_of_parts, with_fetched
 from flows.job.pixel_limits import check_pixels
 from flows.job.precision import BYTES, PartSettings, settle, with_adapter
 from flows.job.sampling import sampling_of
+from flows.options.commands import RunOptions
+from flows.options.model import DEMO_MODEL
+from flows.options.text import QuestionOptions
 from flows.pipelines import Pipeline, makes_vectors
 from stages.models.hub.checkpoint import Checkpoint
 from stages.models.hub.resolve import find_model, refuse_revision
@@ -75,7 +77,7 @@ class Model:
         """Return the best precision of each part that the run may make things in."""
         return {part: settings[0].label for part, settings in self.settings.items()}
 
-    def sampling(self, config: CaptionConfig) -> Sampling:
+    def sampling(self, config: RunOptions) -> Sampling:
         """Return the sampling: what the user asked for, else what the checkpoint's processor
         states, with no more frames than fit the model's context."""
         return sampling_of(self.profile, config)
@@ -85,10 +87,11 @@ class Model:
         """Return whether only one frame of a video's chunk can be shown to it."""
         return self.profile.one_frame
 
-    def prompt_for(self, config: CaptionConfig, kind: str) -> str:
+    def prompt_for(self, config: RunOptions, kind: str) -> str:
         """Return the prompt for a medium of this kind when the file's own line asks nothing."""
-        asked = config.prompt is not None or not self.profile.goes_on
-        return config.prompt_for(kind) if asked else ""
+        question = QuestionOptions.of(config)
+        asked = question.prompt is not None or not self.profile.goes_on
+        return question.prompt_for(kind) if asked else ""
 
     def fit(self, kind: str) -> FrameFit:
         """Return the size at which the processor keeps frames of videos, or images."""
@@ -136,7 +139,7 @@ def digests_in(store: Store) -> ContentDigests:
 
 
 def find_checkpoint(
-    config: CaptionConfig, announce: Announce | None = None, *pipelines: Pipeline
+    config: RunOptions, announce: Announce | None = None, *pipelines: Pipeline
 ) -> Checkpoint:
     """Return the files of the checkpoint that a run asks for; of the demo's two, that which the
     first of `pipelines` is for (none: it captions). `announce` is told of what is downloaded for
@@ -151,7 +154,7 @@ def find_checkpoint(
 
 
 def open_model(
-    config: CaptionConfig,
+    config: RunOptions,
     *pipelines: Pipeline,
     store: Store,
     digests: ContentDigests,

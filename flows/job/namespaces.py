@@ -8,12 +8,15 @@ from typing import Any
 from artifacts.keys import digest_of
 from artifacts.schema import SHRINKING, FrameFit, Part, Sampling
 from artifacts.tiles import OFF
-from flows.job.config import CaptionConfig
 from flows.job.context import FrameBound
 from flows.job.models import Model
 from flows.job.precision import PartSettings
 from flows.job.sampling import frame_bound
+from flows.options.commands import RunOptions
+from flows.options.media import VectorSamplingOptions
+from flows.options.text import EngineOptions
 from flows.pipelines import Pipeline
+from stages.decode.generation import Generation
 from stages.process.stage import Stage
 
 LARGEST_LIMIT = 2048
@@ -54,7 +57,7 @@ class Namespaces:
 
 
 def variants_of(
-    config: CaptionConfig, model: Model, sampling: Sampling, pipeline: Pipeline, stored: Set[str]
+    config: RunOptions, model: Model, sampling: Sampling, pipeline: Pipeline, stored: Set[str]
 ) -> list[Namespaces]:
     """Return the variants of every choice of the parts' settings, the best first. Each stands
     before those of its last records among the `stored` that have another limit."""
@@ -66,14 +69,14 @@ def variants_of(
             settings = dict(zip(parts, by, strict=True))
             namespaces = namespaces_of(config, model, sampling, pipeline, settings)
             found.append(namespaces)
-            if config.generation.limit_only_cuts:
+            if Generation.of(config).limit_only_cuts:
                 said = _said(config, model)
                 found += _other_limits(namespaces, pipeline[-1], model, settings, stored, said)
     return found
 
 
 def namespaces_of(
-    config: CaptionConfig,
+    config: RunOptions,
     model: Model,
     sampling: Sampling,
     pipeline: Pipeline,
@@ -81,16 +84,20 @@ def namespaces_of(
 ) -> Namespaces:
     """Return the digests of what decides each stage's bytes. A stage's OUTPUT_VERSION rises when
     its own output changes."""
+    vectors = VectorSamplingOptions.of(config)
+    engine_options = EngineOptions.of(config)
     fits: dict[str, Any] = {kind: model.fit(kind).long_edges for kind in ("video", "image")}
     if model.fit("image").shrinks:
         fits["shrunk"] = SHRINKING
     of: dict[str, str] = {}
     for stage in pipeline:
         by = [of[stage.reads], *_decides(stage, model, settings)] if stage.reads else []
-        limit = [config.max_new_tokens, *_said(config, model)] if stage.limited else []
+        limit = [engine_options.max_new_tokens, *_said(config, model)] if stage.limited else []
         if stage.part and model.profile.prompted and not stage.limited:
             limit = list(model.profile.turn_words(system=False))
-        cut = [config.tiles, model.fit("image").edge] if stage.tiled and config.tiles != OFF else []
+        cut = (
+            [vectors.tiles, model.fit("image").edge] if stage.tiled and vectors.tiles != OFF else []
+        )
         of[stage.writes] = _namespace(
             stage, [*by, *limit, *cut] if by else [sampling.decides, fits]
         )
@@ -99,9 +106,9 @@ def namespaces_of(
         of=of,
         prompted=frozenset(of_prompts),
         precision={part: chosen.label for part, chosen in settings.items()},
-        limit=config.max_new_tokens,
+        limit=engine_options.max_new_tokens,
         fit_image=model.fit("image"),
-        tiles=config.tiles,
+        tiles=vectors.tiles,
         frames_a_video=model.profile.frames_a_video,
         bound=frame_bound(model.profile, config),
         engine="".join(chosen.engine for chosen in settings.values()),
@@ -115,11 +122,12 @@ def namespace_aside(stage: Stage, model: Model, settings: PartSettings) -> str:
     return _namespace(stage, [model.digests[stage.part], *decides] if stage.part else [])
 
 
-def _said(config: CaptionConfig, model: Model) -> list[Any]:
+def _said(config: RunOptions, model: Model) -> list[Any]:
     """Return what decides the words of a caption besides their number, which none of it does as
     by default."""
-    turns = model.profile.turn_words(system=bool(config.system))
-    return [*config.generation.words, *turns]
+    params = Generation.of(config)
+    turns = model.profile.turn_words(system=bool(params.system))
+    return [*params.words, *turns]
 
 
 def _decides(stage: Stage, model: Model, settings: Mapping[Part, PartSettings]) -> list[Any]:

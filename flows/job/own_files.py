@@ -16,7 +16,7 @@ from artifacts.keys import digest_of, hash_file
 from artifacts.lines import append_line, read_lines
 from artifacts.regular import open_regular
 from artifacts.store import Store
-from flows.job.formats import BESIDE
+from flows.options.formats import BESIDE
 
 DIGITS = 32
 """Hex digits by which a text is remembered: a million of them take 50 MB."""

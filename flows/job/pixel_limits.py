@@ -1,19 +1,26 @@
 """Checks `--max-pixels` and `--max-video-pixels` against the limits of a model's processor."""
 
 from artifacts.errors import UsageError
-from flows.job.config import CaptionConfig
+from flows.options.commands import RunOptions
+from flows.options.media import VideoSamplingOptions
 from stages.models.profile import ModelProfile
 
 TOKENS = 64
 """Tokens below which a picture shows next to nothing."""
 
 
-def check_pixels(config: CaptionConfig, profile: ModelProfile) -> None:
+def check_pixels(config: RunOptions, profile: ModelProfile) -> None:
     """Refuse `--max-pixels` and `--max-video-pixels` where the model's processor has no such limit,
     or where the value is too small. Raises UsageError."""
-    _check("--max-pixels", config.max_pixels, profile.least_pixels, config.model)
+    video_options = VideoSamplingOptions.of(config)
+    _check(
+        "--max-pixels",
+        video_options.max_pixels,
+        profile.least_pixels,
+        config.model,
+    )
     least = profile.least_pixels if profile.video_bounds else 0
-    _check("--max-video-pixels", config.max_video_pixels, least, config.model)
+    _check("--max-video-pixels", video_options.max_video_pixels, least, config.model)
 
 
 def _check(option: str, value: int | None, least: int, model: str) -> None:

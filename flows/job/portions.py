@@ -14,10 +14,11 @@ from artifacts.captions import Failure
 from artifacts.files import write_text
 from artifacts.keys import digest_of
 from artifacts.remote.addresses import signed
-from flows.job.config import CaptionConfig
 from flows.job.media_files import MediaFile, Selection
 from flows.job.prepare import out_folder
 from flows.job.sources import find_media
+from flows.options.commands import RunOptions
+from flows.options.text import PromptOptions, QuestionOptions
 
 PORTIONS = "portions"
 """Folder of the lists, in that of the run."""
@@ -46,12 +47,16 @@ class Portion:
         return f"@{self.path}"
 
 
-def portions_of(config: CaptionConfig, most: int = FILES) -> tuple[list[Portion], list[Failure]]:
+def portions_of(config: RunOptions, most: int = FILES) -> tuple[list[Portion], list[Failure]]:
     """Write the lists of a run's files, at most so many files in each, and return them with what
     could not be found. Only names and sizes are looked at. Raises EnvironmentFault."""
     selection = Selection(recursive=config.recursive, extensions=config.extensions)
     files, failures = find_media(
-        config.sources, selection, config.limit, config.prompt_for, config.prompts
+        config.sources,
+        selection,
+        config.limit,
+        QuestionOptions.of(config).prompt_for,
+        PromptOptions.of(config).prompts,
     )
     folder = out_folder(config) / PORTIONS
     sized = [(file, _size(file)) for file in files]

@@ -4,15 +4,18 @@ model library."""
 import contextlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 
 from artifacts.errors import UsageError
 from artifacts.schema import Part
 from flows.job.adapters import AdapterUse
-from flows.job.config import CaptionConfig
 from flows.job.cpu import cpu_has_bfloat16
 from flows.job.flash import attention
 from flows.job.graphs import GraphUse
 from flows.job.obtainable import QUANTIZED, check_obtainable
+from flows.options.commands import RunOptions
+from flows.options.model import HalfPrecisionOptions
+from flows.options.text import EngineOptions
 from stages.decode.engines import Engine, accepted_by, choice_of
 from stages.models.natives.registry import nothing_otherwise
 from stages.models.profile import ModelProfile, PartProfile
@@ -79,26 +82,31 @@ class PartSettings:
 
 
 def settle(
-    config: CaptionConfig,
+    config: RunOptions,
     profile: ModelProfile,
     device: str,
     graphs: Mapping[Part, GraphUse] | None = None,
+    *,
+    named: Mapping[Part, str] = MappingProxyType({}),
 ) -> dict[Part, tuple[PartSettings, ...]]:
     """Return all settings that each part may be run in, the best first. There is more than one
-    where `auto` was asked for; a part that `graphs` compute is run in no other way. Raises
-    UsageError for what the checkpoint cannot be had in."""
+    where `auto` was asked for; a part that `graphs` compute is run in no other way. `named` are
+    precisions of parts in place of those of the options. Raises UsageError for what the
+    checkpoint cannot be had in."""
     if graphs:
-        parts = settle(replace(config, vision_precision="native"), profile, device)
+        parts = settle(config, profile, device, named={"vision": "native"})
         return {
             **parts,
             **{p: (_by_graphs(parts[p][0], use, profile.parts[p]),) for p, use in graphs.items()},
         }
     if config.as_published and not any(part.as_published for part in profile.parts.values()):
         raise nothing_otherwise(config.model)
-    language = _settings(config, profile, "language", device)
+    language = _settings(config, profile, "language", device, named)
     if profile.route != "joint":
         return {
-            part: language if part == "language" else _settings(config, profile, part, device)
+            part: language
+            if part == "language"
+            else _settings(config, profile, part, device, named)
             for part in profile.parts
         }
     # The one stage that loads anything loads all of it.
@@ -129,9 +137,9 @@ def _by_graphs(settings: PartSettings, graph: GraphUse, half: PartProfile) -> Pa
 
 
 def _settings(
-    config: CaptionConfig, profile: ModelProfile, part: Part, device: str
+    config: RunOptions, profile: ModelProfile, part: Part, device: str, named: Mapping[Part, str]
 ) -> tuple[PartSettings, ...]:
-    half, asked = profile.parts[part], config.precision_of(part)
+    half, asked = profile.parts[part], named.get(part) or config.precision_of(part)
     # Quantized features are a loss that every caption inherits: only who names the vision half gets
     # them. Vectors are all that a dual encoder makes, so whoever asks means them.
     captioned = part != "language" and profile.route != "dual"
@@ -160,7 +168,7 @@ def _first(asked: str) -> str:
 
 
 def _half(
-    part: Part, profile: ModelProfile, asked: str, device: str, config: CaptionConfig
+    part: Part, profile: ModelProfile, asked: str, device: str, config: RunOptions
 ) -> PartSettings:
     half = profile.parts[part]
     dtype = DTYPES.get(asked) or native_dtype(profile.dtype, device)
@@ -171,13 +179,15 @@ def _half(
         attention=attention(half, dtype, device),
         weight_bytes=weight_bytes(half, precision, dtype),
         as_published=profile.as_published and bool(half.as_published),
-        engine=config.speakers if part == "language" and profile.route != "dual" else "",
+        engine=EngineOptions.of(config).speakers
+        if part == "language" and profile.route != "dual"
+        else "",
     )
 
 
-def check_joint(config: CaptionConfig, profile: ModelProfile, dtype: str) -> None:
+def check_joint(config: RunOptions, profile: ModelProfile, dtype: str) -> None:
     """Refuse to let a model that is run whole see otherwise than it reads. Raises UsageError."""
-    asked = _first(config.vision_precision or "native")
+    asked = _first(HalfPrecisionOptions.of(config).vision_precision or "native")
     if asked != "native" and DTYPES.get(asked) != dtype:
         raise UsageError(
             f"{profile.class_name} is run whole, so --vision-precision {asked} cannot be had "

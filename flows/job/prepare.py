@@ -18,7 +18,6 @@ from artifacts.tiles import OFF
 from flows.job.budget import Budget, budget_for
 from flows.job.card_frames import as_card, sampling_as_card
 from flows.job.card_sampling import with_card_sampling
-from flows.job.config import CaptionConfig
 from flows.job.contents import (
     read_contents,
     refuse_around,
@@ -30,7 +29,6 @@ from flows.job.contents import (
 )
 from flows.job.device_probe import check_device
 from flows.job.far_digests import Progress, unread_note
-from flows.job.formats import COCO
 from flows.job.launch import Launcher
 from flows.job.ledger import Ledger
 from flows.job.media_files import MediaFile, Selection
@@ -40,7 +38,10 @@ from flows.job.sources import find_media
 from flows.job.stock_answers import may_reuse_stock, stock_note
 from flows.job.tasks import Medium
 from flows.job.templates import filled
-from flows.pipelines import CAPTION, LABEL, PURPOSES, Pipeline, parts_of, with_summaries
+from flows.options.commands import RunOptions
+from flows.options.media import VectorSamplingOptions
+from flows.options.text import FolderOptions, PromptOptions, QuestionOptions
+from flows.pipelines import CAPTION, PURPOSES, Pipeline, parts_of, with_summaries
 from stages.models.hub.transfer import Announce
 from stages.process.device import device_name
 
@@ -49,7 +50,7 @@ from stages.process.device import device_name
 class Job:
     """A command made concrete: nothing in it depends on when it is run."""
 
-    config: CaptionConfig
+    config: RunOptions
     pipeline: Pipeline
     """Stages that are run over media."""
     aside: Pipeline
@@ -118,7 +119,7 @@ def _nothing_to_do(pipeline: Pipeline, failures: Sequence[Failure]) -> NothingTo
 
 
 def prepare(
-    config: CaptionConfig,
+    config: RunOptions,
     launcher: Launcher,
     announce: Announce | None = None,
     *pipelines: Pipeline,
@@ -131,14 +132,13 @@ def prepare(
     `pipelines` that its model is for (none: it captions), with `alone` in the best variant and no
     other. `announce` is told of what takes long, `progress` of media that are fetched, as all
     unknown ones are with `fetch`; `read_weights` is as with `open_model`. Raises PenstockError."""
-    pipelines = with_summaries(pipelines or (CAPTION,), asked=config.summary)
-    if COCO in config.format and LABEL not in pipelines:
-        raise UsageError("--format coco is of labels", hint="Run `penstock label`, or leave it out")
+    question, prompting = QuestionOptions.of(config), PromptOptions.of(config)
+    pipelines = with_summaries(pipelines or (CAPTION,), asked=prompting.summary)
     config.check_sources()
     store = open_store(config.store_url)
     selection = Selection(recursive=config.recursive, extensions=config.extensions)
     files, failures = find_media(
-        config.sources, selection, config.limit, config.prompt_for, config.prompts
+        config.sources, selection, config.limit, question.prompt_for, prompting.prompts
     )
     if not files:  # said before a model is looked for, or downloaded
         raise _nothing_to_do(pipelines[0], failures)
@@ -178,7 +178,7 @@ def prepare(
     return replace(job, notes=(*job.notes, *beside))
 
 
-def prepare_without_media(config: CaptionConfig, launcher: Launcher, *pipelines: Pipeline) -> Job:
+def prepare_without_media(config: RunOptions, launcher: Launcher, *pipelines: Pipeline) -> Job:
     """Return what a run must know that looks at no media, only at what is run once. Raises
     PenstockError."""
     store = open_store(config.store_url)
@@ -187,7 +187,7 @@ def prepare_without_media(config: CaptionConfig, launcher: Launcher, *pipelines:
 
 
 def _model_for(
-    config: CaptionConfig,
+    config: RunOptions,
     launcher: Launcher,
     store: Store,
     pipelines: Sequence[Pipeline],
@@ -216,12 +216,12 @@ def _model_for(
         refuse_around(as_card(config, model), model)
     # Where no stage loads anything, the notes of a store still say which model it was.
     model = model.of_parts(parts_of(pipeline) or model.settings, alone=alone)
-    if config.tiles == OFF and any(stage.shrinks for stage in pipeline):
+    if VectorSamplingOptions.of(config).tiles == OFF and any(stage.shrinks for stage in pipeline):
         model = model.shrinking()
     return model, pipeline, digests
 
 
-def _job_of(config: CaptionConfig, store: Store, model: Model, pipeline: Pipeline) -> Job:
+def _job_of(config: RunOptions, store: Store, model: Model, pipeline: Pipeline) -> Job:
     """Return the job without its media."""
     config, notes = with_card_sampling(as_card(config, model), model.folder)
     over_media = tuple(stage for stage in pipeline if stage.of_media)
@@ -245,6 +245,6 @@ def _job_of(config: CaptionConfig, store: Store, model: Model, pipeline: Pipelin
     )
 
 
-def out_folder(config: CaptionConfig) -> Path:
+def out_folder(config: FolderOptions) -> Path:
     """Return the absolute path of the folder of a run's outputs. Raises UsageError."""
     return folder_named(config.out, "out")

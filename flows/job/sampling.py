@@ -4,13 +4,13 @@ model's context. Opens no file."""
 from dataclasses import replace
 
 from artifacts.schema import Sampling
-from flows.job.config import CaptionConfig
 from flows.job.context import FrameBound, bound_by_size, frames_of_any_size
 from flows.job.wanted_frames import full_chunk, wanted_sampling
+from flows.options.commands import RunOptions
 from stages.models.profile import ModelProfile
 
 
-def sampling_of(profile: ModelProfile, config: CaptionConfig) -> Sampling:
+def sampling_of(profile: ModelProfile, config: RunOptions) -> Sampling:
     """Return the frames of a chunk that the model of a profile is shown. As stock, explicitly asked
     for, the context limits nothing."""
     sampling = wanted_sampling(profile, config)
@@ -26,7 +26,7 @@ def sampling_of(profile: ModelProfile, config: CaptionConfig) -> Sampling:
     )
 
 
-def frame_bound(profile: ModelProfile, config: CaptionConfig) -> FrameBound | None:
+def frame_bound(profile: ModelProfile, config: RunOptions) -> FrameBound | None:
     """Return the bound on the frames of a chunk where it depends on their size; None as stock, and
     where a full chunk of the largest frames fits."""
     if config.as_published is False:

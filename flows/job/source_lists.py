@@ -9,7 +9,7 @@ from pathlib import Path
 from artifacts.errors import UsageError
 from artifacts.regular import read_text
 from artifacts.remote.addresses import is_address
-from flows.job.speaking_config import check_prompts
+from flows.options.text import check_prompts
 
 LIST_SUFFIXES = frozenset((".txt", ".jsonl"))
 LIST_BYTES = 1 << 28

@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from artifacts.packs import stored_namespaces
 from artifacts.store import Store
 from artifacts.words import counted
-from flows.job.config import CaptionConfig
 from flows.job.ledger import Ledger
 from flows.job.models import Model
 from flows.job.tasks import Medium
+from flows.options.commands import RunOptions
 from flows.pipelines import Pipeline
 
 
-def may_reuse_stock(config: CaptionConfig, model: Model, store: Store, pipeline: Pipeline) -> bool:
+def may_reuse_stock(config: RunOptions, model: Model, store: Store, pipeline: Pipeline) -> bool:
     """Return whether a model is run as published by rule, on a store that has captions of any."""
     last = pipeline[-1]
     by_rule = model.profile.as_published and config.as_published is None

@@ -3,8 +3,9 @@ states. The context of the model does not limit them here."""
 
 import math
 
+from artifacts.options import OptionGroup
 from artifacts.schema import WHOLE_SECONDS, Sampling
-from flows.job.config import CaptionConfig
+from flows.options.media import VectorSamplingOptions, VideoSamplingOptions
 from stages.models.profile import ModelProfile
 
 CHUNK_SECONDS = 30.0
@@ -25,44 +26,51 @@ def full_chunk(sampling: Sampling) -> int:
 
 def usual_frames(profile: ModelProfile) -> int:
     """Return the frames of a chunk of full length where the user asks for none."""
-    return full_chunk(wanted_sampling(profile, CaptionConfig(sources=())))
+    return full_chunk(wanted_sampling(profile, VideoSamplingOptions()))
 
 
-def wanted_sampling(profile: ModelProfile, config: CaptionConfig) -> Sampling:
+def wanted_sampling(profile: ModelProfile, config: OptionGroup) -> Sampling:
     """Return the choice of frames, whatever the context holds."""
     if profile.route == "dual":  # a vector a frame, so none is left out
-        rate = config.fps or FPS
+        rate = _frame_rate(config) or FPS
         return Sampling(chunk_seconds=VECTORS_A_CHUNK / rate, fps=rate, max_frames=VECTORS_A_CHUNK)
-    chunk = _chunk_seconds(profile, config)
+    video = VideoSamplingOptions.of(config)
+    chunk = _chunk_seconds(profile, video)
     if only := 1 if profile.one_frame else profile.frames_a_video:
-        return Sampling(chunk_seconds=chunk, shots=config.shots, frames=only, max_frames=only)
+        return Sampling(chunk_seconds=chunk, shots=video.shots, frames=only, max_frames=only)
     stated = profile.sampling
-    fps, frames = config.fps, config.frames
+    fps, frames = video.fps, video.frames
     if fps is None and frames is None:
         fps = stated.fps
         frames = stated.frames if fps is None else None
-    maximum = config.max_frames or stated.max_frames or stated.frames or MAX_FRAMES
+    maximum = video.max_frames or stated.max_frames or stated.frames or MAX_FRAMES
     if frames is not None:
-        most = config.max_frames or frames
+        most = video.max_frames or frames
         return Sampling(
             chunk_seconds=chunk,
-            shots=config.shots,
+            shots=video.shots,
             frames=min(frames, most),
             max_frames=most,
         )
     return Sampling(
         chunk_seconds=chunk,
-        shots=config.shots,
+        shots=video.shots,
         fps=fps or FPS,
         min_frames=min(stated.min_frames or 1, maximum),
         max_frames=maximum,
     )
 
 
-def _chunk_seconds(profile: ModelProfile, config: CaptionConfig) -> float:
+def _frame_rate(config: OptionGroup) -> float | None:
+    if isinstance(config, VectorSamplingOptions):
+        return config.fps
+    return VideoSamplingOptions.of(config).fps
+
+
+def _chunk_seconds(profile: ModelProfile, video: VideoSamplingOptions) -> float:
     """Return the seconds of a chunk: by default no more than the processor says that it sees."""
-    if config.whole or config.chunk is not None:
-        return config.chunk or WHOLE_SECONDS
-    asked = config.fps or config.frames or config.max_frames
+    if video.whole or video.chunk is not None:
+        return video.chunk or WHOLE_SECONDS
+    asked = video.fps or video.frames or video.max_frames
     stated = None if asked else profile.sampling.seconds
     return min(CHUNK_SECONDS, stated or CHUNK_SECONDS)

@@ -4,12 +4,13 @@ no model."""
 from dataclasses import dataclass
 
 from flows.job.chunk_words import example
-from flows.job.config import CaptionConfig
 from flows.job.context import frame_room
 from flows.job.models import Model
 from flows.job.prompt_tokens import PromptTokens, most_tokens
+from flows.options.commands import RunOptions
 from flows.planning.choose import Question
 from flows.planning.workloads import Workload
+from stages.decode.generation import Generation
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -24,12 +25,13 @@ class AnswerRoom:
     """Those that are left for the answer; negative where pictures and words exceed the context."""
 
 
-def texts_of(config: CaptionConfig, frames: int, prompt: str) -> tuple[str, str, str]:
+def texts_of(config: RunOptions, frames: int, prompt: str) -> tuple[str, str, str]:
     """Return what a chunk is asked, the system turn, and what its answer begins with."""
-    return example(prompt, frames), config.system, config.start_with
+    params = Generation.of(config)
+    return example(prompt, frames), params.system, params.start_with
 
 
-def words_of(model: Model, config: CaptionConfig, frames: int, prompt: str) -> int:
+def words_of(model: Model, config: RunOptions, frames: int, prompt: str) -> int:
     """Return the tokens of all words beside a chunk of so many frames, without its answer."""
     counter = PromptTokens(model.folder)
     words = sum(counter.count(text) for text in texts_of(config, frames, prompt) if text)
@@ -45,7 +47,7 @@ def beside_words(model: Model, workload: Workload) -> tuple[int, int]:
     return pictures, profile.context_tokens - pictures - profile.words_a_prompt
 
 
-def answer_room(model: Model, config: CaptionConfig, workload: Workload, prompt: str) -> AnswerRoom:
+def answer_room(model: Model, config: RunOptions, workload: Workload, prompt: str) -> AnswerRoom:
     """Return the room for the answer to a prompt about a chunk."""
     words = words_of(model, config, workload.frames, prompt)
     pictures, left = beside_words(model, workload)

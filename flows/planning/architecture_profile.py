@@ -2,15 +2,14 @@
 planned. What it says of computing are formulas of dimensions."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
-from artifacts.schema import FrameFit
-from flows.job.config import CaptionConfig
+from artifacts.schema import FrameFit, Part
 from flows.job.frame_tokens import PROBED_EDGE
 from flows.job.models import Model
 from flows.job.precision import settle
+from flows.options.commands import RunOptions
 from flows.planning.architecture import Architecture
 from flows.planning.layers import (
     attention_bytes,
@@ -169,7 +168,7 @@ def decoder_costs(architecture: Architecture, *, fused: bool) -> tuple[BatchCost
 def model_by_dimensions(
     checkpoint: Checkpoint,
     architecture: Architecture,
-    config: CaptionConfig,
+    config: RunOptions,
     device: str,
     *,
     fused: bool = True,
@@ -178,12 +177,11 @@ def model_by_dimensions(
     """Return a model that can be planned and not run; `why` says why not. Raises UsageError for a
     precision that it cannot be had in."""
     profile = profile_of(architecture, checkpoint.folder, fused=fused, why=why)
-    if not profile.language.parameters:
-        config = replace(config, language_precision="native")
+    named: dict[Part, str] = {} if profile.language.parameters else {"language": "native"}
     return Model(
         name=checkpoint.name,
         checkpoint=checkpoint,
         profile=profile,
         digests=dict.fromkeys(profile.parts, ""),
-        settings=settle(config, profile, device),
+        settings=settle(config, profile, device, named=named),
     )

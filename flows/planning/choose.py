@@ -14,11 +14,12 @@ from typing import Any
 
 from flows.job.budget import Budget
 from flows.job.card_frames import sampling_as_card
-from flows.job.config import CaptionConfig
 from flows.job.models import Model
 from flows.job.prepare import Job
 from flows.job.prompt_tokens import most_tokens
 from flows.job.sampling import frame_bound
+from flows.options.commands import RunOptions
+from flows.options.text import EngineOptions
 from flows.pipelines import CAPTION, STAGES, Pipeline
 from flows.planning.costs import estimate, rungs_of
 from flows.planning.estimate import StageEstimate
@@ -31,6 +32,7 @@ from flows.planning.workloads import (
     standard_workloads,
     workloads_of,
 )
+from stages.decode.generation import Generation
 from stages.process.device_limit import CONTEXT_BYTES
 
 DOUBT = 0.9
@@ -43,7 +45,7 @@ class Question:
     """The question whether the stages of a job fit."""
 
     model: Model
-    config: CaptionConfig
+    config: RunOptions
     device: str
     workloads: tuple[Workload, ...]
     stages: Pipeline = CAPTION
@@ -75,9 +77,9 @@ class Question:
             rung,
             workloads,
             self.device,
-            self.config.max_new_tokens,
+            EngineOptions.of(self.config).max_new_tokens,
             self.context_bytes,
-            self.config.schema or ("{}" if self.any_schema else ""),
+            Generation.of(self.config).schema or ("{}" if self.any_schema else ""),
         )
 
 
@@ -129,7 +131,7 @@ def prompts_of(job: Job) -> tuple[str, ...]:
 
 
 def question_of_model(
-    model: Model, config: CaptionConfig, device: str, stages: Pipeline, prompt: str | None = None
+    model: Model, config: RunOptions, device: str, stages: Pipeline, prompt: str | None = None
 ) -> Question:
     """Return the question about a model whatever the media; without a `prompt` it is given the one
     that the command asks."""

@@ -7,7 +7,6 @@ from dataclasses import replace
 
 from artifacts.errors import UsageError
 from artifacts.words import counted
-from flows.job.config import CaptionConfig
 from flows.job.context import bound_by_size, frame_room, frames_of_any_size, frames_of_size
 from flows.job.context_note import context_note
 from flows.job.frame_tokens import counted_frames, seen
@@ -15,6 +14,8 @@ from flows.job.models import Model
 from flows.job.prepare import Job
 from flows.job.prompt_tokens import most_tokens
 from flows.job.wanted_frames import full_chunk, wanted_sampling
+from flows.options.commands import RunOptions
+from flows.options.text import EngineOptions
 from flows.planning.answer_room import answer_room, beside_words, texts_of, words_of
 from flows.planning.choose import Question, prompts_of
 from flows.planning.fitting_words import what_fits
@@ -56,12 +57,12 @@ def context_notes(job: Job, expected: Sequence[Estimate]) -> list[str]:
     return _size_notes(job.model, job.config, chunks, prompt)
 
 
-def loses_frames(model: Model, config: CaptionConfig) -> bool:
+def loses_frames(model: Model, config: RunOptions) -> bool:
     """Return whether the context does not hold a full chunk of frames of any size."""
     return bool(model.profile.context_tokens and context_note(model, config))
 
 
-def _lost_note(model: Model, config: CaptionConfig, seconds: float) -> str:
+def _lost_note(model: Model, config: RunOptions, seconds: float) -> str:
     """Return the line on a full chunk, unless the longest video, of so many seconds, is a chunk all
     of whose frames fit."""
     if not loses_frames(model, config):
@@ -71,7 +72,7 @@ def _lost_note(model: Model, config: CaptionConfig, seconds: float) -> str:
     return context_note(model, config) if full_chunk(chunk) > (most or 0) else ""
 
 
-def standard_notes(model: Model, config: CaptionConfig) -> list[str]:
+def standard_notes(model: Model, config: RunOptions) -> list[str]:
     """Return the same of a full chunk of a video in full HD."""
     frames = full_chunk(wanted_sampling(model.profile, config))
     chunks = [(frames, model.fit("video").size(*UNKNOWN_SIZE))]
@@ -80,7 +81,7 @@ def standard_notes(model: Model, config: CaptionConfig) -> list[str]:
 
 def _size_notes(
     model: Model,
-    config: CaptionConfig,
+    config: RunOptions,
     chunks: Sequence[tuple[int, tuple[int, int]]],
     prompt: str,
 ) -> list[str]:
@@ -100,7 +101,11 @@ def _size_notes(
             f"{most} fit; as stock all are shown"
         ]
     hint = "shorter chunks (--chunk) show more"
-    left = profile.context_tokens - words_of(model, config, count, prompt) - config.max_new_tokens
+    left = (
+        profile.context_tokens
+        - words_of(model, config, count, prompt)
+        - EngineOptions.of(config).max_new_tokens
+    )
     each = min(frame_room(profile), left) / counted_frames(profile, "video", count)
     if pixels := _fitting_pixels(profile, (high, wide), each):
         hint = f"--max-pixels {pixels} shows them all"
@@ -129,20 +134,21 @@ def _no_frame(model: Model, room: int, size: tuple[int, int]) -> UsageError:
     )
 
 
-def _refuse_words(model: Model, config: CaptionConfig, workload: Workload, prompt: str) -> None:
+def _refuse_words(model: Model, config: RunOptions, workload: Workload, prompt: str) -> None:
+    engine = EngineOptions.of(config)
     _, left = beside_words(model, workload)
     if left <= 0 and workload.kind == "image":  # it fails alone, and the others are captioned
         return
     texts = texts_of(config, workload.frames, prompt)
-    if sum(map(most_tokens, texts)) + config.max_new_tokens <= left:
+    if sum(map(most_tokens, texts)) + engine.max_new_tokens <= left:
         return
     room = answer_room(model, config, workload, prompt)
-    if config.max_new_tokens <= room.left:
+    if engine.max_new_tokens <= room.left:
         return
     shown = counted(workload.frames, "frame") if workload.kind == "video" else "the picture"
     raise UsageError(
         f"the context of {model.name} is {model.profile.context_tokens:,} tokens: beside {shown} "
         f"({room.pictures:,}) and the prompt ({room.words:,}) there is no room for an answer of "
-        f"{config.max_new_tokens:,}",
+        f"{engine.max_new_tokens:,}",
         hint=what_fits(model, config, workload, room),
     )

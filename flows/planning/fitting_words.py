@@ -1,17 +1,18 @@
 """Proposes what fits the context where a prompt and an answer do not; loads no model."""
 
-from flows.job.config import CaptionConfig
 from flows.job.models import Model
+from flows.options.commands import RunOptions
+from flows.options.text import EngineOptions
 from flows.planning.answer_room import AnswerRoom, beside_words, words_of
 from flows.planning.workloads import Workload, workload_of
 
 
-def what_fits(model: Model, config: CaptionConfig, workload: Workload, room: AnswerRoom) -> str:
+def what_fits(model: Model, config: RunOptions, workload: Workload, room: AnswerRoom) -> str:
     """Return options with which prompt and answer fit beside a chunk that leaves only this room: a
     shorter answer, else fewer frames, else fewer words."""
     if room.left > 0:
         return f"Give --max-new-tokens {room.left}, or less"
-    wanted, fewer = config.max_new_tokens, _with_fewer(model, workload, room)
+    wanted, fewer = EngineOptions.of(config).max_new_tokens, _with_fewer(model, workload, room)
     spare = room.left + room.words - words_of(model, config, workload.frames, "")
     answer = wanted
     while fewer and answer:

@@ -6,11 +6,12 @@ from typing import Any
 from artifacts.schema import Half
 from artifacts.store import Store
 from flows.job.budget import budget_for
-from flows.job.config import TORCH, CaptionConfig
 from flows.job.graph_speed import GraphSpeed, keep_speed
 from flows.job.launch import Launcher, StageCall, run_to_end
 from flows.job.models import Model, digests_in, open_model
 from flows.job.replanning import replanned_once
+from flows.options.commands import RunOptions
+from flows.options.model import TORCH
 from stages.export.graph_job import TimingJob
 from stages.models.graphs.providers import ONNX
 from stages.process.job import told_of
@@ -25,7 +26,7 @@ def time_graphs(name: str, device: str, store: Store, launcher: Launcher) -> Gra
 
 
 def _timed(name: str, device: str, store: Store, launcher: Launcher) -> GraphSpeed:
-    config = CaptionConfig(sources=(), model=name, vision_backend=ONNX)
+    config = RunOptions(sources=(), model=name, vision_backend=ONNX)
     models = [
         open_model(
             replace(config, vision_backend=backend),

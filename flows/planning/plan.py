@@ -1,5 +1,4 @@
-"""Plans the memory, disk and time of a run, and whether it fits; starts only the describing
-process."""
+"""Plans memory, disk and time of a run, and whether it fits; starts only the describing process."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -13,7 +12,6 @@ from flows.job.about import halves, notes
 from flows.job.budget import Budget, budget_for
 from flows.job.card_frames import as_card, card_note
 from flows.job.card_sampling import with_card_sampling
-from flows.job.config import CaptionConfig
 from flows.job.contents import refuse_summary
 from flows.job.context_note import context_note
 from flows.job.describing import Undescribed
@@ -29,6 +27,9 @@ from flows.job.prepare import Job, prepare
 from flows.job.replanning import replanned_once
 from flows.job.waves import cut_waves
 from flows.job.weights import bytes_to_fetch, stages_wanted
+from flows.options.commands import RunOptions
+from flows.options.model import AdapterOptions
+from flows.options.text import PromptOptions
 from flows.pipelines import PURPOSES, STAGES, Pipeline, parts_of, with_summaries
 from flows.planning.architecture import read_architecture
 from flows.planning.architecture_profile import model_by_dimensions
@@ -82,7 +83,7 @@ SENSELESS = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError
 
 
 def plan_of(
-    config: CaptionConfig,
+    config: RunOptions,
     launcher: Launcher,
     announce: Callable[[str], None] | None = None,
     *pipelines: Pipeline,
@@ -94,13 +95,13 @@ def plan_of(
 
 
 def _plan_of(
-    config: CaptionConfig,
+    config: RunOptions,
     launcher: Launcher,
     announce: Callable[[str], None] | None,
     pipelines: tuple[Pipeline, ...],
 ) -> Plan:
     every = pipelines or chain.from_iterable(PURPOSES.values())
-    pipelines = with_summaries(every, asked=config.summary)
+    pipelines = with_summaries(every, asked=PromptOptions.of(config).summary)
     device = device_name()
     try:
         if config.sources:
@@ -137,7 +138,7 @@ def _plan_of(
 
 
 def _by_dimensions(
-    config: CaptionConfig,
+    config: RunOptions,
     device: str,
     announce: Callable[[str], None] | None,
     error: Undescribed,
@@ -145,7 +146,7 @@ def _by_dimensions(
 ) -> Plan:
     """Return the plan of a model that cannot be run, from its dimensions. Where they do not tell
     enough either, raises the error that says why it cannot."""
-    if config.adapter:
+    if AdapterOptions.of(config).adapter:
         raise UsageError(
             f"nobody can tell whether --adapter fits: {error.message}",
             hint="Leave it out to plan by the model's dimensions",

@@ -13,6 +13,7 @@ from artifacts.schema import Sampling
 from artifacts.tiles import boxes_of
 from flows.job.prepare import Job
 from flows.job.tasks import Medium, Task
+from flows.options.media import VectorSamplingOptions
 from stages.process.cgroup import cores
 
 SHARE_OF_FREE = 4
@@ -173,14 +174,12 @@ def _estimate(job: Job, medium: Medium, header: "_Header | None") -> Estimate:
 
 def _parts(job: Job, medium: Medium, stored: tuple[int, int]) -> int:
     """Return how many parts of a picture of that height and width are looked at."""
-    if medium.kind == "video":
-        return 1
-    return len(boxes_of(*stored, job.config.tiles, job.model.fit("image").edge))
+    tiles, edge = VectorSamplingOptions.of(job.config).tiles, job.model.fit("image").edge
+    return 1 if medium.kind == "video" else len(boxes_of(*stored, tiles, edge))
 
 
 def _encoded(job: Job, medium: Medium) -> bool:
-    """Return whether a medium's frames are not wanted again. Large pictures would else be asked
-    another prompt in as many waves as they were encoded in, and a model loaded for each."""
+    """Return whether all features of a medium are stored, so that its frames take no disk."""
     tasks, made = job.ledger.tasks([medium]), job.pipeline[1].writes
     return bool(tasks) and all(task[made] in job.ledger[made] for task in tasks)
 

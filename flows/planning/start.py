@@ -7,6 +7,7 @@ from typing import Any
 
 from flows.job.budget import Budget
 from flows.job.prepare import Job
+from flows.options.text import EngineOptions
 from flows.pipelines import STAGES, Pipeline
 from flows.planning.changes import NAMED, cannot_fit, changes
 from flows.planning.choose import Choice, Question, choices, fits, memory_json, question_of
@@ -39,7 +40,7 @@ def _about(job: Job, stage: Stage) -> list[Any]:
     if stage.part:
         decides = [settings.decides for settings in model.settings[stage.part]]
         found += [model.digests[stage.part], decides]
-    return [*found, job.config.max_new_tokens] if stage.limited else found
+    return [*found, EngineOptions.of(job.config).max_new_tokens] if stage.limited else found
 
 
 def choose(

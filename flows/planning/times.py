@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from flows.console.units import duration
 from flows.job.prepare import Job
+from flows.options.text import EngineOptions
 from flows.pipelines import STAGES
 from flows.planning.costs import COSTS
 from flows.planning.machine import ADVICE, Machine, find_machine
@@ -24,7 +25,7 @@ def stage_seconds(
     """Return the seconds of each stage; None for one that needs what was not measured. All of its
     captions are taken to be `new_tokens` long (None: as long as they may be)."""
     left = to_do(job, found)
-    new = job.config.max_new_tokens if new_tokens is None else new_tokens
+    new = EngineOptions.of(job.config).max_new_tokens if new_tokens is None else new_tokens
     work = {
         stage: COSTS[stage].work_left(job.model, rung, left, new) for stage, rung in rungs.items()
     }
@@ -54,5 +55,5 @@ def times_of(job: Job, rungs: Mapping[str, Rung], found: Sequence[Estimate]) -> 
     ]
     line = ", ".join(said)
     if any(STAGES[stage].limited for stage in each):
-        line += f" (captions of {job.config.max_new_tokens} tokens)"
+        line += f" (captions of {EngineOptions.of(job.config).max_new_tokens} tokens)"
     return Times(seconds=each, line=f"{line}; {known.why}" if known.why else line)

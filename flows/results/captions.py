@@ -10,11 +10,13 @@ from typing import Any
 from artifacts.captions import Caption, answer_in, ended_of
 from artifacts.edits import REJECTED
 from artifacts.shapes import parse
-from flows.job.config import CaptionConfig
 from flows.job.context_note import beyond_context
 from flows.job.media_files import MediaFile
 from flows.job.prepare import Job
 from flows.job.tasks import Medium, Task
+from flows.options.commands import RunOptions
+from flows.options.text import TextOptions
+from stages.decode.generation import Generation
 from stages.decode.structure import fields_of, follows, words_of
 
 THINKING_STILL = "it was still thinking when it was cut: --max-new-tokens lets it come to an end"
@@ -41,12 +43,15 @@ def caption_of(job: Job, file: MediaFile, task: Task, stored: Mapping[str, Any])
     assert index is not None
     one_frame = task.medium.kind == "video" and job.model.one_frame
     config = job.config
-    said, warnings = _said(stored, strip_think=config.strip_think and not config.schema)
+    params = Generation.of(config)
+    said, warnings = _said(
+        stored, strip_think=TextOptions.of(config).strip_think and not params.schema
+    )
     if beyond := beyond_context(job.model, config, task, stored["tokens"]):
         warnings = [beyond, *warnings]
     edit = job.edits().of(task["features"], file.name, task.prompt, said)
     words = said if edit.caption is None else edit.caption
-    if config.schema and words != said and not follows(config.schema, words):
+    if params.schema and words != said and not follows(params.schema, words):
         words, warnings = said, [*warnings, MISSHAPEN]
     return Caption(
         media_path=file.media_path,
@@ -54,7 +59,7 @@ def caption_of(job: Job, file: MediaFile, task: Task, stored: Mapping[str, Any])
         start=task.chunk.start,
         end=task.chunk.end,
         caption=around(config, words),
-        fields=fields_of(words) if config.schema else None,
+        fields=fields_of(words) if params.schema else None,
         model=job.model.name,
         prompt=task.prompt,
         precision=task.namespaces.precision,
@@ -69,12 +74,13 @@ def caption_of(job: Job, file: MediaFile, task: Task, stored: Mapping[str, Any])
     )
 
 
-def around(config: CaptionConfig, words: str) -> str:
+def around(config: RunOptions, words: str) -> str:
     """Return the words of a caption with what is put before and after all of them. What a program
     may read as JSON gets no trigger, which would break it."""
-    is_json = words.lstrip()[:1] in ("{", "[") and (config.schema or _parses(words))
-    trigger = f"{config.trigger}, " if config.trigger and not is_json else ""
-    return f"{trigger}{config.prefix}{words}{config.suffix}"
+    wording = TextOptions.of(config)
+    is_json = words.lstrip()[:1] in ("{", "[") and (Generation.of(config).schema or _parses(words))
+    trigger = f"{wording.trigger}, " if wording.trigger and not is_json else ""
+    return f"{trigger}{wording.prefix}{words}{wording.suffix}"
 
 
 def _parses(words: str) -> bool:
@@ -94,9 +100,10 @@ def in_words(job: Job, file: MediaFile, medium: Medium) -> list[Caption]:
     """Return the captions of one file as people read them: of a schema of one text, or of one list
     of them, without its JSON."""
     captions, config = captions_of(job, file, medium), job.config
-    if not config.schema:
+    params = Generation.of(config)
+    if not params.schema:
         return captions
-    words = [words_of(config.schema, caption.fields or {}) for caption in captions]
+    words = [words_of(params.schema, caption.fields or {}) for caption in captions]
     return [
         caption if said is None else replace(caption, caption=around(config, said))
         for caption, said in zip(captions, words, strict=True)

@@ -21,6 +21,7 @@ from artifacts.store import fault_of
 from artifacts.words import counted, first_of
 from flows.job.launch import Launcher
 from flows.job.prepare import Job
+from flows.options.text import OutputOptions
 from flows.results.cutting import Cutter, Tell, batches
 from flows.results.sample_sources import SampleSource
 
@@ -42,7 +43,7 @@ class Clips:
 
     def __init__(self, job: Job, launcher: Launcher, tell: Tell) -> None:
         self.folder = job.out / CLIPS
-        self._replace = job.config.replaces
+        self._replace = OutputOptions.of(job.config).replaces
         self._again = job.config.retry_failed
         self._index = _read_index(self.folder / INDEX)
         self._aside = self.folder / f"{HALF}new"

@@ -20,8 +20,9 @@ from artifacts.regular import open_regular
 from artifacts.shards import DATASET, INDEX
 from artifacts.tables import TABLES
 from artifacts.trainers import TRAINERS
-from flows.job.config import CaptionConfig
-from flows.job.formats import COCO, COCO_FILE
+from flows.options.commands import RunOptions
+from flows.options.formats import COCO, COCO_FILE
+from flows.options.text import OutputOptions, PromptOptions
 from flows.pipelines import EMBED, LABEL, Pipeline
 from flows.results.clips import CLIPS
 from flows.results.run_record import RUN_RECORD
@@ -60,7 +61,7 @@ FIELDS: dict[str, tuple[str, ...]] = {
 """Output → the fields with which it begins."""
 
 
-def refuse_replacing(folder: Path, config: CaptionConfig, pipeline: Pipeline | None = None) -> None:
+def refuse_replacing(folder: Path, config: RunOptions, pipeline: Pipeline | None = None) -> None:
     """Refuse a run whose outputs would take the place of somebody else's files. `pipeline` is None
     for captions. Raises UsageError, EnvironmentFault."""
     others = [folder / name for name in _names(folder, config, pipeline) if _is_other(folder, name)]
@@ -98,9 +99,9 @@ def _refuse(path: Path, otherwise: str) -> None:
     )
 
 
-def _names(folder: Path, config: CaptionConfig, pipeline: Pipeline | None) -> Iterator[str]:
+def _names(folder: Path, config: RunOptions, pipeline: Pipeline | None) -> Iterator[str]:
     """Yield what a run writes or deletes in its folder, whatever is there now."""
-    forms = config.format
+    forms = OutputOptions.of(config).format
     yield from (RUN_RECORD, "failures.jsonl")
     if pipeline is EMBED:
         yield from (ARRAY, ROWS)
@@ -111,7 +112,7 @@ def _names(folder: Path, config: CaptionConfig, pipeline: Pipeline | None) -> It
             yield COCO_FILE
     else:
         yield from ("captions.jsonl", "media.jsonl")
-        yield from ("summaries.jsonl",) if config.summary else ()
+        yield from ("summaries.jsonl",) if PromptOptions.of(config).summary else ()
         yield from (f"captions.{form}" for form in TABLES if form in forms)
         if any(name in forms or (folder / name).exists() for name in TRAINERS):
             yield f"{CLIPS}/{INDEX}"

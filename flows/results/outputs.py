@@ -19,6 +19,7 @@ from artifacts.trainers import TRAINERS
 from flows.job.media_files import MediaFile
 from flows.job.own_files import OwnFiles, digest_at
 from flows.job.prepare import Job
+from flows.options.text import OutputOptions, PromptOptions
 from flows.pipelines import STAGES
 from flows.results.captions import SHORTENED, captions_by_file, in_words
 from flows.results.table_rows import kinds_of, properties_of, table_rows
@@ -77,15 +78,16 @@ def failure_of(job: Job, names: Mapping[str, str], stage: str, event: Failed) ->
 
 def places(job: Job) -> dict[str, str]:
     """Return where each kind of output lies, or is to be written."""
-    asked = job.config.format
+    outputs = OutputOptions.of(job.config)
+    asked = outputs.format
     found = {"captions": str(job.out / "captions.jsonl")}
-    beside = "beside the media" if job.config.beside else str(job.out)
+    beside = "beside the media" if outputs.beside else str(job.out)
     found |= dict.fromkeys((form for form in WRITERS if form in asked), beside)
     for form in (*TABLES, *FOLDERS):
         path = job.out / (form if form in FOLDERS else f"captions.{form}")
         if form in asked or path.exists():
             found[form] = str(path)
-    if job.config.summary:
+    if PromptOptions.of(job.config).summary:
         found["summaries"] = str(job.out / "summaries.jsonl")
     return {**found, "failures": str(job.out / "failures.jsonl"), "logs": str(job.out / "logs")}
 
@@ -162,7 +164,9 @@ def write_outputs(job: Job, *, last: bool) -> Written:
         found.people[texts.form] = found.people.get(texts.form, 0) + texts.people
     for form, write in TABLES.items():
         path = job.out / f"captions.{form}"
-        if last and (form in job.config.format or own.has(form, "", digest_at(path))):
+        if last and (
+            form in OutputOptions.of(job.config).format or own.has(form, "", digest_at(path))
+        ):
             write(path, table_rows(rows(), kinds, properties_of(job)), kinds)
             own.add(form, "", hash_file(path))
             found.people[form] = found.corrected

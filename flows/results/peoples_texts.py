@@ -15,6 +15,7 @@ from flows.job.media_files import MediaFile
 from flows.job.prepare import Job
 from flows.job.tasks import Medium
 from flows.job.templates import TAGS
+from flows.options.text import OutputOptions, QuestionOptions, TextOptions
 from flows.results.captions import unrejected
 from flows.results.text_files import text_stems
 
@@ -39,9 +40,9 @@ class PeoplesTexts:
         place; `first` says whether they are those of the file's first prompt, which a text without
         a prompt's name is of."""
         kept, config = [*unrejected(captions)], self._job.config
-        asked = file.prompt or config.prompt or ""
+        asked = file.prompt or QuestionOptions.of(config).prompt or ""
         # A text that the prompt tells the model is a part of the question, not an answer.
-        if not kept or config.replaces or TAGS in asked:
+        if not kept or OutputOptions.of(config).replaces or TAGS in asked:
             return kept
         found = self._texts.of(self._places(file, medium, first=first), medium.digest)
         if found is None:
@@ -54,7 +55,7 @@ class PeoplesTexts:
             lines = lines_of_text(text, len(kept)) or [text.strip()] * len(kept)
             said = [*zip(kept, lines, strict=True)]
         texts = [self._put(c, words, medium) for c, words in said if c.review != REJECTED]
-        if any(config.trigger not in each.caption for each in texts):
+        if any(TextOptions.of(config).trigger not in each.caption for each in texts):
             self._bare[place] = None
         return texts
 
@@ -76,7 +77,7 @@ class PeoplesTexts:
     def _put(self, caption: Caption, words: str, medium: Medium) -> Caption:
         if not words or words == one_line(caption.caption):
             return caption
-        rule = self._job.config.rule
+        rule = OutputOptions.of(self._job.config).rule
         text = self._texts.with_caption(words, medium.digest, caption.caption, rule)
         model = caption.original or caption.caption
         return replace(caption, caption=text, original=model, fields=None)
@@ -85,7 +86,7 @@ class PeoplesTexts:
         names = [file.name, *([""] if first and file.name else [])]
         beside = [] if file.far else [p for n in names for p in places_beside(file.path, n)]
         out = [self._out[_key(file, medium)]]
-        yield from [*beside, *out] if self._job.config.beside else [*out, *beside]
+        yield from [*beside, *out] if OutputOptions.of(self._job.config).beside else [*out, *beside]
 
 
 def _key(file: MediaFile, medium: Medium) -> tuple[object, ...]:

@@ -14,7 +14,10 @@ from flows.job.media_files import MediaFile
 from flows.job.namespaces import namespace_aside
 from flows.job.precision import PartSettings
 from flows.job.prepare import Job
+from flows.options.commands import CaptionConfig
+from flows.options.text import EngineOptions, PromptOptions, TextOptions
 from flows.results.captions import in_words, unrejected
+from stages.decode.generation import Generation
 from stages.process.stage import Stage
 from stages.summarize.job import SUMMARY
 
@@ -64,7 +67,9 @@ class Story:
 def stories(job: Job) -> Iterator[Story]:
     """Yield the videos of a job that can be summarized, in source order. Of several named prompts
     the captions of the first count."""
-    bare = replace(job, config=replace(job.config, trigger="", prefix="", suffix=""))
+    bare = job
+    if isinstance(job.config, CaptionConfig):
+        bare = replace(job, config=replace(job.config, trigger="", prefix="", suffix=""))
     for group in job.by_file:
         file, medium = group[0]
         captions = in_words(bare, file, medium) if medium.kind == "video" else []
@@ -80,12 +85,12 @@ def how_said(job: Job) -> dict[str, Any]:
     """Return all that decides the words of a summary but the half and its captions, as a job is
     told it."""
     config = job.config
-    generation = {n: v for n, v in config.generation.told.items() if n in OF_ANY_TEXT}
+    generation = {n: v for n, v in Generation.of(config).told.items() if n in OF_ANY_TEXT}
     return {
-        "asked": config.summary_prompt or SUMMARY,
-        "max_new_tokens": config.max_new_tokens,
+        "asked": PromptOptions.of(config).summary_prompt or SUMMARY,
+        "max_new_tokens": EngineOptions.of(config).max_new_tokens,
         "generation": generation,
-        "strip_think": config.strip_think,
+        "strip_think": TextOptions.of(config).strip_think,
     }
 
 
@@ -107,7 +112,9 @@ class Summaries:
     def key(self, story: Story, settings: PartSettings) -> str:
         """Return the key of a video's summary in these settings. The context is not in it: what was
         made in any is done."""
-        turns = self._job.model.profile.turn_words(system=bool(self._job.config.system))
+        turns = self._job.model.profile.turn_words(
+            system=bool(Generation.of(self._job.config).system)
+        )
         return digest_of([self.namespace(settings), self._how, story.texts, *turns])
 
     def of(self, story: Story) -> tuple[PartSettings, Mapping[str, Any]] | None:

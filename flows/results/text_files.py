@@ -12,12 +12,13 @@ from artifacts.captions import Caption
 from artifacts.names import SUFFIXES, file_stems
 from artifacts.shards import DATASET
 from artifacts.subtitles import WRITERS
-from flows.job.formats import JOINABLE, JOINED
 from flows.job.joining import JoinedTexts
 from flows.job.media_files import MediaFile
 from flows.job.own_files import OwnFiles, digest_at
 from flows.job.prepare import Job
 from flows.job.tasks import Medium
+from flows.options.formats import JOINABLE, JOINED
+from flows.options.text import OutputOptions
 from flows.results.captions import unrejected
 from flows.results.texts import Texts
 
@@ -30,9 +31,10 @@ CaptionsOf = Callable[[Job, MediaFile, Medium], list[Caption]]
 def write_texts(job: Job, own: OwnFiles, captions_of: CaptionsOf) -> list[Texts]:
     """Bring text files to what is said now: those asked for, and ours in `OUT`. Of others beside
     the media it is told how many are of an earlier run."""
+    outputs = OutputOptions.of(job.config)
     found: list[Texts] = []
     for beside in (False, True):
-        asked = job.config.format if job.config.beside == beside else ()
+        asked = outputs.format if outputs.beside == beside else ()
         if not own and not set(asked) & set(WRITERS):
             continue
         stems = text_stems(job, beside)
@@ -96,9 +98,10 @@ class _Writer:
     def _bring(self, path: Path, medium: Medium, text: bytes) -> bool:
         """Bring one to what is said now by the rule; return whether it holds that."""
         config, form = self._job.config, self.texts.form
-        if config.rule in JOINED and form in JOINABLE and os.path.lexists(path):
-            return self._joined.bring(path, medium.digest, text.decode(), config.rule)
-        return self._own.bring(path, text, form, medium.digest, replace=config.replaces)
+        outputs = OutputOptions.of(config)
+        if outputs.rule in JOINED and form in JOINABLE and os.path.lexists(path):
+            return self._joined.bring(path, medium.digest, text.decode(), outputs.rule)
+        return self._own.bring(path, text, form, medium.digest, replace=outputs.replaces)
 
     def _drop(self, path: Path, medium: Medium) -> None:
         """Remove a text of which all was rejected, if it is ours."""
@@ -138,7 +141,7 @@ class _Writer:
 
     def _is_joined(self, path: Path, medium: Medium) -> bool:
         """Return whether a text that was just brought holds a person's words, too."""
-        joins = self._job.config.rule in JOINED and self.texts.form in JOINABLE
+        joins = OutputOptions.of(self._job.config).rule in JOINED and self.texts.form in JOINABLE
         return joins and not self._own.has(self.texts.form, medium.digest, digest_at(path))
 
     def _count_others(self) -> int:

@@ -25,6 +25,7 @@ from artifacts.words import counted
 from flows.job.launch import Launcher
 from flows.job.own_files import OwnFiles, digest_at
 from flows.job.prepare import Job
+from flows.options.text import OutputOptions
 from flows.results.clips import Clips, kept_note, key_of
 from flows.results.cutting import Tell
 from flows.results.peoples_texts import PeoplesTexts, is_peoples
@@ -52,7 +53,11 @@ def write_trainers(job: Job, launcher: Launcher, tell: Tell) -> TrainersWritten:
     """Bring to what is captioned now the data sets that are asked for, and ours in `OUT`. Raises
     PenstockError."""
     own = OwnFiles(job.store, "trainer ")
-    forms = [name for name in TRAINERS if name in job.config.format or _is_own(job, own, name)]
+    forms = [
+        name
+        for name in TRAINERS
+        if name in OutputOptions.of(job.config).format or _is_own(job, own, name)
+    ]
     if not forms:
         return TrainersWritten()
     people = PeoplesTexts(job)
@@ -86,7 +91,7 @@ class _TrainerFolder:
         self._name = name
         self._form: TrainerForm = TRAINERS[name]
         self._folder = job.out / name
-        self._replace = job.config.replaces
+        self._replace = OutputOptions.of(job.config).replaces
         self._clips = clips
         self._kept: list[str] = []
         self._left_out: Counter[tuple[str, str]] = Counter()

@@ -16,8 +16,10 @@ from flows.job.prepare import Job
 from flows.job.tasks import Medium, Task
 from flows.job.tensorrt import engines_folder
 from flows.job.waves import said_before
+from flows.options.text import EngineOptions
 from flows.pipelines import STAGES
 from flows.planning.rungs import Rung
+from stages.decode.generation import Generation
 from stages.decode.job import DecodeJob
 from stages.embed.job import EmbedJob
 from stages.encode.job import EncodeJob
@@ -120,8 +122,8 @@ class Calls:
             settings = settings_on(job.model, rung)
             assert settings is not None
             return {
-                "max_new_tokens": job.config.max_new_tokens,
-                "generation": job.config.generation.told,
+                "max_new_tokens": EngineOptions.of(job.config).max_new_tokens,
+                "generation": Generation.of(job.config).told,
                 "prefill": rung.prefill,
                 "kv": rung.kv,
                 "engine": settings.engine,

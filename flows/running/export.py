@@ -16,12 +16,13 @@ from artifacts.keys import digest_of
 from artifacts.schema import Part
 from flows.console.display import Display
 from flows.job.adapters import way_notes
-from flows.job.config import TORCH, CaptionConfig
 from flows.job.export_asked import EXPORTED as EXPORTED_RUN
 from flows.job.export_asked import NATIVE, ExportAsked
 from flows.job.launch import DirectLauncher, StageCall
 from flows.job.prepare import Job
 from flows.job.replanning import replanned_once
+from flows.options.commands import RunOptions
+from flows.options.model import TORCH
 from flows.pipelines import EXPORTED, EXPORTED_VECTORS, EXPORTS, Pipeline, makes_vectors
 from flows.pipelines import GRAPHS as GRAPH_EXPORTS
 from flows.planning.rungs import Rung
@@ -58,7 +59,7 @@ EXPECTED = "expected"
 
 
 def export(
-    config: CaptionConfig,
+    config: RunOptions,
     asked: ExportAsked,
     display: Display,
     make_launcher: LauncherMaker = DirectLauncher,
@@ -85,7 +86,7 @@ class _Export:
 
     def __init__(
         self,
-        config: CaptionConfig,
+        config: RunOptions,
         asked: ExportAsked,
         display: Display,
         make_launcher: LauncherMaker,

@@ -8,15 +8,15 @@ import numpy as np
 from artifacts.errors import UsageError
 from artifacts.words import counted
 from flows.console.display import Display
-from flows.job.config import CaptionConfig
-from flows.job.label_config import TOP
-from flows.job.labels import LabelSet
+from flows.job.labels import LabelSet, label_set
 from flows.job.launch import DirectLauncher
 from flows.job.prepare import Job, out_folder
 from flows.job.replanning import replanned_once
+from flows.options.commands import RunOptions
+from flows.options.vectors import TOP, LabelConfig
 from flows.pipelines import LABEL
 from flows.results.foreign_files import refuse_replacing
-from flows.results.labels.examples import Examples, learned_threshold
+from flows.results.labels.examples import Examples, examples_of, learned_threshold
 from flows.results.labels.judging import judge_of
 from flows.results.labels.rows import Labelling, judged
 from flows.results.labels.writing import LabelsWritten, label_places, write_labels
@@ -43,8 +43,19 @@ class LabelAsked:
             raise UsageError(f"--threshold is {self.threshold}", hint="Give a number from -1 to 1")
 
 
+def labels_asked(config: LabelConfig) -> LabelAsked:
+    """Return the labels that a configuration asks for. Raises PenstockError."""
+    labels = label_set(config.labels, config.templates)
+    return LabelAsked(
+        labels=labels,
+        examples=examples_of(config.examples, labels.names),
+        threshold=config.threshold,
+        top=config.top,
+    )
+
+
 def label(
-    config: CaptionConfig,
+    config: RunOptions,
     asked: LabelAsked,
     display: Display,
     make_launcher: LauncherMaker = DirectLauncher,

@@ -6,13 +6,13 @@ from typing import Any
 from artifacts.paths import folder_named
 from flows.console.display import Display
 from flows.job.adapters import adapter_digest, adapter_noted, way_of, way_recipe
-from flows.job.config import CaptionConfig
 from flows.job.export_asked import ExportAsked
 from flows.job.launch import StageCall, run_to_end
 from flows.job.model_files import ModelDigests
 from flows.job.models import digests_in
 from flows.job.prepare import Job
 from flows.job.weights import fetch_parts
+from flows.options.commands import RunOptions
 from flows.running.run import LauncherMaker
 from stages.export.merge_job import MergeJob
 from stages.models.adapters.reading import LoraAdapter, read_adapter
@@ -30,7 +30,7 @@ def source_of(job: Job) -> dict[str, Any]:
     return {"source": source, **way_recipe(job.model.profile.as_published)}
 
 
-def as_adapted(config: CaptionConfig, name: str) -> CaptionConfig:
+def as_adapted(config: RunOptions, name: str) -> RunOptions:
     """Return the run that looks at a model into which the adapter in a folder is merged: as asked,
     else as the adapter was trained. Raises UsageError or EnvironmentFault for what is no
     adapter."""

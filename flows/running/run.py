@@ -10,10 +10,10 @@ from typing import TypeVar
 from artifacts.captions import write_jsonl
 from artifacts.store import fault_of
 from flows.console.display import READING, Display
-from flows.job.config import CaptionConfig
 from flows.job.launch import DirectLauncher, Forking, Launcher
 from flows.job.prepare import Job, NothingToDo, out_folder, prepare, prepare_without_media
 from flows.job.replanning import replanned_once
+from flows.options.commands import RunOptions
 from flows.pipelines import EMBED, Pipeline
 from flows.results.foreign_files import refuse_replacing
 from flows.results.run_result import RunResult
@@ -28,7 +28,7 @@ Filled = TypeVar("Filled", bound=VectorsWritten)
 
 
 def caption(
-    config: CaptionConfig,
+    config: RunOptions,
     display: Display,
     make_launcher: LauncherMaker = DirectLauncher,
     on_begin: OnBegin | None = None,
@@ -50,7 +50,7 @@ def caption(
 
 
 def embed(
-    config: CaptionConfig,
+    config: RunOptions,
     display: Display,
     make_launcher: LauncherMaker = DirectLauncher,
     on_begin: OnBegin | None = None,
@@ -62,7 +62,7 @@ def embed(
 
 
 def make_vectors(
-    config: CaptionConfig,
+    config: RunOptions,
     display: Display,
     places_of: Callable[[Job], dict[str, str]],
     write_out: Callable[[Job], Filled],
@@ -93,7 +93,7 @@ def make_vectors(
 
 @contextlib.contextmanager
 def prepared(
-    config: CaptionConfig,
+    config: RunOptions,
     watch: Watch,
     make_launcher: LauncherMaker,
     *pipelines: Pipeline,

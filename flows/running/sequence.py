@@ -16,6 +16,7 @@ from flows.job.prepare import Job
 from flows.job.tasks import Medium
 from flows.job.waves import waves_of
 from flows.job.weights import stages_wanted
+from flows.options.text import EngineOptions, OutputOptions, PromptOptions
 from flows.pipelines import parts_of
 from flows.planning.answer_room import longest_answer
 from flows.planning.choose import question_of
@@ -71,12 +72,12 @@ class Sequence:
         result = RunResult(
             out=job.out,
             files=len(job.by_file) + len(job.failures),
-            limit=job.config.max_new_tokens,
+            limit=EngineOptions.of(job.config).max_new_tokens,
         )
         write = partial(self._write, result)
         with self._recorded(write):
             self._waves(write)
-            if job.config.summary:
+            if PromptOptions.of(job.config).summary:
                 self._summarize(result)
             self._write_data_sets(result)
         most = longest_answer(question_of(job)) if result.written.cut else None
@@ -96,7 +97,7 @@ class Sequence:
         """Write what is made of all captions together, and cuts clips."""
         launcher, tell = self._steps.launcher, self._steps.tell
         stale = DATASET in result.written.earlier
-        if DATASET in self._job.config.format:
+        if DATASET in OutputOptions.of(self._job.config).format:
             people = result.written.people
             result.warnings += write_dataset(self._job, launcher, tell, people)
             stale = False

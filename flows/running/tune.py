@@ -18,16 +18,17 @@ from artifacts.store import open_store
 from artifacts.words import counted
 from flows.console.display import Display
 from flows.job.adapters import way_notes, way_recipe
-from flows.job.config import default_store
 from flows.job.contents import refuse_placeholders
 from flows.job.example import Example
 from flows.job.launch import DirectLauncher, StageCall
 from flows.job.prepare import Job
 from flows.job.replanning import replanned_once
 from flows.job.tasks import Medium, Task
-from flows.job.tune_config import EPOCHS, TuneConfig, TuneRun
 from flows.job.tune_data import examples_in, split
 from flows.job.waves import BYTES_A_TOKEN
+from flows.options.commands import RunOptions
+from flows.options.model import AdapterOptions, default_store
+from flows.options.tune import EPOCHS, TrainingOptions, TuneConfig, TuneRun
 from flows.pipelines import TUNE
 from flows.planning.rungs import Rung
 from flows.results.tuned import (
@@ -71,13 +72,15 @@ def tune(
 
     replanned_once(attempt, display.say)
     out = Path(asked.out).parent
-    return scored_in(out, asked.adapter) if config.validate_only else tuned_in(out)
+    return (
+        scored_in(out, AdapterOptions.of(asked).adapter) if config.validate_only else tuned_in(out)
+    )
 
 
 def _train(
     config: TuneConfig,
     examples: Sequence[Example],
-    asked: TuneRun,
+    asked: RunOptions,
     watch: Watch,
     make_launcher: LauncherMaker,
 ) -> None:
@@ -127,7 +130,7 @@ def asked_of(config: TuneConfig, say: Announce = lambda _: None) -> tuple[list[E
     return examples, config.captioning(sources, str(out / RUN), tokens, adapter, begun_way(out))
 
 
-def _check(config: TuneConfig, job: Job, examples: Sequence[Example], out: Path) -> None:
+def _check(config: TrainingOptions, job: Job, examples: Sequence[Example], out: Path) -> None:
     """Refuse a model that cannot be trained, and to train over another adapter, before anything is
     encoded. Raises UsageError."""
     if job.model.profile.route == "joint":
@@ -142,13 +145,13 @@ def _check(config: TuneConfig, job: Job, examples: Sequence[Example], out: Path)
 
 
 def _parts(
-    config: TuneConfig, examples: Sequence[Example]
+    config: TrainingOptions, examples: Sequence[Example]
 ) -> tuple[Sequence[Example], Sequence[Example]]:
     """Return those to train on, and those to score by."""
     return ([], examples) if config.validate_only else split(examples, config.validate, config.seed)
 
 
-def _ways(config: TuneConfig, examples: Sequence[Example]) -> dict[str, Any]:
+def _ways(config: TrainingOptions, examples: Sequence[Example]) -> dict[str, Any]:
     """Return how the stage is told to train, whatever its examples are of."""
     trained, _ = _parts(config, examples)
     batch = min(config.batch_size, max(1, len(trained)))
@@ -165,7 +168,7 @@ def _ways(config: TuneConfig, examples: Sequence[Example]) -> dict[str, Any]:
     }
 
 
-def _recipe(config: TuneConfig, job: Job, ways: Mapping[str, Any]) -> dict[str, Any]:
+def _recipe(config: TrainingOptions, job: Job, ways: Mapping[str, Any]) -> dict[str, Any]:
     """Return all that decides an adapter but its examples. Precision and optimizer are as they were
     asked: a rung that a training went down to is no other training."""
     asked = {"precision": config.precision, "optimizer": config.optimizer}
@@ -173,7 +176,9 @@ def _recipe(config: TuneConfig, job: Job, ways: Mapping[str, Any]) -> dict[str, 
     return {"version": OUTPUT_VERSION, **model, **asked, **ways}
 
 
-def _told(config: TuneConfig, job: Job, examples: Sequence[Example], out: Path) -> dict[str, Any]:
+def _told(
+    config: TrainingOptions, job: Job, examples: Sequence[Example], out: Path
+) -> dict[str, Any]:
     """Return what the stage is told, but for what hangs on its rung. Raises UsageError."""
     members, ways = _members(job, examples), _ways(config, examples)
     chosen = {each.item: member for each, member in zip(examples, members, strict=True)}

@@ -24,9 +24,10 @@ from artifacts.index.where import Condition, matching
 from artifacts.index.writing import refuse_other, refuse_other_halves
 from artifacts.vectors import Vectors, vectors_in
 from flows.console.display import Display
-from flows.job.config import CaptionConfig
 from flows.job.media_files import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 from flows.job.prepare import Job
+from flows.options.search import SearchAsked, SearchPlace
+from flows.options.vectors import EmbedConfig, VectorConfig
 from flows.results.outputs import failures_of
 from flows.results.vectors import VectorsWritten, made_vectors
 from flows.running.run import make_vectors
@@ -35,39 +36,6 @@ from flows.search.texts import TextHalf
 
 COPIES_TOLD = 4
 """Other files of the same content that a hit names; all are counted."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class SearchAsked:
-    """What a search asks for."""
-
-    what: str
-    """A picture's file, or a text."""
-    top: int = 10
-    without: tuple[str, ...] = ()
-    """Texts, or pictures' files: what is nearer to one of these is left out."""
-    where: str = ""
-    """Condition on the rows; empty: all."""
-    moments: bool = False
-    """Whether frames of a video that stay near are joined."""
-
-    def __post_init__(self) -> None:
-        if self.top < 1:
-            raise UsageError(f"--top is {self.top}", hint="Give 1 or more")
-        for text in (self.what, *self.without):
-            if not text.strip():
-                raise UsageError("the text to search for is empty", hint="Give words or a picture")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class SearchPlace:
-    """Where model and store are, and what a half may take."""
-
-    model: str = ""
-    """Hub id or folder; empty: the one that the index was made with."""
-    store: str = ""
-    memory: int | None = None
-    trust_remote_code: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -135,10 +103,11 @@ def found_by(searcher: Searcher, query: Query, asked: SearchAsked) -> list[Momen
     return single(searcher, searcher.find(query, asked.top))
 
 
-def config_for(place: SearchPlace, manifest: Manifest) -> CaptionConfig:
+def config_for(place: SearchPlace, manifest: Manifest) -> VectorConfig:
     """Return the configuration by which an index's vectors are made."""
-    config = CaptionConfig(
+    config = EmbedConfig(
         sources=(),
+        model=manifest.maker.model,
         store=place.store,
         memory=place.memory,
         trust_remote_code=place.trust_remote_code,
@@ -148,7 +117,7 @@ def config_for(place: SearchPlace, manifest: Manifest) -> CaptionConfig:
 
 
 def _vectors(
-    config: CaptionConfig,
+    config: VectorConfig,
     manifest: Manifest,
     folder: Path,
     words: Sequence[str],
@@ -195,7 +164,7 @@ def is_picture(text: str) -> bool:
 
 
 def picture_vector(
-    config: CaptionConfig, manifest: Manifest, folder: Path, name: str, display: Display
+    config: VectorConfig, manifest: Manifest, folder: Path, name: str, display: Display
 ) -> NDArray[np.float32]:
     """Return the vector of a picture by the vision half alone; the store may have it. Raises
     PenstockError."""

@@ -37,10 +37,10 @@ from artifacts.tables import utf8
 from artifacts.vectors import vectors_in
 from artifacts.words import counted
 from flows.console.display import Display
-from flows.job.config import CaptionConfig
 from flows.job.launch import DirectLauncher
 from flows.job.prepare import Job
 from flows.job.versions import versions
+from flows.options.vectors import VectorConfig
 from flows.results.outputs import failures_of
 from flows.results.vectors import Made, VectorsWritten, frames_of, made_vectors
 from flows.running.run import LauncherMaker, make_vectors
@@ -84,7 +84,7 @@ class IndexWritten(VectorsWritten):
 
 
 def fill_index(
-    config: CaptionConfig,
+    config: VectorConfig,
     folder: Path,
     display: Display,
     texts: TextHalf | None = None,
@@ -220,7 +220,7 @@ def _vanished(folder: Path, job: Job) -> tuple[str, ...]:
     return tuple(path for path in found if not (is_address(path) or os.path.lexists(path)))
 
 
-def _measure(config: CaptionConfig, folder: Path, display: Display, texts: TextHalf | None) -> None:
+def _measure(config: VectorConfig, folder: Path, display: Display, texts: TextHalf | None) -> None:
     """Measure an index that has grown, with texts where they can be read."""
     manifest = read_manifest(folder)
     untold = texts is not None and manifest.texts is None and manifest.live_rows > 0

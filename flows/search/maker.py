@@ -2,12 +2,16 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 from artifacts.index.manifest import Maker
 from artifacts.keys import digest_of
-from flows.job.config import PRECISIONS, TORCH, CaptionConfig
 from flows.job.prepare import Job
+from flows.options.commands import RunOptions
+from flows.options.model import PRECISIONS, TORCH
 from stages.models.graphs.providers import BACKENDS
+
+C = TypeVar("C", bound=RunOptions)
 
 
 def maker_of(job: Job, width: int) -> Maker:
@@ -37,7 +41,7 @@ def unrecorded(folder: Path, maker: Maker) -> str:
     )
 
 
-def as_made(config: CaptionConfig, maker: Maker) -> CaptionConfig:
+def as_made(config: C, maker: Maker) -> C:
     """Return a configuration with the model of an index, computed as its vectors were."""
     precision = maker.precision if maker.precision in PRECISIONS else "native"
     backend = maker.precision.partition("-")[0]  # as in onnx-int8

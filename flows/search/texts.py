@@ -9,17 +9,17 @@ from itertools import product
 from artifacts.tiles import OFF
 from artifacts.vectors import Vectors
 from flows.console.display import Display
-from flows.job.config import CaptionConfig
 from flows.job.launch import DirectLauncher
 from flows.job.prepare import Job, prepare_without_media
 from flows.job.replanning import replanned_once
+from flows.options.vectors import VectorConfig
 from flows.pipelines import LABEL
 from flows.running.stopping import stopped_in_order
 from flows.running.watch import Watch
 
 CheckJob = Callable[[Job], None]
 """Raises UsageError for a job whose model is not the wanted one."""
-TextHalf = Callable[[CaptionConfig, Sequence[str], Display, CheckJob], Vectors]
+TextHalf = Callable[[VectorConfig, Sequence[str], Display, CheckJob], Vectors]
 """Gives each text its vector, shape (texts, width), by the text half of the configuration's
 model, which is checked before it is loaded."""
 THINGS = (
@@ -46,7 +46,7 @@ PROBES = tuple(form.format(thing) for thing, form in product(THINGS, FORMS))
 
 
 def read_texts(
-    config: CaptionConfig, texts: Sequence[str], display: Display, check: CheckJob
+    config: VectorConfig, texts: Sequence[str], display: Display, check: CheckJob
 ) -> Vectors:
     """Return the vector of each text, by the text half alone; the store may have them. Raises
     PenstockError."""

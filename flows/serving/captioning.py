@@ -17,6 +17,7 @@ from flows.job.contents import refuse_placeholders
 from flows.job.namespaces import Namespaces
 from flows.job.prepare import Job
 from flows.job.tasks import Medium, Task, task_of
+from flows.options.text import EngineOptions
 from flows.running.calls import Calls
 from flows.serving.caption_params import CaptionParams, in_order
 from flows.serving.frame_source import FrameSource
@@ -100,7 +101,7 @@ class Captioning:
     @property
     def limit(self) -> int:
         """Return the most tokens of a caption."""
-        return self._job.config.max_new_tokens
+        return EngineOptions.of(self._job.config).max_new_tokens
 
     @property
     def precision(self) -> dict[str, str]:

@@ -12,7 +12,6 @@ from artifacts.packs import RecordSet
 from artifacts.paths import folder_named
 from artifacts.store import open_store
 from flows.console.display import Display
-from flows.job.config import CaptionConfig, default_store
 from flows.job.context_note import context_note
 from flows.job.labels import LabelSet, label_set
 from flows.job.launch import DirectLauncher, Forking, Launcher
@@ -20,6 +19,8 @@ from flows.job.namespace_notes import note_namespaces
 from flows.job.namespaces import namespace_aside
 from flows.job.prepare import Job, prepare_without_media
 from flows.job.weights import fetch_parts
+from flows.options.commands import RunOptions
+from flows.options.model import default_store
 from flows.pipelines import CAPTION, LABEL, Pipeline, parts_of
 from flows.planning.start import ladder_of
 from flows.search.maker import as_made, maker_of, unrecorded
@@ -144,7 +145,7 @@ class _Jobs:
             self._display.say(note)
         return job
 
-    def _job(self, asked: CaptionConfig, name: str, pipeline: Pipeline) -> Job:
+    def _job(self, asked: RunOptions, name: str, pipeline: Pipeline) -> Job:
         config = replace(asked, out=str(self.folder / name))
         job = prepare_without_media(config, self._launcher(lambda stage, event: None), pipeline)
         fetch_parts(job.model, parts_of(pipeline), self._display)

@@ -9,6 +9,7 @@ from artifacts.packs import RecordSet
 from artifacts.tiles import boxes_of
 from flows.job.launch import StageCall
 from flows.job.prepare import Job
+from flows.options.media import VectorSamplingOptions
 from flows.planning.choose import Question, question_of_model
 from flows.planning.ladder import Ladder
 from flows.planning.rungs import Rung
@@ -29,7 +30,7 @@ DECODER_BYTES = 768 << 20
 def usual_picture(job: Job) -> Workload:
     """Return the picture that batches are planned of: one in full HD, with the parts of it that are
     looked at."""
-    fit, tiles = job.model.fit("image"), job.config.tiles
+    fit, tiles = job.model.fit("image"), VectorSamplingOptions.of(job.config).tiles
     stored = fit.stored(*UNKNOWN_SIZE)
     workload = workload_of(job.model, "image", STANDARD_CHUNKS, 1, stored, UNKNOWN_SIZE, "")
     return replace(workload, parts=len(boxes_of(*stored, tiles, fit.edge)))

@@ -22,7 +22,8 @@ from artifacts.index.search import Query, Searcher, Sort
 from artifacts.index.snapshot import Snapshot, open_snapshot
 from artifacts.index.where import Condition, matching
 from artifacts.index.writing import refuse_other
-from flows.search.ask import SearchAsked, found_by, hit_of
+from flows.options.search import SearchAsked
+from flows.search.ask import found_by, hit_of
 from flows.search.maker import unrecorded
 from flows.serving.refusals import Refused, refusal_of
 

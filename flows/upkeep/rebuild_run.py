@@ -2,7 +2,7 @@
 missing of the features, and nothing else."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from artifacts.captions import Failure
@@ -10,13 +10,12 @@ from artifacts.store import open_store
 from artifacts.words import counted
 from flows.console.display import Display
 from flows.console.units import duration, size
-from flows.job.command_config import run_config
-from flows.job.config import CaptionConfig
 from flows.job.launch import DirectLauncher, Forking
 from flows.job.leases import RunningJob, running_jobs
 from flows.job.prepare import Job, prepare
 from flows.job.replanning import replanned_once
 from flows.job.weights import bytes_to_fetch
+from flows.options.rebuild import RebuildConfig, RebuildRun
 from flows.pipelines import KEPT, parts_of
 from flows.planning.sizes import unencoded
 from flows.results.outputs import failures_of
@@ -152,7 +151,7 @@ class RebuildResult:
 
 
 def rebuild(
-    config: CaptionConfig,
+    config: RebuildConfig,
     options: RebuildOptions,
     display: Display,
     make_launcher: LauncherMaker = DirectLauncher,
@@ -164,16 +163,18 @@ def rebuild(
     name = job_digest(config.sources, options.name)
     # Logs and the record of the run lie in the store: a rebuild has no outputs.
     out = open_store(config.store_url).local / "logs" / f"rebuild-{name[:12]}"
-    config = replace(run_config(config), out=str(out), format=(), beside=False)
+    run = RebuildRun(
+        **{each.name: getattr(config, each.name) for each in fields(config)}, out=str(out)
+    )
 
     def attempt() -> RebuildResult:
-        return _rebuilt(config, name, options, display, Watch(display, on_begin), make_launcher)
+        return _rebuilt(run, name, options, display, Watch(display, on_begin), make_launcher)
 
     return replanned_once(attempt, display.say)
 
 
 def _rebuilt(
-    config: CaptionConfig,
+    config: RebuildRun,
     name: str,
     options: RebuildOptions,
     display: Display,

@@ -12,6 +12,7 @@ from flows.cli.main import parse, parser
 from flows.cli.options import config_of
 from flows.cli.parsing import CommandParser
 from flows.cli.train_plan import training_of
+from flows.options.commands import CaptionConfig
 from scripts.shown.commands import ROOT, Shown
 from scripts.shown.meanings import typed
 
@@ -95,7 +96,7 @@ def of_penstock(words: list[str]) -> str:
             given = parse(words)
         if given.command in ("caption", "plan"):
             given.schema = given.prompt_file = None  # files that a user would have
-            config_of(given, sources=False)
+            config_of(given, CaptionConfig, sources=False)
         if getattr(given, "train", None):
             training_of(given)
     except SystemExit as end:

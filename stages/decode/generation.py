@@ -3,55 +3,87 @@ imports no model library, because keys are made of it."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Annotated, Any
 
 from artifacts.errors import UsageError
+from artifacts.options import Option, OptionGroup
 
 GREEDY, CHECKPOINT = "greedy", "checkpoint"
 SAMPLINGS = (GREEDY, CHECKPOINT)
 """The values of `sampling`: the likeliest word always, or as the checkpoint's own settings say."""
+TEXT = "text"
+"""Heading of the options of the text."""
 OF_CHANCE = ("temperature", "top_p", "top_k")
 """Settings that let chance choose; to give one is to ask for that."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Generation:
+WORDS = "choice of words, the likeliest by default"
+"""Heading of the options that choose words."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Generation(OptionGroup):
     """How words are chosen; by default the likeliest one, always."""
 
-    sampling: str = GREEDY
-    temperature: float | None = None
-    """How much chance there is: 0 is none, 1 what the model says. None: as `sampling` says."""
-    top_p: float | None = None
-    """Share of the likeliest words that are chosen among."""
-    top_k: int | None = None
-    """Number of the likeliest words that are chosen among; 0: all."""
-    seed: int = 0
-    """Seed of chance; what it comes to for a caption hangs on its chunk and its prompt, too."""
-    beams: int = 1
+    sampling: Annotated[
+        str, Option(f"{'|'.join(SAMPLINGS)} [%(default)s]", WORDS, "S", values=SAMPLINGS)
+    ] = GREEDY
+    """What chooses words: `greedy`, the likeliest always, or the settings of the `checkpoint`."""
+    temperature: Annotated[
+        float | None,
+        Option("lets chance choose: 0 never, 1 as it says", WORDS, "T", least=0, most=100),
+    ] = None
+    """How much chance chooses words: 0 not at all, 1 as the model says."""
+    top_p: Annotated[
+        float | None,
+        Option("among the likeliest of this share together", WORDS, "P", least=1e-6, most=1),
+    ] = None
+    """Chance chooses among the likeliest words, of this share together."""
+    top_k: Annotated[
+        int | None, Option("among so many, 0: all [50]", WORDS, "K", least=0, most=1 << 31)
+    ] = None
+    """Chance chooses among so many of the likeliest words; 0: all. None: 50."""
+    seed: Annotated[int, Option("of chance [0]", WORDS, "N", least=0, most=(1 << 63) - 1)] = 0
+    """Seed of chance; each chunk and prompt has its own, made of this one."""
+    beams: Annotated[
+        int, Option("follow so many captions, take the best", WORDS, "N", least=1, most=64)
+    ] = 1
     """Captions that are followed at once, of which the likeliest is taken."""
-    repetition_penalty: float | None = None
-    """Divisor of the likelihood of words that were said before; 1: none."""
-    presence_penalty: float | None = None
-    """Subtracted from the logit of every token that the caption already holds; 0: nothing is. None:
-    as `sampling` says."""
-    no_repeat_ngram: int = 0
-    """Length of runs of tokens that are never said twice; 0: all may be."""
-    avoid: tuple[str, ...] = ()
+    repetition_penalty: Annotated[
+        float | None, Option("above 1: says less again", WORDS, "X", least=0.01, most=100)
+    ] = None
+    """Makes what was said before less likely: 1 not at all, 1.1 a little."""
+    presence_penalty: Annotated[
+        float | None,
+        Option(
+            "subtract F from logits of tokens already generated, -2 to 2 [0]",
+            WORDS,
+            "F",
+            least=-2,
+            most=2,
+        ),
+    ] = None
+    """Subtracted from the logit of every token that the caption already holds, from -2 to 2; 0:
+    nothing is. None: as `sampling` says."""
+    no_repeat_ngram: Annotated[
+        int, Option("never the same N tokens twice", WORDS, "N", least=0, most=1024)
+    ] = 0
+    """Runs of so many tokens are never said twice; 0: they may be."""
+    avoid: Annotated[tuple[str, ...], Option("words that are never said", TEXT, "W,W")] = ()
     """Words and phrases that are never said."""
-    system: str = ""
+    system: Annotated[str, Option("what the system's turn says before", TEXT, "TEXT")] = ""
     """Text of the system's turn before the question."""
-    start_with: str = ""
+    start_with: Annotated[str, Option("every caption goes on from it", TEXT, "TEXT")] = ""
     """Beginning of every caption, from which the model goes on."""
-    retry_loops: bool = False
-    """Whether a caption that goes round in circles is said once more, where it may not."""
-    schema: str = ""
-    """Canonical text of the JSON Schema that every caption follows; empty: none."""
+    retry_loops: Annotated[bool, Option("say again what goes round in circles", TEXT)] = False
+    """Say a caption that goes round in circles once more, where it may not."""
+    schema: Annotated[str, Option("every caption is JSON of this JSON Schema", TEXT, "F")] = ""
+    """File of a JSON Schema that every caption follows, or its text; empty: none. Read at once, so
+    that it is the text from then on."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "avoid", tuple(self.avoid))
-        self._check_numbers()
-        if self.sampling not in SAMPLINGS:
-            raise _odd("sampling", self.sampling, f"Choose from {', '.join(SAMPLINGS)}")
+        super().__post_init__()
         if self.beams > 1 and self.by_chance:
             raise UsageError(
                 "--beams and chance (--temperature, --top-p, --top-k, --sampling) exclude each "
@@ -65,21 +97,6 @@ class Generation:
         if any(not word.strip() for word in self.avoid):
             raise _odd("avoid", "empty", "Give words that must not be said: --avoid image,photo")
 
-    def _check_numbers(self) -> None:
-        limits = {
-            "temperature": (self.temperature, 0.0, 100.0),
-            "top_p": (self.top_p, 1e-6, 1.0),
-            "top_k": (self.top_k, 0, 1 << 31),
-            "seed": (self.seed, 0, (1 << 63) - 1),
-            "beams": (self.beams, 1, 64),
-            "repetition_penalty": (self.repetition_penalty, 0.01, 100.0),
-            "presence_penalty": (self.presence_penalty, -2.0, 2.0),
-            "no_repeat_ngram": (self.no_repeat_ngram, 0, 1024),
-        }
-        for name, (value, least, most) in limits.items():
-            if value is not None and not least <= value <= most:
-                raise _odd(name, value, f"Give a number from {least:g} to {most:g}")
-
     @property
     def by_chance(self) -> bool:
         """Return whether chance has a part in it. Of a checkpoint's settings it may have."""
@@ -92,7 +109,7 @@ class Generation:
     def told(self) -> dict[str, Any]:
         """Return what is not as by default, for a job, a key and a record; a seed counts only where
         there is chance."""
-        found = {f.name: (getattr(self, f.name), f.default) for f in fields(self)}
+        found = {f.name: (getattr(self, f.name), f.default) for f in fields(Generation)}
         told = {name: value for name, (value, default) in found.items() if value != default}
         if not self.by_chance:
             told.pop("seed", None)
@@ -112,8 +129,9 @@ class Generation:
         return self.beams == 1 and not self.retry_loops and not self.schema
 
     @classmethod
-    def of(cls, told: Mapping[str, Any]) -> "Generation":
-        return cls(**told)
+    def from_fields(cls, given: Mapping[str, Any]) -> "Generation":
+        """Return the settings that `told` gave."""
+        return cls(**given)
 
 
 def _excluded(option: str, why: str) -> UsageError:

@@ -39,7 +39,7 @@ class RequestSettings:
         fields = json.loads(text)
         return cls(
             max_new_tokens=fields["max_new_tokens"],
-            generation=Generation.of(fields["generation"]),
+            generation=Generation.from_fields(fields["generation"]),
             stop=tuple(fields["stop"]),
         )
 

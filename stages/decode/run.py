@@ -103,7 +103,7 @@ def run(told: dict[str, Any], report: Report) -> None:
         turns.done(tokens)
 
     shrinking = Shrinking(report, lambda: speaker.say(read(batches[-1][-1:])), faults.items)
-    retries = Generation.of(job.generation).retry_loops
+    retries = Generation.from_fields(job.generation).retry_loops
     again: list[dict[str, str]] = []
     beside: dict[str, Any] = {**engine.meta}
     if job.generation:

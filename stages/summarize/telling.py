@@ -66,7 +66,7 @@ class Teller:
         self._job = job
         self._processor = processor
         self._half = half
-        self._generation = Generation.of(job.generation)
+        self._generation = Generation.from_fields(job.generation)
         self._choosing = Choosing(self._generation, job.max_new_tokens)
         self._places = sorted(placeholder_tokens(processor), key=len, reverse=True)
         self._longest = max((CHAPTER, job.asked), key=lambda each: self._read(f"{each}\n\n"))

@@ -4,9 +4,9 @@ from pathlib import Path
 
 from artifacts.schema import FrameFit
 from flows.job.budget import Budget
-from flows.job.config import CaptionConfig
 from flows.job.models import Model
 from flows.job.precision import settle
+from flows.options.commands import CaptionConfig
 from flows.planning.choose import Question
 from flows.planning.workloads import Workload
 from stages.models.footprint import BatchCost

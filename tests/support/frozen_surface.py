@@ -5,6 +5,7 @@ parameters write into keys."""
 import argparse
 import importlib
 from collections.abc import Iterator
+from dataclasses import fields
 from typing import Any
 
 PARAMETERS: dict[str, dict[str, Any]] = {
@@ -129,8 +130,18 @@ def defaults(command: str) -> dict[str, Any]:
     """Return the value of each of a command's options that is not given."""
     from flows.cli.main import parse
     from flows.cli.options import config_of
+    from flows.options import commands, rebuild, vectors
+    from flows.options.media import VectorSamplingOptions
 
+    kinds: dict[str, Any] = {
+        "embed": vectors.EmbedConfig,
+        "label": vectors.LabelConfig,
+        "index build": vectors.IndexConfig,
+        "cache rebuild": rebuild.RebuildConfig,
+    }
     given = parse([*command.split(), *SMALLEST[command].split()])
-    config = config_of(given)
-    named = {name: getattr(config, name) for name in vars(given) if hasattr(config, name)}
+    config = config_of(given, kinds.get(command, commands.CaptionConfig))
+    every = [*fields(commands.CaptionConfig), *fields(VectorSamplingOptions)]
+    names = {field.name for field in every} & {*vars(given)}
+    named = {name: getattr(config, name) for name in names if hasattr(config, name)}
     return {name: list(v) if isinstance(v, tuple) else v for name, v in named.items()}

@@ -10,8 +10,8 @@ from io import StringIO
 from typing import Any
 
 from flows.console.display import Display
-from flows.job.config import CaptionConfig
 from flows.job.launch import ENTRIES, StageCall
+from flows.options.commands import CaptionConfig
 from flows.results.run_result import RunResult
 from flows.running.run import caption
 from stages.process.events import Event, Failed, Item, Noted, event_of

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from artifacts.keys import digest_of
-from flows.job.config import CaptionConfig
 from flows.job.models import Model
 from flows.job.namespaces import variants_of
 from flows.job.precision import settle
+from flows.options.commands import CaptionConfig
 from flows.pipelines import CAPTION
 from penstock_demo import CHECKPOINT
 from stages.models import ModelProfile, describe

@@ -4,8 +4,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
-from flows.job.config import CaptionConfig
 from flows.job.models import Model
+from flows.options.commands import RunOptions
 from flows.pipelines import Pipeline
 from flows.planning.costs import decode, embed_texts, encode, export, frames, summarize, tune
 from flows.planning.estimate import StageEstimate, Term
@@ -20,7 +20,7 @@ from stages.process.device_limit import CONTEXT_BYTES
 class Cost:
     """The functions by which a stage is planned."""
 
-    rungs: Callable[[Model, CaptionConfig, str], list[Rung]]
+    rungs: Callable[[Model, RunOptions, str], list[Rung]]
     """Model, command and device → the rungs to run it on, cheapest first."""
     memory: Callable[..., StageEstimate]
     """Model, rung and workload → the memory that it takes."""
@@ -68,7 +68,7 @@ COSTS: Mapping[str, Cost] = {
 
 
 def rungs_of(
-    stages: Pipeline, model: Model, config: CaptionConfig, device: str
+    stages: Pipeline, model: Model, config: RunOptions, device: str
 ) -> dict[str, list[Rung]]:
     """Return name of a stage → the rungs on which the command lets it run, cheapest first."""
     return {stage.name: COSTS[stage.name].rungs(model, config, device) for stage in stages}

@@ -5,9 +5,11 @@ from collections.abc import Container, Iterator, Sequence
 from dataclasses import replace
 
 from artifacts.words import counted
-from flows.job.config import CaptionConfig
 from flows.job.models import Model
 from flows.job.precision import BYTES, PartSettings
+from flows.options.commands import RunOptions
+from flows.options.model import AdapterOptions
+from flows.options.text import EngineOptions
 from flows.planning.batch_costs import Expected, decoder_by_dimensions, expected
 from flows.planning.costs.part import (
     free_settings,
@@ -43,11 +45,11 @@ STEP_CALLS = 30
 """Linear layers that generating one token calls as long as, beside those of the model."""
 
 
-def rungs(model: Model, config: CaptionConfig, device: str) -> list[Rung]:
+def rungs(model: Model, config: RunOptions, device: str) -> list[Rung]:
     """Return fewer slots or smaller batches, prompts in pieces, a cache elsewhere, fewer bits,
     layers one by one."""
     half, free = model.profile.language, free_settings(model, config, "language")
-    engines = choice_of(config.engine)
+    engines = choice_of(EngineOptions.of(config).engine)
     return decode_rungs(
         config.batch_size,
         [(each.precision, each.kv) for each in free],
@@ -55,7 +57,7 @@ def rungs(model: Model, config: CaptionConfig, device: str) -> list[Rung]:
         # PEFT's layers stand in the places of those that would come one by one, and a compiled
         # step has all of them.
         offload=config.is_free("language")
-        and not (half.stored_as or config.adapter or engines[0].compiled),
+        and not (half.stored_as or AdapterOptions.of(config).adapter or engines[0].compiled),
         seated=[each.precision for each in free if seatable(half, each)],
     )
 

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from artifacts.words import counted
-from flows.job.config import CaptionConfig
 from flows.job.models import Model
 from flows.job.precision import BYTES
+from flows.options.commands import RunOptions
 from flows.planning.batch_costs import decoder_by_dimensions, expected
 from flows.planning.costs.part import (
     free_settings,
@@ -27,7 +27,7 @@ ASSUMED_TOKENS = 77
 """Tokens of a text where the profile does not say."""
 
 
-def rungs(model: Model, config: CaptionConfig, device: str) -> list[Rung]:
+def rungs(model: Model, config: RunOptions, device: str) -> list[Rung]:
     """Return smaller batches, in each precision that the half may be had in."""
     precisions = [each.precision for each in free_settings(model, config, "language")]
     single = [Rung(stage="embed_texts", batch=1, precision=precision) for precision in precisions]

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from artifacts.words import counted
-from flows.job.config import CaptionConfig
 from flows.job.models import Model
 from flows.job.obtainable import QUANTIZED
 from flows.job.precision import BYTES, PartSettings
+from flows.options.commands import RunOptions
 from flows.planning.batch_costs import Expected, encoder_by_dimensions, expected
 from flows.planning.costs.part import (
     free_settings,
@@ -55,7 +55,7 @@ over next to nothing: 7 to 9 MiB were measured, with a tokenizer of any size, wh
 the imports."""
 
 
-def rungs(model: Model, config: CaptionConfig, device: str, *, stage: str = "encode") -> list[Rung]:
+def rungs(model: Model, config: RunOptions, device: str, *, stage: str = "encode") -> list[Rung]:
     """Return smaller batches, pieces, layers one by one, fewer bits."""
     half, settings = model.profile.vision, free_settings(model, config, "vision")
     # What is quantized cannot come layer by layer, pixels have no weights, a graph is one piece.

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from artifacts.words import counted
-from flows.job.config import CaptionConfig
 from flows.job.export_asked import SAMPLES
 from flows.job.models import Model
+from flows.options.commands import RunOptions
 from flows.planning.costs import decode
 from flows.planning.estimate import StageEstimate, Term
 from flows.planning.rungs import Rung
@@ -34,7 +34,7 @@ COMPARED_BYTES = 256 * 4 * 8
 bit."""
 
 
-def rungs(model: Model, config: CaptionConfig, device: str, stage: str = "export") -> list[Rung]:
+def rungs(model: Model, config: RunOptions, device: str, stage: str = "export") -> list[Rung]:
     """Return the only one there is."""
     return [Rung(stage=stage, batch=1)]
 
@@ -71,7 +71,7 @@ def memory_of_comparing(
 
 
 def rungs_of_judging(
-    model: Model, config: CaptionConfig, device: str, stage: str = "judge"
+    model: Model, config: RunOptions, device: str, stage: str = "judge"
 ) -> list[Rung]:
     """Return the ways to read a prompt alone in the best precision: with all layers there, or as
     they come one by one, which changes nothing."""

@@ -4,8 +4,8 @@ import math
 from collections.abc import Sequence
 
 from artifacts.words import counted
-from flows.job.config import CaptionConfig
 from flows.job.models import Model
+from flows.options.commands import RunOptions
 from flows.planning.estimate import StageEstimate, Term
 from flows.planning.rungs import Rung, sizes
 from flows.planning.seconds import WorkEstimate
@@ -26,7 +26,7 @@ READING_BYTES = 12
 3 stored; 16 where it was transparent."""
 
 
-def rungs(model: Model, config: CaptionConfig, device: str) -> list[Rung]:
+def rungs(model: Model, config: RunOptions, device: str) -> list[Rung]:
     """Return fewer and fewer files at once."""
     return [Rung(stage="frames", batch=batch) for batch in sizes(cores())]
 

@@ -4,17 +4,17 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from artifacts.schema import Part
-from flows.job.config import CaptionConfig
 from flows.job.models import Model
 from flows.job.obtainable import QUANTIZED
 from flows.job.precision import DTYPES, SHORT, PartSettings, weight_bytes
+from flows.options.commands import RunOptions
 from flows.planning.batch_costs import Expected
 from flows.planning.rungs import Rung
 from flows.planning.seconds import Pass, WorkEstimate
 from stages.models.profile import PartProfile
 
 
-def free_settings(model: Model, config: CaptionConfig, part: Part) -> tuple[PartSettings, ...]:
+def free_settings(model: Model, config: RunOptions, part: Part) -> tuple[PartSettings, ...]:
     """Return the settings that a command leaves a part to run in, the best first. Settings that
     change words, or take many times as long, are among them only under `auto`."""
     every = model.settings[part]

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from artifacts.words import counted
-from flows.job.config import CaptionConfig
 from flows.job.models import Model
+from flows.options.commands import RunOptions
 from flows.planning.costs import decode
 from flows.planning.costs.part import free_settings, loading, precision_of
 from flows.planning.estimate import StageEstimate, Term
@@ -23,7 +23,7 @@ KERNEL_BYTES = 1 << 20
 were measured with the demo model."""
 
 
-def rungs(model: Model, config: CaptionConfig, device: str) -> list[Rung]:
+def rungs(model: Model, config: RunOptions, device: str) -> list[Rung]:
     """Return shorter contexts, in each precision that the half may be had in."""
     most = min(model.profile.context_tokens or ASSUMED_CONTEXT, LARGEST_CONTEXT)
     contexts = [most]

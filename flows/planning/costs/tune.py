@@ -7,10 +7,10 @@ from dataclasses import replace
 from functools import lru_cache
 
 from artifacts.errors import UsageError
-from flows.job.config import CaptionConfig
 from flows.job.models import Model
 from flows.job.precision import BYTES, PartSettings
-from flows.job.tune_config import TuneRun
+from flows.options.commands import RunOptions
+from flows.options.tune import LearnedOptions
 from flows.planning.architecture import Architecture, read_architecture
 from flows.planning.costs import decode
 from flows.planning.costs.part import free_settings, settings_as_run
@@ -35,10 +35,10 @@ KEPT = 34
 (Korthikanti et al. 2022, equation 1), where its dimensions are not known."""
 
 
-def rungs(model: Model, config: CaptionConfig, device: str) -> list[Rung]:
+def rungs(model: Model, config: RunOptions, device: str) -> list[Rung]:
     """Return fewer examples at once, then layers computed again, moments in 8 bit, and, by leave,
     weights in 4 bit."""
-    asked = config if isinstance(config, TuneRun) else TuneRun(sources=(), model=config.model)
+    asked = LearnedOptions.of(config)
     found: list[Rung] = []
     for settings in free_settings(model, config, "language"):
         if settings.kv or (found and settings.precision != FEW_BITS):
@@ -52,7 +52,7 @@ def rungs(model: Model, config: CaptionConfig, device: str) -> list[Rung]:
             recompute=asked.recompute,
             optimizer=asked.optimizer,
         )
-        found += [replace(whole, batch=size) for size in sizes(asked.batch_size)]
+        found += [replace(whole, batch=size) for size in sizes(config.batch_size)]
         if not asked.scored_only:
             again = replace(whole, recompute=True)
             found += [again, replace(again, optimizer=ADAMW8)]

@@ -14,11 +14,12 @@ from artifacts.labels import Labelled, Span, schema, spans_of
 from artifacts.subtitles import WRITERS
 from artifacts.tables import write_csv, write_parquet
 from artifacts.words import counted
-from flows.job.formats import COCO, COCO_FILE
 from flows.job.media_files import MediaFile
 from flows.job.own_files import OF_LABELS, OwnFiles
 from flows.job.prepare import Job
 from flows.job.tasks import Medium
+from flows.options.formats import COCO, COCO_FILE
+from flows.options.text import OutputOptions
 from flows.results.labels.counting import LabelCounts
 from flows.results.labels.rows import Labelling, judged, judged_medium
 from flows.results.outputs import failures_of, media_lines
@@ -87,9 +88,12 @@ class LabelsWritten(RunEnd):
 
 def label_places(job: Job) -> dict[str, str]:
     """Return where the outputs lie, or are to be written."""
+    outputs_options = OutputOptions.of(job.config)
     names = {"labels": LINES, "report": REPORT, "failures": "failures.jsonl", "logs": "logs"}
-    names |= {form: f"labels.{form}" for form in ("csv", "parquet") if form in job.config.format}
-    names |= {COCO: COCO_FILE} if COCO in job.config.format else {}
+    names |= {
+        form: f"labels.{form}" for form in ("csv", "parquet") if form in outputs_options.format
+    }
+    names |= {COCO: COCO_FILE} if COCO in outputs_options.format else {}
     return {name: str(job.out / file) for name, file in names.items()}
 
 
@@ -114,7 +118,7 @@ def write_labels(job: Job, labelling: Labelling) -> LabelsWritten:
     if any(medium.kind == "video" for medium in job.contents):
         write_text(job.out / SPANS, _span_lines(job, labelling))
         found.others.append(SPANS)
-    if set(job.config.format) & set(WRITERS):
+    if set(OutputOptions.of(job.config).format) & set(WRITERS):
         said = partial(_captions, labelling)
         found.texts = write_texts(job, OwnFiles(job.store, OF_LABELS), said)
     return found
@@ -123,7 +127,7 @@ def write_labels(job: Job, labelling: Labelling) -> LabelsWritten:
 def _write_tables(job: Job, labelling: Labelling) -> list[str]:
     """Write the tables that were asked for, and return their names."""
     names = []
-    for form in (form for form in TABLES if form in job.config.format):
+    for form in (form for form in TABLES if form in OutputOptions.of(job.config).format):
         names.append(COCO_FILE if form == COCO else f"labels.{form}")
         path = job.out / names[-1]
         rows = (row for each in judged(job, labelling) for row in each.rows)

@@ -38,7 +38,7 @@ class Transformers:
 
     def __init__(self, job: DecodeJob) -> None:
         source = ModelJob.of(told_of(job))
-        self.choosing = Choosing(Generation.of(job.generation), job.max_new_tokens)
+        self.choosing = Choosing(Generation.from_fields(job.generation), job.max_new_tokens)
         self.reading = Reading(job.prefill, job.kv, source.device)
         self._beyond_context = job.beyond_context
         self.processor = source.processor()

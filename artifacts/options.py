@@ -1,0 +1,142 @@
+"""Declares an option once, in the annotation of its field. The command line, its checks, Prefect's
+form and the keywords of the Python functions are all derived from that declaration.
+
+    limit: Annotated[int | None, Option("at most so many files", FILES, "N", above=0)] = None
+
+The type and the default are the field's own, and the docstring below the field is what Prefect
+shows. A class of options is a frozen dataclass that inherits `OptionGroup`; the configuration of a
+command inherits the groups that it uses.
+"""
+
+from collections.abc import Callable
+from dataclasses import MISSING, Field, dataclass, fields
+from types import NoneType
+from typing import Any, Self, get_args, get_origin, get_type_hints
+
+from artifacts.errors import UsageError
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """What `--help` says of a field, and which values it takes."""
+
+    help: str
+    heading: str = ""
+    """Heading of `--help` that it stands under; empty: the command's own arguments."""
+    metavar: str = ""
+    values: tuple[Any, ...] = ()
+    """All values, or all members of a list; empty: any of its type."""
+    above: float | None = None
+    """Numbers are finite and greater than this."""
+    least: float | None = None
+    """Numbers are not less than this."""
+    most: float | None = None
+    """Numbers are not greater than this."""
+    not_empty: str = ""
+    """Hint of the error for an empty value; empty: there may be one."""
+    text: str = ""
+    """Pattern that the text of a form holds to."""
+    excludes: str = ""
+    """Options with the same word here exclude each other on a command line."""
+    parse: Callable[[Any], Any] | None = None
+    """Makes the value from a text of the command line; None: its type does."""
+    repeated: bool = False
+    """Whether it is given once for each of its members."""
+    positional: bool = False
+    """Whether it is an argument without `--`."""
+    nargs: str = ""
+    """How many words of the command line it takes; empty: one."""
+    flag: str = ""
+    """Its name on the command line, if not that of the field."""
+    opposite: tuple[str, str] = ("", "")
+    """Flag that sets it to False, and the help of that."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Declared:
+    """A field of a configuration that is an option."""
+
+    field: Field[Any]
+    type: Any
+    option: Option
+
+    @property
+    def name(self) -> str:
+        return self.field.name
+
+    @property
+    def flag(self) -> str:
+        """Return the option as people write it: `--max-frames`."""
+        return self.option.flag or "--" + self.name.replace("_", "-")
+
+    @property
+    def is_required(self) -> bool:
+        return self.field.default is MISSING and self.field.default_factory is MISSING
+
+    @property
+    def kind(self) -> Any:
+        """Return its type without None, and of a list or a dict what it is: `int`, `tuple`."""
+        kinds = [each for each in get_args(self.type) if each is not NoneType]
+        single = kinds[0] if NoneType in get_args(self.type) else self.type
+        return get_origin(single) or single
+
+
+def declared(config: type[Any]) -> tuple[Declared, ...]:
+    """Return the options of a configuration, in the order of its fields."""
+    if config not in _DECLARED:
+        _DECLARED[config] = _declared(config)
+    return _DECLARED[config]
+
+
+_DECLARED: dict[type[Any], tuple[Declared, ...]] = {}
+
+
+def _declared(config: type[Any]) -> tuple[Declared, ...]:
+    hints = get_type_hints(config, include_extras=True)
+    found = []
+    for field in fields(config):
+        for each in getattr(hints[field.name], "__metadata__", ()):
+            if isinstance(each, Option):
+                found.append(Declared(field=field, type=hints[field.name].__origin__, option=each))
+    return tuple(found)
+
+
+def check(config: Any) -> None:
+    """Raise UsageError for a value that the declaration of its option does not allow."""
+    for each in declared(type(config)):
+        value, option = getattr(config, each.name), each.option
+        if value is None:
+            continue
+        if option.above is not None and not option.above < value < float("inf"):
+            raise UsageError(
+                f"{each.flag} is {value}", hint=f"Give a number above {option.above:g}"
+            )
+        low, high = option.least, option.most
+        if not (low is None or low <= value < float("inf")) or not (high is None or value <= high):
+            raise UsageError(f"{each.flag} is {value}", hint=f"Give {_range(option)}")
+        if option.values and isinstance(value, str) and value not in option.values:
+            names = ", ".join(filter(None, option.values))
+            raise UsageError(f"{each.flag} {value} is not known", hint=f"Choose from {names}")
+        if option.not_empty and not value:
+            raise UsageError(f"{each.flag} is empty", hint=option.not_empty)
+
+
+def _range(option: Option) -> str:
+    if option.most is None:
+        return f"{option.least:g} or more"
+    return f"a number from {option.least:g} to {option.most:g}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptionGroup:
+    """Options that concern one thing. A group checks its own values when it is made, and calls
+    `super().__post_init__()`, so that a configuration checks all of its groups."""
+
+    def __post_init__(self) -> None:
+        check(self)
+
+    @classmethod
+    def of(cls, config: "OptionGroup") -> Self:
+        """Return the configuration of a command as this group; where the command has no such
+        options, return the group with its defaults."""
+        return config if isinstance(config, cls) else cls()

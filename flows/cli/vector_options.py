@@ -1,0 +1,30 @@
+"""Adds the options of the commands that make vectors; runs nothing."""
+
+import argparse
+from collections.abc import Collection
+
+from flows.cli.derived import add_options
+from flows.cli.options import add_quiet_options
+from flows.options.headings import FILES, LABELS, MEMORY, MODEL, VECTORS
+from flows.options.vectors import EmbedConfig, LabelConfig, VectorConfig
+
+
+def add_embed(parser: argparse.ArgumentParser) -> None:
+    add_vector_options(parser, EmbedConfig)
+
+
+def add_label(parser: argparse.ArgumentParser) -> None:
+    add_vector_options(parser, LabelConfig)
+
+
+def add_vector_options(
+    parser: argparse.ArgumentParser, config: type[VectorConfig], *, without: Collection[str] = ()
+) -> None:
+    """Add the options of a command that makes vectors."""
+    headings = [MODEL, VECTORS, MEMORY, FILES]
+    if issubclass(config, LabelConfig):
+        headings.insert(0, LABELS)
+    if "model" in without:
+        headings.remove(MODEL)
+    add_options(parser, config, *headings, without=without)
+    add_quiet_options(parser)

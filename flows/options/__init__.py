@@ -1,0 +1,1 @@
+"""Options of the commands: groups of them, and the configurations that inherit the groups."""

@@ -1,0 +1,79 @@
+"""Configurations of the commands that run over media: each inherits the groups that it uses.
+
+The groups of a class are read from the right to the left, so that the last one comes first in
+`--help`. A field that a command requires has no default in its group; the commands that do not
+require it give one.
+"""
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from artifacts.errors import UsageError
+from flows.options.formats import COCO
+from flows.options.media import (
+    CardOptions,
+    SourceOptions,
+    VideoSamplingOptions,
+)
+from flows.options.model import (
+    DEFAULT_MODEL_OPTION,
+    AdapterOptions,
+    HalfPrecisionOptions,
+    ModelOptions,
+    PrecisionOptions,
+    ResourceOptions,
+)
+from flows.options.text import (
+    EngineOptions,
+    FolderOptions,
+    OutputOptions,
+    PromptOptions,
+    TextOptions,
+    read_schema,
+)
+from stages.decode.generation import Generation
+from stages.decode.structure import canonical, check_room
+
+DEFAULT_MODEL = "HuggingFaceTB/SmolVLM2-500M-Video-Instruct"
+
+
+@dataclass(frozen=True, kw_only=True)
+class MediaOptions(ResourceOptions, PrecisionOptions, ModelOptions, SourceOptions):
+    """What every command over media has: the files, the model, and what it may take."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions(FolderOptions, MediaOptions):
+    """What a run over media has, whichever command began it. The steps that all commands share take
+    this, and read other groups by `GROUP.of(config)`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaptionConfig(
+    OutputOptions,
+    TextOptions,
+    EngineOptions,
+    Generation,
+    CardOptions,
+    PromptOptions,
+    AdapterOptions,
+    HalfPrecisionOptions,
+    VideoSamplingOptions,
+    RunOptions,
+):
+    """One caption run. Fields have the names of the command line's options."""
+
+    model: Annotated[str, DEFAULT_MODEL_OPTION] = DEFAULT_MODEL
+    """Hub id, folder, or `demo`."""
+
+    def __post_init__(self) -> None:
+        if self.schema:
+            object.__setattr__(self, "schema", canonical(read_schema(self.schema)))
+        super().__post_init__()
+        _ = self.speakers
+        if COCO in self.format:
+            raise UsageError(
+                "--format coco is of labels", hint="Run `penstock label`, or leave it out"
+            )
+        if self.schema:
+            check_room(self.schema, self.max_new_tokens)

@@ -1,0 +1,15 @@
+"""Rebuilds over the files of a run that captions."""
+
+from dataclasses import fields
+from typing import Any
+
+from flows.options.model import ModelOptions
+from flows.options.rebuild import RebuildConfig
+
+
+def rebuilding(config: ModelOptions) -> RebuildConfig:
+    """The rebuild with the options that a configuration shares with it."""
+    shared: dict[str, Any] = {
+        each.name: getattr(config, each.name) for each in fields(RebuildConfig)
+    }
+    return RebuildConfig(**shared)

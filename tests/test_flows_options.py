@@ -1,0 +1,115 @@
+"""Which fields each command has: those that it has options for; another is refused by name."""
+
+import argparse
+from dataclasses import fields
+from typing import Any
+
+import pytest
+
+from artifacts.errors import UsageError
+from artifacts.options import declared
+from flows.cli.main import parser
+from flows.job.export_config import ExportConfig
+from flows.options.commands import CaptionConfig
+from flows.options.model import HalfPrecisionOptions, PrecisionOptions
+from flows.options.rebuild import RebuildConfig
+from flows.options.search import SearchAsked, SearchPlace
+from flows.options.text import EngineOptions, PromptOptions
+from flows.options.tune import TuneConfig
+from flows.options.vectors import EmbedConfig, IndexConfig, LabelConfig, VectorConfig
+from flows.serving.config import RequestLimits, ServeConfig
+from scripts import keywords
+
+COMMANDS: dict[str, tuple[type[Any], ...]] = {
+    "caption": (CaptionConfig,),
+    "plan": (CaptionConfig,),
+    "cache rebuild": (RebuildConfig,),
+    "embed": (EmbedConfig,),
+    "index build": (IndexConfig,),
+    "label": (LabelConfig,),
+    "search": (SearchAsked, SearchPlace),
+    "serve": (ServeConfig,),
+    "tune": (TuneConfig,),
+    "export": (ExportConfig,),
+}
+WITHOUT_OPTION = {
+    VectorConfig: {"as_published"},  # a deployment may have recorded it
+    ServeConfig: {field.name for field in fields(RequestLimits)},
+}
+"""Class → fields that programs set, and no option does."""
+
+
+def options_of(command: str) -> dict[str, argparse.Action]:
+    """The options and arguments of a command by where they are parsed to."""
+    found: argparse.ArgumentParser = parser()
+    for word in command.split():
+        (actions,) = [a for a in found._actions if isinstance(a, argparse._SubParsersAction)]
+        found = actions.choices[word]
+    return {action.dest: action for action in found._actions}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_field_of_a_command_is_an_option_of_it(command: str) -> None:
+    options = options_of(command)
+    for kind in COMMANDS[command]:
+        free = {
+            n for base, names in WITHOUT_OPTION.items() if issubclass(kind, base) for n in names
+        }
+        assert {field.name for field in fields(kind)} - free == {d.name for d in declared(kind)}
+        for each in declared(kind):
+            assert options[each.name].help in (each.option.help, each.option.opposite[1])
+
+
+@pytest.mark.parametrize(
+    ("kind", "field"),
+    [
+        (EmbedConfig, "prompt"),
+        (EmbedConfig, "format"),
+        (IndexConfig, "vision_precision"),
+        (LabelConfig, "engine"),
+        (RebuildConfig, "out"),
+        (CaptionConfig, "tiles"),
+    ],
+)
+def test_a_field_of_other_commands_is_refused(kind: type[Any], field: str) -> None:
+    with pytest.raises(TypeError, match=field):
+        kind(sources=("a.png",), model="a/clip", **{field: "x"})
+
+
+def test_a_group_of_a_command_without_its_options_has_the_defaults() -> None:
+    embed = EmbedConfig(sources=("a",), model="m", precision="fp16")
+    assert HalfPrecisionOptions.of(embed) == HalfPrecisionOptions()
+    assert embed.precision_of("vision") == "fp16" and not embed.names("vision")
+    caption = CaptionConfig(sources=("a",), vision_precision="int8", prompts={"a": "A?", "b": "B?"})
+    assert PrecisionOptions.of(caption).precision_of("vision") == "int8"
+    assert PromptOptions.of(caption) is caption
+    assert EngineOptions.of(caption).speakers != EngineOptions().speakers
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"model": ""}, "--model is empty. Give a folder"),
+        ({"limit": 0}, "--limit is 0. Give a number above 0"),
+        ({"chunk": float("nan")}, "--chunk is nan"),
+        ({"fps": float("inf")}, "--fps is inf"),
+        ({"precision": "fp8"}, "--precision fp8 is not known. Choose from native"),
+        ({"length": "huge"}, "--length huge is not known. Choose from short, medium, long"),
+        ({"temperature": -0.5}, "--temperature is -0.5. Give a number from 0 to 100"),
+        ({"beams": 65}, "--beams is 65. Give a number from 1 to 64"),
+        ({"sources": ("",)}, "a source is empty"),
+        ({"whole": True, "shots": True}, "--whole and --shots exclude each other"),
+        ({"system": "a", "trigger": " a"}, "--trigger ' a' is no word"),
+    ],
+)
+def test_a_value_that_its_declaration_does_not_allow_is_refused(
+    options: dict[str, Any], says: str
+) -> None:
+    with pytest.raises(UsageError) as found:
+        CaptionConfig(**{"sources": ("a",), **options})
+    assert says in str(found.value)
+
+
+def test_the_keywords_of_python_are_those_of_the_command_line() -> None:
+    again = "run `python -m scripts.keywords`"
+    assert keywords.FILE.read_text(encoding="utf-8") == keywords.source(), again
