@@ -16,8 +16,18 @@ from stages.process.exit_diagnosis import out_of_memory
 from tests.support.dual_encoders import names
 from tests.support.graph_verdict import AGREES, judge_dual_graphs, judge_graphs
 from tests.support.tiny_families import FAMILIES
-from tests.support.tiny_families.parts import MROPE, NONE, TOKENS, Built, hf, patches, text
-from tests.support.tiny_families.shared import streamed
+from tests.support.tiny_families.parts import (
+    MROPE,
+    NONE,
+    TOKENS,
+    Built,
+    config_of,
+    finish,
+    model_of,
+    patches,
+    text,
+)
+from tests.support.tiny_families.shared import stream
 from tests.support.tiny_families.verdict import UNCUT
 
 ROOT = Path(__file__).parent.parent
@@ -28,12 +38,10 @@ HALVES = [(name, half) for name in sorted(names()) for half in SAID]
 
 def shallow(rows: int, video: bool) -> Built:
     """A tower with a layer that attends in windows and one that attends to all."""
-    config = hf.Qwen2_5_VLConfig(
-        text_config=text(rope_parameters=MROPE, head_dim=NONE, num_hidden_layers=1),
-        vision_config=patches(depth=2, window_size=16, fullatt_block_indexes=[1]),
-        **TOKENS,
-    )
-    return streamed(config, "Qwen2_5_VLForConditionalGeneration", rows, video)
+    reader = text(rope_parameters=MROPE, head_dim=NONE, num_hidden_layers=1)
+    tower = patches(depth=2, window_size=16, fullatt_block_indexes=[1])
+    model = model_of(config_of("Qwen2_5_VL", reader, tower, **TOKENS))
+    return finish(model, stream(rows, video), rows, video, types="mm_token_type_ids")
 
 
 @pytest.mark.slow

@@ -4,7 +4,8 @@ from typing import Any
 
 from tokenizers import processors
 
-from tests.support.families import GRID, hf
+from tests.support.families import hf
+from tests.support.tiny_families.parts import PINPOINTS
 from tests.support.words import template, words
 
 TILES = tuple(f"<row_{row}_col_{col}>" for row in (1, 2) for col in (1, 2))
@@ -65,7 +66,7 @@ def internvl() -> Any:
 
 def llava_next() -> Any:
     return hf.LlavaNextProcessor(
-        hf.LlavaNextImageProcessor(**CROPPED, image_grid_pinpoints=GRID),
+        hf.LlavaNextImageProcessor(**CROPPED, image_grid_pinpoints=PINPOINTS),
         words(image="<image>"),
         patch_size=8,
         vision_feature_select_strategy="default",
@@ -77,7 +78,7 @@ def llava_next() -> Any:
 def llava_next_video() -> Any:
     return hf.LlavaNextVideoProcessor(
         video_processor=hf.LlavaNextVideoVideoProcessor(**CROPPED),
-        image_processor=hf.LlavaNextImageProcessor(**CROPPED, image_grid_pinpoints=GRID),
+        image_processor=hf.LlavaNextImageProcessor(**CROPPED, image_grid_pinpoints=PINPOINTS),
         tokenizer=words(image="<image>", video="<video>"),
         patch_size=8,
         vision_feature_select_strategy="default",

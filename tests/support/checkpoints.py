@@ -5,18 +5,16 @@ from pathlib import Path
 from typing import Any
 
 from tests.support import checkpoints_whole as other
-from tests.support.families import (
-    GRID,
+from tests.support.families import decisive, hf, made_once, text_config
+from tests.support.processors import KINDS
+from tests.support.tiny_families.parts import (
     MROPE,
-    decisive,
-    hf,
-    made_once,
-    qwen_tower,
-    text_config,
+    NONE,
+    PINPOINTS,
+    patches,
     tower,
 )
-from tests.support.processors import KINDS
-from tests.support.tiny_families.shared import PERCEIVING
+from tests.support.tiny_families.shared import OPT, PERCEIVING, qformer
 
 ROPE = {"rope_type": "default", "rope_theta": 10000.0}
 
@@ -30,32 +28,10 @@ def _text(words: Any, **changes: Any) -> dict[str, Any]:
 
 
 def _blip_2(words: Any) -> Any:
-    reader = {
-        "model_type": "opt",
-        "hidden_size": 32,
-        "num_hidden_layers": 2,
-        "ffn_dim": 64,
-        "num_attention_heads": 4,
-        "max_position_embeddings": 512,
-        "word_embed_proj_dim": 32,
-        "vocab_size": len(words),
-        "bos_token_id": 2,
-        "eos_token_id": 1,
-        "pad_token_id": 0,
-    }
-    asker = {
-        "vocab_size": 120,
-        "hidden_size": 32,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "intermediate_size": 64,
-        "cross_attention_frequency": 1,
-        "encoder_hidden_size": 32,
-    }
     config = hf.Blip2Config(
-        vision_config=tower("blip_2_vision_model", qkv_bias=True),
-        qformer_config={"model_type": "blip_2_qformer", **asker},
-        text_config=reader,
+        vision_config=tower("blip_2_vision_model", num_channels=NONE, qkv_bias=True),
+        qformer_config=qformer("blip_2_qformer", max_position_embeddings=NONE),
+        text_config={**OPT, **other.marks(words)},
         num_query_tokens=4,
         image_token_index=words.convert_tokens_to_ids("<image>"),
     )
@@ -107,7 +83,7 @@ def _glm4v(words: Any) -> Any:
     )
     config = hf.Glm4vConfig(
         text_config=_text(words, rope_parameters=MROPE),
-        vision_config=qwen_tower(image_size=16, intermediate_size=64),
+        vision_config=patches(image_size=16, intermediate_size=64),
         **tokens,
     )
     return hf.Glm4vForConditionalGeneration(config)
@@ -128,7 +104,7 @@ def _llava_next(words: Any) -> Any:
     config = hf.LlavaNextConfig(
         vision_config=tower("clip_vision_model", projection_dim=32),
         text_config=_text(words, model_type="llama"),
-        image_grid_pinpoints=GRID,
+        image_grid_pinpoints=PINPOINTS,
         **_ids(words, image_token_index="<image>"),
     )
     return hf.LlavaNextForConditionalGeneration(config)

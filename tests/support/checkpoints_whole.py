@@ -3,26 +3,21 @@ mind, each for its processor's tokenizer."""
 
 from typing import Any
 
-from tests.support.families import hf, text_config, tower
-from tests.support.tiny_families.shared import qformer
-
-SMALL = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
-
-
-def _heads(**changes: Any) -> dict[str, Any]:
-    return {**SMALL, "num_attention_heads": 4, **changes}
+from tests.support.families import hf, text_config
+from tests.support.tiny_families.parts import NONE, small, tower
+from tests.support.tiny_families.shared import BART, DAVIT, OPT, qformer
 
 
-def _marks(words: Any, **changes: Any) -> dict[str, Any]:
+def marks(words: Any, **changes: Any) -> dict[str, Any]:
     known = {"bos_token_id": 2, "eos_token_id": 1, "pad_token_id": 0}
     return {"vocab_size": len(words), **known, **changes}
 
 
 def blip(words: Any) -> Any:
-    text = _heads(encoder_hidden_size=32, projection_dim=32, sep_token_id=1, **_marks(words))
+    text = small(encoder_hidden_size=32, projection_dim=32, sep_token_id=1, **marks(words))
     config = hf.BlipConfig(
         text_config=text,
-        vision_config=_heads(projection_dim=32, image_size=32, patch_size=8),
+        vision_config=small(projection_dim=32, image_size=32, patch_size=8),
         projection_dim=32,
         image_text_hidden_size=32,
     )
@@ -30,56 +25,18 @@ def blip(words: Any) -> Any:
 
 
 def florence2(words: Any) -> Any:
-    text = {
-        "model_type": "bart",
-        "d_model": 32,
-        "encoder_layers": 2,
-        "decoder_layers": 2,
-        "encoder_attention_heads": 4,
-        "decoder_attention_heads": 4,
-        "encoder_ffn_dim": 64,
-        "decoder_ffn_dim": 64,
-        "max_position_embeddings": 512,
-        "decoder_start_token_id": 1,
-        "forced_eos_token_id": None,
-        **_marks(words),
-    }
-    vision = {
-        "depths": [1, 1, 1, 1],
-        "patch_size": [7, 3, 3, 3],
-        "patch_stride": [4, 2, 2, 2],
-        "patch_padding": [3, 1, 1, 1],
-        "patch_prenorm": [False, True, True, True],
-        "embed_dim": [8, 8, 16, 32],
-        "num_heads": [2, 2, 2, 2],
-        "num_groups": [2, 2, 2, 2],
-        "window_size": 4,
-        "projection_dim": 32,
-        "max_temporal_embeddings": 4,
-        "max_position_embeddings": 8,
-        "drop_path_rate": 0.0,
-    }
     place = words.convert_tokens_to_ids("<image>")
-    config = hf.Florence2Config(text_config=text, vision_config=vision, image_token_id=place)
+    text = {**BART, **marks(words)}
+    config = hf.Florence2Config(text_config=text, vision_config=DAVIT, image_token_id=place)
     return hf.Florence2ForConditionalGeneration(config)
 
 
 def _asking(words: Any, prefix: str, place: str) -> Any:
-    reader = {
-        "model_type": "opt",
-        "hidden_size": 32,
-        "num_hidden_layers": 2,
-        "ffn_dim": 64,
-        "num_attention_heads": 4,
-        "max_position_embeddings": 512,
-        "word_embed_proj_dim": 32,
-        **_marks(words),
-    }
     asker = qformer(f"{prefix.lower()}_qformer", vocab_size=len(words), max_position_embeddings=512)
     config = getattr(hf, f"{prefix}Config")(
-        vision_config=tower(f"{prefix.lower()}_vision_model", qkv_bias=True),
+        vision_config=tower(f"{prefix.lower()}_vision_model", num_channels=NONE, qkv_bias=True),
         qformer_config=asker,
-        text_config=reader,
+        text_config={**OPT, **marks(words)},
         num_query_tokens=4,
         **{f"{place}_token_index": words.convert_tokens_to_ids(f"<{place}>")},
     )
@@ -96,7 +53,7 @@ def instructblipvideo(words: Any) -> Any:
 
 def llama4(words: Any) -> Any:
     vision = {
-        **_heads(image_size=32, patch_size=8, vision_output_dim=32, intermediate_size=128),
+        **small(image_size=32, patch_size=8, vision_output_dim=32, intermediate_size=128),
         "projector_input_dim": 32,
         "projector_output_dim": 32,
         "pixel_shuffle_ratio": 0.5,
@@ -122,17 +79,17 @@ def llama4(words: Any) -> Any:
 
 
 def mllama(words: Any) -> Any:
-    vision = {
-        **SMALL,
-        "num_global_layers": 1,
-        "attention_heads": 4,
-        "vision_output_dim": 64,
-        "image_size": 32,
-        "patch_size": 8,
-        "max_num_tiles": 4,
-        "intermediate_layers_indices": [0],
-    }
-    text = text_config(cross_attention_layers=[1], **_marks(words))
+    vision = small(
+        num_attention_heads=NONE,
+        num_global_layers=1,
+        attention_heads=4,
+        vision_output_dim=64,
+        image_size=32,
+        patch_size=8,
+        max_num_tiles=4,
+        intermediate_layers_indices=[0],
+    )
+    text = text_config(cross_attention_layers=[1], **marks(words))
     config = hf.MllamaConfig(
         text_config=text,
         vision_config=vision,
@@ -147,7 +104,7 @@ def mllama(words: Any) -> Any:
 
 def pix2struct(words: Any) -> Any:
     common = {"hidden_size": 32, "d_kv": 8, "d_ff": 64}
-    text = {**common, "num_layers": 2, "num_heads": 4, **_marks(words, decoder_start_token_id=0)}
+    text = {**common, "num_layers": 2, "num_heads": 4, **marks(words, decoder_start_token_id=0)}
     vision = {
         **common,
         "patch_embed_hidden_size": 8 * 8 * 3,

@@ -15,6 +15,8 @@ import transformers
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
+from tests.support.tiny_families.parts import MROPE, PINPOINTS, patches, tower
+
 hf: Any = transformers
 hf.utils.logging.disable_progress_bar()
 # Models this small are slower on more threads, several times so on a busy machine.
@@ -36,8 +38,6 @@ SMOL_TEMPLATE = (
     "{% if c['type'] == 'text' %}{{ c['text'] }}{% else %}<{{ c['type'] }}>{% endif %}"
     "{% endfor %}<end_of_utterance>\n{% endfor %}Assistant:"
 )
-MROPE = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 1, 1]}
-GRID = [[32, 64], [64, 32], [64, 64]]
 VOCABULARY = 288
 
 
@@ -74,33 +74,6 @@ def text_config(**changes: Any) -> dict[str, Any]:
         "bos_token_id": None,
         "eos_token_id": 1,
         "pad_token_id": 0,
-    }
-    return {**base, **changes}
-
-
-def tower(model_type: str, **changes: Any) -> dict[str, Any]:
-    base = {
-        "model_type": model_type,
-        "hidden_size": 32,
-        "intermediate_size": 64,
-        "num_hidden_layers": 3,
-        "num_attention_heads": 4,
-        "image_size": 32,
-        "patch_size": 8,
-    }
-    return {**base, **changes}
-
-
-def qwen_tower(**changes: Any) -> dict[str, Any]:
-    base = {
-        "depth": 3,
-        "hidden_size": 32,
-        "intermediate_size": 64,
-        "num_heads": 4,
-        "out_hidden_size": 32,
-        "patch_size": 4,
-        "spatial_merge_size": 2,
-        "temporal_patch_size": 2,
     }
     return {**base, **changes}
 
@@ -151,7 +124,7 @@ def qwen2_5_vl(folder: Path) -> None:
     def config(**tokens: int) -> Any:
         return hf.Qwen2_5_VLConfig(
             text_config=text_config(rope_parameters=MROPE),
-            vision_config=qwen_tower(window_size=16, fullatt_block_indexes=[1]),
+            vision_config=patches(window_size=16, fullatt_block_indexes=[1]),
             **tokens,
         )
 
@@ -165,7 +138,7 @@ def qwen3_vl(folder: Path) -> None:
         layers = {"num_position_embeddings": 16, "deepstack_visual_indexes": [0, 1]}
         return hf.Qwen3VLConfig(
             text_config=text_config(rope_parameters=rope, num_hidden_layers=3, head_dim=8),
-            vision_config=qwen_tower(**layers),
+            vision_config=patches(**layers),
             **tokens,
         )
 
@@ -197,13 +170,15 @@ def llava_onevision(folder: Path) -> None:
     config = hf.LlavaOnevisionConfig(
         vision_config=tower("siglip_vision_model", vision_use_head=False),
         text_config=text_config(model_type="qwen2"),
-        image_grid_pinpoints=GRID,
+        image_grid_pinpoints=PINPOINTS,
         image_token_index=words.convert_tokens_to_ids("<image>"),
         video_token_index=words.convert_tokens_to_ids("<video>"),
     )
     square = {"height": 32, "width": 32}
     processor = hf.LlavaOnevisionProcessor(
-        image_processor=hf.LlavaOnevisionImageProcessor(size=square, image_grid_pinpoints=GRID),
+        image_processor=hf.LlavaOnevisionImageProcessor(
+            size=square, image_grid_pinpoints=PINPOINTS
+        ),
         tokenizer=words,
         video_processor=hf.LlavaOnevisionVideoProcessor(size=square),
         num_image_tokens=16,

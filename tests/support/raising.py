@@ -5,8 +5,9 @@ from typing import Any
 
 from PIL import Image
 
-from tests.support.families import decisive, hf, text_config, tower
+from tests.support.families import decisive, hf, text_config
 from tests.support.media import picture
+from tests.support.tiny_families.parts import tower
 from tests.support.words import template, words
 
 UNKNOWN = "quux"

@@ -7,32 +7,32 @@ from typing import Any
 import torch
 
 from tests.support.tiny_families.coded import perceiving
+from tests.support.tiny_families.grids import DEEP, TALL, TURNED, WINDOWS
 from tests.support.tiny_families.parts import (
     END,
     FAMILIES,
     IMAGE,
     INDEX,
-    INTERLEAVED,
-    MROPE,
-    NONE,
+    INDICES,
     PINPOINTS,
     START,
     TOKENS,
     VIDEO,
     Built,
     clip,
+    config_of,
     count,
     decisive,
     features_of,
-    hf,
     llama,
+    model_of,
     noise,
     patches,
     prompt_inputs,
     siglip,
     text,
 )
-from tests.support.tiny_families.shared import tiles
+from tests.support.tiny_families.shared import QWEN_2, tiles
 
 Grid = list[int]
 """Steps, height and width in patches."""
@@ -76,27 +76,15 @@ def streams(images: Sequence[Grid], videos: Sequence[Grid] = ()) -> dict[str, An
 
 
 def timed() -> Any:
-    config = hf.Qwen2_5_VLConfig(
-        text_config=text(rope_parameters=MROPE, head_dim=NONE),
-        vision_config=patches(window_size=16, fullatt_block_indexes=[1]),
-        **TOKENS,
-    )
-    return hf.Qwen2_5_VLForConditionalGeneration(config)
+    return model_of(config_of("Qwen2_5_VL", TURNED, patches(**WINDOWS), **TOKENS))
 
 
 def deep() -> Any:
-    layers = {"num_position_embeddings": 16, "deepstack_visual_indexes": [0, 1]}
-    config = hf.Qwen3VLConfig(
-        text_config=text(rope_parameters=INTERLEAVED, num_hidden_layers=3),
-        vision_config=patches(**layers),
-        **TOKENS,
-    )
-    return hf.Qwen3VLForConditionalGeneration(config)
+    return model_of(config_of("Qwen3VL", text(**TALL), DEEP, **TOKENS))
 
 
 def plain() -> Any:
-    config = hf.LlavaConfig(vision_config=clip(), text_config=llama(), **INDEX)
-    return hf.LlavaForConditionalGeneration(config)
+    return model_of(config_of("Llava", llama(), clip(), **INDEX))
 
 
 UNEVEN = [[1, *image(4), 5, 6, *image(8), 7], [1, *image(16), 8]]
@@ -145,14 +133,10 @@ def plain_with_a_row_of_text() -> Built:
 
 @register("llava_onevision:mixed")
 def tiled_mixed() -> Built:
-    config = hf.LlavaOnevisionConfig(
-        vision_config=siglip(),
-        text_config=text("qwen2", head_dim=NONE),
-        image_grid_pinpoints=PINPOINTS,
-        image_token_index=IMAGE,
-        video_token_index=VIDEO,
+    config = config_of(
+        "LlavaOnevision", QWEN_2, siglip(), image_grid_pinpoints=PINPOINTS, **INDICES
     )
-    model = hf.LlavaOnevisionForConditionalGeneration(config)
+    model = model_of(config)
     pixels = {**tiles(1), "pixel_values_videos": torch.randn(1, 3, 3, 32, 32)}
     places = [count(features_of(model, kind, pixels)) for kind in ("image", "video")]
     prompt = [1, *[IMAGE] * places[0], 5, *[VIDEO] * places[1], 6, 7]
@@ -161,23 +145,14 @@ def tiled_mixed() -> Built:
 
 @register("video_llava:mixed")
 def together_mixed() -> Built:
-    config = hf.VideoLlavaConfig(
-        vision_config=clip(),
-        text_config=llama(),
-        image_token_index=IMAGE,
-        video_token_index=VIDEO,
-    )
-    model = hf.VideoLlavaForConditionalGeneration(config)
-    pixels = {
-        "pixel_values_images": noise(1),
-        "pixel_values_videos": torch.randn(1, 8, 3, 32, 32),
-    }
+    model = model_of(config_of("VideoLlava", llama(), clip(), **INDICES))
+    pixels = {"pixel_values_images": noise(1), "pixel_values_videos": noise(1, 32, 8)}
     prompt = [1, *[IMAGE] * 16, 5, *[VIDEO] * (17 * 8), 6]
     return rows(model, [prompt], pixels, typed=False)
 
 
 @register("perception_lm:mixed")
 def through_one_encoder_mixed() -> Built:
-    model = hf.PerceptionLMForConditionalGeneration(perceiving())
+    model = model_of(perceiving())
     pixels = {"pixel_values": noise(1, 32, 1), "pixel_values_videos": noise(1, 32, 3)}
     return rows(model, [[1, *[IMAGE] * 4, 5, *[VIDEO] * 12, 6]], pixels, typed=False)

@@ -4,6 +4,7 @@ and prompts that have as many placeholders as the model makes features.
 A builder is called with a number of rows and gives a model and the inputs that `generate` takes.
 """
 
+import copy
 import functools
 import inspect
 import math
@@ -25,21 +26,17 @@ FAMILIES: dict[str, Builder] = {}
 """`family`, `family:video`, `family:b2` (two rows), `family:mixed`… -> its builder."""
 MROPE: dict[str, Any] = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 1, 1]}
 INTERLEAVED: dict[str, Any] = {**MROPE, "mrope_interleaved": True}
-TOKENS: dict[str, Any] = {
-    "image_token_id": IMAGE,
-    "video_token_id": VIDEO,
-    "vision_start_token_id": START,
-    "vision_end_token_id": END,
-}
+SEEN: dict[str, Any] = {"image_token_id": IMAGE, "video_token_id": VIDEO}
+TOKENS: dict[str, Any] = {**SEEN, "vision_start_token_id": START, "vision_end_token_id": END}
 MARKED: dict[str, Any] = {
-    "image_token_id": IMAGE,
-    "video_token_id": VIDEO,
+    **SEEN,
     "image_start_token_id": START,
     "image_end_token_id": END,
     "video_start_token_id": 94,
     "video_end_token_id": 93,
 }
 INDEX: dict[str, Any] = {"image_token_index": IMAGE}
+INDICES: dict[str, Any] = {**INDEX, "video_token_index": VIDEO}
 PINPOINTS = [[32, 64], [64, 32], [64, 64]]
 
 
@@ -100,7 +97,7 @@ def small(**changes: Any) -> dict[str, Any]:
         "num_hidden_layers": 2,
         "num_attention_heads": 4,
     }
-    return {**sizes, **changes}
+    return _without_none({**sizes, **changes})
 
 
 def clip(**changes: Any) -> dict[str, Any]:
@@ -143,15 +140,36 @@ def both(name: str) -> Callable[[Builder], Builder]:
     return register
 
 
+def config_of(prefix: str, text: Any = NONE, vision: Any = NONE, **config: Any) -> Any:
+    """The configuration of a family, of copies: transformers changes what it is given."""
+    given = _without_none({"text_config": text, "vision_config": vision, **config})
+    return getattr(hf, f"{prefix}Config")(**copy.deepcopy(given))
+
+
+def model_of(config: Any, cls: str = "") -> Any:
+    """The model that a configuration is of, by its name."""
+    prefix = type(config).__name__.removesuffix("Config")
+    return getattr(hf, cls or f"{prefix}ForConditionalGeneration")(config)
+
+
 def pictures(
-    name: str, cls: str, config: Callable[[], Any], size: int = 32, frames: int = 0, **options: Any
+    name: str,
+    prefix: str,
+    *given: Any,
+    size: int = 32,
+    frames: int = 0,
+    cls: str = "",
+    wrap: bool = False,
+    types: str | None = None,
+    **config: Any,
 ) -> None:
     """Register a family that takes a tensor a picture and nothing else; with `frames`, one whose
     processor gives it those of a video as so many pictures."""
 
     def build(rows: int, video: bool = False) -> Built:
         pixels = {"pixel_values": noise(rows * frames if video else rows, size)}
-        return finish(getattr(hf, cls)(config()), pixels, rows, **{"wrap": False, **options})
+        model = model_of(config_of(prefix, *given, **config), cls)
+        return finish(model, pixels, rows, wrap=wrap, types=types)
 
     (both if frames else images)(name)(build)
 

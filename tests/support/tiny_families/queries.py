@@ -6,16 +6,19 @@ import torch
 
 from tests.support.tiny_families.parts import (
     IMAGE,
+    INDEX,
     NONE,
     PINPOINTS,
     VIDEO,
     Built,
     both,
+    config_of,
     decisive,
     finish,
     hf,
     images,
     llama,
+    model_of,
     noise,
     prompt_inputs,
     siglip,
@@ -23,21 +26,18 @@ from tests.support.tiny_families.parts import (
     text,
     tower,
 )
-from tests.support.tiny_families.shared import qformer, tiles
-
-OPT: dict[str, Any] = dict(
-    model_type="opt",
-    hidden_size=32,
-    num_hidden_layers=2,
-    ffn_dim=64,
-    num_attention_heads=4,
-    max_position_embeddings=512,
-    word_embed_proj_dim=32,
-    vocab_size=120,
-    bos_token_id=1,
-    eos_token_id=2,
-    pad_token_id=0,
+from tests.support.tiny_families.shared import (
+    BART,
+    DAVIT,
+    OPT,
+    ROUTED,
+    SPARSE,
+    qformer,
+    tiles,
 )
+
+PLACE: dict[str, Any] = {"image_token_id": IMAGE}
+MARKS: dict[str, Any] = dict(vocab_size=120, bos_token_id=1, eos_token_id=2, pad_token_id=0)
 
 T5: dict[str, Any] = dict(
     model_type="t5",
@@ -54,169 +54,87 @@ T5: dict[str, Any] = dict(
 )
 
 
-def blip_2(rows: int, text: Any) -> Built:
-    config = hf.Blip2Config(
-        vision_config=tower("blip_2_vision_model", qkv_bias=True),
-        qformer_config=qformer("blip_2_qformer"),
-        text_config=text,
-        num_query_tokens=4,
-        image_token_index=IMAGE,
-        image_token_id=IMAGE,
-    )
-    return finish(
-        hf.Blip2ForConditionalGeneration(config),
-        dict(pixel_values=noise(rows)),
-        rows,
-        wrap=False,
-        total=4 * rows,
-    )
+def asking(name: str, prefix: str, text: Any, video: bool = False) -> None:
+    """Register a family that asks a picture, or each frame of a video, by four queries."""
+    kind, place = ("video", VIDEO) if video else ("image", IMAGE)
+    model_type = "blip_2" if prefix == "Blip2" else prefix.lower()
+
+    def build(rows: int) -> Built:
+        config = config_of(
+            prefix,
+            text,
+            tower(f"{model_type}_vision_model", qkv_bias=True),
+            qformer_config=qformer(f"{model_type}_qformer"),
+            num_query_tokens=4,
+            **{f"{kind}_token_index": place, f"{kind}_token_id": place},
+        )
+        inputs = {"pixel_values": noise(rows, 32, 4) if video else noise(rows)}
+        if prefix != "Blip2":
+            inputs["qformer_input_ids"] = torch.tensor([[1, 5, 6, 7]] * rows)
+            inputs["qformer_attention_mask"] = torch.ones(rows, 4, dtype=torch.long)
+        total = 4 * rows * (4 if video else 1)
+        return finish(model_of(config), inputs, rows, video, wrap=False, total=total)
+
+    images(name)(build)
 
 
-def instructblip(rows: int, text: Any, video: bool = False) -> Built:
-    prefix, kind = ("InstructBlipVideo", "video") if video else ("InstructBlip", "image")
-    place = VIDEO if video else IMAGE
-    config = getattr(hf, f"{prefix}Config")(
-        vision_config=tower(f"{prefix.lower()}_vision_model", qkv_bias=True),
-        qformer_config=qformer(f"{prefix.lower()}_qformer"),
-        text_config=text,
-        num_query_tokens=4,
-        **{f"{kind}_token_index": place, f"{kind}_token_id": place},
-    )
-    inputs = {
-        "pixel_values": noise(rows, 32, 4) if video else noise(rows),
-        "qformer_input_ids": torch.tensor([[1, 5, 6, 7]] * rows),
-        "qformer_attention_mask": torch.ones(rows, 4, dtype=torch.long),
-    }
-    model = getattr(hf, f"{prefix}ForConditionalGeneration")(config)
-    total = 4 * rows * (4 if video else 1)
-    return finish(model, inputs, rows, video, wrap=False, total=total)
+for _suffix, _text in (("", {**OPT, **MARKS}), (":t5", T5)):
+    asking(f"blip_2{_suffix}", "Blip2", _text)
+    asking(f"instructblip{_suffix}", "InstructBlip", _text)
+    asking(f"instructblipvideo{_suffix}", "InstructBlipVideo", _text, video=True)
 
 
+@images("florence2")
 def florence2(rows: int) -> Built:
-    config = hf.Florence2Config(
-        text_config=dict(
-            model_type="bart",
-            vocab_size=120,
-            d_model=32,
-            encoder_layers=2,
-            decoder_layers=2,
-            encoder_attention_heads=4,
-            decoder_attention_heads=4,
-            encoder_ffn_dim=64,
-            decoder_ffn_dim=64,
-            max_position_embeddings=128,
-            pad_token_id=0,
-            bos_token_id=1,
-            eos_token_id=2,
-            decoder_start_token_id=2,
-            forced_eos_token_id=None,
-        ),
-        vision_config=dict(
-            depths=[1, 1, 1, 1],
-            patch_size=[7, 3, 3, 3],
-            patch_stride=[4, 2, 2, 2],
-            patch_padding=[3, 1, 1, 1],
-            patch_prenorm=[False, True, True, True],
-            embed_dim=[8, 8, 16, 32],
-            num_heads=[2, 2, 2, 2],
-            num_groups=[2, 2, 2, 2],
-            window_size=4,
-            projection_dim=32,
-            max_temporal_embeddings=4,
-            max_position_embeddings=8,
-            drop_path_rate=0.0,
-        ),
-        image_token_id=IMAGE,
-    )
-    return finish(
-        hf.Florence2ForConditionalGeneration(config),
-        dict(pixel_values=noise(rows, 64)),
-        rows,
-        wrap=False,
-    )
+    reader = {**BART, **MARKS, "max_position_embeddings": 128, "decoder_start_token_id": 2}
+    model = model_of(config_of("Florence2", reader, DAVIT, **PLACE))
+    return finish(model, {"pixel_values": noise(rows, 64)}, rows, wrap=False)
 
 
-images("blip_2")(lambda rows: blip_2(rows, dict(OPT)))
+def masked(name: str, prefix: str, *given: Any, frames: int = 0, **config: Any) -> None:
+    """Register a family of which a row has two pictures, with a mask over their pixels; one with
+    `frames` is given those of a video as so many pictures."""
 
-images("blip_2:t5")(lambda rows: blip_2(rows, dict(T5)))
+    def build(rows: int, video: bool = False) -> Built:
+        count = frames if video else 2
+        model = model_of(config_of(prefix, *given, image_token_id=IMAGE, **config))
+        mask = torch.ones(rows, count, 32, 32, dtype=torch.bool)
+        pixels = {"pixel_values": noise(rows, 32, count), "pixel_attention_mask": mask}
 
-images("instructblip")(lambda rows: instructblip(rows, dict(OPT)))
+        def middle(places: int) -> list[int]:
+            return [*[IMAGE] * (places // 2), 3, *[IMAGE] * (places // 2)]
 
-images("instructblip:t5")(lambda rows: instructblip(rows, dict(T5)))
+        return finish(model, pixels, rows, wrap=False, middle=middle)
 
-images("instructblipvideo")(lambda rows: instructblip(rows, dict(OPT), True))
-
-images("instructblipvideo:t5")(lambda rows: instructblip(rows, dict(T5), True))
-
-images("florence2")(florence2)
-
-
-def masked_pictures(model: Any, rows: int, count: int) -> Built:
-    """Build a model whose rows have `count` pictures each, with a mask over their pixels."""
-    return finish(
-        model,
-        dict(
-            pixel_values=noise(rows, 32, count),
-            pixel_attention_mask=torch.ones(rows, count, 32, 32, dtype=torch.bool),
-        ),
-        rows,
-        wrap=False,
-        middle=lambda n: [IMAGE] * (n // 2) + [3] + [IMAGE] * (n // 2),
-    )
+    (both if frames else images)(name)(build)
 
 
-@both("smolvlm")
-def smolvlm(rows: int, video: bool) -> Built:
-    """Its processor gives it the frames of a video as tiles of a picture."""
-    count = 4 if video else 2
-    config = hf.SmolVLMConfig(
-        vision_config=tower("smolvlm_vision"),
-        text_config=llama(),
-        image_token_id=IMAGE,
-        scale_factor=2,
-    )
-    return masked_pictures(hf.SmolVLMForConditionalGeneration(config), rows, count)
-
-
-@images("idefics3")
-def idefics3(rows: int) -> Built:
-    config = hf.Idefics3Config(
-        vision_config=tower("idefics3_vision"),
-        text_config=llama(),
-        image_token_id=IMAGE,
-        scale_factor=2,
-    )
-    return masked_pictures(hf.Idefics3ForConditionalGeneration(config), rows, 2)
-
-
-@images("idefics2")
-def idefics2(rows: int) -> Built:
-    config = hf.Idefics2Config(
-        vision_config=tower("idefics2_vision"),
-        text_config=text("mistral", sliding_window=None),
-        image_token_id=IMAGE,
-        perceiver_config=dict(
-            model_type="idefics2_perceiver",
-            hidden_size=32,
-            resampler_n_latents=4,
-            resampler_depth=2,
-            resampler_n_heads=4,
-            resampler_head_dim=8,
-            num_key_value_heads=2,
-        ),
-    )
-    return masked_pictures(hf.Idefics2ForConditionalGeneration(config), rows, 2)
+masked("smolvlm", "SmolVLM", llama(), tower("smolvlm_vision"), frames=4, scale_factor=2)
+masked("idefics3", "Idefics3", llama(), tower("idefics3_vision"), scale_factor=2)
+masked(
+    "idefics2",
+    "Idefics2",
+    text("mistral", sliding_window=None),
+    tower("idefics2_vision"),
+    perceiver_config=dict(
+        model_type="idefics2_perceiver",
+        hidden_size=32,
+        resampler_n_latents=4,
+        resampler_depth=2,
+        resampler_n_heads=4,
+        resampler_head_dim=8,
+        num_key_value_heads=2,
+    ),
+)
 
 
 @images("granite_docling")
 def granite_docling(rows: int) -> Built:
-    config = hf.GraniteDoclingConfig(
-        text_config=text(num_hidden_layers=4),
-        vision_config=dict(
-            hidden_size=32,
-            intermediate_size=64,
+    config = config_of(
+        "GraniteDocling",
+        text(num_hidden_layers=4),
+        small(
             num_hidden_layers=3,
-            num_attention_heads=4,
             image_size=32,
             patch_size=4,
             out_hidden_size=32,
@@ -224,26 +142,20 @@ def granite_docling(rows: int) -> Built:
             deepstack_visual_indexes=[0, 1],
             use_fine_route=True,
         ),
-        image_token_id=IMAGE,
         pad_token_id=0,
+        **PLACE,
     )
-    return finish(
-        hf.GraniteDoclingForConditionalGeneration(config),
-        dict(
-            pixel_values=noise(rows, 32, 2),
-            pixel_attention_mask=torch.ones(rows, 2, dtype=torch.bool),
-        ),
-        rows,
-        wrap=False,
-    )
+    model, mask = model_of(config), torch.ones(rows, 2, dtype=torch.bool)
+    pixels = {"pixel_values": noise(rows, 32, 2), "pixel_attention_mask": mask}
+    return finish(model, pixels, rows, wrap=False)
 
 
 @images("granite4_vision")
 def granite4_vision(rows: int) -> Built:
-    config = hf.Granite4VisionConfig(
-        vision_config=siglip(num_hidden_layers=4, hidden_size=64),
-        text_config=text(num_hidden_layers=4, head_dim=NONE),
-        image_token_index=IMAGE,
+    config = config_of(
+        "Granite4Vision",
+        text(num_hidden_layers=4, head_dim=NONE),
+        siglip(num_hidden_layers=4, hidden_size=64),
         vision_feature_select_strategy="full",
         vision_feature_layer=-1,
         image_grid_pinpoints=PINPOINTS,
@@ -256,43 +168,33 @@ def granite4_vision(rows: int) -> Built:
         qformer_config=qformer(
             "blip_2_qformer", hidden_size=64, num_attention_heads=1, encoder_hidden_size=64
         ),
+        **INDEX,
     )
-    inputs = tiles(rows)
-    model = hf.Granite4VisionForConditionalGeneration(config)
+    inputs, model = tiles(rows), model_of(config)
     with torch.no_grad():
-        o = decisive(model).eval().model.get_image_features(**inputs)
-    return finish(
-        model, inputs, rows, wrap=False, total=sum(x.shape[0] for x in o.deepstack_features[0][1])
-    )
+        found = decisive(model).model.get_image_features(**inputs).deepstack_features[0][1]
+    return finish(model, inputs, rows, wrap=False, total=sum(map(len, found)))
 
 
 @images("step3p7")
 def step3p7(rows: int) -> Built:
-    config = hf.Step3p7Config(
-        vision_config=small(image_size=32, patch_size=4, mlp_ratio=2.0, max_position_embeddings=64),
-        text_config=text(
+    config = config_of(
+        "Step3p7",
+        text(
             layer_types=["full_attention", "sliding_attention"],
             sliding_window=16,
             num_sliding_attention_heads=4,
-            moe_intermediate_size=16,
             n_routed_experts=4,
-            num_experts_per_tok=2,
             share_expert_dim=16,
-            mlp_layer_types=["dense", "sparse"],
-            num_local_experts=4,
+            **ROUTED,
+            **SPARSE,
         ),
-        image_token_id=IMAGE,
+        small(image_size=32, patch_size=4, mlp_ratio=2.0, max_position_embeddings=64),
+        **PLACE,
     )
-    return finish(
-        hf.Step3p7ForConditionalGeneration(config),
-        dict(
-            pixel_values=noise(rows, 32),
-            pixel_values_local=noise(rows, 16),
-            num_local_patches=[1] * rows,
-        ),
-        rows,
-        wrap=False,
-    )
+    model = model_of(config)
+    pixels = {"pixel_values": noise(rows, 32), "pixel_values_local": noise(rows, 16)}
+    return finish(model, {**pixels, "num_local_patches": [1] * rows}, rows, wrap=False)
 
 
 def told(model: Any, rows: int, pixels: dict[str, Any], prompt: list[int]) -> Built:
@@ -303,42 +205,28 @@ def told(model: Any, rows: int, pixels: dict[str, Any], prompt: list[int]) -> Bu
 
 @images("blip")
 def blip(rows: int) -> Built:
-    config = hf.BlipConfig(
-        text_config=small(
-            encoder_hidden_size=32,
-            projection_dim=32,
-            vocab_size=120,
-            bos_token_id=1,
-            eos_token_id=2,
-            sep_token_id=2,
-            pad_token_id=0,
-        ),
-        vision_config=small(projection_dim=32, image_size=32, patch_size=8),
+    config = config_of(
+        "Blip",
+        small(encoder_hidden_size=32, projection_dim=32, sep_token_id=2, **MARKS),
+        small(projection_dim=32, image_size=32, patch_size=8),
         projection_dim=32,
         image_text_hidden_size=32,
     )
-    model = hf.BlipForConditionalGeneration(config)
-    return told(model, rows, {"pixel_values": noise(rows)}, [1])
+    return told(model_of(config), rows, {"pixel_values": noise(rows)}, [1])
 
 
 @images("git")
 def git(rows: int) -> Built:
-    config = hf.GitConfig(
-        vision_config=small(image_size=32, patch_size=8),
-        vocab_size=120,
-        max_position_embeddings=128,
-        bos_token_id=1,
-        eos_token_id=2,
-        pad_token_id=0,
-        **small(),
-    )
+    vision = small(image_size=32, patch_size=8)
+    config = config_of("Git", NONE, vision, max_position_embeddings=128, **MARKS, **small())
     return told(hf.GitForCausalLM(config), rows, {"pixel_values": noise(rows)}, [1])
 
 
 @images("kosmos-2")
 def kosmos(rows: int) -> Built:
-    config = hf.Kosmos2Config(
-        text_config={
+    config = config_of(
+        "Kosmos2",
+        {
             "vocab_size": 120,
             "max_position_embeddings": 128,
             "embed_dim": 32,
@@ -346,20 +234,20 @@ def kosmos(rows: int) -> Built:
             "ffn_dim": 64,
             "attention_heads": 4,
         },
-        vision_config=small(image_size=32, patch_size=8),
+        small(image_size=32, patch_size=8),
         latent_query_num=4,
     )
-    model = hf.Kosmos2ForConditionalGeneration(config)
-    built, inputs = told(model, rows, {"pixel_values": noise(rows)}, [3, *[IMAGE] * 4])
+    built, inputs = told(model_of(config), rows, {"pixel_values": noise(rows)}, [3, *[IMAGE] * 4])
     inputs["image_embeds_position_mask"] = (inputs["input_ids"] == IMAGE).long()
     return built, inputs
 
 
 @images("mllama")
 def crossed(rows: int) -> Built:
-    config = hf.MllamaConfig(
-        text_config=text("mllama_text_model", head_dim=NONE, cross_attention_layers=[1]),
-        vision_config={
+    config = config_of(
+        "Mllama",
+        text("mllama_text_model", head_dim=NONE, cross_attention_layers=[1]),
+        {
             "hidden_size": 32,
             "intermediate_size": 64,
             "num_hidden_layers": 2,
@@ -372,14 +260,14 @@ def crossed(rows: int) -> Built:
             "intermediate_layers_indices": [0],
             "supported_aspect_ratios": [[1, 1]],
         },
-        image_token_index=IMAGE,
+        **INDEX,
     )
     pixels = {
         "pixel_values": noise(rows)[:, None, None],
         "aspect_ratio_ids": torch.ones(rows, 1, dtype=torch.long),
         "aspect_ratio_mask": torch.ones(rows, 1, 1, dtype=torch.long),
     }
-    built, inputs = told(hf.MllamaForConditionalGeneration(config), rows, pixels, [1, IMAGE])
+    built, inputs = told(model_of(config), rows, pixels, [1, IMAGE])
     length = inputs["input_ids"].shape[1]
     inputs["cross_attention_mask"] = torch.ones(rows, length, 1, 1, dtype=torch.long)
     return built, inputs

@@ -1,10 +1,23 @@
 """Inputs and sizes that several families have in common; knows no one of them."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
-from tests.support.tiny_families.parts import MROPE, Built, finish, hf, noise, small
+from tests.support.tiny_families.parts import (
+    MROPE,
+    NONE,
+    Built,
+    both,
+    config_of,
+    finish,
+    images,
+    model_of,
+    noise,
+    small,
+    text,
+)
 
 HYBRID: dict[str, Any] = {
     "rope_parameters": {**MROPE, "mrope_interleaved": True, "partial_rotary_factor": 1.0},
@@ -30,11 +43,62 @@ LATENT: dict[str, Any] = {
     "topk_group": 1,
 }
 """Latent attention over a mixture of experts."""
+ROUTED: dict[str, Any] = {
+    "moe_intermediate_size": 16,
+    "num_local_experts": 4,
+    "num_experts_per_tok": 2,
+}
+"""A mixture of experts."""
 EXPERTS: dict[str, Any] = {
     "moe_intermediate_size": 16,
     "shared_expert_intermediate_size": 16,
     "num_experts": 4,
     "num_experts_per_tok": 2,
+}
+INDEXED: dict[str, Any] = {"index_topk": 64, "index_head_dim": 8, "index_n_heads": 2}
+"""Attention to what an index chooses."""
+SPARSE: dict[str, Any] = {"mlp_layer_types": ["dense", "sparse"]}
+SLIDING: dict[str, Any] = {
+    "sliding_window": 16,
+    "layer_types": ["sliding_attention", "full_attention"],
+}
+QWEN_2: dict[str, Any] = text("qwen2", head_dim=NONE)
+OPT: dict[str, Any] = {
+    "model_type": "opt",
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "ffn_dim": 64,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 512,
+    "word_embed_proj_dim": 32,
+}
+BART: dict[str, Any] = {
+    "model_type": "bart",
+    "d_model": 32,
+    "encoder_layers": 2,
+    "decoder_layers": 2,
+    "encoder_attention_heads": 4,
+    "decoder_attention_heads": 4,
+    "encoder_ffn_dim": 64,
+    "decoder_ffn_dim": 64,
+    "max_position_embeddings": 512,
+    "decoder_start_token_id": 1,
+    "forced_eos_token_id": None,
+}
+DAVIT: dict[str, Any] = {
+    "depths": [1, 1, 1, 1],
+    "patch_size": [7, 3, 3, 3],
+    "patch_stride": [4, 2, 2, 2],
+    "patch_padding": [3, 1, 1, 1],
+    "patch_prenorm": [False, True, True, True],
+    "embed_dim": [8, 8, 16, 32],
+    "num_heads": [2, 2, 2, 2],
+    "num_groups": [2, 2, 2, 2],
+    "window_size": 4,
+    "projection_dim": 32,
+    "max_temporal_embeddings": 4,
+    "max_position_embeddings": 8,
+    "drop_path_rate": 0.0,
 }
 PERCEIVING: dict[str, Any] = {
     "model_type": "timm_wrapper",
@@ -80,33 +144,43 @@ def stream(
     return {"pixel_values": pixels, "image_grid_thw": grid}
 
 
-def streamed(
-    config: Any,
-    cls: str,
-    rows: int,
-    video: bool,
-    patch: int = 4,
+def streaming(
+    name: str,
+    prefix: str,
+    *given: Any,
+    cls: str = "",
     depth: int = 2,
     types: str | None = "mm_token_type_ids",
     frames: int = 0,
-    **options: Any,
-) -> Built:
-    """A family that takes a stream of patches; `frames` groups of placeholders in a video."""
-    return finish(
-        getattr(hf, cls)(config),
-        stream(rows, video, patch, depth),
-        rows,
-        video,
-        types=types,
-        frames=frames if video else 0,
-        **options,
-    )
+    extra: Callable[[torch.Tensor, bool], dict[str, Any]] | None = None,
+    **config: Any,
+) -> None:
+    """Register a family that takes a stream of patches; `frames` groups of placeholders in a
+    video. `extra` makes more inputs of the ids."""
+
+    def build(rows: int, video: bool) -> Built:
+        return finish(
+            model_of(config_of(prefix, *given, **config), cls),
+            stream(rows, video, 4, depth),
+            rows,
+            video,
+            types=types,
+            frames=frames if video else 0,
+            extra=(lambda ids: extra(ids, video)) if extra else None,
+        )
+
+    both(name)(build)
 
 
-def sized(cls: str, config: Any, rows: int) -> Built:
-    """A family that is told the size of each picture."""
-    inputs = {"pixel_values": noise(rows, 16), "image_sizes": torch.tensor([[16, 16]] * rows)}
-    return finish(getattr(hf, cls)(config), inputs, rows, wrap=False)
+def sized(name: str, prefix: str, *given: Any, **config: Any) -> None:
+    """Register a family that takes pictures with their sizes."""
+
+    def build(rows: int) -> Built:
+        sizes = torch.tensor([[16, 16]] * rows)
+        inputs = {"pixel_values": noise(rows, 16), "image_sizes": sizes}
+        return finish(model_of(config_of(prefix, *given, **config)), inputs, rows, wrap=False)
+
+    images(name)(build)
 
 
 def tiles(rows: int, count: int = 5) -> dict[str, torch.Tensor]:
