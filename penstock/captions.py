@@ -22,7 +22,7 @@ from flows.job.launch import DirectLauncher, Running, StageCall
 from flows.job.media_files import MediaFile
 from flows.job.prepare import Job
 from flows.job.tasks import Task
-from flows.options.commands import CaptionConfig
+from flows.options.commands import CaptionConfig, RunOptions
 from flows.results.captions import caption_of, captions_by_file
 from flows.results.run_record import RunRecord
 from flows.results.run_result import RunResult
@@ -40,7 +40,8 @@ def caption(
     """Start a run over files, folders, globs, addresses or lists; with `progress` it is shown as by
     the command. Raises UsageError for options that make no sense."""
     return Captions(
-        config_for(sources, options, CaptionConfig, CaptionOptions), Display(quiet=not progress)
+        config_for(sources, options, CaptionConfig, CaptionOptions.__annotations__),
+        Display(quiet=not progress),
     )
 
 
@@ -48,7 +49,7 @@ class Captions(Iterator[Caption]):
     """A run at work. To iterate over it gives each caption as soon as it is made, first those that
     were there; what ends the run is raised when there are no more."""
 
-    def __init__(self, config: CaptionConfig, display: Display) -> None:
+    def __init__(self, config: RunOptions, display: Display) -> None:
         config.check_sources()
         self._config = config
         self._display = display

@@ -24,5 +24,5 @@ def rebuild(
     command `penstock cache rebuild`. Raises PenstockError."""
     given = {"name": name, "prune": prune, "dry_run": dry_run}
     asked = RebuildOptions(**checked(RebuildOptions, given))
-    config = config_for(sources, options, RebuildConfig, FeatureOptions)
+    config = config_for(sources, options, RebuildConfig, FeatureOptions.__annotations__)
     return run(config, asked, Display(quiet=not progress))

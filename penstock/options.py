@@ -1,12 +1,11 @@
 """Takes the options of the command line as keywords, with their types; runs nothing."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from os import PathLike
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from flows.options.media import SourceOptions
 from penstock.arguments import checked, known_only, sources_of
-from penstock.keywords import FeatureOptions
 
 C = TypeVar("C", bound=SourceOptions)
 Sources = str | PathLike[str] | Iterable[str | PathLike[str]]
@@ -14,9 +13,9 @@ Sources = str | PathLike[str] | Iterable[str | PathLike[str]]
 
 
 def config_for(
-    sources: Sources, options: FeatureOptions, kind: type[C], known: type[FeatureOptions]
+    sources: Sources, options: Mapping[str, Any], kind: type[C], known: Iterable[str]
 ) -> C:
     """Return the configuration that these mean. Raises UsageError, also for an option that is not
     among those `known`, and for a value of another type than its field has."""
-    known_only(options, known.__annotations__)
+    known_only(options, known)
     return kind(sources=sources_of(sources), **checked(kind, options))

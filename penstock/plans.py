@@ -14,5 +14,5 @@ def plan(sources: Sources = (), **options: Unpack[CaptionOptions]) -> dict[str, 
     """Return what a run would take of memory, disk and time, and whether it `fits`. Without
     sources, it is what a standard chunk would. Nothing is run. Raises PenstockError."""
     display = Display(quiet=True)
-    config = config_for(sources, options, CaptionConfig, CaptionOptions)
+    config = config_for(sources, options, CaptionConfig, CaptionOptions.__annotations__)
     return figures(plan_of(config, DirectLauncher(display.listen), display.say))

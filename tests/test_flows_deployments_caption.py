@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import NoReturn
 from uuid import UUID, uuid4
 
 import httpx
@@ -28,7 +29,6 @@ from flows.deployments.endings import INTERRUPTED, ended_by
 from flows.deployments.page import RunPage
 from flows.deployments.runs import Caller
 from flows.deployments.view import TABLE_ROWS, Progress, RunLog, table
-from flows.options.commands import CaptionConfig
 from scripts.stage_processes import stage_of
 from tests.support.pipeline import PENSTOCK, ROOT, descendants, wait_gone
 
@@ -142,17 +142,16 @@ def test_with_prefect_the_command_makes_the_same_bytes_and_says_the_same(tmp_pat
     assert lines_said(flow_run) == lines_said(plain_run)
 
 
-def test_a_server_that_refuses_the_login_is_said_to(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: object, **__: object) -> None:
+def test_a_server_that_refuses_the_login_is_said_to() -> None:
+    def refuse() -> NoReturn:
         request = httpx.Request("POST", "http://127.0.0.1:4242/api/flows/")
         raise PrefectHTTPStatusError(
             "401 Unauthorized", request=request, response=httpx.Response(401, request=request)
         )
 
-    monkeypatch.setattr(flows.deployments.caption, "caption_videos", refuse)
     caller = Caller(display=Display(quiet=True))
     with pytest.raises(EnvironmentFault, match=r"refuses the login\. Set PREFECT_API_AUTH_STRING"):
-        observed(CaptionConfig(sources=("a.mp4",)), caller)
+        observed(refuse, caller)
 
 
 def lines_said(done: "subprocess.CompletedProcess[str]") -> int:

@@ -258,7 +258,7 @@ def test_values_are_taken_as_the_command_line_or_python_writes_them() -> None:
 
 
 def captioning(sources: Any, options: CaptionOptions) -> CaptionConfig:
-    return config_for(sources, options, CaptionConfig, CaptionOptions)
+    return config_for(sources, options, CaptionConfig, CaptionOptions.__annotations__)
 
 
 def test_a_whole_number_for_a_float_finds_what_the_same_float_made() -> None:

@@ -5,12 +5,24 @@ tests/data/frozen_keys.json is never edited to make these tests pass, unless fin
 to be done again, or an option is added: `python -m tests.support.frozen_keys --write`.
 """
 
+import ast
 import json
+import sys
+from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.support.frozen_cells import CELLS, SLOW
+from artifacts import options
+from flows.job.export_config import ExportConfig
+from flows.options.commands import CaptionConfig
+from flows.options.rebuild import RebuildConfig
+from flows.options.search import SearchAsked, SearchPlace
+from flows.options.tune import TuneConfig
+from flows.options.vectors import EmbedConfig, IndexConfig, LabelConfig
+from flows.serving.config import ServeConfig
+from tests.support.frozen_cells import CELLS, LABELS, SLOW, Cell
 from tests.support.frozen_keys import BASE, RECORDED, beside, record
 from tests.support.frozen_surface import PARAMETERS, SMALLEST, defaults, forms, surface, written
 
@@ -61,5 +73,47 @@ def test_the_rows_of_help_are_the_same() -> None:
 def test_prefects_forms_have_the_same_fields() -> None:
     found = plain(forms())
     assert found.keys() == FROZEN["forms"].keys()
-    for flow, fields in FROZEN["forms"].items():
-        assert found[flow] == fields, flow
+    for flow, named in FROZEN["forms"].items():
+        assert found[flow] == named, flow
+
+
+TEXTS = ("--format", "txt")
+READ_BY: dict[type[Any], Cell] = {
+    CaptionConfig: Cell(options=TEXTS),
+    RebuildConfig: CELLS["rebuild"],
+    EmbedConfig: CELLS["embed"],
+    IndexConfig: CELLS["index"],
+    LabelConfig: Cell(command="label", model="dual", options=(*LABELS, *TEXTS)),
+}
+"""Configuration → a run of its command that reads all of its fields."""
+NOT_READING = {"__post_init__", "_asdict_inner", "_replace", "replace"}
+"""Functions that look at every field, whether anything comes of it or not."""
+
+
+@pytest.mark.parametrize("kind", READ_BY)
+def test_a_command_reads_every_field_that_it_has(
+    kind: type[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names, read = {field.name for field in fields(kind)}, set[str]()
+
+    def reading(config: Any, name: str) -> Any:
+        code = sys._getframe(1).f_code
+        if code.co_name not in NOT_READING and Path(code.co_filename) != Path(options.__file__):
+            read.add(name)
+        return object.__getattribute__(config, name)
+
+    monkeypatch.setattr(kind, "__getattribute__", reading, raising=False)
+    monkeypatch.setitem(CELLS, "reading", READ_BY[kind])
+    record("reading")
+    assert names - read == set()
+
+
+@pytest.mark.parametrize("kind", [TuneConfig, ExportConfig, SearchAsked, SearchPlace, ServeConfig])
+def test_every_field_is_named_where_something_is_done(kind: type[Any]) -> None:
+    """These commands load models of their own: that some module reads a field has to do."""
+    found: set[str] = set()
+    for path in (Path(__file__).parents[1] / "flows").rglob("*.py"):
+        if "cli" not in path.parts:
+            tree = ast.parse(path.read_text(encoding="utf-8"))
+            found |= {each.attr for each in ast.walk(tree) if isinstance(each, ast.Attribute)}
+    assert {field.name for field in fields(kind)} <= found

@@ -1,6 +1,8 @@
 """Makes a Prefect flow of the caption run: one task a stage, progress and a table in the UI. It
 decides nothing about the sequence, which is the plain command's."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from prefect import State, flow
@@ -37,7 +39,7 @@ def run_with_prefect(config: CaptionConfig, display: Display) -> RunResult:
     token = CALLER.set(caller)
     try:
         with stopped_in_order(), temporary_settings(client_settings()):
-            state = observed(config, caller)
+            state = observed(partial(caption_videos, config, return_state=True), caller)
     finally:
         CALLER.reset(token)
     if caller.result is None:
@@ -47,11 +49,11 @@ def run_with_prefect(config: CaptionConfig, display: Display) -> RunResult:
     return caller.result
 
 
-def observed(config: CaptionConfig, caller: Caller) -> State[Any] | None:
-    """Return the flow's state. A server that vanished after the work costs the state, not the
-    work."""
+def observed(run: Callable[[], State[Any]], caller: Caller) -> State[Any] | None:
+    """Run the flow, and return its state. Where the server vanished after the work, the state is
+    lost, and the work is not."""
     try:
-        return caption_videos(config, return_state=True)
+        return run()
     except Exception as error:  # of Prefect: what the flow itself raises is in its state
         text = f"the Prefect server at {PREFECT_API_URL.value()} does not answer ({error})"
         hint = "Start it, or unset PREFECT_API_URL; nothing finished is lost"

@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 from typing import Annotated
 
 from artifacts.errors import UsageError
-from artifacts.options import Option
+from artifacts.options import Option, OptionGroup
 from flows.options.commands import RunOptions
 from flows.options.formats import COCO
 from flows.options.headings import LABELS, MEMORY, MODEL, OUTPUTS, VECTORS
@@ -76,8 +76,8 @@ class IndexConfig(VectorConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class LabelConfig(OutputOptions, VectorConfig):
-    """One run that gives labels."""
+class LabelOptions(OptionGroup):
+    """The labels that are given, and the scores that they need."""
 
     labels: Annotated[
         str,
@@ -101,6 +101,12 @@ class LabelConfig(OutputOptions, VectorConfig):
     """File of labels that people gave some of the pictures, by which thresholds are learned."""
     top: Annotated[int, Option("labels told of each picture [5]", LABELS, "K", least=1)] = TOP
     """Labels told of each picture."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelConfig(OutputOptions, LabelOptions, VectorConfig):
+    """One run that gives labels."""
+
     format: Annotated[
         tuple[str, ...],
         Option(

@@ -13,7 +13,7 @@ from flows.job.launch import DirectLauncher
 from flows.job.prepare import Job, out_folder
 from flows.job.replanning import replanned_once
 from flows.options.commands import RunOptions
-from flows.options.vectors import TOP, LabelConfig
+from flows.options.vectors import TOP, LabelOptions
 from flows.pipelines import LABEL
 from flows.results.foreign_files import refuse_replacing
 from flows.results.labels.examples import Examples, examples_of, learned_threshold
@@ -43,7 +43,7 @@ class LabelAsked:
             raise UsageError(f"--threshold is {self.threshold}", hint="Give a number from -1 to 1")
 
 
-def labels_asked(config: LabelConfig) -> LabelAsked:
+def labels_asked(config: LabelOptions) -> LabelAsked:
     """Return the labels that a configuration asks for. Raises PenstockError."""
     labels = label_set(config.labels, config.templates)
     return LabelAsked(

@@ -68,7 +68,8 @@ def tune(
     examples, asked = asked_of(config, display.say)
 
     def attempt() -> None:
-        _train(config, examples, asked, Watch(display, on_begin), make_launcher)
+        watch = Watch(display, on_begin)
+        _train(config, config.as_published, examples, asked, watch, make_launcher)
 
     replanned_once(attempt, display.say)
     out = Path(asked.out).parent
@@ -78,7 +79,8 @@ def tune(
 
 
 def _train(
-    config: TuneConfig,
+    config: TrainingOptions,
+    way: bool | None,
     examples: Sequence[Example],
     asked: RunOptions,
     watch: Watch,
@@ -89,7 +91,7 @@ def _train(
     with prepared(asked, watch, make_launcher, TUNE) as (job, launcher):
         _check(config, job, examples, out)
         if (out / ADAPTER_WEIGHTS).is_file():
-            for note in way_notes(config.as_published, read_adapter(out), job.model.folder):
+            for note in way_notes(way, read_adapter(out), job.model.folder):
                 watch.say(note)
         doing, outputs = "tuning into", {"adapter": str(out)}
         with watch.working(job, launcher, doing, outputs=outputs) as (sequence, _, _):

@@ -17,7 +17,7 @@ from flows.planning.sizes import UNKNOWN_SIZE
 from flows.planning.start import choose
 from flows.planning.workloads import STANDARD_CHUNKS, Workload, workload_of
 from flows.running.calls import Calls
-from flows.serving.config import ServeConfig
+from flows.serving.config import BatchOptions, RequestLimits
 from flows.serving.half_plan import HalfPlan
 from stages.frames.job import FramesJob
 from stages.process.job import told_of
@@ -40,7 +40,7 @@ def plan_half(
     job: Job,
     stage: Stage,
     ladder: Ladder,
-    config: ServeConfig,
+    config: BatchOptions,
     answers: Callable[[Iterable[str]], dict[str, Any]],
     told: Mapping[str, Any],
     workloads: Sequence[Workload] = (),
@@ -73,14 +73,14 @@ def plan_half(
     )
 
 
-def decoding_call(job: Job, config: ServeConfig, store: str) -> Callable[[str], StageCall]:
+def decoding_call(job: Job, most: RequestLimits, store: str) -> Callable[[str], StageCall]:
     """Return the call of a process that decodes for a job, over a pipe."""
     stage = job.pipeline[0]
     call = Calls(job).frames([], Rung(stage=stage.name, batch=1))
-    most = max(1, round(config.clip_seconds / job.sampling.chunk_seconds))
+    chunks = max(1, round(most.clip_seconds / job.sampling.chunk_seconds))
 
     def over(pipe: str) -> StageCall:
-        limits = {"most_pixels": config.pixels, "most_chunks": most}
+        limits = {"most_pixels": most.pixels, "most_chunks": chunks}
         told = FramesJob(**{**call.arguments, **limits, "store": store, "live": pipe})
         return replace(
             call, name="cut_live", arguments=told_of(told), budget=DECODER_BYTES, stays=True

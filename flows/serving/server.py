@@ -20,7 +20,7 @@ from flows.console.display import Display
 from flows.job.launch import DirectLauncher, Launcher
 from flows.job.replanning import changed_twice
 from flows.serving.app import app_of
-from flows.serving.config import ServeConfig
+from flows.serving.config import BatchOptions, NetworkOptions, ServeConfig
 from flows.serving.guard import Guard
 from flows.serving.listening import UnsignalledServer, address_of, listening
 from flows.serving.model_watch import ModelWatch
@@ -71,7 +71,7 @@ def _loops() -> Callable[[], asyncio.AbstractEventLoop]:
     return made
 
 
-def token_of(config: ServeConfig) -> str:
+def token_of(config: NetworkOptions) -> str:
     """Return the token that requests must bring; empty: none. Raises UsageError."""
     if not config.token_file:
         return ""
@@ -138,7 +138,7 @@ async def _answered(service: Service) -> None:
 class Answering:
     """The HTTP server of a process, whatever service it answers by."""
 
-    def __init__(self, config: ServeConfig, listener: socket.socket) -> None:
+    def __init__(self, config: BatchOptions, listener: socket.socket) -> None:
         """Answer nothing yet."""
         self._listener = listener
         self._app: ASGI | None = None

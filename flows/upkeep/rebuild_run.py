@@ -15,6 +15,7 @@ from flows.job.leases import RunningJob, running_jobs
 from flows.job.prepare import Job, prepare
 from flows.job.replanning import replanned_once
 from flows.job.weights import bytes_to_fetch
+from flows.options.commands import RunOptions
 from flows.options.rebuild import RebuildConfig, RebuildRun
 from flows.pipelines import KEPT, parts_of
 from flows.planning.sizes import unencoded
@@ -174,7 +175,7 @@ def rebuild(
 
 
 def _rebuilt(
-    config: RebuildRun,
+    config: RunOptions,
     name: str,
     options: RebuildOptions,
     display: Display,
