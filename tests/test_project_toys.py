@@ -1,5 +1,5 @@
-"""What another stage, store or engine takes is counted in files, and then run, in copies of the
-program: toys put there by patches that are kept in tests/data/toys."""
+"""What another stage, store, engine or option takes is counted in files, and then run, in copies of
+the program: toys put there by patches that are kept in tests/data/toys."""
 
 import json
 import os
@@ -191,6 +191,44 @@ def test_another_engine_is_offered_planned_and_run_like_ours(tmp_path: Path) -> 
     assert found[0] == found[1]
     stored = {path.parent.name for path in (tmp_path / "store" / "captions").rglob("*.pack")}
     assert len(stored) == 2, "each has a namespace of its own"
+
+
+OPTION = """
+import json
+from flows.cli.main import parse
+from flows.cli.options import config_of
+from flows.deployments.caption import caption_videos
+from flows.options.commands import CaptionConfig
+from penstock.options import config_for
+from scripts import keywords
+keywords.FILE.write_text(keywords.source())
+from penstock.keywords import CaptionOptions
+given = parse(["caption", "a.mp4", "--capitals"])
+form = caption_videos.parameters.model_dump()["definitions"]["CaptionConfig"]["properties"]
+known = CaptionOptions.__annotations__
+print(json.dumps([
+    config_of(given, CaptionConfig).capitals,
+    form["capitals"]["description"],
+    known["capitals"].__name__,
+    config_for("a", {"capitals": True}, CaptionConfig, known).capitals,
+]))
+"""
+"""What derives from the declaration of `--capitals`, the option that `option.patch` adds."""
+
+
+def test_an_option_takes_its_declaration_and_who_reads_it(tmp_path: Path) -> None:
+    copy, names = patched("option", tmp_path)
+    assert names == ["flows/options/text.py", "flows/results/captions.py"]
+    shutil.copytree(ROOT / "scripts", copy / "scripts")
+    done = inside(copy, "-c", OPTION)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == [True, "Write every caption in capitals.", "bool", True]
+    assert "--capitals" in penstock(copy, "caption", "--help").stdout
+    places = ["--store", str(tmp_path / "store"), "--out", str(tmp_path / "out")]
+    clip = str(penstock_demo.CLIPS / CLIPS[0])
+    penstock(copy, "caption", clip, "--model", "demo", "--capitals", *places)
+    row = json.loads((tmp_path / "out" / "captions.jsonl").read_text().splitlines()[0])
+    assert row["caption"] == row["caption"].upper() != ""
 
 
 def test_another_store_is_a_module_and_an_entry(tmp_path: Path) -> None:
