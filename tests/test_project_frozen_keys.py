@@ -1,13 +1,15 @@
 """Finished work is found again, and scripts go on: what decides namespaces and keys, the arguments
 of stages, the rows of `--help` and the fields of Prefect's forms are as they were recorded.
 
-tests/data/frozen_keys.json is never edited to make these tests pass, unless finished work is meant
-to be done again, or an option is added: `python -m tests.support.frozen_keys --write`.
+tests/data/frozen_keys.json and frozen_job_keys.json are never edited to make these tests pass,
+unless finished work is meant to be done again, or an option is added:
+`python -m tests.support.frozen_keys --write`, or `--write-jobs`.
 """
 
 import ast
 import json
 import sys
+from collections.abc import Iterable
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -22,16 +24,17 @@ from flows.options.search import SearchAsked, SearchPlace
 from flows.options.tune import TuneConfig
 from flows.options.vectors import EmbedConfig, IndexConfig, LabelConfig
 from flows.serving.config import ServeConfig
-from tests.support.frozen_cells import CELLS, LABELS, SLOW, Cell
-from tests.support.frozen_keys import BASE, RECORDED, beside, record
+from tests.support.frozen_cells import CELLS, JOBS, LABELS, SLOW, Cell
+from tests.support.frozen_keys import BASE, RECORDED, RECORDED_JOBS, beside, record
 from tests.support.frozen_surface import PARAMETERS, SMALLEST, defaults, forms, surface, written
 
 FROZEN: dict[str, Any] = json.loads(RECORDED.read_text(encoding="utf-8"))
-MARKED = [
-    pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name
-    for name in CELLS
-    if name != BASE
-]
+FROZEN_JOBS: dict[str, Any] = json.loads(RECORDED_JOBS.read_text(encoding="utf-8"))["jobs"]
+
+
+def marked(names: Iterable[str]) -> list[Any]:
+    """Names of cells, those marked that only slow tests look at."""
+    return [pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n for n in names]
 
 
 def plain(value: Any) -> Any:
@@ -41,16 +44,22 @@ def plain(value: Any) -> Any:
 
 def test_the_matrix_is_the_recorded_one() -> None:
     assert FROZEN["cells"].keys() == CELLS.keys() - {BASE}
-    assert CELLS.keys() > SLOW
+    assert FROZEN_JOBS.keys() == JOBS.keys()
+    assert CELLS.keys() | JOBS.keys() > SLOW
 
 
 def test_a_caption_run_is_as_it_was() -> None:
     assert record(BASE) == FROZEN["base"]
 
 
-@pytest.mark.parametrize("name", MARKED)
+@pytest.mark.parametrize("name", marked(name for name in CELLS if name != BASE))
 def test_keys_and_stage_arguments_are_as_they_were(name: str) -> None:
     assert beside(record(name), FROZEN["base"]) == FROZEN["cells"][name]
+
+
+@pytest.mark.parametrize("name", marked(JOBS))
+def test_what_trainings_and_exports_tell_stages_is_as_it_was(name: str) -> None:
+    assert record(name) == FROZEN_JOBS[name]
 
 
 @pytest.mark.parametrize("name", PARAMETERS)

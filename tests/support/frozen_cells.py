@@ -19,6 +19,8 @@ class Cell:
     """Stage → the number of its processes that run out of memory."""
     graphs: bool = False
     """Whether graphs of the vision half lie beside the checkpoint."""
+    stop: str = ""
+    """Stage whose process is interrupted before it does anything; empty: none."""
 
 
 def _caption(*options: str, **more: Any) -> Cell:
@@ -163,6 +165,53 @@ CELLS: dict[str, Cell] = {
     **VECTORS,
     **REBUILDS,
 }
+TUNE = ("{root}/data.jsonl", "--model", "demo")
+EXPORT = ("--calibrate", "{clips}")
+JOBS: dict[str, Cell] = {
+    "caption bounded": Cell(
+        options=("--fps", "4", "--max-new-tokens", "40"), model="bounded"
+    ),
+    "caption bounded stock": Cell(options=("--fps", "4", "--as-stock"), model="bounded"),
+    "rebuild bounded": Cell(command="cache rebuild", options=("--fps", "4"), model="bounded"),
+    "caption falls with prompts": _caption(
+        *CHUNKS, *PROMPTS, "--precision", "auto", refuse={"decode": 1}
+    ),
+    "tune": Cell(command="tune", options=TUNE, stop="tune"),
+    "tune further": Cell(
+        command="tune",
+        options=(
+            *TUNE, "--lora-rank", "4", "--steps", "7", "--batch-size", "2", "--lr", "1e-3",
+            "--seed", "3", "--validate", "0.5", "--max-new-tokens", "40", "--as-published",
+        ),
+        stop="tune",
+    ),
+    "tune nf4": Cell(
+        command="tune",
+        options=(*TUNE, "--precision", "nf4", "--recompute", "--optimizer", "adamw8bit"),
+        stop="tune",
+    ),
+    "tune scored": Cell(command="tune", options=(*TUNE, "--validate-only"), stop="tune"),
+    "export nf4": Cell(command="export demo --to nf4", options=EXPORT, stop="export"),
+    "export int8 of both": Cell(
+        command="export demo --to int8",
+        options=(*EXPORT, "--half", "both", "--as-published"),
+        stop="export",
+    ),
+    "export few": Cell(
+        command="export demo --to nf4", options=(*EXPORT, "--samples", "2"), stop="export"
+    ),
+    "export packed": Cell(
+        command="export demo --to w4a16", options=(*EXPORT, "--group", "32"), stop="calibrate"
+    ),
+    "export an adapter": Cell(
+        command="export demo --to nf4", options=(*EXPORT, *ADAPTER), stop="merge"
+    ),
+    "export vectors": Cell(
+        command="export demo --to int8", model="dual", options=(*EXPORT, "--half", "vision"),
+        stop="export",
+    ),
+}  # fmt: skip
+"""Frames bounded by a context; trainings and exports, up to the stage that is interrupted."""
 SLOW = {
     *(f"caption {name}" for name in (
         "prompt", "summary prompt", "start", "no chance", "top p", "top k", "repetition",
@@ -172,6 +221,8 @@ SLOW = {
         "auto stock of several", "graphs nf4", "decode falls", "another engine", "encode falls",
         "length", "max video pixels", "splice", "one frame", "graphs by themselves",
     )),
+    *("caption bounded stock", "caption falls with prompts", "tune nf4", "tune scored",
+      "export few", "export int8 of both", "export an adapter"),
     *("embed fps", "embed auto tiles", "embed batch", "label nf4", "label top", "index fp16",
       "index fps", "rebuild named", "rebuild int8", "rebuild graphs"),
 }  # fmt: skip

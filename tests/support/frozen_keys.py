@@ -2,8 +2,8 @@
 namespaces, keys, the arguments of every stage, and what `run.json` says of the run.
 
 tests/data/frozen_keys.json holds what an earlier version did. `python -m tests.support.frozen_keys
---write` writes it anew, which is right only where finished work is meant to be done again. The
-functions below the line `The seams` are the only ones that name parts of the program.
+--write` writes it anew (`--write-jobs`: frozen_job_keys.json), which is right only where finished
+work is meant to be done again. The seam at the end is the only function that names flows.
 """
 
 import argparse
@@ -20,18 +20,19 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from artifacts.errors import CannotFit
+from artifacts.errors import CannotFit, Interrupted
 from artifacts.keys import digest_of
 from artifacts.packs import Record, RecordSet, stored_namespaces
 from artifacts.store import FolderStore, open_store
 from penstock_demo import CHECKPOINT, DUAL_CHECKPOINT
 from stages.process.outcome import StageOutcome
-from tests.support.frozen_cells import CELLS, Cell
+from tests.support.frozen_cells import CELLS, JOBS, Cell
 from tests.support.frozen_surface import forms, surface
 from tests.support.stand_ins import Stages
 
 DATA = Path(__file__).parent.parent / "data"
 RECORDED = DATA / "frozen_keys.json"
+RECORDED_JOBS = DATA / "frozen_job_keys.json"
 PROFILES = DATA / "frozen_profiles.json"
 """What `describe` told of tiny checkpoints: name → profile."""
 CLIPS = DATA / "before" / "clips"
@@ -52,10 +53,11 @@ class MadeUpStages(Stages):
     """Makes records of every kind from their keys. `refuse` counts, by stage, the processes that
     run out of memory at first."""
 
-    def __init__(self, profile: Mapping[str, Any], refuse: Mapping[str, int]) -> None:
+    def __init__(self, cell: Cell) -> None:
         super().__init__()
-        self._told = dict(profile)
-        self._refuse = dict(refuse)
+        self._told = _profiles()[cell.model]
+        self._refuse = dict(cell.refuse)
+        self._stop = cell.stop
 
     def _answer(self, call: Any, outcome: StageOutcome) -> StageOutcome:
         arguments = call.arguments
@@ -71,6 +73,8 @@ class MadeUpStages(Stages):
         if self._refuse.get(call.name, 0):
             self._refuse[call.name] -= 1
             raise CannotFit(f"{call.name} needs more memory", hint="Give it more")
+        if call.name == self._stop:
+            raise Interrupted(f"{call.name} was stopped")
         if call.name in MAKERS:
             MAKERS[call.name](flat(call.arguments), outcome)
         else:
@@ -124,6 +128,7 @@ def _summarize(told: dict[str, Any], outcome: StageOutcome) -> None:
 
 MAKERS: dict[str, Callable[[dict[str, Any], StageOutcome], None]] = {
     "decode": _decode,
+    "judge": lambda *_: None,
     "embed": _embed,
     "embed_texts": _embed_texts,
     "summarize": _summarize,
@@ -139,11 +144,12 @@ def flat(arguments: Any) -> dict[str, Any]:
 
 def record(name: str) -> dict[str, Any]:
     """Return what a cell's command does in an empty folder after the commands before it."""
-    cell = CELLS[name]
+    cell = (CELLS | JOBS)[name]
     with tempfile.TemporaryDirectory() as made:
         root = Path(made).resolve()
-        stages = MadeUpStages(_profiles()[cell.model], cell.refuse)
+        stages = MadeUpStages(cell)
         _write_model(root / "model", cell)
+        _write_data(root / "data.jsonl")
         for more in cell.before:
             run(stages, _words(root, cell, more), root)
         stages.calls.clear()
@@ -171,10 +177,15 @@ def _arguments(root: Path, call: Any) -> dict[str, Any]:
 
 def _words(root: Path, cell: Cell, more: tuple[str, ...]) -> list[str]:
     """Return the command line of a cell."""
+    names = {"{data}": str(DATA), "{root}": str(root), "{clips}": str(CLIPS)}
+    given = list(more)
+    for name, folder in names.items():
+        given = [each.replace(name, folder) for each in given]
+    kept = ["--store", str(root / "store"), "--memory", "8GiB", "--quiet"]
+    if cell.stop:
+        return [*cell.command.split(), "--out", str(root / "out"), *kept, *given]
     model = "demo" if cell.model in ("demo", "dual") and not cell.graphs else str(root / "model")
     out = [] if cell.command == "cache rebuild" else ["--out", str(root / "out")]
-    given = [each.replace("{data}", str(DATA)) for each in more]
-    kept = ["--store", str(root / "store"), "--memory", "8GiB", "--quiet"]
     return [*cell.command.split(), str(CLIPS), "--model", model, *out, *kept, *given]
 
 
@@ -188,6 +199,12 @@ def _write_model(folder: Path, cell: Cell) -> None:
             (folder / shard).write_text(f"weights of {cell.model}")
     if cell.graphs:
         _write_graphs(folder, told["vision"]["shards"])
+
+
+def _write_data(path: Path) -> None:
+    """Write captions of the clips, for a training."""
+    rows = [{"media_path": str(clip), "caption": clip.stem} for clip in sorted(CLIPS.iterdir())]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
 def _write_graphs(folder: Path, shards: list[str]) -> None:
@@ -214,7 +231,10 @@ def _write_graphs(folder: Path, shards: list[str]) -> None:
 @cache
 def _profiles() -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = json.loads(PROFILES.read_text())
-    return found
+    sizes = [{**size, "tokens": 60 + size["edge"]} for size in found["demo"]["frame_sizes"]]
+    bounded = {"context_tokens": 1200, "frame_tokens": 2000, "frame_sizes": sizes}
+    bounded |= {"video_bounds": None, "pixels_a_video": 0, "fit_video": {"long_edges": []}}
+    return {**found, "bounded": {**found["demo"], **bounded}}
 
 
 def _plain(root: Path, value: Any) -> Any:
@@ -278,16 +298,16 @@ def _shortened(text: str) -> str:
     return re.sub(r"\b([0-9a-f]{16})[0-9a-f]{48}\b", r"\1", text)
 
 
-def _write(told: dict[str, dict[str, Any]]) -> None:
-    """Write the recorded file, with a line a cell."""
+def _write(path: Path, told: dict[str, dict[str, Any]]) -> None:
+    """Write a recorded file, with a line a cell."""
     parts = []
     for name, part in sorted(told.items()):
         lines = [f"{json.dumps(n)}: {json.dumps(v, sort_keys=True)}" for n, v in part.items()]
         parts.append(f"{json.dumps(name)}: {{\n" + ",\n".join(lines) + "\n}")
-    RECORDED.write_text("{\n" + ",\n".join(parts) + "\n}\n", encoding="utf-8")
+    path.write_text("{\n" + ",\n".join(parts) + "\n}\n", encoding="utf-8")
 
 
-# The seams
+# The seam
 
 
 def run(stages: MadeUpStages, words: list[str], folder: Path) -> int:
@@ -309,12 +329,15 @@ def run(stages: MadeUpStages, words: list[str], folder: Path) -> int:
 def main() -> None:
     asked = argparse.ArgumentParser(description=__doc__)
     asked.add_argument("--write", action="store_true", help="write the recorded file anew")
+    asked.add_argument("--write-jobs", action="store_true", help="that of trainings and exports")
     asked.add_argument("cells", nargs="*", help="print these cells")
     given = asked.parse_args()
     if given.write:
         base = record(BASE)
         cells = {name: beside(record(name), base) for name in CELLS if name != BASE}
-        _write({"base": base, "cells": cells, **surface(), "forms": forms()})
+        _write(RECORDED, {"base": base, "cells": cells, **surface(), "forms": forms()})
+    if given.write_jobs:
+        _write(RECORDED_JOBS, {"jobs": {name: record(name) for name in JOBS}})
     for name in given.cells:
         json.dump(record(name), sys.stdout, indent=1)
 
