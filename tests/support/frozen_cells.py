@@ -223,6 +223,12 @@ SLOW = {
     )),
     *("caption bounded stock", "caption falls with prompts", "tune nf4", "tune scored",
       "export few", "export int8 of both", "export an adapter"),
+    *(f"caption {name}" for name in (
+        "compiled", "several inflight", "decode falls far", "graphs fall", "fp16", "loops",
+        "trigger", "sampling", "another prompt", "prompted by several", "beams", "max pixels",
+    )),
+    *("embed int8", "embed auto", "index graphs", "rebuild published", "tune further",
+      "export vectors", "rebuild bounded", "label tiles"),
     *("embed fps", "embed auto tiles", "embed batch", "label nf4", "label top", "index fp16",
       "index fps", "rebuild named", "rebuild int8", "rebuild graphs"),
 }  # fmt: skip
