@@ -78,12 +78,6 @@ class Bench:
             "max_new_tokens": self.tokens,
             "batches": [[_entry(mode, member) for member in batch] for batch in cut],
         }
-        # A job of a stage has exactly its fields; other modes take what they need.
-        other = {
-            "encode": ("features_namespace", "max_new_tokens"),
-            "decode": ("frames_namespace",),
-        }
-        job = {name: value for name, value in job.items() if name not in other.get(mode, ())}
         return self.runner(mode, {**job, **changes}, budget)
 
     def ladder(self, mode: str) -> None:

@@ -66,34 +66,36 @@ def run(told: dict[str, Any], report: Any) -> None:
     from artifacts.vectors import vector_record
     from stages.embed.job import EmbedJob
     from stages.models.encoding.chunks import read_clip
+    from stages.models.encoding.job import EncodeItem
     from stages.models.prefetch import prefetched, write_behind
     from stages.process.events import Published
-    from stages.process.job import job_of
+    from stages.process.job import items_of, job_of
     from stages.process.live import lines_of
 
     job, slower = job_of(EmbedJob, told), float(os.environ.get(SLOWER, "1"))
     frames = RecordSet(open_store(job.frames_store or job.store), "frames", job.frames_namespace)
     records = RecordSet(open_store(job.store), "embeddings", job.namespace)
 
-    def batches() -> Iterator[list[dict[str, Any]]]:
-        for batch in lines_of(job.live):
+    def batches() -> Iterator[list[EncodeItem]]:
+        for line in lines_of(job.live):
+            batch = items_of(EncodeItem, line)
             for member in batch:
-                frames.find([member["frames"]])
+                frames.find([member.frames])
             yield batch
 
-    def read(batch: Sequence[dict[str, Any]]) -> list[list[Pixels]]:
+    def read(batch: Sequence[EncodeItem]) -> list[list[Pixels]]:
         return [
             [scaled(Image.fromarray(frame)) for frame in read_clip(frames, member).frames]
             for member in batch
         ]
 
-    def publish(made: list[tuple[list[dict[str, Any]], list[NDArray[np.float32]]]]) -> None:
+    def publish(made: list[tuple[list[EncodeItem], list[NDArray[np.float32]]]]) -> None:
         pairs = [pair for batch, rows in made for pair in zip(batch, rows, strict=True)]
-        records.publish([vector_record(member["key"], vectors) for member, vectors in pairs])
-        keys = tuple(member["key"] for member, _ in pairs)
+        records.publish([vector_record(member.key, vectors) for member, vectors in pairs])
+        keys = tuple(member.key for member, _ in pairs)
         report.send(Published(keys=keys))
         records.leave(keys)
-        frames.drop([member["frames"] for member, _ in pairs])
+        frames.drop([member.frames for member, _ in pairs])
 
     report.note(ready=True)
     with write_behind(publish) as later:

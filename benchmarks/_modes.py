@@ -129,16 +129,21 @@ def joint(job: dict[str, Any], watch: Watch) -> list[str]:
 
 
 def encode(job: dict[str, Any], watch: Watch) -> list[str]:
+    from stages.encode.job import EncodeJob
     from stages.encode.run import run
+    from stages.models.encoding.job import EncodeItem
+    from tests.support.waves import items_of_own, own_of
 
-    run(job, watch)
+    run(own_of(EncodeJob, {**job, "batches": items_of_own(EncodeItem, job["batches"])}), watch)
     return []
 
 
 def decode(job: dict[str, Any], watch: Watch) -> list[str]:
+    from stages.decode.job import DecodeItem, DecodeJob
     from stages.decode.run import run
+    from tests.support.waves import items_of_own, own_of
 
-    run(job, watch)
+    run(own_of(DecodeJob, {**job, "batches": items_of_own(DecodeItem, job["batches"])}), watch)
     captions = RecordSet(open_store(job["store"]), "captions", job["namespace"])
     return [captions.meta(m["key"])["caption"] for batch in job["batches"] for m in batch]
 
@@ -155,9 +160,11 @@ def warm(job: dict[str, Any]) -> None:
     import stages.decode.engines.transformers
     import stages.decode.run
     import stages.encode.run  # noqa: F401
+    from stages.encode.job import EncodeJob
     from stages.models.loading import warm as load
+    from tests.support.waves import own_of
 
-    load(job)
+    load(own_of(EncodeJob, job))
 
 
 def run(job: dict[str, Any], report: Report) -> None:

@@ -10,6 +10,8 @@ from artifacts.schema import ChunkIndex, MediaIndex
 from artifacts.store import open_store
 from flows.job.launch import ENTRIES as STAGES
 from flows.job.launch import DirectLauncher
+from stages.frames.job import FramesItem
+from stages.process.job import items_of
 from stages.process.report import Report
 from stages.process.stage_process import Listener
 
@@ -26,10 +28,10 @@ def frames(job: dict[str, Any], report: Report) -> None:
     frames, media = RecordSet(store, "frames", namespace), RecordSet(store, "media", namespace)
     chunk = ChunkIndex(index=0, start=0.0, end=0.0, times=(0.0,), height=SIDE, width=SIDE)
     index = MediaIndex(kind="image", height=SIDE, width=SIDE, duration=0.0, chunks=(chunk,))
-    told = job["media"]
+    told = items_of(FramesItem, job["media"])
     report.total(len(told))
     for at in range(0, len(told), PACK_RECORDS):
-        group = [medium["digest"] for medium in told[at : at + PACK_RECORDS]]
+        group = [medium.digest for medium in told[at : at + PACK_RECORDS]]
         keys = [item_key(namespace, digest, 0) for digest in group]
         frames.publish([Record(key=key, meta=asdict(chunk), payload=PAYLOAD) for key in keys])
         media.publish([Record(key=digest, meta=index.to_json()) for digest in group])
@@ -52,7 +54,7 @@ def decode(job: dict[str, Any], report: Report) -> None:
 def publish(job: dict[str, Any], kind: str, meta: dict[str, Any], report: Report) -> None:
     record_set = RecordSet(open_store(job["store"]), kind, job["namespace"])
     for batch in job["batches"]:
-        records = [Record(key=m["key"], meta=meta, payload=PAYLOAD) for m in batch]
+        records = [Record(key=key, meta=meta, payload=PAYLOAD) for key, *_ in batch]
         for key in record_set.publish(records):
             report.item(key, tokens=meta["tokens"])
 

@@ -14,6 +14,7 @@ import math
 import tempfile
 import time
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -68,16 +69,19 @@ def measure(spec: dict[str, Any]) -> dict[str, float]:
     import torch
 
     from stages.decode.choosing import make_greedy
+    from stages.models.half_job import HalfJob
     from stages.models.halves.delivery import generate
     from stages.models.loading import ModelJob, warm
     from stages.process.budget import start_threads
 
     job, new = spec["job"], spec["new"]
-    warm(job)
+    of_half = {field.name for field in fields(HalfJob)} & job.keys()
+    half_job = {name: job[name] for name in of_half}
+    warm({"half": half_job})
     start_threads()
     peak = Peak(LOOK_SECONDS)
-    half = ModelJob.of(job).load("language")
-    make_greedy(half, ModelJob.of(job).processor())
+    half = ModelJob(**half_job).load("language")
+    make_greedy(half, ModelJob(**half_job).processor())
     inputs, features = long_prompt(half, spec["tokens"])
     said = options_of(half, job)
     marks: list[float] = []

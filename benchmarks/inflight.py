@@ -79,24 +79,25 @@ def in_slots(work: Work, slots: int, compiled: bool = False) -> Way:
     from stages.decode.engines.inflight.loop import Loop
     from stages.decode.engines.inflight.reading import ReadRow, read_row
     from stages.decode.engines.inflight.shape import Manner, rows_for
+    from stages.decode.job import DecodeItem
     from stages.decode.protocol import Asked
     from stages.memory.shrinking import Shrinking
 
     way = Way()
 
     def read(asked: Asked) -> ReadRow:
-        at = int(asked.member["key"])
+        at = int(asked.member.key)
         row = read_row(work.half, *work.given[at], max_new_tokens=work.wanted[at])
         return replace(row, step=work.step.of(row.model)) if compiled else row
 
     nothing: Any = None
     manner = Manner(rows=rows_for(slots), compiled=compiled)
-    asked = [Asked({"key": str(at)}, nothing) for at in _sorted(work.prompts)]
+    asked = [Asked(DecodeItem(str(at), "", ""), nothing) for at in _sorted(work.prompts)]
     loop = Loop(read, Shrinking(nothing, list), manner, slots=slots)
     with ThreadPoolExecutor(1) as beside:
         for flight in loop.run(Coming([asked], beside)):
             if flight is not None:
-                way.said[int(flight.asked.member["key"])] = flight.said
+                way.said[int(flight.asked.member.key)] = flight.said
     way.steps = loop.counted.steps
     return way
 

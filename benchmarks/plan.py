@@ -11,7 +11,7 @@ import argparse
 import json
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +33,13 @@ from flows.planning.costs import estimate
 from flows.planning.estimate import StageEstimate
 from flows.planning.rungs import Rung
 from flows.planning.workloads import workload_of
+from stages.decode.job import DecodeItem
+from stages.models.encoding.job import EncodeItem
 from stages.models.hub.checkpoint import Checkpoint
 from stages.models.inspection import describe
 from stages.process.outcome import StageOutcome
+from stages.tune.job import TuneItem
+from tests.support.waves import items_of_own, own_of
 
 SIDE = 448
 """Pixels of a side of the frames."""
@@ -151,12 +155,14 @@ class Desk:
             "prefill": case.prefill if stage == case.stage else 0,
             "max_new_tokens": case.new,
             "engine": "inflight" if case.slots else "transformers",
-            "batches": [members[i : i + case.batch] for i in range(0, len(members), case.batch)],
+            "batches": items_of_own(
+                EncodeItem if stage == "encode" else DecodeItem,
+                [members[i : i + case.batch] for i in range(0, len(members), case.batch)],
+            ),
         }
         if stage == "tune":
             arguments |= self._trained(case, members)
-        names = {field.name for field in fields(STAGES[stage].job)}
-        arguments = {name: value for name, value in arguments.items() if name in names}
+        arguments = own_of(STAGES[stage].job, arguments)
         log = self._folder / f"{stage}.log"
         launcher = DirectLauncher(lambda name, event: None)
         call = StageCall(name=stage, arguments=arguments, device=self._device, log=log)
@@ -164,7 +170,7 @@ class Desk:
 
     def _trained(self, case: Case, members: Sequence[Mapping[str, str]]) -> dict[str, Any]:
         """Return what a training is told of these examples, two of which are held out."""
-        examples = [{**member, "caption": case.caption} for member in members]
+        examples = [TuneItem(m["features"], m["prompt"], case.caption) for m in members]
         return {
             "examples": examples,
             "held_out": examples[:2],

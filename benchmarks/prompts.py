@@ -61,7 +61,7 @@ class Asking:
             started = time.monotonic()
             for some, said in self._speaker.run(iter(self._asked), shrinking):
                 self.said |= {
-                    one.member["key"]: words.caption for one, words in zip(some, said, strict=True)
+                    one.member.key: words.caption for one, words in zip(some, said, strict=True)
                 }
             self.seconds.append((time.monotonic() - started) / len(self._asked))
 
@@ -73,18 +73,16 @@ class Asking:
 
 def _asked(model: Path, store: str, frames: int, chunks: int) -> tuple[dict[str, Any], list[Any]]:
     """Return a decode job and the prompts of each chunk."""
+    from stages.decode.job import DecodeItem
     from stages.decode.protocol import Asked
 
     asked = [
-        [
-            Asked({"key": f"{key}-{n}", "features": key, "prompt": prompt, "kind": "video"}, row)
-            for n, prompt in enumerate(PROMPTS)
-        ]
+        [Asked(DecodeItem(f"{key}-{n}", key, prompt), row) for n, prompt in enumerate(PROMPTS)]
         for key, row in features_of(model, "float32", store, [frames] * chunks).items()
     ]
-    job = {"store": store, "model": str(model), "device": "cpu", "dtype": "float32"}
-    rest = {"attention": "sdpa", "features_namespace": "", "namespace": "", "batches": []}
-    return {**job, **rest}, asked
+    half = {"model": str(model), "device": "cpu", "dtype": "float32", "attention": "sdpa"}
+    rest = {"features_namespace": "", "namespace": "", "batches": []}
+    return {"half": half, "store": store, **rest}, asked
 
 
 def main() -> None:

@@ -77,12 +77,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def run(job: dict[str, Any], variant: Variant, members: list[dict[str, str]], log: Path) -> Found:
     """One process over all clips."""
     chunks = [{**m, "key": digest_of([job["namespace"], m["frames"]])} for m in members]
+    half = {"model": job["model"], "device": job["device"], "dtype": "bfloat16"}
     arguments = {
-        **job,
-        "dtype": "bfloat16",
+        "half": {**half, "offload": variant.batches > 0},
+        "store": job["store"],
+        "namespace": job["namespace"],
         "frames_namespace": FRAMES,
         "batches": [chunks[at : at + BATCH] for at in range(0, len(chunks), BATCH)],
-        "offload": variant.batches > 0,
         "block": variant.batches * BATCH,
     }
     call = StageCall(name="encode", arguments=arguments, device=job["device"], log=log)

@@ -94,7 +94,7 @@ class Tagging(Saying):
         store, namespace = FolderStore(Path(call.arguments["store"])), call.arguments["namespace"]
         for member in (m for batch in call.arguments["batches"] for m in batch):
             meta = {"caption": '{"tags":["a dog"]}', "tokens": 9, "ended": "stop"}
-            RecordSet(store, "captions", namespace).publish([Record(key=member["key"], meta=meta)])
+            RecordSet(store, "captions", namespace).publish([Record(key=member.key, meta=meta)])
             outcome.items += 1
         return None
 

@@ -596,7 +596,14 @@ def after_one_record(monkeypatch: pytest.MonkeyPatch, happens: Callable[[], obje
 def streamed(call: StageCall) -> StageCall:
     if call.name != "encode":
         return call
-    return replace(call, arguments={**call.arguments, "offload": True, "block": 1})
+    return replace(
+        call,
+        arguments={
+            **call.arguments,
+            "half": {**call.arguments["half"], "offload": True},
+            "block": 1,
+        },
+    )
 
 
 def test_a_streamed_half_keeps_what_it_made_before_its_files_changed(

@@ -253,6 +253,6 @@ def test_a_server_shows_as_many_of_a_large_clip(sizes: Place, tmp_path: Path) ->
     medium = Medium(digest="d", path="a.mp4", kind="video", prompt="hi")
     (task,) = source.tasks(medium, index)
     assert task.chunk.times == (0.0, 1.0)
-    assert Calls(job).member(job.pipeline[1], task)["shown"] == 2
+    assert Calls(job).encode_item(job.pipeline[1], task).shown == 2
     (small,) = source.tasks(medium, replace(index, chunks=(replace(chunk, height=64, width=64),)))
-    assert "shown" not in Calls(job).member(job.pipeline[1], small)
+    assert Calls(job).encode_item(job.pipeline[1], small).shown == 0

@@ -39,12 +39,12 @@ class Speaking(Stages):
             FolderStore(Path(call.arguments["store"])), "captions", call.arguments["namespace"]
         )
         for member in (m for batch in call.arguments["batches"] for m in batch):
-            length = LENGTHS[int(member["prompt"])]
+            length = LENGTHS[int(member.prompt)]
             tokens = min(length, limit)
             said: dict[str, Any] = {"caption": "word " * tokens, "tokens": tokens}
             if self.tells:
                 said["ended"] = "stop" if length <= limit else "length"
-            outcome.items += len(record_set.publish([Record(key=member["key"], meta=said)]))
+            outcome.items += len(record_set.publish([Record(key=member.key, meta=said)]))
             self.made.append(length)
         return None
 

@@ -19,6 +19,7 @@ from artifacts.packs import RecordSet
 from artifacts.store import FolderStore
 from stages.frames import run as frames_stage
 from stages.models.encoding.chunks import read_clip
+from stages.models.encoding.job import EncodeItem
 from stages.models.halves.delivery import new_tokens
 from stages.models.processors.clip import Clip, pictures
 from stages.process.report import Report
@@ -187,7 +188,8 @@ def stored_clips(paths: list[Path], store: Path) -> dict[Path, Clip]:
         "store": str(store),
         "namespace": "5c" * 32,
         "sampling": {"chunk_seconds": 30.0, "fps": 1, "max_frames": 32},
-        "fit": {"video": SEEN, "image": SEEN},
+        "fit_video": {"long_edges": SEEN},
+        "fit_image": {"long_edges": SEEN},
         "media": media,
         "workers": 1,
     }
@@ -198,7 +200,7 @@ def stored_clips(paths: list[Path], store: Path) -> dict[Path, Clip]:
         told = [json.loads(line) for line in events]
     keys = {event["label"]: event["key"] for event in told if event["event"] == "item"}
     record_set = RecordSet(FolderStore(store), "frames", "5c" * 32)
-    members = {path: {"frames": keys[path.name], "kind": "image"} for path in paths}
+    members = {path: EncodeItem("", keys[path.name], "image") for path in paths}
     return {path: read_clip(record_set, member) for path, member in members.items()}
 
 

@@ -25,7 +25,7 @@ from flows.running.run import caption
 from stages.process.outcome import StageOutcome
 from tests.support.media import write_video
 from tests.support.pipeline import read_lines
-from tests.support.stand_ins import config_in
+from tests.support.stand_ins import config_in, flat
 from tests.support.starving import STARVED, VARIABLE
 from tests.support.tight import Room, Tight
 
@@ -223,7 +223,7 @@ def test_words_are_changed_with_leave_alone(
         run(replace(config, **asked), stages)
     assert raised.value.exit_code == 3
     assert "--memory" in raised.value.hint and "-precision auto" in raised.value.hint
-    calls = [call.arguments for call in stages.calls if call.name == stage]
+    calls = [flat(call) for call in stages.calls if call.name == stage]
     assert {told["precision"] for told in calls} == {"int8" if precision == "int8" else "fp32"}
     streamed = [told for told in calls if told["offload"]]
     assert all(told["block"] for told in streamed)
@@ -264,7 +264,7 @@ def test_an_item_alone_on_a_lower_rung_says_its_own_precision(config: CaptionCon
         """The giant fits quantized."""
 
         def _work(self, call: StageCall, outcome: StageOutcome) -> StageOutcome:
-            self.giant = "decode" if call.arguments["precision"] == "fp32" else ""
+            self.giant = "decode" if call.arguments["half"]["precision"] == "fp32" else ""
             return super()._work(call, outcome)
 
     lines = run(config, Once("raise", {"decode": lambda told: 8}))
@@ -312,7 +312,7 @@ def test_features_of_both_precisions_are_read(config: CaptionConfig, tmp_path: P
         """In full precision one batch goes through, and then none."""
 
         def _answer(self, call: StageCall, outcome: StageOutcome) -> StageOutcome:
-            if call.name == "encode" and call.arguments["precision"] == "fp32":
+            if call.name == "encode" and call.arguments["half"]["precision"] == "fp32":
                 if made:
                     self._die(call, outcome)
                 made.append(call.name)

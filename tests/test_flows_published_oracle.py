@@ -79,14 +79,16 @@ class Changing(InsideLauncher):
     """Stage -> arguments."""
 
     def start(self, call: StageCall) -> Ended:
-        arguments = {**call.arguments, **self.changes.get(call.name, {})}
+        changes = self.changes.get(call.name, {})
+        half = {**call.arguments.get("half", {}), **changes.get("half", {})}
+        arguments = {**call.arguments, **changes, **({"half": half} if half else {})}
         return InsideLauncher.start(self, replace(call, arguments=arguments))
 
 
 STREAMED: dict[str, dict[str, Any]] = {
-    "encode": {"offload": True, "block": 2},
-    "decode": {"offload": True},
-    "summarize": {"offload": True},
+    "encode": {"half": {"offload": True}, "block": 2},
+    "decode": {"half": {"offload": True}},
+    "summarize": {"half": {"offload": True}},
 }
 """Layers wait in the files of the checkpoint."""
 IN_PIECES: dict[str, dict[str, Any]] = {"decode": {"prefill": 300}}

@@ -125,7 +125,7 @@ def test_a_new_or_changed_file_is_encoded_without_the_frames_of_the_others(
     assert run(config, more) == (6 if name == "5.mp4" else 5)
     assert [len(batch) for batch in more.batches("encode")] == [1]
     (told,) = more.calls[0].arguments["media"]
-    assert told["path"].endswith(name)
+    assert told.path.endswith(name)
 
 
 class Disturbed(Stages):

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import pytest
 
 from flows.serving.batching import Batches, QueuedWork
+from stages.embed_texts.job import TextsItem
 
 
 @pytest.fixture
@@ -22,7 +23,13 @@ def batches(most: int = 4) -> Batches:
 def work(
     loop: asyncio.AbstractEventLoop, key: str, *, weight: int = 1, queued: float = 0.0
 ) -> QueuedWork:
-    return QueuedWork(key=key, member={}, weight=weight, answer=loop.create_future(), queued=queued)
+    return QueuedWork(
+        key=key,
+        member=TextsItem(key, []),
+        weight=weight,
+        answer=loop.create_future(),
+        queued=queued,
+    )
 
 
 def keys(some: list[QueuedWork]) -> list[str]:

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import uvicorn
@@ -38,6 +38,13 @@ GIANT = "giant"
 """A work that fits nowhere."""
 
 
+class Work(NamedTuple):
+    """What such a half is asked for."""
+
+    key: str
+    text: str = ""
+
+
 @dataclass(kw_only=True)
 class CrowdedHalf:
     """A launcher, and the process that it starts: the last work of a batch does not fit beside the
@@ -57,7 +64,7 @@ class CrowdedHalf:
     def wait(self) -> StageOutcome:
         self.listen("embed", Noted({"ready": True}))
         for told in lines_of(self.pipe):
-            keys = [member["key"] for member in told]
+            keys = [key for key, _ in told]
             self.batches.append(keys)
             crowded = self.dirty or len(keys) > 1
             large = {GIANT, keys[-1]} if crowded else {GIANT}
@@ -106,7 +113,7 @@ def asked(
     async def go() -> tuple[list[str], int]:
         half = half_of(folder, lambda listen: kind(listen=listen, batches=batches), metrics)
         running = asyncio.create_task(half.run())
-        works = [half.make(key, {"key": key}, 1) for key in keys]
+        works = [half.make(key, Work(key), 1) for key in keys]
         found = await asyncio.wait_for(asyncio.gather(*works, return_exceptions=True), 30)
         half.close()
         await asyncio.wait_for(running, 30)
@@ -137,7 +144,7 @@ class TightHalf(CrowdedHalf):
     def wait(self) -> StageOutcome:
         self.listen("embed", Noted({"ready": True}))
         for told in lines_of(self.pipe):
-            self.batches.append([member["key"] for member in told])
+            self.batches.append([key for key, _ in told])
             if len(told) > 2:
                 self.too_large(len(told))
             self.listen("embed", Published(keys=tuple(self.batches[-1])))
@@ -193,7 +200,7 @@ class BusyHalf:
         for line in lines_of(self.pipe):
             self.lines.append(line)
             if isinstance(line, list):
-                keys = [member["key"] for member in line if member["key"] not in self.keeps]
+                keys = [key for key, _ in line if key not in self.keeps]
                 if keys:
                     self.listen("embed", Published(keys=tuple(keys)))
         return StageOutcome(name="embed")
@@ -218,10 +225,7 @@ def test_prompts_that_no_pipe_holds_are_all_answered(tmp_path: Path, dies: bool)
     async def work() -> None:
         half = half_of(tmp_path, start)
         running = asyncio.create_task(half.run())
-        works = [
-            asyncio.create_task(half.make(str(n), {"key": str(n), "prompt": LARGE}, 1))
-            for n in range(18)
-        ]
+        works = [asyncio.create_task(half.make(str(n), Work(str(n), LARGE), 1)) for n in range(18)]
         while not half.batches.sent:
             await asyncio.sleep(0.01)
         await asyncio.sleep(0.1)
@@ -245,9 +249,9 @@ def test_what_nobody_wants_any_more_takes_no_place(tmp_path: Path) -> None:
         half = half_of(tmp_path, start, most=1, withdraws=True)
         half.batches.flying = True
         running = asyncio.create_task(half.run())
-        long = asyncio.create_task(half.make("long", {"key": "long"}, 1))
-        queued = asyncio.create_task(half.make("queued", {"key": "queued"}, 1))
-        plain = asyncio.create_task(half.make("plain", {"key": "plain"}, 1))
+        long = asyncio.create_task(half.make("long", Work("long"), 1))
+        queued = asyncio.create_task(half.make("queued", Work("queued"), 1))
+        plain = asyncio.create_task(half.make("plain", Work("plain"), 1))
         while not half.has("long"):
             await asyncio.sleep(0.01)
         long.cancel()
@@ -256,8 +260,8 @@ def test_what_nobody_wants_any_more_takes_no_place(tmp_path: Path) -> None:
         assert not half.batches.sent and not half.batches.waiting
         half.close()
         await running
-        assert made[0].lines[:2] == [[{"key": "long"}], {"withdrawn": ["long"]}]
-        assert {"key": "queued"} not in made[0].lines[2]
+        assert made[0].lines[:2] == [[["long", ""]], {"withdrawn": ["long"]}]
+        assert ["queued", ""] not in made[0].lines[2]
 
     on_a_loop(work)
 
@@ -272,7 +276,7 @@ def test_what_two_want_goes_on_when_one_leaves(tmp_path: Path) -> None:
     async def work() -> None:
         half = half_of(tmp_path, start, withdraws=True)
         running = asyncio.create_task(half.run())
-        both = [asyncio.create_task(half.make("a", {"key": "a"}, 1)) for _ in range(2)]
+        both = [asyncio.create_task(half.make("a", Work("a"), 1)) for _ in range(2)]
         while not half.has("a"):
             await asyncio.sleep(0.01)
         both[0].cancel()
@@ -280,7 +284,7 @@ def test_what_two_want_goes_on_when_one_leaves(tmp_path: Path) -> None:
         assert await both[1] == "made a"
         half.close()
         await running
-        assert made[0].lines == [[{"key": "a"}]]
+        assert made[0].lines == [[["a", ""]]]
 
     on_a_loop(work)
 
@@ -289,10 +293,7 @@ def test_no_more_bytes_wait_than_there_is_room_for(tmp_path: Path) -> None:
     async def work() -> None:
         half = half_of(tmp_path, BusyHalf)
         text = "x" * (24 << 20)
-        works = [
-            asyncio.create_task(half.make(str(n), {"key": str(n), "text": text}, 1))
-            for n in range(3)
-        ]
+        works = [asyncio.create_task(half.make(str(n), Work(str(n), text), 1)) for n in range(3)]
         with pytest.raises(Refused) as refused:
             await works[-1]
         assert refused.value.status == 429 and refused.value.retry
@@ -329,18 +330,18 @@ def started(folder: Path) -> tuple[LiveStage, BusyHalf, asyncio.Event, asyncio.E
 def test_what_is_told_before_a_process_reads_holds_nothing_up_and_arrives(tmp_path: Path) -> None:
     async def work() -> None:
         stage, process, ready, over = started(tmp_path)
-        stage.tell([{"key": "early"}])
+        stage.tell([Work("early")])
         await ready.wait()
         for number in range(18):
-            stage.tell([{"key": str(number), "prompt": LARGE}])
+            stage.tell([Work(str(number), LARGE)])
         stage.stop()
-        stage.tell([{"key": "too late"}])
+        stage.tell([Work("too late")])
         process.reads.set()
         await over.wait()
         early, *told = process.lines
-        assert early == [{"key": "early"}]
-        assert [line[0]["key"] for line in told] == [str(number) for number in range(18)]
-        assert all(line[0]["prompt"] == LARGE for line in told)
+        assert early == [["early", ""]]
+        assert [line[0][0] for line in told] == [str(number) for number in range(18)]
+        assert all(line[0][1] == LARGE for line in told)
         assert not os.path.exists(process.pipe)
 
     on_a_loop(work)
@@ -364,17 +365,17 @@ def test_what_a_process_that_died_did_not_read_is_thrown_away(tmp_path: Path) ->
     assert len(os.listdir("/proc/self/fd")) <= files
 
 
-def told(folder: Path, *lines: str) -> ToldBatches:
+def told(folder: Path, *lines: str) -> ToldBatches[Work]:
     pipe = folder / "told"
     pipe.write_text("\n".join([*lines, ""]))
-    found = ToldBatches(str(pipe))
+    found = ToldBatches(str(pipe), Work)
     found._thread.join(HANGS_SECONDS)
     return found
 
 
 def test_what_was_withdrawn_before_it_was_begun_is_not_begun(tmp_path: Path) -> None:
     found = told(tmp_path, '[{"key": "a"}, {"key": "b"}]', f'{{"{WITHDRAWN}": ["a", "x"]}}')
-    assert list(found) == [[{"key": "b"}]]
+    assert [[work.item for work in batch] for batch in found] == [[Work("b")]]
 
 
 def test_who_asks_again_after_all_left_is_answered(tmp_path: Path) -> None:
@@ -386,12 +387,12 @@ def test_who_asks_again_after_all_left_is_answered(tmp_path: Path) -> None:
 def test_what_is_withdrawn_while_it_is_made_says_so(tmp_path: Path) -> None:
     pipe = tmp_path / "told"
     os.mkfifo(pipe)
-    batches = iter(ToldBatches(str(pipe)))
+    batches = iter(ToldBatches(str(pipe), Work))
     with open(pipe, "w", buffering=1) as lines:
         lines.write('[{"key": "a"}, {"key": "b"}]\n')
         first, second = next(batches)
         lines.write(f'{{"{WITHDRAWN}": ["a"]}}\n[{{"key": "c"}}]\n')
-        assert next(batches) == [{"key": "c"}]
+        assert [work.item for work in next(batches)] == [Work("c")]
         assert (first.is_withdrawn, second.is_withdrawn) == (True, False)
     with pytest.raises(StopIteration):
         next(batches)

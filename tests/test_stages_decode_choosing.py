@@ -19,6 +19,7 @@ from penstock_demo import CHECKPOINT
 from stages.decode import run
 from stages.decode.choosing import avoided, seed_of
 from stages.decode.generation import Generation
+from stages.decode.job import DecodeItem
 from stages.decode.loops import NGRAM, PENALTY, goes_round
 from stages.decode.presence import PresencePenalty
 from stages.models.processors.chat_turn import PARTS, PLAIN, write
@@ -105,7 +106,7 @@ def stock(folder: Path, clip: Clip, number: int, options: Mapping[str, Any], see
             if value.shape == (1, length):
                 more = ids if key == "input_ids" else torch.full_like(ids, key == "attention_mask")
                 inputs[key] = torch.cat([value, more.to(value.dtype)], 1)
-    torch.manual_seed(seed_of(seed, {"features": f"features-{number}", "prompt": prompt}))
+    torch.manual_seed(seed_of(seed, DecodeItem("", f"features-{number}", prompt)))
     with torch.inference_mode():
         made = model.generate(**inputs, **given)
     (text,) = processor.batch_decode(made[:, length:], skip_special_tokens=True)

@@ -19,6 +19,7 @@ from stages.decode import run
 from stages.decode.choosing import Chance, Choosing
 from stages.decode.constraint import FormMask, Vocabulary, said_in, vocabulary_of
 from stages.decode.generation import Generation
+from stages.decode.job import DecodeItem
 from stages.decode.protocol import Said
 from stages.decode.structure import canonical, grammar_of, rest_of
 from stages.models.processors.prepare import load_processor
@@ -151,7 +152,7 @@ def test_a_caption_hangs_on_its_row_alone(demo: Wave) -> None:
 def test_the_form_comes_before_chance() -> None:
     processor: Any = load_processor(CHECKPOINT, trusted=False)
     choosing = Choosing(Generation(schema=FORM, **HOT), LEAST)
-    members = [{"features": "f", "prompt": "p"}]
+    members = [DecodeItem("", "f", "p")]
     options = choosing.options(half_model(CHECKPOINT, "language"), processor, members)
     found = options["logits_processor"]
     assert isinstance(found, LogitsProcessorList)

@@ -20,6 +20,7 @@ from stages.decode.engines.inflight import trial
 from stages.decode.engines.inflight.coming import Coming, coming
 from stages.decode.engines.inflight.engine import InFlight
 from stages.decode.engines.inflight.pool import Pool
+from stages.decode.job import DecodeItem
 from stages.decode.protocol import Asked
 from stages.decode.run import run
 from tests.support.clips import PROMPTS
@@ -179,7 +180,7 @@ def test_an_item_that_is_too_large_is_told_and_the_others_go_on(
     whole = InFlight._row
 
     def row(self: Any, asked: Asked, half: Any, **given: Any) -> Any:
-        if asked.member["key"] == "caption-3":
+        if asked.member.key == "caption-3":
             raise RuntimeError(OUT_OF_MEMORY)
         return whole(self, asked, half, **given)
 
@@ -289,12 +290,12 @@ def test_rows_are_taken_one_batch_ahead_and_in_order() -> None:
     def batches() -> Any:
         for number in range(3):
             taken.append(number)
-            yield [Asked({"key": f"{number}{letter}"}, row) for letter in "ab"]
+            yield [Asked(DecodeItem(f"{number}{letter}", "", ""), row) for letter in "ab"]
 
     with coming(batches()) as rows:
         keys = []
         while (asked := rows.take(wait=True)) is not None:
-            keys.append(asked.member["key"])
+            keys.append(asked.member.key)
     assert keys == ["0a", "0b", "1a", "1b", "2a", "2b"]
     assert taken == [0, 1, 2]
 
@@ -305,12 +306,12 @@ def test_nobody_waits_for_rows_while_there_are_others() -> None:
 
     def batches() -> Any:
         go.wait()
-        yield [Asked({"key": "a"}, row)]
+        yield [Asked(DecodeItem("a", "", ""), row)]
 
     with ThreadPoolExecutor(1) as beside:
         rows = Coming(batches(), beside)
         assert rows.take(wait=False) is None
         go.set()
         found = rows.take(wait=True)
-        assert found is not None and found.member["key"] == "a"
+        assert found is not None and found.member.key == "a"
         assert rows.take(wait=True) is None

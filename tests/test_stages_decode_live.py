@@ -11,13 +11,13 @@ import pytest
 
 from stages.decode.engines.inflight.engine import InFlight
 from stages.decode.engines.transformers import Transformers
-from stages.decode.job import DecodeJob
+from stages.decode.job import DecodeItem, DecodeJob
 from stages.decode.protocol import Asked, Said, Speaker
 from stages.decode.run import run
 from stages.decode.stored import read_features
 from stages.memory.shrinking import Shrinking
 from stages.process.events import Words
-from stages.process.job import job_of
+from stages.process.job import items_of, job_of
 from stages.process.live import WITHDRAWN, ToldWork
 from tests.support.clips import PROMPTS
 from tests.support.waves import FEATURES, OTHER, Wave, events, mixed_wave
@@ -26,7 +26,7 @@ ENGINES: dict[str, type[Speaker]] = {"inflight": InFlight, "transformers": Trans
 AT_ONCE = 4
 
 
-class Leaving(ToldWork):
+class Leaving(ToldWork[DecodeItem]):
     """A work whose asker leaves while it is looked at for the second time."""
 
     looks = 1
@@ -40,8 +40,15 @@ class Leaving(ToldWork):
 def asked_of(wave: Wave, leaving: Sequence[int]) -> list[Asked]:
     features = wave.record_set("features", FEATURES)
     (told,) = wave.to_decode(PROMPTS)["batches"]
-    works = [(Leaving if n in leaving else ToldWork)(member) for n, member in enumerate(told)]
-    return [Asked(work, read_features(features, work["features"])) for work in works[:AT_ONCE]]
+    items = items_of(DecodeItem, told)[:AT_ONCE]
+    return [
+        Asked(
+            item,
+            read_features(features, item.features),
+            (Leaving if n in leaving else ToldWork)(item),
+        )
+        for n, item in enumerate(items)
+    ]
 
 
 def said_by(engine: str, wave: Wave, leaving: Sequence[int]) -> tuple[dict[str, Said], Speaker]:
@@ -50,11 +57,11 @@ def said_by(engine: str, wave: Wave, leaving: Sequence[int]) -> tuple[dict[str, 
     job = job_of(DecodeJob, wave.to_decode(PROMPTS, tokens=24))
     speaker = ENGINES[engine](job)
     asked = asked_of(wave, leaving)
-    speaker.settle(asked[-1]._replace(member=dict(asked[-1].member)))
+    speaker.settle(asked[-1]._replace(work=None))
     with events() as (report, _):
         shrinking = Shrinking(report, lambda: None)
         found = {
-            one.member["key"]: words
+            one.member.key: words
             for some, said in speaker.run([asked], shrinking)
             for one, words in zip(some, said, strict=True)
             if not one.is_withdrawn

@@ -10,7 +10,7 @@ import pytest
 from penstock_demo import CHECKPOINT
 from stages.decode import run
 from stages.decode.generation import Generation
-from stages.decode.request_settings import SETTINGS, RequestSettings, cut_at, held_back
+from stages.decode.request_settings import RequestSettings, cut_at, held_back
 from stages.decode.structure import canonical, rest_of
 from tests.support.clips import clips
 from tests.support.waves import CAPTIONS, Wave, encoded_wave, events
@@ -60,9 +60,8 @@ def said(
         {
             "key": f"{prefix} {name}",
             "features": "features-0",
-            "kind": "image",
             "prompt": PROMPT,
-            **({SETTINGS: text} if text else {}),
+            **({"settings": text} if text else {}),
         }
         for name, text in asked.items()
     ]

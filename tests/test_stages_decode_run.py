@@ -19,6 +19,7 @@ from artifacts.store import open_store
 from penstock_demo import CHECKPOINT
 from stages.decode.batches import in_pieces, lacking, swapped, talkative_first
 from stages.decode.engines import ENGINES, transformers
+from stages.decode.job import DecodeItem
 from stages.models.halves.delivery import new_tokens
 from stages.models.processors.prepare import Clip, load_processor
 from tests.support.checkpoints import whole_checkpoint
@@ -259,12 +260,12 @@ def test_a_prompt_that_exceeds_the_context_fails_alone_before_it_is_read(
     assert not [event for event in again if event["event"] in ("failure", "item")]
 
 
-def members(*keys: str) -> list[dict[str, str]]:
-    return [{"key": key, "instead": key.upper()} for key in keys]
+def members(*keys: str) -> list[DecodeItem]:
+    return [DecodeItem(key, "", "", instead=key.upper()) for key in keys]
 
 
 def keys(batches: Any) -> list[str]:
-    return ["".join(member["key"] for member in batch) for batch in batches]
+    return ["".join(member.key for member in batch) for batch in batches]
 
 
 BATCHES = [members(*"abcd"), members(*"efg")]

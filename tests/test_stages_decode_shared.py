@@ -44,8 +44,8 @@ CASES = [
 def members(wave: Wave, prompts: Sequence[str]) -> list[dict[str, str]]:
     """What is asked of every clip."""
     return [
-        {"key": f"{n}-{p}", "features": f"features-{n}", "kind": clip.kind, "prompt": prompt}
-        for n, clip in wave.batches[0]
+        {"key": f"{n}-{p}", "features": f"features-{n}", "prompt": prompt}
+        for n, _ in wave.batches[0]
         for p, prompt in enumerate(prompts)
     ]
 

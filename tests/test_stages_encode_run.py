@@ -16,6 +16,7 @@ from stages.encode.run import read_member
 from stages.encode.shown_frames import shown_frames
 from stages.models.encoding.batch import overflowed
 from stages.models.encoding.chunks import Refusal, read_clip
+from stages.models.encoding.job import EncodeItem
 from stages.models.encoding.run import _in_range
 from stages.models.halves.records import FeatureRecord, RowCount
 from stages.models.loading import ModelJob
@@ -115,7 +116,7 @@ def test_a_frame_from_before_its_chunk_is_told_to_be_at_its_start(tmp_path: Path
     record = record_set.read("frames-0")
     early = {**record.meta, "times": [record.meta["start"] - 1.5, *record.meta["times"][1:]]}
     record_set.publish([Record(key="early", meta=early, payload=record.payload)])
-    times = read_clip(record_set, {"frames": "early", "kind": "video"}).times
+    times = read_clip(record_set, EncodeItem("", "early", "video")).times
     assert times[0] == 0.0
     assert times == tuple(sorted(times))
 
@@ -126,8 +127,8 @@ def test_a_chunk_that_memory_cannot_read_is_told_and_the_others_go_on(
 ) -> None:
     made, names = wave(tmp_path), [f"features-{n}" for n in large]
 
-    def read(record_set: Any, processor: Any, member: dict[str, Any], count: int = 0) -> Any:
-        if member["key"] in names:
+    def read(record_set: Any, processor: Any, member: EncodeItem, count: int = 0) -> Any:
+        if member.key in names:
             raise MemoryError("Unable to allocate 303. MiB for an array")
         return read_member(record_set, processor, member, count)
 

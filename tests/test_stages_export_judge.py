@@ -1,6 +1,7 @@
 """What a half expects at each word is what it would say, and the same however its layers come."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,9 @@ from penstock_demo import CHECKPOINT
 from penstock_demo.clips import write_clips
 from stages.export.job import ExportJob
 from stages.export.judge import run as judge
-from stages.export.judge_job import JudgeJob
+from stages.export.judge_job import CaptionedItem, JudgeJob
 from stages.export.run import run as write
+from stages.models.half_job import HalfJob
 from stages.models.loading import ModelJob
 from stages.process.events import NOTE
 from stages.process.job import told_of
@@ -44,24 +46,26 @@ def words(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     job = prepare(config, DirectLauncher(lambda *_: None))
     tasks = job.ledger.tasks(job.media)
     return {
-        "model": str(CHECKPOINT),
-        "dtype": "float32",
+        "half": HalfJob(model=str(CHECKPOINT), dtype="float32"),
         "store": job.store.url,
         "features_namespace": tasks[0].namespaces["features"],
         "members": [
-            {
-                "key": task["captions"],
-                "features": task["features"],
-                "prompt": task.medium.prompt,
-                "caption": job.ledger["captions"].meta(task["captions"])["caption"],
-            }
+            CaptionedItem(
+                task["captions"],
+                task["features"],
+                task.medium.prompt,
+                job.ledger["captions"].meta(task["captions"])["caption"],
+            )
             for task in tasks
         ],
     }
 
 
-def asked(words: dict[str, Any], folder: Path, **changes: Any) -> dict[str, Any]:
+def asked(
+    words: dict[str, Any], folder: Path, *, offload: bool = False, **changes: Any
+) -> dict[str, Any]:
     """The last notes of the stage."""
+    changes["half"] = replace(words["half"], offload=offload)
     job = JudgeJob(**{**words, "folder": str(folder), **changes})
     with events() as (report, told):
         judge(json.loads(json.dumps(told_of(job))), report)
@@ -72,10 +76,10 @@ def asked(words: dict[str, Any], folder: Path, **changes: Any) -> dict[str, Any]
 
 def test_it_expects_the_words_that_it_says(words: dict[str, Any], tmp_path: Path) -> None:
     asked(words, tmp_path)
-    tokenizer = ModelJob(model=words["model"]).processor().tokenizer
+    tokenizer = ModelJob.of(words["half"]).processor().tokenizer
     for member in words["members"]:
-        said = tokenizer(member["caption"], add_special_tokens=False)["input_ids"]
-        likely = load_file(tmp_path / member["key"])["logits"].argmax(-1).tolist()
+        said = tokenizer(member.caption, add_special_tokens=False)["input_ids"]
+        likely = load_file(tmp_path / member.key)["logits"].argmax(-1).tolist()
         assert likely[:-1] == said and len(likely) == len(said) + 1
     agreement = asked(words, tmp_path, compared=True)["agreement"]
     assert agreement["token_agreement"] == agreement["captions_as_native"] == 1
@@ -90,7 +94,7 @@ def test_layers_that_come_one_by_one_expect_the_same(words: dict[str, Any], tmp_
 
 def test_rounded_weights_are_put_in_also_streamed(words: dict[str, Any], tmp_path: Path) -> None:
     packed = ExportJob(
-        model=words["model"],
+        model=words["half"].model,
         recipe={},
         folder=str(tmp_path / "packed"),
         kind="w4a16",

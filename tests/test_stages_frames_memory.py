@@ -59,7 +59,8 @@ def started(
         "store": str(folder / "store"),
         "namespace": NAMESPACE,
         "sampling": {"chunk_seconds": 30, "frames": None, **sampling},
-        "fit": {"video": [[1.0, 64]], "image": [[1.0, 64]]},
+        "fit_video": {"long_edges": [[1.0, 64]]},
+        "fit_image": {"long_edges": [[1.0, 64]]},
         "media": media,
         "workers": min(2, len(media)),
     }

@@ -43,7 +43,8 @@ class Desk:
             "store": self.url,
             "namespace": NAMESPACE,
             "sampling": sampling or {"chunk_seconds": 2, "fps": 1, "frames": None, "max_frames": 8},
-            "fit": {"video": [[1.0, 32]], "image": [[1.0, 40]]},
+            "fit_video": {"long_edges": [[1.0, 32]]},
+            "fit_image": {"long_edges": [[1.0, 40]]},
             "media": list(media),
             "workers": workers,
         }

@@ -14,10 +14,12 @@ from stages.decode.engines.inflight.coming import Coming
 from stages.decode.engines.inflight.loop import Loop
 from stages.decode.engines.inflight.reading import ReadRow, read_row
 from stages.decode.engines.inflight.shape import PLAIN
+from stages.decode.job import DecodeItem
 from stages.decode.protocol import Asked
 from stages.memory.item_faults import ItemFault, ItemFaults, item_fault
 from stages.memory.shrinking import Shrinking
 from stages.models.encoding.chunks import Refusal, read_chunk
+from stages.models.encoding.job import EncodeItem
 from tests.support.tiny_families.in_slots import rows_of_variant
 from tests.support.waves import events
 
@@ -96,7 +98,7 @@ def test_what_a_processor_raises_refuses_that_chunk_alone(error: Exception, tmp_
     def prepare(clip: Any) -> Any:
         raise error
 
-    found = read_chunk(records, {"frames": "one", "kind": "image"}, prepare)
+    found = read_chunk(records, EncodeItem("", "one", "image"), prepare)
     assert isinstance(found, Refusal) and found.kind == "refused"
 
 
@@ -124,17 +126,17 @@ def test_a_row_that_raises_at_a_step_of_its_slots_fails_alone() -> None:
     faults = Faults(0)
 
     def read(asked: Asked) -> ReadRow:
-        at = int(asked.member["key"])
+        at = int(asked.member.key)
         row = read_row(model, *items[at], max_new_tokens=6)
         return replace(row, processors=Breaking()) if at == 1 else row
 
     def said(*which: int) -> dict[str, list[int]]:
         row: Any = None
-        asked = [Asked({"key": str(at)}, row) for at in which]
+        asked = [Asked(DecodeItem(str(at), "", ""), row) for at in which]
         with events() as (report, _), ThreadPoolExecutor(1) as beside:
             loop = Loop(read, Shrinking(report, list, faults.items), PLAIN, slots=2)
             flights = [each for each in loop.run(Coming([asked], beside)) if each is not None]
-        return {flight.asked.member["key"]: flight.said for flight in flights}
+        return {flight.asked.member.key: flight.said for flight in flights}
 
     assert said(0, 1, 2, 3) == said(0, 2, 3)
-    assert [asked.member["key"] for asked in faults.failed] == ["1"]
+    assert [asked.member.key for asked in faults.failed] == ["1"]

@@ -189,12 +189,10 @@ def test_a_tower_larger_than_the_budget_is_streamed_within_it(
     chunks = [{**m, "key": digest_of([namespace, m["frames"]])} for m in members]
     job = {
         "store": str(folder / "store"),
-        "model": str(folder / "model"),
-        "dtype": "float32",
+        "half": {"model": str(folder / "model"), "dtype": "float32", "offload": block > 0},
         "frames_namespace": FRAMES,
         "namespace": namespace,
         "batches": [chunks[at : at + 2] for at in range(0, len(chunks), 2)],
-        "offload": block > 0,
         "block": block,
     }
     process = StageProcess(

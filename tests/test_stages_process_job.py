@@ -1,27 +1,41 @@
 """A job on its way to a stage's process: what is told is exactly the job, or it is refused."""
 
 import json
+import time
 from dataclasses import MISSING, dataclass, fields
 from typing import Any
 
 import pytest
 
+from artifacts.model_files import ModelFiles
+from artifacts.schema import FrameFit, Sampling
+from artifacts.stamps import ModelFileStamp, Stamp
 from flows.pipelines import STAGES
+from stages.decode.generation import Generation
+from stages.decode.job import DecodeItem, DecodeJob
+from stages.embed_texts.job import TextsItem
 from stages.encode.job import EncodeJob
 from stages.export.graph_job import TimingJob
+from stages.export.judge_job import CaptionedItem
 from stages.export.merge_job import MergeJob
-from stages.frames.job import FramesJob
+from stages.frames.job import FramesItem, FramesJob
+from stages.models.encoding.job import EncodeItem
 from stages.models.half_job import HalfJob
-from stages.process.job import job_of, part_of, told_of
+from stages.process.job import items_of, job_of, told_of
+from stages.summarize.job import SummaryItem, SummaryJob
+from stages.summarize.packing import Told
+from stages.tune.job import TuneItem
 
 JOBS = sorted({stage.job for stage in STAGES.values()} | {MergeJob, TimingJob}, key=str)
 FRAMES: dict[str, Any] = {
-    "store": "s", "namespace": "n", "sampling": {}, "fit": {}, "media": [], "workers": 2,
+    "store": "s", "namespace": "n", "sampling": {"chunk_seconds": 1, "fps": 1, "max_frames": 2},
+    "fit_video": {}, "fit_image": {}, "media": [["p", "d", "video", [1], [1, 2, 3]]], "workers": 2,
 }  # fmt: skip
 ENCODE: dict[str, Any] = {
-    "model": "m", "store": "s", "frames_namespace": "f", "namespace": "n",
-    "batches": [[{"key": "k", "frames": "f", "kind": "image"}]],
+    "half": {"model": "m"}, "store": "s", "frames_namespace": "f", "namespace": "n",
+    "batches": [[["k", "f", "image", "", 0]]],
 }  # fmt: skip
+ITEMS = (DecodeItem, EncodeItem, FramesItem, TuneItem, CaptionedItem, SummaryItem, TextsItem)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,12 +76,12 @@ def test_a_required_field_that_is_missing_is_named(kind: type[Any]) -> None:
         (FramesJob, {**FRAMES, "workers": "2"}, "FramesJob.workers is str, and not int"),
         (FramesJob, {**FRAMES, "workers": True}, "FramesJob.workers is bool, and not int"),
         (FramesJob, {**FRAMES, "media": {}}, "FramesJob.media is dict, and not list"),
-        (FramesJob, {**FRAMES, "shrinks": 1}, "FramesJob.shrinks is int, and not bool"),
+        (FrameFit, {"shrinks": 1}, "FrameFit.shrinks is int, and not bool"),
         (FramesJob, {**FRAMES, "store": None}, "FramesJob.store is NoneType, and not str"),
         (EncodeJob, {**ENCODE, "batches": "k"}, "EncodeJob.batches is str, and not list"),
-        (EncodeJob, {**ENCODE, "route": "odd"}, "EncodeJob.route is str, and not .*protocol"),
-        (EncodeJob, {**ENCODE, "adapted": []}, "EncodeJob.adapted is list, and not .*Mapping"),
-        (EncodeJob, {**ENCODE, "attention": 3}, r"EncodeJob.attention is int, and not str \| None"),
+        (HalfJob, {"model": "m", "route": "odd"}, "HalfJob.route is str, and not .*protocol"),
+        (HalfJob, {"model": "m", "adapted": []}, "HalfJob.adapted is list, and not .*Mapping"),
+        (HalfJob, {"model": "m", "attention": 3}, r"HalfJob.attention is int, and not str \| None"),
         (Measured, {"rate": "fast"}, "Measured.rate is str, and not float"),
         (Measured, {"count": 1.0}, "Measured.count is float, and not int"),
         (Measured, {"parts": "vision"}, "Measured.parts is str, and not tuple"),
@@ -81,20 +95,75 @@ def test_a_value_of_another_type_is_refused_with_field_and_class(
 
 
 def test_what_json_makes_of_a_job_is_the_job_again() -> None:
-    job = EncodeJob(**ENCODE, pieces=("projector",), adapted={"a": "b"}, attention=None)
-    assert job_of(EncodeJob, json.loads(json.dumps(told_of(job)))) == job
+    half = HalfJob(
+        model="m",
+        pieces=("projector",),
+        adapted={"a": "b"},
+        files=ModelFiles(stamps={"w": ModelFileStamp(1, 2, 3, 4)}, names={"f": ("a", "b")}),
+    )
+    items = [[EncodeItem("k", "f", "image"), EncodeItem("l", "g", "video", "why?", 4)]]
+    places: dict[str, Any] = {"store": "s", "namespace": "n"}
+    encoding = EncodeJob(half=half, frames_namespace="f", batches=items, **places)
+    captions = SummaryItem("d", "k", [Told(0.0, 1.5, "a ball")])
+    summing = SummaryJob(
+        half=half,
+        media=[captions],
+        context=9,
+        max_new_tokens=2,
+        generation=Generation(top_p=0.5, avoid=("a",)),
+        **places,
+    )
+    cutting = FramesJob(
+        sampling=Sampling(chunk_seconds=2, fps=1.5, max_frames=4),
+        fit_video=FrameFit(long_edges=((1.0, 32), (2.0, 64))),
+        fit_image=FrameFit(shrinks=True),
+        media=[FramesItem("p", "d", "video", [1], Stamp(1, 2, 3)), FramesItem("q", "e", "image")],
+        workers=2,
+        **places,
+    )
     measured = Measured(rate=1, name="n", parts=("vision", "language"))
-    assert job_of(Measured, json.loads(json.dumps(told_of(measured)))) == measured
+    for job in (encoding, summing, cutting, measured):
+        assert job_of(type(job), json.loads(json.dumps(told_of(job)))) == job
 
 
-def test_members_are_handed_on_and_not_copied() -> None:
-    assert job_of(EncodeJob, ENCODE).batches is ENCODE["batches"]
+@pytest.mark.parametrize("kind", ITEMS, ids=lambda kind: kind.__name__)
+def test_an_item_is_exactly_its_fields_by_name_or_in_order(kind: Any) -> None:
+    named = dict.fromkeys(kind._fields, "x")
+    with pytest.raises(TypeError, match=f"^{kind.__name__} has no field colour$"):
+        items_of(kind, [{**named, "colour": "red"}])
+    with pytest.raises(TypeError, match=f"^{kind.__name__} needs the field {kind._fields[0]}$"):
+        items_of(kind, [{}])
+    for wrong in ([], ["x"] * (len(kind._fields) + 1), "x" * len(kind._fields), 3):
+        with pytest.raises(
+            TypeError, match=f"^the line holds .*and no {kind.__name__} of {kind._fields[0]}, "
+        ):
+            items_of(kind, [wrong])
+    with pytest.raises(TypeError, match=f"^{kind.__name__}.{kind._fields[0]} is int, and not str$"):
+        items_of(kind, [[3] * len(kind._fields)])
 
 
-def test_a_half_is_taken_out_of_the_jobs_that_hold_one() -> None:
-    half = part_of(HalfJob, {**ENCODE, "dtype": "float32", "block": 4})
-    assert half == HalfJob(model="m", dtype="float32")
-    with pytest.raises(TypeError, match="HalfJob needs the field model"):
-        part_of(HalfJob, {"store": "s"})
-    with pytest.raises(TypeError, match=r"HalfJob.offload is int, and not bool"):
-        part_of(HalfJob, {"model": "m", "offload": 1})
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"half": {"model": "m", "colour": 1}}, "HalfJob has no field colour"),
+        ({"half": {}}, "HalfJob needs the field model"),
+        ({"half": {"model": "m", "offload": 1}}, "HalfJob.offload is int, and not bool"),
+        ({"half": None}, "EncodeJob.half is NoneType, and not HalfJob"),
+        ({"batches": [[["k", "f", "image", "", "4"]]]}, "EncodeItem.shown is str, and not int"),
+        ({"batches": [["k"]]}, "EncodeJob.batches holds 'k', and no EncodeItem"),
+        ({"batches": [3]}, "EncodeJob.batches is int, and not list"),
+    ],
+)
+def test_what_a_job_holds_is_as_strict_as_the_job(changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(TypeError, match=f"^{words}"):
+        job_of(EncodeJob, {**ENCODE, **changes})
+
+
+def test_a_hundred_thousand_items_are_read_in_a_moment() -> None:
+    batches = [[["k" * 64, "f" * 64, "prompt", "", "", False, False, "video"]] * 10] * 10_000
+    half = {"model": "m"}
+    told = {"half": half, "store": "", "features_namespace": "", "namespace": "", "engine": ""}
+    started = time.process_time()
+    job = job_of(DecodeJob, {**told, "max_new_tokens": 1, "batches": batches})
+    assert time.process_time() - started < 2.0  # it takes 0.1 s
+    assert job.batches[-1][-1].prompt == "prompt"

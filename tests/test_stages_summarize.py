@@ -68,10 +68,13 @@ def half(family: str) -> dict[str, Any]:
 
 def job_of(family: str, store: Path, *media: Any, **changes: Any) -> dict[str, Any]:
     job = {
-        **half(family),
+        "half": half(family),
         "store": str(store),
         "namespace": NAMESPACE,
-        "media": [{"key": f"{at}" * 64, "texts": each} for at, each in enumerate(media)],
+        "media": [
+            {"digest": "d" * 64, "key": f"{at}" * 64, "texts": each}
+            for at, each in enumerate(media)
+        ],
         "context": CONTEXT,
         "max_new_tokens": ANSWER,
     }

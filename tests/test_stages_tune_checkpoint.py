@@ -89,12 +89,12 @@ def test_a_training_that_goes_on_sweeps_what_a_killed_one_left_half_written(tmp_
         raise RuntimeError("killed")
     assert len(list(tmp_path.glob(f"{HALF}*"))) == 2
     job: dict[str, Any] = {
-        "model": "demo",
+        "half": {"model": "demo"},
         "store": "",
         "features_namespace": "",
         "folder": str(tmp_path),
         "recipe": RECIPE,
-        "examples": [{"features": "k"}],
+        "examples": [["k", "p", "c"]],
         "held_out": [],
         "steps": 1,
         "batch": 1,

@@ -1,19 +1,19 @@
 """Measures a model's graphs beside torch in a process of its own, for `--vision-backend auto`."""
 
 from dataclasses import replace
-from typing import Any
 
 from artifacts.schema import Half
 from artifacts.store import Store
 from flows.job.budget import budget_for
 from flows.job.graph_speed import GraphSpeed, keep_speed
 from flows.job.launch import Launcher, StageCall, run_to_end
-from flows.job.models import Model, digests_in, open_model
+from flows.job.models import digests_in, open_model
 from flows.job.replanning import replanned_once
 from flows.options.commands import RunOptions
 from flows.options.model import TORCH
 from stages.export.graph_job import TimingJob
 from stages.models.graphs.providers import ONNX
+from stages.models.half_job import HalfJob
 from stages.process.job import told_of
 
 PART: Half = "vision"
@@ -38,10 +38,21 @@ def _timed(name: str, device: str, store: Store, launcher: Launcher) -> GraphSpe
         for backend in (TORCH, ONNX)
     ]
     in_torch, by_graphs = models
-    files = by_graphs.files_of([PART]).to_json()
     use = by_graphs.best(PART).graph
     assert use is not None
-    job = TimingJob(**_told(in_torch, device), graphs=use.backend, files=files)
+    settings = in_torch.best(PART)
+    half = HalfJob(
+        model=str(in_torch.folder),
+        device=device,
+        dtype=settings.dtype,
+        precision=settings.precision,
+        attention=settings.attention,
+        route=in_torch.profile.route,
+        pieces=in_torch.profile.vision.pieces,
+        files=by_graphs.files_of([PART]),
+    )
+    frames = in_torch.profile.frames_a_video
+    job = TimingJob(half=half, graphs=use.backend, frames_a_video=frames)
     call = StageCall(
         name="time_graphs",
         arguments=told_of(job),
@@ -51,18 +62,3 @@ def _timed(name: str, device: str, store: Store, launcher: Launcher) -> GraphSpe
     )
     seconds = run_to_end(launcher, call).notes["seconds"]
     return keep_speed(device, use.digest, use.provider, seconds)
-
-
-def _told(model: Model, device: str) -> dict[str, Any]:
-    """Return what a process is told of the half that torch computes."""
-    settings = model.best(PART)
-    return {
-        "model": str(model.folder),
-        "device": device,
-        "dtype": settings.dtype,
-        "precision": settings.precision,
-        "attention": settings.attention,
-        "route": model.profile.route,
-        "pieces": model.profile.vision.pieces,
-        "frames_a_video": model.profile.frames_a_video,
-    }

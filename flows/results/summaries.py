@@ -81,15 +81,19 @@ def stories(job: Job) -> Iterator[Story]:
             yield Story(file=file, digest=medium.digest, texts=texts, lost=lost)
 
 
-def how_said(job: Job) -> dict[str, Any]:
-    """Return all that decides the words of a summary but the half and its captions, as a job is
-    told it."""
+def generation_of_texts(job: Job) -> Generation:
+    """Return of the settings of captions those that are as good for other texts."""
+    told = Generation.of(job.config).told
+    return Generation(**{name: value for name, value in told.items() if name in OF_ANY_TEXT})
+
+
+def _how_said(job: Job) -> dict[str, Any]:
+    """Return all that decides the words of a summary but the half and its captions."""
     config = job.config
-    generation = {n: v for n, v in Generation.of(config).told.items() if n in OF_ANY_TEXT}
     return {
         "asked": PromptOptions.of(config).summary_prompt or SUMMARY,
         "max_new_tokens": EngineOptions.of(config).max_new_tokens,
-        "generation": generation,
+        "generation": generation_of_texts(job).told,
         "strip_think": TextOptions.of(config).strip_think,
     }
 
@@ -100,7 +104,7 @@ class Summaries:
     def __init__(self, job: Job, stage: Stage) -> None:
         self._job = job
         self._stage = stage
-        self._how = how_said(job)
+        self._how = _how_said(job)
         every = job.model.settings["language"]
         self._records = [(s, self._of(s, stage.writes)) for s in every]
         self._failures = [(s, self._of(s, "failures")) for s in every]

@@ -1,12 +1,12 @@
 """Writes down what each stage is told, on whatever rung; starts nothing and knows not what runs
 after what."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
-from artifacts.schema import Part
-from flows.job.adapters import AdapterUse
+from artifacts.schema import FrameFit
 from flows.job.graphs import GraphUse
 from flows.job.launch import StageCall
 from flows.job.models import Model
@@ -20,13 +20,14 @@ from flows.options.text import EngineOptions
 from flows.pipelines import STAGES
 from flows.planning.rungs import Rung
 from stages.decode.generation import Generation
-from stages.decode.job import DecodeJob
-from stages.embed.job import EmbedJob
+from stages.decode.job import DecodeItem, DecodeJob
+from stages.embed_texts.job import TextsJob
 from stages.encode.job import EncodeJob
-from stages.frames.job import FramesJob
+from stages.frames.job import FramesItem, FramesJob
+from stages.models.encoding.job import EncodeItem
 from stages.models.graphs.providers import TENSORRT
 from stages.models.half_job import HalfJob
-from stages.process.job import job_of, told_of
+from stages.process.job import told_of
 from stages.process.stage import Stage
 
 
@@ -38,9 +39,14 @@ def settings_on(model: Model, rung: Rung) -> PartSettings | None:
     return next((s for s in every if (s.precision, s.kv) == (rung.precision, kv)), None)
 
 
-def _adapter(adapter: AdapterUse | None) -> dict[str, Any]:
-    """Return what a half is told that is run with an adapter."""
-    return {} if adapter is None else {"adapter": adapter.folder, "adapted": adapter.modules}
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LivePlaces:
+    """Where the records of a stage that stays are, other than those of its job."""
+
+    store: str = ""
+    frames_store: str = ""
+    instead: str = ""
+    """Namespace of the captions of the second choice of a decode stage."""
 
 
 class Calls:
@@ -51,115 +57,127 @@ class Calls:
 
     def frames(self, media: Sequence[tuple[Medium, list[int] | None]], rung: Rung) -> StageCall:
         """Return the call to cut these chunks of each medium; None: all of them."""
+        items = [FramesItem(m.path, m.digest, m.kind, chunks, m.stamp) for m, chunks in media]
+        told = replace(self.frames_job(), media=items, workers=rung.batch)
+        return self._call(self._job.pipeline[0], told)
+
+    def frames_job(self) -> FramesJob:
+        """Return the job to cut media, without any."""
         job, stage = self._job, self._job.pipeline[0]
-        told = FramesJob(
+        return FramesJob(
             store=job.store.url,
             namespace=job.ledger.namespaces[stage.writes],
-            sampling=asdict(job.sampling),
-            fit={kind: job.model.fit(kind).long_edges for kind in ("video", "image")},
-            shrinks=job.model.fit("image").shrinks,
-            media=[
-                {
-                    "path": m.path,
-                    "digest": m.digest,
-                    "kind": m.kind,
-                    "wanted": chunks,
-                    "stamp": m.stamp,
-                }
-                for m, chunks in media
-            ],
-            workers=rung.batch,
+            sampling=job.sampling,
+            fit_video=FrameFit(long_edges=job.model.fit("video").long_edges),
+            fit_image=job.model.fit("image"),
+            media=[],
+            workers=1,
         )
-        return self._call(stage, told)
 
     def records(
         self, stage: Stage, batches: Sequence[Sequence[Task]], rung: Rung, batch_instead: int = 0
     ) -> StageCall:
         """Return the call to make the records of these batches, all in one variant. `batch_instead`
         is the largest batch of who has no slots on this rung (0: as many)."""
-        job, namespaces = self._job, batches[0][0].namespaces
-        other = job.ledger.instead(namespaces) if stage is job.pipeline[-1] else None
-        members = [[self.member(stage, task, other) for task in batch] for batch in batches]
-        told: dict[str, Any] = {"batches": members}
-        if stage.job is DecodeJob:
-            told["instead"] = other[stage.writes] if other else ""
-            told["batch_instead"] = batch_instead
-            told["said_before"] = self._said_before(stage, batches) if rung.seated else {}
-        return self._of_records(stage, namespaces, told, rung)
+        namespaces = batches[0][0].namespaces
+        if stage.job is not DecodeJob:
+            items = [[self.encode_item(stage, task) for task in batch] for batch in batches]
+            return self._call(stage, self._encoding(stage, namespaces, rung, items))
+        other = self._job.ledger.instead(namespaces) if stage is self._job.pipeline[-1] else None
+        told = replace(
+            self._decoding(stage, namespaces, rung),
+            batches=[[self.decode_item(stage, task, other) for task in batch] for batch in batches],
+            instead=other[stage.writes] if other else "",
+            batch_instead=batch_instead,
+            said_before=self._said_before(stage, batches) if rung.seated else {},
+        )
+        return self._call(stage, told)
 
-    def live(self, stage: Stage, rung: Rung, told: Mapping[str, Any]) -> StageCall:
-        """Return the call of a stage that stays, and makes what it is told over its pipe `live`,
-        which is among what is `told`."""
+    def live(self, stage: Stage, rung: Rung, pipe: str, places: LivePlaces) -> StageCall:
+        """Return the call of a stage that stays, and makes what it is told over its pipe."""
         namespaces = self._job.ledger.namespaces
-        if stage.of_media:
-            call = self._of_records(stage, namespaces, {"batches": [], **told}, rung)
+        store = places.store or self._job.store.url
+        told: Any
+        if stage.job is DecodeJob:
+            decoding = self._decoding(stage, namespaces, rung)
+            slots = rung.batch if rung.seated else 0
+            told = replace(decoding, instead=places.instead, slots=slots)
+        elif stage.of_media:
+            encoding = self._encoding(stage, namespaces, rung, [])
+            told = replace(encoding, frames_store=places.frames_store)
         else:
             settings = settings_on(self._job.model, rung)
             assert settings is not None
-            namespace = namespace_aside(stage, self._job.model, settings)
-            call = self.once(stage, {"namespace": namespace, "batch": rung.batch, **told}, rung)
-        return replace(call, stays=True)
-
-    def _of_records(
-        self, stage: Stage, namespaces: Namespaces, told: Mapping[str, Any], rung: Rung
-    ) -> StageCall:
-        job = self._job
-        every = {
-            "store": job.store.url,
-            f"{stage.reads}_namespace": namespaces[stage.reads],
-            "namespace": namespaces[stage.writes],
-            **self._of_stage(stage, namespaces, rung),
-            **told,
-        }
-        if stage.part:
-            every |= self._part(stage.part, rung)
-        return self._call(stage, job_of(stage.job, every))
-
-    def _of_stage(self, stage: Stage, namespaces: Namespaces, rung: Rung) -> dict[str, Any]:
-        """Return what the job of one stage alone is told."""
-        job = self._job
-        if stage.job is DecodeJob:
-            settings = settings_on(job.model, rung)
-            assert settings is not None
-            return {
-                "max_new_tokens": EngineOptions.of(job.config).max_new_tokens,
-                "generation": Generation.of(job.config).told,
-                "prefill": rung.prefill,
-                "kv": rung.kv,
-                "engine": settings.engine,
-                "beyond_context": job.config.as_published is False,
-            }
-        if stage.job is EmbedJob:
-            tiles, edge = namespaces.tiles, namespaces.fit_image.edge
-            return {"block": rung.block, "tiles": tiles, "edge": edge, "pictures": rung.batch}
-        if stage.job is EncodeJob:
-            return {"block": rung.block, "frames_a_video": job.model.profile.frames_a_video}
-        return {}
+            told = self._texts(stage, rung, namespace_aside(stage, self._job.model, settings))
+        return replace(self._call(stage, replace(told, store=store, live=pipe)), stays=True)
 
     def texts(
         self, groups: Sequence[Sequence[str]], namespace: str, key: str, rung: Rung
     ) -> StageCall:
         """Return the call to make one record of the vectors of these groups of texts."""
-        told = {
-            "store": self._job.store.url,
-            "namespace": namespace,
-            "key": key,
-            "groups": [list(group) for group in groups],
-            "batch": rung.batch,
-        }
-        return self.once(STAGES[rung.stage], told, rung)
+        stage = STAGES[rung.stage]
+        told = self._texts(stage, rung, namespace)
+        return self._call(stage, replace(told, key=key, groups=[[*group] for group in groups]))
 
-    def once(self, stage: Stage, told: Mapping[str, Any], rung: Rung) -> StageCall:
-        """Return the call of a stage that looks at no media, with its part on a rung."""
-        part = self._part(stage.part, rung) if stage.part else {}
-        return self._call(stage, job_of(stage.job, {**part, **told}))
+    def once(self, stage: Stage, make: Callable[..., object], rung: Rung) -> StageCall:
+        """Return the call of a stage that looks at no media. Its job is made of its half on a rung,
+        if it has one."""
+        return self._call(stage, make(half=self.half(stage, rung)) if stage.part else make())
+
+    def _texts(self, stage: Stage, rung: Rung, namespace: str) -> TextsJob:
+        half, store = self.half(stage, rung), self._job.store.url
+        return TextsJob(half=half, store=store, namespace=namespace, batch=rung.batch)
+
+    def _encoding(
+        self,
+        stage: Stage,
+        namespaces: Namespaces,
+        rung: Rung,
+        batches: Sequence[Sequence[EncodeItem]],
+    ) -> Any:
+        """Return the job of a stage that looks at frames."""
+        make: Callable[..., Any] = stage.job
+        make = partial(
+            make,
+            store=self._job.store.url,
+            frames_namespace=namespaces[stage.reads],
+            namespace=namespaces[stage.writes],
+            batches=batches,
+        )
+        if stage.part is None:
+            return make()
+        make = partial(make, half=self.half(stage, rung), block=rung.block)
+        if stage.job is EncodeJob:
+            return make(frames_a_video=self._job.model.profile.frames_a_video)
+        tiles, edge = namespaces.tiles, namespaces.fit_image.edge
+        return make(tiles=tiles, edge=edge, pictures=rung.batch)
+
+    def _decoding(self, stage: Stage, namespaces: Namespaces, rung: Rung) -> DecodeJob:
+        """Return the job of the stage that captions, without chunks."""
+        job, settings = self._job, settings_on(self._job.model, rung)
+        assert settings is not None
+        return DecodeJob(
+            half=self.half(stage, rung),
+            store=job.store.url,
+            features_namespace=namespaces[stage.reads],
+            namespace=namespaces[stage.writes],
+            batches=[],
+            max_new_tokens=EngineOptions.of(job.config).max_new_tokens,
+            generation=Generation.from_fields(Generation.of(job.config).told),
+            prefill=rung.prefill,
+            kv=rung.kv,
+            engine=settings.engine,
+            beyond_context=job.config.as_published is False,
+        )
 
     def _said_before(self, stage: Stage, batches: Sequence[Sequence[Task]]) -> dict[str, int]:
         return said_before(self._job.ledger, [t for batch in batches for t in batch], stage)
 
-    def _part(self, part: Part, rung: Rung) -> dict[str, Any]:
+    def half(self, stage: Stage, rung: Rung) -> HalfJob:
+        """Return the part of a stage on a rung."""
         model, settings = self._job.model, settings_on(self._job.model, rung)
-        assert settings is not None
+        assert settings is not None and stage.part is not None
+        adapter = settings.adapter
         half = HalfJob(
             model=str(model.folder),
             device=self._job.device,
@@ -169,28 +187,26 @@ class Calls:
             as_published=settings.as_published,
             trust_remote_code=self._job.config.trust_remote_code,
             route=model.profile.route,
-            pieces=model.profile.parts[part].pieces,
+            pieces=model.profile.parts[stage.part].pieces,
             max_pixels=model.profile.max_pixels,
             max_video_pixels=model.profile.max_video_pixels,
             mlp_chunk=rung.prefill,
             offload=rung.offload,
-            files=model.files_of([part]).to_json(),
-            **_adapter(settings.adapter),
-            **self._graphs(settings.graph, rung),
+            files=model.files_of([stage.part]),
+            adapter=adapter.folder if adapter else "",
+            adapted=adapter.modules if adapter else {},
         )
-        return told_of(half)
+        return self._with_graphs(half, settings.graph, rung) if settings.graph else half
 
-    def _graphs(self, graph: GraphUse | None, rung: Rung) -> dict[str, Any]:
-        """Return what a half is told whose towers are computed by graphs."""
-        if graph is None:
-            return {}
-        job, told = self._job, {"backend": graph.backend}
+    def _with_graphs(self, half: HalfJob, graph: GraphUse, rung: Rung) -> HalfJob:
+        """Return a half whose towers are computed by graphs."""
+        job, engines = self._job, ""
         if graph.backend == TENSORRT:
-            folder = engines_folder(job.store.local, graph.digest, job.device, rung.batch)
-            told["engines"] = str(folder)
-        return {**told, "graph_bytes": job.budget.of_stage(job.device)}
+            engines = str(engines_folder(job.store.local, graph.digest, job.device, rung.batch))
+        room = job.budget.of_stage(job.device)
+        return replace(half, backend=graph.backend, engines=engines, graph_bytes=room)
 
-    def _call(self, stage: Stage, told: Any) -> StageCall:
+    def _call(self, stage: Stage, told: object) -> StageCall:
         device = self._job.device if stage.part else "cpu"
         return StageCall(
             name=stage.name,
@@ -200,19 +216,17 @@ class Calls:
             budget=self._job.budget.of_stage(device),
         )
 
-    def member(self, stage: Stage, task: Task, other: Namespaces | None = None) -> dict[str, Any]:
-        """Return a member of a batch: its key, the key that it reads, the prompt where that counts.
-        Where another variant answers as well, its key in that one stands there, too."""
-        made, ledger = stage.writes, self._job.ledger
-        asked = {"prompt": task.prompt} if made in task.namespaces.prompted else {}
-        if other is not None:
-            asked["instead"] = ledger.again(task, other)[made]
+    def encode_item(self, stage: Stage, task: Task) -> EncodeItem:
+        """Return a chunk as a stage that looks at frames is told it, with its prompt where that
+        counts."""
+        prompt = task.prompt if stage.writes in task.namespaces.prompted else ""
         fewer = task.stored is not None and stage.reads == self._job.pipeline[0].writes
-        shown = {"shown": len(task.chunk.times)} if fewer else {}
-        return {
-            **shown,
-            "kind": task.medium.kind,
-            "key": task[made],
-            stage.reads: task[stage.reads],
-            **asked,
-        }
+        shown = len(task.chunk.times) if fewer else 0
+        return EncodeItem(task[stage.writes], task[stage.reads], task.medium.kind, prompt, shown)
+
+    def decode_item(self, stage: Stage, task: Task, other: Namespaces | None = None) -> DecodeItem:
+        """Return a chunk as the decode stage is told it. Where another variant answers as well, its
+        key in that one stands there, too."""
+        instead = self._job.ledger.again(task, other)[stage.writes] if other is not None else ""
+        item = DecodeItem(task[stage.writes], task[stage.reads], task.prompt, instead)
+        return item._replace(kind=task.medium.kind)

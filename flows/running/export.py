@@ -6,7 +6,7 @@ when it passes it is put into its place.
 """
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -18,14 +18,13 @@ from flows.console.display import Display
 from flows.job.adapters import way_notes
 from flows.job.export_asked import EXPORTED as EXPORTED_RUN
 from flows.job.export_asked import NATIVE, ExportAsked
-from flows.job.launch import DirectLauncher, StageCall
+from flows.job.launch import DirectLauncher
 from flows.job.prepare import Job
 from flows.job.replanning import replanned_once
 from flows.options.commands import RunOptions
 from flows.options.model import TORCH
 from flows.pipelines import EXPORTED, EXPORTED_VECTORS, EXPORTS, Pipeline, makes_vectors
 from flows.pipelines import GRAPHS as GRAPH_EXPORTS
-from flows.planning.rungs import Rung
 from flows.results.exported import (
     Exported,
     forget_begun,
@@ -36,26 +35,30 @@ from flows.results.exported import (
     was_judged,
 )
 from flows.running.calls import Calls
-from flows.running.export_told import check_graphs, halves, hessian_bytes, model_of
+from flows.running.export_told import (
+    EXPECTED,
+    calibrate_job,
+    check_graphs,
+    export_job,
+    graph_job,
+    judge_job,
+    put_in,
+)
 from flows.running.merging import adapter_of, as_adapted, merge, merged_of, source_of
 from flows.running.run import LauncherMaker, prepared
 from flows.running.samples import (
     ExportSample,
     by_place,
+    captioned_of,
+    features_job,
     media_in,
-    pairs_of,
     samples_of,
-    words_of,
 )
 from flows.running.sequence import Sequence
 from flows.running.watch import OnBegin, Watch
 from stages.export import CALIBRATE, COMPARE, JUDGE, STAGE, TRACE
-from stages.export.job import PACKED
 from stages.models.graphs.providers import ONNX
 from stages.process.stage import Stage
-
-EXPECTED = "expected"
-"""Folder of what the original expects at each word, until the checkpoint is judged."""
 
 
 def export(
@@ -180,26 +183,24 @@ class _Export:
         asked, media = self._asked, job.media if job.files else media_in(job)
         recipe, rounded = self._recipe(job), ""
         samples = samples_of(job, media, asked.samples, least=1 + recipe["calibrated"])
-        form, bits = {"parts": self._parts, "group": asked.group}, PACKED.get(asked.kind, 0)
         if recipe["calibrated"]:
             seen, samples = samples[::2], samples[1::2]  # not judged by what it was fitted to
-            told = {**form, "bits": bits, **self._words(job, seen)}
-            told["hessian_bytes"] = hessian_bytes(job)
-            recipe["samples"] = digest_of([member["key"] for member in told["members"]])
-            rounded = told["folder"] = str(asked.runs / f"rounded-{digest_of(recipe)[:12]}")
-            notes = self._once(job, sequence, CALIBRATE, told, len(seen))
+            recipe["samples"] = digest_of([sample.task["captions"] for sample in seen])
+            rounded = str(asked.runs / f"rounded-{digest_of(recipe)[:12]}")
+            make = calibrate_job(job, asked, self._parts, captioned_of(seen, {}), rounded)
+            notes = self._once(job, sequence, CALIBRATE, make, len(seen))
             self._figures["rounding"] = {"to_nearest": notes.get("rounded_to_nearest", {})}
         self._samples = samples
-        told = {**model_of(job), "recipe": recipe, "kind": asked.kind, "folder": str(asked.work)}
         if self._speaks:  # first: graphs go with links to the weights, which changes their stamps
-            self._once(job, sequence, JUDGE, self._words(job, samples), len(samples))
+            self._expected(job, sequence)
+        how = (recipe, self._parts)
         if asked.graphs:
-            notes = self._once(job, sequence, TRACE, {**told, **halves(job, self._parts)})
+            notes = self._once(job, sequence, TRACE, partial(graph_job, job, asked, *how))
             self._figures |= notes.get("figures", {})
         else:
-            self._once(job, sequence, STAGE, {**told, **form, "calibrated": rounded})
+            self._once(job, sequence, STAGE, partial(export_job, job, asked, *how, rounded))
         if asked.packed:
-            self._agree(job, sequence, {**form, "bits": bits, "rounded": str(asked.work)})
+            self._agree(job, sequence, **put_in(asked, self._parts))
 
     @property
     def _speaks(self) -> bool:
@@ -221,30 +222,26 @@ class _Export:
                 sequence.fill()
             with sequence.going_on():
                 if "vision" in self._parts:
-                    pairs = pairs_of(self._samples, job)
-                    notes = self._once(job, sequence, COMPARE, pairs, len(pairs["pairs"]))
+                    make = partial(features_job, self._samples, job)
+                    notes = self._once(job, sequence, COMPARE, make, len(self._samples))
                     self._figures["features"] = notes["features"]
                 if self._speaks:
-                    self._agree(job, sequence, {})
+                    self._agree(job, sequence)
 
-    def _agree(self, job: Job, sequence: Sequence, told: Mapping[str, Any]) -> None:
+    def _agree(self, job: Job, sequence: Sequence, **how: Any) -> None:
         """Find out how far what a half in few bits expects is from what the original does."""
-        words = {**self._words(job, self._samples), **told, "compared": True}
-        notes = self._once(job, sequence, JUDGE, words, len(self._samples))
-        self._figures["text"] = notes["agreement"]
+        self._figures["text"] = self._expected(job, sequence, compared=True, **how)["agreement"]
 
-    def _words(self, job: Job, samples: list[ExportSample]) -> dict[str, Any]:
-        """Return the samples whose words are asked for, with the features that this job has."""
+    def _expected(self, job: Job, sequence: Sequence, **how: Any) -> dict[str, Any]:
+        """Have a half judge the samples, with the features that this job has."""
         changed = "captions" not in job.ledger.namespaces.of and "vision" in self._parts
-        words = words_of(samples, self._asked.runs / EXPECTED, by_place(job) if changed else {})
-        return {"store": job.store.url, **words}
+        words = captioned_of(self._samples, by_place(job) if changed else {})
+        make = partial(judge_job(job, self._asked, words), **how)
+        return self._once(job, sequence, JUDGE, make, len(self._samples))
 
     def _once(
-        self, job: Job, sequence: Sequence, stage: Stage, told: Mapping[str, Any], total: int = 1
+        self, job: Job, sequence: Sequence, stage: Stage, make: Callable[..., Any], total: int = 1
     ) -> dict[str, Any]:
         """Run a stage that looks at no media, and return its notes."""
-
-        def call(rung: Rung) -> StageCall:
-            return Calls(job).once(stage, told, rung)
-
+        call = partial(Calls(job).once, stage, make)
         return sequence.once.run(stage, call, total=total).notes

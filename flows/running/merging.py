@@ -74,7 +74,7 @@ def merge(
         folder=str(asked.merged),
         as_published=job.model.profile.as_published,
         trust_remote_code=job.config.trust_remote_code,
-        files=job.model.files_of(job.model.profile.parts).with_others(files.files).to_json(),
+        files=job.model.files_of(job.model.profile.parts).with_others(files.files),
     )
     call = StageCall(
         name="merge",

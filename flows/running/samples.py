@@ -4,15 +4,21 @@ import contextlib
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from artifacts.errors import UsageError
 from artifacts.words import counted
 from flows.job.export_config import ExportConfig
 from flows.job.prepare import Job
 from flows.job.tasks import Medium, Task
+from stages.export.feature_job import FeaturesJob
+from stages.export.judge_job import CaptionedItem
 
 DEMO_SEED = 0
+
+
+Captioned = tuple[str, list[CaptionedItem]]
+"""Namespace of features, and chunks with captions."""
 
 
 class ExportSample(NamedTuple):
@@ -81,38 +87,29 @@ def samples_of(job: Job, media: Sequence[Medium], most: int, least: int) -> list
     ]
 
 
-def words_of(
-    samples: Sequence[ExportSample], folder: Path, tasks: Mapping[tuple[str, int], Task]
-) -> dict[str, Any]:
-    """Return what a judge is told of the samples' words, which it keeps in a folder. `tasks` are
+def captioned_of(
+    samples: Sequence[ExportSample], tasks: Mapping[tuple[str, int], Task]
+) -> Captioned:
+    """Return the namespace of the samples' features, and the samples with their words. `tasks` are
     those of another job by which they were seen; empty: they are as the original saw them."""
     of_each = [tasks.get(sample.task.place[:2], sample.task) for sample in samples]
-    return {
-        "features_namespace": of_each[0].namespaces["features"],
-        "members": [
-            {
-                "key": sample.task["captions"],
-                "features": task["features"],
-                "prompt": sample.task.prompt,
-                "caption": sample.caption,
-            }
-            for sample, task in zip(samples, of_each, strict=True)
-        ],
-        "folder": str(folder),
-    }
+    return of_each[0].namespaces["features"], [
+        CaptionedItem(sample.task["captions"], task["features"], sample.task.prompt, sample.caption)
+        for sample, task in zip(samples, of_each, strict=True)
+    ]
 
 
-def pairs_of(samples: Sequence[ExportSample], job: Job) -> dict[str, Any]:
-    """Return the features of the samples, of the original and of the job of a checkpoint."""
+def features_job(samples: Sequence[ExportSample], job: Job) -> FeaturesJob:
+    """Return the job to compare the features of the samples with those of a checkpoint's job."""
     kind, tasks = job.pipeline[-1].writes, by_place(job)
     found = [(s.task, tasks[s.task.place[:2]]) for s in samples]
-    return {
-        "store": job.store.url,
-        "kind": kind,
-        "namespace": found[0][0].namespaces[kind],
-        "other": found[0][1].namespaces[kind],
-        "pairs": [[first[kind], second[kind]] for first, second in found],
-    }
+    return FeaturesJob(
+        store=job.store.url,
+        kind=kind,
+        namespace=found[0][0].namespaces[kind],
+        other=found[0][1].namespaces[kind],
+        pairs=[[first[kind], second[kind]] for first, second in found],
+    )
 
 
 def by_place(job: Job) -> dict[tuple[str, int], Task]:

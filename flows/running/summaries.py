@@ -8,13 +8,16 @@ from artifacts.captions import Failure
 from artifacts.errors import Killed
 from flows.job.launch import KILLS, StageCall
 from flows.job.prepare import Job
+from flows.options.text import EngineOptions, PromptOptions, TextOptions
 from flows.planning.costs.summarize import nodes_of
 from flows.planning.rungs import Rung
 from flows.results.run_record import RunRecord
-from flows.results.summaries import Story, Summaries, how_said, stories
+from flows.results.summaries import Story, Summaries, generation_of_texts, stories
 from flows.running.calls import Calls, settings_on
 from flows.running.once import OnceStep
 from stages.summarize import STAGE
+from stages.summarize.job import SUMMARY, SummaryItem, SummaryJob
+from stages.summarize.packing import Told
 
 CAPTIONS_AT_ONCE = 1 << 15
 """Captions that one process is told: those of days of video, and a few megabytes."""
@@ -67,18 +70,23 @@ class SummariesStep:
         job = self._job
         settings = settings_on(job.model, rung)
         assert settings is not None
-        told = {
-            "store": job.store.url,
-            "namespace": self._summaries.namespace(settings),
-            "media": [
-                {
-                    "digest": story.digest,
-                    "key": self._summaries.key(story, settings),
-                    "texts": story.texts,
-                }
-                for story in some
-            ],
-            "context": rung.context,
-            **how_said(job),
-        }
-        return Calls(job).once(STAGE, told, rung)
+        items = [
+            SummaryItem(
+                story.digest,
+                self._summaries.key(story, settings),
+                [Told(*each) for each in story.texts],
+            )
+            for story in some
+        ]
+        make = partial(
+            SummaryJob,
+            store=job.store.url,
+            namespace=self._summaries.namespace(settings),
+            media=items,
+            asked=PromptOptions.of(job.config).summary_prompt or SUMMARY,
+            context=rung.context,
+            max_new_tokens=EngineOptions.of(job.config).max_new_tokens,
+            generation=generation_of_texts(job),
+            strip_think=TextOptions.of(job.config).strip_think,
+        )
+        return Calls(job).once(STAGE, make, rung)

@@ -5,7 +5,8 @@ trains on the features alone, goes on where an earlier one was, and writes the a
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -46,7 +47,7 @@ from flows.running.watch import OnBegin, Watch
 from stages.models.adapters.reading import ADAPTER_CONFIG, ADAPTER_WEIGHTS, read_adapter
 from stages.models.hub.transfer import Announce
 from stages.tune import OUTPUT_VERSION, STAGE
-from stages.tune.job import CHECKPOINT, RECORD
+from stages.tune.job import CHECKPOINT, RECORD, TuneItem, TuneJob
 from stages.tune.layout import layout_in
 
 BOARD = "tensorboard"
@@ -98,13 +99,13 @@ def _train(
             if asked.sources:
                 sequence.fill()
             with sequence.going_on():
-                told = _told(config, job, examples, out)
+                make, steps = _job(config, job, examples, out)
 
                 def call(rung: Rung) -> StageCall:
                     on = {"recompute": rung.recompute, "optimizer": rung.optimizer}
-                    return Calls(job).once(STAGE, {**told, **on, "rows": rung.batch}, rung)
+                    return Calls(job).once(STAGE, partial(make, rows=rung.batch, **on), rung)
 
-                sequence.once.run(STAGE, call, total=told["steps"])
+                sequence.once.run(STAGE, call, total=steps)
 
 
 def asked_of(config: TuneConfig, say: Announce = lambda _: None) -> tuple[list[Example], TuneRun]:
@@ -178,28 +179,32 @@ def _recipe(config: TrainingOptions, job: Job, ways: Mapping[str, Any]) -> dict[
     return {"version": OUTPUT_VERSION, **model, **asked, **ways}
 
 
-def _told(
+def _job(
     config: TrainingOptions, job: Job, examples: Sequence[Example], out: Path
-) -> dict[str, Any]:
-    """Return what the stage is told, but for what hangs on its rung. Raises UsageError."""
+) -> tuple[Callable[..., TuneJob], int]:
+    """Return what makes the job of the stage on a rung, and its steps. Raises UsageError."""
     members, ways = _members(job, examples), _ways(config, examples)
     chosen = {each.item: member for each, member in zip(examples, members, strict=True)}
     trained, held = ([chosen[each.item] for each in part] for part in _parts(config, examples))
-    recipe = {**_recipe(config, job, ways), "data": digest_of([trained, held])}
+    data = [[each._asdict() for each in part] for part in (trained, held)]
+    recipe = {**_recipe(config, job, ways), "data": digest_of(data)}
     if not config.validate_only:
         refuse_other(out, recipe, resume=config.resume)
-    steps = ways["steps"]
-    where = {
-        "store": job.store.url,
-        "features_namespace": job.ledger.namespaces["features"],
-        "folder": str(out / RUN if config.validate_only else out),
-        "checkpoint_steps": max(1, min(MOST_LOST, steps // CHECKPOINTS)),
-        "tensorboard": str(out / RUN / BOARD) if config.tensorboard else "",
-    }
-    return {**ways, **where, "examples": trained, "held_out": held, "recipe": recipe}
+    steps: int = ways["steps"]
+    make = partial(
+        TuneJob,
+        **ways,
+        store=job.store.url,
+        features_namespace=job.ledger.namespaces["features"],
+        folder=str(out / RUN if config.validate_only else out),
+        checkpoint_steps=max(1, min(MOST_LOST, steps // CHECKPOINTS)),
+        tensorboard=str(out / RUN / BOARD) if config.tensorboard else "",
+        recipe=recipe,
+    )
+    return partial(make, examples=trained, held_out=held), steps
 
 
-def _members(job: Job, examples: Sequence[Example]) -> list[dict[str, str]]:
+def _members(job: Job, examples: Sequence[Example]) -> list[TuneItem]:
     """Return features, prompt and caption of each example. Raises UsageError for one whose chunk is
     not there."""
     kept = job.ledger["features"]
@@ -214,7 +219,7 @@ def _members(job: Job, examples: Sequence[Example]) -> list[dict[str, str]]:
         refuse_placeholders(
             [Medium(digest="", path=str(each.path), kind=kind, prompt=prompt)], job.model
         )
-        found.append({"features": key, "prompt": prompt, "caption": each.caption.strip()})
+        found.append(TuneItem(key, prompt, each.caption.strip()))
     return found
 
 

@@ -18,6 +18,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from stages.process.live import Keyed
+
 FAILURES = 2
 """Times that a half died of a request or did not fit it, alone with it, until it is to blame."""
 AT_ONCE = 2
@@ -29,7 +31,7 @@ class QueuedWork:
     """One thing that a half is to make."""
 
     key: str
-    member: dict[str, Any]
+    member: Keyed
     """Fields of it, as the half is told them."""
     weight: int
     """Pixels of it, or tokens: what bounds a batch beside its number."""

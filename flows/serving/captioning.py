@@ -5,7 +5,7 @@ A new question to what was seen before costs the language half alone.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakValueDictionary
@@ -30,7 +30,6 @@ from flows.serving.refusals import bad, refusal_of
 from flows.serving.shared import Shared
 from flows.serving.shown_names import shown_name
 from flows.serving.uploads import Upload
-from stages.decode.request_settings import SETTINGS, TO_CONTEXT
 from stages.process.events import Event, Words
 
 MOST_LETTERS = 20_000
@@ -187,8 +186,7 @@ class Captioning:
 
         def decoded(at: int, settings: str) -> Awaitable[Words]:
             started(at, key_of(tasks[at][self._decode.writes], settings))
-            asked = {TO_CONTEXT: True} if params.to_context else {}
-            return self._decoded(tasks[at], of_chunks, settings, asked)
+            return self._decoded(tasks[at], of_chunks, settings, params.to_context)
 
         words = await in_order(len(tasks), params, self.limit, decoded)
         return Captioned(index=index, words=tuple(filter(None, words)), cached=False)
@@ -221,19 +219,19 @@ class Captioning:
         if await self._is_encoded(task):
             self._cutting.drop([task])
             return
-        member = self._calls.member(self._encode, task)
+        member = self._calls.encode_item(self._encode, task)
         weight = self._cutting.weight(task, self._encoding)
         await self._cutting.given(task, self._encoding, task[self._encode.writes], member, weight)
 
     async def _decoded(
-        self, task: Task, index: MediaIndex, settings: str, asked: Mapping[str, Any]
+        self, task: Task, index: MediaIndex, settings: str, to_context: bool
     ) -> Words:
-        member = {**self._calls.member(self._decode, task), **asked}
+        instead, key = "", key_of(task[self._decode.writes], settings)
         if self._other is not None:
-            member["instead"] = key_of(self._made_as(task, index, self._other), settings)
-        key = member["key"] = key_of(task[self._decode.writes], settings)
-        if settings:
-            member[SETTINGS] = settings
+            instead = key_of(self._made_as(task, index, self._other), settings)
+        member = self._calls.decode_item(self._decode, task)._replace(
+            key=key, instead=instead, settings=settings, to_context=to_context
+        )
         words: Words = await self._decoding.make(key, member, 1)
         self._kept.remember(words)
         self._tell(key, words.caption, ended=True)

@@ -11,7 +11,6 @@ import logging
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 from artifacts.errors import PenstockError
 from artifacts.schema import MediaIndex
@@ -20,6 +19,7 @@ from flows.serving.live_stage import LauncherMaker, LiveStage
 from flows.serving.metrics import Metrics
 from flows.serving.refusals import Refused, bad, unavailable
 from flows.serving.scratch import Scratch
+from stages.frames.job import FramesItem
 from stages.frames.live import NO_MEMORY, TOO_LARGE
 from stages.process.events import Event, Failed, MediumRead
 
@@ -38,18 +38,18 @@ STATUS = {TOO_LARGE: 413, NO_MEMORY: 413, "not-media": 415, "playlist": 415}
 class SentFile:
     """One file that is to be decoded."""
 
-    medium: dict[str, Any]
+    medium: FramesItem
     answer: "asyncio.Future[MediaIndex]"
     deaths: int = 0
     """Processes that ended while they were at it."""
 
     @property
     def digest(self) -> str:
-        return str(self.medium["digest"])
+        return self.medium.digest
 
     @property
     def is_picture(self) -> bool:
-        return bool(self.medium["kind"] == "image")
+        return self.medium.kind == "image"
 
 
 class DecodingProcess:
@@ -112,7 +112,7 @@ class DecodingProcess:
         self._watch()
         if not answer.done():
             if isinstance(event, MediumRead):
-                answer.set_result(MediaIndex.from_json(dict(event.index)))
+                answer.set_result(event.index)
             else:
                 status = STATUS.get(event.kind, 422)
                 answer.set_exception(Refused(status, event.message, event.hint))
@@ -194,14 +194,14 @@ class Decoders:
         for decoder in self._every:
             decoder.stop()
 
-    async def cut(self, medium: dict[str, Any]) -> MediaIndex:
+    async def cut(self, medium: FramesItem) -> MediaIndex:
         """Return what is in a file, its frames in the store. Raises Refused."""
         file = SentFile(medium=medium, answer=asyncio.get_running_loop().create_future())
         self._waiting.append(file)
         self._go_on([])
         return await file.answer
 
-    def withdraw(self, medium: dict[str, Any]) -> bool:
+    def withdraw(self, medium: FramesItem) -> bool:
         """Take back a file that nobody wants any more. Return whether it was not begun."""
         for file in self._waiting:
             if file.medium is medium:

@@ -85,7 +85,7 @@ class PictureEmbedder:
         return _seen(index, tasks, records, cached=False)
 
     async def _work(self, task: Task) -> Record:
-        member, key = self._calls.member(self._stage, task), task[self._stage.writes]
+        member, key = self._calls.encode_item(self._stage, task), task[self._stage.writes]
         weight = self._cutting.weight(task, self._half)
         record: Record = await self._cutting.given(task, self._half, key, member, weight)
         return record

@@ -13,7 +13,9 @@ from flows.serving.decoders import Decoders
 from flows.serving.half import Half
 from flows.serving.keeping import RecordKeeper
 from flows.serving.scratch import Scratch
+from stages.frames.job import FramesItem
 from stages.models.encoding import FRAMES_A_BATCH
+from stages.process.live import Keyed
 
 
 class FrameSource:
@@ -44,7 +46,7 @@ class FrameSource:
 
     async def cut(self, medium: Medium, half: Half) -> MediaIndex:
         """Return what is in a medium, its frames stored for a half. Raises Refused."""
-        told = {"path": medium.path, "digest": medium.digest, "kind": medium.kind, "wanted": None}
+        told = FramesItem(medium.path, medium.digest, medium.kind)
         half.note_coming(1)
         # A decoder that has begun is not to be stopped: it would have to be started anew.
         doing = asyncio.ensure_future(self._decoders.cut(told))
@@ -63,9 +65,7 @@ class FrameSource:
         frames = len(task.chunk.times) * half.batches.most_weight // FRAMES_A_BATCH
         return max(pixels, frames if task.medium.kind == "video" else 0)
 
-    async def given(
-        self, task: Task, half: Half, key: str, member: dict[str, Any], weight: int
-    ) -> Any:
+    async def given(self, task: Task, half: Half, key: str, member: Keyed, weight: int) -> Any:
         """Return what a half makes of the frames of a chunk. Raises Refused."""
         try:
             return await half.make(key, member, weight)

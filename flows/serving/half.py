@@ -35,7 +35,7 @@ from stages.process.events import (
     Warned,
     Words,
 )
-from stages.process.live import WITHDRAWN
+from stages.process.live import WITHDRAWN, Keyed
 
 log = logging.getLogger(__name__)
 
@@ -96,7 +96,7 @@ class Half:
         """Return how many works wait."""
         return len(self.batches.waiting)
 
-    async def make(self, key: str, member: dict[str, Any], weight: int) -> Any:
+    async def make(self, key: str, member: Keyed, weight: int) -> Any:
         """Return what is made of this. Raises Refused."""
         if (why := self._setbacks.refusal or self._residence.refusal) is not None:
             raise why

@@ -23,6 +23,7 @@ from flows.options.commands import RunOptions
 from flows.options.model import default_store
 from flows.pipelines import CAPTION, LABEL, Pipeline, parts_of
 from flows.planning.start import ladder_of
+from flows.running.calls import LivePlaces
 from flows.search.maker import as_made, maker_of, unrecorded
 from flows.serving.captioning import Captioning
 from flows.serving.config import ServeConfig
@@ -179,13 +180,13 @@ class _Building:
         service, config, keeper = self._service, self._service.config, self.keeper
         ladder = ladder_of(job, lambda entry, text: self._say(text))
         store, stage = service.scratch.store, job.pipeline[-1]
-        told = {"store": store.url}
+        places = LivePlaces(store=store.url)
         vectors = RecordSet(store, stage.writes, job.ledger.namespaces[stage.writes])
         usual, answers = [usual_picture(job)], read_and_drop(vectors)
-        seeing = self._half(plan_half(job, stage, ladder, config, answers, told, usual))
+        seeing = self._half(plan_half(job, stage, ladder, config, answers, places, usual))
         namespace = namespace_aside(TEXTS, job.model, job.model.best("language"))
         words = RecordSet(store, TEXTS.writes, namespace)
-        reading = self._half(plan_half(job, TEXTS, ladder, config, read_and_drop(words), told))
+        reading = self._half(plan_half(job, TEXTS, ladder, config, read_and_drop(words), places))
         cutting = FrameSource(job, self._decoders(job, cores()), keeper, service.scratch)
         service.job = job
         service.pictures = PictureEmbedder(job, seeing, cutting, keeper, service.metrics)
@@ -204,13 +205,13 @@ class _Building:
         service, config = self._service, self._service.config
         ladder = ladder_of(job, lambda entry, text: self._say(text))
         _, encode, decode = job.pipeline
-        told = {"frames_store": service.scratch.store.url}
+        places = LivePlaces(frames_store=service.scratch.store.url)
         encoding = self._half(
-            plan_half(job, encode, ladder, config, dict.fromkeys, told, [usual_picture(job)])
+            plan_half(job, encode, ladder, config, dict.fromkeys, places, [usual_picture(job)])
         )
         other = job.ledger.instead(job.ledger.namespaces)
-        told = {"instead": other[decode.writes]} if other is not None else {}
-        plan = plan_half(job, decode, ladder, config, dict.fromkeys, told)
+        places = LivePlaces(instead=other[decode.writes] if other is not None else "")
+        plan = plan_half(job, decode, ladder, config, dict.fromkeys, places)
         plan = replace(plan, withdraws=True)
         decoding: Half = self._half(plan)
         cutting = FrameSource(job, self._decoders(job, 1), self.keeper, service.scratch)

@@ -1,6 +1,6 @@
 """Plans the halves of a server: rungs, memory and calls; starts nothing."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import cache
 from typing import Any
@@ -16,10 +16,9 @@ from flows.planning.rungs import Rung
 from flows.planning.sizes import UNKNOWN_SIZE
 from flows.planning.start import choose
 from flows.planning.workloads import STANDARD_CHUNKS, Workload, workload_of
-from flows.running.calls import Calls
+from flows.running.calls import Calls, LivePlaces
 from flows.serving.config import BatchOptions, RequestLimits
 from flows.serving.half_plan import HalfPlan
-from stages.frames.job import FramesJob
 from stages.process.job import told_of
 from stages.process.stage import Stage
 
@@ -42,10 +41,10 @@ def plan_half(
     ladder: Ladder,
     config: BatchOptions,
     answers: Callable[[Iterable[str]], dict[str, Any]],
-    told: Mapping[str, Any],
+    places: LivePlaces,
     workloads: Sequence[Workload] = (),
 ) -> HalfPlan:
-    """Return how one half is run. Of what is `told` its process stands where its records go. Raises
+    """Return how one half is run. `places` is where its records go. Raises
     CannotFit."""
     asked = question_of_model(job.model, job.config, job.device, (stage,), prompt="")
     every = (*asked.workloads, *workloads)
@@ -55,9 +54,7 @@ def plan_half(
     calls = Calls(job)
 
     def call(rung: Rung, pipe: str, room: int) -> StageCall:
-        slots = {"slots": rung.batch} if rung.seated else {}
-        made = calls.live(stage, rung, {**told, **slots, "live": pipe})
-        return replace(made, budget=room)
+        return replace(calls.live(stage, rung, pipe, places), budget=room)
 
     pixels = [each.stored[0] * each.stored[1] for each in workloads]
     return HalfPlan(
@@ -75,13 +72,18 @@ def plan_half(
 
 def decoding_call(job: Job, most: RequestLimits, store: str) -> Callable[[str], StageCall]:
     """Return the call of a process that decodes for a job, over a pipe."""
-    stage = job.pipeline[0]
-    call = Calls(job).frames([], Rung(stage=stage.name, batch=1))
+    calls = Calls(job)
+    call = calls.frames([], Rung(stage=job.pipeline[0].name, batch=1))
     chunks = max(1, round(most.clip_seconds / job.sampling.chunk_seconds))
 
     def over(pipe: str) -> StageCall:
-        limits = {"most_pixels": most.pixels, "most_chunks": chunks}
-        told = FramesJob(**{**call.arguments, **limits, "store": store, "live": pipe})
+        told = replace(
+            calls.frames_job(),
+            store=store,
+            live=pipe,
+            most_pixels=most.pixels,
+            most_chunks=chunks,
+        )
         return replace(
             call, name="cut_live", arguments=told_of(told), budget=DECODER_BYTES, stays=True
         )

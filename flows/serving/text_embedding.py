@@ -12,6 +12,7 @@ from flows.serving.keeping import RecordKeeper
 from flows.serving.refusals import bad
 from flows.serving.shared import Shared
 from stages.embed_texts import STAGE
+from stages.embed_texts.job import TextsItem
 
 MOST_TEXTS = 1000
 """Texts of one request."""
@@ -46,5 +47,5 @@ class TextEmbedder:
         return text_vectors_in(record, told, self._precision)
 
     async def _make(self, key: str, groups: list[list[str]]) -> Record:
-        record: Record = await self._half.make(key, {"key": key, "groups": groups}, len(groups))
+        record: Record = await self._half.make(key, TextsItem(key, groups), len(groups))
         return record

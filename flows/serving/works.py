@@ -9,6 +9,7 @@ from typing import Any
 from flows.serving.batching import Batches, QueuedWork
 from flows.serving.metrics import HalfMetrics
 from flows.serving.refusals import Refused, bad
+from stages.process.live import Keyed
 
 TO_BLAME = bad(
     "the model's process died of this twice", "Send another file; the server's log says more"
@@ -32,7 +33,7 @@ class Works:
         self._began: float | None = None
         """Time since when the half has been at something."""
 
-    def add(self, key: str, member: dict[str, Any], weight: int) -> QueuedWork:
+    def add(self, key: str, member: Keyed, weight: int) -> QueuedWork:
         """Have one more wait. Raises Refused where too many bytes do."""
         answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         work = QueuedWork(

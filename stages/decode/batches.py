@@ -2,28 +2,27 @@
 
 from collections.abc import Container, Mapping, Sequence
 
+from stages.decode.job import DecodeItem
 from stages.memory.shrinking import pieces
 
-Batch = list[dict[str, str]]
-"""Members, as the job has them."""
-PLACES = ("key", "instead")
-"""Names of a member's keys: of what the engine makes, and of the other that answers as well."""
+Batch = list[DecodeItem]
 
 
 def lacking(batch: Batch, answers: Sequence[Container[str]]) -> list[str]:
-    """Return the keys of members that have neither a caption nor a failure in any of the unions;
-    those are in the order of `PLACES`."""
+    """Return the keys of members that have neither a caption nor a failure in any of the unions:
+    of what the engine makes, and of the other that answers as well."""
     return [
-        member["key"]
+        member.key
         for member in batch
-        if not any(member[name] in held for name, held in zip(PLACES, answers, strict=False))
+        if not any(
+            key in held for key, held in zip((member.key, member.instead), answers, strict=False)
+        )
     ]
 
 
 def swapped(batches: Sequence[Batch]) -> list[Batch]:
     """Return the batches for the engine that was the second choice."""
-    first, other = PLACES
-    return [[{**m, first: m[other], other: m[first]} for m in batch] for batch in batches]
+    return [[m._replace(key=m.instead, instead=m.key) for m in batch] for batch in batches]
 
 
 def in_pieces(batches: Sequence[Batch], size: int) -> list[Batch]:
@@ -35,7 +34,7 @@ def by_chunk(batches: Sequence[Batch]) -> list[Batch]:
     """Return as large batches of the same members, those together that are asked of one chunk."""
     together: dict[str, Batch] = {}
     for member in (member for batch in batches for member in batch):
-        together.setdefault(member["features"], []).append(member)
+        together.setdefault(member.features, []).append(member)
     whole = [member for members in together.values() for member in members]
     return in_pieces([whole], max(map(len, batches), default=0))
 
@@ -45,8 +44,8 @@ def talkative_first(batches: Sequence[Batch], said_before: Mapping[str, int]) ->
     before, and among them such of which nothing is known. So the last to be said are short, and
     hardly a slot waits for them."""
     members = [member for batch in batches for member in batch]
-    if not any(member["key"] in said_before for member in members):
+    if not any(member.key in said_before for member in members):
         return [*batches]
     most = max(said_before.values())
-    members.sort(key=lambda member: -said_before.get(member["key"], most))
+    members.sort(key=lambda member: -said_before.get(member.key, most))
     return in_pieces([members], max(map(len, batches)))

@@ -21,16 +21,17 @@ from transformers.generation.logits_process import (
 
 from artifacts.keys import digest_of
 from stages.decode.generation import CHECKPOINT, OF_CHANCE, Generation
-from stages.decode.loops import AGAIN, once_more
+from stages.decode.job import DecodeItem
+from stages.decode.loops import once_more
 from stages.decode.presence import PresencePenalty
 from stages.decode.prompts import begun_with, check_context, context_left
-from stages.decode.request_settings import SETTINGS, TO_CONTEXT, RequestSettings, cut_at
+from stages.decode.request_settings import RequestSettings, cut_at
 
 STATED = ("do_sample", *OF_CHANCE, "min_p")
 """Settings of a checkpoint that are taken over with `--sampling checkpoint`."""
 SAMPLING_ONLY = ("temperature", "top_p", "top_k", "min_p", "typical_p", "epsilon_cutoff")
 """Settings of a checkpoint that greedy decoding does not read, and warns of."""
-Members = Sequence[Mapping[str, str]]
+Members = Sequence[DecodeItem]
 """Items of one call of `generate`."""
 TOP_K = 50
 """Likeliest words that chance chooses among where nobody says; stock's own."""
@@ -69,9 +70,9 @@ class Choosing:
         self.stop = stop
         self._stated = stated or CheckpointSettings()
 
-    def of(self, item: Mapping[str, str]) -> "Choosing":
+    def of(self, item: DecodeItem) -> "Choosing":
         """Return how tokens are chosen for an item, which may have settings of its own."""
-        if not (text := item.get(SETTINGS)):
+        if not (text := item.settings):
             return self
         found = RequestSettings.from_text(text)
         return Choosing(found.generation, found.max_new_tokens, found.stop, self._stated)
@@ -82,7 +83,7 @@ class Choosing:
         """Return the same in captions for which the context has room. One without a limit of its
         own may be shorter where it goes alone. Raises ContextExceeded: where the `whole` caption
         has to fit and does not, else where no first token does."""
-        free = len(members) == 1 and TO_CONTEXT in members[0] and not self.generation.schema
+        free = len(members) == 1 and members[0].to_context and not self.generation.schema
         check_context(half, inputs, self.limit, whole=whole and not free)
         left = context_left(half, inputs) if free else None
         if left is None or left >= self.limit:
@@ -94,7 +95,7 @@ class Choosing:
         stated = self._stated.of(half)
         make_greedy(half, processor)
         asked = self.generation
-        if any(AGAIN in member for member in members):
+        if any(member.again for member in members):
             asked = once_more(asked)
         options: dict[str, Any] = {}
         if asked.beams > 1:
@@ -214,10 +215,10 @@ def _decoded(processor: Any, rows: Sequence[Sequence[int]], asked: Generation) -
     return texts
 
 
-def seed_of(seed: int, member: Mapping[str, str]) -> int:
+def seed_of(seed: int, member: DecodeItem) -> int:
     """Return the seed of one row: of what is asked about which chunk, whoever makes it beside
     what."""
-    return int(digest_of([seed, member["features"], member["prompt"]])[:SEED_DIGITS], 16)
+    return int(digest_of([seed, member.features, member.prompt])[:SEED_DIGITS], 16)
 
 
 def avoided(processor: Any, phrases: Sequence[str]) -> list[list[int]]:

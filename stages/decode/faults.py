@@ -9,7 +9,7 @@ from typing import Any
 from artifacts.errors import StageDied, UsageError
 from artifacts.packs import Record
 from artifacts.record_union import RecordUnion
-from stages.decode.batches import PLACES, Batch, lacking
+from stages.decode.batches import Batch, lacking
 from stages.decode.protocol import Asked, PromptChecker, Speaker
 from stages.memory.item_faults import ItemFault, ItemFaults, item_fault
 from stages.memory.shrinking import try_items
@@ -53,10 +53,10 @@ class DecodeFaults:
                 self.refuse(asked, fault)
 
     def _note(self, one: Asked, meta: dict[str, str]) -> None:
-        keys = [one.member[name] for name in PLACES if name in one.member]
+        keys = [key for key in (one.member.key, one.member.instead) if key]
         for union in self._answers:
             union.record_sets[1].publish([Record(key=key, meta=meta) for key in keys])
-        self._report.failure(one.member["key"], **meta)
+        self._report.failure(one.member.key, **meta)
         self.done(keys[:1])
 
 
@@ -81,7 +81,7 @@ def settled(
             raise MemoryError(words)
         if fault is None:
             raise StageDied(f"the {STAGE} stage failed: {broken}", hint="Give another --engine")
-        raised.add(asked.member["key"])
+        raised.add(asked.member.key)
         faults.add(asked, fault)
     return None, raised
 
@@ -96,7 +96,7 @@ def samples_of(batches: Sequence[Batch], answers: Sequence[RecordUnion]) -> Iter
 
 def without(batches: Iterable[Batch], keys: set[str]) -> list[Batch]:
     """Return the batches without the members of these keys."""
-    left = ([member for member in batch if member["key"] not in keys] for batch in batches)
+    left = ([member for member in batch if member.key not in keys] for batch in batches)
     return [batch for batch in left if batch]
 
 
@@ -105,6 +105,6 @@ def failing(report: Report) -> Callable[[Any, ItemFault], None]:
 
     def fail(one: Asked, fault: ItemFault) -> None:
         hint = "Send another picture or prompt, or ask another model"
-        report.failure(one.member["key"], **fault.meta(STAGE, hint))
+        report.failure(one.member.key, **fault.meta(STAGE, hint))
 
     return fail

@@ -1,21 +1,42 @@
 """The job of the decode stage, as its process is told it; imports no model library."""
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import NamedTuple
 
+from stages.decode.generation import Generation
 from stages.models.half_job import HalfJob
 
 
+class DecodeItem(NamedTuple):
+    """A chunk to be captioned."""
+
+    key: str
+    """Key of the caption."""
+    features: str
+    """Key of the features."""
+    prompt: str
+    instead: str = ""
+    """Key of the caption of the second choice."""
+    settings: str = ""
+    """Text of the RequestSettings of a request that has some; empty: the job's apply."""
+    to_context: bool = False
+    """Whether its client asks for no limit: its answer ends where the context does."""
+    again: bool = False
+    """Whether it is said once more, because it went round in circles."""
+    kind: str = ""
+    """`video` or `image`."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
-class DecodeJob(HalfJob):
+class DecodeJob:
     """Chunks to be captioned, all of them in one way."""
 
+    half: HalfJob
     store: str
     features_namespace: str
     namespace: str
     """Namespace of the captions."""
-    batches: list[list[dict[str, str]]]
-    """`key`, `features` (their key), `kind` and `prompt` of each chunk."""
+    batches: list[list[DecodeItem]]
     max_new_tokens: int
     prefill: int = 0
     """Tokens of a prompt that the language half reads at once; 0: all."""
@@ -24,7 +45,7 @@ class DecodeJob(HalfJob):
     engine: str
     """Choice of what makes the captions."""
     instead: str = ""
-    """Namespace of the captions of the second choice, which members have under a key `instead`;
+    """Namespace of the captions of the second choice, whose keys items have as `instead`;
     empty: the same as of the first."""
     batch_instead: int = 0
     """Most chunks of a batch of the second choice, which takes other memory; 0: as they are."""
@@ -32,8 +53,8 @@ class DecodeJob(HalfJob):
     """Pipe of batches to be captioned as they are told; empty: those of `batches`."""
     slots: int = 0
     """Rows that are said at once; 0: as many as a batch has."""
-    generation: dict[str, Any] = field(default_factory=dict)
-    """How words are chosen, of `Generation` what is not as by default."""
+    generation: Generation = field(default_factory=Generation)
+    """How words are chosen."""
     said_before: dict[str, int] = field(default_factory=dict)
     """Key of a member → tokens that were said of its chunk under another prompt, where some
     were."""

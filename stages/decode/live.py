@@ -15,7 +15,7 @@ from artifacts.store import open_store
 from artifacts.tensors import RecordGone
 from stages.decode.engines import choice_of, engine_of
 from stages.decode.faults import STAGE, failing, settled
-from stages.decode.job import DecodeJob
+from stages.decode.job import DecodeItem, DecodeJob
 from stages.decode.prompts import ContextExceeded
 from stages.decode.protocol import Asked, Said, Speaker
 from stages.decode.stored import read_features
@@ -39,15 +39,15 @@ def run_live(job: DecodeJob, report: Report) -> None:
     speaker = start(job)
     report.note(ready=True, **speaker.facts())
 
-    def read(batch: list[ToldWork]) -> list[Asked]:
-        return [asked for member in batch for asked in _read(features, member, report)]
+    def read(batch: list[ToldWork[DecodeItem]]) -> list[Asked]:
+        return [asked for work in batch for asked in _read(features, work, report)]
 
-    batches: Iterator[list[ToldWork]] = iter(ToldBatches(job.live))
+    batches = iter(ToldBatches(job.live, DecodeItem))
     faults = ItemFaults(STAGE, failing(report))
     for begun in batches:
         asked = read(begun)
         name, raised = settled(speaker, map(_shortened, asked), faults)
-        asked = [one for one in asked if one.member["key"] not in raised]
+        asked = [one for one in asked if one.member.key not in raised]
         if name is not None:
             break
     else:
@@ -56,23 +56,26 @@ def run_live(job: DecodeJob, report: Report) -> None:
     report.note(engine=engine.name)
     if engine is not first and job.instead:
         answers.reverse()
-    key_of = {False: "key", True: "instead"}[engine is not first and bool(job.instead)]
+    is_other = engine is not first and bool(job.instead)
 
     def tell(one: Asked, said: Said) -> None:
         if one.is_withdrawn:  # it may have been left off
             return
         if said.fault is not None:
-            key, fault = one.member["key"], said.fault
+            fault = said.fault
             kind = TOO_LONG if isinstance(fault, ContextExceeded) else UNSUPPORTED
-            report.failure(key, kind, fault.message, fault.hint)
+            report.failure(one.member.key, kind, fault.message, fault.hint)
             return
         more = {"prompt_tokens": said.prompt_tokens, "stopped": said.stopped}
-        record = Record(key=one.member[key_of], meta=said.meta | more | engine.meta)
+        record = Record(
+            key=one.member.instead if is_other else one.member.key,
+            meta=said.meta | more | engine.meta,
+        )
         answers[0].publish([record])
         answers[0].leave([record.key])
         report.send(
             Words(
-                key=one.member["key"],
+                key=one.member.key,
                 caption=said.caption,
                 tokens=said.tokens,
                 ended=said.ended,
@@ -82,7 +85,7 @@ def run_live(job: DecodeJob, report: Report) -> None:
         )
 
     def overheard(one: Asked, text: str, tokens: int) -> None:
-        report.send(Words(key=one.member["key"], caption=text, tokens=tokens))
+        report.send(Words(key=one.member.key, caption=text, tokens=tokens))
 
     speaker.overhear(overheard)
     shrinking = Shrinking(report, lambda: speaker.say(asked[:1]), faults)
@@ -96,13 +99,13 @@ def run_live(job: DecodeJob, report: Report) -> None:
 def _shortened(asked: Asked) -> Asked:
     """Return the same with a prompt of a usual length: who asks first is not to decide how long a
     trial takes."""
-    prompt = asked.member["prompt"][:TRIAL_LETTERS]
-    return asked._replace(member={**asked.member, "prompt": prompt})
+    member = asked.member._replace(prompt=asked.member.prompt[:TRIAL_LETTERS])
+    return asked._replace(member=member, work=None)
 
 
-def _read(features: RecordSet, member: ToldWork, report: Report) -> Iterator[Asked]:
+def _read(features: RecordSet, work: ToldWork[DecodeItem], report: Report) -> Iterator[Asked]:
     """Yield what is asked of one chunk, unless its features are gone."""
-    key = member["features"]
+    key = work.item.features
     try:
         if key not in features:
             features.find([key])
@@ -113,7 +116,7 @@ def _read(features: RecordSet, member: ToldWork, report: Report) -> Iterator[Ask
             features.refresh()
         row = read_features(features, key)
         features.leave([key])
-        yield Asked(member, row)
+        yield Asked(work.item, row, work)
     except (PenstockError, RecordGone) as error:
         hint = "Ask again: it is encoded anew"
-        report.failure(member["key"], "gone", getattr(error, "message", str(error)), hint)
+        report.failure(work.item.key, "gone", getattr(error, "message", str(error)), hint)

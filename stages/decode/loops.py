@@ -5,8 +5,6 @@ from dataclasses import replace
 from artifacts.captions import Ended
 from stages.decode.generation import Generation
 
-AGAIN = "again"
-"""Field of a member that is said once more, because it went round in circles."""
 TIMES = 3
 """Times that the same has to be said at the end of a caption."""
 LETTERS = 40

@@ -5,12 +5,12 @@ ended, and takes captions in whatever order they end. How rows are grouped on th
 done where they do not fit, is for the engine, which tells `Shrinking` of it.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from artifacts.captions import Ended
 from artifacts.errors import UsageError
-from stages.decode.job import DecodeJob
+from stages.decode.job import DecodeItem, DecodeJob
 from stages.memory.shrinking import Shrinking
 from stages.models.halves.records import FeatureRecord
 from stages.process.live import ToldWork
@@ -19,14 +19,15 @@ from stages.process.live import ToldWork
 class Asked(NamedTuple):
     """A chunk to be captioned."""
 
-    member: Mapping[str, str]
-    """Fields of the chunk, as the job has them."""
+    member: DecodeItem
     row: FeatureRecord
+    work: ToldWork[DecodeItem] | None = None
+    """The work that it is of a stage that stays."""
 
     @property
     def is_withdrawn(self) -> bool:
         """Whether nobody wants its words any more."""
-        return isinstance(self.member, ToldWork) and self.member.is_withdrawn
+        return self.work is not None and self.work.is_withdrawn
 
 
 class Said(NamedTuple):

@@ -7,13 +7,6 @@ from dataclasses import dataclass, field
 
 from stages.decode.generation import Generation
 
-SETTINGS = "settings"
-"""Field of an item that has settings of its own; without it the settings of the job apply."""
-
-
-TO_CONTEXT = "to_context"
-"""Field of an item whose client asks for no limit: its answer ends where the context does."""
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RequestSettings:

@@ -19,10 +19,9 @@ from artifacts.tensors import RecordGone
 from stages.decode.batches import Batch, by_chunk, in_pieces, lacking, swapped, talkative_first
 from stages.decode.engines import choice_of, engine_of
 from stages.decode.faults import DecodeFaults, samples_of, settled, without
-from stages.decode.generation import Generation
-from stages.decode.job import DecodeJob
+from stages.decode.job import DecodeItem, DecodeJob
 from stages.decode.live import run_live
-from stages.decode.loops import AGAIN, goes_round
+from stages.decode.loops import goes_round
 from stages.decode.protocol import Asked, Said, Speaker
 from stages.decode.stored import read_features
 from stages.decode.structure import texts_within
@@ -35,10 +34,10 @@ from stages.process.report import Report
 
 def warm(told: dict[str, Any]) -> None:
     """Import what the engine and its model need, before what the stage takes is counted."""
-    job = job_of(DecodeJob, told)
+    job = job_of(DecodeJob, {**told, "batches": []})  # of 100,000 items
     for engine in choice_of(job.engine):
         resolve_name(engine.entry)
-    if job.generation.get("schema") or job.live:  # which any request may ask for
+    if job.generation.schema or job.live:  # which any request may ask for
         resolve_name("stages.decode.constraint")
     warm_model(told)
 
@@ -65,11 +64,11 @@ def run(told: dict[str, Any], report: Report) -> None:
 
     def read(batch: Batch) -> list[Asked]:
         try:
-            keys = {member["features"] for member in batch}  # several may ask of one chunk
+            keys = {member.features for member in batch}  # several may ask of one chunk
             rows = {key: read_features(features, key) for key in keys}
-            return [Asked(member, rows[member["features"]]) for member in batch]
+            return [Asked(member, rows[member.features]) for member in batch]
         except RecordGone as error:
-            keys = {member["features"] for batch in batches for member in batch}
+            keys = {member.features for batch in batches for member in batch}
             set_packs_aside(store, features, keys)
             raise DamagedRecord(
                 f"{error.message}; the features are set aside in {store.url}/{QUARANTINE}",
@@ -91,7 +90,7 @@ def run(told: dict[str, Any], report: Report) -> None:
     batches = [batch for batch in batches if lacking(batch, answers)]
     wanted = {key for batch in batches for key in lacking(batch, answers)}
     if not engine.batch_decides:
-        left = [[member for member in batch if member["key"] in wanted] for batch in batches]
+        left = [[member for member in batch if member.key in wanted] for batch in batches]
         batches = talkative_first(left, job.said_before)
         batches = by_chunk(batches) if engine.by_chunk else batches
 
@@ -103,11 +102,11 @@ def run(told: dict[str, Any], report: Report) -> None:
         turns.done(tokens)
 
     shrinking = Shrinking(report, lambda: speaker.say(read(batches[-1][-1:])), faults.items)
-    retries = Generation.from_fields(job.generation).retry_loops
-    again: list[dict[str, str]] = []
+    retries = job.generation.retry_loops
+    again: list[DecodeItem] = []
     beside: dict[str, Any] = {**engine.meta}
-    if job.generation:
-        beside["generation"] = job.generation
+    if generation := job.generation.told:
+        beside["generation"] = generation
     with (
         turns_at(store, *(each for union in answers for each in union.record_sets)) as turns,
         write_behind(publish) as later,
@@ -121,15 +120,15 @@ def run(told: dict[str, Any], report: Report) -> None:
             records = []
             for one, words in zip(asked, said, strict=True):
                 if words.fault is not None:
-                    if one.member["key"] in wanted:
+                    if one.member.key in wanted:
                         faults.refuse(one, words.fault)
                 elif retries and _goes_round(words):
-                    again.append({**one.member, AGAIN: "loop"})
+                    again.append(one.member._replace(again=True))
                 else:
                     records.append(_record(beside, one, words))
             later(records)
-        for asked in (read([member]) for member in again if member["key"] in wanted):
-            for some, said in shrinking.through(asked, lambda one: one.member["key"], speaker.say):
+        for asked in (read([member]) for member in again if member.key in wanted):
+            for some, said in shrinking.through(asked, lambda one: one.member.key, speaker.say):
                 later([_record(beside, *pair) for pair in zip(some, said, strict=True)])
         faults.items.close()
     report.note(**speaker.findings())
@@ -138,9 +137,9 @@ def run(told: dict[str, Any], report: Report) -> None:
 def _record(beside: dict[str, Any], asked: Asked, said: Said) -> Record:
     """Return the caption as it is stored; one that was said again says so, and how that ended."""
     meta = said.meta | beside
-    if AGAIN in asked.member:
+    if asked.member.again:
         meta |= {"retried": "loop", "loops": _goes_round(said)}
-    return Record(key=asked.member["key"], meta=meta)
+    return Record(key=asked.member.key, meta=meta)
 
 
 def _goes_round(said: Said) -> bool:

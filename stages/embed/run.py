@@ -19,9 +19,9 @@ from artifacts.vectors import vector_record
 from stages.embed.job import EmbedJob
 from stages.models.encoding.batch import encode_batches
 from stages.models.encoding.chunks import Refusal, read_chunk
+from stages.models.encoding.job import EncodeItem
 from stages.models.encoding.run import Making, encode_all
 from stages.models.halves.records import FeatureRecord
-from stages.models.loading import ModelJob
 from stages.models.loading import warm as warm
 from stages.models.processors.clip import Clip
 from stages.models.processors.pictures import prepare_parts, prepare_pictures
@@ -42,21 +42,19 @@ def run(told: dict[str, Any], report: Report) -> None:
         parts=lambda meta: len(boxes_of(meta["height"], meta["width"], job.tiles, job.edge)),
         encode=partial(encode_parts, most=job.pictures) if cut else encode_batches,
     )
-    encode_all(job, ModelJob.of(told), making, report)
+    encode_all(job, making, report)
 
 
-def read_pictures(
-    record_set: RecordSet, processor: Any, member: dict[str, Any]
-) -> Prepared | Refusal:
+def read_pictures(record_set: RecordSet, processor: Any, member: EncodeItem) -> Prepared | Refusal:
     """Read the frames of one chunk, each a picture of its own to the encoder."""
     return read_chunk(record_set, member, lambda clip: prepare_pictures(processor, clip))
 
 
 def read_parts(
-    job: EmbedJob, record_set: RecordSet, processor: Any, member: dict[str, Any]
+    job: EmbedJob, record_set: RecordSet, processor: Any, member: EncodeItem
 ) -> Prepared | Refusal:
     """Read one picture, and the parts that it is cut in."""
-    if member["kind"] != "image":
+    if member.kind != "image":
         return read_pictures(record_set, processor, member)
 
     def prepare(clip: Clip) -> Prepared:

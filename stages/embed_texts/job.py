@@ -1,14 +1,23 @@
 """The job of the texts stage, as its process is told it; imports no model library."""
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from stages.models.half_job import HalfJob
 
 
+class TextsItem(NamedTuple):
+    """Texts of which a stage that stays makes one record."""
+
+    key: str
+    groups: list[list[str]]
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
-class TextsJob(HalfJob):
+class TextsJob:
     """Texts of which vectors are made."""
 
+    half: HalfJob
     store: str
     namespace: str
     """Namespace of what is made of them."""
@@ -19,4 +28,4 @@ class TextsJob(HalfJob):
     batch: int
     """Texts that go through the half at once."""
     live: str = ""
-    """Pipe of lists of `key` and `groups`, which are then told instead, as they come."""
+    """Pipe of lists of TextsItem, which are then told instead, as they come."""

@@ -13,7 +13,7 @@ from artifacts.errors import CannotFit, UsageError
 from artifacts.packs import Record, RecordSet
 from artifacts.store import open_store
 from artifacts.vectors import vector_record
-from stages.embed_texts.job import TextsJob
+from stages.embed_texts.job import TextsItem, TextsJob
 from stages.embed_texts.line import LogitLine, line_of
 from stages.embed_texts.reading import TextReader
 from stages.memory.item_faults import ItemFault, ItemFaults
@@ -22,7 +22,7 @@ from stages.models.halves.vectors import text_vectors
 from stages.models.loading import ModelJob, facts
 from stages.models.loading import warm as warm
 from stages.process.events import Published
-from stages.process.job import job_of
+from stages.process.job import items_of, job_of
 from stages.process.live import lines_of
 from stages.process.report import Report
 
@@ -33,25 +33,25 @@ LINE_TEXTS = 3
 
 def run(told: dict[str, Any], report: Report) -> None:
     """Publish one vector a group of texts: the mean of theirs, each of length 1, of length 1."""
-    job, source = job_of(TextsJob, told), ModelJob.of(told)
+    job = job_of(TextsJob, told)
     records = RecordSet(open_store(job.store), "texts", job.namespace)
     report.total(1)
     if job.key in records:
         return
-    making = _Making(source, job.batch, report)
+    making = _Making(ModelJob.of(job.half), job.batch, report)
     if not job.live:
         records.publish([making.record(job.key, job.groups)])
         report.item(job.key)
         return
-    for asked in lines_of(job.live):
-        for each in asked:
+    for line in lines_of(job.live):
+        for each in items_of(TextsItem, line):
             with contextlib.suppress(CannotFit):  # a sentence of any length: the others may fit
                 try:
-                    records.publish([making.record(each["key"], each["groups"])])
-                    report.send(Published(keys=(each["key"],)))
+                    records.publish([making.record(each.key, each.groups)])
+                    report.send(Published(keys=(each.key,)))
                 except UsageError as error:
-                    report.failure(each["key"], "model", error.message, error.hint)
-            records.leave([each["key"]])
+                    report.failure(each.key, "model", error.message, error.hint)
+            records.leave([each.key])
 
 
 class _Making:

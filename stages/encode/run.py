@@ -11,9 +11,9 @@ from stages.encode.job import EncodeJob
 from stages.encode.shown_frames import shown_frames
 from stages.memory.item_faults import item_fault
 from stages.models.encoding.chunks import Refusal, read_chunk
+from stages.models.encoding.job import EncodeItem
 from stages.models.encoding.run import Making, encode_all
 from stages.models.halves.records import FeatureRecord
-from stages.models.loading import ModelJob
 from stages.models.loading import warm as warm
 from stages.models.processors.prepare import Clip, Prepared, prepare
 from stages.process.job import job_of
@@ -31,27 +31,26 @@ def run(told: dict[str, Any], report: Report) -> None:
         record=_record,
         apart=True,
     )
-    encode_all(job, ModelJob.of(told), making, report)
+    encode_all(job, making, report)
 
 
 def read_member(
-    record_set: RecordSet, processor: Any, member: dict[str, Any], count: int = 0
+    record_set: RecordSet, processor: Any, member: EncodeItem, count: int = 0
 ) -> Prepared | Refusal:
     """Read one chunk as the encoder takes it, or why the processor does not take its frames. It has
     `count` frames if that is not 0; else as many as the member says, or all."""
-    prompt = member.get("prompt", "")
-    count = count or member.get("shown", 0)
+    count = count or member.shown
 
     def prepared(clip: Clip) -> Prepared:
         if count and len(clip.frames) != count:
             clip = shown(clip, count)
         try:
-            return prepare(processor, clip, prompt)
+            return prepare(processor, clip, member.prompt)
         except Exception as error:
             if clip.kind != "video" or len(clip.frames) != 1 or item_fault(error) is None:
                 raise
             try:
-                return prepare(processor, shown(clip, 2), prompt)
+                return prepare(processor, shown(clip, 2), member.prompt)
             except Exception as other:
                 raise (error if item_fault(other) else other) from None
 

@@ -1,6 +1,7 @@
 """Rounds the weights of a language half by what they do to real chunks: features that are in the
 store, and the captions of them. It needs neither vision half nor pictures."""
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from stages.decode.teaching import caption_of, expected
 from stages.export.calibrate_job import CalibrateJob
 from stages.export.calibrating import calibrate
 from stages.export.gptq import NoInverse, gptq
+from stages.export.judge_job import CaptionedItem
 from stages.export.outline import outline_of
 from stages.export.packed_form import Packed
 from stages.models.halves.classes import config_and_class, skeleton_of
@@ -24,7 +26,7 @@ from stages.models.halves.offload import placement, waiting
 from stages.models.loading import ModelJob, facts
 from stages.models.loading import warm as warm_model
 from stages.models.streaming.load import streamed_layers
-from stages.process.job import job_of, told_of
+from stages.process.job import job_of
 from stages.process.report import Report
 
 
@@ -38,13 +40,13 @@ def run(told: dict[str, Any], report: Report) -> None:
     itself, and why. Raises PenstockError."""
     job = job_of(CalibrateJob, told)
     form = Packed(job.bits, job.group, Path(job.folder))
-    outline = outline_of(Path(job.model), job.parts, job.trust_remote_code, form.takes)
+    outline = outline_of(Path(job.half.model), job.parts, job.half.trust_remote_code, form.takes)
     names = {tensor.module: tensor.name for tensor in outline.tensors if tensor.module}
     done = {path for path, name in names.items() if (Path(job.folder) / name).exists()}
     report.total(len(names) - len(done))
     if len(done) == len(names):
         return
-    source = ModelJob.of(told_of(job))
+    source = ModelJob.of(replace(job.half, together=True))
     processor, held = source.processor(), source.hold("language")
     report.note(ready=True, **facts(held.model))
     features = RecordSet(open_store(job.store), "features", job.features_namespace)
@@ -62,9 +64,9 @@ def run(told: dict[str, Any], report: Report) -> None:
         except NoInverse as error:
             left[path] = str(error)
 
-    def read(member: dict[str, str], half: Any) -> None:
-        row = read_features(features, member["features"])
-        expected(half, processor, caption_of(processor, row, member["prompt"], member["caption"]))
+    def read(member: CaptionedItem, half: Any) -> None:
+        row = read_features(features, member.features)
+        expected(half, processor, caption_of(processor, row, member.prompt, member.caption))
 
     def whole(half: Any) -> None:
         make_greedy(half, processor)
@@ -80,9 +82,9 @@ def _layers(job: CalibrateJob, half: Any) -> list[str]:
     """Return the paths of the layers that lie one behind another; none for a half without."""
     if (streamed := streamed_layers(half)) is not None:
         return list(streamed.paths)
-    skeleton = skeleton_of(*config_and_class(Path(job.model), job.trust_remote_code))
-    keep: Part = "whole" if job.route == "joint" else "language"
+    skeleton = skeleton_of(*config_and_class(Path(job.half.model), job.half.trust_remote_code))
+    keep: Part = "whole" if job.half.route == "joint" else "language"
     try:
-        return waiting(placement(skeleton, keep, job.pieces, "cpu", away="disk"))
+        return waiting(placement(skeleton, keep, job.half.pieces, "cpu", away="disk"))
     except CannotFit:
         return []

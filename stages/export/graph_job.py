@@ -1,11 +1,11 @@
 """The job of making graphs of the towers of halves, and what it takes; imports no library."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from artifacts.errors import EnvironmentFault
+from artifacts.model_files import ModelFiles
 from artifacts.schema import Half, Route
 from stages.models.half_job import HalfJob
 
@@ -50,14 +50,15 @@ class GraphJob:
     as_published: bool = False
     """Whether the checkpoint is one that is run as published."""
     trust_remote_code: bool = False
-    files: Mapping[str, Any] = field(default_factory=dict)
-    """The ModelFiles that it was planned with; none: they are not compared."""
+    files: ModelFiles = field(default_factory=ModelFiles)
+    """Those that it was planned with; none: they are not compared."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class TimingJob(HalfJob):
+class TimingJob:
     """A half as torch computes it, to be measured beside its graphs."""
 
+    half: HalfJob
     graphs: str
     """What computes the graphs."""
     frames_a_video: int = 0

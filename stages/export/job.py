@@ -1,9 +1,9 @@
 """The job of writing one checkpoint in few bits, and all kinds of exports; imports no library."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from artifacts.model_files import ModelFiles
 from artifacts.schema import Part
 from stages.export.graph_job import GRAPHS
 from stages.models.shards import SHARD_BYTES
@@ -40,5 +40,5 @@ class ExportJob:
     """Whether the checkpoint is one that is run as published."""
     trust_remote_code: bool = False
     shard_bytes: int = SHARD_BYTES
-    files: Mapping[str, Any] = field(default_factory=dict)
-    """The ModelFiles that it was planned with; none: they are not compared."""
+    files: ModelFiles = field(default_factory=ModelFiles)
+    """Those that it was planned with; none: they are not compared."""

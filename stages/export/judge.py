@@ -2,6 +2,7 @@
 of another it is compared with that. Knows neither vision half nor how weights came to be."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from stages.decode.teaching import (
     expected_by_steps,
     looks_ahead,
 )
-from stages.export.judge_job import JudgeJob
+from stages.export.judge_job import CaptionedItem, JudgeJob
 from stages.export.outline import outline_of
 from stages.export.packed_form import Packed
 from stages.export.parity import of_each
@@ -30,7 +31,7 @@ from stages.export.putting import put_rounded
 from stages.models.loading import ModelJob, facts
 from stages.models.loading import warm as warm_model
 from stages.models.streaming.load import cross
-from stages.process.job import job_of, told_of
+from stages.process.job import job_of
 from stages.process.report import Report
 
 TOGETHER = 8
@@ -79,22 +80,22 @@ def run(told: dict[str, Any], report: Report) -> None:
     job = job_of(JudgeJob, told)
     store, folder = open_store(job.store), Path(job.folder)
     features = RecordSet(store, "features", job.features_namespace)
-    left = [m for m in job.members if job.compared or not (folder / m["key"]).exists()]
+    left = [m for m in job.members if job.compared or not (folder / m.key).exists()]
     report.total(len(left))
     if not left:
         return
-    source = ModelJob.of(told_of(job))
+    source = ModelJob.of(replace(job.half, together=True))
     processor, held, agreement = source.processor(), source.hold("language"), Agreement()
     report.note(ready=True, **facts(held.model))
 
-    def caption(member: dict[str, str]) -> TaughtCaption:
-        row = read_features(features, member["features"])
-        return caption_of(processor, row, member["prompt"], member["caption"])
+    def caption(member: CaptionedItem) -> TaughtCaption:
+        row = read_features(features, member.features)
+        return caption_of(processor, row, member.prompt, member.caption)
 
-    def ask(half: Any, member: dict[str, str]) -> torch.Tensor:
+    def ask(half: Any, member: CaptionedItem) -> torch.Tensor:
         return ready[half](half, processor, caption(member))
 
-    def ask_together(members: Sequence[dict[str, str]], half: Any) -> list[torch.Tensor]:
+    def ask_together(members: Sequence[CaptionedItem], half: Any) -> list[torch.Tensor]:
         if half not in ready:
             make_greedy(half, processor)
             if job.rounded:
@@ -107,13 +108,13 @@ def run(told: dict[str, Any], report: Report) -> None:
     for first in range(0, len(left), TOGETHER):
         members = left[first : first + TOGETHER]
         for member, found in zip(members, held.use(partial(ask_together, members)), strict=True):
-            path = folder / member["key"]
+            path = folder / member.key
             if job.compared:
-                agreement.add(member["key"], load_file(path)["logits"], found)
+                agreement.add(member.key, load_file(path)["logits"], found)
             else:
                 with whole_file(path) as file:
                     file.write(save({"logits": found}))
-            report.item(member["key"])
+            report.item(member.key)
     if job.compared:
         report.note(agreement=agreement.to_json())
 
@@ -121,7 +122,7 @@ def run(told: dict[str, Any], report: Report) -> None:
 def _round(job: JudgeJob, half: Any) -> None:
     """Put the rounded weights into the half. Raises EnvironmentFault when these are not all."""
     form = Packed(job.bits, job.group)
-    outline = outline_of(Path(job.model), job.parts, job.trust_remote_code, form.takes)
+    outline = outline_of(Path(job.half.model), job.parts, job.half.trust_remote_code, form.takes)
     count = put_rounded(half, outline, Path(job.rounded), job.bits, job.group)
     if count != len(outline.modules):
         raise EnvironmentFault(

@@ -1,20 +1,30 @@
 """The job of reading off a half what it expects at each word of captions; imports no library."""
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from artifacts.schema import Part
 from stages.models.half_job import HalfJob
 
 
+class CaptionedItem(NamedTuple):
+    """A chunk with a caption: the original's own, or what a person made of it."""
+
+    key: str
+    features: str
+    """Key of the features."""
+    prompt: str
+    caption: str
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
-class JudgeJob(HalfJob):
+class JudgeJob:
     """Captions, and the half that is asked what it expects of them."""
 
+    half: HalfJob
     store: str
     features_namespace: str
-    members: list[dict[str, str]]
-    """`key`, `features` (their key), `prompt` and `caption` of each chunk: the original's own, or
-    what a person made of it."""
+    members: list[CaptionedItem]
     folder: str
     """Folder where what the original expects is kept: it is written there, or compared with."""
     compared: bool = False
@@ -26,4 +36,3 @@ class JudgeJob(HalfJob):
     """Parts of which that has weights."""
     bits: int = 0
     group: int = 0
-    together: bool = True

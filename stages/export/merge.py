@@ -45,7 +45,7 @@ def run(told: dict[str, Any], report: Report) -> None:
     tensors are `merged`. Raises PenstockError.
     """
     job = job_of(MergeJob, told)
-    planned = ModelFiles.from_json(job.files)
+    planned = job.files
     with planned.compared():
         _merge(job, planned, report)
 

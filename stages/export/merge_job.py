@@ -1,9 +1,9 @@
 """The job of merging an adapter into one checkpoint; imports no library."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from artifacts.model_files import ModelFiles
 from stages.models.shards import SHARD_BYTES
 
 
@@ -23,5 +23,5 @@ class MergeJob:
     """Whether the checkpoint is one that is run as published."""
     trust_remote_code: bool = False
     shard_bytes: int = SHARD_BYTES
-    files: Mapping[str, Any] = field(default_factory=dict)
-    """The ModelFiles of both, as they were planned with; none: they are not compared."""
+    files: ModelFiles = field(default_factory=ModelFiles)
+    """Those of both, as they were planned with; none: they are not compared."""

@@ -37,7 +37,7 @@ def run(told: dict[str, Any], report: Report) -> None:
     `modules` are quantized. Raises PenstockError.
     """
     job = job_of(ExportJob, told)
-    planned = ModelFiles.from_json(job.files)
+    planned = job.files
     with planned.compared():
         _export(job, planned, report)
 

@@ -1,9 +1,24 @@
 """The job of the frames stage, as its process is told it; opens no file."""
 
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
+from typing import NamedTuple
 
-from artifacts.schema import FrameFit
+from artifacts.schema import FrameFit, Sampling
+from artifacts.stamps import Stamp
+
+
+class FramesItem(NamedTuple):
+    """A medium to be cut."""
+
+    path: str
+    digest: str
+    """Content digest, 64 hex digits."""
+    kind: str
+    """`video` or `image`."""
+    wanted: list[int] | None = None
+    """Indexes of the chunks to make; None: all of them."""
+    stamp: Stamp | None = None
+    """Stamp of the file when its content was digested; None: whatever is there is taken."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -13,15 +28,12 @@ class FramesJob:
     store: str
     namespace: str
     """Namespace of the frames."""
-    sampling: dict[str, Any]
-    """The fields of a Sampling."""
-    fit: dict[str, Any]
-    """Sizes at which videos and images are seen."""
-    shrinks: bool = False
-    """Whether pictures may be made smaller while they are decoded."""
-    media: list[dict[str, Any]]
-    """`path`, `digest`, `kind`, `wanted` chunks (None: all) and the file's `stamp` of each
-    medium."""
+    sampling: Sampling
+    fit_video: FrameFit
+    """Size at which videos are seen."""
+    fit_image: FrameFit
+    """Size at which images are seen."""
+    media: list[FramesItem]
     workers: int
     """Number of files cut at once."""
     live: str = ""
@@ -30,11 +42,3 @@ class FramesJob:
     """Most pixels of a picture that is read; 0: as many as are ever read."""
     most_chunks: int = 0
     """Most chunks of a video that is cut; 0: any."""
-
-    def fits(self) -> dict[str, FrameFit]:
-        """Return the sizes at which videos and images are kept."""
-        found = {
-            kind: FrameFit(long_edges=tuple((float(a), int(e)) for a, e in edges))
-            for kind, edges in self.fit.items()
-        }
-        return {**found, "image": replace(found["image"], shrinks=self.shrinks)}

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from artifacts.errors import EnvironmentFault, MediaError
-from artifacts.schema import MediaIndex, Sampling
+from artifacts.schema import MediaIndex
 from artifacts.store import open_store
-from stages.frames.job import FramesJob
+from stages.frames.job import FramesItem, FramesJob
 from stages.frames.medium import MediumToCut
 from stages.frames.picture import read_picture
 from stages.frames.recording import Recording, blaming
@@ -18,7 +18,7 @@ from stages.frames.video import Video
 from stages.frames.watchdog import Watchdog
 from stages.memory.heap import kept
 from stages.process.events import MediumRead
-from stages.process.job import job_of
+from stages.process.job import items_of, job_of
 from stages.process.live import lines_of
 from stages.process.report import Report
 
@@ -38,11 +38,11 @@ def run(told: dict[str, Any], report: Report) -> None:
     report.note(ready=True)
     with watchdog:
         for line in lines_of(job.live):
-            medium = MediumToCut.from_json(line)
+            medium = MediumToCut.of(*items_of(FramesItem, [line]))
             try:
                 with watchdog.over(), blaming(medium):
                     index = cutter.cut(medium)
-                report.send(MediumRead(media=medium.digest, index=index.to_json()))
+                report.send(MediumRead(media=medium.digest, index=index))
             except (MediaError, EnvironmentFault) as error:
                 message = error.message.replace(str(medium.path), "the file")
                 kind = error.kind if isinstance(error, MediaError) else GONE
@@ -61,9 +61,7 @@ class FileCutter:
 
     def __init__(self, job: FramesJob, report: Report, watchdog: Watchdog) -> None:
         self._job = job
-        fits = job.fits()
-        self._fit, self._fit_image = fits["video"], fits["image"]
-        self._sampling = Sampling(**job.sampling)
+        self._fit, self._fit_image = job.fit_video, job.fit_image
         self._sets = Recording(
             open_store(job.store), job.namespace, self._fit_image, report, watchdog
         )
@@ -80,11 +78,12 @@ class FileCutter:
         return index
 
     def _video(self, medium: MediumToCut) -> MediaIndex:
+        job = self._job
         with Video(Path(medium.path), threads=1) as video:
-            plans = video.plan(self._sampling)
-            most = self._job.most_chunks
+            plans = video.plan(job.sampling)
+            most = job.most_chunks
             if most and len(plans) > most:
-                seconds = most * self._sampling.chunk_seconds
+                seconds = most * job.sampling.chunk_seconds
                 raise MediaError(
                     f"the file is {video.duration:.0f} s long, and at most {seconds:.0f} s are "
                     "taken at once",

@@ -2,11 +2,11 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from artifacts.errors import MediaError
 from artifacts.regular import NotAFile
 from artifacts.stamps import CHANGED, CHANGED_HINT, CHANGED_MESSAGE, Stamp, stamp_of
+from stages.frames.job import FramesItem
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -24,10 +24,10 @@ class MediumToCut:
     """Stamp of the file when its content was digested; None: whatever is there is taken."""
 
     @classmethod
-    def from_json(cls, value: dict[str, Any]) -> "MediumToCut":
-        wanted = None if value.get("wanted") is None else frozenset(value["wanted"])
-        stamp = Stamp(*value["stamp"]) if value.get("stamp") else None
-        return cls(**{**value, "path": Path(value["path"]), "wanted": wanted, "stamp": stamp})
+    def of(cls, item: FramesItem) -> "MediumToCut":
+        path, digest, kind, wanted, stamp = item
+        chosen = None if wanted is None else frozenset(wanted)
+        return cls(path=Path(path), digest=digest, kind=kind, wanted=chosen, stamp=stamp)
 
     def check(self) -> None:
         """Raise MediaError when the file is not the one any more whose digest this is."""

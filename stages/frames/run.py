@@ -15,7 +15,7 @@ from itertools import count, takewhile
 from typing import Any
 
 from artifacts.claims import POLL_SECONDS, Turns, turns_at
-from artifacts.schema import ChunkIndex, MediaIndex, Sampling
+from artifacts.schema import ChunkIndex, MediaIndex
 from artifacts.store import open_store
 from stages.frames import PACK_BYTES
 from stages.frames.job import FramesJob
@@ -66,17 +66,16 @@ class Cutting:
 
     def __init__(self, job: FramesJob, report: Report, watchdog: Watchdog) -> None:
         self.store = open_store(job.store)
-        fits = job.fits()
-        self.fit_image = fits["image"]
-        self.fit = fits["video"]
-        self.record_sets = Recording(self.store, job.namespace, fits["image"], report, watchdog)
+        self.fit = job.fit_video
+        self.fit_image = job.fit_image
+        self.record_sets = Recording(self.store, job.namespace, job.fit_image, report, watchdog)
         self.turns: Turns
         """Which media are cut here, and which by other runs."""
-        self.sampling = Sampling(**job.sampling)
+        self.sampling = job.sampling
         self.report = report
         self.stop = threading.Event()
         """Set when workers are to end after the chunk in hand."""
-        media = map(MediumToCut.from_json, job.media)
+        media = map(MediumToCut.of, job.media)
         # Two files of one content are one medium.
         self.to_do = {m.digest: m for m in media if self.record_sets.is_missing(m)}
         """Media that this run has not had a turn at."""

@@ -1,9 +1,9 @@
-"""Says what every job that runs half a model is told; imports no model library."""
+"""The half of a model that a job runs; imports no model library."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
+from artifacts.model_files import ModelFiles
 from artifacts.schema import Route
 
 
@@ -53,5 +53,5 @@ class HalfJob:
     """Most pixels of all frames of a video together; 0: as many as its processor says."""
     mlp_chunk: int = 0
     """Positions that go through an MLP of the vision half at once; 0: all."""
-    files: Mapping[str, Any] = field(default_factory=dict)
-    """The ModelFiles that it was planned with; none: they are not compared."""
+    files: ModelFiles = field(default_factory=ModelFiles)
+    """Those that it was planned with; none: they are not compared."""

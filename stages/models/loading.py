@@ -4,7 +4,7 @@ stores."""
 import contextlib
 import logging
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -13,7 +13,6 @@ from typing import Any
 import torch
 
 from artifacts.errors import EnvironmentFault, UsageError
-from artifacts.model_files import ModelFiles
 from artifacts.schema import Half, Part
 from stages.memory.heap import given_back
 from stages.models.adapters.injection import adapted, adapted_modules
@@ -37,7 +36,7 @@ from stages.models.precision.weights import stored_modules
 from stages.models.processors.prepare import load_processor
 from stages.models.streaming.load import load_streamed, streamed_layers
 from stages.process.deferred_imports import import_transformers
-from stages.process.job import part_of
+from stages.process.job import job_of
 
 BY_ITSELF = ("sdpa", "+")
 """Attention implementations that a model takes when none is asked for: this one where its classes
@@ -56,12 +55,12 @@ class ModelJob(HalfJob):
             )
 
     @classmethod
-    def of(cls, job: dict[str, Any]) -> "ModelJob":
-        return part_of(cls, job)
+    def of(cls, half: HalfJob) -> "ModelJob":
+        return cls(**{field.name: getattr(half, field.name) for field in fields(HalfJob)})
 
     def processor(self) -> Any:
         """Return the processor. Raises ModelChanged unless it is the one that was planned with."""
-        with self._planned.compared():
+        with self.files.compared():
             folder = resolve_model(Path(self.model), self.revision)
             ready = _ready.pop((folder, self.trust_remote_code), None)
             return ready or load_processor(
@@ -73,16 +72,12 @@ class ModelJob(HalfJob):
                 as_published=self.as_published,
             )
 
-    @property
-    def _planned(self) -> ModelFiles:
-        return ModelFiles.from_json(self.files)
-
     def hold(self, keep: Half) -> Held:
         """Load the half on its device, with the pieces that it needs. Of a model that cannot be
         cut, the whole is loaded. Raises ModelChanged unless it is the one that was planned with."""
         part: Part = "whole" if self.route == "joint" else keep
-        load, files = partial(self._load, part), self._planned
-        return Held(part, load, self.pieces, files, offloaded=self.offload)
+        load = partial(self._load, part)
+        return Held(part, load, self.pieces, self.files, offloaded=self.offload)
 
     def _load(self, keep: Part, pieces: Iterable[str]) -> Any:
         with given_back():
@@ -182,11 +177,11 @@ _ready: dict[tuple[Path, bool], Any] = {}
 """Processors that were loaded before anybody asked for them."""
 
 
-def warm(job: dict[str, Any]) -> None:
-    """Import what the model needs and load its processor, before the stage's use is counted.
-    Neither is in a plan."""
+def warm(told: dict[str, Any]) -> None:
+    """Import what the half of a job needs and load its processor, before the stage's use is
+    counted. Neither is in a plan."""
     import_transformers()
-    source = ModelJob.of(job)
+    source = ModelJob.of(job_of(HalfJob, told["half"]))
     folder = resolve_model(Path(source.model), source.revision)
     config, _ = config_and_class(folder, source.trust_remote_code)
     if source.precision in KINDS or stored_settings(config) is not None:

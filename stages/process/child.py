@@ -22,7 +22,7 @@ from stages.process.deferred_imports import defer
 from stages.process.events import Broken, Ended
 from stages.process.exit_diagnosis import first_line, memory_words
 from stages.process.gc_freeze import gc_frozen
-from stages.process.job_file import read_job
+from stages.process.job_file import read_job, value_in
 from stages.process.lock import hold_device
 from stages.process.memory import ProcessMemory, Sampler, anonymous_bytes
 from stages.process.report import Report
@@ -80,7 +80,7 @@ def run_job(job: dict[str, Any], origin: Origin, events: int) -> int:
     ctypes.CDLL(None).prctl(PR_SET_NAME, job["name"][:15].encode())  # as `ps` and `top` show it
     report = Report(events, Path(job["journal"]) if job["journal"] else None)
     # A stage that is told of no device runs no model: what else it does need not wait.
-    runs_on = "" if job["stays"] else str(job["arguments"].get("device", ""))
+    runs_on = "" if job["stays"] else value_in(job["arguments"], "device") or ""
     try:
         lock = hold_device(
             runs_on, lambda who: report.warning(f"waiting for {runs_on.upper()}, {who} has it")
@@ -115,7 +115,7 @@ def work(job: dict[str, Any], report: Report, origin: Origin) -> int:
             with gc_frozen():
                 entry = load_entry(job["entry"], job["arguments"])
                 gc.freeze()  # nor later
-            dtype = str(job["arguments"].get("dtype", ""))
+            dtype = value_in(job["arguments"], "dtype") or ""
             budget.enforce(job["device"], (job["budget"] or {"bytes": 0})["bytes"], dtype)
             report.note(loaded_bytes=anonymous_bytes(), import_seconds=time.monotonic() - started)
             entry(job["arguments"], report)

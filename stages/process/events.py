@@ -9,6 +9,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from artifacts.schema import MediaIndex
+from stages.process.job import job_of
+
 UNSUPPORTED = "unsupported"
 """Kind of the failure of an item whose own settings cannot be followed."""
 TOO_LONG = "too-long"
@@ -61,8 +64,7 @@ class MediumRead:
 
     media: str
     """Content digest."""
-    index: Mapping[str, Any]
-    """The fields of a MediaIndex."""
+    index: MediaIndex
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -202,7 +204,7 @@ def event_of(line: str) -> Event | None:
         word = values.pop("event")
         if word == NOTE:
             return Noted(values)
-        event: Event = WORDS[word](**values)
+        event: Event = job_of(WORDS[word], values)
         return event
     except (ValueError, TypeError, KeyError, AttributeError):
         return None

@@ -26,7 +26,7 @@ from typing import Any
 
 from stages.process.child import Origin, load_entry, run_job
 from stages.process.gc_freeze import gc_frozen
-from stages.process.job_file import read_job
+from stages.process.job_file import read_job, value_in
 
 MESSAGE_BYTES = 1 << 16
 DESCRIPTORS = 4
@@ -145,7 +145,9 @@ def warm(job: dict[str, Any]) -> None:
     arguments = job["arguments"]
     with gc_frozen():
         with contextlib.suppress(Exception):
-            if arguments.get("trust_remote_code"):  # code of a model's own is for its stage alone
+            if value_in(
+                arguments, "trust_remote_code"
+            ):  # code of a model's own is for its stage alone
                 __import__(job["entry"].partition(":")[0])
             else:
                 load_entry(job["entry"], arguments)

@@ -1,55 +1,135 @@
 """Hands a job from the process that plans a stage to the one that is it. It goes as JSON, of which
-both ends, being of one version, know the same fields; has no stage of its own."""
+both ends, being of one version, know the same fields; has no stage of its own.
 
-from collections.abc import Mapping
-from dataclasses import MISSING, fields
-from functools import cache
+A job is a dataclass, and what it holds travels nested: dataclasses by the names of their fields,
+items, which are NamedTuples, as lists of their values: a job may hold 100,000 of them.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import MISSING, fields, is_dataclass
+from functools import cache, partial
 from types import UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
+from stages.process.gc_freeze import gc_frozen
+
 J = TypeVar("J")
+Reader = Callable[[Any, str], Any]
+"""Value as JSON holds it, and the name of its field → the value as the field holds it."""
 SEQUENCES = (list, tuple)
 """Types of sequences; JSON holds both as lists."""
 
 
 def told_of(job: Any) -> dict[str, Any]:
-    """Return the fields of a job by name; not `asdict`, which copies every member of every
-    batch."""
-    return {field.name: getattr(job, field.name) for field in fields(job)}
+    """Return the fields of a job by name, as JSON holds them; not `asdict`, which copies every item
+    of every batch."""
+    found = {field.name: getattr(job, field.name) for field in fields(job)}
+    return {n: told_of(value) if is_dataclass(value) else value for n, value in found.items()}
 
 
 def job_of(kind: type[J], told: Mapping[str, Any]) -> J:
-    """Return the job of a class that has exactly these fields. Raises TypeError for a field that
-    the class does not have, for a required one that is missing, and for a value of another type
-    than the field's."""
-    types = _types(kind)  # type: ignore[arg-type]
+    """Return the job, or the item, of a class that has exactly these fields. Raises TypeError for a
+    field that the class does not have, for a required one that is missing, and for a value of
+    another type than the field's."""
+    with gc_frozen():  # 100,000 items are no garbage
+        return _read(kind, told)
+
+
+def _read(kind: type[J], told: Mapping[str, Any]) -> J:
+    readers, required = _plan(kind)  # type: ignore[arg-type]
     name = kind.__name__
-    if unknown := sorted(told.keys() - types.keys()):
+    if unknown := sorted(told.keys() - readers.keys()):
         raise TypeError(f"{name} has no field {unknown[0]}")
-    for field in fields(kind):  # type: ignore[arg-type]
-        required = field.default is MISSING and field.default_factory is MISSING
-        if required and field.name not in told:
-            raise TypeError(f"{name} needs the field {field.name}")
-    return kind(**{n: _taken(value, types[n], f"{name}.{n}") for n, value in told.items()})
-
-
-def part_of(kind: type[J], told: Mapping[str, Any]) -> J:
-    """Return the job of a class whose fields are among those of a whole job. Raises what job_of
-    raises, but for the other fields of the whole."""
-    names = _types(kind)  # type: ignore[arg-type]
-    return job_of(kind, {name: told[name] for name in names if name in told})
+    for field in required:
+        if field not in told:
+            raise TypeError(f"{name} needs the field {field}")
+    return kind(**{n: readers[n](value, f"{name}.{n}") for n, value in told.items()})
 
 
 @cache
-def _types(kind: type[Any]) -> dict[str, Any]:
-    """Return the type of each field of a class."""
+def _plan(kind: type[Any]) -> tuple[dict[str, Reader], list[str]]:
+    """Return what reads each field of a class, and the names of those that are required."""
     hints = get_type_hints(kind)
-    return {field.name: hints[field.name] for field in fields(kind)}
+    if is_dataclass(kind):
+        names = [field.name for field in fields(kind)]
+        with_default = {f.name for f in fields(kind) if f.default is not MISSING}
+        with_default |= {f.name for f in fields(kind) if f.default_factory is not MISSING}
+    else:
+        names, with_default = list(kind._fields), set(kind._field_defaults)
+    return {n: _reader(hints[n]) for n in names}, [n for n in names if n not in with_default]
 
 
-def _taken(value: Any, wanted: Any, where: str) -> Any:
-    """Return a value as its field holds it. What lies in sequences and mappings is not looked at:
-    there are many members in a job. Raises TypeError."""
+def _reader(wanted: Any) -> Reader:
+    """Return what reads the values of a type."""
+    if is_dataclass(wanted):
+        return partial(_nested, wanted)
+    if _is_item(wanted):
+        return partial(_item, wanted)
+    is_union = get_origin(wanted) in (Union, UnionType)
+    inner = [arg for arg in get_args(wanted) if _nests(arg)]
+    if not inner:
+        every = get_args(wanted) if is_union else (wanted,)
+        quick = {get_origin(one) or one for one in every}
+        return lambda value, where: value if type(value) in quick else _taken(wanted, value, where)
+    each = _reader(inner[0])
+    if is_union:
+        return lambda value, where: None if value is None else each(value, where)
+    if get_origin(wanted) in SEQUENCES and _is_item(inner[0]):
+        return lambda value, where: items_of(inner[0], _taken(wanted, value, where), where)
+
+    def read(value: Any, where: str) -> Any:
+        value = _taken(wanted, value, where)
+        if isinstance(value, Mapping):
+            return {key: each(one, where) for key, one in value.items()}
+        return type(value)(each(one, where) for one in value)
+
+    return read
+
+
+def _is_item(wanted: Any) -> bool:
+    return isinstance(wanted, type) and issubclass(wanted, tuple) and hasattr(wanted, "_fields")
+
+
+def _nests(wanted: Any) -> bool:
+    """Return whether JSON holds values of a type otherwise than a job does."""
+    if is_dataclass(wanted) or _is_item(wanted) or get_origin(wanted) is tuple:
+        return True
+    return any(map(_nests, get_args(wanted)))
+
+
+def _nested(kind: Any, value: Any, where: str) -> Any:
+    """Return a dataclass that a job holds. Raises TypeError."""
+    if not isinstance(value, (kind, Mapping)):
+        raise TypeError(f"{where} is {type(value).__name__}, and not {_words(kind)}")
+    return value if isinstance(value, kind) else _read(kind, value)
+
+
+def items_of(kind: type[J], values: Iterable[Any], where: str = "the line") -> list[J]:
+    """Return items of this class, each given as its values in order or by name. Raises
+    TypeError."""
+    types, make = tuple(kind.__annotations__.values()), vars(kind)["_make"].__get__(None, kind)
+    return [
+        make(each)
+        if type(each) is list and (*map(type, each),) == types
+        else _item(kind, each, where)
+        for each in values
+    ]
+
+
+def _item(kind: Any, value: Any, where: str) -> Any:
+    """Return one item. Raises TypeError."""
+    if isinstance(value, Mapping):
+        return _read(kind, value)
+    readers, name = _plan(kind)[0], kind.__name__
+    if not isinstance(value, SEQUENCES) or len(value) != len(readers):
+        raise TypeError(f"{where} holds {value!r:.80}, and no {name} of {', '.join(readers)}")
+    every = zip(readers.values(), value, readers, strict=True)
+    return kind(*[read(one, f"{name}.{field}") for read, one, field in every])
+
+
+def _taken(wanted: Any, value: Any, where: str) -> Any:
+    """Return a value as its field holds it. Plain values in sequences and mappings are not looked
+    at: there are many of them in a job. Raises TypeError."""
     origin = get_origin(wanted) or wanted
     if origin in SEQUENCES and isinstance(value, SEQUENCES):
         return value if isinstance(value, origin) else origin(value)

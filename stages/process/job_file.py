@@ -4,6 +4,8 @@ import json
 import os
 from typing import Any
 
+from stages.process.gc_freeze import gc_frozen
+
 
 def job_descriptor(job: dict[str, Any]) -> int:
     """Return a descriptor from which the job can be read."""
@@ -16,7 +18,12 @@ def job_descriptor(job: dict[str, Any]) -> int:
 def read_job(descriptor: int) -> dict[str, Any]:
     """Return the job behind a descriptor, and close it. Another process may have read it before and
     moved the position that they share."""
-    with os.fdopen(descriptor, "rb") as file:
+    with os.fdopen(descriptor, "rb") as file, gc_frozen():
         file.seek(0)
         job: dict[str, Any] = json.load(file)
     return job
+
+
+def value_in(arguments: dict[str, Any], name: str) -> Any:
+    """Return a field of a job, or of the half that it holds; None without it."""
+    return {**arguments, **arguments.get("half", {})}.get(name)

@@ -13,8 +13,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from queue import SimpleQueue
 from threading import Thread
-from typing import Any
+from typing import Any, Generic, Protocol, TypeVar
 from weakref import WeakValueDictionary
+
+from stages.process.job import items_of
 
 WITHDRAWN = "withdrawn"
 """Field of a line that names works which nobody wants any more, by their keys."""
@@ -27,26 +29,40 @@ def lines_of(pipe: str) -> Iterator[Any]:
         yield from map(json.loads, lines)
 
 
-class ToldWork(dict[str, Any]):
-    """The fields of one work, as they were told."""
+class Keyed(Protocol):
+    """The fields of a work that every stage knows."""
+
+    @property
+    def key(self) -> str: ...
+
+
+W = TypeVar("W", bound=Keyed)
+
+
+class ToldWork(Generic[W]):
+    """One work, as it was told."""
 
     is_withdrawn = False
     """Whether nobody wants it any more; may be set at any moment, from another thread."""
 
+    def __init__(self, item: W) -> None:
+        self.item = item
 
-class ToldBatches:
+
+class ToldBatches(Generic[W]):
     """The batches that are told over a pipe, read by a thread of their own: what is withdrawn is
     known at once, whatever this process is computing."""
 
-    def __init__(self, pipe: str) -> None:
-        """Begin to read."""
-        self._batches: SimpleQueue[list[ToldWork] | None] = SimpleQueue()
-        self._works: WeakValueDictionary[str, ToldWork] = WeakValueDictionary()
+    def __init__(self, pipe: str, kind: type[W]) -> None:
+        """Begin to read works of this class."""
+        self._kind = kind
+        self._batches: SimpleQueue[list[ToldWork[W]] | None] = SimpleQueue()
+        self._works: WeakValueDictionary[str, ToldWork[W]] = WeakValueDictionary()
         """Those of which anything is left to do here, by their keys."""
         self._thread = Thread(target=self._read, args=(pipe,), daemon=True)
         self._thread.start()
 
-    def __iter__(self) -> Iterator[list[ToldWork]]:
+    def __iter__(self) -> Iterator[list[ToldWork[W]]]:
         """Yield what is still wanted of each batch, in order, until no more can come."""
         while (batch := self._batches.get()) is not None:
             if wanted := [work for work in batch if not work.is_withdrawn]:
@@ -60,8 +76,8 @@ class ToldBatches:
                         if (work := self._works.pop(key, None)) is not None:
                             work.is_withdrawn = True
                     continue
-                batch = list(map(ToldWork, line))
-                self._works.update((work["key"], work) for work in batch)
+                batch = list(map(ToldWork, items_of(self._kind, line)))
+                self._works.update((work.item.key, work) for work in batch)
                 self._batches.put(batch)
                 del batch  # what is kept here is never forgotten
         finally:

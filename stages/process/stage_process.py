@@ -44,7 +44,7 @@ from stages.process.events import (
 )
 from stages.process.exit_diagnosis import LAST_LINES, Ending, fault_of_stage
 from stages.process.forking import ForkServer, Process
-from stages.process.job_file import job_descriptor
+from stages.process.job_file import job_descriptor, value_in
 from stages.process.memory import add_point
 from stages.process.outcome import StageOutcome
 
@@ -84,7 +84,7 @@ class StageProcess:
         self._oom_kills = oom_kills()
         self._listen = listen
         self._stays = stays
-        self._files = ModelFiles.from_json(arguments.get("files", {}))
+        self._files = ModelFiles.from_json(value_in(arguments, "files") or {})
         used = 0 if stays else device_used_bytes(device)  # of others that stay, it comes and goes
         self.outcome = StageOutcome(name=name, baseline_before_bytes=used)
         self._log_start = 0

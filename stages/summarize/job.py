@@ -1,9 +1,11 @@
 """The job of the summarize stage, as its process is told it; imports no model library."""
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import NamedTuple
 
+from stages.decode.generation import Generation
 from stages.models.half_job import HalfJob
+from stages.summarize.packing import Told
 
 CHAPTER = (
     "Below are descriptions of consecutive parts of a video, each after its times. Tell in one "
@@ -29,23 +31,32 @@ MOST_TEXTS = 20
 """Most texts that go into one: chapters of ten minutes where chunks have 30 s."""
 
 
+class SummaryItem(NamedTuple):
+    """A medium to be summarized."""
+
+    digest: str
+    key: str
+    """Key of its summary."""
+    texts: list[Told]
+    """Captions of its chunks, in order."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
-class SummaryJob(HalfJob):
+class SummaryJob:
     """Media to be summarized, told by their captions."""
 
+    half: HalfJob
     store: str
     namespace: str
     """Namespace of the summaries."""
-    media: list[dict[str, Any]]
-    """`digest` of each medium, `key` of its summary, and its `texts`: start, end and caption of
-    each chunk."""
+    media: list[SummaryItem]
     asked: str = SUMMARY
     """What is asked about the last texts of a medium."""
     context: int
     """Most tokens that are read and said at once."""
     max_new_tokens: int
     """Most tokens of a text that is said."""
-    generation: dict[str, Any] = field(default_factory=dict)
-    """How words are chosen, of `Generation` what is not as by default."""
+    generation: Generation = field(default_factory=Generation)
+    """How words are chosen."""
     strip_think: bool = False
     """Whether what stands between <think> and </think> is left out."""

@@ -12,9 +12,9 @@ from stages.memory.item_faults import ItemFault, ItemFaults
 from stages.memory.shrinking import try_items
 from stages.models.loading import ModelJob, facts
 from stages.models.loading import warm as warm
-from stages.process.job import job_of, told_of
+from stages.process.job import job_of
 from stages.process.report import Report
-from stages.summarize.job import SummaryJob
+from stages.summarize.job import SummaryItem, SummaryJob
 from stages.summarize.packing import Told
 from stages.summarize.telling import Node, Summary, Teller
 
@@ -27,28 +27,27 @@ def run(told: dict[str, Any], report: Report) -> None:
     records, failures = (
         RecordSet(store, kind, job.namespace) for kind in ("summaries", "failures")
     )
-    media = [medium for medium in job.media if medium["key"] not in records]
+    media = [medium for medium in job.media if medium.key not in records]
     if not media:
         return
-    source = ModelJob.of(told_of(job))
+    source = ModelJob.of(job.half)
     processor, held = source.processor(), source.hold("language")
     report.note(ready=True, **facts(held.model))
 
-    def fail(medium: dict[str, Any], fault: ItemFault) -> None:
+    def fail(medium: SummaryItem, fault: ItemFault) -> None:
         meta = fault.meta("summarize")
-        failures.publish([Record(key=medium["key"], meta=meta)])
-        report.failure(medium["digest"], **meta)
+        failures.publish([Record(key=medium.key, meta=meta)])
+        report.failure(medium.digest, **meta)
 
     faults = ItemFaults("summarize", fail, len(media) if len(media) == len(job.media) else 0)
     for medium in media:
-        texts = [Told(*each) for each in medium["texts"]]
-        make = partial(_summarize, job, processor, records, report, held.confirm, texts)
+        make = partial(_summarize, job, processor, records, report, held.confirm, medium.texts)
         made, words, fault = try_items(partial(held.use, make))
         if words is not None:
             raise MemoryError(words)
         if fault is None:
             faults.went()
-            records.publish([Record(key=medium["key"], meta=made.pop()._asdict())])
+            records.publish([Record(key=medium.key, meta=made.pop()._asdict())])
         else:
             faults.add(medium, fault)
     faults.close()

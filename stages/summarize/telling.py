@@ -14,7 +14,7 @@ from artifacts.errors import UsageError
 from artifacts.keys import digest_of
 from stages.decode.choosing import Choosing
 from stages.decode.engines.transformers import said_of
-from stages.decode.generation import Generation
+from stages.decode.job import DecodeItem
 from stages.models.halves.features import Features
 from stages.models.processors.calling import text_ids
 from stages.models.processors.loading import placeholder_tokens
@@ -66,7 +66,7 @@ class Teller:
         self._job = job
         self._processor = processor
         self._half = half
-        self._generation = Generation.from_fields(job.generation)
+        self._generation = job.generation
         self._choosing = Choosing(self._generation, job.max_new_tokens)
         self._places = sorted(placeholder_tokens(processor), key=len, reverse=True)
         self._longest = max((CHAPTER, job.asked), key=lambda each: self._read(f"{each}\n\n"))
@@ -123,7 +123,7 @@ class Teller:
             read = self._read(prompt)
             assert read + self._answer <= self._job.context
             inputs = self._inputs(prompt, self._filled(read))
-            member = {"features": key, "prompt": prompt}
+            member = DecodeItem(key=key, features=key, prompt=prompt)
             options = self._choosing.options(self._half, self._processor, [member])
             how = (self._answer, self._generation)
             nothing = Features({})
@@ -142,7 +142,7 @@ class Teller:
     def _filled(self, tokens: int) -> int:
         """Return the length to which a prompt of so many tokens is filled up. On a CPU there are
         few lengths, because oneDNN makes kernels for each and keeps them."""
-        if self._job.device != "cpu":
+        if self._job.half.device != "cpu":
             return 0
         return min(-(-tokens // STEP) * STEP, self._job.context - self._answer)
 

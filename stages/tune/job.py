@@ -1,7 +1,7 @@
 """The job of the tune stage, as its process is told it; imports no model library."""
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from stages.models.half_job import HalfJob
 
@@ -15,16 +15,25 @@ ADAMW, ADAMW8 = "adamw", "adamw8bit"
 """Optimizers: torch's, and that of bitsandbytes, whose moments have 8 bits."""
 
 
+class TuneItem(NamedTuple):
+    """A chunk, and the caption that it is to have."""
+
+    features: str
+    """Key of the features."""
+    prompt: str
+    caption: str
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
-class TuneJob(HalfJob):
+class TuneJob:
     """Examples by which an adapter is trained, and how."""
 
+    half: HalfJob
     store: str
     features_namespace: str
-    examples: list[dict[str, str]]
-    """`features` (their key), `prompt` and `caption` of each chunk; none: nothing is trained, and
-    the half is scored as it is."""
-    held_out: list[dict[str, str]]
+    examples: list[TuneItem]
+    """None: nothing is trained, and the half is scored as it is."""
+    held_out: list[TuneItem]
     """Examples that are not trained on, by which the adapter is scored."""
     folder: str
     """Folder of the checkpoints, and of the adapter in the end."""

@@ -16,14 +16,14 @@ from stages.decode.stored import read_features
 from stages.models.adapters.reading import ADAPTER_WEIGHTS
 from stages.models.loading import ModelJob, facts
 from stages.models.loading import warm as warm_model
-from stages.process.job import job_of, told_of
+from stages.process.job import job_of
 from stages.process.memory import anonymous_bytes
 from stages.process.report import Report
 from stages.tune.adapter import add_adapter, begin_with, write_adapter
 from stages.tune.board import Board
 from stages.tune.checkpoint import TrainingProgress, go_on, keep
 from stages.tune.exam import Exam
-from stages.tune.job import RECORD, SCORE, TuneJob
+from stages.tune.job import RECORD, SCORE, TuneItem, TuneJob
 from stages.tune.layout import layout_in
 from stages.tune.lessons import Lesson, check, end_of, ended, lesson_of
 from stages.tune.order import Order
@@ -56,7 +56,7 @@ def run(told: dict[str, Any], report: Report) -> None:
         sweep(Path(job.folder))
         if is_written(job):
             return
-    source = ModelJob.of(told_of(job))
+    source = ModelJob.of(job.half)
     processor, held = source.processor(), source.hold("language")
     report.note(ready=True, **facts(held.model))
     report.total(job.steps)
@@ -130,7 +130,7 @@ def _tune(
         parameter.data.copy_(value)
     exam.score(progress, report)
     confirm()
-    write_adapter(half, folder, job.model, job.as_published)
+    write_adapter(half, folder, job.half.model, job.half.as_published)
     write_json(folder / RECORD, told(finished=True))
 
 
@@ -158,7 +158,7 @@ def _record(
         "steps": progress.step,
         "examples": len(job.examples),
         "held_out": len(job.held_out),
-        "precision": job.precision,
+        "precision": job.half.precision,
         "optimizer": job.optimizer,
         "trained_parameters": trained,
         "frozen_parameters": sum(each.numel() for each in held) - trained,
@@ -171,17 +171,15 @@ def _record(
     }
 
 
-def _lessons(
-    job: TuneJob, processor: Any, half: Any, members: list[dict[str, str]]
-) -> list[Lesson]:
+def _lessons(job: TuneJob, processor: Any, half: Any, members: list[TuneItem]) -> list[Lesson]:
     features = RecordSet(open_store(job.store), "features", job.features_namespace)
     return [
         lesson_of(
             half,
             processor,
-            partial(read_features, features, each["features"]),
-            each["prompt"],
-            each["caption"],
+            partial(read_features, features, each.features),
+            each.prompt,
+            each.caption,
         )
         for each in members
     ]

@@ -23,9 +23,12 @@ from unittest import mock
 from artifacts.errors import CannotFit, Interrupted
 from artifacts.keys import digest_of
 from artifacts.packs import Record, RecordSet, stored_namespaces
+from artifacts.stamps import ModelFileStamp, Stamp
 from artifacts.store import FolderStore, open_store
 from penstock_demo import CHECKPOINT, DUAL_CHECKPOINT
+from stages.decode.generation import Generation
 from stages.process.outcome import StageOutcome
+from stages.summarize.packing import Told
 from tests.support.frozen_cells import CELLS, JOBS, Cell
 from tests.support.frozen_surface import forms, surface
 from tests.support.stand_ins import Stages
@@ -137,9 +140,25 @@ MAKERS: dict[str, Callable[[dict[str, Any], StageOutcome], None]] = {
 
 
 def flat(arguments: Any) -> dict[str, Any]:
-    """Return the arguments of a stage by name, those of its half among them."""
-    told = json.loads(json.dumps(arguments))
+    """Return the arguments of a stage by name, those of its half among them, as they were when jobs
+    held neither halves nor items."""
+    told = json.loads(json.dumps(_by_name(arguments)))
+    if "generation" in told:
+        told["generation"] = Generation.from_fields(told["generation"]).told
+    if "fit_image" in told:
+        fits = {kind: told.pop(f"fit_{kind}") for kind in ("video", "image")}
+        told["fit"] = {kind: fit["long_edges"] for kind, fit in fits.items()}
+        told["shrinks"] = fits["image"]["shrinks"]
     return {**told.pop("half", {}), **told}
+
+
+def _by_name(value: Any) -> Any:
+    """Return the items in a value as mappings."""
+    if hasattr(value, "_asdict") and not isinstance(value, Told | Stamp | ModelFileStamp):
+        return _by_name(value._asdict())
+    if isinstance(value, Mapping):
+        return {name: _by_name(each) for name, each in value.items()}
+    return [_by_name(each) for each in value] if isinstance(value, list) else value
 
 
 def record(name: str) -> dict[str, Any]:

@@ -58,8 +58,9 @@ class InsideLauncher:
         outcome = StageOutcome(name=call.name)
         descriptor = os.memfd_create("events")
         arguments = json.loads(json.dumps(call.arguments))
-        if "device" in arguments:
-            arguments["device"] = call.device
+        half = arguments.get("half", arguments)
+        if "device" in half:
+            half["device"] = call.device
         with closing(os.fdopen(descriptor, "rb", closefd=True)) as file:
             run(arguments, Report(descriptor))
             file.seek(0)

@@ -63,8 +63,8 @@ class Saying(Stages):
         for member in (m for batch in call.arguments["batches"] for m in batch):
             if outcome.items >= self.stop_after.get("decode", 10**9):
                 raise Interrupted("decode was killed")
-            said = f"{member['prompt']} {HARD[outcome.items % len(HARD)]}"
-            record_set.publish([Record(key=member["key"], meta={"caption": said, "tokens": 1})])
+            said = f"{member.prompt} {HARD[outcome.items % len(HARD)]}"
+            record_set.publish([Record(key=member.key, meta={"caption": said, "tokens": 1})])
             outcome.items += 1
         return None
 

@@ -47,6 +47,11 @@ def config_in(root: Path, sources: Path, **options: Any) -> CaptionConfig:
     )
 
 
+def flat(call: StageCall) -> dict[str, Any]:
+    """The arguments of a call, those of its half among them."""
+    return {**call.arguments.get("half", {}), **call.arguments}
+
+
 class Stages:
     """Stands for the child processes: frames are really cut, features and captions are told from
     their keys. `stop_after` ends the named stage after so many items, as a kill would."""
@@ -70,7 +75,7 @@ class Stages:
     def batches(self, stage: str) -> list[list[str]]:
         """Keys of the batches that a stage was told, call after call."""
         told = [call.arguments["batches"] for call in self.calls if call.name == stage]
-        return [[member["key"] for member in batch] for batches in told for batch in batches]
+        return [[member.key for member in batch] for batches in told for batch in batches]
 
     def _answer(self, call: StageCall, outcome: StageOutcome) -> StageOutcome:
         if call.name == "describe":
@@ -90,18 +95,18 @@ class Stages:
         record_set = RecordSet(store, kind, call.arguments["namespace"])
         if call.name == "encode":
             frames = RecordSet(store, "frames", call.arguments["frames_namespace"])
-            assert all(m["frames"] in frames for b in call.arguments["batches"] for m in b)
+            assert all(m.frames in frames for b in call.arguments["batches"] for m in b)
         if call.name == "encode" and self.refuse_first:
             refused = RecordSet(store, "failures", call.arguments["namespace"])
             why = {"kind": "refused", "message": "too narrow", "hint": "Widen it"}
-            keys = [m["key"] for batch in call.arguments["batches"] for m in batch][:1]
+            keys = [m.key for batch in call.arguments["batches"] for m in batch][:1]
             refused.publish([Record(key=key, meta=why) for key in keys])
             record_set = Without(record_set, keys)  # type: ignore[assignment]
         for batch in call.arguments["batches"]:
             if outcome.items >= self.stop_after.get(call.name, 10**9):
                 raise Interrupted(f"{call.name} was killed")
             meta = {"caption": "something", "tokens": 1}
-            made = [Record(key=m["key"], meta=meta) for m in batch]
+            made = [Record(key=m.key, meta=meta) for m in batch]
             outcome.items += len(record_set.publish(made))
 
 

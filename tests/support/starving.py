@@ -44,14 +44,15 @@ class Hunger:
 
     def __init__(self, stage: str, job: dict[str, Any]) -> None:
         told = json.loads(os.environ.get(VARIABLE, "{}")).get(stage, {})
-        words = [job.get("precision", ""), job.get("kv", "")]
-        words += [w for w in ("mlp_chunk", "offload") if job.get(w)]
+        half = job.get("half", {})
+        words = [half.get("precision", ""), job.get("kv", "")]
+        words += [w for w in ("mlp_chunk", "offload") if half.get(w)]
         rooms = [told["rooms"][word] for word in words if word in told.get("rooms", {})]
         self.room = rooms[-1] if rooms else told.get("room", 10**9)
         self.giants = set(told.get("giants", [])) | (set() if rooms else set(told.get("large", [])))
         self.dies = told.get("dies", "raise")
         self.once = told.get("once")
-        self.weights = job.get("precision") in told.get("weights", []) and not job.get("offload")
+        self.weights = half.get("precision") in told.get("weights", []) and not half.get("offload")
 
     def check(self, keys: Sequence[str]) -> None:
         """Run out of memory, if these are too many or one too large."""
@@ -91,7 +92,8 @@ def hungry(stage: str, module: Any, job: dict[str, Any]) -> Iterator[None]:
         def through(self, batch: Any, key: Any, compute: Any) -> Any:
             def computing(members: Any) -> Any:
                 computed = [m for m in members if isinstance(m, tuple)]  # else it is only read
-                hunger.check([m["key" if stage == "encode" else "features"] for m, _ in computed])
+                keys = [m.key if stage == "encode" else m.features for m, *_ in computed]
+                hunger.check(keys)
                 return compute(members)
 
             return super().through(batch, key, computing)
@@ -99,7 +101,7 @@ def hungry(stage: str, module: Any, job: dict[str, Any]) -> Iterator[None]:
         def through_together(self, batches: Any, block: int, key: Any, compute: Any) -> Any:
             def computing(some: Any) -> Any:
                 for members in some:
-                    hunger.check([m["key"] for m, _ in members])
+                    hunger.check([m.key for m, _ in members])
                 return compute(some)
 
             return super().through_together(batches, block, key, computing)

@@ -11,7 +11,7 @@ from stages.memory.shrinking import smaller
 from stages.process.events import Item, Shrunk, TooLarge
 from stages.process.outcome import StageOutcome
 from stages.process.stage_process import Listener
-from tests.support.stand_ins import PROFILE, Answer, Stages
+from tests.support.stand_ins import PROFILE, Answer, Stages, flat
 
 QUANTIZABLE = replace(
     PROFILE,
@@ -58,7 +58,7 @@ class Tight(Stages):
         return Answer(StageOutcome(name=call.name), lambda outcome: self._work(call, outcome))
 
     def _work(self, call: StageCall, outcome: StageOutcome) -> StageOutcome:
-        room = self.rooms[call.name](call.arguments)
+        room = self.rooms[call.name](flat(call))
         outcome.notes["ready"] = room >= 0
         if call.name == "frames":
             if call.arguments["workers"] > room:
@@ -84,12 +84,12 @@ class Tight(Stages):
     def _without_giant(self, call: StageCall, outcome: StageOutcome) -> list[list[Any]]:
         made_of = {"encode": "frames", "decode": "features"}[call.name]
         batches: list[list[Any]] = call.arguments["batches"]
-        self._giant = self._giant or batches[0][0][made_of]
+        self._giant = self._giant or getattr(batches[0][0], made_of)
         for member in (member for batch in batches for member in batch):
-            if member[made_of] == self._giant:
-                large = TooLarge(key=member["key"], wanted_bytes=2 << 30, error=WORDS)
+            if getattr(member, made_of) == self._giant:
+                large = TooLarge(key=member.key, wanted_bytes=2 << 30, error=WORDS)
                 outcome.too_large.append(large)
-        return [[m for m in batch if m[made_of] != self._giant] for batch in batches]
+        return [[m for m in batch if getattr(m, made_of) != self._giant] for batch in batches]
 
     def _halves(self, stage: str, batch: list[Any], room: int) -> list[list[Any]]:
         size = len(batch)

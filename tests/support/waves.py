@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from artifacts.packs import Record, RecordSet
 from artifacts.schema import ChunkIndex
@@ -20,6 +20,7 @@ from stages.decode.job import DecodeJob
 from stages.decode.run import run as decode
 from stages.encode.job import EncodeJob
 from stages.encode.run import run as encode
+from stages.models.half_job import HalfJob
 from stages.models.processors.prepare import Clip
 from stages.process.report import Report
 from tests.support.checkpoints import whole_checkpoint
@@ -59,7 +60,7 @@ class Wave:
         ]
         job = self._job(frames_namespace=FRAMES, namespace=FEATURES, batches=batches)
         with events() as (report, told):
-            encode(_own(EncodeJob, job), report)
+            encode(own_of(EncodeJob, job), report)
         return told
 
     def decode(
@@ -79,7 +80,6 @@ class Wave:
                 {
                     "key": f"caption-{n}",
                     "features": f"features-{n}",
-                    "kind": c.kind,
                     "prompt": prompts[n % len(prompts)],
                 }
                 for n, c in batch
@@ -88,7 +88,7 @@ class Wave:
         ]
         limit = {"max_new_tokens": tokens}
         job = self._job(features_namespace=FEATURES, namespace=namespace, batches=batches, **limit)
-        return _own(DecodeJob, job)
+        return own_of(DecodeJob, job)
 
     def captions(self, namespace: str = CAPTIONS) -> list[dict[str, Any]]:
         record_set = self.record_set("captions", namespace)
@@ -103,10 +103,17 @@ class Wave:
         return job
 
 
-def _own(kind: type[Any], job: dict[str, Any]) -> dict[str, Any]:
-    """What of the settings of both stages the job of one has."""
-    names = {field.name for field in fields(kind)}
-    return {name: value for name, value in job.items() if name in names}
+def own_of(kind: type[Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What of such settings the job of a stage has, and its half."""
+    names, of_half = ({field.name for field in fields(each)} for each in (kind, HalfJob))
+    half = {name: value for name, value in settings.items() if name in of_half}
+    return {**{n: value for n, value in settings.items() if n in names}, "half": half}
+
+
+def items_of_own(kind: type[NamedTuple], batches: Sequence[Sequence[Any]]) -> list[list[Any]]:
+    """Items that have what these say and a stage reads."""
+    names = kind._fields
+    return [[{n: each[n] for n in names if n in each} for each in batch] for batch in batches]
 
 
 def encoded_wave(store: Path, model: Path, *batches: Sequence[Clip], **settings: Any) -> Wave:

@@ -21,14 +21,12 @@ from stages.decode.job import DecodeJob
 from stages.decode.prompts import ContextExceeded, prompts_for
 from stages.decode.protocol import Asked, Listen, Said
 from stages.decode.reading import Reading
-from stages.decode.request_settings import SETTINGS, RequestSettings
+from stages.decode.request_settings import RequestSettings
 from stages.memory.shrinking import Shrinking
 from stages.models.halves.delivery import generate, new_tokens, prompt_in
 from stages.models.halves.features import Features
 from stages.models.halves.records import FeatureRecord, merge_blank, merge_rows
 from stages.models.loading import ModelJob, facts
-from stages.process.job import told_of
-from stages.process.live import ToldWork
 
 
 class Transformers:
@@ -37,8 +35,8 @@ class Transformers:
     name = "transformers"
 
     def __init__(self, job: DecodeJob) -> None:
-        source = ModelJob.of(told_of(job))
-        self.choosing = Choosing(Generation.from_fields(job.generation), job.max_new_tokens)
+        source = ModelJob.of(job.half)
+        self.choosing = Choosing(job.generation, job.max_new_tokens)
         self.reading = Reading(job.prefill, job.kv, source.device)
         self._beyond_context = job.beyond_context
         self.processor = source.processor()
@@ -52,7 +50,7 @@ class Transformers:
         return self.name
 
     def refusal(self, asked: Asked) -> UsageError | None:
-        choosing, prompts = self.choosing.of(asked.member), [asked.member["prompt"]]
+        choosing, prompts = self.choosing.of(asked.member), [asked.member.prompt]
 
         def check(half: Any) -> UsageError | None:
             inputs = prompts_for(half, self.processor, [asked.row], prompts, choosing.generation)
@@ -83,7 +81,7 @@ class Transformers:
         for batch in batches:
             wanted = [one for one in batch if not one.is_withdrawn]
             if wanted:
-                yield from shrinking.through(wanted, lambda one: one.member["key"], self.say)
+                yield from shrinking.through(wanted, lambda one: one.member.key, self.say)
 
     def overhear(self, listen: Listen) -> None:
         """Tell nothing: `generate` gives a batch when all of it has ended."""
@@ -101,7 +99,7 @@ class Transformers:
             except UsageError as error:
                 if isinstance(error, ContextExceeded) and len(together) > 1:
                     said = [one for alone in together for one in self._said([alone], half)]
-                elif SETTINGS in together[0].member or isinstance(error, ContextExceeded):
+                elif together[0].member.settings or isinstance(error, ContextExceeded):
                     said = [Said("", 0, "stop", fault=error) for _ in together]
                 else:
                     raise
@@ -115,13 +113,13 @@ class Transformers:
         options = self.reading.options(half, self.processor, rows[0])
         options |= choosing.options(half, self.processor, members)
         endings: list[Any] = [EndsAtStopString(choosing, self.processor)] if choosing.stop else []
-        endings += [EndsWhenWithdrawn(asked)] if isinstance(asked[0].member, ToldWork) else []
+        endings += [EndsWhenWithdrawn(asked)] if asked[0].work is not None else []
         if endings:
             options["stopping_criteria"] = StoppingCriteriaList(endings)
         inputs = prompts_for(
-            half, self.processor, rows, [m["prompt"] for m in members], choosing.generation
+            half, self.processor, rows, [m.prompt for m in members], choosing.generation
         )
-        told = isinstance(asked[0].member, ToldWork)
+        told = asked[0].work is not None
         choosing = self.bounded(half, inputs, choosing, members, whole=told)
         features = Features(merge_rows(rows), rows[0].needs, merge_blank(rows))
         return [*said_by(half, self.processor, inputs, features, choosing, **options)]
@@ -230,12 +228,12 @@ def _groups(asked: Sequence[Asked]) -> Iterator[list[int]]:
 def _settings(one: Asked) -> tuple[str, ...]:
     """Return what rows of one call of `generate` have alike of their own settings. Rows of chance
     or of a schema go alone: rounding must not hang on others, nor may one fault end several."""
-    text = one.member.get(SETTINGS)
+    text = one.member.settings
     if not text:
         return ()
     generation = RequestSettings.from_text(text).generation
     lone = generation.by_chance or generation.schema
-    return (text, one.member["key"]) if lone else (text,)
+    return (text, one.member.key) if lone else (text,)
 
 
 def _lengths(half: Any, new: torch.Tensor) -> list[tuple[int, Ended]]:

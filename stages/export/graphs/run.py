@@ -54,7 +54,7 @@ def run(told: dict[str, Any], report: Report) -> None:
     PenstockError."""
     job = job_of(GraphJob, told)
     source, folder = Path(job.model), Path(job.folder)
-    planned = ModelFiles.from_json(job.files)
+    planned = job.files
     check_packages()
     report.total(len(job.weights))
     with claimed(folder, job.recipe):

@@ -9,7 +9,7 @@ from stages.export.graph_job import TimingJob
 from stages.export.graphs.samples import trials
 from stages.models.loading import ModelJob
 from stages.process.deferred_imports import import_transformers
-from stages.process.job import job_of, told_of
+from stages.process.job import job_of
 from stages.process.report import Report
 
 SECONDS, ROUNDS = 3.0, 3
@@ -27,13 +27,18 @@ def run(told: dict[str, Any], report: Report) -> None:
     PenstockError."""
     job = job_of(TimingJob, told)
     by = {"torch": "", "graphs": job.graphs}
-    report.note(seconds={name: _fastest(replace(job, backend=b)) for name, b in by.items()})
+    report.note(
+        seconds={
+            name: _fastest(replace(job, half=replace(job.half, backend=b)))
+            for name, b in by.items()
+        }
+    )
 
 
 def _fastest(job: TimingJob) -> float:
-    source = ModelJob.of(told_of(job))
+    source = ModelJob.of(job.half)
     processor, held = source.processor(), source.hold("vision")
-    dual, frames = job.route == "dual", job.frames_a_video
+    dual, frames = job.half.route == "dual", job.frames_a_video
     some = held.use(lambda h: trials(h, "vision", processor, dual=dual, frames_a_video=frames))
     trial = next(iter(some))
     held.use(trial.run)  # what is loaded and reserved the first time

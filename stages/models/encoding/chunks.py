@@ -2,13 +2,13 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from artifacts.pack_object import DamagedRecord
 from artifacts.packs import RecordSet
 from stages.memory.item_faults import item_fault
+from stages.models.encoding.job import EncodeItem
 from stages.models.processors.clip import Clip
 from stages.models.processors.side_inputs import Prepared
 
@@ -26,7 +26,7 @@ class Refusal:
 
 
 def read_chunk(
-    record_set: RecordSet, member: dict[str, Any], prepare: Callable[[Clip], Prepared]
+    record_set: RecordSet, member: EncodeItem, prepare: Callable[[Clip], Prepared]
 ) -> Prepared | Refusal:
     """Read one chunk as `prepare` gives it to the encoder, or why it does not take its frames."""
     try:
@@ -39,14 +39,14 @@ def read_chunk(
         return Refusal(message=f"the model's processor refuses these frames: {text}")
 
 
-def read_clip(record_set: RecordSet, member: dict[str, Any]) -> Clip:
+def read_clip(record_set: RecordSet, member: EncodeItem) -> Clip:
     """Read one chunk's frames with their times counted from its start. Raises DamagedRecord when
     they are gone."""
     try:
-        record = record_set.read(member["frames"])
+        record = record_set.read(member.frames)
     except KeyError as error:
         raise DamagedRecord(
-            f"the frames {member['frames'][:12]}… are no longer in the store",
+            f"the frames {member.frames[:12]}… are no longer in the store",
             hint="Run the same command again: it reads them from the video anew",
         ) from error
     meta = record.meta
@@ -58,5 +58,5 @@ def read_clip(record_set: RecordSet, member: dict[str, Any]) -> Clip:
         # A frame that is on screen when a chunk begins may have come before it.
         times=tuple(max(0.0, float(time) - float(meta["start"])) for time in meta["times"]),
         seconds=float(meta["end"]) - float(meta["start"]),
-        kind=member["kind"],
+        kind="image" if member.kind == "image" else "video",
     )

@@ -1,20 +1,36 @@
 """Says what every job that encodes frames is told; imports no model library."""
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from stages.models.half_job import HalfJob
 
 
+class EncodeItem(NamedTuple):
+    """A chunk to be encoded."""
+
+    key: str
+    """Key of what is made of it."""
+    frames: str
+    """Key of its frames."""
+    kind: str
+    """`video` or `image`."""
+    prompt: str = ""
+    """Prompt of the chunk, where the encoder reads it."""
+    shown: int = 0
+    """How many of its frames the encoder sees; 0: all."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
-class EncodingJob(HalfJob):
+class EncodingJob:
     """Chunks to be encoded, all of them in one way."""
 
+    half: HalfJob
     store: str
     frames_namespace: str
     namespace: str
     """Namespace of what is made of them."""
-    batches: list[list[dict[str, str]]]
-    """`key`, `frames` (its key), `kind` and, where the encoder reads it, `prompt` of each chunk."""
+    batches: list[list[EncodeItem]]
     live: str = ""
     """Pipe of batches to be encoded as they are told; empty: those of `batches`."""
     frames_store: str = ""

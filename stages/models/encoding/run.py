@@ -19,17 +19,16 @@ from stages.memory.item_faults import RETRY, ItemFault, ItemFaults
 from stages.memory.shrinking import Shrinking, blocks
 from stages.models.encoding.batch import encode_batches, overflowed, undivided
 from stages.models.encoding.chunks import Refusal
-from stages.models.encoding.job import EncodingJob
+from stages.models.encoding.job import EncodeItem, EncodingJob
 from stages.models.halves.pieces import Held
 from stages.models.halves.records import FeatureRecord
 from stages.models.loading import ModelJob, facts
 from stages.models.prefetch import PREFETCH_BATCHES, prefetched, write_behind
 from stages.models.processors.side_inputs import Prepared
 from stages.process.events import Published
+from stages.process.job import items_of
 from stages.process.live import lines_of
 from stages.process.report import Report
-
-Member = dict[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,7 +39,7 @@ class Making:
     """Name of the stage."""
     kind: str
     """The kind of its records."""
-    read: Callable[[RecordSet, Any, Member], Prepared | Refusal]
+    read: Callable[[RecordSet, Any, EncodeItem], Prepared | Refusal]
     """Frames, processor and chunk → the chunk as the encoder takes it, or why it does not."""
     record: Callable[[str, FeatureRecord], Record]
     """Key and what the half made of a chunk → what is stored."""
@@ -54,17 +53,17 @@ class Making:
     """Half and batches → what it makes of each chunk."""
 
 
-ToEncode = tuple[dict[str, Any], Prepared | Refusal]
-Encoded = tuple[dict[str, Any], FeatureRecord | Refusal]
+ToEncode = tuple[EncodeItem, Prepared | Refusal]
+Encoded = tuple[EncodeItem, FeatureRecord | Refusal]
 """A chunk, as the job has it, with what is known of it by then."""
 
 
-def encode_all(job: EncodingJob, source: ModelJob, making: Making, report: Report) -> None:
+def encode_all(job: EncodingJob, making: Making, report: Report) -> None:
     """Publish a record for each chunk of `batches` that has none, or why it cannot have one; of a
     live job, for each that is told."""
     encoding = Encoding(job, making, report)
     if encoding.batches or job.live:
-        encoding.run(source)
+        encoding.run()
 
 
 class Encoding:
@@ -80,15 +79,16 @@ class Encoding:
         self._records, self._failures = record_sets_of(
             self._store, (making.kind, job.namespace), ("failures", job.namespace)
         )
-        self.batches: Sequence[list[Member]] = deque(maxlen=1)
+        self.batches: Sequence[list[EncodeItem]] = deque(maxlen=1)
         """Batches of which anything is missing; of those that are told, the last one alone."""
         if not job.live:
-            self.batches = [b for b in job.batches if any(m["key"] not in self._records for m in b)]
-        report.total(sum(m["key"] not in self._records for b in self.batches for m in b))
+            self.batches = [b for b in job.batches if any(m.key not in self._records for m in b)]
+        report.total(sum(m.key not in self._records for b in self.batches for m in b))
 
-    def run(self, source: ModelJob) -> None:
+    def run(self) -> None:
         """Load the half and take every batch through it."""
         job, records = self._job, (self._records, self._failures)
+        source = ModelJob.of(job.half)
         self._processor = source.processor()
         half = None if source.route == "joint" else source.hold("vision")
         self._report.note(ready=True, **({} if half is None else facts(half.model)))
@@ -118,7 +118,7 @@ class Encoding:
     def _first(self) -> int:
         """Return the size of the first batch; 0 where the half made anything of this job."""
         members = [member for batch in self._job.batches for member in batch]
-        if self._job.live or any(member["key"] in self._records for member in members):
+        if self._job.live or any(member.key in self._records for member in members):
             return 0
         return len(self.batches[0])
 
@@ -127,23 +127,24 @@ class Encoding:
         hint = "Send another picture, or ask another model" if self._job.live else RETRY
         self._later([(item[0], Refusal(**fault.meta(self._making.stage, hint)))])
 
-    def _told(self) -> Iterator[Sequence[list[Member]]]:
+    def _told(self) -> Iterator[Sequence[list[EncodeItem]]]:
         """Yield each batch that is told, as it comes."""
-        for batch in lines_of(self._job.live):
+        for line in lines_of(self._job.live):
+            batch = items_of(EncodeItem, line)
             for member in batch:
-                self._frames.find([member["frames"]])
-                if member["frames"] not in self._frames:
+                self._frames.find([member.frames])
+                if member.frames not in self._frames:
                     hint = "Ask again: they are read anew"
-                    self._report.failure(member["key"], "gone", "the frames are gone", hint)
-            there = [member for member in batch if member["frames"] in self._frames]
+                    self._report.failure(member.key, "gone", "the frames are gone", hint)
+            there = [member for member in batch if member.frames in self._frames]
             if there:
                 self.batches = [there]
                 yield [there]
 
-    def _prepared(self, members: Sequence[Member]) -> Prepared | Refusal:
+    def _prepared(self, members: Sequence[EncodeItem]) -> Prepared | Refusal:
         return self._making.read(self._frames, self._processor, members[0])
 
-    def _read(self, some: Sequence[Sequence[Member]]) -> list[list[ToEncode]]:
+    def _read(self, some: Sequence[Sequence[EncodeItem]]) -> list[list[ToEncode]]:
         """Read the chunks, without those for which alone there is not the memory. A picture may be
         of any size."""
         through = self._reading.through
@@ -153,20 +154,20 @@ class Encoding:
         ]
         return [batch for batch in found if batch]
 
-    def _lacking(self, some: Sequence[Sequence[Member]]) -> list[str]:
-        keys = [member["key"] for batch in some for member in batch]
+    def _lacking(self, some: Sequence[Sequence[EncodeItem]]) -> list[str]:
+        keys = [member.key for batch in some for member in batch]
         return [key for key in keys if key not in self._records and key not in self._failures]
 
-    def _pictures(self, member: Member) -> int:
-        if member["frames"] not in self._frames:
+    def _pictures(self, member: EncodeItem) -> int:
+        if member.frames not in self._frames:
             return 1
-        meta = self._frames.meta(member["frames"])
-        if member["kind"] == "image":
+        meta = self._frames.meta(member.frames)
+        if member.kind == "image":
             return self._making.parts(meta)
-        return int(member.get("shown") or len(meta["times"]))
+        return member.shown or len(meta["times"])
 
     def _publish(self, made: list[list[Encoded]]) -> None:
-        rows = {member["key"]: (member, row) for batch in made for member, row in batch}
+        rows = {member.key: (member, row) for batch in made for member, row in batch}
         refused = {k: row.meta() for k, (_, row) in rows.items() if isinstance(row, Refusal)}
         self._failures.publish([Record(key=key, meta=why) for key, why in refused.items()])
         for key, why in refused.items():
@@ -180,22 +181,24 @@ class Encoding:
                 self._report.item(key)
         self._turns.done(rows)
 
-    def _hand_over(self, rows: Mapping[str, tuple[Member, object]], made: Sequence[Record]) -> None:
+    def _hand_over(
+        self, rows: Mapping[str, tuple[EncodeItem, object]], made: Sequence[Record]
+    ) -> None:
         """Leave what was made to who told of it, and keep nothing that it was made of."""
         for some in [[each] for each in made] if self._making.apart else [made]:
             self._records.publish(some)
         self._report.send(Published(keys=tuple(each.key for each in made)))
         self._records.leave(rows)
         self._failures.drop(rows)
-        self._frames.drop(member["frames"] for member, _ in rows.values())
+        self._frames.drop(member.frames for member, _ in rows.values())
 
 
 def _key(pair: ToEncode) -> str:
     return _name(pair[0])
 
 
-def _name(member: dict[str, Any]) -> str:
-    return str(member["key"])
+def _name(member: EncodeItem) -> str:
+    return member.key
 
 
 def _encoded(

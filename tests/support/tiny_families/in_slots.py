@@ -13,6 +13,7 @@ from stages.decode.engines.inflight.loop import Loop
 from stages.decode.engines.inflight.reading import TYPES, ReadRow, read_row
 from stages.decode.engines.inflight.shape import FEWEST, PLAIN, Manner
 from stages.decode.engines.inflight.trial import TrialResult, judge_manners, reference_of
+from stages.decode.job import DecodeItem
 from stages.decode.protocol import Asked
 from stages.memory.shrinking import Shrinking
 from stages.models.halves.delivery import generate, new_tokens, prompt_in
@@ -104,14 +105,14 @@ def in_slots(
     """The tokens of each row, decoded in slots."""
 
     def read(asked: Asked) -> ReadRow:
-        at = int(asked.member["key"])
+        at = int(asked.member.key)
         return read_row(model, *items[at], max_new_tokens=LIMITS[at])
 
     row: Any = None
-    asked = [Asked({"key": str(at)}, row) for at in range(len(items))]
+    asked = [Asked(DecodeItem(str(at), "", ""), row) for at in range(len(items))]
     with events() as (report, _), ThreadPoolExecutor(1) as beside:
         loop = Loop(read, Shrinking(report, list), manner, slots=SLOTS, late=late)
         flights = [flight for flight in loop.run(Coming([asked], beside)) if flight is not None]
-    said = {int(flight.asked.member["key"]): flight.said for flight in flights}
+    said = {int(flight.asked.member.key): flight.said for flight in flights}
     assert loop.slots == SLOTS and len(flights) == len(items)
     return [said[at] for at in range(len(items))]

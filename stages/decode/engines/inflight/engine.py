@@ -25,7 +25,6 @@ from stages.decode.engines.transformers import Transformers
 from stages.decode.job import DecodeJob
 from stages.decode.prompts import prompts_for
 from stages.decode.protocol import Asked, Listen, Said
-from stages.decode.request_settings import SETTINGS
 from stages.memory.shrinking import Shrinking, give_back, try_items
 from stages.models.halves.absent import NeedsWeights
 from stages.models.halves.features import Features
@@ -48,7 +47,7 @@ class InFlight:
         self._plain = Transformers(job)
         self._result = TrialResult(reason="it was not tried")
         self._engine = choice_of(job.engine)[0]
-        self._step = CompiledStep(job.device) if self._engine.compiled else None
+        self._step = CompiledStep(job.half.device) if self._engine.compiled else None
         self._prefix = SharedPrefix() if self._engine.by_chunk else None
         """What prompts of one chunk have in common; None: each is read by itself."""
         self._apart = ""
@@ -145,7 +144,7 @@ class InFlight:
             shrinking,
             self._result.manner,
             slots=slots_of(self._job),
-            late=int(self._job.device != "cpu"),
+            late=int(self._job.half.device != "cpu"),
             overhear=self._overhear if self._listen else None,
         )
 
@@ -175,7 +174,7 @@ class InFlight:
             choosing = self._plain.bounded(half, inputs, choosing, [asked.member], whole=live)
         options["max_new_tokens"] = choosing.limit
         if self._prefix is not None:
-            row = self._prefix.read(half, asked.member["features"], inputs, features, **options)
+            row = self._prefix.read(half, asked.member.features, inputs, features, **options)
         else:
             row = read_row(half, inputs, features, **options)
             row = row if self._step is None else replace(row, step=self._step.of(row.model))
@@ -187,7 +186,7 @@ class InFlight:
         processor, row = self._plain.processor, asked.row
         choosing = self._plain.choosing.of(asked.member)
         chosen = choosing.options(half, processor, [asked.member])
-        prompts = [asked.member["prompt"]]
+        prompts = [asked.member.prompt]
         inputs = prompts_for(half, processor, [row], prompts, choosing.generation)
         features = Features(merge_rows([row]), row.needs, merge_blank([row]))
         return inputs, features, {**self._plain.reading.options(half, processor, row), **chosen}
@@ -197,11 +196,12 @@ class InFlight:
             return TrialResult(reason="its captions are searched by beams")
         if self._job.kv:
             return TrialResult(reason="its cache is kept elsewhere or in few bits")
-        if self._job.precision in self._engine.refused_precisions:  # a trial may lack outliers
+        precision = self._job.half.precision
+        if precision in self._engine.refused_precisions:  # a trial may lack outliers
             return TrialResult(reason="products in 8 bit look at all rows")
-        plain = {name: value for name, value in asked.member.items() if name != SETTINGS}
-        asked = asked._replace(member=plain)
-        longer = {**plain, "prompt": plain["prompt"] + LONGER}
+        plain = asked.member._replace(settings="")
+        asked = asked._replace(member=plain, work=None)
+        longer = plain._replace(prompt=plain.prompt + LONGER)
         pair = (asked, asked._replace(member=longer))
         if self._prefix is not None:
             try:

@@ -10,7 +10,6 @@ from artifacts.captions import Ended
 from artifacts.errors import UsageError
 from stages.decode.engines.inflight.reading import ReadRow
 from stages.decode.protocol import Asked
-from stages.decode.request_settings import SETTINGS
 
 
 @dataclass(kw_only=True, slots=True)
@@ -80,7 +79,7 @@ class Flight:
             try:
                 logits = self.processors(self.ids, logits)
             except UsageError as error:
-                if SETTINGS not in self.asked.member:
+                if not self.asked.member.settings:
                     raise
                 self.fault = error  # it ends with this token, which nobody reads
         token: torch.Tensor = logits.argmax(-1)

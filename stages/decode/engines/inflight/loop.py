@@ -23,7 +23,6 @@ from stages.decode.engines.inflight.reading import ReadRow
 from stages.decode.engines.inflight.shape import Manner
 from stages.decode.prompts import ContextExceeded
 from stages.decode.protocol import Asked
-from stages.decode.request_settings import SETTINGS
 from stages.memory.shrinking import Shrinking, give_back
 
 
@@ -106,7 +105,7 @@ class Loop:
                 self._pool.clear(slot)
 
     def _by_itself(self, asked: Asked) -> Iterator[Flight]:
-        key = asked.member["key"]
+        key = asked.member.key
         made = self._shrinking.through([asked], lambda _: key, lambda _: self.alone(asked))
         for _, flight in made:
             if not asked.is_withdrawn:
@@ -135,7 +134,7 @@ class Loop:
         try:
             read, words, fault = self._shrinking.tried(partial(self._read, asked))
         except UsageError as error:
-            if SETTINGS not in asked.member and not isinstance(error, ContextExceeded):
+            if not asked.member.settings and not isinstance(error, ContextExceeded):
                 raise
             return Flight.refused(asked, error)
         if fault is not None:

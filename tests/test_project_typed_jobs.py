@@ -1,0 +1,168 @@
+"""What crosses a process or a room of `flows` is typed: mappings of names to anything stand only
+where a document is what is handed on, and each of those places is listed here with its reason."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+from tests.test_project_layers import ROOT
+
+LOOSE = {"dict[str, Any]", "Mapping[str, Any]", "Mapping[str, object]", "dict[str, object]"}
+
+
+def modules(*patterns: str) -> list[Path]:
+    """The files of the product that fit these patterns, once each."""
+    return sorted({path for pattern in patterns for path in ROOT.glob(pattern)})
+
+
+JOBS = modules(
+    "stages/*/job.py", "stages/*/*_job.py", "stages/*/*/job.py", "stages/process/events.py",
+    "stages/process/live.py", "flows/running/calls.py", "flows/serving/plans.py",
+    "flows/serving/half*.py", "flows/serving/works.py", "flows/serving/batching.py",
+    "flows/serving/decoders.py", "flows/serving/frame_source.py",
+)  # fmt: skip
+"""Files of jobs, items, events, halves and live requests."""
+
+
+def loose(annotation: ast.expr | None) -> bool:
+    """Whether an annotation holds a mapping of names to anything."""
+    return annotation is not None and any(
+        ast.unparse(node) in LOOSE for node in ast.walk(annotation)
+    )
+
+
+def named(tree: ast.AST, prefix: str = "") -> Iterator[tuple[str, ast.AST]]:
+    """Every class and function of a module with its name in it."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            yield prefix + node.name, node
+            yield from named(node, f"{prefix}{node.name}.")
+
+
+def signature(node: ast.AST) -> list[ast.expr | None]:
+    """The annotations of a function's parameters and of what it returns."""
+    if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+        return []
+    arguments = node.args
+    every = [*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs]
+    return [node.returns, *(each.annotation for each in every)]
+
+
+def fields(node: ast.AST) -> list[tuple[str, ast.expr]]:
+    """The annotated names in a class's body."""
+    body = node.body if isinstance(node, ast.ClassDef) else []
+    return [
+        (each.target.id, each.annotation)
+        for each in body
+        if isinstance(each, ast.AnnAssign) and isinstance(each.target, ast.Name)
+    ]
+
+
+def in_jobs() -> set[str]:
+    """Fields and signatures of the files of jobs that are loose."""
+    found = set()
+    for path in JOBS:
+        place = path.relative_to(ROOT).as_posix()
+        for name, node in named(ast.parse(path.read_text())):
+            found |= {f"{place}:{name}.{field}" for field, of in fields(node) if loose(of)}
+            if any(map(loose, signature(node))):
+                found.add(f"{place}:{name}")
+    return found
+
+
+def across_rooms() -> set[str]:
+    """Functions and public methods of `flows` with loose signatures that another room imports."""
+    files = modules("flows/*/**/*.py")
+    room = {path: path.relative_to(ROOT).parts[1] for path in files}
+    taken: dict[str, set[str]] = {}
+    for path in [*files, *modules("flows/*.py", "penstock/*.py")]:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("flows."):
+                for alias in node.names:
+                    taken.setdefault(f"{node.module}:{alias.name}", set()).add(room.get(path, ""))
+    found = set()
+    for path in files:
+        module = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        for name, node in named(ast.parse(path.read_text())):
+            outer, _, method = name.partition(".")
+            others = taken.get(f"{module}:{outer}", set()) - {room[path]}
+            held = any(loose(of) for field, of in fields(node) if not field.startswith("_"))
+            if others and not method.startswith("_") and (held or any(map(loose, signature(node)))):
+                found.add(f"{path.stem}:{name}")
+    return found
+
+
+JOB_REASONS = {
+    "JSON that is stored with what the job makes and compared whole": {
+        "stages/export/graph_job.py:GraphJob.recipe",
+        "stages/export/job.py:ExportJob.recipe",
+        "stages/export/merge_job.py:MergeJob.recipe",
+        "stages/tune/job.py:TuneJob.recipe",
+    },
+    "JSON, where it is made a job or was one": {
+        "stages/process/job.py:_read",
+        "stages/process/job.py:job_of",
+        "stages/process/job.py:told_of",
+    },
+    "facts of any stage for run.json": {"stages/process/events.py:Noted.values"},
+    "key of a request → its answer, of any stage": {
+        "flows/serving/half_plan.py:HalfPlan.answers",
+        "flows/serving/plans.py:plan_half",
+        "flows/serving/plans.py:read_and_drop",
+        "flows/serving/plans.py:read_and_drop.answers",
+        "flows/serving/works.py:Works.answer",
+    },
+}
+"""Reason → what of jobs is loose for it."""
+ROOM_REASONS = {
+    "the JSON of a job, which `job_of` checks field by field": {
+        "launch:StageCall",
+    },
+    "what `--json` prints and files of results hold": {
+        "ask:Hit.to_json", "build:IndexWritten.row", "build:IndexWritten.to_json",
+        "cache:Holding", "cache:Holding.to_json", "export_read:ExportFound", "exported:Exported",
+        "exported:Exported.row", "exported:Exported.to_json", "rebuild_run:RebuildResult.to_json",
+        "run_result:RunResult.row", "run_result:RunResult.to_json", "rungs:Rung.to_json",
+        "table_rows:table_rows", "tuned:AdapterScore", "tuned:AdapterScore.row",
+        "tuned:AdapterScore.to_json", "tuned:Tuned", "tuned:Tuned.row", "tuned:Tuned.to_json",
+        "vectors:VectorsWritten.row", "vectors:VectorsWritten.to_json", "writing:LabelsWritten",
+        "writing:LabelsWritten.row", "writing:LabelsWritten.to_json",
+    },
+    "`run.json`, or parts of it": {
+        "about:computed_by", "about:halves", "about:summary", "choose:memory_json",
+        "facts:facts", "media:beside", "media:failed_media",
+        "media:path_of", "media:shown_medium", "plan:Plan.memory", "plan:figures",
+        "recorded_command:is_own_command", "recorded_command:signed_command",
+        "run_read:load_record", "run_read:load_record.prepared", "run_record:RunRecord.memory",
+        "run_record:RunRecord.rung", "run_record:RunRecord.stage", "rungs:Rung.from_json",
+        "start:plan_start", "status:advice", "status:places", "status:stages_of", "status:what",
+    },
+    "what is stored of a record, as JSON": {
+        "cache:sampling_text", "captions:caption_of", "ledger:Ledger.failure",
+        "ledger:Ledger.refusal", "namespace_notes:settings_of", "summaries:Summaries.of",
+    },
+    "a recipe, as JSON that is compared whole": {
+        "exported:note_parity", "exported:placed_before", "exported:was_judged",
+        "tuned:refuse_other",
+    },
+    "a file of measurements, as JSON": {
+        "versions:machine_identity",
+    },
+}  # fmt: skip
+"""Reason → what is loose for it of what one room of `flows` takes from another: file and name."""
+
+
+def test_jobs_items_events_and_live_requests_are_typed() -> None:
+    assert in_jobs() == set().union(*JOB_REASONS.values())
+
+
+def test_what_rooms_of_flows_take_from_each_other_is_typed_or_a_document() -> None:
+    assert across_rooms() - set().union(*ROOM_REASONS.values()) == set()
+
+
+def test_a_loose_parameter_would_be_seen() -> None:
+    found = dict(
+        named(ast.parse("class A:\n    x: list[dict[str, Any]]\n    def f(self, y: int): ..."))
+    )
+    assert any(loose(of) for _, of in fields(found["A"]))
+    assert not any(map(loose, signature(found["A.f"])))
