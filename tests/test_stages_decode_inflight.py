@@ -140,10 +140,10 @@ def failing(whole: Any, calls: Container[int]) -> Any:
     """What a method does, but for some calls, in which memory runs out."""
     count = itertools.count()
 
-    def method(*given: Any) -> Any:
+    def method(*given: Any, **named: Any) -> Any:
         if next(count) in calls:
             raise RuntimeError(OUT_OF_MEMORY)
-        return whole(*given)
+        return whole(*given, **named)
 
     return method
 
