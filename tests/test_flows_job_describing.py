@@ -1,3 +1,4 @@
+import json
 import os
 import time
 from pathlib import Path
@@ -94,22 +95,44 @@ def test_describing_may_take_what_a_stage_may_and_never_less_than_it_needs() -> 
     assert describing.LEAST_BYTES <= on_gpu < 1 << 50
 
 
-def test_every_describing_process_is_told_its_limits(tmp_path: Path) -> None:
-    told: list[StageCall] = []
+class Refusing:
+    """A launcher that notes each call and starts nothing."""
 
-    class Asked:
-        def start(self, call: StageCall) -> Any:
-            told.append(call)
-            raise UsageError("enough")
+    def __init__(self) -> None:
+        self.calls: list[StageCall] = []
 
-    config = CaptionConfig(sources=("x",), model=str(copy_of_demo(tmp_path / "m")), memory=1)
-    store = FolderStore(tmp_path / "store")
-    digests = ContentDigests(tmp_path / "digests.jsonl")
+    def start(self, call: StageCall) -> Any:
+        self.calls.append(call)
+        raise UsageError("enough")
+
+
+def calls_for(model: Path, **options: Any) -> list[StageCall]:
+    """The processes that would describe a model for a run with these options."""
+    config = CaptionConfig(sources=("x",), model=str(model), **options)
+    store, launcher = FolderStore(model.parent / "store"), Refusing()
+    digests = ContentDigests(model.parent / "digests.jsonl")
     with pytest.raises(UsageError, match="enough"):
-        open_model(config, store=store, digests=digests, launcher=Asked(), device="cpu")
-    assert [(c.budget, c.seconds) for c in told] == [
+        open_model(config, store=store, digests=digests, launcher=launcher, device="cpu")
+    return launcher.calls
+
+
+def test_every_describing_process_is_told_its_limits(tmp_path: Path) -> None:
+    assert [(c.budget, c.seconds) for c in calls_for(copy_of_demo(tmp_path / "m"), memory=1)] == [
         (describing.LEAST_BYTES, describing.MOST_SECONDS)
     ]
+
+
+def test_the_way_is_described_apart_only_where_the_rule_gives_another(tmp_path: Path) -> None:
+    def ways(model: Path) -> list[Any]:
+        calls = [call for way in (None, False, True) for call in calls_for(model, as_published=way)]
+        return [call.arguments["as_published"] for call in calls]
+
+    model = copy_of_demo(tmp_path / "m")
+    assert ways(model) == [None, None, True]
+    config = json.loads((model / "config.json").read_text())
+    older = {"model_type": "qwen2_vl", "transformers_version": "4.50.0"}
+    (model / "config.json").write_text(json.dumps(config | older))
+    assert ways(model) == [None, False, True]
 
 
 @pytest.mark.parametrize("kind", ["fifo", "link to a device"])

@@ -23,6 +23,7 @@ from flows.options.media import VideoSamplingOptions
 from stages.models.hub.checkpoint import SMALL, Checkpoint
 from stages.models.natives.registry import native_of
 from stages.models.profile import OUTPUT_VERSION, ModelProfile
+from stages.models.published import is_published_way
 from stages.process.cgroup import host_free_bytes
 from stages.process.clock import OVERTIME
 
@@ -59,6 +60,8 @@ def read_profile(
     child process, which has transformers, writes it. `small` are the digests of all files but the
     weights, which are noted in `files` before their headers are read. Raises Undescribed,
     ModelChanged."""
+    if as_published is False and not is_published_way(checkpoint.folder):
+        as_published = None  # the rule says the same: it was described before
     video_options = VideoSamplingOptions.of(config)
     with readable(config.model):
         for path in filter(Path.is_file, _weights_here(checkpoint.folder)):
