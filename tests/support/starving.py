@@ -12,6 +12,7 @@ from unittest.mock import patch
 
 from flows.job.launch import ENTRIES
 from stages.memory.shrinking import Shrinking
+from stages.models.encoding.job import EncodeItem
 from stages.process import budget
 from stages.process.memory import taken
 from stages.process.report import Report
@@ -91,7 +92,9 @@ def hungry(stage: str, module: Any, job: dict[str, Any]) -> Iterator[None]:
     class Starving(Shrinking):
         def through(self, batch: Any, key: Any, compute: Any) -> Any:
             def computing(members: Any) -> Any:
-                computed = [m for m in members if isinstance(m, tuple)]  # else it is only read
+                computed = [
+                    m for m in members if not isinstance(m, EncodeItem)
+                ]  # else it is only read
                 keys = [m.key if stage == "encode" else m.features for m, *_ in computed]
                 hunger.check(keys)
                 return compute(members)
