@@ -105,6 +105,7 @@ def joint(job: dict[str, Any], watch: Watch) -> list[str]:
     from transformers import AutoModelForImageTextToText
 
     from stages.models.encoding.chunks import read_clip
+    from stages.models.encoding.job import EncodeItem
     from stages.models.halves.ranges import reading_ranges
     from stages.models.processors.prepare import load_processor
     from tests.support.processors import whole as inputs_of
@@ -117,7 +118,7 @@ def joint(job: dict[str, Any], watch: Watch) -> list[str]:
     frames = RecordSet(open_store(job["store"]), "frames", job["frames_namespace"])
     said = []
     for batch in job["batches"]:
-        clips = [read_clip(frames, member) for member in batch]
+        clips = [read_clip(frames, EncodeItem("", m["frames"], m["kind"])) for m in batch]
         inputs = inputs_of(processor, clips, [member["prompt"] for member in batch])
         with torch.inference_mode():
             tokens = model.generate(**inputs, do_sample=False, max_new_tokens=job["max_new_tokens"])
@@ -143,7 +144,8 @@ def decode(job: dict[str, Any], watch: Watch) -> list[str]:
     from stages.decode.run import run
     from tests.support.waves import items_of_own, own_of
 
-    run(own_of(DecodeJob, {**job, "batches": items_of_own(DecodeItem, job["batches"])}), watch)
+    batches = items_of_own(DecodeItem, job["batches"])
+    run(own_of(DecodeJob, {"engine": "transformers", **job, "batches": batches}), watch)
     captions = RecordSet(open_store(job["store"]), "captions", job["namespace"])
     return [captions.meta(m["key"])["caption"] for batch in job["batches"] for m in batch]
 
