@@ -14,10 +14,10 @@ import torch
 from artifacts.schema import Part
 from benchmarks._precisions import Row, divergence, line, measure, said_by
 from flows.console.display import Display
-from flows.job.export_asked import ExportAsked
-from flows.job.launch import DirectLauncher
 from flows.job.prepare import prepare
+from flows.machine.launch import DirectLauncher
 from flows.options.commands import CaptionConfig
+from flows.options.export_asked import ExportAsked
 from flows.options.model import DEMO_MODEL
 from flows.running.export import export
 from penstock_demo import CHECKPOINT

@@ -11,7 +11,7 @@ from benchmarks._card_time import SLOWER
 from flows.cli.derived import config_from
 from flows.cli.main import parser
 from flows.console.display import Display
-from flows.job.launch import ENTRIES, DirectLauncher, Launcher
+from flows.machine.launch import ENTRIES, DirectLauncher, Launcher
 from flows.serving.config import ServeConfig
 from flows.serving.server import serve
 from stages.process.stage_process import Listener

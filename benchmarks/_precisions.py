@@ -12,8 +12,8 @@ import torch
 from benchmarks._common import cells
 from flows.console.display import Display
 from flows.console.units import size
-from flows.job.launch import DirectLauncher
 from flows.job.prepare import Job, prepare
+from flows.machine.launch import DirectLauncher
 from flows.options.commands import CaptionConfig
 from flows.options.model import DEMO_MODEL
 from flows.running.run import caption

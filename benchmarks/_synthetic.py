@@ -8,8 +8,8 @@ from artifacts.keys import item_key
 from artifacts.packs import Record, RecordSet
 from artifacts.schema import ChunkIndex, MediaIndex
 from artifacts.store import open_store
-from flows.job.launch import ENTRIES as STAGES
-from flows.job.launch import DirectLauncher
+from flows.machine.launch import ENTRIES as STAGES
+from flows.machine.launch import DirectLauncher
 from stages.frames.job import FramesItem
 from stages.process.job import items_of
 from stages.process.report import Report

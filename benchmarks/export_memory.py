@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from benchmarks._common import taken
-from flows.job.launch import DirectLauncher, StageCall, run_to_end
+from flows.machine.launch import DirectLauncher, StageCall, run_to_end
 from stages.export.job import BITSANDBYTES, PACKED, ExportJob
 from stages.models.hub.checkpoint import INDEX
 from stages.models.shards.layout import TensorSpec, WeightShard, index_of, lay_out

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 from benchmarks._common import MIB, cells, heads, in_child
 from benchmarks._tower_shapes import NAMES, checkpoint
-from flows.job.cpu import cpu_line
+from flows.machine.cpu import cpu_line
 
 HEADS = (
     "vision half | computed by | on | ms a batch | x | MiB | of torch fp32 | files MiB | cosine"

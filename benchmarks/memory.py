@@ -30,8 +30,8 @@ from benchmarks._trial import (
     judge_plan,
 )
 from benchmarks.plan import Desk
+from flows.checkpoint.precision import settle
 from flows.console.units import parse_size
-from flows.job.precision import settle
 from flows.options.commands import CaptionConfig
 from stages.models.inspection import describe
 from stages.process.device import device_name

@@ -96,8 +96,8 @@ def run_in_prefect(folder: Path) -> None:
 def run_once(folder: Path, waves: int, items: int) -> None:
     """The run that `measured` measures, in a process of its own."""
     if waves > 1:
-        from flows.job.launch import DirectLauncher
         from flows.job.prepare import prepare
+        from flows.machine.launch import DirectLauncher
 
         job = prepare(config_of(folder), DirectLauncher(lambda *_: None))
         each = flows.planning.sizes.estimates(job)[0].bytes

@@ -24,9 +24,9 @@ from artifacts.store import open_store
 from benchmarks._common import taken
 from benchmarks._plan_cases import CASES, Case, Row, table
 from benchmarks._shapes import build
-from flows.job.launch import DirectLauncher, StageCall
-from flows.job.models import Model
-from flows.job.precision import settle
+from flows.checkpoint.models import Model
+from flows.checkpoint.precision import settle
+from flows.machine.launch import DirectLauncher, StageCall
 from flows.options.commands import CaptionConfig
 from flows.pipelines import STAGES
 from flows.planning.costs import estimate

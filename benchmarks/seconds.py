@@ -15,8 +15,8 @@ import penstock_demo
 from benchmarks._models import LARGE, build
 from flows.console.display import Display
 from flows.console.units import duration
-from flows.job.launch import DirectLauncher
 from flows.job.prepare import prepare
+from flows.machine.launch import DirectLauncher
 from flows.options.commands import CaptionConfig
 from flows.planning.machine import Machine, find_machine, measure
 from flows.planning.rungs import Rung

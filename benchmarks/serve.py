@@ -26,7 +26,7 @@ from benchmarks._card_time import PATH, PICTURE_SECONDS, SIDE, START_SECONDS
 from benchmarks._common import MIB, cells, heads
 from benchmarks._load import UNANSWERED, Answers, ask
 from benchmarks._served import SIZES, Server, Way, serving, write_bodies
-from flows.job.cpu import cpu_line
+from flows.machine.cpu import cpu_line
 
 LIGHT = 20.0
 """Requests a second."""

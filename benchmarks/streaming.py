@@ -20,7 +20,7 @@ from artifacts.packs import RecordSet
 from artifacts.store import open_store
 from benchmarks._common import MIB, cells, heads, taken
 from benchmarks._models import FRAMES, TINY, Shape, build, publish_clips
-from flows.job.launch import DirectLauncher, StageCall
+from flows.machine.launch import DirectLauncher, StageCall
 
 SHAPE = Shape(layers=1, width=128, tower_layers=24, tower_width=1280, vocabulary=512)
 """A tower of half a billion parameters, 43 MB a layer in 16 bit, and next to nothing else."""

@@ -25,8 +25,8 @@ from typing import Any
 from benchmarks._common import MIB, PENSTOCK, cells, heads, in_child, met
 from benchmarks._shapes import build
 from flows.console.display import Display
-from flows.job.cpu import cpu_line
-from flows.job.launch import DirectLauncher
+from flows.machine.cpu import cpu_line
+from flows.machine.launch import DirectLauncher
 from flows.options.commands import CaptionConfig
 from flows.pipelines import REBUILD
 from flows.running.run import prepared

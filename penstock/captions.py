@@ -18,10 +18,10 @@ from artifacts.errors import Interrupted
 from artifacts.packs import RecordSet
 from artifacts.tables import schema_of, table_of
 from flows.console.display import Display
-from flows.job.launch import DirectLauncher, Running, StageCall
-from flows.job.media_files import MediaFile
 from flows.job.prepare import Job
-from flows.job.tasks import Task
+from flows.ledger.tasks import Task
+from flows.machine.launch import DirectLauncher, Running, StageCall
+from flows.media.media_files import MediaFile
 from flows.options.commands import CaptionConfig, RunOptions
 from flows.results.captions import caption_of, captions_by_file
 from flows.results.run_record import RunRecord

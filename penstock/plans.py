@@ -3,7 +3,7 @@
 from typing import Any, Unpack
 
 from flows.console.display import Display
-from flows.job.launch import DirectLauncher
+from flows.machine.launch import DirectLauncher
 from flows.options.commands import CaptionConfig
 from flows.planning.plan import figures, plan_of
 from penstock.keywords import CaptionOptions

@@ -17,7 +17,7 @@ from artifacts.errors import Interrupted, ModelChanged, StageDied
 from artifacts.keys import Content, ContentDigests, digest_of, item_key
 from artifacts.model_files import ModelFiles, small_names
 from artifacts.stamps import link_stamp_of, model_stamp_of
-from flows.job.model_files import ModelDigests, with_fetched
+from flows.checkpoint.model_files import ModelDigests, with_fetched
 from stages.process.exit_diagnosis import Ending, fault_of_stage
 
 

@@ -14,8 +14,8 @@ from artifacts.pack_object import DamagedRecord, verify
 from artifacts.packs import Record, RecordSet, stored_namespaces
 from artifacts.store import SCHEMES, Store, open_store
 from flows.console.display import Display
-from flows.job.leases import leased, running_jobs
 from flows.job.prepare import prepare
+from flows.machine.leases import leased, running_jobs
 from flows.options.commands import CaptionConfig
 from flows.upkeep.cache import holdings
 from flows.upkeep.cache_gc import collect

@@ -9,8 +9,8 @@ import pytest
 
 from artifacts.store import Store, open_store
 from artifacts.stores.bucket import Bucket
-from flows.job import lease_notes, leases
-from flows.job.leases import leased, running_jobs
+from flows.machine import lease_notes, leases
+from flows.machine.leases import leased, running_jobs
 from flows.upkeep.cache_gc import collect
 from tests.support.buckets import bucket_server, environment
 

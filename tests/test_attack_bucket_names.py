@@ -6,8 +6,8 @@ from urllib.parse import quote, urlsplit
 
 import pytest
 
-from flows.job.media_files import Selection
-from flows.job.sources import find_media
+from flows.media.media_files import Selection
+from flows.media.sources import find_media
 from tests.support.buckets import BUCKET
 
 pytestmark = pytest.mark.slow

@@ -17,7 +17,7 @@ from artifacts.packs import Record, RecordSet
 from artifacts.store import FolderStore, open_store
 from artifacts.subtitles import one_line
 from flows.console.display import Display
-from flows.job.launch import StageCall
+from flows.machine.launch import StageCall
 from flows.options.commands import CaptionConfig
 from flows.options.formats import TRAINER_FORMATS
 from flows.reviewing.captions import ReviewedCaptions

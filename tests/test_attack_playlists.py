@@ -11,7 +11,7 @@ import pytest
 
 from artifacts.errors import MediaError
 from artifacts.schema import FrameFit, Sampling
-from flows.job.media_files import IMAGE_SUFFIXES
+from flows.media.media_files import IMAGE_SUFFIXES
 from stages.frames.opening import check_file
 from stages.frames.picture import read_picture
 from stages.frames.video import Video

@@ -20,10 +20,10 @@ from artifacts.keys import hash_file
 from artifacts.model_files import ModelFiles
 from artifacts.stamps import model_stamp_of
 from flows.console.display import Display
-from flows.job.export_asked import ExportAsked
-from flows.job.labels import label_set
-from flows.job.launch import StageCall
+from flows.machine.launch import StageCall
+from flows.media.labels import label_set
 from flows.options.commands import CaptionConfig
+from flows.options.export_asked import ExportAsked
 from flows.options.tune import TuneConfig
 from flows.running.export import export
 from flows.running.label import LabelAsked, label

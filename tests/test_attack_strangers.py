@@ -10,7 +10,7 @@ import torch
 import yaml
 
 from artifacts.errors import PenstockError
-from flows.job.labels import label_set
+from flows.media.labels import label_set
 from stages.decode.structure import canonical, check_room, follows
 from stages.models.adapters.reading import read_adapter
 from tests.support.adapters import matrices, write_adapter

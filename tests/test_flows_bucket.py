@@ -16,7 +16,7 @@ from artifacts.pack_object import verify
 from artifacts.packs import RecordSet
 from artifacts.store import open_store
 from artifacts.stores.bucket import Bucket
-from flows.job.leases import running_jobs
+from flows.machine.leases import running_jobs
 from tests.support.buckets import CLIPS, Between, environment
 from tests.support.pipeline import ROOT, Place
 
@@ -28,7 +28,7 @@ from pathlib import Path
 from artifacts.packs import Record, RecordSet
 from artifacts.store import open_store
 from artifacts.stores import catalogs, many_heads
-from flows.job.leases import leased
+from flows.machine.leases import leased
 catalogs.JOINED = many_heads.JOINED = 4
 store = open_store(sys.argv[1])
 store.check_writable()

@@ -13,7 +13,7 @@ import torch
 
 from artifacts.files import HALF
 from flows.cli.main import main
-from flows.job.launch import DirectLauncher, StageCall, run_to_end
+from flows.machine.launch import DirectLauncher, StageCall, run_to_end
 from tests.support.described import spare_processes
 from tests.support.pickled import (
     Sentinel,
@@ -36,7 +36,7 @@ written."""
 CONVERT = """
 import sys
 from flows.console.display import Display
-from flows.job.conversion import convert
+from flows.checkpoint.conversion import convert
 from stages.convert.job import ConvertJob
 source, folder, size = sys.argv[1:]
 job = ConvertJob(source=source, folder=folder, dtype="fp16", shard_bytes=int(size))

@@ -13,7 +13,7 @@ from artifacts.errors import UsageError
 from artifacts.schema import ChunkIndex, MediaIndex
 from flows.cli.main import main
 from flows.job.prepare import Job, prepare_without_media
-from flows.job.tasks import Medium
+from flows.ledger.tasks import Medium
 from flows.pipelines import CAPTION
 from flows.running.calls import Calls
 from flows.serving.config import ServeConfig

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from benchmarks.labels import LABELS, f1, holds, small
+from flows.checkpoint.models import find_checkpoint
 from flows.cli.main import main
-from flows.job.models import find_checkpoint
 from flows.options.commands import CaptionConfig
 from flows.pipelines import CAPTION, EMBED, LABEL, REBUILD, Pipeline
 from penstock_demo import CHECKPOINT, DUAL_CHECKPOINT

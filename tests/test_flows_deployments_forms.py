@@ -20,9 +20,9 @@ from flows.deployments.label import label_images
 from flows.deployments.rebuild import rebuild_features
 from flows.deployments.sweep import SWEPT, sweep_crashed
 from flows.deployments.tune import tune_captions
-from flows.job.export_asked import GROUP, SAMPLES, ExportAsked
-from flows.job.export_config import ExportConfig
 from flows.options.commands import CaptionConfig
+from flows.options.export_asked import GROUP, SAMPLES, ExportAsked
+from flows.options.export_config import ExportConfig
 from flows.options.rebuild import RebuildConfig
 from flows.options.tune import TuneConfig
 from flows.options.vectors import (

@@ -21,8 +21,8 @@ from flows.deployments import handing
 from flows.deployments.endings import INTERRUPTED
 from flows.deployments.handing import AHEAD, STARTS, Handed, HandingOut
 from flows.deployments.sweep import verdicts
-from flows.job.media_files import MediaFile
 from flows.job.portions import Portion, cut, portions_of
+from flows.media.media_files import MediaFile
 from flows.options.commands import CaptionConfig
 
 DEPLOYMENT = uuid4()

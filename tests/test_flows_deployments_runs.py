@@ -37,8 +37,8 @@ from flows.deployments.export import export_model
 from flows.deployments.index import index_folder
 from flows.deployments.label import label_images
 from flows.deployments.runs import MOST_LETTERS
-from flows.job.export_config import ExportConfig
 from flows.options.commands import CaptionConfig
+from flows.options.export_config import ExportConfig
 from flows.options.vectors import EmbedConfig, IndexConfig, LabelConfig
 from flows.results.run_read import load_record
 from stages.export.parity import PARITY

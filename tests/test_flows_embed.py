@@ -12,8 +12,8 @@ import torch
 from PIL import Image
 
 from flows.cli.main import main
-from flows.job.namespaces import Namespaces
 from flows.job.prepare import prepare_without_media
+from flows.ledger.namespaces import Namespaces
 from flows.options.vectors import EmbedConfig
 from flows.pipelines import EMBED
 from penstock_demo import CHECKPOINT

@@ -13,8 +13,8 @@ import pytest
 import penstock_demo
 from artifacts.errors import EnvironmentFault, UsageError
 from flows.console.display import Display
-from flows.job.export_asked import ExportAsked
 from flows.options.commands import CaptionConfig
+from flows.options.export_asked import ExportAsked
 from flows.results.exported import Exported
 from flows.running.export import export
 from flows.running.run import caption

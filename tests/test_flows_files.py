@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from flows.job.media_files import Selection, writable
-from flows.job.sources import find_media
+from flows.media.media_files import Selection, writable
+from flows.media.sources import find_media
 from tests.support.file_classes import DAMAGED, UNUSABLE, WHOLE
 from tests.support.media import picture, write_video
 from tests.support.pipeline import Place

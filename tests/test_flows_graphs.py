@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from flows.checkpoint.graph_speed import keep_speed
 from flows.cli.main import main
-from flows.job.graph_speed import keep_speed
 from stages.models.graphs.manifest import FILE
 from stages.models.graphs.providers import CPU
 from tests.support.dual_encoders import save_clip
@@ -202,7 +202,7 @@ def test_doctor_measures_graphs_beside_torch(
     model: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     from artifacts.store import open_store
-    from flows.job.launch import DirectLauncher
+    from flows.machine.launch import DirectLauncher
     from flows.planning.graph_timing import time_graphs
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))

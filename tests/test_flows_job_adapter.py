@@ -12,12 +12,12 @@ from safetensors.torch import load_file
 
 from artifacts.errors import UsageError
 from artifacts.keys import ContentDigests
+from flows.checkpoint.adapters import AdapterUse, adapter_asked, adapter_for
+from flows.checkpoint.model_files import ModelDigests
+from flows.checkpoint.models import Model
+from flows.checkpoint.precision import PartSettings, settle, with_adapter
 from flows.cli.main import main
-from flows.job.adapters import AdapterUse, adapter_asked, adapter_for
-from flows.job.model_files import ModelDigests
-from flows.job.models import Model
-from flows.job.namespaces import namespaces_of
-from flows.job.precision import PartSettings, settle, with_adapter
+from flows.ledger.namespaces import namespaces_of
 from flows.options.commands import CaptionConfig
 from flows.pipelines import CAPTION
 from flows.planning.costs.decode import rungs

@@ -10,7 +10,7 @@ import pytest
 from artifacts.packs import Record, RecordSet
 from artifacts.store import FolderStore
 from flows.console.display import Display
-from flows.job.launch import StageCall
+from flows.machine.launch import StageCall
 from flows.options.commands import CaptionConfig
 from flows.results.run_result import RunResult
 from flows.running.run import caption

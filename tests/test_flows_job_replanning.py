@@ -10,8 +10,8 @@ import pytest
 from artifacts.errors import ModelChanged
 from artifacts.model_files import ModelFiles
 from flows.console.display import Display
-from flows.job.launch import StageCall
 from flows.job.replanning import replanned_once
+from flows.machine.launch import StageCall
 from flows.options.commands import CaptionConfig
 from flows.running.run import caption
 from stages.process.job_file import value_in

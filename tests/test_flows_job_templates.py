@@ -8,13 +8,13 @@ import pytest
 
 from artifacts.schema import ChunkIndex
 from artifacts.store import FolderStore
-from flows.job.chunk_words import added_bytes, asked_of
-from flows.job.joining import JoinedTexts
-from flows.job.media_files import MediaFile
-from flows.job.namespaces import Namespaces
-from flows.job.own_files import OF_LABELS, OwnFiles
-from flows.job.tasks import Medium, task_of
 from flows.job.templates import filled
+from flows.ledger.chunk_words import added_bytes, asked_of
+from flows.ledger.namespaces import Namespaces
+from flows.ledger.tasks import Medium, task_of
+from flows.media.joining import JoinedTexts
+from flows.media.media_files import MediaFile
+from flows.media.own_files import OF_LABELS, OwnFiles
 from flows.options.formats import APPEND
 from penstock_demo.clips import write_clips
 from tests.support.inside import run_inside

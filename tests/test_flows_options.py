@@ -9,8 +9,8 @@ import pytest
 from artifacts.errors import UsageError
 from artifacts.options import declared
 from flows.cli.main import parser
-from flows.job.export_config import ExportConfig
 from flows.options.commands import CaptionConfig
+from flows.options.export_config import ExportConfig
 from flows.options.model import HalfPrecisionOptions, PrecisionOptions
 from flows.options.rebuild import RebuildConfig
 from flows.options.search import SearchAsked, SearchPlace

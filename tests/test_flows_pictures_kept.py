@@ -11,8 +11,8 @@ import flows.planning.sizes
 from artifacts.keys import digest_of, item_key
 from artifacts.schema import MOST_PIXELS, WHOLE, FrameFit, MediaIndex, picture_size
 from flows.job.prepare import Job, prepare
-from flows.job.tasks import Medium
-from flows.job.waves import waves_of
+from flows.ledger.tasks import Medium
+from flows.ledger.waves import waves_of
 from flows.options.commands import CaptionConfig
 from flows.planning.sizes import estimates
 from flows.planning.workloads import COPIES, workload_of, workloads_of

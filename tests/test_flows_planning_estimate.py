@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from flows.job.precision import PartSettings
+from flows.checkpoint.precision import PartSettings
 from flows.planning import terms as by
 from flows.planning.batch_costs import expected
 from flows.planning.estimate import StageEstimate, Term

@@ -14,7 +14,7 @@ from PIL import Image
 from artifacts.errors import CannotFit, Interrupted, Killed
 from artifacts.keys import ContentDigests, content_key
 from flows.console.display import Display
-from flows.job.launch import DirectLauncher, StageCall
+from flows.machine.launch import DirectLauncher, StageCall
 from flows.options.commands import CaptionConfig
 from flows.planning.costs import frames as cutting
 from flows.planning.costs.decode import decode_rungs

@@ -16,7 +16,7 @@ import flows.running.steps
 from artifacts.errors import CannotFit, Killed
 from benchmarks._models import Shape, build
 from flows.console.display import Display
-from flows.job.launch import DirectLauncher
+from flows.machine.launch import DirectLauncher
 from flows.options.commands import CaptionConfig
 from flows.planning.plan import plan_of
 from flows.results.run_result import RunResult

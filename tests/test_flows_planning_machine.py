@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from flows.cli.main import main
-from flows.job.launch import DirectLauncher
+from flows.machine.launch import DirectLauncher
 from flows.planning.machine import Machine, find_machine, measure
 from stages.process.device import device_name
 

@@ -36,7 +36,7 @@ def told(capsys: pytest.CaptureFixture[str], store: Path, *words: str) -> tuple[
 def test_a_model_alone_can_be_planned_and_once_described_starts_no_process(
     store: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("flows.job.launch.DirectLauncher.start", None)
+    monkeypatch.setattr("flows.machine.launch.DirectLauncher.start", None)
     code, said = told(capsys, store)
     assert code == 0
     assert said.startswith("fits: ")

@@ -9,7 +9,7 @@ import pytest
 
 from artifacts.errors import UsageError
 from flows.cli.main import main
-from flows.job.launch import StageCall
+from flows.machine.launch import StageCall
 from flows.options.commands import CaptionConfig
 from flows.planning.plan import plan_of
 from stages.decode.engines.inflight.shape import columns_for

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from flows.job.budget import Budget
-from flows.job.models import Model
+from flows.checkpoint.models import Model
+from flows.machine.budget import Budget
 from flows.options.commands import CaptionConfig
 from flows.planning.choose import Question, choices
 from flows.planning.costs import estimate

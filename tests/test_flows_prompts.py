@@ -13,8 +13,8 @@ import pytest
 from PIL import Image
 
 from artifacts.errors import Interrupted, UsageError
-from flows.job.ledger import Ledger
 from flows.job.prepare import prepare
+from flows.ledger.ledger import Ledger
 from flows.options.commands import CaptionConfig
 from penstock_demo.clips import write_clips
 from tests.support.inside import run_inside

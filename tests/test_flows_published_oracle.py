@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from flows.job.launch import StageCall
+from flows.machine.launch import StageCall
 from stages.summarize.job import SUMMARY
 from stages.summarize.packing import Told
 from tests.support.clips import joint_model

@@ -11,7 +11,7 @@ from artifacts.coco import write_coco
 from artifacts.errors import UsageError
 from artifacts.labels import Labelled, spans_of
 from artifacts.text_vectors import TextVectors
-from flows.job.labels import Label, LabelSet
+from flows.media.labels import Label, LabelSet
 from flows.results.labels.examples import examples_of, learned_threshold
 from flows.results.labels.judging import above_gap, cosines_of, judge_of
 from flows.results.labels.pooling import pooled

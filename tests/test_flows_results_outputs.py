@@ -14,7 +14,7 @@ import av
 import pyarrow.parquet
 import pytest
 
-import flows.job.launch
+import flows.machine.launch
 import flows.results.cutting
 from artifacts.errors import Interrupted, Killed, UsageError
 from flows.cli.status_command import lines as status_lines
@@ -129,7 +129,7 @@ def test_a_stopped_run_leaves_the_old_shards(
     assert len(lines(config)) == 2
     assert pyarrow.parquet.read_table(out / "captions.parquet").num_rows == 2
     assert (out / "captions.csv").read_text().count("Who?,") == 2
-    monkeypatch.setitem(flows.job.launch.ENTRIES, "cut", "tests.support.crashing:stop")
+    monkeypatch.setitem(flows.machine.launch.ENTRIES, "cut", "tests.support.crashing:stop")
     with pytest.raises(Interrupted, match="SIGTERM"):  # while clips are cut
         run(config, prompt="Who?")
     assert {path.name: path.read_bytes() for path in (out / "webdataset").iterdir()} == before
@@ -141,7 +141,7 @@ def test_a_process_that_dies_of_a_file_costs_that_file_s_clips_alone(
     config: CaptionConfig, clips: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_video(clips / "deadly.mp4", ticks=range(150), gop=20)
-    monkeypatch.setitem(flows.job.launch.ENTRIES, "cut", "tests.support.crashing:run")
+    monkeypatch.setitem(flows.machine.launch.ENTRIES, "cut", "tests.support.crashing:run")
     stages = Saying()
     result = run(config, stages)
     assert result.exit_code == 0
@@ -161,7 +161,7 @@ def test_a_process_that_dies_of_a_file_costs_that_file_s_clips_alone(
 def test_a_process_that_is_killed_goes_on_with_the_clips_that_are_left(
     config: CaptionConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(flows.job.launch.ENTRIES, "cut", "tests.support.crashing:killed")
+    monkeypatch.setitem(flows.machine.launch.ENTRIES, "cut", "tests.support.crashing:killed")
     stages = Saying()
     result = run(config, stages)
     assert (result.exit_code, result.warnings) == (0, [])
@@ -174,7 +174,7 @@ def test_one_that_is_killed_again_and_again_leaves_a_run_that_can_be_resumed(
 ) -> None:
     stages = Saying()
     with monkeypatch.context() as patch:
-        patch.setitem(flows.job.launch.ENTRIES, "cut", "tests.support.crashing:killed_at_once")
+        patch.setitem(flows.machine.launch.ENTRIES, "cut", "tests.support.crashing:killed_at_once")
         with pytest.raises(Killed):
             run(config, stages)
     assert stages.names().count("cut") == 3

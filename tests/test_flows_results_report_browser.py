@@ -12,7 +12,7 @@ from PIL import Image
 from artifacts.captions import Failure
 from artifacts.labels import Labelled
 from flows.cli.main import main
-from flows.job.media_files import MediaFile
+from flows.media.media_files import MediaFile
 from flows.serving.page.page import page_of
 from tests.support.browser import RIGHT, Browser, browsing
 from tests.support.looks import faint, overlapping, too_wide, unnamed

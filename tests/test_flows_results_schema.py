@@ -14,7 +14,7 @@ from artifacts.errors import UsageError
 from artifacts.packs import Record, RecordSet
 from artifacts.store import FolderStore
 from flows.cli.main import main
-from flows.job.launch import StageCall
+from flows.machine.launch import StageCall
 from flows.options.commands import CaptionConfig
 from stages.decode.generation import Generation
 from stages.decode.structure import canonical, rest_of

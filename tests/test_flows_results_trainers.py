@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import flows.job.launch
+import flows.machine.launch
 from artifacts.errors import EnvironmentFault, Interrupted
 from artifacts.trainers import TRAINERS, TrainerEntry
 from flows.cli.status_command import lines as status_lines
@@ -218,7 +218,7 @@ def test_stopped_while_clips_are_cut_the_old_files_stay_and_the_rest_is_made_the
     write(config, prompt="First?", limit=1)
     before = stats(config)
     with monkeypatch.context() as patch:
-        patch.setitem(flows.job.launch.ENTRIES, "cut", "tests.support.crashing:stop")
+        patch.setitem(flows.machine.launch.ENTRIES, "cut", "tests.support.crashing:stop")
         with pytest.raises(Interrupted, match="SIGTERM"):
             write(config, prompt="Second?")
     there = stats(config)
@@ -234,7 +234,7 @@ def test_a_chunk_that_cannot_be_cut_out_is_left_out_and_not_tried_again(
     config: CaptionConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_video(Path(config.sources[0], "deadly.mp4"), ticks=range(150), gop=20)
-    monkeypatch.setitem(flows.job.launch.ENTRIES, "cut", "tests.support.crashing:run")
+    monkeypatch.setitem(flows.machine.launch.ENTRIES, "cut", "tests.support.crashing:run")
     stages = Saying()
     for _ in range(2):
         notes = write(config, stages, format=("musubi", "hf")).warnings

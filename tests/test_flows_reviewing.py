@@ -13,7 +13,7 @@ from artifacts.edits import key_of
 from artifacts.errors import EnvironmentFault, UsageError
 from artifacts.store import open_store
 from flows.console.display import Display
-from flows.job.tune_data import examples_in
+from flows.media.tune_data import examples_in
 from flows.options.commands import CaptionConfig
 from flows.options.formats import TRAINER_FORMATS
 from flows.results.run_result import RunResult

@@ -14,7 +14,7 @@ import flows.running.sequence
 from artifacts.errors import EnvironmentFault, Interrupted, Killed, PenstockError
 from artifacts.pack_object import DamagedRecord
 from flows.console.display import Display
-from flows.job.launch import StageCall
+from flows.machine.launch import StageCall
 from flows.options.commands import CaptionConfig
 from flows.running.run import caption
 from flows.running.sequence import REMAKES

@@ -9,15 +9,15 @@ from pathlib import Path
 
 import pytest
 
-import flows.job.tasks
+import flows.ledger.tasks
 import flows.planning.sizes
 import flows.running.sequence
 from artifacts.errors import Interrupted, UsageError
 from artifacts.keys import digest_of
 from artifacts.store import FolderStore
 from flows.console.display import Display
-from flows.job.launch import StageCall
 from flows.job.prepare import Job
+from flows.machine.launch import StageCall
 from flows.options.commands import CaptionConfig
 from flows.results.outputs import Written, write_outputs
 from flows.running.run import caption

@@ -13,10 +13,10 @@ from artifacts.errors import UsageError
 from artifacts.packs import RecordSet, stored_namespaces
 from artifacts.schema import Sampling
 from artifacts.store import FolderStore
+from flows.checkpoint.models import Model
 from flows.console.display import Display
 from flows.job.card_frames import as_card, card_note, card_source, sampling_as_card
-from flows.job.models import Model
-from flows.job.namespaces import variants_of
+from flows.ledger.namespaces import variants_of
 from flows.options.commands import CaptionConfig
 from flows.pipelines import CAPTION
 from flows.planning.plan import figures, plan_of

@@ -16,7 +16,7 @@ from artifacts.errors import EnvironmentFault
 from artifacts.index.manifest import read_manifest
 from artifacts.index.snapshot import open_snapshot
 from flows.cli.main import main
-from flows.job.launch import DirectLauncher, StageCall
+from flows.machine.launch import DirectLauncher, StageCall
 from flows.search import texts
 from tests.support.dual_encoders import save_clip
 from tests.support.embedding import SIZES, write_pictures

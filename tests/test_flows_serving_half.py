@@ -14,7 +14,7 @@ import uvicorn
 
 from artifacts.errors import OutOfMemory, StageDied
 from artifacts.store import open_store
-from flows.job.launch import StageCall
+from flows.machine.launch import StageCall
 from flows.planning.ladder import Ladder
 from flows.planning.remembered import Remembered
 from flows.planning.rungs import Rung, sizes

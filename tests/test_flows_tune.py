@@ -17,7 +17,7 @@ import pytest
 
 from flows.cli.main import main
 from flows.console.display import Display
-from flows.job.launch import DirectLauncher
+from flows.machine.launch import DirectLauncher
 from flows.options.tune import TuneConfig
 from flows.results.tuned import Tuned
 from flows.running.tune import tune

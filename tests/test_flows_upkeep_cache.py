@@ -16,7 +16,7 @@ from artifacts.packs import Record, RecordSet
 from artifacts.store import FolderStore
 from flows.cli.main import main
 from flows.console.units import parse_size
-from flows.job.leases import running_jobs
+from flows.machine.leases import running_jobs
 from flows.upkeep.cache import holdings
 from flows.upkeep.cache_gc import collect
 from tests.support.holders import held_elsewhere

@@ -12,7 +12,7 @@ from artifacts.errors import Interrupted, UsageError
 from artifacts.packs import RecordSet
 from artifacts.store import FolderStore
 from flows.console.display import Display
-from flows.job.leases import leased
+from flows.machine.leases import leased
 from flows.options.commands import CaptionConfig
 from flows.options.rebuild import RebuildConfig
 from flows.running.run import caption

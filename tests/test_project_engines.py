@@ -25,8 +25,8 @@ HOME = "stages/decode/engines/"
 NAMES = {*ENGINES, AUTO_SEVERAL}
 LIBRARY = "transformers"
 NAMING_THE_LIBRARY = {
-    "flows/job/describing.py",
-    "flows/job/versions.py",
+    "flows/checkpoint/describing.py",
+    "flows/machine/versions.py",
     "stages/export/graphs/run.py",
     "stages/process/deferred_imports.py",
     "stages/process/import_structure.py",

@@ -17,8 +17,8 @@ from typing import Any
 import pytest
 
 from artifacts import options
-from flows.job.export_config import ExportConfig
 from flows.options.commands import CaptionConfig
+from flows.options.export_config import ExportConfig
 from flows.options.rebuild import RebuildConfig
 from flows.options.search import SearchAsked, SearchPlace
 from flows.options.tune import TuneConfig

@@ -79,7 +79,7 @@ def test_the_first_line_of_a_run_comes_before_what_does_it_is_loaded() -> None:
     )
     line, *loaded = done.stdout.splitlines()
     assert line == READING
-    slow = {"rich", "flows.running.run", "flows.planning.estimate", "flows.job.models"}
+    slow = {"rich", "flows.running.run", "flows.planning.estimate", "flows.checkpoint.models"}
     assert not slow.union(HEAVY).intersection(loaded)
 
 

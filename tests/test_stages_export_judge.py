@@ -9,8 +9,8 @@ import pytest
 from safetensors.torch import load_file
 
 from flows.console.display import Display
-from flows.job.launch import DirectLauncher
 from flows.job.prepare import prepare
+from flows.machine.launch import DirectLauncher
 from flows.options.commands import CaptionConfig
 from flows.running.run import caption
 from penstock_demo import CHECKPOINT

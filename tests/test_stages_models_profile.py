@@ -13,9 +13,9 @@ from artifacts.errors import EnvironmentFault, UsageError
 from artifacts.keys import ContentDigests
 from artifacts.schema import FrameFit
 from artifacts.store import open_store
-from flows.job.describing import own_code
-from flows.job.launch import DirectLauncher
-from flows.job.models import open_model
+from flows.checkpoint.describing import own_code
+from flows.checkpoint.models import open_model
+from flows.machine.launch import DirectLauncher
 from flows.options.commands import CaptionConfig
 from stages.models import ModelProfile, describe
 from stages.models.hub.checkpoint import Checkpoint

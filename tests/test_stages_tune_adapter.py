@@ -11,9 +11,9 @@ from safetensors.torch import load_file
 
 from artifacts.errors import UsageError
 from artifacts.keys import ContentDigests
+from flows.checkpoint.adapters import adapter_digest
+from flows.checkpoint.model_files import ModelDigests
 from flows.cli.main import main
-from flows.job.adapters import adapter_digest
-from flows.job.model_files import ModelDigests
 from stages.models import load_half
 from stages.models.adapters.reading import read_adapter
 from stages.tune.adapter import add_adapter, begin_with, linear_paths, write_adapter

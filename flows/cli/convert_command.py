@@ -4,11 +4,11 @@ import argparse
 from pathlib import Path
 
 from artifacts.words import counted
+from flows.checkpoint.conversion import convert
 from flows.console.display import Display
 from flows.console.lines import tell
 from flows.console.terminal import forget_terminal
 from flows.console.units import size
-from flows.job.conversion import convert
 from stages.convert.job import ConvertJob
 
 

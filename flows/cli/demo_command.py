@@ -13,8 +13,8 @@ from artifacts.labels import Labelled, spans_of
 from flows.console.display import Display
 from flows.console.lines import tell
 from flows.console.units import duration, size
-from flows.job.labels import label_set
-from flows.job.launch import DirectLauncher, Forking
+from flows.machine.launch import DirectLauncher, Forking
+from flows.media.labels import label_set
 from flows.options.commands import CaptionConfig
 from flows.options.model import DEMO_MODEL
 from flows.pipelines import STAGES

@@ -9,18 +9,18 @@ from pathlib import Path
 
 from artifacts.errors import UsageError, redacted
 from artifacts.store import Store, open_store
+from flows.checkpoint.flash import FLASH_CAPABILITY, flash_installed
+from flows.checkpoint.graph_speed import GraphSpeed
+from flows.checkpoint.precision import no_bfloat16
+from flows.checkpoint.tensorrt import GET, missing_libraries, tensorrt_version
 from flows.console.display import Display
 from flows.console.lines import tell
 from flows.console.units import size
 from flows.deployments.server import answers
-from flows.job.cpu import cpu_has_bfloat16
-from flows.job.device_probe import check_device, device_memory
-from flows.job.flash import FLASH_CAPABILITY, flash_installed
-from flows.job.graph_speed import GraphSpeed
-from flows.job.launch import DirectLauncher
-from flows.job.precision import no_bfloat16
-from flows.job.tensorrt import GET, missing_libraries, tensorrt_version
-from flows.job.versions import versions
+from flows.machine.cpu import cpu_has_bfloat16
+from flows.machine.device_probe import check_device, device_memory
+from flows.machine.launch import DirectLauncher
+from flows.machine.versions import versions
 from flows.options.model import default_store
 from flows.planning.graph_timing import time_graphs
 from flows.planning.machine import ADVICE, Known, Machine, find_machine, measure

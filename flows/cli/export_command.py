@@ -8,8 +8,8 @@ from flows.cli.last_words import tell_end
 from flows.cli.plan_command import show
 from flows.console.display import Display
 from flows.console.lines import tell
-from flows.job.export_config import ExportConfig
 from flows.options.commands import RunOptions
+from flows.options.export_config import ExportConfig
 from flows.pipelines import EXPORTS, GRAPHS
 from flows.results.exported import Exported, refuse_foreign_folder
 

@@ -3,7 +3,7 @@
 import argparse
 
 from flows.cli.derived import add_options, place_of
-from flows.job.export_config import JUDGEMENT, ExportConfig
+from flows.options.export_config import JUDGEMENT, ExportConfig
 
 
 def add_export_options(parser: argparse.ArgumentParser) -> None:

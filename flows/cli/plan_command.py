@@ -46,7 +46,7 @@ def show(
     display = Display(quiet=as_json)
     with closing(display):
         display.doing(READING)
-        from flows.job.launch import DirectLauncher
+        from flows.machine.launch import DirectLauncher
         from flows.planning.plan import figures, plan_of
         from flows.planning.plan_view import explain_lines, plan_lines, what_fits_lines
 

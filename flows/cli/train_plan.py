@@ -8,10 +8,10 @@ from typing import Any, get_args
 
 from artifacts.errors import CannotFit, UsageError
 from artifacts.words import counted
+from flows.checkpoint.models import find_checkpoint
 from flows.console.display import Display
 from flows.console.lines import tell
 from flows.console.units import gib, parse_size
-from flows.job.models import find_checkpoint
 from flows.options.commands import CaptionConfig
 from flows.planning.architecture import Architecture, read_architecture
 from flows.planning.training.changes import changes

@@ -8,8 +8,8 @@ from typing import Any
 
 from artifacts.regular import open_regular
 from flows.deployments.pictures import pictures_of
-from flows.job.media_files import MediaFile
 from flows.job.prepare import Job
+from flows.media.media_files import MediaFile
 from flows.pipelines import CAPTION, LABELS, product_of
 from flows.results.labels.writing import LINES
 

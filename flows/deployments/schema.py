@@ -18,8 +18,8 @@ from pydantic import BeforeValidator, ConfigDict, with_config
 
 from artifacts.errors import UsageError
 from artifacts.options import Option, declared
-from flows.job.export_config import ExportConfig
 from flows.options.commands import CaptionConfig, MediaOptions
+from flows.options.export_config import ExportConfig
 from flows.options.media import VectorSamplingOptions
 from flows.options.rebuild import RebuildConfig
 from flows.options.tune import TuneConfig

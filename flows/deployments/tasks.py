@@ -13,7 +13,7 @@ from prefect.states import Failed
 from artifacts.errors import Interrupted, PenstockError
 from flows.deployments.crashed import close_earlier_attempts
 from flows.deployments.view import Progress
-from flows.job.launch import DirectLauncher, StageCall
+from flows.machine.launch import DirectLauncher, StageCall
 from stages.process.events import Event, Item, Total
 from stages.process.outcome import StageOutcome
 from stages.process.stage_process import Listener, StageProcess

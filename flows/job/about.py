@@ -5,12 +5,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from artifacts.words import counted
+from flows.checkpoint.models import Model
+from flows.checkpoint.precision import PartSettings, precision_note
 from flows.job.card_frames import card_note, card_source
 from flows.job.context_note import context_note
-from flows.job.models import Model
-from flows.job.precision import PartSettings, precision_note
 from flows.job.prepare import Job
-from flows.job.tasks import PREVIOUS
+from flows.ledger.tasks import PREVIOUS
 from flows.options.media import VideoSamplingOptions
 from flows.options.text import QuestionOptions, TextOptions
 from stages.decode.generation import Generation

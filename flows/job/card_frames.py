@@ -9,7 +9,7 @@ from artifacts.errors import UsageError
 from artifacts.regular import read_text
 from artifacts.schema import Sampling
 from artifacts.words import counted
-from flows.job.models import Model
+from flows.checkpoint.models import Model
 from flows.options.commands import CaptionConfig, RunOptions
 from flows.options.media import CardOptions, VideoSamplingOptions
 from stages.decode.generation import Generation

@@ -12,10 +12,10 @@ from artifacts.keys import ContentDigests, content_key
 from artifacts.remote.keeping import UNREACHABLE
 from artifacts.stamps import CHANGED, CHANGED_HINT, FileChanged
 from artifacts.store import Store
-from flows.job.far_digests import Progress, contents_of
-from flows.job.media_files import MediaFile, source_failure
-from flows.job.models import Model
-from flows.job.tasks import PREVIOUS, Medium
+from flows.checkpoint.models import Model
+from flows.ledger.tasks import PREVIOUS, Medium
+from flows.media.far_digests import Progress, contents_of
+from flows.media.media_files import MediaFile, source_failure
 from flows.options.commands import RunOptions
 from flows.options.text import OutputOptions, PromptOptions
 from stages.decode.generation import Generation

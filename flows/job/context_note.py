@@ -6,12 +6,12 @@ from pathlib import Path
 
 from artifacts.schema import MediaKind, Sampling
 from artifacts.words import counted
-from flows.job.context import frame_room, frames_of_any_size, frames_of_size
-from flows.job.frame_tokens import counted_frames, seen_together
-from flows.job.models import Model
-from flows.job.prompt_tokens import PromptTokens, most_tokens
-from flows.job.tasks import Task
-from flows.job.wanted_frames import full_chunk, wanted_sampling
+from flows.checkpoint.context import frame_room, frames_of_any_size, frames_of_size
+from flows.checkpoint.frame_tokens import counted_frames, seen_together
+from flows.checkpoint.models import Model
+from flows.checkpoint.prompt_tokens import PromptTokens, most_tokens
+from flows.checkpoint.wanted_frames import full_chunk, wanted_sampling
+from flows.ledger.tasks import Task
 from flows.options.commands import RunOptions
 from stages.decode.generation import Generation
 

@@ -7,9 +7,9 @@ from artifacts.keys import digest_of
 from artifacts.packs import Record, RecordSet
 from artifacts.schema import Part
 from artifacts.store import Store
-from flows.job.namespaces import Namespaces, namespace_aside
-from flows.job.precision import PartSettings
+from flows.checkpoint.precision import PartSettings
 from flows.job.prepare import Job
+from flows.ledger.namespaces import Namespaces, namespace_aside
 from flows.pipelines import parts_of
 from stages.process.stage import Stage
 

@@ -14,9 +14,9 @@ from artifacts.captions import Failure
 from artifacts.files import write_text
 from artifacts.keys import digest_of
 from artifacts.remote.addresses import signed
-from flows.job.media_files import MediaFile, Selection
 from flows.job.prepare import out_folder
-from flows.job.sources import find_media
+from flows.media.media_files import MediaFile, Selection
+from flows.media.sources import find_media
 from flows.options.commands import RunOptions
 from flows.options.text import PromptOptions, QuestionOptions
 

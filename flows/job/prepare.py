@@ -15,7 +15,7 @@ from artifacts.remote.keeping import UNREACHABLE
 from artifacts.schema import Sampling
 from artifacts.store import Store, open_store
 from artifacts.tiles import OFF
-from flows.job.budget import Budget, budget_for
+from flows.checkpoint.models import Model, digests_in, open_model, pipeline_for
 from flows.job.card_frames import as_card, sampling_as_card
 from flows.job.card_sampling import with_card_sampling
 from flows.job.contents import (
@@ -27,17 +27,17 @@ from flows.job.contents import (
     under_prompts,
     without_placeholders,
 )
-from flows.job.device_probe import check_device
-from flows.job.far_digests import Progress, unread_note
-from flows.job.launch import Launcher
-from flows.job.ledger import Ledger
-from flows.job.media_files import MediaFile, Selection
-from flows.job.models import Model, digests_in, open_model, pipeline_for
-from flows.job.namespaces import variants_of
-from flows.job.sources import find_media
-from flows.job.stock_answers import may_reuse_stock, stock_note
-from flows.job.tasks import Medium
 from flows.job.templates import filled
+from flows.ledger.ledger import Ledger
+from flows.ledger.namespaces import variants_of
+from flows.ledger.stock_answers import may_reuse_stock, stock_note
+from flows.ledger.tasks import Medium
+from flows.machine.budget import Budget, budget_for
+from flows.machine.device_probe import check_device
+from flows.machine.launch import Launcher
+from flows.media.far_digests import Progress, unread_note
+from flows.media.media_files import MediaFile, Selection
+from flows.media.sources import find_media
 from flows.options.commands import RunOptions
 from flows.options.media import VectorSamplingOptions
 from flows.options.text import FolderOptions, PromptOptions, QuestionOptions

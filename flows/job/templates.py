@@ -10,10 +10,10 @@ from pathlib import Path, PurePosixPath
 from artifacts.regular import read_text
 from artifacts.store import Store
 from artifacts.words import counted
-from flows.job.joining import JoinedTexts
-from flows.job.media_files import MediaFile, writable
-from flows.job.own_files import OF_LABELS, OwnFiles
-from flows.job.tasks import PREVIOUS, Medium
+from flows.ledger.tasks import PREVIOUS, Medium
+from flows.media.joining import JoinedTexts
+from flows.media.media_files import MediaFile, writable
+from flows.media.own_files import OF_LABELS, OwnFiles
 
 NAME, FOLDER, TAGS = "{name}", "{folder}", "{tags}"
 WORDS = re.compile("|".join(map(re.escape, (NAME, FOLDER, TAGS, PREVIOUS))))

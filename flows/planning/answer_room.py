@@ -3,10 +3,10 @@ no model."""
 
 from dataclasses import dataclass
 
-from flows.job.chunk_words import example
-from flows.job.context import frame_room
-from flows.job.models import Model
-from flows.job.prompt_tokens import PromptTokens, most_tokens
+from flows.checkpoint.context import frame_room
+from flows.checkpoint.models import Model
+from flows.checkpoint.prompt_tokens import PromptTokens, most_tokens
+from flows.ledger.chunk_words import example
 from flows.options.commands import RunOptions
 from flows.planning.choose import Question
 from flows.planning.workloads import Workload

@@ -6,9 +6,9 @@ from itertools import product
 from pathlib import Path
 
 from artifacts.schema import FrameFit, Part
-from flows.job.frame_tokens import PROBED_EDGE
-from flows.job.models import Model
-from flows.job.precision import settle
+from flows.checkpoint.frame_tokens import PROBED_EDGE
+from flows.checkpoint.models import Model
+from flows.checkpoint.precision import settle
 from flows.options.commands import RunOptions
 from flows.planning.architecture import Architecture
 from flows.planning.layers import (

@@ -6,10 +6,10 @@ from itertools import takewhile
 from typing import Any
 
 from artifacts.errors import CannotFit, UsageError
+from flows.checkpoint.obtainable import QUANTIZED
+from flows.checkpoint.precision import settle, with_adapter
 from flows.console.units import gib, rounded_up, written
-from flows.job.budget import Budget
-from flows.job.obtainable import QUANTIZED
-from flows.job.precision import settle, with_adapter
+from flows.machine.budget import Budget
 from flows.pipelines import STAGES
 from flows.planning.choose import Choice, Question, allowed, choices
 from flows.planning.estimate import StageEstimate

@@ -12,12 +12,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from flows.job.budget import Budget
+from flows.checkpoint.models import Model
+from flows.checkpoint.prompt_tokens import most_tokens
+from flows.checkpoint.sampling import frame_bound
 from flows.job.card_frames import sampling_as_card
-from flows.job.models import Model
 from flows.job.prepare import Job
-from flows.job.prompt_tokens import most_tokens
-from flows.job.sampling import frame_bound
+from flows.machine.budget import Budget
 from flows.options.commands import RunOptions
 from flows.options.text import EngineOptions
 from flows.pipelines import CAPTION, STAGES, Pipeline

@@ -7,13 +7,13 @@ from dataclasses import replace
 
 from artifacts.errors import UsageError
 from artifacts.words import counted
-from flows.job.context import bound_by_size, frame_room, frames_of_any_size, frames_of_size
+from flows.checkpoint.context import bound_by_size, frame_room, frames_of_any_size, frames_of_size
+from flows.checkpoint.frame_tokens import counted_frames, seen
+from flows.checkpoint.models import Model
+from flows.checkpoint.prompt_tokens import most_tokens
+from flows.checkpoint.wanted_frames import full_chunk, wanted_sampling
 from flows.job.context_note import context_note
-from flows.job.frame_tokens import counted_frames, seen
-from flows.job.models import Model
 from flows.job.prepare import Job
-from flows.job.prompt_tokens import most_tokens
-from flows.job.wanted_frames import full_chunk, wanted_sampling
 from flows.options.commands import RunOptions
 from flows.options.text import EngineOptions
 from flows.planning.answer_room import answer_room, beside_words, texts_of, words_of

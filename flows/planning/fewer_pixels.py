@@ -4,8 +4,8 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from flows.job.frame_tokens import counted_frames, seen
-from flows.job.models import Model
+from flows.checkpoint.frame_tokens import counted_frames, seen
+from flows.checkpoint.models import Model
 from flows.planning.workloads import (
     PIXEL_BYTES,
     Workload,

@@ -1,6 +1,6 @@
 """Proposes what fits the context where a prompt and an answer do not; loads no model."""
 
-from flows.job.models import Model
+from flows.checkpoint.models import Model
 from flows.options.commands import RunOptions
 from flows.options.text import EngineOptions
 from flows.planning.answer_room import AnswerRoom, beside_words, words_of

@@ -4,11 +4,11 @@ from dataclasses import replace
 
 from artifacts.schema import Half
 from artifacts.store import Store
-from flows.job.budget import budget_for
-from flows.job.graph_speed import GraphSpeed, keep_speed
-from flows.job.launch import Launcher, StageCall, run_to_end
-from flows.job.models import digests_in, open_model
+from flows.checkpoint.graph_speed import GraphSpeed, keep_speed
+from flows.checkpoint.models import digests_in, open_model
 from flows.job.replanning import replanned_once
+from flows.machine.budget import budget_for
+from flows.machine.launch import Launcher, StageCall, run_to_end
 from flows.options.commands import RunOptions
 from flows.options.model import TORCH
 from stages.export.graph_job import TimingJob

@@ -10,10 +10,10 @@ from typing import Any
 from artifacts.files import read_kept, write_json
 from artifacts.keys import digest_of
 from artifacts.user_folders import user_cache
-from flows.job.cpu import cpu_has_bfloat16
-from flows.job.launch import Launcher, StageCall, run_to_end
-from flows.job.precision import no_bfloat16
-from flows.job.versions import machine_identity, now
+from flows.checkpoint.precision import no_bfloat16
+from flows.machine.cpu import cpu_has_bfloat16
+from flows.machine.launch import Launcher, StageCall, run_to_end
+from flows.machine.versions import machine_identity, now
 from stages.process.cgroup import cores
 
 FORMAT = 2

@@ -7,26 +7,26 @@ from typing import Any
 
 from artifacts.errors import CannotFit, EnvironmentFault, UsageError
 from artifacts.store import open_store
-from flows.console.units import gib
-from flows.job.about import halves, notes
-from flows.job.budget import Budget, budget_for
-from flows.job.card_frames import as_card, card_note
-from flows.job.card_sampling import with_card_sampling
-from flows.job.contents import refuse_summary
-from flows.job.context_note import context_note
-from flows.job.describing import Undescribed
-from flows.job.launch import Launcher
-from flows.job.models import (
+from flows.checkpoint.describing import Undescribed
+from flows.checkpoint.models import (
     digests_in,
     find_checkpoint,
     open_model,
     pipeline_for,
 )
-from flows.job.precision import precision_note
+from flows.checkpoint.precision import precision_note
+from flows.console.units import gib
+from flows.job.about import halves, notes
+from flows.job.card_frames import as_card, card_note
+from flows.job.card_sampling import with_card_sampling
+from flows.job.contents import refuse_summary
+from flows.job.context_note import context_note
 from flows.job.prepare import Job, prepare
 from flows.job.replanning import replanned_once
-from flows.job.waves import cut_waves
-from flows.job.weights import bytes_to_fetch, stages_wanted
+from flows.ledger.waves import cut_waves
+from flows.ledger.weights import bytes_to_fetch, stages_wanted
+from flows.machine.budget import Budget, budget_for
+from flows.machine.launch import Launcher
 from flows.options.commands import RunOptions
 from flows.options.model import AdapterOptions
 from flows.options.text import PromptOptions

@@ -12,7 +12,7 @@ from artifacts.remote.keeping import is_here
 from artifacts.schema import Sampling
 from artifacts.tiles import boxes_of
 from flows.job.prepare import Job
-from flows.job.tasks import Medium, Task
+from flows.ledger.tasks import Medium, Task
 from flows.options.media import VectorSamplingOptions
 from stages.process.cgroup import cores
 

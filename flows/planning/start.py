@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from flows.job.budget import Budget
 from flows.job.prepare import Job
+from flows.machine.budget import Budget
 from flows.options.text import EngineOptions
 from flows.pipelines import STAGES, Pipeline
 from flows.planning.changes import NAMED, cannot_fit, changes

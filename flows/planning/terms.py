@@ -7,10 +7,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 
+from flows.checkpoint.adapters import NUMBER_BYTES
+from flows.checkpoint.obtainable import QUANTIZED
+from flows.checkpoint.precision import BYTES, PartSettings, no_bfloat16
 from flows.console.units import gib
-from flows.job.adapters import NUMBER_BYTES
-from flows.job.obtainable import QUANTIZED
-from flows.job.precision import BYTES, PartSettings, no_bfloat16
 from flows.planning.batch_costs import Expected
 from flows.planning.estimate import Purpose, Term
 from flows.planning.rungs import Rung

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from flows.job.budget import Budget
+from flows.machine.budget import Budget
 from flows.planning.changes import in_precision
 from flows.planning.choose import Choice, Question, choices
 from flows.planning.rungs import Rung

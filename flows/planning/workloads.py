@@ -8,12 +8,12 @@ from functools import partial
 from artifacts.schema import MediaKind, Sampling
 from artifacts.tiles import LARGE
 from artifacts.words import counted
-from flows.job.chunk_words import added_bytes
-from flows.job.context import FrameBound
-from flows.job.frame_tokens import counted_frames, seen_together
-from flows.job.models import Model
-from flows.job.tasks import Medium
-from flows.job.waves import BYTES_A_TOKEN
+from flows.checkpoint.context import FrameBound
+from flows.checkpoint.frame_tokens import counted_frames, seen_together
+from flows.checkpoint.models import Model
+from flows.ledger.chunk_words import added_bytes
+from flows.ledger.tasks import Medium
+from flows.ledger.waves import BYTES_A_TOKEN
 from flows.planning.sizes import UNKNOWN_SIZE, Estimate, frame_counts
 
 KINDS: tuple[MediaKind, ...] = ("video", "image")

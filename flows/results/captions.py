@@ -11,9 +11,9 @@ from artifacts.captions import Caption, answer_in, ended_of
 from artifacts.edits import REJECTED
 from artifacts.shapes import parse
 from flows.job.context_note import beyond_context
-from flows.job.media_files import MediaFile
 from flows.job.prepare import Job
-from flows.job.tasks import Medium, Task
+from flows.ledger.tasks import Medium, Task
+from flows.media.media_files import MediaFile
 from flows.options.commands import RunOptions
 from flows.options.text import TextOptions
 from stages.decode.generation import Generation

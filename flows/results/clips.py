@@ -19,8 +19,8 @@ from artifacts.samples import clip_key
 from artifacts.stamps import stamp_of
 from artifacts.store import fault_of
 from artifacts.words import counted, first_of
-from flows.job.launch import Launcher
 from flows.job.prepare import Job
+from flows.machine.launch import Launcher
 from flows.options.text import OutputOptions
 from flows.results.cutting import Cutter, Tell, batches
 from flows.results.sample_sources import SampleSource

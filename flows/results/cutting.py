@@ -9,8 +9,8 @@ from artifacts.errors import CannotFit, Killed, StageDied
 from artifacts.samples import Media, media_suffix
 from artifacts.shards import SHARD_BYTES
 from artifacts.store import fault_of
-from flows.job.launch import KILLS, Launcher, StageCall
 from flows.job.prepare import Job
+from flows.machine.launch import KILLS, Launcher, StageCall
 from flows.results.sample_sources import SampleSource
 from stages.process.exit_diagnosis import is_crash
 

@@ -9,8 +9,8 @@ from artifacts.files import HALF
 from artifacts.remote.keeping import at_hand
 from artifacts.samples import Media, Sample, media_suffix
 from artifacts.shards import DATASET, kept_shards, read_index, write_shards
-from flows.job.launch import Launcher
 from flows.job.prepare import Job
+from flows.machine.launch import Launcher
 from flows.results.cutting import Cutter, Tell, batches
 from flows.results.peoples_texts import PeoplesTexts, is_peoples
 from flows.results.sample_sources import SampleSource, one_a_chunk, sample_sources

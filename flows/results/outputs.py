@@ -16,9 +16,9 @@ from artifacts.shards import DATASET
 from artifacts.subtitles import WRITERS
 from artifacts.tables import TABLES
 from artifacts.trainers import TRAINERS
-from flows.job.media_files import MediaFile
-from flows.job.own_files import OwnFiles, digest_at
 from flows.job.prepare import Job
+from flows.media.media_files import MediaFile
+from flows.media.own_files import OwnFiles, digest_at
 from flows.options.text import OutputOptions, PromptOptions
 from flows.pipelines import STAGES
 from flows.results.captions import SHORTENED, captions_by_file, in_words

@@ -10,11 +10,11 @@ from artifacts.captions import Caption
 from artifacts.edits import REJECTED
 from artifacts.subtitles import one_line
 from artifacts.words import counted, first_of
-from flows.job.handwritten import FORM, HandwrittenTexts, lines_of_text, places_beside
-from flows.job.media_files import MediaFile
 from flows.job.prepare import Job
-from flows.job.tasks import Medium
 from flows.job.templates import TAGS
+from flows.ledger.tasks import Medium
+from flows.media.handwritten import FORM, HandwrittenTexts, lines_of_text, places_beside
+from flows.media.media_files import MediaFile
 from flows.options.text import OutputOptions, QuestionOptions, TextOptions
 from flows.results.captions import unrejected
 from flows.results.text_files import text_stems

@@ -15,7 +15,7 @@ from typing import Any
 from artifacts.captions import Failure, values_of
 from artifacts.errors import EnvironmentFault, redacted
 from artifacts.files import write_json
-from flows.job.versions import now, versions
+from flows.machine.versions import now, versions
 from flows.pipelines import CAPTION, Pipeline
 from stages.process.outcome import StageOutcome
 

@@ -9,9 +9,9 @@ from pathlib import Path
 from artifacts.captions import Caption
 from artifacts.samples import Sample, sample_key
 from artifacts.stamps import Stamp
-from flows.job.media_files import MediaFile
 from flows.job.prepare import Job
-from flows.job.tasks import Medium
+from flows.ledger.tasks import Medium
+from flows.media.media_files import MediaFile
 from flows.results.captions import captions_of
 from flows.results.peoples_texts import PeoplesTexts
 

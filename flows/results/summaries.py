@@ -10,10 +10,10 @@ from artifacts.keys import digest_of
 from artifacts.packs import RecordSet
 from artifacts.record_union import refresh_together
 from artifacts.words import counted
-from flows.job.media_files import MediaFile
-from flows.job.namespaces import namespace_aside
-from flows.job.precision import PartSettings
+from flows.checkpoint.precision import PartSettings
 from flows.job.prepare import Job
+from flows.ledger.namespaces import namespace_aside
+from flows.media.media_files import MediaFile
 from flows.options.commands import CaptionConfig
 from flows.options.text import EngineOptions, PromptOptions, TextOptions
 from flows.results.captions import in_words, unrejected

@@ -12,11 +12,11 @@ from artifacts.captions import Caption
 from artifacts.names import SUFFIXES, file_stems
 from artifacts.shards import DATASET
 from artifacts.subtitles import WRITERS
-from flows.job.joining import JoinedTexts
-from flows.job.media_files import MediaFile
-from flows.job.own_files import OwnFiles, digest_at
 from flows.job.prepare import Job
-from flows.job.tasks import Medium
+from flows.ledger.tasks import Medium
+from flows.media.joining import JoinedTexts
+from flows.media.media_files import MediaFile
+from flows.media.own_files import OwnFiles, digest_at
 from flows.options.formats import JOINABLE, JOINED
 from flows.options.text import OutputOptions
 from flows.results.captions import unrejected

@@ -22,9 +22,9 @@ from artifacts.stamps import stamp_of
 from artifacts.store import fault_of
 from artifacts.trainers import TRAINERS, TrainerEntry, TrainerForm
 from artifacts.words import counted
-from flows.job.launch import Launcher
-from flows.job.own_files import OwnFiles, digest_at
 from flows.job.prepare import Job
+from flows.machine.launch import Launcher
+from flows.media.own_files import OwnFiles, digest_at
 from flows.options.text import OutputOptions
 from flows.results.clips import Clips, kept_note, key_of
 from flows.results.cutting import Tell

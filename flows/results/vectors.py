@@ -14,9 +14,9 @@ from artifacts.captions import write_jsonl
 from artifacts.files import whole_file
 from artifacts.tables import utf8
 from artifacts.words import counted
-from flows.job.media_files import MediaFile
 from flows.job.prepare import Job
-from flows.job.tasks import Medium, Task
+from flows.ledger.tasks import Medium, Task
+from flows.media.media_files import MediaFile
 from flows.results.outputs import failures_of
 from flows.results.run_end import RunEnd
 

@@ -4,9 +4,9 @@ the whole wave, before any of it is run; it runs nothing and knows not how much 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from flows.job.ledger import Ledger
-from flows.job.tasks import Medium, Task, unique
-from flows.job.waves import lengths_of
+from flows.ledger.ledger import Ledger
+from flows.ledger.tasks import Medium, Task, unique
+from flows.ledger.waves import lengths_of
 from flows.planning.rungs import Rung
 from stages.memory.shrinking import pieces
 from stages.models.encoding import FRAMES_A_BATCH

@@ -7,15 +7,15 @@ from functools import partial
 from typing import Any
 
 from artifacts.schema import FrameFit
-from flows.job.graphs import GraphUse
-from flows.job.launch import StageCall
-from flows.job.models import Model
-from flows.job.namespaces import Namespaces, namespace_aside
-from flows.job.precision import PartSettings
+from flows.checkpoint.graphs import GraphUse
+from flows.checkpoint.models import Model
+from flows.checkpoint.precision import PartSettings
+from flows.checkpoint.tensorrt import engines_folder
 from flows.job.prepare import Job
-from flows.job.tasks import Medium, Task
-from flows.job.tensorrt import engines_folder
-from flows.job.waves import said_before
+from flows.ledger.namespaces import Namespaces, namespace_aside
+from flows.ledger.tasks import Medium, Task
+from flows.ledger.waves import said_before
+from flows.machine.launch import StageCall
 from flows.options.text import EngineOptions
 from flows.pipelines import STAGES
 from flows.planning.rungs import Rung

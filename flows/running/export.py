@@ -14,14 +14,14 @@ from typing import Any
 from artifacts.errors import ModelChanged
 from artifacts.keys import digest_of
 from artifacts.schema import Part
+from flows.checkpoint.adapters import way_notes
 from flows.console.display import Display
-from flows.job.adapters import way_notes
-from flows.job.export_asked import EXPORTED as EXPORTED_RUN
-from flows.job.export_asked import NATIVE, ExportAsked
-from flows.job.launch import DirectLauncher
 from flows.job.prepare import Job
 from flows.job.replanning import replanned_once
+from flows.machine.launch import DirectLauncher
 from flows.options.commands import RunOptions
+from flows.options.export_asked import EXPORTED as EXPORTED_RUN
+from flows.options.export_asked import NATIVE, ExportAsked
 from flows.options.model import TORCH
 from flows.pipelines import EXPORTED, EXPORTED_VECTORS, EXPORTS, Pipeline, makes_vectors
 from flows.pipelines import GRAPHS as GRAPH_EXPORTS

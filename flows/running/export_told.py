@@ -6,8 +6,8 @@ from typing import Any
 
 from artifacts.errors import UsageError
 from artifacts.schema import Half, Part
-from flows.job.export_asked import ExportAsked
 from flows.job.prepare import Job
+from flows.options.export_asked import ExportAsked
 from flows.planning.costs.export import HESSIAN_BYTES
 from flows.running.samples import Captioned
 from stages.export.calibrate_job import CalibrateJob

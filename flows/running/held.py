@@ -5,9 +5,9 @@ from collections.abc import Iterator
 
 from artifacts.errors import UsageError
 from artifacts.store import fault_of
-from flows.job.leases import Lease, leased
 from flows.job.namespace_notes import namespaces_aside, note_namespaces
 from flows.job.prepare import Job
+from flows.machine.leases import Lease, leased
 from stages.process.lock import holder, try_hold
 
 

@@ -8,10 +8,10 @@ import numpy as np
 from artifacts.errors import UsageError
 from artifacts.words import counted
 from flows.console.display import Display
-from flows.job.labels import LabelSet, label_set
-from flows.job.launch import DirectLauncher
 from flows.job.prepare import Job, out_folder
 from flows.job.replanning import replanned_once
+from flows.machine.launch import DirectLauncher
+from flows.media.labels import LabelSet, label_set
 from flows.options.commands import RunOptions
 from flows.options.vectors import TOP, LabelOptions
 from flows.pipelines import LABEL

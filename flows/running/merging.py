@@ -4,15 +4,15 @@ from dataclasses import replace
 from typing import Any
 
 from artifacts.paths import folder_named
+from flows.checkpoint.adapters import adapter_digest, adapter_noted, way_of, way_recipe
+from flows.checkpoint.model_files import ModelDigests
+from flows.checkpoint.models import digests_in
 from flows.console.display import Display
-from flows.job.adapters import adapter_digest, adapter_noted, way_of, way_recipe
-from flows.job.export_asked import ExportAsked
-from flows.job.launch import StageCall, run_to_end
-from flows.job.model_files import ModelDigests
-from flows.job.models import digests_in
 from flows.job.prepare import Job
-from flows.job.weights import fetch_parts
+from flows.ledger.weights import fetch_parts
+from flows.machine.launch import StageCall, run_to_end
 from flows.options.commands import RunOptions
+from flows.options.export_asked import ExportAsked
 from flows.running.run import LauncherMaker
 from stages.export.merge_job import MergeJob
 from stages.models.adapters.reading import LoraAdapter, read_adapter

@@ -5,8 +5,8 @@ from collections.abc import Callable, Collection
 
 from artifacts.errors import CannotFit
 from artifacts.schema import Part
-from flows.job.launch import Launcher, StageCall
 from flows.job.prepare import Job
+from flows.machine.launch import Launcher, StageCall
 from flows.pipelines import parts_of
 from flows.planning.choose import memory_json, question_of, question_of_model
 from flows.planning.ladder import Ladder

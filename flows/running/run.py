@@ -10,9 +10,9 @@ from typing import TypeVar
 from artifacts.captions import write_jsonl
 from artifacts.store import fault_of
 from flows.console.display import READING, Display
-from flows.job.launch import DirectLauncher, Forking, Launcher
 from flows.job.prepare import Job, NothingToDo, out_folder, prepare, prepare_without_media
 from flows.job.replanning import replanned_once
+from flows.machine.launch import DirectLauncher, Forking, Launcher
 from flows.options.commands import RunOptions
 from flows.pipelines import EMBED, Pipeline
 from flows.results.foreign_files import refuse_replacing

@@ -8,9 +8,9 @@ from typing import NamedTuple
 
 from artifacts.errors import UsageError
 from artifacts.words import counted
-from flows.job.export_config import ExportConfig
 from flows.job.prepare import Job
-from flows.job.tasks import Medium, Task
+from flows.ledger.tasks import Medium, Task
+from flows.options.export_config import ExportConfig
 from stages.export.feature_job import FeaturesJob
 from stages.export.judge_job import CaptionedItem
 

@@ -11,11 +11,11 @@ from artifacts.captions import write_jsonl
 from artifacts.errors import Interrupted, Killed, ModelChanged, PenstockError
 from artifacts.pack_object import DamagedRecord
 from artifacts.shards import DATASET
-from flows.job.launch import KILLS
 from flows.job.prepare import Job
-from flows.job.tasks import Medium
-from flows.job.waves import waves_of
-from flows.job.weights import stages_wanted
+from flows.ledger.tasks import Medium
+from flows.ledger.waves import waves_of
+from flows.ledger.weights import stages_wanted
+from flows.machine.launch import KILLS
 from flows.options.text import EngineOptions, OutputOptions, PromptOptions
 from flows.pipelines import parts_of
 from flows.planning.answer_room import longest_answer

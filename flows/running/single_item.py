@@ -6,7 +6,7 @@ from typing import Any
 
 from artifacts.errors import CannotFit
 from flows.job.prepare import Job
-from flows.job.tasks import Task, unique
+from flows.ledger.tasks import Task, unique
 from flows.planning.ladder import Ladder
 from flows.planning.rungs import Rung
 from flows.results.outputs import names_of

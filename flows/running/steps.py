@@ -16,10 +16,10 @@ from artifacts.errors import CannotFit, StageDied
 from artifacts.packs import Record
 from artifacts.schema import Part
 from artifacts.stamps import CHANGED, CHANGED_HINT, CHANGED_MESSAGE
-from flows.job.launch import Launcher, Running
-from flows.job.leases import Lease
 from flows.job.prepare import Job
-from flows.job.tasks import Medium, Task
+from flows.ledger.tasks import Medium, Task
+from flows.machine.launch import Launcher, Running
+from flows.machine.leases import Lease
 from flows.pipelines import parts_of
 from flows.planning.ladder import Ladder
 from flows.planning.rungs import Rung

@@ -6,8 +6,8 @@ from functools import partial
 
 from artifacts.captions import Failure
 from artifacts.errors import Killed
-from flows.job.launch import KILLS, StageCall
 from flows.job.prepare import Job
+from flows.machine.launch import KILLS, StageCall
 from flows.options.text import EngineOptions, PromptOptions, TextOptions
 from flows.planning.costs.summarize import nodes_of
 from flows.planning.rungs import Rung

@@ -8,10 +8,10 @@ from collections.abc import Callable
 from artifacts.keys import digest_of
 from artifacts.packs import RecordSet
 from artifacts.text_vectors import Groups, TextVectors, text_vectors_in
-from flows.job.launch import StageCall
-from flows.job.namespaces import namespace_aside
-from flows.job.precision import PartSettings
+from flows.checkpoint.precision import PartSettings
 from flows.job.prepare import Job
+from flows.ledger.namespaces import namespace_aside
+from flows.machine.launch import StageCall
 from flows.planning.rungs import Rung
 from flows.results.run_record import RunRecord
 from flows.running.calls import Calls, settings_on

@@ -17,16 +17,16 @@ from artifacts.owned_folders import refuse_foreign
 from artifacts.paths import folder_named
 from artifacts.store import open_store
 from artifacts.words import counted
+from flows.checkpoint.adapters import way_notes, way_recipe
 from flows.console.display import Display
-from flows.job.adapters import way_notes, way_recipe
 from flows.job.contents import refuse_placeholders
-from flows.job.example import Example
-from flows.job.launch import DirectLauncher, StageCall
 from flows.job.prepare import Job
 from flows.job.replanning import replanned_once
-from flows.job.tasks import Medium, Task
-from flows.job.tune_data import examples_in, split
-from flows.job.waves import BYTES_A_TOKEN
+from flows.ledger.tasks import Medium, Task
+from flows.ledger.waves import BYTES_A_TOKEN
+from flows.machine.launch import DirectLauncher, StageCall
+from flows.media.example import Example
+from flows.media.tune_data import examples_in, split
 from flows.options.commands import RunOptions
 from flows.options.model import AdapterOptions, default_store
 from flows.options.tune import EPOCHS, TrainingOptions, TuneConfig, TuneRun

@@ -10,11 +10,11 @@ from artifacts.schema import Half
 from flows.console.display import Display
 from flows.console.units import size
 from flows.job.about import notes, summary
-from flows.job.budget import WithinBudget
-from flows.job.launch import Launcher
-from flows.job.leases import Lease
 from flows.job.prepare import Job
-from flows.job.weights import fetch_parts
+from flows.ledger.weights import fetch_parts
+from flows.machine.budget import WithinBudget
+from flows.machine.launch import Launcher
+from flows.machine.leases import Lease
 from flows.pipelines import STAGES
 from flows.planning.ladder import Ladder
 from flows.planning.start import ladder_of

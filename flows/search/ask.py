@@ -24,8 +24,8 @@ from artifacts.index.where import Condition, matching
 from artifacts.index.writing import refuse_other, refuse_other_halves
 from artifacts.vectors import Vectors, vectors_in
 from flows.console.display import Display
-from flows.job.media_files import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 from flows.job.prepare import Job
+from flows.media.media_files import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 from flows.options.search import SearchAsked, SearchPlace
 from flows.options.vectors import EmbedConfig, VectorConfig
 from flows.results.outputs import failures_of

@@ -37,9 +37,9 @@ from artifacts.tables import utf8
 from artifacts.vectors import vectors_in
 from artifacts.words import counted
 from flows.console.display import Display
-from flows.job.launch import DirectLauncher
 from flows.job.prepare import Job
-from flows.job.versions import versions
+from flows.machine.launch import DirectLauncher
+from flows.machine.versions import versions
 from flows.options.vectors import VectorConfig
 from flows.results.outputs import failures_of
 from flows.results.vectors import Made, VectorsWritten, frames_of, made_vectors

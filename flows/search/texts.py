@@ -9,9 +9,9 @@ from itertools import product
 from artifacts.tiles import OFF
 from artifacts.vectors import Vectors
 from flows.console.display import Display
-from flows.job.launch import DirectLauncher
 from flows.job.prepare import Job, prepare_without_media
 from flows.job.replanning import replanned_once
+from flows.machine.launch import DirectLauncher
 from flows.options.vectors import VectorConfig
 from flows.pipelines import LABEL
 from flows.running.stopping import stopped_in_order

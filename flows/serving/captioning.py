@@ -14,9 +14,9 @@ from artifacts.errors import UsageError
 from artifacts.packs import RecordSet
 from artifacts.schema import MediaIndex
 from flows.job.contents import refuse_placeholders
-from flows.job.namespaces import Namespaces
 from flows.job.prepare import Job
-from flows.job.tasks import Medium, Task, task_of
+from flows.ledger.namespaces import Namespaces
+from flows.ledger.tasks import Medium, Task, task_of
 from flows.options.text import EngineOptions
 from flows.running.calls import Calls
 from flows.serving.caption_params import CaptionParams, in_order

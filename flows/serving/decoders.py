@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from artifacts.errors import PenstockError
 from artifacts.schema import MediaIndex
-from flows.job.launch import StageCall
+from flows.machine.launch import StageCall
 from flows.serving.live_stage import LauncherMaker, LiveStage
 from flows.serving.metrics import Metrics
 from flows.serving.refusals import Refused, bad, unavailable

@@ -13,7 +13,7 @@ from artifacts.packs import Record
 from artifacts.schema import MediaIndex
 from artifacts.vectors import Vectors, vectors_in
 from flows.job.prepare import Job
-from flows.job.tasks import Medium, Task
+from flows.ledger.tasks import Medium, Task
 from flows.running.calls import Calls
 from flows.serving.frame_source import FrameSource
 from flows.serving.half import Half

@@ -8,7 +8,7 @@ from typing import Any
 from artifacts.packs import Record, RecordSet
 from artifacts.schema import MediaIndex
 from flows.job.prepare import Job
-from flows.job.tasks import Medium, Task, task_of
+from flows.ledger.tasks import Medium, Task, task_of
 from flows.serving.decoders import Decoders
 from flows.serving.half import Half
 from flows.serving.keeping import RecordKeeper

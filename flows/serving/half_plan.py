@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from flows.job.launch import StageCall
+from flows.machine.launch import StageCall
 from flows.planning.ladder import Ladder
 from flows.planning.rungs import Rung
 from flows.serving.model_watch import ModelWatch

@@ -7,9 +7,9 @@ from typing import Any
 
 from artifacts.errors import UsageError
 from artifacts.labels import Labelled, spans_of
-from flows.job.labels import LabelSet, labels_named
-from flows.job.media_files import MediaFile
 from flows.job.prepare import Job
+from flows.media.labels import LabelSet, labels_named
+from flows.media.media_files import MediaFile
 from flows.results.labels.judging import judge_of
 from flows.results.labels.rows import Labelling, judged_vectors
 from flows.serving.answers import warnings_of

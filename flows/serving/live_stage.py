@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from artifacts.errors import PenstockError, StageDied
-from flows.job.launch import Launcher, Running, StageCall
+from flows.machine.launch import Launcher, Running, StageCall
 from stages.process.events import Event
 from stages.process.live import Telling
 from stages.process.stage_process import Listener

@@ -13,12 +13,12 @@ from artifacts.paths import folder_named
 from artifacts.store import open_store
 from flows.console.display import Display
 from flows.job.context_note import context_note
-from flows.job.labels import LabelSet, label_set
-from flows.job.launch import DirectLauncher, Forking, Launcher
 from flows.job.namespace_notes import note_namespaces
-from flows.job.namespaces import namespace_aside
 from flows.job.prepare import Job, prepare_without_media
-from flows.job.weights import fetch_parts
+from flows.ledger.namespaces import namespace_aside
+from flows.ledger.weights import fetch_parts
+from flows.machine.launch import DirectLauncher, Forking, Launcher
+from flows.media.labels import LabelSet, label_set
 from flows.options.commands import RunOptions
 from flows.options.model import default_store
 from flows.pipelines import CAPTION, LABEL, Pipeline, parts_of

@@ -7,8 +7,8 @@ from typing import Any
 
 from artifacts.packs import RecordSet
 from artifacts.tiles import boxes_of
-from flows.job.launch import StageCall
 from flows.job.prepare import Job
+from flows.machine.launch import StageCall
 from flows.options.media import VectorSamplingOptions
 from flows.planning.choose import Question, question_of_model
 from flows.planning.ladder import Ladder

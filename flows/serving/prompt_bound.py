@@ -7,7 +7,7 @@ which refuses by the same words.
 import asyncio
 from pathlib import Path
 
-from flows.job.prompt_tokens import PromptTokens, most_tokens
+from flows.checkpoint.prompt_tokens import PromptTokens, most_tokens
 from flows.serving.refusals import exceeded
 
 

@@ -17,8 +17,8 @@ import uvicorn
 from artifacts.errors import ModelChanged, UsageError
 from artifacts.regular import read_text
 from flows.console.display import Display
-from flows.job.launch import DirectLauncher, Launcher
 from flows.job.replanning import changed_twice
+from flows.machine.launch import DirectLauncher, Launcher
 from flows.serving.app import app_of
 from flows.serving.config import BatchOptions, NetworkOptions, ServeConfig
 from flows.serving.guard import Guard

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from artifacts.keys import digest_of
 from artifacts.packs import Record
 from artifacts.text_vectors import TextVectors, text_vectors_in
-from flows.job.namespaces import namespace_aside
 from flows.job.prepare import Job
+from flows.ledger.namespaces import namespace_aside
 from flows.serving.half import Half
 from flows.serving.keeping import RecordKeeper
 from flows.serving.refusals import bad

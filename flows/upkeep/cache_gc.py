@@ -13,7 +13,7 @@ from artifacts.pack_object import QUARANTINE
 from artifacts.store import Store
 from artifacts.stores.heads import CATALOGS
 from artifacts.stores.local import TEMPORARY, left_behind
-from flows.job.leases import running_jobs
+from flows.machine.leases import running_jobs
 from flows.pipelines import KEPT as KEPT_PIPELINES
 from flows.upkeep.cache import Pack, objects, packs
 

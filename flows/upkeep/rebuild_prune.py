@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 from artifacts.packs import RecordSet
 from artifacts.record_union import RecordUnion
-from flows.job.leases import RunningJob
-from flows.job.ledger import Ledger
-from flows.job.namespaces import Namespaces
 from flows.job.prepare import Job
-from flows.job.tasks import Medium
+from flows.ledger.ledger import Ledger
+from flows.ledger.namespaces import Namespaces
+from flows.ledger.tasks import Medium
+from flows.machine.leases import RunningJob
 from flows.pipelines import KEPT, Pipeline
 from flows.upkeep.rebuild_record import Reach, RebuildRecord, other_records
 

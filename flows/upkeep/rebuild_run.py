@@ -10,11 +10,11 @@ from artifacts.store import open_store
 from artifacts.words import counted
 from flows.console.display import Display
 from flows.console.units import duration, size
-from flows.job.launch import DirectLauncher, Forking
-from flows.job.leases import RunningJob, running_jobs
 from flows.job.prepare import Job, prepare
 from flows.job.replanning import replanned_once
-from flows.job.weights import bytes_to_fetch
+from flows.ledger.weights import bytes_to_fetch
+from flows.machine.launch import DirectLauncher, Forking
+from flows.machine.leases import RunningJob, running_jobs
 from flows.options.commands import RunOptions
 from flows.options.rebuild import RebuildConfig, RebuildRun
 from flows.pipelines import KEPT, parts_of

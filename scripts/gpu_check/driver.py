@@ -7,7 +7,7 @@ import traceback
 from collections.abc import Iterator
 from typing import Any
 
-from flows.job.precision import native_dtype, no_bfloat16
+from flows.checkpoint.precision import native_dtype, no_bfloat16
 from flows.planning.terms import GPU_WORKSPACE_BYTES
 from scripts.gpu_check.rows import MIB, Row, mib, one_line, row, skipped
 from scripts.gpu_check.setting import Setting

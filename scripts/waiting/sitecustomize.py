@@ -11,7 +11,7 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
-MODULE = "flows.job.launch"
+MODULE = "flows.machine.launch"
 SECONDS = float(os.environ.get("PENSTOCK_CHECK_WAIT") or 0)
 
 

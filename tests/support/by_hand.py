@@ -3,9 +3,9 @@
 from pathlib import Path
 
 from artifacts.schema import FrameFit
-from flows.job.budget import Budget
-from flows.job.models import Model
-from flows.job.precision import settle
+from flows.checkpoint.models import Model
+from flows.checkpoint.precision import settle
+from flows.machine.budget import Budget
 from flows.options.commands import CaptionConfig
 from flows.planning.choose import Question
 from flows.planning.workloads import Workload

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from artifacts.store import FolderStore
-from flows.job.launch import DirectLauncher
-from flows.job.models import digests_in, open_model
+from flows.checkpoint.models import digests_in, open_model
+from flows.machine.launch import DirectLauncher
 from flows.options.commands import CaptionConfig
 from stages.models.profile import ModelProfile
 from tests.support.inside import InsideLauncher

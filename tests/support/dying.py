@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-from flows.job.launch import ENTRIES
+from flows.machine.launch import ENTRIES
 from stages.process.report import Report
 
 VARIABLE = "PENSTOCK_TEST_DEATHS"

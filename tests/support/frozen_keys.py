@@ -332,7 +332,7 @@ def _write(path: Path, told: dict[str, dict[str, Any]]) -> None:
 def run(stages: MadeUpStages, words: list[str], folder: Path) -> int:
     """Return the exit code of a command whose stages are made up."""
     from flows.cli.main import main as run_command
-    from flows.job.launch import DirectLauncher
+    from flows.machine.launch import DirectLauncher
 
     kept = {"CUDA_VISIBLE_DEVICES": "", "XDG_CACHE_HOME": str(folder / "cache")}
     with (

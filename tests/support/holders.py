@@ -12,7 +12,7 @@ HOLDER = """
 import sys
 from pathlib import Path
 from artifacts.store import FolderStore
-from flows.job.leases import leased
+from flows.machine.leases import leased
 with leased(FolderStore(Path(sys.argv[1])), [sys.argv[2]], Path("out")):
     print("held", flush=True)
     sys.stdin.read()

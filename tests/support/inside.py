@@ -10,7 +10,7 @@ from io import StringIO
 from typing import Any
 
 from flows.console.display import Display
-from flows.job.launch import ENTRIES, StageCall
+from flows.machine.launch import ENTRIES, StageCall
 from flows.options.commands import CaptionConfig
 from flows.results.run_result import RunResult
 from flows.running.run import caption

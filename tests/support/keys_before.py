@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from artifacts.keys import digest_of
-from flows.job.models import Model
-from flows.job.namespaces import variants_of
-from flows.job.precision import settle
+from flows.checkpoint.models import Model
+from flows.checkpoint.precision import settle
+from flows.ledger.namespaces import variants_of
 from flows.options.commands import CaptionConfig
 from flows.pipelines import CAPTION
 from penstock_demo import CHECKPOINT

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flows.job.models import Model
+from flows.checkpoint.models import Model
 from flows.pipelines import CAPTION
 from flows.planning.costs import estimate
 from flows.planning.estimate import StageEstimate

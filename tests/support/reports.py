@@ -10,7 +10,7 @@ from typing import Any
 from artifacts.captions import Caption, Failure, write_jsonl
 from artifacts.files import write_json, write_text
 from artifacts.labels import Labelled, Scored
-from flows.job.media_files import IMAGE_SUFFIXES, MediaFile
+from flows.media.media_files import IMAGE_SUFFIXES, MediaFile
 from flows.pipelines import LABEL
 from flows.results.outputs import media_lines
 from flows.results.run_record import RunRecord, empty

@@ -15,7 +15,7 @@ from artifacts.errors import Interrupted
 from artifacts.packs import Record, RecordSet
 from artifacts.store import FolderStore
 from flows.console.display import Display
-from flows.job.launch import ENTRIES, DirectLauncher, StageCall
+from flows.machine.launch import ENTRIES, DirectLauncher, StageCall
 from flows.options.commands import CaptionConfig
 from flows.results.run_result import RunResult
 from flows.running.run import caption

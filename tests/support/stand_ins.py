@@ -9,7 +9,7 @@ from artifacts.errors import Interrupted
 from artifacts.packs import Record, RecordSet
 from artifacts.schema import FrameFit
 from artifacts.store import open_store
-from flows.job.launch import StageCall
+from flows.machine.launch import StageCall
 from flows.options.commands import CaptionConfig
 from stages.models.profile import ModelProfile, PartProfile, SamplingProfile
 from stages.process.events import Failed

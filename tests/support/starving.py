@@ -10,7 +10,7 @@ from importlib import import_module
 from typing import Any
 from unittest.mock import patch
 
-from flows.job.launch import ENTRIES
+from flows.machine.launch import ENTRIES
 from stages.memory.shrinking import Shrinking
 from stages.models.encoding.job import EncodeItem
 from stages.process import budget

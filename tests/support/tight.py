@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from artifacts.errors import Killed, OutOfMemory
-from flows.job.launch import StageCall
+from flows.machine.launch import StageCall
 from stages.memory.shrinking import smaller
 from stages.process.events import Item, Shrunk, TooLarge
 from stages.process.outcome import StageOutcome

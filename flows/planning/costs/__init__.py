@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
-from flows.job.models import Model
+from flows.checkpoint.models import Model
 from flows.options.commands import RunOptions
 from flows.pipelines import Pipeline
 from flows.planning.costs import decode, embed_texts, encode, export, frames, summarize, tune

@@ -5,8 +5,8 @@ from collections.abc import Container, Iterator, Sequence
 from dataclasses import replace
 
 from artifacts.words import counted
-from flows.job.models import Model
-from flows.job.precision import BYTES, PartSettings
+from flows.checkpoint.models import Model
+from flows.checkpoint.precision import BYTES, PartSettings
 from flows.options.commands import RunOptions
 from flows.options.model import AdapterOptions
 from flows.options.text import EngineOptions

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from artifacts.words import counted
-from flows.job.models import Model
-from flows.job.precision import BYTES
+from flows.checkpoint.models import Model
+from flows.checkpoint.precision import BYTES
 from flows.options.commands import RunOptions
 from flows.planning.batch_costs import decoder_by_dimensions, expected
 from flows.planning.costs.part import (

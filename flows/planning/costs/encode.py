@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from artifacts.words import counted
-from flows.job.models import Model
-from flows.job.obtainable import QUANTIZED
-from flows.job.precision import BYTES, PartSettings
+from flows.checkpoint.models import Model
+from flows.checkpoint.obtainable import QUANTIZED
+from flows.checkpoint.precision import BYTES, PartSettings
 from flows.options.commands import RunOptions
 from flows.planning.batch_costs import Expected, encoder_by_dimensions, expected
 from flows.planning.costs.part import (

@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 
 from artifacts.words import counted
-from flows.job.models import Model
+from flows.checkpoint.models import Model
 from flows.options.commands import RunOptions
 from flows.planning.estimate import StageEstimate, Term
 from flows.planning.rungs import Rung, sizes

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pkgutil import resolve_name
 
 from artifacts.words import counted
-from flows.job.precision import PartSettings
+from flows.checkpoint.precision import PartSettings
 from flows.planning.estimate import Term
 from flows.planning.workloads import Workload
 from stages.decode.engines.slot_load import SlotLoad

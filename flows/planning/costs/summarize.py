@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from artifacts.words import counted
-from flows.job.models import Model
+from flows.checkpoint.models import Model
 from flows.options.commands import RunOptions
 from flows.planning.costs import decode
 from flows.planning.costs.part import free_settings, loading, precision_of

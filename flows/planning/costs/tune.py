@@ -7,8 +7,8 @@ from dataclasses import replace
 from functools import lru_cache
 
 from artifacts.errors import UsageError
-from flows.job.models import Model
-from flows.job.precision import BYTES, PartSettings
+from flows.checkpoint.models import Model
+from flows.checkpoint.precision import BYTES, PartSettings
 from flows.options.commands import RunOptions
 from flows.options.tune import LearnedOptions
 from flows.planning.architecture import Architecture, read_architecture

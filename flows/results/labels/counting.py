@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from artifacts.labels import Labelled
-from flows.job.media_files import MediaFile
+from flows.media.media_files import MediaFile
 from flows.results.labels.rows import Judged, Labelling
 
 FINE = 4096

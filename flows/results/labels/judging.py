@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from artifacts.errors import UsageError
 from artifacts.text_vectors import TextVectors
 from artifacts.vectors import Vectors
-from flows.job.labels import LabelSet
+from flows.media.labels import LabelSet
 
 Scores = NDArray[np.float32]
 """Shape (pictures, labels)."""

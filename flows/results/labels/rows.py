@@ -11,10 +11,10 @@ import numpy as np
 from artifacts.labels import Labelled, Scored
 from artifacts.text_vectors import TextVectors
 from artifacts.vectors import Vectors, vectors_in
-from flows.job.labels import LabelSet
-from flows.job.media_files import MediaFile
 from flows.job.prepare import Job
-from flows.job.tasks import Medium, Task
+from flows.ledger.tasks import Medium, Task
+from flows.media.labels import LabelSet
+from flows.media.media_files import MediaFile
 from flows.results.labels.judging import Judge, Passed, Scores, cosines_of
 from flows.results.labels.pooling import Pooled, pooled, whole_of
 from flows.results.vectors import Made, made_of, made_vectors, shown_boxes, shown_width

@@ -14,10 +14,10 @@ from artifacts.labels import Labelled, Span, schema, spans_of
 from artifacts.subtitles import WRITERS
 from artifacts.tables import write_csv, write_parquet
 from artifacts.words import counted
-from flows.job.media_files import MediaFile
-from flows.job.own_files import OF_LABELS, OwnFiles
 from flows.job.prepare import Job
-from flows.job.tasks import Medium
+from flows.ledger.tasks import Medium
+from flows.media.media_files import MediaFile
+from flows.media.own_files import OF_LABELS, OwnFiles
 from flows.options.formats import COCO, COCO_FILE
 from flows.options.text import OutputOptions
 from flows.results.labels.counting import LabelCounts

@@ -11,7 +11,7 @@ from urllib.parse import quote
 from artifacts.errors import UsageError
 from flows.console.units import duration, size
 from flows.job.about import computed_by
-from flows.job.media_files import writable
+from flows.media.media_files import writable
 from flows.pipelines import LABELS
 from flows.results.export_read import ExportFound, export_in
 from flows.results.report.labels import label_counts, labelled_media

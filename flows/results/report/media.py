@@ -12,7 +12,7 @@ from urllib.parse import quote, unquote_to_bytes
 from artifacts.captions import Failure
 from artifacts.shapes import Left, count, number, read_jsonl, text
 from artifacts.words import counted
-from flows.job.media_files import IMAGE_SUFFIXES, writable
+from flows.media.media_files import IMAGE_SUFFIXES, writable
 
 FILE = "file://"
 AGAIN = "Run the same `penstock caption` again, which writes it anew"

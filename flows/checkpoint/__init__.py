@@ -1,0 +1,1 @@
+"""The checkpoint of a run: files, profile, precision, adapters, graphs, context."""

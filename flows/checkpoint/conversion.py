@@ -1,0 +1,57 @@
+"""Has a process of its own turn a model's pickled weights into safetensors. Reads nothing itself.
+
+The process is kept to so much memory, whatever the size of the model: what is in a pickle may ask
+for any.
+"""
+
+from typing import Any, NamedTuple
+
+from artifacts.errors import OutOfMemory, UsageError
+from artifacts.user_folders import user_cache
+from flows.console.display import Display
+from flows.console.units import gib
+from flows.machine.launch import DirectLauncher, StageCall, run_to_end
+from stages.convert.job import ConvertJob
+from stages.process.events import Event, Noted
+from stages.process.job import told_of
+
+MOST_BYTES = 1 << 30
+"""Bytes that converting may take above its imports. Pieces of tensors take 30 MB; what is said of
+100,000 tensors takes 300 MB."""
+
+
+class Converted(NamedTuple):
+    """What a folder holds in the end."""
+
+    tensors: int
+    data_bytes: int
+    shards: int
+    there: int
+    """Number of shards that were there before."""
+
+
+def convert(job: ConvertJob, display: Display) -> Converted:
+    """Convert a model. Raises PenstockError."""
+
+    def listen(name: str, event: Event) -> None:
+        if isinstance(event, Noted) and "shards" in event.values:
+            display.stage(name, event.values["shards"], event.values["there"])
+        display.listen(name, event)
+
+    call = StageCall(
+        name="convert",
+        arguments=told_of(job),
+        device="cpu",
+        log=user_cache() / "logs" / "convert.log",
+        budget=MOST_BYTES,
+    )
+    try:
+        notes: dict[str, Any] = run_to_end(DirectLauncher(listen), call).notes
+    except OutOfMemory as error:
+        raise UsageError(
+            f"{job.source} takes more than {gib(MOST_BYTES)} of memory to be read",
+            hint="No weights of a model do: check where it comes from",
+        ) from error
+    finally:
+        display.close()
+    return Converted(*(int(notes[field]) for field in Converted._fields))

@@ -1,0 +1,201 @@
+"""Finds out what a run needs to know of its checkpoint, without ever importing a model library."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from artifacts.errors import UsageError
+from artifacts.keys import ContentDigests
+from artifacts.model_files import ModelFiles
+from artifacts.schema import FrameFit, Part, Sampling
+from artifacts.store import Store
+from flows.checkpoint.adapters import adapter_asked, adapter_for, way_notes, way_of
+from flows.checkpoint.describing import own_code, read_profile, readable, small_files
+from flows.checkpoint.graphs import graphs_for
+from flows.checkpoint.model_files import ModelDigests, digests_of_parts, with_fetched
+from flows.checkpoint.pixel_limits import check_pixels
+from flows.checkpoint.precision import BYTES, PartSettings, settle, with_adapter
+from flows.checkpoint.sampling import sampling_of
+from flows.machine.launch import Launcher
+from flows.options.commands import RunOptions
+from flows.options.model import DEMO_MODEL
+from flows.options.text import QuestionOptions
+from flows.pipelines import Pipeline, makes_vectors
+from stages.models.hub.checkpoint import Checkpoint
+from stages.models.hub.resolve import find_model, refuse_revision
+from stages.models.hub.transfer import Announce
+from stages.models.profile import ModelProfile
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Model:
+    """A checkpoint as a run sees it."""
+
+    name: str
+    """Name as the user gave it."""
+    checkpoint: Checkpoint
+    """Its files."""
+    profile: ModelProfile
+    """All that its headers and its processor say."""
+    digests: Mapping[Part, str]
+    """Part → digest of all files that decide what it makes: configuration, processor, its
+    shards."""
+    settings: Mapping[Part, tuple[PartSettings, ...]]
+    """Part → all settings that it may be run in, the best first."""
+    weights: Mapping[str, str] = field(default_factory=dict)
+    """Name of each file of weights → SHA-256 of its content; empty where that is not known."""
+    notes: tuple[str, ...] = ()
+    """What people should know of what computes it, and how."""
+    read: bool = True
+    """Whether the digests of its weights are known; else nothing that they made is found."""
+    files: ModelFiles = field(default_factory=ModelFiles)
+    """Stamps of the files when their digests were taken."""
+
+    @property
+    def folder(self) -> Path:
+        return self.checkpoint.folder
+
+    def shards(self, parts: Iterable[Part]) -> list[str]:
+        """Return the names of the files that hold the weights of these parts."""
+        return sorted({shard for part in parts for shard in self.profile.parts[part].shards})
+
+    def files_of(self, parts: Iterable[Part]) -> ModelFiles:
+        """Return the files by which parts are run, with weights that came after the plan."""
+        shards = {self.folder / n: self.weights.get(n, "") for n in self.shards(parts)}
+        return with_fetched(self.files, shards)
+
+    def best(self, part: Part) -> PartSettings:
+        """Return the best settings that a part may be run in."""
+        return self.settings[part][0]
+
+    def of_parts(self, parts: Iterable[Part], *, alone: bool = False) -> "Model":
+        """Return the same with settings of these parts only; with `alone`, of each its best."""
+        kept = {part: self.settings[part][: 1 if alone else None] for part in parts}
+        return replace(self, settings=kept)
+
+    def precision(self) -> dict[str, str]:
+        """Return the best precision of each part that the run may make things in."""
+        return {part: settings[0].label for part, settings in self.settings.items()}
+
+    def sampling(self, config: RunOptions) -> Sampling:
+        """Return the sampling: what the user asked for, else what the checkpoint's processor
+        states, with no more frames than fit the model's context."""
+        return sampling_of(self.profile, config)
+
+    @property
+    def one_frame(self) -> bool:
+        """Return whether only one frame of a video's chunk can be shown to it."""
+        return self.profile.one_frame
+
+    def prompt_for(self, config: RunOptions, kind: str) -> str:
+        """Return the prompt for a medium of this kind when the file's own line asks nothing."""
+        question = QuestionOptions.of(config)
+        asked = question.prompt is not None or not self.profile.goes_on
+        return question.prompt_for(kind) if asked else ""
+
+    def fit(self, kind: str) -> FrameFit:
+        """Return the size at which the processor keeps frames of videos, or images."""
+        return self.profile.fit_image if kind == "image" else self.profile.fit_video
+
+    def shrinking(self) -> "Model":
+        """Return the same where pictures may be made smaller while they are decoded."""
+        fit = replace(self.profile.fit_image, shrinks=True)
+        return replace(self, profile=replace(self.profile, fit_image=fit))
+
+    def feature_bytes(self, kind: str) -> int:
+        """Return the bytes that the features of one frame are expected to take. Of a model that
+        cannot be cut, these are its pixels."""
+        profile = self.profile
+        if profile.route == "joint":
+            return profile.image_pixel_bytes if kind == "image" else profile.frame_pixel_bytes
+        tokens = profile.image_tokens if kind == "image" else profile.frame_tokens
+        # Vectors are kept in 32 bit, whatever they were computed in.
+        each = 4 if profile.route == "dual" else BYTES.get(self.best("vision").dtype, 4)
+        return tokens * profile.feature_width * each
+
+
+def pipeline_for(model: Model, pipelines: Sequence[Pipeline]) -> Pipeline:
+    """Return the first of these pipelines that makes what a checkpoint is for. Raises
+    UsageError."""
+    dual = model.profile.route == "dual"
+    for pipeline in pipelines:
+        if all(stage.vectors == dual for stage in pipeline if stage.part):
+            return pipeline
+    if dual:
+        raise UsageError(
+            f"{model.name} makes vectors of pictures and of texts, and writes no captions",
+            hint=f"Run `penstock embed SOURCES --model {model.name}`, or choose a model that "
+            "captions: docs/models.md lists them",
+        )
+    raise UsageError(
+        f"{model.name} writes captions, and makes no vectors that can be compared with texts",
+        hint="Choose a model of the CLIP kind (docs/embed.md), or run `penstock caption`",
+    )
+
+
+def digests_in(store: Store) -> ContentDigests:
+    """Return the digests of files that are remembered beside a store."""
+    return ContentDigests(store.local / "digests.jsonl")
+
+
+def find_checkpoint(
+    config: RunOptions, announce: Announce | None = None, *pipelines: Pipeline
+) -> Checkpoint:
+    """Return the files of the checkpoint that a run asks for; of the demo's two, that which the
+    first of `pipelines` is for (none: it captions). `announce` is told of what is downloaded for
+    that, which is no weights. Raises UsageError or EnvironmentFault."""
+    if config.model == DEMO_MODEL:
+        from penstock_demo import CHECKPOINT, DUAL_CHECKPOINT
+
+        refuse_revision("the demo model", config.revision)
+        dual = bool(pipelines) and makes_vectors(pipelines[0])
+        return Checkpoint(name=DEMO_MODEL, folder=DUAL_CHECKPOINT if dual else CHECKPOINT)
+    return find_model(config.model, config.revision, announce)
+
+
+def open_model(
+    config: RunOptions,
+    *pipelines: Pipeline,
+    store: Store,
+    digests: ContentDigests,
+    launcher: Launcher,
+    device: str,
+    announce: Announce | None = None,
+    read_weights: bool = True,
+) -> Model:
+    """Return the checkpoint that a run asks for, with `pipelines` as in `find_checkpoint`; its
+    weights need not be here. Its profile comes from the store or from a describing process. Without
+    `read_weights`, those that were never read are not read for their digest either: its keys are
+    then of nothing that is stored. Raises Undescribed."""
+    files = ModelDigests(digests)
+    adapter = adapter_asked(config, files)
+    checkpoint = find_checkpoint(config, announce, *pipelines)
+    folder = checkpoint.folder
+    with readable(config.model):
+        files.note_folder(checkpoint)
+        small = {p.name: files.of_small(p) for p in small_files(checkpoint)}
+    way = way_of(config.as_published, adapter)
+    profile = read_profile(
+        checkpoint, small, config, files, way, store=store, launcher=launcher, device=device
+    )
+    check_pixels(config, profile)
+    digest = files.of if read_weights else files.known
+    names = sorted({shard for part in profile.parts.values() for shard in part.shards})
+    with readable(config.model):
+        weights = {s: checkpoint.digest(s) or digest(folder / s) for s in names}
+        code = own_code(folder, trusted=config.trust_remote_code)
+        graphs = graphs_for(config, folder, profile, digest, weights, device)
+    settings = settle(config, profile, device, graphs.uses)
+    if adapter is not None:
+        settings = with_adapter(settings, adapter_for(adapter, config, profile, files))
+    return Model(
+        name=config.model,
+        checkpoint=checkpoint,
+        profile=profile,
+        digests=digests_of_parts(profile, small, weights, code),
+        settings=settings,
+        weights=weights,
+        notes=(*filter(None, [graphs.note]), *way_notes(config.as_published, adapter, folder)),
+        read=all(weights.values()),
+        files=files.files,
+    )

@@ -1,0 +1,36 @@
+"""Finds captions that were stored while a model was run as stock, where a rule now runs it as
+published; starts nothing."""
+
+from collections.abc import Sequence
+
+from artifacts.packs import stored_namespaces
+from artifacts.store import Store
+from artifacts.words import counted
+from flows.checkpoint.models import Model
+from flows.ledger.ledger import Ledger
+from flows.ledger.tasks import Medium
+from flows.options.commands import RunOptions
+from flows.pipelines import Pipeline
+
+
+def may_reuse_stock(config: RunOptions, model: Model, store: Store, pipeline: Pipeline) -> bool:
+    """Return whether a model is run as published by rule, on a store that has captions of any."""
+    last = pipeline[-1]
+    by_rule = model.profile.as_published and config.as_published is None
+    return by_rule and last.limited and bool(stored_namespaces(store, last.writes))
+
+
+def stock_note(ledger: Ledger, stock: Ledger, media: Sequence[Medium]) -> list[str]:
+    """Return a line on the chunks of some media that have a caption as stock and none as published;
+    none where there are no such chunks."""
+    made, there = (_made(each, media) for each in (ledger, stock))
+    count = len(there - made)
+    return [f"{counted(count, 'caption')} are stored as stock; --as-stock reuses them"] * bool(
+        count
+    )
+
+
+def _made(ledger: Ledger, media: Sequence[Medium]) -> set[tuple[str, int, str]]:
+    """Return the chunks that have a caption."""
+    last = ledger.pipeline[-1]
+    return {task.place for task in ledger.tasks(media) if ledger.has(task, last)}

@@ -1,0 +1,42 @@
+"""Reads off the store which weights a run needs, and fetches them before a stage wants them; loads
+none."""
+
+from collections.abc import Collection, Sequence
+
+from artifacts.schema import Part
+from flows.checkpoint.models import Model
+from flows.console.display import Display
+from flows.ledger.ledger import Ledger
+from flows.ledger.tasks import Medium
+from stages.models.hub.fetching import fetch
+from stages.process.stage import Stage
+
+
+def stages_wanted(ledger: Ledger, media: Sequence[Medium]) -> list[Stage]:
+    """Return the stages that have work to do on what was cut from files. The store tells so before
+    the work starts, as far as it can."""
+    later = ledger.pipeline[1:]
+    known = [medium for medium in media if ledger.failure(medium) is None]
+    if any(ledger.index(medium) is None for medium in known):
+        return list(later)
+    tasks = [task for task in ledger.tasks(known) if not ledger.lost(task)]
+    return [stage for stage in later if not all(ledger.has(task, stage) for task in tasks)]
+
+
+def bytes_to_fetch(model: Model, parts: Collection[Part]) -> int:
+    """Return the bytes that must be downloaded for these parts; 0 when all is here."""
+    return sum(file.size for file in model.checkpoint.missing(model.shards(parts)))
+
+
+def fetch_parts(model: Model, parts: Collection[Part], display: Display) -> None:
+    """Bring the files that hold these parts here, unless they are. Raises PenstockError."""
+    if not parts:
+        return
+    whole = model.shards(parts) == model.shards(model.profile.parts)
+    fetch(
+        model.checkpoint,
+        model.shards(parts),
+        what="" if whole else f"the {next(iter(parts))} half of ",
+        announce=display.say,
+        progress=display.fetched,
+    )

@@ -1,0 +1,173 @@
+"""Tells how much memory a run may take: `--memory`, or what the machine has free. It looks at
+machines, never at models."""
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from flows.console.units import gib
+from flows.machine.device_probe import device_memory
+from flows.machine.launch import Launcher, Running, StageCall
+from flows.options.commands import RunOptions
+from stages.process.cgroup import host_free_bytes, host_total_bytes
+from stages.process.device import device_holders
+from stages.process.memory import anonymous_bytes
+
+GPU_SHARE = 0.95
+"""The share of a GPU's free memory to take: the rest is the driver's, and what others take
+meanwhile."""
+HOST_SHARE = 0.8
+"""The share of the host's free memory to take: the rest is the system's and the parent's."""
+NAMED = 3
+"""Number of other processes that a warning names."""
+WORTH_NAMING = 64 << 20
+"""Bytes from which on another process of the host is named."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Budget:
+    """The memory that the stages of a run may take, in bytes."""
+
+    device: str
+    """`cpu` or `cuda:N`."""
+    bytes: int
+    """Bytes of the device for one stage, above what its imports take; of a GPU with the driver's
+    context."""
+    given: bool
+    """Whether `--memory` said so."""
+    free_bytes: int
+    """Free bytes of the device when it was looked at."""
+    total_bytes: int
+    host_bytes: int
+    """Free bytes of the host: of the machine or of the cgroup, whichever is less."""
+    others: dict[str, int] = field(default_factory=dict)
+    """Other processes that hold memory of the device, the largest first: `process 4711 (python)` →
+    bytes. Those of the host are looked for only when something is wrong."""
+
+    def of_stage(self, device: str) -> int:
+        """Return the bytes that a stage's process on a device is kept to. Returns 0, no limit, for
+        the stages of a GPU's run that compute on the host."""
+        return self.bytes if device == self.device else 0
+
+    @property
+    def warning(self) -> str:
+        """Return a warning about a budget that is larger than what is free; else nothing."""
+        if self.bytes <= self.free_bytes or not self.given:
+            return ""
+        what = "the host" if self.device == "cpu" else f"the GPU {self.device}"
+        return (
+            f"--memory allows {gib(self.bytes)}, and {gib(self.free_bytes)} of {what} are free"
+            f"{held_by(self.others)}; what needs more than that may run out of memory"
+        )
+
+
+def budget_for(config: RunOptions, device: str) -> Budget:
+    """Return what a stage may take of a device that is looked at now."""
+    host = host_free_bytes()
+    on_gpu = device.startswith("cuda")
+    free, total = device_memory(device) if on_gpu else (host, host_total_bytes())
+    share = GPU_SHARE if on_gpu else HOST_SHARE
+    budget = Budget(
+        device=device,
+        bytes=config.memory if config.memory is not None else int(free * share),
+        given=config.memory is not None,
+        free_bytes=free,
+        total_bytes=total,
+        host_bytes=host,
+        others=named(device_holders(device)) if on_gpu else {},
+    )
+    if budget.warning and not on_gpu:
+        return replace(budget, others=named(host_holders()))
+    return budget
+
+
+class WithinBudget:
+    """A launcher that looks at the machine again before it starts a stage. What others have taken
+    since the run began is told, and waited for not at all."""
+
+    def __init__(
+        self,
+        launcher: Launcher,
+        budget: Budget,
+        config: RunOptions,
+        tell: Callable[[str], None],
+        look: Callable[[RunOptions, str], Budget] = budget_for,
+    ) -> None:
+        self._launcher = launcher
+        self._budget = budget
+        self._config = config
+        self._tell = tell
+        self._look = look
+        self._told = budget.warning
+
+    def start(self, call: StageCall) -> Running:
+        """Start it with what it may take now."""
+        if call.budget and call.device == self._budget.device:
+            call = replace(call, budget=self._now().bytes)
+        return self._launcher.start(call)
+
+    def _now(self) -> Budget:
+        before, now = self._budget, self._look(self._config, self._budget.device)
+        if before.given:
+            if now.warning and not self._told:
+                self._tell(now.warning)
+            self._told = now.warning
+            return before
+        ours = our_bytes() if now.device == "cpu" and now.free_bytes < before.bytes else 0
+        if now.free_bytes + ours >= before.bytes:
+            self._told = ""
+            return before
+        if not self._told:
+            others = now.others or named(host_holders())
+            self._told = (
+                f"{gib(now.free_bytes)} of memory are free, and {gib(before.free_bytes)} were "
+                f"when the run began{held_by(others)}; going on with that"
+            )
+            self._tell(self._told)
+        return now
+
+
+def held_by(others: Mapping[str, int]) -> str:
+    """Say who has how much, to be put behind something."""
+    found = ", ".join(f"{who} has {gib(held)}" for who, held in [*others.items()][:NAMED])
+    return f": {found}" if found else ""
+
+
+def our_bytes(proc: Path = Path("/proc")) -> int:
+    """Return the bytes of anonymous memory of what this process started."""
+    ours = os.getpid()
+    started = (p.name for p in proc.iterdir() if p.name.isdigit())
+    return sum(anonymous_bytes(p) for p in started if parent_of(int(p), proc) == ours)
+
+
+def named(holders: dict[int, int], proc: Path = Path("/proc")) -> dict[str, int]:
+    """Name the holders, the largest first: `process 4711 (python)` → bytes. This process and what
+    it started are left out."""
+    ours = os.getpid()
+    largest = sorted(holders.items(), key=lambda item: -item[1])
+    others = ((p, b) for p, b in largest if p != ours and parent_of(p, proc) != ours)
+    return {f"process {p} ({process_name(p, proc)})": b for p, b in others}
+
+
+def parent_of(pid: int, proc: Path = Path("/proc")) -> int:
+    """Return the process id of who started a process; 0 when it is gone."""
+    try:
+        stat = (proc / str(pid) / "stat").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return 0
+    return int(stat.rpartition(")")[2].split()[1])
+
+
+def process_name(pid: int, proc: Path = Path("/proc")) -> str:
+    """Return the kernel's name of a process."""
+    try:
+        return (proc / str(pid) / "comm").read_text(encoding="utf-8", errors="replace").strip()
+    except OSError:
+        return "gone, or of another user"
+
+
+def host_holders(proc: Path = Path("/proc")) -> dict[int, int]:
+    """Return process id → bytes of anonymous memory, of those that have much of it."""
+    found = {int(p.name): anonymous_bytes(p.name) for p in proc.iterdir() if p.name.isdigit()}
+    return {pid: held for pid, held in found.items() if held >= WORTH_NAMING}

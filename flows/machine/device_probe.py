@@ -1,0 +1,128 @@
+"""Tries in a process of its own whether a GPU can be computed on, before any work begins. The
+answer is remembered until the GPU, its driver, torch or the kernel is another.
+
+A driver may show a GPU that torch cannot use: because it is too old, or has no kernels in this
+build of torch. That would be seen only by the first stage that computes, after frames were cut and
+weights were fetched.
+"""
+
+import contextlib
+import os
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from artifacts.errors import CannotFit, EnvironmentFault, StageDied
+from artifacts.files import read_kept, write_json
+from artifacts.keys import digest_of
+from artifacts.user_folders import user_cache
+from flows.machine.launch import DirectLauncher, StageCall, run_to_end
+from flows.machine.versions import versions
+from stages.process.device import (
+    device_capability,
+    device_free_bytes,
+    device_model,
+    device_uuid,
+    driver_version,
+)
+from stages.process.device_words import device_advice
+from stages.process.environment import ALLOCATOR, ALLOCATOR_OLD, NOT_EXPANDABLE
+from stages.process.lock import lock_path, try_hold
+from stages.process.nvml import TO_THE_CPU
+
+FORMAT = 1
+"""Number that rises when what is tried changes."""
+
+
+def check_device(device: str, *, anew: bool = False) -> None:
+    """Raise EnvironmentFault for a GPU that cannot be computed on. Torch is asked only when that
+    was not found out before, or is to be found out `anew`."""
+    if device == "cpu":
+        return
+    path = _path(device)
+    known = None if anew else read_kept(path, FORMAT)
+    if known is not None:
+        _settle(known)
+    elif not _at_work(device):
+        _settle(found := try_device(device))
+        if found:
+            with contextlib.suppress(EnvironmentFault):  # it is asked again, then
+                write_json(path, {"format": FORMAT, **found})
+
+
+def device_memory(device: str) -> tuple[int, int]:
+    """Return (free, total) bytes of a GPU, from the driver or, if it does not tell, torch. Raises
+    EnvironmentFault for a GPU that cannot be computed on."""
+    free, total = device_free_bytes(device)
+    if total or device_uuid(device) == device:  # told, or no such GPU
+        return free, total
+    found = try_device(device)
+    return int(found.get("free_bytes", 0)), int(found.get("total_bytes", 0))
+
+
+def try_device(device: str) -> dict[str, Any]:
+    """Compute a little on a GPU and return what torch tells of it. Returns nothing where there is
+    no memory even for that. Raises EnvironmentFault when it cannot be done."""
+    try:
+        return {**_tried(device), "expandable": True}
+    except StageDied as error:
+        if device_advice(error.message) and "driver error" not in error.message:
+            raise _unusable(device, error) from error
+        first = error
+    except CannotFit:
+        return {}
+    if {ALLOCATOR, ALLOCATOR_OLD} & os.environ.keys():
+        raise _unusable(device, first) from first
+    # Some drivers cannot map memory as the allocator is asked to by default.
+    os.environ[ALLOCATOR] = NOT_EXPANDABLE
+    try:
+        return {**_tried(device), "expandable": False}
+    except StageDied as error:
+        del os.environ[ALLOCATOR]
+        raise _unusable(device, error) from first
+    except CannotFit:
+        return {}
+
+
+def _tried(device: str) -> dict[str, Any]:
+    with TemporaryDirectory(prefix="penstock-probe-") as folder:
+        call = StageCall(
+            name="probe",
+            arguments={"device": device},
+            device=device,
+            log=Path(folder, "probe.log"),
+        )
+        found: dict[str, Any] = run_to_end(DirectLauncher(lambda *_: None), call).notes["gpu"]
+        return found
+
+
+def _unusable(device: str, error: StageDied) -> EnvironmentFault:
+    major, minor = device_capability(device)
+    which = f"{device_model(device) or device}, compute capability {major}.{minor}"
+    words = error.message.removeprefix("the probe stage failed: ").rstrip(".")
+    return EnvironmentFault(
+        f"the GPU ({which}, driver {driver_version(device)}) cannot be used: {words}",
+        hint=device_advice(words) or f"See `nvidia-smi`; {TO_THE_CPU}",
+    )
+
+
+def _settle(found: dict[str, Any]) -> None:
+    """Have the stages that are started from now on do without what failed."""
+    if not found.get("expandable", True):
+        os.environ.setdefault(ALLOCATOR, NOT_EXPANDABLE)
+
+
+def _at_work(device: str) -> bool:
+    """Return whether somebody computes on it just now. Then nobody needs to see again that it
+    works."""
+    held = try_hold(lock_path(device))
+    if held is None:
+        return True
+    held.close()
+    return False
+
+
+def _path(device: str) -> Path:
+    torch = versions().get("torch", "")
+    here = [device_uuid(device), driver_version(device), torch, os.uname().release]
+    return user_cache() / "devices" / f"{digest_of(here)[:16]}.json"

@@ -1,0 +1,228 @@
+"""Reads the labels that pictures are to be given, and the texts that stand for each; knows no
+model."""
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from os.path import isfile
+from pathlib import Path
+from typing import Any
+
+from artifacts.errors import UsageError
+from artifacts.keys import digest_of
+from artifacts.regular import read_text
+from flows.media.yaml_aliases import check_aliases
+
+MOST_BYTES = 1 << 26
+"""Largest file of labels, or of templates."""
+NAMED = {".txt", ".csv", ".yaml", ".yml", ".json"}
+"""Suffixes of what is meant to be a file, whether it is there or not."""
+TEMPLATES = ("a photo of {}",)
+"""Texts in which a label stands where the user gives none."""
+SETTINGS = ("prompts", "parent", "threshold", "group")
+"""Settings that a file may give a label."""
+WORD_BITS = 64
+"""Bits of a whole number that is a label, or a text."""
+HOW = "Give a file with a label a line, a YAML or JSON file (docs/labels.md), or a,b,c"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Label:
+    """One label."""
+
+    name: str
+    prompts: tuple[str, ...]
+    """Texts that say it, all of which stand for it together."""
+    parent: str = ""
+    """Name of a label without which it is not given."""
+    group: str = ""
+    """Name of the group of which a picture is given one label."""
+    threshold: float | None = None
+    """Least score by which it is given; None: by the rule for all."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LabelSet:
+    """The labels of one command."""
+
+    labels: tuple[Label, ...]
+    templates: tuple[str, ...]
+
+    @property
+    def names(self) -> list[str]:
+        return [label.name for label in self.labels]
+
+    @property
+    def texts(self) -> list[list[str]]:
+        """Return the texts of each label."""
+        return [list(label.prompts) for label in self.labels]
+
+    @property
+    def digest(self) -> str:
+        """Return the digest of all that decides which labels a picture is given."""
+        fields = [
+            [each.name, each.prompts, each.parent, each.group, each.threshold]
+            for each in self.labels
+        ]
+        return digest_of(fields)
+
+
+def label_set(told: str, templates: str = "") -> LabelSet:
+    """Return the labels that `--labels` and `--templates` mean. Raises UsageError."""
+    forms = _templates(templates) if templates else TEMPLATES
+    path = Path(told).expanduser()
+    # Not Path.is_file, which raises where a name is too long for a file, as that of many labels is.
+    if path.suffix.lower() in NAMED or isfile(path):
+        entries = _entries(_read(path, "--labels"), path)
+    else:
+        entries = [(name.strip(), {}) for name in told.split(",")]
+    return _set_of(entries, forms, told)
+
+
+def labels_named(names: Sequence[str]) -> LabelSet:
+    """Return labels of these names, none of which is a file's. Raises UsageError."""
+    return _set_of([(name, {}) for name in names], TEMPLATES, ",".join(names)[:80])
+
+
+def _set_of(
+    entries: Sequence[tuple[str, Mapping[str, Any]]], forms: Sequence[str], told: str
+) -> LabelSet:
+    labels = tuple(_label(name, given, forms) for name, given in entries)
+    _check(labels, told)
+    return LabelSet(labels=labels, templates=tuple(forms))
+
+
+def _templates(told: str) -> list[str]:
+    lines = _lines(_read(Path(told).expanduser(), "--templates"))
+    for line in lines:
+        if "{}" not in line:
+            raise UsageError(
+                f"--templates {told}: {line!r} has no place for a label",
+                hint="Put {} where the label is to stand: a photo of {}",
+            )
+    if not lines:
+        raise UsageError(
+            f"--templates {told} holds none", hint="Give a line such as: a photo of {}"
+        )
+    return lines
+
+
+def _read(path: Path, option: str) -> str:
+    try:
+        return read_text(path, MOST_BYTES)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise UsageError(f"{option} {path} cannot be read: {reason}", hint=HOW) from error
+
+
+def _lines(text: str) -> list[str]:
+    lines = (line.strip() for line in text.splitlines())
+    return [line for line in lines if line and not line.startswith("#")]
+
+
+def _entries(text: str, path: Path) -> list[tuple[str, Mapping[str, Any]]]:
+    """Return name and settings of each label in a file."""
+    if path.suffix.lower() not in {".yaml", ".yml", ".json"}:
+        return [(line, {}) for line in _lines(text)]
+    found = _parsed(text, path)
+    if isinstance(found, list):
+        found = dict.fromkeys(map(_word, found)) if all(map(_is_word, found)) else None
+    if not isinstance(found, dict) or not all(map(_is_word, found)):
+        raise UsageError(
+            f"--labels {path} is neither a list of labels nor one with settings", hint=HOW
+        )
+    return [(_word(name), _settings(name, given, path)) for name, given in found.items()]
+
+
+def _parsed(text: str, path: Path) -> Any:
+    import yaml
+
+    try:
+        if path.suffix.lower() == ".json":
+            return json.loads(text)
+        check_aliases(text)
+        return yaml.safe_load(text)
+    except (ValueError, RecursionError, yaml.YAMLError) as error:
+        words = " ".join(str(error).split())[:160]
+        raise UsageError(f"--labels {path} cannot be understood: {words}", hint=HOW) from error
+
+
+def _is_word(value: Any) -> bool:
+    if isinstance(value, int):  # one of thousands of digits cannot be written out
+        return not isinstance(value, bool) and value.bit_length() <= WORD_BITS
+    return isinstance(value, str | float)
+
+
+def _word(value: Any) -> str:
+    return str(value).strip()
+
+
+def _settings(name: Any, given: Any, path: Path) -> Mapping[str, Any]:
+    """Return the settings of one label; a text, or a list of them, are its prompts."""
+    if given is None:
+        return {}
+    if _is_word(given) or isinstance(given, list):
+        given = {"prompts": given}
+    if not isinstance(given, dict) or set(given) - set(SETTINGS):
+        odd = ", ".join(sorted(map(str, set(given) - set(SETTINGS)))) if given else given
+        raise UsageError(
+            f"--labels {path}: label {name!r} has settings that are not known: {odd}",
+            hint=f"Known are {', '.join(SETTINGS)}",
+        )
+    return given
+
+
+def _label(name: str, given: Mapping[str, Any], forms: Sequence[str]) -> Label:
+    prompts, threshold = given.get("prompts"), given.get("threshold")
+    every = prompts if isinstance(prompts, list) else [prompts] if prompts is not None else []
+    named = [given[each] for each in ("parent", "group") if given.get(each)]
+    if not all(map(_is_word, (*every, *named))):
+        raise UsageError(
+            f"label {name!r} has a prompt, a parent or a group that is no text",
+            hint='Write texts: prompts: ["a dog", "a puppy"]',
+        )
+    texts = [_word(text) for text in every] or [form.replace("{}", name) for form in forms]
+    number = isinstance(threshold, int | float) and not isinstance(threshold, bool)
+    if threshold is not None and not (number and -1 <= threshold <= 1):
+        raise UsageError(
+            f"label {name!r} has the threshold {threshold!r}", hint="Give a number from -1 to 1"
+        )
+    if not all(texts):
+        raise UsageError(f"label {name!r} has an empty prompt", hint="Leave it out, or fill it in")
+    return Label(
+        name=name,
+        prompts=tuple(texts),
+        parent=_word(given.get("parent") or ""),
+        group=_word(given.get("group") or ""),
+        threshold=None if threshold is None else float(threshold),
+    )
+
+
+def _check(labels: Sequence[Label], told: str) -> None:
+    names = [label.name for label in labels]
+    if not names or not all(names):
+        raise UsageError(
+            f"--labels {told!r} holds {'an empty label' if names else 'none'}", hint=HOW
+        )
+    twice = next((name for name, count in Counter(names).items() if count > 1), None)
+    if twice is not None:
+        raise UsageError(f"label {twice!r} is there twice", hint="Leave one out")
+    _check_parents({label.name: label.parent for label in labels})
+
+
+def _check_parents(parents: Mapping[str, str]) -> None:
+    good: set[str] = set()
+    for name, parent in parents.items():
+        seen, at = {name}, parent
+        while at and at not in good:
+            if at not in parents:
+                raise UsageError(
+                    f"label {name!r} has an ancestor {at!r}, which is no label",
+                    hint="Add it, or leave the parent out",
+                )
+            if at in seen:
+                raise UsageError(f"label {name!r} is its own ancestor", hint="Leave one parent out")
+            seen.add(at)
+            at = parents[at]
+        good |= seen

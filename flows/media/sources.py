@@ -1,0 +1,181 @@
+"""Finds the media files that a command means: files, folders, globs, lists and addresses; opens no
+media file."""
+
+import glob
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
+from operator import attrgetter
+from pathlib import Path
+
+from artifacts.captions import Failure
+from artifacts.files import OURS
+from artifacts.paths import RealPaths
+from artifacts.regular import odd_thing
+from artifacts.remote.addresses import is_address, is_object
+from flows.media.far_sources import FarSources
+from flows.media.media_files import MediaFile, Selection, kind_of, source_failure, writable
+from flows.media.source_lists import LIST_SUFFIXES, BadLine, Line, lines_of
+from flows.media.source_texts import texts_among
+
+LONGEST_PATTERN = 4096
+"""Most letters of a pattern, as many as a path may have bytes: to read one of 100,000 brackets
+takes minutes."""
+UNREADABLE = "Check that you may read it and that its disk is there"
+NOT_A_FILE = "Name a file or a folder; what a FIFO or a device gives, write to a file first"
+
+
+def find_media(
+    sources: Sequence[str],
+    selection: Selection,
+    limit: int | None = None,
+    prompt_for: Callable[[str], str] | None = None,
+    names: Iterable[str] = (),
+) -> tuple[list[MediaFile], list[Failure]]:
+    """Return the files that the sources name, in order and each once a prompt, and failures. The
+    failures are what could not be found. `prompt_for` a kind is the prompt of files whose line has
+    none. A text of a medium that is named as well is no list, nor is one of a prompt by one of
+    these `names`."""
+    found: list[MediaFile] = []
+    failures: list[Failure] = []
+    seen: set[tuple[str | None, ...]] = set()
+    real = RealPaths()
+    far = FarSources()
+    far.ask(filter(is_object, sources))
+    texts = texts_among(sources, recursive=selection.recursive, names=names)
+    for source in sources:
+        if source in texts:
+            continue
+        for result in _expand(source, source, selection, far):
+            if isinstance(result, Failure):
+                failures.append(result)
+                continue
+            prompt = result.prompt or (prompt_for(result.kind) if prompt_for else None)
+            asked = [text for pair in result.prompts.items() for text in pair]
+            identity = (real.of(result.path), result.media_path, prompt, *asked)
+            if identity not in seen:
+                seen.add(identity)
+                found.append(result)
+    return found[:limit], failures
+
+
+def _expand(
+    text: str, source: str, selection: Selection, far: FarSources
+) -> Iterator[MediaFile | Failure]:
+    if is_address(text):
+        yield from far.expand(text, source, selection)
+        return
+    path = Path(os.path.expanduser(text))
+    # os.path and not Path: a name too long, or in a folder one may not enter, is just not there.
+    if text.startswith("@") and not os.path.exists(path):
+        listed = Path(text[1:])
+        if odd := odd_thing(listed):
+            yield _not_a_file(source, str(listed), odd)
+        else:
+            yield from _listed(listed, source, selection, far)
+    elif os.path.isfile(path) and path.suffix.lower() in LIST_SUFFIXES:
+        yield from _listed(path, source, selection, far)
+    else:
+        yield from _named(text, source, selection)
+
+
+def _named(text: str, source: str, selection: Selection) -> Iterator[MediaFile | Failure]:
+    """Yield what a name means that is no list's."""
+    path = Path(os.path.expanduser(text))
+    if os.path.isdir(path):
+        yield from _folder(path, source, selection)
+    elif os.path.exists(path):
+        yield _taken(path, path.name, source)
+    elif glob.has_magic(text) and "\0" not in text and len(text) < LONGEST_PATTERN:
+        matches = sorted(glob.glob(os.path.expanduser(text), recursive=True))
+        files = [Path(m) for m in matches if not os.path.isdir(m) and selection.takes(m)]
+        if not files:
+            yield source_failure(
+                source, text, "no-match", "no media file matches", "Check the pattern"
+            )
+        for file in files:
+            yield _taken(file, file.name, source)
+    else:
+        hint = "Check the name; a folder given earlier may have moved"
+        yield source_failure(source, text, "missing", "no such file or folder", hint)
+
+
+def _taken(path: Path, name: str, source: str) -> MediaFile | Failure:
+    """Return a thing that is there, if it is a file; nothing else is ever opened."""
+    if odd := odd_thing(path):
+        return _not_a_file(source, name, odd)
+    return MediaFile(
+        path=Path(os.path.abspath(path)),
+        media_path=writable(name),
+        source=writable(source),
+        kind=kind_of(path.name),
+    )
+
+
+def _not_a_file(source: str, name: str, odd: str) -> Failure:
+    return source_failure(source, name, "not-a-file", f"this is {odd}, not a file", NOT_A_FILE)
+
+
+def _folder(folder: Path, source: str, selection: Selection) -> Iterator[MediaFile | Failure]:
+    count = 0
+    unread: list[OSError] = []
+    for name in _walk(folder, selection.recursive, unread.append):
+        if selection.takes(name):
+            count += 1
+            yield _taken(folder / name, name, source)
+    for error in unread:
+        message = f"the folder cannot be read ({error.strerror})"
+        yield source_failure(source, str(error.filename), "unreadable", message, UNREADABLE)
+    if not count and not unread:
+        hint = "Check the folder, or add --recursive" if not selection.recursive else "Check it"
+        yield source_failure(source, str(folder), "no-media", "no media file in this folder", hint)
+
+
+def _walk(folder: Path, recursive: bool, unread: Callable[[OSError], None]) -> Iterator[str]:
+    """Yield files in name order, named from the folder on. A folder that a link leads back to is
+    entered once. `unread` is told of those that cannot be read."""
+    entered = set()
+    left = [""]
+    while left:  # not os.walk, which calls itself for each folder in a folder
+        inside = left.pop()
+        place = os.path.join(folder, inside)
+        try:
+            found = os.stat(place)
+            if (found.st_dev, found.st_ino) in entered:
+                continue
+            entered.add((found.st_dev, found.st_ino))
+            with os.scandir(place) as entries:
+                each = sorted(entries, key=attrgetter("name"))
+        except OSError as error:
+            unread(error)
+            continue
+        if inside and any(entry.name == OURS for entry in each):
+            continue  # clips of a run, and links to what it captioned
+        seen = [entry for entry in each if not entry.name.startswith(".")]
+        yield from (os.path.join(inside, e.name) for e in seen if not _is_folder(e))
+        folders = [os.path.join(inside, e.name) for e in seen if _is_folder(e)]
+        left += reversed(folders) if recursive else []
+
+
+def _is_folder(entry: "os.DirEntry[str]") -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # such as a link to itself
+        return False
+
+
+def _listed(
+    path: Path, source: str, selection: Selection, far: FarSources
+) -> Iterator[MediaFile | Failure]:
+    """Yield the files that the lines of a list name, relative to the list's folder."""
+    lines = list(lines_of(path))
+    far.ask(line.name for line in lines if isinstance(line, Line) and is_object(line.name))
+    for line in lines:
+        if isinstance(line, BadLine):
+            yield source_failure(source, line.name, "list", line.message, line.hint)
+            continue
+        by_name = far.expand if is_address(line.name) else _named
+        for result in by_name(line.name, source, selection):
+            if isinstance(result, MediaFile):
+                result = replace(result, prompt=line.prompt, prompts=line.prompts)
+            yield result

@@ -1,0 +1,233 @@
+"""Reads the captions that a model is to learn; opens no media and knows no model.
+
+They come as a run writes them and people correct them (`captions.jsonl`, `.csv`, `.parquet`), as
+datasets of Hugging Face have them (`file_name` and `text`), or as files with `.txt` beside them.
+"""
+
+import csv
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from artifacts.edits import ACCEPTED, EDITS, REJECTED
+from artifacts.errors import UsageError
+from artifacts.regular import read_text
+from artifacts.store import Store
+from artifacts.words import counted
+from flows.media.example import Example
+from flows.media.media_files import IMAGE_SUFFIXES, VIDEO_SUFFIXES
+from flows.media.own_files import is_blank
+from flows.media.source_lists import LIST_SUFFIXES
+from flows.media.tune_people import with_corrections, with_texts
+from stages.models.hub.transfer import Announce
+
+MOST_BYTES = 1 << 30
+"""Largest file of captions."""
+PATHS = ("path", "file_name", "image", "video")
+"""Fields that name a file, seen from the data's folder."""
+TEXTS = ("caption", "text")
+"""Fields that hold the caption."""
+SUFFIXES = (".jsonl", ".csv", ".parquet")
+
+
+def examples_in(
+    data: str, say: Announce = lambda _: None, store: Store | None = None
+) -> list[Example]:
+    """Return the captions in some data, each item once; `say` is told what people's reviews leave
+    out. What people corrected in other folders of a `store`, or wrote by hand, is in their place.
+    Raises UsageError."""
+    path = Path(data).expanduser()
+    if path.is_dir():
+        found = list(_beside(path))
+    elif path.suffix.lower() in SUFFIXES and path.is_file():
+        rows = [*enumerate(ROWS[path.suffix.lower()](path), 1)]
+        if store is not None:
+            rows = [*with_corrections(rows, path, store)]
+        found = _reviewed(rows, path, store, say)
+    else:
+        raise UsageError(
+            f"there are no captions at {path}",
+            hint="Give a captions.jsonl, .csv or .parquet, or a folder of media with .txt beside",
+        )
+    if not found:
+        raise UsageError(f"{path} holds no captions", hint="Give more, or check the path")
+    _check(found, path)
+    return list({example.item: example for example in reversed(found)}.values())[::-1]
+
+
+def _reviewed(
+    rows: list[tuple[int, Mapping[str, Any]]], path: Path, store: Store | None, say: Announce
+) -> list[Example]:
+    """Return the captions that people accepted, corrected or wrote by hand; where they accepted and
+    corrected none, all that nobody rejected. Raises UsageError where corrections are not in the
+    data yet."""
+    edits = path.with_name(EDITS)
+    if path.suffix == ".jsonl" and edits.exists() and _written(edits) > _written(path):
+        raise UsageError(
+            f"{edits} has corrections that are not in {path.name} yet",
+            hint="Press Write files in `penstock review`, or run the same `penstock caption` again",
+        )
+    left = [(at, row) for at, row in rows if row.get("review") != REJECTED]
+    if rows and not left:
+        raise UsageError(f"{path}: every caption was rejected", hint="Accept some, or correct them")
+    found = made = [_example(row, at, path) for at, row in left]
+    if store is not None:
+        found = with_texts(made, rows, path, store, say)
+    accepted = [_is_accepted(row) for _, row in left]
+    if any(accepted):
+        by_hand = [one is not other for one, other in zip(found, made, strict=True)]
+        kept = zip(found, accepted, by_hand, strict=True)
+        found = [each for each, is_accepted, is_by_hand in kept if is_accepted or is_by_hand]
+    if len(found) < len(rows):
+        which = "accepted" if any(accepted) else "not rejected"
+        say(f"{len(found):,} of {counted(len(rows), 'caption')} are learned: those {which}")
+    return found
+
+
+def _is_accepted(row: Mapping[str, Any]) -> bool:
+    """Return whether a person accepted a caption, or corrected it: `original` has the model's."""
+    return row.get("review") == ACCEPTED or bool(row.get("original"))
+
+
+def _written(path: Path) -> int:
+    return path.stat().st_mtime_ns
+
+
+def _check(found: Sequence[Example], path: Path) -> None:
+    empty = [each for each in found if not each.caption.strip()]
+    if empty:
+        raise UsageError(
+            f"{path}: {_place(empty[0])} has no caption ({len(empty)} of {len(found)} have none)",
+            hint="Write one, or remove the line",
+        )
+    seen: dict[tuple[Any, ...], Example] = {}
+    for each in found:
+        other = seen.setdefault(each.item, each)
+        if other.caption != each.caption:
+            raise UsageError(
+                f"{path}: {_place(other)} and {_place(each)} are two captions of one item, "
+                f"{each.path.name}",
+                hint="Keep one of them, or give them different prompts",
+            )
+
+
+def _place(example: Example) -> str:
+    return f"line {example.line}" if example.line else example.path.name
+
+
+def _beside(folder: Path) -> Iterator[Example]:
+    """Yield the media of a folder that have a text beside them."""
+    for path in sorted(folder.rglob("*")):
+        text = path.with_suffix(".txt")
+        known = path.suffix.lower() in IMAGE_SUFFIXES | VIDEO_SUFFIXES
+        if known and text.is_file() and not is_blank(text):
+            yield Example(path=path.absolute(), caption=_text(text).strip())
+
+
+def _example(row: Mapping[str, Any], at: int, data: Path) -> Example:
+    caption = next((row[name] for name in TEXTS if isinstance(row.get(name), str)), None)
+    own = _own_file(row, data)
+    path = own or _path(row, data)
+    if caption is None or path is None:
+        what = "no caption" if caption is None else "no file"
+        raise UsageError(
+            f"{data}: line {at} names {what}",
+            hint="Each needs caption or text, and media_path, path or file_name",
+        )
+    # Beside a media_path, they are the times of the chunk in that file; our file is the chunk.
+    timed = own is None or not row.get("media_path")
+    times = [row.get(name) if timed else None for name in ("start", "end")]
+    start, end = (float(time) if time not in (None, "") else None for time in times)
+    return Example(
+        path=path,
+        caption=caption,
+        start=start,
+        end=end,
+        prompt=str(row.get("prompt") or ""),
+        features=str(row.get("features") or ""),
+        line=at,
+    )
+
+
+def _own_file(row: Mapping[str, Any], data: Path) -> Path | None:
+    """Return the file beside the data that a row of a data set of Hugging Face's form names."""
+    named = row.get("file_name")
+    path = (data.parent / named).absolute() if isinstance(named, str) else None
+    return path if path is not None and os.path.isfile(path) else None
+
+
+def _path(row: Mapping[str, Any], data: Path) -> Path | None:
+    """Return the file that a row is about: as a run names it, by source and path below that, or
+    seen from the data's folder."""
+    if isinstance(row.get("media_path"), str):
+        source = Path(str(row.get("source") or data.parent)).expanduser()
+        if source.is_file() and source.suffix.lower() not in LIST_SUFFIXES:
+            return source.absolute()
+        # Of a pattern, a list or an address, the name tells at least which from which.
+        beside, inside = (folder / str(row["media_path"]) for folder in (source.parent, source))
+        return (beside if beside.is_file() and not inside.exists() else inside).absolute()
+    named = next((row[name] for name in PATHS if isinstance(row.get(name), str)), None)
+    return None if named is None else (data.parent / named).absolute()
+
+
+def _text(path: Path) -> str:
+    try:
+        return read_text(path, MOST_BYTES, "utf-8-sig")
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise UsageError(f"{path} cannot be read: {reason}", hint="Check the file") from error
+
+
+def _of_jsonl(path: Path) -> Iterator[Mapping[str, Any]]:
+    for at, line in enumerate(_text(path).split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
+            row = None
+        if not isinstance(row, dict):
+            raise UsageError(f"{path}: line {at} is no JSON object", hint="Write one object a line")
+        yield row
+
+
+def _of_csv(path: Path) -> Iterator[Mapping[str, Any]]:
+    yield from csv.DictReader(_text(path).splitlines(keepends=True))
+
+
+def _of_parquet(path: Path) -> Iterator[Mapping[str, Any]]:
+    import pyarrow as pa
+    from pyarrow.parquet import read_table
+
+    try:
+        yield from read_table(path).to_pylist()
+    except (OSError, pa.ArrowException) as error:
+        words = " ".join(str(error).split())[:160]
+        raise UsageError(f"{path} cannot be read: {words}", hint="Write it again") from error
+
+
+ROWS = {".jsonl": _of_jsonl, ".csv": _of_csv, ".parquet": _of_parquet}
+"""Suffix → reads the rows of a file."""
+
+
+def split(
+    examples: Sequence[Example], share: float, seed: int
+) -> tuple[list[Example], list[Example]]:
+    """Return those to train on and those to score by; chunks of one medium stay together."""
+    import random
+
+    paths = sorted({str(example.path) for example in examples})
+    random.Random(f"{seed} held out").shuffle(paths)
+    count = round(share * len(paths))
+    if share and len(paths) > 1:
+        count = min(max(1, count), len(paths) - 1)
+    held = set(paths[:count])
+    kept = [example for example in examples if str(example.path) not in held]
+    if not kept:
+        raise UsageError(
+            f"{counted(len(examples), 'caption')} leave none to train on",
+            hint="Give more, or --validate 0",
+        )
+    return kept, [example for example in examples if str(example.path) in held]

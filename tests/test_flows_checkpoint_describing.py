@@ -1,0 +1,154 @@
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from artifacts.errors import CannotFit, UsageError
+from artifacts.keys import ContentDigests
+from artifacts.store import FolderStore
+from flows.checkpoint import describing
+from flows.checkpoint.models import open_model
+from flows.cli.main import main
+from flows.machine.launch import DirectLauncher, StageCall
+from flows.options.commands import CaptionConfig
+from stages.process.report import Report
+from tests.support.hostile import copy_of_demo
+
+GIB = 1 << 30
+MIB = 1 << 20
+HERE = Path(__file__)
+
+
+# What the children of these tests run in place of describing.
+def keeps_the_lock(job: dict[str, Any], report: Report) -> None:
+    sum(range(1 << 62))  # in C
+
+
+def doubles(job: dict[str, Any], report: Report) -> None:
+    text = "x" * MIB
+    while True:
+        text += text
+
+
+def waits(job: dict[str, Any], report: Report) -> None:
+    time.sleep(1.5)
+    report.note(profile={})
+
+
+def described(name: str, folder: Path) -> Any:
+    """What opening a model comes to whose describing process runs `name`."""
+    config = CaptionConfig(sources=("x",), model=str(copy_of_demo(folder / "model")), memory=GIB)
+    store = FolderStore(folder / "store")
+    launcher = DirectLauncher(lambda *_: None, {"describe": f"{HERE.stem}:{name}"})
+    digests = ContentDigests(folder / "digests.jsonl")
+    return open_model(config, store=store, digests=digests, launcher=launcher, device="cpu")
+
+
+@pytest.fixture(autouse=True)
+def found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", f"{HERE.parent}:{HERE.parent.parent}")
+
+
+def test_what_takes_too_long_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(describing, "MOST_SECONDS", 1.0)
+    with pytest.raises(UsageError, match="more than 1 s of computing") as caught:
+        described("keeps_the_lock", tmp_path)
+    assert "\n" not in str(caught.value)
+    assert "chat_template.jinja" in caught.value.hint
+
+
+def test_what_takes_too_much_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(describing, "LEAST_BYTES", 256 * MIB)
+    with pytest.raises(UsageError, match=r"more than 1.00 GiB of memory") as caught:
+        described("doubles", tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_machine_without_memory_is_not_the_checkpoint_s_fault(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(describing, "LEAST_BYTES", 256 * MIB)
+    monkeypatch.setattr(describing, "host_free_bytes", lambda: 100 * MIB)
+    with pytest.raises(CannotFit, match="in 100 MiB, which is all the memory free"):
+        described("doubles", tmp_path)
+
+
+def test_waiting_is_no_computing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(describing, "MOST_SECONDS", 1.0)
+    with pytest.raises(KeyError):  # the card that it answered with is none
+        described("waits", tmp_path)
+
+
+def test_describing_may_take_what_a_stage_may_and_never_less_than_it_needs() -> None:
+    def config(memory: int | None) -> CaptionConfig:
+        return CaptionConfig(sources=("x",), memory=memory)
+
+    assert describing.allowed(config(5 * GIB), "cpu") == 5 * GIB
+    assert describing.allowed(config(1), "cpu") == describing.LEAST_BYTES
+    free = describing.allowed(config(None), "cpu")
+    assert free >= describing.LEAST_BYTES
+    # Of a GPU's run, `--memory` speaks of the GPU.
+    on_gpu = describing.allowed(config(1 << 50), "cuda:0")
+    assert describing.LEAST_BYTES <= on_gpu < 1 << 50
+
+
+class Refusing:
+    """A launcher that notes each call and starts nothing."""
+
+    def __init__(self) -> None:
+        self.calls: list[StageCall] = []
+
+    def start(self, call: StageCall) -> Any:
+        self.calls.append(call)
+        raise UsageError("enough")
+
+
+def calls_for(model: Path, **options: Any) -> list[StageCall]:
+    """The processes that would describe a model for a run with these options."""
+    config = CaptionConfig(sources=("x",), model=str(model), **options)
+    store, launcher = FolderStore(model.parent / "store"), Refusing()
+    digests = ContentDigests(model.parent / "digests.jsonl")
+    with pytest.raises(UsageError, match="enough"):
+        open_model(config, store=store, digests=digests, launcher=launcher, device="cpu")
+    return launcher.calls
+
+
+def test_every_describing_process_is_told_its_limits(tmp_path: Path) -> None:
+    assert [(c.budget, c.seconds) for c in calls_for(copy_of_demo(tmp_path / "m"), memory=1)] == [
+        (describing.LEAST_BYTES, describing.MOST_SECONDS)
+    ]
+
+
+def test_the_way_is_described_apart_only_where_the_rule_gives_another(tmp_path: Path) -> None:
+    def ways(model: Path) -> list[Any]:
+        calls = [call for way in (None, False, True) for call in calls_for(model, as_published=way)]
+        return [call.arguments["as_published"] for call in calls]
+
+    model = copy_of_demo(tmp_path / "m")
+    assert ways(model) == [None, None, True]
+    config = json.loads((model / "config.json").read_text())
+    older = {"model_type": "qwen2_vl", "transformers_version": "4.50.0"}
+    (model / "config.json").write_text(json.dumps(config | older))
+    assert ways(model) == [None, False, True]
+
+
+@pytest.mark.parametrize("kind", ["fifo", "link to a device"])
+@pytest.mark.parametrize(
+    "name",
+    ["model.safetensors", "x_config.json", "config.json", "tokenizer.json", "chat_template.jinja"],
+)
+def test_a_part_of_a_model_that_is_no_file_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, kind: str
+) -> None:
+    folder = copy_of_demo(tmp_path / "model")
+    (folder / name).unlink(missing_ok=True)
+    if kind == "fifo":
+        os.mkfifo(folder / name)
+    else:
+        (folder / name).symlink_to("/dev/zero")
+    assert main(["plan", "--model", str(folder)]) == 5
+    what = "a FIFO" if kind == "fifo" else "a device"
+    assert f"{folder / name} of the model is {what}, not a file" in capsys.readouterr().err

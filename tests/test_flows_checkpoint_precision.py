@@ -1,0 +1,274 @@
+"""What the halves of a run are run in: chosen by few rules, written into every key and record, and
+true of what the stages load."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import penstock_demo
+from artifacts.errors import UsageError
+from flows.checkpoint import flash, precision
+from flows.checkpoint.flash import attention
+from flows.checkpoint.models import Model
+from flows.checkpoint.precision import PartSettings, precision_note, settle, weight_bytes
+from flows.ledger.namespaces import namespaces_of
+from flows.options.commands import CaptionConfig
+from flows.pipelines import CAPTION
+from stages.models.hub.checkpoint import Checkpoint
+from stages.models.loading import ModelJob
+from stages.models.profile import ModelProfile
+from tests.support import gpus
+from tests.support.described import demo_profile
+from tests.support.stand_ins import PROFILE
+
+
+@pytest.fixture(scope="module")
+def profile() -> ModelProfile:
+    """Of the demo: in bfloat16, its classes take FlashAttention."""
+    return demo_profile()
+
+
+@pytest.fixture(autouse=True)
+def cpu_without_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(precision, "cpu_has_bfloat16", lambda: False)
+
+
+def asked(profile: ModelProfile, device: str = "cpu", **options: Any) -> list[list[str]]:
+    """What the vision and the language half are run in."""
+    found = settle(CaptionConfig(sources=("a.mp4",), **options), profile, device)
+    return [[half.precision, half.dtype] for half, *_ in found.values()]
+
+
+FP32, BF16, FP16 = ["fp32", "float32"], ["bf16", "bfloat16"], ["fp16", "float16"]
+
+
+@pytest.mark.parametrize(
+    ("options", "on_cpu", "on_gpu"),
+    [
+        ({}, [FP32, FP32], [BF16, BF16]),
+        ({"precision": "fp32"}, [FP32, FP32], [FP32, FP32]),
+        ({"precision": "bf16"}, [BF16, BF16], [BF16, BF16]),
+        ({"precision": "fp16"}, [FP16, FP16], [FP16, FP16]),
+        ({"precision": "nf4"}, [FP32, ["nf4", "float32"]], [BF16, ["nf4", "bfloat16"]]),
+        ({"language_precision": "int8"}, [FP32, ["int8", "float32"]], [BF16, ["int8", "bfloat16"]]),
+        (
+            {"precision": "nf4", "vision_precision": "int8"},
+            [["int8", "float32"], ["nf4", "float32"]],
+            [["int8", "bfloat16"], ["nf4", "bfloat16"]],
+        ),
+        ({"vision_precision": "nf4"}, [["nf4", "float32"], FP32], [["nf4", "bfloat16"], BF16]),
+        ({"precision": "fp16", "language_precision": "bf16"}, [FP16, BF16], [FP16, BF16]),
+    ],
+)
+def test_each_half_is_run_in_what_is_asked_of_it(
+    profile: ModelProfile, options: dict[str, str], on_cpu: Any, on_gpu: Any
+) -> None:
+    assert asked(profile, **options) == on_cpu
+    assert asked(profile, "cuda:0", **options) == on_gpu
+
+
+def test_a_cpu_with_bfloat16_keeps_to_the_checkpoint(
+    profile: ModelProfile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(precision, "cpu_has_bfloat16", lambda: True)
+    assert asked(profile) == [BF16, BF16]
+    assert asked(profile, precision="nf4") == [BF16, ["nf4", "bfloat16"]]
+
+
+def saved_in(profile: ModelProfile, vision: str, language: str) -> ModelProfile:
+    halves = zip(profile.parts.items(), (vision, language), strict=True)
+    return replace(profile, parts={p: replace(half, stored_as=s) for (p, half), s in halves})
+
+
+def bare(profile: ModelProfile) -> ModelProfile:
+    """Without a layer of the vision half that can be quantized."""
+    vision = replace(profile.vision, linear_modules=0)
+    return replace(profile, parts={**profile.parts, "vision": vision})
+
+
+def test_a_checkpoint_saved_quantized_is_named_for_what_it_is(profile: ModelProfile) -> None:
+    saved = saved_in(profile, "", "nf4")
+    assert asked(saved) == asked(saved, precision="nf4") == [FP32, ["nf4", "float32"]]
+    assert asked(saved, vision_precision="fp16") == [FP16, ["nf4", "float32"]]
+    fp4 = saved_in(profile, "fp4", "fp4")
+    assert asked(fp4) == [["fp4", "float32"]] * 2
+    stored = profile.language.stored_bytes
+    assert weight_bytes(fp4.language, "fp4", "float32") == stored
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"precision": "bf16"}, "the language half of .* was saved in nf4.* into bf16"),
+        ({"language_precision": "int8"}, "the language half of .* was saved in nf4.* into int8"),
+        ({"vision_precision": "nf4"}, "the vision half of .* was saved unquantized"),
+    ],
+)
+def test_saved_quantized_is_kept(profile: ModelProfile, options: dict[str, str], said: str) -> None:
+    with pytest.raises(UsageError, match=said) as raised:
+        asked(saved_in(profile, "", "nf4"), **options)
+    assert "native" in raised.value.hint
+
+
+def test_a_half_without_layers_to_quantize_is_refused(profile: ModelProfile) -> None:
+    with pytest.raises(UsageError, match="no layer of the vision half"):
+        asked(bare(profile), vision_precision="nf4")
+
+
+def test_a_model_that_is_run_whole_sees_in_what_it_reads_in(profile: ModelProfile) -> None:
+    whole = replace(profile, route="joint")
+    assert asked(whole, precision="nf4") == [FP32, ["nf4", "float32"]]
+    assert asked(whole, vision_precision="fp32") == [FP32, FP32]
+    with pytest.raises(UsageError, match="run whole"):
+        asked(whole, vision_precision="nf4")
+    with pytest.raises(UsageError, match="run whole"):
+        asked(whole, vision_precision="fp16", language_precision="bf16")
+
+
+def chain(profile: ModelProfile, device: str = "cpu", **options: Any) -> dict[str, list[str]]:
+    """What each half may go down to."""
+    found = settle(CaptionConfig(sources=("a.mp4",), **options), profile, device)
+    return {str(half): [settings.label for settings in every[1:]] for half, every in found.items()}
+
+
+NONE: dict[str, list[str]] = {"vision": [], "language": []}
+DOWN = ["int8", "nf4"]
+WORDS = ["fp32 with a quantized KV cache", *DOWN]
+
+
+@pytest.mark.parametrize(
+    ("options", "found"),
+    [
+        ({"precision": "auto"}, {"vision": DOWN, "language": WORDS}),
+        ({"precision": "auto", "vision_precision": "native"}, {"vision": [], "language": WORDS}),
+        ({"vision_precision": "auto"}, {"vision": DOWN, "language": []}),
+        ({"precision": "nf4"}, NONE),
+        ({}, NONE),
+    ],
+)
+def test_auto_begins_natively_and_goes_down_where_it_was_given_leave(
+    profile: ModelProfile, options: dict[str, str], found: dict[str, list[str]]
+) -> None:
+    if options != {"precision": "nf4"}:
+        assert asked(profile, "cuda:0", **options) == [BF16, BF16]
+    assert chain(profile, **options) == found
+
+
+def test_what_cannot_be_quantized_is_no_rung(profile: ModelProfile) -> None:
+    assert chain(saved_in(profile, "", "nf4"), precision="auto") == NONE
+    assert chain(bare(profile), precision="auto") == {"vision": [], "language": WORDS}
+    whole = replace(profile, route="joint")
+    assert chain(whole, precision="auto") == {"vision": [], "language": WORDS}
+
+
+@pytest.mark.parametrize(
+    ("keep", "name"),
+    [("vision", "fp16"), ("vision", "int8"), ("language", "fp32"), ("language", "nf4")],
+)
+def test_bytes_are_foretold(profile: ModelProfile, keep: Any, name: str) -> None:
+    config = CaptionConfig(sources=("a",), vision_precision=name, language_precision=name)
+    settings = settle(config, profile, "cpu")[keep][0]
+    job = ModelJob(model=str(penstock_demo.CHECKPOINT), dtype=settings.dtype, precision=name)
+    half: Any = job.load(keep)
+    found = sum(weight.numel() * weight.element_size() for weight in half.parameters())
+    slack = 0.05 if name in ("int8", "nf4") else 0  # scales are not among the parameters
+    assert found <= settings.weight_bytes <= found * (1 + slack)
+
+
+def test_flash_attention_where_it_can(
+    profile: ModelProfile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    half = profile.language
+    assert attention(half, "bfloat16", "cuda:0") == "sdpa"
+    monkeypatch.setattr(flash, "flash_installed", lambda: True)
+    assert attention(half, "bfloat16", "cuda:0") == "sdpa", "no GPU tells what it can"
+    monkeypatch.setattr(flash, "device_capability", lambda _: (8, 0))
+    assert attention(half, "bfloat16", "cuda:0") == "flash_attention_2"
+    assert attention(half, "float16", "cuda:0") == "flash_attention_2"
+    assert attention(half, "float32", "cuda:0") == "sdpa"
+    assert attention(half, "bfloat16", "cpu") == "sdpa"
+    assert attention(replace(half, flash=False), "bfloat16", "cuda:0") == "sdpa"
+    assert attention(replace(half, attention="eager"), "bfloat16", "cpu") == "eager"
+    monkeypatch.setattr(flash, "device_capability", lambda _: (7, 5))
+    assert attention(half, "bfloat16", "cuda:0") == "sdpa"
+
+
+def test_before_ampere_a_checkpoint_in_bf16_is_run_in_fp16_and_that_is_said(
+    profile: ModelProfile, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    gpus.see(gpus.plain(), tmp_path / "new", monkeypatch)
+    assert asked(profile, "cuda:0") == [BF16, BF16]
+    gpus.see(gpus.turing(), tmp_path / "old", monkeypatch)
+    assert asked(profile, "cuda:0") == [FP16, FP16]
+    assert asked(profile, "cuda:0", precision="nf4") == [FP16, ["nf4", "float16"]]
+    assert asked(profile, "cuda:0", precision="bf16") == [BF16, BF16]
+    assert asked(replace(profile, dtype="float32"), "cuda:0") == [FP32, FP32]
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({}, "fp16 is used"),
+        ({"precision": "bf16"}, "square of the tokens"),
+        ({"precision": "fp32"}, ""),
+    ],
+)
+def test_what_a_gpu_without_bf16_does_is_said(
+    profile: ModelProfile,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    options: dict[str, Any],
+    says: str,
+) -> None:
+    gpus.see(gpus.turing(), tmp_path / "gpu", monkeypatch)
+    settings = settle(CaptionConfig(sources=("a.mp4",), **options), profile, "cuda:0")
+    best = [half[0] for half in settings.values()]
+    note = precision_note(profile, best, "cuda:0")
+    assert says in note and bool(note) is bool(says)
+    assert not precision_note(profile, best, "cpu")
+    gpus.see(gpus.plain(), tmp_path / "new", monkeypatch)
+    assert not precision_note(profile, best, "cuda:0")
+
+
+def test_each_key_holds_what_its_half_is_run_in() -> None:
+    settings = PartSettings(precision="fp32", dtype="float32", attention="sdpa", weight_bytes=4)
+    changes = [{}, {"precision": "nf4"}, {"dtype": "bfloat16"}, {"attention": "eager"}]
+    others: list[PartSettings] = [replace(settings, **change) for change in changes]  # type: ignore[arg-type]
+    of_language = [namespaces(settings, other) for other in others]
+    assert len({namespace["features"] for namespace in of_language}) == 1
+    assert len({namespace["captions"] for namespace in of_language}) == 4
+    of_vision = [namespaces(other, settings) for other in others]
+    assert len({namespace["features"] for namespace in of_vision}) == 4
+    assert len({namespace["captions"] for namespace in of_vision}) == 4
+    assert len({namespace["frames"] for namespace in [*of_language, *of_vision]}) == 1
+
+
+def namespaces(vision: PartSettings, language: PartSettings) -> Any:
+    model = Model(
+        name="any",
+        checkpoint=Checkpoint(name="any", folder=Path("any")),
+        profile=PROFILE,
+        digests={"vision": "v", "language": "l"},
+        settings={"vision": (vision,), "language": (language,)},
+    )
+    config = CaptionConfig(sources=("a.mp4",))
+    return namespaces_of(
+        config, model, model.sampling(config), CAPTION, {"vision": vision, "language": language}
+    )
+
+
+@pytest.mark.slow
+def test_the_benchmark_prints_a_line_for_each_precision(capsys: pytest.CaptureFixture[str]) -> None:
+    from benchmarks.quantization import HEADS, main
+
+    main(["--clips", "3", "--rows", "nf4"])
+    printed = capsys.readouterr().out.splitlines()
+    table = [[cell.strip() for cell in row.strip("|").split("|")] for row in printed[1:]]
+    assert table[0] == HEADS.split(" | ")
+    assert {len(row) for row in table} == {len(table[0])}
+    assert [row[0] for row in table[2:]] == ["fp32", "nf4"]
+    assert table[2][5:] == ["100.0 %", "100.00 %", "0.00000"]
+    assert table[3][2] == "nf4 (28 of 29 layers)"
+    assert float(table[3][-1]) > 0

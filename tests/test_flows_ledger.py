@@ -1,0 +1,209 @@
+from dataclasses import replace
+from pathlib import Path
+
+from artifacts.packs import Record
+from artifacts.schema import ChunkIndex, MediaIndex
+from artifacts.store import FolderStore
+from flows.job.prepare import prepare
+from flows.ledger.ledger import Ledger
+from flows.ledger.namespaces import Namespaces
+from flows.ledger.tasks import Medium, Task
+from flows.ledger.waves import cut_waves, lengths_of, waves_of
+from flows.options.commands import CaptionConfig
+from flows.pipelines import CAPTION
+from flows.running.batches import batches_by_length, batches_by_shape
+from penstock_demo import CLIPS
+from tests.support.described import described
+from tests.support.inside import InsideLauncher
+
+NAMESPACES = Namespaces(
+    of={"frames": "f" * 64, "features": "e" * 64, "captions": "c" * 64},
+    prompted=frozenset(["captions"]),
+)
+
+
+def medium(name: str, kind: str = "video", prompt: str = "Describe.") -> Medium:
+    return Medium(digest=name, path=f"/{name}.mp4", kind=kind, prompt=prompt)
+
+
+def index(frame_counts: list[int]) -> MediaIndex:
+    chunks = tuple(
+        ChunkIndex(
+            index=i,
+            start=30.0 * i,
+            end=30.0 * (i + 1),
+            times=tuple(30.0 * i + t for t in range(count)),
+            height=48,
+            width=64,
+        )
+        for i, count in enumerate(frame_counts)
+    )
+    return MediaIndex(kind="video", height=480, width=640, duration=60.0, chunks=chunks)
+
+
+def ledger(tmp_path: Path, **found: list[int]) -> Ledger:
+    made = Ledger(FolderStore(tmp_path), CAPTION, NAMESPACES)
+    for name, counts in found.items():
+        made.media.publish([Record(key=name, meta=index(counts).to_json())])
+    return made
+
+
+def test_an_unknown_medium_wants_all_its_frames(tmp_path: Path) -> None:
+    assert ledger(tmp_path).frames_wanted(medium("a")) is None
+
+
+def test_a_known_failure_wants_nothing(tmp_path: Path) -> None:
+    book = ledger(tmp_path)
+    book.failures.publish([Record(key="a", meta={"kind": "no-video"})])
+    assert book.frames_wanted(medium("a")) == []
+    assert book.failure(medium("a")) == {"kind": "no-video"}
+
+
+def test_only_chunks_with_neither_frames_features_nor_caption_are_cut(tmp_path: Path) -> None:
+    book = ledger(tmp_path, a=[8, 8, 8, 8])
+    tasks = book.tasks([medium("a")])
+    book["frames"].publish([Record(key=tasks[0]["frames"])])
+    book["features"].publish([Record(key=tasks[1]["features"])])
+    book["captions"].publish([Record(key=tasks[2]["captions"])])
+    assert book.frames_wanted(medium("a")) == [3]
+
+
+def test_a_new_prompt_changes_keys_of_features_that_see_it(tmp_path: Path) -> None:
+    book = Ledger(
+        FolderStore(tmp_path),
+        CAPTION,
+        replace(NAMESPACES, prompted=frozenset(["features", "captions"])),
+    )
+    book.media.publish([Record(key="a", meta=index([8]).to_json())])
+    (one,), (other,) = book.tasks([medium("a")]), book.tasks([medium("a", prompt="Who?")])
+    assert one["frames"] == other["frames"]
+    assert one["features"] != other["features"] and one["captions"] != other["captions"]
+    book["features"].publish([Record(key=one["features"])])
+    assert book.frames_wanted(medium("a")) == []
+    assert book.frames_wanted(medium("a", prompt="Who?")) == [0]
+
+
+def test_a_new_prompt_changes_the_caption_s_key_alone(tmp_path: Path) -> None:
+    book = ledger(tmp_path, a=[8])
+    (one,), (other,) = book.tasks([medium("a")]), book.tasks([medium("a", prompt="Who?")])
+    assert (one["frames"], one["features"]) == (other["frames"], other["features"])
+    assert one["captions"] != other["captions"]
+
+
+def test_waves_stay_below_the_limit_and_hold_at_least_one() -> None:
+    assert cut_waves([3, 3, 3, 10, 1], 7) == [2, 1, 1, 1]
+    assert cut_waves([], 7) == []
+    assert cut_waves([0, 0, 7, 0], 7) == [4]
+
+
+def test_a_resumed_run_keeps_its_waves_whatever_the_disk_says_now(tmp_path: Path) -> None:
+    media = [medium(name) for name in "abcd"]
+    first = waves_of(ledger(tmp_path), media, [1, 1, 1, 1], limit=2)
+    assert [len(wave) for wave in first] == [2, 2]
+    assert waves_of(ledger(tmp_path), media, [1, 1, 1, 1], limit=100) == first
+
+
+def shapes(batches: list[list[Task]]) -> list[list[int]]:
+    return [[len(task.chunk.times) for task in batch] for batch in batches]
+
+
+def test_encode_batches_hold_one_shape_and_few_frames(tmp_path: Path) -> None:
+    tasks = ledger(tmp_path, a=[8, 8, 3], b=[8, 8, 3]).tasks([medium("a"), medium("b")])
+    assert shapes(batches_by_shape(tasks, "features", batch_size=3, frames_a_batch=64)) == [
+        [8, 8, 8],
+        [8],
+        [3, 3],
+    ]
+    assert shapes(batches_by_shape(tasks, "features", batch_size=8, frames_a_batch=16)) == [
+        [8, 8],
+        [8, 8],
+        [3, 3],
+    ]
+    assert shapes(batches_by_shape(tasks[:1], "features", batch_size=8, frames_a_batch=1)) == [[8]]
+
+
+def encoded(book: Ledger, tasks: list[Task], tokens: list[int]) -> None:
+    """Features of so many tokens for each task, each in a pack of its own."""
+    for task, count in zip(tasks, tokens, strict=True):
+        book["features"].publish([Record(key=task["features"], meta={"tokens": count})])
+
+
+def cut_for_decoding(book: Ledger, tasks: list[Task], batch_size: int) -> list[list[Task]]:
+    return batches_by_length(tasks, "captions", lengths_of(book, tasks, CAPTION[-1]), batch_size)
+
+
+def test_decode_batches_keep_kinds_apart_and_the_longest_first(tmp_path: Path) -> None:
+    book = ledger(tmp_path, a=[2, 8], b=[2, 8])
+    tasks = book.tasks([medium("a"), medium("b", kind="image")])
+    batches = cut_for_decoding(book, tasks, batch_size=4)
+    assert shapes(batches) == [[8, 2], [8, 2]]
+    assert [{t.medium.kind for t in batch} for batch in batches] == [{"image"}, {"video"}]
+
+
+def test_decode_batches_go_by_tokens_and_not_by_frames(tmp_path: Path) -> None:
+    book = ledger(tmp_path, a=[8, 2, 8, 2, 8])
+    tasks = book.tasks([medium("a")])
+    counts = [30, 900, 31, 901, 400]
+    encoded(book, tasks, counts)
+    batches = cut_for_decoding(book, tasks, batch_size=2)
+    tokens = {task["captions"]: count for task, count in zip(tasks, counts, strict=True)}
+    assert [[tokens[t["captions"]] for t in b] for b in batches] == [[901, 900], [400, 31], [30]]
+    assert sorted(t["captions"] for batch in batches for t in batch) == sorted(tokens)
+
+
+def test_a_long_prompt_counts_in_a_chunk_s_length(tmp_path: Path) -> None:
+    book = ledger(tmp_path, a=[8], b=[8])
+    tasks = book.tasks([medium("a"), medium("b", prompt="Say all of it. " * 40)])
+    encoded(book, tasks, [64, 60])
+    assert [t.medium.digest for b in cut_for_decoding(book, tasks, 1) for t in b] == ["b", "a"]
+
+
+def test_what_is_done_or_gone_changes_no_decode_batch(tmp_path: Path) -> None:
+    book = ledger(tmp_path, a=[8] * 6)
+    tasks = book.tasks([medium("a")])
+    encoded(book, tasks, [10, 60, 20, 50, 30, 40])
+    first = cut_for_decoding(book, tasks, batch_size=2)
+    book["captions"].publish([Record(key=tasks[1]["captions"])])
+    book["features"].drop([tasks[1]["features"], tasks[2]["features"]])
+    resumed = ledger(tmp_path)
+    again = resumed.tasks([medium("a")])
+    assert resumed["features"].keys() < {t["features"] for t in again}
+    assert cut_for_decoding(resumed, again, batch_size=2) == first
+
+
+def test_two_files_of_one_content_are_one_item(tmp_path: Path) -> None:
+    book = ledger(tmp_path, a=[8])
+    tasks = book.tasks([medium("a"), medium("a")])
+    assert len(tasks) == 2
+    assert shapes(batches_by_shape(tasks, "features", 8, 64)) == [[8]]
+    assert shapes(cut_for_decoding(book, tasks, 8)) == [[8]]
+
+
+def test_other_prompts_share_features_but_not_captions(tmp_path: Path) -> None:
+    book = ledger(tmp_path, a=[8])
+    tasks = book.tasks([medium("a"), medium("a", prompt="Who?")])
+    assert shapes(batches_by_shape(tasks, "features", 8, 64)) == [[8]]
+    assert shapes(cut_for_decoding(book, tasks, 8)) == [[8, 8]]
+
+
+def test_two_runs_that_cut_waves_at_once_use_the_same(tmp_path: Path) -> None:
+    media = [medium(name) for name in "abcd"]
+    first, second = ledger(tmp_path), ledger(tmp_path)
+    cut = waves_of(first, media, [1, 1, 1, 1], limit=2)
+    assert waves_of(second, media, [1, 1, 1, 1], limit=100) == cut
+
+
+def test_frames_of_the_demo_are_looked_for_where_the_first_release_put_them(tmp_path: Path) -> None:
+    store = str(described(tmp_path / "s"))
+    config = CaptionConfig(
+        sources=(str(CLIPS),), model="demo", out=str(tmp_path / "o"), store=store
+    )
+    job = prepare(config, InsideLauncher(), lambda _: None)
+    assert job.sampling.chunk_seconds == 30.0
+    variants = job.ledger.variants
+    engines = ["inflight", "transformers", "inflight-shared", "inflight-compiled"]
+    assert [variant.engine for variant in variants] == engines
+    frames = "fd72770754985a5c7a68969356ac244d2a18b558a4668b6ee8826a3879ac846e"
+    assert {variant["frames"] for variant in variants} == {frames}
+    assert len({variant["features"] for variant in variants}) == 1
+    assert len({variant["captions"] for variant in variants}) == 4

@@ -1,0 +1,139 @@
+"""What a run may take, what is told of others, and that no command and no key forgets it."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from artifacts.errors import UsageError
+from flows.cli.main import parse
+from flows.cli.options import config_of
+from flows.machine import budget as module
+from flows.machine.budget import Budget, WithinBudget, budget_for, host_holders, named, our_bytes
+from flows.machine.launch import Running, StageCall
+from flows.options.commands import CaptionConfig, RunOptions
+from flows.options.rebuild import RebuildConfig
+
+GIB = 1 << 30
+
+
+def config(**options: Any) -> CaptionConfig:
+    return CaptionConfig(sources=("a",), **options)
+
+
+def machine(monkeypatch: pytest.MonkeyPatch, *, host: int, gpu: int = 0) -> None:
+    monkeypatch.setattr(module, "host_free_bytes", lambda: host * GIB)
+    monkeypatch.setattr(module, "device_memory", lambda _: (gpu * GIB, 24 * GIB))
+    monkeypatch.setattr(module, "device_holders", lambda _: {os.getpid(): 1, 1: 3 * GIB})
+
+
+def test_unasked_a_cpu_gives_four_fifths_of_what_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    machine(monkeypatch, host=10)
+    found = budget_for(config(), "cpu")
+    assert (found.bytes, found.free_bytes, found.host_bytes) == (8 * GIB, 10 * GIB, 10 * GIB)
+    assert not found.given and not found.warning
+    assert found.total_bytes >= GIB
+
+
+def test_unasked_a_gpu_gives_all_but_a_twentieth(monkeypatch: pytest.MonkeyPatch) -> None:
+    machine(monkeypatch, host=10, gpu=20)
+    found = budget_for(config(), "cuda:0")
+    assert (found.bytes, found.total_bytes, found.host_bytes) == (19 * GIB, 24 * GIB, 10 * GIB)
+    (name,) = found.others
+    assert name.startswith("process 1 (") and found.others[name] == 3 * GIB
+    assert (found.of_stage("cuda:0"), found.of_stage("cpu")) == (19 * GIB, 0)
+
+
+def test_who_stands_in_the_way_of_a_budget_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    machine(monkeypatch, host=10, gpu=20)
+    assert not budget_for(config(memory=16 * GIB), "cuda:0").warning
+    found = budget_for(config(memory=22 * GIB), "cuda:0")
+    assert found.bytes == 22 * GIB and found.given
+    assert "process 1 (" in found.warning and "\n" not in found.warning
+    assert "of the host are free" in budget_for(config(memory=11 * GIB), "cpu").warning
+
+
+def test_other_processes_of_the_host_are_found() -> None:
+    held = bytearray(100 << 20)
+    held[::4096] = b"x" * len(held[::4096])
+    found = host_holders()
+    assert found[os.getpid()] >= len(held)
+    assert not any(f"process {os.getpid()} " in name for name in named(found))
+    assert our_bytes() == 0 or our_bytes() < sum(found.values())
+
+
+class Started:
+    """Keeps what it was asked to start."""
+
+    def __init__(self) -> None:
+        self.calls: list[StageCall] = []
+
+    def start(self, call: StageCall) -> Running:
+        self.calls.append(call)
+        return None  # type: ignore[return-value]
+
+
+def run_of(free_gib: list[float], memory: int | None = None) -> tuple[list[float], list[str]]:
+    """Budgets in GiB with which stages are started while so much is free, and what is told."""
+
+    def look(asked: RunOptions, device: str) -> Budget:
+        free = int(free_gib.pop(0) * GIB)
+        found = memory if memory is not None else free * 4 // 5
+        return Budget(
+            device=device,
+            bytes=found,
+            given=memory is not None,
+            free_bytes=free,
+            total_bytes=32 * GIB,
+            host_bytes=free,
+            others={"process 7 (blender)": 3 * GIB},
+        )
+
+    started, told = Started(), list[str]()
+    asked = config(memory=memory)
+    before = look(asked, "cuda:0")
+    launcher = WithinBudget(started, before, asked, told.append, look)
+    while free_gib:
+        call = StageCall(
+            name="encode",
+            arguments={},
+            device="cuda:0",
+            log=Path("log"),
+            budget=before.of_stage("cuda:0"),
+        )
+        launcher.start(call)
+    return [call.budget / GIB for call in started.calls], told
+
+
+def test_a_stage_takes_less_when_others_have_taken_it_and_says_so_once() -> None:
+    budgets, told = run_of([10, 10, 9, 5, 5, 10, 5])
+    assert budgets == [8, 8, 4, 4, 8, 4]
+    assert len(told) == 2 and all("process 7 (blender)" in text for text in told)
+
+
+def test_a_given_budget_stays_and_a_lack_is_told_once() -> None:
+    budgets, told = run_of([10, 10, 5, 5, 10, 5], memory=8 * GIB)
+    assert budgets == [8] * 5
+    assert len(told) == 2 and "--memory allows" in told[0]
+
+
+def test_a_stage_of_the_host_is_left_alone_in_a_run_on_a_gpu() -> None:
+    started = Started()
+    found = budget_for(config(), "cuda:0")
+    call = StageCall(name="frames", arguments={}, device="cpu", log=Path("log"))
+    WithinBudget(started, found, config(), print).start(call)
+    assert started.calls == [call]
+
+
+@pytest.mark.parametrize("words", [["caption"], ["plan"], ["cache", "rebuild"]])
+def test_memory_is_understood_as_sizes_are_everywhere(words: list[str]) -> None:
+    kind = RebuildConfig if words[0] == "cache" else CaptionConfig
+    assert config_of(parse([*words, "a", "--memory", "1.5GiB"]), kind).memory == 3 * GIB // 2
+    assert config_of(parse([*words, "a"]), kind).memory is None
+
+
+@pytest.mark.parametrize(("text", "says"), [("8 apples", "is not a size"), ("0", "--memory is 0")])
+def test_what_is_no_amount_of_memory_is_refused(text: str, says: str) -> None:
+    with pytest.raises(UsageError, match=says):
+        config_of(parse(["caption", "a", "--memory", text]), CaptionConfig)

@@ -1,0 +1,561 @@
+"""Which media sources mean, here and far away, and in which order."""
+
+import hashlib
+import json
+import os
+import socket
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from artifacts.errors import EnvironmentFault, MediaError, UsageError
+from artifacts.keys import ContentDigests
+from artifacts.remote import finding
+from artifacts.remote.keeping import at_hand, note_digest
+from artifacts.store import open_store
+from artifacts.stores.bucket import Bucket
+from flows.cli.main import main
+from flows.job.contents import read_contents, refuse_beside
+from flows.job.portions import portions_of
+from flows.job.templates import filled as filled_prompts
+from flows.ledger.tasks import Medium
+from flows.media import far_digests
+from flows.media.far_digests import contents_of
+from flows.media.media_files import MediaFile, Selection
+from flows.media.source_texts import texts_among
+from flows.media.sources import find_media
+from flows.options.commands import CaptionConfig
+from tests.support.buckets import Between
+from tests.support.web import Web, web_server
+
+PLAIN = Selection(recursive=False, extensions=())
+DEEP = Selection(recursive=True, extensions=())
+CHOSEN = Selection(recursive=True, extensions=("webm", ".DOCX"))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    root = tmp_path / "videos"
+    for name in ("b.mp4", "a.MKV", "notes.docx", "photo.jpg", "deep/c.webm", ".hidden.mp4"):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(b"x")
+    return root
+
+
+def names(found: list[MediaFile]) -> list[str]:
+    return [file.media_path for file in found]
+
+
+@pytest.mark.parametrize(
+    ("sources", "selection", "wanted"),
+    [
+        (["{}"], PLAIN, ["a.MKV", "b.mp4", "photo.jpg"]),
+        (["{}"], DEEP, ["a.MKV", "b.mp4", "photo.jpg", "deep/c.webm"]),
+        (["{}", "{}/b.mp4"], CHOSEN, ["notes.docx", "deep/c.webm", "b.mp4"]),
+        (["{}/**/*.webm"], PLAIN, ["c.webm"]),
+        (["{}/b.mp4", "{}/b.mp4"], PLAIN, ["b.mp4"]),
+    ],
+)
+def test_media_of_folders_and_patterns_are_found_in_name_order(
+    folder: Path, sources: list[str], selection: Selection, wanted: list[str]
+) -> None:
+    if selection.recursive:
+        (folder / "deep" / "back").symlink_to(folder)  # a loop
+    given = [source.format(folder) for source in sources]
+    found, failures = find_media(given, selection)
+    assert names(found) == wanted and failures == []
+    assert {file.source for file in found} <= {*given}
+    kinds = {".webm": "video", ".MKV": "video", ".mp4": "video", ".jpg": "image"}
+    assert all(file.kind == kinds.get(file.path.suffix, file.kind) for file in found)
+    limited, _ = find_media(given, selection, limit=2)
+    assert names(limited) == wanted[:2]
+
+
+def test_a_list_names_files_relative_to_itself(folder: Path) -> None:
+    (folder / "list.txt").write_text("# two\nb.mp4\n\ndeep/c.webm\n")
+    (folder / "list.jsonl").write_text(json.dumps({"path": "a.MKV"}) + "\n")
+    found, failures = find_media([f"@{folder}/list.txt", str(folder / "list.jsonl")], PLAIN)
+    assert names(found) == ["b.mp4", "c.webm", "a.MKV"]
+    assert failures == []
+
+
+def write_list(folder: Path, *lines: object) -> str:
+    text = "".join(f"{json.dumps(line, ensure_ascii=False)}\n" for line in lines)
+    (folder / "list.jsonl").write_text(text, encoding="utf-8")
+    return str(folder / "list.jsonl")
+
+
+def test_a_line_may_ask_something_of_its_own(folder: Path) -> None:
+    asked = "How many?\u2028And who?\n"
+    source = write_list(
+        folder,
+        {"path": "b.mp4", "prompt": asked},
+        {"path": "a.MKV"},
+        {"path": "deep", "prompt": "Where?", "licence": "CC0"},
+        {"path": "photo.jpg", "prompt": None},
+    )
+    found, failures = find_media([source], PLAIN)
+    assert failures == []
+    assert [(file.media_path, file.prompt) for file in found] == [
+        ("b.mp4", asked),
+        ("a.MKV", None),
+        ("c.webm", "Where?"),
+        ("photo.jpg", None),
+    ]
+
+
+def test_a_file_is_taken_once_for_each_thing_asked(folder: Path) -> None:
+    lines = [{"path": "b.mp4", "prompt": asked} for asked in ("Who?", "Where?", "Who?", "What?")]
+    source = write_list(folder, *lines, {"path": "b.mp4"}, {"path": "b.mp4"})
+    found, _ = find_media([source], PLAIN, prompt_for=lambda kind: "What?")
+    assert [file.prompt for file in found] == ["Who?", "Where?", "What?"]
+
+
+BAD = "is no JSON object with a path"
+HOSTILE = (
+    "a\0b.mp4", "a\0/*.mp4", "\0", "a\nb.mp4", "../" * 40 + "nothing.mp4", "/dev/null/x.mp4",
+    "@/etc/passwd", "x" * 5000 + ".mp4", "{a,b}.mp4", "[", "gone.mp4",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("line", "error", "says"),
+    [
+        *((json.dumps({"path": "b.mp4", "prompt": p}), "list", "") for p in ("", " \n", 5, ["?"])),
+        *((json.dumps(odd), "list", "") for odd in ({"path": 7}, {"path": ""}, ["b.mp4"], "b", {})),
+        ('{"path": ' + "[" * 100_000 + "]" * 100_000 + "}", "list", BAD),
+        ('{"path": "x\\ud83d", "prompt": "Who?"}', "list", "holds half a character"),
+        ('{"path": "b.mp4", "prompt": "x\\ud83d"}', "list", "holds half a character"),
+        *((json.dumps({"path": path}), "", "") for path in HOSTILE),
+    ],
+)
+def test_a_bad_line_of_a_list_fails_alone(folder: Path, line: str, error: str, says: str) -> None:
+    path = folder / "list.jsonl"
+    path.write_text('{"path": "a.MKV"}\n' + line + '\n{"path": "photo.jpg"}\n')
+    found, (failure,) = find_media([str(path)], PLAIN)
+    assert names(found) == ["a.MKV", "photo.jpg"] and failure.stage == "sources"
+    if error:
+        assert failure.error == error and says in failure.message and failure.hint
+        assert failure.message.startswith("line 2 of the list ")
+
+
+def test_a_line_of_text_fails_alone(folder: Path) -> None:
+    (folder / "list.txt").write_text("gone.mp4\nother.txt\nb.mp4\n")
+    found, failures = find_media([str(folder / "list.txt")], PLAIN)
+    assert names(found) == ["b.mp4"]
+    assert [failure.error for failure in failures] == ["missing", "list"]
+
+
+def test_a_list_that_begins_with_a_byte_order_mark_is_read(folder: Path) -> None:
+    (folder / "list.txt").write_bytes("b.mp4\r\na.MKV\r\n".encode("utf-8-sig"))
+    found, failures = find_media([str(folder / "list.txt")], PLAIN)
+    assert names(found) == ["b.mp4", "a.MKV"] and failures == []
+
+
+def test_what_cannot_be_found_is_named_with_a_hint(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    sources = [str(tmp_path / "gone.mp4"), str(tmp_path / "empty"), str(tmp_path / "*.avi")]
+    found, failures = find_media([*sources, str(folder)], PLAIN)
+    assert len(found) == 3
+    assert [failure.error for failure in failures] == ["missing", "no-media", "no-match"]
+    assert all(failure.hint and failure.stage == "sources" for failure in failures)
+
+
+def test_names_with_brackets_spaces_and_umlauts_are_files_not_patterns(tmp_path: Path) -> None:
+    name = "[1] Übung - teil 2.mp4"
+    (tmp_path / name).write_bytes(b"x")
+    found, failures = find_media([str(tmp_path / name)], PLAIN)
+    assert names(found) == [name]
+    assert failures == []
+
+
+def test_a_relative_source_is_made_absolute(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    found, _ = find_media(["b.mp4"], PLAIN)
+    assert found[0].path == Path(os.getcwd(), "b.mp4")
+    assert found[0].source == "b.mp4"
+
+
+def test_listed_files_bear_their_own_name_wherever_they_lie(tmp_path: Path) -> None:
+    folder = tmp_path / "deep" / "er"
+    folder.mkdir(parents=True)
+    for name in ("a\nb.mp4", "c.mp4", "...mp4"):
+        (tmp_path / name).touch()
+    given = ["../../a\nb.mp4", str(tmp_path / "c.mp4"), "../er/../../...mp4", "../.."]
+    files, failures = find_media([write_list(folder, *({"path": name} for name in given))], PLAIN)
+    assert names(files) == ["a\nb.mp4", "c.mp4", "...mp4"] and failures == []
+
+
+def odd(path: Path, kind: str) -> Path:
+    """A thing at `path` that is no file."""
+    if kind == "fifo":
+        os.mkfifo(path)
+    elif kind == "socket":
+        with socket.socket(socket.AF_UNIX) as listening:
+            listening.bind(str(path))
+    elif kind == "link to a device":
+        path.symlink_to("/dev/zero")
+    else:
+        os.mkfifo(path.with_suffix(".pipe"))
+        path.symlink_to(path.with_suffix(".pipe").name)
+    return path
+
+
+@pytest.mark.parametrize("kind", ["fifo", "socket", "link to a device", "link to a fifo"])
+@pytest.mark.parametrize("way", ["folder", "direct", "glob", "list", "as a list", "by its suffix"])
+def test_what_is_no_file_is_named_and_never_opened(folder: Path, kind: str, way: str) -> None:
+    suffix = ".txt" if way == "by its suffix" else ".mp4"
+    thing = odd(folder / f"odd{suffix}", kind)
+    (folder / "the.txt").write_text("odd.mp4\nb.mp4\n") if way == "list" else None
+    source = {
+        "folder": str(folder),
+        "glob": f"{folder}/*.mp4",
+        "list": f"{folder}/the.txt",
+        "as a list": f"@{thing}",
+    }.get(way, str(thing))
+    found, failures = find_media([source, str(folder / "b.mp4")], PLAIN)
+    assert "b.mp4" in names(found)
+    assert "odd.mp4" not in names(found)
+    assert [failure.error for failure in failures] == ["not-a-file"]
+    assert failures[0].hint
+
+
+@pytest.mark.parametrize("source", ["/dev/zero", "@/dev/zero", "/dev/null", "@/dev/null"])
+def test_a_device_is_named_and_never_opened(source: str) -> None:
+    found, failures = find_media([source], PLAIN)
+    assert found == []
+    assert [(failure.error, failure.message) for failure in failures] == [
+        ("not-a-file", "this is a device, not a file")
+    ]
+
+
+def test_a_list_of_itself_ends(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    Path("l.foo").write_text("@l.foo\nb.mp4\n")
+    Path("m.foo").write_text("@n.foo\na.MKV\n")
+    Path("n.foo").symlink_to("m.foo")
+    found, failures = find_media(["@l.foo", "@m.foo"], PLAIN)
+    assert names(found) == ["b.mp4", "a.MKV"]
+    assert [failure.media_path for failure in failures] == ["@l.foo", "@n.foo"]
+    assert {failure.message for failure in failures} == {"line 1 names another list"}
+
+
+def test_a_list_longer_than_any_list_is_refused_unread(folder: Path) -> None:
+    with (folder / "list.txt").open("wb") as file:
+        file.truncate(1 << 40)
+    found, failures = find_media([str(folder / "list.txt"), str(folder / "b.mp4")], PLAIN)
+    assert names(found) == ["b.mp4"]
+    assert "larger than the 256 MiB" in failures[0].message
+
+
+def test_an_unreadable_folder_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scandir = os.scandir
+
+    def refusing(path: Any) -> Any:
+        if os.path.basename(path) == "deep":  # as for anybody but root
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    found, failures = find_media([str(folder)], DEEP)
+    assert names(found) == ["a.MKV", "b.mp4", "photo.jpg"]
+    assert [(f.error, f.message) for f in failures] == [
+        ("unreadable", "the folder cannot be read (Permission denied)")
+    ]
+
+
+def test_folders_in_folders_end_only_where_names_do(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    for _ in range(1500):
+        os.mkdir("d", dir_fd=descriptor)
+        before, descriptor = descriptor, os.open("d", os.O_RDONLY, dir_fd=descriptor)
+        os.close(before)
+    os.close(os.open("z.mp4", os.O_CREAT | os.O_WRONLY, dir_fd=descriptor))
+    os.close(descriptor)
+    found, failures = find_media([str(folder)], DEEP)
+    subprocess.run(["rm", "-rf", folder / "d"], check=True)  # too deep for Python's own
+    assert len(found) == 5
+    assert failures == []
+
+
+@pytest.mark.timeout(30)
+def test_a_line_of_brackets_is_no_pattern_that_takes_minutes(folder: Path) -> None:
+    (folder / "list.txt").write_text("[" * 100_000 + "\nb.mp4\n")
+    found, failures = find_media([f"@{folder}/list.txt"], PLAIN)
+    assert names(found) == ["b.mp4"]
+    assert [failure.error for failure in failures] == ["missing"]
+
+
+def test_a_text_beside_a_medium_of_its_stem_is_no_list(folder: Path) -> None:
+    for name in ("b.txt", "photo.jpg.txt", "a.TXT", "other.txt"):
+        (folder / name).write_text("a ring moves left\n")
+    (folder / "other.txt").write_text("deep/c.webm\n")
+    every = sorted(str(path) for path in folder.iterdir() if path.is_file())
+    found, failures = find_media([e for e in every if ".docx" not in e], PLAIN)
+    assert names(found) == [".hidden.mp4", "a.MKV", "b.mp4", "c.webm", "photo.jpg"]
+    assert failures == []
+    for sources, selection in (
+        ([str(folder), f"{folder}/b.txt"], PLAIN),
+        ([str(folder.parent), f"{folder}/b.txt"], DEEP),
+    ):
+        assert find_media(sources, selection)[1] == []
+
+
+def test_a_text_is_a_list_where_its_medium_is_not_named_or_an_at_says_so(folder: Path) -> None:
+    (folder / "b.txt").write_text("photo.jpg\n")
+    for sources in (
+        [f"{folder}/b.txt"],
+        [f"@{folder}/b.txt", f"{folder}/b.mp4"],
+        [str(folder.parent), f"{folder}/b.txt"],
+    ):
+        found, _ = find_media(sources, PLAIN)
+        assert "photo.jpg" in names(found)
+    assert find_media([f"{folder}/\0.txt", f"{folder}/b.mp4"], PLAIN)[0]
+
+
+def test_a_text_named_after_a_prompt_is_no_list(tmp_path: Path) -> None:
+    for name in ("a.mp4", "a.short.txt", "a.short.mp4.txt", "a.list.txt"):
+        (tmp_path / name).write_text("a.mp4")
+    given = [str(tmp_path / name) for name in ("a.mp4", "a.short.txt", "a.short.mp4.txt")]
+    assert texts_among(
+        [*given, str(tmp_path / "a.list.txt")], recursive=False, names=["short"]
+    ) == {*given[1:]}
+    assert texts_among([str(tmp_path), given[1]], recursive=False, names=["short"]) == {given[1]}
+    assert not texts_among(given, recursive=False)
+
+
+NAMES = ("b.mp4", "a.MKV", "notes.docx", "photo.jpg", "deep/c.webm", "a/z.mp4", ".hidden.mp4")
+"""Those of a folder and of a bucket; in both the same is found."""
+
+
+@pytest.fixture
+def web(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Web]:
+    monkeypatch.setenv("PENSTOCK_NEARBY", str(tmp_path / "nearby"))
+    monkeypatch.setattr(finding, "WEB_WAITS", (0.01,))
+    with web_server(tmp_path) as server:
+        yield server
+
+
+@pytest.fixture
+def filled(bucket_address: str, tmp_path: Path) -> str:
+    """A folder of a bucket, which is also `videos` on disk."""
+    bucket = Bucket(bucket_address)
+    for name in NAMES:
+        path = tmp_path / "videos" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(name.encode())
+        bucket.write(f"videos/{name}", name.encode())
+    bucket.write("videos2/other.mp4", b"x")
+    return f"{bucket_address}/videos"
+
+
+@pytest.mark.parametrize("end", ["", "/"])
+@pytest.mark.parametrize("selection", [PLAIN, DEEP, Selection(recursive=True, extensions=("mp4",))])
+def test_a_folder_of_a_bucket_gives_what_one_on_disk_does(
+    filled: str, tmp_path: Path, selection: Selection, end: str
+) -> None:
+    found, failures = find_media([filled + end], selection)
+    local, _ = find_media([str(tmp_path / "videos")], selection)
+    assert names(found) == names(local) and len(found) >= 2 and failures == []
+    assert [file.kind for file in found] == [file.kind for file in local]
+    assert [file.place for file in found] == [f"{filled}/{name}" for name in names(local)]
+    assert {file.source for file in found} == {filled + end}
+
+
+@pytest.mark.parametrize("pattern", ["*.mp4", "**/*.mp4", "*/c.webm", "[ab].*", "deep/*", "**"])
+def test_a_pattern_means_the_same_in_a_bucket(filled: str, tmp_path: Path, pattern: str) -> None:
+    found, failures = find_media([f"{filled}/{pattern}"], PLAIN)
+    local, _ = find_media([f"{tmp_path}/videos/{pattern}"], PLAIN)
+    assert names(found) == names(local) != [] and failures == []
+
+
+def test_a_bucket_is_listed_in_one_request(filled: str, tmp_path: Path, way: Between) -> None:
+    store = open_store(str(tmp_path / "store"))
+    found, _ = find_media([filled + "/"], DEEP)
+    assert way.counts == {"list": 1}
+    _, contents, failures = read_contents(
+        found, ContentDigests(tmp_path / "d"), lambda _: "", store
+    )
+    local, _ = find_media([str(tmp_path / "videos")], DEEP)
+    _, expected, _ = read_contents(local, ContentDigests(tmp_path / "d"), lambda _: "", store)
+    assert [m.digest for m in contents] == [m.digest for m in expected] and failures == []
+    assert all(m.stamp is None for m in contents)
+    assert way.counts == {"list": 1, "get": len(found)}
+    again, _ = find_media([filled + "/"], DEEP)
+    read_contents(again, ContentDigests(tmp_path / "d"), lambda _: "", store)
+    assert way.counts == {"list": 2, "get": len(found)}
+
+
+def test_an_object_and_a_folder_with_nothing_in_it(filled: str) -> None:
+    bucket = "/".join(filled.split("/")[:3])
+    found, failures = find_media([bucket], DEEP)
+    assert failures == [] and {"c.webm", "z.mp4"} <= {Path(name).name for name in names(found)}
+    found, failures = find_media([f"{filled}/notes.docx", f"{filled}/none", f"{filled}/no*"], PLAIN)
+    assert names(found) == ["notes.docx"]  # what is named is taken, whatever its suffix
+    assert [(f.media_path, f.error) for f in failures] == [
+        (f"{filled}/none", "missing"),
+        (f"{filled}/no*", "missing"),
+    ]
+
+
+def test_a_bucket_that_cannot_be_read_ends_the_run(bucket_address: str) -> None:
+    with pytest.raises(EnvironmentFault, match="s3://nobody"):
+        find_media(["s3://nobody/videos/"], PLAIN)
+    with pytest.raises(UsageError, match="more than a bucket"):
+        find_media(["s3://me:pw@bucket/videos/"], PLAIN)
+
+
+def test_the_lines_of_a_list_may_be_addresses_with_prompts(web: Web, tmp_path: Path) -> None:
+    (tmp_path / "here.mp4").write_bytes(b"here")
+    (tmp_path / "a b.jpg").write_bytes(b"there")
+    lines = tmp_path / "list.jsonl"
+    lines.write_text(
+        f'{{"path": "{web.address}/a%20b.jpg?X-Amz-Signature=s", "prompt": "What?"}}\n'
+        f'{{"path": "here.mp4"}}\n{{"path": "{web.address}/gone.mp4"}}\n'
+        f'{{"path": "http://127.0.0.1:1/dead.mp4"}}\n{{"path": "{web.address}/more.txt"}}\n'
+    )
+    found, failures = find_media([f"@{lines}"], PLAIN)
+    assert names(found) == ["a b.jpg", "here.mp4"]
+    assert [file.kind for file in found] == ["image", "video"]
+    assert found[0].prompt == "What?" and found[0].place == f"{web.address}/a%20b.jpg"
+    assert [(f.error, f.media_path) for f in failures] == [
+        ("missing", f"{web.address}/gone.mp4"),
+        ("unreachable", "http://127.0.0.1:1/dead.mp4"),
+        ("list", f"{web.address}/more.txt"),
+    ]
+    assert not any("Signature" in str(f) for f in [*failures, found[0].source, found[0].place])
+
+
+def test_what_cannot_be_fetched_fails_alone(web: Web, tmp_path: Path) -> None:
+    for name in ("a.mp4", "b.mp4", "c.mp4"):
+        (tmp_path / name).write_bytes(name.encode())
+    found, _ = find_media([f"{web.address}/{name}" for name in ("a.mp4", "b.mp4", "c.mp4")], PLAIN)
+    web.versions["a.mp4"] = "2"
+    web.before = lambda path, _: 500 if "b.mp4" in path else 0
+    readable, contents, failures = read_contents(
+        found, ContentDigests(tmp_path / "d"), lambda _: "?", open_store(str(tmp_path / "store"))
+    )
+    assert names(readable) == ["c.mp4"]
+    assert contents[0].digest == hashlib.sha256(b"c.mp4").hexdigest()
+    assert [(f.media_path, f.error) for f in failures] == [
+        ("a.mp4", "changed"),
+        ("b.mp4", "unreachable"),
+    ]
+    assert "500" in failures[1].message
+
+
+def test_portions_name_addresses_and_know_their_sizes(
+    filled: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = CaptionConfig(sources=(filled + "/",), out=str(tmp_path / "out"), recursive=True)
+    portions, failures = portions_of(config, most=2)
+    assert [p.files for p in portions] == [2, 2, 1] and failures == []
+    assert sum(p.bytes for p in portions) == sum(
+        len(name) for name in NAMES if name[0] != "." and "docx" not in name
+    )
+    # Another machine finds the same by the list alone.
+    again, _ = find_media([p.source for p in portions], PLAIN)
+    whole, _ = find_media([filled + "/"], DEEP)
+    assert [file.path for file in again] == [file.path for file in whole]
+    assert not os.path.exists(again[0].path)
+
+
+def test_what_one_machine_learnt_another_need_not_fetch(
+    filled: str, way: Between, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def contents(machine: str) -> list[str]:
+        monkeypatch.setenv("PENSTOCK_NEARBY", str(tmp_path / machine))
+        store = open_store(filled.replace("videos", "store"))
+        found, _ = find_media([filled + "/"], DEEP)
+        digests = ContentDigests(tmp_path / f"{machine}.digests")
+        way.clear()
+        _, media, failures = read_contents(found, digests, lambda _: "", store)
+        assert failures == []
+        return [medium.digest for medium in media]
+
+    first = contents("one")
+    assert way.counts == {"list": 1, "get": len(first), "put": len(first)}
+    assert contents("two") == first and way.counts == {"list": 1}
+    monkeypatch.setattr(far_digests, "MOST_LISTED", 3)
+    assert contents("three") == first and way.counts["get"] == 0
+    assert way.counts["list"] == 1 + len(first) - 3  # a page holds all; each other one is asked for
+    # The digest that the store holds is compared with what is fetched.
+    path = find_media([filled + "/"], DEEP)[0][0].path
+    note_digest(path, "0" * 64)
+    with pytest.raises(MediaError, match="changed or replaced"), at_hand(path):
+        pass
+
+
+def test_who_waits_sees_how_much_is_here(web: Web, tmp_path: Path) -> None:
+    for name in ("a.mp4", "b.mp4"):
+        (tmp_path / name).write_bytes(bytes(1000))
+    found, _ = find_media([f"{web.address}/{name}" for name in ("a.mp4", "b.mp4")], PLAIN)
+    store, told = open_store(str(tmp_path / "store")), list[tuple[int, int]]()
+    contents_of(found, store, lambda here, total: told.append((here, total)))
+    assert sorted(told)[-1] == (2000, 2000) and sorted(told) == told
+    told.clear()
+    contents_of(found, store, lambda here, total: told.append((here, total)))
+    assert told == []
+
+
+@pytest.mark.parametrize(
+    "odd",
+    ["http://", "https://[::1", "http://h:99999/x", "s3://bucket/a//b.mp4", "s3://bucket/../b.mp4",
+     "s3://bucket/a\nb.mp4", "http://h/\x00.mp4", "s3://bucket/\udce4.mp4"],
+)  # fmt: skip
+def test_an_odd_address_is_a_failure_of_its_own(odd: str, bucket_address: str, web: Web) -> None:
+    (web.folder / "a.mp4").write_bytes(b"a")
+    found, failures = find_media([odd, f"{web.address}/a.mp4"], PLAIN)
+    assert names(found) == ["a.mp4"]
+    assert [f.error in ("bad-address", "unreachable", "missing") for f in failures] == [True]
+
+
+def test_two_slashes_together_are_a_path_of_the_web(web: Web) -> None:
+    (web.folder / "a").mkdir()
+    (web.folder / "a" / "b.mp4").write_bytes(b"b")
+    found, failures = find_media([f"{web.address}/a//b.mp4"], PLAIN)
+    assert names(found) == ["b.mp4"] and failures == []
+
+
+def test_a_signature_is_in_no_failure(web: Web) -> None:
+    address = f"{web.address}/none.mp4?se=1&sig=hidden&X-Amz-Credential=hidden"
+    _, failures = find_media([address], PLAIN)
+    assert "hidden" not in str(failures) and "none.mp4" in str(failures)
+
+
+def test_a_prompt_names_the_folder_of_what_lies_far_away(filled: str, tmp_path: Path) -> None:
+    found, _ = find_media([f"{filled}/deep/c.webm"], PLAIN)
+    media = [Medium(digest="", path=str(found[0].path), kind="video", prompt="{folder}: {name}")]
+    store = open_store(str(tmp_path / "store"))
+    assert filled_prompts(found, media, store)[0][0].prompt == "deep: c"
+
+
+def test_texts_cannot_be_put_next_to_what_lies_far_away(filled: str) -> None:
+    found, _ = find_media([f"{filled}/b.mp4"], PLAIN)
+    with pytest.raises(UsageError, match=r"--beside puts texts.*videos/b\.mp4 is not on this"):
+        refuse_beside(found, CaptionConfig(sources=(filled,), format=("txt",), beside=True))
+
+
+def test_a_portion_is_called_the_same_when_it_is_signed_anew(web: Web, tmp_path: Path) -> None:
+    (tmp_path / "a.mp4").write_bytes(b"a")
+    found = set()
+    for word in ("old", "new"):
+        source = f"{web.address}/a.mp4?X-Amz-Signature={word}"
+        config = CaptionConfig(sources=(source,), out=str(tmp_path / "out"))
+        (portion,), _ = portions_of(config)
+        assert word in portion.path.read_text() and portion.path.stat().st_mode & 0o077 == 0
+        found.add(portion.path)
+    assert len(found) == 1
+
+
+def test_a_source_whose_server_is_silent_ends_as_the_network_does(
+    web: Web, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = ["--model", "demo", "--store", str(tmp_path / "store"), "--out", str(tmp_path / "out")]
+    assert main(["caption", "http://127.0.0.1:1/dead.mp4", *out]) == 5
+    assert "nothing to caption" in capsys.readouterr().err
+    assert main(["caption", "http://127.0.0.1:1/dead.mp4", str(tmp_path / "none.mp4"), *out]) == 2

@@ -1,0 +1,202 @@
+"""The captions that a model is to learn are read in every form that people have them in. What is
+wrong with them is told in one line."""
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from pyarrow.parquet import write_table
+
+from artifacts.errors import UsageError
+from flows.media.example import Example
+from flows.media.tune_data import examples_in, split
+from flows.options.tune import TuneConfig
+
+ROWS: list[dict[str, Any]] = [
+    {"media_path": "a.mp4", "source": "", "start": 0.0, "end": 4.0, "caption": "one"},
+    {"media_path": "a.mp4", "source": "", "start": 4.0, "end": 8.0, "caption": "two"},
+    {"media_path": "b.png", "source": "", "start": 0.0, "end": 0.0, "caption": "three"},
+]
+
+
+SUFFIXES = ("jsonl", "csv", "parquet")
+
+
+def written(path: Path, rows: list[Any]) -> str:
+    if path.suffix == ".jsonl":
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    elif path.suffix == ".csv":
+        with path.open("w", newline="") as file:
+            writer = csv.DictWriter(file, list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
+    else:
+        write_table(pa.Table.from_pylist(rows), path)
+    return str(path)
+
+
+def jsonl(folder: Path, *rows: Any) -> str:
+    return written(folder / "captions.jsonl", [*rows])
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_captions_of_a_run_are_read_from_all_its_tables(tmp_path: Path, suffix: str) -> None:
+    found = examples_in(written(tmp_path / f"c.{suffix}", ROWS))
+    assert [each.caption for each in found] == ["one", "two", "three"]
+    assert [each.path for each in found] == [tmp_path / n for n in ("a.mp4", "a.mp4", "b.png")]
+    assert (found[1].start, found[1].end) == (4.0, 8.0)
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_a_caption_of_two_lines_keeps_them(tmp_path: Path, suffix: str) -> None:
+    rows = [{**ROWS[0], "caption": "one,\ntwo"}]
+    assert examples_in(written(tmp_path / f"c.{suffix}", rows))[0].caption == "one,\ntwo"
+
+
+def test_a_corrected_caption_counts_as_accepted(tmp_path: Path) -> None:
+    one, two, three = ROWS
+    accepted, corrected = {**one, "review": "accepted"}, {**two, "original": "model's"}
+    undecided, told = [accepted, corrected, {**three, "review": ""}], list[str]()
+    found = examples_in(jsonl(tmp_path, *undecided), told.append)
+    assert [each.caption for each in found] == ["one", "two"]
+    assert told == ["2 of 3 captions are learned: those accepted"]
+    alone = [one, corrected, three]
+    assert [each.caption for each in examples_in(jsonl(tmp_path, *alone))] == ["two"]
+    rejected = [accepted, {**corrected, "review": "rejected"}, three]
+    assert [each.caption for each in examples_in(jsonl(tmp_path, *rejected))] == ["one"]
+
+
+HF_ROWS: list[dict[str, Any]] = [
+    {
+        "file_name": f"clip-{at}.mp4",
+        "text": text,
+        "media_path": "long.mp4",
+        "model": "demo",
+        "start": at * 4.0,
+        "end": at * 4.0 + 4,
+    }
+    for at, text in enumerate(("one", "two"))
+]
+"""Rows as `--format hf` writes them: clips of a source that lies elsewhere."""
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_file_names_go_before_the_source_of_a_clip(tmp_path: Path, suffix: str) -> None:
+    for row in HF_ROWS:
+        (tmp_path / row["file_name"]).touch()
+    found = examples_in(written(tmp_path / f"metadata.{suffix}", HF_ROWS))
+    assert [(each.path, each.caption) for each in found] == [
+        (tmp_path / "clip-0.mp4", "one"),
+        (tmp_path / "clip-1.mp4", "two"),
+    ]
+    assert {(each.start, each.end) for each in found} == {(None, None)}, "each clip is one chunk"
+
+
+def test_times_without_a_source_are_those_in_the_file_that_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.mp4").touch()
+    row = {"file_name": "a.mp4", "text": "one", "start": 4.0, "end": 8.0}
+    (found,) = examples_in(jsonl(tmp_path, row))
+    assert (found.path, found.start, found.end) == (tmp_path / "a.mp4", 4.0, 8.0)
+
+
+def test_a_row_whose_file_name_is_not_there_is_found_by_its_source(tmp_path: Path) -> None:
+    (tmp_path / "media").mkdir()
+    (tmp_path / "media" / "long.mp4").touch()
+    media = tmp_path / "media"
+    found = examples_in(jsonl(tmp_path, *({**row, "source": str(media)} for row in HF_ROWS)))
+    long = media / "long.mp4"
+    assert [(each.path, each.start) for each in found] == [(long, 0.0), (long, 4.0)]
+
+
+def test_a_run_s_source_leads_to_its_files(tmp_path: Path) -> None:
+    (tmp_path / "media").mkdir()
+    (tmp_path / "one.mp4").touch()
+    rows = [
+        {"media_path": "sub/a.mp4", "source": str(tmp_path / "media"), "caption": "x"},
+        {"media_path": "one.mp4", "source": str(tmp_path / "one.mp4"), "caption": "y"},
+    ]
+    found = examples_in(jsonl(tmp_path, *rows))
+    sub = tmp_path / "media" / "sub"
+    assert [each.path for each in found] == [sub / "a.mp4", tmp_path / "one.mp4"]
+
+
+def test_a_dataset_of_hugging_face_and_texts_beside_media_are_read(tmp_path: Path) -> None:
+    rows = [{"file_name": "a.png", "text": "one"}, {"path": "b.mp4", "caption": "two"}]
+    found = {each.path.name: each.caption for each in examples_in(jsonl(tmp_path, *rows))}
+    assert found == {"a.png": "one", "b.mp4": "two"}
+    (folder := tmp_path / "media" / "more").mkdir(parents=True)
+    for name in ("c.jpg", "d.mp4", "e.png"):
+        (folder / name).touch()
+    (folder / "c.txt").write_text("three\n")
+    (folder / "d.txt").write_text("\ufefffour")
+    found = {each.path.name: each.caption for each in examples_in(str(tmp_path / "media"))}
+    assert found == {"c.jpg": "three", "d.mp4": "four"}
+
+
+@pytest.mark.parametrize(
+    ("rows", "says"),
+    [
+        ([], "holds no captions"),
+        ([{"path": "a.mp4", "caption": "  "}], "line 1 has no caption"),
+        ([{"path": "a.mp4"}], "line 1 names no caption"),
+        ([{"caption": "a"}], "line 1 names no file"),
+        (["a"], "line 1 is no JSON object"),
+        (
+            [{"path": "a.mp4", "caption": "a"}, {"path": "a.mp4", "caption": "b"}],
+            "line 1 and line 2 are two captions of one item, a.mp4",
+        ),
+    ],
+)
+def test_wrong_data_is_told_in_one_line(tmp_path: Path, rows: list[Any], says: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        examples_in(jsonl(tmp_path, *rows))
+    assert says in str(caught.value) and "\n" not in str(caught.value) and caught.value.hint
+
+
+def test_nothing_there_is_told(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="there are no captions at"):
+        examples_in(str(tmp_path / "none.jsonl"))
+
+
+def test_a_caption_counts_once_for_a_prompt(tmp_path: Path) -> None:
+    rows = [
+        {"path": "a.mp4", "caption": "a"},
+        {"path": "a.mp4", "caption": "a"},
+        {"path": "a.mp4", "caption": "b", "prompt": "In one word?"},
+    ]
+    assert [each.caption for each in examples_in(jsonl(tmp_path, *rows))] == ["a", "b"]
+
+
+def test_chunks_of_one_medium_are_held_out_together() -> None:
+    examples = [
+        Example(path=Path(f"/{name}.mp4"), caption=f"{name}{at}", start=float(at), end=at + 1.0)
+        for name in "abcdefgh"
+        for at in range(3)
+    ]
+    trained, held = split(examples, 0.25, 0)
+    assert len(held) == 6 and len(trained) == 18
+    assert not {each.path for each in trained} & {each.path for each in held}
+    assert split(examples, 0.25, 0) == (trained, held)
+    assert split(examples, 0.25, 1) != (trained, held)
+    assert split(examples, 0.0, 0) == (examples, [])
+    assert split(examples[:3], 0.5, 0) == (examples[:3], [])
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"steps": 3, "epochs": 2.0},
+        {"lora_rank": 0},
+        {"lr": -1.0},
+        {"validate": 1.0},
+        {"precision": "int8"},
+        {"optimizer": "sgd"},
+        {"out": ""},
+    ],
+)
+def test_wrong_options_are_told(wrong: dict[str, Any]) -> None:
+    with pytest.raises(UsageError):
+        TuneConfig(**{"data": "d", "model": "demo", "out": "o", **wrong})
