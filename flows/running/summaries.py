@@ -15,7 +15,7 @@ from flows.results.run_record import RunRecord
 from flows.results.summaries import Story, Summaries, generation_of_texts, stories
 from flows.running.calls import Calls, settings_on
 from flows.running.once import OnceStep
-from stages.summarize import STAGE
+from stages import summarize
 from stages.summarize.job import SUMMARY, SummaryItem, SummaryJob
 from stages.summarize.packing import Told
 
@@ -30,7 +30,7 @@ class SummariesStep:
         self._job = job
         self._record = record
         self._once = once
-        self._summaries = Summaries(job, STAGE)
+        self._summaries = Summaries(job, summarize.STAGE)
         self.failures: list[Failure] = []
         """Videos of which no summary can be made, once all were tried."""
 
@@ -44,7 +44,7 @@ class SummariesStep:
             while missing := list(self._some_missing()):
                 least = sum(nodes_of(len(story.texts)) for story in missing)
                 try:
-                    self._once.run(STAGE, partial(self._call, missing), total=least)
+                    self._once.run(summarize.STAGE, partial(self._call, missing), total=least)
                 except Killed as error:  # as of a stage that is run over media
                     kills = 0 if error.items else kills + 1
                     if kills > KILLS:
@@ -55,7 +55,7 @@ class SummariesStep:
             self._record.value["summaries"] = len(written)
             self.failures = list(self._summaries.failures())
         texts = sum(sum(row.levels) for row in written)
-        self._record.expect(STAGE.name, texts, texts)
+        self._record.expect(summarize.STAGE.name, texts, texts)
         return len(written)
 
     def _some_missing(self) -> Iterator[Story]:
@@ -89,4 +89,4 @@ class SummariesStep:
             generation=generation_of_texts(job),
             strip_think=TextOptions.of(job.config).strip_think,
         )
-        return Calls(job).once(STAGE, make, rung)
+        return Calls(job).once(summarize.STAGE, make, rung)

@@ -16,7 +16,7 @@ from flows.planning.rungs import Rung
 from flows.results.run_record import RunRecord
 from flows.running.calls import Calls, settings_on
 from flows.running.once import OnceStep
-from stages.embed_texts import STAGE
+from stages import embed_texts
 
 
 class TextsStep:
@@ -36,11 +36,11 @@ class TextsStep:
         def call(rung: Rung) -> StageCall:
             settings = settings_on(self._job.model, rung)
             assert settings is not None
-            namespace = namespace_aside(STAGE, self._job.model, settings)
+            namespace = namespace_aside(embed_texts.STAGE, self._job.model, settings)
             return self._calls.texts(groups, namespace, key, rung)
 
         while (found := self._known(groups, key)) is None:
-            self._once.run(STAGE, call, by_media=False, meanwhile=meanwhile)
+            self._once.run(embed_texts.STAGE, call, by_media=False, meanwhile=meanwhile)
         return found
 
     def _known(self, groups: Groups, key: str) -> TextVectors | None:
@@ -48,10 +48,10 @@ class TextsStep:
         for settings in self._job.model.settings["language"]:
             records = self._records(settings)
             if key in records:
-                self._record.expect(STAGE.name, 1, 1)
+                self._record.expect(embed_texts.STAGE.name, 1, 1)
                 return text_vectors_in(records.read(key), groups, settings.label)
         return None
 
     def _records(self, settings: PartSettings) -> RecordSet:
-        namespace = namespace_aside(STAGE, self._job.model, settings)
-        return RecordSet(self._job.store, STAGE.writes, namespace)
+        namespace = namespace_aside(embed_texts.STAGE, self._job.model, settings)
+        return RecordSet(self._job.store, embed_texts.STAGE.writes, namespace)
