@@ -75,9 +75,8 @@ def oracle(work: Work, slots: int) -> Way:
 
 def in_slots(work: Work, slots: int, compiled: bool = False) -> Way:
     """Rows in the order of the stage, each in a slot as soon as there is one."""
-    from stages.decode.engines.inflight.coming import Coming
-    from stages.decode.engines.inflight.loop import Loop
-    from stages.decode.engines.inflight.reading import ReadRow, read_row
+    from stages.decode.engines.inflight.prefill import ReadRow, read_row
+    from stages.decode.engines.inflight.scheduler import Coming, Loop
     from stages.decode.engines.inflight.shape import Manner, rows_for
     from stages.decode.job import DecodeItem
     from stages.decode.protocol import Asked

@@ -20,8 +20,8 @@ from flows.planning.start import batch_instead
 from stages.decode import engines
 from stages.decode.engines import ENGINES, Engine
 from stages.decode.engines.inflight.costs import COMPILED_LAYER_BYTES, COMPILER_BYTES, step_bytes
-from stages.decode.engines.inflight.seats import SEATS
 from stages.decode.engines.inflight.shape import PoolShape
+from stages.decode.engines.inflight.slot_cache import SEATS
 from stages.decode.engines.slot_load import SlotLoad, SlotTerm
 from stages.models.row_memory import LayerMemory, RowMemory
 from tests.support.by_hand import KV_A_TOKEN, LAYERS, PROFILE, images, model

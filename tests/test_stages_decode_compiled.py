@@ -16,7 +16,7 @@ from torch._dynamo.utils import counters
 from artifacts.errors import UsageError
 from stages.decode.engines.inflight.compiled import CompiledStep
 from stages.decode.engines.inflight.pool import Pool
-from stages.decode.engines.inflight.reading import read_row
+from stages.decode.engines.inflight.prefill import read_row
 from stages.decode.engines.inflight.shape import PoolShape
 from stages.decode.engines.inflight.trial import _same, _trace, reference_of
 from tests.support.tiny_families.in_slots import rows_of_variant

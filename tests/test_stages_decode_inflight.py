@@ -17,9 +17,9 @@ from artifacts.claims import turns_at
 from artifacts.errors import UsageError
 from penstock_demo import CHECKPOINT
 from stages.decode.engines.inflight import trial
-from stages.decode.engines.inflight.coming import Coming, coming
 from stages.decode.engines.inflight.engine import InFlight
 from stages.decode.engines.inflight.pool import Pool
+from stages.decode.engines.inflight.scheduler import Coming, coming
 from stages.decode.job import DecodeItem
 from stages.decode.protocol import Asked
 from stages.decode.run import run

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from penstock_demo import CHECKPOINT
-from stages.decode.engines.inflight import prefix
-from stages.decode.engines.inflight.reading import read_row
+from stages.decode.engines.inflight import prefill
+from stages.decode.engines.inflight.prefill import read_row
 from stages.decode.run import run
 from tests.support.clips import clips
 from tests.support.waves import (
@@ -98,7 +98,7 @@ def test_a_picture_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         lengths.append(row.tokens if before is None else 0)
         return row
 
-    monkeypatch.setattr(prefix, "read_row", counting)
+    monkeypatch.setattr(prefill, "read_row", counting)
     asked = members(wave, PROMPTS)
     said(wave, "inflight-shared", CAPTIONS, [asked[at] for at in torch.randperm(len(asked))])
     # Once for each clip, and once for the trial, where another clip follows it.

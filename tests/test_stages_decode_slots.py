@@ -12,7 +12,7 @@ import torch
 
 from stages.decode.engines.inflight.layers import CannotSeat
 from stages.decode.engines.inflight.pool import Pool
-from stages.decode.engines.inflight.reading import ReadRow, read_row
+from stages.decode.engines.inflight.prefill import ReadRow, read_row
 from stages.decode.engines.inflight.shape import FEWEST, Manner, PoolShape
 from stages.decode.engines.inflight.trial import _same, _trace, reference_of
 from stages.models.halves.features import Features, encode

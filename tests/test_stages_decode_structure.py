@@ -10,9 +10,9 @@ import pytest
 from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
 
 from artifacts.errors import UsageError
-from stages.decode.bounds import longest
 from stages.decode.closing import BETWEEN, IN_TEXT, Position, ranks
 from stages.decode.generation import Generation
+from stages.decode.schema_bounds import longest
 from stages.decode.structure import canonical, columns_of, grammar_of, rest_of, words_of
 from tests.support.forms import NAMES, SIX, TAGS, VALUES, random_form, text_of
 

@@ -10,9 +10,8 @@ import torch
 from artifacts.errors import StageDied, UsageError
 from artifacts.packs import Record, RecordSet
 from artifacts.store import open_store
-from stages.decode.engines.inflight.coming import Coming
-from stages.decode.engines.inflight.loop import Loop
-from stages.decode.engines.inflight.reading import ReadRow, read_row
+from stages.decode.engines.inflight.prefill import ReadRow, read_row
+from stages.decode.engines.inflight.scheduler import Coming, Loop
 from stages.decode.engines.inflight.shape import PLAIN
 from stages.decode.job import DecodeItem
 from stages.decode.protocol import Asked

@@ -83,7 +83,7 @@ def _stepped(bench: Bench, compiled: "CompiledStep | None") -> tuple[Any, float]
     import torch
 
     from stages.decode.engines.inflight.pool import Pool
-    from stages.decode.engines.inflight.reading import read_row
+    from stages.decode.engines.inflight.prefill import read_row
     from stages.decode.engines.inflight.shape import PoolShape, columns_for
 
     half = bench.half("language")

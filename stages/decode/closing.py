@@ -9,7 +9,7 @@ goes on to choose.
 import json
 from collections.abc import Mapping
 
-from stages.decode.bounds import Bounded, longest
+from stages.decode.schema_bounds import Bounded, longest
 
 QUOTE, BACKSLASH = ord('"'), ord("\\")
 LETTERS = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"

@@ -8,8 +8,8 @@ from typing import Any
 
 from artifacts.errors import EnvironmentFault, UsageError
 from artifacts.patterns import string_follows
-from stages.decode.bounds import bounded, closed
 from stages.decode.closing import Rest
+from stages.decode.schema_bounds import bounded, closed
 
 COMPACT = (",", ":")
 WHOLE_NUMBERS = 2**63

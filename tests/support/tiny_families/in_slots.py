@@ -7,10 +7,9 @@ from typing import Any
 
 import torch
 
-from stages.decode.engines.inflight.coming import Coming
 from stages.decode.engines.inflight.layers import CannotSeat
-from stages.decode.engines.inflight.loop import Loop
-from stages.decode.engines.inflight.reading import TYPES, ReadRow, read_row
+from stages.decode.engines.inflight.prefill import TYPES, ReadRow, read_row
+from stages.decode.engines.inflight.scheduler import Coming, Loop
 from stages.decode.engines.inflight.shape import FEWEST, PLAIN, Manner
 from stages.decode.engines.inflight.trial import TrialResult, judge_manners, reference_of
 from stages.decode.job import DecodeItem

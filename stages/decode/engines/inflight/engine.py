@@ -13,13 +13,10 @@ from typing import Any
 
 from artifacts.errors import UsageError
 from stages.decode.engines import AUTO, choice_of
-from stages.decode.engines.inflight.coming import Coming, coming
 from stages.decode.engines.inflight.compiled import CompiledStep
-from stages.decode.engines.inflight.flight import Flight
 from stages.decode.engines.inflight.layers import CannotSeat
-from stages.decode.engines.inflight.loop import Loop
-from stages.decode.engines.inflight.prefix import SharedPrefix
-from stages.decode.engines.inflight.reading import ReadRow, read_row
+from stages.decode.engines.inflight.prefill import ReadRow, SharedPrefix, read_row
+from stages.decode.engines.inflight.scheduler import Coming, Flight, Loop, coming
 from stages.decode.engines.inflight.trial import TrialResult, judge_manners, reference_of
 from stages.decode.engines.transformers import Transformers
 from stages.decode.job import DecodeJob

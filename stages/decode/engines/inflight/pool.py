@@ -14,12 +14,10 @@ from typing import Any
 import torch
 from transformers import EncoderDecoderCache
 
-from stages.decode.engines.inflight.aligned import Aligned
 from stages.decode.engines.inflight.compiled import stay
-from stages.decode.engines.inflight.reading import ReadRow
+from stages.decode.engines.inflight.prefill import ReadRow
 from stages.decode.engines.inflight.shape import PoolShape
-from stages.decode.engines.inflight.slots import Slots
-from stages.decode.engines.inflight.sources import Sources
+from stages.decode.engines.inflight.slot_cache import Aligned, Slots, Sources
 
 
 class Pool:

@@ -17,7 +17,7 @@ import torch
 from artifacts.errors import PenstockError
 from stages.decode.engines.inflight.layers import CannotSeat
 from stages.decode.engines.inflight.pool import Pool
-from stages.decode.engines.inflight.reading import ReadRow, chosen
+from stages.decode.engines.inflight.prefill import ReadRow, chosen
 from stages.decode.engines.inflight.shape import (
     BESIDE,
     FEWEST,

@@ -1,0 +1,254 @@
+"""What the rows of a pool are remembered in, each at columns of its own. Knows neither prompts nor
+captions.
+
+A row begins at the first column and writes at the next one, wherever the others are. So nothing
+is moved, and a step goes through the same columns whatever rows there are.
+"""
+
+import copy
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from transformers import Cache
+from transformers.cache_utils import (
+    DummyLayer,
+    DynamicIndexedLayer,
+    DynamicLayer,
+    DynamicSlidingWindowLayer,
+    LinearAttentionAndFullAttentionLayer,
+    LinearAttentionLayer,
+)
+from transformers.modeling_outputs import BaseModelOutput
+
+from stages.decode.engines.inflight.layers import (
+    CannotSeat,
+    IndexedLayer,
+    RingLayer,
+    SlotLayer,
+    StateAndSlotLayer,
+    StateLayer,
+    fill,
+    rows_of,
+    widened,
+)
+from stages.decode.engines.inflight.prefill import ReadRow
+from stages.decode.engines.inflight.shape import PoolShape, columns_for
+
+SEATS: Mapping[type[Any], Callable[[Any, PoolShape, torch.Tensor], Any]] = {
+    DynamicLayer: SlotLayer,
+    DynamicSlidingWindowLayer: RingLayer,
+    DynamicIndexedLayer: IndexedLayer,
+    LinearAttentionLayer: lambda like, shape, at: StateLayer(like, shape),
+    LinearAttentionAndFullAttentionLayer: StateAndSlotLayer,
+}
+"""Class of a layer of transformers' own cache → what keeps as much of every row."""
+
+
+def seats(layer: Any, shape: PoolShape, at: torch.Tensor) -> Any:
+    """Return room for as much as `layer` holds of one row, in every slot. Raises CannotSeat."""
+    if isinstance(layer, DummyLayer):
+        return layer
+    if type(layer) in SEATS:
+        return SEATS[type(layer)](layer, shape, at)
+    if isinstance(layer, DynamicLayer) and type(layer).update is DynamicLayer.update:
+        return IndexedLayer(layer, shape, at)
+    raise CannotSeat(f"it remembers rows in a {type(layer).__name__}")
+
+
+class Slots:
+    """Room for as many rows as there are slots."""
+
+    def __init__(self, like: ReadRow, shape: PoolShape, at: torch.Tensor) -> None:
+        """Make room for rows like this one; `at` is the pool's own: the tokens that are remembered
+        of each row. Raises CannotSeat, and what an allocator raises."""
+        self._at = at
+        self._chunk = _chunk(like.model)
+        layers = [seats(layer, shape, at) for layer in like.cache.layers]
+        if not any(isinstance(layer, SlotLayer) for layer in layers):
+            raise CannotSeat("no layer of it says where a row is")
+        self.cache = Cache(layers=layers)
+        self._widen(shape.columns)
+
+    def put(self, slot: int, row: ReadRow) -> None:
+        """Take over what a row has read; nothing is left of who was here before."""
+        for mine, his in zip(self.cache.layers, row.cache.layers, strict=True):
+            if hasattr(mine, "put"):
+                mine.put(slot, his, row.tokens)
+
+    def mask(self) -> torch.Tensor:
+        """Return which columns each row sees, of shape [rows, columns]; those of windows last."""
+        at = self._at.unsqueeze(1)
+        seen = self._columns <= at
+        if self._rings is None:
+            return seen.long()
+        inside = self._rings <= (at % self._chunk if self._chunk else at)
+        gap = seen.new_zeros(len(seen), self._gap)
+        return torch.cat([seen, gap, inside], dim=1).long()
+
+    def stepped(self) -> None:
+        """Do nothing: a token was written where it stays."""
+
+    def resize(self, columns: int) -> None:
+        """Make room for rows of so many tokens, in which those that are here fit."""
+        for layer in self.cache.layers:
+            if isinstance(layer, SlotLayer):
+                layer.resize(columns)
+        self._widen(columns)
+
+    def _widen(self, columns: int) -> None:
+        """Put the columns of windows behind the others in the mask, where any goes round."""
+        self._columns = torch.arange(columns, device=self._at.device)
+        self._rings: torch.Tensor | None = None
+        rings = [layer for layer in self.cache.layers if isinstance(layer, RingLayer)]
+        if len({ring.sliding_window for ring in rings}) > 1:
+            raise CannotSeat("its windows are of several widths")
+        for ring in rings:
+            ring.offset = 0
+        if not rings or rings[0].columns == columns:
+            return
+        # Chunks are counted from the first column: these must all lie in one.
+        self._gap = -columns % (self._chunk or 1)
+        for ring in rings:
+            ring.offset = columns + self._gap
+        self._rings = torch.arange(rings[0].columns, device=self._at.device)
+
+
+def _chunk(model: Any) -> int:
+    """Return how many tokens see each other where a layer cuts them into chunks, else 0."""
+    text = model.config.get_text_config(decoder=True)
+    kinds = getattr(text, "layer_types", None)
+    chunked = "chunked_attention" in kinds if kinds else not getattr(text, "sliding_window", None)
+    return int(getattr(text, "attention_chunk_size", None) or 0) if chunked else 0
+
+
+class Sources:
+    """Room for what was encoded for so many rows."""
+
+    def __init__(self, like: ReadRow, shape: PoolShape) -> None:
+        """Make room for rows like this one. Raises what an allocator raises."""
+        assert like.source is not None
+        rows = shape.rows
+        self._hidden = like.source.hidden.new_zeros(1, 1, like.source.hidden.shape[-1])
+        self._mask = like.source.mask.new_zeros(rows, 0)
+        self.cache = Cache(layers=[copy.copy(layer) for layer in like.source.cache.layers])
+        for layer in self.cache.layers:
+            for name in KEPT:
+                part = getattr(layer, name)
+                setattr(layer, name, part.new_zeros(rows, part.shape[1], 0, part.shape[-1]))
+        self._widen(shape.encoded)
+
+    def put(self, slot: int, row: ReadRow) -> None:
+        """Take over what was encoded for a row; nothing is left of who was here before."""
+        assert row.source is not None
+        tokens = row.source.mask.shape[-1]
+        if tokens > self._mask.shape[-1]:
+            self._widen(columns_for(tokens))
+        self._mask[slot] = 0
+        self._mask[slot, :tokens] = row.source.mask[0]
+        for mine, his in zip(self.cache.layers, row.source.cache.layers, strict=True):
+            for name in KEPT:
+                fill(getattr(mine, name)[slot], getattr(his, name)[0])
+
+    def given(self) -> dict[str, Any]:
+        """Return what a decoder is told of it. The states themselves are in the cache already, and
+        only as many are shown as there would be."""
+        shape = (*self._mask.shape, self._hidden.shape[-1])
+        hidden: Any = self._hidden.expand(shape)
+        return {
+            "attention_mask": self._mask,
+            "encoder_outputs": BaseModelOutput(last_hidden_state=hidden),
+        }
+
+    def _widen(self, columns: int) -> None:
+        more = columns - self._mask.shape[-1]
+        # A row that is nobody's sees one column, of zeros: of none its numbers would be none.
+        self._mask = torch.cat([self._mask, self._mask.new_zeros(len(self._mask), more)], dim=1)
+        self._mask[:, :1] = 1
+        for layer in self.cache.layers:
+            for name in KEPT:
+                setattr(layer, name, widened(getattr(layer, name), columns))
+
+
+KEPT = ("keys", "values")
+"""Names under which a layer keeps what it makes of a source."""
+
+
+class Aligned:
+    """Room for all rows of a step."""
+
+    def __init__(self, like: ReadRow, shape: PoolShape, at: torch.Tensor) -> None:
+        """Make room for rows like this one; `at` is the pool's own: the tokens that are remembered
+        of each row. Raises what an allocator raises."""
+        self._at = at
+        self.cache = Cache(layers=[_room(layer, shape.rows) for layer in like.cache.layers])
+        self.resize(shape.columns)
+
+    def put(self, slot: int, row: ReadRow) -> None:
+        """Take over what a row has read; nothing is left of who was here before."""
+        for mine, his in zip(self.cache.layers, row.cache.layers, strict=True):
+            for name, value in vars(his).items():
+                room = getattr(mine, name)
+                if _is_of_tokens(value):
+                    here = _by_token(room)[slot]
+                    here.copy_(_last(_by_token(value)[0], here.shape[-2]))
+                elif isinstance(value, dict):
+                    for index, state in value.items():
+                        if torch.is_tensor(state):
+                            room[index][slot] = state[0]
+
+    def mask(self) -> torch.Tensor:
+        """Return which columns each row sees, of shape [rows, columns]: the last ones."""
+        columns = torch.arange(self._columns, device=self._at.device)
+        return (columns >= self._columns - 1 - self._at.unsqueeze(1)).long()
+
+    def stepped(self) -> None:
+        """Let go of the oldest column, so that there are as many before every step."""
+        for layer in self.cache.layers:
+            window = getattr(layer, "sliding_window", None)
+            kept = min(self._columns, window or self._columns) - 1
+            for name, value in vars(layer).items():
+                if _is_of_tokens(value):
+                    setattr(layer, name, _as_before(_last(_by_token(value), kept), value))
+            if hasattr(layer, "cumulative_length"):
+                layer.cumulative_length = self._columns - 1
+
+    def resize(self, columns: int) -> None:
+        """Make room for rows of so many tokens, in which those that are here fit."""
+        self._columns = columns
+        self.stepped()
+
+
+def _room(layer: Any, rows: int) -> Any:
+    """Return a layer of the same kind with no token yet, of so many rows."""
+    room = copy.copy(layer)
+    for name, value in vars(layer).items():
+        if _is_of_tokens(value):
+            empty = _by_token(value)[:, ..., :0, :]
+            setattr(room, name, _as_before(empty.expand(rows, *empty.shape[1:]), value))
+        elif isinstance(value, dict):
+            setattr(room, name, rows_of(value, rows))
+    return room
+
+
+def _is_of_tokens(value: Any) -> bool:
+    """Return whether a layer keeps this of each token; other tensors are numbers of its own."""
+    return torch.is_tensor(value) and value.ndim > 2
+
+
+def _by_token(part: torch.Tensor) -> torch.Tensor:
+    """Return what is kept of tokens as [rows, ..., tokens, width]; positions are kept as
+    [..., rows, tokens]."""
+    return part if part.is_floating_point() else part.movedim(-2, 0).unsqueeze(-1)
+
+
+def _as_before(part: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    return part if like.is_floating_point() else part.squeeze(-1).movedim(0, -2)
+
+
+def _last(part: torch.Tensor, columns: int) -> torch.Tensor:
+    """Return the last columns, with zeros before them where there are not so many."""
+    more = columns - part.shape[-2]
+    if more <= 0:
+        return part[..., part.shape[-2] - columns :, :]
+    return torch.cat([part.new_zeros(*part.shape[:-2], more, part.shape[-1]), part], dim=-2)
