@@ -36,7 +36,7 @@ from stages.process.report import Report
 from stages.tune import training
 from stages.tune.adapter import add_adapter
 from stages.tune.lessons import Lesson, ended, lesson_of
-from stages.tune.order import Order
+from stages.tune.run import Order
 from stages.tune.training import Trainer, optimizer_of, rate_at
 
 

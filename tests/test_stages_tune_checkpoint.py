@@ -16,8 +16,7 @@ from stages.models.adapters.reading import ADAPTER_WEIGHTS
 from stages.process.report import Report
 from stages.tune.checkpoint import TrainingProgress, go_on, keep
 from stages.tune.job import ADAMW, ADAMW8, RECORD
-from stages.tune.order import Order
-from stages.tune.run import run
+from stages.tune.run import Order, run
 from stages.tune.training import WARMUP, differentiable, optimizer_of, rate_at
 
 RECIPE = {"rank": 4}

@@ -2,12 +2,15 @@
 frames nor the vision half."""
 
 import json
-from collections.abc import Callable
-from functools import partial
+import math
+import random
+from collections.abc import Callable, Hashable, Sequence
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from artifacts.files import sweep, write_json
 from artifacts.packs import RecordSet
@@ -20,14 +23,11 @@ from stages.process.job import job_of
 from stages.process.memory import anonymous_bytes
 from stages.process.report import Report
 from stages.tune.adapter import add_adapter, begin_with, write_adapter
-from stages.tune.board import Board
 from stages.tune.checkpoint import TrainingProgress, go_on, keep
-from stages.tune.exam import Exam
 from stages.tune.job import RECORD, SCORE, TuneItem, TuneJob
 from stages.tune.layout import layout_in
 from stages.tune.lessons import Lesson, check, end_of, ended, lesson_of
-from stages.tune.order import Order
-from stages.tune.scoring import score
+from stages.tune.scoring import losses_of, score
 from stages.tune.training import (
     Trainer,
     differentiable,
@@ -36,6 +36,111 @@ from stages.tune.training import (
     recomputing,
     without_gradients,
 )
+
+
+class Board:
+    """The curves of one training; use as a context manager. One that goes on from a checkpoint
+    draws over what came after that."""
+
+    def __init__(self, folder: str, progress: TrainingProgress) -> None:
+        """Write into a folder; an empty one means to write nothing."""
+        self._writer: Any = None
+        if folder:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._writer = SummaryWriter(folder, purge_step=progress.step + 1)
+
+    def __enter__(self) -> "Board":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._writer is not None:
+            self._writer.close()
+
+    def add(self, progress: TrainingProgress) -> None:
+        """Draw the last step."""
+        if self._writer is not None:
+            self._writer.add_scalar("loss/trained", progress.losses[-1], progress.step)
+            self._writer.add_scalar("memory/bytes", progress.memory[-1], progress.step)
+
+    def add_held_out(self, progress: TrainingProgress) -> None:
+        """Draw the loss of what is held out."""
+        if self._writer is not None and progress.held_out:
+            self._writer.add_scalar("loss/held out", progress.held_out[-1][1], progress.step)
+
+
+class Exam:
+    """What is held out of one training."""
+
+    def __init__(
+        self,
+        half: Any,
+        processor: Any,
+        lessons: Sequence[Lesson],
+        job: TuneJob,
+    ) -> None:
+        self._half = half
+        self._processor = processor
+        self._lessons = lessons
+        self._job = job
+
+    def look(
+        self, progress: TrainingProgress, trained: Sequence[nn.Parameter], report: Report
+    ) -> None:
+        """Note the loss of what is held out, and the numbers if it is the least so far."""
+        if not self._lessons:
+            return
+        asked = (self._half, self._processor, self._lessons, self._job.rows)
+        loss = without_gradients(self._half, lambda: losses_of(*asked))
+        progress.held_out.append((progress.step, loss))
+        if progress.best_step == progress.step:
+            progress.best = [value.detach().cpu().clone() for value in trained]
+        report.note(held_out_loss=loss, step=progress.step, loss=progress.losses[-1])
+
+    def score(self, progress: TrainingProgress, report: Report) -> None:
+        """Note how near the adapter comes to what is held out."""
+        if not self._lessons:
+            return
+        asked = (self._half, self._processor, self._lessons, self._job.rows)
+        most = self._job.max_new_tokens
+        found = without_gradients(self._half, lambda: score(*asked, most))
+        at = progress.best_step or progress.step
+        progress.scores.append({"step": at if progress.step else 0, **found})
+        report.note(score=found["exact"])
+
+
+WINDOW = 16
+"""Batches among whose examples those are sought that are alike."""
+
+
+class Order:
+    """The order in which so many examples are gone through, told by what each is alike in."""
+
+    def __init__(self, alike: Sequence[Hashable], batch: int, seed: int) -> None:
+        self._alike = tuple(alike)
+        self._batch = batch
+        self._seed = seed
+        self.epoch_steps = math.ceil(len(alike) / batch)
+        """Steps of an epoch; the last may be of fewer examples."""
+        self._batches = lru_cache(maxsize=1)(self._batches_of)
+
+    def of_step(self, step: int) -> list[int]:
+        """Return the places of the examples of a step; steps count from 0."""
+        epoch, at = divmod(step, self.epoch_steps)
+        return self._batches(epoch)[at]
+
+    def _batches_of(self, epoch: int) -> list[list[int]]:
+        draw = random.Random(f"{self._seed} {epoch}")
+        order = list(range(len(self._alike)))
+        draw.shuffle(order)
+        first = {kind: at for at, kind in reversed(list(enumerate(self._alike)))}
+        found, window = list[list[int]](), WINDOW * self._batch
+        for start in range(0, len(order), window):
+            some = sorted(order[start : start + window], key=lambda at: first[self._alike[at]])
+            found += [some[at : at + self._batch] for at in range(0, len(some), self._batch)]
+        draw.shuffle(found)
+        return found
+
 
 SEEDS = 1 << 20
 """Steps that draw apart from those of another seed."""
