@@ -9,9 +9,7 @@ import pytest
 import torch
 
 from artifacts.errors import UsageError
-from stages.embed_texts.line import line_of
-from stages.embed_texts.reading import TextReader
-from stages.embed_texts.run import mean_directions
+from stages.embed_texts.run import TextReader, line_of, mean_directions
 from stages.models.halves.load import load_half
 from stages.models.halves.vectors import logits, text_vectors
 from stages.models.processors.loading import load_processor

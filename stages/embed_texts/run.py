@@ -2,8 +2,8 @@
 pictures nor what the vectors are for."""
 
 import contextlib
-from collections.abc import Sequence
-from dataclasses import asdict, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -14,17 +14,100 @@ from artifacts.packs import Record, RecordSet
 from artifacts.store import open_store
 from artifacts.vectors import vector_record
 from stages.embed_texts.job import TextsItem, TextsJob
-from stages.embed_texts.line import LogitLine, line_of
-from stages.embed_texts.reading import TextReader
 from stages.memory.item_faults import ItemFault, ItemFaults
 from stages.memory.shrinking import Shrinking, pieces
-from stages.models.halves.vectors import text_vectors
+from stages.models.halves.vectors import logits, most_tokens, text_vectors
 from stages.models.loading import ModelJob, facts
 from stages.models.loading import warm as warm
 from stages.process.events import Published
 from stages.process.job import items_of, job_of
 from stages.process.live import lines_of
 from stages.process.report import Report
+
+PROBES = 6
+"""Vectors for which logits are asked."""
+EXACT, ROUNDED = 1e-5, 8.0
+"""Residual that counts as none: as a share of the largest logit, and in units of a dtype's last
+place where that is more."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LogitLine:
+    """The logit of a picture and a text is `scale * cosine + bias`."""
+
+    scale: float
+    bias: float
+
+
+def line_of(half: Any, inputs: Mapping[str, Any], vectors: torch.Tensor) -> LogitLine:
+    """Return the line of a model; `vectors` are those of the texts in `inputs`. Raises UsageError
+    for a model without one."""
+    texts = vectors.double().cpu()
+    drawn = torch.randn(PROBES, texts.shape[1], generator=torch.Generator().manual_seed(0))
+    # Part of each goes the way of a text, so that cosines of every size are among them.
+    share = torch.linspace(-1, 1, PROBES)[:, None]
+    towards = texts[torch.arange(PROBES) % len(texts)].float()
+    length = towards.norm(dim=1, keepdim=True)
+    probes = share * towards + (1 - share.abs()) * length * drawn / drawn.norm(dim=1, keepdim=True)
+    found = logits(half, inputs, probes).double().cpu()
+    given = probes.to(half.dtype).double()
+    cosines = torch.cosine_similarity(given[:, None], texts[None], dim=2).flatten()
+    table = torch.stack([cosines, torch.ones_like(cosines)], dim=1)
+    values = found.flatten()
+    fitted = torch.linalg.lstsq(table, values[:, None]).solution[:, 0]
+    residual = (table @ fitted - values).abs().max().item()
+    allowed = max(EXACT, ROUNDED * torch.finfo(half.dtype).eps) * max(
+        1.0, values.abs().max().item()
+    )
+    if not residual <= allowed:  # nor where it is no number
+        raise UsageError(
+            f"{type(half).__name__} makes its scores by another formula than a scale and a bias "
+            f"(off by {residual:.2g})",
+            hint="Choose a model of the CLIP kind: docs/embed.md lists them",
+        )
+    scale, bias = fitted.tolist()
+    return LogitLine(scale=scale, bias=bias if abs(bias) > allowed else 0.0)
+
+
+ALIKE = 0.999
+"""Least cosine of two vectors that count as those of one text."""
+TRIED = "a photo of a cat"
+
+
+class TextReader:
+    """The inputs of texts for one half."""
+
+    def __init__(self, processor: Any, half: Any) -> None:
+        self._processor = processor
+        self.most = most_tokens(processor, half)
+        """Most tokens of a text; 0: no limit is known."""
+        self.filled = self._depends_on_filling(half)
+        """Whether texts are filled up to that."""
+
+    def inputs(self, texts: Sequence[str], *, filled: bool | None = None) -> dict[str, Any]:
+        """Return what the half is given for these texts. Those that are too long are cut."""
+        filled = self.filled if filled is None else filled
+        options: dict[str, Any] = {"padding": "max_length" if filled else True}
+        if self.most:
+            options |= {"truncation": True, "max_length": self.most}
+        made = self._processor(text=list(texts), return_tensors="pt", **options)
+        return {name: value for name, value in made.items() if value is not None}
+
+    def cut(self, texts: Sequence[str]) -> list[int]:
+        """Return the places of the texts that are longer than the half reads."""
+        if not self.most:
+            return []
+        whole = self._processor.tokenizer(list(texts), truncation=False)["input_ids"]
+        return [at for at, ids in enumerate(whole) if len(ids) > self.most]
+
+    def _depends_on_filling(self, half: Any) -> bool:
+        if not self.most:
+            return False
+        bare, filled = (
+            text_vectors(half, self.inputs([TRIED], filled=each)).float() for each in (False, True)
+        )
+        return bool(torch.cosine_similarity(bare, filled).item() < ALIKE)
+
 
 STAGE = "embed_texts"
 LINE_TEXTS = 3

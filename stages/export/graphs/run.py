@@ -20,7 +20,7 @@ from artifacts.regular import open_regular
 from artifacts.schema import Half
 from artifacts.store import fault_of
 from stages.embed_texts import TEXTS_A_BATCH
-from stages.embed_texts.reading import TextReader
+from stages.embed_texts.run import TextReader
 from stages.export.compare import nearness
 from stages.export.graph_job import GRAPHS, PACKAGES, GraphJob, check_packages
 from stages.export.graphs.make import GraphsMade, make_graphs

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from artifacts.schema import Half, MediaKind
-from stages.embed_texts.reading import TextReader
+from stages.embed_texts.run import TextReader
 from stages.models.halves.features import encode
 from stages.models.halves.routes import PIXELS
 from stages.models.halves.vectors import text_vectors
