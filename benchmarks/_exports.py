@@ -24,10 +24,10 @@ from penstock_demo import CHECKPOINT
 from penstock_demo.clips import write_clips
 from penstock_demo.scoring import Truth, score_captions
 from stages.decode.choosing import make_greedy
-from stages.export.job import PACKED
+from stages.export.jobs import PACKED
+from stages.export.logit_agreement import put_rounded
 from stages.export.outline import outline_of
-from stages.export.packed_form import Packed
-from stages.export.putting import put_rounded
+from stages.export.quant_formats import Packed
 from stages.models.loading import ModelJob
 
 SAMPLES, SEED = 256, 12

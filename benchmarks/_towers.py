@@ -17,8 +17,8 @@ from artifacts.schema import Half, Route
 from benchmarks._common import Peak
 from benchmarks._tower_shapes import inputs_of
 from stages.export.compare import nearness
-from stages.export.graph_job import GraphJob
 from stages.export.graphs import run as graphs_run
+from stages.export.jobs import GraphJob
 from stages.memory.nested import tensors
 from stages.models.graphs.manifest import GraphManifest, read_manifest
 from stages.models.halves.classes import config_and_class

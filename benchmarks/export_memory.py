@@ -19,7 +19,7 @@ import torch
 
 from benchmarks._common import taken
 from flows.machine.launch import DirectLauncher, StageCall, run_to_end
-from stages.export.job import BITSANDBYTES, PACKED, ExportJob
+from stages.export.jobs import BITSANDBYTES, PACKED, ExportJob
 from stages.models.hub.checkpoint import INDEX
 from stages.models.shards.layout import TensorSpec, WeightShard, index_of, lay_out
 from stages.models.shards.writing import write_shard

@@ -18,7 +18,7 @@ from artifacts.errors import EnvironmentFault, UsageError
 from flows.cli.main import main
 from flows.options.export_asked import ExportAsked
 from penstock_demo.clips import write_clips
-from stages.export import graph_job
+from stages.export import jobs
 from stages.models.graphs.manifest import FILE, read_manifest
 from tests.support.dual_encoders import save_clip
 from tests.support.graphs import graph_job as job_of
@@ -56,7 +56,7 @@ def test_the_demo_model_captions_by_its_graphs(kind: str, clips: Path, tmp_path:
         assert main(["caption", str(clips), "--model", model, *where, *more]) == 0
         rows = read_lines(tmp_path / "said" / "captions.jsonl")
         said.append([row["caption"] for row in rows])
-    assert rows[0]["precision"]["vision"] == f"onnx-{graph_job.GRAPHS[kind]}"
+    assert rows[0]["precision"]["vision"] == f"onnx-{jobs.GRAPHS[kind]}"
     # Few bits are of what decodes; what sees is computed by its graphs all the same.
     where = ["--store", str(tmp_path / "store"), "--out", str(tmp_path / "few")]
     few = ["--vision-backend", "onnx", "--precision", "nf4", "--limit", "2"]
@@ -159,9 +159,9 @@ def test_what_no_graph_can_be_of_is_refused(tmp_path: Path) -> None:
 def test_without_the_packages_it_is_said_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(graph_job, "PACKAGES", ("onnx", "no-such-package"))
+    monkeypatch.setattr(jobs, "PACKAGES", ("onnx", "no-such-package"))
     with pytest.raises(EnvironmentFault, match="no-such-package is not installed"):
-        graph_job.check_packages()
+        jobs.check_packages()
     told = ["export", "demo", "--to", "onnx", "--out", str(tmp_path / "made")]
     assert main([*told, "--store", str(tmp_path / "store")]) == 5
     assert "pip install 'onnx" in capsys.readouterr().err
@@ -169,7 +169,7 @@ def test_without_the_packages_it_is_said_at_once(
 
 
 def test_a_graph_that_computes_otherwise_is_refused() -> None:
-    from stages.export.graphs.agreeing import check_agreement, difference
+    from stages.export.graphs.make import check_agreement, difference
 
     wanted, found = {"image": torch.ones(2, 3)}, {"image": torch.ones(2, 3) * 1.01}
     assert difference(wanted, found) == pytest.approx(0.01, rel=1e-3)

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from stages.export import calibrating
-from stages.export.calibrating import APART, OUTSIDE, UNSEEN, calibrate
+from stages.export import calibrate as calibration
+from stages.export.calibrate import APART, OUTSIDE, UNSEEN, calibrate
 from stages.models.halves.classes import config_and_class, skeleton_of
 from stages.models.halves.load import load_half
 from stages.models.halves.offload import outermost_layers
@@ -227,6 +227,6 @@ def test_an_error_of_a_call_is_raised_and_leaves_no_hook() -> None:
 def test_many_tokens_are_summed_up_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     model, layers, calls, wanted = small()
     whole = taken_of(model, layers, calls, wanted)
-    monkeypatch.setattr(calibrating, "ROWS", 2)
+    monkeypatch.setattr(calibration, "ROWS", 2)
     pieces = taken_of(model, layers, calls, wanted)
     torch.testing.assert_close(pieces.hessians["layers.1.q"], whole.hessians["layers.1.q"])

@@ -13,7 +13,7 @@ from compressed_tensors.quantization import QuantizationConfig, QuantizationSche
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from stages.export.compressed import pack, quantization_config, specs, tensors, unpack
+from stages.export.quant_formats import pack, quantization_config, specs, tensors, unpack
 from stages.export.rounding import Rounded, round_to_nearest, suits, unrounded
 from stages.models.halves.classes import config_and_class, skeleton_of
 from stages.models.precision.quantize import quantizable

@@ -15,7 +15,7 @@ from transformers.pytorch_utils import Conv1D
 
 from artifacts.errors import UsageError
 from penstock_demo import CHECKPOINT
-from stages.export.targets import _turned
+from stages.export.merge import _turned
 from stages.models.adapters.reading import read_adapter
 from stages.models.shards.writing import write_shard
 from tests.support.adapters import (

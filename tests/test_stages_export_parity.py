@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from stages.export.compare import nearness
-from stages.export.judge import Agreement
+from stages.export.logit_agreement import Agreement
 from stages.export.parity import DIGITS, KEPT, judged, of_each
 
 

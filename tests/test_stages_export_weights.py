@@ -13,11 +13,10 @@ from bitsandbytes import functional
 
 from artifacts.errors import UsageError
 from penstock_demo import CHECKPOINT
-from stages.export.bitsandbytes_forms import Int8, Nf4
-from stages.export.job import ExportJob
+from stages.export.jobs import ExportJob
 from stages.export.outline import outline_of
-from stages.export.run import run
-from stages.export.weights import write_file
+from stages.export.quant_formats import Int8, Nf4
+from stages.export.write import run, write_file
 from stages.models.halves.classes import config_and_class, skeleton_of
 from stages.models.halves.load import load_half
 from stages.models.hub.checkpoint import INDEX
@@ -108,7 +107,7 @@ def test_what_was_ended_goes_on_and_becomes_the_same(
         write_file(folder, file, *rest)
         written.append(file.name)
 
-    monkeypatch.setattr("stages.export.run.write_file", failing)
+    monkeypatch.setattr("stages.export.write.write_file", failing)
     while not (tmp_path / "made" / "config.json").exists():
         with contextlib.suppress(KeyboardInterrupt):
             exported(CHECKPOINT, tmp_path / "made", "nf4")
@@ -129,7 +128,7 @@ def test_what_cannot_be_exported_is_said_in_one_line(tmp_path: Path) -> None:
 def test_a_weight_may_go_in_pieces(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype) -> None:
     weight = torch.randn(96, 160, generator=torch.Generator().manual_seed(3)).to(dtype)
     whole = {form: form.tensors("x.weight", weight) for form in (Nf4(), Int8())}
-    monkeypatch.setattr("stages.export.bitsandbytes_forms.PIECE", 640)
+    monkeypatch.setattr("stages.export.quant_formats.PIECE", 640)
     packed, state = functional.quantize_4bit(
         weight, blocksize=64, compress_statistics=True, quant_type="nf4"
     )

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from artifacts.errors import EnvironmentFault, UsageError
-from stages.export.graphs.saving import quantize_graph
+from stages.export.graphs.make import quantize_graph
 from stages.models.graphs.graph_inputs import GraphInputs
 from stages.models.graphs.manifest import FILE, Graph, GraphManifest, read_manifest
 from stages.models.graphs.packed import index_of, pack, packed_attention

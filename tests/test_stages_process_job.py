@@ -15,9 +15,7 @@ from stages.decode.generation import Generation
 from stages.decode.job import DecodeItem, DecodeJob
 from stages.embed_texts.job import TextsItem
 from stages.encode.job import EncodeJob
-from stages.export.graph_job import TimingJob
-from stages.export.judge_job import CaptionedItem
-from stages.export.merge_job import MergeJob
+from stages.export.jobs import CaptionedItem, MergeJob, TimingJob
 from stages.frames.job import FramesItem, FramesJob
 from stages.models.encoding.job import EncodeItem
 from stages.models.half_job import HalfJob

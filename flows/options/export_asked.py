@@ -5,8 +5,7 @@ from pathlib import Path
 
 from artifacts.errors import UsageError
 from artifacts.schema import Part, Route
-from stages.export.graph_job import GRAPHS
-from stages.export.job import GROUPS, KINDS, PACKED
+from stages.export.jobs import GRAPHS, GROUPS, KINDS, PACKED
 
 HALVES: dict[str, tuple[Part, ...]] = {
     "vision": ("vision",),

@@ -18,7 +18,7 @@ from flows.options.model import (
     ModelOptions,
     StoreOptions,
 )
-from stages.export.job import GROUPS, KINDS, PACKED
+from stages.export.jobs import GROUPS, KINDS, PACKED
 
 JUDGEMENT = "calibration and judgement"
 AT_ONCE = 8

@@ -11,7 +11,7 @@ from flows.machine.budget import budget_for
 from flows.machine.launch import Launcher, StageCall, run_to_end
 from flows.options.commands import RunOptions
 from flows.options.model import TORCH
-from stages.export.graph_job import TimingJob
+from stages.export.jobs import TimingJob
 from stages.models.graphs.providers import ONNX
 from stages.models.half_job import HalfJob
 from stages.process.job import told_of

@@ -10,10 +10,15 @@ from flows.job.prepare import Job
 from flows.options.export_asked import ExportAsked
 from flows.planning.costs.export import HESSIAN_BYTES
 from flows.running.samples import Captioned
-from stages.export.calibrate_job import CalibrateJob
-from stages.export.graph_job import GRAPHS, GraphJob, check_packages
-from stages.export.job import PACKED, ExportJob
-from stages.export.judge_job import JudgeJob
+from stages.export.jobs import (
+    GRAPHS,
+    PACKED,
+    CalibrateJob,
+    ExportJob,
+    GraphJob,
+    JudgeJob,
+    check_packages,
+)
 from stages.process.device import device_name
 
 EXPECTED = "expected"

@@ -14,7 +14,7 @@ from flows.machine.launch import StageCall, run_to_end
 from flows.options.commands import RunOptions
 from flows.options.export_asked import ExportAsked
 from flows.running.run import LauncherMaker
-from stages.export.merge_job import MergeJob
+from stages.export.jobs import MergeJob
 from stages.models.adapters.reading import LoraAdapter, read_adapter
 from stages.process.events import Event, Noted
 from stages.process.job import told_of

@@ -11,8 +11,7 @@ from artifacts.words import counted
 from flows.job.prepare import Job
 from flows.ledger.tasks import Medium, Task
 from flows.options.export_config import ExportConfig
-from stages.export.feature_job import FeaturesJob
-from stages.export.judge_job import CaptionedItem
+from stages.export.jobs import CaptionedItem, FeaturesJob
 
 DEMO_SEED = 0
 

@@ -1,10 +1,6 @@
 """Writes checkpoints in few bits or with graphs, and judges them beside what they were made of."""
 
-from stages.export.calibrate_job import CalibrateJob
-from stages.export.feature_job import FeaturesJob
-from stages.export.graph_job import GraphJob
-from stages.export.job import ExportJob
-from stages.export.judge_job import JudgeJob
+from stages.export.jobs import CalibrateJob, ExportJob, FeaturesJob, GraphJob, JudgeJob
 from stages.process.stage import Stage
 
 STAGE = Stage(
@@ -14,7 +10,7 @@ STAGE = Stage(
     job=ExportJob,
     of_media=False,
     output_version=1,
-    entry="stages.export.run:run",
+    entry="stages.export.write:run",
     verb="exporting",
 )
 TRACE = Stage(
@@ -56,6 +52,6 @@ JUDGE = Stage(
     job=JudgeJob,
     of_media=False,
     output_version=1,
-    entry="stages.export.judge:run",
+    entry="stages.export.logit_agreement:run",
     verb="judging",
 )

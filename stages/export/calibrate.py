@@ -1,12 +1,17 @@
 """Rounds the weights of a language half by what they do to real chunks: features that are in the
 store, and the captions of them. It needs neither vision half nor pictures."""
 
-from dataclasses import replace
+import contextlib
+import weakref
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
+from torch import nn
 
 from artifacts.errors import CannotFit
 from artifacts.packs import RecordSet
@@ -15,19 +20,226 @@ from artifacts.store import open_store
 from stages.decode.choosing import make_greedy
 from stages.decode.stored import read_features
 from stages.decode.teaching import caption_of, expected
-from stages.export.calibrate_job import CalibrateJob
-from stages.export.calibrating import calibrate
 from stages.export.gptq import NoInverse, gptq
-from stages.export.judge_job import CaptionedItem
+from stages.export.jobs import CalibrateJob, CaptionedItem
 from stages.export.outline import outline_of
-from stages.export.packed_form import Packed
+from stages.export.quant_formats import Packed
 from stages.models.halves.classes import config_and_class, skeleton_of
 from stages.models.halves.offload import placement, waiting
 from stages.models.loading import ModelJob, facts
 from stages.models.loading import warm as warm_model
 from stages.models.streaming.load import streamed_layers
+from stages.models.streaming.turnstile import Keeper, Turnstile
 from stages.process.job import job_of
 from stages.process.report import Report
+
+OUTSIDE = "outside the layers"
+UNSEEN = "no sample reached it"
+APART = "its inputs are not in every sample those of the linear they were shared with"
+ROWS = 2048
+"""Tokens that are summed up at once: their copy in float32 is bounded, too."""
+
+
+class Take(Protocol):
+    """The one that rounds weights."""
+
+    def __call__(
+        self, path: str, weight: torch.Tensor, hessian: torch.Tensor | None, reason: str
+    ) -> None:
+        """Take the weight of one linear, which is there until this returns, and its Hessian. It is
+        None for a reason that can be told to people; otherwise the reason is empty."""
+
+
+def calibrate(
+    half: Any,
+    layers: Sequence[tuple[str, nn.Module]],
+    calls: Sequence[Callable[[], object]],
+    wanted: Collection[str],
+    most_bytes: int,
+    take: Take,
+    done: Collection[str] = (),
+) -> None:
+    """Have `take` take each wanted linear of a half once, with its Hessian if there is one.
+
+    `layers` are paths and modules of the half's layers, and `wanted` paths of linears, of which
+    those in `done` are passed over. Each of the `calls` runs the half over one sample, without
+    padding, which would be summed up as well. Linears of one layer come together, in the order of
+    its modules, as soon as all calls have passed it; a layer that calls pass more than once is
+    handed out after the first time. After them come, without a Hessian, those in layers that no
+    call passed, and those in no layer whose weights are there. When nothing is wanted of the layers
+    that remain, a call is ended there. The hidden states of all calls are held at once.
+
+    Hessians of a layer that would take more than `most_bytes` together are not made: those of the
+    linears that are reached last.
+    """
+    todo = {path for path in wanted if path not in done}
+    streamed = streamed_layers(half)
+    modules = dict(layers)
+    keeper: Keeper = _AllThere()
+    if streamed is None:
+        paths = tuple(modules)
+        turnstile = Turnstile(list(modules.values()), keeper)
+    else:
+        paths, keeper, turnstile = streamed.paths, streamed.slabs, streamed.turnstile
+        assert set(paths) == modules.keys()
+    linears = [_within(path, modules[path], todo) for path in paths]
+    handing = _Handing(linears, most_bytes, take)
+    if handing.left():
+        with handing.watching([modules[path] for path in paths]):
+            turnstile.cross([partial(_as_far_as_wanted, call) for call in calls], handing.passed)
+    for number in handing.left():
+        keeper.bring(number)
+        try:
+            handing.hand_out(number)
+        finally:
+            keeper.take_away(number)
+    for path, linear in _outside(half, todo.difference(*linears)):
+        take(path, linear.weight, None, OUTSIDE)
+
+
+class _AllThere:
+    """The keeper of a half whose layers are all there."""
+
+    def expect(self, layer: int) -> None:
+        pass
+
+    def bring(self, layer: int) -> None:
+        pass
+
+    def take_away(self, layer: int) -> None:
+        pass
+
+
+class _Enough(Exception):
+    """The sign that nothing more is wanted of a call."""
+
+
+def _as_far_as_wanted(call: Callable[[], object]) -> None:
+    with contextlib.suppress(_Enough):
+        call()
+
+
+@dataclass(eq=False, slots=True)
+class _Sum:
+    """What one linear was given, and others with it."""
+
+    owner: str
+    """Path of the linear."""
+    hessian: torch.Tensor | None
+    reason: str = ""
+    """Why there is none."""
+    calls: int = 0
+    tokens: int = 0
+
+    def add(self, given: torch.Tensor) -> None:
+        """Add what the linear is given by one call [..., columns]."""
+        rows = given.reshape(-1, given.shape[-1])
+        self.calls += 1
+        self.tokens += len(rows)
+        if self.hessian is not None:
+            for some in rows.split(ROWS):
+                values = some.float()
+                self.hessian.addmm_(values.t(), values)
+
+
+class _Handing:
+    """The Hessians of the layer that is crossed, and the layers that are still to be handed out."""
+
+    def __init__(
+        self, linears: Sequence[dict[str, nn.Linear]], most_bytes: int, take: Take
+    ) -> None:
+        self._linears = linears
+        self._most_bytes = most_bytes
+        self._take = take
+        self._open = {number for number, found in enumerate(linears) if found}
+        self._sums: dict[str, _Sum] = {}
+        """Path of a linear → its sum."""
+        self._calls = Counter[str]()
+        """Path of a linear → calls that gave it what is in its sum."""
+        self._given: list[tuple[weakref.ref[torch.Tensor], _Sum]] = []
+        """What linears were given that is still there, and the sums that have it."""
+
+    @contextlib.contextmanager
+    def watching(self, layers: Sequence[nn.Module]) -> Iterator[None]:
+        """Have the wanted linears tell within this block what they are given. Calls end after the
+        last layer with such: what follows, such as the output head, may take more than all."""
+        with contextlib.ExitStack() as hooks:
+            for number, layer in enumerate(layers):
+                leave = partial(self._leave, number)
+                hooks.callback(layer.register_forward_hook(leave).remove)
+            for number, found in enumerate(self._linears):
+                for path, linear in found.items():
+                    see = partial(self._see, number, path)
+                    hooks.callback(linear.register_forward_pre_hook(see, with_kwargs=True).remove)
+            yield
+
+    def passed(self, number: int) -> None:
+        """Hand out the linears of a layer that all calls have passed."""
+        if number in self._open:
+            self.hand_out(number)
+
+    def hand_out(self, number: int) -> None:
+        """Hand out the linears of a layer, and drop their Hessians."""
+        for path, linear in self._linears[number].items():
+            found = self._sums.pop(path, None)
+            hessian, reason = (None, UNSEEN)
+            if found is not None and found.tokens:
+                agreed = self._calls[path] == found.calls
+                hessian, reason = (found.hessian, found.reason) if agreed else (None, APART)
+            self._take(path, linear.weight, hessian, reason)
+        self._open.discard(number)
+
+    def left(self) -> list[int]:
+        """Return the numbers of the layers that were not handed out."""
+        return sorted(self._open)
+
+    def _leave(self, number: int, *_: object) -> None:
+        """End a call that has passed the last layer of which something is wanted."""
+        if self._open <= {number}:
+            raise _Enough
+
+    def _see(
+        self, number: int, path: str, linear: nn.Module, args: Any, kwargs: dict[str, Any]
+    ) -> None:
+        """Sum up what a linear is given. Linears that are given one tensor have one sum, to which
+        the first of them adds."""
+        if number not in self._open:
+            return
+        given: torch.Tensor = args[0] if args else kwargs["input"]
+        self._given = [entry for entry in self._given if entry[0]() is not None]
+        same = next((found for ref, found in self._given if ref() is given), None)
+        own = self._sums.get(path)
+        if own is None:
+            own = self._sums[path] = same or self._new(path, given)
+        if own.owner == path:
+            own.add(given)
+            self._given.append((weakref.ref(given), own))
+        if own.owner == path or own is same:
+            self._calls[path] += 1
+
+    def _new(self, path: str, given: torch.Tensor) -> _Sum:
+        """Return a sum with an empty Hessian, or without one where there is no room for it."""
+        columns = given.shape[-1]
+        held = {id(s): s.hessian.nbytes for s in self._sums.values() if s.hessian is not None}
+        size = columns * columns * torch.float32.itemsize
+        if sum(held.values()) + size > self._most_bytes:
+            return _Sum(path, None, f"there is no room for its Hessian of {size / 1e6:,.1f} MB")
+        # Those who are given it may go on computing with it wherever they like.
+        with torch.inference_mode(False):
+            return _Sum(path, torch.zeros(columns, columns, device=given.device))
+
+
+def _within(path: str, layer: nn.Module, todo: Collection[str]) -> dict[str, nn.Linear]:
+    """Return path → linear of those that are wanted of a layer, in the order of its modules."""
+    named = ((f"{path}.{name}".rstrip("."), module) for name, module in layer.named_modules())
+    return {p: module for p, module in named if p in todo and isinstance(module, nn.Linear)}
+
+
+def _outside(half: nn.Module, todo: Collection[str]) -> Iterator[tuple[str, nn.Linear]]:
+    """Yield path and linear of those that are wanted and have weights."""
+    for path, module in half.named_modules():
+        if path in todo and isinstance(module, nn.Linear) and not module.weight.is_meta:
+            yield path, module
 
 
 def warm(told: dict[str, Any]) -> None:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import torch
 
-from stages.export.job import GROUPS, PACKED
+from stages.export.jobs import GROUPS, PACKED
 
 BITS = tuple(PACKED.values())
 STEPS = 16

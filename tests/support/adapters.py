@@ -10,8 +10,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from penstock_demo import CHECKPOINT
+from stages.export.jobs import MergeJob
 from stages.export.merge import run
-from stages.export.merge_job import MergeJob
 from stages.models.halves.classes import config_and_class
 from stages.models.profile import ModelProfile
 from stages.process.job import told_of

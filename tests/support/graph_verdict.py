@@ -11,8 +11,7 @@ import torch
 
 from artifacts.errors import PenstockError
 from artifacts.schema import Half
-from stages.export.graphs.agreeing import FURTHEST, difference
-from stages.export.graphs.make import GraphsMade, make_graphs
+from stages.export.graphs.make import FURTHEST, GraphsMade, difference, make_graphs
 from stages.export.graphs.samples import Trial
 from stages.models.halves.features import encode
 from stages.models.halves.load import load_half

@@ -1,30 +1,191 @@
 """Makes the graphs of one half: finds its towers, traces each way in which they are called, and
 tries the graphs in their place."""
 
+import contextlib
+import io
+import logging
 import shutil
-from collections.abc import Sequence
+import sys
+import warnings
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
 from artifacts.errors import PenstockError, UsageError
 from artifacts.schema import Half
-from stages.export.graphs.agreeing import KEPT, check_agreement, difference
+from artifacts.tensors import name_tensors
 from stages.export.graphs.samples import Trial
-from stages.export.graphs.saving import quantize_graph, save_graph
-from stages.export.graphs.tracing import Traced, Varying, trace
+from stages.memory.nested import tensors
 from stages.models.graphs.graph_inputs import GraphInputs, graph_inputs, is_packed
 from stages.models.graphs.manifest import Graph, GraphTower
+from stages.models.graphs.packed import packing
 from stages.models.graphs.providers import CPU, Provider
 from stages.models.graphs.session import GraphSession
 from stages.models.graphs.stand_in import TowerStandIn, fits
-from stages.models.graphs.tower_calls import TowerCall, tower_calls
+from stages.models.graphs.tower_calls import TowerCall, copied, tower_calls
 from stages.models.halves.absent import Absent, NeedsWeights
 from stages.process.exit_diagnosis import out_of_memory
+
+FURTHEST = {"fp32": 1e-3, "fp16": 5e-2}
+"""What a graph computes in → by how much it may differ from its tower, in parts of the largest
+number. In 8 bit real pictures tell, and noise does not: only what is no number is refused."""
+
+KEPT = "Keep this model's vision half in torch: its classes cannot be exported"
+
+
+def difference(wanted: Any, found: Any) -> float:
+    """Return by how much one half's features differ from another's, at the most, in parts of the
+    largest number; infinite where they are of other shapes or no numbers."""
+    first, second = list(_of(wanted)), list(_of(found))
+    if [one.shape for one in first] != [one.shape for one in second]:
+        return float("inf")
+    pairs = zip(first, second, strict=True)
+    apart = [float((a - b).abs().max() / (a.abs().max() + 1e-9)) for a, b in pairs if a.numel()]
+    worst = max(apart, default=0.0)
+    return worst if worst == worst else float("inf")
+
+
+def check_agreement(precision: str, tried: str, apart: float, path: str) -> None:
+    """Raise UsageError where graphs make something else than the towers do."""
+    if apart > FURTHEST.get(precision, sys.float_info.max):
+        raise UsageError(
+            f"the graph of {path} does not compute what the model does: {apart:.2g} apart, with "
+            f"{tried}",
+            hint=KEPT,
+        )
+
+
+def _of(made: Any) -> Iterator[torch.Tensor]:
+    values = dict(made) if isinstance(made, dict) else made
+    yield from (value.detach().double().cpu() for value in tensors(values))
+
+
+PRODUCTS = ("MatMul", "Gemm")
+"""Operators whose weights are put into 8 bit."""
+IN_8_BIT = ("MatMulInteger", "DynamicQuantizeMatMul", "QGemm")
+"""Operators that they become."""
+
+
+def save_graph(program: Any, path: Path) -> None:
+    """Write a graph, its numbers in a file beside it, which ONNX Runtime maps."""
+    import onnx_ir
+
+    for graph in program.graphs():
+        for node in graph:
+            # Stacks of calls, with paths of the machine that it was traced on.
+            node.metadata_props.clear()
+            node.doc_string = None
+    program.producer_version = None
+    onnx_ir.save(program, str(path), external_data=f"{path.name}.data")
+
+
+def quantize_graph(path: Path, out: Path) -> int:
+    """Write a graph again with the weights of its products in 8 bit, a scale a column, and return
+    how many those are. What they are multiplied by is rounded while it computes. Raises UsageError
+    where there are none: nothing else would say so."""
+    import onnx
+    from onnxruntime.quantization import quantize_dynamic
+
+    graph = onnx.load(str(path))
+    # The exporter describes constants twice, and the quantizer takes the second for a product.
+    known = {constant.name for constant in graph.graph.initializer}
+    kept = [value for value in graph.graph.value_info if value.name not in known]
+    del graph.graph.value_info[:]
+    graph.graph.value_info.extend(kept)
+    quantize_dynamic(
+        graph,
+        str(out),
+        op_types_to_quantize=list(PRODUCTS),
+        per_channel=True,
+        extra_options={"MatMulConstBOnly": True},
+        use_external_data_format=True,
+    )
+    made = onnx.load(str(out), load_external_data=False)
+    count = sum(node.op_type in IN_8_BIT for node in made.graph.node)
+    if not count:
+        raise UsageError(
+            f"no product of {path.stem} could be put into 8 bit",
+            hint="Export it with --to onnx or onnx-fp16",
+        )
+    return count
+
+
+OPSET = 20
+"""Version of ONNX's operators that a graph is in."""
+
+Varying = Mapping[str, Collection[int]]
+"""Name of a tensor → its axes of which graphs take any length."""
+
+
+class Traced(NamedTuple):
+    """A graph, and what is needed to use it in a tower's stead."""
+
+    program: Any
+    """The graph, an `onnx_ir.Model`."""
+    call: GraphInputs
+    """What it was traced with."""
+    output: dict[str, Any]
+    """What the tower gives back, with the name of each tensor at its place."""
+    names: tuple[str, ...]
+    """Those names, in the order of the graph's outputs."""
+
+
+def trace(tower: Any, given: Mapping[str, Any], packed: bool, varying: Varying) -> Traced:
+    """Return the graph of a call of a tower, for any length of the axes that vary. Raises what
+    torch and transformers raise at what they cannot make a graph of."""
+    from transformers.exporters.configs import OnnxConfig
+    from transformers.exporters.exporter_onnx import OnnxExporter
+
+    sample = {name: copied(value) for name, value in given.items() if value is not None}
+    with torch.no_grad():
+        output, named = name_tensors(tower(**copied(sample)))
+    call = graph_inputs(tower, copied(sample), packed)
+    config = OnnxConfig(dynamic=True, opset_version=OPSET)
+    attending = packing(tower) if packed else contextlib.nullcontext()
+    with _quiet(), attending, _of_any_length(varying):
+        exported = OnnxExporter().export(tower, sample, config)
+    return Traced(exported.program, call, output, tuple(named))
+
+
+@contextlib.contextmanager
+def _of_any_length(varying: Varying) -> Iterator[None]:
+    """Have transformers' exporter take these axes alone for ones of any length, while inside. It
+    takes all, and what is known of none takes minutes to reckon with."""
+    from transformers.exporters import exporter_dynamo
+    from transformers.exporters.utils import patch_attribute
+
+    def lengths(value: Any, name: str) -> Any:
+        if isinstance(value, torch.Tensor):
+            return dict.fromkeys(varying.get(name, ()), torch.export.Dim.AUTO) or None
+        if isinstance(value, list | tuple):
+            return type(value)(lengths(part, f"{name}.{at}") for at, part in enumerate(value))
+        if isinstance(value, Mapping):
+            return {key: lengths(part, f"{name}.{key}") for key, part in value.items()}
+        return None
+
+    def shapes(inputs: Mapping[str, Any]) -> dict[str, Any]:
+        return {name: lengths(value, name) for name, value in inputs.items()}
+
+    with patch_attribute(exporter_dynamo, "get_auto_dynamic_shapes", lambda _: shapes):
+        yield
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Have the exporters say nothing: they tell of each axis, each symbol and each step."""
+    before = logging.root.manager.disable
+    logging.disable(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
 
 
 @dataclass(slots=True)

@@ -22,9 +22,9 @@ from artifacts.store import fault_of
 from stages.embed_texts import TEXTS_A_BATCH
 from stages.embed_texts.run import TextReader
 from stages.export.compare import nearness
-from stages.export.graph_job import GRAPHS, PACKAGES, GraphJob, check_packages
 from stages.export.graphs.make import GraphsMade, make_graphs
 from stages.export.graphs.samples import texts_of, trials
+from stages.export.jobs import GRAPHS, PACKAGES, GraphJob, check_packages
 from stages.models.graphs import FOLDER
 from stages.models.graphs.manifest import FILE, GraphManifest, HalfGraphs, read_manifest
 from stages.models.halves.load import load_half

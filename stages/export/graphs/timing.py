@@ -5,8 +5,8 @@ from dataclasses import replace
 from itertools import chain, repeat
 from typing import Any
 
-from stages.export.graph_job import TimingJob
 from stages.export.graphs.samples import trials
+from stages.export.jobs import TimingJob
 from stages.models.loading import ModelJob
 from stages.process.deferred_imports import import_transformers
 from stages.process.job import job_of

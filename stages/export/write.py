@@ -1,24 +1,102 @@
 """Writes one checkpoint in few bits: tensor by tensor, file by file, without a model in memory."""
 
 import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+from safetensors import safe_open
+
 from artifacts.errors import EnvironmentFault, ModelChanged
 from artifacts.model_files import ModelFiles
-from stages.export.bitsandbytes_forms import Int8, Nf4
-from stages.export.forms import WeightForm
-from stages.export.job import PACKED, ExportJob
-from stages.export.outline import Outline, outline_of
-from stages.export.packed_form import Packed
-from stages.export.weights import files_of, is_made, made_shards, write_file
+from stages.export.jobs import PACKED, ExportJob
+from stages.export.outline import Outline, StoredTensor, outline_of
+from stages.export.quant_formats import Int8, Nf4, Packed, WeightForm, specs_of
 from stages.models.halves.classes import config_and_class
 from stages.models.hub.checkpoint import CONFIG, SMALL, json_bytes, small_files
+from stages.models.hub.headers import read_places
 from stages.models.published import with_way
-from stages.models.shards.writing import GO_ON, check_room, claimed, write_rest
+from stages.models.shards import SHARD_BYTES
+from stages.models.shards.layout import TensorSpec, WeightShard, lay_out
+from stages.models.shards.writing import (
+    GO_ON,
+    check_room,
+    claimed,
+    in_pieces,
+    write_rest,
+    write_shard,
+)
 from stages.process.deferred_imports import import_transformers
 from stages.process.job import job_of
 from stages.process.report import Report
+
+
+def files_of(
+    outline: Outline, form: WeightForm, shard_bytes: int = SHARD_BYTES
+) -> list[WeightShard]:
+    """Return the files to be written, each with the tensors that go into it, of about the bytes
+    that these will take."""
+    return lay_out((_about(tensor, form) for tensor in outline.tensors), shard_bytes)
+
+
+def _about(tensor: StoredTensor, form: WeightForm) -> TensorSpec:
+    size = form.size(tensor.shape, tensor.dtype) if tensor.module else tensor.size
+    return TensorSpec(tensor.name, torch.uint8, (size,))
+
+
+def is_made(folder: Path, file: WeightShard, outline: Outline, form: WeightForm) -> bool:
+    """Tell whether a file is there, whole and with all its tensors."""
+    wanted = {tensor.name: tensor for tensor in outline.tensors}
+    names: set[str] = set()
+    for spec in file.tensors:
+        names.update(form.names(spec.name) if wanted[spec.name].module else [spec.name])
+    try:
+        return (folder / file.name).exists() and set(read_places(folder / file.name)) == names
+    except EnvironmentFault:
+        return False
+
+
+def write_file(
+    folder: Path,
+    file: WeightShard,
+    outline: Outline,
+    form: WeightForm,
+    confirm: Callable[[], object] = bool,
+) -> None:
+    """Make one file, which appears if `confirm` raises nothing. Raises EnvironmentFault."""
+    stored = {tensor.name: tensor for tensor in outline.tensors}
+    made: dict[str, torch.Tensor] = {}
+    for spec in file.tensors:
+        tensor = stored[spec.name]
+        weight = read_tensor(tensor)
+        if not tensor.module:
+            made[spec.name] = weight
+            continue
+        made.update(form.tensors(spec.name, weight.mT.contiguous() if tensor.turned else weight))
+    widest_first = sorted(specs_of(made), key=lambda found: -found.dtype.itemsize)
+    exact = WeightShard(name=file.name, tensors=tuple(widest_first))
+    write_shard(folder, exact, lambda found: in_pieces(made[found.name]), confirm)
+
+
+def read_tensor(tensor: StoredTensor) -> torch.Tensor:
+    """Return a tensor in the type that it is loaded in."""
+    # Not mapped: a map to be written to counts against a limit, however little is read.
+    with safe_open(tensor.file, "pt", backend="pread") as file:
+        found: torch.Tensor = file.get_tensor(tensor.name)
+    return found.to(tensor.dtype)
+
+
+def made_shards(folder: Path, files: Sequence[WeightShard]) -> list[WeightShard]:
+    """Return the files as they were written, by their headers."""
+    return [_as_written(folder / file.name) for file in files]
+
+
+def _as_written(path: Path) -> WeightShard:
+    places = read_places(path)
+    specs = (TensorSpec(name, torch.uint8, (p.end - p.start,)) for name, p in places.items())
+    return WeightShard(name=path.name, tensors=tuple(specs))
+
 
 MORE_ROOM = "Free some space, or give a folder on a larger disk"
 
