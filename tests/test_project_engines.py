@@ -29,7 +29,6 @@ NAMING_THE_LIBRARY = {
     "flows/machine/versions.py",
     "stages/export/graphs/run.py",
     "stages/process/deferred_imports.py",
-    "stages/process/import_structure.py",
 }
 """Files in which `transformers` is the package."""
 NAMED = {"engine", "engines", "speakers"}

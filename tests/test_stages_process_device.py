@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 
 from artifacts.errors import EnvironmentFault, OutOfMemory, StageDied
-from stages.process import baseline, budget, device_limit
-from stages.process.baseline import given_back
+from stages.process import budget, device_limit, stage_process
 from stages.process.device import (
     device_capability,
     device_free_bytes,
@@ -26,6 +25,7 @@ from stages.process.environment import child_environment
 from stages.process.events import Broken
 from stages.process.exit_diagnosis import Ending, fault_of_stage, out_of_memory
 from stages.process.lock import lock_path
+from stages.process.stage_process import given_back
 from tests.support import gpus
 from tests.support.fake_gpu.state import Machine
 
@@ -169,7 +169,7 @@ def test_a_driver_out_of_order_is_no_missing_driver(seen: Seen) -> None:
 
 @pytest.fixture(autouse=True)
 def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(baseline, "SECONDS", 0.0)
+    monkeypatch.setattr(stage_process, "SECONDS", 0.0)
 
 
 def test_what_does_not_come_back_is_told_with_who_holds_it(seen: Seen) -> None:

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from artifacts.user_folders import user_cache
+from stages.process.deferred_imports import Structure, kept
 from stages.process.gc_freeze import gc_frozen
-from stages.process.import_structure import Structure, kept
 
 MADE: Structure = {frozenset({"torch"}): {"one.modeling_one": {"One", "Two"}}}
 OTHER = '{"format": 1, "state": "STATE", "digest": "", "structure": [["torch", {"one": ["Two"]}]]}'

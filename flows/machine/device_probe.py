@@ -25,8 +25,8 @@ from stages.process.device import (
     device_uuid,
     driver_version,
 )
-from stages.process.device_words import device_advice
 from stages.process.environment import ALLOCATOR, ALLOCATOR_OLD, NOT_EXPANDABLE
+from stages.process.exit_diagnosis import device_advice
 from stages.process.lock import lock_path, try_hold
 from stages.process.nvml import TO_THE_CPU
 

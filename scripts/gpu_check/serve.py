@@ -16,7 +16,7 @@ from scripts.gpu_check.runs import PENSTOCK, command, environment, good_run
 from scripts.gpu_check.serving import LOOK_SECONDS, Served, served
 from scripts.gpu_check.setting import DEMO, SAMPLES, Setting
 from scripts.gpu_check.whole import AS_ON_CPU, ON_DEVICE, WAITING, alike
-from stages.process import baseline
+from stages.process import stage_process
 from stages.process.device import device_holders, device_used_bytes
 
 LABELS = "red circle,blue square,green triangle,purple cross"
@@ -46,10 +46,10 @@ def beside_commands(setting: Setting) -> Iterator[Row]:
         yield alike("captions, server beside command", said, captions, AS_ON_CPU)
         yield alike("labels, server beside command", seen, labels, AS_ON_CPU)
         yield from _lock(setting, server)
-        left = baseline.given_back(setting.device, used, peak=0)[0] - used
+        left = stage_process.given_back(setting.device, used, peak=0)[0] - used
         others = set(device_holders(setting.device)) - before
         found = f"{len(others)} processes, {mib(max(0, left))} more in use"
-        good = not (others or server.here()) and left <= baseline.SLACK_BYTES
+        good = not (others or server.here()) and left <= stage_process.SLACK_BYTES
         yield row(f"device after --idle {IDLE_MINUTES}", "no process", found, good)
         again = server.told("/v1/caption?prompt=again", _clips()[0].read_bytes())["captions"]
         yield row("asked after that", "answered", f"{len(again)} captions", bool(again))

@@ -10,7 +10,7 @@ from flows.results.status import stages_of
 from scripts.gpu_check.rows import Row, mib, one_line, row
 from scripts.gpu_check.runs import PENSTOCK, command, environment, good_run, run
 from scripts.gpu_check.setting import Setting
-from stages.process import baseline
+from stages.process import stage_process
 from stages.process.device import device_holders, device_used_bytes
 
 ON_DEVICE = ("encode", "decode")
@@ -52,8 +52,8 @@ def baselines(setting: Setting) -> Iterator[Row]:
         if stage["name"] in ON_DEVICE:
             before, after = stage["baseline_before_bytes"], stage["baseline_after_bytes"]
             found = "; ".join([f"{mib(before)} before, {mib(after)} after", *stage["warnings"]])
-            good = after <= before + baseline.SLACK_BYTES and not stage["warnings"]
-            expected = f"within {mib(baseline.SLACK_BYTES)}, no warning"
+            good = after <= before + stage_process.SLACK_BYTES and not stage["warnings"]
+            expected = f"within {mib(stage_process.SLACK_BYTES)}, no warning"
             yield row(f"device before and after {stage['name']}", expected, found, good)
 
 
@@ -132,10 +132,10 @@ def lock(setting: Setting) -> Iterator[Row]:
     yield row(
         "how both end", "exit 0, exit 0", ", ".join(f"exit {c}" for c in codes), not any(codes)
     )
-    left = baseline.given_back(setting.device, used, peak=0)[0] - used
+    left = stage_process.given_back(setting.device, used, peak=0)[0] - used
     others = set(device_holders(setting.device)) - before
     words_left = f"{len(others)} processes, {mib(max(0, left))} more in use"
-    good = not others and left <= baseline.SLACK_BYTES
+    good = not others and left <= stage_process.SLACK_BYTES
     yield row("left on the card after them", "no process", words_left, good)
 
 

@@ -10,8 +10,7 @@ from typing import Any, NamedTuple
 
 from artifacts.errors import PenstockError, StageDied
 from stages.process.budget import at_the_limit
-from stages.process.device_words import device_advice
-from stages.process.exit_diagnosis import first_line, memory_words
+from stages.process.exit_diagnosis import device_advice, first_line, memory_words
 
 OF_THE_MACHINE = (PenstockError, OSError, ImportError, MemoryError)
 """Errors that no item causes: what this program raises on purpose, files, and libraries."""
