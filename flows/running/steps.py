@@ -31,7 +31,7 @@ from flows.running.batches import work_of
 from flows.running.calls import Calls, settings_on
 from flows.running.once import OnceStep
 from flows.running.single_item import SingleItemFallback, too_large
-from stages.frames.failures import NOT_REMEMBERED
+from stages.frames.medium import NOT_REMEMBERED
 from stages.process.exit_diagnosis import is_crash
 from stages.process.outcome import StageOutcome
 from stages.process.stage import Stage

@@ -21,8 +21,7 @@ from artifacts.errors import EnvironmentFault, MediaError
 from artifacts.remote.keeping import at_hand
 from artifacts.stamps import Stamp
 from artifacts.store import fault_of
-from stages.frames.failures import PASSING
-from stages.frames.medium import check_unchanged
+from stages.frames.medium import PASSING, check_unchanged
 from stages.frames.opening import open_video
 from stages.frames.plan import ROUNDING_SECONDS
 from stages.frames.reader import Reader

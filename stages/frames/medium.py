@@ -5,6 +5,7 @@ from pathlib import Path
 
 from artifacts.errors import MediaError
 from artifacts.regular import NotAFile
+from artifacts.remote.keeping import UNREACHABLE
 from artifacts.stamps import CHANGED, CHANGED_HINT, CHANGED_MESSAGE, Stamp, stamp_of
 from stages.frames.job import FramesItem
 
@@ -42,3 +43,11 @@ def check_unchanged(path: Path, stamp: Stamp | None) -> None:
         same = False
     if not same:
         raise MediaError(f"{path}: {CHANGED_MESSAGE}", kind=CHANGED, hint=CHANGED_HINT)
+
+
+PASSING = frozenset(("missing", "unreadable"))
+"""Kinds of failure of a file that could be read a moment ago, when its disk goes away: no fault of
+the file, and not to be remembered as one."""
+
+NOT_REMEMBERED = frozenset((CHANGED, UNREACHABLE))
+"""Kinds of failure that say nothing of what a file holds: the next run tries it again."""

@@ -15,8 +15,7 @@ from artifacts.record_union import record_sets_of
 from artifacts.remote.keeping import at_hand
 from artifacts.schema import FrameFit, MediaIndex, fields_of
 from artifacts.store import Store
-from stages.frames.failures import NOT_REMEMBERED, PASSING
-from stages.frames.medium import MediumToCut
+from stages.frames.medium import NOT_REMEMBERED, PASSING, MediumToCut
 from stages.frames.video import Chunk
 from stages.frames.watchdog import Watchdog
 from stages.process.budget import short
