@@ -19,7 +19,7 @@ from benchmarks._tower_shapes import inputs_of
 from stages.export.compare import nearness
 from stages.export.graphs import run as graphs_run
 from stages.export.jobs import GraphJob
-from stages.memory.nested import tensors
+from stages.memory.meta_tensors import tensors
 from stages.models.graphs.manifest import GraphManifest, read_manifest
 from stages.models.halves.classes import config_and_class
 from stages.models.halves.features import encode

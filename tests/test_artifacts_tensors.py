@@ -15,8 +15,8 @@ from safetensors.torch import load_file, save_file
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from artifacts.errors import EnvironmentFault, PenstockError, UsageError
-from artifacts.tensor_files import MARK, SUM, TREE, read_tree, sum_of, write_tree
 from artifacts.tensors import ALIGNMENT, RecordGone, make_record, pack_tree, unpack_tree
+from stages.models.feature_files import MARK, SUM, TREE, read_tree, sum_of, write_tree
 from tests.support.trees import assert_equal
 
 

@@ -13,6 +13,7 @@ from artifacts.errors import EnvironmentFault, UsageError
 from stages.export.graphs.make import quantize_graph
 from stages.models.graphs.graph_inputs import GraphInputs
 from stages.models.graphs.manifest import FILE, Graph, GraphManifest, read_manifest
+from stages.models.graphs.onnx_encoder import fits
 from stages.models.graphs.packed import index_of, pack, packed_attention
 from stages.models.graphs.providers import (
     CPU,
@@ -23,7 +24,6 @@ from stages.models.graphs.providers import (
     open_session,
     provider_for,
 )
-from stages.models.graphs.stand_in import fits
 
 ENDS = torch.tensor([0, 5, 6, 14, 16])
 

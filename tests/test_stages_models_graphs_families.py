@@ -10,7 +10,7 @@ import torch
 from artifacts.errors import UsageError
 from artifacts.schema import Half
 from stages.models.graphs.manifest import Graph, GraphTower
-from stages.models.graphs.stand_in import TowerStandIn
+from stages.models.graphs.onnx_encoder import TowerStandIn
 from stages.models.halves.absent import Absent
 from stages.process.exit_diagnosis import out_of_memory
 from tests.support.dual_encoders import names

@@ -10,10 +10,10 @@ import torch
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from artifacts.errors import UsageError
-from artifacts.tensor_files import write_tree
 from artifacts.tensors import make_record, pack_tree, unpack_tree
 from stages.models import Features, encode, generate, load_features, load_half, save_features
 from stages.models.encoding.batch import encode_batches
+from stages.models.feature_files import write_tree
 from stages.models.halves.features import is_pixels
 from stages.models.halves.records import (
     CannotSplit,

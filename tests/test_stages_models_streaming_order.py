@@ -11,8 +11,8 @@ from typing import Any, cast
 import pytest
 import torch
 
-from stages.models.streaming import slabs
-from stages.models.streaming.slabs import DeviceRoom, Slabs
+from stages.models.streaming import load
+from stages.models.streaming.load import DeviceRoom, Slabs
 
 LAYERS, STEPS, READS = 7, 60, 3
 """Reads of each layer that is brought, in so many steps."""
@@ -191,7 +191,7 @@ def on_device(patch: pytest.MonkeyPatch, device: LateDevice) -> None:
     patch.setattr(torch.cuda, "Event", lambda: LateEvent(device))
     patch.setattr(torch.cuda, "stream", device.on)
     patch.setattr(torch.cuda, "current_stream", lambda _: device.current)
-    patch.setattr(slabs, "ThreadPoolExecutor", lambda **_: Reader(device))
+    patch.setattr(load, "ThreadPoolExecutor", lambda **_: Reader(device))
 
 
 @pytest.mark.parametrize("hasty", ["none", "copies", "compute"])

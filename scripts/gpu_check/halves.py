@@ -176,7 +176,7 @@ def rate(setting: Setting) -> Iterator[Row]:
     what they should be."""
     import torch
 
-    from stages.memory.moving import copies
+    from stages.memory.machine_benchmarks import copies
     from stages.models.loading import facts
     from stages.models.streaming.load import cross
 

@@ -22,7 +22,7 @@ import torch
 from torch.utils.flop_counter import flop_registry
 
 from stages.memory.meta_device import CAST, FUSED
-from stages.memory.nested import tensors
+from stages.memory.meta_tensors import tensors
 
 WHOLE = 4
 """Bytes of a number in 32 bit."""

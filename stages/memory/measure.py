@@ -11,8 +11,17 @@ from typing import Any
 
 import torch
 
-from stages.memory.arithmetic import DTYPES, call_seconds, passes, preparing, quantizing
-from stages.memory.moving import copies, disk, picture_pixels, video_pixels
+from stages.memory.machine_benchmarks import (
+    DTYPES,
+    call_seconds,
+    copies,
+    disk,
+    passes,
+    picture_pixels,
+    preparing,
+    quantizing,
+    video_pixels,
+)
 from stages.process.device_limit import context_bytes
 from stages.process.report import Report
 

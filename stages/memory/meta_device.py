@@ -16,8 +16,15 @@ import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from stages.memory.nested import changed, tensors
-from stages.memory.outlines import IN_PLACE, META, OUTLINES, made_like, outline
+from stages.memory.meta_tensors import (
+    IN_PLACE,
+    META,
+    OUTLINES,
+    changed,
+    made_like,
+    outline,
+    tensors,
+)
 
 aten: Any = torch.ops.aten
 SMALL = 1 << 14

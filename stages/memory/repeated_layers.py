@@ -16,8 +16,7 @@ from torch import nn
 from torch.utils._python_dispatch import _disable_current_modes
 
 from stages.memory.live_bytes import WHOLE, LiveBytes, Taken
-from stages.memory.nested import changed, tensors
-from stages.memory.outlines import META
+from stages.memory.meta_tensors import META, changed, tensors
 
 FEWEST = 4
 """Fewest members of a list of layers that is worth it."""

@@ -9,13 +9,14 @@ import torch
 from artifacts.schema import MediaKind, Part, Route
 from stages.memory.live_bytes import LiveBytes
 from stages.memory.meta_device import give_data, on_meta_device, without_data
-from stages.memory.nested import tensors
+from stages.memory.meta_tensors import tensors
 from stages.memory.repeated_layers import RepeatedLayers
 from stages.models.context import context_of
 from stages.models.footprint import BatchCost
+from stages.models.halves.classes import one_line
 from stages.models.halves.delivery import UNDIVIDED, generate
 from stages.models.halves.features import Features, encode, is_pixels
-from stages.models.halves.vectors import image_vectors
+from stages.models.halves.vectors import image_vectors, most_tokens, text_vectors
 from stages.models.processors.calling import TEXT_IDS, text_ids
 from stages.models.processors.clip import black_clip
 from stages.models.processors.fit import bytes_of
@@ -30,9 +31,8 @@ from stages.models.processors.prepare import (
     rebuild,
     takes_videos,
 )
+from stages.models.processors.text_turn import text_inputs
 from stages.models.row_memory import LayerMemory, RowMemory
-from stages.models.text_alone import why_no_text
-from stages.models.text_costs import text_costs
 from stages.models.watching import (
     NEW_TOKENS,
     PromptWatch,
@@ -42,6 +42,50 @@ from stages.models.watching import (
     quiet,
 )
 from stages.process.exit_diagnosis import out_of_memory
+
+TRIED = "What happens, and when? [00:00-00:30] A ball rolls to the left."
+
+
+def why_no_text(skeleton: Any, processor: Any) -> str:
+    """Return why nothing is said of a text alone by the model over `skeleton`, which is prepared
+    for such runs; empty where something is."""
+    try:
+        inputs = text_inputs(processor, skeleton, TRIED)
+        with on_meta_device(LiveBytes([*skeleton.parameters(), *skeleton.buffers()])):
+            generate(skeleton, without_data(inputs), Features({}), max_new_tokens=NEW_TOKENS)
+    except Exception as error:  # a family may refuse in any way what it was not made for
+        if out_of_memory(error):
+            raise
+        return one_line(error)
+    return ""
+
+
+ROWS = (1, 2, 8)
+"""Texts that are tried together."""
+ASSUMED_TOKENS = 300
+"""Tokens of a text where nothing says how many there may be."""
+
+
+def text_costs(skeleton: Any, processor: Any, repeated: RepeatedLayers) -> Iterator[BatchCost]:
+    """Yield what a text half takes of a few texts and of many. All are of a length, that of the
+    longest it reads."""
+    length = most_tokens(processor, skeleton) or ASSUMED_TOKENS
+    for rows in ROWS:
+        inputs = {"input_ids": torch.ones(rows, length, dtype=torch.long)}
+        inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
+        live = LiveBytes([*skeleton.parameters(), *skeleton.buffers()])
+        with on_meta_device(live), repeated.layers(skeleton, live):
+            made = text_vectors(skeleton, without_data(inputs))
+        yield BatchCost(
+            kind="image",
+            rows=rows,
+            units=length,
+            peak_bytes=live.peak,
+            peak_bytes_32=live.peak_32,
+            kept_bytes=made.nbytes,
+            flops=live.flops,
+        )
+
 
 EDGES = (224, 448)
 """Pixels of a side of the images that are tried."""

@@ -1,11 +1,105 @@
 """Writes and reads features as files of their own, for programs that run the halves themselves.
 Knows neither stores nor families."""
 
+import hashlib
+import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from artifacts.errors import UsageError
-from artifacts.tensor_files import read_tree, write_tree
+from artifacts.errors import EnvironmentFault, UsageError
+from artifacts.files import whole_file
+from artifacts.regular import open_regular
+from artifacts.tensors import name_tensors, place_tensors
 from stages.models.halves.features import Features
+
+if TYPE_CHECKING:
+    import torch
+
+FORM = "1"
+"""Raised when the same tree is written otherwise."""
+MARK, TREE, SUM = "penstock", "tree", "sha256"
+"""Names in the metadata of a file."""
+AGAIN = "Make it again from what it was made of"
+_NOT_OURS = (KeyError, ValueError, TypeError, AttributeError, AssertionError, RecursionError)
+"""Errors in which reading ends when the JSON is whole and says what was never written."""
+
+
+def write_tree(path: str | Path, tree: Any) -> None:
+    """Write a tree, in place of what the path leads to. Raises EnvironmentFault, and UsageError for
+    what no tree can hold."""
+    from safetensors.torch import save
+
+    meta, tensors = name_tensors(tree)
+    apart = _apart(tensors)
+    text = json.dumps(meta, separators=(",", ":"))
+    content = save(apart, {"format": "pt", MARK: FORM, TREE: text, SUM: sum_of(text, apart)})
+    with whole_file(Path(path)) as file:
+        file.write(content)
+
+
+def read_tree(path: str | Path) -> Any:
+    """Return the tree that `write_tree` wrote. Raises UsageError for a file that it did not write,
+    EnvironmentFault for one that cannot be read or is not what was written."""
+    notes, tensors = _read(Path(path))
+    if notes.get(MARK) != FORM:
+        raise UsageError(
+            f"{path} is a safetensors file that Penstock did not write, or another version did",
+            hint=AGAIN,
+        )
+    text = notes.get(TREE, "")
+    if notes.get(SUM) != sum_of(text, tensors):
+        raise _damaged(path)
+    try:
+        return place_tensors(json.loads(text), tensors)
+    except _NOT_OURS as error:
+        raise _damaged(path) from error
+
+
+def _read(path: Path) -> tuple[dict[str, str], dict[str, "torch.Tensor"]]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with open_regular(path):  # else a FIFO would be waited for
+            pass
+        # Not mapped: a file that is cut short meanwhile would end the process.
+        with safe_open(path, "pt", backend="pread") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            return dict(file.metadata() or {}), tensors
+    except FileNotFoundError as error:
+        raise UsageError(f"there is no file {path}", hint="Check its name") from error
+    except OSError as error:
+        why = error.strerror or str(error)
+        raise EnvironmentFault(f"{path} cannot be read ({why})", hint=AGAIN) from error
+    except SafetensorError as error:
+        raise _damaged(path) from error
+
+
+def _apart(tensors: Mapping[str, "torch.Tensor"]) -> dict[str, "torch.Tensor"]:
+    """Return the tensors, each with a storage of its own, which the format asks for."""
+    seen: set[int] = set()
+    found = {}
+    for name, tensor in tensors.items():
+        here = tensor.detach().cpu().contiguous()
+        found[name] = here.clone() if here.untyped_storage().data_ptr() in seen else here
+        seen.add(here.untyped_storage().data_ptr())
+    return found
+
+
+def sum_of(text: str, tensors: Mapping[str, "torch.Tensor"]) -> str:
+    """Return the SHA-256 of a tree's JSON and its tensors, in hex."""
+    import torch
+
+    found = hashlib.sha256(text.encode())
+    for name, tensor in sorted(tensors.items()):
+        found.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
+        if tensor.numel():
+            found.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return found.hexdigest()
+
+
+def _damaged(path: str | Path) -> EnvironmentFault:
+    return EnvironmentFault(f"{path} is not a whole file that Penstock wrote", hint=AGAIN)
 
 
 def save_features(path: str | Path, features: Features) -> None:

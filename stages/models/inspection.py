@@ -1,6 +1,8 @@
 """Finds out what a model is from its configuration, processor and headers; reads no weights."""
 
 import logging
+import re
+from collections import Counter
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
@@ -9,17 +11,22 @@ from pathlib import Path
 from typing import Any, get_args
 
 import torch
+from torch import nn
 
+from artifacts.errors import UsageError
 from artifacts.schema import MediaKind, Modality, Part
 from stages.models.dry_run import DryRun, dry_run, vector_width
+from stages.models.halves.boundary import HALVES, absent_paths, belongs_to, pieces_called
 from stages.models.halves.classes import config_and_class, skeleton_of
 from stages.models.halves.dual import makes_vectors
 from stages.models.halves.load import refuse_pickle
 from stages.models.halves.routes import RouteChoice, choose_route, depends_on_prompt
 from stages.models.hub.checkpoint import Checkpoint
-from stages.models.hub.headers import read_headers
+from stages.models.hub.headers import Header, read_headers
 from stages.models.hub.resolve import find_model
-from stages.models.part_profiles import halves_of, undivided
+from stages.models.precision.attention import attention_of, supports_flash
+from stages.models.precision.quantize import check_stored, linears_of, quantizable
+from stages.models.precision.weights import Weight, packed, weights_of
 from stages.models.processors.chat_turn import system_form
 from stages.models.processors.fit import LONG_EDGES, Probe, black, pixels_a_video, probe
 from stages.models.processors.layout import channels_of, layout_of, rewritten
@@ -33,13 +40,121 @@ from stages.models.processors.prepare import (
     prepare,
     takes_videos,
 )
-from stages.models.processors.stated import stated_sampling
 from stages.models.processors.trying import refuse_damaged_generation, try_processor
 from stages.models.processors.wording import wording
-from stages.models.profile import ModelProfile, PartProfile, SamplingProfile
+from stages.models.profile import AdaptableLayer, ModelProfile, PartProfile, SamplingProfile
 from stages.models.published_profile import as_it_is_run
 from stages.process.exit_diagnosis import out_of_memory
 from stages.process.gc_freeze import gc_frozen
+
+LAYER = re.compile(r"(?P<stack>[^0-9]*)\.\d+(?=\.)")
+"""Pattern of the path of a layer in the name of a weight of it."""
+
+
+def halves_of(skeleton: Any, headers: list[Header]) -> dict[Part, PartProfile]:
+    pieces: dict[Part, tuple[str, ...]] = {half: pieces_called(skeleton, half) for half in HALVES}
+    absent = {half: absent_paths(skeleton, half, pieces[half]) for half in HALVES}
+    held: dict[Part, list[Weight]] = {half: [] for half in HALVES}
+    weights = weights_of(skeleton, headers)
+    _check_stored(skeleton, headers, weights)
+    for weight in weights:
+        for half in belongs_to(weight.path, absent):
+            held[half].append(weight)
+    if not held["vision"]:
+        raise UsageError(
+            f"the checkpoint of this {type(skeleton).__name__} holds no weights of a vision half",
+            hint="Choose the whole vision-language checkpoint, not its text part",
+        )
+    own: dict[Part, list[AdaptableLayer]] = {half: [] for half in HALVES}
+    for layer in _adaptable(skeleton, weights):
+        # What both have is of the vision half: features are made with it.
+        own["vision" if "vision" in belongs_to(layer.path, absent) else "language"].append(layer)
+    return {
+        half: replace(
+            _part_profile(skeleton, half, found), pieces=pieces[half], adaptable=tuple(own[half])
+        )
+        for half, found in held.items()
+    }
+
+
+def _check_stored(skeleton: Any, headers: list[Header], weights: list[Weight]) -> None:
+    kinds = {weight.kind for weight in weights if weight.kind}
+    check_stored(skeleton.config, kinds, plain=not kinds and not packed(headers))
+
+
+def _adaptable(skeleton: Any, weights: list[Weight]) -> list[AdaptableLayer]:
+    """Return the linear layers of a model by both of their names."""
+    ending = ".weight"
+    stored = {w.path: w.name for w in weights if w.name.endswith(ending)}
+    found = []
+    for path, module in linears_of(skeleton).items():
+        rows, columns = module.weight.shape
+        if not isinstance(module, nn.Linear):  # it keeps its weight the other way round
+            rows, columns = columns, rows
+        name = stored.get(f"{path}{ending}", "").removesuffix(ending)
+        found.append(AdaptableLayer(path, name, rows, columns))
+    return found
+
+
+def undivided(skeleton: Any, headers: list[Header]) -> dict[Part, PartProfile]:
+    """Make the profiles of a model without a boundary: the second stage loads all of it."""
+    nothing = PartProfile(shards=(), tensors=(), parameters=0, stored_bytes=0)
+    weights = weights_of(skeleton, headers)
+    _check_stored(skeleton, headers, weights)
+    whole = _part_profile(skeleton, "whole", weights)
+    return {
+        "vision": nothing,
+        "language": replace(whole, adaptable=tuple(_adaptable(skeleton, weights))),
+    }
+
+
+def _part_profile(skeleton: Any, half: Part, weights: list[Weight]) -> PartProfile:
+    linears = quantizable(skeleton, half).values()
+    stack = layers_of(weights)
+    return PartProfile(
+        shards=tuple(sorted({weight.shard for weight in weights})),
+        tensors=tuple(sorted(weight.name for weight in weights)),
+        parameters=sum(weight.parameters for weight in weights),
+        stored_bytes=sum(weight.size for weight in weights),
+        stored_as=next((weight.kind for weight in weights if weight.kind), ""),
+        linear_modules=len(linears),
+        linear_parameters=sum(linear.weight.numel() for linear in linears),
+        linear_rows=sum(linear.weight.shape[0] for linear in linears),
+        largest_linear=max((linear.weight.numel() for linear in linears), default=0),
+        widest_linear=max((linear.weight.shape[0] for linear in linears), default=0),
+        layers=len(stack),
+        layer_parameters=max(stack.values(), default=0),
+        attention=attention_of(skeleton, half),
+        flash=supports_flash(skeleton, half),
+    )
+
+
+def layers_of(weights: list[Weight]) -> Counter[str]:
+    """Return the path of each layer of the largest stack of them → how many numbers it holds."""
+    stacks: dict[str, Counter[str]] = {}
+    for weight in weights:
+        if match := LAYER.match(weight.path):
+            stacks.setdefault(match["stack"], Counter())[match[0]] += weight.parameters
+    return max(stacks.values(), key=Counter.total, default=Counter())
+
+
+def stated_sampling(processor: Any) -> SamplingProfile:
+    """Return what it states; nothing where it takes no videos."""
+    part = getattr(processor, "video_processor", None)
+
+    def number(name: str) -> Any:
+        value = getattr(part, name, None)
+        return value if isinstance(value, int | float) and value > 0 else None
+
+    frames, least, most = number("num_frames"), number("min_frames"), number("max_frames")
+    return SamplingProfile(
+        fps=None if number("fps") is None else float(number("fps")),
+        frames=None if frames is None else int(frames),
+        min_frames=None if least is None else int(least),
+        max_frames=None if most is None else int(most),
+        seconds=number("chunk_seconds"),
+    )
+
 
 Load = Callable[[], Any]
 """Loads the checkpoint's processor, a new one each time."""

@@ -150,7 +150,7 @@ class ModelJob(HalfJob):
         like: torch.Tensor,
     ) -> Any:
         """Load the half with graphs in place of its towers."""
-        from stages.models.graphs.loading import load_with_graphs
+        from stages.models.graphs.onnx_encoder import load_with_graphs
         from stages.models.graphs.providers import provider_for
 
         assert keep != "whole"

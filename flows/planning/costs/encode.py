@@ -44,7 +44,7 @@ MANY_TOKENS = 512
 """Least tokens that go through an encoder's layers at once."""
 MADE_OF = 6
 """Numbers of the frames that each number of pixel input was made of when the machine was measured
-(stages/memory/arithmetic.py)."""
+(stages/memory/machine_benchmarks.py)."""
 
 
 RUNTIME_BYTES = 8 << 20

@@ -20,13 +20,13 @@ from artifacts.errors import PenstockError, UsageError
 from artifacts.schema import Half
 from artifacts.tensors import name_tensors
 from stages.export.graphs.samples import Trial
-from stages.memory.nested import tensors
+from stages.memory.meta_tensors import tensors
 from stages.models.graphs.graph_inputs import GraphInputs, graph_inputs, is_packed
 from stages.models.graphs.manifest import Graph, GraphTower
+from stages.models.graphs.onnx_encoder import TowerStandIn, fits
 from stages.models.graphs.packed import packing
 from stages.models.graphs.providers import CPU, Provider
 from stages.models.graphs.session import GraphSession
-from stages.models.graphs.stand_in import TowerStandIn, fits
 from stages.models.graphs.tower_calls import TowerCall, copied, tower_calls
 from stages.models.halves.absent import Absent, NeedsWeights
 from stages.process.exit_diagnosis import out_of_memory

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from stages.memory.nested import tensors
+from stages.memory.meta_tensors import tensors
 from stages.models.halves.delivery import UNDIVIDED
 from stages.models.halves.features import Features, encode, is_pixels
 from stages.models.halves.records import CannotSplit, FeatureRecord, rule_of_input, split

@@ -5,7 +5,9 @@ for those tensors and never reads them; its renaming, dtype and quantization wor
 """
 
 import contextlib
+import json
 import re
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, get_args
@@ -16,11 +18,32 @@ from artifacts.words import meant
 from stages.models.halves.boundary import CUT, absent_paths, cut, pieces_called
 from stages.models.halves.classes import config_and_class, one_line, with_packages
 from stages.models.halves.ranges import reading_ranges
+from stages.models.hub.checkpoint import INDEX, weight_names
 from stages.models.hub.faults import PICKLES, to_convert
-from stages.models.hub.partial import weights_here
 from stages.models.hub.resolve import fetch_rest, resolve_model
 from stages.models.natives.registry import native_of
 from stages.models.published import as_asked
+
+
+@contextlib.contextmanager
+def weights_here(folder: Path) -> Iterator[Path]:
+    """Yield the folder itself when all files that its index names are there. Else yield a folder of
+    links to what is, with an index of that alone: the loader then says which tensors are
+    missing."""
+    absent = {name for name in weight_names(folder) if not (folder / name).exists()}
+    if not absent or not (folder / INDEX).exists():
+        yield folder
+        return
+    with tempfile.TemporaryDirectory(prefix="penstock-weights-") as made:
+        view = Path(made)
+        for path in folder.iterdir():
+            if path.name not in {INDEX, *absent}:
+                (view / path.name).symlink_to(path.resolve())
+        index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+        found = {name: file for name, file in index["weight_map"].items() if file not in absent}
+        (view / INDEX).write_text(json.dumps({**index, "weight_map": found}), encoding="utf-8")
+        yield view
+
 
 OPTIONS = (
     *("dtype", "torch_dtype", "device_map", "max_memory", "attn_implementation", "revision"),

@@ -1,15 +1,177 @@
 """Turns a model's name into a local folder; imports neither torch nor transformers."""
 
+import json
 from pathlib import Path
+from typing import Any
 
 from artifacts.errors import EnvironmentFault, UsageError
 from artifacts.regular import odd_thing
-from stages.models.hub.checkpoint import Checkpoint
-from stages.models.hub.faults import not_a_folder
-from stages.models.hub.fetching import fetch
+from stages.models.hub.checkpoint import (
+    INDEX,
+    SINGLE,
+    SMALL,
+    Checkpoint,
+    WeightFile,
+    is_complete,
+    weight_names,
+)
+from stages.models.hub.faults import (
+    cache_folder,
+    hub_errors,
+    not_a_folder,
+    shown,
+    size_of,
+    without_safetensors,
+)
+from stages.models.hub.fetching import check_space, fetch
 from stages.models.hub.originals import refuse_original
-from stages.models.hub.repository import bring_small, cached, hub_id_of, is_hub_id
 from stages.models.hub.transfer import Announce
+
+PREFIX = "models--"
+"""Beginning of the names of models' folders in the hub's cache."""
+
+Listing = dict[str, tuple[int, str]]
+"""Path in the repository -> bytes, and SHA-256 of what is kept as a large file, else empty."""
+
+
+def is_hub_id(name: str) -> bool:
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils._validators import validate_repo_id
+
+    if name.startswith((".", "/", "~")) or name.count("/") != 1:
+        return False
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return True
+
+
+def cached(name: str, revision: str | None) -> Checkpoint | None:
+    """Return a model whose small files are all here, or None; asks no network."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        folder = Path(
+            snapshot_download(
+                name, revision=revision, allow_patterns=list(SMALL), local_files_only=True
+            )
+        )
+    except LocalEntryNotFoundError:
+        return None
+    if not (folder / "config.json").exists():
+        return None
+    listing = _listing_here(folder)
+    if listing is None:  # what other versions of the hub's client left
+        found = Checkpoint(name=name, folder=folder, commit=folder.name)
+        return found if is_complete(folder) else None
+    found = _checkpoint(name, folder, listing)
+    return found if all(file.digest for file in found.missing()) else None
+
+
+def bring_small(name: str, revision: str | None, announce: Announce | None) -> Checkpoint:
+    """Download a model's small files; `announce` is told before. Raises UsageError for what the hub
+    does not have or does not give, EnvironmentFault when it cannot be reached."""
+    from huggingface_hub import HfApi, hf_hub_download, hf_hub_url, snapshot_download
+    from huggingface_hub.utils._paths import filter_repo_objects
+
+    with hub_errors(name, revision):
+        api = HfApi()
+        resolved = api.resolve_revision(name, revision=revision)
+        listing = _ask_listing(api, name, resolved.resolved)
+        if "config.json" not in listing or not {SINGLE, INDEX} & listing.keys():
+            if "config.json" in listing:
+                config = hf_hub_download(name, "config.json", revision=resolved.resolved)
+                refuse_original(name, Path(config).parent)
+            raise without_safetensors(name, list(listing))
+        # Names may be listed of a model that is not to be downloaded.
+        api.get_hf_file_metadata(url=hf_hub_url(name, "config.json", revision=resolved.resolved))
+        in_git = [n for n, (_, digest) in listing.items() if _is_weight(n) and not digest]
+        wanted = [*filter_repo_objects(listing, allow_patterns=[*SMALL, *in_git])]
+        folder = repository_folder(name) / "snapshots" / resolved.resolved
+        absent = {file: listing[file] for file in wanted if not (folder / file).exists()}
+        _announce_small(name, sum(size for size, _ in absent.values()), announce)
+        snapshot_download(
+            name,
+            revision=resolved,
+            allow_patterns=[file for file in wanted if not listing[file][1]],
+            tqdm_class=_silent(),
+        )
+    # Such as a tokenizer's: what the hub states a sum of is checked against it.
+    large = tuple(
+        WeightFile(name=file, size=size, digest=digest)
+        for file, (size, digest) in absent.items()
+        if digest
+    )
+    fetch(Checkpoint(name=name, folder=folder, commit=folder.name, weights=large))
+    return _checkpoint(name, folder, listing)
+
+
+def repository_folder(name: str) -> Path:
+    """Return the folder where the hub's cache keeps a model."""
+    return cache_folder() / f"{PREFIX}{name.replace('/', '--')}"
+
+
+def hub_id_of(folder: Path) -> str:
+    """Return the hub id of a snapshot in the hub's cache; empty for any other folder."""
+    home = folder.parents[1] if folder.parent.name == "snapshots" else cache_folder()
+    ours = home.parent == cache_folder() and home.name.startswith(PREFIX)
+    return home.name.removeprefix(PREFIX).replace("--", "/") if ours else ""
+
+
+def _ask_listing(api: Any, name: str, commit: str) -> Listing:
+    found: Listing = {}
+    for entry in api.list_repo_tree(name, recursive=True, revision=commit):
+        if hasattr(entry, "blob_id"):  # else a folder
+            found[entry.path] = (entry.size, entry.lfs.sha256 if entry.lfs else "")
+    return found
+
+
+def _listing_here(snapshot: Path) -> Listing | None:
+    """Return the listing that the hub's client keeps beside a snapshot; its own reader leaves the
+    sums out."""
+    path = snapshot.parents[1] / "trees" / f"{snapshot.name}.json"
+    try:
+        files = json.loads(path.read_text(encoding="utf-8"))["files"]
+        return {n: (entry["size"], entry.get("lfs_sha256") or "") for n, entry in files.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def _checkpoint(name: str, folder: Path, listing: Listing) -> Checkpoint:
+    weights = []
+    for file in weight_names(folder):
+        if file not in listing:
+            raise UsageError(
+                f"{name} lacks {file}, which its index of weights names",
+                hint="Choose another revision, or ask its author to upload it whole",
+            )
+        size, digest = listing[file]
+        weights.append(WeightFile(name=file, size=size, digest=digest))
+    return Checkpoint(name=name, folder=folder, commit=folder.name, weights=tuple(weights))
+
+
+def _announce_small(name: str, needed: int, announce: Announce | None) -> None:
+    check_space(name, needed)
+    if needed and announce is not None:
+        into = shown(cache_folder())
+        announce(f"downloading what describes {name}, {size_of(needed)}, into {into} (once)")
+
+
+def _is_weight(path: str) -> bool:
+    return path.endswith(".safetensors") and "/" not in path
+
+
+def _silent() -> Any:
+    """Make a class of progress bars for the hub's client, whose own draw into logs too."""
+    from huggingface_hub.utils.tqdm import tqdm
+
+    class Bar(tqdm):
+        def __init__(self, *args: Any, **options: Any) -> None:
+            super().__init__(*args, **{**options, "disable": True})  # type: ignore[no-untyped-call]
+
+    return Bar
 
 
 def resolve_model(

@@ -6,18 +6,177 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import GenerationMixin
-from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers import GenerationMixin, LlamaConfig, LlamaModel, PreTrainedModel
+from transformers import initialization as init
+from transformers.conversion_mapping import register_checkpoint_conversion_mapping
+from transformers.core_model_loading import Split, WeightConverter, WeightRenaming
+from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 
-from stages.models.natives.cogvlm2.config import CogVLM2Config
-from stages.models.natives.cogvlm2.halves import (
-    CogVLM2Model,
-    CogVLM2PreTrainedModel,
-    CogVLMImageModel,
-    CogVLMVideoModel,
-)
-from stages.models.natives.cogvlm2.names import register
-from stages.models.natives.cogvlm2.positions import positions_of
+from stages.models.natives.cogvlm2.config import CogVLM2Config, CogVLM2VisionConfig
+from stages.models.natives.cogvlm2.experts import CogVLM2ExpertModel
+from stages.models.natives.cogvlm2.positions import RoundedRotaryEmbedding, of_experts, positions_of
+from stages.models.natives.cogvlm2.vision import CogVLM2VisionModel, PatchEmbedding
+
+BELOW = (r"^model\.(embed_tokens|layers|norm)\.", r"model.language_model.\1.")
+"""The language half lies beside the vision half there."""
+
+
+def register(name: str, *, experts: bool) -> None:
+    """Register the names of the model class `name`. With visual experts a layer keeps all of its
+    own; without, it is a Llama's under others."""
+    found: list[WeightConverter | WeightRenaming] = [WeightRenaming(*BELOW)]
+    if not experts:
+        found += [
+            WeightRenaming("language_expert_dense", "o_proj"),
+            WeightRenaming(r"mlp\.language_mlp\.", "mlp."),
+            WeightConverter(
+                source_patterns="self_attn.language_expert_query_key_value.weight",
+                target_patterns=[f"self_attn.{part}_proj.weight" for part in "qkv"],
+                operations=[Split(dim=0)],
+            ),
+        ]
+    register_checkpoint_conversion_mapping(name, found, overwrite=True)
+
+
+LANGUAGE: Mapping[bool, type[LlamaModel]] = {False: LlamaModel, True: CogVLM2ExpertModel}
+"""Whether there are visual experts → class of the language half."""
+
+
+class CogVLM2PreTrainedModel(PreTrainedModel):
+    """What the classes of both models have in common."""
+
+    config_class = CogVLM2Config
+    config: CogVLM2Config
+    base_model_prefix = "model"
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_attention_backend = True
+    _no_split_modules = ["CogVLM2VisionLayer", "LlamaDecoderLayer", "CogVLM2ExpertLayer"]  # noqa: RUF012
+    _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
+    # Each layer's file holds the frequencies of its positions, which are computed.
+    _keys_to_ignore_on_load_unexpected = {r"rotary_emb\.inv_freq$"}  # noqa: RUF012
+
+    def _init_weights(self, module: Any) -> None:
+        super()._init_weights(module)
+        if isinstance(module, PatchEmbedding):
+            init.normal_(module.cls_embedding, std=0.02)
+        if isinstance(module, CogVLM2VisionModel):
+            for end in (module.boi, module.eoi):
+                init.normal_(end, std=0.02)
+
+
+class CogVLM2Model(CogVLM2PreTrainedModel):
+    """Both halves, without the output head."""
+
+    def __init__(self, config: CogVLM2Config) -> None:
+        super().__init__(config)
+        vision, text = config.vision_config, config.text_config
+        assert isinstance(vision, CogVLM2VisionConfig) and isinstance(text, LlamaConfig)
+        self.vision = CogVLM2VisionModel._from_config(vision)
+        self.language_model = LANGUAGE[config.visual_experts]._from_config(text)
+        if config.rope_rounding is not None:
+            rounded = RoundedRotaryEmbedding(text, config.rope_rounding)
+            self.language_model.rotary_emb = rounded
+        self.post_init()
+
+    def get_input_embeddings(self) -> Any:
+        return self.language_model.embed_tokens
+
+    def set_input_embeddings(self, value: Any) -> None:
+        self.language_model.embed_tokens = value
+
+    def get_decoder(self) -> Any:
+        return self.language_model
+
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        past_key_values: Any = None,
+        inputs_embeds: torch.Tensor | None = None,
+        mm_encoder_outputs: Mapping[str, Any] | None = None,
+        use_cache: bool | None = None,
+        **kwargs: Any,
+    ) -> BaseModelOutputWithPast:
+        if input_ids is None:
+            raise ValueError("input_ids are needed: they say where pictures stand")
+        standing = input_ids == self.config.image_token_id
+        if attention_mask is not None and attention_mask.ndim == 2:
+            standing = standing & attention_mask[:, -standing.shape[1] :].bool()
+        past = 0 if past_key_values is None else past_key_values.get_seq_length()
+        if position_ids is None:
+            if past:
+                raise ValueError("position_ids are needed beside a cache: patches share theirs")
+            position_ids = positions_of(standing, attention_mask)
+        if inputs_embeds is None:
+            inputs_embeds = self.get_input_embeddings()(input_ids)
+        if mm_encoder_outputs:
+            inputs_embeds = _filled(inputs_embeds, standing, mm_encoder_outputs)
+        if self.config.visual_experts:
+            kwargs["seen"] = _seen(standing, past)
+        return self.language_model(  # type: ignore[no-any-return]
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            **kwargs,
+        )
+
+
+def _filled(embeddings: Any, standing: torch.Tensor, outputs: Mapping[str, Any]) -> torch.Tensor:
+    """Return the embeddings with features where placeholders stand."""
+    parts = [part.flatten(0, -2) for record in outputs.values() for part in record.pooler_output]
+    features = torch.cat(parts).to(embeddings)
+    places = int(standing.sum())
+    if places != len(features):
+        raise ValueError(f"{places} placeholders stand in the prompt for {len(features)} features")
+    made: torch.Tensor = embeddings.masked_scatter(standing.unsqueeze(-1), features)
+    return made
+
+
+def _seen(standing: torch.Tensor, past: int) -> torch.Tensor | None:
+    """Return which tokens the visual experts read; None where there is no such token."""
+    if standing.shape[1] == 1:
+        return None  # a token that was made is text, whatever it is
+    seen = of_experts(standing)
+    if not bool(seen.any()):
+        return None
+    if past:  # the last token before this piece may have had to be read by them
+        raise ValueError("a prompt with pictures cannot be read in pieces by visual experts")
+    return seen
+
+
+class CogVLMVideoModel(CogVLM2Model):
+    """The halves of the model that sees videos."""
+
+    def get_video_features(
+        self,
+        pixel_values_videos: torch.Tensor,
+        video_frame_counts: torch.Tensor | None = None,
+        **_: Any,
+    ) -> Any:
+        """Return the features of videos, whose frames [frames, 3, height, width] stand in a row. Of
+        each there is a part of [tokens, width]; `video_frame_counts` says how many frames each
+        has."""
+        found = self.vision(pixel_values_videos)
+        counts = [len(pixel_values_videos)]
+        if video_frame_counts is not None:
+            counts = video_frame_counts.flatten().tolist()
+        found.pooler_output = [v.flatten(0, 1) for v in found.pooler_output.split(counts)]
+        return found
+
+
+class CogVLMImageModel(CogVLM2Model):
+    """The halves of the model that sees pictures."""
+
+    def get_image_features(self, pixel_values: torch.Tensor, **_: Any) -> Any:
+        """Return the features of pictures [pictures, 3, height, width]: of each a part of [tokens,
+        width]."""
+        found = self.vision(pixel_values)
+        found.pooler_output = list(found.pooler_output)
+        return found
 
 
 class CogVLM2ForConditionalGeneration(CogVLM2PreTrainedModel, GenerationMixin):

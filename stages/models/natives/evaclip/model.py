@@ -4,17 +4,122 @@ and no text.
 All but the vision tower is CLIP's: the text tower, how vectors are projected, and the logits.
 """
 
+from typing import Any
+
 import torch
 from torch import nn
 from transformers import PreTrainedModel
-from transformers.models.clip.modeling_clip import CLIPModel, CLIPTextModel
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.models.clip.modeling_clip import (
+    CLIPMLP,
+    CLIPAttention,
+    CLIPModel,
+    CLIPPreTrainedModel,
+    CLIPTextModel,
+    CLIPVisionEmbeddings,
+)
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from stages.models.natives.evaclip.config import (
     EvaCLIPConfig,
     EvaCLIPTextConfig,
     EvaCLIPVisionConfig,
 )
-from stages.models.natives.evaclip.vision import EvaCLIPPreTrainedModel, EvaCLIPVisionModel
+
+
+def norm_of(config: EvaCLIPVisionConfig) -> nn.Module:
+    """Make one of the tower's norms."""
+    made = LlamaRMSNorm if config.use_rms_norm else nn.LayerNorm
+    return made(config.hidden_size, eps=config.layer_norm_eps)
+
+
+class EvaCLIPVisionEmbeddings(CLIPVisionEmbeddings):
+    """Patches with their positions, behind a token of the whole picture."""
+
+    def __init__(self, config: EvaCLIPVisionConfig) -> None:
+        super().__init__(config)
+        size = config.patch_size
+        self.patch_embedding = nn.Conv2d(config.num_channels, self.embed_dim, size, stride=size)
+
+
+class EvaCLIPAttention(CLIPAttention):
+    """Attention of every patch to every other; query, key and value may have no bias."""
+
+    def __init__(self, config: EvaCLIPVisionConfig) -> None:
+        super().__init__(config)
+        width = self.embed_dim
+        self.q_proj = nn.Linear(width, width, bias=config.q_bias)
+        self.k_proj = nn.Linear(width, width, bias=config.k_bias)
+        self.v_proj = nn.Linear(width, width, bias=config.v_bias)
+
+
+class EvaCLIPEncoderLayer(nn.Module):
+    """A layer of the tower."""
+
+    def __init__(self, config: EvaCLIPVisionConfig) -> None:
+        super().__init__()
+        self.self_attn, self.mlp = EvaCLIPAttention(config), CLIPMLP(config)
+        self.layer_norm1, self.layer_norm2 = norm_of(config), norm_of(config)
+        self.behind = config.post_layernorm
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        if self.behind:
+            hidden = hidden + self.layer_norm1(self.self_attn(hidden)[0])
+            return hidden + self.layer_norm2(self.mlp(hidden))  # type: ignore[no-any-return]
+        hidden = hidden + self.self_attn(self.layer_norm1(hidden))[0]
+        return hidden + self.mlp(self.layer_norm2(hidden))  # type: ignore[no-any-return]
+
+
+class EvaCLIPVisionLayers(nn.Module):
+    """The layers, one behind another."""
+
+    def __init__(self, config: EvaCLIPVisionConfig) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(
+            EvaCLIPEncoderLayer(config) for _ in range(config.num_hidden_layers)
+        )
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        for layer in self.layers:
+            hidden = layer(hidden)
+        return hidden
+
+
+class EvaCLIPPreTrainedModel(CLIPPreTrainedModel):
+    """What the whole and its vision tower have in common."""
+
+    config_class = EvaCLIPConfig
+    _no_split_modules = [  # noqa: RUF012
+        "CLIPTextEmbeddings",
+        "CLIPEncoderLayer",
+        "EvaCLIPVisionEmbeddings",
+        "EvaCLIPEncoderLayer",
+    ]
+
+
+class EvaCLIPVisionModel(EvaCLIPPreTrainedModel):
+    """The tower."""
+
+    config_class = EvaCLIPVisionConfig  # type: ignore[assignment]
+    config: EvaCLIPVisionConfig  # type: ignore[assignment]
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)  # type: ignore[assignment]
+    _input_embed_layer = "patch_embedding"
+
+    def __init__(self, config: EvaCLIPVisionConfig) -> None:
+        super().__init__(config)
+        self.embeddings = EvaCLIPVisionEmbeddings(config)
+        self.encoder = EvaCLIPVisionLayers(config)
+        self.post_layernorm = norm_of(config)
+        self.post_init()
+
+    def forward(
+        self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool = False, **_: Any
+    ) -> BaseModelOutputWithPooling:
+        patches = self.embeddings(pixel_values, interpolate_pos_encoding=interpolate_pos_encoding)
+        hidden = self.encoder(patches)
+        vectors = self.post_layernorm(hidden[:, 0])
+        return BaseModelOutputWithPooling(last_hidden_state=hidden, pooler_output=vectors)
 
 
 class EvaCLIPModel(EvaCLIPPreTrainedModel, CLIPModel):

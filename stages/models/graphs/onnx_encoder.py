@@ -1,15 +1,20 @@
-"""Stands where a tower was, and has a graph compute in its stead."""
+"""Loads a half whose towers are computed by graphs: their weights are never read."""
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from artifacts.errors import PenstockError, UsageError
+from artifacts.errors import EnvironmentFault, PenstockError, UsageError
+from artifacts.schema import Half
 from artifacts.tensors import place_tensors
+from stages.models.graphs import FOLDER
 from stages.models.graphs.graph_inputs import GraphInputs, graph_inputs
-from stages.models.graphs.manifest import Graph, GraphTower
+from stages.models.graphs.manifest import Graph, GraphTower, HalfGraphs, read_manifest
+from stages.models.graphs.providers import Provider
+from stages.models.graphs.session import GraphSession
 from stages.models.graphs.tower_calls import bound
 from stages.models.halves.absent import Absent, AbsentWeight
 from stages.models.halves.classes import one_line
@@ -117,3 +122,41 @@ def _is_of(tensor: torch.Tensor, shape: Sequence[int]) -> bool:
     return tensor.ndim == len(shape) and all(
         wanted in (0, length) for wanted, length in zip(shape, tensor.shape, strict=True)
     )
+
+
+def load_with_graphs(
+    model: Path,
+    half: Half,
+    provider: Provider,
+    like: torch.Tensor,
+    load: Callable[[Sequence[str]], Any],
+) -> Any:
+    """Return a half with graphs in place of its towers, which `load` leaves out. What else it has
+    computes in the type of `like`, and on its device. Raises PenstockError."""
+    graphs = graphs_of(model, half)
+    loaded = load([tower.path for tower in graphs.towers])
+    sessions: Mapping[str, GraphSession] = {
+        graph.file: GraphSession(model / FOLDER / graph.file, provider)
+        for tower in graphs.towers
+        for graph in tower.graphs
+    }
+    for tower in graphs.towers:
+        parent, _, name = tower.path.rpartition(".")
+        absent = loaded.get_submodule(tower.path)
+        runs = [sessions[graph.file] for graph in tower.graphs]
+        setattr(loaded.get_submodule(parent), name, TowerStandIn(absent, tower, runs, like))
+    return loaded
+
+
+def graphs_of(model: Path, half: Half) -> HalfGraphs:
+    """Return what is said of the graphs of a half. Raises PenstockError where there are none."""
+    manifest = read_manifest(model)
+    if manifest is None or half not in manifest.halves:
+        raise UsageError(
+            f"{model} has no graphs of its {half} half",
+            hint=f"Make them: penstock export {model} --to onnx --out DIR, and give --model DIR",
+        )
+    gone = [name for name in manifest.files_of(half) if not (model / FOLDER / name).exists()]
+    if gone:
+        raise EnvironmentFault(f"{model / FOLDER} lacks {gone[0]}", hint="Export the graphs again")
+    return manifest.halves[half]
