@@ -17,7 +17,7 @@ from flows.console.display import Display
 from flows.job.prepare import prepare
 from flows.machine.launch import DirectLauncher
 from flows.options.commands import CaptionConfig
-from flows.options.export_asked import ExportAsked
+from flows.options.export_config import ExportAsked
 from flows.options.model import DEMO_MODEL
 from flows.running.export import export
 from penstock_demo import CHECKPOINT

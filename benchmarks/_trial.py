@@ -13,7 +13,7 @@ from typing import Any
 
 from benchmarks._common import MIB, PENSTOCK, cells
 from benchmarks._plan_cases import Row
-from flows.checkpoint.obtainable import QUANTIZED
+from flows.checkpoint.precision import QUANTIZED
 from flows.results.status import stages_of
 
 HEADS = "budget MiB | precision | run | exit | rungs | peaks MiB | captions | seconds"

@@ -9,7 +9,7 @@ import pytest
 
 from artifacts.store import Store, open_store
 from artifacts.stores.bucket import Bucket
-from flows.machine import lease_notes, leases
+from flows.machine import leases
 from flows.machine.leases import leased, running_jobs
 from flows.upkeep.cache_gc import collect
 from tests.support.buckets import bucket_server, environment
@@ -82,7 +82,7 @@ def test_a_lease_ends_by_their_clock(
 def test_a_renewed_lease_stays(
     behind: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lease_notes, "BEAT_SECONDS", 0.2)
+    monkeypatch.setattr(leases, "BEAT_SECONDS", 0.2)
     monkeypatch.setattr(leases, "LEASE_SECONDS", 3.0)
     with leased(behind, [HELD], tmp_path):
         elsewhere(monkeypatch)
@@ -118,7 +118,7 @@ def test_who_died_here_has_no_lease(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert store.board is not None
-    note = lease_notes.note_of([HELD], tmp_path)
+    note = leases.note_of([HELD], tmp_path)
     store.board.hang(json.dumps({**note, "pid": 1 << 30}).encode())
     assert running_jobs(open_store(store.url)) == []
 

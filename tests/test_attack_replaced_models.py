@@ -23,7 +23,7 @@ from flows.console.display import Display
 from flows.machine.launch import StageCall
 from flows.media.labels import label_set
 from flows.options.commands import CaptionConfig
-from flows.options.export_asked import ExportAsked
+from flows.options.export_config import ExportAsked
 from flows.options.tune import TuneConfig
 from flows.running.export import export
 from flows.running.label import LabelAsked, label

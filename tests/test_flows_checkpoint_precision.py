@@ -9,10 +9,9 @@ import pytest
 
 import penstock_demo
 from artifacts.errors import UsageError
-from flows.checkpoint import flash, precision
-from flows.checkpoint.flash import attention
+from flows.checkpoint import precision
 from flows.checkpoint.models import Model
-from flows.checkpoint.precision import PartSettings, precision_note, settle, weight_bytes
+from flows.checkpoint.precision import PartSettings, attention, precision_note, settle, weight_bytes
 from flows.ledger.namespaces import namespaces_of
 from flows.options.commands import CaptionConfig
 from flows.pipelines import CAPTION
@@ -182,16 +181,16 @@ def test_flash_attention_where_it_can(
 ) -> None:
     half = profile.language
     assert attention(half, "bfloat16", "cuda:0") == "sdpa"
-    monkeypatch.setattr(flash, "flash_installed", lambda: True)
+    monkeypatch.setattr(precision, "flash_installed", lambda: True)
     assert attention(half, "bfloat16", "cuda:0") == "sdpa", "no GPU tells what it can"
-    monkeypatch.setattr(flash, "device_capability", lambda _: (8, 0))
+    monkeypatch.setattr(precision, "device_capability", lambda _: (8, 0))
     assert attention(half, "bfloat16", "cuda:0") == "flash_attention_2"
     assert attention(half, "float16", "cuda:0") == "flash_attention_2"
     assert attention(half, "float32", "cuda:0") == "sdpa"
     assert attention(half, "bfloat16", "cpu") == "sdpa"
     assert attention(replace(half, flash=False), "bfloat16", "cuda:0") == "sdpa"
     assert attention(replace(half, attention="eager"), "bfloat16", "cpu") == "eager"
-    monkeypatch.setattr(flash, "device_capability", lambda _: (7, 5))
+    monkeypatch.setattr(precision, "device_capability", lambda _: (7, 5))
     assert attention(half, "bfloat16", "cuda:0") == "sdpa"
 
 

@@ -8,8 +8,8 @@ from types import SimpleNamespace
 import pytest
 
 from artifacts.errors import EnvironmentFault
-from flows.checkpoint import tensorrt
-from flows.checkpoint.tensorrt import (
+from flows.checkpoint import graphs
+from flows.checkpoint.graphs import (
     LIBRARIES,
     check_tensorrt,
     engines_folder,
@@ -51,16 +51,16 @@ def test_one_that_is_there_is_told_by_its_version(installed: SimpleNamespace) ->
 def test_what_it_makes_is_kept_apart_by_all_that_decides_it(
     installed: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(tensorrt, "driver_version", lambda _: "570.1")
-    monkeypatch.setattr(tensorrt, "device_model", lambda _: "NVIDIA L4")
-    monkeypatch.setattr(tensorrt, "device_capability", lambda _: (8, 9))
+    monkeypatch.setattr(graphs, "driver_version", lambda _: "570.1")
+    monkeypatch.setattr(graphs, "device_model", lambda _: "NVIDIA L4")
+    monkeypatch.setattr(graphs, "device_capability", lambda _: (8, 9))
     found = [engines_folder(tmp_path, "a" * 64, "cuda:0", 8)]
     assert found == [engines_folder(tmp_path, "a" * 64, "cuda:0", 8)]
     found.append(engines_folder(tmp_path, "b" * 64, "cuda:0", 8))
     found.append(engines_folder(tmp_path, "a" * 64, "cuda:0", 4))
     installed.number = 100900
     found.append(engines_folder(tmp_path, "a" * 64, "cuda:0", 8))
-    monkeypatch.setattr(tensorrt, "device_model", lambda _: "NVIDIA A10")
+    monkeypatch.setattr(graphs, "device_model", lambda _: "NVIDIA A10")
     found.append(engines_folder(tmp_path, "a" * 64, "cuda:0", 8))
     assert len(set(found)) == 5 and all(path.parent == tmp_path / "engines" for path in found)
 

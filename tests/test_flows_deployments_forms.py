@@ -21,8 +21,7 @@ from flows.deployments.rebuild import rebuild_features
 from flows.deployments.sweep import SWEPT, sweep_crashed
 from flows.deployments.tune import tune_captions
 from flows.options.commands import CaptionConfig
-from flows.options.export_asked import GROUP, SAMPLES, ExportAsked
-from flows.options.export_config import ExportConfig
+from flows.options.export_config import GROUP, SAMPLES, ExportAsked, ExportConfig
 from flows.options.rebuild import RebuildConfig
 from flows.options.tune import TuneConfig
 from flows.options.vectors import (

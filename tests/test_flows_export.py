@@ -14,7 +14,7 @@ import penstock_demo
 from artifacts.errors import EnvironmentFault, UsageError
 from flows.console.display import Display
 from flows.options.commands import CaptionConfig
-from flows.options.export_asked import ExportAsked
+from flows.options.export_config import ExportAsked
 from flows.results.exported import Exported
 from flows.running.export import export
 from flows.running.run import caption

@@ -11,7 +11,7 @@ from artifacts.errors import UsageError
 from flows.cli.main import main
 from flows.console.display import Display
 from flows.options.commands import CaptionConfig
-from flows.options.export_asked import ExportAsked
+from flows.options.export_config import ExportAsked
 from flows.running.export import export
 from flows.running.run import caption
 from penstock_demo import CHECKPOINT

@@ -16,7 +16,7 @@ import torch
 import penstock_demo
 from artifacts.errors import EnvironmentFault, UsageError
 from flows.cli.main import main
-from flows.options.export_asked import ExportAsked
+from flows.options.export_config import ExportAsked
 from penstock_demo.clips import write_clips
 from stages.export import jobs
 from stages.models.graphs.manifest import FILE, read_manifest

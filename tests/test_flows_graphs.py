@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from flows.checkpoint.graph_speed import keep_speed
+from flows.checkpoint.graphs import keep_speed
 from flows.cli.main import main
 from stages.models.graphs.manifest import FILE
 from stages.models.graphs.providers import CPU

@@ -8,7 +8,7 @@ import pytest
 
 from artifacts.schema import ChunkIndex
 from artifacts.store import FolderStore
-from flows.job.templates import filled
+from flows.job.prepare import filled
 from flows.ledger.chunk_words import added_bytes, asked_of
 from flows.ledger.namespaces import Namespaces
 from flows.ledger.tasks import Medium, task_of

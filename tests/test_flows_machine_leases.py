@@ -13,7 +13,7 @@ import pytest
 
 from artifacts.store import FolderStore
 from artifacts.stores.local import clock_of
-from flows.machine import lease_notes
+from flows.machine import leases
 from flows.machine.leases import leased, running_jobs
 from flows.upkeep.cache_gc import collect
 from tests.support.holders import held_elsewhere
@@ -129,7 +129,7 @@ def test_a_claim_that_is_none_stops_nobody(store: FolderStore, text: bytes) -> N
 def test_a_job_shows_that_it_lives(
     store: FolderStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lease_notes, "BEAT_SECONDS", 0.01)
+    monkeypatch.setattr(leases, "BEAT_SECONDS", 0.01)
     with leased(store, [HELD], tmp_path):
         (path,) = (store.local / "jobs").iterdir()
         os.utime(path, (0, 0))

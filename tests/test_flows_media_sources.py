@@ -20,7 +20,7 @@ from artifacts.stores.bucket import Bucket
 from flows.cli.main import main
 from flows.job.contents import read_contents, refuse_beside
 from flows.job.portions import portions_of
-from flows.job.templates import filled as filled_prompts
+from flows.job.prepare import filled as filled_prompts
 from flows.ledger.tasks import Medium
 from flows.media import far_digests
 from flows.media.far_digests import contents_of

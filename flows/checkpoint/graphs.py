@@ -1,16 +1,18 @@
 """Finds out whether graphs of a checkpoint take the place of its towers, and refuses those that are
 not what was exported; imports no model library."""
 
+import ctypes
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
 from artifacts.errors import EnvironmentFault, UsageError
+from artifacts.files import read_kept, write_json
 from artifacts.keys import digest_of
 from artifacts.schema import Half, Part
-from flows.checkpoint.graph_speed import graph_speed
-from flows.checkpoint.tensorrt import check_tensorrt
+from artifacts.user_folders import user_cache
+from flows.machine.versions import machine_identity, versions
 from flows.options.commands import RunOptions
 from flows.options.model import TORCH, HalfPrecisionOptions
 from stages.decode.engines import AUTO
@@ -19,6 +21,97 @@ from stages.models.graphs import FOLDER
 from stages.models.graphs.manifest import FILE, GraphManifest, HalfGraphs, read_manifest
 from stages.models.graphs.providers import ONNX, TENSORRT, provider_of
 from stages.models.profile import ModelProfile
+from stages.process.device import device_capability, device_model, driver_version
+
+FORMAT = 1
+"""Number that rises when it is measured otherwise."""
+RUNTIME = "onnxruntime-gpu"
+"""Package that computes graphs."""
+
+
+class GraphSpeed(NamedTuple):
+    """Seconds in which a half computes the same, by torch and by its graphs."""
+
+    torch: float
+    graphs: float
+
+    @property
+    def ratio(self) -> float:
+        """Return how many times as fast the graphs are."""
+        return self.torch / self.graphs
+
+
+def graph_speed(device: str, graphs: str, provider: str) -> GraphSpeed | None:
+    """Return what was measured of graphs, by their digest and what computes them; None where
+    nothing was, or on another machine or with other versions."""
+    kept = read_kept(_path(device, graphs, provider), FORMAT)
+    try:
+        return None if kept is None else GraphSpeed(float(kept["torch"]), float(kept["graphs"]))
+    except (KeyError, TypeError, ValueError):
+        return None  # changed by somebody
+
+
+def keep_speed(device: str, graphs: str, provider: str, speed: Mapping[str, float]) -> GraphSpeed:
+    """Note what was measured. Raises EnvironmentFault."""
+    found = GraphSpeed(**speed)
+    write_json(_path(device, graphs, provider), {"format": FORMAT, **found._asdict()})
+    return found
+
+
+def _path(device: str, graphs: str, provider: str) -> Path:
+    here = [*machine_identity(device).values(), versions().get(RUNTIME, "")]
+    return user_cache() / "graphs" / f"{digest_of([*here, graphs, provider])[:16]}.json"
+
+
+LIBRARIES = ("libnvinfer.so.10", "libnvonnxparser.so.10")
+"""Libraries that ONNX Runtime's provider is linked with."""
+GET = (
+    "install TensorRT 10 (not 11) from NVIDIA: pip install 'tensorrt-cu13-libs>=10.9,<11' with its "
+    "own package index, and put its folder on LD_LIBRARY_PATH"
+)
+
+
+def missing_libraries() -> list[str]:
+    """Return the names of the libraries that cannot be opened."""
+    return [name for name in LIBRARIES if _opened(name) is None]
+
+
+def tensorrt_version() -> str:
+    """Return the version that is installed, such as 10.13.2; empty where there is none."""
+    library = _opened(LIBRARIES[0])
+    if library is None:
+        return ""
+    major, rest = divmod(int(library.getInferLibVersion()), 10_000)  # 101302
+    return f"{major}.{rest // 100}.{rest % 100}"
+
+
+def check_tensorrt(device: str) -> None:
+    """Raise EnvironmentFault where TensorRT cannot be had."""
+    if device == "cpu":
+        raise EnvironmentFault(
+            "--vision-backend tensorrt needs a GPU, and there is none",
+            hint="Give --vision-backend onnx",
+        )
+    if missing := missing_libraries():
+        raise EnvironmentFault(
+            f"--vision-backend tensorrt needs {' and '.join(missing)}, which cannot be opened",
+            hint=f"{GET[0].upper()}{GET[1:]}; --vision-backend onnx does without",
+        )
+
+
+def engines_folder(local: Path, graphs: str, device: str, batch: int) -> Path:
+    """Return where TensorRT keeps what it makes of graphs, by their digest: for this GPU, its
+    driver and version, and batches of at most so many."""
+    by = [device_model(device), device_capability(device), driver_version(device)]
+    return local / "engines" / digest_of([graphs, *by, tensorrt_version(), batch])[:32]
+
+
+def _opened(name: str) -> ctypes.CDLL | None:
+    try:
+        return ctypes.CDLL(name)
+    except OSError:
+        return None
+
 
 AGAIN = "Export the graphs again, into a new folder: penstock export MODEL --to onnx --out DIR"
 IN_TORCH = "--vision-backend torch does without"

@@ -4,14 +4,13 @@ model library."""
 import contextlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from importlib.metadata import PackageNotFoundError, version
 from types import MappingProxyType
 
 from artifacts.errors import UsageError
 from artifacts.schema import Part
 from flows.checkpoint.adapters import AdapterUse
-from flows.checkpoint.flash import attention
 from flows.checkpoint.graphs import GraphUse
-from flows.checkpoint.obtainable import QUANTIZED, check_obtainable
 from flows.machine.cpu import cpu_has_bfloat16
 from flows.options.commands import RunOptions
 from flows.options.model import HalfPrecisionOptions
@@ -20,6 +19,58 @@ from stages.decode.engines import Engine, accepted_by, choice_of
 from stages.models.natives.registry import nothing_otherwise
 from stages.models.profile import ModelProfile, PartProfile
 from stages.process.device import device_capability
+
+FLASH = "flash_attention_2"
+FLASH_CAPABILITY = (8, 0)
+"""Compute capability of the oldest GPUs that FlashAttention 2 runs on (Ampere)."""
+
+
+def attention(half: PartProfile, dtype: str, device: str) -> str:
+    """Return the attention of a half: FlashAttention 2 where all it needs is there. Else it is what
+    the model takes by itself."""
+    fits = half.flash and dtype in ("bfloat16", "float16") and device.startswith("cuda")
+    if fits and flash_installed() and device_capability(device) >= FLASH_CAPABILITY:
+        return FLASH
+    return half.attention
+
+
+def flash_installed() -> bool:
+    """Return whether the package is there, in a version that transformers takes."""
+    try:
+        numbers = version("flash-attn").split("+")[0].split(".")[:3]
+        return [int(number) for number in numbers] >= [2, 3, 3]
+    except (PackageNotFoundError, ValueError):
+        return False
+
+
+QUANTIZED = ("int8", "nf4")
+"""Precisions to which layers are quantized while they are loaded."""
+
+
+def check_obtainable(name: str, half: PartProfile, profile: ModelProfile, asked: str) -> None:
+    """Refuse a precision in which a half cannot be had. A half saved in 4 or 8 bit is as it is; one
+    that lies beside it can be cast but not quantized. Raises UsageError."""
+    hint = f"Give --{name}-precision native, or the checkpoint it was made from"
+    if half.stored_as and asked not in ("native", half.stored_as):
+        raise UsageError(
+            f"the {name} half of {profile.folder} was saved in {half.stored_as}, "
+            f"which cannot be turned into {asked}",
+            hint=hint,
+        )
+    stored = profile.vision.stored_as or profile.language.stored_as
+    if stored and not half.stored_as and asked in QUANTIZED:
+        raise UsageError(
+            f"the {name} half of {profile.folder} was saved unquantized beside one in {stored}, "
+            f"and cannot be had in {asked}",
+            hint=hint,
+        )
+    if asked in QUANTIZED and not half.linear_modules:
+        raise UsageError(
+            f"no layer of the {name} half of {profile.folder} can be told to be one that {asked} "
+            "takes",
+            hint=f"Give --{name}-precision bf16",
+        )
+
 
 SHORT = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 DTYPES = {short: name for name, short in SHORT.items()}

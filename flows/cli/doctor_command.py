@@ -9,10 +9,8 @@ from pathlib import Path
 
 from artifacts.errors import UsageError, redacted
 from artifacts.store import Store, open_store
-from flows.checkpoint.flash import FLASH_CAPABILITY, flash_installed
-from flows.checkpoint.graph_speed import GraphSpeed
-from flows.checkpoint.precision import no_bfloat16
-from flows.checkpoint.tensorrt import GET, missing_libraries, tensorrt_version
+from flows.checkpoint.graphs import GET, GraphSpeed, missing_libraries, tensorrt_version
+from flows.checkpoint.precision import FLASH_CAPABILITY, flash_installed, no_bfloat16
 from flows.console.display import Display
 from flows.console.lines import tell
 from flows.console.units import size

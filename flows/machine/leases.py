@@ -6,17 +6,160 @@ of where it lies. In a folder, a lock tells at once who lives.
 """
 
 import contextlib
+import fcntl
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+import socket
+import threading
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from artifacts.store import Store
-from flows.machine.lease_files import living_in, noted_in
-from flows.machine.lease_notes import LEASE_SECONDS, beating, note_of, read_note, system
+from artifacts.errors import EnvironmentFault
+from artifacts.stamps import stamp_of
+from artifacts.store import Store, fault_of
+from artifacts.stores.local import TEMPORARY, clock_of
+
+BEAT_SECONDS = 300.0
+"""Seconds between a job's signs of life."""
+LEASE_SECONDS = 3600.0
+"""Seconds after its last sign of life in which a job counts as running whose lock tells nothing."""
+LARGEST_NOTE = 1 << 20
+"""Most bytes of a note; a job has some dozens of namespaces of 64 each."""
+
+
+def note_of(namespaces: Sequence[str], out: Path) -> dict[str, Any]:
+    """Return what this process notes of a job."""
+    return {
+        "pid": os.getpid(),
+        "host": socket.gethostname(),
+        "system": system(),
+        "out": str(out),
+        "scopes": list(namespaces),
+    }
+
+
+def read_note(text: bytes) -> dict[str, Any]:
+    """Return a note; for a text that is none, that of a job which needs nothing."""
+    blank = {"pid": 0, "host": socket.gethostname(), "system": "", "out": "?", "scopes": []}
+    try:
+        note = {**blank, **json.loads(text)}
+        fits = isinstance(note["scopes"], list) and all(type(s) is str for s in note["scopes"])
+    except (ValueError, TypeError, RecursionError):
+        return blank
+    return note if fits else blank
+
+
+@cache
+def system() -> str:
+    """Return the space in which process ids are unique, until the machine is started anew. Returns
+    an empty string where that is not told."""
+    try:
+        started = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        return f"{started} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        return ""
+
+
+@contextlib.contextmanager
+def beating(show: Callable[[], object]) -> Iterator[None]:
+    """Show again and again that this process lives."""
+    ended = threading.Event()
+
+    def beat() -> None:
+        while not ended.wait(BEAT_SECONDS):
+            with contextlib.suppress(OSError, EnvironmentFault):
+                show()
+
+    thread = threading.Thread(target=beat, name="lease", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
+JOBS = "jobs"
+
+
+@contextlib.contextmanager
+def noted_in(folder: Path, note: Mapping[str, Any]) -> Iterator[str]:
+    """Keep a note of a job in a folder until the block ends, or the process does; its name. Raises
+    EnvironmentFault."""
+    name = f"{uuid.uuid4().hex}.json"
+    half, final = folder / TEMPORARY / name, folder / JOBS / name
+    try:
+        half.parent.mkdir(parents=True, exist_ok=True)
+        final.parent.mkdir(exist_ok=True)
+        file = half.open("x", encoding="utf-8")
+    except OSError as error:
+        raise fault_of(error, folder) from error
+    with file:
+        # Before it has its name, or a sweep could take it for a dead one's. Where nothing can be
+        # locked, it is a lease.
+        with contextlib.suppress(OSError):
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        try:
+            json.dump(note, file)
+            file.flush()
+            half.rename(final)
+        except OSError as error:
+            half.unlink(missing_ok=True)
+            raise fault_of(error, folder) from error
+        try:
+            with beating(partial(os.utime, final)):
+                yield name
+        finally:
+            with contextlib.suppress(OSError):
+                final.unlink(missing_ok=True)
+
+
+def living_in(folder: Path, but: str) -> Iterator[dict[str, Any]]:
+    """Yield the notes of all jobs that are worked on now, but for the one of this name. Remove what
+    a dead process left."""
+    for path in sorted((folder / JOBS).glob("*.json")):
+        if path.name == but:
+            continue
+        # It may have ended meanwhile, or be no file at all.
+        with contextlib.suppress(OSError), _opened(path) as descriptor:
+            note = read_note(os.pread(descriptor, LARGEST_NOTE, 0))
+            if _is_dead(descriptor, note, folder):
+                path.unlink(missing_ok=True)
+            else:
+                yield note
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[int]:
+    """Open a claim, for writing if that may be: NFS locks no file otherwise."""
+    stamp_of(path)
+    flags = os.O_NONBLOCK | os.O_CLOEXEC
+    try:
+        descriptor = os.open(path, os.O_RDWR | flags)
+    except OSError:  # of another user, or a store that can only be read
+        descriptor = os.open(path, os.O_RDONLY | flags)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _is_dead(descriptor: int, note: Mapping[str, Any], folder: Path) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if note["host"] == socket.gethostname():
+            return True
+    except BlockingIOError:
+        return False
+    except OSError:  # nothing can be locked here
+        if note["system"] and note["system"] == system():
+            return not os.path.exists(f"/proc/{note['pid']}")
+    return clock_of(folder) - os.fstat(descriptor).st_mtime > LEASE_SECONDS
+
 
 if TYPE_CHECKING:  # it loads what asks a bucket
     from artifacts.stores.board import LeaseBoard

@@ -6,8 +6,7 @@ from itertools import takewhile
 from typing import Any
 
 from artifacts.errors import CannotFit, UsageError
-from flows.checkpoint.obtainable import QUANTIZED
-from flows.checkpoint.precision import settle, with_adapter
+from flows.checkpoint.precision import QUANTIZED, settle, with_adapter
 from flows.console.units import gib, rounded_up, written
 from flows.machine.budget import Budget
 from flows.pipelines import STAGES

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from artifacts.schema import Half
 from artifacts.store import Store
-from flows.checkpoint.graph_speed import GraphSpeed, keep_speed
+from flows.checkpoint.graphs import GraphSpeed, keep_speed
 from flows.checkpoint.models import digests_in, open_model
 from flows.job.replanning import replanned_once
 from flows.machine.budget import budget_for

@@ -8,8 +8,7 @@ from dataclasses import replace
 from functools import partial
 
 from flows.checkpoint.adapters import NUMBER_BYTES
-from flows.checkpoint.obtainable import QUANTIZED
-from flows.checkpoint.precision import BYTES, PartSettings, no_bfloat16
+from flows.checkpoint.precision import BYTES, QUANTIZED, PartSettings, no_bfloat16
 from flows.console.units import gib
 from flows.planning.batch_costs import Expected
 from flows.planning.estimate import Purpose, Term

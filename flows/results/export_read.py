@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from artifacts.shapes import Each, Left, Misshapen, anything, check, count, number, read_json, text
-from flows.options.export_asked import EXPORTED, NATIVE, REJECTED, RUNS
+from flows.options.export_config import EXPORTED, NATIVE, REJECTED, RUNS
 from flows.results.exported import figures_line
 from flows.results.run_record import RUN_RECORD
 from stages.export.parity import GATES, PARITY

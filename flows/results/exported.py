@@ -12,7 +12,7 @@ from artifacts.errors import UsageError
 from artifacts.files import read_kept, write_json
 from artifacts.owned_folders import refuse_foreign
 from flows.console.units import size
-from flows.options.export_asked import REJECTED, RUNS, ExportAsked
+from flows.options.export_config import REJECTED, RUNS, ExportAsked
 from stages.export.jobs import GRAPHS
 from stages.export.parity import PARITY, judged, verdict_in
 from stages.models.graphs import FOLDER

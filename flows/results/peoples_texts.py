@@ -10,8 +10,7 @@ from artifacts.captions import Caption
 from artifacts.edits import REJECTED
 from artifacts.subtitles import one_line
 from artifacts.words import counted, first_of
-from flows.job.prepare import Job
-from flows.job.templates import TAGS
+from flows.job.prepare import TAGS, Job
 from flows.ledger.tasks import Medium
 from flows.media.handwritten import FORM, HandwrittenTexts, lines_of_text, places_beside
 from flows.media.media_files import MediaFile

@@ -7,10 +7,9 @@ from functools import partial
 from typing import Any
 
 from artifacts.schema import FrameFit
-from flows.checkpoint.graphs import GraphUse
+from flows.checkpoint.graphs import GraphUse, engines_folder
 from flows.checkpoint.models import Model
 from flows.checkpoint.precision import PartSettings
-from flows.checkpoint.tensorrt import engines_folder
 from flows.job.prepare import Job
 from flows.ledger.namespaces import Namespaces, namespace_aside
 from flows.ledger.tasks import Medium, Task

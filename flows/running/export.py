@@ -20,8 +20,8 @@ from flows.job.prepare import Job
 from flows.job.replanning import replanned_once
 from flows.machine.launch import DirectLauncher
 from flows.options.commands import RunOptions
-from flows.options.export_asked import EXPORTED as EXPORTED_RUN
-from flows.options.export_asked import NATIVE, ExportAsked
+from flows.options.export_config import EXPORTED as EXPORTED_RUN
+from flows.options.export_config import NATIVE, ExportAsked
 from flows.options.model import TORCH
 from flows.pipelines import EXPORTED, EXPORTED_VECTORS, EXPORTS, Pipeline, makes_vectors
 from flows.pipelines import GRAPHS as GRAPH_EXPORTS

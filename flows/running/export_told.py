@@ -7,7 +7,7 @@ from typing import Any
 from artifacts.errors import UsageError
 from artifacts.schema import Half, Part
 from flows.job.prepare import Job
-from flows.options.export_asked import ExportAsked
+from flows.options.export_config import ExportAsked
 from flows.planning.costs.export import HESSIAN_BYTES
 from flows.running.samples import Captioned
 from stages.export.jobs import (

@@ -12,7 +12,7 @@ from flows.job.prepare import Job
 from flows.ledger.weights import fetch_parts
 from flows.machine.launch import StageCall, run_to_end
 from flows.options.commands import RunOptions
-from flows.options.export_asked import ExportAsked
+from flows.options.export_config import ExportAsked
 from flows.running.run import LauncherMaker
 from stages.export.jobs import MergeJob
 from stages.models.adapters.reading import LoraAdapter, read_adapter

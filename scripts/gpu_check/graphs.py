@@ -77,7 +77,7 @@ def by_cuda(setting: Setting) -> Iterator[Row]:
 
 def by_tensorrt(setting: Setting) -> Iterator[Row]:
     """The same by TensorRT's, and how much sooner it starts when it finds what it made."""
-    from flows.checkpoint.tensorrt import missing_libraries, tensorrt_version
+    from flows.checkpoint.graphs import missing_libraries, tensorrt_version
 
     if missing := missing_libraries():
         yield skipped("graphs by tensorrt", f"{' and '.join(missing)} cannot be opened")

@@ -7,8 +7,7 @@ from dataclasses import replace
 
 from artifacts.words import counted
 from flows.checkpoint.models import Model
-from flows.checkpoint.obtainable import QUANTIZED
-from flows.checkpoint.precision import BYTES, PartSettings
+from flows.checkpoint.precision import BYTES, QUANTIZED, PartSettings
 from flows.options.commands import RunOptions
 from flows.planning.batch_costs import Expected, encoder_by_dimensions, expected
 from flows.planning.costs.part import (

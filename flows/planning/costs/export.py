@@ -7,7 +7,7 @@ from dataclasses import replace
 from artifacts.words import counted
 from flows.checkpoint.models import Model
 from flows.options.commands import RunOptions
-from flows.options.export_asked import SAMPLES
+from flows.options.export_config import SAMPLES
 from flows.planning.costs import decode
 from flows.planning.estimate import StageEstimate, Term
 from flows.planning.rungs import Rung

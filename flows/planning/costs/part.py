@@ -5,8 +5,7 @@ from dataclasses import replace
 
 from artifacts.schema import Part
 from flows.checkpoint.models import Model
-from flows.checkpoint.obtainable import QUANTIZED
-from flows.checkpoint.precision import DTYPES, SHORT, PartSettings, weight_bytes
+from flows.checkpoint.precision import DTYPES, QUANTIZED, SHORT, PartSettings, weight_bytes
 from flows.options.commands import RunOptions
 from flows.planning.batch_costs import Expected
 from flows.planning.rungs import Rung
