@@ -8,13 +8,12 @@ import pytest
 
 from artifacts.store import FolderStore
 from flows.console.units import parse_size, rounded_up, written
-from flows.planning import remembered
+from flows.planning import ladder
 from flows.planning.changes import cannot_fit, changes
 from flows.planning.choose import Choice, choices, fits
 from flows.planning.costs.decode import decode_rungs
 from flows.planning.costs.encode import encode_rungs
-from flows.planning.ladder import index_of
-from flows.planning.remembered import Remembered
+from flows.planning.ladder import Remembered, index_of
 from flows.planning.rungs import Rung, sizes
 from tests.support.by_hand import budget, images, question
 
@@ -178,7 +177,7 @@ def test_another_half_or_card_is_another_matter(tmp_path: Path) -> None:
 
 def test_after_a_while_it_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     of(tmp_path, 8).keep(FOUR)
-    monkeypatch.setattr(remembered, "KEPT_SECONDS", -1.0)
+    monkeypatch.setattr(ladder, "KEPT_SECONDS", -1.0)
     assert of(tmp_path, 8).rungs("decode") == []
 
 

@@ -7,8 +7,7 @@ import pytest
 
 from flows.checkpoint.precision import PartSettings
 from flows.planning import terms as by
-from flows.planning.batch_costs import expected
-from flows.planning.estimate import StageEstimate, Term
+from flows.planning.estimate import StageEstimate, Term, expected
 from flows.planning.rungs import Rung
 from flows.planning.terms import attention_terms, power_of_two
 from stages.models.profile import PartProfile

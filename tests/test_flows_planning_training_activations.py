@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_map_only
 
 from flows.planning.stacks import attention_of, mlp_of, stacks_of
 from flows.planning.towers import Tower
-from flows.planning.training.activations import (
+from flows.planning.training.estimate import (
     LOGITS,
     adapted_layer_bytes,
     layer_bytes,

@@ -15,8 +15,7 @@ import uvicorn
 from artifacts.errors import OutOfMemory, StageDied
 from artifacts.store import open_store
 from flows.machine.launch import StageCall
-from flows.planning.ladder import Ladder
-from flows.planning.remembered import Remembered
+from flows.planning.ladder import Ladder, Remembered
 from flows.planning.rungs import Rung, sizes
 from flows.serving import patience
 from flows.serving.half import Half

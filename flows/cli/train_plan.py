@@ -14,8 +14,7 @@ from flows.console.lines import tell
 from flows.console.units import gib, parse_size
 from flows.options.commands import CaptionConfig
 from flows.planning.architecture import Architecture, read_architecture
-from flows.planning.training.changes import changes
-from flows.planning.training.estimate import RANK, train_estimate
+from flows.planning.training.estimate import RANK, changes, train_estimate
 from flows.planning.training.terms import OPTIMIZERS, Method, TrainEstimate, Training
 
 MOMENTS = {

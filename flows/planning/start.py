@@ -13,8 +13,7 @@ from flows.planning.changes import NAMED, cannot_fit, changes
 from flows.planning.choose import Choice, Question, choices, fits, memory_json, question_of
 from flows.planning.context_check import refuse_beyond_context
 from flows.planning.costs import rungs_of
-from flows.planning.ladder import Ladder, Told
-from flows.planning.remembered import Remembered
+from flows.planning.ladder import Ladder, Remembered, Told
 from flows.planning.rungs import Rung, sizes
 from flows.planning.sizes import Estimate
 from stages.process.device import device_uuid

@@ -10,8 +10,7 @@ from functools import partial
 from flows.checkpoint.adapters import NUMBER_BYTES
 from flows.checkpoint.precision import BYTES, QUANTIZED, PartSettings, no_bfloat16
 from flows.console.units import gib
-from flows.planning.batch_costs import Expected
-from flows.planning.estimate import Purpose, Term
+from flows.planning.estimate import Expected, Purpose, Term
 from flows.planning.rungs import Rung
 from flows.planning.workloads import COPIES, PIXEL_BYTES, Workload
 from stages.memory.shrinking import items_a_block

@@ -10,7 +10,6 @@ from flows.checkpoint.precision import BYTES, PartSettings
 from flows.options.commands import RunOptions
 from flows.options.model import AdapterOptions
 from flows.options.text import EngineOptions
-from flows.planning.batch_costs import Expected, decoder_by_dimensions, expected
 from flows.planning.costs.part import (
     free_settings,
     loading,
@@ -19,7 +18,14 @@ from flows.planning.costs.part import (
     source_of_figures,
 )
 from flows.planning.costs.slots import held_ahead, seatable, slot_terms
-from flows.planning.estimate import Purpose, StageEstimate, Term
+from flows.planning.estimate import (
+    Expected,
+    Purpose,
+    StageEstimate,
+    Term,
+    decoder_by_dimensions,
+    expected,
+)
 from flows.planning.rungs import MLP_CHUNKS, Rung, sizes
 from flows.planning.seconds import Pass, WorkEstimate
 from flows.planning.terms import (

@@ -8,14 +8,13 @@ from artifacts.words import counted
 from flows.checkpoint.models import Model
 from flows.checkpoint.precision import BYTES
 from flows.options.commands import RunOptions
-from flows.planning.batch_costs import decoder_by_dimensions, expected
 from flows.planning.costs.part import (
     free_settings,
     loading,
     settings_as_run,
     source_of_figures,
 )
-from flows.planning.estimate import StageEstimate, Term
+from flows.planning.estimate import StageEstimate, Term, decoder_by_dimensions, expected
 from flows.planning.rungs import Rung, sizes
 from flows.planning.seconds import WorkEstimate
 from flows.planning.terms import around, products, weights

@@ -9,7 +9,6 @@ from artifacts.words import counted
 from flows.checkpoint.models import Model
 from flows.checkpoint.precision import BYTES, QUANTIZED, PartSettings
 from flows.options.commands import RunOptions
-from flows.planning.batch_costs import Expected, encoder_by_dimensions, expected
 from flows.planning.costs.part import (
     free_settings,
     loading,
@@ -17,7 +16,7 @@ from flows.planning.costs.part import (
     settings_as_run,
     source_of_figures,
 )
-from flows.planning.estimate import StageEstimate, Term
+from flows.planning.estimate import Expected, StageEstimate, Term, encoder_by_dimensions, expected
 from flows.planning.rungs import MLP_CHUNKS, Rung, sizes
 from flows.planning.seconds import Pass, WorkEstimate
 from flows.planning.terms import (

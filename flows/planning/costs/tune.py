@@ -18,7 +18,7 @@ from flows.planning.estimate import StageEstimate, Term
 from flows.planning.layers import pass_bytes
 from flows.planning.rungs import Rung, sizes
 from flows.planning.terms import ADDED_BYTES, adapter_terms, around, weights
-from flows.planning.training.activations import LOGITS, adapted_layer_bytes, lora_parameters
+from flows.planning.training.estimate import LOGITS, adapted_layer_bytes, lora_parameters
 from flows.planning.training.terms import ADAPTER, OPTIMIZERS
 from flows.planning.workloads import Workload
 from stages.models.hub.checkpoint import Checkpoint

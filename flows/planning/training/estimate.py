@@ -5,6 +5,7 @@ rank 8 and dropout and stands beside every linear layer of the language half.
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from artifacts.errors import UsageError
 from artifacts.words import counted
@@ -13,22 +14,97 @@ from flows.planning.architecture import Architecture
 from flows.planning.layers import pass_bytes
 from flows.planning.terms import GPU_WORKSPACE_BYTES, HELD_BACK
 from flows.planning.towers import Tower
-from flows.planning.training.activations import (
-    HALF,
-    LOGITS,
-    layer_bytes,
-    lora_layer_bytes,
-    lora_parameters,
-)
 from flows.planning.training.terms import (
     ADAPTER,
     OPTIMIZERS,
     ZERO,
+    Method,
     TrainEstimate,
     Training,
     TrainTerm,
 )
 from stages.process.device_limit import CONTEXT_BYTES
+
+HALF = 2
+"""Bytes of a number in 16 bit."""
+ADAPTED = 4
+"""Bytes of a number of an adapter that is trained in 32 bit."""
+LORA_DROPOUT = 3
+"""Bytes of a number that dropout before a LoRA matrix keeps: a copy and a mask."""
+LOGITS = (4, 4, 4)
+"""Bytes of a logit when the backward pass begins, all in 32 bit: its log-probability, the gradient
+of that, and its own."""
+
+
+def norm_bytes(tower: Tower, *, trained: bool = True) -> int:
+    """Return the bytes that both norms keep of one token. LayerNorm keeps its input; RMSNorm as
+    transformers write it keeps that in 32 bit, and what it multiplies with weights that are
+    trained."""
+    sums = 8  # in 32 bit, what was divided by; LayerNorm keeps two, in 16
+    if tower.shifts:
+        return 2 * HALF * tower.width + sums
+    return 2 * (4 + (HALF if trained else 0)) * tower.width + sums
+
+
+def scores_bytes(tower: Tower, tokens: int, *, fused: bool, each: int = HALF) -> int:
+    """Return the bytes of one token's scores. FlashAttention (Dao et al. 2022) keeps a sum a head,
+    in 32 bit; without it the softmax is kept in 32 bit and, if that is another, in `each` bytes a
+    number, and grouped keys and values repeated for every head."""
+    if fused:
+        return 4 * tower.heads
+    repeated = 2 * each * (tower.attention.query_width - tower.attention.key_width)
+    return tower.heads * tokens * (4 + (each if each < 4 else 0)) + repeated
+
+
+def layer_bytes(tower: Tower, tokens: int, *, fused: bool = True) -> int:
+    """Return the bytes that one layer keeps of one token among so many."""
+    width, query, key = tower.width, tower.attention.query_width, tower.attention.key_width
+    into_mlp = 4 if tower.mlp.gated else 2
+    attention = width + query + 2 * key + query
+    return (
+        norm_bytes(tower)
+        + HALF * (attention + width + into_mlp * tower.mlp.width)
+        + scores_bytes(tower, tokens, fused=fused)
+    )
+
+
+def lora_layer_bytes(tower: Tower, tokens: int, rank: int, *, fused: bool = True) -> int:
+    """Return the same where each matrix is frozen and has a LoRA beside it. Its input is kept after
+    dropout, a copy for each, and the product with the first of its two matrices."""
+    inputs = sum(columns for _, columns in tower.matrices)
+    # What only a trained matrix, or a trained norm, needs.
+    spared = 2 * tower.width + tower.mlp.width
+    return (
+        layer_bytes(tower, tokens, fused=fused)
+        - (norm_bytes(tower) - norm_bytes(tower, trained=False))
+        - HALF * spared
+        + LORA_DROPOUT * inputs
+        + HALF * rank * len(tower.matrices)
+    )
+
+
+def adapted_layer_bytes(
+    tower: Tower, tokens: int, rank: int, each: int, *, fused: bool = True
+) -> int:
+    """Return the same of a frozen layer whose adapters are in 32 bit and have no dropout; `each`
+    are the bytes of a number of the layer. In 16 bit each matrix keeps its input in 32."""
+    query, key, width = tower.attention.query_width, tower.attention.key_width, tower.width
+    inside = tower.mlp.width
+    norms = norm_bytes(tower, trained=False) + (2 * (each - HALF) * width if tower.shifts else 0)
+    scores = scores_bytes(tower, tokens, fused=fused, each=each)
+    # The nonlinearity keeps what it is given; a gate, both sides of the product.
+    seen = query if fused or each == ADAPTED else 0  # what comes out of attention
+    made = query + seen + 2 * key + (3 if tower.mlp.gated else 1) * inside
+    inputs = (
+        2 * width + inside if each == ADAPTED else sum(columns for _, columns in tower.matrices)
+    )
+    return norms + scores + each * made + ADAPTED * (inputs + rank * len(tower.matrices))
+
+
+def lora_parameters(tower: Tower, rank: int) -> int:
+    """Count a LoRA of that rank beside each matrix of each layer (Hu et al. 2021)."""
+    return tower.layers * rank * sum(rows + columns for rows, columns in tower.matrices)
+
 
 RANK = 8
 """Rank of a LoRA."""
@@ -211,3 +287,52 @@ def _notes(architecture: Architecture, training: Training) -> Iterator[str]:
                 f"{places:,} places in {counted(training.frames, 'picture')}, more than the "
                 f"{training.length:,} tokens of a sample: give --max-length or fewer --frames"
             )
+
+
+LEAST_LENGTH = 256
+"""Least tokens of a sample that is still worth training on."""
+MOST_GPUS = 64
+NAMED = 3
+LIGHTER: dict[Method, tuple[Method, ...]] = {
+    "full": ("lora", "qlora"),
+    "lora": ("qlora",),
+    "qlora": (),
+}
+
+
+def changes(
+    architecture: Architecture, training: Training, limit: int
+) -> list[tuple[str, TrainEstimate]]:
+    """Return options, gentlest first, with what is then taken; the first of each kind that fits."""
+    found: list[tuple[str, TrainEstimate]] = []
+    kinds = set()
+    for kind, options, other in _tried(training):
+        if kind not in kinds:
+            takes = train_estimate(architecture, other)
+            if takes.peak_bytes <= limit:
+                kinds.add(kind)
+                found.append((options, takes))
+    return found[:NAMED]
+
+
+def _tried(training: Training) -> Iterator[tuple[str, str, Training]]:
+    """Yield kind, options, and what they mean. Layers are computed again in all but the first."""
+    again = "" if training.checkpointing else " --checkpointing"
+    least = replace(training, checkpointing=True)
+    if again:
+        yield "again", again.strip(), least
+    if training.batch > 1:
+        yield "batch", f"--batch-size 1{again}", replace(least, batch=1)
+    gpus = 2
+    while gpus <= MOST_GPUS and training.method != "qlora":
+        if gpus > training.gpus or training.zero < 3:
+            more = replace(least, zero=3, gpus=max(gpus, training.gpus))
+            yield "gpus", f"--zero 3 --gpus {more.gpus}{again}", more
+        gpus *= 2
+    for method in LIGHTER[training.method]:
+        other = replace(least, method=method, optimizer="mixed")
+        yield "method", f"--train {method}{again}", other
+    length = training.length // 2
+    while length >= LEAST_LENGTH:
+        yield "length", f"--max-length {length}{again}", replace(least, length=length)
+        length //= 2
