@@ -7,7 +7,7 @@ import pytest
 from artifacts.errors import UsageError
 from artifacts.owned_folders import refuse_foreign
 from flows.options.export_config import ExportAsked
-from flows.results.exported import put_into_place, refuse_foreign_folder
+from flows.results.export_result import put_into_place, refuse_foreign_folder
 from stages.export.parity import PARITY
 
 

@@ -15,7 +15,7 @@ from artifacts.errors import EnvironmentFault, UsageError
 from flows.console.display import Display
 from flows.options.commands import CaptionConfig
 from flows.options.export_config import ExportAsked
-from flows.results.exported import Exported
+from flows.results.export_result import Exported
 from flows.running.export import export
 from flows.running.run import caption
 from penstock_demo.clips import write_clips

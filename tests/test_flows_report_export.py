@@ -12,7 +12,7 @@ import pytest
 import penstock_demo
 from artifacts.files import write_json
 from flows.cli.main import main
-from flows.results.export_read import export_in
+from flows.results.export_result import export_in
 from flows.results.report.facts import facts
 from stages.export.parity import PARITY, judged
 from tests.support.browser import browsing

@@ -12,9 +12,14 @@ from artifacts.errors import UsageError
 from artifacts.labels import Labelled, spans_of
 from artifacts.text_vectors import TextVectors
 from flows.media.labels import Label, LabelSet
-from flows.results.labels.examples import examples_of, learned_threshold
-from flows.results.labels.judging import above_gap, cosines_of, judge_of
-from flows.results.labels.pooling import pooled
+from flows.results.labels.judging import (
+    above_gap,
+    cosines_of,
+    examples_of,
+    judge_of,
+    learned_threshold,
+)
+from flows.results.labels.rows import pooled
 
 
 def labels(*names: str, **settings: Any) -> LabelSet:

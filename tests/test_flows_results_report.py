@@ -12,8 +12,8 @@ from artifacts.captions import Failure
 from artifacts.errors import EnvironmentFault
 from flows.cli.main import main
 from flows.results.report.facts import facts
-from flows.results.report.labels import SHEET
 from flows.results.report.page import as_json, page
+from flows.results.report.sections import SHEET
 from flows.results.report.stages import timeline_of
 from flows.results.run_read import load_record
 from flows.results.run_record import SPANS, RunRecord

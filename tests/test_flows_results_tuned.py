@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from artifacts.errors import EnvironmentFault, UsageError
-from flows.results.report.training import MOST_POINTS, training_facts
+from flows.results.report.sections import MOST_POINTS, training_facts
 from flows.results.tuned import TrainingFound, refuse_other, training_in, tuned_in
 from stages.models.adapters.reading import ADAPTER_WEIGHTS
 from stages.tune.job import RECORD

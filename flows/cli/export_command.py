@@ -11,7 +11,7 @@ from flows.console.lines import tell
 from flows.options.commands import RunOptions
 from flows.options.export_config import ExportConfig
 from flows.pipelines import EXPORTS, GRAPHS
-from flows.results.exported import Exported, refuse_foreign_folder
+from flows.results.export_result import Exported, refuse_foreign_folder
 
 
 def export_command(given: argparse.Namespace) -> int:

@@ -12,7 +12,7 @@ from flows.console.display import failed_line
 from flows.console.lines import tell
 from flows.console.tables import table_lines
 from flows.console.units import duration
-from flows.results.export_read import ExportFound, export_in
+from flows.results.export_result import ExportFound, export_in
 from flows.results.run_read import load_record
 from flows.results.run_record import seconds_of
 from flows.results.status import COLUMNS, StageStatus, advice, cells, places, stages_of, what

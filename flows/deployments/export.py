@@ -11,7 +11,7 @@ from flows.deployments.runs import named_after_out, run_in_flow
 from flows.deployments.schema import ExportConfig
 from flows.deployments.view import show
 from flows.options.commands import RunOptions
-from flows.results.exported import Exported
+from flows.results.export_result import Exported
 from flows.running.export import export
 from flows.running.run import LauncherMaker
 from flows.running.samples import judging_media

@@ -23,8 +23,7 @@ from flows.options.text import OutputOptions, PromptOptions
 from flows.pipelines import STAGES
 from flows.results.captions import SHORTENED, captions_by_file, in_words
 from flows.results.table_rows import kinds_of, properties_of, table_rows
-from flows.results.text_files import write_texts
-from flows.results.texts import Texts
+from flows.results.text_files import Texts, write_texts
 from stages.process.events import Failed
 
 

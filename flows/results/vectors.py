@@ -18,7 +18,7 @@ from flows.job.prepare import Job
 from flows.ledger.tasks import Medium, Task
 from flows.media.media_files import MediaFile
 from flows.results.outputs import failures_of
-from flows.results.run_end import RunEnd
+from flows.results.run_result import RunEnd
 
 if TYPE_CHECKING:  # numpy, which captions need not
     from artifacts.vectors import Vectors

@@ -25,7 +25,7 @@ from flows.options.export_config import NATIVE, ExportAsked
 from flows.options.model import TORCH
 from flows.pipelines import EXPORTED, EXPORTED_VECTORS, EXPORTS, Pipeline, makes_vectors
 from flows.pipelines import GRAPHS as GRAPH_EXPORTS
-from flows.results.exported import (
+from flows.results.export_result import (
     Exported,
     forget_begun,
     note_parity,

@@ -16,8 +16,7 @@ from flows.options.commands import RunOptions
 from flows.options.vectors import TOP, LabelOptions
 from flows.pipelines import LABEL
 from flows.results.foreign_files import refuse_replacing
-from flows.results.labels.examples import Examples, examples_of, learned_threshold
-from flows.results.labels.judging import judge_of
+from flows.results.labels.judging import Examples, examples_of, judge_of, learned_threshold
 from flows.results.labels.rows import Labelling, judged
 from flows.results.labels.writing import LabelsWritten, label_places, write_labels
 from flows.results.vectors import made_vectors

@@ -7,6 +7,7 @@ from functools import cached_property
 from itertools import islice
 
 import numpy as np
+from numpy.typing import NDArray
 
 from artifacts.labels import Labelled, Scored
 from artifacts.text_vectors import TextVectors
@@ -16,8 +17,47 @@ from flows.ledger.tasks import Medium, Task
 from flows.media.labels import LabelSet
 from flows.media.media_files import MediaFile
 from flows.results.labels.judging import Judge, Passed, Scores, cosines_of
-from flows.results.labels.pooling import Pooled, pooled, whole_of
 from flows.results.vectors import Made, made_of, made_vectors, shown_boxes, shown_width
+
+FEWEST = 4
+"""Labels below which it is not known what a level usually scores: the highest score counts."""
+LEAST_SPREAD = 1e-6
+"""Deviation of cosines below which all labels are alike."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Pooled:
+    """The cosines of pictures, or of frames."""
+
+    best: Scores
+    """Of the part that speaks most for each label."""
+    whole: Scores
+    """Of the whole picture."""
+    at: NDArray[np.intp]
+    """Shape (pictures, labels): which part that is; 0 is all of it."""
+
+
+def whole_of(cosines: Scores) -> Pooled:
+    """Return the cosines of pictures, or frames, of which no parts are looked at."""
+    return Pooled(best=cosines, whole=cosines, at=np.zeros(cosines.shape, np.intp))
+
+
+def pooled(cosines: Scores, levels: Sequence[int]) -> Pooled:
+    """Return the cosines of one picture; its parts are of these levels, the first is all of it."""
+    places = [np.flatnonzero(np.asarray(levels) == level) for level in sorted(set(levels))]
+    members = max(places, key=lambda some: _standing_out(cosines[some]))
+    at = members[cosines[members].argmax(axis=0)]
+    best = cosines[at, np.arange(cosines.shape[1])]
+    return Pooled(best=best[None], whole=cosines[:1], at=at[None])
+
+
+def _standing_out(cosines: Scores) -> float:
+    """Return how far the best label of one level stands out, in deviations of the labels."""
+    best = cosines.max(axis=0)
+    if len(best) < FEWEST:
+        return float(best.max())
+    return float((best.max() - np.median(best)) / max(float(best.std()), LEAST_SPREAD))
+
 
 TASKS_A_BLOCK = 256
 """Chunks whose scores are in memory at once."""

@@ -13,12 +13,16 @@ from flows.console.units import duration, size
 from flows.job.about import computed_by
 from flows.media.media_files import writable
 from flows.pipelines import LABELS
-from flows.results.export_read import ExportFound, export_in
-from flows.results.report.labels import label_counts, labelled_media
+from flows.results.export_result import ExportFound, export_in
 from flows.results.report.media import FILE, captioned_media, failed_media
-from flows.results.report.parity import export_about, parity_facts
+from flows.results.report.sections import (
+    export_about,
+    label_counts,
+    labelled_media,
+    parity_facts,
+    training_facts,
+)
 from flows.results.report.stages import plan_table, stage_table, timeline_of
-from flows.results.report.training import training_facts
 from flows.results.run_read import load_record
 from flows.results.status import advice, kind_of, places, stages_of, written
 from flows.results.tuned import training_in

@@ -1,0 +1,239 @@
+"""Gathers what the report shows of a run that gave labels, from the run's own lines; draws nothing
+and opens no media file."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from artifacts.labels import Labelled, Scored, spans_of
+from artifacts.shapes import Left, Maybe, count, number, read_json, read_jsonl, text
+from artifacts.words import counted
+from flows.results.export_result import ExportFound
+from flows.results.labels.writing import LINES, MEDIA, REPORT
+from flows.results.report.media import NAME, PLACE, beside, shown_medium
+from flows.results.tuned import TrainingFound
+from stages.export.parity import FRAMES, GATES, Gate
+
+AGAIN = "Run the same `penstock label` again, which writes it anew"
+SHEET = 200
+"""Pictures and videos that the page shows; the rest is in the lines."""
+MOST_LINES = 100_000
+"""Lines that are read for it: those of a day of video."""
+SCORED = {
+    "label": text,
+    "score": number,
+    "passed": lambda value: isinstance(value, bool),
+    "whole": number,
+    "box": Maybe((number, number, number, number)),
+    "threshold": Maybe(number),
+    "why": text,
+}
+LINE = {**NAME, "time": Maybe(number), "labels": [SCORED]}
+COUNT = {
+    "label": text,
+    "passed": count,
+    "median": Maybe(number),
+    "deviation": Maybe(number),
+    "threshold": Maybe(number),
+    "from": text,
+    "bins": Left([count]),
+}
+COUNTS = {
+    "pictures": count,
+    "labelled": count,
+    "low": Left(number),
+    "high": Left(number),
+    "labels": [COUNT],
+}
+Lines = list[dict[str, Any]]
+
+
+def label_counts(out: Path) -> dict[str, Any] | None:
+    """Return what each label of a run was given to, those given most first; None where the run has
+    written none yet. Raises EnvironmentFault."""
+    if not (out / REPORT).exists():
+        return None
+    found: dict[str, Any] = read_json(out / REPORT, COUNTS, AGAIN, lambda value: value)
+    found = {name: found.get(name) for name in COUNTS}
+    found["labels"] = sorted(found["labels"], key=lambda one: -one["passed"])
+    return found
+
+
+def labelled_media(out: Path, folder: Path) -> list[dict[str, Any]]:
+    """Return the first media of a run into `out`, as a page in `folder` needs them: as of captions,
+    with `labels`, each of them (name, score, box in pixels or None). Raises EnvironmentFault."""
+    places = read_jsonl(out / MEDIA, PLACE, AGAIN, SHEET)
+    # A run of an earlier version wrote no places, and one at work writes them at the end.
+    most = sum(place["captions"] for place in places) or SHEET
+    lines = read_jsonl(out / LINES, LINE, AGAIN, min(most, MOST_LINES))
+    return [_medium(place, said, folder) for place, said in beside(places, lines) if said]
+
+
+def _medium(place: dict[str, Any], lines: Lines, folder: Path) -> dict[str, Any]:
+    medium, still = shown_medium(place, folder), all(line["time"] is None for line in lines)
+    given = [one for line in lines for one in line["labels"] if one["passed"]]
+    medium["labels"] = [[one["label"], one["score"], one["box"]] for one in given] if still else []
+    said = [(0.0, 0.0, ", ".join(one["label"] for one in given))] if still else _stretches(lines)
+    medium["captions"] = [[*stretch, 0] for stretch in said]
+    return medium
+
+
+def _stretches(lines: Lines) -> list[tuple[float, float, str]]:
+    """Return the stretches of a video with their labels. Where it ends is not known: the last frame
+    stands for as long as the one before it."""
+    rows = [_row(line) for line in lines]
+    times = [row.time or 0.0 for row in rows]
+    end = times[-1] + (times[-1] - times[-2] if len(times) > 1 else 1.0)
+    return [(span.start, span.end, ", ".join(span.labels)) for span in spans_of(rows, end)]
+
+
+def _row(line: Mapping[str, Any]) -> Labelled:
+    scored: tuple[Scored, ...] = tuple(line["labels"])
+    return Labelled(
+        media_path=line["media_path"],
+        source=line["source"],
+        time=line["time"],
+        labels=scored,
+        top="",
+        model="",
+        precision={},
+        features="",
+        labels_digest="",
+    )
+
+
+COLUMNS = ("figure", "measured", "must be", "")
+MARKS = {True: "✓", False: "✕"}
+
+
+def parity_facts(export: ExportFound) -> dict[str, Any] | None:
+    """Return the verdict with each figure beside its bound, and what is drawn of single captions
+    and chunks; None while it is not judged."""
+    if (parity := export.parity) is None:
+        return None
+    gates = [gate for gate in GATES if f"{gate.group}.{gate.name}" in parity["gates"]]
+    return {
+        "passed": parity["passed"],
+        "verdict": export.verdict(),
+        "columns": COLUMNS,
+        "rows": [*(_parity_row(parity, gate) for gate in gates), *_told(parity)],
+        "plots": [*_divergence(parity), *_cosine(parity)],
+    }
+
+
+def export_about(export: ExportFound) -> Iterator[tuple[str, str]]:
+    """Yield what was exported, and to where."""
+    recipe = export.parity["recipe"] if export.parity is not None else {}
+    yield "checkpoint", str(export.checkpoint)
+    if recipe:
+        parts = recipe.get("parts")
+        of = f" of {', '.join(map(str, parts))}" if isinstance(parts, list) else ""
+        group = f", {recipe['group']} columns a scale" if recipe.get("group") else ""
+        yield "written as", f"{recipe.get('kind', '?')}{of}{group}"
+
+
+def _parity_row(parity: Mapping[str, Any], gate: Gate) -> tuple[str, str, str, str]:
+    value, bound = parity[gate.group][gate.name], parity["gates"][f"{gate.group}.{gate.name}"]
+    holds = value >= bound if gate.at_least else value <= bound
+    sign = "≥" if gate.at_least else "≤"
+    return gate.words, f"{value:.5g}", f"{sign} {bound:g}", MARKS[holds]
+
+
+def _told(parity: Mapping[str, Any]) -> Iterator[tuple[str, str, str, str]]:
+    """Yield the frames, which are too few or not, and figures that decide nothing."""
+    seen = parity["frames"]
+    yield "frames that were seen", f"{seen:,}", f"≥ {FRAMES}", MARKS[seen >= FRAMES]
+    if (features := parity.get("features")) is not None:
+        yield "plain cosine of features", f"{features['cosine']:.5g}", "-", ""
+        yield "rows of features that were compared", f"{features['rows']:,}", "-", ""
+    if (text := parity.get("text")) is not None:
+        yield "share of captions the same throughout", f"{text['captions_as_native']:.5g}", "-", ""
+        yield "captions", f"{text['captions']:,}", "-", ""
+        yield "tokens", f"{text['tokens']:,}", "-", ""
+
+
+def _divergence(parity: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    text = parity.get("text", {})
+    if values := text.get("by_caption"):
+        bound = parity["gates"].get("text.divergence")
+        all_of = counted(text["captions"], "caption")
+        yield _plot("Divergence of each caption, nats a token", values, all_of) | {
+            "low": 0.0,
+            "high": None,
+            "lines": _lines(text["divergence"], bound, "at most"),
+        }
+
+
+def _cosine(parity: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    features = parity.get("features", {})
+    if values := features.get("by_chunk"):
+        bound = parity["gates"].get("features.centred_mean")
+        all_of = counted(features.get("chunks", len(values)), "chunk")
+        yield _plot("Centred cosine of each chunk's features", values, all_of) | {
+            "low": None,
+            "high": 1.0,
+            "lines": _lines(features["centred_mean"], bound, "at least"),
+        }
+
+
+def _plot(title: str, values: Mapping[str, float], all_of: str) -> dict[str, Any]:
+    ranked = sorted(values.items(), key=lambda one: one[1])
+    return {"title": title, "values": ranked, "of": all_of}
+
+
+def _lines(mean: float, bound: float | None, words: str) -> list[tuple[str, float, str]]:
+    """Return the levels that a plot has: name, value, and how it is drawn."""
+    found = [(f"mean {mean:.3g}", mean, "planned")]
+    if bound is not None:
+        found.append((f"it must be {words} {bound:g}", bound, "budget"))
+    return found
+
+
+MOST_POINTS = 600
+"""Points of a curve that are drawn: more do not show."""
+GIB = 1 << 30
+TRAINING_COLUMNS = ("should say", "said before", "says now")
+
+
+def training_facts(training: TrainingFound) -> dict[str, Any] | None:
+    """Return curves and samples; None while no step is made."""
+    if training.tuned is None:
+        return None
+    record = training.tuned.record
+    return {
+        "line": training.tuned.line(),
+        "curves": [_losses(record), _memory(record)],
+        "columns": TRAINING_COLUMNS,
+        "rows": list(_samples(record)),
+    }
+
+
+def _losses(record: Mapping[str, Any]) -> dict[str, Any]:
+    series = [{"name": "trained on", "kind": "trained", "points": _thin(record["losses"])}]
+    if held := record["held_out_losses"]:
+        series.append(
+            {"name": "held out", "kind": "held-out", "points": [list(one) for one in held]}
+        )
+    return {"title": "Loss of a token, by step", "series": series}
+
+
+def _memory(record: Mapping[str, Any]) -> dict[str, Any]:
+    values = [value / GIB for value in record["memory_bytes"]]
+    series = [{"name": "after each step", "kind": "memory", "points": _thin(values)}]
+    return {"title": "Memory of the host, GiB, by step", "series": series}
+
+
+def _thin(values: list[float]) -> list[list[float]]:
+    """Return [step, value] of so many steps at the most; steps count from 1."""
+    every = max(1, -(-len(values) // MOST_POINTS))
+    points = [[at + 1, value] for at, value in enumerate(values)]
+    return points[::every] + (points[-1:] if (len(points) - 1) % every else [])
+
+
+def _samples(record: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
+    if not record["scores"]:
+        return
+    before, after = record["scores"][0]["samples"], record["scores"][-1]["samples"]
+    for one, other in zip(before, after, strict=False):
+        now = other["said"] if len(record["scores"]) > 1 else "-"
+        yield str(one["right"]), str(one["said"]), str(now)
