@@ -30,7 +30,7 @@ from flows.machine.launch import DirectLauncher
 from flows.options.commands import CaptionConfig
 from flows.pipelines import REBUILD
 from flows.running.run import prepared
-from flows.running.watch import Watch
+from flows.running.run_observer import Watch
 from penstock_demo import CHECKPOINT
 from penstock_demo.clips import write_clips
 from stages.process.cgroup import cores

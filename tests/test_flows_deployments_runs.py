@@ -24,7 +24,7 @@ from prefect.client.schemas.objects import TaskRun
 from prefect.settings import PREFECT_API_URL
 from prefect.states import Completed, Crashed, Pending, Running
 
-import flows.running.sequence
+import flows.running.pipeline_runner
 import penstock_demo
 from artifacts.errors import UsageError
 from artifacts.index.manifest import read_manifest
@@ -134,7 +134,7 @@ def test_a_flow_that_an_unknown_error_ends_does_not_say_that_it_is_running(
     def wrong(*_: object, **__: object) -> None:
         raise RuntimeError("something nobody thought of")
 
-    monkeypatch.setattr(flows.running.sequence, "write_outputs", wrong)
+    monkeypatch.setattr(flows.running.pipeline_runner, "write_outputs", wrong)
     state, artifacts = caption(tmp_path, CLIPS)
     assert state.is_failed()
     assert str(artifacts["penstock-run"]).startswith("**failed**")

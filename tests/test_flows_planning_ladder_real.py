@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-import flows.running.steps
+import flows.running.stage_runner
 from artifacts.errors import CannotFit, Killed
 from benchmarks._models import Shape, build
 from flows.console.display import Display
@@ -59,7 +59,7 @@ def few(clips: Path, tmp_path: Path) -> Path:
 @pytest.fixture
 def unplanned(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Estimates that see nothing coming."""
-    monkeypatch.setattr(flows.running.steps, "plan_start", lambda *_: {})
+    monkeypatch.setattr(flows.running.stage_runner, "plan_start", lambda *_: {})
     yield
 
 

@@ -10,14 +10,14 @@ from typing import Any
 
 import pytest
 
-import flows.running.sequence
+import flows.running.pipeline_runner
 from artifacts.errors import EnvironmentFault, Interrupted, Killed, PenstockError
 from artifacts.pack_object import DamagedRecord
 from flows.console.display import Display
 from flows.machine.launch import StageCall
 from flows.options.commands import CaptionConfig
+from flows.running.pipeline_runner import REMAKES
 from flows.running.run import caption
-from flows.running.sequence import REMAKES
 from stages.process.outcome import StageOutcome
 from stages.process.stage_process import Listener, StageProcess
 from tests.support.crashing import CRASH, HANG
@@ -147,7 +147,7 @@ def test_an_error_nobody_thought_of_leaves_no_record_of_a_running_run(
         raise RuntimeError("something nobody thought of")
 
     with monkeypatch.context() as patch:
-        patch.setattr(flows.running.sequence, "write_outputs", wrong)
+        patch.setattr(flows.running.pipeline_runner, "write_outputs", wrong)
         with pytest.raises(RuntimeError):
             run(config, Stages())
     record = json.loads((Path(config.out) / "run.json").read_text())

@@ -22,7 +22,7 @@ from artifacts.errors import CannotFit, Interrupted
 from flows.cli.main import main
 from flows.results.run_read import load_record
 from flows.results.run_record import RunRecord
-from flows.running.sequence import Sequence
+from flows.running.pipeline_runner import Sequence
 from flows.running.stopping import stopped_in_order
 from penstock_demo import CHECKPOINT
 from penstock_demo.clips import write_clips

@@ -11,7 +11,7 @@ import pytest
 
 import flows.ledger.tasks
 import flows.planning.sizes
-import flows.running.sequence
+import flows.running.pipeline_runner
 from artifacts.errors import Interrupted, UsageError
 from artifacts.keys import digest_of
 from artifacts.store import FolderStore
@@ -60,8 +60,8 @@ def test_outputs_are_written_seldom(config: CaptionConfig, monkeypatch: pytest.M
         written.append(last)
         return write_outputs(job, last=last)
 
-    monkeypatch.setattr(flows.running.sequence, "write_outputs", write)
-    monkeypatch.setattr(flows.running.sequence, "WRITING_SHARE", 10**9)
+    monkeypatch.setattr(flows.running.pipeline_runner, "write_outputs", write)
+    monkeypatch.setattr(flows.running.pipeline_runner, "WRITING_SHARE", 10**9)
     monkeypatch.setattr(flows.planning.sizes, "LARGEST_WAVE", 1)
     stages = Stages()
     assert run(config, stages) == 5

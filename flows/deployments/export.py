@@ -14,8 +14,8 @@ from flows.options.commands import RunOptions
 from flows.results.export_result import Exported
 from flows.running.export import export
 from flows.running.run import LauncherMaker
+from flows.running.run_observer import OnBegin
 from flows.running.samples import judging_media
-from flows.running.watch import OnBegin
 
 CHECKPOINT = "checkpoint"
 """Name of what is made: the stage that makes it has the bar `penstock-export`."""

@@ -10,7 +10,7 @@ from flows.deployments.schema import IndexParameters
 from flows.job.prepare import out_folder
 from flows.options.vectors import VectorConfig
 from flows.running.run import LauncherMaker
-from flows.running.watch import OnBegin
+from flows.running.run_observer import OnBegin
 from flows.search.build import IndexWritten, fill_index
 from flows.search.texts import TEXT_HALF
 

@@ -12,7 +12,7 @@ from flows.pipelines import LABEL, product_of
 from flows.results.labels.writing import LabelsWritten
 from flows.running.label import label, labels_asked
 from flows.running.run import LauncherMaker
-from flows.running.watch import OnBegin
+from flows.running.run_observer import OnBegin
 
 COUNTS = "penstock-label-counts"
 

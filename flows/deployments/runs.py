@@ -23,7 +23,7 @@ from flows.deployments.view import RunLog
 from flows.options.commands import RunOptions
 from flows.results.run_result import RunResult
 from flows.running.run import LauncherMaker
-from flows.running.watch import OnBegin
+from flows.running.run_observer import OnBegin
 
 
 class PipelineResult(Outcome, Protocol):

@@ -10,8 +10,8 @@ from flows.deployments.runs import PipelineResult, named_after_out, run_in_flow
 from flows.deployments.schema import TuneConfig
 from flows.options.commands import RunOptions
 from flows.running.run import LauncherMaker
+from flows.running.run_observer import OnBegin
 from flows.running.tune import tune
-from flows.running.watch import OnBegin
 
 ADAPTER = "adapter"
 """Name of what is made: the stage that makes it has the bar `penstock-tune`."""

@@ -21,7 +21,7 @@ from flows.results.labels.rows import Labelling, judged
 from flows.results.labels.writing import LabelsWritten, label_places, write_labels
 from flows.results.vectors import made_vectors
 from flows.running.run import LauncherMaker, prepared
-from flows.running.watch import OnBegin, Watch
+from flows.running.run_observer import OnBegin, Watch
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -18,8 +18,8 @@ from flows.pipelines import EMBED, Pipeline
 from flows.results.foreign_files import refuse_replacing
 from flows.results.run_result import RunResult
 from flows.results.vectors import VectorsWritten, vector_places, write_vectors
+from flows.running.run_observer import OnBegin, Watch
 from flows.running.stopping import stopped_in_order
-from flows.running.watch import OnBegin, Watch
 from stages.process.forking import ForkServer
 from stages.process.stage_process import Listener
 

@@ -43,7 +43,7 @@ from flows.results.tuned import (
 )
 from flows.running.calls import Calls
 from flows.running.run import LauncherMaker, prepared
-from flows.running.watch import OnBegin, Watch
+from flows.running.run_observer import OnBegin, Watch
 from stages.models.adapters.reading import ADAPTER_CONFIG, ADAPTER_WEIGHTS, read_adapter
 from stages.models.hub.transfer import Announce
 from stages.tune import OUTPUT_VERSION, STAGE

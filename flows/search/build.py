@@ -44,7 +44,7 @@ from flows.options.vectors import VectorConfig
 from flows.results.outputs import failures_of
 from flows.results.vectors import Made, VectorsWritten, frames_of, made_vectors
 from flows.running.run import LauncherMaker, make_vectors
-from flows.running.watch import OnBegin
+from flows.running.run_observer import OnBegin
 from flows.search.maker import maker_of
 from flows.search.texts import PROBES, TextHalf
 from stages.decode.engines import AUTO

@@ -14,8 +14,8 @@ from flows.job.replanning import replanned_once
 from flows.machine.launch import DirectLauncher
 from flows.options.vectors import VectorConfig
 from flows.pipelines import LABEL
+from flows.running.run_observer import Watch
 from flows.running.stopping import stopped_in_order
-from flows.running.watch import Watch
 
 CheckJob = Callable[[Job], None]
 """Raises UsageError for a job whose model is not the wanted one."""

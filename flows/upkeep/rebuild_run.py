@@ -21,8 +21,8 @@ from flows.pipelines import KEPT, parts_of
 from flows.planning.sizes import unencoded
 from flows.results.outputs import failures_of
 from flows.running.run import LauncherMaker
+from flows.running.run_observer import OnBegin, Watch
 from flows.running.stopping import stopped_in_order
-from flows.running.watch import OnBegin, Watch
 from flows.upkeep.rebuild_prune import prune
 from flows.upkeep.rebuild_record import (
     Difference,

@@ -6,24 +6,57 @@ from dataclasses import asdict
 from functools import partial
 from typing import Any, get_args
 
+from artifacts.errors import UsageError
 from artifacts.schema import Half
+from artifacts.store import fault_of
 from flows.console.display import Display
 from flows.console.units import size
 from flows.job.about import notes, summary
+from flows.job.namespace_notes import namespaces_aside, note_namespaces
 from flows.job.prepare import Job
 from flows.ledger.weights import fetch_parts
 from flows.machine.budget import WithinBudget
 from flows.machine.launch import Launcher
-from flows.machine.leases import Lease
+from flows.machine.leases import Lease, leased
 from flows.pipelines import STAGES
 from flows.planning.ladder import Ladder
 from flows.planning.start import ladder_of
 from flows.results.outputs import failure_of, names_of, places, there_before
 from flows.results.run_record import RunRecord
-from flows.running.held import claiming, only_run_in
-from flows.running.sequence import Sequence
-from flows.running.steps import Steps
+from flows.running.pipeline_runner import Sequence
+from flows.running.stage_runner import Steps
 from stages.process.events import Event, Failed, Item, MemorySeen
+from stages.process.lock import holder, try_hold
+
+
+@contextlib.contextmanager
+def claiming(job: Job) -> Iterator[Lease]:
+    """Keep what the job needs from being deleted by others, and note what it is of."""
+    namespaces = [namespace for variant in job.ledger.variants for namespace in variant.of.values()]
+    namespaces += namespaces_aside(job)
+    with leased(job.store, list(dict.fromkeys(namespaces)), job.out) as lease:
+        note_namespaces(job)
+        yield lease
+
+
+@contextlib.contextmanager
+def only_run_in(job: Job, doing: str, another: str) -> Iterator[None]:
+    """Hold the lock of a job's folder, so that two runs never destroy each other's files. Raises
+    UsageError when another run holds it, EnvironmentFault when the folder cannot be made."""
+    path = job.out / ".lock"
+    try:
+        job.out.mkdir(parents=True, exist_ok=True)
+        lock = try_hold(path)
+    except OSError as error:
+        raise fault_of(error, job.out) from error
+    if lock is None:
+        raise UsageError(
+            f"{holder(path)} is {doing} {job.out} already",
+            hint=f"Wait for it, watch it with `penstock status {job.out}`, or {another}",
+        )
+    with lock:
+        yield
+
 
 OnBegin = Callable[[Job, RunRecord], None]
 

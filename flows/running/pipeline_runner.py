@@ -7,31 +7,151 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import partial
 
-from artifacts.captions import write_jsonl
+from artifacts.captions import Failure, write_jsonl
 from artifacts.errors import Interrupted, Killed, ModelChanged, PenstockError
+from artifacts.keys import digest_of
 from artifacts.pack_object import DamagedRecord
+from artifacts.packs import RecordSet
 from artifacts.shards import DATASET
+from artifacts.text_vectors import Groups, TextVectors, text_vectors_in
+from flows.checkpoint.precision import PartSettings
 from flows.job.prepare import Job
+from flows.ledger.namespaces import namespace_aside
 from flows.ledger.tasks import Medium
 from flows.ledger.waves import waves_of
 from flows.ledger.weights import stages_wanted
-from flows.machine.launch import KILLS
-from flows.options.text import EngineOptions, OutputOptions, PromptOptions
+from flows.machine.launch import KILLS, StageCall
+from flows.options.text import EngineOptions, OutputOptions, PromptOptions, TextOptions
 from flows.pipelines import parts_of
 from flows.planning.answer_room import longest_answer
 from flows.planning.choose import question_of
 from flows.planning.context_check import context_notes, loses_frames
+from flows.planning.costs.summarize import nodes_of
+from flows.planning.rungs import Rung
 from flows.planning.sizes import estimates, wave_limit
 from flows.results.dataset import is_stale, write_dataset
 from flows.results.outputs import places, write_outputs
 from flows.results.run_record import RunRecord
 from flows.results.run_result import RunResult
+from flows.results.summaries import Story, Summaries, generation_of_texts, stories
 from flows.results.trainer_formats import write_trainers
-from flows.running.once import OnceStep
-from flows.running.steps import Steps
-from flows.running.summaries import SummariesStep
-from flows.running.texts import TextsStep
+from flows.running.calls import Calls, settings_on
+from flows.running.stage_runner import OnceStep, Steps
+from stages import embed_texts, summarize
 from stages.models.hub.transfer import Announce
+from stages.summarize.job import SUMMARY, SummaryItem, SummaryJob
+from stages.summarize.packing import Told
+
+CAPTIONS_AT_ONCE = 1 << 15
+"""Captions that one process is told: those of days of video, and a few megabytes."""
+
+
+class SummariesStep:
+    """Makes the summaries of one job."""
+
+    def __init__(self, job: Job, record: RunRecord, once: OnceStep) -> None:
+        self._job = job
+        self._record = record
+        self._once = once
+        self._summaries = Summaries(job, summarize.STAGE)
+        self.failures: list[Failure] = []
+        """Videos of which no summary can be made, once all were tried."""
+
+    def make(self) -> int:
+        """Make the summaries that are not in the store, write all, and return their number. What
+        is there is written however it ends. Raises PenstockError."""
+        kills = 0
+        if self._job.config.retry_failed:
+            self._summaries.forget_failures()
+        try:
+            while missing := list(self._some_missing()):
+                least = sum(nodes_of(len(story.texts)) for story in missing)
+                try:
+                    self._once.run(summarize.STAGE, partial(self._call, missing), total=least)
+                except Killed as error:  # as of a stage that is run over media
+                    kills = 0 if error.items else kills + 1
+                    if kills > KILLS:
+                        raise
+                self._summaries.refresh()
+        finally:
+            written = self._summaries.write()
+            self._record.value["summaries"] = len(written)
+            self.failures = list(self._summaries.failures())
+        texts = sum(sum(row.levels) for row in written)
+        self._record.expect(summarize.STAGE.name, texts, texts)
+        return len(written)
+
+    def _some_missing(self) -> Iterator[Story]:
+        """Yield videos without a summary, as many as one process is told."""
+        told = 0
+        for story in stories(self._job):
+            if told < CAPTIONS_AT_ONCE and self._summaries.is_missing(story):
+                told += len(story.texts)
+                yield story
+
+    def _call(self, some: list[Story], rung: Rung) -> StageCall:
+        job = self._job
+        settings = settings_on(job.model, rung)
+        assert settings is not None
+        items = [
+            SummaryItem(
+                story.digest,
+                self._summaries.key(story, settings),
+                [Told(*each) for each in story.texts],
+            )
+            for story in some
+        ]
+        make = partial(
+            SummaryJob,
+            store=job.store.url,
+            namespace=self._summaries.namespace(settings),
+            media=items,
+            asked=PromptOptions.of(job.config).summary_prompt or SUMMARY,
+            context=rung.context,
+            max_new_tokens=EngineOptions.of(job.config).max_new_tokens,
+            generation=generation_of_texts(job),
+            strip_think=TextOptions.of(job.config).strip_think,
+        )
+        return Calls(job).once(summarize.STAGE, make, rung)
+
+
+class TextsStep:
+    """Makes vectors of texts for one job."""
+
+    def __init__(self, job: Job, record: RunRecord, once: OnceStep) -> None:
+        self._job = job
+        self._record = record
+        self._once = once
+        self._calls = Calls(job)
+
+    def make(self, groups: Groups, meanwhile: Callable[[], object] = bool) -> TextVectors:
+        """Return the vectors of these groups, made if they are not in the store. `meanwhile` is
+        called while a process makes them. Raises PenstockError."""
+        key = digest_of([list(group) for group in groups])
+
+        def call(rung: Rung) -> StageCall:
+            settings = settings_on(self._job.model, rung)
+            assert settings is not None
+            namespace = namespace_aside(embed_texts.STAGE, self._job.model, settings)
+            return self._calls.texts(groups, namespace, key, rung)
+
+        while (found := self._known(groups, key)) is None:
+            self._once.run(embed_texts.STAGE, call, by_media=False, meanwhile=meanwhile)
+        return found
+
+    def _known(self, groups: Groups, key: str) -> TextVectors | None:
+        """Return the vectors that are in the store under this key, in the best precision."""
+        for settings in self._job.model.settings["language"]:
+            records = self._records(settings)
+            if key in records:
+                self._record.expect(embed_texts.STAGE.name, 1, 1)
+                return text_vectors_in(records.read(key), groups, settings.label)
+        return None
+
+    def _records(self, settings: PartSettings) -> RecordSet:
+        namespace = namespace_aside(embed_texts.STAGE, self._job.model, settings)
+        return RecordSet(self._job.store, embed_texts.STAGE.writes, namespace)
+
 
 WRITING_SHARE = 20
 """Divisor of a run's time: the outputs, written whole between waves, take one part in so many."""
