@@ -19,8 +19,8 @@ from flows.running.calls import Calls
 from flows.serving.config import ServeConfig
 from flows.serving.frame_source import FrameSource
 from flows.serving.keeping import RecordKeeper
-from flows.serving.plans import decoding_call
 from flows.serving.scratch import Scratch
+from flows.serving.startup import decoding_call
 from penstock_demo import CLIPS
 from tests.support.families import checkpoint
 from tests.support.inside import InsideLauncher, Ran, run_inside

@@ -17,15 +17,15 @@ from artifacts.store import open_store
 from flows.machine.launch import StageCall
 from flows.planning.ladder import Ladder, Remembered
 from flows.planning.rungs import Rung, sizes
-from flows.serving import patience
-from flows.serving.half import Half
+from flows.serving import server
 from flows.serving.half_plan import HalfPlan
+from flows.serving.half_worker import Half
 from flows.serving.live_stage import LiveStage
 from flows.serving.metrics import Metrics
-from flows.serving.patience import patient_protocol
 from flows.serving.refusals import Refused
 from flows.serving.residence import Residence
 from flows.serving.scratch import Scratch
+from flows.serving.server import patient_protocol
 from flows.serving.shared import Shared
 from stages.process.events import Noted, Published, Shrunk, TooLarge
 from stages.process.live import WITHDRAWN, ToldBatches, lines_of
@@ -499,7 +499,7 @@ def answered(seconds: float, client: Callable[[socket.socket], Awaitable[int]]) 
         await serving
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(patience, "READ_SECONDS", seconds)
+        patch.setattr(server, "READ_SECONDS", seconds)
         on_a_loop(work)
     return found[0], found[1]
 

@@ -17,8 +17,8 @@ def modules(*patterns: str) -> list[Path]:
 
 JOBS = modules(
     "stages/*/job.py", "stages/*/*_job.py", "stages/*/*/job.py", "stages/process/events.py",
-    "stages/process/live.py", "flows/running/calls.py", "flows/serving/plans.py",
-    "flows/serving/half*.py", "flows/serving/works.py", "flows/serving/batching.py",
+    "stages/process/live.py", "flows/running/calls.py", "flows/serving/startup.py",
+    "flows/serving/half*.py", "flows/serving/half_worker.py", "flows/serving/batching.py",
     "flows/serving/decoders.py", "flows/serving/frame_source.py",
 )  # fmt: skip
 """Files of jobs, items, events, halves and live requests."""
@@ -107,10 +107,10 @@ JOB_REASONS = {
     "facts of any stage for run.json": {"stages/process/events.py:Noted.values"},
     "key of a request → its answer, of any stage": {
         "flows/serving/half_plan.py:HalfPlan.answers",
-        "flows/serving/plans.py:plan_half",
-        "flows/serving/plans.py:read_and_drop",
-        "flows/serving/plans.py:read_and_drop.answers",
-        "flows/serving/works.py:Works.answer",
+        "flows/serving/startup.py:plan_half",
+        "flows/serving/startup.py:read_and_drop",
+        "flows/serving/startup.py:read_and_drop.answers",
+        "flows/serving/half_worker.py:Works.answer",
     },
 }
 """Reason → what of jobs is loose for it."""

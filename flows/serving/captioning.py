@@ -21,7 +21,7 @@ from flows.options.text import EngineOptions
 from flows.running.calls import Calls
 from flows.serving.caption_params import CaptionParams, in_order
 from flows.serving.frame_source import FrameSource
-from flows.serving.half import Half
+from flows.serving.half_worker import Half
 from flows.serving.keeping import RecordKeeper
 from flows.serving.kept_captions import KeptCaptions, key_of
 from flows.serving.metrics import Metrics

@@ -16,7 +16,7 @@ from flows.job.prepare import Job
 from flows.ledger.tasks import Medium, Task
 from flows.running.calls import Calls
 from flows.serving.frame_source import FrameSource
-from flows.serving.half import Half
+from flows.serving.half_worker import Half
 from flows.serving.keeping import RecordKeeper
 from flows.serving.metrics import Metrics
 from flows.serving.shared import Shared

@@ -10,7 +10,7 @@ from artifacts.schema import MediaIndex
 from flows.job.prepare import Job
 from flows.ledger.tasks import Medium, Task, task_of
 from flows.serving.decoders import Decoders
-from flows.serving.half import Half
+from flows.serving.half_worker import Half
 from flows.serving.keeping import RecordKeeper
 from flows.serving.scratch import Scratch
 from stages.frames.job import FramesItem

@@ -9,7 +9,7 @@ from flows.serving.captioning import Captioning
 from flows.serving.config import ServeConfig
 from flows.serving.decoders import Decoders
 from flows.serving.embedding import PictureEmbedder
-from flows.serving.half import LOADING, WAITING, Half
+from flows.serving.half_worker import LOADING, WAITING, Half
 from flows.serving.labelling import Labeller
 from flows.serving.metrics import Metrics
 from flows.serving.model_watch import ModelWatch

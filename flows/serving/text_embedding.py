@@ -7,7 +7,7 @@ from artifacts.packs import Record
 from artifacts.text_vectors import TextVectors, text_vectors_in
 from flows.job.prepare import Job
 from flows.ledger.namespaces import namespace_aside
-from flows.serving.half import Half
+from flows.serving.half_worker import Half
 from flows.serving.keeping import RecordKeeper
 from flows.serving.refusals import bad
 from flows.serving.shared import Shared

@@ -1,42 +1,50 @@
 """Puts a server together from its configuration, and takes it apart in order; knows no HTTP."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 from artifacts.index.manifest import read_manifest
 from artifacts.index.writing import refuse_other
 from artifacts.packs import RecordSet
 from artifacts.paths import folder_named
 from artifacts.store import open_store
+from artifacts.tiles import boxes_of
 from flows.console.display import Display
 from flows.job.context_note import context_note
 from flows.job.namespace_notes import note_namespaces
 from flows.job.prepare import Job, prepare_without_media
 from flows.ledger.namespaces import namespace_aside
 from flows.ledger.weights import fetch_parts
-from flows.machine.launch import DirectLauncher, Forking, Launcher
+from flows.machine.launch import DirectLauncher, Forking, Launcher, StageCall
 from flows.media.labels import LabelSet, label_set
 from flows.options.commands import RunOptions
+from flows.options.media import VectorSamplingOptions
 from flows.options.model import default_store
 from flows.pipelines import CAPTION, LABEL, Pipeline, parts_of
-from flows.planning.start import ladder_of
-from flows.running.calls import LivePlaces
+from flows.planning.choose import Question, question_of_model
+from flows.planning.ladder import Ladder
+from flows.planning.rungs import Rung
+from flows.planning.sizes import UNKNOWN_SIZE
+from flows.planning.start import choose, ladder_of
+from flows.planning.workloads import STANDARD_CHUNKS, Workload, workload_of
+from flows.running.calls import Calls, LivePlaces
 from flows.search.maker import as_made, maker_of, unrecorded
 from flows.serving.captioning import Captioning
-from flows.serving.config import ServeConfig
+from flows.serving.config import BatchOptions, RequestLimits, ServeConfig
 from flows.serving.decoders import Decoders
 from flows.serving.embedding import PictureEmbedder
 from flows.serving.frame_source import FrameSource
-from flows.serving.half import Half
 from flows.serving.half_plan import HalfPlan
+from flows.serving.half_worker import Half
 from flows.serving.keeping import RecordKeeper
 from flows.serving.labelling import Labeller
 from flows.serving.live_stage import LauncherMaker
 from flows.serving.metrics import Metrics
-from flows.serving.plans import decoding_call, plan_half, read_and_drop, usual_picture
 from flows.serving.residence import Residence
 from flows.serving.scratch import scratch_folder
 from flows.serving.searching import ServedIndex
@@ -45,7 +53,93 @@ from flows.serving.text_embedding import TextEmbedder
 from stages.embed_texts import STAGE as TEXTS
 from stages.process.cgroup import cores
 from stages.process.forking import ForkServer
+from stages.process.job import told_of
+from stages.process.stage import Stage
 from stages.process.stage_process import Listener
+
+DECODER_BYTES = 768 << 20
+"""Bytes that a process may take above its imports to decode one file."""
+
+
+def usual_picture(job: Job) -> Workload:
+    """Return the picture that batches are planned of: one in full HD, with the parts of it that are
+    looked at."""
+    fit, tiles = job.model.fit("image"), VectorSamplingOptions.of(job.config).tiles
+    stored = fit.stored(*UNKNOWN_SIZE)
+    workload = workload_of(job.model, "image", STANDARD_CHUNKS, 1, stored, UNKNOWN_SIZE, "")
+    return replace(workload, parts=len(boxes_of(*stored, tiles, fit.edge)))
+
+
+def plan_half(
+    job: Job,
+    stage: Stage,
+    ladder: Ladder,
+    config: BatchOptions,
+    answers: Callable[[Iterable[str]], dict[str, Any]],
+    places: LivePlaces,
+    workloads: Sequence[Workload] = (),
+) -> HalfPlan:
+    """Return how one half is run. `places` is where its records go. Raises
+    CannotFit."""
+    asked = question_of_model(job.model, job.config, job.device, (stage,), prompt="")
+    every = (*asked.workloads, *workloads)
+    question: Question = replace(asked, workloads=every, any_schema=True)
+    found = choose(question, job.budget, ladder.rungs, ladder.known())
+    ladder.start({name: choice.taken.rung for name, choice in found.items()})
+    calls = Calls(job)
+
+    def call(rung: Rung, pipe: str, room: int) -> StageCall:
+        return replace(calls.live(stage, rung, pipe, places), budget=room)
+
+    pixels = [each.stored[0] * each.stored[1] for each in workloads]
+    return HalfPlan(
+        name=stage.name,
+        ladder=ladder,
+        peak_bytes=cache(lambda rung: question.estimate(rung).peak_bytes),
+        call=call,
+        answers=answers,
+        most=config.max_batch,
+        weight=max(pixels, default=1 << 40),
+        wait_seconds=config.max_wait,
+        idle_seconds=60 * config.idle,
+    )
+
+
+def decoding_call(job: Job, most: RequestLimits, store: str) -> Callable[[str], StageCall]:
+    """Return the call of a process that decodes for a job, over a pipe."""
+    calls = Calls(job)
+    call = calls.frames([], Rung(stage=job.pipeline[0].name, batch=1))
+    chunks = max(1, round(most.clip_seconds / job.sampling.chunk_seconds))
+
+    def over(pipe: str) -> StageCall:
+        told = replace(
+            calls.frames_job(),
+            store=store,
+            live=pipe,
+            most_pixels=most.pixels,
+            most_chunks=chunks,
+        )
+        return replace(
+            call, name="cut_live", arguments=told_of(told), budget=DECODER_BYTES, stays=True
+        )
+
+    return over
+
+
+def read_and_drop(records: RecordSet) -> Callable[[Iterable[str]], dict[str, Any]]:
+    """Return what takes records out of a store that is there only until they are read."""
+
+    def answers(keys: Iterable[str]) -> dict[str, Any]:
+        wanted = list(keys)
+        records.find(wanted)
+        if not all(key in records for key in wanted):  # they came in several packs
+            records.refresh()
+        found = {key: records.read(key) for key in wanted}
+        records.drop(wanted)
+        return found
+
+    return answers
+
 
 POINT_SECONDS = 1.0
 DRAIN_SECONDS = 30.0
