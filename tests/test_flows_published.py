@@ -23,7 +23,7 @@ from flows.options.commands import CaptionConfig
 from flows.options.vectors import EmbedConfig
 from flows.planning.plan import figures, plan_of
 from flows.results.run_record import RUN_RECORD
-from flows.reviewing.rewriting import again
+from flows.reviewing.server import again
 from penstock_demo import CHECKPOINT
 from penstock_demo.clips import write_clips
 from stages.models.adapters.reading import ADAPTER_WEIGHTS

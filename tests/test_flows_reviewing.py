@@ -18,7 +18,7 @@ from flows.options.commands import CaptionConfig
 from flows.options.formats import TRAINER_FORMATS
 from flows.results.run_result import RunResult
 from flows.reviewing.captions import EditRefused, ReviewedCaptions
-from flows.reviewing.rewriting import again
+from flows.reviewing.server import again
 from flows.running.run import caption
 from scripts.store_before import BEFORE
 from tests.support.inside import InsideLauncher

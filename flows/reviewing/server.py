@@ -6,20 +6,305 @@ import contextlib
 import hashlib
 import hmac
 import logging
+import mimetypes
 import os
+import re
+import shlex
 import signal
 import socket
+import sys
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import uvicorn
+from starlette.applications import Starlette
+from starlette.datastructures import Headers
+from starlette.middleware import Middleware
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import FileResponse, JSONResponse, Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
 
+from artifacts.errors import PenstockError
+from artifacts.shapes import parse
 from artifacts.words import counted
-from flows.console.lines import tell
-from flows.results.recorded_command import user_secret
-from flows.reviewing.app import review_app
-from flows.reviewing.captions import ReviewedCaptions
-from flows.reviewing.rewriting import Rewriting, confirmed
+from flows.console.lines import is_terminal, printable, tell
+from flows.results.recorded_command import is_own_command, user_secret
+from flows.results.run_record import RUN_RECORD
+from flows.results.thumbnails import thumbnail
+from flows.reviewing.captions import EditRefused, ReviewedCaptions
+from flows.reviewing.page.page import review_page
+from flows.serving.hosts import is_loopback
 from flows.serving.listening import UnsignalledServer, address_of, listening
+from flows.serving.shown_media import shown_file
+
+LEFT_OUT = ("--prefect", "--retry-failed", "--json", "--quiet", "--trust-remote-code")
+"""Options that would do more than write files, or say it to nobody, or let code run that somebody
+else wrote: that is asked of a person each time."""
+COMMAND = "caption"
+LONGEST_SHOWN = 2000
+"""Characters of a command that a person can be asked about."""
+KEPT = 400
+"""Characters of the command's last words that are shown."""
+
+
+def confirmed(command: Mapping[str, Any] | None, out: Path) -> Mapping[str, Any] | None:
+    """Return the command of a run's record, if it may run: because this user ran it here, or says
+    so now, at the terminal. Raises UsageError, EnvironmentFault."""
+    if not command or command["words"][:1] != [COMMAND] or is_own_command(command):
+        return command if command and command["words"][:1] == [COMMAND] else None
+    line = Rewriting(command).line
+    shown = printable(line)
+    can_ask = is_terminal(sys.stdin) and is_terminal(sys.stdout)
+    if not can_ask or len(line) > LONGEST_SHOWN:  # of a longer one, `shown` lacks the middle
+        tell(
+            f"note: Write files is off: {out / RUN_RECORD} was not written by a command of this "
+            f"user on this machine. To write files, run it yourself: `{shown[:LONGEST_SHOWN]}`",
+            to=sys.stderr,
+        )
+        return None
+    tell(f"{out / RUN_RECORD} was not written by a command of this user on this machine.")
+    tell("Write files in the browser would run this:", f"  {shown}")
+    try:
+        return command if input("May it? [y/N] ").strip().lower() in ("y", "yes") else None
+    except EOFError:
+        return None
+
+
+class Rewriting:
+    """The command of a folder's last run, and how running it again went."""
+
+    def __init__(self, command: Mapping[str, Any] | None, *, by_rule: bool = True) -> None:
+        """Take what `run.json` says of the command; None where it was not told. One that was
+        recorded before models could be run as published by rule continues as stock."""
+        self.words = again(command["words"], by_rule=by_rule) if command else []
+        self._folder = command["folder"] if command else ""
+        self._task: asyncio.Task[None] | None = None
+        self._said, self._failed = "", False
+
+    def told(self) -> dict[str, Any]:
+        """Return whether it can be run, runs, failed, and its last words."""
+        return {
+            "can": bool(self.words),
+            "runs": self._task is not None and not self._task.done(),
+            "failed": self._failed,
+            "said": self._said,
+        }
+
+    @property
+    def line(self) -> str:
+        """Return the command as a person types it."""
+        there = "" if self._folder == os.getcwd() else f"cd {shlex.quote(self._folder)} && "
+        return f"{there}penstock {shlex.join(self.words)}"
+
+    def start(self) -> None:
+        """Run it, unless it runs."""
+        if self.words and not self.told()["runs"]:
+            self._task = asyncio.create_task(self._run())
+
+    async def end(self) -> None:
+        """Wait for it."""
+        if self._task is not None:
+            await self._task
+
+    async def _run(self) -> None:
+        try:
+            process = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-P", "-m", "flows.cli.main", *self.words),
+                cwd=self._folder,
+                env={**os.environ, "NO_COLOR": "1"},
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.STDOUT,
+            )
+            said, _ = await process.communicate()
+        except OSError as error:
+            self._said, self._failed = f"{self._folder}: {error.strerror or error}", True
+            return
+        lines = [line for line in said.decode(errors="replace").splitlines() if line.strip()]
+        self._said = lines[-1][:KEPT] if lines else ""
+        # Files that failed before fail again: all others are written.
+        self._failed = process.returncode not in (0, 1)
+
+
+def again(words: Sequence[str], *, by_rule: bool = True) -> list[str]:
+    """Return the words of a command that runs it once more; where the way of its model was not
+    left to a rule, as stock unless it says otherwise."""
+    kept = [word for word in words if word not in LEFT_OUT]
+    if by_rule or any(word in ("--as-published", "--as-stock") for word in kept):
+        return kept
+    return [*kept, "--as-stock"]
+
+
+MOST_BYTES = 1 << 26
+"""Bytes of what a page sends: the words of some 100,000 captions."""
+SAFE = {
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+    "cross-origin-resource-policy": "same-origin",
+    "cache-control": "no-store",
+}
+SHOWN = ("image/", "video/", "audio/")
+NUMBER = re.compile("[0-9]{1,9}")
+PICTURES_AT_ONCE = 2
+FETCHED_AT_ONCE = 8
+Handler = Callable[[Request], Awaitable[Response]]
+
+
+def review_app(captions: ReviewedCaptions, rewriting: Rewriting, word: str) -> Starlette:
+    """Return the application of a review below `word`."""
+    routes = _Routes(captions, rewriting)
+    return Starlette(
+        routes=[
+            Route("/favicon.ico", _safe(routes.no_icon)),
+            Route(f"/{word}/", _safe(routes.page)),
+            Route(f"/{word}/captions", _safe(routes.told)),
+            Route(f"/{word}/edits", _safe(routes.edit), methods=["POST"]),
+            Route(f"/{word}/files", _safe(routes.files), methods=["GET", "POST"]),
+            Route(f"/{word}/media/{{number}}", _safe(routes.media)),
+            Route(f"/{word}/small/{{number}}", _safe(routes.small)),
+        ],
+        middleware=[Middleware(_ThisMachineOnly)],
+    )
+
+
+class _ThisMachineOnly:
+    """An application that is asked as this machine alone, and not by a name that another site's
+    page had bound to its address."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        app = self._app
+        if scope["type"] == "http" and not is_loopback(Headers(scope=scope).get("host", "")):
+            told = {"error": "open the review at 127.0.0.1 or localhost"}
+            app = JSONResponse(told, 421, headers=SAFE)
+        await app(scope, receive, send)
+
+
+def _safe(handler: Handler) -> Handler:
+    """Return a handler whose answers no other page may use, and whose errors are one line."""
+
+    async def handled(request: Request) -> Response:
+        try:
+            if request.method == "POST" and _is_foreign(request):
+                return JSONResponse({"error": "this was asked by another page"}, 403)
+            answer = await handler(request)
+        except EditRefused as error:
+            answer = JSONResponse({"error": str(error)}, 422)
+        except PenstockError as error:
+            answer = JSONResponse({"error": str(error)}, 507)
+        except ClientDisconnect:
+            answer = Response(status_code=499)
+        for name, value in SAFE.items():
+            answer.headers.setdefault(name, value)
+        return answer
+
+    return handled
+
+
+def _is_foreign(request: Request) -> bool:
+    """Return whether a page of another site asks; what is no browser says nothing of that."""
+    if (site := request.headers.get("sec-fetch-site")) is not None:
+        return site not in ("same-origin", "none")
+    origin = request.headers.get("origin")
+    host = request.headers.get("host")
+    return origin is not None and origin not in (f"http://{host}", f"https://{host}")
+
+
+class _Routes:
+    """What is answered to whom knows the word."""
+
+    def __init__(self, captions: ReviewedCaptions, rewriting: Rewriting) -> None:
+        self._captions = captions
+        self._rewriting = rewriting
+        self._page = review_page()
+        self._one = asyncio.Lock()
+        self._drawing = asyncio.Semaphore(PICTURES_AT_ONCE)
+        self._fetching = asyncio.Semaphore(FETCHED_AT_ONCE)
+
+    async def no_icon(self, _: Request) -> Response:
+        """Return nothing, which browsers ask for."""
+        return Response(status_code=204)
+
+    async def page(self, _: Request) -> Response:
+        """Return the page."""
+        html, policy = self._page
+        return Response(
+            html, media_type="text/html; charset=utf-8", headers={"content-security-policy": policy}
+        )
+
+    async def told(self, _: Request) -> Response:
+        """Return all captions, as the last run wrote them, with their edits."""
+        async with self._one:
+            await asyncio.to_thread(self._captions.load)
+            return JSONResponse({**self._captions.told(), "files": self._rewriting.told()})
+
+    async def edit(self, request: Request) -> Response:
+        """Take in what a person did."""
+        if request.headers.get("content-type") != "application/json":
+            raise EditRefused("an edit is JSON")
+        body = bytearray()
+        async for piece in request.stream():
+            body += piece
+            if len(body) > MOST_BYTES:
+                raise EditRefused("too many captions at once")
+        try:
+            asked = await asyncio.to_thread(lambda: parse(body.decode()))
+        except ValueError as error:
+            raise EditRefused(f"an edit is JSON: {error}") from error
+        async with self._one:
+            return JSONResponse(await asyncio.to_thread(self._captions.do, asked))
+
+    async def files(self, request: Request) -> Response:
+        """Say how the writing of the outputs stands; begin it where that is asked."""
+        if request.method == "POST":
+            self._rewriting.start()
+        return JSONResponse(self._rewriting.told())
+
+    async def media(self, request: Request) -> Response:
+        """Return the file of a medium, or a part of it."""
+        path = await self._near(request)
+        if path is None:
+            return JSONResponse({"error": "the file is not where it was"}, 404)
+        kind = mimetypes.guess_type(path.name)[0] or ""
+        # A folder from somebody else may name any file: what could run as a page never does.
+        plain = kind.startswith(SHOWN) and kind != "image/svg+xml"
+        headers = {"content-security-policy": "sandbox; default-src 'none'"}
+        return FileResponse(
+            path,
+            media_type=kind if plain else "application/octet-stream",
+            content_disposition_type="inline",
+            headers=headers,
+        )
+
+    async def small(self, request: Request) -> Response:
+        """Return a small picture of a medium: of a video, its frame at `at` seconds."""
+        path, at = await self._near(request), request.query_params.get("at", "")
+        try:
+            time = float(at) if at else None
+        except ValueError:
+            time = 0.0
+        drawn = None
+        if path is not None:
+            async with self._drawing:
+                drawn = await asyncio.to_thread(thumbnail, path, time)
+        if drawn is None:
+            return JSONResponse({"error": "there is no picture of this file"}, 404)
+        kept = {"cache-control": "private, max-age=600"}
+        return Response(drawn, media_type="image/jpeg", headers=kept)
+
+    async def _near(self, request: Request) -> Path | None:
+        """Return the path of a medium, fetched if it lies far away; None where it is not there."""
+        told, places = request.path_params["number"], self._captions.places
+        number = int(told) if NUMBER.fullmatch(told) else len(places)
+        if number >= len(places) or not places[number]:
+            return None
+        async with self._fetching:
+            return await shown_file(places[number])
+
 
 HOST = "127.0.0.1"
 WORD = 32
