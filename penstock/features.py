@@ -4,8 +4,8 @@ from typing import Unpack
 
 from flows.console.display import Display
 from flows.options.rebuild import RebuildConfig
-from flows.upkeep.rebuild_run import RebuildOptions, RebuildResult
-from flows.upkeep.rebuild_run import rebuild as run
+from flows.upkeep.rebuild import RebuildOptions, RebuildResult
+from flows.upkeep.rebuild import rebuild as run
 from penstock.arguments import checked
 from penstock.keywords import FeatureOptions
 from penstock.options import Sources, config_for

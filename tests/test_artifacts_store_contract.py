@@ -17,9 +17,8 @@ from flows.console.display import Display
 from flows.job.prepare import prepare
 from flows.machine.leases import leased, running_jobs
 from flows.options.commands import CaptionConfig
-from flows.upkeep.cache import holdings
-from flows.upkeep.cache_gc import collect
-from flows.upkeep.rebuild_run import RebuildOptions, rebuild
+from flows.upkeep.cache import collect, holdings
+from flows.upkeep.rebuild import RebuildOptions, rebuild
 from penstock_demo.clips import write_clips
 from tests.support.inside import InsideLauncher, Ran, run_inside
 from tests.support.media import write_video

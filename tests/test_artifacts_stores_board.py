@@ -11,7 +11,7 @@ from artifacts.store import Store, open_store
 from artifacts.stores.bucket import Bucket
 from flows.machine import leases
 from flows.machine.leases import leased, running_jobs
-from flows.upkeep.cache_gc import collect
+from flows.upkeep.cache import collect
 from tests.support.buckets import bucket_server, environment
 
 HELD = "aa" * 32

@@ -12,7 +12,7 @@ from artifacts.store import Store, open_store
 from artifacts.stores import bucket, catalogs, nearby, patience
 from artifacts.stores.copies import Copies
 from artifacts.stores.heads import CATALOGS
-from flows.upkeep.cache_gc import collect
+from flows.upkeep.cache import collect
 from tests.support.buckets import Between
 
 NAMESPACE = "ab" * 32

@@ -21,8 +21,8 @@ from flows.machine.launch import StageCall
 from flows.options.commands import CaptionConfig
 from flows.options.formats import TRAINER_FORMATS
 from flows.reviewing.captions import ReviewedCaptions
-from flows.upkeep.cache_gc import collect
-from flows.upkeep.rebuild_run import RebuildOptions, rebuild
+from flows.upkeep.cache import collect
+from flows.upkeep.rebuild import RebuildOptions, rebuild
 from stages.process.outcome import StageOutcome
 from tests.support.forms import TAGS, text_of
 from tests.support.media import write_video

@@ -22,7 +22,7 @@ from artifacts.packs import Record, RecordSet
 from artifacts.store import FolderStore
 from flows.cli.main import main
 from flows.machine.leases import running_jobs
-from flows.upkeep.cache_gc import collect
+from flows.upkeep.cache import collect
 from penstock_demo.clips import write_clips
 from tests.support.attacks import Outcome, attacked, seeded
 

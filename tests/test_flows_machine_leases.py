@@ -15,7 +15,7 @@ from artifacts.store import FolderStore
 from artifacts.stores.local import clock_of
 from flows.machine import leases
 from flows.machine.leases import leased, running_jobs
-from flows.upkeep.cache_gc import collect
+from flows.upkeep.cache import collect
 from tests.support.holders import held_elsewhere
 
 HELD, FREE = "aa" * 32, "bb" * 32

@@ -17,8 +17,7 @@ from artifacts.store import FolderStore
 from flows.cli.main import main
 from flows.console.units import parse_size
 from flows.machine.leases import running_jobs
-from flows.upkeep.cache import holdings
-from flows.upkeep.cache_gc import collect
+from flows.upkeep.cache import collect, holdings
 from tests.support.holders import held_elsewhere
 from tests.support.pipeline import wait_gone
 

@@ -16,7 +16,7 @@ from flows.machine.leases import leased
 from flows.options.commands import CaptionConfig
 from flows.options.rebuild import RebuildConfig
 from flows.running.run import caption
-from flows.upkeep.rebuild_run import RebuildOptions, RebuildResult, rebuild
+from flows.upkeep.rebuild import RebuildOptions, RebuildResult, rebuild
 from penstock_demo.clips import write_clips
 from stages.process.lock import try_hold
 from tests.support import stand_ins

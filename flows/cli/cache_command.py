@@ -18,9 +18,8 @@ from flows.console.units import duration, parse_size, size
 from flows.options.model import default_store
 from flows.options.rebuild import RebuildConfig
 from flows.pipelines import STAGES
-from flows.upkeep.cache import Holding, holdings, sampling_text
-from flows.upkeep.cache_gc import Collection, collect
-from flows.upkeep.rebuild_run import RebuildOptions, rebuild
+from flows.upkeep.cache import Collection, Holding, collect, holdings, sampling_text
+from flows.upkeep.rebuild import RebuildOptions, rebuild
 
 OF_MODELS = frozenset(stage.writes for stage in STAGES.values() if stage.part)
 """Kinds of records that a part of a model made, in some precision."""

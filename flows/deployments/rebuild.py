@@ -14,7 +14,7 @@ from flows.deployments.recorded import continued
 from flows.deployments.schema import RebuildParameters
 from flows.deployments.tasks import PrefectLauncher
 from flows.deployments.view import RunLog
-from flows.upkeep.rebuild_run import RebuildOptions, rebuild
+from flows.upkeep.rebuild import RebuildOptions, rebuild
 
 TABLE = "penstock-rebuild"
 
