@@ -16,7 +16,7 @@ LOADS = "the vision half, 2.3 GB"
 
 @pytest.fixture(autouse=True)
 def drawn_often(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("flows.console.moving.FRAMES_A_SECOND", 40)
+    monkeypatch.setattr("flows.console.display.FRAMES_A_SECOND", 40)
     monkeypatch.setattr("flows.console.pace.TOGETHER_SECONDS", 0.02)
     monkeypatch.setenv("TERM", "xterm")
 
