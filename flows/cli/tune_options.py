@@ -3,7 +3,7 @@
 import argparse
 
 from flows.cli.derived import add_options, place_of
-from flows.cli.tune_refusal import add_retired_options
+from flows.cli.tune_command import add_retired_options
 from flows.options.headings import MODEL
 from flows.options.tune import RUNNING, TRAINING, TuneConfig
 

@@ -8,9 +8,8 @@ from functools import cache
 from pathlib import Path
 
 from artifacts.errors import PenstockError
-from flows.cli.main import parse, parser
+from flows.cli.main import CommandParser, parse, parser
 from flows.cli.options import config_of
-from flows.cli.parsing import CommandParser
 from flows.cli.train_plan import training_of
 from flows.options.commands import CaptionConfig
 from scripts.shown.commands import ROOT, Shown
