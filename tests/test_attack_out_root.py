@@ -11,7 +11,7 @@ import pytest
 
 from artifacts.errors import EnvironmentFault, UsageError
 from artifacts.store import open_store
-from flows.deployments.confine import VARIABLE, confine
+from flows.deployments.config_checks import VARIABLE, confine
 from flows.job.prepare import out_folder
 from flows.options.commands import CaptionConfig
 from tests.support.attacks import attacked, seeded

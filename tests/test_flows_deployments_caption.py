@@ -18,16 +18,15 @@ import pytest
 from prefect.exceptions import PrefectHTTPStatusError
 
 import flows.deployments.caption
-import flows.deployments.endings
+import flows.deployments.runs
 import penstock_demo
 from artifacts.captions import Failure
 from artifacts.errors import CannotFit, EnvironmentFault, Interrupted, Killed
 from flows.console.display import Display
 from flows.deployments import view as prefect_view
 from flows.deployments.caption import observed
-from flows.deployments.endings import INTERRUPTED, ended_by
 from flows.deployments.page import RunPage
-from flows.deployments.runs import Caller
+from flows.deployments.runs import INTERRUPTED, Caller, ended_by
 from flows.deployments.view import TABLE_ROWS, Progress, RunLog, table
 from scripts.stage_processes import stage_of
 from tests.support.pipeline import PENSTOCK, ROOT, descendants, wait_gone
@@ -93,7 +92,7 @@ def test_a_server_that_never_answers_holds_up_no_stage(monkeypatch: pytest.Monke
 
 
 def test_an_end_tells_whether_it_is_to_be_started_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(flows.deployments.endings, "await_server", lambda: True)
+    monkeypatch.setattr(flows.deployments.runs, "await_server", lambda: True)
     asked = Interrupted("stopped")
     asked.__cause__ = KeyboardInterrupt()
     errors = (asked, Killed("killed"), CannotFit("too big"))

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from artifacts.errors import UsageError
-from flows.deployments.confine import REMOTE_CODE, VARIABLE, confine
+from flows.deployments.config_checks import REMOTE_CODE, VARIABLE, confine
 from flows.options.commands import CaptionConfig
 
 

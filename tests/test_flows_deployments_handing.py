@@ -18,8 +18,8 @@ from prefect.exceptions import PrefectHTTPStatusError
 
 from artifacts.errors import UsageError
 from flows.deployments import handing
-from flows.deployments.endings import INTERRUPTED
 from flows.deployments.handing import AHEAD, STARTS, Handed, HandingOut
+from flows.deployments.runs import INTERRUPTED
 from flows.deployments.sweep import verdicts
 from flows.job.portions import Portion, cut, portions_of
 from flows.media.media_files import MediaFile

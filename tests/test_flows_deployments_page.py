@@ -20,11 +20,21 @@ from artifacts.captions import Failure
 from flows.console.lines import printable
 from flows.deployments import page as prefect_page
 from flows.deployments import runs
-from flows.deployments.page import RunPage, grid, listed, page, report_place, sample
+from flows.deployments.page import MOST_LETTERS as MOST_SAID
+from flows.deployments.page import (
+    SAMPLES,
+    RunPage,
+    _name,
+    _said,
+    few_of,
+    grid,
+    listed,
+    page,
+    report_place,
+    sample,
+)
 from flows.deployments.pictures import MOST_BYTES, SIDE, pictures_in, pictures_of
 from flows.deployments.runs import MOST_LETTERS, named_after_out
-from flows.deployments.samples import MOST_LETTERS as MOST_SAID
-from flows.deployments.samples import SAMPLES, _name, _said, few_of
 from flows.deployments.view import plain, table
 from flows.results.run_record import RunRecord
 

@@ -10,9 +10,9 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from artifacts.errors import EnvironmentFault
 from flows.console.display import Display
+from flows.deployments.config_checks import CaptionConfig, CaptionParameters
 from flows.deployments.login import FILE, refuses_login
 from flows.deployments.runs import CALLER, Caller, named_after_out, run_in_flow
-from flows.deployments.schema import CaptionConfig, CaptionParameters
 from flows.deployments.server import client_settings
 from flows.deployments.view import quiet_console
 from flows.pipelines import CAPTION, product_of

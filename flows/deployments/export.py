@@ -6,9 +6,9 @@ from prefect import State, flow
 
 from artifacts.errors import PenstockError
 from flows.console.display import Display
+from flows.deployments.config_checks import ExportConfig
 from flows.deployments.recorded import continued
 from flows.deployments.runs import named_after_out, run_in_flow
-from flows.deployments.schema import ExportConfig
 from flows.deployments.view import show
 from flows.options.commands import RunOptions
 from flows.results.export_result import Exported

@@ -22,7 +22,7 @@ from prefect.client.schemas.objects import FlowRun, StateType, WorkerStatus
 from prefect.exceptions import PrefectHTTPStatusError
 
 from artifacts.errors import UsageError
-from flows.deployments.endings import INTERRUPTED
+from flows.deployments.runs import INTERRUPTED
 from flows.job.portions import Portion
 
 POOL = "gpu"

@@ -5,8 +5,8 @@ from typing import Any
 from prefect import State, flow
 
 from flows.console.display import Display
+from flows.deployments.config_checks import LabelConfig, LabelParameters
 from flows.deployments.runs import named_after_out, run_in_flow
-from flows.deployments.schema import LabelConfig, LabelParameters
 from flows.deployments.view import TABLE_ROWS, plain, show
 from flows.pipelines import LABEL, product_of
 from flows.results.labels.writing import LabelsWritten

@@ -17,11 +17,15 @@ from artifacts.errors import PenstockError, UsageError
 from artifacts.keys import digest_of
 from artifacts.words import counted
 from flows.console.lines import printable
-from flows.deployments.confine import confine
+from flows.deployments.config_checks import (
+    CaptionParameters,
+    EmbedParameters,
+    LabelParameters,
+    confine,
+)
 from flows.deployments.handing import Handed, HandingOut
 from flows.deployments.label import label_images
 from flows.deployments.runs import named_after_out
-from flows.deployments.schema import CaptionParameters, EmbedParameters, LabelParameters
 from flows.deployments.view import Progress, plain
 from flows.job.portions import FILES, PORTIONS, Portion, portions_of
 from flows.job.prepare import out_folder

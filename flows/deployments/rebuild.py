@@ -7,11 +7,10 @@ from prefect import State, flow, get_run_logger
 
 from artifacts.errors import PenstockError
 from flows.console.display import Display
-from flows.deployments.confine import confine
-from flows.deployments.endings import ended, ended_by
+from flows.deployments.config_checks import RebuildParameters, confine
 from flows.deployments.page import RunPage
 from flows.deployments.recorded import continued
-from flows.deployments.schema import RebuildParameters
+from flows.deployments.runs import ended, ended_by
 from flows.deployments.tasks import PrefectLauncher
 from flows.deployments.view import RunLog
 from flows.upkeep.rebuild import RebuildOptions, rebuild

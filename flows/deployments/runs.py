@@ -2,7 +2,7 @@
 nor what they make: the sequence is the plain command's."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,20 +10,66 @@ from typing import Any, Protocol, TypeVar
 
 from prefect import State, get_run_logger
 from prefect.runtime import flow_run
+from prefect.states import Cancelled, Completed, Failed
 
-from artifacts.errors import PenstockError
+from artifacts.captions import Failure
+from artifacts.errors import Interrupted, PenstockError, UsageError
 from flows.console.display import Display
 from flows.console.lines import printable
-from flows.deployments.confine import confine
-from flows.deployments.endings import Outcome, ended, ended_by
+from flows.deployments.config_checks import confine
 from flows.deployments.page import RunPage
+from flows.deployments.patience import await_server
 from flows.deployments.recorded import continued
 from flows.deployments.tasks import PrefectLauncher
-from flows.deployments.view import RunLog
+from flows.deployments.view import RunLog, plain, show, table
+from flows.job.prepare import NothingToDo
 from flows.options.commands import RunOptions
 from flows.results.run_result import RunResult
 from flows.running.run import LauncherMaker
 from flows.running.run_observer import OnBegin
+
+INTERRUPTED = "Interrupted"
+"""Name of the state of a run that was ended from outside without being asked."""
+
+
+class Outcome(Protocol):
+    """The end of a run, whatever it made."""
+
+    @property
+    def failures(self) -> Sequence[Failure]: ...
+
+    def line(self) -> str: ...
+
+    def row(self) -> dict[str, Any]:
+        """Return what was made, as a row of a table."""
+
+
+def ended(result: Outcome, key: str, page: RunPage, *, nothing_hint: str) -> State[Any]:
+    """Return the state of a flow that no error ended, and show a table. The table is of what
+    failed, or of the result's row. Where nothing was made because all failed, `nothing_hint` says
+    what to read."""
+    await_server()
+    page.end()
+    row = {n: plain(v) if isinstance(v, str) else v for n, v in result.row().items()}
+    show(table(result.failures) or [row], result.line(), key)
+    if result.failures and nothing_hint:
+        nothing = UsageError(result.line(), hint=nothing_hint)
+        return Failed(message=printable(str(nothing)), data=nothing)
+    return Completed(message=printable(result.line()))
+
+
+def ended_by(error: PenstockError, key: str, page: RunPage) -> State[Any]:
+    """Return the state of a flow that an error ended, told as soon as the server answers.
+    `Interrupted` is what flows/deployments/sweep.py starts again."""
+    await_server()
+    page.end()
+    if isinstance(error, NothingToDo):
+        show(table(error.failures), str(error), key)
+    message = printable(str(error))
+    if isinstance(error.__cause__, KeyboardInterrupt):
+        return Cancelled(message=message, data=error)
+    name = INTERRUPTED if isinstance(error, Interrupted) else "Failed"
+    return Failed(name=name, message=message, data=error)
 
 
 class PipelineResult(Outcome, Protocol):

@@ -30,8 +30,8 @@ from prefect.states import Completed, Scheduled
 from pydantic import Field
 
 from flows.deployments.crashed import close_ended
-from flows.deployments.endings import INTERRUPTED
 from flows.deployments.handing import TAG
+from flows.deployments.runs import INTERRUPTED
 
 NAME = "sweep-crashed"
 SWEPT = (

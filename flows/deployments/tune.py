@@ -5,9 +5,9 @@ from typing import Any
 from prefect import State, flow
 
 from flows.console.display import Display
+from flows.deployments.config_checks import TuneConfig
 from flows.deployments.recorded import continued
 from flows.deployments.runs import PipelineResult, named_after_out, run_in_flow
-from flows.deployments.schema import TuneConfig
 from flows.options.commands import RunOptions
 from flows.running.run import LauncherMaker
 from flows.running.run_observer import OnBegin
