@@ -24,10 +24,10 @@ if TYPE_CHECKING:
     from artifacts.captions import Caption as Caption
     from artifacts.captions import Failure as Failure
     from artifacts.errors import PenstockError as PenstockError
+    from penstock.api import plan as plan
+    from penstock.api import rebuild as rebuild
     from penstock.captions import Captions as Captions
     from penstock.captions import caption as caption
-    from penstock.features import rebuild as rebuild
-    from penstock.plans import plan as plan
     from stages.models import encode as encode
     from stages.models import generate as generate
     from stages.models import load_features as load_features
@@ -44,8 +44,8 @@ _HOMES = {
     "generate": "stages.models",
     "load_features": "stages.models",
     "load_half": "stages.models",
-    "plan": "penstock.plans",
-    "rebuild": "penstock.features",
+    "plan": "penstock.api",
+    "rebuild": "penstock.api",
     "save_features": "stages.models",
 }
 

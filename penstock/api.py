@@ -1,13 +1,16 @@
 """Brings features of files up to date, from Python."""
 
-from typing import Unpack
+from typing import Any, Unpack
 
 from flows.console.display import Display
+from flows.machine.launch import DirectLauncher
+from flows.options.commands import CaptionConfig
 from flows.options.rebuild import RebuildConfig
+from flows.planning.plan import figures, plan_of
 from flows.upkeep.rebuild import RebuildOptions, RebuildResult
 from flows.upkeep.rebuild import rebuild as run
 from penstock.arguments import checked
-from penstock.keywords import FeatureOptions
+from penstock.keywords import CaptionOptions, FeatureOptions
 from penstock.options import Sources, config_for
 
 
@@ -26,3 +29,11 @@ def rebuild(
     asked = RebuildOptions(**checked(RebuildOptions, given))
     config = config_for(sources, options, RebuildConfig, FeatureOptions.__annotations__)
     return run(config, asked, Display(quiet=not progress))
+
+
+def plan(sources: Sources = (), **options: Unpack[CaptionOptions]) -> dict[str, Any]:
+    """Return what a run would take of memory, disk and time, and whether it `fits`. Without
+    sources, it is what a standard chunk would. Nothing is run. Raises PenstockError."""
+    display = Display(quiet=True)
+    config = config_for(sources, options, CaptionConfig, CaptionOptions.__annotations__)
+    return figures(plan_of(config, DirectLauncher(display.listen), display.say))
