@@ -14,7 +14,7 @@ def _in_bucket(scheme: str) -> Callable[[str], Store]:
     """Return what opens a store in a bucket. Only then the library is loaded that asks for it."""
 
     def opened(place: str) -> Store:
-        from artifacts.stores.nearby import bucket_store
+        from artifacts.stores.bucket_store import bucket_store
 
         return bucket_store(f"{scheme}://{place}")
 

@@ -9,7 +9,7 @@ from artifacts.errors import EnvironmentFault, UsageError
 from artifacts.pack_object import DamagedRecord
 from artifacts.packs import Record, RecordSet
 from artifacts.store import Store, open_store
-from artifacts.stores import bucket, catalogs, nearby, patience
+from artifacts.stores import bucket, bucket_store, catalogs, patience
 from artifacts.stores.copies import Copies
 from artifacts.stores.heads import CATALOGS
 from flows.upkeep.cache import collect
@@ -170,7 +170,7 @@ def test_a_copy_that_rotted_costs_a_request_and_no_pack(store: Store, way: Betwe
 
 
 def nearby_folder(store: Store) -> Path:
-    assert isinstance(store, nearby.BucketStore)
+    assert isinstance(store, bucket_store.BucketStore)
     return store._copies._folder
 
 
@@ -287,7 +287,7 @@ def test_many_catalogs_become_one(store: Store, monkeypatch: pytest.MonkeyPatch)
 def test_a_large_store_is_listed(
     store: Store, way: Between, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in (bucket, nearby):
+    for module in (bucket, bucket_store):
         monkeypatch.setattr(module, "PAGE", 4)
     for kind in ("captions", "features"):
         for number in range(7):

@@ -7,9 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from artifacts.coco import write_coco
 from artifacts.errors import UsageError
-from artifacts.labels import Labelled, spans_of
+from artifacts.labels import Labelled, spans_of, write_coco
 from artifacts.text_vectors import TextVectors
 from flows.media.labels import Label, LabelSet
 from flows.results.labels.judging import (

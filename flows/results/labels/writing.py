@@ -11,9 +11,8 @@ from typing import Any
 import numpy as np
 
 from artifacts.captions import Caption, write_jsonl
-from artifacts.coco import Sized, write_coco
 from artifacts.files import write_json, write_text
-from artifacts.labels import Labelled, Span, schema, spans_of
+from artifacts.labels import Labelled, Sized, Span, schema, spans_of, write_coco
 from artifacts.subtitles import WRITERS
 from artifacts.tables import write_csv, write_parquet
 from artifacts.words import counted
