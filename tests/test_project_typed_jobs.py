@@ -16,7 +16,8 @@ def modules(*patterns: str) -> list[Path]:
 
 
 JOBS = modules(
-    "stages/*/job.py", "stages/*/*_job.py", "stages/*/*/job.py", "stages/process/events.py",
+    "stages/*/job.py", "stages/*/jobs.py", "stages/*/*_job.py", "stages/*/*/job.py",
+    "stages/process/events.py",
     "stages/process/live.py", "flows/running/calls.py", "flows/serving/startup.py",
     "flows/serving/half*.py", "flows/serving/half_worker.py", "flows/serving/batching.py",
     "flows/serving/decoders.py", "flows/serving/frame_source.py",
@@ -120,8 +121,10 @@ ROOM_REASONS = {
     },
     "what `--json` prints and files of results hold": {
         "ask:Hit.to_json", "build:IndexWritten.row", "build:IndexWritten.to_json",
-        "cache:Holding", "cache:Holding.to_json", "export_read:ExportFound", "exported:Exported",
-        "exported:Exported.row", "exported:Exported.to_json", "rebuild_run:RebuildResult.to_json",
+        "cache:Holding", "cache:Holding.to_json", "export_result:ExportFound",
+        "export_result:Exported",
+        "export_result:Exported.row", "export_result:Exported.to_json",
+        "rebuild:RebuildResult.to_json",
         "run_result:RunResult.row", "run_result:RunResult.to_json", "rungs:Rung.to_json",
         "table_rows:table_rows", "tuned:AdapterScore", "tuned:AdapterScore.row",
         "tuned:AdapterScore.to_json", "tuned:Tuned", "tuned:Tuned.row", "tuned:Tuned.to_json",
@@ -142,7 +145,7 @@ ROOM_REASONS = {
         "ledger:Ledger.refusal", "namespace_notes:settings_of", "summaries:Summaries.of",
     },
     "a recipe, as JSON that is compared whole": {
-        "exported:note_parity", "exported:placed_before", "exported:was_judged",
+        "export_result:note_parity", "export_result:placed_before", "export_result:was_judged",
         "tuned:refuse_other",
     },
     "a file of measurements, as JSON": {

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from artifacts.errors import CannotFit, Killed, OutOfMemory, StageDied
-from stages.process import child
+from stages.process import deadlock_watchdog
 from stages.process.report import Report
 from tests.support.started import hold, started
 
@@ -28,8 +28,8 @@ BUDGET = 48 * MIB
 # What the children of these tests run; each is named by its place in this file.
 def warm(job: dict[str, Any]) -> None:
     if job.get("impatient"):
-        child.STUCK_SECONDS = 0.5
-        child.AGAIN_SECONDS, child.SILENT_SECONDS = 0.2, 1.0
+        deadlock_watchdog.STUCK_SECONDS = 0.5
+        deadlock_watchdog.AGAIN_SECONDS, deadlock_watchdog.SILENT_SECONDS = 0.2, 1.0
     for name in job.get("imports", ()):
         import_module(name)
 

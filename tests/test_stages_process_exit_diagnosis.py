@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from artifacts.errors import Interrupted, Killed, OutOfMemory, PenstockError, StageDied, UsageError
-from stages.process import child
+from stages.process import deadlock_watchdog
 from stages.process.events import Broken
 from stages.process.exit_diagnosis import Ending, fault_of_stage, memory_words
 from stages.process.memory import Sampler, taken
@@ -117,7 +117,7 @@ def test_threads_that_wait_for_each_other_are_told_from_those_that_wait_for_a_di
     reader = threading.Thread(target=os.read, args=(source, 1))
     reader.start()
     time.sleep(0.1)
-    assert not child.all_wait()
+    assert not deadlock_watchdog.all_wait()
     os.write(sink, b"x")
     reader.join()
     os.close(source)
