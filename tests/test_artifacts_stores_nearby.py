@@ -25,7 +25,7 @@ def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(autouse=True)
 def small_catalogs(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in ("catalogs", "many_heads"):
+    for module in ("catalogs", "bucket_store"):
         for name in ("JOINED", "WORTH"):
             monkeypatch.setattr(f"artifacts.stores.{module}.{name}", 4)
     monkeypatch.setattr(catalogs, "MERGED", 3)
