@@ -1,1 +1,1 @@
-"""Puts on disk everything that Penstock makes; knows nothing of models, stages or Prefect."""
+"""Puts on disk everything that Penstock makes."""

@@ -1,5 +1,4 @@
-"""The caption of a chunk, or the failure of what could not be captioned, and its line of JSON. It
-knows nothing of where they come from."""
+"""The caption of a chunk, or the failure of what could not be captioned, and its line of JSON."""
 
 import json
 import re

@@ -1,5 +1,4 @@
-"""Tells who makes what right now, so that processes which share a store share the work. It knows
-nothing of what is made.
+"""Tells who makes what right now, so that processes which share a store share the work.
 
 A namespace has one file. A key is the byte at the offset that its hash says, and who makes it holds
 a lock on that byte, which the kernel takes back when the process ends, however it does. The file's

@@ -1,5 +1,4 @@
-"""What people corrected, accepted and rejected of captions, in a journal that only grows. It knows
-neither the media nor how captions are made.
+"""What people corrected, accepted and rejected of captions, in a journal that only grows.
 
 Each line of `edits.jsonl` is one deed of a person, with every caption that it changed; `undo` takes
 back the last one that still counts, and `redo` does it again. A caption is known by what it is of

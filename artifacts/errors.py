@@ -1,4 +1,4 @@
-"""Every error Penstock raises on purpose; knows nothing of what was being done when it was raised.
+"""Every error Penstock raises on purpose.
 
 PenstockError
 ├── UsageError        bad option, no source at all, no such model        exit 2

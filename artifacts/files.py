@@ -1,5 +1,6 @@
 """Writes files that are either the old one or the new one, never half of it. They are for people
-and programs; it knows nothing of what is in them."""
+and programs.
+"""
 
 import contextlib
 import json

@@ -1,5 +1,4 @@
-"""Makes digests of values, of items, and of files' contents, and remembers them. It knows nothing
-of what the digests are used for."""
+"""Makes digests of values, of items, and of files' contents, and remembers them."""
 
 import contextlib
 import hashlib

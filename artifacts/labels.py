@@ -1,5 +1,4 @@
-"""The labels of a picture, or of a frame of a video, and their line of JSON. It knows nothing of
-where they come from."""
+"""The labels of a picture, or of a frame of a video, and their line of JSON."""
 
 import json
 from collections.abc import Iterable, Iterator, Sequence

@@ -1,4 +1,4 @@
-"""Remembers things in one file of JSON lines that several processes add to. It knows no file's.
+"""Remembers things in one file of JSON lines that several processes add to.
 
 Each line ends with a checksum. Such a memory is a convenience: a line that is lost, or is not what
 was written, is one that was never there. Lines are short enough to be appended in one write.

@@ -1,5 +1,4 @@
-"""Gives a file a second name in another folder, so that no large file is there twice. It knows
-nothing of what is in them."""
+"""Gives a file a second name in another folder, so that no large file is there twice."""
 
 import contextlib
 import os

@@ -1,5 +1,4 @@
-"""Names output files, safely on any file system and no two alike; knows nothing of what is in
-them."""
+"""Names output files, safely on any file system and no two alike."""
 
 import os
 from collections import Counter

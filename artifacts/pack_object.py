@@ -1,5 +1,4 @@
-"""Reads one pack as an object of a store, and puts a bad one aside. It knows nothing of who wants
-its records.
+"""Reads one pack as an object of a store, and puts a bad one aside.
 
 A pack is immutable: magic, header length, header checksum, a JSON header that names every record
 with its place, checksum and description, then the payloads.

@@ -1,4 +1,4 @@
-"""Stores the records of one kind and namespace in packs; knows nothing of what they mean.
+"""Stores the records of one kind and namespace in packs.
 
 A pack is an object of the store that holds several records: a header that names each with its
 place, description and checksum, then their payloads. Its name is a digest of its keys, it is

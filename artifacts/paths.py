@@ -1,4 +1,4 @@
-"""Finds where paths lead once links are followed; knows nothing of what lies there."""
+"""Finds where paths lead once links are followed."""
 
 import os
 from pathlib import Path

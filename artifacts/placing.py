@@ -1,5 +1,4 @@
-"""Gives a finished file its name for good: nothing that is there is replaced. It knows nothing of
-what is in it."""
+"""Gives a finished file its name for good: nothing that is there is replaced."""
 
 import ctypes
 import errno

@@ -1,4 +1,4 @@
-"""A union of record sets of one kind; knows nothing of what the records mean.
+"""A union of record sets of one kind.
 
 It is for what was made in several ways, and is wanted whichever way it was made.
 """

@@ -1,4 +1,4 @@
-"""Reads files that are files; knows nothing of what is in them.
+"""Reads files that are files.
 
 What else a path may lead to, such as a FIFO or a device, could keep its reader for ever.
 """

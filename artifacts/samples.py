@@ -1,5 +1,4 @@
-"""The samples of a dataset: a caption, its key, and the bytes that go with it. It knows nothing of
-files that hold samples."""
+"""The samples of a dataset: a caption, its key, and the bytes that go with it."""
 
 import re
 from collections.abc import Iterator, Sequence

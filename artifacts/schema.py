@@ -1,4 +1,4 @@
-"""The values that pass between stages; knows neither how they are stored nor who makes them."""
+"""The values that pass between stages."""
 
 import math
 from dataclasses import dataclass

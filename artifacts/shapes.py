@@ -1,5 +1,4 @@
-"""Holds JSON that somebody may have changed to the shape that it was written in. It knows no
-file's.
+"""Holds JSON that somebody may have changed to the shape that it was written in.
 
 A shape is a function of this module that tells one value (`text`, `count`, `number`, ...), a list
 of one shape, a tuple of one shape a place, a dict of the fields that an object has, or `Maybe`,

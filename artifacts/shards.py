@@ -1,5 +1,4 @@
-"""Writes WebDataset shards: numbered tar files of samples, whose members share a key. It knows
-nothing of where samples come from.
+"""Writes WebDataset shards: numbered tar files of samples, whose members share a key.
 
 `index.json` says what each shard holds. Shards that would hold the same again are left alone; new
 ones are written aside and take their places when all are there.

@@ -1,5 +1,4 @@
-"""Stamps, which tell whether a file is the one that was read before. It knows nothing of what is in
-it.
+"""Stamps, which tell whether a file is the one that was read before.
 
 Files of models have a stamp of their own, with the time of the last change of the inode: to read
 gigabytes again is cheap beside captions of another model. Media have none of it: a backup or a

@@ -1,4 +1,4 @@
-"""Leads from an address to the store there; knows nothing of what the bytes mean."""
+"""Leads from an address to the store there."""
 
 from collections.abc import Callable
 

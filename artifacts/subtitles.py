@@ -1,5 +1,4 @@
-"""Writes captions as one file a medium: plain text, WebVTT and SubRip. It knows nothing of where
-the files lie."""
+"""Writes captions as one file a medium: plain text, WebVTT and SubRip."""
 
 from collections.abc import Iterator, Sequence
 

@@ -1,5 +1,4 @@
-"""Writes rows as one table, in source order: csv and parquet. It knows nothing of where they come
-from.
+"""Writes rows as one table, in source order: csv and parquet.
 
 Both hold the fields of a line of JSON, such as those of `captions.jsonl`, under their own names and
 nothing else.

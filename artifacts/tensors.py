@@ -1,5 +1,4 @@
-"""Turns a nested value with tensors into JSON and tensors, and back. It knows nothing of what the
-tensors mean.
+"""Turns a nested value with tensors into JSON and tensors, and back.
 
 The tensors are one run of bytes, or have names. A tree is made of None, booleans, numbers, strings,
 lists, tuples, dicts with string keys, tensors, and output records of transformers (mappings that

@@ -1,5 +1,4 @@
-"""Keeps vectors: a record of those of one chunk, and a file of all of a run. It knows neither what
-they are of nor who made them."""
+"""Keeps vectors: a record of those of one chunk, and a file of all of a run."""
 
 import math
 from collections.abc import Iterable

@@ -1,4 +1,4 @@
-"""Words for people that are the same wherever they are said; knows no thing."""
+"""Words for people that are the same wherever they are said."""
 
 import difflib
 from collections.abc import Iterable, Sequence

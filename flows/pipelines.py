@@ -1,4 +1,4 @@
-"""Says which stages follow one another; knows no job."""
+"""Says which stages follow one another."""
 
 from collections.abc import Iterable, Mapping
 

@@ -1,1 +1,1 @@
-"""Keeps vectors in a folder that is its own index, and searches it; knows no model."""
+"""Keeps vectors in a folder that is its own index, and searches it."""

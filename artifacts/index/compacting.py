@@ -1,4 +1,4 @@
-"""Writes an index anew without removed rows and with full shards; knows nothing of searching.
+"""Writes an index anew without removed rows and with full shards.
 
 New files are written beside the old ones, and one book names them all at once: killed before, the
 index is as it was. Who has the old ones open reads on.

@@ -1,5 +1,4 @@
-"""Says which files are an index, what made its vectors and how well it was measured to search. It
-knows nothing of what is in the files.
+"""Says which files are an index, what made its vectors and how well it was measured to search.
 
 `index.json` is the one book. A file that it does not name is not of the index: what a writer made
 and did not come to publish, or what readers of an earlier generation may still hold open. It is

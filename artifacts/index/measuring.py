@@ -1,5 +1,4 @@
-"""Measures how well an index finds by its short way, and settles which way its searches go. It
-knows nothing of models: texts come as vectors.
+"""Measures how well an index finds by its short way, and settles which way its searches go.
 
 Bits are taken from the mean of the pictures, which moves as pictures come. When an index has grown
 to twice what was measured, the mean is taken anew, the bits are made anew, and both are tried on

@@ -1,4 +1,4 @@
-"""Joins frames of a video that a search finds to moments; knows no model.
+"""Joins frames of a video that a search finds to moments.
 
 A cosine of 0.3 may be much or nothing. What counts of a score is how far it lies above that of the
 mean picture, which says how near anything at all is to the query. A moment goes on from its peak to

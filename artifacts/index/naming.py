@@ -1,4 +1,4 @@
-"""Finds the rows that people name: by file, by folder, by key; knows no condition."""
+"""Finds the rows that people name: by file, by folder, by key."""
 
 import os
 from collections.abc import Sequence

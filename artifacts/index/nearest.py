@@ -1,5 +1,4 @@
-"""Keeps the smallest of many numbers that come in blocks, in a stable order. It knows nothing of
-what they measure."""
+"""Keeps the smallest of many numbers that come in blocks, in a stable order."""
 
 from typing import Any
 

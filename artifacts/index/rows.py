@@ -1,5 +1,4 @@
-"""Says what each vector of an index is of: rows in parquet, and their identities as numbers. It
-knows nothing of the vectors."""
+"""Says what each vector of an index is of: rows in parquet, and their identities as numbers."""
 
 import json
 from collections.abc import Sequence

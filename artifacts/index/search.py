@@ -1,5 +1,4 @@
-"""Finds the rows of an index that are nearest to a query: by their bits first, then exactly. It
-knows nothing of files' names, nor of models.
+"""Finds the rows of an index that are nearest to a query: by their bits first, then exactly.
 
 The bits of a vector say on which side of the mean picture it lies, those of a query on which side
 of a mean too. Texts lie elsewhere than pictures: where they lie far off, their bits taken from the

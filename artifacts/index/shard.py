@@ -1,5 +1,4 @@
-"""Writes and opens the files of one shard. It knows nothing of other shards, nor which rows were
-removed."""
+"""Writes and opens the files of one shard."""
 
 import contextlib
 import math

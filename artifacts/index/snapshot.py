@@ -1,4 +1,4 @@
-"""Opens one generation of an index to be read; knows no query. Writers go on meanwhile."""
+"""Opens one generation of an index to be read. Writers go on meanwhile."""
 
 import contextlib
 import os

@@ -1,5 +1,5 @@
 """Reads a condition on the rows of an index, and says which rows meet it. It evaluates nothing but
-the grammar below, and knows no query.
+the grammar below.
 
     condition   one or one … ; one and one … ; not one ; (condition)
     one         column  =  !=  <>  <  <=  >  >=  value

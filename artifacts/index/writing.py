@@ -1,5 +1,6 @@
-"""Adds rows to an index and removes them: one writer at a time, killed at any moment without loss.
-It knows nothing of searching."""
+"""Adds rows to an index and removes them. One writer works at a time; it may be killed at any
+moment without loss.
+"""
 
 import contextlib
 from collections.abc import Iterable, Iterator, Sequence

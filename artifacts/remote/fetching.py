@@ -1,5 +1,4 @@
-"""Brings an object to a file by ranges, some at once, and goes on where an earlier try ended; knows
-nothing of what is in it.
+"""Brings an object to a file by ranges, some at once, and goes on where an earlier try ended.
 
 The file grows in order, so its length says where to go on. A part that was begun before the machine
 was last started is not trusted: its end may be zeros that no disk had written.

@@ -1,5 +1,5 @@
 """Keeps copies of media that lie far away on this machine's disk, within a limit, and fetches those
-that are wanted again; knows nothing of what is in them.
+that are wanted again.
 
 A copy has a folder of its own, called by the digest of address and version, so its path means one
 content for ever. Beside it lies what it is a copy of: whoever is given the path alone can have it

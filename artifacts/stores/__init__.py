@@ -1,1 +1,1 @@
-"""The port that every store has, and the stores; knows nothing of what the objects mean."""
+"""The port that every store has, and the stores."""

@@ -1,5 +1,6 @@
 """Small notes in a bucket, renewed by who wrote them, and how old each is by the clock of the
-service. It knows nothing of what they say."""
+service.
+"""
 
 import contextlib
 import threading

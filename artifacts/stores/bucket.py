@@ -1,4 +1,4 @@
-"""Makes the requests of one bucket, with bounded patience; knows nothing of what the objects mean.
+"""Makes the requests of one bucket, with bounded patience.
 
 Who may use the bucket, and where its service is, say the variables of the environment that obstore
 reads, such as `AWS_ACCESS_KEY_ID` and `AWS_ENDPOINT`; an address never holds it.

@@ -1,5 +1,4 @@
-"""A store in a bucket, with a folder of this machine before it; knows nothing of what the bytes
-mean.
+"""A store in a bucket, with a folder of this machine before it.
 
 What is written goes to the bucket and stays nearby as well; what is read whole once is read from
 nearby. Frames lie nearby alone: they are large, and nobody wants them for long.

@@ -1,5 +1,4 @@
-"""Joins the heads of many objects of one folder into few, so that it opens in few requests. It
-knows nothing of what the heads say.
+"""Joins the heads of many objects of one folder into few, so that it opens in few requests.
 
 A catalog is an object of its own, named by a digest and never changed. It holds heads with the
 versions that their objects had; one of another version is not used. No catalog is ever needed: a

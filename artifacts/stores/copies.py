@@ -1,5 +1,4 @@
-"""Keeps copies of objects on this machine's disk, within a limit; knows neither what they mean nor
-where they are from.
+"""Keeps copies of objects on this machine's disk, within a limit.
 
 A copy is known by a name and a version, so that one of other bytes is never taken for it. Nothing
 is lost with a copy: what cannot be written or read here is fetched again.

@@ -1,5 +1,4 @@
-"""A store that is a folder, on this machine or shared between several; knows nothing of what the
-bytes mean."""
+"""A store that is a folder, on this machine or shared between several."""
 
 import contextlib
 import errno

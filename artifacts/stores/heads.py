@@ -1,5 +1,4 @@
-"""Reads the heads of objects, which say of themselves how long they are. It knows nothing of what
-else they say."""
+"""Reads the heads of objects, which say of themselves how long they are."""
 
 from collections.abc import Callable, Iterable, Iterator
 from typing import Protocol

@@ -1,5 +1,4 @@
-"""The folder of files that the users of a store keep beside its objects. It knows neither the
-objects nor what the files say."""
+"""The folder of files that the users of a store keep beside its objects."""
 
 import contextlib
 import os

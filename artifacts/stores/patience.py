@@ -1,4 +1,4 @@
-"""Asks a service until it answers, for so long and no longer; knows nothing of what is asked."""
+"""Asks a service until it answers, for so long and no longer."""
 
 import errno
 import os

@@ -1,4 +1,4 @@
-"""The port that a store has for all who use one; knows no store."""
+"""The port that a store has for all who use one."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass

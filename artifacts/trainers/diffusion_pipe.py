@@ -1,5 +1,5 @@
 """Writes what diffusion-pipe reads: a folder of pictures and one of videos, captions in each, and
-the TOML that names them. It knows nothing of where media come from.
+the TOML that names them.
 
 Source: `DirectoryDataset` in tdrussell/diffusion-pipe `utils/dataset.py`: every file of a folder is
 taken, and `captions.json` holds a list of captions by file name.

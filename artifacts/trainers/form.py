@@ -1,4 +1,4 @@
-"""What a trainer's data set is made of. It knows no trainer, and not where media come from."""
+"""What a trainer's data set is made of."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence

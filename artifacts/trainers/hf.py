@@ -1,5 +1,5 @@
 """Writes what Hugging Face's `datasets` reads: a data set of pictures and one of videos, each with
-a card. It knows nothing of where media come from.
+a card.
 
 Source: `FolderBasedBuilder` in huggingface/datasets `src/datasets/packaged_modules`, whose
 `imagefolder` and `videofolder` list the suffixes. A data set is read by one of the two, so that

@@ -1,5 +1,4 @@
-"""Writes what kohya's sd-scripts read: metadata of pictures, and the TOML that names it. It knows
-nothing of where pictures come from.
+"""Writes what kohya's sd-scripts read: metadata of pictures, and the TOML that names it.
 
 Source: `FineTuningDataset` in kohya-ss/sd-scripts `library/train_util.py`, and its
 `docs/config_README-en.md`. Latents are cached beside a picture, by its path without suffix.

@@ -1,5 +1,4 @@
-"""Writes what the trainers of LTX-Video and LTX-2 read: lines of media and captions. It knows
-nothing of where media come from.
+"""Writes what the trainers of LTX-Video and LTX-2 read: lines of media and captions.
 
 Source: `MediaDataset` in Lightricks/LTX-2 `packages/ltx-trainer/scripts/process_videos.py`, and the
 same in Lightricks/LTX-Video-Trainer: paths must lie below the folder of the lines, what is no PNG

@@ -1,5 +1,4 @@
-"""Writes what musubi-tuner reads: lines of pictures and of videos, and the TOML that names them. It
-knows nothing of where they come from.
+"""Writes what musubi-tuner reads: lines of pictures and of videos, and the TOML that names them.
 
 Source: kohya-ss/musubi-tuner `docs/dataset_config.md`, and `get_latent_cache_path` in
 `src/musubi_tuner/dataset/image_video_dataset.py`, which names a cache by the media's stem alone.

@@ -1,1 +1,1 @@
-"""Shows people lines, bars and sizes; knows no run."""
+"""Shows people lines, bars and sizes."""

@@ -1,4 +1,4 @@
-"""Tells how fast a stage is and when it will be through; knows no stage."""
+"""Tells how fast a stage is and when it will be through."""
 
 import math
 from collections import deque

@@ -1,4 +1,4 @@
-"""Sets tables for people, as wide as what they are read on; knows nothing of what is in them."""
+"""Sets tables for people, as wide as what they are read on."""
 
 import sys
 from collections.abc import Collection, Iterable, Iterator, Sequence

@@ -1,5 +1,4 @@
-"""Hands portions of a run to the workers of a pool, and waits until all are done. It knows neither
-what a portion holds nor what is made of it.
+"""Hands portions of a run to the workers of a pool, and waits until all are done.
 
 It holds no state that matters: what is done lies in the store. Each run of a portion has a name by
 which the server knows it again, so who hands out and dies, and is started again, finds the runs

@@ -1,5 +1,5 @@
-"""Keeps the login that this machine's own Prefect server asks for; knows neither server nor client.
-It is one string in a file that its user alone can read.
+"""Keeps the login that this machine's own Prefect server asks for. It is one string in a file that
+its user alone can read.
 
 Without it every page that the user's browser shows could start runs: a browser sends a request to
 127.0.0.1 for whoever asks, and only the answer is kept from a foreign page.

@@ -1,5 +1,5 @@
-"""Writes the page that Prefect's UI shows of a run; knows no flow and no stage. It has plan,
-stages, peaks, samples of what was made, failures and where the outputs are.
+"""Writes the page that Prefect's UI shows of a run. It has plan, stages, peaks, samples of what was
+made, failures and where the outputs are.
 
 Both of Prefect's UIs show pictures in `data:`, seen in Chromium with 3.8.8. No browser follows a
 link from there to a file, so paths stand there as text.

@@ -1,5 +1,5 @@
-"""Decides how long a run waits for Prefect's server; knows nothing of what the run did. It waits
-for no bar, no table and no line of the log, but for its last state.
+"""Decides how long a run waits for Prefect's server. It waits for no bar, no table and no line of
+the log, but for its last state.
 
 Prefect's own client tries every call for a minute, call after call, and at the end of the process
 its threads try every event that is left for some seconds: ten minutes were seen.

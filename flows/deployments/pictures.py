@@ -1,4 +1,4 @@
-"""Makes small pictures of a few media in a process of its own; knows no run.
+"""Makes small pictures of a few media in a process of its own.
 
 Media are anybody's, and decoders die of some: that costs a picture, and not the flow's process.
 """

@@ -1,4 +1,4 @@
-"""Starts a Prefect server for one command, when the user has none; knows nothing of flows.
+"""Starts a Prefect server for one command, when the user has none.
 
 Prefect starts one by itself, but in our process group: Ctrl-C would end it before the flow has told
 it how it ended, which the flow then tries for minutes.

@@ -1,5 +1,4 @@
-"""Starts crashed runs again: the flow `sweep-crashed`, made to be run every few minutes. It knows
-nothing of what the runs do.
+"""Starts crashed runs again: the flow `sweep-crashed`, made to be run every few minutes.
 
 A run that nobody asked to end is Crashed (its process was killed, or its machine is gone) or
 Interrupted (its stage was killed too often). What it finished lies in the store, so that starting

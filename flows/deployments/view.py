@@ -1,4 +1,4 @@
-"""Shows a run in Prefect: bars, a table, lines of the log; knows no flow and no stage."""
+"""Shows a run in Prefect: bars, a table, lines of the log."""
 
 import contextvars
 import functools

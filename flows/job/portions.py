@@ -1,4 +1,4 @@
-"""Cuts the files of a run into portions, each of which another machine can do; knows no machine.
+"""Cuts the files of a run into portions, each of which another machine can do.
 
 The cut hangs on the files alone and not on who does them: in 16 bit what shares a batch decides
 bytes, and batches are made of what a run is given. A portion is a list of sources in the folder of

@@ -1,4 +1,4 @@
-"""Digests all that decides what each stage makes, in every variant; knows no chunk."""
+"""Digests all that decides what each stage makes, in every variant."""
 
 from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace

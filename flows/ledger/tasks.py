@@ -1,5 +1,4 @@
-"""Names the items of a run: contents to be captioned, and their chunks with each stage's keys;
-knows no store."""
+"""Names the items of a run: contents to be captioned, and their chunks with each stage's keys."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -1,5 +1,4 @@
-"""Tells what running jobs need of a store, whatever machine they run on; knows neither what they do
-nor where a store keeps notes of them.
+"""Tells what running jobs need of a store, whatever machine they run on.
 
 A note is a lease: its process renews it every few minutes, and a dead one's grows old by the clock
 of where it lies. In a folder, a lock tells at once who lives.

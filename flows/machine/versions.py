@@ -1,4 +1,4 @@
-"""Tells when, where and with which versions something was found out or done; knows not what."""
+"""Tells when, where and with which versions something was found out or done."""
 
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version

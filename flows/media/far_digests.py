@@ -1,5 +1,4 @@
-"""Learns what media far away hold: from this machine, from the store, or by fetching them; knows no
-stage.
+"""Learns what media far away hold: from this machine, from the store, or by fetching them.
 
 What a machine has learnt lies in the store as the name of an empty object, so another one that
 gathers what many machines have made fetches nothing.

@@ -1,5 +1,4 @@
-"""Puts a caption after or before what a person wrote in a text file, and finds it there again. It
-knows nothing of where texts lie.
+"""Puts a caption after or before what a person wrote in a text file, and finds it there again.
 
 Of each such text the store remembers by digests which part was the caption, with what stood between
 the two, and which part was the person's. A part that is found is replaced, whatever became of the

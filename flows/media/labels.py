@@ -1,5 +1,4 @@
-"""Reads the labels that pictures are to be given, and the texts that stand for each; knows no
-model."""
+"""Reads the labels that pictures are to be given, and the texts that stand for each."""
 
 import json
 from collections import Counter

@@ -1,5 +1,4 @@
-"""Knows the files that were written for people from those that people wrote or edited. It knows
-nothing of what is in them.
+"""Knows the files that were written for people from those that people wrote or edited.
 
 A file is known for ours by its own digest and that of what it is about, so it stays ours when a
 folder is moved or another `OUT` is given.

@@ -1,5 +1,4 @@
-"""Reads a checkpoint's dimensions off `config.json` and the headers of its files. It knows no class
-of any model, and what it says of computing is arithmetic."""
+"""Reads a checkpoint's dimensions off `config.json` and the headers of its files."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""Tells which rung each stage of a run is on; knows no process.
+"""Tells which rung each stage of a run is on.
 
 A stage has a list of rungs, cheapest first, and a place in it. It starts on the rung that an
 earlier run is remembered to have gone down to, else on the planned one (`start`). It goes down when

@@ -1,5 +1,4 @@
-"""Counts what a layer of a transformer takes while it computes, by its dimensions; knows no
-weights.
+"""Counts what a layer of a transformer takes while it computes, by its dimensions.
 
 Counted as the classes of transformers compute without gradients; `scripts/plan_table.py` compares
 it with dry runs on the meta device. Four rows of a tower's width live beside what a layer makes:

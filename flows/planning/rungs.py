@@ -1,4 +1,4 @@
-"""Names the rungs of the ladder, the ways to run a stage, cheapest first; knows no machine."""
+"""Names the rungs of the ladder, the ways to run a stage, cheapest first."""
 
 from dataclasses import asdict, dataclass
 from typing import Any

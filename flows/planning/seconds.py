@@ -1,5 +1,4 @@
-"""Tells how long a stage's work takes on a machine that was measured; knows neither models nor
-media."""
+"""Tells how long a stage's work takes on a machine that was measured."""
 
 from dataclasses import dataclass, field
 from itertools import pairwise

@@ -1,6 +1,6 @@
-"""Yields terms of a stage that loads half a model; knows no stage. They are weights, streamed
-layers and what waits for them, caches, attention on a GPU, what is prefetched, what libraries
-take."""
+"""Yields terms of a stage that loads half a model. They are weights, streamed layers and what waits
+for them, caches, attention on a GPU, what is prefetched, what libraries take.
+"""
 
 import math
 from collections.abc import Iterator, Sequence

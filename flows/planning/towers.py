@@ -1,5 +1,6 @@
-"""Describes one tower of a checkpoint, its equal layers and what surrounds them; knows no other
-tower. It goes by the shapes of its tensors and what `config.json` tells of it."""
+"""Describes one tower of a checkpoint, its equal layers and what surrounds them. It goes by the
+shapes of its tensors and what `config.json` tells of it.
+"""
 
 import math
 from collections.abc import Sequence

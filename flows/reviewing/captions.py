@@ -1,5 +1,6 @@
 """Holds the captions of a run's folder with what people said of them, and takes in what they say
-next. It knows neither a server nor a page."""
+next.
+"""
 
 import logging
 import unicodedata

@@ -1,5 +1,6 @@
-"""Runs a review from the folder of a run to its end: listens, tells where, and says what was done.
-It knows no page."""
+"""Runs a review of a run's folder: starts the server, prints its address, and reports at the end
+what was changed.
+"""
 
 import asyncio
 import contextlib

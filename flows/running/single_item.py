@@ -1,5 +1,4 @@
-"""Tries items that fit nowhere beside others alone, on every lower rung, before they fail. It knows
-neither waves nor what runs after what."""
+"""Tries items that fit nowhere beside others alone, on every lower rung, before they fail."""
 
 from collections.abc import Callable, Sequence
 from typing import Any

@@ -1,5 +1,4 @@
-"""Lets a run be stopped from outside without losing what is done; knows nothing of what is
-stopped."""
+"""Lets a run be stopped from outside without losing what is done."""
 
 import contextlib
 import signal

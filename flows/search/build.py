@@ -1,4 +1,4 @@
-"""Fills an index with the vectors of a job, and measures it; knows no query.
+"""Fills an index with the vectors of a job, and measures it.
 
 The pictures go through the stages of `penstock embed`, and what these leave in the store is
 appended: an index that is lost is made again without a model.

@@ -1,4 +1,4 @@
-"""Writes answers: JSON, and vectors in it; knows no route."""
+"""Writes answers: JSON, and vectors in it."""
 
 import base64
 import json

@@ -1,4 +1,4 @@
-"""Decides which requests go to a half together, and when; knows no process and no clock of its own.
+"""Decides which requests go to a half together, and when.
 
 A batch leaves when the half is idle: while it is busy, requests gather by themselves, so the busy
 half is the window. An idle one waits a moment only while others are known to be on the way. A

@@ -1,5 +1,5 @@
 """Answers what is to be seen in words: frames, then features by the vision half, then captions by
-the language half. Each is found in the store where it was made before; knows no HTTP.
+the language half. Each is found in the store where it was made before.
 
 A new question to what was seen before costs the language half alone.
 """

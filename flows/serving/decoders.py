@@ -1,5 +1,4 @@
-"""Decodes what was sent in processes of their own, one file each at a time. It knows nothing of
-what the frames are for.
+"""Decodes what was sent in processes of their own, one file each at a time.
 
 Who sends a file may mean harm, so a process that decodes may take so much memory and so long. One
 that ends is begun anew; the file that it was at is tried once more, and then refused. A process has

@@ -1,5 +1,4 @@
-"""Takes what was sent through decoding and a vision half, or finds in the store that it was before;
-knows no labels and no HTTP.
+"""Takes what was sent through decoding and a vision half, or finds in the store that it was before.
 
 Requests for one content share the work. Who goes away meanwhile leaves it to the others; where
 nobody is left, what has not begun is not begun.

@@ -1,5 +1,4 @@
-"""Has what was sent decoded for one job, and looks after its frames until a half has seen them;
-knows no half by name."""
+"""Has what was sent decoded for one job, and looks after its frames until a half has seen them."""
 
 import asyncio
 from collections.abc import Sequence

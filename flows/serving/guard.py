@@ -1,5 +1,4 @@
-"""Stands before every route: who may ask, how much at once, and how long it took; knows no route's
-meaning.
+"""Stands before every route: who may ask, how much at once, and how long it took.
 
 A request is refused before its body is read, because to read it is most of what an overload costs.
 """

@@ -1,5 +1,5 @@
 """One half that stays: takes what waits for it through its process, and begins that anew when it
-ends; knows neither HTTP nor what is made.
+ends.
 
 It comes to the device when there is something to do, and leaves it after a while without.
 """

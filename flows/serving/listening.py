@@ -1,4 +1,4 @@
-"""Listens on an address, and serves an application there; knows no application."""
+"""Listens on an address, and serves an application there."""
 
 import contextlib
 import errno

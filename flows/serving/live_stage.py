@@ -1,4 +1,4 @@
-"""One process of a stage that stays, from its start to its end; knows no stage by name.
+"""One process of a stage that stays, from its start to its end.
 
 It is started and waited for on a thread of its own, because the kernel ties the child's life to
 that. What it tells is heard on the event loop, which waits for the process nowhere: what its pipe

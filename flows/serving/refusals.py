@@ -1,4 +1,4 @@
-"""The answers to requests that get none, each with its status; knows no server."""
+"""The answers to requests that get none, each with its status."""
 
 from typing import Any
 

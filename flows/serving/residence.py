@@ -1,5 +1,4 @@
-"""Decides which halves may be on the device at the same time, and holds its lock while one is;
-knows no request.
+"""Decides which halves may be on the device at the same time, and holds its lock while one is.
 
 Halves that fit the budget together stay. Where they do not, one that has nothing to do leaves for
 one that has; who is at work goes on until its batch is made, and then lets the other in. When none

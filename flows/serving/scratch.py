@@ -1,5 +1,5 @@
 """The folder of what is there only until a request is answered: uploads, frames, and what halves
-make of them. It lies in memory where there is room; knows no request.
+make of them. It lies in memory where there is room.
 
 A server that was killed leaves its folder behind, so one that starts removes those of processes
 that are gone.

@@ -1,4 +1,4 @@
-"""Holds all that answers while a server runs; knows no HTTP."""
+"""Holds all that answers while a server runs."""
 
 import os
 import time

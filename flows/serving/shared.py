@@ -1,4 +1,4 @@
-"""Does once what several requests ask for at the same time; knows not what.
+"""Does once what several requests ask for at the same time.
 
 Who goes away meanwhile leaves it to the others; where nobody is left, it is cancelled.
 """

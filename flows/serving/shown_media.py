@@ -1,4 +1,4 @@
-"""Gives servers the files that they show; knows no route."""
+"""Gives servers the files that they show."""
 
 import asyncio
 from pathlib import Path

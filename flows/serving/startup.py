@@ -1,4 +1,4 @@
-"""Puts a server together from its configuration, and takes it apart in order; knows no HTTP."""
+"""Puts a server together from its configuration, and takes it apart in order."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence

@@ -1,5 +1,6 @@
-"""Takes a rebuild from its configuration to its exit code; knows no Prefect. It encodes what is
-missing of the features, and nothing else."""
+"""Takes a rebuild from its configuration to its exit code. It encodes what is missing of the
+features, and nothing else.
+"""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields, replace

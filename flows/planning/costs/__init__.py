@@ -1,4 +1,4 @@
-"""Names the costs of each stage: one entry of three functions a stage; knows no budget."""
+"""Names the costs of each stage: one entry of three functions a stage."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace

@@ -1,4 +1,4 @@
-"""Estimates what captioning features costs; knows no vision half."""
+"""Estimates what captioning features costs."""
 
 import math
 from collections.abc import Container, Iterator, Sequence

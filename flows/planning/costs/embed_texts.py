@@ -1,4 +1,4 @@
-"""Estimates what taking texts through a text half costs; knows no pictures."""
+"""Estimates what taking texts through a text half costs."""
 
 import math
 from collections.abc import Sequence

@@ -1,5 +1,4 @@
-"""Estimates what taking frames through the vision half costs, whichever stage does; knows no
-language half."""
+"""Estimates what taking frames through the vision half costs, whichever stage does."""
 
 import math
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Estimates what cutting frames costs; knows no half."""
+"""Estimates what cutting frames costs."""
 
 import math
 from collections.abc import Sequence

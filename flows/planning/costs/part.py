@@ -1,4 +1,4 @@
-"""Serves stages that load a part of a model: its settings on a rung, loading it; knows no stage."""
+"""Serves stages that load a part of a model: its settings on a rung, loading it."""
 
 from collections.abc import Sequence
 from dataclasses import replace

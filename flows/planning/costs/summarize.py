@@ -1,4 +1,4 @@
-"""Estimates what making summaries of captions costs; knows no pictures."""
+"""Estimates what making summaries of captions costs."""
 
 import math
 from collections.abc import Sequence

@@ -1,5 +1,6 @@
-"""Estimates what training an adapter on stored features costs, by the arithmetic of `plan --train`;
-knows no data."""
+"""Estimates what training an adapter on stored features costs. `plan --train` uses the same
+arithmetic.
+"""
 
 import math
 from collections.abc import Iterator

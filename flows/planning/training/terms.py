@@ -1,5 +1,6 @@
-"""Holds how a model would be fine-tuned and what that takes, number by number; knows no model. It
-has what is kept of each parameter by optimizer, too."""
+"""Holds how a model would be fine-tuned and what that takes, number by number. It has what is kept
+of each parameter by optimizer, too.
+"""
 
 from dataclasses import dataclass
 from typing import Literal

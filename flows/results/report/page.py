@@ -1,5 +1,4 @@
-"""Makes one HTML file that holds all it needs but the media, and may talk to nobody. It knows not
-what its data means."""
+"""Makes one HTML file that holds all it needs but the media, and may talk to nobody."""
 
 import base64
 import hashlib

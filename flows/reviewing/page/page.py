@@ -1,5 +1,4 @@
-"""Makes the page of `penstock review`, and says what a browser may load for it. It knows neither
-captions nor the server."""
+"""Makes the page of `penstock review`, and says what a browser may load for it."""
 
 from importlib.resources import files
 from string import Template

@@ -1,5 +1,4 @@
-"""Makes the page of `penstock serve`, and says what a browser may load for it. It knows neither
-the server nor what the server can do: the page asks that itself."""
+"""Makes the page of `penstock serve`, and says what a browser may load for it."""
 
 import importlib.util
 import re
