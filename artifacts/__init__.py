@@ -1,1 +1,3 @@
-"""Puts on disk everything that Penstock makes."""
+"""Reads and writes everything that Penstock stores on disk. Imports nothing from `stages` or
+`flows`.
+"""

@@ -1,4 +1,4 @@
-"""The caption of a chunk, or the failure of what could not be captioned, and its line of JSON."""
+"""Values and JSON lines of captions and of failures."""
 
 import json
 import re
@@ -18,7 +18,7 @@ Ended = Literal["stop", "length"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Caption:
-    """One line of `captions.jsonl`: what was said of one chunk."""
+    """One line of `captions.jsonl`: the caption of one chunk."""
 
     media_path: str
     """Path relative to the folder given, or the file's name; POSIX."""

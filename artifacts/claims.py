@@ -1,10 +1,10 @@
-"""Tells who makes what right now, so that processes which share a store share the work.
+"""File locks by which processes that share a store divide the work among themselves.
 
-A namespace has one file. A key is the byte at the offset that its hash says, and who makes it holds
-a lock on that byte, which the kernel takes back when the process ends, however it does. The file's
-length counts the packs that were published: whoever gets a lock looks whether somebody else
-published meanwhile. Where bytes cannot be locked everything is granted; then work may be done
-twice, and what is published first stands.
+Each namespace has one lock file. A key maps to one byte of it, at an offset derived from the key's
+hash. The process that works on a key locks that byte; the kernel releases the lock when the process
+ends, in whatever way. The file's length counts published packs, so a process that gets a lock can
+see whether another process published in the meantime. On a file system without byte locks every
+claim is granted: work may then be done twice, and the first published result wins.
 """
 
 import contextlib
@@ -36,8 +36,8 @@ Batch = TypeVar("Batch")
 
 
 class Claims:
-    """The locks that one process holds of a namespace. It is safe to use from several threads,
-    which count as one holder."""
+    """The locks that one process holds in a namespace. Thread-safe; all threads count as one
+    holder."""
 
     def __init__(self, path: Path) -> None:
         self._file = -1
@@ -97,7 +97,7 @@ class Claims:
 
 
 class Turns:
-    """The share of a namespace that this process makes, beside others asked for the same."""
+    """Claims work of a namespace for this process while other processes work on the same items."""
 
     def __init__(self, claims: Claims, record_sets: Sequence[RecordSet]) -> None:
         """Take the claims and the record sets, which are brought up to date when others have
@@ -153,7 +153,7 @@ class Turns:
 
 
 class OwnTurns:
-    """The turns of a process that makes what nobody else is asked for, as it is asked for it."""
+    """Grants every claim at once, for work that no other process shares."""
 
     def mine(
         self, batches: Iterable[Batch], lacking: Callable[[Batch], Sequence[str]]

@@ -1,4 +1,4 @@
-"""Opens media files by PyAV, with arguments that every supported PyAV accepts."""
+"""Opens media files with PyAV, using arguments that every supported PyAV version accepts."""
 
 import os
 from collections.abc import Mapping

@@ -1,10 +1,11 @@
-"""What people corrected in any folder of a run, remembered by the store of those runs, so that
-other folders, formats and trainers find it.
+"""User corrections of captions, kept in the store so that other run folders, formats and trainers
+find them.
 
-Each line of `corrections.jsonl` is one deed of a folder's journal, or the undoing of one that it
-names. Lines are only added, each once; the later deed wins over the earlier, by their own times,
-whenever they were added. A line that is torn or damaged is passed over: the journal of its folder
-has it still, and is read in again when that folder is next opened.
+Each line of `corrections.jsonl` is one entry of a run folder's edit journal, or the undo of an
+entry. The file is append-only and holds each entry once. A later entry overrides an earlier one by
+its own timestamp, whatever the order in which the lines were added. Torn or damaged lines are
+skipped: the journal of the run folder still has them and is imported again when that folder is next
+opened.
 """
 
 import fcntl
@@ -59,7 +60,7 @@ def _events(edits: Edits) -> Iterator[dict[str, Any]]:
 
 
 class StoredEdits:
-    """The deeds that one store remembers, and what comes of them."""
+    """The edits that one store holds, and the corrections that result from them."""
 
     def __init__(self, local: Path) -> None:
         """Take the folder of what a store's users keep beside its objects."""
@@ -155,8 +156,8 @@ class StoredEdits:
 
 
 class EditsInForce:
-    """What people said of captions: in the journal of a run's folder, and else in any other folder
-    of the same store."""
+    """The edits that apply to a run: first those in the journal of its folder, then those of any
+    other folder with the same store."""
 
     def __init__(self, out: Path, local: Path) -> None:
         self._own, self._stored = EditsOf(out), StoredEdits(local)

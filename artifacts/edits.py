@@ -1,9 +1,9 @@
-"""What people corrected, accepted and rejected of captions, in a journal that only grows.
+"""An append-only journal of the captions that a user corrected, accepted or rejected.
 
-Each line of `edits.jsonl` is one deed of a person, with every caption that it changed; `undo` takes
-back the last one that still counts, and `redo` does it again. A caption is known by what it is of
-and by the model's own words: where another prompt or model says something else, there is nothing to
-correct, and an edit waits until those words are said again. The model's words stay where they were.
+Each line of `edits.jsonl` is one user action with every caption that it changed. `undo` reverts the
+last action that is still in force, and `redo` applies it again. An edit belongs to a chunk and to
+the model's original caption. If another prompt or model produces a different caption, the edit does
+not apply until the original caption comes back. The model's caption is never overwritten.
 """
 
 import fcntl
@@ -53,7 +53,7 @@ AGAIN = "Remove that line: every other one is an edit of its own"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Edit:
-    """All that people said of one caption."""
+    """All user changes of one caption."""
 
     caption: str | None = None
     """Words in place of the model's."""
@@ -71,7 +71,7 @@ def key_of(features: str, name: str, prompt: str, said: str) -> str:
 
 @dataclass(slots=True)
 class Edits:
-    """The deeds of a journal, in order, and what comes of them."""
+    """The actions of a journal in order, and the edits that result from them."""
 
     every: list[Mapping[str, Any]] = field(default_factory=list)
     """All deeds, undone ones and undoings among them."""
@@ -150,7 +150,7 @@ def read_edits(folder: Path) -> Edits:
 
 
 class EditsOf:
-    """The edits of a run's folder as they are now; the journal is read again when it has grown."""
+    """The current edits of a run's folder. The journal is read again when it has grown."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -170,7 +170,8 @@ class EditsOf:
 
 
 class EditJournal:
-    """The one writer of a journal: what `add` returned from survives a kill and a power cut."""
+    """The only writer of a journal. An action survives a kill and a power cut once `add`
+    returned."""
 
     def __init__(self, folder: Path) -> None:
         """Open the journal of a run's folder. Raises EnvironmentFault when somebody else has it

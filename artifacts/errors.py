@@ -1,15 +1,15 @@
-"""Every error Penstock raises on purpose.
+"""The exception tree of all errors that Penstock raises on purpose.
 
 PenstockError
 ├── UsageError        bad option, no source at all, no such model        exit 2
 ├── CannotFit         the model does not fit the memory budget           exit 3
-│   └── OutOfMemory   a stage's process took more than it could have
+│   └── OutOfMemory   a stage process exceeded its memory limit
 ├── Interrupted       stopped by a signal; the same command resumes      exit 4
-│   └── Killed        a stage's process got signal 9, from nobody in the run
+│   └── Killed        a stage process got signal 9 from outside the run
 ├── EnvironmentFault  disk, store, driver, network                       exit 5
-│   ├── StageDied     a stage's process ended without finishing
-│   ├── ModelChanged  a file of the model is not the one that was planned with
-│   └── Unanswered    a server far away gives no answer, or half of one
+│   ├── StageDied     a stage process ended without finishing
+│   ├── ModelChanged  a model file differs from the one that was planned with
+│   └── Unanswered    a remote server sent no response, or an incomplete one
 └── MediaError        one file cannot be captioned; the others can       exit 1
 """
 
@@ -39,7 +39,8 @@ def with_hint(message: str, hint: str) -> str:
 
 
 class PenstockError(Exception):
-    """An error with a next step: `message` says what and where, `hint` what to do about it."""
+    """An error with a next step: `message` states what failed and where, `hint` what to do about
+    it."""
 
     exit_code: ClassVar[int] = 1
 
@@ -54,19 +55,20 @@ class PenstockError(Exception):
 
 
 class UsageError(PenstockError):
-    """The command asks for something that does not exist or makes no sense."""
+    """The command names something that does not exist, or combines options that contradict each
+    other."""
 
     exit_code = 2
 
 
 class CannotFit(PenstockError):
-    """No way of running the model keeps within the memory budget."""
+    """No way to run the model stays within the memory budget."""
 
     exit_code = 3
 
 
 class OutOfMemory(CannotFit):
-    """A stage's process got no more memory, and ended; fewer items at once may do."""
+    """A stage process ran out of memory and ended. A smaller batch may fit."""
 
     def __init__(
         self, message: str, *, hint: str = "", items: int = 0, peak_bytes: int = 0
@@ -79,13 +81,14 @@ class OutOfMemory(CannotFit):
 
 
 class Interrupted(PenstockError):
-    """The run was stopped from outside; what is done stays done."""
+    """The run was stopped from outside. Finished work is kept."""
 
     exit_code = 4
 
 
 class Killed(Interrupted):
-    """A stage's process was ended by signal 9: by somebody, or by the kernel for want of memory."""
+    """A stage process was ended by signal 9, sent by a user or by the kernel's out-of-memory
+    killer."""
 
     def __init__(self, message: str, *, hint: str = "", items: int = 0) -> None:
         super().__init__(message, hint=hint)
@@ -94,7 +97,7 @@ class Killed(Interrupted):
 
 
 class EnvironmentFault(PenstockError):
-    """The machine is in the way: a full disk, a store that cannot be written, a driver, the
+    """The machine is at fault: a full disk, a store that cannot be written, a driver, or the
     network."""
 
     exit_code = 5
@@ -109,15 +112,17 @@ class StageDied(EnvironmentFault):
 
 
 class ModelChanged(EnvironmentFault):
-    """A file that decides what a model makes is not the one that a run was planned with."""
+    """A file that determines the model's output differs from the one that the run was
+    planned with."""
 
 
 class Unanswered(EnvironmentFault):
-    """A server far away gives no answer, or half of one."""
+    """A remote server did not respond, or sent an incomplete response."""
 
 
 class MediaError(PenstockError):
-    """One media file cannot be used; `kind` is a stable word for programs, such as `no-video`."""
+    """One media file cannot be used. `kind` is a stable identifier for programs, such as
+    `no-video`."""
 
     def __init__(self, message: str, *, kind: str, hint: str = "") -> None:
         super().__init__(message, hint=hint)

@@ -1,6 +1,4 @@
-"""Writes files that are either the old one or the new one, never half of it. They are for people
-and programs.
-"""
+"""Atomic file writes: a reader sees the old file or the new one, never a partial one."""
 
 import contextlib
 import json

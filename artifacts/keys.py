@@ -1,4 +1,4 @@
-"""Makes digests of values, of items, and of files' contents, and remembers them."""
+"""Digests of values, of items and of file contents, and a cache of the latter."""
 
 import contextlib
 import hashlib
@@ -46,7 +46,7 @@ def hash_file(path: Path) -> str:
 
 
 class Content(NamedTuple):
-    """The content of a file, and when it held that."""
+    """The content digest of a file, with the stamp that the file had."""
 
     digest: str
     """SHA-256, 64 hex digits."""
@@ -56,7 +56,7 @@ class Content(NamedTuple):
 
 
 class ModelContent(NamedTuple):
-    """The content of a file of a model, and when it held that."""
+    """The content digest of a model file, with the stamp that the file had."""
 
     digest: str
     """SHA-256, 64 hex digits."""
@@ -64,9 +64,8 @@ class ModelContent(NamedTuple):
 
 
 class ContentDigests:
-    """Content digests of files, remembered by their stamps in one file of lines. A line that is
-    lost costs one more reading of its file. Lines of models' files have another stamp than those of
-    media."""
+    """Content digests of files, cached by file stamp in one JSON-lines file. A lost line costs one
+    more read of its file. Lines of model files use another stamp than those of media."""
 
     def __init__(self, memory: Path) -> None:
         self._memory = memory

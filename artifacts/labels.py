@@ -1,4 +1,4 @@
-"""The labels of a picture, or of a frame of a video, and their line of JSON."""
+"""Values and JSON lines of the labels of images and video frames."""
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
@@ -10,7 +10,7 @@ from artifacts.files import write_text
 
 
 class Scored(TypedDict):
-    """One label of a picture."""
+    """One label of an image, with its score."""
 
     label: str
     score: float
@@ -60,7 +60,7 @@ class Labelled:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Span:
-    """A stretch of a video that has the same labels."""
+    """A time span of a video with the same labels."""
 
     start: float
     """Seconds of the first frame."""

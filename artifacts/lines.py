@@ -1,7 +1,7 @@
-"""Remembers things in one file of JSON lines that several processes add to.
+"""An append-only JSON-lines cache that several processes write to.
 
-Each line ends with a checksum. Such a memory is a convenience: a line that is lost, or is not what
-was written, is one that was never there. Lines are short enough to be appended in one write.
+Each line ends with a checksum. The file is only a cache: a lost or damaged line counts as never
+written. Lines are short enough to be appended in one write.
 """
 
 import contextlib

@@ -1,4 +1,4 @@
-"""Gives a file a second name in another folder, so that no large file is there twice."""
+"""Gives a file a second name in another folder, so that no large file is stored twice."""
 
 import contextlib
 import os

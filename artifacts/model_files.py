@@ -1,7 +1,8 @@
-"""Tells whether the files that decide what a model makes are those that a run was planned with.
+"""Checks that the files that determine a model's output are those that the run was planned with.
 
-A plan stamps them, each process that loads them compares the stamps, and what was computed between
-two equal comparisons belongs to the digests of the plan. It costs one `stat` per file.
+A plan stamps the files. Each process that loads them compares the stamps before and after.
+Everything computed between two equal comparisons belongs to the digests of the plan. This costs one
+`stat` per file.
 """
 
 import contextlib
@@ -39,7 +40,7 @@ def small_names(folder: str | Path) -> list[str]:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelFiles:
-    """The files that decide what a model makes, as they were when a run was planned."""
+    """The files that determine a model's output, as they were when the run was planned."""
 
     stamps: Mapping[str, ModelFileStamp] = field(default_factory=dict)
     """Path → stamp of the file that it leads to."""

@@ -1,4 +1,4 @@
-"""Names output files, safely on any file system and no two alike."""
+"""Output file names that are unique and safe on any file system."""
 
 import os
 from collections import Counter

@@ -18,7 +18,7 @@ from artifacts.errors import UsageError
 
 @dataclass(frozen=True, slots=True)
 class Option:
-    """What `--help` says of a field, and which values it takes."""
+    """The `--help` text of a field, and the values that it accepts."""
 
     help: str
     heading: str = ""
@@ -54,7 +54,7 @@ class Option:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Declared:
-    """A field of a configuration that is an option."""
+    """A configuration field that is an option."""
 
     field: Field[Any]
     type: Any

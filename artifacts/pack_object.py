@@ -1,7 +1,7 @@
-"""Reads one pack as an object of a store, and puts a bad one aside.
+"""Reads one pack as an object of a store, and quarantines a damaged one.
 
-A pack is immutable: magic, header length, header checksum, a JSON header that names every record
-with its place, checksum and description, then the payloads.
+A pack is immutable. It consists of magic bytes, header length, header checksum, a JSON header, and
+the payloads. The header names every record with its offset, checksum and metadata.
 """
 
 import contextlib
@@ -33,12 +33,12 @@ AGAIN = "Run the same command again: it makes only that part anew"
 
 
 class DamagedRecord(EnvironmentFault):
-    """A stored record is gone or is not what it was, and has to be made again."""
+    """A stored record is missing or differs from what was written, and must be made again."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Place:
-    """The place where a record lies, and what it must be."""
+    """The location of a record, and its checksum."""
 
     pack: str
     """Name of the object."""

@@ -1,12 +1,24 @@
-"""Stores the records of one kind and namespace in packs.
+"""Stores the records of one kind and namespace in immutable pack files.
 
-A pack is an object of the store that holds several records: a header that names each with its
-place, description and checksum, then their payloads. Its name is a digest of its keys, it is
-written at once and only if no such object is there, and it never changes; so of two processes that
-make the same records one is first, and the other takes that pack for its own. What is done is read
-off the headers of the packs that are there; there is no other book. Another process may publish,
-drop and set aside at any moment, so what a record set knows is checked against what lies there
-whenever a payload is read.
+How it works:
+
+1. A record is a key, JSON metadata and an optional payload. A pack is one object of the store with
+   several records: a header that lists each record's offset, checksum and metadata, then the
+   payloads.
+2. A pack's name is the digest of its sorted keys. Two processes that make the same records
+   therefore write the same name.
+3. `publish` drops the records that are known already, and writes the others as one pack with
+   put-if-absent. The first writer wins; the second adopts the pack that is there.
+4. There is no separate index. A record set lists its folder, reads the headers of new packs, and
+   keeps a map from key to place. `refresh` repeats this and forgets packs that are gone.
+5. `read` fetches the payload by offset and length and checks it against the SHA-256 of the header.
+   On a mismatch it reads the header again, since another process may have replaced the pack.
+6. A pack that still does not match is moved to `quarantine/`, and DamagedRecord is raised, so that
+   the next run makes its records again.
+7. `drop` forgets records and deletes a pack once none of its records is left. `remove` frees the
+   bytes at once: it writes the records to be kept into a new pack, then deletes the old one.
+8. Each use of a pack updates its access time once, so that garbage collection removes unused packs
+   first.
 """
 
 import contextlib
@@ -38,7 +50,7 @@ PUT_TRIES = 3
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Record:
-    """One stored thing: a description that JSON can hold and, maybe, bytes."""
+    """One stored item: JSON metadata and, optionally, bytes."""
 
     key: str
     meta: dict[str, Any] = field(default_factory=dict)

@@ -1,4 +1,4 @@
-"""Finds where paths lead once links are followed."""
+"""Resolves paths whose folders may be links."""
 
 import os
 from pathlib import Path
@@ -22,7 +22,7 @@ def folder_named(text: str, name: str) -> Path:
 
 
 class RealPaths:
-    """`os.path.realpath` for many files of few folders: each folder is walked down once."""
+    """`os.path.realpath` for many files in few folders. Each folder is resolved once."""
 
     def __init__(self) -> None:
         self._folders: dict[str, str] = {}

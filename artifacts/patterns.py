@@ -1,5 +1,5 @@
-"""Matches texts by regular expressions and schemas that come from outside, in time and memory that
-a hostile one cannot raise: llguidance matches without going back, and counts its steps.
+"""Matches text against untrusted regular expressions and schemas in bounded time and memory.
+llguidance matches without backtracking and limits its steps.
 """
 
 import json

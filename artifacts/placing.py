@@ -1,4 +1,4 @@
-"""Gives a finished file its name for good: nothing that is there is replaced."""
+"""Renames a finished file to its final name without replacing an existing file."""
 
 import ctypes
 import errno

@@ -1,7 +1,4 @@
-"""A union of record sets of one kind.
-
-It is for what was made in several ways, and is wanted whichever way it was made.
-"""
+"""Reads several record sets of one kind as one, for records that were made in several variants."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -12,8 +9,7 @@ from artifacts.store import Store
 
 
 class RecordUnion:
-    """Record sets that are read as one. The first of them is where new things go that do not say
-    otherwise."""
+    """Record sets that are read as one. New records go to the first by default."""
 
     def __init__(self, record_sets: Sequence[RecordSet]) -> None:
         self.record_sets = record_sets

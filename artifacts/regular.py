@@ -1,7 +1,4 @@
-"""Reads files that are files.
-
-What else a path may lead to, such as a FIFO or a device, could keep its reader for ever.
-"""
+"""Opens regular files only. A FIFO or a device at the same path could block its reader for ever."""
 
 import contextlib
 import errno
@@ -23,7 +20,7 @@ KINDS: dict[str, Callable[[int], bool]] = {
 
 
 class NotAFile(OSError):
-    """Something else is where a file should be, and was not opened."""
+    """The path leads to something other than a regular file, which was not opened."""
 
 
 def odd_kind(mode: int) -> str:

@@ -1,4 +1,4 @@
-"""The samples of a dataset: a caption, its key, and the bytes that go with it."""
+"""Samples of a data set: a caption, its key, and the media bytes that belong to it."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -18,7 +18,7 @@ OUTPUT_VERSION = 1
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Media:
-    """The bytes that go with a sample."""
+    """The media bytes of a sample."""
 
     path: Path
     suffix: str
@@ -30,7 +30,7 @@ class Media:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Sample:
-    """One chunk of a medium as it goes into a shard."""
+    """One chunk of a medium as it is written into a shard."""
 
     key: str
     row: Caption

@@ -1,4 +1,4 @@
-"""The values that pass between stages."""
+"""The values that stages exchange."""
 
 import math
 from dataclasses import dataclass
@@ -33,7 +33,7 @@ they are."""
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Sampling:
-    """The choice of frames of a video that are looked at, and of the pieces they come in."""
+    """How frames of a video are sampled, and how the video is cut into chunks."""
 
     chunk_seconds: float
     """Length of a chunk in seconds; the last one of a video may be shorter. With `shots`, of the
@@ -79,8 +79,8 @@ class Sampling:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FrameFit:
-    """The size at which a model's processor keeps a frame. By it none of a video is stored larger
-    than it will be seen, and pictures that are seen alike are encoded together."""
+    """The frame size that a model's processor keeps. Frames are stored no larger than this, and
+    images of the same final size are encoded together."""
 
     long_edges: tuple[tuple[float, int], ...] = ()
     """(height / width, long edge in pixels), sorted by the first; empty: frames keep their size."""
@@ -141,7 +141,7 @@ def fields_of(value: Any) -> dict[str, Any]:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ChunkIndex:
-    """One chunk of a medium: what part of it, and which frames were taken."""
+    """One chunk of a medium: its time span and the frames that were sampled."""
 
     index: int
     """Position in the medium, from 0."""
@@ -159,7 +159,7 @@ class ChunkIndex:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MediaIndex:
-    """The findings of the frames stage in one media file."""
+    """The result of the frames stage for one media file."""
 
     kind: MediaKind
     height: int

@@ -1,4 +1,4 @@
-"""Keeps a user's secrets in files that only this user can read."""
+"""Stores a user's secrets in files that only this user can read."""
 
 import os
 import tempfile

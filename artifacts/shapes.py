@@ -1,8 +1,8 @@
-"""Holds JSON that somebody may have changed to the shape that it was written in.
+"""Validates JSON that may have been edited against the shape that it was written in.
 
-A shape is a function of this module that tells one value (`text`, `count`, `number`, ...), a list
-of one shape, a tuple of one shape a place, a dict of the fields that an object has, or `Maybe`,
-`Some`, `Left` and `Each` of another.
+A shape is one of: a function of this module that checks one value (`text`, `count`, `number`, ...);
+a list of one shape; a tuple with one shape per element; a dict of an object's fields; or `Maybe`,
+`Some`, `Left` or `Each` of another shape.
 """
 
 import json
@@ -26,33 +26,33 @@ BYTES = 1 << 30
 
 
 class Misshapen(ValueError):
-    """Something has another shape; the text says what."""
+    """JSON does not have the expected shape. The message names the difference."""
 
 
 @dataclass(frozen=True, slots=True)
 class Maybe:
-    """Null, or this."""
+    """Null or the given shape."""
 
     shape: Shape
 
 
 @dataclass(frozen=True, slots=True)
 class Some:
-    """An empty object, or this."""
+    """An empty object or the given shape."""
 
     shape: Shape
 
 
 @dataclass(frozen=True, slots=True)
 class Left:
-    """A field that may be left out."""
+    """A field that may be omitted."""
 
     shape: Shape
 
 
 @dataclass(frozen=True, slots=True)
 class Each:
-    """An object whose values, by whatever name, have this shape."""
+    """An object with arbitrary keys whose values have the given shape."""
 
     shape: Shape
 

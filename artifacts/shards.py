@@ -1,7 +1,7 @@
-"""Writes WebDataset shards: numbered tar files of samples, whose members share a key.
+"""Writes WebDataset shards: numbered tar files of samples, whose files share a key.
 
-`index.json` says what each shard holds. Shards that would hold the same again are left alone; new
-ones are written aside and take their places when all are there.
+`index.json` lists the contents of each shard. A shard whose contents would stay the same is left
+alone. New shards are written under temporary names and renamed when all are complete.
 """
 
 import contextlib
@@ -34,7 +34,7 @@ INDEX = "index.json"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Shard:
-    """One shard as the index tells it."""
+    """One shard as the index lists it."""
 
     name: str
     samples: int

@@ -1,8 +1,8 @@
-"""Stamps, which tell whether a file is the one that was read before.
+"""File stamps, which detect whether a file changed since it was read.
 
-Files of models have a stamp of their own, with the time of the last change of the inode: to read
-gigabytes again is cheap beside captions of another model. Media have none of it: a backup or a
-`chmod` changes it, and would have a library of media read again.
+Model files have a stamp of their own that includes the inode's change time: reading gigabytes again
+is cheap compared with captions of a wrong model. Media stamps leave it out, because a backup or a
+`chmod` changes it and would cause a whole media library to be read again.
 """
 
 import errno
@@ -27,8 +27,8 @@ class FileChanged(OSError):
 
 
 class Stamp(NamedTuple):
-    """The marks that a file had when it was read, and has as long as nobody writes or replaces
-    it."""
+    """The metadata of a file when it was read. It stays equal as long as the file is neither
+    written nor replaced."""
 
     size: int
     """Bytes."""
@@ -46,8 +46,7 @@ def stamp_of(path: str | Path | int) -> Stamp:
 
 
 class ModelFileStamp(NamedTuple):
-    """The marks of a file of a model; nobody can write to it, replace it or put it back without
-    changing them."""
+    """The metadata of a model file. Any write, replacement or restore of the file changes it."""
 
     size: int
     """Bytes."""

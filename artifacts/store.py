@@ -1,4 +1,4 @@
-"""Leads from an address to the store there."""
+"""Opens the store at an address."""
 
 from collections.abc import Callable
 

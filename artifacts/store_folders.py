@@ -1,4 +1,4 @@
-"""Finds the folder that a store keeps on this machine, and asks no bucket for anything."""
+"""Finds the local folder of a store without any request to a bucket."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Writes captions as one file a medium: plain text, WebVTT and SubRip."""
+"""Writes captions as one file per medium: plain text, WebVTT and SubRip."""
 
 from collections.abc import Iterator, Sequence
 

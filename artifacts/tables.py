@@ -1,7 +1,7 @@
-"""Writes rows as one table, in source order: csv and parquet.
+"""Writes rows as a csv or parquet table in source order.
 
-Both hold the fields of a line of JSON, such as those of `captions.jsonl`, under their own names and
-nothing else.
+Both formats hold the fields of a JSON line, such as those of `captions.jsonl`, under their own
+names and nothing else.
 """
 
 import csv

@@ -1,9 +1,9 @@
-"""Turns a nested value with tensors into JSON and tensors, and back.
+"""Converts nested values with tensors into JSON plus tensors, and back.
 
-The tensors are one run of bytes, or have names. A tree is made of None, booleans, numbers, strings,
-lists, tuples, dicts with string keys, tensors, and output records of transformers (mappings that
-are dataclasses), whose class is named so that it is the same class again after reading. The JSON is
-written so that only what it names can be made from it: reading runs no code of the file's choosing.
+The tensors are one run of bytes, or are stored by name. A tree consists of None, booleans, numbers,
+strings, lists, tuples, dicts with string keys, tensors, and transformers output records (mappings
+that are dataclasses). An output record stores its class name and is restored as that class. Reading
+builds only these types, so a file cannot run code of its own.
 """
 
 import math
@@ -29,8 +29,8 @@ _PLAIN = (type(None), bool, int, float, str)
 
 
 class RecordGone(EnvironmentFault):
-    """A tree holds an output record that the installed version of its package does not have. It has
-    not its class, or not one of its fields."""
+    """A tree contains an output record whose class, or one of whose fields, the installed version
+    of its package lacks."""
 
 
 def pack_tree(tree: Any) -> tuple[dict[str, Any], bytes]:

@@ -1,4 +1,4 @@
-"""Keeps the vectors of texts, and the line by which a model makes logits of them; runs no model."""
+"""Stores text vectors and the linear map from their cosines to logits. Runs no model."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,7 +1,8 @@
-"""Says which squares a picture is cut in, so that small things are seen; opens no file.
+"""Computes the square tiles that an image is cut into, so that a model sees small details. Opens no
+file.
 
-A level holds squares of one side, which overlap by a quarter; the last of a row or column is flush
-with the edge. The first box is always the whole picture.
+A tile level holds squares of one side that overlap by a quarter; the last of a row or column is
+flush with the edge. The first box is always the whole image.
 """
 
 import math
@@ -26,7 +27,7 @@ MOST = 64
 
 
 class Box(NamedTuple):
-    """A part of a picture, in pixels; the last two are behind the last pixel."""
+    """A rectangle of an image in pixels. The last two coordinates are exclusive."""
 
     level: int
     """0: the whole picture; else the squares along its short side, about."""

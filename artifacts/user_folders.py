@@ -1,4 +1,4 @@
-"""Where a user's own folders of the program are on this machine."""
+"""The locations of Penstock's per-user folders on this machine."""
 
 import os
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Keeps vectors: a record of those of one chunk, and a file of all of a run."""
+"""Stores vectors: one record per chunk, and one file for a whole run."""
 
 import math
 from collections.abc import Iterable

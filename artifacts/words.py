@@ -1,4 +1,4 @@
-"""Words for people that are the same wherever they are said."""
+"""Pluralization and other text helpers for messages."""
 
 import difflib
 from collections.abc import Iterable, Sequence

@@ -1,7 +1,7 @@
-"""Offers Penstock to Python: what its commands do, as functions, and a model in halves.
+"""Python API of Penstock: its commands as functions, and a model in halves.
 
-    caption(sources, **options) -> Captions          a run at work: its captions as they are made
-    plan(sources, **options) -> dict                 what a run would take, as `plan --json`
+    caption(sources, **options) -> Captions          a running job: captions as they are made
+    plan(sources, **options) -> dict                 the estimate of `plan --json`
     rebuild(sources, **options) -> RebuildResult     features brought up to date
 
     load_half(path, "vision" | "language", **from_pretrained_options) -> model
@@ -9,9 +9,9 @@
     generate(language_half, inputs, features, **generate_options) -> tokens
     save_features(path, features), load_features(path) -> features
 
-Options are those of the command line: `--max-new-tokens 64` is `max_new_tokens=64`. What goes wrong
-is raised as a PenstockError, whose `hint` says what to do. Nothing heavy is imported until one of
-these is used.
+Options are those of the command line: `--max-new-tokens 64` is `max_new_tokens=64`. Errors are
+raised as PenstockError, whose `hint` names the next step. Heavy packages are imported on first use
+of one of these functions.
 """
 
 from importlib import import_module

@@ -1,4 +1,4 @@
-"""Runs the command: `python -m penstock` is `penstock`."""
+"""Entry point of `python -m penstock`, the same as the command `penstock`."""
 
 import sys
 

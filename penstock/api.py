@@ -1,4 +1,4 @@
-"""Brings features of files up to date, from Python."""
+"""Python API to plan a run and to bring stored features up to date."""
 
 from typing import Any, Unpack
 

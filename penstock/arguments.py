@@ -1,4 +1,4 @@
-"""Checks the values of keywords against the types that a configuration declares; runs nothing."""
+"""Checks keyword values against the types that a configuration declares. Runs nothing."""
 
 import json
 from collections.abc import Iterable, Mapping

@@ -1,9 +1,8 @@
-"""Runs captioning from Python: captions come one by one as they are made, or all as a table.
+"""Python API for captioning: iterate over captions as they are made, or collect them as a table.
 
-The run works in a thread and its stages in processes, as with the command: it writes the same files
-and finds the same records in the store. Each caption is read from the store when its stage tells
-that it is there. Whoever stops asking, or leaves the `with`, stops the run in order; the same call
-goes on from there.
+The run works on a thread and its stages in processes, as with the command. It writes the same files
+and reuses the same stored records. Each caption is read from the store when its stage reports it.
+Ending the iteration or leaving the `with` block stops the run in order; the same call resumes it.
 """
 
 import threading
@@ -46,8 +45,8 @@ def caption(
 
 
 class Captions(Iterator[Caption]):
-    """A run at work. To iterate over it gives each caption as soon as it is made, first those that
-    were there; what ends the run is raised when there are no more."""
+    """A running captioning job. Iterating yields stored captions first, then each new one as soon
+    as it is made. An error that ended the run is raised after the last caption."""
 
     def __init__(self, config: RunOptions, display: Display) -> None:
         config.check_sources()
@@ -185,7 +184,7 @@ class _Feed:
 
 
 class _Stoppable:
-    """A launcher that starts nothing more once it was stopped."""
+    """A launcher that starts no process after it was stopped."""
 
     def __init__(self) -> None:
         self.launcher = DirectLauncher(lambda *_: None)

@@ -1,4 +1,4 @@
-"""Takes the options of the command line as keywords, with their types; runs nothing."""
+"""Command-line options as typed keywords. Runs nothing."""
 
 from collections.abc import Iterable, Mapping
 from os import PathLike

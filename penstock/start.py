@@ -1,8 +1,8 @@
-"""Runs first of the command `penstock`, and checks that the packages it imports are its own.
+"""Entry point of the command `penstock`. It checks that the packages it imports are Penstock's own.
 
-Three of them have names that others have, too. A folder of that name on PYTHONPATH would be
-imported instead, so Penstock's own place is then put before it. A package of that name that was
-installed over ours is told of, since its files are where ours were.
+Three of its packages have names that other projects use, too. If PYTHONPATH contains a folder of
+such a name, Penstock's own location is put before it. If another installed package overwrote
+Penstock's files, the command reports it.
 """
 
 import signal

@@ -1,1 +1,1 @@
-"""Keeps vectors in a folder that is its own index, and searches it."""
+"""A vector index in a folder, and its search. Imports no model library."""

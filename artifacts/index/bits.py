@@ -1,8 +1,8 @@
-"""Keeps one bit a dimension of each vector, and compares them.
+"""Binary quantization of vectors: one bit per dimension, compared by Hamming distance.
 
-A bit says on which side of the mean a vector lies. Word by word they are kept for all rows of a
-shard, shape (words, rows): compared so, a million rows of 768 take 13 ms of one core, and row by
-row 40.
+A bit states on which side of the mean a vector lies. The bits of a shard are stored word by word
+for all rows, shape (words, rows). Comparing a million rows of 768 dimensions takes 13 ms of one
+core in this layout, and 40 ms row by row.
 """
 
 from collections.abc import Iterator

@@ -1,7 +1,8 @@
-"""Writes an index anew without removed rows and with full shards.
+"""Rewrites an index without removed rows and with full shards.
 
-New files are written beside the old ones, and one book names them all at once: killed before, the
-index is as it was. Who has the old ones open reads on.
+New files are written next to the old ones, and one manifest then names all of them at once. If the
+process is killed earlier, the index is unchanged. Readers that have the old files open continue to
+read them.
 """
 
 from collections.abc import Iterator, Sequence
@@ -21,7 +22,7 @@ MOST_SMALL = 32
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Compacted:
-    """What was gained by writing an index anew."""
+    """What rewriting an index saved."""
 
     rows_dropped: int
     shards_before: int

@@ -1,8 +1,9 @@
-"""Says which files are an index, what made its vectors and how well it was measured to search.
+"""The manifest of an index: its files, the model and settings of its vectors, and its measured
+search quality.
 
-`index.json` is the one book. A file that it does not name is not of the index: what a writer made
-and did not come to publish, or what readers of an earlier generation may still hold open. It is
-replaced as a whole, so a reader sees one generation or the next.
+`index.json` is the only list of files. A file that it does not name does not belong to the index: a
+writer ended before publishing it, or readers of an earlier version still have it open. The manifest
+is replaced as a whole, so a reader sees one version or the next.
 """
 
 import json
@@ -35,7 +36,8 @@ SHARD_FILES = ("embeddings", "rows", "identities", "bits")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Maker:
-    """All that decides the vectors of an index; those of two makers cannot be compared."""
+    """Everything that determines the vectors of an index. Vectors of two makers cannot be
+    compared."""
 
     model: str
     """Name as the user gave it."""
@@ -64,7 +66,7 @@ class Maker:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class IndexFile:
-    """One file of an index as the book has it."""
+    """One file of an index as the manifest lists it."""
 
     name: str
     bytes: int
@@ -73,7 +75,8 @@ class IndexFile:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class IndexShard:
-    """Some rows with their vectors; never changed, but its bits may be made again."""
+    """A group of rows with their vectors. It never changes, except that its bits may be
+    recomputed."""
 
     rows: int
     files: Mapping[str, IndexFile]
@@ -82,7 +85,7 @@ class IndexShard:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SearchWay:
-    """The result of trying the short way of a search against the exact one."""
+    """The result of comparing the two-step search with the exact search."""
 
     queries: int
     recall: float
@@ -95,7 +98,7 @@ class SearchWay:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Manifest:
-    """One generation of an index."""
+    """One version of an index."""
 
     maker: Maker
     made_by: str

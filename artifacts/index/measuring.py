@@ -1,8 +1,8 @@
-"""Measures how well an index finds by its short way, and settles which way its searches go.
+"""Measures the recall of an index's two-step search, and selects how it searches.
 
-Bits are taken from the mean of the pictures, which moves as pictures come. When an index has grown
-to twice what was measured, the mean is taken anew, the bits are made anew, and both are tried on
-the index's own vectors against the exact scan.
+Bits are computed relative to the mean of the image vectors, and the mean moves as images are added.
+When an index has doubled since the last measurement, the mean and the bits are recomputed. Both are
+then compared with the exact scan on the index's own vectors.
 """
 
 from collections.abc import Iterator, Sequence

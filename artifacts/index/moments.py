@@ -1,8 +1,8 @@
-"""Joins frames of a video that a search finds to moments.
+"""Merges the video frames that a search finds into moments.
 
-A cosine of 0.3 may be much or nothing. What counts of a score is how far it lies above that of the
-mean picture, which says how near anything at all is to the query. A moment goes on from its peak to
-both sides, while its neighbours stay above half of the peak's height over that.
+A cosine of 0.3 may be high or low, so scores are compared with that of the mean image, which shows
+how close an average image is to the query. A moment extends from its peak to both sides while the
+neighbouring frames stay above half of the peak's height over that baseline.
 """
 
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ WIDER = 4
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Moment:
-    """A stretch of one video, or one picture, that a search found."""
+    """A time span of one video, or one image, that a search found."""
 
     position: int
     """Position of its best row."""
@@ -77,7 +77,7 @@ def _joined(searcher: Searcher, query: Query, found: Found, count: int) -> list[
 
 
 class _Frames:
-    """The frames of one video in order of time, each with the best score of what is of it."""
+    """The frames of one video in time order, each with the best score of its rows."""
 
     def __init__(self, searcher: Searcher, query: Query, path: str) -> None:
         positions = searcher.snapshot.positions_of(MEDIUM, medium_of(path))

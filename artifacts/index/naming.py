@@ -1,4 +1,4 @@
-"""Finds the rows that people name: by file, by folder, by key."""
+"""Finds index rows by file, by folder or by key."""
 
 import os
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Keeps the smallest of many numbers that come in blocks, in a stable order."""
+"""Keeps the smallest of many numbers that arrive in blocks, in a stable order."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ SLACK = 4
 
 
 class Nearest:
-    """The `count` smallest values seen, with their positions; of equal ones the first."""
+    """The `count` smallest values so far with their positions. Ties keep the first."""
 
     def __init__(self, count: int) -> None:
         self._count = count

@@ -1,4 +1,4 @@
-"""Says what each vector of an index is of: rows in parquet, and their identities as numbers."""
+"""The rows of an index: parquet files that identify the source of each vector, and numeric ids."""
 
 import json
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ COLUMNS = ("key", "path", "media_path", "time", *SIDES, "level")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class IndexRow:
-    """What one vector is of."""
+    """The source of one vector: a medium, or a part of it."""
 
     key: str
     """Name of the record that the vector was read from."""

@@ -1,10 +1,10 @@
-"""Finds the rows of an index that are nearest to a query: by their bits first, then exactly.
+"""Finds the rows of an index nearest to a query: first by their bits, then exactly.
 
-The bits of a vector say on which side of the mean picture it lies, those of a query on which side
-of a mean too. Texts lie elsewhere than pictures: where they lie far off, their bits taken from the
-pictures' mean would all be alike, and where what tells them apart is faint, those taken from their
-own mean forget what they share. So the better mean is measured. The rows whose bits differ least
-are compared exactly.
+The bits of a vector state on which side of the mean image it lies. Query bits are computed relative
+to a mean, too. Text vectors lie in another region than image vectors. Where they are far away, bits
+relative to the image mean would all be equal. Where their differences are faint, bits relative to
+the text mean lose what the texts share. The better of the two means is therefore measured. The rows
+with the smallest bit distance are then compared exactly.
 """
 
 from collections.abc import Sequence
@@ -36,7 +36,7 @@ WIDER = 4
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Query:
-    """What is looked for."""
+    """A query vector and its filters."""
 
     vector: NDArray[np.float32]
     """Shape (width)."""
@@ -49,7 +49,8 @@ class Query:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Found:
-    """Rows in the order of how near they are, the nearest first; of equal ones the first added."""
+    """Rows ordered by similarity, the nearest first. Ties keep the order in which rows
+    were added."""
 
     positions: Positions
     scores: NDArray[np.float32]
@@ -57,7 +58,7 @@ class Found:
 
 
 class Searcher:
-    """One generation of an index, ready to be asked many times."""
+    """One version of an index, opened for many queries."""
 
     def __init__(self, snapshot: Snapshot) -> None:
         self.snapshot = snapshot

@@ -26,7 +26,7 @@ Halves = NDArray[np.float16]
 
 
 class RowBatch(NamedTuple):
-    """Rows on their way into a shard."""
+    """Rows that are to be written into a shard."""
 
     rows: list[IndexRow]
     identities: Identities
@@ -35,8 +35,8 @@ class RowBatch(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OpenShard:
-    """The files of one shard, mapped into memory: nothing of them is read before it is needed, and
-    they stay readable when others delete them."""
+    """The memory-mapped files of one shard. Pages are read on demand, and the files stay readable
+    after another process deletes them."""
 
     start: int
     """Position of its first row among all of the index."""

@@ -1,4 +1,4 @@
-"""Opens one generation of an index to be read. Writers go on meanwhile."""
+"""Opens one version of an index for reading while writers continue."""
 
 import contextlib
 import os
@@ -26,7 +26,7 @@ Kept = NDArray[np.bool_]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Snapshot:
-    """All rows of an index as they were when it was opened. A row is known by its position."""
+    """All rows of an index at the time it was opened. A row is identified by its position."""
 
     folder: Path
     manifest: Manifest

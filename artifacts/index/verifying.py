@@ -1,5 +1,4 @@
-"""Checks every byte of an index, and says what of it is damaged and what can be done; changes
-nothing."""
+"""Checks every byte of an index, and reports damage and its repair. Changes nothing."""
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -17,7 +16,7 @@ REBUILD = "build the index anew in another folder: what the store has is not mad
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class IndexDamage:
-    """One file of an index that is not as it was written."""
+    """One file of an index that differs from what was written."""
 
     path: Path
     what: str

@@ -50,7 +50,7 @@ Literal = str | float
 
 
 class Condition:
-    """What `--where` asks of a row."""
+    """A parsed `--where` condition on rows."""
 
     def __init__(self, text: str) -> None:
         """Read a condition. Raises UsageError."""

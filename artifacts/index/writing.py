@@ -37,7 +37,7 @@ Added = tuple[Sequence[IndexRow], Vectors]
 
 
 class IndexWriter:
-    """The one that may change an index now."""
+    """The only process that may change an index at a time. It holds the index's lock."""
 
     def __init__(self, folder: Path, manifest: Manifest) -> None:
         self.folder = folder

@@ -1,1 +1,1 @@
-"""Media that lie in buckets and on the web: found, fetched by ranges, and kept here for a while."""
+"""Media in buckets and on the web: listed, fetched in ranges, and cached on local disk."""

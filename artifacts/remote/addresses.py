@@ -1,4 +1,4 @@
-"""Tells addresses from paths, and what of an address may be shown; asks nobody."""
+"""Tells addresses from paths, and redacts addresses for display. Opens no connection."""
 
 import glob
 import re
@@ -76,7 +76,7 @@ def name_in(address: str) -> str:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FarFile:
-    """One object far away, as it was when it was found."""
+    """One remote object with the version that it had when it was found."""
 
     address: str
     """Where it is asked for, with what lets its reader in."""

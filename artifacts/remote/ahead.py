@@ -1,5 +1,6 @@
-"""Does things on threads that nobody waits for: whoever stops the program leaves at once, whatever
-a server far away still owes. Knows nothing of what is done."""
+"""Runs calls on threads that the program does not join, so that it can exit at once while a remote
+server is still slow to respond.
+"""
 
 import threading
 from collections.abc import Callable, Iterable, Iterator

@@ -1,7 +1,7 @@
-"""Brings an object to a file by ranges, some at once, and goes on where an earlier try ended.
+"""Downloads an object in parallel ranges, and resumes where an earlier attempt ended.
 
-The file grows in order, so its length says where to go on. A part that was begun before the machine
-was last started is not trusted: its end may be zeros that no disk had written.
+The file grows in order, so its length is the resume offset. A partial file from before the last
+boot is not trusted: after a power cut its end may hold zeros that were never written.
 """
 
 import contextlib

@@ -1,4 +1,4 @@
-"""Finds what lies at an address, and reads it by parts; keeps nothing here."""
+"""Lists the objects at an address, and reads them in ranges. Stores nothing locally."""
 
 import glob
 import re

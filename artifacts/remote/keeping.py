@@ -1,9 +1,9 @@
-"""Keeps copies of media that lie far away on this machine's disk, within a limit, and fetches those
-that are wanted again.
+"""A size-limited local cache of remote media.
 
-A copy has a folder of its own, called by the digest of address and version, so its path means one
-content for ever. Beside it lies what it is a copy of: whoever is given the path alone can have it
-again. Who reads a copy holds a lock on it; the longest unused of the others make room.
+Each copy has its own folder, named by the digest of address and version, so that a path always
+means the same content. A file next to the copy records its source, so that a process with only the
+path can fetch it again. A reader holds a lock on the copy. The longest unused unlocked copies are
+deleted to make room.
 """
 
 import contextlib

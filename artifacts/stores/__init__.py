@@ -1,1 +1,1 @@
-"""The port that every store has, and the stores."""
+"""The `Store` protocol and its implementations: a folder and a bucket."""

@@ -1,5 +1,5 @@
-"""Small notes in a bucket, renewed by who wrote them, and how old each is by the clock of the
-service.
+"""Lease objects in a bucket: small notes that their writer renews, with their age by the service's
+clock.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ DEAD = b"dead\n"
 
 
 class LeaseBoard:
-    """The notes of one store. It is safe to use from several threads."""
+    """The lease objects of one store. Thread-safe."""
 
     def __init__(self, bucket: Bucket) -> None:
         self._bucket = bucket

@@ -1,7 +1,7 @@
-"""Makes the requests of one bucket, with bounded patience.
+"""Client of one bucket, with a bounded number of retries.
 
-Who may use the bucket, and where its service is, say the variables of the environment that obstore
-reads, such as `AWS_ACCESS_KEY_ID` and `AWS_ENDPOINT`; an address never holds it.
+obstore reads credentials and the service's endpoint from environment variables such as
+`AWS_ACCESS_KEY_ID` and `AWS_ENDPOINT`. An address never contains them.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -48,7 +48,7 @@ class Listed:
 
 
 class Bucket:
-    """Objects below one address of a service."""
+    """The objects below one address of a service."""
 
     def __init__(self, url: str) -> None:
         """Take `scheme://bucket/prefix`. Raises UsageError for what is no such address."""

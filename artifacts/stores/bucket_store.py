@@ -1,7 +1,7 @@
-"""A store in a bucket, with a folder of this machine before it.
+"""A store in a bucket with a local cache folder.
 
-What is written goes to the bucket and stays nearby as well; what is read whole once is read from
-nearby. Frames lie nearby alone: they are large, and nobody wants them for long.
+Objects are written to the bucket and to the local cache. An object that was read whole is then
+served from the cache. Frames are stored locally only: they are large and short-lived.
 """
 
 import contextlib
@@ -36,7 +36,7 @@ FOLDER_PARTS = 3
 
 
 class Near(Readable, Protocol):
-    """What of a store is needed to read many heads."""
+    """The part of a store that reading many headers needs."""
 
     def version(self, name: str) -> str | None: ...
 
@@ -44,7 +44,7 @@ class Near(Readable, Protocol):
 
 
 class Heads:
-    """The heads of one store's objects."""
+    """The pack headers of one store."""
 
     def __init__(self, store: Near, catalogs: Catalogs) -> None:
         self._store = store
@@ -116,7 +116,7 @@ def bucket_store(url: str) -> "BucketStore":
 
 
 class BucketStore:
-    """Objects of a bucket; an object appears whole or not at all, and is durable when it does."""
+    """Objects in a bucket. A write is atomic, and durable when it returns."""
 
     def __init__(self, bucket: Bucket, nearby: Path, limit: int | None = None) -> None:
         self.url = bucket.url

@@ -1,8 +1,9 @@
-"""Joins the heads of many objects of one folder into few, so that it opens in few requests.
+"""Merges the headers of many objects of a folder into few catalog objects, so that the folder opens
+with few requests.
 
-A catalog is an object of its own, named by a digest and never changed. It holds heads with the
-versions that their objects had; one of another version is not used. No catalog is ever needed: a
-head that is in none is read of its object.
+A catalog is an immutable object named by a digest. It holds headers with the versions of their
+objects; a header for another version is ignored. Catalogs are optional: a header without one is
+read from its object.
 """
 
 import contextlib
@@ -31,7 +32,7 @@ LARGEST_BYTES = 1 << 30
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Head:
-    """The head of one object."""
+    """The header of one object."""
 
     version: str
     """Version of the object that it is of."""

@@ -1,7 +1,7 @@
-"""Keeps copies of objects on this machine's disk, within a limit.
+"""A size-limited local cache of object copies.
 
-A copy is known by a name and a version, so that one of other bytes is never taken for it. Nothing
-is lost with a copy: what cannot be written or read here is fetched again.
+A copy is identified by name and version, so that other content is never served for it. Losing a
+copy loses nothing: a copy that cannot be written or read is fetched again.
 """
 
 import contextlib
@@ -48,7 +48,7 @@ def nearby_limit() -> int | None:
 
 
 class CopyRoom:
-    """The room that copies below one folder may take, which several processes share."""
+    """The size limit of the copies below one folder, shared by several processes."""
 
     def __init__(
         self,
@@ -98,7 +98,7 @@ class CopyRoom:
 
 
 class Copies:
-    """The copies below one folder, which several processes share."""
+    """The copies below one folder, shared by several processes."""
 
     def __init__(self, folder: Path, limit: int | None = None) -> None:
         """Take the folder, which need not be there, and the most bytes to be kept in it."""

@@ -1,5 +1,6 @@
-"""Looks at the variables by which a service of buckets is found and used, before they are; tells
-nothing of what is in them."""
+"""Checks the environment variables that locate and authorize a bucket service before it is used.
+Never prints their values.
+"""
 
 import os
 import re

@@ -1,4 +1,4 @@
-"""A store that is a folder, on this machine or shared between several."""
+"""A store in a folder, on a local disk or on a shared file system."""
 
 import contextlib
 import errno
@@ -18,8 +18,7 @@ from artifacts.stores.port import ObjectStat
 
 
 class FolderStore:
-    """Objects as files under one folder; an object appears whole or not at all, and survives a
-    power cut."""
+    """Objects as files in one folder. A write is atomic and survives a power cut."""
 
     def __init__(self, root: Path) -> None:
         self._root = root

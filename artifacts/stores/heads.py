@@ -1,4 +1,4 @@
-"""Reads the heads of objects, which say of themselves how long they are."""
+"""Reads the headers of objects. A header states its own length."""
 
 from collections.abc import Callable, Iterable, Iterator
 from typing import Protocol
@@ -13,7 +13,7 @@ Extent = Callable[[bytes], int]
 
 
 class Readable(Protocol):
-    """What of a store is needed to read heads."""
+    """The part of a store that reading headers needs."""
 
     def get(self, name: str, offset: int = 0, length: int | None = None) -> bytes: ...
 

@@ -1,4 +1,4 @@
-"""The folder of files that the users of a store keep beside its objects."""
+"""The folder of files that a store's users keep next to its objects."""
 
 import contextlib
 import os

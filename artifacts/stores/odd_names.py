@@ -1,5 +1,6 @@
-"""Lists a folder of a bucket of S3 in which an object has a name that obstore refuses, such as
-`a//b`; obstore gives no listing at all then."""
+"""Lists an S3 folder in which an object has a name that obstore rejects, such as `a//b`. obstore
+then fails to list the whole folder.
+"""
 
 import re
 from collections.abc import Iterator

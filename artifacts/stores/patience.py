@@ -1,4 +1,4 @@
-"""Asks a service until it answers, for so long and no longer."""
+"""Retries requests to a service until they succeed or a time limit is reached."""
 
 import errno
 import os
@@ -35,7 +35,7 @@ Answer = TypeVar("Answer")
 
 
 class InvalidName(Unanswered):
-    """A listing holds a name that obstore refuses."""
+    """A listing contains a name that obstore rejects."""
 
 
 def patiently(

@@ -1,4 +1,4 @@
-"""The port that a store has for all who use one."""
+"""The protocol that every store implements."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ if TYPE_CHECKING:  # it loads what asks a bucket
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ObjectStat:
-    """The facts that the store knows of an object without reading it."""
+    """The metadata of an object that a store has without reading the object."""
 
     size: int
     """Bytes."""
@@ -22,11 +22,11 @@ class ObjectStat:
 
 
 class Store(Protocol):
-    """Named immutable objects, and six verbs: get, put-if-absent, list, stat, delete, touch; three
-    more, lists, heads and stats, ask of many at once what may be asked of each.
+    """Named immutable objects with six operations: get, put-if-absent, list, stat, delete and
+    touch. Three batch operations (lists, heads, stats) do the same for many objects at once.
 
-    A name is a path with `/` between its parts. Several processes use a store at once, and several
-    threads of each.
+    A name is a path with `/` separators. Several processes, and several threads of each, use a
+    store at the same time.
     """
 
     @property

@@ -1,4 +1,4 @@
-"""The data sets of trainers, by the names that `--format` gives them."""
+"""The data set formats of trainers, by their `--format` names."""
 
 from artifacts.trainers.diffusion_pipe import DIFFUSION_PIPE
 from artifacts.trainers.form import TrainerEntry, TrainerForm

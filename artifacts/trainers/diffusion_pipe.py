@@ -1,8 +1,8 @@
-"""Writes what diffusion-pipe reads: a folder of pictures and one of videos, captions in each, and
-the TOML that names them.
+"""Writes data sets for diffusion-pipe: a folder of images and one of videos, each with its
+captions, and a TOML file that lists them.
 
 Source: `DirectoryDataset` in tdrussell/diffusion-pipe `utils/dataset.py`: every file of a folder is
-taken, and `captions.json` holds a list of captions by file name.
+used, and `captions.json` holds a list of captions by file name.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""What a trainer's data set is made of."""
+"""The parts of a trainer's data set, common to all trainers."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -20,7 +20,7 @@ PILLOW = frozenset(
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainerEntry:
-    """One picture or video that a trainer is shown, with what is said of it."""
+    """One image or video for a trainer, with its caption."""
 
     kind: str
     """`image` or `video`."""
@@ -51,7 +51,7 @@ Writer = Callable[[Sequence[TrainerEntry], Path], dict[str, str]]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainerForm:
-    """What one trainer reads."""
+    """The data set format of one trainer."""
 
     write: Writer
     names: tuple[str, ...]

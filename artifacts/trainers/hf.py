@@ -1,9 +1,8 @@
-"""Writes what Hugging Face's `datasets` reads: a data set of pictures and one of videos, each with
-a card.
+"""Writes data sets for Hugging Face `datasets`: one of images and one of videos, each with a card.
 
 Source: `FolderBasedBuilder` in huggingface/datasets `src/datasets/packaged_modules`, whose
-`imagefolder` and `videofolder` list the suffixes. A data set is read by one of the two, so that
-pictures and videos are two.
+`imagefolder` and `videofolder` list the suffixes. One data set is read by one of the two, so images
+and videos are separate data sets.
 """
 
 from collections.abc import Sequence

@@ -1,7 +1,7 @@
-"""Writes what kohya's sd-scripts read: metadata of pictures, and the TOML that names it.
+"""Writes data sets for kohya's sd-scripts: image metadata, and a TOML file that names it.
 
 Source: `FineTuningDataset` in kohya-ss/sd-scripts `library/train_util.py`, and its
-`docs/config_README-en.md`. Latents are cached beside a picture, by its path without suffix.
+`docs/config_README-en.md`. Latents are cached next to an image, by its path without suffix.
 """
 
 from collections.abc import Sequence

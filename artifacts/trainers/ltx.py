@@ -1,8 +1,9 @@
-"""Writes what the trainers of LTX-Video and LTX-2 read: lines of media and captions.
+"""Writes data sets for the trainers of LTX-Video and LTX-2: JSON lines of media and captions.
 
 Source: `MediaDataset` in Lightricks/LTX-2 `packages/ltx-trainer/scripts/process_videos.py`, and the
-same in Lightricks/LTX-Video-Trainer: paths must lie below the folder of the lines, what is no PNG
-or JPEG is opened as a video, and what is made of a file is named by its path without suffix.
+same in Lightricks/LTX-Video-Trainer. Paths must lie below the folder of the JSON lines. A file that
+is neither PNG nor JPEG is opened as a video. Derived files are named by the media path without
+suffix.
 """
 
 from collections.abc import Sequence

@@ -1,7 +1,9 @@
-"""Writes what musubi-tuner reads: lines of pictures and of videos, and the TOML that names them.
+"""Writes data sets for musubi-tuner: JSON lines of images and of videos, and a TOML file that names
+them.
 
 Source: kohya-ss/musubi-tuner `docs/dataset_config.md`, and `get_latent_cache_path` in
-`src/musubi_tuner/dataset/image_video_dataset.py`, which names a cache by the media's stem alone.
+`src/musubi_tuner/dataset/image_video_dataset.py`, which names a cache file by the media's stem
+only.
 """
 
 from collections.abc import Sequence
