@@ -1,2 +1,2 @@
-"""Plain functions from artifacts to artifacts, each run in a process of its own; knows neither
-Prefect nor the command line."""
+"""Pipeline stages: functions from artifacts to artifacts, each run in its own process. Imports
+neither Prefect nor the command line."""

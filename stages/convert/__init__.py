@@ -1,1 +1,1 @@
-"""Turns pickled weights into safetensors, in a process of its own."""
+"""Converts pickled weights to safetensors in its own process."""

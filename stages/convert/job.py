@@ -1,4 +1,4 @@
-"""The job of converting one model; imports no library."""
+"""The job description of one model conversion. Imports no library."""
 
 from dataclasses import dataclass
 

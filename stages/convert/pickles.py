@@ -1,10 +1,9 @@
-"""Reads the tensors of a file that `torch.save` wrote, of whatever size, without holding them.
-Knows nothing of what they are for.
+"""Reads the tensors of a `torch.save` file of any size without loading the file into memory.
 
-Such a file is a ZIP archive: a pickle that says which tensors there are, and their bytes as they
-are. The pickle is read by torch's own reader for tensors alone, on a device without data, which
-tells where the bytes lie; these are mapped to be read. Torch itself (`mmap=True`) maps them to be
-written to, which the kernel refuses for a file larger than the machine's memory.
+Such a file is a ZIP archive: a pickle that lists the tensors, and the raw bytes of each. Torch's
+tensors-only unpickler reads the pickle on the meta device, which yields the position of the bytes.
+The file is then mapped read-only. Torch's own `mmap=True` maps it writable, which the kernel
+refuses for a file larger than the machine's memory.
 """
 
 import mmap
@@ -70,7 +69,7 @@ class Pickle:
 
 
 class Member(NamedTuple):
-    """Bytes in an archive that may be those of tensors."""
+    """Bytes in an archive that may belong to tensors."""
 
     size: int
     stored: bool

@@ -1,4 +1,5 @@
-"""Converts one model: its pickled tensors, one after the other, into files of a bounded size."""
+"""Converts one model: writes its pickled tensors, one by one, into safetensors files of bounded
+size."""
 
 import contextlib
 import json
@@ -44,7 +45,7 @@ TYPES = ("dtype", "torch_dtype")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PickledModel:
-    """A model whose weights are pickles, as it lies on disk."""
+    """A model on disk whose weights are pickles."""
 
     folder: Path
     files: tuple[Path, ...]
@@ -138,7 +139,7 @@ MORE_ROOM = "Free some space, or give a folder on a larger disk; --dtype fp16 ta
 
 
 class PickledTensor(NamedTuple):
-    """The place that a tensor comes from."""
+    """The source location of a tensor."""
 
     pickle: Pickle
     name: str
@@ -191,7 +192,7 @@ def _telling(report: Report) -> Iterator[None]:
 
 
 class _Contents:
-    """The numbers of each tensor that is written."""
+    """Supplies the data of each tensor that is written."""
 
     def __init__(
         self, origins: Mapping[str, PickledTensor], original: OriginalLayout | None

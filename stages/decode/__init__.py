@@ -1,4 +1,4 @@
-"""Turns features and a prompt into captions, with the language half alone."""
+"""Generates captions from features and a prompt. Loads only the language half."""
 
 from stages.decode.job import DecodeJob
 from stages.process.stage import Stage

@@ -1,4 +1,4 @@
-"""Decides which batches an engine is given of what a job lacks; knows no engine and no model."""
+"""Groups the missing captions of a job into batches for the engine."""
 
 from collections.abc import Container, Mapping, Sequence
 

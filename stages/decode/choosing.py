@@ -1,10 +1,9 @@
-"""Chooses the next token: has a half decode greedily, or as a person asks. Knows neither engines
-nor stores.
+"""Builds the decoding settings of `generate`: greedy, or the sampling that the user requested.
 
-`generate` and slots differ in how rows stand together, so chance must not come from one source for
-all of them. Each row has a generator of its own, seeded by its chunk and its prompt, and the last
-of the processors leaves of its logits one token: that which chance chose. So whoever takes the
-likeliest goes on with it, in every batch and every slot.
+`generate` and in-flight slots batch rows differently, so a shared random generator would give
+different captions. Each row therefore has its own generator, seeded by its chunk and its prompt.
+The last logits processor samples one token and masks all others. A greedy argmax then picks the
+sampled token, in every batch and every slot.
 """
 
 from collections.abc import Mapping, Sequence
@@ -40,7 +39,7 @@ SEED_DIGITS = 15
 
 
 class CheckpointSettings:
-    """What a half's checkpoint says of how words are chosen, read before it is made greedy."""
+    """The checkpoint's own sampling settings, read before the half is made greedy."""
 
     def __init__(self) -> None:
         self._half: Any = None
@@ -55,7 +54,7 @@ class CheckpointSettings:
 
 
 class Choosing:
-    """The way in which one job, or one request, chooses tokens."""
+    """How one job, or one request, selects tokens."""
 
     def __init__(
         self,
@@ -169,7 +168,7 @@ class Choosing:
 
 
 class Chance(LogitsProcessor):
-    """The last of the processors of some rows: it leaves of each the token that chance chose."""
+    """The last logits processor: keeps only the token that was sampled for each row."""
 
     def __init__(self, seeds: Sequence[int]) -> None:
         self._seeds = seeds

@@ -1,9 +1,9 @@
-"""Tells where in an answer a model is, and whether it has to close it now so that its tokens
-suffice. Knows neither tokens nor models.
+"""Tracks the position inside a JSON answer and decides when it must be closed to fit its token
+limit.
 
-With as many bytes left as the rest may take (`bounds.py`), a value that could grow is closed: a
-text gets its quote, a list its bracket. Elsewhere every byte brings the end nearer, and the model
-goes on to choose.
+When as few bytes are left as the rest of the answer may take (`bounds.py`), the current value is
+closed: a string gets its quote, a list its bracket. Elsewhere every byte brings the end nearer, and
+the model chooses freely.
 """
 
 import json
@@ -28,7 +28,7 @@ def ranks(first: bytes) -> list[int]:
 
 
 class Rest:
-    """The bytes that each property may take, those of its name included, in order."""
+    """The maximum number of bytes that each property may take, its name included, in order."""
 
     def __init__(self, properties: Mapping[str, Bounded]) -> None:
         self.values = [each.most for each in properties.values()]
@@ -45,7 +45,7 @@ class Rest:
 
 
 class Position:
-    """A place in an answer that is being said."""
+    """The position inside an answer that is being generated."""
 
     def __init__(self, rest: Rest) -> None:
         self._rest = rest

@@ -1,10 +1,8 @@
-"""Lets a model say nothing but answers of a JSON Schema's form, each of them whole. Knows neither
-engines nor stores.
+"""Restricts a model to complete answers that follow a JSON Schema.
 
-llguidance tells of each row which tokens may come next; the others are made impossible. Where so
-few tokens are left that the answer would not end in time, what closes it is taken
-(`closing.py`). What was said is read off the tokens' own bytes: a tokenizer's decoding may tidy up
-spaces.
+llguidance reports which tokens may come next in each row; all others are masked. When few tokens
+are left, only tokens that close the answer are allowed (`closing.py`). The answer so far is read
+from the bytes of its tokens, because a tokenizer's decoding may change spaces.
 """
 
 from collections.abc import Sequence, Set
@@ -29,7 +27,7 @@ LONG = 1000
 
 
 class Vocabulary:
-    """The tokens of one tokenizer, as llguidance knows them. Raises UsageError where it cannot."""
+    """One tokenizer's tokens as llguidance takes them. Raises UsageError where that fails."""
 
     def __init__(self, tokenizer: Any) -> None:
         try:
@@ -62,7 +60,7 @@ def _matcher(vocabulary: Vocabulary, schema: str) -> Any:
 
 
 class Answer:
-    """An answer that is being said, token by token."""
+    """An answer that is being generated token by token."""
 
     def __init__(self, vocabulary: Vocabulary, schema: str, limit: int, ends: Set[int]) -> None:
         self._vocabulary, self._limit, self._ends = vocabulary, limit, ends
@@ -126,7 +124,7 @@ class Answer:
 
 
 class FormMask(LogitsProcessor):
-    """Makes impossible what no answer of the form goes on with, in rows that stand together."""
+    """Masks every token that would leave the schema, for each row of a batch."""
 
     def __init__(self, vocabulary: Vocabulary, schema: str, limit: int, ends: Set[int]) -> None:
         self._told = (vocabulary, schema, limit, ends)

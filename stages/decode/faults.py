@@ -1,5 +1,5 @@
-"""Notes the chunks on which the language half raises, and finds the engine that speaks in spite of
-them; knows no engine by name."""
+"""Records chunks on which the language half raises, and finds a fallback engine that can caption
+them."""
 
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -20,8 +20,8 @@ STAGE = "decode"
 
 
 class DecodeFaults:
-    """The chunks of one job on which the model raises. Why is kept where their captions would be,
-    so that another model tries them."""
+    """The chunks of one job on which the model raises. The reason is stored in place of the
+    caption, under the caption's key, so that another model still tries the chunk."""
 
     def __init__(
         self, batches: Sequence[Batch], answers: Sequence[RecordUnion], report: Report

@@ -1,5 +1,4 @@
-"""Holds how the words of a caption are chosen, as a person asks for it and as a job is told. It
-imports no model library, because keys are made of it."""
+"""The user's decoding parameters. Imports no model library: cache keys are made from them."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -23,7 +22,7 @@ WORDS = "choice of words, the likeliest by default"
 
 @dataclass(frozen=True, kw_only=True)
 class Generation(OptionGroup):
-    """How words are chosen; by default the likeliest one, always."""
+    """Decoding parameters; greedy by default."""
 
     sampling: Annotated[
         str, Option(f"{'|'.join(SAMPLINGS)} [%(default)s]", WORDS, "S", values=SAMPLINGS)

@@ -1,4 +1,4 @@
-"""The job of the decode stage, as its process is told it; imports no model library."""
+"""The job description of the decode stage. Imports no model library."""
 
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -8,7 +8,7 @@ from stages.models.half_job import HalfJob
 
 
 class DecodeItem(NamedTuple):
-    """A chunk to be captioned."""
+    """A chunk to caption."""
 
     key: str
     """Key of the caption."""
@@ -29,7 +29,7 @@ class DecodeItem(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DecodeJob:
-    """Chunks to be captioned, all of them in one way."""
+    """Chunks to caption with the same settings."""
 
     half: HalfJob
     store: str

@@ -1,4 +1,4 @@
-"""Finds captions that go round in circles, and says how they are said again; knows no engine."""
+"""Detects repetitive captions and chooses the parameters of their retry."""
 
 from dataclasses import replace
 

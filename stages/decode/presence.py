@@ -1,4 +1,4 @@
-"""Makes tokens that an answer already holds less likely, those of its prompt not counted."""
+"""Penalizes tokens that the answer already holds; tokens of the prompt do not count."""
 
 import torch
 from transformers import LogitsProcessor

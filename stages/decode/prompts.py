@@ -1,5 +1,4 @@
-"""Writes what a half reads of rows: the prompts, and what a caption begins with. Knows neither
-engines nor stores."""
+"""Builds the decoder inputs of rows: the prompts and the forced beginning of a caption."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,7 +12,7 @@ from stages.models.processors.prepare import DECODED, Row, open_ended, rebuild
 
 
 class ContextExceeded(UsageError):
-    """A prompt, its pictures and the longest caption are more tokens than the model's context."""
+    """A prompt, its images and the longest caption together exceed the model's context."""
 
 
 def check_context(half: Any, inputs: Mapping[str, Any], new: int, *, whole: bool = True) -> None:

@@ -1,8 +1,8 @@
-"""The port of the decode stage to an engine; knows neither an engine nor a store.
+"""The interface between the decode stage and its engines.
 
-The stage hands on a stream of batches, because some engines put the next row wherever one has
-ended, and takes captions in whatever order they end. How rows are grouped on the way, and what is
-done where they do not fit, is for the engine, which tells `Shrinking` of it.
+The stage passes a stream of batches, because some engines admit the next request as soon as a
+sequence ends. It accepts captions in any order. The engine decides how rows are grouped and what
+happens when memory runs out, and reports that to `Shrinking`.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -17,7 +17,7 @@ from stages.process.live import ToldWork
 
 
 class Asked(NamedTuple):
-    """A chunk to be captioned."""
+    """A request to caption one chunk."""
 
     member: DecodeItem
     row: FeatureRecord
@@ -31,7 +31,7 @@ class Asked(NamedTuple):
 
 
 class Said(NamedTuple):
-    """The words that the model said of one chunk."""
+    """The model's output for one chunk."""
 
     caption: str
     tokens: int
@@ -92,7 +92,7 @@ class Speaker(Protocol):
 
 @runtime_checkable
 class PromptChecker(Protocol):
-    """An engine that knows, before it reads a prompt, whether the model can take it."""
+    """An engine that can tell before prefill whether a prompt fits the model."""
 
     def refusal(self, asked: Asked) -> UsageError | None:
         """Return why a chunk's prompt is too long for the model; None where it is not."""

@@ -1,10 +1,9 @@
-"""Settles how a language half reads a long prompt and where it keeps what it read. It knows no
-family.
+"""Chooses how a language half prefills a long prompt and where it keeps the KV cache.
 
-The best way to read a piece at a time is that of `generate` itself, which bounds all that a layer
-holds. But a model whose pictures look at what comes after them would silently read something else,
-and so would one whose features stand otherwise in its prompt. So it is tried on a short prompt
-first; where it differs, only what is position-wise goes in pieces.
+Chunked prefill by `generate` itself is best, because it bounds the memory of every layer. Some
+models would silently compute something else: those whose images attend to later tokens, and those
+that place features differently in the prompt. So chunked prefill is first tested on a short prompt.
+Where its result differs, only position-wise modules run in chunks.
 """
 
 from collections.abc import Mapping
@@ -43,8 +42,8 @@ COARSE = 0.04
 
 
 class Reading:
-    """The options of `generate` for one job. They are `prefill` tokens of a prompt at once (0:
-    all), and where the KV cache is kept. Raises UsageError for what cannot be."""
+    """The `generate` options of one job: `prefill` tokens of a prompt at once (0: all), and where
+    the KV cache is kept. Raises UsageError for an impossible combination."""
 
     def __init__(self, prefill: int = 0, kv: str = "", device: str = "cpu") -> None:
         if kv not in KEPT:

@@ -1,5 +1,5 @@
-"""Holds how one request of a server wants its caption: sampling, limit, stop strings and schema.
-Imports no model library, because cache keys are made of it."""
+"""One server request's sampling, token limit, stop strings and schema. Imports no model library,
+because cache keys are made from them."""
 
 import json
 from collections.abc import Sequence

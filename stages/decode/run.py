@@ -1,8 +1,8 @@
-"""The decode stage: feature records and prompts to captions, in one process for a whole wave. It
-knows neither frames nor the vision half, nor how an engine makes captions.
+"""The decode stage: turns feature records and prompts into captions, in one process for a whole
+wave.
 
-Where a batch decides the bytes of its rows it is always given to the engine whole, because some of
-them may have been captioned before.
+Where a caption's bytes depend on its batch, the engine always gets the whole batch, because some of
+its rows may have been captioned before.
 """
 
 import contextlib

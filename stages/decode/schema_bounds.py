@@ -1,9 +1,9 @@
-"""Reckons how many bytes the rest of an answer may take whose form a JSON Schema says, and writes
-the schema so that this is bounded. Knows no model and no grammar.
+"""Bounds the length of the rest of an answer under a JSON Schema, and rewrites the schema so that
+the bound exists.
 
-An answer has to end before its tokens do, wherever in it that is seen. From some moment on it
-takes, byte for byte, what closes first, by the ranks in `closing.py`; the bounds here hold for who
-does so. They need objects of known properties, no recursion, and no end of a text that has to be
+An answer must end before its tokens run out, wherever in it that is noticed. From some point on it
+takes the bytes that close it first, by the ranks in `closing.py`; the bounds here hold for that
+order. They need objects with known properties, no recursion, and no string whose end has to be
 searched.
 """
 
@@ -40,7 +40,7 @@ MOST_REFERENCES = 100
 
 @dataclass(kw_only=True, slots=True)
 class SchemaRoom:
-    """How much longer a schema may become while its references are written out."""
+    """How much longer a schema may become while its references are expanded."""
 
     left: int = MOST_LETTERS
 
@@ -59,7 +59,7 @@ class SchemaRoom:
 
 @dataclass(frozen=True, slots=True)
 class SchemaPlace:
-    """A place in a schema."""
+    """A location in a schema."""
 
     root: Mapping[str, Any]
     path: str
@@ -128,7 +128,7 @@ FORMATS = {"date": 12, "time": 40, "date-time": 60, "uuid": 38}
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Bounded:
-    """A schema of one value that an answer ends in time under."""
+    """A schema of one value under which an answer can always be ended in time."""
 
     schema: dict[str, Any]
     """The schema, references put in, objects closed, numbers bounded."""

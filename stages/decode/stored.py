@@ -1,4 +1,4 @@
-"""Reads what the encode stage stored of a chunk; knows no engine."""
+"""Reads the feature record that the encode stage stored for a chunk."""
 
 from artifacts.pack_object import DamagedRecord
 from artifacts.packs import RecordSet

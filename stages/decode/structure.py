@@ -1,5 +1,5 @@
-"""Reads the JSON Schema that captions follow: its canonical text, and what it means for those who
-make and write them. Knows no model."""
+"""Parses the JSON Schema of captions: its canonical text, and the columns it means for readers and
+writers."""
 
 import json
 from collections.abc import Iterator, Mapping

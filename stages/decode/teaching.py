@@ -1,10 +1,10 @@
-"""Reads off a language half what it expects at each word of a caption that is given to it. Knows no
-family and no store.
+"""Computes a language half's logits at each token of a given caption (teacher forcing).
 
-The caption stands behind the prompt, and `generate` is asked for one token more: so the half reads
-all of it in one pass, by whatever route its features go. Hooks have it compute the logits of the
-caption's positions, and take them. A half that looks at its prompt in both directions would read
-on; it is told by trying, and asked step by step.
+The caption is appended to the prompt, and `generate` is called for one more token. So the half
+reads everything in one pass, by whatever split strategy its features use. Hooks make it compute the
+logits at the caption's positions and collect them. A half with bidirectional attention over its
+prompt would see the caption. A test run detects that, and such a half is then evaluated step by
+step.
 """
 
 import inspect
@@ -32,7 +32,7 @@ context of its own, and the hooks of all of them are there."""
 
 
 class TaughtCaption(NamedTuple):
-    """A caption that a half is asked about."""
+    """A caption whose logits are requested."""
 
     row: FeatureRecord
     prompt: str
@@ -85,7 +85,7 @@ def looks_ahead(half: Any, processor: Any, caption: TaughtCaption) -> bool:
 
 
 class _Dictated:
-    """Has `generate` say given tokens, one a step, and afterwards whatever it likes."""
+    """Forces `generate` to emit given tokens, one per step, and then leaves it free."""
 
     def __init__(self, tokens: Sequence[int]) -> None:
         self._tokens = iter(tokens)

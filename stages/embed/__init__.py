@@ -1,4 +1,4 @@
-"""Turns frames into vectors, with the vision half of a dual encoder alone."""
+"""Turns frames into vectors. Loads only the vision half of a dual encoder."""
 
 from stages.embed.job import EmbedJob
 from stages.process.stage import Stage

@@ -1,4 +1,4 @@
-"""The job of the embed stage, as its process is told it; imports no model library."""
+"""The job description of the embed stage. Imports no model library."""
 
 from dataclasses import dataclass
 
@@ -9,7 +9,7 @@ from stages.models.encoding.job import EncodingJob
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EmbedJob(EncodingJob):
-    """Chunks of whose frames vectors are made, one each."""
+    """Chunks to embed, one vector per frame."""
 
     tiles: str = OFF
     """Squares that pictures are cut in, each of which gets a vector too."""

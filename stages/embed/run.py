@@ -1,9 +1,9 @@
-"""The embed stage: frame chunks to records of vectors, a vector a frame, in one process for a whole
-wave. It knows neither texts nor what the vectors are for.
+"""The embed stage: turns frame chunks into records of vectors, one per frame, in one process for a
+whole wave.
 
-Of a picture that is cut in tiles each gets a vector, too, all from the one picture in memory. They
-go through the half a few at a time, so that neither the picture's size nor the number of tiles
-decides what that takes.
+A tiled image gets one more vector per tile, all cut from the one image in memory. The tiles go
+through the half a few at a time, so memory depends neither on the image's size nor on the number of
+tiles.
 """
 
 from collections.abc import Sequence

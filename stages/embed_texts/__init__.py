@@ -1,4 +1,4 @@
-"""Turns texts into vectors, with the text half of a dual encoder alone."""
+"""Turns texts into vectors. Loads only the text half of a dual encoder."""
 
 from stages.embed_texts.job import TextsJob
 from stages.process.stage import Stage

@@ -1,4 +1,4 @@
-"""The job of the texts stage, as its process is told it; imports no model library."""
+"""The job description of the texts stage. Imports no model library."""
 
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -7,7 +7,7 @@ from stages.models.half_job import HalfJob
 
 
 class TextsItem(NamedTuple):
-    """Texts of which a stage that stays makes one record."""
+    """Texts that a worker process embeds into one record."""
 
     key: str
     groups: list[list[str]]
@@ -15,7 +15,7 @@ class TextsItem(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TextsJob:
-    """Texts of which vectors are made."""
+    """Texts to embed."""
 
     half: HalfJob
     store: str

@@ -1,5 +1,4 @@
-"""The texts stage: groups of texts to one record of vectors, in one process. It knows neither
-pictures nor what the vectors are for."""
+"""The texts stage: turns each group of texts into one record of vectors, in one process."""
 
 import contextlib
 from collections.abc import Mapping, Sequence
@@ -33,7 +32,7 @@ place where that is more."""
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LogitLine:
-    """The logit of a picture and a text is `scale * cosine + bias`."""
+    """The logit of an image and a text is `scale * cosine + bias`."""
 
     scale: float
     bias: float
@@ -75,7 +74,7 @@ TRIED = "a photo of a cat"
 
 
 class TextReader:
-    """The inputs of texts for one half."""
+    """Builds one half's inputs from texts."""
 
     def __init__(self, processor: Any, half: Any) -> None:
         self._processor = processor
@@ -138,7 +137,7 @@ def run(told: dict[str, Any], report: Report) -> None:
 
 
 class _Making:
-    """The text half, and how texts go through it."""
+    """The text half, and how texts are run through it."""
 
     def __init__(self, source: ModelJob, batch: int, report: Report) -> None:
         processor = source.processor()

@@ -1,4 +1,4 @@
-"""Turns frames into features, with the vision half alone."""
+"""Turns frames into features. Loads only the vision half."""
 
 from stages.encode.job import EncodeJob
 from stages.process.stage import Stage

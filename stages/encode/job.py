@@ -1,4 +1,4 @@
-"""The job of the encode stage, as its process is told it; imports no model library."""
+"""The job description of the encode stage. Imports no model library."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,7 @@ from stages.models.encoding.job import EncodingJob
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EncodeJob(EncodingJob):
-    """Chunks of which features are made."""
+    """Chunks to encode."""
 
     frames_a_video: int = 0
     """How many frames each must have; 0: any number."""

@@ -1,5 +1,4 @@
-"""The encode stage: frame chunks to feature records, in one process for a whole wave. It knows
-neither prompts nor the language half."""
+"""The encode stage: turns frame chunks into feature records, in one process for a whole wave."""
 
 from dataclasses import replace
 from functools import partial

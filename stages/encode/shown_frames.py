@@ -1,4 +1,4 @@
-"""Chooses the frames of a chunk for models that take one number of frames; imports no library."""
+"""Selects a chunk's frames for models that take a fixed number of frames. Imports no library."""
 
 from collections.abc import Sequence
 

@@ -199,7 +199,7 @@ def _merge(job: MergeJob, planned: ModelFiles, report: Report) -> None:
 
 
 class _Merged:
-    """The numbers of each tensor that is written."""
+    """Supplies the data of each tensor that is written."""
 
     def __init__(
         self,

@@ -1,17 +1,20 @@
-"""Goes through batches in pieces that fit the memory; knows neither models nor what a batch holds.
+"""Retries after out of memory: runs batches in pieces, and halves the pieces until they fit.
 
-A piece that runs out of memory is cut to the next power of two below its size, and so are those
-that follow. A piece is cut at a multiple of its size: so it holds what it would hold had this size
-been chosen from the start. Of batches that go through together, fewer do before they are made
-smaller, because a batch decides the bytes of its rows.
+How it works:
 
-`attempt` runs a piece and tells an allocator's refusal from every other error, which it raises.
-Where a model raises on a piece its items are tried alone, and one that raises alone fails by name.
-After a refusal the memory is given back, the new size is kept for the rest of the process and
-reported, and the piece is cut and tried again. An item that does not fit alone is reported as too
-large and left out. When three in a row fail so before any item fitted, `spare` is tried: if that
-fits, the fault is with the items; if not, CannotFit ends the stage. `through_together` does the
-same for a block of several batches, by the order of sizes in `tighter`.
+1. `attempt` runs a piece. On out of memory it frees unused memory and returns the allocator's
+   message. It raises every other error.
+2. A piece that ran out of memory is cut to the next power of two below its size, the new size is
+   reported, and the cut pieces are tried again.
+3. The new size stays for the rest of the process. Sizes divide each other, so each piece holds what
+   it would hold had this size been chosen from the start.
+4. An item that does not fit alone is reported as too large and left out.
+5. When three items in a row fail alone before any item fitted, `spare` is tried. If it fits, the
+   items are at fault. If not, CannotFit ends the stage.
+6. Where the model's own code raises on a piece, its items are tried alone. An item that raises
+   alone fails by name, and the others go on.
+7. `through_together` does the same for a block of several batches. After out of memory, blocks
+   shrink before batches do (`tighter`), because a batch decides the bytes of its rows.
 """
 
 import contextlib
@@ -94,7 +97,7 @@ def tighter(batch: int, block: int) -> tuple[int, int]:
 
 
 class Shrinking:
-    """The sizes that one process goes down to for batches that do not fit, and keeps."""
+    """The batch and block sizes that one process falls back to after out of memory, and keeps."""
 
     def __init__(
         self, report: Report, spare: Callable[[], object], faults: ItemFaults | None = None

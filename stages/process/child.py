@@ -1,5 +1,23 @@
-"""The child's side of a stage: `python -m stages.process.child JOB_FD PARENT_PID EVENTS_FD`; knows
-no stage by name."""
+"""The worker process of a stage: `python -m stages.process.child JOB_FD PARENT_PID EVENTS_FD`.
+
+How it works:
+
+1. It reads its job, a JSON document, from a file descriptor. A worker that was forked by the fork
+   server begins at `run_job`.
+2. It ties its life to the parent's. The kernel kills it when the parent dies, and a thread checks
+   the parent's process id every half second.
+3. It takes the lock of the job's device, and sends a warning while another process holds it. A
+   long-running worker takes no lock.
+4. A sampling thread reports memory use. When no thread makes progress and memory is short, it sends
+   an out-of-memory event and exits.
+5. It imports the function that the job names. A module's `warm` function imports what this job will
+   need.
+6. It limits its own memory to the job's budget, counted above what the imports took.
+7. It calls the function with the job's arguments and the event reporter. An error is sent as one
+   event, and the exit status is 1. An error at the memory limit is sent as out of memory.
+8. It sends peak memory, times and the timeline. Then it exits without finalizers, because the
+   driver frees GPU memory faster than they do.
+"""
 
 import ctypes
 import gc
@@ -59,7 +77,7 @@ def die_with(parent: int) -> None:
 
 
 class Origin(NamedTuple):
-    """The process that a stage comes from, and what that has done for it."""
+    """The parent process of a stage, and the time that it spent importing for it."""
 
     parent: int
     seconds: float = 0.0

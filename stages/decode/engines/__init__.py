@@ -1,7 +1,6 @@
-"""The engines that captions can be made by, and all that anybody asks about one; imports no model
-library.
+"""The declarations of all decode engines. Imports no model library.
 
-No file outside of this package compares an engine's name: it asks the record.
+No file outside this package compares an engine's name: callers read the fields of its declaration.
 """
 
 from collections.abc import Mapping
@@ -17,7 +16,7 @@ AUTO_SEVERAL = f"{AUTO}-shared"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Engine:
-    """The declaration of how a language half is made to say captions."""
+    """The declaration of one decode engine."""
 
     name: str
     entry: str

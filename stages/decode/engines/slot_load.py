@@ -1,5 +1,4 @@
-"""Declares what an engine's memory is estimated of and what its estimate consists of; imports no
-model library."""
+"""The inputs and the terms of an engine's memory estimate. Imports no model library."""
 
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
@@ -10,7 +9,7 @@ from stages.models.row_memory import RowMemory
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SlotLoad:
-    """The largest work of an engine's slots."""
+    """The largest workload of an engine's slots."""
 
     engine: Engine
     memory: RowMemory
@@ -28,7 +27,7 @@ class SlotLoad:
 
 
 class SlotTerm(NamedTuple):
-    """One number of an engine's estimate and where it comes from."""
+    """One term of an engine's estimate, and its source."""
 
     part: Literal["activation", "kv", "workspace", "host"]
     bytes: int

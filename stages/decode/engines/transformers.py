@@ -1,8 +1,7 @@
-"""The engine that is `generate` of transformers; knows no store.
+"""The `transformers` engine: calls `generate` once per batch.
 
-It takes a batch at a time, each until all of its rows have ended. Nothing of the checkpoint's own
-settings chooses words unless somebody asks, so that the same features and prompt give the same. A
-batch is
+A batch runs until all of its rows have ended. The checkpoint's own sampling settings are ignored
+unless the user requests them, so the same features and prompt give the same caption. A batch is
 always computed whole, because rounding depends on its members.
 """
 
@@ -30,7 +29,7 @@ from stages.models.loading import ModelJob, facts
 
 
 class Transformers:
-    """A language half, and how `generate` is told to read and to keep what it read."""
+    """A language half, with the settings of its prefill and its KV cache."""
 
     name = "transformers"
 
@@ -145,7 +144,7 @@ class EndsAtStopString(StoppingCriteria):
 
 
 class EndsWhenWithdrawn(StoppingCriteria):
-    """Ends a batch of which nobody wants any row any more."""
+    """Ends a batch once all of its rows have been withdrawn."""
 
     def __init__(self, asked: Sequence[Asked]) -> None:
         self._asked = asked

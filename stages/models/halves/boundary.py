@@ -1,18 +1,24 @@
-"""Finds where a vision-language model is cut in two, from its class and structure. Knows no family
-and loads nothing.
+"""Finds the boundary between the two halves of a vision-language model, from its class and
+structure.
 
-O, the owner, is the innermost module whose class defines `get_image_features` or
-`get_video_features`. R, the reader, is O's child on the way to the decoder. H is the output head.
-The vision half is what O holds besides R, H and an audio encoder. The language half is R, H and all
-that lies outside O. Where the decoder is not strictly inside O, the vision half is what those two
-methods name of O's parts, and the language half all the rest. Dual encoders are cut by `dual.py`.
+The input is a skeleton of the model without weights. How the cut is found and made:
 
-The model asked is a skeleton without weights: it says itself which modules its decoder and its head
-are. A half is described by what it does without: `absent_paths` lists those modules and parameters,
-outermost only, and `cut` puts stand-ins in their place that raise NeedsWeights when they are to
-compute. Some halves call single pieces of the other one. `pieces_called` reads those off the
-bytecode of the methods that a half runs; where it misses one, `piece_of` tells from the
-NeedsWeights error what has to be loaded besides.
+1. The owner O is the innermost module whose class defines `get_image_features` or
+   `get_video_features`.
+2. The reader R is O's child on the path to the decoder. H is the output head. The skeleton's own
+   methods name the decoder and the head.
+3. The vision half is what O holds besides R, H and an audio encoder. The language half is R, H and
+   everything outside O.
+4. Where the decoder is not strictly inside O, the vision half is the parts of O that those two
+   methods name, directly or through other methods. The language half is the rest.
+5. Dual encoders are cut by `dual.py`.
+6. A half is described by what it leaves out: `absent_paths` lists those modules and parameters,
+   outermost only.
+7. `cut` replaces them by stand-ins that raise NeedsWeights when a computation uses them. Weight
+   ties to them are removed.
+8. Some halves call single modules of the other half. `pieces_called` finds these in the bytecode of
+   the methods that the half runs. Where it misses one, `piece_of` derives the module to load from
+   the NeedsWeights error.
 """
 
 from collections.abc import Iterable, Iterator

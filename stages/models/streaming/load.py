@@ -1,5 +1,24 @@
-"""Loads a half without its layers, which come from the checkpoint's files when they are wanted.
-Knows no family."""
+"""Loads a half without its layers and streams them from the checkpoint's files as they are needed.
+
+How it works:
+
+1. The placement puts the layers on disk and everything else on the device.
+2. `load_half` loads the half with this device map. Accelerate's hooks, which would fetch a layer at
+   each call, are left out; only the index of the weights is kept.
+3. Weights that the files do not hold as they are computed with are written once to a temporary
+   folder. A weight that cannot be read by itself raises CannotFit.
+4. Two buffers are allocated, each as large as the largest layer. On a GPU each has a twin in pinned
+   host memory.
+5. Calls cross the layers together: the turnstile requests each layer by number and announces the
+   one that it expects next.
+6. A reader thread fills the other buffer with the expected layer during the computation. On a GPU
+   the copy runs on its own CUDA stream, ordered by events.
+7. When a layer has been read, its parameters are pointed at the buffer. Afterwards they are
+   detached and the buffer is free again. A failed read empties the buffer, so that a retry reads it
+   again.
+8. The temporary folder is deleted with the layers. Each load also deletes the folders of killed
+   processes.
+"""
 
 import contextlib
 import os
@@ -24,7 +43,7 @@ EMPTY = -1
 
 
 class Room(Protocol):
-    """Memory for one layer."""
+    """A buffer for one layer."""
 
     def fill(self, layer: Layer, scratch: torch.Tensor) -> None:
         """Read the layer into the room; called by the thread that reads."""
@@ -37,7 +56,7 @@ class Room(Protocol):
 
 
 class HostRoom:
-    """A room of a half that computes on the CPU."""
+    """A buffer of a half that computes on the CPU."""
 
     def __init__(self, size: int) -> None:
         self._memory = torch.empty(size, dtype=torch.uint8)
@@ -53,8 +72,8 @@ class HostRoom:
 
 
 class DeviceRoom:
-    """A room on a GPU, with one in pinned host memory to fill it from. It is filled on a stream of
-    its own, beside what is computed."""
+    """A buffer on a GPU, with a twin in pinned host memory from which it is filled. The copy runs
+    on its own CUDA stream, during the computation."""
 
     def __init__(self, size: int, device: torch.device, stream: torch.cuda.Stream) -> None:
         self._host = torch.empty(size, dtype=torch.uint8, pin_memory=True)
@@ -79,7 +98,7 @@ class DeviceRoom:
 
 
 class Slabs:
-    """The layers of one half: the keeper of its turnstile."""
+    """The layers of one half and the two buffers; brings them for the turnstile."""
 
     def __init__(self, layers: Sequence[Layer], device: str) -> None:
         self._layers = layers
@@ -137,7 +156,7 @@ FOLDER = "penstock-layers-"
 
 
 class StreamedLayers:
-    """The layers of a half that is held without them, and how calls cross them."""
+    """The streamed layers of a half, and how calls cross them."""
 
     def __init__(self, half: Any, paths: Sequence[str], index: Index, device: str) -> None:
         layers = layers_of(half, paths, index, device)

@@ -1,1 +1,1 @@
-"""The engine that puts the next row wherever one has ended; what it does is told in `engine`."""
+"""In-flight (continuous) batching: a finished sequence frees its slot; see `engine`."""

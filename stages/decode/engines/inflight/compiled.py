@@ -1,8 +1,8 @@
-"""Has the step of a half compiled: its kernels joined and called without Python between them.
+"""Compiles the decode step: kernels are fused and launched without Python in between.
 
-A compiled step rounds otherwise than one that is not, so who takes it is an engine of its own. It
-is compiled for each shape of a pool, and is not let go on as it is where it cannot be: then rows of
-one caption would be rounded in two ways.
+A compiled step rounds differently from an uncompiled one, so it counts as an engine of its own. It
+is compiled once per pool shape. If compiling fails, the step does not fall back to uncompiled code:
+rows of one caption would then be rounded in two ways.
 """
 
 from collections.abc import Callable, Iterator
@@ -20,7 +20,7 @@ SHAPES = 64
 
 
 class CompiledStep:
-    """The step of the half that computed last."""
+    """The most recent compiled decode step of the half."""
 
     def __init__(self, device: str) -> None:
         # On a GPU what was compiled is recorded too, and played as a whole.

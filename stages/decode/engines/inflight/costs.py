@@ -1,5 +1,8 @@
-"""Estimates what slots take beside the weights: the pool, a prompt that is read beside it, a step,
-the trial before, what prompts share, and a compiler. Imports no model library."""
+"""Estimates the memory of in-flight batching besides the weights. Imports no model library.
+
+The estimate covers the KV pool, the prefill of one prompt, a decode step, the check before use, the
+shared prompt prefix and a compiler.
+"""
 
 from collections.abc import Iterator, Sequence
 

@@ -1,8 +1,9 @@
-"""The engine that puts the next row wherever one has ended; knows no store.
+"""The `inflight` engine: continuous batching in a fixed pool of KV-cache slots.
 
-Each prompt is read alone, and goes on in a slot of a pool until its caption ends. No batch is
-waited for, and a caption's bytes hang on its row alone. Where a trial shows that they would not, or
-a half cannot be run so, `transformers` speaks for it when it is free to.
+Each prompt is prefilled alone and then decoded in a slot until its caption ends. No request waits
+for a batch, and a caption's bytes depend only on its own sequence. Where the check before use finds
+otherwise, or the half cannot be run in slots, the `transformers` engine takes over if the job
+allows it.
 """
 
 import time
@@ -37,7 +38,7 @@ LONGER = " Then tell what else there is to be seen, and where."
 
 
 class InFlight:
-    """A language half that says captions in slots."""
+    """A language half that generates captions in slots."""
 
     def __init__(self, job: DecodeJob) -> None:
         self._job = job

@@ -1,8 +1,7 @@
-"""Keeps what the layers of a half remember of several rows, in tensors of a fixed shape; knows
-neither rows nor when they end.
+"""Slot versions of transformers' KV-cache layers, with tensors of a fixed shape.
 
-Each row has a slot, and writes at a column of its own. What lies beyond it is of an earlier row, or
-nothing, and is masked; so a row's numbers are the same whatever stands beside it.
+Each sequence has a slot and writes at its own column. Columns beyond it hold an earlier sequence's
+data or nothing, and are masked. So a sequence's numbers do not depend on the sequences beside it.
 """
 
 from collections.abc import Mapping
@@ -21,7 +20,7 @@ from stages.decode.engines.inflight.shape import PoolShape
 
 
 class CannotSeat(Exception):
-    """A half remembers a row in a way that cannot be kept in slots."""
+    """No slot version of this KV-cache layer exists."""
 
 
 def fill(room: torch.Tensor, part: torch.Tensor) -> None:
@@ -42,7 +41,7 @@ def widened(part: torch.Tensor, columns: int) -> torch.Tensor:
 
 
 class SlotLayer(CacheLayerMixin):
-    """Keys and values of a layer that sees all that came before."""
+    """Keys and values of a layer with full attention over the past."""
 
     # A cache that says it can be compiled is given its masks before the model is called, and some
     # models take none that were made elsewhere.
@@ -115,7 +114,7 @@ class SlotLayer(CacheLayerMixin):
 
 
 class RingLayer(SlotLayer):
-    """Keys and values of a layer that sees a window, in which the oldest gives way."""
+    """Keys and values of a sliding-window layer; the newest column replaces the oldest."""
 
     is_sliding = True
 
@@ -141,8 +140,8 @@ class RingLayer(SlotLayer):
 
 
 class IndexedLayer(SlotLayer):
-    """Keys and values of a layer that chooses what it sees by an index, which it keeps beside them:
-    one tensor more, of shape [1, ..., tokens, width], which a method of its own adds to."""
+    """Keys and values of a layer with indexed sparse attention, and the index's own keys: one more
+    tensor of shape [1, ..., tokens, width], which its own method appends to."""
 
     def __init__(self, like: Any, shape: PoolShape, at: torch.Tensor) -> None:
         super().__init__(like, shape, at)
@@ -191,7 +190,7 @@ def index_of(layer: Any) -> dict[str, str]:
 
 
 class StateLayer(LinearAttentionLayer):
-    """The states of a layer that remembers a row in as much room however long it is."""
+    """The recurrent states of a layer, whose size is independent of the sequence length."""
 
     def __init__(self, like: Any, shape: PoolShape) -> None:
         LinearAttentionLayer.__init__(self, number_of_states=like.number_of_states)
@@ -211,7 +210,7 @@ class StateLayer(LinearAttentionLayer):
 
 
 class StateAndSlotLayer(StateLayer, SlotLayer):  # type: ignore[override]
-    """A layer that has both: states, and keys and values of all that came before."""
+    """A layer with both recurrent states and full-attention keys and values."""
 
     batch_size: int
 

@@ -1,9 +1,8 @@
-"""A pool of slots: as many rows as it has room for make a token together. Knows neither prompts nor
-captions, and not how rows are remembered.
+"""The slot pool: decodes one token for every slot in a single step.
 
-Its shape is fixed, so that a step is the same computation whatever rows it is for: an empty slot
-computes too, and nobody looks at what. Where a model computes by numbers alone, what a row says
-then hangs on the row alone; whether it does, `trial` finds out.
+The pool's shape is fixed, so every step is the same computation whatever it holds. Empty slots are
+computed too, and their output is ignored. For most models a sequence's output then depends only on
+its own tokens; `trial` checks this for the model at hand.
 """
 
 from collections.abc import Iterator
@@ -21,7 +20,7 @@ from stages.decode.engines.inflight.slot_cache import Aligned, Slots, Sources
 
 
 class Pool:
-    """The slots of one half, and what each row in them goes on with."""
+    """The slots of one half, and the next input token of each."""
 
     def __init__(self, like: ReadRow, shape: PoolShape) -> None:
         """Make room for rows like this one. Raises CannotSeat, and what an allocator raises."""

@@ -1,7 +1,8 @@
-"""Reads the prompt of one row, alone and unpadded. Knows neither slots nor what comes of the row.
+"""Prefills one prompt, alone and without padding.
 
-`generate` prepares everything as the family wants it (positions, masks, features, what is done to
-its logits) and then calls `park` in place of its own loop, which reads the prompt and keeps it.
+`generate` prepares everything that the model family needs: positions, masks, features, logits
+processors. It then calls `park` in place of its own decoding loop. `park` runs the prefill and
+keeps its result.
 """
 
 import copy
@@ -29,7 +30,7 @@ ENDINGS = ("MaxLengthCriteria", "EosTokenCriteria")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Source:
-    """What an encoder made of a row's prompt."""
+    """The encoder output of one prompt."""
 
     cache: Any
     """What the decoder's layers make of it."""
@@ -41,7 +42,7 @@ class Source:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ReadRow:
-    """A row whose prompt was read."""
+    """A sequence after prefill."""
 
     model: Any
     """What makes the next token: the half, or the reader within it."""
@@ -187,7 +188,7 @@ ONE = {"max_new_tokens": 1, "min_new_tokens": 0}
 
 
 class SharedPrefix:
-    """The beginning of the prompts of the chunk that was read last."""
+    """The KV cache of the prompt prefix that the last chunk's prompts share."""
 
     def __init__(self) -> None:
         self._of = ""

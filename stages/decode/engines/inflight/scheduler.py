@@ -1,11 +1,25 @@
-"""Decodes greedily in slots: as a row ends, the next takes its slot. Knows no model, no store and
-no words.
+"""The in-flight scheduler: decodes many sequences in slots, and admits a request whenever one ends.
 
-Where memory runs out at a step there are fewer slots from then on, and the rows in flight start
-anew; nobody has heard of their captions yet. They also do where a model raises at a step, each
-alone, so that the one it raises on is found. A prompt that cannot be read beside them waits until
-there is nothing else; so one item that is too large is told from a machine that is too small. When
-the next cannot be read either, there are fewer slots too.
+How it works:
+
+1. The main loop repeats three actions. It frees the slots of withdrawn requests, admits requests
+   into free slots, and runs one decode step for all slots.
+2. Admission takes preempted requests first, then the next batch, which a thread claims ahead of
+   time. It waits for that thread only while no sequence is running.
+3. A request is prefilled alone, beside the running sequences. The first token comes from the logits
+   of the prefill. Unless that token ends the caption, the sequence gets a slot.
+4. The first sequence creates the KV pool. A longer sequence widens it. The pool is narrowed when
+   only half of its columns are needed, because every step computes all columns.
+5. A decode step makes one token per slot by the sequence's logits processors and argmax. Tokens are
+   copied to the host asynchronously and read some steps later. A sequence ends with an end token, a
+   stop string or at its token limit.
+6. When a decode step runs out of memory, the number of slots drops to the next lower power of two.
+   The running sequences restart from their prompts; none of their captions has been yielded yet.
+7. A request whose prefill runs out of memory waits until no other sequence runs, and then runs
+   alone. If the next request fails as well, the number of slots drops, too. So one oversized item
+   is told from a machine that is too small.
+8. When the model's own code raises in a decode step, every running sequence restarts alone. This
+   finds the item on which the model raises.
 """
 
 from collections import deque
@@ -30,7 +44,7 @@ from stages.memory.shrinking import Shrinking, give_back
 
 @dataclass(kw_only=True, slots=True)
 class Flight:
-    """A row that is being said."""
+    """The state of a running sequence."""
 
     asked: Asked
     most: int
@@ -105,7 +119,7 @@ class Flight:
 
 
 class Heard:
-    """Tokens on their way from the device."""
+    """One step's tokens, on their way from the device to the host."""
 
     def __init__(self, tokens: torch.Tensor) -> None:
         self._tokens, self._there = tokens, None
@@ -123,7 +137,7 @@ class Heard:
 
 
 class Coming:
-    """The rows to come, in order."""
+    """Yields the requests in order; a thread claims the next batch ahead of time."""
 
     def __init__(self, batches: Iterable[Sequence[Asked]], beside: ThreadPoolExecutor) -> None:
         self._batches = iter(batches)
@@ -161,7 +175,7 @@ def coming(batches: Iterable[Sequence[Asked]]) -> Iterator[Coming]:
 
 @dataclass(kw_only=True, slots=True)
 class Counted:
-    """What was computed, in rows times steps."""
+    """Slot usage in rows times steps."""
 
     steps: int = 0
     """Steps of every slot, empty or not."""
@@ -170,7 +184,7 @@ class Counted:
 
 
 class Loop:
-    """The slots of one process, and the rows in them."""
+    """The slots of one process, and the sequences in them."""
 
     def __init__(
         self,

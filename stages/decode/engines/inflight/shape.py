@@ -1,5 +1,4 @@
-"""Tells how large a pool of slots is: arithmetic for who makes one and for who plans one. Knows no
-model, and imports no model library."""
+"""Computes the size of a slot pool, for the engine and for planning. Imports no model library."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -23,7 +22,7 @@ BESIDE = 2
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PoolShape:
-    """The room of a pool."""
+    """The dimensions of a pool."""
 
     rows: int
     """Rows that a step computes: the same however many slots there are, so that numbers are."""
@@ -45,7 +44,7 @@ class PoolShape:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Manner:
-    """A way to have rows in a pool."""
+    """A layout of sequences in a pool."""
 
     rows: int
     """Rows that a step computes."""

@@ -1,8 +1,21 @@
-"""What the rows of a pool are remembered in, each at columns of its own. Knows neither prompts nor
-captions.
+"""Slot caches: the KV-cache storage of a slot pool, in tensors of a fixed shape.
 
-A row begins at the first column and writes at the next one, wherever the others are. So nothing
-is moved, and a step goes through the same columns whatever rows there are.
+How it works:
+
+1. A prefilled sequence is the template: the layers of its cache give the types and widths.
+2. The left-aligned cache replaces each cache layer of transformers by its slot version, found by
+   class. If no slot version exists, the half cannot run in slots, and an error says why.
+3. Inserting a sequence copies its prefilled keys and values into one slot. Nothing of the slot's
+   previous sequence stays visible.
+4. Every sequence starts at the first column and writes each token at its own next column. No data
+   moves, so a step computes the same columns whatever sequences run.
+5. The mask shows each row the columns up to its own position. Sliding windows are rings of fewer
+   columns; the mask lists these behind the full ones.
+6. The right-aligned cache keeps the newest token of every sequence in the last column. After each
+   step it drops the oldest column, so the width before every step is the same.
+7. The cross-attention cache holds encoder states and their mask per slot. An empty slot sees one
+   column of zeros, because attention over no column gives NaN.
+8. Resizing changes the number of columns and keeps the running sequences.
 """
 
 import copy
@@ -57,7 +70,7 @@ def seats(layer: Any, shape: PoolShape, at: torch.Tensor) -> Any:
 
 
 class Slots:
-    """Room for as many rows as there are slots."""
+    """The left-aligned KV cache of all slots."""
 
     def __init__(self, like: ReadRow, shape: PoolShape, at: torch.Tensor) -> None:
         """Make room for rows like this one; `at` is the pool's own: the tokens that are remembered
@@ -123,7 +136,7 @@ def _chunk(model: Any) -> int:
 
 
 class Sources:
-    """Room for what was encoded for so many rows."""
+    """The encoder states of all slots, for cross-attention."""
 
     def __init__(self, like: ReadRow, shape: PoolShape) -> None:
         """Make room for rows like this one. Raises what an allocator raises."""
@@ -175,7 +188,7 @@ KEPT = ("keys", "values")
 
 
 class Aligned:
-    """Room for all rows of a step."""
+    """The right-aligned KV cache of all rows of a step."""
 
     def __init__(self, like: ReadRow, shape: PoolShape, at: torch.Tensor) -> None:
         """Make room for rows like this one; `at` is the pool's own: the tokens that are remembered

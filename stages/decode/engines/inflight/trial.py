@@ -1,9 +1,9 @@
-"""Finds out whether a half says in slots what `generate` says, and whether a row's numbers hang on
-the row alone. It knows no family and no device.
+"""Checks before use that decoding in slots gives what `generate` gives, independently of other
+slots.
 
-A row is read and continued with the tokens that `generate` gave it. In one slot of an empty pool
-its logits have to be those of `generate`, but for rounding. In another slot, which somebody has
-left, beside others, and in a pool of another shape they have to be the same to the last bit.
+A row is prefilled and then continued with the tokens that `generate` gave it. In one slot of an
+empty pool its logits must equal those of `generate` up to rounding. In a reused slot, beside other
+rows, and in a pool of another shape they must be bit-identical.
 """
 
 from collections.abc import Mapping, Sequence
@@ -44,7 +44,7 @@ ROUNDINGS = 2
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrialResult:
-    """What came of the trial."""
+    """The outcome of the check."""
 
     reason: str = ""
     """Why the half is not for slots; empty where it is."""
@@ -58,7 +58,7 @@ class TrialResult:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Reference:
-    """What `generate` says of a row by itself."""
+    """The output of `generate` for one row alone."""
 
     tokens: Sequence[int]
     logits: Sequence[torch.Tensor]
