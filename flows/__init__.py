@@ -1,2 +1,1 @@
-"""Runs stages one after another; none of its rooms imports one above it. The rooms are commands,
-deployments, upkeep, running, results, planning and the job."""
+"""Runs stages one after another. Its packages are layers that import only the layers below them."""

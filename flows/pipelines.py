@@ -1,4 +1,4 @@
-"""Says which stages follow one another."""
+"""Defines the pipelines: which stages follow one another."""
 
 from collections.abc import Iterable, Mapping
 

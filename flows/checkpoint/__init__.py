@@ -1,1 +1,1 @@
-"""The checkpoint of a run: files, profile, precision, adapters, graphs, context."""
+"""The checkpoint of a run: files, profile, precision, adapters, graphs and context length."""

@@ -1,4 +1,4 @@
-"""Finds out what the adapter of a run is and which layers it changes; imports no model library."""
+"""Inspects the adapter of a run and the layers that it changes. Imports no model library."""
 
 import contextlib
 import math
@@ -31,7 +31,7 @@ SHOWN = 12
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AdapterUse:
-    """The adapter with which a half is run."""
+    """The adapter that a half runs with."""
 
     folder: str
     digest: str

@@ -1,8 +1,8 @@
-"""Bounds the frames of a chunk by the model's context; opens no file.
+"""Limits the frames of a chunk by the model's context length. Opens no file.
 
-The bound depends on the model, and on the size of the frames where that decides their tokens. It
-never depends on a prompt or on `--max-new-tokens`: words have a reserve of their own, so that
-another question needs no other frames.
+The limit depends on the model, and on the frame size where that determines the tokens per frame. It
+never depends on a prompt or on `--max-new-tokens`: a fixed number of tokens is reserved for text,
+so that another prompt needs no other frames.
 """
 
 from dataclasses import dataclass, field, replace
@@ -82,7 +82,7 @@ def _counted(profile: ModelProfile, bounds: PixelBounds, size: tuple[int, int]) 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FrameBound:
-    """The bound of a model whose frames are more tokens the larger they are."""
+    """The frame limit of a model whose tokens per frame grow with the frame size."""
 
     profile: ModelProfile
     _known: dict[tuple[int, int], int | None] = field(default_factory=dict, compare=False)

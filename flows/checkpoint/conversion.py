@@ -1,7 +1,8 @@
-"""Has a process of its own turn a model's pickled weights into safetensors. Reads nothing itself.
+"""Runs a process that converts a model's pickled weights into safetensors. Reads none of them
+itself.
 
-The process is kept to so much memory, whatever the size of the model: what is in a pickle may ask
-for any.
+The process has a memory limit that does not depend on the size of the model, because a pickle may
+request any amount.
 """
 
 from typing import Any, NamedTuple
@@ -21,7 +22,7 @@ MOST_BYTES = 1 << 30
 
 
 class Converted(NamedTuple):
-    """What a folder holds in the end."""
+    """The contents of the folder after the conversion."""
 
     tensors: int
     data_bytes: int

@@ -1,5 +1,6 @@
-"""Gets a checkpoint's profile from the store or from a describing process. That process is kept to
-so much memory and time: the checkpoint's templates and its tokenizer may ask for any."""
+"""Gets a checkpoint's profile from the store or from a describing process. That process has memory
+and time limits, because the checkpoint's templates and tokenizer may use any amount.
+"""
 
 import contextlib
 import fnmatch
@@ -42,7 +43,7 @@ HINT = (
 
 
 class Undescribed(UsageError):
-    """A checkpoint that cannot be run: no class captions with it, or its code may not run."""
+    """A checkpoint that cannot be run: no class can caption with it, or its code may not run."""
 
 
 def read_profile(

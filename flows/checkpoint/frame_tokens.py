@@ -1,5 +1,6 @@
-"""Tells from a model's profile how many tokens and bytes its processor makes of frames of any size;
-opens no file."""
+"""Computes from a model's profile how many tokens and bytes its processor produces for frames of a
+given size. Opens no file.
+"""
 
 import math
 

@@ -1,5 +1,6 @@
-"""Finds out whether graphs of a checkpoint take the place of its towers, and refuses those that are
-not what was exported; imports no model library."""
+"""Finds out whether exported graphs replace the encoders of a checkpoint, and refuses graphs that
+differ from what was exported. Imports no model library.
+"""
 
 import ctypes
 from collections.abc import Callable, Mapping
@@ -30,7 +31,7 @@ RUNTIME = "onnxruntime-gpu"
 
 
 class GraphSpeed(NamedTuple):
-    """Seconds in which a half computes the same, by torch and by its graphs."""
+    """Seconds that a half takes for the same work with torch and with its graphs."""
 
     torch: float
     graphs: float
@@ -119,7 +120,7 @@ IN_TORCH = "--vision-backend torch does without"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GraphUse:
-    """The graphs by which a half is computed; all of it decides bytes."""
+    """The graphs that a half runs with. Every field is part of the cache key."""
 
     backend: str
     """`onnx` or `tensorrt`."""

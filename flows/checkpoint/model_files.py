@@ -1,4 +1,4 @@
-"""Digests the files of a model for a plan, and notes each with the stamp that it had."""
+"""Digests the model files for a plan, and stores each digest with the file's stamp."""
 
 import contextlib
 import os
@@ -18,7 +18,7 @@ TEXT_ONLY = ("generation_config", "chat_template", "readme", "license", ".gitatt
 
 
 class ModelDigests:
-    """The digests of the files of one plan. A file that changes while the plan is made is a
+    """The file digests of one plan. A file that changes while the plan is made raises
     ModelChanged."""
 
     def __init__(self, digests: ContentDigests) -> None:

@@ -1,4 +1,4 @@
-"""Finds out what a run needs to know of its checkpoint, without ever importing a model library."""
+"""Collects what a run needs to know about its checkpoint. Imports no model library."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -29,7 +29,7 @@ from stages.models.profile import ModelProfile
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Model:
-    """A checkpoint as a run sees it."""
+    """A checkpoint as a run uses it."""
 
     name: str
     """Name as the user gave it."""

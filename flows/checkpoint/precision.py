@@ -1,5 +1,6 @@
-"""Settles what each half computes in, by what is asked, the checkpoint and the machine; imports no
-model library."""
+"""Resolves the precision of each half from the options, the checkpoint and the machine. Imports no
+model library.
+"""
 
 import contextlib
 from collections.abc import Iterable, Mapping
@@ -82,7 +83,7 @@ and without a fused attention."""
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PartSettings:
-    """The settings in which one half is loaded and run; all of it decides bytes."""
+    """The settings that one half is loaded and run with. Every field is part of the cache key."""
 
     precision: str
     """`fp32`, `bf16`, `fp16`, `int8`, `nf4`; `fp4` of a checkpoint that was saved so."""

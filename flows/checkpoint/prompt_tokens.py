@@ -1,4 +1,4 @@
-"""Counts the tokens of a prompt by a checkpoint's tokenizer; loads no model."""
+"""Counts the tokens of a prompt with a checkpoint's tokenizer. Loads no model."""
 
 import threading
 from pathlib import Path
@@ -13,7 +13,7 @@ def most_tokens(text: str) -> int:
 
 
 class PromptTokens:
-    """The tokenizer of one checkpoint, read when it is needed first."""
+    """The tokenizer of one checkpoint, loaded on first use."""
 
     def __init__(self, folder: Path) -> None:
         self._path = folder / TOKENIZER

@@ -1,5 +1,6 @@
-"""Chooses the frames of a chunk that are shown: those that are wanted, and no more than fit the
-model's context. Opens no file."""
+"""Selects the frames of a chunk that the model gets: the requested ones, but no more than fit its
+context. Opens no file.
+"""
 
 from dataclasses import replace
 

@@ -1,5 +1,6 @@
-"""Chooses the frames of a chunk: what the user asked for, else what the checkpoint's processor
-states. The context of the model does not limit them here."""
+"""Selects the frames of a chunk by the user's options, or else by the defaults of the checkpoint's
+processor. Does not apply the model's context limit.
+"""
 
 import math
 

@@ -1,1 +1,1 @@
-"""Holds the command line: it parses, calls one function, prints."""
+"""The command line: it parses arguments, calls one function, and prints the result."""

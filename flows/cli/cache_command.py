@@ -1,4 +1,4 @@
-"""Runs `penstock cache ls|verify|gc|rebuild`, which look after the store."""
+"""Implements `penstock cache ls|verify|gc|rebuild`, which maintain the store."""
 
 import argparse
 import json

@@ -1,4 +1,4 @@
-"""Adds the options of `penstock cache`; runs nothing."""
+"""Declares the options of `penstock cache`. Runs nothing."""
 
 import argparse
 

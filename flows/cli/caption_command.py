@@ -1,4 +1,4 @@
-"""Runs `penstock caption`, with Prefect or without, and says how it ended."""
+"""Implements `penstock caption`, with or without Prefect, and prints the result."""
 
 import argparse
 import os

@@ -1,4 +1,4 @@
-"""Runs `penstock completion`: prints what a shell completes the command by."""
+"""Implements `penstock completion`: prints the completion script of a shell."""
 
 import argparse
 

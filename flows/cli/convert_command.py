@@ -1,4 +1,6 @@
-"""Runs `penstock convert`: a model's pickled weights as safetensors, in a folder of their own."""
+"""Implements `penstock convert`: writes a model's pickled weights as safetensors into a
+new folder.
+"""
 
 import argparse
 from pathlib import Path

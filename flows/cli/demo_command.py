@@ -1,5 +1,6 @@
-"""Runs `penstock demo`: a dozen clips of the demo world beside the truth, with captions, labels and
-a score."""
+"""Implements `penstock demo`: a dozen clips of the demo world with their ground truth, captions,
+labels and a score.
+"""
 
 import argparse
 import json

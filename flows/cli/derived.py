@@ -1,5 +1,6 @@
-"""Derives the options of a command from its configuration, and the configuration from what was
-given; runs nothing."""
+"""Derives a command's options from its configuration class, and the configuration from parsed
+arguments. Runs nothing.
+"""
 
 import argparse
 from collections.abc import Collection

@@ -1,4 +1,6 @@
-"""Runs `penstock doctor`: what this machine has, what is in the way, and how fast it is."""
+"""Implements `penstock doctor`: lists what this machine has, what blocks a run, and measured
+speeds.
+"""
 
 import argparse
 import os

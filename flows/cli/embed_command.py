@@ -1,4 +1,4 @@
-"""Runs `penstock embed`, and says how it ended."""
+"""Implements `penstock embed`, and prints the result."""
 
 import argparse
 from contextlib import closing

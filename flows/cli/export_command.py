@@ -1,4 +1,6 @@
-"""Runs `penstock export`: a model in few bits, judged by what it makes of real media."""
+"""Implements `penstock export`: quantizes a model and compares it with the original on
+real media.
+"""
 
 import argparse
 import sys

@@ -1,4 +1,4 @@
-"""Adds the options of `export`; runs nothing."""
+"""Declares the options of `penstock export`. Runs nothing."""
 
 import argparse
 

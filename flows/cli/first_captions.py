@@ -1,4 +1,4 @@
-"""Shows people the first captions of a run, when it is over."""
+"""Prints the first captions of a finished run."""
 
 import json
 import sys

@@ -1,4 +1,4 @@
-"""Runs `penstock index build|add|remove|compact|verify|stats`, and says how it ended."""
+"""Implements `penstock index build|add|remove|compact|verify|stats`, and prints the result."""
 
 import argparse
 import json

@@ -1,4 +1,4 @@
-"""Adds the options of `penstock index` and `penstock search`; runs nothing."""
+"""Declares the options of `penstock index` and `penstock search`. Runs nothing."""
 
 import argparse
 

@@ -1,4 +1,4 @@
-"""Runs `penstock label`, and says how it ended."""
+"""Implements `penstock label`, and prints the result."""
 
 import argparse
 import shlex

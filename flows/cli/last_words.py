@@ -1,4 +1,4 @@
-"""Says the last words of a command: how its run ended, or in one line why it did not end well."""
+"""Prints the end of a command: the result of its run, or its error in one line."""
 
 import argparse
 import json
@@ -41,7 +41,7 @@ def say_failed(failure: Failure) -> None:
 
 
 class CommandEnd(Protocol):
-    """The end of a run, as its command tells it."""
+    """The end of a run, as its command prints it."""
 
     @property
     def out(self) -> Path: ...

@@ -1,5 +1,6 @@
-"""Runs `penstock`: parses the command line, calls one function. Errors become one line and an exit
-code."""
+"""Entry point of `penstock`: parses the command line and calls one function. An error becomes one
+line and an exit code.
+"""
 
 import argparse
 import os
@@ -34,7 +35,7 @@ WRITTEN = {"without": "--not", "what": "TEXT"}
 
 
 class Help(argparse.HelpFormatter):
-    """Help whose lines end between words; an option is one."""
+    """A help formatter that breaks lines between words and never inside an option."""
 
     def _split_lines(self, text: str, width: int) -> list[str]:
         return wrapped(" ".join(text.split()), width, hanging=0)
@@ -45,7 +46,7 @@ class Help(argparse.HelpFormatter):
 
 
 class CommandParser(argparse.ArgumentParser):
-    """A parser of which no option may be shortened, so that a new one breaks no script."""
+    """A parser without option abbreviations, so that a new option breaks no script."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **{"allow_abbrev": False, "formatter_class": Help, **options})

@@ -1,4 +1,6 @@
-"""Adds the options of the commands over media, and makes their configurations; runs nothing."""
+"""Declares the options of the commands over media, and builds their configurations. Runs
+nothing.
+"""
 
 import argparse
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Runs `penstock plan` and `--dry-run`: whether a run fits, and where its memory goes."""
+"""Implements `penstock plan` and `--dry-run`: whether a run fits, and what uses its memory."""
 
 import argparse
 import json

@@ -1,5 +1,6 @@
-"""Runs `penstock report`, which writes one HTML file about a run. It reads what the run wrote and
-changes none of it."""
+"""Implements `penstock report`, which writes one HTML file about a run. It reads the run's files
+and changes none of them.
+"""
 
 import argparse
 from pathlib import Path

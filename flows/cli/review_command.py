@@ -1,5 +1,6 @@
-"""Runs `penstock review`, which serves the captions of a run to be corrected, until it is asked to
-end."""
+"""Implements `penstock review`, which serves a run's captions for correction until it is
+stopped.
+"""
 
 import argparse
 from pathlib import Path

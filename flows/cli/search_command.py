@@ -1,4 +1,4 @@
-"""Runs `penstock search`, and shows what it found."""
+"""Implements `penstock search`, and prints the hits."""
 
 import argparse
 import shutil

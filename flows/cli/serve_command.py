@@ -1,4 +1,4 @@
-"""Runs `penstock serve` until it is asked to end."""
+"""Implements `penstock serve`, which runs until it is stopped."""
 
 import argparse
 

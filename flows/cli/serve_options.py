@@ -1,4 +1,4 @@
-"""Adds the options of `penstock serve`; runs nothing."""
+"""Declares the options of `penstock serve`. Runs nothing."""
 
 import argparse
 

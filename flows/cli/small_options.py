@@ -1,4 +1,4 @@
-"""Adds the options of the commands that have few; runs nothing."""
+"""Declares the options of commands that have few. Runs nothing."""
 
 import argparse
 

@@ -1,4 +1,6 @@
-"""Runs `penstock status`: how a run stands, from its record, while it works and after."""
+"""Implements `penstock status`: prints the progress of a run from its record, during the run and
+after.
+"""
 
 import argparse
 import json

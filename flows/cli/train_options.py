@@ -1,4 +1,4 @@
-"""Adds the options of `penstock plan` for fine-tuning; works nothing out."""
+"""Declares the options of `penstock plan` for fine-tuning. Computes nothing."""
 
 import argparse
 from typing import Any, get_args

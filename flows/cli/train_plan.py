@@ -1,4 +1,4 @@
-"""Runs `penstock plan --train`: what fine-tuning a model would take; trains nothing."""
+"""Implements `penstock plan --train`: the resources for fine-tuning a model. Trains nothing."""
 
 import argparse
 import json

@@ -1,4 +1,4 @@
-"""Runs `penstock tune`: trains an adapter on captions, and says how it ended."""
+"""Implements `penstock tune`: trains an adapter on captions, and prints the result."""
 
 import argparse
 from contextlib import closing

@@ -1,4 +1,4 @@
-"""Adds the options of `penstock tune`; runs nothing."""
+"""Declares the options of `penstock tune`. Runs nothing."""
 
 import argparse
 

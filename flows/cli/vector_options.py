@@ -1,4 +1,4 @@
-"""Adds the options of the commands that make vectors; runs nothing."""
+"""Declares the options of the commands that compute vectors. Runs nothing."""
 
 import argparse
 from collections.abc import Collection

@@ -1,1 +1,1 @@
-"""Shows people lines, bars and sizes."""
+"""Console output: lines, progress bars, tables and sizes."""

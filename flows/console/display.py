@@ -1,4 +1,4 @@
-"""Shows a person, or a program, a run while it works; decides nothing."""
+"""Shows the progress of a run on a terminal, as plain lines, or as JSON lines."""
 
 import io
 import json
@@ -23,7 +23,7 @@ FRAMES_A_SECOND = 10
 
 
 class MovingLine:
-    """A line at the bottom of a terminal, above which others stay."""
+    """A progress line at the bottom of a terminal, above which other lines scroll."""
 
     def __init__(self, to: IO[str]) -> None:
         self._to = Outliving(to)
@@ -65,7 +65,7 @@ class MovingLine:
 
 
 class Outliving:
-    """A terminal that may be closed while it is written to."""
+    """A terminal stream that may be closed while it is written to."""
 
     def __init__(self, to: IO[str]) -> None:
         self.terminal = to
@@ -102,7 +102,7 @@ def progress_on(to: Outliving) -> "Progress":
             return ConsoleDimensions(terminal_width(to.terminal), super().size.height)
 
     class ToldColumn(ProgressColumn):
-        """A text that is asked for when it is drawn."""
+        """A column whose text is computed when it is drawn."""
 
         def render(self, task: Task) -> Text:
             return Text(task.fields["told"](), no_wrap=True)
@@ -145,8 +145,7 @@ VERBS = {
 
 
 class Display:
-    """A line that moves on a terminal, plain lines elsewhere, JSON lines on request. Safe between
-    threads."""
+    """A progress line on a terminal, plain lines elsewhere, JSON lines on request. Thread-safe."""
 
     def __init__(
         self,

@@ -1,5 +1,6 @@
-"""Writes lines for people: between words as wide as a terminal, with a word in colour, and whole
-where there is none. Knows nothing of what they say."""
+"""Prints lines for people: wrapped to the width of a terminal, with one word in colour. Without a
+terminal, lines are printed whole.
+"""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Tells how fast a stage is and when it will be through."""
+"""Computes the rate of a stage and its remaining time."""
 
 import math
 from collections import deque
@@ -13,7 +13,7 @@ TOGETHER_SECONDS = 0.1
 
 @dataclass(frozen=True, slots=True)
 class Together:
-    """Items that were made together."""
+    """Items that were made in one batch."""
 
     first: float
     last: float
@@ -22,8 +22,8 @@ class Together:
 
 
 class Pace:
-    """The items of a stage over time, from when it could begin with the first. Counted by one
-    thread, asked by any."""
+    """The item counts of a stage over time, from the moment it could start the first item. One
+    thread writes, any thread reads."""
 
     def __init__(self, now: float) -> None:
         self._begun = now

@@ -1,4 +1,4 @@
-"""Sets tables for people, as wide as what they are read on."""
+"""Formats tables as wide as the terminal they are read on."""
 
 import sys
 from collections.abc import Collection, Iterable, Iterator, Sequence

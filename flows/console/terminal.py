@@ -1,4 +1,4 @@
-"""Lets a program go on when the terminal is gone that it writes to; writes nothing itself."""
+"""Lets the program continue after its terminal was closed. Writes nothing itself."""
 
 import contextlib
 import errno

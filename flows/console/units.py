@@ -1,4 +1,4 @@
-"""Writes times and sizes for people, and reads sizes of theirs."""
+"""Formats and parses times and sizes."""
 
 import math
 import re

@@ -1,4 +1,4 @@
-"""Offers the same as Prefect flows, and holds all that speaks to Prefect's server."""
+"""Prefect flows of the commands. The only package that imports Prefect."""
 
 import os
 

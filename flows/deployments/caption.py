@@ -1,5 +1,6 @@
-"""Makes a Prefect flow of the caption run: one task a stage, progress and a table in the UI. It
-decides nothing about the sequence, which is the plain command's."""
+"""The Prefect flow of a caption run: one task per stage, with progress and a table in the UI. The
+sequence of stages is that of the plain command.
+"""
 
 from collections.abc import Callable
 from functools import partial

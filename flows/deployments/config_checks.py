@@ -1,9 +1,9 @@
-"""Derives the forms of Prefect's flows from the configurations of their commands, so that Prefect
-refuses before a run what a configuration would refuse in it.
+"""Derives the parameter schemas of the Prefect flows from the commands' configurations, so that
+Prefect refuses invalid values before a run.
 
-Each flow takes one of the parameters that are defined at the end of this file. A deployment may
-have recorded fields that its command no longer has; such a field is accepted with the value that it
-had by default, and is refused by name with any other.
+Each flow takes one of the parameter types at the end of this file. A deployment may have stored
+fields that its command no longer has. Such a field is accepted with its former default, and is
+refused by name with any other value.
 """
 
 import ast

@@ -1,5 +1,6 @@
-"""Closes on Prefect's server what a killed process left open there: task runs that would be Running
-for good, and a page that would say that the run goes on."""
+"""Closes on Prefect's server what a killed process left open: task runs that would stay Running for
+ever, and a page that would show the run as active.
+"""
 
 import logging
 from collections.abc import Iterable, Sequence

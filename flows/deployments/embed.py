@@ -1,4 +1,4 @@
-"""Makes a Prefect flow of the run that makes vectors, as of the one that captions."""
+"""The Prefect flow of a run that computes vectors."""
 
 from typing import Any
 

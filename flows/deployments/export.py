@@ -1,4 +1,4 @@
-"""Makes a Prefect flow of the export of a model in few bits, as of the run that captions."""
+"""The Prefect flow of an export to a quantized model."""
 
 from typing import Any
 

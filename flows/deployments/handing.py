@@ -1,10 +1,9 @@
-"""Hands portions of a run to the workers of a pool, and waits until all are done.
+"""Dispatches partitions of a run to the workers of a pool, and waits until all are done.
 
-It holds no state that matters: what is done lies in the store. Each run of a portion has a name by
-which the server knows it again, so who hands out and dies, and is started again, finds the runs
-that it had asked for. A run that crashed is asked for anew; when fewer portions are left than there
-are workers, those that are at work get a second run, with which they share the batches that are
-left: they claim them one by one, so the bytes are the same.
+All lasting state lies in the store. Each run of a partition has a name that the server can look up.
+A dispatcher that died and was restarted therefore finds the runs that it had created. A crashed run
+is created again. When fewer partitions are left than there are workers, the running partitions get
+a second run. Both runs claim batches one by one, so the output bytes stay the same.
 """
 
 import time
@@ -46,7 +45,7 @@ Ask = Callable[[Portion, str], dict[str, Any]]
 
 @dataclass(kw_only=True, slots=True)
 class Handed:
-    """A portion, and what became of its runs."""
+    """A partition and the state of its runs."""
 
     portion: Portion
     runs: dict[UUID, StateType] = field(default_factory=dict)
@@ -64,7 +63,7 @@ class Handed:
 
 
 class HandingOut:
-    """The runs of all portions, on one pool."""
+    """The runs of all partitions on one pool."""
 
     def __init__(
         self,

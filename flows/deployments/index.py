@@ -1,4 +1,4 @@
-"""Makes a Prefect flow of the run that fills an index, made to be run every night."""
+"""The Prefect flow of a run that fills an index, suited to a nightly schedule."""
 
 from typing import Any
 

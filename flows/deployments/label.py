@@ -1,4 +1,4 @@
-"""Makes a Prefect flow of the run that gives labels, as of the one that makes vectors."""
+"""The Prefect flow of a run that labels media."""
 
 from typing import Any
 

@@ -1,8 +1,8 @@
-"""Keeps the login that this machine's own Prefect server asks for. It is one string in a file that
-its user alone can read.
+"""Stores the login that this machine's own Prefect server requires: one string in a file that only
+its user can read.
 
-Without it every page that the user's browser shows could start runs: a browser sends a request to
-127.0.0.1 for whoever asks, and only the answer is kept from a foreign page.
+Without a login, every page open in the user's browser could start runs: the browser sends a
+cross-site request to 127.0.0.1, and only hides the response from the other page.
 """
 
 import ipaddress

@@ -1,5 +1,6 @@
-"""Makes flows that do on many machines what one does on one: `caption-many`, `embed-many`,
-`label-many`. Portions go to the workers of a pool; then one ordinary run writes the outputs."""
+"""Flows that run a command on many machines: `caption-many`, `embed-many`, `label-many`. Workers of
+a pool process partitions; one ordinary run then writes the outputs.
+"""
 
 from collections.abc import Sequence
 from dataclasses import asdict, fields

@@ -1,8 +1,8 @@
-"""Writes the page that Prefect's UI shows of a run. It has plan, stages, peaks, samples of what was
-made, failures and where the outputs are.
+"""Writes the page of a run in Prefect's UI: plan, stages, memory peaks, sample outputs, failures
+and output paths.
 
-Both of Prefect's UIs show pictures in `data:`, seen in Chromium with 3.8.8. No browser follows a
-link from there to a file, so paths stand there as text.
+Both of Prefect's UIs show images in `data:` URLs, checked in Chromium with 3.8.8. Browsers do not
+follow links from there to files, so paths are shown as text.
 """
 
 import base64
@@ -42,7 +42,7 @@ FILES = {product_of(CAPTION): "captions.jsonl", LABELS: LINES}
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Samples:
-    """What was said of a few media, and small pictures of those that could be had."""
+    """The captions of a few media, with thumbnails of those that could be decoded."""
 
     rows: tuple[tuple[str, str], ...] = ()
     """Name and what was said of it, each."""
@@ -113,8 +113,8 @@ NONE = Samples()
 
 
 class RunPage:
-    """One page a flow run, written when work begins and brought up to date when it ends. Another
-    attempt of the run goes on with the page of the one before."""
+    """One page per flow run, written when work begins and updated when it ends. A retry of the run
+    continues the page of the first attempt."""
 
     def __init__(self) -> None:
         self._job: Job | None = None

@@ -1,8 +1,8 @@
-"""Decides how long a run waits for Prefect's server. It waits for no bar, no table and no line of
-the log, but for its last state.
+"""Limits how long a run waits for Prefect's server. It waits only for its final state, and for no
+progress bar, table or log line.
 
-Prefect's own client tries every call for a minute, call after call, and at the end of the process
-its threads try every event that is left for some seconds: ten minutes were seen.
+Prefect's own client retries every call for a minute, call after call. At the end of the process its
+threads try each remaining event for some seconds. Together this took up to ten minutes.
 """
 
 import contextlib

@@ -1,6 +1,7 @@
-"""Makes small pictures of a few media in a process of its own.
+"""Makes thumbnails of a few media in a separate process.
 
-Media are anybody's, and decoders die of some: that costs a picture, and not the flow's process.
+Media are untrusted, and some crash a decoder. Such a crash costs one thumbnail and leaves the
+flow's process running.
 """
 
 import base64

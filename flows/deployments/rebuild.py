@@ -1,5 +1,6 @@
-"""Makes a Prefect flow of the rebuild of stored features. It decides nothing about it, which is the
-plain command's."""
+"""The Prefect flow of a rebuild of stored features. All decisions are those of the plain
+command.
+"""
 
 from typing import Any
 

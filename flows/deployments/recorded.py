@@ -1,4 +1,4 @@
-"""Continues what a deployment recorded with an earlier version, as that version ran it."""
+"""Resumes what a deployment stored with an earlier version, as that version ran it."""
 
 import contextlib
 from dataclasses import replace

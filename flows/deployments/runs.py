@@ -1,5 +1,6 @@
-"""Runs one pipeline inside a flow, from its configuration to the flow's state. Knows neither stages
-nor what they make: the sequence is the plain command's."""
+"""Runs one pipeline inside a flow, from its configuration to the flow's final state. The sequence
+of stages is that of the plain command.
+"""
 
 import re
 from collections.abc import Callable, Sequence
@@ -33,7 +34,7 @@ INTERRUPTED = "Interrupted"
 
 
 class Outcome(Protocol):
-    """The end of a run, whatever it made."""
+    """The end of a run, whatever its outputs."""
 
     @property
     def failures(self) -> Sequence[Failure]: ...
@@ -94,7 +95,7 @@ Runner = Callable[[Config, Display, LauncherMaker, OnBegin], PipelineResult]
 
 @dataclass(kw_only=True, slots=True)
 class Caller:
-    """The command line, when it runs the flow inside itself."""
+    """The command line, when it runs the flow in its own process."""
 
     display: Display
     result: RunResult | None = None

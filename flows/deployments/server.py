@@ -1,7 +1,7 @@
-"""Starts a Prefect server for one command, when the user has none.
+"""Starts a Prefect server for one command if the user has none.
 
-Prefect starts one by itself, but in our process group: Ctrl-C would end it before the flow has told
-it how it ended, which the flow then tries for minutes.
+Prefect would start one itself, but in our process group. Ctrl-C would then end the server before
+the flow has reported its final state, and the flow would retry for minutes.
 """
 
 import atexit

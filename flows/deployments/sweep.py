@@ -1,8 +1,8 @@
-"""Starts crashed runs again: the flow `sweep-crashed`, made to be run every few minutes.
+"""Restarts crashed runs: the flow `sweep-crashed`, meant to run every few minutes.
 
-A run that nobody asked to end is Crashed (its process was killed, or its machine is gone) or
-Interrupted (its stage was killed too often). What it finished lies in the store, so that starting
-it again does what is missing.
+A run that ended without a request is either Crashed (its process was killed, or its machine is
+gone) or Interrupted (its stage was killed too often). Its finished work is in the store, so a
+restart computes only what is missing.
 """
 
 import json
@@ -52,7 +52,7 @@ PAGE = 200
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Verdict:
-    """A decision about one run that ended unasked."""
+    """The decision about one run that ended without a request."""
 
     run: FlowRun
     why_not: str = ""

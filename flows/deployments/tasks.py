@@ -1,5 +1,4 @@
-"""Starts each stage of a run as a task of the flow run that is going on, and tells its progress.
-Knows no stage."""
+"""Starts each stage as a task of the current flow run, and reports its progress."""
 
 import os
 import threading
@@ -23,7 +22,7 @@ PROGRESS_SECONDS = float(os.environ.get("PENSTOCK_PROGRESS_SECONDS") or 2.0)
 
 
 class PrefectLauncher:
-    """A launcher that starts each stage inside a task of the flow run that is going on."""
+    """A launcher that starts each stage inside a task of the current flow run."""
 
     def __init__(self, listen: Listener) -> None:
         self._listen = listen
@@ -34,8 +33,8 @@ class PrefectLauncher:
 
 
 class PrefectRunning:
-    """A stage in a task: started, awaited and reported on one thread, which the child's life is
-    tied to."""
+    """A stage in a task. It is started, awaited and reported on one thread, because the child
+    process ends with that thread."""
 
     def __init__(self, call: StageCall, listen: Listener) -> None:
         self._call = call

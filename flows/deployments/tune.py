@@ -1,4 +1,4 @@
-"""Makes a Prefect flow of the training of an adapter, as of the run that captions."""
+"""The Prefect flow that trains an adapter."""
 
 from typing import Any
 

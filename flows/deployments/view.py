@@ -1,4 +1,4 @@
-"""Shows a run in Prefect: bars, a table, lines of the log."""
+"""Shows a run in Prefect: progress bars, a table, and log lines."""
 
 import contextvars
 import functools
@@ -37,8 +37,8 @@ LISTED = re.compile(r"^(\d+)([.)])(?=\s)")
 
 
 class Progress:
-    """A bar in the UI, from the moment that there is something to count. It is drawn by a thread of
-    its own: a server that does not answer costs the bar, and the stage not a second."""
+    """A progress bar in the UI, shown once there is something to count. A separate thread draws it,
+    so that a slow server delays the bar and not the stage."""
 
     def __init__(self, stage: str) -> None:
         self._stage = stage
@@ -156,7 +156,7 @@ def quiet_console(say: Callable[[str], None]) -> None:
 
 
 class Missed(logging.Handler):
-    """A handler that says once that a server was told less than there was to tell."""
+    """A log handler that reports once that the server did not receive every update."""
 
     def __init__(self, say: Callable[[str], None]) -> None:
         super().__init__(logging.ERROR)

@@ -1,1 +1,1 @@
-"""Makes a job of what is asked and what is there: sources, model, keys, budget."""
+"""Builds a job from the options and from what exists: sources, model, cache keys, budget."""

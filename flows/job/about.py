@@ -1,4 +1,4 @@
-"""Tells people and the record what is going to be run; runs nothing."""
+"""Summarizes a job for the console and the run record. Runs nothing."""
 
 import math
 from collections.abc import Mapping

@@ -1,5 +1,6 @@
-"""Takes frames and the system turn of a run from what the model's authors state, where
-`--sampling-as-card` asks for it."""
+"""Takes frame sampling and the system turn from the model card where `--sampling-as-card`
+is given.
+"""
 
 import json
 from dataclasses import replace

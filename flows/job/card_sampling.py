@@ -1,5 +1,6 @@
-"""Completes `--sampling checkpoint` by what the authors of a checkpoint state on its card, where
-generation_config.json lacks it."""
+"""Completes `--sampling checkpoint` from the model card where generation_config.json lacks
+values.
+"""
 
 import json
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""Reads what the files of a job hold, and says what is asked about each; starts nothing."""
+"""Digests the files of a job, and assigns each its prompts. Starts no process."""
 
 import errno
 import os

@@ -1,4 +1,4 @@
-"""Says how the context of a model bounds the frames of a chunk. Opens no file but a tokenizer."""
+"""Describes how the model's context limits the frames of a chunk. Opens no file but a tokenizer."""
 
 import math
 from functools import lru_cache

@@ -1,4 +1,4 @@
-"""Keeps notes in a store that say which model and settings each namespace is of."""
+"""Stores notes that list the model and the settings of each cache namespace."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any

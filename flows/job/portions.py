@@ -1,8 +1,9 @@
-"""Cuts the files of a run into portions, each of which another machine can do.
+"""Divides the files of a run into partitions that separate machines can process.
 
-The cut hangs on the files alone and not on who does them: in 16 bit what shares a batch decides
-bytes, and batches are made of what a run is given. A portion is a list of sources in the folder of
-the run, called by the digest of what is in it: a run that is started again finds the same ones.
+The division depends only on the files, and not on the number of workers: in 16 bit a chunk's output
+depends on its batch, and batches are formed from a run's files. A partition is a list file in the
+run's folder, named by the digest of its contents, so that a restarted run finds the same
+partitions.
 """
 
 import json
@@ -32,7 +33,7 @@ DIGITS = 16
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Portion:
-    """A list of sources that one run does."""
+    """A list of sources that one run processes."""
 
     name: str
     """Digest of its lines."""

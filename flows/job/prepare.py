@@ -1,4 +1,6 @@
-"""Makes a job of a command: sources, checkpoint, keys and what is done already."""
+"""Builds the job of a command: sources, checkpoint, cache keys, and the work that is
+already done.
+"""
 
 import hashlib
 import re
@@ -83,7 +85,7 @@ def filled(
 
 
 class Tags:
-    """The texts beside media that people wrote, or that hold labels."""
+    """Text files next to media that users wrote, or that hold labels."""
 
     def __init__(self, store: Store) -> None:
         self._captions = OwnFiles(store)
@@ -123,7 +125,7 @@ class Tags:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Job:
-    """A command made concrete: nothing in it depends on when it is run."""
+    """A resolved command. Nothing in it depends on when it is run."""
 
     config: RunOptions
     pipeline: Pipeline
@@ -170,7 +172,7 @@ class Job:
 
 
 class NothingToDo(UsageError):
-    """The error when none of the sources can be used; `failures` says why of each."""
+    """The error when none of the sources can be used. `failures` gives the reason for each."""
 
     def __init__(self, pipeline: Pipeline, failures: Sequence[Failure]) -> None:
         first = failures[0]
@@ -182,7 +184,7 @@ class NothingToDo(UsageError):
 
 
 class NothingReached(NothingToDo):
-    """The error when no server of any source gives an answer."""
+    """The error when no server of any source responds."""
 
     exit_code = EnvironmentFault.exit_code
 

@@ -1,7 +1,7 @@
-"""Plans a command again when a file of its model changed between its plan and its use.
+"""Plans a command again if a model file changed between planning and loading.
 
-What was computed with the old files stays in the store under their digests. The second attempt
-begins from the configuration, so nothing of the first one gets into its outputs.
+Results of the old files stay in the store under their digests. The second attempt starts from the
+configuration, so nothing of the first one reaches its outputs.
 """
 
 from collections.abc import Callable

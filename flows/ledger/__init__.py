@@ -1,1 +1,1 @@
-"""Keys of what a run makes, and what the store has of it."""
+"""Cache keys of everything a run makes, and the state of the store by these keys."""

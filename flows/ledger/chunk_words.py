@@ -1,5 +1,6 @@
-"""Puts the length, the number and the times of a chunk's frames into its prompt: `{seconds}`,
-`{frames}`, `{times}`."""
+"""Inserts the length, the number of frames and the frame times of a chunk into its prompt:
+`{seconds}`, `{frames}`, `{times}`.
+"""
 
 import re
 from collections.abc import Sequence

@@ -1,12 +1,25 @@
-"""Reads off the store what is done and what is missing; starts nothing and opens no media file.
+"""Compares a job with the store: which records exist and which are missing. Starts no process and
+opens no media file.
 
-Each kind of record that the pipeline makes has a record set per namespace of any variant, read as
-one union. A chunk becomes a `Task`, which has its keys in one variant: the best in which its
-caption is there (`_answers`), else the one in force, but with the precision of earlier parts whose
-work is there (`_seen`). `has` says that a stage owes a task nothing when its record is there, or a
-later one, since earlier records may be gone by then. `failures` and `refused` tell why an item has
-no caption; `unfit` tells it for this run alone. Tasks are cached: `refresh` reads what was
-published since, `take` and `reconsider` choose variants anew.
+How it works:
+
+1. Every kind of record of the pipeline has one record set per cache namespace. A job may have
+   several variants (for example one per precision), each with its own namespaces. The record sets
+   of a kind are read as one union, so a record of any variant counts.
+2. The index of a medium, written by the frames stage, lists its chunks. Each chunk and prompt
+   becomes a `Task` with one cache key per stage. Tasks are cached per (content digest, prompt).
+3. A task takes the first variant whose stored caption is valid now. A caption made with another
+   token limit is valid if it ended by itself within the present limit.
+4. Without a stored caption, the task takes the variant in force, but keeps the precision of earlier
+   stages whose records exist. Their work is then not repeated.
+5. `has` returns whether a task needs a stage no more: the stage's own record exists, or that of a
+   later stage. Earlier records may have been deleted by then.
+6. `failures` (per medium) and `refused` (per stage and key) store why an item has no caption.
+   `unfit` holds such reasons for this run only, so the next run tries these items again.
+7. With chained prompts, a key also depends on the previous chunk's caption. Such a task is
+   incomplete until that caption exists or is known to be lost, and it is rebuilt on each query.
+8. `refresh` reads what the stages have published since. It clears the cached tasks if there are
+   several variants; so does a change of the variant in force.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -25,8 +38,8 @@ from stages.process.stage import Stage
 
 
 class Ledger:
-    """The records of one run, by kind. Nothing is kept here that the store does not say, but what
-    did not fit this time."""
+    """The records of one run, by kind. All state comes from the store, except the items that did
+    not fit in this run."""
 
     def __init__(self, store: Store, pipeline: Pipeline, *variants: Namespaces) -> None:
         """Open the record sets of all `variants`, the best first: what was made in any is done."""

@@ -1,4 +1,6 @@
-"""Digests all that decides what each stage makes, in every variant."""
+"""Computes the cache namespaces of every variant: digests of everything that determines a stage's
+output.
+"""
 
 from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
@@ -26,8 +28,8 @@ them all takes 10 ms."""
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Namespaces:
-    """A variant: of each kind of records the digest of all that decides its bytes except the
-    chunk."""
+    """One variant: for each kind of record, the digest of everything except the chunk that
+    determines its bytes."""
 
     of: Mapping[str, str]
     """Kind of records → digest, in the order in which they are made."""

@@ -1,5 +1,6 @@
-"""Finds captions that were stored while a model was run as stock, where a rule now runs it as
-published; starts nothing."""
+"""Finds captions that were stored while a model ran with its stock class, for models that a newer
+rule runs with their published code. Starts no process.
+"""
 
 from collections.abc import Sequence
 

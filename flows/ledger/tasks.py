@@ -1,4 +1,6 @@
-"""Names the items of a run: contents to be captioned, and their chunks with each stage's keys."""
+"""The items of a run: the contents to be captioned, and their chunks with one cache key
+per stage.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +18,7 @@ PREVIOUS = "{previous}"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Medium:
-    """One content to be captioned; several files may hold it."""
+    """One content to be captioned. Several files may have this content."""
 
     digest: str
     path: str
@@ -33,7 +35,7 @@ class Medium:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Task:
-    """One chunk with the keys of what each stage makes of it, or has made in another variant."""
+    """One chunk with the cache keys of all stages in one variant."""
 
     medium: Medium
     chunk: ChunkIndex

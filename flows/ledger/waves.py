@@ -1,7 +1,8 @@
-"""Divides the work of a job into waves that fit the disk, and by the length of prompts.
+"""Divides the work of a job into waves that fit the disk, and estimates prompt lengths for
+batching.
 
-Both are recorded the first time. A resumed run finds other free space, and features that are gone;
-in 16 bit, chunks that share another batch get other bytes.
+Both are stored the first time they are computed. A resumed run may find other free space or missing
+features, and in 16 bit a chunk's output depends on the batch it is computed in.
 """
 
 from collections.abc import Sequence

@@ -1,5 +1,6 @@
-"""Reads off the store which weights a run needs, and fetches them before a stage wants them; loads
-none."""
+"""Finds out from the store which weights a run needs, and fetches them before a stage needs them.
+Loads none.
+"""
 
 from collections.abc import Collection, Sequence
 

@@ -1,1 +1,1 @@
-"""What a run finds and takes of the machine: devices, memory, processes, leases."""
+"""The machine's resources: devices, memory, processes and leases."""

@@ -1,5 +1,4 @@
-"""Tells how much memory a run may take: `--memory`, or what the machine has free. It looks at
-machines, never at models."""
+"""Determines the memory budget of a run: `--memory`, or the memory that is free."""
 
 import os
 from collections.abc import Callable, Mapping
@@ -27,7 +26,7 @@ WORTH_NAMING = 64 << 20
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Budget:
-    """The memory that the stages of a run may take, in bytes."""
+    """The memory that the stages of a run may use, in bytes."""
 
     device: str
     """`cpu` or `cuda:N`."""
@@ -83,8 +82,8 @@ def budget_for(config: RunOptions, device: str) -> Budget:
 
 
 class WithinBudget:
-    """A launcher that looks at the machine again before it starts a stage. What others have taken
-    since the run began is told, and waited for not at all."""
+    """A launcher that measures free memory again before it starts a stage. It reports memory that
+    other processes have taken since the run began, and does not wait for it."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""Reads from the kernel what the CPU can do; imports no model library."""
+"""Reads CPU features from the kernel. Imports no model library."""
 
 
 def cpu_has_bfloat16() -> bool:

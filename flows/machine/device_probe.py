@@ -1,9 +1,9 @@
-"""Tries in a process of its own whether a GPU can be computed on, before any work begins. The
-answer is remembered until the GPU, its driver, torch or the kernel is another.
+"""Tests in a separate process whether a GPU can run a computation, before any work begins. The
+result is cached until the GPU, its driver, torch or the kernel changes.
 
-A driver may show a GPU that torch cannot use: because it is too old, or has no kernels in this
-build of torch. That would be seen only by the first stage that computes, after frames were cut and
-weights were fetched.
+A driver may list a GPU that torch cannot use: the GPU is too old, or this build of torch has no
+kernels for it. Otherwise the first stage that computes would fail, after frames were decoded and
+weights were downloaded.
 """
 
 import contextlib

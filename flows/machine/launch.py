@@ -1,5 +1,6 @@
-"""Starts stages as plain child processes. The sequence sees only `Launcher`, so that Prefect can
-take its place."""
+"""Starts stages as plain child processes. Callers depend only on `Launcher`, so that Prefect can
+replace it.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -31,7 +32,7 @@ IMPORTING = {"describe", "time_graphs", *(name for name, stage in STAGES.items()
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StageCall:
-    """One process to be started."""
+    """The arguments of one stage process."""
 
     name: str
     """A key of ENTRIES."""
@@ -56,7 +57,7 @@ KILLS = 2
 
 
 class Running(Protocol):
-    """A stage that was started."""
+    """A handle of a started stage."""
 
     @property
     def outcome(self) -> StageOutcome: ...
@@ -67,7 +68,7 @@ class Running(Protocol):
 
 
 class Launcher(Protocol):
-    """Starts stages; one instance a run."""
+    """Starts stages. There is one instance per run."""
 
     def start(self, call: StageCall) -> Running: ...
 
@@ -95,8 +96,8 @@ class DirectLauncher:
 
 
 class Forking:
-    """A launcher that has stages which import models forked from one process that has imported
-    them. It is off where there is a GPU: no fork was seen to leave one alone yet."""
+    """A launcher that forks stages which import models from one process that has imported them.
+    Disabled on machines with a GPU, where forking has not been shown to be safe."""
 
     def __init__(self, launcher: Launcher, forks: ForkServer) -> None:
         self._launcher = launcher

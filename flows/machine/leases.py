@@ -1,7 +1,8 @@
-"""Tells what running jobs need of a store, whatever machine they run on.
+"""Leases that list which records of a store the running jobs need, on any machine.
 
-A note is a lease: its process renews it every few minutes, and a dead one's grows old by the clock
-of where it lies. In a folder, a lock tells at once who lives.
+A lease is a small object or file that its process renews every few minutes. The lease of a dead
+process ages by the clock of the storage. In a folder, a file lock shows at once whether the owner
+is alive.
 """
 
 import contextlib
@@ -166,7 +167,7 @@ if TYPE_CHECKING:  # it loads what asks a bucket
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunningJob:
-    """A job that some process works on."""
+    """A job that a live process works on."""
 
     namespaces: frozenset[str]
     """All namespaces in the store that it reads or writes."""

@@ -1,4 +1,4 @@
-"""Tells when, where and with which versions something was found out or done."""
+"""Records the time, host and package versions of a measurement or a run."""
 
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version

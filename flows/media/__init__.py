@@ -1,1 +1,3 @@
-"""Media files of a run: where they are, what they hold, and the texts that people gave them."""
+"""Media files of a run: their locations, their contents, and the texts that users wrote
+for them.
+"""

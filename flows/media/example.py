@@ -1,4 +1,4 @@
-"""One caption that a model learns."""
+"""One caption as a training example."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import Any
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Example:
-    """One caption, and what it is of."""
+    """One caption, with its medium and chunk."""
 
     path: Path
     """File of the medium."""

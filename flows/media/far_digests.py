@@ -1,7 +1,7 @@
-"""Learns what media far away hold: from this machine, from the store, or by fetching them.
+"""Content digests of remote media: from the local cache, from the store, or by download.
 
-What a machine has learnt lies in the store as the name of an empty object, so another one that
-gathers what many machines have made fetches nothing.
+Each digest that a machine computes is stored as the name of an empty object. Another machine that
+collects the results of many downloads nothing.
 """
 
 import threading
@@ -73,7 +73,7 @@ def unread_note(files: Sequence[MediaFile]) -> list[str]:
 
 
 class FarDigests:
-    """Digests of media far away, as this machine and a store know them."""
+    """Digests of remote media that this machine or the store has."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
@@ -112,7 +112,7 @@ class FarDigests:
 
 
 class _Coming:
-    """The bytes that are being fetched, by several threads."""
+    """The bytes being downloaded by several threads."""
 
     def __init__(self, total: int, progress: Progress | None) -> None:
         self._total = total

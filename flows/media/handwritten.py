@@ -1,8 +1,8 @@
-"""Finds the texts that people wrote for media: `.txt` files that are not blank and that no run
-wrote. It writes nothing and runs no model.
+"""Finds texts that users wrote for media: non-blank `.txt` files that no run wrote. Writes nothing
+and runs no model.
 
-A text belongs to the medium of its own stem. It has a line a chunk, as the texts of a run have; a
-text with another number of lines is that of every chunk.
+A text belongs to the medium with the same stem. It has one line per chunk, as the texts of a run
+have. If the number of lines differs, the whole text applies to every chunk.
 """
 
 import hashlib
@@ -19,7 +19,7 @@ FORM = "txt"
 
 
 class HandwrittenTexts:
-    """The texts of people, told from those that runs over one store wrote."""
+    """User-written texts, distinguished from the texts that runs of one store wrote."""
 
     def __init__(self, store: Store) -> None:
         self._captions = OwnFiles(store)

@@ -1,8 +1,8 @@
-"""Puts a caption after or before what a person wrote in a text file, and finds it there again.
+"""Inserts a caption before or after a user's text in a text file, and finds it again later.
 
-Of each such text the store remembers by digests which part was the caption, with what stood between
-the two, and which part was the person's. A part that is found is replaced, whatever became of the
-other one. A text whose caption was edited is the person's from then on.
+For each such text the store holds digests of the caption (with its separator) and of the user's
+part. A caption that is found again is replaced, whatever became of the user's part. Once a user
+edits the caption, the whole text is the user's.
 """
 
 import hashlib
@@ -24,7 +24,7 @@ BETWEEN = ", \n"
 
 
 class JoinedTexts:
-    """The texts of one format that hold both a person's words and a caption."""
+    """Text files of one format that contain both a user's text and a caption."""
 
     def __init__(self, own: OwnFiles, form: str) -> None:
         self._own = own

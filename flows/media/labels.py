@@ -1,4 +1,4 @@
-"""Reads the labels that pictures are to be given, and the texts that stand for each."""
+"""Reads the label list of a command, with the texts that stand for each label."""
 
 import json
 from collections import Counter

@@ -1,5 +1,6 @@
-"""One media file that a command means, and what is said of one that cannot be had; looks for
-none."""
+"""One media file of a command, and the error text of a file that cannot be read. Searches no
+folder.
+"""
 
 import os
 from collections.abc import Mapping
@@ -56,7 +57,7 @@ class MediaFile:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Selection:
-    """A rule that says which files of a folder are taken."""
+    """A rule that selects files of a folder."""
 
     recursive: bool
     extensions: tuple[str, ...]

@@ -1,7 +1,7 @@
-"""Knows the files that were written for people from those that people wrote or edited.
+"""Tells generated text files from files that a user wrote or edited.
 
-A file is known for ours by its own digest and that of what it is about, so it stays ours when a
-folder is moved or another `OUT` is given.
+A generated file is recognized by its own digest and that of its medium. It is still recognized
+after a folder was moved or another `OUT` was given.
 """
 
 import codecs
@@ -26,7 +26,7 @@ BLANK_BYTES = 1 << 10
 
 
 class OwnFiles:
-    """The own texts that were written for people, remembered in the store by digests."""
+    """The generated files, recorded in the store by digest."""
 
     def __init__(self, store: Store, of: str = "") -> None:
         """Remember texts `of` one kind; those of another, such as captions, are not its own."""

@@ -1,4 +1,4 @@
-"""Reads the lines of a list: paths of media, and what is asked about them; looks for none."""
+"""Parses list files: paths of media and their prompts. Searches no folder."""
 
 import json
 import os
@@ -20,7 +20,7 @@ FILES_ONLY = "Name media files and folders only"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Line:
-    """The path and the prompt that one line names."""
+    """The path and the prompt of one line."""
 
     name: str
     """Path as it stands there, seen from the list's folder; or an address."""
@@ -31,7 +31,7 @@ class Line:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BadLine:
-    """A line that names nothing, or a list with no lines."""
+    """A line without a path, or a list without lines."""
 
     name: str
     message: str

@@ -1,4 +1,4 @@
-"""Tells texts of media from lists of media, where a command names both, as `clips/*` does."""
+"""Tells media texts from media lists where a command names both, as `clips/*` does."""
 
 import os
 from collections.abc import Iterable, Sequence

@@ -1,5 +1,6 @@
-"""Finds the media files that a command means: files, folders, globs, lists and addresses; opens no
-media file."""
+"""Finds the media files of a command: files, folders, globs, lists and addresses. Opens no media
+file.
+"""
 
 import glob
 import os
@@ -45,7 +46,7 @@ Looked = FarFile | FileNotFoundError | Unanswered | UsageError
 
 
 class FarSources:
-    """What addresses mean; each is asked for once."""
+    """The objects that addresses refer to. Each address is listed once."""
 
     def __init__(self) -> None:
         self._found: dict[str, Looked] = {}

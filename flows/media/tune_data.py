@@ -1,7 +1,7 @@
-"""Reads the captions that a model is to learn; opens no media and knows no model.
+"""Reads training captions. Opens no media.
 
-They come as a run writes them and people correct them (`captions.jsonl`, `.csv`, `.parquet`), as
-datasets of Hugging Face have them (`file_name` and `text`), or as files with `.txt` beside them.
+Accepted are a run's captions with user corrections (`captions.jsonl`, `.csv`, `.parquet`), Hugging
+Face data sets (`file_name` and `text`), and media files with `.txt` files next to them.
 """
 
 import csv

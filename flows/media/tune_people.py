@@ -1,5 +1,6 @@
-"""Puts what people corrected in other folders, and what they wrote by hand, in the place of the
-captions of a run that a model is to learn. It writes nothing and runs no model."""
+"""Replaces captions of a training run's data with user corrections from other folders and with
+hand-written texts. Writes nothing and runs no model.
+"""
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,7 +25,7 @@ Row = Mapping[str, Any]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Around:
-    """What a run put before and after its captions."""
+    """The text that a run put before and after its captions."""
 
     heads: tuple[str, ...] = ()
     tail: str = ""
@@ -94,7 +95,7 @@ def with_texts(
 
 
 class _Texts:
-    """The texts by hand of the media of one run."""
+    """The hand-written texts of one run's media."""
 
     def __init__(self, out: Path, rows: Mapping[int, Row], store: Store) -> None:
         self._out = out

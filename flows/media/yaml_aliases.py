@@ -1,5 +1,5 @@
-"""Bounds what the aliases of a YAML file stand for, before anything is made of them: a few hundred
-bytes of aliases of aliases would fill any memory.
+"""Limits the expansion of YAML aliases before a file is loaded. A few hundred bytes of nested
+aliases could otherwise fill any memory.
 """
 
 from typing import Any

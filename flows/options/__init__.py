@@ -1,1 +1,1 @@
-"""Options of the commands: groups of them, and the configurations that inherit the groups."""
+"""Options of the commands: option groups, and the configurations that inherit them."""

@@ -1,8 +1,7 @@
-"""Configurations of the commands that run over media: each inherits the groups that it uses.
+"""Configurations of the commands that run over media. Each inherits the option groups that it uses.
 
-The groups of a class are read from the right to the left, so that the last one comes first in
-`--help`. A field that a command requires has no default in its group; the commands that do not
-require it give one.
+The groups of a class are listed in reverse: the last one comes first in `--help`. A field that one
+command requires has no default in its group; the other commands give it a default.
 """
 
 from dataclasses import dataclass
@@ -39,13 +38,13 @@ DEFAULT_MODEL = "HuggingFaceTB/SmolVLM2-500M-Video-Instruct"
 
 @dataclass(frozen=True, kw_only=True)
 class MediaOptions(ResourceOptions, PrecisionOptions, ModelOptions, SourceOptions):
-    """What every command over media has: the files, the model, and what it may take."""
+    """Options of every command over media: files, model and resource limits."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunOptions(FolderOptions, MediaOptions):
-    """What a run over media has, whichever command began it. The steps that all commands share take
-    this, and read other groups by `GROUP.of(config)`."""
+    """Options of every run over media. Steps that all commands share take this class, and read
+    other groups with `GROUP.of(config)`."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -41,7 +41,7 @@ NATIVE, EXPORTED = "native", "exported"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ExportAsked:
-    """The checkpoint that a command asks for."""
+    """The checkpoint that a command requests."""
 
     kind: str
     folder: Path
@@ -178,7 +178,7 @@ AT_ONCE = 8
 
 @dataclass(frozen=True, kw_only=True)
 class ExportRun(AdapterOptions, HalfPrecisionOptions, VideoSamplingOptions, RunOptions):
-    """The run that looks at the media of an export."""
+    """The run over the sample media of an export."""
 
 
 @dataclass(frozen=True, kw_only=True)

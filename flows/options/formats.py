@@ -1,5 +1,4 @@
-"""Names the formats that a run writes, and what may become of files that people wrote or edited;
-writes none."""
+"""Names of the output formats, and of the ways to treat files that users wrote or edited."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""Headings of `--help`, which the declarations of options name."""
+"""Headings of `--help`, which option declarations refer to."""
 
 from stages.decode.generation import TEXT
 

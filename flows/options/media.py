@@ -1,4 +1,4 @@
-"""Options that name media files, and choose the frames and pictures of them."""
+"""Options that select media files, frames and images."""
 
 from dataclasses import dataclass
 from typing import Annotated
@@ -45,7 +45,7 @@ class SourceOptions(OptionGroup):
 
 @dataclass(frozen=True, kw_only=True)
 class VideoSamplingOptions(OptionGroup):
-    """How videos are cut into chunks, and which frames of a chunk a model sees."""
+    """How videos are cut into chunks, and which frames of a chunk the model gets."""
 
     chunk: Annotated[
         float | None,
@@ -102,7 +102,7 @@ class VideoSamplingOptions(OptionGroup):
 
 @dataclass(frozen=True, kw_only=True)
 class CardOptions(OptionGroup):
-    """Whether frames and the system turn are those that the authors of a model state."""
+    """Whether frames and the system turn follow the model card."""
 
     sampling_as_card: Annotated[bool, Option("frames and --system as the model's card", TEXT)] = (
         False
@@ -112,7 +112,7 @@ class CardOptions(OptionGroup):
 
 @dataclass(frozen=True, kw_only=True)
 class VectorSamplingOptions(OptionGroup):
-    """Which pictures of a medium vectors are made from."""
+    """The images of a medium that are embedded."""
 
     fps: Annotated[
         float | None, Option("frames a second of a video [1]", VECTORS, "F", above=0)

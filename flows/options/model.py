@@ -1,4 +1,4 @@
-"""Options that choose a checkpoint, its precision, and what a run may take of the machine."""
+"""Options for the checkpoint, its precision, and resource limits."""
 
 import os
 from dataclasses import dataclass, replace
@@ -61,7 +61,7 @@ class ModelOptions(OptionGroup):
 
 @dataclass(frozen=True, kw_only=True)
 class PrecisionOptions(OptionGroup):
-    """The precision of a model, and what computes its vision half."""
+    """The precision of a model, and the backend of its vision half."""
 
     precision: Annotated[str, PRECISION_OPTION] = "native"
     """Precision of both halves; `native` is the checkpoint's own, `auto` the same as long as it
@@ -93,7 +93,7 @@ class PrecisionOptions(OptionGroup):
 
 @dataclass(frozen=True, kw_only=True)
 class HalfPrecisionOptions(OptionGroup):
-    """Options of the halves of a model, each by itself."""
+    """Precision options per half of a model."""
 
     vision_precision: Annotated[
         str | None,
@@ -120,7 +120,7 @@ class AdapterOptions(OptionGroup):
 
 @dataclass(frozen=True, kw_only=True)
 class StoreOptions(OptionGroup):
-    """Where records are kept."""
+    """The location of the store."""
 
     store: Annotated[str, Option(STORE_HELP, MODEL, "DIR")] = ""
     """Folder or bucket of the store; empty: `$PENSTOCK_STORE` or the user's cache."""
@@ -132,7 +132,7 @@ class StoreOptions(OptionGroup):
 
 @dataclass(frozen=True, kw_only=True)
 class MemoryOptions(OptionGroup):
-    """What a stage may take of the machine."""
+    """The memory limits of a stage."""
 
     memory: Annotated[
         int | None, Option(MEMORY_HELP, MEMORY, "SIZE", above=0, parse=memory_size)
@@ -143,8 +143,8 @@ class MemoryOptions(OptionGroup):
 
 @dataclass(frozen=True, kw_only=True)
 class ResourceOptions(MemoryOptions, StoreOptions):
-    """Where a run keeps its records, and what it may take of the machine. Only captions that are
-    made in batches depend on one of them, the batch size."""
+    """Store location and resource limits of a run. Only captions computed in batches depend on one
+    of them, the batch size."""
 
     batch_size: Annotated[int, Option("chunks a batch [8]", MEMORY, "N", above=0)] = 8
     """Chunks a batch; encode takes fewer when they hold many frames."""

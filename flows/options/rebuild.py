@@ -22,4 +22,4 @@ class RebuildConfig(QuestionOptions, HalfPrecisionOptions, VideoSamplingOptions,
 
 @dataclass(frozen=True, kw_only=True)
 class RebuildRun(RebuildConfig, RunOptions):
-    """A rebuild with the folder of its logs and its record."""
+    """A rebuild with the folder of its logs and its run record."""

@@ -13,7 +13,7 @@ WHERE = "\"path like '%%.mp4' and time < 60\""
 
 @dataclass(frozen=True, kw_only=True)
 class SearchAsked(OptionGroup):
-    """What a search asks for."""
+    """The query of a search."""
 
     what: Annotated[
         str, Option("words, or a picture's file", metavar="TEXT|IMAGE", positional=True)
@@ -45,7 +45,7 @@ class SearchAsked(OptionGroup):
 
 @dataclass(frozen=True, kw_only=True)
 class SearchPlace(MemoryOptions, StoreOptions):
-    """Where model and store are, and what a half may take."""
+    """Model and store locations, and the memory limits of a half."""
 
     model: Annotated[str, Option("[the one that the index was made with]", MODEL, "M")] = ""
     """Hub id or folder; empty: the one that the index was made with."""

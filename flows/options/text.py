@@ -1,4 +1,4 @@
-"""Options of the text: what a model is asked, which engine answers, and what is written of it."""
+"""Options for prompts, the decode engine, and the text that is written."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -51,7 +51,7 @@ def parse_prompts(given: Sequence[str]) -> dict[str, str]:
 
 @dataclass(frozen=True, kw_only=True)
 class QuestionOptions(OptionGroup):
-    """The one question to a model; features that depend on a prompt are made from it."""
+    """A single prompt. Features that depend on a prompt are made from it."""
 
     prompt: Annotated[
         str | None,
@@ -72,7 +72,7 @@ class QuestionOptions(OptionGroup):
 
 @dataclass(frozen=True, kw_only=True)
 class PromptOptions(QuestionOptions):
-    """What a model is asked: one question or several, and a summary."""
+    """One or several prompts, and a summary."""
 
     prompts: Annotated[
         dict[str, str],
@@ -111,7 +111,7 @@ class PromptOptions(QuestionOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class EngineOptions(OptionGroup):
-    """Which engine makes the captions, and how long they may be."""
+    """The decode engine, and the maximum caption length."""
 
     engine: Annotated[
         str, Option(f"{'|'.join(OFFERED)} [%(default)s]", TEXT, "E", values=OFFERED)
@@ -131,7 +131,7 @@ class EngineOptions(OptionGroup):
 
 @dataclass(frozen=True, kw_only=True)
 class TextOptions(OptionGroup):
-    """What is done to a caption before it is written. No record of the store depends on it."""
+    """Text changes applied before a caption is written. No stored record depends on them."""
 
     strip_think: Annotated[bool, Option("leave out what is in <think> … </think>", TEXT)] = False
     """Leave out of captions what stands between <think> and </think>."""
@@ -151,7 +151,7 @@ class TextOptions(OptionGroup):
 
 @dataclass(frozen=True, kw_only=True)
 class FolderOptions(OptionGroup):
-    """The folder that a run writes to."""
+    """The output folder of a run."""
 
     out: Annotated[str, FOLDER_OPTION] = "penstock-out"
     """Folder of the captions."""
@@ -159,7 +159,7 @@ class FolderOptions(OptionGroup):
 
 @dataclass(frozen=True, kw_only=True)
 class OutputOptions(OptionGroup):
-    """The files that are written, and what becomes of those that people wrote or edited."""
+    """The files that are written, and the treatment of files that users wrote or edited."""
 
     format: Annotated[
         tuple[str, ...],

@@ -29,7 +29,7 @@ RUNNING = "running"
 
 @dataclass(frozen=True, kw_only=True)
 class TrainedHalfOptions(OptionGroup):
-    """What the half that is trained takes of the machine."""
+    """Resource limits of the half that is trained."""
 
     lora_rank: Annotated[int, Option("[%(default)s]", TRAINING, "N", above=0)] = 16
     """Rank of the adapter; alpha is twice that."""
@@ -43,7 +43,7 @@ class TrainedHalfOptions(OptionGroup):
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingOptions(TrainedHalfOptions):
-    """How an adapter is trained."""
+    """The training settings of an adapter."""
 
     precision: Annotated[
         str, Option(f"{'|'.join(PRECISIONS)} [%(default)s]", TRAINING, "P", values=PRECISIONS)
@@ -91,7 +91,7 @@ class TrainingOptions(TrainedHalfOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class TuneConfig(TrainingOptions, MemoryOptions, StoreOptions, ModelOptions):
-    """One training. Fields have the names of the command line's options."""
+    """One training run. Fields have the names of the command line's options."""
 
     data: Annotated[
         str,
@@ -142,7 +142,7 @@ class TuneConfig(TrainingOptions, MemoryOptions, StoreOptions, ModelOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class LearnedOptions(TrainedHalfOptions):
-    """What the memory of a training depends on."""
+    """The settings that determine the memory of a training run."""
 
     caption_tokens: int = 0
     """Most tokens of a caption that is learned, about."""
@@ -152,4 +152,4 @@ class LearnedOptions(TrainedHalfOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class TuneRun(LearnedOptions, EngineOptions, AdapterOptions, HalfPrecisionOptions, RunOptions):
-    """The run of a training over the media of its examples."""
+    """The run that encodes the media of the training examples."""

@@ -1,4 +1,4 @@
-"""Options of the commands that make vectors: `embed`, `index build` and `label`."""
+"""Options of the commands that compute vectors: `embed`, `index build` and `label`."""
 
 from dataclasses import dataclass, replace
 from typing import Annotated
@@ -41,7 +41,7 @@ def parse_threshold(text: str) -> float | None:
 
 @dataclass(frozen=True, kw_only=True)
 class VectorConfig(VectorSamplingOptions, RunOptions):
-    """What every run has that makes vectors."""
+    """Options of every run that computes vectors."""
 
     model: Annotated[str, VECTOR_MODEL_OPTION]
     """Hub id or folder of a model of the CLIP kind."""
@@ -64,7 +64,7 @@ class VectorConfig(VectorSamplingOptions, RunOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class EmbedConfig(VectorConfig):
-    """One run that makes vectors."""
+    """One run that writes vectors."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +77,7 @@ class IndexConfig(VectorConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class LabelOptions(OptionGroup):
-    """The labels that are given, and the scores that they need."""
+    """The labels, and the score thresholds."""
 
     labels: Annotated[
         str,
@@ -105,7 +105,7 @@ class LabelOptions(OptionGroup):
 
 @dataclass(frozen=True, kw_only=True)
 class LabelConfig(OutputOptions, LabelOptions, VectorConfig):
-    """One run that gives labels."""
+    """One run that labels media."""
 
     format: Annotated[
         tuple[str, ...],

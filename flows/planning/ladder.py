@@ -1,13 +1,24 @@
-"""Tells which rung each stage of a run is on.
+"""Tracks the fallback rung of each stage, and steps down when memory runs out.
 
-A stage has a list of rungs, cheapest first, and a place in it. It starts on the rung that an
-earlier run is remembered to have gone down to, else on the planned one (`start`). It goes down when
-its process shrinks its own batches (`listen`) or ends for want of memory (`down`): to the next rung
-that can help, since smaller batches are no use where the weights did not fit, and a batch that was
-never filled need not be halved. A run never goes up again. The first item made on a lower rung
-proves it, and it is remembered for later runs (`worked`). `single_item_rungs` gives the rungs for a
-single item that did not fit beside others. Every move is told in words and as an entry of the
-record.
+How it works:
+
+1. Each stage has a list of rungs, ordered from the cheapest way to run it to the one that needs the
+   least memory, and a position in it.
+2. A stage starts on the rung that an earlier run of the same setup fell back to. Such results
+   expire after 30 days, and apply only if the memory budget is at most 5 % larger. Otherwise the
+   stage starts on the planned rung.
+3. If the stage's process shrinks its own batches after an out-of-memory error, its event moves the
+   stage to the first lower rung that differs only in size and is as small.
+4. If the process ends because of memory, the stage moves to the first lower rung that can help.
+   Smaller batches are skipped if loading the weights ran out of memory. A smaller batch that still
+   holds all items, or a prefill size that no prompt exceeds, is skipped, too.
+5. If no lower rung is left, CannotFit is raised with advice on what to change. A run never moves a
+   stage up again.
+6. The first item made on a lower rung proves that the rung fits. The rung is then stored for later
+   runs, together with the budget.
+7. A single item that does not fit next to others is tried alone, with batch 1, on the rung in force
+   and on each lower one.
+8. Every move is reported as a log line and as an entry under `rungs` in `run.json`.
 """
 
 import contextlib
@@ -37,8 +48,8 @@ KEPT_SECONDS = 30 * 86400.0
 
 
 class Remembered:
-    """The rungs known of one run's stages. `about` is, of each stage, all that decides what it
-    takes: the device, the half, the size of a chunk."""
+    """The stored rungs of a run's stages. `about` holds, per stage, everything that determines its
+    memory use: the device, the half, and the size of a chunk."""
 
     def __init__(self, store: Store, about: Mapping[str, Any], budget: int) -> None:
         namespaces = [digest_of(["rungs", OUTPUT_VERSION, s, of]) for s, of in about.items()]
@@ -81,8 +92,8 @@ Told = Callable[[Mapping[str, Any], str], None]
 
 
 class Ladder:
-    """The rungs of every stage. Safe between threads: a stage tells what it does about itself from
-    a thread of its own."""
+    """The rungs of every stage. Thread-safe, because each stage sends its events from a thread of
+    its own."""
 
     def __init__(
         self,

@@ -1,13 +1,24 @@
-"""Runs each stage of a job over one wave, a rung lower whenever it runs out of memory.
+"""Runs each stage of a job over one wave, and steps a rung down whenever it runs out of memory.
 
-It does not know what runs after what. `frames` cuts the files of a wave in one process. If it runs
-out of memory, it is started again with fewer files at once. If it dies over the files in hand, each
-is cut alone: one that crashes is recorded as failed, one that does not fit is left to the next run.
-`through` runs a later stage: `work_of` names what is missing of the wave, a process makes it on the
-rung in force, and so on until nothing is missing. After a process that ran out of memory the ladder
-goes a rung down, and `_take` tells the ledger the variant of the new rungs. Items too large beside
-others go to `SingleItemFallback`. Records that a stage has used up are deleted (`_give_back`), and
-`begin_frames` cuts the next wave while this one is worked on.
+How it works:
+
+1. `frames` decodes the files of a wave in one process. If that process runs out of memory, it is
+   restarted with fewer files at once.
+2. If it crashes, or runs out of memory with one file at a time, each file that it had open is
+   decoded alone. A file that crashes the decoder is recorded as failed; one that does not fit in
+   memory is left to the next run.
+3. A later stage repeats this: compute what the wave lacks, choose the batches for the rung in
+   force, and start one process for them. The loop ends when nothing is missing, or when a process
+   made nothing.
+4. After a process that ran out of memory, the ladder moves the stage one rung down. The ledger then
+   switches to the variant of the new rungs, since another precision means other cache keys.
+5. Items that the process reported as too large are given to `SingleItemFallback`, which tries each
+   alone on every lower rung.
+6. Records that a stage has consumed, such as frames, are deleted. They stay if the user keeps them
+   or another running job holds a lease on them.
+7. While later stages work on a wave, `begin_frames` decodes the next one in a second process.
+8. A stage without media (texts, summaries, exports) runs in one process for all its items, with the
+   same fallback loop.
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -38,7 +49,7 @@ from stages.process.stage import Stage
 
 
 class OnceStep:
-    """The stages of one job that look at no media."""
+    """Runs the stages of one job that read no media."""
 
     def __init__(
         self,
@@ -117,8 +128,8 @@ class OnceStep:
 
 
 class Steps:
-    """The stages of one job. `tell(stage, total, done)` is called before each starts, and
-    `fetch(parts)` before each that uses weights."""
+    """Runs the stages of one job. `tell(stage, total, done)` is called before each start, and
+    `fetch(parts)` before each stage that uses weights."""
 
     def __init__(
         self,

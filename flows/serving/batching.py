@@ -1,14 +1,14 @@
-"""Decides which requests go to a half together, and when.
+"""Decides which requests form a batch, and when the batch is sent to a half.
 
-A batch leaves when the half is idle: while it is busy, requests gather by themselves, so the busy
-half is the window. An idle one waits a moment only while others are known to be on the way. A
-second batch leaves beside one that is under way where it is full: it is prepared meanwhile. Over
-HTTP a fixed wait of 10 ms cost every lone request those, and gained nothing at saturation.
+A batch is sent when the half is idle. While it is busy, requests gather in the queue, so the busy
+time is the batching window. An idle half waits for a moment only if more requests are known to be
+on the way. A full second batch is sent while the first is running, so that it can be prepared. Over
+HTTP, a fixed wait of 10 ms added 10 ms to every lone request and gained nothing at saturation.
 
-After a half died, each request that it had goes alone, so that the one to blame is known: who is
-alone with it twice when it dies is not tried again. So does one that did not fit by itself: what
-others take may have been in its way, and what they took may not have been given back when it goes
-alone at first.
+After a half's process died, each request that it had is sent alone, so that the cause can be
+identified. A request that was alone both times the process died is not retried. A request that did
+not fit is also retried alone, since other requests may have used the memory it needed; it gets a
+second attempt alone, because their memory may not have been released at the first.
 """
 
 import asyncio
@@ -28,7 +28,7 @@ AT_ONCE = 2
 
 @dataclass(eq=False, kw_only=True, slots=True)
 class QueuedWork:
-    """One thing that a half is to make."""
+    """One request to a half."""
 
     key: str
     member: Keyed
@@ -48,7 +48,7 @@ class QueuedWork:
 
 @dataclass(kw_only=True, slots=True)
 class Batches:
-    """The works that wait for one half, and those that it has."""
+    """The requests that wait for one half, and those that it is working on."""
 
     most: int
     """Most works of a batch."""

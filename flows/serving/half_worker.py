@@ -1,7 +1,26 @@
-"""One half that stays: takes what waits for it through its process, and begins that anew when it
-ends.
+"""Runs one half of a model for a server: a request queue, a worker process, and its restarts.
 
-It comes to the device when there is something to do, and leaves it after a while without.
+How it works:
+
+1. A request is added to the queue with its cache key, and its caller awaits a future. A request is
+   refused with status 429 once 64 MiB of requests are pending. It is refused at once while the
+   worker cannot be started.
+2. `run` calls `_step` whenever something changed. The worker is in one of four states: away,
+   waiting for the device, loading, or resident.
+3. When a batch is due and the worker is away, it waits until the device scheduler grants it memory.
+   A process is then started on the rung in force, and its first `ready` event makes it resident.
+4. A resident worker is sent each batch as soon as it is due. It sends no new batch while another
+   half waits for the device.
+5. Results arrive as events. Each resolves the futures of its keys: captions and published records
+   as answers, failures as refusals. An item that did not fit is queued again to run alone, and is
+   refused after two attempts alone.
+6. When the process reports a smaller batch, the ladder steps down and batches shrink. After an idle
+   time the worker leaves the device.
+7. When the process dies, its requests are queued again, each to run alone. A request that is alone
+   when the process dies a second time is refused. If memory ran out, the ladder first moves a rung
+   down.
+8. After three failed starts in a row, or an error that a retry cannot fix, requests are refused for
+   10 s before the next start.
 """
 
 import asyncio
@@ -40,7 +59,7 @@ TOO_LARGE = bad(
 
 
 class Works:
-    """The works of one half, and when it was at them last."""
+    """The request queue of one half, and the time of its last activity."""
 
     def __init__(self, batches: Batches, metrics: HalfMetrics) -> None:
         self.batches = batches
@@ -132,7 +151,7 @@ AGAIN_SECONDS = 10.0
 
 
 class Setbacks:
-    """The failed starts of one process."""
+    """Counts the failed starts of one process, and delays the next one."""
 
     def __init__(self, name: str, model: ModelWatch) -> None:
         self._name = name
@@ -174,7 +193,7 @@ AWAY, WAITING, LOADING, RESIDENT = "away", "waiting", "loading", "resident"
 
 
 class Half:
-    """One half; all of it runs on the event loop."""
+    """One half with its queue and process. All methods run on the event loop."""
 
     def __init__(
         self,
