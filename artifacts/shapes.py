@@ -1,8 +1,12 @@
 """Validates JSON that may have been edited against the shape that it was written in.
 
-A shape is one of: a function of this module that checks one value (`text`, `count`, `number`, ...);
-a list of one shape; a tuple with one shape per element; a dict of an object's fields; or `Maybe`,
-`Some`, `Left` or `Each` of another shape.
+A shape is one of:
+
+- a function of this module that checks one value (`text`, `count`, `number`, ...)
+- a list of one shape
+- a tuple with one shape per element
+- a dict of an object's fields
+- `Maybe`, `Some`, `Left` or `Each` of another shape
 """
 
 import json

@@ -1,6 +1,6 @@
 """Divides the files of a run into partitions that separate machines can process.
 
-The division depends only on the files, and not on the number of workers: in 16 bit a chunk's output
+The division depends only on the files, and not on the number of workers. In 16 bit a chunk's output
 depends on its batch, and batches are formed from a run's files. A partition is a list file in the
 run's folder, named by the digest of its contents, so that a restarted run finds the same
 partitions.

@@ -1,1 +1,1 @@
-"""Estimates what a job takes, and decides what it is run on so that it fits."""
+"""Estimates the resources of a job, and selects settings with which it fits."""

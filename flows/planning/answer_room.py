@@ -1,5 +1,6 @@
-"""Counts the tokens of a context that are left for an answer, beside pictures and words. It loads
-no model."""
+"""Counts the tokens of a context that remain for an answer after images and text. Loads no
+model.
+"""
 
 from dataclasses import dataclass
 
@@ -15,7 +16,7 @@ from stages.decode.generation import Generation
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AnswerRoom:
-    """The tokens of a context, beside one chunk."""
+    """The token budget of a context for one chunk."""
 
     pictures: int
     """Those of its frames, and of the words about each of them."""

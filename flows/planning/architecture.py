@@ -1,4 +1,4 @@
-"""Reads a checkpoint's dimensions off `config.json` and the headers of its files."""
+"""Reads a checkpoint's dimensions from `config.json` and the headers of its weight files."""
 
 import json
 import math
@@ -24,7 +24,7 @@ FLOATS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat1
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Architecture:
-    """A checkpoint known by its dimensions."""
+    """The dimensions of a checkpoint."""
 
     towers: tuple[Tower, ...]
     parameters: int

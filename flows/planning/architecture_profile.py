@@ -1,5 +1,6 @@
-"""Makes a profile of a checkpoint's dimensions, so that a model without a known class can be
-planned. What it says of computing are formulas of dimensions."""
+"""Builds a model profile from a checkpoint's dimensions, so that a model without a supported class
+can be planned. Its compute costs are formulas of the dimensions.
+"""
 
 from collections.abc import Sequence
 from itertools import product

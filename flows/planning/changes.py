@@ -1,4 +1,4 @@
-"""Finds what would make a job fit that does not; the arithmetic is that of the refusal."""
+"""Finds option changes that would make a job fit, using the estimate that refused it."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -23,7 +23,7 @@ NAMED = 4
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Change:
-    """A change that would make a job fit."""
+    """An option change that would make a job fit."""
 
     option: str
     """The option as it is given: `--memory 14GiB`."""

@@ -1,11 +1,15 @@
-"""Chooses the rung that each stage of a job is started on; starts nothing.
+"""Selects the rung that each stage of a job starts on. Starts no process.
 
-`choices` walks the rungs of each stage, cheapest first, and estimates on each the peak of the
-chunks that take most. It takes the first rung that keeps to the budget. If none does, it takes the
-first on which the job's smallest chunk fits: larger ones are then tried alone by the run. If not
-even that fits, it takes the rung with the lowest peak, and the stage is refused when a low estimate
-of the smallest chunk (`DOUBT`) is still too much there. A rung on which an earlier run found the
-stage to fit is taken as it is.
+How it works:
+
+1. For each stage, the rungs are tried in order, cheapest first. On each, the peak memory of the
+   largest chunks is estimated.
+2. The first rung within the budget is selected.
+3. If there is none, the first rung on which the job's smallest chunk fits is selected. The run then
+   tries larger chunks alone.
+4. If not even that fits, the rung with the lowest peak is selected. The stage is refused if a low
+   estimate of the smallest chunk (`DOUBT`) still exceeds the budget.
+5. A rung on which an earlier run found the stage to fit is used without an estimate.
 """
 
 from collections.abc import Mapping, Sequence
@@ -42,7 +46,7 @@ last rung: estimates are that good."""
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Question:
-    """The question whether the stages of a job fit."""
+    """The input of a selection: stages of a job, with their workloads."""
 
     model: Model
     config: RunOptions
@@ -85,7 +89,7 @@ class Question:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Choice:
-    """The rung found for one stage."""
+    """The rung selected for one stage."""
 
     first: StageEstimate
     """Estimate on the rung that the command asks for."""

@@ -1,5 +1,6 @@
-"""Refuses frames and words that do not fit the model's context, before anything is encoded. It
-loads no model."""
+"""Refuses frames and prompts that exceed the model's context before anything is encoded. Loads no
+model.
+"""
 
 import math
 from collections.abc import Sequence

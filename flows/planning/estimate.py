@@ -1,4 +1,6 @@
-"""Estimates what a stage takes on a rung: arithmetic on a model's profile, no model library."""
+"""Estimates the memory and time of a stage on a rung, from a model profile. Imports no model
+library.
+"""
 
 import math
 from collections.abc import Sequence
@@ -22,7 +24,7 @@ Purpose = Literal["weight", "activation", "kv", "workspace", "context", "host"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Term:
-    """One number of an estimate and where it comes from."""
+    """One number of an estimate, with its origin."""
 
     part: Purpose
     bytes: int
@@ -32,7 +34,8 @@ class Term:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StageEstimate:
-    """Expected peak of one stage process on one rung, in bytes, above what its imports take."""
+    """Expected peak memory of one stage process on one rung, in bytes, above the memory of its
+    imports."""
 
     rung: Rung
     weight_bytes: int

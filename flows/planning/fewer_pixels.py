@@ -1,4 +1,4 @@
-"""Reckons what a job takes whose pictures and frames are kept to fewer pixels."""
+"""Estimates a job whose images and frames are limited to fewer pixels."""
 
 import math
 from collections.abc import Iterator, Sequence

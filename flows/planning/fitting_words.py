@@ -1,4 +1,4 @@
-"""Proposes what fits the context where a prompt and an answer do not; loads no model."""
+"""Suggests options that fit the context where a prompt and an answer do not. Loads no model."""
 
 from flows.checkpoint.models import Model
 from flows.options.commands import RunOptions

@@ -1,4 +1,4 @@
-"""Measures a model's graphs beside torch in a process of its own, for `--vision-backend auto`."""
+"""Measures a model's graphs against torch in a separate process, for `--vision-backend auto`."""
 
 from dataclasses import replace
 

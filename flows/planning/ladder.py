@@ -2,13 +2,13 @@
 
 How it works:
 
-1. Each stage has a list of rungs, ordered from the cheapest way to run it to the one that needs the
-   least memory, and a position in it.
+1. Each stage has a list of rungs and a position in it. The first rung is the cheapest way to run
+   the stage; later ones need less memory.
 2. A stage starts on the rung that an earlier run of the same setup fell back to. Such results
    expire after 30 days, and apply only if the memory budget is at most 5 % larger. Otherwise the
    stage starts on the planned rung.
-3. If the stage's process shrinks its own batches after an out-of-memory error, its event moves the
-   stage to the first lower rung that differs only in size and is as small.
+3. A process may shrink its own batches after an out-of-memory error. Its event moves the stage to
+   the first lower rung that has batches as small and is otherwise the same.
 4. If the process ends because of memory, the stage moves to the first lower rung that can help.
    Smaller batches are skipped if loading the weights ran out of memory. A smaller batch that still
    holds all items, or a prefill size that no prompt exceeds, is skipped, too.

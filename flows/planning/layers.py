@@ -1,9 +1,10 @@
-"""Counts what a layer of a transformer takes while it computes, by its dimensions.
+"""Computes the memory that a transformer layer uses while it runs, from its dimensions.
 
-Counted as the classes of transformers compute without gradients; `scripts/plan_table.py` compares
-it with dry runs on the meta device. Four rows of a tower's width live beside what a layer makes:
-the input of the tower, the residual stream before and after attention, and its normalised copy.
-Inside one lives either what attention or what the MLP makes. Fused attention keeps no scores.
+The numbers follow the transformers classes without gradients; `scripts/plan_table.py` compares them
+with dry runs on the meta device. Four tensors of an encoder's width are live besides a layer's own
+results: the encoder's input, the residual stream before and after attention, and its normalized
+copy. Within a layer, either the attention results or the MLP results are live. Fused attention
+stores no scores.
 """
 
 from flows.planning.towers import Tower

@@ -1,5 +1,6 @@
-"""Keeps what `penstock doctor --measure` found out of this machine for later plans; imports no
-model library."""
+"""Stores the measurements of `penstock doctor --measure` for later plans. Imports no model
+library.
+"""
 
 import os
 from collections.abc import Mapping
@@ -31,7 +32,7 @@ ADVICE = "`penstock doctor --measure` takes less than 15 s"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Machine:
-    """One machine as it was measured. Rates are a second."""
+    """The measurements of one machine. Rates are per second."""
 
     device: str
     """Uuid of the GPU; `cpu`."""
@@ -96,7 +97,7 @@ class Machine:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Known:
-    """A measurement, or why there is none."""
+    """A measurement, or the reason why there is none."""
 
     machine: Machine | None
     why: str = ""

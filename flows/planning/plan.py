@@ -1,4 +1,4 @@
-"""Plans memory, disk and time of a run, and whether it fits; starts only the describing process."""
+"""Plans memory, disk and time of a run, and whether it fits. Starts only the describing process."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -51,7 +51,7 @@ from stages.process.device import device_name
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Plan:
-    """A run as it is planned."""
+    """The plan of a run."""
 
     question: Question
     budget: Budget

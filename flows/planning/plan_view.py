@@ -1,4 +1,4 @@
-"""Shows a plan to people: the verdict first, then where the memory goes; works nothing out."""
+"""Prints a plan: the verdict first, then what uses the memory. Computes nothing."""
 
 from collections.abc import Iterator
 from typing import Any

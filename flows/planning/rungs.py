@@ -1,4 +1,4 @@
-"""Names the rungs of the ladder, the ways to run a stage, cheapest first."""
+"""The fallback rungs of a stage: the ways to run it, cheapest first."""
 
 from dataclasses import asdict, dataclass
 from typing import Any

@@ -1,4 +1,4 @@
-"""Tells how long a stage's work takes on a machine that was measured."""
+"""Estimates the time of a stage's work on a machine with measurements."""
 
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -11,7 +11,7 @@ PROCESS_SECONDS = 0.3
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Pass:
-    """One way in which a half is run, so many times."""
+    """One kind of forward pass of a half, and how often it runs."""
 
     precision: str
     """Precision of its weights: `fp32`, `bf16`, `fp16`, `int8`, `nf4`."""
@@ -28,7 +28,7 @@ class Pass:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class WorkEstimate:
-    """The work that a stage has to do; an empty one takes no time."""
+    """The work of a stage. An empty one takes no time."""
 
     halves: int = 0
     """Processes that load half a model."""

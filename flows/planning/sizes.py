@@ -1,4 +1,6 @@
-"""Estimates from headers how much disk the media of a job take, before any frame is decoded."""
+"""Estimates from file headers how much disk the media of a job need, before any frame is
+decoded.
+"""
 
 import math
 from collections.abc import Sequence
@@ -199,7 +201,7 @@ def frame_counts(sampling: Sampling, seconds: float) -> Sequence[int]:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Header:
-    """A medium's header as it stands; lies are harmless here."""
+    """A medium's header values, not validated. Wrong values only make the estimate wrong."""
 
     seconds: float
     size: tuple[int, int]

@@ -1,5 +1,6 @@
-"""Finds the tensors of a checkpoint that are equal layers one after another. Their matrices tell of
-attention and MLP; it knows names and shapes only."""
+"""Finds stacks of identical layers among a checkpoint's tensors, by names and shapes. Their
+matrices identify attention and MLP.
+"""
 
 import math
 from collections import Counter
@@ -17,7 +18,7 @@ ATTENTION = ("attn", "attention")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Stack:
-    """Layers under one path, told by one of them."""
+    """Identical layers under one path, described by one of them."""
 
     path: str
     layers: int

@@ -1,5 +1,6 @@
-"""Makes the ladder of a job, and says where each stage starts on it; starts no stage. It goes by
-what is remembered and what is planned, and gives advice for the ladder's end."""
+"""Builds the ladder of a job, and selects the rung on which each stage starts: a stored one, or the
+planned one. Starts no stage. It also supplies the advice for the end of the ladder.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace

@@ -1,5 +1,5 @@
-"""Yields terms of a stage that loads half a model. They are weights, streamed layers and what waits
-for them, caches, attention on a GPU, what is prefetched, what libraries take.
+"""Memory terms of a stage that loads half a model: weights, streamed layers and their prefetch,
+caches, attention on a GPU, prefetched inputs, and library overhead.
 """
 
 import math

@@ -1,4 +1,4 @@
-"""Tells how long what is left of a job takes on a measured machine; opens no file."""
+"""Estimates the remaining time of a job on a machine with measurements. Opens no file."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

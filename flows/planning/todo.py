@@ -1,4 +1,4 @@
-"""Counts what each stage of a job still has to do; opens no file."""
+"""Counts the remaining work of each stage of a job. Opens no file."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -13,7 +13,7 @@ from stages.process.stage import Stage
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ToDo:
-    """The work left of one kind of media."""
+    """The remaining work of one kind of media."""
 
     workload: Workload
     """An ordinary chunk of it."""

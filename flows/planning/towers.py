@@ -1,5 +1,5 @@
-"""Describes one tower of a checkpoint, its equal layers and what surrounds them. It goes by the
-shapes of its tensors and what `config.json` tells of it.
+"""Describes one encoder of a checkpoint, its identical layers and the modules around them, from
+tensor shapes and `config.json`.
 """
 
 import math
@@ -20,7 +20,7 @@ PLAIN = ("gelu", "relu", "silu", "gelu_pytorch_tanh")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Tower:
-    """Equal layers one after another, with what belongs to them."""
+    """Identical layers one after another, with the modules around them."""
 
     path: str
     """Path of its layers."""

@@ -1,4 +1,6 @@
-"""Tells which budget takes this model in which precision; each cell is reckoned as a plan is."""
+"""Computes which memory budget fits a model in which precision. Each cell is estimated
+like a plan.
+"""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -34,7 +36,7 @@ LEGEND = (
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Cell:
-    """One cell of the table: whether a model fits, and how."""
+    """One cell of the table: whether a model fits, and with which rung."""
 
     gib: int
     fits: bool

@@ -1,4 +1,4 @@
-"""Describes the largest chunks of a job, in pixels and tokens; opens no file."""
+"""Describes the largest chunks of a job, in pixels and tokens. Opens no file."""
 
 import math
 from collections.abc import Sequence
@@ -30,7 +30,7 @@ processors, 15 with Pix2Struct's, which counts in 32 bit (measured with 24 megap
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Workload:
-    """The chunks of one kind that a job has, told by the largest of them."""
+    """The chunks of one kind in a job, described by the largest of them."""
 
     kind: MediaKind
     chunks: int

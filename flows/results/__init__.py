@@ -1,1 +1,1 @@
-"""Gives people and programs what a run leaves: outputs, record, status, report."""
+"""The results of a run for people and programs: outputs, run record, status, report."""

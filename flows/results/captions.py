@@ -1,5 +1,6 @@
-"""Makes the captions of a run's files from what is stored, with what people corrected of them. It
-runs no model and writes nothing."""
+"""Builds the captions of a run's files from stored records and user corrections. Runs no model and
+writes nothing.
+"""
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace

@@ -1,8 +1,8 @@
-"""Keeps a clip of each chunk of longer videos in `OUT/clips`, for trainers that are told of files.
-What is there and still right is not cut again; what a person edited stays.
+"""Writes a clip of each chunk of longer videos to `OUT/clips`, for trainers that read files. Clips
+that are still correct are not cut again, and clips that a user edited are kept.
 
-`index.json` says of each clip which state its file had when it was cut. It is written before clips
-get their names, so that one that is there and not in it is none of ours.
+`index.json` records the file stamp that each clip had when it was cut. It is written before clips
+get their final names, so a clip that the index does not list was not made by a run.
 """
 
 import contextlib
@@ -39,7 +39,7 @@ def kept_note(names: Sequence[str], folder: Path) -> str:
 
 
 class Clips:
-    """The clips in `OUT`, and what became of those that were asked for."""
+    """The clips in `OUT`, and the outcome for those that were requested."""
 
     def __init__(self, job: Job, launcher: Launcher, tell: Tell) -> None:
         self.folder = job.out / CLIPS

@@ -1,4 +1,4 @@
-"""Cuts chunks out of videos in a process of its own, whatever they are for; runs no model."""
+"""Cuts chunks out of videos in a separate process. Runs no model."""
 
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -35,7 +35,7 @@ def batches(items: Sequence[SampleSource]) -> Iterator[list[SampleSource]]:
 
 
 class Cutter:
-    """A cutter of chunks of videos in a process of its own, which a damaged file may bring down."""
+    """Cuts chunks of videos in a separate process, because a damaged file may crash it."""
 
     def __init__(self, job: Job, launcher: Launcher, tell: Tell, aside: Path) -> None:
         self._log = job.out / "logs" / "cut.log"

@@ -1,5 +1,6 @@
-"""Makes WebDataset shards of stored captions: which are to be written, with which media; runs no
-model."""
+"""Writes WebDataset shards of stored captions: selects the samples and their media. Runs
+no model.
+"""
 
 import contextlib
 from collections.abc import Iterator, Sequence

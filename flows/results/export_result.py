@@ -1,4 +1,6 @@
-"""Puts a checkpoint that was judged into its place, and tells how it ended; runs no model."""
+"""Moves an evaluated checkpoint to its final path, and reports the result of the export. Runs no
+model.
+"""
 
 import os
 import shutil
@@ -198,7 +200,7 @@ SHAPE = {
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ExportFound:
-    """An export, as far as it has come."""
+    """The state of an export as read from its folder."""
 
     checkpoint: Path
     """Folder of the checkpoint: in its place, or where it waits."""

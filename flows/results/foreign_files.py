@@ -1,7 +1,7 @@
-"""Refuses to replace files that no run wrote and that are called as outputs are.
+"""Refuses to replace files that have the name of an output but that no run wrote.
 
-A file is known for a run's by what it begins with. So those of earlier versions, of other stores
-and of runs that were killed are known, too, and nothing has to be remembered.
+An output is recognized by its first bytes. This also covers files of earlier versions, of other
+stores and of killed runs, and needs no stored state.
 """
 
 import csv

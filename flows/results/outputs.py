@@ -1,4 +1,4 @@
-"""Writes the files people asked for from stored captions; runs no model."""
+"""Writes the requested output files from stored captions. Runs no model."""
 
 import json
 import os
@@ -103,7 +103,7 @@ def there_before(job: Job) -> list[str]:
 
 @dataclass(kw_only=True, slots=True)
 class Written:
-    """The contents of the outputs now."""
+    """The counts of what the outputs contain now."""
 
     captions: int = 0
     cut: int = 0

@@ -1,5 +1,6 @@
-"""Puts the texts that people wrote into the samples of data sets, in the place of captions, and
-counts what of people is in each output. It runs no model and writes nothing."""
+"""Uses hand-written texts in place of captions in data set samples, and counts user-written content
+per output. Runs no model and writes nothing.
+"""
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -20,7 +21,7 @@ from flows.results.text_files import text_stems
 
 
 class PeoplesTexts:
-    """The hand-written texts of the media of one run."""
+    """The hand-written texts of one run's media."""
 
     def __init__(self, job: Job) -> None:
         self._job = job

@@ -1,5 +1,6 @@
-"""Signs the command that a run's record names, and tells whether this user signed it here. Whoever
-can write into the folder of a run could name any command there."""
+"""Signs the command in a run record, and checks whether this user signed it on this machine.
+Without a signature, anyone who can write into a run folder could place a command there.
+"""
 
 import hashlib
 import hmac

@@ -1,4 +1,4 @@
-"""Reads the record of a run, which people or another version may have changed; writes none."""
+"""Reads a run record, which a user or another version may have changed. Writes none."""
 
 import os
 import socket

@@ -1,5 +1,6 @@
-"""Writes `run.json`: what a run planned, did and cost, while it works. It is a report, never what
-resume relies on."""
+"""Writes `run.json` during a run: its plan, progress and costs. It is a report; resuming never
+depends on it.
+"""
 
 import contextlib
 import os
@@ -37,7 +38,7 @@ KEPT_WARNINGS = 1000
 
 
 class RunRecord:
-    """The record that `penstock status` and people read."""
+    """The run record, which `penstock status` and people read."""
 
     def __init__(self, out: Path, pipeline: Pipeline = CAPTION, **more: Any) -> None:
         """Begin the record; `more` is what else to say of the run, such as who started it."""

@@ -1,4 +1,4 @@
-"""Tells how a caption run ended, for its last line, programs and Prefect; decides nothing."""
+"""Describes how a caption run ended, for its last line, for programs and for Prefect."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -15,7 +15,7 @@ from flows.results.summaries import SUMMARIES
 
 @dataclass(kw_only=True, slots=True)
 class RunResult:
-    """The end of a run."""
+    """The result of a run."""
 
     out: Path
     files: int

@@ -1,5 +1,6 @@
-"""Tells which samples there are of what is captioned, and where their media come from. It runs no
-model and cuts nothing."""
+"""Lists the samples of captioned media, with the source of each. Runs no model and cuts no
+video.
+"""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -21,7 +22,7 @@ SAME_SECONDS = 0.001
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SampleSource:
-    """One sample and the source of its media."""
+    """One sample, and the source of its media."""
 
     sample: Sample
     file: Path

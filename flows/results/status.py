@@ -1,5 +1,6 @@
-"""Works out from its record how a run stands; reads and starts nothing. That is what is done, how
-fast, how long still."""
+"""Computes the status of a run from its record: finished items, rate and remaining time. Starts
+nothing.
+"""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ SHORTEST_SECONDS = 1.0
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StageStatus:
-    """One stage of a run, in chunks; failures of the frames stage are counted in files."""
+    """One stage of a run, in chunks. Failures of the frames stage are counted in files."""
 
     name: str
     running: bool

@@ -1,5 +1,6 @@
-"""Names what is to be summarized of a job, by its captions, and writes the summaries that are
-there; runs no model."""
+"""Selects the videos of a job to be summarized, from their captions, and writes the stored
+summaries. Runs no model.
+"""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -32,7 +33,7 @@ OF_ANY_TEXT = (
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SummaryRow:
-    """One line of `summaries.jsonl`: what was said of one video."""
+    """One line of `summaries.jsonl`: the summary of one video."""
 
     media_path: str
     """Path relative to the folder given, or the file's name; POSIX."""
@@ -53,7 +54,7 @@ class SummaryRow:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Story:
-    """A video of which all that can be captioned is captioned."""
+    """A video whose chunks are all captioned or failed."""
 
     file: MediaFile
     digest: str

@@ -1,5 +1,4 @@
-"""Makes rows of tables of captions: one a chunk, whatever number of prompts it was asked. Runs no
-model."""
+"""Builds rows of caption tables: one row per chunk for any number of prompts. Runs no model."""
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence

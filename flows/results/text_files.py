@@ -1,5 +1,5 @@
-"""Writes one text file a medium, in `OUT` or beside the media; runs no model. Texts that we wrote
-are brought to what is said now; what people wrote or edited is theirs.
+"""Writes one text file per medium, in `OUT` or next to the media. Generated files are updated to
+the present captions; files that a user wrote or edited are left alone. Runs no model.
 """
 
 import contextlib
@@ -27,7 +27,7 @@ from flows.results.captions import unrejected
 
 @dataclass(kw_only=True, slots=True)
 class Texts:
-    """The fate of the files of one form in one place."""
+    """Counts of the files of one format in one place, by outcome."""
 
     form: str
     beside: bool
@@ -126,7 +126,7 @@ def _texts_in(folders: Set[str]) -> set[str]:
 
 
 class _Writer:
-    """A writer of the files of one form in one place."""
+    """Writes the files of one format in one place."""
 
     def __init__(self, job: Job, own: OwnFiles, texts: Texts, stems: list[str]) -> None:
         self._job = job

@@ -1,4 +1,4 @@
-"""Makes small pictures of media for pages."""
+"""Makes thumbnails of media for pages."""
 
 import io
 from pathlib import Path

@@ -1,8 +1,8 @@
-"""Writes the data sets that trainers read, of what is captioned: which samples are in them, and
-where their media lie. It runs no model.
+"""Writes the data sets of trainers from captioned media: selects the samples, and locates their
+media. Runs no model.
 
-They are of whole files, where a file is one chunk, and of clips of the others. Where a trainer
-wants media in a folder of its own, or tells two of them not apart, they get a second name there.
+A file with a single chunk is used whole; longer videos are used as clips. Where a trainer needs
+media in its own folder, or would confuse two of them, they are linked there under a second name.
 """
 
 import contextlib
@@ -40,7 +40,7 @@ Chunk = Sequence[SampleSource]
 
 @dataclass(kw_only=True, slots=True)
 class TrainersWritten:
-    """The data sets of trainers that were written, and what a person should know of them."""
+    """The data sets that were written, and notes about them for the user."""
 
     forms: list[str] = field(default_factory=list)
     """Formats whose files hold what is said now."""

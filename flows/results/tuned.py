@@ -1,5 +1,6 @@
-"""Reads what a training left in an adapter's folder, which people may have changed. It trains
-nothing."""
+"""Reads the results of a training run from an adapter's folder, which a user may have changed.
+Trains nothing.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -56,7 +57,7 @@ ASKED = {
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TuneResult:
-    """What a training, or a scoring, says of itself to whoever asked for it."""
+    """The result of a training or scoring run."""
 
     out: Path
 
@@ -71,7 +72,7 @@ class TuneResult:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Tuned(TuneResult):
-    """The end of a training, or how far it is."""
+    """The end of a training run, or its progress."""
 
     record: Mapping[str, Any]
 
@@ -103,7 +104,7 @@ class Tuned(TuneResult):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AdapterScore(TuneResult):
-    """How near a model comes to captions, with an adapter or without."""
+    """How close a model comes to the reference captions, with or without an adapter."""
 
     adapter: str
     """Folder of the adapter; empty: the model alone."""
@@ -176,7 +177,7 @@ def refuse_other(out: Path, recipe: Mapping[str, Any], *, resume: bool) -> None:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainingFound:
-    """A training, as far as it has come."""
+    """The state of a training run as read from its folder."""
 
     run: Path
     """Folder of the record of its run."""

@@ -1,7 +1,8 @@
-"""Writes the vectors of a run, a row a picture or a frame, with what each is of; runs no model.
+"""Writes the vectors of a run, one row per image or frame, with the source of each row. Runs no
+model.
 
-`embeddings.npy` holds them as one array, `embeddings.parquet` says of each row what it is of. Both
-are written when a run ends, however it ends, and hold what is there by then.
+`embeddings.npy` holds them as one array; `embeddings.parquet` names the source of each row. Both
+are written when a run ends, in whatever way, and contain the rows that exist by then.
 """
 
 from collections.abc import Iterator
@@ -31,7 +32,7 @@ Made = tuple[MediaFile, Task]
 
 @dataclass(kw_only=True, slots=True)
 class VectorsWritten(RunEnd):
-    """The end of a run that made vectors."""
+    """The end of a run that computed vectors."""
 
     vectors: int = 0
     width: int = 0

@@ -1,2 +1,3 @@
-"""Serves the captions of a run to one person, who corrects, accepts and rejects them; runs no
-model."""
+"""Serves the captions of a run to one user, who corrects, accepts and rejects them. Runs
+no model.
+"""

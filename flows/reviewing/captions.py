@@ -1,6 +1,4 @@
-"""Holds the captions of a run's folder with what people said of them, and takes in what they say
-next.
-"""
+"""Holds the captions of a run's folder with the user's edits, and records new edits."""
 
 import logging
 import unicodedata
@@ -44,11 +42,11 @@ ASKED = {
 
 
 class EditRefused(ValueError):
-    """Something that cannot be done to a caption; the text says why, to a person."""
+    """An edit that cannot be applied. The message gives the user the reason."""
 
 
 class ReviewedCaptions:
-    """The captions of one folder, and the journal of what is done to them."""
+    """The captions of one folder, and the journal of edits."""
 
     def __init__(self, out: Path) -> None:
         """Read a run's folder and open its journal. Raises UsageError, EnvironmentFault."""

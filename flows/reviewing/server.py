@@ -74,7 +74,7 @@ def confirmed(command: Mapping[str, Any] | None, out: Path) -> Mapping[str, Any]
 
 
 class Rewriting:
-    """The command of a folder's last run, and how running it again went."""
+    """The command of a folder's last run, and the result of running it again."""
 
     def __init__(self, command: Mapping[str, Any] | None, *, by_rule: bool = True) -> None:
         """Take what `run.json` says of the command; None where it was not told. One that was
@@ -171,8 +171,8 @@ def review_app(captions: ReviewedCaptions, rewriting: Rewriting, word: str) -> S
 
 
 class _ThisMachineOnly:
-    """An application that is asked as this machine alone, and not by a name that another site's
-    page had bound to its address."""
+    """An ASGI application that accepts only Host headers of this machine. Another site's name bound
+    to this address is refused."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -216,7 +216,7 @@ def _is_foreign(request: Request) -> bool:
 
 
 class _Routes:
-    """What is answered to whom knows the word."""
+    """The routes for clients with the access token."""
 
     def __init__(self, captions: ReviewedCaptions, rewriting: Rewriting) -> None:
         self._captions = captions

@@ -1,1 +1,3 @@
-"""Takes a job from its first stage to its last: waves, steps, a rung down, an end in order."""
+"""Runs a job from its first stage to its last: waves, stages, fallback rungs, and an
+orderly end.
+"""

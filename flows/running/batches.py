@@ -1,5 +1,6 @@
-"""Decides what one process of a stage does, and which chunks it computes together. It decides by
-the whole wave, before any of it is run; it runs nothing and knows not how much fits."""
+"""Decides what one process of a stage computes, and which chunks form a batch. The decision covers
+the whole wave, and is made before any of it is run.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

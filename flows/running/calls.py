@@ -1,5 +1,4 @@
-"""Writes down what each stage is told, on whatever rung; starts nothing and knows not what runs
-after what."""
+"""Builds the arguments of each stage process for a given rung. Starts no process."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -40,7 +39,7 @@ def settings_on(model: Model, rung: Rung) -> PartSettings | None:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LivePlaces:
-    """Where the records of a stage that stays are, other than those of its job."""
+    """Record locations of a worker process that differ from those of its job."""
 
     store: str = ""
     frames_store: str = ""
@@ -49,7 +48,7 @@ class LivePlaces:
 
 
 class Calls:
-    """The calls of the stages of one job."""
+    """Builds the stage calls of one job."""
 
     def __init__(self, job: Job) -> None:
         self._job = job

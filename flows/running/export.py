@@ -1,8 +1,8 @@
-"""Takes an export from its configuration to a checkpoint that was judged.
+"""Runs an export, from its configuration to an evaluated checkpoint.
 
-The original captions the samples, as any run does, so that what is in the store is not made again.
-Then the checkpoint is written beside its place and judged by what both make of the same samples;
-when it passes it is put into its place.
+The original model first captions the samples as in any run, so that stored captions are reused. The
+new checkpoint is then written next to its final path. It is compared with the original on the same
+samples, and moved to its path if it passes.
 """
 
 import shutil
@@ -183,7 +183,7 @@ def export(
 
 
 class _Export:
-    """One export under way."""
+    """One running export."""
 
     def __init__(
         self,

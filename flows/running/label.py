@@ -1,4 +1,4 @@
-"""Takes a run that gives labels from its configuration to its exit code."""
+"""Runs a labelling job, from its configuration to its exit code."""
 
 from collections.abc import Collection
 from dataclasses import dataclass, field, replace
@@ -26,7 +26,7 @@ from flows.running.run_observer import OnBegin, Watch
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LabelAsked:
-    """The labels that a command asks for."""
+    """The labels that a command requests."""
 
     labels: LabelSet
     threshold: float | None = None

@@ -1,4 +1,6 @@
-"""Has a process merge an adapter into the model of a job, which is then exported in its stead."""
+"""Starts a process that merges an adapter into the model of a job. The merged model is then
+exported.
+"""
 
 from dataclasses import replace
 from typing import Any

@@ -1,5 +1,4 @@
-"""Runs the stages of a pipeline one after another, wave by wave; the same with and without
-Prefect."""
+"""Runs the stages of a pipeline one after another, wave by wave, with or without Prefect."""
 
 import contextlib
 import time
@@ -116,7 +115,7 @@ class SummariesStep:
 
 
 class TextsStep:
-    """Makes vectors of texts for one job."""
+    """Computes the text vectors of one job."""
 
     def __init__(self, job: Job, record: RunRecord, once: OnceStep) -> None:
         self._job = job

@@ -1,4 +1,4 @@
-"""Takes one run from its configuration to its exit code, whoever launches the stages."""
+"""Runs one job from its configuration to its exit code, with any launcher."""
 
 import contextlib
 import errno

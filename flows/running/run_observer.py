@@ -1,4 +1,4 @@
-"""Tells people and the record what the stages of a run do; starts none."""
+"""Reports stage events to the console and the run record. Starts no stage."""
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
@@ -62,7 +62,7 @@ OnBegin = Callable[[Job, RunRecord], None]
 
 
 class Watch:
-    """A listener that tells people and the record what the stages do."""
+    """Reports stage events to the console and the run record."""
 
     def __init__(self, display: Display, on_begin: OnBegin | None = None) -> None:
         self._display = display

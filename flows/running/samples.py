@@ -1,4 +1,4 @@
-"""Finds the chunks by which a checkpoint is calibrated and judged; runs nothing."""
+"""Selects the chunks that a checkpoint is calibrated and evaluated on. Runs nothing."""
 
 import contextlib
 import tempfile
@@ -21,7 +21,7 @@ Captioned = tuple[str, list[CaptionedItem]]
 
 
 class ExportSample(NamedTuple):
-    """One chunk, as the original made it."""
+    """One chunk with the original model's output."""
 
     task: Task
     caption: str

@@ -1,4 +1,4 @@
-"""Tries items that fit nowhere beside others alone, on every lower rung, before they fail."""
+"""Tries items that did not fit next to others alone, on every lower rung, before they fail."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -30,7 +30,7 @@ def too_large(stage: str, words: str, wanted: int = 0) -> dict[str, Any]:
 
 
 class SingleItemFallback:
-    """The fallback for the items of one run that did not fit."""
+    """The fallback for items of one run that did not fit."""
 
     def __init__(
         self, job: Job, ladder: Ladder, run: Run, tell: Callable[[str, int, int], None]

@@ -1,4 +1,4 @@
-"""Lets a run be stopped from outside without losing what is done."""
+"""Stops a run on a signal without losing finished work."""
 
 import contextlib
 import signal

@@ -1,7 +1,7 @@
-"""Takes a training from its configuration to an adapter.
+"""Runs a training job, from its configuration to an adapter.
 
-What of the examples' media is not encoded yet is encoded first, as any run does. Then one process
-trains on the features alone, goes on where an earlier one was, and writes the adapter.
+Media of the examples that are not encoded yet are encoded first, as in any run. One process then
+trains on the features alone, resumes where an earlier one ended, and writes the adapter.
 """
 
 import math

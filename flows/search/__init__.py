@@ -1,1 +1,1 @@
-"""Fills indexes with vectors and searches them; runs stages by way of `flows.running` alone."""
+"""Fills vector indexes and searches them. Runs stages only through `flows.running`."""

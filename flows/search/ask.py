@@ -1,7 +1,7 @@
-"""Answers one search of an index: makes a vector of what is looked for, and rows of what is found.
+"""Runs one search of an index: embeds the query, and returns the matching rows.
 
-A picture goes through the stages of `penstock embed`, by the vision half alone; a text goes through
-the text half alone.
+An image goes through the stages of `penstock embed`, with the vision half alone; a text goes
+through the text half alone.
 """
 
 import os

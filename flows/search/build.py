@@ -1,7 +1,7 @@
 """Fills an index with the vectors of a job, and measures it.
 
-The pictures go through the stages of `penstock embed`, and what these leave in the store is
-appended: an index that is lost is made again without a model.
+Images go through the stages of `penstock embed`, and the stored vectors are appended. A lost index
+can therefore be rebuilt without a model.
 """
 
 import os

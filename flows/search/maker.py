@@ -1,4 +1,6 @@
-"""Says what made the vectors of an index, and has others made in the same way; runs nothing."""
+"""Describes the model and settings of an index's vectors, and configures a run that computes more
+of them. Runs nothing.
+"""
 
 from dataclasses import replace
 from pathlib import Path

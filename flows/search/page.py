@@ -1,5 +1,4 @@
-"""Makes one HTML file of what a search found, with small pictures in it. It loads nothing, and runs
-no script."""
+"""Builds one HTML file of search hits with thumbnails. It loads nothing and runs no script."""
 
 import base64
 import hashlib

@@ -1,5 +1,6 @@
-"""Gets the vectors of texts that are searched for, and says which ones show how texts lie; loads no
-model itself."""
+"""Gets the vectors of query texts, and selects reference texts that show how text vectors are
+distributed. Loads no model itself.
+"""
 
 import tempfile
 from collections.abc import Callable, Sequence

@@ -1,1 +1,1 @@
-"""Serves labels, vectors, search and captions over HTTP; runs halves by way of live stages."""
+"""Serves labels, vectors, search and captions over HTTP. Runs halves in worker processes."""

@@ -1,4 +1,4 @@
-"""Writes answers: JSON, and vectors in it."""
+"""Writes HTTP responses: JSON, and the vectors in it."""
 
 import base64
 import json

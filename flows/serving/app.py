@@ -1,4 +1,4 @@
-"""The application of a server: its routes, and the answers to what none of them takes."""
+"""The ASGI application of a server: its routes, and the responses for unknown ones."""
 
 from collections.abc import Mapping
 from importlib.metadata import version

@@ -6,9 +6,10 @@ on the way. A full second batch is sent while the first is running, so that it c
 HTTP, a fixed wait of 10 ms added 10 ms to every lone request and gained nothing at saturation.
 
 After a half's process died, each request that it had is sent alone, so that the cause can be
-identified. A request that was alone both times the process died is not retried. A request that did
-not fit is also retried alone, since other requests may have used the memory it needed; it gets a
-second attempt alone, because their memory may not have been released at the first.
+identified. A request that was alone both times the process died is not retried.
+
+A request that did not fit is also retried alone, since other requests may have used the memory it
+needed. It gets two attempts alone, because that memory may not have been released at the first.
 """
 
 import asyncio

@@ -1,5 +1,6 @@
-"""Holds what one request asks of its captions besides the prompt, and joins the captions of several
-chunks to one text."""
+"""The caption parameters of one request besides the prompt, and the joined text of several
+chunks.
+"""
 
 import asyncio
 import json
@@ -14,7 +15,8 @@ from stages.process.events import Words
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CaptionParams:
-    """Sampling, limit, stop strings and schema of one request; by default those of the server."""
+    """Sampling parameters, length limit, stop strings and schema of one request. Defaults are those
+    of the server."""
 
     generation: Generation = field(default_factory=Generation)
     max_tokens: int | None = None
@@ -96,8 +98,7 @@ def joined_text(captions: Iterable[str], stop: Sequence[str]) -> str:
 
 
 class StreamedText:
-    """The text of an answer of which pieces come while it is made, maybe of several chunks at
-    once."""
+    """The text of a streamed response, possibly of several chunks that are generated at once."""
 
     def __init__(self, stop: Sequence[str]) -> None:
         self._stop = stop

@@ -1,4 +1,4 @@
-"""What answers `/v1/caption`, at once or while it is said; what is told is made elsewhere."""
+"""Handles `/v1/caption`, with a single response or a stream."""
 
 import asyncio
 import json
@@ -25,7 +25,7 @@ BROKEN_LETTER = "\ufffd"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Piece:
-    """What is new of a chunk's caption while it is said."""
+    """New text of a chunk's caption while it is generated."""
 
     chunk: int
     text: str
@@ -34,7 +34,7 @@ class Piece:
 
 
 class CaptionRoutes:
-    """What answers requests for captions of one service."""
+    """Handles the caption requests of one service."""
 
     def __init__(self, service: Service) -> None:
         self._service = service

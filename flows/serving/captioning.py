@@ -1,7 +1,7 @@
-"""Answers what is to be seen in words: frames, then features by the vision half, then captions by
-the language half. Each is found in the store where it was made before.
+"""Captions an uploaded image or video: frames, then features from the vision half, then captions
+from the language half. Each result that is already in the store is reused.
 
-A new question to what was seen before costs the language half alone.
+A new prompt for a stored medium needs the language half only.
 """
 
 import asyncio
@@ -63,7 +63,7 @@ class Captioned:
 
 
 class Captioning:
-    """The decoders and both halves of one model that captions."""
+    """The decoders and both halves of one captioning model."""
 
     def __init__(
         self,

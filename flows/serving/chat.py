@@ -1,7 +1,7 @@
-"""Answers as OpenAI's chat completions do, so that existing clients work; makes nothing itself.
+"""Implements OpenAI's chat completions API, so that existing clients work.
 
-A request is one question about one picture or clip, which is sent in the request: no address is
-followed, and no earlier conversation is continued.
+A request contains one prompt about one image or clip, which is sent inline. The server follows no
+URLs and continues no earlier conversation.
 """
 
 import asyncio
@@ -45,7 +45,7 @@ ANSWERING = ("assistant", "tool", "function")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ChatRequest:
-    """A chat request, checked."""
+    """A validated chat request."""
 
     prompt: str
     medium: bytes
@@ -56,7 +56,7 @@ class ChatRequest:
 
 
 class ChatRoutes:
-    """What answers chat clients of one service."""
+    """Handles the chat requests of one service."""
 
     def __init__(self, service: Service, captions: CaptionRoutes) -> None:
         self._service = service

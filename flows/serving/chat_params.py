@@ -1,5 +1,6 @@
-"""Reads the parameters of a chat request: those that are honoured, those whose only value taken is
-the one that changes nothing, and no others."""
+"""Parses the parameters of a chat request. Some are honoured; some are accepted only with the value
+that changes nothing; all others are refused.
+"""
 
 import json
 from collections.abc import Callable, Collection, Mapping

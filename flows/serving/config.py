@@ -48,7 +48,7 @@ def parse_wait(text: str) -> float:
 
 @dataclass(frozen=True, kw_only=True)
 class ServedOptions(StoreOptions):
-    """The models of a server, and what they are asked about."""
+    """The models of a server and their default prompts."""
 
     index: Annotated[str, Option("an index to search in", SERVED, "DIR")] = ""
     """Folder of an index to search in."""
@@ -93,7 +93,7 @@ class ServedOptions(StoreOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class BatchOptions(MemoryOptions):
-    """What the halves take of the machine, and how requests are batched."""
+    """Resource limits of the halves, and the batching of requests."""
 
     memory: Annotated[
         int | None,
@@ -132,7 +132,7 @@ class BatchOptions(MemoryOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class NetworkOptions(OptionGroup):
-    """Where a server listens, and who may ask it."""
+    """The listening address, and access control."""
 
     host: Annotated[str, Option("address to listen on [%(default)s]", NETWORK, "H")] = "127.0.0.1"
     """Address to listen on."""
@@ -154,7 +154,7 @@ class NetworkOptions(OptionGroup):
 
 @dataclass(frozen=True, kw_only=True)
 class RequestLimits(OptionGroup):
-    """Bounds of one request; no option sets them."""
+    """Limits of one request. No option sets them."""
 
     body_bytes: int = 64 << 20
     """Largest body."""

@@ -1,8 +1,8 @@
-"""Decodes what was sent in processes of their own, one file each at a time.
+"""Decodes uploaded files in separate processes, one file at a time per process.
 
-Who sends a file may mean harm, so a process that decodes may take so much memory and so long. One
-that ends is begun anew; the file that it was at is tried once more, and then refused. A process has
-the next pictures already while it is at one, or it would wait for the server after each.
+Uploads are untrusted, so each decoding process has memory and time limits. A process that ends is
+restarted. Its file is tried once more and then refused. A process receives its next files while it
+decodes one, so that it does not wait for the server in between.
 """
 
 import asyncio
@@ -35,7 +35,7 @@ STATUS = {TOO_LARGE: 413, NO_MEMORY: 413, "not-media": 415, "playlist": 415}
 
 @dataclass(eq=False, kw_only=True, slots=True)
 class SentFile:
-    """One file that is to be decoded."""
+    """One file to be decoded."""
 
     medium: FramesItem
     answer: "asyncio.Future[MediaIndex]"
@@ -52,7 +52,7 @@ class SentFile:
 
 
 class DecodingProcess:
-    """One process that decodes what it is given, in order."""
+    """One process that decodes its files in order."""
 
     def __init__(
         self,
@@ -158,7 +158,7 @@ class DecodingProcess:
 
 
 class Decoders:
-    """So many processes that decode for one pipeline."""
+    """The pool of decoding processes of one pipeline."""
 
     def __init__(
         self,

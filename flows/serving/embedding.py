@@ -1,7 +1,7 @@
-"""Takes what was sent through decoding and a vision half, or finds in the store that it was before.
+"""Embeds an uploaded medium with decoders and a vision half, or reads its vectors from the store.
 
-Requests for one content share the work. Who goes away meanwhile leaves it to the others; where
-nobody is left, what has not begun is not begun.
+Requests for the same content share the work. If one client disconnects, the others still get the
+result. If all do, work that has not begun is dropped.
 """
 
 import asyncio

@@ -1,4 +1,4 @@
-"""Has what was sent decoded for one job, and looks after its frames until a half has seen them."""
+"""Decodes uploads for one job, and deletes their frames after a half has read them."""
 
 import asyncio
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ from stages.process.live import Keyed
 
 
 class FrameSource:
-    """The decoders of one job, and what they have found."""
+    """The decoders of one job, and their results."""
 
     def __init__(
         self, job: Job, decoders: Decoders, keeper: RecordKeeper, scratch: Scratch

@@ -1,6 +1,7 @@
-"""Stands before every route: who may ask, how much at once, and how long it took.
+"""Middleware before every route: access control, load limits, and request timing.
 
-A request is refused before its body is read, because to read it is most of what an overload costs.
+A request is refused before its body is read, because reading bodies is most of the cost of an
+overload.
 """
 
 import asyncio
@@ -44,7 +45,7 @@ SAFE = {
 
 
 class Guard:
-    """An application before an application."""
+    """ASGI middleware around an application."""
 
     def __init__(self, app: App, service: Service, token: str) -> None:
         self._app = app

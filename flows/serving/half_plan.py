@@ -1,4 +1,4 @@
-"""Says how one half of a server is run; starts nothing."""
+"""The settings with which a server runs one half. Starts no process."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -12,7 +12,7 @@ from flows.serving.model_watch import ModelWatch
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class HalfPlan:
-    """How one half is run, and what is made of what it tells."""
+    """How one half is run, and how its events are read."""
 
     name: str
     ladder: Ladder

@@ -1,5 +1,6 @@
-"""Tells the Host headers by which a browser means this machine. A page of another site that has its
-own name bound to 127.0.0.1 sends that name."""
+"""Lists the Host headers that refer to this machine. A page of another site whose name is bound to
+127.0.0.1 sends that name instead.
+"""
 
 import re
 

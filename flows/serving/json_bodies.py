@@ -1,4 +1,4 @@
-"""Decodes bodies in JSON. Every string in what it returns can be written as UTF-8."""
+"""Parses JSON bodies. Every string in the result can be encoded as UTF-8."""
 
 import json
 from typing import Any

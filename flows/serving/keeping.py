@@ -1,7 +1,8 @@
-"""Answers from the store what was made before, and keeps there what is made now; runs no model.
+"""Reads cached results from the store, and stores new ones. Runs no model.
 
-What is made is kept in memory at first and stored some of it at a time, beside the serving: a pack
-for each request would be a file for each. What is lost when a server is killed is made again.
+New results stay in memory first and are stored in groups in the background; one pack file per
+request would be one file per request. Results that are lost when a server is killed are computed
+again.
 """
 
 import asyncio
@@ -26,7 +27,7 @@ RECORD_BYTES = 1536
 
 
 class KeptRecords:
-    """The records of one kind and namespace."""
+    """The cached records of one kind and namespace."""
 
     def __init__(self, store: Store, kind: str, namespace: str) -> None:
         self._records = RecordSet(store, kind, namespace)
@@ -83,7 +84,7 @@ class KeptRecords:
 
 
 class RecordKeeper:
-    """Stores what several of these keep, now and then."""
+    """Writes the results of several caches to the store at intervals."""
 
     def __init__(self, say: Callable[[str], None]) -> None:
         self._say = say

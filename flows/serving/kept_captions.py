@@ -1,4 +1,4 @@
-"""Finds captions in the store, by their keys and the settings that they were asked for with."""
+"""Finds stored captions by their cache keys and the requested settings."""
 
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -11,7 +11,7 @@ from stages.process.events import Words
 
 
 class KeptCaptions:
-    """The captions of one model, those of its preferred variant first."""
+    """The stored captions of one model, the preferred variant first."""
 
     def __init__(
         self, store: Store, kind: str, namespaces: Sequence[str], keeper: RecordKeeper

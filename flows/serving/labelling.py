@@ -1,4 +1,4 @@
-"""Answers which labels pictures and frames are given; runs no model."""
+"""Computes the labels of images and frames for requests. Runs no model."""
 
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ MOST_SETS = 64
 
 
 class Labeller:
-    """The labels of one server, and those that requests bring."""
+    """The labels of one server, and those that requests contain."""
 
     def __init__(self, job: Job, texts: TextEmbedder, labels: LabelSet | None) -> None:
         self._model = shown_name(job.model.name)

@@ -40,7 +40,7 @@ def address_of(listener: socket.socket) -> str:
 
 
 class UnsignalledServer(uvicorn.Server):
-    """A server of which the signals are taken by who runs it."""
+    """A server that installs no signal handlers. Its caller handles signals."""
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:

@@ -1,8 +1,8 @@
-"""One process of a stage that stays, from its start to its end.
+"""Runs one worker process of a stage, from its start to its end.
 
-It is started and waited for on a thread of its own, because the kernel ties the child's life to
-that. What it tells is heard on the event loop, which waits for the process nowhere: what its pipe
-does not take is written when it does, and thrown away when the process has ended.
+A thread starts the process and waits for it, because the kernel ends the child together with that
+thread. Events arrive on the event loop. The loop never blocks on the process: data that its pipe
+does not accept yet is written later, and discarded once the process has ended.
 """
 
 import asyncio
@@ -24,8 +24,8 @@ LauncherMaker = Callable[[Listener], Launcher]
 
 
 class LiveStage:
-    """One process. `hear` is given each of its events, `ended` the error that it ended with, or
-    None, once."""
+    """One worker process. `hear` is called with each event; `ended` is called once, with the error
+    that ended the process or None."""
 
     def __init__(
         self,

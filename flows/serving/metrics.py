@@ -1,4 +1,4 @@
-"""Counts what a server does, for Prometheus and for the page's plots; decides nothing."""
+"""Counts server activity for Prometheus and for the page's plots."""
 
 import time
 from collections import deque
@@ -22,7 +22,7 @@ MOST_LATENCIES = 4096
 
 @dataclass(kw_only=True, slots=True)
 class Second:
-    """What happened in one second."""
+    """The counts of one second."""
 
     requests: int = 0
     refused: int = 0

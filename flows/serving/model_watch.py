@@ -1,4 +1,4 @@
-"""Hears whether the model of a server is still the one that its answers are filed under."""
+"""Tracks whether a server's model files are still those that its cache keys are based on."""
 
 import asyncio
 
@@ -6,7 +6,7 @@ from artifacts.errors import ModelChanged, PenstockError
 
 
 class ModelWatch:
-    """The files of a service's models, as far as its halves find them changed when they load."""
+    """The model files of a service, and whether its halves found them changed when loading."""
 
     def __init__(self) -> None:
         self.changed = asyncio.Event()

@@ -1,4 +1,4 @@
-"""Describes the bodies that routes take, for `/openapi.json`."""
+"""Describes the request bodies of the routes for `/openapi.json`."""
 
 from collections.abc import Mapping
 from typing import Any

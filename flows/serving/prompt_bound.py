@@ -1,7 +1,7 @@
-"""Refuses prompts that no context holds, before anything is made for them; loads no model.
+"""Refuses prompts longer than the context before any work is done for them. Loads no model.
 
-Only long ones are counted, on a thread. What pictures and templates add is counted by the half,
-which refuses by the same words.
+Only long prompts are counted, on a thread. The half itself counts tokens of images and templates,
+and refuses with the same message.
 """
 
 import asyncio
@@ -12,7 +12,7 @@ from flows.serving.refusals import exceeded
 
 
 class PromptBound:
-    """The context of one model, and its tokenizer."""
+    """The context length of one model, and its tokenizer."""
 
     def __init__(self, folder: Path, context: int) -> None:
         """Take the folder of a checkpoint, and how many tokens it reads; 0: nobody knows."""

@@ -1,4 +1,6 @@
-"""Reads what a half has published, on the thread that hears of it: the event loop reads no file."""
+"""Reads records that a half has published, on the thread that receives its events. The event loop
+reads no file.
+"""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -14,14 +16,14 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PublishedAnswers:
-    """What a half has made, as it is answered."""
+    """Results of a half, ready to be returned to clients."""
 
     answers: Mapping[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LostAnswers:
-    """What a half has made and nobody can read."""
+    """Results of a half that could not be read."""
 
     keys: Sequence[str]
     why: Refused

@@ -1,4 +1,4 @@
-"""The answers to requests that get none, each with its status."""
+"""The HTTP error responses, each with its status."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ RETRY_SECONDS = 5
 
 
 class Refused(Exception):
-    """A request that is not answered: status, what is wrong, what to do about it."""
+    """A refused request: status, error and hint."""
 
     def __init__(
         self,

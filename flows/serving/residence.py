@@ -1,8 +1,9 @@
-"""Decides which halves may be on the device at the same time, and holds its lock while one is.
+"""Decides which halves may be loaded on the device at the same time, and holds its lock while one
+is.
 
-Halves that fit the budget together stay. Where they do not, one that has nothing to do leaves for
-one that has; who is at work goes on until its batch is made, and then lets the other in. When none
-is there, the lock is given back, so that batch jobs on the same device have their turn.
+Halves that fit the memory budget together stay loaded. Otherwise an idle half leaves for one that
+has requests. A busy half finishes its batch first, and then makes room. When no half is loaded, the
+lock is released, so that batch jobs can use the device.
 """
 
 import asyncio
@@ -21,7 +22,7 @@ LOOK_SECONDS = 0.25
 
 
 class Tenant(Protocol):
-    """A half, as far as its place is concerned."""
+    """A half as the device scheduling sees it."""
 
     name: str
 
@@ -38,7 +39,7 @@ class Tenant(Protocol):
 
 
 class Residence:
-    """The memory of one device."""
+    """The memory of one device, shared among halves."""
 
     def __init__(self, device: str, budget_bytes: int, say: Callable[[str], None]) -> None:
         """Take no place yet. Raises EnvironmentFault for a device whose lock cannot be had."""

@@ -1,4 +1,4 @@
-"""What answers each route, but for captions; what is told is made elsewhere."""
+"""Handles every route except those for captions."""
 
 import asyncio
 import mimetypes
@@ -28,7 +28,7 @@ THUMBNAILS_AT_ONCE = 2
 
 
 class Routes:
-    """What answers each route of one service."""
+    """The route handlers of one service."""
 
     def __init__(self, service: Service, token: str, *, plots: bool) -> None:
         self._service = service

@@ -1,8 +1,8 @@
-"""The folder of what is there only until a request is answered: uploads, frames, and what halves
-make of them. It lies in memory where there is room.
+"""The temporary folder of a server: uploads, frames, and outputs of halves, kept until their
+request is answered. It lies in memory where there is room.
 
-A server that was killed leaves its folder behind, so one that starts removes those of processes
-that are gone.
+A killed server leaves its folder behind. A starting server removes the folders of processes that no
+longer exist.
 """
 
 import itertools
@@ -22,7 +22,7 @@ PREFIX = "penstock-serve-"
 
 
 class Scratch:
-    """One server's folder."""
+    """The temporary folder of one server."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder

@@ -1,8 +1,8 @@
-"""Answers searches of one index, in the generation that lies there; runs no model.
+"""Searches the current version of one index. Runs no model.
 
-The index may be written meanwhile: it is opened anew when its book has changed. One that another
-model has built since is not searched. A hit is known by the generation and the position of its row,
-so that what is shown of it later is what was found.
+Another process may write the index at the same time: it is reopened when its manifest changes. An
+index rebuilt with another model is not searched. A hit is identified by index version and row
+position, so that details requested later belong to the row that was found.
 """
 
 import asyncio
@@ -34,7 +34,7 @@ MOST_HITS = 1000
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Wanted:
-    """What a request looks for, beside a vector."""
+    """The filters of a search request besides its vector."""
 
     top: int
     where: str

@@ -1,4 +1,6 @@
-"""Runs a server from its configuration to its end: listens, tells where, and drains."""
+"""Runs a server from its configuration to its end: listens, prints its address, and drains
+requests.
+"""
 
 import asyncio
 import contextlib
@@ -47,7 +49,7 @@ def patient_protocol(most: int) -> type[asyncio.Protocol]:
     """Connections on which no request is being answered, the one that is so for longest first."""
 
     class Patient(Chosen):
-        """One connection."""
+        """One connection, with time limits."""
 
         _timer: asyncio.TimerHandle | None = None
         _unread: asyncio.TimerHandle | None = None
@@ -216,7 +218,7 @@ async def _answered(service: Service) -> None:
 
 
 class Answering:
-    """The HTTP server of a process, whatever service it answers by."""
+    """The HTTP server of a process, for any service."""
 
     def __init__(self, config: BatchOptions, listener: socket.socket) -> None:
         """Answer nothing yet."""

@@ -1,4 +1,4 @@
-"""Holds all that answers while a server runs."""
+"""Holds everything that handles requests while a server runs."""
 
 import os
 import time
@@ -22,7 +22,7 @@ from stages.process.memory import anonymous_bytes
 
 @dataclass(kw_only=True, slots=True)
 class Service:
-    """All that answers. What a server was not started with is None."""
+    """The request handlers. A handler that the server was not started with is None."""
 
     config: ServeConfig
     metrics: Metrics

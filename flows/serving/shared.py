@@ -1,6 +1,6 @@
-"""Does once what several requests ask for at the same time.
+"""Coalesces identical concurrent requests into one computation.
 
-Who goes away meanwhile leaves it to the others; where nobody is left, it is cancelled.
+If one client disconnects, the others still get the result. If all do, the computation is cancelled.
 """
 
 import asyncio
@@ -13,7 +13,7 @@ Made = TypeVar("Made")
 
 
 class Shared(Generic[Made]):
-    """Work that several requests wait for."""
+    """A computation that several requests await."""
 
     def __init__(self) -> None:
         self._tasks: dict[str, asyncio.Task[Made]] = {}

@@ -1,4 +1,4 @@
-"""Gives servers the files that they show."""
+"""Gives servers access to the media files that they display."""
 
 import asyncio
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Names models, indexes and files to clients, who are not told where they lie."""
+"""Display names of models, indexes and files, which hide their paths from clients."""
 
 import re
 from pathlib import Path

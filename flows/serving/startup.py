@@ -1,4 +1,4 @@
-"""Puts a server together from its configuration, and takes it apart in order."""
+"""Builds a server from its configuration, and shuts it down in order."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
@@ -213,7 +213,7 @@ async def _points(service: Service) -> None:
 
 
 class _Jobs:
-    """The jobs by which a server makes what it answers."""
+    """The jobs that provide the results of a server."""
 
     def __init__(self, config: ServeConfig, display: Display, launcher: LauncherMaker) -> None:
         self._config = config
@@ -249,7 +249,7 @@ class _Jobs:
 
 
 class _Building:
-    """Gives a service its halves, and what answers by them."""
+    """Adds halves and request handlers to a service."""
 
     def __init__(
         self, service: Service, keeper: RecordKeeper, launcher: LauncherMaker, display: Display

@@ -1,4 +1,4 @@
-"""Gets the vectors of texts: from memory, from the store, or of the text half; runs no model."""
+"""Gets the vectors of texts: from memory, from the store, or from the text half. Runs no model."""
 
 from collections.abc import Sequence
 

@@ -1,8 +1,8 @@
-"""Takes what clients send into files, within bounds; opens none of them.
+"""Writes uploaded bodies to files, within limits. Opens none of them.
 
-A body goes into its file as it comes, and its digest is made on the way, so that little of it is in
-memory, and what was seen before is known when the last piece is here. Threads write, because a disk
-may keep whoever writes waiting.
+A body is written to its file as it arrives, and its digest is computed on the way. Little of it is
+in memory, and a cached result is found as soon as the last part has arrived. Threads do the
+writing, because a disk may block.
 """
 
 import asyncio
@@ -60,7 +60,7 @@ TAKEN = "Send JPEG, PNG, WebP, HEIC, AVIF, BMP or TIFF, or a video such as MP4, 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Upload:
-    """A body, whole in a file."""
+    """A complete body in a file."""
 
     path: Path
     digest: str
@@ -129,7 +129,7 @@ def stored(data: bytes, most: int, scratch: Scratch) -> Upload:
 
 
 class BodyFile:
-    """The file of a body that is on its way. Its methods are for threads."""
+    """The file of a body that is still arriving. Its methods are called on threads."""
 
     def __init__(self, path: Path) -> None:
         self._path = path

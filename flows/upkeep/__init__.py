@@ -1,1 +1,1 @@
-"""Looks after the store: features are rebuilt, what is old is removed."""
+"""Maintains the store: rebuilds features and removes old records."""

@@ -1,4 +1,4 @@
-"""Lists what a store holds, by model and age; changes nothing."""
+"""Lists what a store contains, by model and age, and deletes unused packs."""
 
 import contextlib
 import os
@@ -22,7 +22,7 @@ PACK = ".pack"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Pack:
-    """One object of records in a store."""
+    """One pack file of a store."""
 
     name: str
     stat: ObjectStat
@@ -52,7 +52,7 @@ def packs(stored: Mapping[str, ObjectStat]) -> list[Pack]:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Holding:
-    """The packs that a store has of one kind and namespace."""
+    """The packs of one kind and namespace."""
 
     kind: str
     namespace: str
@@ -107,7 +107,7 @@ KEPT = ("rebuilds", "scopes", "rungs")
 
 @dataclass(kw_only=True, slots=True)
 class Collection:
-    """The files deleted, or to be deleted."""
+    """The files that were deleted, or would be."""
 
     before: int
     """Bytes of all files in the store."""

@@ -1,5 +1,5 @@
-"""Takes a rebuild from its configuration to its exit code. It encodes what is missing of the
-features, and nothing else.
+"""Runs a rebuild from its configuration to its exit code. It encodes missing features, and removes
+unused ones on request.
 """
 
 from collections.abc import Sequence
@@ -47,7 +47,7 @@ from stages.process.forking import ForkServer
 
 @dataclass(kw_only=True, slots=True)
 class Pruned:
-    """The records removed, or to be removed."""
+    """The records that were removed, or would be."""
 
     records: int = 0
     bytes: int = 0
@@ -115,7 +115,7 @@ def _remove(
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RebuildOptions:
-    """The options of a rebuild besides what to look at and how."""
+    """The options of a rebuild besides its sources and model settings."""
 
     name: str = ""
     """Tells apart jobs over the same sources, such as those of two models."""
@@ -154,7 +154,7 @@ class Missing:
 
 @dataclass(kw_only=True, slots=True)
 class RebuildResult:
-    """The end of a rebuild, or what it would do."""
+    """The result of a rebuild, or of its dry run."""
 
     files: int
     difference: Difference

@@ -1,5 +1,6 @@
-"""Keeps what the last rebuild of a job knew, and tells what differs from it now. That is of files
-and settings; it starts nothing and deletes nothing."""
+"""Stores the files and settings of a job's last rebuild, and compares them with the present ones.
+Starts nothing and deletes nothing.
+"""
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,7 +20,7 @@ Content = tuple[str, str]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Reach:
-    """Features of some contents in one namespace."""
+    """The features of some contents in one namespace."""
 
     frames: str
     """Namespace of the frames they are made of."""
@@ -72,7 +73,7 @@ class RebuildRecord:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Difference:
-    """The counts of files by which a job differs from its last rebuild, by path."""
+    """Counts of files, by path, that differ from the job's last rebuild."""
 
     unchanged: int = 0
     added: int = 0

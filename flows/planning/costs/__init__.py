@@ -1,4 +1,4 @@
-"""Names the costs of each stage: one entry of three functions a stage."""
+"""The cost models of the stages: three functions per stage."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -18,7 +18,7 @@ from stages.process.device_limit import CONTEXT_BYTES
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Cost:
-    """The functions by which a stage is planned."""
+    """The functions that estimate a stage."""
 
     rungs: Callable[[Model, RunOptions, str], list[Rung]]
     """Model, command and device → the rungs to run it on, cheapest first."""

@@ -1,4 +1,4 @@
-"""Estimates what captioning features costs."""
+"""Estimates the cost of captioning from features."""
 
 import math
 from collections.abc import Container, Iterator, Sequence

@@ -1,4 +1,4 @@
-"""Estimates what taking texts through a text half costs."""
+"""Estimates the cost of running texts through a text half."""
 
 import math
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Estimates what taking frames through the vision half costs, whichever stage does."""
+"""Estimates the cost of running frames through the vision half, for every stage that does."""
 
 import math
 from collections.abc import Sequence

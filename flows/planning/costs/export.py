@@ -1,4 +1,4 @@
-"""Estimates what writing a checkpoint in few bits, and judging it, costs."""
+"""Estimates the cost of writing and evaluating a quantized checkpoint."""
 
 import math
 from collections.abc import Sequence

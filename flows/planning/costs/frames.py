@@ -1,4 +1,4 @@
-"""Estimates what cutting frames costs."""
+"""Estimates the cost of decoding frames."""
 
 import math
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Serves stages that load a part of a model: its settings on a rung, loading it."""
+"""Helpers for stages that load a model part: its settings on a rung, and the cost of loading it."""
 
 from collections.abc import Sequence
 from dataclasses import replace

@@ -1,5 +1,4 @@
-"""Estimates what decoding in slots takes, by the engine's own arithmetic. Knows no vision half, and
-not what happens where the trial fails."""
+"""Estimates the memory of decoding in slots, with the engine's own arithmetic."""
 
 from collections.abc import Iterator
 from pkgutil import resolve_name

@@ -1,4 +1,4 @@
-"""Estimates what making summaries of captions costs."""
+"""Estimates the cost of summarizing captions."""
 
 import math
 from collections.abc import Sequence

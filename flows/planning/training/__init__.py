@@ -1,1 +1,1 @@
-"""Estimates what fine-tuning a model would take; nothing is trained."""
+"""Estimates the resources for fine-tuning a model. Trains nothing."""

@@ -1,7 +1,7 @@
-"""Estimates what fine-tuning a model takes of each GPU, from its architecture; trains nothing.
+"""Estimates the memory per GPU for fine-tuning a model, from its architecture. Trains nothing.
 
-ms-swift's defaults are the assumptions: the vision tower and the connector are frozen, LoRA has
-rank 8 and dropout and stands beside every linear layer of the language half.
+The assumptions are ms-swift's defaults. The vision encoder and the connector are frozen. LoRA has
+rank 8 and dropout, and is applied to every linear layer of the language half.
 """
 
 from collections.abc import Iterator

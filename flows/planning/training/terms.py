@@ -1,5 +1,5 @@
-"""Holds how a model would be fine-tuned and what that takes, number by number. It has what is kept
-of each parameter by optimizer, too.
+"""Values of a fine-tuning plan: its settings, its memory terms, and the bytes per parameter of each
+optimizer.
 """
 
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ EIGHT_BIT = "Dettmers et al. 2021, 8-bit Optimizers (arXiv:2110.02861)"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class States:
-    """Bytes of a trained parameter."""
+    """Bytes per trained parameter."""
 
     weight: int
     gradient: int
@@ -56,7 +56,7 @@ ADAPTER = States(
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Training:
-    """A way to fine-tune a model."""
+    """The settings of a fine-tuning run."""
 
     method: Method
     checkpointing: bool = False
@@ -75,7 +75,7 @@ class Training:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainTerm:
-    """One number of what training takes."""
+    """One memory term of a training run."""
 
     part: str
     bytes: int

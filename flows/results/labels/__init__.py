@@ -1,1 +1,1 @@
-"""Gives labels to pictures whose vectors are there, and writes them."""
+"""Labels images from their stored vectors, and writes the labels."""

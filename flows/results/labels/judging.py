@@ -1,12 +1,13 @@
-"""Decides which labels pictures are given, from cosines; runs no model.
+"""Decides from cosines which labels an image gets. Runs no model.
 
-A score is what the model was trained to give: of one with a bias the sigmoid of its logit, which is
-compared with 0.5; of another the cosine, for which no cut is right everywhere. There the largest
-gap in a picture's own ranking is the cut, if no threshold is given: on 400 pictures of one to three
-things it reached 94 % of the best cut that could be chosen knowing the answers, while cuts learned
-from pictures without labels failed. Within a group, of which a picture has one, shares are compared
-(softmax); nowhere else, because they can say neither "both" nor "none". A label with a parent is
-given where that is given too, and a parent scores as much as its best child.
+The score is the quantity that the model was trained on. For a model with a bias it is the sigmoid
+of the logit, compared with 0.5. For other models it is the cosine, for which no fixed threshold
+works. If no threshold is given, the largest gap in the image's own ranking is the threshold. On 400
+images of one to three things it reached 94 % of the best threshold chosen with known answers.
+Thresholds learned from unlabelled images failed. Softmax shares are compared only within a group,
+of which an image has exactly one label; shares can express neither "both" nor "none". A label with
+a parent is assigned only if the parent is assigned, too, and a parent scores as high as its best
+child.
 """
 
 import csv

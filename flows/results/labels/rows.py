@@ -1,4 +1,4 @@
-"""Makes the lines of labels of what is in the store; runs no model."""
+"""Builds the JSON lines of labels from the store. Runs no model."""
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
@@ -27,7 +27,7 @@ LEAST_SPREAD = 1e-6
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Pooled:
-    """The cosines of pictures, or of frames."""
+    """The cosines of images or frames."""
 
     best: Scores
     """Of the part that speaks most for each label."""
@@ -67,7 +67,7 @@ DIGITS = 6
 
 @dataclass(frozen=True, kw_only=True)
 class Labelling:
-    """All by which the pictures of a run are labelled."""
+    """Everything needed to label the images of a run."""
 
     labels: LabelSet
     texts: TextVectors
@@ -141,7 +141,7 @@ def judged_vectors(
 
 
 class _Making:
-    """Makes the lines of one chunk."""
+    """Builds the lines of one chunk."""
 
     def __init__(
         self,

@@ -1,5 +1,6 @@
-"""Writes the labels of a run: a line a picture or frame, tables, texts beside media, and what each
-label was given to; runs no model."""
+"""Writes the labels of a run: one line per image or frame, tables, text files next to media, and
+the images of each label. Runs no model.
+"""
 
 import json
 from collections import Counter
@@ -35,7 +36,7 @@ BINS = 50
 
 
 class LabelCounts:
-    """Counts of one run."""
+    """The label counts of one run."""
 
     def __init__(self, labelling: Labelling) -> None:
         self._labelling = labelling
@@ -118,7 +119,7 @@ TABLES = ("csv", "parquet", COCO)
 
 @dataclass(kw_only=True, slots=True)
 class LabelsWritten(RunEnd):
-    """The end of a run that gave labels."""
+    """The end of a labelling run."""
 
     pictures: int = 0
     """Pictures, and frames of videos, that were looked at."""

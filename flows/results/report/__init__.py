@@ -1,2 +1,1 @@
-"""Shows people what a run did, as one HTML file. It is made from what the run wrote, and no part of
-it."""
+"""The HTML report of a run, made from the files that the run wrote. It is not part of the run."""

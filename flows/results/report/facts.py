@@ -1,4 +1,4 @@
-"""Gathers all that the report of a run shows, as plain values; draws nothing."""
+"""Gathers the contents of a run's report as plain values. Draws nothing."""
 
 import os
 import time

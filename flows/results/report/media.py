@@ -1,4 +1,6 @@
-"""Puts each medium of a run beside its captions, from the run's own lines; opens no media file."""
+"""Lists each medium of a run with its captions, read from the run's JSON lines. Opens no media
+file.
+"""
 
 import itertools
 import operator

@@ -1,4 +1,4 @@
-"""Makes one HTML file that holds all it needs but the media, and may talk to nobody."""
+"""Builds one HTML file that contains everything but the media and makes no network requests."""
 
 import base64
 import hashlib

@@ -1,5 +1,6 @@
-"""Gathers what the report shows of a run that gave labels, from the run's own lines; draws nothing
-and opens no media file."""
+"""Gathers the report's sections on labels, parity and training from the run's own files. Draws
+nothing and opens no media file.
+"""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path

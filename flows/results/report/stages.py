@@ -1,6 +1,6 @@
-"""Gathers what a report tells of the stages; draws nothing. On one time line it is when each
-process worked, what memory it had and what it was run on; in tables how they stand, and what was
-planned against what was measured."""
+"""Gathers the report's data on stages. One timeline shows when each process ran, its memory and its
+rung. Tables show progress, and compare the plan with measurements. Draws nothing.
+"""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

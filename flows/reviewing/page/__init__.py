@@ -1,1 +1,1 @@
-"""The page of `penstock review`, as it is sent to a browser."""
+"""The page of `penstock review`, as a browser receives it."""

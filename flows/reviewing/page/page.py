@@ -1,4 +1,4 @@
-"""Makes the page of `penstock review`, and says what a browser may load for it."""
+"""Builds the page of `penstock review`, and its content security policy."""
 
 from importlib.resources import files
 from string import Template

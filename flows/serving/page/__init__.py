@@ -1,1 +1,1 @@
-"""Is the page of `penstock serve`: what a browser is given, without the server that gives it."""
+"""The page of `penstock serve`, as a browser receives it."""

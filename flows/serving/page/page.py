@@ -1,4 +1,4 @@
-"""Makes the page of `penstock serve`, and says what a browser may load for it."""
+"""Builds the page of `penstock serve`, and its content security policy."""
 
 import importlib.util
 import re
@@ -37,7 +37,7 @@ would refuse with an error in the console; the page has one, and draws no maps."
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StaticFile:
-    """What the server gives for one name under `/static/`."""
+    """The response for one name under `/static/`."""
 
     content: bytes = field(repr=False)
     media_type: str
@@ -45,7 +45,7 @@ class StaticFile:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Page:
-    """The page, and what belongs to it."""
+    """The page and its static files."""
 
     html: bytes = field(repr=False)
     policy: str
