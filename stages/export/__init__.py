@@ -1,4 +1,5 @@
-"""Writes checkpoints in few bits or with graphs, and judges them beside what they were made of."""
+"""Writes quantized checkpoints and checkpoints with ONNX graphs, and compares them with their
+originals."""
 
 from stages.export.jobs import CalibrateJob, ExportJob, FeaturesJob, GraphJob, JudgeJob
 from stages.process.stage import Stage

@@ -1,5 +1,7 @@
-"""Rounds the weights of a language half by what they do to real chunks: features that are in the
-store, and the captions of them. It needs neither vision half nor pictures."""
+"""Quantizes a language half's weights on calibration samples: stored features and their captions.
+
+Neither the vision half nor any image is loaded.
+"""
 
 import contextlib
 import weakref
@@ -41,7 +43,7 @@ ROWS = 2048
 
 
 class Take(Protocol):
-    """The one that rounds weights."""
+    """A callback that quantizes weights."""
 
     def __call__(
         self, path: str, weight: torch.Tensor, hessian: torch.Tensor | None, reason: str
@@ -98,7 +100,7 @@ def calibrate(
 
 
 class _AllThere:
-    """The keeper of a half whose layers are all there."""
+    """The layer keeper of a half whose layers are all in memory."""
 
     def expect(self, layer: int) -> None:
         pass
@@ -111,7 +113,7 @@ class _AllThere:
 
 
 class _Enough(Exception):
-    """The sign that nothing more is wanted of a call."""
+    """Raised to end a call once it has delivered what was wanted."""
 
 
 def _as_far_as_wanted(call: Callable[[], object]) -> None:
@@ -121,7 +123,7 @@ def _as_far_as_wanted(call: Callable[[], object]) -> None:
 
 @dataclass(eq=False, slots=True)
 class _Sum:
-    """What one linear was given, and others with it."""
+    """The input statistics of one linear layer, and of others with the same input."""
 
     owner: str
     """Path of the linear."""
@@ -143,7 +145,7 @@ class _Sum:
 
 
 class _Handing:
-    """The Hessians of the layer that is crossed, and the layers that are still to be handed out."""
+    """The Hessians of the current layer, and the layers that are still to be handed out."""
 
     def __init__(
         self, linears: Sequence[dict[str, nn.Linear]], most_bytes: int, take: Take

@@ -1,8 +1,7 @@
-"""Says how far features are from those of the original: by their direction once what all have in
-common is taken away, and by which of them are near to which. It loads no model.
+"""Measures how far features are from the original's: by centred cosine and by nearest neighbours.
 
-The plain cosine of features is 0.99 for almost anything, since they share a large mean; centred, it
-tells. The nearest neighbours tell what a search, or attention, would find.
+The plain cosine of features is 0.99 for almost any pair, because they share a large mean. Centring
+removes that mean. The nearest neighbours show what a search, or attention, would find.
 """
 
 from collections.abc import Iterator, Sequence

@@ -1,10 +1,10 @@
-"""Rounds a weight so that what it does to given inputs changes least, by GPTQ (Frantar et al.,
-https://arxiv.org/abs/2210.17323). Knows neither where the inputs came from nor a file format.
+"""Quantizes a weight by GPTQ: its product with given inputs changes as little as possible (Frantar
+et al., https://arxiv.org/abs/2210.17323).
 
-The columns are rounded in their order, and what each loses is put on those after it: by how much
-says the inverse of the Hessian, the sum of x xᵀ over all inputs x. A group's scales are chosen when
-its first column is reached, from the weights as they are then. Nothing is random: the same weight
-and Hessian give the same numbers on the same machine and threads.
+Columns are rounded in order, and the error of each is spread over the columns after it. The inverse
+of the Hessian (the sum of x xᵀ over all inputs x) gives the shares. A group's scales are chosen
+when its first column is reached, from the weights at that point. Nothing is random: the same weight
+and Hessian give the same numbers on the same machine and thread count.
 """
 
 import torch
@@ -22,7 +22,7 @@ MOST_DAMPING = 1.0
 
 
 class NoInverse(CannotRound):
-    """The error for a Hessian that has no inverse, however much it is damped."""
+    """Raised for a Hessian that has no inverse, however much it is damped."""
 
 
 def gptq(

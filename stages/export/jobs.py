@@ -1,4 +1,4 @@
-"""The job of writing one checkpoint in few bits, and all kinds of exports; imports no library."""
+"""The job descriptions of all exports. Imports no library."""
 
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
@@ -47,7 +47,7 @@ def check_packages() -> None:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GraphJob:
-    """The checkpoint to write, and of which halves of what it has graphs."""
+    """The checkpoint to write, and the halves that get graphs."""
 
     model: str
     """Folder of the checkpoint that it is made of."""
@@ -73,7 +73,7 @@ class GraphJob:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TimingJob:
-    """A half as torch computes it, to be measured beside its graphs."""
+    """A half whose time in torch is compared with that of its graphs."""
 
     half: HalfJob
     graphs: str
@@ -93,7 +93,7 @@ GROUPS = (32, 64, 128)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ExportJob:
-    """The checkpoint to write, and of what."""
+    """The checkpoint to write, and its source."""
 
     model: str
     """Folder of the checkpoint that it is made of."""
@@ -119,7 +119,7 @@ class ExportJob:
 
 
 class CaptionedItem(NamedTuple):
-    """A chunk with a caption: the original's own, or what a person made of it."""
+    """A chunk with a caption: the original model's own, or a user's edit."""
 
     key: str
     features: str
@@ -130,7 +130,7 @@ class CaptionedItem(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class JudgeJob:
-    """Captions, and the half that is asked what it expects of them."""
+    """Captions, and the half whose logits for them are compared."""
 
     half: HalfJob
     store: str
@@ -151,7 +151,7 @@ class JudgeJob:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CalibrateJob:
-    """Captions that a half reads, and the weights of it that are rounded meanwhile."""
+    """Captions that a half reads as calibration samples, and the weights to quantize on them."""
 
     half: HalfJob
     store: str
@@ -168,7 +168,7 @@ class CalibrateJob:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MergeJob:
-    """The checkpoint to write, and of what."""
+    """The checkpoint to write, and its source."""
 
     model: str
     """Folder of the checkpoint that the adapter was trained on."""

@@ -1,5 +1,5 @@
-"""Reads off a language half what it expects at each word of captions: of the original it is kept,
-of another it is compared with that. Knows neither vision half nor how weights came to be."""
+"""Computes a language half's logits for given captions: stores the original's, and compares another
+half's with them."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -80,7 +80,7 @@ TOGETHER = 8
 
 
 class Agreement:
-    """How far what one half expects is from what another does, over many words."""
+    """How closely one half's logits follow another's, over many tokens."""
 
     def __init__(self) -> None:
         self.tokens = self.agreeing = self.captions = self.same = 0

@@ -1,12 +1,17 @@
-"""Merges an adapter into one checkpoint: tensor by tensor, in the source's own types, without a
-model in memory.
+"""Merges an adapter into one checkpoint: tensor by tensor, in the source's own types, without
+loading the model.
 
-B x A is computed in 32 bit, multiplied by the scale, added in 32 bit, and the sum is rounded once
-to the type that the tensor is stored in. PEFT's `merge_and_unload` does the same where the model is
-loaded in that type and the adapter in 32 bit, as PEFT loads it by itself; its B x A may differ in
-the last bit of 32, by the order in which a library sums. PEFT rounds once more where the adapter is
-loaded in 16 bit, with `safe_merge`, and in tables of words; and before it adds, where the model is
-loaded in another type than it is stored in.
+B x A is computed in 32 bit, multiplied by the scale and added in 32 bit. The sum is rounded once,
+to the type in which the tensor is stored. PEFT's `merge_and_unload` does the same if the model is
+loaded in that type and the adapter in 32 bit, which is PEFT's default. Its B x A may differ in the
+last bit, because libraries sum in different orders.
+
+PEFT rounds once more in these cases:
+
+- The adapter is loaded in 16 bit.
+- `safe_merge` is set.
+- The layer is an embedding table.
+- The model is loaded in another type than it is stored in; PEFT then rounds before it adds.
 """
 
 import math
@@ -47,7 +52,7 @@ from stages.process.report import Report
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TensorChange:
-    """All that an adapter does to one stored tensor."""
+    """All changes that an adapter makes to one stored tensor."""
 
     whole: str = ""
     """Name of the adapter's tensor that takes its place; empty: it stays."""
@@ -103,7 +108,7 @@ def _turned(module: torch.nn.Module | None, adapter: LoraAdapter) -> bool:
 
 
 class _Targets:
-    """The stored tensors of one checkpoint, by all names that an adapter may have for them."""
+    """The stored tensors of one checkpoint, by every name that an adapter may use for them."""
 
     def __init__(
         self, adapter: LoraAdapter, folder: Path, skeleton: Any, headers: Sequence[Header]

@@ -1,8 +1,9 @@
-"""Says of each stored tensor of a checkpoint what it is to the model and what becomes of it. Reads
-headers, no weights.
+"""Maps each stored tensor of a checkpoint to its module and its export format. Reads headers, no
+weights.
 
-Names in the files are not those of the modules: the loader renames, and the way is asked of the
-loader itself. So is the type that a tensor is loaded in, in which it is then stored.
+Tensor names in the files differ from module names, because the loader renames tensors. The loader
+itself is asked for the mapping. It also gives the type that a tensor is loaded in, and the export
+stores that type.
 """
 
 import re
@@ -49,7 +50,7 @@ class StoredTensor:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Outline:
-    """A checkpoint before it is written in few bits."""
+    """The plan of a checkpoint that will be quantized."""
 
     tensors: tuple[StoredTensor, ...]
     """Tensors in the order of their files."""

@@ -1,5 +1,4 @@
-"""Holds what a checkpoint in few bits must reach beside its original, and says whether it does.
-Knows no model and no library."""
+"""The quality gates that a quantized checkpoint must pass against its original, and their check."""
 
 import json
 from collections.abc import Mapping
@@ -18,7 +17,7 @@ KEPT, DIGITS = 200, 6
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Gate:
-    """One figure, and how good it has to be."""
+    """One measured figure and its threshold."""
 
     group: str
     name: str

@@ -1,5 +1,5 @@
-"""Says what becomes of a weight in few bits: its tensors, their names and about their size. Knows
-no file and no model."""
+"""Quantization formats: for each weight, the stored tensors, their names and their approximate
+size."""
 
 import math
 import sys
@@ -19,7 +19,7 @@ from stages.models.shards.layout import TensorSpec
 
 
 class WeightForm(Protocol):
-    """A way to store weights in few bits."""
+    """A storage format of quantized weights."""
 
     def takes(self, module: torch.nn.Module) -> str:
         """Return why a linear module's weight cannot be stored so; empty when it can."""
@@ -53,7 +53,7 @@ ROW_FORMAT = 0
 
 
 class Nf4:
-    """Four bits a number by the quantiles of a normal distribution, the scales quantized in turn
+    """4 bits per number by the quantiles of a normal distribution; the scales are quantized in turn
     (QLoRA, https://arxiv.org/abs/2305.14314)."""
 
     def takes(self, module: torch.nn.Module) -> str:
@@ -94,7 +94,7 @@ class Nf4:
 
 
 class Int8:
-    """Eight bits a number with a scale a row (LLM.int8(), https://arxiv.org/abs/2208.07339)."""
+    """8 bits per number, one scale per row (LLM.int8(), https://arxiv.org/abs/2208.07339)."""
 
     def takes(self, module: torch.nn.Module) -> str:
         return ""
@@ -201,7 +201,7 @@ def quantization_config(bits: int, group: int, ignore: Iterable[str]) -> dict[st
 
 
 class Packed:
-    """Whole numbers of 4 or 8 bits with one scale a group of columns."""
+    """Integers of 4 or 8 bits, one scale per group of columns."""
 
     def __init__(self, bits: int, group: int, rounded: Path | None = None) -> None:
         """`rounded` is the folder of weights that were calibrated."""

@@ -1,9 +1,8 @@
-"""Rounds weights to small whole numbers with one scale a group of columns. Knows no file format and
-no model.
+"""Rounds weights to small integers with one scale per group of columns.
 
-The numbers are symmetric about nothing: of 4 bits they are -8 … 7, of 8 bits -128 … 127, and a
-weight is its number times its group's scale. The scale is rounded to the type it is stored in
-before any number is chosen, so that the numbers make up for what that loses.
+The integers are symmetric, with no zero point: -8 … 7 in 4 bits, -128 … 127 in 8 bits. A weight is
+its integer times its group's scale. The scale is first rounded to its stored type, so that the
+choice of integers makes up for that error.
 """
 
 from collections.abc import Iterator
@@ -21,7 +20,7 @@ BLOCK_NUMBERS = 1 << 18
 
 
 class Rounded(NamedTuple):
-    """A weight in few bits."""
+    """A quantized weight."""
 
     numbers: torch.Tensor
     """int8 [rows, columns]."""
@@ -30,7 +29,7 @@ class Rounded(NamedTuple):
 
 
 class CannotRound(ValueError):
-    """The error for a weight that cannot be rounded in the way that was asked for."""
+    """Raised for a weight that cannot be quantized in the requested format."""
 
 
 def suits(shape: tuple[int, ...], bits: int, group: int) -> str:

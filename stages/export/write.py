@@ -1,4 +1,4 @@
-"""Writes one checkpoint in few bits: tensor by tensor, file by file, without a model in memory."""
+"""Writes one quantized checkpoint tensor by tensor and file by file, without loading the model."""
 
 import json
 from collections.abc import Callable, Sequence

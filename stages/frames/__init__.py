@@ -1,4 +1,4 @@
-"""Cuts media files into chunks of RGB frames; knows nothing of models."""
+"""Cuts media files into chunks of RGB frames."""
 
 from stages.frames.job import FramesJob
 from stages.process.stage import Stage

@@ -1,5 +1,4 @@
-"""Turns decoded frames into RGB pictures as a player shows them, at one fixed size; knows nothing
-of times."""
+"""Converts decoded frames to RGB images as a player shows them, at one fixed size."""
 
 from fractions import Fraction
 from typing import Any
@@ -34,7 +33,7 @@ BT2020_LIKE = frozenset((10, 13, 14))
 
 
 class Canvas:
-    """All pictures of one video come out at one size, even where the video changes its own."""
+    """Converts all frames of one video to a single size, even where the video changes its own."""
 
     def __init__(self, frame: VideoFrame, pixel_aspect: Fraction | None, fit: FrameFit) -> None:
         self.mirrored = _is_mirrored(frame)

@@ -1,8 +1,7 @@
-"""Copies stretches of videos into files of their own, without decoding; knows nothing of what they
-are for.
+"""Copies clips of a video into files of their own, without decoding.
 
-A stretch begins at the last keyframe at or before its start, since nothing can be shown without
-one, and ends with the last frame that begins before its end. Its sound is left out.
+A clip begins at the last keyframe at or before its start, because decoding must begin at a
+keyframe. It ends with the last frame that begins before its end. Sound is left out.
 """
 
 import contextlib
@@ -84,7 +83,7 @@ def _refusal(error: Exception, path: str, folder: Path) -> dict[str, str]:
 
 
 class Stretches:
-    """A video to be copied from, its times known."""
+    """A source video with known frame times."""
 
     def __init__(self, path: Path) -> None:
         """Open a video and learn its times. Raises MediaError."""

@@ -1,5 +1,4 @@
-"""Decodes one video stream forward, along a route if it is given one. It knows nothing of what the
-frames are for."""
+"""Decodes one video stream forward, and skips the packets that a seek plan leaves out."""
 
 import contextlib
 import os
@@ -36,8 +35,8 @@ _Identity = tuple[int | None, int | None, int]
 
 
 class _Packets(Iterator[VideoPacket]):
-    """Packets of which the last can be put back. Chaining iterators instead would nest them, one a
-    leap, for as long as the video lasts."""
+    """An iterator of packets that can take its last packet back. Chaining iterators instead would
+    nest one per seek for the whole video."""
 
     def __init__(self, source: Iterator[VideoPacket]) -> None:
         self._source = source
@@ -52,7 +51,7 @@ class _Packets(Iterator[VideoPacket]):
 
 
 class Decoder:
-    """One container and one decoder; one thread at a time may use it."""
+    """One container and one decoder, used by one thread at a time."""
 
     def __init__(self, path: Path, *, threads: int = 0) -> None:
         """Open a video; `threads` 0 takes all cores. Raises MediaError."""

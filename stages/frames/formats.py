@@ -1,8 +1,8 @@
-"""Lists the formats that are read, which are whole in one file; knows nothing of what is in one.
+"""The list of accepted file formats. Each is complete in one file.
 
-A playlist, a manifest or a concatenation names other files, which whoever wrote it could choose
-freely; what it is about can change while it stays the same. FFmpeg is told what it may open, and
-not what it may not: a new version may bring another format of that kind.
+A playlist, a manifest or a concatenation names other files, which an attacker could choose freely.
+The files it names can also change while it stays the same. FFmpeg gets a list of allowed formats
+instead of forbidden ones, because a new version may add another format of that kind.
 """
 
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The job of the frames stage, as its process is told it; opens no file."""
+"""The job description of the frames stage. Opens no file."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -8,7 +8,7 @@ from artifacts.stamps import Stamp
 
 
 class FramesItem(NamedTuple):
-    """A medium to be cut."""
+    """A media file to cut."""
 
     path: str
     digest: str
@@ -23,7 +23,7 @@ class FramesItem(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FramesJob:
-    """Media to be cut."""
+    """Media files to cut."""
 
     store: str
     namespace: str

@@ -1,7 +1,7 @@
-"""The frames stage as one that stays: cuts each file as it is told. It knows nothing of who asks.
+"""The frames stage as a long-running worker: cuts each requested file.
 
-Each file is read whole, and within bounds, because who sends it may mean harm. What is wrong with
-one is told, and kept nowhere.
+Each file is read completely and within limits, because uploads are untrusted. A fault in a file is
+reported to the caller and not stored.
 """
 
 from pathlib import Path
@@ -57,7 +57,7 @@ def run(told: dict[str, Any], report: Report) -> None:
 
 
 class FileCutter:
-    """Stores the frames of one file after the other."""
+    """Stores the frames of one file after another."""
 
     def __init__(self, job: FramesJob, report: Report, watchdog: Watchdog) -> None:
         self._job = job

@@ -1,4 +1,5 @@
-"""One file to cut, and whether it still is the file that was known; decodes nothing."""
+"""One file to cut, and the check that it is still the file with the known digest. Decodes
+nothing."""
 
 from dataclasses import dataclass
 from pathlib import Path

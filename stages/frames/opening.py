@@ -1,5 +1,4 @@
-"""Opens a media file for its video, and says in words why one cannot be used. It knows nothing of
-frames or times."""
+"""Opens a media file for its video, and explains why a file cannot be used."""
 
 from pathlib import Path
 

@@ -1,5 +1,4 @@
-"""Reads a picture file as one RGB frame, upright and at its own size. It knows nothing of where it
-goes."""
+"""Reads an image file as one upright RGB frame in its own size."""
 
 import io
 import struct

@@ -1,10 +1,10 @@
-"""Chooses which frames of a timeline make which chunk; knows nothing of files or pixels.
+"""Chooses the frames of each chunk from a video's timeline.
 
-A chunk is a stretch [k * chunk_seconds, (k + 1) * chunk_seconds) of media time, 0 being the first
-frame. A frame belongs to the chunk in which it begins. For each target time the frame taken is the
-one on display then among the chunk's own, or the chunk's first one where none of its own has begun
-yet; a single frame is the one of the chunk's middle. A chunk in which no frame begins, under a
-picture that stands, takes the one on display.
+A chunk is the interval [k * chunk_seconds, (k + 1) * chunk_seconds) of media time, where 0 is the
+first frame. A frame belongs to the chunk in which it begins. For each target time the plan takes
+the chunk's own frame that is on display then. Before the chunk's first own frame it takes that
+first one. A single frame is taken at the chunk's middle. A chunk in which no frame begins, because
+a still image stays on screen, takes the frame on display.
 """
 
 import math
@@ -25,7 +25,7 @@ SLIVER_FRAMES = 1.5
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ChunkPlan:
-    """The frames to look at for one chunk."""
+    """The frames of one chunk."""
 
     index: int
     """Position in the video, from 0."""

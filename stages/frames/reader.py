@@ -1,10 +1,9 @@
-"""Finds the frames of given times in a video with as little decoding as it can. It knows nothing of
-chunks or pixels.
+"""Finds the frames at given times in a video with as little decoding as possible.
 
-It decodes in file order, leaves out frames that are neither wanted nor needed by others, and seeks
-to a later keyframe when that skips enough. What it hands out is what a plain decode of the whole
-file gives for the same time. Only in damaged stretches do the bytes depend on the way there and on
-the number of threads, because of how FFmpeg conceals what is missing.
+It decodes in file order and skips frames that are neither wanted nor needed as references. It seeks
+to a later keyframe when that skips enough. Its frames equal those of a plain decode of the whole
+file at the same times. Only in damaged parts do the bytes depend on the seeks and on the number of
+threads, because FFmpeg conceals missing data.
 """
 
 from array import array
@@ -21,7 +20,7 @@ from stages.frames.timeline import STAMPS, Timeline
 
 
 class Reader:
-    """One video, open, with its times known."""
+    """One open video with known frame times."""
 
     def __init__(self, path: Path, *, threads: int = 0) -> None:
         """Open a video and learn its times; `threads` 0 takes all cores. Raises MediaError."""

@@ -1,7 +1,5 @@
-"""Stores what the frames stage makes of the media, and knows what it has stored. Cuts nothing.
-
-It stores chunks, what is to be said of a whole medium, and why one cannot be used.
-"""
+"""Publishes the chunks, per-medium facts and failures of the frames stage, and tracks what is
+stored."""
 
 import contextlib
 import logging
@@ -26,7 +24,7 @@ log = logging.getLogger(__name__)
 
 
 class Recording:
-    """The record sets of one namespace, and the report of what is stored in them."""
+    """The record sets of one cache namespace, and the report of what they store."""
 
     def __init__(
         self,

@@ -1,9 +1,8 @@
-"""Decides which packets of a video need not be decoded to get the wanted frames. It knows nothing
-of files or pixels.
+"""Plans which packets of a video need no decoding to get the wanted frames.
 
-What decodes together is a group: a keyframe and what follows until the next. When the last wanted
-frame of a group has been handed to the decoder, all packets up to the keyframe of the next wanted
-one are left out, and after the very last one everything is.
+The unit is a group of pictures: a keyframe and all packets until the next keyframe. After the
+decoder received a group's last wanted frame, all packets up to the keyframe of the next wanted
+frame are skipped. After the very last wanted frame, everything is skipped.
 """
 
 from array import array
@@ -18,7 +17,7 @@ END = -1
 
 
 class Route:
-    """The way through one video to a set of its frames."""
+    """The seek plan of one video for a set of its frames."""
 
     def __init__(
         self,

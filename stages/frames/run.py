@@ -1,8 +1,7 @@
-"""The frames stage: media files in, stored chunks of RGB frames out. It knows nothing of what the
-frames are for.
+"""The frames stage: turns media files into stored chunks of RGB frames.
 
-Each worker holds one chunk, or one pack of pictures, and stores it before it goes on: that is all
-the memory there is, however long the videos and however slow the disk.
+Each worker thread holds one chunk, or one pack of images, and stores it before it goes on. Memory
+is therefore bounded, however long the videos and however slow the disk.
 """
 
 import contextlib
@@ -62,7 +61,7 @@ def run(told: dict[str, Any], report: Report) -> None:
 
 
 class Cutting:
-    """One job: its record sets, and what is still to do."""
+    """One job: its record sets and the remaining work."""
 
     def __init__(self, job: FramesJob, report: Report, watchdog: Watchdog) -> None:
         self.store = open_store(job.store)

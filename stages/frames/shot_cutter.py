@@ -1,11 +1,10 @@
-"""Cuts a video into shots while it is decoded once, and takes their frames. It knows nothing of how
-shots are told apart, nor of files.
+"""Cuts a video into shots in a single decoding pass, and selects their frames.
 
-A shot's frames are chosen when its end is known, by the rules of `plan`, from those that were kept
-while it went by. Where the rule names times (frames a second), exactly these frames were kept.
-Where it divides a length not known before the end (so many frames a shot), the frame nearest to the
-place is taken: it is no further off than `LEEWAY` of the way from one place to the next, or the
-next frame there is.
+A shot's frames are chosen when its end is known, by the rules of `plan`, from the frames kept so
+far. If the rule gives times (frames per second), exactly these frames were kept. If it divides a
+length that is unknown before the end (frames per shot), the nearest kept frame is taken. That frame
+is at most `LEEWAY` of the distance between two target places away, or is the next frame that
+exists.
 """
 
 from array import array
@@ -35,7 +34,7 @@ KEPT_PER_FRAME = 4
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Kept:
-    """One frame that may be taken."""
+    """A frame that may be selected."""
 
     ticks: int
     pixels: NDArray[np.uint8]
@@ -46,7 +45,7 @@ class Kept:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Shot:
-    """One shot, or one piece of a long one."""
+    """One shot, or one piece of a long shot."""
 
     plan: ChunkPlan
     """`ticks` are the frames the rules name."""
@@ -57,7 +56,7 @@ class Shot:
 
 
 class _Piece:
-    """A shot that is going by, or a piece of one."""
+    """A shot in progress, or a piece of one."""
 
     def __init__(self, timeline: Timeline, sampling: Sampling, *, index: int, start: float) -> None:
         self.index, self.start = index, start

@@ -1,10 +1,9 @@
-"""Finds where one shot ends and the next begins, from frame to frame. It knows nothing of files or
-chunks.
+"""Detects shot boundaries frame by frame.
 
-What is compared is the brightness of at most 106 by 60 points of the picture, as a histogram of
-each of 16 blocks. A cut is a frame unlike the one before it, and far more so than its neighbours
-are unlike theirs: motion changes many frames in a row, a cut one. And what comes after it must be
-unlike what was before it, or it is a flash.
+It compares the brightness of at most 106 by 60 points of the image, as one histogram for each of 16
+blocks. A cut is a frame that differs from the one before it far more than its neighbours differ
+from theirs. Motion changes many frames in a row, a cut only one. The frames after a cut must also
+differ from those before it; otherwise it is a flash.
 """
 
 import math
@@ -67,7 +66,7 @@ class Look:
 
 
 class Eye:
-    """Looks at the frames of one video."""
+    """Computes the compared values for the frames of one video."""
 
     def __init__(self) -> None:
         self._reformatter = VideoReformatter()
@@ -126,7 +125,7 @@ def _all_over(one: Look, other: Look) -> bool:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Seen:
-    """One frame as the finder remembers it."""
+    """One frame as the finder stores it."""
 
     seconds: float
     look: Look
@@ -135,9 +134,9 @@ class _Seen:
 
 
 class CutFinder:
-    """Says of each frame whether a shot begins with it. It is told of every frame in order, and
-    answers `AHEAD` frames later. What it says depends on the frames from `BEHIND` before to `AHEAD`
-    after, and no others."""
+    """Tells for each frame whether a shot begins with it. It takes every frame in order and answers
+    `AHEAD` frames later. The answer depends only on the frames from `BEHIND` before to `AHEAD`
+    after."""
 
     def __init__(self) -> None:
         self._seen: deque[_Seen] = deque(maxlen=BEHIND + 1 + AHEAD)

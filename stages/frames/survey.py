@@ -1,5 +1,4 @@
-"""Learns a video's times and keyframes from its packets, or by decoding it once. It knows nothing
-of sampling."""
+"""Reads a video's frame times and keyframes from its packets, or by decoding it once."""
 
 from array import array
 from collections.abc import Iterator
@@ -35,7 +34,8 @@ BLOCK = 1 << 14
 
 
 class PacketTimes:
-    """The times that one pass over the packets gathers; 24 bytes a frame, whatever the length."""
+    """The times that one pass over the packets collects; 24 bytes per frame, whatever the
+    length."""
 
     def __init__(self, time_base: Fraction, *, hides: bool) -> None:
         self.pts = array("q")

@@ -1,5 +1,4 @@
-"""The times at which frames of a video are shown, and where decoding can begin. It knows nothing of
-files or sampling."""
+"""The times at which a video's frames are shown, and the keyframes where decoding can begin."""
 
 from array import array
 from collections.abc import Callable
@@ -31,7 +30,7 @@ STAMPS: dict[str, Stamp] = {
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Keyframes:
-    """The places where decoding can begin, in the order of the file."""
+    """The keyframes where decoding can begin, in file order."""
 
     pts: "array[int]"
     """Presentation time of each, in ticks of the stream, ascending."""

@@ -1,12 +1,13 @@
-"""A video file as a sequence of chunks of RGB frames. It knows nothing of where they go.
+"""Reads a video file as a sequence of chunks of RGB frames.
 
-The `Reader` learns when each frame is shown from the packets; where these do not tell it, by
-decoding the file once. `plan` chooses the frames of chunks of fixed length from these times alone,
-and `chunks` tells the reader of all of them first, so that it can leave the others undecoded. Shots
-have no ends that are known before: `shots` has every frame decoded, and cuts on the way. Both paint
-the frames on a `Canvas` of one size, and make a chunk when it is asked for, so that one is in
-memory at a time. Damage is noted beside each chunk, and a chunk without any frame is left out. A
-run that goes on later tells by `recall` of chunks that are stored.
+The `Reader` gets the frame times from the packets, or by decoding the file once if the packets lack
+them. For chunks of fixed length, `plan` selects the frames from these times alone. `chunks` then
+passes all of them to the reader, so that it can skip the others. The ends of shots are unknown in
+advance, so `shots` decodes every frame and cuts on the way.
+
+Both convert frames to one size and build a chunk only when it is requested, so one chunk is in
+memory at a time. Damage is recorded with each chunk, and a chunk without any frame is left out. A
+resumed run reports already stored chunks by `recall`.
 """
 
 from array import array
@@ -30,7 +31,8 @@ from stages.frames.shot_cutter import ShotCutter
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Damage:
-    """The faults met where one chunk was decoded; stored with it, for a run that goes on later."""
+    """The faults found where one chunk was decoded. They are stored with the chunk for a resumed
+    run."""
 
     missed: tuple[float, ...] = ()
     """Seconds of the frames wanted that could not be decoded."""
@@ -67,7 +69,7 @@ class Chunk:
 
 
 class Video:
-    """A video file, open: its size and length, and its chunks."""
+    """An open video file: its size, its length and its chunks."""
 
     def __init__(self, path: Path, *, threads: int = 0) -> None:
         """Open a video; `threads` 0 lets the decoder take all cores. Raises MediaError."""

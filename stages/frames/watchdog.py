@@ -1,8 +1,7 @@
-"""Ends the process when a library does not come to an end over one file. It knows nothing of what
-the file is cut into.
+"""Ends the process when a library does not finish with one file.
 
-It counts processor time, so that a disk which does not answer is waited for, however long. Who
-started the process then tries what was in hand one by one.
+It counts processor time, so a slow disk is waited for without limit. The parent process then
+retries the open files one by one.
 """
 
 import contextlib
@@ -27,7 +26,7 @@ def step() -> None:
 
 
 class Watchdog:
-    """Looks after every thread that is inside `over`; a context manager itself."""
+    """Watches every thread that is inside `over`; a context manager itself."""
 
     def __init__(self) -> None:
         self._since: dict[int, tuple[int, float]] = {}

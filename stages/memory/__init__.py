@@ -1,2 +1,1 @@
-"""Measures and bounds the memory and time that computing takes; knows no model and no stage by
-name."""
+"""Measures and limits the memory and time of computations."""

@@ -1,8 +1,8 @@
-"""Has the C library give large freed blocks back to the system; knows nothing of what they hold.
+"""Makes the C library return large freed blocks to the system.
 
-A limit counts what a process has mapped. By itself glibc keeps freed blocks for the next ones, the
-more the larger those were that came before: after a half was loaded tensor by tensor and quantized,
-it held four times as much as the half.
+A memory limit counts what a process has mapped. By default glibc keeps freed blocks for reuse, and
+keeps more of them after larger ones. After a half was loaded tensor by tensor and quantized, the
+process held four times the memory of the half.
 """
 
 import contextlib

@@ -1,8 +1,8 @@
-"""Tells an error of the model's own code on one item from a fault of the whole stage.
+"""Separates an error of the model's code on one item from a fault of the whole stage.
 
-A model's code may raise anything on an item that it was not written for, such as a picture of one
-token. Such an item fails by name, and the others go on. Where every item of the first batch raises
-the same type of error and nothing else goes through, the stage is at fault and not its items.
+A model's code may raise anything on an unusual item, such as an image of one token. Such an item
+fails by name, and the others go on. If every item of the first batch raises the same type of error
+and nothing else succeeds, the stage is at fault.
 """
 
 from collections.abc import Callable
@@ -53,8 +53,8 @@ def item_fault(error: BaseException) -> ItemFault | None:
 
 
 class ItemFaults:
-    """The items of one process on which the model raised. Until something goes through, they are
-    held back."""
+    """The items of one process on which the model raised. They are held back until any item
+    succeeds."""
 
     def __init__(self, stage: str, fail: Callable[[Any, ItemFault], None], first: int = 0) -> None:
         """Call `fail` with each item that fails. `first` is the size of the first batch, 0 where

@@ -1,16 +1,18 @@
-"""Counts the bytes that live at once, and the operations, in a dry run on the meta device. Knows no
-model.
+"""Counts live bytes and operations in a dry run on the meta device.
 
-What runs in 16 bit is counted as it is and as it would be in 32 bit, where a tensor that is only
-cast is no new one.
+16-bit computations are counted twice: as they are, and as they would be in 32 bit. In 32 bit a
+tensor that is only cast is not a new one.
 
-The meta device tells `computed` of every operation. Each new storage that comes of one is added to
-the bytes that live, and a weak reference to it takes them off again when Python drops it; the peak
-is the most there ever was. Casts of a tensor share one TensorStorage, so in 32 bit they count once.
-Hooks call `enter` and `leave` around each MLP, which tells how much of the peak is inside of MLPs,
-where input in pieces saves it, and how much is outside. `taken` notes how far a layer raises all of
-these above what lived before it; `again` adds the same for a layer that is like it, without
-computing it.
+How it works:
+
+1. The meta device reports every operation to `computed`.
+2. Each new storage adds its bytes to the live bytes. A weak reference subtracts them when Python
+   drops the storage. The peak is the maximum.
+3. Casts of a tensor share one TensorStorage, so in 32 bit they count once.
+4. Hooks call `enter` and `leave` around each MLP. They tell how much of the peak is inside MLPs,
+   where input in chunks saves memory, and how much is outside.
+5. `taken` records how far a layer raises these figures above their value before it. `again` adds
+   the same for an identical layer without computing it.
 """
 
 import weakref
@@ -30,7 +32,7 @@ WHOLE = 4
 
 @dataclass(kw_only=True, slots=True)
 class TensorStorage:
-    """The memory that one tensor has in 32 bit, or several that are casts of it."""
+    """The 32-bit memory of one tensor, or of several that are casts of it."""
 
     size: int
     holders: int = 0
@@ -38,7 +40,7 @@ class TensorStorage:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Taken:
-    """Bytes and operations that a part of a computation took, above those when it began."""
+    """Bytes and operations of a part of a computation, above their values at its start."""
 
     rises: tuple[tuple[int, int], ...]
     """Most bytes that lived at once until each MLP began, until it ended, and at last. With each:
@@ -51,7 +53,7 @@ class Taken:
 
 
 class LiveBytes:
-    """The tensors that were made since counting began and still live."""
+    """The tensors that were made since counting began and are still alive."""
 
     def __init__(self, apart: Any = ()) -> None:
         """Count nothing yet, and never what is `apart`, such as weights."""

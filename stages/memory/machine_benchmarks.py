@@ -1,5 +1,4 @@
-"""Measures how fast this machine computes the blocks that models are made of. Runs in a process of
-its own and knows no model."""
+"""Measures how fast this machine computes the blocks that models consist of, in its own process."""
 
 import copy
 import functools
@@ -42,8 +41,8 @@ MakeLayer = Callable[[int, int], Any]
 
 
 class DecoderBlock(nn.Module):
-    """A decoder's block with its cache: seven linear layers, four heads a key, and the operations
-    around them."""
+    """A decoder block with its KV cache: seven linear layers, four query heads per key head, and
+    the operations around them."""
 
     LINEARS = 7
 
@@ -74,7 +73,7 @@ class DecoderBlock(nn.Module):
 
 
 class Run:
-    """Some blocks, with what goes through them."""
+    """Some blocks, and the input that goes through them."""
 
     def __init__(
         self, blocks: list[DecoderBlock], rows: int, tokens: int, dtype: torch.dtype, device: str

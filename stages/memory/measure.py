@@ -1,5 +1,5 @@
-"""Measures this machine in a stage: arithmetic, memory, disk, device, video, start. Knows no model,
-and keeps nothing itself."""
+"""The stage that measures this machine: compute, memory, disk, device, video decoding, process
+start."""
 
 import functools
 import importlib
@@ -83,8 +83,8 @@ def _wanted(device: str, companion: str) -> dict[str, Callable[[], Any]]:
 
 
 class Measured:
-    """Figures by name, and why others are missing. A figure that a machine cannot give, or has no
-    time for, stops nothing."""
+    """Figures by name, and the reasons for missing ones. A figure that the machine cannot give, or
+    has no time for, does not stop the others."""
 
     def __init__(self, end: float) -> None:
         self._end = end

@@ -1,10 +1,8 @@
-"""Lets a model run on tensors without data, with its real control flow. Knows no model, and counts
-nothing itself.
+"""Runs a model on tensors without data, with its real control flow.
 
 Floating-point tensors are on the meta device. Integers and booleans (ids, grids, masks) are real
-and on the CPU, and so are small floating-point tensors that were made of numbers, because what they
-hold decides shapes. What is computed of both kinds is computed without data; integers that come of
-it are zeros.
+and on the CPU, because their values decide shapes. So are small floating-point tensors made from
+Python numbers. A computation on both kinds runs without data, and its integer results are zeros.
 """
 
 import functools
@@ -43,7 +41,7 @@ FROM_NUMBERS = frozenset({torch.tensor, torch.as_tensor, torch.asarray})
 
 
 class Watcher(Protocol):
-    """One that is told of everything that is computed."""
+    """An observer that is called for every operation."""
 
     def computed(self, func: Any, args: Any, kwargs: Any, out: Any) -> None: ...
 
@@ -54,7 +52,7 @@ def without_data(value: Any) -> Any:
 
 
 class MetaDevice(TorchDispatchMode):
-    """A mode that computes all that needs no data without data."""
+    """A torch mode that runs every operation without data where no data is needed."""
 
     def __init__(self, watcher: Watcher) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -201,8 +199,8 @@ OF_INTEGERS = frozenset({aten.histc.default})
 
 
 class Numbers(TorchFunctionMode):
-    """A mode that catches tensors made of numbers before they become operators, which do not tell
-    the numbers."""
+    """A mode that catches tensors made from Python numbers before they become operators, because
+    operators do not expose the numbers."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None

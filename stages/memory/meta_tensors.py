@@ -1,4 +1,4 @@
-"""Remembers what operators give for tensors of given shapes, data apart; computes nothing."""
+"""Remembers the output shapes of operators for given input shapes. Computes nothing."""
 
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -37,7 +37,7 @@ five times as long."""
 
 
 class TensorOutline(NamedTuple):
-    """A tensor without its data."""
+    """A tensor's metadata without its data."""
 
     shape: torch.Size
     stride: tuple[int, ...]

@@ -1,8 +1,8 @@
-"""Takes all layers of a run of like ones but the first two to be like those. On tensors without
-data, a layer differs from the next by nothing that is counted. Knows no model.
+"""Skips repeated layers in a dry run: of a run of identical layers only the first two are computed.
 
-A call is known by what the layer is made of, by the shapes of its floating-point arguments, the
-values of all others, and by what its place in a KV cache holds. Whatever is not clear is computed.
+On tensors without data, identical layers differ in nothing that is counted. A call is identified by
+the layer's structure and its arguments: the shapes of floating-point ones, the values of all
+others. Its place in the KV cache counts, too. Any call that is not clear is computed.
 """
 
 import contextlib
@@ -26,11 +26,11 @@ PLACE = "layer_idx"
 
 
 class Unclear(Exception):
-    """A value that cannot be told apart from others like it."""
+    """Raised for a value that cannot be told apart from others like it."""
 
 
 class Form(NamedTuple):
-    """A tensor without data, with the storage that it is a part of."""
+    """A tensor without data, and the storage that it is a part of."""
 
     shape: torch.Size
     stride: tuple[int, ...]
@@ -42,7 +42,7 @@ class Form(NamedTuple):
 
 @dataclass(kw_only=True, slots=True)
 class Call:
-    """The latest call of its kind, as it was seen."""
+    """The latest recorded call of its kind."""
 
     taken: Taken
     made: Any
@@ -55,7 +55,7 @@ class Call:
 
 @dataclass(kw_only=True, slots=True)
 class RepeatedLayers:
-    """The calls that were seen of one model's layers."""
+    """The recorded calls of one model's layers."""
 
     found: list[tuple[Any, Any]] = field(default_factory=list)
     """The layers, with numbers of what they are made of."""

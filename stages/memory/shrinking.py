@@ -4,7 +4,7 @@ How it works:
 
 1. `attempt` runs a piece. On out of memory it frees unused memory and returns the allocator's
    message. It raises every other error.
-2. A piece that ran out of memory is cut to the next power of two below its size, the new size is
+2. A piece that ran out of memory is cut to the next power of two below its size. The new size is
    reported, and the cut pieces are tried again.
 3. The new size stays for the rest of the process. Sizes divide each other, so each piece holds what
    it would hold had this size been chosen from the start.

@@ -1,5 +1,4 @@
-"""Runs one half of a vision-language model at a time, in the model's own code. Knows neither stores
-nor stages.
+"""Loads and runs one half of a vision-language model at a time, by the model's own code.
 
     load_half(path, "vision" | "language", **from_pretrained_options) -> model
     encode(vision_half, inputs) -> features

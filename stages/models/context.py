@@ -1,5 +1,4 @@
-"""Reads off a model's configuration how many tokens its language half reads and writes together;
-it names no family."""
+"""Reads a language half's context length in tokens from the model's configuration."""
 
 import math
 from collections.abc import Mapping

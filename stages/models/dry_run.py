@@ -1,5 +1,8 @@
-"""Runs the halves of a model dry, on the meta device, and tells what computing them takes. The
-inputs are what the model's own processor gives. Reads no weights, and knows no family."""
+"""Runs a model's halves on the meta device and measures the cost of computing them. Reads no
+weights.
+
+The model's own processor makes the inputs.
+"""
 
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
@@ -103,7 +106,7 @@ KINDS: tuple[MediaKind, MediaKind] = ("image", "video")
 
 
 class DryRun(NamedTuple):
-    """What dry runs tell of a model."""
+    """The results of a model's dry runs."""
 
     batch_costs: Mapping[Part, tuple[BatchCost, ...]]
     """What computing each half takes at a few sizes."""

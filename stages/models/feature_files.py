@@ -1,5 +1,4 @@
-"""Writes and reads features as files of their own, for programs that run the halves themselves.
-Knows neither stores nor families."""
+"""Writes and reads features as single files, for programs that run the halves themselves."""
 
 import hashlib
 import json

@@ -1,8 +1,8 @@
-"""Tells from dry runs on the meta device what computing a half takes beside its weights. Imports no
-model library.
+"""Fits a half's memory cost besides its weights from dry runs. Imports no model library.
 
-A handful of runs say what any size takes: what is held grows with rows and units, for attention
-that is not fused with the square of the units, and a padded batch has a mask of that size.
+A few runs on the meta device give the cost of any size. Memory grows with rows and tokens.
+Attention that is not fused grows with the square of the tokens, and a padded batch has a mask of
+that size.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,8 +16,8 @@ Kind = str
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BatchCost:
-    """One run of a half on tensors without data. Bytes are those of a half that computes in 16 bit,
-    where they do not say otherwise; a quantized one computes in 16 bit too."""
+    """The cost of one dry run of a half. Bytes are those of 16-bit computation unless a field says
+    otherwise; a quantized half computes in 16 bit, too."""
 
     kind: str
     """`image` or `video`."""

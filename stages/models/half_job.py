@@ -1,4 +1,4 @@
-"""The half of a model that a job runs; imports no model library."""
+"""The fields of a job that runs one half of a model. Imports no model library."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -9,7 +9,7 @@ from artifacts.schema import Route
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class HalfJob:
-    """The half to run, of which model, where and in what precision."""
+    """The half to run: its model, device and precision."""
 
     model: str
     """Folder or hub id."""

@@ -1,4 +1,4 @@
-"""Finds out what a model is from its configuration, processor and headers; reads no weights."""
+"""Builds a model's profile from its configuration, processor and headers. Reads no weights."""
 
 import logging
 import re

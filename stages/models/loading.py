@@ -1,5 +1,4 @@
-"""Loads the half that a job names, on the device and in the precision it names. Knows nothing of
-stores."""
+"""Loads the half that a job names, on its device and in its precision."""
 
 import contextlib
 import logging

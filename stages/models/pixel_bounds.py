@@ -1,5 +1,5 @@
-"""Computes to which size a processor resizes the frames of a video, where it keeps them between two
-numbers of pixels. Imports no library."""
+"""Computes the size to which a processor resizes video frames between two pixel counts. Imports no
+library."""
 
 import math
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ least. A frame becomes one token at the least, whatever the limit."""
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PixelBounds:
-    """The bounds of one processor of videos, and those that are set beside them."""
+    """The pixel bounds of one video processor, and related settings."""
 
     side: int
     """Pixels of the side of what becomes one token."""

@@ -1,5 +1,5 @@
-"""Reads the next batches and writes the last one while the device works on this one. Both are done
-on the CPU. Knows nothing of what a batch holds."""
+"""Reads the next batches and writes the last one on the CPU while the device computes the current
+one."""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator

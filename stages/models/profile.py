@@ -1,5 +1,4 @@
-"""Holds the profile of a model: all that is known before any of its weights is read. Knows neither
-how it is found out nor what is done with it."""
+"""The model profile: everything that is known of a model before its weights are read."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -17,7 +16,7 @@ OUTPUT_VERSION = 31
 
 
 class AdaptableLayer(NamedTuple):
-    """A linear layer to whose product an adapter may add."""
+    """A linear layer to whose output an adapter may add."""
 
     path: str
     """Path in the model."""
@@ -73,7 +72,7 @@ class PartProfile:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SamplingProfile:
-    """The frames that the checkpoint's processor asks for; None where it does not say."""
+    """The frame sampling that the checkpoint's processor requests; None where it does not say."""
 
     fps: float | None = None
     """Frames a second."""
@@ -99,7 +98,7 @@ class SeenSize:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelProfile:
-    """One checkpoint that captions, or makes vectors of pictures and of texts."""
+    """One checkpoint that generates captions, or makes vectors of images and of texts."""
 
     folder: str
     """Folder of its files."""

@@ -1,15 +1,15 @@
-"""Decides whether a checkpoint of transformers is run as its authors published it, or as the
-installed transformers runs it, and makes the difference.
+"""Decides whether a checkpoint runs as its authors published it or as the installed transformers
+runs it, and applies the difference.
 
-Releases of transformers changed what some families are given: from 5.3 on the positions of the text
-behind a video, from 5.10 on a second pair of vision tokens around a video. Weights that were made
-before such a release were trained without the change. `STOCK` names these families, and
+Releases of transformers changed the inputs of some families. Since 5.3 the positions of the text
+after a video differ. Since 5.10 a video has a second pair of vision tokens around it. Weights made
+before such a release were trained without the change. `STOCK` names these families.
 `is_published_way` compares the release that wrote a checkpoint's config.json with that of the
-change. A checkpoint that this program wrote says itself which way it was made, under `FIELD`.
+change. A checkpoint written by this program states its way under `FIELD`.
 
-The positions need no family: `place_behind` walks the runs of tokens of one modality and moves each
-so that it begins behind all that stands before it. Where transformers already does so, nothing is
-moved.
+The positions need no list of families. `place_behind` goes through the runs of tokens of one
+modality and moves each behind everything before it. Where transformers already does so, nothing
+moves.
 """
 
 import itertools

@@ -1,9 +1,9 @@
-"""Holds what the authors of published checkpoints state about videos, context and sampling, and
-what later releases of transformers changed for them.
+"""What authors of published checkpoints state about videos, context and sampling, and what later
+releases of transformers changed.
 
-`published_facts.json` has an entry for each `model_type`, with its source; a fact that no source
-confirmed is left out, so its field stays empty. `total_pixels` of qwen-vl-utils counts the frames
-of a pair once: `pixels_a_video` is twice that.
+`published_facts.json` has one entry for each `model_type`, with its source. A fact without a
+confirming source is left out, so its field stays empty. `total_pixels` of qwen-vl-utils counts the
+frames of a pair once: `pixels_a_video` is twice that.
 """
 
 import json
@@ -17,7 +17,7 @@ TABLE = "published_facts.json"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FamilyFacts:
-    """What the authors of a family of checkpoints state; an empty field is not known."""
+    """What the authors of a family of checkpoints state; an empty field is unknown."""
 
     pixels_a_frame: tuple[int, int] | None = None
     """Least and most pixels of a video's frame, as the author's script keeps them; None where

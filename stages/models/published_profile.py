@@ -1,5 +1,5 @@
-"""Says in a model's profile whether it is run as its authors published it, and what is otherwise
-then. Reads no weights."""
+"""Adds to a model's profile whether it runs as published, and the differences if not. Reads no
+weights."""
 
 from collections.abc import Mapping
 from dataclasses import replace

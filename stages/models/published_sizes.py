@@ -1,4 +1,4 @@
-"""Says between which numbers of pixels the authors of a checkpoint keep the frames of a video."""
+"""Gives the range of pixel counts in which a checkpoint's authors keep video frames."""
 
 from pathlib import Path
 

@@ -1,5 +1,4 @@
-"""Tells what a decoder remembers of one row, layer by layer. Knows neither how it is kept nor how
-many rows there are, and imports no model library."""
+"""Computes the KV-cache memory of one row, layer by layer. Imports no model library."""
 
 from dataclasses import dataclass
 
@@ -8,7 +7,7 @@ from stages.models.footprint import ITEM_BYTES
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LayerMemory:
-    """What layers of one kind remember of a row. Bytes are those of a half that computes in 16
+    """The cache of one row in layers of one kind. Bytes are those of a half that computes in 16
     bit."""
 
     kind: str
@@ -36,7 +35,7 @@ class LayerMemory:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RowMemory:
-    """What a decoder remembers of a row, and what it says of a token."""
+    """The cache of one row, and the output per token."""
 
     kept: tuple[LayerMemory, ...]
     words: int

@@ -1,4 +1,4 @@
-"""Describes a model in a process of its own, so that its parent need not import torch."""
+"""Describes a model in its own process, so that the parent need not import torch."""
 
 from typing import Any
 

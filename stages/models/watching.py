@@ -1,5 +1,5 @@
-"""Watches a half run on tensors without data: when layers and MLPs compute, where prompts end.
-Counts nothing itself."""
+"""Observes a half that runs on tensors without data: when layers and MLPs compute, and where
+prefill ends. Counts nothing itself."""
 
 import contextlib
 import logging
@@ -27,8 +27,7 @@ def decoder_of(model: Any) -> Any:
 
 
 class PromptWatch:
-    """A watch that tells the reading of the prompt from the step after it, by the decoder's second
-    call."""
+    """Tells prefill from the decode step after it, by the decoder's second call."""
 
     def __init__(self, live: LiveBytes) -> None:
         self._live = live
@@ -96,7 +95,7 @@ def kept_of(cache: Any) -> tuple[LayerMemory, ...]:
 
 
 class _LayerKept(NamedTuple):
-    """What one layer keeps of each row, and the tokens that it saw."""
+    """What one layer's cache keeps of each row, and the tokens that it saw."""
 
     of_row: LayerMemory
     tokens: int

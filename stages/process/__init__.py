@@ -1,1 +1,1 @@
-"""A process per stage: exit is the only reliable way to give a GPU back."""
+"""Runs each stage in a process of its own: only process exit reliably frees a GPU."""

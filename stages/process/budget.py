@@ -1,7 +1,7 @@
-"""Keeps a stage's process to the memory that it may take above its imports; knows no stage.
+"""Limits the memory of a stage's process above what its imports took.
 
-On a CPU the kernel limits what a process may write to and does not share: memory that is asked for
-counts, whether it is used or not, and so do the stacks of threads. On a GPU torch's allocator does.
+On a CPU the kernel limits private writable memory. Allocated memory counts whether it is used or
+not, and so do the stacks of threads. On a GPU torch's allocator applies the limit.
 """
 
 import contextlib
@@ -38,7 +38,7 @@ def near(taken_bytes: int, budget: int) -> bool:
 
 @dataclass(slots=True)
 class Limit:
-    """The memory that this process may take, once its imports are done."""
+    """The memory limit of this process, counted from the end of its imports."""
 
     bytes: int
     """Bytes above the baseline."""

@@ -1,5 +1,5 @@
-"""Reads what the kernel lets a group of processes take, and how often it killed one. It knows
-nothing of what they do."""
+"""Reads the kernel's memory and CPU limits of a control group, and its count of out-of-memory
+kills."""
 
 import math
 import os

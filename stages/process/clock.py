@@ -1,7 +1,7 @@
-"""Ends a process in which one thread computes for longer than any should; knows no stage.
+"""Kills a process in which one thread computes for longer than its limit.
 
-It looks from outside, because a thread may keep the interpreter's lock from all others, and counts
-processor time, so that a machine which does much else makes no difference, nor one with many cores.
+It watches from outside, because a thread may hold the interpreter's lock against all others. It
+counts processor time, so neither a busy machine nor many cores make a difference.
 """
 
 import os
@@ -19,7 +19,7 @@ UTIME, STIME = 11, 12
 
 
 class Clock:
-    """Looks after a process from a thread until it has ended."""
+    """Watches a process from a thread until the process has ended."""
 
     def __init__(self, process: Process, seconds: float) -> None:
         self._process = process

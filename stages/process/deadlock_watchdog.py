@@ -1,8 +1,8 @@
-"""Tells when no thread of this process goes on any more; knows nothing of what they were doing.
+"""Detects that no thread of this process makes progress any more.
 
-Who gets no memory may wait for ever and raise nothing: Python's own `Thread.start()` does, when the
-new thread gets none before it has said that it runs. Who waits with the interpreter's lock in hand
-stops even those who look; for that there is the kernel's clock.
+A thread that gets no memory may wait forever and raise nothing. Python's own `Thread.start()` does
+so when the new thread gets no memory before it reports that it runs. A thread that waits with the
+interpreter's lock stops even the watchdog; a kernel timer covers that case.
 """
 
 import signal
@@ -23,8 +23,8 @@ FUTEX = "202"
 
 
 class Stillness:
-    """Looks, now and then, whether anything moves. It is used by one thread, whose own work does
-    not count."""
+    """Checks now and then whether anything moves. One thread uses it, whose own work does not
+    count."""
 
     def __init__(self) -> None:
         self._since = time.monotonic()

@@ -1,13 +1,17 @@
-"""Imports transformers without what a process that runs one half alone hardly ever uses.
+"""Imports transformers without the modules that a process with one half hardly ever uses.
 
-Torch's compiler and algebra, its tensors that lie on many machines, torchvision's models and
-scipy's optimizer are more than a third of what that import takes. They are imported along because
-the compiler marks functions, a class may be asked after, or a loss may be computed. So a stand-in
-takes the place of such a module. It notes marks, and answers for a few functions, which import
-their module once they are called. Whoever asks it for anything else gets the module itself: the
-stand-in steps aside for good, and the marks are made. Tensors of many machines are left out as in a
-torch that was built without them, and what transformers exports is read from a list that is kept.
-Nothing here may be called in a process that is not our own.
+Torch's compiler and sympy, its distributed tensors, torchvision's models and scipy's optimizer take
+more than a third of that import. They are imported only because the compiler marks functions, a
+class appears in an `isinstance` check, or a loss might be computed. How they are deferred:
+
+1. A stand-in takes the place of such a module. It records the compiler's marks, and has a few
+   functions that import the module when they are called.
+2. Any other access to the stand-in imports the real module. The stand-in then steps aside for good
+   and the recorded marks are applied.
+3. Distributed tensors are left out as in a torch built without them.
+4. The list of what transformers exports is read from a stored file.
+
+Call nothing here in a process that another program owns.
 """
 
 import contextlib
@@ -167,7 +171,7 @@ def import_transformers() -> None:
 
 
 class StandIn(ModuleType):
-    """A module that is not imported yet. `marked` are marks that it was asked to make."""
+    """A module that is not imported yet. `marked` holds the compiler marks that it has recorded."""
 
     def __init__(self, spec: ModuleSpec) -> None:
         name = spec.name
@@ -218,12 +222,13 @@ class StandIn(ModuleType):
 
 
 class NoNumber:
-    """What stands for expressions where torch asks whether a number is one: none is made yet."""
+    """Stands for symbolic expressions where torch checks whether a number is one: none exists
+    yet."""
 
 
 class Deferring:
-    """Looks on at imports: puts stand-ins in place before transformers comes, and finds parts of
-    them for which nothing stands in."""
+    """Hooks into imports: installs stand-ins before transformers is imported, and finds submodules
+    that no stand-in covers."""
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
         if name == "transformers":

@@ -1,12 +1,12 @@
-"""Asks the driver of a GPU through NVML; imports no torch and makes no CUDA context.
+"""Queries a GPU's driver through NVML. Imports no torch and makes no CUDA context.
 
-A driver need not answer every question: under WSL2 it lists no processes, of a part of a card it
-may not tell the memory, and of a card that fell off the bus it tells nothing. What is not answered
-is told as unknown (0, or nothing), never as an error: who reckons with a figure must expect none.
+A driver need not answer every query. Under WSL2 it lists no processes. For a part of a card it may
+not report memory, and for a card that fell off the bus it reports nothing. A missing answer is
+returned as unknown (0, or nothing), never as an error, so callers must expect none.
 
-Which GPU is meant is never in doubt. Devices are counted as `nvidia-smi` counts them, by PCI bus,
-and stages are started with CUDA_DEVICE_ORDER=PCI_BUS_ID, so that torch counts alike. A name in
-CUDA_VISIBLE_DEVICES that the driver does not know is an error: CUDA would go on without a word.
+The meant GPU is never ambiguous. Devices are counted as `nvidia-smi` counts them, by PCI bus.
+Stages start with CUDA_DEVICE_ORDER=PCI_BUS_ID, so torch counts alike. A name in
+CUDA_VISIBLE_DEVICES that the driver does not know is an error: CUDA itself would silently continue.
 """
 
 from collections.abc import Callable

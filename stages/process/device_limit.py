@@ -1,9 +1,9 @@
-"""Keeps a process to its part of a GPU; knows no stage.
+"""Limits a process to its share of a GPU's memory.
 
-What the driver takes for it is measured, and torch's allocator is limited to the rest. CUDA loads
-libraries and kernels when they are first used. So the driver's part is looked at only after a
-product of matrices and a convolution in the dtype that the stage is going to compute in: what were
-loaded later would come on top of a limit that no longer knows of it.
+The driver's own use for the process is measured, and torch's allocator is limited to the rest. CUDA
+loads libraries and kernels on first use. So the driver's use is measured after a matrix product and
+a convolution in the stage's dtype. Anything loaded later would exceed a limit that no longer
+accounts for it.
 """
 
 import os
@@ -32,7 +32,7 @@ WARM_EDGE = 256
 
 @dataclass(frozen=True, slots=True)
 class DeviceLimit:
-    """The memory that this process may take of a GPU."""
+    """The GPU memory limit of this process."""
 
     device: str
     bytes: int

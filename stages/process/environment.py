@@ -1,7 +1,5 @@
-"""Makes the environment of a stage's process; knows no stage.
-
-It holds a place for what torch's compiler makes.
-"""
+"""Builds the environment variables of a stage's process, including the cache folder of torch's
+compiler."""
 
 import os
 from pathlib import Path

@@ -1,7 +1,7 @@
-"""The events by which a stage's process tells its parent what it did; knows no stage.
+"""The events by which a stage's process reports to its parent.
 
-Each is a line of JSON. The class of an event stands as a word in its line, and its fields stand
-beside that. Both ends share these classes, so that neither can misspell what the other means.
+Each event is one line of JSON: a word for its class, and its fields. Both ends share these classes,
+so their formats cannot differ.
 """
 
 import json
@@ -20,14 +20,14 @@ TOO_LONG = "too-long"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Total:
-    """The stage knows how many items it is going to publish."""
+    """The number of items that the stage will publish."""
 
     items: int
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Item:
-    """An item is on disk, and will not be made again."""
+    """An item is on disk and will not be made again."""
 
     key: str = ""
     label: str = ""
@@ -36,14 +36,15 @@ class Item:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Published:
-    """These items are in the store together; told by a stage that stays instead of one by one."""
+    """These items entered the store together; a long-running worker sends it instead of one event
+    per item."""
 
     keys: tuple[str, ...]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Words:
-    """A caption is said, or has been; told by a stage that stays."""
+    """A caption is in progress or complete; sent by a long-running worker."""
 
     key: str
     caption: str
@@ -60,7 +61,7 @@ class Words:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MediumRead:
-    """A medium was read by a stage that stays, and its frames are in the store."""
+    """A long-running worker has read a medium, and its frames are in the store."""
 
     media: str
     """Content digest."""
@@ -69,7 +70,7 @@ class MediumRead:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Begin:
-    """A medium is opened: whoever dies from now on may have died of it."""
+    """A medium is opened: if the process dies from now on, this medium may be the cause."""
 
     media: str
     """Content digest."""
@@ -97,7 +98,7 @@ class Failed:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Shrunk:
-    """A batch of `failed` items did not fit; from here on they are at most so large."""
+    """A batch of `failed` items did not fit; from now on this is the largest size."""
 
     batch: int
     failed: int
@@ -108,7 +109,7 @@ class Shrunk:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TooLarge:
-    """An item does not fit, even alone, where others do."""
+    """An item does not fit even alone, while others do."""
 
     key: str
     wanted_bytes: int
@@ -118,14 +119,14 @@ class TooLarge:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Warned:
-    """There is something that a person should read, and that stops nothing."""
+    """A warning for the user that stops nothing."""
 
     text: str
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MemorySeen:
-    """The memory that the process has, and the most so far, in bytes. It is also a sign of life."""
+    """The current and the peak memory of the process, in bytes. It is also a sign of life."""
 
     seconds: float
     """Seconds since the process began."""
@@ -154,7 +155,7 @@ class Broken:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Ended:
-    """The stage ends in order, or after it was broken."""
+    """The stage ends, in order or after an error."""
 
     seconds: float
     cpu_seconds: float

@@ -1,7 +1,5 @@
-"""Tells what ended a stage's process; knows no stage by name.
-
-It goes by the exit status, the last words and the kernel's count.
-"""
+"""Finds out why a stage's process failed, from its exit status, its last output and the kernel's
+count of kills."""
 
 import signal
 from collections.abc import Iterator
@@ -110,7 +108,7 @@ LAST_LINES = 5
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Ending:
-    """The facts known of a process that ended without success."""
+    """The known facts of a process that ended without success."""
 
     code: int
     """Its exit status; below zero, the signal."""

@@ -1,13 +1,17 @@
-"""The process that imports once what several stages need, and is forked for each: `python -m
-stages.process.fork_server CONTROL_FD`; knows no stage by name.
+"""The fork server: a process that imports once what several stages need and forks itself for each:
+`python -m stages.process.fork_server CONTROL_FD`.
 
-It computes nothing and makes no CUDA context. Each message on its socket brings four descriptors:
-the stage's log, its events, a socket on which it is told of that stage alone, and its job. The
-server imports what the job needs, forks, and answers with the process id and a handle of the
-process; when that has ended it sends the exit status. It forks only while it has one thread,
-because a lock that another one holds would never be let go in the child; else it answers `no`. Its
-children die with it. It ends when its parent does, which is the end of the socket: the kernel sends
-SIGIO then, so that it ends in the middle of an import, too.
+How it works:
+
+1. It computes nothing and makes no CUDA context.
+2. Each message on its socket brings four descriptors: the stage's log, its events, a socket for
+   messages about that stage, and its job.
+3. The server imports what the job needs, forks, and answers with the process id and a handle of the
+   process. When the process has ended, it sends the exit status.
+4. It forks only while it has one thread, because a child would inherit another thread's locks
+   forever. Otherwise it answers `no`.
+5. Its children die with it. It ends when its parent does, which closes the socket. The kernel then
+   sends SIGIO, so that it ends in the middle of an import, too.
 """
 
 import contextlib
@@ -35,7 +39,7 @@ NO = b"no"
 
 
 class Server:
-    """Waits for words on `control`, whose end is the parent's."""
+    """Waits for messages on `control`, whose other end is the parent's."""
 
     def __init__(self, control: socket.socket) -> None:
         self._control = control

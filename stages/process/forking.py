@@ -1,9 +1,9 @@
-"""The parent's side of stages that are forked from one process which has imported what they need;
-knows no stage by name.
+"""The parent's side of the fork server, which starts stages from a process that has imported what
+they need.
 
-The server is begun with the first stage that asks for it and ends with the `with` block. Whenever
-it cannot be used, or says no, or does not answer, a stage is started as a process of its own:
-nothing depends on it but time.
+The server starts with the first stage that requests it and ends with the `with` block. If it is
+unavailable, refuses or does not answer, the stage is started as an ordinary process. Only the start
+time depends on it.
 """
 
 import contextlib
@@ -30,7 +30,7 @@ run ends."""
 
 
 class Process(Protocol):
-    """A stage's process, however it was started: what is used of `subprocess.Popen`."""
+    """A stage's process, however it was started: the used part of `subprocess.Popen`."""
 
     @property
     def pid(self) -> int: ...
@@ -43,7 +43,7 @@ class Process(Protocol):
 
 
 class Forked:
-    """A child of the server's; safe to use from several threads."""
+    """A child of the fork server; safe to use from several threads."""
 
     def __init__(self, pid: int, handle: int, status: socket.socket) -> None:
         self.pid = pid
@@ -79,8 +79,7 @@ class Forked:
 
 
 class ForkServer:
-    """The one process that has imported; a context manager, at whose end it and what it forked
-    ends."""
+    """The process that has imported everything; a context manager that ends it and its forks."""
 
     def __init__(self) -> None:
         self._environment: dict[str, str] = {}

@@ -1,4 +1,4 @@
-"""Makes importing cheaper; knows nothing of what is imported."""
+"""Makes imports faster by pausing the garbage collector."""
 
 import contextlib
 import gc

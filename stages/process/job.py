@@ -1,8 +1,8 @@
-"""Hands a job from the process that plans a stage to the one that is it. It goes as JSON, of which
-both ends, being of one version, know the same fields; has no stage of its own.
+"""Passes a job as JSON from the planning process to the worker process.
 
-A job is a dataclass, and what it holds travels nested: dataclasses by the names of their fields,
-items, which are NamedTuples, as lists of their values: a job may hold 100,000 of them.
+Both ends run the same version, so they know the same fields. A job is a dataclass with nested
+values: dataclasses travel by field name. Items are NamedTuples and travel as lists of values,
+because a job may hold 100,000 of them.
 """
 
 from collections.abc import Callable, Iterable, Mapping

@@ -1,4 +1,5 @@
-"""Hands a stage its job in a file in memory, of which nothing is left however the processes end."""
+"""Passes a job to a stage in an in-memory file, of which nothing is left however the processes
+end."""
 
 import json
 import os

@@ -1,8 +1,7 @@
-"""The work of a stage that stays: lines of JSON in a named pipe, told one after the other by who
-started it; knows no stage.
+"""The request pipe of a long-running worker: JSON lines in a named pipe, written by the parent.
 
-A stage whose job names such a pipe keeps what it has loaded, and does what each line says until the
-pipe is closed at the other end. A line is a batch of works, or names works that are withdrawn.
+A stage whose job names such a pipe keeps what it has loaded. It handles each line until the other
+end closes the pipe. A line is a batch of requests, or names requests that are withdrawn.
 """
 
 import contextlib
@@ -30,7 +29,7 @@ def lines_of(pipe: str) -> Iterator[Any]:
 
 
 class Keyed(Protocol):
-    """The fields of a work that every stage knows."""
+    """The fields that requests of every stage have."""
 
     @property
     def key(self) -> str: ...
@@ -40,7 +39,7 @@ W = TypeVar("W", bound=Keyed)
 
 
 class ToldWork(Generic[W]):
-    """One work, as it was told."""
+    """One request, as it was sent."""
 
     is_withdrawn = False
     """Whether nobody wants it any more; may be set at any moment, from another thread."""
@@ -50,8 +49,8 @@ class ToldWork(Generic[W]):
 
 
 class ToldBatches(Generic[W]):
-    """The batches that are told over a pipe, read by a thread of their own: what is withdrawn is
-    known at once, whatever this process is computing."""
+    """The batches that arrive over a pipe, read by a separate thread. So a withdrawal is known at
+    once, whatever this process is computing."""
 
     def __init__(self, pipe: str, kind: type[W]) -> None:
         """Begin to read works of this class."""
@@ -85,8 +84,8 @@ class ToldBatches(Generic[W]):
 
 
 class Telling:
-    """The end of a pipe at which lines are told. The other end may die and be begun anew. No call
-    waits for the other end: what the pipe does not take is kept until it does."""
+    """The writing end of a request pipe. The reader may die and be restarted. No call blocks: what
+    the pipe does not take is kept until it does."""
 
     def __init__(self, path: Path) -> None:
         """Make a pipe. Raises OSError."""

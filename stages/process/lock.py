@@ -1,5 +1,4 @@
-"""Gives exclusive use of a device, by a kernel lock that dies with its holder. It knows nothing of
-what the device does."""
+"""Gives exclusive use of a device by a kernel lock that dies with its holder."""
 
 import contextlib
 import errno

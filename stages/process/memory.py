@@ -1,5 +1,4 @@
-"""Reads the memory of a process from the kernel, and follows how it changes. It makes no CUDA
-context."""
+"""Reads a process's memory from the kernel, and samples it over time. Makes no CUDA context."""
 
 import contextlib
 import os
@@ -26,7 +25,7 @@ whoever is killed at its peak can tell no more, and its imports alone may take h
 
 
 class ProcessMemory(NamedTuple):
-    """The host's memory that a process has."""
+    """The host memory of a process."""
 
     anonymous: int = 0
     """Resident bytes that no file backs. The kernel's high-water mark counts file pages as well."""
@@ -60,11 +59,11 @@ def anonymous_bytes(pid: int | str = "self") -> int:
 
 
 class Sampler:
-    """Follows the memory of this process from a thread; a context manager.
+    """Samples the memory of this process from a thread; a context manager.
 
-    `tell(seconds, host, device, peak_host, peak_device)` is called at each point of the time line,
-    and at once when a peak rises. `each(taken)` is called at every look. Of the device it is told
-    what everyone has, or what this process has of its `own`.
+    `tell(seconds, host, device, peak_host, peak_device)` is called at each point of the timeline,
+    and at once when a peak rises. `each(taken)` is called at every sample. The device figure is the
+    use of all processes, or with `own` that of this process.
     """
 
     def __init__(

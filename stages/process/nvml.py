@@ -1,7 +1,7 @@
-"""Finds which GPU is meant, and NVML's handle of it; asks the driver nothing else.
+"""Resolves which GPU is meant to its NVML handle. Makes no other driver query.
 
-CUDA_VISIBLE_DEVICES takes numbers, uuids, beginnings of uuids, and parts of a card (MIG devices).
-Of a card that is divided, CUDA sees a part even where the card is named.
+CUDA_VISIBLE_DEVICES takes numbers, uuids, prefixes of uuids, and parts of a card (MIG devices). On
+a divided card CUDA uses a part even if the card itself is named.
 """
 
 import functools

@@ -1,4 +1,4 @@
-"""The result of one stage process; knows not how it was run."""
+"""The result of one stage process."""
 
 from dataclasses import dataclass, field
 from typing import Any

@@ -1,7 +1,4 @@
-"""The stage that tries a GPU; knows no model.
-
-It tells whether torch can compute on it, and what it tells of its memory.
-"""
+"""The stage that tests a GPU: whether torch can compute on it, and the memory that it reports."""
 
 from typing import Any
 

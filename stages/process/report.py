@@ -1,7 +1,6 @@
-"""Sends the events of a stage to its parent while it works, one JSON line each. It knows nothing of
-who listens.
+"""Sends a stage's events to its parent as JSON lines.
 
-Libraries print on stdout, so events travel on a file descriptor of their own.
+Libraries print to stdout, so events travel on a file descriptor of their own.
 """
 
 import json
@@ -30,10 +29,10 @@ from stages.process.events import (
 
 
 class Report:
-    """The child's end of the line; safe to use from several threads.
+    """The child's end of the event pipe; safe to use from several threads.
 
-    Each published item is also written to an append-only journal, which outlives both sides: a key
-    that stands there twice was made twice.
+    Each published item is also written to an append-only journal, which outlives both processes. A
+    key that appears there twice was computed twice.
     """
 
     def __init__(self, descriptor: int, journal: Path | None = None) -> None:

@@ -1,7 +1,4 @@
-"""The declaration of a stage; imports no library.
-
-It is told once for who plans the stage, who runs it and who shows it.
-"""
+"""The declaration of a stage, for planning, running and displaying it. Imports no library."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +8,7 @@ from artifacts.schema import Part
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Stage:
-    """A declaration lies beside the stage that it is of, in the `__init__` of its package."""
+    """A stage's declaration; it is in the `__init__` of the stage's package."""
 
     name: str
     reads: str

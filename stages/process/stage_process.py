@@ -1,11 +1,16 @@
-"""The parent's side of a stage; knows no stage by name and makes no CUDA context.
+"""The parent's side of a stage process. Makes no CUDA context.
 
-It starts `stages.process.child` in a process of its own, or has a server fork one; that reads its
-job from a file in memory and takes the lock of the device. A thread reads its events from a pipe,
-one JSON line each: it adds them to the outcome, and hands each to the listener. What libraries
-print goes to the log. When the process has ended, `wait` looks whether the GPU was given
-back, and returns the outcome, or raises the error that its exit status, its last event, its log and
-the kernel's count of kills amount to. `stop` asks it to end, and kills it when it does not.
+How it works:
+
+1. It starts `stages.process.child` as a process, or has the fork server fork one. The child reads
+   its job from an in-memory file and takes the device's lock.
+2. A thread reads the child's events from a pipe, one JSON line each. It adds them to the outcome
+   and passes each to the listener. Output of libraries goes to the log.
+3. When the process has ended, `wait` checks that its GPU memory was released and returns the
+   outcome.
+4. If the process failed, `wait` raises an error instead. The error is derived from the exit status,
+   the last event, the log and the kernel's count of kills.
+5. `stop` asks the process to end, and kills it when it does not.
 """
 
 import contextlib

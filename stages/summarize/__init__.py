@@ -1,5 +1,5 @@
-"""Turns the captions of a video's chunks into chapters and a summary, with the language half
-alone."""
+"""Turns the captions of a video's chunks into chapters and a summary. Loads only the language
+half."""
 
 from stages.process.stage import Stage
 from stages.summarize.job import SummaryJob

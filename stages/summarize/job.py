@@ -1,4 +1,4 @@
-"""The job of the summarize stage, as its process is told it; imports no model library."""
+"""The job description of the summarize stage. Imports no model library."""
 
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -32,7 +32,7 @@ MOST_TEXTS = 20
 
 
 class SummaryItem(NamedTuple):
-    """A medium to be summarized."""
+    """A medium to summarize."""
 
     digest: str
     key: str
@@ -43,7 +43,7 @@ class SummaryItem(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SummaryJob:
-    """Media to be summarized, told by their captions."""
+    """Media to summarize from their captions."""
 
     half: HalfJob
     store: str

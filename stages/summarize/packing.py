@@ -1,4 +1,4 @@
-"""Packs texts with times into groups that fit a context; knows no model."""
+"""Packs timed texts into groups that fit a model's context."""
 
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -9,7 +9,7 @@ DASH = "\u2013"
 
 
 class Told(NamedTuple):
-    """What is told of a stretch of a video."""
+    """The text about one time span of a video."""
 
     start: float
     """Seconds."""

@@ -1,5 +1,5 @@
-"""The summarize stage: the captions of media to chapters and a summary of each, in one process. It
-knows neither frames nor features."""
+"""The summarize stage: turns the captions of each medium into chapters and a summary, in one
+process."""
 
 from collections.abc import Callable
 from functools import partial

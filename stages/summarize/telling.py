@@ -1,9 +1,8 @@
-"""Makes one text of many, level by level, by a language half that is asked about texts alone. Knows
-neither stores nor media.
+"""Merges many texts into one, level by level, with a language half that gets text only.
 
-Each text that is said is a node: it is of consecutive texts of the level below, so that each of
-those is in one node and in no other. Prompt, texts and answer never take more than the context. A
-node is said alone, not in a batch: its bytes hang on nothing but what it is of.
+Each generated text is a summary node. It covers consecutive texts of the level below, and each of
+those belongs to exactly one node. Prompt, texts and answer together never exceed the context. Each
+node is generated alone, not in a batch, so its bytes depend only on its own texts.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -27,7 +26,7 @@ LEAST_ROOM = 16
 
 
 class Node(NamedTuple):
-    """One text that was said of others; the fields are those of its record."""
+    """One text generated from others; the fields are those of its record."""
 
     text: str
     tokens: int
@@ -42,7 +41,7 @@ Say = Callable[[str, Callable[[], Node]], Node]
 
 
 class Summary(NamedTuple):
-    """What was said of one medium; the fields are those of its record."""
+    """The summary of one medium; the fields are those of its record."""
 
     summary: str
     chapters: list[list[Any]]
@@ -60,7 +59,7 @@ class Summary(NamedTuple):
 
 
 class Teller:
-    """A half, and how it is asked about texts."""
+    """A half, and how it is prompted with texts."""
 
     def __init__(self, job: SummaryJob, processor: Any, half: Any) -> None:
         self._job = job

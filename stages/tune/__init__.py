@@ -1,5 +1,5 @@
-"""Trains an adapter of the language half on features that are in the store: no pixel is read, and
-no tower is loaded."""
+"""Trains an adapter of the language half on stored features. No pixel is read, and no vision
+encoder is loaded."""
 
 from stages.process.stage import Stage
 from stages.tune.job import TuneJob

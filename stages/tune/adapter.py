@@ -1,8 +1,7 @@
-"""Puts a LoRA beside the linear layers of a language half, and writes it as PEFT does. Knows no
-family and no data.
+"""Adds a LoRA to the linear layers of a language half, and writes it in PEFT's format.
 
-The layers go into the half in place, so that it stays of its own class and every route to it is as
-it was. The adapter's own numbers are in 32 bit, whatever those of the half are in.
+The layers are inserted in place, so the half keeps its class and its split strategy. The adapter's
+weights are in 32 bit, whatever type the half has.
 """
 
 import json

@@ -1,7 +1,7 @@
-"""Keeps how far a training is, so that one that dies goes on to the same numbers. Knows no model.
+"""Saves the progress of a training, so that an interrupted one resumes with the same numbers.
 
-A checkpoint is one file: the trained numbers, what the optimizer keeps of each, and how far it is.
-The order of the examples follows from the seed, so nothing of it is kept.
+A checkpoint is one file: the trained weights, the optimizer's state of each, and the progress. The
+order of examples follows from the seed, so it is not stored.
 """
 
 import json
@@ -24,7 +24,7 @@ BEST = "best"
 
 @dataclass(kw_only=True, slots=True)
 class TrainingProgress:
-    """How far a training is."""
+    """The progress of a training."""
 
     step: int = 0
     losses: list[float] = field(default_factory=list)

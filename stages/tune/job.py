@@ -1,4 +1,4 @@
-"""The job of the tune stage, as its process is told it; imports no model library."""
+"""The job description of the tune stage. Imports no model library."""
 
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -16,7 +16,7 @@ ADAMW, ADAMW8 = "adamw", "adamw8bit"
 
 
 class TuneItem(NamedTuple):
-    """A chunk, and the caption that it is to have."""
+    """A chunk and its target caption."""
 
     features: str
     """Key of the features."""
@@ -26,7 +26,7 @@ class TuneItem(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TuneJob:
-    """Examples by which an adapter is trained, and how."""
+    """The examples on which an adapter is trained, and the settings."""
 
     half: HalfJob
     store: str

@@ -1,7 +1,7 @@
-"""Says which layers an adapter is put beside, with which rank and alpha; imports no model library.
+"""Chooses an adapter's layers, rank and alpha. Imports no model library.
 
-A training that goes on from an adapter keeps these as they are: the same numbers under another
-alpha would add something else.
+A training that continues from an adapter keeps all three: the same weights under another alpha
+would have another effect.
 """
 
 from collections import Counter

@@ -1,10 +1,8 @@
-"""Makes of an example what a half is shown, and what it should say at each place. Knows no family
-and trains nothing.
+"""Turns an example into a half's inputs and the target token at each position.
 
-The caption stands behind the prompt, as it would if the half had said it, without its last token;
-what is right at a place is the token that comes next. Several examples go together where their
-prompts have equal lengths; what fills up shorter captions stands behind them, where no earlier
-place sees it.
+The caption follows the prompt, as if the half had generated it, without its last token. The target
+at a position is the token that comes next. Examples are batched where their prompts have equal
+lengths. Padding of shorter captions comes at the end, where no earlier position sees it.
 """
 
 from collections.abc import Callable, Hashable, Iterator, Sequence
@@ -35,7 +33,8 @@ IGNORED = -100
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Lesson:
-    """One example. Its features stay in the store: those of all would take more than the half."""
+    """One example. Its features stay in the store: those of all examples would take more memory
+    than the half."""
 
     read: Callable[[], FeatureRecord]
     """Function that reads its features."""

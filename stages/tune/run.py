@@ -1,5 +1,4 @@
-"""The tune stage: feature records and captions to an adapter, in one process. It knows neither
-frames nor the vision half."""
+"""The tune stage: trains an adapter on feature records and captions, in one process."""
 
 import json
 import math
@@ -39,8 +38,8 @@ from stages.tune.training import (
 
 
 class Board:
-    """The curves of one training; use as a context manager. One that goes on from a checkpoint
-    draws over what came after that."""
+    """The curves of one training; use as a context manager. A resumed training overwrites the
+    points after its checkpoint."""
 
     def __init__(self, folder: str, progress: TrainingProgress) -> None:
         """Write into a folder; an empty one means to write nothing."""
@@ -70,7 +69,7 @@ class Board:
 
 
 class Exam:
-    """What is held out of one training."""
+    """The held-out examples of one training."""
 
     def __init__(
         self,
@@ -114,7 +113,7 @@ WINDOW = 16
 
 
 class Order:
-    """The order in which so many examples are gone through, told by what each is alike in."""
+    """The order of the examples, grouped by what makes them alike."""
 
     def __init__(self, alike: Sequence[Hashable], batch: int, seed: int) -> None:
         self._alike = tuple(alike)

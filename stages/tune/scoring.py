@@ -1,4 +1,4 @@
-"""Scores an adapter by examples that it was not trained on; knows no file."""
+"""Scores an adapter on examples that it was not trained on."""
 
 from collections.abc import Sequence
 from typing import Any

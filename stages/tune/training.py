@@ -1,7 +1,7 @@
-"""Trains what is to be trained, a step at a time; knows neither files nor where examples are from.
+"""Runs training steps.
 
-The learning rate rises over the first steps and falls evenly to nothing. A step that runs out of
-memory is made again with fewer examples at once, which sums up the same gradients.
+The learning rate rises over the first steps and then falls linearly to zero. A step that runs out
+of memory is repeated with fewer examples at once, which sums the same gradients.
 """
 
 import importlib
@@ -46,7 +46,7 @@ def rate_at(step: int, steps: int, most: float) -> float:
 
 
 class Trainer:
-    """One training under way."""
+    """A training in progress."""
 
     def __init__(
         self,

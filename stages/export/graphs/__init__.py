@@ -1,1 +1,1 @@
-"""Makes ONNX graphs of the towers of a half."""
+"""Exports the encoders of a half as ONNX graphs."""

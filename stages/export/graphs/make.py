@@ -1,5 +1,5 @@
-"""Makes the graphs of one half: finds its towers, traces each way in which they are called, and
-tries the graphs in their place."""
+"""Makes the graphs of one half: finds its encoders, traces each kind of call, and tests the graphs
+in their place."""
 
 import contextlib
 import io
@@ -123,7 +123,7 @@ Varying = Mapping[str, Collection[int]]
 
 
 class Traced(NamedTuple):
-    """A graph, and what is needed to use it in a tower's stead."""
+    """A graph, and what is needed to run it in place of an encoder."""
 
     program: Any
     """The graph, an `onnx_ir.Model`."""
@@ -190,7 +190,7 @@ def _quiet() -> Iterator[None]:
 
 @dataclass(slots=True)
 class GraphsMade:
-    """The graphs of one half, as far as they are made."""
+    """The graphs of one half that have been made so far."""
 
     towers: dict[str, GraphTower] = field(default_factory=dict)
     """Path → tower."""
@@ -230,7 +230,7 @@ def _tried(trial: Trial, half: Any) -> Any:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Asked:
-    """A call that a graph is wanted of."""
+    """A call for which a graph is wanted."""
 
     call: TowerCall
     packed: bool

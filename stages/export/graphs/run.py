@@ -1,5 +1,5 @@
-"""Writes a checkpoint whose halves have graphs: the graphs, its weights as they are, and all that
-makes a model of them."""
+"""Writes a checkpoint with graphs: the graphs, the unchanged weights, and all other files of the
+model."""
 
 import contextlib
 import os

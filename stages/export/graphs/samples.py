@@ -1,5 +1,5 @@
-"""Makes pictures and texts for a half to be traced and tried with: noise, of several sizes. The
-model's own processor makes inputs of them. Knows no family."""
+"""Makes the images and texts that trace and test a half: noise of several sizes, prepared by the
+model's own processor."""
 
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -44,7 +44,7 @@ SHORTEST = 3
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Trial:
-    """One way to have a half compute."""
+    """One input and call with which a half is run."""
 
     name: str
     """What it is given, for people."""

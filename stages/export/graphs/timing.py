@@ -1,4 +1,4 @@
-"""Measures how long a vision half takes by torch, and by its graphs, for the same pictures."""
+"""Times a vision half in torch and with its graphs, on the same images."""
 
 import time
 from dataclasses import replace

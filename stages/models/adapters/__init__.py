@@ -1,1 +1,1 @@
-"""Reads adapters as PEFT writes them, tells whether they fit a model, and puts them into a half."""
+"""Reads PEFT adapters, checks that they fit a model, and injects them into a half."""

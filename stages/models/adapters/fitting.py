@@ -1,8 +1,8 @@
-"""Tells which modules of a model an adapter changes, or why it cannot; reads no weights, imports no
-model library.
+"""Finds the modules of a model that an adapter changes, or the reason why it does not fit. Imports
+no model library.
 
-An adapter names modules as the model calls them, or as older versions of transformers did, which
-took the names over from the checkpoint's files.
+An adapter names modules as the model does, or as older versions of transformers did, which took the
+names from the checkpoint's files.
 """
 
 from collections.abc import Mapping

@@ -1,8 +1,8 @@
-"""Puts an adapter into a loaded half, by PEFT. Knows no family.
+"""Injects an adapter into a loaded half by PEFT.
 
-The half stays what it is: of its class, run by the same routes and engines, and quantized as it
-was; PEFT's layers stand in the places of those that are adapted, and call them. The numbers of the
-adapter are kept and multiplied in 32 bit, as PEFT does by itself, whatever the half computes in.
+The half keeps its class, split strategy, engines and quantization. PEFT's layers replace the
+adapted ones and call them. The adapter's weights are kept and multiplied in 32 bit, as PEFT does by
+default, whatever type the half computes in.
 """
 
 import re

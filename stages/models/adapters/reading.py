@@ -1,8 +1,7 @@
-"""Reads an adapter as PEFT writes it, and refuses one that is more than a LoRA. Knows no model, and
-reads no weights.
+"""Reads a PEFT adapter's configuration and headers, and refuses one that is not a plain LoRA.
 
-A LoRA adds B x A, times a scale, to the matrix of a linear layer. Much that goes by that name adds
-something else besides; it is refused by what the configuration says of it.
+A LoRA adds B x A, times a scale, to the matrix of a linear layer. Many adapters of that name add
+something else as well. Their configuration shows it, and they are refused.
 """
 
 import json
@@ -66,7 +65,7 @@ class LowRank:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LoraAdapter:
-    """An adapter whose weights were not read."""
+    """An adapter whose weights have not been read."""
 
     folder: Path
     base: str

@@ -1,5 +1,5 @@
-"""Reads which rank each module of an adapter has, and by what its B x A is multiplied, from the
-adapter's configuration. The patterns there are matched in linear time."""
+"""Reads each module's rank and the scale of its B x A from an adapter's configuration. Its patterns
+are matched in linear time."""
 
 import math
 from collections.abc import Mapping

@@ -1,5 +1,4 @@
-"""Runs the vision half over stored frames, for every stage that does; knows none of them by
-name."""
+"""Runs the vision half over stored frames, for every stage that needs it."""
 
 FRAMES_A_BATCH = 64
 """A batch has fewer chunks when they hold more frames than this together."""

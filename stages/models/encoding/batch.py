@@ -1,7 +1,7 @@
-"""Turns batches of prepared chunks into feature records, by the vision half; knows no store.
+"""Turns batches of prepared chunks into feature records with the vision half.
 
-Inside a batch, rows whose encoder inputs have equal shapes go through together, and the bytes of a
-row depend on which they are. Whether batches go through together decides no bytes.
+Within a batch, rows whose encoder inputs have equal shapes are computed together. A row's bytes
+depend on which rows these are. They do not depend on whether several batches are computed together.
 """
 
 from collections.abc import Iterator, Sequence

@@ -1,4 +1,5 @@
-"""Reads a chunk's frames from the store as an encoder takes them, or says why it does not."""
+"""Reads a chunk's frames from the store as an encoder takes them, or gives the reason why it
+cannot."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

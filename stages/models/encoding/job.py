@@ -1,4 +1,4 @@
-"""Says what every job that encodes frames is told; imports no model library."""
+"""The fields of every job that encodes frames. Imports no model library."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -7,7 +7,7 @@ from stages.models.half_job import HalfJob
 
 
 class EncodeItem(NamedTuple):
-    """A chunk to be encoded."""
+    """A chunk to encode."""
 
     key: str
     """Key of what is made of it."""
@@ -23,7 +23,7 @@ class EncodeItem(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EncodingJob:
-    """Chunks to be encoded, all of them in one way."""
+    """Chunks to encode with the same settings."""
 
     half: HalfJob
     store: str

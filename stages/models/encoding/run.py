@@ -1,7 +1,6 @@
-"""Takes frame chunks through the vision half, in one process for a whole wave. It knows neither
-prompts nor the language half, nor what is stored of what the half makes.
+"""Runs frame chunks through the vision half, in one process for a whole wave.
 
-A batch is always computed whole, because the bytes of a row depend on its batch.
+A batch is always computed whole, because a row's bytes depend on its batch.
 """
 
 from collections import deque
@@ -33,7 +32,7 @@ from stages.process.report import Report
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Making:
-    """What a stage makes of the vision half, and how."""
+    """What a stage computes with the vision half, and how."""
 
     stage: str
     """Name of the stage."""

@@ -1,4 +1,4 @@
-"""Has ONNX graphs compute towers of a half in torch's stead. Imports no model library."""
+"""Runs a half's encoders as ONNX graphs instead of in torch. Imports no model library."""
 
 FOLDER = "onnx"
 """Folder of a checkpoint that has its graphs."""

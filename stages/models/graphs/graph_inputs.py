@@ -1,5 +1,8 @@
-"""Turns a call of a tower into what its graph takes: what the tower would reckon of its data, such
-as grids, is reckoned outside. Knows no family; transformers does that for those that need it."""
+"""Turns an encoder call into its graph's inputs.
+
+Values that the encoder would compute from its data, such as grids, are computed outside the graph.
+transformers provides this for the families that need it.
+"""
 
 import contextlib
 from collections.abc import Mapping
@@ -12,7 +15,7 @@ from stages.models.graphs.packed import LONGEST, attending_packed, pack
 
 
 class GraphInputs(NamedTuple):
-    """One call of a tower, as a graph takes it."""
+    """One encoder call in the form that a graph takes."""
 
     tensors: dict[str, torch.Tensor]
     """Each by its name, or where it stands in what has the name, such as `masks.0`."""

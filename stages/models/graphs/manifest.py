@@ -1,5 +1,5 @@
-"""Holds what is said of a checkpoint's graphs: which towers they are of, how each is called, what
-they were made of. Imports no model library."""
+"""The manifest of a checkpoint's graphs: their encoders, their calls and their source. Imports no
+model library."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -20,7 +20,7 @@ AGAIN = "Export it again: penstock export MODEL --to onnx --out DIR"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Graph:
-    """One graph: a tower, called in one way."""
+    """One graph: an encoder with one form of call."""
 
     file: str
     """Name of its file, in the folder of the graphs."""

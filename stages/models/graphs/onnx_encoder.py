@@ -1,4 +1,4 @@
-"""Loads a half whose towers are computed by graphs: their weights are never read."""
+"""Loads a half whose encoders run as graphs, without reading the encoders' weights."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -26,8 +26,8 @@ IN_TORCH = "Give --vision-backend torch, which takes all that the model takes"
 
 
 class TowerStandIn(Absent):
-    """A tower without weights whose `forward` is a graph's. Its `Absent` answers what else the
-    half asks of it."""
+    """An encoder without weights whose `forward` runs a graph. Its `Absent` answers all other
+    attribute access of the half."""
 
     def __init__(
         self, absent: Absent, tower: GraphTower, runs: Sequence[Run], like: torch.Tensor
@@ -88,7 +88,7 @@ class TowerStandIn(Absent):
 
 
 class _Inside(Absent):
-    """A part of a tower that a graph computes."""
+    """A part of an encoder that a graph computes."""
 
     def __init__(self, skeleton: nn.Module, path: str, tower: TowerStandIn) -> None:
         super().__init__(skeleton, path)
@@ -102,7 +102,7 @@ class _Inside(Absent):
 
 
 class StandInWeight(AbsentWeight):
-    """A stand-in for a parameter in a graph, which says of what type it is and where."""
+    """A stand-in for a parameter in a graph. It has the parameter's type and device."""
 
     def __init__(self, path: str, module: str, like: torch.Tensor) -> None:
         super().__init__(path, module)

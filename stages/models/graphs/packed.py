@@ -1,13 +1,18 @@
-"""Attention over packed segments of any lengths that a graph can have. Knows no family.
+"""Attention over packed segments of any lengths, in a form that a graph can hold.
 
-Some towers take the patches of all pictures in one row, each picture or window of it a segment that
-attends to itself alone. transformers computes segment by segment, or hands the whole row, with the
-segments' ends, to an attention that has "flash" in its name. Such a one stands here: it gathers the
-segments into a padded batch, attends under a mask, and puts all back into the row. How many
-segments there are is the length of their ends; how long the longest is goes in as the length of a
-tensor of nothing, in place of the number. So no shape in the graph depends on data, and unequal
-segments are computed as they are; transformers' exporter takes all for equally long, and is
-silently wrong where they are not.
+Some encoders take the patches of all images in one row. Each image, or window of it, is a segment
+that attends only to itself. transformers computes segment by segment, or passes the row and the
+segments' ends to an attention function with "flash" in its name. This module provides such a
+function:
+
+1. It gathers the segments into a padded batch.
+2. It computes attention under a mask.
+3. It scatters the result back into the row.
+
+The number of segments is the length of the tensor of their ends. The longest segment's length is
+passed as the length of an empty tensor instead of a number. So no shape in the graph depends on
+data, and segments of unequal length are computed correctly. transformers' own exporter assumes
+equal lengths and is silently wrong otherwise.
 """
 
 import contextlib

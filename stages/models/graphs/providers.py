@@ -1,9 +1,8 @@
-"""Names ONNX Runtime's providers and their settings, and opens graphs with the one that was asked
-for. It knows no tower.
+"""Lists ONNX Runtime's providers and their settings, and opens graphs with the requested one.
 
-ONNX Runtime takes another provider where the one asked for cannot be had, and says so in its log at
-most. So the one that a session has is looked at. That a GPU's provider leaves to the CPU what
-reckons with shapes is as it should be, so that is not forbidden.
+ONNX Runtime silently falls back to another provider if the requested one is unavailable, and logs
+it at most. Therefore the session's actual provider is checked. A GPU provider leaves shape
+computations to the CPU by design, so that is allowed.
 """
 
 from collections.abc import Mapping
@@ -26,7 +25,7 @@ WORKSPACE = 2
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Provider:
-    """One provider with all that it is told."""
+    """One provider with all its settings."""
 
     name: str
     options: Mapping[str, Any] = field(default_factory=dict)

@@ -1,4 +1,4 @@
-"""Has ONNX Runtime compute a graph over torch's tensors, where they lie."""
+"""Runs a graph with ONNX Runtime directly on the memory of torch tensors."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -34,7 +34,7 @@ NUMBERS = {
 
 
 class GraphSession:
-    """A graph that is loaded."""
+    """A loaded graph."""
 
     def __init__(self, path: Path, provider: Provider) -> None:
         """Load the graph. Raises EnvironmentFault."""

@@ -1,9 +1,8 @@
-"""Finds the towers of a half: the largest parts that it calls to make its features. Knows no
-family.
+"""Finds the encoders of a half: the largest modules that it calls to make its features.
 
-They are found by running the half. What a tower is given and gives is a call of a module, which a
-graph can take over; what the half does before and after, such as grids, the choice of features and
-their order, stays the model's own code.
+They are found by running the half. An encoder's inputs and outputs are those of a module call,
+which a graph can replace. Everything before and after stays the model's own code: grids, the
+selection of features and their order.
 """
 
 import contextlib
@@ -18,7 +17,7 @@ from torch import nn
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TowerCall:
-    """One call of a tower."""
+    """One call of an encoder."""
 
     path: str
     """Path of the tower in the half."""
@@ -27,7 +26,7 @@ class TowerCall:
 
 
 class WatchedRun(NamedTuple):
-    """What a function made, and the calls of towers that it made it by."""
+    """The result of a function, and the encoder calls that produced it."""
 
     made: Any
     calls: list[TowerCall]

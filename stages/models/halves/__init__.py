@@ -1,1 +1,1 @@
-"""Cuts a model in two, and loads and runs each half; knows neither files nor processors."""
+"""Splits a model into two halves, and loads and runs each."""

@@ -1,8 +1,7 @@
-"""Stands where the other half of a model was; knows nothing of which half that is.
+"""Stand-ins for the modules and weights of the half that was left out.
 
-Plain attributes (configs, sizes, dtypes) are answered by a skeleton on the meta device, because
-models read them across the cut. Using a tensor or calling anything that computes raises
-NeedsWeights.
+A skeleton on the meta device answers plain attributes (configs, sizes, dtypes), because models read
+them across the cut. Using a tensor, or calling anything that computes, raises NeedsWeights.
 """
 
 from types import MethodType
@@ -15,8 +14,8 @@ from artifacts.errors import PenstockError
 
 
 class NeedsWeights(PenstockError, RuntimeError):
-    """The error for a piece of the model that is needed but was left out on purpose. `path` names
-    it, and `module` the smallest part that can be loaded to have it."""
+    """Raised when a computation needs a module that was left out. `path` names the module, and
+    `module` the smallest part that can be loaded to provide it."""
 
     def __init__(self, path: str, module: str | None = None) -> None:
         super().__init__(
@@ -29,7 +28,7 @@ class NeedsWeights(PenstockError, RuntimeError):
 
 
 class Absent(nn.Module):
-    """A module without weights that stands over the skeleton of the one it replaces."""
+    """A module without weights in place of the module whose skeleton it wraps."""
 
     _is_hf_initialized = True
     """Mark by which the loader knows that there is nothing here to initialize."""
@@ -72,8 +71,8 @@ class Absent(nn.Module):
 
 
 class AbsentWeight:
-    """A stand-in for a parameter that is not there; every use raises NeedsWeights. To name it is
-    none: a model's `_init_weights` names those of its parts."""
+    """A stand-in for a missing parameter; every use raises NeedsWeights. Merely naming it does not
+    raise: a model's `_init_weights` names the parameters of its modules."""
 
     _is_hf_initialized = True
     """Mark by which the model's own `_init_weights`, which names the parameter, passes over it

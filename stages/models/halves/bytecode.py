@@ -1,5 +1,5 @@
-"""Reads off a function's code which attributes it names and which methods it calls. Runs nothing,
-and knows no models."""
+"""Reads from a function's bytecode which attributes it names and which methods it calls. Runs
+nothing."""
 
 import dis
 import inspect

@@ -1,6 +1,6 @@
-"""Finds the class of a checkpoint's model and its configuration. Reads no weights.
+"""Finds the model class and the configuration of a checkpoint. Reads no weights.
 
-A checkpoint may bring its own code, which is run only where its user says so.
+A checkpoint's own code is run only with the user's permission.
 """
 
 import contextlib

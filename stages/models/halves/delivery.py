@@ -1,13 +1,17 @@
-"""Hands stored features to the language half and lets it generate. Knows neither how they were made
-nor any family.
+"""Feeds stored features to the language half and generates text.
 
-`generate` first checks that every input which encoding had is there, and, unless the model runs
-jointly, that the prompt has as many placeholders as there are features: else the text would be
-wrong with no error. Then DELIVER runs the route of the model. By protocol, `generate` of the half
-takes the records. By replay, the half is shown pixels without storage, and for this call the
-`get_*_features` of its owner object answer with the records. Spliced, features are written into the
-embeddings at the placeholders, and the reader generates from those. Joint, the whole model takes
-the pixels. Meanwhile a hook keeps the output head from making large logits of a whole prompt.
+How it works:
+
+1. `generate` checks that every input of the encoding is present.
+2. Unless the model runs jointly, it checks that the prompt has as many placeholders as there are
+   features. A mismatch would give wrong text without an error.
+3. DELIVER runs the split strategy of the model. Protocol: `generate` of the half takes the records.
+4. Replay: the half gets pixels without storage. During the call the `get_*_features` methods of its
+   owner object return the records.
+5. Splice: features are written into the embeddings at the placeholders, and the reader generates
+   from those.
+6. Joint: the whole model takes the pixels.
+7. Meanwhile a hook keeps the output head from computing large logits for the whole prompt.
 """
 
 import functools

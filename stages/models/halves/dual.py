@@ -1,10 +1,10 @@
-"""Finds where a dual encoder is cut in two, from its class alone. Loads nothing.
+"""Finds the boundary between the halves of a dual encoder, from its class. Loads nothing.
 
-A dual encoder makes a vector of a picture and a vector of a text, each with an encoder of its own.
-What its `get_image_features` never reaches belongs to the text half, which is called `language` as
-that of other models is; what `get_image_features` alone reaches is the vision half. The cut is made
-between the model's own parts and no deeper: some of these read a weight of a part without calling
-that part. Parameters of the model itself, such as the scale of its logits, are in both halves.
+A dual encoder makes one vector of an image and one of a text, each with its own encoder. What only
+`get_image_features` reaches is the vision half. What `get_image_features` never reaches is the text
+half, called `language` as in other models. The cut runs between the model's direct children,
+because some of them read a child's weight without calling that child. The model's own parameters,
+such as the scale of its logits, are in both halves.
 """
 
 from torch import nn

@@ -1,6 +1,6 @@
-"""Runs the vision half on pixels; knows nothing of how features are kept, nor of who reads them.
+"""Runs the vision half on pixels and returns its features.
 
-The vision half answers `get_image_features` and `get_video_features`, and features travel as the
+The vision half provides `get_image_features` and `get_video_features`. Features are stored as the
 model's own output records.
 """
 
@@ -25,8 +25,8 @@ large."""
 
 
 class Features(dict[str, Any]):
-    """Modality -> the encoder's own output record, with all else that the language half has to be
-    given."""
+    """Modality -> the encoder's own output record, and all other inputs that the language half
+    needs."""
 
     def __init__(
         self,

@@ -1,7 +1,7 @@
-"""Loads one half of a model through its own `from_pretrained`. Knows neither pictures nor text.
+"""Loads one half of a model through its own `from_pretrained`.
 
-The class is subclassed so that its `__init__` leaves out the other half. The loader finds no place
-for those tensors and never reads them; its renaming, dtype and quantization work as ever.
+A subclass of the model's class leaves the other half out in `__init__`. The loader finds no place
+for those tensors and never reads them. Its renaming, dtype and quantization work as usual.
 """
 
 import contextlib

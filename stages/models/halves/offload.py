@@ -1,9 +1,8 @@
-"""Lets a half's layers come to the device one at a time, where not even the half fits. The hooks
-are accelerate's. Knows no family.
+"""Brings a half's layers to the device one at a time when the half itself does not fit.
 
-On a GPU the layers wait in host memory; on a CPU they stay in the checkpoint's files, of which only
-those are ever in memory that compute. Every pass through the half, which is one for each token,
-fetches all of them.
+The hooks are accelerate's. On a GPU the layers wait in host memory. On a CPU they stay in the
+checkpoint's files, and only the computing layers are in memory. Every forward pass, that is every
+token, fetches all layers.
 """
 
 import contextlib

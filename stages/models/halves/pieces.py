@@ -1,5 +1,4 @@
-"""Gives a half the pieces of the other half that it turns out to need. Knows neither which they are
-nor what they are for."""
+"""Reloads a half with modules of the other half that its code turns out to need."""
 
 import contextlib
 from collections.abc import Callable, Iterable
@@ -15,8 +14,7 @@ Result = TypeVar("Result")
 
 
 class Held:
-    """A half that is loaded again, with the pieces that it lacks, when its use shows that it lacks
-    some."""
+    """A half that is reloaded with extra modules when a use shows that they are missing."""
 
     def __init__(
         self,

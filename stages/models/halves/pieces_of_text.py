@@ -1,9 +1,9 @@
-"""Lets the position-wise parts of a half take long inputs a piece at a time. That bounds what they
-hold at once. Knows no family and no length.
+"""Runs the position-wise modules of a half over long inputs in chunks, which limits their peak
+memory.
 
-The inside of an MLP is several times as wide as what goes in and comes out, and for a long prompt
-it is the most that decoding ever holds. What is position-wise is told by what a module is made of,
-and then by trying it.
+The hidden layer of an MLP is several times as wide as its input and output. For a long prompt it is
+the peak of decoding. A position-wise module is recognized by its structure, and then verified by
+running it.
 """
 
 import copy
@@ -33,7 +33,7 @@ def in_pieces(half: Any, rows: int) -> int:
 
 
 class _Pieces:
-    """The forward of a module, run over pieces of its input."""
+    """A module's forward, run over chunks of its input."""
 
     def __init__(self, whole: Any, rows: int) -> None:
         self.whole = whole

@@ -1,4 +1,4 @@
-"""Reads the weights of a half tensor by tensor instead of mapping files; knows no model."""
+"""Reads a half's weights tensor by tensor instead of mapping files."""
 
 import contextlib
 import functools
@@ -34,9 +34,9 @@ def read_into(room: torch.Tensor, path: Path, start: int) -> None:
 
 
 class _Whole:
-    """A file of weights that reads a whole tensor into the memory that the tensor keeps. That is
-    done where a tensor is asked for as a slice of all: the library would read the bytes, and then
-    copy them, which takes twice a tensor's memory."""
+    """A weight file that reads a whole tensor straight into its final memory. It is used when a
+    tensor is requested as a slice of everything. The library would read the bytes and then copy
+    them, which needs twice the memory."""
 
     def __init__(self, file: Any, path: Path, name: str = "") -> None:
         self._file, self._path, self._name = file, path, name

@@ -1,10 +1,9 @@
-"""Cuts a batch's features into one record a row, and joins rows again in any batch. Knows only the
-structure of features, not the family they come from.
+"""Splits a batch's features into one record per row, and joins rows again in any batch.
 
-How each part was cut is kept beside it as a rule, so that joining is exact:
-`cat` tensors, along their first dimension; `join` sequences with one part a picture;
+The rule by which each part was split is stored with it, so that joining is exact:
+`cat` tensors, along their first dimension; `join` sequences with one part per image;
 `each` the members of a sequence, one by one; `same` values that all rows share;
-`whole` what could not be understood, and is never joined with another row's.
+`whole` a part of unknown structure, which is never joined with another row's.
 """
 
 import json
@@ -24,12 +23,12 @@ MAIN_FIELDS = ("pooler_output", "last_hidden_state")
 
 
 class CannotSplit(Exception):
-    """A part of a batch's features does not say which row it belongs to."""
+    """A part of a batch's features cannot be assigned to rows."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RowCount:
-    """The amount of a batch that belongs to one row."""
+    """The part of a batch that belongs to one row."""
 
     tokens: int
     """Placeholders in the row's prompt."""
@@ -39,7 +38,7 @@ class RowCount:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FeatureRecord:
-    """All that decoding needs of one row besides its prompt."""
+    """Everything that decoding needs of one row besides its prompt."""
 
     features: dict[str, Any]
     """Modality -> the encoder's output record, of this row alone."""

@@ -1,11 +1,11 @@
-"""Chooses how a model is run in two stages, by what its classes define; knows no family, reads no
+"""Chooses the split strategy by which a model runs in two stages, from its classes. Reads no
 weights.
 
     protocol  `generate` takes encoder outputs as `mm_encoder_outputs`
-    replay    `generate` asks the model's own `get_*_features`, which then answers from the store
-    splice    features go into the embeddings where the placeholders stand; the reader generates
-    joint     there is no boundary: the whole model sees pixels and prompt in the second stage
-    dual      it writes nothing: each half makes vectors, of pictures or of texts
+    replay    `generate` calls the model's own `get_*_features`, which then return stored records
+    splice    features go into the embeddings at the placeholders; the reader generates
+    joint     no boundary: the whole model sees pixels and prompt in the second stage
+    dual      no text: each half makes vectors, of images or of texts
 """
 
 import inspect
@@ -37,7 +37,7 @@ it."""
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RouteChoice:
-    """The route by which a model is run, and why."""
+    """The split strategy of a model, and why it was chosen."""
 
     route: Route
     why: str
@@ -45,7 +45,7 @@ class RouteChoice:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Encoder:
-    """One method of a model that makes features of pixels."""
+    """One method of a model that makes features from pixels."""
 
     modality: str
     """`image` or `video`."""

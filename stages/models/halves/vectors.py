@@ -1,8 +1,8 @@
-"""Makes vectors with the halves of a dual encoder, and logits of vectors. Knows no family.
+"""Computes vectors with the halves of a dual encoder, and logits from vectors.
 
-Logits are computed by the model's own `forward`, run on the text half: where the parts of the
-vision half were, stand-ins hand over the vectors of pictures. So no formula is known here: neither
-the name of a scale, nor whether there is a bias.
+The model's own `forward` computes the logits on the text half. Stand-ins in place of the vision
+half return the image vectors. So the module needs no formula: neither the name of the scale, nor
+whether there is a bias.
 """
 
 import copy

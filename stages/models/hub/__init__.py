@@ -1,1 +1,1 @@
-"""Finds a checkpoint's files, here and on a model hub; knows nothing of what is in them."""
+"""Finds a checkpoint's files on this machine and on a model hub."""

@@ -1,4 +1,4 @@
-"""Lists the files that a checkpoint has, here and on the hub. Downloads nothing and opens no
+"""Lists the files of a checkpoint on this machine and on the hub. Downloads nothing and opens no
 weights."""
 
 import fnmatch
@@ -22,7 +22,7 @@ JSON_BYTES = 32 << 20
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class WeightFile:
-    """A file of weights as the hub states it."""
+    """A weight file as the hub lists it."""
 
     name: str
     size: int
@@ -34,8 +34,8 @@ class WeightFile:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Checkpoint:
-    """The files of a model: a folder, and the weights that the hub says it has. The folder holds at
-    least all small ones; the weights need not be there."""
+    """The files of a model: a local folder, and the weight files that the hub lists. The folder
+    holds at least all small files; the weights may be missing."""
 
     name: str
     """Folder or hub id, as the user gave it."""

@@ -1,4 +1,4 @@
-"""Puts faults between this machine and a model hub in plain words; downloads nothing."""
+"""Turns errors of a model hub or the network into plain messages. Downloads nothing."""
 
 import contextlib
 import errno

@@ -1,5 +1,4 @@
-"""Fetches files of weights into the hub's cache, several at a time. Knows neither halves nor how
-one file is transferred."""
+"""Downloads weight files into the hub's cache, several at a time."""
 
 import shutil
 import threading
@@ -77,7 +76,7 @@ def _nobody(text: str) -> None:
 
 
 class _Counter:
-    """A counter that adds up what arrives on all connections."""
+    """Adds up the bytes that arrive on all connections."""
 
     def __init__(self, here: int, total: int, progress: Progress | None) -> None:
         self._here, self._total, self._progress = here, total, progress

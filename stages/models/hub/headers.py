@@ -1,5 +1,5 @@
-"""Reads names, types and shapes of a checkpoint's tensors from the headers of its safetensors
-files. The headers are read off the hub where the files are not here. Reads no weights."""
+"""Reads tensor names, types and shapes from safetensors headers, local or on the hub. Reads no
+weights."""
 
 import contextlib
 import json
@@ -44,7 +44,7 @@ class Header(NamedTuple):
 
 
 class TensorPlace(NamedTuple):
-    """One tensor where it lies in its file."""
+    """The location of one tensor in its file."""
 
     dtype: str
     shape: tuple[int, ...]

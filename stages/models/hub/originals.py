@@ -1,9 +1,8 @@
-"""Refuses checkpoints in the form of the original LLaVA code, by their configuration alone. Opens
-no weights and asks no network.
+"""Refuses checkpoints in the original LLaVA format, by their configuration. Opens no weights.
 
-They name a vision tower that lies elsewhere and keep the sizes of the language model where
-transformers does not look for them. It would build a model of default sizes and make up what the
-files do not hold under its own names.
+Such a checkpoint names a vision encoder that is stored elsewhere. It keeps the language model's
+sizes where transformers does not look for them. transformers would build a model of default sizes
+and initialize the weights that it does not find by name.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""Turns a model's name into a local folder; imports neither torch nor transformers."""
+"""Resolves a model's name to a local folder. Imports neither torch nor transformers."""
 
 import json
 from pathlib import Path

@@ -1,5 +1,4 @@
-"""Brings one large file here: resumes it, waits out a broken connection, checks the sum. Knows the
-hub's session and nothing of models."""
+"""Downloads one large file: resumes it, waits out a broken connection, verifies the checksum."""
 
 import errno
 import fcntl
@@ -25,12 +24,12 @@ Announce = Callable[[str], None]
 
 
 class Stopped(Exception):
-    """Another file failed, or the user stopped the program; what is there stays."""
+    """Raised when another file failed or the user stopped the program; the partial file stays."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Remote:
-    """A file to be had by HTTP."""
+    """A file that is available over HTTP."""
 
     name: str
     """Name for messages."""
@@ -43,7 +42,7 @@ class Remote:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TransferWatch:
-    """The functions that are told how a transfer goes, and the event that may stop it."""
+    """Progress callbacks of a transfer, and the event that stops it."""
 
     announce: Announce
     arrived: Callable[[int], None]

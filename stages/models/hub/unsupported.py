@@ -1,5 +1,5 @@
-"""Refuses checkpoints that no class here reads as they are published, by their configuration alone,
-with the reason and a form that works. Opens no weights and asks no network."""
+"""Refuses unsupported checkpoint formats by their configuration, with the reason and a form that
+works."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -23,7 +23,7 @@ FIRST_COGVLM_WORDS = 32000
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class UnsupportedForm:
-    """A form in which checkpoints are published that is not read."""
+    """A published checkpoint format that cannot be read."""
 
     words: str
     """The form in a few words, for the page of models."""

@@ -1,5 +1,5 @@
-"""Families that transformers does not have, computed by code of our own from their published files.
-Knows neither halves nor stages.
+"""In-tree models: families that transformers lacks, computed by this project's code from their
+published files.
 
-`registry` is the one place of the program that names them; each has a package beside it.
+Only `registry` names the families; each has a package next to it.
 """

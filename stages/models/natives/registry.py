@@ -1,8 +1,8 @@
-"""Tells which checkpoints are computed by code of our own, by the class that their files name.
-Imports none of that code until it is used.
+"""Maps the class name in a checkpoint's files to an in-tree model. Imports a model's code only when
+it is used.
 
-It is asked before transformers is: such a checkpoint's config.json may state no type, or that of
-another model, of which transformers would make up what it does not find.
+It is consulted before transformers. Such a checkpoint's config.json may state no type, or that of
+another model, whose missing weights transformers would then initialize at random.
 """
 
 import json
@@ -26,7 +26,7 @@ SENSELESS = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AsPublished:
-    """What the published code of a family computes otherwise than its formulas say."""
+    """The published code's deviations from a family's formulas."""
 
     part: Part
     """Part of the checkpoint that is concerned."""
@@ -81,9 +81,8 @@ class Native:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OriginalLayout:
-    """The layout of a family's files as its own code saved them, before they came to the hub. Names
-    are those of its tensors, without the `module.` that training on several GPUs puts before
-    them."""
+    """The tensor layout of files that a family's original code saved, before they were on the hub.
+    Names are those of its tensors, without the `module.` prefix that multi-GPU training adds."""
 
     words: str
     """What such a file is, for people."""

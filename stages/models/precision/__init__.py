@@ -1,2 +1,1 @@
-"""Says in which types a half computes and how it is quantized; knows nothing of pictures or
-text."""
+"""Chooses the types in which a half computes, and its quantization."""

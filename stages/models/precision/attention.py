@@ -1,4 +1,4 @@
-"""Tells which attention implementation the classes of one half take; knows nothing of devices."""
+"""Finds the attention implementation that the classes of one half support."""
 
 from typing import Any
 

@@ -1,9 +1,9 @@
-"""Chooses which modules are quantized, tells the loader, and checks that it did so. Loads nothing
+"""Chooses the modules to quantize, configures the loader, and checks its result. Loads nothing
 itself.
 
-Only linear layers are. The output head stays as it is, tied or not, and so does what the model
-wants in 32 bit. bitsandbytes left to itself spares the last module of what it is given, which in
-half a model is another one than in the whole; so it is told, from the skeleton of the whole.
+Only linear layers are quantized. The output head is not, tied or not, nor are modules that the
+model requires in 32 bit. By default bitsandbytes skips the last module of the model, which differs
+between a half and the whole. So it gets an explicit list, made from the skeleton of the whole.
 """
 
 import re
@@ -29,7 +29,7 @@ PACKED_ROWS = 32
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Quantization:
-    """The modules of one half that the loader is to quantize, or will find quantized."""
+    """The modules of one half that the loader quantizes, or finds quantized."""
 
     kind: str
     """`int8`, `nf4`, `fp4`; empty: nothing."""

@@ -1,5 +1,4 @@
-"""Tells how the model calls a checkpoint's tensors, and which of them are quantized there. Reads no
-file."""
+"""Maps a checkpoint's tensor names to the model's, and finds the quantized ones. Reads no file."""
 
 import re
 from collections.abc import Iterable, Sequence

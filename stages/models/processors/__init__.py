@@ -1,1 +1,1 @@
-"""Calls a checkpoint's processor and keeps what it says of pictures; knows no weights."""
+"""Runs a checkpoint's processor and stores what prompts need of its output."""

@@ -1,4 +1,4 @@
-"""Calls a processor with media and prompts as its layout says; knows not which layout that is."""
+"""Calls a processor with media and prompts in the form that its layout gives."""
 
 import itertools
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ those are given back, which some processors rely on while they write the prompt.
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Layout:
-    """The call by which a processor takes media of one kind."""
+    """The form of call by which a processor takes media of one kind."""
 
     channel: str
     """`images` or `videos`."""

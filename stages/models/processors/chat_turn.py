@@ -1,13 +1,13 @@
-"""Writes the text of one turn, media first; the same code serves all families.
+"""Formats one chat turn with media first; the same code serves all families.
 
-A checkpoint's own chat template writes it. Without one the words that stand for pictures come
-first and the prompt after them, or the prompt alone where the processor itself places the pictures
-or the model has no place for them in its text: then the prompt is what the text begins with.
+The checkpoint's own chat template formats it. Without a template, the image placeholders come first
+and the prompt after them. The prompt stands alone if the processor places the images itself, or if
+the model has no placeholders in its text. Then the text begins with the prompt.
 
-Templates take what they are given as a list of parts, as one string, or as either, and one that
-expects a string may print a list as Python writes it. So a form is taken only where the text that
-comes out holds a trial prompt to the letter: its quotation marks stand otherwise in every printed
-list. The form of a system text is found in the same way, apart from that of the question.
+Templates take the content as a list of parts, as one string, or as either. A template that expects
+a string may print a list in Python's notation. So a form is accepted only if its output contains a
+test prompt verbatim: in a printed list the quotation marks differ. The form of a system text is
+found separately in the same way.
 """
 
 from typing import Any

@@ -1,5 +1,4 @@
-"""Holds one chunk's frames as they come from disk, and their true times as processors read them.
-Knows no processor."""
+"""One chunk's frames as read from disk, with the true times that processors need."""
 
 from dataclasses import dataclass, replace
 from typing import Any
@@ -11,7 +10,7 @@ from artifacts.schema import MediaKind
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Clip:
-    """One chunk as it comes from disk."""
+    """One chunk as read from disk."""
 
     frames: np.ndarray[Any, np.dtype[np.uint8]]
     """Shape (frames, height, width, 3), RGB."""

@@ -1,5 +1,4 @@
-"""Finds out what sizes a checkpoint's processor makes of frames, by letting it resize some; knows
-no family."""
+"""Finds the image sizes that a checkpoint's processor produces, by running it on test frames."""
 
 import contextlib
 import inspect
@@ -45,7 +44,7 @@ UNBOUNDED = 1 << 20
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Probe:
-    """The sizes, tokens and bytes that came of one kind of frames."""
+    """The sizes, tokens and bytes measured for one kind of frames."""
 
     fit: FrameFit
     tokens: int
@@ -61,7 +60,7 @@ Way = Callable[[Any, Clip], Prepared]
 
 
 class Enough(Exception):
-    """The processor has resized the frames; what it does next need not be waited for."""
+    """Raised once the processor has resized the frames, to skip the rest of its work."""
 
 
 def probe(processor: Any, kind: MediaKind, way: Way = prepare) -> Probe:
@@ -115,7 +114,7 @@ def _seen(processor: Any, clip: Clip, way: Way) -> SeenSize:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Made:
-    """The sizes that a processor makes of frames of one aspect that are larger than it wants."""
+    """The sizes that a processor produces from oversized frames of one aspect ratio."""
 
     edge: int
     """The longer side that a frame must have, in pixels, for none of them to be enlarged."""

@@ -1,4 +1,4 @@
-"""Keeps what was found out about a processor by trying it, for as long as the processor lives."""
+"""Caches the results of processor tests for the processor's lifetime."""
 
 from collections.abc import Callable
 from typing import Any, TypeVar

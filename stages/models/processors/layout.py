@@ -1,18 +1,20 @@
-"""Finds out by trying how a checkpoint's processor takes media and prompts; knows no family.
+"""Finds by testing how a checkpoint's processor takes media and prompts.
 
-Processors differ in whether media go in as one list or as a list for each prompt, under which
-argument, with or without words for them in the text, and how many go into one prompt. What a
-processor says of that is not reliable, so it is run on a few small frames of noise: the first
-layout in which two rows with different prompts come out whole is the one to take.
+Processors differ in four ways: media as one list or as one list per prompt, the argument's name,
+placeholders in the text, and how many media one prompt takes. What a processor declares about this
+is not reliable. So the processor is run on a few small frames of noise. The first layout in which
+two rows with different prompts come out complete is used.
 
-`_candidates` makes the layouts to try, the commonest first: every argument with every form of the
-turn, many prompts or one at a time, nested lists or one list. An error of the processor means that
-the next layout is tried; memory that ran out and a missing package are raised. `_check` wants
-pictures among the outputs, a row for each prompt, and, where the processor declares tokens for
-pictures, room for them in the text. Then it is tried whether a prompt takes a second picture.
-`known` keeps each answer for as long as the processor lives and its chat template stays the same.
-A form that does not hold the question to the letter is passed over; see `chat_turn`.
-When no layout works, the error of the first is told.
+1. `_candidates` lists the layouts, most common first: every argument with every form of the turn,
+   many prompts or one at a time, nested lists or one list.
+2. A processor error means that the next layout is tried. Out of memory and a missing package are
+   raised.
+3. `_check` requires images among the outputs and one row per prompt. If the processor declares
+   image tokens, the text must have room for them.
+4. Then a second image per prompt is tried.
+5. `known` caches each result for the processor's lifetime, while its chat template stays the same.
+6. A form that does not contain the question verbatim is skipped; see `chat_turn`.
+7. If no layout works, the error of the first is reported.
 """
 
 import contextlib

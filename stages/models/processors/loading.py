@@ -1,4 +1,4 @@
-"""Loads a checkpoint's processor and says what it is made of; knows no family."""
+"""Loads a checkpoint's processor and lists its components."""
 
 from pathlib import Path
 from typing import Any

@@ -1,5 +1,5 @@
-"""Turns frames into the inputs of an encoder of single pictures, without a prompt. It is done by
-the checkpoint's own processor. Knows no family."""
+"""Turns frames into inputs of an image encoder, without a prompt, by the checkpoint's own
+processor."""
 
 import math
 from collections.abc import Sequence

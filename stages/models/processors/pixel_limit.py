@@ -1,10 +1,9 @@
-"""Keeps pictures and frames to so many pixels, by the limit that a checkpoint's own processor has.
+"""Limits images and frames to a number of pixels, through the processor's own limit.
 
-Processors that see a picture as large as it is have a least and a most number of pixels, between
-which they resize it before it is cut in patches. Some count the pixels of a frame, some those of a
-pair of equal frames, some those of all frames of a video together: which is found out by letting
-the processor resize tensors without data. Where a limit hangs on the number of frames, it is set
-anew for each video.
+Processors with dynamic resolution have a minimum and a maximum number of pixels, and resize an
+image between them before cutting patches. Some count the pixels of a frame, some those of a pair of
+equal frames, some those of all frames of a video. A test resize of tensors without data shows
+which. Where the limit depends on the number of frames, it is set anew for each video.
 """
 
 import inspect
@@ -33,7 +32,7 @@ BOUNDS = "_pixel_bounds"
 
 @dataclass(frozen=True, slots=True)
 class PixelLimits:
-    """Limits of pixels that are set on a processor in place of its own."""
+    """Pixel limits that replace a processor's own."""
 
     picture: int = 0
     """Most pixels of a picture or a frame that were asked for; 0: none were."""

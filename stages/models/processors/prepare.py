@@ -1,10 +1,10 @@
-"""Turns frames into encoder inputs and, later, a prompt into decoder inputs. Both are done by the
-checkpoint's own processor. Knows no family.
+"""Turns frames into encoder inputs and later a prompt into decoder inputs, by the checkpoint's own
+processor.
 
-A processor computes pixels and, from them, what stands in the prompt for each picture. At encoding
-both are done, and of the second is kept what it takes to write any prompt without a picture:
-`layout` finds out how the processor is called, `side_inputs` what has to be kept. A processor of
-which that cannot be found out is refused, before anything is encoded.
+A processor computes pixels and, from them, the placeholders of each image in the prompt. Encoding
+does both. Of the second it keeps what is needed to build any prompt later without the image.
+`layout` finds how to call the processor, and `side_inputs` what must be kept. A processor for which
+this fails is refused before anything is encoded.
 """
 
 from collections.abc import Sequence

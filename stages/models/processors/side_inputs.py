@@ -1,11 +1,11 @@
-"""Keeps of one chunk what its prompt will need, in a way found out by trying; knows no family.
+"""Finds by testing what a chunk's prompt will need later, and stores it with the chunk.
 
-Three ways are tried on noise, and the first that gives for a prompt without pictures what the
-processor gives with them is taken:
+Three ways are tested on noise. The first whose prompt without images equals the processor's output
+with images is used:
 
-    answers   what the processor's own method for pictures answers is kept; it answers so again
-    shapes    the same, with tensors of nothing in place of the pixels
-    outline   sizes and times; the processor is run on black frames, and their pixels thrown away
+    answers   store the output of the processor's own image method; it returns the same again
+    shapes    the same, with empty tensors in place of the pixels
+    outline   store sizes and times; run the processor on black frames and drop their pixels
 """
 
 import contextlib
@@ -37,7 +37,7 @@ OUTLINE, SHAPES = "outline", "shapes"
 
 
 class Row(Protocol):
-    """All that is kept of a row's media for its prompt."""
+    """Everything that is kept of a row's media for its prompt."""
 
     @property
     def channel(self) -> str: ...

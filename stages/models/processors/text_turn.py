@@ -1,7 +1,6 @@
-"""Writes a turn of text alone, in the form in which a checkpoint's turns with media are written.
-Knows no family.
+"""Formats a turn of text only, in the form that the checkpoint uses for turns with media.
 
-The tokenizer reads it and not the processor: many of those take no text without a picture.
+The tokenizer reads it, not the processor: many processors take no text without an image.
 """
 
 from typing import Any

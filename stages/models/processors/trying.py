@@ -1,4 +1,4 @@
-"""Tries the files by which a checkpoint writes and answers, before a profile is made of it."""
+"""Tests a checkpoint's tokenizer, template and processor files before its profile is built."""
 
 import json
 from pathlib import Path

@@ -1,5 +1,5 @@
-"""Takes the pair of vision tokens that a chat template writes around a video out of a turn, where
-the processor writes a pair around each frame."""
+"""Removes a chat template's pair of vision tokens around a video when the processor writes a pair
+around each frame."""
 
 from typing import Any
 from weakref import WeakSet

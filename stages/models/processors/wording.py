@@ -1,5 +1,4 @@
-"""Counts the words that a processor writes around pictures: times of frames, marks, a template.
-Knows no family."""
+"""Counts the text tokens that a processor writes around images: frame times, marks, a template."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +18,7 @@ ASKED = "?"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Wording:
-    """Tokens of a prompt that stand for no picture and are not asked by anybody."""
+    """Tokens of a prompt that are neither image tokens nor the user's text."""
 
     a_prompt: int = 0
     a_frame: int = 0

@@ -1,5 +1,5 @@
-"""Writes checkpoints as safetensors files of a bounded size, whole or not at all, so that whoever
-makes one can be killed and go on. Knows no model."""
+"""Writes checkpoints as safetensors files of bounded size. Each file is written completely or not
+at all, so a killed writer can resume."""
 
 SHARD_BYTES = 2 << 30
 """A file of weights takes no tensor that would bring it above so much; a single tensor may be

@@ -1,8 +1,7 @@
-"""Lays tensors out in safetensors files of a bounded size. Reads and writes nothing.
+"""Plans the layout of tensors in safetensors files of bounded size. Reads and writes nothing.
 
-A layout follows from names, types and shapes alone. Whoever knows these of what is to be written
-knows every file's name, size and header before there is a byte of it, and finds again what an
-earlier process wrote.
+A layout depends only on names, types and shapes. So every file's name, size and header are known
+before the first byte is written. A resumed process finds what an earlier one wrote.
 """
 
 import json
@@ -36,7 +35,7 @@ WORDS = {dtype: word for word, dtype in DTYPES.items()}
 
 
 class TensorSpec(NamedTuple):
-    """One tensor that is to be written."""
+    """One tensor to write."""
 
     name: str
     dtype: torch.dtype
@@ -50,7 +49,7 @@ class TensorSpec(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class WeightShard:
-    """One safetensors file that is to be written."""
+    """One safetensors file to write."""
 
     name: str
     tensors: tuple[TensorSpec, ...]

@@ -1,9 +1,10 @@
-"""Writes a checkpoint into a folder, file by file, and goes on where an earlier process was ended.
-Knows nothing of where tensors come from.
+"""Writes a checkpoint into a folder, file by file, and resumes where an earlier process stopped.
 
-Each file of weights appears whole or not at all, the index after all of them, and config.json last
-of all: until that is there, the folder is no model to anybody. A note says of what the folder is
-made; a folder whose note says otherwise, or that holds files and no note, is left alone.
+1. Each weight file appears completely or not at all.
+2. The index follows after all of them, and config.json comes last. Until then, the folder is not a
+   loadable model.
+3. A note records what the folder is made from. A folder with another note, or with files and no
+   note, is left untouched.
 """
 
 import contextlib

@@ -1,2 +1,2 @@
-"""Runs a half that is larger than the device: its layers come in turn, each once for many
+"""Runs a half that is larger than the device: each layer is loaded in turn, once for many
 batches."""

@@ -1,5 +1,4 @@
-"""Finds the weights of layers in a checkpoint's files and brings them into memory. Knows no order
-and no model."""
+"""Finds the weights of layers in a checkpoint's files and reads them into memory."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -45,7 +44,7 @@ class Tensor:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Layer:
-    """A layer whose weights are fetched."""
+    """A layer whose weights are streamed."""
 
     module: nn.Module
     tensors: tuple[Tensor, ...]
@@ -87,7 +86,7 @@ Index = Mapping[str, Mapping[str, str]]
 
 
 class NotInFiles(Exception):
-    """The error for a weight that is in no file as it is computed with."""
+    """Raised for a weight that no file holds in the form in which it is computed with."""
 
 
 def layers_of(half: Any, paths: Sequence[str], index: Index, device: str) -> list[Layer]:

@@ -1,14 +1,17 @@
-"""Takes many calls through the same layers together, a layer being there only while they pass it.
-Knows neither what a layer is made of nor where it comes from.
+"""Runs many calls through the same layers together, so that each layer is in memory only while they
+pass it.
 
-Each call runs the model's own forward, unchanged, in a greenlet: a function that can stop in the
-middle of its calls and go on later, in the same thread. `cross` puts a door before each layer, by
-another `forward` on the layer object. At a door a call stops and tells the number of the layer that
-it waits for. The loop takes the lowest number that any call waits for, has the keeper bring that
-layer, tells it which one to expect next (that which followed the last time), and lets all that wait
-at this door go through, one after the other, as far as their next. So a layer is fetched once for
-all calls, and no call computes anything else than it would alone. At the end, or when one call
-raises, the doors are removed and the calls that have not come through are ended.
+How it works:
+
+1. Each call runs the model's own forward, unchanged, in a greenlet. A greenlet is a function that
+   can pause inside nested calls and resume later in the same thread.
+2. `cross` puts a door before each layer, by replacing `forward` on the layer object. At a door a
+   call pauses and gives the number of the layer that it waits for.
+3. The loop takes the lowest number that any call waits for and has the keeper bring that layer.
+4. It announces the layer to expect next, which is the one that followed the last time.
+5. All calls that wait at this door run one after the other, each up to its next door. So a layer is
+   fetched once for all calls, and each call computes what it would compute alone.
+6. At the end, or when one call raises, the doors are removed and unfinished calls are ended.
 """
 
 import contextlib
@@ -26,7 +29,7 @@ NOWHERE = -1
 
 
 class Keeper(Protocol):
-    """The one that has the layers, by their numbers."""
+    """Provides the layers by number."""
 
     def expect(self, layer: int) -> None:
         """Begin to fetch the layer that is wanted next, beside what is computed."""
@@ -95,7 +98,7 @@ class Turnstile:
 
 
 class _Crossing(Generic[Made]):
-    """Calls on their way, each at a door or done."""
+    """Calls in progress, each paused at a door or finished."""
 
     def __init__(self, calls: Sequence[Callable[[], Made]]) -> None:
         self.made: list[Made] = [None] * len(calls)  # type: ignore[list-item]

@@ -1,2 +1,2 @@
-"""CogVLM2: the video captioner and the video chat model, and the image chat model with visual
-experts, from their published files."""
+"""CogVLM2, from its published files: the video captioner, the video chat model, and the image chat
+model with visual experts."""

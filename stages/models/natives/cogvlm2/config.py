@@ -1,5 +1,4 @@
-"""Configuration of CogVLM2, from its published flat config.json or from one that was saved here.
-Knows no tensors."""
+"""The configuration of CogVLM2, from its published flat config.json or from a saved one."""
 
 from typing import Any
 
@@ -33,7 +32,7 @@ OF_TEXT = (
 
 @strict
 class CogVLM2VisionConfig(PreTrainedConfig):
-    """The vision half: EVA02-E, a convolution that makes one patch of four, and an adapter."""
+    """The vision half: EVA02-E, a convolution that merges four patches into one, and an adapter."""
 
     model_type = "cogvlm2_vision"
     base_config_key = "vision_config"
@@ -64,7 +63,7 @@ class CogVLM2VisionConfig(PreTrainedConfig):
 
 @strict
 class CogVLM2Config(PreTrainedConfig):
-    """All of it. The language half is a Llama."""
+    """The whole model. The language half is a Llama."""
 
     model_type = "cogvlm2"
     sub_configs_defaults = {  # noqa: RUF012

@@ -1,5 +1,5 @@
-"""The language half of the CogVLM2 that chats about images: a Llama with two sets of weights in
-each layer, one for text and one for pictures. Knows no pixels."""
+"""The language half of CogVLM2's image chat model: a Llama whose layers have separate weights for
+text and for image tokens."""
 
 from collections.abc import Callable
 from typing import Any
@@ -32,7 +32,7 @@ def routed(
 
 
 class ExpertAttention(nn.Module):
-    """Attention of all tokens to all before them, with two sets of weights."""
+    """Causal attention with one set of weights for text and one for image tokens."""
 
     is_causal = True
 
@@ -74,7 +74,7 @@ class ExpertAttention(nn.Module):
 
 
 class ExpertMLP(nn.Module):
-    """Two MLPs."""
+    """Two MLPs: one for text, one for image tokens."""
 
     def __init__(self, config: LlamaConfig) -> None:
         super().__init__()
@@ -112,7 +112,7 @@ class CogVLM2ExpertLayer(nn.Module):
 
 
 class CogVLM2ExpertModel(LlamaModel):
-    """The language half. Its `forward` hands `seen` on to the layers."""
+    """The language half. Its `forward` passes `seen` on to the layers."""
 
     _no_split_modules = ["CogVLM2ExpertLayer"]  # noqa: RUF012
 

@@ -1,5 +1,4 @@
-"""CogVLM2 as models of transformers, under the names of the classes of their files. Knows no
-pictures and no text."""
+"""CogVLM2 as transformers models, under the class names that its files use."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -43,7 +42,7 @@ LANGUAGE: Mapping[bool, type[LlamaModel]] = {False: LlamaModel, True: CogVLM2Exp
 
 
 class CogVLM2PreTrainedModel(PreTrainedModel):
-    """What the classes of both models have in common."""
+    """The common base of both models' classes."""
 
     config_class = CogVLM2Config
     config: CogVLM2Config
@@ -149,7 +148,7 @@ def _seen(standing: torch.Tensor, past: int) -> torch.Tensor | None:
 
 
 class CogVLMVideoModel(CogVLM2Model):
-    """The halves of the model that sees videos."""
+    """The halves of the video models."""
 
     def get_video_features(
         self,
@@ -169,7 +168,7 @@ class CogVLMVideoModel(CogVLM2Model):
 
 
 class CogVLMImageModel(CogVLM2Model):
-    """The halves of the model that sees pictures."""
+    """The halves of the image model."""
 
     def get_image_features(self, pixel_values: torch.Tensor, **_: Any) -> Any:
         """Return the features of pictures [pictures, 3, height, width]: of each a part of [tokens,
@@ -253,14 +252,14 @@ class CogVLM2ForConditionalGeneration(CogVLM2PreTrainedModel, GenerationMixin):
 
 
 class CogVLMVideoForCausalLM(CogVLM2ForConditionalGeneration):
-    """The video captioner and the video chat model, as their files name it."""
+    """The video captioner and the video chat model, under the class name of their files."""
 
     input_modalities = ["video", "text"]  # noqa: RUF012
     halves = CogVLMVideoModel
 
 
 class CogVLMForCausalLM(CogVLM2ForConditionalGeneration):
-    """The model that chats about images, as its files name it."""
+    """The image chat model, under the class name of its files."""
 
     input_modalities = ["image", "text"]  # noqa: RUF012
     halves = CogVLMImageModel

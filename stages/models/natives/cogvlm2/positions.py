@@ -1,4 +1,4 @@
-"""Positions of the tokens of a CogVLM2 prompt, and their rotary embedding. Knows no weights."""
+"""Position ids and rotary embedding of CogVLM2 prompts."""
 
 from typing import Any
 
@@ -40,8 +40,9 @@ def of_experts(standing: torch.Tensor) -> torch.Tensor:
 
 
 class RoundedRotaryEmbedding(LlamaRotaryEmbedding):
-    """Rotary positions whose frequencies were kept in few bits. A class of another name would keep
-    what lay in memory: transformers computes them anew after loading, by the name."""
+    """Rotary positions whose frequencies were rounded to few bits. The class name matters:
+    transformers recomputes the frequencies after loading for this name, and would keep
+    uninitialized memory for another."""
 
     def __init__(self, config: LlamaConfig, rounding: str) -> None:
         super().__init__(config)

@@ -1,9 +1,8 @@
-"""Processors of CogVLM2, whose published folders bring a tokenizer and nothing else. Know no
-tensors of a model.
+"""The processors of CogVLM2, whose published folders contain only a tokenizer.
 
-A medium stands in the prompt as one placeholder. Of a video it becomes the placeholders of every
-frame, each frame followed by its number as text; of an image its placeholders alone. A picture
-shown to the video model is a video of one frame.
+Each image or video stands in the prompt as one placeholder. A video expands to the placeholders of
+each frame, each frame followed by its number as text. An image expands to its placeholders only. An
+image given to the video model is a video of one frame.
 """
 
 import math
@@ -64,7 +63,7 @@ TEMPLATE = (
 
 
 class CogVLM2VideoProcessor(BaseVideoProcessor):
-    """Frames to pixels: one frame a second, so many at the most."""
+    """Turns frames into pixels: one frame per second, up to a maximum."""
 
     model_input_names = ["pixel_values_videos", "video_frame_counts"]  # noqa: RUF012
     fps = 1
@@ -97,7 +96,7 @@ class CogVLM2VideoChat(ProcessorMixin):
 
 
 class CogVLM2ImageChat(ProcessorMixin):
-    """The processor of the image model, which takes one picture a prompt."""
+    """The processor of the image model, which takes one image per prompt."""
 
     def __init__(
         self, image_processor: Any, tokenizer: Any, *, chat_template: str, place: str, each: int

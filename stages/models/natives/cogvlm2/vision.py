@@ -1,8 +1,8 @@
-"""The vision half of CogVLM2: pixels to the features of a picture. Knows no text.
+"""The vision half of CogVLM2: turns pixels into image features.
 
-The tower is EVA02-E. Its norms stand behind attention and MLP, whatever the files call them, and
-there is none at its end. Then a convolution makes one patch of four, an adapter brings them to the
-width of the language half, and a learned token is put before and behind them.
+The encoder is EVA02-E. Its norms come after attention and MLP, despite their names in the files,
+and it has no final norm. Then a convolution merges four patches into one, and an adapter projects
+them to the width of the language half. A learned token is put before and after them.
 """
 
 from typing import Any
@@ -36,7 +36,7 @@ def attend(
 
 
 class PatchEmbedding(nn.Module):
-    """Patches with their positions, behind a token of the whole picture."""
+    """Patch embeddings with positions, after a class token for the whole image."""
 
     def __init__(self, config: CogVLM2VisionConfig) -> None:
         super().__init__()
@@ -52,7 +52,7 @@ class PatchEmbedding(nn.Module):
 
 
 class VisionAttention(nn.Module):
-    """Attention of every patch to every other."""
+    """Bidirectional attention over all patches."""
 
     num_key_value_groups = 1
     is_causal = False
@@ -86,7 +86,7 @@ class VisionMLP(nn.Module):
 
 
 class CogVLM2VisionLayer(nn.Module):
-    """A layer of the tower."""
+    """A layer of the encoder."""
 
     def __init__(self, config: CogVLM2VisionConfig) -> None:
         super().__init__()
@@ -101,7 +101,7 @@ class CogVLM2VisionLayer(nn.Module):
 
 
 class VisionLayers(nn.Module):
-    """The layers, one behind another."""
+    """The layers in order."""
 
     def __init__(self, config: CogVLM2VisionConfig) -> None:
         super().__init__()
@@ -116,7 +116,7 @@ class VisionLayers(nn.Module):
 
 
 class Adapter(nn.Module):
-    """Brings patches to the width of the language half."""
+    """Projects patches to the width of the language half."""
 
     def __init__(self, config: CogVLM2VisionConfig) -> None:
         super().__init__()

@@ -1,2 +1,2 @@
-"""EVA-CLIP of 5 to 18 B parameters, a dual encoder, from the files of its hub repositories and,
-converted, from those of its original code."""
+"""EVA-CLIP of 5 to 18 B parameters, a dual encoder, from its hub repositories or from converted
+files of its original code."""

@@ -1,5 +1,4 @@
-"""Configuration of EVA-CLIP, from its published config.json and the names of its tensors. Knows no
-tensor's content."""
+"""The configuration of EVA-CLIP, from its published config.json and its tensor names."""
 
 import json
 from collections.abc import Collection, Mapping
@@ -29,7 +28,7 @@ published code does, whatever its config.json calls the end."""
 
 @strict
 class EvaCLIPVisionConfig(CLIPVisionConfig):
-    """The vision tower."""
+    """The vision encoder."""
 
     model_type = "eva_clip_vision_model"
 
@@ -52,7 +51,7 @@ class EvaCLIPVisionConfig(CLIPVisionConfig):
 
 @strict
 class EvaCLIPTextConfig(CLIPTextConfig):
-    """The text tower, which is CLIP's."""
+    """The text encoder, which is CLIP's."""
 
     model_type = "eva_clip_text_model"
 
@@ -69,7 +68,7 @@ class EvaCLIPTextConfig(CLIPTextConfig):
 
 @strict
 class EvaCLIPConfig(CLIPConfig):
-    """All of it."""
+    """The whole model."""
 
     model_type = "eva_clip"
     sub_configs_defaults = {  # noqa: RUF012

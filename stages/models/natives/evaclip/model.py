@@ -1,7 +1,7 @@
-"""EVA-CLIP as a model of transformers, under the name of the class of its files. Knows no pictures
-and no text.
+"""EVA-CLIP as a transformers model, under the class name that its files use.
 
-All but the vision tower is CLIP's: the text tower, how vectors are projected, and the logits.
+Only the vision encoder is new. The text encoder, the projection of vectors and the logits are
+CLIP's.
 """
 
 from typing import Any
@@ -34,7 +34,7 @@ def norm_of(config: EvaCLIPVisionConfig) -> nn.Module:
 
 
 class EvaCLIPVisionEmbeddings(CLIPVisionEmbeddings):
-    """Patches with their positions, behind a token of the whole picture."""
+    """Patch embeddings with positions, after a class token for the whole image."""
 
     def __init__(self, config: EvaCLIPVisionConfig) -> None:
         super().__init__(config)
@@ -43,7 +43,7 @@ class EvaCLIPVisionEmbeddings(CLIPVisionEmbeddings):
 
 
 class EvaCLIPAttention(CLIPAttention):
-    """Attention of every patch to every other; query, key and value may have no bias."""
+    """Bidirectional attention over all patches; query, key and value may have no bias."""
 
     def __init__(self, config: EvaCLIPVisionConfig) -> None:
         super().__init__(config)
@@ -54,7 +54,7 @@ class EvaCLIPAttention(CLIPAttention):
 
 
 class EvaCLIPEncoderLayer(nn.Module):
-    """A layer of the tower."""
+    """A layer of the encoder."""
 
     def __init__(self, config: EvaCLIPVisionConfig) -> None:
         super().__init__()
@@ -71,7 +71,7 @@ class EvaCLIPEncoderLayer(nn.Module):
 
 
 class EvaCLIPVisionLayers(nn.Module):
-    """The layers, one behind another."""
+    """The layers in order."""
 
     def __init__(self, config: EvaCLIPVisionConfig) -> None:
         super().__init__()
@@ -86,7 +86,7 @@ class EvaCLIPVisionLayers(nn.Module):
 
 
 class EvaCLIPPreTrainedModel(CLIPPreTrainedModel):
-    """What the whole and its vision tower have in common."""
+    """The common base of the whole model and its vision encoder."""
 
     config_class = EvaCLIPConfig
     _no_split_modules = [  # noqa: RUF012
@@ -98,7 +98,7 @@ class EvaCLIPPreTrainedModel(CLIPPreTrainedModel):
 
 
 class EvaCLIPVisionModel(EvaCLIPPreTrainedModel):
-    """The tower."""
+    """The vision encoder."""
 
     config_class = EvaCLIPVisionConfig  # type: ignore[assignment]
     config: EvaCLIPVisionConfig  # type: ignore[assignment]
@@ -123,7 +123,7 @@ class EvaCLIPVisionModel(EvaCLIPPreTrainedModel):
 
 
 class EvaCLIPModel(EvaCLIPPreTrainedModel, CLIPModel):
-    """Both towers."""
+    """Both encoders."""
 
     config: EvaCLIPConfig
 

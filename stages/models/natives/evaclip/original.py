@@ -1,7 +1,8 @@
-"""Brings the names of EVA-CLIP's original files to those of its hub repositories. Reads no file.
+"""Maps the tensor names of EVA-CLIP's original files to those of its hub repositories. Reads no
+file.
 
-Of a tower's heads, and of where its norms stand, neither names nor shapes say anything; both are
-known of the published widths.
+Neither names nor shapes show an encoder's number of heads or the place of its norms. Both are known
+for the published widths.
 """
 
 import logging

@@ -1,5 +1,5 @@
-"""Pictures to pixels and texts to tokens, as EVA-CLIP's own pages say: with CLIP's processor and
-tokenizer. Knows no model."""
+"""The processor of EVA-CLIP: CLIP's image processor and tokenizer, as EVA-CLIP's model cards
+specify."""
 
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,8 @@ WORDS = ("tokenizer.json", "vocab.json")
 
 
 class CLIPTokenizerMissing(CLIPTokenizer):
-    """Takes the place of a tokenizer in a folder that has none, as one that was converted. Pictures
-    need none."""
+    """Stands in for the tokenizer of a folder without one, such as a converted folder. Images need
+    no tokenizer."""
 
     def __call__(self, *_: Any, **__: Any) -> Any:
         raise UsageError(
