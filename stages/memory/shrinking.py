@@ -109,13 +109,13 @@ class Shrinking:
         self.faults = faults
         self._spare = spare
         self._size = 0
-        """Largest piece; 0: no batch has failed yet."""
+        """Maximum piece size; 0: no batch has run out of memory yet."""
         self._block = 0
-        """Most items that go through together; 0: no block has failed yet."""
+        """Maximum items per block; 0: no block has run out of memory yet."""
         self._went = False
-        """Whether anything fitted at all."""
+        """Whether anything has fitted so far."""
         self._failed = 0
-        """Items that did not fit alone, since one did."""
+        """Items in a row that did not fit alone."""
 
     def through_together(
         self,
@@ -200,12 +200,12 @@ class Shrinking:
         return (*attempt(compute), None) if self.faults is None else try_items(compute)
 
     def fail(self, item: object, fault: ItemFault) -> None:
-        """Let an item fail on which the model raised alone."""
+        """Record an item on which the model raised when it was tried alone."""
         assert self.faults is not None
         self.faults.add(item, fault)
 
     def fitted(self) -> None:
-        """Remember that something fitted: what does not is then too large by itself."""
+        """Record a success: an item that fails from now on is itself too large."""
         self._went, self._failed = True, 0
         if self.faults is not None:
             self.faults.went()
@@ -244,7 +244,7 @@ def wanted_bytes(words: str) -> int:
 
 
 def give_back() -> None:
-    """Give unused memory back to the device and to the system."""
+    """Release unused memory to the device and to the system."""
     gc.collect()
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_initialized():

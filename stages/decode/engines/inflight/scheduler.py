@@ -15,6 +15,7 @@ How it works:
    stop string or at its token limit.
 6. When a decode step runs out of memory, the number of slots drops to the next lower power of two.
    The running sequences restart from their prompts; none of their captions has been yielded yet.
+   A right-aligned pool raises instead, because fewer slots would take as much memory.
 7. A request whose prefill runs out of memory waits until no other sequence runs, and then runs
    alone. If the next request fails as well, the number of slots drops, too. So one oversized item
    is told from a machine that is too small.
@@ -48,23 +49,23 @@ class Flight:
 
     asked: Asked
     most: int
-    """Most tokens of its prompt and its caption together."""
+    """Maximum number of tokens of prompt and caption together."""
     limit: int
-    """Most tokens of its caption."""
+    """Maximum number of tokens of the caption."""
     ends: frozenset[int]
     processors: Any
-    """What changes its logits; empty of most checkpoints."""
+    """Its logits processors; none for most checkpoints."""
     ids: torch.Tensor
-    """All its tokens up to the last that was made, of shape [1, tokens], for the processors."""
+    """All tokens so far, prompt and caption, of shape [1, tokens], for the processors."""
     stopped: Callable[[Sequence[int]], bool] | None = None
-    """Whether its new tokens end it, besides one of `ends`; None: they do not."""
+    """Tells whether the new tokens hit a stop string; None: there is no such check."""
     prompt_tokens: int = 0
     fault: UsageError | None = None
-    """Why it is not said: its own settings cannot be followed."""
+    """The error for request settings that cannot be applied."""
     said: list[int] = field(default_factory=list)
     ended: Ended | None = None
     told: float = 0.0
-    """Time when its words were told last, while it is said."""
+    """Time of the last partial caption that was sent."""
 
     @classmethod
     def of(cls, asked: Asked, row: ReadRow) -> "Flight":
@@ -81,7 +82,7 @@ class Flight:
 
     @classmethod
     def refused(cls, asked: Asked, fault: UsageError) -> "Flight":
-        """Return the end of a row that cannot be said as it is asked."""
+        """Return a finished sequence for a request that cannot be decoded as requested."""
         nothing = torch.zeros((1, 0), dtype=torch.long)
         return cls(
             asked=asked,
@@ -95,7 +96,7 @@ class Flight:
         )
 
     def hear(self, token: int) -> bool:
-        """Add a token to what was said; return whether it is the last."""
+        """Append a generated token and return whether it is the last."""
         self.said.append(token)
         if token in self.ends or self.fault or (self.stopped and self.stopped(self.said)):
             self.ended = "stop"
@@ -104,7 +105,7 @@ class Flight:
         return self.ended is not None
 
     def choose(self, logits: torch.Tensor) -> torch.Tensor:
-        """Return the token that comes next, of shape [1]. `logits` are of shape [1, words]."""
+        """Return the next token, of shape [1]. `logits` are of shape [1, vocabulary]."""
         if self.fault is None:
             try:
                 logits = self.processors(self.ids, logits)
@@ -130,7 +131,7 @@ class Heard:
             self._there.record()
 
     def read(self) -> list[int]:
-        """Return them, once they are here."""
+        """Wait for the copy and return the tokens."""
         if self._there is not None:
             self._there.synchronize()
         return self._tokens.tolist()
@@ -168,7 +169,7 @@ class Coming:
 
 @contextmanager
 def coming(batches: Iterable[Sequence[Asked]]) -> Iterator[Coming]:
-    """Take rows until the block ends; then nobody is at the batches any more."""
+    """Yield a prefetcher. After the block, no thread reads `batches` any more."""
     with ThreadPoolExecutor(max_workers=1) as beside:
         yield Coming(batches, beside)
 
@@ -178,9 +179,9 @@ class Counted:
     """Slot usage in rows times steps."""
 
     steps: int = 0
-    """Steps of every slot, empty or not."""
+    """Computed steps of all slots, empty or not."""
     used: int = 0
-    """Those of them that made a token of a caption."""
+    """Steps that made a token of a caption."""
 
 
 class Loop:
@@ -210,11 +211,11 @@ class Loop:
         self._seats: list[Flight | None] = []
         self._made: deque[tuple[Heard, list[Flight | None]]] = deque()
         self._again: deque[Asked] = deque()
-        """Rows that were in flight when memory ran out, to be begun anew."""
+        """Preempted requests: they ran when memory ran out and start again."""
         self._alone: deque[Asked] = deque()
-        """Rows that did not fit beside others."""
+        """Requests that did not fit beside others and will run alone."""
         self._strained = False
-        """Whether the last row could not be read beside others."""
+        """Whether the last prefill beside running sequences ran out of memory."""
 
     def run(self, rows: Coming) -> Iterator[Flight | None]:
         """Yield each row when it has ended, and None when others have to be waited for. Rows that
@@ -232,7 +233,7 @@ class Loop:
         self._leave()
 
     def alone(self, asked: Asked) -> Flight:
-        """Return the row, decoded in slots of its own. Raises what an allocator raises."""
+        """Decode one request in a one-slot pool. Raises out-of-memory errors."""
         lone = Loop(self._read, self._shrinking, self._manner, slots=1, late=self._late)
         lone.counted = self.counted
         flight = lone._sit(asked, self._read(asked))
@@ -243,7 +244,7 @@ class Loop:
         return flight
 
     def _retire(self) -> None:
-        """Empty the slots of rows that nobody wants any more."""
+        """Free the slots of withdrawn requests."""
         for slot, flight in enumerate(self._seats):
             if flight is not None and flight.asked.is_withdrawn:
                 flight.ended = "length"  # of steps that were not looked at, too
@@ -259,7 +260,7 @@ class Loop:
                 yield flight
 
     def _fill(self, rows: Coming) -> Iterator[Flight | None]:
-        """Let rows take the slots that are free. Yield those that end with their first token."""
+        """Admit requests into free slots. Yield sequences that end with their first token."""
         while not self._seats or None in self._seats:
             if self._alone and not any(self._seats):
                 return
@@ -276,7 +277,7 @@ class Loop:
                 yield flight
 
     def _begin(self, asked: Asked) -> Flight | None:
-        """Return the row, its prompt read and in a slot; None where memory ran out."""
+        """Prefill a request and put it into a slot. Return None on out of memory."""
         busy = any(self._seats)
         try:
             read, words, fault = self._shrinking.tried(partial(self._read, asked))
@@ -305,7 +306,7 @@ class Loop:
         return sat.pop()
 
     def _sit(self, asked: Asked, row: ReadRow) -> Flight:
-        """Put a row into a slot, unless it has ended with its first token."""
+        """Put a prefilled sequence into a slot, unless its first token ends it."""
         flight = Flight.of(asked, row)
         token = flight.choose(row.logits)
         if not flight.hear(int(token)):
@@ -317,8 +318,8 @@ class Loop:
         return flight
 
     def _fit(self, row: ReadRow, most: int) -> None:
-        """Let there be a pool with room for such a row. It is made narrower where much is left over
-        by rows of other lengths, because every step goes through all of it."""
+        """Create or resize the pool so that the row fits. A pool at least twice as wide as needed
+        is narrowed, because every step computes all of it."""
         longest = max([most, *(flight.most for flight in self._seats if flight is not None)])
         columns = self._manner.columns(longest)
         if self._pool is None:
@@ -328,7 +329,7 @@ class Loop:
             self._pool.resize(columns)
 
     def _advance(self) -> Iterator[Flight]:
-        """Make a token of every row. Yield those that ended."""
+        """Run one decode step. Yield the sequences that ended."""
         _, words, fault = self._shrinking.tried(self._step)
         if fault is not None:
             self._part([])
@@ -352,7 +353,7 @@ class Loop:
         self.counted.steps += len(self._seats)
 
     def _hear(self) -> Iterator[Flight]:
-        """Read the tokens of the oldest step that was not looked at, and yield whom they end."""
+        """Read the tokens of the oldest pending step. Yield the sequences that they end."""
         assert self._pool is not None
         heard, flights = self._made.popleft()
         for slot, (flight, token) in enumerate(zip(flights, heard.read(), strict=False)):
@@ -368,13 +369,13 @@ class Loop:
                 self._overhear(flight)
 
     def _part(self, more: Sequence[Asked]) -> None:
-        """Start the rows in flight anew, and some more, each alone: the model raises on one."""
+        """Restart the running sequences and `more`, each alone: the model raises on one."""
         rows = [flight.asked for flight in self._seats if flight is not None]
         self._alone.extend([*rows, *more])
         self._leave()
 
     def _yield_room(self, words: str) -> None:
-        """Have fewer slots after memory ran out, and start the rows in flight anew."""
+        """Reduce the slots after out of memory, and restart the running sequences."""
         rows = [flight.asked for flight in self._seats if flight is not None]
         self._leave()
         give_back()
@@ -390,7 +391,7 @@ class Loop:
             self._again.clear()
 
     def _leave(self) -> None:
-        """Give the memory of the slots back."""
+        """Free the pool."""
         self._pool = None
         self._seats = []
         self._made.clear()

@@ -55,7 +55,7 @@ SEATS: Mapping[type[Any], Callable[[Any, PoolShape, torch.Tensor], Any]] = {
     LinearAttentionLayer: lambda like, shape, at: StateLayer(like, shape),
     LinearAttentionAndFullAttentionLayer: StateAndSlotLayer,
 }
-"""Class of a layer of transformers' own cache → what keeps as much of every row."""
+"""Class of a cache layer of transformers → its slot version."""
 
 
 def seats(layer: Any, shape: PoolShape, at: torch.Tensor) -> Any:
@@ -84,7 +84,7 @@ class Slots:
         self._widen(shape.columns)
 
     def put(self, slot: int, row: ReadRow) -> None:
-        """Take over what a row has read; nothing is left of who was here before."""
+        """Copy a prefilled sequence into a slot and overwrite what the slot held before."""
         for mine, his in zip(self.cache.layers, row.cache.layers, strict=True):
             if hasattr(mine, "put"):
                 mine.put(slot, his, row.tokens)
@@ -100,17 +100,17 @@ class Slots:
         return torch.cat([seen, gap, inside], dim=1).long()
 
     def stepped(self) -> None:
-        """Do nothing: a token was written where it stays."""
+        """Do nothing: written tokens stay in their columns."""
 
     def resize(self, columns: int) -> None:
-        """Make room for rows of so many tokens, in which those that are here fit."""
+        """Change the number of columns; the running sequences must fit and are kept."""
         for layer in self.cache.layers:
             if isinstance(layer, SlotLayer):
                 layer.resize(columns)
         self._widen(columns)
 
     def _widen(self, columns: int) -> None:
-        """Put the columns of windows behind the others in the mask, where any goes round."""
+        """Update the mask for `columns`; columns of ring layers follow behind the others."""
         self._columns = torch.arange(columns, device=self._at.device)
         self._rings: torch.Tensor | None = None
         rings = [layer for layer in self.cache.layers if isinstance(layer, RingLayer)]
@@ -128,7 +128,7 @@ class Slots:
 
 
 def _chunk(model: Any) -> int:
-    """Return how many tokens see each other where a layer cuts them into chunks, else 0."""
+    """Return the chunk size of chunked attention in tokens, or 0 without it."""
     text = model.config.get_text_config(decoder=True)
     kinds = getattr(text, "layer_types", None)
     chunked = "chunked_attention" in kinds if kinds else not getattr(text, "sliding_window", None)
@@ -152,7 +152,7 @@ class Sources:
         self._widen(shape.encoded)
 
     def put(self, slot: int, row: ReadRow) -> None:
-        """Take over what was encoded for a row; nothing is left of who was here before."""
+        """Copy a sequence's encoder states into a slot and clear what it held before."""
         assert row.source is not None
         tokens = row.source.mask.shape[-1]
         if tokens > self._mask.shape[-1]:
@@ -184,7 +184,7 @@ class Sources:
 
 
 KEPT = ("keys", "values")
-"""Names under which a layer keeps what it makes of a source."""
+"""Attributes in which a layer keeps its keys and values of the encoder states."""
 
 
 class Aligned:
@@ -198,7 +198,7 @@ class Aligned:
         self.resize(shape.columns)
 
     def put(self, slot: int, row: ReadRow) -> None:
-        """Take over what a row has read; nothing is left of who was here before."""
+        """Copy a prefilled sequence into a slot and overwrite what the slot held before."""
         for mine, his in zip(self.cache.layers, row.cache.layers, strict=True):
             for name, value in vars(his).items():
                 room = getattr(mine, name)
@@ -216,7 +216,7 @@ class Aligned:
         return (columns >= self._columns - 1 - self._at.unsqueeze(1)).long()
 
     def stepped(self) -> None:
-        """Let go of the oldest column, so that there are as many before every step."""
+        """Drop the oldest column, so that every step starts with the same number of columns."""
         for layer in self.cache.layers:
             window = getattr(layer, "sliding_window", None)
             kept = min(self._columns, window or self._columns) - 1
@@ -227,7 +227,7 @@ class Aligned:
                 layer.cumulative_length = self._columns - 1
 
     def resize(self, columns: int) -> None:
-        """Make room for rows of so many tokens, in which those that are here fit."""
+        """Change the number of columns; the running sequences must fit and are kept."""
         self._columns = columns
         self.stepped()
 
