@@ -52,21 +52,20 @@ STUCK = Broken(
     type="OutOfMemory",
     message="no thread went on: a library waits for memory that it did not get",
 )
-"""Event that is sent of a process that would wait for ever."""
+"""Event that is sent for a process that would wait forever."""
 
 
 def die_with(parent: int) -> None:
-    """Be killed when the parent is, so that no orphan keeps the GPU. Exits at once if it is gone
-    already.
+    """Die with the parent, so that no orphan keeps the GPU. Exit at once if the parent is gone.
 
-    The kernel's signal is tied to the thread that made this process, so the parent is looked at as
-    well.
+    The kernel's signal depends on the thread that started this process, so a thread also polls
+    the parent's process id.
     """
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         os._exit(1)
 
-    never = threading.Event()  # who waits for that is not seen as going on, as who sleeps is
+    never = threading.Event()  # unlike a sleep, this wait does not count as progress
 
     def watch() -> None:
         while os.getppid() == parent:
@@ -81,9 +80,9 @@ class Origin(NamedTuple):
 
     parent: int
     seconds: float = 0.0
-    """Time that it took to import for the stage."""
+    """Time that the parent spent on imports for the stage."""
     cpu_seconds: float = 0.0
-    """Processor time of it."""
+    """Processor time of these imports."""
 
 
 def main(job: str, parent: str, events: str) -> int:
@@ -92,12 +91,12 @@ def main(job: str, parent: str, events: str) -> int:
 
 
 def run_job(job: dict[str, Any], origin: Origin, events: int) -> int:
-    """Run the stage of a job; every outcome is told on the events descriptor. Returns the exit
+    """Run the stage of a job and report every outcome on the events descriptor. Return the exit
     status."""
     die_with(origin.parent)
     ctypes.CDLL(None).prctl(PR_SET_NAME, job["name"][:15].encode())  # as `ps` and `top` show it
     report = Report(events, Path(job["journal"]) if job["journal"] else None)
-    # A stage that is told of no device runs no model: what else it does need not wait.
+    # A stage without a device runs no model, so it need not wait for the lock.
     runs_on = "" if job["stays"] else value_in(job["arguments"], "device") or ""
     try:
         lock = hold_device(
@@ -113,7 +112,7 @@ def run_job(job: dict[str, Any], origin: Origin, events: int) -> int:
 
 
 def work(job: dict[str, Any], report: Report, origin: Origin) -> int:
-    """Run the stage on a device that is its own; returns the exit status."""
+    """Run the stage, with its device locked, and return the exit status."""
     started = time.monotonic() - origin.seconds
     code = 0
     still = Stillness()
@@ -157,8 +156,8 @@ def work(job: dict[str, Any], report: Report, origin: Origin) -> int:
 
 def load_entry(name: str, arguments: dict[str, Any]) -> Callable[[dict[str, Any], Report], None]:
     """Return the stage's function from `package.module:function`. If the module has a function
-    `warm`, it has imported what the stage is going to import for this job, which is then no part of
-    what the stage takes."""
+    `warm`, that is called first. It imports what the job will need, so that these imports do not
+    count towards the stage's memory."""
     defer()
     module_name, _, function = name.partition(":")
     module = importlib.import_module(module_name)
@@ -169,23 +168,22 @@ def load_entry(name: str, arguments: dict[str, Any]) -> Callable[[dict[str, Any]
 
 
 def describe(error: BaseException) -> Broken:
-    """Return an error as the parent will tell it. Our own are told in their words, others by class
-    and first line."""
-    if (words := memory_words(error)) is not None:  # whatever was made of it on the way
+    """Return the event for an error. This program's errors keep their message; of others, class
+    and first line remain."""
+    if (words := memory_words(error)) is not None:  # even if another error wraps it
         own = error.message if isinstance(error, CannotFit) else words
         return Broken(type="OutOfMemory", message=own)
     if isinstance(error, PenstockError):
         return Broken(type=type(error).__name__, message=error.message, hint=error.hint)
     if budget.at_the_limit() and isinstance(error, Exception):
-        # Who gets no memory in the middle of something may say anything, or nothing at all.
+        # Out of memory inside a library may surface as any error, or without a message.
         words = f"{type(error).__name__}: {first_line(error)}"
         return Broken(type="OutOfMemory", message=words)
     return Broken(type=type(error).__name__, message=first_line(error))
 
 
 if __name__ == "__main__":
-    # Without the interpreter's long farewell: the driver takes the memory back faster than
-    # finalizers do.
+    # Skip the interpreter's shutdown: the driver frees the memory faster than finalizers do.
     exit_code = main(*sys.argv[1:4])
     sys.stdout.flush()
     sys.stderr.flush()

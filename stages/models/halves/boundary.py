@@ -34,14 +34,14 @@ from stages.models.halves.dual import makes_vectors, units_absent
 
 HALVES: tuple[Half, Half] = ("vision", "language")
 ENCODERS = ("get_image_features", "get_video_features")
-"""Names of the methods by which a model makes features of pixels."""
+"""Names of the methods that compute features from pixels."""
 CUT = "_cut_from"
-"""Name under which the class of a half keeps the class of the whole model."""
+"""Attribute of a half's class that holds the class of the whole model."""
 
 
 def absent_paths(model: nn.Module, keep: Part, pieces: Iterable[str] = ()) -> list[str]:
-    """Return the paths of the modules and parameters that the part to keep does without. Only the
-    outermost are given; `pieces` of the other half are kept all the same."""
+    """Return the paths of the modules and parameters that the kept part leaves out, outermost only.
+    `pieces` of the other half are kept as well."""
     if keep == "whole":
         return []
     left_out = _absent_paths(model, keep)
@@ -51,9 +51,8 @@ def absent_paths(model: nn.Module, keep: Part, pieces: Iterable[str] = ()) -> li
 
 
 def piece_of(model: nn.Module, error: NeedsWeights, keep: Half) -> str:
-    """Return the path that has to be loaded besides the half because of `error`. The half's
-    skeleton is `model`. It is the module itself when that lies below the reader, which is large,
-    else the whole unit."""
+    """Return the path to load in addition to the half because of `error`. `model` is the half's
+    skeleton. Below the reader, which is large, it is the module itself, else the whole unit."""
     left_out = next(p for p in _absent_paths(model, keep) if within(error.path, p))
     reader = reader_path(model, _owner(model))
     return error.module if reader is not None and within(left_out, reader) else left_out
@@ -81,7 +80,7 @@ def _absent_paths(model: nn.Module, keep: Half) -> list[str]:
     names = _unit_names(owned)
     units = [_join(owner, name) for name in names]
     if reader is None:
-        # What the methods for features name, also by way of other methods, is of the vision half.
+        # Parts that the feature methods name, also through other methods, are the vision half.
         named = reached(class_of(owned), ENCODERS, names_in)
         of_language |= {_join(owner, name) for name in names if name not in named}
     if keep == "language":
@@ -98,8 +97,7 @@ def _absent_paths(model: nn.Module, keep: Half) -> list[str]:
 
 
 def cut(model: Any, paths: list[str]) -> None:
-    """Replace the modules and parameters at `paths` by absent ones, and settle what refers to
-    them."""
+    """Replace the modules and parameters at `paths` by stand-ins and remove weight ties to them."""
     for path in paths:
         parent_path, _, name = path.rpartition(".")
         parent = model.get_submodule(parent_path)
@@ -138,13 +136,13 @@ def _owner(model: nn.Module) -> str:
 
 
 def belongs_to(path: str, halves: dict[Half, list[str]]) -> list[Half]:
-    """Return the halves that keep the weight called `path`, given what each does without."""
+    """Return the halves that keep the weight at `path`, given the paths that each leaves out."""
     return [half for half in HALVES if not any(within(path, p) for p in halves[half])]
 
 
 def pieces_called(model: nn.Module, keep: Part) -> tuple[str, ...]:
-    """Return the paths that the half's own code calls of the other half. Such are a projector that
-    is applied where features are read, and the embeddings where features are made of codes."""
+    """Return the modules of the other half that the half's own code calls. Examples are a projector
+    that runs in the language half, and the embeddings where features are made from codes."""
     if keep == "whole" or makes_vectors(class_of(model)):
         return ()
     owner = _owner(model)
@@ -164,20 +162,20 @@ def pieces_called(model: nn.Module, keep: Part) -> tuple[str, ...]:
 
 
 def class_of(module: nn.Module) -> type[nn.Module]:
-    """Return the class that has a module's methods; the class of a half has but `CUT`."""
+    """Return the class that defines a module's methods; a half's class names it in `CUT`."""
     cls = type(module)
     found: type[nn.Module] = vars(cls).get(CUT, cls)
     return found
 
 
 def _called_part(owner: str, path: str) -> str:
-    """Return the name of O's part at a path; nothing for what lies elsewhere."""
+    """Return the name of O's part at a path, or "" for a path elsewhere."""
     name = path.removeprefix(_join(owner, "") if owner else "")
     return "" if "." in name or (name == path and owner) else name
 
 
 def _outside(model: nn.Module, owner: str) -> Iterator[str]:
-    """Yield the paths that lie beside the way from the root to O."""
+    """Yield the paths off the path from the root to O."""
     way = owner.split(".") if owner else []
     for depth, step in enumerate(way):
         path = ".".join(way[:depth])
@@ -195,7 +193,8 @@ def reader_path(model: nn.Module, owner: str) -> str | None:
 
 
 def _audio_path(model: nn.Module) -> str | None:
-    """Return the path of the audio encoder; a model without one answers with itself or its base."""
+    """Return the path of the audio encoder, or None. A model without one returns itself or its
+    base as its encoder."""
     get_encoder = getattr(model, "get_encoder", None)
     path = None if get_encoder is None else _path_of(model, get_encoder(modality="audio"))
     return path if path and not within(_owner(model), path) else None
@@ -222,5 +221,5 @@ def _join(path: str, name: str) -> str:
 
 
 def within(path: str, ancestor: str) -> bool:
-    """Tell whether a path is at another, or below it."""
+    """Return whether a path equals another or is below it."""
     return not ancestor or path == ancestor or path.startswith(f"{ancestor}.")

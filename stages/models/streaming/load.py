@@ -46,13 +46,13 @@ class Room(Protocol):
     """A buffer for one layer."""
 
     def fill(self, layer: Layer, scratch: torch.Tensor) -> None:
-        """Read the layer into the room; called by the thread that reads."""
+        """Read the layer into the buffer; called by the reader thread."""
 
     def memory(self) -> torch.Tensor:
-        """Return the room's bytes, once all that is computed from now on may read them."""
+        """Return the buffer's bytes; later computations may read them."""
 
     def release(self) -> None:
-        """Note that nothing that is computed from now on reads them."""
+        """Mark the buffer as free: later computations do not read it."""
 
 
 class HostRoom:
@@ -82,7 +82,7 @@ class DeviceRoom:
         self._sent, self._free = torch.cuda.Event(), torch.cuda.Event()
 
     def fill(self, layer: Layer, scratch: torch.Tensor) -> None:
-        self._sent.synchronize()  # the host's room is read until then
+        self._sent.synchronize()  # the last copy reads the host buffer until then
         layer.read(self._host, scratch)
         with torch.cuda.stream(self._stream):
             self._stream.wait_event(self._free)
@@ -103,15 +103,15 @@ class Slabs:
     def __init__(self, layers: Sequence[Layer], device: str) -> None:
         self._layers = layers
         self.fetched = 0
-        """Layers that were read so far."""
+        """Number of layers read so far."""
         size = max(layer.size for layer in layers)
         self._scratch = torch.empty(scratch_bytes(layers), dtype=torch.uint8)
         self._rooms = rooms(size, device)
         self._holds = [EMPTY for _ in self._rooms]
-        """Layer that is in each room, or will be."""
+        """The layer that each buffer holds or will hold."""
         self._filled: dict[int, Future[None]] = {}
         self._open = EMPTY
-        """The room that is computed with."""
+        """The buffer in use by the current computation."""
         self._reader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="layers")
 
     def expect(self, layer: int) -> None:
@@ -126,7 +126,7 @@ class Slabs:
         room = self._holds.index(layer)
         try:
             self._filled[room].result()
-        except BaseException:  # whoever wants it again has it read again
+        except BaseException:  # a retry reads the layer again
             self._holds[room] = EMPTY
             raise
         self._layers[layer].attach(self._rooms[room].memory())
@@ -143,7 +143,7 @@ class Slabs:
 
 
 def rooms(size: int, device: str) -> list[Room]:
-    """Make two rooms for layers of so many bytes."""
+    """Make two buffers of `size` bytes."""
     if device == "cpu":
         return [HostRoom(size) for _ in range(2)]
     place, stream = torch.device(device), torch.cuda.Stream(device)
@@ -161,15 +161,15 @@ class StreamedLayers:
     def __init__(self, half: Any, paths: Sequence[str], index: Index, device: str) -> None:
         layers = layers_of(half, paths, index, device)
         self.paths = tuple(paths)
-        """Paths of the layers, by their numbers."""
+        """Module paths of the layers, in the order of their numbers."""
         self.count = len(layers)
         self.bytes = sum(layer.size for layer in layers)
-        """Bytes of all of them together."""
+        """Total bytes of all layers."""
         self.slabs = Slabs(layers, device)
         self.turnstile = Turnstile([layer.module for layer in layers], self.slabs)
 
     def cross(self, calls: Sequence[Callable[[], Made]]) -> list[Made]:
-        """Return the result of each call; each layer comes once for all of them."""
+        """Return the result of each call; each layer is fetched once for all calls."""
         return self.turnstile.cross(calls)
 
 
@@ -180,8 +180,8 @@ def streamed_layers(half: Any) -> StreamedLayers | None:
 
 
 def cross(half: Any, calls: Sequence[Callable[[], Made]]) -> list[Made]:
-    """Return the result of each call, which runs the half. The calls run together where its layers
-    are streamed, else one after the other."""
+    """Return the result of each call of the half. Calls run together if its layers are streamed,
+    else one after the other."""
     layers = streamed_layers(half)
     return [call() for call in calls] if layers is None else layers.cross(calls)
 
@@ -194,8 +194,8 @@ def load_streamed(
     device: str,
     options: dict[str, Any],
 ) -> Any:
-    """Load what `load_half` gives with these options, but for the weights of its layers. Raises
-    CannotFit for a model whose layers cannot come one by one."""
+    """Load a half as `load_half` does, without the weights of its layers. Raises CannotFit for a
+    model whose layers cannot be fetched one by one."""
     places = placement(skeleton, keep, pieces, device, away="disk")
     index: dict[str, Mapping[str, str]] = {}
 
@@ -203,10 +203,10 @@ def load_streamed(
         index.update(offload_index)
 
     with contextlib.ExitStack() as undo:
-        # Weights that are not stored as they are computed with are written there once.
+        # Weights whose stored form differs from the computed one are written there once.
         folder = new_folder()
         undo.callback(shutil.rmtree, folder, ignore_errors=True)
-        # Without the hooks that would fetch a layer at each call.
+        # Leave out the hooks that would fetch a layer at each call.
         with dispatching(receive):
             given = {**options, "device_map": places, "offload_folder": folder}
             half = load_half(path, keep, pieces=pieces, **given)
@@ -223,7 +223,7 @@ def load_streamed(
 
 
 def new_folder() -> str:
-    """Make a temporary folder for weights; those of processes that were killed are deleted."""
+    """Make a temporary folder for weights, and delete those of killed processes."""
     for left in Path(tempfile.gettempdir()).glob(f"{FOLDER}*"):
         process = left.name.removeprefix(FOLDER).partition("-")[0]
         if process.isdecimal() and not Path("/proc", process).exists():
