@@ -96,7 +96,7 @@ class Claims:
         fcntl.fcntl(self._file, fcntl.F_OFD_SETLK, FLOCK.pack(kind, os.SEEK_SET, start, 1, 0))
 
 
-class Turns:
+class WorkClaims:
     """Claims work of a namespace for this process while other processes work on the same items."""
 
     def __init__(self, claims: Claims, record_sets: Sequence[RecordSet]) -> None:
@@ -152,7 +152,7 @@ class Turns:
         self._claims.release(keys)
 
 
-class OwnTurns:
+class UnsharedWork:
     """Grants every claim at once, for work that no other process shares."""
 
     def mine(
@@ -166,11 +166,11 @@ class OwnTurns:
 
 
 @contextlib.contextmanager
-def turns_at(store: Store, *record_sets: RecordSet) -> Iterator[Turns]:
+def turns_at(store: Store, *record_sets: RecordSet) -> Iterator[WorkClaims]:
     """Take turns at what the first of these record sets holds, until the block or the process
     ends."""
     claims = Claims(store.local / FOLDER / record_sets[0].folder)
     try:
-        yield Turns(claims, record_sets)
+        yield WorkClaims(claims, record_sets)
     finally:
         claims.close()

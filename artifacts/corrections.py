@@ -21,13 +21,13 @@ from artifacts.captions import ENCODER
 from artifacts.edits import DEED, DIGITS, REDO, UNDO, Edit, Edits, EditsOf
 from artifacts.keys import digest_of
 from artifacts.regular import open_regular
-from artifacts.shapes import Left, check, parse, text
+from artifacts.shapes import OptionalField, check, parse, text
 from artifacts.stamps import stamp_of
 from artifacts.store import fault_of
 
 CORRECTIONS: Final = "corrections.jsonl"
 """Name of the file among those that a store's users keep beside its objects."""
-LINE: Final = {**DEED, "of": Left(text)}
+LINE: Final = {**DEED, "of": OptionalField(text)}
 LOCK_SECONDS: Final = 5.0
 """Longest wait for another writer; a line is then added without the lock, which may tear it."""
 

@@ -17,7 +17,7 @@ from artifacts.captions import ENCODER
 from artifacts.errors import EnvironmentFault
 from artifacts.keys import digest_of
 from artifacts.regular import read_text
-from artifacts.shapes import BYTES, Left, Maybe, check, moment, number, parse, text
+from artifacts.shapes import BYTES, Nullable, OptionalField, check, moment, number, parse, text
 from artifacts.stamps import Stamp, stamp_of
 from artifacts.store import fault_of
 
@@ -41,13 +41,13 @@ def review(value: Any) -> bool:
 
 CHANGE = {
     "of": text,
-    "media_path": Left(text),
-    "start": Left(number),
-    "said": Left(text),
-    "caption": Maybe(text),
+    "media_path": OptionalField(text),
+    "start": OptionalField(number),
+    "said": OptionalField(text),
+    "caption": Nullable(text),
     "review": review,
 }
-DEED = {"id": text, "time": moment, "does": text, "changes": Left([CHANGE])}
+DEED = {"id": text, "time": moment, "does": text, "changes": OptionalField([CHANGE])}
 AGAIN = "Remove that line: every other one is an edit of its own"
 
 

@@ -6,7 +6,7 @@ A shape is one of:
 - a list of one shape
 - a tuple with one shape per element
 - a dict of an object's fields
-- `Maybe`, `Some`, `Left` or `Each` of another shape
+- `Nullable`, `EmptyOr`, `OptionalField` or `MapOf` of another shape
 """
 
 import json
@@ -29,33 +29,33 @@ BYTES = 1 << 30
 """How long a file may be: that of some million captions."""
 
 
-class Misshapen(ValueError):
+class ShapeError(ValueError):
     """JSON does not have the expected shape. The message names the difference."""
 
 
 @dataclass(frozen=True, slots=True)
-class Maybe:
+class Nullable:
     """Null or the given shape."""
 
     shape: Shape
 
 
 @dataclass(frozen=True, slots=True)
-class Some:
+class EmptyOr:
     """An empty object or the given shape."""
 
     shape: Shape
 
 
 @dataclass(frozen=True, slots=True)
-class Left:
+class OptionalField:
     """A field that may be omitted."""
 
     shape: Shape
 
 
 @dataclass(frozen=True, slots=True)
-class Each:
+class MapOf:
     """An object with arbitrary keys whose values have the given shape."""
 
     shape: Shape
@@ -96,34 +96,36 @@ def anything(value: Any) -> bool:
 
 def check(value: Any, shape: Shape, where: str = "it") -> None:
     """Raise Misshapen, with the place, when a value has another shape."""
-    if isinstance(shape, Maybe | Some):
-        if value != (None if isinstance(shape, Maybe) else {}):
+    if isinstance(shape, Nullable | EmptyOr):
+        if value != (None if isinstance(shape, Nullable) else {}):
             check(value, shape.shape, where)
-    elif isinstance(shape, dict | Each):
+    elif isinstance(shape, dict | MapOf):
         _check_object(value, shape, where)
     elif isinstance(shape, list | tuple):
         if not isinstance(value, list) or (isinstance(shape, tuple) and len(value) != len(shape)):
-            raise Misshapen(f"{where} is not the list that it should be")
+            raise ShapeError(f"{where} is not the list that it should be")
         of_each = shape if isinstance(shape, tuple) else shape * len(value)
         for at, (inside, one) in enumerate(zip(value, of_each, strict=True)):
             check(inside, one, f"{where}[{at}]")
     elif not shape(value):
-        raise Misshapen(f"{where} is no {shape.__name__}")
+        raise ShapeError(f"{where} is no {shape.__name__}")
 
 
-def _check_object(value: Any, shape: dict[str, Shape] | Each, where: str) -> None:
+def _check_object(value: Any, shape: dict[str, Shape] | MapOf, where: str) -> None:
     if not isinstance(value, dict):
-        raise Misshapen(f"{where} is no object")
-    if isinstance(shape, Each):
+        raise ShapeError(f"{where} is no object")
+    if isinstance(shape, MapOf):
         for name, inside in value.items():
             check(name, text, f"a name in {where}")
             check(inside, shape.shape, f"{where}.{name[:40]}")
         return
     for name, one in shape.items():
         if name in value:
-            check(value[name], one.shape if isinstance(one, Left) else one, f"{where}.{name}")
-        elif not isinstance(one, Left):
-            raise Misshapen(f"{where} has no {name}")
+            check(
+                value[name], one.shape if isinstance(one, OptionalField) else one, f"{where}.{name}"
+            )
+        elif not isinstance(one, OptionalField):
+            raise ShapeError(f"{where} has no {name}")
 
 
 def parse(line: str) -> Any:
@@ -132,7 +134,7 @@ def parse(line: str) -> Any:
     try:
         value = json.loads(line, parse_constant=_refuse)
     except RecursionError as error:
-        raise Misshapen("it is nested too deeply") from error
+        raise ShapeError("it is nested too deeply") from error
     level = [value]
     for _ in range(DEEP):
         level = [
@@ -143,11 +145,11 @@ def parse(line: str) -> Any:
         ]
         if not level:
             return value
-    raise Misshapen("it is nested too deeply")
+    raise ShapeError("it is nested too deeply")
 
 
 def _refuse(name: str) -> Any:
-    raise Misshapen(f"{name} is no number")
+    raise ShapeError(f"{name} is no number")
 
 
 def read_json(path: Path, shape: Shape, hint: str, prepared: Callable[[Any], Any]) -> Any:
@@ -191,6 +193,6 @@ def read_jsonl(
 
 def _unreadable(path: Path, error: Exception, hint: str, line: str = "") -> EnvironmentFault:
     why = error.strerror if isinstance(error, OSError) else str(error)
-    if isinstance(error, ValueError) and not isinstance(error, Misshapen):
+    if isinstance(error, ValueError) and not isinstance(error, ShapeError):
         why = "it is no JSON"
     return EnvironmentFault(f"{path} cannot be read{line}: {why}", hint=hint)

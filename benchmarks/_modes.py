@@ -16,7 +16,7 @@ from artifacts.errors import CannotFit, PenstockError
 from artifacts.packs import RecordSet
 from artifacts.store import open_store
 from stages.process.memory import Sampler, anonymous_bytes
-from stages.process.report import Report
+from stages.process.report import EventReporter
 from stages.process.stage_process import StageProcess
 
 
@@ -62,7 +62,7 @@ def run_mode(mode: str, job: dict[str, Any], budget: int | None = None) -> Outco
         return Outcome(**{**found, "whole_seconds": time.monotonic() - started})
 
 
-class Watch(Report):
+class Watch(EventReporter):
     """Takes what a stage reports, and looks at the clock and at the memory."""
 
     def __init__(self, baseline: int) -> None:
@@ -169,7 +169,7 @@ def warm(job: dict[str, Any]) -> None:
     load(own_of(EncodeJob, job))
 
 
-def run(job: dict[str, Any], report: Report) -> None:
+def run(job: dict[str, Any], report: EventReporter) -> None:
     """Run a mode as a stage."""
     report.note(outcome=asdict(perform(job["mode"], job)))
 

@@ -12,7 +12,7 @@ from flows.machine.launch import ENTRIES as STAGES
 from flows.machine.launch import DirectLauncher
 from stages.frames.job import FramesItem
 from stages.process.job import items_of
-from stages.process.report import Report
+from stages.process.report import EventReporter
 from stages.process.stage_process import Listener
 
 SIDE = 8
@@ -22,7 +22,7 @@ PACK_RECORDS = 64
 PAYLOAD = b"penstock" * 8
 
 
-def frames(job: dict[str, Any], report: Report) -> None:
+def frames(job: dict[str, Any], report: EventReporter) -> None:
     """An index and one chunk of frames for each medium."""
     store, namespace = open_store(job["store"]), job["namespace"]
     frames, media = RecordSet(store, "frames", namespace), RecordSet(store, "media", namespace)
@@ -39,19 +39,19 @@ def frames(job: dict[str, Any], report: Report) -> None:
             report.item(key)
 
 
-def encode(job: dict[str, Any], report: Report) -> None:
+def encode(job: dict[str, Any], report: EventReporter) -> None:
     """Features for each chunk, a pack a batch."""
     RecordSet(open_store(job["store"]), "frames", job["frames_namespace"])
     publish(job, "features", {"tokens": 4}, report)
 
 
-def decode(job: dict[str, Any], report: Report) -> None:
+def decode(job: dict[str, Any], report: EventReporter) -> None:
     """A caption for each chunk, a pack a batch."""
     RecordSet(open_store(job["store"]), "features", job["features_namespace"])
     publish(job, "captions", {"caption": "a red square on grey", "tokens": 7}, report)
 
 
-def publish(job: dict[str, Any], kind: str, meta: dict[str, Any], report: Report) -> None:
+def publish(job: dict[str, Any], kind: str, meta: dict[str, Any], report: EventReporter) -> None:
     record_set = RecordSet(open_store(job["store"]), kind, job["namespace"])
     for batch in job["batches"]:
         records = [Record(key=key, meta=meta, payload=PAYLOAD) for key, *_ in batch]

@@ -27,7 +27,7 @@ from stages.models.inspection import describe
 from stages.models.loading import ModelJob, warm
 from stages.process.device import device_used_bytes
 from stages.process.memory import Sampler
-from stages.process.report import Report
+from stages.process.report import EventReporter
 
 HALF: Half = "vision"
 FIRST = "torch fp32"
@@ -132,7 +132,7 @@ def export(model: str, kind: str, folder: str) -> Route:
         route=profile.route,
     )
     nobody = os.open(os.devnull, os.O_WRONLY)
-    graphs_run.run(asdict(job), Report(nobody))
+    graphs_run.run(asdict(job), EventReporter(nobody))
     return profile.route
 
 

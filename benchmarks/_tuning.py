@@ -32,11 +32,11 @@ from stages.models import load_half
 from stages.models.halves.features import is_pixels
 from stages.models.processors.clip import Clip
 from stages.models.processors.prepare import load_processor, open_ended, prepare, rebuild
-from stages.process.report import Report
+from stages.process.report import EventReporter
 from stages.tune import training
 from stages.tune.adapter import add_adapter
-from stages.tune.lessons import Lesson, ended, lesson_of
-from stages.tune.run import Order
+from stages.tune.lessons import TrainingExample, ended, lesson_of
+from stages.tune.run import EpochBatchOrder
 from stages.tune.training import Trainer, optimizer_of, rate_at
 
 
@@ -61,8 +61,8 @@ def main() -> None:
     optimizer = optimizer_of("adamw", trained, told["rate"])
     model.train()
     frozen_tower(model)
-    order = Order([lesson.joins_with for lesson in lessons], told["batch"], 0)
-    trainer = Trainer(model, processor, trained, optimizer, Report(2), told["batch"])
+    order = EpochBatchOrder([lesson.joins_with for lesson in lessons], told["batch"], 0)
+    trainer = Trainer(model, processor, trained, optimizer, EventReporter(2), told["batch"])
     seen = {id(lesson.ids): member for lesson, member in zip(lessons, told["members"], strict=True)}
     losses: list[float] = []
     shown = patch.object(training, "loss_of", partial(clips.loss, seen))
@@ -83,7 +83,7 @@ def frozen_tower(model: Any) -> None:
             module.eval()
 
 
-def lessons_of(told: dict[str, Any], processor: Any, model: Any) -> list[Lesson]:
+def lessons_of(told: dict[str, Any], processor: Any, model: Any) -> list[TrainingExample]:
     features = RecordSet(open_store(told["store"]), "features", told["features"])
     end = model.generation_config.eos_token_id
     end = end if isinstance(end, int) else end[0]
@@ -134,13 +134,17 @@ class Clips:
         members: dict[int, dict[str, str]],
         model: Any,
         processor: Any,
-        lessons: Sequence[Lesson],
+        lessons: Sequence[TrainingExample],
     ) -> torch.Tensor:
         """Return what `loss_of` does, with logits that the whole model makes of pixels."""
         from stages.tune import lessons as taught
 
         def logits_of(
-            half: Any, processor: Any, some: Sequence[Lesson], said: torch.Tensor, count: int
+            half: Any,
+            processor: Any,
+            some: Sequence[TrainingExample],
+            said: torch.Tensor,
+            count: int,
         ) -> torch.Tensor:
             rows = self.rows(processor, [members[id(each.ids)] for each in some])
             inputs = rebuild(processor, rows, [each.prompt for each in some])

@@ -75,26 +75,26 @@ def oracle(work: Work, slots: int) -> Way:
 
 def in_slots(work: Work, slots: int, compiled: bool = False) -> Way:
     """Rows in the order of the stage, each in a slot as soon as there is one."""
-    from stages.decode.engines.inflight.prefill import ReadRow, read_row
-    from stages.decode.engines.inflight.scheduler import Coming, Loop
-    from stages.decode.engines.inflight.shape import Manner, rows_for
+    from stages.decode.engines.inflight.prefill import PrefilledSequence, read_row
+    from stages.decode.engines.inflight.scheduler import InflightScheduler, RequestPrefetcher
+    from stages.decode.engines.inflight.shape import PoolLayout, rows_for
     from stages.decode.job import DecodeItem
-    from stages.decode.protocol import Asked
-    from stages.memory.shrinking import Shrinking
+    from stages.decode.protocol import DecodeRequest
+    from stages.memory.shrinking import OomRetry
 
     way = Way()
 
-    def read(asked: Asked) -> ReadRow:
+    def read(asked: DecodeRequest) -> PrefilledSequence:
         at = int(asked.member.key)
         row = read_row(work.half, *work.given[at], max_new_tokens=work.wanted[at])
         return replace(row, step=work.step.of(row.model)) if compiled else row
 
     nothing: Any = None
-    manner = Manner(rows=rows_for(slots), compiled=compiled)
-    asked = [Asked(DecodeItem(str(at), "", ""), nothing) for at in _sorted(work.prompts)]
-    loop = Loop(read, Shrinking(nothing, list), manner, slots=slots)
+    manner = PoolLayout(rows=rows_for(slots), compiled=compiled)
+    asked = [DecodeRequest(DecodeItem(str(at), "", ""), nothing) for at in _sorted(work.prompts)]
+    loop = InflightScheduler(read, OomRetry(nothing, list), manner, slots=slots)
     with ThreadPoolExecutor(1) as beside:
-        for flight in loop.run(Coming([asked], beside)):
+        for flight in loop.run(RequestPrefetcher([asked], beside)):
             if flight is not None:
                 way.said[int(flight.asked.member.key)] = flight.said
     way.steps = loop.counted.steps

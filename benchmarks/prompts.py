@@ -53,11 +53,11 @@ class Asking:
 
     def ask(self) -> None:
         """Ask all prompts of all chunks, and take the time."""
-        from stages.memory.shrinking import Shrinking
+        from stages.memory.shrinking import OomRetry
         from tests.support.waves import events
 
         with events() as (report, _):
-            shrinking = Shrinking(report, lambda: self._speaker.say(self._asked[0][:1]))
+            shrinking = OomRetry(report, lambda: self._speaker.say(self._asked[0][:1]))
             started = time.monotonic()
             for some, said in self._speaker.run(iter(self._asked), shrinking):
                 self.said |= {
@@ -74,10 +74,13 @@ class Asking:
 def _asked(model: Path, store: str, frames: int, chunks: int) -> tuple[dict[str, Any], list[Any]]:
     """Return a decode job and the prompts of each chunk."""
     from stages.decode.job import DecodeItem
-    from stages.decode.protocol import Asked
+    from stages.decode.protocol import DecodeRequest
 
     asked = [
-        [Asked(DecodeItem(f"{key}-{n}", key, prompt), row) for n, prompt in enumerate(PROMPTS)]
+        [
+            DecodeRequest(DecodeItem(f"{key}-{n}", key, prompt), row)
+            for n, prompt in enumerate(PROMPTS)
+        ]
         for key, row in features_of(model, "float32", store, [frames] * chunks).items()
     ]
     half = {"model": str(model), "device": "cpu", "dtype": "float32", "attention": "sdpa"}

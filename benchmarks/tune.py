@@ -30,7 +30,7 @@ from flows.machine.launch import DirectLauncher
 from flows.options.commands import CaptionConfig
 from flows.pipelines import REBUILD
 from flows.running.run import prepared
-from flows.running.run_observer import Watch
+from flows.running.run_observer import RunObserver
 from penstock_demo import CHECKPOINT
 from penstock_demo.clips import write_clips
 from stages.process.cgroup import cores
@@ -160,7 +160,7 @@ def job_of(folder: Path, name: str, model: Path, count: int, epochs: int) -> dic
         precision="fp32",
         frames=4,
     )
-    watch = Watch(Display(quiet=True))
+    watch = RunObserver(Display(quiet=True))
     with (
         prepared(config, watch, DirectLauncher, REBUILD) as (job, launcher),
         watch.working(job, launcher) as (sequence, _, _),

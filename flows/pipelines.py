@@ -4,9 +4,9 @@ from collections.abc import Iterable, Mapping
 
 from artifacts.schema import Part
 from stages import decode, embed, embed_texts, encode, export, frames, summarize, tune
-from stages.process.stage import Stage
+from stages.process.stage import StageSpec
 
-Pipeline = tuple[Stage, ...]
+Pipeline = tuple[StageSpec, ...]
 """Stages in order: the first reads files, each other one records that one before it makes."""
 CAPTION: Pipeline = (frames.STAGE, encode.STAGE, decode.STAGE)
 """Captions of files."""
@@ -60,13 +60,13 @@ PURPOSES: Mapping[str, tuple[Pipeline, ...]] = {
     "serve": (LABEL, CAPTION),
 }
 """What a plan may be for → the pipelines for that, of each sort of model."""
-STAGES: Mapping[str, Stage] = {stage.name: stage for line in PIPELINES for stage in line}
+STAGES: Mapping[str, StageSpec] = {stage.name: stage for line in PIPELINES for stage in line}
 """Every stage by its name."""
 LABELS = "labels"
 """What comes of comparing vectors, which no stage does."""
 
 
-def product_of(pipeline: Iterable[Stage]) -> str:
+def product_of(pipeline: Iterable[StageSpec]) -> str:
     """Return what is made of files by these stages in the end."""
     stages = tuple(pipeline)
     made = next((s.writes for s in reversed(stages) if s.writes and s.of_media), "")
@@ -83,6 +83,6 @@ def makes_vectors(pipeline: Pipeline) -> bool:
     return any(stage.vectors for stage in pipeline)
 
 
-def parts_of(stages: Iterable[Stage]) -> list[Part]:
+def parts_of(stages: Iterable[StageSpec]) -> list[Part]:
     """Return the parts of a checkpoint that these stages load."""
     return [stage.part for stage in stages if stage.part]

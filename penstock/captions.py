@@ -19,7 +19,7 @@ from artifacts.tables import schema_of, table_of
 from flows.console.display import Display
 from flows.job.prepare import Job
 from flows.ledger.tasks import Task
-from flows.machine.launch import DirectLauncher, Running, StageCall
+from flows.machine.launch import DirectLauncher, StageCall, StageHandle
 from flows.media.media_files import MediaFile
 from flows.options.commands import CaptionConfig, RunOptions
 from flows.results.captions import caption_of, captions_by_file
@@ -189,10 +189,10 @@ class _Stoppable:
     def __init__(self) -> None:
         self.launcher = DirectLauncher(lambda *_: None)
         self._lock = threading.Lock()
-        self._started: list[Running] = []
+        self._started: list[StageHandle] = []
         self._stopped = False
 
-    def start(self, call: StageCall) -> Running:
+    def start(self, call: StageCall) -> StageHandle:
         with self._lock:
             if self._stopped:
                 again = "Nothing finished is lost; the same call goes on"

@@ -18,7 +18,7 @@ from artifacts.keys import Content, ContentDigests, digest_of, item_key
 from artifacts.model_files import ModelFiles, small_names
 from artifacts.stamps import link_stamp_of, model_stamp_of
 from flows.checkpoint.model_files import ModelDigests, with_fetched
-from stages.process.exit_diagnosis import Ending, fault_of_stage
+from stages.process.exit_diagnosis import ProcessExit, fault_of_stage
 
 
 def test_a_digest_depends_on_the_value_alone() -> None:
@@ -346,9 +346,9 @@ def test_a_file_that_changes_meanwhile_stops_the_plan(model: Path, tmp_path: Pat
 
 
 def test_a_stage_that_dies_of_another_model_is_told(model: Path, tmp_path: Path) -> None:
-    ending = Ending(code=-signal.SIGBUS, log=tmp_path / "log", files=planned(model))
+    ending = ProcessExit(code=-signal.SIGBUS, log=tmp_path / "log", files=planned(model))
     assert isinstance(fault_of_stage("decode", ending), StageDied)
     rename_in(model / "model.safetensors")
     assert isinstance(fault_of_stage("decode", ending), ModelChanged)
-    stopped = Ending(code=-signal.SIGTERM, log=tmp_path / "log", files=ending.files)
+    stopped = ProcessExit(code=-signal.SIGTERM, log=tmp_path / "log", files=ending.files)
     assert isinstance(fault_of_stage("decode", stopped), Interrupted)

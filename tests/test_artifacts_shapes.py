@@ -6,11 +6,11 @@ import pytest
 
 from artifacts.errors import EnvironmentFault, UsageError
 from artifacts.shapes import (
-    Each,
-    Left,
-    Maybe,
-    Misshapen,
-    Some,
+    EmptyOr,
+    MapOf,
+    Nullable,
+    OptionalField,
+    ShapeError,
     check,
     count,
     moment,
@@ -24,11 +24,11 @@ from artifacts.shapes import (
 SHAPE = {
     "name": text,
     "bytes": count,
-    "at": Left(number),
-    "began": Maybe(moment),
+    "at": OptionalField(number),
+    "began": Nullable(moment),
     "points": [(number, number)],
-    "more": Left(Each(text)),
-    "plan": Left(Some({"model": text})),
+    "more": OptionalField(MapOf(text)),
+    "plan": OptionalField(EmptyOr({"model": text})),
 }
 GOOD: dict[str, Any] = {"name": "a", "bytes": 1, "began": None, "points": []}
 
@@ -68,7 +68,7 @@ def test_what_has_the_shape_passes(changes: dict[str, Any]) -> None:
     ],
 )
 def test_what_has_another_shape_is_told_by_its_place(changes: dict[str, Any], says: str) -> None:
-    with pytest.raises(Misshapen, match=says):
+    with pytest.raises(ShapeError, match=says):
         check({**GOOD, **changes}, SHAPE)
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from artifacts import placing
-from artifacts.claims import Claims, Turns, turns_at
+from artifacts.claims import Claims, WorkClaims, turns_at
 from artifacts.errors import EnvironmentFault, UsageError
 from artifacts.packs import Record, RecordSet
 from artifacts.store import FolderStore, open_store
@@ -197,7 +197,7 @@ def test_a_store_that_cannot_be_written_grants_everything(tmp_path: Path) -> Non
 def test_threads_of_a_stage_look_at_the_record_set_before_they_claim(store: FolderStore) -> None:
     ours, theirs = RecordSet(store, "k", "s"), RecordSet(store, "k", "s")
     claim = Claims(store.local / "claims" / "x")
-    turns = Turns(claim, [ours])
+    turns = WorkClaims(claim, [ours])
     theirs.publish([Record(key="a")])
     assert turns.take(lambda: [key for key in ["a"] if key not in ours]) is False
     claim.close()

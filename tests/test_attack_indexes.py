@@ -20,7 +20,7 @@ from artifacts.index.manifest import Maker, read_manifest, write_manifest
 from artifacts.index.snapshot import open_snapshot
 from artifacts.index.writing import writing
 from flows.cli.main import main
-from flows.serving.refusals import Refused
+from flows.serving.refusals import HttpRefusal
 from flows.serving.searching import ServedIndex, Wanted
 from tests.support.dual_encoders import save_clip
 from tests.support.embedding import write_pictures
@@ -160,7 +160,7 @@ def test_a_server_refuses_with_the_reason_and_goes_on_once_it_is_back(
     before = found(index)
     change(folder)
     for _ in range(2):  # the reason is not forgotten
-        with pytest.raises(Refused) as refused:
+        with pytest.raises(HttpRefusal) as refused:
             found(index)
         assert refused.value.status == 503 and words in refused.value.error
         assert str(folder) in refused.value.error

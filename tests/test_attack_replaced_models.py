@@ -31,7 +31,7 @@ from flows.running.run import embed
 from flows.running.tune import tune
 from penstock_demo import CHECKPOINT, CLIPS, DUAL_CHECKPOINT
 from stages.models import describe
-from stages.models.encoding.run import Encoding
+from stages.models.encoding.run import EncodeRun
 from stages.models.halves.load import load_half
 from stages.process.stage_process import Listener
 from tests.support.adapters import adapter_of, merged
@@ -583,14 +583,14 @@ def test_an_adapter_is_merged_into_the_model_that_is_there(
 
 def after_one_record(monkeypatch: pytest.MonkeyPatch, happens: Callable[[], object]) -> None:
     """Have something happen after the first record was published."""
-    stock, times = Encoding._publish, iter([True])
+    stock, times = EncodeRun._publish, iter([True])
 
-    def publish(encoding: Encoding, made: Any) -> None:
+    def publish(encoding: EncodeRun, made: Any) -> None:
         stock(encoding, made)
         if next(times, False):
             happens()
 
-    monkeypatch.setattr(Encoding, "_publish", publish)
+    monkeypatch.setattr(EncodeRun, "_publish", publish)
 
 
 def streamed(call: StageCall) -> StageCall:

@@ -12,7 +12,7 @@ from artifacts.schema import ChunkIndex, FrameFit
 from flows.checkpoint.sampling import frame_bound, sampling_of
 from flows.checkpoint.wanted_frames import wanted_sampling
 from flows.job.context_note import context_note
-from flows.ledger.namespaces import Namespaces
+from flows.ledger.namespaces import Variant
 from flows.ledger.tasks import Medium, task_of
 from flows.options.commands import CaptionConfig
 from flows.pipelines import CAPTION
@@ -130,7 +130,7 @@ def test_a_chunk_with_fewer_frames_has_keys_of_its_own_and_its_frames_stay() -> 
     bound = frame_bound(replace(profile, fit_video=FrameFit()), config())
     assert bound is not None
     of = {"frames": "a", "features": "b", "captions": "c"}
-    free = Namespaces(of=of, prompted=frozenset(["captions"]))
+    free = Variant(of=of, prompted=frozenset(["captions"]))
     medium = Medium(digest="d", path="a.mp4", kind="video", prompt="why?")
     large, small = (
         ChunkIndex(

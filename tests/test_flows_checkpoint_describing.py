@@ -14,7 +14,7 @@ from flows.checkpoint.models import open_model
 from flows.cli.main import main
 from flows.machine.launch import DirectLauncher, StageCall
 from flows.options.commands import CaptionConfig
-from stages.process.report import Report
+from stages.process.report import EventReporter
 from tests.support.hostile import copy_of_demo
 
 GIB = 1 << 30
@@ -23,17 +23,17 @@ HERE = Path(__file__)
 
 
 # What the children of these tests run in place of describing.
-def keeps_the_lock(job: dict[str, Any], report: Report) -> None:
+def keeps_the_lock(job: dict[str, Any], report: EventReporter) -> None:
     sum(range(1 << 62))  # in C
 
 
-def doubles(job: dict[str, Any], report: Report) -> None:
+def doubles(job: dict[str, Any], report: EventReporter) -> None:
     text = "x" * MIB
     while True:
         text += text
 
 
-def waits(job: dict[str, Any], report: Report) -> None:
+def waits(job: dict[str, Any], report: EventReporter) -> None:
     time.sleep(1.5)
     report.note(profile={})
 

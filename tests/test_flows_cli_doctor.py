@@ -6,7 +6,7 @@ import pytest
 
 from flows.cli.doctor_command import _device, _memory, measured_lines
 from flows.cli.main import main
-from flows.planning.machine import Known
+from flows.planning.machine import MachineLookup
 from tests.support import gpus
 from tests.support.fake_gpu.state import Machine
 from tests.support.machines import machine
@@ -25,7 +25,7 @@ def test_a_limit_around_the_process_is_told(tmp_path: Path) -> None:
 
 
 def test_figures_are_told_in_units_that_people_know() -> None:
-    shown = "\n".join(measured_lines(Known(machine=machine())))
+    shown = "\n".join(measured_lines(MachineLookup(machine=machine())))
     # 512 tokens in 128 ns a parameter: 8 GFLOP/s. One token in 1 ns: 1 G parameters/s.
     assert "fp32    8 GFLOP/s over prompts, 1 G parameters/s a step" in shown
     assert "nf4" in shown and "10 M parameters/s quantized in loading" in shown
@@ -46,7 +46,7 @@ def test_doctor_names_device_memory_store_and_a_server_that_does_not_answer(
 def test_what_there_was_no_time_for_is_told_in_one_line() -> None:
     late = "there was no time left"
     missing = {"passes nf4": late, "video_pixels": late, "passes int8": "RuntimeError: no kernel"}
-    shown = list(measured_lines(Known(machine=machine(missing=missing, video_pixels=0.0))))
+    shown = list(measured_lines(MachineLookup(machine=machine(missing=missing, video_pixels=0.0))))
     assert "  without nf4, video_pixels: there was no time left" in shown
     assert "  without int8: RuntimeError: no kernel" in shown
     assert "  media   16.7 JPEGs/s of 12 megapixels" in shown

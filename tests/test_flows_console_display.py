@@ -8,7 +8,7 @@ import time
 import pytest
 
 from flows.console.display import READING, Display
-from stages.process.events import Item, Noted
+from stages.process.events import Item, StageNotes
 from tests.support.terminals import COLOUR, Recording, shown, terminal, too_wide
 
 LOADS = "the vision half, 2.3 GB"
@@ -25,7 +25,7 @@ def run(display: Display) -> None:
     display.doing(READING)
     display.stage("encode", 40, 2, LOADS)
     time.sleep(0.2)
-    display.listen("encode", Noted(values={"ready": True}))
+    display.listen("encode", StageNotes(values={"ready": True}))
     for _ in range(20):
         time.sleep(0.01)
         display.listen("encode", Item())

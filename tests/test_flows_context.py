@@ -15,11 +15,11 @@ from flows.cli.main import main
 from flows.job.prepare import Job, prepare_without_media
 from flows.ledger.tasks import Medium
 from flows.pipelines import CAPTION
-from flows.running.calls import Calls
+from flows.running.calls import StageCallBuilder
 from flows.serving.config import ServeConfig
 from flows.serving.frame_source import FrameSource
-from flows.serving.keeping import RecordKeeper
-from flows.serving.scratch import Scratch
+from flows.serving.keeping import RecordCacheFlusher
+from flows.serving.scratch import TempStore
 from flows.serving.startup import decoding_call
 from penstock_demo import CLIPS
 from tests.support.families import checkpoint
@@ -245,7 +245,7 @@ def test_all_frames_are_shown_at_the_pixels_that_are_proposed(sizes: Place) -> N
 def test_a_server_shows_as_many_of_a_large_clip(sizes: Place, tmp_path: Path) -> None:
     serving = ServeConfig(caption_model=sizes.model, store=str(sizes.store))
     job = job_of(sizes, serving)
-    scratch, keeper = Scratch(tmp_path), RecordKeeper(lambda _: None)
+    scratch, keeper = TempStore(tmp_path), RecordCacheFlusher(lambda _: None)
     source = FrameSource(job, None, keeper, scratch)  # type: ignore[arg-type]
     times = tuple(0.25 * at for at in range(8))
     chunk = ChunkIndex(index=0, start=0.0, end=2.0, times=times, height=160, width=160)
@@ -253,6 +253,6 @@ def test_a_server_shows_as_many_of_a_large_clip(sizes: Place, tmp_path: Path) ->
     medium = Medium(digest="d", path="a.mp4", kind="video", prompt="hi")
     (task,) = source.tasks(medium, index)
     assert task.chunk.times == (0.0, 1.0)
-    assert Calls(job).encode_item(job.pipeline[1], task).shown == 2
+    assert StageCallBuilder(job).encode_item(job.pipeline[1], task).shown == 2
     (small,) = source.tasks(medium, replace(index, chunks=(replace(chunk, height=64, width=64),)))
-    assert Calls(job).encode_item(job.pipeline[1], small).shown == 0
+    assert StageCallBuilder(job).encode_item(job.pipeline[1], small).shown == 0

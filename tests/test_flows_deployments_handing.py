@@ -18,10 +18,10 @@ from prefect.exceptions import PrefectHTTPStatusError
 
 from artifacts.errors import UsageError
 from flows.deployments import handing
-from flows.deployments.handing import AHEAD, STARTS, Handed, HandingOut
+from flows.deployments.handing import AHEAD, STARTS, PartitionDispatch, PartitionRun
 from flows.deployments.runs import INTERRUPTED
 from flows.deployments.sweep import verdicts
-from flows.job.portions import Portion, cut, portions_of
+from flows.job.portions import Partition, cut, portions_of
 from flows.media.media_files import MediaFile
 from flows.options.commands import CaptionConfig
 
@@ -96,18 +96,22 @@ def a_minute_a_turn(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(handing, "time", waits)
 
 
-def portions(count: int) -> list[Portion]:
-    return [Portion(name=f"p{n}", path=Path(f"p{n}"), files=1, bytes=n) for n in range(count)]
+def portions(count: int) -> list[Partition]:
+    return [Partition(name=f"p{n}", path=Path(f"p{n}"), files=1, bytes=n) for n in range(count)]
 
 
-def hand_out(server: Server, of: Iterable[Portion], job: str = "job", **more: Any) -> list[Handed]:
+def hand_out(
+    server: Server, of: Iterable[Partition], job: str = "job", **more: Any
+) -> list[PartitionRun]:
     told: list[tuple[int, int]] = []
     client = cast(SyncPrefectClient, server)
 
-    def ask(portion: Portion, which: str) -> dict[str, Any]:
+    def ask(portion: Partition, which: str) -> dict[str, Any]:
         return {"portion": portion.name, "which": which}
 
-    handed = HandingOut(client, DEPLOYMENT, ask, job, **more).all(of, lambda *n: told.append(n))
+    handed = PartitionDispatch(client, DEPLOYMENT, ask, job, **more).all(
+        of, lambda *n: told.append(n)
+    )
     assert told[-1] == (len(handed), len(handed))
     return handed
 

@@ -13,7 +13,7 @@ from PIL import Image
 
 from flows.cli.main import main
 from flows.job.prepare import prepare_without_media
-from flows.ledger.namespaces import Namespaces
+from flows.ledger.namespaces import Variant
 from flows.options.vectors import EmbedConfig
 from flows.pipelines import EMBED
 from penstock_demo import CHECKPOINT
@@ -59,7 +59,7 @@ def test_pictures_get_the_vectors_of_the_whole_model(
 def test_other_squares_are_other_records_of_pictures_stored_whole(
     clip: Path, tmp_path: Path
 ) -> None:
-    def namespaces(tiles: str) -> Namespaces:
+    def namespaces(tiles: str) -> Variant:
         store = str(tmp_path / "store")
         config = EmbedConfig(sources=(), model=str(clip), out="out", store=store, tiles=tiles)
         return prepare_without_media(config, InsideLauncher(), EMBED).ledger.namespaces

@@ -10,11 +10,11 @@ from artifacts.schema import ChunkIndex
 from artifacts.store import FolderStore
 from flows.job.prepare import filled
 from flows.ledger.chunk_words import added_bytes, asked_of
-from flows.ledger.namespaces import Namespaces
+from flows.ledger.namespaces import Variant
 from flows.ledger.tasks import Medium, task_of
 from flows.media.joining import JoinedTexts
 from flows.media.media_files import MediaFile
-from flows.media.own_files import OF_LABELS, OwnFiles
+from flows.media.own_files import OF_LABELS, GeneratedFiles
 from flows.options.formats import APPEND
 from penstock_demo.clips import write_clips
 from tests.support.inside import run_inside
@@ -45,7 +45,7 @@ def tags(tmp_path: Path) -> Path:
 
 def remember(place: Path, text: Path, of: str = "") -> None:
     sha256 = hashlib.sha256(text.read_bytes()).hexdigest()
-    OwnFiles(FolderStore(place / "store"), of).add("txt", DIGEST, sha256)
+    GeneratedFiles(FolderStore(place / "store"), of).add("txt", DIGEST, sha256)
 
 
 def test_words_in_braces_are_replaced_and_others_left_alone(tmp_path: Path, tags: Path) -> None:
@@ -71,7 +71,7 @@ def test_what_a_model_said_is_no_tag_and_labels_are_joined(tmp_path: Path, tags:
 
 def test_of_a_joined_text_the_person_s_part_counts(tmp_path: Path, tags: Path) -> None:
     tags.write_text("red, round\n")
-    texts = JoinedTexts(OwnFiles(FolderStore(tmp_path / "store")), "txt")
+    texts = JoinedTexts(GeneratedFiles(FolderStore(tmp_path / "store")), "txt")
     assert texts.bring(tags, DIGEST, "A ball rolls.\n", APPEND)
     assert "A ball rolls." in tags.read_text()
     assert prompts(tmp_path, "[{tags}]")[0] == ["[red, round]"]
@@ -96,7 +96,7 @@ CARD = (
     "These frames are located at {times}.Please answer the following questions related to this "
     "video.\nDescribe it."
 )
-NAMESPACES = Namespaces(
+NAMESPACES = Variant(
     of={"frames": "f" * 64, "features": "e" * 64, "captions": "c" * 64},
     prompted=frozenset(["captions"]),
 )

@@ -6,7 +6,7 @@ from artifacts.schema import ChunkIndex, MediaIndex
 from artifacts.store import FolderStore
 from flows.job.prepare import prepare
 from flows.ledger.ledger import Ledger
-from flows.ledger.namespaces import Namespaces
+from flows.ledger.namespaces import Variant
 from flows.ledger.tasks import Medium, Task
 from flows.ledger.waves import cut_waves, lengths_of, waves_of
 from flows.options.commands import CaptionConfig
@@ -16,7 +16,7 @@ from penstock_demo import CLIPS
 from tests.support.described import described
 from tests.support.inside import InsideLauncher
 
-NAMESPACES = Namespaces(
+NAMESPACES = Variant(
     of={"frames": "f" * 64, "features": "e" * 64, "captions": "c" * 64},
     prompted=frozenset(["captions"]),
 )

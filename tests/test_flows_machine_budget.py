@@ -11,7 +11,7 @@ from flows.cli.main import parse
 from flows.cli.options import config_of
 from flows.machine import budget as module
 from flows.machine.budget import Budget, WithinBudget, budget_for, host_holders, named, our_bytes
-from flows.machine.launch import Running, StageCall
+from flows.machine.launch import StageCall, StageHandle
 from flows.options.commands import CaptionConfig, RunOptions
 from flows.options.rebuild import RebuildConfig
 
@@ -69,7 +69,7 @@ class Started:
     def __init__(self) -> None:
         self.calls: list[StageCall] = []
 
-    def start(self, call: StageCall) -> Running:
+    def start(self, call: StageCall) -> StageHandle:
         self.calls.append(call)
         return None  # type: ignore[return-value]
 

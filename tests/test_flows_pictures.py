@@ -22,7 +22,7 @@ from stages.models.encoding.chunks import read_clip
 from stages.models.encoding.job import EncodeItem
 from stages.models.halves.delivery import new_tokens
 from stages.models.processors.clip import Clip, pictures
-from stages.process.report import Report
+from stages.process.report import EventReporter
 from tests.support.checkpoints import MODELS, whole_checkpoint
 from tests.support.clips import joint_model
 from tests.support.families import BUILDERS, checkpoint
@@ -195,7 +195,7 @@ def stored_clips(paths: list[Path], store: Path) -> dict[Path, Clip]:
     }
     descriptor = os.memfd_create("events")
     with closing(os.fdopen(descriptor, "rb")) as events:
-        frames_stage.run(json.loads(json.dumps(job)), Report(descriptor))
+        frames_stage.run(json.loads(json.dumps(job)), EventReporter(descriptor))
         events.seek(0)
         told = [json.loads(line) for line in events]
     keys = {event["label"]: event["key"] for event in told if event["event"] == "item"}

@@ -10,7 +10,7 @@ from artifacts.store import FolderStore
 from flows.console.units import parse_size, rounded_up, written
 from flows.planning import ladder
 from flows.planning.changes import cannot_fit, changes
-from flows.planning.choose import Choice, choices, fits
+from flows.planning.choose import StagePlan, choices, fits
 from flows.planning.costs.decode import decode_rungs
 from flows.planning.costs.encode import encode_rungs
 from flows.planning.ladder import Remembered, index_of
@@ -24,7 +24,7 @@ HALVING = {
 }
 
 
-def decode(gib: float, **more: object) -> Choice:
+def decode(gib: float, **more: object) -> StagePlan:
     return choices(question(**more), HALVING, budget(gib))["decode"]  # type: ignore[arg-type]
 
 

@@ -10,7 +10,7 @@ import pytest
 from flows.checkpoint.models import Model
 from flows.machine.budget import Budget
 from flows.options.commands import CaptionConfig
-from flows.planning.choose import Question, choices
+from flows.planning.choose import PlanRequest, choices
 from flows.planning.costs import estimate
 from flows.planning.costs.decode import SPELLED_BYTES, rungs
 from flows.planning.costs.slots import seatable
@@ -18,7 +18,7 @@ from flows.planning.estimate import StageEstimate
 from flows.planning.rungs import Rung
 from flows.planning.start import batch_instead
 from stages.decode import engines
-from stages.decode.engines import ENGINES, Engine
+from stages.decode.engines import ENGINES, EngineSpec
 from stages.decode.engines.inflight.costs import COMPILED_LAYER_BYTES, COMPILER_BYTES, step_bytes
 from stages.decode.engines.inflight.shape import PoolShape
 from stages.decode.engines.inflight.slot_cache import SEATS
@@ -69,7 +69,7 @@ def test_a_form_takes_what_its_tokens_do() -> None:
 def test_a_server_plans_for_schemas_that_requests_may_bring() -> None:
     card = with_memory(FULL)
     config, load = CaptionConfig(sources=("a",)), (images(64, 1000),)
-    plain = Question(model=card, config=config, device="cpu", workloads=load)
+    plain = PlanRequest(model=card, config=config, device="cpu", workloads=load)
     rung = decode_rungs_of(card)[0]
     any_form = replace(plain, any_schema=True).estimate(rung).peak_bytes
     assert any_form - plain.estimate(rung).peak_bytes == WORDS * SPELLED_BYTES
@@ -162,7 +162,7 @@ def terms_of_another(load: SlotLoad) -> Iterator[SlotTerm]:
 def test_an_engine_of_another_kind_has_slots_of_any_layer_and_counts_them_itself(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    other = Engine(
+    other = EngineSpec(
         name="other",
         entry="",
         output_version=1,
@@ -200,7 +200,9 @@ def test_fewer_slots_come_before_all_else() -> None:
 def test_a_budget_decides_how_many_slots_there_are_and_what_is_told_to_who_has_none() -> None:
     card = with_memory(FULL)
     config = CaptionConfig(sources=("a",))
-    question = Question(model=card, config=config, device="cuda:0", workloads=(images(64, 1000),))
+    question = PlanRequest(
+        model=card, config=config, device="cuda:0", workloads=(images(64, 1000),)
+    )
     found = {}
     for gib in (64, 16.6, 15):
         budget = Budget(

@@ -11,7 +11,7 @@ from flows.console.display import Display
 from flows.job.prepare import Job, prepare
 from flows.options.commands import CaptionConfig
 from flows.pipelines import CAPTION
-from flows.planning.machine import Known
+from flows.planning.machine import MachineLookup
 from flows.planning.rungs import Rung
 from flows.planning.seconds import Pass, WorkEstimate, a_parameter, pass_seconds, seconds
 from flows.planning.sizes import Estimate, estimates
@@ -92,8 +92,8 @@ def test_a_run_s_record_says_what_was_expected_of_its_stages(
     record = json.loads((Path(config.out) / "run.json").read_text())
     assert record["plan"]["seconds"] is None
 
-    def known(_: str) -> Known:
-        return Known(machine=machine())
+    def known(_: str) -> MachineLookup:
+        return MachineLookup(machine=machine())
 
     monkeypatch.setattr(flows.planning.times, "find_machine", known)
     again = replace(config, prompt="Who?")
@@ -120,8 +120,8 @@ def test_an_unmeasured_machine_has_no_times_and_that_is_said(
 def test_times_are_told_stage_by_stage(
     config: CaptionConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def known(_: str) -> Known:
-        return Known(machine=machine())
+    def known(_: str) -> MachineLookup:
+        return MachineLookup(machine=machine())
 
     monkeypatch.setattr(flows.planning.times, "find_machine", known)
     job, found = job_of(config)

@@ -12,7 +12,7 @@ from PIL import Image
 
 from flows.machine.launch import StageCall
 from stages.summarize.job import SUMMARY
-from stages.summarize.packing import Told
+from stages.summarize.packing import TimedText
 from tests.support.clips import joint_model
 from tests.support.first_releases import RELEASES, Medium, Question, answers, build, release
 from tests.support.inside import Ended, InsideLauncher, Ran, run_through
@@ -139,7 +139,7 @@ def summary_questions(place: Place) -> list[Question]:
             for row in place.captions()
             if (row["media_path"], row["name"]) == (summary["media_path"], first)
         ]
-        lines = [Told(row["start"], row["end"], row["caption"]).line for row in rows]
+        lines = [TimedText(row["start"], row["end"], row["caption"]).line for row in rows]
         prompt = "\n".join([SUMMARY, "", *lines])
         found.append(Question(prompt=prompt, max_new_tokens=TOKENS))
     return found

@@ -11,7 +11,7 @@ import pytest
 import flows.media.joining
 from artifacts.errors import Interrupted
 from flows.media.joining import JoinedTexts
-from flows.media.own_files import OwnFiles
+from flows.media.own_files import GeneratedFiles
 from flows.options.commands import CaptionConfig
 from flows.options.formats import APPEND, PREPEND
 from flows.results.run_result import RunResult
@@ -210,7 +210,7 @@ def test_through_any_runs_and_edits_no_word_of_a_person_s_is_lost(tmp_path: Path
     store: Any = SimpleNamespace(local=tmp_path)
     letters = ["a", "b, ", " ", "\n", ".", "é", "🐦", ",", "\t", "'"]
     for number in range(60):
-        texts = JoinedTexts(OwnFiles(store), "txt")
+        texts = JoinedTexts(GeneratedFiles(store), "txt")
         path = tmp_path / f"{number}.txt"
         words = [f"w{number}"]
         path.write_text(words[0] + "".join(draw.choices(letters, k=draw.randrange(9))))

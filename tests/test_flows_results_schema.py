@@ -16,7 +16,7 @@ from artifacts.store import FolderStore
 from flows.cli.main import main
 from flows.machine.launch import StageCall
 from flows.options.commands import CaptionConfig
-from stages.decode.generation import Generation
+from stages.decode.generation import SamplingParams
 from stages.decode.structure import canonical, rest_of
 from stages.process.outcome import StageOutcome
 from tests.support.forms import SIX, TAGS, text_of
@@ -87,7 +87,7 @@ def test_without_a_schema_lines_and_columns_are_as_before(config: CaptionConfig)
     assert all("fields" not in line for line in lines(config))
     assert "fields" not in table(config)[0]
     (told,) = (call.arguments["generation"] for call in stages.calls if call.name == "decode")
-    assert Generation(**told) == Generation()
+    assert SamplingParams(**told) == SamplingParams()
 
 
 def test_names_of_ours_are_not_hidden(config: CaptionConfig) -> None:

@@ -22,7 +22,7 @@ from artifacts.errors import CannotFit, Interrupted
 from flows.cli.main import main
 from flows.results.run_read import load_record
 from flows.results.run_record import RunRecord
-from flows.running.pipeline_runner import Sequence
+from flows.running.pipeline_runner import PipelineRunner
 from flows.running.stopping import stopped_in_order
 from penstock_demo import CHECKPOINT
 from penstock_demo.clips import write_clips
@@ -177,7 +177,7 @@ def test_bad_stores_are_5(place: Place, tmp_path: Path, capsys: pytest.CaptureFi
 def test_the_record_says_how_what_comes_after_the_media_ends(tmp_path: Path) -> None:
     record = RunRecord(tmp_path)
     steps: Any = SimpleNamespace(stop_prefetch=lambda: None)
-    sequence = Sequence(SimpleNamespace(), steps, record)  # type: ignore[arg-type]
+    sequence = PipelineRunner(SimpleNamespace(), steps, record)  # type: ignore[arg-type]
     record.finish("done")
     with sequence.going_on():
         assert load_record(tmp_path)["state"] == "running"

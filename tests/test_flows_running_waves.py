@@ -19,7 +19,7 @@ from flows.console.display import Display
 from flows.job.prepare import Job
 from flows.machine.launch import StageCall
 from flows.options.commands import CaptionConfig
-from flows.results.outputs import Written, write_outputs
+from flows.results.outputs import OutputCounts, write_outputs
 from flows.running.run import caption
 from stages.process.lock import try_hold
 from tests.support.media import write_video
@@ -56,7 +56,7 @@ def test_frames_are_cut_ahead(config: CaptionConfig, monkeypatch: pytest.MonkeyP
 def test_outputs_are_written_seldom(config: CaptionConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     written: list[bool] = []
 
-    def write(job: Job, *, last: bool) -> Written:
+    def write(job: Job, *, last: bool) -> OutputCounts:
         written.append(last)
         return write_outputs(job, last=last)
 

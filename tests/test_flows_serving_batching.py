@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from flows.serving.batching import Batches, QueuedWork
+from flows.serving.batching import Batcher, QueuedRequest
 from stages.embed_texts.job import TextsItem
 
 
@@ -16,14 +16,14 @@ def loop() -> Iterator[asyncio.AbstractEventLoop]:
     made.close()
 
 
-def batches(most: int = 4) -> Batches:
-    return Batches(most=most, most_weight=100, most_wait=0.01)
+def batches(most: int = 4) -> Batcher:
+    return Batcher(most=most, most_weight=100, most_wait=0.01)
 
 
 def work(
     loop: asyncio.AbstractEventLoop, key: str, *, weight: int = 1, queued: float = 0.0
-) -> QueuedWork:
-    return QueuedWork(
+) -> QueuedRequest:
+    return QueuedRequest(
         key=key,
         member=TextsItem(key, []),
         weight=weight,
@@ -32,7 +32,7 @@ def work(
     )
 
 
-def keys(some: list[QueuedWork]) -> list[str]:
+def keys(some: list[QueuedRequest]) -> list[str]:
     return [each.key for each in some]
 
 

@@ -10,9 +10,9 @@ import pytest
 from flows.serving.caption_params import CaptionParams, StreamedText, in_order, joined_text
 from flows.serving.chat import ChatRequest, request_in
 from flows.serving.json_bodies import json_in
-from flows.serving.refusals import Refused
-from stages.decode.generation import Generation
-from stages.process.events import Words
+from flows.serving.refusals import HttpRefusal
+from stages.decode.generation import SamplingParams
+from stages.process.events import CaptionProgress
 
 LIMIT = 256
 PICTURE = b"\x89PNG\r\n\x1a\n"
@@ -38,8 +38,8 @@ def read(**asked: Any) -> ChatRequest:
     return request_in(body, {"demo"}, LIMIT)
 
 
-def refused(**asked: Any) -> Refused:
-    with pytest.raises(Refused) as caught:
+def refused(**asked: Any) -> HttpRefusal:
+    with pytest.raises(HttpRefusal) as caught:
         read(**asked)
     return caught.value
 
@@ -175,13 +175,13 @@ def test_another_model_is_not_found() -> None:
 
 def test_sampling_and_limits_are_those_of_the_request() -> None:
     found = read(temperature=0.7, top_p=0.5, seed=3, max_tokens=9, max_completion_tokens=7).params
-    assert found.generation == Generation(temperature=0.7, top_p=0.5, seed=3)
+    assert found.generation == SamplingParams(temperature=0.7, top_p=0.5, seed=3)
     assert found.max_tokens == 7 and found.settings(7, LIMIT)
-    assert read(top_p=0.5).params.generation == Generation(top_p=0.5)
+    assert read(top_p=0.5).params.generation == SamplingParams(top_p=0.5)
     greedy = read(presence_penalty=-1, temperature=0).params.generation
-    assert greedy == Generation(presence_penalty=-1.0)
+    assert greedy == SamplingParams(presence_penalty=-1.0)
     warm = read(presence_penalty=1.5, temperature=0.7).params.generation
-    assert warm == Generation(presence_penalty=1.5, temperature=0.7)
+    assert warm == SamplingParams(presence_penalty=1.5, temperature=0.7)
     assert read(stop="b").params.stop == ("b",)
     assert read(stop=["b", "a", "b"]).params.text == read(stop=["a", "b"]).params.text
 
@@ -212,7 +212,7 @@ def test_a_schema_has_to_fit_the_limit() -> None:
              b"\xed\xa0\x80", b"[" * 100_000, b'{"a": NaN}', b'{"a": ' + b"9" * 5000 + b"}"]
 )  # fmt: skip
 def test_a_body_that_is_no_text_is_refused(body: bytes) -> None:
-    with pytest.raises(Refused) as caught:
+    with pytest.raises(HttpRefusal) as caught:
         json_in(body)
     assert caught.value.status == 400
 
@@ -241,9 +241,9 @@ def test_a_stream_of_several_chunks_keeps_their_order() -> None:
 def test_a_limit_and_a_stop_string_are_of_all_chunks_together() -> None:
     asked: list[tuple[int, str]] = []
 
-    async def caption(at: int, settings: str) -> Words:
+    async def caption(at: int, settings: str) -> CaptionProgress:
         asked.append((at, settings))
-        return Words(key=str(at), caption=f"caption {at}", tokens=4, ended="stop")
+        return CaptionProgress(key=str(at), caption=f"caption {at}", tokens=4, ended="stop")
 
     def made(**told: Any) -> list[Any]:
         asked.clear()
@@ -256,6 +256,6 @@ def test_a_limit_and_a_stop_string_are_of_all_chunks_together() -> None:
     assert len(made(max_tokens=30)) == 3 and {settings for _, settings in asked} == {""}
     assert len(made(stop=("\n",))) == 1
     assert joined_text(["a", "b"], ("\n",)) == "a"
-    with pytest.raises(Refused) as caught:
-        made(generation=Generation(schema="{}"))
+    with pytest.raises(HttpRefusal) as caught:
+        made(generation=SamplingParams(schema="{}"))
     assert caught.value.param == "response_format"

@@ -18,16 +18,16 @@ from flows.machine.launch import StageCall
 from flows.planning.ladder import Ladder, Remembered
 from flows.planning.rungs import Rung, sizes
 from flows.serving import server
-from flows.serving.half_plan import HalfPlan
-from flows.serving.half_worker import Half
-from flows.serving.live_stage import LiveStage
+from flows.serving.half_plan import HalfWorkerSpec
+from flows.serving.half_worker import HalfWorker
+from flows.serving.live_stage import WorkerProcess
 from flows.serving.metrics import Metrics
-from flows.serving.refusals import Refused
-from flows.serving.residence import Residence
-from flows.serving.scratch import Scratch
+from flows.serving.refusals import HttpRefusal
+from flows.serving.residence import DeviceScheduler
+from flows.serving.scratch import TempStore
 from flows.serving.server import patient_protocol
-from flows.serving.shared import Shared
-from stages.process.events import Noted, Published, Shrunk, TooLarge
+from flows.serving.shared import SingleFlight
+from stages.process.events import BatchShrunk, Published, StageNotes, TooLarge
 from stages.process.live import WITHDRAWN, ToldBatches, lines_of
 from stages.process.outcome import StageOutcome
 from stages.process.stage_process import Listener
@@ -61,7 +61,7 @@ class CrowdedHalf:
         return self
 
     def wait(self) -> StageOutcome:
-        self.listen("embed", Noted({"ready": True}))
+        self.listen("embed", StageNotes({"ready": True}))
         for told in lines_of(self.pipe):
             keys = [key for key, _ in told]
             self.batches.append(keys)
@@ -84,9 +84,9 @@ def ladder(folder: Path) -> Ladder:
 
 def half_of(
     folder: Path, start: Callable[[Listener], Any], metrics: Metrics | None = None, **settings: Any
-) -> Half:
+) -> HalfWorker:
     """A half whose process is what this starts."""
-    plan = HalfPlan(
+    plan = HalfWorkerSpec(
         name="embed",
         ladder=ladder(folder / "store"),
         peak_bytes=lambda rung: 1,
@@ -96,7 +96,9 @@ def half_of(
         answers=lambda keys: {key: f"made {key}" for key in keys},
         **{"most": 0, "weight": 1, "wait_seconds": 0.0, "idle_seconds": 60.0, **settings},
     )
-    return Half(plan, Residence("cpu", 1, print), start, Scratch(folder), metrics or Metrics())
+    return HalfWorker(
+        plan, DeviceScheduler("cpu", 1, print), start, TempStore(folder), metrics or Metrics()
+    )
 
 
 def asked(
@@ -117,7 +119,7 @@ def asked(
         half.close()
         await asyncio.wait_for(running, 30)
         assert half.batches.idle and not half.batches.waiting
-        said = [str(each.status) if isinstance(each, Refused) else str(each) for each in found]
+        said = [str(each.status) if isinstance(each, HttpRefusal) else str(each) for each in found]
         return said, half.batches.most
 
     found, most = asyncio.run(go())
@@ -141,7 +143,7 @@ class TightHalf(CrowdedHalf):
     """A process that fits two works at once, and makes its batches smaller."""
 
     def wait(self) -> StageOutcome:
-        self.listen("embed", Noted({"ready": True}))
+        self.listen("embed", StageNotes({"ready": True}))
         for told in lines_of(self.pipe):
             self.batches.append([key for key, _ in told])
             if len(told) > 2:
@@ -150,7 +152,7 @@ class TightHalf(CrowdedHalf):
         return StageOutcome(name="embed")
 
     def too_large(self, failed: int) -> None:
-        self.listen("embed", Shrunk(batch=2, failed=failed, error="out of memory"))
+        self.listen("embed", BatchShrunk(batch=2, failed=failed, error="out of memory"))
 
 
 class EndingHalf(TightHalf):
@@ -192,7 +194,7 @@ class BusyHalf:
         return self
 
     def wait(self) -> StageOutcome:
-        self.listen("embed", Noted({"ready": True}))
+        self.listen("embed", StageNotes({"ready": True}))
         while not self.reads.wait(0.01):
             if self.dies.is_set():
                 raise StageDied("killed", hint="", return_code=-9)
@@ -293,7 +295,7 @@ def test_no_more_bytes_wait_than_there_is_room_for(tmp_path: Path) -> None:
         half = half_of(tmp_path, BusyHalf)
         text = "x" * (24 << 20)
         works = [asyncio.create_task(half.make(str(n), Work(str(n), text), 1)) for n in range(3)]
-        with pytest.raises(Refused) as refused:
+        with pytest.raises(HttpRefusal) as refused:
             await works[-1]
         assert refused.value.status == 429 and refused.value.retry
         for each in works:
@@ -305,7 +307,7 @@ def test_no_more_bytes_wait_than_there_is_room_for(tmp_path: Path) -> None:
     on_a_loop(work)
 
 
-def started(folder: Path) -> tuple[LiveStage, BusyHalf, asyncio.Event, asyncio.Event]:
+def started(folder: Path) -> tuple[WorkerProcess, BusyHalf, asyncio.Event, asyncio.Event]:
     """A stage and its process, and what is set when it is ready and when it has ended."""
     made: list[BusyHalf] = []
     ready, over = asyncio.Event(), asyncio.Event()
@@ -314,7 +316,7 @@ def started(folder: Path) -> tuple[LiveStage, BusyHalf, asyncio.Event, asyncio.E
         made.append(BusyHalf(listen))
         return made[0]
 
-    stage = LiveStage(
+    stage = WorkerProcess(
         launcher,
         lambda pipe: StageCall(
             name="decode", arguments={"live": pipe}, device="cpu", log=folder / "log"
@@ -399,7 +401,7 @@ def test_what_is_withdrawn_while_it_is_made_says_so(tmp_path: Path) -> None:
 
 def test_it_is_made_once_for_all_and_goes_on_when_some_leave() -> None:
     async def work() -> None:
-        shared: Shared[int] = Shared()
+        shared: SingleFlight[int] = SingleFlight()
         go_on, calls = asyncio.Event(), 0
 
         async def make() -> int:
@@ -420,7 +422,7 @@ def test_it_is_made_once_for_all_and_goes_on_when_some_leave() -> None:
 
 def test_who_asks_as_the_last_one_leaves_is_answered() -> None:
     async def work() -> None:
-        shared: Shared[str] = Shared()
+        shared: SingleFlight[str] = SingleFlight()
         left = []
 
         async def long() -> str:

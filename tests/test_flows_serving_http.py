@@ -15,15 +15,15 @@ from flows.search.maker import unrecorded
 from flows.serving.app import app_of
 from flows.serving.captioning import Captioned
 from flows.serving.config import ServeConfig
-from flows.serving.embedding import Seen
+from flows.serving.embedding import EmbeddedMedium
 from flows.serving.guard import Guard
 from flows.serving.metrics import Metrics
-from flows.serving.scratch import Scratch
+from flows.serving.scratch import TempStore
 from flows.serving.searching import ServedIndex
 from flows.serving.service import Service
 from flows.serving.uploads import Upload
 from stages.frames.picture import read_picture
-from stages.process.events import Words
+from stages.process.events import CaptionProgress
 from tests.support.chat_clients import messages
 from tests.support.indexes import MAKER, drawn, rows
 from tests.support.serving import a_picture
@@ -35,9 +35,9 @@ BASE = "http://127.0.0.1:8000"
 class Drawn:
     """Gives every picture, which it reads as the decoders do, and every text a drawn vector."""
 
-    async def see(self, upload: Upload) -> Seen:
+    async def see(self, upload: Upload) -> EmbeddedMedium:
         index, _ = read_picture(upload.path)
-        return Seen(index=index, tasks=(), vectors=(drawn(1),), cached=False)
+        return EmbeddedMedium(index=index, tasks=(), vectors=(drawn(1),), cached=False)
 
     async def vectors(self, texts: Any) -> Any:
         return SimpleNamespace(vectors=drawn(1))
@@ -50,7 +50,7 @@ class OneWord:
 
     async def caption(self, upload: Upload, *asked: Any, **more: Any) -> Captioned:
         index, _ = read_picture(upload.path)
-        words = Words(key="", caption="grey", tokens=1, ended="stop", prompt_tokens=1)
+        words = CaptionProgress(key="", caption="grey", tokens=1, ended="stop", prompt_tokens=1)
         return Captioned(index=index, words=(words,), cached=False)
 
 
@@ -59,7 +59,7 @@ def service_in(folder: Path) -> Service:
     return Service(
         config=ServeConfig(caption_model="demo"),
         metrics=Metrics(),
-        scratch=Scratch(folder),
+        scratch=TempStore(folder),
         residence=nothing,
         budget_bytes=0,
         captions=cast(Any, OneWord()),

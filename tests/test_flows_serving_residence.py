@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from flows.serving.residence import Residence
+from flows.serving.residence import DeviceScheduler
 from stages.process.lock import CPU_LOCK, try_hold
 
 
@@ -16,7 +16,7 @@ class Tenant:
 
     name: str
     peak_bytes: int
-    residence: Residence
+    residence: DeviceScheduler
     idle: bool = True
     left: list[str] = field(default_factory=list)
 
@@ -25,8 +25,8 @@ class Tenant:
         self.residence.left(self)
 
 
-def residence(budget: int = 100) -> Residence:
-    return Residence("cpu", budget, lambda text: None)
+def residence(budget: int = 100) -> DeviceScheduler:
+    return DeviceScheduler("cpu", budget, lambda text: None)
 
 
 async def settled() -> None:
@@ -115,7 +115,7 @@ def test_a_device_is_waited_for_and_left(tmp_path: Path, monkeypatch: pytest.Mon
 
     async def go() -> None:
         said: list[str] = []
-        place = Residence("cpu", 100, said.append)
+        place = DeviceScheduler("cpu", 100, said.append)
         other = try_hold(path)
         assert other is not None
         tenant = Tenant("a", 10, place)

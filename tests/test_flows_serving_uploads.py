@@ -9,8 +9,8 @@ import pytest
 
 from artifacts.keys import content_key
 from flows.serving import uploads
-from flows.serving.refusals import Refused
-from flows.serving.scratch import Scratch, scratch_folder
+from flows.serving.refusals import HttpRefusal
+from flows.serving.scratch import TempStore, scratch_folder
 from flows.serving.shown_names import shown_name, without_paths
 from flows.serving.uploads import Upload, kind_of, receive, stored
 
@@ -24,7 +24,7 @@ async def pieces(*parts: bytes, wait: float = 0.0) -> AsyncIterator[bytes]:
 
 
 def received(folder: Path, *parts: bytes, most: int = 1000) -> Upload:
-    return asyncio.run(receive(pieces(*parts), most, Scratch(folder)))
+    return asyncio.run(receive(pieces(*parts), most, TempStore(folder)))
 
 
 def test_a_body_becomes_a_file_known_by_its_content(tmp_path: Path) -> None:
@@ -32,7 +32,7 @@ def test_a_body_becomes_a_file_known_by_its_content(tmp_path: Path) -> None:
     assert found.path.read_bytes() == PNG
     assert found.path.suffix == ".png"
     assert found.digest == content_key(hashlib.sha256(PNG).hexdigest(), "image")
-    again = stored(PNG, 1000, Scratch(tmp_path))
+    again = stored(PNG, 1000, TempStore(tmp_path))
     assert found == Upload(path=found.path, digest=again.digest, kind=again.kind, size=again.size)
     found.remove()
     found.remove()
@@ -44,7 +44,7 @@ def test_a_body_becomes_a_file_known_by_its_content(tmp_path: Path) -> None:
     [((PNG, bytes(900)), 413), ((), 422), ((b"hello world, this is a text",), 415)],
 )
 def test_refusals_leave_no_file(tmp_path: Path, parts: tuple[bytes, ...], status: int) -> None:
-    with pytest.raises(Refused) as caught:
+    with pytest.raises(HttpRefusal) as caught:
         received(tmp_path, *parts)
     assert caught.value.status == status
     assert list(tmp_path.iterdir()) == []
@@ -52,16 +52,16 @@ def test_refusals_leave_no_file(tmp_path: Path, parts: tuple[bytes, ...], status
 
 def test_a_body_that_stops_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(uploads, "PIECE_SECONDS", 0.02)
-    with pytest.raises(Refused) as caught:
-        asyncio.run(receive(pieces(PNG, PNG, wait=5.0), 1000, Scratch(tmp_path)))
+    with pytest.raises(HttpRefusal) as caught:
+        asyncio.run(receive(pieces(PNG, PNG, wait=5.0), 1000, TempStore(tmp_path)))
     assert caught.value.status == 408
 
 
 def test_a_body_that_trickles_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(uploads, "GRACE_SECONDS", 0.05)
     trickle = [bytes([each]) for each in PNG]
-    with pytest.raises(Refused) as caught:
-        asyncio.run(receive(pieces(*trickle, wait=0.005), 1000, Scratch(tmp_path)))
+    with pytest.raises(HttpRefusal) as caught:
+        asyncio.run(receive(pieces(*trickle, wait=0.005), 1000, TempStore(tmp_path)))
     assert caught.value.status == 408
 
 
@@ -104,5 +104,5 @@ def test_texts_hold_no_absolute_paths(text: str, shown: str) -> None:
 
 
 def test_no_refusal_holds_an_absolute_path() -> None:
-    why = Refused(503, "the index /home/ann/photos is away", "Build /home/ann/photos again")
+    why = HttpRefusal(503, "the index /home/ann/photos is away", "Build /home/ann/photos again")
     assert "/home" not in str(why.to_json()) + str(why.to_json("/v1/chat/completions"))

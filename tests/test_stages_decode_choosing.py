@@ -18,7 +18,7 @@ from flows.results.summaries import OF_ANY_TEXT
 from penstock_demo import CHECKPOINT
 from stages.decode import run
 from stages.decode.choosing import avoided, seed_of
-from stages.decode.generation import Generation
+from stages.decode.generation import SamplingParams
 from stages.decode.job import DecodeItem
 from stages.decode.loops import NGRAM, PENALTY, goes_round
 from stages.decode.presence import PresencePenalty
@@ -72,7 +72,7 @@ def wave_of(folder: Path, store: Path, number: int = 3) -> Wave:
 
 
 def said(wave: Wave, engine: str, namespace: str, asked: Mapping[str, Any]) -> list[str]:
-    wave.settings |= {"engine": engine, "generation": Generation(**asked).told}
+    wave.settings |= {"engine": engine, "generation": SamplingParams(**asked).told}
     wave.decode(PROMPTS, namespace, tokens=TOKENS)
     return [one["caption"] for one in wave.captions(namespace)]
 
@@ -244,12 +244,12 @@ def test_a_token_is_lowered_once_however_often_it_was_generated() -> None:
 
 
 def test_nothing_asked_is_nothing_in_a_key() -> None:
-    assert Generation().words == [] and Generation(seed=3).words == []
-    assert Generation(temperature=0.0, seed=3).told == {"temperature": 0.0}
-    asked = Generation(temperature=0.5, seed=3, avoid=("a", "b"))
-    assert Generation.from_fields(asked.told) == asked
-    assert Generation(presence_penalty=0.0).words == []
-    present = Generation(presence_penalty=1.5)
+    assert SamplingParams().words == [] and SamplingParams(seed=3).words == []
+    assert SamplingParams(temperature=0.0, seed=3).told == {"temperature": 0.0}
+    asked = SamplingParams(temperature=0.5, seed=3, avoid=("a", "b"))
+    assert SamplingParams.from_fields(asked.told) == asked
+    assert SamplingParams(presence_penalty=0.0).words == []
+    present = SamplingParams(presence_penalty=1.5)
     assert present.words == [[("presence_penalty", 1.5)]]
     assert present.told == {"presence_penalty": 1.5} and present.limit_only_cuts
     assert not present.by_chance and "presence_penalty" in OF_ANY_TEXT
@@ -266,4 +266,4 @@ def test_nothing_asked_is_nothing_in_a_key() -> None:
 )  # fmt: skip
 def test_what_makes_no_sense_is_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(UsageError):
-        Generation(**wrong)
+        SamplingParams(**wrong)

@@ -15,7 +15,7 @@ from torch._dynamo.utils import counters
 
 from artifacts.errors import UsageError
 from stages.decode.engines.inflight.compiled import CompiledStep
-from stages.decode.engines.inflight.pool import Pool
+from stages.decode.engines.inflight.pool import SlotPool
 from stages.decode.engines.inflight.prefill import read_row
 from stages.decode.engines.inflight.shape import PoolShape
 from stages.decode.engines.inflight.trial import _same, _trace, reference_of
@@ -53,10 +53,10 @@ def test_a_shape_is_compiled_once_however_many_pools_have_it(variant: str) -> No
     row, other = (read_row(model, *items[at], max_new_tokens=8) for at in (0, 3))
     row, other = (replace(each, step=step.of(each.model)) for each in (row, other))
     shapes = [PoolShape(rows=8, slots=8, columns=columns) for columns in (64, 64, 128, 64)]
-    alone = _trace(row, reference, Pool(row, shapes[0]), 0)
+    alone = _trace(row, reference, SlotPool(row, shapes[0]), 0)
     for shape in shapes:
-        assert _same(alone, _trace(row, reference, Pool(row, shape), 3, other))
-    pool = Pool(row, shapes[0])
+        assert _same(alone, _trace(row, reference, SlotPool(row, shape), 3, other))
+    pool = SlotPool(row, shapes[0])
     pool.put(1, row, torch.full_like(row.ids[:1, :1], reference.tokens[0]))
     seen = [row.logits[0]]
     for columns, token in zip((128, 64, 128, 64), reference.tokens[1:], strict=True):

@@ -16,11 +16,11 @@ from transformers import LogitsProcessorList
 from artifacts.errors import UsageError
 from penstock_demo import CHECKPOINT
 from stages.decode import run
-from stages.decode.choosing import Chance, Choosing
-from stages.decode.constraint import FormMask, Vocabulary, said_in, vocabulary_of
-from stages.decode.generation import Generation
+from stages.decode.choosing import GenerateKwargs, SeededSampler
+from stages.decode.constraint import SchemaLogitsProcessor, Vocabulary, said_in, vocabulary_of
+from stages.decode.generation import SamplingParams
 from stages.decode.job import DecodeItem
-from stages.decode.protocol import Said
+from stages.decode.protocol import CaptionOutput
 from stages.decode.structure import canonical, grammar_of, rest_of
 from stages.models.processors.prepare import load_processor
 from tests.support.clips import clips, half_model, joint_inputs, joint_model
@@ -68,7 +68,7 @@ def said(
     wave: Wave, engine: str, namespace: str, limit: int, form: str = FORM, **asked: Any
 ) -> list[dict[str, Any]]:
     """The records of the captions."""
-    wave.settings |= {"engine": engine, "generation": Generation(schema=form, **asked).told}
+    wave.settings |= {"engine": engine, "generation": SamplingParams(schema=form, **asked).told}
     wave.decode(PROMPTS, namespace, tokens=limit)
     return wave.captions(namespace)
 
@@ -151,18 +151,18 @@ def test_a_caption_hangs_on_its_row_alone(demo: Wave) -> None:
 
 def test_the_form_comes_before_chance() -> None:
     processor: Any = load_processor(CHECKPOINT, trusted=False)
-    choosing = Choosing(Generation(schema=FORM, **HOT), LEAST)
+    choosing = GenerateKwargs(SamplingParams(schema=FORM, **HOT), LEAST)
     members = [DecodeItem("", "f", "p")]
     options = choosing.options(half_model(CHECKPOINT, "language"), processor, members)
     found = options["logits_processor"]
     assert isinstance(found, LogitsProcessorList)
-    assert isinstance(found[0], FormMask) and isinstance(found[-1], Chance)
+    assert isinstance(found[0], SchemaLogitsProcessor) and isinstance(found[-1], SeededSampler)
 
 
 def test_rows_that_were_said_otherwise_begin_anew() -> None:
     processor: Any = load_processor(CHECKPOINT, trusted=False)
     vocabulary, end = vocabulary_of(processor.tokenizer), processor.tokenizer.eos_token_id
-    structure = FormMask(vocabulary, FORM, LEAST, {end})
+    structure = SchemaLogitsProcessor(vocabulary, FORM, LEAST, {end})
     scores = torch.zeros(1, len(vocabulary.bytes) + 3)
     first = structure(torch.zeros(1, 4, dtype=torch.long), scores)
     assert vocabulary.bytes[int(first.argmax())] == b"{" and (first == 0).sum() == 1
@@ -188,9 +188,9 @@ def test_what_is_cut_in_the_middle_is_read_as_it_is() -> None:
 
 def test_circles_are_found_in_what_was_closed_early() -> None:
     round_and_round = '{"title":"a"' + ',"tags":["dog"' + ',"dog"' * 20 + '],"ok":true}'
-    assert run._goes_round(Said(round_and_round, 9, "stop", True))
-    assert not run._goes_round(Said(round_and_round, 9, "stop"))
+    assert run._goes_round(CaptionOutput(round_and_round, 9, "stop", True))
+    assert not run._goes_round(CaptionOutput(round_and_round, 9, "stop"))
     assert run._goes_round(
-        Said('{"title":"' + "a dog runs, " * 9 + '","ok":true}', 9, "stop", True)
+        CaptionOutput('{"title":"' + "a dog runs, " * 9 + '","ok":true}', 9, "stop", True)
     )
-    assert not run._goes_round(Said('{"title":"a dog runs","ok":true}', 9, "stop", True))
+    assert not run._goes_round(CaptionOutput('{"title":"a dog runs","ok":true}', 9, "stop", True))

@@ -17,11 +17,11 @@ from artifacts.claims import turns_at
 from artifacts.errors import UsageError
 from penstock_demo import CHECKPOINT
 from stages.decode.engines.inflight import trial
-from stages.decode.engines.inflight.engine import InFlight
-from stages.decode.engines.inflight.pool import Pool
-from stages.decode.engines.inflight.scheduler import Coming, coming
+from stages.decode.engines.inflight.engine import InflightEngine
+from stages.decode.engines.inflight.pool import SlotPool
+from stages.decode.engines.inflight.scheduler import RequestPrefetcher, coming
 from stages.decode.job import DecodeItem
-from stages.decode.protocol import Asked
+from stages.decode.protocol import DecodeRequest
 from stages.decode.run import run
 from tests.support.clips import PROMPTS
 from tests.support.waves import (
@@ -155,10 +155,10 @@ TRIED = 3 * (trial.STEPS + trial.BEFORE) - trial.BEFORE
 @pytest.mark.parametrize(
     ("size", "of", "name", "fails", "sizes"),
     [
-        (8, Pool, "step", [TRIED + 4], [4]),
-        (8, Pool, "step", [TRIED + at for at in (4, 8, 11)], [4, 2, 1]),
-        (10, InFlight, "_row", [2], []),  # the trial reads two
-        (10, InFlight, "_row", [6, 7], [8]),
+        (8, SlotPool, "step", [TRIED + 4], [4]),
+        (8, SlotPool, "step", [TRIED + at for at in (4, 8, 11)], [4, 2, 1]),
+        (10, InflightEngine, "_row", [2], []),  # the trial reads two
+        (10, InflightEngine, "_row", [6, 7], [8]),
     ],
 )
 def test_memory_that_runs_out_makes_fewer_slots_and_loses_no_caption(
@@ -177,14 +177,14 @@ def test_an_item_that_is_too_large_is_told_and_the_others_go_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wave = mixed_wave(tmp_path)
-    whole = InFlight._row
+    whole = InflightEngine._row
 
-    def row(self: Any, asked: Asked, half: Any, **given: Any) -> Any:
+    def row(self: Any, asked: DecodeRequest, half: Any, **given: Any) -> Any:
         if asked.member.key == "caption-3":
             raise RuntimeError(OUT_OF_MEMORY)
         return whole(self, asked, half, **given)
 
-    monkeypatch.setattr(InFlight, "_row", row)
+    monkeypatch.setattr(InflightEngine, "_row", row)
     told = in_slots(wave)
     (large,) = [event for event in told if event["event"] == "too_large"]
     assert (large["key"], large["wanted_bytes"]) == ("caption-3", 2 << 30)
@@ -214,14 +214,14 @@ def test_a_trial_that_runs_out_of_memory_is_made_with_less(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wave = mixed_wave(tmp_path, 4)
-    step = Pool.step
-    monkeypatch.setattr(Pool, "step", failing(step, [0]))
+    step = SlotPool.step
+    monkeypatch.setattr(SlotPool, "step", failing(step, [0]))
     in_slots(wave)
     assert wave.captions(OTHER) == wave.captions()
-    monkeypatch.setattr(Pool, "step", failing(step, [0, 1]))
+    monkeypatch.setattr(SlotPool, "step", failing(step, [0, 1]))
     found = noted(in_slots(wave, THIRD, engine="auto"))
     assert found["engine_reason"].startswith("there was not the memory to try it")
-    monkeypatch.setattr(Pool, "step", failing(step, [0, 1]))
+    monkeypatch.setattr(SlotPool, "step", failing(step, [0, 1]))
     with pytest.raises(MemoryError):
         in_slots(wave, "ff" * 32)
 
@@ -290,7 +290,7 @@ def test_rows_are_taken_one_batch_ahead_and_in_order() -> None:
     def batches() -> Any:
         for number in range(3):
             taken.append(number)
-            yield [Asked(DecodeItem(f"{number}{letter}", "", ""), row) for letter in "ab"]
+            yield [DecodeRequest(DecodeItem(f"{number}{letter}", "", ""), row) for letter in "ab"]
 
     with coming(batches()) as rows:
         keys = []
@@ -306,10 +306,10 @@ def test_nobody_waits_for_rows_while_there_are_others() -> None:
 
     def batches() -> Any:
         go.wait()
-        yield [Asked(DecodeItem("a", "", ""), row)]
+        yield [DecodeRequest(DecodeItem("a", "", ""), row)]
 
     with ThreadPoolExecutor(1) as beside:
-        rows = Coming(batches(), beside)
+        rows = RequestPrefetcher(batches(), beside)
         assert rows.take(wait=False) is None
         go.set()
         found = rows.take(wait=True)

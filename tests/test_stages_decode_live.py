@@ -9,20 +9,23 @@ from typing import Any
 
 import pytest
 
-from stages.decode.engines.inflight.engine import InFlight
-from stages.decode.engines.transformers import Transformers
+from stages.decode.engines.inflight.engine import InflightEngine
+from stages.decode.engines.transformers import TransformersEngine
 from stages.decode.job import DecodeItem, DecodeJob
-from stages.decode.protocol import Asked, Said, Speaker
+from stages.decode.protocol import CaptionOutput, DecodeEngine, DecodeRequest
 from stages.decode.run import run
 from stages.decode.stored import read_features
-from stages.memory.shrinking import Shrinking
-from stages.process.events import Words
+from stages.memory.shrinking import OomRetry
+from stages.process.events import CaptionProgress
 from stages.process.job import items_of, job_of
 from stages.process.live import WITHDRAWN, ToldWork
 from tests.support.clips import PROMPTS
 from tests.support.waves import FEATURES, OTHER, Wave, events, mixed_wave
 
-ENGINES: dict[str, type[Speaker]] = {"inflight": InFlight, "transformers": Transformers}
+ENGINES: dict[str, type[DecodeEngine]] = {
+    "inflight": InflightEngine,
+    "transformers": TransformersEngine,
+}
 AT_ONCE = 4
 
 
@@ -37,12 +40,12 @@ class Leaving(ToldWork[DecodeItem]):
         return self.looks < 0
 
 
-def asked_of(wave: Wave, leaving: Sequence[int]) -> list[Asked]:
+def asked_of(wave: Wave, leaving: Sequence[int]) -> list[DecodeRequest]:
     features = wave.record_set("features", FEATURES)
     (told,) = wave.to_decode(PROMPTS)["batches"]
     items = items_of(DecodeItem, told)[:AT_ONCE]
     return [
-        Asked(
+        DecodeRequest(
             item,
             read_features(features, item.features),
             (Leaving if n in leaving else ToldWork)(item),
@@ -51,7 +54,9 @@ def asked_of(wave: Wave, leaving: Sequence[int]) -> list[Asked]:
     ]
 
 
-def said_by(engine: str, wave: Wave, leaving: Sequence[int]) -> tuple[dict[str, Said], Speaker]:
+def said_by(
+    engine: str, wave: Wave, leaving: Sequence[int]
+) -> tuple[dict[str, CaptionOutput], DecodeEngine]:
     """What is said of each that does not leave, by its key."""
     wave.settings |= {"engine": engine, "slots": AT_ONCE, "live": "pipe"}
     job = job_of(DecodeJob, wave.to_decode(PROMPTS, tokens=24))
@@ -59,7 +64,7 @@ def said_by(engine: str, wave: Wave, leaving: Sequence[int]) -> tuple[dict[str, 
     asked = asked_of(wave, leaving)
     speaker.settle(asked[-1]._replace(work=None))
     with events() as (report, _):
-        shrinking = Shrinking(report, lambda: None)
+        shrinking = OomRetry(report, lambda: None)
         found = {
             one.member.key: words
             for some, said in speaker.run([asked], shrinking)
@@ -88,7 +93,7 @@ def test_a_batch_that_nobody_wants_any_more_is_ended(tmp_path: Path) -> None:
     wave = mixed_wave(tmp_path)
     wave.settings |= {"live": "pipe"}
     job = job_of(DecodeJob, wave.to_decode(PROMPTS, tokens=24))
-    speaker = Transformers(job)
+    speaker = TransformersEngine(job)
     asked = asked_of(wave, [])
     whole = max(said.tokens for said in speaker.say(asked))
     left = max(said.tokens for said in speaker.say(asked_of(wave, range(AT_ONCE))))
@@ -109,7 +114,7 @@ def test_a_caption_that_was_left_off_is_neither_stored_nor_told(tmp_path: Path) 
         sent, said = report.send, threading.Event()
 
         def send(event: Any) -> None:
-            if isinstance(event, Words):
+            if isinstance(event, CaptionProgress):
                 said.set()
                 withdrawn.wait(60)
             sent(event)

@@ -10,11 +10,11 @@ from torch import nn
 from artifacts.errors import CannotFit, UsageError
 from artifacts.schema import Half
 from penstock_demo import CHECKPOINT
-from stages.decode.reading import Reading, pieces_agree
+from stages.decode.reading import PrefillOptions, pieces_agree
 from stages.models.halves import delivery
 from stages.models.halves.delivery import generate
 from stages.models.halves.features import Features, encode
-from stages.models.halves.pieces import Held
+from stages.models.halves.pieces import ReloadableHalf
 from stages.models.halves.pieces_of_text import in_pieces
 from stages.models.halves.routes import choose_route
 from stages.models.loading import ModelJob
@@ -78,14 +78,14 @@ OTHERWISE = ["paligemma", "gemma3", "gemma4_unified", "glm4v:video", "fuyu"]
 ALIKE = ["qwen2_vl", "qwen3_5", "gemma4", "molmo2", "emu3"]
 
 
-def halves(variant: str, folder: Path) -> tuple[Held, dict[str, Any], Features]:
+def halves(variant: str, folder: Path) -> tuple[ReloadableHalf, dict[str, Any], Features]:
     """The language half of a family, inputs, and features of them."""
     torch.manual_seed(0)
     model, inputs = FAMILIES[variant]()
     model.save_pretrained(folder)
 
-    def held(keep: Half) -> Held:
-        return Held(keep, lambda pieces: ModelJob(model=str(folder)).load(keep, pieces))
+    def held(keep: Half) -> ReloadableHalf:
+        return ReloadableHalf(keep, lambda pieces: ModelJob(model=str(folder)).load(keep, pieces))
 
     return held("language"), inputs, held("vision").use(lambda half: encode(half, inputs))
 
@@ -159,11 +159,11 @@ def test_a_kv_cache_in_few_bits_captions_the_demo(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kv", ["offloaded", "elsewhere"])
 def test_a_kv_cache_that_cannot_be_had_fails(kv: str) -> None:
     with pytest.raises(UsageError, match="kv"):
-        Reading(0, kv)
+        PrefillOptions(0, kv)
 
 
 def test_a_kv_cache_of_other_attention_is_not_quantized(tmp_path: Path) -> None:
     held, _, features = halves("gemma3", tmp_path)
     row: Any = features
     with pytest.raises(CannotFit, match="sliding_attention"):
-        Reading(0, "quantized").options(held.model, None, row)
+        PrefillOptions(0, "quantized").options(held.model, None, row)

@@ -9,7 +9,7 @@ import pytest
 
 from penstock_demo import CHECKPOINT
 from stages.decode import run
-from stages.decode.generation import Generation
+from stages.decode.generation import SamplingParams
 from stages.decode.request_settings import RequestSettings, cut_at, held_back
 from stages.decode.structure import canonical, rest_of
 from tests.support.clips import clips
@@ -29,7 +29,7 @@ ENGINES = ["transformers", pytest.param("inflight", marks=pytest.mark.slow)]
 
 def settings(stop: tuple[str, ...] = (), limit: int = LIMIT, **generation: Any) -> str:
     return RequestSettings(
-        max_new_tokens=limit, stop=stop, generation=Generation(**generation)
+        max_new_tokens=limit, stop=stop, generation=SamplingParams(**generation)
     ).text
 
 

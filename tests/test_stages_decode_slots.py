@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import torch
 
-from stages.decode.engines.inflight.layers import CannotSeat
-from stages.decode.engines.inflight.pool import Pool
-from stages.decode.engines.inflight.prefill import ReadRow, read_row
-from stages.decode.engines.inflight.shape import FEWEST, Manner, PoolShape
+from stages.decode.engines.inflight.layers import UnsupportedCacheError
+from stages.decode.engines.inflight.pool import SlotPool
+from stages.decode.engines.inflight.prefill import PrefilledSequence, read_row
+from stages.decode.engines.inflight.shape import FEWEST, PoolLayout, PoolShape
 from stages.decode.engines.inflight.trial import _same, _trace, reference_of
 from stages.models.halves.features import Features, encode
 from tests.support.tiny_families import FAMILIES
@@ -84,16 +84,16 @@ def test_aligned_rows_that_run_out_of_memory_end_the_stage(
 ) -> None:
     """Fewer of them would take as much: the next rung serves."""
     model, items = rows_of_variant("inkling")
-    step, steps = Pool.step, count()
+    step, steps = SlotPool.step, count()
 
-    def failing(pool: Pool) -> torch.Tensor:
+    def failing(pool: SlotPool) -> torch.Tensor:
         if next(steps) == 2:
             raise MemoryError(WORDS)
         return step(pool)
 
-    monkeypatch.setattr(Pool, "step", failing)
+    monkeypatch.setattr(SlotPool, "step", failing)
     with pytest.raises(MemoryError, match="Tried to allocate"):
-        in_slots(model, items, Manner(rows=FEWEST, aligned=True))
+        in_slots(model, items, PoolLayout(rows=FEWEST, aligned=True))
 
 
 def test_tokens_that_are_looked_at_late_are_the_same() -> None:
@@ -103,7 +103,7 @@ def test_tokens_that_are_looked_at_late_are_the_same() -> None:
 
 
 @functools.cache
-def rows_in(variant: str, dtype: torch.dtype) -> tuple[ReadRow, ReadRow, Any]:
+def rows_in(variant: str, dtype: torch.dtype) -> tuple[PrefilledSequence, PrefilledSequence, Any]:
     """Two rows of unlike length, and what `generate` says of one."""
     torch.manual_seed(0)
     model, inputs = FAMILIES[variant]()
@@ -133,12 +133,12 @@ SLOW_FP32 = pytest.param(torch.float32, marks=pytest.mark.slow)
 @pytest.mark.parametrize("variant", ["qwen2_5_vl", "gemma3", "qwen3_5", "qwen3_vl_moe"])
 def test_a_row_has_the_same_logits_in_every_pool(variant: str, dtype: torch.dtype) -> None:
     row, other, reference = rows_in(variant, dtype)
-    alone = _trace(row, reference, Pool(row, SHAPES[0]), 0)
+    alone = _trace(row, reference, SlotPool(row, SHAPES[0]), 0)
     for shape in SHAPES:
         seat = shape.slots - 1
-        assert _same(alone, _trace(row, reference, Pool(row, shape), seat)), (shape, seat)
+        assert _same(alone, _trace(row, reference, SlotPool(row, shape), seat)), (shape, seat)
         for seat in {0, shape.slots // 2}:
-            beside = _trace(row, reference, Pool(row, shape), seat, other)
+            beside = _trace(row, reference, SlotPool(row, shape), seat, other)
             assert _same(alone, beside), (shape, seat)
 
 
@@ -146,18 +146,18 @@ def test_a_row_has_the_same_logits_in_every_pool(variant: str, dtype: torch.dtyp
 @pytest.mark.parametrize("variant", ALIGNED)
 def test_an_aligned_row_has_the_same_logits_in_every_pool(variant: str, dtype: torch.dtype) -> None:
     short, other, reference = rows_in(variant, dtype)
-    manner = Manner(rows=FEWEST, fixed=True, aligned=True)
+    manner = PoolLayout(rows=FEWEST, fixed=True, aligned=True)
     for tokens in (short.tokens, 310, 700):
         row = short if tokens == short.tokens else remembering(short, tokens)
         widths = {manner.columns(most) for most in (row.tokens + 8, 200, 330, 512, 577, 1100)}
         first, *rest = sorted(width for width in widths if width > row.tokens + 5)
-        alone = _trace(row, reference, Pool(row, manner.pool(8, first)), 0)
+        alone = _trace(row, reference, SlotPool(row, manner.pool(8, first)), 0)
         for seat, width in enumerate((first, *rest), start=2):
-            beside = _trace(row, reference, Pool(row, manner.pool(8, width)), seat, other)
+            beside = _trace(row, reference, SlotPool(row, manner.pool(8, width)), seat, other)
             assert _same(alone, beside), (tokens, width)
 
 
-def remembering(row: ReadRow, tokens: int) -> ReadRow:
+def remembering(row: PrefilledSequence, tokens: int) -> PrefilledSequence:
     """The row as if it had been so long: what it remembers of tokens, over and over."""
     again = read_row_again(row)
     for layer in again.cache.layers:
@@ -181,8 +181,8 @@ def remembering(row: ReadRow, tokens: int) -> ReadRow:
 def test_a_pool_that_is_made_wider_or_narrower_keeps_its_rows(variant: str, aligned: bool) -> None:
     row, other, reference = rows_in(variant, torch.float32)
     shape = replace(SHAPES[0], aligned=aligned)
-    whole = _trace(row, reference, Pool(row, shape), 1, other)
-    pool = Pool(row, shape)
+    whole = _trace(row, reference, SlotPool(row, shape), 1, other)
+    pool = SlotPool(row, shape)
     pool.put(0, other, torch.zeros_like(other.ids[:, :1]))
     pool.put(1, row, torch.full_like(row.ids[:, :1], reference.tokens[0]))
     seen = [row.logits[0]]
@@ -198,11 +198,11 @@ def test_a_pool_that_is_made_wider_or_narrower_keeps_its_rows(variant: str, alig
 def test_a_row_that_broke_leaves_nothing_to_who_comes_after_it(aligned: bool) -> None:
     row, other, reference = rows_in("qwen2_5_vl", torch.float32)
     shape = replace(SHAPES[0], aligned=aligned)
-    whole = _trace(row, reference, Pool(row, shape), 0)
+    whole = _trace(row, reference, SlotPool(row, shape), 0)
     broken = read_row_again(other)
     for layer in broken.cache.layers:
         layer.keys, layer.values = layer.keys * torch.nan, layer.values * torch.nan
-    pool = Pool(row, shape)
+    pool = SlotPool(row, shape)
     for slot in range(FEWEST):
         pool.put(slot, broken, torch.zeros_like(row.ids[:, :1]))
     pool.feed(pool.step().argmax(-1))
@@ -211,7 +211,7 @@ def test_a_row_that_broke_leaves_nothing_to_who_comes_after_it(aligned: bool) ->
     assert _same(whole, _trace(row, reference, pool, 0))
 
 
-def read_row_again(row: ReadRow) -> ReadRow:
+def read_row_again(row: PrefilledSequence) -> PrefilledSequence:
     """The same row, whose cache may be changed."""
     return replace(row, cache=copy.deepcopy(row.cache))
 
@@ -222,5 +222,5 @@ def test_windows_of_several_widths_fail() -> None:
     wider = copy.deepcopy(next(layer for layer in again.cache.layers if layer.is_sliding))
     wider.sliding_window += 1
     again.cache.layers.append(wider)
-    with pytest.raises(CannotSeat, match="several widths"):
-        Pool(again, SHAPES[0])
+    with pytest.raises(UnsupportedCacheError, match="several widths"):
+        SlotPool(again, SHAPES[0])

@@ -10,8 +10,8 @@ import pytest
 from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
 
 from artifacts.errors import UsageError
-from stages.decode.closing import BETWEEN, IN_TEXT, Position, ranks
-from stages.decode.generation import Generation
+from stages.decode.closing import BETWEEN, IN_TEXT, JsonPosition, ranks
+from stages.decode.generation import SamplingParams
 from stages.decode.schema_bounds import longest
 from stages.decode.structure import canonical, columns_of, grammar_of, rest_of, words_of
 from tests.support.forms import NAMES, SIX, TAGS, VALUES, random_form, text_of
@@ -47,7 +47,7 @@ def babbled(matcher: LLMatcher, text: str, limit: int, rng: random.Random) -> by
     """An answer of bytes at random, with the end within so many tokens. It closes only where it
     has to, so that a bound that is too small would show."""
     matcher.reset()
-    position, said = Position(rest_of(text)), b""
+    position, said = JsonPosition(rest_of(text)), b""
     first, between, avoided = ranks(IN_TEXT), ranks(BETWEEN), rng.choice([b"", b'"}]'])
     while not position.done:
         assert len(said) + 1 < limit, (text, said)
@@ -161,13 +161,13 @@ def test_an_answer_of_one_text_or_list_of_them_can_be_read_as_words() -> None:
 
 def test_a_form_is_in_the_key_exactly_when_it_is_given() -> None:
     text = canonical(text_of(TAGS))
-    assert Generation(schema="").told == {} and Generation(schema="").words == []
-    assert Generation(schema=text).told == {"schema": text}
-    assert Generation.from_fields({"schema": text}) == Generation(schema=text)
-    assert Generation().limit_only_cuts and not Generation(schema=text).limit_only_cuts
+    assert SamplingParams(schema="").told == {} and SamplingParams(schema="").words == []
+    assert SamplingParams(schema=text).told == {"schema": text}
+    assert SamplingParams.from_fields({"schema": text}) == SamplingParams(schema=text)
+    assert SamplingParams().limit_only_cuts and not SamplingParams(schema=text).limit_only_cuts
 
 
 @pytest.mark.parametrize("other", [{"beams": 2}, {"start_with": "A"}])
 def test_what_a_form_excludes_is_refused(other: dict[str, Any]) -> None:
     with pytest.raises(UsageError, match="--schema and --"):
-        Generation(schema=canonical(text_of(TAGS)), **other)
+        SamplingParams(schema=canonical(text_of(TAGS)), **other)

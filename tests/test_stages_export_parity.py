@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from stages.export.compare import nearness
-from stages.export.logit_agreement import Agreement
+from stages.export.logit_agreement import LogitAgreement
 from stages.export.parity import DIGITS, KEPT, judged, of_each
 
 
@@ -25,7 +25,7 @@ def test_the_figure_of_each_is_told_from_the_smallest_on_in_few_digits() -> None
 
 
 def test_the_divergence_of_captions_sums_up_to_that_of_all_words() -> None:
-    agreement, noise = Agreement(), torch.Generator().manual_seed(3)
+    agreement, noise = LogitAgreement(), torch.Generator().manual_seed(3)
     lengths = {"short": 2, "long": 6}
     for key, words in lengths.items():
         wanted = torch.randn(words, 11, generator=noise)
@@ -56,7 +56,7 @@ def test_the_cosine_of_chunks_sums_up_to_that_of_all_rows() -> None:
 
 def test_divergence_is_that_of_the_two_distributions() -> None:
     wanted, found = torch.tensor([[0.0, 0.0], [2.0, 0.0]]), torch.tensor([[1.0, 0.0], [0.0, 2.0]])
-    agreement = Agreement()
+    agreement = LogitAgreement()
     agreement.add("one", wanted, found)
     told = agreement.to_json()
     first, second = wanted.softmax(-1), found.softmax(-1)

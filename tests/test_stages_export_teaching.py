@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from stages.decode.choosing import make_greedy
-from stages.decode.teaching import TaughtCaption, expected, expected_by_steps, looks_ahead
+from stages.decode.teaching import ForcedCaption, expected, expected_by_steps, looks_ahead
 from stages.models.encoding.batch import encode_batches
 from stages.models.halves.delivery import generate, new_tokens, prompt_in
 from stages.models.halves.features import Features, placeholder_ids
@@ -23,7 +23,7 @@ PROMPT = "Say it."
 TOKENS = 6
 
 
-def said_by(family: str) -> tuple[Any, Any, TaughtCaption]:
+def said_by(family: str) -> tuple[Any, Any, ForcedCaption]:
     """A language half, its processor, and a caption that it says of a picture."""
     folder = whole_checkpoint(family) if family in MODELS else checkpoint(family)
     processor, vision = load_processor(folder, False), load_half(folder, "vision")
@@ -39,7 +39,7 @@ def said_by(family: str) -> tuple[Any, Any, TaughtCaption]:
         # Random weights may say a picture's own word.
         if ids.shape[1] > 1 and not set(ids[0].tolist()) & set(placeholder_ids(half.config)):
             break
-    return half, processor, TaughtCaption(row, PROMPT, ids)
+    return half, processor, ForcedCaption(row, PROMPT, ids)
 
 
 QUICK = ("llava", "florence2", "paligemma")

@@ -9,7 +9,7 @@ import pytest
 
 from artifacts.errors import EnvironmentFault, MediaError
 from stages.frames import cut
-from stages.frames.cut import Stretches
+from stages.frames.cut import ClipCutter
 from stages.frames.cut import run as run_cut
 from tests.support.media import decode_plainly, repeat_video, write_video
 from tests.support.waves import events
@@ -20,7 +20,7 @@ STRETCHES = [(0.0, 1.0), (1.7, 2.9), (3.99, SECONDS)]
 
 def check(path: Path, folder: Path, start: float, end: float) -> dict[str, Any]:
     """Copy a stretch and compare each frame that begins in it with the one of the video."""
-    made = Stretches(path).copy(start, end, folder / "cut")
+    made = ClipCutter(path).copy(start, end, folder / "cut")
     wanted = [f for f in decode_plainly(path) if start - 1e-6 <= f.seconds < end - 1e-6]
     found = decode_plainly(folder / made["file"])
     at = made["start"] - 1e-3
@@ -73,7 +73,7 @@ def test_frames_before_a_keyframe_that_lean_on_earlier_ones_are_left_out(tmp_pat
 def test_what_no_container_can_describe_is_refused(tmp_path: Path) -> None:
     path = write_video(tmp_path / "a.avi", ticks=range(60), codec="rawvideo")
     with pytest.raises(MediaError, match="no container takes its packets"):
-        Stretches(path).copy(0.5, 1.0, tmp_path / "cut")
+        ClipCutter(path).copy(0.5, 1.0, tmp_path / "cut")
     assert [p.name for p in tmp_path.iterdir()] == ["a.avi"]
 
 
@@ -97,7 +97,7 @@ def test_a_video_of_one_keyframe_is_not_copied_over_and_over(
     monkeypatch.setattr(cut, "LEAD_SECONDS", 2.0)
     check(path, tmp_path, 1.9, 2.5)
     with pytest.raises(MediaError, match=r"its keyframe is 3 s before 3\.0 s"):
-        Stretches(path).copy(3.0, 4.0, tmp_path / "cut")
+        ClipCutter(path).copy(3.0, 4.0, tmp_path / "cut")
 
 
 def test_the_stage_tells_what_became_of_each(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from artifacts.schema import Sampling
 from stages.frames.plan import ChunkPlan, plan_chunks
-from stages.frames.route import END, Route
+from stages.frames.route import END, SeekPlan
 from stages.frames.timeline import Keyframes, Timeline
 
 
@@ -132,7 +132,7 @@ GROUPS_OF_TEN = Keyframes(
 
 def decoded(wanted: list[int], *, threads: int = 1, sent: tuple[int, ...] = ()) -> list[int]:
     """The packets of a video of 100 frames, in order, that are decoded."""
-    route = Route(array("q", wanted), GROUPS_OF_TEN, sent=sent, threads=threads)
+    route = SeekPlan(array("q", wanted), GROUPS_OF_TEN, sent=sent, threads=threads)
     found, at = [], len(sent)
     while at < 100:
         leap = route.leap(at)
@@ -169,13 +169,13 @@ def test_what_was_decoded_already_counts() -> None:
 
 
 def test_only_wanted_frames_are_needed() -> None:
-    route = Route(array("q", [3, 4]), GROUPS_OF_TEN)
+    route = SeekPlan(array("q", [3, 4]), GROUPS_OF_TEN)
     assert [ticks for ticks in range(10) if route.needs(ticks)] == [3, 4]
 
 
 def test_without_trusted_keyframes_everything_is_decoded() -> None:
-    route = Route(array("q", [90]), None)
+    route = SeekPlan(array("q", [90]), None)
     assert [route.leap(at) for at in range(100)] == [None] * 100
-    walking = Route(array("q", [90]), GROUPS_OF_TEN)
+    walking = SeekPlan(array("q", [90]), GROUPS_OF_TEN)
     walking.walk()
     assert walking.leap(0) is None

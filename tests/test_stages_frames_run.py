@@ -17,8 +17,8 @@ from artifacts.schema import WHOLE, MediaIndex
 from artifacts.stamps import stamp_of
 from artifacts.store import FolderStore, open_store
 from stages.frames import run as stage
-from stages.frames.recording import Recording
-from stages.process.report import Report
+from stages.frames.recording import FrameRecorder
+from stages.process.report import EventReporter
 from tests.support.media import picture, spoil, write_audio, write_video
 
 NAMESPACE = "5c" * 32
@@ -50,7 +50,7 @@ class Desk:
         }
         descriptor = os.memfd_create("events")
         try:
-            stage.run(json.loads(json.dumps(job)), Report(descriptor))
+            stage.run(json.loads(json.dumps(job)), EventReporter(descriptor))
         finally:
             lines = os.pread(descriptor, os.fstat(descriptor).st_size, 0).splitlines()
             self.events = [json.loads(line) for line in lines]
@@ -284,14 +284,14 @@ def test_a_video_that_is_replaced_in_the_middle_keeps_what_came_before(
     desk: Desk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one, other = video(desk), video(desk, "b.mp4")
-    publish = Recording.publish
+    publish = FrameRecorder.publish
 
-    def replacing(self: Recording, chunks: Any) -> None:
+    def replacing(self: FrameRecorder, chunks: Any) -> None:
         publish(self, chunks)
         if os.path.exists(other["path"]):
             os.replace(other["path"], one["path"])
 
-    monkeypatch.setattr(Recording, "publish", replacing)
+    monkeypatch.setattr(FrameRecorder, "publish", replacing)
     assert desk.run(one) == keys(one, 1)
     assert [told["kind"] for told in desk.told("failure")] == ["changed"]
     assert desk.record_set("media").keys() == set()

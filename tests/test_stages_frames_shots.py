@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from artifacts.schema import ChunkIndex, FrameFit, Sampling
 from stages.frames.shot_cutter import LEEWAY
-from stages.frames.shots import Eye, distance
+from stages.frames.shots import FrameDescriptor, distance
 from stages.frames.video import Chunk, Video
 from stages.process.memory import Sampler
 from tests.support.media import decode_plainly, digest_of_pixels, repeat_video, spoil, write_video
@@ -101,7 +101,7 @@ def test_every_picture_of_a_slow_slide_show_is_a_shot(tmp_path: Path) -> None:
 def test_what_needs_converting_first_is_looked_at_all_the_same(tmp_path: Path) -> None:
     plain = np.full((96, 128), 90, dtype=np.uint8)
     plain[:48, :64] = 200
-    eye = Eye()
+    eye = FrameDescriptor()
     looks = [eye.look(VideoFrame.from_ndarray(plain, format="gray"))]
     for wanted in ("rgb24", "yuv420p10le"):
         frame = VideoFrame.from_ndarray(plain, format="gray").reformat(format=wanted)

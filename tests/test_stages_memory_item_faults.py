@@ -10,13 +10,13 @@ import torch
 from artifacts.errors import StageDied, UsageError
 from artifacts.packs import Record, RecordSet
 from artifacts.store import open_store
-from stages.decode.engines.inflight.prefill import ReadRow, read_row
-from stages.decode.engines.inflight.scheduler import Coming, Loop
+from stages.decode.engines.inflight.prefill import PrefilledSequence, read_row
+from stages.decode.engines.inflight.scheduler import InflightScheduler, RequestPrefetcher
 from stages.decode.engines.inflight.shape import PLAIN
 from stages.decode.job import DecodeItem
-from stages.decode.protocol import Asked
+from stages.decode.protocol import DecodeRequest
 from stages.memory.item_faults import ItemFault, ItemFaults, item_fault
-from stages.memory.shrinking import Shrinking
+from stages.memory.shrinking import OomRetry
 from stages.models.encoding.chunks import Refusal, read_chunk
 from stages.models.encoding.job import EncodeItem
 from tests.support.tiny_families.in_slots import rows_of_variant
@@ -41,7 +41,7 @@ def go(bad: str, *batches: str, first: int | None = None) -> tuple[list[str], li
         return "".join(some)
 
     with events() as (report, _):
-        shrinking = Shrinking(report, list, faults.items)
+        shrinking = OomRetry(report, list, faults.items)
         made = [m for b in batches for _, m in shrinking.through(b, str, compute)]
         faults.items.close()
     return made, faults.failed
@@ -124,17 +124,19 @@ def test_a_row_that_raises_at_a_step_of_its_slots_fails_alone() -> None:
     model, items = rows_of_variant("llava")
     faults = Faults(0)
 
-    def read(asked: Asked) -> ReadRow:
+    def read(asked: DecodeRequest) -> PrefilledSequence:
         at = int(asked.member.key)
         row = read_row(model, *items[at], max_new_tokens=6)
         return replace(row, processors=Breaking()) if at == 1 else row
 
     def said(*which: int) -> dict[str, list[int]]:
         row: Any = None
-        asked = [Asked(DecodeItem(str(at), "", ""), row) for at in which]
+        asked = [DecodeRequest(DecodeItem(str(at), "", ""), row) for at in which]
         with events() as (report, _), ThreadPoolExecutor(1) as beside:
-            loop = Loop(read, Shrinking(report, list, faults.items), PLAIN, slots=2)
-            flights = [each for each in loop.run(Coming([asked], beside)) if each is not None]
+            loop = InflightScheduler(read, OomRetry(report, list, faults.items), PLAIN, slots=2)
+            flights = [
+                each for each in loop.run(RequestPrefetcher([asked], beside)) if each is not None
+            ]
         return {flight.asked.member.key: flight.said for flight in flights}
 
     assert said(0, 1, 2, 3) == said(0, 2, 3)

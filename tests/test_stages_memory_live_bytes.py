@@ -8,7 +8,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from stages.memory import repeated_layers
-from stages.memory.live_bytes import LiveBytes
+from stages.memory.live_bytes import MetaMemoryCounter
 from stages.memory.meta_device import give_data, on_meta_device, without_data
 from stages.models.dry_run import dry_run
 from stages.models.footprint import BatchCost
@@ -27,7 +27,7 @@ GREEDY: dict[str, Any] = {"do_sample": False, "num_beams": 1, "max_new_tokens": 
 class Counting(TorchDispatchMode):
     """Counts what is computed with data."""
 
-    def __init__(self, live: LiveBytes) -> None:
+    def __init__(self, live: MetaMemoryCounter) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._live = live
 
@@ -41,7 +41,7 @@ class Counting(TorchDispatchMode):
         return out
 
 
-def peaks(model: Any, inputs: dict[str, Any], live: LiveBytes) -> tuple[int, int, int]:
+def peaks(model: Any, inputs: dict[str, Any], live: MetaMemoryCounter) -> tuple[int, int, int]:
     """Bytes of the encoder, of the decoder, and operations."""
     features = encode(model, inputs)
     encoding = live.peak
@@ -59,11 +59,11 @@ def test_a_run_without_data_holds_what_a_real_one_does(family: str) -> None:
     skeleton = skeleton_of(model.config, type(model)).eval()
     skeleton.generation_config.eos_token_id = None
     give_data(skeleton)
-    real = LiveBytes([*model.parameters(), *model.buffers(), *inputs.values()])
+    real = MetaMemoryCounter([*model.parameters(), *model.buffers(), *inputs.values()])
     with torch.inference_mode(), Counting(real):
         expected = peaks(model, inputs, real)
     given = without_data(inputs)
-    live = LiveBytes([*skeleton.parameters(), *skeleton.buffers(), *given.values()])
+    live = MetaMemoryCounter([*skeleton.parameters(), *skeleton.buffers(), *given.values()])
     with on_meta_device(live):
         found = peaks(skeleton, given, live)
     assert found[2] == expected[2]
@@ -73,7 +73,7 @@ def test_a_run_without_data_holds_what_a_real_one_does(family: str) -> None:
 def test_shapes_that_data_decide_are_found() -> None:
     floats = torch.ones(4, 3, device="meta")
     mask = torch.tensor([True, False, True, True])
-    with on_meta_device(LiveBytes()):
+    with on_meta_device(MetaMemoryCounter()):
         assert floats[mask].shape == (3, 3)
         assert not (floats.sum() > 0)
         ids = floats.argmax(-1)
@@ -85,7 +85,7 @@ def test_shapes_that_data_decide_are_found() -> None:
 
 
 def test_views_and_casts_are_counted_once() -> None:
-    with on_meta_device(live := LiveBytes()):
+    with on_meta_device(live := MetaMemoryCounter()):
         made = torch.zeros(1 << 16, dtype=torch.bfloat16, device="meta")
         view = made.view(2, -1)
         assert (live.bytes, live.bytes_32) == (2 << 16, 4 << 16)
@@ -102,7 +102,7 @@ def test_a_layer_that_comes_again_takes_what_it_took_itself() -> None:
     def layer() -> Any:
         return torch.zeros(1 << 16, device="meta")
 
-    with on_meta_device(live := LiveBytes()):
+    with on_meta_device(live := MetaMemoryCounter()):
         torch.zeros(1 << 18, device="meta")  # is gone when the layer computes
         made, taken = live.taken(layer)
         live.begin()
@@ -145,13 +145,13 @@ MORE = ("florence2", "llava", "qwen2_5_vl", "qwen3_vl", "smolvlm", "blip_2")
 def test_what_is_counted_is_the_same(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     known = family in ("llava", "qwen2_5_vl", "qwen3_vl", "smolvlm")
     folder = Path(checkpoint(family) if known else whole_checkpoint(family))
-    again, skipped = LiveBytes.again, []
+    again, skipped = MetaMemoryCounter.again, []
 
-    def counted(live: LiveBytes, *given: Any) -> Any:
+    def counted(live: MetaMemoryCounter, *given: Any) -> Any:
         skipped.append(given)
         return again(live, *given)
 
-    monkeypatch.setattr(LiveBytes, "again", counted)
+    monkeypatch.setattr(MetaMemoryCounter, "again", counted)
     short = batch_costs(folder)
     assert skipped
     monkeypatch.setattr(repeated_layers, "FEWEST", 1000)

@@ -10,7 +10,7 @@ import pytest
 from artifacts.errors import CannotFit, UsageError
 from stages.memory.shrinking import (
     PICTURES,
-    Shrinking,
+    OomRetry,
     blocks,
     pieces,
     smaller,
@@ -41,7 +41,7 @@ class Machine:
 def go(machine: Machine, *batches: str) -> tuple[list[str], list[dict[str, Any]]]:
     """What came out, and what was told."""
     with events() as (report, told):
-        shrinking = Shrinking(report, partial(machine, batches[-1][-1:]))
+        shrinking = OomRetry(report, partial(machine, batches[-1][-1:]))
         found = [m for b in batches for _, m in shrinking.through(b, str, machine)]
     return found, told
 
@@ -108,7 +108,7 @@ def go_together(
 ) -> tuple[list[str], list[tuple[int, int, int]]]:
     """What came out, and the rungs that were told: batch, block, how many failed."""
     with events() as (report, told):
-        shrinking = Shrinking(report, partial(tower, [batches[-1][-1:]]))
+        shrinking = OomRetry(report, partial(tower, [batches[-1][-1:]]))
         found = [
             made
             for some in blocks(batches, block)
@@ -182,7 +182,7 @@ def test_other_errors_are_not_taken_for_a_lack_of_memory() -> None:
 
     for compute, kind in ((broken, ValueError), (refused, UsageError)):
         with events() as (report, _), pytest.raises(kind):
-            list(Shrinking(report, list).through("ab", str, compute))
+            list(OomRetry(report, list).through("ab", str, compute))
 
 
 def test_what_a_failed_batch_held_is_let_go_before_its_halves_are_tried() -> None:
@@ -200,7 +200,7 @@ def test_what_a_failed_batch_held_is_let_go_before_its_halves_are_tried() -> Non
         return "".join(items)
 
     with events() as (report, _):
-        assert [m for _, m in Shrinking(report, list).through("abcd", str, compute)] == list("abcd")
+        assert [m for _, m in OomRetry(report, list).through("abcd", str, compute)] == list("abcd")
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import transformers
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
 from artifacts.errors import EnvironmentFault, UsageError
-from stages.models.halves.absent import Absent, NeedsWeights
+from stages.models.halves.absent import MissingModule, NeedsWeights
 from stages.models.halves.boundary import pieces_called
 from stages.models.halves.features import encode
 from stages.models.halves.load import half_class, load_half
@@ -90,8 +90,8 @@ def test_a_piece_that_is_called_by_way_of_another_method_is_found_too() -> None:
         pieces = pieces_called(Indirect(config), "language")
         half = half_class(Indirect, "language", None)(config)
     assert pieces == ("multi_modal_projector",)
-    assert not isinstance(half.multi_modal_projector, Absent)
-    assert isinstance(half.vision_model, Absent)
+    assert not isinstance(half.multi_modal_projector, MissingModule)
+    assert isinstance(half.vision_model, MissingModule)
 
 
 def test_a_tower_that_the_installed_package_lacks_is_told_in_one_line(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from stages.models.streaming import load
-from stages.models.streaming.load import DeviceRoom, Slabs
+from stages.models.streaming.load import DeviceLayerBuffer, LayerDoubleBuffer
 
 LAYERS, STEPS, READS = 7, 60, 3
 """Reads of each layer that is brought, in so many steps."""
@@ -153,7 +153,7 @@ def wrong_reads(patch: pytest.MonkeyPatch, seed: int, hasty: str) -> int:
     device = LateDevice(seed, hasty)
     on_device(patch, device)
     layers = [NumberedLayer(number) for number in range(LAYERS)]
-    kept = Slabs(cast(Any, layers), "cuda:0")
+    kept = LayerDoubleBuffer(cast(Any, layers), "cuda:0")
     wrong: list[int] = []
 
     def read(layer: NumberedLayer) -> None:
@@ -206,5 +206,5 @@ def test_a_room_that_is_never_released_is_seen_to_be_overwritten(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Guards the test above: a device that is never late would pass it."""
-    monkeypatch.setattr(DeviceRoom, "release", lambda self: None)
+    monkeypatch.setattr(DeviceLayerBuffer, "release", lambda self: None)
     assert wrong_reads(monkeypatch, 0, "copies") > 0

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from stages.models.streaming.turnstile import Turnstile
+from stages.models.streaming.turnstile import LayerLockstep
 
 SETTING = contextvars.ContextVar("SETTING", default="none")
 
@@ -50,10 +50,10 @@ class RecordSet:
         self.layers[layer].there = False
 
 
-def made(count: int = 4) -> tuple[list[Layer], RecordSet, Turnstile]:
+def made(count: int = 4) -> tuple[list[Layer], RecordSet, LayerLockstep]:
     layers = [Layer(number) for number in range(count)]
     record_set = RecordSet(layers)
-    return layers, record_set, Turnstile(layers, record_set)
+    return layers, record_set, LayerLockstep(layers, record_set)
 
 
 def through(layers: Sequence[Layer], *ways: Sequence[int]) -> list[Callable[[], list[int]]]:

@@ -15,7 +15,7 @@ from artifacts.errors import CannotFit, EnvironmentFault, Killed, StageDied, Usa
 from stages.process import lock
 from stages.process.environment import child_environment, compiler_folder
 from stages.process.events import Event, Failed, Item, Warned
-from stages.process.report import Report
+from stages.process.report import EventReporter
 from tests.support.started import hold, started
 
 HERE = Path(__file__)
@@ -23,7 +23,7 @@ MIB = 1 << 20
 
 
 # What the children of these tests run; each is named by its place in this file.
-def works(job: dict[str, Any], report: Report) -> None:
+def works(job: dict[str, Any], report: EventReporter) -> None:
     print("noise on stdout")
     report.total(job["items"])
     report.note(attention="sdpa")
@@ -32,31 +32,31 @@ def works(job: dict[str, Any], report: Report) -> None:
     report.failure("digest", "no-video", "no video in it", "Give a video")
 
 
-def loses_its_folder(job: dict[str, Any], report: Report) -> None:
+def loses_its_folder(job: dict[str, Any], report: EventReporter) -> None:
     report.item("one")
     shutil.rmtree(job["out"])
     report.item("two")
 
 
-def takes_memory(job: dict[str, Any], report: Report) -> None:
+def takes_memory(job: dict[str, Any], report: EventReporter) -> None:
     held = hold(job["bytes"])
     time.sleep(0.2)
     del held
 
 
-def refuses(job: dict[str, Any], report: Report) -> None:
+def refuses(job: dict[str, Any], report: EventReporter) -> None:
     raise UsageError("no such model", hint="Give another")
 
 
-def breaks(job: dict[str, Any], report: Report) -> None:
+def breaks(job: dict[str, Any], report: EventReporter) -> None:
     raise ValueError("something inside\nwith a second line")
 
 
-def runs_out(job: dict[str, Any], report: Report) -> None:
+def runs_out(job: dict[str, Any], report: EventReporter) -> None:
     raise RuntimeError("CUDA error: out of memory")
 
 
-def waits(job: dict[str, Any], report: Report) -> None:
+def waits(job: dict[str, Any], report: EventReporter) -> None:
     report.item("started")
     time.sleep(600)
 

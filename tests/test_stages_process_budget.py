@@ -17,7 +17,7 @@ import pytest
 
 from artifacts.errors import CannotFit, Killed, OutOfMemory, StageDied
 from stages.process import deadlock_watchdog
-from stages.process.report import Report
+from stages.process.report import EventReporter
 from tests.support.started import hold, started
 
 HERE = Path(__file__)
@@ -34,32 +34,32 @@ def warm(job: dict[str, Any]) -> None:
         import_module(name)
 
 
-def of_python(job: dict[str, Any], report: Report) -> None:
+def of_python(job: dict[str, Any], report: EventReporter) -> None:
     hold(job["bytes"])
 
 
-def of_numpy(job: dict[str, Any], report: Report) -> None:
+def of_numpy(job: dict[str, Any], report: EventReporter) -> None:
     import numpy as np
 
     np.ones(job["bytes"], np.uint8)
 
 
-def of_torch(job: dict[str, Any], report: Report) -> None:
+def of_torch(job: dict[str, Any], report: EventReporter) -> None:
     import torch
 
     torch.ones(job["bytes"], dtype=torch.uint8)
 
 
-def of_cxx(job: dict[str, Any], report: Report) -> None:
+def of_cxx(job: dict[str, Any], report: EventReporter) -> None:
     library = ctypes.CDLL("libstdc++.so.6")
     library._Znwm(ctypes.c_size_t(job["bytes"]))  # operator new, which throws into plain C
 
 
-def of_a_map(job: dict[str, Any], report: Report) -> None:
+def of_a_map(job: dict[str, Any], report: EventReporter) -> None:
     mmap.mmap(-1, job["bytes"], flags=mmap.MAP_PRIVATE)
 
 
-def of_weights(job: dict[str, Any], report: Report) -> None:
+def of_weights(job: dict[str, Any], report: EventReporter) -> None:
     from safetensors import safe_open
 
     count, path = job["bytes"], Path(job["file"])  # one tensor, all of it a hole
@@ -71,28 +71,28 @@ def of_weights(job: dict[str, Any], report: Report) -> None:
         file.get_tensor("weight")
 
 
-def of_threads(job: dict[str, Any], report: Report) -> None:
+def of_threads(job: dict[str, Any], report: EventReporter) -> None:
     held, over = [hold(BUDGET * 3 // 4)], threading.Event()
     for _ in range(200):
         threading.Thread(target=over.wait, daemon=True).start()
     held.clear()
 
 
-def of_waiting(job: dict[str, Any], report: Report) -> None:
+def of_waiting(job: dict[str, Any], report: EventReporter) -> None:
     held, lock = [hold(BUDGET * 3 // 4)], threading.Lock()
     with lock:
         lock.acquire()
     held.clear()
 
 
-def of_the_lock(job: dict[str, Any], report: Report) -> None:
+def of_the_lock(job: dict[str, Any], report: EventReporter) -> None:
     held = [hold(BUDGET * 3 // 4)]
     time.sleep(0.3)
     ctypes.PyDLL(None).sleep(600)  # with the interpreter's lock in hand
     held.clear()
 
 
-def says(job: dict[str, Any], report: Report) -> None:
+def says(job: dict[str, Any], report: EventReporter) -> None:
     held = [hold(job["bytes"])]
     time.sleep(0.2)
     if job.get("first_gives_back"):
@@ -103,7 +103,7 @@ def says(job: dict[str, Any], report: Report) -> None:
         held.clear()
 
 
-def is_killed(job: dict[str, Any], report: Report) -> None:
+def is_killed(job: dict[str, Any], report: EventReporter) -> None:
     held = [hold(job["bytes"])]
     report.item("made")
     time.sleep(0.2)
@@ -111,7 +111,7 @@ def is_killed(job: dict[str, Any], report: Report) -> None:
     held.clear()
 
 
-def starts_threads(job: dict[str, Any], report: Report) -> None:
+def starts_threads(job: dict[str, Any], report: EventReporter) -> None:
     over = threading.Event()
     threads = [threading.Thread(target=over.wait) for _ in range(job["threads"])]
     for thread in threads:

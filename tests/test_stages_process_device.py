@@ -22,8 +22,8 @@ from stages.process.device import (
 )
 from stages.process.device_limit import CONTEXT_BYTES, DeviceLimit, check_same_card, context_bytes
 from stages.process.environment import child_environment
-from stages.process.events import Broken
-from stages.process.exit_diagnosis import Ending, fault_of_stage, out_of_memory
+from stages.process.events import StageError
+from stages.process.exit_diagnosis import ProcessExit, fault_of_stage, out_of_memory
 from stages.process.lock import lock_path
 from stages.process.stage_process import given_back
 from tests.support import gpus
@@ -242,9 +242,9 @@ def test_doubtful_words_mean_memory(
     monkeypatch.setattr(DeviceLimit, "full", lambda self: False)
     monkeypatch.setattr(budget, "_device_limits", [limit])
     assert out_of_memory(RuntimeError(words.partition(": ")[2])) is (share > 0.5)
-    told = Broken(**dict(zip(("type", "message"), words.split(": ", 1), strict=True)))
+    told = StageError(**dict(zip(("type", "message"), words.split(": ", 1), strict=True)))
     peak = int(share * limit.bytes)
-    ending = Ending(code=1, told=told, log=Path("log"), peak_bytes=peak, budget=limit.bytes)
+    ending = ProcessExit(code=1, told=told, log=Path("log"), peak_bytes=peak, budget=limit.bytes)
     assert isinstance(fault_of_stage("encode", ending), OutOfMemory) is (share > 0.5)
 
 
@@ -266,8 +266,8 @@ def test_they_mean_it_on_a_full_card(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     ],
 )
 def test_a_gpu_that_failed_is_told_with_what_to_do(words: str, advice: str) -> None:
-    told = Broken(type="RuntimeError", message=words)
-    fault = fault_of_stage("decode", Ending(code=1, told=told, log=Path("x.log")))
+    told = StageError(type="RuntimeError", message=words)
+    fault = fault_of_stage("decode", ProcessExit(code=1, told=told, log=Path("x.log")))
     assert isinstance(fault, StageDied) and advice in fault.hint
 
 

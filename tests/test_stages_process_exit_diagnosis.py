@@ -11,14 +11,14 @@ import pytest
 
 from artifacts.errors import Interrupted, Killed, OutOfMemory, PenstockError, StageDied, UsageError
 from stages.process import deadlock_watchdog
-from stages.process.events import Broken
-from stages.process.exit_diagnosis import Ending, fault_of_stage, memory_words
+from stages.process.events import StageError
+from stages.process.exit_diagnosis import ProcessExit, fault_of_stage, memory_words
 from stages.process.memory import Sampler, taken
 from tests.support.started import hold
 
 MIB = 1 << 20
 LIBGOMP = "libgomp: Thread creation failed: x"
-KEY = Broken(type="KeyError", message="'x'")
+KEY = StageError(type="KeyError", message="'x'")
 
 
 @pytest.mark.parametrize(
@@ -39,10 +39,12 @@ KEY = Broken(type="KeyError", message="'x'")
     ],
 )
 def test_words_of_a_death_of_memory_are_known_wherever_they_stand(words: str) -> None:
-    told = Broken(type="RuntimeError", message=words)
+    told = StageError(type="RuntimeError", message=words)
     for ending in (
-        Ending(code=1, told=told, log=Path("log")),
-        Ending(code=-6, log=Path("log"), last_lines=(words, "  what():  something", "Aborted")),
+        ProcessExit(code=1, told=told, log=Path("log")),
+        ProcessExit(
+            code=-6, log=Path("log"), last_lines=(words, "  what():  something", "Aborted")
+        ),
     ):
         assert type(fault_of_stage("encode", ending)) is OutOfMemory
 
@@ -62,13 +64,13 @@ def test_words_of_a_death_of_memory_are_known_wherever_they_stand(words: str) ->
         ({"code": 1, "last_lines": (LIBGOMP,)}, StageDied),
         ({"code": 1, "last_lines": (LIBGOMP,), "peak_bytes": 60, "budget": 100}, OutOfMemory),
         ({"code": -15}, Interrupted),
-        ({"code": 1, "told": Broken(type="MemoryError")}, OutOfMemory),
+        ({"code": 1, "told": StageError(type="MemoryError")}, OutOfMemory),
         ({"code": 1, "told": KEY, "last_lines": ("CUDA out of memory",)}, StageDied),
-        ({"code": 1, "told": Broken(type="UsageError", message="no", hint="y")}, UsageError),
+        ({"code": 1, "told": StageError(type="UsageError", message="no", hint="y")}, UsageError),
     ],
 )
 def test_a_silent_death_is_diagnosed(ending: dict[str, Any], expected: type[PenstockError]) -> None:
-    assert type(fault_of_stage("decode", Ending(log=Path("log"), **ending))) is expected
+    assert type(fault_of_stage("decode", ProcessExit(log=Path("log"), **ending))) is expected
 
 
 def test_memory_is_found_behind_what_was_made_of_it() -> None:

@@ -17,8 +17,8 @@ from scripts.stage_processes import stage_of
 from stages.process import forking
 from stages.process.clock import OVERTIME
 from stages.process.events import Event, Item
-from stages.process.forking import Forked, ForkServer
-from stages.process.report import Report
+from stages.process.forking import ForkedProcess, ForkServer
+from stages.process.report import EventReporter
 from stages.process.stage_process import StageProcess
 from tests.support.started import started
 
@@ -31,19 +31,19 @@ def warm(job: dict[str, Any]) -> None:
         file.write(f"{os.getpid()}\n")
 
 
-def tells(job: dict[str, Any], report: Report) -> None:
+def tells(job: dict[str, Any], report: EventReporter) -> None:
     print("printed")
     report.note(parent=os.getppid(), group=os.getpgid(0), name=Path("/proc/self/comm").read_text())
     report.note(open=[os.readlink(f"/proc/self/fd/{fd}") for fd in (0, 1, 2)])
     report.item("one")
 
 
-def waits(job: dict[str, Any], report: Report) -> None:
+def waits(job: dict[str, Any], report: EventReporter) -> None:
     report.item("started")
     time.sleep(600)
 
 
-def computes(job: dict[str, Any], report: Report) -> None:
+def computes(job: dict[str, Any], report: EventReporter) -> None:
     while True:
         pass
 
@@ -77,7 +77,7 @@ def begun(folder: Path, forks: ForkServer) -> StageProcess:
 
 
 def is_forked(running: StageProcess) -> bool:
-    return isinstance(running._process, Forked)
+    return isinstance(running._process, ForkedProcess)
 
 
 def server_of(forks: ForkServer) -> int:

@@ -11,7 +11,7 @@ from artifacts.model_files import ModelFiles
 from artifacts.schema import FrameFit, Sampling
 from artifacts.stamps import ModelFileStamp, Stamp
 from flows.pipelines import STAGES
-from stages.decode.generation import Generation
+from stages.decode.generation import SamplingParams
 from stages.decode.job import DecodeItem, DecodeJob
 from stages.embed_texts.job import TextsItem
 from stages.encode.job import EncodeJob
@@ -21,7 +21,7 @@ from stages.models.encoding.job import EncodeItem
 from stages.models.half_job import HalfJob
 from stages.process.job import items_of, job_of, told_of
 from stages.summarize.job import SummaryItem, SummaryJob
-from stages.summarize.packing import Told
+from stages.summarize.packing import TimedText
 from stages.tune.job import TuneItem
 
 JOBS = sorted({stage.job for stage in STAGES.values()} | {MergeJob, TimingJob}, key=str)
@@ -102,13 +102,13 @@ def test_what_json_makes_of_a_job_is_the_job_again() -> None:
     items = [[EncodeItem("k", "f", "image"), EncodeItem("l", "g", "video", "why?", 4)]]
     places: dict[str, Any] = {"store": "s", "namespace": "n"}
     encoding = EncodeJob(half=half, frames_namespace="f", batches=items, **places)
-    captions = SummaryItem("d", "k", [Told(0.0, 1.5, "a ball")])
+    captions = SummaryItem("d", "k", [TimedText(0.0, 1.5, "a ball")])
     summing = SummaryJob(
         half=half,
         media=[captions],
         context=9,
         max_new_tokens=2,
-        generation=Generation(top_p=0.5, avoid=("a",)),
+        generation=SamplingParams(top_p=0.5, avoid=("a",)),
         **places,
     )
     cutting = FramesJob(

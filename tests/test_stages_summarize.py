@@ -17,7 +17,7 @@ from artifacts.packs import RecordSet
 from artifacts.store import FolderStore
 from stages.models.inspection import describe
 from stages.summarize.job import MOST_TEXTS, SummaryJob
-from stages.summarize.packing import Told, clock, packed
+from stages.summarize.packing import TimedText, clock, packed
 from stages.summarize.run import run
 from tests.support.families import checkpoint
 from tests.support.waves import events
@@ -48,7 +48,7 @@ def test_groups_are_few_and_even() -> None:
 
 def test_times_are_told_as_people_write_them() -> None:
     assert (clock(0), clock(65.9), clock(3600 + 61)) == ("00:00", "01:05", "1:01:01")
-    assert Told(30, 60, " A ball\nrolls. ").line == "[00:30\u201301:00] A ball rolls."
+    assert TimedText(30, 60, " A ball\nrolls. ").line == "[00:30\u201301:00] A ball rolls."
 
 
 def texts(count: int, *, changed: int = -1) -> list[tuple[float, float, str]]:

@@ -13,10 +13,10 @@ from torch import nn
 
 from artifacts.files import HALF, whole_file
 from stages.models.adapters.reading import ADAPTER_WEIGHTS
-from stages.process.report import Report
+from stages.process.report import EventReporter
 from stages.tune.checkpoint import TrainingProgress, go_on, keep
 from stages.tune.job import ADAMW, ADAMW8, RECORD
-from stages.tune.run import Order, run
+from stages.tune.run import EpochBatchOrder, run
 from stages.tune.training import WARMUP, differentiable, optimizer_of, rate_at
 
 RECIPE = {"rank": 4}
@@ -100,7 +100,7 @@ def test_a_training_that_goes_on_sweeps_what_a_killed_one_left_half_written(tmp_
         "rows": 1,
         "rate": 0.1,
     }
-    run(job, Report(os.open(os.devnull, os.O_WRONLY), None))
+    run(job, EventReporter(os.open(os.devnull, os.O_WRONLY), None))
     assert list(tmp_path.glob(f"{HALF}*")) == []
     assert (tmp_path / ADAPTER_WEIGHTS).exists()
 
@@ -140,27 +140,27 @@ ALIKE = [at % 3 for at in range(COUNT)]
 
 @pytest.mark.parametrize("epoch", [0, 1, 5])
 def test_an_epoch_has_each_once(epoch: int) -> None:
-    order = Order(ALIKE, BATCH, seed=1)
+    order = EpochBatchOrder(ALIKE, BATCH, seed=1)
     steps = [order.of_step(epoch * order.epoch_steps + at) for at in range(order.epoch_steps)]
     assert Counter(at for step in steps for at in step) == Counter(range(COUNT))
     assert max(map(len, steps)) == BATCH
 
 
 def test_most_steps_are_of_examples_that_are_alike() -> None:
-    order = Order(ALIKE, BATCH, seed=1)
+    order = EpochBatchOrder(ALIKE, BATCH, seed=1)
     kinds = [len({ALIKE[at] for at in order.of_step(step)}) for step in range(order.epoch_steps)]
     assert kinds.count(1) >= 0.7 * len(kinds)
 
 
 def test_it_hangs_on_seed_and_step_alone() -> None:
-    one, other = Order(ALIKE, BATCH, seed=1), Order(ALIKE, BATCH, seed=1)
+    one, other = EpochBatchOrder(ALIKE, BATCH, seed=1), EpochBatchOrder(ALIKE, BATCH, seed=1)
     later = [one.of_step(step) for step in range(40)]
     assert other.of_step(31) == later[31] and other.of_step(2) == later[2]
-    assert [Order(ALIKE, BATCH, seed=2).of_step(step) for step in range(40)] != later
+    assert [EpochBatchOrder(ALIKE, BATCH, seed=2).of_step(step) for step in range(40)] != later
     epoch = one.epoch_steps
     assert later[:epoch] != later[epoch : 2 * epoch]
 
 
 def test_few_examples_make_short_steps() -> None:
-    order = Order(["a"], BATCH, seed=0)
+    order = EpochBatchOrder(["a"], BATCH, seed=0)
     assert order.epoch_steps == 1 and order.of_step(7) == [0]

@@ -17,7 +17,7 @@ DEAD = b"dead\n"
 """What lies there while a note is removed."""
 
 
-class LeaseBoard:
+class BucketLeases:
     """The lease objects of one store. Thread-safe."""
 
     def __init__(self, bucket: Bucket) -> None:

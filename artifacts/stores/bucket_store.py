@@ -17,7 +17,7 @@ from typing import Protocol
 
 from artifacts.errors import EnvironmentFault
 from artifacts.keys import digest_of
-from artifacts.stores.board import LeaseBoard
+from artifacts.stores.board import BucketLeases
 from artifacts.stores.bucket import PAGE, Bucket, Listed
 from artifacts.stores.catalogs import JOINED, WORTH, Catalogs, Head
 from artifacts.stores.copies import Copies, nearby_folder, nearby_limit
@@ -43,7 +43,7 @@ class Near(Readable, Protocol):
     def is_near(self, name: str) -> bool: ...
 
 
-class Heads:
+class PackHeaders:
     """The pack headers of one store."""
 
     def __init__(self, store: Near, catalogs: Catalogs) -> None:
@@ -121,11 +121,11 @@ class BucketStore:
     def __init__(self, bucket: Bucket, nearby: Path, limit: int | None = None) -> None:
         self.url = bucket.url
         self.local = state_folder(bucket.url)
-        self.board = LeaseBoard(bucket)
+        self.board = BucketLeases(bucket)
         self._bucket = bucket
         self._here = FolderStore(nearby / "kept")
         self._copies = Copies(nearby / "copies", limit)
-        self._heads = Heads(self, Catalogs(bucket, self._copies))
+        self._heads = PackHeaders(self, Catalogs(bucket, self._copies))
         self._known: dict[str, Listed] = {}
         """Name → the object as it was when it was last listed, read or written."""
         self._is_large = False

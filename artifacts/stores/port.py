@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 from artifacts.stores.heads import Extent
 
 if TYPE_CHECKING:  # it loads what asks a bucket
-    from artifacts.stores.board import LeaseBoard
+    from artifacts.stores.board import BucketLeases
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,7 +40,7 @@ class Store(Protocol):
         because whoever shares it shares those too; any other store has `state_folder`."""
 
     @property
-    def board(self) -> "LeaseBoard | None":
+    def board(self) -> "BucketLeases | None":
         """Return where running jobs of all machines are noted; None where they are in `local`."""
 
     def get(self, name: str, offset: int = 0, length: int | None = None) -> bytes:

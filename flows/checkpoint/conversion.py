@@ -13,7 +13,7 @@ from flows.console.display import Display
 from flows.console.units import gib
 from flows.machine.launch import DirectLauncher, StageCall, run_to_end
 from stages.convert.job import ConvertJob
-from stages.process.events import Event, Noted
+from stages.process.events import Event, StageNotes
 from stages.process.job import told_of
 
 MOST_BYTES = 1 << 30
@@ -35,7 +35,7 @@ def convert(job: ConvertJob, display: Display) -> Converted:
     """Convert a model. Raises PenstockError."""
 
     def listen(name: str, event: Event) -> None:
-        if isinstance(event, Noted) and "shards" in event.values:
+        if isinstance(event, StageNotes) and "shards" in event.values:
             display.stage(name, event.values["shards"], event.values["there"])
         display.listen(name, event)
 

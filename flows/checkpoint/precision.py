@@ -16,7 +16,7 @@ from flows.machine.cpu import cpu_has_bfloat16
 from flows.options.commands import RunOptions
 from flows.options.model import HalfPrecisionOptions
 from flows.options.text import EngineOptions
-from stages.decode.engines import Engine, accepted_by, choice_of
+from stages.decode.engines import EngineSpec, accepted_by, choice_of
 from stages.models.natives.registry import nothing_otherwise
 from stages.models.profile import ModelProfile, PartProfile
 from stages.process.device import device_capability
@@ -105,7 +105,7 @@ class PartSettings:
     """What is added to its layers; None: nothing."""
 
     @property
-    def choice(self) -> tuple[Engine, ...]:
+    def choice(self) -> tuple[EngineSpec, ...]:
         """Return the engines that may make its captions, the best first; none of a part that makes
         none."""
         return choice_of(self.engine) if self.engine else ()

@@ -14,7 +14,7 @@ from artifacts.labels import Labelled, spans_of
 from flows.console.display import Display
 from flows.console.lines import tell
 from flows.console.units import duration, size
-from flows.machine.launch import DirectLauncher, Forking
+from flows.machine.launch import DirectLauncher, ForkingLauncher
 from flows.media.labels import label_set
 from flows.options.commands import CaptionConfig
 from flows.options.model import DEMO_MODEL
@@ -37,9 +37,9 @@ def demo_command(given: argparse.Namespace) -> int:
     seed = secrets.randbelow(1 << 31) if given.seed is None else given.seed
     with tempfile.TemporaryDirectory(prefix="penstock-demo-") as folder, ForkServer() as forks:
 
-        def launcher(listen: Listener) -> Forking:
+        def launcher(listen: Listener) -> ForkingLauncher:
             # One server for both runs, so that the libraries are imported once.
-            return Forking(DirectLauncher(listen), forks)
+            return ForkingLauncher(DirectLauncher(listen), forks)
 
         fresh = Path(folder, "clips")
         if given.clips:

@@ -23,7 +23,7 @@ from flows.machine.launch import DirectLauncher
 from flows.machine.versions import versions
 from flows.options.model import default_store
 from flows.planning.graph_timing import time_graphs
-from flows.planning.machine import ADVICE, Known, Machine, find_machine, measure
+from flows.planning.machine import ADVICE, Machine, MachineLookup, find_machine, measure
 from stages.process.cgroup import cores, host_free_bytes, host_total_bytes
 from stages.process.device import (
     device_capability,
@@ -145,7 +145,7 @@ def _prefect() -> str:
     return f"{redacted(api)} {state}"
 
 
-def measured_lines(known: Known) -> Iterator[str]:
+def measured_lines(known: MachineLookup) -> Iterator[str]:
     """Say the figures, or why there are none and what to do."""
     machine = known.machine
     if machine is None:

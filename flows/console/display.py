@@ -14,7 +14,7 @@ from flows.console.pace import Pace
 from flows.console.terminal import outliving_the_terminal
 from flows.console.units import duration, pace, size
 from flows.pipelines import STAGES
-from stages.process.events import Event, Item, Noted, Total, Warned
+from stages.process.events import Event, Item, StageNotes, Total, Warned
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -22,11 +22,11 @@ if TYPE_CHECKING:
 FRAMES_A_SECOND = 10
 
 
-class MovingLine:
+class ProgressLine:
     """A progress line at the bottom of a terminal, above which other lines scroll."""
 
     def __init__(self, to: IO[str]) -> None:
-        self._to = Outliving(to)
+        self._to = ClosableTerminal(to)
         self._progress: Progress | None = None
         self._task: Any = None
 
@@ -64,7 +64,7 @@ class MovingLine:
             self._task = None
 
 
-class Outliving:
+class ClosableTerminal:
     """A terminal stream that may be closed while it is written to."""
 
     def __init__(self, to: IO[str]) -> None:
@@ -83,7 +83,7 @@ class Outliving:
             self.terminal.flush()
 
 
-def progress_on(to: Outliving) -> "Progress":
+def progress_on(to: ClosableTerminal) -> "Progress":
     """Return rich's line on a terminal."""
     from rich.console import Console, ConsoleDimensions
     from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Task, TextColumn
@@ -162,7 +162,7 @@ class Display:
         self._lasting = not quiet and not as_json
         """Whether there are lines that stay."""
         on_terminal = not as_json and is_terminal(self._to) and is_obedient()
-        self._moving = MovingLine(self._to) if on_terminal and (fleeting or not quiet) else None
+        self._moving = ProgressLine(self._to) if on_terminal and (fleeting or not quiet) else None
         self._plain = self._lasting and not self._moving
         self._lock = threading.RLock()
         self._stage = ""
@@ -210,7 +210,7 @@ class Display:
         """Hear an event from a stage process; what failed is told by its name, with `fail`."""
         if isinstance(event, Item):
             self._advance(name, event)
-        elif isinstance(event, Noted) and event.values.get("ready"):
+        elif isinstance(event, StageNotes) and event.values.get("ready"):
             with self._lock:
                 if name == self._stage:
                     self._loading = ""

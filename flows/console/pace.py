@@ -12,7 +12,7 @@ TOGETHER_SECONDS = 0.1
 
 
 @dataclass(frozen=True, slots=True)
-class Together:
+class ItemGroup:
     """Items that were made in one batch."""
 
     first: float
@@ -27,7 +27,7 @@ class Pace:
 
     def __init__(self, now: float) -> None:
         self._begun = now
-        self._groups: deque[Together] = deque()
+        self._groups: deque[ItemGroup] = deque()
         self._rate = 0.0
         """Items a second of the groups that are complete; 0: there is none."""
 
@@ -38,12 +38,12 @@ class Pace:
 
     def count(self, now: float) -> None:
         """Count an item."""
-        newest = self._groups[-1] if self._groups else Together(now, now, 0)
+        newest = self._groups[-1] if self._groups else ItemGroup(now, now, 0)
         if now - newest.first >= TOGETHER_SECONDS:
             self._rate = self._complete(newest)
-            self._groups.append(Together(now, now, newest.made + 1))
+            self._groups.append(ItemGroup(now, now, newest.made + 1))
             return
-        grown = Together(newest.first, now, newest.made + 1)
+        grown = ItemGroup(newest.first, now, newest.made + 1)
         if self._groups:
             self._groups[-1] = grown
         else:
@@ -61,7 +61,7 @@ class Pace:
         rate = self.rate(now)
         return items / rate if rate else math.inf
 
-    def _complete(self, newest: Together) -> float:
+    def _complete(self, newest: ItemGroup) -> float:
         """Return the rate up to the end of a group. What the first one took is left out as soon as
         there is another: it is warming up, too."""
         back = max(WINDOW_SECONDS, (newest.last - self._begun) / 2)
@@ -72,6 +72,6 @@ class Pace:
             return self._since_begun(newest)
         return (newest.made - oldest.made) / (newest.last - oldest.last)
 
-    def _since_begun(self, newest: Together) -> float:
+    def _since_begun(self, newest: ItemGroup) -> float:
         seconds = newest.last - self._begun
         return newest.made / seconds if seconds > 0 else 0.0

@@ -21,7 +21,7 @@ from prefect.exceptions import PrefectHTTPStatusError
 
 from artifacts.errors import UsageError
 from flows.deployments.runs import INTERRUPTED
-from flows.job.portions import Portion
+from flows.job.portions import Partition
 
 POOL = "gpu"
 """Pool whose workers do the portions."""
@@ -39,15 +39,15 @@ TOO_BUSY = 500
 PATIENCE_SECONDS = 900.0
 """Time for which a server may not answer."""
 
-Ask = Callable[[Portion, str], dict[str, Any]]
+Ask = Callable[[Partition, str], dict[str, Any]]
 """Parameters of a run of a portion; the second says which of its runs it is."""
 
 
 @dataclass(kw_only=True, slots=True)
-class Handed:
+class PartitionRun:
     """A partition and the state of its runs."""
 
-    portion: Portion
+    portion: Partition
     runs: dict[UUID, StateType] = field(default_factory=dict)
     starts: int = 0
     helped: bool = False
@@ -62,7 +62,7 @@ class Handed:
         return self.done or bool(self.why)
 
 
-class HandingOut:
+class PartitionDispatch:
     """The runs of all partitions on one pool."""
 
     def __init__(
@@ -83,12 +83,16 @@ class HandingOut:
         self._job = job
         self._silent = 0.0
 
-    def all(self, portions: Iterable[Portion], tell: Callable[[int, int], None]) -> list[Handed]:
+    def all(
+        self, portions: Iterable[Partition], tell: Callable[[int, int], None]
+    ) -> list[PartitionRun]:
         """Return what became of each, once all have ended. `tell` hears how many are done, of how
         many. Raises what a server answers that does not answer for long."""
         # The largest first: what ends last decides when all have ended.
-        handed = [Handed(portion=p) for p in sorted(portions, key=lambda p: (-p.bytes, p.name))]
-        waiting, working = deque(handed), list[Handed]()
+        handed = [
+            PartitionRun(portion=p) for p in sorted(portions, key=lambda p: (-p.bytes, p.name))
+        ]
+        waiting, working = deque(handed), list[PartitionRun]()
         while waiting or working:
             self._patiently(lambda: self._turn(waiting, working))
             tell(sum(one.ended for one in handed), len(handed))
@@ -111,7 +115,7 @@ class HandingOut:
             if time.monotonic() - self._silent > PATIENCE_SECONDS:
                 raise
 
-    def _turn(self, waiting: deque[Handed], working: list[Handed]) -> None:
+    def _turn(self, waiting: deque[PartitionRun], working: list[PartitionRun]) -> None:
         self._look(working)
         working[:] = [one for one in working if not one.ended]
         workers = self._workers()
@@ -125,7 +129,7 @@ class HandingOut:
                     self._start(one, f"help {one.starts}")
                     one.helped = True
 
-    def _look(self, working: Sequence[Handed]) -> None:
+    def _look(self, working: Sequence[PartitionRun]) -> None:
         """Learn how the runs stand, by one question."""
         ids = [run for one in working for run in one.runs]
         if not ids:
@@ -138,7 +142,7 @@ class HandingOut:
         for one in working:
             self._judge(one, [found[run] for run in one.runs if run in found])
 
-    def _judge(self, one: Handed, runs: Sequence[FlowRun]) -> None:
+    def _judge(self, one: PartitionRun, runs: Sequence[FlowRun]) -> None:
         for run in runs:
             if run.state is not None:
                 one.runs[run.id] = run.state.type
@@ -159,7 +163,7 @@ class HandingOut:
         else:
             one.why = f"{last.name} is {last.state.name}: {last.state.message or 'no word of it'}"
 
-    def _start(self, one: Handed, which: str) -> None:
+    def _start(self, one: PartitionRun, which: str) -> None:
         run = self._client.create_flow_run_from_deployment(
             self._deployment,
             parameters=self._ask(one.portion, which),

@@ -24,11 +24,11 @@ from flows.deployments.config_checks import (
     LabelParameters,
     confine,
 )
-from flows.deployments.handing import Handed, HandingOut
+from flows.deployments.handing import PartitionDispatch, PartitionRun
 from flows.deployments.label import label_images
 from flows.deployments.runs import named_after_out
 from flows.deployments.view import Progress, plain
-from flows.job.portions import FILES, PORTIONS, Portion, portions_of
+from flows.job.portions import FILES, PORTIONS, Partition, portions_of
 from flows.job.prepare import out_folder
 from flows.options.commands import RunOptions
 
@@ -73,7 +73,7 @@ def hand_out(config: RunOptions, files: int, flow_name: str) -> State[Any]:
         return Failed(message=printable(str(error)), data=error)
 
 
-def _hand_out(config: RunOptions, portions: Sequence[Portion], name: str) -> State[Any]:
+def _hand_out(config: RunOptions, portions: Sequence[Partition], name: str) -> State[Any]:
     # Of one parent, however often it is started again: another one asks for everything anew.
     job = digest_of([str(flow_run.root_flow_run_id or flow_run.id)])[:12]
     progress = Progress("portions")
@@ -84,18 +84,20 @@ def _hand_out(config: RunOptions, portions: Sequence[Portion], name: str) -> Sta
             raise UsageError(f"there is no deployment {name}", hint="Run make worker") from error
 
         try:
-            each = HandingOut(client, deployment, partial(_of_portion, config), job)
+            each = PartitionDispatch(client, deployment, partial(_of_portion, config), job)
             _tell(each.all(portions, progress.tell))
             # What failed for good is tried there once more, alone, and named in the outputs.
-            out = Portion(name=OUTPUTS, path=out_folder(config), files=0, bytes=0)
-            last = HandingOut(client, deployment, partial(_of_all, config), job, helping=False)
+            out = Partition(name=OUTPUTS, path=out_folder(config), files=0, bytes=0)
+            last = PartitionDispatch(
+                client, deployment, partial(_of_all, config), job, helping=False
+            )
             (end,) = last.all([out], lambda *_: None)
         finally:
             progress.close()
         return _ended(client, end)
 
 
-def _of_portion(config: RunOptions, portion: Portion, which: str) -> dict[str, Any]:
+def _of_portion(config: RunOptions, portion: Partition, which: str) -> dict[str, Any]:
     """Return the parameters of a run of one portion: its own folder, and no files for people."""
     folder = out_folder(config) / PORTIONS / f"{portion.name}-{which}"
     own = {"sources": [portion.source], "out": str(folder), "format": [], "limit": None}
@@ -114,7 +116,7 @@ def _parameters(config: RunOptions) -> dict[str, Any]:
     return {n: v for n, v in values.items() if n == "sources" or v != default.get(n)}
 
 
-def _tell(handed: Sequence[Handed]) -> None:
+def _tell(handed: Sequence[PartitionRun]) -> None:
     log = get_run_logger()
     log.info("%s done", counted(sum(one.done for one in handed), "portion"))
     for one in handed:
@@ -122,7 +124,7 @@ def _tell(handed: Sequence[Handed]) -> None:
             log.warning("a portion is not done: %s", plain(one.why))
 
 
-def _ended(client: Any, end: Handed) -> State[Any]:
+def _ended(client: Any, end: PartitionRun) -> State[Any]:
     """Return the state of the run that wrote the outputs, as this flow's."""
     last = max((client.read_flow_run(run) for run in end.runs), key=lambda run: run.created)
     state: State[Any] = last.state

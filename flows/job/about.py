@@ -13,14 +13,14 @@ from flows.job.prepare import Job
 from flows.ledger.tasks import PREVIOUS
 from flows.options.media import VideoSamplingOptions
 from flows.options.text import QuestionOptions, TextOptions
-from stages.decode.generation import Generation
+from stages.decode.generation import SamplingParams
 
 
 def summary(job: Job) -> dict[str, Any]:
     """Return what was going to be run, as `run.json` keeps it."""
     video = VideoSamplingOptions.of(job.config)
     wording = TextOptions.of(job.config)
-    schema = Generation.of(job.config).schema
+    schema = SamplingParams.of(job.config).schema
     said = {"prefix": wording.prefix, "suffix": wording.suffix, "schema": schema}
     if wording.trigger:
         said["trigger"] = wording.trigger
@@ -37,7 +37,7 @@ def summary(job: Job) -> dict[str, Any]:
         **({"max_pixels": most} if (most := video.max_pixels) else {}),
         **({"max_video_pixels": most} if (most := video.max_video_pixels) else {}),
         "batch_size": job.config.batch_size,
-        **({"generation": told} if (told := Generation.of(job.config).told) else {}),
+        **({"generation": told} if (told := SamplingParams.of(job.config).told) else {}),
         **({"words": said} if any(said.values()) else {}),
         "store": job.store.url,
         "media": len(job.by_file),

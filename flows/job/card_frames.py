@@ -13,7 +13,7 @@ from artifacts.words import counted
 from flows.checkpoint.models import Model
 from flows.options.commands import CaptionConfig, RunOptions
 from flows.options.media import CardOptions, VideoSamplingOptions
-from stages.decode.generation import Generation
+from stages.decode.generation import SamplingParams
 from stages.models.hub.checkpoint import CONFIG, JSON_BYTES
 from stages.models.published_facts import FamilyFacts, facts_of
 
@@ -72,7 +72,7 @@ def card_note(config: RunOptions, model: Model) -> str:
     if facts.system and not model.profile.takes_system:
         said.append("the chat template has no place for the card's system turn")
     elif facts.system:
-        said.append(f"system turn “{Generation.of(config).system}”")
+        said.append(f"system turn “{SamplingParams.of(config).system}”")
     return f"sampling as card: {'; '.join(said)} ({facts.source})"
 
 

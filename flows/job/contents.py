@@ -18,7 +18,7 @@ from flows.media.far_digests import Progress, contents_of
 from flows.media.media_files import MediaFile, source_failure
 from flows.options.commands import RunOptions
 from flows.options.text import OutputOptions, PromptOptions
-from stages.decode.generation import Generation
+from stages.decode.generation import SamplingParams
 from stages.process.cgroup import cores
 
 
@@ -150,7 +150,7 @@ def refuse_around(config: RunOptions, model: Model) -> None:
     """Refuse what is written around every prompt and cannot stand there: a system text that the
     model has no place for, its own word for a picture, and a control token at the beginning of
     captions, which would lack it. Raises UsageError."""
-    params = Generation.of(config)
+    params = SamplingParams.of(config)
     if params.system and not model.profile.takes_system:
         raise UsageError(
             f"the chat template of {model.name} has no place for --system",

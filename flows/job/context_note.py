@@ -13,7 +13,7 @@ from flows.checkpoint.prompt_tokens import PromptTokens, most_tokens
 from flows.checkpoint.wanted_frames import full_chunk, wanted_sampling
 from flows.ledger.tasks import Task
 from flows.options.commands import RunOptions
-from stages.decode.generation import Generation
+from stages.decode.generation import SamplingParams
 
 
 def context_note(model: Model, config: RunOptions) -> str:
@@ -62,7 +62,7 @@ def beyond_context(model: Model, config: RunOptions, task: Task, answer: int) ->
 def _tokens(model: Model, config: RunOptions, task: Task, answer: int) -> tuple[int, int]:
     """Return the tokens of a chunk's pictures and of its prompt; of a short prompt the most that it
     may be."""
-    params = Generation.of(config)
+    params = SamplingParams.of(config)
     profile = model.profile
     kind: MediaKind = "video" if task.medium.kind == "video" else "image"
     _, shown, *size = task.shape

@@ -9,9 +9,9 @@ from artifacts.schema import Part
 from artifacts.store import Store
 from flows.checkpoint.precision import PartSettings
 from flows.job.prepare import Job
-from flows.ledger.namespaces import Namespaces, namespace_aside
+from flows.ledger.namespaces import Variant, namespace_aside
 from flows.pipelines import parts_of
-from stages.process.stage import Stage
+from stages.process.stage import StageSpec
 
 NOTES = digest_of(["scopes", 1])
 """The namespace of the notes themselves. Stores know namespaces as scopes, and output versions as
@@ -69,7 +69,7 @@ def _aside(job: Job) -> Iterator[tuple[str, Part, PartSettings]]:
                 yield namespace_aside(stage, job.model, settings), stage.part, settings
 
 
-def _settings_in(job: Job, variant: Namespaces, stages: Sequence[Stage]) -> dict[str, Any]:
+def _settings_in(job: Job, variant: Variant, stages: Sequence[StageSpec]) -> dict[str, Any]:
     """Return the precision of the parts of these stages, and how the first of them computes."""
     parts = parts_of(stages)
     labels = dict.fromkeys(variant.precision[part] for part in parts)

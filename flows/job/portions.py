@@ -32,7 +32,7 @@ DIGITS = 16
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Portion:
+class Partition:
     """A list of sources that one run processes."""
 
     name: str
@@ -48,7 +48,7 @@ class Portion:
         return f"@{self.path}"
 
 
-def portions_of(config: RunOptions, most: int = FILES) -> tuple[list[Portion], list[Failure]]:
+def portions_of(config: RunOptions, most: int = FILES) -> tuple[list[Partition], list[Failure]]:
     """Write the lists of a run's files, at most so many files in each, and return them with what
     could not be found. Only names and sizes are looked at. Raises EnvironmentFault."""
     selection = Selection(recursive=config.recursive, extensions=config.extensions)
@@ -78,7 +78,7 @@ def cut(
         yield part
 
 
-def _write(folder: Path, part: Sequence[tuple[MediaFile, int]]) -> Portion:
+def _write(folder: Path, part: Sequence[tuple[MediaFile, int]]) -> Partition:
     lines = [json.dumps(_line(file, _address(file))) + "\n" for file, _ in part]
     # By what it is called without signatures: signed anew, it is the same.
     name = digest_of([json.dumps(_line(file, file.place)) + "\n" for file, _ in part])[:DIGITS]
@@ -88,7 +88,7 @@ def _write(folder: Path, part: Sequence[tuple[MediaFile, int]]) -> Portion:
         write_text(path, lines)
     if has_signatures:
         path.chmod(0o600)
-    return Portion(name=name, path=path, files=len(part), bytes=sum(size for _, size in part))
+    return Partition(name=name, path=path, files=len(part), bytes=sum(size for _, size in part))
 
 
 def _address(file: MediaFile) -> str:

@@ -43,7 +43,7 @@ from flows.machine.launch import Launcher
 from flows.media.far_digests import Progress, unread_note
 from flows.media.joining import JoinedTexts
 from flows.media.media_files import MediaFile, Selection, writable
-from flows.media.own_files import OF_LABELS, OwnFiles
+from flows.media.own_files import OF_LABELS, GeneratedFiles
 from flows.media.sources import find_media
 from flows.options.commands import RunOptions
 from flows.options.media import VectorSamplingOptions
@@ -88,8 +88,8 @@ class Tags:
     """Text files next to media that users wrote, or that hold labels."""
 
     def __init__(self, store: Store) -> None:
-        self._captions = OwnFiles(store)
-        self._labels = OwnFiles(store, OF_LABELS)
+        self._captions = GeneratedFiles(store)
+        self._labels = GeneratedFiles(store, OF_LABELS)
         self._joined = JoinedTexts(self._captions, FORM)
         self._lacking: dict[Path, None] = {}
 

@@ -31,17 +31,17 @@ from artifacts.packs import RecordSet
 from artifacts.record_union import RecordUnion, refresh_together
 from artifacts.schema import ChunkIndex, MediaIndex
 from artifacts.store import Store
-from flows.ledger.namespaces import Namespaces
+from flows.ledger.namespaces import Variant
 from flows.ledger.tasks import Medium, Task, task_of
 from flows.pipelines import Pipeline
-from stages.process.stage import Stage
+from stages.process.stage import StageSpec
 
 
 class Ledger:
     """The records of one run, by kind. All state comes from the store, except the items that did
     not fit in this run."""
 
-    def __init__(self, store: Store, pipeline: Pipeline, *variants: Namespaces) -> None:
+    def __init__(self, store: Store, pipeline: Pipeline, *variants: Variant) -> None:
         """Open the record sets of all `variants`, the best first: what was made in any is done."""
         self.pipeline = pipeline
         self.variants = variants
@@ -93,11 +93,11 @@ class Ledger:
         self.namespaces = self.variant(precision)
         self.reconsider()
 
-    def variant(self, precision: Mapping[str, str]) -> Namespaces:
+    def variant(self, precision: Mapping[str, str]) -> Variant:
         """Return the first variant in which the parts compute in these precisions."""
         return next(variant for variant in self.variants if variant.precision == precision)
 
-    def instead(self, namespaces: Namespaces) -> Namespaces | None:
+    def instead(self, namespaces: Variant) -> Variant | None:
         """Return the variant whose captions answer as well as those of this one, if there is
         another."""
         others = (v for v in self.variants if v != namespaces and v.answers_as(namespaces))
@@ -149,10 +149,10 @@ class Ledger:
                 return {"stage": stage.name, **self.refused[stage.name].meta(task[stage.writes])}
         return None
 
-    def _refused(self, task: Task, stage: Stage) -> bool:
+    def _refused(self, task: Task, stage: StageSpec) -> bool:
         return stage.refuses and task[stage.writes] in self.refused[stage.name]
 
-    def has(self, task: Task, stage: Stage) -> bool:
+    def has(self, task: Task, stage: StageSpec) -> bool:
         """Return whether a task needs nothing of a stage any more. Either the stage's record is
         there, or one that was made of it; then the records before may be gone."""
         later = self.pipeline[self.pipeline.index(stage) :]
@@ -239,13 +239,13 @@ class Ledger:
         self,
         medium: Medium,
         chunk: ChunkIndex,
-        namespaces: Namespaces,
+        namespaces: Variant,
         previous: str | None = "",
     ) -> Task:
         """Return the chunk with the keys of one variant; `previous` is what was said before it."""
         return task_of(medium, self.index(medium), chunk, namespaces, previous)
 
-    def again(self, task: Task, namespaces: Namespaces) -> Task:
+    def again(self, task: Task, namespaces: Variant) -> Task:
         """Return a task with the keys of another variant."""
         return self.at(task.medium, task.whole, namespaces, task.previous)
 

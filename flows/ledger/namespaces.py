@@ -18,8 +18,8 @@ from flows.options.commands import RunOptions
 from flows.options.media import VectorSamplingOptions
 from flows.options.text import EngineOptions
 from flows.pipelines import Pipeline
-from stages.decode.generation import Generation
-from stages.process.stage import Stage
+from stages.decode.generation import SamplingParams
+from stages.process.stage import StageSpec
 
 LARGEST_LIMIT = 2048
 """Longest limit, in tokens, whose captions are looked for when another limit is asked for: to try
@@ -27,7 +27,7 @@ them all takes 10 ms."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Namespaces:
+class Variant:
     """One variant: for each kind of record, the digest of everything except the chunk that
     determines its bytes."""
 
@@ -53,14 +53,14 @@ class Namespaces:
     def __getitem__(self, kind: str) -> str:
         return self.of[kind]
 
-    def answers_as(self, other: "Namespaces") -> bool:
+    def answers_as(self, other: "Variant") -> bool:
         """Return whether both answer one question: what they are of differs in the engine alone."""
         return replace(self, of={}, engine="") == replace(other, of={}, engine="")
 
 
 def variants_of(
     config: RunOptions, model: Model, sampling: Sampling, pipeline: Pipeline, stored: Set[str]
-) -> list[Namespaces]:
+) -> list[Variant]:
     """Return the variants of every choice of the parts' settings, the best first. Each stands
     before those of its last records among the `stored` that have another limit."""
     parts = [stage.part for stage in pipeline if stage.part]
@@ -71,7 +71,7 @@ def variants_of(
             settings = dict(zip(parts, by, strict=True))
             namespaces = namespaces_of(config, model, sampling, pipeline, settings)
             found.append(namespaces)
-            if Generation.of(config).limit_only_cuts:
+            if SamplingParams.of(config).limit_only_cuts:
                 said = _said(config, model)
                 found += _other_limits(namespaces, pipeline[-1], model, settings, stored, said)
     return found
@@ -83,7 +83,7 @@ def namespaces_of(
     sampling: Sampling,
     pipeline: Pipeline,
     settings: Mapping[Part, PartSettings],
-) -> Namespaces:
+) -> Variant:
     """Return the digests of what decides each stage's bytes. A stage's OUTPUT_VERSION rises when
     its own output changes."""
     vectors = VectorSamplingOptions.of(config)
@@ -104,7 +104,7 @@ def namespaces_of(
             stage, [*by, *limit, *cut] if by else [sampling.decides, fits]
         )
     of_prompts = {s.writes for s in pipeline if s.prompted or (model.profile.prompted and s.part)}
-    return Namespaces(
+    return Variant(
         of=of,
         prompted=frozenset(of_prompts),
         precision={part: chosen.label for part, chosen in settings.items()},
@@ -117,7 +117,7 @@ def namespaces_of(
     )
 
 
-def namespace_aside(stage: Stage, model: Model, settings: PartSettings) -> str:
+def namespace_aside(stage: StageSpec, model: Model, settings: PartSettings) -> str:
     """Return the digest of what decides the bytes of a stage that is run once, in these settings.
     Whatever makes captions has no part in it."""
     decides = replace(settings, engine="").decides
@@ -127,12 +127,12 @@ def namespace_aside(stage: Stage, model: Model, settings: PartSettings) -> str:
 def _said(config: RunOptions, model: Model) -> list[Any]:
     """Return what decides the words of a caption besides their number, which none of it does as
     by default."""
-    params = Generation.of(config)
+    params = SamplingParams.of(config)
     turns = model.profile.turn_words(system=bool(params.system))
     return [*params.words, *turns]
 
 
-def _decides(stage: Stage, model: Model, settings: Mapping[Part, PartSettings]) -> list[Any]:
+def _decides(stage: StageSpec, model: Model, settings: Mapping[Part, PartSettings]) -> list[Any]:
     if not stage.part:
         return []
     limit: list[str] = []
@@ -142,18 +142,18 @@ def _decides(stage: Stage, model: Model, settings: Mapping[Part, PartSettings]) 
     return [model.digests[stage.part], *settings[stage.part].decides, *limit]
 
 
-def _namespace(stage: Stage, by: Sequence[Any]) -> str:
+def _namespace(stage: StageSpec, by: Sequence[Any]) -> str:
     return digest_of([stage.writes, stage.output_version, *by])
 
 
 def _other_limits(
-    namespaces: Namespaces,
-    stage: Stage,
+    namespaces: Variant,
+    stage: StageSpec,
     model: Model,
     settings: Mapping[Part, PartSettings],
     stored: Set[str],
     said: Sequence[Any],
-) -> Iterator[Namespaces]:
+) -> Iterator[Variant]:
     """Yield the stored variants of other limits, of which the words are chosen as `said`. A digest
     cannot be turned back, so every limit that may have been asked for is tried."""
     if not stage.limited or not stored - {namespaces[stage.writes]}:

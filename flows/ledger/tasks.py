@@ -10,7 +10,7 @@ from artifacts.schema import ChunkIndex, MediaIndex
 from artifacts.stamps import Stamp
 from artifacts.tiles import OFF, Box, boxes_of
 from flows.ledger.chunk_words import asked_of
-from flows.ledger.namespaces import Namespaces
+from flows.ledger.namespaces import Variant
 
 PREVIOUS = "{previous}"
 """Word in a prompt that stands for the caption of the chunk before."""
@@ -41,7 +41,7 @@ class Task:
     chunk: ChunkIndex
     keys: Mapping[str, str]
     """Kind of records → key."""
-    namespaces: Namespaces
+    namespaces: Variant
     """The variant in which it was, or is to be, made."""
     prompt: str
     """What is asked of the chunk; while it waits, with the word for what is not there yet."""
@@ -103,7 +103,7 @@ def task_of(
     medium: Medium,
     index: MediaIndex | None,
     chunk: ChunkIndex,
-    namespaces: Namespaces,
+    namespaces: Variant,
     previous: str | None = "",
 ) -> Task:
     """Return a chunk of a medium with the keys of one variant; `index` is what was found in the

@@ -14,7 +14,7 @@ from artifacts.packs import Record
 from artifacts.schema import WHOLE
 from flows.ledger.ledger import Ledger
 from flows.ledger.tasks import Medium, Task, unique
-from stages.process.stage import Stage
+from stages.process.stage import StageSpec
 
 BYTES_A_TOKEN = 4
 """Bytes of a prompt a token, about: enough to tell a long one from a short one without a
@@ -50,7 +50,7 @@ def cut_waves(sizes: Sequence[int], limit: int) -> list[int]:
     return lengths
 
 
-def lengths_of(ledger: Ledger, tasks: Sequence[Task], stage: Stage) -> dict[str, int]:
+def lengths_of(ledger: Ledger, tasks: Sequence[Task], stage: StageSpec) -> dict[str, int]:
     """Return about how many tokens a stage is given, by the key of what it makes."""
     wave = unique(tasks, stage.writes)
     key = digest_of(["lengths", *(task[stage.writes] for task in wave)])
@@ -61,13 +61,13 @@ def lengths_of(ledger: Ledger, tasks: Sequence[Task], stage: Stage) -> dict[str,
     return {task[stage.writes]: count for task, count in zip(wave, tokens, strict=True)}
 
 
-def _length(ledger: Ledger, task: Task, stage: Stage) -> int:
+def _length(ledger: Ledger, task: Task, stage: StageSpec) -> int:
     read, key = ledger[stage.reads], task[stage.reads]
     of_media = int(read.meta(key).get("tokens", 0)) if key in read else 0
     return of_media + len(task.prompt.encode()) // BYTES_A_TOKEN
 
 
-def said_before(ledger: Ledger, tasks: Sequence[Task], stage: Stage) -> dict[str, int]:
+def said_before(ledger: Ledger, tasks: Sequence[Task], stage: StageSpec) -> dict[str, int]:
     """Return how many tokens were said of a chunk when it was asked something else, by the key of
     what is made now: who was talkative once is so again. Prompts are kept for the next time."""
     prompts = {digest_of(["asked", task.medium.prompt]): task.medium.prompt for task in tasks}

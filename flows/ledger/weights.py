@@ -10,10 +10,10 @@ from flows.console.display import Display
 from flows.ledger.ledger import Ledger
 from flows.ledger.tasks import Medium
 from stages.models.hub.fetching import fetch
-from stages.process.stage import Stage
+from stages.process.stage import StageSpec
 
 
-def stages_wanted(ledger: Ledger, media: Sequence[Medium]) -> list[Stage]:
+def stages_wanted(ledger: Ledger, media: Sequence[Medium]) -> list[StageSpec]:
     """Return the stages that have work to do on what was cut from files. The store tells so before
     the work starts, as far as it can."""
     later = ledger.pipeline[1:]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from flows.console.units import gib
 from flows.machine.device_probe import device_memory
-from flows.machine.launch import Launcher, Running, StageCall
+from flows.machine.launch import Launcher, StageCall, StageHandle
 from flows.options.commands import RunOptions
 from stages.process.cgroup import host_free_bytes, host_total_bytes
 from stages.process.device import device_holders
@@ -100,7 +100,7 @@ class WithinBudget:
         self._look = look
         self._told = budget.warning
 
-    def start(self, call: StageCall) -> Running:
+    def start(self, call: StageCall) -> StageHandle:
         """Start it with what it may take now."""
         if call.budget and call.device == self._budget.device:
             call = replace(call, budget=self._now().bytes)

@@ -56,7 +56,7 @@ KILLS = 2
 """Times in a row that a stage may be killed before it made anything, and is started again."""
 
 
-class Running(Protocol):
+class StageHandle(Protocol):
     """A handle of a started stage."""
 
     @property
@@ -70,7 +70,7 @@ class Running(Protocol):
 class Launcher(Protocol):
     """Starts stages. There is one instance per run."""
 
-    def start(self, call: StageCall) -> Running: ...
+    def start(self, call: StageCall) -> StageHandle: ...
 
 
 class DirectLauncher:
@@ -95,7 +95,7 @@ class DirectLauncher:
         )
 
 
-class Forking:
+class ForkingLauncher:
     """A launcher that forks stages which import models from one process that has imported them.
     Disabled on machines with a GPU, where forking has not been shown to be safe."""
 
@@ -103,7 +103,7 @@ class Forking:
         self._launcher = launcher
         self._forks = forks
 
-    def start(self, call: StageCall) -> Running:
+    def start(self, call: StageCall) -> StageHandle:
         if call.name in IMPORTING and call.device == "cpu" and not _has_gpu():
             call = replace(call, forks=self._forks)
         return self._launcher.start(call)

@@ -162,7 +162,7 @@ def _is_dead(descriptor: int, note: Mapping[str, Any], folder: Path) -> bool:
 
 
 if TYPE_CHECKING:  # it loads what asks a bucket
-    from artifacts.stores.board import LeaseBoard
+    from artifacts.stores.board import BucketLeases
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -213,7 +213,7 @@ def running_jobs(store: Store, but: str = "") -> list[RunningJob]:
 
 
 @contextlib.contextmanager
-def _noted_on(board: "LeaseBoard", note: Mapping[str, Any]) -> Iterator[str]:
+def _noted_on(board: "BucketLeases", note: Mapping[str, Any]) -> Iterator[str]:
     name = board.hang(json.dumps(note).encode())
     try:
         with beating(partial(board.renew, name)):
@@ -222,7 +222,7 @@ def _noted_on(board: "LeaseBoard", note: Mapping[str, Any]) -> Iterator[str]:
         board.take_down(name)
 
 
-def _living_on(board: "LeaseBoard", but: str) -> Iterator[Mapping[str, Any]]:
+def _living_on(board: "BucketLeases", but: str) -> Iterator[Mapping[str, Any]]:
     for name, age in board.ages():
         if name == but:
             continue

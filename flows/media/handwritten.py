@@ -12,7 +12,7 @@ from pathlib import Path
 from artifacts.regular import open_regular
 from artifacts.store import Store
 from flows.media.joining import LONGEST_BYTES, MARK, JoinedTexts, joined
-from flows.media.own_files import OF_LABELS, OwnFiles
+from flows.media.own_files import OF_LABELS, GeneratedFiles
 from flows.options.formats import JOINED
 
 FORM = "txt"
@@ -22,8 +22,8 @@ class HandwrittenTexts:
     """User-written texts, distinguished from the texts that runs of one store wrote."""
 
     def __init__(self, store: Store) -> None:
-        self._captions = OwnFiles(store)
-        self._labels = OwnFiles(store, OF_LABELS)
+        self._captions = GeneratedFiles(store)
+        self._labels = GeneratedFiles(store, OF_LABELS)
         self._joined = JoinedTexts(self._captions, FORM)
 
     def of(self, places: Iterable[Path], about: str) -> tuple[Path, str] | None:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from artifacts.files import write_text
-from flows.media.own_files import OwnFiles
+from flows.media.own_files import GeneratedFiles
 from flows.options.formats import APPEND
 
 LONGEST_BYTES = 1 << 16
@@ -26,7 +26,7 @@ BETWEEN = ", \n"
 class JoinedTexts:
     """Text files of one format that contain both a user's text and a caption."""
 
-    def __init__(self, own: OwnFiles, form: str) -> None:
+    def __init__(self, own: GeneratedFiles, form: str) -> None:
         self._own = own
         self._form = form
         self.edited: list[str] = []

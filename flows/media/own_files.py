@@ -25,7 +25,7 @@ BLANK_BYTES = 1 << 10
 """Largest size of a file that is looked at for whether it holds only spaces."""
 
 
-class OwnFiles:
+class GeneratedFiles:
     """The generated files, recorded in the store by digest."""
 
     def __init__(self, store: Store, of: str = "") -> None:

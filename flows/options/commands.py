@@ -30,7 +30,7 @@ from flows.options.text import (
     TextOptions,
     read_schema,
 )
-from stages.decode.generation import Generation
+from stages.decode.generation import SamplingParams
 from stages.decode.structure import canonical, check_room
 
 DEFAULT_MODEL = "HuggingFaceTB/SmolVLM2-500M-Video-Instruct"
@@ -52,7 +52,7 @@ class CaptionConfig(
     OutputOptions,
     TextOptions,
     EngineOptions,
-    Generation,
+    SamplingParams,
     CardOptions,
     PromptOptions,
     AdapterOptions,

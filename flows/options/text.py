@@ -12,7 +12,7 @@ from artifacts.regular import read_text
 from flows.options.formats import FORMATS, KEEP, REPLACE, RULES, check_existing, check_formats
 from flows.options.headings import FILES, MODEL, TEXT
 from stages.decode.engines import AUTO, OFFERED, choice_for
-from stages.decode.generation import Generation
+from stages.decode.generation import SamplingParams
 
 LENGTHS = {
     "short": "Answer in one short sentence.",
@@ -126,7 +126,7 @@ class EngineOptions(OptionGroup):
         """Return the choice of engines for these prompts and this beam search. Raises UsageError
         where the engine that is asked for cannot do it."""
         prompts = len(PromptOptions.of(self).prompts)
-        return choice_for(self.engine, beams=Generation.of(self).beams, prompts=prompts)
+        return choice_for(self.engine, beams=SamplingParams.of(self).beams, prompts=prompts)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,9 +9,9 @@ from flows.checkpoint.models import Model
 from flows.checkpoint.prompt_tokens import PromptTokens, most_tokens
 from flows.ledger.chunk_words import example
 from flows.options.commands import RunOptions
-from flows.planning.choose import Question
+from flows.planning.choose import PlanRequest
 from flows.planning.workloads import Workload
-from stages.decode.generation import Generation
+from stages.decode.generation import SamplingParams
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -28,7 +28,7 @@ class AnswerRoom:
 
 def texts_of(config: RunOptions, frames: int, prompt: str) -> tuple[str, str, str]:
     """Return what a chunk is asked, the system turn, and what its answer begins with."""
-    params = Generation.of(config)
+    params = SamplingParams.of(config)
     return example(prompt, frames), params.system, params.start_with
 
 
@@ -56,7 +56,7 @@ def answer_room(model: Model, config: RunOptions, workload: Workload, prompt: st
     return AnswerRoom(pictures=pictures, words=words, left=left)
 
 
-def longest_answer(question: Question) -> int | None:
+def longest_answer(question: PlanRequest) -> int | None:
     """Return the most tokens that an answer may have beside the chunks that take most; None: the
     context bounds none."""
     model, config = question.model, question.config

@@ -10,7 +10,7 @@ from flows.checkpoint.precision import QUANTIZED, settle, with_adapter
 from flows.console.units import gib, rounded_up, written
 from flows.machine.budget import Budget
 from flows.pipelines import STAGES
-from flows.planning.choose import Choice, Question, allowed, choices
+from flows.planning.choose import PlanRequest, StagePlan, allowed, choices
 from flows.planning.estimate import StageEstimate
 from flows.planning.fewer_pixels import fewer_pixels, kept_to
 
@@ -36,7 +36,7 @@ class Change:
         return f"{self.option} ({self.takes.rung.stage} takes {peak} with {self.takes.rung.name})"
 
 
-def cannot_fit(question: Question, refused: Sequence[Choice], budget: Budget) -> CannotFit:
+def cannot_fit(question: PlanRequest, refused: Sequence[StagePlan], budget: Budget) -> CannotFit:
     """Return the error that names what does not fit and what would."""
     worst = max(refused, key=lambda choice: choice.taken.peak_bytes)
     least = worst.taken
@@ -50,7 +50,7 @@ def cannot_fit(question: Question, refused: Sequence[Choice], budget: Budget) ->
     return CannotFit(message, hint=hint)
 
 
-def changes(question: Question, unfit: Choice, budget: Budget) -> list[Change]:
+def changes(question: PlanRequest, unfit: StagePlan, budget: Budget) -> list[Change]:
     """Return changes that make all stages fit, the smallest of each kind, gentlest first. `unfit`
     is one stage that does not."""
     stage = unfit.taken.rung.stage
@@ -68,7 +68,7 @@ def changes(question: Question, unfit: Choice, budget: Budget) -> list[Change]:
 
 
 def _fitting(
-    tried: Iterable[tuple[str, Question | None]], stage: str, budget: Budget
+    tried: Iterable[tuple[str, PlanRequest | None]], stage: str, budget: Budget
 ) -> list[Change]:
     """Return the first of each kind of change that makes all stages fit."""
     found: dict[tuple[str, ...], Change] = {}
@@ -83,8 +83,8 @@ def _fitting(
 
 
 def _in_pairs(
-    precisions: Iterable[tuple[str, Question | None]],
-) -> Iterator[tuple[str, Question | None]]:
+    precisions: Iterable[tuple[str, PlanRequest | None]],
+) -> Iterator[tuple[str, PlanRequest | None]]:
     """Yield fewer frames, and fewer pixels, in each of these precisions."""
     for option, other in precisions:
         if other is not None:
@@ -92,13 +92,13 @@ def _in_pairs(
             yield from ((f"{option} {more}", question) for more, question in smaller)
 
 
-def _takes(question: Question, stage: str, budget: Budget) -> StageEstimate | None:
+def _takes(question: PlanRequest, stage: str, budget: Budget) -> StageEstimate | None:
     """Return what that stage then takes; None when it or another one still does not fit."""
     found = choices(question, question.rungs, budget)
     return found[stage].taken if all(choice.fits for choice in found.values()) else None
 
 
-def _most(question: Question, budget: Budget) -> int:
+def _most(question: PlanRequest, budget: Budget) -> int:
     """Return the least budget that all stages keep to, each on its smallest rung."""
     return max(
         min(question.estimate(rung).peak_bytes for rung in rungs)
@@ -107,7 +107,7 @@ def _most(question: Question, budget: Budget) -> int:
     )
 
 
-def _auto(question: Question, stage: str) -> tuple[str, Question | None]:
+def _auto(question: PlanRequest, stage: str) -> tuple[str, PlanRequest | None]:
     config, part = question.config, STAGES[stage].part
     if part is None or config.is_free(part):
         return "", None
@@ -115,7 +115,7 @@ def _auto(question: Question, stage: str) -> tuple[str, Question | None]:
     return f"--{asked.replace('_', '-')} auto", in_precision(question, **{asked: "auto"})
 
 
-def _frames(question: Question) -> Iterator[tuple[str, Question | None]]:
+def _frames(question: PlanRequest) -> Iterator[tuple[str, PlanRequest | None]]:
     if question.model.profile.max_video_pixels:
         return  # each of fewer frames would be seen larger
     most = max((w.frames for w in question.workloads if w.kind == "video"), default=0)
@@ -124,7 +124,7 @@ def _frames(question: Question) -> Iterator[tuple[str, Question | None]]:
         yield f"--max-frames {count}", replace(question, workloads=tuple(workloads))
 
 
-def _pixels(question: Question) -> Iterator[tuple[str, Question | None]]:
+def _pixels(question: PlanRequest) -> Iterator[tuple[str, PlanRequest | None]]:
     model, least = question.model, question.least
     for most in fewer_pixels(model, question.workloads):
         workloads = tuple(kept_to(model, w, most) for w in question.workloads)
@@ -132,7 +132,7 @@ def _pixels(question: Question) -> Iterator[tuple[str, Question | None]]:
         yield f"--max-pixels {most}", replace(question, workloads=workloads, least=smallest)
 
 
-def _precisions(question: Question, stage: str) -> Iterator[tuple[str, Question | None]]:
+def _precisions(question: PlanRequest, stage: str) -> Iterator[tuple[str, PlanRequest | None]]:
     part = STAGES[stage].part
     # A rung that is there was tried already, or will be.
     there = {rung.precision for rung in question.rungs[stage]}
@@ -143,7 +143,7 @@ def _precisions(question: Question, stage: str) -> Iterator[tuple[str, Question 
         yield f"--{part}-precision {precision}", other
 
 
-def in_precision(question: Question, **options: str) -> Question | None:
+def in_precision(question: PlanRequest, **options: str) -> PlanRequest | None:
     """Return the same question with halves in another precision; None when they cannot be had in
     it."""
     changed: dict[str, Any] = options

@@ -36,7 +36,7 @@ from flows.planning.workloads import (
     standard_workloads,
     workloads_of,
 )
-from stages.decode.generation import Generation
+from stages.decode.generation import SamplingParams
 from stages.process.device_limit import CONTEXT_BYTES
 
 DOUBT = 0.9
@@ -45,7 +45,7 @@ last rung: estimates are that good."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Question:
+class PlanRequest:
     """The input of a selection: stages of a job, with their workloads."""
 
     model: Model
@@ -83,12 +83,12 @@ class Question:
             self.device,
             EngineOptions.of(self.config).max_new_tokens,
             self.context_bytes,
-            Generation.of(self.config).schema or ("{}" if self.any_schema else ""),
+            SamplingParams.of(self.config).schema or ("{}" if self.any_schema else ""),
         )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Choice:
+class StagePlan:
     """The rung selected for one stage."""
 
     first: StageEstimate
@@ -108,11 +108,11 @@ def question_of(
     job: Job,
     stages: Pipeline | None = None,
     expected: Sequence[Estimate] | None = None,
-) -> Question:
+) -> PlanRequest:
     """Return the question of a job."""
     media = job.media
     expected = estimates(job) if expected is None else expected
-    return Question(
+    return PlanRequest(
         model=job.model,
         config=job.config,
         device=job.device,
@@ -136,12 +136,12 @@ def prompts_of(job: Job) -> tuple[str, ...]:
 
 def question_of_model(
     model: Model, config: RunOptions, device: str, stages: Pipeline, prompt: str | None = None
-) -> Question:
+) -> PlanRequest:
     """Return the question about a model whatever the media; without a `prompt` it is given the one
     that the command asks."""
     asked = model.prompt_for(config, "video") if prompt is None else prompt
     sampling, bound = sampling_as_card(config, model), frame_bound(model.profile, config)
-    return Question(
+    return PlanRequest(
         model=model,
         config=config,
         device=device,
@@ -159,11 +159,11 @@ def context_of(device: str) -> int:
 
 
 def choices(
-    question: Question,
+    question: PlanRequest,
     rungs: Mapping[str, Sequence[Rung]],
     budget: Budget,
     known: Mapping[str, Rung] | None = None,
-) -> dict[str, Choice]:
+) -> dict[str, StagePlan]:
     """Return the choice for each stage; `known` is where one was found to fit before."""
     known = known or {}
     return {
@@ -174,9 +174,9 @@ def choices(
     }
 
 
-def _remembered(question: Question, first: Rung, known: Rung, budget: Budget) -> Choice:
+def _remembered(question: PlanRequest, first: Rung, known: Rung, budget: Budget) -> StagePlan:
     taken = question.estimate(known)
-    return Choice(
+    return StagePlan(
         first=question.estimate(first),
         taken=taken,
         fits=fits(taken, budget),
@@ -185,23 +185,23 @@ def _remembered(question: Question, first: Rung, known: Rung, budget: Budget) ->
     )
 
 
-def _choice(question: Question, rungs: Sequence[Rung], budget: Budget) -> Choice:
+def _choice(question: PlanRequest, rungs: Sequence[Rung], budget: Budget) -> StagePlan:
     tried: list[StageEstimate] = []
     for rung in rungs:
         found = question.estimate(rung)
         tried.append(found)
         if fits(found, budget):
-            return Choice(first=tried[0], taken=found, fits=True, refused=False)
+            return StagePlan(first=tried[0], taken=found, fits=True, refused=False)
     # Chunks that are too large for every rung are tried alone, and do not keep the others waiting.
     for rung, found in zip(rungs, tried, strict=True):
         if fits(question.estimate_least(rung), budget):
-            return Choice(first=tried[0], taken=found, fits=False, refused=False)
+            return StagePlan(first=tried[0], taken=found, fits=False, refused=False)
     last = min(zip(rungs, tried, strict=True), key=lambda pair: pair[1].peak_bytes)
     least = question.estimate_least(last[0])
-    return Choice(first=tried[0], taken=last[1], fits=False, refused=refused(least, budget))
+    return StagePlan(first=tried[0], taken=last[1], fits=False, refused=refused(least, budget))
 
 
-def memory_json(found: dict[str, Choice], budget: Budget) -> dict[str, Any]:
+def memory_json(found: dict[str, StagePlan], budget: Budget) -> dict[str, Any]:
     """Return what each stage starts on and is expected to take, for programs."""
     return {
         "budget_bytes": budget.bytes,

@@ -18,7 +18,7 @@ from flows.job.prepare import Job
 from flows.options.commands import RunOptions
 from flows.options.text import EngineOptions
 from flows.planning.answer_room import answer_room, beside_words, texts_of, words_of
-from flows.planning.choose import Question, prompts_of
+from flows.planning.choose import PlanRequest, prompts_of
 from flows.planning.fitting_words import what_fits
 from flows.planning.sizes import UNKNOWN_SIZE, Estimate
 from flows.planning.workloads import Workload
@@ -28,7 +28,7 @@ MARGIN = 0.9
 """Share of the pixels that would just fit that is proposed: processors round them to patches."""
 
 
-def refuse_beyond_context(question: Question) -> None:
+def refuse_beyond_context(question: PlanRequest) -> None:
     """Refuse a frame, or a prompt and an answer of `--max-new-tokens`, for which the context has no
     room beside the frames of the longest chunk. As stock, explicitly asked for, nothing is refused.
     Raises UsageError."""

@@ -35,7 +35,7 @@ from artifacts.record_union import record_sets_of
 from artifacts.store import Store
 from flows.console.units import gib
 from flows.planning.rungs import Rung
-from stages.process.events import Event, Item, Shrunk
+from stages.process.events import BatchShrunk, Event, Item
 
 KIND = "rungs"
 OUTPUT_VERSION = 3
@@ -155,7 +155,7 @@ class Ladder:
         """Hear an event of a stage."""
         if stage not in self.rungs:
             return
-        if isinstance(event, Shrunk):
+        if isinstance(event, BatchShrunk):
             self._shrink(stage, event)
         elif isinstance(event, Item):
             self.worked(stage)
@@ -212,7 +212,7 @@ class Ladder:
             hint=f"Nothing finished is lost; give {self.advise(stage) or 'more with --memory'}",
         )
 
-    def _shrink(self, stage: str, event: Shrunk) -> None:
+    def _shrink(self, stage: str, event: BatchShrunk) -> None:
         """Go down, as the stage's process goes on with smaller batches, or smaller blocks of
         them."""
         with self._lock:

@@ -96,7 +96,7 @@ class Machine:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Known:
+class MachineLookup:
     """A measurement, or the reason why there is none."""
 
     machine: Machine | None
@@ -104,7 +104,7 @@ class Known:
     """One sentence on what stands against it; also where there is one, of a busy machine."""
 
 
-def find_machine(device: str) -> Known:
+def find_machine(device: str) -> MachineLookup:
     """Return the measurement of this machine, if it still holds; `device` is `cpu` or `cuda:N`."""
     here = machine_identity(device)
     kept = _kept(_path(here))
@@ -112,20 +112,20 @@ def find_machine(device: str) -> Known:
         others = [m for path in sorted(_folder().glob("*.json")) if (m := _kept(path))]
         if others:
             which = f"{others[-1].cpu}, {others[-1].device}"
-            return Known(machine=None, why=f"only another machine was measured ({which})")
-        return Known(machine=None, why="this machine was not measured")
+            return MachineLookup(machine=None, why=f"only another machine was measured ({which})")
+        return MachineLookup(machine=None, why="this machine was not measured")
     if kept.torch != here["torch"]:
-        return Known(
+        return MachineLookup(
             machine=None,
             why=f"it was measured with torch {kept.torch}, and this is torch {here['torch']}",
         )
     if kept.cores != here["cores"]:
-        return Known(
+        return MachineLookup(
             machine=None,
             why=f"it was measured with {kept.cores} cores, and this process has {here['cores']}",
         )
     busy = "others were at work when it was measured" if kept.load > BUSY else ""
-    return Known(machine=kept, why=busy)
+    return MachineLookup(machine=kept, why=busy)
 
 
 def measure(device: str, store: Path, launcher: Launcher) -> Machine:

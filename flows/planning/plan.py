@@ -35,8 +35,8 @@ from flows.planning.architecture import read_architecture
 from flows.planning.architecture_profile import model_by_dimensions
 from flows.planning.changes import cannot_fit
 from flows.planning.choose import (
-    Choice,
-    Question,
+    PlanRequest,
+    StagePlan,
     choices,
     memory_json,
     question_of,
@@ -53,9 +53,9 @@ from stages.process.device import device_name
 class Plan:
     """The plan of a run."""
 
-    question: Question
+    question: PlanRequest
     budget: Budget
-    choices: dict[str, Choice]
+    choices: dict[str, StagePlan]
     refusal: CannotFit | None
     """Error that says why it cannot be run, and what would fit."""
     job: Job | None
@@ -179,7 +179,7 @@ def _by_dimensions(
 
 
 def _answered(
-    question: Question, budget: Budget, job: Job | None, expected: tuple[Estimate, ...]
+    question: PlanRequest, budget: Budget, job: Job | None, expected: tuple[Estimate, ...]
 ) -> Plan:
     # No ladder is gone down here, so nothing is told of it.
     known = ladder_of(job, lambda *_: None).known() if job else {}

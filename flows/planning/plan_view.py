@@ -8,7 +8,7 @@ from flows.console.tables import table_lines
 from flows.console.units import duration, gib, size
 from flows.job.about import computed_by
 from flows.pipelines import STAGES
-from flows.planning.choose import Choice, allowed
+from flows.planning.choose import StagePlan, allowed
 from flows.planning.estimate import StageEstimate
 from flows.planning.plan import Plan, figures
 from flows.planning.sizes import SHOT_SECONDS
@@ -184,7 +184,7 @@ def _costs(plan: Plan) -> Iterator[str]:
             yield f"  {stage}: {first.rung.name} {why}; {'; '.join(_differs(choice))}"
 
 
-def _differs(choice: Choice) -> Iterator[str]:
+def _differs(choice: StagePlan) -> Iterator[str]:
     first, taken = choice.first.rung, choice.taken.rung
     if taken.precision != first.precision:
         yield COSTS["precision"]

@@ -11,14 +11,14 @@ from flows.machine.budget import Budget
 from flows.options.text import EngineOptions
 from flows.pipelines import STAGES, Pipeline
 from flows.planning.changes import NAMED, cannot_fit, changes
-from flows.planning.choose import Choice, Question, choices, fits, memory_json, question_of
+from flows.planning.choose import PlanRequest, StagePlan, choices, fits, memory_json, question_of
 from flows.planning.context_check import refuse_beyond_context
 from flows.planning.costs import rungs_of
 from flows.planning.ladder import Ladder, Remembered, Told
 from flows.planning.rungs import Rung, sizes
 from flows.planning.sizes import Estimate
 from stages.process.device import device_uuid
-from stages.process.stage import Stage
+from stages.process.stage import StageSpec
 
 
 def ladder_of(job: Job, tell: Told) -> Ladder:
@@ -31,7 +31,7 @@ def ladder_of(job: Job, tell: Told) -> Ladder:
     )
 
 
-def _about(job: Job, stage: Stage) -> list[Any]:
+def _about(job: Job, stage: StageSpec) -> list[Any]:
     """Return all that decides what a stage takes. The settings that its part may be run in are
     among it: below all that one ladder has there is nothing that another one, which has more, could
     be told."""
@@ -44,11 +44,11 @@ def _about(job: Job, stage: Stage) -> list[Any]:
 
 
 def choose(
-    question: Question,
+    question: PlanRequest,
     budget: Budget,
     rungs: Mapping[str, Sequence[Rung]],
     known: Mapping[str, Rung],
-) -> dict[str, Choice]:
+) -> dict[str, StagePlan]:
     """Return what each stage of a question starts on. `rungs` are those of each stage, cheapest
     first; `known` is where a stage was found to fit before, whatever is expected of it. Raises
     CannotFit."""
@@ -75,7 +75,7 @@ def plan_start(
     return memory_json(found, job.budget)
 
 
-def batch_instead(question: Question, rung: Rung, budget: Budget) -> int:
+def batch_instead(question: PlanRequest, rung: Rung, budget: Budget) -> int:
     """Return the largest batch that fits in place of the slots of a rung, should a trial show that
     there are none: as large as there are slots at most, and one where none is expected to fit."""
     if not (rung.seated and question.workloads):
@@ -85,7 +85,7 @@ def batch_instead(question: Question, rung: Rung, budget: Budget) -> int:
     return next((each.batch for each in batches if fits(question.estimate(each), budget)), 1)
 
 
-def advice(question: Question, job: Job, ladder: Ladder, stage: str) -> str:
+def advice(question: PlanRequest, job: Job, ladder: Ladder, stage: str) -> str:
     """Say what would make a stage fit that did not, whatever was expected of it."""
     if not question.workloads:
         return ""
@@ -93,7 +93,7 @@ def advice(question: Question, job: Job, ladder: Ladder, stage: str) -> str:
     least = choices(asked, ladder.rungs, job.budget)[stage].taken
     # It took more than was expected: so what would do has to be expected to take less than that.
     budget = replace(job.budget, bytes=min(job.budget.bytes, least.peak_bytes - 1))
-    unfit = Choice(first=least, taken=least, fits=False, refused=True)
+    unfit = StagePlan(first=least, taken=least, fits=False, refused=True)
     found = [change.option for change in changes(asked, unfit, budget)]
     found = [option for option in found if not option.startswith("--memory")][:NAMED]
     part = STAGES[stage].part

@@ -8,11 +8,11 @@ from artifacts.schema import MediaKind
 from flows.job.prepare import Job
 from flows.planning.sizes import Estimate
 from flows.planning.workloads import KINDS, Workload, workload_of
-from stages.process.stage import Stage
+from stages.process.stage import StageSpec
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class ToDo:
+class RemainingWork:
     """The remaining work of one kind of media."""
 
     workload: Workload
@@ -25,13 +25,13 @@ class ToDo:
     """Name of a stage → chunks without what it makes."""
 
 
-def to_do(job: Job, found: Sequence[Estimate]) -> list[ToDo]:
+def to_do(job: Job, found: Sequence[Estimate]) -> list[RemainingWork]:
     """Return what is left, of each kind that there is. `found` is an estimate for each medium of
     the job."""
     return [made for kind in KINDS if (made := _of_kind(job, kind, found)) is not None]
 
 
-def _of_kind(job: Job, kind: MediaKind, found: Sequence[Estimate]) -> ToDo | None:
+def _of_kind(job: Job, kind: MediaKind, found: Sequence[Estimate]) -> RemainingWork | None:
     pairs = [(m, e) for m, e in zip(job.media, found, strict=True) if m.kind == kind and e.chunks]
     if not pairs:
         return None
@@ -44,13 +44,13 @@ def _of_kind(job: Job, kind: MediaKind, found: Sequence[Estimate]) -> ToDo | Non
     middle = sorted((e for _, e in pairs), key=lambda e: math.prod(e.stored))[len(pairs) // 2]
     prompt = pairs[0][0].prompt
 
-    def lacking(stage: Stage) -> int:
+    def lacking(stage: StageSpec) -> int:
         of_prompt = stage.writes in ledger.namespaces.prompted
         uncounted = sum(e.chunks for e in uncut if of_prompt or not e.again)
         return uncounted + len({t[stage.writes] for t in tasks if not ledger.has(t, stage)})
 
     workload = workload_of(job.model, kind, chunks, frames, middle.stored, middle.shown, prompt)
-    return ToDo(
+    return RemainingWork(
         workload=replace(workload, parts=middle.parts),
         pixels=sum(e.shown_frames * math.prod(e.shown) for e in uncut),
         frame_bytes=sum(e.frame_bytes for e in uncut),

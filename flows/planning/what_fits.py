@@ -8,7 +8,7 @@ from typing import Any
 
 from flows.machine.budget import Budget
 from flows.planning.changes import in_precision
-from flows.planning.choose import Choice, Question, choices
+from flows.planning.choose import PlanRequest, StagePlan, choices
 from flows.planning.rungs import Rung
 
 BUDGETS_GIB = (4, 6, 8, 12, 16, 24)
@@ -54,7 +54,7 @@ class Cell:
         return "/".join(map(str, counts)) + self.marks
 
 
-def what_fits(question: Question, device: str) -> dict[str, list[Cell]]:
+def what_fits(question: PlanRequest, device: str) -> dict[str, list[Cell]]:
     """Return the rows. Those that the checkpoint cannot be had in are left out, and those whose
     weights take what a row above takes."""
     found: dict[str, list[Cell]] = {}
@@ -72,7 +72,7 @@ def what_fits(question: Question, device: str) -> dict[str, list[Cell]]:
     return found
 
 
-def _in(question: Question, options: dict[str, str], device: str) -> Question | None:
+def _in(question: PlanRequest, options: dict[str, str], device: str) -> PlanRequest | None:
     changed: dict[str, Any] = {"vision_precision": None, "language_precision": None, **options}
     if not question.model.profile.language.parameters:
         changed["language_precision"] = "native"
@@ -80,7 +80,7 @@ def _in(question: Question, options: dict[str, str], device: str) -> Question | 
     return in_precision(replace(question, device=device, stages=stages), **changed)
 
 
-def _cell(question: Question, gib: int) -> Cell:
+def _cell(question: PlanRequest, gib: int) -> Cell:
     size = gib << 30
     budget = Budget(
         device=question.device,
@@ -91,7 +91,7 @@ def _cell(question: Question, gib: int) -> Cell:
         # Of a card that is only thought of, the host is not known.
         host_bytes=1 << 60,
     )
-    found: dict[str, Choice] = choices(question, question.rungs, budget)
+    found: dict[str, StagePlan] = choices(question, question.rungs, budget)
     return Cell(
         gib=gib,
         fits=all(choice.fits for choice in found.values()),

@@ -17,7 +17,7 @@ from flows.ledger.tasks import Medium, Task
 from flows.media.media_files import MediaFile
 from flows.options.commands import RunOptions
 from flows.options.text import TextOptions
-from stages.decode.generation import Generation
+from stages.decode.generation import SamplingParams
 from stages.decode.structure import fields_of, follows, words_of
 
 THINKING_STILL = "it was still thinking when it was cut: --max-new-tokens lets it come to an end"
@@ -44,7 +44,7 @@ def caption_of(job: Job, file: MediaFile, task: Task, stored: Mapping[str, Any])
     assert index is not None
     one_frame = task.medium.kind == "video" and job.model.one_frame
     config = job.config
-    params = Generation.of(config)
+    params = SamplingParams.of(config)
     said, warnings = _said(
         stored, strip_think=TextOptions.of(config).strip_think and not params.schema
     )
@@ -79,7 +79,9 @@ def around(config: RunOptions, words: str) -> str:
     """Return the words of a caption with what is put before and after all of them. What a program
     may read as JSON gets no trigger, which would break it."""
     wording = TextOptions.of(config)
-    is_json = words.lstrip()[:1] in ("{", "[") and (Generation.of(config).schema or _parses(words))
+    is_json = words.lstrip()[:1] in ("{", "[") and (
+        SamplingParams.of(config).schema or _parses(words)
+    )
     trigger = f"{wording.trigger}, " if wording.trigger and not is_json else ""
     return f"{trigger}{wording.prefix}{words}{wording.suffix}"
 
@@ -101,7 +103,7 @@ def in_words(job: Job, file: MediaFile, medium: Medium) -> list[Caption]:
     """Return the captions of one file as people read them: of a schema of one text, or of one list
     of them, without its JSON."""
     captions, config = captions_of(job, file, medium), job.config
-    params = Generation.of(config)
+    params = SamplingParams.of(config)
     if not params.schema:
         return captions
     words = [words_of(params.schema, caption.fields or {}) for caption in captions]

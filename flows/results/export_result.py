@@ -13,7 +13,17 @@ from artifacts.captions import Failure
 from artifacts.errors import UsageError
 from artifacts.files import read_kept, write_json
 from artifacts.owned_folders import refuse_foreign
-from artifacts.shapes import Each, Left, Misshapen, anything, check, count, number, read_json, text
+from artifacts.shapes import (
+    MapOf,
+    OptionalField,
+    ShapeError,
+    anything,
+    check,
+    count,
+    number,
+    read_json,
+    text,
+)
 from flows.console.units import size
 from flows.options.export_config import EXPORTED, NATIVE, REJECTED, RUNS, ExportAsked
 from flows.results.run_record import RUN_RECORD
@@ -175,8 +185,8 @@ AGAIN = "Export into a new folder: penstock export MODEL --to KIND --out DIR"
 NEARNESS = {
     "rows": count,
     **dict.fromkeys(("cosine", "centred_mean", "centred_least", "neighbours"), number),
-    "by_chunk": Left(Each(number)),
-    "chunks": Left(count),
+    "by_chunk": OptionalField(MapOf(number)),
+    "chunks": OptionalField(count),
 }
 READ_FIGURES: dict[str, dict[str, Any]] = {
     "features": NEARNESS,
@@ -184,16 +194,16 @@ READ_FIGURES: dict[str, dict[str, Any]] = {
     "text": {
         **dict.fromkeys(("captions", "tokens"), count),
         **dict.fromkeys(("token_agreement", "divergence", "captions_as_native"), number),
-        "by_caption": Left(Each(number)),
+        "by_caption": OptionalField(MapOf(number)),
     },
 }
 SHAPE = {
-    "recipe": Each(anything),
+    "recipe": MapOf(anything),
     "frames": count,
-    "gates": Each(number),
+    "gates": MapOf(number),
     "passed": lambda value: isinstance(value, bool),
     "missed": [text],
-    **{name: Left(shape) for name, shape in READ_FIGURES.items()},
+    **{name: OptionalField(shape) for name, shape in READ_FIGURES.items()},
 }
 """Shape of `parity.json`."""
 
@@ -248,9 +258,9 @@ def export_in(out: Path) -> ExportFound | None:
 
 def _known(parity: dict[str, Any]) -> dict[str, Any]:
     """Return a verdict whose gates are all known, and of figures that it has. Raises Misshapen."""
-    check(parity, {"gates": Each(number)})
+    check(parity, {"gates": MapOf(number)})
     known = {f"{gate.group}.{gate.name}" for gate in GATES}
     for name in parity["gates"]:
         if name not in known or name.split(".")[0] not in parity:
-            raise Misshapen(f"its gates name {name[:40]}, which it has no figure of")
+            raise ShapeError(f"its gates name {name[:40]}, which it has no figure of")
     return parity

@@ -18,12 +18,12 @@ from artifacts.tables import TABLES
 from artifacts.trainers import TRAINERS
 from flows.job.prepare import Job
 from flows.media.media_files import MediaFile
-from flows.media.own_files import OwnFiles, digest_at
+from flows.media.own_files import GeneratedFiles, digest_at
 from flows.options.text import OutputOptions, PromptOptions
 from flows.pipelines import STAGES
 from flows.results.captions import SHORTENED, captions_by_file, in_words
 from flows.results.table_rows import kinds_of, properties_of, table_rows
-from flows.results.text_files import Texts, write_texts
+from flows.results.text_files import TextFileCounts, write_texts
 from stages.process.events import Failed
 
 
@@ -102,7 +102,7 @@ def there_before(job: Job) -> list[str]:
 
 
 @dataclass(kw_only=True, slots=True)
-class Written:
+class OutputCounts:
     """The counts of what the outputs contain now."""
 
     captions: int = 0
@@ -113,7 +113,7 @@ class Written:
     rejected: int = 0
     """Captions that a person rejected."""
     failures: list[Failure] = field(default_factory=list)
-    texts: list[Texts] = field(default_factory=list)
+    texts: list[TextFileCounts] = field(default_factory=list)
     people: dict[str, int] = field(default_factory=dict)
     """Format → how many texts that people wrote or corrected went into it."""
     earlier: list[str] = field(default_factory=list)
@@ -131,13 +131,13 @@ class Written:
         }
 
 
-def write_outputs(job: Job, *, last: bool) -> Written:
+def write_outputs(job: Job, *, last: bool) -> OutputCounts:
     """Write every output file that is asked for, and those that the folder has of an earlier run.
 
     Tables are written with the `last` call alone: they cannot be added to, and no program reads
     them while the run goes on.
     """
-    found = Written(failures=failures_of(job))
+    found = OutputCounts(failures=failures_of(job))
     counts: list[int] = []
 
     def rows() -> Iterator[Caption]:
@@ -156,7 +156,7 @@ def write_outputs(job: Job, *, last: bool) -> Written:
     write_jsonl(job.out / "failures.jsonl", found.failures)
     files = [group[0][0] for group in job.by_file]
     write_text(job.out / "media.jsonl", media_lines(files, counts))
-    own, kinds = OwnFiles(job.store), kinds_of(job)
+    own, kinds = GeneratedFiles(job.store), kinds_of(job)
     found.texts = write_texts(job, own, in_words)
     found.people["jsonl"] = found.corrected
     for texts in found.texts:

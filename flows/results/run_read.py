@@ -7,11 +7,11 @@ from typing import Any
 
 from artifacts.errors import UsageError
 from artifacts.shapes import (
-    Each,
-    Left,
-    Maybe,
-    Misshapen,
-    Some,
+    EmptyOr,
+    MapOf,
+    Nullable,
+    OptionalField,
+    ShapeError,
     anything,
     check,
     count,
@@ -27,28 +27,32 @@ POINT = (number, number, number)
 HALF = {"bytes": count, "parameters": count, "precision": text, "attention": text}
 PLANNED = {
     "rung": {"stage": text},
-    "name": Left(text),
+    "name": OptionalField(text),
     "peak_bytes": number,
-    "host_bytes": Left(number),
-    "weight_bytes": Left(number),
-    "activation_bytes": Left(number),
-    "kv_bytes": Left(number),
-    "workspace_bytes": Left(number),
-    "context_bytes": Left(number),
+    "host_bytes": OptionalField(number),
+    "weight_bytes": OptionalField(number),
+    "activation_bytes": OptionalField(number),
+    "kv_bytes": OptionalField(number),
+    "workspace_bytes": OptionalField(number),
+    "context_bytes": OptionalField(number),
 }
 PLAN = {
     "model": text,
     "device": text,
-    "precision": Each(text),
-    "batch_size": Maybe(count),
-    "store": Left(text),
-    "chunks": Left(count),
-    "halves": Left(Each(HALF)),
-    "sampling": Left(Each(anything)),
-    "notes": Left([text]),
-    "words": Left({"prefix": text, "suffix": text, "schema": text, "trigger": Left(text)}),
-    "memory": Left(Maybe({"budget_bytes": Left(Maybe(number)), "stages": [PLANNED]})),
-    "seconds": Left(Maybe(Each(anything))),
+    "precision": MapOf(text),
+    "batch_size": Nullable(count),
+    "store": OptionalField(text),
+    "chunks": OptionalField(count),
+    "halves": OptionalField(MapOf(HALF)),
+    "sampling": OptionalField(MapOf(anything)),
+    "notes": OptionalField([text]),
+    "words": OptionalField(
+        {"prefix": text, "suffix": text, "schema": text, "trigger": OptionalField(text)}
+    ),
+    "memory": OptionalField(
+        Nullable({"budget_bytes": OptionalField(Nullable(number)), "stages": [PLANNED]})
+    ),
+    "seconds": OptionalField(Nullable(MapOf(anything))),
 }
 STAGE = {
     "name": text,
@@ -58,12 +62,12 @@ STAGE = {
     **dict.fromkeys(("baseline_before_bytes", "baseline_after_bytes"), number),
     "recent": [(number, number)],
     "attention": text,
-    "precision": Each(text),
+    "precision": MapOf(text),
     "spans": [POINT],
     "timeline": [POINT],
     "now": [POINT],
     "warnings": [text],
-    "notes": {"loaded_bytes": Left(number)},
+    "notes": {"loaded_bytes": OptionalField(number)},
 }
 TEXTS = {
     "format": text,
@@ -75,21 +79,25 @@ RECORD = {
     "pid": count,
     "started": moment,
     "updated": moment,
-    "outputs": Each(text),
-    "prefect": Maybe({"id": text, "name": text}),
-    "plan": Some(PLAN),
-    "rungs": [{"stage": text, "name": text, "reason": text, "error": text, "time": Left(moment)}],
+    "outputs": MapOf(text),
+    "prefect": Nullable({"id": text, "name": text}),
+    "plan": EmptyOr(PLAN),
+    "rungs": [
+        {"stage": text, "name": text, "reason": text, "error": text, "time": OptionalField(moment)}
+    ],
     "stages": [STAGE],
-    "media": {"total": count, "failed": count, "open": Left(count)},
+    "media": {"total": count, "failed": count, "open": OptionalField(count)},
     "captions": count,
-    "rows": Left(count),
-    "summaries": Left(count),
-    "cut": Left(count),
-    "texts": Left([TEXTS]),
-    "earlier": Left([text]),
+    "rows": OptionalField(count),
+    "summaries": OptionalField(count),
+    "cut": OptionalField(count),
+    "texts": OptionalField([TEXTS]),
+    "earlier": OptionalField([text]),
     "failures": [dict.fromkeys(("media_path", "message", "hint"), text)],
-    "versions": Left(Each(text)),
-    "command": Left(Maybe({"words": [text], "folder": text, "mac": Left(text)})),
+    "versions": OptionalField(MapOf(text)),
+    "command": OptionalField(
+        Nullable({"words": [text], "folder": text, "mac": OptionalField(text)})
+    ),
 }
 """Shape of `run.json`, as far as anything is told of it."""
 
@@ -105,7 +113,7 @@ def load_record(out: Path) -> dict[str, Any]:
         check(found, {"stages": [{"name": text}]})
         names = {stage["name"] for stage in found["stages"]}
         if not names or not names <= set(STAGES):
-            raise Misshapen(f"its stages are not {', '.join(STAGES)}")
+            raise ShapeError(f"its stages are not {', '.join(STAGES)}")
         stages = [{**empty(stage["name"]), **stage} for stage in found["stages"]]
         return {**blank(out), **found, "stages": stages}
 

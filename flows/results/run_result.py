@@ -7,7 +7,7 @@ from typing import Any
 
 from artifacts.captions import Failure
 from artifacts.words import counted
-from flows.results.outputs import Written
+from flows.results.outputs import OutputCounts
 from flows.results.peoples_texts import people_words
 from flows.results.status import texts_line
 from flows.results.summaries import SUMMARIES
@@ -24,7 +24,7 @@ class RunResult:
     """Most tokens of a caption."""
     summaries: int | None = None
     """Summaries of videos; None where none were asked for."""
-    written: Written = field(default_factory=Written)
+    written: OutputCounts = field(default_factory=OutputCounts)
     warnings: list[str] = field(default_factory=list)
 
     @property

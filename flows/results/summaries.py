@@ -18,8 +18,8 @@ from flows.media.media_files import MediaFile
 from flows.options.commands import CaptionConfig
 from flows.options.text import EngineOptions, PromptOptions, TextOptions
 from flows.results.captions import in_words, unrejected
-from stages.decode.generation import Generation
-from stages.process.stage import Stage
+from stages.decode.generation import SamplingParams
+from stages.process.stage import StageSpec
 from stages.summarize.job import SUMMARY
 
 SUMMARIES = "summaries.jsonl"
@@ -53,7 +53,7 @@ class SummaryRow:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Story:
+class SummaryInput:
     """A video whose chunks are all captioned or failed."""
 
     file: MediaFile
@@ -65,7 +65,7 @@ class Story:
     """Chunks that have no caption, and never will."""
 
 
-def stories(job: Job) -> Iterator[Story]:
+def stories(job: Job) -> Iterator[SummaryInput]:
     """Yield the videos of a job that can be summarized, in source order. Of several named prompts
     the captions of the first count."""
     bare = job
@@ -79,13 +79,13 @@ def stories(job: Job) -> Iterator[Story]:
         kept = [*unrejected(captions)]
         if kept and len(captions) >= len(tasks) - lost:
             texts = [(each.start, each.end, each.caption) for each in kept]
-            yield Story(file=file, digest=medium.digest, texts=texts, lost=lost)
+            yield SummaryInput(file=file, digest=medium.digest, texts=texts, lost=lost)
 
 
-def generation_of_texts(job: Job) -> Generation:
+def generation_of_texts(job: Job) -> SamplingParams:
     """Return of the settings of captions those that are as good for other texts."""
-    told = Generation.of(job.config).told
-    return Generation(**{name: value for name, value in told.items() if name in OF_ANY_TEXT})
+    told = SamplingParams.of(job.config).told
+    return SamplingParams(**{name: value for name, value in told.items() if name in OF_ANY_TEXT})
 
 
 def _how_said(job: Job) -> dict[str, Any]:
@@ -102,7 +102,7 @@ def _how_said(job: Job) -> dict[str, Any]:
 class Summaries:
     """The summaries of one job that are in the store."""
 
-    def __init__(self, job: Job, stage: Stage) -> None:
+    def __init__(self, job: Job, stage: StageSpec) -> None:
         self._job = job
         self._stage = stage
         self._how = _how_said(job)
@@ -114,26 +114,26 @@ class Summaries:
         """Return the namespace of what is said in these settings."""
         return namespace_aside(self._stage, self._job.model, settings)
 
-    def key(self, story: Story, settings: PartSettings) -> str:
+    def key(self, story: SummaryInput, settings: PartSettings) -> str:
         """Return the key of a video's summary in these settings. The context is not in it: what was
         made in any is done."""
         turns = self._job.model.profile.turn_words(
-            system=bool(Generation.of(self._job.config).system)
+            system=bool(SamplingParams.of(self._job.config).system)
         )
         return digest_of([self.namespace(settings), self._how, story.texts, *turns])
 
-    def of(self, story: Story) -> tuple[PartSettings, Mapping[str, Any]] | None:
+    def of(self, story: SummaryInput) -> tuple[PartSettings, Mapping[str, Any]] | None:
         """Return what was said of a video, in the best settings; None where nothing was yet."""
         for settings, records in self._records:
             if (key := self.key(story, settings)) in records:
                 return settings, records.meta(key)
         return None
 
-    def is_missing(self, story: Story) -> bool:
+    def is_missing(self, story: SummaryInput) -> bool:
         """Return whether a video has no summary, and may have one."""
         return self.of(story) is None and self._failure(story) is None
 
-    def _failure(self, story: Story) -> Mapping[str, Any] | None:
+    def _failure(self, story: SummaryInput) -> Mapping[str, Any] | None:
         for settings, records in self._failures:
             if (key := self.key(story, settings)) in records:
                 return records.meta(key)
@@ -192,7 +192,7 @@ class Summaries:
         return rows
 
 
-def _warnings(story: Story, said: Mapping[str, Any]) -> Iterator[str]:
+def _warnings(story: SummaryInput, said: Mapping[str, Any]) -> Iterator[str]:
     if story.lost:
         yield f"not in it, for want of a caption: {counted(story.lost, 'chunk')}"
     if said["cut"]:

@@ -10,7 +10,7 @@ from artifacts.captions import Caption, values_of
 from artifacts.tables import KINDS
 from flows.job.prepare import Job
 from flows.results.captions import unrejected
-from stages.decode.generation import Generation
+from stages.decode.generation import SamplingParams
 from stages.decode.structure import columns_of
 
 OF_PROMPT = ("prompt", "tokens", "ended")
@@ -30,13 +30,13 @@ def kinds_of(job: Job) -> dict[str, str]:
         of_each = any(names) and (column == "caption" or column in OF_PROMPT)
         kinds |= {_column(name, column): kind for name in names} if of_each else {column: kind}
     properties = properties_of(job)
-    of_schema = columns_of(Generation.of(job.config).schema) if properties else {}
+    of_schema = columns_of(SamplingParams.of(job.config).schema) if properties else {}
     return kinds | {column: of_schema[each] for (_, each), column in properties.items()}
 
 
 def properties_of(job: Job) -> dict[tuple[str, str], str]:
     """Return the columns of properties, each with a prefix where one of ours has its name."""
-    params = Generation.of(job.config)
+    params = SamplingParams.of(job.config)
     names, ours = _names(job), ("caption", *OF_PROMPT)
     taken = {*KINDS, *(_column(name, each) for name in names for each in ours)}
     found: dict[tuple[str, str], str] = {}

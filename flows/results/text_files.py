@@ -19,14 +19,14 @@ from flows.job.prepare import Job
 from flows.ledger.tasks import Medium
 from flows.media.joining import JoinedTexts
 from flows.media.media_files import MediaFile
-from flows.media.own_files import OwnFiles, digest_at
+from flows.media.own_files import GeneratedFiles, digest_at
 from flows.options.formats import JOINABLE, JOINED
 from flows.options.text import OutputOptions
 from flows.results.captions import unrejected
 
 
 @dataclass(kw_only=True, slots=True)
-class Texts:
+class TextFileCounts:
     """Counts of the files of one format in one place, by outcome."""
 
     form: str
@@ -94,11 +94,11 @@ NOT_TEXTS = ("logs", DATASET)
 CaptionsOf = Callable[[Job, MediaFile, Medium], list[Caption]]
 
 
-def write_texts(job: Job, own: OwnFiles, captions_of: CaptionsOf) -> list[Texts]:
+def write_texts(job: Job, own: GeneratedFiles, captions_of: CaptionsOf) -> list[TextFileCounts]:
     """Bring text files to what is said now: those asked for, and ours in `OUT`. Of others beside
     the media it is told how many are of an earlier run."""
     outputs = OutputOptions.of(job.config)
-    found: list[Texts] = []
+    found: list[TextFileCounts] = []
     for beside in (False, True):
         asked = outputs.format if outputs.beside == beside else ()
         if not own and not set(asked) & set(WRITERS):
@@ -106,7 +106,7 @@ def write_texts(job: Job, own: OwnFiles, captions_of: CaptionsOf) -> list[Texts]
         stems = text_stems(job, beside)
         there = _texts_in({os.path.dirname(stem) for stem in stems})
         for form in WRITERS:
-            writer = _Writer(job, own, Texts(form=form, beside=beside), stems)
+            writer = _Writer(job, own, TextFileCounts(form=form, beside=beside), stems)
             if form in asked or (not beside and writer.has_own(there)):
                 found.append(writer.write(captions_of))
             elif beside and writer.count_stale(captions_of, there):
@@ -128,7 +128,9 @@ def _texts_in(folders: Set[str]) -> set[str]:
 class _Writer:
     """Writes the files of one format in one place."""
 
-    def __init__(self, job: Job, own: OwnFiles, texts: Texts, stems: list[str]) -> None:
+    def __init__(
+        self, job: Job, own: GeneratedFiles, texts: TextFileCounts, stems: list[str]
+    ) -> None:
         self._job = job
         self._own = own
         self.texts = texts
@@ -141,7 +143,7 @@ class _Writer:
         present = ((path, medium) for path, medium in pairs if str(path) in there)
         return any(self._is_own(path, medium) for path, medium in present)
 
-    def write(self, captions_of: CaptionsOf) -> Texts:
+    def write(self, captions_of: CaptionsOf) -> TextFileCounts:
         """Bring them to what is said now."""
         for path, medium, text, of_people in self._said(captions_of):
             if text is None:

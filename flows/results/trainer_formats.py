@@ -24,7 +24,7 @@ from artifacts.trainers import TRAINERS, TrainerEntry, TrainerForm
 from artifacts.words import counted
 from flows.job.prepare import Job
 from flows.machine.launch import Launcher
-from flows.media.own_files import OwnFiles, digest_at
+from flows.media.own_files import GeneratedFiles, digest_at
 from flows.options.text import OutputOptions
 from flows.results.clips import Clips, kept_note, key_of
 from flows.results.cutting import Tell
@@ -52,7 +52,7 @@ class TrainersWritten:
 def write_trainers(job: Job, launcher: Launcher, tell: Tell) -> TrainersWritten:
     """Bring to what is captioned now the data sets that are asked for, and ours in `OUT`. Raises
     PenstockError."""
-    own = OwnFiles(job.store, "trainer ")
+    own = GeneratedFiles(job.store, "trainer ")
     forms = [
         name
         for name in TRAINERS
@@ -77,7 +77,7 @@ def write_trainers(job: Job, launcher: Launcher, tell: Tell) -> TrainersWritten:
     return found
 
 
-def _is_own(job: Job, own: OwnFiles, name: str) -> bool:
+def _is_own(job: Job, own: GeneratedFiles, name: str) -> bool:
     """Return whether a file of this data set that lies in `OUT` is ours."""
     files = TRAINERS[name].names
     return any(own.has(f"{name}/{file}", "", digest_at(job.out / name / file)) for file in files)
@@ -86,7 +86,7 @@ def _is_own(job: Job, own: OwnFiles, name: str) -> bool:
 class _TrainerFolder:
     """The data set of one trainer in `OUT`."""
 
-    def __init__(self, job: Job, own: OwnFiles, name: str, clips: Clips) -> None:
+    def __init__(self, job: Job, own: GeneratedFiles, name: str, clips: Clips) -> None:
         self._own = own
         self._name = name
         self._form: TrainerForm = TRAINERS[name]

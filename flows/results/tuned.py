@@ -9,7 +9,7 @@ from typing import Any
 
 from artifacts.captions import Failure
 from artifacts.errors import UsageError
-from artifacts.shapes import Each, anything, count, number, read_json
+from artifacts.shapes import MapOf, anything, count, number, read_json
 from artifacts.words import counted
 from flows.results.run_record import RUN_RECORD
 from stages.models.adapters.reading import ADAPTER_WEIGHTS
@@ -28,7 +28,7 @@ SCORE_SHAPE = {
     "samples": [{"said": anything, "right": anything}],
 }
 SHAPE = {
-    "recipe": Each(anything),
+    "recipe": MapOf(anything),
     "finished": lambda value: isinstance(value, bool),
     "steps": count,
     "examples": count,

@@ -12,7 +12,7 @@ from artifacts.corrections import StoredEdits, event_of
 from artifacts.edits import REDO, UNDO, UNTOUCHED, Edit, EditJournal, changes_of, key_of, review
 from artifacts.errors import EnvironmentFault, UsageError
 from artifacts.remote.keeping import is_copy
-from artifacts.shapes import Left, Maybe, Misshapen, check, read_jsonl, text
+from artifacts.shapes import Nullable, OptionalField, ShapeError, check, read_jsonl, text
 from artifacts.store_folders import local_folder
 from artifacts.words import counted
 from flows.results.report.media import (
@@ -28,7 +28,7 @@ from flows.results.run_read import load_record
 
 log = logging.getLogger(__name__)
 
-LINE = {**CAPTION, "features": text, "original": Left(text)}
+LINE = {**CAPTION, "features": text, "original": OptionalField(text)}
 LONGEST = 1 << 16
 """Characters that a caption may have."""
 LONGEST_NAME = 200
@@ -36,7 +36,7 @@ LONGEST_NAME = 200
 ASKED = {
     "id": text,
     "does": text,
-    "changes": Left([{"of": text, "caption": Maybe(text), "review": review}]),
+    "changes": OptionalField([{"of": text, "caption": Nullable(text), "review": review}]),
 }
 """What a page sends when a person did something."""
 
@@ -139,7 +139,7 @@ class ReviewedCaptions:
         then. Raises EditRefused, EnvironmentFault."""
         try:
             check(asked, ASKED)
-        except Misshapen as error:
+        except ShapeError as error:
             raise EditRefused(str(error)) from error
         if max(len(asked["id"]), len(asked["does"])) > LONGEST_NAME:
             raise EditRefused(f"the name of an edit has {LONGEST_NAME} letters at the most")

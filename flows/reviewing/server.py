@@ -55,7 +55,7 @@ def confirmed(command: Mapping[str, Any] | None, out: Path) -> Mapping[str, Any]
     so now, at the terminal. Raises UsageError, EnvironmentFault."""
     if not command or command["words"][:1] != [COMMAND] or is_own_command(command):
         return command if command and command["words"][:1] == [COMMAND] else None
-    line = Rewriting(command).line
+    line = OutputRewrite(command).line
     shown = printable(line)
     can_ask = is_terminal(sys.stdin) and is_terminal(sys.stdout)
     if not can_ask or len(line) > LONGEST_SHOWN:  # of a longer one, `shown` lacks the middle
@@ -73,7 +73,7 @@ def confirmed(command: Mapping[str, Any] | None, out: Path) -> Mapping[str, Any]
         return None
 
 
-class Rewriting:
+class OutputRewrite:
     """The command of a folder's last run, and the result of running it again."""
 
     def __init__(self, command: Mapping[str, Any] | None, *, by_rule: bool = True) -> None:
@@ -153,7 +153,7 @@ FETCHED_AT_ONCE = 8
 Handler = Callable[[Request], Awaitable[Response]]
 
 
-def review_app(captions: ReviewedCaptions, rewriting: Rewriting, word: str) -> Starlette:
+def review_app(captions: ReviewedCaptions, rewriting: OutputRewrite, word: str) -> Starlette:
     """Return the application of a review below `word`."""
     routes = _Routes(captions, rewriting)
     return Starlette(
@@ -218,7 +218,7 @@ def _is_foreign(request: Request) -> bool:
 class _Routes:
     """The routes for clients with the access token."""
 
-    def __init__(self, captions: ReviewedCaptions, rewriting: Rewriting) -> None:
+    def __init__(self, captions: ReviewedCaptions, rewriting: OutputRewrite) -> None:
         self._captions = captions
         self._rewriting = rewriting
         self._page = review_page()
@@ -321,7 +321,7 @@ def review(out: Path, port: int) -> None:
     ):
         command = confirmed(captions.record["command"], out)
         by_rule = "as_published" in (captions.record["plan"] or {})
-        rewriting = Rewriting(command, by_rule=by_rule)
+        rewriting = OutputRewrite(command, by_rule=by_rule)
         asyncio.run(_serve(captions, rewriting, word_of(out), listener))
         counts = captions.counts()
     told = [f"{counts[name]:,} {name}" for name in ("corrected", "accepted", "rejected")]
@@ -339,7 +339,7 @@ def word_of(out: Path) -> str:
 
 
 async def _serve(
-    captions: ReviewedCaptions, rewriting: Rewriting, word: str, listener: socket.socket
+    captions: ReviewedCaptions, rewriting: OutputRewrite, word: str, listener: socket.socket
 ) -> None:
     server = UnsignalledServer(
         uvicorn.Config(

@@ -11,11 +11,11 @@ from flows.ledger.waves import lengths_of
 from flows.planning.rungs import Rung
 from stages.memory.shrinking import pieces
 from stages.models.encoding import FRAMES_A_BATCH
-from stages.process.stage import Stage
+from stages.process.stage import StageSpec
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Work:
+class StageWork:
     """The work of one process of a stage."""
 
     rung: Rung
@@ -31,8 +31,8 @@ class Work:
 
 
 def work_of(
-    ledger: Ledger, stage: Stage, wave: Sequence[Medium], rung: Rung, batch_size: int
-) -> Work | None:
+    ledger: Ledger, stage: StageSpec, wave: Sequence[Medium], rung: Rung, batch_size: int
+) -> StageWork | None:
     """Return the next work of a stage: of all that is missing, what is made in one variant. Returns
     None when nothing is missing."""
     made, read = stage.writes, ledger[stage.reads]
@@ -58,7 +58,7 @@ def work_of(
         if stage.prompted
         else batches_by_shape(together, made, batch_size, any_size=stage.any_size)
     )
-    return Work(
+    return StageWork(
         rung=rung,
         tasks=together,
         batches=[

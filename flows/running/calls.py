@@ -10,14 +10,14 @@ from flows.checkpoint.graphs import GraphUse, engines_folder
 from flows.checkpoint.models import Model
 from flows.checkpoint.precision import PartSettings
 from flows.job.prepare import Job
-from flows.ledger.namespaces import Namespaces, namespace_aside
+from flows.ledger.namespaces import Variant, namespace_aside
 from flows.ledger.tasks import Medium, Task
 from flows.ledger.waves import said_before
 from flows.machine.launch import StageCall
 from flows.options.text import EngineOptions
 from flows.pipelines import STAGES
 from flows.planning.rungs import Rung
-from stages.decode.generation import Generation
+from stages.decode.generation import SamplingParams
 from stages.decode.job import DecodeItem, DecodeJob
 from stages.embed_texts.job import TextsJob
 from stages.encode.job import EncodeJob
@@ -26,7 +26,7 @@ from stages.models.encoding.job import EncodeItem
 from stages.models.graphs.providers import TENSORRT
 from stages.models.half_job import HalfJob
 from stages.process.job import told_of
-from stages.process.stage import Stage
+from stages.process.stage import StageSpec
 
 
 def settings_on(model: Model, rung: Rung) -> PartSettings | None:
@@ -47,7 +47,7 @@ class LivePlaces:
     """Namespace of the captions of the second choice of a decode stage."""
 
 
-class Calls:
+class StageCallBuilder:
     """Builds the stage calls of one job."""
 
     def __init__(self, job: Job) -> None:
@@ -73,7 +73,11 @@ class Calls:
         )
 
     def records(
-        self, stage: Stage, batches: Sequence[Sequence[Task]], rung: Rung, batch_instead: int = 0
+        self,
+        stage: StageSpec,
+        batches: Sequence[Sequence[Task]],
+        rung: Rung,
+        batch_instead: int = 0,
     ) -> StageCall:
         """Return the call to make the records of these batches, all in one variant. `batch_instead`
         is the largest batch of who has no slots on this rung (0: as many)."""
@@ -91,7 +95,7 @@ class Calls:
         )
         return self._call(stage, told)
 
-    def live(self, stage: Stage, rung: Rung, pipe: str, places: LivePlaces) -> StageCall:
+    def live(self, stage: StageSpec, rung: Rung, pipe: str, places: LivePlaces) -> StageCall:
         """Return the call of a stage that stays, and makes what it is told over its pipe."""
         namespaces = self._job.ledger.namespaces
         store = places.store or self._job.store.url
@@ -117,19 +121,19 @@ class Calls:
         told = self._texts(stage, rung, namespace)
         return self._call(stage, replace(told, key=key, groups=[[*group] for group in groups]))
 
-    def once(self, stage: Stage, make: Callable[..., object], rung: Rung) -> StageCall:
+    def once(self, stage: StageSpec, make: Callable[..., object], rung: Rung) -> StageCall:
         """Return the call of a stage that looks at no media. Its job is made of its half on a rung,
         if it has one."""
         return self._call(stage, make(half=self.half(stage, rung)) if stage.part else make())
 
-    def _texts(self, stage: Stage, rung: Rung, namespace: str) -> TextsJob:
+    def _texts(self, stage: StageSpec, rung: Rung, namespace: str) -> TextsJob:
         half, store = self.half(stage, rung), self._job.store.url
         return TextsJob(half=half, store=store, namespace=namespace, batch=rung.batch)
 
     def _encoding(
         self,
-        stage: Stage,
-        namespaces: Namespaces,
+        stage: StageSpec,
+        namespaces: Variant,
         rung: Rung,
         batches: Sequence[Sequence[EncodeItem]],
     ) -> Any:
@@ -150,7 +154,7 @@ class Calls:
         tiles, edge = namespaces.tiles, namespaces.fit_image.edge
         return make(tiles=tiles, edge=edge, pictures=rung.batch)
 
-    def _decoding(self, stage: Stage, namespaces: Namespaces, rung: Rung) -> DecodeJob:
+    def _decoding(self, stage: StageSpec, namespaces: Variant, rung: Rung) -> DecodeJob:
         """Return the job of the stage that captions, without chunks."""
         job, settings = self._job, settings_on(self._job.model, rung)
         assert settings is not None
@@ -161,17 +165,17 @@ class Calls:
             namespace=namespaces[stage.writes],
             batches=[],
             max_new_tokens=EngineOptions.of(job.config).max_new_tokens,
-            generation=Generation.from_fields(Generation.of(job.config).told),
+            generation=SamplingParams.from_fields(SamplingParams.of(job.config).told),
             prefill=rung.prefill,
             kv=rung.kv,
             engine=settings.engine,
             beyond_context=job.config.as_published is False,
         )
 
-    def _said_before(self, stage: Stage, batches: Sequence[Sequence[Task]]) -> dict[str, int]:
+    def _said_before(self, stage: StageSpec, batches: Sequence[Sequence[Task]]) -> dict[str, int]:
         return said_before(self._job.ledger, [t for batch in batches for t in batch], stage)
 
-    def half(self, stage: Stage, rung: Rung) -> HalfJob:
+    def half(self, stage: StageSpec, rung: Rung) -> HalfJob:
         """Return the part of a stage on a rung."""
         model, settings = self._job.model, settings_on(self._job.model, rung)
         assert settings is not None and stage.part is not None
@@ -204,7 +208,7 @@ class Calls:
         room = job.budget.of_stage(job.device)
         return replace(half, backend=graph.backend, engines=engines, graph_bytes=room)
 
-    def _call(self, stage: Stage, told: object) -> StageCall:
+    def _call(self, stage: StageSpec, told: object) -> StageCall:
         device = self._job.device if stage.part else "cpu"
         return StageCall(
             name=stage.name,
@@ -214,7 +218,7 @@ class Calls:
             budget=self._job.budget.of_stage(device),
         )
 
-    def encode_item(self, stage: Stage, task: Task) -> EncodeItem:
+    def encode_item(self, stage: StageSpec, task: Task) -> EncodeItem:
         """Return a chunk as a stage that looks at frames is told it, with its prompt where that
         counts."""
         prompt = task.prompt if stage.writes in task.namespaces.prompted else ""
@@ -222,7 +226,7 @@ class Calls:
         shown = len(task.chunk.times) if fewer else 0
         return EncodeItem(task[stage.writes], task[stage.reads], task.medium.kind, prompt, shown)
 
-    def decode_item(self, stage: Stage, task: Task, other: Namespaces | None = None) -> DecodeItem:
+    def decode_item(self, stage: StageSpec, task: Task, other: Variant | None = None) -> DecodeItem:
         """Return a chunk as the decode stage is told it. Where another variant answers as well, its
         key in that one stands there, too."""
         instead = self._job.ledger.again(task, other)[stage.writes] if other is not None else ""

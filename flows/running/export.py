@@ -35,11 +35,11 @@ from flows.results.export_result import (
     refuse_foreign_folder,
     was_judged,
 )
-from flows.running.calls import Calls
+from flows.running.calls import StageCallBuilder
 from flows.running.merging import adapter_of, as_adapted, merge, merged_of, source_of
-from flows.running.pipeline_runner import Sequence
+from flows.running.pipeline_runner import PipelineRunner
 from flows.running.run import LauncherMaker, prepared
-from flows.running.run_observer import OnBegin, Watch
+from flows.running.run_observer import OnBegin, RunObserver
 from flows.running.samples import (
     Captioned,
     ExportSample,
@@ -61,7 +61,7 @@ from stages.export.jobs import (
 )
 from stages.models.graphs.providers import ONNX
 from stages.process.device import device_name
-from stages.process.stage import Stage
+from stages.process.stage import StageSpec
 
 EXPECTED = "expected"
 """Folder of what the original expects at each word, until the checkpoint is judged."""
@@ -196,7 +196,7 @@ class _Export:
         self._config = replace(config, out=str(asked.runs / NATIVE), limit=asked.samples)
         self._asked = asked
         self._display = display
-        self._watch = partial(Watch, display, on_begin)
+        self._watch = partial(RunObserver, display, on_begin)
         self._make_launcher = make_launcher
         self._source: dict[str, Any] = {}
         """The model and the adapter that it was merged with; empty: the model as it is."""
@@ -276,7 +276,7 @@ class _Export:
             "samples": asked.samples,
         }
 
-    def _written(self, job: Job, sequence: Sequence) -> None:
+    def _written(self, job: Job, sequence: PipelineRunner) -> None:
         """Write the checkpoint, and note what the original expects of the samples."""
         asked, media = self._asked, job.media if job.files else media_in(job)
         recipe, rounded = self._recipe(job), ""
@@ -326,11 +326,11 @@ class _Export:
                 if self._speaks:
                     self._agree(job, sequence)
 
-    def _agree(self, job: Job, sequence: Sequence, **how: Any) -> None:
+    def _agree(self, job: Job, sequence: PipelineRunner, **how: Any) -> None:
         """Find out how far what a half in few bits expects is from what the original does."""
         self._figures["text"] = self._expected(job, sequence, compared=True, **how)["agreement"]
 
-    def _expected(self, job: Job, sequence: Sequence, **how: Any) -> dict[str, Any]:
+    def _expected(self, job: Job, sequence: PipelineRunner, **how: Any) -> dict[str, Any]:
         """Have a half judge the samples, with the features that this job has."""
         changed = "captions" not in job.ledger.namespaces.of and "vision" in self._parts
         words = captioned_of(self._samples, by_place(job) if changed else {})
@@ -338,8 +338,13 @@ class _Export:
         return self._once(job, sequence, JUDGE, make, len(self._samples))
 
     def _once(
-        self, job: Job, sequence: Sequence, stage: Stage, make: Callable[..., Any], total: int = 1
+        self,
+        job: Job,
+        sequence: PipelineRunner,
+        stage: StageSpec,
+        make: Callable[..., Any],
+        total: int = 1,
     ) -> dict[str, Any]:
         """Run a stage that looks at no media, and return its notes."""
-        call = partial(Calls(job).once, stage, make)
+        call = partial(StageCallBuilder(job).once, stage, make)
         return sequence.once.run(stage, call, total=total).notes

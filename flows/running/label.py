@@ -17,11 +17,11 @@ from flows.options.vectors import TOP, LabelOptions
 from flows.pipelines import LABEL
 from flows.results.foreign_files import refuse_replacing
 from flows.results.labels.judging import Examples, examples_of, judge_of, learned_threshold
-from flows.results.labels.rows import Labelling, judged
+from flows.results.labels.rows import LabelContext, judged
 from flows.results.labels.writing import LabelsWritten, label_places, write_labels
 from flows.results.vectors import made_vectors
 from flows.running.run import LauncherMaker, prepared
-from flows.running.run_observer import OnBegin, Watch
+from flows.running.run_observer import OnBegin, RunObserver
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -65,7 +65,7 @@ def label(
 
     def attempt() -> LabelsWritten:
         refuse_replacing(out_folder(config), config, LABEL)
-        watch = Watch(display, on_begin)
+        watch = RunObserver(display, on_begin)
         with prepared(config, watch, make_launcher, LABEL) as (job, launcher):
             outputs, doing = label_places(job), "labelling into"
             refuse_foreign(asked.examples, {file.media_path for file in job.files})
@@ -77,7 +77,7 @@ def label(
                     # To look up what is there of 10,000 pictures takes a second.
                     meanwhile=lambda: job.ledger.tasks(job.media),
                 )
-                labelling = Labelling(
+                labelling = LabelContext(
                     labels=asked.labels,
                     texts=texts,
                     judge=judge_of(asked.labels, texts, asked.threshold),
@@ -96,7 +96,7 @@ def label(
     return replanned_once(attempt, display.say)
 
 
-def taught(job: Job, labelling: Labelling, asked: LabelAsked) -> Labelling:
+def taught(job: Job, labelling: LabelContext, asked: LabelAsked) -> LabelContext:
     """Return the same with thresholds that the examples teach, where there are any."""
     if not asked.examples:
         return labelling

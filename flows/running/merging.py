@@ -18,7 +18,7 @@ from flows.options.export_config import ExportAsked
 from flows.running.run import LauncherMaker
 from stages.export.jobs import MergeJob
 from stages.models.adapters.reading import LoraAdapter, read_adapter
-from stages.process.events import Event, Noted
+from stages.process.events import Event, StageNotes
 from stages.process.job import told_of
 
 MOST_BYTES = 1 << 30
@@ -64,7 +64,7 @@ def merge(
     PenstockError; what is written stays."""
 
     def listen(name: str, event: Event) -> None:
-        if isinstance(event, Noted) and "shards" in event.values:
+        if isinstance(event, StageNotes) and "shards" in event.values:
             display.stage(name, event.values["shards"], event.values["there"])
         display.listen(name, event)
 

@@ -32,14 +32,14 @@ from flows.results.dataset import is_stale, write_dataset
 from flows.results.outputs import places, write_outputs
 from flows.results.run_record import RunRecord
 from flows.results.run_result import RunResult
-from flows.results.summaries import Story, Summaries, generation_of_texts, stories
+from flows.results.summaries import Summaries, SummaryInput, generation_of_texts, stories
 from flows.results.trainer_formats import write_trainers
-from flows.running.calls import Calls, settings_on
-from flows.running.stage_runner import OnceStep, Steps
+from flows.running.calls import StageCallBuilder, settings_on
+from flows.running.stage_runner import OneShotStage, StageRunner
 from stages import embed_texts, summarize
 from stages.models.hub.transfer import Announce
 from stages.summarize.job import SUMMARY, SummaryItem, SummaryJob
-from stages.summarize.packing import Told
+from stages.summarize.packing import TimedText
 
 CAPTIONS_AT_ONCE = 1 << 15
 """Captions that one process is told: those of days of video, and a few megabytes."""
@@ -48,7 +48,7 @@ CAPTIONS_AT_ONCE = 1 << 15
 class SummariesStep:
     """Makes the summaries of one job."""
 
-    def __init__(self, job: Job, record: RunRecord, once: OnceStep) -> None:
+    def __init__(self, job: Job, record: RunRecord, once: OneShotStage) -> None:
         self._job = job
         self._record = record
         self._once = once
@@ -80,7 +80,7 @@ class SummariesStep:
         self._record.expect(summarize.STAGE.name, texts, texts)
         return len(written)
 
-    def _some_missing(self) -> Iterator[Story]:
+    def _some_missing(self) -> Iterator[SummaryInput]:
         """Yield videos without a summary, as many as one process is told."""
         told = 0
         for story in stories(self._job):
@@ -88,7 +88,7 @@ class SummariesStep:
                 told += len(story.texts)
                 yield story
 
-    def _call(self, some: list[Story], rung: Rung) -> StageCall:
+    def _call(self, some: list[SummaryInput], rung: Rung) -> StageCall:
         job = self._job
         settings = settings_on(job.model, rung)
         assert settings is not None
@@ -96,7 +96,7 @@ class SummariesStep:
             SummaryItem(
                 story.digest,
                 self._summaries.key(story, settings),
-                [Told(*each) for each in story.texts],
+                [TimedText(*each) for each in story.texts],
             )
             for story in some
         ]
@@ -111,17 +111,17 @@ class SummariesStep:
             generation=generation_of_texts(job),
             strip_think=TextOptions.of(job.config).strip_think,
         )
-        return Calls(job).once(summarize.STAGE, make, rung)
+        return StageCallBuilder(job).once(summarize.STAGE, make, rung)
 
 
 class TextsStep:
     """Computes the text vectors of one job."""
 
-    def __init__(self, job: Job, record: RunRecord, once: OnceStep) -> None:
+    def __init__(self, job: Job, record: RunRecord, once: OneShotStage) -> None:
         self._job = job
         self._record = record
         self._once = once
-        self._calls = Calls(job)
+        self._calls = StageCallBuilder(job)
 
     def make(self, groups: Groups, meanwhile: Callable[[], object] = bool) -> TextVectors:
         """Return the vectors of these groups, made if they are not in the store. `meanwhile` is
@@ -158,11 +158,11 @@ REMAKES = 3
 """Number of times that the same damage in the store is met before the run gives up."""
 
 
-class Sequence:
+class PipelineRunner:
     """One run over one job."""
 
     def __init__(
-        self, job: Job, steps: Steps, record: RunRecord, say: Announce = lambda _: None
+        self, job: Job, steps: StageRunner, record: RunRecord, say: Announce = lambda _: None
     ) -> None:
         """Take a job, and what tells people of it."""
         self._job = job
@@ -178,7 +178,7 @@ class Sequence:
         return TextsStep(self._job, self._record, self._steps.once)
 
     @property
-    def once(self) -> OnceStep:
+    def once(self) -> OneShotStage:
         """Return what runs the stages that look at no media."""
         return self._steps.once
 

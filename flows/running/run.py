@@ -12,13 +12,13 @@ from artifacts.store import fault_of
 from flows.console.display import READING, Display
 from flows.job.prepare import Job, NothingToDo, out_folder, prepare, prepare_without_media
 from flows.job.replanning import replanned_once
-from flows.machine.launch import DirectLauncher, Forking, Launcher
+from flows.machine.launch import DirectLauncher, ForkingLauncher, Launcher
 from flows.options.commands import RunOptions
 from flows.pipelines import EMBED, Pipeline
 from flows.results.foreign_files import refuse_replacing
 from flows.results.run_result import RunResult
 from flows.results.vectors import VectorsWritten, vector_places, write_vectors
-from flows.running.run_observer import OnBegin, Watch
+from flows.running.run_observer import OnBegin, RunObserver
 from flows.running.stopping import stopped_in_order
 from stages.process.forking import ForkServer
 from stages.process.stage_process import Listener
@@ -39,7 +39,7 @@ def caption(
 
     def attempt() -> RunResult:
         refuse_replacing(out_folder(config), config)
-        watch = Watch(display, on_begin)
+        watch = RunObserver(display, on_begin)
         with (
             prepared(config, watch, make_launcher) as (job, launcher),
             watch.working(job, launcher) as (sequence, _, _),
@@ -73,7 +73,7 @@ def make_vectors(
     begins. Raises PenstockError."""
 
     def attempt() -> Filled:
-        watch = Watch(display, on_begin)
+        watch = RunObserver(display, on_begin)
         with prepared(config, watch, make_launcher, EMBED) as (job, launcher):
             outputs = places_of(job)
             written: list[Filled] = []
@@ -94,7 +94,7 @@ def make_vectors(
 @contextlib.contextmanager
 def prepared(
     config: RunOptions,
-    watch: Watch,
+    watch: RunObserver,
     make_launcher: LauncherMaker,
     *pipelines: Pipeline,
 ) -> Iterator[tuple[Job, Launcher]]:
@@ -103,7 +103,7 @@ def prepared(
     refuse_file(out_folder(config))
     watch.doing(READING)
     with stopped_in_order(), contextlib.closing(watch), ForkServer() as forks:
-        launcher = Forking(make_launcher(watch.listen), forks)
+        launcher = ForkingLauncher(make_launcher(watch.listen), forks)
         try:
             if config.sources:
                 job = prepare(config, launcher, watch.say, *pipelines, progress=watch.fetched)

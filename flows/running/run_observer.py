@@ -23,9 +23,9 @@ from flows.planning.ladder import Ladder
 from flows.planning.start import ladder_of
 from flows.results.outputs import failure_of, names_of, places, there_before
 from flows.results.run_record import RunRecord
-from flows.running.pipeline_runner import Sequence
-from flows.running.stage_runner import Steps
-from stages.process.events import Event, Failed, Item, MemorySeen
+from flows.running.pipeline_runner import PipelineRunner
+from flows.running.stage_runner import StageRunner
+from stages.process.events import Event, Failed, Item, MemorySample
 from stages.process.lock import holder, try_hold
 
 
@@ -61,7 +61,7 @@ def only_run_in(job: Job, doing: str, another: str) -> Iterator[None]:
 OnBegin = Callable[[Job, RunRecord], None]
 
 
-class Watch:
+class RunObserver:
     """Reports stage events to the console and the run record."""
 
     def __init__(self, display: Display, on_begin: OnBegin | None = None) -> None:
@@ -102,7 +102,7 @@ class Watch:
         if isinstance(event, Item):
             self._items[stage] += 1
             record.live(stage, self._items[stage])
-        elif isinstance(event, MemorySeen):
+        elif isinstance(event, MemorySample):
             record.memory(stage, asdict(event))
         elif isinstance(event, Failed):
             self._names = self._names or names_of(job)
@@ -139,7 +139,7 @@ class Watch:
         doing: str = "",
         another: str = "give another --out",
         outputs: Mapping[str, str] | None = None,
-    ) -> Iterator[tuple[Sequence, RunRecord, Lease]]:
+    ) -> Iterator[tuple[PipelineRunner, RunRecord, Lease]]:
         """Yield the sequence of a job, which nobody else works on and nobody deletes under it.
         `outputs` are the places of what it writes, if that is not captions."""
 
@@ -157,8 +157,8 @@ class Watch:
                 self._on_begin(job, record)
             self._ladder = ladder_of(job, self._taken)
             launcher = WithinBudget(launcher, job.budget, job.config, self._display.say)
-            steps = Steps(job, launcher, record, self._ladder, self.tell, fetch, lease)
+            steps = StageRunner(job, launcher, record, self._ladder, self.tell, fetch, lease)
             try:
-                yield Sequence(job, steps, record, self._display.say), record, lease
+                yield PipelineRunner(job, steps, record, self._display.say), record, lease
             finally:
                 self._display.close()

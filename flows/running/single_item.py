@@ -12,9 +12,9 @@ from flows.results.outputs import names_of
 from flows.running.calls import settings_on
 from stages.process.events import TooLarge
 from stages.process.outcome import StageOutcome
-from stages.process.stage import Stage
+from stages.process.stage import StageSpec
 
-Run = Callable[[Stage, list[list[Task]], Rung], tuple[StageOutcome, CannotFit | None]]
+Run = Callable[[StageSpec, list[list[Task]], Rung], tuple[StageOutcome, CannotFit | None]]
 """A function that runs one process of a stage over batches, on a rung."""
 
 
@@ -41,7 +41,7 @@ class SingleItemFallback:
         self._ladder = ladder
         self._run = run
 
-    def fit(self, stage: Stage, tasks: Sequence[Task], told: Sequence[TooLarge]) -> None:
+    def fit(self, stage: StageSpec, tasks: Sequence[Task], told: Sequence[TooLarge]) -> None:
         """Make what was told to be too large in processes of its own, on lower and lower rungs.
         Raises CannotFit when the stage never made anything at all."""
         large = self._by_place(stage, tasks, told)
@@ -64,7 +64,7 @@ class SingleItemFallback:
             )
 
     def _by_place(
-        self, stage: Stage, tasks: Sequence[Task], told: Sequence[TooLarge]
+        self, stage: StageSpec, tasks: Sequence[Task], told: Sequence[TooLarge]
     ) -> dict[tuple[str, int, str], TooLarge]:
         """Return what was told of each task, under its key of any variant that answers as well."""
         large, ledger = {event.key: event for event in told}, self._job.ledger
@@ -76,7 +76,7 @@ class SingleItemFallback:
                 found[task.place] = events[0]
         return found
 
-    def _try(self, stage: Stage, rung: Rung, tasks: Sequence[Task]) -> None:
+    def _try(self, stage: StageSpec, rung: Rung, tasks: Sequence[Task]) -> None:
         """Run all of them in one process, and each in its own when that dies."""
         one_each = unique([self._on(stage, rung, task) for task in tasks], stage.writes)
         self._tell(stage.name, len(one_each), 0)
@@ -86,7 +86,7 @@ class SingleItemFallback:
                 self._tell(stage.name, 1, 0)
                 self._run(stage, [[task]], rung)
 
-    def _on(self, stage: Stage, rung: Rung, task: Task) -> Task:
+    def _on(self, stage: StageSpec, rung: Rung, task: Task) -> Task:
         """Return the task with the keys of what it becomes on a rung."""
         ledger, settings = self._job.ledger, settings_on(self._job.model, rung)
         if stage.part is None or settings is None:
@@ -94,12 +94,12 @@ class SingleItemFallback:
         wanted = {**task.namespaces.precision, stage.part: settings.label}
         return ledger.again(task, ledger.variant(wanted))
 
-    def _made(self, stage: Stage, task: Task) -> bool:
+    def _made(self, stage: StageSpec, task: Task) -> bool:
         ledger = self._job.ledger
         tasks = (ledger.again(task, variant) for variant in ledger.variants)
         return any(task[stage.writes] in ledger[stage.writes] for task in tasks)
 
-    def _ever(self, stage: Stage) -> bool:
+    def _ever(self, stage: StageSpec) -> bool:
         """Return whether the stage made anything of this job, now or before."""
         return any(self._made(stage, task) for task in self._job.ledger.tasks(self._job.media))
 

@@ -29,7 +29,7 @@ from artifacts.schema import Part
 from artifacts.stamps import CHANGED, CHANGED_HINT, CHANGED_MESSAGE
 from flows.job.prepare import Job
 from flows.ledger.tasks import Medium, Task
-from flows.machine.launch import Launcher, Running, StageCall
+from flows.machine.launch import Launcher, StageCall, StageHandle
 from flows.machine.leases import Lease
 from flows.pipelines import parts_of
 from flows.planning.choose import memory_json, question_of, question_of_model
@@ -40,15 +40,15 @@ from flows.planning.start import choose, plan_start
 from flows.planning.times import times_of
 from flows.results.run_record import RunRecord
 from flows.running.batches import work_of
-from flows.running.calls import Calls, settings_on
+from flows.running.calls import StageCallBuilder, settings_on
 from flows.running.single_item import SingleItemFallback, too_large
 from stages.frames.medium import NOT_REMEMBERED
 from stages.process.exit_diagnosis import is_crash
 from stages.process.outcome import StageOutcome
-from stages.process.stage import Stage
+from stages.process.stage import StageSpec
 
 
-class OnceStep:
+class OneShotStage:
     """Runs the stages of one job that read no media."""
 
     def __init__(
@@ -69,7 +69,7 @@ class OnceStep:
 
     def run(
         self,
-        stage: Stage,
+        stage: StageSpec,
         call: Callable[[Rung], StageCall],
         *,
         total: int = 1,
@@ -88,7 +88,7 @@ class OnceStep:
             if (outcome := self._tried(stage, call, meanwhile)) is not None:
                 return outcome
 
-    def _plan(self, stage: Stage, by_media: bool) -> None:
+    def _plan(self, stage: StageSpec, by_media: bool) -> None:
         """Start on the first rung that fits the job's media, or any. Raises CannotFit."""
         job = self._job
         if job.files and by_media:
@@ -104,7 +104,7 @@ class OnceStep:
         plan["memory"] = {**told, "stages": [*others, *told["stages"]]}
 
     def _tried(
-        self, stage: Stage, call: Callable[[Rung], StageCall], meanwhile: Callable[[], object]
+        self, stage: StageSpec, call: Callable[[Rung], StageCall], meanwhile: Callable[[], object]
     ) -> StageOutcome | None:
         """Return the outcome of one process; None where it ran out of memory, and the ladder went a
         rung down."""
@@ -127,7 +127,7 @@ class OnceStep:
             self._record.add(running.outcome, attention=attention or "", precision=said)
 
 
-class Steps:
+class StageRunner:
     """Runs the stages of one job. `tell(stage, total, done)` is called before each start, and
     `fetch(parts)` before each stage that uses weights."""
 
@@ -149,13 +149,13 @@ class Steps:
         self.tell = tell
         self.fetch = fetch
         self._lease = lease
-        self._calls = Calls(job)
+        self._calls = StageCallBuilder(job)
         self._single_items = SingleItemFallback(job, ladder, self._run, tell)
-        self.once = OnceStep(job, launcher, record, ladder, tell, fetch)
-        self._prefetch: Running | None = None
+        self.once = OneShotStage(job, launcher, record, ladder, tell, fetch)
+        self._prefetch: StageHandle | None = None
         self._take()
 
-    def plan(self, wanted: Sequence[Stage], expected: Sequence[Estimate]) -> None:
+    def plan(self, wanted: Sequence[StageSpec], expected: Sequence[Estimate]) -> None:
         """Put the stages that have work to do on rungs that fit. Raises CannotFit when there are
         none."""
         if not wanted:
@@ -174,7 +174,7 @@ class Steps:
         while (running := self._start_frames(wave)) and self._finish_frames(running, wave):
             pass
 
-    def _finish_frames(self, running: Running, wave: list[Medium]) -> bool:
+    def _finish_frames(self, running: StageHandle, wave: list[Medium]) -> bool:
         """Wait for the frames stage, and return whether it died and is to be started again. It then
         runs with fewer files at once, or without one of those in hand, which is to blame, as each
         tells alone."""
@@ -231,7 +231,7 @@ class Steps:
         ledger.refresh()
         self._leave_changed(running.outcome)
 
-    def _start_frames(self, wave: list[Medium]) -> Running | None:
+    def _start_frames(self, wave: list[Medium]) -> StageHandle | None:
         wanted: dict[str, tuple[Medium, list[int] | None]] = {}
         for medium in wave:  # which may be there once a prompt
             chunks, before = self._job.ledger.frames_wanted(medium), wanted.get(medium.digest)
@@ -245,7 +245,7 @@ class Steps:
         self.tell(self._first.name, len(media), 0)
         return self.launcher.start(self._calls.frames(media, self._ladder.rung(self._first.name)))
 
-    def through(self, stage: Stage, wave: list[Medium]) -> None:
+    def through(self, stage: StageSpec, wave: list[Medium]) -> None:
         """Make the records of a stage for a wave, and give back the records that it read."""
         self._make(stage, wave)
         if stage.gives_back:
@@ -257,7 +257,7 @@ class Steps:
             if stage.gives_back:
                 self._give_back(stage, media)
 
-    def _give_back(self, stage: Stage, media: list[Medium]) -> None:
+    def _give_back(self, stage: StageSpec, media: list[Medium]) -> None:
         """Delete the records that a stage is through with. They stay if they are to be kept, or if
         another running job, which would have to make them again, looks at them too."""
         ledger = self._job.ledger
@@ -272,7 +272,7 @@ class Steps:
         if not self._lease.shares(ledger.namespaces[stage.reads]):
             read.drop(through)
 
-    def _make(self, stage: Stage, wave: list[Medium]) -> None:
+    def _make(self, stage: StageSpec, wave: list[Medium]) -> None:
         name, most = stage.name, self._job.config.batch_size
         while work := work_of(self._job.ledger, stage, wave, self._ladder.rung(name), most):
             self._ladder.begin(name)
@@ -295,7 +295,7 @@ class Steps:
                 break  # whatever it is that is missing, the stage does not make it
 
     def _run(
-        self, stage: Stage, batches: list[list[Task]], rung: Rung
+        self, stage: StageSpec, batches: list[list[Task]], rung: Rung
     ) -> tuple[StageOutcome, CannotFit | None]:
         """Run one process over these batches; return its outcome, and its error if memory ran
         out."""
@@ -312,7 +312,7 @@ class Steps:
         return running.outcome, error
 
     def _finish(
-        self, running: Running, attention: str = "", precision: Mapping[str, str] | None = None
+        self, running: StageHandle, attention: str = "", precision: Mapping[str, str] | None = None
     ) -> None:
         try:
             running.wait()

@@ -41,9 +41,9 @@ from flows.results.tuned import (
     scored_in,
     tuned_in,
 )
-from flows.running.calls import Calls
+from flows.running.calls import StageCallBuilder
 from flows.running.run import LauncherMaker, prepared
-from flows.running.run_observer import OnBegin, Watch
+from flows.running.run_observer import OnBegin, RunObserver
 from stages.models.adapters.reading import ADAPTER_CONFIG, ADAPTER_WEIGHTS, read_adapter
 from stages.models.hub.transfer import Announce
 from stages.tune import OUTPUT_VERSION, STAGE
@@ -69,7 +69,7 @@ def tune(
     examples, asked = asked_of(config, display.say)
 
     def attempt() -> None:
-        watch = Watch(display, on_begin)
+        watch = RunObserver(display, on_begin)
         _train(config, config.as_published, examples, asked, watch, make_launcher)
 
     replanned_once(attempt, display.say)
@@ -84,7 +84,7 @@ def _train(
     way: bool | None,
     examples: Sequence[Example],
     asked: RunOptions,
-    watch: Watch,
+    watch: RunObserver,
     make_launcher: LauncherMaker,
 ) -> None:
     """Encode what is missing, and train."""
@@ -103,7 +103,9 @@ def _train(
 
                 def call(rung: Rung) -> StageCall:
                     on = {"recompute": rung.recompute, "optimizer": rung.optimizer}
-                    return Calls(job).once(STAGE, partial(make, rows=rung.batch, **on), rung)
+                    return StageCallBuilder(job).once(
+                        STAGE, partial(make, rows=rung.batch, **on), rung
+                    )
 
                 sequence.once.run(STAGE, call, total=steps)
 

@@ -15,7 +15,7 @@ from flows.job.replanning import replanned_once
 from flows.machine.launch import DirectLauncher
 from flows.options.vectors import VectorConfig
 from flows.pipelines import LABEL
-from flows.running.run_observer import Watch
+from flows.running.run_observer import RunObserver
 from flows.running.stopping import stopped_in_order
 
 CheckJob = Callable[[Job], None]
@@ -53,7 +53,7 @@ def read_texts(
     PenstockError."""
 
     def attempt() -> Vectors:
-        watch = Watch(display)
+        watch = RunObserver(display)
         with tempfile.TemporaryDirectory(prefix="penstock-search-") as out, stopped_in_order():
             launcher = DirectLauncher(watch.listen)
             job = prepare_without_media(replace(config, out=out, tiles=OFF), launcher, LABEL)

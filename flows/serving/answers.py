@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from artifacts.schema import MediaIndex
 from flows.results.vectors import shown_boxes
-from flows.serving.embedding import Seen
+from flows.serving.embedding import EmbeddedMedium
 
 
 def json_answer(value: Any, status: int = 200) -> Response:
@@ -25,7 +25,7 @@ def warnings_of(index: MediaIndex) -> dict[str, Any]:
     return {"warnings": list(index.warnings)} if index.warnings else {}
 
 
-def vectors_told(seen: Seen, encoding: str, *, parts: bool) -> dict[str, Any]:
+def vectors_told(seen: EmbeddedMedium, encoding: str, *, parts: bool) -> dict[str, Any]:
     """Return the vectors of what was seen, for programs."""
 
     def told(vector: NDArray[np.float32]) -> Any:

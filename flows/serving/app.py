@@ -17,7 +17,7 @@ from flows.serving.chat import ChatRoutes
 from flows.serving.guard import extra_headers
 from flows.serving.openapi import CHAT, MEDIUM
 from flows.serving.page.page import Page, page_of
-from flows.serving.refusals import OPENAI, Refused
+from flows.serving.refusals import OPENAI, HttpRefusal
 from flows.serving.routes import Routes
 from flows.serving.service import Service
 
@@ -55,7 +55,7 @@ def app_of(service: Service, token: str) -> FastAPI:
     add("/readyz", routes.ready, methods=["GET"])
     _add_page(app, page)
     _answer_head(app)
-    app.add_exception_handler(Refused, _refused)
+    app.add_exception_handler(HttpRefusal, _refused)
     app.add_exception_handler(HTTPException, _unknown)
     app.add_exception_handler(RequestValidationError, _misasked)
     app.add_exception_handler(Exception, _unforeseen)
@@ -70,7 +70,7 @@ def _answer_head(app: FastAPI) -> None:
 
 
 async def _refused(request: Request, error: Exception) -> Response:
-    assert isinstance(error, Refused)
+    assert isinstance(error, HttpRefusal)
     answer = json_answer(error.to_json(request.url.path), error.status)
     for name, value in extra_headers(error):
         answer.headers[name.decode()] = value.decode()
@@ -80,7 +80,7 @@ async def _refused(request: Request, error: Exception) -> Response:
 async def _unknown(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     hint = "The routes are in /openapi.json" if error.status_code in (404, 405) else ""
-    why = Refused(error.status_code, str(error.detail).lower(), hint, code="unknown_url")
+    why = HttpRefusal(error.status_code, str(error.detail).lower(), hint, code="unknown_url")
     path = request.url.path
     # A client of OpenAI's asks for routes that are not here, too.
     form = OPENAI[0] if error.status_code == 404 and path.startswith("/v1/") else path
@@ -101,13 +101,13 @@ async def _misasked(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     first: Mapping[str, Any] = error.errors()[0]
     name = first["loc"][-1] if first["loc"] else ""
-    error = Refused(422, f"{name}: {first['msg']}", "The parameters are in /openapi.json")
+    error = HttpRefusal(422, f"{name}: {first['msg']}", "The parameters are in /openapi.json")
     return await _refused(request, error)
 
 
 async def _unforeseen(request: Request, error: Exception) -> Response:
     words = f"a fault of the server: {type(error).__name__}"
-    return await _refused(request, Refused(500, words, "Its log says more"))
+    return await _refused(request, HttpRefusal(500, words, "Its log says more"))
 
 
 def _add_page(app: FastAPI, page: Page) -> None:
@@ -119,7 +119,7 @@ def _add_page(app: FastAPI, page: Page) -> None:
     async def static(name: str) -> Response:
         found = page.files.get(name)
         if found is None:
-            raise Refused(404, "there is no such file")
+            raise HttpRefusal(404, "there is no such file")
         kept = {"cache-control": "private, max-age=86400"}
         return Response(found.content, media_type=found.media_type, headers=kept)
 

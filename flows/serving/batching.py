@@ -28,7 +28,7 @@ AT_ONCE = 2
 
 
 @dataclass(eq=False, kw_only=True, slots=True)
-class QueuedWork:
+class QueuedRequest:
     """One request to a half."""
 
     key: str
@@ -48,7 +48,7 @@ class QueuedWork:
 
 
 @dataclass(kw_only=True, slots=True)
-class Batches:
+class Batcher:
     """The requests that wait for one half, and those that it is working on."""
 
     most: int
@@ -61,8 +61,8 @@ class Batches:
     """Works that are on the way."""
     flying: bool = False
     """Whether the half takes a work whenever one has ended, and none waits for a batch."""
-    waiting: deque[QueuedWork] = field(default_factory=deque)
-    sent: dict[str, list[QueuedWork]] = field(default_factory=dict)
+    waiting: deque[QueuedRequest] = field(default_factory=deque)
+    sent: dict[str, list[QueuedRequest]] = field(default_factory=dict)
     """Works that the half has, by their keys."""
     _numbers: Iterator[int] = field(default_factory=itertools.count)
     _under_way: dict[int, set[str]] = field(default_factory=dict)
@@ -84,9 +84,9 @@ class Batches:
         together = full and not self.waiting[0].alone and not self._is_alone()
         return 0.0 if together and len(self._under_way) < AT_ONCE else None
 
-    def take(self) -> list[QueuedWork]:
+    def take(self) -> list[QueuedRequest]:
         """Return the next batch, which the half has from now on."""
-        batch: list[QueuedWork] = []
+        batch: list[QueuedRequest] = []
         weight = 0
         room = self.most - (len(self.sent) if self.flying else 0)
         while self.waiting and len(batch) < room:
@@ -105,7 +105,7 @@ class Batches:
             self._under_way[next(self._numbers)] = {work.key for work in batch}
         return batch
 
-    def made(self, keys: Iterable[str]) -> Iterator[QueuedWork]:
+    def made(self, keys: Iterable[str]) -> Iterator[QueuedRequest]:
         """Yield the works that were made, or never will be, with their keys."""
         for key in keys:
             yield from self.sent.pop(key, ())
@@ -114,7 +114,7 @@ class Batches:
                 if not left:
                     del self._under_way[number]
 
-    def withdraw(self, work: QueuedWork) -> bool:
+    def withdraw(self, work: QueuedRequest) -> bool:
         """Take back a work whose asker has left. Return whether the half has it, and nobody else
         waits for what it makes of it."""
         if work in self.waiting:
@@ -132,7 +132,7 @@ class Batches:
         sent = itertools.chain.from_iterable(self.sent.values())
         return sum(work.size for work in itertools.chain(self.waiting, sent))
 
-    def died(self) -> list[QueuedWork]:
+    def died(self) -> list[QueuedRequest]:
         """Let the works of a half that died wait again, each to go alone. Return those that are to
         blame, which do not."""
         works = [work for works in self.sent.values() for work in works]
@@ -143,7 +143,7 @@ class Batches:
             work.failures += lone
         return self._again(works)
 
-    def unfit(self, key: str) -> list[QueuedWork]:
+    def unfit(self, key: str) -> list[QueuedRequest]:
         """Let what did not fit wait again, to go alone. Return those that are to blame, as `died`
         does."""
         works = list(self.made([key]))
@@ -151,9 +151,9 @@ class Batches:
             work.failures += work.alone
         return self._again(works)
 
-    def _again(self, works: Iterable[QueuedWork]) -> list[QueuedWork]:
-        blamed: list[QueuedWork] = []
-        again: list[QueuedWork] = []
+    def _again(self, works: Iterable[QueuedRequest]) -> list[QueuedRequest]:
+        blamed: list[QueuedRequest] = []
+        again: list[QueuedRequest] = []
         for work in works:
             work.alone = True
             (blamed if work.failures >= FAILURES else again).append(work)

@@ -8,9 +8,9 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 from flows.serving.refusals import unsupported
-from stages.decode.generation import Generation
+from stages.decode.generation import SamplingParams
 from stages.decode.request_settings import RequestSettings, cut_at, held_back
-from stages.process.events import Words
+from stages.process.events import CaptionProgress
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -18,7 +18,7 @@ class CaptionParams:
     """Sampling parameters, length limit, stop strings and schema of one request. Defaults are those
     of the server."""
 
-    generation: Generation = field(default_factory=Generation)
+    generation: SamplingParams = field(default_factory=SamplingParams)
     max_tokens: int | None = None
     """Most tokens of the whole answer; None: the server's limit for each chunk."""
     stop: tuple[str, ...] = ()
@@ -45,7 +45,7 @@ class CaptionParams:
     def settings(self, limit: int, most: int) -> str:
         """Return the settings of one caption of at most `limit` tokens, as an item has them; empty
         where they are the server's, whose captions have at `most` so many."""
-        if (limit, self.stop, self.generation) == (most, (), Generation()):
+        if (limit, self.stop, self.generation) == (most, (), SamplingParams()):
             return ""
         return RequestSettings(
             generation=self.generation, max_new_tokens=limit, stop=self.stop
@@ -67,8 +67,8 @@ async def in_order(
     count: int,
     params: CaptionParams,
     limit: int,
-    caption: Callable[[int, str], Awaitable[Words | None]],
-) -> list[Words | None]:
+    caption: Callable[[int, str], Awaitable[CaptionProgress | None]],
+) -> list[CaptionProgress | None]:
     """Return the captions of so many chunks up to the end of the answer: side by side, unless how
     one of them ends decides what becomes of the next. `caption` is given the chunk's place and its
     settings; where it returns None, that is the last. Raises Refused."""
@@ -78,7 +78,7 @@ async def in_order(
         settings = params.settings(min(params.max_tokens or limit, limit), limit)
         return [*await asyncio.gather(*(caption(at, settings) for at in range(count)))]
     left = params.max_tokens or count * limit
-    found: list[Words | None] = []
+    found: list[CaptionProgress | None] = []
     captions: list[str] = []
     while len(found) < count and left > 0:
         words = await caption(len(found), params.settings(min(left, limit), limit))

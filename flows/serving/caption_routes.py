@@ -14,7 +14,7 @@ from flows.serving.answers import json_answer, warnings_of
 from flows.serving.caption_params import CaptionParams
 from flows.serving.captioning import AS_THE_SERVER, Captioned, Captioning
 from flows.serving.guard import in_time
-from flows.serving.refusals import Refused
+from flows.serving.refusals import HttpRefusal
 from flows.serving.service import Service
 from flows.serving.uploads import Upload, upload_of
 
@@ -68,7 +68,7 @@ class CaptionRoutes:
     def captions(self) -> Captioning:
         """Return what makes captions. Raises Refused."""
         if self._service.captions is None:
-            raise Refused(
+            raise HttpRefusal(
                 404, "this server has no model that captions", "Start it with --caption-model M"
             )
         return self._service.captions
@@ -123,7 +123,7 @@ class CaptionRoutes:
                 yield found
         except TimeoutError as error:
             seconds = self._service.config.caption_deadline
-            raise Refused(504, f"not answered within {seconds:.0f} s", "Ask again") from error
+            raise HttpRefusal(504, f"not answered within {seconds:.0f} s", "Ask again") from error
         finally:
             doing.cancel()
 
@@ -136,7 +136,7 @@ class CaptionRoutes:
                     yield event({"done": True, **told(each)})
                 elif each.text:
                     yield event({"chunk": each.chunk, "text": each.text})
-        except Refused as why:
+        except HttpRefusal as why:
             yield event(why.to_json())
 
 

@@ -15,22 +15,22 @@ from artifacts.packs import RecordSet
 from artifacts.schema import MediaIndex
 from flows.job.contents import refuse_placeholders
 from flows.job.prepare import Job
-from flows.ledger.namespaces import Namespaces
+from flows.ledger.namespaces import Variant
 from flows.ledger.tasks import Medium, Task, task_of
 from flows.options.text import EngineOptions
-from flows.running.calls import Calls
+from flows.running.calls import StageCallBuilder
 from flows.serving.caption_params import CaptionParams, in_order
 from flows.serving.frame_source import FrameSource
-from flows.serving.half_worker import Half
-from flows.serving.keeping import RecordKeeper
+from flows.serving.half_worker import HalfWorker
+from flows.serving.keeping import RecordCacheFlusher
 from flows.serving.kept_captions import KeptCaptions, key_of
 from flows.serving.metrics import Metrics
 from flows.serving.prompt_bound import PromptBound
 from flows.serving.refusals import bad, refusal_of
-from flows.serving.shared import Shared
+from flows.serving.shared import SingleFlight
 from flows.serving.shown_names import shown_name
 from flows.serving.uploads import Upload
-from stages.process.events import Event, Words
+from stages.process.events import CaptionProgress, Event
 
 MOST_LETTERS = 20_000
 """Letters of a prompt."""
@@ -44,7 +44,7 @@ class Captioned:
     """The captions of one medium."""
 
     index: MediaIndex
-    words: tuple[Words, ...]
+    words: tuple[CaptionProgress, ...]
     """Those of each chunk; of fewer where a limit or a stop string ended the whole answer."""
     cached: bool
 
@@ -68,10 +68,10 @@ class Captioning:
     def __init__(
         self,
         job: Job,
-        encoding: Half,
-        decoding: Half,
+        encoding: HalfWorker,
+        decoding: HalfWorker,
         cutting: FrameSource,
-        keeper: RecordKeeper,
+        keeper: RecordCacheFlusher,
         metrics: Metrics,
     ) -> None:
         _, self._encode, self._decode = job.pipeline
@@ -79,7 +79,7 @@ class Captioning:
         self._encoding = encoding
         self._decoding = decoding
         self._cutting = cutting
-        self._calls = Calls(job)
+        self._calls = StageCallBuilder(job)
         self._metrics = metrics
         self._bound = PromptBound(job.model.folder, job.model.profile.context_tokens)
         self._of = job.ledger.namespaces
@@ -88,7 +88,7 @@ class Captioning:
         namespaces = [each[self._decode.writes] for each in every]
         self._kept = KeptCaptions(job.store, self._decode.writes, namespaces, keeper)
         self._features = RecordSet(job.store, self._encode.writes, self._of[self._encode.writes])
-        self._shared: Shared[Captioned] = Shared()
+        self._shared: SingleFlight[Captioned] = SingleFlight()
         self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         """Digest of a medium → who looks at its frames, which are gone once they were encoded."""
         self._listeners: dict[str, dict[object, Callable[[str, bool], None]]] = {}
@@ -108,7 +108,7 @@ class Captioning:
 
     def hear(self, event: Event) -> None:
         """Hear what the language half says on the way."""
-        if isinstance(event, Words):
+        if isinstance(event, CaptionProgress):
             self._tell(event.key, event.caption, ended=False)
 
     def _tell(self, key: str, caption: str, *, ended: bool) -> None:
@@ -184,7 +184,7 @@ class Captioning:
         assert index is not None
         of_chunks = index
 
-        def decoded(at: int, settings: str) -> Awaitable[Words]:
+        def decoded(at: int, settings: str) -> Awaitable[CaptionProgress]:
             started(at, key_of(tasks[at][self._decode.writes], settings))
             return self._decoded(tasks[at], of_chunks, settings, params.to_context)
 
@@ -198,7 +198,7 @@ class Captioning:
         tasks = self._cutting.tasks(medium, index)
         places = [self._of, *([self._other] if self._other else [])]
 
-        async def stored(at: int, settings: str) -> Words | None:
+        async def stored(at: int, settings: str) -> CaptionProgress | None:
             keys = [key_of(self._made_as(tasks[at], index, place), settings) for place in places]
             words = await self._kept.read(keys)
             counted = words is None or words.prompt_tokens or not params.counts_prompt
@@ -225,18 +225,18 @@ class Captioning:
 
     async def _decoded(
         self, task: Task, index: MediaIndex, settings: str, to_context: bool
-    ) -> Words:
+    ) -> CaptionProgress:
         instead, key = "", key_of(task[self._decode.writes], settings)
         if self._other is not None:
             instead = key_of(self._made_as(task, index, self._other), settings)
         member = self._calls.decode_item(self._decode, task)._replace(
             key=key, instead=instead, settings=settings, to_context=to_context
         )
-        words: Words = await self._decoding.make(key, member, 1)
+        words: CaptionProgress = await self._decoding.make(key, member, 1)
         self._kept.remember(words)
         self._tell(key, words.caption, ended=True)
         return words
 
-    def _made_as(self, task: Task, index: MediaIndex, namespaces: Namespaces) -> str:
+    def _made_as(self, task: Task, index: MediaIndex, namespaces: Variant) -> str:
         """Return the key of a caption in one variant, asked for with the server's settings."""
         return task_of(task.medium, index, task.whole, namespaces)[self._decode.writes]

@@ -25,7 +25,7 @@ from flows.serving.caption_routes import EVENTS, CaptionRoutes, event
 from flows.serving.captioning import Captioned
 from flows.serving.chat_params import check_known, no_model, params_in, streaming_in
 from flows.serving.json_bodies import json_in
-from flows.serving.refusals import OPENAI, Refused, bad, invalid, unsupported
+from flows.serving.refusals import OPENAI, HttpRefusal, bad, invalid, unsupported
 from flows.serving.service import Service
 from flows.serving.uploads import Upload, body_of, stored
 
@@ -127,7 +127,7 @@ class ChatRoutes:
                         yield chunk([], usage_of(each))
                 elif new := text.add(each.chunk, each.text, ended=each.ended):
                     yield delta({"content": new})
-        except Refused as why:
+        except HttpRefusal as why:
             yield event(why.to_json(OPENAI[0]))
         yield event("[DONE]")
 
@@ -157,7 +157,7 @@ def request_in(body: bytes, models: Collection[str], limit: int) -> ChatRequest:
     caption at most `limit` tokens. Raises Refused."""
     asked = json_in(body)
     if not isinstance(asked, dict):
-        raise Refused(400, "this is no chat completion", "Send a JSON object, as OpenAI has it")
+        raise HttpRefusal(400, "this is no chat completion", "Send a JSON object, as OpenAI has it")
     check_known(asked, models)
     streamed, usage = streaming_in(asked)
     params = params_in(asked, limit)

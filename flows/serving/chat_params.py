@@ -9,8 +9,8 @@ from typing import Any
 
 from artifacts.errors import UsageError
 from flows.serving.caption_params import CaptionParams
-from flows.serving.refusals import Refused, invalid, unsupported
-from stages.decode.generation import Generation
+from flows.serving.refusals import HttpRefusal, invalid, unsupported
+from stages.decode.generation import SamplingParams
 from stages.decode.structure import canonical, rest_of
 
 MOST_STOPS, STOP_LETTERS = 4, 1000
@@ -67,11 +67,11 @@ def check_known(asked: Mapping[str, Any], models: Collection[str]) -> None:
         raise no_model(model)
 
 
-def no_model(name: str) -> Refused:
+def no_model(name: str) -> HttpRefusal:
     """Return the refusal of a request to a model that is not served."""
     error = f"the model {name[:80]!r} is not served"
     hint = "GET /v1/models says which is"
-    return Refused(404, error, hint, code="model_not_found", param="model")
+    return HttpRefusal(404, error, hint, code="model_not_found", param="model")
 
 
 def params_in(asked: Mapping[str, Any], limit: int) -> CaptionParams:
@@ -126,7 +126,7 @@ def _limit(asked: Mapping[str, Any]) -> int | None:
     return min(found, default=None)
 
 
-def _generation(asked: Mapping[str, Any], schema: str) -> Generation:
+def _generation(asked: Mapping[str, Any], schema: str) -> SamplingParams:
     temperature = _number(asked, "temperature", HOTTEST)
     top_p = _number(asked, "top_p", 1.0)
     presence = _number(asked, "presence_penalty", MOST_PRESENCE, least=-MOST_PRESENCE) or None
@@ -137,7 +137,7 @@ def _generation(asked: Mapping[str, Any], schema: str) -> Generation:
     likeliest = temperature is None and share is None
     cold = temperature is not None and temperature < COLDEST
     narrow = share is not None and share < NARROWEST
-    greedy = Generation(presence_penalty=presence, schema=schema)
+    greedy = SamplingParams(presence_penalty=presence, schema=schema)
     if likeliest or cold or narrow:
         return greedy
     try:

@@ -14,13 +14,13 @@ from dataclasses import dataclass
 from artifacts.errors import PenstockError
 from artifacts.schema import MediaIndex
 from flows.machine.launch import StageCall
-from flows.serving.live_stage import LauncherMaker, LiveStage
+from flows.serving.live_stage import LauncherMaker, WorkerProcess
 from flows.serving.metrics import Metrics
-from flows.serving.refusals import Refused, bad, unavailable
-from flows.serving.scratch import Scratch
+from flows.serving.refusals import HttpRefusal, bad, unavailable
+from flows.serving.scratch import TempStore
 from stages.frames.job import FramesItem
 from stages.frames.live import NO_MEMORY, TOO_LARGE
-from stages.process.events import Event, Failed, MediumRead
+from stages.process.events import Event, Failed, MediumIndexed
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +56,7 @@ class DecodingProcess:
 
     def __init__(
         self,
-        start: Callable[["DecodingProcess"], LiveStage],
+        start: Callable[["DecodingProcess"], WorkerProcess],
         seconds: float,
         again: Callable[[list[SentFile]], None],
     ) -> None:
@@ -65,7 +65,7 @@ class DecodingProcess:
         self._start = start
         self._seconds = seconds
         self._again = again
-        self._live: LiveStage | None = None
+        self._live: WorkerProcess | None = None
         self._files: deque[SentFile] = deque()
         self._timer: asyncio.TimerHandle | None = None
 
@@ -103,21 +103,21 @@ class DecodingProcess:
 
     def hear(self, event: Event) -> None:
         """Hear an event of the process."""
-        if not isinstance(event, MediumRead | Failed) or not self._files:
+        if not isinstance(event, MediumIndexed | Failed) or not self._files:
             return
         if event.media != self._files[0].digest:  # of a process that was killed
             return
         answer = self._files.popleft().answer
         self._watch()
         if not answer.done():
-            if isinstance(event, MediumRead):
+            if isinstance(event, MediumIndexed):
                 answer.set_result(event.index)
             else:
                 status = STATUS.get(event.kind, 422)
-                answer.set_exception(Refused(status, event.message, event.hint))
+                answer.set_exception(HttpRefusal(status, event.message, event.hint))
         self._again([])
 
-    def ended(self, live: LiveStage, error: PenstockError | None) -> None:
+    def ended(self, live: WorkerProcess, error: PenstockError | None) -> None:
         """Hear that the process has ended."""
         if live is not self._live:
             return
@@ -166,14 +166,14 @@ class Decoders:
         seconds: float,
         make_launcher: LauncherMaker,
         call_over: Callable[[str], StageCall],
-        scratch: Scratch,
+        scratch: TempStore,
         metrics: Metrics,
     ) -> None:
         """Make `count` of them; a file may take `seconds`."""
 
-        def start(decoder: DecodingProcess) -> LiveStage:
+        def start(decoder: DecodingProcess) -> WorkerProcess:
             pipe = scratch.path("-decoder")
-            return LiveStage(make_launcher, call_over, pipe, decoder.hear, decoder.ended)
+            return WorkerProcess(make_launcher, call_over, pipe, decoder.hear, decoder.ended)
 
         self._metrics = metrics.of_half(NAME)
         self._waiting: deque[SentFile] = deque()
@@ -224,7 +224,7 @@ class Decoders:
                 return
             least.give(self._waiting.popleft())
 
-    def _blame(self) -> Refused:
+    def _blame(self) -> HttpRefusal:
         if not self.pids:
             return unavailable(
                 "no process that decodes can be started", "The server's log says why"

@@ -13,17 +13,17 @@ from artifacts.schema import MediaIndex
 from artifacts.vectors import Vectors, vectors_in
 from flows.job.prepare import Job
 from flows.ledger.tasks import Medium, Task
-from flows.running.calls import Calls
+from flows.running.calls import StageCallBuilder
 from flows.serving.frame_source import FrameSource
-from flows.serving.half_worker import Half
-from flows.serving.keeping import RecordKeeper
+from flows.serving.half_worker import HalfWorker
+from flows.serving.keeping import RecordCacheFlusher
 from flows.serving.metrics import Metrics
-from flows.serving.shared import Shared
+from flows.serving.shared import SingleFlight
 from flows.serving.uploads import Upload
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Seen:
+class EmbeddedMedium:
     """The vectors of one medium."""
 
     index: MediaIndex
@@ -38,18 +38,23 @@ class PictureEmbedder:
     """The decoders and the vision half of one job."""
 
     def __init__(
-        self, job: Job, half: Half, cutting: FrameSource, keeper: RecordKeeper, metrics: Metrics
+        self,
+        job: Job,
+        half: HalfWorker,
+        cutting: FrameSource,
+        keeper: RecordCacheFlusher,
+        metrics: Metrics,
     ) -> None:
         self._stage = job.pipeline[-1]
         self._half = half
         self._cutting = cutting
         self._metrics = metrics
-        self._calls = Calls(job)
+        self._calls = StageCallBuilder(job)
         self.namespaces = job.ledger.namespaces
         self._kept = keeper.of(job.store, self._stage.writes, self.namespaces[self._stage.writes])
-        self._shared: Shared[Seen] = Shared()
+        self._shared: SingleFlight[EmbeddedMedium] = SingleFlight()
 
-    async def see(self, upload: Upload) -> Seen:
+    async def see(self, upload: Upload) -> EmbeddedMedium:
         """Return the vectors of what was sent. Raises Refused."""
         medium = Medium(digest=upload.digest, path=str(upload.path), kind=upload.kind, prompt="")
         try:
@@ -63,7 +68,7 @@ class PictureEmbedder:
         self._metrics.from_store()
         return found
 
-    async def _stored(self, medium: Medium) -> Seen | None:
+    async def _stored(self, medium: Medium) -> EmbeddedMedium | None:
         index = await self._cutting.known(medium)
         if index is None:
             return None
@@ -75,7 +80,7 @@ class PictureEmbedder:
             return None
         return _seen(index, tasks, [each for each in records if each is not None], cached=True)
 
-    async def _make(self, medium: Medium) -> Seen:
+    async def _make(self, medium: Medium) -> EmbeddedMedium:
         index = await self._cutting.cut(medium, self._half)
         tasks = self._cutting.tasks(medium, index)
         records: list[Record] = await asyncio.gather(*map(self._work, tasks))
@@ -92,8 +97,8 @@ class PictureEmbedder:
 
 def _seen(
     index: MediaIndex, tasks: Sequence[Task], records: Sequence[Record], *, cached: bool
-) -> Seen:
-    return Seen(
+) -> EmbeddedMedium:
+    return EmbeddedMedium(
         index=index,
         tasks=tuple(tasks),
         vectors=tuple(map(vectors_in, records)),

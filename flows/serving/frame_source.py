@@ -9,9 +9,9 @@ from artifacts.schema import MediaIndex
 from flows.job.prepare import Job
 from flows.ledger.tasks import Medium, Task, task_of
 from flows.serving.decoders import Decoders
-from flows.serving.half_worker import Half
-from flows.serving.keeping import RecordKeeper
-from flows.serving.scratch import Scratch
+from flows.serving.half_worker import HalfWorker
+from flows.serving.keeping import RecordCacheFlusher
+from flows.serving.scratch import TempStore
 from stages.frames.job import FramesItem
 from stages.models.encoding import FRAMES_A_BATCH
 from stages.process.live import Keyed
@@ -21,7 +21,7 @@ class FrameSource:
     """The decoders of one job, and their results."""
 
     def __init__(
-        self, job: Job, decoders: Decoders, keeper: RecordKeeper, scratch: Scratch
+        self, job: Job, decoders: Decoders, keeper: RecordCacheFlusher, scratch: TempStore
     ) -> None:
         self._kind = job.pipeline[0].writes
         self._decoders = decoders
@@ -43,7 +43,7 @@ class FrameSource:
         """Return the chunks of a medium."""
         return [task_of(medium, index, chunk, self.namespaces) for chunk in index.chunks]
 
-    async def cut(self, medium: Medium, half: Half) -> MediaIndex:
+    async def cut(self, medium: Medium, half: HalfWorker) -> MediaIndex:
         """Return what is in a medium, its frames stored for a half. Raises Refused."""
         told = FramesItem(medium.path, medium.digest, medium.kind)
         half.note_coming(1)
@@ -57,14 +57,16 @@ class FrameSource:
                 doing.add_done_callback(lambda done: self._throw_away(medium, done))
             raise
 
-    def weight(self, task: Task, half: Half) -> int:
+    def weight(self, task: Task, half: HalfWorker) -> int:
         """Return what a chunk weighs in a batch of a half: its pixels, or its part of the frames
         that a batch may have."""
         pixels = task.chunk.height * task.chunk.width * len(task.chunk.times)
         frames = len(task.chunk.times) * half.batches.most_weight // FRAMES_A_BATCH
         return max(pixels, frames if task.medium.kind == "video" else 0)
 
-    async def given(self, task: Task, half: Half, key: str, member: Keyed, weight: int) -> Any:
+    async def given(
+        self, task: Task, half: HalfWorker, key: str, member: Keyed, weight: int
+    ) -> Any:
         """Return what a half makes of the frames of a chunk. Raises Refused."""
         try:
             return await half.make(key, member, weight)

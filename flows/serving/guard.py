@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from typing import Any
 
 from flows.serving.hosts import LOOPBACK, is_loopback
-from flows.serving.refusals import Refused, unavailable
+from flows.serving.refusals import HttpRefusal, unavailable
 from flows.serving.service import Service
 
 Message = MutableMapping[str, Any]
@@ -78,7 +78,7 @@ class Guard:
         counted = (path in COUNTED_TOO or scope["method"] == "POST") and path.startswith(COUNTED)
         try:
             self._admit(scope, counted=counted)
-        except Refused as why:
+        except HttpRefusal as why:
             await refuse(why, path, sent, closing=not _is_small(scope))
             self._service.metrics.answered(route_of(scope), status, time.monotonic() - began)
             return
@@ -105,12 +105,12 @@ class Guard:
         service, path = self._service, scope["path"]
         host = headers.get(b"host", b"").decode("latin-1")
         if service.config.host in LOOPBACK and not is_loopback(host):
-            raise Refused(421, f"this server is not {host[:80]!r}", "Ask it as localhost")
+            raise HttpRefusal(421, f"this server is not {host[:80]!r}", "Ask it as localhost")
         if path != "/" and is_of_other_site(headers):
-            raise Refused(403, "another site asks", "Open the page of this server")
+            raise HttpRefusal(403, "another site asks", "Open the page of this server")
         open_to_all = path in OPEN or path.startswith(STATIC)
         if self._token and not open_to_all and not self._knows(headers):
-            raise Refused(
+            raise HttpRefusal(
                 401,
                 "a token is needed",
                 "Send the header Authorization: Bearer TOKEN",
@@ -125,7 +125,7 @@ class Guard:
         if counted and service.busy >= service.config.max_queue:
             service.metrics.refused("full")
             wait = max(1.0, service.busy * self._gap)
-            raise Refused(429, "too many requests wait", "Ask again later", min(wait, 60.0))
+            raise HttpRefusal(429, "too many requests wait", "Ask again later", min(wait, 60.0))
 
     def _knows(self, headers: dict[bytes, bytes]) -> bool:
         given = headers.get(b"authorization", b"")
@@ -157,7 +157,7 @@ def route_of(scope: Message) -> str:
     return path or ("refused" if scope["path"] not in OPEN else str(scope["path"]))
 
 
-async def refuse(why: Refused, path: str, send: Send, *, closing: bool) -> None:
+async def refuse(why: HttpRefusal, path: str, send: Send, *, closing: bool) -> None:
     """Send a refusal to who asked for a path, and with `closing` read nothing more."""
     body = json.dumps(why.to_json(path)).encode()
     headers = [
@@ -178,7 +178,7 @@ def _is_small(scope: Message) -> bool:
     return b"transfer-encoding" not in headers and length.isdigit() and int(length) <= READ_PAST
 
 
-def extra_headers(why: Refused) -> list[tuple[bytes, bytes]]:
+def extra_headers(why: HttpRefusal) -> list[tuple[bytes, bytes]]:
     """Return the headers that go with a refusal."""
     if why.status == 401:
         return [(b"www-authenticate", b"Bearer")]
@@ -203,8 +203,8 @@ async def in_time(receive: Receive, work: Awaitable[Any], seconds: float) -> Any
         return doing.result()
     doing.cancel()
     if leaving in done:
-        raise Refused(499, "who asked is gone")
-    raise Refused(504, f"not answered within {seconds:.0f} s", "Ask again, or for less at once")
+        raise HttpRefusal(499, "who asked is gone")
+    raise HttpRefusal(504, f"not answered within {seconds:.0f} s", "Ask again, or for less at once")
 
 
 async def _gone(receive: Receive) -> None:

@@ -11,7 +11,7 @@ from flows.serving.model_watch import ModelWatch
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class HalfPlan:
+class HalfWorkerSpec:
     """How one half is run, and how its events are read."""
 
     name: str

@@ -34,17 +34,26 @@ from typing import Any
 
 from artifacts.errors import CannotFit, PenstockError
 from flows.planning.rungs import Rung
-from flows.serving.batching import Batches, QueuedWork
-from flows.serving.half_plan import HalfPlan
-from flows.serving.live_stage import LauncherMaker, LiveStage
+from flows.serving.batching import Batcher, QueuedRequest
+from flows.serving.half_plan import HalfWorkerSpec
+from flows.serving.live_stage import LauncherMaker, WorkerProcess
 from flows.serving.metrics import HalfMetrics, Metrics
 from flows.serving.model_watch import ModelWatch
 from flows.serving.published import LostAnswers, PublishedAnswers, read_published
-from flows.serving.refusals import Refused, bad, refusal_of_failure, unavailable
-from flows.serving.residence import Residence
-from flows.serving.scratch import Scratch
+from flows.serving.refusals import HttpRefusal, bad, refusal_of_failure, unavailable
+from flows.serving.residence import DeviceScheduler
+from flows.serving.scratch import TempStore
 from stages.decode.engines import engine_of
-from stages.process.events import Event, Failed, MemorySeen, Noted, Shrunk, TooLarge, Warned, Words
+from stages.process.events import (
+    BatchShrunk,
+    CaptionProgress,
+    Event,
+    Failed,
+    MemorySample,
+    StageNotes,
+    TooLarge,
+    Warned,
+)
 from stages.process.live import WITHDRAWN, Keyed
 
 TO_BLAME = bad(
@@ -58,10 +67,10 @@ TOO_LARGE = bad(
 )
 
 
-class Works:
+class RequestQueue:
     """The request queue of one half, and the time of its last activity."""
 
-    def __init__(self, batches: Batches, metrics: HalfMetrics) -> None:
+    def __init__(self, batches: Batcher, metrics: HalfMetrics) -> None:
         self.batches = batches
         self._metrics = metrics
         self.used = time.monotonic()
@@ -69,10 +78,10 @@ class Works:
         self._began: float | None = None
         """Time since when the half has been at something."""
 
-    def add(self, key: str, member: Keyed, weight: int) -> QueuedWork:
+    def add(self, key: str, member: Keyed, weight: int) -> QueuedRequest:
         """Have one more wait. Raises Refused where too many bytes do."""
         answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        work = QueuedWork(
+        work = QueuedRequest(
             key=key,
             member=member,
             weight=weight,
@@ -81,13 +90,13 @@ class Works:
             size=len(json.dumps(member)),
         )
         if self.batches.waiting and self.batches.bytes + work.size > MOST_BYTES:
-            raise Refused(
+            raise HttpRefusal(
                 429, "too much is waiting to be read", "Ask again later, or for less at once", 5.0
             )
         self.batches.waiting.append(work)
         return work
 
-    def take(self) -> list[QueuedWork]:
+    def take(self) -> list[QueuedRequest]:
         """Return the next batch, which the half is at from now on."""
         batch, now = self.batches.take(), time.monotonic()
         if batch:
@@ -104,7 +113,7 @@ class Works:
                 work.answer.set_result(found[work.key])
         self._rest(now)
 
-    def refuse(self, keys: Iterable[str], why: Refused) -> None:
+    def refuse(self, keys: Iterable[str], why: HttpRefusal) -> None:
         """Say of some that they are not made."""
         _refuse(self.batches.made(keys), why)
         self._rest(time.monotonic())
@@ -114,7 +123,7 @@ class Works:
         _refuse(self.batches.unfit(key), TOO_LARGE)
         self._rest(time.monotonic())
 
-    def withdraw(self, work: QueuedWork, *, at_once: bool) -> bool:
+    def withdraw(self, work: QueuedRequest, *, at_once: bool) -> bool:
         """Take back a work that nobody wants any more. Return whether the half is to be told;
         `at_once`, if it leaves off then, so that another takes its place."""
         if not (self.batches.withdraw(work) and at_once):
@@ -123,7 +132,7 @@ class Works:
         self._rest(time.monotonic())
         return True
 
-    def refuse_waiting(self, why: Refused) -> None:
+    def refuse_waiting(self, why: HttpRefusal) -> None:
         """Say of all that wait that they are not made."""
         _refuse(self.batches.waiting, why)
         self.batches.waiting.clear()
@@ -138,7 +147,7 @@ class Works:
         self._began = None if self.batches.idle else now
 
 
-def _refuse(works: Iterable[QueuedWork], why: Refused) -> None:
+def _refuse(works: Iterable[QueuedRequest], why: HttpRefusal) -> None:
     for work in works:
         if not work.answer.done():
             work.answer.set_exception(why)
@@ -150,7 +159,7 @@ AGAIN_SECONDS = 10.0
 """After so long it is tried to start it again."""
 
 
-class Setbacks:
+class RestartBackoff:
     """Counts the failed starts of one process, and delays the next one."""
 
     def __init__(self, name: str, model: ModelWatch) -> None:
@@ -166,7 +175,7 @@ class Setbacks:
         return max(0.0, self._again_at - time.monotonic())
 
     @property
-    def refusal(self) -> Refused | None:
+    def refusal(self) -> HttpRefusal | None:
         """Return why requests are refused now; None where they are not."""
         if self._why is None or not self.wait:
             return None
@@ -192,15 +201,15 @@ log = logging.getLogger(__name__)
 AWAY, WAITING, LOADING, RESIDENT = "away", "waiting", "loading", "resident"
 
 
-class Half:
+class HalfWorker:
     """One half with its queue and process. All methods run on the event loop."""
 
     def __init__(
         self,
-        plan: HalfPlan,
-        residence: Residence,
+        plan: HalfWorkerSpec,
+        residence: DeviceScheduler,
         make_launcher: LauncherMaker,
-        scratch: Scratch,
+        scratch: TempStore,
         metrics: Metrics,
     ) -> None:
         """Make one that is away."""
@@ -213,13 +222,13 @@ class Half:
         self.metrics = metrics.of_half(plan.name)
         self.hear_more: Callable[[Event], None] = lambda event: None
         """Function that is given each event that is not about works."""
-        self.batches = Batches(most=1, most_weight=0, most_wait=plan.wait_seconds)
-        self._works = Works(self.batches, self.metrics)
-        self._live: LiveStage | None = None
+        self.batches = Batcher(most=1, most_weight=0, most_wait=plan.wait_seconds)
+        self._works = RequestQueue(self.batches, self.metrics)
+        self._live: WorkerProcess | None = None
         self._changed = asyncio.Event()
         self._closing = False
         self._leaving = self._gives_way = False
-        self._setbacks = Setbacks(plan.name, plan.model)
+        self._setbacks = RestartBackoff(plan.name, plan.model)
         self.is_wanted = False
         """Whether it comes to the device before there is anything to do."""
         self._resize()
@@ -326,7 +335,7 @@ class Half:
         await self._residence.enter(self)
         self.state, self._leaving = LOADING, False
         rung, room = self._rung, self._residence.room_for(self)
-        self._live = LiveStage(
+        self._live = WorkerProcess(
             self._make_launcher,
             lambda pipe: self._plan.call(rung, pipe, room),
             self._scratch.path(f"-{self.name}"),
@@ -337,12 +346,12 @@ class Half:
 
     def _hear(self, event: Event | PublishedAnswers | LostAnswers) -> None:
         match event:
-            case Noted() if event.values.get("ready"):
+            case StageNotes() if event.values.get("ready"):
                 self.state, self._works.used = RESIDENT, time.monotonic()
                 self._setbacks.started()
-            case Noted() if "engine" in event.values:
+            case StageNotes() if "engine" in event.values:
                 self.batches.flying = engine_of(event.values["engine"]).slots
-            case Words() if event.ended:
+            case CaptionProgress() if event.ended:
                 self._works.answer({event.key: event})
             case PublishedAnswers():
                 self._works.answer(event.answers)
@@ -352,11 +361,11 @@ class Half:
                 self._works.refuse([event.media], refusal_of_failure(event))
             case TooLarge():
                 self._works.unfit(event.key)
-            case Shrunk():
+            case BatchShrunk():
                 self._plan.ladder.listen(self.name, event)
                 self._resize(event.batch)
                 log.warning("%s: batches of %d from now on", self.name, self.batches.most)
-            case MemorySeen() | Noted():
+            case MemorySample() | StageNotes():
                 self.metrics.hear(event, self.peak_bytes)
             case Warned():
                 log.warning("%s: %s", self.name, event.text)
@@ -370,7 +379,7 @@ class Half:
         self.batches.most = min(found, self._rung.batch, most or found)
         self.batches.most_weight = self.batches.most * self._plan.weight
 
-    def _ended(self, live: LiveStage, error: PenstockError | None) -> None:
+    def _ended(self, live: WorkerProcess, error: PenstockError | None) -> None:
         """Hear that its process has ended, for whatever reason."""
         if live is not self._live:
             return

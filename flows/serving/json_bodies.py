@@ -3,7 +3,7 @@
 import json
 from typing import Any
 
-from flows.serving.refusals import Refused
+from flows.serving.refusals import HttpRefusal
 
 LONE = "a letter of it is half of a pair (a lone surrogate), which is no text"
 
@@ -15,9 +15,9 @@ def json_in(body: bytes) -> Any:
         _check_texts(value)
         return value
     except UnicodeEncodeError as error:
-        raise Refused(400, LONE, "Write letters beyond \\uffff as two escapes") from error
+        raise HttpRefusal(400, LONE, "Write letters beyond \\uffff as two escapes") from error
     except (ValueError, RecursionError) as error:  # Python's words quote bytes of the body
-        raise Refused(400, "the body is no JSON in UTF-8", "Send a JSON object") from error
+        raise HttpRefusal(400, "the body is no JSON in UTF-8", "Send a JSON object") from error
 
 
 def _check_texts(value: Any) -> None:

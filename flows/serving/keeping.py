@@ -26,7 +26,7 @@ RECORD_BYTES = 1536
 """Bytes that a record takes in memory beside its payload."""
 
 
-class KeptRecords:
+class RecordCache:
     """The cached records of one kind and namespace."""
 
     def __init__(self, store: Store, kind: str, namespace: str) -> None:
@@ -83,17 +83,17 @@ class KeptRecords:
             self._recent_bytes -= RECORD_BYTES + len(gone.payload)
 
 
-class RecordKeeper:
+class RecordCacheFlusher:
     """Writes the results of several caches to the store at intervals."""
 
     def __init__(self, say: Callable[[str], None]) -> None:
         self._say = say
-        self._every: list[KeptRecords] = []
+        self._every: list[RecordCache] = []
         self._trouble = ""
 
-    def of(self, store: Store, kind: str, namespace: str) -> KeptRecords:
+    def of(self, store: Store, kind: str, namespace: str) -> RecordCache:
         """Return the records of one kind and namespace, looked after."""
-        kept = KeptRecords(store, kind, namespace)
+        kept = RecordCache(store, kind, namespace)
         self._every.append(kept)
         return kept
 

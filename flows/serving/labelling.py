@@ -11,10 +11,10 @@ from flows.job.prepare import Job
 from flows.media.labels import LabelSet, labels_named
 from flows.media.media_files import MediaFile
 from flows.results.labels.judging import judge_of
-from flows.results.labels.rows import Labelling, judged_vectors
+from flows.results.labels.rows import LabelContext, judged_vectors
 from flows.serving.answers import warnings_of
-from flows.serving.embedding import Seen
-from flows.serving.refusals import Refused, refusal_of
+from flows.serving.embedding import EmbeddedMedium
+from flows.serving.refusals import HttpRefusal, refusal_of
 from flows.serving.shown_names import shown_name
 from flows.serving.text_embedding import TextEmbedder
 
@@ -29,25 +29,27 @@ class Labeller:
         self._model = shown_name(job.model.name)
         self._texts = texts
         self._labels = labels
-        self._known: OrderedDict[tuple[str, float | None, int], Labelling] = OrderedDict()
+        self._known: OrderedDict[tuple[str, float | None, int], LabelContext] = OrderedDict()
 
     @property
     def names(self) -> list[str]:
         return self._labels.names if self._labels else []
 
-    async def labelling(self, names: Sequence[str], threshold: float | None, top: int) -> Labelling:
+    async def labelling(
+        self, names: Sequence[str], threshold: float | None, top: int
+    ) -> LabelContext:
         """Return how pictures are labelled with these names, or else with the server's. Raises
         Refused."""
         if threshold is not None and not -1 <= threshold <= 1:
-            raise Refused(422, f"threshold is {threshold}", "Give a number from -1 to 1")
+            raise HttpRefusal(422, f"threshold is {threshold}", "Give a number from -1 to 1")
         if not 1 <= top <= 1000:
-            raise Refused(422, f"top is {top}", "Give 1 to 1000")
+            raise HttpRefusal(422, f"top is {top}", "Give 1 to 1000")
         try:
             labels = labels_named(names) if names else self._labels
         except UsageError as error:
             raise refusal_of(error) from error
         if labels is None:
-            raise Refused(
+            raise HttpRefusal(
                 404,
                 "this server has no labels",
                 "Ask with ?labels=a,b, or start it with --labels F",
@@ -60,13 +62,13 @@ class Labeller:
                 judge = judge_of(labels, texts, threshold)
             except UsageError as error:
                 raise refusal_of(error) from error
-            found = Labelling(labels=labels, texts=texts, judge=judge, top=top)
+            found = LabelContext(labels=labels, texts=texts, judge=judge, top=top)
             self._known[key] = found
             if len(self._known) > MOST_SETS:
                 self._known.popitem(last=False)
         return found
 
-    def answer(self, seen: Seen, labelling: Labelling) -> dict[str, Any]:
+    def answer(self, seen: EmbeddedMedium, labelling: LabelContext) -> dict[str, Any]:
         """Return the labels of what was seen."""
         index = seen.index
         file = MediaFile(path=Path("upload"), media_path="", source="", kind=index.kind)

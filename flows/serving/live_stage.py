@@ -15,15 +15,15 @@ from pathlib import Path
 from typing import Any
 
 from artifacts.errors import PenstockError, StageDied
-from flows.machine.launch import Launcher, Running, StageCall
+from flows.machine.launch import Launcher, StageCall, StageHandle
 from stages.process.events import Event
-from stages.process.live import Telling
+from stages.process.live import RequestPipe
 from stages.process.stage_process import Listener
 
 LauncherMaker = Callable[[Listener], Launcher]
 
 
-class LiveStage:
+class WorkerProcess:
     """One worker process. `hear` is called with each event; `ended` is called once, with the error
     that ended the process or None."""
 
@@ -33,7 +33,7 @@ class LiveStage:
         call_over: Callable[[str], StageCall],
         pipe: Path,
         hear: Callable[[Any], None],
-        ended: Callable[["LiveStage", PenstockError | None], None],
+        ended: Callable[["WorkerProcess", PenstockError | None], None],
         read: Callable[[Event], Any] = lambda event: event,
     ) -> None:
         """Begin to start it. `call_over` returns the call of the stage over that pipe. `hear` is
@@ -43,13 +43,13 @@ class LiveStage:
         self._hear = hear
         self._read = read
         self._ended = ended
-        self._telling: Telling | None = None
+        self._telling: RequestPipe | None = None
         """Its pipe, once a thread has made it."""
         self._early: list[Any] = []
         """Lines from before there was a pipe."""
         self._open = True
         self._killed = False
-        self._running: Running | None = None
+        self._running: StageHandle | None = None
         launcher = make_launcher(lambda _, event: self._heard(event))
         self._thread = threading.Thread(
             target=self._life, args=(launcher, call_over, pipe), daemon=True
@@ -90,7 +90,7 @@ class LiveStage:
     def _life(self, launcher: Launcher, call_over: Callable[[str], StageCall], pipe: Path) -> None:
         error: PenstockError | None = None
         try:
-            self._loop.call_soon_threadsafe(self._made, Telling(pipe))
+            self._loop.call_soon_threadsafe(self._made, RequestPipe(pipe))
             self._running = launcher.start(call_over(str(pipe)))
             if self._killed:
                 self.kill()
@@ -103,7 +103,7 @@ class LiveStage:
         with contextlib.suppress(RuntimeError):
             self._loop.call_soon_threadsafe(self._over, error)
 
-    def _made(self, telling: Telling) -> None:
+    def _made(self, telling: RequestPipe) -> None:
         """Take the pipe, and tell what was to be told before there was one."""
         self._telling = telling
         for line in self._early:

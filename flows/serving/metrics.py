@@ -8,7 +8,7 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-from stages.process.events import MemorySeen, Noted
+from stages.process.events import MemorySample, StageNotes
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 120.0)
 SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
@@ -59,9 +59,9 @@ class HalfMetrics:
         """Count what was made."""
         self._seconds.observe(seconds)
 
-    def hear(self, event: MemorySeen | Noted, planned: int) -> None:
+    def hear(self, event: MemorySample | StageNotes, planned: int) -> None:
         """Hear what memory its process has, which is planned to take so many bytes."""
-        if isinstance(event, Noted):
+        if isinstance(event, StageNotes):
             self._imports = event.values.get("loaded_bytes", self._imports)
         elif self._imports is not None:  # else it is importing
             self._set(event.device_bytes or max(0, event.host_bytes - self._imports), planned)

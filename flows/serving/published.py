@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from flows.serving.half_plan import HalfPlan
-from flows.serving.refusals import Refused, unavailable
+from flows.serving.half_plan import HalfWorkerSpec
+from flows.serving.refusals import HttpRefusal, unavailable
 from stages.process.events import Event, Published
 
 log = logging.getLogger(__name__)
@@ -26,10 +26,10 @@ class LostAnswers:
     """Results of a half that could not be read."""
 
     keys: Sequence[str]
-    why: Refused
+    why: HttpRefusal
 
 
-def read_published(plan: HalfPlan, event: Event) -> Event | PublishedAnswers | LostAnswers:
+def read_published(plan: HalfWorkerSpec, event: Event) -> Event | PublishedAnswers | LostAnswers:
     """Return what there is to answer of an event, or else the event."""
     if not isinstance(event, Published):
         return event

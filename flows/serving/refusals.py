@@ -12,7 +12,7 @@ RETRY_SECONDS = 5
 """After so long it may be asked again, where nothing better is known."""
 
 
-class Refused(Exception):
+class HttpRefusal(Exception):
     """A refused request: status, error and hint."""
 
     def __init__(
@@ -47,37 +47,37 @@ class Refused(Exception):
         return {"error": error, "hint": hint}
 
 
-def bad(error: str, hint: str = "") -> Refused:
+def bad(error: str, hint: str = "") -> HttpRefusal:
     """Return the refusal of what cannot be read, or means nothing."""
-    return Refused(422, error, hint)
+    return HttpRefusal(422, error, hint)
 
 
-def unavailable(error: str, hint: str = "", retry: float = RETRY_SECONDS) -> Refused:
+def unavailable(error: str, hint: str = "", retry: float = RETRY_SECONDS) -> HttpRefusal:
     """Return the refusal of what could be answered at another time."""
-    return Refused(503, error, hint, retry)
+    return HttpRefusal(503, error, hint, retry)
 
 
-def refusal_of(error: PenstockError, status: int = 422) -> Refused:
+def refusal_of(error: PenstockError, status: int = 422) -> HttpRefusal:
     """Return one of our own errors as a refusal."""
-    return Refused(status, error.message, error.hint)
+    return HttpRefusal(status, error.message, error.hint)
 
 
-def unsupported(param: str, error: str, hint: str = "Leave it out") -> Refused:
+def unsupported(param: str, error: str, hint: str = "Leave it out") -> HttpRefusal:
     """Return the refusal of what a chat request asks for and nothing here can do."""
-    return Refused(400, error, hint, code="unsupported_parameter", param=param)
+    return HttpRefusal(400, error, hint, code="unsupported_parameter", param=param)
 
 
-def invalid(param: str, error: str, hint: str = "") -> Refused:
+def invalid(param: str, error: str, hint: str = "") -> HttpRefusal:
     """Return the refusal of a value that a parameter of a chat request cannot have."""
-    return Refused(400, error, hint, code="invalid_value", param=param)
+    return HttpRefusal(400, error, hint, code="invalid_value", param=param)
 
 
-def exceeded(error: str, hint: str) -> Refused:
+def exceeded(error: str, hint: str) -> HttpRefusal:
     """Return the refusal of a prompt that is longer than the model's context."""
-    return Refused(400, error, hint, code="context_length_exceeded", param="messages")
+    return HttpRefusal(400, error, hint, code="context_length_exceeded", param="messages")
 
 
-def refusal_of_failure(event: Failed) -> Refused:
+def refusal_of_failure(event: Failed) -> HttpRefusal:
     """Return what a stage says of an item that it could not make, as a refusal."""
     if event.kind == TOO_LONG:
         return exceeded(event.message, event.hint)

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from typing import IO, Protocol
 
-from flows.serving.refusals import Refused, unavailable
+from flows.serving.refusals import HttpRefusal, unavailable
 from stages.process.lock import holder, lock_of, try_hold
 
 TURN_SECONDS = 5.0
@@ -21,7 +21,7 @@ LOOK_SECONDS = 0.25
 """How often it is asked whether the device is free."""
 
 
-class Tenant(Protocol):
+class DeviceUser(Protocol):
     """A half as the device scheduling sees it."""
 
     name: str
@@ -38,7 +38,7 @@ class Tenant(Protocol):
         """Begin to go; `left` is called when it has."""
 
 
-class Residence:
+class DeviceScheduler:
     """The memory of one device, shared among halves."""
 
     def __init__(self, device: str, budget_bytes: int, say: Callable[[str], None]) -> None:
@@ -47,11 +47,11 @@ class Residence:
         self._path = lock_of(device)
         self._budget = budget_bytes
         self._say = say
-        self.known: list[Tenant] = []
+        self.known: list[DeviceUser] = []
         """All that may come in."""
-        self._here: dict[Tenant, int] = {}
+        self._here: dict[DeviceUser, int] = {}
         """Bytes that each on the device may take, the one that came in first at the front."""
-        self._waiting: dict[Tenant, float] = {}
+        self._waiting: dict[DeviceUser, float] = {}
         """Those that wait to come in, since when, the first at the front."""
         self._lock: IO[str] | None = None
         self._changed = asyncio.Event()
@@ -61,13 +61,13 @@ class Residence:
         """Who has the device instead, while it is waited for."""
 
     @property
-    def refusal(self) -> Refused | None:
+    def refusal(self) -> HttpRefusal | None:
         """Return why nothing can be made now; None where something can."""
         if not self.held_by:
             return None
         return unavailable(f"{self.held_by} has the device", "Ask again when its job is done")
 
-    async def enter(self, tenant: Tenant) -> None:
+    async def enter(self, tenant: DeviceUser) -> None:
         """Wait until there is room for one more, and the device is ours."""
         self._waiting[tenant] = time.monotonic()
         try:
@@ -85,7 +85,7 @@ class Residence:
             self.left(tenant)
             raise
 
-    def left(self, tenant: Tenant) -> None:
+    def left(self, tenant: DeviceUser) -> None:
         """Hear that one has gone, and what it had is free."""
         self._here.pop(tenant, None)
         if not self._here and self._lock is not None:
@@ -107,11 +107,11 @@ class Residence:
         if self._waiting:
             self._changed.set()
 
-    def room_for(self, tenant: Tenant) -> int:
+    def room_for(self, tenant: DeviceUser) -> int:
         """Return the bytes that one may take that is here."""
         return self._here[tenant]
 
-    def _let_in(self, tenant: Tenant) -> bool:
+    def _let_in(self, tenant: DeviceUser) -> bool:
         if next(iter(self._waiting)) is not tenant:
             return False
         if self._fits(tenant):
@@ -121,10 +121,10 @@ class Residence:
                 other.leave()
         return False
 
-    def _fits(self, tenant: Tenant) -> bool:
+    def _fits(self, tenant: DeviceUser) -> bool:
         return not self._here or sum(self._here.values()) + tenant.peak_bytes <= self._budget
 
-    def _room(self, tenant: Tenant) -> int:
+    def _room(self, tenant: DeviceUser) -> int:
         """Return the bytes for one that comes in: what it is planned to take, and its part of what
         is left over. Who is kept to more than that would have what others are planned to take."""
         spare = self._budget - sum(self._here.values()) - tenant.peak_bytes

@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 
 from flows.results.thumbnails import thumbnail
 from flows.serving.answers import json_answer, vectors_told
-from flows.serving.embedding import Seen
+from flows.serving.embedding import EmbeddedMedium
 from flows.serving.guard import COOKIE, in_time, session_of
-from flows.serving.refusals import Refused
+from flows.serving.refusals import HttpRefusal
 from flows.serving.searching import Wanted
 from flows.serving.service import Service
 from flows.serving.shown_media import shown_file
@@ -87,11 +87,11 @@ class Routes:
         """Search the index for words, or for a picture that is sent."""
         began, service = time.monotonic(), self._service
         if service.index is None or service.texts is None:
-            raise Refused(404, "this server has no index", "Start it with --index DIR")
+            raise HttpRefusal(404, "this server has no index", "Start it with --index DIR")
         pictured = request.method == "POST"
         words = [*([] if pictured else [q]), *(without or [])]
         if any(not word.strip() for word in words):
-            raise Refused(422, "the text to search for is empty", "Ask with ?q=words")
+            raise HttpRefusal(422, "the text to search for is empty", "Ask with ?q=words")
         wanted = Wanted(top=top, where=where, moments=moments)
         await service.index.check()  # before anything is computed in vain
         damage: tuple[str, ...] = ()
@@ -112,7 +112,7 @@ class Routes:
         """Return the file of a hit."""
         path = await shown_file((await self._row(hit)).path)
         if path is None:
-            raise Refused(404, "the file of this hit is gone", "Run penstock index build again")
+            raise HttpRefusal(404, "the file of this hit is gone", "Run penstock index build again")
         kind = mimetypes.guess_type(path.name)[0] or "application/octet-stream"
         return FileResponse(path, media_type=kind, content_disposition_type="inline")
 
@@ -124,7 +124,7 @@ class Routes:
             async with self._drawing:
                 small = await asyncio.to_thread(thumbnail, path, row.time)
         if small is None:
-            raise Refused(404, "the file of this hit cannot be read", "See whether it is there")
+            raise HttpRefusal(404, "the file of this hit cannot be read", "See whether it is there")
         return Response(
             small, media_type="image/jpeg", headers={"cache-control": "private, max-age=600"}
         )
@@ -190,7 +190,7 @@ class Routes:
 
     async def _row(self, hit: str) -> Any:
         if self._service.index is None:
-            raise Refused(404, "this server has no index", "Start it with --index DIR")
+            raise HttpRefusal(404, "this server has no index", "Start it with --index DIR")
         return await asyncio.to_thread(self._service.index.row, hit)
 
     async def _words(self, words: Sequence[str]) -> list[NDArray[np.float32]]:
@@ -200,7 +200,7 @@ class Routes:
 
     async def _see(
         self, request: Request, beside: Callable[[], Awaitable[Any]] | None = None
-    ) -> tuple[Seen, Any]:
+    ) -> tuple[EmbeddedMedium, Any]:
         """Return the vectors of what a request brings, and what comes of what is done `beside`
         that. Raises Refused."""
         service, pictures = self._service, self._service.pictures
@@ -208,7 +208,7 @@ class Routes:
             raise no_vectors()
         upload = await upload_of(request, service.config.body_bytes, service.scratch)
 
-        async def work() -> tuple[Seen, Any]:
+        async def work() -> tuple[EmbeddedMedium, Any]:
             try:
                 found = None if beside is None else await beside()
             except BaseException:
@@ -217,15 +217,15 @@ class Routes:
             return await pictures.see(upload), found
 
         # Only now, because it is the body that would be taken for who asks going away.
-        made: tuple[Seen, Any] = await self._timed(request, work())
+        made: tuple[EmbeddedMedium, Any] = await self._timed(request, work())
         return made
 
     async def _timed(self, request: Request, work: Awaitable[Any]) -> Any:
         return await in_time(request.receive, work, self._service.config.deadline)
 
 
-def no_vectors() -> Refused:
+def no_vectors() -> HttpRefusal:
     """Return the refusal where no vectors are made."""
-    return Refused(
+    return HttpRefusal(
         404, "this server has no model that makes vectors", "Start it with --model or --index"
     )

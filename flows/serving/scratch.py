@@ -21,7 +21,7 @@ LEAST_FREE_BYTES = 1 << 30
 PREFIX = "penstock-serve-"
 
 
-class Scratch:
+class TempStore:
     """The temporary folder of one server."""
 
     def __init__(self, folder: Path) -> None:
@@ -35,7 +35,7 @@ class Scratch:
 
 
 @contextmanager
-def scratch_folder(beside: Path) -> Iterator[Scratch]:
+def scratch_folder(beside: Path) -> Iterator[TempStore]:
     """Yield a folder that is gone after the block: in memory, or `beside`, where that is short."""
     with suppress(OSError):
         beside.mkdir(parents=True, exist_ok=True)
@@ -44,7 +44,7 @@ def scratch_folder(beside: Path) -> Iterator[Scratch]:
     in_memory = MEMORY.is_dir() and shutil.disk_usage(MEMORY).free >= LEAST_FREE_BYTES
     folder = Path(mkdtemp(prefix=f"{PREFIX}{os.getpid()}-", dir=MEMORY if in_memory else beside))
     try:
-        yield Scratch(folder)
+        yield TempStore(folder)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

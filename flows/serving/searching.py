@@ -25,7 +25,7 @@ from artifacts.index.writing import refuse_other
 from flows.options.search import SearchAsked
 from flows.search.ask import found_by, hit_of
 from flows.search.maker import unrecorded
-from flows.serving.refusals import Refused, refusal_of
+from flows.serving.refusals import HttpRefusal, refusal_of
 
 GENERATIONS = 2
 """Openings of an index whose hits are known still."""
@@ -43,7 +43,7 @@ class Wanted:
     def asked(self) -> SearchAsked:
         """Return it as a search has it. Raises Refused."""
         if not 1 <= self.top <= MOST_HITS:
-            raise Refused(422, f"top is {self.top}", f"Give 1 to {MOST_HITS}")
+            raise HttpRefusal(422, f"top is {self.top}", f"Give 1 to {MOST_HITS}")
         return SearchAsked(what="-", top=self.top, where=self.where, moments=self.moments)
 
 
@@ -126,7 +126,7 @@ class ServedIndex:
                         return searcher.snapshot.read(np.array([int(position)]))[0]
                     except PenstockError as error:
                         raise refusal_of(error, 503) from error
-        raise Refused(404, "there is no such hit", "Search again: the index has changed since")
+        raise HttpRefusal(404, "there is no such hit", "Search again: the index has changed since")
 
     def _look(self) -> None:
         """Open the index anew if it was written. Raises PenstockError, also for an index of other

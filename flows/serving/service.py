@@ -9,12 +9,12 @@ from flows.serving.captioning import Captioning
 from flows.serving.config import ServeConfig
 from flows.serving.decoders import Decoders
 from flows.serving.embedding import PictureEmbedder
-from flows.serving.half_worker import LOADING, WAITING, Half
+from flows.serving.half_worker import LOADING, WAITING, HalfWorker
 from flows.serving.labelling import Labeller
 from flows.serving.metrics import Metrics
 from flows.serving.model_watch import ModelWatch
-from flows.serving.residence import Residence
-from flows.serving.scratch import Scratch
+from flows.serving.residence import DeviceScheduler
+from flows.serving.scratch import TempStore
 from flows.serving.searching import ServedIndex
 from flows.serving.text_embedding import TextEmbedder
 from stages.process.memory import anonymous_bytes
@@ -26,8 +26,8 @@ class Service:
 
     config: ServeConfig
     metrics: Metrics
-    scratch: Scratch
-    residence: Residence
+    scratch: TempStore
+    residence: DeviceScheduler
     budget_bytes: int
     """Bytes that all halves together may take."""
     job: Job | None = None
@@ -37,7 +37,7 @@ class Service:
     labels: Labeller | None = None
     index: ServedIndex | None = None
     captions: Captioning | None = None
-    halves: list[Half] = field(default_factory=list)
+    halves: list[HalfWorker] = field(default_factory=list)
     decoders: list[Decoders] = field(default_factory=list)
     model: ModelWatch = field(default_factory=ModelWatch)
     busy: int = 0

@@ -12,7 +12,7 @@ from flows.serving.uploads import Upload
 Made = TypeVar("Made")
 
 
-class Shared(Generic[Made]):
+class SingleFlight(Generic[Made]):
     """A computation that several requests await."""
 
     def __init__(self) -> None:

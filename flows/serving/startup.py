@@ -20,32 +20,32 @@ from flows.job.namespace_notes import note_namespaces
 from flows.job.prepare import Job, prepare_without_media
 from flows.ledger.namespaces import namespace_aside
 from flows.ledger.weights import fetch_parts
-from flows.machine.launch import DirectLauncher, Forking, Launcher, StageCall
+from flows.machine.launch import DirectLauncher, ForkingLauncher, Launcher, StageCall
 from flows.media.labels import LabelSet, label_set
 from flows.options.commands import RunOptions
 from flows.options.media import VectorSamplingOptions
 from flows.options.model import default_store
 from flows.pipelines import CAPTION, LABEL, Pipeline, parts_of
-from flows.planning.choose import Question, question_of_model
+from flows.planning.choose import PlanRequest, question_of_model
 from flows.planning.ladder import Ladder
 from flows.planning.rungs import Rung
 from flows.planning.sizes import UNKNOWN_SIZE
 from flows.planning.start import choose, ladder_of
 from flows.planning.workloads import STANDARD_CHUNKS, Workload, workload_of
-from flows.running.calls import Calls, LivePlaces
+from flows.running.calls import LivePlaces, StageCallBuilder
 from flows.search.maker import as_made, maker_of, unrecorded
 from flows.serving.captioning import Captioning
 from flows.serving.config import BatchOptions, RequestLimits, ServeConfig
 from flows.serving.decoders import Decoders
 from flows.serving.embedding import PictureEmbedder
 from flows.serving.frame_source import FrameSource
-from flows.serving.half_plan import HalfPlan
-from flows.serving.half_worker import Half
-from flows.serving.keeping import RecordKeeper
+from flows.serving.half_plan import HalfWorkerSpec
+from flows.serving.half_worker import HalfWorker
+from flows.serving.keeping import RecordCacheFlusher
 from flows.serving.labelling import Labeller
 from flows.serving.live_stage import LauncherMaker
 from flows.serving.metrics import Metrics
-from flows.serving.residence import Residence
+from flows.serving.residence import DeviceScheduler
 from flows.serving.scratch import scratch_folder
 from flows.serving.searching import ServedIndex
 from flows.serving.service import Service
@@ -54,7 +54,7 @@ from stages.embed_texts import STAGE as TEXTS
 from stages.process.cgroup import cores
 from stages.process.forking import ForkServer
 from stages.process.job import told_of
-from stages.process.stage import Stage
+from stages.process.stage import StageSpec
 from stages.process.stage_process import Listener
 
 DECODER_BYTES = 768 << 20
@@ -72,27 +72,27 @@ def usual_picture(job: Job) -> Workload:
 
 def plan_half(
     job: Job,
-    stage: Stage,
+    stage: StageSpec,
     ladder: Ladder,
     config: BatchOptions,
     answers: Callable[[Iterable[str]], dict[str, Any]],
     places: LivePlaces,
     workloads: Sequence[Workload] = (),
-) -> HalfPlan:
+) -> HalfWorkerSpec:
     """Return how one half is run. `places` is where its records go. Raises
     CannotFit."""
     asked = question_of_model(job.model, job.config, job.device, (stage,), prompt="")
     every = (*asked.workloads, *workloads)
-    question: Question = replace(asked, workloads=every, any_schema=True)
+    question: PlanRequest = replace(asked, workloads=every, any_schema=True)
     found = choose(question, job.budget, ladder.rungs, ladder.known())
     ladder.start({name: choice.taken.rung for name, choice in found.items()})
-    calls = Calls(job)
+    calls = StageCallBuilder(job)
 
     def call(rung: Rung, pipe: str, room: int) -> StageCall:
         return replace(calls.live(stage, rung, pipe, places), budget=room)
 
     pixels = [each.stored[0] * each.stored[1] for each in workloads]
-    return HalfPlan(
+    return HalfWorkerSpec(
         name=stage.name,
         ladder=ladder,
         peak_bytes=cache(lambda rung: question.estimate(rung).peak_bytes),
@@ -107,7 +107,7 @@ def plan_half(
 
 def decoding_call(job: Job, most: RequestLimits, store: str) -> Callable[[str], StageCall]:
     """Return the call of a process that decodes for a job, over a pipe."""
-    calls = Calls(job)
+    calls = StageCallBuilder(job)
     call = calls.frames([], Rung(stage=job.pipeline[0].name, batch=1))
     chunks = max(1, round(most.clip_seconds / job.sampling.chunk_seconds))
 
@@ -157,7 +157,7 @@ async def open_service(
         forks = stack.enter_context(ForkServer())
 
         def forking(listener: Listener) -> Launcher:
-            return Forking(make_launcher(listener), forks)
+            return ForkingLauncher(make_launcher(listener), forks)
 
         labels = label_set(config.labels, config.templates) if config.labels else None
         jobs = _Jobs(config, display, forking)
@@ -170,10 +170,10 @@ async def open_service(
             config=config,
             metrics=Metrics(),
             scratch=scratch,
-            residence=Residence(first.device, first.budget.bytes, display.say),
+            residence=DeviceScheduler(first.device, first.budget.bytes, display.say),
             budget_bytes=first.budget.bytes,
         )
-        building = _Building(service, RecordKeeper(display.say), forking, display)
+        building = _Building(service, RecordCacheFlusher(display.say), forking, display)
         if vectors is not None:
             building.add_vectors(vectors, labels)
         if captions is not None:
@@ -184,7 +184,7 @@ async def open_service(
 
 
 @asynccontextmanager
-async def _running(service: Service, keeper: RecordKeeper) -> AsyncIterator[None]:
+async def _running(service: Service, keeper: RecordCacheFlusher) -> AsyncIterator[None]:
     """Run all halves until the block ends, and then what waits to its end."""
     tasks = [asyncio.create_task(half.run()) for half in service.halves]
     beside = [asyncio.create_task(each) for each in (keeper.run(), _points(service))]
@@ -252,16 +252,20 @@ class _Building:
     """Adds halves and request handlers to a service."""
 
     def __init__(
-        self, service: Service, keeper: RecordKeeper, launcher: LauncherMaker, display: Display
+        self,
+        service: Service,
+        keeper: RecordCacheFlusher,
+        launcher: LauncherMaker,
+        display: Display,
     ) -> None:
         self.keeper = keeper
         self._service = service
         self._launcher = launcher
         self._say = display.say
 
-    def _half(self, plan: HalfPlan) -> Half:
+    def _half(self, plan: HalfWorkerSpec) -> HalfWorker:
         service = self._service
-        return Half(
+        return HalfWorker(
             replace(plan, model=service.model),
             service.residence,
             self._launcher,
@@ -307,7 +311,7 @@ class _Building:
         places = LivePlaces(instead=other[decode.writes] if other is not None else "")
         plan = plan_half(job, decode, ladder, config, dict.fromkeys, places)
         plan = replace(plan, withdraws=True)
-        decoding: Half = self._half(plan)
+        decoding: HalfWorker = self._half(plan)
         cutting = FrameSource(job, self._decoders(job, 1), self.keeper, service.scratch)
         captions = Captioning(job, encoding, decoding, cutting, self.keeper, service.metrics)
         decoding.hear_more = captions.hear
@@ -322,7 +326,7 @@ class _Building:
             if taken <= self._service.budget_bytes:
                 half.is_wanted = True
 
-    def _add(self, *halves: Half) -> None:
+    def _add(self, *halves: HalfWorker) -> None:
         for half in halves:
             self._service.halves.append(half)
             self._service.residence.known.append(half)

@@ -7,10 +7,10 @@ from artifacts.packs import Record
 from artifacts.text_vectors import TextVectors, text_vectors_in
 from flows.job.prepare import Job
 from flows.ledger.namespaces import namespace_aside
-from flows.serving.half_worker import Half
-from flows.serving.keeping import RecordKeeper
+from flows.serving.half_worker import HalfWorker
+from flows.serving.keeping import RecordCacheFlusher
 from flows.serving.refusals import bad
-from flows.serving.shared import Shared
+from flows.serving.shared import SingleFlight
 from stages.embed_texts import STAGE
 from stages.embed_texts.job import TextsItem
 
@@ -23,12 +23,12 @@ MOST_LETTERS = 2000
 class TextEmbedder:
     """The text half of one job."""
 
-    def __init__(self, job: Job, half: Half, keeper: RecordKeeper) -> None:
+    def __init__(self, job: Job, half: HalfWorker, keeper: RecordCacheFlusher) -> None:
         settings = job.model.best("language")
         self._half = half
         self._precision = settings.label
         self._kept = keeper.of(job.store, STAGE.writes, namespace_aside(STAGE, job.model, settings))
-        self._shared: Shared[Record] = Shared()
+        self._shared: SingleFlight[Record] = SingleFlight()
 
     async def vectors(self, groups: Sequence[Sequence[str]]) -> TextVectors:
         """Return the vectors of these groups of texts. Raises Refused."""

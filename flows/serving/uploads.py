@@ -19,8 +19,8 @@ from starlette.requests import ClientDisconnect
 
 from artifacts.keys import content_key
 from artifacts.schema import MediaKind
-from flows.serving.refusals import Refused, bad
-from flows.serving.scratch import Scratch
+from flows.serving.refusals import HttpRefusal, bad
+from flows.serving.scratch import TempStore
 from stages.frames.formats import AVIF_BRANDS, HEIC_BRANDS
 
 PIECE_SECONDS = 10.0
@@ -74,7 +74,7 @@ class Upload:
             self.path.unlink()
 
 
-async def upload_of(request: Request, most: int, scratch: Scratch) -> Upload:
+async def upload_of(request: Request, most: int, scratch: TempStore) -> Upload:
     """Return the body of a request in a file. Raises Refused."""
     _check_length(request, most)
     return await receive(request.stream(), most, scratch)
@@ -87,7 +87,7 @@ def _check_length(request: Request, most: int) -> None:
         raise _too_large(most)
 
 
-async def receive(body: AsyncIterator[bytes], most: int, scratch: Scratch) -> Upload:
+async def receive(body: AsyncIterator[bytes], most: int, scratch: TempStore) -> Upload:
     """Return a body in a file; at most `most` bytes are taken. Raises Refused."""
     file, waiting, size = BodyFile(scratch.path(".upload")), bytearray(), 0
     try:
@@ -116,7 +116,7 @@ async def body_of(request: Request, most: int) -> bytes:
     return bytes(found)
 
 
-def stored(data: bytes, most: int, scratch: Scratch) -> Upload:
+def stored(data: bytes, most: int, scratch: TempStore) -> Upload:
     """Return the same of a file that was part of a body; for a thread. Raises Refused."""
     if len(data) > most:
         raise _too_large(most)
@@ -171,8 +171,8 @@ def _named(path: Path, start: bytes, digest: str, size: int) -> Upload:
     return Upload(path=named, digest=content_key(digest, kind), kind=kind, size=size)
 
 
-def _too_large(most: int) -> Refused:
-    return Refused(
+def _too_large(most: int) -> HttpRefusal:
+    return HttpRefusal(
         413, f"more than {most >> 20} MiB were sent", "Send a smaller file, or a piece of it"
     )
 
@@ -190,7 +190,7 @@ async def _in_time(body: AsyncIterator[bytes], began: float) -> AsyncIterator[by
         except TimeoutError as error:
             raise _slow() from error
         except ClientDisconnect as error:
-            raise Refused(499, "the client closed the connection within its body") from error
+            raise HttpRefusal(499, "the client closed the connection within its body") from error
         size += len(piece)
         if loop.time() - began > GRACE_SECONDS + size / LEAST_RATE:
             raise _slow()
@@ -198,8 +198,8 @@ async def _in_time(body: AsyncIterator[bytes], began: float) -> AsyncIterator[by
             yield piece
 
 
-def _slow() -> Refused:
-    return Refused(408, "the body comes too slowly", "Send it again over a faster connection")
+def _slow() -> HttpRefusal:
+    return HttpRefusal(408, "the body comes too slowly", "Send it again over a faster connection")
 
 
 def kind_of(start: bytes) -> tuple[MediaKind, str]:
@@ -221,4 +221,4 @@ def kind_of(start: bytes) -> tuple[MediaKind, str]:
             return "video", suffix
     if start[:1] == b"\x47" and len(start) >= START_BYTES:
         return "video", ".ts"
-    raise Refused(415, "this is neither a picture nor a video that is known", TAKEN)
+    raise HttpRefusal(415, "this is neither a picture nor a video that is known", TAKEN)

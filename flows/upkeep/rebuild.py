@@ -16,10 +16,10 @@ from flows.console.units import duration, size
 from flows.job.prepare import Job, prepare
 from flows.job.replanning import replanned_once
 from flows.ledger.ledger import Ledger
-from flows.ledger.namespaces import Namespaces
+from flows.ledger.namespaces import Variant
 from flows.ledger.tasks import Medium
 from flows.ledger.weights import bytes_to_fetch
-from flows.machine.launch import DirectLauncher, Forking
+from flows.machine.launch import DirectLauncher, ForkingLauncher
 from flows.machine.leases import RunningJob, running_jobs
 from flows.options.commands import RunOptions
 from flows.options.rebuild import RebuildConfig, RebuildRun
@@ -27,7 +27,7 @@ from flows.pipelines import KEPT, Pipeline, parts_of
 from flows.planning.sizes import unencoded
 from flows.results.outputs import failures_of
 from flows.running.run import LauncherMaker
-from flows.running.run_observer import OnBegin, Watch
+from flows.running.run_observer import OnBegin, RunObserver
 from flows.running.stopping import stopped_in_order
 from flows.upkeep.rebuild_record import (
     Difference,
@@ -96,7 +96,7 @@ def _ledger(job: Job, reach: Reach, pipeline: Pipeline) -> Ledger:
     frames, features = (stage.writes for stage in pipeline)
     of_prompts = [features] if any(prompt for _, prompt in reach.contents) else []
     of = {frames: reach.frames, features: reach.features}
-    return Ledger(job.store, pipeline, Namespaces(of=of, prompted=frozenset(of_prompts)))
+    return Ledger(job.store, pipeline, Variant(of=of, prompted=frozenset(of_prompts)))
 
 
 def _media(reach: Reach) -> list[Medium]:
@@ -243,7 +243,7 @@ def rebuild(
     )
 
     def attempt() -> RebuildResult:
-        return _rebuilt(run, name, options, display, Watch(display, on_begin), make_launcher)
+        return _rebuilt(run, name, options, display, RunObserver(display, on_begin), make_launcher)
 
     return replanned_once(attempt, display.say)
 
@@ -253,11 +253,11 @@ def _rebuilt(
     name: str,
     options: RebuildOptions,
     display: Display,
-    watch: Watch,
+    watch: RunObserver,
     make_launcher: LauncherMaker,
 ) -> RebuildResult:
     with stopped_in_order(), ForkServer() as forks:
-        launcher = Forking(make_launcher(watch.listen), forks)
+        launcher = ForkingLauncher(make_launcher(watch.listen), forks)
         job = prepare(config, launcher, display.say, *KEPT, progress=display.fetched, alone=True)
         last = last_record(job.store, name)
         now = record_of(job, last)

@@ -82,7 +82,7 @@ def _stepped(bench: Bench, compiled: "CompiledStep | None") -> tuple[Any, float]
     """The logits of a row after some steps beside others, and the seconds of one step."""
     import torch
 
-    from stages.decode.engines.inflight.pool import Pool
+    from stages.decode.engines.inflight.pool import SlotPool
     from stages.decode.engines.inflight.prefill import read_row
     from stages.decode.engines.inflight.shape import PoolShape, columns_for
 
@@ -90,7 +90,7 @@ def _stepped(bench: Bench, compiled: "CompiledStep | None") -> tuple[Any, float]
     read = read_row(half, bench.inputs(half), bench.features, max_new_tokens=TOKENS)
     columns = columns_for(read.tokens + TOKENS)
     read = replace(read, step=compiled.of(read.model) if compiled else None)
-    pool = Pool(read, PoolShape(rows=SLOTS, slots=SLOTS, columns=columns))
+    pool = SlotPool(read, PoolShape(rows=SLOTS, slots=SLOTS, columns=columns))
     for slot in range(SLOTS):
         pool.put(slot, read, read.logits.argmax(-1, keepdim=True))
 

@@ -29,7 +29,7 @@ from stages.models.natives.registry import ORIGINALS, OriginalLayout
 from stages.models.shards.layout import TensorSpec, lay_out
 from stages.models.shards.writing import claimed, in_pieces, write_checkpoint
 from stages.process.job import job_of
-from stages.process.report import Report
+from stages.process.report import EventReporter
 
 PICKLED, PICKLED_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
 PARTS = "pytorch_model-*-of-[0-9]*[0-9].bin"
@@ -148,7 +148,7 @@ class PickledTensor(NamedTuple):
     """What is written of it, without data."""
 
 
-def run(job: dict[str, Any], report: Report) -> None:
+def run(job: dict[str, Any], report: EventReporter) -> None:
     """Convert the model of a ConvertJob, and tell each file of weights as an item.
 
     A first note says how many `shards` there will be, and how many are `there`; a last one how many
@@ -158,7 +158,7 @@ def run(job: dict[str, Any], report: Report) -> None:
         _convert(job_of(ConvertJob, job), report)
 
 
-def _convert(job: ConvertJob, report: Report) -> None:
+def _convert(job: ConvertJob, report: EventReporter) -> None:
     source, folder = find_pickled(Path(job.source)), Path(job.folder)
     dtype: torch.dtype | None = getattr(torch, DTYPES[job.dtype]) if job.dtype else None
     pickles = [open_pickle(path) for path in source.files]
@@ -179,7 +179,7 @@ def _convert(job: ConvertJob, report: Report) -> None:
 
 
 @contextlib.contextmanager
-def _telling(report: Report) -> Iterator[None]:
+def _telling(report: EventReporter) -> Iterator[None]:
     """Have what is logged meanwhile told to who runs the command."""
     handler = logging.Handler(logging.WARNING)
     handler.emit = lambda record: report.warning(record.getMessage())  # type: ignore[method-assign]

@@ -1,11 +1,11 @@
 """Generates captions from features and a prompt. Loads only the language half."""
 
 from stages.decode.job import DecodeJob
-from stages.process.stage import Stage
+from stages.process.stage import StageSpec
 
 OUTPUT_VERSION = 4
 """Raised when this stage's own output changes for the same inputs; part of every key below it."""
-STAGE = Stage(
+STAGE = StageSpec(
     name="decode",
     reads="features",
     writes="captions",

@@ -19,7 +19,7 @@ from transformers.generation.logits_process import (
 )
 
 from artifacts.keys import digest_of
-from stages.decode.generation import CHECKPOINT, OF_CHANCE, Generation
+from stages.decode.generation import CHECKPOINT, OF_CHANCE, SamplingParams
 from stages.decode.job import DecodeItem
 from stages.decode.loops import once_more
 from stages.decode.presence import PresencePenalty
@@ -53,12 +53,12 @@ class CheckpointSettings:
         return self._stated
 
 
-class Choosing:
+class GenerateKwargs:
     """How one job, or one request, selects tokens."""
 
     def __init__(
         self,
-        generation: Generation,
+        generation: SamplingParams,
         limit: int,
         stop: Sequence[str] = (),
         stated: CheckpointSettings | None = None,
@@ -69,16 +69,16 @@ class Choosing:
         self.stop = stop
         self._stated = stated or CheckpointSettings()
 
-    def of(self, item: DecodeItem) -> "Choosing":
+    def of(self, item: DecodeItem) -> "GenerateKwargs":
         """Return how tokens are chosen for an item, which may have settings of its own."""
         if not (text := item.settings):
             return self
         found = RequestSettings.from_text(text)
-        return Choosing(found.generation, found.max_new_tokens, found.stop, self._stated)
+        return GenerateKwargs(found.generation, found.max_new_tokens, found.stop, self._stated)
 
     def bounded(
         self, half: Any, inputs: Mapping[str, Any], members: Members, *, whole: bool
-    ) -> "Choosing":
+    ) -> "GenerateKwargs":
         """Return the same in captions for which the context has room. One without a limit of its
         own may be shorter where it goes alone. Raises ContextExceeded: where the `whole` caption
         has to fit and does not, else where no first token does."""
@@ -87,7 +87,7 @@ class Choosing:
         left = context_left(half, inputs) if free else None
         if left is None or left >= self.limit:
             return self
-        return Choosing(self.generation, left, self.stop, self._stated)
+        return GenerateKwargs(self.generation, left, self.stop, self._stated)
 
     def options(self, half: Any, processor: Any, members: Members) -> dict[str, Any]:
         """Return what `generate` is told for the rows of these members, in order."""
@@ -112,7 +112,7 @@ class Choosing:
         warpers = self._warpers(stated)
         if warpers is not None:
             seeds = [seed_of(asked.seed, member) for member in members]
-            processors += [*warpers, Chance(seeds)]
+            processors += [*warpers, SeededSampler(seeds)]
         if processors:
             options["logits_processor"] = LogitsProcessorList(processors)
         return options
@@ -121,10 +121,10 @@ class Choosing:
         """Return what keeps captions to the form that is asked for; nothing where none is."""
         if not self.generation.schema:
             return []
-        from stages.decode.constraint import FormMask, ends_of, vocabulary_of
+        from stages.decode.constraint import SchemaLogitsProcessor, ends_of, vocabulary_of
 
         vocabulary, ends = vocabulary_of(processor.tokenizer), ends_of(half, processor)
-        return [FormMask(vocabulary, self.generation.schema, self.limit, ends)]
+        return [SchemaLogitsProcessor(vocabulary, self.generation.schema, self.limit, ends)]
 
     def stopped(self, processor: Any, said: Sequence[int]) -> bool:
         """Return whether a stop string occurs in what these new tokens say."""
@@ -167,7 +167,7 @@ class Choosing:
         return warpers
 
 
-class Chance(LogitsProcessor):
+class SeededSampler(LogitsProcessor):
     """The last logits processor: keeps only the token that was sampled for each row."""
 
     def __init__(self, seeds: Sequence[int]) -> None:
@@ -188,7 +188,7 @@ class Chance(LogitsProcessor):
 
 
 def texts_of(
-    processor: Any, rows: Sequence[Sequence[int]], asked: Generation, most: int
+    processor: Any, rows: Sequence[Sequence[int]], asked: SamplingParams, most: int
 ) -> list[tuple[str, bool]]:
     """Return the captions that these new tokens are, with what they begin with, and whether each
     was closed early so that it ends within so many tokens."""
@@ -200,7 +200,7 @@ def texts_of(
     return [(text.strip(), False) for text in _decoded(processor, rows, asked)]
 
 
-def _decoded(processor: Any, rows: Sequence[Sequence[int]], asked: Generation) -> list[str]:
+def _decoded(processor: Any, rows: Sequence[Sequence[int]], asked: SamplingParams) -> list[str]:
     """Return the texts of these new tokens as they are, with what they begin with."""
     if asked.schema:
         from stages.decode.constraint import said_in, vocabulary_of

@@ -27,7 +27,7 @@ def ranks(first: bytes) -> list[int]:
     return [order.get(byte, 256 + (byte >= 0xC0) + (byte == BACKSLASH)) for byte in range(256)]
 
 
-class Rest:
+class RemainingBytes:
     """The maximum number of bytes that each property may take, its name included, in order."""
 
     def __init__(self, properties: Mapping[str, Bounded]) -> None:
@@ -44,10 +44,10 @@ class Rest:
         return self.behind[0] + 2
 
 
-class Position:
+class JsonPosition:
     """The position inside an answer that is being generated."""
 
-    def __init__(self, rest: Rest) -> None:
+    def __init__(self, rest: RemainingBytes) -> None:
         self._rest = rest
         self._depth = 0
         self._escaped = False

@@ -16,7 +16,7 @@ import torch
 from transformers import LogitsProcessor
 
 from artifacts.errors import UsageError
-from stages.decode.closing import BETWEEN, IN_TEXT, Position, ranks
+from stages.decode.closing import BETWEEN, IN_TEXT, JsonPosition, ranks
 from stages.decode.structure import grammar_of, rest_of
 from stages.memory.shrinking import give_back
 
@@ -59,13 +59,13 @@ def _matcher(vocabulary: Vocabulary, schema: str) -> Any:
     return llguidance.LLMatcher(vocabulary.tokens, grammar_of(schema), log_level=0)
 
 
-class Answer:
+class ConstrainedAnswer:
     """An answer that is being generated token by token."""
 
     def __init__(self, vocabulary: Vocabulary, schema: str, limit: int, ends: Set[int]) -> None:
         self._vocabulary, self._limit, self._ends = vocabulary, limit, ends
         self._matcher = _matcher(vocabulary, schema).deep_copy()
-        self._position = Position(rest_of(schema))
+        self._position = JsonPosition(rest_of(schema))
         self.said: list[int] = []
 
     def goes_on_as(self, tokens: Sequence[int]) -> bool:
@@ -123,24 +123,24 @@ class Answer:
         return int(np.where(allowed[:count], ranked[:count], np.iinfo(np.int32).max).argmin())
 
 
-class FormMask(LogitsProcessor):
+class SchemaLogitsProcessor(LogitsProcessor):
     """Masks every token that would leave the schema, for each row of a batch."""
 
     def __init__(self, vocabulary: Vocabulary, schema: str, limit: int, ends: Set[int]) -> None:
         self._told = (vocabulary, schema, limit, ends)
         self._begun: int | None = None
         """Tokens of the prompt: those of the first call."""
-        self._answers: list[Answer] = []
+        self._answers: list[ConstrainedAnswer] = []
 
     def __call__(self, ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         """Return scores [rows, words] in which such words are impossible. Rows that have ended are
         as they were."""
         if self._begun is None:
             self._begun = ids.shape[1]
-            self._answers = [Answer(*self._told) for _ in range(len(ids))]
+            self._answers = [ConstrainedAnswer(*self._told) for _ in range(len(ids))]
         for row, said in enumerate(ids[:, self._begun :].tolist()):
             if not self._answers[row].goes_on_as(said):
-                self._answers[row] = Answer(*self._told)
+                self._answers[row] = ConstrainedAnswer(*self._told)
                 self._answers[row].goes_on_as(said)
         masks = [self._mask(answer, scores.shape[1]) for answer in self._answers]
         impossible = torch.from_numpy(~np.stack(masks)).to(scores.device)
@@ -151,7 +151,7 @@ class FormMask(LogitsProcessor):
                 found[row, self._answers[row].first_of(masks[row])] = 0.0
         return found
 
-    def _mask(self, answer: Answer, width: int) -> Any:
+    def _mask(self, answer: ConstrainedAnswer, width: int) -> Any:
         ended = answer.done and answer.said[-1] in self._told[-1]
         return np.ones(width, dtype=bool) if ended else answer.allowed(width)
 
@@ -171,7 +171,7 @@ def said_in(
 ) -> tuple[str, bool]:
     """Return the answer that a row's tokens are so far, and whether it was closed early because its
     tokens would not have sufficed."""
-    position, said, shortened = Position(rest_of(schema)), b"", False
+    position, said, shortened = JsonPosition(rest_of(schema)), b"", False
     for place, token in enumerate(row):
         if position.done:
             break

@@ -10,11 +10,11 @@ from artifacts.errors import StageDied, UsageError
 from artifacts.packs import Record
 from artifacts.record_union import RecordUnion
 from stages.decode.batches import Batch, lacking
-from stages.decode.protocol import Asked, PromptChecker, Speaker
+from stages.decode.protocol import DecodeEngine, DecodeRequest, PromptChecker
 from stages.memory.item_faults import ItemFault, ItemFaults, item_fault
 from stages.memory.shrinking import try_items
 from stages.process.events import TOO_LONG
-from stages.process.report import Report
+from stages.process.report import EventReporter
 
 STAGE = "decode"
 
@@ -24,7 +24,7 @@ class DecodeFaults:
     caption, under the caption's key, so that another model still tries the chunk."""
 
     def __init__(
-        self, batches: Sequence[Batch], answers: Sequence[RecordUnion], report: Report
+        self, batches: Sequence[Batch], answers: Sequence[RecordUnion], report: EventReporter
     ) -> None:
         """Take the batches of the job, and the record sets of its captions and failures."""
         self._answers = answers
@@ -35,14 +35,16 @@ class DecodeFaults:
         is_new = sum(map(len, missing)) == sum(map(len, batches))
         self.items = ItemFaults(STAGE, self._fail, len(missing[0]) if missing and is_new else 0)
 
-    def _fail(self, one: Asked, fault: ItemFault) -> None:
+    def _fail(self, one: DecodeRequest, fault: ItemFault) -> None:
         self._note(one, fault.meta(STAGE))
 
-    def refuse(self, one: Asked, fault: UsageError) -> None:
+    def refuse(self, one: DecodeRequest, fault: UsageError) -> None:
         """Let a chunk fail whose prompt the model cannot take."""
         self._note(one, {"kind": TOO_LONG, "message": fault.message, "hint": fault.hint})
 
-    def fitting(self, speaker: Speaker, samples: Iterable[Asked]) -> Iterator[Asked]:
+    def fitting(
+        self, speaker: DecodeEngine, samples: Iterable[DecodeRequest]
+    ) -> Iterator[DecodeRequest]:
         """Yield the chunks whose prompts the model can take; the others fail before they are read,
         where the engine can tell."""
         for asked in samples:
@@ -52,7 +54,7 @@ class DecodeFaults:
             else:
                 self.refuse(asked, fault)
 
-    def _note(self, one: Asked, meta: dict[str, str]) -> None:
+    def _note(self, one: DecodeRequest, meta: dict[str, str]) -> None:
         keys = [key for key in (one.member.key, one.member.instead) if key]
         for union in self._answers:
             union.record_sets[1].publish([Record(key=key, meta=meta) for key in keys])
@@ -61,7 +63,7 @@ class DecodeFaults:
 
 
 def settled(
-    speaker: Speaker, samples: Iterable[Asked], faults: ItemFaults
+    speaker: DecodeEngine, samples: Iterable[DecodeRequest], faults: ItemFaults
 ) -> tuple[str | None, set[str]]:
     """Return the name of the engine that speaks, found out by the first of these chunks on which
     the model does not raise, and the keys of those before it. The name is None where it raises on
@@ -100,10 +102,10 @@ def without(batches: Iterable[Batch], keys: set[str]) -> list[Batch]:
     return [batch for batch in left if batch]
 
 
-def failing(report: Report) -> Callable[[Any, ItemFault], None]:
+def failing(report: EventReporter) -> Callable[[Any, ItemFault], None]:
     """Return what refuses a request on which the model of a server raises."""
 
-    def fail(one: Asked, fault: ItemFault) -> None:
+    def fail(one: DecodeRequest, fault: ItemFault) -> None:
         hint = "Send another picture or prompt, or ask another model"
         report.failure(one.member.key, **fault.meta(STAGE, hint))
 

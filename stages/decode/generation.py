@@ -21,7 +21,7 @@ WORDS = "choice of words, the likeliest by default"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Generation(OptionGroup):
+class SamplingParams(OptionGroup):
     """Decoding parameters; greedy by default."""
 
     sampling: Annotated[
@@ -108,7 +108,7 @@ class Generation(OptionGroup):
     def told(self) -> dict[str, Any]:
         """Return what is not as by default, for a job, a key and a record; a seed counts only where
         there is chance."""
-        found = {f.name: (getattr(self, f.name), f.default) for f in fields(Generation)}
+        found = {f.name: (getattr(self, f.name), f.default) for f in fields(SamplingParams)}
         told = {name: value for name, (value, default) in found.items() if value != default}
         if not self.by_chance:
             told.pop("seed", None)
@@ -128,7 +128,7 @@ class Generation(OptionGroup):
         return self.beams == 1 and not self.retry_loops and not self.schema
 
     @classmethod
-    def from_fields(cls, given: Mapping[str, Any]) -> "Generation":
+    def from_fields(cls, given: Mapping[str, Any]) -> "SamplingParams":
         """Return the settings that `told` gave."""
         return cls(**given)
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from stages.decode.generation import Generation
+from stages.decode.generation import SamplingParams
 from stages.models.half_job import HalfJob
 
 
@@ -53,7 +53,7 @@ class DecodeJob:
     """Pipe of batches to be captioned as they are told; empty: those of `batches`."""
     slots: int = 0
     """Rows that are said at once; 0: as many as a batch has."""
-    generation: Generation = field(default_factory=Generation)
+    generation: SamplingParams = field(default_factory=SamplingParams)
     """How words are chosen."""
     said_before: dict[str, int] = field(default_factory=dict)
     """Key of a member → tokens that were said of its chunk under another prompt, where some

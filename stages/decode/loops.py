@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from artifacts.captions import Ended
-from stages.decode.generation import Generation
+from stages.decode.generation import SamplingParams
 
 TIMES = 3
 """Times that the same has to be said at the end of a caption."""
@@ -33,7 +33,7 @@ def _repeated(text: str, period: int) -> int:
     return count + period if count else 0
 
 
-def once_more(asked: Generation) -> Generation:
+def once_more(asked: SamplingParams) -> SamplingParams:
     """Return how words are chosen when a caption is said again."""
     return replace(
         asked,

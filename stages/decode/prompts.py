@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from artifacts.errors import UsageError
-from stages.decode.generation import Generation
+from stages.decode.generation import SamplingParams
 from stages.models.context import context_tokens
 from stages.models.processors.prepare import DECODED, Row, open_ended, rebuild
 
@@ -36,7 +36,7 @@ def context_left(half: Any, inputs: Mapping[str, Any]) -> int | None:
 
 
 def prompts_for(
-    half: Any, processor: Any, rows: Sequence[Row], prompts: Sequence[str], asked: Generation
+    half: Any, processor: Any, rows: Sequence[Row], prompts: Sequence[str], asked: SamplingParams
 ) -> dict[str, Any]:
     """Return the inputs of `generate` besides pixels, the beginning of the captions in them. Raises
     UsageError where the model has no place for a system text."""
@@ -45,7 +45,7 @@ def prompts_for(
     return followed_by(half, inputs, begun.expand(len(rows), -1)) if begun.numel() else inputs
 
 
-def begun_with(processor: Any, asked: Generation) -> torch.Tensor:
+def begun_with(processor: Any, asked: SamplingParams) -> torch.Tensor:
     """Return the tokens [1, tokens] that every caption begins with."""
     if not asked.start_with:
         return torch.zeros((1, 0), dtype=torch.long)

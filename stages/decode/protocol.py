@@ -2,7 +2,7 @@
 
 The stage passes a stream of batches, because some engines admit the next request as soon as a
 sequence ends. It accepts captions in any order. The engine decides how rows are grouped and what
-happens when memory runs out, and reports that to `Shrinking`.
+happens when memory runs out, and reports that to `OomRetry`.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -11,12 +11,12 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 from artifacts.captions import Ended
 from artifacts.errors import UsageError
 from stages.decode.job import DecodeItem, DecodeJob
-from stages.memory.shrinking import Shrinking
+from stages.memory.shrinking import OomRetry
 from stages.models.halves.records import FeatureRecord
 from stages.process.live import ToldWork
 
 
-class Asked(NamedTuple):
+class DecodeRequest(NamedTuple):
     """A request to caption one chunk."""
 
     member: DecodeItem
@@ -30,7 +30,7 @@ class Asked(NamedTuple):
         return self.work is not None and self.work.is_withdrawn
 
 
-class Said(NamedTuple):
+class CaptionOutput(NamedTuple):
     """The model's output for one chunk."""
 
     caption: str
@@ -52,11 +52,11 @@ class Said(NamedTuple):
         return meta | ({"shortened": True} if self.shortened else {})
 
 
-Listen = Callable[[Asked, str, int], None]
+Listen = Callable[[DecodeRequest, str, int], None]
 """Hears of a chunk the words so far, and how many tokens they are."""
 
 
-class Speaker(Protocol):
+class DecodeEngine(Protocol):
     """An engine at work on one job."""
 
     def __init__(self, job: DecodeJob) -> None:
@@ -65,13 +65,13 @@ class Speaker(Protocol):
     def facts(self) -> dict[str, Any]:
         """Return what is worth recording of what was loaded."""
 
-    def settle(self, asked: Asked) -> str:
+    def settle(self, asked: DecodeRequest) -> str:
         """Return the name of the engine that will speak, tried on this chunk where it has to be.
         Raises UsageError where none can."""
 
     def run(
-        self, batches: Iterable[Sequence[Asked]], shrinking: Shrinking
-    ) -> Iterator[tuple[Sequence[Asked], Sequence[Said]]]:
+        self, batches: Iterable[Sequence[DecodeRequest]], shrinking: OomRetry
+    ) -> Iterator[tuple[Sequence[DecodeRequest], Sequence[CaptionOutput]]]:
         """Yield what is said of each chunk, a few at a time. Those that do not fit even alone are
         left out. Of those that are withdrawn meanwhile something may be yielded, which is no
         caption.
@@ -80,7 +80,7 @@ class Speaker(Protocol):
         with rows takes it in a thread beside them, or two processes wait for each other.
         """
 
-    def say(self, asked: Sequence[Asked]) -> Sequence[Said]:
+    def say(self, asked: Sequence[DecodeRequest]) -> Sequence[CaptionOutput]:
         """Return what is said of these, all at once. Raises what an allocator raises."""
 
     def overhear(self, listen: Listen) -> None:
@@ -94,5 +94,5 @@ class Speaker(Protocol):
 class PromptChecker(Protocol):
     """An engine that can tell before prefill whether a prompt fits the model."""
 
-    def refusal(self, asked: Asked) -> UsageError | None:
+    def refusal(self, asked: DecodeRequest) -> UsageError | None:
         """Return why a chunk's prompt is too long for the model; None where it is not."""

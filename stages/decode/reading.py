@@ -41,7 +41,7 @@ COARSE = 0.04
 """The same of types with fewer bits."""
 
 
-class Reading:
+class PrefillOptions:
     """The `generate` options of one job: `prefill` tokens of a prompt at once (0: all), and where
     the KV cache is kept. Raises UsageError for an impossible combination."""
 

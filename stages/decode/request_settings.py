@@ -5,7 +5,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from stages.decode.generation import Generation
+from stages.decode.generation import SamplingParams
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -13,7 +13,7 @@ class RequestSettings:
     """The settings of one request."""
 
     max_new_tokens: int
-    generation: Generation = field(default_factory=Generation)
+    generation: SamplingParams = field(default_factory=SamplingParams)
     stop: tuple[str, ...] = ()
     """Strings at whose first occurrence a caption ends; they do not belong to it."""
 
@@ -32,7 +32,7 @@ class RequestSettings:
         fields = json.loads(text)
         return cls(
             max_new_tokens=fields["max_new_tokens"],
-            generation=Generation.from_fields(fields["generation"]),
+            generation=SamplingParams.from_fields(fields["generation"]),
             stop=tuple(fields["stop"]),
         )
 

@@ -25,32 +25,32 @@ from stages.decode.faults import STAGE, DecodeFaults, failing, samples_of, settl
 from stages.decode.job import DecodeItem, DecodeJob
 from stages.decode.loops import goes_round
 from stages.decode.prompts import ContextExceeded
-from stages.decode.protocol import Asked, Said, Speaker
+from stages.decode.protocol import CaptionOutput, DecodeEngine, DecodeRequest
 from stages.decode.stored import read_features
 from stages.decode.structure import texts_within
 from stages.memory.item_faults import ItemFaults
-from stages.memory.shrinking import Shrinking
+from stages.memory.shrinking import OomRetry
 from stages.models.loading import warm as warm_model
 from stages.models.prefetch import prefetched, write_behind
-from stages.process.events import TOO_LONG, UNSUPPORTED, Words
+from stages.process.events import TOO_LONG, UNSUPPORTED, CaptionProgress
 from stages.process.job import job_of
 from stages.process.live import ToldBatches, ToldWork
-from stages.process.report import Report
+from stages.process.report import EventReporter
 
 TRIAL_LETTERS = 500
 """Letters of the prompt by which an engine is tried."""
 
 
-def run_live(job: DecodeJob, report: Report) -> None:
+def run_live(job: DecodeJob, report: EventReporter) -> None:
     """Publish and tell a caption for each member that is told."""
     first, store = choice_of(job.engine)[0], open_store(job.store)
     features = RecordSet(store, "features", job.features_namespace)
     answers = [RecordSet(store, "captions", n) for n in (job.namespace, job.instead) if n]
-    start: type[Speaker] = resolve_name(first.entry)
+    start: type[DecodeEngine] = resolve_name(first.entry)
     speaker = start(job)
     report.note(ready=True, **speaker.facts())
 
-    def read(batch: list[ToldWork[DecodeItem]]) -> list[Asked]:
+    def read(batch: list[ToldWork[DecodeItem]]) -> list[DecodeRequest]:
         return [asked for work in batch for asked in _read(features, work, report)]
 
     batches = iter(ToldBatches(job.live, DecodeItem))
@@ -69,7 +69,7 @@ def run_live(job: DecodeJob, report: Report) -> None:
         answers.reverse()
     is_other = engine is not first and bool(job.instead)
 
-    def tell(one: Asked, said: Said) -> None:
+    def tell(one: DecodeRequest, said: CaptionOutput) -> None:
         if one.is_withdrawn:  # it may have been left off
             return
         if said.fault is not None:
@@ -85,7 +85,7 @@ def run_live(job: DecodeJob, report: Report) -> None:
         answers[0].publish([record])
         answers[0].leave([record.key])
         report.send(
-            Words(
+            CaptionProgress(
                 key=one.member.key,
                 caption=said.caption,
                 tokens=said.tokens,
@@ -95,11 +95,11 @@ def run_live(job: DecodeJob, report: Report) -> None:
             )
         )
 
-    def overheard(one: Asked, text: str, tokens: int) -> None:
-        report.send(Words(key=one.member.key, caption=text, tokens=tokens))
+    def overheard(one: DecodeRequest, text: str, tokens: int) -> None:
+        report.send(CaptionProgress(key=one.member.key, caption=text, tokens=tokens))
 
     speaker.overhear(overheard)
-    shrinking = Shrinking(report, lambda: speaker.say(asked[:1]), faults)
+    shrinking = OomRetry(report, lambda: speaker.say(asked[:1]), faults)
     coming = (found for _, found in prefetched(batches, read))
     with contextlib.closing(coming):
         for some, said in speaker.run(filter(None, chain([asked], coming)), shrinking):
@@ -107,14 +107,16 @@ def run_live(job: DecodeJob, report: Report) -> None:
                 tell(one, words)
 
 
-def _shortened(asked: Asked) -> Asked:
+def _shortened(asked: DecodeRequest) -> DecodeRequest:
     """Return the same with a prompt of a usual length: who asks first is not to decide how long a
     trial takes."""
     member = asked.member._replace(prompt=asked.member.prompt[:TRIAL_LETTERS])
     return asked._replace(member=member, work=None)
 
 
-def _read(features: RecordSet, work: ToldWork[DecodeItem], report: Report) -> Iterator[Asked]:
+def _read(
+    features: RecordSet, work: ToldWork[DecodeItem], report: EventReporter
+) -> Iterator[DecodeRequest]:
     """Yield what is asked of one chunk, unless its features are gone."""
     key = work.item.features
     try:
@@ -127,7 +129,7 @@ def _read(features: RecordSet, work: ToldWork[DecodeItem], report: Report) -> It
             features.refresh()
         row = read_features(features, key)
         features.leave([key])
-        yield Asked(work.item, row, work)
+        yield DecodeRequest(work.item, row, work)
     except (PenstockError, RecordGone) as error:
         hint = "Ask again: it is encoded anew"
         report.failure(work.item.key, "gone", getattr(error, "message", str(error)), hint)
@@ -143,7 +145,7 @@ def warm(told: dict[str, Any]) -> None:
     warm_model(told)
 
 
-def run(told: dict[str, Any], report: Report) -> None:
+def run(told: dict[str, Any], report: EventReporter) -> None:
     """Publish a caption for each member of `batches` that has none."""
     job = job_of(DecodeJob, told)
     if job.live:
@@ -159,15 +161,15 @@ def run(told: dict[str, Any], report: Report) -> None:
     report.total(sum(len(lacking(batch, answers)) for batch in batches))
     if not batches:
         return
-    start: type[Speaker] = resolve_name(first.entry)
+    start: type[DecodeEngine] = resolve_name(first.entry)
     speaker = start(job)
     report.note(ready=True, **speaker.facts())
 
-    def read(batch: Batch) -> list[Asked]:
+    def read(batch: Batch) -> list[DecodeRequest]:
         try:
             keys = {member.features for member in batch}  # several may ask of one chunk
             rows = {key: read_features(features, key) for key in keys}
-            return [Asked(member, rows[member.features]) for member in batch]
+            return [DecodeRequest(member, rows[member.features]) for member in batch]
         except RecordGone as error:
             keys = {member.features for batch in batches for member in batch}
             set_packs_aside(store, features, keys)
@@ -202,7 +204,7 @@ def run(told: dict[str, Any], report: Report) -> None:
             report.item(key, tokens=tokens[key])
         turns.done(tokens)
 
-    shrinking = Shrinking(report, lambda: speaker.say(read(batches[-1][-1:])), faults.items)
+    shrinking = OomRetry(report, lambda: speaker.say(read(batches[-1][-1:])), faults.items)
     retries = job.generation.retry_loops
     again: list[DecodeItem] = []
     beside: dict[str, Any] = {**engine.meta}
@@ -235,7 +237,7 @@ def run(told: dict[str, Any], report: Report) -> None:
     report.note(**speaker.findings())
 
 
-def _record(beside: dict[str, Any], asked: Asked, said: Said) -> Record:
+def _record(beside: dict[str, Any], asked: DecodeRequest, said: CaptionOutput) -> Record:
     """Return the caption as it is stored; one that was said again says so, and how that ended."""
     meta = said.meta | beside
     if asked.member.again:
@@ -243,7 +245,7 @@ def _record(beside: dict[str, Any], asked: Asked, said: Said) -> Record:
     return Record(key=asked.member.key, meta=meta)
 
 
-def _goes_round(said: Said) -> bool:
+def _goes_round(said: CaptionOutput) -> bool:
     """Return whether a caption goes round in circles; an answer that was closed early, whether one
     of its values does."""
     if said.shortened:

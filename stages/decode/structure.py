@@ -8,7 +8,7 @@ from typing import Any
 
 from artifacts.errors import EnvironmentFault, UsageError
 from artifacts.patterns import string_follows
-from stages.decode.closing import Rest
+from stages.decode.closing import RemainingBytes
 from stages.decode.schema_bounds import bounded, closed
 
 COMPACT = (",", ":")
@@ -37,9 +37,9 @@ def canonical(text: str) -> str:
 
 
 @lru_cache(maxsize=8)
-def rest_of(text: str) -> Rest:
+def rest_of(text: str) -> RemainingBytes:
     """Return how many bytes the parts of an answer may take."""
-    return Rest(bounded(json.loads(text)))
+    return RemainingBytes(bounded(json.loads(text)))
 
 
 @lru_cache(maxsize=8)

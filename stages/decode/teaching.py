@@ -31,7 +31,7 @@ _taker: ContextVar[list[torch.Tensor] | None] = ContextVar("_taker", default=Non
 context of its own, and the hooks of all of them are there."""
 
 
-class TaughtCaption(NamedTuple):
+class ForcedCaption(NamedTuple):
     """A caption whose logits are requested."""
 
     row: FeatureRecord
@@ -40,13 +40,13 @@ class TaughtCaption(NamedTuple):
     """Its tokens [1, tokens]."""
 
 
-def caption_of(processor: Any, row: FeatureRecord, prompt: str, text: str) -> TaughtCaption:
+def caption_of(processor: Any, row: FeatureRecord, prompt: str, text: str) -> ForcedCaption:
     """Return a caption in tokens."""
     ids = processor.tokenizer(text, add_special_tokens=False, return_tensors="pt")["input_ids"]
-    return TaughtCaption(row, prompt, ids.long())
+    return ForcedCaption(row, prompt, ids.long())
 
 
-def expected(half: Any, processor: Any, caption: TaughtCaption) -> torch.Tensor:
+def expected(half: Any, processor: Any, caption: ForcedCaption) -> torch.Tensor:
     """Return the logits [tokens + 1, vocabulary] of each token of a caption and of what follows it,
     in 32 bit on the host. Raises UsageError for a half that cannot be asked so."""
     row, prompt, ids = caption
@@ -63,7 +63,7 @@ def expected(half: Any, processor: Any, caption: TaughtCaption) -> torch.Tensor:
     return taken[-1][0, -count:].float().cpu()
 
 
-def expected_by_steps(half: Any, processor: Any, caption: TaughtCaption) -> torch.Tensor:
+def expected_by_steps(half: Any, processor: Any, caption: ForcedCaption) -> torch.Tensor:
     """Return the same, a pass a token: of a half that looks at all of its prompt at each of its
     places, and would see what is coming if the caption stood there."""
     row, prompt, ids = caption
@@ -75,7 +75,7 @@ def expected_by_steps(half: Any, processor: Any, caption: TaughtCaption) -> torc
     return torch.stack(made.logits, dim=1)[0].float().cpu()
 
 
-def looks_ahead(half: Any, processor: Any, caption: TaughtCaption) -> bool:
+def looks_ahead(half: Any, processor: Any, caption: ForcedCaption) -> bool:
     """Tell whether what a half expects first hangs on the caption that follows."""
     if caption.ids.shape[1] < 2:
         return False

@@ -1,11 +1,11 @@
 """Turns frames into vectors. Loads only the vision half of a dual encoder."""
 
 from stages.embed.job import EmbedJob
-from stages.process.stage import Stage
+from stages.process.stage import StageSpec
 
 OUTPUT_VERSION = 1
 """Raised when this stage's own output changes for the same inputs; part of every key below it."""
-STAGE = Stage(
+STAGE = StageSpec(
     name="embed",
     reads="frames",
     writes="embeddings",

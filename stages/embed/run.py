@@ -20,21 +20,21 @@ from stages.embed.job import EmbedJob
 from stages.models.encoding.batch import encode_batches
 from stages.models.encoding.chunks import Refusal, read_chunk
 from stages.models.encoding.job import EncodeItem
-from stages.models.encoding.run import Making, encode_all
+from stages.models.encoding.run import EncodeSpec, encode_all
 from stages.models.halves.records import FeatureRecord
 from stages.models.loading import warm as warm
 from stages.models.processors.clip import Clip
 from stages.models.processors.pictures import prepare_parts, prepare_pictures
 from stages.models.processors.side_inputs import Prepared
 from stages.process.job import job_of
-from stages.process.report import Report
+from stages.process.report import EventReporter
 
 
-def run(told: dict[str, Any], report: Report) -> None:
+def run(told: dict[str, Any], report: EventReporter) -> None:
     """Publish the vectors of each chunk of `batches` that has none, or why it cannot have any."""
     job = job_of(EmbedJob, told)
     cut = job.tiles != OFF
-    making = Making(
+    making = EncodeSpec(
         stage="embed",
         kind="embeddings",
         read=partial(read_parts, job) if cut else read_pictures,

@@ -1,11 +1,11 @@
 """Turns texts into vectors. Loads only the text half of a dual encoder."""
 
 from stages.embed_texts.job import TextsJob
-from stages.process.stage import Stage
+from stages.process.stage import StageSpec
 
 OUTPUT_VERSION = 1
 """Raised when this stage's own output changes for the same inputs; part of every key below it."""
-STAGE = Stage(
+STAGE = StageSpec(
     name="embed_texts",
     reads="",
     writes="texts",

@@ -14,14 +14,14 @@ from artifacts.store import open_store
 from artifacts.vectors import vector_record
 from stages.embed_texts.job import TextsItem, TextsJob
 from stages.memory.item_faults import ItemFault, ItemFaults
-from stages.memory.shrinking import Shrinking, pieces
+from stages.memory.shrinking import OomRetry, pieces
 from stages.models.halves.vectors import logits, most_tokens, text_vectors
 from stages.models.loading import ModelJob, facts
 from stages.models.loading import warm as warm
 from stages.process.events import Published
 from stages.process.job import items_of, job_of
 from stages.process.live import lines_of
-from stages.process.report import Report
+from stages.process.report import EventReporter
 
 PROBES = 6
 """Vectors for which logits are asked."""
@@ -31,14 +31,14 @@ place where that is more."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class LogitLine:
+class LogitScale:
     """The logit of an image and a text is `scale * cosine + bias`."""
 
     scale: float
     bias: float
 
 
-def line_of(half: Any, inputs: Mapping[str, Any], vectors: torch.Tensor) -> LogitLine:
+def line_of(half: Any, inputs: Mapping[str, Any], vectors: torch.Tensor) -> LogitScale:
     """Return the line of a model; `vectors` are those of the texts in `inputs`. Raises UsageError
     for a model without one."""
     texts = vectors.double().cpu()
@@ -65,7 +65,7 @@ def line_of(half: Any, inputs: Mapping[str, Any], vectors: torch.Tensor) -> Logi
             hint="Choose a model of the CLIP kind: docs/embed.md lists them",
         )
     scale, bias = fitted.tolist()
-    return LogitLine(scale=scale, bias=bias if abs(bias) > allowed else 0.0)
+    return LogitScale(scale=scale, bias=bias if abs(bias) > allowed else 0.0)
 
 
 ALIKE = 0.999
@@ -113,7 +113,7 @@ LINE_TEXTS = 3
 """Texts of which logits are asked to find the line."""
 
 
-def run(told: dict[str, Any], report: Report) -> None:
+def run(told: dict[str, Any], report: EventReporter) -> None:
     """Publish one vector a group of texts: the mean of theirs, each of length 1, of length 1."""
     job = job_of(TextsJob, told)
     records = RecordSet(open_store(job.store), "texts", job.namespace)
@@ -139,7 +139,7 @@ def run(told: dict[str, Any], report: Report) -> None:
 class _Making:
     """The text half, and how texts are run through it."""
 
-    def __init__(self, source: ModelJob, batch: int, report: Report) -> None:
+    def __init__(self, source: ModelJob, batch: int, report: EventReporter) -> None:
         processor = source.processor()
         self._half = source.hold("language")
         report.note(ready=True, **facts(self._half.model))
@@ -151,7 +151,7 @@ class _Making:
         the model raises on one of the texts."""
         texts = [text for group in groups for text in group]
         faults = ItemFaults(STAGE, _refuse, min(len(texts), self._batch))
-        shrinking = Shrinking(self._report, lambda: self._compute(texts[:1]), faults)
+        shrinking = OomRetry(self._report, lambda: self._compute(texts[:1]), faults)
         made = [
             vectors
             for batch in pieces(texts, self._batch)
@@ -159,7 +159,7 @@ class _Making:
         ]
         faults.close()
         every = torch.cat(made)
-        line: LogitLine = self._half.use(lambda model: _line(model, self._reader, texts))
+        line: LogitScale = self._half.use(lambda model: _line(model, self._reader, texts))
         record = vector_record(key, mean_directions(every, list(map(len, groups))).numpy())
         cut = {"cut": self._reader.cut(texts), "tokens": self._reader.most}
         return replace(record, meta={**record.meta, **asdict(line), **cut})
@@ -178,7 +178,7 @@ def _refuse(text: str, fault: ItemFault) -> None:
     )
 
 
-def _line(half: Any, reader: TextReader, texts: Sequence[str]) -> LogitLine:
+def _line(half: Any, reader: TextReader, texts: Sequence[str]) -> LogitScale:
     inputs = reader.inputs(texts[:LINE_TEXTS])
     return line_of(half, inputs, text_vectors(half, inputs))
 

@@ -1,11 +1,11 @@
 """Turns frames into features. Loads only the vision half."""
 
 from stages.encode.job import EncodeJob
-from stages.process.stage import Stage
+from stages.process.stage import StageSpec
 
 OUTPUT_VERSION = 3
 """Raised when this stage's own output changes for the same inputs; part of every key below it."""
-STAGE = Stage(
+STAGE = StageSpec(
     name="encode",
     reads="frames",
     writes="features",

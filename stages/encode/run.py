@@ -11,19 +11,19 @@ from stages.encode.shown_frames import shown_frames
 from stages.memory.item_faults import item_fault
 from stages.models.encoding.chunks import Refusal, read_chunk
 from stages.models.encoding.job import EncodeItem
-from stages.models.encoding.run import Making, encode_all
+from stages.models.encoding.run import EncodeSpec, encode_all
 from stages.models.halves.records import FeatureRecord
 from stages.models.loading import warm as warm
 from stages.models.processors.prepare import Clip, Prepared, prepare
 from stages.process.job import job_of
-from stages.process.report import Report
+from stages.process.report import EventReporter
 
 
-def run(told: dict[str, Any], report: Report) -> None:
+def run(told: dict[str, Any], report: EventReporter) -> None:
     """Publish a feature record for each chunk of `batches` that has none, or why it cannot have
     one."""
     job = job_of(EncodeJob, told)
-    making = Making(
+    making = EncodeSpec(
         stage="encode",
         kind="features",
         read=partial(read_member, count=job.frames_a_video),

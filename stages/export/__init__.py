@@ -2,9 +2,9 @@
 originals."""
 
 from stages.export.jobs import CalibrateJob, ExportJob, FeaturesJob, GraphJob, JudgeJob
-from stages.process.stage import Stage
+from stages.process.stage import StageSpec
 
-STAGE = Stage(
+STAGE = StageSpec(
     name="export",
     reads="",
     writes="",
@@ -14,7 +14,7 @@ STAGE = Stage(
     entry="stages.export.write:run",
     verb="exporting",
 )
-TRACE = Stage(
+TRACE = StageSpec(
     name="trace",
     reads="",
     writes="",
@@ -24,7 +24,7 @@ TRACE = Stage(
     entry="stages.export.graphs.run:run",
     verb="making graphs",
 )
-COMPARE = Stage(
+COMPARE = StageSpec(
     name="compare",
     reads="features",
     writes="",
@@ -34,7 +34,7 @@ COMPARE = Stage(
     entry="stages.export.compare:run",
     verb="comparing features",
 )
-CALIBRATE = Stage(
+CALIBRATE = StageSpec(
     name="calibrate",
     reads="captions",
     writes="",
@@ -45,7 +45,7 @@ CALIBRATE = Stage(
     entry="stages.export.calibrate:run",
     verb="calibrating",
 )
-JUDGE = Stage(
+JUDGE = StageSpec(
     name="judge",
     reads="captions",
     writes="",

@@ -31,9 +31,9 @@ from stages.models.halves.offload import placement, waiting
 from stages.models.loading import ModelJob, facts
 from stages.models.loading import warm as warm_model
 from stages.models.streaming.load import streamed_layers
-from stages.models.streaming.turnstile import Keeper, Turnstile
+from stages.models.streaming.turnstile import LayerLockstep, LayerProvider
 from stages.process.job import job_of
-from stages.process.report import Report
+from stages.process.report import EventReporter
 
 OUTSIDE = "outside the layers"
 UNSEEN = "no sample reached it"
@@ -42,7 +42,7 @@ ROWS = 2048
 """Tokens that are summed up at once: their copy in float32 is bounded, too."""
 
 
-class Take(Protocol):
+class RoundWeight(Protocol):
     """A callback that quantizes weights."""
 
     def __call__(
@@ -58,7 +58,7 @@ def calibrate(
     calls: Sequence[Callable[[], object]],
     wanted: Collection[str],
     most_bytes: int,
-    take: Take,
+    take: RoundWeight,
     done: Collection[str] = (),
 ) -> None:
     """Have `take` take each wanted linear of a half once, with its Hessian if there is one.
@@ -77,10 +77,10 @@ def calibrate(
     todo = {path for path in wanted if path not in done}
     streamed = streamed_layers(half)
     modules = dict(layers)
-    keeper: Keeper = _AllThere()
+    keeper: LayerProvider = _AllThere()
     if streamed is None:
         paths = tuple(modules)
-        turnstile = Turnstile(list(modules.values()), keeper)
+        turnstile = LayerLockstep(list(modules.values()), keeper)
     else:
         paths, keeper, turnstile = streamed.paths, streamed.slabs, streamed.turnstile
         assert set(paths) == modules.keys()
@@ -148,7 +148,7 @@ class _Handing:
     """The Hessians of the current layer, and the layers that are still to be handed out."""
 
     def __init__(
-        self, linears: Sequence[dict[str, nn.Linear]], most_bytes: int, take: Take
+        self, linears: Sequence[dict[str, nn.Linear]], most_bytes: int, take: RoundWeight
     ) -> None:
         self._linears = linears
         self._most_bytes = most_bytes
@@ -249,7 +249,7 @@ def warm(told: dict[str, Any]) -> None:
     warm_model(told)
 
 
-def run(told: dict[str, Any], report: Report) -> None:
+def run(told: dict[str, Any], report: EventReporter) -> None:
     """Round the weights of a CalibrateJob. A last note says which are left to be rounded each by
     itself, and why. Raises PenstockError."""
     job = job_of(CalibrateJob, told)

@@ -18,7 +18,7 @@ from stages.export.jobs import FeaturesJob
 from stages.export.parity import of_each
 from stages.models.halves.records import MAIN_FIELDS, FeatureRecord
 from stages.process.job import job_of
-from stages.process.report import Report
+from stages.process.report import EventReporter
 
 ROWS_A_CHUNK = 256
 """Rows of one chunk that are compared, evenly chosen: a chunk of video has thousands."""
@@ -26,7 +26,7 @@ NEIGHBOURS, SEARCHED = 10, 600
 """Nearest rows that are compared, and rows among which they are."""
 
 
-def run(told: dict[str, Any], report: Report) -> None:
+def run(told: dict[str, Any], report: EventReporter) -> None:
     """Compare the records of a FeaturesJob; a note says how near they are. Raises PenstockError."""
     job = job_of(FeaturesJob, told)
     store = open_store(job.store)

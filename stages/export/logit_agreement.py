@@ -19,14 +19,14 @@ from artifacts.store import open_store
 from stages.decode.choosing import make_greedy
 from stages.decode.stored import read_features
 from stages.decode.teaching import (
-    TaughtCaption,
+    ForcedCaption,
     caption_of,
     expected,
     expected_by_steps,
     looks_ahead,
 )
 from stages.export.jobs import CaptionedItem, JudgeJob
-from stages.export.outline import Outline, outline_of
+from stages.export.outline import ExportPlan, outline_of
 from stages.export.parity import of_each
 from stages.export.quant_formats import Packed, unpack
 from stages.export.rounding import Rounded, unrounded
@@ -35,12 +35,12 @@ from stages.models.loading import ModelJob, facts
 from stages.models.loading import warm as warm_model
 from stages.models.streaming.load import cross
 from stages.process.job import job_of
-from stages.process.report import Report
+from stages.process.report import EventReporter
 
 Read = Callable[[], torch.Tensor]
 
 
-def put_rounded(half: Any, outline: Outline, folder: Path, bits: int, group: int) -> int:
+def put_rounded(half: Any, outline: ExportPlan, folder: Path, bits: int, group: int) -> int:
     """Put the weights of a packed checkpoint in place of the half's, and return how many. One that
     is fetched when it is wanted is replaced each time."""
     files = {name: path for path in folder.glob("*.safetensors") for name in read_places(path)}
@@ -79,7 +79,7 @@ TOGETHER = 8
 """Captions whose logits are held at once; they cross layers together that come one by one."""
 
 
-class Agreement:
+class LogitAgreement:
     """How closely one half's logits follow another's, over many tokens."""
 
     def __init__(self) -> None:
@@ -115,7 +115,7 @@ def warm(told: dict[str, Any]) -> None:
     warm_model(told)
 
 
-def run(told: dict[str, Any], report: Report) -> None:
+def run(told: dict[str, Any], report: EventReporter) -> None:
     """Go through the members of a JudgeJob. A last note says of a half that is compared how far it
     agrees. Raises PenstockError."""
     job = job_of(JudgeJob, told)
@@ -126,10 +126,10 @@ def run(told: dict[str, Any], report: Report) -> None:
     if not left:
         return
     source = ModelJob.of(replace(job.half, together=True))
-    processor, held, agreement = source.processor(), source.hold("language"), Agreement()
+    processor, held, agreement = source.processor(), source.hold("language"), LogitAgreement()
     report.note(ready=True, **facts(held.model))
 
-    def caption(member: CaptionedItem) -> TaughtCaption:
+    def caption(member: CaptionedItem) -> ForcedCaption:
         row = read_features(features, member.features)
         return caption_of(processor, row, member.prompt, member.caption)
 
@@ -145,7 +145,7 @@ def run(told: dict[str, Any], report: Report) -> None:
             ready[half] = expected_by_steps if ahead else expected
         return cross(half, [partial(ask, half, member) for member in members])
 
-    ready: dict[Any, Callable[[Any, Any, TaughtCaption], torch.Tensor]] = {}
+    ready: dict[Any, Callable[[Any, Any, ForcedCaption], torch.Tensor]] = {}
     for first in range(0, len(left), TOGETHER):
         members = left[first : first + TOGETHER]
         for member, found in zip(members, held.use(partial(ask_together, members)), strict=True):

@@ -47,7 +47,7 @@ from stages.models.published import with_way
 from stages.models.shards.layout import DTYPES, TensorSpec, lay_out
 from stages.models.shards.writing import CHUNK_BYTES, claimed, write_checkpoint
 from stages.process.job import job_of
-from stages.process.report import Report
+from stages.process.report import EventReporter
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -176,7 +176,7 @@ MORE_ROOM = (
 )
 
 
-def run(told: dict[str, Any], report: Report) -> None:
+def run(told: dict[str, Any], report: EventReporter) -> None:
     """Write the checkpoint of a MergeJob, and tell each file of weights as an item.
 
     A first note says how many `shards` there will be, and how many are `there`; a last one how many
@@ -188,7 +188,7 @@ def run(told: dict[str, Any], report: Report) -> None:
         _merge(job, planned, report)
 
 
-def _merge(job: MergeJob, planned: ModelFiles, report: Report) -> None:
+def _merge(job: MergeJob, planned: ModelFiles, report: EventReporter) -> None:
     source, folder = Path(job.model), Path(job.folder)
     adapter = read_adapter(Path(job.adapter))
     headers, changes = changes_of(adapter, source, job.trust_remote_code)

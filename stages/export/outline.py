@@ -49,7 +49,7 @@ class StoredTensor:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Outline:
+class ExportPlan:
     """The plan of a checkpoint that will be quantized."""
 
     tensors: tuple[StoredTensor, ...]
@@ -76,7 +76,7 @@ def outline_of(
     parts: Collection[Part],
     trusted: bool,
     takes: Callable[[torch.nn.Module], str] = lambda module: "",
-) -> Outline:
+) -> ExportPlan:
     """Return what becomes of the checkpoint in a folder when the linear layers of these parts are
     quantized. `takes` says why one of them cannot be, which then stays as it is. Raises UsageError
     for a checkpoint that cannot be written so, EnvironmentFault for one that is not whole."""
@@ -105,7 +105,7 @@ def outline_of(
         _tensor(folder, header, path, skeleton, dtype, wanted)
         for header, path in zip(headers, paths, strict=True)
     )
-    found = Outline(
+    found = ExportPlan(
         tensors=tensors,
         dtype=dtype,
         spared=tuple(path for path in linears_of(skeleton) if path not in wanted),

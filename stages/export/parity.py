@@ -16,7 +16,7 @@ KEPT, DIGITS = 200, 6
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Gate:
+class ParityThreshold:
     """One measured figure and its threshold."""
 
     group: str
@@ -33,7 +33,7 @@ class Gate:
         return f"{self.words} {value:.5g} ({'≥' if self.at_least else '≤'} {self.bound:g})"
 
 
-def _of_vectors(group: str) -> tuple[Gate, ...]:
+def _of_vectors(group: str) -> tuple[ParityThreshold, ...]:
     """Return the gates of what is compared by its direction."""
     figures = {
         "centred_mean": (0.99, f"centred cosine of {group}"),
@@ -41,7 +41,7 @@ def _of_vectors(group: str) -> tuple[Gate, ...]:
         "neighbours": (0.95, f"share of the same 10 neighbours of {group}"),
     }
     return tuple(
-        Gate(group=group, name=name, bound=bound, at_least=True, words=words)
+        ParityThreshold(group=group, name=name, bound=bound, at_least=True, words=words)
         for name, (bound, words) in figures.items()
     )
 
@@ -49,14 +49,14 @@ def _of_vectors(group: str) -> tuple[Gate, ...]:
 GATES = (
     *_of_vectors("features"),
     *_of_vectors("texts"),
-    Gate(
+    ParityThreshold(
         group="text",
         name="token_agreement",
         bound=0.995,
         at_least=True,
         words="share of the same tokens",
     ),
-    Gate(
+    ParityThreshold(
         group="text",
         name="divergence",
         bound=0.005,

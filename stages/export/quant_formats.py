@@ -18,7 +18,7 @@ from stages.models.precision.quantize import settings_of
 from stages.models.shards.layout import TensorSpec
 
 
-class WeightForm(Protocol):
+class QuantFormat(Protocol):
     """A storage format of quantized weights."""
 
     def takes(self, module: torch.nn.Module) -> str:

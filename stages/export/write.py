@@ -11,8 +11,8 @@ from safetensors import safe_open
 from artifacts.errors import EnvironmentFault, ModelChanged
 from artifacts.model_files import ModelFiles
 from stages.export.jobs import PACKED, ExportJob
-from stages.export.outline import Outline, StoredTensor, outline_of
-from stages.export.quant_formats import Int8, Nf4, Packed, WeightForm, specs_of
+from stages.export.outline import ExportPlan, StoredTensor, outline_of
+from stages.export.quant_formats import Int8, Nf4, Packed, QuantFormat, specs_of
 from stages.models.halves.classes import config_and_class
 from stages.models.hub.checkpoint import CONFIG, SMALL, json_bytes, small_files
 from stages.models.hub.headers import read_places
@@ -29,23 +29,23 @@ from stages.models.shards.writing import (
 )
 from stages.process.deferred_imports import import_transformers
 from stages.process.job import job_of
-from stages.process.report import Report
+from stages.process.report import EventReporter
 
 
 def files_of(
-    outline: Outline, form: WeightForm, shard_bytes: int = SHARD_BYTES
+    outline: ExportPlan, form: QuantFormat, shard_bytes: int = SHARD_BYTES
 ) -> list[WeightShard]:
     """Return the files to be written, each with the tensors that go into it, of about the bytes
     that these will take."""
     return lay_out((_about(tensor, form) for tensor in outline.tensors), shard_bytes)
 
 
-def _about(tensor: StoredTensor, form: WeightForm) -> TensorSpec:
+def _about(tensor: StoredTensor, form: QuantFormat) -> TensorSpec:
     size = form.size(tensor.shape, tensor.dtype) if tensor.module else tensor.size
     return TensorSpec(tensor.name, torch.uint8, (size,))
 
 
-def is_made(folder: Path, file: WeightShard, outline: Outline, form: WeightForm) -> bool:
+def is_made(folder: Path, file: WeightShard, outline: ExportPlan, form: QuantFormat) -> bool:
     """Tell whether a file is there, whole and with all its tensors."""
     wanted = {tensor.name: tensor for tensor in outline.tensors}
     names: set[str] = set()
@@ -60,8 +60,8 @@ def is_made(folder: Path, file: WeightShard, outline: Outline, form: WeightForm)
 def write_file(
     folder: Path,
     file: WeightShard,
-    outline: Outline,
-    form: WeightForm,
+    outline: ExportPlan,
+    form: QuantFormat,
     confirm: Callable[[], object] = bool,
 ) -> None:
     """Make one file, which appears if `confirm` raises nothing. Raises EnvironmentFault."""
@@ -108,7 +108,7 @@ def warm(told: dict[str, Any]) -> None:
     config_and_class(Path(job.model), job.trust_remote_code)
 
 
-def run(told: dict[str, Any], report: Report) -> None:
+def run(told: dict[str, Any], report: EventReporter) -> None:
     """Write the checkpoint of an ExportJob, and tell each file of weights as an item.
 
     A first note says how many `files` there will be and how many are `there`, a last one how many
@@ -120,7 +120,7 @@ def run(told: dict[str, Any], report: Report) -> None:
         _export(job, planned, report)
 
 
-def _export(job: ExportJob, planned: ModelFiles, report: Report) -> None:
+def _export(job: ExportJob, planned: ModelFiles, report: EventReporter) -> None:
     source, folder = Path(job.model), Path(job.folder)
     form = form_of(job)
     outline = outline_of(source, job.parts, job.trust_remote_code, form.takes)
@@ -146,7 +146,7 @@ def _export(job: ExportJob, planned: ModelFiles, report: Report) -> None:
             raise EnvironmentFault(error.message, hint=GO_ON) from error
 
 
-def form_of(job: ExportJob) -> WeightForm:
+def form_of(job: ExportJob) -> QuantFormat:
     """Return the way in which the weights of a job are stored."""
     if job.kind in PACKED:
         rounded = Path(job.calibrated) if job.calibrated else None
@@ -154,7 +154,7 @@ def form_of(job: ExportJob) -> WeightForm:
     return Nf4() if job.kind == "nf4" else Int8()
 
 
-def _config(content: bytes, outline: Outline, form: WeightForm) -> bytes:
+def _config(content: bytes, outline: ExportPlan, form: QuantFormat) -> bytes:
     """Return a config.json that says of the weights what they are in."""
     value = json.loads(content)
     names = outline.spared

@@ -1,13 +1,13 @@
 """Cuts media files into chunks of RGB frames."""
 
 from stages.frames.job import FramesJob
-from stages.process.stage import Stage
+from stages.process.stage import StageSpec
 
 OUTPUT_VERSION = 4
 """Raised when this stage's own output changes for the same inputs; part of every key below it."""
 PACK_BYTES = 64 << 20
 """Pictures are stored as soon as they come to this many bytes."""
-STAGE = Stage(
+STAGE = StageSpec(
     name="frames",
     reads="",
     writes="frames",

@@ -32,7 +32,7 @@ BT2020_LIKE = frozenset((10, 13, 14))
 """Those of the others that BT.2020 comes near to; the rest is taken for BT.709."""
 
 
-class Canvas:
+class FrameConverter:
     """Converts all frames of one video to a single size, even where the video changes its own."""
 
     def __init__(self, frame: VideoFrame, pixel_aspect: Fraction | None, fit: FrameFit) -> None:

@@ -26,7 +26,7 @@ from stages.frames.plan import ROUNDING_SECONDS
 from stages.frames.reader import Reader
 from stages.frames.survey import packets
 from stages.frames.timeline import Timeline, VideoPacket
-from stages.process.report import Report
+from stages.process.report import EventReporter
 
 CONTAINERS = (("mp4", "mp4"), ("matroska", "mkv"))
 """Containers and their suffixes. A stretch is put into the first that takes it, or else into what
@@ -38,7 +38,7 @@ LEAD_SECONDS = 60.0
 keyframe would be copied over and over."""
 
 
-def run(job: dict[str, Any], report: Report) -> None:
+def run(job: dict[str, Any], report: EventReporter) -> None:
     """Write each of the job's `cuts` to its `folder`, and note under its name what became of it.
     The note holds the file and the seconds of it at which the stretch starts, or the `error`.
     Raises EnvironmentFault."""
@@ -55,11 +55,15 @@ def run(job: dict[str, Any], report: Report) -> None:
 
 
 def _copy_stretches(
-    path: Path, stamp: Stamp | None, cuts: Sequence[dict[str, Any]], folder: Path, report: Report
+    path: Path,
+    stamp: Stamp | None,
+    cuts: Sequence[dict[str, Any]],
+    folder: Path,
+    report: EventReporter,
 ) -> None:
     """Write the cuts of one file. Raises what opening it raises."""
     check_unchanged(path, stamp)
-    video = Stretches(path)
+    video = ClipCutter(path)
     for cut in cuts:
         try:
             made = video.copy(cut["start"], cut["end"], folder / cut["name"])
@@ -82,7 +86,7 @@ def _refusal(error: Exception, path: str, folder: Path) -> dict[str, str]:
     return {"error": getattr(error, "message", str(error)).replace(path, "the file")}
 
 
-class Stretches:
+class ClipCutter:
     """A source video with known frame times."""
 
     def __init__(self, path: Path) -> None:

@@ -11,7 +11,7 @@ import av
 from av.video.frame import VideoFrame
 
 from stages.frames.opening import open_video
-from stages.frames.route import END, Route
+from stages.frames.route import END, SeekPlan
 from stages.frames.survey import packets
 from stages.frames.timeline import Keyframes, VideoPacket
 from stages.process.budget import room
@@ -68,7 +68,7 @@ class Decoder:
         """(packet ordinal, ticks to add to its time and to all later ones)."""
         self.disbelieved: frozenset[int] = frozenset()
         """Ordinals of packets whose time is taken away, and so that of their frames."""
-        self.route: Route | None = None
+        self.route: SeekPlan | None = None
         """The route, which tells what need not be decoded; None: everything is."""
         self.landed: int | None = None
         """Ticks of the first whole frame after the last leap, NOWHERE until it has come; None

@@ -13,14 +13,14 @@ from artifacts.store import open_store
 from stages.frames.job import FramesItem, FramesJob
 from stages.frames.medium import MediumToCut
 from stages.frames.picture import read_picture
-from stages.frames.recording import Recording, blaming
+from stages.frames.recording import FrameRecorder, blaming
 from stages.frames.video import Video
 from stages.frames.watchdog import Watchdog
 from stages.memory.heap import kept
-from stages.process.events import MediumRead
+from stages.process.events import MediumIndexed
 from stages.process.job import items_of, job_of
 from stages.process.live import lines_of
-from stages.process.report import Report
+from stages.process.report import EventReporter
 
 TOO_LARGE = "too-large"
 """Kind of failure of what is beyond the bounds."""
@@ -30,7 +30,7 @@ NO_MEMORY = "no-memory"
 """Kind of failure of what takes more memory than one file may."""
 
 
-def run(told: dict[str, Any], report: Report) -> None:
+def run(told: dict[str, Any], report: EventReporter) -> None:
     """Store the frames of each medium that is told, and tell what is in it, or why not."""
     kept()
     job, watchdog = job_of(FramesJob, told), Watchdog()
@@ -42,7 +42,7 @@ def run(told: dict[str, Any], report: Report) -> None:
             try:
                 with watchdog.over(), blaming(medium):
                     index = cutter.cut(medium)
-                report.send(MediumRead(media=medium.digest, index=index))
+                report.send(MediumIndexed(media=medium.digest, index=index))
             except (MediaError, EnvironmentFault) as error:
                 message = error.message.replace(str(medium.path), "the file")
                 kind = error.kind if isinstance(error, MediaError) else GONE
@@ -59,10 +59,10 @@ def run(told: dict[str, Any], report: Report) -> None:
 class FileCutter:
     """Stores the frames of one file after another."""
 
-    def __init__(self, job: FramesJob, report: Report, watchdog: Watchdog) -> None:
+    def __init__(self, job: FramesJob, report: EventReporter, watchdog: Watchdog) -> None:
         self._job = job
         self._fit, self._fit_image = job.fit_video, job.fit_image
-        self._sets = Recording(
+        self._sets = FrameRecorder(
             open_store(job.store), job.namespace, self._fit_image, report, watchdog
         )
 

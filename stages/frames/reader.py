@@ -14,7 +14,7 @@ from av.video.frame import VideoFrame
 
 from stages.frames.decoder import Decoder
 from stages.frames.opening import no_frames
-from stages.frames.route import Route
+from stages.frames.route import SeekPlan
 from stages.frames.survey import survey, watch
 from stages.frames.timeline import STAMPS, Timeline
 
@@ -48,7 +48,7 @@ class Reader:
         self._asked = True
         if self.timeline.demuxed:
             decoder = self.decoder
-            decoder.route = Route(
+            decoder.route = SeekPlan(
                 ticks, self.timeline.keyframes, sent=decoder.sent, threads=decoder.threads
             )
 

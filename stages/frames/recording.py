@@ -18,12 +18,12 @@ from stages.frames.video import Chunk
 from stages.frames.watchdog import Watchdog
 from stages.process.budget import short
 from stages.process.exit_diagnosis import out_of_memory
-from stages.process.report import Report
+from stages.process.report import EventReporter
 
 log = logging.getLogger(__name__)
 
 
-class Recording:
+class FrameRecorder:
     """The record sets of one cache namespace, and the report of what they store."""
 
     def __init__(
@@ -31,7 +31,7 @@ class Recording:
         store: Store,
         namespace: str,
         fit_image: FrameFit,
-        report: Report,
+        report: EventReporter,
         watchdog: Watchdog,
     ) -> None:
         self.frames, self.media, self.failures = record_sets_of(

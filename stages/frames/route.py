@@ -16,7 +16,7 @@ END = -1
 """The leap after the last wanted frame."""
 
 
-class Route:
+class SeekPlan:
     """The seek plan of one video for a set of its frames."""
 
     def __init__(

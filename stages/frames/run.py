@@ -13,7 +13,7 @@ from functools import partial
 from itertools import count, takewhile
 from typing import Any
 
-from artifacts.claims import POLL_SECONDS, Turns, turns_at
+from artifacts.claims import POLL_SECONDS, WorkClaims, turns_at
 from artifacts.schema import ChunkIndex, MediaIndex
 from artifacts.store import open_store
 from stages.frames import PACK_BYTES
@@ -21,18 +21,18 @@ from stages.frames.job import FramesJob
 from stages.frames.medium import MediumToCut
 from stages.frames.picture import read_picture
 from stages.frames.plan import ChunkPlan
-from stages.frames.recording import Recording
+from stages.frames.recording import FrameRecorder
 from stages.frames.video import Chunk, Damage, Video
 from stages.frames.watchdog import Watchdog
 from stages.process.cgroup import cores
 from stages.process.job import job_of
-from stages.process.report import Report
+from stages.process.report import EventReporter
 
 PACK_RECORDS = 64
 """At most so many pictures are stored together."""
 
 
-def run(told: dict[str, Any], report: Report) -> None:
+def run(told: dict[str, Any], report: EventReporter) -> None:
     """Cut every medium of the job that is not in the record set yet.
 
     A medium that cannot be used is recorded as such and the others go on. Raises EnvironmentFault
@@ -63,12 +63,12 @@ def run(told: dict[str, Any], report: Report) -> None:
 class Cutting:
     """One job: its record sets and the remaining work."""
 
-    def __init__(self, job: FramesJob, report: Report, watchdog: Watchdog) -> None:
+    def __init__(self, job: FramesJob, report: EventReporter, watchdog: Watchdog) -> None:
         self.store = open_store(job.store)
         self.fit = job.fit_video
         self.fit_image = job.fit_image
-        self.record_sets = Recording(self.store, job.namespace, job.fit_image, report, watchdog)
-        self.turns: Turns
+        self.record_sets = FrameRecorder(self.store, job.namespace, job.fit_image, report, watchdog)
+        self.turns: WorkClaims
         """Which media are cut here, and which by other runs."""
         self.sampling = job.sampling
         self.report = report

@@ -19,10 +19,10 @@ from av.video.frame import VideoFrame
 from numpy.typing import NDArray
 
 from artifacts.schema import Sampling
-from stages.frames.canvas import Canvas
+from stages.frames.canvas import FrameConverter
 from stages.frames.plan import ROUNDING_SECONDS, ChunkPlan, plan_stretch, positions, tick_at
 from stages.frames.reader import Reader
-from stages.frames.shots import AHEAD, BEHIND, SHORTEST_SECONDS, CutFinder, Eye
+from stages.frames.shots import AHEAD, BEHIND, SHORTEST_SECONDS, CutFinder, FrameDescriptor
 from stages.frames.timeline import Timeline
 
 LEEWAY = 1 / 3
@@ -133,7 +133,7 @@ class _Piece:
 class ShotCutter:
     """One pass over a video."""
 
-    def __init__(self, reader: Reader, sampling: Sampling, canvas: Canvas) -> None:
+    def __init__(self, reader: Reader, sampling: Sampling, canvas: FrameConverter) -> None:
         self._reader = reader
         self._timeline = reader.timeline
         self._sampling = sampling
@@ -150,7 +150,7 @@ class ShotCutter:
         self._first = positions(self._timeline, start, self._timeline.duration)[0]
         since = max(0, self._first - BEHIND - AHEAD)
         self._reader.want(array("q", pts[since:].tolist()))
-        eye, finder = Eye(), CutFinder()
+        eye, finder = FrameDescriptor(), CutFinder()
         waiting: deque[tuple[int, VideoFrame]] = deque()
         for at in range(since, len(pts)):
             ticks = int(pts[at])

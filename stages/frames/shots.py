@@ -55,7 +55,7 @@ PLAIN = frozenset(
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Look:
+class FrameFeatures:
     """The values of a frame that are compared."""
 
     blocks: NDArray[np.float32]
@@ -65,14 +65,14 @@ class Look:
     is_black: bool
 
 
-class Eye:
+class FrameDescriptor:
     """Computes the compared values for the frames of one video."""
 
     def __init__(self) -> None:
         self._reformatter = VideoReformatter()
         self._places: dict[tuple[int, int], NDArray[np.intp]] = {}
 
-    def look(self, frame: VideoFrame) -> Look:
+    def look(self, frame: VideoFrame) -> FrameFeatures:
         """Return what a frame looks like."""
         points = self._points(frame)
         if points.shape not in self._places:
@@ -88,7 +88,7 @@ class Eye:
         spread = padded[:, SPREAD:] - padded[:, :-SPREAD]
         spread /= np.maximum(padded[:, -1:] * SPREAD, 1)
         whole = counts.sum(axis=0)
-        return Look(
+        return FrameFeatures(
             blocks=spread,
             brightness=float(whole @ LEVELS) / points.size,
             is_black=bool(whole[BLACK // 4 :].sum() <= (1 - BLACK_SHARE) * points.size),
@@ -112,12 +112,12 @@ class Eye:
         return small.to_ndarray().astype(np.uint8, copy=False)
 
 
-def distance(one: Look, other: Look) -> float:
+def distance(one: FrameFeatures, other: FrameFeatures) -> float:
     """Return how unlike two frames are, from 0 to 1."""
     return float(np.abs(one.blocks - other.blocks).sum()) / (2 * len(one.blocks))
 
 
-def _all_over(one: Look, other: Look) -> bool:
+def _all_over(one: FrameFeatures, other: FrameFeatures) -> bool:
     """Return whether they differ in most places, and not only where a thing has come or gone."""
     apart = np.abs(one.blocks - other.blocks).sum(axis=1) / 2
     return float(np.median(apart)) >= ALL_OVER
@@ -128,7 +128,7 @@ class _Seen:
     """One frame as the finder stores it."""
 
     seconds: float
-    look: Look
+    look: FrameFeatures
     step: float
     """Distance from the frame before."""
 
@@ -142,7 +142,7 @@ class CutFinder:
         self._seen: deque[_Seen] = deque(maxlen=BEHIND + 1 + AHEAD)
         self._undecided = 0
 
-    def see(self, seconds: float, look: Look) -> bool | None:
+    def see(self, seconds: float, look: FrameFeatures) -> bool | None:
         """Take in a frame, and return the verdict on the one `AHEAD` frames before it. It is None
         while there is none."""
         step = distance(self._seen[-1].look, look) if self._seen else 0.0

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from artifacts.schema import ChunkIndex, FrameFit, MediaIndex, Sampling
 from artifacts.words import counted
-from stages.frames.canvas import Canvas, shown_size
+from stages.frames.canvas import FrameConverter, shown_size
 from stages.frames.opening import no_frames
 from stages.frames.plan import ChunkPlan, plan_again, plan_chunks
 from stages.frames.reader import Reader
@@ -104,7 +104,7 @@ class Video:
         A chunk of which nothing can be decoded is left out, with a warning.
         """
         self._reader.want(array("q", chain.from_iterable(plan.ticks for plan in plans)))
-        canvas = Canvas(self._reader.first_frame, self._aspect, fit)
+        canvas = FrameConverter(self._reader.first_frame, self._aspect, fit)
         for plan in plans:
             chunk = self._chunk(plan, canvas)
             if chunk is not None:
@@ -123,7 +123,7 @@ class Video:
         start = after[-1].end if after else 0.0
         if start >= self.duration:
             return
-        canvas = Canvas(self._reader.first_frame, self._aspect, fit)
+        canvas = FrameConverter(self._reader.first_frame, self._aspect, fit)
         cutter = ShotCutter(self._reader, sampling, canvas)
         for shot in cutter.shots(len(after), start):
             pixels = np.stack([kept.pixels for kept in shot.kept]) if shot.kept else canvas.empty(0)
@@ -184,7 +184,7 @@ class Video:
             warnings=self.warnings(),
         )
 
-    def _chunk(self, plan: ChunkPlan, canvas: Canvas) -> Chunk | None:
+    def _chunk(self, plan: ChunkPlan, canvas: FrameConverter) -> Chunk | None:
         pixels = canvas.empty(len(plan.ticks))
         taken: list[int] = []
         missed: list[int] = []

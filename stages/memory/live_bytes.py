@@ -39,7 +39,7 @@ class TensorStorage:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Taken:
+class MemoryUse:
     """Bytes and operations of a part of a computation, above their values at its start."""
 
     rises: tuple[tuple[int, int], ...]
@@ -52,7 +52,7 @@ class Taken:
     flops: int
 
 
-class LiveBytes:
+class MetaMemoryCounter:
     """The tensors that were made since counting began and are still alive."""
 
     def __init__(self, apart: Any = ()) -> None:
@@ -109,7 +109,7 @@ class LiveBytes:
         self._in_mlp = False
         self._go_outside(self.bytes, self.bytes_32)
 
-    def taken(self, compute: Callable[[], Any]) -> tuple[Any, Taken]:
+    def taken(self, compute: Callable[[], Any]) -> tuple[Any, MemoryUse]:
         """Return the result of `compute` and what it took; parts have no parts."""
         peak, peak_32, inside, flops = self.peak, self.peak_32, self.inside, self.flops
         outside, outside_32, positions = self.outside, self.outside_32, self.positions
@@ -118,7 +118,7 @@ class LiveBytes:
         self.begin()
         made = compute()
         rises = (*self._rises, (self.peak - base, -1))
-        found = Taken(
+        found = MemoryUse(
             rises=rises,
             rise_outside=(self.outside - base, self.outside_32 - base_32),
             rise_32=self.peak_32 - base_32,
@@ -131,7 +131,7 @@ class LiveBytes:
         self._rise(found, base, base_32)
         return made, found
 
-    def again(self, taken: Taken, make: Callable[[], Any]) -> Any:
+    def again(self, taken: MemoryUse, make: Callable[[], Any]) -> Any:
         """Return the result of `make`, counted as a part that took the same before."""
         self._rise(taken, self.bytes, self.bytes_32)
         before = self.peak, self.peak_32, self.outside, self.outside_32
@@ -139,7 +139,7 @@ class LiveBytes:
         self.peak, self.peak_32, self.outside, self.outside_32 = before
         return made
 
-    def _rise(self, taken: Taken, base: int, base_32: int) -> None:
+    def _rise(self, taken: MemoryUse, base: int, base_32: int) -> None:
         for rise, inside in taken.rises:
             if inside >= 0 and base + rise > self.peak:
                 self.inside = inside

@@ -23,7 +23,7 @@ from stages.memory.machine_benchmarks import (
     video_pixels,
 )
 from stages.process.device_limit import context_bytes
-from stages.process.report import Report
+from stages.process.report import EventReporter
 
 QUANTIZED = ("nf4", "int8")
 ALONE = ("video_pixels", "picture_pixels", "library_seconds")
@@ -41,7 +41,7 @@ LIBRARIES = (
 """Modules that a stage that runs half a model imports beside torch, whatever the model."""
 
 
-def run(job: dict[str, Any], report: Report) -> None:
+def run(job: dict[str, Any], report: EventReporter) -> None:
     """Measure what the job asks for, and answer with a note `machine`. Job: device, folder (of the
     store), seconds (that it may take), companion (the type that quantized weights compute in)."""
     device, folder = str(job["device"]), Path(job["folder"])

@@ -36,7 +36,7 @@ OUTLINES: dict[Any, Any] = {}
 five times as long."""
 
 
-class TensorOutline(NamedTuple):
+class TensorSignature(NamedTuple):
     """A tensor's metadata without its data."""
 
     shape: torch.Size
@@ -47,7 +47,7 @@ class TensorOutline(NamedTuple):
 def outline(value: Any) -> Any:
     """Return all that decides the shapes that an operator gives, with a hash."""
     if isinstance(value, torch.Tensor):
-        return TensorOutline(value.shape, value.stride(), value.dtype)
+        return TensorSignature(value.shape, value.stride(), value.dtype)
     if isinstance(value, list | tuple):
         return tuple(outline(part) for part in value)
     return value
@@ -55,10 +55,10 @@ def outline(value: Any) -> Any:
 
 def made_like(shapes: Any) -> Any:
     """Make tensors of these outlines, in the same nesting."""
-    return changed(_empty, shapes, TensorOutline)
+    return changed(_empty, shapes, TensorSignature)
 
 
-def _empty(outlined: TensorOutline) -> torch.Tensor:
+def _empty(outlined: TensorSignature) -> torch.Tensor:
     shape, stride, dtype = outlined
     if dtype.is_floating_point or dtype.is_complex:
         return torch.empty_strided(shape, stride, dtype=dtype, device=META)

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import _disable_current_modes
 
-from stages.memory.live_bytes import WHOLE, LiveBytes, Taken
+from stages.memory.live_bytes import WHOLE, MemoryUse, MetaMemoryCounter
 from stages.memory.meta_tensors import META, changed, tensors
 
 FEWEST = 4
@@ -44,7 +44,7 @@ class Form(NamedTuple):
 class Call:
     """The latest recorded call of its kind."""
 
-    taken: Taken
+    taken: MemoryUse
     made: Any
     """The forms of its results."""
     place: Any
@@ -62,7 +62,7 @@ class RepeatedLayers:
     calls: dict[Any, Call] = field(default_factory=dict)
 
     @contextlib.contextmanager
-    def layers(self, model: nn.Module, live: LiveBytes) -> Iterator[None]:
+    def layers(self, model: nn.Module, live: MetaMemoryCounter) -> Iterator[None]:
         """Compute the layers of `model` within this block only while something is to be learned of
         them."""
         if not self.found:
@@ -76,14 +76,16 @@ class RepeatedLayers:
             for layer, _ in self.found:
                 del layer.__dict__["forward"]
 
-    def _replace(self, layer: Any, kind: Any, forward: Callable[..., Any], live: LiveBytes) -> None:
+    def _replace(
+        self, layer: Any, kind: Any, forward: Callable[..., Any], live: MetaMemoryCounter
+    ) -> None:
         @functools.wraps(forward)
         def answered(*args: Any, **kwargs: Any) -> Any:
             return self._answer(layer, kind, functools.partial(forward, *args, **kwargs), live)
 
         layer.__dict__["forward"] = answered
 
-    def _answer(self, layer: Any, kind: Any, compute: Any, live: LiveBytes) -> Any:
+    def _answer(self, layer: Any, kind: Any, compute: Any, live: MetaMemoryCounter) -> Any:
         caches: list[Any] = []
         try:
             with _disable_current_modes():
@@ -112,7 +114,7 @@ class RepeatedLayers:
         return made
 
 
-def _repeated(call: Call, place: Any, live: LiveBytes) -> Any:
+def _repeated(call: Call, place: Any, live: MetaMemoryCounter) -> Any:
     with _disable_current_modes():
         if place is not None:
             vars(place).update(_made(call.place))

@@ -29,7 +29,7 @@ from typing import TypeVar
 from artifacts.errors import CannotFit, PenstockError
 from stages.memory.item_faults import ItemFault, ItemFaults, item_fault
 from stages.process.exit_diagnosis import memory_words
-from stages.process.report import Report
+from stages.process.report import EventReporter
 
 Member = TypeVar("Member")
 Made = TypeVar("Made")
@@ -96,11 +96,11 @@ def tighter(batch: int, block: int) -> tuple[int, int]:
     return 1, block // 4
 
 
-class Shrinking:
+class OomRetry:
     """The batch and block sizes that one process falls back to after out of memory, and keeps."""
 
     def __init__(
-        self, report: Report, spare: Callable[[], object], faults: ItemFaults | None = None
+        self, report: EventReporter, spare: Callable[[], object], faults: ItemFaults | None = None
     ) -> None:
         """Remember `spare`, which computes some other item: where that fits, the fault is with
         those that do not. An item on which the model raises is added to `faults`; without them,

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 
 from artifacts.schema import MediaKind, Part, Route
-from stages.memory.live_bytes import LiveBytes
+from stages.memory.live_bytes import MetaMemoryCounter
 from stages.memory.meta_device import give_data, on_meta_device, without_data
 from stages.memory.meta_tensors import tensors
 from stages.memory.repeated_layers import RepeatedLayers
@@ -54,7 +54,7 @@ def why_no_text(skeleton: Any, processor: Any) -> str:
     for such runs; empty where something is."""
     try:
         inputs = text_inputs(processor, skeleton, TRIED)
-        with on_meta_device(LiveBytes([*skeleton.parameters(), *skeleton.buffers()])):
+        with on_meta_device(MetaMemoryCounter([*skeleton.parameters(), *skeleton.buffers()])):
             generate(skeleton, without_data(inputs), Features({}), max_new_tokens=NEW_TOKENS)
     except Exception as error:  # a family may refuse in any way what it was not made for
         if out_of_memory(error):
@@ -76,7 +76,7 @@ def text_costs(skeleton: Any, processor: Any, repeated: RepeatedLayers) -> Itera
     for rows in ROWS:
         inputs = {"input_ids": torch.ones(rows, length, dtype=torch.long)}
         inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
-        live = LiveBytes([*skeleton.parameters(), *skeleton.buffers()])
+        live = MetaMemoryCounter([*skeleton.parameters(), *skeleton.buffers()])
         with on_meta_device(live), repeated.layers(skeleton, live):
             made = text_vectors(skeleton, without_data(inputs))
         yield BatchCost(
@@ -174,7 +174,7 @@ def vector_width(skeleton: Any, processor: Any) -> int:
     with quiet():
         _begin(skeleton)
         row = prepare_pictures(processor, black_clip("image", PICTURES, EDGES[0], EDGES[0]))
-        with on_meta_device(LiveBytes(_weights(skeleton))):
+        with on_meta_device(MetaMemoryCounter(_weights(skeleton))):
             return int(image_vectors(skeleton, without_data(row.inputs)).shape[1])
 
 
@@ -207,7 +207,7 @@ def _encoders(
         sizes = {(count, _units(row)): row for count, row in ((1, few), (1, many), (2, few))}
         for (count, units), row in sizes.items():
             inputs = {name: joined([value] * count) for name, value in row.inputs.items()}
-            live = LiveBytes(_weights(skeleton))
+            live = MetaMemoryCounter(_weights(skeleton))
             told = mlps_told(skeleton, live), layers_told(skeleton, live)
             with on_meta_device(live), told[0], told[1] as waiting, repeated.layers(skeleton, live):
                 features = encode(skeleton, without_data(inputs))
@@ -242,7 +242,7 @@ def _decoders(
     skeleton.generation_config.pad_token_id = 0
     for (count, units), inputs in _asked(skeleton, processor, row).items():
         features = _features(skeleton, route, row, count, repeated)
-        live = LiveBytes(_weights(skeleton))
+        live = MetaMemoryCounter(_weights(skeleton))
         live.hold(*features.values())
         reading = PromptWatch(live)
         told = mlps_told(skeleton, live), reading.of(decoder_of(skeleton))
@@ -277,7 +277,7 @@ def _features(
     inputs = without_data({n: joined([value] * count) for n, value in row.inputs.items()})
     if route == "joint":
         return Features({UNDIVIDED: {n: v for n, v in inputs.items() if is_pixels(n)}})
-    live = LiveBytes(_weights(skeleton))
+    live = MetaMemoryCounter(_weights(skeleton))
     with on_meta_device(live), repeated.layers(skeleton, live):
         return encode(skeleton, inputs)
 

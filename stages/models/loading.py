@@ -19,7 +19,7 @@ from stages.models.half_job import HalfJob
 from stages.models.halves.classes import config_and_class, one_line, skeleton_of
 from stages.models.halves.load import load_half
 from stages.models.halves.offload import load_in_layers, offloaded_bytes
-from stages.models.halves.pieces import Held
+from stages.models.halves.pieces import ReloadableHalf
 from stages.models.halves.pieces_of_text import in_pieces
 from stages.models.hub.resolve import resolve_model
 from stages.models.precision.attention import attention_of, for_half
@@ -71,12 +71,12 @@ class ModelJob(HalfJob):
                 as_published=self.as_published,
             )
 
-    def hold(self, keep: Half) -> Held:
+    def hold(self, keep: Half) -> ReloadableHalf:
         """Load the half on its device, with the pieces that it needs. Of a model that cannot be
         cut, the whole is loaded. Raises ModelChanged unless it is the one that was planned with."""
         part: Part = "whole" if self.route == "joint" else keep
         load = partial(self._load, part)
-        return Held(part, load, self.pieces, self.files, offloaded=self.offload)
+        return ReloadableHalf(part, load, self.pieces, self.files, offloaded=self.offload)
 
     def _load(self, keep: Part, pieces: Iterable[str]) -> Any:
         with given_back():

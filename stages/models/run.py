@@ -6,7 +6,7 @@ from artifacts.errors import UsageError
 from artifacts.model_files import ModelFiles
 from stages.models.inspection import describe
 from stages.process.deferred_imports import import_transformers
-from stages.process.report import Report
+from stages.process.report import EventReporter
 
 
 def warm(job: dict[str, Any]) -> None:
@@ -14,7 +14,7 @@ def warm(job: dict[str, Any]) -> None:
     import_transformers()
 
 
-def run(job: dict[str, Any], report: Report) -> None:
+def run(job: dict[str, Any], report: EventReporter) -> None:
     """Describe the job's model, and answer with a note `profile`. Job: model (folder or hub id),
     revision, trust_remote_code, max_pixels, max_video_pixels, as_published, files (those that it
     was planned with)."""

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from stages.memory.live_bytes import WHOLE, LiveBytes
+from stages.memory.live_bytes import WHOLE, MetaMemoryCounter
 from stages.models.halves.offload import outermost_layers
 from stages.models.row_memory import LayerMemory
 
@@ -29,7 +29,7 @@ def decoder_of(model: Any) -> Any:
 class PromptWatch:
     """Tells prefill from the decode step after it, by the decoder's second call."""
 
-    def __init__(self, live: LiveBytes) -> None:
+    def __init__(self, live: MetaMemoryCounter) -> None:
         self._live = live
         self._calls = 0
         self._prompt: dict[str, int] = {}
@@ -120,7 +120,7 @@ class _LayerKept(NamedTuple):
         return cls(of_row, int(seen[0].shape[-2]) if seen else 0)
 
 
-def mlps_told(skeleton: Any, live: LiveBytes) -> contextlib.AbstractContextManager[None]:
+def mlps_told(skeleton: Any, live: MetaMemoryCounter) -> contextlib.AbstractContextManager[None]:
     """Let the counter know when an MLP computes."""
     handles = []
     for module in _mlps(skeleton):
@@ -134,7 +134,7 @@ def mlps_told(skeleton: Any, live: LiveBytes) -> contextlib.AbstractContextManag
 
 
 @contextlib.contextmanager
-def layers_told(skeleton: Any, live: LiveBytes) -> Iterator[list[int]]:
+def layers_told(skeleton: Any, live: MetaMemoryCounter) -> Iterator[list[int]]:
     """Yield the most bytes that live when a layer begins, in 16 and in 32 bit."""
     most = [0, 0]
 

@@ -37,7 +37,7 @@ def near(taken_bytes: int, budget: int) -> bool:
 
 
 @dataclass(slots=True)
-class Limit:
+class MemoryLimit:
     """The memory limit of this process, counted from the end of its imports."""
 
     bytes: int
@@ -66,7 +66,7 @@ class Limit:
             resource.setrlimit(resource.RLIMIT_DATA, (self.baseline.data + self.bytes + room, hard))
 
 
-_limits: list[Limit] = []
+_limits: list[MemoryLimit] = []
 """The limit of this process, if it has one."""
 _device_limits: list[DeviceLimit] = []
 """The limit of this process on a GPU, if it has one."""
@@ -119,7 +119,7 @@ def enforce(device: str, budget: int, dtype: str = "") -> None:
     start_threads()
     if budget:
         _shrink_stacks()
-        limit = Limit(bytes=budget, baseline=taken())
+        limit = MemoryLimit(bytes=budget, baseline=taken())
         limit.look(limit.baseline)
         _limits.append(limit)
 

@@ -35,20 +35,20 @@ from typing import Any, NamedTuple
 
 from artifacts.errors import CannotFit, PenstockError
 from stages.process import budget
-from stages.process.deadlock_watchdog import Stillness, look_again
+from stages.process.deadlock_watchdog import DeadlockDetector, look_again
 from stages.process.deferred_imports import defer
-from stages.process.events import Broken, Ended
+from stages.process.events import StageEnded, StageError
 from stages.process.exit_diagnosis import first_line, memory_words
 from stages.process.gc_freeze import gc_frozen
 from stages.process.job_file import read_job, value_in
 from stages.process.lock import hold_device
 from stages.process.memory import ProcessMemory, Sampler, anonymous_bytes
-from stages.process.report import Report
+from stages.process.report import EventReporter
 
 PR_SET_PDEATHSIG = 1
 PR_SET_NAME = 15
 ORPHAN_CHECK_SECONDS = 0.5
-STUCK = Broken(
+STUCK = StageError(
     type="OutOfMemory",
     message="no thread went on: a library waits for memory that it did not get",
 )
@@ -75,7 +75,7 @@ def die_with(parent: int) -> None:
     threading.Thread(target=watch, name="orphan-watch", daemon=True).start()
 
 
-class Origin(NamedTuple):
+class ParentInfo(NamedTuple):
     """The parent process of a stage, and the time that it spent importing for it."""
 
     parent: int
@@ -87,15 +87,15 @@ class Origin(NamedTuple):
 
 def main(job: str, parent: str, events: str) -> int:
     """Run the stage whose job is read from a descriptor, and return its exit status."""
-    return run_job(read_job(int(job)), Origin(int(parent)), int(events))
+    return run_job(read_job(int(job)), ParentInfo(int(parent)), int(events))
 
 
-def run_job(job: dict[str, Any], origin: Origin, events: int) -> int:
+def run_job(job: dict[str, Any], origin: ParentInfo, events: int) -> int:
     """Run the stage of a job and report every outcome on the events descriptor. Return the exit
     status."""
     die_with(origin.parent)
     ctypes.CDLL(None).prctl(PR_SET_NAME, job["name"][:15].encode())  # as `ps` and `top` show it
-    report = Report(events, Path(job["journal"]) if job["journal"] else None)
+    report = EventReporter(events, Path(job["journal"]) if job["journal"] else None)
     # A stage without a device runs no model, so it need not wait for the lock.
     runs_on = "" if job["stays"] else value_in(job["arguments"], "device") or ""
     try:
@@ -111,11 +111,11 @@ def run_job(job: dict[str, Any], origin: Origin, events: int) -> int:
     return code
 
 
-def work(job: dict[str, Any], report: Report, origin: Origin) -> int:
+def work(job: dict[str, Any], report: EventReporter, origin: ParentInfo) -> int:
     """Run the stage, with its device locked, and return the exit status."""
     started = time.monotonic() - origin.seconds
     code = 0
-    still = Stillness()
+    still = DeadlockDetector()
 
     def each(now: ProcessMemory) -> None:
         is_still, is_short = still.look(), budget.look(now)
@@ -143,7 +143,7 @@ def work(job: dict[str, Any], report: Report, origin: Origin) -> int:
             code = 1
     usage = resource.getrusage(resource.RUSAGE_SELF)
     report.send(
-        Ended(
+        StageEnded(
             peak_host_bytes=memory.peak_host_bytes,
             peak_device_bytes=memory.peak_device_bytes,
             seconds=time.monotonic() - started,
@@ -154,32 +154,34 @@ def work(job: dict[str, Any], report: Report, origin: Origin) -> int:
     return code
 
 
-def load_entry(name: str, arguments: dict[str, Any]) -> Callable[[dict[str, Any], Report], None]:
+def load_entry(
+    name: str, arguments: dict[str, Any]
+) -> Callable[[dict[str, Any], EventReporter], None]:
     """Return the stage's function from `package.module:function`. If the module has a function
     `warm`, that is called first. It imports what the job will need, so that these imports do not
     count towards the stage's memory."""
     defer()
     module_name, _, function = name.partition(":")
     module = importlib.import_module(module_name)
-    loaded: Callable[[dict[str, Any], Report], None] = getattr(module, function)
+    loaded: Callable[[dict[str, Any], EventReporter], None] = getattr(module, function)
     if warm := getattr(module, "warm", None):
         warm(arguments)
     return loaded
 
 
-def describe(error: BaseException) -> Broken:
+def describe(error: BaseException) -> StageError:
     """Return the event for an error. This program's errors keep their message; of others, class
     and first line remain."""
     if (words := memory_words(error)) is not None:  # even if another error wraps it
         own = error.message if isinstance(error, CannotFit) else words
-        return Broken(type="OutOfMemory", message=own)
+        return StageError(type="OutOfMemory", message=own)
     if isinstance(error, PenstockError):
-        return Broken(type=type(error).__name__, message=error.message, hint=error.hint)
+        return StageError(type=type(error).__name__, message=error.message, hint=error.hint)
     if budget.at_the_limit() and isinstance(error, Exception):
         # Out of memory inside a library may surface as any error, or without a message.
         words = f"{type(error).__name__}: {first_line(error)}"
-        return Broken(type="OutOfMemory", message=words)
-    return Broken(type=type(error).__name__, message=first_line(error))
+        return StageError(type="OutOfMemory", message=words)
+    return StageError(type=type(error).__name__, message=first_line(error))
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ UTIME, STIME = 11, 12
 """Where processor time stands in a line of `stat`, counted behind the name."""
 
 
-class Clock:
+class CpuTimeLimit:
     """Watches a process from a thread until the process has ended."""
 
     def __init__(self, process: Process, seconds: float) -> None:

@@ -22,7 +22,7 @@ FUTEX = "202"
 """Number of the call in which a thread waits for another one; who sleeps will wake up."""
 
 
-class Stillness:
+class DeadlockDetector:
     """Checks now and then whether anything moves. One thread uses it, whose own work does not
     count."""
 

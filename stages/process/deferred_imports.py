@@ -170,7 +170,7 @@ def import_transformers() -> None:
         importlib.import_module(f"transformers.{name}")
 
 
-class StandIn(ModuleType):
+class LazyModule(ModuleType):
     """A module that is not imported yet. `marked` holds the compiler marks that it has recorded."""
 
     def __init__(self, spec: ModuleSpec) -> None:
@@ -192,7 +192,7 @@ class StandIn(ModuleType):
         if name.startswith("__") and name not in TRUE_NAMES:  # whoever looks at all modules
             raise AttributeError(name)
         if (self.__name__, name) == ("sympy", "Basic") and _asked_by("torch._prims_common"):
-            return NoNumber
+            return PlaceholderType
         module = _true(self.__name__)
         if name == "__all__":  # what a star is given
             return getattr(module, name, [each for each in vars(module) if each[0] != "_"])
@@ -212,7 +212,7 @@ class StandIn(ModuleType):
 
         @functools.wraps(function)
         def uncompiled(*args: Any, **named: Any) -> Any:
-            if not kept and isinstance(sys.modules.get(COMPILER), StandIn):
+            if not kept and isinstance(sys.modules.get(COMPILER), LazyModule):
                 return function(*args, **named)
             if not kept:
                 kept.append(_true(COMPILER).disable(function, *given, **options))
@@ -221,7 +221,7 @@ class StandIn(ModuleType):
         return uncompiled
 
 
-class NoNumber:
+class PlaceholderType:
     """Stands for symbolic expressions where torch checks whether a number is one: none exists
     yet."""
 
@@ -236,7 +236,7 @@ class Deferring:
         if name == STRUCTURE:
             return keeping(PathFinder.find_spec(name, path))
         root = _root(name)
-        if root == name or not isinstance(sys.modules.get(root), StandIn):
+        if root == name or not isinstance(sys.modules.get(root), LazyModule):
             return None
         if (found := PathFinder.find_spec(name, path)) is None:
             return None
@@ -265,10 +265,10 @@ def _stand_in_for_all() -> None:
 def _stand_in(name: str) -> None:
     """Put a stand-in in the place of a module that is there and was not imported yet."""
     parent, _, child = name.rpartition(".")
-    standing = name == _root(name) or isinstance(sys.modules.get(_root(name)), StandIn)
+    standing = name == _root(name) or isinstance(sys.modules.get(_root(name)), LazyModule)
     if name in sys.modules or not standing or (spec := _spec_of(name)) is None:
         return
-    sys.modules[name] = module = StandIn(spec)
+    sys.modules[name] = module = LazyModule(spec)
     if parent in sys.modules:
         setattr(sys.modules[parent], child, module)
 
@@ -318,10 +318,10 @@ def _true(name: str) -> Any:
     root = _root(name)
     with _lock:
         standing = sys.modules.get(root)
-        if isinstance(standing, StandIn):
+        if isinstance(standing, LazyModule):
             for each in [each for each in sys.modules if f"{each}.".startswith(f"{root}.")]:
                 parent, _, child = each.rpartition(".")
-                if isinstance(sys.modules.pop(each), StandIn) and parent in sys.modules:
+                if isinstance(sys.modules.pop(each), LazyModule) and parent in sys.modules:
                     vars(sys.modules[parent]).pop(child, None)
             module = importlib.import_module(root)
             for mark, function in standing.marked:

@@ -43,7 +43,7 @@ class Published:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Words:
+class CaptionProgress:
     """A caption is in progress or complete; sent by a long-running worker."""
 
     key: str
@@ -60,7 +60,7 @@ class Words:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class MediumRead:
+class MediumIndexed:
     """A long-running worker has read a medium, and its frames are in the store."""
 
     media: str
@@ -69,7 +69,7 @@ class MediumRead:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Begin:
+class MediumOpened:
     """A medium is opened: if the process dies from now on, this medium may be the cause."""
 
     media: str
@@ -77,7 +77,7 @@ class Begin:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Done:
+class MediumClosed:
     """A medium is closed again."""
 
     media: str
@@ -97,7 +97,7 @@ class Failed:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Shrunk:
+class BatchShrunk:
     """A batch of `failed` items did not fit; from now on this is the largest size."""
 
     batch: int
@@ -125,7 +125,7 @@ class Warned:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class MemorySeen:
+class MemorySample:
     """The current and the peak memory of the process, in bytes. It is also a sign of life."""
 
     seconds: float
@@ -137,14 +137,14 @@ class MemorySeen:
 
 
 @dataclass(frozen=True, slots=True)
-class Noted:
+class StageNotes:
     """Facts about the stage for `run.json`, by name."""
 
     values: Mapping[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Broken:
+class StageError:
     """The stage ends with an error."""
 
     type: str = ""
@@ -154,7 +154,7 @@ class Broken:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Ended:
+class StageEnded:
     """The stage ends, in order or after an error."""
 
     seconds: float
@@ -166,24 +166,25 @@ class Ended:
 
 
 Event = (
-    Total | Item | Published | Words | MediumRead | Begin | Done | Failed | Shrunk | TooLarge
-    | Warned | MemorySeen | Noted | Broken | Ended
+    Total | Item | Published | CaptionProgress | MediumIndexed | MediumOpened | MediumClosed
+    | Failed | BatchShrunk | TooLarge
+    | Warned | MemorySample | StageNotes | StageError | StageEnded
 )  # fmt: skip
 WORDS: Mapping[str, type[Any]] = {
     "total": Total,
     "item": Item,
     "published": Published,
-    "medium_read": MediumRead,
-    "words": Words,
-    "begin": Begin,
-    "done": Done,
+    "medium_read": MediumIndexed,
+    "words": CaptionProgress,
+    "begin": MediumOpened,
+    "done": MediumClosed,
     "failure": Failed,
-    "rung": Shrunk,
+    "rung": BatchShrunk,
     "too_large": TooLarge,
     "warning": Warned,
-    "memory": MemorySeen,
-    "error": Broken,
-    "end": Ended,
+    "memory": MemorySample,
+    "error": StageError,
+    "end": StageEnded,
 }
 """Word in a line → its class."""
 NOTE = "note"
@@ -192,7 +193,7 @@ WORD_OF = {kind: word for word, kind in WORDS.items()}
 
 def line_of(event: Event) -> str:
     """Return the line that tells of an event."""
-    if isinstance(event, Noted):
+    if isinstance(event, StageNotes):
         return json.dumps({"event": NOTE, **event.values}) + "\n"
     return json.dumps({"event": WORD_OF[type(event)], **asdict(event)}) + "\n"
 
@@ -204,7 +205,7 @@ def event_of(line: str) -> Event | None:
         values = json.loads(line)
         word = values.pop("event")
         if word == NOTE:
-            return Noted(values)
+            return StageNotes(values)
         event: Event = job_of(WORDS[word], values)
         return event
     except (ValueError, TypeError, KeyError, AttributeError):

@@ -10,7 +10,7 @@ from artifacts import errors
 from artifacts.model_files import ModelFiles
 from artifacts.pack_object import DamagedRecord
 from stages.process.budget import AT_THE_LIMIT, near, short
-from stages.process.events import Broken
+from stages.process.events import StageError
 from stages.process.nvml import TO_THE_CPU
 
 LOST = (
@@ -107,12 +107,12 @@ LAST_LINES = 5
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Ending:
+class ProcessExit:
     """The known facts of a process that ended without success."""
 
     code: int
     """Its exit status; below zero, the signal."""
-    told: Broken | None = None
+    told: StageError | None = None
     """The error event that it sent, if it could."""
     log: Path
     last_lines: tuple[str, ...] = ()
@@ -187,10 +187,10 @@ def perhaps(words: str) -> bool:
     return any(sign in words for sign in PERHAPS_OUT_OF_MEMORY)
 
 
-def fault_of_stage(name: str, ending: Ending) -> errors.PenstockError:
+def fault_of_stage(name: str, ending: ProcessExit) -> errors.PenstockError:
     """Return the error that a stage's end amounts to. Where another model was put in the place of
     its own, it is that, whatever the libraries died of."""
-    told = ending.told or Broken()
+    told = ending.told or StageError()
     if ending.signal not in STOPPING and (changed := ending.files.changed()):
         return changed
     last_words = f"{told.type}: {told.message}" if told.type else "".join(ending.last_lines[-1:])
@@ -222,7 +222,7 @@ def _ours(name: str) -> type[errors.PenstockError] | None:
     return known if isinstance(known, type) and issubclass(known, errors.PenstockError) else None
 
 
-def _of_memory(ending: Ending, told: Broken, last_words: str, *, ours: bool) -> bool:
+def _of_memory(ending: ProcessExit, told: StageError, last_words: str, *, ours: bool) -> bool:
     """Return whether it was its memory that it died of. `ours` is whether the error is one of this
     program, which are never in doubt."""
     words = [last_words] if told.type else [last_words, *ending.last_lines]
@@ -234,7 +234,7 @@ def _of_memory(ending: Ending, told: Broken, last_words: str, *, ours: bool) -> 
     return crashed and ending.at_the_limit
 
 
-def _out_of_memory(name: str, ending: Ending, last_words: str) -> errors.OutOfMemory:
+def _out_of_memory(name: str, ending: ProcessExit, last_words: str) -> errors.OutOfMemory:
     words = last_words.removeprefix("OutOfMemory: ")
     if ending.signal and not says_out_of_memory(words):
         by_kernel = ending.oom_kills > 0 and ending.signal == signal.SIGKILL

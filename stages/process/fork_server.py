@@ -28,7 +28,7 @@ import time
 import traceback
 from typing import Any
 
-from stages.process.child import Origin, load_entry, run_job
+from stages.process.child import ParentInfo, load_entry, run_job
 from stages.process.gc_freeze import gc_frozen
 from stages.process.job_file import read_job, value_in
 
@@ -91,7 +91,7 @@ class Server:
         pid = os.fork()
         if pid == 0:
             waited = time.monotonic() - told["since"]
-            origin = Origin(server, waited, seconds - self._told_seconds)
+            origin = ParentInfo(server, waited, seconds - self._told_seconds)
             self._become(told, job, origin, log, events, answer)
         self._told_seconds = seconds
         handle = os.pidfd_open(pid)
@@ -107,7 +107,7 @@ class Server:
         self,
         told: dict[str, Any],
         job: dict[str, Any],
-        origin: Origin,
+        origin: ParentInfo,
         log: int,
         events: int,
         answer: socket.socket,

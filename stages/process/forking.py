@@ -42,7 +42,7 @@ class Process(Protocol):
     def send_signal(self, sig: int) -> None: ...
 
 
-class Forked:
+class ForkedProcess:
     """A child of the fork server; safe to use from several threads."""
 
     def __init__(self, pid: int, handle: int, status: socket.socket) -> None:
@@ -95,7 +95,7 @@ class ForkServer:
         with self._lock:
             self._end()
 
-    def fork(self, job: int, log: IO[bytes], events: int) -> Forked | None:
+    def fork(self, job: int, log: IO[bytes], events: int) -> ForkedProcess | None:
         """Return the stage whose job is behind a descriptor on its way. None where it is to be
         started as a process of its own."""
         words = json.dumps({"since": time.monotonic()}).encode()
@@ -120,7 +120,7 @@ class ForkServer:
             status.close()
             return None
         status.setblocking(True)
-        return Forked(int(said), handles[0], status)
+        return ForkedProcess(int(said), handles[0], status)
 
     def _begun(self) -> bool:
         """Return whether the server is there to be asked; begin it where it may be."""

@@ -83,7 +83,7 @@ class ToldBatches(Generic[W]):
             self._batches.put(None)
 
 
-class Telling:
+class RequestPipe:
     """The writing end of a request pipe. The reader may die and be restarted. No call blocks: what
     the pipe does not take is kept until it does."""
 

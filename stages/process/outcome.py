@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from stages.process.events import Broken, Failed, TooLarge
+from stages.process.events import Failed, StageError, TooLarge
 
 
 @dataclass(kw_only=True, slots=True)
@@ -23,7 +23,7 @@ class StageOutcome:
     notes: dict[str, Any] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
     failures: list[Failed] = field(default_factory=list)
-    error: Broken | None = None
+    error: StageError | None = None
     too_large: list[TooLarge] = field(default_factory=list)
     in_hand: set[str] = field(default_factory=set)
     """Media, by content digest, that were open when the process ended."""

@@ -3,7 +3,7 @@
 from typing import Any
 
 from stages.process.device_limit import check_same_card, warm_up
-from stages.process.report import Report
+from stages.process.report import EventReporter
 
 
 def warm(job: dict[str, Any]) -> None:
@@ -11,7 +11,7 @@ def warm(job: dict[str, Any]) -> None:
     import torch  # noqa: F401
 
 
-def run(job: dict[str, Any], report: Report) -> None:
+def run(job: dict[str, Any], report: EventReporter) -> None:
     """Answer a job, which names a `device`, with a note `gpu`. Raises what torch raises, and
     EnvironmentFault when it computes on another GPU than the driver told of."""
     import torch

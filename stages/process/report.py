@@ -13,14 +13,14 @@ from typing import Any
 from artifacts.errors import EnvironmentFault
 from artifacts.store import fault_of
 from stages.process.events import (
-    Begin,
-    Done,
+    BatchShrunk,
     Event,
     Failed,
     Item,
-    MemorySeen,
-    Noted,
-    Shrunk,
+    MediumClosed,
+    MediumOpened,
+    MemorySample,
+    StageNotes,
     TooLarge,
     Total,
     Warned,
@@ -28,7 +28,7 @@ from stages.process.events import (
 )
 
 
-class Report:
+class EventReporter:
     """The child's end of the event pipe; safe to use from several threads.
 
     Each published item is also written to an append-only journal, which outlives both processes. A
@@ -64,11 +64,11 @@ class Report:
 
     def begin(self, media: str) -> None:
         """Tell that a medium is opened: whoever dies from now on may have died of it."""
-        self.send(Begin(media=media))
+        self.send(MediumOpened(media=media))
 
     def done(self, media: str) -> None:
         """Tell that a medium is closed again."""
-        self.send(Done(media=media))
+        self.send(MediumClosed(media=media))
 
     def failure(self, media: str, kind: str, message: str, hint: str) -> None:
         """Tell that one medium, named by its content digest, cannot be used. The others can."""
@@ -77,7 +77,7 @@ class Report:
     def rung(self, batch: int, *, failed: int, error: str, block: int = 0) -> None:
         """Tell that a batch of `failed` items did not fit, or batches of so many that go through
         together. From here on they are at most so large."""
-        self.send(Shrunk(batch=batch, failed=failed, error=error, block=block))
+        self.send(BatchShrunk(batch=batch, failed=failed, error=error, block=block))
 
     def too_large(self, key: str, wanted: int, error: str) -> None:
         """Tell that an item does not fit, even alone, where others do. `wanted` bytes, 0 if
@@ -94,7 +94,7 @@ class Report:
         """Tell the memory after so many seconds, and the most so far, in bytes. It is also a sign
         of life from a stage whose items take long."""
         self.send(
-            MemorySeen(
+            MemorySample(
                 seconds=seconds,
                 host_bytes=host,
                 device_bytes=device,
@@ -105,7 +105,7 @@ class Report:
 
     def note(self, **values: Any) -> None:
         """Tell facts about the stage for `run.json`, such as the attention implementation."""
-        self.send(Noted(values))
+        self.send(StageNotes(values))
 
     def send(self, event: Event) -> None:
         line = memoryview(line_of(event).encode())

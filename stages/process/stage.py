@@ -7,7 +7,7 @@ from artifacts.schema import Part
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Stage:
+class StageSpec:
     """A stage's declaration; it is in the `__init__` of the stage's package."""
 
     name: str

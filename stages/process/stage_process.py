@@ -29,24 +29,24 @@ from artifacts.errors import Killed
 from artifacts.model_files import ModelFiles
 from artifacts.store import fault_of
 from stages.process.cgroup import oom_kills
-from stages.process.clock import Clock
+from stages.process.clock import CpuTimeLimit
 from stages.process.device import device_free_bytes, device_holders, device_used_bytes, on_wsl
 from stages.process.environment import child_environment
 from stages.process.events import (
-    Begin,
-    Broken,
-    Done,
-    Ended,
     Event,
     Failed,
     Item,
-    MemorySeen,
-    Noted,
+    MediumClosed,
+    MediumOpened,
+    MemorySample,
+    StageEnded,
+    StageError,
+    StageNotes,
     TooLarge,
     Warned,
     event_of,
 )
-from stages.process.exit_diagnosis import LAST_LINES, Ending, fault_of_stage
+from stages.process.exit_diagnosis import LAST_LINES, ProcessExit, fault_of_stage
 from stages.process.forking import ForkServer, Process
 from stages.process.job_file import job_descriptor, value_in
 from stages.process.memory import add_point
@@ -166,7 +166,7 @@ class StageProcess:
             os.close(job)
         self._reader = threading.Thread(target=self._read, args=(read_end,), daemon=True)
         self._reader.start()
-        self._clock = Clock(self._process, seconds) if seconds else None
+        self._clock = CpuTimeLimit(self._process, seconds) if seconds else None
 
     @property
     def pid(self) -> int:
@@ -196,12 +196,12 @@ class StageProcess:
             raise fault
         return self.outcome
 
-    def _ending(self, code: int) -> Ending:
+    def _ending(self, code: int) -> ProcessExit:
         outcome = self.outcome
         above = outcome.peak_host_bytes - outcome.notes.get("loaded_bytes", 0)
         if self._device.startswith("cuda"):
             above = outcome.peak_device_bytes - outcome.baseline_before_bytes
-        return Ending(
+        return ProcessExit(
             code=code,
             files=self._files,
             told=outcome.error,
@@ -245,9 +245,9 @@ class StageProcess:
             case Item():
                 outcome.items += 1
                 outcome.tokens += event.tokens
-            case Begin():
+            case MediumOpened():
                 outcome.in_hand.add(event.media)
-            case Done():
+            case MediumClosed():
                 outcome.in_hand.discard(event.media)
             case Failed() if not self._stays:  # for weeks, whoever stays would keep them all
                 outcome.failures.append(event)
@@ -255,17 +255,17 @@ class StageProcess:
                 outcome.too_large.append(event)
             case Warned():
                 outcome.warnings.append(event.text)
-            case Noted():
+            case StageNotes():
                 outcome.notes.update(event.values)
-            case MemorySeen():
+            case MemorySample():
                 outcome.peak_host_bytes = max(outcome.peak_host_bytes, event.peak_host_bytes)
                 outcome.peak_device_bytes = max(outcome.peak_device_bytes, event.peak_device_bytes)
                 # What is known should it die; whoever ends in order tells it all.
                 point = [event.seconds, event.host_bytes, event.device_bytes]
                 add_point(outcome.timeline, point)
-            case Broken():
+            case StageError():
                 outcome.error = event
-            case Ended():
+            case StageEnded():
                 for each in fields(event):
                     setattr(outcome, each.name, getattr(event, each.name))
 

@@ -1,12 +1,12 @@
 """Turns the captions of a video's chunks into chapters and a summary. Loads only the language
 half."""
 
-from stages.process.stage import Stage
+from stages.process.stage import StageSpec
 from stages.summarize.job import SummaryJob
 
 OUTPUT_VERSION = 1
 """Raised when this stage's own output changes for the same inputs; part of every key below it."""
-STAGE = Stage(
+STAGE = StageSpec(
     name="summarize",
     reads="",
     writes="summaries",

@@ -3,9 +3,9 @@
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from stages.decode.generation import Generation
+from stages.decode.generation import SamplingParams
 from stages.models.half_job import HalfJob
-from stages.summarize.packing import Told
+from stages.summarize.packing import TimedText
 
 CHAPTER = (
     "Below are descriptions of consecutive parts of a video, each after its times. Tell in one "
@@ -37,7 +37,7 @@ class SummaryItem(NamedTuple):
     digest: str
     key: str
     """Key of its summary."""
-    texts: list[Told]
+    texts: list[TimedText]
     """Captions of its chunks, in order."""
 
 
@@ -56,7 +56,7 @@ class SummaryJob:
     """Most tokens that are read and said at once."""
     max_new_tokens: int
     """Most tokens of a text that is said."""
-    generation: Generation = field(default_factory=Generation)
+    generation: SamplingParams = field(default_factory=SamplingParams)
     """How words are chosen."""
     strip_think: bool = False
     """Whether what stands between <think> and </think> is left out."""

@@ -8,7 +8,7 @@ DASH = "\u2013"
 """What stands between two times."""
 
 
-class Told(NamedTuple):
+class TimedText(NamedTuple):
     """The text about one time span of a video."""
 
     start: float

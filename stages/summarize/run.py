@@ -13,13 +13,13 @@ from stages.memory.shrinking import try_items
 from stages.models.loading import ModelJob, facts
 from stages.models.loading import warm as warm
 from stages.process.job import job_of
-from stages.process.report import Report
+from stages.process.report import EventReporter
 from stages.summarize.job import SummaryItem, SummaryJob
-from stages.summarize.packing import Told
-from stages.summarize.telling import Node, Summary, Teller
+from stages.summarize.packing import TimedText
+from stages.summarize.telling import Node, Summarizer, Summary
 
 
-def run(told: dict[str, Any], report: Report) -> None:
+def run(told: dict[str, Any], report: EventReporter) -> None:
     """Publish a summary of each medium that has none, and before it every text that it is made of,
     as soon as that is said."""
     job = job_of(SummaryJob, told)
@@ -57,9 +57,9 @@ def _summarize(
     job: SummaryJob,
     processor: Any,
     records: RecordSet,
-    report: Report,
+    report: EventReporter,
     confirm: Callable[[], None],
-    texts: list[Told],
+    texts: list[TimedText],
     half: Any,
 ) -> Summary:
     def say(node_key: str, make: Callable[[], Node]) -> Node:
@@ -72,4 +72,4 @@ def _summarize(
         report.item(place, tokens=node.tokens)
         return node
 
-    return Teller(job, processor, half).tell(texts, say)
+    return Summarizer(job, processor, half).tell(texts, say)

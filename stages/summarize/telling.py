@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from artifacts.captions import Ended, answer_in
 from artifacts.errors import UsageError
 from artifacts.keys import digest_of
-from stages.decode.choosing import Choosing
+from stages.decode.choosing import GenerateKwargs
 from stages.decode.engines.transformers import said_of
 from stages.decode.job import DecodeItem
 from stages.models.halves.features import Features
@@ -19,7 +19,7 @@ from stages.models.processors.calling import text_ids
 from stages.models.processors.loading import placeholder_tokens
 from stages.models.processors.text_turn import text_inputs
 from stages.summarize.job import ANSWERS, CHAPTER, MOST_TEXTS, STEP, SummaryJob
-from stages.summarize.packing import Told, packed
+from stages.summarize.packing import TimedText, packed
 
 LEAST_ROOM = 16
 """Tokens of a text and of an answer below which there is no sense in asking."""
@@ -58,7 +58,7 @@ class Summary(NamedTuple):
     """How the summary ended."""
 
 
-class Teller:
+class Summarizer:
     """A half, and how it is prompted with texts."""
 
     def __init__(self, job: SummaryJob, processor: Any, half: Any) -> None:
@@ -66,7 +66,7 @@ class Teller:
         self._processor = processor
         self._half = half
         self._generation = job.generation
-        self._choosing = Choosing(self._generation, job.max_new_tokens)
+        self._choosing = GenerateKwargs(self._generation, job.max_new_tokens)
         self._places = sorted(placeholder_tokens(processor), key=len, reverse=True)
         self._longest = max((CHAPTER, job.asked), key=lambda each: self._read(f"{each}\n\n"))
         asked = self._read(f"{self._longest}\n\n")
@@ -80,9 +80,9 @@ class Teller:
                 hint="Give a shorter --summary-prompt, or more --memory",
             )
 
-    def tell(self, texts: Sequence[Told], say: Say) -> Summary:
+    def tell(self, texts: Sequence[TimedText], say: Say) -> Summary:
         """Return what is said of the chunks of one medium, in order."""
-        told, chapters = list(texts), list[Told]()
+        told, chapters = list(texts), list[TimedText]()
         levels, tokens, cut = list[list[int]](), 0, 0
         while True:
             told, shortened = self._shortened(told)
@@ -94,7 +94,7 @@ class Teller:
                 some = told[group.start : group.stop]
                 node = say(*self._asked(some, last=last))
                 nodes.append(node)
-                made.append(Told(some[0].start, some[-1].end, self._answer_in(node)))
+                made.append(TimedText(some[0].start, some[-1].end, self._answer_in(node)))
             tokens += sum(node.tokens for node in nodes)
             levels.append([len(group) for group in groups])
             chapters, told = chapters or made, made
@@ -113,7 +113,7 @@ class Teller:
     def _answer_in(self, node: Node) -> str:
         return answer_in(node.text) if self._job.strip_think else node.text
 
-    def _asked(self, some: Sequence[Told], *, last: bool) -> tuple[str, Callable[[], Node]]:
+    def _asked(self, some: Sequence[TimedText], *, last: bool) -> tuple[str, Callable[[], Node]]:
         """Return the key of the node of these texts within its namespace, and what makes it."""
         prompt = self._prompt(some, self._job.asked if last else CHAPTER)
         key = digest_of([prompt, self._answer, *self._generation.words])
@@ -131,7 +131,7 @@ class Teller:
 
         return key, make
 
-    def _prompt(self, some: Sequence[Told], asked: str) -> str:
+    def _prompt(self, some: Sequence[TimedText], asked: str) -> str:
         return "\n".join([asked, "", *(each.line for each in some)])
 
     def _inputs(self, prompt: str, length: int = 0) -> dict[str, Any]:
@@ -152,7 +152,7 @@ class Teller:
         found: list[int] = self._processor.tokenizer(text, add_special_tokens=False)["input_ids"]
         return found
 
-    def _shortened(self, told: Sequence[Told]) -> tuple[list[Told], int]:
+    def _shortened(self, told: Sequence[TimedText]) -> tuple[list[TimedText], int]:
         """Return the texts without what the model would read as a picture, each short enough that
         two find room, and how many had to be cut for that."""
         found, cut = [], 0
@@ -173,7 +173,7 @@ class Teller:
         text = str(self._processor.tokenizer.decode(ids, skip_special_tokens=True)).rstrip("\ufffd")
         return text[: len(whole) - 1]
 
-    def _groups(self, told: Sequence[Told]) -> list[range]:
+    def _groups(self, told: Sequence[TimedText]) -> list[range]:
         """Return the places of texts that go together, so that each group leaves room for what is
         said of it. Raises UsageError where that cannot be."""
         counts = [len(self._ids(f"{each.line}\n")) for each in told]
@@ -192,7 +192,7 @@ class Teller:
                     hint="Give a shorter --summary-prompt, or more --memory",
                 )
 
-    def _over(self, told: Sequence[Told], groups: Sequence[range]) -> Iterator[int]:
+    def _over(self, told: Sequence[TimedText], groups: Sequence[range]) -> Iterator[int]:
         """Yield by how many tokens each group is too long, whichever is asked about it."""
         for group in groups:
             prompt = self._prompt(told[group.start : group.stop], self._longest)

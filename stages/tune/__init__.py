@@ -1,12 +1,12 @@
 """Trains an adapter of the language half on stored features. No pixel is read, and no vision
 encoder is loaded."""
 
-from stages.process.stage import Stage
+from stages.process.stage import StageSpec
 from stages.tune.job import TuneJob
 
 OUTPUT_VERSION = 2
 """Raised when the same examples come to train another adapter."""
-STAGE = Stage(
+STAGE = StageSpec(
     name="tune",
     reads="",
     writes="",

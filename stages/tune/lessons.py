@@ -16,7 +16,7 @@ from artifacts.errors import UsageError
 from stages.decode.prompts import followed_by
 from stages.decode.reading import far, rounding
 from stages.decode.teaching import (
-    TaughtCaption,
+    ForcedCaption,
     expected,
     last_logits,
     looks_ahead,
@@ -32,7 +32,7 @@ IGNORED = -100
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Lesson:
+class TrainingExample:
     """One example. Its features stay in the store: those of all examples would take more memory
     than the half."""
 
@@ -52,12 +52,12 @@ class Lesson:
 
 def lesson_of(
     half: Any, processor: Any, read: Callable[[], FeatureRecord], prompt: str, caption: str
-) -> Lesson:
+) -> TrainingExample:
     """Return an example in tokens, without the one that ends it."""
     row = read()
     ids = processor.tokenizer(caption, add_special_tokens=False, return_tensors="pt")["input_ids"]
     inputs = open_ended(half, rebuild(processor, [row], [prompt]))
-    return Lesson(
+    return TrainingExample(
         read=read,
         prompt=prompt,
         caption=caption,
@@ -66,14 +66,14 @@ def lesson_of(
     )
 
 
-def ended(lesson: Lesson, token: int) -> Lesson:
+def ended(lesson: TrainingExample, token: int) -> TrainingExample:
     """Return the lesson with the token that ends its caption."""
     return replace(lesson, ids=torch.cat([lesson.ids, torch.tensor([token])]))
 
 
-def together(lessons: Sequence[Lesson], rows: int) -> Iterator[list[Lesson]]:
+def together(lessons: Sequence[TrainingExample], rows: int) -> Iterator[list[TrainingExample]]:
     """Yield those that go through the half together, at most so many: with the longest first."""
-    groups: dict[Hashable, list[Lesson]] = {}
+    groups: dict[Hashable, list[TrainingExample]] = {}
     for lesson in lessons:
         groups.setdefault(lesson.joins_with, []).append(lesson)
     for group in groups.values():
@@ -81,7 +81,7 @@ def together(lessons: Sequence[Lesson], rows: int) -> Iterator[list[Lesson]]:
         yield from (ranked[at : at + rows] for at in range(0, len(ranked), rows))
 
 
-def loss_of(half: Any, processor: Any, lessons: Sequence[Lesson]) -> torch.Tensor:
+def loss_of(half: Any, processor: Any, lessons: Sequence[TrainingExample]) -> torch.Tensor:
     """Return the sum of the losses of all tokens of these captions. Their prompts are of one
     length."""
     most = max(len(lesson.ids) for lesson in lessons)
@@ -95,7 +95,7 @@ def loss_of(half: Any, processor: Any, lessons: Sequence[Lesson]) -> torch.Tenso
 
 
 def logits_of(
-    half: Any, processor: Any, lessons: Sequence[Lesson], said: torch.Tensor, count: int
+    half: Any, processor: Any, lessons: Sequence[TrainingExample], said: torch.Tensor, count: int
 ) -> torch.Tensor:
     """Return the logits [lessons, count, vocabulary] of the last places, `said` [lessons, tokens]
     behind the prompts."""
@@ -108,10 +108,10 @@ def logits_of(
     return taken[-1][:, -count:]
 
 
-def check(half: Any, processor: Any, lesson: Lesson) -> None:
+def check(half: Any, processor: Any, lesson: TrainingExample) -> None:
     """Refuse a half that one pass cannot teach: of which that says something else than `generate`
     would, or that sees what is coming. Raises UsageError."""
-    caption = TaughtCaption(lesson.row, lesson.prompt, lesson.ids[None])
+    caption = ForcedCaption(lesson.row, lesson.prompt, lesson.ids[None])
     why = "cannot be taught by its captions"
     if looks_ahead(half, processor, caption):
         raise UsageError(
@@ -128,7 +128,7 @@ def check(half: Any, processor: Any, lesson: Lesson) -> None:
         )
 
 
-def end_of(half: Any, processor: Any, lessons: Sequence[Lesson]) -> int:
+def end_of(half: Any, processor: Any, lessons: Sequence[TrainingExample]) -> int:
     """Return the token that ends a caption: of those that the half stops at, the one that it
     expects most behind these."""
     told = half.generation_config.eos_token_id

@@ -20,12 +20,12 @@ from stages.models.loading import ModelJob, facts
 from stages.models.loading import warm as warm_model
 from stages.process.job import job_of
 from stages.process.memory import anonymous_bytes
-from stages.process.report import Report
+from stages.process.report import EventReporter
 from stages.tune.adapter import add_adapter, begin_with, write_adapter
 from stages.tune.checkpoint import TrainingProgress, go_on, keep
 from stages.tune.job import RECORD, SCORE, TuneItem, TuneJob
 from stages.tune.layout import layout_in
-from stages.tune.lessons import Lesson, check, end_of, ended, lesson_of
+from stages.tune.lessons import TrainingExample, check, end_of, ended, lesson_of
 from stages.tune.scoring import losses_of, score
 from stages.tune.training import (
     Trainer,
@@ -37,7 +37,7 @@ from stages.tune.training import (
 )
 
 
-class Board:
+class TensorBoardLog:
     """The curves of one training; use as a context manager. A resumed training overwrites the
     points after its checkpoint."""
 
@@ -49,7 +49,7 @@ class Board:
 
             self._writer = SummaryWriter(folder, purge_step=progress.step + 1)
 
-    def __enter__(self) -> "Board":
+    def __enter__(self) -> "TensorBoardLog":
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -68,14 +68,14 @@ class Board:
             self._writer.add_scalar("loss/held out", progress.held_out[-1][1], progress.step)
 
 
-class Exam:
+class HeldOutEvaluation:
     """The held-out examples of one training."""
 
     def __init__(
         self,
         half: Any,
         processor: Any,
-        lessons: Sequence[Lesson],
+        lessons: Sequence[TrainingExample],
         job: TuneJob,
     ) -> None:
         self._half = half
@@ -84,7 +84,7 @@ class Exam:
         self._job = job
 
     def look(
-        self, progress: TrainingProgress, trained: Sequence[nn.Parameter], report: Report
+        self, progress: TrainingProgress, trained: Sequence[nn.Parameter], report: EventReporter
     ) -> None:
         """Note the loss of what is held out, and the numbers if it is the least so far."""
         if not self._lessons:
@@ -96,7 +96,7 @@ class Exam:
             progress.best = [value.detach().cpu().clone() for value in trained]
         report.note(held_out_loss=loss, step=progress.step, loss=progress.losses[-1])
 
-    def score(self, progress: TrainingProgress, report: Report) -> None:
+    def score(self, progress: TrainingProgress, report: EventReporter) -> None:
         """Note how near the adapter comes to what is held out."""
         if not self._lessons:
             return
@@ -112,7 +112,7 @@ WINDOW = 16
 """Batches among whose examples those are sought that are alike."""
 
 
-class Order:
+class EpochBatchOrder:
     """The order of the examples, grouped by what makes them alike."""
 
     def __init__(self, alike: Sequence[Hashable], batch: int, seed: int) -> None:
@@ -152,7 +152,7 @@ def warm(told: dict[str, Any]) -> None:
     warm_model(told)
 
 
-def run(told: dict[str, Any], report: Report) -> None:
+def run(told: dict[str, Any], report: EventReporter) -> None:
     """Train the adapter of a TuneJob, from where an earlier process was, and write it; or score
     the half as it is."""
     job = job_of(TuneJob, told)
@@ -168,7 +168,7 @@ def run(told: dict[str, Any], report: Report) -> None:
 
 
 def _score(
-    job: TuneJob, processor: Any, report: Report, confirm: Callable[[], None], half: Any
+    job: TuneJob, processor: Any, report: EventReporter, confirm: Callable[[], None], half: Any
 ) -> None:
     """Say how near the half comes to what is held out, and train nothing."""
     lessons = _lessons(job, processor, half, job.held_out)
@@ -182,7 +182,7 @@ def _score(
 
 
 def _tune(
-    job: TuneJob, processor: Any, report: Report, confirm: Callable[[], None], half: Any
+    job: TuneJob, processor: Any, report: EventReporter, confirm: Callable[[], None], half: Any
 ) -> None:
     folder = Path(job.folder)
     differentiable(half)
@@ -204,15 +204,15 @@ def _tune(
     if job.recompute:
         recomputing(half)
     trainer = Trainer(half, processor, trained, optimizer, report, job.rows)
-    exam = Exam(half, processor, held_out, job)
-    order = Order([each.joins_with for each in lessons], job.batch, job.seed)
+    exam = HeldOutEvaluation(half, processor, held_out, job)
+    order = EpochBatchOrder([each.joins_with for each in lessons], job.batch, job.seed)
     store = partial(keep, folder, job.recipe, progress, trained, optimizer)
     told = partial(_record, job, progress, half, end)
     if job.resume and begins:  # or who is killed would begin with what it has made itself
         store()
     if not progress.scores:
         exam.score(progress, report)
-    with Board(job.tensorboard, progress) as board:
+    with TensorBoardLog(job.tensorboard, progress) as board:
         while progress.step < job.steps:
             places = order.of_step(progress.step)
             rate = rate_at(progress.step, job.steps, job.rate)
@@ -275,7 +275,9 @@ def _record(
     }
 
 
-def _lessons(job: TuneJob, processor: Any, half: Any, members: list[TuneItem]) -> list[Lesson]:
+def _lessons(
+    job: TuneJob, processor: Any, half: Any, members: list[TuneItem]
+) -> list[TrainingExample]:
     features = RecordSet(open_store(job.store), "features", job.features_namespace)
     return [
         lesson_of(

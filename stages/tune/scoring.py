@@ -7,13 +7,13 @@ import torch
 
 from stages.decode.choosing import make_greedy
 from stages.decode.engines.transformers import say_together
-from stages.tune.lessons import Lesson, loss_of, together
+from stages.tune.lessons import TrainingExample, loss_of, together
 
 SHOWN = 8
 """Captions that are kept to be looked at."""
 
 
-def losses_of(half: Any, processor: Any, lessons: Sequence[Lesson], rows: int) -> float:
+def losses_of(half: Any, processor: Any, lessons: Sequence[TrainingExample], rows: int) -> float:
     """Return the mean loss of a token of these."""
     tokens = sum(len(lesson.ids) for lesson in lessons)
     with torch.no_grad():
@@ -22,7 +22,7 @@ def losses_of(half: Any, processor: Any, lessons: Sequence[Lesson], rows: int) -
 
 
 def said_of(
-    half: Any, processor: Any, lessons: Sequence[Lesson], rows: int, most: int
+    half: Any, processor: Any, lessons: Sequence[TrainingExample], rows: int, most: int
 ) -> list[str]:
     """Return what the half says of each of these, in their order."""
     make_greedy(half, processor)
@@ -37,7 +37,7 @@ def said_of(
 def score(
     half: Any,
     processor: Any,
-    lessons: Sequence[Lesson],
+    lessons: Sequence[TrainingExample],
     rows: int,
     most: int,
 ) -> dict[str, Any]:

@@ -14,9 +14,9 @@ from torch import nn
 
 from artifacts.errors import UsageError
 from stages.memory.shrinking import attempt, smaller
-from stages.process.report import Report
+from stages.process.report import EventReporter
 from stages.tune.job import ADAMW8
-from stages.tune.lessons import Lesson, loss_of, together
+from stages.tune.lessons import TrainingExample, loss_of, together
 
 PACKS = "support_avx512bf16_for_cpu"
 """Field of a layer of bitsandbytes: whether it packs its weights for this CPU."""
@@ -54,7 +54,7 @@ class Trainer:
         processor: Any,
         trained: Sequence[nn.Parameter],
         optimizer: torch.optim.Optimizer,
-        report: Report,
+        report: EventReporter,
         rows: int,
     ) -> None:
         self._half = half
@@ -65,7 +65,7 @@ class Trainer:
         self._rows = rows
         """Examples that go through the half at once."""
 
-    def step(self, lessons: Sequence[Lesson], rate: float) -> float:
+    def step(self, lessons: Sequence[TrainingExample], rate: float) -> float:
         """Make one step by these examples, and return their mean loss of a token. Raises what an
         allocator raises, where not even one fits."""
         while True:
@@ -88,7 +88,7 @@ class Trainer:
         self._optimizer.step()
         return loss
 
-    def _gradients(self, lessons: Sequence[Lesson]) -> float:
+    def _gradients(self, lessons: Sequence[TrainingExample]) -> float:
         tokens, total = sum(len(lesson.ids) for lesson in lessons), 0.0
         for some in together(lessons, self._rows):
             loss = loss_of(self._half, self._processor, some) / tokens

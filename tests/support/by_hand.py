@@ -7,7 +7,7 @@ from flows.checkpoint.models import Model
 from flows.checkpoint.precision import settle
 from flows.machine.budget import Budget
 from flows.options.commands import CaptionConfig
-from flows.planning.choose import Question
+from flows.planning.choose import PlanRequest
 from flows.planning.workloads import Workload
 from stages.models.footprint import BatchCost
 from stages.models.hub.checkpoint import Checkpoint
@@ -138,8 +138,8 @@ def images(count: int = 8, tokens: int = 1000) -> Workload:
     )
 
 
-def question(*workloads: Workload, device: str = "cuda:0", **options: str) -> Question:
-    return Question(
+def question(*workloads: Workload, device: str = "cuda:0", **options: str) -> PlanRequest:
+    return PlanRequest(
         model=model(PROFILE, device, **options),
         config=CaptionConfig(sources=("a",), **{"max_new_tokens": 128, **options}),  # type: ignore[arg-type]
         device=device,

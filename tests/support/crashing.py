@@ -11,7 +11,7 @@ from stages.frames import run as stage
 from stages.frames import watchdog
 from stages.frames.cut import run as cut
 from stages.frames.video import Video
-from stages.process.report import Report
+from stages.process.report import EventReporter
 
 CRASH, HANG = b"crash", b"hang"
 """Files that begin so end the process that opens them, or keep it busy for ever."""
@@ -28,20 +28,20 @@ class CrashingVideo(Video):
         super().__init__(path, threads=threads)
 
 
-def frames(job: dict[str, Any], report: Report) -> None:
+def frames(job: dict[str, Any], report: EventReporter) -> None:
     """Be the frames stage, over such a library."""
     vars(stage)["Video"] = CrashingVideo
     watchdog.LIMIT_CPU_SECONDS, watchdog.LOOK_SECONDS = 0.6, 0.1
     stage.run(job, report)
 
 
-def stop(job: dict[str, Any], report: Report) -> None:
+def stop(job: dict[str, Any], report: EventReporter) -> None:
     """Cut the first stretch and be asked to end."""
     cut({**job, "cuts": job["cuts"][:1]}, report)
     os.kill(os.getpid(), signal.SIGTERM)
 
 
-def run(job: dict[str, Any], report: Report) -> None:
+def run(job: dict[str, Any], report: EventReporter) -> None:
     """Cut until it comes to the second stretch of a file called `deadly`."""
     seen = 0
     for one in job["cuts"]:
@@ -51,7 +51,7 @@ def run(job: dict[str, Any], report: Report) -> None:
         cut({**job, "cuts": [one]}, report)
 
 
-def killed(job: dict[str, Any], report: Report) -> None:
+def killed(job: dict[str, Any], report: EventReporter) -> None:
     """Is killed after it has cut one stretch, until there is but one to cut."""
     if len(job["cuts"]) == 1:
         cut(job, report)
@@ -60,5 +60,5 @@ def killed(job: dict[str, Any], report: Report) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def killed_at_once(job: dict[str, Any], report: Report) -> None:
+def killed_at_once(job: dict[str, Any], report: EventReporter) -> None:
     os.kill(os.getpid(), signal.SIGKILL)

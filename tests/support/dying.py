@@ -7,7 +7,7 @@ from typing import Any
 from unittest.mock import patch
 
 from flows.machine.launch import ENTRIES
-from stages.process.report import Report
+from stages.process.report import EventReporter
 
 VARIABLE = "PENSTOCK_TEST_DEATHS"
 """A file with the steps at which one process after the other is killed; absent: none is."""
@@ -21,27 +21,27 @@ def warm(job: dict[str, Any]) -> None:
     stages.decode.run.warm(job)
 
 
-def decode(job: dict[str, Any], report: Report) -> None:
+def decode(job: dict[str, Any], report: EventReporter) -> None:
     """Run the stage, in one thread or in two by turns, and publish captions as soon as they end."""
     import torch
 
     import stages.decode.run
     from stages.decode.engines.inflight import engine
-    from stages.decode.engines.inflight.pool import Pool
+    from stages.decode.engines.inflight.pool import SlotPool
 
     left = _deaths()
     torch.set_num_threads(1 + len(left) % 2)
-    whole = Pool.step
+    whole = SlotPool.step
     steps = [0]
 
-    def step(pool: Pool) -> torch.Tensor:
+    def step(pool: SlotPool) -> torch.Tensor:
         steps[0] += 1
         if left and steps[0] == left[0]:
             Path(os.environ[VARIABLE]).write_text("\n".join(map(str, left[1:])))
             os.kill(os.getpid(), signal.SIGKILL)
         return whole(pool)
 
-    with patch.object(Pool, "step", step), patch.object(engine, "TOGETHER_SECONDS", 0.0):
+    with patch.object(SlotPool, "step", step), patch.object(engine, "TOGETHER_SECONDS", 0.0):
         stages.decode.run.run(job, report)
 
 

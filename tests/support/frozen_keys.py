@@ -26,9 +26,9 @@ from artifacts.packs import Record, RecordSet, stored_namespaces
 from artifacts.stamps import ModelFileStamp, Stamp
 from artifacts.store import FolderStore, open_store
 from penstock_demo import CHECKPOINT, DUAL_CHECKPOINT
-from stages.decode.generation import Generation
+from stages.decode.generation import SamplingParams
 from stages.process.outcome import StageOutcome
-from stages.summarize.packing import Told
+from stages.summarize.packing import TimedText
 from tests.support.frozen_cells import CELLS, JOBS, Cell
 from tests.support.frozen_surface import forms, surface
 from tests.support.stand_ins import Stages
@@ -144,7 +144,7 @@ def flat(arguments: Any) -> dict[str, Any]:
     held neither halves nor items."""
     told = json.loads(json.dumps(_by_name(arguments)))
     if "generation" in told:
-        told["generation"] = Generation.from_fields(told["generation"]).told
+        told["generation"] = SamplingParams.from_fields(told["generation"]).told
     if "fit_image" in told:
         fits = {kind: told.pop(f"fit_{kind}") for kind in ("video", "image")}
         told["fit"] = {kind: fit["long_edges"] for kind, fit in fits.items()}
@@ -154,7 +154,7 @@ def flat(arguments: Any) -> dict[str, Any]:
 
 def _by_name(value: Any) -> Any:
     """Return the items in a value as mappings."""
-    if hasattr(value, "_asdict") and not isinstance(value, Told | Stamp | ModelFileStamp):
+    if hasattr(value, "_asdict") and not isinstance(value, TimedText | Stamp | ModelFileStamp):
         return _by_name(value._asdict())
     if isinstance(value, Mapping):
         return {name: _by_name(each) for name, each in value.items()}

@@ -113,9 +113,9 @@ def _type(field: dict[str, Any]) -> str:
 
 def written(given: dict[str, Any]) -> list[Any]:
     """Return what these sampling parameters put into a job and into a key."""
-    from stages.decode.generation import Generation
+    from stages.decode.generation import SamplingParams
 
-    made = Generation(**given)
+    made = SamplingParams(**given)
     return [made.told, made.words, made.by_chance, made.limit_only_cuts]
 
 

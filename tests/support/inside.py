@@ -14,9 +14,9 @@ from flows.machine.launch import ENTRIES, StageCall
 from flows.options.commands import CaptionConfig
 from flows.results.run_result import RunResult
 from flows.running.run import caption
-from stages.process.events import Event, Failed, Item, Noted, event_of
+from stages.process.events import Event, Failed, Item, StageNotes, event_of
 from stages.process.outcome import StageOutcome
-from stages.process.report import Report
+from stages.process.report import EventReporter
 from stages.process.stage_process import Listener
 from tests.support.pipeline import Place
 
@@ -62,7 +62,7 @@ class InsideLauncher:
         if "device" in half:
             half["device"] = call.device
         with closing(os.fdopen(descriptor, "rb", closefd=True)) as file:
-            run(arguments, Report(descriptor))
+            run(arguments, EventReporter(descriptor))
             file.seek(0)
             for line in file:
                 if (event := event_of(line.decode())) is not None:
@@ -73,7 +73,7 @@ class InsideLauncher:
         if isinstance(event, Item):
             outcome.items += 1
             outcome.tokens += event.tokens
-        elif isinstance(event, Noted):
+        elif isinstance(event, StageNotes):
             outcome.notes.update(event.values)
         elif isinstance(event, Failed):
             outcome.failures.append(event)

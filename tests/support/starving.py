@@ -11,11 +11,11 @@ from typing import Any
 from unittest.mock import patch
 
 from flows.machine.launch import ENTRIES
-from stages.memory.shrinking import Shrinking
+from stages.memory.shrinking import OomRetry
 from stages.models.encoding.job import EncodeItem
 from stages.process import budget
 from stages.process.memory import taken
-from stages.process.report import Report
+from stages.process.report import EventReporter
 
 VARIABLE = "PENSTOCK_TEST_STARVE"
 """Stage → what is wrong with it, as JSON; see `Hunger`."""
@@ -89,7 +89,7 @@ def hungry(stage: str, module: Any, job: dict[str, Any]) -> Iterator[None]:
 
     hunger, load = Hunger(stage, job), ModelJob.hold
 
-    class Starving(Shrinking):
+    class Starving(OomRetry):
         def through(self, batch: Any, key: Any, compute: Any) -> Any:
             def computing(members: Any) -> Any:
                 computed = [
@@ -114,11 +114,11 @@ def hungry(stage: str, module: Any, job: dict[str, Any]) -> Iterator[None]:
             hunger.die()
         return load(self, half)
 
-    with patch.object(module, "Shrinking", Starving), patch.object(ModelJob, "hold", loading):
+    with patch.object(module, "OomRetry", Starving), patch.object(ModelJob, "hold", loading):
         yield
 
 
-def encode(job: dict[str, Any], report: Report) -> None:
+def encode(job: dict[str, Any], report: EventReporter) -> None:
     import stages.encode.run
     import stages.models.encoding.run
 
@@ -126,14 +126,14 @@ def encode(job: dict[str, Any], report: Report) -> None:
         stages.encode.run.run(job, report)
 
 
-def decode(job: dict[str, Any], report: Report) -> None:
+def decode(job: dict[str, Any], report: EventReporter) -> None:
     import stages.decode.run
 
     with hungry("decode", stages.decode.run, job):
         stages.decode.run.run(job, report)
 
 
-def tune(job: dict[str, Any], report: Report) -> None:
+def tune(job: dict[str, Any], report: EventReporter) -> None:
     """Of examples, `rows` at once; where `again` is said, only with layers computed again."""
     import stages.tune.run
     import stages.tune.training
@@ -150,7 +150,7 @@ def tune(job: dict[str, Any], report: Report) -> None:
         stages.tune.run.run(job, report)
 
 
-def frames(job: dict[str, Any], report: Report) -> None:
+def frames(job: dict[str, Any], report: EventReporter) -> None:
     """Of files, `room` at once; a giant is named by its digest."""
     import stages.frames.run
 

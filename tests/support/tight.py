@@ -8,7 +8,7 @@ from typing import Any
 from artifacts.errors import Killed, OutOfMemory
 from flows.machine.launch import StageCall
 from stages.memory.shrinking import smaller
-from stages.process.events import Item, Shrunk, TooLarge
+from stages.process.events import BatchShrunk, Item, TooLarge
 from stages.process.outcome import StageOutcome
 from stages.process.stage_process import Listener
 from tests.support.stand_ins import PROFILE, Answer, Stages, flat
@@ -95,7 +95,7 @@ class Tight(Stages):
         size = len(batch)
         while size > room:
             failed, size = size, smaller(size)
-            self._listen(stage, Shrunk(batch=size, failed=failed, error=WORDS))
+            self._listen(stage, BatchShrunk(batch=size, failed=failed, error=WORDS))
         return [batch[at : at + size] for at in range(0, len(batch), size)]
 
     def _die(self, call: StageCall, outcome: StageOutcome) -> None:

@@ -22,7 +22,7 @@ from stages.encode.job import EncodeJob
 from stages.encode.run import run as encode
 from stages.models.half_job import HalfJob
 from stages.models.processors.prepare import Clip
-from stages.process.report import Report
+from stages.process.report import EventReporter
 from tests.support.checkpoints import whole_checkpoint
 from tests.support.clips import PROMPTS, clips
 from tests.support.families import BUILDERS, checkpoint
@@ -174,12 +174,12 @@ def noted(told: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 @contextmanager
-def events() -> Iterator[tuple[Report, list[dict[str, Any]]]]:
+def events() -> Iterator[tuple[EventReporter, list[dict[str, Any]]]]:
     """A report, and the list that its events are in once the block ends."""
     told: list[dict[str, Any]] = []
     descriptor = os.memfd_create("events")
     try:
-        yield Report(descriptor), told
+        yield EventReporter(descriptor), told
     finally:
         text = os.pread(descriptor, os.fstat(descriptor).st_size, 0).decode()
         told.extend(json.loads(line) for line in text.splitlines())

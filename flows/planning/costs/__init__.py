@@ -11,7 +11,7 @@ from flows.planning.costs import decode, embed_texts, encode, export, frames, su
 from flows.planning.estimate import StageEstimate, Term
 from flows.planning.rungs import Rung
 from flows.planning.seconds import WorkEstimate
-from flows.planning.todo import ToDo
+from flows.planning.todo import RemainingWork
 from flows.planning.workloads import Workload
 from stages.process.device_limit import CONTEXT_BYTES
 
@@ -24,7 +24,7 @@ class Cost:
     """Model, command and device → the rungs to run it on, cheapest first."""
     memory: Callable[..., StageEstimate]
     """Model, rung and workload → the memory that it takes."""
-    work_left: Callable[[Model, Rung, Sequence[ToDo], int], WorkEstimate]
+    work_left: Callable[[Model, Rung, Sequence[RemainingWork], int], WorkEstimate]
     """Model, rung, what is left and tokens a caption → the work that it has to do."""
 
 

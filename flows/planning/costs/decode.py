@@ -37,7 +37,7 @@ from flows.planning.terms import (
     products,
     weights,
 )
-from flows.planning.todo import ToDo
+from flows.planning.todo import RemainingWork
 from flows.planning.workloads import Workload
 from stages.decode.engines import choice_of
 from stages.decode.engines.slot_load import SlotLoad
@@ -189,7 +189,7 @@ def _decoder_costs(
     )
 
 
-def work_left(model: Model, rung: Rung, left: Sequence[ToDo], new: int) -> WorkEstimate:
+def work_left(model: Model, rung: Rung, left: Sequence[RemainingWork], new: int) -> WorkEstimate:
     """Count the loading of the half, and for each batch a pass over its prompts and one a token. In
     slots prompts are read one by one."""
     half, settings = model.profile.language, model.best("language")

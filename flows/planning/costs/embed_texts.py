@@ -18,7 +18,7 @@ from flows.planning.estimate import StageEstimate, Term, decoder_by_dimensions, 
 from flows.planning.rungs import Rung, sizes
 from flows.planning.seconds import WorkEstimate
 from flows.planning.terms import around, products, weights
-from flows.planning.todo import ToDo
+from flows.planning.todo import RemainingWork
 from flows.planning.workloads import Workload
 from stages.embed_texts import TEXTS_A_BATCH
 
@@ -60,7 +60,7 @@ def memory(model: Model, rung: Rung, workload: Workload, *, device: str, new: in
     )
 
 
-def work_left(model: Model, rung: Rung, left: Sequence[ToDo], new: int) -> WorkEstimate:
+def work_left(model: Model, rung: Rung, left: Sequence[RemainingWork], new: int) -> WorkEstimate:
     """Count the loading of the half: how many texts there are, no medium tells."""
     half, settings = model.profile.language, model.best("language")
     return loading(half, settings, rung, bool(left), [])

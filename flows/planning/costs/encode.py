@@ -29,7 +29,7 @@ from flows.planning.terms import (
     waiting_terms,
     weights,
 )
-from flows.planning.todo import ToDo
+from flows.planning.todo import RemainingWork
 from flows.planning.workloads import PIXEL_BYTES, Workload
 from stages.memory.shrinking import tighter
 from stages.models.encoding import FRAMES_A_BATCH
@@ -159,7 +159,7 @@ def _encoder_costs(
     )
 
 
-def work_left(model: Model, rung: Rung, left: Sequence[ToDo], new: int) -> WorkEstimate:
+def work_left(model: Model, rung: Rung, left: Sequence[RemainingWork], new: int) -> WorkEstimate:
     """Count the loading of the half, the preparing of pixels, and a pass for each batch without
     features."""
     half, settings = model.profile.vision, model.best("vision")

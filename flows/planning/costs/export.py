@@ -12,7 +12,7 @@ from flows.planning.costs import decode
 from flows.planning.estimate import StageEstimate, Term
 from flows.planning.rungs import Rung
 from flows.planning.seconds import WorkEstimate
-from flows.planning.todo import ToDo
+from flows.planning.todo import RemainingWork
 from flows.planning.workloads import Workload
 from stages.models.shards import SHARD_BYTES
 
@@ -105,6 +105,6 @@ def memory_of_calibrating(
     return StageEstimate.of(rung, terms, device=device, workload=workload)
 
 
-def work_left(model: Model, rung: Rung, left: Sequence[ToDo], new: int) -> WorkEstimate:
+def work_left(model: Model, rung: Rung, left: Sequence[RemainingWork], new: int) -> WorkEstimate:
     """Count nothing: how long it takes is not known."""
     return WorkEstimate(processes=1)

@@ -9,7 +9,7 @@ from flows.options.commands import RunOptions
 from flows.planning.estimate import StageEstimate, Term
 from flows.planning.rungs import Rung, sizes
 from flows.planning.seconds import WorkEstimate
-from flows.planning.todo import ToDo
+from flows.planning.todo import RemainingWork
 from flows.planning.workloads import Workload
 from stages.frames import PACK_BYTES
 from stages.process.cgroup import cores
@@ -55,7 +55,7 @@ def memory(model: Model, rung: Rung, workload: Workload, *, device: str, new: in
     return StageEstimate.of(rung, terms, device="cpu", workload=workload)
 
 
-def work_left(model: Model, rung: Rung, left: Sequence[ToDo], new: int) -> WorkEstimate:
+def work_left(model: Model, rung: Rung, left: Sequence[RemainingWork], new: int) -> WorkEstimate:
     """Count the pixels that are decoded and the frames that are stored."""
     pixels = {each.workload.kind: each.pixels for each in left}
     return WorkEstimate(

@@ -12,7 +12,7 @@ from flows.planning.costs.part import free_settings, loading, precision_of
 from flows.planning.estimate import StageEstimate, Term
 from flows.planning.rungs import Rung
 from flows.planning.seconds import Pass, WorkEstimate
-from flows.planning.todo import ToDo
+from flows.planning.todo import RemainingWork
 from flows.planning.workloads import Workload
 from stages.summarize.job import ANSWERS, ASSUMED_CONTEXT, LARGEST_CONTEXT, MOST_TEXTS, STEP
 
@@ -55,7 +55,7 @@ def memory(model: Model, rung: Rung, workload: Workload, *, device: str, new: in
     )
 
 
-def work_left(model: Model, rung: Rung, left: Sequence[ToDo], new: int) -> WorkEstimate:
+def work_left(model: Model, rung: Rung, left: Sequence[RemainingWork], new: int) -> WorkEstimate:
     """Count the loading of the half, and for each text that is made a pass over those that it is
     of, and one a token."""
     half, settings = model.profile.language, model.best("language")

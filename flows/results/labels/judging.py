@@ -39,7 +39,7 @@ EVEN = 0.5
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Judge:
+class LabelRules:
     """The rule of each label, for one model and one command."""
 
     rules: tuple[Rule, ...]
@@ -95,7 +95,7 @@ def judge_of(
     texts: TextVectors,
     threshold: float | None,
     learned: Mapping[str, float] | None = None,
-) -> Judge:
+) -> LabelRules:
     """Return the rules for these labels; `threshold` is for all that have none, before those that
     are `learned` for a label. Raises UsageError where no rule can tell."""
     learned = learned or {}
@@ -123,7 +123,7 @@ def judge_of(
             hint="Give --threshold (a cosine, such as 0.25), or a label more",
         )
     parents = [(names[label.name], names.get(label.parent)) for label in labels.labels]
-    return Judge(
+    return LabelRules(
         rules=tuple(rules),
         thresholds=tuple(thresholds),
         groups=tuple(map(tuple, groups.values())),

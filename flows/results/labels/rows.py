@@ -16,7 +16,7 @@ from flows.job.prepare import Job
 from flows.ledger.tasks import Medium, Task
 from flows.media.labels import LabelSet
 from flows.media.media_files import MediaFile
-from flows.results.labels.judging import Judge, Passed, Scores, cosines_of
+from flows.results.labels.judging import LabelRules, Passed, Scores, cosines_of
 from flows.results.vectors import Made, made_of, made_vectors, shown_boxes, shown_width
 
 FEWEST = 4
@@ -66,12 +66,12 @@ DIGITS = 6
 
 
 @dataclass(frozen=True, kw_only=True)
-class Labelling:
+class LabelContext:
     """Everything needed to label the images of a run."""
 
     labels: LabelSet
     texts: TextVectors
-    judge: Judge
+    judge: LabelRules
     top: int
     """Labels of a picture that are told, whether it is given them or not."""
 
@@ -90,7 +90,7 @@ class Labelling:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Judged:
+class LabelledChunk:
     """The labels of one chunk's frames."""
 
     file: MediaFile
@@ -100,12 +100,16 @@ class Judged:
     passed: Passed
 
 
-def judged_medium(job: Job, labelling: Labelling, file: MediaFile, medium: Medium) -> list[Judged]:
+def judged_medium(
+    job: Job, labelling: LabelContext, file: MediaFile, medium: Medium
+) -> list[LabelledChunk]:
     """Return the labels of the chunks of one file that are there."""
     return list(judged(job, labelling, made_of(job, file, medium)))
 
 
-def judged(job: Job, labelling: Labelling, made: Iterable[Made] | None = None) -> Iterator[Judged]:
+def judged(
+    job: Job, labelling: LabelContext, made: Iterable[Made] | None = None
+) -> Iterator[LabelledChunk]:
     """Yield the labels of these chunks (None: of every one whose vectors are there), in order."""
     kept, left = job.ledger["embeddings"], iter(made_vectors(job) if made is None else made)
     while block := list(islice(left, TASKS_A_BLOCK)):
@@ -117,11 +121,11 @@ def judged(job: Job, labelling: Labelling, made: Iterable[Made] | None = None) -
 
 def judged_vectors(
     model: str,
-    labelling: Labelling,
+    labelling: LabelContext,
     block: Sequence[Made],
     found: Sequence[Vectors],
     widths: Sequence[int],
-) -> Iterator[Judged]:
+) -> Iterator[LabelledChunk]:
     """Yield the labels of chunks, of each of which these vectors were found by that model, and
     whose pictures are shown so wide."""
     cosines = cosines_of(np.concatenate(found), labelling.texts)
@@ -137,7 +141,7 @@ def judged_vectors(
     for (file, task), width, part, (some, given) in zip(block, widths, parts, split, strict=True):
         lines = _Making(model, labelling, file, task, width, part)
         rows = [lines.row(at, some[at], given[at]) for at in range(len(some))]
-        yield Judged(file=file, task=task, rows=rows, scores=some, passed=given)
+        yield LabelledChunk(file=file, task=task, rows=rows, scores=some, passed=given)
 
 
 class _Making:
@@ -146,7 +150,7 @@ class _Making:
     def __init__(
         self,
         model: str,
-        labelling: Labelling,
+        labelling: LabelContext,
         file: MediaFile,
         task: Task,
         width: int,

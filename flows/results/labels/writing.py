@@ -20,14 +20,14 @@ from artifacts.words import counted
 from flows.job.prepare import Job
 from flows.ledger.tasks import Medium
 from flows.media.media_files import MediaFile
-from flows.media.own_files import OF_LABELS, OwnFiles
+from flows.media.own_files import OF_LABELS, GeneratedFiles
 from flows.options.formats import COCO, COCO_FILE
 from flows.options.text import OutputOptions
-from flows.results.labels.rows import Judged, Labelling, judged, judged_medium
+from flows.results.labels.rows import LabelContext, LabelledChunk, judged, judged_medium
 from flows.results.outputs import failures_of, media_lines
 from flows.results.run_result import RunEnd
 from flows.results.status import texts_line
-from flows.results.text_files import Texts, write_texts
+from flows.results.text_files import TextFileCounts, write_texts
 
 FINE = 4096
 """Ranges from -1 to 1 that scores are counted in: vectors in 16 bit know no narrower ones."""
@@ -38,7 +38,7 @@ BINS = 50
 class LabelCounts:
     """The label counts of one run."""
 
-    def __init__(self, labelling: Labelling) -> None:
+    def __init__(self, labelling: LabelContext) -> None:
         self._labelling = labelling
         size = len(labelling.labels.labels)
         self.pictures = self.labelled = 0
@@ -48,7 +48,7 @@ class LabelCounts:
         self._fine = np.zeros((size, FINE), np.uint32)
         self._sums = np.zeros((2, size), np.float64)
 
-    def through(self, found: Iterator[Judged]) -> Iterator[Labelled]:
+    def through(self, found: Iterator[LabelledChunk]) -> Iterator[Labelled]:
         """Yield the rows, and count them."""
         every = np.arange(len(self._passed))
         for each in found:
@@ -132,7 +132,7 @@ class LabelsWritten(RunEnd):
     """Texts of labels that are longer than the model reads."""
     others: list[str] = field(default_factory=list)
     """Names of the files of `OUT` that were written besides the lines, tables among them."""
-    texts: list[Texts] = field(default_factory=list)
+    texts: list[TextFileCounts] = field(default_factory=list)
     counts: list[dict[str, Any]] = field(default_factory=list)
     """For each label what it was given to, and how its scores lie, as the report has it."""
 
@@ -181,7 +181,7 @@ def label_places(job: Job) -> dict[str, str]:
     return {name: str(job.out / file) for name, file in names.items()}
 
 
-def write_labels(job: Job, labelling: Labelling) -> LabelsWritten:
+def write_labels(job: Job, labelling: LabelContext) -> LabelsWritten:
     """Write the labels of all whose vectors are there. Raises EnvironmentFault."""
     found = LabelsWritten(
         out=job.out,
@@ -204,11 +204,11 @@ def write_labels(job: Job, labelling: Labelling) -> LabelsWritten:
         found.others.append(SPANS)
     if set(OutputOptions.of(job.config).format) & set(WRITERS):
         said = partial(_captions, labelling)
-        found.texts = write_texts(job, OwnFiles(job.store, OF_LABELS), said)
+        found.texts = write_texts(job, GeneratedFiles(job.store, OF_LABELS), said)
     return found
 
 
-def _write_tables(job: Job, labelling: Labelling) -> list[str]:
+def _write_tables(job: Job, labelling: LabelContext) -> list[str]:
     """Write the tables that were asked for, and return their names."""
     names = []
     for form in (form for form in TABLES if form in OutputOptions.of(job.config).format):
@@ -224,7 +224,7 @@ def _write_tables(job: Job, labelling: Labelling) -> list[str]:
     return names
 
 
-def _sized(job: Job, labelling: Labelling) -> Iterator[Sized]:
+def _sized(job: Job, labelling: LabelContext) -> Iterator[Sized]:
     """Yield the labels of pictures, with the size of each as it is shown."""
     for each in judged(job, labelling):
         index = job.ledger.index(each.task.medium)
@@ -232,7 +232,7 @@ def _sized(job: Job, labelling: Labelling) -> Iterator[Sized]:
             yield each.rows[0], index.height, index.width
 
 
-def _spans(job: Job, labelling: Labelling, file: MediaFile, medium: Medium) -> Iterator[Span]:
+def _spans(job: Job, labelling: LabelContext, file: MediaFile, medium: Medium) -> Iterator[Span]:
     """Yield the stretches of one video, or a picture as one of no length."""
     found = judged_medium(job, labelling, file, medium)
     rows = [row for each in found for row in each.rows]
@@ -242,7 +242,7 @@ def _spans(job: Job, labelling: Labelling, file: MediaFile, medium: Medium) -> I
         yield from spans_of(rows, max((each.task.chunk.end for each in found), default=0.0))
 
 
-def _span_lines(job: Job, labelling: Labelling) -> Iterator[str]:
+def _span_lines(job: Job, labelling: LabelContext) -> Iterator[str]:
     for file, medium in zip(job.files, job.contents, strict=True):
         if medium.kind == "video":
             about = {"media_path": file.media_path, "source": file.source}
@@ -250,7 +250,7 @@ def _span_lines(job: Job, labelling: Labelling) -> Iterator[str]:
                 yield json.dumps({**about, **asdict(span)}, ensure_ascii=False) + "\n"
 
 
-def _captions(labelling: Labelling, job: Job, file: MediaFile, medium: Medium) -> list[Caption]:
+def _captions(labelling: LabelContext, job: Job, file: MediaFile, medium: Medium) -> list[Caption]:
     """Return what a text says of one file: its labels, or of a video those of each stretch."""
     spans = _spans(job, labelling, file, medium)
     return [_said(file, span.start, span.end, list(span.labels)) for span in spans]

@@ -12,27 +12,27 @@ from typing import Any
 from urllib.parse import quote, unquote_to_bytes
 
 from artifacts.captions import Failure
-from artifacts.shapes import Left, count, number, read_jsonl, text
+from artifacts.shapes import OptionalField, count, number, read_jsonl, text
 from artifacts.words import counted
 from flows.media.media_files import IMAGE_SUFFIXES, writable
 
 FILE = "file://"
 AGAIN = "Run the same `penstock caption` again, which writes it anew"
 NAME = {"media_path": text, "source": text}
-PLACE = {**NAME, "kind": text, "url": text, "captions": count, "address": Left(text)}
+PLACE = {**NAME, "kind": text, "url": text, "captions": count, "address": OptionalField(text)}
 CAPTION = {
     **NAME,
     "start": number,
     "end": number,
     "caption": text,
-    "prompt": Left(text),
-    "tokens": Left(count),
-    "ended": Left(text),
-    "name": Left(text),
-    "review": Left(text),
-    "warnings": Left([text]),
+    "prompt": OptionalField(text),
+    "tokens": OptionalField(count),
+    "ended": OptionalField(text),
+    "name": OptionalField(text),
+    "review": OptionalField(text),
+    "warnings": OptionalField([text]),
 }
-FAILURE = dict.fromkeys(Failure.__slots__, Left(text))
+FAILURE = dict.fromkeys(Failure.__slots__, OptionalField(text))
 
 
 def captioned_media(out: Path, folder: Path) -> list[dict[str, Any]]:

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from artifacts.labels import Labelled, Scored, spans_of
-from artifacts.shapes import Left, Maybe, count, number, read_json, read_jsonl, text
+from artifacts.shapes import Nullable, OptionalField, count, number, read_json, read_jsonl, text
 from artifacts.words import counted
 from flows.results.export_result import ExportFound
 from flows.results.labels.writing import LINES, MEDIA, REPORT
 from flows.results.report.media import NAME, PLACE, beside, shown_medium
 from flows.results.tuned import TrainingFound
-from stages.export.parity import FRAMES, GATES, Gate
+from stages.export.parity import FRAMES, GATES, ParityThreshold
 
 AGAIN = "Run the same `penstock label` again, which writes it anew"
 SHEET = 200
@@ -25,25 +25,25 @@ SCORED = {
     "score": number,
     "passed": lambda value: isinstance(value, bool),
     "whole": number,
-    "box": Maybe((number, number, number, number)),
-    "threshold": Maybe(number),
+    "box": Nullable((number, number, number, number)),
+    "threshold": Nullable(number),
     "why": text,
 }
-LINE = {**NAME, "time": Maybe(number), "labels": [SCORED]}
+LINE = {**NAME, "time": Nullable(number), "labels": [SCORED]}
 COUNT = {
     "label": text,
     "passed": count,
-    "median": Maybe(number),
-    "deviation": Maybe(number),
-    "threshold": Maybe(number),
+    "median": Nullable(number),
+    "deviation": Nullable(number),
+    "threshold": Nullable(number),
     "from": text,
-    "bins": Left([count]),
+    "bins": OptionalField([count]),
 }
 COUNTS = {
     "pictures": count,
     "labelled": count,
-    "low": Left(number),
-    "high": Left(number),
+    "low": OptionalField(number),
+    "high": OptionalField(number),
     "labels": [COUNT],
 }
 Lines = list[dict[str, Any]]
@@ -133,7 +133,7 @@ def export_about(export: ExportFound) -> Iterator[tuple[str, str]]:
         yield "written as", f"{recipe.get('kind', '?')}{of}{group}"
 
 
-def _parity_row(parity: Mapping[str, Any], gate: Gate) -> tuple[str, str, str, str]:
+def _parity_row(parity: Mapping[str, Any], gate: ParityThreshold) -> tuple[str, str, str, str]:
     value, bound = parity[gate.group][gate.name], parity["gates"][f"{gate.group}.{gate.name}"]
     holds = value >= bound if gate.at_least else value <= bound
     sign = "≥" if gate.at_least else "≤"

@@ -15,12 +15,12 @@ AUTO_SEVERAL = f"{AUTO}-shared"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Engine:
+class EngineSpec:
     """The declaration of one decode engine."""
 
     name: str
     entry: str
-    """Its class, which a job makes a `Speaker` of: `package.module:name`."""
+    """Its class, which a job makes a `DecodeEngine` of: `package.module:name`."""
     output_version: int
     """Raised when its own output changes for the same inputs; 0: it says what was said before
     engines had names."""
@@ -68,18 +68,18 @@ class Engine:
         )
 
 
-_TRANSFORMERS = Engine(
+_TRANSFORMERS = EngineSpec(
     name="transformers",
-    entry="stages.decode.engines.transformers:Transformers",
+    entry="stages.decode.engines.transformers:TransformersEngine",
     output_version=0,
     batch_decides=True,
     beams=True,
     kv=True,
     accepted=True,
 )
-_INFLIGHT = Engine(
+_INFLIGHT = EngineSpec(
     name="inflight",
-    entry="stages.decode.engines.inflight.engine:InFlight",
+    entry="stages.decode.engines.inflight.engine:InflightEngine",
     output_version=1,
     batch_decides=False,
     slots=True,
@@ -99,7 +99,7 @@ _INFLIGHT = Engine(
     fallback=_TRANSFORMERS.name,
     accepted=True,
 )
-ENGINES: Mapping[str, Engine] = {
+ENGINES: Mapping[str, EngineSpec] = {
     engine.name: engine
     for engine in (
         _TRANSFORMERS,
@@ -112,7 +112,7 @@ OFFERED = (AUTO, *(engine.name for engine in ENGINES.values() if engine.offered)
 """What people may ask for."""
 
 
-def choice_of(name: str) -> tuple[Engine, ...]:
+def choice_of(name: str) -> tuple[EngineSpec, ...]:
     """Return the engines that may answer who asks so, the best first; it is started, and tells
     which of them speaks. Raises UsageError where there are none."""
     if name in ENGINES:
@@ -124,7 +124,7 @@ def choice_of(name: str) -> tuple[Engine, ...]:
     return begins[name], ENGINES[begins[name].fallback]
 
 
-def accepted_by(name: str) -> tuple[Engine, ...]:
+def accepted_by(name: str) -> tuple[EngineSpec, ...]:
     """Return the engines whose stored captions answer a choice: its own, the best first, and where
     it is left open all that are accepted."""
     own = choice_of(name)
@@ -145,7 +145,7 @@ def choice_for(asked: str, *, beams: int, prompts: int) -> str:
     return able[0]
 
 
-def engine_of(name: str) -> Engine:
+def engine_of(name: str) -> EngineSpec:
     """Return the engine of that name. Raises UsageError where there is none."""
     if name not in ENGINES:
         raise UsageError(f"engine is {name}", hint=f"Use one of {', '.join(ENGINES)}")

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from stages.decode.engines import Engine
+from stages.decode.engines import EngineSpec
 from stages.models.row_memory import RowMemory
 
 
@@ -11,7 +11,7 @@ from stages.models.row_memory import RowMemory
 class SlotLoad:
     """The largest workload of an engine's slots."""
 
-    engine: Engine
+    engine: EngineSpec
     memory: RowMemory
     """What the decoder remembers of a row."""
     number_bytes: int

@@ -14,29 +14,29 @@ from transformers import StoppingCriteria, StoppingCriteriaList
 
 from artifacts.captions import Ended
 from artifacts.errors import UsageError
-from stages.decode.choosing import Choosing, Members
-from stages.decode.generation import Generation
+from stages.decode.choosing import GenerateKwargs, Members
+from stages.decode.generation import SamplingParams
 from stages.decode.job import DecodeJob
 from stages.decode.prompts import ContextExceeded, prompts_for
-from stages.decode.protocol import Asked, Listen, Said
-from stages.decode.reading import Reading
+from stages.decode.protocol import CaptionOutput, DecodeRequest, Listen
+from stages.decode.reading import PrefillOptions
 from stages.decode.request_settings import RequestSettings
-from stages.memory.shrinking import Shrinking
+from stages.memory.shrinking import OomRetry
 from stages.models.halves.delivery import generate, new_tokens, prompt_in
 from stages.models.halves.features import Features
 from stages.models.halves.records import FeatureRecord, merge_blank, merge_rows
 from stages.models.loading import ModelJob, facts
 
 
-class Transformers:
+class TransformersEngine:
     """A language half, with the settings of its prefill and its KV cache."""
 
     name = "transformers"
 
     def __init__(self, job: DecodeJob) -> None:
         source = ModelJob.of(job.half)
-        self.choosing = Choosing(job.generation, job.max_new_tokens)
-        self.reading = Reading(job.prefill, job.kv, source.device)
+        self.choosing = GenerateKwargs(job.generation, job.max_new_tokens)
+        self.reading = PrefillOptions(job.prefill, job.kv, source.device)
         self._beyond_context = job.beyond_context
         self.processor = source.processor()
         self.held = source.hold("language")
@@ -45,10 +45,10 @@ class Transformers:
     def facts(self) -> dict[str, Any]:
         return facts(self.held.model)
 
-    def settle(self, asked: Asked) -> str:
+    def settle(self, asked: DecodeRequest) -> str:
         return self.name
 
-    def refusal(self, asked: Asked) -> UsageError | None:
+    def refusal(self, asked: DecodeRequest) -> UsageError | None:
         choosing, prompts = self.choosing.of(asked.member), [asked.member.prompt]
 
         def check(half: Any) -> UsageError | None:
@@ -62,10 +62,10 @@ class Transformers:
         return self.held.use(check)
 
     def bounded(
-        self, half: Any, inputs: Any, choosing: Choosing, members: Members, *, whole: bool
-    ) -> Choosing:
-        """Return how words are chosen, as `Choosing.bounded` does; unchanged where prompts of any
-        length are read."""
+        self, half: Any, inputs: Any, choosing: GenerateKwargs, members: Members, *, whole: bool
+    ) -> GenerateKwargs:
+        """Return how words are chosen, as `GenerateKwargs.bounded` does; unchanged where prompts
+        of any length are read."""
         if self._beyond_context:
             return choosing
         return choosing.bounded(half, inputs, members, whole=whole)
@@ -74,8 +74,8 @@ class Transformers:
         return {"prefill_way": self.reading.way}
 
     def run(
-        self, batches: Iterable[Sequence[Asked]], shrinking: Shrinking
-    ) -> Iterator[tuple[Sequence[Asked], list[Said]]]:
+        self, batches: Iterable[Sequence[DecodeRequest]], shrinking: OomRetry
+    ) -> Iterator[tuple[Sequence[DecodeRequest], list[CaptionOutput]]]:
         """Yield each batch in pieces that fit, with what is said of them."""
         for batch in batches:
             wanted = [one for one in batch if not one.is_withdrawn]
@@ -85,12 +85,12 @@ class Transformers:
     def overhear(self, listen: Listen) -> None:
         """Tell nothing: `generate` gives a batch when all of it has ended."""
 
-    def say(self, asked: Sequence[Asked]) -> list[Said]:
+    def say(self, asked: Sequence[DecodeRequest]) -> list[CaptionOutput]:
         """Return what is said of each, in order."""
         return self.held.use(partial(self._said, asked))
 
-    def _said(self, asked: Sequence[Asked], half: Any) -> list[Said]:
-        found: dict[int, Said] = {}
+    def _said(self, asked: Sequence[DecodeRequest], half: Any) -> list[CaptionOutput]:
+        found: dict[int, CaptionOutput] = {}
         for indexes in _groups(asked):
             together = [asked[index] for index in indexes]
             try:
@@ -99,13 +99,13 @@ class Transformers:
                 if isinstance(error, ContextExceeded) and len(together) > 1:
                     said = [one for alone in together for one in self._said([alone], half)]
                 elif together[0].member.settings or isinstance(error, ContextExceeded):
-                    said = [Said("", 0, "stop", fault=error) for _ in together]
+                    said = [CaptionOutput("", 0, "stop", fault=error) for _ in together]
                 else:
                     raise
             found.update(zip(indexes, said, strict=True))
         return [found[index] for index in range(len(asked))]
 
-    def _said_alike(self, asked: Sequence[Asked], half: Any) -> list[Said]:
+    def _said_alike(self, asked: Sequence[DecodeRequest], half: Any) -> list[CaptionOutput]:
         """Return what is said of rows with the same settings, in one call of `generate`."""
         members, rows = [one.member for one in asked], [one.row for one in asked]
         choosing = self.choosing.of(members[0])
@@ -127,7 +127,7 @@ class Transformers:
 class EndsAtStopString(StoppingCriteria):
     """Ends each row of a batch at the first stop string."""
 
-    def __init__(self, choosing: Choosing, processor: Any) -> None:
+    def __init__(self, choosing: GenerateKwargs, processor: Any) -> None:
         self._choosing, self._processor = choosing, processor
         self._begun: int | None = None
         """Tokens before the first new one, which the first call comes after."""
@@ -146,7 +146,7 @@ class EndsAtStopString(StoppingCriteria):
 class EndsWhenWithdrawn(StoppingCriteria):
     """Ends a batch once all of its rows have been withdrawn."""
 
-    def __init__(self, asked: Sequence[Asked]) -> None:
+    def __init__(self, asked: Sequence[DecodeRequest]) -> None:
         self._asked = asked
 
     def __call__(
@@ -164,12 +164,12 @@ def say_together(
     rows: Sequence[FeatureRecord],
     prompts: Sequence[str],
     most: int,
-    asked: Generation | None = None,
+    asked: SamplingParams | None = None,
     **options: Any,
-) -> Iterator[Said]:
+) -> Iterator[CaptionOutput]:
     """Yield what is said of rows that `generate` takes as one, in at most so many tokens each, as
     it is `asked` (None: nothing besides the prompts)."""
-    asked = asked or Generation()
+    asked = asked or SamplingParams()
     inputs = prompts_for(half, processor, rows, prompts, asked)
     features = Features(merge_rows(rows), rows[0].needs, merge_blank(rows))
     yield from said_of(half, processor, inputs, features, most, asked, **options)
@@ -181,11 +181,11 @@ def said_of(
     inputs: Mapping[str, Any],
     features: Mapping[str, Any],
     most: int,
-    asked: Generation,
+    asked: SamplingParams,
     **options: Any,
-) -> Iterator[Said]:
+) -> Iterator[CaptionOutput]:
     """Yield what is said of these inputs, as `generate` takes them, in at most so many tokens."""
-    choosing = Choosing(asked, most)
+    choosing = GenerateKwargs(asked, most)
     yield from said_by(half, processor, inputs, features, choosing, **options)
 
 
@@ -194,9 +194,9 @@ def said_by(
     processor: Any,
     inputs: Mapping[str, Any],
     features: Mapping[str, Any],
-    choosing: Choosing,
+    choosing: GenerateKwargs,
     **options: Any,
-) -> Iterator[Said]:
+) -> Iterator[CaptionOutput]:
     """Yield the same within the limit and the stop strings of `choosing`."""
     made = generate(half, inputs, features, max_new_tokens=choosing.limit, **options)
     new = new_tokens(made, prompt_in(half, inputs)).cpu()
@@ -212,10 +212,10 @@ def said_by(
     texts = choosing.texts_of(processor, rows)
     every = zip(texts, lengths, read, stopped, strict=True)
     for (text, shortened), (tokens, ended), count, was_stopped in every:
-        yield Said(text, tokens, ended, shortened, int(count), was_stopped)
+        yield CaptionOutput(text, tokens, ended, shortened, int(count), was_stopped)
 
 
-def _groups(asked: Sequence[Asked]) -> Iterator[list[int]]:
+def _groups(asked: Sequence[DecodeRequest]) -> Iterator[list[int]]:
     """Yield indexes of the rows that can be decoded together: images and videos, say, cannot, nor
     can rows of other settings."""
     found: dict[tuple[str, ...], list[int]] = {}
@@ -224,7 +224,7 @@ def _groups(asked: Sequence[Asked]) -> Iterator[list[int]]:
     yield from found.values()
 
 
-def _settings(one: Asked) -> tuple[str, ...]:
+def _settings(one: DecodeRequest) -> tuple[str, ...]:
     """Return what rows of one call of `generate` have alike of their own settings. Rows of chance
     or of a schema go alone: rounding must not hang on others, nor may one fault end several."""
     text = one.member.settings

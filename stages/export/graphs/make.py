@@ -23,12 +23,12 @@ from stages.export.graphs.samples import Trial
 from stages.memory.meta_tensors import tensors
 from stages.models.graphs.graph_inputs import GraphInputs, graph_inputs, is_packed
 from stages.models.graphs.manifest import Graph, GraphTower
-from stages.models.graphs.onnx_encoder import TowerStandIn, fits
+from stages.models.graphs.onnx_encoder import OnnxTower, fits
 from stages.models.graphs.packed import packing
 from stages.models.graphs.providers import CPU, Provider
 from stages.models.graphs.session import GraphSession
 from stages.models.graphs.tower_calls import TowerCall, copied, tower_calls
-from stages.models.halves.absent import Absent, NeedsWeights
+from stages.models.halves.absent import MissingModule, NeedsWeights
 from stages.process.exit_diagnosis import out_of_memory
 
 FURTHEST = {"fp32": 1e-3, "fp16": 5e-2}
@@ -334,6 +334,6 @@ def _put(half: Any, made: GraphsMade, folder: Path) -> None:
     like = torch.empty(0, dtype=half.dtype)
     for path, tower in made.towers.items():
         parent, _, name = path.rpartition(".")
-        absent = Absent(half.get_submodule(path), path)
+        absent = MissingModule(half.get_submodule(path), path)
         runs = [GraphSession(folder / g.file, Provider(name=CPU)) for g in tower.graphs]
-        setattr(half.get_submodule(parent), name, TowerStandIn(absent, tower, runs, like))
+        setattr(half.get_submodule(parent), name, OnnxTower(absent, tower, runs, like))

@@ -28,7 +28,7 @@ from stages.export.jobs import GRAPHS, PACKAGES, GraphJob, check_packages
 from stages.models.graphs import FOLDER
 from stages.models.graphs.manifest import FILE, GraphManifest, HalfGraphs, read_manifest
 from stages.models.halves.load import load_half
-from stages.models.halves.pieces import Held
+from stages.models.halves.pieces import ReloadableHalf
 from stages.models.halves.vectors import text_vectors
 from stages.models.hub.checkpoint import CONFIG, INDEX, SMALL, small_files
 from stages.models.processors.prepare import load_processor
@@ -36,7 +36,7 @@ from stages.models.published import with_way
 from stages.models.shards.writing import GO_ON, claimed, write_rest
 from stages.process.deferred_imports import import_transformers
 from stages.process.job import job_of
-from stages.process.report import Report
+from stages.process.report import EventReporter
 
 MAKING = "making"
 """Folder of graphs until all are made."""
@@ -48,7 +48,7 @@ def warm(told: dict[str, Any]) -> None:
     check_packages()
 
 
-def run(told: dict[str, Any], report: Report) -> None:
+def run(told: dict[str, Any], report: EventReporter) -> None:
     """Write the checkpoint of a GraphJob, and tell each of its halves as an item. A note says of
     each half how many `graphs` it has and how far they are from the towers. Raises
     PenstockError."""
@@ -77,7 +77,7 @@ def run(told: dict[str, Any], report: Report) -> None:
 
 
 def _write_graphs(
-    job: GraphJob, source: Path, folder: Path, report: Report, planned: ModelFiles
+    job: GraphJob, source: Path, folder: Path, report: EventReporter, planned: ModelFiles
 ) -> None:
     """Make all graphs aside, and put them into their folder together. Raises PenstockError."""
     making = folder / MAKING
@@ -117,7 +117,9 @@ def _half(
     processor = load_processor(source, job.trust_remote_code, generates=not dual)
     dtype = torch.float16 if precision == "fp16" else torch.float32
     load = partial(load_half, source, part, dtype=dtype, trust_remote_code=job.trust_remote_code)
-    held = Held(part, lambda pieces: load(pieces=pieces), job.pieces.get(part, ()), planned)
+    held = ReloadableHalf(
+        part, lambda pieces: load(pieces=pieces), job.pieces.get(part, ()), planned
+    )
 
     def make(half: Any) -> GraphsMade:
         with torch.inference_mode(False), torch.no_grad():
@@ -139,7 +141,7 @@ def _half(
     )
 
 
-def _vectors(held: Held, processor: Any) -> torch.Tensor:
+def _vectors(held: ReloadableHalf, processor: Any) -> torch.Tensor:
     """Return the vectors of the texts by which a text half is judged."""
     texts = texts_of(processor)
 

@@ -10,7 +10,7 @@ from stages.export.jobs import TimingJob
 from stages.models.loading import ModelJob
 from stages.process.deferred_imports import import_transformers
 from stages.process.job import job_of
-from stages.process.report import Report
+from stages.process.report import EventReporter
 
 SECONDS, ROUNDS = 3.0, 3
 """Seconds, and times, that each is computed at least; of these the shortest counts."""
@@ -22,7 +22,7 @@ def warm(told: dict[str, Any]) -> None:
     import onnxruntime  # noqa: F401
 
 
-def run(told: dict[str, Any], report: Report) -> None:
+def run(told: dict[str, Any], report: EventReporter) -> None:
     """Answer a TimingJob with a note `seconds`, of `torch` and of `graphs`. Raises
     PenstockError."""
     job = job_of(TimingJob, told)

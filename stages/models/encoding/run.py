@@ -10,16 +10,16 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from artifacts.claims import OwnTurns, turns_at
+from artifacts.claims import UnsharedWork, turns_at
 from artifacts.packs import Record, RecordSet
 from artifacts.record_union import record_sets_of
 from artifacts.store import open_store
 from stages.memory.item_faults import RETRY, ItemFault, ItemFaults
-from stages.memory.shrinking import Shrinking, blocks
+from stages.memory.shrinking import OomRetry, blocks
 from stages.models.encoding.batch import encode_batches, overflowed, undivided
 from stages.models.encoding.chunks import Refusal
 from stages.models.encoding.job import EncodeItem, EncodingJob
-from stages.models.halves.pieces import Held
+from stages.models.halves.pieces import ReloadableHalf
 from stages.models.halves.records import FeatureRecord
 from stages.models.loading import ModelJob, facts
 from stages.models.prefetch import PREFETCH_BATCHES, prefetched, write_behind
@@ -27,11 +27,11 @@ from stages.models.processors.side_inputs import Prepared
 from stages.process.events import Published
 from stages.process.job import items_of
 from stages.process.live import lines_of
-from stages.process.report import Report
+from stages.process.report import EventReporter
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Making:
+class EncodeSpec:
     """What a stage computes with the vision half, and how."""
 
     stage: str
@@ -57,18 +57,18 @@ Encoded = tuple[EncodeItem, FeatureRecord | Refusal]
 """A chunk, as the job has it, with what is known of it by then."""
 
 
-def encode_all(job: EncodingJob, making: Making, report: Report) -> None:
+def encode_all(job: EncodingJob, making: EncodeSpec, report: EventReporter) -> None:
     """Publish a record for each chunk of `batches` that has none, or why it cannot have one; of a
     live job, for each that is told."""
-    encoding = Encoding(job, making, report)
+    encoding = EncodeRun(job, making, report)
     if encoding.batches or job.live:
         encoding.run()
 
 
-class Encoding:
+class EncodeRun:
     """One job: its record sets, and what is done with a batch."""
 
-    def __init__(self, job: EncodingJob, making: Making, report: Report) -> None:
+    def __init__(self, job: EncodingJob, making: EncodeSpec, report: EventReporter) -> None:
         self._job = job
         self._making = making
         self._report = report
@@ -99,11 +99,11 @@ class Encoding:
         def spare() -> object:
             return self._prepared(self.batches[-1][-1:])
 
-        self._reading = Shrinking(self._report, spare, ItemFaults(self._making.stage, self._fail))
+        self._reading = OomRetry(self._report, spare, ItemFaults(self._making.stage, self._fail))
         faults = ItemFaults(self._making.stage, self._fail, self._first())
-        shrinking, block = Shrinking(self._report, last, faults), job.block
+        shrinking, block = OomRetry(self._report, last, faults), job.block
         depth = 1 if block else PREFETCH_BATCHES
-        taking = nullcontext(OwnTurns()) if job.live else turns_at(self._store, *records)
+        taking = nullcontext(UnsharedWork()) if job.live else turns_at(self._store, *records)
         to_do = self._told() if job.live else blocks(self.batches, block, self._pictures)
         with taking as self._turns, write_behind(self._publish) as later:
             self._later = later
@@ -201,7 +201,7 @@ def _name(member: EncodeItem) -> str:
 
 
 def _encoded(
-    half: Held | None, making: Making, batches: Sequence[Sequence[ToEncode]]
+    half: ReloadableHalf | None, making: EncodeSpec, batches: Sequence[Sequence[ToEncode]]
 ) -> list[list[Encoded]]:
     """Make a record for each chunk that was not refused. Of a model that cannot be cut, it is of
     the pixels."""

@@ -8,7 +8,7 @@ from typing import Any
 
 from artifacts.errors import EnvironmentFault
 from artifacts.schema import Half
-from artifacts.shapes import Each, anything, check, count, number, read_json, text
+from artifacts.shapes import MapOf, anything, check, count, number, read_json, text
 from stages.models.graphs import FOLDER
 
 FILE = "graphs.json"
@@ -90,9 +90,9 @@ class GraphManifest:
 
 GRAPH = {
     "file": text,
-    "inputs": Each([count]),
-    "fixed": Each(anything),
-    "output": Each(anything),
+    "inputs": MapOf([count]),
+    "fixed": MapOf(anything),
+    "output": MapOf(anything),
     "names": [text],
     "quantized": count,
 }
@@ -105,17 +105,17 @@ TOWER = {
 }
 HALF = {
     "precision": text,
-    "weights": Each(text),
+    "weights": MapOf(text),
     "towers": [TOWER],
     "furthest": number,
-    "nearness": Each(anything),
+    "nearness": MapOf(anything),
 }
 SHAPE = {
     "format": count,
-    "files": Each(text),
-    "sizes": Each(count),
-    "halves": Each(HALF),
-    "made_by": Each(text),
+    "files": MapOf(text),
+    "sizes": MapOf(count),
+    "halves": MapOf(HALF),
+    "made_by": MapOf(text),
 }
 
 

@@ -16,7 +16,7 @@ from stages.models.graphs.manifest import Graph, GraphTower, HalfGraphs, read_ma
 from stages.models.graphs.providers import Provider
 from stages.models.graphs.session import GraphSession
 from stages.models.graphs.tower_calls import bound
-from stages.models.halves.absent import Absent, AbsentWeight
+from stages.models.halves.absent import MissingModule, MissingWeight
 from stages.models.halves.classes import one_line
 from stages.process.exit_diagnosis import out_of_memory
 
@@ -25,12 +25,12 @@ Run = Callable[[Mapping[str, torch.Tensor]], Sequence[torch.Tensor]]
 IN_TORCH = "Give --vision-backend torch, which takes all that the model takes"
 
 
-class TowerStandIn(Absent):
-    """An encoder without weights whose `forward` runs a graph. Its `Absent` answers all other
-    attribute access of the half."""
+class OnnxTower(MissingModule):
+    """An encoder without weights whose `forward` runs a graph. Its `MissingModule` answers all
+    other attribute access of the half."""
 
     def __init__(
-        self, absent: Absent, tower: GraphTower, runs: Sequence[Run], like: torch.Tensor
+        self, absent: MissingModule, tower: GraphTower, runs: Sequence[Run], like: torch.Tensor
     ) -> None:
         """`runs` compute the tower's graphs, in their order; `like` is of the type and on the
         device that the half computes in."""
@@ -48,7 +48,7 @@ class TowerStandIn(Absent):
     def weight_at(self, path: str) -> Any:
         return StandInWeight(path, self._path, self.__dict__["_like"])
 
-    def module_at(self, skeleton: nn.Module, path: str) -> Absent:
+    def module_at(self, skeleton: nn.Module, path: str) -> MissingModule:
         return _Inside(skeleton, path, self)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -87,21 +87,21 @@ class TowerStandIn(Absent):
             ) from error
 
 
-class _Inside(Absent):
+class _Inside(MissingModule):
     """A part of an encoder that a graph computes."""
 
-    def __init__(self, skeleton: nn.Module, path: str, tower: TowerStandIn) -> None:
+    def __init__(self, skeleton: nn.Module, path: str, tower: OnnxTower) -> None:
         super().__init__(skeleton, path)
         self.__dict__.update(_of=tower)
 
     def weight_at(self, path: str) -> Any:
         return self.__dict__["_of"].weight_at(path)
 
-    def module_at(self, skeleton: nn.Module, path: str) -> Absent:
+    def module_at(self, skeleton: nn.Module, path: str) -> MissingModule:
         return _Inside(skeleton, path, self.__dict__["_of"])
 
 
-class StandInWeight(AbsentWeight):
+class StandInWeight(MissingWeight):
     """A stand-in for a parameter in a graph. It has the parameter's type and device."""
 
     def __init__(self, path: str, module: str, like: torch.Tensor) -> None:
@@ -144,7 +144,7 @@ def load_with_graphs(
         parent, _, name = tower.path.rpartition(".")
         absent = loaded.get_submodule(tower.path)
         runs = [sessions[graph.file] for graph in tower.graphs]
-        setattr(loaded.get_submodule(parent), name, TowerStandIn(absent, tower, runs, like))
+        setattr(loaded.get_submodule(parent), name, OnnxTower(absent, tower, runs, like))
     return loaded
 
 

@@ -27,7 +27,7 @@ class NeedsWeights(PenstockError, RuntimeError):
         self.module = module or path
 
 
-class Absent(nn.Module):
+class MissingModule(nn.Module):
     """A module without weights in place of the module whose skeleton it wraps."""
 
     _is_hf_initialized = True
@@ -60,17 +60,17 @@ class Absent(nn.Module):
 
     def weight_at(self, path: str) -> Any:
         """Return what stands for a parameter of it."""
-        return AbsentWeight(path, self._path)
+        return MissingWeight(path, self._path)
 
-    def module_at(self, skeleton: nn.Module, path: str) -> "Absent":
+    def module_at(self, skeleton: nn.Module, path: str) -> "MissingModule":
         """Return what stands for a module in it."""
-        return Absent(skeleton, path)
+        return MissingModule(skeleton, path)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         raise NeedsWeights(self._path)
 
 
-class AbsentWeight:
+class MissingWeight:
     """A stand-in for a missing parameter; every use raises NeedsWeights. Merely naming it does not
     raise: a model's `_init_weights` names the parameters of its modules."""
 

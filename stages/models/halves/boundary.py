@@ -28,7 +28,7 @@ from torch import nn
 
 from artifacts.errors import UsageError
 from artifacts.schema import Half, Part
-from stages.models.halves.absent import Absent, AbsentWeight, NeedsWeights
+from stages.models.halves.absent import MissingModule, MissingWeight, NeedsWeights
 from stages.models.halves.bytecode import called_in, names_in, reached
 from stages.models.halves.dual import makes_vectors, units_absent
 
@@ -103,9 +103,9 @@ def cut(model: Any, paths: list[str]) -> None:
         parent = model.get_submodule(parent_path)
         if name in parent._parameters:
             delattr(parent, name)
-            setattr(parent, name, AbsentWeight(path))
+            setattr(parent, name, MissingWeight(path))
         elif parent._modules.get(name) is not None:
-            setattr(parent, name, Absent(parent._modules[name], path))
+            setattr(parent, name, MissingModule(parent._modules[name], path))
     for path, module in model.named_modules():
         if isinstance(ties := getattr(module, "all_tied_weights_keys", None), dict):
             module.all_tied_weights_keys = {

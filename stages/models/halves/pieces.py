@@ -13,7 +13,7 @@ from stages.models.halves.classes import skeleton_of
 Result = TypeVar("Result")
 
 
-class Held:
+class ReloadableHalf:
     """A half that is reloaded with extra modules when a use shows that they are missing."""
 
     def __init__(

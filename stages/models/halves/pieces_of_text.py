@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from stages.models.halves.absent import Absent
+from stages.models.halves.absent import MissingModule
 
 WIDENING = 2
 """A module is worth it when its inside is so many times as wide as its input."""
@@ -57,7 +57,7 @@ def _mlps(half: Any) -> Iterator[nn.Module]:
     verdicts: dict[Any, bool] = {}
     inside: list[nn.Module] = []
     for module in half.modules():
-        if any(module is part for part in inside) or isinstance(module, Absent):
+        if any(module is part for part in inside) or isinstance(module, MissingModule):
             continue
         linears = _linears(module)
         if len(linears) < 2:

@@ -37,7 +37,7 @@ class AsPublished:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Native:
+class InTreeFamily:
     """The code of one family, each entry as `package.module:name`."""
 
     config: str
@@ -116,20 +116,20 @@ ROPE = AsPublished(
     words="frequencies of its rotary positions rounded to bfloat16, as its files hold them",
     settings={"rope_rounding": "bfloat16"},
 )
-NATIVES: Mapping[str, Native] = {
-    "CogVLMVideoForCausalLM": Native(
+NATIVES: Mapping[str, InTreeFamily] = {
+    "CogVLMVideoForCausalLM": InTreeFamily(
         config=f"{COGVLM2}.config:CogVLM2Config",
         model=f"{COGVLM2}.model:CogVLMVideoForCausalLM",
         processor=f"{COGVLM2}.processor:load_video_processor",
         as_published=ROPE,
     ),
-    "CogVLMForCausalLM": Native(
+    "CogVLMForCausalLM": InTreeFamily(
         config=f"{COGVLM2}.config:CogVLM2Config",
         model=f"{COGVLM2}.model:CogVLMForCausalLM",
         processor=f"{COGVLM2}.processor:load_image_processor",
         as_published=ROPE,
     ),
-    "EvaCLIPModel": Native(
+    "EvaCLIPModel": InTreeFamily(
         config=f"{EVACLIP}.config:EvaCLIPConfig",
         model=f"{EVACLIP}.model:EvaCLIPModel",
         processor=f"{EVACLIP}.processor:load_processor",
@@ -143,7 +143,7 @@ ORIGINALS: tuple[OriginalLayout, ...] = (
 """Layouts of files that `penstock convert` brings to the one that is read here."""
 
 
-def native_of(folder: Path) -> Native | None:
+def native_of(folder: Path) -> InTreeFamily | None:
     """Return the code of ours for the checkpoint in a folder; None for all others."""
     try:
         config = json.loads(read_text(folder / "config.json", JSON_BYTES))

@@ -17,7 +17,7 @@ from torch import nn
 
 from artifacts.errors import EnvironmentFault, UsageError
 from artifacts.schema import Part
-from stages.models.halves.absent import Absent
+from stages.models.halves.absent import MissingModule
 from stages.models.halves.boundary import absent_paths, within
 
 KINDS = ("int8", "nf4")
@@ -131,7 +131,7 @@ def check(half: Any, planned: Quantization) -> None:
                 f"the weight of {path} is in few bits, and its scales are not in the checkpoint",
                 hint="Download, or export, the checkpoint again",
             )
-    absent = [path for path, module in half.named_modules() if isinstance(module, Absent)]
+    absent = [path for path, module in half.named_modules() if isinstance(module, MissingModule)]
     here = [path for path in planned.modules if not any(within(path, a) for a in absent)]
     found = count(half)
     expected = Counter({planned.kind: len(here)}) if planned.kind else Counter[str]()

@@ -17,14 +17,14 @@ ASKED = "?"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Wording:
+class PromptOverhead:
     """Tokens of a prompt that are neither image tokens nor the user's text."""
 
     a_prompt: int = 0
     a_frame: int = 0
 
 
-def wording(processor: Any, kind: MediaKind) -> Wording:
+def wording(processor: Any, kind: MediaKind) -> PromptOverhead:
     """Return how much is written around frames of this kind; nothing where that cannot be found
     out."""
     counts = (FEW, MORE) if kind == "video" else (1, 1)
@@ -35,9 +35,9 @@ def wording(processor: Any, kind: MediaKind) -> Wording:
     except Exception as error:  # a processor may refuse in any way; real frames will tell
         if out_of_memory(error):
             raise
-        return Wording()
+        return PromptOverhead()
     a_frame = max(0, -(-(more - few) // max(1, counts[1] - counts[0])))
-    return Wording(a_prompt=max(0, few - counts[0] * a_frame), a_frame=a_frame)
+    return PromptOverhead(a_prompt=max(0, few - counts[0] * a_frame), a_frame=a_frame)
 
 
 def _words(processor: Any, kind: MediaKind, count: int) -> int:

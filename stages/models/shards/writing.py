@@ -26,7 +26,7 @@ from stages.models.hub.checkpoint import CONFIG, INDEX
 from stages.models.hub.faults import shown, size_of
 from stages.models.shards import NOTE
 from stages.models.shards.layout import TensorSpec, WeightShard, index_of
-from stages.process.report import Report
+from stages.process.report import EventReporter
 
 FORMAT = 1
 """Number that rises when the same source would be laid out or written otherwise."""
@@ -110,7 +110,7 @@ def write_checkpoint(
     shards: Sequence[WeightShard],
     small: Mapping[str, bytes],
     contents: Contents,
-    report: Report,
+    report: EventReporter,
     more_room: str,
     confirm: Callable[[], object] = bool,
 ) -> None:

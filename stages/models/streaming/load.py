@@ -37,12 +37,12 @@ from artifacts.schema import Part
 from stages.models.halves.load import load_half
 from stages.models.halves.offload import dispatching, placement, waiting
 from stages.models.streaming.layers import Index, Layer, NotInFiles, layers_of, scratch_bytes
-from stages.models.streaming.turnstile import Turnstile
+from stages.models.streaming.turnstile import LayerLockstep
 
 EMPTY = -1
 
 
-class Room(Protocol):
+class LayerBuffer(Protocol):
     """A buffer for one layer."""
 
     def fill(self, layer: Layer, scratch: torch.Tensor) -> None:
@@ -55,7 +55,7 @@ class Room(Protocol):
         """Mark the buffer as free: later computations do not read it."""
 
 
-class HostRoom:
+class HostLayerBuffer:
     """A buffer of a half that computes on the CPU."""
 
     def __init__(self, size: int) -> None:
@@ -71,7 +71,7 @@ class HostRoom:
         pass
 
 
-class DeviceRoom:
+class DeviceLayerBuffer:
     """A buffer on a GPU, with a twin in pinned host memory from which it is filled. The copy runs
     on its own CUDA stream, during the computation."""
 
@@ -97,7 +97,7 @@ class DeviceRoom:
         self._free.record(torch.cuda.current_stream(self._device))
 
 
-class Slabs:
+class LayerDoubleBuffer:
     """The layers of one half and the two buffers; brings them for the turnstile."""
 
     def __init__(self, layers: Sequence[Layer], device: str) -> None:
@@ -142,12 +142,12 @@ class Slabs:
         self.fetched += 1
 
 
-def rooms(size: int, device: str) -> list[Room]:
+def rooms(size: int, device: str) -> list[LayerBuffer]:
     """Make two buffers of `size` bytes."""
     if device == "cpu":
-        return [HostRoom(size) for _ in range(2)]
+        return [HostLayerBuffer(size) for _ in range(2)]
     place, stream = torch.device(device), torch.cuda.Stream(device)
-    return [DeviceRoom(size, place, stream) for _ in range(2)]
+    return [DeviceLayerBuffer(size, place, stream) for _ in range(2)]
 
 
 Made = TypeVar("Made")
@@ -165,8 +165,8 @@ class StreamedLayers:
         self.count = len(layers)
         self.bytes = sum(layer.size for layer in layers)
         """Total bytes of all layers."""
-        self.slabs = Slabs(layers, device)
-        self.turnstile = Turnstile([layer.module for layer in layers], self.slabs)
+        self.slabs = LayerDoubleBuffer(layers, device)
+        self.turnstile = LayerLockstep([layer.module for layer in layers], self.slabs)
 
     def cross(self, calls: Sequence[Callable[[], Made]]) -> list[Made]:
         """Return the result of each call; each layer is fetched once for all calls."""

@@ -28,7 +28,7 @@ Made = TypeVar("Made")
 NOWHERE = -1
 
 
-class Keeper(Protocol):
+class LayerProvider(Protocol):
     """Provides the layers by number."""
 
     def expect(self, layer: int) -> None:
@@ -45,10 +45,10 @@ def _nothing(layer: int) -> None:
     """Do nothing about a layer that was passed."""
 
 
-class Turnstile:
+class LayerLockstep:
     """The doors of a model's layers."""
 
-    def __init__(self, layers: Sequence[nn.Module], keeper: Keeper) -> None:
+    def __init__(self, layers: Sequence[nn.Module], keeper: LayerProvider) -> None:
         self._layers = layers
         self._keeper = keeper
         self._after = {at: at + 1 for at in range(len(layers) - 1)} | {len(layers) - 1: 0}

@@ -7,14 +7,14 @@ from typing import Any
 
 import torch
 
-from stages.decode.engines.inflight.layers import CannotSeat
-from stages.decode.engines.inflight.prefill import TYPES, ReadRow, read_row
-from stages.decode.engines.inflight.scheduler import Coming, Loop
-from stages.decode.engines.inflight.shape import FEWEST, PLAIN, Manner
-from stages.decode.engines.inflight.trial import TrialResult, judge_manners, reference_of
+from stages.decode.engines.inflight.layers import UnsupportedCacheError
+from stages.decode.engines.inflight.prefill import TYPES, PrefilledSequence, read_row
+from stages.decode.engines.inflight.scheduler import InflightScheduler, RequestPrefetcher
+from stages.decode.engines.inflight.shape import FEWEST, PLAIN, PoolLayout
+from stages.decode.engines.inflight.trial import EngineCheck, judge_manners, reference_of
 from stages.decode.job import DecodeItem
-from stages.decode.protocol import Asked
-from stages.memory.shrinking import Shrinking
+from stages.decode.protocol import DecodeRequest
+from stages.memory.shrinking import OomRetry
 from stages.models.halves.delivery import generate, new_tokens, prompt_in
 from stages.models.halves.features import Features, encode
 from stages.models.halves.routes import choose_route
@@ -78,16 +78,16 @@ def longer(inputs: dict[str, Any], more: int) -> dict[str, Any]:
     }
 
 
-def tried_in_slots(model: Any, items: Sequence[Item]) -> TrialResult:
+def tried_in_slots(model: Any, items: Sequence[Item]) -> EngineCheck:
     """What the trial says of the first row and a longer one."""
     if choose_route(model).route == "joint":
-        return TrialResult(reason="it is run whole")
+        return EngineCheck(reason="it is run whole")
     try:
         row, other = (read_row(model, *items[at], max_new_tokens=8) for at in (0, 3))
         reference = reference_of(model, *items[0])
         return judge_manners(FEWEST, row, other, reference, insisted=False)
-    except CannotSeat as error:
-        return TrialResult(reason=str(error))
+    except UnsupportedCacheError as error:
+        return EngineCheck(reason=str(error))
 
 
 def alone(model: Any, item: Item, limit: int) -> list[int]:
@@ -99,19 +99,21 @@ def alone(model: Any, item: Item, limit: int) -> list[int]:
 
 
 def in_slots(
-    model: Any, items: Sequence[Item], manner: Manner = PLAIN, late: int = 0
+    model: Any, items: Sequence[Item], manner: PoolLayout = PLAIN, late: int = 0
 ) -> list[list[int]]:
     """The tokens of each row, decoded in slots."""
 
-    def read(asked: Asked) -> ReadRow:
+    def read(asked: DecodeRequest) -> PrefilledSequence:
         at = int(asked.member.key)
         return read_row(model, *items[at], max_new_tokens=LIMITS[at])
 
     row: Any = None
-    asked = [Asked(DecodeItem(str(at), "", ""), row) for at in range(len(items))]
+    asked = [DecodeRequest(DecodeItem(str(at), "", ""), row) for at in range(len(items))]
     with events() as (report, _), ThreadPoolExecutor(1) as beside:
-        loop = Loop(read, Shrinking(report, list), manner, slots=SLOTS, late=late)
-        flights = [flight for flight in loop.run(Coming([asked], beside)) if flight is not None]
+        loop = InflightScheduler(read, OomRetry(report, list), manner, slots=SLOTS, late=late)
+        flights = [
+            flight for flight in loop.run(RequestPrefetcher([asked], beside)) if flight is not None
+        ]
     said = {int(flight.asked.member.key): flight.said for flight in flights}
     assert loop.slots == SLOTS and len(flights) == len(items)
     return [said[at] for at in range(len(items))]

@@ -19,7 +19,7 @@ from stages.models.halves.classes import config_and_class, one_line, skeleton_of
 from stages.models.halves.delivery import UNDIVIDED, generate
 from stages.models.halves.features import Features, encode, is_pixels, placeholder_ids
 from stages.models.halves.load import load_half
-from stages.models.halves.pieces import Held
+from stages.models.halves.pieces import ReloadableHalf
 from stages.models.halves.records import CannotSplit, FeatureRecord, RowCount, merge_rows, split
 from stages.models.halves.routes import choose_route
 from tests.support.tiny_families import FAMILIES
@@ -126,7 +126,7 @@ def untried(family: str, takes: tuple[str, ...]) -> set[str]:
 def _staged(
     folder: Path, inputs: dict[str, Any], wanted: Any, facts: dict[str, Any], whole: int
 ) -> Verdict:
-    halves = {half: Held(half, functools.partial(_load, folder, half)) for half in HALVES}
+    halves = {half: ReloadableHalf(half, functools.partial(_load, folder, half)) for half in HALVES}
     features = halves["vision"].use(lambda half: encode(half, inputs))
     kept, by_row = through_disk(features, rows_of(facts["variant"], inputs, whole_config(folder)))
     found = halves["language"].use(lambda half: generate(half, inputs, kept, **GREEDY))

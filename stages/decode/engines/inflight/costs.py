@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from artifacts.words import counted
 from stages.decode.engines.inflight.shape import (
     BESIDE,
-    Manner,
+    PoolLayout,
     PoolShape,
     rows_for,
     trial_shapes,
@@ -27,7 +27,7 @@ layers, 300 of 24."""
 def slot_terms(load: SlotLoad) -> Iterator[SlotTerm]:
     """Yield the cache and what is computed with."""
     memory, each, slots = load.memory, load.number_bytes, load.slots
-    manner = Manner(rows=rows_for(slots), compiled=load.engine.compiled)
+    manner = PoolLayout(rows=rows_for(slots), compiled=load.engine.compiled)
     pool = manner.pool(slots, manner.columns(load.tokens + load.new_tokens))
     kept = pool_bytes(memory, pool, each)
     why = f"{counted(slots, 'slot')} x {pool.columns:,} columns x "
@@ -74,7 +74,7 @@ def step_bytes(memory: RowMemory, pool: PoolShape, each: int) -> int:
     )
 
 
-def trial_bytes(memory: RowMemory, manner: Manner, slots: int, tokens: int, each: int) -> int:
+def trial_bytes(memory: RowMemory, manner: PoolLayout, slots: int, tokens: int, each: int) -> int:
     """Return what it takes at the least to try whether a half is for slots, by prompts of at most
     so many tokens."""
     rows = 2 * (memory.bytes(tokens, each) + memory.states(each))

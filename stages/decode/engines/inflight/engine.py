@@ -15,15 +15,20 @@ from typing import Any
 from artifacts.errors import UsageError
 from stages.decode.engines import AUTO, choice_of
 from stages.decode.engines.inflight.compiled import CompiledStep
-from stages.decode.engines.inflight.layers import CannotSeat
-from stages.decode.engines.inflight.prefill import ReadRow, SharedPrefix, read_row
-from stages.decode.engines.inflight.scheduler import Coming, Flight, Loop, coming
-from stages.decode.engines.inflight.trial import TrialResult, judge_manners, reference_of
-from stages.decode.engines.transformers import Transformers
+from stages.decode.engines.inflight.layers import UnsupportedCacheError
+from stages.decode.engines.inflight.prefill import PrefilledSequence, SharedPrefix, read_row
+from stages.decode.engines.inflight.scheduler import (
+    InflightScheduler,
+    RequestPrefetcher,
+    SequenceState,
+    coming,
+)
+from stages.decode.engines.inflight.trial import EngineCheck, judge_manners, reference_of
+from stages.decode.engines.transformers import TransformersEngine
 from stages.decode.job import DecodeJob
 from stages.decode.prompts import prompts_for
-from stages.decode.protocol import Asked, Listen, Said
-from stages.memory.shrinking import Shrinking, give_back, try_items
+from stages.decode.protocol import CaptionOutput, DecodeRequest, Listen
+from stages.memory.shrinking import OomRetry, give_back, try_items
 from stages.models.halves.absent import NeedsWeights
 from stages.models.halves.features import Features
 from stages.models.halves.records import merge_blank, merge_rows
@@ -37,26 +42,26 @@ LONGER = " Then tell what else there is to be seen, and where."
 """What is put behind a prompt to have one of another length."""
 
 
-class InFlight:
+class InflightEngine:
     """A language half that generates captions in slots."""
 
     def __init__(self, job: DecodeJob) -> None:
         self._job = job
-        self._plain = Transformers(job)
-        self._result = TrialResult(reason="it was not tried")
+        self._plain = TransformersEngine(job)
+        self._result = EngineCheck(reason="it was not tried")
         self._engine = choice_of(job.engine)[0]
         self._step = CompiledStep(job.half.device) if self._engine.compiled else None
         self._prefix = SharedPrefix() if self._engine.by_chunk else None
         """What prompts of one chunk have in common; None: each is read by itself."""
         self._apart = ""
         """Why prompts are read by themselves that could have had that in common."""
-        self._loop: Loop | None = None
+        self._loop: InflightScheduler | None = None
         self._listen: Listen | None = None
 
     def facts(self) -> dict[str, Any]:
         return self._plain.facts()
 
-    def settle(self, asked: Asked) -> str:
+    def settle(self, asked: DecodeRequest) -> str:
         """Return the name of the engine that speaks, found out by a chunk. Raises UsageError where
         it has to be this one and cannot."""
         self._result = self._judged(asked)
@@ -70,7 +75,7 @@ class InFlight:
             )
         return self._plain.name
 
-    def refusal(self, asked: Asked) -> UsageError | None:
+    def refusal(self, asked: DecodeRequest) -> UsageError | None:
         return self._plain.refusal(asked)
 
     def findings(self) -> dict[str, Any]:
@@ -89,8 +94,8 @@ class InFlight:
         return found | {"engine": self._engine.name}
 
     def run(
-        self, batches: Iterable[Sequence[Asked]], shrinking: Shrinking
-    ) -> Iterator[tuple[Sequence[Asked], Sequence[Said]]]:
+        self, batches: Iterable[Sequence[DecodeRequest]], shrinking: OomRetry
+    ) -> Iterator[tuple[Sequence[DecodeRequest], Sequence[CaptionOutput]]]:
         """Yield captions as they end, those of a moment together."""
         if self._result.reason:
             yield from self._plain.run(batches, shrinking)
@@ -101,7 +106,7 @@ class InFlight:
     def overhear(self, listen: Listen) -> None:
         self._listen = listen
 
-    def say(self, asked: Sequence[Asked]) -> Sequence[Said]:
+    def say(self, asked: Sequence[DecodeRequest]) -> Sequence[CaptionOutput]:
         """Return what is said of each, one after the other."""
         if self._result.reason:
             return self._plain.say(asked)
@@ -109,10 +114,10 @@ class InFlight:
         return [self._said(self._loop.alone(one)) for one in asked]
 
     def _in_moments(
-        self, rows: Coming, shrinking: Shrinking
-    ) -> Iterator[tuple[Sequence[Asked], Sequence[Said]]]:
+        self, rows: RequestPrefetcher, shrinking: OomRetry
+    ) -> Iterator[tuple[Sequence[DecodeRequest], Sequence[CaptionOutput]]]:
         self._loop = self._new_loop(shrinking)
-        ended: list[Flight] = []
+        ended: list[SequenceState] = []
         since, moment = time.monotonic(), 0.0 if self._job.live else TOGETHER_SECONDS
         for flight in self._loop.run(rows):
             if flight is not None:
@@ -124,7 +129,9 @@ class InFlight:
         if ended:
             yield self._words(ended, shrinking)
 
-    def _words(self, ended: list[Flight], shrinking: Shrinking) -> tuple[list[Asked], list[Said]]:
+    def _words(
+        self, ended: list[SequenceState], shrinking: OomRetry
+    ) -> tuple[list[DecodeRequest], list[CaptionOutput]]:
         """Return the rows that ended and their words, without those of which none can be made."""
         pairs = []
         for flight in ended:
@@ -136,8 +143,8 @@ class InFlight:
             pairs += [(flight.asked, one) for one in said]
         return [asked for asked, _ in pairs], [one for _, one in pairs]
 
-    def _new_loop(self, shrinking: Shrinking) -> Loop:
-        return Loop(
+    def _new_loop(self, shrinking: OomRetry) -> InflightScheduler:
+        return InflightScheduler(
             self._read,
             shrinking,
             self._result.manner,
@@ -146,7 +153,7 @@ class InFlight:
             overhear=self._overhear if self._listen else None,
         )
 
-    def _overhear(self, flight: Flight) -> None:
+    def _overhear(self, flight: SequenceState) -> None:
         """Tell what a row has said so far, now and then."""
         now = time.monotonic()
         if self._listen is None or now - flight.told < TOLD_SECONDS:
@@ -156,7 +163,7 @@ class InFlight:
         for text, *_ in try_items(partial(self._text, flight))[0]:
             self._listen(flight.asked, text, len(flight.said))
 
-    def _read(self, asked: Asked) -> ReadRow:
+    def _read(self, asked: DecodeRequest) -> PrefilledSequence:
         try:
             return self._plain.held.use(partial(self._row, asked, bounded=True))
         except BaseException:
@@ -164,7 +171,7 @@ class InFlight:
                 self._prefix.forget()
             raise
 
-    def _row(self, asked: Asked, half: Any, *, bounded: bool = False) -> ReadRow:
+    def _row(self, asked: DecodeRequest, half: Any, *, bounded: bool = False) -> PrefilledSequence:
         inputs, features, options = self._given(half, asked)
         choosing = self._plain.choosing.of(asked.member)
         if bounded:
@@ -179,7 +186,9 @@ class InFlight:
         stopped = partial(choosing.stopped, self._plain.processor)
         return replace(row, stopped=stopped) if choosing.stop else row
 
-    def _given(self, half: Any, asked: Asked) -> tuple[dict[str, Any], Features, dict[str, Any]]:
+    def _given(
+        self, half: Any, asked: DecodeRequest
+    ) -> tuple[dict[str, Any], Features, dict[str, Any]]:
         """Return what `generate` is given of one row: inputs, features, options."""
         processor, row = self._plain.processor, asked.row
         choosing = self._plain.choosing.of(asked.member)
@@ -189,14 +198,14 @@ class InFlight:
         features = Features(merge_rows([row]), row.needs, merge_blank([row]))
         return inputs, features, {**self._plain.reading.options(half, processor, row), **chosen}
 
-    def _judged(self, asked: Asked) -> TrialResult:
+    def _judged(self, asked: DecodeRequest) -> EngineCheck:
         if self._plain.choosing.generation.beams > 1:
-            return TrialResult(reason="its captions are searched by beams")
+            return EngineCheck(reason="its captions are searched by beams")
         if self._job.kv:
-            return TrialResult(reason="its cache is kept elsewhere or in few bits")
+            return EngineCheck(reason="its cache is kept elsewhere or in few bits")
         precision = self._job.half.precision
         if precision in self._engine.refused_precisions:  # a trial may lack outliers
-            return TrialResult(reason="products in 8 bit look at all rows")
+            return EngineCheck(reason="products in 8 bit look at all rows")
         plain = asked.member._replace(settings="")
         asked = asked._replace(member=plain, work=None)
         longer = plain._replace(prompt=plain.prompt + LONGER)
@@ -215,10 +224,10 @@ class InFlight:
             give_back()
         try:
             return self._plain.held.use(partial(self._tried, *pair))
-        except CannotSeat as error:
-            return TrialResult(reason=str(error))
+        except UnsupportedCacheError as error:
+            return EngineCheck(reason=str(error))
 
-    def _tried(self, asked: Asked, longer: Asked, half: Any) -> TrialResult:
+    def _tried(self, asked: DecodeRequest, longer: DecodeRequest, half: Any) -> EngineCheck:
         inputs, features, options = self._given(half, asked)
         reference = reference_of(half, inputs, features, **options)
         row, other = (self._row(each, half) for each in (asked, longer))
@@ -228,17 +237,17 @@ class InFlight:
             raise MemoryError(found.reason)
         return found
 
-    def _said(self, flight: Flight) -> Said:
+    def _said(self, flight: SequenceState) -> CaptionOutput:
         self._plain.held.confirm()
         assert flight.ended is not None
         if flight.fault is not None:
-            return Said("", 0, flight.ended, fault=flight.fault)
+            return CaptionOutput("", 0, flight.ended, fault=flight.fault)
         text, shortened = self._text(flight)
         stopped = flight.stopped is not None and flight.stopped(flight.said)
         tokens, read = len(flight.said), flight.prompt_tokens
-        return Said(text, tokens, flight.ended, shortened, read, stopped)
+        return CaptionOutput(text, tokens, flight.ended, shortened, read, stopped)
 
-    def _text(self, flight: Flight) -> tuple[str, bool]:
+    def _text(self, flight: SequenceState) -> tuple[str, bool]:
         choosing = self._plain.choosing.of(flight.asked.member)
         return next(iter(choosing.texts_of(self._plain.processor, [flight.said])))
 

@@ -19,7 +19,7 @@ from transformers.cache_utils import (
 from stages.decode.engines.inflight.shape import PoolShape
 
 
-class CannotSeat(Exception):
+class UnsupportedCacheError(Exception):
     """No slot version of this KV-cache layer exists."""
 
 
@@ -185,7 +185,7 @@ def index_of(layer: Any) -> dict[str, str]:
     if not names:
         return {}
     if len(names) > 1 or len(methods) != 1:
-        raise CannotSeat(f"it remembers more in a {type(layer).__name__} than an index")
+        raise UnsupportedCacheError(f"it remembers more in a {type(layer).__name__} than an index")
     return {methods[0]: names[0]}
 
 

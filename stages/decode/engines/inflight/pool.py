@@ -14,15 +14,19 @@ import torch
 from transformers import EncoderDecoderCache
 
 from stages.decode.engines.inflight.compiled import stay
-from stages.decode.engines.inflight.prefill import ReadRow
+from stages.decode.engines.inflight.prefill import PrefilledSequence
 from stages.decode.engines.inflight.shape import PoolShape
-from stages.decode.engines.inflight.slot_cache import Aligned, Slots, Sources
+from stages.decode.engines.inflight.slot_cache import (
+    AlignedSlotCache,
+    CrossAttentionCache,
+    SlotCache,
+)
 
 
-class Pool:
+class SlotPool:
     """The slots of one half, and the next input token of each."""
 
-    def __init__(self, like: ReadRow, shape: PoolShape) -> None:
+    def __init__(self, like: PrefilledSequence, shape: PoolShape) -> None:
         """Make room for rows like this one. Raises CannotSeat, and what an allocator raises."""
         self.shape = shape
         self.model, self._step = like.model, like.step
@@ -31,20 +35,20 @@ class Pool:
         with torch.inference_mode():
             self._make(like)
 
-    def _make(self, like: ReadRow) -> None:
+    def _make(self, like: PrefilledSequence) -> None:
         rows, device = self.shape.rows, like.position.device
         self._at = torch.zeros(rows, dtype=torch.long, device=device)
         self._live = torch.zeros(rows, dtype=torch.long, device=device)
         self._position = like.position.new_zeros(*like.position.shape[:-2], rows, 1)
         self._last = torch.zeros(rows, 1, dtype=like.ids.dtype, device=device)
         self._types = {n: value.new_zeros(rows, 1) for n, value in like.types.items()}
-        room = Aligned if self.shape.aligned else Slots
-        self._room: Aligned | Slots = room(like, self.shape, self._at)
-        self._sources = Sources(like, self.shape) if like.source is not None else None
+        room = AlignedSlotCache if self.shape.aligned else SlotCache
+        self._room: AlignedSlotCache | SlotCache = room(like, self.shape, self._at)
+        self._sources = CrossAttentionCache(like, self.shape) if like.source is not None else None
         if self._step is not None:
             stay(self._room.cache)
 
-    def put(self, slot: int, row: ReadRow, token: torch.Tensor) -> None:
+    def put(self, slot: int, row: PrefilledSequence, token: torch.Tensor) -> None:
         """Let a row go on in this slot with `token`, its first, of shape [1, 1]."""
         self.model, self._step = row.model, row.step
         with torch.inference_mode():

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from stages.decode.engines.inflight.layers import CannotSeat
+from stages.decode.engines.inflight.layers import UnsupportedCacheError
 from stages.models.halves.delivery import generate
 from stages.models.halves.features import Features, placeholder_ids
 from stages.models.halves.routes import choose_route
@@ -29,7 +29,7 @@ ENDINGS = ("MaxLengthCriteria", "EosTokenCriteria")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Source:
+class EncoderOutput:
     """The encoder output of one prompt."""
 
     cache: Any
@@ -41,7 +41,7 @@ class Source:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class ReadRow:
+class PrefilledSequence:
     """A sequence after prefill."""
 
     model: Any
@@ -68,7 +68,7 @@ class ReadRow:
     """Most tokens of its caption."""
     logits: torch.Tensor
     """The logits of its first token, of shape [1, words]."""
-    source: Source | None = None
+    source: EncoderOutput | None = None
     """What it was encoded to, of a half that has an encoder for prompts."""
     step: Callable[..., Any] | None = None
     """What computes a step in place of the model itself, such as the model compiled."""
@@ -83,9 +83,9 @@ class ReadRow:
 
 def read_row(
     half: Any, inputs: Mapping[str, Any], features: Mapping[str, Any], **options: Any
-) -> ReadRow:
+) -> PrefilledSequence:
     """Return the row, its prompt read. Raises CannotSeat for a half that reads otherwise."""
-    read: list[ReadRow] = []
+    read: list[PrefilledSequence] = []
 
     # The names are those by which `generate` tells what it takes itself from what it hands on.
     def park(
@@ -103,7 +103,7 @@ def read_row(
 
     generate(half, inputs, features, custom_generate=park, **options)
     if len(read) != 1:
-        raise CannotSeat("its generate does not read a prompt as others do")
+        raise UnsupportedCacheError("its generate does not read a prompt as others do")
     return read[0]
 
 
@@ -118,27 +118,27 @@ def positions_of(half: Any, inputs: Mapping[str, Any], features: Mapping[str, An
 
     generate(half, inputs, features, custom_generate=note, max_new_tokens=1, min_new_tokens=0)
     if len(counted) != 1 or counted[0] is None:
-        raise CannotSeat("it is not told the positions of tokens")
+        raise UnsupportedCacheError("it is not told the positions of tokens")
     return counted[0]
 
 
 def _refuse(model: Any, endings: Any, told: Mapping[str, Any]) -> None:
     """Raise CannotSeat for what cannot be done row by row."""
     if told.get("position_ids") is None and not model.config.is_encoder_decoder:
-        raise CannotSeat("it is not told the positions of tokens")
+        raise UnsupportedCacheError("it is not told the positions of tokens")
     mask = told.get("attention_mask")
     if mask is not None and (mask == 0).any():
-        raise CannotSeat("some of its prompt is masked")
+        raise UnsupportedCacheError("some of its prompt is masked")
     if others := [type(each).__name__ for each in endings if type(each).__name__ not in ENDINGS]:
-        raise CannotSeat(f"its captions may end by {others[0]}")
+        raise UnsupportedCacheError(f"its captions may end by {others[0]}")
 
 
 def _row(
     model: Any, ids: torch.Tensor, processors: Any, settings: Any, told: Any, output: Any
-) -> ReadRow:
+) -> PrefilledSequence:
     cache = output.past_key_values
     ends = settings._eos_token_tensor
-    return ReadRow(
+    return PrefilledSequence(
         model=model,
         **(_encoded if model.config.is_encoder_decoder else _alone)(model, cache, ids, told),
         tokens=cache.get_seq_length(),
@@ -162,7 +162,7 @@ def _encoded(model: Any, cache: Any, ids: torch.Tensor, told: Any) -> dict[str, 
     """Return the same where the prompt went to an encoder, and a caption was begun."""
     hidden, mask = told["encoder_outputs"][0], told.get("attention_mask")
     seen = torch.ones(hidden.shape[:2], dtype=torch.long, device=ids.device)
-    source = Source(
+    source = EncoderOutput(
         cache=cache.cross_attention_cache, mask=seen if mask is None else mask, hidden=hidden
     )
     takes = "decoder_position_ids" in inspect.signature(model.forward).parameters
@@ -178,7 +178,7 @@ def _next_type(name: str, types: torch.Tensor) -> torch.Tensor:
     return torch.zeros_like(types[:, -1:]) if name in OF_TEXT else types[:, -1:]
 
 
-def chosen(row: ReadRow, ids: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+def chosen(row: PrefilledSequence, ids: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
     """Return the token that the row goes on with, of shape [1, 1]. `ids` are all before it."""
     return row.processors(ids, logits).argmax(-1, keepdim=True)  # type: ignore[no-any-return]
 
@@ -197,7 +197,7 @@ class SharedPrefix:
 
     def read(
         self, half: Any, of: str, inputs: Mapping[str, Any], features: Features, **options: Any
-    ) -> ReadRow:
+    ) -> PrefilledSequence:
         """Return a row, its prompt read; `of` names the chunk. Raises CannotSeat for a half or a
         prompt that has nothing to share."""
         length = _shared_tokens(half, inputs)
@@ -224,14 +224,14 @@ class SharedPrefix:
 def _shared_tokens(half: Any, inputs: Mapping[str, Any]) -> int:
     """Return how many tokens there are up to the last one of a picture."""
     if half.config.is_encoder_decoder:
-        raise CannotSeat("its prompt goes to an encoder")
+        raise UnsupportedCacheError("its prompt goes to an encoder")
     if choose_route(half).route != "protocol":
-        raise CannotSeat("its pictures are not handed to generate")
+        raise UnsupportedCacheError("its pictures are not handed to generate")
     ids = inputs["input_ids"][0]
     wanted = torch.tensor(sorted(placeholder_ids(half.config)), device=ids.device)
     standing = torch.isin(ids, wanted).nonzero().flatten().tolist()
     if not standing or standing[-1] + 1 >= len(ids):
-        raise CannotSeat("its prompts do not begin with their pictures")
+        raise UnsupportedCacheError("its prompts do not begin with their pictures")
     return int(standing[-1]) + 1
 
 

@@ -35,19 +35,19 @@ import torch
 
 from artifacts.captions import Ended
 from artifacts.errors import UsageError
-from stages.decode.engines.inflight.pool import Pool
-from stages.decode.engines.inflight.prefill import ReadRow
-from stages.decode.engines.inflight.shape import Manner
+from stages.decode.engines.inflight.pool import SlotPool
+from stages.decode.engines.inflight.prefill import PrefilledSequence
+from stages.decode.engines.inflight.shape import PoolLayout
 from stages.decode.prompts import ContextExceeded
-from stages.decode.protocol import Asked
-from stages.memory.shrinking import Shrinking, give_back
+from stages.decode.protocol import DecodeRequest
+from stages.memory.shrinking import OomRetry, give_back
 
 
 @dataclass(kw_only=True, slots=True)
-class Flight:
+class SequenceState:
     """The state of a running sequence."""
 
-    asked: Asked
+    asked: DecodeRequest
     most: int
     """Maximum number of tokens of prompt and caption together."""
     limit: int
@@ -68,7 +68,7 @@ class Flight:
     """Time of the last partial caption that was sent."""
 
     @classmethod
-    def of(cls, asked: Asked, row: ReadRow) -> "Flight":
+    def of(cls, asked: DecodeRequest, row: PrefilledSequence) -> "SequenceState":
         return cls(
             asked=asked,
             most=row.tokens + row.limit,
@@ -81,7 +81,7 @@ class Flight:
         )
 
     @classmethod
-    def refused(cls, asked: Asked, fault: UsageError) -> "Flight":
+    def refused(cls, asked: DecodeRequest, fault: UsageError) -> "SequenceState":
         """Return a finished sequence for a request that cannot be decoded as requested."""
         nothing = torch.zeros((1, 0), dtype=torch.long)
         return cls(
@@ -119,7 +119,7 @@ class Flight:
         return token
 
 
-class Heard:
+class PendingTokens:
     """One step's tokens, on their way from the device to the host."""
 
     def __init__(self, tokens: torch.Tensor) -> None:
@@ -137,17 +137,19 @@ class Heard:
         return self._tokens.tolist()
 
 
-class Coming:
+class RequestPrefetcher:
     """Yields the requests in order; a thread claims the next batch ahead of time."""
 
-    def __init__(self, batches: Iterable[Sequence[Asked]], beside: ThreadPoolExecutor) -> None:
+    def __init__(
+        self, batches: Iterable[Sequence[DecodeRequest]], beside: ThreadPoolExecutor
+    ) -> None:
         self._batches = iter(batches)
         self._beside = beside
-        self._here: deque[Asked] = deque()
-        self._next: Future[Sequence[Asked] | None] | None = None
+        self._here: deque[DecodeRequest] = deque()
+        self._next: Future[Sequence[DecodeRequest] | None] | None = None
         self._ended = False
 
-    def take(self, *, wait: bool) -> Asked | None:
+    def take(self, *, wait: bool) -> DecodeRequest | None:
         """Return the next row; None when there is no other, or when it has to be waited for and
         `wait` is not set. One batch at most is here before it is asked for."""
         while not self._here and not self._ended:
@@ -168,14 +170,14 @@ class Coming:
 
 
 @contextmanager
-def coming(batches: Iterable[Sequence[Asked]]) -> Iterator[Coming]:
+def coming(batches: Iterable[Sequence[DecodeRequest]]) -> Iterator[RequestPrefetcher]:
     """Yield a prefetcher. After the block, no thread reads `batches` any more."""
     with ThreadPoolExecutor(max_workers=1) as beside:
-        yield Coming(batches, beside)
+        yield RequestPrefetcher(batches, beside)
 
 
 @dataclass(kw_only=True, slots=True)
-class Counted:
+class SlotUsage:
     """Slot usage in rows times steps."""
 
     steps: int = 0
@@ -184,18 +186,18 @@ class Counted:
     """Steps that made a token of a caption."""
 
 
-class Loop:
+class InflightScheduler:
     """The slots of one process, and the sequences in them."""
 
     def __init__(
         self,
-        read: Callable[[Asked], ReadRow],
-        shrinking: Shrinking,
-        manner: Manner,
+        read: Callable[[DecodeRequest], PrefilledSequence],
+        shrinking: OomRetry,
+        manner: PoolLayout,
         *,
         slots: int,
         late: int = 0,
-        overhear: Callable[[Flight], None] | None = None,
+        overhear: Callable[[SequenceState], None] | None = None,
     ) -> None:
         """Read prompts by `read`, and have them in so many `slots`, or as many as the manner has,
         as long as memory lasts. Tokens are looked at `late` steps after they were made.
@@ -206,18 +208,18 @@ class Loop:
         self._late = late
         self._manner = manner
         self.slots = min(slots, manner.rows)
-        self.counted = Counted()
-        self._pool: Pool | None = None
-        self._seats: list[Flight | None] = []
-        self._made: deque[tuple[Heard, list[Flight | None]]] = deque()
-        self._again: deque[Asked] = deque()
+        self.counted = SlotUsage()
+        self._pool: SlotPool | None = None
+        self._seats: list[SequenceState | None] = []
+        self._made: deque[tuple[PendingTokens, list[SequenceState | None]]] = deque()
+        self._again: deque[DecodeRequest] = deque()
         """Preempted requests: they ran when memory ran out and start again."""
-        self._alone: deque[Asked] = deque()
+        self._alone: deque[DecodeRequest] = deque()
         """Requests that did not fit beside others and will run alone."""
         self._strained = False
         """Whether the last prefill beside running sequences ran out of memory."""
 
-    def run(self, rows: Coming) -> Iterator[Flight | None]:
+    def run(self, rows: RequestPrefetcher) -> Iterator[SequenceState | None]:
         """Yield each row when it has ended, and None when others have to be waited for. Rows that
         do not fit even alone are left out."""
         while True:
@@ -232,9 +234,11 @@ class Loop:
                 break
         self._leave()
 
-    def alone(self, asked: Asked) -> Flight:
+    def alone(self, asked: DecodeRequest) -> SequenceState:
         """Decode one request in a one-slot pool. Raises out-of-memory errors."""
-        lone = Loop(self._read, self._shrinking, self._manner, slots=1, late=self._late)
+        lone = InflightScheduler(
+            self._read, self._shrinking, self._manner, slots=1, late=self._late
+        )
         lone.counted = self.counted
         flight = lone._sit(asked, self._read(asked))
         while flight.ended is None and not asked.is_withdrawn:
@@ -252,14 +256,14 @@ class Loop:
                 assert self._pool is not None
                 self._pool.clear(slot)
 
-    def _by_itself(self, asked: Asked) -> Iterator[Flight]:
+    def _by_itself(self, asked: DecodeRequest) -> Iterator[SequenceState]:
         key = asked.member.key
         made = self._shrinking.through([asked], lambda _: key, lambda _: self.alone(asked))
         for _, flight in made:
             if not asked.is_withdrawn:
                 yield flight
 
-    def _fill(self, rows: Coming) -> Iterator[Flight | None]:
+    def _fill(self, rows: RequestPrefetcher) -> Iterator[SequenceState | None]:
         """Admit requests into free slots. Yield sequences that end with their first token."""
         while not self._seats or None in self._seats:
             if self._alone and not any(self._seats):
@@ -276,7 +280,7 @@ class Loop:
             if flight is not None and flight.ended is not None:
                 yield flight
 
-    def _begin(self, asked: Asked) -> Flight | None:
+    def _begin(self, asked: DecodeRequest) -> SequenceState | None:
         """Prefill a request and put it into a slot. Return None on out of memory."""
         busy = any(self._seats)
         try:
@@ -284,7 +288,7 @@ class Loop:
         except UsageError as error:
             if not asked.member.settings and not isinstance(error, ContextExceeded):
                 raise
-            return Flight.refused(asked, error)
+            return SequenceState.refused(asked, error)
         if fault is not None:
             self._shrinking.fail(asked, fault)
             return None
@@ -305,9 +309,9 @@ class Loop:
             return None
         return sat.pop()
 
-    def _sit(self, asked: Asked, row: ReadRow) -> Flight:
+    def _sit(self, asked: DecodeRequest, row: PrefilledSequence) -> SequenceState:
         """Put a prefilled sequence into a slot, unless its first token ends it."""
-        flight = Flight.of(asked, row)
+        flight = SequenceState.of(asked, row)
         token = flight.choose(row.logits)
         if not flight.hear(int(token)):
             self._fit(row, flight.most)
@@ -317,18 +321,18 @@ class Loop:
             self._seats[slot] = flight
         return flight
 
-    def _fit(self, row: ReadRow, most: int) -> None:
+    def _fit(self, row: PrefilledSequence, most: int) -> None:
         """Create or resize the pool so that the row fits. A pool at least twice as wide as needed
         is narrowed, because every step computes all of it."""
         longest = max([most, *(flight.most for flight in self._seats if flight is not None)])
         columns = self._manner.columns(longest)
         if self._pool is None:
             self._seats = [None] * self.slots
-            self._pool = Pool(row, self._manner.pool(self.slots, columns))
+            self._pool = SlotPool(row, self._manner.pool(self.slots, columns))
         elif not columns <= self._pool.shape.columns < 2 * columns:
             self._pool.resize(columns)
 
-    def _advance(self) -> Iterator[Flight]:
+    def _advance(self) -> Iterator[SequenceState]:
         """Run one decode step. Yield the sequences that ended."""
         _, words, fault = self._shrinking.tried(self._step)
         if fault is not None:
@@ -349,10 +353,10 @@ class Loop:
                 if flight is not None and len(flight.processors):
                     tokens[slot] = flight.choose(logits[slot : slot + 1])[0]
         self._pool.feed(tokens)
-        self._made.append((Heard(tokens), list(self._seats)))  # the other rows are nobody's
+        self._made.append((PendingTokens(tokens), list(self._seats)))  # the other rows are nobody's
         self.counted.steps += len(self._seats)
 
-    def _hear(self) -> Iterator[Flight]:
+    def _hear(self) -> Iterator[SequenceState]:
         """Read the tokens of the oldest pending step. Yield the sequences that they end."""
         assert self._pool is not None
         heard, flights = self._made.popleft()
@@ -368,7 +372,7 @@ class Loop:
             elif self._overhear is not None:
                 self._overhear(flight)
 
-    def _part(self, more: Sequence[Asked]) -> None:
+    def _part(self, more: Sequence[DecodeRequest]) -> None:
         """Restart the running sequences and `more`, each alone: the model raises on one."""
         rows = [flight.asked for flight in self._seats if flight is not None]
         self._alone.extend([*rows, *more])

@@ -43,7 +43,7 @@ class PoolShape:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Manner:
+class PoolLayout:
     """A layout of sequences in a pool."""
 
     rows: int
@@ -70,19 +70,19 @@ class Manner:
         return PoolShape(rows=self.rows, slots=slots, columns=columns, aligned=self.aligned)
 
 
-PLAIN = Manner(rows=FEWEST)
+PLAIN = PoolLayout(rows=FEWEST)
 """The way that few slots have."""
 
 
-def manners(slots: int, *, compiled: bool, insisted: bool) -> Iterator[Manner]:
+def manners(slots: int, *, compiled: bool, insisted: bool) -> Iterator[PoolLayout]:
     """Yield the ways to have rows in so many slots, the best first; `insisted` is whether nothing
     else would serve."""
-    yield Manner(rows=rows_for(slots), compiled=compiled)
-    yield Manner(rows=FEWEST, fixed=True, compiled=compiled)
+    yield PoolLayout(rows=rows_for(slots), compiled=compiled)
+    yield PoolLayout(rows=FEWEST, fixed=True, compiled=compiled)
     # Aligned rows take their room in use or not, so they come where all are in use. They lie
     # elsewhere after each step, where nothing that is compiled looks for them.
     if not compiled and (slots >= FEWEST or insisted):
-        yield Manner(rows=FEWEST, fixed=True, aligned=True)
+        yield PoolLayout(rows=FEWEST, fixed=True, aligned=True)
 
 
 def columns_for(tokens: int) -> int:
@@ -96,7 +96,7 @@ def rows_for(slots: int) -> int:
 
 
 def trial_shapes(
-    manner: Manner, slots: int, tokens: int, *, lean: bool = False
+    manner: PoolLayout, slots: int, tokens: int, *, lean: bool = False
 ) -> tuple[PoolShape, PoolShape]:
     """Return the pools of a trial by rows of at most so many tokens: the job's own, and one that is
     other in all that may be. A `lean` one is for who has not the memory for more."""

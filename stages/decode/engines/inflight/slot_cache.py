@@ -35,17 +35,17 @@ from transformers.cache_utils import (
 from transformers.modeling_outputs import BaseModelOutput
 
 from stages.decode.engines.inflight.layers import (
-    CannotSeat,
     IndexedLayer,
     RingLayer,
     SlotLayer,
     StateAndSlotLayer,
     StateLayer,
+    UnsupportedCacheError,
     fill,
     rows_of,
     widened,
 )
-from stages.decode.engines.inflight.prefill import ReadRow
+from stages.decode.engines.inflight.prefill import PrefilledSequence
 from stages.decode.engines.inflight.shape import PoolShape, columns_for
 
 SEATS: Mapping[type[Any], Callable[[Any, PoolShape, torch.Tensor], Any]] = {
@@ -66,24 +66,24 @@ def seats(layer: Any, shape: PoolShape, at: torch.Tensor) -> Any:
         return SEATS[type(layer)](layer, shape, at)
     if isinstance(layer, DynamicLayer) and type(layer).update is DynamicLayer.update:
         return IndexedLayer(layer, shape, at)
-    raise CannotSeat(f"it remembers rows in a {type(layer).__name__}")
+    raise UnsupportedCacheError(f"it remembers rows in a {type(layer).__name__}")
 
 
-class Slots:
+class SlotCache:
     """The left-aligned KV cache of all slots."""
 
-    def __init__(self, like: ReadRow, shape: PoolShape, at: torch.Tensor) -> None:
+    def __init__(self, like: PrefilledSequence, shape: PoolShape, at: torch.Tensor) -> None:
         """Make room for rows like this one; `at` is the pool's own: the tokens that are remembered
         of each row. Raises CannotSeat, and what an allocator raises."""
         self._at = at
         self._chunk = _chunk(like.model)
         layers = [seats(layer, shape, at) for layer in like.cache.layers]
         if not any(isinstance(layer, SlotLayer) for layer in layers):
-            raise CannotSeat("no layer of it says where a row is")
+            raise UnsupportedCacheError("no layer of it says where a row is")
         self.cache = Cache(layers=layers)
         self._widen(shape.columns)
 
-    def put(self, slot: int, row: ReadRow) -> None:
+    def put(self, slot: int, row: PrefilledSequence) -> None:
         """Copy a prefilled sequence into a slot and overwrite what the slot held before."""
         for mine, his in zip(self.cache.layers, row.cache.layers, strict=True):
             if hasattr(mine, "put"):
@@ -115,7 +115,7 @@ class Slots:
         self._rings: torch.Tensor | None = None
         rings = [layer for layer in self.cache.layers if isinstance(layer, RingLayer)]
         if len({ring.sliding_window for ring in rings}) > 1:
-            raise CannotSeat("its windows are of several widths")
+            raise UnsupportedCacheError("its windows are of several widths")
         for ring in rings:
             ring.offset = 0
         if not rings or rings[0].columns == columns:
@@ -135,10 +135,10 @@ def _chunk(model: Any) -> int:
     return int(getattr(text, "attention_chunk_size", None) or 0) if chunked else 0
 
 
-class Sources:
+class CrossAttentionCache:
     """The encoder states of all slots, for cross-attention."""
 
-    def __init__(self, like: ReadRow, shape: PoolShape) -> None:
+    def __init__(self, like: PrefilledSequence, shape: PoolShape) -> None:
         """Make room for rows like this one. Raises what an allocator raises."""
         assert like.source is not None
         rows = shape.rows
@@ -151,7 +151,7 @@ class Sources:
                 setattr(layer, name, part.new_zeros(rows, part.shape[1], 0, part.shape[-1]))
         self._widen(shape.encoded)
 
-    def put(self, slot: int, row: ReadRow) -> None:
+    def put(self, slot: int, row: PrefilledSequence) -> None:
         """Copy a sequence's encoder states into a slot and clear what it held before."""
         assert row.source is not None
         tokens = row.source.mask.shape[-1]
@@ -187,17 +187,17 @@ KEPT = ("keys", "values")
 """Attributes in which a layer keeps its keys and values of the encoder states."""
 
 
-class Aligned:
+class AlignedSlotCache:
     """The right-aligned KV cache of all rows of a step."""
 
-    def __init__(self, like: ReadRow, shape: PoolShape, at: torch.Tensor) -> None:
+    def __init__(self, like: PrefilledSequence, shape: PoolShape, at: torch.Tensor) -> None:
         """Make room for rows like this one; `at` is the pool's own: the tokens that are remembered
         of each row. Raises what an allocator raises."""
         self._at = at
         self.cache = Cache(layers=[_room(layer, shape.rows) for layer in like.cache.layers])
         self.resize(shape.columns)
 
-    def put(self, slot: int, row: ReadRow) -> None:
+    def put(self, slot: int, row: PrefilledSequence) -> None:
         """Copy a prefilled sequence into a slot and overwrite what the slot held before."""
         for mine, his in zip(self.cache.layers, row.cache.layers, strict=True):
             for name, value in vars(his).items():

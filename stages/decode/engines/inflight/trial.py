@@ -15,15 +15,15 @@ from typing import Any
 import torch
 
 from artifacts.errors import PenstockError
-from stages.decode.engines.inflight.layers import CannotSeat
-from stages.decode.engines.inflight.pool import Pool
-from stages.decode.engines.inflight.prefill import ReadRow, chosen
+from stages.decode.engines.inflight.layers import UnsupportedCacheError
+from stages.decode.engines.inflight.pool import SlotPool
+from stages.decode.engines.inflight.prefill import PrefilledSequence, chosen
 from stages.decode.engines.inflight.shape import (
     BESIDE,
     FEWEST,
     PLAIN,
     TRIED,
-    Manner,
+    PoolLayout,
     PoolShape,
     manners,
     trial_shapes,
@@ -43,12 +43,12 @@ ROUNDINGS = 2
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class TrialResult:
+class EngineCheck:
     """The outcome of the check."""
 
     reason: str = ""
     """Why the half is not for slots; empty where it is."""
-    manner: Manner = PLAIN
+    manner: PoolLayout = PLAIN
     """How rows are had in a pool, where it is."""
     sized: bool = False
     """Whether only pools of another size were at fault."""
@@ -57,7 +57,7 @@ class TrialResult:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Reference:
+class ReferenceOutput:
     """The output of `generate` for one row alone."""
 
     tokens: Sequence[int]
@@ -67,18 +67,23 @@ class Reference:
 
 def reference_of(
     half: Any, inputs: Mapping[str, Any], features: Mapping[str, Any], **options: Any
-) -> Reference:
+) -> ReferenceOutput:
     """Return what `generate` says, some tokens long."""
     lengths = {"max_new_tokens": STEPS + 1, "min_new_tokens": STEPS + 1}
     told = {**options, **lengths, "return_dict_in_generate": True, "output_logits": True}
     made: Any = generate(half, inputs, features, **told)
     tokens = new_tokens(made.sequences, prompt_in(half, inputs))[0].tolist()
-    return Reference(tokens=tokens, logits=made.logits)
+    return ReferenceOutput(tokens=tokens, logits=made.logits)
 
 
 def judge_manners(
-    wanted: int, row: ReadRow, other: ReadRow, reference: Reference, *, insisted: bool
-) -> TrialResult:
+    wanted: int,
+    row: PrefilledSequence,
+    other: PrefilledSequence,
+    reference: ReferenceOutput,
+    *,
+    insisted: bool,
+) -> EngineCheck:
     """Judge by a row and one of another length which way to have rows in so many slots is the best
     that holds; where none does, the result is that of the first. `insisted` is whether nothing else
     would serve."""
@@ -95,8 +100,12 @@ def judge_manners(
 
 
 def _judged_in(
-    manner: Manner, wanted: int, row: ReadRow, other: ReadRow, reference: Reference
-) -> TrialResult:
+    manner: PoolLayout,
+    wanted: int,
+    row: PrefilledSequence,
+    other: PrefilledSequence,
+    reference: ReferenceOutput,
+) -> EngineCheck:
     """Judge one way, in pools of so many slots, or of fewer where there is not the memory."""
     tokens = max(row.tokens, other.tokens)
     # Beside a single slot nobody stands, so where there is no room for more, one is enough.
@@ -106,47 +115,59 @@ def _judged_in(
         found, words = attempt(partial(judge, row, other, reference, *pools))
         if words is None:
             return replace(found.pop(), manner=manner)
-    return TrialResult(reason=f"there was not the memory to try it: {words}", starved=True)
+    return EngineCheck(reason=f"there was not the memory to try it: {words}", starved=True)
 
 
 def judge(
-    row: ReadRow, other: ReadRow, reference: Reference, shape: PoolShape, otherwise: PoolShape
-) -> TrialResult:
+    row: PrefilledSequence,
+    other: PrefilledSequence,
+    reference: ReferenceOutput,
+    shape: PoolShape,
+    otherwise: PoolShape,
+) -> EngineCheck:
     """Judge by a row and one of another length, in a pool and in one of another shape. Raises what
     an allocator raises."""
     try:
         return _judged(row, other, reference, shape, otherwise)
-    except CannotSeat as error:
-        return TrialResult(reason=str(error))
+    except UnsupportedCacheError as error:
+        return EngineCheck(reason=str(error))
     except Exception as error:  # a family may refuse in any way what is not its own
         if out_of_memory(error) or isinstance(error, NeedsWeights):
             raise
         if row.step is not None and isinstance(error, PenstockError):
             raise  # a compiler's own words, and nothing else would serve
-        return TrialResult(reason=f"it fails in slots: {type(error).__name__}: {error}"[:200])
+        return EngineCheck(reason=f"it fails in slots: {type(error).__name__}: {error}"[:200])
 
 
 def _judged(
-    row: ReadRow, other: ReadRow, reference: Reference, shape: PoolShape, otherwise: PoolShape
-) -> TrialResult:
-    alone = _trace(row, reference, Pool(row, shape), 0)
+    row: PrefilledSequence,
+    other: PrefilledSequence,
+    reference: ReferenceOutput,
+    shape: PoolShape,
+    otherwise: PoolShape,
+) -> EngineCheck:
+    alone = _trace(row, reference, SlotPool(row, shape), 0)
     wanted = [logits[0].float() for logits in reference.logits[: len(alone)]]
     found = far(wanted, [logits.float() for logits in alone])
     if found > ROUNDINGS * rounding(row.model.dtype):
-        return TrialResult(reason=f"in slots its numbers are others, by {found:.1e}")
-    if not _same(alone, _trace(row, reference, Pool(row, shape), shape.slots - 1, other)):
-        return TrialResult(reason="its numbers hang on what is beside a row")
-    wider = [_trace(row, reference, Pool(row, otherwise), 0, other)]
+        return EngineCheck(reason=f"in slots its numbers are others, by {found:.1e}")
+    if not _same(alone, _trace(row, reference, SlotPool(row, shape), shape.slots - 1, other)):
+        return EngineCheck(reason="its numbers hang on what is beside a row")
+    wider = [_trace(row, reference, SlotPool(row, otherwise), 0, other)]
     if shape.rows > FEWEST:  # other jobs may have fewer, and their rows chance to agree
-        alone += _trace(other, reference, Pool(row, shape), 0)
-        wider.append(_trace(other, reference, Pool(row, otherwise), 0))
+        alone += _trace(other, reference, SlotPool(row, shape), 0)
+        wider.append(_trace(other, reference, SlotPool(row, otherwise), 0))
     if not _same(alone, list(chain.from_iterable(wider))):
-        return TrialResult(reason="its numbers hang on how large the pool is", sized=True)
-    return TrialResult()
+        return EngineCheck(reason="its numbers hang on how large the pool is", sized=True)
+    return EngineCheck()
 
 
 def _trace(
-    row: ReadRow, reference: Reference, pool: Pool, seat: int, other: ReadRow | None = None
+    row: PrefilledSequence,
+    reference: ReferenceOutput,
+    pool: SlotPool,
+    seat: int,
+    other: PrefilledSequence | None = None,
 ) -> list[torch.Tensor]:
     """Return the logits of the row in that slot, token for token. `other` stands beside it, and was
     in its slot before."""
