@@ -101,7 +101,7 @@ def damaged(store: Store, name: str) -> DamagedRecord:
     stays if it is good by now, because another process was faster."""
     if is_whole(store, name):
         return DamagedRecord(f"{store.url}/{name} was made anew while it was read", hint=AGAIN)
-    put_aside(store, name)
+    quarantine(store, name)
     return DamagedRecord(
         f"{store.url}/{name} was damaged and has been set aside in {store.url}/{QUARANTINE}",
         hint=AGAIN,
@@ -113,7 +113,7 @@ def gone(store: Store, name: str) -> DamagedRecord:
     return DamagedRecord(f"{store.url}/{name} is gone", hint=AGAIN)
 
 
-def put_aside(store: Store, name: str) -> None:
+def quarantine(store: Store, name: str) -> None:
     """Move a pack out of the way."""
     pieces = _pieces(store, name)
     with contextlib.suppress(FileNotFoundError):
@@ -151,7 +151,7 @@ def verify(store: Store, prefix: str = "") -> Iterator[tuple[str, bool]]:
         if not good and store.stat(name) is None:
             continue  # dropped by a running job meanwhile
         if not good:
-            put_aside(store, name)
+            quarantine(store, name)
         yield name, good
 
 

@@ -14,7 +14,7 @@ AT_FDCWD = -100
 RENAME_NOREPLACE = 1
 
 
-def place(half: Path, final: Path) -> bool:
+def rename_noreplace(half: Path, final: Path) -> bool:
     """Give a finished file its name, unless another writer was first."""
     try:
         os.link(half, final)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from artifacts.errors import EnvironmentFault
-from artifacts.placing import place, sync_folder
+from artifacts.placing import rename_noreplace, sync_folder
 from artifacts.regular import open_regular
 
 PRIVATE = 0o600
@@ -45,7 +45,7 @@ def own_secret(path: Path, noun: str, hint: str, new: Callable[[], bytes]) -> by
             file.write(new())
             file.flush()
             os.fsync(file.fileno())
-        place(Path(half), path)  # unless another was first
+        rename_noreplace(Path(half), path)  # unless another was first
         sync_folder(path.parent)
     finally:
         Path(half).unlink(missing_ok=True)

@@ -69,15 +69,15 @@ def run(told: dict[str, Any], report: Any) -> None:
     from stages.models.encoding.job import EncodeItem
     from stages.models.prefetch import prefetched, write_behind
     from stages.process.events import Published
-    from stages.process.job import items_of, job_of
-    from stages.process.live import lines_of
+    from stages.process.job import items_of, parse_job
+    from stages.process.live import read_requests
 
-    job, slower = job_of(EmbedJob, told), float(os.environ.get(SLOWER, "1"))
+    job, slower = parse_job(EmbedJob, told), float(os.environ.get(SLOWER, "1"))
     frames = RecordSet(open_store(job.frames_store or job.store), "frames", job.frames_namespace)
     records = RecordSet(open_store(job.store), "embeddings", job.namespace)
 
     def batches() -> Iterator[list[EncodeItem]]:
-        for line in lines_of(job.live):
+        for line in read_requests(job.live):
             batch = items_of(EncodeItem, line)
             for member in batch:
                 frames.find([member.frames])

@@ -58,9 +58,9 @@ class Work:
         """What `generate` is given of these chunks."""
         from stages.models.halves.features import Features
         from stages.models.halves.records import merge_blank, merge_rows
-        from stages.models.processors.prepare import open_ended, rebuild
+        from stages.models.processors.prepare import drop_end_token, rebuild
 
         rows = [self._rows[at % len(self._rows)] for at in chunks]
         texts = [PROMPTS[at % len(PROMPTS)] for at in chunks]
-        inputs = open_ended(self.half, rebuild(self._processor, rows, texts))
+        inputs = drop_end_token(self.half, rebuild(self._processor, rows, texts))
         return inputs, Features(merge_rows(rows), rows[0].needs, merge_blank(rows))

@@ -17,7 +17,7 @@ from flows.console.display import Display
 from flows.job.prepare import prepare
 from flows.machine.launch import DirectLauncher
 from flows.options.commands import CaptionConfig
-from flows.options.export_config import ExportAsked
+from flows.options.export_config import ExportRequest
 from flows.options.model import DEMO_MODEL
 from flows.running.export import export
 from penstock_demo import CHECKPOINT
@@ -25,7 +25,7 @@ from penstock_demo.clips import write_clips
 from penstock_demo.scoring import Truth, score_captions
 from stages.decode.choosing import make_greedy
 from stages.export.jobs import PACKED
-from stages.export.logit_agreement import put_rounded
+from stages.export.logit_agreement import replace_weights
 from stages.export.outline import outline_of
 from stages.export.quant_formats import Packed
 from stages.models.loading import ModelJob
@@ -54,7 +54,7 @@ def print_exports(
     found = {}
     for name, (kind, calibrated, group) in ROWS.items():
         folder = clips.parent / f"export-{name.replace(', ', '-')}"
-        asked = ExportAsked(
+        asked = ExportRequest(
             kind=kind,
             folder=folder,
             calibrated=calibrated,
@@ -95,7 +95,7 @@ def packed_row(
     make_greedy(half, processor)
     parts: tuple[Part, ...] = ("language",)
     outline = outline_of(CHECKPOINT, parts, False, Packed(bits, group).takes)
-    count = put_rounded(half, outline, made, bits, group)
+    count = replace_weights(half, outline, made, bits, group)
     captions = captions_of(half, processor, job)
     weights = sum(path.stat().st_size for path in made.glob("*.safetensors"))
     return Row(

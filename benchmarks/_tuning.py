@@ -24,14 +24,14 @@ from artifacts.packs import RecordSet
 from artifacts.schema import FrameFit, Sampling
 from artifacts.store import open_store
 from benchmarks._common import Peak
-from stages.decode.prompts import followed_by
+from stages.decode.prompts import append_ids
 from stages.decode.stored import read_features
 from stages.decode.teaching import last_logits
 from stages.frames.video import Video
 from stages.models import load_half
 from stages.models.halves.features import is_pixels
 from stages.models.processors.clip import Clip
-from stages.models.processors.prepare import load_processor, open_ended, prepare, rebuild
+from stages.models.processors.prepare import drop_end_token, load_processor, prepare, rebuild
 from stages.process.report import EventReporter
 from stages.tune import training
 from stages.tune.adapter import add_adapter
@@ -69,7 +69,7 @@ def main() -> None:
     with shown if joint else nullcontext():
         began = time.perf_counter()
         for step in range(told["steps"]):
-            some = [lessons[at] for at in order.of_step(step)]
+            some = [lessons[at] for at in order.batch_at(step)]
             losses.append(trainer.step(some, rate_at(step, told["steps"], told["rate"])))
         seconds = time.perf_counter() - began
     found = {"losses": losses, "seconds": seconds, "peak_bytes": peak.bytes()}
@@ -107,7 +107,7 @@ class Clips:
 
     def __init__(self, told: dict[str, Any]) -> None:
         edges = tuple((float(a), int(e)) for a, e in told["fit"])
-        self._fit, self._sampling = FrameFit(long_edges=edges), Sampling(**told["sampling"])
+        self._ensure_pool, self._sampling = FrameFit(long_edges=edges), Sampling(**told["sampling"])
         self.seconds = 0.0
         """Spent in reading them."""
 
@@ -120,7 +120,7 @@ class Clips:
 
     def _read(self, member: dict[str, str]) -> Clip:
         with Video(Path(member["path"]), threads=torch.get_num_threads()) as video:
-            chunk = next(video.chunks(video.plan(self._sampling)[:1], self._fit))
+            chunk = next(video.chunks(video.plan(self._sampling)[:1], self._ensure_pool))
         index = chunk.index
         return Clip(
             frames=chunk.pixels,
@@ -148,7 +148,7 @@ class Clips:
         ) -> torch.Tensor:
             rows = self.rows(processor, [members[id(each.ids)] for each in some])
             inputs = rebuild(processor, rows, [each.prompt for each in some])
-            inputs = followed_by(half, open_ended(half, inputs), said)
+            inputs = append_ids(half, drop_end_token(half, inputs), said)
             with last_logits(half, count) as taken:
                 half(**inputs, **_pixels(rows), use_cache=False)
             return taken[-1][:, -count:]

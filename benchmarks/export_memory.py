@@ -18,12 +18,12 @@ from typing import Any
 import torch
 
 from benchmarks._common import taken
-from flows.machine.launch import DirectLauncher, StageCall, run_to_end
+from flows.machine.launch import DirectLauncher, StageCall, run_with_restarts
 from stages.export.jobs import BITSANDBYTES, PACKED, ExportJob
 from stages.models.hub.checkpoint import INDEX
 from stages.models.shards.layout import TensorSpec, WeightShard, index_of, lay_out
 from stages.models.shards.writing import write_shard
-from stages.process.job import told_of
+from stages.process.job import job_fields
 
 MB = 1_000_000
 HIDDEN, WIDE, WORDS, HEADS = 5120, 13_824, 32_064, 40
@@ -58,9 +58,9 @@ def show(folder: Path, specs: Sequence[TensorSpec], given: argparse.Namespace) -
         group=64,
         shard_bytes=shard,
     )
-    call = StageCall(name="export", arguments=told_of(job), device="cpu", log=folder / "log")
+    call = StageCall(name="export", arguments=job_fields(job), device="cpu", log=folder / "log")
     began = time.monotonic()
-    outcome = run_to_end(DirectLauncher(lambda *_: None), call)
+    outcome = run_with_restarts(DirectLauncher(lambda *_: None), call)
     seconds = time.monotonic() - began
     largest = max(spec.size for spec in specs)
     bound, peak = largest + shard + BESIDE, taken(outcome, "cpu")

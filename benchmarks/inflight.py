@@ -75,7 +75,7 @@ def oracle(work: Work, slots: int) -> Way:
 
 def in_slots(work: Work, slots: int, compiled: bool = False) -> Way:
     """Rows in the order of the stage, each in a slot as soon as there is one."""
-    from stages.decode.engines.inflight.prefill import PrefilledSequence, read_row
+    from stages.decode.engines.inflight.prefill import PrefilledSequence, prefill_row
     from stages.decode.engines.inflight.scheduler import InflightScheduler, RequestPrefetcher
     from stages.decode.engines.inflight.shape import PoolLayout, rows_for
     from stages.decode.job import DecodeItem
@@ -86,7 +86,7 @@ def in_slots(work: Work, slots: int, compiled: bool = False) -> Way:
 
     def read(asked: DecodeRequest) -> PrefilledSequence:
         at = int(asked.member.key)
-        row = read_row(work.half, *work.given[at], max_new_tokens=work.wanted[at])
+        row = prefill_row(work.half, *work.given[at], max_new_tokens=work.wanted[at])
         return replace(row, step=work.step.of(row.model)) if compiled else row
 
     nothing: Any = None

@@ -30,7 +30,7 @@ from benchmarks._trial import (
     judge_plan,
 )
 from benchmarks.plan import Desk
-from flows.checkpoint.precision import settle
+from flows.checkpoint.precision import resolve_settings
 from flows.console.units import parse_size
 from flows.options.commands import CaptionConfig
 from stages.models.inspection import describe
@@ -146,7 +146,7 @@ def measure(given: argparse.Namespace, folder: Path) -> list[Check]:
     if not (model / "config.json").exists():
         build(model, setting.llava, setting.tokens)
     profile = describe(model)
-    halves = settle(CaptionConfig(sources=()), profile, device)
+    halves = resolve_settings(CaptionConfig(sources=()), profile, device)
     weights = {half: settings[0].weight_bytes for half, settings in halves.items()}
     told = ", ".join(f"{half} {size / MIB:,.0f} MiB" for half, size in weights.items())
     print(f"LLaVA-shaped, {given.shape}: {told}; {given.clips} clips of {setting.frames} frames")

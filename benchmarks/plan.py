@@ -25,7 +25,7 @@ from benchmarks._common import taken
 from benchmarks._plan_cases import CASES, Case, Row, table
 from benchmarks._shapes import build
 from flows.checkpoint.models import Model
-from flows.checkpoint.precision import settle
+from flows.checkpoint.precision import resolve_settings
 from flows.machine.launch import DirectLauncher, StageCall
 from flows.options.commands import CaptionConfig
 from flows.pipelines import STAGES
@@ -87,7 +87,7 @@ class Desk:
             checkpoint=Checkpoint(name=case.shape, folder=folder),
             profile=profile,
             digests=dict.fromkeys(profile.parts, ""),
-            settings=settle(config, profile, self._device),
+            settings=resolve_settings(config, profile, self._device),
         )
 
     def _plan(self, case: Case, model: Model) -> StageEstimate:
@@ -114,7 +114,9 @@ class Desk:
         features = self._namespace(case.shape, case.frames, "features")
         made = self._folder / f"{features[:16]}-{case.batch}"
         if case.stage != "encode" and not made.exists():
-            plain = settle(CaptionConfig(sources=()), model.profile, self._device)["vision"][0]
+            plain = resolve_settings(CaptionConfig(sources=()), model.profile, self._device)[
+                "vision"
+            ][0]
             self._call("encode", case, model, plain, features, features)
             made.touch()
         self._runs += 1

@@ -42,10 +42,10 @@ class Asking:
     def __init__(self, engine: str, job: dict[str, Any], asked: Sequence[Sequence[Any]]) -> None:
         from stages.decode.engines import engine_of
         from stages.decode.job import DecodeJob
-        from stages.process.job import job_of
+        from stages.process.job import parse_job
 
         told = {**job, "engine": engine, "slots": len(PROMPTS)}
-        self._speaker: Any = resolve_name(engine_of(engine).entry)(job_of(DecodeJob, told))
+        self._speaker: Any = resolve_name(engine_of(engine).entry)(parse_job(DecodeJob, told))
         self._asked = asked
         self._speaker.settle(asked[0][0])
         self.seconds: list[float] = []

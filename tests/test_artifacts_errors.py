@@ -2,7 +2,7 @@ import pytest
 
 from artifacts.errors import UsageError, redacted
 from flows.console.display import failed_line
-from flows.serving.refusals import OPENAI, bad
+from flows.serving.refusals import OPENAI, bad_request
 
 
 @pytest.mark.parametrize(
@@ -26,5 +26,5 @@ def test_what_lets_readers_in_elsewhere_is_left_out(text: str, told: str) -> Non
 def test_a_message_that_ends_a_sentence_gets_no_second_full_stop(end: str) -> None:
     assert str(UsageError(f"no such role{end}", hint="Mend it")) == f"no such role{end} Mend it"
     assert failed_line("a.mp4", f"no{end}", "Mend it") == f"failed: a.mp4: no{end} Mend it"
-    told = bad(f"no{end}", "Mend it").to_json(OPENAI[0])["error"]
+    told = bad_request(f"no{end}", "Mend it").to_json(OPENAI[0])["error"]
     assert told["message"] == f"no{end} Mend it"

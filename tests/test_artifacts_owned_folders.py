@@ -6,7 +6,7 @@ import pytest
 
 from artifacts.errors import UsageError
 from artifacts.owned_folders import refuse_foreign
-from flows.options.export_config import ExportAsked
+from flows.options.export_config import ExportRequest
 from flows.results.export_result import put_into_place, refuse_foreign_folder
 from stages.export.parity import PARITY
 
@@ -16,7 +16,7 @@ def test_an_export_refuses_a_folder_with_files_of_somebody_else(tmp_path: Path, 
     (tmp_path / name).parent.mkdir(exist_ok=True)
     (tmp_path / name).write_text("mine")
     with pytest.raises(UsageError, match="holds other files"):
-        refuse_foreign_folder(ExportAsked(kind="nf4", folder=tmp_path))
+        refuse_foreign_folder(ExportRequest(kind="nf4", folder=tmp_path))
     assert (tmp_path / name).read_text() == "mine"
 
 
@@ -24,7 +24,7 @@ def test_an_export_refuses_a_folder_with_files_of_somebody_else(tmp_path: Path, 
 def test_an_export_goes_on_in_a_folder_of_its_own(tmp_path: Path, name: str) -> None:
     (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
     (tmp_path / name).write_text("{}")
-    refuse_foreign_folder(ExportAsked(kind="nf4", folder=tmp_path))
+    refuse_foreign_folder(ExportRequest(kind="nf4", folder=tmp_path))
 
 
 def test_a_folder_that_is_new_or_empty_is_taken_and_a_file_is_not(tmp_path: Path) -> None:
@@ -37,7 +37,7 @@ def test_a_folder_that_is_new_or_empty_is_taken_and_a_file_is_not(tmp_path: Path
 
 @pytest.mark.parametrize("name", ["README.md", "onnx"])
 def test_a_checkpoint_is_never_put_over_what_lies_in_its_place(tmp_path: Path, name: str) -> None:
-    asked = ExportAsked(kind="nf4", folder=tmp_path, accept=True)
+    asked = ExportRequest(kind="nf4", folder=tmp_path, accept=True)
     (asked.work / "onnx").mkdir(parents=True)
     (asked.work / "README.md").write_text("the checkpoint's")
     (asked.work / PARITY).write_text('{"passed": true, "missed": [], "recipe": {}}')
@@ -52,7 +52,7 @@ def test_a_checkpoint_is_never_put_over_what_lies_in_its_place(tmp_path: Path, n
 def test_a_broken_move_goes_on_over_its_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked = ExportAsked(kind="nf4", folder=tmp_path, accept=True)
+    asked = ExportRequest(kind="nf4", folder=tmp_path, accept=True)
 
     def write() -> None:
         asked.work.mkdir(exist_ok=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from artifacts.errors import EnvironmentFault
-from artifacts.pack_object import LEAD, MAGIC, DamagedRecord, damaged, put_aside, verify
+from artifacts.pack_object import LEAD, MAGIC, DamagedRecord, damaged, quarantine, verify
 from artifacts.packs import Record, RecordSet
 from artifacts.record_union import RecordUnion
 from artifacts.store import FolderStore
@@ -193,7 +193,7 @@ def test_a_header_that_nobody_wrote_is_set_aside(
 
 
 def test_a_pack_that_is_gone_before_it_is_set_aside_is_no_fault(store: FolderStore) -> None:
-    put_aside(store, f"features/ab/{'ab' * 32}/cd/gone.pack")
+    quarantine(store, f"features/ab/{'ab' * 32}/cd/gone.pack")
     assert list(store.list()) == []
 
 

@@ -17,9 +17,16 @@ import pytest
 from artifacts.errors import EnvironmentFault, MediaError, Unanswered
 from artifacts.remote import fetching, finding
 from artifacts.remote.addresses import is_address, is_object, name_in, signed, unsigned
-from artifacts.remote.ahead import ahead
+from artifacts.remote.ahead import map_prefetched
 from artifacts.remote.finding import far_file_at
-from artifacts.remote.keeping import DIGEST, at_hand, copy_of, digest_at, media_folder, near
+from artifacts.remote.keeping import (
+    DIGEST,
+    copy_of,
+    digest_at,
+    local_path,
+    media_folder,
+    open_local,
+)
 from artifacts.stamps import FileChanged
 from artifacts.stores import copies as copies_module
 from tests.support.web import Web, web_server
@@ -28,7 +35,7 @@ RANGE = 1000
 AT_HAND = """
 from artifacts.remote import fetching, keeping
 import sys
-with keeping.at_hand(sys.argv[1]): pass
+with keeping.open_local(sys.argv[1]): pass
 """
 
 
@@ -49,7 +56,7 @@ def put(web: Web, name: str, size: int) -> bytes:
 
 
 def fetched(place: str | Path) -> bytes:
-    with at_hand(place) as path:
+    with open_local(place) as path:
         return path.read_bytes()
 
 
@@ -100,7 +107,7 @@ def test_a_file_is_fetched_once_and_by_ranges(web: Web) -> None:
     assert not path.exists()
     assert digest_at(path) == hashlib.sha256(content).hexdigest()
     for place in (path, str(path), f"{web.address}/a.mp4"):
-        with at_hand(place) as found:
+        with open_local(place) as found:
             assert found == path and found.read_bytes() == content
     assert sorted(web.ranges("a.mp4")) == sorted(
         f"bytes={at}-{min(at + RANGE, len(content)) - 1}" for at in range(0, len(content), RANGE)
@@ -193,20 +200,20 @@ def test_copies_in_use_stay_and_the_oldest_go(web: Web, monkeypatch: pytest.Monk
     paths = []
     for used, name in enumerate(("a.mp4", "b.mp4", "c.mp4", "d.mp4", "e.mp4")):
         put(web, name, 1000)
-        with at_hand(f"{web.address}/{name}") as path:
+        with open_local(f"{web.address}/{name}") as path:
             pass
         os.utime(path, ns=(used, used))
         paths.append(path)
     assert copies() == ["a.mp4", "b.mp4", "c.mp4", "d.mp4", "e.mp4"]
-    with at_hand(paths[0]):
+    with open_local(paths[0]):
         os.utime(paths[0], ns=(0, 0))
         put(web, "f.mp4", 1000)
-        with at_hand(f"{web.address}/f.mp4"):
+        with open_local(f"{web.address}/f.mp4"):
             assert copies() == ["a.mp4", "d.mp4", "e.mp4", "f.mp4"]
-    with at_hand(paths[1]) as path:  # fetched again
+    with open_local(paths[1]) as path:  # fetched again
         assert path.stat().st_size == 1000 and len(web.ranges("b.mp4")) == 2
         put(web, "g.mp4", 5400)
-        with at_hand(f"{web.address}/g.mp4"):
+        with open_local(f"{web.address}/g.mp4"):
             assert copies() == ["b.mp4", "g.mp4"]
 
 
@@ -248,7 +255,7 @@ def test_own_files_are_never_taken_for_copies(web: Web, monkeypatch: pytest.Monk
         put(web, name, 1000)
         fetched(f"{web.address}/{name}")
     assert all(path.exists() for path in own) and "a.mp4" not in copies()
-    with at_hand(own[0]) as found:
+    with open_local(own[0]) as found:
         assert found == own[0] and found.stat().st_atime == 0
 
 
@@ -269,7 +276,7 @@ def test_a_disk_that_is_nearly_full_makes_room(web: Web, monkeypatch: pytest.Mon
     fetched(f"{web.address}/a.mp4")
     free = shutil.disk_usage(media_folder()).free
     monkeypatch.setattr(copies_module, "SPARE_BYTES", free + (1 << 40))
-    with at_hand(f"{web.address}/b.mp4") as path:
+    with open_local(f"{web.address}/b.mp4") as path:
         assert path.exists() and copies() == ["b.mp4"]
 
 
@@ -279,7 +286,7 @@ def test_a_size_that_no_disk_has_is_the_file_s_fault(
     put(web, "a.mp4", 1000)
     far = replace(far_file_at(f"{web.address}/a.mp4"), size=10**17)
     with pytest.raises(MediaError, match="says that it has 100,000,000,000,000,000 bytes"):
-        near(copy_of(far))
+        local_path(copy_of(far))
 
 
 def test_results_come_in_order_and_errors_in_their_turn() -> None:
@@ -290,16 +297,16 @@ def test_results_come_in_order_and_errors_in_their_turn() -> None:
     for held in (0, 3):
         seen = []
         with pytest.raises(ZeroDivisionError):
-            for result in ahead(halved, range(20), 3, held):
+            for result in map_prefetched(halved, range(20), 3, held):
                 seen.append(result)
         assert seen == [1 / (number - 7) for number in range(7)]
-        assert list(ahead(abs, range(-50, 0), 4, held)) == list(range(50, 0, -1))
-    assert list(ahead(abs, [], 0)) == []
+        assert list(map_prefetched(abs, range(-50, 0), 4, held)) == list(range(50, 0, -1))
+    assert list(map_prefetched(abs, [], 0)) == []
 
 
 def test_no_more_results_wait_than_may() -> None:
     begun: list[int] = []
-    each = ahead(begun.append, range(50), 2, held=4)
+    each = map_prefetched(begun.append, range(50), 2, held=4)
     next(each)
     time.sleep(0.2)
     assert len(begun) <= 5

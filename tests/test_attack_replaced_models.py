@@ -23,10 +23,10 @@ from flows.console.display import Display
 from flows.machine.launch import StageCall
 from flows.media.labels import label_set
 from flows.options.commands import CaptionConfig
-from flows.options.export_config import ExportAsked
+from flows.options.export_config import ExportRequest
 from flows.options.tune import TuneConfig
 from flows.running.export import export
-from flows.running.label import LabelAsked, label
+from flows.running.label import LabelRequest, label
 from flows.running.run import embed
 from flows.running.tune import tune
 from penstock_demo import CHECKPOINT, CLIPS, DUAL_CHECKPOINT
@@ -512,7 +512,7 @@ def test_vectors_and_labels_are_of_the_model_that_is_there(
     dual: Models, tmp_path: Path, stage: str
 ) -> None:
     (tmp_path / "labels.txt").write_text("a red square\na blue circle\n")
-    asked = LabelAsked(labels=label_set(str(tmp_path / "labels.txt"), ""), threshold=-1.0)
+    asked = LabelRequest(labels=label_set(str(tmp_path / "labels.txt"), ""), threshold=-1.0)
 
     def made(config: CaptionConfig, disturbed: Disturbed) -> tuple[str, bytes]:
         heard = StringIO()
@@ -558,7 +558,7 @@ def test_an_export_is_of_the_model_that_is_there(
     config = CaptionConfig(
         sources=(str(place.clips),), model=str(models.folder), store=str(place.store)
     )
-    asked = ExportAsked(kind="nf4", folder=tmp_path / "made", samples=2, accept=True)
+    asked = ExportRequest(kind="nf4", folder=tmp_path / "made", samples=2, accept=True)
     heard = StringIO()
     disturbed = Disturbed(happens={stage: [lambda: models.rename_in(models.second)]})
     export(config, asked, Display(to=heard), disturbed.heard)

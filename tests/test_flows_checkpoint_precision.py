@@ -11,7 +11,13 @@ import penstock_demo
 from artifacts.errors import UsageError
 from flows.checkpoint import precision
 from flows.checkpoint.models import Model
-from flows.checkpoint.precision import PartSettings, attention, precision_note, settle, weight_bytes
+from flows.checkpoint.precision import (
+    PartSettings,
+    attention,
+    precision_note,
+    resolve_settings,
+    weight_bytes,
+)
 from flows.ledger.namespaces import namespaces_of
 from flows.options.commands import CaptionConfig
 from flows.pipelines import CAPTION
@@ -36,7 +42,7 @@ def cpu_without_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def asked(profile: ModelProfile, device: str = "cpu", **options: Any) -> list[list[str]]:
     """What the vision and the language half are run in."""
-    found = settle(CaptionConfig(sources=("a.mp4",), **options), profile, device)
+    found = resolve_settings(CaptionConfig(sources=("a.mp4",), **options), profile, device)
     return [[half.precision, half.dtype] for half, *_ in found.values()]
 
 
@@ -128,7 +134,7 @@ def test_a_model_that_is_run_whole_sees_in_what_it_reads_in(profile: ModelProfil
 
 def chain(profile: ModelProfile, device: str = "cpu", **options: Any) -> dict[str, list[str]]:
     """What each half may go down to."""
-    found = settle(CaptionConfig(sources=("a.mp4",), **options), profile, device)
+    found = resolve_settings(CaptionConfig(sources=("a.mp4",), **options), profile, device)
     return {str(half): [settings.label for settings in every[1:]] for half, every in found.items()}
 
 
@@ -168,7 +174,7 @@ def test_what_cannot_be_quantized_is_no_rung(profile: ModelProfile) -> None:
 )
 def test_bytes_are_foretold(profile: ModelProfile, keep: Any, name: str) -> None:
     config = CaptionConfig(sources=("a",), vision_precision=name, language_precision=name)
-    settings = settle(config, profile, "cpu")[keep][0]
+    settings = resolve_settings(config, profile, "cpu")[keep][0]
     job = ModelJob(model=str(penstock_demo.CHECKPOINT), dtype=settings.dtype, precision=name)
     half: Any = job.load(keep)
     found = sum(weight.numel() * weight.element_size() for weight in half.parameters())
@@ -222,7 +228,7 @@ def test_what_a_gpu_without_bf16_does_is_said(
     says: str,
 ) -> None:
     gpus.see(gpus.turing(), tmp_path / "gpu", monkeypatch)
-    settings = settle(CaptionConfig(sources=("a.mp4",), **options), profile, "cuda:0")
+    settings = resolve_settings(CaptionConfig(sources=("a.mp4",), **options), profile, "cuda:0")
     best = [half[0] for half in settings.values()]
     note = precision_note(profile, best, "cuda:0")
     assert says in note and bool(note) is bool(says)

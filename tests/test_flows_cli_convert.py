@@ -13,7 +13,7 @@ import torch
 
 from artifacts.files import HALF
 from flows.cli.main import main
-from flows.machine.launch import DirectLauncher, StageCall, run_to_end
+from flows.machine.launch import DirectLauncher, StageCall, run_with_restarts
 from tests.support.described import spare_processes
 from tests.support.pickled import (
     Sentinel,
@@ -86,7 +86,7 @@ def test_a_large_pickle_takes_next_to_no_memory(tmp_path: Path) -> None:
         log=tmp_path / "log",
         budget=96 << 20,  # of what may be written to, above the imports
     )
-    outcome = run_to_end(DirectLauncher(lambda *_: None), call)
+    outcome = run_with_restarts(DirectLauncher(lambda *_: None), call)
     assert outcome.peak_host_bytes < 400 * MB
     made = tensors_of(tmp_path / "made")
     assert all(torch.equal(made[n], t.to(made[n].dtype)) for n, t in weights.items())

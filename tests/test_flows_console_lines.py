@@ -10,7 +10,7 @@ import pytest
 
 from flows.cli.search_command import lines_of
 from flows.console import tables
-from flows.console.lines import UNBOUNDED, json_line, tell, wrapped
+from flows.console.lines import UNBOUNDED, json_line, print_lines, wrapped
 from flows.console.tables import table_lines
 from flows.search.ask import Hit
 from tests.support.terminals import terminal
@@ -54,7 +54,7 @@ def test_a_terminal_has_a_word_in_colour_unless_none_is_wanted(
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("NO_COLOR", "1" if none else "")
     with terminal(40) as seen:
-        tell(
+        print_lines(
             "failed: a.mp4: no video in it. Convert it with ffmpeg", "one \x1b[2J line", to=seen.to
         )
         text = seen.close()
@@ -66,7 +66,7 @@ def test_a_terminal_has_a_word_in_colour_unless_none_is_wanted(
 
 def test_a_log_has_whole_lines_at_once_without_colour(tmp_path: Path) -> None:
     with open(tmp_path / "log", "w") as log:
-        tell("failed: " + "word " * 60 + "end", to=log)
+        print_lines("failed: " + "word " * 60 + "end", to=log)
         assert (tmp_path / "log").read_text() == "failed: " + "word " * 60 + "end\n"
 
 
@@ -87,7 +87,7 @@ def test_a_table_without_room_goes_on_between_words(monkeypatch: pytest.MonkeyPa
 
 def test_a_value_of_megabytes_is_shown_by_its_beginning_and_its_end() -> None:
     to = io.StringIO()
-    tell("failed: " + "x" * 2_000_000 + "y: no such file. Check the name", to=to)
+    print_lines("failed: " + "x" * 2_000_000 + "y: no such file. Check the name", to=to)
     shown = to.getvalue()
     assert len(shown) < 1100 and len(shown.splitlines()) == 1
     assert shown.startswith("failed: xxx") and shown.endswith("xxy: no such file. Check the name\n")
@@ -97,7 +97,7 @@ def test_a_value_of_megabytes_is_shown_by_its_beginning_and_its_end() -> None:
 def test_two_paths_of_the_greatest_length_are_shown_whole() -> None:
     to = io.StringIO()
     line = f"{'a' * 4095} and {'b' * 4095}"
-    tell(line, to=to)
+    print_lines(line, to=to)
     assert to.getvalue() == line + "\n"
 
 

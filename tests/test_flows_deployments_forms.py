@@ -21,7 +21,7 @@ from flows.deployments.rebuild import rebuild_features
 from flows.deployments.sweep import SWEPT, sweep_crashed
 from flows.deployments.tune import tune_captions
 from flows.options.commands import CaptionConfig
-from flows.options.export_config import GROUP, SAMPLES, ExportAsked, ExportConfig
+from flows.options.export_config import GROUP, SAMPLES, ExportConfig, ExportRequest
 from flows.options.rebuild import RebuildConfig
 from flows.options.tune import TuneConfig
 from flows.options.vectors import (
@@ -164,7 +164,7 @@ def test_what_is_left_out_has_the_defaults_of_the_command() -> None:
     assert taken(tune_captions, TUNE) == TuneConfig(**TUNE)
     export = taken(export_model, EXPORT)
     assert export == ExportConfig(model="demo", to="nf4", out="there")
-    asked = ExportAsked(kind="nf4", folder=Path("there").absolute(), samples=SAMPLES, group=GROUP)
+    asked = ExportRequest(kind="nf4", folder=Path("there").absolute(), samples=SAMPLES, group=GROUP)
     assert export.asked() == asked
     assert export.captioning(("clips",)).sources == ("clips",)
 

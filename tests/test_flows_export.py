@@ -14,7 +14,7 @@ import penstock_demo
 from artifacts.errors import EnvironmentFault, UsageError
 from flows.console.display import Display
 from flows.options.commands import CaptionConfig
-from flows.options.export_config import ExportAsked
+from flows.options.export_config import ExportRequest
 from flows.results.export_result import Exported
 from flows.running.export import export
 from flows.running.run import caption
@@ -44,7 +44,7 @@ def config(store: Path, *sources: Path, model: str = "demo", **changes: Any) -> 
 
 
 def exported(folder: Path, kind: str, told: CaptionConfig, **changes: Any) -> Exported:
-    asked = ExportAsked(kind=kind, folder=folder, **{"samples": SAMPLES, **changes})
+    asked = ExportRequest(kind=kind, folder=folder, **{"samples": SAMPLES, **changes})
     return export(told, asked, Display(quiet=True))
 
 
@@ -148,13 +148,13 @@ def test_what_cannot_be_judged_is_said_before_anything_is_written(
 ) -> None:
     empty = config(tmp_path / "store")
     with pytest.raises(UsageError, match="holds no captions of demo to judge it by"):
-        asked = ExportAsked(kind="nf4", folder=tmp_path / "made", calibrated=True, stored=True)
+        asked = ExportRequest(kind="nf4", folder=tmp_path / "made", calibrated=True, stored=True)
         export(empty, asked, Display(quiet=True), lambda listen: InsideLauncher(listen=listen))
     assert not list(tmp_path.rglob("*.safetensors"))
     for changes in ({"kind": "awq"}, {"half": "left"}, {"group": 48}, {"samples": 1}):
         given = {"kind": "nf4", "folder": tmp_path, **changes}
         with pytest.raises(UsageError) as caught:
-            ExportAsked(**given)  # type: ignore[arg-type]
+            ExportRequest(**given)  # type: ignore[arg-type]
         assert caught.value.hint
 
 

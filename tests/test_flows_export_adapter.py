@@ -11,7 +11,7 @@ from artifacts.errors import UsageError
 from flows.cli.main import main
 from flows.console.display import Display
 from flows.options.commands import CaptionConfig
-from flows.options.export_config import ExportAsked
+from flows.options.export_config import ExportRequest
 from flows.running.export import export
 from flows.running.run import caption
 from penstock_demo import CHECKPOINT
@@ -71,8 +71,8 @@ def test_the_model_is_exported_with_its_adapter(
     assert "holds another checkpoint" in capsys.readouterr().err
 
 
-def asked(folder: Path, **changes: Any) -> ExportAsked:
-    return ExportAsked(kind="nf4", folder=folder / "made", samples=SAMPLES, **changes)
+def asked(folder: Path, **changes: Any) -> ExportRequest:
+    return ExportRequest(kind="nf4", folder=folder / "made", samples=SAMPLES, **changes)
 
 
 def test_an_adapter_that_is_none_is_said_before_the_model_is_looked_at(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ import torch
 import penstock_demo
 from artifacts.errors import EnvironmentFault, UsageError
 from flows.cli.main import main
-from flows.options.export_config import ExportAsked
+from flows.options.export_config import ExportRequest
 from penstock_demo.clips import write_clips
 from stages.export import jobs
 from stages.models.graphs.manifest import FILE, read_manifest
@@ -139,8 +139,8 @@ def one_process(source: Path, folder: Path) -> "subprocess.Popen[bytes]":
 
 
 def test_what_no_graph_can_be_of_is_refused(tmp_path: Path) -> None:
-    def asked(half: str = "", **more: bool) -> ExportAsked:
-        return ExportAsked(kind="onnx", folder=tmp_path, half=half, **more)  # type: ignore[arg-type]
+    def asked(half: str = "", **more: bool) -> ExportRequest:
+        return ExportRequest(kind="onnx", folder=tmp_path, half=half, **more)  # type: ignore[arg-type]
 
     with pytest.raises(UsageError, match="--half language --to onnx is not offered"):
         asked("language")

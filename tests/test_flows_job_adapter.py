@@ -12,10 +12,10 @@ from safetensors.torch import load_file
 
 from artifacts.errors import UsageError
 from artifacts.keys import ContentDigests
-from flows.checkpoint.adapters import AdapterUse, adapter_asked, adapter_for
+from flows.checkpoint.adapters import AdapterUse, adapter_for, parse_adapter
 from flows.checkpoint.model_files import ModelDigests
 from flows.checkpoint.models import Model
-from flows.checkpoint.precision import PartSettings, settle, with_adapter
+from flows.checkpoint.precision import PartSettings, resolve_settings, with_adapter
 from flows.cli.main import main
 from flows.ledger.namespaces import namespaces_of
 from flows.options.commands import CaptionConfig
@@ -52,14 +52,14 @@ def adapter(tmp_path: Path) -> Path:
 def used(folder: Path, profile: ModelProfile, digests: Path) -> AdapterUse:
     config = CaptionConfig(sources=("a.mp4",), model="demo", adapter=str(folder))
     files = ModelDigests(ContentDigests(digests / "digests.jsonl"))
-    found = adapter_asked(config, files)
+    found = parse_adapter(config, files)
     assert found is not None
     return adapter_for(found, config, profile, files)
 
 
 def model_with(profile: ModelProfile, adapter: AdapterUse | None, **options: Any) -> Model:
     config = CaptionConfig(sources=("a.mp4",), **options)
-    found = settle(config, profile, "cpu")
+    found = resolve_settings(config, profile, "cpu")
     return Model(
         name="any",
         checkpoint=Checkpoint(name="any", folder=Path("any")),

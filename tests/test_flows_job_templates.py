@@ -8,7 +8,7 @@ import pytest
 
 from artifacts.schema import ChunkIndex
 from artifacts.store import FolderStore
-from flows.job.prepare import filled
+from flows.job.prepare import fill_templates
 from flows.ledger.chunk_words import added_bytes, asked_of
 from flows.ledger.namespaces import Variant
 from flows.ledger.tasks import Medium, task_of
@@ -32,7 +32,7 @@ def prompts(place: Path, prompt: str, *names: str) -> tuple[list[str], list[str]
         for name in names or ("ball.one.mp4",)
     ]
     contents = [Medium(digest=DIGEST, path=str(f.path), kind="video", prompt=prompt) for f in files]
-    found, notes = filled(files, contents, FolderStore(place / "store"))
+    found, notes = fill_templates(files, contents, FolderStore(place / "store"))
     return [medium.prompt for medium in found], notes
 
 

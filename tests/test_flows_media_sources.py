@@ -14,13 +14,13 @@ import pytest
 from artifacts.errors import EnvironmentFault, MediaError, UsageError
 from artifacts.keys import ContentDigests
 from artifacts.remote import finding
-from artifacts.remote.keeping import at_hand, note_digest
+from artifacts.remote.keeping import note_digest, open_local
 from artifacts.store import open_store
 from artifacts.stores.bucket import Bucket
 from flows.cli.main import main
 from flows.job.contents import read_contents, refuse_beside
 from flows.job.portions import portions_of
-from flows.job.prepare import filled as filled_prompts
+from flows.job.prepare import fill_templates as filled_prompts
 from flows.ledger.tasks import Medium
 from flows.media import far_digests
 from flows.media.far_digests import contents_of
@@ -486,7 +486,7 @@ def test_what_one_machine_learnt_another_need_not_fetch(
     # The digest that the store holds is compared with what is fetched.
     path = find_media([filled + "/"], DEEP)[0][0].path
     note_digest(path, "0" * 64)
-    with pytest.raises(MediaError, match="changed or replaced"), at_hand(path):
+    with pytest.raises(MediaError, match="changed or replaced"), open_local(path):
         pass
 
 

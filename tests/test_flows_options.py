@@ -13,7 +13,7 @@ from flows.options.commands import CaptionConfig
 from flows.options.export_config import ExportConfig
 from flows.options.model import HalfPrecisionOptions, PrecisionOptions
 from flows.options.rebuild import RebuildConfig
-from flows.options.search import SearchAsked, SearchPlace
+from flows.options.search import SearchPlace, SearchQuery
 from flows.options.text import EngineOptions, PromptOptions
 from flows.options.tune import TuneConfig
 from flows.options.vectors import EmbedConfig, IndexConfig, LabelConfig, VectorConfig
@@ -27,7 +27,7 @@ COMMANDS: dict[str, tuple[type[Any], ...]] = {
     "embed": (EmbedConfig,),
     "index build": (IndexConfig,),
     "label": (LabelConfig,),
-    "search": (SearchAsked, SearchPlace),
+    "search": (SearchQuery, SearchPlace),
     "serve": (ServeConfig,),
     "tune": (TuneConfig,),
     "export": (ExportConfig,),

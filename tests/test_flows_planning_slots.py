@@ -13,7 +13,7 @@ from flows.options.commands import CaptionConfig
 from flows.planning.choose import PlanRequest, choices
 from flows.planning.costs import estimate
 from flows.planning.costs.decode import SPELLED_BYTES, rungs
-from flows.planning.costs.slots import seatable
+from flows.planning.costs.slots import supports_slots
 from flows.planning.estimate import StageEstimate
 from flows.planning.rungs import Rung
 from flows.planning.start import batch_instead
@@ -21,7 +21,7 @@ from stages.decode import engines
 from stages.decode.engines import ENGINES, EngineSpec
 from stages.decode.engines.inflight.costs import COMPILED_LAYER_BYTES, COMPILER_BYTES, step_bytes
 from stages.decode.engines.inflight.shape import PoolShape
-from stages.decode.engines.inflight.slot_cache import SEATS
+from stages.decode.engines.inflight.slot_cache import SLOT_LAYERS
 from stages.decode.engines.slot_load import SlotLoad, SlotTerm
 from stages.models.row_memory import LayerMemory, RowMemory
 from tests.support.by_hand import KV_A_TOKEN, LAYERS, PROFILE, images, model
@@ -51,7 +51,7 @@ def part(found: StageEstimate, name: str) -> list[int]:
 
 
 def test_the_names_of_what_has_slots_are_those_of_the_engine() -> None:
-    assert {cls.__name__ for cls in SEATS} | {"DummyLayer"} == set(
+    assert {cls.__name__ for cls in SLOT_LAYERS} | {"DummyLayer"} == set(
         ENGINES["inflight"].cache_layers or ()
     )
 
@@ -123,7 +123,7 @@ def test_rows_that_are_nobodys_have_a_copy_of_a_layer_but_beside_one_slot() -> N
 )
 def test_a_half_that_cannot_have_slots_is_planned_in_batches(kept: Any) -> None:
     card = with_memory(*kept)
-    assert not seatable(card.profile.language, card.best("language"))
+    assert not supports_slots(card.profile.language, card.best("language"))
     assert decode_rungs_of(card)[0].name == "batch 8, fp16"
 
 
@@ -174,11 +174,11 @@ def test_an_engine_of_another_kind_has_slots_of_any_layer_and_counts_them_itself
     monkeypatch.setattr(engines, "ENGINES", {**ENGINES, "other": other})
     card = with_memory(replace(FULL, kind="StaticLayer"))
     half, settings = card.profile.language, card.best("language")
-    assert not seatable(half, settings)
+    assert not supports_slots(half, settings)
     settings = replace(settings, engine="other")
-    assert seatable(half, settings)
-    assert not seatable(half, replace(settings, precision="nf4"))
-    assert not seatable(half, replace(settings, kv="quantized"))
+    assert supports_slots(half, settings)
+    assert not supports_slots(half, replace(settings, precision="nf4"))
+    assert not supports_slots(half, replace(settings, kv="quantized"))
     planned_by = replace(card, settings={**card.settings, "language": (settings,)})
     rung = Rung(stage="decode", batch=4, precision=settings.precision, seated=True)
     assert part(planned(planned_by, rung), "kv") == [4 * (1000 + 256)]

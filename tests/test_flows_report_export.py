@@ -14,7 +14,7 @@ from artifacts.files import write_json
 from flows.cli.main import main
 from flows.results.export_result import export_in
 from flows.results.report.facts import facts
-from stages.export.parity import PARITY, judged
+from stages.export.parity import PARITY, evaluate_parity
 from tests.support.browser import browsing
 from tests.support.reports import media_file, said, write_run
 
@@ -42,7 +42,7 @@ EVIL = "</script><script>document.title='run'</script>"
 
 def verdict(folder: Path, figures: dict[str, Any], frames: int = 80, **more: Any) -> None:
     """Write a verdict as an export does."""
-    write_json(folder / PARITY, {"recipe": RECIPE, **judged(figures, frames), **more})
+    write_json(folder / PARITY, {"recipe": RECIPE, **evaluate_parity(figures, frames), **more})
 
 
 def runs(out: Path) -> None:

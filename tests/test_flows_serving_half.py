@@ -28,7 +28,7 @@ from flows.serving.scratch import TempStore
 from flows.serving.server import patient_protocol
 from flows.serving.shared import SingleFlight
 from stages.process.events import BatchShrunk, Published, StageNotes, TooLarge
-from stages.process.live import WITHDRAWN, ToldBatches, lines_of
+from stages.process.live import WITHDRAWN, ToldBatches, read_requests
 from stages.process.outcome import StageOutcome
 from stages.process.stage_process import Listener
 from tests.support.on_a_loop import HANGS_SECONDS, on_a_loop
@@ -62,7 +62,7 @@ class CrowdedHalf:
 
     def wait(self) -> StageOutcome:
         self.listen("embed", StageNotes({"ready": True}))
-        for told in lines_of(self.pipe):
+        for told in read_requests(self.pipe):
             keys = [key for key, _ in told]
             self.batches.append(keys)
             crowded = self.dirty or len(keys) > 1
@@ -144,7 +144,7 @@ class TightHalf(CrowdedHalf):
 
     def wait(self) -> StageOutcome:
         self.listen("embed", StageNotes({"ready": True}))
-        for told in lines_of(self.pipe):
+        for told in read_requests(self.pipe):
             self.batches.append([key for key, _ in told])
             if len(told) > 2:
                 self.too_large(len(told))
@@ -198,7 +198,7 @@ class BusyHalf:
         while not self.reads.wait(0.01):
             if self.dies.is_set():
                 raise StageDied("killed", hint="", return_code=-9)
-        for line in lines_of(self.pipe):
+        for line in read_requests(self.pipe):
             self.lines.append(line)
             if isinstance(line, list):
                 keys = [key for key, _ in line if key not in self.keeps]

@@ -42,7 +42,7 @@ def test_those_that_fit_together_stay() -> None:
         await place.enter(first)
         await place.enter(second)
         assert not first.left
-        assert (place.room_for(first), place.room_for(second)) == (60, 40)
+        assert (place.granted_bytes(first), place.granted_bytes(second)) == (60, 40)
 
     asyncio.run(go())
 
@@ -58,11 +58,11 @@ def test_all_that_may_be_there_together_are_kept_to_the_budget() -> None:
         for tenant in small:
             await place.enter(tenant)
         assert not any(tenant.left for tenant in small)
-        rooms = [place.room_for(tenant) for tenant in small]
+        rooms = [place.granted_bytes(tenant) for tenant in small]
         assert rooms == [40, 30, 30]
         await place.enter(large)
         assert all(tenant.left for tenant in small)
-        assert place.room_for(large) == 100
+        assert place.granted_bytes(large) == 100
 
     asyncio.run(go())
 
@@ -74,7 +74,7 @@ def test_an_idle_one_leaves_for_one_that_does_not_fit_beside_it() -> None:
         await place.enter(first)
         await place.enter(second)
         assert first.left == ["a"]
-        assert place.room_for(second) == 100
+        assert place.granted_bytes(second) == 100
 
     asyncio.run(go())
 
@@ -87,14 +87,14 @@ def test_one_at_work_finishes_its_turn_and_gives_way(monkeypatch: pytest.MonkeyP
         coming = asyncio.create_task(place.enter(second))
         await settled()
         assert not coming.done()
-        assert not place.gives_way(), "its turn is not over"
+        assert not place.must_yield(), "its turn is not over"
         monkeypatch.setattr("flows.serving.residence.TURN_SECONDS", 0.0)
-        assert place.gives_way(), "it is to begin nothing more"
+        assert place.must_yield(), "it is to begin nothing more"
         first.idle = True
         place.look()
         await asyncio.wait_for(coming, 1)
         assert first.left == ["a"]
-        assert not place.gives_way()
+        assert not place.must_yield()
 
     asyncio.run(go())
 

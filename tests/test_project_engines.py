@@ -12,11 +12,11 @@ from stages.decode import engines
 from stages.decode.engines import (
     AUTO,
     AUTO_SEVERAL,
+    ENGINE_CHOICES,
     ENGINES,
-    OFFERED,
     accepted_by,
     choice_for,
-    choice_of,
+    engines_for,
 )
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -52,7 +52,7 @@ def _lines(node: ast.AST, names: set[str]) -> Iterator[int]:
     if isinstance(node, ast.Compare):
         sides = [node.left, *node.comparators]
         by_identity = all(isinstance(op, ast.Is | ast.IsNot) for op in node.ops)
-        valid = isinstance(sides[-1], ast.Name) and sides[-1].id == "OFFERED"
+        valid = isinstance(sides[-1], ast.Name) and sides[-1].id == "ENGINE_CHOICES"
         if not by_identity and not valid and any(map(_is_name, sides)):
             yield node.lineno
 
@@ -72,7 +72,7 @@ def _knows(imported: str) -> bool:
     if isinstance(value, str):
         return value in NAMES
     held = isinstance(value, dict | set | frozenset | tuple) and not NAMES.isdisjoint(value)
-    return held and value != OFFERED
+    return held and value != ENGINE_CHOICES
 
 
 def _is_name(node: ast.expr) -> bool:
@@ -120,7 +120,7 @@ def test_a_file_that_knows_an_engine_by_name_is_found(line: str) -> None:
     "line",
     [
         "from stages.decode.engines import AUTO, OFFERED, choice_of",
-        "known = config.engine in OFFERED",
+        "known = config.engine in ENGINE_CHOICES",
         "second = engine is not first",
         'told = "engine" in event.values',
         "flying = engine_of(event.values['engine']).slots",
@@ -137,20 +137,20 @@ def test_what_people_may_ask_for_and_what_answers_it_stay_in_their_order() -> No
         "inflight-compiled",
         "transformers",
     )
-    assert [*OFFERED] == [AUTO, batches, one, compiled]
-    begun = {choice: [e.name for e in choice_of(choice)] for choice in (AUTO, AUTO_SEVERAL)}
+    assert [*ENGINE_CHOICES] == [AUTO, batches, one, compiled]
+    begun = {choice: [e.name for e in engines_for(choice)] for choice in (AUTO, AUTO_SEVERAL)}
     assert begun == {AUTO: [one, batches], AUTO_SEVERAL: [shared, batches]}
     more = {choice: [e.name for e in accepted_by(choice)][2:] for choice in begun}
     assert more == {AUTO: [shared, compiled], AUTO_SEVERAL: [one, compiled]}
     for name, engine in ENGINES.items():
-        assert choice_of(name) == accepted_by(name) == (engine,)
+        assert engines_for(name) == accepted_by(name) == (engine,)
 
 
 def test_beams_and_several_prompts_choose_another_engine() -> None:
-    several = {name: choice_for(name, beams=1, prompts=2) for name in OFFERED}
+    several = {name: choice_for(name, beams=1, prompts=2) for name in ENGINE_CHOICES}
     changed = {AUTO: AUTO_SEVERAL, "inflight": "inflight-shared"}
-    assert several == {name: changed.get(name, name) for name in OFFERED}
-    assert [choice_for(name, beams=1, prompts=1) for name in OFFERED] == [*OFFERED]
+    assert several == {name: changed.get(name, name) for name in ENGINE_CHOICES}
+    assert [choice_for(name, beams=1, prompts=1) for name in ENGINE_CHOICES] == [*ENGINE_CHOICES]
     for name in (AUTO, "transformers"):
         assert choice_for(name, beams=4, prompts=2) == "transformers"
     for name in ("inflight", "inflight-compiled"):

@@ -20,7 +20,7 @@ from artifacts import options
 from flows.options.commands import CaptionConfig
 from flows.options.export_config import ExportConfig
 from flows.options.rebuild import RebuildConfig
-from flows.options.search import SearchAsked, SearchPlace
+from flows.options.search import SearchPlace, SearchQuery
 from flows.options.tune import TuneConfig
 from flows.options.vectors import EmbedConfig, IndexConfig, LabelConfig
 from flows.serving.config import ServeConfig
@@ -117,7 +117,7 @@ def test_a_command_reads_every_field_that_it_has(
     assert names - read == set()
 
 
-@pytest.mark.parametrize("kind", [TuneConfig, ExportConfig, SearchAsked, SearchPlace, ServeConfig])
+@pytest.mark.parametrize("kind", [TuneConfig, ExportConfig, SearchQuery, SearchPlace, ServeConfig])
 def test_every_field_is_named_where_something_is_done(kind: type[Any]) -> None:
     """These commands load models of their own: that some module reads a field has to do."""
     found: set[str] = set()

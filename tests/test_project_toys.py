@@ -138,10 +138,10 @@ ENGINE = "row-by-row"
 DECODE = """
 import json, sys
 from stages.decode.run import run, warm
-from stages.process.report import Report
+from stages.process.report import EventReporter
 job = json.loads(sys.argv[1])
 warm(job)
-run(job, Report(1))
+run(job, EventReporter(1))
 """
 """The decode stage, with its events on stdout."""
 

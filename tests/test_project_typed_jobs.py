@@ -102,16 +102,16 @@ JOB_REASONS = {
     },
     "JSON, where it is made a job or was one": {
         "stages/process/job.py:_read",
-        "stages/process/job.py:job_of",
-        "stages/process/job.py:told_of",
+        "stages/process/job.py:parse_job",
+        "stages/process/job.py:job_fields",
     },
-    "facts of any stage for run.json": {"stages/process/events.py:Noted.values"},
+    "facts of any stage for run.json": {"stages/process/events.py:StageNotes.values"},
     "key of a request → its answer, of any stage": {
-        "flows/serving/half_plan.py:HalfPlan.answers",
+        "flows/serving/half_plan.py:HalfWorkerSpec.answers",
         "flows/serving/startup.py:plan_half",
         "flows/serving/startup.py:read_and_drop",
         "flows/serving/startup.py:read_and_drop.answers",
-        "flows/serving/half_worker.py:Works.answer",
+        "flows/serving/half_worker.py:RequestQueue.answer",
     },
 }
 """Reason → what of jobs is loose for it."""

@@ -20,7 +20,7 @@ from stages.decode import run
 from stages.decode.choosing import avoided, seed_of
 from stages.decode.generation import SamplingParams
 from stages.decode.job import DecodeItem
-from stages.decode.loops import NGRAM, PENALTY, goes_round
+from stages.decode.loops import NGRAM, PENALTY, is_repetitive
 from stages.decode.presence import PresencePenalty
 from stages.models.processors.chat_turn import PARTS, PLAIN, write
 from stages.models.processors.prepare import Clip, load_processor
@@ -205,11 +205,11 @@ CIRCLES = "A dog runs, a dog runs, a dog runs, a dog runs, a dog ru"
 
 
 def test_circles_are_told_from_captions_that_are_merely_cut() -> None:
-    assert goes_round(CIRCLES, "length") and goes_round("no " * 20, "length")
-    assert goes_round("あの犬が走る。" * 8, "length")
-    assert not goes_round(CIRCLES, "stop")
+    assert is_repetitive(CIRCLES, "length") and is_repetitive("no " * 20, "length")
+    assert is_repetitive("あの犬が走る。" * 8, "length")
+    assert not is_repetitive(CIRCLES, "stop")
     for text in ("", "ha ha ha", "A dog runs, a cat sits, a bird sings and the sun is", "aaaa"):
-        assert not goes_round(text, "length")
+        assert not is_repetitive(text, "length")
 
 
 def test_a_caption_that_goes_round_in_circles_is_said_once_more(
@@ -219,7 +219,7 @@ def test_a_caption_that_goes_round_in_circles_is_said_once_more(
     plain = said(wave, "transformers", CAPTIONS, {})
     rounds = [text == plain[1] for text in plain]
     assert not all(rounds)
-    monkeypatch.setattr(run, "goes_round", lambda text, _: text == plain[1])
+    monkeypatch.setattr(run, "is_repetitive", lambda text, _: text == plain[1])
     penalties = {"repetition_penalty": PENALTY, "no_repeat_ngram_size": NGRAM}
     expected = [
         stock(CHECKPOINT, clip, number, penalties) if again else text
@@ -251,8 +251,8 @@ def test_nothing_asked_is_nothing_in_a_key() -> None:
     assert SamplingParams(presence_penalty=0.0).words == []
     present = SamplingParams(presence_penalty=1.5)
     assert present.words == [[("presence_penalty", 1.5)]]
-    assert present.told == {"presence_penalty": 1.5} and present.limit_only_cuts
-    assert not present.by_chance and "presence_penalty" in OF_ANY_TEXT
+    assert present.told == {"presence_penalty": 1.5} and present.is_prefix_stable
+    assert not present.is_sampled and "presence_penalty" in OF_ANY_TEXT
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from torch._dynamo.utils import counters
 from artifacts.errors import UsageError
 from stages.decode.engines.inflight.compiled import CompiledStep
 from stages.decode.engines.inflight.pool import SlotPool
-from stages.decode.engines.inflight.prefill import read_row
+from stages.decode.engines.inflight.prefill import prefill_row
 from stages.decode.engines.inflight.shape import PoolShape
 from stages.decode.engines.inflight.trial import _same, _trace, reference_of
 from tests.support.tiny_families.in_slots import rows_of_variant
@@ -50,7 +50,7 @@ def test_a_shape_is_compiled_once_however_many_pools_have_it(variant: str) -> No
     counters["stats"].clear()
     model, items = rows_of_variant(variant)
     reference, step = reference_of(model, *items[0]), CompiledStep("cpu")
-    row, other = (read_row(model, *items[at], max_new_tokens=8) for at in (0, 3))
+    row, other = (prefill_row(model, *items[at], max_new_tokens=8) for at in (0, 3))
     row, other = (replace(each, step=step.of(each.model)) for each in (row, other))
     shapes = [PoolShape(rows=8, slots=8, columns=columns) for columns in (64, 64, 128, 64)]
     alone = _trace(row, reference, SlotPool(row, shapes[0]), 0)

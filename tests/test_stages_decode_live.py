@@ -17,7 +17,7 @@ from stages.decode.run import run
 from stages.decode.stored import read_features
 from stages.memory.shrinking import OomRetry
 from stages.process.events import CaptionProgress
-from stages.process.job import items_of, job_of
+from stages.process.job import items_of, parse_job
 from stages.process.live import WITHDRAWN, ToldWork
 from tests.support.clips import PROMPTS
 from tests.support.waves import FEATURES, OTHER, Wave, events, mixed_wave
@@ -59,7 +59,7 @@ def said_by(
 ) -> tuple[dict[str, CaptionOutput], DecodeEngine]:
     """What is said of each that does not leave, by its key."""
     wave.settings |= {"engine": engine, "slots": AT_ONCE, "live": "pipe"}
-    job = job_of(DecodeJob, wave.to_decode(PROMPTS, tokens=24))
+    job = parse_job(DecodeJob, wave.to_decode(PROMPTS, tokens=24))
     speaker = ENGINES[engine](job)
     asked = asked_of(wave, leaving)
     speaker.settle(asked[-1]._replace(work=None))
@@ -92,7 +92,7 @@ def test_who_leaves_changes_no_word_of_the_others_and_leaves_its_slot(
 def test_a_batch_that_nobody_wants_any_more_is_ended(tmp_path: Path) -> None:
     wave = mixed_wave(tmp_path)
     wave.settings |= {"live": "pipe"}
-    job = job_of(DecodeJob, wave.to_decode(PROMPTS, tokens=24))
+    job = parse_job(DecodeJob, wave.to_decode(PROMPTS, tokens=24))
     speaker = TransformersEngine(job)
     asked = asked_of(wave, [])
     whole = max(said.tokens for said in speaker.say(asked))

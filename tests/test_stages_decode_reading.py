@@ -10,7 +10,7 @@ from torch import nn
 from artifacts.errors import CannotFit, UsageError
 from artifacts.schema import Half
 from penstock_demo import CHECKPOINT
-from stages.decode.reading import PrefillOptions, pieces_agree
+from stages.decode.reading import PrefillOptions, chunked_prefill_matches
 from stages.models.halves import delivery
 from stages.models.halves.delivery import generate
 from stages.models.halves.features import Features, encode
@@ -103,7 +103,7 @@ QUICK = {"paligemma", "gemma3", "glm4v:video", "qwen2_vl", "gemma4", "t5gemma2",
 def test_mlps_in_pieces_change_no_token_of_a_family(variant: str, tmp_path: Path) -> None:
     held, inputs, features = halves(variant, tmp_path)
     if variant in {*OTHERWISE, *ALIKE}:
-        agree = held.use(lambda half: pieces_agree(half, inputs, features))
+        agree = held.use(lambda half: chunked_prefill_matches(half, inputs, features))
         assert agree == (variant in ALIKE)
     whole: Any = held.use(lambda half: generate(half, inputs, features, **GREEDY))
     assert in_pieces(held.model, 2) > 0
@@ -118,7 +118,7 @@ def test_where_a_short_prompt_agrees_so_do_captions(variant: str, tmp_path: Path
     if choose_route(FAMILIES[variant]()[0]).route != "protocol":
         pytest.skip("is not read by the stock generate")
     held, inputs, features = halves(variant, tmp_path)
-    if held.use(lambda half: pieces_agree(half, inputs, features)):
+    if held.use(lambda half: chunked_prefill_matches(half, inputs, features)):
         whole: Any = held.use(lambda half: generate(half, inputs, features, **GREEDY))
         cut = {**GREEDY, "prefill_chunk_size": 3}
         pieces: Any = held.use(lambda half: generate(half, inputs, features, **cut))

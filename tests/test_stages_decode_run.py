@@ -17,7 +17,7 @@ from artifacts.pack_object import DamagedRecord
 from artifacts.packs import Record, RecordSet
 from artifacts.store import open_store
 from penstock_demo import CHECKPOINT
-from stages.decode.batches import in_pieces, lacking, swapped, talkative_first
+from stages.decode.batches import longest_first, missing_keys, rebatch, swap_engine_keys
 from stages.decode.engines import ENGINES, transformers
 from stages.decode.job import DecodeItem
 from stages.models.halves.delivery import new_tokens
@@ -272,14 +272,14 @@ BATCHES = [members(*"abcd"), members(*"efg")]
 
 
 def test_a_batch_is_cut_as_if_it_had_been_chosen_so() -> None:
-    assert keys(in_pieces(BATCHES, 2)) == ["ab", "cd", "ef", "g"]
-    assert in_pieces(BATCHES, 0) == BATCHES
+    assert keys(rebatch(BATCHES, 2)) == ["ab", "cd", "ef", "g"]
+    assert rebatch(BATCHES, 0) == BATCHES
 
 
 def test_who_was_talkative_comes_first_and_after_those_of_whom_nothing_is_known() -> None:
     said = {"a": 3, "b": 30, "d": 12, "f": 30}
-    assert keys(talkative_first(BATCHES, said)) == ["bcef", "gda"]
-    assert talkative_first(BATCHES, {"z": 9}) == BATCHES
+    assert keys(longest_first(BATCHES, said)) == ["bcef", "gda"]
+    assert longest_first(BATCHES, {"z": 9}) == BATCHES
 
 
 def test_what_has_a_caption_under_either_key_is_not_lacking(tmp_path: Path) -> None:
@@ -287,6 +287,6 @@ def test_what_has_a_caption_under_either_key_is_not_lacking(tmp_path: Path) -> N
     ours, theirs = (RecordSet(store, "captions", name * 32) for name in ("aa", "bb"))
     ours.publish([Record(key="b", meta={})])
     theirs.publish([Record(key="C", meta={})])
-    assert lacking(BATCHES[0], [ours, theirs]) == ["a", "d"]
-    assert lacking(swapped(BATCHES)[0], [theirs, ours]) == ["A", "D"]
-    assert lacking(BATCHES[0], [ours]) == ["a", "c", "d"]
+    assert missing_keys(BATCHES[0], [ours, theirs]) == ["a", "d"]
+    assert missing_keys(swap_engine_keys(BATCHES)[0], [theirs, ours]) == ["A", "D"]
+    assert missing_keys(BATCHES[0], [ours]) == ["a", "c", "d"]

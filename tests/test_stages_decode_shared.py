@@ -10,7 +10,7 @@ import torch
 
 from penstock_demo import CHECKPOINT
 from stages.decode.engines.inflight import prefill
-from stages.decode.engines.inflight.prefill import read_row
+from stages.decode.engines.inflight.prefill import prefill_row
 from stages.decode.run import run
 from tests.support.clips import clips
 from tests.support.waves import (
@@ -93,12 +93,12 @@ def test_a_picture_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     lengths: list[int] = []
 
     def counting(half: Any, inputs: Any, features: Any, **options: Any) -> Any:
-        row = read_row(half, inputs, features, **options)
+        row = prefill_row(half, inputs, features, **options)
         before = options.get("past_key_values")
         lengths.append(row.tokens if before is None else 0)
         return row
 
-    monkeypatch.setattr(prefill, "read_row", counting)
+    monkeypatch.setattr(prefill, "prefill_row", counting)
     asked = members(wave, PROMPTS)
     said(wave, "inflight-shared", CAPTIONS, [asked[at] for at in torch.randperm(len(asked))])
     # Once for each clip, and once for the trial, where another clip follows it.

@@ -12,8 +12,8 @@ import torch
 
 from stages.decode.engines.inflight.layers import UnsupportedCacheError
 from stages.decode.engines.inflight.pool import SlotPool
-from stages.decode.engines.inflight.prefill import PrefilledSequence, read_row
-from stages.decode.engines.inflight.shape import FEWEST, PoolLayout, PoolShape
+from stages.decode.engines.inflight.prefill import PrefilledSequence, prefill_row
+from stages.decode.engines.inflight.shape import MIN_STEP_ROWS, PoolLayout, PoolShape
 from stages.decode.engines.inflight.trial import _same, _trace, reference_of
 from stages.models.halves.features import Features, encode
 from tests.support.tiny_families import FAMILIES
@@ -93,7 +93,7 @@ def test_aligned_rows_that_run_out_of_memory_end_the_stage(
 
     monkeypatch.setattr(SlotPool, "step", failing)
     with pytest.raises(MemoryError, match="Tried to allocate"):
-        in_slots(model, items, PoolLayout(rows=FEWEST, aligned=True))
+        in_slots(model, items, PoolLayout(rows=MIN_STEP_ROWS, aligned=True))
 
 
 def test_tokens_that_are_looked_at_late_are_the_same() -> None:
@@ -113,8 +113,8 @@ def rows_in(variant: str, dtype: torch.dtype) -> tuple[PrefilledSequence, Prefil
         for name, value in inputs.items()
     }
     features: Features = encode(model, cast)
-    row = read_row(model, cast, features, max_new_tokens=8)
-    other = read_row(model, longer(cast, 23), features, max_new_tokens=8)
+    row = prefill_row(model, cast, features, max_new_tokens=8)
+    other = prefill_row(model, longer(cast, 23), features, max_new_tokens=8)
     return row, other, reference_of(model, cast, features)
 
 
@@ -146,7 +146,7 @@ def test_a_row_has_the_same_logits_in_every_pool(variant: str, dtype: torch.dtyp
 @pytest.mark.parametrize("variant", ALIGNED)
 def test_an_aligned_row_has_the_same_logits_in_every_pool(variant: str, dtype: torch.dtype) -> None:
     short, other, reference = rows_in(variant, dtype)
-    manner = PoolLayout(rows=FEWEST, fixed=True, aligned=True)
+    manner = PoolLayout(rows=MIN_STEP_ROWS, fixed=True, aligned=True)
     for tokens in (short.tokens, 310, 700):
         row = short if tokens == short.tokens else remembering(short, tokens)
         widths = {manner.columns(most) for most in (row.tokens + 8, 200, 330, 512, 577, 1100)}
@@ -203,7 +203,7 @@ def test_a_row_that_broke_leaves_nothing_to_who_comes_after_it(aligned: bool) ->
     for layer in broken.cache.layers:
         layer.keys, layer.values = layer.keys * torch.nan, layer.values * torch.nan
     pool = SlotPool(row, shape)
-    for slot in range(FEWEST):
+    for slot in range(MIN_STEP_ROWS):
         pool.put(slot, broken, torch.zeros_like(row.ids[:, :1]))
     pool.feed(pool.step().argmax(-1))
     pool.clear(0)

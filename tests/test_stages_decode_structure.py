@@ -164,7 +164,7 @@ def test_a_form_is_in_the_key_exactly_when_it_is_given() -> None:
     assert SamplingParams(schema="").told == {} and SamplingParams(schema="").words == []
     assert SamplingParams(schema=text).told == {"schema": text}
     assert SamplingParams.from_fields({"schema": text}) == SamplingParams(schema=text)
-    assert SamplingParams().limit_only_cuts and not SamplingParams(schema=text).limit_only_cuts
+    assert SamplingParams().is_prefix_stable and not SamplingParams(schema=text).is_prefix_stable
 
 
 @pytest.mark.parametrize("other", [{"beams": 2}, {"start_with": "A"}])

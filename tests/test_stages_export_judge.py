@@ -21,7 +21,7 @@ from stages.export.write import run as write
 from stages.models.half_job import HalfJob
 from stages.models.loading import ModelJob
 from stages.process.events import NOTE
-from stages.process.job import told_of
+from stages.process.job import job_fields
 from tests.support.waves import events
 
 CLIPS = 3
@@ -67,7 +67,7 @@ def asked(
     changes["half"] = replace(words["half"], offload=offload)
     job = JudgeJob(**{**words, "folder": str(folder), **changes})
     with events() as (report, told):
-        judge(json.loads(json.dumps(told_of(job))), report)
+        judge(json.loads(json.dumps(job_fields(job))), report)
     return {
         name: value for event in told if event["event"] == NOTE for name, value in event.items()
     }
@@ -101,7 +101,7 @@ def test_rounded_weights_are_put_in_also_streamed(words: dict[str, Any], tmp_pat
         group=32,
     )
     with events() as (report, _):
-        write(told_of(packed), report)
+        write(job_fields(packed), report)
     asked(words, tmp_path / "expected")
     rounded = {"rounded": str(tmp_path / "packed"), "parts": ("language",), "bits": 4, "group": 32}
     found = [

@@ -7,7 +7,7 @@ import torch
 
 from stages.export.compare import nearness
 from stages.export.logit_agreement import LogitAgreement
-from stages.export.parity import DIGITS, KEPT, judged, of_each
+from stages.export.parity import DIGITS, KEPT, evaluate_parity, of_each
 
 
 def test_the_figure_of_each_is_told_from_the_smallest_on_in_few_digits() -> None:
@@ -38,7 +38,7 @@ def test_the_divergence_of_captions_sums_up_to_that_of_all_words() -> None:
     summed = sum(each[key] * words for key, words in lengths.items())
     assert summed / 12 == pytest.approx(told["divergence"], rel=1e-4)
     assert (told["captions"], told["tokens"]) == (3, 12)
-    assert judged({"text": told}, 64)["text"] == told
+    assert evaluate_parity({"text": told}, 64)["text"] == told
 
 
 def test_the_cosine_of_chunks_sums_up_to_that_of_all_rows() -> None:

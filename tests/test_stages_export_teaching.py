@@ -6,14 +6,19 @@ import pytest
 import torch
 
 from stages.decode.choosing import make_greedy
-from stages.decode.teaching import ForcedCaption, expected, expected_by_steps, looks_ahead
+from stages.decode.teaching import (
+    ForcedCaption,
+    forced_logits,
+    forced_logits_stepwise,
+    is_bidirectional,
+)
 from stages.models.encoding.batch import encode_batches
 from stages.models.halves.delivery import generate, new_tokens, prompt_in
 from stages.models.halves.features import Features, placeholder_ids
 from stages.models.halves.load import load_half
 from stages.models.processors.clip import Clip
 from stages.models.processors.loading import load_processor
-from stages.models.processors.prepare import open_ended, prepare, rebuild
+from stages.models.processors.prepare import drop_end_token, prepare, rebuild
 from tests.support.checkpoints import MODELS, whole_checkpoint
 from tests.support.families import checkpoint
 from tests.support.media import picture
@@ -32,7 +37,7 @@ def said_by(family: str) -> tuple[Any, Any, ForcedCaption]:
     for seed in range(9):
         clip = Clip(kind="image", frames=picture(seed, 64, 64)[None], times=(0.0,), seconds=0.0)
         row = encode_batches(vision, [[prepare(processor, clip)]])[0][0]
-        inputs = open_ended(half, rebuild(processor, [row], [PROMPT]))
+        inputs = drop_end_token(half, rebuild(processor, [row], [PROMPT]))
         features = Features(row.features, row.needs, row.blank)
         made = generate(half, inputs, features, max_new_tokens=TOKENS)
         ids = new_tokens(made, prompt_in(half, inputs)).cpu()
@@ -56,9 +61,11 @@ SLOW = (
 def test_it_expects_what_it_says(family: str) -> None:
     half, processor, caption = said_by(family)
     asked = caption._replace(ids=caption.ids[:, :-1])
-    by_steps = expected_by_steps(half, processor, asked)
+    by_steps = forced_logits_stepwise(half, processor, asked)
     assert by_steps.argmax(-1).tolist() == caption.ids[0].tolist()
-    ahead = looks_ahead(half, processor, asked)
+    ahead = is_bidirectional(half, processor, asked)
     assert ahead == (family == "paligemma")
     if not ahead:
-        torch.testing.assert_close(expected(half, processor, asked), by_steps, rtol=0, atol=1e-4)
+        torch.testing.assert_close(
+            forced_logits(half, processor, asked), by_steps, rtol=0, atol=1e-4
+        )

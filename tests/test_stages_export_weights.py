@@ -21,7 +21,7 @@ from stages.models.halves.classes import config_and_class, skeleton_of
 from stages.models.halves.load import load_half
 from stages.models.hub.checkpoint import INDEX
 from stages.models.precision.quantize import keep_to_dtype, plan
-from stages.process.job import told_of
+from stages.process.job import job_fields
 from tests.support.adapters import source_of
 from tests.support.pickled import tensors_of
 from tests.support.waves import events
@@ -45,7 +45,7 @@ def exported(source: Path, folder: Path, kind: str, **changes: Any) -> Path:
         **{"parts": ("language",), "shard_bytes": SMALL_SHARDS, **changes},
     )
     with events() as (report, _):
-        run(told_of(job), report)
+        run(job_fields(job), report)
     return folder
 
 

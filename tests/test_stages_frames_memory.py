@@ -110,7 +110,7 @@ def test_of_300_broken_files_each_is_cut_or_named(tmp_path: Path) -> None:
     assert len(digests) > MUTATIONS * 0.9
     assert cut.keys() | refused.keys() == digests
     assert not cut.keys() & refused.keys()
-    assert opened["Begin"] == opened["Done"] == len(digests)
+    assert opened["MediumOpened"] == opened["MediumClosed"] == len(digests)
     indexes = [MediaIndex.from_json(cut.meta(digest)) for digest in sorted(cut.keys())]
     assert all(index.chunks for index in indexes)
     assert len(indexes) > MUTATIONS / 2

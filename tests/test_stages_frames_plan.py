@@ -135,7 +135,7 @@ def decoded(wanted: list[int], *, threads: int = 1, sent: tuple[int, ...] = ()) 
     route = SeekPlan(array("q", wanted), GROUPS_OF_TEN, sent=sent, threads=threads)
     found, at = [], len(sent)
     while at < 100:
-        leap = route.leap(at)
+        leap = route.seek_target(at)
         if leap == END:
             break
         if leap is not None:
@@ -175,7 +175,7 @@ def test_only_wanted_frames_are_needed() -> None:
 
 def test_without_trusted_keyframes_everything_is_decoded() -> None:
     route = SeekPlan(array("q", [90]), None)
-    assert [route.leap(at) for at in range(100)] == [None] * 100
+    assert [route.seek_target(at) for at in range(100)] == [None] * 100
     walking = SeekPlan(array("q", [90]), GROUPS_OF_TEN)
     walking.walk()
-    assert walking.leap(0) is None
+    assert walking.seek_target(0) is None

@@ -10,7 +10,7 @@ import torch
 from artifacts.errors import StageDied, UsageError
 from artifacts.packs import Record, RecordSet
 from artifacts.store import open_store
-from stages.decode.engines.inflight.prefill import PrefilledSequence, read_row
+from stages.decode.engines.inflight.prefill import PrefilledSequence, prefill_row
 from stages.decode.engines.inflight.scheduler import InflightScheduler, RequestPrefetcher
 from stages.decode.engines.inflight.shape import PLAIN
 from stages.decode.job import DecodeItem
@@ -126,7 +126,7 @@ def test_a_row_that_raises_at_a_step_of_its_slots_fails_alone() -> None:
 
     def read(asked: DecodeRequest) -> PrefilledSequence:
         at = int(asked.member.key)
-        row = read_row(model, *items[at], max_new_tokens=6)
+        row = prefill_row(model, *items[at], max_new_tokens=6)
         return replace(row, processors=Breaking()) if at == 1 else row
 
     def said(*which: int) -> dict[str, list[int]]:

@@ -12,9 +12,9 @@ from stages.memory.shrinking import (
     PICTURES,
     OomRetry,
     blocks,
-    pieces,
+    next_sizes,
     smaller,
-    tighter,
+    split_batch,
     wanted_bytes,
 )
 from tests.support.waves import events
@@ -64,7 +64,7 @@ def test_pieces_are_those_of_a_size_chosen_beforehand(largest: int, room: int) -
     sizes = [largest]
     while sizes[-1] > room:
         sizes.append(smaller(sizes[-1]))
-    assert found == [str(piece).upper() for piece in pieces(batch, sizes[-1])]
+    assert found == [str(piece).upper() for piece in split_batch(batch, sizes[-1])]
 
 
 def test_an_item_that_does_not_fit_alone_is_told_and_the_others_go_on() -> None:
@@ -112,7 +112,7 @@ def go_together(
         found = [
             made
             for some in blocks(batches, block)
-            for _, made in shrinking.through_together(some, block, str, tower)
+            for _, made in shrinking.run_block(some, block, str, tower)
         ]
     return found, [(e["batch"], e["block"], e["failed"]) for e in told if e["event"] == "rung"]
 
@@ -168,7 +168,7 @@ def test_a_batch_too_large_by_itself_is_cut_among_others_too() -> None:
 def test_sizes_get_tighter_until_nothing_is_left(batch: int, block: int) -> None:
     sizes = [(batch, block)]
     while sizes[-1][1]:
-        sizes.append(tighter(*sizes[-1]))
+        sizes.append(next_sizes(*sizes[-1]))
     assert sizes[-1] == (1, 0) and (1, 1) in sizes
     assert sizes == sorted(set(sizes), reverse=True)
 

@@ -10,11 +10,11 @@ ROOT = Path(__file__).resolve().parent.parent
 LEFT_OUT = ("torch._inductor", "torch.distributed.tensor", "scipy.linalg")
 BEGIN = """
 import sys
-from stages.process.deferred_imports import COMPILER, StandIn, import_transformers
+from stages.process.deferred_imports import COMPILER, LazyModule, import_transformers
 import_transformers()
 import torch
 def stands():
-    return isinstance(sys.modules[COMPILER], StandIn)
+    return isinstance(sys.modules[COMPILER], LazyModule)
 assert stands()
 """
 

@@ -19,7 +19,7 @@ from stages.export.jobs import CaptionedItem, MergeJob, TimingJob
 from stages.frames.job import FramesItem, FramesJob
 from stages.models.encoding.job import EncodeItem
 from stages.models.half_job import HalfJob
-from stages.process.job import items_of, job_of, told_of
+from stages.process.job import items_of, job_fields, parse_job
 from stages.summarize.job import SummaryItem, SummaryJob
 from stages.summarize.packing import TimedText
 from stages.tune.job import TuneItem
@@ -59,13 +59,13 @@ def required(kind: type[Any]) -> list[str]:
 @pytest.mark.parametrize("kind", JOBS, ids=lambda kind: kind.__name__)
 def test_a_field_that_a_job_does_not_have_is_refused_by_name(kind: type[Any]) -> None:
     with pytest.raises(TypeError, match=f"^{kind.__name__} has no field colour$"):
-        job_of(kind, {"colour": "red"})
+        parse_job(kind, {"colour": "red"})
 
 
 @pytest.mark.parametrize("kind", JOBS, ids=lambda kind: kind.__name__)
 def test_a_required_field_that_is_missing_is_named(kind: type[Any]) -> None:
     with pytest.raises(TypeError, match=f"^{kind.__name__} needs the field {required(kind)[0]}$"):
-        job_of(kind, {})
+        parse_job(kind, {})
 
 
 @pytest.mark.parametrize(
@@ -89,7 +89,7 @@ def test_a_value_of_another_type_is_refused_with_field_and_class(
     kind: type[Any], told: dict[str, Any], words: str
 ) -> None:
     with pytest.raises(TypeError, match=f"^{words}"):
-        job_of(kind, told)
+        parse_job(kind, told)
 
 
 def test_what_json_makes_of_a_job_is_the_job_again() -> None:
@@ -121,7 +121,7 @@ def test_what_json_makes_of_a_job_is_the_job_again() -> None:
     )
     measured = Measured(rate=1, name="n", parts=("vision", "language"))
     for job in (encoding, summing, cutting, measured):
-        assert job_of(type(job), json.loads(json.dumps(told_of(job)))) == job
+        assert parse_job(type(job), json.loads(json.dumps(job_fields(job)))) == job
 
 
 @pytest.mark.parametrize("kind", ITEMS, ids=lambda kind: kind.__name__)
@@ -154,7 +154,7 @@ def test_an_item_is_exactly_its_fields_by_name_or_in_order(kind: Any) -> None:
 )
 def test_what_a_job_holds_is_as_strict_as_the_job(changes: dict[str, Any], words: str) -> None:
     with pytest.raises(TypeError, match=f"^{words}"):
-        job_of(EncodeJob, {**ENCODE, **changes})
+        parse_job(EncodeJob, {**ENCODE, **changes})
 
 
 def test_a_hundred_thousand_items_are_read_in_a_moment() -> None:
@@ -162,6 +162,6 @@ def test_a_hundred_thousand_items_are_read_in_a_moment() -> None:
     half = {"model": "m"}
     told = {"half": half, "store": "", "features_namespace": "", "namespace": "", "engine": ""}
     started = time.process_time()
-    job = job_of(DecodeJob, {**told, "max_new_tokens": 1, "batches": batches})
+    job = parse_job(DecodeJob, {**told, "max_new_tokens": 1, "batches": batches})
     assert time.process_time() - started < 2.0  # it takes 0.1 s
     assert job.batches[-1][-1].prompt == "prompt"

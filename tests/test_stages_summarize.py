@@ -17,7 +17,7 @@ from artifacts.packs import RecordSet
 from artifacts.store import FolderStore
 from stages.models.inspection import describe
 from stages.summarize.job import MOST_TEXTS, SummaryJob
-from stages.summarize.packing import TimedText, clock, packed
+from stages.summarize.packing import TimedText, clock, pack_groups
 from stages.summarize.run import run
 from tests.support.families import checkpoint
 from tests.support.waves import events
@@ -33,7 +33,7 @@ def test_every_text_is_packed_once_and_no_group_is_too_large() -> None:
     for _ in range(300):
         room, most = draw.randint(10, 90), draw.randint(2, 9)
         counts = [draw.randint(0, room // 2) for _ in range(draw.randint(1, 60))]
-        groups = packed(counts, room, most)
+        groups = pack_groups(counts, room, most)
         assert [at for group in groups for at in group] == list(range(len(counts)))
         assert all(sum(counts[at] for at in group) <= room for group in groups)
         assert all(1 <= len(group) <= most for group in groups)
@@ -41,9 +41,9 @@ def test_every_text_is_packed_once_and_no_group_is_too_large() -> None:
 
 
 def test_groups_are_few_and_even() -> None:
-    assert [len(group) for group in packed([1] * 41, 1000, 20)] == [14, 14, 13]
-    assert [len(group) for group in packed([10, 10, 10, 10], 30, 20)] == [2, 2]
-    assert packed([99], 10, 20) == [range(1)]
+    assert [len(group) for group in pack_groups([1] * 41, 1000, 20)] == [14, 14, 13]
+    assert [len(group) for group in pack_groups([10, 10, 10, 10], 30, 20)] == [2, 2]
+    assert pack_groups([99], 10, 20) == [range(1)]
 
 
 def test_times_are_told_as_people_write_them() -> None:

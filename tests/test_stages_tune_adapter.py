@@ -16,7 +16,7 @@ from flows.checkpoint.model_files import ModelDigests
 from flows.cli.main import main
 from stages.models import load_half
 from stages.models.adapters.reading import read_adapter
-from stages.tune.adapter import add_adapter, begin_with, linear_paths, write_adapter
+from stages.tune.adapter import add_adapter, linear_paths, load_adapter_weights, write_adapter
 from stages.tune.layout import layout_in
 from tests.support.adapters import loaded, matrices, source_of
 from tests.support.adapters import write_adapter as write_foreign
@@ -99,7 +99,7 @@ def test_who_goes_on_with_an_adapter_adds_the_same(tmp_path: Path, changes: dict
     before = read_adapter(folder)
     half = load_half(source_of("demo"), "language", dtype=torch.float32)
     add_adapter(half, 4, 0, layout_in(folder, 4))
-    begin_with(half, folder)
+    load_adapter_weights(half, folder)
     (tmp_path / "again").mkdir()
     write_adapter(half, tmp_path / "again", "demo")
     after = read_adapter(tmp_path / "again")

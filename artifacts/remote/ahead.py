@@ -14,14 +14,14 @@ Hear = Callable[[int], None]
 """Function that hears how many more bytes are here, and may raise to end it."""
 
 
-def aside(function: Callable[[Item], Result], item: Item) -> "Future[Result]":
+def run_detached(function: Callable[[Item], Result], item: Item) -> "Future[Result]":
     """Return what will hold what a function gives."""
     made: Future[Result] = Future()
     threading.Thread(target=_do, args=(function, item, made), name="aside", daemon=True).start()
     return made
 
 
-def ahead(
+def map_prefetched(
     function: Callable[[Item], Result], items: Iterable[Item], threads: int, held: int = 0
 ) -> Iterator[Result]:
     """Yield what a function gives for each item, in order. So many threads are at it, and at most

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from artifacts.errors import EnvironmentFault, Unanswered
 from artifacts.remote.addresses import FarFile
-from artifacts.remote.ahead import Hear, ahead
+from artifacts.remote.ahead import Hear, map_prefetched
 from artifacts.remote.finding import part_of, whole
 from artifacts.stores.copies import SPARE_BYTES
 from artifacts.stores.folder import fault_of
@@ -88,7 +88,7 @@ def _blocks(far: FarFile, offset: int) -> Iterator[bytes]:
         raise _cut(far, offset + len(first))
     starts = range(offset + size, far.size, RANGE_BYTES)
     threads = min(RANGES_AT_ONCE, len(starts))
-    yield from ahead(partial(_range, far), starts, threads, held=threads)
+    yield from map_prefetched(partial(_range, far), starts, threads, held=threads)
 
 
 def _range(far: FarFile, offset: int) -> bytes:

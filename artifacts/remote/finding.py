@@ -20,7 +20,7 @@ from artifacts.stamps import FileChanged
 from artifacts.stores.bucket import BEYOND, INNER_TRIES, Bucket, Listed, client_of, listed
 from artifacts.stores.credentials import allows_http, check_variables, variables
 from artifacts.stores.odd_names import all_listed, is_odd
-from artifacts.stores.patience import HINT, Answer, InvalidName, patiently, reason
+from artifacts.stores.patience import HINT, Answer, InvalidName, reason, with_retries
 
 if TYPE_CHECKING:  # obstore has these names for type checkers alone
     from obstore.store import ObjectStore
@@ -190,7 +190,7 @@ def _fits(parts: Sequence[str], pattern: Sequence[str]) -> bool:
 def _asked(address: str, ask: Callable[[], Answer]) -> Answer:
     web = is_web(address)
     waits, hint = (WEB_WAITS, WEB_HINT) if web else (None, HINT)
-    return patiently(unsigned(address), ask, may_lack=True, waits=waits, hint=hint)
+    return with_retries(unsigned(address), ask, may_lack=True, waits=waits, hint=hint)
 
 
 @lru_cache(CLIENTS)

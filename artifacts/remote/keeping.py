@@ -52,7 +52,7 @@ def copy_path(far: FarFile) -> Path:
 
 
 def copy_of(far: FarFile) -> Path:
-    """Return the path of a copy, and note of what: `at_hand` fetches it. Raises
+    """Return the path of a copy, and note of what: `open_local` fetches it. Raises
     EnvironmentFault."""
     path = copy_path(far)
     if _noted(path) != far:
@@ -70,7 +70,7 @@ def is_copy(path: Path) -> bool:
 
 
 @contextlib.contextmanager
-def at_hand(place: str | Path) -> Iterator[Path]:
+def open_local(place: str | Path) -> Iterator[Path]:
     """Give the path of a file until the block ends: the path itself, or that of a copy, which is
     fetched if it is not there. `place` is a path or an address. Raises EnvironmentFault, and
     MediaError for what is not to be had now."""
@@ -79,10 +79,10 @@ def at_hand(place: str | Path) -> Iterator[Path]:
         yield path
 
 
-def near(place: str | Path) -> Path:
+def local_path(place: str | Path) -> Path:
     """Return the path of a file that was there just now, for whoever opens it at once. Raises what
-    `at_hand` raises."""
-    with at_hand(place) as path:
+    `open_local` raises."""
+    with open_local(place) as path:
         return path
 
 

@@ -18,7 +18,7 @@ from obstore.store import HTTPStore, from_url
 
 from artifacts.errors import UsageError
 from artifacts.stores.credentials import allows_http, check_variables
-from artifacts.stores.patience import HINT, Answer, patiently, reason
+from artifacts.stores.patience import HINT, Answer, reason, with_retries
 
 if TYPE_CHECKING:  # obstore has these names for type checkers alone
     from obstore.store import ClientConfig, ObjectStore, RetryConfig
@@ -182,7 +182,7 @@ class Bucket:
     def _patiently(self, name: str, ask: Callable[[], Answer], *, may_lack: bool = False) -> Answer:
         """Ask until there is an answer. Raises EnvironmentFault, and FileNotFoundError if that may
         be one."""
-        return patiently(f"{self.url}/{name}", ask, may_lack=may_lack)
+        return with_retries(f"{self.url}/{name}", ask, may_lack=may_lack)
 
 
 def client_of(

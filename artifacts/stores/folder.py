@@ -10,7 +10,7 @@ from pathlib import Path
 
 from artifacts.errors import EnvironmentFault
 from artifacts.paths import lies_in
-from artifacts.placing import place, sync_folder
+from artifacts.placing import rename_noreplace, sync_folder
 from artifacts.regular import open_regular
 from artifacts.stores.heads import Extent, each_head
 from artifacts.stores.local import TEMPORARY, left_behind
@@ -76,7 +76,7 @@ class FolderStore:
                 file.flush()
                 os.fsync(file.fileno())
             self._make_folder(final.parent)
-            placed = place(half, final)
+            placed = rename_noreplace(half, final)
             sync_folder(final.parent)
             return placed
         except OSError as error:

@@ -38,7 +38,7 @@ class InvalidName(Unanswered):
     """A listing contains a name that obstore rejects."""
 
 
-def patiently(
+def with_retries(
     place: str,
     ask: Callable[[], Answer],
     *,

@@ -52,7 +52,7 @@ class AdapterUse:
         return f"adapter {self.digest[:SHOWN]}"
 
 
-def adapter_asked(config: RunOptions, files: ModelDigests) -> LoraAdapter | None:
+def parse_adapter(config: RunOptions, files: ModelDigests) -> LoraAdapter | None:
     """Return the adapter that a run asks for, as its headers have it; None: it asks for none. Its
     files are noted before. Raises UsageError or EnvironmentFault."""
     adapters = AdapterOptions.of(config)

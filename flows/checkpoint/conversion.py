@@ -11,10 +11,10 @@ from artifacts.errors import OutOfMemory, UsageError
 from artifacts.user_folders import user_cache
 from flows.console.display import Display
 from flows.console.units import gib
-from flows.machine.launch import DirectLauncher, StageCall, run_to_end
+from flows.machine.launch import DirectLauncher, StageCall, run_with_restarts
 from stages.convert.job import ConvertJob
 from stages.process.events import Event, StageNotes
-from stages.process.job import told_of
+from stages.process.job import job_fields
 
 MOST_BYTES = 1 << 30
 """Bytes that converting may take above its imports. Pieces of tensors take 30 MB; what is said of
@@ -41,13 +41,13 @@ def convert(job: ConvertJob, display: Display) -> Converted:
 
     call = StageCall(
         name="convert",
-        arguments=told_of(job),
+        arguments=job_fields(job),
         device="cpu",
         log=user_cache() / "logs" / "convert.log",
         budget=MOST_BYTES,
     )
     try:
-        notes: dict[str, Any] = run_to_end(DirectLauncher(listen), call).notes
+        notes: dict[str, Any] = run_with_restarts(DirectLauncher(listen), call).notes
     except OutOfMemory as error:
         raise UsageError(
             f"{job.source} takes more than {gib(MOST_BYTES)} of memory to be read",

@@ -18,7 +18,7 @@ from artifacts.store import Store
 from flows.checkpoint.model_files import ModelDigests
 from flows.console.units import gib
 from flows.machine.budget import budget_for
-from flows.machine.launch import Launcher, StageCall, run_to_end
+from flows.machine.launch import Launcher, StageCall, run_with_restarts
 from flows.options.commands import RunOptions
 from flows.options.media import VideoSamplingOptions
 from stages.models.hub.checkpoint import SMALL, Checkpoint
@@ -115,7 +115,7 @@ def _described(launcher: Launcher, call: StageCall, model: str) -> dict[str, Any
     much."""
     free = host_free_bytes()
     try:
-        profile: dict[str, Any] = run_to_end(launcher, call).notes["profile"]
+        profile: dict[str, Any] = run_with_restarts(launcher, call).notes["profile"]
     except OutOfMemory as error:
         if free < call.budget:
             words = f"model {model} cannot be read in {gib(free)}, which is all the memory free"

@@ -9,12 +9,12 @@ from artifacts.keys import ContentDigests
 from artifacts.model_files import ModelFiles
 from artifacts.schema import FrameFit, Part, Sampling
 from artifacts.store import Store
-from flows.checkpoint.adapters import adapter_asked, adapter_for, way_notes, way_of
+from flows.checkpoint.adapters import adapter_for, parse_adapter, way_notes, way_of
 from flows.checkpoint.describing import own_code, read_profile, readable, small_files
 from flows.checkpoint.graphs import graphs_for
 from flows.checkpoint.model_files import ModelDigests, digests_of_parts, with_fetched
 from flows.checkpoint.pixel_limits import check_pixels
-from flows.checkpoint.precision import BYTES, PartSettings, settle, with_adapter
+from flows.checkpoint.precision import BYTES, PartSettings, resolve_settings, with_adapter
 from flows.checkpoint.sampling import sampling_of
 from flows.machine.launch import Launcher
 from flows.options.commands import RunOptions
@@ -168,7 +168,7 @@ def open_model(
     `read_weights`, those that were never read are not read for their digest either: its keys are
     then of nothing that is stored. Raises Undescribed."""
     files = ModelDigests(digests)
-    adapter = adapter_asked(config, files)
+    adapter = parse_adapter(config, files)
     checkpoint = find_checkpoint(config, announce, *pipelines)
     folder = checkpoint.folder
     with readable(config.model):
@@ -185,7 +185,7 @@ def open_model(
         weights = {s: checkpoint.digest(s) or digest(folder / s) for s in names}
         code = own_code(folder, trusted=config.trust_remote_code)
         graphs = graphs_for(config, folder, profile, digest, weights, device)
-    settings = settle(config, profile, device, graphs.uses)
+    settings = resolve_settings(config, profile, device, graphs.uses)
     if adapter is not None:
         settings = with_adapter(settings, adapter_for(adapter, config, profile, files))
     return Model(

@@ -16,7 +16,7 @@ from flows.machine.cpu import cpu_has_bfloat16
 from flows.options.commands import RunOptions
 from flows.options.model import HalfPrecisionOptions
 from flows.options.text import EngineOptions
-from stages.decode.engines import EngineSpec, accepted_by, choice_of
+from stages.decode.engines import EngineSpec, accepted_by, engines_for
 from stages.models.natives.registry import nothing_otherwise
 from stages.models.profile import ModelProfile, PartProfile
 from stages.process.device import device_capability
@@ -108,7 +108,7 @@ class PartSettings:
     def choice(self) -> tuple[EngineSpec, ...]:
         """Return the engines that may make its captions, the best first; none of a part that makes
         none."""
-        return choice_of(self.engine) if self.engine else ()
+        return engines_for(self.engine) if self.engine else ()
 
     @property
     def engines(self) -> tuple[str, ...]:
@@ -133,7 +133,7 @@ class PartSettings:
         return "".join([self.precision, *more, adapter])
 
 
-def settle(
+def resolve_settings(
     config: RunOptions,
     profile: ModelProfile,
     device: str,
@@ -146,7 +146,7 @@ def settle(
     precisions of parts in place of those of the options. Raises UsageError for what the
     checkpoint cannot be had in."""
     if graphs:
-        parts = settle(config, profile, device, named={"vision": "native"})
+        parts = resolve_settings(config, profile, device, named={"vision": "native"})
         return {
             **parts,
             **{p: (_by_graphs(parts[p][0], use, profile.parts[p]),) for p, use in graphs.items()},

@@ -12,7 +12,7 @@ from artifacts.words import counted
 from flows.cli.last_words import say_failed
 from flows.cli.options import config_of
 from flows.console.display import Display
-from flows.console.lines import tell
+from flows.console.lines import print_lines
 from flows.console.tables import table_lines
 from flows.console.units import duration, parse_size, size
 from flows.options.model import default_store
@@ -39,9 +39,11 @@ def list_store(given: argparse.Namespace) -> int:
         print(json.dumps([holding.to_json() for holding in found], indent=1))
         return 0
     for name, of_model in groupby(found, model_of):
-        tell(name, *table_lines(COLUMNS, map(row_of, of_model), right=("packs", "size"), indent=2))
+        print_lines(
+            name, *table_lines(COLUMNS, map(row_of, of_model), right=("packs", "size"), indent=2)
+        )
     total = size(sum(holding.bytes for holding in found))
-    tell(f"{total} in {store.url}, {size(store.free_bytes())} free")
+    print_lines(f"{total} in {store.url}, {size(store.free_bytes())} free")
     return 0
 
 
@@ -71,10 +73,10 @@ def verify_store(given: argparse.Namespace) -> int:
     for name, fine in verify(store):
         good, bad = good + fine, bad + (not fine)
         if not fine:
-            tell(f"damaged, set aside: {name}")
-    tell(f"{counted(good, 'pack')} good, {bad} set aside in {store.url}")
+            print_lines(f"damaged, set aside: {name}")
+    print_lines(f"{counted(good, 'pack')} good, {bad} set aside in {store.url}")
     if bad:
-        tell("The next run of the same commands makes them again")
+        print_lines("The next run of the same commands makes them again")
     return 1 if bad else 0
 
 
@@ -82,7 +84,7 @@ def collect_store(given: argparse.Namespace) -> int:
     """Bring the store below a size; exit 1 when running jobs need more than that."""
     limit = parse_size(given.max, "--max")
     made = collect(open_store(given.store or default_store()), limit, dry_run=given.dry_run)
-    tell(*lines_of(made, dry_run=given.dry_run))
+    print_lines(*lines_of(made, dry_run=given.dry_run))
     return 0 if made.after <= limit else 1
 
 
@@ -115,9 +117,9 @@ def rebuild_features(given: argparse.Namespace) -> int:
         if not display.has_failed(failure.media_path):
             say_failed(failure)
     if given.dry_run:
-        tell(*result.plan_lines())
+        print_lines(*result.plan_lines())
     if given.dry_run or not given.quiet:
-        tell(result.line())
+        print_lines(result.line())
     return result.exit_code
 
 

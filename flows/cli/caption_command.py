@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 from artifacts.errors import PenstockError, redacted
 from artifacts.remote.addresses import signed
 from flows.cli.first_captions import first_captions
-from flows.cli.last_words import UNFORESEEN, tell_end
+from flows.cli.last_words import UNFORESEEN, print_result
 from flows.cli.options import config_of
 from flows.cli.plan_command import show
 from flows.console.display import READING, Display
-from flows.console.lines import tell
+from flows.console.lines import print_lines
 from flows.options.commands import CaptionConfig
 
 if TYPE_CHECKING:
@@ -38,11 +38,11 @@ def caption_command(given: argparse.Namespace) -> int:
             from flows.running.run import caption
 
             result = caption(config, display, on_begin=partial(remember, given.words))
-    if tell_end(given, result, display):
-        tell(*(f"note: {warning}" for warning in result.warnings), to=sys.stderr)
-        tell(*first_captions(result.out))
+    if print_result(given, result, display):
+        print_lines(*(f"note: {warning}" for warning in result.warnings), to=sys.stderr)
+        print_lines(*first_captions(result.out))
         told = f"penstock report {shlex.quote(str(result.out))}"
-        tell(f"{result.line()}; see them with `{told}`")
+        print_lines(f"{result.line()}; see them with `{told}`")
     return result.exit_code
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from artifacts.words import counted
 from flows.checkpoint.conversion import convert
 from flows.console.display import Display
-from flows.console.lines import tell
+from flows.console.lines import print_lines
 from flows.console.terminal import forget_terminal
 from flows.console.units import size
 from stages.convert.job import ConvertJob
@@ -21,7 +21,7 @@ def convert_command(given: argparse.Namespace) -> int:
     found = convert(job, Display())
     forget_terminal()
     there = f", {found.there} of them there before" if found.there else ""
-    tell(
+    print_lines(
         f"{folder}: {counted(found.tensors, 'tensor')}, {size(found.data_bytes)}, "
         f"in {counted(found.shards, 'file')}{there}; use it with --model {folder}"
     )

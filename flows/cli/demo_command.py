@@ -12,7 +12,7 @@ from typing import Any
 import penstock_demo
 from artifacts.labels import Labelled, spans_of
 from flows.console.display import Display
-from flows.console.lines import tell
+from flows.console.lines import print_lines
 from flows.console.units import duration, size
 from flows.machine.launch import DirectLauncher, ForkingLauncher
 from flows.media.labels import label_set
@@ -20,7 +20,7 @@ from flows.options.commands import CaptionConfig
 from flows.options.model import DEMO_MODEL
 from flows.pipelines import STAGES
 from flows.results.run_record import RUN_RECORD
-from flows.running.label import LabelAsked, label
+from flows.running.label import LabelRequest, label
 from flows.running.run import LauncherMaker, caption
 from penstock_demo.clips import write_clips
 from penstock_demo.scoring import read_truths, score_captions
@@ -43,7 +43,7 @@ def demo_command(given: argparse.Namespace) -> int:
 
         fresh = Path(folder, "clips")
         if given.clips:
-            tell(f"drawing {given.clips} fresh clips, seed {seed}")
+            print_lines(f"drawing {given.clips} fresh clips, seed {seed}")
             truths = write_clips(fresh, given.clips, seed)
         shipped = str(penstock_demo.CLIPS)
         config = CaptionConfig(
@@ -59,9 +59,9 @@ def demo_command(given: argparse.Namespace) -> int:
         _print_dozen(said.get(shipped, {}), _labels(Path(folder), config.store, launcher))
         if given.clips:
             scored = score_captions(truths, said.get(str(fresh), {})).table()
-            tell("", f"{given.clips} fresh clips, seed {seed}:", *scored.splitlines())
+            print_lines("", f"{given.clips} fresh clips, seed {seed}:", *scored.splitlines())
         _print_stages(json.loads((result.out / RUN_RECORD).read_text(encoding="utf-8")))
-    tell(
+    print_lines(
         "A demo: this model knows moving shapes and nothing of the world.",
         "Your own files: penstock caption VIDEOS/ --model MODEL",
     )
@@ -86,7 +86,7 @@ def _labels(folder: Path, store: str, make_launcher: LauncherMaker) -> dict[str,
         store=store,
         batch_size=32,
     )
-    asked = LabelAsked(labels=label_set(LABELS))
+    asked = LabelRequest(labels=label_set(LABELS))
     out = label(config, asked, Display(quiet=True, fleeting=True), make_launcher).out
     found: dict[str, list[Labelled]] = {}
     for line in (out / "labels.jsonl").read_text(encoding="utf-8").splitlines():
@@ -100,12 +100,12 @@ def _print_dozen(said: dict[str, str], seen: dict[str, list[Labelled]]) -> None:
     for truth in truths:
         caption_text, rows = said.get(truth.file, ""), seen.get(truth.file, [])
         mark = "exact" if caption_text == truth.caption else "     "
-        tell("", f"{truth.file}  {mark}".rstrip(), f"  truth    {truth.caption}")
-        tell(f"  caption  {caption_text}", f"  labels   {_spans(rows)}")
+        print_lines("", f"{truth.file}  {mark}".rstrip(), f"  truth    {truth.caption}")
+        print_lines(f"  caption  {caption_text}", f"  labels   {_spans(rows)}")
         sentence = parse(truth.caption)
         things = {f"{t.colour} {t.shape}" for t in sentence.things} if sentence else set()
         right += {name for row in rows for name in row.given} == things
-    tell("", f"labels: just what is in the clip for {right} of {len(truths)} clips")
+    print_lines("", f"labels: just what is in the clip for {right} of {len(truths)} clips")
 
 
 def _spans(rows: list[Labelled]) -> str:
@@ -116,10 +116,12 @@ def _spans(rows: list[Labelled]) -> str:
 
 
 def _print_stages(record: dict[str, Any]) -> None:
-    tell("")
+    print_lines("")
     for stage in record["stages"]:
         peak, seconds = size(stage["peak_host_bytes"]), duration(stage["seconds"])
         part = STAGES[stage["name"]].part
         found = stage["precision"] or record["plan"]["precision"]
         precision = f"  {part} half in {found[part]}" if part else ""
-        tell(f"{stage['name']:8s}{stage['items']:5d} items  {seconds:>8s}  peak {peak}{precision}")
+        print_lines(
+            f"{stage['name']:8s}{stage['items']:5d} items  {seconds:>8s}  peak {peak}{precision}"
+        )

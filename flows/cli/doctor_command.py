@@ -14,7 +14,7 @@ from artifacts.store import Store, open_store
 from flows.checkpoint.graphs import GET, GraphSpeed, missing_libraries, tensorrt_version
 from flows.checkpoint.precision import FLASH_CAPABILITY, flash_installed, no_bfloat16
 from flows.console.display import Display
-from flows.console.lines import tell
+from flows.console.lines import print_lines
 from flows.console.units import size
 from flows.deployments.server import answers
 from flows.machine.cpu import cpu_has_bfloat16
@@ -54,7 +54,7 @@ def doctor_command(given: argparse.Namespace) -> int:
     if given.model and not given.measure:
         raise UsageError("--model is given without --measure", hint="Add --measure")
     device, store = device_name(), open_store(default_store())
-    tell(*lines(device, store))
+    print_lines(*lines(device, store))
     store.check_writable()
     check_device(device, anew=True)
     if given.measure:
@@ -64,8 +64,8 @@ def doctor_command(given: argparse.Namespace) -> int:
         if given.model:
             display.say(f"measuring the graphs of {given.model} …")
             speed = time_graphs(given.model, device, store, DirectLauncher(display.listen))
-            tell(_graphs(given.model, speed))
-    tell(*measured_lines(find_machine(device)))
+            print_lines(_graphs(given.model, speed))
+    print_lines(*measured_lines(find_machine(device)))
     return 0
 
 

@@ -3,11 +3,11 @@
 import argparse
 from contextlib import closing
 
-from flows.cli.last_words import tell_end
+from flows.cli.last_words import print_result
 from flows.cli.options import config_of
 from flows.cli.plan_command import show
 from flows.console.display import READING, Display
-from flows.console.lines import tell
+from flows.console.lines import print_lines
 from flows.options.vectors import EmbedConfig
 from flows.pipelines import EMBED
 
@@ -23,6 +23,6 @@ def embed_command(given: argparse.Namespace) -> int:
         from flows.running.run import embed
 
         result = embed(config, display)
-    if tell_end(given, result, display):
-        tell(result.line())
+    if print_result(given, result, display):
+        print_lines(result.line())
     return result.exit_code

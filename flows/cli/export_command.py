@@ -6,10 +6,10 @@ import argparse
 import sys
 
 from flows.cli.derived import config_from
-from flows.cli.last_words import tell_end
+from flows.cli.last_words import print_result
 from flows.cli.plan_command import show
 from flows.console.display import Display
-from flows.console.lines import tell
+from flows.console.lines import print_lines
 from flows.options.commands import RunOptions
 from flows.options.export_config import ExportConfig
 from flows.pipelines import EXPORTS, GRAPHS
@@ -34,15 +34,15 @@ def export_command(given: argparse.Namespace) -> int:
                 captioning = as_adapted(captioning, config.adapter)
             return show(captioning, *pipelines, as_json=given.json)
         result = export(captioning, config.asked(), display)
-    if tell_end(given, result, display) or not (given.json or result.accepted):
+    if print_result(given, result, display) or not (given.json or result.accepted):
         _tell(result)
     return result.exit_code
 
 
 def _tell(result: Exported) -> None:
     for missed in result.parity["missed"]:
-        tell(f"not reached: {missed}", to=sys.stderr)
+        print_lines(f"not reached: {missed}", to=sys.stderr)
     if not result.accepted:
-        tell(f"kept in {result.out}; --accept takes it all the same", to=sys.stderr)
+        print_lines(f"kept in {result.out}; --accept takes it all the same", to=sys.stderr)
         return
-    tell(result.line())
+    print_lines(result.line())

@@ -10,11 +10,11 @@ from pathlib import Path
 from artifacts.errors import UsageError
 from artifacts.paths import folder_named
 from artifacts.words import counted
-from flows.cli.last_words import tell_end
+from flows.cli.last_words import print_result
 from flows.cli.options import config_of
 from flows.cli.plan_command import show
 from flows.console.display import READING, Display
-from flows.console.lines import tell
+from flows.console.lines import print_lines
 from flows.console.units import size
 from flows.options.vectors import IndexConfig
 from flows.pipelines import EMBED
@@ -53,16 +53,16 @@ def _fill(given: argparse.Namespace, config: IndexConfig, folder: Path, *, whole
         from flows.search.texts import TEXT_HALF
 
         result = fill_index(config, folder, display, TEXT_HALF, look_for_vanished=whole)
-    if tell_end(given, result, display):
+    if print_result(given, result, display):
         for path in result.vanished[:NAMED]:
-            tell(f"gone: {path}", to=sys.stderr)
+            print_lines(f"gone: {path}", to=sys.stderr)
         if result.vanished:
-            tell(
+            print_lines(
                 f"{counted(len(result.vanished), 'file')} of the index gone; "
                 f"`penstock index remove --gone --index {folder}` removes their rows",
                 to=sys.stderr,
             )
-        tell(result.line())
+        print_lines(result.line())
     return result.exit_code
 
 
@@ -81,7 +81,9 @@ def remove(given: argparse.Namespace) -> int:
         found = rows_gone(snapshot) if given.gone else rows_named(snapshot, given.names)
         count = writer.remove(found)
         left = writer.manifest.live_rows
-    tell(f"{counted(count, 'row')} removed, {left:,} left; `penstock index compact` frees space")
+    print_lines(
+        f"{counted(count, 'row')} removed, {left:,} left; `penstock index compact` frees space"
+    )
     return 0
 
 
@@ -95,7 +97,7 @@ def compact(given: argparse.Namespace) -> int:
         done = rewrite(writer)
         measure(writer)
         rows = writer.manifest.live_rows
-    tell(
+    print_lines(
         f"{counted(rows, 'row')} in {counted(done.shards, 'shard')} (of {done.shards_before}); "
         f"{counted(done.rows_dropped, 'removed row')} dropped, {size(max(done.bytes_freed, 0))} "
         "freed"
@@ -111,9 +113,9 @@ def verify(given: argparse.Namespace) -> int:
     folder, bad = _folder(given), 0
     for damage in verify_index(folder):
         bad += 1
-        tell(f"damaged: {damage.line()}")
+        print_lines(f"damaged: {damage.line()}")
     files = len(list(read_manifest(folder).files()))
-    tell(f"{counted(files - bad, 'file')} good, {bad} damaged in {folder}")
+    print_lines(f"{counted(files - bad, 'file')} good, {bad} damaged in {folder}")
     return 1 if bad else 0
 
 
@@ -125,14 +127,14 @@ def stats(given: argparse.Namespace) -> int:
     if given.json:
         print(json.dumps(told, indent=1))
         return 0
-    tell(f"{counted(told['rows'], 'row')} of {told['width']} numbers, {size(told['bytes'])}")
-    tell(f"model {told['model']} in {told['precision']}")
-    tell(
+    print_lines(f"{counted(told['rows'], 'row')} of {told['width']} numbers, {size(told['bytes'])}")
+    print_lines(f"model {told['model']} in {told['precision']}")
+    print_lines(
         f"{counted(told['removed'], 'removed row')}, {counted(told['shards'], 'shard')} "
         f"({told['small_shards']} small)"
     )
     for sort in ("pictures", "texts"):
-        tell(f"{sort:10s}{_way(told['measured'].get(sort))}")
+        print_lines(f"{sort:10s}{_way(told['measured'].get(sort))}")
     return 0
 
 

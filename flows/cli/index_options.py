@@ -5,7 +5,7 @@ import argparse
 from flows.cli.derived import add_options
 from flows.cli.vector_options import add_vector_options
 from flows.options.headings import MODEL
-from flows.options.search import SearchAsked, SearchPlace
+from flows.options.search import SearchPlace, SearchQuery
 from flows.options.vectors import INDEX, IndexConfig
 
 OF_INDEX = ("sources", "model", "revision", "out", "precision")
@@ -36,7 +36,7 @@ def add_index_commands(index: argparse.ArgumentParser) -> None:
 def add_search_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of `search`."""
     _add_index(parser)
-    add_options(parser, SearchAsked)
+    add_options(parser, SearchQuery)
     add = parser.add_argument_group("outputs").add_argument
     add("--json", action="store_true", help="print hits as JSON lines")
     add("--html", default="", metavar="FILE", help="a page of small pictures, in one file")

@@ -4,11 +4,11 @@ import argparse
 import shlex
 from contextlib import closing
 
-from flows.cli.last_words import tell_end
+from flows.cli.last_words import print_result
 from flows.cli.options import config_of
 from flows.cli.plan_command import show
 from flows.console.display import READING, Display
-from flows.console.lines import tell
+from flows.console.lines import print_lines
 from flows.options.vectors import LabelConfig
 from flows.pipelines import LABEL
 
@@ -20,13 +20,13 @@ def label_command(given: argparse.Namespace) -> int:
     with closing(display):
         if not given.dry_run:
             display.doing(READING)
-        from flows.running.label import label, labels_asked
+        from flows.running.label import label, labels_for
 
-        asked = labels_asked(config)
+        asked = labels_for(config)
         if given.dry_run:
             return show(config, LABEL, as_json=given.json)
         result = label(config, asked, display)
-    if tell_end(given, result, display):
+    if print_result(given, result, display):
         told = f"penstock report {shlex.quote(str(result.out))}"
-        tell(*result.notes(), f"{result.line()}; see them with `{told}`")
+        print_lines(*result.notes(), f"{result.line()}; see them with `{told}`")
     return result.exit_code

@@ -18,7 +18,7 @@ from artifacts.captions import Failure
 from artifacts.errors import UsageError, redacted
 from artifacts.user_folders import user_cache
 from flows.console.display import Display, failed_line
-from flows.console.lines import tell
+from flows.console.lines import print_lines
 from flows.console.terminal import forget_terminal, outliving_the_terminal
 
 UNFORESEEN = 5
@@ -29,15 +29,15 @@ SHOWN = 300
 """Characters of an error that its line shows."""
 
 
-def say(text: str) -> None:
+def print_error(text: str) -> None:
     """Print one line, even where nobody reads it any more."""
     with outliving_the_terminal():
-        tell(f"penstock: {text}", to=sys.stderr)
+        print_lines(f"penstock: {text}", to=sys.stderr)
 
 
 def say_failed(failure: Failure) -> None:
     """Print one line of a file that failed."""
-    tell(failed_line(failure.media_path, failure.message, failure.hint), to=sys.stderr)
+    print_lines(failed_line(failure.media_path, failure.message, failure.hint), to=sys.stderr)
 
 
 class CommandEnd(Protocol):
@@ -52,7 +52,7 @@ class CommandEnd(Protocol):
     def to_json(self) -> dict[str, Any]: ...
 
 
-def tell_end(given: argparse.Namespace, ended: CommandEnd, display: Display) -> bool:
+def print_result(given: argparse.Namespace, ended: CommandEnd, display: Display) -> bool:
     """Tell a program every failure and the outcome, or a person what failed and was not told yet.
     Return whether a person is there who wants to be told more."""
     forget_terminal()  # one may work on after it was closed
@@ -72,10 +72,10 @@ def report_failures(failures: Sequence[Failure], display: Display, out: Path) ->
         say_failed(failure)
     rest = len(untold) - NAMED_FAILURES
     if rest > 0:
-        tell(f"… and {rest} more in {out / 'failures.jsonl'}", to=sys.stderr)
+        print_lines(f"… and {rest} more in {out / 'failures.jsonl'}", to=sys.stderr)
 
 
-def unforeseen(error: BaseException) -> int:
+def report_crash(error: BaseException) -> int:
     """Say what an error was that no code provides for; returns the exit code. Its traceback is kept
     for whoever mends it."""
     words = " ".join(f"{type(error).__name__}: {error}".split())[:SHOWN]
@@ -83,7 +83,7 @@ def unforeseen(error: BaseException) -> int:
         kept = f"its traceback is in {_keep(error)}; report it with that file"
     except Exception:  # this is the last line, whatever else goes wrong
         kept = "its traceback could not be written anywhere; report it with the command"
-    say(f"an unforeseen error: {redacted(words)}; {kept}")
+    print_error(f"an unforeseen error: {redacted(words)}; {kept}")
     return UNFORESEEN
 
 

@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 
 from artifacts.errors import EnvironmentFault, PenstockError, UsageError
 from artifacts.words import meant
-from flows.console.lines import tell, wrapped
+from flows.console.lines import print_lines, wrapped
 
 CHOICE = re.compile(r"argument (.*): invalid choice: '(.*)' \(choose from (.*)\)")
 """What argparse says of a value that is none of those that may be."""
@@ -61,7 +61,9 @@ class CommandParser(argparse.ArgumentParser):
         elif found := NUMBER.fullmatch(message):
             kind = "a whole number" if found[2] == "int" else "a number"
             message = f"{found[1]} is {found[4] or 'empty'}. Give {kind}"
-        tell(f"{self.prog}: {message}. `{self.prog} --help` lists what there is", to=sys.stderr)
+        print_lines(
+            f"{self.prog}: {message}. `{self.prog} --help` lists what there is", to=sys.stderr
+        )
         self.exit(2)
 
     def unknown(self, words: Sequence[str]) -> NoReturn:
@@ -193,13 +195,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _ended_by(error: BaseException) -> int:
     """Say in one line what went wrong, and return the exit code."""
-    from flows.cli.last_words import say, unforeseen
+    from flows.cli.last_words import print_error, report_crash
 
     if isinstance(error, PenstockError):
-        say(str(error))
+        print_error(str(error))
         return error.exit_code
     if isinstance(error, KeyboardInterrupt):
-        say("stopped. Nothing finished is lost")
+        print_error("stopped. Nothing finished is lost")
         return 4
     if isinstance(error, BrokenPipeError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
@@ -210,10 +212,10 @@ def _ended_by(error: BaseException) -> int:
 
         forget_terminal()
         fault = fault_of(error, Path(str(error.filename or "standard output")))
-        say(str(fault))
+        print_error(str(fault))
         return fault.exit_code
     assert isinstance(error, Exception)
-    return unforeseen(error)
+    return report_crash(error)
 
 
 def run(given: argparse.Namespace) -> int:

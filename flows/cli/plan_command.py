@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from flows.cli.options import config_of
 from flows.cli.train_options import refuse_without_train
 from flows.console.display import READING, Display
-from flows.console.lines import tell
+from flows.console.lines import print_lines
 from flows.options.commands import CaptionConfig, RunOptions
 from flows.pipelines import CAPTION, PURPOSES, Pipeline
 
@@ -59,7 +59,7 @@ def show(
         lines = plan_lines(plan)
         lines += what_fits_lines(plan) if table else []
         lines += explain_lines(plan) if explain else []
-        tell(*lines)
+        print_lines(*lines)
     return 0 if plan.refusal is None else plan.refusal.exit_code
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from artifacts.errors import UsageError
 from artifacts.files import write_text
 from artifacts.regular import odd_thing
-from flows.console.lines import tell
+from flows.console.lines import print_lines
 from flows.results.foreign_files import refuse_replacing_page
 from flows.results.report.facts import facts
 from flows.results.report.page import page
@@ -22,5 +22,5 @@ def report_command(given: argparse.Namespace) -> int:
         raise UsageError(f"--to {to} is {odd}, not a file", hint="Name a file that may be replaced")
     refuse_replacing_page(to)
     write_text(to, [page(facts(out, to.absolute().parent))])
-    tell(str(to))
+    print_lines(str(to))
     return 0

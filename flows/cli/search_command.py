@@ -12,12 +12,12 @@ from artifacts.errors import MediaError, Unanswered
 from artifacts.files import whole_file, write_text
 from artifacts.paths import folder_named
 from artifacts.regular import open_regular
-from artifacts.remote.keeping import at_hand
+from artifacts.remote.keeping import open_local
 from flows.cli.derived import config_from
 from flows.console.display import Display
-from flows.console.lines import json_line, tell
+from flows.console.lines import json_line, print_lines
 from flows.console.terminal import forget_terminal
-from flows.options.search import SearchAsked, SearchPlace
+from flows.options.search import SearchPlace, SearchQuery
 
 if TYPE_CHECKING:
     from flows.search.ask import Hit
@@ -36,11 +36,11 @@ def search_command(given: argparse.Namespace) -> int:
         from flows.search.texts import TEXT_HALF
 
         refuse_replacing_found(page, copies)
-        asked, place = config_from(given, SearchAsked), config_from(given, SearchPlace)
+        asked, place = config_from(given, SearchQuery), config_from(given, SearchPlace)
         hits = search_index(folder, asked, place, display, TEXT_HALF, warnings.append)
     forget_terminal()
     for warning in warnings:
-        tell(f"warning: {warning}", to=sys.stderr)
+        print_lines(f"warning: {warning}", to=sys.stderr)
     if page:
         from flows.search.page import page_of
 
@@ -49,7 +49,7 @@ def search_command(given: argparse.Namespace) -> int:
     if given.json:
         print("".join(lines_of(hits)), end="")
     else:
-        tell(*(map(_line, hits) if hits else ["nothing was found"]))
+        print_lines(*(map(_line, hits) if hits else ["nothing was found"]))
     return code
 
 
@@ -76,12 +76,12 @@ def _copied(folder: Path, hits: Sequence["Hit"]) -> int:
         name = f"{hit.rank:03d}-{Path(hit.path).name}"
         try:
             with (
-                at_hand(hit.path) as path,
+                open_local(hit.path) as path,
                 open_regular(path) as source,
                 whole_file(folder / name) as target,
             ):
                 shutil.copyfileobj(source, target)
         except (OSError, MediaError, Unanswered) as error:
             code, why = 1, getattr(error, "strerror", error)
-            tell(f"failed: {hit.path}: it cannot be copied ({why})", to=sys.stderr)
+            print_lines(f"failed: {hit.path}: it cannot be copied ({why})", to=sys.stderr)
     return code

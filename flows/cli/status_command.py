@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from flows.console.display import failed_line
-from flows.console.lines import tell
+from flows.console.lines import print_lines
 from flows.console.tables import table_lines
 from flows.console.units import duration
 from flows.results.export_result import ExportFound, export_in
@@ -29,19 +29,19 @@ def status_command(given: argparse.Namespace) -> int:
     if export is not None:
         told["checkpoint"] = judged(export)
         if not given.json:
-            tell(export.verdict())
+            print_lines(export.verdict())
         if (latest := export.latest) is None:
             if given.json:
                 print(json.dumps(told, indent=1))
             return 0
         if not given.json:
-            tell(f"last run, into {latest}:")
+            print_lines(f"last run, into {latest}:")
         out = latest
     elif (training := training_in(out)) is not None:
         out = training.run
         told["training"] = None if training.tuned is None else training.tuned.to_json()
         if not given.json:
-            tell(training.line())
+            print_lines(training.line())
     record = load_record(out)
     stages = stages_of(record, time.time())
     if given.json:
@@ -49,7 +49,7 @@ def status_command(given: argparse.Namespace) -> int:
         record["stages"] = [{**entry, **stood[entry["name"]]} for entry in record["stages"]]
         print(json.dumps({**told, **record, "advice": advice(record)}, indent=1))
         return 0
-    tell(*lines(record, stages))
+    print_lines(*lines(record, stages))
     return 0
 
 

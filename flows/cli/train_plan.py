@@ -10,7 +10,7 @@ from artifacts.errors import CannotFit, UsageError
 from artifacts.words import counted
 from flows.checkpoint.models import find_checkpoint
 from flows.console.display import Display
-from flows.console.lines import tell
+from flows.console.lines import print_lines
 from flows.console.units import gib, parse_size
 from flows.options.commands import CaptionConfig
 from flows.planning.architecture import Architecture, read_architecture
@@ -43,7 +43,7 @@ def train_plan(given: argparse.Namespace) -> int:
         lines = [*_verdict(architecture, training, limit, fits=fits), *lines]
     if given.explain:
         lines = [*lines, *explain_lines(estimate)]
-    tell(*lines)
+    print_lines(*lines)
     return code
 
 

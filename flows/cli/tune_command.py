@@ -7,7 +7,7 @@ from artifacts.errors import UsageError
 from flows.cli.derived import config_from
 from flows.cli.plan_command import show
 from flows.console.display import READING, Display
-from flows.console.lines import json_line, tell
+from flows.console.lines import json_line, print_lines
 from flows.options.tune import TuneConfig
 from flows.pipelines import TUNE
 
@@ -49,5 +49,5 @@ def tune_command(given: argparse.Namespace) -> int:
     if given.json:
         print(json_line({"event": "result", **result.to_json()}))
     elif not given.quiet:
-        tell(result.line())
+        print_lines(result.line())
     return result.exit_code

@@ -29,7 +29,7 @@ COLOURS = (
 """The colour of a line's first word, by what it is."""
 
 
-def tell(*lines: str, to: IO[str] | None = None) -> None:
+def print_lines(*lines: str, to: IO[str] | None = None) -> None:
     """Write lines to the standard output, or elsewhere, as it takes them."""
     to = to or sys.stdout
     for line in lines:

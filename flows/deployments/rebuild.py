@@ -11,7 +11,7 @@ from flows.console.display import Display
 from flows.deployments.config_checks import RebuildParameters, confine
 from flows.deployments.page import RunPage
 from flows.deployments.recorded import continued
-from flows.deployments.runs import ended, ended_by
+from flows.deployments.runs import ended_by, final_state
 from flows.deployments.tasks import PrefectLauncher
 from flows.deployments.view import RunLog
 from flows.upkeep.rebuild import RebuildOptions, rebuild
@@ -46,4 +46,4 @@ def rebuild_features(
         for line in result.plan_lines():
             display.say(line)
     hint = "" if result.files else "The table of the run says why of each file"
-    return ended(result, TABLE, page, nothing_hint=hint)
+    return final_state(result, TABLE, page, nothing_hint=hint)

@@ -45,7 +45,7 @@ class Outcome(Protocol):
         """Return what was made, as a row of a table."""
 
 
-def ended(result: Outcome, key: str, page: RunPage, *, nothing_hint: str) -> State[Any]:
+def final_state(result: Outcome, key: str, page: RunPage, *, nothing_hint: str) -> State[Any]:
     """Return the state of a flow that no error ended, and show a table. The table is of what
     failed, or of the result's row. Where nothing was made because all failed, `nothing_hint` says
     what to read."""
@@ -135,4 +135,4 @@ def run_in_flow(config: Config, run: Runner[Config], makes: str) -> State[Any]:
     if caller and isinstance(result, RunResult):
         caller.result = result
     hint = f"Read {result.out / 'failures.jsonl'}"
-    return ended(result, key, page, nothing_hint="" if result.made else hint)
+    return final_state(result, key, page, nothing_hint="" if result.made else hint)

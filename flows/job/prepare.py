@@ -61,7 +61,7 @@ MOST_BYTES = 1 << 16
 """Size of a text beyond which it holds no tags."""
 
 
-def filled(
+def fill_templates(
     files: Sequence[MediaFile], contents: Sequence[Medium], store: Store
 ) -> tuple[list[Medium], list[str]]:
     """Return the contents with prompts that tell of their files, and what people should know of
@@ -230,7 +230,7 @@ def prepare(
         raise _nothing_to_do(pipeline, [*failures, *unreadable])
     readable, contents = under_prompts(readable, contents, config)
     asked = contents
-    contents, said = filled(readable, contents, store)
+    contents, said = fill_templates(readable, contents, store)
     said += [] if fetch else unread_note(readable)
     readable, contents, odd = without_placeholders(readable, contents, asked, model)
     if not readable:

@@ -82,7 +82,7 @@ class Ledger:
     def refresh(self) -> None:
         """See what the stages have published since."""
         self._look()
-        self.reconsider()
+        self.clear_tasks()
 
     def _look(self, *more: RecordSet) -> None:
         unions = (*self._records.values(), *self.refused.values())
@@ -91,7 +91,7 @@ class Ledger:
     def take(self, precision: Mapping[str, str]) -> None:
         """Make records in the variant of this precision from now on."""
         self.namespaces = self.variant(precision)
-        self.reconsider()
+        self.clear_tasks()
 
     def variant(self, precision: Mapping[str, str]) -> Variant:
         """Return the first variant in which the parts compute in these precisions."""
@@ -100,7 +100,7 @@ class Ledger:
     def instead(self, namespaces: Variant) -> Variant | None:
         """Return the variant whose captions answer as well as those of this one, if there is
         another."""
-        others = (v for v in self.variants if v != namespaces and v.answers_as(namespaces))
+        others = (v for v in self.variants if v != namespaces and v.same_but_engine(namespaces))
         return next(others, None)
 
     def answers(self, task: Task) -> list[Task]:
@@ -108,7 +108,7 @@ class Ledger:
         other = self.instead(task.namespaces)
         return [task, *([self.again(task, other)] if other else [])]
 
-    def reconsider(self) -> None:
+    def clear_tasks(self) -> None:
         """Look again in which variant each record was made, or is to be."""
         if len(self.variants) > 1:
             self._tasks.clear()

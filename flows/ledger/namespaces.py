@@ -53,7 +53,7 @@ class Variant:
     def __getitem__(self, kind: str) -> str:
         return self.of[kind]
 
-    def answers_as(self, other: "Variant") -> bool:
+    def same_but_engine(self, other: "Variant") -> bool:
         """Return whether both answer one question: what they are of differs in the engine alone."""
         return replace(self, of={}, engine="") == replace(other, of={}, engine="")
 
@@ -71,7 +71,7 @@ def variants_of(
             settings = dict(zip(parts, by, strict=True))
             namespaces = namespaces_of(config, model, sampling, pipeline, settings)
             found.append(namespaces)
-            if SamplingParams.of(config).limit_only_cuts:
+            if SamplingParams.of(config).is_prefix_stable:
                 said = _said(config, model)
                 found += _other_limits(namespaces, pipeline[-1], model, settings, stored, said)
     return found

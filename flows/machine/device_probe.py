@@ -16,7 +16,7 @@ from artifacts.errors import CannotFit, EnvironmentFault, StageDied
 from artifacts.files import read_kept, write_json
 from artifacts.keys import digest_of
 from artifacts.user_folders import user_cache
-from flows.machine.launch import DirectLauncher, StageCall, run_to_end
+from flows.machine.launch import DirectLauncher, StageCall, run_with_restarts
 from flows.machine.versions import versions
 from stages.process.device import (
     device_capability,
@@ -92,7 +92,9 @@ def _tried(device: str) -> dict[str, Any]:
             device=device,
             log=Path(folder, "probe.log"),
         )
-        found: dict[str, Any] = run_to_end(DirectLauncher(lambda *_: None), call).notes["gpu"]
+        found: dict[str, Any] = run_with_restarts(DirectLauncher(lambda *_: None), call).notes[
+            "gpu"
+        ]
         return found
 
 

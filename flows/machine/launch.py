@@ -116,7 +116,7 @@ def _has_gpu() -> bool:
         return True
 
 
-def run_to_end(launcher: Launcher, call: StageCall) -> StageOutcome:
+def run_with_restarts(launcher: Launcher, call: StageCall) -> StageOutcome:
     """Run a stage that answers with its notes alone, and start it again when it is killed. Raises
     PenstockError."""
     kills = 0

@@ -65,7 +65,7 @@ def system() -> str:
 
 
 @contextlib.contextmanager
-def beating(show: Callable[[], object]) -> Iterator[None]:
+def heartbeat(show: Callable[[], object]) -> Iterator[None]:
     """Show again and again that this process lives."""
     ended = threading.Event()
 
@@ -111,7 +111,7 @@ def noted_in(folder: Path, note: Mapping[str, Any]) -> Iterator[str]:
             half.unlink(missing_ok=True)
             raise fault_of(error, folder) from error
         try:
-            with beating(partial(os.utime, final)):
+            with heartbeat(partial(os.utime, final)):
                 yield name
         finally:
             with contextlib.suppress(OSError):
@@ -216,7 +216,7 @@ def running_jobs(store: Store, but: str = "") -> list[RunningJob]:
 def _noted_on(board: "BucketLeases", note: Mapping[str, Any]) -> Iterator[str]:
     name = board.hang(json.dumps(note).encode())
     try:
-        with beating(partial(board.renew, name)):
+        with heartbeat(partial(board.renew, name)):
             yield name
     finally:
         board.take_down(name)

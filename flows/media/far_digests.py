@@ -12,7 +12,7 @@ from pathlib import Path
 from artifacts.errors import Interrupted, Unanswered
 from artifacts.keys import Content
 from artifacts.remote.addresses import is_web
-from artifacts.remote.ahead import ahead
+from artifacts.remote.ahead import map_prefetched
 from artifacts.remote.keeping import copy_of, digest_at, digest_noted, note_digest
 from artifacts.store import Store
 from artifacts.words import counted
@@ -48,7 +48,7 @@ def contents_of(
         return {}
     wanted = {file.path: file for file in files}
     digests = FarDigests(store)
-    asked = ahead(digests.known, wanted.values(), min(ASKED_AT_ONCE, len(wanted)))
+    asked = map_prefetched(digests.known, wanted.values(), min(ASKED_AT_ONCE, len(wanted)))
     known = dict(zip(wanted, asked, strict=True))
     missing = [wanted[path] for path, digest in known.items() if not digest and fetch]
     found: dict[Path, Learnt] = {
@@ -59,7 +59,7 @@ def contents_of(
     coming = _Coming(sum(file.far.size for file in missing if file.far), progress)
     threads = min(FETCHED_AT_ONCE, len(missing))
     try:
-        fetched = ahead(lambda file: digests.learn(file, coming.hear), missing, threads)
+        fetched = map_prefetched(lambda file: digests.learn(file, coming.hear), missing, threads)
         found |= zip((file.path for file in missing), fetched, strict=True)
     finally:
         coming.stopped.set()

@@ -23,7 +23,7 @@ from artifacts.remote.addresses import (
     names_folder,
     unsigned,
 )
-from artifacts.remote.ahead import ahead
+from artifacts.remote.ahead import map_prefetched
 from artifacts.remote.keeping import UNREACHABLE, copy_path
 from flows.media.media_files import MediaFile, Selection, kind_of, source_failure, writable
 from flows.media.source_lists import LIST_SUFFIXES, BadLine, Line, lines_of
@@ -55,7 +55,7 @@ class FarSources:
         """Ask for many at once, so that the answers are there when they are wanted. Raises
         UsageError, and EnvironmentFault where a bucket cannot be read."""
         new = list(dict.fromkeys(each for each in addresses if each not in self._found))
-        self._found |= zip(new, ahead(_look, new, min(AT_ONCE, len(new))), strict=True)
+        self._found |= zip(new, map_prefetched(_look, new, min(AT_ONCE, len(new))), strict=True)
 
     def expand(
         self, address: str, source: str, selection: Selection

@@ -40,7 +40,7 @@ NATIVE, EXPORTED = "native", "exported"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class ExportAsked:
+class ExportRequest:
     """The checkpoint that a command requests."""
 
     kind: str
@@ -249,9 +249,9 @@ class ExportConfig(MemoryOptions, StoreOptions, AdapterOptions, ModelOptions):
             )
         self.captioning()
 
-    def asked(self) -> ExportAsked:
+    def asked(self) -> ExportRequest:
         """Return the checkpoint that is asked for. Raises UsageError."""
-        return ExportAsked(
+        return ExportRequest(
             kind=self.to,
             folder=folder_named(self.out, "out"),
             half=self.half,

@@ -86,7 +86,7 @@ class PrecisionOptions(OptionGroup):
         """Return the precision of a part: that of its own option, else that of all parts."""
         return HalfPrecisionOptions.of(self).named(part) or self.precision
 
-    def is_free(self, part: Part) -> bool:
+    def may_fall_back(self, part: Part) -> bool:
         """Return whether a part may be run in whatever fits."""
         return self.precision_of(part) == "auto"
 

@@ -12,7 +12,7 @@ WHERE = "\"path like '%%.mp4' and time < 60\""
 
 
 @dataclass(frozen=True, kw_only=True)
-class SearchAsked(OptionGroup):
+class SearchQuery(OptionGroup):
     """The query of a search."""
 
     what: Annotated[

@@ -11,7 +11,7 @@ from artifacts.options import Option, OptionGroup
 from artifacts.regular import read_text
 from flows.options.formats import FORMATS, KEEP, REPLACE, RULES, check_existing, check_formats
 from flows.options.headings import FILES, MODEL, TEXT
-from stages.decode.engines import AUTO, OFFERED, choice_for
+from stages.decode.engines import AUTO, ENGINE_CHOICES, choice_for
 from stages.decode.generation import SamplingParams
 
 LENGTHS = {
@@ -114,7 +114,7 @@ class EngineOptions(OptionGroup):
     """The decode engine, and the maximum caption length."""
 
     engine: Annotated[
-        str, Option(f"{'|'.join(OFFERED)} [%(default)s]", TEXT, "E", values=OFFERED)
+        str, Option(f"{'|'.join(ENGINE_CHOICES)} [%(default)s]", TEXT, "E", values=ENGINE_CHOICES)
     ] = AUTO
     """What makes the captions: `inflight`, `transformers`, or `auto`, the first where a trial shows
     that it says the same; or `inflight-compiled`."""

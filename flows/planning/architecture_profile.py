@@ -9,7 +9,7 @@ from pathlib import Path
 from artifacts.schema import FrameFit, Part
 from flows.checkpoint.frame_tokens import PROBED_EDGE
 from flows.checkpoint.models import Model
-from flows.checkpoint.precision import settle
+from flows.checkpoint.precision import resolve_settings
 from flows.options.commands import RunOptions
 from flows.planning.architecture import Architecture
 from flows.planning.layers import (
@@ -184,5 +184,5 @@ def model_by_dimensions(
         checkpoint=checkpoint,
         profile=profile,
         digests=dict.fromkeys(profile.parts, ""),
-        settings=settle(config, profile, device, named=named),
+        settings=resolve_settings(config, profile, device, named=named),
     )

@@ -6,7 +6,7 @@ from itertools import takewhile
 from typing import Any
 
 from artifacts.errors import CannotFit, UsageError
-from flows.checkpoint.precision import QUANTIZED, settle, with_adapter
+from flows.checkpoint.precision import QUANTIZED, resolve_settings, with_adapter
 from flows.console.units import gib, rounded_up, written
 from flows.machine.budget import Budget
 from flows.pipelines import STAGES
@@ -109,7 +109,7 @@ def _most(question: PlanRequest, budget: Budget) -> int:
 
 def _auto(question: PlanRequest, stage: str) -> tuple[str, PlanRequest | None]:
     config, part = question.config, STAGES[stage].part
-    if part is None or config.is_free(part):
+    if part is None or config.may_fall_back(part):
         return "", None
     asked = f"{part}_precision" if config.names(part) else "precision"
     return f"--{asked.replace('_', '-')} auto", in_precision(question, **{asked: "auto"})
@@ -149,7 +149,7 @@ def in_precision(question: PlanRequest, **options: str) -> PlanRequest | None:
     changed: dict[str, Any] = options
     config, profile = replace(question.config, **changed), question.model.profile
     try:
-        settings = settle(config, profile, question.device)
+        settings = resolve_settings(config, profile, question.device)
     except UsageError:
         return None
     if adapter := next((s.adapter for s in question.model.settings.get("language", ())), None):

@@ -8,13 +8,13 @@ from flows.checkpoint.graphs import GraphSpeed, keep_speed
 from flows.checkpoint.models import digests_in, open_model
 from flows.job.replanning import replanned_once
 from flows.machine.budget import budget_for
-from flows.machine.launch import Launcher, StageCall, run_to_end
+from flows.machine.launch import Launcher, StageCall, run_with_restarts
 from flows.options.commands import RunOptions
 from flows.options.model import TORCH
 from stages.export.jobs import TimingJob
 from stages.models.graphs.providers import ONNX
 from stages.models.half_job import HalfJob
-from stages.process.job import told_of
+from stages.process.job import job_fields
 
 PART: Half = "vision"
 
@@ -55,10 +55,10 @@ def _timed(name: str, device: str, store: Store, launcher: Launcher) -> GraphSpe
     job = TimingJob(half=half, graphs=use.backend, frames_a_video=frames)
     call = StageCall(
         name="time_graphs",
-        arguments=told_of(job),
+        arguments=job_fields(job),
         device=device,
         log=store.local / "logs" / "time-graphs.log",
         budget=budget_for(config, device).of_stage(device),
     )
-    seconds = run_to_end(launcher, call).notes["seconds"]
+    seconds = run_with_restarts(launcher, call).notes["seconds"]
     return keep_speed(device, use.digest, use.provider, seconds)

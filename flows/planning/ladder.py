@@ -158,9 +158,9 @@ class Ladder:
         if isinstance(event, BatchShrunk):
             self._shrink(stage, event)
         elif isinstance(event, Item):
-            self.worked(stage)
+            self.note_success(stage)
 
-    def worked(self, stage: str) -> None:
+    def note_success(self, stage: str) -> None:
         """Hear that something was made on the rung in force."""
         with self._lock:
             if stage in self._unproven:

@@ -13,7 +13,7 @@ from artifacts.keys import digest_of
 from artifacts.user_folders import user_cache
 from flows.checkpoint.precision import no_bfloat16
 from flows.machine.cpu import cpu_has_bfloat16
-from flows.machine.launch import Launcher, StageCall, run_to_end
+from flows.machine.launch import Launcher, StageCall, run_with_restarts
 from flows.machine.versions import machine_identity, now
 from stages.process.cgroup import cores
 
@@ -142,7 +142,7 @@ def measure(device: str, store: Path, launcher: Launcher) -> Machine:
         device=device,
         log=store / "logs" / "measure.log",
     )
-    found: dict[str, Any] = run_to_end(launcher, call).notes["machine"]
+    found: dict[str, Any] = run_with_restarts(launcher, call).notes["machine"]
     value = {**machine_identity(device), **found, "load": round(load, 2), "measured": now()}
     machine = _machine(value)
     write_json(_path(value), {"format": FORMAT, **value})

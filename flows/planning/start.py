@@ -97,6 +97,6 @@ def advice(question: PlanRequest, job: Job, ladder: Ladder, stage: str) -> str:
     found = [change.option for change in changes(asked, unfit, budget)]
     found = [option for option in found if not option.startswith("--memory")][:NAMED]
     part = STAGES[stage].part
-    if part is not None and not job.config.is_free(part):
+    if part is not None and not job.config.may_fall_back(part):
         found.append(f"--{part}-precision auto, which goes lower by itself")
     return ", or ".join([*found, "more with --memory"])

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 
 from artifacts.errors import MediaError
 from artifacts.files import HALF
-from artifacts.remote.keeping import at_hand
+from artifacts.remote.keeping import open_local
 from artifacts.samples import Media, Sample, media_suffix
 from artifacts.shards import DATASET, kept_shards, read_index, write_shards
 from flows.job.prepare import Job
@@ -66,7 +66,7 @@ def _samples(
                 suffix = media_suffix(item.file.name)
                 with contextlib.ExitStack() as stack:
                     try:
-                        path = stack.enter_context(at_hand(item.file))
+                        path = stack.enter_context(open_local(item.file))
                     except MediaError as error:
                         cutter.refused.append(f"{item.file.name}: {error.message}")
                         yield item.sample, None

@@ -25,10 +25,10 @@ from artifacts.shapes import (
     text,
 )
 from flows.console.units import size
-from flows.options.export_config import EXPORTED, NATIVE, REJECTED, RUNS, ExportAsked
+from flows.options.export_config import EXPORTED, NATIVE, REJECTED, RUNS, ExportRequest
 from flows.results.run_record import RUN_RECORD
 from stages.export.jobs import GRAPHS
-from stages.export.parity import GATES, PARITY, judged, verdict_in
+from stages.export.parity import GATES, PARITY, evaluate_parity, verdict_in
 from stages.models.graphs import FOLDER
 from stages.models.hub.checkpoint import CONFIG
 from stages.models.shards import NOTE
@@ -113,7 +113,7 @@ def figures_line(parity: Mapping[str, Any]) -> str:
     return "; ".join(told)
 
 
-def refuse_foreign_folder(asked: ExportAsked) -> None:
+def refuse_foreign_folder(asked: ExportRequest) -> None:
     """Refuse a folder that holds anything but an export. Raises UsageError."""
     records = (PARITY, f"{REJECTED}/{NOTE}", f"{REJECTED}/{CONFIG}")
     refuse_foreign(asked.folder, (REJECTED, RUNS), records)
@@ -133,13 +133,13 @@ def placed_before(folder: Path, recipe: Mapping[str, Any]) -> Exported | None:
     return Exported(out=folder, parity=parity, accepted=True, before=True)
 
 
-def was_judged(asked: ExportAsked, recipe: Mapping[str, Any]) -> bool:
+def was_judged(asked: ExportRequest, recipe: Mapping[str, Any]) -> bool:
     """Tell whether a checkpoint that is accepted waits among the rejected."""
     waits = asked.accept and (asked.work / CONFIG).exists()
     return waits and verdict_in(asked.work).get("recipe") == dict(recipe)
 
 
-def forget_begun(asked: ExportAsked) -> None:
+def forget_begun(asked: ExportRequest) -> None:
     """Remove what was written of a model that changed meanwhile."""
     for folder in (asked.work, asked.merged):
         if (folder / NOTE).exists():
@@ -150,10 +150,10 @@ def note_parity(
     folder: Path, recipe: Mapping[str, Any], figures: Mapping[str, Any], frames: int
 ) -> None:
     """Write the verdict into the folder of a checkpoint that waits. Raises EnvironmentFault."""
-    write_json(folder / PARITY, {"recipe": dict(recipe), **judged(figures, frames)})
+    write_json(folder / PARITY, {"recipe": dict(recipe), **evaluate_parity(figures, frames)})
 
 
-def put_into_place(asked: ExportAsked) -> Exported:
+def put_into_place(asked: ExportRequest) -> Exported:
     """Move a checkpoint that passed, or is accepted, to where it was asked for: its configuration
     last, without which it is no model to anybody."""
     parity = verdict_in(asked.work)

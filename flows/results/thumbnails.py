@@ -4,7 +4,7 @@ import io
 from pathlib import Path
 from typing import Any
 
-from artifacts.remote.keeping import at_hand
+from artifacts.remote.keeping import open_local
 
 SIDE = 320
 """Pixels of the longer side of a small picture."""
@@ -22,7 +22,7 @@ def thumbnail(place: str | Path, time: float | None, side: int = SIDE) -> bytes 
 
     try:
         with (
-            at_hand(place) as path,
+            open_local(place) as path,
             _picture(path, side) if time is None else _frame(path, time) as image,
         ):
             small = ImageOps.exif_transpose(image)

@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 from artifacts.errors import MediaError
 from artifacts.files import HALF, OURS
 from artifacts.linking import is_linked, is_spare, link
-from artifacts.remote.keeping import at_hand, copy_bytes, is_copy
+from artifacts.remote.keeping import copy_bytes, is_copy, open_local
 from artifacts.samples import media_suffix
 from artifacts.stamps import stamp_of
 from artifacts.store import fault_of
@@ -168,7 +168,7 @@ class _TrainerFolder:
             if not (self._replace or self._clips.made(target) or is_spare(target)):
                 self._kept.append(inside)
                 return inside
-            with at_hand(path) as here:
+            with open_local(path) as here:
                 # A copy may go again, and a symbolic link would lead nowhere then.
                 self._copied += link(here, target, symbolic=not is_copy(path))
             self._mark()

@@ -30,7 +30,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from artifacts.errors import PenstockError
 from artifacts.shapes import parse
 from artifacts.words import counted
-from flows.console.lines import is_terminal, printable, tell
+from flows.console.lines import is_terminal, print_lines, printable
 from flows.results.recorded_command import is_own_command, user_secret
 from flows.results.run_record import RUN_RECORD
 from flows.results.thumbnails import thumbnail
@@ -59,14 +59,14 @@ def confirmed(command: Mapping[str, Any] | None, out: Path) -> Mapping[str, Any]
     shown = printable(line)
     can_ask = is_terminal(sys.stdin) and is_terminal(sys.stdout)
     if not can_ask or len(line) > LONGEST_SHOWN:  # of a longer one, `shown` lacks the middle
-        tell(
+        print_lines(
             f"note: Write files is off: {out / RUN_RECORD} was not written by a command of this "
             f"user on this machine. To write files, run it yourself: `{shown[:LONGEST_SHOWN]}`",
             to=sys.stderr,
         )
         return None
-    tell(f"{out / RUN_RECORD} was not written by a command of this user on this machine.")
-    tell("Write files in the browser would run this:", f"  {shown}")
+    print_lines(f"{out / RUN_RECORD} was not written by a command of this user on this machine.")
+    print_lines("Write files in the browser would run this:", f"  {shown}")
     try:
         return command if input("May it? [y/N] ").strip().lower() in ("y", "yes") else None
     except EOFError:
@@ -326,9 +326,9 @@ def review(out: Path, port: int) -> None:
         counts = captions.counts()
     told = [f"{counts[name]:,} {name}" for name in ("corrected", "accepted", "rejected")]
     of_all = counted(len(captions.rows), "caption")
-    tell(f"{', '.join(told)} of {of_all} in {captions.journal.path}")
+    print_lines(f"{', '.join(told)} of {of_all} in {captions.journal.path}")
     if counts and rewriting.words and not rewriting.told()["said"]:
-        tell(f"outputs take this in when the same command runs again: {rewriting.line}")
+        print_lines(f"outputs take this in when the same command runs again: {rewriting.line}")
 
 
 def word_of(out: Path) -> str:
@@ -362,6 +362,6 @@ async def _serve(
     while not server.started and not serving.done():
         await asyncio.sleep(0.01)
     address = f"{address_of(listener)}/{word}/"
-    tell(f"review at {address}", "Ctrl-C ends it; every edit is kept")
+    print_lines(f"review at {address}", "Ctrl-C ends it; every edit is kept")
     await serving
     await rewriting.end()

@@ -9,7 +9,7 @@ from flows.ledger.ledger import Ledger
 from flows.ledger.tasks import Medium, Task, unique
 from flows.ledger.waves import lengths_of
 from flows.planning.rungs import Rung
-from stages.memory.shrinking import pieces
+from stages.memory.shrinking import split_batch
 from stages.models.encoding import FRAMES_A_BATCH
 from stages.process.stage import StageSpec
 
@@ -45,7 +45,7 @@ def work_of(
         link = min((t.chunk.index for t in lacking if t.medium.chained), default=0)
         tasks, lacking = _of_link(tasks, link), _of_link(lacking, link)
     missing, first = {t[made] for t in lacking}, lacking[0].namespaces
-    alike = [variant for variant in ledger.variants if variant.answers_as(first)]
+    alike = [variant for variant in ledger.variants if variant.same_but_engine(first)]
     # Under one variant, so that batches are those of an undisturbed run whoever made the captions.
     together = [
         t if t.namespaces == first else ledger.again(t, first)
@@ -120,4 +120,4 @@ def batches_by_length(
 
 def cut(batches: Sequence[list[Task]], size: int) -> list[list[Task]]:
     """Cut each batch into pieces of a smaller size, which depends on what fits."""
-    return [list(piece) for batch in batches for piece in pieces(batch, size)]
+    return [list(piece) for batch in batches for piece in split_batch(batch, size)]

@@ -25,7 +25,7 @@ from stages.frames.job import FramesItem, FramesJob
 from stages.models.encoding.job import EncodeItem
 from stages.models.graphs.providers import TENSORRT
 from stages.models.half_job import HalfJob
-from stages.process.job import told_of
+from stages.process.job import job_fields
 from stages.process.stage import StageSpec
 
 
@@ -212,7 +212,7 @@ class StageCallBuilder:
         device = self._job.device if stage.part else "cpu"
         return StageCall(
             name=stage.name,
-            arguments=told_of(told),
+            arguments=job_fields(told),
             device=device,
             log=self._job.out / "logs" / f"{stage.name}.log",
             budget=self._job.budget.of_stage(device),

@@ -21,7 +21,7 @@ from flows.job.replanning import replanned_once
 from flows.machine.launch import DirectLauncher
 from flows.options.commands import RunOptions
 from flows.options.export_config import EXPORTED as EXPORTED_RUN
-from flows.options.export_config import NATIVE, ExportAsked
+from flows.options.export_config import NATIVE, ExportRequest
 from flows.options.model import TORCH
 from flows.pipelines import EXPORTED, EXPORTED_VECTORS, EXPORTS, Pipeline, makes_vectors
 from flows.pipelines import GRAPHS as GRAPH_EXPORTS
@@ -81,7 +81,7 @@ def check_graphs(kind: str) -> None:
 
 
 def export_job(
-    job: Job, asked: ExportAsked, recipe: dict[str, Any], parts: tuple[Part, ...], rounded: str
+    job: Job, asked: ExportRequest, recipe: dict[str, Any], parts: tuple[Part, ...], rounded: str
 ) -> ExportJob:
     """Return the job of the stage that writes a checkpoint in few bits. `rounded` is the folder of
     weights that were calibrated; empty: none were."""
@@ -101,7 +101,7 @@ def export_job(
 
 
 def graph_job(
-    job: Job, asked: ExportAsked, recipe: dict[str, Any], parts: tuple[Part, ...]
+    job: Job, asked: ExportRequest, recipe: dict[str, Any], parts: tuple[Part, ...]
 ) -> GraphJob:
     """Return the job of the stage that makes graphs of these halves."""
     model, held = job.model, job.model.profile.parts
@@ -122,7 +122,7 @@ def graph_job(
 
 
 def calibrate_job(
-    job: Job, asked: ExportAsked, parts: tuple[Part, ...], seen: Captioned, folder: str
+    job: Job, asked: ExportRequest, parts: tuple[Part, ...], seen: Captioned, folder: str
 ) -> Callable[..., CalibrateJob]:
     """Return what makes of its half the job of the stage that rounds weights into a folder."""
     namespace, members = seen
@@ -139,7 +139,7 @@ def calibrate_job(
     )
 
 
-def judge_job(job: Job, asked: ExportAsked, words: Captioned) -> partial[JudgeJob]:
+def judge_job(job: Job, asked: ExportRequest, words: Captioned) -> partial[JudgeJob]:
     """Return what makes of its half the job of the stage that reads off what it expects."""
     namespace, members = words
     folder, store = str(asked.runs / EXPECTED), job.store.url
@@ -147,7 +147,7 @@ def judge_job(job: Job, asked: ExportAsked, words: Captioned) -> partial[JudgeJo
     return partial(where, members=members)
 
 
-def put_in(asked: ExportAsked, parts: tuple[Part, ...]) -> dict[str, Any]:
+def put_in(asked: ExportRequest, parts: tuple[Part, ...]) -> dict[str, Any]:
     """Return the fields of a JudgeJob whose half gets the weights of a packed checkpoint."""
     bits, rounded = PACKED[asked.kind], str(asked.work)
     return {"rounded": rounded, "parts": parts, "bits": bits, "group": asked.group}
@@ -161,7 +161,7 @@ def _hessian_bytes(job: Job) -> int:
 
 def export(
     config: RunOptions,
-    asked: ExportAsked,
+    asked: ExportRequest,
     display: Display,
     make_launcher: LauncherMaker = DirectLauncher,
     on_begin: OnBegin | None = None,
@@ -188,7 +188,7 @@ class _Export:
     def __init__(
         self,
         config: RunOptions,
-        asked: ExportAsked,
+        asked: ExportRequest,
         display: Display,
         make_launcher: LauncherMaker,
         on_begin: OnBegin | None,

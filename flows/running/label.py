@@ -25,7 +25,7 @@ from flows.running.run_observer import OnBegin, RunObserver
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class LabelAsked:
+class LabelRequest:
     """The labels that a command requests."""
 
     labels: LabelSet
@@ -42,10 +42,10 @@ class LabelAsked:
             raise UsageError(f"--threshold is {self.threshold}", hint="Give a number from -1 to 1")
 
 
-def labels_asked(config: LabelOptions) -> LabelAsked:
+def labels_for(config: LabelOptions) -> LabelRequest:
     """Return the labels that a configuration asks for. Raises PenstockError."""
     labels = label_set(config.labels, config.templates)
-    return LabelAsked(
+    return LabelRequest(
         labels=labels,
         examples=examples_of(config.examples, labels.names),
         threshold=config.threshold,
@@ -55,7 +55,7 @@ def labels_asked(config: LabelOptions) -> LabelAsked:
 
 def label(
     config: RunOptions,
-    asked: LabelAsked,
+    asked: LabelRequest,
     display: Display,
     make_launcher: LauncherMaker = DirectLauncher,
     on_begin: OnBegin | None = None,
@@ -86,7 +86,7 @@ def label(
 
                 def write(last: bool) -> None:
                     if last:
-                        written.append(write_labels(job, taught(job, labelling, asked)))
+                        written.append(write_labels(job, learn_thresholds(job, labelling, asked)))
                         record.value["rows"] = written[-1].labelled
                         record.fails(written[-1].failures)
 
@@ -96,7 +96,7 @@ def label(
     return replanned_once(attempt, display.say)
 
 
-def taught(job: Job, labelling: LabelContext, asked: LabelAsked) -> LabelContext:
+def learn_thresholds(job: Job, labelling: LabelContext, asked: LabelRequest) -> LabelContext:
     """Return the same with thresholds that the examples teach, where there are any."""
     if not asked.examples:
         return labelling

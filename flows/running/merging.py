@@ -12,14 +12,14 @@ from flows.checkpoint.models import digests_in
 from flows.console.display import Display
 from flows.job.prepare import Job
 from flows.ledger.weights import fetch_parts
-from flows.machine.launch import StageCall, run_to_end
+from flows.machine.launch import StageCall, run_with_restarts
 from flows.options.commands import RunOptions
-from flows.options.export_config import ExportAsked
+from flows.options.export_config import ExportRequest
 from flows.running.run import LauncherMaker
 from stages.export.jobs import MergeJob
 from stages.models.adapters.reading import LoraAdapter, read_adapter
 from stages.process.events import Event, StageNotes
-from stages.process.job import told_of
+from stages.process.job import job_fields
 
 MOST_BYTES = 1 << 30
 """Bytes that merging may take above its imports: pieces of tensors take 100 MB, the model without
@@ -40,7 +40,7 @@ def as_adapted(config: RunOptions, name: str) -> RunOptions:
     return replace(config, as_published=way_of(config.as_published, adapter))
 
 
-def adapter_of(job: Job, asked: ExportAsked) -> tuple[LoraAdapter, ModelDigests]:
+def adapter_of(job: Job, asked: ExportRequest) -> tuple[LoraAdapter, ModelDigests]:
     """Return the adapter that is merged, and what notes its files. Raises PenstockError."""
     files = ModelDigests(digests_in(job.store))
     return adapter_noted(asked.adapter, files), files
@@ -53,7 +53,7 @@ def merged_of(job: Job, adapter: LoraAdapter, files: ModelDigests) -> dict[str, 
 
 def merge(
     job: Job,
-    asked: ExportAsked,
+    asked: ExportRequest,
     adapter: LoraAdapter,
     recipe: dict[str, Any],
     files: ModelDigests,
@@ -80,12 +80,12 @@ def merge(
     )
     call = StageCall(
         name="merge",
-        arguments=told_of(told),
+        arguments=job_fields(told),
         device="cpu",
         log=asked.runs / "logs" / "merge.log",
         budget=MOST_BYTES,
     )
     try:
-        run_to_end(make_launcher(listen), call)
+        run_with_restarts(make_launcher(listen), call)
     finally:
         display.close()

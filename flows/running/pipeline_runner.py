@@ -324,7 +324,7 @@ class PipelineRunner:
                 if kills > KILLS:
                     raise
             self._job.ledger.refresh()
-            self._job.ledger.reconsider()
+            self._job.ledger.clear_tasks()
 
     def _write(self, result: RunResult, last: bool) -> None:
         result.written = write_outputs(self._job, last=last)

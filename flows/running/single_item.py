@@ -53,7 +53,7 @@ class SingleItemFallback:
             left = [task for task in left if not self._made(stage, task)]
             if not left:
                 break
-        self._job.ledger.reconsider()
+        self._job.ledger.clear_tasks()
         if left and not self._ever(stage):
             error = large[left[0].place].error
             raise self._ladder.nothing_fits(stage.name, CannotFit(error))

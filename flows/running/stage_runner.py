@@ -182,7 +182,7 @@ class StageRunner:
         try:
             self._finish(running)
             if running.outcome.items:
-                self._ladder.worked(self._first.name)
+                self._ladder.note_success(self._first.name)
             return False
         except (CannotFit, StageDied) as error:
             suspects = [m for m in wave if m.digest in running.outcome.in_hand]
@@ -289,7 +289,7 @@ class StageRunner:
                 self._take()
                 continue
             if outcome.items:
-                self._ladder.worked(name)
+                self._ladder.note_success(name)
             self._single_items.fit(stage, work.tasks, outcome.too_large)
             if not (outcome.items or outcome.too_large or outcome.failures):
                 break  # whatever it is that is missing, the stage does not make it

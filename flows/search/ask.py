@@ -26,7 +26,7 @@ from artifacts.vectors import Vectors, vectors_in
 from flows.console.display import Display
 from flows.job.prepare import Job
 from flows.media.media_files import IMAGE_SUFFIXES, VIDEO_SUFFIXES
-from flows.options.search import SearchAsked, SearchPlace
+from flows.options.search import SearchPlace, SearchQuery
 from flows.options.vectors import EmbedConfig, VectorConfig
 from flows.results.outputs import failures_of
 from flows.results.vectors import VectorsWritten, made_vectors
@@ -65,7 +65,7 @@ class Hit:
 
 def search_index(
     folder: Path,
-    asked: SearchAsked,
+    asked: SearchQuery,
     place: SearchPlace,
     display: Display,
     texts: TextHalf | None,
@@ -96,7 +96,7 @@ def search_index(
     return [hit_of(snapshot, rank, moment) for rank, moment in enumerate(found, 1)]
 
 
-def found_by(searcher: Searcher, query: Query, asked: SearchAsked) -> list[Moment]:
+def found_by(searcher: Searcher, query: Query, asked: SearchQuery) -> list[Moment]:
     """Return what a query finds, the nearest first."""
     if asked.moments:
         return moments(searcher, query, asked.top)

@@ -25,7 +25,7 @@ def warnings_of(index: MediaIndex) -> dict[str, Any]:
     return {"warnings": list(index.warnings)} if index.warnings else {}
 
 
-def vectors_told(seen: EmbeddedMedium, encoding: str, *, parts: bool) -> dict[str, Any]:
+def vectors_json(seen: EmbeddedMedium, encoding: str, *, parts: bool) -> dict[str, Any]:
     """Return the vectors of what was seen, for programs."""
 
     def told(vector: NDArray[np.float32]) -> Any:

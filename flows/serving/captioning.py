@@ -26,7 +26,7 @@ from flows.serving.keeping import RecordCacheFlusher
 from flows.serving.kept_captions import KeptCaptions, key_of
 from flows.serving.metrics import Metrics
 from flows.serving.prompt_bound import PromptBound
-from flows.serving.refusals import bad, refusal_of
+from flows.serving.refusals import bad_request, refusal_of
 from flows.serving.shared import SingleFlight
 from flows.serving.shown_names import shown_name
 from flows.serving.uploads import Upload
@@ -132,7 +132,9 @@ class Captioning:
         )
         try:
             if len(prompt) > MOST_LETTERS:
-                raise bad("the prompt is too long", f"Send at most {MOST_LETTERS:,} letters")
+                raise bad_request(
+                    "the prompt is too long", f"Send at most {MOST_LETTERS:,} letters"
+                )
             new = min(params.max_tokens or self.limit, self.limit)
             await self._bound.check(medium.prompt, new, whole=not params.to_context)
             try:

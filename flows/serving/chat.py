@@ -25,7 +25,7 @@ from flows.serving.caption_routes import EVENTS, CaptionRoutes, event
 from flows.serving.captioning import Captioned
 from flows.serving.chat_params import check_known, no_model, params_in, streaming_in
 from flows.serving.json_bodies import json_in
-from flows.serving.refusals import OPENAI, HttpRefusal, bad, invalid, unsupported
+from flows.serving.refusals import OPENAI, HttpRefusal, bad_request, invalid, unsupported
 from flows.serving.service import Service
 from flows.serving.uploads import Upload, body_of, stored
 
@@ -169,7 +169,7 @@ def request_in(body: bytes, models: Collection[str], limit: int) -> ChatRequest:
         raise invalid("messages", "messages cannot be read", hint) from error
     media = [part for kind, part in parts if kind in MEDIA]
     if len(media) != 1:
-        raise bad(
+        raise bad_request(
             f"{len(media)} pictures and clips are sent, and one is answered at a time",
             "Send one part of type image_url or video_url",
         )
@@ -207,11 +207,13 @@ def _parts(name: str, message: Mapping[str, Any]) -> Sequence[tuple[str, str]]:
 def _data(address: str) -> bytes:
     head, comma, data = address.partition(",")
     if not (DATA_URL.match(head) and comma):
-        raise bad(
+        raise bad_request(
             "no address is followed but data: addresses",
             "Send the file itself: data:image/jpeg;base64,…",
         )
     try:
         return base64.b64decode("".join(data.split()), validate=True)
     except (binascii.Error, ValueError) as error:
-        raise bad("the data: address is damaged", "Encode the file in base64 again") from error
+        raise bad_request(
+            "the data: address is damaged", "Encode the file in base64 again"
+        ) from error

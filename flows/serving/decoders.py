@@ -16,7 +16,7 @@ from artifacts.schema import MediaIndex
 from flows.machine.launch import StageCall
 from flows.serving.live_stage import LauncherMaker, WorkerProcess
 from flows.serving.metrics import Metrics
-from flows.serving.refusals import HttpRefusal, bad, unavailable
+from flows.serving.refusals import HttpRefusal, bad_request, unavailable
 from flows.serving.scratch import TempStore
 from stages.frames.job import FramesItem
 from stages.frames.live import NO_MEMORY, TOO_LARGE
@@ -143,7 +143,7 @@ class DecodingProcess:
         answer = self._files.popleft().answer
         if not answer.done():
             answer.set_exception(
-                bad(
+                bad_request(
                     f"the file takes longer than {self._seconds:.0f} s to decode",
                     "Send a smaller one, or a piece of it",
                 )
@@ -229,6 +229,6 @@ class Decoders:
             return unavailable(
                 "no process that decodes can be started", "The server's log says why"
             )
-        return bad(
+        return bad_request(
             "the file ended two processes that decoded it", "Convert it, or send another one"
         )

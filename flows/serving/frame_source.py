@@ -46,10 +46,10 @@ class FrameSource:
     async def cut(self, medium: Medium, half: HalfWorker) -> MediaIndex:
         """Return what is in a medium, its frames stored for a half. Raises Refused."""
         told = FramesItem(medium.path, medium.digest, medium.kind)
-        half.note_coming(1)
+        half.expect(1)
         # A decoder that has begun is not to be stopped: it would have to be started anew.
         doing = asyncio.ensure_future(self._decoders.cut(told))
-        doing.add_done_callback(lambda _: half.note_coming(-1))
+        doing.add_done_callback(lambda _: half.expect(-1))
         try:
             return await asyncio.shield(doing)
         except asyncio.CancelledError:

@@ -2,25 +2,17 @@
 
 How it works:
 
-1. A request is added to the queue with its cache key, and its caller awaits a future. A request is
-   refused with status 429 once 64 MiB of requests are pending. It is refused at once while the
-   worker cannot be started.
-2. `run` calls `_step` whenever something changed. The worker is in one of four states: away,
-   waiting for the device, loading, or resident.
-3. When a batch is due and the worker is away, it waits until the device scheduler grants it memory.
-   A process is then started on the rung in force, and its first `ready` event makes it resident.
-4. A resident worker is sent each batch as soon as it is due. It sends no new batch while another
-   half waits for the device.
-5. Results arrive as events. Each resolves the futures of its keys: captions and published records
-   as answers, failures as refusals. An item that did not fit is queued again to run alone, and is
-   refused after two attempts alone.
-6. When the process reports a smaller batch, the ladder steps down and batches shrink. After an idle
-   time the worker leaves the device.
-7. When the process dies, its requests are queued again, each to run alone. A request that is alone
-   when the process dies a second time is refused. If memory ran out, the ladder first moves a rung
-   down.
-8. After three failed starts in a row, or an error that a retry cannot fix, requests are refused for
-   10 s before the next start.
+1. `make` queues a request under its cache key, and its caller awaits a future. More than 64 MiB
+   of pending requests are refused with status 429.
+2. `run` calls `_step` when something changed. The worker is away, waiting, loading or resident.
+3. When a batch is due, the worker waits for memory from the device scheduler and starts a process.
+4. A resident worker is sent each batch that is due, unless another half waits for the device.
+5. Events resolve futures: records are answers, failures are refusals. An item that did not fit is
+   queued again to run alone, and is refused after two attempts alone.
+6. A smaller batch moves the ladder down. After an idle time the worker leaves the device.
+7. When the process dies, its requests are queued again, each to run alone; a request that was alone
+   twice is refused.
+8. After three failed starts in a row, requests are refused for 10 s before the next start.
 """
 
 import asyncio
@@ -40,7 +32,7 @@ from flows.serving.live_stage import LauncherMaker, WorkerProcess
 from flows.serving.metrics import HalfMetrics, Metrics
 from flows.serving.model_watch import ModelWatch
 from flows.serving.published import LostAnswers, PublishedAnswers, read_published
-from flows.serving.refusals import HttpRefusal, bad, refusal_of_failure, unavailable
+from flows.serving.refusals import HttpRefusal, bad_request, refusal_of_failure, unavailable
 from flows.serving.residence import DeviceScheduler
 from flows.serving.scratch import TempStore
 from stages.decode.engines import engine_of
@@ -56,12 +48,12 @@ from stages.process.events import (
 )
 from stages.process.live import WITHDRAWN, Keyed
 
-TO_BLAME = bad(
+TO_BLAME = bad_request(
     "the model's process died of this twice", "Send another file; the server's log says more"
 )
 MOST_BYTES = 64 << 20
 """Bytes of works that wait for one half, or are with it."""
-TOO_LARGE = bad(
+TOO_LARGE = bad_request(
     "this does not fit the memory there is",
     "Send a smaller picture, or start the server with more --memory",
 )
@@ -273,7 +265,7 @@ class HalfWorker:
         """Return whether its process was told to make this, and has not yet."""
         return key in self.batches.sent
 
-    def note_coming(self, count: int) -> None:
+    def expect(self, count: int) -> None:
         """Hear that works are on the way, or that some are not any more."""
         self.batches.coming += count
         if count < 0:
@@ -315,7 +307,7 @@ class HalfWorker:
             self._entering = asyncio.create_task(self._enter())
         if self.state != RESIDENT or self._leaving:
             return None
-        self._gives_way = self._residence.gives_way()
+        self._gives_way = self._residence.must_yield()
         if self.idle:
             self._residence.look()
         if self._gives_way:
@@ -334,7 +326,7 @@ class HalfWorker:
     async def _enter(self) -> None:
         await self._residence.enter(self)
         self.state, self._leaving = LOADING, False
-        rung, room = self._rung, self._residence.room_for(self)
+        rung, room = self._rung, self._residence.granted_bytes(self)
         self._live = WorkerProcess(
             self._make_launcher,
             lambda pipe: self._plan.call(rung, pipe, room),

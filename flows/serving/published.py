@@ -33,7 +33,7 @@ def read_published(plan: HalfWorkerSpec, event: Event) -> Event | PublishedAnswe
     """Return what there is to answer of an event, or else the event."""
     if not isinstance(event, Published):
         return event
-    plan.ladder.worked(plan.name)
+    plan.ladder.note_success(plan.name)
     try:
         return PublishedAnswers(answers=plan.answers(event.keys))
     except Exception as error:  # a store may fail in many ways, and its thread goes on

@@ -47,7 +47,7 @@ class HttpRefusal(Exception):
         return {"error": error, "hint": hint}
 
 
-def bad(error: str, hint: str = "") -> HttpRefusal:
+def bad_request(error: str, hint: str = "") -> HttpRefusal:
     """Return the refusal of what cannot be read, or means nothing."""
     return HttpRefusal(422, error, hint)
 
@@ -82,7 +82,7 @@ def refusal_of_failure(event: Failed) -> HttpRefusal:
     if event.kind == TOO_LONG:
         return exceeded(event.message, event.hint)
     if event.kind != UNSUPPORTED:
-        return bad(event.message, event.hint)
+        return bad_request(event.message, event.hint)
     # Of its settings only the schema is followed by what a model's tokenizer can or cannot do.
     error = event.message.replace("--schema", "the schema")
     return unsupported("response_format", error, "Ask for it in words")

@@ -93,7 +93,7 @@ class DeviceScheduler:
             self._lock = None
         self._changed.set()
 
-    def gives_way(self) -> bool:
+    def must_yield(self) -> bool:
         """Return whether those that are here are to begin nothing more, because another has waited
         for its room for long enough."""
         now = time.monotonic()
@@ -107,7 +107,7 @@ class DeviceScheduler:
         if self._waiting:
             self._changed.set()
 
-    def room_for(self, tenant: DeviceUser) -> int:
+    def granted_bytes(self, tenant: DeviceUser) -> int:
         """Return the bytes that one may take that is here."""
         return self._here[tenant]
 

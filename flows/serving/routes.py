@@ -14,7 +14,7 @@ from fastapi.responses import FileResponse, Response
 from numpy.typing import NDArray
 
 from flows.results.thumbnails import thumbnail
-from flows.serving.answers import json_answer, vectors_told
+from flows.serving.answers import json_answer, vectors_json
 from flows.serving.embedding import EmbeddedMedium
 from flows.serving.guard import COOKIE, in_time, session_of
 from flows.serving.refusals import HttpRefusal
@@ -65,7 +65,7 @@ class Routes:
         if self._service.pictures is None:
             raise no_vectors()
         seen, _ = await self._see(request)
-        answer = vectors_told(seen, encoding, parts=tiles)
+        answer = vectors_json(seen, encoding, parts=tiles)
         assert self._service.job is not None
         told = {
             "model": shown_name(self._service.job.model.name),

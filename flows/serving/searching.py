@@ -22,7 +22,7 @@ from artifacts.index.search import Query, Searcher, Sort
 from artifacts.index.snapshot import Snapshot, open_snapshot
 from artifacts.index.where import Condition, matching
 from artifacts.index.writing import refuse_other
-from flows.options.search import SearchAsked
+from flows.options.search import SearchQuery
 from flows.search.ask import found_by, hit_of
 from flows.search.maker import unrecorded
 from flows.serving.refusals import HttpRefusal, refusal_of
@@ -40,11 +40,11 @@ class Wanted:
     where: str
     moments: bool
 
-    def asked(self) -> SearchAsked:
+    def asked(self) -> SearchQuery:
         """Return it as a search has it. Raises Refused."""
         if not 1 <= self.top <= MOST_HITS:
             raise HttpRefusal(422, f"top is {self.top}", f"Give 1 to {MOST_HITS}")
-        return SearchAsked(what="-", top=self.top, where=self.where, moments=self.moments)
+        return SearchQuery(what="-", top=self.top, where=self.where, moments=self.moments)
 
 
 class ServedIndex:
@@ -98,7 +98,7 @@ class ServedIndex:
         vector: NDArray[np.float32],
         sort: Sort,
         without: tuple[NDArray[np.float32], ...],
-        asked: SearchAsked,
+        asked: SearchQuery,
     ) -> list[dict[str, Any]]:
         number, searcher = self._opened[-1]
         snapshot: Snapshot = searcher.snapshot

@@ -53,7 +53,7 @@ from flows.serving.text_embedding import TextEmbedder
 from stages.embed_texts import STAGE as TEXTS
 from stages.process.cgroup import cores
 from stages.process.forking import ForkServer
-from stages.process.job import told_of
+from stages.process.job import job_fields
 from stages.process.stage import StageSpec
 from stages.process.stage_process import Listener
 
@@ -120,7 +120,7 @@ def decoding_call(job: Job, most: RequestLimits, store: str) -> Callable[[str], 
             most_chunks=chunks,
         )
         return replace(
-            call, name="cut_live", arguments=told_of(told), budget=DECODER_BYTES, stays=True
+            call, name="cut_live", arguments=job_fields(told), budget=DECODER_BYTES, stays=True
         )
 
     return over

@@ -9,7 +9,7 @@ from flows.job.prepare import Job
 from flows.ledger.namespaces import namespace_aside
 from flows.serving.half_worker import HalfWorker
 from flows.serving.keeping import RecordCacheFlusher
-from flows.serving.refusals import bad
+from flows.serving.refusals import bad_request
 from flows.serving.shared import SingleFlight
 from stages.embed_texts import STAGE
 from stages.embed_texts.job import TextsItem
@@ -35,7 +35,7 @@ class TextEmbedder:
         told = [list(group) for group in groups]
         texts = [text for group in told for text in group]
         if len(texts) > MOST_TEXTS or max(map(len, texts), default=0) > MOST_LETTERS:
-            raise bad(
+            raise bad_request(
                 f"at most {MOST_TEXTS:,} texts of {MOST_LETTERS:,} letters are taken at once",
                 "Ask for fewer, or start the server with --labels",
             )

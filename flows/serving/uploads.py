@@ -19,7 +19,7 @@ from starlette.requests import ClientDisconnect
 
 from artifacts.keys import content_key
 from artifacts.schema import MediaKind
-from flows.serving.refusals import HttpRefusal, bad
+from flows.serving.refusals import HttpRefusal, bad_request
 from flows.serving.scratch import TempStore
 from stages.frames.formats import AVIF_BRANDS, HEIC_BRANDS
 
@@ -164,7 +164,7 @@ class BodyFile:
 def _named(path: Path, start: bytes, digest: str, size: int) -> Upload:
     """Return an upload with the suffix of what it is."""
     if not size:
-        raise bad("nothing was sent", "Send a picture or a clip as the body of the request")
+        raise bad_request("nothing was sent", "Send a picture or a clip as the body of the request")
     kind, suffix = kind_of(start)
     named = path.with_suffix(suffix)
     os.rename(path, named)

@@ -30,7 +30,7 @@ class GraphBench(Bench):
         from artifacts.keys import hash_file
         from stages.export.graphs.run import run
         from stages.export.jobs import GraphJob
-        from stages.process.job import told_of
+        from stages.process.job import job_fields
 
         super().__init__(DEMO, device, "float16")
         weights = {p.name: hash_file(p) for p in Path(self.model).glob("*.safetensors")}
@@ -42,7 +42,7 @@ class GraphBench(Bench):
             weights={"vision": weights},
             pieces={},
         )
-        run(told_of(job), Unheard())  # type: ignore[arg-type]
+        run(job_fields(job), Unheard())  # type: ignore[arg-type]
         self.engines = folder / "engines"
         self.with_graphs = job.folder
 

@@ -68,9 +68,9 @@ class Bench:
 
     def inputs(self, half: Any) -> Any:
         """The prompt of the clip, as that language half is given it."""
-        from stages.models.processors.prepare import open_ended, rebuild
+        from stages.models.processors.prepare import drop_end_token, rebuild
 
-        return open_ended(half, rebuild(self.processor, [self.prepared], ["x"]))
+        return drop_end_token(half, rebuild(self.processor, [self.prepared], ["x"]))
 
 
 def noise() -> Any:

@@ -83,11 +83,11 @@ def _stepped(bench: Bench, compiled: "CompiledStep | None") -> tuple[Any, float]
     import torch
 
     from stages.decode.engines.inflight.pool import SlotPool
-    from stages.decode.engines.inflight.prefill import read_row
+    from stages.decode.engines.inflight.prefill import prefill_row
     from stages.decode.engines.inflight.shape import PoolShape, columns_for
 
     half = bench.half("language")
-    read = read_row(half, bench.inputs(half), bench.features, max_new_tokens=TOKENS)
+    read = prefill_row(half, bench.inputs(half), bench.features, max_new_tokens=TOKENS)
     columns = columns_for(read.tokens + TOKENS)
     read = replace(read, step=compiled.of(read.model) if compiled else None)
     pool = SlotPool(read, PoolShape(rows=SLOTS, slots=SLOTS, columns=columns))

@@ -28,7 +28,7 @@ from stages.models.hub.faults import PICKLES
 from stages.models.natives.registry import ORIGINALS, OriginalLayout
 from stages.models.shards.layout import TensorSpec, lay_out
 from stages.models.shards.writing import claimed, in_pieces, write_checkpoint
-from stages.process.job import job_of
+from stages.process.job import parse_job
 from stages.process.report import EventReporter
 
 PICKLED, PICKLED_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
@@ -155,7 +155,7 @@ def run(job: dict[str, Any], report: EventReporter) -> None:
     `tensors` and `data_bytes` the folder holds. Raises PenstockError.
     """
     with _telling(report):
-        _convert(job_of(ConvertJob, job), report)
+        _convert(parse_job(ConvertJob, job), report)
 
 
 def _convert(job: ConvertJob, report: EventReporter) -> None:

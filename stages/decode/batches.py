@@ -3,12 +3,12 @@
 from collections.abc import Container, Mapping, Sequence
 
 from stages.decode.job import DecodeItem
-from stages.memory.shrinking import pieces
+from stages.memory.shrinking import split_batch
 
 Batch = list[DecodeItem]
 
 
-def lacking(batch: Batch, answers: Sequence[Container[str]]) -> list[str]:
+def missing_keys(batch: Batch, answers: Sequence[Container[str]]) -> list[str]:
     """Return the keys of members that have neither a caption nor a failure in any of the unions:
     of what the engine makes, and of the other that answers as well."""
     return [
@@ -20,14 +20,14 @@ def lacking(batch: Batch, answers: Sequence[Container[str]]) -> list[str]:
     ]
 
 
-def swapped(batches: Sequence[Batch]) -> list[Batch]:
+def swap_engine_keys(batches: Sequence[Batch]) -> list[Batch]:
     """Return the batches for the engine that was the second choice."""
     return [[m._replace(key=m.instead, instead=m.key) for m in batch] for batch in batches]
 
 
-def in_pieces(batches: Sequence[Batch], size: int) -> list[Batch]:
+def rebatch(batches: Sequence[Batch], size: int) -> list[Batch]:
     """Return the batches cut to a size (0: as they are), as if they had been chosen so."""
-    return [[*piece] for batch in batches for piece in pieces(batch, size or len(batch))]
+    return [[*piece] for batch in batches for piece in split_batch(batch, size or len(batch))]
 
 
 def by_chunk(batches: Sequence[Batch]) -> list[Batch]:
@@ -36,10 +36,10 @@ def by_chunk(batches: Sequence[Batch]) -> list[Batch]:
     for member in (member for batch in batches for member in batch):
         together.setdefault(member.features, []).append(member)
     whole = [member for members in together.values() for member in members]
-    return in_pieces([whole], max(map(len, batches), default=0))
+    return rebatch([whole], max(map(len, batches), default=0))
 
 
-def talkative_first(batches: Sequence[Batch], said_before: Mapping[str, int]) -> list[Batch]:
+def longest_first(batches: Sequence[Batch], said_before: Mapping[str, int]) -> list[Batch]:
     """Return as large batches of the same members, those first of whose chunks most was said
     before, and among them such of which nothing is known. So the last to be said are short, and
     hardly a slot waits for them."""
@@ -48,4 +48,4 @@ def talkative_first(batches: Sequence[Batch], said_before: Mapping[str, int]) ->
         return [*batches]
     most = max(said_before.values())
     members.sort(key=lambda member: -said_before.get(member.key, most))
-    return in_pieces([members], max(map(len, batches)))
+    return rebatch([members], max(map(len, batches)))

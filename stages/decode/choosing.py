@@ -21,9 +21,9 @@ from transformers.generation.logits_process import (
 from artifacts.keys import digest_of
 from stages.decode.generation import CHECKPOINT, OF_CHANCE, SamplingParams
 from stages.decode.job import DecodeItem
-from stages.decode.loops import once_more
+from stages.decode.loops import retry_params
 from stages.decode.presence import PresencePenalty
-from stages.decode.prompts import begun_with, check_context, context_left
+from stages.decode.prompts import check_context, context_left, start_ids
 from stages.decode.request_settings import RequestSettings, cut_at
 
 STATED = ("do_sample", *OF_CHANCE, "min_p")
@@ -95,7 +95,7 @@ class GenerateKwargs:
         make_greedy(half, processor)
         asked = self.generation
         if any(member.again for member in members):
-            asked = once_more(asked)
+            asked = retry_params(asked)
         options: dict[str, Any] = {}
         if asked.beams > 1:
             options["num_beams"] = asked.beams
@@ -149,7 +149,7 @@ class GenerateKwargs:
         asked = self.generation
         stated = stated if asked.sampling == CHECKPOINT else {}
         named = [getattr(asked, name) is not None for name in OF_CHANCE]
-        if not asked.by_chance or not (stated.get("do_sample") or any(named)):
+        if not asked.is_sampled or not (stated.get("do_sample") or any(named)):
             return None
         temperature, top_p, top_k = (
             stated.get(name) if getattr(asked, name) is None else getattr(asked, name)
@@ -207,7 +207,7 @@ def _decoded(processor: Any, rows: Sequence[Sequence[int]], asked: SamplingParam
 
         vocabulary = vocabulary_of(processor.tokenizer)
         return [said_in(vocabulary, asked.schema, row, len(row))[0] for row in rows]
-    begun = begun_with(processor, asked)[0].tolist()
+    begun = start_ids(processor, asked)[0].tolist()
     texts: list[str] = processor.batch_decode(
         [[*begun, *row] for row in rows], skip_special_tokens=True
     )

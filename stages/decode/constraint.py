@@ -18,7 +18,7 @@ from transformers import LogitsProcessor
 from artifacts.errors import UsageError
 from stages.decode.closing import BETWEEN, IN_TEXT, JsonPosition, ranks
 from stages.decode.structure import grammar_of, rest_of
-from stages.memory.shrinking import give_back
+from stages.memory.shrinking import release_memory
 
 NEEDED = range(0x20, 0x7F)
 """Bytes that have to be tokens by themselves: any text of JSON can be spelled with them."""
@@ -41,7 +41,7 @@ class Vocabulary:
         if missing := [chr(byte) for byte in NEEDED if byte not in single]:
             raise _unfit(tokenizer, f"it has no token for {' '.join(missing[:5])}")
         self.in_text, self.between = (self._ranked(ranks(first)) for first in (IN_TEXT, BETWEEN))
-        give_back()  # as much again was needed to read it
+        release_memory()  # as much again was needed to read it
 
     def _ranked(self, of_bytes: Sequence[int]) -> Any:
         ranked = (of_bytes[b[0]] if len(b) == 1 else LONG + len(b) for b in self.bytes)
@@ -68,7 +68,7 @@ class ConstrainedAnswer:
         self._position = JsonPosition(rest_of(schema))
         self.said: list[int] = []
 
-    def goes_on_as(self, tokens: Sequence[int]) -> bool:
+    def extends_previous(self, tokens: Sequence[int]) -> bool:
         """Take what was said since; return whether what was said before is the beginning of it."""
         if [*tokens[: len(self.said)]] != self.said:
             return False
@@ -139,9 +139,9 @@ class SchemaLogitsProcessor(LogitsProcessor):
             self._begun = ids.shape[1]
             self._answers = [ConstrainedAnswer(*self._told) for _ in range(len(ids))]
         for row, said in enumerate(ids[:, self._begun :].tolist()):
-            if not self._answers[row].goes_on_as(said):
+            if not self._answers[row].extends_previous(said):
                 self._answers[row] = ConstrainedAnswer(*self._told)
-                self._answers[row].goes_on_as(said)
+                self._answers[row].extends_previous(said)
         masks = [self._mask(answer, scores.shape[1]) for answer in self._answers]
         impossible = torch.from_numpy(~np.stack(masks)).to(scores.device)
         found = scores.masked_fill(impossible, -torch.inf)

@@ -9,7 +9,7 @@ from typing import Any
 from artifacts.errors import StageDied, UsageError
 from artifacts.packs import Record
 from artifacts.record_union import RecordUnion
-from stages.decode.batches import Batch, lacking
+from stages.decode.batches import Batch, missing_keys
 from stages.decode.protocol import DecodeEngine, DecodeRequest, PromptChecker
 from stages.memory.item_faults import ItemFault, ItemFaults, item_fault
 from stages.memory.shrinking import try_items
@@ -31,7 +31,7 @@ class DecodeFaults:
         self._report = report
         self.done: Callable[[list[str]], object] = list
         """Function that is given the keys that nobody need wait for any more."""
-        missing = [left for batch in batches if (left := lacking(batch, answers))]
+        missing = [left for batch in batches if (left := missing_keys(batch, answers))]
         is_new = sum(map(len, missing)) == sum(map(len, batches))
         self.items = ItemFaults(STAGE, self._fail, len(missing[0]) if missing and is_new else 0)
 
@@ -91,7 +91,7 @@ def settled(
 def samples_of(batches: Sequence[Batch], answers: Sequence[RecordUnion]) -> Iterator[Batch]:
     """Yield each member that has neither a caption nor a failure, as a batch: the last one first,
     which is short, then in order."""
-    members = [member for batch in batches for member in batch if lacking([member], answers)]
+    members = [member for batch in batches for member in batch if missing_keys([member], answers)]
     for member in [*members[-1:], *members[:-1]]:
         yield [member]
 

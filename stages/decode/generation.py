@@ -83,7 +83,7 @@ class SamplingParams(OptionGroup):
     def __post_init__(self) -> None:
         object.__setattr__(self, "avoid", tuple(self.avoid))
         super().__post_init__()
-        if self.beams > 1 and self.by_chance:
+        if self.beams > 1 and self.is_sampled:
             raise UsageError(
                 "--beams and chance (--temperature, --top-p, --top-k, --sampling) exclude each "
                 "other",
@@ -97,7 +97,7 @@ class SamplingParams(OptionGroup):
             raise _odd("avoid", "empty", "Give words that must not be said: --avoid image,photo")
 
     @property
-    def by_chance(self) -> bool:
+    def is_sampled(self) -> bool:
         """Return whether chance has a part in it. Of a checkpoint's settings it may have."""
         if self.temperature == 0:
             return False
@@ -110,7 +110,7 @@ class SamplingParams(OptionGroup):
         there is chance."""
         found = {f.name: (getattr(self, f.name), f.default) for f in fields(SamplingParams)}
         told = {name: value for name, (value, default) in found.items() if value != default}
-        if not self.by_chance:
+        if not self.is_sampled:
             told.pop("seed", None)
         if not self.presence_penalty:
             told.pop("presence_penalty", None)
@@ -123,7 +123,7 @@ class SamplingParams(OptionGroup):
         return [sorted(told.items())] if told else []
 
     @property
-    def limit_only_cuts(self) -> bool:
+    def is_prefix_stable(self) -> bool:
         """Return whether a caption that ended by itself is the same under every larger limit."""
         return self.beams == 1 and not self.retry_loops and not self.schema
 

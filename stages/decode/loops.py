@@ -13,7 +13,7 @@ PENALTY, NGRAM = 1.1, 4
 """How a caption is said again: words said before are less likely, and no four tokens come twice."""
 
 
-def goes_round(text: str, ended: Ended) -> bool:
+def is_repetitive(text: str, ended: Ended) -> bool:
     """Return whether a caption was cut while it said the same over and over, the last time maybe
     in part."""
     return ended == "length" and any(
@@ -33,7 +33,7 @@ def _repeated(text: str, period: int) -> int:
     return count + period if count else 0
 
 
-def once_more(asked: SamplingParams) -> SamplingParams:
+def retry_params(asked: SamplingParams) -> SamplingParams:
     """Return how words are chosen when a caption is said again."""
     return replace(
         asked,

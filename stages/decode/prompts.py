@@ -8,7 +8,7 @@ import torch
 from artifacts.errors import UsageError
 from stages.decode.generation import SamplingParams
 from stages.models.context import context_tokens
-from stages.models.processors.prepare import DECODED, Row, open_ended, rebuild
+from stages.models.processors.prepare import DECODED, Row, drop_end_token, rebuild
 
 
 class ContextExceeded(UsageError):
@@ -40,12 +40,12 @@ def prompts_for(
 ) -> dict[str, Any]:
     """Return the inputs of `generate` besides pixels, the beginning of the captions in them. Raises
     UsageError where the model has no place for a system text."""
-    inputs = open_ended(half, rebuild(processor, rows, prompts, asked.system))
-    begun = begun_with(processor, asked)
-    return followed_by(half, inputs, begun.expand(len(rows), -1)) if begun.numel() else inputs
+    inputs = drop_end_token(half, rebuild(processor, rows, prompts, asked.system))
+    begun = start_ids(processor, asked)
+    return append_ids(half, inputs, begun.expand(len(rows), -1)) if begun.numel() else inputs
 
 
-def begun_with(processor: Any, asked: SamplingParams) -> torch.Tensor:
+def start_ids(processor: Any, asked: SamplingParams) -> torch.Tensor:
     """Return the tokens [1, tokens] that every caption begins with."""
     if not asked.start_with:
         return torch.zeros((1, 0), dtype=torch.long)
@@ -53,7 +53,7 @@ def begun_with(processor: Any, asked: SamplingParams) -> torch.Tensor:
     return torch.tensor([ids], dtype=torch.long)
 
 
-def followed_by(half: Any, inputs: Mapping[str, Any], ids: torch.Tensor) -> dict[str, Any]:
+def append_ids(half: Any, inputs: Mapping[str, Any], ids: torch.Tensor) -> dict[str, Any]:
     """Return the inputs with a caption's tokens [1, tokens] behind the prompt, or as the beginning
     of what a decoder says whose prompt goes to an encoder."""
     if half.config.is_encoder_decoder:

@@ -21,7 +21,7 @@ from stages.models.halves.pieces_of_text import in_pieces
 from stages.models.halves.records import FeatureRecord
 from stages.models.halves.routes import choose_route
 from stages.models.processors.layout import noise
-from stages.models.processors.prepare import open_ended, prepare, rebuild
+from stages.models.processors.prepare import drop_end_token, prepare, rebuild
 from stages.process.exit_diagnosis import out_of_memory
 
 SLICED = {"pooler_output", "deepstack_features"}
@@ -73,27 +73,27 @@ class PrefillOptions:
         # Each piece of a prompt would fetch layers that are not on the device anew.
         if not self._prefill:
             self.way = "whole"
-        elif not offloaded_bytes(half) and reads_in_pieces(half, processor, row):
+        elif not offloaded_bytes(half) and chunked_prefill_works(half, processor, row):
             self.way = "generate"
         else:
             self.way = "mlp" if in_pieces(half, self._prefill) else "whole"
 
 
-def reads_in_pieces(half: Any, processor: Any, row: FeatureRecord) -> bool:
+def chunked_prefill_works(half: Any, processor: Any, row: FeatureRecord) -> bool:
     """Return whether `generate` computes the same in pieces as at once, for a short prompt of this
     kind."""
     if UNDIVIDED in row.features or choose_route(half).route != "protocol":
         return False
     probe = prepare(processor, noise(row.channel))
-    inputs = open_ended(half, rebuild(processor, [probe], [PROBE]))
+    inputs = drop_end_token(half, rebuild(processor, [probe], [PROBE]))
     try:
         features = Features(_like(row.features, probe.count.tokens), row.needs)
-        return pieces_agree(half, inputs, features)
+        return chunked_prefill_matches(half, inputs, features)
     except ValueError:
         return False
 
 
-def pieces_agree(half: Any, inputs: Mapping[str, Any], features: Features) -> bool:
+def chunked_prefill_matches(half: Any, inputs: Mapping[str, Any], features: Features) -> bool:
     """Return whether this prompt, cut within a picture, is the same to `generate` as when it is
     whole."""
     try:

@@ -14,16 +14,23 @@ from typing import Any
 
 from artifacts.claims import turns_at
 from artifacts.errors import PenstockError
-from artifacts.pack_object import QUARANTINE, DamagedRecord, put_aside, read_header
+from artifacts.pack_object import QUARANTINE, DamagedRecord, quarantine, read_header
 from artifacts.packs import Record, RecordSet
 from artifacts.record_union import RecordUnion, record_sets_of
 from artifacts.store import Store, open_store
 from artifacts.tensors import RecordGone
-from stages.decode.batches import Batch, by_chunk, in_pieces, lacking, swapped, talkative_first
-from stages.decode.engines import choice_of, engine_of
+from stages.decode.batches import (
+    Batch,
+    by_chunk,
+    longest_first,
+    missing_keys,
+    rebatch,
+    swap_engine_keys,
+)
+from stages.decode.engines import engine_of, engines_for
 from stages.decode.faults import STAGE, DecodeFaults, failing, samples_of, settled, without
 from stages.decode.job import DecodeItem, DecodeJob
-from stages.decode.loops import goes_round
+from stages.decode.loops import is_repetitive
 from stages.decode.prompts import ContextExceeded
 from stages.decode.protocol import CaptionOutput, DecodeEngine, DecodeRequest
 from stages.decode.stored import read_features
@@ -33,7 +40,7 @@ from stages.memory.shrinking import OomRetry
 from stages.models.loading import warm as warm_model
 from stages.models.prefetch import prefetched, write_behind
 from stages.process.events import TOO_LONG, UNSUPPORTED, CaptionProgress
-from stages.process.job import job_of
+from stages.process.job import parse_job
 from stages.process.live import ToldBatches, ToldWork
 from stages.process.report import EventReporter
 
@@ -41,9 +48,9 @@ TRIAL_LETTERS = 500
 """Letters of the prompt by which an engine is tried."""
 
 
-def run_live(job: DecodeJob, report: EventReporter) -> None:
+def serve_requests(job: DecodeJob, report: EventReporter) -> None:
     """Publish and tell a caption for each member that is told."""
-    first, store = choice_of(job.engine)[0], open_store(job.store)
+    first, store = engines_for(job.engine)[0], open_store(job.store)
     features = RecordSet(store, "features", job.features_namespace)
     answers = [RecordSet(store, "captions", n) for n in (job.namespace, job.instead) if n]
     start: type[DecodeEngine] = resolve_name(first.entry)
@@ -137,8 +144,8 @@ def _read(
 
 def warm(told: dict[str, Any]) -> None:
     """Import what the engine and its model need, before what the stage takes is counted."""
-    job = job_of(DecodeJob, {**told, "batches": []})  # of 100,000 items
-    for engine in choice_of(job.engine):
+    job = parse_job(DecodeJob, {**told, "batches": []})  # of 100,000 items
+    for engine in engines_for(job.engine):
         resolve_name(engine.entry)
     if job.generation.schema or job.live:  # which any request may ask for
         resolve_name("stages.decode.constraint")
@@ -147,18 +154,18 @@ def warm(told: dict[str, Any]) -> None:
 
 def run(told: dict[str, Any], report: EventReporter) -> None:
     """Publish a caption for each member of `batches` that has none."""
-    job = job_of(DecodeJob, told)
+    job = parse_job(DecodeJob, told)
     if job.live:
-        run_live(job, report)
+        serve_requests(job, report)
         return
-    first = choice_of(job.engine)[0]
+    first = engines_for(job.engine)[0]
     store = open_store(job.store)
     names = [name for name in (job.namespace, job.instead) if name]
     places = [(kind, name) for name in names for kind in ("captions", "failures")]
     features, *held = record_sets_of(store, ("features", job.features_namespace), *places)
     answers = [RecordUnion(held[at : at + 2]) for at in range(0, len(held), 2)]
-    batches = [batch for batch in job.batches if lacking(batch, answers)]
-    report.total(sum(len(lacking(batch, answers)) for batch in batches))
+    batches = [batch for batch in job.batches if missing_keys(batch, answers)]
+    report.total(sum(len(missing_keys(batch, answers)) for batch in batches))
     if not batches:
         return
     start: type[DecodeEngine] = resolve_name(first.entry)
@@ -186,15 +193,15 @@ def run(told: dict[str, Any], report: EventReporter) -> None:
         return
     engine, batches = engine_of(name), without(batches, raised)
     if engine is not first:
-        batches = in_pieces(batches, job.batch_instead)
+        batches = rebatch(batches, job.batch_instead)
         if job.instead:
             answers.reverse()
-            batches = swapped(batches)
-    batches = [batch for batch in batches if lacking(batch, answers)]
-    wanted = {key for batch in batches for key in lacking(batch, answers)}
+            batches = swap_engine_keys(batches)
+    batches = [batch for batch in batches if missing_keys(batch, answers)]
+    wanted = {key for batch in batches for key in missing_keys(batch, answers)}
     if not engine.batch_decides:
         left = [[member for member in batch if member.key in wanted] for batch in batches]
-        batches = talkative_first(left, job.said_before)
+        batches = longest_first(left, job.said_before)
         batches = by_chunk(batches) if engine.by_chunk else batches
 
     def publish(made: list[list[Record]]) -> None:
@@ -215,7 +222,9 @@ def run(told: dict[str, Any], report: EventReporter) -> None:
         write_behind(publish) as later,
         contextlib.closing(
             asked
-            for _, asked in prefetched(turns.mine(batches, partial(lacking, answers=answers)), read)
+            for _, asked in prefetched(
+                turns.mine(batches, partial(missing_keys, answers=answers)), read
+            )
         ) as ready,
     ):
         faults.done = turns.done
@@ -249,8 +258,8 @@ def _goes_round(said: CaptionOutput) -> bool:
     """Return whether a caption goes round in circles; an answer that was closed early, whether one
     of its values does."""
     if said.shortened:
-        return any(goes_round(text, "length") for text in texts_within(said.caption))
-    return goes_round(said.caption, said.ended)
+        return any(is_repetitive(text, "length") for text in texts_within(said.caption))
+    return is_repetitive(said.caption, said.ended)
 
 
 def set_packs_aside(store: Store, record_set: RecordSet, keys: set[str]) -> None:
@@ -260,4 +269,4 @@ def set_packs_aside(store: Store, record_set: RecordSet, keys: set[str]) -> None
         # Another run may have set it aside, or another reader.
         with contextlib.suppress(FileNotFoundError, DamagedRecord):
             if any(key in keys for key, _ in read_header(store, name)):
-                put_aside(store, name)
+                quarantine(store, name)

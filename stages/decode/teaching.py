@@ -17,12 +17,12 @@ import torch
 from transformers import PreTrainedModel
 
 from artifacts.errors import UsageError
-from stages.decode.prompts import followed_by
+from stages.decode.prompts import append_ids
 from stages.decode.reading import far, rounding
 from stages.models.halves.delivery import generate
 from stages.models.halves.features import Features
 from stages.models.halves.records import FeatureRecord
-from stages.models.processors.prepare import open_ended, rebuild
+from stages.models.processors.prepare import drop_end_token, rebuild
 
 KEEP = "logits_to_keep"
 """Name by which most classes are told of how many positions logits are wanted."""
@@ -46,11 +46,11 @@ def caption_of(processor: Any, row: FeatureRecord, prompt: str, text: str) -> Fo
     return ForcedCaption(row, prompt, ids.long())
 
 
-def expected(half: Any, processor: Any, caption: ForcedCaption) -> torch.Tensor:
+def forced_logits(half: Any, processor: Any, caption: ForcedCaption) -> torch.Tensor:
     """Return the logits [tokens + 1, vocabulary] of each token of a caption and of what follows it,
     in 32 bit on the host. Raises UsageError for a half that cannot be asked so."""
     row, prompt, ids = caption
-    inputs = followed_by(half, open_ended(half, rebuild(processor, [row], [prompt])), ids)
+    inputs = append_ids(half, drop_end_token(half, rebuild(processor, [row], [prompt])), ids)
     features = Features(row.features, row.needs, row.blank)
     count = ids.shape[1] + 1
     with last_logits(half, count) as taken:
@@ -63,11 +63,11 @@ def expected(half: Any, processor: Any, caption: ForcedCaption) -> torch.Tensor:
     return taken[-1][0, -count:].float().cpu()
 
 
-def expected_by_steps(half: Any, processor: Any, caption: ForcedCaption) -> torch.Tensor:
+def forced_logits_stepwise(half: Any, processor: Any, caption: ForcedCaption) -> torch.Tensor:
     """Return the same, a pass a token: of a half that looks at all of its prompt at each of its
     places, and would see what is coming if the caption stood there."""
     row, prompt, ids = caption
-    inputs = open_ended(half, rebuild(processor, [row], [prompt]))
+    inputs = drop_end_token(half, rebuild(processor, [row], [prompt]))
     features = Features(row.features, row.needs, row.blank)
     options: dict[str, Any] = {"output_logits": True, "return_dict_in_generate": True}
     options["logits_processor"] = [_Dictated(ids[0].tolist())]
@@ -75,12 +75,12 @@ def expected_by_steps(half: Any, processor: Any, caption: ForcedCaption) -> torc
     return torch.stack(made.logits, dim=1)[0].float().cpu()
 
 
-def looks_ahead(half: Any, processor: Any, caption: ForcedCaption) -> bool:
+def is_bidirectional(half: Any, processor: Any, caption: ForcedCaption) -> bool:
     """Tell whether what a half expects first hangs on the caption that follows."""
     if caption.ids.shape[1] < 2:
         return False
     short = caption._replace(ids=caption.ids[:, :1])
-    first, second = (expected(half, processor, c)[:1] for c in (short, caption))
+    first, second = (forced_logits(half, processor, c)[:1] for c in (short, caption))
     return far([first], [second]) > rounding(half.dtype)
 
 

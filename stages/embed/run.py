@@ -26,13 +26,13 @@ from stages.models.loading import warm as warm
 from stages.models.processors.clip import Clip
 from stages.models.processors.pictures import prepare_parts, prepare_pictures
 from stages.models.processors.side_inputs import Prepared
-from stages.process.job import job_of
+from stages.process.job import parse_job
 from stages.process.report import EventReporter
 
 
 def run(told: dict[str, Any], report: EventReporter) -> None:
     """Publish the vectors of each chunk of `batches` that has none, or why it cannot have any."""
-    job = job_of(EmbedJob, told)
+    job = parse_job(EmbedJob, told)
     cut = job.tiles != OFF
     making = EncodeSpec(
         stage="embed",

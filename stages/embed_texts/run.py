@@ -14,13 +14,13 @@ from artifacts.store import open_store
 from artifacts.vectors import vector_record
 from stages.embed_texts.job import TextsItem, TextsJob
 from stages.memory.item_faults import ItemFault, ItemFaults
-from stages.memory.shrinking import OomRetry, pieces
+from stages.memory.shrinking import OomRetry, split_batch
 from stages.models.halves.vectors import logits, most_tokens, text_vectors
 from stages.models.loading import ModelJob, facts
 from stages.models.loading import warm as warm
 from stages.process.events import Published
-from stages.process.job import items_of, job_of
-from stages.process.live import lines_of
+from stages.process.job import items_of, parse_job
+from stages.process.live import read_requests
 from stages.process.report import EventReporter
 
 PROBES = 6
@@ -115,7 +115,7 @@ LINE_TEXTS = 3
 
 def run(told: dict[str, Any], report: EventReporter) -> None:
     """Publish one vector a group of texts: the mean of theirs, each of length 1, of length 1."""
-    job = job_of(TextsJob, told)
+    job = parse_job(TextsJob, told)
     records = RecordSet(open_store(job.store), "texts", job.namespace)
     report.total(1)
     if job.key in records:
@@ -125,7 +125,7 @@ def run(told: dict[str, Any], report: EventReporter) -> None:
         records.publish([making.record(job.key, job.groups)])
         report.item(job.key)
         return
-    for line in lines_of(job.live):
+    for line in read_requests(job.live):
         for each in items_of(TextsItem, line):
             with contextlib.suppress(CannotFit):  # a sentence of any length: the others may fit
                 try:
@@ -154,7 +154,7 @@ class _Making:
         shrinking = OomRetry(self._report, lambda: self._compute(texts[:1]), faults)
         made = [
             vectors
-            for batch in pieces(texts, self._batch)
+            for batch in split_batch(texts, self._batch)
             for _, vectors in shrinking.through(batch, str, self._compute)
         ]
         faults.close()

@@ -15,14 +15,14 @@ from stages.models.encoding.run import EncodeSpec, encode_all
 from stages.models.halves.records import FeatureRecord
 from stages.models.loading import warm as warm
 from stages.models.processors.prepare import Clip, Prepared, prepare
-from stages.process.job import job_of
+from stages.process.job import parse_job
 from stages.process.report import EventReporter
 
 
 def run(told: dict[str, Any], report: EventReporter) -> None:
     """Publish a feature record for each chunk of `batches` that has none, or why it cannot have
     one."""
-    job = job_of(EncodeJob, told)
+    job = parse_job(EncodeJob, told)
     making = EncodeSpec(
         stage="encode",
         kind="features",

@@ -21,7 +21,7 @@ from artifacts.schema import Part
 from artifacts.store import open_store
 from stages.decode.choosing import make_greedy
 from stages.decode.stored import read_features
-from stages.decode.teaching import caption_of, expected
+from stages.decode.teaching import caption_of, forced_logits
 from stages.export.gptq import NoInverse, gptq
 from stages.export.jobs import CalibrateJob, CaptionedItem
 from stages.export.outline import outline_of
@@ -32,7 +32,7 @@ from stages.models.loading import ModelJob, facts
 from stages.models.loading import warm as warm_model
 from stages.models.streaming.load import streamed_layers
 from stages.models.streaming.turnstile import LayerLockstep, LayerProvider
-from stages.process.job import job_of
+from stages.process.job import parse_job
 from stages.process.report import EventReporter
 
 OUTSIDE = "outside the layers"
@@ -252,7 +252,7 @@ def warm(told: dict[str, Any]) -> None:
 def run(told: dict[str, Any], report: EventReporter) -> None:
     """Round the weights of a CalibrateJob. A last note says which are left to be rounded each by
     itself, and why. Raises PenstockError."""
-    job = job_of(CalibrateJob, told)
+    job = parse_job(CalibrateJob, told)
     form = Packed(job.bits, job.group, Path(job.folder))
     outline = outline_of(Path(job.half.model), job.parts, job.half.trust_remote_code, form.takes)
     names = {tensor.module: tensor.name for tensor in outline.tensors if tensor.module}
@@ -280,7 +280,7 @@ def run(told: dict[str, Any], report: EventReporter) -> None:
 
     def read(member: CaptionedItem, half: Any) -> None:
         row = read_features(features, member.features)
-        expected(half, processor, caption_of(processor, row, member.prompt, member.caption))
+        forced_logits(half, processor, caption_of(processor, row, member.prompt, member.caption))
 
     def whole(half: Any) -> None:
         make_greedy(half, processor)

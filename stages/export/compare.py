@@ -17,7 +17,7 @@ from artifacts.vectors import vectors_in
 from stages.export.jobs import FeaturesJob
 from stages.export.parity import of_each
 from stages.models.halves.records import MAIN_FIELDS, FeatureRecord
-from stages.process.job import job_of
+from stages.process.job import parse_job
 from stages.process.report import EventReporter
 
 ROWS_A_CHUNK = 256
@@ -28,7 +28,7 @@ NEIGHBOURS, SEARCHED = 10, 600
 
 def run(told: dict[str, Any], report: EventReporter) -> None:
     """Compare the records of a FeaturesJob; a note says how near they are. Raises PenstockError."""
-    job = job_of(FeaturesJob, told)
+    job = parse_job(FeaturesJob, told)
     store = open_store(job.store)
     sets = [RecordSet(store, job.kind, namespace) for namespace in (job.namespace, job.other)]
     report.total(len(job.pairs))

@@ -21,9 +21,9 @@ from stages.decode.stored import read_features
 from stages.decode.teaching import (
     ForcedCaption,
     caption_of,
-    expected,
-    expected_by_steps,
-    looks_ahead,
+    forced_logits,
+    forced_logits_stepwise,
+    is_bidirectional,
 )
 from stages.export.jobs import CaptionedItem, JudgeJob
 from stages.export.outline import ExportPlan, outline_of
@@ -34,13 +34,13 @@ from stages.models.hub.headers import read_places
 from stages.models.loading import ModelJob, facts
 from stages.models.loading import warm as warm_model
 from stages.models.streaming.load import cross
-from stages.process.job import job_of
+from stages.process.job import parse_job
 from stages.process.report import EventReporter
 
 Read = Callable[[], torch.Tensor]
 
 
-def put_rounded(half: Any, outline: ExportPlan, folder: Path, bits: int, group: int) -> int:
+def replace_weights(half: Any, outline: ExportPlan, folder: Path, bits: int, group: int) -> int:
     """Put the weights of a packed checkpoint in place of the half's, and return how many. One that
     is fetched when it is wanted is replaced each time."""
     files = {name: path for path in folder.glob("*.safetensors") for name in read_places(path)}
@@ -118,7 +118,7 @@ def warm(told: dict[str, Any]) -> None:
 def run(told: dict[str, Any], report: EventReporter) -> None:
     """Go through the members of a JudgeJob. A last note says of a half that is compared how far it
     agrees. Raises PenstockError."""
-    job = job_of(JudgeJob, told)
+    job = parse_job(JudgeJob, told)
     store, folder = open_store(job.store), Path(job.folder)
     features = RecordSet(store, "features", job.features_namespace)
     left = [m for m in job.members if job.compared or not (folder / m.key).exists()]
@@ -141,8 +141,10 @@ def run(told: dict[str, Any], report: EventReporter) -> None:
             make_greedy(half, processor)
             if job.rounded:
                 _round(job, half)
-            (ahead,) = cross(half, [partial(looks_ahead, half, processor, caption(members[0]))])
-            ready[half] = expected_by_steps if ahead else expected
+            (ahead,) = cross(
+                half, [partial(is_bidirectional, half, processor, caption(members[0]))]
+            )
+            ready[half] = forced_logits_stepwise if ahead else forced_logits
         return cross(half, [partial(ask, half, member) for member in members])
 
     ready: dict[Any, Callable[[Any, Any, ForcedCaption], torch.Tensor]] = {}
@@ -164,7 +166,7 @@ def _round(job: JudgeJob, half: Any) -> None:
     """Put the rounded weights into the half. Raises EnvironmentFault when these are not all."""
     form = Packed(job.bits, job.group)
     outline = outline_of(Path(job.half.model), job.parts, job.half.trust_remote_code, form.takes)
-    count = put_rounded(half, outline, Path(job.rounded), job.bits, job.group)
+    count = replace_weights(half, outline, Path(job.rounded), job.bits, job.group)
     if count != len(outline.modules):
         raise EnvironmentFault(
             f"{count} of {len(outline.modules)} rounded weights found a place in the half",

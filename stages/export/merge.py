@@ -46,7 +46,7 @@ from stages.models.precision.weights import model_names
 from stages.models.published import with_way
 from stages.models.shards.layout import DTYPES, TensorSpec, lay_out
 from stages.models.shards.writing import CHUNK_BYTES, claimed, write_checkpoint
-from stages.process.job import job_of
+from stages.process.job import parse_job
 from stages.process.report import EventReporter
 
 
@@ -182,7 +182,7 @@ def run(told: dict[str, Any], report: EventReporter) -> None:
     A first note says how many `shards` there will be, and how many are `there`; a last one how many
     tensors are `merged`. Raises PenstockError.
     """
-    job = job_of(MergeJob, told)
+    job = parse_job(MergeJob, told)
     planned = job.files
     with planned.compared():
         _merge(job, planned, report)

@@ -86,7 +86,7 @@ def of_each(values: Mapping[str, float]) -> dict[str, float]:
     return {name: float(f"{values[name]:.{DIGITS}g}") for name in ranked}
 
 
-def judged(figures: Mapping[str, Mapping[str, Any]], frames: int) -> dict[str, Any]:
+def evaluate_parity(figures: Mapping[str, Mapping[str, Any]], frames: int) -> dict[str, Any]:
     """Return the verdict as `parity.json` has it; `figures` are those of each group that was
     measured."""
     gates = [gate for gate in GATES if gate.group in figures]

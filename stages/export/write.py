@@ -28,7 +28,7 @@ from stages.models.shards.writing import (
     write_shard,
 )
 from stages.process.deferred_imports import import_transformers
-from stages.process.job import job_of
+from stages.process.job import parse_job
 from stages.process.report import EventReporter
 
 
@@ -104,7 +104,7 @@ MORE_ROOM = "Free some space, or give a folder on a larger disk"
 def warm(told: dict[str, Any]) -> None:
     """Import what the model's class needs, before what the stage takes is counted."""
     import_transformers()
-    job = job_of(ExportJob, told)
+    job = parse_job(ExportJob, told)
     config_and_class(Path(job.model), job.trust_remote_code)
 
 
@@ -114,7 +114,7 @@ def run(told: dict[str, Any], report: EventReporter) -> None:
     A first note says how many `files` there will be and how many are `there`, a last one how many
     `modules` are quantized. Raises PenstockError.
     """
-    job = job_of(ExportJob, told)
+    job = parse_job(ExportJob, told)
     planned = job.files
     with planned.compared():
         _export(job, planned, report)

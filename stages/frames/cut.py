@@ -17,7 +17,7 @@ from av.video.stream import VideoStream
 
 from artifacts.containers import open_media
 from artifacts.errors import EnvironmentFault, MediaError
-from artifacts.remote.keeping import at_hand
+from artifacts.remote.keeping import open_local
 from artifacts.stamps import Stamp
 from artifacts.store import fault_of
 from stages.frames.medium import PASSING, check_unchanged
@@ -47,7 +47,7 @@ def run(job: dict[str, Any], report: EventReporter) -> None:
         cuts = list(group)
         stamp = Stamp(*cuts[0]["stamp"]) if cuts[0].get("stamp") else None
         try:
-            with at_hand(path):
+            with open_local(path):
                 _copy_stretches(Path(path), stamp, cuts, folder, report)
         except Exception as error:  # PyAV lets an IndexError or UnicodeDecodeError through as well
             refused = _refusal(error, path, folder)

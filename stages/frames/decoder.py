@@ -125,7 +125,7 @@ class Decoder:
         while not self._ready and not self._ended:
             if self._leap is not None:
                 self._land(self._leap)
-            elif self.route and (leap := self.route.leap(self.ordinal + 1)) is not None:
+            elif self.route and (leap := self.route.seek_target(self.ordinal + 1)) is not None:
                 # First out with what the decoder holds.
                 self._leap = leap
                 self._decode(None)

@@ -18,8 +18,8 @@ from stages.frames.video import Video
 from stages.frames.watchdog import Watchdog
 from stages.memory.heap import kept
 from stages.process.events import MediumIndexed
-from stages.process.job import items_of, job_of
-from stages.process.live import lines_of
+from stages.process.job import items_of, parse_job
+from stages.process.live import read_requests
 from stages.process.report import EventReporter
 
 TOO_LARGE = "too-large"
@@ -33,11 +33,11 @@ NO_MEMORY = "no-memory"
 def run(told: dict[str, Any], report: EventReporter) -> None:
     """Store the frames of each medium that is told, and tell what is in it, or why not."""
     kept()
-    job, watchdog = job_of(FramesJob, told), Watchdog()
+    job, watchdog = parse_job(FramesJob, told), Watchdog()
     cutter = FileCutter(job, report, watchdog)
     report.note(ready=True)
     with watchdog:
-        for line in lines_of(job.live):
+        for line in read_requests(job.live):
             medium = MediumToCut.of(*items_of(FramesItem, [line]))
             try:
                 with watchdog.over(), blaming(medium):
@@ -61,7 +61,7 @@ class FileCutter:
 
     def __init__(self, job: FramesJob, report: EventReporter, watchdog: Watchdog) -> None:
         self._job = job
-        self._fit, self._fit_image = job.fit_video, job.fit_image
+        self._ensure_pool, self._fit_image = job.fit_video, job.fit_image
         self._sets = FrameRecorder(
             open_store(job.store), job.namespace, self._fit_image, report, watchdog
         )
@@ -91,7 +91,7 @@ class FileCutter:
                     hint="Send a piece of it, or give the whole to a command: penstock --help",
                 )
             found = []
-            for chunk in video.chunks(plans, self._fit):
+            for chunk in video.chunks(plans, self._ensure_pool):
                 self._sets.store([(medium, chunk)])
                 found.append(chunk.index)
                 del chunk

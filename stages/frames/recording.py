@@ -10,7 +10,7 @@ from artifacts.errors import EnvironmentFault, MediaError, PenstockError
 from artifacts.keys import item_key
 from artifacts.packs import Record
 from artifacts.record_union import record_sets_of
-from artifacts.remote.keeping import at_hand
+from artifacts.remote.keeping import open_local
 from artifacts.schema import FrameFit, MediaIndex, fields_of
 from artifacts.store import Store
 from stages.frames.medium import NOT_REMEMBERED, PASSING, MediumToCut
@@ -106,7 +106,7 @@ class FrameRecorder:
         self._report.begin(medium.digest)
         try:
             # Fetching may take as long as it takes.
-            with blaming(medium), at_hand(medium.path) as path, self._watchdog.over():
+            with blaming(medium), open_local(medium.path) as path, self._watchdog.over():
                 yield path
         except MediaError as error:
             self._refuse(medium, error)

@@ -55,7 +55,7 @@ class SeekPlan:
             self._missing[bisect_left(self._groups, self._group_of(ticks))] -= 1
         return True
 
-    def leap(self, ordinal: int) -> int | None:
+    def seek_target(self, ordinal: int) -> int | None:
         """Return which keyframe to go on from instead of packet `ordinal`. It is given by its
         position in the list, END when nothing more is wanted, None to decode that packet."""
         keys = self._keys

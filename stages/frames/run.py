@@ -25,7 +25,7 @@ from stages.frames.recording import FrameRecorder
 from stages.frames.video import Chunk, Damage, Video
 from stages.frames.watchdog import Watchdog
 from stages.process.cgroup import cores
-from stages.process.job import job_of
+from stages.process.job import parse_job
 from stages.process.report import EventReporter
 
 PACK_RECORDS = 64
@@ -38,7 +38,7 @@ def run(told: dict[str, Any], report: EventReporter) -> None:
     A medium that cannot be used is recorded as such and the others go on. Raises EnvironmentFault
     when the store or a disk is in the way.
     """
-    job, watchdog = job_of(FramesJob, told), Watchdog()
+    job, watchdog = parse_job(FramesJob, told), Watchdog()
     stage = Cutting(job, report, watchdog)
     workers = max(1, job.workers)
     record_sets = (stage.record_sets.media, stage.record_sets.frames, stage.record_sets.failures)

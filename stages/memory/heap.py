@@ -9,7 +9,7 @@ import contextlib
 import ctypes
 from collections.abc import Iterator
 
-from stages.memory.shrinking import give_back
+from stages.memory.shrinking import release_memory
 from stages.process.budget import room
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
@@ -46,7 +46,7 @@ def given_back() -> Iterator[None]:
     try:
         yield
     finally:
-        give_back()
+        release_memory()
         if room() > TIGHT_BYTES:
             # Set by hand, they follow the program no more.
             _set(M_MMAP_THRESHOLD, WORKING_BYTES)

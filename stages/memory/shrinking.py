@@ -14,7 +14,7 @@ How it works:
 6. Where the model's own code raises on a piece, its items are tried alone. An item that raises
    alone fails by name, and the others go on.
 7. `through_together` does the same for a block of several batches. After out of memory, blocks
-   shrink before batches do (`tighter`), because a batch decides the bytes of its rows.
+   shrink before batches do (`next_sizes`), because a batch decides the bytes of its rows.
 """
 
 import contextlib
@@ -35,7 +35,7 @@ Member = TypeVar("Member")
 Made = TypeVar("Made")
 Tried = tuple[list[Made], str | None, ItemFault | None]
 
-HOPELESS = 3
+MAX_LONE_FAILURES = 3
 """Items that fail one after the other, each alone, before any went through, until the fault may not
 be theirs: the largest often come first."""
 WANTED = re.compile(r"allocate (\d+(?:\.\d+)?) ?(bytes|KiB|MiB|GiB|TiB)", re.IGNORECASE)
@@ -47,7 +47,7 @@ is read from any disk, and no more of them are lost when a process is killed."""
 UNITS = {"bytes": 0, "kib": 10, "mib": 20, "gib": 30, "tib": 40}
 
 
-def pieces(batch: Sequence[Member], size: int) -> list[Sequence[Member]]:
+def split_batch(batch: Sequence[Member], size: int) -> list[Sequence[Member]]:
     """Return the batch cut into pieces of at most `size`."""
     return [batch[at : at + size] for at in range(0, len(batch), size)]
 
@@ -85,7 +85,7 @@ def smaller(size: int) -> int:
     return 1 << (size - 1).bit_length() - 1 if size > 1 else 0
 
 
-def tighter(batch: int, block: int) -> tuple[int, int]:
+def next_sizes(batch: int, block: int) -> tuple[int, int]:
     """Return the next sizes below, of a batch and of a block of batches that go through together.
     Both are in items: first smaller blocks, then smaller batches, then blocks of a few; below one
     item, 0."""
@@ -117,7 +117,7 @@ class OomRetry:
         self._failed = 0
         """Items in a row that did not fit alone."""
 
-    def through_together(
+    def run_block(
         self,
         batches: Sequence[Sequence[Member]],
         block: int,
@@ -128,7 +128,9 @@ class OomRetry:
         `compute` gives what it made of each batch."""
         waiting = [batches]
         while waiting:
-            cut = [p for batch in waiting.pop() for p in pieces(batch, self._size or len(batch))]
+            cut = [
+                p for batch in waiting.pop() for p in split_batch(batch, self._size or len(batch))
+            ]
             count = together(cut, self._block or block)
             some = cut[:count]
             if cut[count:]:
@@ -144,7 +146,7 @@ class OomRetry:
                 yield from zip(some, made.pop(), strict=True)
                 continue
             largest, failed = max(map(len, some)), sum(map(len, some))
-            self._size, self._block = tighter(largest, failed)
+            self._size, self._block = next_sizes(largest, failed)
             self._report.rung(self._size, failed=failed, error=words[:200], block=self._block)
             waiting.append(some)
 
@@ -160,12 +162,12 @@ class OomRetry:
         while waiting:
             piece = waiting.pop()
             if 0 < self._size < len(piece):
-                waiting += pieces(piece, self._size)[::-1]
+                waiting += split_batch(piece, self._size)[::-1]
                 continue
             made, words, fault = self.tried(partial(compute, piece))
             if fault is not None:
                 if len(piece) > 1:
-                    waiting += pieces(piece, 1)[::-1]
+                    waiting += split_batch(piece, 1)[::-1]
                 else:
                     self.fail(piece[0], fault)
                 continue
@@ -179,9 +181,9 @@ class OomRetry:
                 waiting.append(piece)
                 continue
             self._failed += 1
-            if self._failed == HOPELESS and not self._went:
-                self._went = attempt(self._spare)[1] is None
-            if self._failed == HOPELESS and not self._went:
+            if self._failed == MAX_LONE_FAILURES and not self._went:
+                self._went = catch_oom(self._spare)[1] is None
+            if self._failed == MAX_LONE_FAILURES and not self._went:
                 raise CannotFit(
                     f"not even single items fit the memory there is ({words[:160]})",
                     hint="Nothing finished is lost; give --memory more, or --precision auto",
@@ -197,7 +199,7 @@ class OomRetry:
 
     def tried(self, compute: Callable[[], Made]) -> tuple[list[Made], str | None, ItemFault | None]:
         """Do as `try_items` where items may fail, else as `attempt`."""
-        return (*attempt(compute), None) if self.faults is None else try_items(compute)
+        return (*catch_oom(compute), None) if self.faults is None else try_items(compute)
 
     def fail(self, item: object, fault: ItemFault) -> None:
         """Record an item on which the model raised when it was tried alone."""
@@ -214,7 +216,7 @@ class OomRetry:
 def try_items(compute: Callable[[], Made]) -> Tried[Made]:
     """Do as `attempt`, and return an error of the model's own code, too, in place of a result."""
     try:
-        return *attempt(compute), None
+        return *catch_oom(compute), None
     except Exception as error:
         fault = item_fault(error)
         if fault is None:
@@ -222,7 +224,7 @@ def try_items(compute: Callable[[], Made]) -> Tried[Made]:
     return [], None, fault
 
 
-def attempt(compute: Callable[[], Made]) -> tuple[list[Made], str | None]:
+def catch_oom(compute: Callable[[], Made]) -> tuple[list[Made], str | None]:
     """Return the result of `compute`, in a list that holds it alone, and None. Where it ran out of
     memory: an empty list, and the words of the allocator."""
     words: str | None = None
@@ -233,7 +235,7 @@ def attempt(compute: Callable[[], Made]) -> tuple[list[Made], str | None]:
         if words is None:
             raise
     # Only here is the failed computation's traceback gone, and with it what its frames held.
-    give_back()
+    release_memory()
     return [], words
 
 
@@ -243,7 +245,7 @@ def wanted_bytes(words: str) -> int:
     return int(float(found[1]) * (1 << UNITS[found[2].lower()])) if found else 0
 
 
-def give_back() -> None:
+def release_memory() -> None:
     """Release unused memory to the device and to the system."""
     gc.collect()
     torch = sys.modules.get("torch")

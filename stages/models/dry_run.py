@@ -28,8 +28,8 @@ from stages.models.processors.pictures import prepare_pictures
 from stages.models.processors.prepare import (
     Prepared,
     channel_of,
+    drop_end_token,
     joined,
-    open_ended,
     prepare,
     rebuild,
     takes_videos,
@@ -49,7 +49,7 @@ from stages.process.exit_diagnosis import out_of_memory
 TRIED = "What happens, and when? [00:00-00:30] A ball rolls to the left."
 
 
-def why_no_text(skeleton: Any, processor: Any) -> str:
+def text_only_refusal(skeleton: Any, processor: Any) -> str:
     """Return why nothing is said of a text alone by the model over `skeleton`, which is prepared
     for such runs; empty where something is."""
     try:
@@ -133,7 +133,7 @@ def dry_run(skeleton: Any, processor: Any, route: Route, frames_a_video: int = 0
         found = _costs_of(skeleton, processor, route, frames_a_video)
         if route == "dual":
             return found
-        why = "" if found.why else why_no_text(skeleton, processor)
+        why = "" if found.why else text_only_refusal(skeleton, processor)
         return found._replace(context=context_of(skeleton.config), needs_pictures=why)
 
 
@@ -256,7 +256,7 @@ def _asked(skeleton: Any, processor: Any, row: Prepared) -> dict[tuple[int, int]
 
     def inputs_of(*words: int) -> dict[str, Any]:
         prompts = [PROMPT * count for count in words]
-        return open_ended(skeleton, rebuild(processor, [row] * len(words), prompts))
+        return drop_end_token(skeleton, rebuild(processor, [row] * len(words), prompts))
 
     few, more = (_tokens(inputs_of(count)) for count in WORDS)
     each = max(1.0, (more - few) / (WORDS[1] - WORDS[0]))

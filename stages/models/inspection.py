@@ -138,7 +138,7 @@ def layers_of(weights: list[Weight]) -> Counter[str]:
     return max(stacks.values(), key=Counter.total, default=Counter())
 
 
-def stated_sampling(processor: Any) -> SamplingProfile:
+def default_sampling(processor: Any) -> SamplingProfile:
     """Return what it states; nothing where it takes no videos."""
     part = getattr(processor, "video_processor", None)
 
@@ -328,7 +328,7 @@ def _profile(
         why=choice.why,
         prompted=prompted,
         parts=halves,
-        sampling=stated_sampling(processor),
+        sampling=default_sampling(processor),
         fit_video=video.fit,
         fit_image=image.fit,
         takes_system=all(system_form(processor, each.form) for each in layouts),

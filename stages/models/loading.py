@@ -35,7 +35,7 @@ from stages.models.precision.weights import stored_modules
 from stages.models.processors.prepare import load_processor
 from stages.models.streaming.load import load_streamed, streamed_layers
 from stages.process.deferred_imports import import_transformers
-from stages.process.job import job_of
+from stages.process.job import parse_job
 
 BY_ITSELF = ("sdpa", "+")
 """Attention implementations that a model takes when none is asked for: this one where its classes
@@ -180,7 +180,7 @@ def warm(told: dict[str, Any]) -> None:
     """Import what the half of a job needs and load its processor, before the stage's use is
     counted. Neither is in a plan."""
     import_transformers()
-    source = ModelJob.of(job_of(HalfJob, told["half"]))
+    source = ModelJob.of(parse_job(HalfJob, told["half"]))
     folder = resolve_model(Path(source.model), source.revision)
     config, _ = config_and_class(folder, source.trust_remote_code)
     if source.precision in KINDS or stored_settings(config) is not None:

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from artifacts.schema import MediaIndex
-from stages.process.job import job_of
+from stages.process.job import parse_job
 
 UNSUPPORTED = "unsupported"
 """Kind of the failure of an item whose own settings cannot be followed."""
@@ -206,7 +206,7 @@ def event_of(line: str) -> Event | None:
         word = values.pop("event")
         if word == NOTE:
             return StageNotes(values)
-        event: Event = job_of(WORDS[word], values)
+        event: Event = parse_job(WORDS[word], values)
         return event
     except (ValueError, TypeError, KeyError, AttributeError):
         return None

@@ -20,14 +20,14 @@ SEQUENCES = (list, tuple)
 """Types of sequences; JSON holds both as lists."""
 
 
-def told_of(job: Any) -> dict[str, Any]:
+def job_fields(job: Any) -> dict[str, Any]:
     """Return the fields of a job by name, as JSON holds them; not `asdict`, which copies every item
     of every batch."""
     found = {field.name: getattr(job, field.name) for field in fields(job)}
-    return {n: told_of(value) if is_dataclass(value) else value for n, value in found.items()}
+    return {n: job_fields(value) if is_dataclass(value) else value for n, value in found.items()}
 
 
-def job_of(kind: type[J], told: Mapping[str, Any]) -> J:
+def parse_job(kind: type[J], told: Mapping[str, Any]) -> J:
     """Return the job, or the item, of a class that has exactly these fields. Raises TypeError for a
     field that the class does not have, for a required one that is missing, and for a value of
     another type than the field's."""

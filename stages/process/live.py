@@ -21,7 +21,7 @@ WITHDRAWN = "withdrawn"
 """Field of a line that names works which nobody wants any more, by their keys."""
 
 
-def lines_of(pipe: str) -> Iterator[Any]:
+def read_requests(pipe: str) -> Iterator[Any]:
     """Yield each line that is told, as it comes, until no more can come."""
     # Without the pipe: it was closed before anything was told.
     with contextlib.suppress(FileNotFoundError), open(pipe, encoding="utf-8") as lines:
@@ -69,7 +69,7 @@ class ToldBatches(Generic[W]):
 
     def _read(self, pipe: str) -> None:
         try:
-            for line in lines_of(pipe):
+            for line in read_requests(pipe):
                 if isinstance(line, dict):
                     for key in line[WITHDRAWN]:
                         if (work := self._works.pop(key, None)) is not None:

@@ -30,7 +30,7 @@ def clock(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{left:02d}" if hours else f"{minutes:02d}:{left:02d}"
 
 
-def packed(counts: Sequence[int], room: int, most: int) -> list[range]:
+def pack_groups(counts: Sequence[int], room: int, most: int) -> list[range]:
     """Return the places of consecutive texts that go together, each place once. A group holds at
     most `room` tokens, of which each text has its count, and at most `most` texts; one that is
     larger stands alone. There are as few groups as can be, and they are as even as that allows."""

@@ -12,7 +12,7 @@ from stages.memory.item_faults import ItemFault, ItemFaults
 from stages.memory.shrinking import try_items
 from stages.models.loading import ModelJob, facts
 from stages.models.loading import warm as warm
-from stages.process.job import job_of
+from stages.process.job import parse_job
 from stages.process.report import EventReporter
 from stages.summarize.job import SummaryItem, SummaryJob
 from stages.summarize.packing import TimedText
@@ -22,7 +22,7 @@ from stages.summarize.telling import Node, Summarizer, Summary
 def run(told: dict[str, Any], report: EventReporter) -> None:
     """Publish a summary of each medium that has none, and before it every text that it is made of,
     as soon as that is said."""
-    job = job_of(SummaryJob, told)
+    job = parse_job(SummaryJob, told)
     store = open_store(job.store)
     records, failures = (
         RecordSet(store, kind, job.namespace) for kind in ("summaries", "failures")

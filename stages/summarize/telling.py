@@ -19,7 +19,7 @@ from stages.models.processors.calling import text_ids
 from stages.models.processors.loading import placeholder_tokens
 from stages.models.processors.text_turn import text_inputs
 from stages.summarize.job import ANSWERS, CHAPTER, MOST_TEXTS, STEP, SummaryJob
-from stages.summarize.packing import TimedText, packed
+from stages.summarize.packing import TimedText, pack_groups
 
 LEAST_ROOM = 16
 """Tokens of a text and of an answer below which there is no sense in asking."""
@@ -179,7 +179,7 @@ class Summarizer:
         counts = [len(self._ids(f"{each.line}\n")) for each in told]
         room = self._room
         while True:
-            groups = packed(counts, room, MOST_TEXTS)
+            groups = pack_groups(counts, room, MOST_TEXTS)
             over = max(self._over(told, groups))
             if over <= 0 and (len(groups) < len(told) or len(told) == 1):
                 return groups

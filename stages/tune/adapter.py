@@ -78,7 +78,7 @@ def _plain(number: float) -> Any:
     return int(number) if number == int(number) else number
 
 
-def begin_with(half: Any, folder: Path) -> None:
+def load_adapter_weights(half: Any, folder: Path) -> None:
     """Give a half's new adapter the numbers of one that was written. Raises UsageError for one of
     another shape."""
     from peft import set_peft_model_state_dict

@@ -13,19 +13,19 @@ import torch
 from torch.nn.functional import cross_entropy, pad
 
 from artifacts.errors import UsageError
-from stages.decode.prompts import followed_by
+from stages.decode.prompts import append_ids
 from stages.decode.reading import far, rounding
 from stages.decode.teaching import (
     ForcedCaption,
-    expected,
+    forced_logits,
+    is_bidirectional,
     last_logits,
-    looks_ahead,
 )
 from stages.models.halves.delivery import forward
 from stages.models.halves.features import Features
 from stages.models.halves.records import FeatureRecord, merge_blank, merge_rows
 from stages.models.processors.calling import text_ids
-from stages.models.processors.prepare import open_ended, rebuild
+from stages.models.processors.prepare import drop_end_token, rebuild
 
 IGNORED = -100
 """Place at which nothing is right or wrong."""
@@ -56,7 +56,7 @@ def lesson_of(
     """Return an example in tokens, without the one that ends it."""
     row = read()
     ids = processor.tokenizer(caption, add_special_tokens=False, return_tensors="pt")["input_ids"]
-    inputs = open_ended(half, rebuild(processor, [row], [prompt]))
+    inputs = drop_end_token(half, rebuild(processor, [row], [prompt]))
     return TrainingExample(
         read=read,
         prompt=prompt,
@@ -101,7 +101,7 @@ def logits_of(
     behind the prompts."""
     rows = [lesson.row for lesson in lessons]
     inputs = rebuild(processor, rows, [lesson.prompt for lesson in lessons])
-    inputs = followed_by(half, open_ended(half, inputs), said)
+    inputs = append_ids(half, drop_end_token(half, inputs), said)
     features = Features(merge_rows(rows), rows[0].needs, merge_blank(rows))
     with last_logits(half, count) as taken:
         forward(half, inputs, features, use_cache=False)
@@ -113,12 +113,12 @@ def check(half: Any, processor: Any, lesson: TrainingExample) -> None:
     would, or that sees what is coming. Raises UsageError."""
     caption = ForcedCaption(lesson.row, lesson.prompt, lesson.ids[None])
     why = "cannot be taught by its captions"
-    if looks_ahead(half, processor, caption):
+    if is_bidirectional(half, processor, caption):
         raise UsageError(
             f"{type(half).__name__} {why}: it looks at all of its text in both directions",
             hint="Choose another model: docs/tune.md",
         )
-    wanted = expected(half, processor, caption)
+    wanted = forced_logits(half, processor, caption)
     with torch.no_grad():
         found = logits_of(half, processor, [lesson], lesson.ids[None], len(lesson.ids) + 1)
     if far([found[0].float().cpu()], [wanted]) > rounding(half.dtype):

@@ -18,10 +18,10 @@ from stages.decode.stored import read_features
 from stages.models.adapters.reading import ADAPTER_WEIGHTS
 from stages.models.loading import ModelJob, facts
 from stages.models.loading import warm as warm_model
-from stages.process.job import job_of
+from stages.process.job import parse_job
 from stages.process.memory import anonymous_bytes
 from stages.process.report import EventReporter
-from stages.tune.adapter import add_adapter, begin_with, write_adapter
+from stages.tune.adapter import add_adapter, load_adapter_weights, write_adapter
 from stages.tune.checkpoint import TrainingProgress, go_on, keep
 from stages.tune.job import RECORD, SCORE, TuneItem, TuneJob
 from stages.tune.layout import layout_in
@@ -123,7 +123,7 @@ class EpochBatchOrder:
         """Steps of an epoch; the last may be of fewer examples."""
         self._batches = lru_cache(maxsize=1)(self._batches_of)
 
-    def of_step(self, step: int) -> list[int]:
+    def batch_at(self, step: int) -> list[int]:
         """Return the places of the examples of a step; steps count from 0."""
         epoch, at = divmod(step, self.epoch_steps)
         return self._batches(epoch)[at]
@@ -155,7 +155,7 @@ def warm(told: dict[str, Any]) -> None:
 def run(told: dict[str, Any], report: EventReporter) -> None:
     """Train the adapter of a TuneJob, from where an earlier process was, and write it; or score
     the half as it is."""
-    job = job_of(TuneJob, told)
+    job = parse_job(TuneJob, told)
     if job.examples:
         sweep(Path(job.folder))
         if is_written(job):
@@ -199,7 +199,7 @@ def _tune(
     begins = progress is None
     progress = progress or TrainingProgress()
     if job.resume and begins:
-        begin_with(half, folder)
+        load_adapter_weights(half, folder)
     half.train()
     if job.recompute:
         recomputing(half)
@@ -214,7 +214,7 @@ def _tune(
         exam.score(progress, report)
     with TensorBoardLog(job.tensorboard, progress) as board:
         while progress.step < job.steps:
-            places = order.of_step(progress.step)
+            places = order.batch_at(progress.step)
             rate = rate_at(progress.step, job.steps, job.rate)
             torch.manual_seed(SEEDS * job.seed + progress.step)  # some families have dropout
             progress.losses.append(trainer.step([lessons[at] for at in places], rate))

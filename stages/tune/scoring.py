@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from stages.decode.choosing import make_greedy
-from stages.decode.engines.transformers import say_together
+from stages.decode.engines.transformers import generate_rows
 from stages.tune.lessons import TrainingExample, loss_of, together
 
 SHOWN = 8
@@ -29,7 +29,7 @@ def said_of(
     found: dict[int, str] = {}
     for some in together(lessons, rows):
         shown = [lesson.row for lesson in some]
-        said = say_together(half, processor, shown, [each.prompt for each in some], most)
+        said = generate_rows(half, processor, shown, [each.prompt for each in some], most)
         found |= {id(each): one.caption for each, one in zip(some, said, strict=True)}
     return [found[id(lesson)] for lesson in lessons]
 

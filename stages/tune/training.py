@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from artifacts.errors import UsageError
-from stages.memory.shrinking import attempt, smaller
+from stages.memory.shrinking import catch_oom, smaller
 from stages.process.report import EventReporter
 from stages.tune.job import ADAMW8
 from stages.tune.lessons import TrainingExample, loss_of, together
@@ -70,7 +70,7 @@ class Trainer:
         allocator raises, where not even one fits."""
         while True:
             self._optimizer.zero_grad(set_to_none=True)
-            found, words = attempt(lambda: self._gradients(lessons))
+            found, words = catch_oom(lambda: self._gradients(lessons))
             if words is None:
                 break
             if self._rows == 1:

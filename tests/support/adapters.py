@@ -14,7 +14,7 @@ from stages.export.jobs import MergeJob
 from stages.export.merge import run
 from stages.models.halves.classes import config_and_class
 from stages.models.profile import ModelProfile
-from stages.process.job import told_of
+from stages.process.job import job_fields
 from tests.support.families import checkpoint
 from tests.support.waves import events
 
@@ -78,7 +78,7 @@ def merged(source: Path, adapter: Path, folder: Path, **changes: Any) -> Path:
         **{"shard_bytes": SMALL_SHARDS, **changes},
     )
     with events() as (report, _):
-        run(told_of(job), report)
+        run(job_fields(job), report)
     return folder
 
 

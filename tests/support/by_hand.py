@@ -4,7 +4,7 @@ from pathlib import Path
 
 from artifacts.schema import FrameFit
 from flows.checkpoint.models import Model
-from flows.checkpoint.precision import settle
+from flows.checkpoint.precision import resolve_settings
 from flows.machine.budget import Budget
 from flows.options.commands import CaptionConfig
 from flows.planning.choose import PlanRequest
@@ -120,7 +120,7 @@ def model(profile: ModelProfile = PROFILE, device: str = "cuda:0", **options: st
         checkpoint=Checkpoint(name="llava", folder=Path("llava")),
         profile=profile,
         digests={"vision": "v", "language": "l"},
-        settings=settle(CaptionConfig(sources=("a",), **options), profile, device),  # type: ignore[arg-type]
+        settings=resolve_settings(CaptionConfig(sources=("a",), **options), profile, device),  # type: ignore[arg-type]
     )
 
 

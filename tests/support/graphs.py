@@ -8,7 +8,7 @@ from artifacts.keys import hash_file
 from stages.export.graphs.run import run
 from stages.export.jobs import GraphJob
 from stages.export.parity import PARITY
-from stages.process.job import told_of
+from stages.process.job import job_fields
 
 
 class Told:
@@ -45,6 +45,6 @@ def graph_job(model: Path, folder: Path, *parts: str, kind: str = "onnx", **more
 def with_graphs(job: GraphJob, *, passed: bool = True) -> Told:
     """Write the checkpoint of a job, with a verdict, and return what was told."""
     told = Told()
-    run(told_of(job), told)  # type: ignore[arg-type]
+    run(job_fields(job), told)  # type: ignore[arg-type]
     (Path(job.folder) / PARITY).write_text(json.dumps({"passed": passed}))
     return told

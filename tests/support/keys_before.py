@@ -9,7 +9,7 @@ from typing import Any
 
 from artifacts.keys import digest_of
 from flows.checkpoint.models import Model
-from flows.checkpoint.precision import settle
+from flows.checkpoint.precision import resolve_settings
 from flows.ledger.namespaces import variants_of
 from flows.options.commands import CaptionConfig
 from flows.pipelines import CAPTION
@@ -49,7 +49,7 @@ def model_of(profile: ModelProfile, config: CaptionConfig) -> Model:
         checkpoint=Checkpoint(name="model", folder=folder),
         profile=profile,
         digests={part: f"digest of {part}" for part in profile.parts},
-        settings=settle(config, profile, "cpu"),
+        settings=resolve_settings(config, profile, "cpu"),
     )
 
 

@@ -107,7 +107,7 @@ def hungry(stage: str, module: Any, job: dict[str, Any]) -> Iterator[None]:
                     hunger.check([m.key for m, _ in members])
                 return compute(some)
 
-            return super().through_together(batches, block, key, computing)
+            return super().run_block(batches, block, key, computing)
 
     def loading(self: Any, half: Any) -> Any:
         if hunger.weights:

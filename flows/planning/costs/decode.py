@@ -17,7 +17,7 @@ from flows.planning.costs.part import (
     settings_as_run,
     source_of_figures,
 )
-from flows.planning.costs.slots import held_ahead, seatable, slot_terms
+from flows.planning.costs.slots import prefetched_term, slot_terms, supports_slots
 from flows.planning.estimate import (
     Expected,
     Purpose,
@@ -39,7 +39,7 @@ from flows.planning.terms import (
 )
 from flows.planning.todo import RemainingWork
 from flows.planning.workloads import Workload
-from stages.decode.engines import choice_of
+from stages.decode.engines import engines_for
 from stages.decode.engines.slot_load import SlotLoad
 
 SPELLED_BYTES = 1450
@@ -55,16 +55,16 @@ def rungs(model: Model, config: RunOptions, device: str) -> list[Rung]:
     """Return fewer slots or smaller batches, prompts in pieces, a cache elsewhere, fewer bits,
     layers one by one."""
     half, free = model.profile.language, free_settings(model, config, "language")
-    engines = choice_of(EngineOptions.of(config).engine)
+    engines = engines_for(EngineOptions.of(config).engine)
     return decode_rungs(
         config.batch_size,
         [(each.precision, each.kv) for each in free],
         elsewhere=device.startswith("cuda") and any(engine.kv for engine in engines),
         # PEFT's layers stand in the places of those that would come one by one, and a compiled
         # step has all of them.
-        offload=config.is_free("language")
+        offload=config.may_fall_back("language")
         and not (half.stored_as or AdapterOptions.of(config).adapter or engines[0].compiled),
-        seated=[each.precision for each in free if seatable(half, each)],
+        seated=[each.precision for each in free if supports_slots(half, each)],
     )
 
 
@@ -132,7 +132,7 @@ def memory(model: Model, rung: Rung, workload: Workload, *, device: str, new: in
             device=device,
         )
         terms += slot_terms(load)
-        prefetch = held_ahead(workload, rows)
+        prefetch = prefetched_term(workload, rows)
     else:
         terms += _batch_terms(model, rung, workload, rows, new, costs)
         prefetch = prefetch_of(workload, rows, rows * workload.feature_bytes, "features")

@@ -31,7 +31,7 @@ from flows.planning.terms import (
 )
 from flows.planning.todo import RemainingWork
 from flows.planning.workloads import PIXEL_BYTES, Workload
-from stages.memory.shrinking import tighter
+from stages.memory.shrinking import next_sizes
 from stages.models.encoding import FRAMES_A_BATCH
 
 BLOCK = 256
@@ -96,7 +96,7 @@ def _streamed(batch: int, single: Rung) -> list[Rung]:
     size, block = batch, max(batch, BLOCK)
     while block:
         found.append(replace(single, batch=size, block=block, offload=True))
-        size, block = tighter(size, block)
+        size, block = next_sizes(size, block)
     return found + [replace(found[-1], prefill=tokens) for tokens in MLP_CHUNKS]
 
 

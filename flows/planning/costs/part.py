@@ -17,7 +17,7 @@ def free_settings(model: Model, config: RunOptions, part: Part) -> tuple[PartSet
     """Return the settings that a command leaves a part to run in, the best first. Settings that
     change words, or take many times as long, are among them only under `auto`."""
     every = model.settings[part]
-    return every if config.is_free(part) else every[:1]
+    return every if config.may_fall_back(part) else every[:1]
 
 
 def settings_as_run(settings: PartSettings, half: PartProfile, rung: Rung) -> PartSettings:

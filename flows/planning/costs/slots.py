@@ -15,7 +15,7 @@ WAITING_BATCHES = 2
 """Batches that slots have taken and not begun, beside those that are read ahead."""
 
 
-def seatable(half: PartProfile, settings: PartSettings) -> bool:
+def supports_slots(half: PartProfile, settings: PartSettings) -> bool:
     """Return whether a half may be run in slots, as far as its profile tells; a trial tells the
     rest."""
     engine = settings.choice[0] if settings.choice else None
@@ -37,7 +37,7 @@ def slot_terms(load: SlotLoad) -> Iterator[Term]:
         yield Term(part=part, bytes=size, why=why)
 
 
-def held_ahead(workload: Workload, slots: int) -> Term:
+def prefetched_term(workload: Workload, slots: int) -> Term:
     """Return the features of rows in slots and of those to come: who runs out of memory begins them
     anew."""
     rows = min(workload.chunks, slots * (1 + WAITING_BATCHES + PREFETCH_BATCHES))

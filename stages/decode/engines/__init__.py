@@ -108,11 +108,11 @@ ENGINES: Mapping[str, EngineSpec] = {
         replace(_INFLIGHT, name="inflight-compiled", compiled=True, several="", fallback=""),
     )
 }
-OFFERED = (AUTO, *(engine.name for engine in ENGINES.values() if engine.offered))
+ENGINE_CHOICES = (AUTO, *(engine.name for engine in ENGINES.values() if engine.offered))
 """What people may ask for."""
 
 
-def choice_of(name: str) -> tuple[EngineSpec, ...]:
+def engines_for(name: str) -> tuple[EngineSpec, ...]:
     """Return the engines that may answer who asks so, the best first; it is started, and tells
     which of them speaks. Raises UsageError where there are none."""
     if name in ENGINES:
@@ -120,14 +120,14 @@ def choice_of(name: str) -> tuple[EngineSpec, ...]:
     first = next(engine for engine in ENGINES.values() if engine.fallback)
     begins = {AUTO: first, AUTO_SEVERAL: ENGINES[first.several or first.name]}
     if name not in begins:
-        raise UsageError(f"engine is {name}", hint=f"Use one of {', '.join(OFFERED)}")
+        raise UsageError(f"engine is {name}", hint=f"Use one of {', '.join(ENGINE_CHOICES)}")
     return begins[name], ENGINES[begins[name].fallback]
 
 
 def accepted_by(name: str) -> tuple[EngineSpec, ...]:
     """Return the engines whose stored captions answer a choice: its own, the best first, and where
     it is left open all that are accepted."""
-    own = choice_of(name)
+    own = engines_for(name)
     more = [engine for engine in ENGINES.values() if engine.accepted and engine not in own]
     return own if name in ENGINES else (*own, *more)
 
@@ -138,7 +138,7 @@ def choice_for(asked: str, *, beams: int, prompts: int) -> str:
     if beams == 1:
         several = AUTO_SEVERAL if asked == AUTO else engine_of(asked).several
         return several or asked if prompts > 1 else asked
-    able = [engine.name for engine in choice_of(asked) if engine.beams]
+    able = [engine.name for engine in engines_for(asked) if engine.beams]
     if not able:
         other = next(engine.name for engine in ENGINES.values() if engine.beams)
         raise UsageError(f"--engine {asked} follows no beams", hint=f"Use --engine {other}")

@@ -158,7 +158,7 @@ class EndsWhenWithdrawn(StoppingCriteria):
         return found  # type: ignore[return-value]
 
 
-def say_together(
+def generate_rows(
     half: Any,
     processor: Any,
     rows: Sequence[FeatureRecord],
@@ -231,7 +231,7 @@ def _settings(one: DecodeRequest) -> tuple[str, ...]:
     if not text:
         return ()
     generation = RequestSettings.from_text(text).generation
-    lone = generation.by_chance or generation.schema
+    lone = generation.is_sampled or generation.schema
     return (text, one.member.key) if lone else (text,)
 
 

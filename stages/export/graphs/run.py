@@ -35,7 +35,7 @@ from stages.models.processors.prepare import load_processor
 from stages.models.published import with_way
 from stages.models.shards.writing import GO_ON, claimed, write_rest
 from stages.process.deferred_imports import import_transformers
-from stages.process.job import job_of
+from stages.process.job import parse_job
 from stages.process.report import EventReporter
 
 MAKING = "making"
@@ -52,7 +52,7 @@ def run(told: dict[str, Any], report: EventReporter) -> None:
     """Write the checkpoint of a GraphJob, and tell each of its halves as an item. A note says of
     each half how many `graphs` it has and how far they are from the towers. Raises
     PenstockError."""
-    job = job_of(GraphJob, told)
+    job = parse_job(GraphJob, told)
     source, folder = Path(job.model), Path(job.folder)
     planned = job.files
     check_packages()

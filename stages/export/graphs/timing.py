@@ -9,7 +9,7 @@ from stages.export.graphs.samples import trials
 from stages.export.jobs import TimingJob
 from stages.models.loading import ModelJob
 from stages.process.deferred_imports import import_transformers
-from stages.process.job import job_of
+from stages.process.job import parse_job
 from stages.process.report import EventReporter
 
 SECONDS, ROUNDS = 3.0, 3
@@ -25,7 +25,7 @@ def warm(told: dict[str, Any]) -> None:
 def run(told: dict[str, Any], report: EventReporter) -> None:
     """Answer a TimingJob with a note `seconds`, of `torch` and of `graphs`. Raises
     PenstockError."""
-    job = job_of(TimingJob, told)
+    job = parse_job(TimingJob, told)
     by = {"torch": "", "graphs": job.graphs}
     report.note(
         seconds={

@@ -26,7 +26,7 @@ from stages.models.prefetch import PREFETCH_BATCHES, prefetched, write_behind
 from stages.models.processors.side_inputs import Prepared
 from stages.process.events import Published
 from stages.process.job import items_of
-from stages.process.live import lines_of
+from stages.process.live import read_requests
 from stages.process.report import EventReporter
 
 
@@ -110,7 +110,7 @@ class EncodeRun:
             mine = self._turns.mine(to_do, self._lacking)
             for _, members in prefetched(mine, self._read, depth):
                 if members:
-                    for _, made in shrinking.through_together(members, block, _key, compute):
+                    for _, made in shrinking.run_block(members, block, _key, compute):
                         later(made)
             faults.close()
 
@@ -128,7 +128,7 @@ class EncodeRun:
 
     def _told(self) -> Iterator[Sequence[list[EncodeItem]]]:
         """Yield each batch that is told, as it comes."""
-        for line in lines_of(self._job.live):
+        for line in read_requests(self._job.live):
             batch = items_of(EncodeItem, line)
             for member in batch:
                 self._frames.find([member.frames])

@@ -26,7 +26,7 @@ from stages.models.published import as_asked
 
 
 @contextlib.contextmanager
-def weights_here(folder: Path) -> Iterator[Path]:
+def present_weights(folder: Path) -> Iterator[Path]:
     """Yield the folder itself when all files that its index names are there. Else yield a folder of
     links to what is, with an index of that alone: the loader then says which tensors are
     missing."""
@@ -96,7 +96,7 @@ def load_half(
     with (
         _whole_weights(folder),
         with_packages(cls),
-        weights_here(folder) as there,
+        present_weights(folder) as there,
         reading_ranges() if on_host else contextlib.nullcontext(),
         _known_options(options),
     ):

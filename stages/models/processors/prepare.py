@@ -45,10 +45,10 @@ __all__ = [
     "Prepared",
     "Row",
     "channel_of",
+    "drop_end_token",
     "goes_on",
     "joined",
     "load_processor",
-    "open_ended",
     "placeholder_tokens",
     "prepare",
     "rebuild",
@@ -102,7 +102,7 @@ def goes_on(processor: Any, encodes: bool) -> bool:
     return DECODED in outputs if encodes else text_ids(outputs).shape[1] > 0
 
 
-def open_ended(model: Any, inputs: dict[str, Any]) -> dict[str, Any]:
+def drop_end_token(model: Any, inputs: dict[str, Any]) -> dict[str, Any]:
     """Return the inputs without the end token that some tokenizers put after a prompt. Those were
     made for encoders: a decoder that is to go on from the prompt has nothing to say after an end. A
     `generate` of the model's own knows what its processor gives."""

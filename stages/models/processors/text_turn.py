@@ -8,7 +8,7 @@ from typing import Any
 from stages.models.processors.calling import begins_itself
 from stages.models.processors.chat_turn import write
 from stages.models.processors.layout import layout_of
-from stages.models.processors.prepare import channel_of, open_ended
+from stages.models.processors.prepare import channel_of, drop_end_token
 
 
 def text_turn(processor: Any, prompt: str, system: str = "") -> str:
@@ -28,4 +28,4 @@ def text_inputs(
     begins = {"add_special_tokens": False} if begins_itself(processor, layout, text) else {}
     filling = {"padding": "max_length", "max_length": length} if length else {}
     made = processor.tokenizer([text], return_tensors="pt", **filling, **begins)
-    return open_ended(model, dict(made))
+    return drop_end_token(model, dict(made))

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 
 from stages.decode.engines.inflight.layers import UnsupportedCacheError
-from stages.decode.engines.inflight.prefill import TYPES, PrefilledSequence, read_row
+from stages.decode.engines.inflight.prefill import TYPES, PrefilledSequence, prefill_row
 from stages.decode.engines.inflight.scheduler import InflightScheduler, RequestPrefetcher
-from stages.decode.engines.inflight.shape import FEWEST, PLAIN, PoolLayout
-from stages.decode.engines.inflight.trial import EngineCheck, judge_manners, reference_of
+from stages.decode.engines.inflight.shape import MIN_STEP_ROWS, PLAIN, PoolLayout
+from stages.decode.engines.inflight.trial import EngineCheck, choose_layout, reference_of
 from stages.decode.job import DecodeItem
 from stages.decode.protocol import DecodeRequest
 from stages.memory.shrinking import OomRetry
@@ -83,9 +83,9 @@ def tried_in_slots(model: Any, items: Sequence[Item]) -> EngineCheck:
     if choose_route(model).route == "joint":
         return EngineCheck(reason="it is run whole")
     try:
-        row, other = (read_row(model, *items[at], max_new_tokens=8) for at in (0, 3))
+        row, other = (prefill_row(model, *items[at], max_new_tokens=8) for at in (0, 3))
         reference = reference_of(model, *items[0])
-        return judge_manners(FEWEST, row, other, reference, insisted=False)
+        return choose_layout(MIN_STEP_ROWS, row, other, reference, insisted=False)
     except UnsupportedCacheError as error:
         return EngineCheck(reason=str(error))
 
@@ -105,7 +105,7 @@ def in_slots(
 
     def read(asked: DecodeRequest) -> PrefilledSequence:
         at = int(asked.member.key)
-        return read_row(model, *items[at], max_new_tokens=LIMITS[at])
+        return prefill_row(model, *items[at], max_new_tokens=LIMITS[at])
 
     row: Any = None
     asked = [DecodeRequest(DecodeItem(str(at), "", ""), row) for at in range(len(items))]

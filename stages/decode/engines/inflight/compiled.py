@@ -44,7 +44,7 @@ class CompiledStep:
             return self._step(**given)
 
 
-def stay(cache: Any) -> None:
+def mark_static(cache: Any) -> None:
     """Tell a compiler that what these layers keep lies where it lies: else no step that writes to
     it is recorded."""
     from torch._dynamo import mark_static_address

@@ -13,28 +13,28 @@ from functools import partial
 from typing import Any
 
 from artifacts.errors import UsageError
-from stages.decode.engines import AUTO, choice_of
+from stages.decode.engines import AUTO, engines_for
 from stages.decode.engines.inflight.compiled import CompiledStep
 from stages.decode.engines.inflight.layers import UnsupportedCacheError
-from stages.decode.engines.inflight.prefill import PrefilledSequence, SharedPrefix, read_row
+from stages.decode.engines.inflight.prefill import PrefilledSequence, SharedPrefix, prefill_row
 from stages.decode.engines.inflight.scheduler import (
     InflightScheduler,
     RequestPrefetcher,
     SequenceState,
     coming,
 )
-from stages.decode.engines.inflight.trial import EngineCheck, judge_manners, reference_of
+from stages.decode.engines.inflight.trial import EngineCheck, choose_layout, reference_of
 from stages.decode.engines.transformers import TransformersEngine
 from stages.decode.job import DecodeJob
 from stages.decode.prompts import prompts_for
 from stages.decode.protocol import CaptionOutput, DecodeRequest, Listen
-from stages.memory.shrinking import OomRetry, give_back, try_items
+from stages.memory.shrinking import OomRetry, release_memory, try_items
 from stages.models.halves.absent import NeedsWeights
 from stages.models.halves.features import Features
 from stages.models.halves.records import merge_blank, merge_rows
 from stages.process.exit_diagnosis import out_of_memory
 
-TOLD_SECONDS = 0.1
+PARTIAL_INTERVAL_SECONDS = 0.1
 """Least time between two times that a row's words are told while it is said."""
 TOGETHER_SECONDS = 1.0
 """How long captions that ended wait for others to be published with: each time is one file."""
@@ -49,7 +49,7 @@ class InflightEngine:
         self._job = job
         self._plain = TransformersEngine(job)
         self._result = EngineCheck(reason="it was not tried")
-        self._engine = choice_of(job.engine)[0]
+        self._engine = engines_for(job.engine)[0]
         self._step = CompiledStep(job.half.device) if self._engine.compiled else None
         self._prefix = SharedPrefix() if self._engine.by_chunk else None
         """What prompts of one chunk have in common; None: each is read by itself."""
@@ -65,10 +65,10 @@ class InflightEngine:
         """Return the name of the engine that speaks, found out by a chunk. Raises UsageError where
         it has to be this one and cannot."""
         self._result = self._judged(asked)
-        give_back()  # what was tried is not what will be held
+        release_memory()  # what was tried is not what will be held
         if not self._result.reason:
             return self._engine.name
-        if len(choice_of(self._job.engine)) == 1:
+        if len(engines_for(self._job.engine)) == 1:
             raise UsageError(
                 f"engine {self._engine.name} cannot run this model: {self._result.reason}",
                 hint=f"Use --engine {AUTO} or {self._plain.name}",
@@ -101,7 +101,7 @@ class InflightEngine:
             yield from self._plain.run(batches, shrinking)
             return
         with coming(batches) as rows:
-            yield from self._in_moments(rows, shrinking)
+            yield from self._publish_groups(rows, shrinking)
 
     def overhear(self, listen: Listen) -> None:
         self._listen = listen
@@ -113,7 +113,7 @@ class InflightEngine:
         assert self._loop is not None
         return [self._said(self._loop.alone(one)) for one in asked]
 
-    def _in_moments(
+    def _publish_groups(
         self, rows: RequestPrefetcher, shrinking: OomRetry
     ) -> Iterator[tuple[Sequence[DecodeRequest], Sequence[CaptionOutput]]]:
         self._loop = self._new_loop(shrinking)
@@ -148,7 +148,7 @@ class InflightEngine:
             self._read,
             shrinking,
             self._result.manner,
-            slots=slots_of(self._job),
+            slots=slot_count(self._job),
             late=int(self._job.half.device != "cpu"),
             overhear=self._overhear if self._listen else None,
         )
@@ -156,7 +156,7 @@ class InflightEngine:
     def _overhear(self, flight: SequenceState) -> None:
         """Tell what a row has said so far, now and then."""
         now = time.monotonic()
-        if self._listen is None or now - flight.told < TOLD_SECONDS:
+        if self._listen is None or now - flight.told < PARTIAL_INTERVAL_SECONDS:
             return
         flight.told = now
         # Not told of a row that raises here, which is found out at its end.
@@ -181,7 +181,7 @@ class InflightEngine:
         if self._prefix is not None:
             row = self._prefix.read(half, asked.member.features, inputs, features, **options)
         else:
-            row = read_row(half, inputs, features, **options)
+            row = prefill_row(half, inputs, features, **options)
             row = row if self._step is None else replace(row, step=self._step.of(row.model))
         stopped = partial(choosing.stopped, self._plain.processor)
         return replace(row, stopped=stopped) if choosing.stop else row
@@ -221,7 +221,7 @@ class InflightEngine:
                     raise
                 self._apart = f"{type(error).__name__}: {error}"[:200]
             self._prefix = None
-            give_back()
+            release_memory()
         try:
             return self._plain.held.use(partial(self._tried, *pair))
         except UnsupportedCacheError as error:
@@ -231,8 +231,8 @@ class InflightEngine:
         inputs, features, options = self._given(half, asked)
         reference = reference_of(half, inputs, features, **options)
         row, other = (self._row(each, half) for each in (asked, longer))
-        insisted = len(choice_of(self._job.engine)) == 1
-        found = judge_manners(slots_of(self._job), row, other, reference, insisted=insisted)
+        insisted = len(engines_for(self._job.engine)) == 1
+        found = choose_layout(slot_count(self._job), row, other, reference, insisted=insisted)
         if found.starved and insisted:
             raise MemoryError(found.reason)
         return found
@@ -252,6 +252,6 @@ class InflightEngine:
         return next(iter(choosing.texts_of(self._plain.processor, [flight.said])))
 
 
-def slots_of(job: DecodeJob) -> int:
+def slot_count(job: DecodeJob) -> int:
     """Return how many slots there are room for: as many as a batch has rows."""
     return job.slots or max((len(batch) for batch in job.batches), default=1)

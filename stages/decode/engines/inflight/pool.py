@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from transformers import EncoderDecoderCache
 
-from stages.decode.engines.inflight.compiled import stay
+from stages.decode.engines.inflight.compiled import mark_static
 from stages.decode.engines.inflight.prefill import PrefilledSequence
 from stages.decode.engines.inflight.shape import PoolShape
 from stages.decode.engines.inflight.slot_cache import (
@@ -46,7 +46,7 @@ class SlotPool:
         self._room: AlignedSlotCache | SlotCache = room(like, self.shape, self._at)
         self._sources = CrossAttentionCache(like, self.shape) if like.source is not None else None
         if self._step is not None:
-            stay(self._room.cache)
+            mark_static(self._room.cache)
 
     def put(self, slot: int, row: PrefilledSequence, token: torch.Tensor) -> None:
         """Let a row go on in this slot with `token`, its first, of shape [1, 1]."""
@@ -111,7 +111,7 @@ class SlotPool:
         with torch.inference_mode():
             self._room.resize(columns)
             if self._step is not None:
-                stay(self._room.cache)
+                mark_static(self._room.cache)
 
 
 @contextmanager

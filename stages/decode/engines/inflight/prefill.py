@@ -81,7 +81,7 @@ class PrefilledSequence:
         return int(self.source.mask.sum()) if self.source else self.tokens
 
 
-def read_row(
+def prefill_row(
     half: Any, inputs: Mapping[str, Any], features: Mapping[str, Any], **options: Any
 ) -> PrefilledSequence:
     """Return the row, its prompt read. Raises CannotSeat for a half that reads otherwise."""
@@ -178,7 +178,9 @@ def _next_type(name: str, types: torch.Tensor) -> torch.Tensor:
     return torch.zeros_like(types[:, -1:]) if name in OF_TEXT else types[:, -1:]
 
 
-def chosen(row: PrefilledSequence, ids: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+def select_token_ids(
+    row: PrefilledSequence, ids: torch.Tensor, logits: torch.Tensor
+) -> torch.Tensor:
     """Return the token that the row goes on with, of shape [1, 1]. `ids` are all before it."""
     return row.processors(ids, logits).argmax(-1, keepdim=True)  # type: ignore[no-any-return]
 
@@ -209,12 +211,12 @@ class SharedPrefix:
             # What chooses words has nothing to choose of a beginning.
             reading = {n: v for n, v in options.items() if n == "prefill_chunk_size"}
             begun = {**_beginning(inputs, length), "position_ids": positions[..., :length]}
-            self._cache = read_row(half, begun, features, **ONE, **reading).cache
+            self._cache = prefill_row(half, begun, features, **ONE, **reading).cache
             self._of, self._ids = of, ids
         cache = copy.deepcopy(self._cache)
         rest = Features({}, features.needs, already_read=True)
         whole = {**inputs, "position_ids": positions}
-        return read_row(half, whole, rest, past_key_values=cache, **options)
+        return prefill_row(half, whole, rest, past_key_values=cache, **options)
 
     def forget(self) -> None:
         """Give back what is kept."""

@@ -16,9 +16,8 @@ How it works:
 6. When a decode step runs out of memory, the number of slots drops to the next lower power of two.
    The running sequences restart from their prompts; none of their captions has been yielded yet.
    A right-aligned pool raises instead, because fewer slots would take as much memory.
-7. A request whose prefill runs out of memory waits until no other sequence runs, and then runs
-   alone. If the next request fails as well, the number of slots drops, too. So one oversized item
-   is told from a machine that is too small.
+7. A request whose prefill runs out of memory runs alone, once no other sequence runs. If the next
+   request fails as well, the number of slots drops, too.
 8. When the model's own code raises in a decode step, every running sequence restarts alone. This
    finds the item on which the model raises.
 """
@@ -40,7 +39,7 @@ from stages.decode.engines.inflight.prefill import PrefilledSequence
 from stages.decode.engines.inflight.shape import PoolLayout
 from stages.decode.prompts import ContextExceeded
 from stages.decode.protocol import DecodeRequest
-from stages.memory.shrinking import OomRetry, give_back
+from stages.memory.shrinking import OomRetry, release_memory
 
 
 @dataclass(kw_only=True, slots=True)
@@ -240,7 +239,7 @@ class InflightScheduler:
             self._read, self._shrinking, self._manner, slots=1, late=self._late
         )
         lone.counted = self.counted
-        flight = lone._sit(asked, self._read(asked))
+        flight = lone._assign_slot(asked, self._read(asked))
         while flight.ended is None and not asked.is_withdrawn:
             lone._step()
             for _ in lone._hear():
@@ -295,33 +294,33 @@ class InflightScheduler:
         if words is not None:
             self._alone.append(asked)
             if self._strained:
-                self._yield_room(words)
+                self._shrink_after_oom(words)
             self._strained = busy
             return None
         self._strained = False
-        sat, words, fault = self._shrinking.tried(lambda: self._sit(asked, read.pop()))
+        sat, words, fault = self._shrinking.tried(lambda: self._assign_slot(asked, read.pop()))
         if fault is not None:
             self._part([asked])
             return None
         if words is not None:
             self._again.appendleft(asked)
-            self._yield_room(words)
+            self._shrink_after_oom(words)
             return None
         return sat.pop()
 
-    def _sit(self, asked: DecodeRequest, row: PrefilledSequence) -> SequenceState:
+    def _assign_slot(self, asked: DecodeRequest, row: PrefilledSequence) -> SequenceState:
         """Put a prefilled sequence into a slot, unless its first token ends it."""
         flight = SequenceState.of(asked, row)
         token = flight.choose(row.logits)
         if not flight.hear(int(token)):
-            self._fit(row, flight.most)
+            self._ensure_pool(row, flight.most)
             assert self._pool is not None
             slot = self._seats.index(None)
             self._pool.put(slot, row, token.unsqueeze(1))
             self._seats[slot] = flight
         return flight
 
-    def _fit(self, row: PrefilledSequence, most: int) -> None:
+    def _ensure_pool(self, row: PrefilledSequence, most: int) -> None:
         """Create or resize the pool so that the row fits. A pool at least twice as wide as needed
         is narrowed, because every step computes all of it."""
         longest = max([most, *(flight.most for flight in self._seats if flight is not None)])
@@ -339,7 +338,7 @@ class InflightScheduler:
             self._part([])
             return
         if words is not None:
-            self._yield_room(words)
+            self._shrink_after_oom(words)
             return
         if len(self._made) > self._late:
             yield from self._hear()
@@ -378,11 +377,11 @@ class InflightScheduler:
         self._alone.extend([*rows, *more])
         self._leave()
 
-    def _yield_room(self, words: str) -> None:
+    def _shrink_after_oom(self, words: str) -> None:
         """Reduce the slots after out of memory, and restart the running sequences."""
         rows = [flight.asked for flight in self._seats if flight is not None]
         self._leave()
-        give_back()
+        release_memory()
         if self._manner.aligned:  # fewer slots would take as much
             raise MemoryError(words)
         if self.slots > 1:

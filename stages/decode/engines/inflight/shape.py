@@ -3,13 +3,13 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-COLUMNS = 64
+COLUMN_MULTIPLE = 64
 """Columns come in multiples of this, so that vectors in a kernel end where columns do."""
 BLOCK = 512
 """Columns that a kernel goes through at once, at the most: it counts blocks from the first one."""
-FEWEST = 8
+MIN_STEP_ROWS = 8
 """Rows of the smallest step: products of fewer are rounded otherwise, on a CPU."""
-TRIED = 6
+CHECK_TOKENS = 6
 """Tokens at most that a row of a trial goes on by."""
 LONGER = 5
 """How many times the columns another pool of a trial has: so many that kernels cut them
@@ -61,7 +61,7 @@ class PoolLayout:
         that a row is cut at the same places however many there are."""
         found = columns_for(tokens)
         if self.compiled:
-            return COLUMNS << (found // COLUMNS - 1).bit_length()
+            return COLUMN_MULTIPLE << (found // COLUMN_MULTIPLE - 1).bit_length()
         return -(-found // BLOCK) * BLOCK if self.aligned and found > BLOCK else found
 
     def pool(self, slots: int, columns: int) -> PoolShape:
@@ -70,29 +70,29 @@ class PoolLayout:
         return PoolShape(rows=self.rows, slots=slots, columns=columns, aligned=self.aligned)
 
 
-PLAIN = PoolLayout(rows=FEWEST)
+PLAIN = PoolLayout(rows=MIN_STEP_ROWS)
 """The way that few slots have."""
 
 
-def manners(slots: int, *, compiled: bool, insisted: bool) -> Iterator[PoolLayout]:
+def candidate_layouts(slots: int, *, compiled: bool, insisted: bool) -> Iterator[PoolLayout]:
     """Yield the ways to have rows in so many slots, the best first; `insisted` is whether nothing
     else would serve."""
     yield PoolLayout(rows=rows_for(slots), compiled=compiled)
-    yield PoolLayout(rows=FEWEST, fixed=True, compiled=compiled)
+    yield PoolLayout(rows=MIN_STEP_ROWS, fixed=True, compiled=compiled)
     # Aligned rows take their room in use or not, so they come where all are in use. They lie
     # elsewhere after each step, where nothing that is compiled looks for them.
-    if not compiled and (slots >= FEWEST or insisted):
-        yield PoolLayout(rows=FEWEST, fixed=True, aligned=True)
+    if not compiled and (slots >= MIN_STEP_ROWS or insisted):
+        yield PoolLayout(rows=MIN_STEP_ROWS, fixed=True, aligned=True)
 
 
 def columns_for(tokens: int) -> int:
     """Return the columns of a pool whose rows have at most so many tokens."""
-    return -(-tokens // COLUMNS) * COLUMNS
+    return -(-tokens // COLUMN_MULTIPLE) * COLUMN_MULTIPLE
 
 
 def rows_for(slots: int) -> int:
     """Return how many rows a step computes: a power of two, so that other jobs compute as many."""
-    return max(FEWEST, 1 << (slots - 1).bit_length())
+    return max(MIN_STEP_ROWS, 1 << (slots - 1).bit_length())
 
 
 def trial_shapes(
@@ -100,9 +100,9 @@ def trial_shapes(
 ) -> tuple[PoolShape, PoolShape]:
     """Return the pools of a trial by rows of at most so many tokens: the job's own, and one that is
     other in all that may be. A `lean` one is for who has not the memory for more."""
-    columns = manner.columns(tokens + TRIED)
-    more = COLUMNS if lean else min((LONGER - 1) * columns, FURTHER)
+    columns = manner.columns(tokens + CHECK_TOKENS)
+    more = COLUMN_MULTIPLE if lean else min((LONGER - 1) * columns, FURTHER)
     longer = manner.columns(columns + (max(more, BLOCK) if manner.aligned else more))
-    rows = FEWEST if manner.rows > FEWEST else 2 * manner.rows
+    rows = MIN_STEP_ROWS if manner.rows > MIN_STEP_ROWS else 2 * manner.rows
     other = manner if manner.fixed else replace(manner, rows=rows)
     return manner.pool(slots, columns), replace(other.pool(1, longer), encoded=longer)

@@ -48,7 +48,7 @@ from stages.decode.engines.inflight.layers import (
 from stages.decode.engines.inflight.prefill import PrefilledSequence
 from stages.decode.engines.inflight.shape import PoolShape, columns_for
 
-SEATS: Mapping[type[Any], Callable[[Any, PoolShape, torch.Tensor], Any]] = {
+SLOT_LAYERS: Mapping[type[Any], Callable[[Any, PoolShape, torch.Tensor], Any]] = {
     DynamicLayer: SlotLayer,
     DynamicSlidingWindowLayer: RingLayer,
     DynamicIndexedLayer: IndexedLayer,
@@ -58,12 +58,12 @@ SEATS: Mapping[type[Any], Callable[[Any, PoolShape, torch.Tensor], Any]] = {
 """Class of a cache layer of transformers → its slot version."""
 
 
-def seats(layer: Any, shape: PoolShape, at: torch.Tensor) -> Any:
+def slot_layer_for(layer: Any, shape: PoolShape, at: torch.Tensor) -> Any:
     """Return room for as much as `layer` holds of one row, in every slot. Raises CannotSeat."""
     if isinstance(layer, DummyLayer):
         return layer
-    if type(layer) in SEATS:
-        return SEATS[type(layer)](layer, shape, at)
+    if type(layer) in SLOT_LAYERS:
+        return SLOT_LAYERS[type(layer)](layer, shape, at)
     if isinstance(layer, DynamicLayer) and type(layer).update is DynamicLayer.update:
         return IndexedLayer(layer, shape, at)
     raise UnsupportedCacheError(f"it remembers rows in a {type(layer).__name__}")
@@ -77,7 +77,7 @@ class SlotCache:
         of each row. Raises CannotSeat, and what an allocator raises."""
         self._at = at
         self._chunk = _chunk(like.model)
-        layers = [seats(layer, shape, at) for layer in like.cache.layers]
+        layers = [slot_layer_for(layer, shape, at) for layer in like.cache.layers]
         if not any(isinstance(layer, SlotLayer) for layer in layers):
             raise UnsupportedCacheError("no layer of it says where a row is")
         self.cache = Cache(layers=layers)

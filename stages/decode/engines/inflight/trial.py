@@ -17,26 +17,26 @@ import torch
 from artifacts.errors import PenstockError
 from stages.decode.engines.inflight.layers import UnsupportedCacheError
 from stages.decode.engines.inflight.pool import SlotPool
-from stages.decode.engines.inflight.prefill import PrefilledSequence, chosen
+from stages.decode.engines.inflight.prefill import PrefilledSequence, select_token_ids
 from stages.decode.engines.inflight.shape import (
     BESIDE,
-    FEWEST,
+    CHECK_TOKENS,
+    MIN_STEP_ROWS,
     PLAIN,
-    TRIED,
     PoolLayout,
     PoolShape,
-    manners,
+    candidate_layouts,
     trial_shapes,
 )
 from stages.decode.reading import far, rounding
-from stages.memory.shrinking import attempt
+from stages.memory.shrinking import catch_oom
 from stages.models.halves.absent import NeedsWeights
 from stages.models.halves.delivery import generate, new_tokens, prompt_in
 from stages.process.exit_diagnosis import out_of_memory
 
 BEFORE = 2
 """Tokens that whoever was in a slot before has made."""
-STEPS = TRIED - BEFORE
+STEPS = CHECK_TOKENS - BEFORE
 """Tokens that are tried; what is wrong with masks or positions shows at the first."""
 ROUNDINGS = 2
 """How many times what pieces of a prompt may differ by: tokens after it are rounded one by one."""
@@ -76,7 +76,7 @@ def reference_of(
     return ReferenceOutput(tokens=tokens, logits=made.logits)
 
 
-def judge_manners(
+def choose_layout(
     wanted: int,
     row: PrefilledSequence,
     other: PrefilledSequence,
@@ -87,7 +87,7 @@ def judge_manners(
     """Judge by a row and one of another length which way to have rows in so many slots is the best
     that holds; where none does, the result is that of the first. `insisted` is whether nothing else
     would serve."""
-    ways = manners(wanted, compiled=row.step is not None, insisted=insisted)
+    ways = candidate_layouts(wanted, compiled=row.step is not None, insisted=insisted)
     first = _judged_in(next(ways), wanted, row, other, reference)
     if not first.reason or first.starved:
         return first
@@ -112,13 +112,13 @@ def _judged_in(
     ways = ((max(BESIDE, wanted), False), (BESIDE, True), (min(BESIDE, wanted), True))
     for slots, lean in dict.fromkeys(ways):
         pools = trial_shapes(manner, slots, tokens, lean=lean)
-        found, words = attempt(partial(judge, row, other, reference, *pools))
+        found, words = catch_oom(partial(check_layout, row, other, reference, *pools))
         if words is None:
             return replace(found.pop(), manner=manner)
     return EngineCheck(reason=f"there was not the memory to try it: {words}", starved=True)
 
 
-def judge(
+def check_layout(
     row: PrefilledSequence,
     other: PrefilledSequence,
     reference: ReferenceOutput,
@@ -154,7 +154,7 @@ def _judged(
     if not _same(alone, _trace(row, reference, SlotPool(row, shape), shape.slots - 1, other)):
         return EngineCheck(reason="its numbers hang on what is beside a row")
     wider = [_trace(row, reference, SlotPool(row, otherwise), 0, other)]
-    if shape.rows > FEWEST:  # other jobs may have fewer, and their rows chance to agree
+    if shape.rows > MIN_STEP_ROWS:  # other jobs may have fewer, and their rows chance to agree
         alone += _trace(other, reference, SlotPool(row, shape), 0)
         wider.append(_trace(other, reference, SlotPool(row, otherwise), 0))
     if not _same(alone, list(chain.from_iterable(wider))):
@@ -174,7 +174,7 @@ def _trace(
     last = torch.zeros(pool.shape.rows, dtype=torch.long, device=row.ids.device)
     if other is not None:
         for slot in range(pool.shape.slots):
-            pool.put(slot, other, chosen(other, other.ids, other.logits))
+            pool.put(slot, other, select_token_ids(other, other.ids, other.logits))
         for _ in range(BEFORE):
             pool.feed(pool.step().argmax(-1))
         pool.clear(seat)
