@@ -29,7 +29,7 @@ pytestmark = pytest.mark.slow
 BRIEF = [
     sys.executable,
     "-c",
-    "import sys; from flows.job import describing; from flows.cli.main import main\n"
+    "import sys; from flows.checkpoint import describing; from flows.cli.main import main\n"
     "describing.MOST_SECONDS = 10.0; sys.exit(main(sys.argv[1:]))",
 ]
 """Penstock with less patience, so that what never ends does so before the test does."""

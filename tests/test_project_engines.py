@@ -119,7 +119,7 @@ def test_a_file_that_knows_an_engine_by_name_is_found(line: str) -> None:
 @pytest.mark.parametrize(
     "line",
     [
-        "from stages.decode.engines import AUTO, OFFERED, choice_of",
+        "from stages.decode.engines import AUTO, ENGINE_CHOICES, engines_for",
         "known = config.engine in ENGINE_CHOICES",
         "second = engine is not first",
         'told = "engine" in event.values',
