@@ -4,7 +4,7 @@ ends with 1 where something does not hold.
 
 Under each budget clips are captioned with `--precision auto`, then again with another prompt, which
 has to start where the first run ended, then with `--precision native`, which has to be complete or
-to end with 3 and to say what would fit. Knows no stage's inside.
+to end with 3 and to say what would fit. It starts the command line and reads its records.
 
     python -m benchmarks.memory [--device cpu|cuda] [--shape 7b|small] [--clips 50]
                                 [--budgets 4GiB,8GiB,16GiB] [--folder DIR] [--skip plan,nf4]

@@ -77,7 +77,7 @@ class VideoSamplingOptions(OptionGroup):
         int | None,
         Option("at most so many a chunk [the model's, else 32]", SAMPLING, "N", above=0),
     ] = None
-    """At most so many frames a chunk; None: what the checkpoint's processor states."""
+    """Maximum frames per chunk; None: the value of the checkpoint's processor."""
     max_pixels: Annotated[
         int | None, Option("at most so many a frame [the model's]", SAMPLING, "N", above=0)
     ] = None

@@ -89,7 +89,7 @@ class PromptOptions(QuestionOptions):
     summary: Annotated[bool, Option("chapters and a summary of each video", TEXT)] = False
     """Make chapters and a summary of each video of its captions."""
     summary_prompt: Annotated[str, Option("what is asked for it", TEXT, "TEXT")] = ""
-    """What is asked for the summary; empty: what happens, and when."""
+    """Prompt of the summary; empty: it asks what happens, and when."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -199,7 +199,7 @@ class OutputOptions(OptionGroup):
 
 
 def read_schema(given: str) -> str:
-    """Return the text of a schema of which the file is given, or the text itself. Raises
+    """Return the text of a JSON Schema: the content of the file, or the given text itself. Raises
     UsageError."""
     if given.lstrip().startswith("{"):
         return given

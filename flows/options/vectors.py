@@ -24,7 +24,7 @@ PICTURES_A_BATCH = 32
 LABEL_FORMATS = ("jsonl", "csv", "parquet", COCO, "txt", "vtt", "srt")
 """The values of `--format` of labels; jsonl is always written."""
 TOP = 5
-"""Labels of a picture that are told where the user does not say."""
+"""Default number of labels per picture."""
 VECTOR_MODEL_OPTION = replace(MODEL_OPTION, help="CLIP kind: hub id, folder, or `demo`")
 VECTOR_FOLDER_OPTION = replace(FOLDER_OPTION, help="for vectors [%(default)s]")
 

@@ -114,7 +114,8 @@ class RunEnd:
         return 1 if self.failures else 0
 
     def outcome(self, made: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the outcome for programs, with what was made; each failure is told by itself."""
+        """Return the outcome for programs, with the counts in `made`. Each failure has an event of
+        its own."""
         ended = {"failed": len(self.failures), "exit_code": self.exit_code}
         return {"out": str(self.out), "files": self.files, **made, **ended}
 

@@ -33,7 +33,7 @@ class TextFileCounts:
     beside: bool
     """Whether they lie next to the media."""
     written: int = 0
-    """Files that hold what is said now."""
+    """Files that hold the current text."""
     kept: list[str] = field(default_factory=list)
     """Names of those that people wrote or edited."""
     edited: list[str] = field(default_factory=list)

@@ -4,8 +4,8 @@ The score is the quantity that the model was trained on. For a model with a bias
 of the logit, compared with 0.5. For other models it is the cosine, for which no fixed threshold
 works. If no threshold is given, the largest gap in the image's own ranking is the threshold. On 400
 images of one to three things it reached 94 % of the best threshold chosen with known answers.
-Thresholds learned from unlabelled images failed. Softmax shares are compared only within a group,
-of which an image has exactly one label; shares can express neither "both" nor "none". A label with
+Thresholds learned from unlabelled images failed. Softmax shares are compared only within a group
+that gives each image exactly one label: shares cannot express "both" or "none". A label with
 a parent is assigned only if the parent is assigned, too, and a parent scores as high as its best
 child.
 """

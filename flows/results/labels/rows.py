@@ -38,7 +38,7 @@ class Pooled:
 
 
 def whole_of(cosines: Scores) -> Pooled:
-    """Return the cosines of pictures, or frames, of which no parts are looked at."""
+    """Return the cosines of pictures or frames that are not cut into tiles."""
     return Pooled(best=cosines, whole=cosines, at=np.zeros(cosines.shape, np.intp))
 
 

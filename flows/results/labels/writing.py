@@ -30,9 +30,9 @@ from flows.results.status import texts_line
 from flows.results.text_files import TextFileCounts, write_texts
 
 FINE = 4096
-"""Ranges from -1 to 1 that scores are counted in: vectors in 16 bit know no narrower ones."""
+"""Ranges from -1 to 1 in which scores are counted; 16-bit vectors resolve no finer ones."""
 BINS = 50
-"""Most ranges in which the scores of a label are told."""
+"""Maximum number of bins in the histogram of a label's scores."""
 
 
 class LabelCounts:

@@ -225,7 +225,7 @@ def _memory(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _thin(values: list[float]) -> list[list[float]]:
-    """Return [step, value] of so many steps at the most; steps count from 1."""
+    """Return at most MOST_POINTS pairs [step, value]; steps count from 1."""
     every = max(1, -(-len(values) // MOST_POINTS))
     points = [[at + 1, value] for at, value in enumerate(values)]
     return points[::every] + (points[-1:] if (len(points) - 1) % every else [])
