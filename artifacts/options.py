@@ -10,6 +10,7 @@ command inherits the groups that it uses.
 
 from collections.abc import Callable
 from dataclasses import MISSING, Field, dataclass, fields
+from functools import cache
 from types import NoneType
 from typing import Any, Self, get_args, get_origin, get_type_hints
 
@@ -83,14 +84,10 @@ class Declared:
 
 def declared(config: type[Any]) -> tuple[Declared, ...]:
     """Return the options of a configuration, in the order of its fields."""
-    if config not in _DECLARED:
-        _DECLARED[config] = _declared(config)
-    return _DECLARED[config]
+    return _declared(config)  # type: ignore[arg-type]
 
 
-_DECLARED: dict[type[Any], tuple[Declared, ...]] = {}
-
-
+@cache
 def _declared(config: type[Any]) -> tuple[Declared, ...]:
     hints = get_type_hints(config, include_extras=True)
     found = []

@@ -4,7 +4,6 @@ arguments. Runs nothing.
 
 import argparse
 from collections.abc import Collection
-from dataclasses import fields
 from typing import Any, TypeVar
 
 from artifacts.options import Declared, declared
@@ -59,11 +58,7 @@ def _add(place: Any, each: Declared) -> None:
     elif each.kind is bool:
         place.add_argument(each.flag, action="store_true", help=option.help, dest=each.name)
     else:
-        place.add_argument(*_names(each), **_form(each))
-
-
-def _names(each: Declared) -> list[str]:
-    return [each.name if each.option.positional else each.flag]
+        place.add_argument(each.name if option.positional else each.flag, **_form(each))
 
 
 def _form(each: Declared) -> dict[str, Any]:
@@ -89,13 +84,12 @@ def _form(each: Declared) -> dict[str, Any]:
 def config_from(given: argparse.Namespace, config: type[C], **fixed: Any) -> C:
     """Return the configuration that the options mean; `fixed` are fields that are no options here.
     Raises UsageError."""
-    known = {field.name for field in fields(config)}  # type: ignore[arg-type]
     named = {
         each.name: _value(getattr(given, each.name), each)
         for each in declared(config)
         if getattr(given, each.name, None) is not None
     }
-    return config(**(named | {name: value for name, value in fixed.items() if name in known}))
+    return config(**(named | fixed))
 
 
 def _value(given: Any, each: Declared) -> Any:

@@ -84,7 +84,7 @@ def constrain(schema: dict[str, Any], option: Option) -> None:
         place["pattern"] = option.text
 
 
-def form_of(kind: type[Any], command: str) -> ConfigDict:
+def form_of(kind: type[Any]) -> ConfigDict:
     """Return settings of a configuration's form. It shows the options of the command, each with its
     text and its bounds; the schema of a server refuses every other field by name."""
 
@@ -101,7 +101,7 @@ def form_of(kind: type[Any], command: str) -> ConfigDict:
         if "validate" in properties:
             properties["validate"]["exclusiveMaximum"] = 1
         if issubclass(kind, MediaOptions):
-            refuse_others(schema, former_fields(kind), command)
+            refuse_others(schema, former_fields(kind), COMMANDS[kind])
 
     return ConfigDict(extra="forbid", json_schema_extra=change)
 
@@ -120,10 +120,10 @@ def refuse_others(schema: dict[str, Any], former: Mapping[str, list[Any]], comma
     del schema["additionalProperties"]  # its refusal would list all patterns
 
 
-def without_former(kind: type[Any], command: str) -> Callable[[Any], Any]:
+def without_former(kind: type[Any]) -> Callable[[Any], Any]:
     """Return what takes former fields out of recorded parameters. It raises UsageError for a former
     field that asks for something."""
-    former = former_fields(kind)
+    former, command = former_fields(kind), COMMANDS[kind]
 
     def take(given: Any) -> Any:
         if not isinstance(given, Mapping):
@@ -152,19 +152,13 @@ COMMANDS: Mapping[type[Any], str] = {
     TuneConfig: "tune",
     ExportConfig: "export",
 }
-for _kind, _command in COMMANDS.items():
-    with_config(form_of(_kind, _command))(_kind)
-CaptionParameters = Annotated[
-    CaptionConfig, BeforeValidator(without_former(CaptionConfig, "caption"))
-]
-RebuildParameters = Annotated[
-    RebuildConfig, BeforeValidator(without_former(RebuildConfig, "cache rebuild"))
-]
-EmbedParameters = Annotated[EmbedConfig, BeforeValidator(without_former(EmbedConfig, "embed"))]
-IndexParameters = Annotated[
-    IndexConfig, BeforeValidator(without_former(IndexConfig, "index build"))
-]
-LabelParameters = Annotated[LabelConfig, BeforeValidator(without_former(LabelConfig, "label"))]
+for _kind in COMMANDS:
+    with_config(form_of(_kind))(_kind)
+CaptionParameters = Annotated[CaptionConfig, BeforeValidator(without_former(CaptionConfig))]
+RebuildParameters = Annotated[RebuildConfig, BeforeValidator(without_former(RebuildConfig))]
+EmbedParameters = Annotated[EmbedConfig, BeforeValidator(without_former(EmbedConfig))]
+IndexParameters = Annotated[IndexConfig, BeforeValidator(without_former(IndexConfig))]
+LabelParameters = Annotated[LabelConfig, BeforeValidator(without_former(LabelConfig))]
 
 
 VARIABLE = "PENSTOCK_OUT_ROOT"

@@ -20,7 +20,6 @@ TORCH = "torch"
 VISION_BACKENDS = (TORCH, *BACKENDS, AUTO)
 """The values of `--vision-backend`."""
 STORE_HELP = "folder, or s3://BUCKET/FOLDER [$PENSTOCK_STORE or the user's cache folder]"
-MEMORY_HELP = "a stage takes at most so much: 8GiB [what is free]"
 TRUST_HELP = "run code that comes with the checkpoint"
 GIVE_MODEL = "Give a folder, a hub id, or demo"
 MODEL_OPTION = Option("hub id, folder, or `demo`", MODEL, "M", not_empty=GIVE_MODEL)
@@ -41,6 +40,21 @@ def default_store() -> str:
 def memory_size(text: str) -> int:
     """Return the bytes of a value of `--memory`. Raises UsageError."""
     return parse_size(text, "--memory")
+
+
+BACKEND_OPTION = Option(
+    f"{'|'.join(VISION_BACKENDS)}: graphs of the model compute it [%(default)s]",
+    MEMORY,
+    "B",
+    values=VISION_BACKENDS,
+)
+MEMORY_OPTION = Option(
+    "a stage takes at most so much: 8GiB [what is free]",
+    MEMORY,
+    "SIZE",
+    above=0,
+    parse=memory_size,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,15 +80,7 @@ class PrecisionOptions(OptionGroup):
     precision: Annotated[str, PRECISION_OPTION] = "native"
     """Precision of both halves; `native` is the checkpoint's own, `auto` the same as long as it
     fits. `int8` and `nf4` mean the language half alone."""
-    vision_backend: Annotated[
-        str,
-        Option(
-            f"{'|'.join(VISION_BACKENDS)}: graphs of the model compute it [%(default)s]",
-            MEMORY,
-            "B",
-            values=VISION_BACKENDS,
-        ),
-    ] = TORCH
+    vision_backend: Annotated[str, BACKEND_OPTION] = TORCH
     """What computes the vision half: `torch`, or graphs of the checkpoint by `onnx` or `tensorrt`;
     `auto`: those where they passed and are faster here."""
 
@@ -134,9 +140,7 @@ class StoreOptions(OptionGroup):
 class MemoryOptions(OptionGroup):
     """The memory limits of a stage."""
 
-    memory: Annotated[
-        int | None, Option(MEMORY_HELP, MEMORY, "SIZE", above=0, parse=memory_size)
-    ] = None
+    memory: Annotated[int | None, MEMORY_OPTION] = None
     """Bytes that a stage may take, of the GPU or else of the host, above what its imports take;
     None: what is free, but for a reserve."""
 

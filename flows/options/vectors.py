@@ -25,6 +25,8 @@ LABEL_FORMATS = ("jsonl", "csv", "parquet", COCO, "txt", "vtt", "srt")
 """The values of `--format` of labels; jsonl is always written."""
 TOP = 5
 """Default number of labels per picture."""
+LABELS_OPTION = Option("file with a label a line, YAML, JSON; or a,b", LABELS, "F", text=r"\S")
+TEMPLATES_OPTION = Option('texts with {} for a label ["a photo of {}"]', LABELS, "F")
 VECTOR_MODEL_OPTION = replace(MODEL_OPTION, help="CLIP kind: hub id, folder, or `demo`")
 VECTOR_FOLDER_OPTION = replace(FOLDER_OPTION, help="for vectors [%(default)s]")
 
@@ -79,14 +81,9 @@ class IndexConfig(VectorConfig):
 class LabelOptions(OptionGroup):
     """The labels, and the score thresholds."""
 
-    labels: Annotated[
-        str,
-        Option("file with a label a line, YAML, JSON; or a,b", LABELS, "F", text=r"\S"),
-    ]
+    labels: Annotated[str, LABELS_OPTION]
     """File with a label a line, or YAML or JSON; or `a,b,c`."""
-    templates: Annotated[
-        str, Option('texts with {} for a label ["a photo of {}"]', LABELS, "F")
-    ] = ""
+    templates: Annotated[str, TEMPLATES_OPTION] = ""
     """File of texts with {} for a label, a line each; empty: `a photo of {}`."""
     threshold: Annotated[
         float | None,

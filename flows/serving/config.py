@@ -1,7 +1,7 @@
 """Options of `penstock serve`."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated
 
 from artifacts.errors import UsageError
@@ -9,14 +9,14 @@ from artifacts.options import Option, OptionGroup
 from artifacts.tiles import AUTO, check_tiles
 from flows.options.commands import CaptionConfig
 from flows.options.model import (
+    BACKEND_OPTION,
+    MEMORY_OPTION,
     TORCH,
     TRUST_HELP,
-    VISION_BACKENDS,
     MemoryOptions,
     StoreOptions,
-    memory_size,
 )
-from flows.options.vectors import EmbedConfig
+from flows.options.vectors import LABELS_OPTION, TEMPLATES_OPTION, EmbedConfig
 from flows.serving.hosts import LOOPBACK
 
 LARGEST_CAPTION_BATCH = 8
@@ -46,17 +46,20 @@ def parse_wait(text: str) -> float:
     return float(found[1]) * UNITS[found[2]]
 
 
+SHARED_MEMORY_OPTION = replace(
+    MEMORY_OPTION, help="all halves take at most so much: 8GiB [what is free]", heading=BATCHES
+)
+
+
 @dataclass(frozen=True, kw_only=True)
 class ServedOptions(StoreOptions):
     """The models of a server and their default prompts."""
 
     index: Annotated[str, Option("an index to search in", SERVED, "DIR")] = ""
     """Folder of an index to search in."""
-    labels: Annotated[str, Option("file with a label a line, YAML, JSON; or a,b", SERVED, "F")] = ""
+    labels: Annotated[str, replace(LABELS_OPTION, heading=SERVED)] = ""
     """File with a label a line, or YAML or JSON; or `a,b,c`."""
-    templates: Annotated[
-        str, Option('texts with {} for a label ["a photo of {}"]', SERVED, "F")
-    ] = ""
+    templates: Annotated[str, replace(TEMPLATES_OPTION, heading=SERVED)] = ""
     """File of texts with {} for a label."""
     model: Annotated[str, Option("CLIP kind: hub id, folder, demo [the index's]", SERVED, "M")] = ""
     """Hub id, folder or `demo` of a model that makes vectors; empty: that of the index, or none."""
@@ -66,14 +69,7 @@ class ServedOptions(StoreOptions):
     """Squares that pictures are cut in."""
     trust_remote_code: Annotated[bool, Option(TRUST_HELP, SERVED)] = False
     """Allow code that comes with the checkpoint to run, and pickled weights to be loaded."""
-    vision_backend: Annotated[
-        str,
-        Option(
-            f"{'|'.join(VISION_BACKENDS)}: graphs of the model compute it [%(default)s]",
-            BATCHES,
-            "B",
-        ),
-    ] = TORCH
+    vision_backend: Annotated[str, replace(BACKEND_OPTION, heading=BATCHES)] = TORCH
     """What computes the vision half."""
 
     def __post_init__(self) -> None:
@@ -95,16 +91,7 @@ class ServedOptions(StoreOptions):
 class BatchOptions(MemoryOptions):
     """Resource limits of the halves, and the batching of requests."""
 
-    memory: Annotated[
-        int | None,
-        Option(
-            "all halves take at most so much: 8GiB [what is free]",
-            BATCHES,
-            "SIZE",
-            above=0,
-            parse=memory_size,
-        ),
-    ] = None
+    memory: Annotated[int | None, SHARED_MEMORY_OPTION] = None
     """Bytes that all halves together may take of the device."""
     idle: Annotated[
         float, Option("then the GPU is given back [15]", BATCHES, "MINUTES", above=0)
