@@ -28,8 +28,8 @@ class Work:
     """A language half, features of clips, and how long each caption is to be."""
 
     def __init__(self, model: Path, dtype: str, store: str, chunks: int, scale: float) -> None:
-        from stages.decode.choosing import make_greedy
         from stages.decode.engines.inflight.compiled import CompiledStep
+        from stages.decode.generate_kwargs import make_greedy
         from stages.models.loading import ModelJob
 
         frames = random.Random(3).choices((4, 6, 8, 12, 16), k=min(CLIPS, chunks))

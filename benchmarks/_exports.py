@@ -23,7 +23,7 @@ from flows.running.export import export
 from penstock_demo import CHECKPOINT
 from penstock_demo.clips import write_clips
 from penstock_demo.scoring import Truth, score_captions
-from stages.decode.choosing import make_greedy
+from stages.decode.generate_kwargs import make_greedy
 from stages.export.jobs import PACKED
 from stages.export.logit_agreement import replace_weights
 from stages.export.outline import outline_of

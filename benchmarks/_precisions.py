@@ -18,7 +18,7 @@ from flows.options.commands import CaptionConfig
 from flows.options.model import DEMO_MODEL
 from flows.running.run import caption
 from penstock_demo.scoring import Truth, score_captions
-from stages.decode.choosing import make_greedy
+from stages.decode.generate_kwargs import make_greedy
 from stages.decode.stored import read_features
 from stages.models.halves.delivery import generate, new_tokens
 from stages.models.halves.features import Features

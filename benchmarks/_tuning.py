@@ -26,7 +26,7 @@ from artifacts.store import open_store
 from benchmarks._common import Peak
 from stages.decode.prompts import append_ids
 from stages.decode.stored import read_features
-from stages.decode.teaching import last_logits
+from stages.decode.teacher_forcing import last_logits
 from stages.frames.video import Video
 from stages.models import load_half
 from stages.models.halves.features import is_pixels

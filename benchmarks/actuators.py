@@ -68,7 +68,7 @@ def measure(spec: dict[str, Any]) -> dict[str, float]:
     """Peak in bytes; CPU seconds of reading the prompt and of one more token."""
     import torch
 
-    from stages.decode.choosing import make_greedy
+    from stages.decode.generate_kwargs import make_greedy
     from stages.models.half_job import HalfJob
     from stages.models.halves.delivery import generate
     from stages.models.loading import ModelJob, warm
@@ -98,7 +98,7 @@ def measure(spec: dict[str, Any]) -> dict[str, float]:
 
 def options_of(half: Any, job: dict[str, Any]) -> dict[str, Any]:
     """What `generate` is told, as the decode stage tells it."""
-    from stages.decode.reading import KEPT
+    from stages.decode.prefill_options import KEPT
     from stages.models.halves.pieces_of_text import in_pieces
 
     found = dict(KEPT[job.get("kv", "")])

@@ -28,7 +28,7 @@ from benchmarks._models import publish_clips
 from benchmarks._modes import run_mode
 from penstock_demo import CHECKPOINT
 from stages.decode.engines import ENGINES
-from stages.decode.structure import canonical
+from stages.decode.json_schema import canonical
 from tests.support.forms import SIX
 
 NEVER_SAID = 0

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from artifacts.patterns import MOST_LETTERS, ends_with, string_follows
-from stages.decode.structure import follows
+from stages.decode.json_schema import follows
 
 LIST = {"type": "string", "maxLength": 100, "pattern": "^([a-z]+,? ?)+$"}
 

@@ -11,7 +11,7 @@ import yaml
 
 from artifacts.errors import PenstockError
 from flows.media.labels import label_set
-from stages.decode.structure import canonical, check_room, follows
+from stages.decode.json_schema import canonical, check_room, follows
 from stages.models.adapters.reading import read_adapter
 from tests.support.adapters import matrices, write_adapter
 

@@ -12,7 +12,7 @@ from PIL import Image
 
 from artifacts.errors import UsageError
 from flows.cli.main import main
-from stages.decode.engines.inflight.shape import columns_for
+from stages.decode.engines.inflight.pool_shape import columns_for
 from stages.models import load_half
 from stages.models.natives.cogvlm2.processor import of_video
 from stages.models.processors.prepare import load_processor

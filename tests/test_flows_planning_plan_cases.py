@@ -12,7 +12,7 @@ from flows.cli.main import main
 from flows.machine.launch import StageCall
 from flows.options.commands import CaptionConfig
 from flows.planning.plan import plan_of
-from stages.decode.engines.inflight.shape import columns_for
+from stages.decode.engines.inflight.pool_shape import columns_for
 from tests.support.plan_cases import make_folder, plan_case
 
 GIB = 1 << 30

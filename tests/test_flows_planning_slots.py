@@ -20,7 +20,7 @@ from flows.planning.start import batch_instead
 from stages.decode import engines
 from stages.decode.engines import ENGINES, EngineSpec
 from stages.decode.engines.inflight.costs import COMPILED_LAYER_BYTES, COMPILER_BYTES, step_bytes
-from stages.decode.engines.inflight.shape import PoolShape
+from stages.decode.engines.inflight.pool_shape import PoolShape
 from stages.decode.engines.inflight.slot_cache import SLOT_LAYERS
 from stages.decode.engines.slot_load import SlotLoad, SlotTerm
 from stages.models.row_memory import LayerMemory, RowMemory

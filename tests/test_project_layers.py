@@ -39,7 +39,7 @@ BREACHES = {
         ("stages/models/pixel_bounds.py", "import stages.models.natives"),
     ],
     "Inside decode: the stage over its engines over what both of them speak": [
-        ("stages/decode/generation.py", "import stages.decode.structure"),
+        ("stages/decode/generation.py", "import stages.decode.json_schema"),
     ],
     "The demo is a leaf: it imports nothing of the program": [
         ("penstock_demo/evaluate.py", "import artifacts.words"),

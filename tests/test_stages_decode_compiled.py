@@ -15,10 +15,10 @@ from torch._dynamo.utils import counters
 
 from artifacts.errors import UsageError
 from stages.decode.engines.inflight.compiled import CompiledStep
+from stages.decode.engines.inflight.engine_check import _same, _trace, reference_of
 from stages.decode.engines.inflight.pool import SlotPool
+from stages.decode.engines.inflight.pool_shape import PoolShape
 from stages.decode.engines.inflight.prefill import prefill_row
-from stages.decode.engines.inflight.shape import PoolShape
-from stages.decode.engines.inflight.trial import _same, _trace, reference_of
 from tests.support.tiny_families.in_slots import rows_of_variant
 from tests.support.waves import OTHER, THIRD, in_slots, mixed_wave, noted, said
 

@@ -16,12 +16,12 @@ from transformers import LogitsProcessorList
 from artifacts.errors import UsageError
 from penstock_demo import CHECKPOINT
 from stages.decode import run
-from stages.decode.choosing import GenerateKwargs, SeededSampler
 from stages.decode.constraint import SchemaLogitsProcessor, Vocabulary, said_in, vocabulary_of
+from stages.decode.generate_kwargs import GenerateKwargs, SeededSampler
 from stages.decode.generation import SamplingParams
 from stages.decode.job import DecodeItem
+from stages.decode.json_schema import canonical, grammar_of, rest_of
 from stages.decode.protocol import CaptionOutput
-from stages.decode.structure import canonical, grammar_of, rest_of
 from stages.models.processors.prepare import load_processor
 from tests.support.clips import clips, half_model, joint_inputs, joint_model
 from tests.support.families import BUILDERS, checkpoint

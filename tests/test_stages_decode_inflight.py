@@ -16,7 +16,7 @@ import torch
 from artifacts.claims import turns_at
 from artifacts.errors import UsageError
 from penstock_demo import CHECKPOINT
-from stages.decode.engines.inflight import trial
+from stages.decode.engines.inflight import engine_check
 from stages.decode.engines.inflight.engine import InflightEngine
 from stages.decode.engines.inflight.pool import SlotPool
 from stages.decode.engines.inflight.scheduler import RequestPrefetcher, coming
@@ -148,7 +148,7 @@ def failing(whole: Any, calls: Container[int]) -> Any:
     return method
 
 
-TRIED = 3 * (trial.STEPS + trial.BEFORE) - trial.BEFORE
+TRIED = 3 * (engine_check.STEPS + engine_check.BEFORE) - engine_check.BEFORE
 
 
 @pytest.mark.slow
@@ -196,7 +196,7 @@ def test_a_half_that_is_not_for_slots_is_refused_or_served_in_batches_of_its_own
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wave = mixed_wave(tmp_path, 4, "bfloat16")
-    monkeypatch.setattr(trial, "_same", lambda *_: False)
+    monkeypatch.setattr(engine_check, "_same", lambda *_: False)
     with pytest.raises(UsageError, match="hang on what is beside") as caught:
         in_slots(wave)
     assert "transformers" in caught.value.hint
@@ -241,7 +241,7 @@ def test_a_caption_of_either_engine_answers_who_leaves_the_choice(
         theirs.publish([renamed])
     ours.publish([records.read("caption-5")])
     if speaks == "transformers":
-        monkeypatch.setattr(trial, "_same", lambda *_: False)
+        monkeypatch.setattr(engine_check, "_same", lambda *_: False)
     for batch in job["batches"]:
         for member in batch:
             member["instead"] = member["key"].replace("caption", "old")

@@ -10,8 +10,8 @@ import pytest
 from penstock_demo import CHECKPOINT
 from stages.decode import run
 from stages.decode.generation import SamplingParams
+from stages.decode.json_schema import canonical, rest_of
 from stages.decode.request_settings import RequestSettings, cut_at, held_back
-from stages.decode.structure import canonical, rest_of
 from tests.support.clips import clips
 from tests.support.waves import CAPTIONS, Wave, encoded_wave, events
 

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 import torch
 
-from stages.decode.engines.inflight.layers import UnsupportedCacheError
+from stages.decode.engines.inflight.cache_layers import UnsupportedCacheError
+from stages.decode.engines.inflight.engine_check import _same, _trace, reference_of
 from stages.decode.engines.inflight.pool import SlotPool
+from stages.decode.engines.inflight.pool_shape import MIN_STEP_ROWS, PoolLayout, PoolShape
 from stages.decode.engines.inflight.prefill import PrefilledSequence, prefill_row
-from stages.decode.engines.inflight.shape import MIN_STEP_ROWS, PoolLayout, PoolShape
-from stages.decode.engines.inflight.trial import _same, _trace, reference_of
 from stages.models.halves.features import Features, encode
 from tests.support.tiny_families import FAMILIES
 from tests.support.tiny_families.in_slots import (

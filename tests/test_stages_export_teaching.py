@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 import torch
 
-from stages.decode.choosing import make_greedy
-from stages.decode.teaching import (
+from stages.decode.generate_kwargs import make_greedy
+from stages.decode.teacher_forcing import (
     ForcedCaption,
     forced_logits,
     forced_logits_stepwise,

@@ -31,7 +31,7 @@ from flows.options.text import (
     read_schema,
 )
 from stages.decode.generation import SamplingParams
-from stages.decode.structure import canonical, check_room
+from stages.decode.json_schema import canonical, check_room
 
 DEFAULT_MODEL = "HuggingFaceTB/SmolVLM2-500M-Video-Instruct"
 

@@ -18,7 +18,7 @@ from flows.media.media_files import MediaFile
 from flows.options.commands import RunOptions
 from flows.options.text import TextOptions
 from stages.decode.generation import SamplingParams
-from stages.decode.structure import fields_of, follows, words_of
+from stages.decode.json_schema import fields_of, follows, words_of
 
 THINKING_STILL = "it was still thinking when it was cut: --max-new-tokens lets it come to an end"
 ROUND = "it went round in circles, and was said once more where it may not"

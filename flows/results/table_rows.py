@@ -11,7 +11,7 @@ from artifacts.tables import KINDS
 from flows.job.prepare import Job
 from flows.results.captions import unrejected
 from stages.decode.generation import SamplingParams
-from stages.decode.structure import columns_of
+from stages.decode.json_schema import columns_of
 
 OF_PROMPT = ("prompt", "tokens", "ended")
 """Fields that a chunk has once a prompt, each in a column `NAME_field`; its caption is `NAME`."""

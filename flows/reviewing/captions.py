@@ -180,7 +180,7 @@ class ReviewedCaptions:
         if not given.strip():
             raise EditRefused("a caption without a word: reject it instead")
         if self.schema:
-            from stages.decode.structure import follows
+            from stages.decode.json_schema import follows
 
             if not follows(self.schema, given):
                 raise EditRefused("this is not JSON that the run's schema allows")

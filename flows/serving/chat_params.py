@@ -11,7 +11,7 @@ from artifacts.errors import UsageError
 from flows.serving.caption_params import CaptionParams
 from flows.serving.refusals import HttpRefusal, invalid, unsupported
 from stages.decode.generation import SamplingParams
-from stages.decode.structure import canonical, rest_of
+from stages.decode.json_schema import canonical, rest_of
 
 MOST_STOPS, STOP_LETTERS = 4, 1000
 SCHEMA_LETTERS = 64 << 10

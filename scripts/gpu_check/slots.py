@@ -83,8 +83,8 @@ def _stepped(bench: Bench, compiled: "CompiledStep | None") -> tuple[Any, float]
     import torch
 
     from stages.decode.engines.inflight.pool import SlotPool
+    from stages.decode.engines.inflight.pool_shape import PoolShape, columns_for
     from stages.decode.engines.inflight.prefill import prefill_row
-    from stages.decode.engines.inflight.shape import PoolShape, columns_for
 
     half = bench.half("language")
     read = prefill_row(half, bench.inputs(half), bench.features, max_new_tokens=TOKENS)

@@ -1,9 +1,9 @@
 """Tracks the position inside a JSON answer and decides when it must be closed to fit its token
 limit.
 
-When as few bytes are left as the rest of the answer may take (`bounds.py`), the current value is
-closed: a string gets its quote, a list its bracket. Elsewhere every byte brings the end nearer, and
-the model chooses freely.
+`schema_bounds.py` gives the maximum size of the rest of an answer in bytes. When only that many
+bytes are left, the current value is closed: a string gets its quote, a list its bracket. Outside
+such values every byte brings the end nearer, and the model chooses freely.
 """
 
 import json

@@ -17,7 +17,7 @@ from transformers import LogitsProcessor
 
 from artifacts.errors import UsageError
 from stages.decode.closing import BETWEEN, IN_TEXT, JsonPosition, ranks
-from stages.decode.structure import grammar_of, rest_of
+from stages.decode.json_schema import grammar_of, rest_of
 from stages.memory.shrinking import release_memory
 
 NEEDED = range(0x20, 0x7F)

@@ -30,11 +30,11 @@ from stages.decode.batches import (
 from stages.decode.engines import engine_of, engines_for
 from stages.decode.faults import STAGE, DecodeFaults, failing, samples_of, settled, without
 from stages.decode.job import DecodeItem, DecodeJob
-from stages.decode.loops import is_repetitive
+from stages.decode.json_schema import texts_within
 from stages.decode.prompts import ContextExceeded
 from stages.decode.protocol import CaptionOutput, DecodeEngine, DecodeRequest
+from stages.decode.repetition import is_repetitive
 from stages.decode.stored import read_features
-from stages.decode.structure import texts_within
 from stages.memory.item_faults import ItemFaults
 from stages.memory.shrinking import OomRetry
 from stages.models.loading import warm as warm_model

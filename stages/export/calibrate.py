@@ -19,9 +19,9 @@ from artifacts.errors import CannotFit
 from artifacts.packs import RecordSet
 from artifacts.schema import Part
 from artifacts.store import open_store
-from stages.decode.choosing import make_greedy
+from stages.decode.generate_kwargs import make_greedy
 from stages.decode.stored import read_features
-from stages.decode.teaching import caption_of, forced_logits
+from stages.decode.teacher_forcing import caption_of, forced_logits
 from stages.export.gptq import NoInverse, gptq
 from stages.export.jobs import CalibrateJob, CaptionedItem
 from stages.export.outline import outline_of

@@ -16,9 +16,9 @@ from artifacts.errors import EnvironmentFault
 from artifacts.files import whole_file
 from artifacts.packs import RecordSet
 from artifacts.store import open_store
-from stages.decode.choosing import make_greedy
+from stages.decode.generate_kwargs import make_greedy
 from stages.decode.stored import read_features
-from stages.decode.teaching import (
+from stages.decode.teacher_forcing import (
     ForcedCaption,
     caption_of,
     forced_logits,

@@ -16,7 +16,7 @@ from stages.process.job import parse_job
 from stages.process.report import EventReporter
 from stages.summarize.job import SummaryItem, SummaryJob
 from stages.summarize.packing import TimedText
-from stages.summarize.telling import Node, Summarizer, Summary
+from stages.summarize.summarizer import Node, Summarizer, Summary
 
 
 def run(told: dict[str, Any], report: EventReporter) -> None:

@@ -13,9 +13,9 @@ import torch
 from torch.nn.functional import cross_entropy, pad
 
 from artifacts.errors import UsageError
+from stages.decode.prefill_options import far, rounding
 from stages.decode.prompts import append_ids
-from stages.decode.reading import far, rounding
-from stages.decode.teaching import (
+from stages.decode.teacher_forcing import (
     ForcedCaption,
     forced_logits,
     is_bidirectional,

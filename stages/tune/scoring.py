@@ -5,8 +5,8 @@ from typing import Any
 
 import torch
 
-from stages.decode.choosing import make_greedy
 from stages.decode.engines.transformers import generate_rows
+from stages.decode.generate_kwargs import make_greedy
 from stages.tune.lessons import TrainingExample, loss_of, together
 
 SHOWN = 8

@@ -32,7 +32,7 @@ def peaks_of(folder: Path, **job: Any) -> dict[str, Any]:
 def main(text: str) -> None:
     import torch
 
-    from stages.decode.choosing import make_greedy  # noqa: F401  (imports what the stage does)
+    from stages.decode.generate_kwargs import make_greedy  # noqa: F401  (imports what the stage does)
     from stages.models.loading import ModelJob, warm
 
     given = json.loads(text)

@@ -14,12 +14,12 @@ from transformers import StoppingCriteria, StoppingCriteriaList
 
 from artifacts.captions import Ended
 from artifacts.errors import UsageError
-from stages.decode.choosing import GenerateKwargs, Members
+from stages.decode.generate_kwargs import GenerateKwargs, Members
 from stages.decode.generation import SamplingParams
 from stages.decode.job import DecodeJob
+from stages.decode.prefill_options import PrefillOptions
 from stages.decode.prompts import ContextExceeded, prompts_for
 from stages.decode.protocol import CaptionOutput, DecodeRequest, Listen
-from stages.decode.reading import PrefillOptions
 from stages.decode.request_settings import RequestSettings
 from stages.memory.shrinking import OomRetry
 from stages.models.halves.delivery import generate, new_tokens, prompt_in

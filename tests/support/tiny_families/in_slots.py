@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 
-from stages.decode.engines.inflight.layers import UnsupportedCacheError
+from stages.decode.engines.inflight.cache_layers import UnsupportedCacheError
+from stages.decode.engines.inflight.engine_check import EngineCheck, choose_layout, reference_of
+from stages.decode.engines.inflight.pool_shape import MIN_STEP_ROWS, PLAIN, PoolLayout
 from stages.decode.engines.inflight.prefill import TYPES, PrefilledSequence, prefill_row
 from stages.decode.engines.inflight.scheduler import InflightScheduler, RequestPrefetcher
-from stages.decode.engines.inflight.shape import MIN_STEP_ROWS, PLAIN, PoolLayout
-from stages.decode.engines.inflight.trial import EngineCheck, choose_layout, reference_of
 from stages.decode.job import DecodeItem
 from stages.decode.protocol import DecodeRequest
 from stages.memory.shrinking import OomRetry

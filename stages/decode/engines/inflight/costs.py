@@ -7,7 +7,7 @@ shared prompt prefix and a compiler.
 from collections.abc import Iterator, Sequence
 
 from artifacts.words import counted
-from stages.decode.engines.inflight.shape import (
+from stages.decode.engines.inflight.pool_shape import (
     BESIDE,
     PoolLayout,
     PoolShape,

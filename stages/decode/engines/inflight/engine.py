@@ -14,8 +14,9 @@ from typing import Any
 
 from artifacts.errors import UsageError
 from stages.decode.engines import AUTO, engines_for
+from stages.decode.engines.inflight.cache_layers import UnsupportedCacheError
 from stages.decode.engines.inflight.compiled import CompiledStep
-from stages.decode.engines.inflight.layers import UnsupportedCacheError
+from stages.decode.engines.inflight.engine_check import EngineCheck, choose_layout, reference_of
 from stages.decode.engines.inflight.prefill import PrefilledSequence, SharedPrefix, prefill_row
 from stages.decode.engines.inflight.scheduler import (
     InflightScheduler,
@@ -23,7 +24,6 @@ from stages.decode.engines.inflight.scheduler import (
     SequenceState,
     coming,
 )
-from stages.decode.engines.inflight.trial import EngineCheck, choose_layout, reference_of
 from stages.decode.engines.transformers import TransformersEngine
 from stages.decode.job import DecodeJob
 from stages.decode.prompts import prompts_for

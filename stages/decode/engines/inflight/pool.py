@@ -14,8 +14,8 @@ import torch
 from transformers import EncoderDecoderCache
 
 from stages.decode.engines.inflight.compiled import mark_static
+from stages.decode.engines.inflight.pool_shape import PoolShape
 from stages.decode.engines.inflight.prefill import PrefilledSequence
-from stages.decode.engines.inflight.shape import PoolShape
 from stages.decode.engines.inflight.slot_cache import (
     AlignedSlotCache,
     CrossAttentionCache,

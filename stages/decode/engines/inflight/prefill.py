@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from stages.decode.engines.inflight.layers import UnsupportedCacheError
+from stages.decode.engines.inflight.cache_layers import UnsupportedCacheError
 from stages.models.halves.delivery import generate
 from stages.models.halves.features import Features, placeholder_ids
 from stages.models.halves.routes import choose_route

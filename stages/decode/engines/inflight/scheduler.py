@@ -35,8 +35,8 @@ import torch
 from artifacts.captions import Ended
 from artifacts.errors import UsageError
 from stages.decode.engines.inflight.pool import SlotPool
+from stages.decode.engines.inflight.pool_shape import PoolLayout
 from stages.decode.engines.inflight.prefill import PrefilledSequence
-from stages.decode.engines.inflight.shape import PoolLayout
 from stages.decode.prompts import ContextExceeded
 from stages.decode.protocol import DecodeRequest
 from stages.memory.shrinking import OomRetry, release_memory

@@ -34,7 +34,7 @@ from transformers.cache_utils import (
 )
 from transformers.modeling_outputs import BaseModelOutput
 
-from stages.decode.engines.inflight.layers import (
+from stages.decode.engines.inflight.cache_layers import (
     IndexedLayer,
     RingLayer,
     SlotLayer,
@@ -45,8 +45,8 @@ from stages.decode.engines.inflight.layers import (
     rows_of,
     widened,
 )
+from stages.decode.engines.inflight.pool_shape import PoolShape, columns_for
 from stages.decode.engines.inflight.prefill import PrefilledSequence
-from stages.decode.engines.inflight.shape import PoolShape, columns_for
 
 SLOT_LAYERS: Mapping[type[Any], Callable[[Any, PoolShape, torch.Tensor], Any]] = {
     DynamicLayer: SlotLayer,

@@ -21,9 +21,9 @@ from transformers.generation.logits_process import (
 from artifacts.keys import digest_of
 from stages.decode.generation import CHECKPOINT, OF_CHANCE, SamplingParams
 from stages.decode.job import DecodeItem
-from stages.decode.loops import retry_params
 from stages.decode.presence import PresencePenalty
 from stages.decode.prompts import check_context, context_left, start_ids
+from stages.decode.repetition import retry_params
 from stages.decode.request_settings import RequestSettings, cut_at
 
 STATED = ("do_sample", *OF_CHANCE, "min_p")

@@ -17,8 +17,8 @@ import torch
 from transformers import PreTrainedModel
 
 from artifacts.errors import UsageError
+from stages.decode.prefill_options import far, rounding
 from stages.decode.prompts import append_ids
-from stages.decode.reading import far, rounding
 from stages.models.halves.delivery import generate
 from stages.models.halves.features import Features
 from stages.models.halves.records import FeatureRecord

@@ -15,10 +15,9 @@ from typing import Any
 import torch
 
 from artifacts.errors import PenstockError
-from stages.decode.engines.inflight.layers import UnsupportedCacheError
+from stages.decode.engines.inflight.cache_layers import UnsupportedCacheError
 from stages.decode.engines.inflight.pool import SlotPool
-from stages.decode.engines.inflight.prefill import PrefilledSequence, select_token_ids
-from stages.decode.engines.inflight.shape import (
+from stages.decode.engines.inflight.pool_shape import (
     BESIDE,
     CHECK_TOKENS,
     MIN_STEP_ROWS,
@@ -28,7 +27,8 @@ from stages.decode.engines.inflight.shape import (
     candidate_layouts,
     trial_shapes,
 )
-from stages.decode.reading import far, rounding
+from stages.decode.engines.inflight.prefill import PrefilledSequence, select_token_ids
+from stages.decode.prefill_options import far, rounding
 from stages.memory.shrinking import catch_oom
 from stages.models.halves.absent import NeedsWeights
 from stages.models.halves.delivery import generate, new_tokens, prompt_in

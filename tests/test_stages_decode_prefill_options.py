@@ -10,7 +10,7 @@ from torch import nn
 from artifacts.errors import CannotFit, UsageError
 from artifacts.schema import Half
 from penstock_demo import CHECKPOINT
-from stages.decode.reading import PrefillOptions, chunked_prefill_matches
+from stages.decode.prefill_options import PrefillOptions, chunked_prefill_matches
 from stages.models.halves import delivery
 from stages.models.halves.delivery import generate
 from stages.models.halves.features import Features, encode

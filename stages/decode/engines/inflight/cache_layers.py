@@ -16,7 +16,7 @@ from transformers.cache_utils import (
     LinearAttentionLayer,
 )
 
-from stages.decode.engines.inflight.shape import PoolShape
+from stages.decode.engines.inflight.pool_shape import PoolShape
 
 
 class UnsupportedCacheError(Exception):

@@ -12,8 +12,8 @@ from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
 from artifacts.errors import UsageError
 from stages.decode.closing import BETWEEN, IN_TEXT, JsonPosition, ranks
 from stages.decode.generation import SamplingParams
+from stages.decode.json_schema import canonical, columns_of, grammar_of, rest_of, words_of
 from stages.decode.schema_bounds import longest
-from stages.decode.structure import canonical, columns_of, grammar_of, rest_of, words_of
 from tests.support.forms import NAMES, SIX, TAGS, VALUES, random_form, text_of
 
 END = 256

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 from artifacts.captions import Ended, answer_in
 from artifacts.errors import UsageError
 from artifacts.keys import digest_of
-from stages.decode.choosing import GenerateKwargs
 from stages.decode.engines.transformers import said_of
+from stages.decode.generate_kwargs import GenerateKwargs
 from stages.decode.job import DecodeItem
 from stages.models.halves.features import Features
 from stages.models.processors.calling import text_ids

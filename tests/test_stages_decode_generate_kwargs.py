@@ -17,11 +17,11 @@ from artifacts.errors import UsageError
 from flows.results.summaries import OF_ANY_TEXT
 from penstock_demo import CHECKPOINT
 from stages.decode import run
-from stages.decode.choosing import avoided, seed_of
+from stages.decode.generate_kwargs import avoided, seed_of
 from stages.decode.generation import SamplingParams
 from stages.decode.job import DecodeItem
-from stages.decode.loops import NGRAM, PENALTY, is_repetitive
 from stages.decode.presence import PresencePenalty
+from stages.decode.repetition import NGRAM, PENALTY, is_repetitive
 from stages.models.processors.chat_turn import PARTS, PLAIN, write
 from stages.models.processors.prepare import Clip, load_processor
 from tests.support.clips import clips, joint_inputs, joint_model
