@@ -87,7 +87,7 @@ class Watch(EventReporter):
             self.loaded, self.cpu = time.monotonic(), time.process_time()
 
     def item(self, key: str, **values: Any) -> None:
-        self._memory.look()
+        self._memory.sample()
         since = time.monotonic() - self.loaded, time.process_time() - self.cpu
         self.marks.append((*since, self._memory.peak_host_bytes - self._baseline))
 

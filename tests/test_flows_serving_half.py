@@ -28,7 +28,7 @@ from flows.serving.scratch import TempStore
 from flows.serving.server import patient_protocol
 from flows.serving.shared import SingleFlight
 from stages.process.events import BatchShrunk, Published, StageNotes, TooLarge
-from stages.process.live import WITHDRAWN, ToldBatches, read_requests
+from stages.process.live import WITHDRAWN, RequestBatches, read_requests
 from stages.process.outcome import StageOutcome
 from stages.process.stage_process import Listener
 from tests.support.on_a_loop import HANGS_SECONDS, on_a_loop
@@ -331,12 +331,12 @@ def started(folder: Path) -> tuple[WorkerProcess, BusyHalf, asyncio.Event, async
 def test_what_is_told_before_a_process_reads_holds_nothing_up_and_arrives(tmp_path: Path) -> None:
     async def work() -> None:
         stage, process, ready, over = started(tmp_path)
-        stage.tell([Work("early")])
+        stage.send([Work("early")])
         await ready.wait()
         for number in range(18):
-            stage.tell([Work(str(number), LARGE)])
+            stage.send([Work(str(number), LARGE)])
         stage.stop()
-        stage.tell([Work("too late")])
+        stage.send([Work("too late")])
         process.reads.set()
         await over.wait()
         early, *told = process.lines
@@ -355,10 +355,10 @@ def test_what_a_process_that_died_did_not_read_is_thrown_away(tmp_path: Path) ->
         stage, process, ready, over = started(tmp_path)
         await ready.wait()
         for _ in range(18):
-            stage.tell([{"key": "a", "prompt": LARGE}])
+            stage.send([{"key": "a", "prompt": LARGE}])
         process.dies.set()
         await over.wait()
-        stage.tell([{"key": "nobody reads this"}])
+        stage.send([{"key": "nobody reads this"}])
         stage.stop()
         assert not os.path.exists(process.pipe)
 
@@ -366,10 +366,10 @@ def test_what_a_process_that_died_did_not_read_is_thrown_away(tmp_path: Path) ->
     assert len(os.listdir("/proc/self/fd")) <= files
 
 
-def told(folder: Path, *lines: str) -> ToldBatches[Work]:
+def told(folder: Path, *lines: str) -> RequestBatches[Work]:
     pipe = folder / "told"
     pipe.write_text("\n".join([*lines, ""]))
-    found = ToldBatches(str(pipe), Work)
+    found = RequestBatches(str(pipe), Work)
     found._thread.join(HANGS_SECONDS)
     return found
 
@@ -388,7 +388,7 @@ def test_who_asks_again_after_all_left_is_answered(tmp_path: Path) -> None:
 def test_what_is_withdrawn_while_it_is_made_says_so(tmp_path: Path) -> None:
     pipe = tmp_path / "told"
     os.mkfifo(pipe)
-    batches = iter(ToldBatches(str(pipe), Work))
+    batches = iter(RequestBatches(str(pipe), Work))
     with open(pipe, "w", buffering=1) as lines:
         lines.write('[{"key": "a"}, {"key": "b"}]\n')
         first, second = next(batches)

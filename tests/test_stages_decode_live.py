@@ -18,7 +18,7 @@ from stages.decode.stored import read_features
 from stages.memory.shrinking import OomRetry
 from stages.process.events import CaptionProgress
 from stages.process.job import items_of, parse_job
-from stages.process.live import WITHDRAWN, ToldWork
+from stages.process.live import WITHDRAWN, PipedRequest
 from tests.support.clips import PROMPTS
 from tests.support.waves import FEATURES, OTHER, Wave, events, mixed_wave
 
@@ -29,7 +29,7 @@ ENGINES: dict[str, type[DecodeEngine]] = {
 AT_ONCE = 4
 
 
-class Leaving(ToldWork[DecodeItem]):
+class Leaving(PipedRequest[DecodeItem]):
     """A work whose asker leaves while it is looked at for the second time."""
 
     looks = 1
@@ -48,7 +48,7 @@ def asked_of(wave: Wave, leaving: Sequence[int]) -> list[DecodeRequest]:
         DecodeRequest(
             item,
             read_features(features, item.features),
-            (Leaving if n in leaving else ToldWork)(item),
+            (Leaving if n in leaving else PipedRequest)(item),
         )
         for n, item in enumerate(items)
     ]

@@ -83,7 +83,7 @@ def test_a_large_video_is_cut_whole_or_not_at_all(budget: int, cut: bool, tmp_pa
     with pytest.raises(OutOfMemory):
         stage.wait()
     assert not any(record_set.keys() for record_set in record_sets(tmp_path))
-    assert stage.outcome.in_hand == {hash_file(path)}
+    assert stage.outcome.open_media == {hash_file(path)}
 
 
 def test_of_300_broken_files_each_is_cut_or_named(tmp_path: Path) -> None:
@@ -100,9 +100,9 @@ def test_of_300_broken_files_each_is_cut_or_named(tmp_path: Path) -> None:
         opened[type(event).__name__] += 1
 
     stage = started(tmp_path, paths, listen=listen, fps=1, max_frames=8)
-    assert stage.ended(SECONDS), f"hangs over one of {stage.outcome.in_hand}"
+    assert stage.ended(SECONDS), f"hangs over one of {stage.outcome.open_media}"
     outcome = stage.wait()
-    assert outcome.in_hand == set()
+    assert outcome.open_media == set()
     assert outcome.peak_host_bytes - outcome.notes["loaded_bytes"] < MUTATIONS_BYTES
 
     cut, refused = record_sets(tmp_path)

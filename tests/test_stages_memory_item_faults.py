@@ -42,7 +42,7 @@ def go(bad: str, *batches: str, first: int | None = None) -> tuple[list[str], li
 
     with events() as (report, _):
         shrinking = OomRetry(report, list, faults.items)
-        made = [m for b in batches for _, m in shrinking.through(b, str, compute)]
+        made = [m for b in batches for _, m in shrinking.run_batch(b, str, compute)]
         faults.items.close()
     return made, faults.failed
 

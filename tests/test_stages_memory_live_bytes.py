@@ -45,7 +45,7 @@ def peaks(model: Any, inputs: dict[str, Any], live: MetaMemoryCounter) -> tuple[
     """Bytes of the encoder, of the decoder, and operations."""
     features = encode(model, inputs)
     encoding = live.peak
-    live.begin()
+    live.reset_peak()
     generate(model, inputs, features, **GREEDY)
     return encoding, live.peak, live.flops
 
@@ -105,8 +105,8 @@ def test_a_layer_that_comes_again_takes_what_it_took_itself() -> None:
     with on_meta_device(live := MetaMemoryCounter()):
         torch.zeros(1 << 18, device="meta")  # is gone when the layer computes
         made, taken = live.taken(layer)
-        live.begin()
-        again = live.again(taken, layer)
+        live.reset_peak()
+        again = live.repeat(taken, layer)
         assert live.peak == live.peak_32 == live.outside == live.bytes == 8 << 16
         del made, again
 
@@ -145,7 +145,7 @@ MORE = ("florence2", "llava", "qwen2_5_vl", "qwen3_vl", "smolvlm", "blip_2")
 def test_what_is_counted_is_the_same(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     known = family in ("llava", "qwen2_5_vl", "qwen3_vl", "smolvlm")
     folder = Path(checkpoint(family) if known else whole_checkpoint(family))
-    again, skipped = MetaMemoryCounter.again, []
+    again, skipped = MetaMemoryCounter.repeat, []
 
     def counted(live: MetaMemoryCounter, *given: Any) -> Any:
         skipped.append(given)
@@ -154,5 +154,5 @@ def test_what_is_counted_is_the_same(family: str, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(MetaMemoryCounter, "again", counted)
     short = batch_costs(folder)
     assert skipped
-    monkeypatch.setattr(repeated_layers, "FEWEST", 1000)
+    monkeypatch.setattr(repeated_layers, "MIN_LAYERS", 1000)
     assert batch_costs(folder) == short

@@ -9,13 +9,13 @@ import pytest
 
 from artifacts.errors import CannotFit, UsageError
 from stages.memory.shrinking import (
-    PICTURES,
+    MAX_IMAGES,
     OomRetry,
     blocks,
     next_sizes,
+    requested_bytes,
     smaller,
     split_batch,
-    wanted_bytes,
 )
 from tests.support.waves import events
 
@@ -42,7 +42,7 @@ def go(machine: Machine, *batches: str) -> tuple[list[str], list[dict[str, Any]]
     """What came out, and what was told."""
     with events() as (report, told):
         shrinking = OomRetry(report, partial(machine, batches[-1][-1:]))
-        found = [m for b in batches for _, m in shrinking.through(b, str, machine)]
+        found = [m for b in batches for _, m in shrinking.run_batch(b, str, machine)]
     return found, told
 
 
@@ -127,8 +127,8 @@ def test_batches_go_through_together_as_far_as_a_block_goes() -> None:
 
 def test_items_of_many_pictures_make_smaller_blocks() -> None:
     clips = ["ab", "cd", "ef", "gh"]
-    assert list(blocks(clips, 256, lambda _: PICTURES // 4)) == [["ab", "cd"], ["ef", "gh"]]
-    assert list(blocks(clips, 256, lambda _: PICTURES + 1)) == [[clip] for clip in clips]
+    assert list(blocks(clips, 256, lambda _: MAX_IMAGES // 4)) == [["ab", "cd"], ["ef", "gh"]]
+    assert list(blocks(clips, 256, lambda _: MAX_IMAGES + 1)) == [[clip] for clip in clips]
     assert list(blocks(clips, 3, lambda _: 1)) == [[clip] for clip in clips]
     assert list(blocks(clips, 256)) == [clips]
 
@@ -182,7 +182,7 @@ def test_other_errors_are_not_taken_for_a_lack_of_memory() -> None:
 
     for compute, kind in ((broken, ValueError), (refused, UsageError)):
         with events() as (report, _), pytest.raises(kind):
-            list(OomRetry(report, list).through("ab", str, compute))
+            list(OomRetry(report, list).run_batch("ab", str, compute))
 
 
 def test_what_a_failed_batch_held_is_let_go_before_its_halves_are_tried() -> None:
@@ -200,7 +200,9 @@ def test_what_a_failed_batch_held_is_let_go_before_its_halves_are_tried() -> Non
         return "".join(items)
 
     with events() as (report, _):
-        assert [m for _, m in OomRetry(report, list).through("abcd", str, compute)] == list("abcd")
+        assert [m for _, m in OomRetry(report, list).run_batch("abcd", str, compute)] == list(
+            "abcd"
+        )
 
 
 @pytest.mark.parametrize(
@@ -213,4 +215,4 @@ def test_what_a_failed_batch_held_is_let_go_before_its_halves_are_tried() -> Non
     ],
 )
 def test_what_could_not_be_had_is_read_off_the_allocator_s_words(words: str, size: int) -> None:
-    assert wanted_bytes(words) == size
+    assert requested_bytes(words) == size

@@ -29,7 +29,7 @@ BUDGET = 48 * MIB
 def warm(job: dict[str, Any]) -> None:
     if job.get("impatient"):
         deadlock_watchdog.STUCK_SECONDS = 0.5
-        deadlock_watchdog.AGAIN_SECONDS, deadlock_watchdog.SILENT_SECONDS = 0.2, 1.0
+        deadlock_watchdog.RECHECK_SECONDS, deadlock_watchdog.SILENT_SECONDS = 0.2, 1.0
     for name in job.get("imports", ()):
         import_module(name)
 

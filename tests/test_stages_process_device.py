@@ -25,7 +25,7 @@ from stages.process.environment import child_environment
 from stages.process.events import StageError
 from stages.process.exit_diagnosis import ProcessExit, fault_of_stage, out_of_memory
 from stages.process.lock import lock_path
-from stages.process.stage_process import given_back
+from stages.process.stage_process import wait_for_release
 from tests.support import gpus
 from tests.support.fake_gpu.state import Machine
 
@@ -174,28 +174,28 @@ def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_what_does_not_come_back_is_told_with_who_holds_it(seen: Seen) -> None:
     seen(gpus.busy(1000 * MIB, pid=1))
-    used, warnings = given_back(CARD, before=300 * MIB, peak=0)
+    used, warnings = wait_for_release(CARD, before=300 * MIB, peak=0)
     assert used >= 1300 * MIB
     [warning] = warnings
     assert "MiB of the GPU did not come back: process 1 hold memory" in warning
-    assert given_back(CARD, before=used, peak=0) == (used, [])
+    assert wait_for_release(CARD, before=used, peak=0) == (used, [])
 
 
 def test_under_windows_a_full_gpu_is_told_because_nothing_fails(seen: Seen) -> None:
     peak = 8000 * MIB
     seen(gpus.plain())
-    assert given_back(CARD, before=300 * MIB, peak=peak)[1] == []
+    assert wait_for_release(CARD, before=300 * MIB, peak=peak)[1] == []
     seen(gpus.wsl2())
-    [warning] = given_back(CARD, before=300 * MIB, peak=peak)[1]
+    [warning] = wait_for_release(CARD, before=300 * MIB, peak=peak)[1]
     assert "host memory" in warning and "docs/gpu.md" in warning
-    assert given_back(CARD, before=300 * MIB, peak=peak // 2)[1] == []
+    assert wait_for_release(CARD, before=300 * MIB, peak=peak // 2)[1] == []
 
 
 @pytest.mark.parametrize("machine", [gpus.no_memory_info(), gpus.no_process_list()])
 def test_a_driver_that_tells_little_is_waited_for_not_at_all(machine: Machine, seen: Seen) -> None:
     seen(machine)
-    assert given_back(CARD, before=300 * MIB, peak=0)[1] == []
-    assert given_back("cpu", before=0, peak=0) == (0, [])
+    assert wait_for_release(CARD, before=300 * MIB, peak=0)[1] == []
+    assert wait_for_release("cpu", before=0, peak=0) == (0, [])
 
 
 OURS = os.getpid()
@@ -244,7 +244,9 @@ def test_doubtful_words_mean_memory(
     assert out_of_memory(RuntimeError(words.partition(": ")[2])) is (share > 0.5)
     told = StageError(**dict(zip(("type", "message"), words.split(": ", 1), strict=True)))
     peak = int(share * limit.bytes)
-    ending = ProcessExit(code=1, told=told, log=Path("log"), peak_bytes=peak, budget=limit.bytes)
+    ending = ProcessExit(
+        code=1, error_event=told, log=Path("log"), peak_bytes=peak, budget=limit.bytes
+    )
     assert isinstance(fault_of_stage("encode", ending), OutOfMemory) is (share > 0.5)
 
 
@@ -267,7 +269,7 @@ def test_they_mean_it_on_a_full_card(monkeypatch: pytest.MonkeyPatch, tmp_path: 
 )
 def test_a_gpu_that_failed_is_told_with_what_to_do(words: str, advice: str) -> None:
     told = StageError(type="RuntimeError", message=words)
-    fault = fault_of_stage("decode", ProcessExit(code=1, told=told, log=Path("x.log")))
+    fault = fault_of_stage("decode", ProcessExit(code=1, error_event=told, log=Path("x.log")))
     assert isinstance(fault, StageDied) and advice in fault.hint
 
 

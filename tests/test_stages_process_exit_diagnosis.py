@@ -12,7 +12,7 @@ import pytest
 from artifacts.errors import Interrupted, Killed, OutOfMemory, PenstockError, StageDied, UsageError
 from stages.process import deadlock_watchdog
 from stages.process.events import StageError
-from stages.process.exit_diagnosis import ProcessExit, fault_of_stage, memory_words
+from stages.process.exit_diagnosis import ProcessExit, fault_of_stage, oom_message
 from stages.process.memory import Sampler, taken
 from tests.support.started import hold
 
@@ -41,7 +41,7 @@ KEY = StageError(type="KeyError", message="'x'")
 def test_words_of_a_death_of_memory_are_known_wherever_they_stand(words: str) -> None:
     told = StageError(type="RuntimeError", message=words)
     for ending in (
-        ProcessExit(code=1, told=told, log=Path("log")),
+        ProcessExit(code=1, error_event=told, log=Path("log")),
         ProcessExit(
             code=-6, log=Path("log"), last_lines=(words, "  what():  something", "Aborted")
         ),
@@ -82,8 +82,8 @@ def test_memory_is_found_behind_what_was_made_of_it() -> None:
 
     with pytest.raises(ValueError) as caught:
         fail()
-    assert memory_words(caught.value) == "MemoryError: "
-    assert memory_words(ValueError("memory of an elephant")) is None
+    assert oom_message(caught.value) == "MemoryError: "
+    assert oom_message(ValueError("memory of an elephant")) is None
 
 
 def test_a_peak_that_rises_is_told_at_once() -> None:
@@ -93,10 +93,10 @@ def test_a_peak_that_rises_is_told_at_once() -> None:
         told.append((host, peak))
 
     with Sampler("cpu", tell) as memory:
-        memory.look()
+        memory.sample()
         before = len(told)
         held = hold(100 * MIB)
-        memory.look()
+        memory.sample()
         assert len(told) > before
         assert told[-1][1] == memory.peak_host_bytes
         assert told[-1][1] - told[0][1] > 90 * MIB

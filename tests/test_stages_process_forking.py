@@ -190,7 +190,7 @@ def test_a_thread_that_computes_too_long_is_ended(tmp_path: Path, forks: ForkSer
 def test_no_fork_where_memory_is_short(
     tmp_path: Path, forks: ForkServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(forking, "LEAST_FREE_BYTES", 1 << 60)
+    monkeypatch.setattr(forking, "MIN_FREE_BYTES", 1 << 60)
     running = start("tells", tmp_path, forks)
     assert not is_forked(running) and forks._process is None
     assert running.wait().notes["parent"] == os.getpid()

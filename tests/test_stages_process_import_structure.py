@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from artifacts.user_folders import user_cache
-from stages.process.deferred_imports import Structure, kept
+from stages.process.deferred_imports import Structure, with_cached_structure
 from stages.process.gc_freeze import gc_frozen
 
 MADE: Structure = {frozenset({"torch"}): {"one.modeling_one": {"One", "Two"}}}
@@ -41,11 +41,11 @@ def define() -> Defined:
 
 def test_the_list_is_made_once_also_for_later_processes(models: Path, define: Defined) -> None:
     defined, asked = define
-    first = kept(defined, __file__)
+    first = with_cached_structure(defined, __file__)
     assert first(models / "__init__.py") == MADE
     under = {frozenset({"torch"}): {"models.one.modeling_one": {"One", "Two"}}}
     assert first(models, prefix="models") == under
-    assert kept(defined, __file__)(models) == MADE
+    assert with_cached_structure(defined, __file__)(models) == MADE
     assert len(asked) == 1
     first(models)[frozenset({"torch"})]["one.modeling_one"].clear()  # each has its own
     assert first(models) == MADE
@@ -53,25 +53,25 @@ def test_the_list_is_made_once_also_for_later_processes(models: Path, define: De
 
 def test_other_files_have_another_list(models: Path, define: Defined, tmp_path: Path) -> None:
     defined, asked = define
-    kept(defined, __file__)(models)
+    with_cached_structure(defined, __file__)(models)
     os.utime(models / "one" / "modeling_one.py", ns=(1, 1))
-    kept(defined, __file__)(models)
+    with_cached_structure(defined, __file__)(models)
     (models / "one" / "processing_one.py").write_text("class Processor: ...")
-    kept(defined, __file__)(models)
+    with_cached_structure(defined, __file__)(models)
     assert len(asked) == 3
     (source := tmp_path / "import_utils.py").write_text("")
-    kept(defined, str(source))(models)  # what makes the list is another
+    with_cached_structure(defined, str(source))(models)  # what makes the list is another
     assert len(asked) == 4
 
 
 @pytest.mark.parametrize("damage", ["", "{", "[]", '{"format": 1}', "[" * 200_000, OTHER])
 def test_a_damaged_list_is_made_anew(models: Path, define: Defined, damage: str) -> None:
     defined, asked = define
-    kept(defined, __file__)(models)
+    with_cached_structure(defined, __file__)(models)
     (path,) = (user_cache() / "imports").iterdir()
     whole = path.read_text(encoding="utf-8")
     path.write_text(damage.replace("STATE", json.loads(whole)["state"]), encoding="utf-8")
-    assert kept(defined, __file__)(models) == MADE and len(asked) == 2
+    assert with_cached_structure(defined, __file__)(models) == MADE and len(asked) == 2
     assert json.loads(path.read_text(encoding="utf-8")) == json.loads(whole)
 
 
@@ -81,15 +81,15 @@ def test_without_a_cache_files_are_read(
     defined, asked = define
     monkeypatch.setenv("XDG_CACHE_HOME", str(models / "__init__.py"))
     for count in (1, 2):
-        assert kept(defined, __file__)(models) == MADE and len(asked) == count
+        assert with_cached_structure(defined, __file__)(models) == MADE and len(asked) == count
     monkeypatch.setenv("XDG_CACHE_HOME", "~nobody-of-that-name/cache")
-    assert kept(defined, __file__)(models) == MADE
+    assert with_cached_structure(defined, __file__)(models) == MADE
 
 
 def test_folders_of_one_model_are_asked_of_transformers(models: Path, define: Defined) -> None:
     defined, asked = define
-    kept(defined, __file__)(models / "one")
-    kept(defined, __file__)(models / "one")
+    with_cached_structure(defined, __file__)(models / "one")
+    with_cached_structure(defined, __file__)(models / "one")
     assert asked == [models / "one"] * 2 and not (user_cache() / "imports").exists()
 
 
@@ -101,7 +101,9 @@ def test_the_list_is_transformers_own(tmp_path: Path, monkeypatch: pytest.Monkey
     folder = Path(transformers.__file__).parent / "models"
     own = define_import_structure(str(folder), prefix="models")
     for _ in range(2):
-        assert kept(define_import_structure, __file__)(folder, prefix="models") == own
+        assert (
+            with_cached_structure(define_import_structure, __file__)(folder, prefix="models") == own
+        )
 
 
 def test_garbage_waits_until_the_block_ends_however_it_ends() -> None:

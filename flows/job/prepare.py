@@ -289,7 +289,7 @@ def _model_for(
         read_weights=read_weights,
     )
     pipeline = pipeline_for(model, pipelines)
-    if any(stage.limited for stage in pipeline):
+    if any(stage.uses_token_limit for stage in pipeline):
         refuse_around(as_card(config, model), model)
     # Where no stage loads anything, the notes of a store still say which model it was.
     model = model.of_parts(parts_of(pipeline) or model.settings, alone=alone)
@@ -303,7 +303,7 @@ def _job_of(config: RunOptions, store: Store, model: Model, pipeline: Pipeline) 
     config, notes = with_card_sampling(as_card(config, model), model.folder)
     over_media = tuple(stage for stage in pipeline if stage.of_media)
     sampling, last, device = sampling_as_card(config, model), over_media[-1], device_name()
-    stored = stored_namespaces(store, last.writes) if last.limited else set()
+    stored = stored_namespaces(store, last.writes) if last.uses_token_limit else set()
     return Job(
         config=config,
         pipeline=over_media,

@@ -62,7 +62,7 @@ class Ledger:
         self.refused = {
             stage.name: RecordUnion([closed("failures", n) for n in namespaces[stage.writes]])
             for stage in pipeline
-            if stage.refuses
+            if stage.can_reject_items
         }
         """Name of a stage → why the model does not take an item, by the key of what it would be."""
         self.cuts = closed("waves", self.namespaces[last])
@@ -150,7 +150,7 @@ class Ledger:
         return None
 
     def _refused(self, task: Task, stage: StageSpec) -> bool:
-        return stage.refuses and task[stage.writes] in self.refused[stage.name]
+        return stage.can_reject_items and task[stage.writes] in self.refused[stage.name]
 
     def has(self, task: Task, stage: StageSpec) -> bool:
         """Return whether a task needs nothing of a stage any more. Either the stage's record is
@@ -161,7 +161,7 @@ class Ledger:
     def forget_failures(self, media: Sequence[Medium]) -> None:
         """Let everything that failed before be tried again."""
         self.failures.drop([m.digest for m in media])
-        for stage in (each for each in self.pipeline if each.refuses):
+        for stage in (each for each in self.pipeline if each.can_reject_items):
             again = [each for task in self.tasks(media) for each in self.answers(task)]
             self.refused[stage.name].drop([task[stage.writes] for task in again])
 

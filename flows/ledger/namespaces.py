@@ -94,11 +94,15 @@ def namespaces_of(
     of: dict[str, str] = {}
     for stage in pipeline:
         by = [of[stage.reads], *_decides(stage, model, settings)] if stage.reads else []
-        limit = [engine_options.max_new_tokens, *_said(config, model)] if stage.limited else []
-        if stage.part and model.profile.prompted and not stage.limited:
+        limit = (
+            [engine_options.max_new_tokens, *_said(config, model)] if stage.uses_token_limit else []
+        )
+        if stage.part and model.profile.prompted and not stage.uses_token_limit:
             limit = list(model.profile.turn_words(system=False))
         cut = (
-            [vectors.tiles, model.fit("image").edge] if stage.tiled and vectors.tiles != OFF else []
+            [vectors.tiles, model.fit("image").edge]
+            if stage.supports_tiles and vectors.tiles != OFF
+            else []
         )
         of[stage.writes] = _namespace(
             stage, [*by, *limit, *cut] if by else [sampling.decides, fits]
@@ -156,7 +160,7 @@ def _other_limits(
 ) -> Iterator[Variant]:
     """Yield the stored variants of other limits, of which the words are chosen as `said`. A digest
     cannot be turned back, so every limit that may have been asked for is tried."""
-    if not stage.limited or not stored - {namespaces[stage.writes]}:
+    if not stage.uses_token_limit or not stored - {namespaces[stage.writes]}:
         return
     by = [namespaces[stage.reads], *_decides(stage, model, settings)]
     for limit in range(1, LARGEST_LIMIT + 1):

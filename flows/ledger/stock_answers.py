@@ -18,7 +18,7 @@ def may_reuse_stock(config: RunOptions, model: Model, store: Store, pipeline: Pi
     """Return whether a model is run as published by rule, on a store that has captions of any."""
     last = pipeline[-1]
     by_rule = model.profile.as_published and config.as_published is None
-    return by_rule and last.limited and bool(stored_namespaces(store, last.writes))
+    return by_rule and last.uses_token_limit and bool(stored_namespaces(store, last.writes))
 
 
 def stock_note(ledger: Ledger, stock: Ledger, media: Sequence[Medium]) -> list[str]:

@@ -34,7 +34,7 @@ def refuse_beyond_context(question: PlanRequest) -> None:
     Raises UsageError."""
     model, config = question.model, question.config
     room = frame_room(model.profile)
-    limited = any(stage.limited for stage in question.stages)
+    limited = any(stage.uses_token_limit for stage in question.stages)
     if not (room and limited) or config.as_published is False:
         return
     prompt = max(question.prompts, key=most_tokens, default="")

@@ -40,7 +40,9 @@ def _about(job: Job, stage: StageSpec) -> list[Any]:
     if stage.part:
         decides = [settings.decides for settings in model.settings[stage.part]]
         found += [model.digests[stage.part], decides]
-    return [*found, EngineOptions.of(job.config).max_new_tokens] if stage.limited else found
+    return (
+        [*found, EngineOptions.of(job.config).max_new_tokens] if stage.uses_token_limit else found
+    )
 
 
 def choose(

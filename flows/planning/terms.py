@@ -13,7 +13,7 @@ from flows.console.units import gib
 from flows.planning.estimate import Expected, Purpose, Term
 from flows.planning.rungs import Rung
 from flows.planning.workloads import COPIES, PIXEL_BYTES, Workload
-from stages.memory.shrinking import items_a_block
+from stages.memory.shrinking import items_per_block
 from stages.models.footprint import at_size
 from stages.models.prefetch import PREFETCH_BATCHES
 from stages.models.profile import PartProfile
@@ -101,7 +101,7 @@ def weight_terms(
 
 def batches_a_block(rung: Rung, workload: Workload, rows: int) -> int:
     """Return the batches of so many rows that pass a layer together."""
-    block = items_a_block(rung.block, workload.frames * workload.parts)
+    block = items_per_block(rung.block, workload.frames * workload.parts)
     return max(1, min(block // rows, math.ceil(workload.chunks / rows)))
 
 

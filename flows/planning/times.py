@@ -49,11 +49,12 @@ def times_of(job: Job, rungs: Mapping[str, Rung], found: Sequence[Estimate]) -> 
     if known.machine is None:
         return Times(seconds=None, line=f"unknown: {known.why}; {ADVICE}")
     each = stage_seconds(job, rungs, found, known.machine)
+    bound = {stage: "up to " * STAGES[stage].uses_token_limit for stage in each}
     said = [
-        f"{stage} {'unknown' if s is None else ('up to ' * STAGES[stage].limited + duration(s))}"
+        f"{stage} {'unknown' if s is None else bound[stage] + duration(s)}"
         for stage, s in each.items()
     ]
     line = ", ".join(said)
-    if any(STAGES[stage].limited for stage in each):
+    if any(STAGES[stage].uses_token_limit for stage in each):
         line += f" (captions of {EngineOptions.of(job.config).max_new_tokens} tokens)"
     return Times(seconds=each, line=f"{line}; {known.why}" if known.why else line)

@@ -62,7 +62,7 @@ def _stage(
     made = entry["items"] + entry["running"]
     total = max(entry["total"], about)
     done = min(entry["before"] + made, total) if total else entry["before"] + made
-    lost = entry["failed"] if STAGES[entry["name"]].refuses else 0
+    lost = entry["failed"] if STAGES[entry["name"]].can_reject_items else 0
     pending = max(0, total - done - lost)
     seconds = entry["seconds"]
     if running and now is not None:

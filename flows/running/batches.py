@@ -56,7 +56,7 @@ def work_of(
     whole = (
         batches_by_length(together, made, lengths, batch_size)
         if stage.prompted
-        else batches_by_shape(together, made, batch_size, any_size=stage.any_size)
+        else batches_by_shape(together, made, batch_size, any_size=stage.mixes_image_sizes)
     )
     return StageWork(
         rung=rung,

@@ -79,7 +79,7 @@ def samples_of(job: Job, media: Sequence[Medium], most: int, least: int) -> list
             hint="Give more media: 128 chunks are a good number",
         )
     step = max(1, len(found) // most)
-    captions = last.limited
+    captions = last.uses_token_limit
     return [
         ExportSample(task, kept.meta(task[last.writes])["caption"] if captions else "")
         for task in found[::step][:most]

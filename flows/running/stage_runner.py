@@ -185,7 +185,7 @@ class StageRunner:
                 self._ladder.note_success(self._first.name)
             return False
         except (CannotFit, StageDied) as error:
-            suspects = [m for m in wave if m.digest in running.outcome.in_hand]
+            suspects = [m for m in wave if m.digest in running.outcome.open_media]
             if isinstance(error, CannotFit) and (at_once > 1 or not suspects):
                 self._ladder.down(self._first.name, error, largest=at_once, tokens=0)
                 return True
@@ -248,13 +248,13 @@ class StageRunner:
     def through(self, stage: StageSpec, wave: list[Medium]) -> None:
         """Make the records of a stage for a wave, and give back the records that it read."""
         self._make(stage, wave)
-        if stage.gives_back:
+        if stage.deletes_inputs:
             self._give_back(stage, wave)
 
     def give_back(self, media: list[Medium]) -> None:
         """Delete all records that the stages are through with."""
         for stage in self._job.pipeline:
-            if stage.gives_back:
+            if stage.deletes_inputs:
                 self._give_back(stage, media)
 
     def _give_back(self, stage: StageSpec, media: list[Medium]) -> None:

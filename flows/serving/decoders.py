@@ -88,7 +88,7 @@ class DecodingProcess:
         self.begin()
         assert self._live is not None
         self._files.append(file)
-        self._live.tell(file.medium)
+        self._live.send(file.medium)
         if len(self._files) == 1:
             self._watch()
 

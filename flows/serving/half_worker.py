@@ -258,7 +258,7 @@ class HalfWorker:
         finally:
             if work.answer.cancelled():
                 if self._works.withdraw(work, at_once=self._plan.withdraws) and self._live:
-                    self._live.tell({WITHDRAWN: [key]})
+                    self._live.send({WITHDRAWN: [key]})
                 self._changed.set()
 
     def has(self, key: str) -> bool:
@@ -320,7 +320,7 @@ class HalfWorker:
         if due > 0:
             return due
         if (batch := self._works.take()) and self._live:
-            self._live.tell([work.member for work in batch])
+            self._live.send([work.member for work in batch])
         return 0
 
     async def _enter(self) -> None:

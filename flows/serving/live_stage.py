@@ -61,10 +61,10 @@ class WorkerProcess:
         """Return its process id; 0 before it has one."""
         return int(getattr(self._running, "pid", 0))
 
-    def tell(self, line: Any) -> None:
+    def send(self, line: Any) -> None:
         """Tell it what to do."""
         if self._telling is not None and self._open:
-            self._telling.tell(line)
+            self._telling.send(line)
             self._write()
         elif self._open:
             self._early.append(line)
@@ -107,7 +107,7 @@ class WorkerProcess:
         """Take the pipe, and tell what was to be told before there was one."""
         self._telling = telling
         for line in self._early:
-            telling.tell(line)
+            telling.send(line)
         self._early.clear()
         self._write()
 

@@ -46,7 +46,7 @@ def beside_commands(setting: Setting) -> Iterator[Row]:
         yield alike("captions, server beside command", said, captions, AS_ON_CPU)
         yield alike("labels, server beside command", seen, labels, AS_ON_CPU)
         yield from _lock(setting, server)
-        left = stage_process.given_back(setting.device, used, peak=0)[0] - used
+        left = stage_process.wait_for_release(setting.device, used, peak=0)[0] - used
         others = set(device_holders(setting.device)) - before
         found = f"{len(others)} processes, {mib(max(0, left))} more in use"
         good = not (others or server.here()) and left <= stage_process.SLACK_BYTES

@@ -132,7 +132,7 @@ def lock(setting: Setting) -> Iterator[Row]:
     yield row(
         "how both end", "exit 0, exit 0", ", ".join(f"exit {c}" for c in codes), not any(codes)
     )
-    left = stage_process.given_back(setting.device, used, peak=0)[0] - used
+    left = stage_process.wait_for_release(setting.device, used, peak=0)[0] - used
     others = set(device_holders(setting.device)) - before
     words_left = f"{len(others)} processes, {mib(max(0, left))} more in use"
     good = not others and left <= stage_process.SLACK_BYTES

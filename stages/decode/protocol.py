@@ -13,7 +13,7 @@ from artifacts.errors import UsageError
 from stages.decode.job import DecodeItem, DecodeJob
 from stages.memory.shrinking import OomRetry
 from stages.models.halves.records import FeatureRecord
-from stages.process.live import ToldWork
+from stages.process.live import PipedRequest
 
 
 class DecodeRequest(NamedTuple):
@@ -21,7 +21,7 @@ class DecodeRequest(NamedTuple):
 
     member: DecodeItem
     row: FeatureRecord
-    work: ToldWork[DecodeItem] | None = None
+    work: PipedRequest[DecodeItem] | None = None
     """The work that it is of a stage that stays."""
 
     @property

@@ -41,7 +41,7 @@ from stages.models.loading import warm as warm_model
 from stages.models.prefetch import prefetched, write_behind
 from stages.process.events import TOO_LONG, UNSUPPORTED, CaptionProgress
 from stages.process.job import parse_job
-from stages.process.live import ToldBatches, ToldWork
+from stages.process.live import PipedRequest, RequestBatches
 from stages.process.report import EventReporter
 
 TRIAL_LETTERS = 500
@@ -57,10 +57,10 @@ def serve_requests(job: DecodeJob, report: EventReporter) -> None:
     speaker = start(job)
     report.note(ready=True, **speaker.facts())
 
-    def read(batch: list[ToldWork[DecodeItem]]) -> list[DecodeRequest]:
+    def read(batch: list[PipedRequest[DecodeItem]]) -> list[DecodeRequest]:
         return [asked for work in batch for asked in _read(features, work, report)]
 
-    batches = iter(ToldBatches(job.live, DecodeItem))
+    batches = iter(RequestBatches(job.live, DecodeItem))
     faults = ItemFaults(STAGE, failing(report))
     for begun in batches:
         asked = read(begun)
@@ -122,7 +122,7 @@ def _shortened(asked: DecodeRequest) -> DecodeRequest:
 
 
 def _read(
-    features: RecordSet, work: ToldWork[DecodeItem], report: EventReporter
+    features: RecordSet, work: PipedRequest[DecodeItem], report: EventReporter
 ) -> Iterator[DecodeRequest]:
     """Yield what is asked of one chunk, unless its features are gone."""
     key = work.item.features
@@ -240,7 +240,7 @@ def run(told: dict[str, Any], report: EventReporter) -> None:
                     records.append(_record(beside, one, words))
             later(records)
         for asked in (read([member]) for member in again if member.key in wanted):
-            for some, said in shrinking.through(asked, lambda one: one.member.key, speaker.say):
+            for some, said in shrinking.run_batch(asked, lambda one: one.member.key, speaker.say):
                 later([_record(beside, *pair) for pair in zip(some, said, strict=True)])
         faults.items.close()
     report.note(**speaker.findings())

@@ -155,7 +155,7 @@ class _Making:
         made = [
             vectors
             for batch in split_batch(texts, self._batch)
-            for _, vectors in shrinking.through(batch, str, self._compute)
+            for _, vectors in shrinking.run_batch(batch, str, self._compute)
         ]
         faults.close()
         every = torch.cat(made)

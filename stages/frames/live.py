@@ -16,7 +16,7 @@ from stages.frames.picture import read_picture
 from stages.frames.recording import FrameRecorder, blaming
 from stages.frames.video import Video
 from stages.frames.watchdog import Watchdog
-from stages.memory.heap import kept
+from stages.memory.heap import keep_freed_blocks
 from stages.process.events import MediumIndexed
 from stages.process.job import items_of, parse_job
 from stages.process.live import read_requests
@@ -32,7 +32,7 @@ NO_MEMORY = "no-memory"
 
 def run(told: dict[str, Any], report: EventReporter) -> None:
     """Store the frames of each medium that is told, and tell what is in it, or why not."""
-    kept()
+    keep_freed_blocks()
     job, watchdog = parse_job(FramesJob, told), Watchdog()
     cutter = FileCutter(job, report, watchdog)
     report.note(ready=True)

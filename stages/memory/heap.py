@@ -14,45 +14,43 @@ from stages.process.budget import room
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 SMALL_BYTES = 256 << 10
-"""Blocks from this size on have pages of their own, which go when they go."""
+"""Blocks of this size or more are mapped separately and unmapped when they are freed."""
 WORKING_BYTES = 1 << 20
-"""The same size while batches are computed. Mapping each block anew costs 7 % of the time that
-computing takes at a width of 1024, and less at larger ones; but where blocks up to 32 MiB, as glibc
-has it, stay, layers of unlike blocks hold twice of what lives, and nobody can say beforehand how
-much."""
+"""The same size while batches are computed. Mapping every block anew costs 7 % of the computing
+time at a width of 1024, and less at larger ones. With glibc's limit of 32 MiB, layers with
+different block sizes hold twice the live memory, by an amount that cannot be predicted."""
 KEPT_BYTES = 16 << 20
-"""Bytes of smaller freed blocks that are kept for later."""
+"""Bytes of smaller freed blocks that are kept for reuse."""
 TIGHT_BYTES = 1 << 30
-"""Bytes of room under a limit below which even smaller blocks go on being given back, after the
-block of `given_back`. Of a batch that did not fit, glibc kept 130 MiB in pieces, which the limit
-went on counting, so that half of that batch, and a quarter, did not fit either."""
+"""If less room than this is left under the limit, even smaller blocks are still returned after the
+`trim_freed_blocks` block. glibc kept 130 MiB of fragments of a batch that did not fit. The limit
+counted them, so half and a quarter of that batch did not fit either."""
+MAX_THRESHOLD_BYTES = 32 << 20
+"""Largest threshold that glibc accepts."""
 
 
-MOST_BYTES = 32 << 20
-"""Largest of what may be kept: glibc takes no more."""
-
-
-def kept() -> None:
-    """Keep freed blocks for the next ones, of a process whose blocks are alike. Asking for a few
-    pictures' pages anew took half of all the time that decoding them did."""
-    _set(M_MMAP_THRESHOLD, MOST_BYTES)
-    _set(M_TRIM_THRESHOLD, 2 * MOST_BYTES)
+def keep_freed_blocks() -> None:
+    """Keep freed blocks for reuse, in a process whose blocks have similar sizes. Mapping the pages
+    of a few images anew took half as long as decoding them."""
+    _set(M_MMAP_THRESHOLD, MAX_THRESHOLD_BYTES)
+    _set(M_TRIM_THRESHOLD, 2 * MAX_THRESHOLD_BYTES)
 
 
 @contextlib.contextmanager
-def given_back() -> Iterator[None]:
-    """Give memory that is freed in this block back to the system, and large blocks ever after."""
+def trim_freed_blocks() -> Iterator[None]:
+    """Return memory that is freed in this block to the system. Large blocks are returned after the
+    block, too."""
     _set(M_MMAP_THRESHOLD, SMALL_BYTES)
     try:
         yield
     finally:
         release_memory()
         if room() > TIGHT_BYTES:
-            # Set by hand, they follow the program no more.
+            # Explicit thresholds switch off glibc's automatic adjustment.
             _set(M_MMAP_THRESHOLD, WORKING_BYTES)
             _set(M_TRIM_THRESHOLD, KEPT_BYTES)
 
 
 def _set(option: int, value: int) -> None:
-    with contextlib.suppress(AttributeError, OSError):  # a C library that has no such thing
+    with contextlib.suppress(AttributeError, OSError):  # another C library has no mallopt
         ctypes.CDLL(None).mallopt(ctypes.c_int(option), ctypes.c_int(value))

@@ -10,15 +10,15 @@ from typing import Any, NamedTuple
 
 from artifacts.errors import PenstockError, StageDied
 from stages.process.budget import at_the_limit
-from stages.process.exit_diagnosis import device_advice, first_line, memory_words
+from stages.process.exit_diagnosis import device_advice, first_line, oom_message
 
 OF_THE_MACHINE = (PenstockError, OSError, ImportError, MemoryError)
 """Errors that no item causes: what this program raises on purpose, files, and libraries."""
 OF_THE_DEVICE = ("CUDA error", "CUDA driver", "CUBLAS_STATUS", "CUDNN_STATUS", "HIP error")
 """Signs of a device that computes nothing any more, whatever the next item is."""
-MOST_TRIED = 64
+MAX_FAILED_ITEMS = 64
 """Items that may fail one after the other, before any goes through, until the stage gives up."""
-MOST_LETTERS = 160
+MAX_MESSAGE_CHARACTERS = 160
 """Letters of a library's words that are told."""
 
 
@@ -45,11 +45,11 @@ def item_fault(error: BaseException) -> ItemFault | None:
     this program is at fault."""
     if not isinstance(error, Exception) or isinstance(error, OF_THE_MACHINE):
         return None
-    words = " ".join(first_line(error).split())
-    device = any(sign in words for sign in OF_THE_DEVICE) or bool(device_advice(words))
-    if device or memory_words(error) is not None or at_the_limit():
+    message = " ".join(first_line(error).split())
+    device = any(sign in message for sign in OF_THE_DEVICE) or bool(device_advice(message))
+    if device or oom_message(error) is not None or at_the_limit():
         return None
-    return ItemFault(type(error).__name__, words[:MOST_LETTERS])
+    return ItemFault(type(error).__name__, message[:MAX_MESSAGE_CHARACTERS])
 
 
 class ItemFaults:
@@ -63,20 +63,20 @@ class ItemFaults:
         self._fail = fail
         self._first = first
         self._held: list[tuple[Any, ItemFault]] = []
-        self._judged = first < 2
+        self._confirmed = first < 2
 
     def add(self, item: Any, fault: ItemFault) -> None:
         """Let an item fail that raised alone. Raises StageDied where the stage is at fault."""
-        if self._judged:
+        if self._confirmed:
             self._fail(item, fault)
             return
         self._held.append((item, fault))
-        if len(self._held) >= max(MOST_TRIED, self._first):
+        if len(self._held) >= max(MAX_FAILED_ITEMS, self._first):
             self.close()
 
-    def went(self) -> None:
+    def note_success(self) -> None:
         """Learn that an item went through: those that raised are at fault themselves."""
-        self._judged = True
+        self._confirmed = True
         for item, fault in self._held:
             self._fail(item, fault)
         self._held.clear()
@@ -90,4 +90,4 @@ class ItemFaults:
                 f"raises {self._held[0][1]}",
                 hint="None of the files is noted as failed; try another model, or other options",
             )
-        self.went()
+        self.note_success()

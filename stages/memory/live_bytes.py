@@ -11,7 +11,7 @@ How it works:
 3. Casts of a tensor share one TensorStorage, so in 32 bit they count once.
 4. Hooks call `enter` and `leave` around each MLP. They tell how much of the peak is inside MLPs,
    where input in chunks saves memory, and how much is outside.
-5. `taken` records how far a layer raises these figures above their value before it. `again` adds
+5. `taken` records how far a layer raises these figures above their value before it. `repeat` adds
    the same for an identical layer without computing it.
 """
 
@@ -86,7 +86,7 @@ class MetaMemoryCounter:
         self._held: dict[int, tuple[Any, TensorStorage]] = {}
         self._apart = {tensor.untyped_storage()._cdata for tensor in tensors(*apart)}
 
-    def begin(self) -> None:
+    def reset_peak(self) -> None:
         """Take the bytes that live now for the peak again."""
         self.peak, self.peak_32, self.inside = self.bytes, self.bytes_32, 0
         self.outside, self.outside_32, self.positions = self.bytes, self.bytes_32, 0
@@ -115,7 +115,7 @@ class MetaMemoryCounter:
         outside, outside_32, positions = self.outside, self.outside_32, self.positions
         base, base_32 = self.bytes, self.bytes_32
         self._base, self._rises = base, []
-        self.begin()
+        self.reset_peak()
         made = compute()
         rises = (*self._rises, (self.peak - base, -1))
         found = MemoryUse(
@@ -131,7 +131,7 @@ class MetaMemoryCounter:
         self._rise(found, base, base_32)
         return made, found
 
-    def again(self, taken: MemoryUse, make: Callable[[], Any]) -> Any:
+    def repeat(self, taken: MemoryUse, make: Callable[[], Any]) -> Any:
         """Return the result of `make`, counted as a part that took the same before."""
         self._rise(taken, self.bytes, self.bytes_32)
         before = self.peak, self.peak_32, self.outside, self.outside_32

@@ -92,13 +92,13 @@ class Run:
             block(self._x, self._past, self._turn)
 
 
-def seconds_of(run: Callable[[], object], device: str, most: float = PIECE_SECONDS) -> float:
+def seconds_of(run: Callable[[], object], device: str, max_seconds: float = PIECE_SECONDS) -> float:
     """Return the median seconds of a few repeats; of a run that takes long, the first."""
     first = _timed(run, device)  # it finds its kernels
-    if first > 2 * most:
+    if first > 2 * max_seconds:
         return first
     times: list[float] = []
-    end = time.perf_counter() + most
+    end = time.perf_counter() + max_seconds
     while len(times) < REPEATS and (len(times) < 2 or time.perf_counter() < end):
         times.append(_timed(run, device))
     return sorted(times)[len(times) // 2]
@@ -275,7 +275,7 @@ def _codec() -> str:
     return next(name for name in CODECS if name in av.codecs_available)
 
 
-def picture_pixels() -> float:
+def jpeg_pixels() -> float:
     """Return the pixels a second that come of decoding JPEG, on one core."""
     from PIL import Image
 

@@ -16,8 +16,8 @@ from stages.memory.machine_benchmarks import (
     call_seconds,
     copies,
     disk,
+    jpeg_pixels,
     passes,
-    picture_pixels,
     preparing,
     quantizing,
     video_pixels,
@@ -50,16 +50,16 @@ def run(job: dict[str, Any], report: EventReporter) -> None:
         found |= _context(device, str(job["companion"]))
     measured = Measured(time.perf_counter() + float(job["seconds"]))
     with torch.inference_mode():
-        _needed(found, device, folder)
-        for name, piece in _wanted(device, str(job["companion"])).items():
-            measured.add(name, piece)
+        _add_required_figures(found, device, folder)
+        for name, benchmark in _benchmarks(device, str(job["companion"])).items():
+            measured.add(name, benchmark)
     for kind in ("passes", "quantize"):
         found[kind] = measured.of(kind)
     found |= {name: measured.found[name] for name in ALONE if name in measured.found}
     report.note(machine={**found, "missing": measured.missing})
 
 
-def _needed(found: dict[str, Any], device: str, folder: Path) -> None:
+def _add_required_figures(found: dict[str, Any], device: str, folder: Path) -> None:
     """Add the figures without which nothing can be told."""
     found["call_seconds"] = call_seconds(device)
     found["prepare"] = preparing()
@@ -68,18 +68,18 @@ def _needed(found: dict[str, Any], device: str, folder: Path) -> None:
         found |= copies(device)
 
 
-def _wanted(device: str, companion: str) -> dict[str, Callable[[], Any]]:
+def _benchmarks(device: str, companion: str) -> dict[str, Callable[[], Any]]:
     """Return the other figures to measure, the most used first."""
-    wanted: dict[str, Callable[[], Any]] = {}
+    benchmarks: dict[str, Callable[[], Any]] = {}
     for precision in ("fp32", "bf16"):
-        wanted[f"passes {precision}"] = functools.partial(passes, precision, device, companion)
-    wanted |= {"video_pixels": video_pixels, "picture_pixels": picture_pixels}
-    wanted["library_seconds"] = _imports
+        benchmarks[f"passes {precision}"] = functools.partial(passes, precision, device, companion)
+    benchmarks |= {"video_pixels": video_pixels, "picture_pixels": jpeg_pixels}
+    benchmarks["library_seconds"] = _imports
     for precision in (*QUANTIZED, "fp16"):
         if precision in QUANTIZED:
-            wanted[f"quantize {precision}"] = functools.partial(quantizing, precision, device)
-        wanted[f"passes {precision}"] = functools.partial(passes, precision, device, companion)
-    return wanted
+            benchmarks[f"quantize {precision}"] = functools.partial(quantizing, precision, device)
+        benchmarks[f"passes {precision}"] = functools.partial(passes, precision, device, companion)
+    return benchmarks
 
 
 class Measured:
@@ -91,12 +91,12 @@ class Measured:
         self.found: dict[str, Any] = {}
         self.missing: dict[str, str] = {}
 
-    def add(self, name: str, piece: Callable[[], Any]) -> None:
+    def add(self, name: str, benchmark: Callable[[], Any]) -> None:
         if time.perf_counter() > self._end:
             self.missing[name] = "there was no time left"
             return
         try:
-            self.found[name] = piece()
+            self.found[name] = benchmark()
         except Exception as error:  # a library without a kernel for it may fail in any way
             first = str(error).strip().splitlines()
             self.missing[name] = f"{type(error).__name__}: {first[0] if first else ''}"[:200]

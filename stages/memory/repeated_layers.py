@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 from stages.memory.live_bytes import WHOLE, MemoryUse, MetaMemoryCounter
 from stages.memory.meta_tensors import META, changed, tensors
 
-FEWEST = 4
+MIN_LAYERS = 4
 """Fewest members of a list of layers that is worth it."""
 PLAIN = (bool, int, float, str, type(None), torch.dtype, torch.device, torch.Size)
 PLACE = "layer_idx"
@@ -96,7 +96,7 @@ class RepeatedLayers:
             return compute()
         known = self.calls.get(key)
         if known is not None and known.sure:
-            return live.again(known.taken, lambda: _repeated(known, place, live))
+            return live.repeat(known.taken, lambda: _repeated(known, place, live))
         held = _sizes(vars(place)) if place is not None else (0, 0)
         before = live.bytes - held[0], live.bytes_32 - held[1]
         made, taken = live.taken(compute)
@@ -127,7 +127,7 @@ def _repeated(call: Call, place: Any, live: MetaMemoryCounter) -> Any:
 def _layers(model: nn.Module) -> Iterator[tuple[Any, Any]]:
     """Yield the members of lists of layers, with what each is made of; not those within others."""
     for child in model.children():
-        if isinstance(child, nn.ModuleList) and len(child) >= FEWEST:
+        if isinstance(child, nn.ModuleList) and len(child) >= MIN_LAYERS:
             for layer in child:
                 with contextlib.suppress(Unclear):
                     if "forward" not in vars(layer):

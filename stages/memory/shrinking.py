@@ -28,54 +28,56 @@ from typing import TypeVar
 
 from artifacts.errors import CannotFit, PenstockError
 from stages.memory.item_faults import ItemFault, ItemFaults, item_fault
-from stages.process.exit_diagnosis import memory_words
+from stages.process.exit_diagnosis import oom_message
 from stages.process.report import EventReporter
 
-Member = TypeVar("Member")
+Item = TypeVar("Item")
 Made = TypeVar("Made")
 Tried = tuple[list[Made], str | None, ItemFault | None]
 
 MAX_LONE_FAILURES = 3
 """Items that fail one after the other, each alone, before any went through, until the fault may not
 be theirs: the largest often come first."""
-WANTED = re.compile(r"allocate (\d+(?:\.\d+)?) ?(bytes|KiB|MiB|GiB|TiB)", re.IGNORECASE)
-FEWEST = 16
+ALLOCATION = re.compile(r"allocate (\d+(?:\.\d+)?) ?(bytes|KiB|MiB|GiB|TiB)", re.IGNORECASE)
+MIN_BLOCK_ITEMS = 16
 """Items that go through together for as long as batches can be made smaller instead."""
-PICTURES = 512
+MAX_IMAGES = 512
 """Most pictures of items that go through together. While so many are computed, a layer of any tower
 is read from any disk, and no more of them are lost when a process is killed."""
 UNITS = {"bytes": 0, "kib": 10, "mib": 20, "gib": 30, "tib": 40}
 
 
-def split_batch(batch: Sequence[Member], size: int) -> list[Sequence[Member]]:
+def split_batch(batch: Sequence[Item], size: int) -> list[Sequence[Item]]:
     """Return the batch cut into pieces of at most `size`."""
     return [batch[at : at + size] for at in range(0, len(batch), size)]
 
 
-def together(batches: Sequence[Sequence[Member]], most: int, first: int = 0) -> int:
+def batches_within(batches: Sequence[Sequence[Item]], max_items: int, first: int = 0) -> int:
     """Return how many batches from the `first` on have at most so many items together, and at least
     one."""
     count, at = len(batches[first]), first + 1
-    while at < len(batches) and (count := count + len(batches[at])) <= most:
+    while at < len(batches) and (count := count + len(batches[at])) <= max_items:
         at += 1
     return at - first
 
 
-def items_a_block(most: int, pictures: int) -> int:
-    """Return how many items of so many pictures go through together, where at most `most` may."""
-    return min(most, PICTURES // max(1, pictures))
+def items_per_block(max_items: int, images: int) -> int:
+    """Return the number of items per block, for items of `images` images each."""
+    return min(max_items, MAX_IMAGES // max(1, images))
 
 
 def blocks(
-    batches: Sequence[Sequence[Member]],
-    most: int,
-    pictures: Callable[[Member], int] = lambda member: 1,
-) -> Iterator[Sequence[Sequence[Member]]]:
-    """Yield batches that may go through together: at most `most` items of them, or one batch.
-    `pictures` tells how many an item has."""
+    batches: Sequence[Sequence[Item]],
+    max_items: int,
+    images: Callable[[Item], int] = lambda item: 1,
+) -> Iterator[Sequence[Sequence[Item]]]:
+    """Yield batches that may go through together: at most `max_items` items of them, or one batch.
+    `images` tells how many an item has."""
     first = 0
     while first < len(batches):
-        count = together(batches, items_a_block(most, pictures(batches[first][0])), first)
+        count = batches_within(
+            batches, items_per_block(max_items, images(batches[first][0])), first
+        )
         yield batches[first : first + count]
         first += count
 
@@ -89,8 +91,8 @@ def next_sizes(batch: int, block: int) -> tuple[int, int]:
     """Return the next sizes below, of a batch and of a block of batches that go through together.
     Both are in items: first smaller blocks, then smaller batches, then blocks of a few; below one
     item, 0."""
-    if block > (least := max(batch, FEWEST)):
-        return batch, max(least, block // 4)
+    if block > (smallest := max(batch, MIN_BLOCK_ITEMS)):
+        return batch, max(smallest, block // 4)
     if batch > 1:
         return smaller(batch), block
     return 1, block // 4
@@ -112,18 +114,18 @@ class OomRetry:
         """Maximum piece size; 0: no batch has run out of memory yet."""
         self._block = 0
         """Maximum items per block; 0: no block has run out of memory yet."""
-        self._went = False
+        self._any_fitted = False
         """Whether anything has fitted so far."""
         self._failed = 0
         """Items in a row that did not fit alone."""
 
     def run_block(
         self,
-        batches: Sequence[Sequence[Member]],
+        batches: Sequence[Sequence[Item]],
         block: int,
-        key: Callable[[Member], str],
-        compute: Callable[[Sequence[Sequence[Member]]], list[Made]],
-    ) -> Iterator[tuple[Sequence[Member], Made]]:
+        key: Callable[[Item], str],
+        compute: Callable[[Sequence[Sequence[Item]]], list[Made]],
+    ) -> Iterator[tuple[Sequence[Item], Made]]:
         """Do as `through`, for batches that go through together, at most `block` items at a time.
         `compute` gives what it made of each batch."""
         waiting = [batches]
@@ -131,31 +133,33 @@ class OomRetry:
             cut = [
                 p for batch in waiting.pop() for p in split_batch(batch, self._size or len(batch))
             ]
-            count = together(cut, self._block or block)
+            count = batches_within(cut, self._block or block)
             some = cut[:count]
             if cut[count:]:
                 waiting.append(cut[count:])
             one = len(some) == 1
-            made, words, fault = ([], None, None) if one else self.tried(partial(compute, some))
+            made, message, fault = ([], None, None) if one else self.attempt(partial(compute, some))
             if one or fault is not None:
                 for batch in some:
-                    yield from self.through(batch, key, lambda piece: compute([piece])[0])
+                    yield from self.run_batch(batch, key, lambda piece: compute([piece])[0])
                 continue
-            if words is None:
-                self.fitted()
+            if message is None:
+                self.note_success()
                 yield from zip(some, made.pop(), strict=True)
                 continue
             largest, failed = max(map(len, some)), sum(map(len, some))
             self._size, self._block = next_sizes(largest, failed)
-            self._report.rung(self._size, failed=failed, error=words[:200], block=self._block)
+            self._report.batch_shrunk(
+                self._size, failed=failed, error=message[:200], block=self._block
+            )
             waiting.append(some)
 
-    def through(
+    def run_batch(
         self,
-        batch: Sequence[Member],
-        key: Callable[[Member], str],
-        compute: Callable[[Sequence[Member]], Made],
-    ) -> Iterator[tuple[Sequence[Member], Made]]:
+        batch: Sequence[Item],
+        key: Callable[[Item], str],
+        compute: Callable[[Sequence[Item]], Made],
+    ) -> Iterator[tuple[Sequence[Item], Made]]:
         """Yield each piece with what `compute` made of it, in order. An item that fails alone, for
         want of memory or by the model, is left out. Raises CannotFit when nothing fits."""
         waiting = [batch]
@@ -164,40 +168,42 @@ class OomRetry:
             if 0 < self._size < len(piece):
                 waiting += split_batch(piece, self._size)[::-1]
                 continue
-            made, words, fault = self.tried(partial(compute, piece))
+            made, message, fault = self.attempt(partial(compute, piece))
             if fault is not None:
                 if len(piece) > 1:
                     waiting += split_batch(piece, 1)[::-1]
                 else:
                     self.fail(piece[0], fault)
                 continue
-            if words is None:
-                self.fitted()
+            if message is None:
+                self.note_success()
                 yield piece, made.pop()
                 continue
             if len(piece) > 1:
                 self._size = smaller(len(piece))
-                self._report.rung(self._size, failed=len(piece), error=words[:200])
+                self._report.batch_shrunk(self._size, failed=len(piece), error=message[:200])
                 waiting.append(piece)
                 continue
             self._failed += 1
-            if self._failed == MAX_LONE_FAILURES and not self._went:
-                self._went = catch_oom(self._spare)[1] is None
-            if self._failed == MAX_LONE_FAILURES and not self._went:
+            if self._failed == MAX_LONE_FAILURES and not self._any_fitted:
+                self._any_fitted = catch_oom(self._spare)[1] is None
+            if self._failed == MAX_LONE_FAILURES and not self._any_fitted:
                 raise CannotFit(
-                    f"not even single items fit the memory there is ({words[:160]})",
+                    f"not even single items fit the memory there is ({message[:160]})",
                     hint="Nothing finished is lost; give --memory more, or --precision auto",
                 )
-            self._report.too_large(key(piece[0]), wanted_bytes(words), words[:200])
+            self._report.too_large(key(piece[0]), requested_bytes(message), message[:200])
 
-    def cut(self, failed: int, words: str) -> int:
+    def shrink(self, failed: int, message: str) -> int:
         """Keep and report the next size below `failed`, which did not fit together, and return it.
         It is for who goes through rows in a way of his own."""
         self._size = smaller(failed)
-        self._report.rung(self._size, failed=failed, error=words[:200])
+        self._report.batch_shrunk(self._size, failed=failed, error=message[:200])
         return self._size
 
-    def tried(self, compute: Callable[[], Made]) -> tuple[list[Made], str | None, ItemFault | None]:
+    def attempt(
+        self, compute: Callable[[], Made]
+    ) -> tuple[list[Made], str | None, ItemFault | None]:
         """Do as `try_items` where items may fail, else as `attempt`."""
         return (*catch_oom(compute), None) if self.faults is None else try_items(compute)
 
@@ -206,11 +212,11 @@ class OomRetry:
         assert self.faults is not None
         self.faults.add(item, fault)
 
-    def fitted(self) -> None:
+    def note_success(self) -> None:
         """Record a success: an item that fails from now on is itself too large."""
-        self._went, self._failed = True, 0
+        self._any_fitted, self._failed = True, 0
         if self.faults is not None:
-            self.faults.went()
+            self.faults.note_success()
 
 
 def try_items(compute: Callable[[], Made]) -> Tried[Made]:
@@ -227,21 +233,21 @@ def try_items(compute: Callable[[], Made]) -> Tried[Made]:
 def catch_oom(compute: Callable[[], Made]) -> tuple[list[Made], str | None]:
     """Return the result of `compute`, in a list that holds it alone, and None. Where it ran out of
     memory: an empty list, and the words of the allocator."""
-    words: str | None = None
+    message: str | None = None
     try:
         return [compute()], None
     except Exception as error:
-        words = None if isinstance(error, PenstockError) else memory_words(error)
-        if words is None:
+        message = None if isinstance(error, PenstockError) else oom_message(error)
+        if message is None:
             raise
     # Only here is the failed computation's traceback gone, and with it what its frames held.
     release_memory()
-    return [], words
+    return [], message
 
 
-def wanted_bytes(words: str) -> int:
+def requested_bytes(message: str) -> int:
     """Return how many bytes an allocator says that it was asked for; 0 when it does not say."""
-    found = WANTED.search(words)
+    found = ALLOCATION.search(message)
     return int(float(found[1]) * (1 << UNITS[found[2].lower()])) if found else 0
 
 

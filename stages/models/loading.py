@@ -13,7 +13,7 @@ import torch
 
 from artifacts.errors import EnvironmentFault, UsageError
 from artifacts.schema import Half, Part
-from stages.memory.heap import given_back
+from stages.memory.heap import trim_freed_blocks
 from stages.models.adapters.injection import adapted, adapted_modules
 from stages.models.half_job import HalfJob
 from stages.models.halves.classes import config_and_class, one_line, skeleton_of
@@ -79,7 +79,7 @@ class ModelJob(HalfJob):
         return ReloadableHalf(part, load, self.pieces, self.files, offloaded=self.offload)
 
     def _load(self, keep: Part, pieces: Iterable[str]) -> Any:
-        with given_back():
+        with trim_freed_blocks():
             return self.load(keep, pieces)
 
     def load(self, keep: Part, pieces: Iterable[str] = ()) -> Any:

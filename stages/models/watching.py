@@ -44,7 +44,7 @@ class PromptWatch:
         if self._calls == NEW_TOKENS:
             cache = kwargs.get("past_key_values")
             self._prompt, self.kept = self._so_far(cache_bytes(cache)), kept_of(cache)
-            self._live.begin()
+            self._live.reset_peak()
 
     def _so_far(self, cache: int) -> dict[str, int]:
         live = self._live

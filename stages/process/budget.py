@@ -31,7 +31,7 @@ SHORT_BYTES = 64 * THREAD_BYTES
 looks."""
 
 
-def near(taken_bytes: int, budget: int) -> bool:
+def is_near(taken_bytes: int, budget: int) -> bool:
     """Return whether so much of a budget was taken that something may not have been given."""
     return taken_bytes >= min(SHORT * budget, budget - SHORT_BYTES)
 
@@ -43,24 +43,24 @@ class MemoryLimit:
     bytes: int
     """Bytes above the baseline."""
     baseline: ProcessMemory
-    most_threads: int = 0
-    most_bytes: int = 0
+    max_threads: int = 0
+    peak_bytes: int = 0
     """Bytes above the baseline that were asked for at once, at the most."""
     lifted: bool = False
 
     @property
     def short(self) -> bool:
         """Return whether memory has been so short that something may not have been given."""
-        return near(self.most_bytes, self.bytes)
+        return is_near(self.peak_bytes, self.bytes)
 
     def look(self, now: ProcessMemory) -> None:
         """Make room for the stacks of threads that were started since: they are hardly used."""
-        room = THREAD_BYTES * max(0, self.most_threads - self.baseline.threads)
-        self.most_bytes = max(self.most_bytes, now.data - self.baseline.data - room)
-        if self.lifted or now.threads <= self.most_threads:
+        room = THREAD_BYTES * max(0, self.max_threads - self.baseline.threads)
+        self.peak_bytes = max(self.peak_bytes, now.data - self.baseline.data - room)
+        if self.lifted or now.threads <= self.max_threads:
             return
-        self.most_threads = now.threads
-        room = THREAD_BYTES * max(0, self.most_threads - self.baseline.threads)
+        self.max_threads = now.threads
+        room = THREAD_BYTES * max(0, self.max_threads - self.baseline.threads)
         hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
         with contextlib.suppress(ValueError, OSError):  # above somebody else's hard limit
             resource.setrlimit(resource.RLIMIT_DATA, (self.baseline.data + self.bytes + room, hard))
@@ -85,19 +85,19 @@ def short() -> bool:
     more."""
     if look(taken()):
         return True
-    return any(near(limit.taken(), limit.bytes) or limit.full() for limit in _device_limits)
+    return any(is_near(limit.taken(), limit.bytes) or limit.full() for limit in _device_limits)
 
 
 def at_the_limit() -> bool:
     """Return whether this process has a limit, and has had all that it allows."""
-    return any(limit.most_bytes >= AT_THE_LIMIT * limit.bytes for limit in _limits)
+    return any(limit.peak_bytes >= AT_THE_LIMIT * limit.bytes for limit in _limits)
 
 
 def room() -> float:
     """Return the bytes that this process would have had left when it took the most. Infinite
     without a limit."""
     look(taken())
-    return min((limit.bytes - limit.most_bytes for limit in _limits), default=math.inf)
+    return min((limit.bytes - limit.peak_bytes for limit in _limits), default=math.inf)
 
 
 def lift() -> None:

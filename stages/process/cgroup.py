@@ -21,14 +21,14 @@ FILE_PAGES = ("inactive_file", "active_file")
 def host_free_bytes(proc: Path = Path("/proc"), system: Path = Path("/sys/fs/cgroup")) -> int:
     """Return the memory that processes of this group can still take. It is what the machine has
     available, or what the tightest of the groups around this one has left."""
-    found = [kib * 1024 for kib in _told(proc / "meminfo", "MemAvailable:")]
+    found = [kib * 1024 for kib in _numbers_after(proc / "meminfo", "MemAvailable:")]
     found += [left for left in map(_left, groups(proc, system)) if left is not None]
     return max(0, min(found, default=0))
 
 
 def host_total_bytes(proc: Path = Path("/proc"), system: Path = Path("/sys/fs/cgroup")) -> int:
     """Return memory of the machine, or the tightest limit around this group."""
-    found = [kib * 1024 for kib in _told(proc / "meminfo", "MemTotal:")]
+    found = [kib * 1024 for kib in _numbers_after(proc / "meminfo", "MemTotal:")]
     return min([*found, *(limit for g in groups(proc, system) for limit in _limits(g))], default=0)
 
 
@@ -37,7 +37,9 @@ def oom_kills(proc: Path = Path("/proc"), system: Path = Path("/sys/fs/cgroup"))
     group counts, it is that of the machine."""
     names = ("memory.events", "memory.oom_control")
     places = [group / name for group in groups(proc, system) for name in names]
-    counts = (count for path in (*places, proc / "vmstat") for count in _told(path, "oom_kill"))
+    counts = (
+        count for path in (*places, proc / "vmstat") for count in _numbers_after(path, "oom_kill")
+    )
     return next(counts, 0)
 
 
@@ -46,11 +48,11 @@ def cores(proc: Path = Path("/proc"), system: Path = Path("/sys/fs/cgroup")) -> 
     the time that a group is given, in cores and rounded up, whichever is less."""
     found = [len(os.sched_getaffinity(0))]
     for group in groups(proc, system, "cpu", QUOTAS):
-        told = [word for name in QUOTAS for word in "".join(_lines(group / name)).split()]
-        if len(told) == 1:  # version 1 has the period in a file of its own
-            told += _lines(group / "cpu.cfs_period_us")
-        if len(told) == 2 and all(word.isdigit() for word in told) and int(told[1]):
-            found.append(max(1, math.ceil(int(told[0]) / int(told[1]))))
+        values = [word for name in QUOTAS for word in "".join(_lines(group / name)).split()]
+        if len(values) == 1:  # version 1 has the period in a file of its own
+            values += _lines(group / "cpu.cfs_period_us")
+        if len(values) == 2 and all(word.isdigit() for word in values) and int(values[1]):
+            found.append(max(1, math.ceil(int(values[0]) / int(values[1]))))
     return min(found)
 
 
@@ -101,11 +103,11 @@ def _number(path: Path) -> int | None:
     return int(text) if text.isdigit() else None
 
 
-def _told(path: Path, name: str) -> list[int]:
+def _numbers_after(path: Path, name: str) -> list[int]:
     """Return the number in the line of a file that begins with a name; none where there is no
     such."""
     lines = (line.split() for line in _lines(path))
-    return [int(words[1]) for words in lines if len(words) > 1 and words[0] == name][:1]
+    return [int(parts[1]) for parts in lines if len(parts) > 1 and parts[0] == name][:1]
 
 
 def _lines(path: Path) -> list[str]:

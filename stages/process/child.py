@@ -35,10 +35,10 @@ from typing import Any, NamedTuple
 
 from artifacts.errors import CannotFit, PenstockError
 from stages.process import budget
-from stages.process.deadlock_watchdog import DeadlockDetector, look_again
+from stages.process.deadlock_watchdog import DeadlockDetector, rearm_alarm
 from stages.process.deferred_imports import defer
 from stages.process.events import StageEnded, StageError
-from stages.process.exit_diagnosis import first_line, memory_words
+from stages.process.exit_diagnosis import first_line, oom_message
 from stages.process.gc_freeze import gc_frozen
 from stages.process.job_file import read_job, value_in
 from stages.process.lock import hold_device
@@ -118,9 +118,9 @@ def work(job: dict[str, Any], report: EventReporter, origin: ParentInfo) -> int:
     still = DeadlockDetector()
 
     def each(now: ProcessMemory) -> None:
-        is_still, is_short = still.look(), budget.look(now)
+        is_still, is_short = still.is_stuck(), budget.look(now)
         if is_short:
-            look_again()
+            rearm_alarm()
         if is_still and is_short:
             budget.lift()
             report.send(STUCK)
@@ -172,15 +172,15 @@ def load_entry(
 def describe(error: BaseException) -> StageError:
     """Return the event for an error. This program's errors keep their message; of others, class
     and first line remain."""
-    if (words := memory_words(error)) is not None:  # even if another error wraps it
-        own = error.message if isinstance(error, CannotFit) else words
+    if (message := oom_message(error)) is not None:  # even if another error wraps it
+        own = error.message if isinstance(error, CannotFit) else message
         return StageError(type="OutOfMemory", message=own)
     if isinstance(error, PenstockError):
         return StageError(type=type(error).__name__, message=error.message, hint=error.hint)
     if budget.at_the_limit() and isinstance(error, Exception):
         # Out of memory inside a library may surface as any error, or without a message.
-        words = f"{type(error).__name__}: {first_line(error)}"
-        return StageError(type="OutOfMemory", message=words)
+        message = f"{type(error).__name__}: {first_line(error)}"
+        return StageError(type="OutOfMemory", message=message)
     return StageError(type=type(error).__name__, message=first_line(error))
 
 

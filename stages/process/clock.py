@@ -11,7 +11,7 @@ from pathlib import Path
 
 from stages.process.forking import Process
 
-LOOK_SECONDS = 0.5
+POLL_SECONDS = 0.5
 OVERTIME = signal.SIGVTALRM
 """Signal that ends it: no person and no kernel sends that, and it leaves no image of the memory."""
 UTIME, STIME = 11, 12
@@ -32,7 +32,7 @@ class CpuTimeLimit:
         self._done.set()
 
     def _follow(self) -> None:
-        while not self._done.wait(LOOK_SECONDS):
+        while not self._done.wait(POLL_SECONDS):
             if busiest(self._process.pid) > self._seconds:
                 self._process.send_signal(OVERTIME)
                 return
@@ -49,7 +49,7 @@ def busiest(pid: int) -> float:
 
 def _seconds_of(stat: Path) -> float:
     try:
-        told = stat.read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
-        return (int(told[UTIME]) + int(told[STIME])) / os.sysconf("SC_CLK_TCK")
+        values = stat.read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+        return (int(values[UTIME]) + int(values[STIME])) / os.sysconf("SC_CLK_TCK")
     except (OSError, IndexError, ValueError):  # ended meanwhile
         return 0.0

@@ -12,7 +12,7 @@ from pathlib import Path
 
 STUCK_SECONDS = 30.0
 """How long nothing may move before it never will."""
-AGAIN_SECONDS = 5.0
+RECHECK_SECONDS = 5.0
 """When to look again after threads were seen that wait for something outside."""
 IDLE_CPU_SECONDS = 0.05
 """Processor time that threads which only wait take at the most, all together, meanwhile."""
@@ -30,7 +30,7 @@ class DeadlockDetector:
         self._since = time.monotonic()
         self._cpu = 0.0
 
-    def look(self) -> bool:
+    def is_stuck(self) -> bool:
         """Return whether every other thread has done nothing for long but wait for the others."""
         now, cpu = time.monotonic(), time.process_time() - time.thread_time()
         if cpu - self._cpu > IDLE_CPU_SECONDS:
@@ -40,7 +40,7 @@ class DeadlockDetector:
             return False
         if all_wait():
             return True
-        self._since = now - STUCK_SECONDS + AGAIN_SECONDS
+        self._since = now - STUCK_SECONDS + RECHECK_SECONDS
         return False
 
 
@@ -58,6 +58,6 @@ def _waits(task: Path) -> bool:
         return True  # ended meanwhile, or not to be told
 
 
-def look_again() -> None:
+def rearm_alarm() -> None:
     """Have the kernel end this process when this is not called again in time."""
     signal.setitimer(signal.ITIMER_REAL, SILENT_SECONDS)

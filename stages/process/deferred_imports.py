@@ -41,7 +41,7 @@ Structure = dict[frozenset[str], dict[str, set[str]]]
 """Packages that are needed → module → names that it has where they are there."""
 
 
-def keeping(spec: ModuleSpec | None) -> ModuleSpec | None:
+def cache_structure(spec: ModuleSpec | None) -> ModuleSpec | None:
     """Return the specification of `transformers.utils.import_utils`, whose list is kept once that
     is imported."""
     if spec is None or spec.loader is None or (source := spec.origin) is None:
@@ -51,13 +51,15 @@ def keeping(spec: ModuleSpec | None) -> ModuleSpec | None:
     def executed(module: ModuleType) -> None:
         execute(module)
         name = "define_import_structure"
-        setattr(module, name, kept(getattr(module, name), source))
+        setattr(module, name, with_cached_structure(getattr(module, name), source))
 
     spec.loader.exec_module = executed  # type: ignore[method-assign]
     return spec
 
 
-def kept(define: Callable[..., Structure], source: str) -> Callable[..., Structure]:
+def with_cached_structure(
+    define: Callable[..., Structure], source: str
+) -> Callable[..., Structure]:
     """Return transformers' own function, of that source file, which looks into the files of models
     only where any of them is not as it was before."""
     known: list[Any] = []
@@ -191,7 +193,7 @@ class LazyModule(ModuleType):
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__") and name not in TRUE_NAMES:  # whoever looks at all modules
             raise AttributeError(name)
-        if (self.__name__, name) == ("sympy", "Basic") and _asked_by("torch._prims_common"):
+        if (self.__name__, name) == ("sympy", "Basic") and _accessed_from("torch._prims_common"):
             return PlaceholderType
         module = _true(self.__name__)
         if name == "__all__":  # what a star is given
@@ -208,15 +210,15 @@ class LazyModule(ModuleType):
             return lambda later: self._disable(later, *given, **options)
         if not isinstance(function, FunctionType):
             return _true(COMPILER).disable(function, *given, **options)
-        kept: list[Callable[..., Any]] = []
+        with_cached_structure: list[Callable[..., Any]] = []
 
         @functools.wraps(function)
         def uncompiled(*args: Any, **named: Any) -> Any:
-            if not kept and isinstance(sys.modules.get(COMPILER), LazyModule):
+            if not with_cached_structure and isinstance(sys.modules.get(COMPILER), LazyModule):
                 return function(*args, **named)
-            if not kept:
-                kept.append(_true(COMPILER).disable(function, *given, **options))
-            return kept[0](*args, **named)
+            if not with_cached_structure:
+                with_cached_structure.append(_true(COMPILER).disable(function, *given, **options))
+            return with_cached_structure[0](*args, **named)
 
         return uncompiled
 
@@ -234,7 +236,7 @@ class Deferring:
         if name == "transformers":
             _stand_in_for_all()
         if name == STRUCTURE:
-            return keeping(PathFinder.find_spec(name, path))
+            return cache_structure(PathFinder.find_spec(name, path))
         root = _root(name)
         if root == name or not isinstance(sys.modules.get(root), LazyModule):
             return None
@@ -298,7 +300,7 @@ def _on_call(name: str, function: str) -> Callable[..., Any]:
     return called
 
 
-def _asked_by(module: str) -> bool:
+def _accessed_from(module: str) -> bool:
     """Return whether a stand-in's attribute is asked for in that module."""
     return bool(sys._getframe(2).f_globals.get("__name__") == module)
 

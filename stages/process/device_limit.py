@@ -75,14 +75,14 @@ def context_bytes(device: str, dtype: str) -> int:
     pid, before, there = os.getpid(), device_used_bytes(device), device_holders(device)
     reserved = warm_up(device, dtype)
     risen = device_used_bytes(device) - before - reserved
-    told = device_holders(device).get(pid, 0) - reserved
-    if pid not in there and 0 < told < risen - SLACK_BYTES:
-        return told  # others took something meanwhile, such as halves that stay
+    listed = device_holders(device).get(pid, 0) - reserved
+    if pid not in there and 0 < listed < risen - SLACK_BYTES:
+        return listed  # others took something meanwhile, such as halves that stay
     # The driver may know this process by another number, which here is somebody else's: then what
     # it tells of that is not to be believed.
     if risen <= 0:
         return CONTEXT_BYTES
-    return max(risen, told) if told <= risen + SLACK_BYTES else risen
+    return max(risen, listed) if listed <= risen + SLACK_BYTES else risen
 
 
 def warm_up(device: str, dtype: str) -> int:
@@ -95,9 +95,9 @@ def warm_up(device: str, dtype: str) -> int:
     with torch.inference_mode():
         square = torch.zeros(WARM_EDGE, WARM_EDGE, device=device, dtype=kind)
         torch.mm(square, square)
-        picture = square.expand(1, 3, WARM_EDGE, WARM_EDGE)
+        image = square.expand(1, 3, WARM_EDGE, WARM_EDGE)
         kernel = torch.zeros(8, 3, 14, 14, device=device, dtype=kind)
-        torch.nn.functional.conv2d(picture, kernel, stride=14)
+        torch.nn.functional.conv2d(image, kernel, stride=14)
         torch.cuda.synchronize(device)
     return int(torch.cuda.memory_reserved(device))
 
@@ -106,12 +106,12 @@ def check_same_card(device: str) -> None:
     """Raise EnvironmentFault when torch's GPU is not the one that the driver was asked about."""
     import torch
 
-    asked = device_uuid(device)
+    expected = device_uuid(device)
     found = getattr(torch.cuda.get_device_properties(device), "uuid", None)
     # Of a part of a card, torch may tell the part or the card.
-    if found is None or not asked.startswith("GPU-") or asked == f"GPU-{found}":
+    if found is None or not expected.startswith("GPU-") or expected == f"GPU-{found}":
         return
     raise EnvironmentFault(
-        f"torch computes on the GPU GPU-{found}, and memory was counted of {asked}",
-        hint=f"Set {VISIBLE}={asked}",
+        f"torch computes on the GPU GPU-{found}, and memory was counted of {expected}",
+        hint=f"Set {VISIBLE}={expected}",
     )

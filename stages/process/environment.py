@@ -47,11 +47,11 @@ def child_environment() -> dict[str, str]:
     if "TORCHINDUCTOR_CACHE_DIR" not in os.environ and (folder := compiler_folder()):
         defaults["TORCHINDUCTOR_CACHE_DIR"] = folder
     roots = [str(Path(__file__).resolve().parents[2]), os.environ.get("PYTHONPATH", "")]
-    settled = {
+    required = {
         "PYTHONPATH": os.pathsep.join(filter(None, roots)),
         "CUDA_DEVICE_ORDER": "PCI_BUS_ID",  # as budget, lock and baseline count: see device.py
     }
-    return {**defaults, **os.environ, **settled}
+    return {**defaults, **os.environ, **required}
 
 
 def compiler_folder() -> str:

@@ -170,7 +170,7 @@ Event = (
     | Failed | BatchShrunk | TooLarge
     | Warned | MemorySample | StageNotes | StageError | StageEnded
 )  # fmt: skip
-WORDS: Mapping[str, type[Any]] = {
+EVENT_CLASSES: Mapping[str, type[Any]] = {
     "total": Total,
     "item": Item,
     "published": Published,
@@ -188,14 +188,14 @@ WORDS: Mapping[str, type[Any]] = {
 }
 """Word in a line → its class."""
 NOTE = "note"
-WORD_OF = {kind: word for word, kind in WORDS.items()}
+EVENT_WORDS = {kind: word for word, kind in EVENT_CLASSES.items()}
 
 
 def line_of(event: Event) -> str:
     """Return the line that tells of an event."""
     if isinstance(event, StageNotes):
         return json.dumps({"event": NOTE, **event.values}) + "\n"
-    return json.dumps({"event": WORD_OF[type(event)], **asdict(event)}) + "\n"
+    return json.dumps({"event": EVENT_WORDS[type(event)], **asdict(event)}) + "\n"
 
 
 def event_of(line: str) -> Event | None:
@@ -206,7 +206,7 @@ def event_of(line: str) -> Event | None:
         word = values.pop("event")
         if word == NOTE:
             return StageNotes(values)
-        event: Event = parse_job(WORDS[word], values)
+        event: Event = parse_job(EVENT_CLASSES[word], values)
         return event
     except (ValueError, TypeError, KeyError, AttributeError):
         return None

@@ -9,7 +9,7 @@ from pathlib import Path
 from artifacts import errors
 from artifacts.model_files import ModelFiles
 from artifacts.pack_object import DamagedRecord
-from stages.process.budget import AT_THE_LIMIT, near, short
+from stages.process.budget import AT_THE_LIMIT, is_near, short
 from stages.process.events import StageError
 from stages.process.nvml import TO_THE_CPU
 
@@ -40,17 +40,17 @@ ADVICE = {
 """Sign in the last words → what to do. They are torch's, of the runtime's errors."""
 
 
-def device_advice(words: str) -> str:
+def device_advice(message: str) -> str:
     """Return what to do about a GPU that failed with these words. Empty when they are of something
     else."""
-    return next((advice for sign, advice in ADVICE.items() if sign in words), "")
+    return next((advice for sign, advice in ADVICE.items() if sign in message), "")
 
 
 STOPPING = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 """Signals by which people and kernels stop a process; others are its own fault and come again."""
 CRASHING = (signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGFPE, signal.SIGILL)
 """Signals by which a library in C ends the process that called it."""
-OUT_OF_MEMORY = (
+OOM_SIGNS = (
     # torch: its CUDA allocator (its class is OutOfMemoryError), the runtime, the driver
     "CUDA out of memory",
     "CUDA error: out of memory",
@@ -78,7 +78,7 @@ OUT_OF_MEMORY = (
     "memory allocation of",
 )
 """Words by which an out-of-memory death is known in a stage's last words."""
-PERHAPS_OUT_OF_MEMORY = (
+POSSIBLE_OOM_SIGNS = (
     # oneDNN
     "could not create a primitive",
     "could not create a memory object",
@@ -100,7 +100,7 @@ PERHAPS_OUT_OF_MEMORY = (
     "OS call failed or operation not supported on this OS",
 )
 """Words that are also said for other reasons: they count only where memory was short."""
-KILLED_STATUS = 128 + signal.SIGKILL
+KILLED_EXIT_STATUS = 128 + signal.SIGKILL
 """Exit status by which a shell, or a container, tells that what it started was killed."""
 LAST_LINES = 5
 """Lines at a log's end in which the reason stands when a library ended the process."""
@@ -112,7 +112,7 @@ class ProcessExit:
 
     code: int
     """Its exit status; below zero, the signal."""
-    told: StageError | None = None
+    error_event: StageError | None = None
     """The error event that it sent, if it could."""
     log: Path
     last_lines: tuple[str, ...] = ()
@@ -131,13 +131,13 @@ class ProcessExit:
     @property
     def signal(self) -> int:
         """Return the signal that ended it; 0 when none did."""
-        return signal.SIGKILL if self.code == KILLED_STATUS else max(0, -self.code)
+        return signal.SIGKILL if self.code == KILLED_EXIT_STATUS else max(0, -self.code)
 
     @property
     def short(self) -> bool:
         """Return whether memory was so short that something may not have been given. It may have
         been short for the process, or for the kernel."""
-        return self.oom_kills > 0 or (self.budget > 0 and near(self.peak_bytes, self.budget))
+        return self.oom_kills > 0 or (self.budget > 0 and is_near(self.peak_bytes, self.budget))
 
     @property
     def at_the_limit(self) -> bool:
@@ -148,15 +148,15 @@ class ProcessExit:
 def out_of_memory(error: BaseException) -> bool:
     """Return whether the machine is at fault: libraries have many words for it, and no class in
     common."""
-    return memory_words(error) is not None
+    return oom_message(error) is not None
 
 
-def memory_words(error: BaseException) -> str | None:
+def oom_message(error: BaseException) -> str | None:
     """Return what was said, first of all, of memory that was not given. None when nothing was."""
     for cause in reversed(list(causes(error))):
-        words = f"{type(cause).__name__}: {first_line(cause)}"
-        if says_out_of_memory(words) or (perhaps(words) and short()):
-            return words
+        message = f"{type(cause).__name__}: {first_line(cause)}"
+        if is_oom_message(message) or (may_be_oom_message(message) and short()):
+            return message
     return None
 
 
@@ -177,42 +177,50 @@ def causes(error: BaseException) -> Iterator[BaseException]:
         error = error.__cause__ or error.__context__ or error
 
 
-def says_out_of_memory(words: str) -> bool:
+def is_oom_message(message: str) -> bool:
     """Return whether these last words are those of somebody who got no memory."""
-    return any(sign in words for sign in OUT_OF_MEMORY)
+    return any(sign in message for sign in OOM_SIGNS)
 
 
-def perhaps(words: str) -> bool:
+def may_be_oom_message(message: str) -> bool:
     """Return whether these may be the last words of somebody who got no memory."""
-    return any(sign in words for sign in PERHAPS_OUT_OF_MEMORY)
+    return any(sign in message for sign in POSSIBLE_OOM_SIGNS)
 
 
-def fault_of_stage(name: str, ending: ProcessExit) -> errors.PenstockError:
+def fault_of_stage(name: str, process_exit: ProcessExit) -> errors.PenstockError:
     """Return the error that a stage's end amounts to. Where another model was put in the place of
     its own, it is that, whatever the libraries died of."""
-    told = ending.told or StageError()
-    if ending.signal not in STOPPING and (changed := ending.files.changed()):
+    error_event = process_exit.error_event or StageError()
+    if process_exit.signal not in STOPPING and (changed := process_exit.files.changed()):
         return changed
-    last_words = f"{told.type}: {told.message}" if told.type else "".join(ending.last_lines[-1:])
-    known = _ours(told.type)
-    if _of_memory(ending, told, last_words, ours=known is not None):
-        return _out_of_memory(name, ending, last_words)
+    last_message = (
+        f"{error_event.type}: {error_event.message}"
+        if error_event.type
+        else "".join(process_exit.last_lines[-1:])
+    )
+    known = _ours(error_event.type)
+    if _of_memory(process_exit, error_event, last_message, is_own_error=known is not None):
+        return _out_of_memory(name, process_exit, last_message)
     if known is not None:
         if issubclass(known, errors.MediaError):
-            return errors.MediaError(told.message, kind="media", hint=told.hint)
-        return known(told.message, hint=told.hint)
-    if ending.signal in STOPPING:
-        message = f"the {name} stage was ended by {signal_name(ending.signal)}"
+            return errors.MediaError(error_event.message, kind="media", hint=error_event.hint)
+        return known(error_event.message, hint=error_event.hint)
+    if process_exit.signal in STOPPING:
+        message = f"the {name} stage was ended by {signal_name(process_exit.signal)}"
         hint = "Nothing finished is lost; run the same command again to go on"
-        if ending.signal == signal.SIGKILL:
-            return errors.Killed(message, hint=hint, items=ending.items)
+        if process_exit.signal == signal.SIGKILL:
+            return errors.Killed(message, hint=hint, items=process_exit.items)
         return errors.Interrupted(message, hint=hint)
-    ended = signal_name(ending.signal) if ending.signal else f"exit status {ending.code}"
-    advice = device_advice("\n".join([last_words, *ending.last_lines]))
+    ended = (
+        signal_name(process_exit.signal)
+        if process_exit.signal
+        else f"exit status {process_exit.code}"
+    )
+    advice = device_advice("\n".join([last_message, *process_exit.last_lines]))
     return errors.StageDied(
-        f"the {name} stage failed: {last_words or ended}",
-        hint=advice or f"Its log is {ending.log}; what is finished stays done",
-        return_code=ending.code,
+        f"the {name} stage failed: {last_message or ended}",
+        hint=advice or f"Its log is {process_exit.log}; what is finished stays done",
+        return_code=process_exit.code,
     )
 
 
@@ -222,30 +230,32 @@ def _ours(name: str) -> type[errors.PenstockError] | None:
     return known if isinstance(known, type) and issubclass(known, errors.PenstockError) else None
 
 
-def _of_memory(ending: ProcessExit, told: StageError, last_words: str, *, ours: bool) -> bool:
-    """Return whether it was its memory that it died of. `ours` is whether the error is one of this
-    program, which are never in doubt."""
-    words = [last_words] if told.type else [last_words, *ending.last_lines]
-    if any(map(says_out_of_memory, words)) or ending.signal == signal.SIGALRM:
+def _of_memory(
+    process_exit: ProcessExit, error_event: StageError, last_message: str, *, is_own_error: bool
+) -> bool:
+    """Return whether the process ran out of memory. `is_own_error`: the error is one of this
+    program's classes, so its message is taken at its word."""
+    messages = [last_message] if error_event.type else [last_message, *process_exit.last_lines]
+    if any(map(is_oom_message, messages)) or process_exit.signal == signal.SIGALRM:
         return True  # the clock runs only where memory is short: see deadlock_watchdog.py
-    if not ours and any(map(perhaps, words)):
-        return ending.short
-    crashed = not told.type and ending.signal in (signal.SIGKILL, *CRASHING)
-    return crashed and ending.at_the_limit
+    if not is_own_error and any(map(may_be_oom_message, messages)):
+        return process_exit.short
+    crashed = not error_event.type and process_exit.signal in (signal.SIGKILL, *CRASHING)
+    return crashed and process_exit.at_the_limit
 
 
-def _out_of_memory(name: str, ending: ProcessExit, last_words: str) -> errors.OutOfMemory:
-    words = last_words.removeprefix("OutOfMemory: ")
-    if ending.signal and not says_out_of_memory(words):
-        by_kernel = ending.oom_kills > 0 and ending.signal == signal.SIGKILL
-        words = "the kernel killed it" if by_kernel else signal_name(ending.signal)
-    took = f" at {ending.peak_bytes >> 20} MiB" if ending.peak_bytes > 0 else ""
-    of = f" of {ending.budget >> 20} MiB" if took and ending.budget else ""
+def _out_of_memory(name: str, process_exit: ProcessExit, last_message: str) -> errors.OutOfMemory:
+    message = last_message.removeprefix("OutOfMemory: ")
+    if process_exit.signal and not is_oom_message(message):
+        by_kernel = process_exit.oom_kills > 0 and process_exit.signal == signal.SIGKILL
+        message = "the kernel killed it" if by_kernel else signal_name(process_exit.signal)
+    took = f" at {process_exit.peak_bytes >> 20} MiB" if process_exit.peak_bytes > 0 else ""
+    of = f" of {process_exit.budget >> 20} MiB" if took and process_exit.budget else ""
     return errors.OutOfMemory(
-        f"the {name} stage ran out of memory{took}{of} ({words[:160]})",
+        f"the {name} stage ran out of memory{took}{of} ({message[:160]})",
         hint="Nothing finished is lost; run it again with a smaller --batch-size",
-        items=ending.items,
-        peak_bytes=ending.peak_bytes,
+        items=process_exit.items,
+        peak_bytes=process_exit.peak_bytes,
     )
 
 

@@ -47,28 +47,30 @@ class Server:
         """Handle of a process → its id, and where its end is told."""
         self._poll = select.poll()
         self._poll.register(control, select.POLLIN)
-        self._told_seconds = 0.0
+        self._reported_cpu_seconds = 0.0
 
     def serve(self) -> None:
         """Go on until the parent is gone. The kernel then kills every child."""
         while True:
             for descriptor, _ in self._poll.poll():
                 if descriptor in self._children:
-                    self._tell_end(descriptor)
+                    self._report_exit(descriptor)
                     continue
-                words, handed, _, _ = socket.recv_fds(self._control, MESSAGE_BYTES, DESCRIPTORS)
-                if not words:
+                message, descriptors, _, _ = socket.recv_fds(
+                    self._control, MESSAGE_BYTES, DESCRIPTORS
+                )
+                if not message:
                     return
-                self._fork(json.loads(words), *handed)
+                self._fork(json.loads(message), *descriptors)
 
     def _fork(
-        self, told: dict[str, Any], log: int, events: int, status: int, descriptor: int
+        self, request: dict[str, Any], log: int, events: int, status: int, descriptor: int
     ) -> None:
         answer = socket.socket(fileno=status)
         try:
             job = read_job(descriptor)
             warm(job)
-            handle = self._begin(told, job, log, events, answer)
+            handle = self._fork_child(request, job, log, events, answer)
             if handle is None:
                 answer.send(NO)
                 answer.close()
@@ -76,9 +78,9 @@ class Server:
             os.close(log)
             os.close(events)
 
-    def _begin(
+    def _fork_child(
         self,
-        told: dict[str, Any],
+        request: dict[str, Any],
         job: dict[str, Any],
         log: int,
         events: int,
@@ -90,10 +92,10 @@ class Server:
         server, seconds = os.getpid(), cpu_seconds()
         pid = os.fork()
         if pid == 0:
-            waited = time.monotonic() - told["since"]
-            origin = ParentInfo(server, waited, seconds - self._told_seconds)
-            self._become(told, job, origin, log, events, answer)
-        self._told_seconds = seconds
+            waited = time.monotonic() - request["since"]
+            origin = ParentInfo(server, waited, seconds - self._reported_cpu_seconds)
+            self._run_child(request, job, origin, log, events, answer)
+        self._reported_cpu_seconds = seconds
         handle = os.pidfd_open(pid)
         self._children[handle] = (pid, answer)
         self._poll.register(handle, select.POLLIN)
@@ -103,9 +105,9 @@ class Server:
             os.kill(pid, signal.SIGKILL)
         return handle
 
-    def _become(
+    def _run_child(
         self,
-        told: dict[str, Any],
+        request: dict[str, Any],
         job: dict[str, Any],
         origin: ParentInfo,
         log: int,
@@ -134,7 +136,7 @@ class Server:
             sys.stderr.flush()
             os._exit(code)
 
-    def _tell_end(self, handle: int) -> None:
+    def _report_exit(self, handle: int) -> None:
         pid, answer = self._children.pop(handle)
         self._poll.unregister(handle)
         os.close(handle)

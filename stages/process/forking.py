@@ -24,7 +24,7 @@ from stages.process.environment import WAIT_POLICY, child_environment
 
 ANSWER_SECONDS = 60.0
 """How long the server may take to import what a stage needs, and to fork."""
-LEAST_FREE_BYTES = 4 << 30
+MIN_FREE_BYTES = 4 << 30
 """Free memory below which each stage imports for itself: the server keeps about 0.4 GB until the
 run ends."""
 
@@ -86,7 +86,7 @@ class ForkServer:
         self._control: socket.socket | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._lock = threading.Lock()
-        self._over = not hasattr(os, "pidfd_open")
+        self._unavailable = not hasattr(os, "pidfd_open")
 
     def __enter__(self) -> "ForkServer":
         return self
@@ -98,39 +98,39 @@ class ForkServer:
     def fork(self, job: int, log: IO[bytes], events: int) -> ForkedProcess | None:
         """Return the stage whose job is behind a descriptor on its way. None where it is to be
         started as a process of its own."""
-        words = json.dumps({"since": time.monotonic()}).encode()
+        message = json.dumps({"since": time.monotonic()}).encode()
         with self._lock:
-            if not self._begun() or self._control is None:
+            if not self._ensure_started() or self._control is None:
                 return None
             status, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             try:
                 with theirs:
-                    handed = [log.fileno(), events, theirs.fileno(), job]
-                    socket.send_fds(self._control, [words], handed)
+                    descriptors = [log.fileno(), events, theirs.fileno(), job]
+                    socket.send_fds(self._control, [message], descriptors)
                 status.settimeout(ANSWER_SECONDS)
-                said, handles, _, _ = socket.recv_fds(status, 64, 1)
+                reply, handles, _, _ = socket.recv_fds(status, 64, 1)
             except OSError:  # it was killed, or takes too long: it must not fork any more
                 self._end()
-                said = b""
+                reply = b""
             except BaseException:
                 self._end()
                 status.close()
                 raise
-        if not said.isdigit():
+        if not reply.isdigit():
             status.close()
             return None
         status.setblocking(True)
-        return ForkedProcess(int(said), handles[0], status)
+        return ForkedProcess(int(reply), handles[0], status)
 
-    def _begun(self) -> bool:
+    def _ensure_started(self) -> bool:
         """Return whether the server is there to be asked; begin it where it may be."""
         environment = child_environment()
-        if self._control is None and not self._over and host_free_bytes() >= LEAST_FREE_BYTES:
+        if self._control is None and not self._unavailable and host_free_bytes() >= MIN_FREE_BYTES:
             self._environment = environment
-            self._begin()
-        return self._control is not None and _alike(environment, self._environment)
+            self._start()
+        return self._control is not None and _same_environment(environment, self._environment)
 
-    def _begin(self) -> None:
+    def _start(self) -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             try:
@@ -151,12 +151,12 @@ class ForkServer:
                 )
             except OSError:
                 ours.close()
-                self._over = True
+                self._unavailable = True
                 return
         self._control = ours
 
     def _end(self) -> None:
-        self._over = True
+        self._unavailable = True
         if self._control is not None:
             self._control.close()
             self._control = None
@@ -174,6 +174,6 @@ def _received(status: socket.socket) -> bytes:
         return b""
 
 
-def _alike(first: dict[str, str], second: dict[str, str]) -> bool:
+def _same_environment(first: dict[str, str], second: dict[str, str]) -> bool:
     """Return whether two environments differ in nothing that a stage computes by."""
     return {**first, WAIT_POLICY: ""} == {**second, WAIT_POLICY: ""}

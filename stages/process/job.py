@@ -27,23 +27,23 @@ def job_fields(job: Any) -> dict[str, Any]:
     return {n: job_fields(value) if is_dataclass(value) else value for n, value in found.items()}
 
 
-def parse_job(kind: type[J], told: Mapping[str, Any]) -> J:
+def parse_job(kind: type[J], values: Mapping[str, Any]) -> J:
     """Return the job, or the item, of a class that has exactly these fields. Raises TypeError for a
     field that the class does not have, for a required one that is missing, and for a value of
     another type than the field's."""
     with gc_frozen():  # 100,000 items are no garbage
-        return _read(kind, told)
+        return _read(kind, values)
 
 
-def _read(kind: type[J], told: Mapping[str, Any]) -> J:
+def _read(kind: type[J], values: Mapping[str, Any]) -> J:
     readers, required = _plan(kind)  # type: ignore[arg-type]
     name = kind.__name__
-    if unknown := sorted(told.keys() - readers.keys()):
+    if unknown := sorted(values.keys() - readers.keys()):
         raise TypeError(f"{name} has no field {unknown[0]}")
     for field in required:
-        if field not in told:
+        if field not in values:
             raise TypeError(f"{name} needs the field {field}")
-    return kind(**{n: readers[n](value, f"{name}.{n}") for n, value in told.items()})
+    return kind(**{n: readers[n](value, f"{name}.{n}") for n, value in values.items()})
 
 
 @cache
@@ -59,26 +59,28 @@ def _plan(kind: type[Any]) -> tuple[dict[str, Reader], list[str]]:
     return {n: _reader(hints[n]) for n in names}, [n for n in names if n not in with_default]
 
 
-def _reader(wanted: Any) -> Reader:
+def _reader(declared: Any) -> Reader:
     """Return what reads the values of a type."""
-    if is_dataclass(wanted):
-        return partial(_nested, wanted)
-    if _is_item(wanted):
-        return partial(_item, wanted)
-    is_union = get_origin(wanted) in (Union, UnionType)
-    inner = [arg for arg in get_args(wanted) if _nests(arg)]
+    if is_dataclass(declared):
+        return partial(_nested, declared)
+    if _is_item(declared):
+        return partial(_item, declared)
+    is_union = get_origin(declared) in (Union, UnionType)
+    inner = [arg for arg in get_args(declared) if _nests(arg)]
     if not inner:
-        every = get_args(wanted) if is_union else (wanted,)
+        every = get_args(declared) if is_union else (declared,)
         quick = {get_origin(one) or one for one in every}
-        return lambda value, where: value if type(value) in quick else _taken(wanted, value, where)
+        return lambda value, where: (
+            value if type(value) in quick else _checked(declared, value, where)
+        )
     each = _reader(inner[0])
     if is_union:
         return lambda value, where: None if value is None else each(value, where)
-    if get_origin(wanted) in SEQUENCES and _is_item(inner[0]):
-        return lambda value, where: items_of(inner[0], _taken(wanted, value, where), where)
+    if get_origin(declared) in SEQUENCES and _is_item(inner[0]):
+        return lambda value, where: items_of(inner[0], _checked(declared, value, where), where)
 
     def read(value: Any, where: str) -> Any:
-        value = _taken(wanted, value, where)
+        value = _checked(declared, value, where)
         if isinstance(value, Mapping):
             return {key: each(one, where) for key, one in value.items()}
         return type(value)(each(one, where) for one in value)
@@ -86,21 +88,23 @@ def _reader(wanted: Any) -> Reader:
     return read
 
 
-def _is_item(wanted: Any) -> bool:
-    return isinstance(wanted, type) and issubclass(wanted, tuple) and hasattr(wanted, "_fields")
+def _is_item(declared: Any) -> bool:
+    return (
+        isinstance(declared, type) and issubclass(declared, tuple) and hasattr(declared, "_fields")
+    )
 
 
-def _nests(wanted: Any) -> bool:
+def _nests(declared: Any) -> bool:
     """Return whether JSON holds values of a type otherwise than a job does."""
-    if is_dataclass(wanted) or _is_item(wanted) or get_origin(wanted) is tuple:
+    if is_dataclass(declared) or _is_item(declared) or get_origin(declared) is tuple:
         return True
-    return any(map(_nests, get_args(wanted)))
+    return any(map(_nests, get_args(declared)))
 
 
 def _nested(kind: Any, value: Any, where: str) -> Any:
     """Return a dataclass that a job holds. Raises TypeError."""
     if not isinstance(value, (kind, Mapping)):
-        raise TypeError(f"{where} is {type(value).__name__}, and not {_words(kind)}")
+        raise TypeError(f"{where} is {type(value).__name__}, and not {_type_name(kind)}")
     return value if isinstance(value, kind) else _read(kind, value)
 
 
@@ -127,31 +131,31 @@ def _item(kind: Any, value: Any, where: str) -> Any:
     return kind(*[read(one, f"{name}.{field}") for read, one, field in every])
 
 
-def _taken(wanted: Any, value: Any, where: str) -> Any:
+def _checked(declared: Any, value: Any, where: str) -> Any:
     """Return a value as its field holds it. Plain values in sequences and mappings are not looked
     at: there are many of them in a job. Raises TypeError."""
-    origin = get_origin(wanted) or wanted
+    origin = get_origin(declared) or declared
     if origin in SEQUENCES and isinstance(value, SEQUENCES):
         return value if isinstance(value, origin) else origin(value)
-    if not _is_of(value, wanted):
-        raise TypeError(f"{where} is {type(value).__name__}, and not {_words(wanted)}")
+    if not _is_of(value, declared):
+        raise TypeError(f"{where} is {type(value).__name__}, and not {_type_name(declared)}")
     return value
 
 
-def _is_of(value: Any, wanted: Any) -> bool:
+def _is_of(value: Any, declared: Any) -> bool:
     """Return whether a value is of a type; a whole number is a float, too, and a bool is none."""
-    origin = get_origin(wanted) or wanted
+    origin = get_origin(declared) or declared
     if origin is Any:
         return True
     if origin in (Union, UnionType):
-        return any(_is_of(value, each) for each in get_args(wanted))
+        return any(_is_of(value, each) for each in get_args(declared))
     if origin is Literal:
-        return value in get_args(wanted)
+        return value in get_args(declared)
     if origin in (int, float) and isinstance(value, bool):
         return False
     return isinstance(value, (int, float) if origin is float else origin)
 
 
-def _words(wanted: Any) -> str:
+def _type_name(declared: Any) -> str:
     """Return a type as it is declared."""
-    return wanted.__name__ if type(wanted) is type else str(wanted)
+    return declared.__name__ if type(declared) is type else str(declared)

@@ -38,7 +38,7 @@ class Keyed(Protocol):
 W = TypeVar("W", bound=Keyed)
 
 
-class ToldWork(Generic[W]):
+class PipedRequest(Generic[W]):
     """One request, as it was sent."""
 
     is_withdrawn = False
@@ -48,24 +48,24 @@ class ToldWork(Generic[W]):
         self.item = item
 
 
-class ToldBatches(Generic[W]):
+class RequestBatches(Generic[W]):
     """The batches that arrive over a pipe, read by a separate thread. So a withdrawal is known at
     once, whatever this process is computing."""
 
     def __init__(self, pipe: str, kind: type[W]) -> None:
         """Begin to read works of this class."""
         self._kind = kind
-        self._batches: SimpleQueue[list[ToldWork[W]] | None] = SimpleQueue()
-        self._works: WeakValueDictionary[str, ToldWork[W]] = WeakValueDictionary()
+        self._batches: SimpleQueue[list[PipedRequest[W]] | None] = SimpleQueue()
+        self._works: WeakValueDictionary[str, PipedRequest[W]] = WeakValueDictionary()
         """Those of which anything is left to do here, by their keys."""
         self._thread = Thread(target=self._read, args=(pipe,), daemon=True)
         self._thread.start()
 
-    def __iter__(self) -> Iterator[list[ToldWork[W]]]:
+    def __iter__(self) -> Iterator[list[PipedRequest[W]]]:
         """Yield what is still wanted of each batch, in order, until no more can come."""
         while (batch := self._batches.get()) is not None:
-            if wanted := [work for work in batch if not work.is_withdrawn]:
-                yield wanted
+            if active := [work for work in batch if not work.is_withdrawn]:
+                yield active
 
     def _read(self, pipe: str) -> None:
         try:
@@ -75,7 +75,7 @@ class ToldBatches(Generic[W]):
                         if (work := self._works.pop(key, None)) is not None:
                             work.is_withdrawn = True
                     continue
-                batch = list(map(ToldWork, items_of(self._kind, line)))
+                batch = list(map(PipedRequest, items_of(self._kind, line)))
                 self._works.update((work.item.key, work) for work in batch)
                 self._batches.put(batch)
                 del batch  # what is kept here is never forgotten
@@ -95,7 +95,7 @@ class RequestPipe:
         self.descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
         self._left: deque[memoryview] = deque()
 
-    def tell(self, line: Any) -> None:
+    def send(self, line: Any) -> None:
         """Have one thing told by the next `write`."""
         self._left.append(memoryview(json.dumps(line).encode() + b"\n"))
 

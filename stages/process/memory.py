@@ -15,7 +15,7 @@ PEAK_INTERVAL = 0.05
 """Seconds between looks for the peak: short, because activations come and go."""
 TIMELINE_INTERVAL = 0.5
 """Seconds between points of the time line (2 Hz)."""
-MOST_POINTS = 7200
+MAX_POINTS = 7200
 """Points of a time line that are kept: an hour's. Of a longer one, every second that is older
 goes whenever it is full."""
 RISE_BYTES = 16 << 20
@@ -61,30 +61,30 @@ def anonymous_bytes(pid: int | str = "self") -> int:
 class Sampler:
     """Samples the memory of this process from a thread; a context manager.
 
-    `tell(seconds, host, device, peak_host, peak_device)` is called at each point of the timeline,
-    and at once when a peak rises. `each(taken)` is called at every sample. The device figure is the
-    use of all processes, or with `own` that of this process.
+    `on_point(seconds, host, device, peak_host, peak_device)` is called at each point of the
+    timeline, and at once when a peak rises. `on_sample(memory)` is called at every sample. The
+    device figure is the use of all processes, or with `own` that of this process.
     """
 
     def __init__(
         self,
         device: str,
-        tell: Callable[[float, int, int, int, int], None] | None = None,
-        each: Callable[[ProcessMemory], None] | None = None,
+        on_point: Callable[[float, int, int, int, int], None] | None = None,
+        on_sample: Callable[[ProcessMemory], None] | None = None,
         *,
         own: bool = False,
         started: float | None = None,
     ) -> None:
         """`started` is the moment from which seconds count, by `time.monotonic`; None: now."""
         self._device = device
-        self._tell = tell
-        self._each = each
+        self._on_point = on_point
+        self._on_sample = on_sample
         self._own = own
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._follow, name="memory", daemon=True)
         self._started = time.monotonic() if started is None else started
         self._next_point = 0.0
-        self._told = (0, 0)
+        self._reported = (0, 0)
         self.peak_host_bytes = 0
         """Highest anonymous resident memory seen."""
         self.peak_device_bytes = 0
@@ -93,7 +93,7 @@ class Sampler:
         """(seconds since start, anonymous host bytes, device bytes)."""
 
     def __enter__(self) -> "Sampler":
-        self.look()
+        self.sample()
         self._thread.start()
         return self
 
@@ -101,44 +101,44 @@ class Sampler:
         self._stop.set()
         self._thread.join()
         self._next_point = 0.0
-        self.look()
+        self.sample()
 
     def _follow(self) -> None:
         while not self._stop.wait(PEAK_INTERVAL):
             with contextlib.suppress(MemoryError):  # there is none left, and it is to be told
-                self.look()
+                self.sample()
 
-    def look(self) -> None:
+    def sample(self) -> None:
         """See how much there is now."""
         now, device = taken(), self._device_bytes()
         passed = round(time.monotonic() - self._started, 2)
         self.peak_host_bytes = max(self.peak_host_bytes, now.anonymous)
         self.peak_device_bytes = max(self.peak_device_bytes, device)
-        if self._each is not None:
-            self._each(now)
+        if self._on_sample is not None:
+            self._on_sample(now)
         peaks = (self.peak_host_bytes, self.peak_device_bytes)
         due = passed >= self._next_point
         if due:
             self._next_point = passed + TIMELINE_INTERVAL
             add_point(self.timeline, (passed, now.anonymous, device))
-        if self._tell is not None and (due or any(map(_rose, peaks, self._told))):
-            self._told = peaks
+        if self._on_point is not None and (due or any(map(_rose, peaks, self._reported))):
+            self._reported = peaks
             with contextlib.suppress(OSError):  # nobody listens any more
-                self._tell(passed, now.anonymous, device, *peaks)
+                self._on_point(passed, now.anonymous, device, *peaks)
 
     def _device_bytes(self) -> int:
         if self._own:
-            told = device_holders(self._device).get(os.getpid(), 0)
+            reported = device_holders(self._device).get(os.getpid(), 0)
         else:
-            told = device_used_bytes(self._device)
-        return told or _own_bytes(self._device)
+            reported = device_used_bytes(self._device)
+        return reported or _own_bytes(self._device)
 
 
 def add_point(timeline: list[Any], point: Any) -> None:
     """Add a point to a time line, which grows for ever in no process that stays."""
     timeline.append(point)
-    if len(timeline) > MOST_POINTS:
-        del timeline[1:MOST_POINTS:2]
+    if len(timeline) > MAX_POINTS:
+        del timeline[1:MAX_POINTS:2]
 
 
 def _own_bytes(device: str) -> int:
@@ -151,5 +151,5 @@ def _own_bytes(device: str) -> int:
     return CONTEXT_BYTES + int(cuda.memory_reserved(device)) if cuda.is_initialized() else 0
 
 
-def _rose(peak: int, told: int) -> bool:
-    return peak - told > min(RISE_BYTES, told * RISE_SHARE)
+def _rose(peak: int, reported: int) -> bool:
+    return peak - reported > min(RISE_BYTES, reported * RISE_SHARE)

@@ -56,9 +56,9 @@ def found(name: str, *, named: bool) -> Any:
         return None
     import pynvml
 
-    meant = [_numbered(pynvml, int(name))] if name.isdigit() else _called(pynvml, name)
-    if len(meant) == 1 and meant[0] is not None:
-        return next(parts_of(pynvml, meant[0]), meant[0])
+    candidates = [_numbered(pynvml, int(name))] if name.isdigit() else _called(pynvml, name)
+    if len(candidates) == 1 and candidates[0] is not None:
+        return next(parts_of(pynvml, candidates[0]), candidates[0])
     if not named:
         return None
     known = ", ".join(f"{number} ({uuid_of(pynvml, gpu)})" for number, gpu in cards_of(pynvml))
@@ -74,7 +74,7 @@ def _numbered(nvml: Any, number: int) -> Any:
         return None
     except nvml.NVMLError as error:
         raise EnvironmentFault(
-            f"the NVIDIA driver cannot reach GPU {number}: {_said(error)}",
+            f"the NVIDIA driver cannot reach GPU {number}: {_message_of(error)}",
             hint=f"See `nvidia-smi` and `dmesg | grep -i xid`; {TO_THE_CPU}",
         ) from error
 
@@ -105,7 +105,7 @@ def _driver_answers() -> bool:
         if type(error).__name__ in NO_DRIVER:
             return False
         raise EnvironmentFault(
-            f"the NVIDIA driver does not answer: {_said(error)}",
+            f"the NVIDIA driver does not answer: {_message_of(error)}",
             hint=f"See that `nvidia-smi` works, after an update by a restart; {TO_THE_CPU}",
         ) from error
     return True
@@ -114,8 +114,8 @@ def _driver_answers() -> bool:
 def cards_of(nvml: Any) -> Iterator[tuple[int, Any]]:
     """Yield the number of each card that can be reached, and the card. They come in the order of
     their PCI bus."""
-    for number in range(_or(nvml, 0, nvml.nvmlDeviceGetCount)):
-        card = _or(nvml, None, nvml.nvmlDeviceGetHandleByIndex, number)
+    for number in range(_query(nvml, 0, nvml.nvmlDeviceGetCount)):
+        card = _query(nvml, None, nvml.nvmlDeviceGetHandleByIndex, number)
         if card is not None:
             yield number, card
 
@@ -123,23 +123,23 @@ def cards_of(nvml: Any) -> Iterator[tuple[int, Any]]:
 def parts_of(nvml: Any, card: Any) -> Iterator[Any]:
     """Yield the parts (MIG devices) that a card is divided into; none of a part, or a whole
     card."""
-    if not _or(nvml, (0, 0), nvml.nvmlDeviceGetMigMode, card)[0]:
+    if not _query(nvml, (0, 0), nvml.nvmlDeviceGetMigMode, card)[0]:
         return
-    for number in range(_or(nvml, 0, nvml.nvmlDeviceGetMaxMigDeviceCount, card)):
-        part = _or(nvml, None, nvml.nvmlDeviceGetMigDeviceHandleByIndex, card, number)
+    for number in range(_query(nvml, 0, nvml.nvmlDeviceGetMaxMigDeviceCount, card)):
+        part = _query(nvml, None, nvml.nvmlDeviceGetMigDeviceHandleByIndex, card, number)
         if part is not None:
             yield part
 
 
-def _said(error: Exception) -> str:
+def _message_of(error: Exception) -> str:
     return str(error).rstrip(".")
 
 
 def uuid_of(nvml: Any, gpu: Any) -> str:
-    return str(_or(nvml, "", nvml.nvmlDeviceGetUUID, gpu))
+    return str(_query(nvml, "", nvml.nvmlDeviceGetUUID, gpu))
 
 
-def _or(nvml: Any, otherwise: Answer, function: Callable[..., Answer], *given: Any) -> Answer:
+def _query(nvml: Any, otherwise: Answer, function: Callable[..., Answer], *given: Any) -> Answer:
     """Return what NVML answers, or something else where it does not."""
     try:
         return function(*given)

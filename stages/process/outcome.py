@@ -25,5 +25,5 @@ class StageOutcome:
     failures: list[Failed] = field(default_factory=list)
     error: StageError | None = None
     too_large: list[TooLarge] = field(default_factory=list)
-    in_hand: set[str] = field(default_factory=set)
+    open_media: set[str] = field(default_factory=set)
     """Media, by content digest, that were open when the process ended."""

@@ -74,15 +74,15 @@ class EventReporter:
         """Tell that one medium, named by its content digest, cannot be used. The others can."""
         self.send(Failed(media=media, kind=kind, message=message, hint=hint))
 
-    def rung(self, batch: int, *, failed: int, error: str, block: int = 0) -> None:
+    def batch_shrunk(self, batch: int, *, failed: int, error: str, block: int = 0) -> None:
         """Tell that a batch of `failed` items did not fit, or batches of so many that go through
         together. From here on they are at most so large."""
         self.send(BatchShrunk(batch=batch, failed=failed, error=error, block=block))
 
-    def too_large(self, key: str, wanted: int, error: str) -> None:
-        """Tell that an item does not fit, even alone, where others do. `wanted` bytes, 0 if
+    def too_large(self, key: str, needed_bytes: int, error: str) -> None:
+        """Tell that an item does not fit, even alone, where others do. `needed_bytes` bytes, 0 if
         unknown, could not be had for it."""
-        self.send(TooLarge(key=key, wanted_bytes=wanted, error=error))
+        self.send(TooLarge(key=key, wanted_bytes=needed_bytes, error=error))
 
     def warning(self, text: str) -> None:
         """Tell something that a person should read, and that stops nothing."""

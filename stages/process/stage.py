@@ -24,20 +24,20 @@ class StageSpec:
     vectors: bool = False
     """Whether its part is of a dual encoder, which makes vectors, and not of a model that
     captions."""
-    any_size: bool = False
+    mixes_image_sizes: bool = False
     """Whether pictures of any size are alike to it, so that they share a batch."""
     shrinks: bool = False
     """Whether pictures may be made smaller while they are decoded, as far as it does not show."""
-    tiled: bool = False
+    supports_tiles: bool = False
     """Whether it may look at the parts of a picture, each by itself."""
     prompted: bool = False
     """Whether its records are made of a prompt too, and rows with prompts of like length share a
     batch."""
-    limited: bool = False
+    uses_token_limit: bool = False
     """Whether its records are cut at so many tokens, which then decide their bytes."""
-    refuses: bool = False
+    can_reject_items: bool = False
     """Whether it may find that a model does not take an item, which it notes among the failures."""
-    gives_back: bool = False
+    deletes_inputs: bool = False
     """Whether what it read is not kept once it is through with it."""
     output_version: int
     """Raised when its own output changes for the same inputs; part of every key below it."""

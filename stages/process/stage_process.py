@@ -71,7 +71,7 @@ def wait_until_gone(device: str, pid: int) -> list[str]:
     return []
 
 
-def given_back(device: str, before: int, peak: int) -> tuple[int, list[str]]:
+def wait_for_release(device: str, before: int, peak: int) -> tuple[int, list[str]]:
     """Return the bytes of a device in use after a stage, and what a person should know. It waits
     until they are as few as `before`, or time is up; `peak` is the most that were in use."""
     if not device.startswith("cuda"):
@@ -166,7 +166,7 @@ class StageProcess:
             os.close(job)
         self._reader = threading.Thread(target=self._read, args=(read_end,), daemon=True)
         self._reader.start()
-        self._clock = CpuTimeLimit(self._process, seconds) if seconds else None
+        self._cpu_limit = CpuTimeLimit(self._process, seconds) if seconds else None
 
     @property
     def pid(self) -> int:
@@ -179,24 +179,26 @@ class StageProcess:
             code = self._process.wait()
             self._reader.join()
         finally:
-            if self._clock is not None:
-                self._clock.stop()
+            if self._cpu_limit is not None:
+                self._cpu_limit.stop()
             self.outcome.seconds = self.outcome.seconds or time.monotonic() - self._started
         before, peak = self.outcome.baseline_before_bytes, self.outcome.peak_device_bytes
         if self._stays:
             warnings = wait_until_gone(self._device, self.pid)
         else:
-            self.outcome.baseline_after_bytes, warnings = given_back(self._device, before, peak)
+            self.outcome.baseline_after_bytes, warnings = wait_for_release(
+                self._device, before, peak
+            )
         for warning in warnings:
             self._warn(f"{self.name}: {warning}")
         if code != 0 or self.outcome.error is not None:
-            fault = fault_of_stage(self.name, self._ending(code))
+            fault = fault_of_stage(self.name, self._process_exit(code))
             if isinstance(fault, Killed):  # it may be started again, without a word
                 self._warn(fault.message)
             raise fault
         return self.outcome
 
-    def _ending(self, code: int) -> ProcessExit:
+    def _process_exit(self, code: int) -> ProcessExit:
         outcome = self.outcome
         above = outcome.peak_host_bytes - outcome.notes.get("loaded_bytes", 0)
         if self._device.startswith("cuda"):
@@ -204,7 +206,7 @@ class StageProcess:
         return ProcessExit(
             code=code,
             files=self._files,
-            told=outcome.error,
+            error_event=outcome.error,
             log=self.log,
             last_lines=self._log_tail(),
             items=outcome.items,
@@ -235,20 +237,20 @@ class StageProcess:
             for event in map(event_of, lines):
                 if event is None:
                     continue
-                self._take(event)
+                self._apply(event)
                 with contextlib.suppress(OSError):  # who listens may be gone, as behind `| head`
                     self._listen(self.name, event)
 
-    def _take(self, event: Event) -> None:
+    def _apply(self, event: Event) -> None:
         outcome = self.outcome
         match event:
             case Item():
                 outcome.items += 1
                 outcome.tokens += event.tokens
             case MediumOpened():
-                outcome.in_hand.add(event.media)
+                outcome.open_media.add(event.media)
             case MediumClosed():
-                outcome.in_hand.discard(event.media)
+                outcome.open_media.discard(event.media)
             case Failed() if not self._stays:  # for weeks, whoever stays would keep them all
                 outcome.failures.append(event)
             case TooLarge() if not self._stays:
@@ -285,9 +287,9 @@ class StageProcess:
 
 def _fresh(job: int, output: IO[bytes], events: int) -> "subprocess.Popen[bytes]":
     """Start a stage as a process that imports for itself."""
-    given = ["stages.process.child", str(job), str(os.getpid()), str(events)]
+    options = ["stages.process.child", str(job), str(os.getpid()), str(events)]
     return subprocess.Popen(
-        [sys.executable, "-P", "-m", *given],
+        [sys.executable, "-P", "-m", *options],
         stdin=subprocess.DEVNULL,
         stdout=output,
         stderr=subprocess.STDOUT,

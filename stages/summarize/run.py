@@ -46,7 +46,7 @@ def run(told: dict[str, Any], report: EventReporter) -> None:
         if words is not None:
             raise MemoryError(words)
         if fault is None:
-            faults.went()
+            faults.note_success()
             records.publish([Record(key=medium.key, meta=made.pop()._asdict())])
         else:
             faults.add(medium, fault)

@@ -76,7 +76,7 @@ class Trainer:
             if self._rows == 1:
                 raise MemoryError(words)
             failed, self._rows = self._rows, smaller(self._rows)
-            self._report.rung(self._rows, failed=failed, error=words[:200])
+            self._report.batch_shrunk(self._rows, failed=failed, error=words[:200])
         if not math.isfinite(loss := found.pop()):
             raise UsageError(
                 "the loss is no number any more",

@@ -90,7 +90,7 @@ def hungry(stage: str, module: Any, job: dict[str, Any]) -> Iterator[None]:
     hunger, load = Hunger(stage, job), ModelJob.hold
 
     class Starving(OomRetry):
-        def through(self, batch: Any, key: Any, compute: Any) -> Any:
+        def run_batch(self, batch: Any, key: Any, compute: Any) -> Any:
             def computing(members: Any) -> Any:
                 computed = [
                     m for m in members if not isinstance(m, EncodeItem)
@@ -99,9 +99,9 @@ def hungry(stage: str, module: Any, job: dict[str, Any]) -> Iterator[None]:
                 hunger.check(keys)
                 return compute(members)
 
-            return super().through(batch, key, computing)
+            return super().run_batch(batch, key, computing)
 
-        def through_together(self, batches: Any, block: int, key: Any, compute: Any) -> Any:
+        def run_block(self, batches: Any, block: int, key: Any, compute: Any) -> Any:
             def computing(some: Any) -> Any:
                 for members in some:
                     hunger.check([m.key for m, _ in members])

@@ -80,7 +80,7 @@ class TransformersEngine:
         for batch in batches:
             wanted = [one for one in batch if not one.is_withdrawn]
             if wanted:
-                yield from shrinking.through(wanted, lambda one: one.member.key, self.say)
+                yield from shrinking.run_batch(wanted, lambda one: one.member.key, self.say)
 
     def overhear(self, listen: Listen) -> None:
         """Tell nothing: `generate` gives a batch when all of it has ended."""

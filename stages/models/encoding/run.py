@@ -146,7 +146,7 @@ class EncodeRun:
     def _read(self, some: Sequence[Sequence[EncodeItem]]) -> list[list[ToEncode]]:
         """Read the chunks, without those for which alone there is not the memory. A picture may be
         of any size."""
-        through = self._reading.through
+        through = self._reading.run_batch
         found = [
             [(m, row) for m in batch for _, row in through([m], _name, self._prepared)]
             for batch in some

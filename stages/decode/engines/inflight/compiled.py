@@ -13,7 +13,7 @@ import torch
 from transformers.integrations import sdpa_attention
 
 from artifacts.errors import UsageError
-from stages.process.exit_diagnosis import causes, first_line, memory_words
+from stages.process.exit_diagnosis import causes, first_line, oom_message
 
 SHAPES = 64
 """Shapes that one process has compiled at most: columns double, so that there are few."""
@@ -89,7 +89,7 @@ def _in_words() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if (words := memory_words(error)) is not None:
+        if (words := oom_message(error)) is not None:
             raise MemoryError(words) from error
         if (found := _failure(error)) is None:
             raise

@@ -135,7 +135,7 @@ class InflightEngine:
         """Return the rows that ended and their words, without those of which none can be made."""
         pairs = []
         for flight in ended:
-            said, words, fault = shrinking.tried(partial(self._said, flight))
+            said, words, fault = shrinking.attempt(partial(self._said, flight))
             if words is not None:
                 raise MemoryError(words)
             if fault is not None:

@@ -257,7 +257,7 @@ class InflightScheduler:
 
     def _by_itself(self, asked: DecodeRequest) -> Iterator[SequenceState]:
         key = asked.member.key
-        made = self._shrinking.through([asked], lambda _: key, lambda _: self.alone(asked))
+        made = self._shrinking.run_batch([asked], lambda _: key, lambda _: self.alone(asked))
         for _, flight in made:
             if not asked.is_withdrawn:
                 yield flight
@@ -283,7 +283,7 @@ class InflightScheduler:
         """Prefill a request and put it into a slot. Return None on out of memory."""
         busy = any(self._seats)
         try:
-            read, words, fault = self._shrinking.tried(partial(self._read, asked))
+            read, words, fault = self._shrinking.attempt(partial(self._read, asked))
         except UsageError as error:
             if not asked.member.settings and not isinstance(error, ContextExceeded):
                 raise
@@ -298,7 +298,7 @@ class InflightScheduler:
             self._strained = busy
             return None
         self._strained = False
-        sat, words, fault = self._shrinking.tried(lambda: self._assign_slot(asked, read.pop()))
+        sat, words, fault = self._shrinking.attempt(lambda: self._assign_slot(asked, read.pop()))
         if fault is not None:
             self._part([asked])
             return None
@@ -333,7 +333,7 @@ class InflightScheduler:
 
     def _advance(self) -> Iterator[SequenceState]:
         """Run one decode step. Yield the sequences that ended."""
-        _, words, fault = self._shrinking.tried(self._step)
+        _, words, fault = self._shrinking.attempt(self._step)
         if fault is not None:
             self._part([])
             return
@@ -366,7 +366,7 @@ class InflightScheduler:
             if flight.hear(token):
                 self._seats[slot] = None
                 self._pool.clear(slot)
-                self._shrinking.fitted()
+                self._shrinking.note_success()
                 yield flight
             elif self._overhear is not None:
                 self._overhear(flight)
@@ -385,7 +385,7 @@ class InflightScheduler:
         if self._manner.aligned:  # fewer slots would take as much
             raise MemoryError(words)
         if self.slots > 1:
-            self.slots = self._shrinking.cut(self.slots, words)
+            self.slots = self._shrinking.shrink(self.slots, words)
             rows += self._alone
             self._alone.clear()
             self._again.extendleft(reversed(rows))
