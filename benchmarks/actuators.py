@@ -29,7 +29,7 @@ ROWS: dict[str, dict[str, Any]] = {
     "logits of every token, as some classes make them": {"logits": "all"},
     "1,024 tokens at a time, by `generate`": {"prefill": 1024},
     "256 tokens at a time, by `generate`": {"prefill": 256},
-    "256 tokens at a time, MLPs alone": {"prefill": 256, "mlps": True},
+    "256 tokens at a time, MLPs only": {"prefill": 256, "mlps": True},
     "KV cache in 8 bit": {"kv": "quantized"},
     "int8": {"precision": "int8"},
     "nf4": {"precision": "nf4"},
@@ -49,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if given.one:
         print(json.dumps(measure(json.loads(given.one))))
         return
-    print(heads(" | MiB | to as it is | CPU s to read the prompt | CPU s a token"))
+    print(heads(" | MiB | change | CPU s to read the prompt | CPU s per token"))
     with tempfile.TemporaryDirectory() as folder:
         shape = TINY if given.quick else SHAPE
         model = build(Path(folder, "model"), shape, given.new)

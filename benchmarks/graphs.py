@@ -25,7 +25,7 @@ from benchmarks._tower_shapes import NAMES, checkpoint
 from flows.machine.cpu import cpu_line
 
 HEADS = (
-    "vision half | computed by | on | ms a batch | x | MiB | of torch fp32 | files MiB | cosine"
+    "vision half | computed by | on | ms per batch | x | MiB | of torch fp32 | files MiB | cosine"
     " | least | neighbours"
 )
 FLAGS = {
