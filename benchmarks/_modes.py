@@ -106,12 +106,12 @@ def joint(job: dict[str, Any], watch: Watch) -> list[str]:
 
     from stages.models.encoding.chunks import read_clip
     from stages.models.encoding.job import EncodeItem
-    from stages.models.halves.ranges import reading_ranges
+    from stages.models.halves.ranges import ranged_reads
     from stages.models.processors.prepare import load_processor
     from tests.support.processors import whole as inputs_of
 
     load: Any = AutoModelForImageTextToText.from_pretrained
-    with reading_ranges():
+    with ranged_reads():
         model = load(job["model"], dtype=getattr(torch, job["dtype"])).eval()
     processor = load_processor(Path(job["model"]))
     watch.note(attention=model.config._attn_implementation)

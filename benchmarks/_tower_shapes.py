@@ -86,11 +86,11 @@ def vision_sizes(size: ClipSize) -> dict[str, int]:
 def inputs_of(processor: Any, *, dual: bool, batch: int, count: int) -> list[dict[str, Any]]:
     """Return so many batches of pictures, or clips, as the processor makes them; no two alike, and
     the same in every process."""
-    from stages.models.processors.pictures import prepare_pictures
+    from stages.models.processors.pictures import prepare_images
     from stages.models.processors.prepare import joined, prepare
 
     shown = list(_pictures(batch * count) if dual else _clips(batch * count))
-    rows = [prepare_pictures(processor, one) if dual else prepare(processor, one) for one in shown]
+    rows = [prepare_images(processor, one) if dual else prepare(processor, one) for one in shown]
     batches = [rows[at : at + batch] for at in range(0, len(rows), batch)]
     return [
         {n: joined([row.inputs[n] for row in rows]) for n in rows[0].inputs} for rows in batches

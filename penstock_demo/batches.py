@@ -114,13 +114,13 @@ def _labels(
     things, count, height, width = cover.shape
     patches, rows, columns = count // 2, height // CELL, width // CELL
     share = cover.reshape(things, patches, 2, rows, CELL, columns, CELL).mean((4, 6)).max(2)
-    owner, most = share.argmax(0), share.max(0)
+    owner, largest_share = share.argmax(0), share.max(0)
     classes = np.zeros((3, patches, rows, columns), np.int64)
     motion = np.full((MOTION_TARGETS, patches, rows, columns), np.nan, np.float32)
     across = (np.arange(columns) + 0.5)[None, :] * CELL
     down = (np.arange(rows) + 0.5)[:, None] * CELL
     for index, (thing, track) in enumerate(zip(spec.sentence.things, spec.tracks, strict=True)):
-        mine = (owner == index) & (most >= 0.08)
+        mine = (owner == index) & (largest_share >= 0.08)
         classes[0][mine] = 1 + COLOURS.index(thing.colour)
         classes[1][mine] = 1 + SHAPES.index(thing.shape)
         classes[2][mine] = 1 + SIZES.index(thing.size)
@@ -135,7 +135,7 @@ def _labels(
             motion[0, patch][cells] = (((ax + bx) / 2 - across) / CELL + 0 * down)[cells]
             motion[1, patch][cells] = (((ay + by) / 2 - down) / CELL + 0 * across)[cells]
             motion[2, patch][cells], motion[3, patch][cells] = (bx - ax) / 2, (by - ay) / 2
-    classes[:, (most > 0.02) & (most < 0.08)] = IGNORE
+    classes[:, (largest_share > 0.02) & (largest_share < 0.08)] = IGNORE
     return classes, motion
 
 
@@ -171,11 +171,11 @@ def make_batch(rng: random.Random, noise: npt.NDArray[np.float32], sparse: float
     even = count + count % 2
     size = min(40, FRAMES_PER_BATCH // even)
     height, width = grid[0] * CELL, grid[1] * CELL
-    usual, (least, most) = GRIDS[grid]
+    usual, (narrowest, widest) = GRIDS[grid]
     frames = np.empty((size, even, height, width, 3), np.uint8)
     parts = []
     for index in range(size):
-        aspect = rng.choice(usual) if rng.random() < 0.7 else rng.uniform(least, most)
+        aspect = rng.choice(usual) if rng.random() < 0.7 else rng.uniform(narrowest, widest)
         while True:
             times = [0.0] if still else sample_times(rng, count)
             spec = (sample_still if still else sample_clip)(rng, "trained", aspect=aspect)

@@ -92,9 +92,9 @@ class Captioner:
 
     def _count(self, film: Film, question: EvaluationPrompt) -> int:
         stated = self.processor.video_processor
-        wanted: int = question.frames or int(len(film.frames) / film.frames_per_second * stated.fps)
-        least, most = int(stated.min_frames), int(stated.max_frames)
-        return min(max(wanted, least), most, len(film.frames))
+        count: int = question.frames or int(len(film.frames) / film.frames_per_second * stated.fps)
+        count = max(count, int(stated.min_frames))
+        return min(count, int(stated.max_frames), len(film.frames))
 
     def _text(self, kind: str, prompt: str) -> Any:
         """Return one turn as the chat template writes it."""
@@ -105,7 +105,7 @@ class Captioner:
 
     def _inputs(self, films: Sequence[Film], question: EvaluationPrompt) -> Any:
         chosen = [sample_indices(len(f.frames), self._count(f, question)) for f in films]
-        told = [
+        metadata = [
             {
                 "fps": film.frames_per_second * question.rate_factor,
                 "total_num_frames": len(film.frames),
@@ -118,7 +118,7 @@ class Captioner:
             [film.frames[index] for index in indices]
             for film, indices in zip(films, chosen, strict=True)
         ]
-        extra = {"video_metadata": told} if question.with_metadata else {}
+        extra = {"video_metadata": metadata} if question.with_metadata else {}
         return self.processor(
             text=[self._text("video", question.prompt)] * len(films),
             videos=videos,
@@ -127,7 +127,7 @@ class Captioner:
             **extra,
         )
 
-    def picture_inputs(self, films: Sequence[Film]) -> Any:
+    def image_inputs(self, films: Sequence[Film]) -> Any:
         """Return inputs that show the first frame of each clip as a picture."""
         return self.processor(
             text=[self._text("image", IMAGE_PROMPT)] * len(films),
@@ -136,19 +136,21 @@ class Captioner:
             return_tensors="pt",
         )
 
-    def tell(self, inputs: Any) -> list[str]:
+    def generate(self, inputs: Any) -> list[str]:
         """Return captions of prepared inputs."""
         with torch.no_grad():
             out = self.model.generate(**inputs)
-        told: list[str] = self.processor.batch_decode(
+        outputs: list[str] = self.processor.batch_decode(
             out[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True
         )
-        return told
+        return outputs
 
     def caption(self, films: Sequence[Film], question: EvaluationPrompt) -> list[str]:
         """Return captions of clips."""
         batches = [films[start : start + BATCH] for start in range(0, len(films), BATCH)]
-        return [said for batch in batches for said in self.tell(self._inputs(batch, question))]
+        return [
+            output for batch in batches for output in self.generate(self._inputs(batch, question))
+        ]
 
 
 def sweeps(films: Sequence[Film]) -> Iterator[tuple[str, EvaluationPrompt, Size | None]]:
@@ -172,21 +174,23 @@ def judge(
     captioner: Captioner, truths: Sequence[Truth], films: Sequence[Film], question: EvaluationPrompt
 ) -> Scoreboard:
     """Return the score of a checkpoint asked in one way."""
-    told = captioner.caption(films, question)
-    return score_captions(truths, {t.file: said for t, said in zip(truths, told, strict=True)})
+    outputs = captioner.caption(films, question)
+    return score_captions(
+        truths, {t.file: output for t, output in zip(truths, outputs, strict=True)}
+    )
 
 
-def judge_pictures(captioner: Captioner, count: int, seed: int) -> Scoreboard:
+def judge_images(captioner: Captioner, count: int, seed: int) -> Scoreboard:
     """Return the score of a checkpoint shown single pictures."""
     rng = random.Random(seed)
-    truths, told = [], {}
+    truths, outputs = [], {}
     for number in range(count):
         spec = sample_still(rng, "trained" if number % 4 else "never")
         truths.append(Truth(file=str(number), caption=caption(spec), trained=spec.is_trained))
         frames = list(render_frames(spec, (0.0,), spec.height, spec.width))
-        inputs = captioner.picture_inputs([Film(frames=frames, frames_per_second=1.0)])
-        told[str(number)] = captioner.tell(inputs)[0]
-    return score_captions(truths, told)
+        inputs = captioner.image_inputs([Film(frames=frames, frames_per_second=1.0)])
+        outputs[str(number)] = captioner.generate(inputs)[0]
+    return score_captions(truths, outputs)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -203,12 +207,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         films = [read_film(Path(folder) / truth.file) for truth in truths]
     board = judge(captioner, truths, films, EvaluationPrompt())
     lines = [board.table()]
-    lines += [f"miss: {truth.caption}\n said: {said}" for truth, said in board.misses[:20]]
+    lines += [f"miss: {truth.caption}\n said: {output}" for truth, output in board.misses[:20]]
     print("\n".join(lines), flush=True)
     if chosen.sweep:
-        print(
-            "pictures\n" + judge_pictures(captioner, chosen.clips, chosen.seed).table(), flush=True
-        )
+        print("pictures\n" + judge_images(captioner, chosen.clips, chosen.seed).table(), flush=True)
     for name, question, size in sweeps(films) if chosen.sweep else ():
         kept = [
             (t, film) for t, film in zip(truths, films, strict=True) if size in (None, film.size)

@@ -44,21 +44,21 @@ def patchify(frames: Tensor) -> Tensor:
 
 
 @functools.cache
-def _angles(tower: Any, rows: int, columns: int) -> tuple[Tensor, Tensor]:
+def _angles(encoder: Any, rows: int, columns: int) -> tuple[Tensor, Tensor]:
     grid = torch.tensor([[1, rows * MERGE, columns * MERGE]])
     positions = get_vision_position_ids(grid, MERGE, kwargs={})
-    cos, sin = tower.rotary_pos_emb(torch.zeros(1), positions)
+    cos, sin = encoder.rotary_pos_emb(torch.zeros(1), positions)
     return cos[None, :, None], sin[None, :, None]
 
 
 def vision(model: Qwen2_5_VLForConditionalGeneration, frames: Tensor) -> Tensor:
     """Return merged features (clip, token, channel) of equal-sized clips."""
-    tower = model.model.visual
+    encoder = model.model.visual
     clips, _, height, width, _ = frames.shape
-    cos, sin = _angles(tower, height // PATCH // MERGE, width // PATCH // MERGE)
-    hidden = functional.linear(patchify(frames), tower.patch_embed.proj.weight.flatten(1))
+    cos, sin = _angles(encoder, height // PATCH // MERGE, width // PATCH // MERGE)
+    hidden = functional.linear(patchify(frames), encoder.patch_embed.proj.weight.flatten(1))
     pairs, patches, _ = hidden.shape
-    for block in tower.blocks:
+    for block in encoder.blocks:
         attention = block.attn
         heads = attention.num_heads
         packed = attention.qkv(block.norm1(hidden)).view(pairs, patches, 3, heads, -1)
@@ -74,7 +74,7 @@ def vision(model: Qwen2_5_VLForConditionalGeneration, frames: Tensor) -> Tensor:
         mixed = torch.bmm(weights.to(value.dtype), value).view(pairs, heads, patches, -1)
         hidden = hidden + attention.proj(mixed.transpose(1, 2).reshape(pairs, patches, -1))
         hidden = hidden + block.mlp(block.norm2(hidden))
-    merged: Tensor = tower.merger(hidden.reshape(pairs * patches, -1))
+    merged: Tensor = encoder.merger(hidden.reshape(pairs * patches, -1))
     return merged.view(clips, -1, merged.shape[-1])
 
 

@@ -56,12 +56,12 @@ class DenseHeads(nn.Module):
             there = truth > 0
             hit = logits[index].detach().argmax(-1)[there] == truth[there]
             right[name] = hit.float().mean().item()
-        wanted = motion.flatten(2).transpose(1, 2)
-        known = ~wanted.isnan().any(-1)
-        wanted, moved, ways = wanted[known], moved[known], ways[known]
-        placed = functional.smooth_l1_loss(moved[:, :2], wanted[:, :2], beta=0.25)
-        went = functional.smooth_l1_loss(moved[:, 2:], wanted[:, 2:], beta=1.0)
-        way = headings(wanted[:, 2:])
+        target = motion.flatten(2).transpose(1, 2)
+        known = ~target.isnan().any(-1)
+        target, moved, ways = target[known], moved[known], ways[known]
+        placed = functional.smooth_l1_loss(moved[:, :2], target[:, :2], beta=0.25)
+        went = functional.smooth_l1_loss(moved[:, 2:], target[:, 2:], beta=1.0)
+        way = headings(target[:, 2:])
         total = total + placed + 2 * went + 2 * functional.cross_entropy(ways, way)
         goes = way > 0
         right["place"], right["went"] = placed.item(), went.item()

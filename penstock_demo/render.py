@@ -166,6 +166,6 @@ def write_clip(spec: ClipSpec, path: Path) -> None:
         stream.width, stream.height, stream.pix_fmt = spec.width, spec.height, "yuv420p"
         stream.options = {"crf": "20", "preset": "veryfast", "threads": "1"}
         for index in range(count):
-            picture = av.VideoFrame.from_ndarray(painter.frame(index / count), format="rgb24")
-            container.mux(stream.encode(picture))
+            frame = av.VideoFrame.from_ndarray(painter.frame(index / count), format="rgb24")
+            container.mux(stream.encode(frame))
         container.mux(stream.encode())

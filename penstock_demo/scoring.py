@@ -84,8 +84,8 @@ class Scoreboard:
 
 def _group(name: str, pairs: list[tuple[Truth, str]]) -> Group:
     hits: dict[str, list[bool]] = {column: [] for column in COLUMNS}
-    for truth, said in pairs:
-        for column, found in score(said, truth.caption).items():
+    for truth, output in pairs:
+        for column, found in score(output, truth.caption).items():
             hits[column].extend(found)
     tallies = {column: Tally(hits=sum(found), tries=len(found)) for column, found in hits.items()}
     return Group(name=name, clips=len(pairs), tallies=tallies)
@@ -102,8 +102,8 @@ def score_captions(truths: Iterable[Truth], captions: Mapping[str, str]) -> Scor
         ),
         misses=tuple(
             (truth, captions.get(truth.file))
-            for truth, said in pairs
-            if said.strip() != truth.caption
+            for truth, output in pairs
+            if output.strip() != truth.caption
         ),
     )
 

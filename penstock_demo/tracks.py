@@ -116,11 +116,11 @@ def apart(first: Track, second: Track, ordered: bool) -> bool:
     """Return whether two things never touch and, where it matters, stand clearly left and right."""
     if ordered and second.origin[0] - first.origin[0] < 12:
         return False
-    least = (first.radius + second.radius) * 1.05
+    min_distance = (first.radius + second.radius) * 1.05
     for step in range(9):
         ax, ay, _ = place(first, step / 8)
         bx, by, _ = place(second, step / 8)
-        if math.hypot(ax - bx, ay - by) < least:
+        if math.hypot(ax - bx, ay - by) < min_distance:
             return False
     return True
 

@@ -104,17 +104,17 @@ class Asker:
         patches, rows, columns = times // 2, height // CELL, width // CELL
         tokens = patches * rows * columns
         lead = self._lead("video" if batch.seconds_per_patch else "image", tokens)
-        told = self.tokenizer(
+        tokenized = self.tokenizer(
             [text + "<|im_end|>" for text in batch.captions],
             padding=True, padding_side="right", return_tensors="pt",
         )  # fmt: skip
-        answers = told.input_ids
+        answers = tokenized.input_ids
         ids = torch.cat([lead.expand(clips, -1), self._worn(answers)], 1)
         intervals = torch.tensor(batch.seconds_per_patch or [0.0] * clips) * self.per_second
         before = int(torch.isin(lead, self._pads()).nonzero()[0])
         after = ids.shape[1] - before - tokens
         where = positions(before, patches, rows, columns, after, intervals)
-        return ids, where, answers, told.attention_mask.bool()
+        return ids, where, answers, tokenized.attention_mask.bool()
 
     def _pads(self) -> Tensor:
         return torch.tensor(
@@ -166,9 +166,9 @@ def losses(
         hidden = decode(model, ids, features, where)
         first = ids.shape[1] - answers.shape[1] - 1
         logits = model.lm_head(hidden[:, first:-1][counts]).float()
-    told = functional.cross_entropy(logits, answers[counts])
+    caption_loss = functional.cross_entropy(logits, answers[counts])
     right["word"] = (logits.detach().argmax(-1) == answers[counts]).float().mean().item()
-    return told, dense, right | {"told": told.item(), "dense": dense.item()}
+    return caption_loss, dense, right | {"told": caption_loss.item(), "dense": dense.item()}
 
 
 def train(recipe: Recipe, folder: Path, shape: Shape, start: Path | None = None) -> None:
@@ -199,8 +199,8 @@ def train(recipe: Recipe, folder: Path, shape: Shape, start: Path | None = None)
             for group in optimizer.param_groups:
                 group["lr"] = recipe.learning_rate * max(fall, 0.002)
         sparse = recipe.sparse_share * max(0.0, 1 - share / recipe.flat_share)
-        told, dense, right = losses(model, heads, asker, make_batch(rng, noise, sparse))
-        total: Any = told + max(recipe.dense_floor, 1 - share) * dense
+        caption_loss, dense, right = losses(model, heads, asker, make_batch(rng, noise, sparse))
+        total: Any = caption_loss + max(recipe.dense_floor, 1 - share) * dense
         total.backward()
         nn.utils.clip_grad_norm_(every, 1.0)
         for optimizer in both:
@@ -217,8 +217,8 @@ def train(recipe: Recipe, folder: Path, shape: Shape, start: Path | None = None)
             saved = time.monotonic()
             save(model, processor, folder)
     save(model, processor, folder)
-    told_log = {"recipe": asdict(recipe), "shape": asdict(shape), "log": log}
-    (folder / "training.json").write_text(json.dumps(told_log, indent=1) + "\n")
+    record = {"recipe": asdict(recipe), "shape": asdict(shape), "log": log}
+    (folder / "training.json").write_text(json.dumps(record, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -99,7 +99,7 @@ class Sentence:
 
     def __str__(self) -> str:
         first, last = str(self.things[0]), str(self.things[-1])
-        told = {
+        template = {
             Structure.ONE: "{first} {a}",
             Structure.THEN: "{first} {a}, then {b}",
             Structure.WHILE: "{first} {a} while {last} {b}",
@@ -108,7 +108,8 @@ class Sentence:
         }[self.structure]
         a, b = (*self.actions, "", "")[:2]
         text = (
-            told.format(first=first, last=last, a=a, b=b) + f" on a {self.background} background."
+            template.format(first=first, last=last, a=a, b=b)
+            + f" on a {self.background} background."
         )
         return text[0].upper() + text[1:]
 
@@ -117,11 +118,11 @@ _THING = rf"a ({'|'.join(SIZES)}) ({'|'.join(COLOURS)}) ({'|'.join(SHAPES)})"
 _ACTION = rf"({'|'.join(ACTIONS)})"
 _GROUND = rf" on a ({'|'.join(BACKGROUNDS)}) background\.$"
 _CLIP = re.compile(rf"^{_THING} {_ACTION}(?:(, then| while) (?:{_THING} )?{_ACTION})?{_GROUND}")
-_PICTURE = re.compile(rf"^{_THING}(?: and {_THING})?{_GROUND}")
+_STILL = re.compile(rf"^{_THING}(?: and {_THING})?{_GROUND}")
 
 
-def _thing(words: tuple[str, ...]) -> Thing:
-    size, colour, shape = words
+def _thing(parts: tuple[str, ...]) -> Thing:
+    size, colour, shape = parts
     return Thing(size=size, colour=colour, shape=shape)
 
 
@@ -129,27 +130,27 @@ def parse(text: str) -> Sentence | None:
     """Return the sentence that a caption says, or None where it does not follow the grammar."""
     plain = text.strip()
     plain = plain[:1].lower() + plain[1:]
-    if match := _PICTURE.match(plain):
-        words = match.groups()
-        things = (_thing(words[:3]), *([_thing(words[3:6])] if words[3] else []))
-        return Sentence(structure=Structure.STILL, things=things, actions=(), background=words[6])
+    if match := _STILL.match(plain):
+        parts = match.groups()
+        things = (_thing(parts[:3]), *([_thing(parts[3:6])] if parts[3] else []))
+        return Sentence(structure=Structure.STILL, things=things, actions=(), background=parts[6])
     if not (match := _CLIP.match(plain)):
         return None
-    words = match.groups()
-    second = bool(words[5])
+    parts = match.groups()
+    second = bool(parts[5])
     structure = {
         (None, False): Structure.ONE,
         (", then", False): Structure.THEN,
         (", then", True): Structure.RELAY,
         (" while", True): Structure.WHILE,
-    }.get((words[4], second))
+    }.get((parts[4], second))
     if structure is None:
         return None
     return Sentence(
         structure=structure,
-        things=(_thing(words[:3]), *([_thing(words[5:8])] if second else [])),
-        actions=(words[3], *([words[8]] if words[8] else [])),
-        background=words[9],
+        things=(_thing(parts[:3]), *([_thing(parts[5:8])] if second else [])),
+        actions=(parts[3], *([parts[8]] if parts[8] else [])),
+        background=parts[9],
     )
 
 
@@ -164,15 +165,17 @@ def score(predicted: str, reference: str) -> dict[str, list[bool]]:
     hits["structure"].append(guess is not None and guess.structure == truth.structure)
     hits["background"].append(guess is not None and guess.background == truth.background)
     for index, thing in enumerate(truth.things):
-        said = guess.things[index] if guess and index < len(guess.things) else None
+        guessed = guess.things[index] if guess and index < len(guess.things) else None
         for name in ("size", "colour", "shape"):
-            hits[name].append(said is not None and getattr(said, name) == getattr(thing, name))
+            hits[name].append(
+                guessed is not None and getattr(guessed, name) == getattr(thing, name)
+            )
     for index, action in enumerate(truth.actions):
-        said_action = guess.actions[index] if guess and index < len(guess.actions) else ""
+        guessed_action = guess.actions[index] if guess and index < len(guess.actions) else ""
         verb, *rest = action.split()
-        said_verb, *said_rest = (*said_action.split(), "", "", "")[:3]
-        hits["action"].append(said_verb == verb)
+        guessed_verb, *guessed_rest = (*guessed_action.split(), "", "", "")[:3]
+        hits["action"].append(guessed_verb == verb)
         if verb == "moves":
-            hits["direction"].append(said_verb == verb and said_rest[0] == rest[0])
-            hits["speed"].append(said_verb == verb and said_rest[1] == rest[1])
+            hits["direction"].append(guessed_verb == verb and guessed_rest[0] == rest[0])
+            hits["speed"].append(guessed_verb == verb and guessed_rest[1] == rest[1])
     return hits

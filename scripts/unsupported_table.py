@@ -29,7 +29,7 @@ QUANTIZED = (
 
 def section() -> str:
     """Return the part of the page."""
-    rows = [*QUANTIZED, *((form.words, form.reason, form.instead) for form in UNSUPPORTED)]
+    rows = [*QUANTIZED, *((form.name, form.reason, form.alternative) for form in UNSUPPORTED)]
     nearest = ", ".join(f"`{model}`" for model in dict.fromkeys(NEAREST.values()))
     why = "it is in the form of the original LLaVA code, and was never converted"
     rows.append(("LLaVA-Video", why, f"{nearest}, of the same makers"))

@@ -11,12 +11,12 @@ from transformers import AutoModel, AutoProcessor
 
 from penstock_demo import DUAL_CHECKPOINT
 from penstock_demo.batches import IGNORE
-from penstock_demo.dual.batches import SIDE, make_picture_batch
+from penstock_demo.dual.batches import SIDE, make_image_batch
 from penstock_demo.dual.build import DualShape, build_dual
 from penstock_demo.dual.losses import (
     NEVER,
     SIGMOID_WEIGHT,
-    PictureHeads,
+    ImageHeads,
     comparison_loss,
     composition_loss,
 )
@@ -93,7 +93,7 @@ def test_a_patch_is_not_held_against_what_is_never_shown() -> None:
     )
     assert NEVER.sum() == len(NEVER_TRAINED) and NEVER[red, star] and not NEVER[red, circle]
     assert not NEVER[0].any() and not NEVER[:, 0].any()
-    heads = PictureHeads(4)
+    heads = ImageHeads(4)
     classes = torch.zeros(2, 1, 1, 2, dtype=torch.int64)
     classes[0, 0, 0, 0], classes[1, 0, 0, 0] = red, circle
     truths = torch.full((1, len(sample_phrases(random.Random(0)).texts)), IGNORED)
@@ -132,7 +132,7 @@ def test_a_pair_that_points_where_its_words_point_costs_nothing() -> None:
 
 def test_a_batch_says_what_each_patch_shows() -> None:
     noise = np.zeros(1 << 20, np.float32)
-    batch = make_picture_batch(random.Random(3), noise, 16, (8.0, 20.0))
+    batch = make_image_batch(random.Random(3), noise, 16, (8.0, 20.0))
     assert batch.pixels.shape == (16, SIDE, SIDE, 3) and len(batch.scenes) == 16
     for index, scene in enumerate(batch.scenes):
         shown = {int(c) for c in batch.classes[1, index].flat if c not in (0, IGNORE)}

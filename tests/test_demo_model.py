@@ -117,5 +117,5 @@ def test_the_shipped_checkpoint_tells_pictures(captioner: Captioner) -> None:
         Film(frames=list(render_frames(spec, (0.0,), 96, 128)), frames_per_second=1.0)
         for spec in specs
     ]
-    told = captioner.tell(captioner.picture_inputs(films))
+    told = captioner.generate(captioner.image_inputs(films))
     assert sum(said == caption(spec) for said, spec in zip(told, specs, strict=True)) >= 6

@@ -25,7 +25,7 @@ from stages.models import ModelProfile, describe
 from stages.models.processors.clip import Clip
 from stages.models.processors.fit import resized
 from stages.models.processors.loading import load_processor, takes_videos
-from stages.models.processors.pixel_limit import least_pixels
+from stages.models.processors.pixel_limit import min_pixels_of
 from stages.models.processors.prepare import prepare
 from tests.support.by_hand import model
 from tests.support.clips import clips
@@ -78,7 +78,7 @@ def test_all_frames_together_are_seen_in_no_more_pixels(family: str, total: int)
 @pytest.mark.parametrize("family", FREE)
 def test_a_processor_without_such_a_limit_is_left_as_it_is(family: str) -> None:
     plain, asked = processor_of(family), processor_of(family, max_pixels=4096)
-    assert least_pixels(plain) == 0
+    assert min_pixels_of(plain) == 0
     (clip,) = clips("image", 1, height=80, width=60)
     before, after = (prepare(each, clip).inputs for each in (plain, asked))
     assert all(torch.equal(before[n], after[n]) for n in before if "pixel" in n)

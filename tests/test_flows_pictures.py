@@ -21,7 +21,7 @@ from stages.frames import run as frames_stage
 from stages.models.encoding.chunks import read_clip
 from stages.models.encoding.job import EncodeItem
 from stages.models.halves.delivery import new_tokens
-from stages.models.processors.clip import Clip, pictures
+from stages.models.processors.clip import Clip, to_images
 from stages.process.report import EventReporter
 from tests.support.checkpoints import MODELS, whole_checkpoint
 from tests.support.clips import joint_model
@@ -215,7 +215,7 @@ def same(found: Any, wanted: Any) -> bool:
 def check_pixels(name: str, paths: list[Path], store: Path) -> None:
     processor = PROCESSORS[name]()
     for path, clip in stored_clips(paths, store).items():
-        given = dict(processor(images=pictures(clip.frames), return_tensors="pt"))
+        given = dict(processor(images=to_images(clip.frames), return_tensors="pt"))
         wanted = dict(processor(images=[opened(path)], return_tensors="pt"))
         assert same(given, wanted), path.name
 

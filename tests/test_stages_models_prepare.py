@@ -14,7 +14,7 @@ import torch
 from artifacts.errors import EnvironmentFault, UsageError
 from stages.models.processors import pictures
 from stages.models.processors.layout import layout_of
-from stages.models.processors.loading import is_picture, takes_images
+from stages.models.processors.loading import is_image_output, takes_images
 from stages.models.processors.prepare import (
     Clip,
     load_processor,
@@ -23,7 +23,7 @@ from stages.models.processors.prepare import (
     takes_videos,
     video_metadata,
 )
-from stages.models.processors.side_inputs import without_pictures
+from stages.models.processors.side_inputs import without_images
 from tests.support.clips import PROMPTS, clips, joint_inputs, without_pixels
 from tests.support.families import BUILDERS, checkpoint, copy_of, hf
 from tests.support.processors import KINDS, plain_call, processor_folder, render, whole
@@ -184,7 +184,7 @@ def test_a_large_picture_s_prompt_is_written_with_a_small_one(family: str) -> No
     batch = clips("image", 2, height=LARGE[0], width=LARGE[1])
     rows = [prepare(processor, clip) for clip in batch]
     assert [row.side["outline"]["shape"] for row in rows] == [[1, 256, 512]] * 2
-    wanted = without_pictures(plain_call(family, processor, batch, PROMPTS[:2]))
+    wanted = without_images(plain_call(family, processor, batch, PROMPTS[:2]))
     assert_same(rebuild(processor, rows, PROMPTS[:2]), wanted)
 
 
@@ -218,10 +218,10 @@ def test_prompts_without_pictures_and_pictures_equal_the_documented_call(
     processor, batch, prompts = processor_of(family), clips(kind, 2), PROMPTS[:2]
     wanted = plain_call(family, processor, batch, prompts)
     assert_same(whole(processor, batch, prompts), wanted)
-    assert_same(rebuilt(processor, batch, prompts), without_pictures(wanted))
+    assert_same(rebuilt(processor, batch, prompts), without_images(wanted))
     wanted = plain_call(family, processor, batch[:1], prompts[:1])
     inputs = prepare(processor, batch[0]).inputs
-    shown = [name for name in wanted if is_picture(name)]
+    shown = [name for name in wanted if is_image_output(name)]
     assert shown
     assert_same({name: inputs[name] for name in shown}, {name: wanted[name] for name in shown})
 
@@ -234,7 +234,7 @@ def test_rows_of_different_sizes_share_a_batch(family: str) -> None:
     kind = "image" if KINDS[family].image else "video"
     batch = [clips(kind, 1)[0], clips(kind, 1, height=96, width=40)[0]]
     wanted = plain_call(family, processor, batch, prompts)
-    assert_same(rebuilt(processor, batch, prompts), without_pictures(wanted))
+    assert_same(rebuilt(processor, batch, prompts), without_images(wanted))
 
 
 @pytest.mark.parametrize("family", KINDS)
@@ -315,7 +315,7 @@ def test_a_processor_that_takes_one_prompt_a_call_is_called_for_each() -> None:
     wanted = plain_call("idefics2", processor_of("idefics2"), batch, prompts)
     assert not layout_of(processor, "images").batched
     assert_same(whole(processor, batch, prompts), wanted)
-    assert_same(rebuilt(processor, batch, prompts), without_pictures(wanted))
+    assert_same(rebuilt(processor, batch, prompts), without_images(wanted))
 
 
 @pytest.mark.parametrize(

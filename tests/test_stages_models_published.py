@@ -52,11 +52,11 @@ def test_what_is_asked_goes_before_what_a_checkpoint_says_and_that_before_its_re
     old = {"model_type": "qwen2_vl", "transformers_version": "4.45.0"}
     path.write_text(json.dumps(old))
     assert is_published_way(tmp_path)
-    assert not is_published_way(tmp_path, asked=False)
+    assert not is_published_way(tmp_path, as_published=False)
     path.write_bytes(with_way(path.read_bytes(), as_published=False))
     assert json.loads(path.read_bytes()) == {**old, FIELD: False}
     assert not is_published_way(tmp_path)
-    assert is_published_way(tmp_path, asked=True)
+    assert is_published_way(tmp_path, as_published=True)
     path.write_text(json.dumps({**old, "transformers_version": "5.23.0", FIELD: True}))
     assert is_published_way(tmp_path)
 
@@ -108,8 +108,8 @@ def test_an_older_qwen_places_the_question_behind_a_long_video(tmp_path: Path) -
     types = torch.tensor([[0] * 15 + [2] * 15 + [0] * 10])
     grid = {"video_grid_thw": torch.tensor([[15, 2, 2]])}
     found = {}
-    for way, asked in (("rule", None), ("stock", False)):
-        half = load_half(folder, "language", as_published=asked)
+    for way, as_published in (("rule", None), ("stock", False)):
+        half = load_half(folder, "language", as_published=as_published)
         count = half.model.get_rope_index
         found[way], _ = count(ids, types, **grid, second_per_grid_ts=torch.tensor([2.0]))
     assert found["stock"][0, 0, 30] < found["stock"][0, 0, 15:30].max()

@@ -137,4 +137,6 @@ def test_a_processor_with_other_tokens_is_left_as_it_is() -> None:
 def test_families_without_other_sizes_have_no_bounds(model_type: str, tmp_path: Path) -> None:
     config = {"model_type": model_type, "transformers_version": "4.41.2"}
     (tmp_path / "config.json").write_text(json.dumps(config))
-    assert published_bounds(tmp_path) is None and published_bounds(tmp_path, asked=True) is None
+    assert (
+        published_bounds(tmp_path) is None and published_bounds(tmp_path, as_published=True) is None
+    )

@@ -105,7 +105,7 @@ def written(folder: Path, config: Any) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("form", UNSUPPORTED, ids=lambda form: form.words)
+@pytest.mark.parametrize("form", UNSUPPORTED, ids=lambda form: form.name)
 def test_a_form_that_is_not_read_is_refused_with_one_that_works(
     form: UnsupportedForm, tmp_path: Path
 ) -> None:
@@ -113,7 +113,7 @@ def test_a_form_that_is_not_read_is_refused_with_one_that_works(
     with pytest.raises(UsageError) as caught:
         describe(folder)
     message, hint = caught.value.message, caught.value.hint
-    assert form.reason in message and hint == form.instead
+    assert form.reason in message and hint == form.alternative
     assert "\n" not in message + hint and "again" not in hint and "vision half" not in message
     assert sum(other.found(form.example) for other in UNSUPPORTED) == 1
     if not form.own_code:

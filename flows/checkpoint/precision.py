@@ -17,7 +17,7 @@ from flows.options.commands import RunOptions
 from flows.options.model import HalfPrecisionOptions
 from flows.options.text import EngineOptions
 from stages.decode.engines import EngineSpec, accepted_by, engines_for
-from stages.models.natives.registry import nothing_otherwise
+from stages.models.natives.registry import no_published_difference
 from stages.models.profile import ModelProfile, PartProfile
 from stages.process.device import device_capability
 
@@ -152,7 +152,7 @@ def resolve_settings(
             **{p: (_by_graphs(parts[p][0], use, profile.parts[p]),) for p, use in graphs.items()},
         }
     if config.as_published and not any(part.as_published for part in profile.parts.values()):
-        raise nothing_otherwise(config.model)
+        raise no_published_difference(config.model)
     language = _settings(config, profile, "language", device, named)
     if profile.route != "joint":
         return {

@@ -37,7 +37,7 @@ SHOWN, HINTED = 0.15, 0.02
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class PictureBatch:
+class ImageBatch:
     """Pictures with what is known of them."""
 
     pixels: Pixels
@@ -49,13 +49,13 @@ class PictureBatch:
     where it has no name."""
 
 
-def make_picture_batch(
+def make_image_batch(
     rng: random.Random,
     noise: npt.NDArray[np.float32],
     count: int,
     radius: tuple[float, float],
     counts: Counts = FEW,
-) -> PictureBatch:
+) -> ImageBatch:
     """Make a batch of `count` pictures, of things between these radii."""
     scenes: list[Scene] = []
     while len(scenes) < count:
@@ -80,17 +80,17 @@ def make_picture_batch(
         pixels[index] = wear(rng, np.clip(image, 0, 255).astype(np.uint8)[None], noise)[0]
         if scene.things:
             _label(scene, cover, classes[:, index])
-    return PictureBatch(pixels=pixels, scenes=scenes[:count], classes=classes)
+    return ImageBatch(pixels=pixels, scenes=scenes[:count], classes=classes)
 
 
 def _label(scene: Scene, cover: Floats, classes: npt.NDArray[np.int64]) -> None:
     side = SIDE // PATCH
     share = cover.reshape(-1, side, PATCH, side, PATCH).mean((2, 4))
-    owner, most = share.argmax(0), share.max(0)
+    owner, share_of_owner = share.argmax(0), share.max(0)
     for index, thing in enumerate(scene.things):
-        mine = (owner == index) & (most >= SHOWN)
+        mine = (owner == index) & (share_of_owner >= SHOWN)
         classes[0][mine] = 1 + COLOURS.index(thing.colour) if thing.colour else IGNORE
         classes[1][mine] = (
             1 + SHAPES.index(thing.shape) if thing.shape and not thing.is_cut else IGNORE
         )
-    classes[:, (most > HINTED) & (most < SHOWN)] = IGNORE
+    classes[:, (share_of_owner > HINTED) & (share_of_owner < SHOWN)] = IGNORE

@@ -39,10 +39,10 @@ def comparison_loss(logits: Tensor, truths: Tensor) -> Tensor:
     total = SIGMOID_WEIGHT * (each * known).sum() / len(logits)
     for group, weight in zip(GROUPS, GROUP_WEIGHTS, strict=True):
         right = truths[:, group].clamp(min=0)
-        told = right.sum(1) > 0
-        if told.any():
-            shares = right[told] / right[told].sum(1, keepdim=True)
-            open_to = logits[:, group].masked_fill(~known[:, group], CLOSED)[told]
+        has_truth = right.sum(1) > 0
+        if has_truth.any():
+            shares = right[has_truth] / right[has_truth].sum(1, keepdim=True)
+            open_to = logits[:, group].masked_fill(~known[:, group], CLOSED)[has_truth]
             total = total - weight * (shares * open_to.log_softmax(1)).sum(1).mean()
     return total
 
@@ -57,7 +57,7 @@ def composition_loss(texts: Tensor) -> Tensor:
     return 1 - functional.cosine_similarity(texts[GROUPS[0]], sums).mean()
 
 
-class PictureHeads(nn.Module):
+class ImageHeads(nn.Module):
     """Linear readings of the vision tower: of each patch, and of the picture's vector."""
 
     def __init__(self, width: int) -> None:
@@ -77,17 +77,17 @@ class PictureHeads(nn.Module):
         colours, shapes = (each.clamp(min=0) for each in classes.flatten(2))
         # What never stands with a colour is not denied of it either, nor of a shape.
         closed = NEVER.T[shapes], NEVER[colours]
-        for head, wanted, never, weight in zip(
+        for head, target, never, weight in zip(
             self.patches, classes.flatten(2), closed, DENSE_WEIGHTS, strict=True
         ):
             read = head(states).float().masked_fill(never, CLOSED).transpose(1, 2)
-            each = functional.cross_entropy(read, wanted, ignore_index=IGNORE, reduction="none")
-            shown_loss = each[wanted > 0].mean()
-            total = total + weight * (shown_loss + EMPTY_WEIGHT * each[wanted == 0].mean())
+            each = functional.cross_entropy(read, target, ignore_index=IGNORE, reduction="none")
+            shown_loss = each[target > 0].mean()
+            total = total + weight * (shown_loss + EMPTY_WEIGHT * each[target == 0].mean())
             shown = shown_loss.item()
         present = torch.cat([truths[:, GROUPS[1]], truths[:, GROUPS[2]]], 1)
-        told = functional.binary_cross_entropy_with_logits(
+        whole_loss = functional.binary_cross_entropy_with_logits(
             self.whole(vectors).float(), present.clamp(min=0), reduction="none"
         )
         # The two readings of a picture count together as much as one mean over each.
-        return total + 2 * (told * (present != IGNORED)).mean(), shown
+        return total + 2 * (whole_loss * (present != IGNORED)).mean(), shown

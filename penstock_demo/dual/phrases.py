@@ -90,13 +90,13 @@ def _noise(rng: random.Random) -> str:
 def sample_phrases(rng: random.Random) -> Phrases:
     """Draw a text for each trained pair, colour, shape and ground, for nothing, and noise."""
 
-    def say(forms: Sequence[str], name: str) -> str:
+    def fill(forms: Sequence[str], name: str) -> str:
         return rng.choice(forms).replace("{}", name)
 
-    texts = [say(TEMPLATES, f"{colour} {shape}") for colour, shape in TRAINED]
-    texts += [say(OF_COLOUR, colour) for colour in COLOURS]
-    texts += [say(TEMPLATES, shape) for shape in SHAPES]
-    texts += [say(OF_GROUND, kind) for kind in BACKGROUNDS]
+    texts = [fill(TEMPLATES, f"{colour} {shape}") for colour, shape in TRAINED]
+    texts += [fill(OF_COLOUR, colour) for colour in COLOURS]
+    texts += [fill(TEMPLATES, shape) for shape in SHAPES]
+    texts += [fill(OF_GROUND, kind) for kind in BACKGROUNDS]
     texts.append(rng.choice(OF_NOTHING))
     texts += [_noise(rng) for _ in range(NOISE)]
     return Phrases(texts=tuple(texts))

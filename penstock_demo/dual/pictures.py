@@ -57,8 +57,8 @@ def _one(rng: random.Random, pairs: Sequence[tuple[str, str]], count: int = 1) -
 def _small(rng: random.Random) -> Scene:
     height, width = LARGE
     unit = (height * width) ** 0.5 / 64
-    least, most = (pixels / unit for pixels in SMALL_PIXELS)
-    scene = sample_scene(rng, 1, PAIRS, (least, most), aspect=width / height)
+    low, high = (pixels / unit for pixels in SMALL_PIXELS)
+    scene = sample_scene(rng, 1, PAIRS, (low, high), aspect=width / height)
     return replace(scene, zoom=1.0)
 
 

@@ -20,9 +20,9 @@ import torch
 from torch import Tensor, nn
 from transformers import SiglipModel, SiglipProcessor
 
-from penstock_demo.dual.batches import FEW, MANY, SIDE, Counts, make_picture_batch
+from penstock_demo.dual.batches import FEW, MANY, SIDE, Counts, make_image_batch
 from penstock_demo.dual.build import DualShape, build_dual
-from penstock_demo.dual.losses import PictureHeads, comparison_loss, composition_loss
+from penstock_demo.dual.losses import ImageHeads, comparison_loss, composition_loss
 from penstock_demo.dual.phrases import sample_phrases
 from penstock_demo.dual.scenes import (
     PAIRS,
@@ -88,7 +88,7 @@ def read_texts(model: SiglipModel, processor: Any, texts: Sequence[str]) -> Tens
     return nn.functional.normalize(model.text_model(**made).pooler_output.float(), dim=-1)
 
 
-def try_pictures(model: SiglipModel, processor: Any, pairs: Sequence[Pair], seed: int) -> float:
+def try_images(model: SiglipModel, processor: Any, pairs: Sequence[Pair], seed: int) -> float:
     """Return the percentage of pictures of one thing that are told right, one of 48."""
     rng = random.Random(seed)
     scenes = [sample_scene(rng, 1, pairs, (6.0, 18.0), grounds=True) for _ in range(TRIED)]
@@ -124,7 +124,7 @@ class DualTraining:
         self.recipe = recipe
         self.model, self.processor = build_dual(shape, recipe.seed)
         self.model.set_attn_implementation("eager")
-        self.heads = PictureHeads(shape.vision_width)
+        self.heads = ImageHeads(shape.vision_width)
         self.optimizers = optimizers([self.model, self.heads], recipe.learning_rate)
         self.rng = random.Random(recipe.seed)
         self.noise = np.random.RandomState(recipe.seed).randn(1 << 20).astype(np.float32)
@@ -138,7 +138,7 @@ class DualTraining:
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = recipe.rate(at)
-        batch = make_picture_batch(self.rng, self.noise, recipe.batch, *recipe.drawn(at))
+        batch = make_image_batch(self.rng, self.noise, recipe.batch, *recipe.drawn(at))
         phrases = sample_phrases(self.rng)
         truths = torch.from_numpy(phrases.truths(batch.scenes))
         with torch.autocast("cpu", torch.bfloat16):
@@ -147,9 +147,9 @@ class DualTraining:
             dense, shape = self.heads(
                 seen.last_hidden_state, seen.pooler_output, torch.from_numpy(batch.classes), truths
             )
-        pictures = nn.functional.normalize(seen.pooler_output.float(), dim=-1)
+        vectors = nn.functional.normalize(seen.pooler_output.float(), dim=-1)
         scale = self.model.logit_scale.exp().clamp(max=STEEPEST)
-        compared = comparison_loss(pictures @ texts.T * scale + self.model.logit_bias, truths)
+        compared = comparison_loss(vectors @ texts.T * scale + self.model.logit_bias, truths)
         weight = 1 - (1 - recipe.dense_floor) * at / recipe.steps
         composed = composition_loss(texts)
         total: Any = compared + weight * dense + recipe.composed_weight * composed
@@ -190,8 +190,7 @@ class DualTraining:
         self.model.eval()
         both = {"trained": TRAINED, "never": sorted(NEVER_TRAINED)}
         found = {
-            name: try_pictures(self.model, self.processor, pairs, 101)
-            for name, pairs in both.items()
+            name: try_images(self.model, self.processor, pairs, 101) for name, pairs in both.items()
         }
         self.model.train()
         return found
@@ -225,8 +224,8 @@ def train_dual(recipe: DualRecipe, folder: Path, shape: DualShape) -> None:
             torch.save(training.state(), kept.with_suffix(".new"))
             kept.with_suffix(".new").replace(kept)
     save_dual(training.model, training.processor, folder)
-    told = {"recipe": asdict(recipe), "shape": asdict(shape), "log": training.log}
-    (folder / "training.json").write_text(json.dumps(told, indent=1) + "\n")
+    record = {"recipe": asdict(recipe), "shape": asdict(shape), "log": training.log}
+    (folder / "training.json").write_text(json.dumps(record, indent=1) + "\n")
     kept.unlink(missing_ok=True)
 
 

@@ -22,7 +22,7 @@ from artifacts.errors import EnvironmentFault, UsageError
 from artifacts.keys import digest_of
 from artifacts.regular import open_regular
 from stages.models.hub.checkpoint import not_whole
-from stages.models.shards.layout import WORDS
+from stages.models.shards.layout import DTYPE_NAMES
 
 WRAPPERS = ("state_dict", "model_state_dict", "module", "model")
 """Names under which training code keeps a model's tensors, beside others."""
@@ -194,7 +194,7 @@ def _check(path: Path, name: str, tensor: torch.Tensor, members: Mapping[int, Me
 def _odd(tensor: torch.Tensor) -> Iterator[str]:
     if tensor.layout != torch.strided:
         yield "sparse"
-    if tensor.dtype not in WORDS:
+    if tensor.dtype not in DTYPE_NAMES:
         yield f"of {tensor.dtype}"
     if not tensor.is_meta:
         yield f"on {tensor.device}"

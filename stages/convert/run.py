@@ -16,8 +16,8 @@ from artifacts.keys import digest_of
 from stages.convert.job import DTYPES, ConvertJob
 from stages.convert.pickles import Pickle, open_pickle
 from stages.models.hub.checkpoint import (
-    AGAIN,
     CONFIG,
+    DOWNLOAD_HINT,
     SMALL,
     json_bytes,
     not_whole,
@@ -85,7 +85,9 @@ def find_pickled(path: Path) -> PickledModel:
     files = tuple(path / name for name in sorted(set(index.values()))) or _files(path)
     for file in files:
         if not file.is_file():
-            raise EnvironmentFault(f"{file} is missing, which {PICKLED_INDEX} names", hint=AGAIN)
+            raise EnvironmentFault(
+                f"{file} is missing, which {PICKLED_INDEX} names", hint=DOWNLOAD_HINT
+            )
     return PickledModel(folder=path, files=files, index=index, alone=False)
 
 
@@ -102,7 +104,8 @@ def _files(folder: Path) -> tuple[Path, ...]:
         count = parts[0].stem.rpartition("-")[2]
         if len(parts) != int(count):
             raise EnvironmentFault(
-                f"{folder} holds {len(parts)} of the {int(count)} files of its weights", hint=AGAIN
+                f"{folder} holds {len(parts)} of the {int(count)} files of its weights",
+                hint=DOWNLOAD_HINT,
             )
         return tuple(parts)
     found = sorted(path for path in folder.iterdir() if path.suffix in PICKLES)
@@ -258,7 +261,7 @@ def _check_index(source: PickledModel, pickles: Sequence[Pickle]) -> None:
         if name not in held[Path(file).name]:
             raise EnvironmentFault(
                 f"{source.folder / file} lacks tensor {name}, which the index says is in it",
-                hint=AGAIN,
+                hint=DOWNLOAD_HINT,
             )
 
 
@@ -279,7 +282,7 @@ def _small_files(
         said = said or str(widest).removeprefix("torch.")
         return {**small, CONFIG: json_bytes({**original.config(shapes), "dtype": said})}
     if CONFIG not in small:
-        known = ", ".join(layout.words for layout in ORIGINALS)
+        known = ", ".join(layout.description for layout in ORIGINALS)
         raise UsageError(
             f"{source.files[0]} is no original file that is known ({known}), and no {CONFIG} lies "
             "beside it",

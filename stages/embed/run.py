@@ -24,7 +24,7 @@ from stages.models.encoding.run import EncodeSpec, encode_all
 from stages.models.halves.records import FeatureRecord
 from stages.models.loading import warm as warm
 from stages.models.processors.clip import Clip
-from stages.models.processors.pictures import prepare_parts, prepare_pictures
+from stages.models.processors.pictures import prepare_images, prepare_parts
 from stages.models.processors.side_inputs import Prepared
 from stages.process.job import parse_job
 from stages.process.report import EventReporter
@@ -47,7 +47,7 @@ def run(told: dict[str, Any], report: EventReporter) -> None:
 
 def read_pictures(record_set: RecordSet, processor: Any, member: EncodeItem) -> Prepared | Refusal:
     """Read the frames of one chunk, each a picture of its own to the encoder."""
-    return read_chunk(record_set, member, lambda clip: prepare_pictures(processor, clip))
+    return read_chunk(record_set, member, lambda clip: prepare_images(processor, clip))
 
 
 def read_parts(

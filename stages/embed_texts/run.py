@@ -15,7 +15,7 @@ from artifacts.vectors import vector_record
 from stages.embed_texts.job import TextsItem, TextsJob
 from stages.memory.item_faults import ItemFault, ItemFaults
 from stages.memory.shrinking import OomRetry, split_batch
-from stages.models.halves.vectors import logits, most_tokens, text_vectors
+from stages.models.halves.vectors import logits, max_text_tokens, text_vectors
 from stages.models.loading import ModelJob, facts
 from stages.models.loading import warm as warm
 from stages.process.events import Published
@@ -78,7 +78,7 @@ class TextReader:
 
     def __init__(self, processor: Any, half: Any) -> None:
         self._processor = processor
-        self.most = most_tokens(processor, half)
+        self.most = max_text_tokens(processor, half)
         """Most tokens of a text; 0: no limit is known."""
         self.filled = self._depends_on_filling(half)
         """Whether texts are filled up to that."""

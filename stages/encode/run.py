@@ -28,7 +28,7 @@ def run(told: dict[str, Any], report: EventReporter) -> None:
         kind="features",
         read=partial(read_member, count=job.frames_a_video),
         record=_record,
-        apart=True,
+        publish_each=True,
     )
     encode_all(job, making, report)
 

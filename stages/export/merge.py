@@ -37,7 +37,7 @@ from stages.models.adapters.reading import (
     of_another_model,
     read_adapter,
 )
-from stages.models.adapters.scales import TRAINED_AGAIN
+from stages.models.adapters.scales import COPY_HINT
 from stages.models.halves.classes import config_and_class, skeleton_of
 from stages.models.halves.load import refuse_pickle
 from stages.models.hub.checkpoint import CONFIG, SMALL, Checkpoint, not_whole, small_files
@@ -270,5 +270,5 @@ def _rows(path: Path, place: TensorPlace) -> Iterator[torch.Tensor]:
                 yield torch.frombuffer(piece, dtype=dtype)
     except OSError as error:
         raise EnvironmentFault(
-            f"{path} cannot be read ({error.strerror})", hint=TRAINED_AGAIN
+            f"{path} cannot be read ({error.strerror})", hint=COPY_HINT
         ) from error

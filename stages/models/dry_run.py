@@ -19,12 +19,12 @@ from stages.models.footprint import BatchCost
 from stages.models.halves.classes import one_line
 from stages.models.halves.delivery import UNDIVIDED, generate
 from stages.models.halves.features import Features, encode, is_pixels
-from stages.models.halves.vectors import image_vectors, most_tokens, text_vectors
+from stages.models.halves.vectors import image_vectors, max_text_tokens, text_vectors
 from stages.models.processors.calling import TEXT_IDS, text_ids
 from stages.models.processors.clip import black_clip
 from stages.models.processors.fit import bytes_of
-from stages.models.processors.loading import is_picture
-from stages.models.processors.pictures import prepare_pictures
+from stages.models.processors.loading import is_image_output
+from stages.models.processors.pictures import prepare_images
 from stages.models.processors.prepare import (
     Prepared,
     channel_of,
@@ -40,9 +40,9 @@ from stages.models.watching import (
     NEW_TOKENS,
     PromptWatch,
     decoder_of,
-    layers_told,
-    mlps_told,
     quiet,
+    watch_layers,
+    watch_mlps,
 )
 from stages.process.exit_diagnosis import out_of_memory
 
@@ -72,7 +72,7 @@ ASSUMED_TOKENS = 300
 def text_costs(skeleton: Any, processor: Any, repeated: RepeatedLayers) -> Iterator[BatchCost]:
     """Yield what a text half takes of a few texts and of many. All are of a length, that of the
     longest it reads."""
-    length = most_tokens(processor, skeleton) or ASSUMED_TOKENS
+    length = max_text_tokens(processor, skeleton) or ASSUMED_TOKENS
     for rows in ROWS:
         inputs = {"input_ids": torch.ones(rows, length, dtype=torch.long)}
         inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
@@ -94,11 +94,11 @@ EDGES = (224, 448)
 """Pixels of a side of the images that are tried."""
 FRAME_COUNTS = (2, 6)
 """Frames of the videos that are tried."""
-PICTURES = 2
+IMAGE_COUNT = 2
 """Pictures of which it is found out how many numbers a vector has."""
 TOKENS = (300, 900)
 """Tokens, about, that the longer prompts that are tried have."""
-WORDS = (8, 40)
+WORD_COUNTS = (8, 40)
 """Words of the prompts by which it is found out how many make a token."""
 PROMPT = "describe "
 PIXEL_BYTES = 4
@@ -120,7 +120,7 @@ class DryRun(NamedTuple):
     """Why it cannot be asked about a text alone; empty where it can."""
 
     @property
-    def told(self) -> dict[str, Any]:
+    def profile_fields(self) -> dict[str, Any]:
         """Return what of it a profile has by its own names."""
         names = {**self.context, "needs_pictures": self.needs_pictures}
         return {**names, "batch_costs_unknown": self.why}
@@ -140,7 +140,7 @@ def dry_run(skeleton: Any, processor: Any, route: Route, frames_a_video: int = 0
 def _costs_of(skeleton: Any, processor: Any, route: Route, frames_a_video: int) -> DryRun:
     try:
         _begin(skeleton)
-        way = prepare_pictures if route == "dual" else prepare
+        way = prepare_images if route == "dual" else prepare
         rows = {k: _rows(processor, k, frames_a_video, way) for k in _kinds(processor)}
         repeated = RepeatedLayers()
         encoded = () if route == "joint" else tuple(_encoders(skeleton, rows, repeated))
@@ -154,9 +154,9 @@ def _costs_of(skeleton: Any, processor: Any, route: Route, frames_a_video: int) 
     except Exception as error:  # a family may ask its tensors for anything
         if out_of_memory(error):
             raise
-        words = " ".join(str(error).split())[:200]
+        message = " ".join(str(error).split())[:200]
         nothing: dict[Part, tuple[BatchCost, ...]] = {"vision": (), "language": ()}
-        return DryRun(nothing, why=f"{type(error).__name__}: {words}")
+        return DryRun(nothing, why=f"{type(error).__name__}: {message}")
 
 
 def _row_memory(skeleton: Any, kept: tuple[LayerMemory, ...]) -> RowMemory | None:
@@ -173,7 +173,7 @@ def vector_width(skeleton: Any, processor: Any) -> int:
     `dry_run`."""
     with quiet():
         _begin(skeleton)
-        row = prepare_pictures(processor, black_clip("image", PICTURES, EDGES[0], EDGES[0]))
+        row = prepare_images(processor, black_clip("image", IMAGE_COUNT, EDGES[0], EDGES[0]))
         with on_meta_device(MetaMemoryCounter(_weights(skeleton))):
             return int(image_vectors(skeleton, without_data(row.inputs)).shape[1])
 
@@ -208,8 +208,13 @@ def _encoders(
         for (count, units), row in sizes.items():
             inputs = {name: joined([value] * count) for name, value in row.inputs.items()}
             live = MetaMemoryCounter(_weights(skeleton))
-            told = mlps_told(skeleton, live), layers_told(skeleton, live)
-            with on_meta_device(live), told[0], told[1] as waiting, repeated.layers(skeleton, live):
+            profile_fields = watch_mlps(skeleton, live), watch_layers(skeleton, live)
+            with (
+                on_meta_device(live),
+                profile_fields[0],
+                profile_fields[1] as waiting,
+                repeated.layers(skeleton, live),
+            ):
                 features = encode(skeleton, without_data(inputs))
                 yield BatchCost(
                     kind=kind,
@@ -240,30 +245,37 @@ def _decoders(
 ) -> Iterator[tuple[BatchCost, tuple[LayerMemory, ...]]]:
     skeleton.generation_config.eos_token_id = None
     skeleton.generation_config.pad_token_id = 0
-    for (count, units), inputs in _asked(skeleton, processor, row).items():
+    for (count, units), inputs in _decoder_inputs(skeleton, processor, row).items():
         features = _features(skeleton, route, row, count, repeated)
         live = MetaMemoryCounter(_weights(skeleton))
         live.hold(*features.values())
         reading = PromptWatch(live)
-        told = mlps_told(skeleton, live), reading.of(decoder_of(skeleton))
-        with on_meta_device(live), told[0], told[1], repeated.layers(skeleton, live):
+        profile_fields = watch_mlps(skeleton, live), reading.of(decoder_of(skeleton))
+        with (
+            on_meta_device(live),
+            profile_fields[0],
+            profile_fields[1],
+            repeated.layers(skeleton, live),
+        ):
             generate(skeleton, without_data(inputs), features, max_new_tokens=NEW_TOKENS, **GREEDY)
         yield BatchCost(kind=kind, rows=count, units=units, **reading.found()), reading.kept
 
 
-def _asked(skeleton: Any, processor: Any, row: Prepared) -> dict[tuple[int, int], dict[str, Any]]:
+def _decoder_inputs(
+    skeleton: Any, processor: Any, row: Prepared
+) -> dict[tuple[int, int], dict[str, Any]]:
     """Return (rows, tokens) -> inputs of the decoder."""
 
-    def inputs_of(*words: int) -> dict[str, Any]:
-        prompts = [PROMPT * count for count in words]
-        return drop_end_token(skeleton, rebuild(processor, [row] * len(words), prompts))
+    def inputs_of(*message: int) -> dict[str, Any]:
+        prompts = [PROMPT * count for count in message]
+        return drop_end_token(skeleton, rebuild(processor, [row] * len(message), prompts))
 
-    few, more = (_tokens(inputs_of(count)) for count in WORDS)
-    each = max(1.0, (more - few) / (WORDS[1] - WORDS[0]))
+    few, more = (_tokens(inputs_of(count)) for count in WORD_COUNTS)
+    each = max(1.0, (more - few) / (WORD_COUNTS[1] - WORD_COUNTS[0]))
     some, many = (max(1, round(tokens / each)) for tokens in TOKENS)
     # Rows of different lengths, because the mask of a padded batch takes memory.
-    batches = [(WORDS[0],), (some,), (many,), (some, WORDS[0]), (many, some)]
-    made = [inputs_of(*words) for words in batches]
+    batches = [(WORD_COUNTS[0],), (some,), (many,), (some, WORD_COUNTS[0]), (many, some)]
+    made = [inputs_of(*message) for message in batches]
     return {(len(w), _tokens(i)): i for w, i in reversed(list(zip(batches, made, strict=True)))}
 
 
@@ -289,7 +301,7 @@ def _weights(skeleton: Any) -> list[torch.Tensor]:
 def _units(row: Prepared) -> int:
     """Return the units as a profile tells them: bytes of pixels and their masks, as numbers of 32
     bit."""
-    return sum(bytes_of(v) for n, v in row.inputs.items() if is_picture(n)) // PIXEL_BYTES
+    return sum(bytes_of(v) for n, v in row.inputs.items() if is_image_output(n)) // PIXEL_BYTES
 
 
 def _tokens(inputs: dict[str, Any]) -> int:

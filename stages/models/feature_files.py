@@ -19,7 +19,7 @@ FORM = "1"
 """Raised when the same tree is written otherwise."""
 MARK, TREE, SUM = "penstock", "tree", "sha256"
 """Names in the metadata of a file."""
-AGAIN = "Make it again from what it was made of"
+REMAKE_HINT = "Make it again from what it was made of"
 _NOT_OURS = (KeyError, ValueError, TypeError, AttributeError, AssertionError, RecursionError)
 """Errors in which reading ends when the JSON is whole and says what was never written."""
 
@@ -44,7 +44,7 @@ def read_tree(path: str | Path) -> Any:
     if notes.get(MARK) != FORM:
         raise UsageError(
             f"{path} is a safetensors file that Penstock did not write, or another version did",
-            hint=AGAIN,
+            hint=REMAKE_HINT,
         )
     text = notes.get(TREE, "")
     if notes.get(SUM) != sum_of(text, tensors):
@@ -69,7 +69,7 @@ def _read(path: Path) -> tuple[dict[str, str], dict[str, "torch.Tensor"]]:
         raise UsageError(f"there is no file {path}", hint="Check its name") from error
     except OSError as error:
         why = error.strerror or str(error)
-        raise EnvironmentFault(f"{path} cannot be read ({why})", hint=AGAIN) from error
+        raise EnvironmentFault(f"{path} cannot be read ({why})", hint=REMAKE_HINT) from error
     except SafetensorError as error:
         raise _damaged(path) from error
 
@@ -98,7 +98,7 @@ def sum_of(text: str, tensors: Mapping[str, "torch.Tensor"]) -> str:
 
 
 def _damaged(path: str | Path) -> EnvironmentFault:
-    return EnvironmentFault(f"{path} is not a whole file that Penstock wrote", hint=AGAIN)
+    return EnvironmentFault(f"{path} is not a whole file that Penstock wrote", hint=REMAKE_HINT)
 
 
 def save_features(path: str | Path, features: Features) -> None:

@@ -31,19 +31,19 @@ from stages.models.processors.chat_turn import system_form
 from stages.models.processors.fit import LONG_EDGES, Probe, black, pixels_a_video, probe
 from stages.models.processors.layout import channels_of, layout_of, rewritten
 from stages.models.processors.loading import control_tokens
-from stages.models.processors.pictures import prepare_pictures
-from stages.models.processors.pixel_limit import bounds_of, least_pixels
+from stages.models.processors.pictures import prepare_images
+from stages.models.processors.pixel_limit import bounds_of, min_pixels_of
 from stages.models.processors.prepare import (
-    goes_on,
+    continues_prompt,
     load_processor,
     placeholder_tokens,
     prepare,
     takes_videos,
 )
 from stages.models.processors.trying import refuse_damaged_generation, try_processor
-from stages.models.processors.wording import wording
+from stages.models.processors.wording import prompt_overhead
 from stages.models.profile import AdaptableLayer, ModelProfile, PartProfile, SamplingProfile
-from stages.models.published_profile import as_it_is_run
+from stages.models.published_profile import with_published_facts
 from stages.process.exit_diagnosis import out_of_memory
 from stages.process.gc_freeze import gc_frozen
 
@@ -146,12 +146,16 @@ def default_sampling(processor: Any) -> SamplingProfile:
         value = getattr(part, name, None)
         return value if isinstance(value, int | float) and value > 0 else None
 
-    frames, least, most = number("num_frames"), number("min_frames"), number("max_frames")
+    frames, min_frames, max_frames = (
+        number("num_frames"),
+        number("min_frames"),
+        number("max_frames"),
+    )
     return SamplingProfile(
         fps=None if number("fps") is None else float(number("fps")),
         frames=None if frames is None else int(frames),
-        min_frames=None if least is None else int(least),
-        max_frames=None if most is None else int(most),
+        min_frames=None if min_frames is None else int(min_frames),
+        max_frames=None if max_frames is None else int(max_frames),
         seconds=number("chunk_seconds"),
     )
 
@@ -181,16 +185,16 @@ def describe(
     load = partial(load_processor, folder, trust_remote_code, as_published=as_published, **limits)
     # Resizing takes a second or two, importing a model's classes too, and a core each.
     with ThreadPoolExecutor(1) as pool:
-        probing = _begun(pool, folder, load)
+        probing = _start_probing(pool, folder, load)
         with gc_frozen():
             config, cls = config_and_class(folder, trust_remote_code)
         if makes_vectors(cls):
-            return _of_dual(checkpoint, config, cls, load, trust_remote_code)
-        profile = _described(checkpoint, config, cls, probing, load, trust_remote_code)
-        return as_it_is_run(replace(profile, **limits), folder, as_published)
+            return _describe_dual(checkpoint, config, cls, load, trust_remote_code)
+        profile = _describe_captioner(checkpoint, config, cls, probing, load, trust_remote_code)
+        return with_published_facts(replace(profile, **limits), folder, as_published)
 
 
-def _of_dual(
+def _describe_dual(
     checkpoint: Checkpoint, config: Any, cls: type[Any], load: Load, trust_remote_code: bool
 ) -> ModelProfile:
     """Return the profile of a dual encoder, whose pictures are looked at one by one."""
@@ -203,7 +207,7 @@ def _of_dual(
     processor = load()
     width = vector_width(skeleton, processor)
     found = dry_run(skeleton, processor, choice.route)
-    seen = probe(load(), "image", prepare_pictures)
+    seen = probe(load(), "image", prepare_images)
     return ModelProfile(
         folder=str(folder),
         class_name=type(skeleton).__name__,
@@ -238,7 +242,7 @@ def _with_costs(parts: Mapping[Part, PartProfile], found: DryRun) -> dict[Part, 
     return {p: replace(h, batch_costs=costs[p], row_memory=row.get(p)) for p, h in parts.items()}
 
 
-def _described(
+def _describe_captioner(
     checkpoint: Checkpoint,
     config: Any,
     cls: type[Any],
@@ -259,14 +263,14 @@ def _described(
     refuse_damaged_generation(folder)
     try_processor(processor, folder)
     found = dry_run(skeleton, processor, choice.route, frames_a_video(processor))
-    again = load() if probing is None else None
-    image, video = probing.result() if probing is not None else _probes(again)
+    fresh = load() if probing is None else None
+    image, video = probing.result() if probing is not None else _probes(fresh)
     profile = _profile(folder, skeleton, choice, processor, halves, image, video)
     parts = _with_costs(profile.parts, found)
-    return replace(profile, parts=parts, **found.told)
+    return replace(profile, parts=parts, **found.profile_fields)
 
 
-def _begun(
+def _start_probing(
     pool: ThreadPoolExecutor, folder: Path, load: Load
 ) -> Future[tuple[Probe, Probe]] | None:
     """Begin to probe what becomes of images and videos. Returns None when the processor is no good,
@@ -311,7 +315,7 @@ def _profile(
     video: Probe,
 ) -> ModelProfile:
     config = skeleton.config
-    written = {kind: wording(processor, kind) for kind in get_args(MediaKind)}
+    written = {kind: prompt_overhead(processor, kind) for kind in get_args(MediaKind)}
     modalities: tuple[Modality, ...] = ("image", "video") if takes_videos(processor) else ("image",)
     prompted = choice.route != "joint" and depends_on_prompt(skeleton)
     layouts = [layout_of(processor, channel) for channel in channels_of(processor)]
@@ -322,7 +326,7 @@ def _profile(
         modalities=modalities,
         images_a_prompt=int(any(each.alone for each in layouts)),
         frames_a_video=frames_a_video(processor),
-        goes_on=not prompted and goes_on(processor, config.is_encoder_decoder),
+        goes_on=not prompted and continues_prompt(processor, config.is_encoder_decoder),
         dtype=_dtype(config),
         route=choice.route,
         why=choice.why,
@@ -343,8 +347,8 @@ def _profile(
         image_sizes=image.smaller,
         frame_sizes=video.smaller,
         pixels_a_video=pixels_a_video(processor),
-        least_pixels=least_pixels(processor),
+        least_pixels=min_pixels_of(processor),
         video_bounds=bounds_of(processor, LONG_EDGES[0], video.tokens),
-        words_a_prompt=max(words.a_prompt for words in written.values()),
+        words_a_prompt=max(overhead.a_prompt for overhead in written.values()),
         words_a_frame=written["video"].a_frame,
     )

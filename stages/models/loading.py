@@ -37,7 +37,7 @@ from stages.models.streaming.load import load_streamed, streamed_layers
 from stages.process.deferred_imports import import_transformers
 from stages.process.job import parse_job
 
-BY_ITSELF = ("sdpa", "+")
+DEFAULT_ATTENTION = ("sdpa", "+")
 """Attention implementations that a model takes when none is asked for: this one where its classes
 have it, or one for some of them and another for others."""
 
@@ -86,22 +86,24 @@ class ModelJob(HalfJob):
         """Load that part on its device, with its adapter. Raises EnvironmentFault when it is not in
         the precision that was asked for."""
         if not self.adapter:
-            return self._plain(keep, pieces)
+            return self._load_unadapted(keep, pieces)
         if self.offload:
             raise UsageError(
                 "a half with an adapter cannot be offloaded",
                 hint="Ask for a lower precision, or give it more memory",
             )
-        return adapted(self._plain(keep, pieces), Path(self.adapter), self.adapted)
+        return adapted(self._load_unadapted(keep, pieces), Path(self.adapter), self.adapted)
 
-    def _plain(self, keep: Part, pieces: Iterable[str]) -> Any:
+    def _load_unadapted(self, keep: Part, pieces: Iterable[str]) -> Any:
         """Load that part as the checkpoint has it."""
         from transformers.utils.logging import disable_progress_bar
 
         disable_progress_bar()
         folder = resolve_model(Path(self.model), self.revision)
         config, cls = config_and_class(folder, self.trust_remote_code, self.as_published)
-        chosen = self.attention is not None and not any(w in self.attention for w in BY_ITSELF)
+        has_attention = self.attention is not None and not any(
+            w in self.attention for w in DEFAULT_ATTENTION
+        )
         quantized = self.precision in KINDS or stored_settings(config) is not None
         options: dict[str, Any] = {
             "trust_remote_code": self.trust_remote_code,
@@ -114,11 +116,11 @@ class ModelJob(HalfJob):
             dtype = options["dtype"] if self.dtype != "auto" else config.dtype or torch.float32
             like = torch.empty(0, dtype=dtype, device=self.device)
             return self._with_graphs(folder, keep, pieces, options, like)
-        if not (chosen or quantized or self.offload):
+        if not (has_attention or quantized or self.offload):
             half = load_half(folder, keep, pieces=pieces, **options)
             return self._checked(half, keep, pieces)
         skeleton = skeleton_of(config, cls)
-        if chosen:
+        if has_attention:
             options["attn_implementation"] = for_half(skeleton, keep, str(self.attention))
         if self.offload:
             if quantized:
@@ -132,7 +134,7 @@ class ModelJob(HalfJob):
         dtype = options["dtype"] if self.dtype != "auto" else config.dtype or torch.float32
         stored = stored_modules(skeleton, _tensor_names(folder))
         planned = plan(skeleton, keep, self.precision, dtype, stored)
-        with _with_its_attention(self.attention):
+        with _attention_errors(self.attention):
             half = load_half(folder, keep, pieces=pieces, **options, **planned.options)
         check(half, planned)
         keep_to_dtype(half)
@@ -176,11 +178,11 @@ _ready: dict[tuple[Path, bool], Any] = {}
 """Processors that were loaded before anybody asked for them."""
 
 
-def warm(told: dict[str, Any]) -> None:
+def warm(job: dict[str, Any]) -> None:
     """Import what the half of a job needs and load its processor, before the stage's use is
     counted. Neither is in a plan."""
     import_transformers()
-    source = ModelJob.of(parse_job(HalfJob, told["half"]))
+    source = ModelJob.of(parse_job(HalfJob, job["half"]))
     folder = resolve_model(Path(source.model), source.revision)
     config, _ = config_and_class(folder, source.trust_remote_code)
     if source.precision in KINDS or stored_settings(config) is not None:
@@ -231,7 +233,7 @@ def facts(half: Any) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _with_its_attention(name: str | None) -> Iterator[None]:
+def _attention_errors(name: str | None) -> Iterator[None]:
     """Turn the loader's error at an attention implementation that it cannot have into one line."""
     try:
         yield

@@ -206,8 +206,8 @@ class ModelProfile:
 
     def to_json(self) -> dict[str, Any]:
         """Return the profile as JSON takes it, each part under its own name."""
-        told = asdict(self)
-        return {**told, **told.pop("parts")}
+        fields = asdict(self)
+        return {**fields, **fields.pop("parts")}
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> "ModelProfile":
@@ -215,14 +215,14 @@ class ModelProfile:
         made: dict[str, Any] = {name: tuple(value[name]) for name in LISTS}
         parts = {}
         for part in (part for part in get_args(Part) if part in value):
-            told = value.pop(part)
+            fields = value.pop(part)
             lists: dict[str, Any] = {
-                key: tuple(told[key]) for key in ("shards", "tensors", "pieces")
+                key: tuple(fields[key]) for key in ("shards", "tensors", "pieces")
             }
-            batch_costs = tuple(BatchCost(**work) for work in told["batch_costs"])
-            lists["adaptable"] = tuple(AdaptableLayer(*each) for each in told["adaptable"])
-            lists |= {"batch_costs": batch_costs, "row_memory": _row_memory(told["row_memory"])}
-            parts[part] = PartProfile(**{**told, **lists})
+            batch_costs = tuple(BatchCost(**work) for work in fields["batch_costs"])
+            lists["adaptable"] = tuple(AdaptableLayer(*each) for each in fields["adaptable"])
+            lists |= {"batch_costs": batch_costs, "row_memory": _row_memory(fields["row_memory"])}
+            parts[part] = PartProfile(**{**fields, **lists})
         made["parts"] = parts
         if bounds := value.get("video_bounds"):
             made["video_bounds"] = PixelBounds(**bounds)
@@ -235,7 +235,9 @@ class ModelProfile:
         return cls(**{**value, **made})
 
 
-def _row_memory(told: dict[str, Any] | None) -> RowMemory | None:
-    if told is None:
+def _row_memory(fields: dict[str, Any] | None) -> RowMemory | None:
+    if fields is None:
         return None
-    return RowMemory(kept=tuple(LayerMemory(**kind) for kind in told["kept"]), words=told["words"])
+    return RowMemory(
+        kept=tuple(LayerMemory(**kind) for kind in fields["kept"]), words=fields["words"]
+    )

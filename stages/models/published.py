@@ -44,7 +44,7 @@ class StockChange:
 
     release: str
     """First release of transformers that has it."""
-    words: str
+    description: str
     """How a checkpoint is run without it, for people."""
     positions: bool = False
     """Whether it changed positions, and the sizes of videos follow it."""
@@ -52,13 +52,13 @@ class StockChange:
 
 POSITIONS = StockChange(
     release="5.3",
-    words="the text after a video is placed behind it (transformers places it inside a video "
+    description="the text after a video is placed behind it (transformers places it inside a video "
     "that is longer than its sides)",
     positions=True,
 )
 OUTER_PAIR = StockChange(
     release="5.10",
-    words="no second pair of vision tokens is put around a video",
+    description="no second pair of vision tokens is put around a video",
 )
 CHANGES = {"positions": POSITIONS, "outer pair": OUTER_PAIR}
 STOCK: Mapping[str, StockChange] = {
@@ -76,15 +76,17 @@ def _change_in(config: Mapping[str, Any]) -> StockChange | None:
     return STOCK.get(str(config.get("model_type", "")))
 
 
-def is_published_way(folder: Path, asked: bool | None = None) -> bool:
-    """Return whether a checkpoint is run as published: as `asked`, else as it says itself, else
-    where its config.json names a transformers older than the change. An export that does not say is
-    as stock."""
+def is_published_way(folder: Path, as_published: bool | None = None) -> bool:
+    """Return whether a checkpoint is run as published.
+
+    `as_published` decides if given. Else the checkpoint's own statement decides. Without one, the
+    rule is whether its config.json names a transformers older than the change; an export without a
+    statement runs as stock."""
     config = config_of(folder)
     if _change_in(config) is None:
         return False
-    if asked is not None:
-        return asked
+    if as_published is not None:
+        return as_published
     if isinstance(recorded := config.get(FIELD), bool):
         return recorded
     return _is_older(config) and not (folder / PARITY).exists()
@@ -180,13 +182,13 @@ def place_behind(
     return moved, torch.tensor(deltas, device=positions.device).unsqueeze(1)
 
 
-def as_asked(model: Any, folder: Path, asked: bool | None) -> Any:
-    """Return a loaded model that counts positions as its checkpoint in a folder is run: as `asked`,
-    else by the rule. A native has been loaded so."""
+def apply_published_positions(model: Any, folder: Path, as_published: bool | None) -> Any:
+    """Return a loaded model that computes position ids the way its checkpoint is run:
+    `as_published`, or by the rule if None. In-tree models are already loaded that way."""
     change = change_of(folder)
     if native_of(folder) or change is None or not change.positions:
         return model
-    return with_positions_behind(model) if is_published_way(folder, asked) else model
+    return with_positions_behind(model) if is_published_way(folder, as_published) else model
 
 
 def with_positions_behind(model: Any) -> Any:

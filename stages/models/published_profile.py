@@ -13,23 +13,31 @@ from stages.models.published import change_of, is_published_way
 from stages.models.published_sizes import published_bounds
 
 
-def as_it_is_run(profile: ModelProfile, folder: Path, asked: bool | None) -> ModelProfile:
+def with_published_facts(
+    profile: ModelProfile, folder: Path, as_published: bool | None
+) -> ModelProfile:
     """Return the profile of the checkpoint in a folder with what is otherwise as published, run as
-    `asked`, else by the rule; a native is run as published only where that is asked."""
+    `as_published`, else by the rule; a native is run as published only where that is asked."""
     native, change = native_of(folder), change_of(folder)
     if native is not None:
         other = native.as_published
-        parts = _with_words(profile, other.part, other.words) if other else profile.parts
-        return replace(profile, parts=parts, as_published=bool(asked and other))
+        parts = (
+            _with_description(profile, other.part, other.description) if other else profile.parts
+        )
+        return replace(profile, parts=parts, as_published=bool(as_published and other))
     if change is None or profile.route == "dual":
         return profile
-    parts = _with_words(profile, "language", change.words)
-    frames, bounds = published_bounds(folder, asked=True), profile.video_bounds
+    parts = _with_description(profile, "language", change.description)
+    frames, bounds = published_bounds(folder, as_published=True), profile.video_bounds
     if frames is not None and bounds is not None and limits_frames(bounds, frames):
-        words = f"frames of videos are kept between {frames.least:,} and {frames.most:,} pixels"
-        parts = {**parts, "vision": replace(parts["vision"], as_published=words)}
-    return replace(profile, parts=parts, as_published=is_published_way(folder, asked))
+        description = (
+            f"frames of videos are kept between {frames.least:,} and {frames.most:,} pixels"
+        )
+        parts = {**parts, "vision": replace(parts["vision"], as_published=description)}
+    return replace(profile, parts=parts, as_published=is_published_way(folder, as_published))
 
 
-def _with_words(profile: ModelProfile, part: Part, words: str) -> Mapping[Part, PartProfile]:
-    return {**profile.parts, part: replace(profile.parts[part], as_published=words)}
+def _with_description(
+    profile: ModelProfile, part: Part, description: str
+) -> Mapping[Part, PartProfile]:
+    return {**profile.parts, part: replace(profile.parts[part], as_published=description)}

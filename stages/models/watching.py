@@ -120,7 +120,7 @@ class _LayerKept(NamedTuple):
         return cls(of_row, int(seen[0].shape[-2]) if seen else 0)
 
 
-def mlps_told(skeleton: Any, live: MetaMemoryCounter) -> contextlib.AbstractContextManager[None]:
+def watch_mlps(skeleton: Any, live: MetaMemoryCounter) -> contextlib.AbstractContextManager[None]:
     """Let the counter know when an MLP computes."""
     handles = []
     for module in _mlps(skeleton):
@@ -134,15 +134,15 @@ def mlps_told(skeleton: Any, live: MetaMemoryCounter) -> contextlib.AbstractCont
 
 
 @contextlib.contextmanager
-def layers_told(skeleton: Any, live: MetaMemoryCounter) -> Iterator[list[int]]:
+def watch_layers(skeleton: Any, live: MetaMemoryCounter) -> Iterator[list[int]]:
     """Yield the most bytes that live when a layer begins, in 16 and in 32 bit."""
-    most = [0, 0]
+    peaks = [0, 0]
 
     def begins(*_: Any) -> None:
-        most[:] = max(most[0], live.bytes), max(most[1], live.bytes_32)
+        peaks[:] = max(peaks[0], live.bytes), max(peaks[1], live.bytes_32)
 
     with _held([one.register_forward_pre_hook(begins) for one in outermost_layers(skeleton)]):
-        yield most
+        yield peaks
 
 
 @contextlib.contextmanager

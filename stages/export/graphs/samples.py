@@ -14,7 +14,7 @@ from stages.models.halves.features import encode
 from stages.models.halves.routes import PIXELS
 from stages.models.halves.vectors import text_vectors
 from stages.models.processors.clip import Clip
-from stages.models.processors.pictures import prepare_pictures
+from stages.models.processors.pictures import prepare_images
 from stages.models.processors.prepare import joined, prepare, takes_videos
 from stages.models.processors.side_inputs import Prepared
 
@@ -98,7 +98,7 @@ def _noise(kind: MediaKind, count: int, height: int, width: int, seed: int) -> C
 
 
 def _prepared(processor: Any, clip: Clip, dual: bool, prompt: str) -> Prepared:
-    return prepare_pictures(processor, clip) if dual else prepare(processor, clip, prompt)
+    return prepare_images(processor, clip) if dual else prepare(processor, clip, prompt)
 
 
 def _in_one_row(name: str, value: Any) -> bool:

@@ -58,8 +58,8 @@ def _check_shape(
 ) -> None:
     ours = (layer.rows, layer.columns)
     if low_rank.shape != ours:
-        words = [" x ".join(map(str, shape)) for shape in (low_rank.shape, ours)]
-        why = f"changes {path} of {words[0]}, which is {words[1]} in {profile.folder}"
+        shapes = [" x ".join(map(str, shape)) for shape in (low_rank.shape, ours)]
+        why = f"changes {path} of {shapes[0]}, which is {shapes[1]} in {profile.folder}"
         raise of_another_model(adapter, why)
 
 

@@ -32,11 +32,11 @@ def adapted(half: Any, folder: Path, modules: Mapping[str, str]) -> Any:
 
     adapter = read_adapter(folder)
     ranks = {modules[path]: adapter.places[of.a].shape[0] for path, of in adapter.low_rank.items()}
-    (most, _), *_ = Counter(ranks.values()).most_common(1)
+    (usual_rank, _), *_ = Counter(ranks.values()).most_common(1)
     config = LoraConfig(
-        r=most,
+        r=usual_rank,
         target_modules=list(ranks),
-        rank_pattern={re.escape(path): rank for path, rank in ranks.items() if rank != most},
+        rank_pattern={re.escape(path): rank for path, rank in ranks.items() if rank != usual_rank},
         lora_dropout=0.0,
         init_lora_weights=False,
     )

@@ -13,7 +13,7 @@ from typing import Any
 
 from artifacts.errors import EnvironmentFault, UsageError
 from artifacts.regular import read_text
-from stages.models.adapters.scales import TRAINED_AGAIN, rank_and_scale
+from stages.models.adapters.scales import COPY_HINT, rank_and_scale
 from stages.models.hub.checkpoint import JSON_BYTES
 from stages.models.hub.headers import TensorPlace, read_metadata, read_places
 from stages.models.published import AS_PUBLISHED, FIELD
@@ -115,7 +115,7 @@ def read_adapter(folder: Path) -> LoraAdapter:
             matrices.setdefault(match["path"], {})[side] = name
     found = {p: _low_rank(folder, settings, p, of, places) for p, of in matrices.items()}
     if not (found or whole):
-        raise UsageError(f"{path} holds nothing", hint=TRAINED_AGAIN)
+        raise UsageError(f"{path} holds nothing", hint=COPY_HINT)
     _check_saved(folder, settings, whole)
     return LoraAdapter(
         folder=folder,
@@ -137,9 +137,9 @@ def _settings(folder: Path) -> dict[str, Any]:
     try:
         found = json.loads(read_text(path, JSON_BYTES))
     except (OSError, ValueError, RecursionError) as error:
-        raise EnvironmentFault(f"{path} cannot be read as JSON", hint=TRAINED_AGAIN) from error
+        raise EnvironmentFault(f"{path} cannot be read as JSON", hint=COPY_HINT) from error
     if not isinstance(found, dict):
-        raise EnvironmentFault(f"{path} holds no settings", hint=TRAINED_AGAIN)
+        raise EnvironmentFault(f"{path} holds no settings", hint=COPY_HINT)
     return found
 
 
@@ -151,9 +151,9 @@ def _refuse_beyond(folder: Path, settings: Mapping[str, Any]) -> None:
             f"{folder} is an adapter of the type {kind or 'of nothing'}, and LORA is taken",
             hint=MERGE_FIRST,
         )
-    for setting, words in BEYOND.items():
+    for setting, feature in BEYOND.items():
         if settings.get(setting):
-            raise _more_than_lora(folder, f"asks for {words} ({setting})")
+            raise _more_than_lora(folder, f"asks for {feature} ({setting})")
     if settings.get("bias") not in (None, "none"):
         raise _more_than_lora(folder, f"trained biases (bias is {settings['bias']})")
     start = settings.get("init_lora_weights")
@@ -187,9 +187,7 @@ def _low_rank(
     embedding = any(side.startswith("embedding_") for side in names)
     sides = ("embedding_A", "embedding_B") if embedding else ("A", "B")
     if set(names) != set(sides):
-        raise EnvironmentFault(
-            f"{folder / ADAPTER_WEIGHTS} lacks A or B of {path}", hint=TRAINED_AGAIN
-        )
+        raise EnvironmentFault(f"{folder / ADAPTER_WEIGHTS} lacks A or B of {path}", hint=COPY_HINT)
     a, b = (places[names[side]].shape for side in sides)
     if len(a) != 2 or len(b) != 2:
         raise _more_than_lora(folder, f"changes {path}, which is a convolution")
@@ -197,7 +195,7 @@ def _low_rank(
     if not a[0] == b[1] == rank:
         raise EnvironmentFault(
             f"{folder} has ranks {a[0]} and {b[1]} at {path}, and its {ADAPTER_CONFIG} says {rank}",
-            hint=TRAINED_AGAIN,
+            hint=COPY_HINT,
         )
     first, second = (names[side] for side in sides)
     return LowRank(a=first, b=second, shape=(b[0], a[1]), scale=scale, embedding=embedding)
@@ -205,14 +203,14 @@ def _low_rank(
 
 def _check_saved(folder: Path, settings: Mapping[str, Any], whole: Mapping[str, str]) -> None:
     """Refuse an adapter that lacks a module which was trained whole. Raises EnvironmentFault."""
-    wanted = settings.get("modules_to_save") or []
-    if not isinstance(wanted, list) or not all(isinstance(each, str) for each in wanted):
+    modules = settings.get("modules_to_save") or []
+    if not isinstance(modules, list) or not all(isinstance(each, str) for each in modules):
         raise UsageError(
-            f"{folder / ADAPTER_CONFIG}: modules_to_save is no list of names", hint=TRAINED_AGAIN
+            f"{folder / ADAPTER_CONFIG}: modules_to_save is no list of names", hint=COPY_HINT
         )
-    for module in wanted:
+    for module in modules:
         if not any(f".{module}." in f".{path}" for path in whole):
             raise EnvironmentFault(
                 f"{folder / ADAPTER_WEIGHTS} lacks {module}, which was trained whole",
-                hint=TRAINED_AGAIN,
+                hint=COPY_HINT,
             )

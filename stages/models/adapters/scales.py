@@ -9,10 +9,10 @@ from typing import Any
 from artifacts.errors import UsageError
 from artifacts.patterns import LITERAL, ends_with
 
-TRAINED_AGAIN = "Copy it again from where it was trained"
-MOST_PATTERNS = 4096
+COPY_HINT = "Copy it again from where it was trained"
+MAX_PATTERNS = 4096
 """Modules whose rank or alpha differs: more than any model has layers."""
-MOST_EXPRESSIONS = 64
+MAX_EXPRESSIONS = 64
 """Patterns that are more than the name of a module."""
 LARGEST = 2.0**31
 """Ranks and alphas are below it."""
@@ -23,7 +23,7 @@ def rank_and_scale(config: Path, settings: Mapping[str, Any], path: str) -> tupl
     rank = _of_module(config, settings, path, "r", "rank_pattern")
     alpha = _of_module(config, settings, path, "lora_alpha", "alpha_pattern")
     if rank < 1 or rank != int(rank):
-        raise UsageError(f"{config}: r is {rank:g}", hint=TRAINED_AGAIN)
+        raise UsageError(f"{config}: r is {rank:g}", hint=COPY_HINT)
     return int(rank), alpha / (math.sqrt(rank) if settings.get("use_rslora") else rank)
 
 
@@ -32,14 +32,14 @@ def _of_module(
 ) -> float:
     """Return a number that the first pattern which meets the end of a module's path may change."""
     found, by_pattern = settings.get(name), settings.get(patterns) or {}
-    if not isinstance(by_pattern, dict) or len(by_pattern) > MOST_PATTERNS:
+    if not isinstance(by_pattern, dict) or len(by_pattern) > MAX_PATTERNS:
         raise UsageError(
-            f"{config}: {patterns} does not map at most {MOST_PATTERNS:,} names to numbers",
-            hint=TRAINED_AGAIN,
+            f"{config}: {patterns} does not map at most {MAX_PATTERNS:,} names to numbers",
+            hint=COPY_HINT,
         )
-    if sum(not LITERAL.fullmatch(each) for each in by_pattern) > MOST_EXPRESSIONS:
+    if sum(not LITERAL.fullmatch(each) for each in by_pattern) > MAX_EXPRESSIONS:
         raise UsageError(
-            f"{config}: {patterns} has more than {MOST_EXPRESSIONS} expressions",
+            f"{config}: {patterns} has more than {MAX_EXPRESSIONS} expressions",
             hint="Write the names of modules there",
         )
     try:
@@ -50,7 +50,5 @@ def _of_module(
             hint="Write the names of modules there, or take another adapter",
         ) from error
     if isinstance(found, bool) or not isinstance(found, int | float) or not abs(found) < LARGEST:
-        raise UsageError(
-            f"{config} says no {name}, by which the scale is known", hint=TRAINED_AGAIN
-        )
+        raise UsageError(f"{config} says no {name}, by which the scale is known", hint=COPY_HINT)
     return found

@@ -27,11 +27,11 @@ class Refusal:
 
 
 def read_chunk(
-    record_set: RecordSet, member: EncodeItem, prepare: Callable[[Clip], Prepared]
+    record_set: RecordSet, item: EncodeItem, prepare: Callable[[Clip], Prepared]
 ) -> Prepared | Refusal:
     """Read one chunk as `prepare` gives it to the encoder, or why it does not take its frames."""
     try:
-        return prepare(read_clip(record_set, member))
+        return prepare(read_clip(record_set, item))
     except Exception as error:
         fault = item_fault(error)
         if fault is None:
@@ -40,14 +40,14 @@ def read_chunk(
         return Refusal(message=f"the model's processor refuses these frames: {text}")
 
 
-def read_clip(record_set: RecordSet, member: EncodeItem) -> Clip:
+def read_clip(record_set: RecordSet, item: EncodeItem) -> Clip:
     """Read one chunk's frames with their times counted from its start. Raises DamagedRecord when
     they are gone."""
     try:
-        record = record_set.read(member.frames)
+        record = record_set.read(item.frames)
     except KeyError as error:
         raise DamagedRecord(
-            f"the frames {member.frames[:12]}… are no longer in the store",
+            f"the frames {item.frames[:12]}… are no longer in the store",
             hint="Run the same command again: it reads them from the video anew",
         ) from error
     meta = record.meta
@@ -59,5 +59,5 @@ def read_clip(record_set: RecordSet, member: EncodeItem) -> Clip:
         # A frame that is on screen when a chunk begins may have come before it.
         times=tuple(max(0.0, float(time) - float(meta["start"])) for time in meta["times"]),
         seconds=float(meta["end"]) - float(meta["start"]),
-        kind="image" if member.kind == "image" else "video",
+        kind="image" if item.kind == "image" else "video",
     )

@@ -44,7 +44,7 @@ class EncodeSpec:
     """Key and what the half made of a chunk → what is stored."""
     parts: Callable[[Mapping[str, Any]], int] = lambda meta: 1
     """Description of the stored frames of a picture → how many parts of it are looked at."""
-    apart: bool = False
+    publish_each: bool = False
     """Whether a live job publishes each record by itself, for another process to look for."""
     encode: Callable[[Any, Sequence[Sequence[Prepared]]], list[list[FeatureRecord]]] = (
         encode_batches
@@ -57,10 +57,10 @@ Encoded = tuple[EncodeItem, FeatureRecord | Refusal]
 """A chunk, as the job has it, with what is known of it by then."""
 
 
-def encode_all(job: EncodingJob, making: EncodeSpec, report: EventReporter) -> None:
+def encode_all(job: EncodingJob, spec: EncodeSpec, report: EventReporter) -> None:
     """Publish a record for each chunk of `batches` that has none, or why it cannot have one; of a
     live job, for each that is told."""
-    encoding = EncodeRun(job, making, report)
+    encoding = EncodeRun(job, spec, report)
     if encoding.batches or job.live:
         encoding.run()
 
@@ -68,15 +68,15 @@ def encode_all(job: EncodingJob, making: EncodeSpec, report: EventReporter) -> N
 class EncodeRun:
     """One job: its record sets, and what is done with a batch."""
 
-    def __init__(self, job: EncodingJob, making: EncodeSpec, report: EventReporter) -> None:
+    def __init__(self, job: EncodingJob, spec: EncodeSpec, report: EventReporter) -> None:
         self._job = job
-        self._making = making
+        self._spec = spec
         self._report = report
         self._store = open_store(job.store)
         shown = open_store(job.frames_store or job.store)
         self._frames = RecordSet(shown, "frames", job.frames_namespace)
         self._records, self._failures = record_sets_of(
-            self._store, (making.kind, job.namespace), ("failures", job.namespace)
+            self._store, (spec.kind, job.namespace), ("failures", job.namespace)
         )
         self.batches: Sequence[list[EncodeItem]] = deque(maxlen=1)
         """Batches of which anything is missing; of those that are told, the last one alone."""
@@ -91,7 +91,7 @@ class EncodeRun:
         self._processor = source.processor()
         half = None if source.route == "joint" else source.hold("vision")
         self._report.note(ready=True, **({} if half is None else facts(half.model)))
-        compute = partial(_encoded, half, self._making)
+        compute = partial(_encoded, half, self._spec)
 
         def last() -> object:
             return compute([[(m, self._prepared([m])) for m in self.batches[-1][-1:]]])
@@ -99,109 +99,111 @@ class EncodeRun:
         def spare() -> object:
             return self._prepared(self.batches[-1][-1:])
 
-        self._reading = OomRetry(self._report, spare, ItemFaults(self._making.stage, self._fail))
-        faults = ItemFaults(self._making.stage, self._fail, self._first())
-        shrinking, block = OomRetry(self._report, last, faults), job.block
+        self._read_retry = OomRetry(
+            self._report, spare, ItemFaults(self._spec.stage, self._note_failure)
+        )
+        faults = ItemFaults(self._spec.stage, self._note_failure, self._first())
+        oom_retry, block = OomRetry(self._report, last, faults), job.block
         depth = 1 if block else PREFETCH_BATCHES
         taking = nullcontext(UnsharedWork()) if job.live else turns_at(self._store, *records)
-        to_do = self._told() if job.live else blocks(self.batches, block, self._pictures)
+        to_do = self._requests() if job.live else blocks(self.batches, block, self._image_count)
         with taking as self._turns, write_behind(self._publish) as later:
             self._later = later
-            mine = self._turns.mine(to_do, self._lacking)
-            for _, members in prefetched(mine, self._read, depth):
-                if members:
-                    for _, made in shrinking.run_block(members, block, _key, compute):
+            mine = self._turns.mine(to_do, self._missing_keys)
+            for _, items in prefetched(mine, self._read, depth):
+                if items:
+                    for _, made in oom_retry.run_block(items, block, _key, compute):
                         later(made)
             faults.close()
 
     def _first(self) -> int:
         """Return the size of the first batch; 0 where the half made anything of this job."""
-        members = [member for batch in self._job.batches for member in batch]
-        if self._job.live or any(member.key in self._records for member in members):
+        items = [item for batch in self._job.batches for item in batch]
+        if self._job.live or any(item.key in self._records for item in items):
             return 0
         return len(self.batches[0])
 
-    def _fail(self, item: ToEncode, fault: ItemFault) -> None:
+    def _note_failure(self, item: ToEncode, fault: ItemFault) -> None:
         """Note that the model raises on a chunk."""
         hint = "Send another picture, or ask another model" if self._job.live else RETRY
-        self._later([(item[0], Refusal(**fault.meta(self._making.stage, hint)))])
+        self._later([(item[0], Refusal(**fault.meta(self._spec.stage, hint)))])
 
-    def _told(self) -> Iterator[Sequence[list[EncodeItem]]]:
+    def _requests(self) -> Iterator[Sequence[list[EncodeItem]]]:
         """Yield each batch that is told, as it comes."""
         for line in read_requests(self._job.live):
             batch = items_of(EncodeItem, line)
-            for member in batch:
-                self._frames.find([member.frames])
-                if member.frames not in self._frames:
+            for item in batch:
+                self._frames.find([item.frames])
+                if item.frames not in self._frames:
                     hint = "Ask again: they are read anew"
-                    self._report.failure(member.key, "gone", "the frames are gone", hint)
-            there = [member for member in batch if member.frames in self._frames]
+                    self._report.failure(item.key, "gone", "the frames are gone", hint)
+            there = [item for item in batch if item.frames in self._frames]
             if there:
                 self.batches = [there]
                 yield [there]
 
-    def _prepared(self, members: Sequence[EncodeItem]) -> Prepared | Refusal:
-        return self._making.read(self._frames, self._processor, members[0])
+    def _prepared(self, items: Sequence[EncodeItem]) -> Prepared | Refusal:
+        return self._spec.read(self._frames, self._processor, items[0])
 
     def _read(self, some: Sequence[Sequence[EncodeItem]]) -> list[list[ToEncode]]:
         """Read the chunks, without those for which alone there is not the memory. A picture may be
         of any size."""
-        through = self._reading.run_batch
+        through = self._read_retry.run_batch
         found = [
             [(m, row) for m in batch for _, row in through([m], _name, self._prepared)]
             for batch in some
         ]
         return [batch for batch in found if batch]
 
-    def _lacking(self, some: Sequence[Sequence[EncodeItem]]) -> list[str]:
-        keys = [member.key for batch in some for member in batch]
+    def _missing_keys(self, some: Sequence[Sequence[EncodeItem]]) -> list[str]:
+        keys = [item.key for batch in some for item in batch]
         return [key for key in keys if key not in self._records and key not in self._failures]
 
-    def _pictures(self, member: EncodeItem) -> int:
-        if member.frames not in self._frames:
+    def _image_count(self, item: EncodeItem) -> int:
+        if item.frames not in self._frames:
             return 1
-        meta = self._frames.meta(member.frames)
-        if member.kind == "image":
-            return self._making.parts(meta)
-        return member.shown or len(meta["times"])
+        meta = self._frames.meta(item.frames)
+        if item.kind == "image":
+            return self._spec.parts(meta)
+        return item.shown or len(meta["times"])
 
     def _publish(self, made: list[list[Encoded]]) -> None:
-        rows = {member.key: (member, row) for batch in made for member, row in batch}
+        rows = {item.key: (item, row) for batch in made for item, row in batch}
         refused = {k: row.meta() for k, (_, row) in rows.items() if isinstance(row, Refusal)}
         self._failures.publish([Record(key=key, meta=why) for key, why in refused.items()])
         for key, why in refused.items():
             self._report.failure(media=key, **why)
         made_of = {k: row for k, (_, row) in rows.items() if isinstance(row, FeatureRecord)}
-        made_now = [self._making.record(k, row) for k, row in made_of.items()]
+        made_now = [self._spec.record(k, row) for k, row in made_of.items()]
         if self._job.live:
-            self._hand_over(rows, made_now)
+            self._publish_live(rows, made_now)
         else:
             for key in self._records.publish(made_now):
                 self._report.item(key)
         self._turns.done(rows)
 
-    def _hand_over(
+    def _publish_live(
         self, rows: Mapping[str, tuple[EncodeItem, object]], made: Sequence[Record]
     ) -> None:
         """Leave what was made to who told of it, and keep nothing that it was made of."""
-        for some in [[each] for each in made] if self._making.apart else [made]:
+        for some in [[each] for each in made] if self._spec.publish_each else [made]:
             self._records.publish(some)
         self._report.send(Published(keys=tuple(each.key for each in made)))
         self._records.leave(rows)
         self._failures.drop(rows)
-        self._frames.drop(member.frames for member, _ in rows.values())
+        self._frames.drop(item.frames for item, _ in rows.values())
 
 
 def _key(pair: ToEncode) -> str:
     return _name(pair[0])
 
 
-def _name(member: EncodeItem) -> str:
-    return member.key
+def _name(item: EncodeItem) -> str:
+    return item.key
 
 
 def _encoded(
-    half: ReloadableHalf | None, making: EncodeSpec, batches: Sequence[Sequence[ToEncode]]
+    half: ReloadableHalf | None, spec: EncodeSpec, batches: Sequence[Sequence[ToEncode]]
 ) -> list[list[Encoded]]:
     """Make a record for each chunk that was not refused. Of a model that cannot be cut, it is of
     the pixels."""
@@ -209,7 +211,7 @@ def _encoded(
     if half is None:
         made = [[undivided(row) for row in some] for some in rows]
     else:
-        made = half.use(lambda model: making.encode(model, rows))
+        made = half.use(lambda model: spec.encode(model, rows))
     found = iter([record for some in made for record in some])
     return [
         [(m, row if isinstance(row, Refusal) else _in_range(next(found))) for m, row in batch]

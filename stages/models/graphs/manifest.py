@@ -15,7 +15,7 @@ FILE = "graphs.json"
 """Name of the file that says all this, in the folder of the graphs."""
 FORMAT = 1
 """Number that rises when an older version would read such a file otherwise."""
-AGAIN = "Export it again: penstock export MODEL --to onnx --out DIR"
+EXPORT_HINT = "Export it again: penstock export MODEL --to onnx --out DIR"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -125,34 +125,35 @@ def read_manifest(model: Path) -> GraphManifest | None:
     path = model / FOLDER / FILE
     if not path.exists():
         return None
-    told = read_json(path, SHAPE, AGAIN, _sound)
-    halves = {half: _half(value) for half, value in told["halves"].items()}
-    given = {name: told[name] for name in ("files", "sizes", "made_by")}
+    fields = read_json(path, SHAPE, EXPORT_HINT, _sound)
+    halves = {half: _half(value) for half, value in fields["halves"].items()}
+    given = {name: fields[name] for name in ("files", "sizes", "made_by")}
     return GraphManifest(**given, halves=halves)
 
 
-def _sound(told: Any) -> Any:
+def _sound(fields: Any) -> Any:
     """Return it when it can be of this version, and names no file elsewhere."""
-    check(told, SHAPE)
-    if told["format"] != FORMAT:
+    check(fields, SHAPE)
+    if fields["format"] != FORMAT:
         raise EnvironmentFault(
-            f"{FILE} is of format {told['format']}, and this version reads {FORMAT}", hint=AGAIN
+            f"{FILE} is of format {fields['format']}, and this version reads {FORMAT}",
+            hint=EXPORT_HINT,
         )
-    named = [*told["files"], *(g["file"] for g in _graphs_in(told))]
+    named = [*fields["files"], *(g["file"] for g in _graphs_in(fields))]
     if any(Path(name).name != name or name.startswith(".") for name in named):
-        raise EnvironmentFault(f"{FILE} names a file outside its folder", hint=AGAIN)
-    return told
+        raise EnvironmentFault(f"{FILE} names a file outside its folder", hint=EXPORT_HINT)
+    return fields
 
 
-def _graphs_in(told: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
-    for half in told["halves"].values():
+def _graphs_in(fields: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    for half in fields["halves"].values():
         for tower in half["towers"]:
             yield from tower["graphs"]
 
 
-def _half(told: Mapping[str, Any]) -> HalfGraphs:
+def _half(fields: Mapping[str, Any]) -> HalfGraphs:
     towers = []
-    for tower in told["towers"]:
+    for tower in fields["towers"]:
         graphs = (Graph(**{**each, "names": tuple(each["names"])}) for each in tower["graphs"])
         towers.append(GraphTower(**{**tower, "graphs": tuple(graphs)}))
-    return HalfGraphs(**{**told, "towers": tuple(towers)})
+    return HalfGraphs(**{**fields, "towers": tuple(towers)})

@@ -55,25 +55,25 @@ class OnnxTower(MissingModule):
         """Return what the tower gives of this. Raises UsageError for a call that no graph is of."""
         tower, skeleton, like = self._tower, self.skeleton, self.__dict__["_like"]
         given = graph_inputs(skeleton, bound(skeleton, args, kwargs), tower.packed)
-        graph, run = self._chosen(given)
+        graph, run = self._graph_for(given)
         tensors = {name: given.tensors[name.removeprefix("input.")] for name in graph.inputs}
         with torch.inference_mode():
-            found = self._made(run, tensors)
+            found = self._compute(run, tensors)
             made = [out.to(like) if out.is_floating_point() else out for out in found]
         return place_tensors(graph.output, dict(zip(graph.names, made, strict=True)))
 
-    def _chosen(self, given: GraphInputs) -> tuple[Graph, Run]:
+    def _graph_for(self, given: GraphInputs) -> tuple[Graph, Run]:
         for graph, run in zip(self._tower.graphs, self._runs, strict=True):
             if fits(graph, given):
                 return graph, run
         what = {**{n: list(v.shape) for n, v in given.tensors.items()}, **given.fixed}
-        told = ", ".join(f"{name}: {value}" for name, value in what.items())
+        given_inputs = ", ".join(f"{name}: {value}" for name, value in what.items())
         raise UsageError(
-            f"no graph of {self._tower.path} was exported for such pictures ({told[:200]})",
+            f"no graph of {self._tower.path} was exported for such pictures ({given_inputs[:200]})",
             hint=IN_TORCH,
         )
 
-    def _made(self, run: Run, tensors: Mapping[str, torch.Tensor]) -> Sequence[torch.Tensor]:
+    def _compute(self, run: Run, tensors: Mapping[str, torch.Tensor]) -> Sequence[torch.Tensor]:
         try:
             return run(tensors)
         except Exception as error:  # ONNX Runtime has many classes of them, and no class in common
@@ -113,14 +113,14 @@ def fits(graph: Graph, given: GraphInputs) -> bool:
     """Tell whether a call is one that a graph is of."""
     tensors = given.tensors
     return graph.fixed == given.fixed and all(
-        (name := taken.removeprefix("input.")) in tensors and _is_of(tensors[name], shape)
+        (name := taken.removeprefix("input.")) in tensors and _has_shape(tensors[name], shape)
         for taken, shape in graph.inputs.items()
     )
 
 
-def _is_of(tensor: torch.Tensor, shape: Sequence[int]) -> bool:
+def _has_shape(tensor: torch.Tensor, shape: Sequence[int]) -> bool:
     return tensor.ndim == len(shape) and all(
-        wanted in (0, length) for wanted, length in zip(shape, tensor.shape, strict=True)
+        expected in (0, length) for expected, length in zip(shape, tensor.shape, strict=True)
     )
 
 

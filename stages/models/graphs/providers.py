@@ -29,12 +29,12 @@ class Provider:
 
     name: str
     options: Mapping[str, Any] = field(default_factory=dict)
-    besides: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    fallbacks: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """Providers that may compute what this one has no kernel for, with what they are told."""
 
-    def listed(self) -> list[Any]:
+    def for_session(self) -> list[Any]:
         """Return it as ONNX Runtime is told it."""
-        every = {self.name: self.options, **self.besides}
+        every = {self.name: self.options, **self.fallbacks}
         return [(name, dict(options)) for name, options in every.items()]
 
 
@@ -71,7 +71,7 @@ def provider_for(backend: str, device: str, limit: int, engines: Path | None) ->
             "trt_timing_cache_enable": True,
             "trt_timing_cache_path": str(engines),
         }
-    return Provider(name=TRT, options=options, besides={CUDA: cuda})
+    return Provider(name=TRT, options=options, fallbacks={CUDA: cuda})
 
 
 def open_session(path: Path, provider: Provider, threads: int) -> Any:
@@ -82,23 +82,23 @@ def open_session(path: Path, provider: Provider, threads: int) -> Any:
     onnxruntime.set_default_logger_severity(3)
     built = onnxruntime.get_available_providers()
     if provider.name not in built:
-        raise _not_had(provider.name, f"this ONNX Runtime has {', '.join(built)}")
+        raise _unavailable(provider.name, f"this ONNX Runtime has {', '.join(built)}")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     # An arena keeps what the largest batch took, which a budget does not have twice.
     options.enable_cpu_mem_arena = options.enable_mem_pattern = False
     try:
-        session = onnxruntime.InferenceSession(str(path), options, providers=provider.listed())
+        session = onnxruntime.InferenceSession(str(path), options, providers=provider.for_session())
     except Exception as error:  # of ONNX Runtime's own kinds, which share no class
         if out_of_memory(error):
             raise
-        words = " ".join(str(error).split())[:200]
-        if provider.name == CPU or any(word in words for word in UNREADABLE):
+        message = " ".join(str(error).split())[:200]
+        if provider.name == CPU or any(word in message for word in UNREADABLE):
             raise EnvironmentFault(
-                f"{path} is no graph that ONNX Runtime reads: {words}",
+                f"{path} is no graph that ONNX Runtime reads: {message}",
                 hint="Export it again, or give --vision-backend torch",
             ) from error
-        raise _not_had(provider.name, words) from error
+        raise _unavailable(provider.name, message) from error
     check_provider(session, provider)
     return session
 
@@ -107,10 +107,10 @@ def check_provider(session: Any, provider: Provider) -> None:
     """Raise EnvironmentFault unless a session computes by the provider that was asked for."""
     found = session.get_providers()
     if found[:1] != [provider.name]:
-        raise _not_had(provider.name, f"ONNX Runtime took {', '.join(found) or 'none'} instead")
+        raise _unavailable(provider.name, f"ONNX Runtime took {', '.join(found) or 'none'} instead")
 
 
-def _not_had(name: str, why: str) -> EnvironmentFault:
+def _unavailable(name: str, why: str) -> EnvironmentFault:
     return EnvironmentFault(
         f"{name} cannot be had: {why}",
         hint="`penstock doctor` says what is missing; --vision-backend torch does without",

@@ -212,8 +212,8 @@ def _call(model: nn.Module, method: str) -> Any:
         return None
 
 
-def _path_of(model: nn.Module, wanted: Any) -> str | None:
-    return next((path for path, module in model.named_modules() if module is wanted), None)
+def _path_of(model: nn.Module, module_sought: Any) -> str | None:
+    return next((path for path, module in model.named_modules() if module is module_sought), None)
 
 
 def _join(path: str, name: str) -> str:

@@ -14,7 +14,7 @@ from artifacts.errors import EnvironmentFault, UsageError
 from stages.models.halves.dual import makes_vectors
 from stages.models.hub.originals import is_original
 from stages.models.hub.unsupported import refuse_unsupported
-from stages.models.natives.registry import native_of, nothing_otherwise
+from stages.models.natives.registry import native_of, no_published_difference
 from stages.models.published import change_of
 
 
@@ -28,7 +28,7 @@ def config_and_class(
     if (native := native_of(folder)) is not None:
         return native.load_config(folder, bool(as_published)), native.model_class()
     if as_published and change_of(folder) is None:
-        raise nothing_otherwise(folder)
+        raise no_published_difference(folder)
     config = load_config(folder, trusted)
     return config, model_class(config, folder, trusted)
 
@@ -119,7 +119,7 @@ def with_packages(cls: type[Any]) -> Iterator[None]:
 
 def asks_for_trust(error: Exception) -> bool:
     """Tell whether loading failed because it would have run code that came with the checkpoint."""
-    return any(words in str(error) for words in ("trust_remote_code", "custom code"))
+    return any(phrase in str(error) for phrase in ("trust_remote_code", "custom code"))
 
 
 def needs_trust(folder: Path) -> UsageError:

@@ -150,9 +150,9 @@ def _by_replay(half: Any, method: str, text: Any, features: Mapping[str, Any], o
         name: torch.zeros((), dtype=half.dtype, device=half.device).expand(tuple(shape))
         for name, shape in getattr(features, "blank", {}).items()
     }
-    with _answering(half, _copies(half, features)) as asked:
+    with _answering(half, _copies(half, features)) as requested:
         made = _of(half, method)(**text, **blank, **options)
-    if unread := sorted(set(features) - asked):
+    if unread := sorted(set(features) - requested):
         raise UsageError(
             f"{type(half).__name__} did not ask for its {' and '.join(unread)} features",
             hint="Its captions would be about nothing; report this model",
@@ -164,7 +164,7 @@ def _by_replay(half: Any, method: str, text: Any, features: Mapping[str, Any], o
 def _answering(half: Any, outputs: Mapping[str, Any]) -> Iterator[set[str]]:
     """Let the owner's methods answer with `outputs`; yields the modalities that were asked for."""
     owner = half.get_submodule(owner_path(half) or "")
-    asked: set[str] = set()
+    requested: set[str] = set()
     replaced = []
     for modality in (m for m in MODALITIES if m in outputs):
         name = f"get_{modality}_features"
@@ -172,14 +172,14 @@ def _answering(half: Any, outputs: Mapping[str, Any]) -> Iterator[set[str]]:
             continue  # it is not asked for, which is told
 
         def answer(*_: Any, modality: str = modality, **__: Any) -> Any:
-            asked.add(modality)
+            requested.add(modality)
             return outputs[modality]
 
         # `generate` reads off the signature what to pass.
         owner.__dict__[name] = functools.wraps(getattr(owner, name))(answer)
         replaced.append(name)
     try:
-        yield asked
+        yield requested
     finally:
         for name in replaced:
             del owner.__dict__[name]
@@ -229,8 +229,8 @@ def _check_placeholders(half: Any, text: Any, features: Mapping[str, Any]) -> No
     """Refuse features that do not match the placeholders, which would give wrong text with no
     error."""
     ids = text["input_ids"]
-    wanted = sorted(placeholder_ids(half.config))
-    standing = int(torch.isin(ids, torch.tensor(wanted, device=ids.device)).sum())
+    placeholders = sorted(placeholder_ids(half.config))
+    standing = int(torch.isin(ids, torch.tensor(placeholders, device=ids.device)).sum())
     counts = [count_tokens(record) for record in features.values()]
     held = sum(count for count in counts if count is not None)
     if (None not in counts and standing != held) or (standing and not features):

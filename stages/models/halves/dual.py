@@ -13,9 +13,9 @@ from artifacts.errors import UsageError
 from artifacts.schema import Half
 from stages.models.halves.bytecode import names_in, reached
 
-OF_PICTURES, OF_TEXTS = "get_image_features", "get_text_features"
+IMAGE_METHOD, TEXT_METHOD = "get_image_features", "get_text_features"
 """Names of the methods by which a dual encoder makes vectors."""
-OF_VIDEOS = "get_video_features"
+VIDEO_METHOD = "get_video_features"
 HINT = "Choose a model of the CLIP kind: docs/embed.md lists them"
 
 
@@ -23,31 +23,34 @@ def makes_vectors(cls: type) -> bool:
     """Tell whether a class is of dual encoders: it makes vectors of both, and writes no text."""
     from transformers import GenerationMixin
 
-    methods = all(hasattr(cls, name) for name in (OF_PICTURES, OF_TEXTS))
+    methods = all(hasattr(cls, name) for name in (IMAGE_METHOD, TEXT_METHOD))
     return methods and not issubclass(cls, GenerationMixin)
 
 
 def units_absent(model: nn.Module, cls: type, keep: Half) -> list[str]:
     """Return the model's own parts that a half does without; `cls` is that of the whole model."""
-    of_pictures, of_texts = (reached(cls, [name], names_in) for name in (OF_PICTURES, OF_TEXTS))
+    by_image_method, by_text_method = (
+        reached(cls, [name], names_in) for name in (IMAGE_METHOD, TEXT_METHOD)
+    )
     units = [name for name, _ in model.named_children()]
     if keep == "vision":
-        return [name for name in units if name not in of_pictures]
-    return [name for name in units if name in of_pictures - of_texts]
+        return [name for name in units if name not in by_image_method]
+    return [name for name in units if name in by_image_method - by_text_method]
 
 
 def refuse_no_vectors(cls: type) -> None:
     """Refuse a class that neither writes text nor is a dual encoder of pictures. Raises
     UsageError."""
-    if hasattr(cls, OF_VIDEOS):
+    if hasattr(cls, VIDEO_METHOD):
         raise UsageError(
-            f"{cls.__name__} makes a vector of a whole video ({OF_VIDEOS}), and none of a picture",
+            f"{cls.__name__} makes a vector of a whole video ({VIDEO_METHOD}), and none of a "
+            "picture",
             hint=HINT,
         )
-    lacking = [f"no {name}" for name in (OF_PICTURES, OF_TEXTS) if not hasattr(cls, name)]
+    missing = [f"no {name}" for name in (IMAGE_METHOD, TEXT_METHOD) if not hasattr(cls, name)]
     raise UsageError(
         f"{cls.__name__} does not write text token by token, nor make one vector of a picture and "
-        f"one of a text (it has {' and '.join(lacking)})",
+        f"one of a text (it has {' and '.join(missing)})",
         hint="Choose a model that captions (docs/models.md) or one of the CLIP kind "
         "(docs/embed.md)",
     )

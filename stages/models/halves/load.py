@@ -17,12 +17,12 @@ from artifacts.schema import Part
 from artifacts.words import meant
 from stages.models.halves.boundary import CUT, absent_paths, cut, pieces_called
 from stages.models.halves.classes import config_and_class, one_line, with_packages
-from stages.models.halves.ranges import reading_ranges
+from stages.models.halves.ranges import ranged_reads
 from stages.models.hub.checkpoint import INDEX, weight_names
 from stages.models.hub.faults import PICKLES, to_convert
 from stages.models.hub.resolve import fetch_rest, resolve_model
 from stages.models.natives.registry import native_of
-from stages.models.published import as_asked
+from stages.models.published import apply_published_positions
 
 
 @contextlib.contextmanager
@@ -52,7 +52,7 @@ OPTIONS = (
 )
 """Options that people give."""
 UNEXPECTED = re.compile(r"unexpected keyword argument '(\w+)'")
-MISSHAPEN = ("ignore_mismatched_sizes", "size mismatch")
+SHAPE_ERRORS = ("ignore_mismatched_sizes", "size mismatch")
 """Words of the loader about weights that have no place in the model."""
 
 
@@ -85,8 +85,8 @@ def load_half(
     given["without"] = tuple(without)
     trusted = bool(options.get("trust_remote_code", False))
     folder = resolve_model(path, options.pop("revision", None))
-    asked = options.pop("as_published", None)
-    config, cls = config_and_class(folder, trusted, asked)
+    as_published = options.pop("as_published", None)
+    config, cls = config_and_class(folder, trusted, as_published)
     refuse_pickle(folder, trusted)
     if (stored := options.pop("stored_quantization", None)) is not None:
         config.quantization_config = stored
@@ -96,12 +96,12 @@ def load_half(
     with (
         _whole_weights(folder),
         with_packages(cls),
-        present_weights(folder) as there,
-        reading_ranges() if on_host else contextlib.nullcontext(),
+        present_weights(folder) as present,
+        ranged_reads() if on_host else contextlib.nullcontext(),
         _known_options(options),
     ):
         model, found = half_class(cls, keep, given["pieces"], given["without"]).from_pretrained(
-            there, config=config, output_loading_info=True, **options
+            present, config=config, output_loading_info=True, **options
         )
     missing = sorted(found["missing_keys"])
     if missing and fetch_rest(folder):  # a piece of the other half is wanted, whose file was not
@@ -112,7 +112,7 @@ def load_half(
             f"{folder} lacks {len(missing)} tensors of the {_named(keep)}, such as {missing[0]}",
             hint="Download or save the checkpoint again",
         )
-    return as_asked(model.eval(), folder, asked)
+    return apply_published_positions(model.eval(), folder, as_published)
 
 
 @contextlib.contextmanager
@@ -129,7 +129,7 @@ def _whole_weights(folder: Path) -> Iterator[None]:
             hint="Download it again (with git: git lfs pull)",
         ) from error
     except RuntimeError as error:
-        if not any(word in str(error) for word in MISSHAPEN):
+        if not any(word in str(error) for word in SHAPE_ERRORS):
             raise  # such as memory that ran out, which is not the checkpoint's fault
         raise EnvironmentFault(
             f"the weights in {folder} do not have the shapes that its config.json says",

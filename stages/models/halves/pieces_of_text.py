@@ -17,22 +17,26 @@ from stages.models.halves.absent import MissingModule
 
 WIDENING = 2
 """A module is worth it when its inside is so many times as wide as its input."""
-BESIDE = ("torch.nn.modules.activation", "torch.nn.modules.dropout", "transformers.activations")
+ALLOWED_MODULES = (
+    "torch.nn.modules.activation",
+    "torch.nn.modules.dropout",
+    "transformers.activations",
+)
 """Modules that define the classes which may stand between linear layers."""
 
 
 def in_pieces(half: Any, rows: int) -> int:
     """Make the MLPs of a half's layers take at most `rows` positions at once, for good. Returns how
     many MLPs do; a second call changes nothing."""
-    halved = [m for m in half.modules() if isinstance(m.__dict__.get("forward"), _Pieces)]
-    if rows and not halved:
-        halved = list(_mlps(half))
-        for module in halved:
-            module.__dict__["forward"] = _Pieces(module.forward, rows)
-    return len(halved)
+    chunked = [m for m in half.modules() if isinstance(m.__dict__.get("forward"), _ChunkedForward)]
+    if rows and not chunked:
+        chunked = list(_mlps(half))
+        for module in chunked:
+            module.__dict__["forward"] = _ChunkedForward(module.forward, rows)
+    return len(chunked)
 
 
-class _Pieces:
+class _ChunkedForward:
     """A module's forward, run over chunks of its input."""
 
     def __init__(self, whole: Any, rows: int) -> None:
@@ -78,13 +82,13 @@ def _linears(module: nn.Module) -> list[Any]:
     else as well, besides activations and dropout, or holds weights of its own."""
     leaves = [part for part in module.modules() if not any(True for _ in part.children())]
     linears = [leaf for leaf in leaves if isinstance(leaf, nn.Linear)]  # quantized ones too
-    others = [leaf for leaf in leaves if not isinstance(leaf, nn.Linear) and not _is_beside(leaf)]
+    others = [leaf for leaf in leaves if not isinstance(leaf, nn.Linear) and not _is_allowed(leaf)]
     own = [weight for part in module.modules() if part not in leaves for weight in part._parameters]
     return [] if others or own or len(linears) == len(leaves) == 1 else linears
 
 
-def _is_beside(leaf: nn.Module) -> bool:
-    named = type(leaf).__module__ in BESIDE and not isinstance(leaf, nn.MultiheadAttention)
+def _is_allowed(leaf: nn.Module) -> bool:
+    named = type(leaf).__module__ in ALLOWED_MODULES and not isinstance(leaf, nn.MultiheadAttention)
     return named or isinstance(leaf, nn.Identity)
 
 

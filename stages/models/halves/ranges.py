@@ -20,10 +20,10 @@ ALIGNED = 64
 places = functools.lru_cache(maxsize=8)(read_places)
 
 
-def read_into(room: torch.Tensor, path: Path, start: int) -> None:
+def read_into(buffer: torch.Tensor, path: Path, start: int) -> None:
     """Fill a room of bytes with those of a file that begin at `start`. Raises EnvironmentFault when
     the file ends before."""
-    into = room.numpy().data
+    into = buffer.numpy().data
     end = start + len(into)
     with path.open("rb", buffering=0) as weights:
         while into:
@@ -33,7 +33,7 @@ def read_into(room: torch.Tensor, path: Path, start: int) -> None:
             into = into[read:]
 
 
-class _Whole:
+class _WholeTensorFile:
     """A weight file that reads a whole tensor straight into its final memory. It is used when a
     tensor is requested as a slice of everything. The library would read the bytes and then copy
     them, which needs twice the memory."""
@@ -45,8 +45,8 @@ class _Whole:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._part or self._file, name)
 
-    def get_slice(self, name: str) -> "_Whole":
-        return _Whole(self._file, self._path, name)
+    def get_slice(self, name: str) -> "_WholeTensorFile":
+        return _WholeTensorFile(self._file, self._path, name)
 
     def __getitem__(self, index: Any) -> Any:
         part: Any = self._part
@@ -58,12 +58,12 @@ class _Whole:
         # It lies beside the lines of the cache as it would if the file were mapped, because sums
         # are rounded by that: the whole model, loaded by the library alone, says the same to the
         # bit.
-        aside = start % ALIGNED
-        room = torch.empty(aside + end - start, dtype=torch.uint8)[aside:]
-        read_into(room, self._path, start)
-        return room.view(dtype).reshape(part.get_shape())
+        offset = start % ALIGNED
+        buffer = torch.empty(offset + end - start, dtype=torch.uint8)[offset:]
+        read_into(buffer, self._path, start)
+        return buffer.view(dtype).reshape(part.get_shape())
 
-    def __enter__(self) -> "_Whole":
+    def __enter__(self) -> "_WholeTensorFile":
         self._file.__enter__()
         return self
 
@@ -72,7 +72,7 @@ class _Whole:
 
 
 @contextlib.contextmanager
-def reading_ranges() -> Iterator[None]:
+def ranged_reads() -> Iterator[None]:
     """Have the loader read each tensor that the half has into memory of its own. By itself it maps
     whole files to be written to, which the kernel counts against a limit, with what is in them of
     the other half."""
@@ -85,7 +85,9 @@ def reading_ranges() -> Iterator[None]:
     mapping = [library.safe_open for library in libraries]
 
     def reading(path: str, *, framework: str, device: str = "cpu", backend: str = "") -> Any:
-        return _Whole(safetensors.safe_open(path, framework, device, backend="pread"), Path(path))
+        return _WholeTensorFile(
+            safetensors.safe_open(path, framework, device, backend="pread"), Path(path)
+        )
 
     for library in libraries:
         library.safe_open = reading

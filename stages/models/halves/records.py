@@ -170,8 +170,8 @@ def _split_each(
 ) -> tuple[list[Any], Rule]:
     pieces = [_split(part, rows, top=False, main=main) for part in value]
     by_row = zip(*(parts for parts, _ in pieces), strict=True)
-    members = [type(value)(row) for row in by_row] if pieces else [value for _ in rows]
-    return members, {"each": [rule for _, rule in pieces]}
+    rows_of_each = [type(value)(row) for row in by_row] if pieces else [value for _ in rows]
+    return rows_of_each, {"each": [rule for _, rule in pieces]}
 
 
 def _sizes(tensor: torch.Tensor, rows: Sequence[RowCount]) -> list[int] | None:

@@ -139,15 +139,15 @@ def _reads(function: Any, names: Iterable[str]) -> bool:
 
 def _asks_for_features(model: Any) -> bool:
     """Tell whether the code that `generate` runs calls `get_*_features`."""
-    wanted = {f"get_{modality}_features" for modality in MODALITIES}
+    feature_methods = {f"get_{modality}_features" for modality in MODALITIES}
     if overrides_generate(model):
         names = names_in(type(model).generate)
-        if not names & {*wanted, "super"}:
+        if not names & {*feature_methods, "super"}:
             return False
-        if names & wanted or takes_outputs(model):
+        if names & feature_methods or takes_outputs(model):
             return True
     owner = model.get_submodule(owner_path(model) or "")
-    return any(wanted & names_in(type(module).forward) for module in (model, owner))
+    return any(feature_methods & names_in(type(module).forward) for module in (model, owner))
 
 
 def _reader(model: Any) -> nn.Module | None:

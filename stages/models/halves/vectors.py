@@ -15,7 +15,7 @@ from torch import nn
 
 from artifacts.errors import UsageError
 from stages.models.halves.boundary import absent_paths
-from stages.models.halves.dual import OF_PICTURES, OF_TEXTS
+from stages.models.halves.dual import IMAGE_METHOD, TEXT_METHOD
 from stages.models.halves.features import encode, is_pixels, moved
 
 BLANK = {"pixel_values": (1, 3, 1, 1), "pixel_attention_mask": (1, 1), "spatial_shapes": (1, 2)}
@@ -34,19 +34,19 @@ def image_vectors(half: Any, inputs: Mapping[str, Any]) -> torch.Tensor:
 def text_vectors(half: Any, inputs: Mapping[str, Any]) -> torch.Tensor:
     """Return a vector of each text, as the model's own method gives it, not normalized."""
     with torch.inference_mode():
-        made = getattr(half, OF_TEXTS)(**_texts(half, OF_TEXTS, inputs))
+        made = getattr(half, TEXT_METHOD)(**_texts(half, TEXT_METHOD, inputs))
     return one_each(made, half, len(inputs["input_ids"]))
 
 
-def most_tokens(processor: Any, half: Any) -> int:
+def max_text_tokens(processor: Any, half: Any) -> int:
     """Return most tokens that a text may have, by the tokenizer and by the half's own places for
     them; 0 where neither says."""
     config = getattr(half.config, "text_config", half.config)
-    told = [
+    stated = [
         getattr(processor.tokenizer, "model_max_length", None),
         getattr(config, "max_position_embeddings", None),
     ]
-    limits = [limit for limit in told if isinstance(limit, int) and 0 < limit < LONGEST]
+    limits = [limit for limit in stated if isinstance(limit, int) and 0 < limit < LONGEST]
     return min(limits, default=0)
 
 
@@ -102,4 +102,4 @@ def _handing_over(half: Any, vectors: torch.Tensor) -> Any:
     return model
 
 
-__all__ = ["OF_PICTURES", "image_vectors", "logits", "most_tokens", "one_each", "text_vectors"]
+__all__ = ["IMAGE_METHOD", "image_vectors", "logits", "max_text_tokens", "one_each", "text_vectors"]

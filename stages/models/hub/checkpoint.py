@@ -12,7 +12,7 @@ from artifacts.errors import EnvironmentFault
 from artifacts.model_files import SMALL as SMALL
 from artifacts.regular import open_regular, read_text
 
-AGAIN = "Download it again (with git: git lfs pull)"
+DOWNLOAD_HINT = "Download it again (with git: git lfs pull)"
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 CONFIG = "config.json"
@@ -47,11 +47,12 @@ class Checkpoint:
 
     def missing(self, names: Iterable[str] | None = None) -> list[WeightFile]:
         """Return the files of weights that are not in the folder, of those named or of all."""
-        wanted = None if names is None else set(names)
+        requested = None if names is None else set(names)
         return [
             file
             for file in self.weights
-            if (wanted is None or file.name in wanted) and not (self.folder / file.name).exists()
+            if (requested is None or file.name in requested)
+            and not (self.folder / file.name).exists()
         ]
 
     def digest(self, name: str) -> str:
@@ -108,7 +109,7 @@ def json_bytes(value: Any) -> bytes:
 
 
 def not_whole(path: Path, kind: str = "safetensors file") -> EnvironmentFault:
-    return EnvironmentFault(f"{path} is not a whole {kind}", hint=AGAIN)
+    return EnvironmentFault(f"{path} is not a whole {kind}", hint=DOWNLOAD_HINT)
 
 
 def is_complete(folder: Path) -> bool:

@@ -47,7 +47,7 @@ def hub_errors(name: str, revision: str | None, begun: bool = False) -> Iterator
         InvalidURL,
         RevisionResolutionError,
     ) as error:
-        raise _in_plain_words(name, revision, error, begun) from error
+        raise _readable_fault(name, revision, error, begun) from error
 
 
 def cache_folder() -> Path:
@@ -111,7 +111,7 @@ def to_convert(source: str) -> str:
     return f"run: penstock convert {source} DST, and give DST as the model"
 
 
-def _in_plain_words(
+def _readable_fault(
     name: str, revision: str | None, error: Exception, begun: bool
 ) -> PenstockError:
     """Tell the one who asked for a download what its failure means."""
@@ -134,9 +134,9 @@ def _in_plain_words(
             hint=f"Accept them at https://huggingface.co/{name}, then run: hf auth login",
         )
     if isinstance(error, (RepositoryNotFoundError, RevisionNotFoundError)):
-        asked = f"{name} at revision {revision}" if revision else name
+        requested = f"{name} at revision {revision}" if revision else name
         return UsageError(
-            f"the hub knows no model {asked}",
+            f"the hub knows no model {requested}",
             hint="Check the name, or run: hf auth login, if the model is private",
         )
     if isinstance(error, HfHubHTTPError) and error.response.status_code in (401, 403):

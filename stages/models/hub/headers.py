@@ -15,7 +15,7 @@ from artifacts.errors import EnvironmentFault
 from artifacts.regular import open_regular
 from stages.models.hub import transfer
 from stages.models.hub.checkpoint import (
-    AGAIN,
+    DOWNLOAD_HINT,
     INDEX,
     SINGLE,
     Checkpoint,
@@ -29,7 +29,7 @@ AT_ONCE = 8
 """Headers asked of the hub at a time."""
 HEADER_BYTES = 100_000_000
 """Most bytes of a header: the limit of safetensors itself."""
-MOST = 1 << 63
+MAX_NUMBER = 1 << 63
 """A number that is more than any tensor has of anything."""
 
 
@@ -60,9 +60,9 @@ def read_headers(checkpoint: Checkpoint) -> list[Header]:
     if absent:
         refuse_offline(checkpoint, list(absent.values()))
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        asked = {name: pool.submit(_ask_hub, checkpoint, file) for name, file in absent.items()}
+        requests = {name: pool.submit(_ask_hub, checkpoint, file) for name, file in absent.items()}
         found = [
-            asked[name].result() if name in asked else _read_header(checkpoint.folder / name)
+            requests[name].result() if name in requests else _read_header(checkpoint.folder / name)
             for name in _names(checkpoint.folder)
         ]
     return [header for headers in found for header in headers]
@@ -87,7 +87,7 @@ def _ask_hub(checkpoint: Checkpoint, file: WeightFile) -> list[Header]:
                 )
                 break
             except Exception as error:
-                if seconds is None or not transfer.passes(error):
+                if seconds is None or not transfer.is_transient(error):
                     raise
                 time.sleep(seconds)
     return [
@@ -121,7 +121,7 @@ def read_places(path: Path) -> dict[str, TensorPlace]:
                 start, end = entry["data_offsets"]
                 shape = tuple(entry["shape"])
                 numbers = (start, end, *shape)
-                if not all(type(n) is int and 0 <= n < MOST for n in numbers) or start > end:
+                if not all(type(n) is int and 0 <= n < MAX_NUMBER for n in numbers) or start > end:
                     raise not_whole(path)
                 found[tensor] = TensorPlace(str(entry["dtype"]), shape, first + start, first + end)
                 if first + end > size:
@@ -145,7 +145,7 @@ def _read(path: Path) -> Iterator[tuple[int, int, dict[str, Any]]]:
     except OSError as error:
         raise EnvironmentFault(
             f"{path}, which holds weights of the model, cannot be read ({error.strerror})",
-            hint=AGAIN,
+            hint=DOWNLOAD_HINT,
         ) from error
     except (struct.error, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise not_whole(path) from error

@@ -88,14 +88,14 @@ def bring_small(name: str, revision: str | None, announce: Announce | None) -> C
         # Names may be listed of a model that is not to be downloaded.
         api.get_hf_file_metadata(url=hf_hub_url(name, "config.json", revision=resolved.resolved))
         in_git = [n for n, (_, digest) in listing.items() if _is_weight(n) and not digest]
-        wanted = [*filter_repo_objects(listing, allow_patterns=[*SMALL, *in_git])]
+        small = [*filter_repo_objects(listing, allow_patterns=[*SMALL, *in_git])]
         folder = repository_folder(name) / "snapshots" / resolved.resolved
-        absent = {file: listing[file] for file in wanted if not (folder / file).exists()}
+        absent = {file: listing[file] for file in small if not (folder / file).exists()}
         _announce_small(name, sum(size for size, _ in absent.values()), announce)
         snapshot_download(
             name,
             revision=resolved,
-            allow_patterns=[file for file in wanted if not listing[file][1]],
+            allow_patterns=[file for file in small if not listing[file][1]],
             tqdm_class=_silent(),
         )
     # Such as a tokenizer's: what the hub states a sum of is checked against it.

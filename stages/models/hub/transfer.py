@@ -14,7 +14,7 @@ from artifacts.errors import EnvironmentFault
 
 WAITS = (1.0, 2.0, 4.0, 8.0, 16.0)
 """Seconds before each new try while nothing arrives; what arrives starts them anew."""
-TRY_AGAIN = (408, 425, 429, 500, 502, 503, 504)
+RETRIABLE_STATUSES = (408, 425, 429, 500, 502, 503, 504)
 """Statuses that pass by themselves."""
 LOCK_SECONDS = 0.5
 """Seconds between looks at a file that another process downloads."""
@@ -64,7 +64,7 @@ def transfer(remote: Remote, target: Path, watch: TransferWatch) -> None:
         return
     target.parent.mkdir(parents=True, exist_ok=True)
     part = partial(target)
-    with _alone(remote.name, part, watch) as file:
+    with _open_locked(remote.name, part, watch) as file:
         if target.exists():  # by another process, while this one waited
             part.unlink(missing_ok=True)
             return
@@ -85,17 +85,17 @@ def transfer(remote: Remote, target: Path, watch: TransferWatch) -> None:
         os.replace(part, target)
 
 
-def passes(error: Exception) -> bool:
+def is_transient(error: Exception) -> bool:
     """Tell whether an error of the hub's session may be gone at the next try."""
     from httpx2 import NetworkError, RemoteProtocolError, TimeoutException
     from huggingface_hub.errors import HfHubHTTPError
 
     if isinstance(error, HfHubHTTPError):
-        return error.response.status_code in TRY_AGAIN
+        return error.response.status_code in RETRIABLE_STATUSES
     return isinstance(error, (NetworkError, RemoteProtocolError, TimeoutException))
 
 
-def _alone(name: str, part: Path, watch: TransferWatch) -> FileIO:
+def _open_locked(name: str, part: Path, watch: TransferWatch) -> FileIO:
     """Open the partial file, locked against other processes of this machine."""
     waiting = False
     while True:
@@ -109,14 +109,14 @@ def _alone(name: str, part: Path, watch: TransferWatch) -> FileIO:
         except OSError:  # a file system without locks: the sum at the end tells what went wrong
             return file
         else:
-            if _still(part, file):
+            if _is_same_file(part, file):
                 return file
         file.close()
         if watch.stop.wait(LOCK_SECONDS if waiting else 0):
             raise Stopped
 
 
-def _still(part: Path, file: FileIO) -> bool:
+def _is_same_file(part: Path, file: FileIO) -> bool:
     """Tell whether the file is what lies at that path, and not what was moved from there
     meanwhile."""
     try:
@@ -133,7 +133,7 @@ def _receive(remote: Remote, file: FileIO, watch: TransferWatch) -> None:
         try:
             _stream(remote, file, have, watch)
         except Exception as error:
-            if not passes(error):
+            if not is_transient(error):
                 raise
             failure = error
         if _size(file) >= remote.size:

@@ -17,7 +17,7 @@ THINKER = (
     "AutoProcessor.from_pretrained(MODEL).save_pretrained(DIR); then give DIR"
 )
 
-FIRST_COGVLM_WORDS = 32000
+FIRST_COGVLM_VOCABULARY = 32000
 """Words of the text model of the first CogVLM; those of the second are four times as many."""
 
 
@@ -25,14 +25,14 @@ FIRST_COGVLM_WORDS = 32000
 class UnsupportedForm:
     """A published checkpoint format that cannot be read."""
 
-    words: str
+    name: str
     """The form in a few words, for the page of models."""
     example: Mapping[str, Any]
     """What the configuration of one says."""
     found: Callable[[Config], bool]
     """Tells whether a configuration is of this form."""
     reason: str
-    instead: str
+    alternative: str
     """A form that works."""
     own_code: bool = False
     """Whether code that comes with it may be tried where it is trusted."""
@@ -52,8 +52,8 @@ def _classes(config: Config) -> list[str]:
 
 
 def _is_first_cogvlm(config: Config) -> bool:
-    words = config.get("vocab_size")
-    small = isinstance(words, int) and words <= FIRST_COGVLM_WORDS
+    size = config.get("vocab_size")
+    small = isinstance(size, int) and size <= FIRST_COGVLM_VOCABULARY
     return _names("CogVLMForCausalLM")(config) and small and "num_multi_query_heads" not in config
 
 
@@ -65,15 +65,15 @@ def _is_first_florence(config: Config) -> bool:
 
 UNSUPPORTED: tuple[UnsupportedForm, ...] = (
     UnsupportedForm(
-        words="Qwen2.5-Omni",
+        name="Qwen2.5-Omni",
         example={"model_type": "qwen2_5_omni", "architectures": ["Qwen2_5OmniModel"]},
         found=_is("qwen2_5_omni"),
         reason="it is a thinker, which sees and writes, together with a talker, and only a "
         "thinker by itself is read",
-        instead=THINKER.format(cls="Qwen2_5OmniThinkerForConditionalGeneration"),
+        alternative=THINKER.format(cls="Qwen2_5OmniThinkerForConditionalGeneration"),
     ),
     UnsupportedForm(
-        words="Qwen3-Omni",
+        name="Qwen3-Omni",
         example={
             "model_type": "qwen3_omni_moe",
             "architectures": ["Qwen3OmniMoeForConditionalGeneration"],
@@ -81,20 +81,20 @@ UNSUPPORTED: tuple[UnsupportedForm, ...] = (
         found=_is("qwen3_omni_moe"),
         reason="it is a thinker, which sees and writes, together with a talker, and only a "
         "thinker by itself is read",
-        instead=THINKER.format(cls="Qwen3OmniMoeThinkerForConditionalGeneration"),
+        alternative=THINKER.format(cls="Qwen3OmniMoeThinkerForConditionalGeneration"),
     ),
     UnsupportedForm(
-        words="Phi-4-multimodal",
+        name="Phi-4-multimodal",
         example={"model_type": "phi4_multimodal", "architectures": ["Phi4MultimodalForCausalLM"]},
         found=_is("phi4_multimodal", "phi4mm"),
         reason="it reads pictures inside its text embedding, with adapters that it switches by "
         "itself, and transformers has it as no class of the image-text-to-text kind",
-        instead="Take Qwen/Qwen2.5-VL-7B-Instruct or Qwen/Qwen2.5-VL-3B-Instruct, of about its "
+        alternative="Take Qwen/Qwen2.5-VL-7B-Instruct or Qwen/Qwen2.5-VL-3B-Instruct, of about its "
         "size",
         own_code=True,
     ),
     UnsupportedForm(
-        words="Florence-2 of Microsoft",
+        name="Florence-2 of Microsoft",
         example={
             "model_type": "florence2",
             "architectures": ["Florence2ForConditionalGeneration"],
@@ -104,12 +104,12 @@ UNSUPPORTED: tuple[UnsupportedForm, ...] = (
         },
         found=_is_first_florence,
         reason="its files are in the form of the original code, which transformers does not read",
-        instead="Take the same weights as transformers reads them: "
+        alternative="Take the same weights as transformers reads them: "
         "florence-community/Florence-2-base or florence-community/Florence-2-large",
         own_code=True,
     ),
     UnsupportedForm(
-        words="CogVLM, the first",
+        name="CogVLM, the first",
         example={
             "model_type": "cogvlm",
             "architectures": ["CogVLMForCausalLM"],
@@ -119,11 +119,11 @@ UNSUPPORTED: tuple[UnsupportedForm, ...] = (
         },
         found=_is_first_cogvlm,
         reason="it is the first CogVLM, of which only the second is computed here",
-        instead="Take zai-org/cogvlm2-llama3-chat-19B, or zai-org/cogvlm2-llama3-caption for "
+        alternative="Take zai-org/cogvlm2-llama3-chat-19B, or zai-org/cogvlm2-llama3-caption for "
         "videos",
     ),
     UnsupportedForm(
-        words="MiniCPM-V and MiniCPM-o up to 4.5",
+        name="MiniCPM-V and MiniCPM-o up to 4.5",
         example={
             "model_type": "minicpmv",
             "architectures": ["MiniCPMV"],
@@ -131,11 +131,11 @@ UNSUPPORTED: tuple[UnsupportedForm, ...] = (
         },
         found=_is("minicpmv", "minicpmo"),
         reason="it runs only by its own code, of which no half can be loaded",
-        instead="Take openbmb/MiniCPM-V-4.6, which transformers reads",
+        alternative="Take openbmb/MiniCPM-V-4.6, which transformers reads",
         own_code=True,
     ),
     UnsupportedForm(
-        words="InternVL in the form of its own code",
+        name="InternVL in the form of its own code",
         example={
             "model_type": "internvl_chat",
             "architectures": ["InternVLChatModel"],
@@ -143,12 +143,12 @@ UNSUPPORTED: tuple[UnsupportedForm, ...] = (
         },
         found=_is("internvl_chat"),
         reason="its files are in the form of the original code, which transformers does not read",
-        instead="Take the same weights under an id that ends in -hf, such as "
+        alternative="Take the same weights under an id that ends in -hf, such as "
         "OpenGVLab/InternVL3-1B-hf",
         own_code=True,
     ),
     UnsupportedForm(
-        words="Moondream",
+        name="Moondream",
         example={
             "model_type": "moondream1",
             "architectures": ["HfMoondream"],
@@ -158,7 +158,7 @@ UNSUPPORTED: tuple[UnsupportedForm, ...] = (
             _is("moondream1", "moondream")(config) or _names("HfMoondream", "Moondream")(config)
         ),
         reason="it runs only by its own code, of which no half can be loaded",
-        instead="Take HuggingFaceTB/SmolVLM2-2.2B-Instruct, of about its size",
+        alternative="Take HuggingFaceTB/SmolVLM2-2.2B-Instruct, of about its size",
         own_code=True,
     ),
 )
@@ -172,7 +172,7 @@ def refuse_unsupported(folder: Path, trusted: bool) -> None:
     form = next((form for form in UNSUPPORTED if form.found(config)), None)
     if form is None or (trusted and form.own_code and "auto_map" in config):
         return
-    raise UsageError(f"{folder} cannot be read: {form.reason}", hint=form.instead)
+    raise UsageError(f"{folder} cannot be read: {form.reason}", hint=form.alternative)
 
 
 def _config(folder: Path) -> dict[str, Any]:

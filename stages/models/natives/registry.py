@@ -20,7 +20,7 @@ from stages.models.hub.checkpoint import JSON_BYTES
 if TYPE_CHECKING:
     import torch
 
-SENSELESS = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError)
+CONFIG_ERRORS = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError)
 """Errors of a configuration whose values make no sense."""
 
 
@@ -30,7 +30,7 @@ class AsPublished:
 
     part: Part
     """Part of the checkpoint that is concerned."""
-    words: str
+    description: str
     """What is otherwise, for people."""
     settings: Mapping[str, Any]
     """Field of the configuration → value with which our code computes it so too."""
@@ -53,15 +53,15 @@ class InTreeFamily:
         """Load the configuration in a folder. Raises UsageError for one that makes no sense, and
         where there is nothing that the published code computes otherwise."""
         if as_published and self.as_published is None:
-            raise nothing_otherwise(folder)
+            raise no_published_difference(folder)
         from huggingface_hub.errors import StrictDataclassError
 
         try:
             config = resolve_name(self.config).from_pretrained(folder)
-        except (StrictDataclassError, *SENSELESS) as error:
-            said = " ".join(str(error).split())[:200] or type(error).__name__
+        except (StrictDataclassError, *CONFIG_ERRORS) as error:
+            message = " ".join(str(error).split())[:200] or type(error).__name__
             raise UsageError(
-                f"{folder}/config.json cannot be used: {said}",
+                f"{folder}/config.json cannot be used: {message}",
                 hint="Download the checkpoint again, or choose another",
             ) from error
         settings = self.as_published.settings if as_published and self.as_published else {}
@@ -84,7 +84,7 @@ class OriginalLayout:
     """The tensor layout of files that a family's original code saved, before they were on the hub.
     Names are those of its tensors, without the `module.` prefix that multi-GPU training adds."""
 
-    words: str
+    description: str
     """What such a file is, for people."""
     module: str
     """The module that knows it, with a function for each method here."""
@@ -113,7 +113,7 @@ COGVLM2 = "stages.models.natives.cogvlm2"
 EVACLIP = "stages.models.natives.evaclip"
 ROPE = AsPublished(
     part="language",
-    words="frequencies of its rotary positions rounded to bfloat16, as its files hold them",
+    description="frequencies of its rotary positions rounded to bfloat16, as its files hold them",
     settings={"rope_rounding": "bfloat16"},
 )
 NATIVES: Mapping[str, InTreeFamily] = {
@@ -138,7 +138,7 @@ NATIVES: Mapping[str, InTreeFamily] = {
 """Class that a checkpoint's config.json names among its `architectures` → our code for it."""
 
 ORIGINALS: tuple[OriginalLayout, ...] = (
-    OriginalLayout(words="an EVA-CLIP of the original code", module=f"{EVACLIP}.original"),
+    OriginalLayout(description="an EVA-CLIP of the original code", module=f"{EVACLIP}.original"),
 )
 """Layouts of files that `penstock convert` brings to the one that is read here."""
 
@@ -154,7 +154,7 @@ def native_of(folder: Path) -> InTreeFamily | None:
     return next((NATIVES[name] for name in classes if name in NATIVES), None)
 
 
-def nothing_otherwise(model: object) -> UsageError:
+def no_published_difference(model: object) -> UsageError:
     """Make the error for a checkpoint that is computed in one way alone."""
     return UsageError(
         f"--as-published is given, and nothing is known that the published code of {model} "

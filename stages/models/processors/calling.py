@@ -8,15 +8,15 @@ from typing import Any
 import torch
 
 from stages.models.processors.chat_turn import TEMPLATED, write
-from stages.models.processors.clip import Clip, pictures, video_metadata
+from stages.models.processors.clip import Clip, to_images, video_metadata
 from stages.models.processors.loading import (
     count_places,
-    is_picture,
+    is_image_output,
 )
 
 TEXT_IDS = ("input_ids", "decoder_input_ids", "labels")
 """Names under which processors give the tokens of the text."""
-SAMPLE, TIMES, TOLD = "do_sample_frames", "video_metadata", "return_metadata"
+SAMPLE, TIMES, RETURN_METADATA = "do_sample_frames", "video_metadata", "return_metadata"
 """Options for videos: whether to take only some of the frames, the times of the frames, and whether
 those are given back, which some processors rely on while they write the prompt."""
 
@@ -56,8 +56,8 @@ def run(
     options: dict[str, Any] = {}
     if SAMPLE in layout.options:
         options[SAMPLE] = False
-    if TOLD in layout.options:
-        options[TOLD] = True
+    if RETURN_METADATA in layout.options:
+        options[RETURN_METADATA] = True
     if TIMES in layout.options:
         times: list[Any] = [[video_metadata(clip)] for clip in clips]
         options[TIMES] = times if layout.nested else list(itertools.chain.from_iterable(times))
@@ -92,7 +92,7 @@ def _padded(processor: Any, rows: list[dict[str, Any]]) -> dict[str, Any]:
             continue
         for row in rows:
             ids, value = text_ids(row), torch.as_tensor(row[name])
-            if value.shape[:2] == ids.shape and not is_picture(name):
+            if value.shape[:2] == ids.shape and not is_image_output(name):
                 fill = processor.tokenizer.pad_token_id if name in TEXT_IDS else 0
                 missing = (1, length - ids.shape[1], *value.shape[2:])
                 value = torch.cat([value.new_full(missing, fill), value], dim=1)
@@ -115,4 +115,4 @@ def text_ids(outputs: dict[str, Any]) -> torch.Tensor:
 
 
 def _media(layout: Layout, clip: Clip) -> list[Any]:
-    return [clip.frames] if layout.channel == "videos" else pictures(clip.frames)
+    return [clip.frames] if layout.channel == "videos" else to_images(clip.frames)

@@ -19,14 +19,14 @@ from stages.models.processors.vision_pair import without_outer_pair
 
 PARTS = "parts"
 """The chat template is given a list of pictures and text."""
-WORDS = "words"
+STRING = "words"
 """The chat template is given one string, as templates of language models expect."""
 PROMPT = "prompt"
 """The chat template is given the prompt alone as a string, and places the picture itself."""
-TEMPLATED = (PARTS, WORDS, PROMPT)
+TEMPLATED = (PARTS, STRING, PROMPT)
 PLAIN = ("{prompt}", "{media}\n{prompt}")
 """Forms for a checkpoint without a chat template."""
-SPELLED = "{media}{prompt}"
+WITH_PLACEHOLDERS = "{media}{prompt}"
 """The form taken for the first of them where a processor wants the words written that it would put
 there itself."""
 TRIAL = "Say 'what', and \"how\"."
@@ -36,8 +36,8 @@ TRIAL = "Say 'what', and \"how\"."
 def forms(processor: Any) -> tuple[str, ...]:
     """Return the forms in which a turn may be written; the first that works is the one to take."""
     if processor.chat_template:
-        return (PARTS, WORDS)
-    return (WORDS, *PLAIN) if processor.tokenizer.chat_template else PLAIN
+        return (PARTS, STRING)
+    return (STRING, *PLAIN) if processor.tokenizer.chat_template else PLAIN
 
 
 def last_forms(processor: Any) -> tuple[str, ...]:
@@ -53,14 +53,14 @@ def write(
     if form not in TEMPLATED:
         if system:
             raise without_system()
-        words = token(processor, channel.removesuffix("s")) * media
-        return form.replace("{media}", words).replace("{prompt}", prompt)
-    asked = _question(processor, form, channel, media, prompt)
+        placeholders = token(processor, channel.removesuffix("s")) * media
+        return form.replace("{media}", placeholders).replace("{prompt}", prompt)
+    question = _question(processor, form, channel, media, prompt)
     if not system:
-        return _templated(processor, [asked])
+        return _templated(processor, [question])
     if not (way := system_form(processor, form)):
         raise without_system()
-    text = _templated(processor, [_system(way, system), asked])
+    text = _templated(processor, [_system(way, system), question])
     if system.strip() not in text:
         raise without_system()
     return text
@@ -81,7 +81,7 @@ def exact(processor: Any, form: str, channel: str) -> bool:
 
 def system_form(processor: Any, form: str) -> str:
     """Return the form in which a system text comes out to the letter before a question in `form`:
-    `parts` or `words`; empty where there is none."""
+    `parts` or `placeholders`; empty where there is none."""
     return known(processor, f"form of a system text before {form}", lambda: _find(processor, form))
 
 
@@ -89,7 +89,9 @@ def printed_before(processor: Any, form: str) -> bool:
     """Tell whether earlier versions, which looked only for the words, gave the template a list that
     it prints as Python writes it."""
     text = "Answer."
-    return system_form(processor, form) == WORDS and text in _tried(processor, form, PARTS, text)
+    return system_form(processor, form) == STRING and text in _render_system(
+        processor, form, PARTS, text
+    )
 
 
 def without_system() -> UsageError:
@@ -100,17 +102,17 @@ def without_system() -> UsageError:
 
 
 def _find(processor: Any, form: str) -> str:
-    ways = {PARTS: (PARTS, WORDS), WORDS: (WORDS,), PROMPT: (WORDS,)}.get(form, ())
-    return next((way for way in ways if TRIAL in _tried(processor, form, way, TRIAL)), "")
+    ways = {PARTS: (PARTS, STRING), STRING: (STRING,), PROMPT: (STRING,)}.get(form, ())
+    return next((way for way in ways if TRIAL in _render_system(processor, form, way, TRIAL)), "")
 
 
-def _tried(processor: Any, form: str, way: str, system: str) -> str:
+def _render_system(processor: Any, form: str, way: str, system: str) -> str:
     """Return a text with a system text in this form; empty where the template refuses it."""
-    if form == WORDS and way == PARTS:
+    if form == STRING and way == PARTS:
         return ""
-    asked = _question(processor, form, "images", 0, "What?")
+    question = _question(processor, form, "images", 0, "What?")
     try:
-        return _templated(processor, [_system(way, system), asked])
+        return _templated(processor, [_system(way, system), question])
     except Exception:  # a template may refuse a role in any way
         return ""
 
@@ -120,8 +122,8 @@ def _question(processor: Any, form: str, channel: str, media: int, prompt: str) 
     content: Any = prompt
     if form == PARTS:
         content = [*({"type": kind} for _ in range(media)), {"type": "text", "text": prompt}]
-    elif form == WORDS and (words := token(processor, kind) * media):
-        content = f"{words}\n{prompt}"
+    elif form == STRING and (placeholders := token(processor, kind) * media):
+        content = f"{placeholders}\n{prompt}"
     return {"role": "user", "content": content}
 
 

@@ -55,7 +55,7 @@ def black_clip(kind: MediaKind, count: int, height: int, width: int) -> Clip:
     return Clip(frames=frames, times=times, seconds=float(count), kind=kind)
 
 
-def pictures(frames: np.ndarray[Any, np.dtype[np.uint8]]) -> list[Any]:
+def to_images(frames: np.ndarray[Any, np.dtype[np.uint8]]) -> list[Any]:
     from PIL import Image
 
     return [Image.fromarray(frame) for frame in frames]

@@ -13,7 +13,7 @@ import numpy as np
 
 from artifacts.schema import FrameFit, MediaKind
 from stages.models.processors.clip import Clip, black_clip
-from stages.models.processors.loading import is_picture
+from stages.models.processors.loading import is_image_output
 from stages.models.processors.prepare import channel_of, prepare
 from stages.models.processors.side_inputs import Prepared
 from stages.models.profile import SeenSize
@@ -32,7 +32,7 @@ LONG_EDGES = (1280, 3840)
 """Pixels of a probe's longer side; the second, that of 4K, when the first is not made smaller."""
 SMALLER = (64, 224, 448, 720)
 """Pixels of the sides of smaller squares, by which it is told what smaller frames take."""
-BESIDE = 1e-6
+ASPECT_MARGIN = 1e-6
 """Part by which aspects differ at least."""
 NORMALIZE = "rescale_and_normalize"
 """Name of the step that follows when frames are resized."""
@@ -103,12 +103,12 @@ def pixels_a_video(processor: Any) -> int:
 
 def _seen(processor: Any, clip: Clip, way: Way) -> SeenSize:
     row = way(processor, clip)
-    pictures = sum(bytes_of(v) for n, v in row.inputs.items() if is_picture(n))
+    image_bytes = sum(bytes_of(v) for n, v in row.inputs.items() if is_image_output(n))
     count = len(clip.frames)
     return SeenSize(
         edge=clip.frames.shape[1],
         tokens=math.ceil(row.count.tokens / count),
-        pixel_bytes=math.ceil(pictures / count),
+        pixel_bytes=math.ceil(image_bytes / count),
     )
 
 
@@ -139,7 +139,7 @@ def _comes_out_alike(
 
 def _outcome(processor: Any, clip: Clip, way: Way) -> Any:
     row = way(processor, clip)
-    return row.count, {n: np.shape(v) for n, v in row.inputs.items() if is_picture(n)}
+    return row.count, {n: np.shape(v) for n, v in row.inputs.items() if is_image_output(n)}
 
 
 def _made(
@@ -171,14 +171,18 @@ def _rounding(made: Iterable[Made]) -> int:
 def _steps(made: dict[float, Made]) -> tuple[tuple[float, int], ...]:
     """Return the long edges as a function that leaps at each aspect. Between two it takes the
     larger value, and what the shorter side may be rounded up by."""
-    points = [(min(made) * (1 - BESIDE), UNBOUNDED)]
+    points = [(min(made) * (1 - ASPECT_MARGIN), UNBOUNDED)]
     step = _rounding(made.values())
     for low, high in itertools.pairwise(sorted(made)):
-        most = max(made[low].edge, made[high].edge)
-        most += math.ceil(step * max(high, 1 / low))
-        points += [(low, made[low].edge), (low * (1 + BESIDE), most), (high * (1 - BESIDE), most)]
+        edge = max(made[low].edge, made[high].edge)
+        edge += math.ceil(step * max(high, 1 / low))
+        points += [
+            (low, made[low].edge),
+            (low * (1 + ASPECT_MARGIN), edge),
+            (high * (1 - ASPECT_MARGIN), edge),
+        ]
     last = max(made)
-    points += [(last, made[last].edge), (last * (1 + BESIDE), UNBOUNDED)]
+    points += [(last, made[last].edge), (last * (1 + ASPECT_MARGIN), UNBOUNDED)]
     inner = zip(points, points[1:], points[2:], strict=False)
     needed = [b for a, b, c in inner if not a[1] == b[1] == c[1]]
     return (points[0], *needed, points[-1])

@@ -28,9 +28,9 @@ import torch
 
 from artifacts.errors import PenstockError, UsageError
 from stages.models.processors.calling import (
+    RETURN_METADATA,
     SAMPLE,
     TIMES,
-    TOLD,
     Layout,
     places,
     run,
@@ -39,8 +39,8 @@ from stages.models.processors.calling import (
 from stages.models.processors.chat_turn import (
     PARTS,
     PLAIN,
-    SPELLED,
-    WORDS,
+    STRING,
+    WITH_PLACEHOLDERS,
     exact,
     forms,
     last_forms,
@@ -51,7 +51,7 @@ from stages.models.processors.clip import Clip
 from stages.models.processors.known import known
 from stages.models.processors.loading import (
     declared_ids,
-    is_picture,
+    is_image_output,
     needs_package,
     takes_images,
     takes_videos,
@@ -116,8 +116,8 @@ def _find(processor: Any, channel: str) -> Layout:
         if not exact(processor, layout.form, channel):
             inexact = True
             continue
-        layout = replace(_spelled(processor, layout, outputs), rewritten=inexact)
-        return replace(layout, alone=channel == "images" and _takes_one(processor, layout))
+        layout = replace(_with_placeholders(processor, layout, outputs), rewritten=inexact)
+        return replace(layout, alone=channel == "images" and _takes_one_image(processor, layout))
     if inexact:
         raise UsageError(
             "the chat template of this model prints a question as a list, or changes its words",
@@ -136,7 +136,7 @@ def _try_template(processor: Any, channel: str) -> None:
         write(processor, PARTS, channel, 1, PROBES[0])
     except Exception as error:
         try:
-            write(processor, WORDS, channel, 1, PROBES[0])
+            write(processor, STRING, channel, 1, PROBES[0])
         except Exception:
             raise error from None
 
@@ -147,7 +147,7 @@ def _candidates(processor: Any, channel: str) -> Iterator[Layout]:
     if channel == "videos":
         taking = [
             (channel, (SAMPLE, TIMES)),
-            (channel, (SAMPLE, TIMES, TOLD)),
+            (channel, (SAMPLE, TIMES, RETURN_METADATA)),
             (channel, (SAMPLE,)),
         ]
         taking += [] if takes_images(processor) else [("images", ())]
@@ -166,22 +166,22 @@ def _candidates(processor: Any, channel: str) -> Iterator[Layout]:
 
 def _check(processor: Any, layout: Layout, outputs: dict[str, Any]) -> None:
     """Raise ValueError when the outputs are not two whole rows with pictures and prompts."""
-    if not any(is_picture(name) for name in outputs):
+    if not any(is_image_output(name) for name in outputs):
         raise ValueError("no pictures came out")
     ids = text_ids(outputs)
     if len(ids) != len(PROBES) or torch.equal(ids[0], ids[1]):
         raise ValueError("the prompts did not come out")
     known = declared_ids(processor)
     text = write(processor, layout.form, layout.channel, 1, PROBES[1])
-    words, row = processor.tokenizer(text)["input_ids"], ids[1].tolist()
-    if known and not known & set(row) and len(row) <= len(words):
+    text_ids_alone, row = processor.tokenizer(text)["input_ids"], ids[1].tolist()
+    if known and not known & set(row) and len(row) <= len(text_ids_alone):
         raise ValueError("the text that came out has no place for a picture")
 
 
-def _spelled(processor: Any, layout: Layout, outputs: dict[str, Any]) -> Layout:
+def _with_placeholders(processor: Any, layout: Layout, outputs: dict[str, Any]) -> Layout:
     """Return the layout that writes the words for pictures where it comes to the same. Processors
     that put them there themselves may warn of it each time."""
-    spelled = replace(layout, form=SPELLED)
+    spelled = replace(layout, form=WITH_PLACEHOLDERS)
     if layout.form == PLAIN[0] and declared_ids(processor):
         with contextlib.suppress(Exception):  # it may refuse in any way
             found = run(processor, spelled, [noise(layout.channel)] * 2, PROBES)
@@ -190,7 +190,7 @@ def _spelled(processor: Any, layout: Layout, outputs: dict[str, Any]) -> Layout:
     return layout
 
 
-def _takes_one(processor: Any, layout: Layout) -> bool:
+def _takes_one_image(processor: Any, layout: Layout) -> bool:
     """Tell whether a second picture finds no place in a prompt."""
     one = noise("images")
     two = replace(one, frames=np.concatenate([one.frames] * 2), times=(0.0, 0.0))
@@ -203,5 +203,5 @@ def _takes_one(processor: Any, layout: Layout) -> bool:
         return True
     if counts[0]:
         return counts[1] <= counts[0]
-    shown = next(value for name, value in outputs[1].items() if is_picture(name))
+    shown = next(value for name, value in outputs[1].items() if is_image_output(name))
     return len(shown) != len(text_ids(outputs[1]))

@@ -84,7 +84,7 @@ def takes_images(processor: Any) -> bool:
     return getattr(processor, "image_processor", None) is not None
 
 
-def is_picture(name: str) -> bool:
+def is_image_output(name: str) -> bool:
     """Tell whether an output shows what is in the picture, or masks it."""
     return not name.startswith("num_") and (
         is_pixels(name) or "pixel" in name or name.endswith("patches")
@@ -101,9 +101,9 @@ def placeholder_tokens(processor: Any) -> set[str]:
     """Return the words that a prompt must not hold: the model reads them as the place of a
     picture."""
     parts = (processor, processor.tokenizer)
-    words = {_word(getattr(part, name, None)) for part in parts for name in PLACES}
-    words |= {str(processor.tokenizer.convert_ids_to_tokens(i)) for i in declared_ids(processor)}
-    return {word for word in words if word} - {_word(processor.tokenizer.bos_token)}
+    tokens = {_word(getattr(part, name, None)) for part in parts for name in PLACES}
+    tokens |= {str(processor.tokenizer.convert_ids_to_tokens(i)) for i in declared_ids(processor)}
+    return {word for word in tokens if word} - {_word(processor.tokenizer.bos_token)}
 
 
 def control_tokens(processor: Any) -> set[str]:
@@ -135,9 +135,9 @@ def count_places(processor: Any, ids: list[int], media: int) -> int:
     declared = sum(ids.count(number) for number in known)
     if declared > media or not known:
         return declared
-    words = processor.tokenizer
-    added = set(words.added_tokens_decoder) - known
-    added -= {words.pad_token_id, words.bos_token_id, words.eos_token_id}
+    tokens = processor.tokenizer
+    added = set(tokens.added_tokens_decoder) - known
+    added -= {tokens.pad_token_id, tokens.bos_token_id, tokens.eos_token_id}
     return max(declared, *(ids.count(number) for number in added & set(ids)), 0)
 
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from artifacts.tiles import LARGE
 from stages.models.halves.records import RowCount
-from stages.models.processors.clip import Clip, pictures
+from stages.models.processors.clip import Clip, to_images
 from stages.models.processors.side_inputs import Prepared
 
 STRIP = 256
@@ -21,10 +21,12 @@ PARTS_AT_ONCE = 16
 """Parts of a picture that are copies of their own at one moment."""
 
 
-def prepare_pictures(processor: Any, clip: Clip, prompt: str = "") -> Prepared:
+def prepare_images(processor: Any, clip: Clip, prompt: str = "") -> Prepared:
     """Run the processor on each frame of a chunk. There is no prompt that it could read. It is
     asked as a whole, because it may have settings for pictures beside those of its parts."""
-    return _prepared(processor(images=pictures(clip.frames), return_tensors="pt"), len(clip.frames))
+    return _prepared(
+        processor(images=to_images(clip.frames), return_tensors="pt"), len(clip.frames)
+    )
 
 
 def prepare_parts(
@@ -51,7 +53,7 @@ def _of_bounded_size(part: NDArray[np.uint8]) -> Any:
     high, wide = part.shape[:2]
     by = math.ceil(math.sqrt(high * wide / LARGE))
     if by < 2:
-        return pictures(part[None])[0]
+        return to_images(part[None])[0]
     rows = by * max(1, STRIP // by)
     strips = (np.ascontiguousarray(part[top : top + rows]) for top in range(0, high, rows))
     small = np.concatenate([np.asarray(Image.fromarray(each).reduce(by)) for each in strips])

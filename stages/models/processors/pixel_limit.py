@@ -21,7 +21,7 @@ FEW, MANY = 2, 8
 """Frames of two videos by which it is told whether all their pixels count together."""
 TOKENS = 32
 """Tokens along a side of the frames that are tried: many, so that rounding does not count."""
-MOST_TIMES = 2 * MANY
+MAX_TIMES = 2 * MANY
 """Times that a frame may count; more come of processors that do not resize by this limit."""
 TRIED = ((2, 360, 640), (8, 1280, 720), (30, 1080, 1920), (60, 2160, 3840), (7, 333, 500))
 """Frames, height and width of videos on which `bounds_of` compares its arithmetic with the
@@ -34,7 +34,7 @@ BOUNDS = "_pixel_bounds"
 class PixelLimits:
     """Pixel limits that replace a processor's own."""
 
-    picture: int = 0
+    image: int = 0
     """Most pixels of a picture or a frame that were asked for; 0: none were."""
     video: int = 0
     """Most pixels of all frames of a video together that were asked for; 0: none were."""
@@ -43,7 +43,7 @@ class PixelLimits:
     counts the pixels of each frame."""
 
 
-def least_pixels(processor: Any) -> int:
+def min_pixels_of(processor: Any) -> int:
     """Return the least number of pixels that a picture can be kept to, which is one token; 0 for a
     processor without such a limit."""
     sides = [_side(part) if _limited(part) else 0 for part in _parts(processor)]
@@ -53,16 +53,16 @@ def least_pixels(processor: Any) -> int:
 def limit_pixels(processor: Any, limits: PixelLimits) -> None:
     """Set limits on a processor. One without limits of its own is left as it is, and what is less
     than a token is passed over: `check_pixels` refuses both."""
-    token = least_pixels(processor)
+    token = min_pixels_of(processor)
     if not token:
         return
     video = getattr(processor, "video_processor", None)
-    asked, total = (n if n >= token else 0 for n in (limits.picture, limits.video))
+    max_image_pixels, total = (n if n >= token else 0 for n in (limits.image, limits.video))
     for part in _parts(processor):
         if part is video:
-            _limit_video(part, replace(limits, picture=asked, video=total))
-        elif asked:
-            _set(part, asked * _times(part, FEW))
+            _limit_video(part, replace(limits, image=max_image_pixels, video=total))
+        elif max_image_pixels:
+            _set(part, max_image_pixels * _times(part, FEW))
 
 
 def bounds_of(processor: Any, edge: int, tokens: int) -> PixelBounds | None:
@@ -116,9 +116,9 @@ def _limit_video(part: Any, limits: PixelLimits) -> None:
         _set(part, known.most * bounds.times, known.least * bounds.times)
         bounds = replace(bounds, a_video=limits.video or known.a_video)
     if not bounds.times:
-        bounds = replace(bounds, a_frame=limits.picture, beyond=bool(limits.video))
-    elif limits.picture:
-        _set(part, limits.picture * bounds.times)
+        bounds = replace(bounds, a_frame=limits.image, beyond=bool(limits.video))
+    elif limits.image:
+        _set(part, limits.image * bounds.times)
     if bounds.a_video or bounds.a_frame:
         _limit_each(part, bounds)
 
@@ -159,7 +159,7 @@ def _times(part: Any, frames: int) -> int:
     except Exception:  # it resizes by something else, and may refuse this in any way
         return 1
     times = round(most / (height * width))
-    return times if 1 <= times <= MOST_TIMES else 1
+    return times if 1 <= times <= MAX_TIMES else 1
 
 
 def _shown(part: Any, frames: int, height: int, width: int, size: Any) -> tuple[int, int]:

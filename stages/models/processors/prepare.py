@@ -17,7 +17,7 @@ from artifacts.errors import UsageError
 from artifacts.schema import MediaKind
 from stages.models.halves.routes import overrides_generate
 from stages.models.processors.calling import Layout, run, text_ids
-from stages.models.processors.chat_turn import PLAIN, SPELLED
+from stages.models.processors.chat_turn import PLAIN, WITH_PLACEHOLDERS
 from stages.models.processors.clip import Clip, video_metadata
 from stages.models.processors.known import known
 from stages.models.processors.layout import layout_of, noise
@@ -45,8 +45,8 @@ __all__ = [
     "Prepared",
     "Row",
     "channel_of",
+    "continues_prompt",
     "drop_end_token",
-    "goes_on",
     "joined",
     "load_processor",
     "placeholder_tokens",
@@ -92,11 +92,11 @@ def rebuild(
     return restore(processor, layout, rows, prompts)
 
 
-def goes_on(processor: Any, encodes: bool) -> bool:
+def continues_prompt(processor: Any, encodes: bool) -> bool:
     """Tell whether the text is the prompt alone, and may be empty, and a decoder goes on from it.
     `encodes`: the model has an encoder for texts, which go to its decoder only by that name."""
     layout = layout_of(processor, channel_of(processor, "image"))
-    if layout.form not in (PLAIN[0], SPELLED):
+    if layout.form not in (PLAIN[0], WITH_PLACEHOLDERS):
         return False
     outputs = run(processor, layout, [noise(layout.channel)], [""])
     return DECODED in outputs if encodes else text_ids(outputs).shape[1] > 0
@@ -126,8 +126,8 @@ def _seen(layout: Layout, clip: Clip) -> Clip:
 
 
 def _refuse_placeholders(processor: Any, prompts: Sequence[str]) -> None:
-    words = placeholder_tokens(processor)
-    if found := [word for prompt in prompts for word in words if word in prompt]:
+    placeholders = placeholder_tokens(processor)
+    if found := [word for prompt in prompts for word in placeholders if word in prompt]:
         raise UsageError(
             f"the prompt holds {found[0]}, which this model reads as the place of a picture",
             hint="Leave it out: each picture is placed before the prompt",

@@ -23,7 +23,7 @@ from stages.models.halves.records import RowCount
 from stages.models.processors.calling import Layout, places, run, text_ids
 from stages.models.processors.clip import Clip
 from stages.models.processors.layout import PROBES, noise
-from stages.models.processors.loading import is_picture
+from stages.models.processors.loading import is_image_output
 from stages.process.exit_diagnosis import out_of_memory
 
 HOOKS = {"images": "_process_images", "videos": "_process_videos"}
@@ -71,7 +71,7 @@ Keep = Callable[[Any, Layout, Clip, str], Prepared]
 def side_inputs_keeper(processor: Any, layout: Layout) -> Keep:
     """Find the function that keeps a row rightly. Raises UsageError when none does."""
     clip = noise(layout.channel)
-    wanted = without_pictures(run(processor, layout, [clip] * 2, PROBES))
+    expected = without_images(run(processor, layout, [clip] * 2, PROBES))
     for keep in (keep_answers, keep_shapes, keep_outline):
         try:
             row = keep(processor, layout, clip, "")
@@ -80,17 +80,17 @@ def side_inputs_keeper(processor: Any, layout: Layout) -> Keep:
             if out_of_memory(error):
                 raise
             continue
-        if _same(found, wanted):
+        if _same(found, expected):
             return keep
-    raise _telling(processor)
+    raise _unseparable(processor)
 
 
 def check_outline(processor: Any, layout: Layout, clip: Clip, row: Prepared) -> None:
     """Check that a real clip makes the same text as black frames. Words in a picture may make
     another, where noise does not: then UsageError is raised."""
-    wanted = without_pictures(run(processor, layout, [clip], PROBES[:1]))
-    if not _same(restore(processor, layout, [row], PROBES[:1]), wanted):
-        raise _telling(processor)
+    expected = without_images(run(processor, layout, [clip], PROBES[:1]))
+    if not _same(restore(processor, layout, [row], PROBES[:1]), expected):
+        raise _unseparable(processor)
 
 
 def restore(
@@ -99,7 +99,7 @@ def restore(
     """Return the outputs besides pixels, for these prompts and the media that were kept."""
     if OUTLINE in rows[0].side:
         clips = [Clip.blank(row.side[OUTLINE]) for row in rows]
-        return without_pictures(run(processor, layout, clips, prompts))
+        return without_images(run(processor, layout, clips, prompts))
     if not layout.batched and len(rows) > 1:
         raise ValueError("a processor that takes one prompt a call cannot be answered for")
     names = [name for name in rows[0].side if name != SHAPES]
@@ -107,9 +107,9 @@ def restore(
     for name in rows[0].side.get(SHAPES, ()):
         side[name] = _nothing([row.side[SHAPES][name] for row in rows])
     replacements = [text for row in rows for text in row.replacements]
-    clips = [_speck(layout.channel, row.count.media) for row in rows]
+    clips = [_smallest_clip(layout.channel, row.count.media) for row in rows]
     with _answering(processor, layout.channel, lambda *_, **__: (dict(side), [*replacements])):
-        return without_pictures(run(processor, layout, clips, prompts))
+        return without_images(run(processor, layout, clips, prompts))
 
 
 def keep_answers(processor: Any, layout: Layout, clip: Clip, prompt: str) -> Prepared:
@@ -118,14 +118,14 @@ def keep_answers(processor: Any, layout: Layout, clip: Clip, prompt: str) -> Pre
 
 def keep_shapes(processor: Any, layout: Layout, clip: Clip, prompt: str) -> Prepared:
     row, found = _answers(processor, layout, clip, prompt)
-    shapes = {name: list(value.shape) for name, value in found.items() if is_picture(name)}
+    shapes = {name: list(value.shape) for name, value in found.items() if is_image_output(name)}
     return replace(row, side={**row.side, SHAPES: shapes})
 
 
 def keep_outline(processor: Any, layout: Layout, clip: Clip, prompt: str) -> Prepared:
     outputs = run(processor, layout, [clip], [prompt])
     return Prepared(
-        inputs=_of_pictures(outputs),
+        inputs=_image_outputs(outputs),
         channel=layout.channel,
         side={OUTLINE: _outline(processor, layout, clip, prompt, outputs)},
         replacements=(),
@@ -150,7 +150,7 @@ def _outline(
         if out_of_memory(error):
             raise
         return outline
-    return small if _same(without_pictures(found), without_pictures(outputs)) else outline
+    return small if _same(without_images(found), without_images(outputs)) else outline
 
 
 def _answers(
@@ -168,9 +168,9 @@ def _answers(
     with _answering(processor, layout.channel, remember):
         outputs = run(processor, layout, [clip], [prompt])
     ((found, replacements),) = kept
-    side = {n: v for n, v in found.items() if not is_picture(n) and n not in NEVER_KEPT}
+    side = {n: v for n, v in found.items() if not is_image_output(n) and n not in NEVER_KEPT}
     row = Prepared(
-        inputs=_of_pictures(outputs),
+        inputs=_image_outputs(outputs),
         channel=layout.channel,
         side=side,
         replacements=tuple(replacements),
@@ -179,8 +179,8 @@ def _answers(
     return row, found
 
 
-def without_pictures(outputs: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in outputs.items() if not is_picture(name)}
+def without_images(outputs: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in outputs.items() if not is_image_output(name)}
 
 
 def joined(values: list[Any]) -> Any:
@@ -200,13 +200,13 @@ def _nothing(shapes: list[list[int]]) -> torch.Tensor:
     return torch.zeros(()).expand(sum(shape[0] for shape in shapes), *rest)
 
 
-def _of_pictures(outputs: dict[str, Any]) -> dict[str, Any]:
+def _image_outputs(outputs: dict[str, Any]) -> dict[str, Any]:
     """Return the outputs without those that have a number for each token of the text."""
     shape = text_ids(outputs).shape
     return {
         name: value
         for name, value in outputs.items()
-        if is_picture(name) or getattr(value, "shape", ())[:2] != shape
+        if is_image_output(name) or getattr(value, "shape", ())[:2] != shape
     }
 
 
@@ -215,16 +215,16 @@ def _count(processor: Any, layout: Layout, clip: Clip, outputs: dict[str, Any]) 
     return RowCount(tokens=places(processor, outputs, media), media=media)
 
 
-def _same(found: Any, wanted: Any) -> bool:
-    if isinstance(wanted, dict):
-        equal = found.keys() == wanted.keys()
-        return equal and all(_same(found[name], wanted[name]) for name in wanted)
-    if isinstance(wanted, torch.Tensor):
-        return isinstance(found, torch.Tensor) and torch.equal(found, wanted)
-    return repr(found) == repr(wanted)
+def _same(found: Any, expected: Any) -> bool:
+    if isinstance(expected, dict):
+        equal = found.keys() == expected.keys()
+        return equal and all(_same(found[name], expected[name]) for name in expected)
+    if isinstance(expected, torch.Tensor):
+        return isinstance(found, torch.Tensor) and torch.equal(found, expected)
+    return repr(found) == repr(expected)
 
 
-def _speck(channel: str, media: int) -> Clip:
+def _smallest_clip(channel: str, media: int) -> Clip:
     """Make the smallest clip of so many media, for a processor that will not look at it."""
     count = media if channel == "images" else 1
     frames = np.zeros((count, 2, 2, 3), np.uint8)
@@ -242,7 +242,7 @@ def _answering(processor: Any, channel: str, answer: Callable[..., Any]) -> Iter
         del processor.__dict__[HOOKS[channel]]
 
 
-def _telling(processor: Any) -> UsageError:
+def _unseparable(processor: Any) -> UsageError:
     return UsageError(
         f"{type(processor).__name__} writes into the prompt what only the pictures themselves say, "
         "so that no prompt can be written without them",

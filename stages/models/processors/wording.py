@@ -13,7 +13,7 @@ FEW, MORE = 2, 6
 """Frames of two videos by whose prompts it is told what each frame adds."""
 EDGE = 64
 """Pixels of their sides."""
-ASKED = "?"
+PROMPT = "?"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -24,14 +24,14 @@ class PromptOverhead:
     a_frame: int = 0
 
 
-def wording(processor: Any, kind: MediaKind) -> PromptOverhead:
+def prompt_overhead(processor: Any, kind: MediaKind) -> PromptOverhead:
     """Return how much is written around frames of this kind; nothing where that cannot be found
     out."""
     counts = (FEW, MORE) if kind == "video" else (1, 1)
     if kind == "video" and channel_of(processor, kind) == "images":
         counts = (1, MORE)
     try:
-        few, more = (_words(processor, kind, count) for count in counts)
+        few, more = (_text_tokens(processor, kind, count) for count in counts)
     except Exception as error:  # a processor may refuse in any way; real frames will tell
         if out_of_memory(error):
             raise
@@ -40,7 +40,7 @@ def wording(processor: Any, kind: MediaKind) -> PromptOverhead:
     return PromptOverhead(a_prompt=max(0, few - counts[0] * a_frame), a_frame=a_frame)
 
 
-def _words(processor: Any, kind: MediaKind, count: int) -> int:
+def _text_tokens(processor: Any, kind: MediaKind, count: int) -> int:
     """Return the tokens of a prompt with so many frames, beside those of the frames themselves."""
     row = prepare(processor, black_clip(kind, count, EDGE, EDGE))
-    return int(text_ids(rebuild(processor, [row], [ASKED])).shape[1]) - row.count.tokens
+    return int(text_ids(rebuild(processor, [row], [PROMPT])).shape[1]) - row.count.tokens

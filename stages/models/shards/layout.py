@@ -31,7 +31,7 @@ DTYPES = {
     "F8_E5M2": torch.float8_e5m2,
 }
 """Types that weights are stored in, by their names in a header."""
-WORDS = {dtype: word for word, dtype in DTYPES.items()}
+DTYPE_NAMES = {dtype: word for word, dtype in DTYPES.items()}
 
 
 class TensorSpec(NamedTuple):
@@ -66,7 +66,7 @@ class WeightShard:
         at = 0
         for name, dtype, shape in self.tensors:
             end = at + math.prod(shape) * dtype.itemsize
-            entries[name] = {"dtype": WORDS[dtype], "shape": shape, "data_offsets": [at, end]}
+            entries[name] = {"dtype": DTYPE_NAMES[dtype], "shape": shape, "data_offsets": [at, end]}
             at = end
         text = json.dumps(entries, separators=(",", ":")).encode()
         text += b" " * (-len(text) % 8)

@@ -35,11 +35,11 @@ class Tensor:
     def stored(self) -> torch.dtype:
         return DTYPES[self.place.dtype]
 
-    def view(self, room: torch.Tensor) -> torch.Tensor:
+    def view(self, buffer: torch.Tensor) -> torch.Tensor:
         """Return the tensor in a room for a layer (of bytes)."""
         shape = torch.Size(self.place.shape)
         size = shape.numel() * self.dtype.itemsize
-        return room[self.at : self.at + size].view(self.dtype).reshape(shape)
+        return buffer[self.at : self.at + size].view(self.dtype).reshape(shape)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -51,22 +51,22 @@ class Layer:
     size: int
     """Bytes of the room that it takes."""
 
-    def read(self, room: torch.Tensor, scratch: torch.Tensor) -> None:
+    def read(self, buffer: torch.Tensor, scratch: torch.Tensor) -> None:
         """Fill the room from the files. `scratch` holds the largest tensor that is stored in
         another type than it is computed in."""
         for tensor in self.tensors:
             first, end = tensor.place.start, tensor.place.end
             if tensor.stored == tensor.dtype:
-                read_into(room[tensor.at : tensor.at + end - first], tensor.file, first)
+                read_into(buffer[tensor.at : tensor.at + end - first], tensor.file, first)
             else:
                 raw = scratch[: end - first]
                 read_into(raw, tensor.file, first)
-                tensor.view(room).copy_(raw.view(tensor.stored).reshape(tensor.place.shape))
+                tensor.view(buffer).copy_(raw.view(tensor.stored).reshape(tensor.place.shape))
 
-    def attach(self, room: torch.Tensor) -> None:
+    def attach(self, buffer: torch.Tensor) -> None:
         """Have the layer compute with what is in the room."""
         for tensor in self.tensors:
-            self._put(tensor, tensor.view(room))
+            self._put(tensor, tensor.view(buffer))
 
     def detach(self) -> None:
         """Leave the layer without data."""
@@ -119,8 +119,8 @@ def _layer(
             raise NotInFiles(prefix + name)
         # As a mapped file would have it, for a CPU that is given it as it is stored.
         as_is = device == "cpu" and DTYPES[place.dtype] == empty.dtype
-        aside = place.start % aligned if as_is else 0
-        at = -(-size // aligned) * aligned + (aside if aside % empty.dtype.itemsize == 0 else 0)
+        offset = place.start % aligned if as_is else 0
+        at = -(-size // aligned) * aligned + (offset if offset % empty.dtype.itemsize == 0 else 0)
         found.append(
             Tensor(owner=owner, name=name, file=Path(file), place=place, dtype=empty.dtype, at=at)
         )

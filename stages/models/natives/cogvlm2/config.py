@@ -55,7 +55,7 @@ class CogVLM2VisionConfig(PreTrainedConfig):
     """Width of the inside of the adapter."""
 
     @property
-    def tokens_a_picture(self) -> int:
+    def tokens_per_image(self) -> int:
         """Return how many placeholders stand for a picture: its patches by fours, and two ends."""
         side = self.image_size // self.patch_size // 2
         return side * side + 2

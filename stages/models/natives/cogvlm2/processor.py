@@ -46,7 +46,7 @@ def _scaled(height: int, width: int, side: int) -> tuple[int, int]:
     return math.floor(height / width * side), side
 
 
-MOST_FRAMES = 24
+MAX_FRAMES = 24
 """Frames of a video that the published model was shown: the first of each of so many seconds."""
 TEMPLATE = (
     "{{% for m in messages %}}{{% if loop.first %}}{begin}{{% endif %}}"
@@ -67,8 +67,8 @@ class CogVLM2VideoProcessor(BaseVideoProcessor):
 
     model_input_names = ["pixel_values_videos", "video_frame_counts"]  # noqa: RUF012
     fps = 1
-    max_frames = MOST_FRAMES
-    chunk_seconds = MOST_FRAMES
+    max_frames = MAX_FRAMES
+    chunk_seconds = MAX_FRAMES
     side = 224
     """Pixels of a side of what is seen."""
 
@@ -87,10 +87,10 @@ class CogVLM2VideoChat(ProcessorMixin):
         super().__init__(video_processor, tokenizer, chat_template=chat_template)
         self.video_token = place
         self.video_token_id = tokenizer.convert_tokens_to_ids(place)
-        self.tokens_a_frame = each
+        self.tokens_per_frame = each
 
     def replace_video_token(self, video_inputs: Any, video_idx: int, **_: Any) -> str:
-        frame = self.video_token * self.tokens_a_frame
+        frame = self.video_token * self.tokens_per_frame
         count = int(video_inputs["video_frame_counts"][video_idx])
         return "".join(f"{frame}{second}" for second in range(count))
 
@@ -104,31 +104,31 @@ class CogVLM2ImageChat(ProcessorMixin):
         super().__init__(image_processor, tokenizer, chat_template=chat_template)
         self.image_token = place
         self.image_token_id = tokenizer.convert_tokens_to_ids(place)
-        self.tokens_a_picture = each
+        self.tokens_per_image = each
 
     def validate_inputs(self, images: Any = None, text: Any = None, *args: Any, **kw: Any) -> None:
         super().validate_inputs(images, text, *args, **kw)
-        if any(words.count(self.image_token) > 1 for words in text or ()):
+        if any(prompt_parts.count(self.image_token) > 1 for prompt_parts in text or ()):
             raise ValueError("the model takes one picture a prompt")
 
     def replace_image_token(self, image_inputs: Any, image_idx: int, **_: Any) -> str:
-        return self.image_token * self.tokens_a_picture
+        return self.image_token * self.tokens_per_image
 
 
 def load_video_processor(folder: Path) -> CogVLM2VideoChat:
     """Load the processor of a video model. Raises OSError or ValueError."""
-    seen, tokenizer, words = _parts(folder)
+    seen, tokenizer, prompt_parts = _parts(folder)
     frames = CogVLM2VideoProcessor()
     frames.side = seen.image_size
-    return CogVLM2VideoChat(frames, tokenizer, **words)
+    return CogVLM2VideoChat(frames, tokenizer, **prompt_parts)
 
 
 def load_image_processor(folder: Path) -> CogVLM2ImageChat:
     """Load the processor of the image model. Raises OSError or ValueError."""
-    seen, tokenizer, words = _parts(folder)
+    seen, tokenizer, prompt_parts = _parts(folder)
     size = {"height": seen.image_size, "width": seen.image_size}
     pixels = CLIPImageProcessorPil(size=size, do_center_crop=False)
-    return CogVLM2ImageChat(pixels, tokenizer, **words)
+    return CogVLM2ImageChat(pixels, tokenizer, **prompt_parts)
 
 
 def _parts(folder: Path) -> tuple[CogVLM2VisionConfig, Any, dict[str, Any]]:
@@ -145,5 +145,5 @@ def _parts(folder: Path) -> tuple[CogVLM2VisionConfig, Any, dict[str, Any]]:
     # Published files say that the placeholder is for padding: what is padded would show pictures.
     tokenizer.pad_token = end
     template = TEMPLATE.format(begin=begin, place=place)
-    words = {"chat_template": template, "place": place, "each": seen.tokens_a_picture}
-    return seen, tokenizer, words
+    prompt_parts = {"chat_template": template, "place": place, "each": seen.tokens_per_image}
+    return seen, tokenizer, prompt_parts

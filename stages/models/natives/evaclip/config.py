@@ -14,7 +14,7 @@ from stages.models.hub.checkpoint import INDEX, JSON_BYTES
 from stages.models.hub.headers import read_places
 
 LAYER = "vision_model.encoder.layers.0."
-TOWERS: Mapping[int, tuple[int, bool]] = {
+ENCODERS: Mapping[int, tuple[int, bool]] = {
     1792: (112, True),  # E and E-plus
     4096: (128, False),  # 8B and 8B-448
     5120: (128, True),  # 18B
@@ -84,24 +84,28 @@ class EvaCLIPConfig(CLIPConfig):
     def get_config_dict(
         cls, pretrained_model_name_or_path: Any, **kwargs: Any
     ) -> tuple[dict[str, Any], dict[str, Any]]:
-        told, rest = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
-        return _settled(told, names_in(Path(pretrained_model_name_or_path))), rest
+        published, rest = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+        return _corrected(published, names_in(Path(pretrained_model_name_or_path))), rest
 
 
-def _settled(told: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
+def _corrected(published: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
     """Return what config.json says, corrected by the names of the tensors: it may leave a flag out,
     or state one of another file."""
-    vision, text = (dict(told.get(f"{tower}_config") or {}) for tower in ("vision", "text"))
-    for tower in (vision, text):
-        tower.pop("model_type", None)  # that of CLIP
-    _, behind = TOWERS.get(vision.get("hidden_size", 0), (0, False))
+    vision, text = (
+        dict(published.get(f"{encoder}_config") or {}) for encoder in ("vision", "text")
+    )
+    for encoder in (vision, text):
+        encoder.pop("model_type", None)  # that of CLIP
+    _, behind = ENCODERS.get(vision.get("hidden_size", 0), (0, False))
     vision.setdefault("post_layernorm", behind)
     made: dict[str, Any] = {"vision_config": vision, "text_config": text}
     if names:
         vision |= {f"{part}_bias": f"{LAYER}self_attn.{part}_proj.bias" in names for part in "qkv"}
         vision["use_rms_norm"] = f"{LAYER}layer_norm1.bias" not in names
         made["projection_bias"] = "visual_projection.bias" in names
-    kept = {name: value for name, value in told.items() if name not in ("auto_map", "model_type")}
+    kept = {
+        name: value for name, value in published.items() if name not in ("auto_map", "model_type")
+    }
     return {**kept, **made, "model_type": EvaCLIPConfig.model_type}
 
 

@@ -87,18 +87,18 @@ def _shaped(name: str, tensor: torch.Tensor) -> torch.Tensor:
 def config(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, object]:
     """Return the config.json of the converted file; `shapes` are those of the original one. What
     a tower of a width that was never published is like is assumed, and a warning says so."""
-    from stages.models.natives.evaclip.config import TOWERS  # brings transformers
+    from stages.models.natives.evaclip.config import ENCODERS  # brings transformers
 
     width = shapes["visual.cls_token"][-1]
     patch = shapes["visual.patch_embed.proj.weight"][-1]
-    if width not in TOWERS:
+    if width not in ENCODERS:
         logger.warning(
             "no EVA-CLIP with a vision tower of width %d is known: heads of width %d, and norms "
             "before attention and MLP, are assumed; mend config.json where that is wrong",
             width,
             TEXT_HEAD,
         )
-    head, behind = TOWERS.get(width, (TEXT_HEAD, False))
+    head, behind = ENCODERS.get(width, (TEXT_HEAD, False))
     vision = {
         "hidden_size": width,
         "intermediate_size": shapes["visual.blocks.0.mlp.fc1.weight"][0],

@@ -11,7 +11,7 @@ from stages.models.natives.evaclip.config import EvaCLIPConfig, EvaCLIPVisionCon
 
 SETTINGS = ("preprocessor_config.json", "processor_config.json")
 """Files with settings of pictures, of which the published folders have neither."""
-WORDS = ("tokenizer.json", "vocab.json")
+TOKENIZER_FILES = ("tokenizer.json", "vocab.json")
 """Files one of which a tokenizer needs."""
 
 
@@ -21,20 +21,20 @@ class CLIPTokenizerMissing(CLIPTokenizer):
 
     def __call__(self, *_: Any, **__: Any) -> Any:
         raise UsageError(
-            f"{self.name_or_path} holds no tokenizer ({' or '.join(WORDS)}) to read text with",
+            f"{self.name_or_path} holds no tokenizer ({' or '.join(TOKENIZER_FILES)}) for text",
             hint="Copy vocab.json and merges.txt of openai/clip-vit-large-patch14 into it",
         )
 
 
 def load_processor(folder: Path) -> CLIPProcessor:
     """Load the processor. Raises OSError or ValueError."""
-    words: Any = CLIPTokenizerMissing(name_or_path=str(folder))
-    if any((folder / name).exists() for name in WORDS):
-        words = CLIPTokenizer.from_pretrained(folder)
-    return CLIPProcessor(image_processor=_pictures(folder), tokenizer=words)
+    tokenizer: Any = CLIPTokenizerMissing(name_or_path=str(folder))
+    if any((folder / name).exists() for name in TOKENIZER_FILES):
+        tokenizer = CLIPTokenizer.from_pretrained(folder)
+    return CLIPProcessor(image_processor=_image_processor(folder), tokenizer=tokenizer)
 
 
-def _pictures(folder: Path) -> CLIPImageProcessorPil:
+def _image_processor(folder: Path) -> CLIPImageProcessorPil:
     if any((folder / name).exists() for name in SETTINGS):
         return CLIPImageProcessorPil.from_pretrained(folder)
     vision = EvaCLIPConfig.from_pretrained(folder).vision_config
