@@ -160,12 +160,12 @@ def job_of(folder: Path, name: str, model: Path, count: int, epochs: int) -> dic
         precision="fp32",
         frames=4,
     )
-    watch = RunObserver(Display(quiet=True))
+    observer = RunObserver(Display(quiet=True))
     with (
-        prepared(config, watch, DirectLauncher, REBUILD) as (job, launcher),
-        watch.working(job, launcher) as (sequence, _, _),
+        prepared(config, observer, DirectLauncher, REBUILD) as (job, launcher),
+        observer.pipeline_for_job(job, launcher) as (runner, _, _),
     ):
-        sequence.fill()
+        runner.compute_records()
     batch, tasks = 4, job.ledger.tasks(job.media)
     return {
         "model": str(job.model.folder),

@@ -7,31 +7,31 @@ from stages import decode, embed, embed_texts, encode, export, frames, summarize
 from stages.process.stage import StageSpec
 
 Pipeline = tuple[StageSpec, ...]
-"""Stages in order: the first reads files, each other one records that one before it makes."""
+"""Stages in order. The first reads files; each other one reads records that an earlier one made."""
 CAPTION: Pipeline = (frames.STAGE, encode.STAGE, decode.STAGE)
 """Captions of files."""
 SUMMARY: Pipeline = (*CAPTION, summarize.STAGE)
-"""Captions of files, and of each video a summary of its captions."""
+"""Captions of files, and a summary of each video's captions."""
 REBUILD: Pipeline = CAPTION[:2]
-"""Features of files, kept for later."""
+"""Features of files, stored for later use."""
 EMBED: Pipeline = (frames.STAGE, embed.STAGE)
-"""Vectors of pictures, and of the frames of videos."""
+"""Vectors of images and of video frames."""
 LABEL: Pipeline = (*EMBED, embed_texts.STAGE)
-"""Vectors of pictures, and of the labels that they are compared with."""
+"""Vectors of images, and of the labels to compare them with."""
 TUNE: Pipeline = (*REBUILD, tune.STAGE)
-"""Features of files, and an adapter that is trained on them."""
+"""Features of files, and an adapter trained on them."""
 EXPORT: Pipeline = (*CAPTION, export.CALIBRATE, export.STAGE, export.JUDGE)
-"""Captions of files, a checkpoint in few bits, and what its original expects of those."""
+"""Captions of files, a quantized checkpoint, and the original's logits on those captions."""
 EXPORT_GRAPHS: Pipeline = (*CAPTION, export.TRACE, export.JUDGE)
-"""Captions of files, a checkpoint with graphs, and what its original expects of those."""
+"""Captions of files, a checkpoint with graphs, and the original's logits on those captions."""
 EXPORTED: Pipeline = (*REBUILD, export.COMPARE, export.JUDGE)
-"""Features of the same files by that checkpoint, and how far it is from the original."""
+"""Features of the same files by the new checkpoint, and its distance from the original."""
 EXPORT_VECTORS: Pipeline = (*EMBED, export.STAGE)
-"""Vectors of files, and a checkpoint in few bits."""
+"""Vectors of files, and a quantized checkpoint."""
 EXPORT_GRAPHS_VECTORS: Pipeline = (*EMBED, export.TRACE)
 """Vectors of files, and a checkpoint with graphs."""
 EXPORTED_VECTORS: Pipeline = (*EMBED, export.COMPARE)
-"""Vectors of the same files by that checkpoint, and how far it is from the original."""
+"""Vectors of the same files by the new checkpoint, and its distance from the original."""
 PIPELINES = (
     CAPTION,
     SUMMARY,
@@ -47,11 +47,11 @@ PIPELINES = (
     EXPORTED_VECTORS,
 )
 KEPT = (REBUILD, EMBED)
-"""What is made of files to be used later, of each sort of model."""
+"""Pipelines whose records are kept for later use, one per sort of model."""
 EXPORTS = (EXPORT, EXPORT_VECTORS)
-"""Checkpoints in few bits, of each sort of model."""
+"""Pipelines that write quantized checkpoints, one per sort of model."""
 GRAPHS = (EXPORT_GRAPHS, EXPORT_GRAPHS_VECTORS)
-"""Checkpoints with graphs, of each sort of model."""
+"""Pipelines that write checkpoints with graphs, one per sort of model."""
 PURPOSES: Mapping[str, tuple[Pipeline, ...]] = {
     "caption": (CAPTION, SUMMARY),
     "embed": (EMBED,),
@@ -59,30 +59,30 @@ PURPOSES: Mapping[str, tuple[Pipeline, ...]] = {
     "export": EXPORTS,
     "serve": (LABEL, CAPTION),
 }
-"""What a plan may be for → the pipelines for that, of each sort of model."""
+"""Purpose of a plan → its pipelines, one per sort of model."""
 STAGES: Mapping[str, StageSpec] = {stage.name: stage for line in PIPELINES for stage in line}
 """Every stage by its name."""
 LABELS = "labels"
-"""What comes of comparing vectors, which no stage does."""
+"""Product of the label pipeline. No stage makes it; labels result from comparing vectors."""
 
 
 def product_of(pipeline: Iterable[StageSpec]) -> str:
-    """Return what is made of files by these stages in the end."""
+    """Return the record kind that these stages make from files in the end."""
     stages = tuple(pipeline)
     made = next((s.writes for s in reversed(stages) if s.writes and s.of_media), "")
     return LABELS if stages == LABEL else made
 
 
-def with_summaries(pipelines: Iterable[Pipeline], *, asked: bool) -> tuple[Pipeline, ...]:
-    """Return these pipelines, with summaries where captions are made if those are asked for."""
-    return tuple(SUMMARY if asked and each == CAPTION else each for each in pipelines)
+def with_summaries(pipelines: Iterable[Pipeline], *, summary: bool) -> tuple[Pipeline, ...]:
+    """Return these pipelines; with `summary`, those that make captions also make summaries."""
+    return tuple(SUMMARY if summary and each == CAPTION else each for each in pipelines)
 
 
 def makes_vectors(pipeline: Pipeline) -> bool:
-    """Return whether a pipeline is for dual encoders, and not for models that caption."""
+    """Return whether a pipeline is for dual encoders instead of captioning models."""
     return any(stage.vectors for stage in pipeline)
 
 
 def parts_of(stages: Iterable[StageSpec]) -> list[Part]:
-    """Return the parts of a checkpoint that these stages load."""
+    """Return the model parts that these stages load."""
     return [stage.part for stage in stages if stage.part]

@@ -179,7 +179,7 @@ class _Feed:
         files = zip(self.job.files, self.job.contents, strict=True)
         for place, (file, medium) in enumerate(files):
             for task in self.job.ledger.tasks([medium]):
-                for each in self.job.ledger.answers(task):
+                for each in self.job.ledger.equivalent_tasks(task):
                     self._known.setdefault(each[self._kind], []).append((place, file, each))
 
 

@@ -212,7 +212,7 @@ def test_a_run_captions_the_demo_and_the_next_finds_all(store: Store, tmp_path: 
 
     config = CaptionConfig(sources=(str(place.clips),), model="demo", out=str(place.out), **asked)
     before = prepare(config, InsideLauncher())
-    assert {before.ledger.frames_wanted(medium) for medium in before.media} == {None}
+    assert {before.ledger.frames_to_cut(medium) for medium in before.media} == {None}
     first = run()
     assert (first.result.exit_code, first.started) == (0, ["frames", "encode", "decode"])
     captions = place.captions()
@@ -220,7 +220,7 @@ def test_a_run_captions_the_demo_and_the_next_finds_all(store: Store, tmp_path: 
     assert run().started == []
     assert place.captions() == captions
     after = prepare(config, InsideLauncher())
-    assert [after.ledger.frames_wanted(medium) for medium in after.media] == [[]]
+    assert [after.ledger.frames_to_cut(medium) for medium in after.media] == [[]]
     assert not place.store.exists()
     beside = {"claims", "digests.jsonl", "written.jsonl", *(["jobs"] if not store.board else [])}
     assert {path.name for path in store.local.iterdir()} >= beside

@@ -10,7 +10,7 @@ import pytest
 from artifacts.errors import UsageError
 from artifacts.schema import ChunkIndex, FrameFit
 from flows.checkpoint.sampling import frame_bound, sampling_of
-from flows.checkpoint.wanted_frames import wanted_sampling
+from flows.checkpoint.wanted_frames import requested_sampling
 from flows.job.context_note import context_note
 from flows.ledger.namespaces import Variant
 from flows.ledger.tasks import Medium, task_of
@@ -61,7 +61,7 @@ def test_frames_that_a_user_asks_for_are_bounded_too() -> None:
 def test_where_a_full_chunk_fits_the_sampling_is_as_it_was() -> None:
     for context in (0, 18500, 131072):
         profile = replace(LLAVA, context_tokens=context)
-        assert sampling_of(profile, config()) == wanted_sampling(profile, config())
+        assert sampling_of(profile, config()) == requested_sampling(profile, config())
 
 
 def test_as_stock_bounds_nothing_and_as_published_does() -> None:
@@ -81,7 +81,7 @@ def test_what_does_not_stand_in_the_context_is_not_bounded() -> None:
 def test_encoder_decoders_and_cross_attention_are_not_bounded(family: str) -> None:
     profile = replace(describe(whole_checkpoint(family)), context_tokens=64)
     assert profile.is_encoder_decoder == (family == "florence2")
-    assert sampling_of(profile, config()) == wanted_sampling(profile, config())
+    assert sampling_of(profile, config()) == requested_sampling(profile, config())
     assert frame_bound(profile, config()) is None
     assert context_note(model(profile), config()) == ""
 
@@ -93,7 +93,7 @@ def test_a_run_as_by_default_that_fits_beside_its_words_stays_as_it_was() -> Non
     assert frames(cogvlm) == 24 and frames(cogvlm, max_frames=30, chunk=30.0) == 24
     assert frames(replace(cogvlm, context_tokens=1900)) == 21
     paligemma = replace(LLAVA, context_tokens=8192, frame_tokens=256)
-    assert sampling_of(paligemma, config()) == wanted_sampling(paligemma, config())
+    assert sampling_of(paligemma, config()) == requested_sampling(paligemma, config())
     assert frames(paligemma, max_frames=40, fps=2.0) == 30
 
 

@@ -21,7 +21,7 @@ from flows.deployments import handing
 from flows.deployments.handing import AHEAD, STARTS, PartitionDispatch, PartitionRun
 from flows.deployments.runs import INTERRUPTED
 from flows.deployments.sweep import verdicts
-from flows.job.portions import Partition, cut, portions_of
+from flows.job.portions import Partition, cut, partitions_of
 from flows.media.media_files import MediaFile
 from flows.options.commands import CaptionConfig
 
@@ -187,17 +187,17 @@ def test_the_cut_hangs_on_the_files_alone(tmp_path: Path) -> None:
     (tmp_path / "more.jsonl").write_text('{"path": "3.mp4", "prompt": "What?"}\n')
     sources = (str(tmp_path / "?.mp4"), str(tmp_path / "more.jsonl"), str(tmp_path / "none.mp4"))
     config = CaptionConfig(sources=sources, model="demo", out=str(tmp_path / "out"))
-    first, failures = portions_of(config, 3)
+    first, failures = partitions_of(config, 3)
     assert [(each.files, each.bytes) for each in first] == [(3, 3), (3, 12), (2, 9)]
     assert [failure.media_path for failure in failures] == [str(tmp_path / "none.mp4")]
-    assert portions_of(config, 3)[0] == first
+    assert partitions_of(config, 3)[0] == first
     lines = [json.loads(line) for line in first[2].path.read_text().splitlines()]
     assert lines == [
         {"path": str(tmp_path / "6.mp4")},
         {"path": str(tmp_path / "3.mp4"), "prompt": "What?"},
     ]
     whole = CaptionConfig(sources=(first[2].source,), model="demo", out=str(tmp_path / "out"))
-    again, _ = portions_of(whole)
+    again, _ = partitions_of(whole)
     assert again[0].path.read_text() == first[2].path.read_text()
 
 

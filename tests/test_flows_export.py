@@ -122,7 +122,7 @@ def test_weights_are_calibrated_on_media_and_on_what_the_store_has(
         assert fitted.parity["recipe"]["calibrated"] and not plain.parity["recipe"]["calibrated"]
         found = (fitted.out / "model.safetensors").read_bytes()
         assert found != wanted and len(found) == len(wanted)
-    with pytest.raises(UsageError, match="there is 1 chunk, and none is left"):
+    with pytest.raises(UsageError, match="none is left for the evaluation"):
         one = config(store, next(clips.glob("*.mp4")))
         exported(tmp_path / "few", "w4a16", one, calibrated=True)
     with pytest.raises(UsageError, match="compressed-tensors"):
@@ -147,7 +147,7 @@ def test_what_cannot_be_judged_is_said_before_anything_is_written(
     tmp_path: Path,
 ) -> None:
     empty = config(tmp_path / "store")
-    with pytest.raises(UsageError, match="holds no captions of demo to judge it by"):
+    with pytest.raises(UsageError, match="no captions of demo in"):
         asked = ExportRequest(kind="nf4", folder=tmp_path / "made", calibrated=True, stored=True)
         export(empty, asked, Display(quiet=True), lambda listen: InsideLauncher(listen=listen))
     assert not list(tmp_path.rglob("*.safetensors"))

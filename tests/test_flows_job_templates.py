@@ -9,7 +9,7 @@ import pytest
 from artifacts.schema import ChunkIndex
 from artifacts.store import FolderStore
 from flows.job.prepare import fill_templates
-from flows.ledger.chunk_words import added_bytes, asked_of
+from flows.ledger.chunk_words import added_bytes, fill_placeholders
 from flows.ledger.namespaces import Variant
 from flows.ledger.tasks import Medium, task_of
 from flows.media.joining import JoinedTexts
@@ -107,7 +107,7 @@ def chunk(start: float = 0.0, end: float = 3.0, *times: float) -> ChunkIndex:
 
 
 def test_the_prompt_of_llava_video_is_that_of_its_card() -> None:
-    asked = asked_of(CARD, chunk(0.0, 3.5, 0.0, 1.0, 2.0))
+    asked = fill_placeholders(CARD, chunk(0.0, 3.5, 0.0, 1.0, 2.0))
     assert asked == (
         "The video lasts for 3.50 seconds, and 3 frames are uniformly sampled from it. These "
         "frames are located at 0.00s,1.00s,2.00s.Please answer the following questions related to "
@@ -117,24 +117,24 @@ def test_the_prompt_of_llava_video_is_that_of_its_card() -> None:
 
 def test_times_count_from_the_beginning_of_the_chunk() -> None:
     later = chunk(30.0, 42.25, 29.98, 31.0, 40.125)
-    assert asked_of("{seconds} {frames} {times}", later) == "12.25 3 0.00s,1.00s,10.12s"
+    assert fill_placeholders("{seconds} {frames} {times}", later) == "12.25 3 0.00s,1.00s,10.12s"
 
 
 def test_an_image_is_one_frame_of_no_length() -> None:
     image = chunk(0.0, 0.0, 0.0)
     for only in (0, 8):
-        assert asked_of("{seconds} {frames} {times}", image, only) == "0.00 1 0.00s"
+        assert fill_placeholders("{seconds} {frames} {times}", image, only) == "0.00 1 0.00s"
 
 
 def test_a_model_that_takes_one_number_of_frames_is_told_of_those_that_it_sees() -> None:
     short, long = chunk(5.0, 7.0, 5.0, 6.0), chunk(5.0, 9.0, 5.0, 6.0, 7.0, 8.0)
-    assert asked_of("{frames}: {times}", short, 4) == "4: 0.00s,0.50s,1.00s,1.50s"
-    assert asked_of("{frames}: {times}", long, 2) == "2: 0.00s,2.00s"
+    assert fill_placeholders("{frames}: {times}", short, 4) == "4: 0.00s,0.50s,1.00s,1.50s"
+    assert fill_placeholders("{frames}: {times}", long, 2) == "2: 0.00s,2.00s"
 
 
 def test_other_braces_are_left_alone() -> None:
     for prompt in ("{second} {} {x} { frames } {previous}", "", "Describe."):
-        assert asked_of(prompt, chunk(0.0, 2.0, 0.0, 1.0)) == prompt
+        assert fill_placeholders(prompt, chunk(0.0, 2.0, 0.0, 1.0)) == prompt
 
 
 def test_words_of_a_chunk_are_in_the_key_of_its_caption_by_what_they_become() -> None:

@@ -49,13 +49,13 @@ def ledger(tmp_path: Path, **found: list[int]) -> Ledger:
 
 
 def test_an_unknown_medium_wants_all_its_frames(tmp_path: Path) -> None:
-    assert ledger(tmp_path).frames_wanted(medium("a")) is None
+    assert ledger(tmp_path).frames_to_cut(medium("a")) is None
 
 
 def test_a_known_failure_wants_nothing(tmp_path: Path) -> None:
     book = ledger(tmp_path)
     book.failures.publish([Record(key="a", meta={"kind": "no-video"})])
-    assert book.frames_wanted(medium("a")) == []
+    assert book.frames_to_cut(medium("a")) == []
     assert book.failure(medium("a")) == {"kind": "no-video"}
 
 
@@ -65,7 +65,7 @@ def test_only_chunks_with_neither_frames_features_nor_caption_are_cut(tmp_path: 
     book["frames"].publish([Record(key=tasks[0]["frames"])])
     book["features"].publish([Record(key=tasks[1]["features"])])
     book["captions"].publish([Record(key=tasks[2]["captions"])])
-    assert book.frames_wanted(medium("a")) == [3]
+    assert book.frames_to_cut(medium("a")) == [3]
 
 
 def test_a_new_prompt_changes_keys_of_features_that_see_it(tmp_path: Path) -> None:
@@ -79,8 +79,8 @@ def test_a_new_prompt_changes_keys_of_features_that_see_it(tmp_path: Path) -> No
     assert one["frames"] == other["frames"]
     assert one["features"] != other["features"] and one["captions"] != other["captions"]
     book["features"].publish([Record(key=one["features"])])
-    assert book.frames_wanted(medium("a")) == []
-    assert book.frames_wanted(medium("a", prompt="Who?")) == [0]
+    assert book.frames_to_cut(medium("a")) == []
+    assert book.frames_to_cut(medium("a", prompt="Who?")) == [0]
 
 
 def test_a_new_prompt_changes_the_caption_s_key_alone(tmp_path: Path) -> None:

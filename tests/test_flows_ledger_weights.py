@@ -15,7 +15,7 @@ from flows.cli.main import main
 from flows.console.display import READING, Display
 from flows.ledger.ledger import Ledger
 from flows.ledger.tasks import Medium
-from flows.ledger.weights import stages_wanted
+from flows.ledger.weights import stages_with_work
 from flows.pipelines import parts_of
 from stages.models import describe, load_half
 from stages.models.hub import transfer
@@ -62,7 +62,7 @@ def size(files: set[str]) -> int:
 
 
 def wanted(book: Ledger, media: list[Medium]) -> list[str]:
-    return [*parts_of(stages_wanted(book, media))]
+    return [*parts_of(stages_with_work(book, media))]
 
 
 def test_a_half_is_wanted_when_the_store_lacks_what_it_makes(tmp_path: Path) -> None:

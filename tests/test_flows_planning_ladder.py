@@ -240,7 +240,7 @@ def test_an_item_that_fits_on_no_rung_fails_alone(config: CaptionConfig, stage: 
     assert (result.captions, result.exit_code) == (PICTURES - 1, 1)
     (failure,) = result.failures
     assert (failure.stage, failure.error) == (stage, "memory")
-    assert "2,048 MiB more were asked for" in failure.message and "--memory" in failure.hint
+    assert "2,048 MiB more were requested" in failure.message and "--memory" in failure.hint
     alone = [taken for taken in record(config)["rungs"] if taken["reason"] == "item alone"]
     tried = {(r.precision, r.prefill, r.offload) for r in LADDERS[stage]}
     assert {

@@ -222,4 +222,4 @@ def test_who_makes_no_captions_waits_for_none(tmp_path: Path) -> None:
     job = prepare(replace(config, prompt=CHAINED), Saying())
     asked = Ledger(job.store, job.pipeline[:2], *job.ledger.variants)
     assert all(task.previous == "" for task in asked.tasks(job.media))
-    assert any(task.waits for task in job.ledger.tasks(job.media))
+    assert any(task.awaits_previous for task in job.ledger.tasks(job.media))

@@ -177,16 +177,16 @@ def test_bad_stores_are_5(place: Place, tmp_path: Path, capsys: pytest.CaptureFi
 def test_the_record_says_how_what_comes_after_the_media_ends(tmp_path: Path) -> None:
     record = RunRecord(tmp_path)
     steps: Any = SimpleNamespace(stop_prefetch=lambda: None)
-    sequence = PipelineRunner(SimpleNamespace(), steps, record)  # type: ignore[arg-type]
+    runner = PipelineRunner(SimpleNamespace(), steps, record)  # type: ignore[arg-type]
     record.finish("done")
-    with sequence.going_on():
+    with runner.keep_running():
         assert load_record(tmp_path)["state"] == "running"
     assert load_record(tmp_path)["state"] == "done"
-    with pytest.raises(CannotFit), sequence.going_on():
+    with pytest.raises(CannotFit), runner.keep_running():
         raise CannotFit("too large")
     ended = load_record(tmp_path)
     assert (ended["state"], ended["error"]) == ("failed", "too large")
-    with pytest.raises(Interrupted), sequence.going_on():
+    with pytest.raises(Interrupted), runner.keep_running():
         raise Interrupted("stopped")
     assert load_record(tmp_path)["state"] == "interrupted"
 

@@ -110,16 +110,16 @@ def _killed(command: list[str], checkpoint: Path, after: float | None) -> None:
 @pytest.mark.parametrize(
     ("row", "says"),
     [
-        ({"path": "none.mp4", "caption": "a"}, "none.mp4 is not there (1 of 1 media are missing)"),
+        ({"path": "none.mp4", "caption": "a"}, "none.mp4: no such file (1 of 1 media are missing)"),
         ({"path": "clip-01.mp4", "caption": ""}, "line 1 has no caption"),
         pytest.param(
             {"path": "clip-01.mp4", "caption": "a", "start": 3.0, "end": 4.0},
-            "none is what the caption is of",
+            "matches the caption's start and end",
             marks=pytest.mark.slow,
         ),
         pytest.param(
             {"path": "none.mp4", "caption": "a", "features": "f" * 64},
-            "none.mp4 has no features of demo",
+            "none.mp4: no stored features of demo",
             marks=pytest.mark.slow,
         ),
         pytest.param(

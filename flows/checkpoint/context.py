@@ -8,7 +8,7 @@ so that another prompt needs no other frames.
 from dataclasses import dataclass, field, replace
 
 from artifacts.schema import LARGE_EDGE, ChunkIndex
-from flows.checkpoint.frame_tokens import known_sizes, most_of_a_video, seen
+from flows.checkpoint.frame_tokens import known_sizes, max_of_a_video, seen
 from flows.checkpoint.wanted_frames import usual_frames
 from stages.encode.shown_frames import shown_frames
 from stages.models.pixel_bounds import PixelBounds
@@ -59,7 +59,7 @@ def frames_of_size(profile: ModelProfile, size: tuple[int, int]) -> int | None:
         return _counted(profile, profile.video_bounds, size)
     if profile.pixels_a_video:
         # Of many frames of a video each is seen smaller, so that all together take no more.
-        left = room - most_of_a_video(profile)[0]
+        left = room - max_of_a_video(profile)[0]
         if left >= 0:
             words = profile.words_a_frame
             return max(_fitting(profile, each) or 0, int(left // words)) if words else None

@@ -22,7 +22,7 @@ def known_sizes(profile: ModelProfile, kind: MediaKind) -> list[SeenSize]:
     return [*(profile.image_sizes if image else profile.frame_sizes), largest]
 
 
-def most_of_a_video(profile: ModelProfile) -> tuple[float, float]:
+def max_of_a_video(profile: ModelProfile) -> tuple[float, float]:
     """Return most tokens and pixel bytes of all frames of a video together. They follow from a size
     at which two of them are seen as large as they are."""
     known, most = known_sizes(profile, "video"), profile.pixels_a_video
@@ -76,6 +76,6 @@ def seen_together(
         exact = bounds.tokens(frames, *size) / counted
         return exact, pixel_bytes * (exact / tokens if tokens else 1.0)
     if kind == "video" and profile.pixels_a_video:
-        most_tokens, most_bytes = most_of_a_video(profile)
+        most_tokens, most_bytes = max_of_a_video(profile)
         return min(tokens, most_tokens / counted), min(pixel_bytes, most_bytes / counted)
     return tokens, pixel_bytes

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from artifacts.schema import Sampling
 from flows.checkpoint.context import FrameBound, bound_by_size, frames_of_any_size
-from flows.checkpoint.wanted_frames import full_chunk, wanted_sampling
+from flows.checkpoint.wanted_frames import full_chunk, requested_sampling
 from flows.options.commands import RunOptions
 from stages.models.profile import ModelProfile
 
@@ -14,7 +14,7 @@ from stages.models.profile import ModelProfile
 def sampling_of(profile: ModelProfile, config: RunOptions) -> Sampling:
     """Return the frames of a chunk that the model of a profile is shown. As stock, explicitly asked
     for, the context limits nothing."""
-    sampling = wanted_sampling(profile, config)
+    sampling = requested_sampling(profile, config)
     most = frames_of_any_size(profile)
     if config.as_published is False or most is None or full_chunk(sampling) <= most:
         return sampling
@@ -32,4 +32,4 @@ def frame_bound(profile: ModelProfile, config: RunOptions) -> FrameBound | None:
     where a full chunk of the largest frames fits."""
     if config.as_published is False:
         return None
-    return bound_by_size(profile, full_chunk(wanted_sampling(profile, config)))
+    return bound_by_size(profile, full_chunk(requested_sampling(profile, config)))

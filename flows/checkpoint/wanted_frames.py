@@ -27,10 +27,10 @@ def full_chunk(sampling: Sampling) -> int:
 
 def usual_frames(profile: ModelProfile) -> int:
     """Return the frames of a chunk of full length where the user asks for none."""
-    return full_chunk(wanted_sampling(profile, VideoSamplingOptions()))
+    return full_chunk(requested_sampling(profile, VideoSamplingOptions()))
 
 
-def wanted_sampling(profile: ModelProfile, config: OptionGroup) -> Sampling:
+def requested_sampling(profile: ModelProfile, config: OptionGroup) -> Sampling:
     """Return the choice of frames, whatever the context holds."""
     if profile.route == "dual":  # a vector a frame, so none is left out
         rate = _frame_rate(config) or FPS

@@ -20,13 +20,13 @@ def export_command(given: argparse.Namespace) -> int:
     """Run the command, and return the exit code of the contract. Raises PenstockError."""
     from flows.running.export import export
     from flows.running.merging import as_adapted
-    from flows.running.samples import judging_media
+    from flows.running.samples import evaluation_media
 
     config = config_from(given, ExportConfig)
     if not given.dry_run:
         refuse_foreign_folder(config.asked())  # before the clips of the demo are rendered
     display = Display(quiet=given.quiet, as_json=given.json)
-    with judging_media(config, display.say) as sources:
+    with evaluation_media(config, display.say) as sources:
         captioning: RunOptions = config.captioning(sources)
         if given.dry_run:
             pipelines = GRAPHS if config.asked().graphs else EXPORTS

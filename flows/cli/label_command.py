@@ -20,9 +20,9 @@ def label_command(given: argparse.Namespace) -> int:
     with closing(display):
         if not given.dry_run:
             display.doing(READING)
-        from flows.running.label import label, labels_for
+        from flows.running.label import label, label_request
 
-        asked = labels_for(config)
+        asked = label_request(config)
         if given.dry_run:
             return show(config, LABEL, as_json=given.json)
         result = label(config, asked, display)

@@ -38,9 +38,9 @@ def tune_command(given: argparse.Namespace) -> int:
     refuse_more_than_adapters(given)
     config = config_from(given, TuneConfig)
     if given.dry_run:
-        from flows.running.tune import asked_of
+        from flows.running.tune import resolve_run
 
-        return show(asked_of(config)[1], TUNE, as_json=given.json)
+        return show(resolve_run(config)[1], TUNE, as_json=given.json)
     with closing(Display(quiet=given.quiet, as_json=given.json)) as display:
         display.doing(READING)
         from flows.running.tune import tune

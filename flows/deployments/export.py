@@ -15,7 +15,7 @@ from flows.results.export_result import Exported
 from flows.running.export import export
 from flows.running.run import LauncherMaker
 from flows.running.run_observer import OnBegin
-from flows.running.samples import judging_media
+from flows.running.samples import evaluation_media
 
 CHECKPOINT = "checkpoint"
 """Name of what is made: the stage that makes it has the bar `penstock-export`."""
@@ -33,7 +33,7 @@ def export_model(config: ExportConfig) -> State[Any]:
     def run(
         _: RunOptions, display: Display, make_launcher: LauncherMaker, on_begin: OnBegin
     ) -> Exported:
-        with judging_media(config, display.say) as sources:
+        with evaluation_media(config, display.say) as sources:
             captioning = continued(config).captioning(sources)
             return passed(export(captioning, config.asked(), display, make_launcher, on_begin))
 

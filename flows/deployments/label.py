@@ -10,7 +10,7 @@ from flows.deployments.runs import named_after_out, run_in_flow
 from flows.deployments.view import TABLE_ROWS, plain, show
 from flows.pipelines import LABEL, product_of
 from flows.results.labels.writing import LabelsWritten
-from flows.running.label import label, labels_for
+from flows.running.label import label, label_request
 from flows.running.run import LauncherMaker
 from flows.running.run_observer import OnBegin
 
@@ -30,7 +30,7 @@ def label_and_count(
     config: LabelConfig, display: Display, make_launcher: LauncherMaker, on_begin: OnBegin
 ) -> LabelsWritten:
     """Run it, and show a table of what each label was given to."""
-    result = label(config, labels_for(config), display, make_launcher, on_begin)
+    result = label(config, label_request(config), display, make_launcher, on_begin)
     first = sorted(result.counts, key=lambda one: -one["passed"])[:TABLE_ROWS]
     rows = [
         {"label": plain(one["label"]), "given to": one["passed"], "median": one["median"]}

@@ -28,7 +28,7 @@ from flows.deployments.handing import PartitionDispatch, PartitionRun
 from flows.deployments.label import label_images
 from flows.deployments.runs import named_after_out
 from flows.deployments.view import Progress, plain
-from flows.job.portions import FILES, PORTIONS, Partition, portions_of
+from flows.job.portions import FILES, PORTIONS, Partition, partitions_of
 from flows.job.prepare import out_folder
 from flows.options.commands import RunOptions
 
@@ -67,7 +67,7 @@ def hand_out(config: RunOptions, files: int, flow_name: str) -> State[Any]:
     one more run. Return the state that this ends in."""
     try:
         confine(config)
-        portions, _ = portions_of(config, files)
+        portions, _ = partitions_of(config, files)
         return _hand_out(config, portions, f"{flow_name}/{PORTION}")
     except PenstockError as error:
         return Failed(message=printable(str(error)), data=error)

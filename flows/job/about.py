@@ -102,7 +102,7 @@ def _whole(job: Job) -> str:
 
 
 def _chained(job: Job) -> str:
-    if not any(medium.chained for medium in job.contents):
+    if not any(medium.uses_previous_caption for medium in job.contents):
         return ""
     return (
         f"chunks are captioned one after the other, because {PREVIOUS} stands in their prompt: the "

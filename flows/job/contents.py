@@ -95,7 +95,7 @@ def under_prompts(
     return [file for file, _ in found], [medium for _, medium in found]
 
 
-def refuse_beside(files: Sequence[MediaFile], config: RunOptions) -> None:
+def refuse_remote_beside(files: Sequence[MediaFile], config: RunOptions) -> None:
     """Refuse to put texts next to what lies far away. Raises UsageError."""
     far = next((file for file in files if file.far), None)
     if OutputOptions.of(config).beside and far is not None:
@@ -146,7 +146,7 @@ def without_placeholders(
     return [file for file, _ in kept], [medium for _, medium in kept], [*failures.values()]
 
 
-def refuse_around(config: RunOptions, model: Model) -> None:
+def check_fixed_texts(config: RunOptions, model: Model) -> None:
     """Refuse what is written around every prompt and cannot stand there: a system text that the
     model has no place for, its own word for a picture, and a control token at the beginning of
     captions, which would lack it. Raises UsageError."""
@@ -178,7 +178,7 @@ def refuse_around(config: RunOptions, model: Model) -> None:
 def refuse_previous(contents: Sequence[Medium], model: Model) -> None:
     """Refuse to ask of a chunk by the one before where pictures are looked at by what is asked, and
     all chunks are encoded before. Raises UsageError."""
-    if model.profile.prompted and any(medium.chained for medium in contents):
+    if model.profile.prompted and any(medium.uses_previous_caption for medium in contents):
         raise UsageError(
             f"{model.name} looks at pictures with the prompt in mind, so {PREVIOUS} cannot stand "
             "in it",

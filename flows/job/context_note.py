@@ -10,7 +10,7 @@ from flows.checkpoint.context import frame_room, frames_of_any_size, frames_of_s
 from flows.checkpoint.frame_tokens import counted_frames, seen_together
 from flows.checkpoint.models import Model
 from flows.checkpoint.prompt_tokens import PromptTokens, most_tokens
-from flows.checkpoint.wanted_frames import full_chunk, wanted_sampling
+from flows.checkpoint.wanted_frames import full_chunk, requested_sampling
 from flows.ledger.tasks import Task
 from flows.options.commands import RunOptions
 from stages.decode.generation import SamplingParams
@@ -24,7 +24,7 @@ def context_note(model: Model, config: RunOptions) -> str:
         return ""
     if not profile.context_tokens:
         return f"{model.name} does not say how long its context is: it bounds no frames"
-    sampling, most = wanted_sampling(profile, config), frames_of_any_size(profile)
+    sampling, most = requested_sampling(profile, config), frames_of_any_size(profile)
     wanted = full_chunk(sampling)
     if not most or wanted <= most:
         return ""

@@ -9,7 +9,7 @@ from artifacts.schema import Part
 from artifacts.store import Store
 from flows.checkpoint.precision import PartSettings
 from flows.job.prepare import Job
-from flows.ledger.namespaces import Variant, namespace_aside
+from flows.ledger.namespaces import Variant, one_shot_namespace
 from flows.pipelines import parts_of
 from stages.process.stage import StageSpec
 
@@ -57,7 +57,7 @@ def note_namespaces(job: Job) -> None:
     notes(job.store).publish([Record(key=key, meta=meta) for key, meta in metas.items()])
 
 
-def namespaces_aside(job: Job) -> list[str]:
+def one_shot_namespaces(job: Job) -> list[str]:
     """Return the namespaces of the stages that a job runs once, in all settings."""
     return [namespace for namespace, _, _ in _aside(job)]
 
@@ -66,7 +66,7 @@ def _aside(job: Job) -> Iterator[tuple[str, Part, PartSettings]]:
     for stage in job.aside:
         if stage.part and stage.writes:
             for settings in job.model.settings[stage.part]:
-                yield namespace_aside(stage, job.model, settings), stage.part, settings
+                yield one_shot_namespace(stage, job.model, settings), stage.part, settings
 
 
 def _settings_in(job: Job, variant: Variant, stages: Sequence[StageSpec]) -> dict[str, Any]:

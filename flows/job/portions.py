@@ -48,7 +48,7 @@ class Partition:
         return f"@{self.path}"
 
 
-def portions_of(config: RunOptions, most: int = FILES) -> tuple[list[Partition], list[Failure]]:
+def partitions_of(config: RunOptions, most: int = FILES) -> tuple[list[Partition], list[Failure]]:
     """Write the lists of a run's files, at most so many files in each, and return them with what
     could not be found. Only names and sizes are looked at. Raises EnvironmentFault."""
     selection = Selection(recursive=config.recursive, extensions=config.extensions)

@@ -25,10 +25,10 @@ from flows.checkpoint.models import Model, digests_in, open_model, pipeline_for
 from flows.job.card_frames import as_card, sampling_as_card
 from flows.job.card_sampling import with_card_sampling
 from flows.job.contents import (
+    check_fixed_texts,
     read_contents,
-    refuse_around,
-    refuse_beside,
     refuse_previous,
+    refuse_remote_beside,
     refuse_summary,
     under_prompts,
     without_placeholders,
@@ -210,7 +210,7 @@ def prepare(
     other. `announce` is told of what takes long, `progress` of media that are fetched, as all
     unknown ones are with `fetch`; `read_weights` is as with `open_model`. Raises PenstockError."""
     question, prompting = QuestionOptions.of(config), PromptOptions.of(config)
-    pipelines = with_summaries(pipelines or (CAPTION,), asked=prompting.summary)
+    pipelines = with_summaries(pipelines or (CAPTION,), summary=prompting.summary)
     config.check_sources()
     store = open_store(config.store_url)
     selection = Selection(recursive=config.recursive, extensions=config.extensions)
@@ -219,7 +219,7 @@ def prepare(
     )
     if not files:  # said before a model is looked for, or downloaded
         raise _nothing_to_do(pipelines[0], failures)
-    refuse_beside(files, config)
+    refuse_remote_beside(files, config)
     model, pipeline, digests = _model_for(
         config, launcher, store, pipelines, announce, read_weights=read_weights, alone=alone
     )
@@ -290,7 +290,7 @@ def _model_for(
     )
     pipeline = pipeline_for(model, pipelines)
     if any(stage.uses_token_limit for stage in pipeline):
-        refuse_around(as_card(config, model), model)
+        check_fixed_texts(as_card(config, model), model)
     # Where no stage loads anything, the notes of a store still say which model it was.
     model = model.of_parts(parts_of(pipeline) or model.settings, alone=alone)
     if VectorSamplingOptions.of(config).tiles == OFF and any(stage.shrinks for stage in pipeline):

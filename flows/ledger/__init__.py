@@ -1,1 +1,1 @@
-"""Cache keys of everything a run makes, and the state of the store by these keys."""
+"""Cache keys of all records that a run makes, and the state of the store by these keys."""

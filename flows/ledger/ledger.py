@@ -42,11 +42,12 @@ class Ledger:
     not fit in this run."""
 
     def __init__(self, store: Store, pipeline: Pipeline, *variants: Variant) -> None:
-        """Open the record sets of all `variants`, the best first: what was made in any is done."""
+        """Open the record sets of all `variants`, best first. A record of any variant counts as
+        done."""
         self.pipeline = pipeline
         self.variants = variants
         self.namespaces = variants[0]
-        """The variant in which records are made now."""
+        """Variant in which new records are made."""
         first, last = pipeline[0].writes, pipeline[-1].writes
         closed = partial(RecordSet, store, look=False)
         self.media = closed("media", self.namespaces[first])
@@ -64,57 +65,57 @@ class Ledger:
             for stage in pipeline
             if stage.can_reject_items
         }
-        """Name of a stage → why the model does not take an item, by the key of what it would be."""
-        self.cuts = closed("waves", self.namespaces[last])
-        """The division of the work, as it was when it was done first."""
-        self._look(self.cuts)
+        """Stage name → reasons why the model rejects an item, by the key of the item's record."""
+        self.wave_records = closed("waves", self.namespaces[last])
+        """Division of the work into waves and batches, as first computed."""
+        self._refresh_records(self.wave_records)
         self.unfit: dict[tuple[str, int, str], dict[str, Any]] = {}
-        """Place of a chunk, or digest of a medium, -1 and no prompt → why not it, this time."""
+        """Why an item fails in this run. The key is a chunk's identity, or (digest, -1, "") for a
+        medium."""
         self._indexes: dict[str, tuple[dict[str, Any], MediaIndex]] = {}
-        """Content digest → what the record set said of it and what that means."""
+        """Content digest → (stored metadata, parsed index)."""
         self._tasks: dict[tuple[str, str], tuple[MediaIndex, list[Task]]] = {}
-        """(content digest, prompt) → the chunks that were found in it and the tasks of them."""
+        """(content digest, prompt) → (index, tasks of its chunks)."""
 
     def __getitem__(self, kind: str) -> RecordUnion:
         """Return the records of a kind, in whichever variant they were made."""
         return self._records[kind]
 
     def refresh(self) -> None:
-        """See what the stages have published since."""
-        self._look()
+        """Read what the stages have published since the last call."""
+        self._refresh_records()
         self.clear_tasks()
 
-    def _look(self, *more: RecordSet) -> None:
+    def _refresh_records(self, *more: RecordSet) -> None:
         unions = (*self._records.values(), *self.refused.values())
         refresh_together(self.media, self.failures, *unions, *more)
 
-    def take(self, precision: Mapping[str, str]) -> None:
-        """Make records in the variant of this precision from now on."""
+    def use_precision(self, precision: Mapping[str, str]) -> None:
+        """Make new records in the variant of this precision."""
         self.namespaces = self.variant(precision)
         self.clear_tasks()
 
     def variant(self, precision: Mapping[str, str]) -> Variant:
-        """Return the first variant in which the parts compute in these precisions."""
+        """Return the first variant whose parts use these precisions."""
         return next(variant for variant in self.variants if variant.precision == precision)
 
-    def instead(self, namespaces: Variant) -> Variant | None:
-        """Return the variant whose captions answer as well as those of this one, if there is
-        another."""
+    def other_engine_variant(self, namespaces: Variant) -> Variant | None:
+        """Return another variant with equivalent captions, or None."""
         others = (v for v in self.variants if v != namespaces and v.same_but_engine(namespaces))
         return next(others, None)
 
-    def answers(self, task: Task) -> list[Task]:
-        """Return the task in every variant whose captions answer as well as those of its own."""
-        other = self.instead(task.namespaces)
-        return [task, *([self.again(task, other)] if other else [])]
+    def equivalent_tasks(self, task: Task) -> list[Task]:
+        """Return the task in every variant with equivalent captions, its own first."""
+        other = self.other_engine_variant(task.namespaces)
+        return [task, *([self.in_variant(task, other)] if other else [])]
 
     def clear_tasks(self) -> None:
-        """Look again in which variant each record was made, or is to be."""
+        """Drop the cached tasks, so that each is assigned to a variant again."""
         if len(self.variants) > 1:
             self._tasks.clear()
 
-    def index(self, medium: Medium) -> MediaIndex | None:
-        """Return what the frames stage found in a medium; None when it has not been there."""
+    def media_index(self, medium: Medium) -> MediaIndex | None:
+        """Return the index of a medium, or None before the frames stage has read it."""
         try:
             meta = self.media.meta(medium.digest)
         except KeyError:
@@ -125,25 +126,26 @@ class Ledger:
         return known[1]
 
     def failure(self, medium: Medium) -> dict[str, Any] | None:
-        """Return why a medium cannot be captioned, when that is known."""
+        """Return why a medium cannot be captioned, or None."""
         if (why := self.unfit.get((medium.digest, -1, ""))) is not None:
             return why
         return self.failures.meta(medium.digest) if medium.digest in self.failures else None
 
     def refusal(self, medium: Medium) -> dict[str, Any] | None:
-        """Return why some chunk of a medium cannot be captioned, when that is known."""
+        """Return why a chunk of a medium cannot be captioned, or None."""
         for task in self.tasks([medium]):
-            if (why := self._loss(task)) is not None:
+            if (why := self._reason(task)) is not None:
                 return {**why, "start": task.chunk.start}
         return None
 
-    def lost(self, task: Task) -> bool:
-        """Return whether the model does not take its frames, or it does not fit."""
-        return self._loss(task) is not None
+    def has_failed(self, task: Task) -> bool:
+        """Return whether the model rejects the chunk's frames, or the chunk does not fit in
+        memory."""
+        return self._reason(task) is not None
 
-    def _loss(self, task: Task) -> dict[str, Any] | None:
-        if task.place in self.unfit:
-            return self.unfit[task.place]
+    def _reason(self, task: Task) -> dict[str, Any] | None:
+        if task.identity in self.unfit:
+            return self.unfit[task.identity]
         for stage in self.pipeline:
             if self._refused(task, stage):
                 return {"stage": stage.name, **self.refused[stage.name].meta(task[stage.writes])}
@@ -153,68 +155,66 @@ class Ledger:
         return stage.can_reject_items and task[stage.writes] in self.refused[stage.name]
 
     def has(self, task: Task, stage: StageSpec) -> bool:
-        """Return whether a task needs nothing of a stage any more. Either the stage's record is
-        there, or one that was made of it; then the records before may be gone."""
+        """Return whether a task no longer needs a stage. Either the stage's record exists, or one
+        of a later stage; earlier records may then be deleted."""
         later = self.pipeline[self.pipeline.index(stage) :]
         return any(task[s.writes] in self._records[s.writes] for s in later)
 
     def forget_failures(self, media: Sequence[Medium]) -> None:
-        """Let everything that failed before be tried again."""
+        """Drop the recorded failures, so that everything is tried again."""
         self.failures.drop([m.digest for m in media])
         for stage in (each for each in self.pipeline if each.can_reject_items):
-            again = [each for task in self.tasks(media) for each in self.answers(task)]
-            self.refused[stage.name].drop([task[stage.writes] for task in again])
+            tasks = [each for task in self.tasks(media) for each in self.equivalent_tasks(task)]
+            self.refused[stage.name].drop([task[stage.writes] for task in tasks])
 
     def tasks(self, media: Iterable[Medium]) -> list[Task]:
-        """Return every chunk of the media whose chunks are known, in order."""
+        """Return every chunk of the media with a known index, in order."""
         return [task for medium in media for task in self._tasks_of(medium)]
 
     def _tasks_of(self, medium: Medium) -> list[Task]:
-        index = self.index(medium)
+        index = self.media_index(medium)
         if index is None:
             return []
         identity = (medium.digest, medium.prompt)
         known = self._tasks.get(identity)
-        chained = medium.chained and self.pipeline[-1].prompted
+        chained = medium.uses_previous_caption and self.pipeline[-1].prompted
         if known is None or known[0] is not index or chained:
             tasks: list[Task] = []
             previous: str | None = ""
             for chunk in index.chunks:
                 tasks.append(self._task(medium, chunk, previous))
-                previous = self._said(tasks[-1]) if chained else ""
+                previous = self._caption(tasks[-1]) if chained else ""
             known = self._tasks[identity] = (index, tasks)
         return known[1]
 
-    def _said(self, task: Task) -> str | None:
-        """Return what was said of a chunk, for the one after it; nothing of one that is lost. It is
-        None where that is not known yet."""
+    def _caption(self, task: Task) -> str | None:
+        """Return the caption of a chunk, for the prompt of the next one. Return an empty string for
+        a failed chunk, and None while the caption is unknown."""
         made = self[self.pipeline[-1].writes]
         key = task[self.pipeline[-1].writes]
-        if not task.waits and key in made:
+        if not task.awaits_previous and key in made:
             return answer_in(str(made.meta(key)["caption"]))
-        return "" if not task.waits and self.lost(task) else None
+        return "" if not task.awaits_previous and self.has_failed(task) else None
 
     def _task(self, medium: Medium, chunk: ChunkIndex, previous: str | None) -> Task:
-        """Return the chunk in the best variant in which its last record was made. Without one, it
-        is in the variant in which that is to be made, of the best of the records between that there
-        are."""
+        """Return the chunk in the best variant that has its last record. Without one, use the
+        variant in force, but keep the precision of intermediate records that exist."""
         between: dict[str, str] = {}
         for variant in self.variants if len(self.variants) > 1 else ():
-            # Most variants are never taken, and a key takes time.
+            # Most variants are never used, and computing keys takes time.
             if not any(
                 len(self._record_sets[s.writes][variant[s.writes]]) for s in self.pipeline[1:]
             ):
                 continue
-            task = self.at(medium, chunk, variant, previous)
-            if self._answers(task):
+            task = self.make_task(medium, chunk, variant, previous)
+            if self._is_valid(task):
                 return task
-            between = between or self._seen(task)
+            between = between or self._finished_precision(task)
         variant = self.variant({**self.namespaces.precision, **between})
-        return self.at(medium, chunk, variant, previous)
+        return self.make_task(medium, chunk, variant, previous)
 
-    def _seen(self, task: Task) -> dict[str, str]:
-        """Return the precision of the parts whose work is there, or was refused, before the
-        last."""
+    def _finished_precision(self, task: Task) -> dict[str, str]:
+        """Return the precision of the parts whose intermediate record exists or was rejected."""
         return {
             stage.part: task.namespaces.precision[stage.part]
             for stage in self.pipeline[1:-1]
@@ -222,10 +222,10 @@ class Ledger:
             and (task[stage.writes] in self[stage.writes] or self._refused(task, stage))
         }
 
-    def _answers(self, task: Task) -> bool:
-        """Return whether a stored caption is the one that would be made now. One of another limit
-        is, if it ended by itself within this one: greedy words do not hang on where they would be
-        cut."""
+    def _is_valid(self, task: Task) -> bool:
+        """Return whether the stored caption equals the one that would be made now. A caption with
+        another token limit is valid if it ended by itself within the present limit, because greedy
+        text does not depend on the limit."""
         last = self.pipeline[-1].writes
         if task[last] not in self[last]:
             return False
@@ -235,29 +235,30 @@ class Ledger:
         stored = self[last].meta(task[last])
         return ended_of(stored, then) == "stop" and bool(stored["tokens"] <= limit)
 
-    def at(
+    def make_task(
         self,
         medium: Medium,
         chunk: ChunkIndex,
         namespaces: Variant,
         previous: str | None = "",
     ) -> Task:
-        """Return the chunk with the keys of one variant; `previous` is what was said before it."""
-        return task_of(medium, self.index(medium), chunk, namespaces, previous)
+        """Return the chunk with the keys of one variant. `previous` is the caption of the chunk
+        before."""
+        return task_of(medium, self.media_index(medium), chunk, namespaces, previous)
 
-    def again(self, task: Task, namespaces: Variant) -> Task:
+    def in_variant(self, task: Task, namespaces: Variant) -> Task:
         """Return a task with the keys of another variant."""
-        return self.at(task.medium, task.whole, namespaces, task.previous)
+        return self.make_task(task.medium, task.whole, namespaces, task.previous)
 
-    def frames_wanted(self, medium: Medium) -> list[int] | None:
-        """Return the chunks whose frames must be cut: None for all of an unknown medium, [] for
-        none."""
+    def frames_to_cut(self, medium: Medium) -> list[int] | None:
+        """Return the chunks whose frames must be cut. None means all chunks of an unread medium; an
+        empty list means none."""
         if self.failure(medium) is not None:
             return []
-        if self.index(medium) is None:
+        if self.media_index(medium) is None:
             return None
         return [
             task.chunk.index
             for task in self.tasks([medium])
-            if not self.has(task, self.pipeline[0]) and not self.lost(task)
+            if not self.has(task, self.pipeline[0]) and not self.has_failed(task)
         ]

@@ -22,47 +22,48 @@ from stages.decode.generation import SamplingParams
 from stages.process.stage import StageSpec
 
 LARGEST_LIMIT = 2048
-"""Longest limit, in tokens, whose captions are looked for when another limit is asked for: to try
-them all takes 10 ms."""
+"""Largest token limit whose captions are looked for when another limit is requested. Trying all
+limits takes 10 ms."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Variant:
-    """One variant: for each kind of record, the digest of everything except the chunk that
-    determines its bytes."""
+    """One variant: for each record kind, the digest of everything except the chunk that determines
+    its bytes."""
 
     of: Mapping[str, str]
-    """Kind of records → digest, in the order in which they are made."""
+    """Record kind → digest, in the order in which the kinds are made."""
     prompted: frozenset[str] = frozenset()
-    """The kinds that are made of the prompt too, so that another prompt has others."""
+    """Record kinds that depend on the prompt too."""
     precision: dict[str, str] = field(default_factory=dict)
-    """Part → its precision, for people."""
+    """Part → its precision, for display."""
     limit: int = 0
-    """Most tokens of a caption."""
+    """Token limit of a caption."""
     fit_image: FrameFit = field(default_factory=FrameFit)
-    """The size at which pictures are seen."""
+    """Size at which the model sees images."""
     tiles: str = OFF
-    """Squares that pictures are cut in."""
+    """Tile setting of images."""
     frames_a_video: int = 0
-    """Number of frames that its model takes of each chunk; 0: any."""
+    """Number of frames that the model takes per chunk; 0: any."""
     bound: FrameBound | None = None
-    """The most frames that are shown of a chunk, where that depends on their size; None: all."""
+    """Frame limit of a chunk if it depends on the frame size; None: no such limit."""
     engine: str = ""
-    """Name of what makes the captions; empty where none are made."""
+    """Name of the engine that makes the captions; empty without captions."""
 
     def __getitem__(self, kind: str) -> str:
         return self.of[kind]
 
     def same_but_engine(self, other: "Variant") -> bool:
-        """Return whether both answer one question: what they are of differs in the engine alone."""
+        """Return whether the two variants differ at most in the engine, and so answer the same
+        question."""
         return replace(self, of={}, engine="") == replace(other, of={}, engine="")
 
 
 def variants_of(
     config: RunOptions, model: Model, sampling: Sampling, pipeline: Pipeline, stored: Set[str]
 ) -> list[Variant]:
-    """Return the variants of every choice of the parts' settings, the best first. Each stands
-    before those of its last records among the `stored` that have another limit."""
+    """Return a variant for every combination of the parts' settings, the best first. Each is
+    followed by its `stored` variants with another token limit."""
     parts = [stage.part for stage in pipeline if stage.part]
     found = []
     for chosen in product(*(model.settings[part] for part in parts)):
@@ -72,8 +73,10 @@ def variants_of(
             namespaces = namespaces_of(config, model, sampling, pipeline, settings)
             found.append(namespaces)
             if SamplingParams.of(config).is_prefix_stable:
-                said = _said(config, model)
-                found += _other_limits(namespaces, pipeline[-1], model, settings, stored, said)
+                text_fields = _text_fields(config, model)
+                found += _other_limits(
+                    namespaces, pipeline[-1], model, settings, stored, text_fields
+                )
     return found
 
 
@@ -84,8 +87,8 @@ def namespaces_of(
     pipeline: Pipeline,
     settings: Mapping[Part, PartSettings],
 ) -> Variant:
-    """Return the digests of what decides each stage's bytes. A stage's OUTPUT_VERSION rises when
-    its own output changes."""
+    """Return the variant of one combination of settings: the digest of everything that determines
+    each stage's bytes. A stage's OUTPUT_VERSION rises when its output changes."""
     vectors = VectorSamplingOptions.of(config)
     engine_options = EngineOptions.of(config)
     fits: dict[str, Any] = {kind: model.fit(kind).long_edges for kind in ("video", "image")}
@@ -93,9 +96,11 @@ def namespaces_of(
         fits["shrunk"] = SHRINKING
     of: dict[str, str] = {}
     for stage in pipeline:
-        by = [of[stage.reads], *_decides(stage, model, settings)] if stage.reads else []
+        by = [of[stage.reads], *_part_fields(stage, model, settings)] if stage.reads else []
         limit = (
-            [engine_options.max_new_tokens, *_said(config, model)] if stage.uses_token_limit else []
+            [engine_options.max_new_tokens, *_text_fields(config, model)]
+            if stage.uses_token_limit
+            else []
         )
         if stage.part and model.profile.prompted and not stage.uses_token_limit:
             limit = list(model.profile.turn_words(system=False))
@@ -121,28 +126,32 @@ def namespaces_of(
     )
 
 
-def namespace_aside(stage: StageSpec, model: Model, settings: PartSettings) -> str:
-    """Return the digest of what decides the bytes of a stage that is run once, in these settings.
-    Whatever makes captions has no part in it."""
+def one_shot_namespace(stage: StageSpec, model: Model, settings: PartSettings) -> str:
+    """Return the cache namespace of a stage that runs once, in these settings. The caption engine
+    is no part of it."""
     decides = replace(settings, engine="").decides
     return _namespace(stage, [model.digests[stage.part], *decides] if stage.part else [])
 
 
-def _said(config: RunOptions, model: Model) -> list[Any]:
-    """Return what decides the words of a caption besides their number, which none of it does as
-    by default."""
+def _text_fields(config: RunOptions, model: Model) -> list[Any]:
+    """Return the key fields of a caption's text apart from the token limit. Default settings add
+    none."""
     params = SamplingParams.of(config)
     turns = model.profile.turn_words(system=bool(params.system))
     return [*params.words, *turns]
 
 
-def _decides(stage: StageSpec, model: Model, settings: Mapping[Part, PartSettings]) -> list[Any]:
+def _part_fields(
+    stage: StageSpec, model: Model, settings: Mapping[Part, PartSettings]
+) -> list[Any]:
     if not stage.part:
         return []
     limit: list[str] = []
     if stage.part == "vision":
-        most, video = model.profile.max_pixels, model.profile.max_video_pixels
-        limit = [f"{most} pixels"] * bool(most) + [f"{video} pixels a video"] * bool(video)
+        image_pixels, video_pixels = model.profile.max_pixels, model.profile.max_video_pixels
+        limit = [f"{image_pixels} pixels"] * bool(image_pixels) + [
+            f"{video_pixels} pixels a video"
+        ] * bool(video_pixels)
     return [model.digests[stage.part], *settings[stage.part].decides, *limit]
 
 
@@ -156,14 +165,14 @@ def _other_limits(
     model: Model,
     settings: Mapping[Part, PartSettings],
     stored: Set[str],
-    said: Sequence[Any],
+    text_fields: Sequence[Any],
 ) -> Iterator[Variant]:
-    """Yield the stored variants of other limits, of which the words are chosen as `said`. A digest
-    cannot be turned back, so every limit that may have been asked for is tried."""
+    """Yield the stored variants of other token limits, with these `text_fields`. A digest cannot be
+    reversed, so every limit that may have been requested is tried."""
     if not stage.uses_token_limit or not stored - {namespaces[stage.writes]}:
         return
-    by = [namespaces[stage.reads], *_decides(stage, model, settings)]
+    by = [namespaces[stage.reads], *_part_fields(stage, model, settings)]
     for limit in range(1, LARGEST_LIMIT + 1):
-        digest = _namespace(stage, [*by, limit, *said])
+        digest = _namespace(stage, [*by, limit, *text_fields])
         if limit != namespaces.limit and digest in stored:
             yield replace(namespaces, of={**namespaces.of, stage.writes: digest}, limit=limit)

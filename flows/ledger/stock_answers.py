@@ -15,15 +15,15 @@ from flows.pipelines import Pipeline
 
 
 def may_reuse_stock(config: RunOptions, model: Model, store: Store, pipeline: Pipeline) -> bool:
-    """Return whether a model is run as published by rule, on a store that has captions of any."""
+    """Return whether the model runs as published by rule, and the store holds captions."""
     last = pipeline[-1]
     by_rule = model.profile.as_published and config.as_published is None
     return by_rule and last.uses_token_limit and bool(stored_namespaces(store, last.writes))
 
 
 def stock_note(ledger: Ledger, stock: Ledger, media: Sequence[Medium]) -> list[str]:
-    """Return a line on the chunks of some media that have a caption as stock and none as published;
-    none where there are no such chunks."""
+    """Return a note on chunks that have a caption as stock but none as published. Return an empty
+    list if there are no such chunks."""
     made, there = (_made(each, media) for each in (ledger, stock))
     count = len(there - made)
     return [f"{counted(count, 'caption')} are stored as stock; --as-stock reuses them"] * bool(
@@ -34,4 +34,4 @@ def stock_note(ledger: Ledger, stock: Ledger, media: Sequence[Medium]) -> list[s
 def _made(ledger: Ledger, media: Sequence[Medium]) -> set[tuple[str, int, str]]:
     """Return the chunks that have a caption."""
     last = ledger.pipeline[-1]
-    return {task.place for task in ledger.tasks(media) if ledger.has(task, last)}
+    return {task.identity for task in ledger.tasks(media) if ledger.has(task, last)}

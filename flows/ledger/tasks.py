@@ -9,11 +9,11 @@ from artifacts.keys import item_key
 from artifacts.schema import ChunkIndex, MediaIndex
 from artifacts.stamps import Stamp
 from artifacts.tiles import OFF, Box, boxes_of
-from flows.ledger.chunk_words import asked_of
+from flows.ledger.chunk_words import fill_placeholders
 from flows.ledger.namespaces import Variant
 
 PREVIOUS = "{previous}"
-"""Word in a prompt that stands for the caption of the chunk before."""
+"""Placeholder in a prompt for the caption of the previous chunk."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -28,7 +28,7 @@ class Medium:
     """State of the file when its content was digested."""
 
     @property
-    def chained(self) -> bool:
+    def uses_previous_caption(self) -> bool:
         """Return whether its chunks are captioned one after the other."""
         return PREVIOUS in self.prompt
 
@@ -40,15 +40,15 @@ class Task:
     medium: Medium
     chunk: ChunkIndex
     keys: Mapping[str, str]
-    """Kind of records → key."""
+    """Record kind → cache key."""
     namespaces: Variant
-    """The variant in which it was, or is to be, made."""
+    """Variant in which the records were made, or will be made."""
     prompt: str
-    """What is asked of the chunk; while it waits, with the word for what is not there yet."""
+    """Prompt of the chunk. Until the previous caption is known, it holds the placeholder."""
     previous: str | None = ""
-    """Caption of the chunk before, where the prompt asks for it; None: it is not there yet."""
+    """Caption of the previous chunk if the prompt uses it; None: not known yet."""
     stored: ChunkIndex | None = None
-    """The chunk with all of its stored frames, where fewer are shown; None: all are."""
+    """The chunk with all stored frames if the model sees fewer; None: it sees all."""
 
     @property
     def whole(self) -> ChunkIndex:
@@ -56,47 +56,47 @@ class Task:
         return self.stored or self.chunk
 
     @property
-    def waits(self) -> bool:
-        """Return whether it is not known yet what it is asked."""
-        return self.previous is None and self.medium.chained
+    def awaits_previous(self) -> bool:
+        """Return whether the prompt still lacks the previous caption."""
+        return self.previous is None and self.medium.uses_previous_caption
 
     def __getitem__(self, kind: str) -> str:
         return self.keys[kind]
 
     @property
-    def place(self) -> tuple[str, int, str]:
-        """Return the chunk and its prompt, which name it however anything is made of it."""
+    def identity(self) -> tuple[str, int, str]:
+        """Return medium, chunk index and prompt. They identify the task in every variant."""
         return (self.medium.digest, self.chunk.index, self.medium.prompt)
 
     @property
     def boxes(self) -> tuple[Box, ...]:
-        """Return the parts that are looked at of a picture."""
+        """Return the crops of an image that the model sees."""
         seen_at = self.namespaces.fit_image.edge
         return boxes_of(self.chunk.height, self.chunk.width, self.namespaces.tiles, seen_at)
 
     @property
     def is_cut(self) -> bool:
-        """Return whether it is a picture of which parts are looked at, too."""
+        """Return whether the model sees crops of the image as well."""
         return self.medium.kind == "image" and self.namespaces.tiles != OFF
 
     @property
     def levels(self) -> list[int]:
-        """Return the level of each of its boxes."""
+        """Return the tile level of each box."""
         return [box.level for box in self.boxes]
 
     @property
-    def pictures(self) -> int:
-        """Return how many pictures an encoder sees of it: frames, or parts of a picture."""
+    def images(self) -> int:
+        """Return how many images the encoder gets: frames, or crops of an image."""
         return len(self.boxes) if self.is_cut else len(self.chunk.times)
 
     @property
     def shape(self) -> tuple[str, int, int, int]:
-        """Return what the chunks of one batch have alike: (kind, pictures, height, width). The last
-        two are of a picture as it is seen."""
+        """Return the properties that chunks of one batch share: (kind, images, height, width).
+        Height and width are those that the model sees."""
         size = (self.chunk.height, self.chunk.width)
         if self.medium.kind == "image":
             size = self.namespaces.fit_image.size(*size)
-        return (self.medium.kind, self.pictures, *size)
+        return (self.medium.kind, self.images, *size)
 
 
 def task_of(
@@ -106,23 +106,24 @@ def task_of(
     namespaces: Variant,
     previous: str | None = "",
 ) -> Task:
-    """Return a chunk of a medium with the keys of one variant; `index` is what was found in the
-    medium, if it was looked at, and `previous` what was said of the chunk before."""
+    """Return a chunk of a medium with the keys of one variant. `index` is the medium's index, if
+    known, and `previous` the caption of the previous chunk."""
     bound = namespaces.bound if medium.kind == "video" else None
     shown = bound.shown(chunk) if bound else chunk
-    # Of a chunk that waits the word itself stands in the key, by which nothing is ever made.
-    asked = asked_of(medium.prompt, shown, namespaces.frames_a_video)
-    asked = asked if previous is None else asked.replace(PREVIOUS, previous)
-    words = index.words(namespaces.fit_image) if index is not None else ()
+    # While the previous caption is unknown, the placeholder is part of the key. No record is made
+    # by that key.
+    prompt = fill_placeholders(medium.prompt, shown, namespaces.frames_a_video)
+    prompt = prompt if previous is None else prompt.replace(PREVIOUS, previous)
+    size_fields = index.words(namespaces.fit_image) if index is not None else ()
     fewer = () if shown is chunk else (f"{len(shown.times)} frames",)
     keys = {
         kind: item_key(
             namespace,
             medium.digest,
             chunk.index,
-            *([asked] if kind in namespaces.prompted else []),
-            *words,
-            *(fewer if at else ()),  # the frames are stored as they always were
+            *([prompt] if kind in namespaces.prompted else []),
+            *size_fields,
+            *(fewer if at else ()),  # frames keep their key: all of them are stored
         )
         for at, (kind, namespace) in enumerate(namespaces.of.items())
     }
@@ -132,11 +133,11 @@ def task_of(
         stored=None if shown is chunk else chunk,
         keys=keys,
         namespaces=namespaces,
-        prompt=asked,
+        prompt=prompt,
         previous=previous,
     )
 
 
 def unique(tasks: Sequence[Task], kind: str) -> list[Task]:
-    """Drop the tasks whose key came before: two files of one content are one item."""
+    """Drop tasks whose key occurred before: two files with equal content are one item."""
     return list({task[kind]: task for task in reversed(tasks)}.values())[::-1]

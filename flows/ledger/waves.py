@@ -17,28 +17,28 @@ from flows.ledger.tasks import Medium, Task, unique
 from stages.process.stage import StageSpec
 
 BYTES_A_TOKEN = 4
-"""Bytes of a prompt a token, about: enough to tell a long one from a short one without a
+"""Approximate prompt bytes per token. Precise enough to sort prompts by length without a
 tokenizer."""
-ASKED = 8
-"""Most other prompts whose captions are looked at."""
+MAX_OTHER_PROMPTS = 8
+"""Largest number of other prompts whose captions are looked up."""
 
 
 def waves_of(
     ledger: Ledger, media: Sequence[Medium], sizes: Sequence[int], limit: int
 ) -> list[list[Medium]]:
-    """Cut the media into waves of at most `limit` bytes of frames and features."""
-    # Cut anew where pictures may have been counted smaller than they are stored since.
-    words = [WHOLE] if any(m.kind == "image" for m in media) else []
-    key = digest_of([*([m.digest, m.prompt] for m in media), *words])
-    if key not in ledger.cuts:
-        ledger.cuts.publish([Record(key=key, meta={"lengths": cut_waves(sizes, limit)})])
+    """Divide the media into waves of at most `limit` bytes of frames and features."""
+    # The version in the key renews divisions whose images were counted smaller than they are stored
+    # since.
+    version = [WHOLE] if any(m.kind == "image" for m in media) else []
+    key = digest_of([*([m.digest, m.prompt] for m in media), *version])
+    if key not in ledger.wave_records:
+        ledger.wave_records.publish([Record(key=key, meta={"lengths": cut_waves(sizes, limit)})])
     left = iter(media)
-    return [list(islice(left, length)) for length in ledger.cuts.meta(key)["lengths"]]
+    return [list(islice(left, length)) for length in ledger.wave_records.meta(key)["lengths"]]
 
 
 def cut_waves(sizes: Sequence[int], limit: int) -> list[int]:
-    """Return how many media go into each wave, at least one, so that it stays below `limit`
-    bytes."""
+    """Return the number of media in each wave: at least one, and at most `limit` bytes."""
     lengths: list[int] = []
     filled = 0
     for size in sizes:
@@ -51,13 +51,13 @@ def cut_waves(sizes: Sequence[int], limit: int) -> list[int]:
 
 
 def lengths_of(ledger: Ledger, tasks: Sequence[Task], stage: StageSpec) -> dict[str, int]:
-    """Return about how many tokens a stage is given, by the key of what it makes."""
+    """Return the approximate number of input tokens of a stage, by the key of its record."""
     wave = unique(tasks, stage.writes)
     key = digest_of(["lengths", *(task[stage.writes] for task in wave)])
-    if key not in ledger.cuts:
+    if key not in ledger.wave_records:
         counts = [_length(ledger, task, stage) for task in wave]
-        ledger.cuts.publish([Record(key=key, meta={"tokens": counts})])
-    tokens: list[int] = ledger.cuts.meta(key)["tokens"]
+        ledger.wave_records.publish([Record(key=key, meta={"tokens": counts})])
+    tokens: list[int] = ledger.wave_records.meta(key)["tokens"]
     return {task[stage.writes]: count for task, count in zip(wave, tokens, strict=True)}
 
 
@@ -67,18 +67,21 @@ def _length(ledger: Ledger, task: Task, stage: StageSpec) -> int:
     return of_media + len(task.prompt.encode()) // BYTES_A_TOKEN
 
 
-def said_before(ledger: Ledger, tasks: Sequence[Task], stage: StageSpec) -> dict[str, int]:
-    """Return how many tokens were said of a chunk when it was asked something else, by the key of
-    what is made now: who was talkative once is so again. Prompts are kept for the next time."""
+def previous_lengths(ledger: Ledger, tasks: Sequence[Task], stage: StageSpec) -> dict[str, int]:
+    """Return the length in tokens of each chunk's caption under another prompt, by the key of the
+    new record. A chunk with a long caption tends to get a long one again. The prompts are stored
+    for the next run."""
     prompts = {digest_of(["asked", task.medium.prompt]): task.medium.prompt for task in tasks}
-    ledger.cuts.publish([Record(key=key, meta={"asked": p}) for key, p in prompts.items()])
-    known = (ledger.cuts.meta(key) for key in sorted(ledger.cuts.keys() - prompts.keys()))
-    others = [meta["asked"] for meta in known if "asked" in meta][:ASKED]
+    ledger.wave_records.publish([Record(key=key, meta={"asked": p}) for key, p in prompts.items()])
+    known = (
+        ledger.wave_records.meta(key) for key in sorted(ledger.wave_records.keys() - prompts.keys())
+    )
+    others = [meta["asked"] for meta in known if "asked" in meta][:MAX_OTHER_PROMPTS]
     made, found = ledger[stage.writes], {}
     for task in tasks if others else ():
         for prompt in others:
             medium = replace(task.medium, prompt=prompt)
-            key = ledger.at(medium, task.whole, task.namespaces, task.previous)[stage.writes]
+            key = ledger.make_task(medium, task.whole, task.namespaces, task.previous)[stage.writes]
             if key in made:
                 found[task[stage.writes]] = int(made.meta(key)["tokens"])
                 break

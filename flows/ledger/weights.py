@@ -1,6 +1,5 @@
-"""Finds out from the store which weights a run needs, and fetches them before a stage needs them.
-Loads none.
-"""
+"""Finds in the store which weights a run needs, and fetches them before a stage needs them. Loads
+no weights."""
 
 from collections.abc import Collection, Sequence
 
@@ -13,24 +12,24 @@ from stages.models.hub.fetching import fetch
 from stages.process.stage import StageSpec
 
 
-def stages_wanted(ledger: Ledger, media: Sequence[Medium]) -> list[StageSpec]:
-    """Return the stages that have work to do on what was cut from files. The store tells so before
-    the work starts, as far as it can."""
+def stages_with_work(ledger: Ledger, media: Sequence[Medium]) -> list[StageSpec]:
+    """Return the stages after the first that have missing records, as far as the store shows it
+    before work starts."""
     later = ledger.pipeline[1:]
     known = [medium for medium in media if ledger.failure(medium) is None]
-    if any(ledger.index(medium) is None for medium in known):
+    if any(ledger.media_index(medium) is None for medium in known):
         return list(later)
-    tasks = [task for task in ledger.tasks(known) if not ledger.lost(task)]
+    tasks = [task for task in ledger.tasks(known) if not ledger.has_failed(task)]
     return [stage for stage in later if not all(ledger.has(task, stage) for task in tasks)]
 
 
 def bytes_to_fetch(model: Model, parts: Collection[Part]) -> int:
-    """Return the bytes that must be downloaded for these parts; 0 when all is here."""
+    """Return the bytes to download for these parts; 0 if all files are local."""
     return sum(file.size for file in model.checkpoint.missing(model.shards(parts)))
 
 
 def fetch_parts(model: Model, parts: Collection[Part], display: Display) -> None:
-    """Bring the files that hold these parts here, unless they are. Raises PenstockError."""
+    """Download the files of these parts, unless they are local. Raises PenstockError."""
     if not parts:
         return
     whole = model.shards(parts) == model.shards(model.profile.parts)

@@ -12,7 +12,7 @@ from flows.checkpoint.context import bound_by_size, frame_room, frames_of_any_si
 from flows.checkpoint.frame_tokens import counted_frames, seen
 from flows.checkpoint.models import Model
 from flows.checkpoint.prompt_tokens import most_tokens
-from flows.checkpoint.wanted_frames import full_chunk, wanted_sampling
+from flows.checkpoint.wanted_frames import full_chunk, requested_sampling
 from flows.job.context_note import context_note
 from flows.job.prepare import Job
 from flows.options.commands import RunOptions
@@ -68,14 +68,14 @@ def _lost_note(model: Model, config: RunOptions, seconds: float) -> str:
     of whose frames fit."""
     if not loses_frames(model, config):
         return ""
-    sampling, most = wanted_sampling(model.profile, config), frames_of_any_size(model.profile)
+    sampling, most = requested_sampling(model.profile, config), frames_of_any_size(model.profile)
     chunk = replace(sampling, chunk_seconds=min(sampling.chunk_seconds, seconds))
     return context_note(model, config) if full_chunk(chunk) > (most or 0) else ""
 
 
 def standard_notes(model: Model, config: RunOptions) -> list[str]:
     """Return the same of a full chunk of a video in full HD."""
-    frames = full_chunk(wanted_sampling(model.profile, config))
+    frames = full_chunk(requested_sampling(model.profile, config))
     chunks = [(frames, model.fit("video").size(*UNKNOWN_SIZE))]
     return _size_notes(model, config, chunks, model.prompt_for(config, "video"))
 
@@ -89,7 +89,7 @@ def _size_notes(
     """Return the line on chunks of so many frames, each of a height and width as stored. The prompt
     and the answer decide only which number of pixels is proposed."""
     profile = model.profile
-    bound = bound_by_size(profile, full_chunk(wanted_sampling(profile, config)))
+    bound = bound_by_size(profile, full_chunk(requested_sampling(profile, config)))
     known = [(bound.of(size), count, size) for count, size in chunks] if bound else []
     cut = [(most, count, size) for most, count, size in known if most and most < count]
     if not cut:

@@ -24,7 +24,7 @@ from flows.job.context_note import context_note
 from flows.job.prepare import Job, prepare
 from flows.job.replanning import replanned_once
 from flows.ledger.waves import cut_waves
-from flows.ledger.weights import bytes_to_fetch, stages_wanted
+from flows.ledger.weights import bytes_to_fetch, stages_with_work
 from flows.machine.budget import Budget, budget_for
 from flows.machine.launch import Launcher
 from flows.options.commands import RunOptions
@@ -101,7 +101,7 @@ def _plan_of(
     pipelines: tuple[Pipeline, ...],
 ) -> Plan:
     every = pipelines or chain.from_iterable(PURPOSES.values())
-    pipelines = with_summaries(every, asked=PromptOptions.of(config).summary)
+    pipelines = with_summaries(every, summary=PromptOptions.of(config).summary)
     device = device_name()
     try:
         if config.sources:
@@ -231,7 +231,7 @@ def _of_job(plan: Plan, job: Job) -> dict[str, Any]:
         "notes": [*notes(job), *context_notes(job, found)],
         "seconds": times and times.seconds,
         "time": times.line if times else "",
-        "fetch_bytes": bytes_to_fetch(job.model, parts_of(stages_wanted(job.ledger, job.media))),
+        "fetch_bytes": bytes_to_fetch(job.model, parts_of(stages_with_work(job.ledger, job.media))),
         "sampling": job.sampling.told,
         "files": len(job.by_file),
         "failed": len(job.failures),

@@ -74,7 +74,9 @@ def wave_limit(job: Job) -> int:
 def estimates(job: Job) -> list[Estimate]:
     """Estimate each medium: from its index where there is one, else from its header."""
     media = job.media
-    unknown = [m for m in media if job.ledger.index(m) is None and job.ledger.failure(m) is None]
+    unknown = [
+        m for m in media if job.ledger.media_index(m) is None and job.ledger.failure(m) is None
+    ]
     groups = [unknown[at : at + READ_TOGETHER] for at in range(0, len(unknown), READ_TOGETHER)]
     with ThreadPoolExecutor(cores()) as pool:
         read = chain.from_iterable(pool.map(lambda group: [*map(_header, group)], groups))
@@ -104,7 +106,7 @@ def unencoded(job: Job) -> list[tuple[Estimate, bool]]:
     for medium, estimate in zip(job.media, estimates(job), strict=True):
         if ledger.failure(medium) is not None:
             continue
-        if ledger.index(medium) is None:
+        if ledger.media_index(medium) is None:
             identity = (medium.digest, made in ledger.namespaces.prompted and medium.prompt)
             if identity not in seen:
                 found.append((estimate, True))
@@ -113,7 +115,9 @@ def unencoded(job: Job) -> list[tuple[Estimate, bool]]:
         chunks = [
             task
             for task in ledger.tasks([medium])
-            if task[made] not in ledger[made] and not ledger.lost(task) and task[made] not in seen
+            if task[made] not in ledger[made]
+            and not ledger.has_failed(task)
+            and task[made] not in seen
         ]
         seen.update(task[made] for task in ledger.tasks([medium]))
         if chunks:
@@ -134,7 +138,7 @@ def _of_chunks(job: Job, medium: Medium, tasks: Sequence[Task]) -> Estimate:
 
 
 def _estimate(job: Job, medium: Medium, header: "_Header | None") -> Estimate:
-    index = job.ledger.index(medium)
+    index = job.ledger.media_index(medium)
     shown_frames = 0
     if index is None and header is None:
         return Estimate(seconds=0.0, chunks=0, frames=0, frame_bytes=0, feature_bytes=0)

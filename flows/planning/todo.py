@@ -36,8 +36,8 @@ def _of_kind(job: Job, kind: MediaKind, found: Sequence[Estimate]) -> RemainingW
     if not pairs:
         return None
     ledger = job.ledger
-    uncut = [e for m, e in pairs if ledger.index(m) is None]
-    tasks = [t for t in ledger.tasks([m for m, _ in pairs]) if not ledger.lost(t)]
+    uncut = [e for m, e in pairs if ledger.media_index(m) is None]
+    tasks = [t for t in ledger.tasks([m for m, _ in pairs]) if not ledger.has_failed(t)]
     chunks = sum(e.chunks for _, e in pairs)
     seen = [e for _, e in pairs if not e.again]
     frames = math.ceil(sum(e.frames for e in seen) / sum(e.chunks for e in seen))

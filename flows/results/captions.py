@@ -40,7 +40,7 @@ def captions_of(job: Job, file: MediaFile, medium: Medium) -> list[Caption]:
 
 def caption_of(job: Job, file: MediaFile, task: Task, stored: Mapping[str, Any]) -> Caption:
     """Return the caption of one chunk of a file, with what was stored of it."""
-    index = job.ledger.index(task.medium)
+    index = job.ledger.media_index(task.medium)
     assert index is not None
     one_frame = task.medium.kind == "video" and job.model.one_frame
     config = job.config

@@ -62,7 +62,7 @@ def failure_of(job: Job, names: Mapping[str, str], stage: str, event: Failed) ->
         chunks = (
             task
             for task in chain(
-                tasks, (other for each in tasks for other in job.ledger.answers(each))
+                tasks, (other for each in tasks for other in job.ledger.equivalent_tasks(each))
             )
             if task[made] == told
         )

@@ -56,7 +56,7 @@ def sample_sources(job: Job, people: PeoplesTexts | None = None) -> Iterator[lis
 def _items_of(
     job: Job, file: MediaFile, medium: Medium, captions: Sequence[Caption], copy: int
 ) -> list[SampleSource]:
-    index = job.ledger.index(medium)
+    index = job.ledger.media_index(medium)
     assert index is not None
     numbers = {chunk.start: chunk.index for chunk in index.chunks}
     whole = captions[0].start == 0 and captions[0].end > index.duration - SAME_SECONDS

@@ -13,7 +13,7 @@ from artifacts.record_union import refresh_together
 from artifacts.words import counted
 from flows.checkpoint.precision import PartSettings
 from flows.job.prepare import Job
-from flows.ledger.namespaces import namespace_aside
+from flows.ledger.namespaces import one_shot_namespace
 from flows.media.media_files import MediaFile
 from flows.options.commands import CaptionConfig
 from flows.options.text import EngineOptions, PromptOptions, TextOptions
@@ -75,7 +75,7 @@ def stories(job: Job) -> Iterator[SummaryInput]:
         file, medium = group[0]
         captions = in_words(bare, file, medium) if medium.kind == "video" else []
         tasks = job.ledger.tasks([medium])
-        lost = sum(job.ledger.lost(task) for task in tasks)
+        lost = sum(job.ledger.has_failed(task) for task in tasks)
         kept = [*unrejected(captions)]
         if kept and len(captions) >= len(tasks) - lost:
             texts = [(each.start, each.end, each.caption) for each in kept]
@@ -112,7 +112,7 @@ class Summaries:
 
     def namespace(self, settings: PartSettings) -> str:
         """Return the namespace of what is said in these settings."""
-        return namespace_aside(self._stage, self._job.model, settings)
+        return one_shot_namespace(self._stage, self._job.model, settings)
 
     def key(self, story: SummaryInput, settings: PartSettings) -> str:
         """Return the key of a video's summary in these settings. The context is not in it: what was

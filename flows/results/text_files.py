@@ -194,7 +194,7 @@ class _Writer:
             if only is not None and str(path) not in only:
                 continue
             captions = captions_of(job, file, medium)
-            wanted = sum(not job.ledger.lost(task) for task in job.ledger.tasks([medium]))
+            wanted = sum(not job.ledger.has_failed(task) for task in job.ledger.tasks([medium]))
             text = None
             if captions and len(captions) >= wanted:
                 kept = [*unrejected(captions)]

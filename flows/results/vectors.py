@@ -122,7 +122,7 @@ def _rows(job: Job, made: list[Made]) -> Iterator[dict[str, Any]]:
 
 def shown_width(job: Job, task: Task) -> int:
     """Return the pixels of a row of a medium, as it is shown."""
-    index = job.ledger.index(task.medium)
+    index = job.ledger.media_index(task.medium)
     assert index is not None
     return index.width
 

@@ -1,3 +1,1 @@
-"""Runs a job from its first stage to its last: waves, stages, fallback rungs, and an
-orderly end.
-"""
+"""Runs a job from its first stage to its last, with waves, fallback rungs and an orderly end."""

@@ -1,6 +1,5 @@
-"""Decides what one process of a stage computes, and which chunks form a batch. The decision covers
-the whole wave, and is made before any of it is run.
-"""
+"""Selects the work of one stage process, and groups its chunks into batches. The selection covers
+the whole wave before any of it runs."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,41 +15,44 @@ from stages.process.stage import StageSpec
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StageWork:
-    """The work of one process of a stage."""
+    """The work of one stage process."""
 
     rung: Rung
     tasks: list[Task]
-    """All tasks of the wave that are made in the same variant, done or not."""
+    """All tasks of the wave that are made in the same variant, finished or not."""
     batches: list[list[Task]]
     total: int
     """Number of items of the wave."""
     missing: int
-    """Number of those that are not there yet."""
+    """Number of items that have no record yet."""
     tokens: int = 0
-    """Tokens of the longest prompt, about."""
+    """Estimated tokens of the longest prompt."""
 
 
-def work_of(
+def next_work(
     ledger: Ledger, stage: StageSpec, wave: Sequence[Medium], rung: Rung, batch_size: int
 ) -> StageWork | None:
-    """Return the next work of a stage: of all that is missing, what is made in one variant. Returns
-    None when nothing is missing."""
+    """Return the next work of a stage: the missing items that share one variant. Return None when
+    nothing is missing."""
     made, read = stage.writes, ledger[stage.reads]
-    tasks = [t for t in ledger.tasks(wave) if not ledger.lost(t)]
-    lacking = [t for t in tasks if not ledger.has(t, stage)]
-    if not lacking:
+    tasks = [t for t in ledger.tasks(wave) if not ledger.has_failed(t)]
+    incomplete = [t for t in tasks if not ledger.has(t, stage)]
+    if not incomplete:
         return None
     total = len({t[made] for t in tasks})
     if stage.prompted:
-        link = min((t.chunk.index for t in lacking if t.medium.chained), default=0)
-        tasks, lacking = _of_link(tasks, link), _of_link(lacking, link)
-    missing, first = {t[made] for t in lacking}, lacking[0].namespaces
-    alike = [variant for variant in ledger.variants if variant.same_but_engine(first)]
-    # Under one variant, so that batches are those of an undisturbed run whoever made the captions.
+        position = min(
+            (t.chunk.index for t in incomplete if t.medium.uses_previous_caption), default=0
+        )
+        tasks, incomplete = _at_position(tasks, position), _at_position(incomplete, position)
+    missing, first = {t[made] for t in incomplete}, incomplete[0].namespaces
+    same_question = [variant for variant in ledger.variants if variant.same_but_engine(first)]
+    # All tasks get the keys of one variant, so that batches equal those of an uninterrupted run
+    # whichever engine made the captions.
     together = [
-        t if t.namespaces == first else ledger.again(t, first)
+        t if t.namespaces == first else ledger.in_variant(t, first)
         for t in tasks
-        if t.namespaces in alike
+        if t.namespaces in same_question
     ]
     lengths = lengths_of(ledger, together, stage) if stage.prompted else {}
     whole = (
@@ -62,8 +64,8 @@ def work_of(
         rung=rung,
         tasks=together,
         batches=[
-            # Whole, so that the bytes are those of an undisturbed run; without what an earlier
-            # command finished, whose frames are gone.
+            # Finished chunks stay in their batch, so that the bytes equal those of an uninterrupted
+            # run. Chunks that an earlier command finished are left out if their frames are gone.
             [t for t in batch if t[made] in missing or t[stage.reads] in read]
             for batch in cut(whole, rung.batch)
             if any(t[made] in missing for t in batch)
@@ -74,10 +76,10 @@ def work_of(
     )
 
 
-def _of_link(tasks: Sequence[Task], link: int) -> list[Task]:
-    """Return the tasks that can be made together: of media whose chunks are asked one after the
-    other, all chunks of one number, and of others all."""
-    return [t for t in tasks if not t.medium.chained or t.chunk.index == link]
+def _at_position(tasks: Sequence[Task], position: int) -> list[Task]:
+    """Return the tasks that can be made together. Of chained media these are the chunks at one
+    position; of other media, all chunks."""
+    return [t for t in tasks if not t.medium.uses_previous_caption or t.chunk.index == position]
 
 
 def batches_by_shape(
@@ -88,14 +90,14 @@ def batches_by_shape(
     *,
     any_size: bool = False,
 ) -> list[list[Task]]:
-    """Group chunks of one shape, or with `any_size` of as many frames, in order; every chunk of the
-    wave takes part, done or not. `kind` is that of the records that are made."""
+    """Group chunks of equal shape, in order. With `any_size`, group by the number of frames alone.
+    Every chunk of the wave takes part, finished or not. `kind` is the record kind that is made."""
     groups: dict[tuple[str | int, ...], list[Task]] = {}
     for task in unique(tasks, kind):
         groups.setdefault(task.shape[:2] if any_size else task.shape, []).append(task)
     batches = []
     for group in groups.values():
-        size = max(1, min(batch_size, frames_a_batch // group[0].pictures))
+        size = max(1, min(batch_size, frames_a_batch // group[0].images))
         batches += [group[i : i + size] for i in range(0, len(group), size)]
     return batches
 
@@ -103,9 +105,9 @@ def batches_by_shape(
 def batches_by_length(
     tasks: Sequence[Task], kind: str, lengths: Mapping[str, int], batch_size: int
 ) -> list[list[Task]]:
-    """Group chunks of one kind of media that are alike in length, so that little is padded. The
-    longest come first, so that what does not fit is found out at once. `lengths` is by the key of
-    what is made."""
+    """Group chunks of one media kind by similar length, which keeps padding small. The longest come
+    first, so that an item that does not fit is found at once. `lengths` maps the key of the made
+    record to tokens."""
 
     def size(task: Task) -> tuple[int, tuple[str, int, int, int]]:
         return lengths[task[kind]], task.shape

@@ -1,4 +1,4 @@
-"""Builds the arguments of each stage process for a given rung. Starts no process."""
+"""Builds the stage calls of a job: the arguments of each stage process on a given fallback rung."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -10,9 +10,9 @@ from flows.checkpoint.graphs import GraphUse, engines_folder
 from flows.checkpoint.models import Model
 from flows.checkpoint.precision import PartSettings
 from flows.job.prepare import Job
-from flows.ledger.namespaces import Variant, namespace_aside
+from flows.ledger.namespaces import Variant, one_shot_namespace
 from flows.ledger.tasks import Medium, Task
-from flows.ledger.waves import said_before
+from flows.ledger.waves import previous_lengths
 from flows.machine.launch import StageCall
 from flows.options.text import EngineOptions
 from flows.pipelines import STAGES
@@ -30,7 +30,7 @@ from stages.process.stage import StageSpec
 
 
 def settings_on(model: Model, rung: Rung) -> PartSettings | None:
-    """Return how the part of a stage is run on a rung; None for a stage without one."""
+    """Return the settings of a stage's model part on a rung, or None for a stage without a part."""
     part = STAGES[rung.stage].part
     kv = rung.kv if rung.kv == "quantized" else ""
     every = model.settings[part] if part else ()
@@ -38,13 +38,13 @@ def settings_on(model: Model, rung: Rung) -> PartSettings | None:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class LivePlaces:
+class WorkerStores:
     """Record locations of a worker process that differ from those of its job."""
 
     store: str = ""
     frames_store: str = ""
-    instead: str = ""
-    """Namespace of the captions of the second choice of a decode stage."""
+    fallback_namespace: str = ""
+    """Cache namespace of captions that the fallback engine of a decode stage makes."""
 
 
 class StageCallBuilder:
@@ -53,14 +53,16 @@ class StageCallBuilder:
     def __init__(self, job: Job) -> None:
         self._job = job
 
-    def frames(self, media: Sequence[tuple[Medium, list[int] | None]], rung: Rung) -> StageCall:
-        """Return the call to cut these chunks of each medium; None: all of them."""
+    def frames_call(
+        self, media: Sequence[tuple[Medium, list[int] | None]], rung: Rung
+    ) -> StageCall:
+        """Return the call that cuts these chunks of each medium; None stands for all chunks."""
         items = [FramesItem(m.path, m.digest, m.kind, chunks, m.stamp) for m, chunks in media]
-        told = replace(self.frames_job(), media=items, workers=rung.batch)
-        return self._call(self._job.pipeline[0], told)
+        job = replace(self.frames_job(), media=items, workers=rung.batch)
+        return self._call(self._job.pipeline[0], job)
 
     def frames_job(self) -> FramesJob:
-        """Return the job to cut media, without any."""
+        """Return the frames job without media."""
         job, stage = self._job, self._job.pipeline[0]
         return FramesJob(
             store=job.store.url,
@@ -72,61 +74,69 @@ class StageCallBuilder:
             workers=1,
         )
 
-    def records(
+    def media_call(
         self,
         stage: StageSpec,
         batches: Sequence[Sequence[Task]],
         rung: Rung,
-        batch_instead: int = 0,
+        fallback_batch: int = 0,
     ) -> StageCall:
-        """Return the call to make the records of these batches, all in one variant. `batch_instead`
-        is the largest batch of who has no slots on this rung (0: as many)."""
+        """Return the call that makes the records of these batches, which share one variant.
+        `fallback_batch` is the largest batch for an engine without slots on this rung (0: the same
+        size)."""
         namespaces = batches[0][0].namespaces
         if stage.job is not DecodeJob:
             items = [[self.encode_item(stage, task) for task in batch] for batch in batches]
             return self._call(stage, self._encoding(stage, namespaces, rung, items))
-        other = self._job.ledger.instead(namespaces) if stage is self._job.pipeline[-1] else None
-        told = replace(
+        other = (
+            self._job.ledger.other_engine_variant(namespaces)
+            if stage is self._job.pipeline[-1]
+            else None
+        )
+        job = replace(
             self._decoding(stage, namespaces, rung),
             batches=[[self.decode_item(stage, task, other) for task in batch] for batch in batches],
             instead=other[stage.writes] if other else "",
-            batch_instead=batch_instead,
-            said_before=self._said_before(stage, batches) if rung.seated else {},
+            batch_instead=fallback_batch,
+            said_before=self._previous_lengths(stage, batches) if rung.seated else {},
         )
-        return self._call(stage, told)
+        return self._call(stage, job)
 
-    def live(self, stage: StageSpec, rung: Rung, pipe: str, places: LivePlaces) -> StageCall:
-        """Return the call of a stage that stays, and makes what it is told over its pipe."""
+    def worker_call(
+        self, stage: StageSpec, rung: Rung, pipe: str, stores: WorkerStores
+    ) -> StageCall:
+        """Return the call of a persistent worker process, which reads its requests from `pipe`."""
         namespaces = self._job.ledger.namespaces
-        store = places.store or self._job.store.url
-        told: Any
+        store = stores.store or self._job.store.url
+        job: Any
         if stage.job is DecodeJob:
             decoding = self._decoding(stage, namespaces, rung)
             slots = rung.batch if rung.seated else 0
-            told = replace(decoding, instead=places.instead, slots=slots)
+            job = replace(decoding, instead=stores.fallback_namespace, slots=slots)
         elif stage.of_media:
             encoding = self._encoding(stage, namespaces, rung, [])
-            told = replace(encoding, frames_store=places.frames_store)
+            job = replace(encoding, frames_store=stores.frames_store)
         else:
             settings = settings_on(self._job.model, rung)
             assert settings is not None
-            told = self._texts(stage, rung, namespace_aside(stage, self._job.model, settings))
-        return replace(self._call(stage, replace(told, store=store, live=pipe)), stays=True)
+            namespace = one_shot_namespace(stage, self._job.model, settings)
+            job = self._texts_job(stage, rung, namespace)
+        return replace(self._call(stage, replace(job, store=store, live=pipe)), stays=True)
 
-    def texts(
+    def texts_call(
         self, groups: Sequence[Sequence[str]], namespace: str, key: str, rung: Rung
     ) -> StageCall:
-        """Return the call to make one record of the vectors of these groups of texts."""
+        """Return the call that makes one record with the vectors of these groups of texts."""
         stage = STAGES[rung.stage]
-        told = self._texts(stage, rung, namespace)
-        return self._call(stage, replace(told, key=key, groups=[[*group] for group in groups]))
+        job = self._texts_job(stage, rung, namespace)
+        return self._call(stage, replace(job, key=key, groups=[[*group] for group in groups]))
 
-    def once(self, stage: StageSpec, make: Callable[..., object], rung: Rung) -> StageCall:
-        """Return the call of a stage that looks at no media. Its job is made of its half on a rung,
-        if it has one."""
+    def one_shot_call(self, stage: StageSpec, make: Callable[..., object], rung: Rung) -> StageCall:
+        """Return the call of a stage without media. `make` builds its job, from the half on this
+        rung if the stage has a part."""
         return self._call(stage, make(half=self.half(stage, rung)) if stage.part else make())
 
-    def _texts(self, stage: StageSpec, rung: Rung, namespace: str) -> TextsJob:
+    def _texts_job(self, stage: StageSpec, rung: Rung, namespace: str) -> TextsJob:
         half, store = self.half(stage, rung), self._job.store.url
         return TextsJob(half=half, store=store, namespace=namespace, batch=rung.batch)
 
@@ -137,7 +147,7 @@ class StageCallBuilder:
         rung: Rung,
         batches: Sequence[Sequence[EncodeItem]],
     ) -> Any:
-        """Return the job of a stage that looks at frames."""
+        """Return the job of a stage that reads frames."""
         make: Callable[..., Any] = stage.job
         make = partial(
             make,
@@ -155,7 +165,7 @@ class StageCallBuilder:
         return make(tiles=tiles, edge=edge, pictures=rung.batch)
 
     def _decoding(self, stage: StageSpec, namespaces: Variant, rung: Rung) -> DecodeJob:
-        """Return the job of the stage that captions, without chunks."""
+        """Return the decode job without batches."""
         job, settings = self._job, settings_on(self._job.model, rung)
         assert settings is not None
         return DecodeJob(
@@ -172,11 +182,13 @@ class StageCallBuilder:
             beyond_context=job.config.as_published is False,
         )
 
-    def _said_before(self, stage: StageSpec, batches: Sequence[Sequence[Task]]) -> dict[str, int]:
-        return said_before(self._job.ledger, [t for batch in batches for t in batch], stage)
+    def _previous_lengths(
+        self, stage: StageSpec, batches: Sequence[Sequence[Task]]
+    ) -> dict[str, int]:
+        return previous_lengths(self._job.ledger, [t for batch in batches for t in batch], stage)
 
     def half(self, stage: StageSpec, rung: Rung) -> HalfJob:
-        """Return the part of a stage on a rung."""
+        """Return the half that a stage loads on a rung."""
         model, settings = self._job.model, settings_on(self._job.model, rung)
         assert settings is not None and stage.part is not None
         adapter = settings.adapter
@@ -201,18 +213,18 @@ class StageCallBuilder:
         return self._with_graphs(half, settings.graph, rung) if settings.graph else half
 
     def _with_graphs(self, half: HalfJob, graph: GraphUse, rung: Rung) -> HalfJob:
-        """Return a half whose towers are computed by graphs."""
+        """Return the half with its encoders computed by exported graphs."""
         job, engines = self._job, ""
         if graph.backend == TENSORRT:
             engines = str(engines_folder(job.store.local, graph.digest, job.device, rung.batch))
         room = job.budget.of_stage(job.device)
         return replace(half, backend=graph.backend, engines=engines, graph_bytes=room)
 
-    def _call(self, stage: StageSpec, told: object) -> StageCall:
+    def _call(self, stage: StageSpec, job: object) -> StageCall:
         device = self._job.device if stage.part else "cpu"
         return StageCall(
             name=stage.name,
-            arguments=job_fields(told),
+            arguments=job_fields(job),
             device=device,
             log=self._job.out / "logs" / f"{stage.name}.log",
             budget=self._job.budget.of_stage(device),
@@ -227,8 +239,10 @@ class StageCallBuilder:
         return EncodeItem(task[stage.writes], task[stage.reads], task.medium.kind, prompt, shown)
 
     def decode_item(self, stage: StageSpec, task: Task, other: Variant | None = None) -> DecodeItem:
-        """Return a chunk as the decode stage is told it. Where another variant answers as well, its
-        key in that one stands there, too."""
-        instead = self._job.ledger.again(task, other)[stage.writes] if other is not None else ""
-        item = DecodeItem(task[stage.writes], task[stage.reads], task.prompt, instead)
+        """Return the decode item of a chunk. With `other`, it also holds the chunk's key in that
+        equivalent variant."""
+        fallback_key = (
+            self._job.ledger.in_variant(task, other)[stage.writes] if other is not None else ""
+        )
+        item = DecodeItem(task[stage.writes], task[stage.reads], task.prompt, fallback_key)
         return item._replace(kind=task.medium.kind)

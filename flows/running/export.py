@@ -43,11 +43,11 @@ from flows.running.run_observer import OnBegin, RunObserver
 from flows.running.samples import (
     Captioned,
     ExportSample,
-    by_place,
     captioned_of,
     features_job,
     media_in,
     samples_of,
+    tasks_by_identity,
 )
 from stages.export import CALIBRATE, COMPARE, JUDGE, STAGE, TRACE
 from stages.export.jobs import (
@@ -64,35 +64,35 @@ from stages.process.device import device_name
 from stages.process.stage import StageSpec
 
 EXPECTED = "expected"
-"""Folder of what the original expects at each word, until the checkpoint is judged."""
-LEAST_BYTES = 256 << 20
-"""Bytes that are summed up at least."""
+"""Folder of the original's logits at each token, kept until the checkpoint is evaluated."""
+MIN_HESSIAN_BYTES = 256 << 20
+"""Lower limit of the memory for Hessians, in bytes."""
 
 
 def check_graphs(kind: str) -> None:
-    """Refuse graphs that cannot be made or judged here, before anything is captioned. Raises
-    PenstockError."""
+    """Check that graphs can be made and evaluated on this machine, before anything is captioned.
+    Raises PenstockError."""
     check_packages()
     if GRAPHS[kind] == "int8" and device_name() != "cpu":
         raise UsageError(
-            f"--to {kind} is for processors, and this machine has a GPU to judge it by",
-            hint="Take --to onnx-fp16, or hide the GPU: CUDA_VISIBLE_DEVICES= penstock export …",
+            f"--to {kind}: cannot be evaluated on this machine (CPU graphs, but it has a GPU)",
+            hint="Give --to onnx-fp16, or hide the GPU: CUDA_VISIBLE_DEVICES= penstock export …",
         )
 
 
 def export_job(
-    job: Job, asked: ExportRequest, recipe: dict[str, Any], parts: tuple[Part, ...], rounded: str
+    job: Job, request: ExportRequest, recipe: dict[str, Any], parts: tuple[Part, ...], rounded: str
 ) -> ExportJob:
-    """Return the job of the stage that writes a checkpoint in few bits. `rounded` is the folder of
-    weights that were calibrated; empty: none were."""
+    """Return the job that writes a quantized checkpoint. `rounded` is the folder of calibrated
+    weights, or empty."""
     model = job.model
     return ExportJob(
         model=str(model.folder),
         recipe=recipe,
-        folder=str(asked.work),
-        kind=asked.kind,
+        folder=str(request.work),
+        kind=request.kind,
         parts=parts,
-        group=asked.group,
+        group=request.group,
         calibrated=rounded,
         as_published=model.profile.as_published,
         trust_remote_code=job.config.trust_remote_code,
@@ -101,16 +101,16 @@ def export_job(
 
 
 def graph_job(
-    job: Job, asked: ExportRequest, recipe: dict[str, Any], parts: tuple[Part, ...]
+    job: Job, request: ExportRequest, recipe: dict[str, Any], parts: tuple[Part, ...]
 ) -> GraphJob:
-    """Return the job of the stage that makes graphs of these halves."""
+    """Return the job that makes graphs of these halves."""
     model, held = job.model, job.model.profile.parts
     halves: list[Half] = [part for part in parts if part != "whole"]
     return GraphJob(
         model=str(model.folder),
         recipe=recipe,
-        folder=str(asked.work),
-        kind=asked.kind,
+        folder=str(request.work),
+        kind=request.kind,
         weights={half: {s: model.weights[s] for s in held[half].shards} for half in halves},
         pieces={half: list(held[half].pieces) for half in halves},
         frames_a_video=model.profile.frames_a_video,
@@ -122,61 +122,61 @@ def graph_job(
 
 
 def calibrate_job(
-    job: Job, asked: ExportRequest, parts: tuple[Part, ...], seen: Captioned, folder: str
+    job: Job, request: ExportRequest, parts: tuple[Part, ...], seen: Captioned, folder: str
 ) -> Callable[..., CalibrateJob]:
-    """Return what makes of its half the job of the stage that rounds weights into a folder."""
-    namespace, members = seen
+    """Return a function that builds, from its half, the job that writes calibrated weights to a
+    folder."""
+    namespace, items = seen
     return partial(
         CalibrateJob,
         store=job.store.url,
         features_namespace=namespace,
-        members=members,
+        members=items,
         folder=folder,
         parts=parts,
-        bits=PACKED[asked.kind],
-        group=asked.group,
+        bits=PACKED[request.kind],
+        group=request.group,
         hessian_bytes=_hessian_bytes(job),
     )
 
 
-def judge_job(job: Job, asked: ExportRequest, words: Captioned) -> partial[JudgeJob]:
-    """Return what makes of its half the job of the stage that reads off what it expects."""
-    namespace, members = words
-    folder, store = str(asked.runs / EXPECTED), job.store.url
+def judge_job(job: Job, request: ExportRequest, captioned: Captioned) -> partial[JudgeJob]:
+    """Return a function that builds, from its half, the job that records the half's logits."""
+    namespace, items = captioned
+    folder, store = str(request.runs / EXPECTED), job.store.url
     where = partial(JudgeJob, store=store, features_namespace=namespace, folder=folder)
-    return partial(where, members=members)
+    return partial(where, members=items)
 
 
-def put_in(asked: ExportRequest, parts: tuple[Part, ...]) -> dict[str, Any]:
+def packed_fields(request: ExportRequest, parts: tuple[Part, ...]) -> dict[str, Any]:
     """Return the fields of a JudgeJob whose half gets the weights of a packed checkpoint."""
-    bits, rounded = PACKED[asked.kind], str(asked.work)
-    return {"rounded": rounded, "parts": parts, "bits": bits, "group": asked.group}
+    bits, rounded = PACKED[request.kind], str(request.work)
+    return {"rounded": rounded, "parts": parts, "bits": bits, "group": request.group}
 
 
 def _hessian_bytes(job: Job) -> int:
-    """Return the bytes that may be summed up for one layer: no more than leave room for the
-    rest."""
-    return min(HESSIAN_BYTES, max(LEAST_BYTES, job.budget.of_stage(job.device) // 4))
+    """Return the memory for the Hessians of one layer, in bytes. It leaves room for everything
+    else."""
+    return min(HESSIAN_BYTES, max(MIN_HESSIAN_BYTES, job.budget.of_stage(job.device) // 4))
 
 
 def export(
     config: RunOptions,
-    asked: ExportRequest,
+    request: ExportRequest,
     display: Display,
     make_launcher: LauncherMaker = DirectLauncher,
     on_begin: OnBegin | None = None,
 ) -> Exported:
-    """Write the checkpoint that is asked for of the configuration's model. It is judged by the
-    configuration's sources, or without any by what the store has of the model. `on_begin` is as
-    `caption` has it, of the run that looks at the original and of the one that judges. Raises
-    PenstockError; what is written stays."""
+    """Write the requested checkpoint of the configuration's model. It is evaluated on the
+    configuration's sources, or without sources on the model's stored records. `on_begin` is called
+    for the run of the original and for the evaluation. Raises PenstockError; written files stay."""
 
     def attempt() -> Exported:
-        refuse_foreign_folder(asked)
+        refuse_foreign_folder(request)
         try:
-            return _Export(config, asked, display, make_launcher, on_begin).run()
+            return _Export(config, request, display, make_launcher, on_begin).run()
         except ModelChanged:
-            forget_begun(asked)
+            forget_begun(request)
             raise
 
     return replanned_once(attempt, display.say)
@@ -188,163 +188,172 @@ class _Export:
     def __init__(
         self,
         config: RunOptions,
-        asked: ExportRequest,
+        request: ExportRequest,
         display: Display,
         make_launcher: LauncherMaker,
         on_begin: OnBegin | None,
     ) -> None:
-        self._config = replace(config, out=str(asked.runs / NATIVE), limit=asked.samples)
-        self._asked = asked
+        self._config = replace(config, out=str(request.runs / NATIVE), limit=request.samples)
+        self._request = request
         self._display = display
-        self._watch = partial(RunObserver, display, on_begin)
+        self._observer = partial(RunObserver, display, on_begin)
         self._make_launcher = make_launcher
         self._source: dict[str, Any] = {}
-        """The model and the adapter that it was merged with; empty: the model as it is."""
+        """Key fields of the model with its merged adapter; empty: the model alone."""
         self._parts: tuple[Part, ...] = ()
-        self._dual = False
+        self._makes_vectors = False
         self._samples: list[ExportSample] = []
         self._figures: dict[str, Any] = {}
 
     def run(self) -> Exported:
-        if self._asked.graphs:
-            check_graphs(self._asked.kind)
-        result = self._merged() if self._asked.adapter else None
-        result = result or self._exported()
-        if self._asked.adapter and result.accepted:  # it is as large as the original
-            shutil.rmtree(self._asked.merged, ignore_errors=True)
+        if self._request.graphs:
+            check_graphs(self._request.kind)
+        result = self._merge_adapter() if self._request.adapter else None
+        result = result or self._export()
+        if (
+            self._request.adapter and result.accepted
+        ):  # the merged model is as large as the original
+            shutil.rmtree(self._request.merged, ignore_errors=True)
         return result
 
     @property
     def _pipelines(self) -> tuple[Pipeline, ...]:
-        return GRAPH_EXPORTS if self._asked.graphs else EXPORTS
+        return GRAPH_EXPORTS if self._request.graphs else EXPORTS
 
-    def _merged(self) -> Exported | None:
-        """Go on with the model that the adapter was merged into. Where that was exported before,
-        return the checkpoint."""
-        asked, watch = self._asked, self._watch()
-        way, self._config = self._config.as_published, as_adapted(self._config, asked.adapter)
-        with prepared(self._config, watch, self._make_launcher, *self._pipelines) as found:
+    def _merge_adapter(self) -> Exported | None:
+        """Merge the adapter, and continue with the merged model. Return the checkpoint if that
+        model was exported before."""
+        request, observer = self._request, self._observer()
+        way, self._config = self._config.as_published, as_adapted(self._config, request.adapter)
+        with prepared(self._config, observer, self._make_launcher, *self._pipelines) as found:
             job, _ = found
-            adapter, files = adapter_of(job, asked)
+            adapter, files = adapter_of(job, request)
             for note in way_notes(way, adapter, job.model.folder):
                 self._display.say(note)
             self._source = merged_of(job, adapter, files)
-            if (done := self._done(job)) is not None:
+            if (done := self._finished_before(job)) is not None:
                 return done
-            merge(job, asked, adapter, self._source, files, self._display, self._make_launcher)
-        self._config = replace(self._config, model=str(asked.merged), revision=None)
+            merge(job, request, adapter, self._source, files, self._display, self._make_launcher)
+        self._config = replace(self._config, model=str(request.merged), revision=None)
         return None
 
-    def _done(self, job: Job) -> Exported | None:
-        """Return the checkpoint if it needs no work: it is in its place, or waits for it."""
-        self._parts = self._asked.parts(job.model.profile.route)
+    def _finished_before(self, job: Job) -> Exported | None:
+        """Return the checkpoint if it needs no work: it is in its place, or ready to be moved
+        there."""
+        self._parts = self._request.parts(job.model.profile.route)
         recipe = self._recipe(job)
-        if (done := placed_before(self._asked.folder, recipe)) is not None:
+        if (done := placed_before(self._request.folder, recipe)) is not None:
             return done
-        return put_into_place(self._asked) if was_judged(self._asked, recipe) else None
+        return put_into_place(self._request) if was_judged(self._request, recipe) else None
 
-    def _exported(self) -> Exported:
-        watch = self._watch()
-        with prepared(self._config, watch, self._make_launcher, *self._pipelines) as found:
+    def _export(self) -> Exported:
+        observer = self._observer()
+        with prepared(self._config, observer, self._make_launcher, *self._pipelines) as found:
             job, launcher = found
-            self._dual = dual = makes_vectors(job.pipeline)
-            if (done := self._done(job)) is not None:
+            self._makes_vectors = is_dual = makes_vectors(job.pipeline)
+            if (done := self._finished_before(job)) is not None:
                 return done
-            with watch.working(job, launcher, "exporting into") as (sequence, _, _):
-                if dual:
-                    sequence.fill()
+            with observer.pipeline_for_job(job, launcher, "exporting into") as (runner, _, _):
+                if is_dual:
+                    runner.compute_records()
                 elif job.files:
-                    sequence.run()
-                with sequence.going_on():
-                    self._written(job, sequence)
-        if not self._asked.packed:
-            self._judged()
+                    runner.run()
+                with runner.keep_running():
+                    self._write_checkpoint(job, runner)
+        if not self._request.packed:
+            self._evaluate()
         frames = sum(len(sample.task.chunk.times) for sample in self._samples)
-        note_parity(self._asked.work, self._recipe(job), self._figures, frames)
-        shutil.rmtree(self._asked.runs / EXPECTED, ignore_errors=True)
-        return put_into_place(self._asked)
+        note_parity(self._request.work, self._recipe(job), self._figures, frames)
+        shutil.rmtree(self._request.runs / EXPECTED, ignore_errors=True)
+        return put_into_place(self._request)
 
     def _recipe(self, job: Job) -> dict[str, Any]:
-        """Return what decides the bytes of the checkpoint, but the samples."""
-        asked = self._asked
+        """Return the key fields of the checkpoint, without the samples."""
+        request = self._request
         return {
             **(self._source or source_of(job)),
-            "kind": asked.kind,
+            "kind": request.kind,
             "parts": list(self._parts),
-            "group": asked.group if asked.packed else 0,
-            "calibrated": asked.packed and asked.calibrated,
-            "samples": asked.samples,
+            "group": request.group if request.packed else 0,
+            "calibrated": request.packed and request.calibrated,
+            "samples": request.samples,
         }
 
-    def _written(self, job: Job, sequence: PipelineRunner) -> None:
-        """Write the checkpoint, and note what the original expects of the samples."""
-        asked, media = self._asked, job.media if job.files else media_in(job)
+    def _write_checkpoint(self, job: Job, runner: PipelineRunner) -> None:
+        """Write the checkpoint, and record the original's logits on the samples."""
+        request, media = self._request, job.media if job.files else media_in(job)
         recipe, rounded = self._recipe(job), ""
-        samples = samples_of(job, media, asked.samples, least=1 + recipe["calibrated"])
+        samples = samples_of(job, media, request.samples, min_count=1 + recipe["calibrated"])
         if recipe["calibrated"]:
-            seen, samples = samples[::2], samples[1::2]  # not judged by what it was fitted to
+            seen, samples = (
+                samples[::2],
+                samples[1::2],
+            )  # evaluate on other samples than calibration
             recipe["samples"] = digest_of([sample.task["captions"] for sample in seen])
-            rounded = str(asked.runs / f"rounded-{digest_of(recipe)[:12]}")
-            make = calibrate_job(job, asked, self._parts, captioned_of(seen, {}), rounded)
-            notes = self._once(job, sequence, CALIBRATE, make, len(seen))
+            rounded = str(request.runs / f"rounded-{digest_of(recipe)[:12]}")
+            make = calibrate_job(job, request, self._parts, captioned_of(seen, {}), rounded)
+            notes = self._run_one_shot(job, runner, CALIBRATE, make, len(seen))
             self._figures["rounding"] = {"to_nearest": notes.get("rounded_to_nearest", {})}
         self._samples = samples
-        if self._speaks:  # first: graphs go with links to the weights, which changes their stamps
-            self._expected(job, sequence)
+        # Runs before the graphs: they link to the weights, which changes the weights' stamps.
+        if self._changes_text:
+            self._expected_logits(job, runner)
         how = (recipe, self._parts)
-        if asked.graphs:
-            notes = self._once(job, sequence, TRACE, partial(graph_job, job, asked, *how))
+        if request.graphs:
+            notes = self._run_one_shot(job, runner, TRACE, partial(graph_job, job, request, *how))
             self._figures |= notes.get("figures", {})
         else:
-            self._once(job, sequence, STAGE, partial(export_job, job, asked, *how, rounded))
-        if asked.packed:
-            self._agree(job, sequence, **put_in(asked, self._parts))
+            self._run_one_shot(job, runner, STAGE, partial(export_job, job, request, *how, rounded))
+        if request.packed:
+            self._compare_logits(job, runner, **packed_fields(request, self._parts))
 
     @property
-    def _speaks(self) -> bool:
-        """Return whether what is said may be otherwise: by what decodes, or by graphs that see."""
-        return not self._dual if self._asked.graphs else self._parts != ("vision",)
+    def _changes_text(self) -> bool:
+        """Return whether the export can change text: it covers the language half, or graphs of the
+        vision half."""
+        return not self._makes_vectors if self._request.graphs else self._parts != ("vision",)
 
-    def _judged(self) -> None:
-        """Judge the checkpoint by what it makes of the samples itself."""
-        watch = self._watch()
-        out, model = str(self._asked.runs / EXPORTED_RUN), str(self._asked.work)
-        backend = ONNX if self._asked.graphs else TORCH
+    def _evaluate(self) -> None:
+        """Evaluate the checkpoint by its own results on the samples."""
+        observer = self._observer()
+        out, model = str(self._request.runs / EXPORTED_RUN), str(self._request.work)
+        backend = ONNX if self._request.graphs else TORCH
         config = replace(self._config, model=model, revision=None, out=out, vision_backend=backend)
         pipelines = (EXPORTED, EXPORTED_VECTORS)
         with (
-            prepared(config, watch, self._make_launcher, *pipelines) as (job, launcher),
-            watch.working(job, launcher, "judging in") as (sequence, _, _),
+            prepared(config, observer, self._make_launcher, *pipelines) as (job, launcher),
+            observer.pipeline_for_job(job, launcher, "judging in") as (runner, _, _),
         ):
             if "vision" in self._parts:
-                sequence.fill()
-            with sequence.going_on():
+                runner.compute_records()
+            with runner.keep_running():
                 if "vision" in self._parts:
                     make = partial(features_job, self._samples, job)
-                    notes = self._once(job, sequence, COMPARE, make, len(self._samples))
+                    notes = self._run_one_shot(job, runner, COMPARE, make, len(self._samples))
                     self._figures["features"] = notes["features"]
-                if self._speaks:
-                    self._agree(job, sequence)
+                if self._changes_text:
+                    self._compare_logits(job, runner)
 
-    def _agree(self, job: Job, sequence: PipelineRunner, **how: Any) -> None:
-        """Find out how far what a half in few bits expects is from what the original does."""
-        self._figures["text"] = self._expected(job, sequence, compared=True, **how)["agreement"]
+    def _compare_logits(self, job: Job, runner: PipelineRunner, **how: Any) -> None:
+        """Compare the exported half's logits with those of the original."""
+        notes = self._expected_logits(job, runner, compared=True, **how)
+        self._figures["text"] = notes["agreement"]
 
-    def _expected(self, job: Job, sequence: PipelineRunner, **how: Any) -> dict[str, Any]:
-        """Have a half judge the samples, with the features that this job has."""
+    def _expected_logits(self, job: Job, runner: PipelineRunner, **how: Any) -> dict[str, Any]:
+        """Run a half on the samples with this job's features, and record its logits."""
         changed = "captions" not in job.ledger.namespaces.of and "vision" in self._parts
-        words = captioned_of(self._samples, by_place(job) if changed else {})
-        make = partial(judge_job(job, self._asked, words), **how)
-        return self._once(job, sequence, JUDGE, make, len(self._samples))
+        captioned = captioned_of(self._samples, tasks_by_identity(job) if changed else {})
+        make = partial(judge_job(job, self._request, captioned), **how)
+        return self._run_one_shot(job, runner, JUDGE, make, len(self._samples))
 
-    def _once(
+    def _run_one_shot(
         self,
         job: Job,
-        sequence: PipelineRunner,
+        runner: PipelineRunner,
         stage: StageSpec,
         make: Callable[..., Any],
         total: int = 1,
     ) -> dict[str, Any]:
-        """Run a stage that looks at no media, and return its notes."""
-        call = partial(StageCallBuilder(job).once, stage, make)
-        return sequence.once.run(stage, call, total=total).notes
+        """Run a stage without media, and return its notes."""
+        call = partial(StageCallBuilder(job).one_shot_call, stage, make)
+        return runner.one_shot.run(stage, call, total=total).notes

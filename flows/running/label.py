@@ -30,10 +30,11 @@ class LabelRequest:
 
     labels: LabelSet
     threshold: float | None = None
-    """Least score of a label that has none of its own; None: by the rule of the model."""
+    """Lowest score of a label without a threshold of its own; None: the rule of the model
+    applies."""
     top: int = TOP
     examples: Examples = field(default_factory=dict)
-    """Labels that people gave some of the pictures: thresholds are learned from them."""
+    """Labels that users gave some of the images; thresholds are learned from them."""
 
     def __post_init__(self) -> None:
         if self.top < 1:
@@ -42,8 +43,8 @@ class LabelRequest:
             raise UsageError(f"--threshold is {self.threshold}", hint="Give a number from -1 to 1")
 
 
-def labels_for(config: LabelOptions) -> LabelRequest:
-    """Return the labels that a configuration asks for. Raises PenstockError."""
+def label_request(config: LabelOptions) -> LabelRequest:
+    """Return the labels that a configuration requests. Raises PenstockError."""
     labels = label_set(config.labels, config.templates)
     return LabelRequest(
         labels=labels,
@@ -55,76 +56,80 @@ def labels_for(config: LabelOptions) -> LabelRequest:
 
 def label(
     config: RunOptions,
-    asked: LabelRequest,
+    request: LabelRequest,
     display: Display,
     make_launcher: LauncherMaker = DirectLauncher,
     on_begin: OnBegin | None = None,
 ) -> LabelsWritten:
-    """Give labels to everything the configuration names, with `on_begin` as `caption` has it.
-    Raises PenstockError; what is finished stays done."""
+    """Label all images of the configuration. `on_begin` is as in `caption`. Raises PenstockError;
+    finished records stay."""
 
     def attempt() -> LabelsWritten:
         refuse_replacing(out_folder(config), config, LABEL)
-        watch = RunObserver(display, on_begin)
-        with prepared(config, watch, make_launcher, LABEL) as (job, launcher):
+        observer = RunObserver(display, on_begin)
+        with prepared(config, observer, make_launcher, LABEL) as (job, launcher):
             outputs, doing = label_places(job), "labelling into"
-            refuse_foreign(asked.examples, {file.media_path for file in job.files})
+            refuse_foreign(request.examples, {file.media_path for file in job.files})
             written: list[LabelsWritten] = []
-            with watch.working(job, launcher, doing, outputs=outputs) as (sequence, record, _):
-                # First, so that a label that cannot be read is known before hours of work.
-                texts = sequence.texts.make(
-                    asked.labels.texts,
-                    # To look up what is there of 10,000 pictures takes a second.
-                    meanwhile=lambda: job.ledger.tasks(job.media),
+            with observer.pipeline_for_job(job, launcher, doing, outputs=outputs) as (
+                runner,
+                record,
+                _,
+            ):
+                # The labels come first, so that an unreadable label is found before hours of work.
+                texts = runner.texts.make(
+                    request.labels.texts,
+                    # Looking up the stored records of 10,000 images takes a second.
+                    while_running=lambda: job.ledger.tasks(job.media),
                 )
                 labelling = LabelContext(
-                    labels=asked.labels,
+                    labels=request.labels,
                     texts=texts,
-                    judge=judge_of(asked.labels, texts, asked.threshold),
-                    top=asked.top,
+                    judge=judge_of(request.labels, texts, request.threshold),
+                    top=request.top,
                 )
 
                 def write(last: bool) -> None:
                     if last:
-                        written.append(write_labels(job, learn_thresholds(job, labelling, asked)))
+                        written.append(write_labels(job, learn_thresholds(job, labelling, request)))
                         record.value["rows"] = written[-1].labelled
                         record.fails(written[-1].failures)
 
-                sequence.fill(write)
+                runner.compute_records(write)
             return written[-1]
 
     return replanned_once(attempt, display.say)
 
 
-def learn_thresholds(job: Job, labelling: LabelContext, asked: LabelRequest) -> LabelContext:
-    """Return the same with thresholds that the examples teach, where there are any."""
-    if not asked.examples:
+def learn_thresholds(job: Job, labelling: LabelContext, request: LabelRequest) -> LabelContext:
+    """Return the context with thresholds learned from the examples, if there are any."""
+    if not request.examples:
         return labelling
     shown = (
         (file, task)
         for file, task in made_vectors(job)
-        if task.medium.kind == "image" and file.media_path in asked.examples
+        if task.medium.kind == "image" and file.media_path in request.examples
     )
     found = [
-        (asked.examples[each.file.media_path], each.scores[0])
+        (request.examples[each.file.media_path], each.scores[0])
         for each in judged(job, labelling, shown)
     ]
     if not found:
-        return labelling  # none of them could be read: each is told as failed
+        return labelling  # no example could be read; each is listed as a failure
     scores = np.asarray([row for _, row in found], np.float64)
     learned: dict[str, float] = {}
-    for at, name in enumerate(asked.labels.names):
+    for at, name in enumerate(request.labels.names):
         cut = learned_threshold(scores[:, at], np.asarray([name in has for has, _ in found]))
         if cut is not None:
             learned[name] = cut
-    judge = judge_of(asked.labels, labelling.texts, asked.threshold, learned)
+    judge = judge_of(request.labels, labelling.texts, request.threshold, learned)
     return replace(labelling, judge=judge)
 
 
 def refuse_foreign(examples: Examples, pictures: Collection[str]) -> None:
-    """Refuse examples of which none is among the pictures. Raises UsageError."""
+    """Check that at least one example is among the images. Raises UsageError."""
     if examples and not any(name in pictures for name in examples):
         raise UsageError(
-            f"none of the {counted(len(examples), 'picture')} of --examples is among the sources",
-            hint="Name them as labels.jsonl does: by their path below the folder that is given",
+            f"no image of --examples is among the sources ({counted(len(examples), 'example')})",
+            hint="Name images as labels.jsonl does: by their path below the source folder",
         )

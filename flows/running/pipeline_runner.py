@@ -15,10 +15,10 @@ from artifacts.shards import DATASET
 from artifacts.text_vectors import Groups, TextVectors, text_vectors_in
 from flows.checkpoint.precision import PartSettings
 from flows.job.prepare import Job
-from flows.ledger.namespaces import namespace_aside
+from flows.ledger.namespaces import one_shot_namespace
 from flows.ledger.tasks import Medium
 from flows.ledger.waves import waves_of
-from flows.ledger.weights import stages_wanted
+from flows.ledger.weights import stages_with_work
 from flows.machine.launch import KILLS, StageCall
 from flows.options.text import EngineOptions, OutputOptions, PromptOptions, TextOptions
 from flows.pipelines import parts_of
@@ -42,32 +42,34 @@ from stages.summarize.job import SUMMARY, SummaryItem, SummaryJob
 from stages.summarize.packing import TimedText
 
 CAPTIONS_AT_ONCE = 1 << 15
-"""Captions that one process is told: those of days of video, and a few megabytes."""
+"""Largest number of captions in one process: days of video, and a few megabytes."""
 
 
 class SummariesStep:
     """Makes the summaries of one job."""
 
-    def __init__(self, job: Job, record: RunRecord, once: OneShotStage) -> None:
+    def __init__(self, job: Job, record: RunRecord, one_shot: OneShotStage) -> None:
         self._job = job
         self._record = record
-        self._once = once
+        self._one_shot = one_shot
         self._summaries = Summaries(job, summarize.STAGE)
         self.failures: list[Failure] = []
         """Videos of which no summary can be made, once all were tried."""
 
     def make(self) -> int:
-        """Make the summaries that are not in the store, write all, and return their number. What
-        is there is written however it ends. Raises PenstockError."""
+        """Make the missing summaries, write all, and return their number. Stored summaries are
+        written however the step ends. Raises PenstockError."""
         kills = 0
         if self._job.config.retry_failed:
             self._summaries.forget_failures()
         try:
             while missing := list(self._some_missing()):
-                least = sum(nodes_of(len(story.texts)) for story in missing)
+                min_nodes = sum(nodes_of(len(story.texts)) for story in missing)
                 try:
-                    self._once.run(summarize.STAGE, partial(self._call, missing), total=least)
-                except Killed as error:  # as of a stage that is run over media
+                    self._one_shot.run(
+                        summarize.STAGE, partial(self._call, missing), total=min_nodes
+                    )
+                except Killed as error:  # counted as in `PipelineRunner._run_wave`
                     kills = 0 if error.items else kills + 1
                     if kills > KILLS:
                         raise
@@ -81,11 +83,11 @@ class SummariesStep:
         return len(written)
 
     def _some_missing(self) -> Iterator[SummaryInput]:
-        """Yield videos without a summary, as many as one process is told."""
-        told = 0
+        """Yield videos without a summary, at most as many as one process is given."""
+        captions = 0
         for story in stories(self._job):
-            if told < CAPTIONS_AT_ONCE and self._summaries.is_missing(story):
-                told += len(story.texts)
+            if captions < CAPTIONS_AT_ONCE and self._summaries.is_missing(story):
+                captions += len(story.texts)
                 yield story
 
     def _call(self, some: list[SummaryInput], rung: Rung) -> StageCall:
@@ -111,35 +113,35 @@ class SummariesStep:
             generation=generation_of_texts(job),
             strip_think=TextOptions.of(job.config).strip_think,
         )
-        return StageCallBuilder(job).once(summarize.STAGE, make, rung)
+        return StageCallBuilder(job).one_shot_call(summarize.STAGE, make, rung)
 
 
 class TextsStep:
     """Computes the text vectors of one job."""
 
-    def __init__(self, job: Job, record: RunRecord, once: OneShotStage) -> None:
+    def __init__(self, job: Job, record: RunRecord, one_shot: OneShotStage) -> None:
         self._job = job
         self._record = record
-        self._once = once
+        self._one_shot = one_shot
         self._calls = StageCallBuilder(job)
 
-    def make(self, groups: Groups, meanwhile: Callable[[], object] = bool) -> TextVectors:
-        """Return the vectors of these groups, made if they are not in the store. `meanwhile` is
-        called while a process makes them. Raises PenstockError."""
+    def make(self, groups: Groups, while_running: Callable[[], object] = bool) -> TextVectors:
+        """Return the vectors of these groups, computed unless they are stored. `while_running` is
+        called while a process computes them. Raises PenstockError."""
         key = digest_of([list(group) for group in groups])
 
         def call(rung: Rung) -> StageCall:
             settings = settings_on(self._job.model, rung)
             assert settings is not None
-            namespace = namespace_aside(embed_texts.STAGE, self._job.model, settings)
-            return self._calls.texts(groups, namespace, key, rung)
+            namespace = one_shot_namespace(embed_texts.STAGE, self._job.model, settings)
+            return self._calls.texts_call(groups, namespace, key, rung)
 
         while (found := self._known(groups, key)) is None:
-            self._once.run(embed_texts.STAGE, call, by_media=False, meanwhile=meanwhile)
+            self._one_shot.run(embed_texts.STAGE, call, by_media=False, while_running=while_running)
         return found
 
     def _known(self, groups: Groups, key: str) -> TextVectors | None:
-        """Return the vectors that are in the store under this key, in the best precision."""
+        """Return the vectors stored under this key, in the best precision, or None."""
         for settings in self._job.model.settings["language"]:
             records = self._records(settings)
             if key in records:
@@ -148,45 +150,49 @@ class TextsStep:
         return None
 
     def _records(self, settings: PartSettings) -> RecordSet:
-        namespace = namespace_aside(embed_texts.STAGE, self._job.model, settings)
+        namespace = one_shot_namespace(embed_texts.STAGE, self._job.model, settings)
         return RecordSet(self._job.store, embed_texts.STAGE.writes, namespace)
 
 
 WRITING_SHARE = 20
-"""Divisor of a run's time: the outputs, written whole between waves, take one part in so many."""
+"""Outputs are written whole between waves, which may take one part in this many of a run's time."""
 REMAKES = 3
-"""Number of times that the same damage in the store is met before the run gives up."""
+"""Number of times that the same damaged record is found before the run fails."""
 
 
 class PipelineRunner:
-    """One run over one job."""
+    """Runs the stages of one job."""
 
     def __init__(
-        self, job: Job, steps: StageRunner, record: RunRecord, say: Announce = lambda _: None
+        self,
+        job: Job,
+        stage_runner: StageRunner,
+        record: RunRecord,
+        announce: Announce = lambda _: None,
     ) -> None:
-        """Take a job, and what tells people of it."""
+        """Keep the job, its stage runner and record, and the function that prints notes."""
         self._job = job
-        self._say = say
-        self._steps = steps
+        self._announce = announce
+        self._stages = stage_runner
         self._record = record
         self._write_at = 0.0
-        """When, on the monotonic clock, the outputs may be written again between waves."""
+        """Monotonic time at which the outputs may be written again between waves."""
 
     @property
     def texts(self) -> TextsStep:
-        """Return what makes vectors of texts for this job."""
-        return TextsStep(self._job, self._record, self._steps.once)
+        """Return the step that computes text vectors for this job."""
+        return TextsStep(self._job, self._record, self._stages.one_shot)
 
     @property
-    def once(self) -> OneShotStage:
-        """Return what runs the stages that look at no media."""
-        return self._steps.once
+    def one_shot(self) -> OneShotStage:
+        """Return the runner of the stages that read no media."""
+        return self._stages.one_shot
 
     def run(self) -> RunResult:
-        """Bring every item to its caption. Raises what stopped the run, after writing what is
-        there."""
+        """Caption every item. When an error stops the run, write the finished captions and raise
+        it."""
         job = self._job
-        self._begin()
+        self._refresh()
         job.edits.take_in()
         result = RunResult(
             out=job.out,
@@ -195,17 +201,17 @@ class PipelineRunner:
         )
         write = partial(self._write, result)
         with self._recorded(write):
-            self._waves(write)
+            self._run_waves(write)
             if PromptOptions.of(job.config).summary:
                 self._summarize(result)
             self._write_data_sets(result)
-        most = longest_answer(question_of(job)) if result.written.cut else None
-        result.warnings += result.notes(most)
+        longest = longest_answer(question_of(job)) if result.written.cut else None
+        result.warnings += result.notes(longest)
         return result
 
     def _summarize(self, result: RunResult) -> None:
-        """Make the summaries, and note the videos of which none can be made among the failures."""
-        step = SummariesStep(self._job, self._record, self._steps.once)
+        """Make the summaries. Videos that cannot be summarized are added to the failures."""
+        step = SummariesStep(self._job, self._record, self._stages.one_shot)
         result.summaries = step.make()
         if step.failures:
             result.written.failures = [*result.failures, *step.failures]
@@ -213,35 +219,35 @@ class PipelineRunner:
             self._record.fails(result.failures)
 
     def _write_data_sets(self, result: RunResult) -> None:
-        """Write what is made of all captions together, and cuts clips."""
-        launcher, tell = self._steps.launcher, self._steps.tell
+        """Write the outputs that are made from all captions together, and the clips."""
+        launcher, on_start = self._stages.launcher, self._stages.on_start
         stale = DATASET in result.written.earlier
         if DATASET in OutputOptions.of(self._job.config).format:
             people = result.written.people
-            result.warnings += write_dataset(self._job, launcher, tell, people)
+            result.warnings += write_dataset(self._job, launcher, on_start, people)
             stale = False
-        trainers = write_trainers(self._job, launcher, tell)
+        trainers = write_trainers(self._job, launcher, on_start)
         result.warnings += [note for note in trainers.notes if note not in result.warnings]
         result.written.people |= trainers.people
         result.written.earlier = [n for n in result.written.earlier if n not in trainers.forms]
-        self._tell(result, stale=stale)
+        self._record_outputs(result, stale=stale)
 
-    def fill(self, write_out: Callable[[bool], None] | None = None) -> None:
-        """Bring every item to its last record, and write no outputs but by `write_out`, which is
-        told whether it is for the last time. Raises what stopped the run."""
-        self._begin()
+    def compute_records(self, write_out: Callable[[bool], None] | None = None) -> None:
+        """Make the last record of every item. Outputs are written only by `write_out`, whose
+        argument is True for the last call. Raises the error that stopped the run."""
+        self._refresh()
 
         def write(last: bool) -> None:
             if write_out is not None:
                 write_out(last)
-            self._expect()
+            self._record_progress()
 
         with self._recorded(write):
-            self._waves(write)
+            self._run_waves(write)
 
     @contextlib.contextmanager
-    def going_on(self) -> Iterator[None]:
-        """Let the record say that the run goes on when its media are done, and how that ends."""
+    def keep_running(self) -> Iterator[None]:
+        """Keep the run record open after the media are done, and record how the block ends."""
         self._record.value["state"] = "running"
         self._record.write(force=True)
         with self._recorded(bool):
@@ -249,13 +255,14 @@ class PipelineRunner:
 
     @contextlib.contextmanager
     def _recorded(self, write: Callable[[bool], object]) -> Iterator[None]:
-        """Write what is there however the run ends, and tell the record how it ended."""
+        """Write the finished outputs however the run ends, and record how it ended."""
         try:
             yield
         except BaseException as error:
-            self._steps.stop_prefetch()
+            self._stages.stop_prefetch()
             stopped = isinstance(error, Interrupted) or not isinstance(error, Exception)
-            # Whatever is wrong with writing, such as a full disk, is told already.
+            # An error while writing, such as a full disk, would hide the error that is raised
+            # below.
             with contextlib.suppress(Exception):
                 self._job.ledger.refresh()
                 if not isinstance(error, ModelChanged):  # outputs are of one model
@@ -265,61 +272,62 @@ class PipelineRunner:
             raise
         self._record.finish("done")
 
-    def _waves(self, write: Callable[[bool], None]) -> None:
+    def _run_waves(self, write: Callable[[bool], None]) -> None:
         job = self._job
-        wanted = stages_wanted(job.ledger, job.media)
+        stages = stages_with_work(job.ledger, job.media)
         bound = job.ledger.namespaces.bound or loses_frames(job.model, job.config)
-        if wanted or bound:
+        if stages or bound:
             expected = estimates(job)
-            self._note(context_notes(job, expected))
-        if not wanted:  # what is there is not measured again
-            self._steps.give_back(job.media)
+            self._add_notes(context_notes(job, expected))
+        if not stages:  # finished work is not estimated again
+            self._stages.delete_consumed(job.media)
             self._record.value["plan"]["chunks"] = len(job.ledger.tasks(job.media))
             write(True)
             return
-        self._steps.plan(wanted, expected)
-        # All that will be wanted, so that a hub that cannot be reached is known before hours of
-        # work and not in the middle.
-        self._steps.fetch(parts_of(wanted))
+        self._stages.plan(stages, expected)
+        # All parts that this run needs, so that an unreachable hub is found now and not after hours
+        # of work.
+        self._stages.fetch(parts_of(stages))
         self._record.value["plan"]["chunks"] = sum(e.chunks for e in expected)
-        self._seldom(self._expect)
+        self._throttle(self._record_progress)
         waves = waves_of(job.ledger, job.media, [e.bytes for e in expected], wave_limit(job))
         for number, wave in enumerate(waves):
             following = waves[number + 1] if number + 1 < len(waves) else []
-            self._wave(wave, following)
+            self._run_wave(wave, following)
             if not following or time.monotonic() >= self._write_at:
-                self._seldom(partial(write, not following))
+                self._throttle(partial(write, not following))
 
-    def _note(self, lines: list[str]) -> None:
-        """Tell of what is found out by the media, and keep it with the other notes."""
+    def _add_notes(self, lines: list[str]) -> None:
+        """Print notes about the media, and store them in the run record."""
         for line in lines:
-            self._say(line)
+            self._announce(line)
             self._record.value["plan"]["notes"].append(line)
 
-    def _wave(self, wave: list[Medium], following: list[Medium]) -> None:
+    def _run_wave(self, wave: list[Medium], following: list[Medium]) -> None:
         kills = 0
         remakes: Counter[str] = Counter()
         begun = False
         while True:
             try:
-                self._steps.frames(wave)
+                self._stages.frames(wave)
                 if time.monotonic() >= self._write_at:
-                    self._expect()
+                    self._record_progress()
                 if not begun:
                     begun = True
-                    self._steps.begin_frames(following)
+                    self._stages.begin_frames(following)
                 for stage in self._job.pipeline[1:]:
-                    self._steps.through(stage, wave)
+                    self._stages.run_stage(stage, wave)
                 return
             except DamagedRecord as error:
-                # However many are damaged, each costs its own part; one that is again and again
-                # is the disk's fault.
+                # Each damaged record is made again. A record that is damaged repeatedly points to
+                # the disk.
                 remakes[error.message] += 1
                 if remakes[error.message] == REMAKES:
                     raise
             except Killed as error:
-                # By whom is not told. If the kernel did it for want of memory it will again, before
-                # anything is made; whoever wants the run to end stops this process.
+                # The sender of the signal is unknown. If the kernel is short of memory, it kills
+                # the stage again before it makes anything. A user who wants to end the run stops
+                # this process.
                 kills = 0 if error.items else kills + 1
                 if kills > KILLS:
                     raise
@@ -328,40 +336,42 @@ class PipelineRunner:
 
     def _write(self, result: RunResult, last: bool) -> None:
         result.written = write_outputs(self._job, last=last)
-        self._tell(result, stale=is_stale(self._job))
+        self._record_outputs(result, stale=is_stale(self._job))
         self._record.value["media"]["total"] = result.files
         self._record.fails(result.failures)
-        self._expect()
+        self._record_progress()
 
-    def _tell(self, result: RunResult, *, stale: bool) -> None:
-        """Tell the record what the outputs hold, and which hold something else. `stale` says
-        whether a dataset does."""
+    def _record_outputs(self, result: RunResult, *, stale: bool) -> None:
+        """Store in the run record what the outputs hold, and which hold results of an earlier run.
+        `stale` says whether the dataset does."""
         written = result.written
         written.earlier = [*(n for n in written.earlier if n != DATASET), *[DATASET] * stale]
         self._record.value.update(written.to_json())
         self._record.value["outputs"] = places(self._job)
 
-    def _seldom(self, do: Callable[[], None]) -> None:
-        """Do what takes longer the more items there are, and not again for a good while."""
+    def _throttle(self, do: Callable[[], None]) -> None:
+        """Call a function whose time grows with the number of items, then wait before the next
+        call."""
         started = time.monotonic()
         do()
         self._write_at = started + WRITING_SHARE * (time.monotonic() - started)
 
-    def _expect(self) -> None:
-        """Tell the record how much work there is, as far as it is known."""
+    def _record_progress(self) -> None:
+        """Store in the run record how much work is known."""
         ledger, media = self._job.ledger, self._job.media
         tasks = ledger.tasks(media)
         first, *_, last = self._job.pipeline
         for stage in self._job.pipeline:
-            of_stage = [t for t in tasks if stage != last or not ledger.lost(t)]
+            of_stage = [t for t in tasks if stage != last or not ledger.has_failed(t)]
             done = {t[stage.writes] for t in of_stage if stage == first or ledger.has(t, stage)}
             self._record.expect(stage.name, len({t[stage.writes] for t in of_stage}), len(done))
         self._record.value["media"]["open"] = sum(
-            ledger.index(m) is None and ledger.failure(m) is None for m in media
+            ledger.media_index(m) is None and ledger.failure(m) is None for m in media
         )
 
-    def _begin(self) -> None:
-        # What others published before they knew that this run needs it too, they have cleared away.
+    def _refresh(self) -> None:
+        # Records published by other runs may have been deleted since, because those runs did not
+        # know that this one needs them.
         self._job.ledger.refresh()
         if self._job.config.retry_failed:
             self._job.ledger.forget_failures(self._job.media)

@@ -33,18 +33,18 @@ def caption(
     make_launcher: LauncherMaker = DirectLauncher,
     on_begin: OnBegin | None = None,
 ) -> RunResult:
-    """Caption everything the configuration names. `on_begin` is given the job and the run's record
-    before work begins, again if the model changes meanwhile. Raises PenstockError; what is finished
-    stays done."""
+    """Caption all media of the configuration. `on_begin` is called with the job and its record
+    before work begins, and again if the model changes meanwhile. Raises PenstockError; finished
+    records stay."""
 
     def attempt() -> RunResult:
         refuse_replacing(out_folder(config), config)
-        watch = RunObserver(display, on_begin)
+        observer = RunObserver(display, on_begin)
         with (
-            prepared(config, watch, make_launcher) as (job, launcher),
-            watch.working(job, launcher) as (sequence, _, _),
+            prepared(config, observer, make_launcher) as (job, launcher),
+            observer.pipeline_for_job(job, launcher) as (runner, _, _),
         ):
-            return sequence.run()
+            return runner.run()
 
     return replanned_once(attempt, display.say)
 
@@ -55,8 +55,8 @@ def embed(
     make_launcher: LauncherMaker = DirectLauncher,
     on_begin: OnBegin | None = None,
 ) -> VectorsWritten:
-    """Make vectors of everything the configuration names, with `on_begin` as `caption` has it.
-    Raises PenstockError; what is finished stays done."""
+    """Compute vectors of all media of the configuration. `on_begin` is as in `caption`. Raises
+    PenstockError; finished records stay."""
     refuse_replacing(out_folder(config), config, EMBED)
     return make_vectors(config, display, vector_places, write_vectors, make_launcher, on_begin)
 
@@ -69,15 +69,15 @@ def make_vectors(
     make_launcher: LauncherMaker = DirectLauncher,
     on_begin: OnBegin | None = None,
 ) -> Filled:
-    """Make the same, and have them written by `write_out`, to the places that are told before work
-    begins. Raises PenstockError."""
+    """Compute the same vectors, and write them with `write_out`. `places_of` returns the output
+    paths before work begins. Raises PenstockError."""
 
     def attempt() -> Filled:
-        watch = RunObserver(display, on_begin)
-        with prepared(config, watch, make_launcher, EMBED) as (job, launcher):
+        observer = RunObserver(display, on_begin)
+        with prepared(config, observer, make_launcher, EMBED) as (job, launcher):
             outputs = places_of(job)
             written: list[Filled] = []
-            with watch.working(job, launcher, outputs=outputs) as (sequence, record, _):
+            with observer.pipeline_for_job(job, launcher, outputs=outputs) as (runner, record, _):
 
                 def write(last: bool) -> None:
                     if last:
@@ -85,7 +85,7 @@ def make_vectors(
                         record.value["rows"] = written[-1].vectors
                         record.fails(written[-1].failures)
 
-                sequence.fill(write)
+                runner.compute_records(write)
             return written[-1]
 
     return replanned_once(attempt, display.say)
@@ -94,19 +94,21 @@ def make_vectors(
 @contextlib.contextmanager
 def prepared(
     config: RunOptions,
-    watch: RunObserver,
+    observer: RunObserver,
     make_launcher: LauncherMaker,
     *pipelines: Pipeline,
 ) -> Iterator[tuple[Job, Launcher]]:
-    """Yield the job of a command, and what starts its stages. It is taken through the first of
-    `pipelines` that its model is for (none: it captions). Raises PenstockError."""
+    """Yield the job of a command, and the launcher of its stages. The job takes the first of
+    `pipelines` that suits its model (default: captions). Raises PenstockError."""
     refuse_file(out_folder(config))
-    watch.doing(READING)
-    with stopped_in_order(), contextlib.closing(watch), ForkServer() as forks:
-        launcher = ForkingLauncher(make_launcher(watch.listen), forks)
+    observer.doing(READING)
+    with stopped_in_order(), contextlib.closing(observer), ForkServer() as forks:
+        launcher = ForkingLauncher(make_launcher(observer.on_event), forks)
         try:
             if config.sources:
-                job = prepare(config, launcher, watch.say, *pipelines, progress=watch.fetched)
+                job = prepare(
+                    config, launcher, observer.print_line, *pipelines, progress=observer.on_progress
+                )
             else:
                 job = prepare_without_media(config, launcher, *pipelines)
         except NothingToDo as error:
@@ -116,8 +118,8 @@ def prepared(
 
 
 def refuse_file(folder: Path) -> None:
-    """Refuse a folder that cannot be made because a file is in its place. It is refused before a
-    model is read, or downloaded. Raises EnvironmentFault."""
+    """Check that no file is in the way of an output folder. This runs before a model is read or
+    downloaded. Raises EnvironmentFault."""
     there = next(place for place in (folder, *folder.parents) if os.path.lexists(place))
     if not there.is_dir():
         raise fault_of(NotADirectoryError(errno.ENOTDIR, ""), folder)

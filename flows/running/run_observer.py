@@ -12,7 +12,7 @@ from artifacts.store import fault_of
 from flows.console.display import Display
 from flows.console.units import size
 from flows.job.about import notes, summary
-from flows.job.namespace_notes import namespaces_aside, note_namespaces
+from flows.job.namespace_notes import note_namespaces, one_shot_namespaces
 from flows.job.prepare import Job
 from flows.ledger.weights import fetch_parts
 from flows.machine.budget import WithinBudget
@@ -30,10 +30,11 @@ from stages.process.lock import holder, try_hold
 
 
 @contextlib.contextmanager
-def claiming(job: Job) -> Iterator[Lease]:
-    """Keep what the job needs from being deleted by others, and note what it is of."""
+def hold_lease(job: Job) -> Iterator[Lease]:
+    """Hold a lease on the namespaces that the job needs, and store notes about them. Other
+    processes then delete none of these records."""
     namespaces = [namespace for variant in job.ledger.variants for namespace in variant.of.values()]
-    namespaces += namespaces_aside(job)
+    namespaces += one_shot_namespaces(job)
     with leased(job.store, list(dict.fromkeys(namespaces)), job.out) as lease:
         note_namespaces(job)
         yield lease
@@ -41,8 +42,8 @@ def claiming(job: Job) -> Iterator[Lease]:
 
 @contextlib.contextmanager
 def only_run_in(job: Job, doing: str, another: str) -> Iterator[None]:
-    """Hold the lock of a job's folder, so that two runs never destroy each other's files. Raises
-    UsageError when another run holds it, EnvironmentFault when the folder cannot be made."""
+    """Hold the lock of a job's folder, so that two runs never overwrite each other's files. Raises
+    UsageError if another run holds it, EnvironmentFault if the folder cannot be created."""
     path = job.out / ".lock"
     try:
         job.out.mkdir(parents=True, exist_ok=True)
@@ -51,7 +52,7 @@ def only_run_in(job: Job, doing: str, another: str) -> Iterator[None]:
         raise fault_of(error, job.out) from error
     if lock is None:
         raise UsageError(
-            f"{holder(path)} is {doing} {job.out} already",
+            f"another run is already {doing} {job.out} ({holder(path)})",
             hint=f"Wait for it, watch it with `penstock status {job.out}`, or {another}",
         )
     with lock:
@@ -72,27 +73,27 @@ class RunObserver:
         self._ladder: Ladder | None = None
         self._items: dict[str, int] = {}
         self._names: dict[str, str] = {}
-        """Digest of a medium → its name, filled once one has failed: finding one takes a look at
-        all."""
+        """Digest of a medium → its name. Filled at the first failure, because finding one name
+        reads all media."""
 
     def close(self) -> None:
-        """Tell no more of what is done."""
+        """Stop reporting progress."""
         self._display.close()
 
     def doing(self, text: str) -> None:
-        """Tell people what is done before the first stage."""
+        """Show what happens before the first stage."""
         self._display.doing(text)
 
-    def say(self, text: str) -> None:
-        """Tell people something of the run."""
+    def print_line(self, text: str) -> None:
+        """Print a line about the run."""
         self._display.say(text)
 
-    def fetched(self, here: int, total: int) -> None:
-        """Tell people that so many bytes of the media are here."""
+    def on_progress(self, here: int, total: int) -> None:
+        """Show how many bytes of the media have been fetched."""
         self._display.fetched(here, total)
 
-    def listen(self, stage: str, event: Event) -> None:
-        """Hear an event of a stage."""
+    def on_event(self, stage: str, event: Event) -> None:
+        """Handle an event of a stage."""
         record, job = self._record, self._job
         self._display.listen(stage, event)
         if record is None or job is None:
@@ -110,29 +111,29 @@ class RunObserver:
             self._display.fail(**failure)
             record.fail(stage, failure)
 
-    def tell(self, stage: str, total: int, done: int) -> None:
-        """Hear that a stage is about to start."""
+    def on_stage_start(self, stage: str, total: int, done: int) -> None:
+        """Show that a stage is about to start."""
         self._items[stage] = 0
         if self._record is not None:
             self._record.begin(stage)
         self._display.stage(stage, total, done, self._loads(stage))
 
     def _loads(self, stage: str) -> str:
-        """Return what a stage loads, for people; empty where it loads nothing."""
+        """Return a description of the weights that a stage loads, or an empty string."""
         part = STAGES[stage].part if stage in STAGES else None
         if self._job is None or not part or part not in self._job.model.settings:
             return ""
         half = "half" if part in get_args(Half) else "encoder"
         return f"the {part} {half}, {size(self._job.model.best(part).weight_bytes)}"
 
-    def _taken(self, rung: Mapping[str, Any], text: str) -> None:
-        """Tell that a stage is run on another rung than it was asked for."""
+    def _on_rung_change(self, rung: Mapping[str, Any], text: str) -> None:
+        """Report that a stage runs on another rung than requested."""
         if self._record is not None:
             self._record.rung(rung)
         self._display.say(text)
 
     @contextlib.contextmanager
-    def working(
+    def pipeline_for_job(
         self,
         job: Job,
         launcher: Launcher,
@@ -140,24 +141,27 @@ class RunObserver:
         another: str = "give another --out",
         outputs: Mapping[str, str] | None = None,
     ) -> Iterator[tuple[PipelineRunner, RunRecord, Lease]]:
-        """Yield the sequence of a job, which nobody else works on and nobody deletes under it.
-        `outputs` are the places of what it writes, if that is not captions."""
+        """Yield the runner of a job, its record and its lease. No other run works on the job's
+        folder, and no process deletes its records. `outputs` are the output paths if the run writes
+        no captions."""
 
         fetch = partial(fetch_parts, job.model, display=self._display)
         doing = doing or f"{job.pipeline[-1].verb} into"
-        with only_run_in(job, doing, another), claiming(job) as lease:
+        with only_run_in(job, doing, another), hold_lease(job) as lease:
             for note in filter(None, [*notes(job), job.budget.warning]):
                 self._display.say(note)
             self._job, self._record = job, (record := RunRecord(job.out, job.stages))
-            told = {"plan": summary(job), "outputs": places(job), "earlier": there_before(job)}
-            record.value.update(told if outputs is None else {**told, "outputs": dict(outputs)})
+            fields = {"plan": summary(job), "outputs": places(job), "earlier": there_before(job)}
+            record.value.update(fields if outputs is None else {**fields, "outputs": dict(outputs)})
             record.value["media"]["total"] = len(job.by_file) + len(job.failures)
             record.write(force=True)
             if self._on_begin is not None:
                 self._on_begin(job, record)
-            self._ladder = ladder_of(job, self._taken)
+            self._ladder = ladder_of(job, self._on_rung_change)
             launcher = WithinBudget(launcher, job.budget, job.config, self._display.say)
-            steps = StageRunner(job, launcher, record, self._ladder, self.tell, fetch, lease)
+            steps = StageRunner(
+                job, launcher, record, self._ladder, self.on_stage_start, fetch, lease
+            )
             try:
                 yield PipelineRunner(job, steps, record, self._display.say), record, lease
             finally:

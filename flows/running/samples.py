@@ -1,4 +1,4 @@
-"""Selects the chunks that a checkpoint is calibrated and evaluated on. Runs nothing."""
+"""Selects the chunks on which a checkpoint is calibrated and evaluated. Runs no stage."""
 
 import contextlib
 import tempfile
@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 from artifacts.errors import UsageError
-from artifacts.words import counted
 from flows.job.prepare import Job
 from flows.ledger.tasks import Medium, Task
 from flows.options.export_config import ExportConfig
@@ -17,7 +16,7 @@ DEMO_SEED = 0
 
 
 Captioned = tuple[str, list[CaptionedItem]]
-"""Namespace of features, and chunks with captions."""
+"""Cache namespace of features, and chunks with captions."""
 
 
 class ExportSample(NamedTuple):
@@ -25,19 +24,21 @@ class ExportSample(NamedTuple):
 
     task: Task
     caption: str
-    """Words of the original; empty of one that makes vectors."""
+    """Caption of the original model; empty for a dual encoder."""
 
 
 @contextlib.contextmanager
-def judging_media(config: ExportConfig, say: Callable[[str], None]) -> Iterator[tuple[str, ...]]:
-    """Yield the sources of an export: its own, none when a store is named, else clips of the demo
-    world, which is said."""
+def evaluation_media(
+    config: ExportConfig, announce: Callable[[str], None]
+) -> Iterator[tuple[str, ...]]:
+    """Yield the sources of an export. These are the user's, or none if a store is named, or else
+    clips of the demo world, which is announced."""
     if config.asked().calibrated:
         yield config.calibrate
         return
     from penstock_demo.clips import write_clips
 
-    say("no media are given: it is judged by clips of the demo world")
+    announce("no media given: the checkpoint is evaluated on clips of the demo world")
     with tempfile.TemporaryDirectory(prefix="penstock-export-") as folder:
         clips = Path(folder) / "clips"
         write_clips(clips, config.samples, DEMO_SEED)
@@ -45,7 +46,8 @@ def judging_media(config: ExportConfig, say: Callable[[str], None]) -> Iterator[
 
 
 def media_in(job: Job) -> list[Medium]:
-    """Return all that the store has of media, in the job's sampling, each with the job's prompt."""
+    """Return all media of the store that were cut with the job's sampling, each with the job's
+    prompt."""
     found = []
     for digest in sorted(job.ledger.media.keys()):
         kind = job.ledger.media.meta(digest)["kind"]
@@ -54,44 +56,45 @@ def media_in(job: Job) -> list[Medium]:
     return found
 
 
-def samples_of(job: Job, media: Sequence[Medium], most: int, least: int) -> list[ExportSample]:
-    """Return the chunks of which all is there that the original makes, spread over the media.
-    Raises UsageError where there are less than `least`."""
+def samples_of(
+    job: Job, media: Sequence[Medium], max_count: int, min_count: int
+) -> list[ExportSample]:
+    """Return chunks that have all records of the original model, spread over the media. Raises
+    UsageError if there are fewer than `min_count`."""
     last = job.pipeline[-1]
     kept = job.ledger[last.writes]
-    wanted = [kind for kind in ("features", last.writes) if kind in job.ledger.namespaces.of]
+    kinds = [kind for kind in ("features", last.writes) if kind in job.ledger.namespaces.of]
     found = [
         task
         for task in job.ledger.tasks(media)
-        if all(task[kind] in job.ledger[kind] for kind in wanted)
+        if all(task[kind] in job.ledger[kind] for kind in kinds)
     ]
     if not found:
         raise UsageError(
-            f"{job.store.url} holds no {last.writes} of {job.model.name} to judge it by",
-            hint="Give media with --calibrate SOURCES: they are captioned first",
+            f"no {last.writes} of {job.model.name} in {job.store.url} to evaluate on",
+            hint="Give media with --calibrate SOURCES; they are captioned first",
         )
-    seen_as = found[0].namespaces[wanted[0]]
-    found = [task for task in found if task.namespaces[wanted[0]] == seen_as]
-    if len(found) < least:
+    seen_as = found[0].namespaces[kinds[0]]
+    found = [task for task in found if task.namespaces[kinds[0]] == seen_as]
+    if len(found) < min_count:
         raise UsageError(
-            f"there is {counted(len(found), 'chunk')}, and none is left to judge by what the "
-            "weights are calibrated on",
-            hint="Give more media: 128 chunks are a good number",
+            f"too few chunks ({len(found)}): none is left for the evaluation after calibration",
+            hint="Give more media; 128 chunks are a good number",
         )
-    step = max(1, len(found) // most)
+    step = max(1, len(found) // max_count)
     captions = last.uses_token_limit
     return [
         ExportSample(task, kept.meta(task[last.writes])["caption"] if captions else "")
-        for task in found[::step][:most]
+        for task in found[::step][:max_count]
     ]
 
 
 def captioned_of(
     samples: Sequence[ExportSample], tasks: Mapping[tuple[str, int], Task]
 ) -> Captioned:
-    """Return the namespace of the samples' features, and the samples with their words. `tasks` are
-    those of another job by which they were seen; empty: they are as the original saw them."""
-    of_each = [tasks.get(sample.task.place[:2], sample.task) for sample in samples]
+    """Return the namespace of the samples' features, and the samples with their captions. `tasks`
+    are the tasks of the job whose features are used; empty: the original's features."""
+    of_each = [tasks.get(sample.task.identity[:2], sample.task) for sample in samples]
     return of_each[0].namespaces["features"], [
         CaptionedItem(sample.task["captions"], task["features"], sample.task.prompt, sample.caption)
         for sample, task in zip(samples, of_each, strict=True)
@@ -99,9 +102,9 @@ def captioned_of(
 
 
 def features_job(samples: Sequence[ExportSample], job: Job) -> FeaturesJob:
-    """Return the job to compare the features of the samples with those of a checkpoint's job."""
-    kind, tasks = job.pipeline[-1].writes, by_place(job)
-    found = [(s.task, tasks[s.task.place[:2]]) for s in samples]
+    """Return the job that compares the samples' features with those of a checkpoint's job."""
+    kind, tasks = job.pipeline[-1].writes, tasks_by_identity(job)
+    found = [(s.task, tasks[s.task.identity[:2]]) for s in samples]
     return FeaturesJob(
         store=job.store.url,
         kind=kind,
@@ -111,6 +114,6 @@ def features_job(samples: Sequence[ExportSample], job: Job) -> FeaturesJob:
     )
 
 
-def by_place(job: Job) -> dict[tuple[str, int], Task]:
+def tasks_by_identity(job: Job) -> dict[tuple[str, int], Task]:
     """Return the chunks of a job by medium and number."""
-    return {task.place[:2]: task for task in job.ledger.tasks(job.media)}
+    return {task.identity[:2]: task for task in job.ledger.tasks(job.media)}

@@ -39,7 +39,7 @@ from flows.planning.sizes import Estimate
 from flows.planning.start import choose, plan_start
 from flows.planning.times import times_of
 from flows.results.run_record import RunRecord
-from flows.running.batches import work_of
+from flows.running.batches import next_work
 from flows.running.calls import StageCallBuilder, settings_on
 from flows.running.single_item import SingleItemFallback, too_large
 from stages.frames.medium import NOT_REMEMBERED
@@ -57,14 +57,14 @@ class OneShotStage:
         launcher: Launcher,
         record: RunRecord,
         ladder: Ladder,
-        tell: Callable[[str, int, int], None],
+        on_start: Callable[[str, int, int], None],
         fetch: Callable[[Collection[Part]], None],
     ) -> None:
         self._job = job
         self._launcher = launcher
         self._record = record
         self._ladder = ladder
-        self._tell = tell
+        self._on_start = on_start
         self._fetch = fetch
 
     def run(
@@ -74,22 +74,23 @@ class OneShotStage:
         *,
         total: int = 1,
         by_media: bool = True,
-        meanwhile: Callable[[], object] = bool,
+        while_running: Callable[[], object] = bool,
     ) -> StageOutcome:
-        """Return the outcome of the process that did all. `call` says what it is told on a rung,
-        `total` how many items it makes, `by_media` whether what it takes depends on the job's
-        media; `meanwhile` is called while it works. Raises PenstockError."""
+        """Return the outcome of one process that does all the work. `call` builds its arguments for
+        a rung, and `total` is the number of items it makes. Its memory is planned for the job's
+        media if `by_media` is set. `while_running` is called while it works. Raises
+        PenstockError."""
         self._plan(stage, by_media)
         self._fetch(parts_of([stage]))
         while True:
             self._record.expect(stage.name, total, 0)
             self._ladder.begin(stage.name)
-            self._tell(stage.name, total, 0)
-            if (outcome := self._tried(stage, call, meanwhile)) is not None:
+            self._on_start(stage.name, total, 0)
+            if (outcome := self._attempt(stage, call, while_running)) is not None:
                 return outcome
 
     def _plan(self, stage: StageSpec, by_media: bool) -> None:
-        """Start on the first rung that fits the job's media, or any. Raises CannotFit."""
+        """Select the first rung that fits. Raises CannotFit."""
         job = self._job
         if job.files and by_media:
             question = question_of(job, (stage,))
@@ -99,36 +100,39 @@ class OneShotStage:
         self._ladder.start({name: choice.taken.rung for name, choice in found.items()})
         plan = self._record.value["plan"]
         earlier = (plan.get("memory") or {}).get("stages", ())
-        told = memory_json(found, job.budget)
+        memory = memory_json(found, job.budget)
         others = [each for each in earlier if each["stage"] != stage.name]
-        plan["memory"] = {**told, "stages": [*others, *told["stages"]]}
+        plan["memory"] = {**memory, "stages": [*others, *memory["stages"]]}
 
-    def _tried(
-        self, stage: StageSpec, call: Callable[[Rung], StageCall], meanwhile: Callable[[], object]
+    def _attempt(
+        self,
+        stage: StageSpec,
+        call: Callable[[Rung], StageCall],
+        while_running: Callable[[], object],
     ) -> StageOutcome | None:
-        """Return the outcome of one process; None where it ran out of memory, and the ladder went a
-        rung down."""
+        """Return the outcome of one process. Return None if it ran out of memory and the ladder
+        moved one rung down."""
         rung = self._ladder.rung(stage.name)
         settings = settings_on(self._job.model, rung)
-        running = self._launcher.start(call(rung))
+        process = self._launcher.start(call(rung))
         try:
-            meanwhile()
-            return running.wait()
+            while_running()
+            return process.wait()
         except CannotFit as error:
-            ready = bool(running.outcome.notes.get("ready"))
+            ready = bool(process.outcome.notes.get("ready"))
             self._ladder.down(stage.name, error, largest=rung.batch, tokens=0, ready=ready)
             return None
         except BaseException:
-            running.stop()
+            process.stop()
             raise
         finally:
-            said = {str(stage.part): settings.label} if settings else {}
+            precision = {str(stage.part): settings.label} if settings else {}
             attention = settings.attention if settings else ""
-            self._record.add(running.outcome, attention=attention or "", precision=said)
+            self._record.add(process.outcome, attention=attention or "", precision=precision)
 
 
 class StageRunner:
-    """Runs the stages of one job. `tell(stage, total, done)` is called before each start, and
+    """Runs the stages of one job. `on_start(stage, total, done)` is called before each start, and
     `fetch(parts)` before each stage that uses weights."""
 
     def __init__(
@@ -137,7 +141,7 @@ class StageRunner:
         launcher: Launcher,
         record: RunRecord,
         ladder: Ladder,
-        tell: Callable[[str, int, int], None],
+        on_start: Callable[[str, int, int], None],
         fetch: Callable[[Collection[Part]], None],
         lease: Lease,
     ) -> None:
@@ -146,46 +150,45 @@ class StageRunner:
         self.launcher = launcher
         self._record = record
         self._ladder = ladder
-        self.tell = tell
+        self.on_start = on_start
         self.fetch = fetch
         self._lease = lease
         self._calls = StageCallBuilder(job)
-        self._single_items = SingleItemFallback(job, ladder, self._run, tell)
-        self.once = OneShotStage(job, launcher, record, ladder, tell, fetch)
+        self._single_items = SingleItemFallback(job, ladder, self._run, on_start)
+        self.one_shot = OneShotStage(job, launcher, record, ladder, on_start, fetch)
         self._prefetch: StageHandle | None = None
-        self._take()
+        self._select_variant()
 
-    def plan(self, wanted: Sequence[StageSpec], expected: Sequence[Estimate]) -> None:
-        """Put the stages that have work to do on rungs that fit. Raises CannotFit when there are
-        none."""
-        if not wanted:
+    def plan(self, stages: Sequence[StageSpec], expected: Sequence[Estimate]) -> None:
+        """Select a rung that fits for each stage that has work to do. Raises CannotFit when there
+        is none."""
+        if not stages:
             return
-        plan = plan_start(self._ladder, self._job, (self._first, *wanted), expected)
+        plan = plan_start(self._ladder, self._job, (self._first, *stages), expected)
         rungs = {stage.name: self._ladder.rung(stage.name) for stage in self._job.pipeline}
         seconds = times_of(self._job, rungs, expected).seconds
         self._record.value["plan"].update(memory=plan, seconds=seconds)
-        self._take()
+        self._select_variant()
 
     def frames(self, wave: list[Medium]) -> None:
         """Cut the frames that a wave lacks."""
-        running, self._prefetch = self._prefetch, None
-        if running is not None:
-            self._finish_frames(running, wave)
-        while (running := self._start_frames(wave)) and self._finish_frames(running, wave):
+        process, self._prefetch = self._prefetch, None
+        if process is not None:
+            self._finish_frames(process, wave)
+        while (process := self._start_frames(wave)) and self._finish_frames(process, wave):
             pass
 
-    def _finish_frames(self, running: StageHandle, wave: list[Medium]) -> bool:
-        """Wait for the frames stage, and return whether it died and is to be started again. It then
-        runs with fewer files at once, or without one of those in hand, which is to blame, as each
-        tells alone."""
+    def _finish_frames(self, process: StageHandle, wave: list[Medium]) -> bool:
+        """Wait for the frames stage, and return whether it must be started again. After a failure
+        it has fewer files at once, or each file that it had open was cut alone."""
         at_once = self._ladder.rung(self._first.name).batch
         try:
-            self._finish(running)
-            if running.outcome.items:
+            self._finish(process)
+            if process.outcome.items:
                 self._ladder.note_success(self._first.name)
             return False
         except (CannotFit, StageDied) as error:
-            suspects = [m for m in wave if m.digest in running.outcome.open_media]
+            suspects = [m for m in wave if m.digest in process.outcome.open_media]
             if isinstance(error, CannotFit) and (at_once > 1 or not suspects):
                 self._ladder.down(self._first.name, error, largest=at_once, tokens=0)
                 return True
@@ -193,90 +196,94 @@ class StageRunner:
                 raise
         finally:
             self._job.ledger.refresh()
-            self._leave_changed(running.outcome)
+            self._skip_changed(process.outcome)
         for medium in suspects:
             self._cut_single(medium)
         return True
 
-    def _leave_changed(self, outcome: StageOutcome) -> None:
-        """Leave files that changed meanwhile, or whose server is silent, to the next run."""
-        for told in outcome.failures:
-            if told.kind in NOT_REMEMBERED:
-                self._job.ledger.unfit[told.media, -1, ""] = {
+    def _skip_changed(self, outcome: StageOutcome) -> None:
+        """Leave files that changed during the run, or whose server does not respond, to the next
+        run."""
+        for failure in outcome.failures:
+            if failure.kind in NOT_REMEMBERED:
+                self._job.ledger.unfit[failure.media, -1, ""] = {
                     "stage": self._first.name,
-                    "kind": told.kind,
-                    "message": CHANGED_MESSAGE if told.kind == CHANGED else told.message,
-                    "hint": CHANGED_HINT if told.kind == CHANGED else told.hint,
+                    "kind": failure.kind,
+                    "message": CHANGED_MESSAGE if failure.kind == CHANGED else failure.message,
+                    "hint": CHANGED_HINT if failure.kind == CHANGED else failure.hint,
                 }
 
     def _cut_single(self, medium: Medium) -> None:
-        """Cut one medium in a process of its own, and record it as failed if that crashes."""
-        running = self._start_frames([medium])
-        if running is None:
+        """Cut one medium in a process of its own, and record it as failed if that process
+        crashes."""
+        process = self._start_frames([medium])
+        if process is None:
             return
         ledger = self._job.ledger
         try:
-            self._finish(running)
-        except CannotFit as error:  # it is tried again by the next run
+            self._finish(process)
+        except CannotFit as error:  # the next run tries it again
             ledger.unfit[medium.digest, -1, ""] = too_large(self._first.name, error.message)
         except StageDied as error:
             if not is_crash(error):
                 raise
             meta = {
                 "kind": "crash",
-                "message": "the library that decodes the file crashed over it, or never ended",
+                "message": "the decoder crashed on this file, or did not finish",
                 "hint": "Convert it, for example to H.264 in MP4",
             }
             ledger.failures.publish([Record(key=medium.digest, meta=meta)])
         ledger.refresh()
-        self._leave_changed(running.outcome)
+        self._skip_changed(process.outcome)
 
     def _start_frames(self, wave: list[Medium]) -> StageHandle | None:
-        wanted: dict[str, tuple[Medium, list[int] | None]] = {}
-        for medium in wave:  # which may be there once a prompt
-            chunks, before = self._job.ledger.frames_wanted(medium), wanted.get(medium.digest)
+        selected: dict[str, tuple[Medium, list[int] | None]] = {}
+        for medium in wave:  # a wave has a medium once per prompt
+            chunks, before = self._job.ledger.frames_to_cut(medium), selected.get(medium.digest)
             if before is not None and chunks is not None:
                 chunks = None if before[1] is None else sorted({*before[1], *chunks})
-            wanted[medium.digest] = (medium, chunks)
-        media = [(m, chunks) for m, chunks in wanted.values() if chunks is None or chunks]
+            selected[medium.digest] = (medium, chunks)
+        media = [(m, chunks) for m, chunks in selected.values() if chunks is None or chunks]
         if not media:
             return None
         self._ladder.begin(self._first.name)
-        self.tell(self._first.name, len(media), 0)
-        return self.launcher.start(self._calls.frames(media, self._ladder.rung(self._first.name)))
+        self.on_start(self._first.name, len(media), 0)
+        return self.launcher.start(
+            self._calls.frames_call(media, self._ladder.rung(self._first.name))
+        )
 
-    def through(self, stage: StageSpec, wave: list[Medium]) -> None:
-        """Make the records of a stage for a wave, and give back the records that it read."""
-        self._make(stage, wave)
+    def run_stage(self, stage: StageSpec, wave: list[Medium]) -> None:
+        """Make the records of a stage for a wave, then delete the records that it consumed."""
+        self._run_until_done(stage, wave)
         if stage.deletes_inputs:
-            self._give_back(stage, wave)
+            self._delete_consumed(stage, wave)
 
-    def give_back(self, media: list[Medium]) -> None:
-        """Delete all records that the stages are through with."""
+    def delete_consumed(self, media: list[Medium]) -> None:
+        """Delete all records that the stages no longer need."""
         for stage in self._job.pipeline:
             if stage.deletes_inputs:
-                self._give_back(stage, media)
+                self._delete_consumed(stage, media)
 
-    def _give_back(self, stage: StageSpec, media: list[Medium]) -> None:
-        """Delete the records that a stage is through with. They stay if they are to be kept, or if
-        another running job, which would have to make them again, looks at them too."""
+    def _delete_consumed(self, stage: StageSpec, media: list[Medium]) -> None:
+        """Delete the records that a stage no longer needs. They stay if the user keeps them, or if
+        another running job needs them too."""
         ledger = self._job.ledger
         read, done = ledger[stage.reads], ledger[stage.writes].keys()
-        through = [
+        consumed = [
             task[stage.reads]
             for task in ledger.tasks(media)
-            if task[stage.reads] in read and (task[stage.writes] in done or ledger.lost(task))
+            if task[stage.reads] in read and (task[stage.writes] in done or ledger.has_failed(task))
         ]
-        if not through or self._job.config.keep_frames:
+        if not consumed or self._job.config.keep_frames:
             return
         if not self._lease.shares(ledger.namespaces[stage.reads]):
-            read.drop(through)
+            read.drop(consumed)
 
-    def _make(self, stage: StageSpec, wave: list[Medium]) -> None:
-        name, most = stage.name, self._job.config.batch_size
-        while work := work_of(self._job.ledger, stage, wave, self._ladder.rung(name), most):
+    def _run_until_done(self, stage: StageSpec, wave: list[Medium]) -> None:
+        name, batch_size = stage.name, self._job.config.batch_size
+        while work := next_work(self._job.ledger, stage, wave, self._ladder.rung(name), batch_size):
             self._ladder.begin(name)
-            self.tell(name, work.total, work.total - work.missing)
+            self.on_start(name, work.total, work.total - work.missing)
             outcome, error = self._run(stage, work.batches, work.rung)
             if error is not None:
                 self._ladder.down(
@@ -286,55 +293,57 @@ class StageRunner:
                     tokens=work.tokens,
                     ready=bool(outcome.items or outcome.notes.get("ready")),
                 )
-                self._take()
+                self._select_variant()
                 continue
             if outcome.items:
                 self._ladder.note_success(name)
-            self._single_items.fit(stage, work.tasks, outcome.too_large)
+            self._single_items.retry(stage, work.tasks, outcome.too_large)
             if not (outcome.items or outcome.too_large or outcome.failures):
-                break  # whatever it is that is missing, the stage does not make it
+                break  # the stage does not make what is missing
 
     def _run(
         self, stage: StageSpec, batches: list[list[Task]], rung: Rung
     ) -> tuple[StageOutcome, CannotFit | None]:
-        """Run one process over these batches; return its outcome, and its error if memory ran
-        out."""
+        """Run one process over these batches. Return its outcome, and its error if it ran out of
+        memory."""
         self.fetch(parts_of([stage]))
-        instead = self._ladder.instead(rung)
-        running = self.launcher.start(self._calls.records(stage, batches, rung, instead))
+        fallback_batch = self._ladder.instead(rung)
+        process = self.launcher.start(self._calls.media_call(stage, batches, rung, fallback_batch))
         settings, error = settings_on(self._job.model, rung), None
         try:
             attention = settings.attention if settings else ""
-            self._finish(running, attention, batches[0][0].namespaces.precision)
+            self._finish(process, attention, batches[0][0].namespaces.precision)
         except CannotFit as caught:
             error = caught
         self._job.ledger.refresh()
-        return running.outcome, error
+        return process.outcome, error
 
     def _finish(
-        self, running: StageHandle, attention: str = "", precision: Mapping[str, str] | None = None
+        self, process: StageHandle, attention: str = "", precision: Mapping[str, str] | None = None
     ) -> None:
         try:
-            running.wait()
+            process.wait()
         except BaseException:
-            running.stop()
+            process.stop()
             raise
         finally:
             precision = precision or self._job.ledger.namespaces.precision
-            self._record.add(running.outcome, attention=attention, precision=precision)
+            self._record.add(process.outcome, attention=attention, precision=precision)
 
     def begin_frames(self, wave: list[Medium]) -> None:
-        """Begin to cut the frames of a wave while another one is worked on."""
+        """Start to cut the frames of a wave while another wave is processed."""
         self._prefetch = self._start_frames(wave)
 
     def stop_prefetch(self) -> None:
-        """End the cutting that was begun for the next wave."""
+        """Stop cutting frames of the next wave."""
         if self._prefetch is not None:
             self._prefetch.stop()
             self._prefetch = None
 
-    def _take(self) -> None:
-        """Make records from now on in the variant of the rungs in force."""
+    def _select_variant(self) -> None:
+        """Make the following records in the variant of the current rungs."""
         rungs = {s.part: self._ladder.rung(s.name) for s in self._job.pipeline if s.part}
         on = {part: settings_on(self._job.model, rung) for part, rung in rungs.items()}
-        self._job.ledger.take({part: settings.label for part, settings in on.items() if settings})
+        self._job.ledger.use_precision(
+            {part: settings.label for part, settings in on.items() if settings}
+        )

@@ -1,4 +1,4 @@
-"""Stops a run on a signal without losing finished work."""
+"""Stops a run on a signal and keeps all finished work."""
 
 import contextlib
 import signal
@@ -9,14 +9,14 @@ from artifacts.errors import Interrupted
 from flows.console.terminal import forget_terminal
 
 STOPPING = (signal.SIGTERM, signal.SIGHUP)
-"""The signals that count as Ctrl-C: a request to end, and the end of the terminal or connection."""
+"""Signals handled like Ctrl-C: a request to end, and the end of the terminal or connection."""
 
 
 @contextlib.contextmanager
 def stopped_in_order() -> Iterator[None]:
-    """End the run in the same way on Ctrl-C, SIGTERM and SIGHUP. The stage is stopped and the
-    outputs are written. A signal that is taken or ignored already, as by Prefect in a flow or by
-    `nohup`, is left as it is. Raises Interrupted."""
+    """End the run in the same way on Ctrl-C, SIGTERM and SIGHUP: the stage is stopped and the
+    outputs are written. A signal that is already handled or ignored keeps its handler, as with
+    Prefect or `nohup`. Raises Interrupted."""
     before = {number: signal.getsignal(number) for number in STOPPING}
     if threading.current_thread() is not threading.main_thread():
         before = {}
@@ -27,7 +27,8 @@ def stopped_in_order() -> Iterator[None]:
         nonlocal hung_up
         if number == signal.SIGHUP:
             hung_up = True
-            # It comes twice, from the kernel and from the shell, and the outputs are to be written.
+            # SIGHUP comes twice, from the kernel and from the shell. The outputs must still be
+            # written.
             signal.signal(signal.SIGHUP, signal.SIG_IGN)
             forget_terminal()
         raise KeyboardInterrupt
@@ -38,7 +39,7 @@ def stopped_in_order() -> Iterator[None]:
         yield
     except KeyboardInterrupt as error:
         raise Interrupted(
-            "stopped", hint="Nothing finished is lost; run the same command again to go on"
+            "stopped", hint="Finished work is kept; run the same command again to continue"
         ) from error
     finally:
         for number in ours:

@@ -1,7 +1,7 @@
 """Runs a training job, from its configuration to an adapter.
 
-Media of the examples that are not encoded yet are encoded first, as in any run. One process then
-trains on the features alone, resumes where an earlier one ended, and writes the adapter.
+Media of the examples without stored features are encoded first, as in any run. One process then
+trains on the features alone, resumes from the last checkpoint, and writes the adapter.
 """
 
 import math
@@ -51,11 +51,11 @@ from stages.tune.job import CHECKPOINT, RECORD, TuneItem, TuneJob
 from stages.tune.layout import layout_in
 
 BOARD = "tensorboard"
-"""Folder of the run for what TensorBoard shows."""
-MOST_LOST, CHECKPOINTS = 25, 8
-"""Steps that a kill loses at the most, and times that a short training is kept."""
-NEAR_SECONDS = 0.05
-"""Times of one chunk may differ so much: outputs round them."""
+"""Folder of the run for TensorBoard's files."""
+MAX_LOST_STEPS, MIN_CHECKPOINTS = 25, 8
+"""Most training steps that a kill may lose, and number of checkpoints of a short training."""
+TIME_TOLERANCE_SECONDS = 0.05
+"""Largest difference between two times of one chunk; outputs round times."""
 
 
 def tune(
@@ -64,68 +64,68 @@ def tune(
     make_launcher: LauncherMaker = DirectLauncher,
     on_begin: OnBegin | None = None,
 ) -> Tuned | AdapterScore:
-    """Train the adapter that is asked for, or score one. Raises PenstockError; what is learned
-    is kept."""
-    examples, asked = asked_of(config, display.say)
+    """Train the requested adapter, or score one. Raises PenstockError; checkpoints stay."""
+    examples, run = resolve_run(config, display.say)
 
     def attempt() -> None:
-        watch = RunObserver(display, on_begin)
-        _train(config, config.as_published, examples, asked, watch, make_launcher)
+        observer = RunObserver(display, on_begin)
+        _train(config, config.as_published, examples, run, observer, make_launcher)
 
     replanned_once(attempt, display.say)
-    out = Path(asked.out).parent
-    return (
-        scored_in(out, AdapterOptions.of(asked).adapter) if config.validate_only else tuned_in(out)
-    )
+    out = Path(run.out).parent
+    return scored_in(out, AdapterOptions.of(run).adapter) if config.validate_only else tuned_in(out)
 
 
 def _train(
     config: TrainingOptions,
     way: bool | None,
     examples: Sequence[Example],
-    asked: RunOptions,
-    watch: RunObserver,
+    run: RunOptions,
+    observer: RunObserver,
     make_launcher: LauncherMaker,
 ) -> None:
-    """Encode what is missing, and train."""
-    out = Path(asked.out).parent
-    with prepared(asked, watch, make_launcher, TUNE) as (job, launcher):
+    """Encode the missing features, and train."""
+    out = Path(run.out).parent
+    with prepared(run, observer, make_launcher, TUNE) as (job, launcher):
         _check(config, job, examples, out)
         if (out / ADAPTER_WEIGHTS).is_file():
             for note in way_notes(way, read_adapter(out), job.model.folder):
-                watch.say(note)
+                observer.print_line(note)
         doing, outputs = "tuning into", {"adapter": str(out)}
-        with watch.working(job, launcher, doing, outputs=outputs) as (sequence, _, _):
-            if asked.sources:
-                sequence.fill()
-            with sequence.going_on():
+        with observer.pipeline_for_job(job, launcher, doing, outputs=outputs) as (runner, _, _):
+            if run.sources:
+                runner.compute_records()
+            with runner.keep_running():
                 make, steps = _job(config, job, examples, out)
 
                 def call(rung: Rung) -> StageCall:
                     on = {"recompute": rung.recompute, "optimizer": rung.optimizer}
-                    return StageCallBuilder(job).once(
+                    return StageCallBuilder(job).one_shot_call(
                         STAGE, partial(make, rows=rung.batch, **on), rung
                     )
 
-                sequence.once.run(STAGE, call, total=steps)
+                runner.one_shot.run(STAGE, call, total=steps)
 
 
-def asked_of(config: TuneConfig, say: Announce = lambda _: None) -> tuple[list[Example], TuneRun]:
-    """Return the examples, and the run that encodes and trains on them; `say` is told what reviews
-    leave out. Raises UsageError for media that are not there."""
+def resolve_run(
+    config: TuneConfig, announce: Announce = lambda _: None
+) -> tuple[list[Example], TuneRun]:
+    """Return the examples, and the run that encodes and trains on them. `announce` is called with a
+    note about captions that reviews exclude. Raises UsageError for missing media."""
     out = folder_named(config.out, "out")
     refuse_foreign(out, (RUN, CHECKPOINT), (RECORD, ADAPTER_CONFIG, ADAPTER_WEIGHTS))
     if config.tensorboard and find_spec("tensorboard") is None:
         raise UsageError(
-            "--tensorboard needs TensorBoard, which is not installed",
-            hint="pip install 'penstock[tensorboard]'; the report shows the same curves without",
+            "--tensorboard: TensorBoard is not installed",
+            hint="pip install 'penstock[tensorboard]'; the report shows the same curves without it",
         )
-    examples = examples_in(config.data, say, open_store(config.store or default_store()))
+    examples = examples_in(config.data, announce, open_store(config.store or default_store()))
     missing = [each for each in examples if not each.path.is_file() and not each.features]
     if missing:
         raise UsageError(
-            f"{missing[0].path} is not there ({len(missing)} of {len(examples)} media are missing)",
-            hint="Check the paths; they are seen from the data's folder",
+            f"{missing[0].path}: no such file ({len(missing)} of {len(examples)} media are "
+            "missing)",
+            hint="Check the paths; they are relative to the data's folder",
         )
     sources = tuple(dict.fromkeys(str(each.path) for each in examples if each.path.is_file()))
     scored = config.validate_only and (out / ADAPTER_CONFIG).is_file()
@@ -136,15 +136,17 @@ def asked_of(config: TuneConfig, say: Announce = lambda _: None) -> tuple[list[E
 
 
 def _check(config: TrainingOptions, job: Job, examples: Sequence[Example], out: Path) -> None:
-    """Refuse a model that cannot be trained, and to train over another adapter, before anything is
-    encoded. Raises UsageError."""
+    """Check that the model can be trained, and that no other adapter is overwritten. This runs
+    before anything is encoded. Raises UsageError."""
     if job.model.profile.route == "joint":
         raise UsageError(
-            f"{job.model.name} is run whole (joint): it has no features to train on",
-            hint="Choose a model that runs in halves: docs/models.md",
+            f"{job.model.name}: no features to train on (the model cannot be split, route: joint)",
+            hint="Choose a model that can be split: docs/models.md",
         )
     if not config.validate_only:
-        refuse_other(out, _recipe(config, job, _ways(config, examples)), resume=config.resume)
+        refuse_other(
+            out, _recipe(config, job, _training_fields(config, examples)), resume=config.resume
+        )
         if config.resume:
             layout_in(out, config.lora_rank)
 
@@ -152,12 +154,12 @@ def _check(config: TrainingOptions, job: Job, examples: Sequence[Example], out: 
 def _parts(
     config: TrainingOptions, examples: Sequence[Example]
 ) -> tuple[Sequence[Example], Sequence[Example]]:
-    """Return those to train on, and those to score by."""
+    """Return the training examples and the held-out examples."""
     return ([], examples) if config.validate_only else split(examples, config.validate, config.seed)
 
 
-def _ways(config: TrainingOptions, examples: Sequence[Example]) -> dict[str, Any]:
-    """Return how the stage is told to train, whatever its examples are of."""
+def _training_fields(config: TrainingOptions, examples: Sequence[Example]) -> dict[str, Any]:
+    """Return the training settings of the job, without its examples."""
     trained, _ = _parts(config, examples)
     batch = min(config.batch_size, max(1, len(trained)))
     epoch_steps = math.ceil(len(trained) / batch)
@@ -173,49 +175,50 @@ def _ways(config: TrainingOptions, examples: Sequence[Example]) -> dict[str, Any
     }
 
 
-def _recipe(config: TrainingOptions, job: Job, ways: Mapping[str, Any]) -> dict[str, Any]:
-    """Return all that decides an adapter but its examples. Precision and optimizer are as they were
-    asked: a rung that a training went down to is no other training."""
-    asked = {"precision": config.precision, "optimizer": config.optimizer}
+def _recipe(config: TrainingOptions, job: Job, fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the key fields of an adapter, without its examples. Precision and optimizer are those
+    requested, so a fallback rung does not change the key."""
+    requested = {"precision": config.precision, "optimizer": config.optimizer}
     model = {"model": job.model.digests["language"], **way_recipe(job.model.profile.as_published)}
-    return {"version": OUTPUT_VERSION, **model, **asked, **ways}
+    return {"version": OUTPUT_VERSION, **model, **requested, **fields}
 
 
 def _job(
     config: TrainingOptions, job: Job, examples: Sequence[Example], out: Path
 ) -> tuple[Callable[..., TuneJob], int]:
-    """Return what makes the job of the stage on a rung, and its steps. Raises UsageError."""
-    members, ways = _members(job, examples), _ways(config, examples)
-    chosen = {each.item: member for each, member in zip(examples, members, strict=True)}
-    trained, held = ([chosen[each.item] for each in part] for part in _parts(config, examples))
-    data = [[each._asdict() for each in part] for part in (trained, held)]
-    recipe = {**_recipe(config, job, ways), "data": digest_of(data)}
+    """Return the function that builds the stage's job on a rung, and its number of steps. Raises
+    UsageError."""
+    items, fields = _items(job, examples), _training_fields(config, examples)
+    chosen = {each.item: item for each, item in zip(examples, items, strict=True)}
+    trained, held_out = ([chosen[each.item] for each in part] for part in _parts(config, examples))
+    data = [[each._asdict() for each in part] for part in (trained, held_out)]
+    recipe = {**_recipe(config, job, fields), "data": digest_of(data)}
     if not config.validate_only:
         refuse_other(out, recipe, resume=config.resume)
-    steps: int = ways["steps"]
+    steps: int = fields["steps"]
     make = partial(
         TuneJob,
-        **ways,
+        **fields,
         store=job.store.url,
         features_namespace=job.ledger.namespaces["features"],
         folder=str(out / RUN if config.validate_only else out),
-        checkpoint_steps=max(1, min(MOST_LOST, steps // CHECKPOINTS)),
+        checkpoint_steps=max(1, min(MAX_LOST_STEPS, steps // MIN_CHECKPOINTS)),
         tensorboard=str(out / RUN / BOARD) if config.tensorboard else "",
         recipe=recipe,
     )
-    return partial(make, examples=trained, held_out=held), steps
+    return partial(make, examples=trained, held_out=held_out), steps
 
 
-def _members(job: Job, examples: Sequence[Example]) -> list[TuneItem]:
-    """Return features, prompt and caption of each example. Raises UsageError for one whose chunk is
-    not there."""
-    kept = job.ledger["features"]
+def _items(job: Job, examples: Sequence[Example]) -> list[TuneItem]:
+    """Return features, prompt and caption of each example. Raises UsageError if a chunk is
+    missing."""
+    stored = job.ledger["features"]
     tasks: dict[str, list[Task]] = {}
     for file, medium in zip(job.files, job.contents, strict=True):
         tasks[str(file.path)] = job.ledger.tasks([medium])
     found = []
     for each in examples:
-        key = each.features if each.features in kept else _key(job, each, tasks)
+        key = each.features if each.features in stored else _key(job, each, tasks)
         kind = next((t.medium.kind for t in tasks.get(str(each.path), ())), "video")
         prompt = each.prompt or job.model.prompt_for(job.config, kind)
         refuse_placeholders(
@@ -229,8 +232,8 @@ def _key(job: Job, example: Example, tasks: Mapping[str, Sequence[Task]]) -> str
     of_file = tasks.get(str(example.path), ())
     if not of_file:
         raise UsageError(
-            f"{example.path.name} has no features of {job.model.name}, and cannot be encoded",
-            hint="Check that the file is there, and that it is captioned by this model",
+            f"{example.path.name}: no stored features of {job.model.name}, and no file to encode",
+            hint="Check that the file exists, or that this model captioned it",
         )
     chunks = [
         task
@@ -238,14 +241,14 @@ def _key(job: Job, example: Example, tasks: Mapping[str, Sequence[Task]]) -> str
         if (example.start is None and len(of_file) == 1)
         or (
             example.start is not None
-            and abs(task.chunk.start - example.start) < NEAR_SECONDS
-            and (example.end is None or abs(task.chunk.end - example.end) < NEAR_SECONDS)
+            and abs(task.chunk.start - example.start) < TIME_TOLERANCE_SECONDS
+            and (example.end is None or abs(task.chunk.end - example.end) < TIME_TOLERANCE_SECONDS)
         )
     ]
     if not chunks:
         raise UsageError(
-            f"{example.path.name} is cut in {counted(len(of_file), 'chunk')}, and none is what the "
-            "caption is of",
-            hint="Give start and end as captions.jsonl of this model has them",
+            f"{example.path.name}: none of {counted(len(of_file), 'chunk')} matches the caption's "
+            "start and end",
+            hint="Copy start and end from this model's captions.jsonl",
         )
     return chunks[0]["features"]

@@ -53,13 +53,17 @@ def read_texts(
     PenstockError."""
 
     def attempt() -> Vectors:
-        watch = RunObserver(display)
+        observer = RunObserver(display)
         with tempfile.TemporaryDirectory(prefix="penstock-search-") as out, stopped_in_order():
-            launcher = DirectLauncher(watch.listen)
+            launcher = DirectLauncher(observer.on_event)
             job = prepare_without_media(replace(config, out=out, tiles=OFF), launcher, LABEL)
             check(job)
-            with watch.working(job, launcher, "searching in", outputs={}) as (sequence, _, _):
-                return sequence.texts.make([[text] for text in texts]).vectors
+            with observer.pipeline_for_job(job, launcher, "searching in", outputs={}) as (
+                runner,
+                _,
+                _,
+            ):
+                return runner.texts.make([[text] for text in texts]).vectors
 
     return replanned_once(attempt, display.say)
 

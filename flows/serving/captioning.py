@@ -83,7 +83,7 @@ class Captioning:
         self._metrics = metrics
         self._bound = PromptBound(job.model.folder, job.model.profile.context_tokens)
         self._of = job.ledger.namespaces
-        self._other = job.ledger.instead(self._of)
+        self._other = job.ledger.other_engine_variant(self._of)
         every = [self._of, *([self._other] if self._other else [])]
         namespaces = [each[self._decode.writes] for each in every]
         self._kept = KeptCaptions(job.store, self._decode.writes, namespaces, keeper)

@@ -18,7 +18,7 @@ from flows.console.display import Display
 from flows.job.context_note import context_note
 from flows.job.namespace_notes import note_namespaces
 from flows.job.prepare import Job, prepare_without_media
-from flows.ledger.namespaces import namespace_aside
+from flows.ledger.namespaces import one_shot_namespace
 from flows.ledger.weights import fetch_parts
 from flows.machine.launch import DirectLauncher, ForkingLauncher, Launcher, StageCall
 from flows.media.labels import LabelSet, label_set
@@ -32,7 +32,7 @@ from flows.planning.rungs import Rung
 from flows.planning.sizes import UNKNOWN_SIZE
 from flows.planning.start import choose, ladder_of
 from flows.planning.workloads import STANDARD_CHUNKS, Workload, workload_of
-from flows.running.calls import LivePlaces, StageCallBuilder
+from flows.running.calls import StageCallBuilder, WorkerStores
 from flows.search.maker import as_made, maker_of, unrecorded
 from flows.serving.captioning import Captioning
 from flows.serving.config import BatchOptions, RequestLimits, ServeConfig
@@ -76,7 +76,7 @@ def plan_half(
     ladder: Ladder,
     config: BatchOptions,
     answers: Callable[[Iterable[str]], dict[str, Any]],
-    places: LivePlaces,
+    places: WorkerStores,
     workloads: Sequence[Workload] = (),
 ) -> HalfWorkerSpec:
     """Return how one half is run. `places` is where its records go. Raises
@@ -89,7 +89,7 @@ def plan_half(
     calls = StageCallBuilder(job)
 
     def call(rung: Rung, pipe: str, room: int) -> StageCall:
-        return replace(calls.live(stage, rung, pipe, places), budget=room)
+        return replace(calls.worker_call(stage, rung, pipe, places), budget=room)
 
     pixels = [each.stored[0] * each.stored[1] for each in workloads]
     return HalfWorkerSpec(
@@ -108,7 +108,7 @@ def plan_half(
 def decoding_call(job: Job, most: RequestLimits, store: str) -> Callable[[str], StageCall]:
     """Return the call of a process that decodes for a job, over a pipe."""
     calls = StageCallBuilder(job)
-    call = calls.frames([], Rung(stage=job.pipeline[0].name, batch=1))
+    call = calls.frames_call([], Rung(stage=job.pipeline[0].name, batch=1))
     chunks = max(1, round(most.clip_seconds / job.sampling.chunk_seconds))
 
     def over(pipe: str) -> StageCall:
@@ -278,11 +278,11 @@ class _Building:
         service, config, keeper = self._service, self._service.config, self.keeper
         ladder = ladder_of(job, lambda entry, text: self._say(text))
         store, stage = service.scratch.store, job.pipeline[-1]
-        places = LivePlaces(store=store.url)
+        places = WorkerStores(store=store.url)
         vectors = RecordSet(store, stage.writes, job.ledger.namespaces[stage.writes])
         usual, answers = [usual_picture(job)], read_and_drop(vectors)
         seeing = self._half(plan_half(job, stage, ladder, config, answers, places, usual))
-        namespace = namespace_aside(TEXTS, job.model, job.model.best("language"))
+        namespace = one_shot_namespace(TEXTS, job.model, job.model.best("language"))
         words = RecordSet(store, TEXTS.writes, namespace)
         reading = self._half(plan_half(job, TEXTS, ladder, config, read_and_drop(words), places))
         cutting = FrameSource(job, self._decoders(job, cores()), keeper, service.scratch)
@@ -303,12 +303,12 @@ class _Building:
         service, config = self._service, self._service.config
         ladder = ladder_of(job, lambda entry, text: self._say(text))
         _, encode, decode = job.pipeline
-        places = LivePlaces(frames_store=service.scratch.store.url)
+        places = WorkerStores(frames_store=service.scratch.store.url)
         encoding = self._half(
             plan_half(job, encode, ladder, config, dict.fromkeys, places, [usual_picture(job)])
         )
-        other = job.ledger.instead(job.ledger.namespaces)
-        places = LivePlaces(instead=other[decode.writes] if other is not None else "")
+        other = job.ledger.other_engine_variant(job.ledger.namespaces)
+        places = WorkerStores(fallback_namespace=other[decode.writes] if other is not None else "")
         plan = plan_half(job, decode, ladder, config, dict.fromkeys, places)
         plan = replace(plan, withdraws=True)
         decoding: HalfWorker = self._half(plan)

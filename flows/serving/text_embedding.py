@@ -6,7 +6,7 @@ from artifacts.keys import digest_of
 from artifacts.packs import Record
 from artifacts.text_vectors import TextVectors, text_vectors_in
 from flows.job.prepare import Job
-from flows.ledger.namespaces import namespace_aside
+from flows.ledger.namespaces import one_shot_namespace
 from flows.serving.half_worker import HalfWorker
 from flows.serving.keeping import RecordCacheFlusher
 from flows.serving.refusals import bad_request
@@ -27,7 +27,9 @@ class TextEmbedder:
         settings = job.model.best("language")
         self._half = half
         self._precision = settings.label
-        self._kept = keeper.of(job.store, STAGE.writes, namespace_aside(STAGE, job.model, settings))
+        self._kept = keeper.of(
+            job.store, STAGE.writes, one_shot_namespace(STAGE, job.model, settings)
+        )
         self._shared: SingleFlight[Record] = SingleFlight()
 
     async def vectors(self, groups: Sequence[Sequence[str]]) -> TextVectors:

@@ -253,11 +253,11 @@ def _rebuilt(
     name: str,
     options: RebuildOptions,
     display: Display,
-    watch: RunObserver,
+    observer: RunObserver,
     make_launcher: LauncherMaker,
 ) -> RebuildResult:
     with stopped_in_order(), ForkServer() as forks:
-        launcher = ForkingLauncher(make_launcher(watch.listen), forks)
+        launcher = ForkingLauncher(make_launcher(observer.on_event), forks)
         job = prepare(config, launcher, display.say, *KEPT, progress=display.fetched, alone=True)
         last = last_record(job.store, name)
         now = record_of(job, last)
@@ -277,11 +277,11 @@ def _rebuilt(
         for line in result.plan_lines():
             display.say(line)
         words = ("rebuilding, with its logs in", "give it another --name")
-        with watch.working(job, launcher, *words) as (sequence, ran, lease):
+        with observer.pipeline_for_job(job, launcher, *words) as (runner, ran, lease):
             if result.missing.chunks:
                 write_record(job.store, name, begun(last, now))
                 now = replace(now, number=now.number + 1)
-            sequence.fill()
+            runner.compute_records()
             made = job.pipeline[-1].writes
             job.ledger[made].use(task[made] for task in job.ledger.tasks(job.media))
             entries = [ran.stage(stage.name) for stage in job.pipeline]

@@ -227,7 +227,7 @@ def _write_tables(job: Job, labelling: LabelContext) -> list[str]:
 def _sized(job: Job, labelling: LabelContext) -> Iterator[Sized]:
     """Yield the labels of pictures, with the size of each as it is shown."""
     for each in judged(job, labelling):
-        index = job.ledger.index(each.task.medium)
+        index = job.ledger.media_index(each.task.medium)
         if each.task.medium.kind == "image" and index is not None:
             yield each.rows[0], index.height, index.width
 
