@@ -30,10 +30,10 @@ QUERIES = ("a red star", "something green")
 
 HEAD = """# Gallery
 
-What the demo's models say, whether right or wrong, in {precision} on a CPU. They know moving shapes
-and nothing of the world ([the demo's models](demo.md)), so this shows what the program does, not
-how well a real model sees. `python -m scripts.gallery` made this page, pictures and words, by the
-commands that stand in each part.
+This page shows what the program makes with the demo's models, in {precision} on a CPU, whether
+correct or not. Each part begins with its commands. The models recognize moving shapes and nothing
+else ([the demo's models](demo.md)). So this page does not show how well a real model sees.
+`python -m scripts.gallery` writes the page with its images.
 """
 
 
@@ -82,7 +82,7 @@ def clips_part(place: Path, to: Path) -> tuple[str, str]:
         "## Captions of clips\n",
         f"    python -m penstock_demo.clips clips --count {CLIPS} --seed {CLIPS_SEED}\n"
         "    penstock caption clips --model demo\n",
-        f"{FRAMES} frames of each clip, evenly spaced:\n",
+        f"{FRAMES} evenly spaced frames of each clip, its caption, and whether it is correct:\n",
     ]
     right, precision = 0, ""
     for row in rows(out / "captions.jsonl"):
@@ -94,7 +94,7 @@ def clips_part(place: Path, to: Path) -> tuple[str, str]:
         precision = row["precision"]["language"]
         verdict = "exact" if exact else f"no: {truth}"
         lines.append(f"![{row['media_path']}](gallery/{name})\n\n{row['caption']} ({verdict})\n")
-    lines.append(f"{right} of {len(truths)} are the truth to the letter.\n")
+    lines.append(f"{right} of {len(truths)} captions are exactly the true text.\n")
     return precision, "\n".join(lines)
 
 
@@ -135,17 +135,17 @@ def labels_part(place: Path, to: Path) -> str:
     said = {row["media_path"]: row for row in rows(out / "labels.jsonl")}
     made = f"pictures --kind several --count {PICTURES} --seed {SEED}"
     lines = [
-        "## Labels of pictures\n",
+        "## Labels of images\n",
         f"    python -m penstock_demo.dual.pictures {made}\n"
         "    penstock label pictures --model demo --labels labels.txt\n",
         f"`labels.txt` has the {len(COLOURS) * len(SHAPES)} pairs of colour and shape. "
-        f"The first {SHOWN_PICTURES} pictures:\n",
-        "| picture | labels | |\n|---|---|---|",
+        f"The first {SHOWN_PICTURES} images:\n",
+        "| image | labels | correct |\n|---|---|---|",
     ]
     for truth in truths[:SHOWN_PICTURES]:
         labels = [one["label"] for one in said[truth.file]["labels"] if one["passed"]]
         same = sorted(labels) == sorted(set(truth.labels))
-        verdict = "all of it" if same else f"no: {', '.join(truth.labels)}"
+        verdict = "yes" if same else f"no: {', '.join(truth.labels)}"
         shown = keep(place / "pictures" / truth.file, to)
         lines.append(f"| {shown} | {', '.join(labels) or 'none'} | {verdict} |")
     return "\n".join(lines) + "\n"
@@ -164,10 +164,10 @@ def search_part(place: Path, to: Path) -> str:
     penstock(place, "index", "build", source, "--model", "demo", "--out", str(index), "--quiet")
     shown = "\n".join(f'    penstock search "{text}" --index photos' for text in QUERIES)
     lines = [
-        "## Found by words\n",
+        "## Search by text\n",
         f"    penstock index build pictures --model demo --out photos\n{shown}\n",
-        f"The first {FOUND} of the same {PICTURES} pictures, best first:\n",
-        "| words | found |\n|---|---|",
+        f"The best {FOUND} of the same {PICTURES} images:\n",
+        "| text | best images |\n|---|---|",
     ]
     for text in QUERIES:
         hits = [place / "pictures" / name for name in names_found(place, index, text)]
