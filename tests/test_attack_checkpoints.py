@@ -29,8 +29,8 @@ pytestmark = pytest.mark.slow
 BRIEF = [
     sys.executable,
     "-c",
-    "import sys; from flows.checkpoint import describing; from flows.cli.main import main\n"
-    "describing.MOST_SECONDS = 10.0; sys.exit(main(sys.argv[1:]))",
+    "import sys; from flows.checkpoint import profile_loading; from flows.cli.main import main\n"
+    "profile_loading.MOST_SECONDS = 10.0; sys.exit(main(sys.argv[1:]))",
 ]
 """Penstock with less patience, so that what never ends does so before the test does."""
 Make = Callable[[Path], Path]

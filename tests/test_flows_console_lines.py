@@ -12,7 +12,7 @@ from flows.cli.search_command import lines_of
 from flows.console import tables
 from flows.console.lines import UNBOUNDED, json_line, print_lines, wrapped
 from flows.console.tables import table_lines
-from flows.search.ask import Hit
+from flows.search.query import Hit
 from tests.support.terminals import terminal
 
 LONG = "media       3 files, 20 s, about 4 chunks and 12 frames, if shots take 10 s: `penstock x y`"

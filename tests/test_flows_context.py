@@ -15,7 +15,7 @@ from flows.cli.main import main
 from flows.job.prepare import Job, prepare_without_media
 from flows.ledger.tasks import Medium
 from flows.pipelines import CAPTION
-from flows.running.calls import StageCallBuilder
+from flows.running.stage_calls import StageCallBuilder
 from flows.serving.config import ServeConfig
 from flows.serving.frame_source import FrameSource
 from flows.serving.keeping import RecordCacheFlusher

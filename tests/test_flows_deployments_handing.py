@@ -21,7 +21,7 @@ from flows.deployments import handing
 from flows.deployments.handing import AHEAD, STARTS, PartitionDispatch, PartitionRun
 from flows.deployments.runs import INTERRUPTED
 from flows.deployments.sweep import verdicts
-from flows.job.portions import Partition, cut, partitions_of
+from flows.job.partitions import Partition, cut, partitions_of
 from flows.media.media_files import MediaFile
 from flows.options.commands import CaptionConfig
 

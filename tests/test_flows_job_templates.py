@@ -9,12 +9,12 @@ import pytest
 from artifacts.schema import ChunkIndex
 from artifacts.store import FolderStore
 from flows.job.prepare import fill_templates
-from flows.ledger.chunk_words import added_bytes, fill_placeholders
+from flows.ledger.chunk_placeholders import added_bytes, fill_placeholders
 from flows.ledger.namespaces import Variant
 from flows.ledger.tasks import Medium, task_of
-from flows.media.joining import JoinedTexts
+from flows.media.generated_files import OF_LABELS, GeneratedFiles
 from flows.media.media_files import MediaFile
-from flows.media.own_files import OF_LABELS, GeneratedFiles
+from flows.media.text_merging import JoinedTexts
 from flows.options.formats import APPEND
 from penstock_demo.clips import write_clips
 from tests.support.inside import run_inside

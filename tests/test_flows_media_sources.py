@@ -18,8 +18,8 @@ from artifacts.remote.keeping import note_digest, open_local
 from artifacts.store import open_store
 from artifacts.stores.bucket import Bucket
 from flows.cli.main import main
-from flows.job.contents import read_contents, refuse_remote_beside
-from flows.job.portions import partitions_of
+from flows.job.media_digests import read_contents, refuse_remote_beside
+from flows.job.partitions import partitions_of
 from flows.job.prepare import fill_templates as filled_prompts
 from flows.ledger.tasks import Medium
 from flows.media import far_digests

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from flows.job.portions import partitions_of
+from flows.job.partitions import partitions_of
 from flows.options.commands import CaptionConfig
 from penstock_demo.clips import write_clips
 from tests.support.pipeline import PENSTOCK, ROOT, SECONDS

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-import flows.media.joining
+import flows.media.text_merging
 from artifacts.errors import Interrupted
-from flows.media.joining import JoinedTexts
-from flows.media.own_files import GeneratedFiles
+from flows.media.generated_files import GeneratedFiles
+from flows.media.text_merging import JoinedTexts
 from flows.options.commands import CaptionConfig
 from flows.options.formats import APPEND, PREPEND
 from flows.results.run_result import RunResult
@@ -128,7 +128,7 @@ def test_a_run_that_was_killed_before_it_wrote_puts_the_caption_once(
 
     for prompt in ("A?", "B?"):
         with monkeypatch.context() as patch:
-            patch.setattr(flows.media.joining, "write_text", killed)
+            patch.setattr(flows.media.text_merging, "write_text", killed)
             with pytest.raises(Interrupted):
                 put(config, rule, prompt)
         put(config, rule, prompt)

@@ -25,7 +25,7 @@ HOME = "stages/decode/engines/"
 NAMES = {*ENGINES, AUTO_SEVERAL}
 LIBRARY = "transformers"
 NAMING_THE_LIBRARY = {
-    "flows/checkpoint/describing.py",
+    "flows/checkpoint/profile_loading.py",
     "flows/machine/versions.py",
     "stages/export/graphs/run.py",
     "stages/process/deferred_imports.py",

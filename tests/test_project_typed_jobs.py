@@ -18,7 +18,7 @@ def modules(*patterns: str) -> list[Path]:
 JOBS = modules(
     "stages/*/job.py", "stages/*/jobs.py", "stages/*/*_job.py", "stages/*/*/job.py",
     "stages/process/events.py",
-    "stages/process/live.py", "flows/running/calls.py", "flows/serving/startup.py",
+    "stages/process/live.py", "flows/running/stage_calls.py", "flows/serving/startup.py",
     "flows/serving/half*.py", "flows/serving/half_worker.py", "flows/serving/batching.py",
     "flows/serving/decoders.py", "flows/serving/frame_source.py",
 )  # fmt: skip

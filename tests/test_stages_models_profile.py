@@ -13,8 +13,8 @@ from artifacts.errors import EnvironmentFault, UsageError
 from artifacts.keys import ContentDigests
 from artifacts.schema import FrameFit
 from artifacts.store import open_store
-from flows.checkpoint.describing import own_code
 from flows.checkpoint.models import open_model
+from flows.checkpoint.profile_loading import own_code
 from flows.machine.launch import DirectLauncher
 from flows.options.commands import CaptionConfig
 from stages.models import ModelProfile, describe

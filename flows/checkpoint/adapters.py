@@ -9,8 +9,8 @@ from pathlib import Path
 from artifacts.errors import UsageError
 from artifacts.keys import digest_of
 from artifacts.paths import folder_named
-from flows.checkpoint.describing import readable
 from flows.checkpoint.model_files import ModelDigests
+from flows.checkpoint.profile_loading import readable
 from flows.options.commands import RunOptions
 from flows.options.model import AdapterOptions
 from stages.models.adapters.fitting import modules_of

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 
 from artifacts.schema import LARGE_EDGE, ChunkIndex
 from flows.checkpoint.frame_tokens import known_sizes, max_of_a_video, seen
-from flows.checkpoint.wanted_frames import usual_frames
+from flows.checkpoint.requested_frames import usual_frames
 from stages.encode.shown_frames import shown_frames
 from stages.models.pixel_bounds import PixelBounds
 from stages.models.profile import ModelProfile

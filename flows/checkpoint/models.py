@@ -10,11 +10,11 @@ from artifacts.model_files import ModelFiles
 from artifacts.schema import FrameFit, Part, Sampling
 from artifacts.store import Store
 from flows.checkpoint.adapters import adapter_for, parse_adapter, way_notes, way_of
-from flows.checkpoint.describing import own_code, read_profile, readable, small_files
 from flows.checkpoint.graphs import graphs_for
 from flows.checkpoint.model_files import ModelDigests, digests_of_parts, with_fetched
 from flows.checkpoint.pixel_limits import check_pixels
 from flows.checkpoint.precision import BYTES, PartSettings, resolve_settings, with_adapter
+from flows.checkpoint.profile_loading import own_code, read_profile, readable, small_files
 from flows.checkpoint.sampling import sampling_of
 from flows.machine.launch import Launcher
 from flows.options.commands import RunOptions

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from artifacts.schema import Sampling
 from flows.checkpoint.context import FrameBound, bound_by_size, frames_of_any_size
-from flows.checkpoint.wanted_frames import full_chunk, requested_sampling
+from flows.checkpoint.requested_frames import full_chunk, requested_sampling
 from flows.options.commands import RunOptions
 from stages.models.profile import ModelProfile
 

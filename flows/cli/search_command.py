@@ -20,7 +20,7 @@ from flows.console.terminal import forget_terminal
 from flows.options.search import SearchPlace, SearchQuery
 
 if TYPE_CHECKING:
-    from flows.search.ask import Hit
+    from flows.search.query import Hit
 
 
 def search_command(given: argparse.Namespace) -> int:
@@ -32,7 +32,7 @@ def search_command(given: argparse.Namespace) -> int:
     with closing(Display(quiet=True, fleeting=True)) as display:
         display.doing("searching")
         from flows.results.foreign_files import refuse_replacing_found
-        from flows.search.ask import search_index
+        from flows.search.query import search_index
         from flows.search.texts import TEXT_HALF
 
         refuse_replacing_found(page, copies)

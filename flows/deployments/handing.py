@@ -21,7 +21,7 @@ from prefect.exceptions import PrefectHTTPStatusError
 
 from artifacts.errors import UsageError
 from flows.deployments.runs import INTERRUPTED
-from flows.job.portions import Partition
+from flows.job.partitions import Partition
 
 POOL = "gpu"
 """Pool whose workers do the portions."""

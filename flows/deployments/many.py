@@ -28,7 +28,7 @@ from flows.deployments.handing import PartitionDispatch, PartitionRun
 from flows.deployments.label import label_images
 from flows.deployments.runs import named_after_out
 from flows.deployments.view import Progress, plain
-from flows.job.portions import FILES, PORTIONS, Partition, partitions_of
+from flows.job.partitions import FILES, PORTIONS, Partition, partitions_of
 from flows.job.prepare import out_folder
 from flows.options.commands import RunOptions
 

@@ -10,7 +10,7 @@ from flows.checkpoint.context import frame_room, frames_of_any_size, frames_of_s
 from flows.checkpoint.frame_tokens import counted_frames, seen_together
 from flows.checkpoint.models import Model
 from flows.checkpoint.prompt_tokens import PromptTokens, most_tokens
-from flows.checkpoint.wanted_frames import full_chunk, requested_sampling
+from flows.checkpoint.requested_frames import full_chunk, requested_sampling
 from flows.ledger.tasks import Task
 from flows.options.commands import RunOptions
 from stages.decode.generation import SamplingParams

@@ -24,7 +24,7 @@ from artifacts.words import counted
 from flows.checkpoint.models import Model, digests_in, open_model, pipeline_for
 from flows.job.card_frames import as_card, sampling_as_card
 from flows.job.card_sampling import with_card_sampling
-from flows.job.contents import (
+from flows.job.media_digests import (
     check_fixed_texts,
     read_contents,
     refuse_previous,
@@ -35,16 +35,16 @@ from flows.job.contents import (
 )
 from flows.ledger.ledger import Ledger
 from flows.ledger.namespaces import variants_of
-from flows.ledger.stock_answers import may_reuse_stock, stock_note
+from flows.ledger.stock_captions import may_reuse_stock, stock_note
 from flows.ledger.tasks import PREVIOUS, Medium
 from flows.machine.budget import Budget, budget_for
 from flows.machine.device_probe import check_device
 from flows.machine.launch import Launcher
 from flows.media.far_digests import Progress, unread_note
-from flows.media.joining import JoinedTexts
+from flows.media.generated_files import OF_LABELS, GeneratedFiles
 from flows.media.media_files import MediaFile, Selection, writable
-from flows.media.own_files import OF_LABELS, GeneratedFiles
 from flows.media.sources import find_media
+from flows.media.text_merging import JoinedTexts
 from flows.options.commands import RunOptions
 from flows.options.media import VectorSamplingOptions
 from flows.options.text import FolderOptions, PromptOptions, QuestionOptions

@@ -9,7 +9,7 @@ from artifacts.keys import item_key
 from artifacts.schema import ChunkIndex, MediaIndex
 from artifacts.stamps import Stamp
 from artifacts.tiles import OFF, Box, boxes_of
-from flows.ledger.chunk_words import fill_placeholders
+from flows.ledger.chunk_placeholders import fill_placeholders
 from flows.ledger.namespaces import Variant
 
 PREVIOUS = "{previous}"

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from artifacts.regular import open_regular
 from artifacts.store import Store
-from flows.media.joining import LONGEST_BYTES, MARK, JoinedTexts, joined
-from flows.media.own_files import OF_LABELS, GeneratedFiles
+from flows.media.generated_files import OF_LABELS, GeneratedFiles
+from flows.media.text_merging import LONGEST_BYTES, MARK, JoinedTexts, joined
 from flows.options.formats import JOINED
 
 FORM = "txt"

@@ -17,10 +17,10 @@ from artifacts.regular import read_text
 from artifacts.store import Store
 from artifacts.words import counted
 from flows.media.example import Example
+from flows.media.generated_files import is_blank
 from flows.media.media_files import IMAGE_SUFFIXES, VIDEO_SUFFIXES
-from flows.media.own_files import is_blank
 from flows.media.source_lists import LIST_SUFFIXES
-from flows.media.tune_people import with_corrections, with_texts
+from flows.media.tune_corrections import with_corrections, with_texts
 from stages.models.hub.transfer import Announce
 
 MOST_BYTES = 1 << 30

@@ -12,7 +12,7 @@ from flows.checkpoint.context import bound_by_size, frame_room, frames_of_any_si
 from flows.checkpoint.frame_tokens import counted_frames, seen
 from flows.checkpoint.models import Model
 from flows.checkpoint.prompt_tokens import most_tokens
-from flows.checkpoint.wanted_frames import full_chunk, requested_sampling
+from flows.checkpoint.requested_frames import full_chunk, requested_sampling
 from flows.job.context_note import context_note
 from flows.job.prepare import Job
 from flows.options.commands import RunOptions

@@ -7,7 +7,6 @@ from typing import Any
 
 from artifacts.errors import CannotFit, EnvironmentFault, UsageError
 from artifacts.store import open_store
-from flows.checkpoint.describing import Undescribed
 from flows.checkpoint.models import (
     digests_in,
     find_checkpoint,
@@ -15,12 +14,13 @@ from flows.checkpoint.models import (
     pipeline_for,
 )
 from flows.checkpoint.precision import precision_note
+from flows.checkpoint.profile_loading import Undescribed
 from flows.console.units import gib
-from flows.job.about import halves, notes
 from flows.job.card_frames import as_card, card_note
 from flows.job.card_sampling import with_card_sampling
-from flows.job.contents import refuse_summary
 from flows.job.context_note import context_note
+from flows.job.job_summary import halves, notes
+from flows.job.media_digests import refuse_summary
 from flows.job.prepare import Job, prepare
 from flows.job.replanning import replanned_once
 from flows.ledger.waves import cut_waves

@@ -6,7 +6,7 @@ from typing import Any
 from artifacts.words import counted
 from flows.console.tables import table_lines
 from flows.console.units import duration, gib, size
-from flows.job.about import computed_by
+from flows.job.job_summary import computed_by
 from flows.pipelines import STAGES
 from flows.planning.choose import StagePlan, allowed
 from flows.planning.estimate import StageEstimate

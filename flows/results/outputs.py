@@ -17,8 +17,8 @@ from artifacts.subtitles import WRITERS
 from artifacts.tables import TABLES
 from artifacts.trainers import TRAINERS
 from flows.job.prepare import Job
+from flows.media.generated_files import GeneratedFiles, digest_at
 from flows.media.media_files import MediaFile
-from flows.media.own_files import GeneratedFiles, digest_at
 from flows.options.text import OutputOptions, PromptOptions
 from flows.pipelines import STAGES
 from flows.results.captions import SHORTENED, captions_by_file, in_words

@@ -8,7 +8,7 @@ from typing import Any
 
 from artifacts.words import counted
 from flows.console.units import duration, size
-from flows.job.about import computed_by
+from flows.job.job_summary import computed_by
 from flows.pipelines import LABELS, STAGES, product_of
 
 RECENT_SECONDS = 60.0

@@ -17,9 +17,9 @@ from artifacts.subtitles import WRITERS
 from artifacts.words import counted, first_of
 from flows.job.prepare import Job
 from flows.ledger.tasks import Medium
-from flows.media.joining import JoinedTexts
+from flows.media.generated_files import GeneratedFiles, digest_at
 from flows.media.media_files import MediaFile
-from flows.media.own_files import GeneratedFiles, digest_at
+from flows.media.text_merging import JoinedTexts
 from flows.options.formats import JOINABLE, JOINED
 from flows.options.text import OutputOptions
 from flows.results.captions import unrejected

@@ -24,7 +24,7 @@ from artifacts.trainers import TRAINERS, TrainerEntry, TrainerForm
 from artifacts.words import counted
 from flows.job.prepare import Job
 from flows.machine.launch import Launcher
-from flows.media.own_files import GeneratedFiles, digest_at
+from flows.media.generated_files import GeneratedFiles, digest_at
 from flows.options.text import OutputOptions
 from flows.results.clips import Clips, kept_note, key_of
 from flows.results.cutting import Tell

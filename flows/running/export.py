@@ -35,7 +35,6 @@ from flows.results.export_result import (
     refuse_foreign_folder,
     was_judged,
 )
-from flows.running.calls import StageCallBuilder
 from flows.running.merging import adapter_of, as_adapted, merge, merged_of, source_of
 from flows.running.pipeline_runner import PipelineRunner
 from flows.running.run import LauncherMaker, prepared
@@ -49,6 +48,7 @@ from flows.running.samples import (
     samples_of,
     tasks_by_identity,
 )
+from flows.running.stage_calls import StageCallBuilder
 from stages.export import CALIBRATE, COMPARE, JUDGE, STAGE, TRACE
 from stages.export.jobs import (
     GRAPHS,

@@ -34,7 +34,7 @@ from flows.results.run_record import RunRecord
 from flows.results.run_result import RunResult
 from flows.results.summaries import Summaries, SummaryInput, generation_of_texts, stories
 from flows.results.trainer_formats import write_trainers
-from flows.running.calls import StageCallBuilder, settings_on
+from flows.running.stage_calls import StageCallBuilder, settings_on
 from flows.running.stage_runner import OneShotStage, StageRunner
 from stages import embed_texts, summarize
 from stages.models.hub.transfer import Announce

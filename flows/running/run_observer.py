@@ -11,7 +11,7 @@ from artifacts.schema import Half
 from artifacts.store import fault_of
 from flows.console.display import Display
 from flows.console.units import size
-from flows.job.about import notes, summary
+from flows.job.job_summary import notes, summary
 from flows.job.namespace_notes import note_namespaces, one_shot_namespaces
 from flows.job.prepare import Job
 from flows.ledger.weights import fetch_parts

@@ -9,7 +9,7 @@ from flows.ledger.tasks import Task, unique
 from flows.planning.ladder import Ladder
 from flows.planning.rungs import Rung
 from flows.results.outputs import names_of
-from flows.running.calls import settings_on
+from flows.running.stage_calls import settings_on
 from stages.process.events import TooLarge
 from stages.process.outcome import StageOutcome
 from stages.process.stage import StageSpec

@@ -40,8 +40,8 @@ from flows.planning.start import choose, plan_start
 from flows.planning.times import times_of
 from flows.results.run_record import RunRecord
 from flows.running.batches import next_work
-from flows.running.calls import StageCallBuilder, settings_on
 from flows.running.single_item import SingleItemFallback, too_large
+from flows.running.stage_calls import StageCallBuilder, settings_on
 from stages.frames.medium import NOT_REMEMBERED
 from stages.process.exit_diagnosis import is_crash
 from stages.process.outcome import StageOutcome

@@ -19,7 +19,7 @@ from artifacts.store import open_store
 from artifacts.words import counted
 from flows.checkpoint.adapters import way_notes, way_recipe
 from flows.console.display import Display
-from flows.job.contents import refuse_placeholders
+from flows.job.media_digests import refuse_placeholders
 from flows.job.prepare import Job
 from flows.job.replanning import replanned_once
 from flows.ledger.tasks import Medium, Task
@@ -41,9 +41,9 @@ from flows.results.tuned import (
     scored_in,
     tuned_in,
 )
-from flows.running.calls import StageCallBuilder
 from flows.running.run import LauncherMaker, prepared
 from flows.running.run_observer import OnBegin, RunObserver
+from flows.running.stage_calls import StageCallBuilder
 from stages.models.adapters.reading import ADAPTER_CONFIG, ADAPTER_WEIGHTS, read_adapter
 from stages.models.hub.transfer import Announce
 from stages.tune import OUTPUT_VERSION, STAGE

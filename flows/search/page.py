@@ -8,7 +8,7 @@ from pathlib import Path
 
 from artifacts.remote.addresses import is_address
 from flows.results.thumbnails import thumbnail
-from flows.search.ask import Hit
+from flows.search.query import Hit
 
 STYLE = """
 :root { color-scheme: light dark; font: 15px/1.5 system-ui, sans-serif; }

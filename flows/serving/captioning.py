@@ -13,12 +13,12 @@ from weakref import WeakValueDictionary
 from artifacts.errors import UsageError
 from artifacts.packs import RecordSet
 from artifacts.schema import MediaIndex
-from flows.job.contents import refuse_placeholders
+from flows.job.media_digests import refuse_placeholders
 from flows.job.prepare import Job
 from flows.ledger.namespaces import Variant
 from flows.ledger.tasks import Medium, Task, task_of
 from flows.options.text import EngineOptions
-from flows.running.calls import StageCallBuilder
+from flows.running.stage_calls import StageCallBuilder
 from flows.serving.caption_params import CaptionParams, in_order
 from flows.serving.frame_source import FrameSource
 from flows.serving.half_worker import HalfWorker

@@ -13,7 +13,7 @@ from artifacts.schema import MediaIndex
 from artifacts.vectors import Vectors, vectors_in
 from flows.job.prepare import Job
 from flows.ledger.tasks import Medium, Task
-from flows.running.calls import StageCallBuilder
+from flows.running.stage_calls import StageCallBuilder
 from flows.serving.frame_source import FrameSource
 from flows.serving.half_worker import HalfWorker
 from flows.serving.keeping import RecordCacheFlusher

@@ -23,8 +23,8 @@ from artifacts.index.snapshot import Snapshot, open_snapshot
 from artifacts.index.where import Condition, matching
 from artifacts.index.writing import refuse_other
 from flows.options.search import SearchQuery
-from flows.search.ask import found_by, hit_of
 from flows.search.maker import unrecorded
+from flows.search.query import found_by, hit_of
 from flows.serving.refusals import HttpRefusal, refusal_of
 
 GENERATIONS = 2

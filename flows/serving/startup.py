@@ -32,7 +32,7 @@ from flows.planning.rungs import Rung
 from flows.planning.sizes import UNKNOWN_SIZE
 from flows.planning.start import choose, ladder_of
 from flows.planning.workloads import STANDARD_CHUNKS, Workload, workload_of
-from flows.running.calls import StageCallBuilder, WorkerStores
+from flows.running.stage_calls import StageCallBuilder, WorkerStores
 from flows.search.maker import as_made, maker_of, unrecorded
 from flows.serving.captioning import Captioning
 from flows.serving.config import BatchOptions, RequestLimits, ServeConfig

@@ -19,8 +19,8 @@ from artifacts.tables import write_csv, write_parquet
 from artifacts.words import counted
 from flows.job.prepare import Job
 from flows.ledger.tasks import Medium
+from flows.media.generated_files import OF_LABELS, GeneratedFiles
 from flows.media.media_files import MediaFile
-from flows.media.own_files import OF_LABELS, GeneratedFiles
 from flows.options.formats import COCO, COCO_FILE
 from flows.options.text import OutputOptions
 from flows.results.labels.rows import LabelContext, LabelledChunk, judged, judged_medium

@@ -10,7 +10,7 @@ from urllib.parse import quote
 
 from artifacts.errors import UsageError
 from flows.console.units import duration, size
-from flows.job.about import computed_by
+from flows.job.job_summary import computed_by
 from flows.media.media_files import writable
 from flows.pipelines import LABELS
 from flows.results.export_result import ExportFound, export_in

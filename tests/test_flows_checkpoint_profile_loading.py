@@ -9,7 +9,7 @@ import pytest
 from artifacts.errors import CannotFit, UsageError
 from artifacts.keys import ContentDigests
 from artifacts.store import FolderStore
-from flows.checkpoint import describing
+from flows.checkpoint import profile_loading
 from flows.checkpoint.models import open_model
 from flows.cli.main import main
 from flows.machine.launch import DirectLauncher, StageCall
@@ -22,7 +22,7 @@ MIB = 1 << 20
 HERE = Path(__file__)
 
 
-# What the children of these tests run in place of describing.
+# What the children of these tests run in place of profile_loading.
 def keeps_the_lock(job: dict[str, Any], report: EventReporter) -> None:
     sum(range(1 << 62))  # in C
 
@@ -53,7 +53,7 @@ def found(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_what_takes_too_long_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(describing, "MOST_SECONDS", 1.0)
+    monkeypatch.setattr(profile_loading, "MOST_SECONDS", 1.0)
     with pytest.raises(UsageError, match="more than 1 s of computing") as caught:
         described("keeps_the_lock", tmp_path)
     assert "\n" not in str(caught.value)
@@ -61,7 +61,7 @@ def test_what_takes_too_long_is_refused(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_what_takes_too_much_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(describing, "LEAST_BYTES", 256 * MIB)
+    monkeypatch.setattr(profile_loading, "LEAST_BYTES", 256 * MIB)
     with pytest.raises(UsageError, match=r"more than 1.00 GiB of memory") as caught:
         described("doubles", tmp_path)
     assert "\n" not in str(caught.value)
@@ -70,14 +70,14 @@ def test_what_takes_too_much_is_refused(tmp_path: Path, monkeypatch: pytest.Monk
 def test_a_machine_without_memory_is_not_the_checkpoint_s_fault(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(describing, "LEAST_BYTES", 256 * MIB)
-    monkeypatch.setattr(describing, "host_free_bytes", lambda: 100 * MIB)
+    monkeypatch.setattr(profile_loading, "LEAST_BYTES", 256 * MIB)
+    monkeypatch.setattr(profile_loading, "host_free_bytes", lambda: 100 * MIB)
     with pytest.raises(CannotFit, match="in 100 MiB, which is all the memory free"):
         described("doubles", tmp_path)
 
 
 def test_waiting_is_no_computing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(describing, "MOST_SECONDS", 1.0)
+    monkeypatch.setattr(profile_loading, "MOST_SECONDS", 1.0)
     with pytest.raises(KeyError):  # the card that it answered with is none
         described("waits", tmp_path)
 
@@ -86,13 +86,13 @@ def test_describing_may_take_what_a_stage_may_and_never_less_than_it_needs() -> 
     def config(memory: int | None) -> CaptionConfig:
         return CaptionConfig(sources=("x",), memory=memory)
 
-    assert describing.allowed(config(5 * GIB), "cpu") == 5 * GIB
-    assert describing.allowed(config(1), "cpu") == describing.LEAST_BYTES
-    free = describing.allowed(config(None), "cpu")
-    assert free >= describing.LEAST_BYTES
+    assert profile_loading.allowed(config(5 * GIB), "cpu") == 5 * GIB
+    assert profile_loading.allowed(config(1), "cpu") == profile_loading.LEAST_BYTES
+    free = profile_loading.allowed(config(None), "cpu")
+    assert free >= profile_loading.LEAST_BYTES
     # Of a GPU's run, `--memory` speaks of the GPU.
-    on_gpu = describing.allowed(config(1 << 50), "cuda:0")
-    assert describing.LEAST_BYTES <= on_gpu < 1 << 50
+    on_gpu = profile_loading.allowed(config(1 << 50), "cuda:0")
+    assert profile_loading.LEAST_BYTES <= on_gpu < 1 << 50
 
 
 class Refusing:
@@ -118,7 +118,7 @@ def calls_for(model: Path, **options: Any) -> list[StageCall]:
 
 def test_every_describing_process_is_told_its_limits(tmp_path: Path) -> None:
     assert [(c.budget, c.seconds) for c in calls_for(copy_of_demo(tmp_path / "m"), memory=1)] == [
-        (describing.LEAST_BYTES, describing.MOST_SECONDS)
+        (profile_loading.LEAST_BYTES, profile_loading.MOST_SECONDS)
     ]
 
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from artifacts.files import write_text
-from flows.media.own_files import GeneratedFiles
+from flows.media.generated_files import GeneratedFiles
 from flows.options.formats import APPEND
 
 LONGEST_BYTES = 1 << 16
