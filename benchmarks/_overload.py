@@ -10,7 +10,7 @@ from pathlib import Path
 from benchmarks._common import MIB, cells, heads, met
 from benchmarks._load import UNANSWERED, Answers, ask
 from benchmarks._served import Server, Way, serving
-from flows.serving.keeping import RECENT_BYTES
+from flows.serving.record_cache import RECENT_BYTES
 
 TIMES = 10
 LIGHT = 20.0

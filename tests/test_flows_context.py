@@ -18,9 +18,9 @@ from flows.pipelines import CAPTION
 from flows.running.stage_calls import StageCallBuilder
 from flows.serving.config import ServeConfig
 from flows.serving.frame_source import FrameSource
-from flows.serving.keeping import RecordCacheFlusher
-from flows.serving.scratch import TempStore
+from flows.serving.record_cache import RecordCacheFlusher
 from flows.serving.startup import decoding_call
+from flows.serving.temp_store import TempStore
 from penstock_demo import CLIPS
 from tests.support.families import checkpoint
 from tests.support.inside import InsideLauncher, Ran, run_inside

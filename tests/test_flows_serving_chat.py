@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from flows.serving.caption_params import CaptionParams, StreamedText, in_order, joined_text
-from flows.serving.chat import ChatRequest, request_in
+from flows.serving.chat import ChatRequest, parse_chat_request
 from flows.serving.json_bodies import json_in
 from flows.serving.refusals import HttpRefusal
 from stages.decode.generation import SamplingParams
@@ -35,7 +35,7 @@ def form(schema: Any) -> dict[str, Any]:
 
 def read(**asked: Any) -> ChatRequest:
     body = json.dumps({"model": "demo", "messages": MESSAGES, **asked}).encode()
-    return request_in(body, {"demo"}, LIMIT)
+    return parse_chat_request(body, {"demo"}, LIMIT)
 
 
 def refused(**asked: Any) -> HttpRefusal:
@@ -118,7 +118,7 @@ def test_texts_of_who_asks_are_the_prompt_and_unknown_roles_are_refused() -> Non
 
 
 def test_settings_that_generation_refuses_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("flows.serving.chat_params.NARROWEST", 0.0)
+    monkeypatch.setattr("flows.serving.chat_params.MIN_TOP_P", 0.0)
     why = refused(top_p=1e-7)
     assert (why.status, why.code, why.param) == (400, "invalid_value", "top_p")
     assert "--" not in why.error

@@ -18,15 +18,15 @@ from flows.machine.launch import StageCall
 from flows.planning.ladder import Ladder, Remembered
 from flows.planning.rungs import Rung, sizes
 from flows.serving import server
-from flows.serving.half_plan import HalfWorkerSpec
+from flows.serving.device_scheduler import DeviceScheduler
+from flows.serving.half_spec import HalfWorkerSpec
 from flows.serving.half_worker import HalfWorker
-from flows.serving.live_stage import WorkerProcess
 from flows.serving.metrics import Metrics
 from flows.serving.refusals import HttpRefusal
-from flows.serving.residence import DeviceScheduler
-from flows.serving.scratch import TempStore
-from flows.serving.server import patient_protocol
-from flows.serving.shared import SingleFlight
+from flows.serving.server import limited_protocol
+from flows.serving.single_flight import SingleFlight
+from flows.serving.temp_store import TempStore
+from flows.serving.worker_process import WorkerProcess
 from stages.process.events import BatchShrunk, Published, StageNotes, TooLarge
 from stages.process.live import WITHDRAWN, RequestBatches, read_requests
 from stages.process.outcome import StageOutcome
@@ -94,7 +94,7 @@ def half_of(
             name="embed", arguments={"live": pipe}, device="cpu", log=folder / "log"
         ),
         answers=lambda keys: {key: f"made {key}" for key in keys},
-        **{"most": 0, "weight": 1, "wait_seconds": 0.0, "idle_seconds": 60.0, **settings},
+        **{"max_batch": 0, "item_weight": 1, "wait_seconds": 0.0, "idle_seconds": 60.0, **settings},
     )
     return HalfWorker(
         plan, DeviceScheduler("cpu", 1, print), start, TempStore(folder), metrics or Metrics()
@@ -114,13 +114,13 @@ def asked(
     async def go() -> tuple[list[str], int]:
         half = half_of(folder, lambda listen: kind(listen=listen, batches=batches), metrics)
         running = asyncio.create_task(half.run())
-        works = [half.make(key, Work(key), 1) for key in keys]
+        works = [half.submit(key, Work(key), 1) for key in keys]
         found = await asyncio.wait_for(asyncio.gather(*works, return_exceptions=True), 30)
         half.close()
         await asyncio.wait_for(running, 30)
         assert half.batches.idle and not half.batches.waiting
         said = [str(each.status) if isinstance(each, HttpRefusal) else str(each) for each in found]
-        return said, half.batches.most
+        return said, half.batches.max_size
 
     found, most = asyncio.run(go())
     return found, batches, most
@@ -226,8 +226,10 @@ def test_prompts_that_no_pipe_holds_are_all_answered(tmp_path: Path, dies: bool)
     async def work() -> None:
         half = half_of(tmp_path, start)
         running = asyncio.create_task(half.run())
-        works = [asyncio.create_task(half.make(str(n), Work(str(n), LARGE), 1)) for n in range(18)]
-        while not half.batches.sent:
+        works = [
+            asyncio.create_task(half.submit(str(n), Work(str(n), LARGE), 1)) for n in range(18)
+        ]
+        while not half.batches.in_flight:
             await asyncio.sleep(0.01)
         await asyncio.sleep(0.1)
         (made[0].dies if dies else made[0].reads).set()
@@ -247,18 +249,18 @@ def test_what_nobody_wants_any_more_takes_no_place(tmp_path: Path) -> None:
         return made[0]
 
     async def work() -> None:
-        half = half_of(tmp_path, start, most=1, withdraws=True)
-        half.batches.flying = True
+        half = half_of(tmp_path, start, max_batch=1, withdraws=True)
+        half.batches.continuous = True
         running = asyncio.create_task(half.run())
-        long = asyncio.create_task(half.make("long", Work("long"), 1))
-        queued = asyncio.create_task(half.make("queued", Work("queued"), 1))
-        plain = asyncio.create_task(half.make("plain", Work("plain"), 1))
+        long = asyncio.create_task(half.submit("long", Work("long"), 1))
+        queued = asyncio.create_task(half.submit("queued", Work("queued"), 1))
+        plain = asyncio.create_task(half.submit("plain", Work("plain"), 1))
         while not half.has("long"):
             await asyncio.sleep(0.01)
         long.cancel()
         queued.cancel()
         assert await plain == "made plain"
-        assert not half.batches.sent and not half.batches.waiting
+        assert not half.batches.in_flight and not half.batches.waiting
         half.close()
         await running
         assert made[0].lines[:2] == [[["long", ""]], {"withdrawn": ["long"]}]
@@ -277,7 +279,7 @@ def test_what_two_want_goes_on_when_one_leaves(tmp_path: Path) -> None:
     async def work() -> None:
         half = half_of(tmp_path, start, withdraws=True)
         running = asyncio.create_task(half.run())
-        both = [asyncio.create_task(half.make("a", Work("a"), 1)) for _ in range(2)]
+        both = [asyncio.create_task(half.submit("a", Work("a"), 1)) for _ in range(2)]
         while not half.has("a"):
             await asyncio.sleep(0.01)
         both[0].cancel()
@@ -294,7 +296,7 @@ def test_no_more_bytes_wait_than_there_is_room_for(tmp_path: Path) -> None:
     async def work() -> None:
         half = half_of(tmp_path, BusyHalf)
         text = "x" * (24 << 20)
-        works = [asyncio.create_task(half.make(str(n), Work(str(n), text), 1)) for n in range(3)]
+        works = [asyncio.create_task(half.submit(str(n), Work(str(n), text), 1)) for n in range(3)]
         with pytest.raises(HttpRefusal) as refused:
             await works[-1]
         assert refused.value.status == 429 and refused.value.retry
@@ -481,7 +483,7 @@ def answered(seconds: float, client: Callable[[socket.socket], Awaitable[int]]) 
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 16)
         listener.bind(("127.0.0.1", 0))
         config = uvicorn.Config(
-            app, http=patient_protocol(8), lifespan="off", log_level="warning", ws="none"
+            app, http=limited_protocol(8), lifespan="off", log_level="warning", ws="none"
         )
         server = uvicorn.Server(config)
         serving = asyncio.create_task(server._serve([listener]))

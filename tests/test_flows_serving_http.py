@@ -18,9 +18,9 @@ from flows.serving.config import ServeConfig
 from flows.serving.embedding import EmbeddedMedium
 from flows.serving.guard import Guard
 from flows.serving.metrics import Metrics
-from flows.serving.scratch import TempStore
 from flows.serving.searching import ServedIndex
 from flows.serving.service import Service
+from flows.serving.temp_store import TempStore
 from flows.serving.uploads import Upload
 from stages.frames.picture import read_picture
 from stages.process.events import CaptionProgress
@@ -35,7 +35,7 @@ BASE = "http://127.0.0.1:8000"
 class Drawn:
     """Gives every picture, which it reads as the decoders do, and every text a drawn vector."""
 
-    async def see(self, upload: Upload) -> EmbeddedMedium:
+    async def embed(self, upload: Upload) -> EmbeddedMedium:
         index, _ = read_picture(upload.path)
         return EmbeddedMedium(index=index, tasks=(), vectors=(drawn(1),), cached=False)
 
@@ -51,7 +51,7 @@ class OneWord:
     async def caption(self, upload: Upload, *asked: Any, **more: Any) -> Captioned:
         index, _ = read_picture(upload.path)
         words = CaptionProgress(key="", caption="grey", tokens=1, ended="stop", prompt_tokens=1)
-        return Captioned(index=index, words=(words,), cached=False)
+        return Captioned(index=index, outputs=(words,), cached=False)
 
 
 def service_in(folder: Path) -> Service:
@@ -59,8 +59,8 @@ def service_in(folder: Path) -> Service:
     return Service(
         config=ServeConfig(caption_model="demo"),
         metrics=Metrics(),
-        scratch=TempStore(folder),
-        residence=nothing,
+        temp_store=TempStore(folder),
+        scheduler=nothing,
         budget_bytes=0,
         captions=cast(Any, OneWord()),
     )
@@ -233,7 +233,7 @@ def test_searches_warn_of_damage_and_of_old_indexes(tmp_path: Path, recorded: bo
     with writing(folder, served if recorded else MAKER, "a test") as writer:
         writer.add([(rows(9), drawn(9))])
     service = service_in(tmp_path)
-    service.pictures = service.texts = cast(Any, Drawn())
+    service.media_embedder = service.texts = cast(Any, Drawn())
     service.index = ServedIndex(folder, served)
     client, whole = client_of(service), a_picture((320, 240))
     cut = whole[: len(whole) * 2 // 3]

@@ -125,7 +125,7 @@ def test_a_server_has_the_card_while_it_is_used_and_gives_it_back(desk: Desk) ->
             batch = subprocess.Popen(
                 place.command(), cwd=ROOT, env=desk.environment, stdout=file, stderr=file
             )
-        waits = f"waiting for CUDA:0, process {server.process.pid} has it"
+        waits = f"waiting for CUDA:0, used by process {server.process.pid}"
         while waits not in log.read_text():
             assert batch.poll() is None, log.read_text()
             told(caption(server, a_picture()))
@@ -142,10 +142,10 @@ def test_a_server_has_the_card_while_it_is_used_and_gives_it_back(desk: Desk) ->
             until(lambda: server.ask("GET", "/readyz").status == 503, "it waits")
             ready = server.ask("GET", "/readyz")
             who = desk.lock.read_text().strip()
-            assert json.loads(ready.body)["why"] == f"process {who} has the device"
+            assert json.loads(ready.body)["why"] == f"the device is used by process {who}"
             refused = caption(server, a_picture())
             assert refused.status == 503 and int(refused.headers["retry-after"]) > 0
-            assert f"process {who} has the device" in refused.body.decode()
+            assert f"the device is used by process {who}" in refused.body.decode()
             assert desk.holders() == {}
             other.close()
             assert told(first.result())["captions"]

@@ -95,8 +95,8 @@ def described() -> dict[str, Any]:
     service = Service(
         config=ServeConfig(model="demo"),
         metrics=Metrics(),
-        scratch=nothing,
-        residence=nothing,
+        temp_store=nothing,
+        scheduler=nothing,
         budget_bytes=0,
     )
     with warnings.catch_warnings():

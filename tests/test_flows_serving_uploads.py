@@ -10,8 +10,8 @@ import pytest
 from artifacts.keys import content_key
 from flows.serving import uploads
 from flows.serving.refusals import HttpRefusal
-from flows.serving.scratch import TempStore, scratch_folder
 from flows.serving.shown_names import shown_name, without_paths
+from flows.serving.temp_store import TempStore, temp_folder
 from flows.serving.uploads import Upload, kind_of, receive, stored
 
 PNG = b"\x89PNG\r\n\x1a\n" + bytes(200)
@@ -73,10 +73,10 @@ def test_kinds_are_told_by_how_files_begin() -> None:
 
 
 def test_folders_of_killed_servers_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("flows.serving.scratch.MEMORY", tmp_path / "memory")
+    monkeypatch.setattr("flows.serving.temp_store.MEMORY", tmp_path / "memory")
     (left := tmp_path / "penstock-serve-999999999-x").mkdir()
     (ours := tmp_path / "penstock-serve-1-x").mkdir()
-    with scratch_folder(tmp_path) as scratch:
+    with temp_folder(tmp_path) as scratch:
         assert not left.exists()
         assert ours.exists(), "its process lives"
         assert scratch.path(".a") != scratch.path(".a")

@@ -14,47 +14,46 @@ from flows.serving.embedding import EmbeddedMedium
 
 
 def json_answer(value: Any, status: int = 200) -> Response:
-    """Return an answer in JSON."""
+    """Return a JSON response."""
     body = json.dumps(value, ensure_ascii=False, allow_nan=False).encode("utf-8", "replace")
     return Response(body, status, media_type="application/json")
 
 
 def warnings_of(index: MediaIndex) -> dict[str, Any]:
-    """Return the damage of a medium that was survived, as a field of an answer; of a whole medium
-    there is none."""
+    """Return the decode warnings of a medium as a response field; empty for an intact medium."""
     return {"warnings": list(index.warnings)} if index.warnings else {}
 
 
-def vectors_json(seen: EmbeddedMedium, encoding: str, *, parts: bool) -> dict[str, Any]:
-    """Return the vectors of what was seen, for programs."""
+def vectors_json(medium: EmbeddedMedium, encoding: str, *, parts: bool) -> dict[str, Any]:
+    """Return the vectors of an embedded medium as JSON."""
 
-    def told(vector: NDArray[np.float32]) -> Any:
+    def encode_vector(vector: NDArray[np.float32]) -> Any:
         if encoding == "json":
             return [round(float(value), 6) for value in vector]
         return base64.b64encode(vector.astype("<f2").tobytes()).decode()
 
-    index, first = seen.index, seen.vectors[0]
-    found = {
+    index, first = medium.index, medium.vectors[0]
+    answer = {
         "kind": index.kind,
         "width": index.width,
         "height": index.height,
         "dimensions": int(first.shape[1]),
         "encoding": encoding,
-        "embedding": told(first[0]),
-        "key": seen.tasks[0]["embeddings"],
+        "embedding": encode_vector(first[0]),
+        "key": medium.tasks[0]["embeddings"],
         **warnings_of(index),
     }
     if index.kind == "video":
-        pairs = zip(seen.tasks, seen.vectors, strict=True)
-        found["embeddings"] = [
-            {"time": at, "embedding": told(vector)}
+        pairs = zip(medium.tasks, medium.vectors, strict=True)
+        answer["embeddings"] = [
+            {"time": at, "embedding": encode_vector(vector)}
             for task, vectors in pairs
             for at, vector in zip(task.chunk.times, vectors, strict=True)
         ]
     elif parts:
-        boxes = shown_boxes(seen.tasks[0], index.width)
-        found["embeddings"] = [
-            {"box": box, "embedding": told(vector)}
+        boxes = shown_boxes(medium.tasks[0], index.width)
+        answer["embeddings"] = [
+            {"box": box, "embedding": encode_vector(vector)}
             for box, vector in zip(boxes, first, strict=True)
         ]
-    return found
+    return answer

@@ -23,13 +23,13 @@ from flows.serving.service import Service
 
 
 def app_of(service: Service, token: str) -> FastAPI:
-    """Return the application of a service."""
+    """Return the ASGI application of a service."""
     app = FastAPI(
         title="Penstock",
         version=version("penstock"),
         docs_url=None,
         redoc_url=None,
-        description="Labels, vectors, search and captions of pictures and clips.",
+        description="Labels, vectors, search and captions of images and clips.",
     )
     page = page_of()
     routes = Routes(service, token, plots=bool(page.files))
@@ -57,13 +57,13 @@ def app_of(service: Service, token: str) -> FastAPI:
     _answer_head(app)
     app.add_exception_handler(HttpRefusal, _refused)
     app.add_exception_handler(HTTPException, _unknown)
-    app.add_exception_handler(RequestValidationError, _misasked)
-    app.add_exception_handler(Exception, _unforeseen)
+    app.add_exception_handler(RequestValidationError, _invalid_parameter)
+    app.add_exception_handler(Exception, _internal_error)
     return app
 
 
 def _answer_head(app: FastAPI) -> None:
-    """Have every route that answers GET answer HEAD as well. The web server leaves out the body."""
+    """Let every GET route answer HEAD as well. The web server leaves out the body."""
     for route in [each for each in app.routes if isinstance(each, APIRoute)]:
         if "GET" in (route.methods or ()):
             app.add_api_route(route.path, route.endpoint, methods=["HEAD"], include_in_schema=False)
@@ -82,7 +82,7 @@ async def _unknown(request: Request, error: Exception) -> Response:
     hint = "The routes are in /openapi.json" if error.status_code in (404, 405) else ""
     why = HttpRefusal(error.status_code, str(error.detail).lower(), hint, code="unknown_url")
     path = request.url.path
-    # A client of OpenAI's asks for routes that are not here, too.
+    # OpenAI clients also request routes that do not exist here.
     form = OPENAI[0] if error.status_code == 404 and path.startswith("/v1/") else path
     answer = json_answer(why.to_json(form), why.status)
     if error.status_code == 405:
@@ -91,13 +91,13 @@ async def _unknown(request: Request, error: Exception) -> Response:
 
 
 def _methods_at(request: Request) -> list[str]:
-    """Return the methods that the routes of a path answer: each route has some of them."""
+    """Return the methods accepted by the routes that match the request's path."""
     routes = [each for each in request.app.routes if isinstance(each, Route)]
     found = (each for each in routes if each.matches(request.scope)[0] is not Match.NONE)
     return sorted({method for route in found for method in route.methods or ()})
 
 
-async def _misasked(request: Request, error: Exception) -> Response:
+async def _invalid_parameter(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     first: Mapping[str, Any] = error.errors()[0]
     name = first["loc"][-1] if first["loc"] else ""
@@ -105,9 +105,9 @@ async def _misasked(request: Request, error: Exception) -> Response:
     return await _refused(request, error)
 
 
-async def _unforeseen(request: Request, error: Exception) -> Response:
-    words = f"a fault of the server: {type(error).__name__}"
-    return await _refused(request, HttpRefusal(500, words, "Its log says more"))
+async def _internal_error(request: Request, error: Exception) -> Response:
+    message = f"internal server error: {type(error).__name__}"
+    return await _refused(request, HttpRefusal(500, message, "See the server's log"))
 
 
 def _add_page(app: FastAPI, page: Page) -> None:
@@ -119,7 +119,7 @@ def _add_page(app: FastAPI, page: Page) -> None:
     async def static(name: str) -> Response:
         found = page.files.get(name)
         if found is None:
-            raise HttpRefusal(404, "there is no such file")
+            raise HttpRefusal(404, "no such file")
         kept = {"cache-control": "private, max-age=86400"}
         return Response(found.content, media_type=found.media_type, headers=kept)
 

@@ -22,9 +22,9 @@ from typing import Any
 from stages.process.live import Keyed
 
 FAILURES = 2
-"""Times that a half died of a request or did not fit it, alone with it, until it is to blame."""
+"""Failures alone with a half (crash or out of memory) before a request is refused."""
 AT_ONCE = 2
-"""Batches that a half has at once: one is prepared while the other is computed."""
+"""Batches sent to a half at once: one is prepared while the other is computed."""
 
 
 @dataclass(eq=False, kw_only=True, slots=True)
@@ -32,138 +32,138 @@ class QueuedRequest:
     """One request to a half."""
 
     key: str
-    member: Keyed
-    """Fields of it, as the half is told them."""
+    item: Keyed
+    """Its fields, as sent to the half."""
     weight: int
-    """Pixels of it, or tokens: what bounds a batch beside its number."""
+    """Its pixels or tokens. They bound a batch in addition to the number of requests."""
     answer: "asyncio.Future[Any]"
     queued: float
-    """Time when it came."""
+    """Time of arrival."""
     size: int = 0
-    """Bytes of its fields, as they are told."""
-    alone: bool = False
-    """Whether it goes by itself, since a half died of a batch that it was in, or did not fit it."""
+    """Bytes of its serialized fields."""
+    isolated: bool = False
+    """Whether it runs in a batch by itself, after a batch with it crashed or ran out of memory."""
     failures: int = 0
-    """Times that it failed while the half had nothing else."""
+    """Failures while the half worked on nothing else."""
 
 
 @dataclass(kw_only=True, slots=True)
 class Batcher:
-    """The requests that wait for one half, and those that it is working on."""
+    """The requests that wait for one half, and those in flight."""
 
-    most: int
-    """Most works of a batch."""
-    most_weight: int
-    """Most weight of a batch of several."""
-    most_wait: float
-    """Seconds that an idle half may wait for works that are on the way."""
-    coming: int = 0
-    """Works that are on the way."""
-    flying: bool = False
-    """Whether the half takes a work whenever one has ended, and none waits for a batch."""
+    max_size: int
+    """Largest number of requests in a batch."""
+    max_weight: int
+    """Largest total weight of a batch of several requests."""
+    max_wait: float
+    """Longest time in seconds that an idle half waits for expected requests."""
+    expected: int = 0
+    """Requests that are being decoded and will be queued."""
+    continuous: bool = False
+    """Whether the half admits a request whenever one has finished (in-flight batching)."""
     waiting: deque[QueuedRequest] = field(default_factory=deque)
-    sent: dict[str, list[QueuedRequest]] = field(default_factory=dict)
-    """Works that the half has, by their keys."""
+    in_flight: dict[str, list[QueuedRequest]] = field(default_factory=dict)
+    """Requests sent to the half, by cache key."""
     _numbers: Iterator[int] = field(default_factory=itertools.count)
     _under_way: dict[int, set[str]] = field(default_factory=dict)
-    """Number of a batch → what the half has still to make of it."""
+    """Batch number → keys of its unfinished requests."""
 
-    def due(self, now: float) -> float | None:
-        """Return the seconds after which the next batch leaves, 0 for now; None where something
-        else must happen first."""
-        while self.waiting and self.waiting[0].answer.done():  # nobody wants it any more
+    def seconds_until_batch(self, now: float) -> float | None:
+        """Return the seconds until the next batch is sent, 0 for now. Return None if an event must
+        happen first."""
+        while self.waiting and self.waiting[0].answer.done():  # its clients have disconnected
             self.waiting.popleft()
         if not self.waiting:
             return None
-        if self.flying and not (self._is_alone() or self.waiting[0].alone):
-            return 0.0 if len(self.sent) < self.most else None
-        full = len(self.waiting) >= self.most
+        if self.continuous and not (self._runs_isolated() or self.waiting[0].isolated):
+            return 0.0 if len(self.in_flight) < self.max_size else None
+        full = len(self.waiting) >= self.max_size
         if not self._under_way:
-            late = self.waiting[0].queued + self.most_wait - now
-            return max(0.0, late) if self.coming and not full else 0.0
-        together = full and not self.waiting[0].alone and not self._is_alone()
-        return 0.0 if together and len(self._under_way) < AT_ONCE else None
+            lag = self.waiting[0].queued + self.max_wait - now
+            return max(0.0, lag) if self.expected and not full else 0.0
+        may_overlap = full and not self.waiting[0].isolated and not self._runs_isolated()
+        return 0.0 if may_overlap and len(self._under_way) < AT_ONCE else None
 
     def take(self) -> list[QueuedRequest]:
-        """Return the next batch, which the half has from now on."""
+        """Remove the next batch from the queue and return it. It is in flight from now on."""
         batch: list[QueuedRequest] = []
         weight = 0
-        room = self.most - (len(self.sent) if self.flying else 0)
-        while self.waiting and len(batch) < room:
-            work = self.waiting[0]
-            heavy = weight + work.weight > self.most_weight
-            if batch and (heavy or work.alone or batch[0].alone):
+        free = self.max_size - (len(self.in_flight) if self.continuous else 0)
+        while self.waiting and len(batch) < free:
+            request = self.waiting[0]
+            heavy = weight + request.weight > self.max_weight
+            if batch and (heavy or request.isolated or batch[0].isolated):
                 break
             self.waiting.popleft()
-            if work.answer.done():
+            if request.answer.done():
                 continue
-            if work.key not in self.sent:
-                batch.append(work)
-                weight += work.weight
-            self.sent.setdefault(work.key, []).append(work)
+            if request.key not in self.in_flight:
+                batch.append(request)
+                weight += request.weight
+            self.in_flight.setdefault(request.key, []).append(request)
         if batch:
-            self._under_way[next(self._numbers)] = {work.key for work in batch}
+            self._under_way[next(self._numbers)] = {request.key for request in batch}
         return batch
 
-    def made(self, keys: Iterable[str]) -> Iterator[QueuedRequest]:
-        """Yield the works that were made, or never will be, with their keys."""
+    def complete(self, keys: Iterable[str]) -> Iterator[QueuedRequest]:
+        """Yield the requests of these keys, which are finished or refused, and forget them."""
         for key in keys:
-            yield from self.sent.pop(key, ())
+            yield from self.in_flight.pop(key, ())
             for number, left in list(self._under_way.items()):
                 left.discard(key)
                 if not left:
                     del self._under_way[number]
 
-    def withdraw(self, work: QueuedRequest) -> bool:
-        """Take back a work whose asker has left. Return whether the half has it, and nobody else
-        waits for what it makes of it."""
-        if work in self.waiting:
-            self.waiting.remove(work)
+    def withdraw(self, request: QueuedRequest) -> bool:
+        """Remove a request whose client has disconnected. Return True if the half has it and no
+        other client waits for its result."""
+        if request in self.waiting:
+            self.waiting.remove(request)
             return False
-        sharing = self.sent.get(work.key, [])
-        if work in sharing:
-            sharing.remove(work)
-            return not sharing
+        others = self.in_flight.get(request.key, [])
+        if request in others:
+            others.remove(request)
+            return not others
         return False
 
     @property
     def bytes(self) -> int:
-        """Return the bytes of all that waits, and of all that the half has."""
-        sent = itertools.chain.from_iterable(self.sent.values())
-        return sum(work.size for work in itertools.chain(self.waiting, sent))
+        """Return the size of all waiting and all sent requests."""
+        in_flight = itertools.chain.from_iterable(self.in_flight.values())
+        return sum(request.size for request in itertools.chain(self.waiting, in_flight))
 
-    def died(self) -> list[QueuedRequest]:
-        """Let the works of a half that died wait again, each to go alone. Return those that are to
-        blame, which do not."""
-        works = [work for works in self.sent.values() for work in works]
-        lone = len(self.sent) == 1
-        self.sent.clear()
+    def requeue_after_crash(self) -> list[QueuedRequest]:
+        """Queue the requests of a crashed half again, each to run alone. Return those to be
+        refused."""
+        requests = [request for requests in self.in_flight.values() for request in requests]
+        only_one = len(self.in_flight) == 1
+        self.in_flight.clear()
         self._under_way.clear()
-        for work in works:
-            work.failures += lone
-        return self._again(works)
+        for request in requests:
+            request.failures += only_one
+        return self._requeue(requests)
 
-    def unfit(self, key: str) -> list[QueuedRequest]:
-        """Let what did not fit wait again, to go alone. Return those that are to blame, as `died`
-        does."""
-        works = list(self.made([key]))
-        for work in works:
-            work.failures += work.alone
-        return self._again(works)
+    def requeue_after_oom(self, key: str) -> list[QueuedRequest]:
+        """Queue a request that ran out of memory again, to run alone. Return it if it is to be
+        refused, as `requeue_after_crash` does."""
+        requests = list(self.complete([key]))
+        for request in requests:
+            request.failures += request.isolated
+        return self._requeue(requests)
 
-    def _again(self, works: Iterable[QueuedRequest]) -> list[QueuedRequest]:
+    def _requeue(self, requests: Iterable[QueuedRequest]) -> list[QueuedRequest]:
         blamed: list[QueuedRequest] = []
-        again: list[QueuedRequest] = []
-        for work in works:
-            work.alone = True
-            (blamed if work.failures >= FAILURES else again).append(work)
-        self.waiting.extendleft(reversed(again))
+        retried: list[QueuedRequest] = []
+        for request in requests:
+            request.isolated = True
+            (blamed if request.failures >= FAILURES else retried).append(request)
+        self.waiting.extendleft(reversed(retried))
         return blamed
 
     @property
     def idle(self) -> bool:
-        """Return whether the half has nothing to do."""
+        """Return whether the half has no unfinished batch."""
         return not self._under_way
 
-    def _is_alone(self) -> bool:
-        return any(work.alone for works in self.sent.values() for work in works)
+    def _runs_isolated(self) -> bool:
+        return any(request.isolated for requests in self.in_flight.values() for request in requests)

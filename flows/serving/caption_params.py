@@ -20,45 +20,45 @@ class CaptionParams:
 
     generation: SamplingParams = field(default_factory=SamplingParams)
     max_tokens: int | None = None
-    """Most tokens of the whole answer; None: the server's limit for each chunk."""
+    """Largest number of tokens of the whole answer; None: the server's limit for each chunk."""
     stop: tuple[str, ...] = ()
     """Strings at whose first occurrence the whole answer ends."""
     counts_prompt: bool = False
-    """Whether the tokens of the prompt have to be known."""
+    """Whether the response reports the prompt's token count."""
 
     @property
     def to_context(self) -> bool:
-        """Return whether an answer may end where the context does: one of a form may not."""
+        """Return whether an answer may be cut at the end of the context. A schema forbids that."""
         return self.max_tokens is None and not self.generation.schema
 
     @property
     def text(self) -> str:
-        """Return what makes two requests for the same medium and prompt two answers."""
-        told = {
+        """Return the settings that distinguish two requests for the same medium and prompt."""
+        fields = {
             "generation": self.generation.told,
             "max_tokens": self.max_tokens,
             "stop": sorted(set(self.stop)),
             "counts_prompt": self.counts_prompt,
         }
-        return json.dumps(told, sort_keys=True)
+        return json.dumps(fields, sort_keys=True)
 
-    def settings(self, limit: int, most: int) -> str:
-        """Return the settings of one caption of at most `limit` tokens, as an item has them; empty
-        where they are the server's, whose captions have at `most` so many."""
-        if (limit, self.stop, self.generation) == (most, (), SamplingParams()):
+    def settings(self, limit: int, server_limit: int) -> str:
+        """Return the serialized settings of one caption with this token limit. They are empty if
+        they are the server's own, whose limit is `server_limit`."""
+        if (limit, self.stop, self.generation) == (server_limit, (), SamplingParams()):
             return ""
         return RequestSettings(
             generation=self.generation, max_new_tokens=limit, stop=self.stop
         ).text
 
     def is_of_chunks(self, count: int, limit: int) -> bool:
-        """Return whether so many chunks may be captioned side by side, each within a limit. Where
-        the limit or a stop string is of the whole answer, one has to wait for the other."""
+        """Return whether so many chunks can be captioned concurrently, each with its own limit. A
+        limit or stop string of the whole answer makes them sequential."""
         enough = self.max_tokens is None or self.max_tokens >= count * limit
         return count == 1 or (enough and not self.stop)
 
     def ends(self, captions: Sequence[str]) -> bool:
-        """Return whether a stop string occurs in captions that others would follow."""
+        """Return whether the captions so far contain a stop string."""
         joined = "\n".join(captions) + "\n"
         return cut_at(joined, self.stop) != joined
 
@@ -69,11 +69,15 @@ async def in_order(
     limit: int,
     caption: Callable[[int, str], Awaitable[CaptionProgress | None]],
 ) -> list[CaptionProgress | None]:
-    """Return the captions of so many chunks up to the end of the answer: side by side, unless how
-    one of them ends decides what becomes of the next. `caption` is given the chunk's place and its
-    settings; where it returns None, that is the last. Raises Refused."""
+    """Caption the chunks and return their captions up to the end of the answer. They run
+    concurrently unless a caption decides whether the next one is made.
+
+    `caption` gets the chunk's position and settings. It may return None, which ends the answer.
+    Raises HttpRefusal."""
     if params.generation.schema and count > 1:
-        raise unsupported("response_format", f"the clip has {count} chunks, each with an answer")
+        raise unsupported(
+            "response_format", f"the clip has {count} chunks, and each gets its own answer"
+        )
     if params.is_of_chunks(count, limit):
         settings = params.settings(min(params.max_tokens or limit, limit), limit)
         return [*await asyncio.gather(*(caption(at, settings) for at in range(count)))]
@@ -81,12 +85,12 @@ async def in_order(
     found: list[CaptionProgress | None] = []
     captions: list[str] = []
     while len(found) < count and left > 0:
-        words = await caption(len(found), params.settings(min(left, limit), limit))
-        found.append(words)
-        if words is None or words.stopped or params.ends([*captions, words.caption]):
+        output = await caption(len(found), params.settings(min(left, limit), limit))
+        found.append(output)
+        if output is None or output.stopped or params.ends([*captions, output.caption]):
             return found
-        captions.append(words.caption)
-        left -= words.tokens
+        captions.append(output.caption)
+        left -= output.tokens
     if len(found) < count and found[-1] is not None:
         found[-1] = replace(found[-1], ended="length")
     return found
@@ -107,8 +111,8 @@ class StreamedText:
         self._sent = 0
 
     def add(self, chunk: int, text: str, *, ended: bool) -> str:
-        """Add a piece of a chunk's caption; return what can be sent now: nothing of a chunk before
-        all of those before it, and nothing that a stop string may take back."""
+        """Add new text of a chunk's caption. Return what can be sent now: chunks in order, and no
+        text that a stop string may still remove."""
         self._captions[chunk] = self._captions.get(chunk, "") + text
         if ended:
             self._ended.add(chunk)
@@ -123,7 +127,7 @@ class StreamedText:
         return self._new(cut[: len(cut) - kept])
 
     def rest(self, captions: Iterable[str]) -> str:
-        """Return what is left to be sent of all captions."""
+        """Return the unsent text of the finished captions."""
         return self._new(joined_text(captions, self._stop))
 
     def _new(self, text: str) -> str:

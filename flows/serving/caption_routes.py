@@ -20,7 +20,7 @@ from flows.serving.uploads import Upload, upload_of
 
 EVENTS = "text/event-stream"
 BROKEN_LETTER = "\ufffd"
-"""Stands at the end of a text of which a letter's last bytes are still to come."""
+"""Ends a partial text whose last character is incomplete."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -30,7 +30,7 @@ class Piece:
     chunk: int
     text: str
     ended: bool
-    """Whether it is the last of that chunk."""
+    """Whether the chunk's caption is finished."""
 
 
 class CaptionRoutes:
@@ -45,12 +45,12 @@ class CaptionRoutes:
         prompt: Annotated[str, Query(description="[Describe this image in detail.]")] = "",
         stream: Annotated[bool, Query(description="as server-sent events")] = False,
     ) -> Response:
-        """Say what is to be seen in a picture or a clip."""
+        """Caption an image or a clip."""
         began, captions = time.monotonic(), self.captions()
-        config, scratch = self._service.config, self._service.scratch
-        upload = await upload_of(request, config.body_bytes, scratch)
+        config, temp_store = self._service.config, self._service.temp_store
+        upload = await upload_of(request, config.body_bytes, temp_store)
 
-        def told(found: Captioned) -> dict[str, Any]:
+        def to_fields(found: Captioned) -> dict[str, Any]:
             return {
                 "kind": found.index.kind,
                 "captions": found.to_json(),
@@ -62,25 +62,25 @@ class CaptionRoutes:
             }
 
         if stream:
-            return StreamingResponse(self._events(upload, prompt, told), media_type=EVENTS)
-        return json_answer(told(await self.made(request, upload, prompt)))
+            return StreamingResponse(self._events(upload, prompt, to_fields), media_type=EVENTS)
+        return json_answer(to_fields(await self.captions_of(request, upload, prompt)))
 
     def captions(self) -> Captioning:
-        """Return what makes captions. Raises Refused."""
+        """Return the captioning service. Raises HttpRefusal if there is none."""
         if self._service.captions is None:
             raise HttpRefusal(
-                404, "this server has no model that captions", "Start it with --caption-model M"
+                404, "this server has no captioning model", "Start it with --caption-model M"
             )
         return self._service.captions
 
-    async def made(
+    async def captions_of(
         self,
         request: Request,
         upload: Upload,
         prompt: str,
         params: CaptionParams = AS_THE_SERVER,
     ) -> Captioned:
-        """Return the captions of what was sent. Raises Refused."""
+        """Return the captions of an upload. Raises HttpRefusal."""
         work = self.captions().caption(upload, prompt, params=params)
         seconds = self._service.config.caption_deadline
         found: Captioned = await in_time(request.receive, work, seconds)
@@ -89,24 +89,24 @@ class CaptionRoutes:
     async def pieces(
         self, upload: Upload, prompt: str, params: CaptionParams = AS_THE_SERVER
     ) -> AsyncIterator[Piece | Captioned]:
-        """Yield new pieces of words, and at last all. Raises Refused."""
-        heard: dict[int, tuple[str, bool]] = {}
+        """Yield partial texts, then the finished captions. Raises HttpRefusal."""
+        latest: dict[int, tuple[str, bool]] = {}
         news = asyncio.Event()
         so_far: dict[int, str] = {}
 
         def piece(at: int, text: str, ended: bool) -> Piece:
-            """Return what is new of a chunk's words: the last of them may be told otherwise."""
+            """Return a chunk's new text. Its last, incomplete character is held back."""
             before = so_far.get(at, "")
             text = text if ended else text.rstrip(BROKEN_LETTER)
             new = text[len(before) :] if text.startswith(before) else ""
             so_far[at] = before + new
             return Piece(chunk=at, text=new, ended=ended)
 
-        def hear(at: int, text: str, ended: bool) -> None:
-            heard[at] = text, ended  # who reads slowly is told the last of it alone
+        def on_partial(at: int, text: str, ended: bool) -> None:
+            latest[at] = text, ended  # a slow client gets only the latest text
             news.set()
 
-        doing = asyncio.ensure_future(self.captions().caption(upload, prompt, hear, params))
+        doing = asyncio.ensure_future(self.captions().caption(upload, prompt, on_partial, params))
         try:
             async with asyncio.timeout(self._service.config.caption_deadline):
                 while not doing.done():
@@ -114,26 +114,26 @@ class CaptionRoutes:
                     await asyncio.wait({doing, listening}, return_when=asyncio.FIRST_COMPLETED)
                     listening.cancel()
                     news.clear()
-                    while heard and not doing.done():
-                        at = next(iter(heard))
-                        yield piece(at, *heard.pop(at))
+                    while latest and not doing.done():
+                        at = next(iter(latest))
+                        yield piece(at, *latest.pop(at))
                 found = doing.result()
-                for at, words in enumerate(found.words):
-                    yield piece(at, words.caption, True)
+                for at, output in enumerate(found.outputs):
+                    yield piece(at, output.caption, True)
                 yield found
         except TimeoutError as error:
             seconds = self._service.config.caption_deadline
-            raise HttpRefusal(504, f"not answered within {seconds:.0f} s", "Ask again") from error
+            raise HttpRefusal(504, f"no answer within {seconds:.0f} s", "Ask again") from error
         finally:
             doing.cancel()
 
     async def _events(
-        self, upload: Upload, prompt: str, told: Callable[[Captioned], dict[str, Any]]
+        self, upload: Upload, prompt: str, to_fields: Callable[[Captioned], dict[str, Any]]
     ) -> AsyncIterator[str]:
         try:
             async for each in self.pieces(upload, prompt):
                 if isinstance(each, Captioned):
-                    yield event({"done": True, **told(each)})
+                    yield event({"done": True, **to_fields(each)})
                 elif each.text:
                     yield event({"chunk": each.chunk, "text": each.text})
         except HttpRefusal as why:

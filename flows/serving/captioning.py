@@ -22,20 +22,20 @@ from flows.running.stage_calls import StageCallBuilder
 from flows.serving.caption_params import CaptionParams, in_order
 from flows.serving.frame_source import FrameSource
 from flows.serving.half_worker import HalfWorker
-from flows.serving.keeping import RecordCacheFlusher
 from flows.serving.kept_captions import KeptCaptions, key_of
 from flows.serving.metrics import Metrics
 from flows.serving.prompt_bound import PromptBound
+from flows.serving.record_cache import RecordCacheFlusher
 from flows.serving.refusals import bad_request, refusal_of
-from flows.serving.shared import SingleFlight
 from flows.serving.shown_names import shown_name
+from flows.serving.single_flight import SingleFlight
 from flows.serving.uploads import Upload
 from stages.process.events import CaptionProgress, Event
 
-MOST_LETTERS = 20_000
-"""Letters of a prompt."""
-Hear = Callable[[int, str, bool], None]
-"""Hears all words so far of a chunk, by its place, and whether that is all of them."""
+MAX_PROMPT_LETTERS = 20_000
+"""Largest number of characters of a prompt."""
+OnPartial = Callable[[int, str, bool], None]
+"""Gets a chunk's position, its text so far, and whether it is finished."""
 AS_THE_SERVER = CaptionParams()
 
 
@@ -44,21 +44,21 @@ class Captioned:
     """The captions of one medium."""
 
     index: MediaIndex
-    words: tuple[CaptionProgress, ...]
-    """Those of each chunk; of fewer where a limit or a stop string ended the whole answer."""
+    outputs: tuple[CaptionProgress, ...]
+    """One caption per chunk; fewer if a limit or stop string ended the whole answer."""
     cached: bool
 
     def to_json(self) -> list[dict[str, Any]]:
-        """Return the captions, for programs."""
+        """Return the captions as JSON."""
         return [
             {
                 "start": chunk.start,
                 "end": chunk.end,
-                "caption": words.caption,
-                "tokens": words.tokens,
-                "ended": words.ended,
+                "caption": output.caption,
+                "tokens": output.tokens,
+                "ended": output.ended,
             }
-            for chunk, words in zip(self.index.chunks, self.words, strict=False)
+            for chunk, output in zip(self.index.chunks, self.outputs, strict=False)
         ]
 
 
@@ -70,7 +70,7 @@ class Captioning:
         job: Job,
         encoding: HalfWorker,
         decoding: HalfWorker,
-        cutting: FrameSource,
+        frames: FrameSource,
         keeper: RecordCacheFlusher,
         metrics: Metrics,
     ) -> None:
@@ -78,7 +78,7 @@ class Captioning:
         self._job = job
         self._encoding = encoding
         self._decoding = decoding
-        self._cutting = cutting
+        self._frames = frames
         self._calls = StageCallBuilder(job)
         self._metrics = metrics
         self._bound = PromptBound(job.model.folder, job.model.profile.context_tokens)
@@ -89,8 +89,8 @@ class Captioning:
         self._kept = KeptCaptions(job.store, self._decode.writes, namespaces, keeper)
         self._features = RecordSet(job.store, self._encode.writes, self._of[self._encode.writes])
         self._shared: SingleFlight[Captioned] = SingleFlight()
-        self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
-        """Digest of a medium → who looks at its frames, which are gone once they were encoded."""
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        """Digest of a medium → the lock held while its frames are decoded and encoded."""
         self._listeners: dict[str, dict[object, Callable[[str, bool], None]]] = {}
 
     @property
@@ -99,19 +99,19 @@ class Captioning:
 
     @property
     def limit(self) -> int:
-        """Return the most tokens of a caption."""
+        """Return the largest number of tokens of a caption."""
         return EngineOptions.of(self._job.config).max_new_tokens
 
     @property
     def precision(self) -> dict[str, str]:
         return self._of.precision
 
-    def hear(self, event: Event) -> None:
-        """Hear what the language half says on the way."""
+    def on_event(self, event: Event) -> None:
+        """Pass partial text from the language half to its listeners."""
         if isinstance(event, CaptionProgress):
-            self._tell(event.key, event.caption, ended=False)
+            self._notify(event.key, event.caption, ended=False)
 
-    def _tell(self, key: str, caption: str, *, ended: bool) -> None:
+    def _notify(self, key: str, caption: str, *, ended: bool) -> None:
         for listen in list(self._listeners.get(key, {}).values()):
             listen(caption, ended)
 
@@ -119,11 +119,11 @@ class Captioning:
         self,
         upload: Upload,
         prompt: str,
-        hear: Hear = lambda at, text, ended: None,
+        on_partial: OnPartial = lambda at, text, ended: None,
         params: CaptionParams = AS_THE_SERVER,
     ) -> Captioned:
-        """Return the captions of what was sent; `hear` is told of them while they are made. Raises
-        Refused."""
+        """Return the captions of an upload. `on_partial` is called while they are generated.
+        Raises HttpRefusal."""
         medium = Medium(
             digest=upload.digest,
             path=str(upload.path),
@@ -131,9 +131,9 @@ class Captioning:
             prompt=prompt.strip() or self._job.model.prompt_for(self._job.config, upload.kind),
         )
         try:
-            if len(prompt) > MOST_LETTERS:
+            if len(prompt) > MAX_PROMPT_LETTERS:
                 raise bad_request(
-                    "the prompt is too long", f"Send at most {MOST_LETTERS:,} letters"
+                    "the prompt is too long", f"Send at most {MAX_PROMPT_LETTERS:,} characters"
                 )
             new = min(params.max_tokens or self.limit, self.limit)
             await self._bound.check(medium.prompt, new, whole=not params.to_context)
@@ -141,8 +141,8 @@ class Captioning:
                 refuse_placeholders([medium], self._job.model)
             except UsageError as error:
                 raise refusal_of(error) from error
-            index = await self._cutting.known(medium)
-            found = await self._said(medium, index, params) if index else None
+            index = await self._frames.known(medium)
+            found = await self._from_store(medium, index, params) if index else None
         except BaseException:
             upload.remove()
             raise
@@ -150,16 +150,16 @@ class Captioning:
             upload.remove()
             self._metrics.from_store()
             return found
-        return await self._made(medium, upload, hear, params)
+        return await self._made(medium, upload, on_partial, params)
 
     async def _made(
-        self, medium: Medium, upload: Upload, hear: Hear, params: CaptionParams
+        self, medium: Medium, upload: Upload, on_partial: OnPartial, params: CaptionParams
     ) -> Captioned:
         listener, key = object(), f"{medium.digest} {params.text} {medium.prompt}"
 
         def started(at: int, name: str) -> None:
             of_chunk = self._listeners.setdefault(name, {})
-            of_chunk[listener] = lambda text, ended: hear(at, text, ended)
+            of_chunk[listener] = lambda text, ended: on_partial(at, text, ended)
 
         try:
             return await self._shared.once_of(
@@ -173,16 +173,16 @@ class Captioning:
     async def _make(
         self, medium: Medium, started: Callable[[int, str], None], params: CaptionParams
     ) -> Captioned:
-        turn = self._turns.setdefault(medium.digest, asyncio.Lock())
-        async with turn:
-            index = await self._cutting.known(medium)
-            tasks = self._cutting.tasks(medium, index) if index else []
-            seen = bool(tasks) and all([await self._is_encoded(task) for task in tasks])
-            if not seen:
-                index = await self._cutting.cut(medium, self._encoding)
-                tasks = self._cutting.tasks(medium, index)
+        lock = self._locks.setdefault(medium.digest, asyncio.Lock())
+        async with lock:
+            index = await self._frames.known(medium)
+            tasks = self._frames.tasks(medium, index) if index else []
+            encoded = bool(tasks) and all([await self._is_encoded(task) for task in tasks])
+            if not encoded:
+                index = await self._frames.decode(medium, self._encoding)
+                tasks = self._frames.tasks(medium, index)
                 await asyncio.gather(*map(self._encoded, tasks))
-                self._cutting.keep(medium, index)
+                self._frames.keep(medium, index)
         assert index is not None
         of_chunks = index
 
@@ -190,26 +190,26 @@ class Captioning:
             started(at, key_of(tasks[at][self._decode.writes], settings))
             return self._decoded(tasks[at], of_chunks, settings, params.to_context)
 
-        words = await in_order(len(tasks), params, self.limit, decoded)
-        return Captioned(index=index, words=tuple(filter(None, words)), cached=False)
+        output = await in_order(len(tasks), params, self.limit, decoded)
+        return Captioned(index=index, outputs=tuple(filter(None, output)), cached=False)
 
-    async def _said(
+    async def _from_store(
         self, medium: Medium, index: MediaIndex, params: CaptionParams
     ) -> Captioned | None:
-        """Return the captions that are in the store, if all are."""
-        tasks = self._cutting.tasks(medium, index)
+        """Return the captions from the store. Return None unless all are there."""
+        tasks = self._frames.tasks(medium, index)
         places = [self._of, *([self._other] if self._other else [])]
 
         async def stored(at: int, settings: str) -> CaptionProgress | None:
             keys = [key_of(self._made_as(tasks[at], index, place), settings) for place in places]
-            words = await self._kept.read(keys)
-            counted = words is None or words.prompt_tokens or not params.counts_prompt
-            return words if counted else None
+            output = await self._kept.read(keys)
+            counted = output is None or output.prompt_tokens or not params.counts_prompt
+            return output if counted else None
 
-        words = await in_order(len(tasks), params, self.limit, stored)
-        if None in words:
+        output = await in_order(len(tasks), params, self.limit, stored)
+        if None in output:
             return None
-        return Captioned(index=index, words=tuple(filter(None, words)), cached=True)
+        return Captioned(index=index, outputs=tuple(filter(None, output)), cached=True)
 
     async def _is_encoded(self, task: Task) -> bool:
         key = task[self._encode.writes]
@@ -219,11 +219,11 @@ class Captioning:
 
     async def _encoded(self, task: Task) -> None:
         if await self._is_encoded(task):
-            self._cutting.drop([task])
+            self._frames.drop([task])
             return
-        member = self._calls.encode_item(self._encode, task)
-        weight = self._cutting.weight(task, self._encoding)
-        await self._cutting.given(task, self._encoding, task[self._encode.writes], member, weight)
+        item = self._calls.encode_item(self._encode, task)
+        weight = self._frames.weight(task, self._encoding)
+        await self._frames.submit(task, self._encoding, task[self._encode.writes], item, weight)
 
     async def _decoded(
         self, task: Task, index: MediaIndex, settings: str, to_context: bool
@@ -231,14 +231,14 @@ class Captioning:
         instead, key = "", key_of(task[self._decode.writes], settings)
         if self._other is not None:
             instead = key_of(self._made_as(task, index, self._other), settings)
-        member = self._calls.decode_item(self._decode, task)._replace(
+        item = self._calls.decode_item(self._decode, task)._replace(
             key=key, instead=instead, settings=settings, to_context=to_context
         )
-        words: CaptionProgress = await self._decoding.make(key, member, 1)
-        self._kept.remember(words)
-        self._tell(key, words.caption, ended=True)
-        return words
+        output: CaptionProgress = await self._decoding.submit(key, item, 1)
+        self._kept.remember(output)
+        self._notify(key, output.caption, ended=True)
+        return output
 
     def _made_as(self, task: Task, index: MediaIndex, namespaces: Variant) -> str:
-        """Return the key of a caption in one variant, asked for with the server's settings."""
+        """Return the cache key of a caption in one variant, before request settings."""
         return task_of(task.medium, index, task.whole, namespaces)[self._decode.writes]

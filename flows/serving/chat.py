@@ -1,6 +1,6 @@
 """Implements OpenAI's chat completions API, so that existing clients work.
 
-A request contains one prompt about one image or clip, which is sent inline. The server follows no
+A request contains one prompt about one image or clip, which is sent inline. The server fetches no
 URLs and continues no earlier conversation.
 """
 
@@ -30,17 +30,17 @@ from flows.serving.service import Service
 from flows.serving.uploads import Upload, body_of, stored
 
 READERS = 2
-"""Chat requests that are read at once."""
+"""Chat requests that are parsed concurrently."""
 BASE64 = 4 / 3
-"""Times as large as what it stands for."""
+"""Size of base64 text relative to its content."""
 TEXT, MEDIA = "text", ("image_url", "video_url")
 """Types of the parts of a message."""
 DATA_URL = re.compile(r"data:.*;\s*base64\s*\Z", re.IGNORECASE)
-"""How an address of base64 begins, up to its comma."""
-ASKING = ("system", "developer", "user")
-"""Roles whose texts are the prompt."""
-ANSWERING = ("assistant", "tool", "function")
-"""Roles of an earlier conversation, which is not continued."""
+"""The head of a base64 data: URL, up to its comma."""
+PROMPT_ROLES = ("system", "developer", "user")
+"""Roles whose texts form the prompt."""
+HISTORY_ROLES = ("assistant", "tool", "function")
+"""Roles of an earlier conversation, which are refused."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,7 +52,7 @@ class ChatRequest:
     params: CaptionParams
     streamed: bool
     usage: bool
-    """Whether a stream ends with the tokens that were used."""
+    """Whether a stream ends with its token usage."""
 
 
 class ChatRoutes:
@@ -61,69 +61,69 @@ class ChatRoutes:
     def __init__(self, service: Service, captions: CaptionRoutes) -> None:
         self._service = service
         self._captions = captions
-        # Of their own: to read large bodies and schemas must not keep threads from other routes.
+        # A separate pool: parsing large bodies and schemas must not block other routes' threads.
         self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="chat")
 
     async def models(self) -> Response:
-        """Return the one model that captions."""
+        """Return the one captioning model."""
         return json_answer({"object": "list", "data": [self._model()]})
 
     async def model(self, name: str) -> Response:
-        """Return the one model that captions, by its name."""
+        """Return the captioning model by its name."""
         if name not in self._served():
             raise no_model(name)
         return json_answer(self._model())
 
     async def complete(self, request: Request) -> Response:
-        """Answer a question about a picture or a clip, as OpenAI's API has it."""
+        """Answer a prompt about an image or a clip."""
         captions, served = self._captions.captions(), self._served()
-        most = round(self._service.config.body_bytes * BASE64)
-        body = await body_of(request, most)
-        read = partial(request_in, body, served, captions.limit)
-        asked = await asyncio.get_running_loop().run_in_executor(self._readers, read)
+        max_bytes = round(self._service.config.body_bytes * BASE64)
+        body = await body_of(request, max_bytes)
+        parse = partial(parse_chat_request, body, served, captions.limit)
+        chat = await asyncio.get_running_loop().run_in_executor(self._readers, parse)
         upload = await asyncio.to_thread(
-            stored, asked.medium, self._service.config.body_bytes, self._service.scratch
+            stored, chat.medium, self._service.config.body_bytes, self._service.temp_store
         )
         head = {
             "id": f"chatcmpl-{uuid.uuid4().hex}",
             "created": round(time.time()),
             "model": captions.model,
         }
-        if asked.streamed:
-            return StreamingResponse(self._events(upload, asked, head), media_type=EVENTS)
-        found = await self._captions.made(request, upload, asked.prompt, asked.params)
-        text = joined_text((words.caption for words in found.words), asked.params.stop)
+        if chat.streamed:
+            return StreamingResponse(self._events(upload, chat, head), media_type=EVENTS)
+        found = await self._captions.captions_of(request, upload, chat.prompt, chat.params)
+        text = joined_text((output.caption for output in found.outputs), chat.params.stop)
         choice = {
             "index": 0,
             "message": {"role": "assistant", "content": text, "refusal": None},
-            "finish_reason": ended_of(found),
+            "finish_reason": finish_reason(found),
             "logprobs": None,
         }
         answer = {**head, "object": "chat.completion", "choices": [choice]}
         return json_answer({**answer, "usage": usage_of(found), **warnings_of(found.index)})
 
     async def _events(
-        self, upload: Upload, asked: ChatRequest, head: Mapping[str, Any]
+        self, upload: Upload, chat: ChatRequest, head: Mapping[str, Any]
     ) -> AsyncIterator[str]:
         def chunk(
             choices: Sequence[Any], usage: Mapping[str, int] | None = None, **more: Any
         ) -> str:
-            told = {"usage": usage, **more} if asked.usage else more
-            return event({**head, "object": "chat.completion.chunk", "choices": choices, **told})
+            fields = {"usage": usage, **more} if chat.usage else more
+            return event({**head, "object": "chat.completion.chunk", "choices": choices, **fields})
 
         def delta(content: Mapping[str, Any], finished: str | None = None, **more: Any) -> str:
             choice = {"index": 0, "delta": content, "finish_reason": finished, "logprobs": None}
             return chunk([choice], **more)
 
         yield delta({"role": "assistant", "content": ""})
-        text = StreamedText(asked.params.stop)
+        text = StreamedText(chat.params.stop)
         try:
-            async for each in self._captions.pieces(upload, asked.prompt, asked.params):
+            async for each in self._captions.pieces(upload, chat.prompt, chat.params):
                 if isinstance(each, Captioned):
-                    if new := text.rest(words.caption for words in each.words):
+                    if new := text.rest(output.caption for output in each.outputs):
                         yield delta({"content": new})
-                    yield delta({}, ended_of(each), **warnings_of(each.index))
-                    if asked.usage:
+                    yield delta({}, finish_reason(each), **warnings_of(each.index))
+                    if chat.usage:
                         yield chunk([], usage_of(each))
                 elif new := text.add(each.chunk, each.text, ended=each.ended):
                     yield delta({"content": new})
@@ -136,41 +136,47 @@ class ChatRoutes:
         return {"id": name, "object": "model", "created": 0, "owned_by": "penstock"}
 
     def _served(self) -> tuple[str, ...]:
-        """Return the names of the model: the one that is told, and the one it was started with."""
+        """Return the model's accepted names: the displayed one, and the one of --caption-model."""
         return self._captions.captions().model, self._service.config.caption_model
 
 
-def ended_of(found: Captioned) -> str:
-    """Return why a completion ended, as OpenAI says it."""
-    return "length" if any(words.ended == "length" for words in found.words) else "stop"
+def finish_reason(found: Captioned) -> str:
+    """Return OpenAI's `finish_reason` of a completion."""
+    return "length" if any(output.ended == "length" for output in found.outputs) else "stop"
 
 
 def usage_of(found: Captioned) -> dict[str, int]:
-    """Return the tokens that were read and said."""
-    read = sum(words.prompt_tokens for words in found.words)
-    said = sum(words.tokens for words in found.words)
-    return {"prompt_tokens": read, "completion_tokens": said, "total_tokens": read + said}
+    """Return the token usage in OpenAI's form."""
+    prompt = sum(output.prompt_tokens for output in found.outputs)
+    generated = sum(output.tokens for output in found.outputs)
+    return {
+        "prompt_tokens": prompt,
+        "completion_tokens": generated,
+        "total_tokens": prompt + generated,
+    }
 
 
-def request_in(body: bytes, models: Collection[str], limit: int) -> ChatRequest:
-    """Return what a body asks a server that serves a model under these names, and gives each
-    caption at most `limit` tokens. Raises Refused."""
-    asked = json_in(body)
-    if not isinstance(asked, dict):
-        raise HttpRefusal(400, "this is no chat completion", "Send a JSON object, as OpenAI has it")
-    check_known(asked, models)
-    streamed, usage = streaming_in(asked)
-    params = params_in(asked, limit)
+def parse_chat_request(body: bytes, models: Collection[str], limit: int) -> ChatRequest:
+    """Parse the body of a chat request. `models` are the accepted names of the model; `limit` is
+    the server's token limit of one caption. Raises HttpRefusal."""
+    chat = json_in(body)
+    if not isinstance(chat, dict):
+        raise HttpRefusal(
+            400, "the body is not a chat completion request", "Send a JSON object in OpenAI's form"
+        )
+    check_known(chat, models)
+    streamed, usage = streaming_in(chat)
+    params = params_in(chat, limit)
     try:
-        messages = [(f"messages[{at}]", each) for at, each in enumerate(asked["messages"])]
+        messages = [(f"messages[{at}]", each) for at, each in enumerate(chat["messages"])]
         parts = [part for name, message in messages for part in _parts(name, message)]
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        hint = "Send a list of messages with role and content, as OpenAI has it"
+        hint = "Send a list of messages with role and content, in OpenAI's form"
         raise invalid("messages", "messages cannot be read", hint) from error
     media = [part for kind, part in parts if kind in MEDIA]
     if len(media) != 1:
         raise bad_request(
-            f"{len(media)} pictures and clips are sent, and one is answered at a time",
+            f"the request has {len(media)} images and clips; exactly one is accepted",
             "Send one part of type image_url or video_url",
         )
     texts = [part for kind, part in parts if kind == TEXT]
@@ -181,13 +187,13 @@ def request_in(body: bytes, models: Collection[str], limit: int) -> ChatRequest:
 
 
 def _parts(name: str, message: Mapping[str, Any]) -> Sequence[tuple[str, str]]:
-    """Return type and content of each part of a message. Raises Refused for one of a role that is
-    not followed, by the name of the message."""
+    """Return the type and content of each part of a message. Raises HttpRefusal for an
+    unsupported role; `name` is the message's path in the request."""
     role, content = message["role"], message.get("content") or ""
-    if role in ANSWERING:
+    if role in HISTORY_ROLES:
         hint = "Send one question, in messages of the roles system, developer and user"
         raise unsupported(f"{name}.role", f"messages of the role {role!r} are not supported", hint)
-    if role not in ASKING:
+    if role not in PROMPT_ROLES:
         raise ValueError(role)
     if isinstance(content, str):
         return [(TEXT, content)]
@@ -208,12 +214,10 @@ def _data(address: str) -> bytes:
     head, comma, data = address.partition(",")
     if not (DATA_URL.match(head) and comma):
         raise bad_request(
-            "no address is followed but data: addresses",
+            "only data: URLs are accepted",
             "Send the file itself: data:image/jpeg;base64,…",
         )
     try:
         return base64.b64decode("".join(data.split()), validate=True)
     except (binascii.Error, ValueError) as error:
-        raise bad_request(
-            "the data: address is damaged", "Encode the file in base64 again"
-        ) from error
+        raise bad_request("the data: URL is damaged", "Encode the file in base64 again") from error

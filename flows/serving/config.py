@@ -20,9 +20,9 @@ from flows.options.vectors import LABELS_OPTION, TEMPLATES_OPTION, EmbedConfig
 from flows.serving.hosts import LOOPBACK
 
 LARGEST_CAPTION_BATCH = 8
-"""The same of what is captioned."""
+"""Default batch size for captioning."""
 LARGEST_BATCH = 32
-"""Works of a batch where nobody says, if so many fit."""
+"""Default batch size for vectors, if it fits in memory."""
 SERVED = "what is served"
 BATCHES = "memory and batches"
 NETWORK = "network"
@@ -30,19 +30,21 @@ UNITS = {"": 1.0, "s": 1.0, "ms": 0.001}
 
 
 def parse_batch(text: str) -> int:
-    """Return the pictures of `--max-batch`; 0: what fits. Raises UsageError."""
+    """Parse `--max-batch`: images per batch; 0: what fits. Raises UsageError."""
     if text == "auto":
         return 0
     if not text.isdecimal() or not int(text):
-        raise UsageError(f"--max-batch {text} is no number", hint="Give auto, or 1 or more")
+        raise UsageError(
+            f"invalid --max-batch {text!r}: not a number", hint="Give auto, or 1 or more"
+        )
     return int(text)
 
 
 def parse_wait(text: str) -> float:
-    """Return the seconds of `--max-wait`, such as 10ms. Raises UsageError."""
+    """Parse `--max-wait`, such as 10ms, into seconds. Raises UsageError."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(ms|s|)", text.strip())
     if found is None:
-        raise UsageError(f"--max-wait {text} is no time", hint="Give 10ms, or 0.01s")
+        raise UsageError(f"invalid --max-wait {text!r}: not a time", hint="Give 10ms, or 0.01s")
     return float(found[1]) * UNITS[found[2]]
 
 
@@ -55,22 +57,22 @@ SHARED_MEMORY_OPTION = replace(
 class ServedOptions(StoreOptions):
     """The models of a server and their default prompts."""
 
-    index: Annotated[str, Option("an index to search in", SERVED, "DIR")] = ""
-    """Folder of an index to search in."""
+    index: Annotated[str, Option("folder of an index to search", SERVED, "DIR")] = ""
+    """Folder of an index to search."""
     labels: Annotated[str, replace(LABELS_OPTION, heading=SERVED)] = ""
-    """File with a label a line, or YAML or JSON; or `a,b,c`."""
+    """File with one label per line, or YAML or JSON; or `a,b,c`."""
     templates: Annotated[str, replace(TEMPLATES_OPTION, heading=SERVED)] = ""
-    """File of texts with {} for a label."""
+    """File of prompt templates with {} for a label."""
     model: Annotated[str, Option("CLIP kind: hub id, folder, demo [the index's]", SERVED, "M")] = ""
-    """Hub id, folder or `demo` of a model that makes vectors; empty: that of the index, or none."""
+    """Hub id, folder or `demo` of a dual encoder; empty: that of the index, or none."""
     caption_model: Annotated[str, Option("one that captions [no captions]", SERVED, "M")] = ""
-    """The same of a model that captions; empty: none."""
+    """Hub id, folder or `demo` of a captioning model; empty: none."""
     tiles: Annotated[str, Option("off|auto|N: parts of pictures [%(default)s]", SERVED, "T")] = AUTO
-    """Squares that pictures are cut in."""
+    """Tiles that images are cut into."""
     trust_remote_code: Annotated[bool, Option(TRUST_HELP, SERVED)] = False
-    """Allow code that comes with the checkpoint to run, and pickled weights to be loaded."""
+    """Allow the checkpoint's own code to run, and pickled weights to be loaded."""
     vision_backend: Annotated[str, replace(BACKEND_OPTION, heading=BATCHES)] = TORCH
-    """What computes the vision half."""
+    """Backend of the vision half."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -81,8 +83,8 @@ class ServedOptions(StoreOptions):
             )
         if (self.labels or self.templates) and not (self.model or self.index):
             raise UsageError(
-                "--labels are given, and no model that compares pictures with them",
-                hint="Add --model, a model of the CLIP kind (docs/embed.md)",
+                "--labels: no model to compare images with them",
+                hint="Add --model with a dual encoder such as CLIP (docs/embed.md)",
             )
         check_tiles(self.tiles)
 
@@ -92,16 +94,16 @@ class BatchOptions(MemoryOptions):
     """Resource limits of the halves, and the batching of requests."""
 
     memory: Annotated[int | None, SHARED_MEMORY_OPTION] = None
-    """Bytes that all halves together may take of the device."""
+    """Device memory in bytes for all halves together."""
     idle: Annotated[
         float, Option("then the GPU is given back [15]", BATCHES, "MINUTES", above=0)
     ] = 15.0
-    """Minutes without work after which a half gives the device back."""
+    """Minutes without requests after which a half is unloaded."""
     max_batch: Annotated[
         int,
         Option("most pictures of a batch [what fits]", BATCHES, "N", least=0, parse=parse_batch),
     ] = 0
-    """Most pictures of a batch; 0: as many as fit, up to LARGEST_BATCH."""
+    """Largest number of images in a batch; 0: as many as fit, up to LARGEST_BATCH."""
     max_wait: Annotated[
         float,
         Option(
@@ -112,9 +114,9 @@ class BatchOptions(MemoryOptions):
             parse=parse_wait,
         ),
     ] = 0.010
-    """Seconds that an idle half may wait for requests that are on the way."""
+    """Seconds that an idle half may wait for expected requests."""
     max_queue: Annotated[int, Option("requests at once [%(default)s]", BATCHES, "N", above=0)] = 256
-    """Requests that are being answered at once, those whose bodies are on the way among them."""
+    """Requests handled at once, including those whose bodies are still arriving."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,35 +126,37 @@ class NetworkOptions(OptionGroup):
     host: Annotated[str, Option("address to listen on [%(default)s]", NETWORK, "H")] = "127.0.0.1"
     """Address to listen on."""
     port: Annotated[int, Option("0: a free one [%(default)s]", NETWORK, "P")] = 8000
-    """Port to listen on; 0 takes a free one."""
+    """Port to listen on; 0: any free port."""
     token_file: Annotated[str, Option("every request must bring what it holds", NETWORK, "F")] = ""
-    """File with a token that every request must bring."""
+    """File with a token that every request must send."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 <= self.port < 1 << 16:
-            raise UsageError(f"--port is {self.port}", hint="Give 0 to 65535; 0 takes a free one")
+            raise UsageError(
+                f"invalid --port {self.port}", hint="Give 0 to 65535; 0: any free port"
+            )
         if self.host not in LOOPBACK and not self.token_file:
             raise UsageError(
-                f"--host {self.host} lets others in, and there is no token",
+                f"--host {self.host} is reachable by others, and there is no token",
                 hint="Add --token-file F with a secret in F, or leave --host out",
             )
 
 
 @dataclass(frozen=True, kw_only=True)
 class RequestLimits(OptionGroup):
-    """Limits of one request. No option sets them."""
+    """Limits of one request. They are not command-line options."""
 
     body_bytes: int = 64 << 20
-    """Largest body."""
+    """Largest body in bytes."""
     pixels: int = 50_000_000
-    """Most pixels of a picture."""
+    """Largest number of pixels of an image."""
     clip_seconds: float = 600.0
-    """Longest clip."""
+    """Longest clip in seconds."""
     deadline: float = 30.0
-    """Seconds in which a request is answered, if no words are made for it."""
+    """Seconds until a request without captions times out."""
     caption_deadline: float = 300.0
-    """Seconds in which a caption is."""
+    """Seconds until a caption request times out."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,11 +165,11 @@ class ServeConfig(RequestLimits, NetworkOptions, BatchOptions, ServedOptions):
 
     @property
     def needs_vectors(self) -> bool:
-        """Return whether anything is answered by vectors."""
+        """Return whether any route uses vectors."""
         return bool(self.model or self.index)
 
     def caption_config(self) -> CaptionConfig:
-        """Return how captions are made."""
+        """Return the configuration of the captioning job."""
         return CaptionConfig(
             sources=(),
             model=self.caption_model,
@@ -177,7 +181,7 @@ class ServeConfig(RequestLimits, NetworkOptions, BatchOptions, ServedOptions):
         )
 
     def vectors_config(self, model: str) -> EmbedConfig:
-        """Return how vectors are made."""
+        """Return the configuration of the embedding job."""
         return EmbedConfig(
             sources=(),
             model=model or "demo",

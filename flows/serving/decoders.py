@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from artifacts.errors import PenstockError
 from artifacts.schema import MediaIndex
 from flows.machine.launch import StageCall
-from flows.serving.live_stage import LauncherMaker, WorkerProcess
 from flows.serving.metrics import Metrics
 from flows.serving.refusals import HttpRefusal, bad_request, unavailable
-from flows.serving.scratch import TempStore
+from flows.serving.temp_store import TempStore
+from flows.serving.worker_process import LauncherMaker, WorkerProcess
 from stages.frames.job import FramesItem
 from stages.frames.live import NO_MEMORY, TOO_LARGE
 from stages.process.events import Event, Failed, MediumIndexed
@@ -27,10 +27,10 @@ log = logging.getLogger(__name__)
 NAME = "decoders"
 TRIES = 2
 AHEAD = 3
-"""Pictures that a process has at once. On a busy machine each waited 10 ms for the server between
-two of them, which was most of the time. A video goes alone: nobody is to wait behind it."""
+"""Images that a process has at once. With one at a time, each waited 10 ms for a busy server, which
+was most of the time. A video is sent alone, so that no other file waits behind it."""
 STATUS = {TOO_LARGE: 413, NO_MEMORY: 413, "not-media": 415, "playlist": 415}
-"""Kind of a file's failure → status of the answer; else 422."""
+"""Failure kind of a file → HTTP status; 422 for all others."""
 
 
 @dataclass(eq=False, kw_only=True, slots=True)
@@ -40,14 +40,14 @@ class SentFile:
     medium: FramesItem
     answer: "asyncio.Future[MediaIndex]"
     deaths: int = 0
-    """Processes that ended while they were at it."""
+    """Processes that died while decoding it."""
 
     @property
     def digest(self) -> str:
         return self.medium.digest
 
     @property
-    def is_picture(self) -> bool:
+    def is_image(self) -> bool:
         return self.medium.kind == "image"
 
 
@@ -58,13 +58,13 @@ class DecodingProcess:
         self,
         start: Callable[["DecodingProcess"], WorkerProcess],
         seconds: float,
-        again: Callable[[list[SentFile]], None],
+        requeue: Callable[[list[SentFile]], None],
     ) -> None:
-        """Begin none yet. A file may take `seconds`; `again` is given those that a process had when
-        it ended, the one that it was at first, and is called when it can be given more."""
+        """Start no process yet. A file may take `seconds`. `requeue` gets the unfinished files of a
+        dead process, the current one first. It also gets an empty list whenever a file is done."""
         self._start = start
         self._seconds = seconds
-        self._again = again
+        self._requeue = requeue
         self._live: WorkerProcess | None = None
         self._files: deque[SentFile] = deque()
         self._timer: asyncio.TimerHandle | None = None
@@ -75,16 +75,16 @@ class DecodingProcess:
 
     @property
     def load(self) -> int:
-        """Return how many files it has."""
+        """Return its number of files."""
         return len(self._files)
 
     def takes(self, file: SentFile) -> bool:
-        """Return whether it can be given a file."""
-        pictures = file.is_picture and all(other.is_picture for other in self._files)
-        return not self._files or (pictures and len(self._files) < AHEAD)
+        """Return whether it accepts another file."""
+        images = file.is_image and all(other.is_image for other in self._files)
+        return not self._files or (images and len(self._files) < AHEAD)
 
     def give(self, file: SentFile) -> None:
-        """Have a file decoded after those that it has."""
+        """Queue a file for this process."""
         self.begin()
         assert self._live is not None
         self._files.append(file)
@@ -93,19 +93,19 @@ class DecodingProcess:
             self._watch()
 
     def begin(self) -> None:
-        """Start the process before it is wanted."""
+        """Start the process before its first file."""
         self._live = self._live or self._start(self)
 
     def stop(self) -> None:
-        """Let the process end."""
+        """Let the process end after its files."""
         if self._live is not None:
             self._live.stop()
 
-    def hear(self, event: Event) -> None:
-        """Hear an event of the process."""
+    def on_event(self, event: Event) -> None:
+        """Resolve the current file's future."""
         if not isinstance(event, MediumIndexed | Failed) or not self._files:
             return
-        if event.media != self._files[0].digest:  # of a process that was killed
+        if event.media != self._files[0].digest:  # from a killed process
             return
         answer = self._files.popleft().answer
         self._watch()
@@ -115,21 +115,21 @@ class DecodingProcess:
             else:
                 status = STATUS.get(event.kind, 422)
                 answer.set_exception(HttpRefusal(status, event.message, event.hint))
-        self._again([])
+        self._requeue([])
 
     def ended(self, live: WorkerProcess, error: PenstockError | None) -> None:
-        """Hear that the process has ended."""
+        """Requeue the files of a process that ended."""
         if live is not self._live:
             return
         self._live = None
         if error is not None:
-            log.warning("a decoder ended: %s", error.message)
+            log.warning("decoder exited: %s", error.message)
         if self._files:
             self._files[0].deaths += 1
         self._hand_back()
 
     def _watch(self) -> None:
-        """Begin to count the time of the file that it is at."""
+        """Restart the timer for the current file."""
         if self._timer is not None:
             self._timer.cancel()
         self._timer = None
@@ -144,8 +144,8 @@ class DecodingProcess:
         if not answer.done():
             answer.set_exception(
                 bad_request(
-                    f"the file takes longer than {self._seconds:.0f} s to decode",
-                    "Send a smaller one, or a piece of it",
+                    f"decoding takes longer than {self._seconds:.0f} s",
+                    "Send a smaller file, or a shorter clip",
                 )
             )
         self._hand_back()
@@ -154,7 +154,7 @@ class DecodingProcess:
         files = list(self._files)
         self._files.clear()
         self._watch()
-        self._again(files)
+        self._requeue(files)
 
 
 class Decoders:
@@ -166,14 +166,14 @@ class Decoders:
         seconds: float,
         make_launcher: LauncherMaker,
         call_over: Callable[[str], StageCall],
-        scratch: TempStore,
+        temp_store: TempStore,
         metrics: Metrics,
     ) -> None:
-        """Make `count` of them; a file may take `seconds`."""
+        """Make `count` processes. A file may take `seconds`."""
 
         def start(decoder: DecodingProcess) -> WorkerProcess:
-            pipe = scratch.path("-decoder")
-            return WorkerProcess(make_launcher, call_over, pipe, decoder.hear, decoder.ended)
+            pipe = temp_store.path("-decoder")
+            return WorkerProcess(make_launcher, call_over, pipe, decoder.on_event, decoder.ended)
 
         self._metrics = metrics.of_half(NAME)
         self._waiting: deque[SentFile] = deque()
@@ -184,24 +184,24 @@ class Decoders:
         return [decoder.pid for decoder in self._every if decoder.pid]
 
     def begin(self) -> None:
-        """Start them."""
+        """Start all processes."""
         for decoder in self._every:
             decoder.begin()
 
     def stop(self) -> None:
-        """Let them end."""
+        """Let all processes end."""
         for decoder in self._every:
             decoder.stop()
 
-    async def cut(self, medium: FramesItem) -> MediaIndex:
-        """Return what is in a file, its frames in the store. Raises Refused."""
+    async def decode(self, medium: FramesItem) -> MediaIndex:
+        """Decode a file, store its frames and return its index. Raises HttpRefusal."""
         file = SentFile(medium=medium, answer=asyncio.get_running_loop().create_future())
         self._waiting.append(file)
         self._go_on([])
         return await file.answer
 
     def withdraw(self, medium: FramesItem) -> bool:
-        """Take back a file that nobody wants any more. Return whether it was not begun."""
+        """Drop a file that no client waits for. Return False if its decoding has begun."""
         for file in self._waiting:
             if file.medium is medium:
                 self._waiting.remove(file)
@@ -210,25 +210,23 @@ class Decoders:
         return False
 
     def _go_on(self, left: list[SentFile]) -> None:
-        """Give files to who can take them; those that were `left` by a process first."""
+        """Give waiting files to free processes, starting with the files `left` by a dead one."""
         if left:
             self._metrics.restarted("died")
         for file in reversed(left):
             if file.deaths < TRIES:
                 self._waiting.appendleft(file)
             elif not file.answer.done():
-                file.answer.set_exception(self._blame())
+                file.answer.set_exception(self._refusal())
         while self._waiting:
-            least = min(self._every, key=lambda decoder: decoder.load)
-            if not least.takes(self._waiting[0]):
+            idlest = min(self._every, key=lambda decoder: decoder.load)
+            if not idlest.takes(self._waiting[0]):
                 return
-            least.give(self._waiting.popleft())
+            idlest.give(self._waiting.popleft())
 
-    def _blame(self) -> HttpRefusal:
+    def _refusal(self) -> HttpRefusal:
         if not self.pids:
-            return unavailable(
-                "no process that decodes can be started", "The server's log says why"
-            )
+            return unavailable("no decoding process could be started", "See the server's log")
         return bad_request(
-            "the file ended two processes that decoded it", "Convert it, or send another one"
+            "two decoding processes died of this file", "Convert it, or send another one"
         )

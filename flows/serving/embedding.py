@@ -1,7 +1,8 @@
 """Embeds an uploaded medium with decoders and a vision half, or reads its vectors from the store.
 
+
 Requests for the same content share the work. If one client disconnects, the others still get the
-result. If all do, work that has not begun is dropped.
+result. If all disconnect, work that has not begun is dropped.
 """
 
 import asyncio
@@ -16,9 +17,9 @@ from flows.ledger.tasks import Medium, Task
 from flows.running.stage_calls import StageCallBuilder
 from flows.serving.frame_source import FrameSource
 from flows.serving.half_worker import HalfWorker
-from flows.serving.keeping import RecordCacheFlusher
 from flows.serving.metrics import Metrics
-from flows.serving.shared import SingleFlight
+from flows.serving.record_cache import RecordCacheFlusher
+from flows.serving.single_flight import SingleFlight
 from flows.serving.uploads import Upload
 
 
@@ -29,33 +30,33 @@ class EmbeddedMedium:
     index: MediaIndex
     tasks: tuple[Task, ...]
     vectors: tuple[Vectors, ...]
-    """Those of each chunk."""
+    """One array per chunk."""
     cached: bool
-    """Whether the store had them."""
+    """Whether they were read from the store."""
 
 
-class PictureEmbedder:
+class MediumEmbedder:
     """The decoders and the vision half of one job."""
 
     def __init__(
         self,
         job: Job,
         half: HalfWorker,
-        cutting: FrameSource,
+        frames: FrameSource,
         keeper: RecordCacheFlusher,
         metrics: Metrics,
     ) -> None:
         self._stage = job.pipeline[-1]
         self._half = half
-        self._cutting = cutting
+        self._frames = frames
         self._metrics = metrics
         self._calls = StageCallBuilder(job)
         self.namespaces = job.ledger.namespaces
         self._kept = keeper.of(job.store, self._stage.writes, self.namespaces[self._stage.writes])
         self._shared: SingleFlight[EmbeddedMedium] = SingleFlight()
 
-    async def see(self, upload: Upload) -> EmbeddedMedium:
-        """Return the vectors of what was sent. Raises Refused."""
+    async def embed(self, upload: Upload) -> EmbeddedMedium:
+        """Return the vectors of an upload. Raises HttpRefusal."""
         medium = Medium(digest=upload.digest, path=str(upload.path), kind=upload.kind, prompt="")
         try:
             found = await self._stored(medium)
@@ -69,33 +70,33 @@ class PictureEmbedder:
         return found
 
     async def _stored(self, medium: Medium) -> EmbeddedMedium | None:
-        index = await self._cutting.known(medium)
+        index = await self._frames.known(medium)
         if index is None:
             return None
-        tasks = self._cutting.tasks(medium, index)
+        tasks = self._frames.tasks(medium, index)
         if not all(task[self._stage.writes] in self._kept for task in tasks):
             return None
         records = [await self._kept.read(task[self._stage.writes]) for task in tasks]
         if any(each is None for each in records):
             return None
-        return _seen(index, tasks, [each for each in records if each is not None], cached=True)
+        return _embedded(index, tasks, [each for each in records if each is not None], cached=True)
 
     async def _make(self, medium: Medium) -> EmbeddedMedium:
-        index = await self._cutting.cut(medium, self._half)
-        tasks = self._cutting.tasks(medium, index)
+        index = await self._frames.decode(medium, self._half)
+        tasks = self._frames.tasks(medium, index)
         records: list[Record] = await asyncio.gather(*map(self._work, tasks))
-        self._cutting.keep(medium, index)
+        self._frames.keep(medium, index)
         self._kept.keep(records)
-        return _seen(index, tasks, records, cached=False)
+        return _embedded(index, tasks, records, cached=False)
 
     async def _work(self, task: Task) -> Record:
-        member, key = self._calls.encode_item(self._stage, task), task[self._stage.writes]
-        weight = self._cutting.weight(task, self._half)
-        record: Record = await self._cutting.given(task, self._half, key, member, weight)
+        item, key = self._calls.encode_item(self._stage, task), task[self._stage.writes]
+        weight = self._frames.weight(task, self._half)
+        record: Record = await self._frames.submit(task, self._half, key, item, weight)
         return record
 
 
-def _seen(
+def _embedded(
     index: MediaIndex, tasks: Sequence[Task], records: Sequence[Record], *, cached: bool
 ) -> EmbeddedMedium:
     return EmbeddedMedium(

@@ -23,17 +23,17 @@ Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Message, Receive, Send], Awaitable[None]]
 
 OPEN = ("/", "/healthz", "/readyz", "/favicon.ico")
-"""Paths that need no token, beside those below STATIC."""
+"""Paths that need no token, in addition to those below STATIC."""
 STATIC = "/static/"
-COUNTED = "/v1/"
-COUNTED_TOO = ("/v1/search",)
-"""Paths that take a half whatever the method."""
+LIMITED = "/v1/"
+ALSO_LIMITED = ("/v1/search",)
+"""Paths that use a half with any method."""
 COOKIE = "penstock_session"
 LOG = logging.getLogger("uvicorn.error")
 READ_PAST = 1 << 20
-"""Bytes of a body at the most that are read though its request is refused."""
+"""Largest body in bytes that is read although its request is refused."""
 OTHER_SITES = (b"cross-site", b"same-site")
-"""Words by which a browser says that a page of another site asks, or of another port of ours."""
+"""Values of Sec-Fetch-Site for a page of another site, or of another port of this one."""
 SAFE = {
     b"x-content-type-options": b"nosniff",
     b"referrer-policy": b"no-referrer",
@@ -41,7 +41,7 @@ SAFE = {
     b"content-security-policy": b"default-src 'none'; frame-ancestors 'none'; sandbox",
     b"cache-control": b"no-store",
 }
-"""Headers of every answer that has none of these itself."""
+"""Default headers of every response."""
 
 
 class Guard:
@@ -52,7 +52,7 @@ class Guard:
         self._service = service
         self._token = token
         self._gap = 1.0
-        """Seconds from one answer to the next, lately."""
+        """Moving average of the seconds between two answers."""
         self._last = time.monotonic()
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
@@ -63,7 +63,7 @@ class Guard:
         began, status, path = time.monotonic(), 500, scope["path"]
         complete = False
 
-        async def sent(message: Message) -> None:
+        async def send_safely(message: Message) -> None:
             nonlocal status, complete
             if message["type"] == "http.response.start":
                 status = message["status"]
@@ -75,70 +75,70 @@ class Guard:
             await send(message)
             complete = message["type"] == "http.response.body" and not message.get("more_body")
 
-        counted = (path in COUNTED_TOO or scope["method"] == "POST") and path.startswith(COUNTED)
+        limited = (path in ALSO_LIMITED or scope["method"] == "POST") and path.startswith(LIMITED)
         try:
-            self._admit(scope, counted=counted)
+            self._admit(scope, limited=limited)
         except HttpRefusal as why:
-            await refuse(why, path, sent, closing=not _is_small(scope))
+            await refuse(why, path, send_safely, closing=not _is_small(scope))
             self._service.metrics.answered(route_of(scope), status, time.monotonic() - began)
             return
-        self._service.busy += counted
+        self._service.busy += limited
         try:
-            await self._app(scope, receive, sent)
+            await self._app(scope, receive, send_safely)
         except Exception:
-            # A connection is closed after an exception; one with a whole answer need not be.
+            # The server closes a connection after an exception; a complete answer needs none.
             if not complete:
                 raise
-            LOG.exception("A request failed because of a fault of the server")
+            LOG.exception("Request failed: internal server error")
         finally:
-            self._service.busy -= counted
+            self._service.busy -= limited
             now = time.monotonic()
-            if counted:
-                # Of a batch all come at once: a mean of rates would be that of the loop.
+            if limited:
+                # A batch answers its requests at once, so average the gaps and not the rates.
                 self._gap += 0.05 * (min(1.0, now - self._last) - self._gap)
                 self._last = now
             self._service.metrics.answered(route_of(scope), status, now - began)
 
-    def _admit(self, scope: Message, *, counted: bool) -> None:
-        """Raise Refused for a request that is not to be read."""
+    def _admit(self, scope: Message, *, limited: bool) -> None:
+        """Raise HttpRefusal for a request that must not be read."""
         headers = {name: value for name, value in scope["headers"]}
         service, path = self._service, scope["path"]
         host = headers.get(b"host", b"").decode("latin-1")
         if service.config.host in LOOPBACK and not is_loopback(host):
-            raise HttpRefusal(421, f"this server is not {host[:80]!r}", "Ask it as localhost")
+            raise HttpRefusal(421, f"this server is not {host[:80]!r}", "Address it as localhost")
         if path != "/" and is_of_other_site(headers):
-            raise HttpRefusal(403, "another site asks", "Open the page of this server")
+            raise HttpRefusal(403, "request from another site", "Open the page of this server")
         open_to_all = path in OPEN or path.startswith(STATIC)
         if self._token and not open_to_all and not self._knows(headers):
             raise HttpRefusal(
                 401,
-                "a token is needed",
+                "missing or wrong token",
                 "Send the header Authorization: Bearer TOKEN",
                 code="invalid_api_key",
             )
-        if counted and (change := service.model.error) is not None:
+        if limited and (change := service.model.error) is not None:
             service.metrics.refused("draining")
-            raise unavailable(f"the model is read again: {change.message}", "Ask again in a while")
-        if counted and service.draining:
+            raise unavailable(f"reloading the model: {change.message}", "Ask again in a while")
+        if limited and service.draining:
             service.metrics.refused("draining")
-            raise unavailable("the server is ending", "Ask again in a while")
-        if counted and service.busy >= service.config.max_queue:
+            raise unavailable("the server is shutting down", "Ask again in a while")
+        if limited and service.busy >= service.config.max_queue:
             service.metrics.refused("full")
             wait = max(1.0, service.busy * self._gap)
-            raise HttpRefusal(429, "too many requests wait", "Ask again later", min(wait, 60.0))
+            raise HttpRefusal(429, "too many waiting requests", "Ask again later", min(wait, 60.0))
 
     def _knows(self, headers: dict[bytes, bytes]) -> bool:
         given = headers.get(b"authorization", b"")
         if hmac.compare_digest(given, b"Bearer " + self._token.encode()):
             return True
-        wanted = f"{COOKIE}={session_of(self._token)}".encode()
+        expected = f"{COOKIE}={session_of(self._token)}".encode()
         cookies = headers.get(b"cookie", b"").split(b";")
-        return any(hmac.compare_digest(cookie.strip(), wanted) for cookie in cookies)
+        return any(hmac.compare_digest(cookie.strip(), expected) for cookie in cookies)
 
 
 def is_of_other_site(headers: Mapping[bytes, bytes]) -> bool:
-    """Return whether a browser sends this for a page of another site. By Sec-Fetch-Site where it
-    says that: behind a proxy the Host is another than the page's."""
+    """Return whether a browser sends this from another site's page. Sec-Fetch-Site is preferred:
+    behind a proxy, the Host header differs from the page's."""
     site, origin = headers.get(b"sec-fetch-site"), headers.get(b"origin")
     if site is not None:
         return site in OTHER_SITES
@@ -146,19 +146,19 @@ def is_of_other_site(headers: Mapping[bytes, bytes]) -> bool:
 
 
 def session_of(token: str) -> str:
-    """Return what a browser keeps in place of the token."""
+    """Return the session cookie that stands for a token."""
     return hashlib.sha256(b"penstock session " + token.encode()).hexdigest()
 
 
 def route_of(scope: Message) -> str:
-    """Return the route of a request, as it is counted: its pattern, not what is in it."""
+    """Return the route pattern of a request, for counting."""
     route = scope.get("route")
     path = getattr(route, "path", "")
     return path or ("refused" if scope["path"] not in OPEN else str(scope["path"]))
 
 
 async def refuse(why: HttpRefusal, path: str, send: Send, *, closing: bool) -> None:
-    """Send a refusal to who asked for a path, and with `closing` read nothing more."""
+    """Send a refusal in the form of the requested path. With `closing`, close the connection."""
     body = json.dumps(why.to_json(path)).encode()
     headers = [
         (b"content-type", b"application/json"),
@@ -171,23 +171,23 @@ async def refuse(why: HttpRefusal, path: str, send: Send, *, closing: bool) -> N
 
 
 def _is_small(scope: Message) -> bool:
-    """Return whether less is taken by reading past a request's body than by a new connection. Who
-    is cut off while still sending may not get to read why, either."""
+    """Return whether reading the rest of a body costs less than a new connection. A client that
+    is cut off while sending may also miss the refusal."""
     headers = dict(scope["headers"])
     length = headers.get(b"content-length", b"0")
     return b"transfer-encoding" not in headers and length.isdigit() and int(length) <= READ_PAST
 
 
 def extra_headers(why: HttpRefusal) -> list[tuple[bytes, bytes]]:
-    """Return the headers that go with a refusal."""
+    """Return the additional headers of a refusal."""
     if why.status == 401:
         return [(b"www-authenticate", b"Bearer")]
     return [] if why.retry is None else [(b"retry-after", str(max(1, round(why.retry))).encode())]
 
 
 async def in_time(receive: Receive, work: Awaitable[Any], seconds: float) -> Any:
-    """Return what comes of work, unless who asked is gone by then, or it takes too long. Raises
-    Refused."""
+    """Return the result of `work`. Cancel it if the client disconnects or time runs out. Raises
+    HttpRefusal."""
     doing = asyncio.ensure_future(work)
     leaving = asyncio.ensure_future(_gone(receive))
     try:
@@ -203,8 +203,8 @@ async def in_time(receive: Receive, work: Awaitable[Any], seconds: float) -> Any
         return doing.result()
     doing.cancel()
     if leaving in done:
-        raise HttpRefusal(499, "who asked is gone")
-    raise HttpRefusal(504, f"not answered within {seconds:.0f} s", "Ask again, or for less at once")
+        raise HttpRefusal(499, "the client has disconnected")
+    raise HttpRefusal(504, f"no answer within {seconds:.0f} s", "Ask again, or for less at once")
 
 
 async def _gone(receive: Receive) -> None:

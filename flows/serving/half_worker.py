@@ -2,7 +2,7 @@
 
 How it works:
 
-1. `make` queues a request under its cache key, and its caller awaits a future. More than 64 MiB
+1. `submit` queues a request under its cache key, and its caller awaits a future. More than 64 MiB
    of pending requests are refused with status 429.
 2. `run` calls `_step` when something changed. The worker is away, waiting, loading or resident.
 3. When a batch is due, the worker waits for memory from the device scheduler and starts a process.
@@ -27,14 +27,14 @@ from typing import Any
 from artifacts.errors import CannotFit, PenstockError
 from flows.planning.rungs import Rung
 from flows.serving.batching import Batcher, QueuedRequest
-from flows.serving.half_plan import HalfWorkerSpec
-from flows.serving.live_stage import LauncherMaker, WorkerProcess
+from flows.serving.device_scheduler import DeviceScheduler
+from flows.serving.half_spec import HalfWorkerSpec
 from flows.serving.metrics import HalfMetrics, Metrics
 from flows.serving.model_watch import ModelWatch
 from flows.serving.published import LostAnswers, PublishedAnswers, read_published
 from flows.serving.refusals import HttpRefusal, bad_request, refusal_of_failure, unavailable
-from flows.serving.residence import DeviceScheduler
-from flows.serving.scratch import TempStore
+from flows.serving.temp_store import TempStore
+from flows.serving.worker_process import LauncherMaker, WorkerProcess
 from stages.decode.engines import engine_of
 from stages.process.events import (
     BatchShrunk,
@@ -48,14 +48,14 @@ from stages.process.events import (
 )
 from stages.process.live import WITHDRAWN, Keyed
 
-TO_BLAME = bad_request(
-    "the model's process died of this twice", "Send another file; the server's log says more"
+CRASHED_TWICE = bad_request(
+    "the model's process crashed twice on this request", "Send another file; see the server's log"
 )
-MOST_BYTES = 64 << 20
-"""Bytes of works that wait for one half, or are with it."""
+MAX_QUEUED_BYTES = 64 << 20
+"""Largest size in bytes of all requests that wait for one half or are in flight."""
 TOO_LARGE = bad_request(
-    "this does not fit the memory there is",
-    "Send a smaller picture, or start the server with more --memory",
+    "the request does not fit in memory",
+    "Send a smaller image, or start the server with more --memory",
 )
 
 
@@ -66,89 +66,87 @@ class RequestQueue:
         self.batches = batches
         self._metrics = metrics
         self.used = time.monotonic()
-        """Time when something was made last."""
+        """Time of the last result."""
         self._began: float | None = None
-        """Time since when the half has been at something."""
+        """Time since which the half has been busy."""
 
-    def add(self, key: str, member: Keyed, weight: int) -> QueuedRequest:
-        """Have one more wait. Raises Refused where too many bytes do."""
+    def add(self, key: str, item: Keyed, weight: int) -> QueuedRequest:
+        """Queue a request. Raises HttpRefusal if too many bytes are waiting."""
         answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        work = QueuedRequest(
+        request = QueuedRequest(
             key=key,
-            member=member,
+            item=item,
             weight=weight,
             answer=answer,
             queued=time.monotonic(),
-            size=len(json.dumps(member)),
+            size=len(json.dumps(item)),
         )
-        if self.batches.waiting and self.batches.bytes + work.size > MOST_BYTES:
-            raise HttpRefusal(
-                429, "too much is waiting to be read", "Ask again later, or for less at once", 5.0
-            )
-        self.batches.waiting.append(work)
-        return work
+        if self.batches.waiting and self.batches.bytes + request.size > MAX_QUEUED_BYTES:
+            raise HttpRefusal(429, "the queue is full", "Ask again later, or for less at once", 5.0)
+        self.batches.waiting.append(request)
+        return request
 
     def take(self) -> list[QueuedRequest]:
-        """Return the next batch, which the half is at from now on."""
+        """Return the next batch, which is in flight from now on."""
         batch, now = self.batches.take(), time.monotonic()
         if batch:
-            self._metrics.left(len(batch), [now - work.queued for work in batch])
+            self._metrics.batch_sent(len(batch), [now - request.queued for request in batch])
             self._began = self._began or now
         return batch
 
     def answer(self, found: Mapping[str, Any]) -> None:
-        """Hand out what was made, by its keys."""
+        """Resolve the requests of these keys with their results."""
         now = time.monotonic()
-        self._metrics.made(len(found), now - (self._began or now))
-        for work in self.batches.made(found):
-            if not work.answer.done():
-                work.answer.set_result(found[work.key])
+        self._metrics.finished(len(found), now - (self._began or now))
+        for request in self.batches.complete(found):
+            if not request.answer.done():
+                request.answer.set_result(found[request.key])
         self._rest(now)
 
     def refuse(self, keys: Iterable[str], why: HttpRefusal) -> None:
-        """Say of some that they are not made."""
-        _refuse(self.batches.made(keys), why)
+        """Refuse the in-flight requests of these keys."""
+        _refuse(self.batches.complete(keys), why)
         self._rest(time.monotonic())
 
-    def unfit(self, key: str) -> None:
-        """Have wait again what did not fit, unless it had the half to itself."""
-        _refuse(self.batches.unfit(key), TOO_LARGE)
+    def requeue_after_oom(self, key: str) -> None:
+        """Queue a request that ran out of memory again, unless it had the half to itself."""
+        _refuse(self.batches.requeue_after_oom(key), TOO_LARGE)
         self._rest(time.monotonic())
 
-    def withdraw(self, work: QueuedRequest, *, at_once: bool) -> bool:
-        """Take back a work that nobody wants any more. Return whether the half is to be told;
-        `at_once`, if it leaves off then, so that another takes its place."""
-        if not (self.batches.withdraw(work) and at_once):
+    def withdraw(self, request: QueuedRequest, *, at_once: bool) -> bool:
+        """Remove a request that no client waits for. Return whether the half should be notified;
+        `at_once` means that the half stops working on it and frees its slot."""
+        if not (self.batches.withdraw(request) and at_once):
             return False
-        list(self.batches.made([work.key]))
+        list(self.batches.complete([request.key]))
         self._rest(time.monotonic())
         return True
 
     def refuse_waiting(self, why: HttpRefusal) -> None:
-        """Say of all that wait that they are not made."""
+        """Refuse all waiting requests."""
         _refuse(self.batches.waiting, why)
         self.batches.waiting.clear()
 
-    def died(self) -> None:
-        """Have what the half was at wait again, but for what it died of."""
+    def requeue_after_crash(self) -> None:
+        """Queue the requests of a crashed half again, except those that crashed it twice."""
         self._began = None
-        _refuse(self.batches.died(), TO_BLAME)
+        _refuse(self.batches.requeue_after_crash(), CRASHED_TWICE)
 
     def _rest(self, now: float) -> None:
         self.used = now
         self._began = None if self.batches.idle else now
 
 
-def _refuse(works: Iterable[QueuedRequest], why: HttpRefusal) -> None:
-    for work in works:
-        if not work.answer.done():
-            work.answer.set_exception(why)
+def _refuse(requests: Iterable[QueuedRequest], why: HttpRefusal) -> None:
+    for request in requests:
+        if not request.answer.done():
+            request.answer.set_exception(why)
 
 
 STARTS = 3
-"""Times in a row that a process ends before it is ready, until requests are refused."""
-AGAIN_SECONDS = 10.0
-"""After so long it is tried to start it again."""
+"""Failed starts in a row after which requests are refused."""
+RETRY_SECONDS = 10.0
+"""Seconds until the next attempt after that."""
 
 
 class RestartBackoff:
@@ -158,34 +156,34 @@ class RestartBackoff:
         self._name = name
         self._model = model
         self._failed = 0
-        self._again_at = 0.0
+        self._retry_at = 0.0
         self._why: PenstockError | None = None
 
     @property
     def wait(self) -> float:
-        """Return the seconds until it may be started again."""
-        return max(0.0, self._again_at - time.monotonic())
+        """Return the seconds until the next start is allowed."""
+        return max(0.0, self._retry_at - time.monotonic())
 
     @property
     def refusal(self) -> HttpRefusal | None:
-        """Return why requests are refused now; None where they are not."""
+        """Return the refusal for requests that arrive now, or None."""
         if self._why is None or not self.wait:
             return None
-        error = f"the {self._name} half cannot be had: {self._why.message}"
+        error = f"{self._name} worker failed to start: {self._why.message}"
         return unavailable(error, self._why.hint, retry=self.wait)
 
     def started(self) -> None:
-        """Hear that it is ready."""
-        self._failed, self._why, self._again_at = 0, None, 0.0
+        """Reset the failure count after a successful start."""
+        self._failed, self._why, self._retry_at = 0, None, 0.0
         self._model.loaded()
 
     def failed(self, error: PenstockError, *, hopeless: bool = False) -> None:
-        """Hear that it ended before it was ready; `hopeless`, if that will be so until something
-        else changes."""
+        """Count a failed start. With `hopeless`, refuse requests at once: a retry would fail,
+        too."""
         self._failed += 1
         hopeless = self._model.failed(error) or hopeless
         if hopeless or self._failed >= STARTS:
-            self._why, self._again_at = error, time.monotonic() + AGAIN_SECONDS
+            self._why, self._retry_at = error, time.monotonic() + RETRY_SECONDS
 
 
 log = logging.getLogger(__name__)
@@ -198,81 +196,81 @@ class HalfWorker:
 
     def __init__(
         self,
-        plan: HalfWorkerSpec,
-        residence: DeviceScheduler,
+        spec: HalfWorkerSpec,
+        scheduler: DeviceScheduler,
         make_launcher: LauncherMaker,
-        scratch: TempStore,
+        temp_store: TempStore,
         metrics: Metrics,
     ) -> None:
-        """Make one that is away."""
-        self.name = plan.name
+        """Create a worker without a process."""
+        self.name = spec.name
         self.state = AWAY
-        self._plan = plan
-        self._residence = residence
+        self._spec = spec
+        self._scheduler = scheduler
         self._make_launcher = make_launcher
-        self._scratch = scratch
-        self.metrics = metrics.of_half(plan.name)
-        self.hear_more: Callable[[Event], None] = lambda event: None
-        """Function that is given each event that is not about works."""
-        self.batches = Batcher(most=1, most_weight=0, most_wait=plan.wait_seconds)
-        self._works = RequestQueue(self.batches, self.metrics)
-        self._live: WorkerProcess | None = None
+        self._temp_store = temp_store
+        self.metrics = metrics.of_half(spec.name)
+        self.on_other_event: Callable[[Event], None] = lambda event: None
+        """Gets each event that is not about a request's result."""
+        self.batches = Batcher(max_size=1, max_weight=0, max_wait=spec.wait_seconds)
+        self._requests = RequestQueue(self.batches, self.metrics)
+        self._process: WorkerProcess | None = None
         self._changed = asyncio.Event()
         self._closing = False
-        self._leaving = self._gives_way = False
-        self._setbacks = RestartBackoff(plan.name, plan.model)
-        self.is_wanted = False
-        """Whether it comes to the device before there is anything to do."""
+        self._leaving = self._yielding = False
+        self._backoff = RestartBackoff(spec.name, spec.model)
+        self.preload = False
+        """Whether to load the half before its first request."""
         self._resize()
 
     @property
     def peak_bytes(self) -> int:
-        return self._plan.peak_bytes(self._rung)
+        return self._spec.peak_bytes(self._rung)
 
     @property
     def idle(self) -> bool:
-        at_rest = self.batches.idle and (self._gives_way or not self.batches.waiting)
+        at_rest = self.batches.idle and (self._yielding or not self.batches.waiting)
         return at_rest and self.state in (RESIDENT, AWAY)
 
     @property
     def pid(self) -> int:
-        """Return the id of its process; 0 without one."""
-        return self._live.pid if self._live else 0
+        """Return the id of its process; 0: no process."""
+        return self._process.pid if self._process else 0
 
     @property
     def _rung(self) -> Rung:
-        return self._plan.ladder.rung(self.name)
+        return self._spec.ladder.rung(self.name)
 
     def depth(self) -> int:
-        """Return how many works wait."""
+        """Return the number of waiting requests."""
         return len(self.batches.waiting)
 
-    async def make(self, key: str, member: Keyed, weight: int) -> Any:
-        """Return what is made of this. Raises Refused."""
-        if (why := self._setbacks.refusal or self._residence.refusal) is not None:
+    async def submit(self, key: str, item: Keyed, weight: int) -> Any:
+        """Queue a request and return its result. Raises HttpRefusal."""
+        if (why := self._backoff.refusal or self._scheduler.refusal) is not None:
             raise why
-        work = self._works.add(key, member, weight)
+        request = self._requests.add(key, item, weight)
         self._changed.set()
         try:
-            return await work.answer
+            return await request.answer
         finally:
-            if work.answer.cancelled():
-                if self._works.withdraw(work, at_once=self._plan.withdraws) and self._live:
-                    self._live.send({WITHDRAWN: [key]})
+            if request.answer.cancelled():
+                if self._requests.withdraw(request, at_once=self._spec.withdraws) and self._process:
+                    self._process.send({WITHDRAWN: [key]})
                 self._changed.set()
 
     def has(self, key: str) -> bool:
-        """Return whether its process was told to make this, and has not yet."""
-        return key in self.batches.sent
+        """Return whether a request of this key is in flight."""
+        return key in self.batches.in_flight
 
     def expect(self, count: int) -> None:
-        """Hear that works are on the way, or that some are not any more."""
-        self.batches.coming += count
+        """Announce requests that will be queued, or with a negative count that they were."""
+        self.batches.expected += count
         if count < 0:
             self._changed.set()
 
     async def run(self) -> None:
-        """Go on until it is closed and nothing waits."""
+        """Run until the worker is closed and its queue is empty."""
         while not (self._closing and not self.batches.waiting and self.batches.idle):
             self._changed.clear()
             wait = self._step()
@@ -280,114 +278,114 @@ class HalfWorker:
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(self._changed.wait(), wait)
         self.leave()
-        while self._live is not None:
+        while self._process is not None:
             self._changed.clear()
             await self._changed.wait()
 
     def close(self) -> None:
-        """End after what waits."""
+        """End after the waiting requests."""
         self._closing = True
         self._changed.set()
 
     def leave(self) -> None:
-        """Give the device back."""
+        """Let the process end and release the device."""
         self._leaving = True
-        if self._live is not None:
-            self._live.stop()
+        if self._process is not None:
+            self._process.stop()
 
     def _step(self) -> float | None:
-        """Do what there is to do. Return the seconds after which to look again; None: when
-        something has changed."""
+        """Start, feed or stop the process as needed. Return the seconds until the next check; None:
+        wait for a change."""
         now = time.monotonic()
-        due = self.batches.due(now)
-        if self.state == AWAY and (due is not None or self.is_wanted):
-            if (wait := self._setbacks.wait) > 0:
+        due = self.batches.seconds_until_batch(now)
+        if self.state == AWAY and (due is not None or self.preload):
+            if (wait := self._backoff.wait) > 0:
                 return wait
-            self.state, self.is_wanted = WAITING, False
-            self._entering = asyncio.create_task(self._enter())
+            self.state, self.preload = WAITING, False
+            self._entering = asyncio.create_task(self._start())
         if self.state != RESIDENT or self._leaving:
             return None
-        self._gives_way = self._residence.must_yield()
+        self._yielding = self._scheduler.must_yield()
         if self.idle:
-            self._residence.look()
-        if self._gives_way:
+            self._scheduler.recheck()
+        if self._yielding:
             return None
         if due is None:
-            left = self._works.used + self._plan.idle_seconds - now
+            left = self._requests.used + self._spec.idle_seconds - now
             if self.batches.idle and left <= 0:
                 self.leave()
             return max(0.01, left) if self.batches.idle else None
         if due > 0:
             return due
-        if (batch := self._works.take()) and self._live:
-            self._live.send([work.member for work in batch])
+        if (batch := self._requests.take()) and self._process:
+            self._process.send([request.item for request in batch])
         return 0
 
-    async def _enter(self) -> None:
-        await self._residence.enter(self)
+    async def _start(self) -> None:
+        await self._scheduler.acquire(self)
         self.state, self._leaving = LOADING, False
-        rung, room = self._rung, self._residence.granted_bytes(self)
-        self._live = WorkerProcess(
+        rung, room = self._rung, self._scheduler.granted_bytes(self)
+        self._process = WorkerProcess(
             self._make_launcher,
-            lambda pipe: self._plan.call(rung, pipe, room),
-            self._scratch.path(f"-{self.name}"),
-            self._hear,
+            lambda pipe: self._spec.call(rung, pipe, room),
+            self._temp_store.path(f"-{self.name}"),
+            self._on_event,
             self._ended,
-            partial(read_published, self._plan),
+            partial(read_published, self._spec),
         )
 
-    def _hear(self, event: Event | PublishedAnswers | LostAnswers) -> None:
+    def _on_event(self, event: Event | PublishedAnswers | LostAnswers) -> None:
         match event:
             case StageNotes() if event.values.get("ready"):
-                self.state, self._works.used = RESIDENT, time.monotonic()
-                self._setbacks.started()
+                self.state, self._requests.used = RESIDENT, time.monotonic()
+                self._backoff.started()
             case StageNotes() if "engine" in event.values:
-                self.batches.flying = engine_of(event.values["engine"]).slots
+                self.batches.continuous = engine_of(event.values["engine"]).slots
             case CaptionProgress() if event.ended:
-                self._works.answer({event.key: event})
+                self._requests.answer({event.key: event})
             case PublishedAnswers():
-                self._works.answer(event.answers)
+                self._requests.answer(event.answers)
             case LostAnswers():
-                self._works.refuse(event.keys, event.why)
+                self._requests.refuse(event.keys, event.why)
             case Failed():
-                self._works.refuse([event.media], refusal_of_failure(event))
+                self._requests.refuse([event.media], refusal_of_failure(event))
             case TooLarge():
-                self._works.unfit(event.key)
+                self._requests.requeue_after_oom(event.key)
             case BatchShrunk():
-                self._plan.ladder.listen(self.name, event)
+                self._spec.ladder.listen(self.name, event)
                 self._resize(event.batch)
-                log.warning("%s: batches of %d from now on", self.name, self.batches.most)
+                log.warning("%s: batches of %d from now on", self.name, self.batches.max_size)
             case MemorySample() | StageNotes():
-                self.metrics.hear(event, self.peak_bytes)
+                self.metrics.on_event(event, self.peak_bytes)
             case Warned():
                 log.warning("%s: %s", self.name, event.text)
             case _:
-                self.hear_more(event)
+                self.on_other_event(event)
         self._changed.set()
 
-    def _resize(self, most: int = 0) -> None:
-        """Take the sizes of batches from the rung."""
-        found = self._plan.most or self._rung.batch
-        self.batches.most = min(found, self._rung.batch, most or found)
-        self.batches.most_weight = self.batches.most * self._plan.weight
+    def _resize(self, max_size: int = 0) -> None:
+        """Set the batch limits from the current rung."""
+        found = self._spec.max_batch or self._rung.batch
+        self.batches.max_size = min(found, self._rung.batch, max_size or found)
+        self.batches.max_weight = self.batches.max_size * self._spec.item_weight
 
     def _ended(self, live: WorkerProcess, error: PenstockError | None) -> None:
-        """Hear that its process has ended, for whatever reason."""
-        if live is not self._live:
+        """Clean up after the process ended, and plan its restart if it failed."""
+        if live is not self._process:
             return
-        was, self.state, self._live = self.state, AWAY, None
+        was, self.state, self._process = self.state, AWAY, None
         self.metrics.ended()
-        self._residence.left(self)
+        self._scheduler.release(self)
         if error is not None or not self.batches.idle:
             self.metrics.restarted("memory" if isinstance(error, CannotFit) else "died")
-            log.warning("%s: %s", self.name, error.message if error else "its process ended")
+            log.warning("%s: %s", self.name, error.message if error else "process exited")
             self._after(error, ready=was == RESIDENT)
         self._changed.set()
 
     def _after(self, error: PenstockError | None, *, ready: bool) -> None:
-        """Have what it was at made again, on a lower rung where it was memory that it lacked."""
-        self._works.died()
-        hopeless, largest, down = False, self._rung.batch, self._plan.ladder.down
+        """Queue the lost requests again. After an out-of-memory error, move to a lower rung."""
+        self._requests.requeue_after_crash()
+        hopeless, largest, down = False, self._rung.batch, self._spec.ladder.down
         if isinstance(error, CannotFit):
             try:
                 down(self.name, error, largest=largest, tokens=0, ready=ready)
@@ -395,6 +393,6 @@ class HalfWorker:
                 error, hopeless = fault, True
             self._resize()
         if error is not None and not ready:
-            self._setbacks.failed(error, hopeless=hopeless)
-        if (why := self._setbacks.refusal) is not None:
-            self._works.refuse_waiting(why)
+            self._backoff.failed(error, hopeless=hopeless)
+        if (why := self._backoff.refusal) is not None:
+            self._requests.refuse_waiting(why)

@@ -5,23 +5,25 @@ from typing import Any
 
 from flows.serving.refusals import HttpRefusal
 
-LONE = "a letter of it is half of a pair (a lone surrogate), which is no text"
+LONE = "a string contains a lone surrogate, which is not valid Unicode"
 
 
 def json_in(body: bytes) -> Any:
-    """Return the value that a body holds. Raises Refused."""
+    """Parse the JSON of a body. Raises HttpRefusal."""
     try:
         value = json.loads(body.decode("utf-8"), parse_constant=_no_number)
         _check_texts(value)
         return value
     except UnicodeEncodeError as error:
-        raise HttpRefusal(400, LONE, "Write letters beyond \\uffff as two escapes") from error
-    except (ValueError, RecursionError) as error:  # Python's words quote bytes of the body
-        raise HttpRefusal(400, "the body is no JSON in UTF-8", "Send a JSON object") from error
+        raise HttpRefusal(
+            400, LONE, "Write characters above \\uffff as a pair of escapes"
+        ) from error
+    except (ValueError, RecursionError) as error:  # its message would quote bytes of the body
+        raise HttpRefusal(400, "the body is not JSON in UTF-8", "Send a JSON object") from error
 
 
 def _check_texts(value: Any) -> None:
-    """Raise UnicodeEncodeError for a string that cannot be written."""
+    """Raise UnicodeEncodeError for a string that UTF-8 cannot encode."""
     if isinstance(value, str):
         if not value.isascii():
             value.encode()
@@ -35,4 +37,4 @@ def _check_texts(value: Any) -> None:
 
 
 def _no_number(name: str) -> Any:
-    raise ValueError(f"{name} is no number")
+    raise ValueError(f"{name} is not a JSON number")

@@ -6,7 +6,7 @@ from dataclasses import asdict
 from artifacts.keys import digest_of
 from artifacts.packs import Record
 from artifacts.store import Store
-from flows.serving.keeping import RecordCacheFlusher
+from flows.serving.record_cache import RecordCacheFlusher
 from stages.process.events import CaptionProgress
 
 
@@ -19,25 +19,25 @@ class KeptCaptions:
         self._kept = [keeper.of(store, kind, namespace) for namespace in namespaces]
 
     async def read(self, keys: Sequence[str]) -> CaptionProgress | None:
-        """Return a caption, by its key in each variant; None where there is none."""
+        """Return a caption by its key in each variant, or None."""
         for kept, key in zip(self._kept, keys, strict=True):
             if key in kept and (record := await kept.read(key)) is not None:
-                return _words(record)
+                return _output_of(record)
         return None
 
-    def remember(self, words: CaptionProgress) -> None:
-        """Keep in memory what was made; the stage has stored it."""
-        meta = {name: value for name, value in asdict(words).items() if name != "key"}
-        self._kept[0].remember(Record(key=words.key, meta=meta))
+    def remember(self, output: CaptionProgress) -> None:
+        """Keep a caption in memory. The stage has stored it."""
+        meta = {name: value for name, value in asdict(output).items() if name != "key"}
+        self._kept[0].remember(Record(key=output.key, meta=meta))
 
 
 def key_of(key: str, settings: str) -> str:
-    """Return the key of a caption that was asked for with these settings."""
+    """Return the cache key of a caption with these request settings."""
     return digest_of([key, settings]) if settings else key
 
 
-def _words(record: Record) -> CaptionProgress:
-    """Return a caption that was stored by this server, or by a run, which counts no prompts."""
+def _output_of(record: Record) -> CaptionProgress:
+    """Return a stored caption. Captions of runs have no prompt token count."""
     meta = record.meta
     return CaptionProgress(
         key=record.key,

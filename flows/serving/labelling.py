@@ -18,8 +18,8 @@ from flows.serving.refusals import HttpRefusal, refusal_of
 from flows.serving.shown_names import shown_name
 from flows.serving.text_embedding import TextEmbedder
 
-MOST_SETS = 64
-"""Sets of labels of requests that are remembered."""
+MAX_LABEL_SETS = 64
+"""Label sets from requests that stay in memory."""
 
 
 class Labeller:
@@ -38,12 +38,12 @@ class Labeller:
     async def labelling(
         self, names: Sequence[str], threshold: float | None, top: int
     ) -> LabelContext:
-        """Return how pictures are labelled with these names, or else with the server's. Raises
-        Refused."""
+        """Return the labeling settings for these names, or for the server's labels. Raises
+        HttpRefusal."""
         if threshold is not None and not -1 <= threshold <= 1:
-            raise HttpRefusal(422, f"threshold is {threshold}", "Give a number from -1 to 1")
+            raise HttpRefusal(422, f"invalid threshold {threshold}", "Give a number from -1 to 1")
         if not 1 <= top <= 1000:
-            raise HttpRefusal(422, f"top is {top}", "Give 1 to 1000")
+            raise HttpRefusal(422, f"invalid top {top}", "Give 1 to 1000")
         try:
             labels = labels_named(names) if names else self._labels
         except UsageError as error:
@@ -64,33 +64,33 @@ class Labeller:
                 raise refusal_of(error) from error
             found = LabelContext(labels=labels, texts=texts, judge=judge, top=top)
             self._known[key] = found
-            if len(self._known) > MOST_SETS:
+            if len(self._known) > MAX_LABEL_SETS:
                 self._known.popitem(last=False)
         return found
 
-    def answer(self, seen: EmbeddedMedium, labelling: LabelContext) -> dict[str, Any]:
-        """Return the labels of what was seen."""
-        index = seen.index
+    def answer(self, medium: EmbeddedMedium, labelling: LabelContext) -> dict[str, Any]:
+        """Return the labels of an embedded medium as JSON."""
+        index = medium.index
         file = MediaFile(path=Path("upload"), media_path="", source="", kind=index.kind)
-        block = [(file, task) for task in seen.tasks]
+        block = [(file, task) for task in medium.tasks]
         widths = [index.width] * len(block)
-        found = list(judged_vectors(self._model, labelling, block, seen.vectors, widths))
+        found = list(judged_vectors(self._model, labelling, block, medium.vectors, widths))
         rows: list[Labelled] = [row for each in found for row in each.rows]
-        told = {
+        fields = {
             "kind": index.kind,
             "width": index.width,
             "height": index.height,
             "model": self._model,
             "precision": rows[0].precision["vision"],
             "key": rows[0].features,
-            "cached": seen.cached,
+            "cached": medium.cached,
             **warnings_of(index),
         }
         if index.kind == "image":
-            return {**told, "labels": list(rows[0].labels), "top": rows[0].top}
+            return {**fields, "labels": list(rows[0].labels), "top": rows[0].top}
         frames = [{"time": row.time, "labels": list(row.labels), "top": row.top} for row in rows]
         spans = [
             {"start": span.start, "end": span.end, "labels": list(span.labels)}
             for span in spans_of(rows, index.duration)
         ]
-        return {**told, "frames": frames, "spans": spans}
+        return {**fields, "frames": frames, "spans": spans}

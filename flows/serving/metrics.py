@@ -12,12 +12,12 @@ from stages.process.events import MemorySample, StageNotes
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 120.0)
 SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
-ASKED = ("/v1/label", "/v1/embed", "/v1/caption", "/v1/search", "/v1/chat", "refused")
-"""Routes that are drawn: a page that is open asks others every second."""
-KEPT_POINTS = 600
-"""Seconds of which the page can ask."""
-MOST_LATENCIES = 4096
-"""Latencies of one second by which its percentiles are told."""
+PLOTTED_ROUTES = ("/v1/label", "/v1/embed", "/v1/caption", "/v1/search", "/v1/chat", "refused")
+"""Routes shown in plots. An open page polls the other routes every second."""
+MAX_POINTS = 600
+"""Seconds of history that the page can request."""
+MAX_LATENCIES = 4096
+"""Largest number of latencies per second that percentiles are computed from."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -45,29 +45,29 @@ class HalfMetrics:
         self._name = name
         self._imports: int | None = None
         self.memory_bytes = 0
-        """Memory that its process has of the device: of the host, above its imports."""
+        """Device memory of its process in bytes; on the CPU, host memory beyond its imports."""
 
-    def left(self, size: int, waited: Sequence[float]) -> None:
-        """Count a batch that left."""
+    def batch_sent(self, size: int, waited: Sequence[float]) -> None:
+        """Count a batch sent to the half."""
         self._sizes.observe(size)
         for seconds in waited:
             self._queue.observe(seconds)
         self._metrics.second.batches += 1
         self._metrics.second.pictures += size
 
-    def made(self, count: int, seconds: float) -> None:
-        """Count what was made."""
+    def finished(self, count: int, seconds: float) -> None:
+        """Record the time of finished requests."""
         self._seconds.observe(seconds)
 
-    def hear(self, event: MemorySample | StageNotes, planned: int) -> None:
-        """Hear what memory its process has, which is planned to take so many bytes."""
+    def on_event(self, event: MemorySample | StageNotes, planned: int) -> None:
+        """Record the memory of its process next to the planned number of bytes."""
         if isinstance(event, StageNotes):
             self._imports = event.values.get("loaded_bytes", self._imports)
-        elif self._imports is not None:  # else it is importing
+        elif self._imports is not None:  # None: it is still importing
             self._set(event.device_bytes or max(0, event.host_bytes - self._imports), planned)
 
     def ended(self) -> None:
-        """Hear that its process has ended."""
+        """Reset the memory after its process ended."""
         self._imports = None
         self._set(0, 0)
 
@@ -77,7 +77,7 @@ class HalfMetrics:
         self._budget.set(planned)
 
     def restarted(self, why: str) -> None:
-        """Count a process that ended by itself."""
+        """Count a process that ended on its own."""
         self._metrics.restarts.labels(self._name, why).inc()
 
 
@@ -131,39 +131,39 @@ class Metrics:
         )
         self._depth = Gauge("penstock_queue_depth", "works that wait", ["half"], registry=registry)
         self.second = Second()
-        """What happened since the last point."""
-        self._points: deque[dict[str, Any]] = deque(maxlen=KEPT_POINTS)
+        """Counts since the last point."""
+        self._points: deque[dict[str, Any]] = deque(maxlen=MAX_POINTS)
 
     def of_half(self, name: str) -> HalfMetrics:
         return HalfMetrics(self, name)
 
     def watch_depth(self, name: str, depth: Callable[[], int]) -> None:
-        """Have the depth of a queue asked for whenever it is told."""
+        """Read the depth of a queue whenever metrics are requested."""
         self._depth.labels(name).set_function(depth)
 
     def answered(self, route: str, status: int, seconds: float) -> None:
-        """Count an answer."""
+        """Count a response."""
         self._requests.labels(route, str(status)).inc()
         self._latency.labels(route).observe(seconds)
-        if not any(route.startswith(asked) for asked in ASKED):
+        if not any(route.startswith(prefix) for prefix in PLOTTED_ROUTES):
             return
         second = self.second
         second.requests += 1
         second.refused += status in (429, 503)
         second.failed += status >= 500 and status != 503
-        if status < 400 and len(second.latencies) < MOST_LATENCIES:
+        if status < 400 and len(second.latencies) < MAX_LATENCIES:
             second.latencies.append(seconds)
 
     def refused(self, why: str) -> None:
-        """Count a request that was not read."""
+        """Count a request that was refused before its body was read."""
         self._refused.labels(why).inc()
 
     def from_store(self) -> None:
-        """Count an answer for which nothing was computed."""
+        """Count a response from the store."""
         self._hits.inc()
 
     def point(self, queued: int, memory: int, budget: int) -> None:
-        """End a second of the page's time line."""
+        """Add a point, one second long, to the page's plots."""
         done, self.second = self.second, Second()
         ranked = sorted(done.latencies)
         self._points.append(
@@ -187,7 +187,7 @@ class Metrics:
         return [point for point in self._points if point["time"] > since]
 
     def text(self) -> bytes:
-        """Return all counts as Prometheus reads them."""
+        """Return all metrics in Prometheus text format."""
         return generate_latest(self._registry)
 
 

@@ -10,9 +10,9 @@ class ModelWatch:
 
     def __init__(self) -> None:
         self.changed = asyncio.Event()
-        """Set when nothing of the service may be answered any more."""
+        """Set when the service must not answer any more."""
         self.error: ModelChanged | None = None
-        """The change that was found."""
+        """The detected change."""
         self.was_loaded = False
         """Whether a half was loaded from the files that the service was planned with."""
 
@@ -21,7 +21,7 @@ class ModelWatch:
         self.was_loaded = True
 
     def failed(self, error: PenstockError) -> bool:
-        """Note that a half could not be loaded. Return whether its model changed."""
+        """Note that a half failed to load. Return whether its model files changed."""
         if not isinstance(error, ModelChanged):
             return False
         self.error = self.error or error

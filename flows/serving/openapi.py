@@ -11,7 +11,7 @@ MEDIA_TYPES = (
     "video/mp4",
     "video/webm",
 )
-"""Those that are named, one by one: makers of clients take no patterns. Others are read as well."""
+"""Types listed in /openapi.json, without wildcards for client generators. Others work, too."""
 NUMBER, TEXT, TRUTH = {"type": "number"}, {"type": "string"}, {"type": "boolean"}
 COUNT = {"type": "integer", "minimum": 1}
 PROPERTIES: Mapping[str, Any] = {
@@ -28,7 +28,7 @@ PROPERTIES: Mapping[str, Any] = {
     "stream": TRUTH,
     "stream_options": {"type": "object", "properties": {"include_usage": TRUTH}},
 }
-"""The parameters of a chat request that are honoured."""
+"""The chat parameters that take effect."""
 
 
 def _body(description: str, content: Mapping[str, Any]) -> dict[str, Any]:
@@ -36,11 +36,11 @@ def _body(description: str, content: Mapping[str, Any]) -> dict[str, Any]:
 
 
 MEDIUM = _body(
-    "the bytes of a picture or a clip",
+    "the bytes of an image or a clip",
     {kind: {"schema": {"type": "string", "format": "binary"}} for kind in MEDIA_TYPES},
 )
 CHAT = _body(
-    "a chat completion as OpenAI has it, with one picture or clip in it",
+    "a chat completion request in OpenAI's form, with one image or clip in it",
     {
         "application/json": {
             "schema": {"type": "object", "required": ["messages"], "properties": PROPERTIES}

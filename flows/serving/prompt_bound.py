@@ -15,20 +15,20 @@ class PromptBound:
     """The context length of one model, and its tokenizer."""
 
     def __init__(self, folder: Path, context: int) -> None:
-        """Take the folder of a checkpoint, and how many tokens it reads; 0: nobody knows."""
+        """Take the folder of a checkpoint and its context length in tokens; 0: unknown."""
         self._context = context
         self._tokens = PromptTokens(folder)
 
     async def check(self, prompt: str, new: int, *, whole: bool = True) -> None:
-        """Raise Refused for a prompt after which so many tokens exceed the context; where not the
-        `whole` answer has to fit, for one that leaves no room for a first token."""
+        """Raise HttpRefusal for a prompt that exceeds the context together with `new` tokens. If
+        the answer may be cut (not `whole`), only its first token has to fit."""
         needed = new if whole else 1
         if not self._context or most_tokens(prompt) + needed <= self._context:
             return
         count = await asyncio.to_thread(self._tokens.count, prompt)
         if count + needed > self._context:
             raise exceeded(
-                f"the model's context is {self._context:,} tokens, and the prompt is {count:,}, an "
-                f"answer up to {new:,}",
-                "Ask in fewer words, or for a shorter answer",
+                f"the model's context is {self._context:,} tokens: the prompt needs {count:,}, and "
+                f"the answer up to {new:,}",
+                "Shorten the prompt, or request a shorter answer",
             )

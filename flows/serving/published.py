@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from flows.serving.half_plan import HalfWorkerSpec
+from flows.serving.half_spec import HalfWorkerSpec
 from flows.serving.refusals import HttpRefusal, unavailable
 from stages.process.events import Event, Published
 
@@ -29,14 +29,14 @@ class LostAnswers:
     why: HttpRefusal
 
 
-def read_published(plan: HalfWorkerSpec, event: Event) -> Event | PublishedAnswers | LostAnswers:
-    """Return what there is to answer of an event, or else the event."""
+def read_published(spec: HalfWorkerSpec, event: Event) -> Event | PublishedAnswers | LostAnswers:
+    """Return the results of published records. Return other events unchanged."""
     if not isinstance(event, Published):
         return event
-    plan.ladder.note_success(plan.name)
+    spec.ladder.note_success(spec.name)
     try:
-        return PublishedAnswers(answers=plan.answers(event.keys))
-    except Exception as error:  # a store may fail in many ways, and its thread goes on
-        log.warning("%s: what was made cannot be read: %s", plan.name, error)
-        why = unavailable("what was made cannot be read", "Ask again")
+        return PublishedAnswers(answers=spec.answers(event.keys))
+    except Exception as error:  # a store can fail in many ways; the thread must go on
+        log.warning("%s: results cannot be read: %s", spec.name, error)
+        why = unavailable("the result cannot be read", "Ask again")
         return LostAnswers(keys=event.keys, why=why)

@@ -7,9 +7,9 @@ from flows.serving.shown_names import without_paths
 from stages.process.events import TOO_LONG, UNSUPPORTED, Failed
 
 OPENAI = ("/v1/chat/", "/v1/models")
-"""Paths that clients of OpenAI ask."""
+"""Paths of OpenAI's API."""
 RETRY_SECONDS = 5
-"""After so long it may be asked again, where nothing better is known."""
+"""Default of the Retry-After header in seconds."""
 
 
 class HttpRefusal(Exception):
@@ -30,59 +30,59 @@ class HttpRefusal(Exception):
         self.error = error
         self.hint = hint
         self.retry = retry
-        """Seconds after which it may be asked again; None: it need not be."""
+        """Seconds after which a retry makes sense; None: never."""
         self.code = code
-        """What is wrong, as OpenAI's clients know it; None: they have no word for it."""
+        """OpenAI's error code; None: it has none."""
         self.param = param
-        """Parameter of a chat request that is at fault; None: none is."""
+        """The invalid parameter of a chat request; None: no single one."""
 
     def to_json(self, path: str = "") -> dict[str, Any]:
-        """Return what is told of it; below some paths as OpenAI's clients read it."""
+        """Return the error as JSON; below OpenAI's paths, in OpenAI's form."""
         error, hint = without_paths(self.error), without_paths(self.hint)
         if path.startswith(OPENAI):
             kind = "invalid_request_error" if self.status < 500 else "server_error"
             message = with_hint(error, hint)
-            told = {"message": message, "type": kind, "param": self.param, "code": self.code}
-            return {"error": told}
+            fields = {"message": message, "type": kind, "param": self.param, "code": self.code}
+            return {"error": fields}
         return {"error": error, "hint": hint}
 
 
 def bad_request(error: str, hint: str = "") -> HttpRefusal:
-    """Return the refusal of what cannot be read, or means nothing."""
+    """Return the refusal of an invalid request."""
     return HttpRefusal(422, error, hint)
 
 
 def unavailable(error: str, hint: str = "", retry: float = RETRY_SECONDS) -> HttpRefusal:
-    """Return the refusal of what could be answered at another time."""
+    """Return the refusal of a request that may succeed later."""
     return HttpRefusal(503, error, hint, retry)
 
 
 def refusal_of(error: PenstockError, status: int = 422) -> HttpRefusal:
-    """Return one of our own errors as a refusal."""
+    """Return a refusal for one of Penstock's own errors."""
     return HttpRefusal(status, error.message, error.hint)
 
 
 def unsupported(param: str, error: str, hint: str = "Leave it out") -> HttpRefusal:
-    """Return the refusal of what a chat request asks for and nothing here can do."""
+    """Return the refusal of a chat parameter that Penstock does not support."""
     return HttpRefusal(400, error, hint, code="unsupported_parameter", param=param)
 
 
 def invalid(param: str, error: str, hint: str = "") -> HttpRefusal:
-    """Return the refusal of a value that a parameter of a chat request cannot have."""
+    """Return the refusal of an invalid value of a chat parameter."""
     return HttpRefusal(400, error, hint, code="invalid_value", param=param)
 
 
 def exceeded(error: str, hint: str) -> HttpRefusal:
-    """Return the refusal of a prompt that is longer than the model's context."""
+    """Return the refusal of a prompt longer than the model's context."""
     return HttpRefusal(400, error, hint, code="context_length_exceeded", param="messages")
 
 
 def refusal_of_failure(event: Failed) -> HttpRefusal:
-    """Return what a stage says of an item that it could not make, as a refusal."""
+    """Return a refusal for an item that a stage could not process."""
     if event.kind == TOO_LONG:
         return exceeded(event.message, event.hint)
     if event.kind != UNSUPPORTED:
         return bad_request(event.message, event.hint)
-    # Of its settings only the schema is followed by what a model's tokenizer can or cannot do.
+    # Of the settings, only the schema depends on the model's tokenizer.
     error = event.message.replace("--schema", "the schema")
-    return unsupported("response_format", error, "Ask for it in words")
+    return unsupported("response_format", error, "Describe the form in the prompt")

@@ -18,7 +18,7 @@ from flows.serving.answers import json_answer, vectors_json
 from flows.serving.embedding import EmbeddedMedium
 from flows.serving.guard import COOKIE, in_time, session_of
 from flows.serving.refusals import HttpRefusal
-from flows.serving.searching import Wanted
+from flows.serving.searching import SearchFilters
 from flows.serving.service import Service
 from flows.serving.shown_media import shown_file
 from flows.serving.shown_names import shown_name
@@ -40,76 +40,76 @@ class Routes:
     async def label(
         self,
         request: Request,
-        labels: Annotated[str, Query(description="a,b: instead of the server's")] = "",
-        top: Annotated[int, Query(description="labels told of each picture")] = 5,
+        labels: Annotated[str, Query(description="a,b: replaces the server's labels")] = "",
+        top: Annotated[int, Query(description="number of labels per image")] = 5,
         threshold: float | None = None,
     ) -> Response:
-        """Give labels to a picture, or to the frames of a clip."""
+        """Label an image, or the frames of a clip."""
         began, service = time.monotonic(), self._service
         if service.labels is None:
             raise no_vectors()
         names = [name.strip() for name in labels.split(",")] if labels else []
-        asked = partial(service.labels.labelling, names, threshold, top)
-        seen, labelling = await self._see(request, asked)
-        answer = service.labels.answer(seen, labelling)
+        labelling_of = partial(service.labels.labelling, names, threshold, top)
+        medium, labelling = await self._embed(request, labelling_of)
+        answer = service.labels.answer(medium, labelling)
         return json_answer({**answer, "seconds": round(time.monotonic() - began, 4)})
 
     async def embed(
         self,
         request: Request,
         encoding: Annotated[str, Query(pattern="^(base64|json)$")] = "base64",
-        tiles: Annotated[bool, Query(description="a vector of each part, too")] = False,
+        tiles: Annotated[bool, Query(description="also return one vector per tile")] = False,
     ) -> Response:
-        """Make the vector of a picture, or of each frame of a clip."""
+        """Compute the vector of an image, or of each frame of a clip."""
         began = time.monotonic()
-        if self._service.pictures is None:
+        if self._service.media_embedder is None:
             raise no_vectors()
-        seen, _ = await self._see(request)
-        answer = vectors_json(seen, encoding, parts=tiles)
+        medium, _ = await self._embed(request)
+        answer = vectors_json(medium, encoding, parts=tiles)
         assert self._service.job is not None
-        told = {
+        fields = {
             "model": shown_name(self._service.job.model.name),
-            "precision": self._service.pictures.namespaces.precision["vision"],
-            "cached": seen.cached,
+            "precision": self._service.media_embedder.namespaces.precision["vision"],
+            "cached": medium.cached,
             "seconds": round(time.monotonic() - began, 4),
         }
-        return json_answer({**answer, **told})
+        return json_answer({**answer, **fields})
 
     async def search(
         self,
         request: Request,
-        q: Annotated[str, Query(description="words to search for", max_length=2000)] = "",
+        q: Annotated[str, Query(description="text to search for", max_length=2000)] = "",
         top: int = 10,
         without: Annotated[list[str] | None, Query(alias="not")] = None,
         where: Annotated[str, Query(max_length=10_000)] = "",
         moments: bool = False,
     ) -> Response:
-        """Search the index for words, or for a picture that is sent."""
+        """Search the index by text, or by an uploaded image."""
         began, service = time.monotonic(), self._service
         if service.index is None or service.texts is None:
             raise HttpRefusal(404, "this server has no index", "Start it with --index DIR")
-        pictured = request.method == "POST"
-        words = [*([] if pictured else [q]), *(without or [])]
-        if any(not word.strip() for word in words):
-            raise HttpRefusal(422, "the text to search for is empty", "Ask with ?q=words")
-        wanted = Wanted(top=top, where=where, moments=moments)
-        await service.index.check()  # before anything is computed in vain
+        by_image = request.method == "POST"
+        texts = [*([] if by_image else [q]), *(without or [])]
+        if any(not text.strip() for text in texts):
+            raise HttpRefusal(422, "the search text is empty", "Ask with ?q=words")
+        filters = SearchFilters(top=top, where=where, moments=moments)
+        await service.index.check()  # refuse before any computation
         damage: tuple[str, ...] = ()
-        if not pictured:
-            vector, *texts = await self._timed(request, self._words(words))
-            hits = await service.index.search(vector, "texts", texts, wanted)
+        if not by_image:
+            vector, *excluded = await self._timed(request, self._text_vectors(texts))
+            hits = await service.index.search(vector, "texts", excluded, filters)
         else:
-            seen, texts = await self._see(request, partial(self._words, words))
-            hits = await service.index.search(seen.vectors[0][0], "pictures", texts, wanted)
-            damage = tuple(seen.index.warnings)
-        told = {"index": service.index.folder.name, "rows": service.index.rows}
+            medium, excluded = await self._embed(request, partial(self._text_vectors, texts))
+            hits = await service.index.search(medium.vectors[0][0], "pictures", excluded, filters)
+            damage = tuple(medium.index.warnings)
+        fields = {"index": service.index.folder.name, "rows": service.index.rows}
         seconds = round(time.monotonic() - began, 4)
-        warnings = [w for w in (service.index.unrecorded if words else "", *damage) if w]
+        warnings = [w for w in (service.index.unrecorded if texts else "", *damage) if w]
         also = {"warnings": warnings} if warnings else {}
-        return json_answer({"hits": hits, **told, "seconds": seconds, **also})
+        return json_answer({"hits": hits, **fields, "seconds": seconds, **also})
 
     async def media(self, hit: str) -> Response:
-        """Return the file of a hit."""
+        """Return the media file of a hit."""
         path = await shown_file((await self._row(hit)).path)
         if path is None:
             raise HttpRefusal(404, "the file of this hit is gone", "Run penstock index build again")
@@ -117,20 +117,20 @@ class Routes:
         return FileResponse(path, media_type=kind, content_disposition_type="inline")
 
     async def thumbnail(self, hit: str) -> Response:
-        """Return a small picture of a hit."""
+        """Return a thumbnail of a hit."""
         row = await self._row(hit)
         small, path = None, await shown_file(row.path)
         if path is not None:
             async with self._drawing:
                 small = await asyncio.to_thread(thumbnail, path, row.time)
         if small is None:
-            raise HttpRefusal(404, "the file of this hit cannot be read", "See whether it is there")
+            raise HttpRefusal(404, "the file of this hit cannot be read", "Check that it exists")
         return Response(
             small, media_type="image/jpeg", headers={"cache-control": "private, max-age=600"}
         )
 
     async def info(self) -> Response:
-        """Tell what this server has."""
+        """Describe the server: models, labels, index and limits."""
         service, config = self._service, self._service.config
         index = service.index
         return json_answer(
@@ -152,14 +152,14 @@ class Routes:
         )
 
     async def stats(self, since: float = 0.0) -> Response:
-        """Return the last ten minutes, a point a second."""
+        """Return the counts of the last ten minutes, one point per second."""
         halves = [
             {
                 "name": half.name,
                 "state": half.state,
                 "memory_bytes": half.metrics.memory_bytes,
                 "budget_bytes": half.peak_bytes,
-                "batch": half.batches.most,
+                "batch": half.batches.max_size,
             }
             for half in self._service.halves
         ]
@@ -167,20 +167,20 @@ class Routes:
         return json_answer({"now": round(time.time(), 2), "points": points, "halves": halves})
 
     async def metrics(self) -> Response:
-        """Return all counts as Prometheus reads them."""
+        """Return all metrics in Prometheus text format."""
         return Response(self._service.metrics.text(), media_type="text/plain; version=0.0.4")
 
     async def health(self) -> Response:
-        """Say that the server lives."""
+        """Report that the server is alive."""
         return json_answer({"status": "ok"})
 
     async def ready(self) -> Response:
-        """Say whether requests are answered at once."""
+        """Report whether requests are processed without waiting."""
         why = self._service.why_not_ready()
         return json_answer({"ready": not why, "why": why}, 503 if why else 200)
 
     async def session(self) -> Response:
-        """Have a browser keep a session in place of the token."""
+        """Set the session cookie, which replaces the token in a browser."""
         answer = json_answer({"status": "ok"})
         if self._token:
             answer.set_cookie(
@@ -193,30 +193,30 @@ class Routes:
             raise HttpRefusal(404, "this server has no index", "Start it with --index DIR")
         return await asyncio.to_thread(self._service.index.row, hit)
 
-    async def _words(self, words: Sequence[str]) -> list[NDArray[np.float32]]:
-        """Return the vector of each of these texts."""
+    async def _text_vectors(self, texts: Sequence[str]) -> list[NDArray[np.float32]]:
+        """Return the vector of each text."""
         assert self._service.texts is not None
-        return [(await self._service.texts.vectors([[word]])).vectors[0] for word in words]
+        return [(await self._service.texts.vectors([[word]])).vectors[0] for word in texts]
 
-    async def _see(
-        self, request: Request, beside: Callable[[], Awaitable[Any]] | None = None
+    async def _embed(
+        self, request: Request, while_running: Callable[[], Awaitable[Any]] | None = None
     ) -> tuple[EmbeddedMedium, Any]:
-        """Return the vectors of what a request brings, and what comes of what is done `beside`
-        that. Raises Refused."""
-        service, pictures = self._service, self._service.pictures
-        if pictures is None:
+        """Embed a request's upload. Return its vectors and the result of `while_running`, which is
+        awaited first. Raises HttpRefusal."""
+        service, media_embedder = self._service, self._service.media_embedder
+        if media_embedder is None:
             raise no_vectors()
-        upload = await upload_of(request, service.config.body_bytes, service.scratch)
+        upload = await upload_of(request, service.config.body_bytes, service.temp_store)
 
         async def work() -> tuple[EmbeddedMedium, Any]:
             try:
-                found = None if beside is None else await beside()
+                found = None if while_running is None else await while_running()
             except BaseException:
                 upload.remove()
                 raise
-            return await pictures.see(upload), found
+            return await media_embedder.embed(upload), found
 
-        # Only now, because it is the body that would be taken for who asks going away.
+        # The body must be read first: its messages would be taken for a disconnect.
         made: tuple[EmbeddedMedium, Any] = await self._timed(request, work())
         return made
 
@@ -225,7 +225,7 @@ class Routes:
 
 
 def no_vectors() -> HttpRefusal:
-    """Return the refusal where no vectors are made."""
+    """Return the refusal of a server without a dual encoder."""
     return HttpRefusal(
-        404, "this server has no model that makes vectors", "Start it with --model or --index"
+        404, "this server has no model for vectors", "Start it with --model or --index"
     )

@@ -27,23 +27,23 @@ from flows.search.maker import unrecorded
 from flows.search.query import found_by, hit_of
 from flows.serving.refusals import HttpRefusal, refusal_of
 
-GENERATIONS = 2
-"""Openings of an index whose hits are known still."""
-MOST_HITS = 1000
+OPEN_VERSIONS = 2
+"""Opened versions of an index whose hits can still be requested."""
+MAX_HITS = 1000
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Wanted:
-    """The filters of a search request besides its vector."""
+class SearchFilters:
+    """The filters of a search request, without its vector."""
 
     top: int
     where: str
     moments: bool
 
-    def asked(self) -> SearchQuery:
-        """Return it as a search has it. Raises Refused."""
-        if not 1 <= self.top <= MOST_HITS:
-            raise HttpRefusal(422, f"top is {self.top}", f"Give 1 to {MOST_HITS}")
+    def query(self) -> SearchQuery:
+        """Return the filters as a search query. Raises HttpRefusal."""
+        if not 1 <= self.top <= MAX_HITS:
+            raise HttpRefusal(422, f"invalid top {self.top}", f"Give 1 to {MAX_HITS}")
         return SearchQuery(what="-", top=self.top, where=self.where, moments=self.moments)
 
 
@@ -51,14 +51,14 @@ class ServedIndex:
     """One index folder."""
 
     def __init__(self, folder: Path, maker: Maker) -> None:
-        """Open it, for vectors that `maker` makes. Raises PenstockError."""
+        """Open the index for vectors from `maker`. Raises PenstockError."""
         self.folder = folder
         self._maker = maker
         self._stamp: tuple[int, ...] = ()
         self._opened: list[tuple[int, Searcher]] = []
         self._next = 0
-        self._looking = threading.Lock()
-        self._look()
+        self._opening = threading.Lock()
+        self._reopen()
 
     @property
     def rows(self) -> int:
@@ -66,7 +66,7 @@ class ServedIndex:
 
     @property
     def unrecorded(self) -> str:
-        """Return the warning about texts that are searched for; empty where there is none."""
+        """Return a warning about the text encoder; empty: no warning."""
         return unrecorded(Path(self.folder.name), self._opened[-1][1].snapshot.manifest.maker)
 
     async def search(
@@ -74,22 +74,22 @@ class ServedIndex:
         vector: NDArray[np.float32],
         sort: Sort,
         without: Sequence[NDArray[np.float32]],
-        wanted: Wanted,
+        filters: SearchFilters,
     ) -> list[dict[str, Any]]:
-        """Return what is nearest. Raises Refused."""
-        asked = wanted.asked()
+        """Return the nearest hits. Raises HttpRefusal."""
+        settings = filters.query()
         await self.check()
         try:
-            return await asyncio.to_thread(self._search, vector, sort, tuple(without), asked)
+            return await asyncio.to_thread(self._search, vector, sort, tuple(without), settings)
         except UsageError as error:
             raise refusal_of(error) from error
         except PenstockError as error:
             raise refusal_of(error, 503) from error
 
     async def check(self) -> None:
-        """Open the index anew if it was written. Raises Refused where it cannot be searched."""
+        """Reopen the index if it has changed. Raises HttpRefusal if it is unusable."""
         try:
-            await asyncio.to_thread(self._look)
+            await asyncio.to_thread(self._reopen)
         except PenstockError as error:
             raise refusal_of(error, 503) from error
 
@@ -98,26 +98,26 @@ class ServedIndex:
         vector: NDArray[np.float32],
         sort: Sort,
         without: tuple[NDArray[np.float32], ...],
-        asked: SearchQuery,
+        settings: SearchQuery,
     ) -> list[dict[str, Any]]:
         number, searcher = self._opened[-1]
         snapshot: Snapshot = searcher.snapshot
-        kept = matching(snapshot, Condition(asked.where)) if asked.where else None
+        kept = matching(snapshot, Condition(settings.where)) if settings.where else None
         query = Query(vector=vector, sort=sort, without=without, kept=kept)
-        found = found_by(searcher, query, asked)
+        found = found_by(searcher, query, settings)
         return [
             {
                 "rank": rank,
                 "score": round(moment.score, 6),
                 "id": f"{number}-{moment.position}",
                 "kind": "image" if moment.row.time is None else "video",
-                **_told(snapshot, rank, moment),
+                **_hit_json(snapshot, rank, moment),
             }
             for rank, moment in enumerate(found, 1)
         ]
 
     def row(self, name: str) -> IndexRow:
-        """Return the row of a hit. Raises Refused."""
+        """Return the row of a hit. Raises HttpRefusal."""
         number, _, position = name.partition("-")
         if number.isdecimal() and position.isdecimal() and len(name) < 32:
             for known, searcher in self._opened:
@@ -126,30 +126,30 @@ class ServedIndex:
                         return searcher.snapshot.read(np.array([int(position)]))[0]
                     except PenstockError as error:
                         raise refusal_of(error, 503) from error
-        raise HttpRefusal(404, "there is no such hit", "Search again: the index has changed since")
+        raise HttpRefusal(404, "no such hit", "Search again: the index has changed since")
 
-    def _look(self) -> None:
-        """Open the index anew if it was written. Raises PenstockError, also for an index of other
-        vectors: what was opened before then stays."""
-        with self._looking:
+    def _reopen(self) -> None:
+        """Reopen the index if it has changed. Raises PenstockError, also for an index of another
+        model. On failure the version opened before stays."""
+        with self._opening:
             try:
                 found = (self.folder / BOOK).stat()
             except OSError as error:
                 raise EnvironmentFault(
-                    f"the index {self.folder} cannot be read ({error.strerror})",
-                    hint="Bring it back, or build it anew",
+                    f"index {self.folder} cannot be read ({error.strerror})",
+                    hint="Restore it, or build it again",
                 ) from error
             stamp = (found.st_mtime_ns, found.st_ctime_ns, found.st_ino, found.st_size)
             if stamp == self._stamp:
                 return
             snapshot = open_snapshot(self.folder)
             refuse_other(self.folder, snapshot.manifest.maker, self._maker)
-            self._opened = [*self._opened, (self._next, Searcher(snapshot))][-GENERATIONS:]
+            self._opened = [*self._opened, (self._next, Searcher(snapshot))][-OPEN_VERSIONS:]
             self._next += 1
             self._stamp = stamp
 
 
-def _told(snapshot: Snapshot, rank: int, moment: Any) -> dict[str, Any]:
+def _hit_json(snapshot: Snapshot, rank: int, moment: Any) -> dict[str, Any]:
     hit = hit_of(snapshot, rank, moment)
     return {
         "media_path": hit.media_path,

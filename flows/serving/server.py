@@ -31,46 +31,46 @@ from flows.serving.startup import DRAIN_SECONDS, open_service
 from stages.process.stage_process import Listener
 
 READ_SECONDS = 20.0
-"""Time in which a client reads some of what is written to it; who does not is left."""
+"""Time in which a client must read some of its response. A slower client is disconnected."""
 HEAD_SECONDS = 10.0
-"""Time in which the head of a request comes, from when its connection was opened or its first
+"""Time in which a request's head must arrive, counted from the connection or from its first
 byte."""
 
 
-def patient_protocol(most: int) -> type[asyncio.Protocol]:
-    """Return uvicorn's protocol, with less patience. Beyond so many connections, silent ones are
+def limited_protocol(max_connections: int) -> type[asyncio.Protocol]:
+    """Return uvicorn's protocol with time limits. Beyond `most` connections, idle ones are
     closed."""
     try:
-        from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol as Chosen
+        from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol as BaseProtocol
     except ImportError:
-        from uvicorn.protocols.http.h11_impl import H11Protocol as Chosen  # type: ignore[assignment]
+        from uvicorn.protocols.http.h11_impl import H11Protocol as BaseProtocol  # type: ignore[assignment]
 
     silent: dict[asyncio.Protocol, asyncio.Transport] = {}
-    """Connections on which no request is being answered, the one that is so for longest first."""
+    """Connections without a request in progress, longest idle first."""
 
-    class Patient(Chosen):
+    class LimitedProtocol(BaseProtocol):
         """One connection, with time limits."""
 
         _timer: asyncio.TimerHandle | None = None
         _unread: asyncio.TimerHandle | None = None
-        """Ends the connection unless what was written to it is read by then."""
+        """Ends the connection if its response stays unread."""
 
         def connection_made(self, transport: Any) -> None:
             super().connection_made(transport)
-            while silent and len(self.connections) > most:
+            while silent and len(self.connections) > max_connections:
                 other = next(iter(silent))
                 self.connections.discard(other)
                 silent.pop(other).abort()
             silent[self] = transport
-            self._wait()
+            self._set_idle()
 
         def data_received(self, data: bytes) -> None:
             before = self.cycle
             super().data_received(data)
             if self.cycle is not before:
-                self._rest()
+                self._set_busy()
             elif self._timer is None and (self.cycle is None or self.cycle.response_complete):
-                self._wait()
+                self._set_idle()
 
         def on_response_complete(self) -> None:
             silent[self] = self.transport
@@ -82,25 +82,25 @@ def patient_protocol(most: int) -> type[asyncio.Protocol]:
 
         def resume_writing(self) -> None:
             super().resume_writing()
-            self._read()
+            self._stop_unread_timer()
 
         def connection_lost(self, exc: Exception | None) -> None:
-            self._rest()
-            self._read()
+            self._set_busy()
+            self._stop_unread_timer()
             super().connection_lost(exc)
 
-        def _read(self) -> None:
+        def _stop_unread_timer(self) -> None:
             if self._unread is not None:
                 self._unread.cancel()
                 self._unread = None
 
-        def _rest(self) -> None:
+        def _set_busy(self) -> None:
             silent.pop(self, None)
             if self._timer is not None:
                 self._timer.cancel()
                 self._timer = None
 
-        def _wait(self) -> None:
+        def _set_idle(self) -> None:
             self._timer = self.loop.call_later(HEAD_SECONDS, self._give_up)
 
         def _give_up(self) -> None:
@@ -108,23 +108,22 @@ def patient_protocol(most: int) -> type[asyncio.Protocol]:
             if self.cycle is None or self.cycle.response_complete:
                 self.transport.close()
 
-    return Patient
+    return LimitedProtocol
 
 
 TOKEN_BYTES = 1 << 12
 SHORTEST_TOKEN = 16
-"""Letters of a token at the least: a shorter one is guessed."""
+"""Smallest number of characters of a token. Shorter ones can be guessed."""
 BACKLOG = 512
 ASGI = Callable[[Any, Any, Any], Awaitable[None]]
 CONNECTIONS_A_REQUEST = 4
-"""Connections that are open, for each request that may be answered at once."""
+"""Open connections per request that may be handled at once."""
 FILES = 1 << 16
-"""Files that may be open, if the system allows so many: each connection is one."""
+"""Limit of open files, if the system allows it. Each connection is one."""
 GARBAGE = 20_000
-"""Objects after which it is looked for garbage; a request leaves little."""
+"""Allocated objects that trigger a garbage collection. A request leaves few."""
 SWITCH_SECONDS = 0.0005
-"""Longest time for which a thread of the server keeps the others waiting: they read what halves
-tell."""
+"""Longest time that a server thread blocks the others, which read the events of halves."""
 
 
 def serve(
@@ -132,11 +131,11 @@ def serve(
     display: Display,
     make_launcher: Callable[[Listener], Launcher] = DirectLauncher,
 ) -> None:
-    """Serve until it is asked to end. Raises PenstockError."""
+    """Serve until a signal arrives. Raises PenstockError."""
     token = token_of(config)
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    files = FILES if most == resource.RLIM_INFINITY else min(FILES, most)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (files, most))
+    _, max_connections = resource.getrlimit(resource.RLIMIT_NOFILE)
+    files = FILES if max_connections == resource.RLIM_INFINITY else min(FILES, max_connections)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (files, max_connections))
     with listening(config.host, config.port) as listener:
         sys.setswitchinterval(SWITCH_SECONDS)
         with asyncio.Runner(loop_factory=_loops()) as runner:
@@ -144,7 +143,7 @@ def serve(
 
 
 def _loops() -> Callable[[], asyncio.AbstractEventLoop]:
-    """Return what makes event loops: the faster ones, where they are installed."""
+    """Return the event loop factory: uvloop's if it is installed."""
     try:
         import uvloop
     except ImportError:
@@ -154,7 +153,7 @@ def _loops() -> Callable[[], asyncio.AbstractEventLoop]:
 
 
 def token_of(config: NetworkOptions) -> str:
-    """Return the token that requests must bring; empty: none. Raises UsageError."""
+    """Return the token that requests must send; empty: none. Raises UsageError."""
     if not config.token_file:
         return ""
     path = Path(config.token_file).expanduser()
@@ -167,8 +166,8 @@ def token_of(config: NetworkOptions) -> str:
         ) from error
     if len(token) < SHORTEST_TOKEN or not token.isascii() or any(c.isspace() for c in token):
         raise UsageError(
-            f"--token-file {path} holds no good secret",
-            hint=f"Put one word of at least {SHORTEST_TOKEN} letters in it: openssl rand -hex 32",
+            f"--token-file {path}: the secret is too short, or not one ASCII word",
+            hint=f"Put a secret of at least {SHORTEST_TOKEN} letters in it: openssl rand -hex 32",
         )
     return token
 
@@ -180,8 +179,8 @@ async def _serve(
     listener: socket.socket,
     make_launcher: Callable[[Listener], Launcher],
 ) -> None:
-    """Answer until it is asked to end; by a service that is opened again when the files of its
-    model changed. Raises ModelChanged when they change again before any half was loaded."""
+    """Serve until a signal arrives. Reopen the service when its model files have changed.
+    Raises ModelChanged if they change again before any half was loaded."""
     answering = Answering(config, listener)
     changes = 0
     try:
@@ -190,10 +189,10 @@ async def _serve(
             try:
                 async with open_service(config, display, make_launcher) as service:
                     model = service.model
-                    await answering.by(Guard(app_of(service, token), service, token))
-                    if await answering.ends_before(model.changed):
+                    await answering.serve_app(Guard(app_of(service, token), service, token))
+                    if await answering.wait_for_stop(model.changed):
                         service.drain(DRAIN_SECONDS)
-                        display.say("ending: what was asked is answered first")
+                        display.say("shutting down: finishing the requests in progress")
                         await answering.end()
                         return
                     change = model.error
@@ -204,13 +203,13 @@ async def _serve(
             changes = 1 if model.was_loaded else changes + 1
             if changes > 1:
                 raise changed_twice(change)
-            display.say(f"{change.message}: the model is read again")
+            display.say(f"{change.message}: reloading the model")
     finally:
         await answering.end()
 
 
 async def _answered(service: Service) -> None:
-    """Wait until what was begun is answered or refused, as halves whose model changed do."""
+    """Wait until the requests in progress are answered or refused."""
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(DRAIN_SECONDS):
             while service.busy:
@@ -221,15 +220,15 @@ class Answering:
     """The HTTP server of a process, for any service."""
 
     def __init__(self, config: BatchOptions, listener: socket.socket) -> None:
-        """Answer nothing yet."""
+        """Bind no application yet."""
         self._listener = listener
         self._app: ASGI | None = None
         self._serving: asyncio.Task[None] | None = None
-        self._asked_to_end = asyncio.Event()
+        self._stopping = asyncio.Event()
         self._server = UnsignalledServer(
             uvicorn.Config(
                 self._answer,
-                http=patient_protocol(CONNECTIONS_A_REQUEST * config.max_queue),
+                http=limited_protocol(CONNECTIONS_A_REQUEST * config.max_queue),
                 interface="asgi3",
                 lifespan="off",
                 ws="none",
@@ -247,15 +246,15 @@ class Answering:
         assert self._app is not None
         await self._app(scope, receive, send)
 
-    async def by(self, app: ASGI) -> None:
-        """Answer by this application from now on; the one before it says until then what it
-        refuses."""
+    async def serve_app(self, app: ASGI) -> None:
+        """Handle requests with this application from now on. Until then, the previous one refuses
+        them."""
         self._app = app
         if self._serving is not None:
             return
         for number in (signal.SIGINT, signal.SIGTERM):
-            asyncio.get_running_loop().add_signal_handler(number, self._asked_to_end.set)
-        # What is there by now stays: to look through it for garbage took a sixth of the time.
+            asyncio.get_running_loop().add_signal_handler(number, self._stopping.set)
+        # Freeze the objects that exist now: scanning them took a sixth of the time.
         gc.collect()
         gc.freeze()
         gc.set_threshold(GARBAGE)
@@ -264,18 +263,18 @@ class Answering:
             await asyncio.sleep(0.01)
         print(f"serving on {address_of(self._listener)}", flush=True)
 
-    async def ends_before(self, changed: asyncio.Event) -> bool:
-        """Return whether it is asked to end, once it is or this has happened."""
+    async def wait_for_stop(self, changed: asyncio.Event) -> bool:
+        """Wait for a stop signal or for `changed`. Return whether a stop signal came."""
         assert self._serving is not None
-        ending, change = (asyncio.create_task(e.wait()) for e in (self._asked_to_end, changed))
+        ending, change = (asyncio.create_task(e.wait()) for e in (self._stopping, changed))
         await asyncio.wait({self._serving, ending, change}, return_when=asyncio.FIRST_COMPLETED)
-        ends = ending.done() or self._serving.done()
+        stops = ending.done() or self._serving.done()
         for task in (ending, change):
             task.cancel()
-        return ends
+        return stops
 
     async def end(self) -> None:
-        """Answer what was asked, and nothing more."""
+        """Finish the requests in progress, then stop."""
         self._server.should_exit = True
         if self._serving is not None:
             await self._serving

@@ -8,31 +8,31 @@ from flows.job.prepare import Job
 from flows.serving.captioning import Captioning
 from flows.serving.config import ServeConfig
 from flows.serving.decoders import Decoders
-from flows.serving.embedding import PictureEmbedder
+from flows.serving.device_scheduler import DeviceScheduler
+from flows.serving.embedding import MediumEmbedder
 from flows.serving.half_worker import LOADING, WAITING, HalfWorker
 from flows.serving.labelling import Labeller
 from flows.serving.metrics import Metrics
 from flows.serving.model_watch import ModelWatch
-from flows.serving.residence import DeviceScheduler
-from flows.serving.scratch import TempStore
 from flows.serving.searching import ServedIndex
+from flows.serving.temp_store import TempStore
 from flows.serving.text_embedding import TextEmbedder
 from stages.process.memory import anonymous_bytes
 
 
 @dataclass(kw_only=True, slots=True)
 class Service:
-    """The request handlers. A handler that the server was not started with is None."""
+    """The request handlers. Handlers that the server was not configured with are None."""
 
     config: ServeConfig
     metrics: Metrics
-    scratch: TempStore
-    residence: DeviceScheduler
+    temp_store: TempStore
+    scheduler: DeviceScheduler
     budget_bytes: int
-    """Bytes that all halves together may take."""
+    """Memory budget in bytes of all halves together."""
     job: Job | None = None
-    """That by which vectors are made."""
-    pictures: PictureEmbedder | None = None
+    """The embedding job."""
+    media_embedder: MediumEmbedder | None = None
     texts: TextEmbedder | None = None
     labels: Labeller | None = None
     index: ServedIndex | None = None
@@ -41,40 +41,40 @@ class Service:
     decoders: list[Decoders] = field(default_factory=list)
     model: ModelWatch = field(default_factory=ModelWatch)
     busy: int = 0
-    """Requests that are being answered."""
+    """Number of requests in progress."""
     draining: bool = False
-    """Whether it is about to end."""
+    """Whether it is shutting down."""
     ends: float = 0.0
-    """Time by which it ends, once it is about to."""
+    """Time by which the shutdown ends."""
 
     def drain(self, seconds: float) -> None:
-        """Take nothing more, and end within so long."""
+        """Accept no more requests, and shut down within `seconds`."""
         if not self.draining:
             self.draining, self.ends = True, time.monotonic() + seconds
 
     @property
     def memory_bytes(self) -> int:
-        """Return the memory of the server and of all that it started."""
+        """Return the memory of the server and all its processes."""
         pids = [half.pid for half in self.halves]
         pids += [pid for each in self.decoders for pid in each.pids]
         return anonymous_bytes(os.getpid()) + sum(anonymous_bytes(pid) for pid in pids if pid)
 
     @property
     def seconds_left(self) -> float:
-        """Return the time that halves have to end: a moment at the least."""
+        """Return the time left for halves to end, at least 0.5 s."""
         return max(0.5, self.ends - time.monotonic())
 
     @property
     def queued(self) -> int:
-        """Return how many works wait for a batch."""
+        """Return the number of requests that wait for a batch."""
         return sum(half.depth() for half in self.halves)
 
     def why_not_ready(self) -> str:
-        """Return why requests would have to wait; empty where they would not."""
+        """Return why requests would have to wait; empty if they would not."""
         if self.model.error is not None:
-            return f"reading the model again: {self.model.error.message}"
+            return f"reloading the model: {self.model.error.message}"
         if self.draining:
-            return "ending"
-        if self.residence.held_by:
-            return f"{self.residence.held_by} has the device"
+            return "shutting down"
+        if self.scheduler.held_by:
+            return f"the device is used by {self.scheduler.held_by}"
         return next((f"loading {h.name}" for h in self.halves if h.state in (WAITING, LOADING)), "")

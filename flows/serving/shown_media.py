@@ -9,11 +9,11 @@ from artifacts.remote.keeping import local_path
 
 
 async def shown_file(place: str) -> Path | None:
-    """Return the path of a file, fetched if it lies far away, by nobody whom the server's end would
-    wait for; None where there is none."""
+    """Return the local path of a file, or None. A remote file is fetched on a thread that does not
+    delay the server's shutdown."""
     try:
         path = await asyncio.wrap_future(run_detached(local_path, place))
     except (PenstockError, OSError, ValueError):
         return None
-    # A FIFO would be waited for.
+    # Opening a FIFO would block.
     return path if await asyncio.to_thread(path.is_file) else None

@@ -4,16 +4,16 @@ import re
 from pathlib import Path
 
 LOCAL = ("/", ".", "~")
-"""How the places of models begin that are no names of a hub."""
+"""Prefixes of a model's folder, in contrast to hub ids."""
 PATH = re.compile(r"(?<![\w:/.])/(?!v1/|static/)(?:[^\s/'\",;:()]+/)+([^\s/'\",;:()]+)")
-"""An absolute path in a text, but for those of this server."""
+"""An absolute path in a text, except the routes of this server."""
 
 
 def shown_name(place: str) -> str:
-    """Return the name of a model or an index: of a folder the last one of its path."""
+    """Return the display name of a model or an index: of a folder, its last part."""
     return Path(place).expanduser().resolve().name if place.startswith(LOCAL) else place
 
 
 def without_paths(text: str) -> str:
-    """Return a text with the names of files and folders in place of their absolute paths."""
+    """Return a text with absolute paths cut to their last part."""
     return PATH.sub(r"\1", text)

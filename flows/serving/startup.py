@@ -37,19 +37,19 @@ from flows.search.maker import as_made, maker_of, unrecorded
 from flows.serving.captioning import Captioning
 from flows.serving.config import BatchOptions, RequestLimits, ServeConfig
 from flows.serving.decoders import Decoders
-from flows.serving.embedding import PictureEmbedder
+from flows.serving.device_scheduler import DeviceScheduler
+from flows.serving.embedding import MediumEmbedder
 from flows.serving.frame_source import FrameSource
-from flows.serving.half_plan import HalfWorkerSpec
+from flows.serving.half_spec import HalfWorkerSpec
 from flows.serving.half_worker import HalfWorker
-from flows.serving.keeping import RecordCacheFlusher
 from flows.serving.labelling import Labeller
-from flows.serving.live_stage import LauncherMaker
 from flows.serving.metrics import Metrics
-from flows.serving.residence import DeviceScheduler
-from flows.serving.scratch import scratch_folder
+from flows.serving.record_cache import RecordCacheFlusher
 from flows.serving.searching import ServedIndex
 from flows.serving.service import Service
+from flows.serving.temp_store import temp_folder
 from flows.serving.text_embedding import TextEmbedder
+from flows.serving.worker_process import LauncherMaker
 from stages.embed_texts import STAGE as TEXTS
 from stages.process.cgroup import cores
 from stages.process.forking import ForkServer
@@ -58,12 +58,11 @@ from stages.process.stage import StageSpec
 from stages.process.stage_process import Listener
 
 DECODER_BYTES = 768 << 20
-"""Bytes that a process may take above its imports to decode one file."""
+"""Memory in bytes of a decoding process beyond its imports."""
 
 
-def usual_picture(job: Job) -> Workload:
-    """Return the picture that batches are planned of: one in full HD, with the parts of it that are
-    looked at."""
+def typical_image(job: Job) -> Workload:
+    """Return the image that batches are planned for: full HD with its tiles."""
     fit, tiles = job.model.fit("image"), VectorSamplingOptions.of(job.config).tiles
     stored = fit.stored(*UNKNOWN_SIZE)
     workload = workload_of(job.model, "image", STANDARD_CHUNKS, 1, stored, UNKNOWN_SIZE, "")
@@ -79,11 +78,10 @@ def plan_half(
     places: WorkerStores,
     workloads: Sequence[Workload] = (),
 ) -> HalfWorkerSpec:
-    """Return how one half is run. `places` is where its records go. Raises
-    CannotFit."""
-    asked = question_of_model(job.model, job.config, job.device, (stage,), prompt="")
-    every = (*asked.workloads, *workloads)
-    question: PlanRequest = replace(asked, workloads=every, any_schema=True)
+    """Return the settings of one half. `places` says where its records go. Raises CannotFit."""
+    request = question_of_model(job.model, job.config, job.device, (stage,), prompt="")
+    every = (*request.workloads, *workloads)
+    question: PlanRequest = replace(request, workloads=every, any_schema=True)
     found = choose(question, job.budget, ladder.rungs, ladder.known())
     ladder.start({name: choice.taken.rung for name, choice in found.items()})
     calls = StageCallBuilder(job)
@@ -98,44 +96,48 @@ def plan_half(
         peak_bytes=cache(lambda rung: question.estimate(rung).peak_bytes),
         call=call,
         answers=answers,
-        most=config.max_batch,
-        weight=max(pixels, default=1 << 40),
+        max_batch=config.max_batch,
+        item_weight=max(pixels, default=1 << 40),
         wait_seconds=config.max_wait,
         idle_seconds=60 * config.idle,
     )
 
 
-def decoding_call(job: Job, most: RequestLimits, store: str) -> Callable[[str], StageCall]:
-    """Return the call of a process that decodes for a job, over a pipe."""
+def decoding_call(job: Job, limits: RequestLimits, store: str) -> Callable[[str], StageCall]:
+    """Return a function that makes the call of a decoding process over a pipe."""
     calls = StageCallBuilder(job)
     call = calls.frames_call([], Rung(stage=job.pipeline[0].name, batch=1))
-    chunks = max(1, round(most.clip_seconds / job.sampling.chunk_seconds))
+    chunks = max(1, round(limits.clip_seconds / job.sampling.chunk_seconds))
 
     def over(pipe: str) -> StageCall:
-        told = replace(
+        job_with_limits = replace(
             calls.frames_job(),
             store=store,
             live=pipe,
-            most_pixels=most.pixels,
+            most_pixels=limits.pixels,
             most_chunks=chunks,
         )
         return replace(
-            call, name="cut_live", arguments=job_fields(told), budget=DECODER_BYTES, stays=True
+            call,
+            name="cut_live",
+            arguments=job_fields(job_with_limits),
+            budget=DECODER_BYTES,
+            stays=True,
         )
 
     return over
 
 
 def read_and_drop(records: RecordSet) -> Callable[[Iterable[str]], dict[str, Any]]:
-    """Return what takes records out of a store that is there only until they are read."""
+    """Return a function that reads records from a temporary store and deletes them."""
 
     def answers(keys: Iterable[str]) -> dict[str, Any]:
-        wanted = list(keys)
-        records.find(wanted)
-        if not all(key in records for key in wanted):  # they came in several packs
+        requested = list(keys)
+        records.find(requested)
+        if not all(key in records for key in requested):  # they were published in several packs
             records.refresh()
-        found = {key: records.read(key) for key in wanted}
-        records.drop(wanted)
+        found = {key: records.read(key) for key in requested}
+        records.drop(requested)
         return found
 
     return answers
@@ -152,7 +154,7 @@ async def open_service(
     display: Display,
     make_launcher: Callable[[Listener], Launcher] = DirectLauncher,
 ) -> AsyncIterator[Service]:
-    """Yield what answers, and end it in order. Raises PenstockError."""
+    """Yield the running service, and shut it down in order. Raises PenstockError."""
     with ExitStack() as stack:
         forks = stack.enter_context(ForkServer())
 
@@ -165,12 +167,12 @@ async def open_service(
         captions = await asyncio.to_thread(jobs.of_captions) if config.caption_model else None
         first = vectors or captions
         assert first is not None
-        scratch = stack.enter_context(scratch_folder(jobs.folder))
+        temp_store = stack.enter_context(temp_folder(jobs.folder))
         service = Service(
             config=config,
             metrics=Metrics(),
-            scratch=scratch,
-            residence=DeviceScheduler(first.device, first.budget.bytes, display.say),
+            temp_store=temp_store,
+            scheduler=DeviceScheduler(first.device, first.budget.bytes, display.say),
             budget_bytes=first.budget.bytes,
         )
         building = _Building(service, RecordCacheFlusher(display.say), forking, display)
@@ -185,9 +187,9 @@ async def open_service(
 
 @asynccontextmanager
 async def _running(service: Service, keeper: RecordCacheFlusher) -> AsyncIterator[None]:
-    """Run all halves until the block ends, and then what waits to its end."""
+    """Run all halves until the block ends, then let them finish their requests."""
     tasks = [asyncio.create_task(half.run()) for half in service.halves]
-    beside = [asyncio.create_task(each) for each in (keeper.run(), _points(service))]
+    background = [asyncio.create_task(each) for each in (keeper.run(), _points(service))]
     for decoders in service.decoders:
         decoders.begin()
     try:
@@ -197,7 +199,7 @@ async def _running(service: Service, keeper: RecordCacheFlusher) -> AsyncIterato
             half.close()
         service.drain(DRAIN_SECONDS)
         await asyncio.wait(tasks, timeout=service.seconds_left)
-        for task in (*tasks, *beside):
+        for task in (*tasks, *background):
             task.cancel()
         for decoders in service.decoders:
             decoders.stop()
@@ -205,7 +207,7 @@ async def _running(service: Service, keeper: RecordCacheFlusher) -> AsyncIterato
 
 
 async def _points(service: Service) -> None:
-    """Draw the page's time line."""
+    """Add one point per second to the page's plots."""
     while True:
         await asyncio.sleep(POINT_SECONDS)
         memory = sum(half.metrics.memory_bytes for half in service.halves)
@@ -222,26 +224,26 @@ class _Jobs:
         self.folder = open_store(config.store or default_store()).local / "serve"
 
     def of_vectors(self) -> Job:
-        """Return the job by which vectors are made, as those of the index are."""
-        config, asked = self._config, self._config.vectors_config(self._config.model)
+        """Return the embedding job. With an index, its settings are those of the index."""
+        config, requested = self._config, self._config.vectors_config(self._config.model)
         if not config.index:
-            return self._job(asked, "vectors", LABEL)
+            return self._job(requested, "vectors", LABEL)
         folder = folder_named(config.index, "index")
         there = read_manifest(folder).maker
-        made = as_made(replace(asked, model=there.model), there)
+        made = as_made(replace(requested, model=there.model), there)
         job = self._job(replace(made, model=config.model or made.model), "vectors", LABEL)
         refuse_other(folder, there, maker_of(job, there.width))
         return job
 
     def of_captions(self) -> Job:
-        """Return the job by which captions are made."""
+        """Return the captioning job."""
         job = self._job(self._config.caption_config(), "captions", CAPTION)
         if note := context_note(job.model, job.config):
             self._display.say(note)
         return job
 
-    def _job(self, asked: RunOptions, name: str, pipeline: Pipeline) -> Job:
-        config = replace(asked, out=str(self.folder / name))
+    def _job(self, requested: RunOptions, name: str, pipeline: Pipeline) -> Job:
+        config = replace(requested, out=str(self.folder / name))
         job = prepare_without_media(config, self._launcher(lambda stage, event: None), pipeline)
         fetch_parts(job.model, parts_of(pipeline), self._display)
         note_namespaces(job)
@@ -267,28 +269,30 @@ class _Building:
         service = self._service
         return HalfWorker(
             replace(plan, model=service.model),
-            service.residence,
+            service.scheduler,
             self._launcher,
-            service.scratch,
+            service.temp_store,
             service.metrics,
         )
 
     def add_vectors(self, job: Job, labels: LabelSet | None) -> None:
-        """Have vectors made, of pictures and of texts."""
+        """Add embedding of media and texts."""
         service, config, keeper = self._service, self._service.config, self.keeper
         ladder = ladder_of(job, lambda entry, text: self._say(text))
-        store, stage = service.scratch.store, job.pipeline[-1]
+        store, stage = service.temp_store.store, job.pipeline[-1]
         places = WorkerStores(store=store.url)
         vectors = RecordSet(store, stage.writes, job.ledger.namespaces[stage.writes])
-        usual, answers = [usual_picture(job)], read_and_drop(vectors)
-        seeing = self._half(plan_half(job, stage, ladder, config, answers, places, usual))
+        typical, answers = [typical_image(job)], read_and_drop(vectors)
+        vision = self._half(plan_half(job, stage, ladder, config, answers, places, typical))
         namespace = one_shot_namespace(TEXTS, job.model, job.model.best("language"))
-        words = RecordSet(store, TEXTS.writes, namespace)
-        reading = self._half(plan_half(job, TEXTS, ladder, config, read_and_drop(words), places))
-        cutting = FrameSource(job, self._decoders(job, cores()), keeper, service.scratch)
+        text_records = RecordSet(store, TEXTS.writes, namespace)
+        language = self._half(
+            plan_half(job, TEXTS, ladder, config, read_and_drop(text_records), places)
+        )
+        frames = FrameSource(job, self._decoders(job, cores()), keeper, service.temp_store)
         service.job = job
-        service.pictures = PictureEmbedder(job, seeing, cutting, keeper, service.metrics)
-        service.texts = TextEmbedder(job, reading, keeper)
+        service.media_embedder = MediumEmbedder(job, vision, frames, keeper, service.metrics)
+        service.texts = TextEmbedder(job, language, keeper)
         service.labels = Labeller(job, service.texts, labels)
         if config.index:
             folder = Path(folder_named(config.index, "index"))
@@ -296,50 +300,50 @@ class _Building:
             service.index = ServedIndex(folder, maker_of(job, maker.width))
             if warning := unrecorded(folder, maker):
                 self._say(f"warning: {warning}")
-        self._add(seeing, reading)
+        self._add(vision, language)
 
     def add_captions(self, job: Job) -> None:
-        """Have captions made."""
+        """Add captioning."""
         service, config = self._service, self._service.config
         ladder = ladder_of(job, lambda entry, text: self._say(text))
         _, encode, decode = job.pipeline
-        places = WorkerStores(frames_store=service.scratch.store.url)
+        places = WorkerStores(frames_store=service.temp_store.store.url)
         encoding = self._half(
-            plan_half(job, encode, ladder, config, dict.fromkeys, places, [usual_picture(job)])
+            plan_half(job, encode, ladder, config, dict.fromkeys, places, [typical_image(job)])
         )
         other = job.ledger.other_engine_variant(job.ledger.namespaces)
         places = WorkerStores(fallback_namespace=other[decode.writes] if other is not None else "")
         plan = plan_half(job, decode, ladder, config, dict.fromkeys, places)
         plan = replace(plan, withdraws=True)
         decoding: HalfWorker = self._half(plan)
-        cutting = FrameSource(job, self._decoders(job, 1), self.keeper, service.scratch)
-        captions = Captioning(job, encoding, decoding, cutting, self.keeper, service.metrics)
-        decoding.hear_more = captions.hear
+        frames = FrameSource(job, self._decoders(job, 1), self.keeper, service.temp_store)
+        captions = Captioning(job, encoding, decoding, frames, self.keeper, service.metrics)
+        decoding.on_other_event = captions.on_event
         service.captions = captions
         self._add(encoding, decoding)
 
     def warm(self) -> None:
-        """Have the halves come that fit together, before anybody asks."""
+        """Preload the halves that fit together, in order, before the first request."""
         taken = 0
         for half in self._service.halves:
             taken += half.peak_bytes
             if taken <= self._service.budget_bytes:
-                half.is_wanted = True
+                half.preload = True
 
     def _add(self, *halves: HalfWorker) -> None:
         for half in halves:
             self._service.halves.append(half)
-            self._service.residence.known.append(half)
+            self._service.scheduler.users.append(half)
             self._service.metrics.watch_depth(half.name, half.depth)
 
     def _decoders(self, job: Job, count: int) -> Decoders:
-        service, scratch = self._service, self._service.scratch
+        service, temp_store = self._service, self._service.temp_store
         made = Decoders(
             max(1, min(MOST_DECODERS, count)),
             service.config.deadline,
             self._launcher,
-            decoding_call(job, service.config, scratch.store.url),
-            scratch,
+            decoding_call(job, service.config, temp_store.store.url),
+            temp_store,
             service.metrics,
         )
         service.decoders.append(made)

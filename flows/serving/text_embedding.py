@@ -8,16 +8,16 @@ from artifacts.text_vectors import TextVectors, text_vectors_in
 from flows.job.prepare import Job
 from flows.ledger.namespaces import one_shot_namespace
 from flows.serving.half_worker import HalfWorker
-from flows.serving.keeping import RecordCacheFlusher
+from flows.serving.record_cache import RecordCacheFlusher
 from flows.serving.refusals import bad_request
-from flows.serving.shared import SingleFlight
+from flows.serving.single_flight import SingleFlight
 from stages.embed_texts import STAGE
 from stages.embed_texts.job import TextsItem
 
-MOST_TEXTS = 1000
-"""Texts of one request."""
-MOST_LETTERS = 2000
-"""Letters of one text: no model of the kind reads as many."""
+MAX_TEXTS = 1000
+"""Largest number of texts of one request."""
+MAX_LETTERS = 2000
+"""Largest number of characters of one text. No dual encoder reads as many."""
 
 
 class TextEmbedder:
@@ -33,21 +33,21 @@ class TextEmbedder:
         self._shared: SingleFlight[Record] = SingleFlight()
 
     async def vectors(self, groups: Sequence[Sequence[str]]) -> TextVectors:
-        """Return the vectors of these groups of texts. Raises Refused."""
-        told = [list(group) for group in groups]
-        texts = [text for group in told for text in group]
-        if len(texts) > MOST_TEXTS or max(map(len, texts), default=0) > MOST_LETTERS:
+        """Return the vectors of these groups of texts. Raises HttpRefusal."""
+        lists = [list(group) for group in groups]
+        texts = [text for group in lists for text in group]
+        if len(texts) > MAX_TEXTS or max(map(len, texts), default=0) > MAX_LETTERS:
             raise bad_request(
-                f"at most {MOST_TEXTS:,} texts of {MOST_LETTERS:,} letters are taken at once",
+                f"a request has at most {MAX_TEXTS:,} texts of {MAX_LETTERS:,} characters",
                 "Ask for fewer, or start the server with --labels",
             )
-        key = digest_of(told)
+        key = digest_of(lists)
         record = await self._kept.read(key) if key in self._kept else None
         if record is None:
-            record = await self._shared.once(key, lambda: self._make(key, told))
+            record = await self._shared.once(key, lambda: self._make(key, lists))
             self._kept.keep([record])
-        return text_vectors_in(record, told, self._precision)
+        return text_vectors_in(record, lists, self._precision)
 
     async def _make(self, key: str, groups: list[list[str]]) -> Record:
-        record: Record = await self._half.make(key, TextsItem(key, groups), len(groups))
+        record: Record = await self._half.submit(key, TextsItem(key, groups), len(groups))
         return record

@@ -20,21 +20,21 @@ from starlette.requests import ClientDisconnect
 from artifacts.keys import content_key
 from artifacts.schema import MediaKind
 from flows.serving.refusals import HttpRefusal, bad_request
-from flows.serving.scratch import TempStore
+from flows.serving.temp_store import TempStore
 from stages.frames.formats import AVIF_BRANDS, HEIC_BRANDS
 
 PIECE_SECONDS = 10.0
-"""Longest wait for the next piece of a body."""
-LEAST_RATE = 16 << 10
-"""Bytes a second that a body comes with at the least, over all."""
+"""Longest wait for the next part of a body."""
+MIN_RATE = 16 << 10
+"""Smallest average rate of a body in bytes per second."""
 GRACE_SECONDS = 20.0
-"""Seconds in which it need not."""
-MOST_DIGITS = 20
-"""Digits of a length that is read as a number; one with more is too large anyway."""
+"""Seconds before that rate is required."""
+MAX_DIGITS = 20
+"""Largest number of digits of a content length that is parsed. More are too large anyway."""
 START_BYTES = 64
 WRITTEN_BYTES = 256 << 10
-"""Bytes of a body that are written at once."""
-PICTURES = {
+"""Bytes of a body that are written at a time."""
+IMAGES = {
     b"\xff\xd8\xff": ".jpg",
     b"\x89PNG\r\n\x1a\n": ".png",
     b"BM": ".bmp",
@@ -43,7 +43,7 @@ PICTURES = {
     b"P5": ".pgm",
     b"P6": ".ppm",
 }
-"""How pictures begin, and the suffixes of their files."""
+"""First bytes of image files → suffix."""
 VIDEOS = {
     b"\x1a\x45\xdf\xa3": ".mkv",
     b"GIF8": ".gif",
@@ -54,8 +54,8 @@ VIDEOS = {
     b"\x30\x26\xb2\x75": ".wmv",
     b"YUV4MPEG2": ".y4m",
 }
-"""The same of videos."""
-TAKEN = "Send JPEG, PNG, WebP, HEIC, AVIF, BMP or TIFF, or a video such as MP4, WebM or MKV"
+"""First bytes of video files → suffix."""
+SEND_HINT = "Send JPEG, PNG, WebP, HEIC, AVIF, BMP or TIFF, or a video such as MP4, WebM or MKV"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -64,7 +64,7 @@ class Upload:
 
     path: Path
     digest: str
-    """Content digest, as media are known by."""
+    """Content digest, the identity of the medium."""
     kind: MediaKind
     size: int
 
@@ -74,27 +74,27 @@ class Upload:
             self.path.unlink()
 
 
-async def upload_of(request: Request, most: int, scratch: TempStore) -> Upload:
-    """Return the body of a request in a file. Raises Refused."""
-    _check_length(request, most)
-    return await receive(request.stream(), most, scratch)
+async def upload_of(request: Request, max_bytes: int, temp_store: TempStore) -> Upload:
+    """Write a request's body to a file. Raises HttpRefusal."""
+    _check_length(request, max_bytes)
+    return await receive(request.stream(), max_bytes, temp_store)
 
 
-def _check_length(request: Request, most: int) -> None:
-    """Raise Refused for a body that is too large by its header."""
+def _check_length(request: Request, max_bytes: int) -> None:
+    """Raise HttpRefusal for a body whose content-length is too large."""
     length = request.headers.get("content-length", "")
-    if length.isdecimal() and (len(length) > MOST_DIGITS or int(length) > most):
-        raise _too_large(most)
+    if length.isdecimal() and (len(length) > MAX_DIGITS or int(length) > max_bytes):
+        raise _too_large(max_bytes)
 
 
-async def receive(body: AsyncIterator[bytes], most: int, scratch: TempStore) -> Upload:
-    """Return a body in a file; at most `most` bytes are taken. Raises Refused."""
-    file, waiting, size = BodyFile(scratch.path(".upload")), bytearray(), 0
+async def receive(body: AsyncIterator[bytes], max_bytes: int, temp_store: TempStore) -> Upload:
+    """Write a body of at most `most` bytes to a file. Raises HttpRefusal."""
+    file, waiting, size = BodyFile(temp_store.path(".upload")), bytearray(), 0
     try:
         async for piece in _in_time(body, asyncio.get_running_loop().time()):
             size += len(piece)
-            if size > most:
-                raise _too_large(most)
+            if size > max_bytes:
+                raise _too_large(max_bytes)
             waiting += piece
             if len(waiting) >= WRITTEN_BYTES:
                 taken, waiting = waiting, bytearray()
@@ -105,22 +105,22 @@ async def receive(body: AsyncIterator[bytes], most: int, scratch: TempStore) -> 
         raise
 
 
-async def body_of(request: Request, most: int) -> bytes:
-    """Return a body that is not a file. Raises Refused."""
-    _check_length(request, most)
+async def body_of(request: Request, max_bytes: int) -> bytes:
+    """Return a body as bytes. Raises HttpRefusal."""
+    _check_length(request, max_bytes)
     found = bytearray()
     async for piece in _in_time(request.stream(), asyncio.get_running_loop().time()):
         found += piece
-        if len(found) > most:
-            raise _too_large(most)
+        if len(found) > max_bytes:
+            raise _too_large(max_bytes)
     return bytes(found)
 
 
-def stored(data: bytes, most: int, scratch: TempStore) -> Upload:
-    """Return the same of a file that was part of a body; for a thread. Raises Refused."""
-    if len(data) > most:
-        raise _too_large(most)
-    file = BodyFile(scratch.path(".upload"))
+def stored(data: bytes, max_bytes: int, temp_store: TempStore) -> Upload:
+    """Write a file that came inside a JSON body; runs on a thread. Raises HttpRefusal."""
+    if len(data) > max_bytes:
+        raise _too_large(max_bytes)
+    file = BodyFile(temp_store.path(".upload"))
     try:
         return file.end(data)
     except BaseException:
@@ -139,7 +139,7 @@ class BodyFile:
         self._lock = threading.Lock()
 
     def add(self, data: bytes | bytearray) -> None:
-        """Write what came next."""
+        """Append bytes."""
         with self._lock:
             self._start = (self._start + data[:START_BYTES])[:START_BYTES]
             self._size += len(data)
@@ -148,7 +148,7 @@ class BodyFile:
                 file.write(data)
 
     def end(self, data: bytes | bytearray) -> Upload:
-        """Return the upload, with what came last. Raises Refused."""
+        """Append the last bytes, and return the upload. Raises HttpRefusal."""
         self.add(data)
         with self._lock:
             upload = _named(self._path, self._start, self._digest.hexdigest(), self._size)
@@ -156,29 +156,29 @@ class BodyFile:
         return upload
 
     def remove(self) -> None:
-        """Delete it, once whoever writes it has."""
+        """Delete the file, after a write in progress."""
         with self._lock, suppress(OSError):
             self._path.unlink()
 
 
 def _named(path: Path, start: bytes, digest: str, size: int) -> Upload:
-    """Return an upload with the suffix of what it is."""
+    """Rename a file to the suffix of its type, and return it as an upload."""
     if not size:
-        raise bad_request("nothing was sent", "Send a picture or a clip as the body of the request")
+        raise bad_request("the body is empty", "Send an image or a clip as the body of the request")
     kind, suffix = kind_of(start)
     named = path.with_suffix(suffix)
     os.rename(path, named)
     return Upload(path=named, digest=content_key(digest, kind), kind=kind, size=size)
 
 
-def _too_large(most: int) -> HttpRefusal:
+def _too_large(max_bytes: int) -> HttpRefusal:
     return HttpRefusal(
-        413, f"more than {most >> 20} MiB were sent", "Send a smaller file, or a piece of it"
+        413, f"the body exceeds {max_bytes >> 20} MiB", "Send a smaller file, or a shorter clip"
     )
 
 
 async def _in_time(body: AsyncIterator[bytes], began: float) -> AsyncIterator[bytes]:
-    """Yield the pieces of a body that does not take for ever."""
+    """Yield the parts of a body within the time limits. Raises HttpRefusal."""
     loop, size = asyncio.get_running_loop(), 0
     pieces = aiter(body)
     while True:
@@ -190,20 +190,20 @@ async def _in_time(body: AsyncIterator[bytes], began: float) -> AsyncIterator[by
         except TimeoutError as error:
             raise _slow() from error
         except ClientDisconnect as error:
-            raise HttpRefusal(499, "the client closed the connection within its body") from error
+            raise HttpRefusal(499, "the client disconnected while sending the body") from error
         size += len(piece)
-        if loop.time() - began > GRACE_SECONDS + size / LEAST_RATE:
+        if loop.time() - began > GRACE_SECONDS + size / MIN_RATE:
             raise _slow()
         if piece:
             yield piece
 
 
 def _slow() -> HttpRefusal:
-    return HttpRefusal(408, "the body comes too slowly", "Send it again over a faster connection")
+    return HttpRefusal(408, "the body arrives too slowly", "Use a faster connection")
 
 
 def kind_of(start: bytes) -> tuple[MediaKind, str]:
-    """Return kind and suffix of a file that begins so. Raises Refused."""
+    """Return the kind and suffix of a file by its first bytes. Raises HttpRefusal."""
     if start[:4] == b"RIFF" and start[8:12] == b"WEBP":
         return "image", ".webp"
     if start[:4] == b"RIFF" and start[8:12] == b"AVI ":
@@ -213,7 +213,7 @@ def kind_of(start: bytes) -> tuple[MediaKind, str]:
         if brand in AVIF_BRANDS:
             return "image", ".avif"
         return ("image", ".heic") if brand in HEIC_BRANDS else ("video", ".mp4")
-    for sign, suffix in PICTURES.items():
+    for sign, suffix in IMAGES.items():
         if start.startswith(sign):
             return "image", suffix
     for sign, suffix in VIDEOS.items():
@@ -221,4 +221,4 @@ def kind_of(start: bytes) -> tuple[MediaKind, str]:
             return "video", suffix
     if start[:1] == b"\x47" and len(start) >= START_BYTES:
         return "video", ".ts"
-    raise HttpRefusal(415, "this is neither a picture nor a video that is known", TAKEN)
+    raise HttpRefusal(415, "unknown image or video format", SEND_HINT)

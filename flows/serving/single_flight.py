@@ -9,38 +9,40 @@ from typing import Generic, TypeVar
 
 from flows.serving.uploads import Upload
 
-Made = TypeVar("Made")
+ResultT = TypeVar("ResultT")
 
 
-class SingleFlight(Generic[Made]):
+class SingleFlight(Generic[ResultT]):
     """A computation that several requests await."""
 
     def __init__(self) -> None:
-        self._tasks: dict[str, asyncio.Task[Made]] = {}
-        self._wanted: dict[str, int] = {}
+        self._tasks: dict[str, asyncio.Task[ResultT]] = {}
+        self._waiters: dict[str, int] = {}
 
-    async def once(self, key: str, make: Callable[[], Awaitable[Made]]) -> Made:
-        """Return what `make` gives, which is called once for all that ask for the key meanwhile."""
+    async def once(self, key: str, make: Callable[[], Awaitable[ResultT]]) -> ResultT:
+        """Return the result of `make`, which runs once for all concurrent requests of a key."""
         task = self._tasks.get(key)
         if task is None:
             task = self._tasks[key] = asyncio.ensure_future(self._made(key, make))
-        self._wanted[key] = self._wanted.get(key, 0) + 1
+        self._waiters[key] = self._waiters.get(key, 0) + 1
         try:
             return await asyncio.shield(task)
         finally:
-            self._wanted[key] -= 1
-            if not self._wanted[key]:
-                del self._wanted[key]
+            self._waiters[key] -= 1
+            if not self._waiters[key]:
+                del self._waiters[key]
                 if not task.done():
-                    del self._tasks[key]  # who asks from now on does not wait for this one
+                    del self._tasks[key]  # later requests start a new computation
                     task.cancel()
 
-    async def once_of(self, upload: Upload, key: str, make: Callable[[], Awaitable[Made]]) -> Made:
-        """Do the same of an upload, which is removed when nobody needs it any more: others may wait
-        for what is made of it."""
+    async def once_of(
+        self, upload: Upload, key: str, make: Callable[[], Awaitable[ResultT]]
+    ) -> ResultT:
+        """Do the same for an upload, and delete it when no computation needs it. Other requests may
+        share the computation's result."""
         is_ours = False
 
-        async def made() -> Made:
+        async def made() -> ResultT:
             nonlocal is_ours
             is_ours = True
             try:
@@ -54,7 +56,7 @@ class SingleFlight(Generic[Made]):
             if not is_ours:
                 upload.remove()
 
-    async def _made(self, key: str, make: Callable[[], Awaitable[Made]]) -> Made:
+    async def _made(self, key: str, make: Callable[[], Awaitable[ResultT]]) -> ResultT:
         try:
             return await make()
         finally:

@@ -15,15 +15,15 @@ from artifacts.store import Store
 
 FLUSH_SECONDS = 5.0
 FLUSH_RECORDS = 512
-"""Records after which they are stored at once."""
-LOOK_SECONDS = 60.0
-"""How often it is looked what others have stored."""
-MOST_KNOWN = 200_000
-"""Records beyond which no more are known until the next start: each takes about a KB."""
+"""Number of new records that triggers a flush."""
+REFRESH_SECONDS = 60.0
+"""Interval at which records of other processes are looked up."""
+MAX_KEYS = 200_000
+"""Largest number of keys held in memory, about 1 KB each. No more are added until a restart."""
 RECENT_BYTES = 64 << 20
-"""Bytes of records that are kept in memory."""
+"""Largest size in bytes of the records kept in memory."""
 RECORD_BYTES = 1536
-"""Bytes that a record takes in memory beside its payload."""
+"""Memory in bytes of a record besides its payload."""
 
 
 class RecordCache:
@@ -39,39 +39,39 @@ class RecordCache:
         return key in self._recent or key in self.unsaved or key in self._records
 
     async def read(self, key: str) -> Record | None:
-        """Return a record, if it was made before."""
+        """Return a cached record, or None."""
         found = self._recent.get(key) or self.unsaved.get(key)
         if found is None and key in self._records:
             try:
                 found = await asyncio.to_thread(self._records.read, key)
-            except (KeyError, PenstockError):  # gone meanwhile: it is made again
+            except (KeyError, PenstockError):  # it was deleted: compute it again
                 return None
             self.remember(found)
         return found
 
     def keep(self, records: Iterable[Record]) -> None:
-        """Remember what was made, and have it stored."""
+        """Cache new records. They are stored at the next flush."""
         for record in records:
             if record.key not in self:
                 self.unsaved[record.key] = record
             self.remember(record)
 
     def save(self) -> None:
-        """Store what is not stored yet. Raises PenstockError."""
+        """Store the new records. Raises PenstockError."""
         records = dict(self.unsaved)
         self._records.publish(list(records.values()))
-        if len(self._records) > MOST_KNOWN:
+        if len(self._records) > MAX_KEYS:
             self._records.leave(records)
         for key in records:
             self.unsaved.pop(key, None)
 
-    def look(self) -> None:
-        """See what others have stored since, unless too much is known already."""
-        if len(self._records) <= MOST_KNOWN:
+    def refresh(self) -> None:
+        """Look up records that other processes have stored, unless too many keys are known."""
+        if len(self._records) <= MAX_KEYS:
             self._records.refresh()
 
     def remember(self, record: Record) -> None:
-        """Keep a record in memory for a while."""
+        """Keep a record in memory. The least recently used ones are evicted."""
         if record.key in self._recent:
             self._recent[record.key] = record
             self._recent.move_to_end(record.key)
@@ -79,26 +79,26 @@ class RecordCache:
         self._recent[record.key] = record
         self._recent_bytes += RECORD_BYTES + len(record.payload)
         while self._recent_bytes > RECENT_BYTES:
-            _, gone = self._recent.popitem(last=False)
-            self._recent_bytes -= RECORD_BYTES + len(gone.payload)
+            _, evicted = self._recent.popitem(last=False)
+            self._recent_bytes -= RECORD_BYTES + len(evicted.payload)
 
 
 class RecordCacheFlusher:
     """Writes the results of several caches to the store at intervals."""
 
-    def __init__(self, say: Callable[[str], None]) -> None:
-        self._say = say
+    def __init__(self, log: Callable[[str], None]) -> None:
+        self._log = log
         self._every: list[RecordCache] = []
-        self._trouble = ""
+        self._last_error = ""
 
     def of(self, store: Store, kind: str, namespace: str) -> RecordCache:
-        """Return the records of one kind and namespace, looked after."""
+        """Return the cache of one kind and namespace. It is flushed with the others."""
         kept = RecordCache(store, kind, namespace)
         self._every.append(kept)
         return kept
 
     async def run(self) -> None:
-        """Go on until cancelled."""
+        """Flush at intervals until cancelled."""
         passed = looked = 0.0
         while True:
             await asyncio.sleep(1.0)
@@ -108,21 +108,21 @@ class RecordCacheFlusher:
             ):
                 passed = 0.0
                 await self.save()
-            if looked >= LOOK_SECONDS:
+            if looked >= REFRESH_SECONDS:
                 looked = 0.0
                 for kept in self._every:
-                    await asyncio.to_thread(kept.look)
+                    await asyncio.to_thread(kept.refresh)
 
     async def save(self) -> None:
-        """Store all that is not stored. Where that fails, serving goes on without."""
+        """Store all new records. On failure they are dropped, and serving continues."""
         for kept in self._every:
             if not kept.unsaved:
                 continue
             try:
                 await asyncio.to_thread(kept.save)
-                self._trouble = ""
+                self._last_error = ""
             except PenstockError as error:
                 kept.unsaved.clear()
-                if error.message != self._trouble:
-                    self._say(f"what is made is not kept: {error}")
-                self._trouble = error.message
+                if error.message != self._last_error:
+                    self._log(f"results are not stored: {error}")
+                self._last_error = error.message

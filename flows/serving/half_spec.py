@@ -12,24 +12,24 @@ from flows.serving.model_watch import ModelWatch
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class HalfWorkerSpec:
-    """How one half is run, and how its events are read."""
+    """How one half is run, and how its results are read."""
 
     name: str
     ladder: Ladder
     peak_bytes: Callable[[Rung], int]
-    """Bytes that it takes on a rung, as planned."""
+    """Planned memory in bytes of a fallback rung."""
     call: Callable[[Rung, str, int], StageCall]
-    """Rung, pipe and budget → the call of its process."""
+    """Returns the stage call for a rung, a pipe and a memory budget."""
     answers: Callable[[Iterable[str]], dict[str, Any]]
-    """Keys that it has published → what is answered."""
-    most: int
-    """Most works of a batch that are asked for; 0: what fits."""
-    weight: int
-    """Weight of the works that a batch is planned of, each."""
+    """Returns the results of published keys."""
+    max_batch: int
+    """Requested batch size; 0: what fits."""
+    item_weight: int
+    """Planned weight of one request."""
     wait_seconds: float
     withdraws: bool = False
-    """Whether its process leaves off what is withdrawn while it is at it."""
+    """Whether the process can stop working on a withdrawn request."""
     idle_seconds: float
-    """Seconds without work after which it leaves the device."""
+    """Seconds without requests after which the half leaves the device."""
     model: ModelWatch = field(default_factory=ModelWatch)
-    """What is told when the half's files changed."""
+    """Is notified when the half's files have changed."""

@@ -24,73 +24,73 @@ LauncherMaker = Callable[[Listener], Launcher]
 
 
 class WorkerProcess:
-    """One worker process. `hear` is called with each event; `ended` is called once, with the error
-    that ended the process or None."""
+    """One worker process. `on_event` is called with each event. `ended` is called once, with the
+    error that ended the process or None."""
 
     def __init__(
         self,
         make_launcher: LauncherMaker,
         call_over: Callable[[str], StageCall],
         pipe: Path,
-        hear: Callable[[Any], None],
+        on_event: Callable[[Any], None],
         ended: Callable[["WorkerProcess", PenstockError | None], None],
         read: Callable[[Event], Any] = lambda event: event,
     ) -> None:
-        """Begin to start it. `call_over` returns the call of the stage over that pipe. `hear` is
-        given what `read` makes of an event, on the thread that takes it: there files may be read.
+        """Start the process on a thread. `call_over` returns the stage call for a pipe. `on_event`
+        gets the result of `read(event)`, which runs on the receiving thread and may read files.
         """
         self._loop = asyncio.get_running_loop()
-        self._hear = hear
+        self._on_event = on_event
         self._read = read
         self._ended = ended
-        self._telling: RequestPipe | None = None
-        """Its pipe, once a thread has made it."""
-        self._early: list[Any] = []
-        """Lines from before there was a pipe."""
+        self._pipe: RequestPipe | None = None
+        """Its request pipe, once a thread has made it."""
+        self._unsent: list[Any] = []
+        """Requests sent before the pipe existed."""
         self._open = True
         self._killed = False
         self._running: StageHandle | None = None
-        launcher = make_launcher(lambda _, event: self._heard(event))
+        launcher = make_launcher(lambda _, event: self._receive(event))
         self._thread = threading.Thread(
-            target=self._life, args=(launcher, call_over, pipe), daemon=True
+            target=self._run, args=(launcher, call_over, pipe), daemon=True
         )
         self._thread.start()
 
     @property
     def pid(self) -> int:
-        """Return its process id; 0 before it has one."""
+        """Return the process id; 0 before the start."""
         return int(getattr(self._running, "pid", 0))
 
     def send(self, line: Any) -> None:
-        """Tell it what to do."""
-        if self._telling is not None and self._open:
-            self._telling.send(line)
+        """Send a request to the process."""
+        if self._pipe is not None and self._open:
+            self._pipe.send(line)
             self._write()
         elif self._open:
-            self._early.append(line)
+            self._unsent.append(line)
 
     def stop(self) -> None:
-        """Let it end: what it was told it does, and then it gives back all it has."""
+        """Close the pipe, so that the process finishes its requests and exits."""
         self._open = False
-        if self._telling is not None:
+        if self._pipe is not None:
             self._write()
 
     def kill(self) -> None:
-        """End it at once."""
+        """Kill the process."""
         self._killed = True
         if self.pid:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.pid, signal.SIGKILL)
 
-    def _heard(self, event: Event) -> None:
-        found = self._read(event)
-        with contextlib.suppress(RuntimeError):  # the loop is closed
-            self._loop.call_soon_threadsafe(self._hear, found)
+    def _receive(self, event: Event) -> None:
+        result = self._read(event)
+        with contextlib.suppress(RuntimeError):  # the event loop is closed
+            self._loop.call_soon_threadsafe(self._on_event, result)
 
-    def _life(self, launcher: Launcher, call_over: Callable[[str], StageCall], pipe: Path) -> None:
+    def _run(self, launcher: Launcher, call_over: Callable[[str], StageCall], pipe: Path) -> None:
         error: PenstockError | None = None
         try:
-            self._loop.call_soon_threadsafe(self._made, RequestPipe(pipe))
+            self._loop.call_soon_threadsafe(self._connect, RequestPipe(pipe))
             self._running = launcher.start(call_over(str(pipe)))
             if self._killed:
                 self.kill()
@@ -98,38 +98,38 @@ class WorkerProcess:
         except PenstockError as fault:
             error = fault
         except BaseException as fault:
-            error = StageDied(f"a process could not be started: {fault}", hint="", return_code=None)
+            error = StageDied(f"process failed to start: {fault}", hint="", return_code=None)
         self._running = None
         with contextlib.suppress(RuntimeError):
-            self._loop.call_soon_threadsafe(self._over, error)
+            self._loop.call_soon_threadsafe(self._finish, error)
 
-    def _made(self, telling: RequestPipe) -> None:
-        """Take the pipe, and tell what was to be told before there was one."""
-        self._telling = telling
-        for line in self._early:
-            telling.send(line)
-        self._early.clear()
+    def _connect(self, pipe: RequestPipe) -> None:
+        """Take the pipe, and send the requests that waited for it."""
+        self._pipe = pipe
+        for line in self._unsent:
+            pipe.send(line)
+        self._unsent.clear()
         self._write()
 
     def _write(self) -> None:
-        """Write what the pipe takes, the rest when it takes more, and then close it if no more is
-        to come."""
-        if self._telling is None:
+        """Write what the pipe accepts, and the rest when it accepts more. Close a stopped pipe once
+        all is written."""
+        if self._pipe is None:
             return
-        if not self._telling.write():
-            self._loop.add_writer(self._telling.descriptor, self._write)
+        if not self._pipe.write():
+            self._loop.add_writer(self._pipe.descriptor, self._write)
             return
-        self._loop.remove_writer(self._telling.descriptor)
+        self._loop.remove_writer(self._pipe.descriptor)
         if not self._open:
             self._close()
 
     def _close(self) -> None:
-        if self._telling is not None:
-            self._loop.remove_writer(self._telling.descriptor)
-            self._telling.close()
-            self._telling = None
+        if self._pipe is not None:
+            self._loop.remove_writer(self._pipe.descriptor)
+            self._pipe.close()
+            self._pipe = None
 
-    def _over(self, error: PenstockError | None) -> None:
+    def _finish(self, error: PenstockError | None) -> None:
         self._open = False
         self._close()
         self._ended(self, error)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from flows.serving.residence import DeviceScheduler
+from flows.serving.device_scheduler import DeviceScheduler
 from stages.process.lock import CPU_LOCK, try_hold
 
 
@@ -22,7 +22,7 @@ class Tenant:
 
     def leave(self) -> None:
         self.left.append(self.name)
-        self.residence.left(self)
+        self.residence.release(self)
 
 
 def residence(budget: int = 100) -> DeviceScheduler:
@@ -38,9 +38,9 @@ def test_those_that_fit_together_stay() -> None:
     async def go() -> None:
         place = residence()
         first, second = Tenant("a", 60, place), Tenant("b", 40, place)
-        place.known += [first, second]
-        await place.enter(first)
-        await place.enter(second)
+        place.users += [first, second]
+        await place.acquire(first)
+        await place.acquire(second)
         assert not first.left
         assert (place.granted_bytes(first), place.granted_bytes(second)) == (60, 40)
 
@@ -54,13 +54,13 @@ def test_all_that_may_be_there_together_are_kept_to_the_budget() -> None:
         place = residence()
         small = [Tenant(name, size, place) for name, size in (("a", 30), ("b", 20), ("c", 20))]
         large = Tenant("d", 90, place)
-        place.known += [*small, large]
+        place.users += [*small, large]
         for tenant in small:
-            await place.enter(tenant)
+            await place.acquire(tenant)
         assert not any(tenant.left for tenant in small)
         rooms = [place.granted_bytes(tenant) for tenant in small]
         assert rooms == [40, 30, 30]
-        await place.enter(large)
+        await place.acquire(large)
         assert all(tenant.left for tenant in small)
         assert place.granted_bytes(large) == 100
 
@@ -71,8 +71,8 @@ def test_an_idle_one_leaves_for_one_that_does_not_fit_beside_it() -> None:
     async def go() -> None:
         place = residence()
         first, second = Tenant("a", 60, place), Tenant("b", 50, place)
-        await place.enter(first)
-        await place.enter(second)
+        await place.acquire(first)
+        await place.acquire(second)
         assert first.left == ["a"]
         assert place.granted_bytes(second) == 100
 
@@ -83,15 +83,15 @@ def test_one_at_work_finishes_its_turn_and_gives_way(monkeypatch: pytest.MonkeyP
     async def go() -> None:
         place = residence()
         first, second = Tenant("a", 60, place, idle=False), Tenant("b", 50, place)
-        await place.enter(first)
-        coming = asyncio.create_task(place.enter(second))
+        await place.acquire(first)
+        coming = asyncio.create_task(place.acquire(second))
         await settled()
         assert not coming.done()
         assert not place.must_yield(), "its turn is not over"
-        monkeypatch.setattr("flows.serving.residence.TURN_SECONDS", 0.0)
+        monkeypatch.setattr("flows.serving.device_scheduler.TURN_SECONDS", 0.0)
         assert place.must_yield(), "it is to begin nothing more"
         first.idle = True
-        place.look()
+        place.recheck()
         await asyncio.wait_for(coming, 1)
         assert first.left == ["a"]
         assert not place.must_yield()
@@ -103,7 +103,7 @@ def test_one_larger_than_the_budget_comes_alone() -> None:
     async def go() -> None:
         place = residence()
         large = Tenant("a", 500, place)
-        await asyncio.wait_for(place.enter(large), 1)
+        await asyncio.wait_for(place.acquire(large), 1)
 
     asyncio.run(go())
 
@@ -111,7 +111,7 @@ def test_one_larger_than_the_budget_comes_alone() -> None:
 def test_a_device_is_waited_for_and_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "lock"
     monkeypatch.setenv(CPU_LOCK, str(path))
-    monkeypatch.setattr("flows.serving.residence.LOOK_SECONDS", 0.01)
+    monkeypatch.setattr("flows.serving.device_scheduler.POLL_SECONDS", 0.01)
 
     async def go() -> None:
         said: list[str] = []
@@ -119,11 +119,11 @@ def test_a_device_is_waited_for_and_left(tmp_path: Path, monkeypatch: pytest.Mon
         other = try_hold(path)
         assert other is not None
         tenant = Tenant("a", 10, place)
-        coming = asyncio.create_task(place.enter(tenant))
+        coming = asyncio.create_task(place.acquire(tenant))
         await asyncio.sleep(0.05)
         assert not coming.done()
         assert place.held_by.startswith("process ")
-        assert said == [f"waiting for CPU, {place.held_by} has it"]
+        assert said == [f"waiting for CPU, used by {place.held_by}"]
         other.close()
         await asyncio.wait_for(coming, 5)
         assert place.held_by == ""

@@ -16,8 +16,8 @@ from tempfile import mkdtemp
 from artifacts.store import Store, open_store
 
 MEMORY = Path("/dev/shm")
-LEAST_FREE_BYTES = 1 << 30
-"""Bytes that must be free in memory; a container may have 64 MB there."""
+MIN_FREE_BYTES = 1 << 30
+"""Bytes that must be free in memory. Containers may have only 64 MB there."""
 PREFIX = "penstock-serve-"
 
 
@@ -30,19 +30,19 @@ class TempStore:
         self._numbers = itertools.count()
 
     def path(self, suffix: str = "") -> Path:
-        """Return the path of a file that is not there yet."""
+        """Return an unused path."""
         return self.folder / f"{next(self._numbers)}{suffix}"
 
 
 @contextmanager
-def scratch_folder(beside: Path) -> Iterator[TempStore]:
-    """Yield a folder that is gone after the block: in memory, or `beside`, where that is short."""
+def temp_folder(fallback: Path) -> Iterator[TempStore]:
+    """Yield a folder that is deleted after the block. It lies in memory, or in `fallback`."""
     with suppress(OSError):
-        beside.mkdir(parents=True, exist_ok=True)
-    for place in (MEMORY, beside):
+        fallback.mkdir(parents=True, exist_ok=True)
+    for place in (MEMORY, fallback):
         _sweep(place)
-    in_memory = MEMORY.is_dir() and shutil.disk_usage(MEMORY).free >= LEAST_FREE_BYTES
-    folder = Path(mkdtemp(prefix=f"{PREFIX}{os.getpid()}-", dir=MEMORY if in_memory else beside))
+    in_memory = MEMORY.is_dir() and shutil.disk_usage(MEMORY).free >= MIN_FREE_BYTES
+    folder = Path(mkdtemp(prefix=f"{PREFIX}{os.getpid()}-", dir=MEMORY if in_memory else fallback))
     try:
         yield TempStore(folder)
     finally:
