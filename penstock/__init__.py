@@ -1,8 +1,17 @@
 """Python API of Penstock: its commands as functions, and a model in halves.
 
     caption(sources, **options) -> Captions          a running job: captions as they are made
+    embed(sources, **options) -> Embeddings          a running job: vectors of images and frames
+    label(sources, **options) -> Labels              a running job: labels of images and frames
     plan(sources, **options) -> dict                 the estimate of `plan --json`
     rebuild(sources, **options) -> RebuildResult     features brought up to date
+    index(sources, **options) -> IndexWritten        vectors added to an index
+    search(what, index, **options) -> Hits           what an index holds of this kind
+    tune(data, **options) -> Tuned                   an adapter trained on captions
+    export(model, **options) -> Exported             a quantized checkpoint, compared
+    convert(source, folder) -> Converted             pickled weights as safetensors
+    serve(**options) -> Server                       an HTTP server in a process of its own
+    status(out) -> dict, report(out) -> Path         a run's progress, and its HTML report
 
     load_half(path, "vision" | "language", **from_pretrained_options) -> model
     encode(vision_half, inputs) -> features
@@ -26,8 +35,23 @@ if TYPE_CHECKING:
     from artifacts.errors import PenstockError as PenstockError
     from penstock.api import plan as plan
     from penstock.api import rebuild as rebuild
+    from penstock.api import report as report
+    from penstock.api import status as status
     from penstock.captions import Captions as Captions
     from penstock.captions import caption as caption
+    from penstock.models import convert as convert
+    from penstock.models import export as export
+    from penstock.models import tune as tune
+    from penstock.server import Server as Server
+    from penstock.server import serve as serve
+    from penstock.vectors import Embedded as Embedded
+    from penstock.vectors import Embeddings as Embeddings
+    from penstock.vectors import Hits as Hits
+    from penstock.vectors import Labels as Labels
+    from penstock.vectors import embed as embed
+    from penstock.vectors import index as index
+    from penstock.vectors import label as label
+    from penstock.vectors import search as search
     from stages.models import encode as encode
     from stages.models import generate as generate
     from stages.models import load_features as load_features
@@ -37,33 +61,63 @@ if TYPE_CHECKING:
 _HOMES = {
     "Caption": "artifacts.captions",
     "Captions": "penstock.captions",
+    "Embedded": "penstock.vectors",
+    "Embeddings": "penstock.vectors",
     "Failure": "artifacts.captions",
+    "Hits": "penstock.vectors",
+    "Labels": "penstock.vectors",
     "PenstockError": "artifacts.errors",
+    "Server": "penstock.server",
     "caption": "penstock.captions",
+    "convert": "penstock.models",
+    "embed": "penstock.vectors",
     "encode": "stages.models",
+    "export": "penstock.models",
     "generate": "stages.models",
+    "index": "penstock.vectors",
+    "label": "penstock.vectors",
     "load_features": "stages.models",
     "load_half": "stages.models",
     "plan": "penstock.api",
     "rebuild": "penstock.api",
+    "report": "penstock.api",
     "save_features": "stages.models",
+    "search": "penstock.vectors",
+    "serve": "penstock.server",
+    "status": "penstock.api",
+    "tune": "penstock.models",
 }
 
 __version__ = version("penstock")
 __all__ = [
     "Caption",
     "Captions",
+    "Embedded",
+    "Embeddings",
     "Failure",
+    "Hits",
+    "Labels",
     "PenstockError",
+    "Server",
     "__version__",
     "caption",
+    "convert",
+    "embed",
     "encode",
+    "export",
     "generate",
+    "index",
+    "label",
     "load_features",
     "load_half",
     "plan",
     "rebuild",
+    "report",
     "save_features",
+    "search",
+    "serve",
+    "status",
+    "tune",
 ]
 
 

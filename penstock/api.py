@@ -1,5 +1,7 @@
-"""Python API to plan a run and to bring stored features up to date."""
+"""Python API to plan a run, to bring stored features up to date, and to look at a run."""
 
+from os import PathLike
+from pathlib import Path
 from typing import Any, Unpack
 
 from flows.console.display import Display
@@ -7,6 +9,8 @@ from flows.machine.launch import DirectLauncher
 from flows.options.commands import CaptionConfig
 from flows.options.rebuild import RebuildConfig
 from flows.planning.plan import figures, plan_of
+from flows.results.report.write import write_report
+from flows.results.run_status import run_status
 from flows.upkeep.rebuild import RebuildOptions, RebuildResult
 from flows.upkeep.rebuild import rebuild as run
 from penstock.arguments import checked
@@ -37,3 +41,15 @@ def plan(sources: Sources = (), **options: Unpack[CaptionOptions]) -> dict[str, 
     display = Display(quiet=True)
     config = config_for(sources, options, CaptionConfig, CaptionOptions.__annotations__)
     return figures(plan_of(config, DirectLauncher(display.listen), display.say))
+
+
+def status(out: str | PathLike[str] = "penstock-out") -> dict[str, Any]:
+    """Return the progress or the end of the run in a folder, as `penstock status --json`. Raises
+    PenstockError."""
+    return run_status(Path(out))
+
+
+def report(out: str | PathLike[str] = "penstock-out", to: str | PathLike[str] = "") -> Path:
+    """Write the HTML report of a run, and return its path. Empty `to`: `report.html` in the
+    folder. Raises PenstockError."""
+    return write_report(Path(out), Path(to) if to else None)

@@ -1,7 +1,7 @@
 """Checks keyword values against the types that a configuration declares. Runs nothing."""
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from os import PathLike, fspath
 from reprlib import Repr
 from types import NoneType, UnionType
@@ -21,9 +21,20 @@ ACCEPTED = {
     tuple: "texts in a list, or in one text with commas between",
 }
 """Type of a field → what may be given for it."""
-PATHS = frozenset({"adapter", "model", "out", "schema", "store"})
+# fmt: off
+PATHS = frozenset((
+    "adapter", "calibrate_store", "caption_model", "data", "examples", "folder", "index", "labels",
+    "model", "out", "schema", "source", "store", "templates", "token_file",
+))
+# fmt: on
 """Texts that name a file or a folder, for which a Path may be given, too."""
-ALSO = {"memory": " (bytes), or a text such as 8GiB", "schema": ", a path, or the schema as a dict"}
+WHOLE = frozenset({"calibrate", "without"})
+"""Lists of texts whose commas separate nothing."""
+ALSO = {
+    "labels": ", a path, or a list of texts",
+    "memory": " (bytes), or a text such as 8GiB",
+    "schema": ", a path, or the schema as a dict",
+}
 """Names → what else may be given."""
 ONE_SOURCE = "Give a path, a pattern or an address, or a list of them"
 EXACT = 1 << 53
@@ -79,11 +90,24 @@ def _taken(name: str, given: Any, wanted: Any) -> Any:
         return _json(given)
     if name in PATHS and isinstance(given, PathLike):
         return fspath(given)
+    if name == "labels" and isinstance(given, list | tuple):
+        return _joined(given)
+    if name in WHOLE:
+        each = [given] if isinstance(given, str | PathLike) else given
+        if isinstance(each, list | tuple):
+            return tuple(fspath(one) if isinstance(one, PathLike) else one for one in each)
     if get_origin(wanted) is tuple and isinstance(given, str):
         return tuple(part.strip() for part in given.split(",") if part.strip())
     if type(given) is int and abs(given) <= EXACT and float in (wanted, *get_args(wanted)):
         return float(given)
     return tuple(given) if get_origin(wanted) is tuple and isinstance(given, list) else given
+
+
+def _joined(labels: Sequence[Any]) -> str:
+    """Return labels as one text, as the command line takes them."""
+    if any(not isinstance(label, str) or "," in label for label in labels):
+        raise _odd("labels", labels, "Give texts without commas, or a file with one label per line")
+    return ",".join(labels)
 
 
 def _json(schema: dict[Any, Any]) -> str:

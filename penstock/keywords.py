@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from os import PathLike
-from typing import Any, TypedDict
+from typing import Any, Required, TypedDict
 
 Words = str | Sequence[str]
 """Texts in a list, or in one text with commas between, as the command line takes them."""
@@ -72,3 +72,118 @@ class CaptionOptions(FeatureOptions, total=False):
     beside: bool
     overwrite: bool
     existing: str | None
+
+
+class VectorOptions(TypedDict, total=False):
+    """The options of `embed` and `index`."""
+
+    recursive: bool
+    extensions: Words
+    limit: int | None
+    model: Required[str | PathLike[str]]
+    revision: str | None
+    trust_remote_code: bool
+    precision: str
+    vision_backend: str
+    store: str | PathLike[str]
+    memory: str | int | None
+    batch_size: int
+    retry_failed: bool
+    keep_frames: bool
+    out: str | PathLike[str]
+    fps: float | None
+    tiles: str
+
+
+class LabelOptions(VectorOptions, total=False):
+    """The options of `label`."""
+
+    labels: Required[str | PathLike[str] | Sequence[str]]
+    templates: str | PathLike[str]
+    threshold: float | None
+    examples: str | PathLike[str]
+    top: int
+    format: Words
+    beside: bool
+    overwrite: bool
+    existing: str | None
+
+
+class SearchOptions(TypedDict, total=False):
+    """The options of `search`."""
+
+    top: int
+    without: Words
+    where: str
+    moments: bool
+    store: str | PathLike[str]
+    memory: str | int | None
+    model: str | PathLike[str]
+    trust_remote_code: bool
+
+
+class TuneOptions(TypedDict, total=False):
+    """The options of `tune`."""
+
+    model: Required[str | PathLike[str]]
+    revision: str | None
+    as_published: bool | None
+    trust_remote_code: bool
+    store: str | PathLike[str]
+    memory: str | int | None
+    lora_rank: int
+    recompute: bool
+    optimizer: str
+    precision: str
+    epochs: float | None
+    steps: int | None
+    batch_size: int
+    lr: float
+    seed: int
+    validate: float
+    validate_only: bool
+    resume: bool
+    max_new_tokens: int
+    tensorboard: bool
+    out: Required[str | PathLike[str]]
+
+
+class ExportOptions(TypedDict, total=False):
+    """The options of `export`."""
+
+    revision: str | None
+    as_published: bool | None
+    trust_remote_code: bool
+    adapter: str | PathLike[str]
+    store: str | PathLike[str]
+    memory: str | int | None
+    to: Required[str]
+    out: Required[str | PathLike[str]]
+    half: str
+    calibrate: str | PathLike[str] | Sequence[str | PathLike[str]]
+    calibrate_store: str | PathLike[str]
+    samples: int
+    group: int
+    accept: bool
+
+
+class ServeOptions(TypedDict, total=False):
+    """The options of `serve`."""
+
+    store: str | PathLike[str]
+    index: str | PathLike[str]
+    labels: str | PathLike[str] | Sequence[str]
+    templates: str | PathLike[str]
+    model: str | PathLike[str]
+    caption_model: str | PathLike[str]
+    tiles: str
+    trust_remote_code: bool
+    vision_backend: str
+    memory: str | int | None
+    idle: float
+    max_batch: int
+    max_wait: float
+    max_queue: int
+    host: str
+    port: int
+    token_file: str | PathLike[str]

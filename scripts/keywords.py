@@ -6,7 +6,12 @@ from pathlib import Path
 
 from artifacts.options import Declared, declared
 from flows.options.commands import CaptionConfig
+from flows.options.export_config import ExportConfig
 from flows.options.rebuild import RebuildConfig
+from flows.options.search import SearchPlace, SearchQuery
+from flows.options.tune import TuneConfig
+from flows.options.vectors import EmbedConfig, LabelConfig
+from flows.serving.config import ServeConfig
 from penstock.arguments import PATHS
 
 FILE = Path(__file__).parents[1] / "penstock" / "keywords.py"
@@ -14,12 +19,17 @@ HEAD = '''"""The command line's options as keywords. `python -m scripts.keywords
 
 from collections.abc import Sequence
 from os import PathLike
-from typing import Any, TypedDict
+from typing import Any, Required, TypedDict
 
 Words = str | Sequence[str]
 """Texts in a list, or in one text with commas between, as the command line takes them."""
 '''
-WIDER = {"memory": "str | int | None", "schema": "str | PathLike[str] | dict[str, Any]"}
+WIDER = {
+    "calibrate": "str | PathLike[str] | Sequence[str | PathLike[str]]",
+    "labels": "str | PathLike[str] | Sequence[str]",
+    "memory": "str | int | None",
+    "schema": "str | PathLike[str] | dict[str, Any]",
+}
 """Keyword → its type, where programs may give more than the field holds."""
 
 
@@ -37,20 +47,61 @@ def type_of(option: Declared) -> str:
 def source() -> str:
     """Return the text of the module."""
     features = [each for each in declared(RebuildConfig) if each.name != "sources"]
-    named = {"sources", *(each.name for each in features)}
-    others = [each for each in declared(CaptionConfig) if each.name not in named]
+    vectors = [each for each in declared(EmbedConfig) if each.name != "sources"]
+    search = (*declared(SearchQuery), *declared(SearchPlace))
+    base = "TypedDict"
     return "\n\n".join(
         [
             HEAD,
-            _class("FeatureOptions", "TypedDict", "The options that decide features.", features),
-            _class("CaptionOptions", "FeatureOptions", "The options of a caption run.", others),
+            _class("FeatureOptions", base, "The options that decide features.", features),
+            _class(
+                "CaptionOptions",
+                "FeatureOptions",
+                "The options of a caption run.",
+                _others(declared(CaptionConfig), features),
+            ),
+            _class("VectorOptions", base, "The options of `embed` and `index`.", vectors),
+            _class(
+                "LabelOptions",
+                "VectorOptions",
+                "The options of `label`.",
+                _others(declared(LabelConfig), vectors),
+            ),
+            _class("SearchOptions", base, "The options of `search`.", _without(search, "what")),
+            _class(
+                "TuneOptions",
+                base,
+                "The options of `tune`.",
+                _without(declared(TuneConfig), "data"),
+            ),
+            _class(
+                "ExportOptions",
+                base,
+                "The options of `export`.",
+                _without(declared(ExportConfig), "model"),
+            ),
+            _class("ServeOptions", base, "The options of `serve`.", declared(ServeConfig)),
         ]
     )
 
 
+def _others(options: Iterable[Declared], known: Iterable[Declared]) -> list[Declared]:
+    """Return the options that are not in the class that is inherited from."""
+    return _without(options, "sources", *(each.name for each in known))
+
+
+def _without(options: Iterable[Declared], *names: str) -> list[Declared]:
+    return [each for each in options if each.name not in names]
+
+
 def _class(name: str, base: str, text: str, options: Iterable[Declared]) -> str:
-    fields = "".join(f"    {each.name}: {type_of(each)}\n" for each in options)
+    fields = "".join(f"    {each.name}: {_field_type(each)}\n" for each in options)
     return f'class {name}({base}, total=False):\n    """{text}"""\n\n{fields}'
+
+
+def _field_type(option: Declared) -> str:
+    kind = type_of(option)
+    return f"Required[{kind}]" if option.is_required else kind
 
 
 if __name__ == "__main__":

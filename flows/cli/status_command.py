@@ -6,7 +6,6 @@ import argparse
 import json
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +13,10 @@ from flows.console.display import failed_line
 from flows.console.lines import print_lines
 from flows.console.tables import table_lines
 from flows.console.units import duration
-from flows.results.export_result import ExportFound, export_in
+from flows.results.export_result import export_in
 from flows.results.run_read import load_record
 from flows.results.run_record import seconds_of
+from flows.results.run_status import run_status
 from flows.results.status import COLUMNS, StageStatus, advice, cells, places, stages_of, what
 from flows.results.tuned import training_in
 
@@ -25,38 +25,21 @@ def status_command(given: argparse.Namespace) -> int:
     """Print how a run, an export or a training stands, and return 0 unless there is none. Raises
     UsageError, EnvironmentFault."""
     out = Path(given.out)
-    export, told = export_in(out), dict[str, Any]()
-    if export is not None:
-        told["checkpoint"] = judged(export)
-        if not given.json:
-            print_lines(export.verdict())
-        if (latest := export.latest) is None:
-            if given.json:
-                print(json.dumps(told, indent=1))
+    if given.json:
+        print(json.dumps(run_status(out), indent=1))
+        return 0
+    if (export := export_in(out)) is not None:
+        print_lines(export.verdict())
+        if export.latest is None:
             return 0
-        if not given.json:
-            print_lines(f"last run, into {latest}:")
-        out = latest
+        print_lines(f"last run, into {export.latest}:")
+        out = export.latest
     elif (training := training_in(out)) is not None:
         out = training.run
-        told["training"] = None if training.tuned is None else training.tuned.to_json()
-        if not given.json:
-            print_lines(training.line())
+        print_lines(training.line())
     record = load_record(out)
-    stages = stages_of(record, time.time())
-    if given.json:
-        stood = {stage.name: asdict(stage) for stage in stages}
-        record["stages"] = [{**entry, **stood[entry["name"]]} for entry in record["stages"]]
-        print(json.dumps({**told, **record, "advice": advice(record)}, indent=1))
-        return 0
-    print_lines(*lines(record, stages))
+    print_lines(*lines(record, stages_of(record, time.time())))
     return 0
-
-
-def judged(export: ExportFound) -> dict[str, Any]:
-    """Return for programs how the checkpoint of an export was judged."""
-    place = {"folder": str(export.checkpoint), "placed": export.placed}
-    return {"verdict": export.verdict(), **place, "parity": export.parity}
 
 
 def lines(record: Mapping[str, Any], stages: list[StageStatus]) -> Iterator[str]:

@@ -1,0 +1,140 @@
+"""Runs a job on a thread of this process, while its stages work in processes of their own.
+
+The calling program keeps its main thread, its signals and its event loop: a notebook and an async
+program use the same functions as a script.
+"""
+
+import threading
+from collections.abc import Callable, Iterator
+from types import TracebackType
+from typing import Any, Generic, Self, TypeVar
+
+from artifacts.errors import Interrupted
+from flows.machine.launch import DirectLauncher, StageCall, StageHandle
+from flows.running.run import LauncherMaker
+from stages.process.stage_process import Listener
+
+Row = TypeVar("Row")
+End = TypeVar("End")
+
+
+class BackgroundRun(Iterator[Row], Generic[Row, End]):
+    """A running job, and an iterator over its records. An error that ended the run is raised after
+    the last record. Leaving the `with` block or calling `close()` stops an unfinished run in order;
+    the same call resumes it."""
+
+    def __init__(self) -> None:
+        self._result: End | None = None
+        self._error: BaseException | None = None
+        self._launcher = StoppableLauncher()
+        self._thread = threading.Thread(target=self._work, name="penstock", daemon=True)
+        self._thread.start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def result(self) -> End:
+        """Wait for the end of the run and return its result: `failures`, `exit_code` and the
+        folder `out`. Raises the error that ended the run."""
+        try:
+            self._thread.join()
+        except BaseException:
+            self.close()
+            raise
+        if self._error is not None:
+            raise self._error
+        assert self._result is not None
+        return self._result
+
+    def close(self) -> None:
+        """Stop an unfinished run in order. Finished items stay stored."""
+        self._launcher.stop()
+        self._thread.join()
+
+    def pandas(self) -> Any:
+        """Return `table()` as a DataFrame. Needs pandas."""
+        return self.table().to_pandas()
+
+    def table(self) -> Any:
+        """Return all records as a pyarrow table, once the run has ended. Raises the error that
+        ended the run."""
+        raise NotImplementedError
+
+    def _run(self) -> End:
+        """Run the job and return its result."""
+        raise NotImplementedError
+
+    def _finish(self) -> None:
+        """Called on the thread when the run has ended, in whatever way."""
+
+    def _launch(self, listen: Listener) -> "StoppableLauncher":
+        self._launcher.launcher = DirectLauncher(listen)
+        return self._launcher
+
+    def _work(self) -> None:
+        try:
+            self._result = self._run()
+        except BaseException as error:  # result() raises it
+            self._error = error
+        finally:
+            self._finish()
+
+
+class FinishedRecords(BackgroundRun[Row, End]):
+    """A running job whose records are read from its output files when it has ended."""
+
+    def __init__(
+        self,
+        run: Callable[[LauncherMaker], End],
+        read: Callable[[End], Iterator[Row]],
+        table: Callable[[End], Any],
+    ) -> None:
+        self._job, self._read, self._table = run, read, table
+        self._records: Iterator[Row] | None = None
+        super().__init__()
+
+    def __next__(self) -> Row:
+        if self._records is None:
+            self._records = self._read(self.result())
+        return next(self._records)
+
+    def table(self) -> Any:
+        return self._table(self.result())
+
+    table.__doc__ = BackgroundRun.table.__doc__
+
+    def _run(self) -> End:
+        return self._job(self._launch)
+
+
+class StoppableLauncher:
+    """A launcher that starts no process after it was stopped."""
+
+    def __init__(self) -> None:
+        self.launcher = DirectLauncher(lambda *_: None)
+        self._lock = threading.Lock()
+        self._started: list[StageHandle] = []
+        self._stopped = False
+
+    def start(self, call: StageCall) -> StageHandle:
+        with self._lock:
+            if self._stopped:
+                again = "Nothing finished is lost; the same call goes on"
+                raise Interrupted("stopped", hint=again)
+            running = self.launcher.start(call)
+            self._started = [*self._started[-1:], running]
+            return running
+
+    def stop(self) -> None:
+        with self._lock:
+            self._stopped = True
+            for running in self._started:
+                running.stop()

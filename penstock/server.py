@@ -1,0 +1,148 @@
+"""Python API for serving. The server runs in a process of its own, so that a notebook and an async
+program can start one.
+
+The configuration is sent to the process as JSON on its standard input, which then stays open: the
+server ends in order when it is closed, also if the program that started it was killed.
+"""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from dataclasses import asdict
+from types import TracebackType
+from typing import Any, Self, Unpack
+
+from artifacts.errors import (
+    CannotFit,
+    EnvironmentFault,
+    Interrupted,
+    PenstockError,
+    UsageError,
+)
+from flows.serving.config import ServeConfig
+from penstock.keywords import ServeOptions
+from penstock.options import config_with
+
+ADDRESS = "serving on "
+"""Start of the line that the server prints when it listens."""
+ERROR = "error "
+"""Start of the line that it prints instead when it cannot start."""
+KINDS: dict[int, type[PenstockError]] = {
+    kind.exit_code: kind for kind in (UsageError, CannotFit, Interrupted, EnvironmentFault)
+}
+END_SECONDS = 45.0
+"""Time in which a server answers the requests that it has accepted, and ends."""
+
+
+def serve(*, progress: bool = False, **options: Unpack[ServeOptions]) -> "Server":
+    """Start a server, as `penstock serve`, and return when it listens. `port=0` takes a free port.
+    Raises PenstockError."""
+    config = config_with(ServeConfig, options, ServeOptions.__annotations__)
+    return Server(config, progress=progress)
+
+
+class Server:
+    """A running server. Leaving the `with` block or calling `close()` ends it after it answered the
+    requests that it has accepted."""
+
+    url: str
+    """Address of the server, such as `http://127.0.0.1:8000`."""
+
+    def __init__(self, config: ServeConfig, *, progress: bool = False) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "penstock.server"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=None if progress else subprocess.DEVNULL,
+            text=True,
+        )
+        try:
+            self._send(json.dumps(asdict(config)) + "\n")
+            self.url = self._listening()
+        except BaseException:
+            self._process.kill()
+            self._end()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> int:
+        """End the server in order, and return its exit code."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        try:
+            self._process.wait(END_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+        return self._end()
+
+    def wait(self) -> int:
+        """Wait until the server ends by itself or by a signal, and return its exit code."""
+        return self._process.wait()
+
+    def _end(self) -> int:
+        """Wait for the end of the process, close its pipes, and return its exit code."""
+        code = self._process.wait()
+        for pipe in (self._process.stdin, self._process.stdout):
+            if pipe is not None:
+                with contextlib.suppress(BrokenPipeError):
+                    pipe.close()
+        return code
+
+    def _send(self, text: str) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.write(text)
+        self._process.stdin.flush()
+
+    def _listening(self) -> str:
+        """Return the address when the server listens. Raises the error that it ended with."""
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            if line.startswith(ADDRESS):
+                return line.removeprefix(ADDRESS).strip()
+            if line.startswith(ERROR):
+                found = json.loads(line.removeprefix(ERROR))
+                kind = KINDS.get(found["exit_code"], EnvironmentFault)
+                raise kind(found["message"], hint=found["hint"])
+        raise EnvironmentFault(
+            f"the server ended with exit code {self._process.wait()} before it listened",
+            hint="Call serve(progress=True) to see its output",
+        )
+
+
+def main() -> int:
+    """Serve the configuration on standard input until that is closed; returns the exit code."""
+    from flows.console.display import Display
+    from flows.serving.server import serve as run_server
+
+    config = ServeConfig(**json.loads(sys.stdin.readline()))
+    threading.Thread(target=_end_with_input, daemon=True).start()
+    try:
+        run_server(config, Display())
+    except PenstockError as error:
+        found: dict[str, Any] = {"message": error.message, "hint": error.hint}
+        print(ERROR + json.dumps({**found, "exit_code": error.exit_code}), flush=True)
+        return error.exit_code
+    return 0
+
+
+def _end_with_input() -> None:
+    sys.stdin.read()
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,148 @@
+"""Python API for models of the CLIP kind: vectors, labels, and an index to search in."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from os import PathLike, fspath
+from typing import TYPE_CHECKING, Any, Unpack
+
+from artifacts.labels import Labelled
+from artifacts.labels import schema as label_schema
+from artifacts.paths import folder_named
+from artifacts.tables import table_of
+from flows.console.display import Display
+from flows.options.search import SearchPlace, SearchQuery
+from flows.options.vectors import INDEX, EmbedConfig, IndexConfig, LabelConfig
+from flows.results.labels.writing import LabelsWritten
+from flows.results.vectors import ARRAY, GROUP_ROWS, ROWS, VectorsWritten
+from flows.running import run
+from flows.running.label import label as run_label
+from flows.running.label import labels_for
+from flows.search.ask import Hit, search_index
+from flows.search.build import IndexWritten, fill_index
+from flows.search.texts import TEXT_HALF
+from penstock.background import FinishedRecords
+from penstock.keywords import LabelOptions, SearchOptions, VectorOptions
+from penstock.options import Sources, config_for, config_with
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Embedded:
+    """The vector of one image, image tile or video frame."""
+
+    media_path: str
+    """Path relative to the folder given, or the file's name; POSIX."""
+    source: str
+    """The argument that brought the file in."""
+    time: float | None
+    """Seconds of the medium's own time; None for an image."""
+    box: list[float] | None
+    """Left, top, right and bottom of a tile in pixels; None for the whole image."""
+    model: str
+    precision: str
+    key: str
+    """Cache key of the stored vectors."""
+    vector: "NDArray[Any]"
+    """Shape (width,), float32."""
+
+
+class Embeddings(FinishedRecords[Embedded, VectorsWritten]):
+    """A running `embed` job, and an iterator over its vectors."""
+
+
+class Labels(FinishedRecords[Labelled, LabelsWritten]):
+    """A running `label` job, and an iterator over the lines of its `labels.jsonl`."""
+
+
+class Hits(list[Hit]):
+    """The results of a search, best first."""
+
+    def table(self) -> Any:
+        """Return the hits as a pyarrow table."""
+        import pyarrow as pa
+
+        return pa.Table.from_pylist([hit.to_json() for hit in self])
+
+
+def embed(
+    sources: Sources, *, progress: bool = False, **options: Unpack[VectorOptions]
+) -> Embeddings:
+    """Start a run that computes vectors, as `penstock embed`. Raises PenstockError."""
+    config = config_for(sources, options, EmbedConfig, VectorOptions.__annotations__)
+    config.check_sources()
+    return Embeddings(
+        lambda launch: run.embed(config, Display(quiet=not progress), launch),
+        _embedded,
+        _vector_table,
+    )
+
+
+def label(sources: Sources, *, progress: bool = False, **options: Unpack[LabelOptions]) -> Labels:
+    """Start a run that labels images and video frames, as `penstock label`. `labels` may be a list
+    of texts, too. Raises PenstockError."""
+    config = config_for(sources, options, LabelConfig, LabelOptions.__annotations__)
+    config.check_sources()
+    request = labels_for(config)
+    return Labels(
+        lambda launch: run_label(config, request, Display(quiet=not progress), launch),
+        _labelled,
+        lambda result: table_of(_labelled(result), label_schema()),
+    )
+
+
+def index(
+    sources: Sources, *, progress: bool = False, **options: Unpack[VectorOptions]
+) -> IndexWritten:
+    """Embed what is new of the sources and add it to an index, as `penstock index build`. Return
+    what was added when it is done. Raises PenstockError."""
+    config = config_for(sources, options, IndexConfig, VectorOptions.__annotations__)
+    config.check_sources()
+    folder = folder_named(config.out, "out")
+    return fill_index(config, folder, Display(quiet=not progress), TEXT_HALF)
+
+
+def search(
+    what: str | PathLike[str], index: str | PathLike[str] = INDEX, **options: Unpack[SearchOptions]
+) -> Hits:
+    """Return what an index holds that is like a text or an image file, as `penstock search`. Raises
+    PenstockError."""
+    build = partial(config_with, options=options, known=SearchOptions.__annotations__)
+    query, place = build(SearchQuery, what=fspath(what)), build(SearchPlace)
+    display, warnings = Display(quiet=True), list[str]()
+    folder = folder_named(fspath(index), "index")
+    return Hits(search_index(folder, query, place, display, TEXT_HALF, warnings.append))
+
+
+def _labelled(result: LabelsWritten) -> Iterator[Labelled]:
+    """Yield the lines of `labels.jsonl`."""
+    with open(result.out / "labels.jsonl", encoding="utf-8") as file:
+        for row in map(json.loads, file):
+            lists = {name: tuple(row[name]) for name in ("labels", "warnings") if name in row}
+            yield Labelled(**{**row, **lists})
+
+
+def _embedded(result: VectorsWritten) -> Iterator[Embedded]:
+    """Yield the vectors of a run. Only one group of rows is in memory."""
+    import numpy as np
+    from pyarrow.parquet import ParquetFile
+
+    vectors = np.load(result.out / ARRAY, mmap_mode="r")
+    with ParquetFile(result.out / ROWS) as file:
+        rows = (row for part in file.iter_batches(GROUP_ROWS) for row in part.to_pylist())
+        for at, row in enumerate(rows):
+            yield Embedded(**row, vector=np.array(vectors[at]))
+
+
+def _vector_table(result: VectorsWritten) -> Any:
+    """Return the rows of a run with their vectors, as a pyarrow table."""
+    import numpy as np
+    import pyarrow as pa
+    from pyarrow.parquet import read_table
+
+    vectors = np.load(result.out / ARRAY)
+    column = pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), max(1, result.width))
+    return read_table(result.out / ROWS).append_column("vector", column)
