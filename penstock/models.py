@@ -12,7 +12,7 @@ from flows.options.tune import TuneConfig
 from flows.results.export_result import Exported, refuse_foreign_folder
 from flows.results.tuned import AdapterScore, Tuned
 from flows.running.export import export as run_export
-from flows.running.samples import judging_media
+from flows.running.samples import evaluation_media
 from flows.running.tune import tune as run_tune
 from penstock.arguments import checked
 from penstock.keywords import ExportOptions, TuneOptions
@@ -37,7 +37,7 @@ def export(
     config = config_with(ExportConfig, options, ExportOptions.__annotations__, model=model)
     refuse_foreign_folder(config.asked())  # before the clips of the demo are rendered
     display = Display(quiet=not progress)
-    with judging_media(config, display.say) as sources:
+    with evaluation_media(config, display.say) as sources:
         return run_export(config.captioning(sources), config.asked(), display)
 
 

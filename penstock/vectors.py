@@ -18,7 +18,7 @@ from flows.results.labels.writing import LabelsWritten
 from flows.results.vectors import ARRAY, GROUP_ROWS, ROWS, VectorsWritten
 from flows.running import run
 from flows.running.label import label as run_label
-from flows.running.label import labels_for
+from flows.running.label import label_request
 from flows.search.ask import Hit, search_index
 from flows.search.build import IndexWritten, fill_index
 from flows.search.texts import TEXT_HALF
@@ -86,7 +86,7 @@ def label(sources: Sources, *, progress: bool = False, **options: Unpack[LabelOp
     of texts, too. Raises PenstockError."""
     config = config_for(sources, options, LabelConfig, LabelOptions.__annotations__)
     config.check_sources()
-    request = labels_for(config)
+    request = label_request(config)
     return Labels(
         lambda launch: run_label(config, request, Display(quiet=not progress), launch),
         _labelled,
