@@ -19,8 +19,8 @@ from flows.results.vectors import ARRAY, GROUP_ROWS, ROWS, VectorsWritten
 from flows.running import run
 from flows.running.label import label as run_label
 from flows.running.label import label_request
-from flows.search.ask import Hit, search_index
 from flows.search.build import IndexWritten, fill_index
+from flows.search.query import Hit, search_index
 from flows.search.texts import TEXT_HALF
 from penstock.background import FinishedRecords
 from penstock.keywords import LabelOptions, SearchOptions, VectorOptions
