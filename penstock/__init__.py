@@ -10,7 +10,7 @@
     tune(data, **options) -> Tuned                   an adapter trained on captions
     export(model, **options) -> Exported             a quantized checkpoint, compared
     convert(source, folder) -> Converted             pickled weights as safetensors
-    serve(**options) -> Server                       an HTTP server in a process of its own
+    serve(**options) -> ServerProcess                     an HTTP server in a process of its own
     status(out) -> dict, report(out) -> Path         a run's progress, and its HTML report
 
     load_half(path, "vision" | "language", **from_pretrained_options) -> model
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from penstock.models import convert as convert
     from penstock.models import export as export
     from penstock.models import tune as tune
-    from penstock.server import Server as Server
+    from penstock.server import ServerProcess as ServerProcess
     from penstock.server import serve as serve
     from penstock.vectors import Embedded as Embedded
     from penstock.vectors import Embeddings as Embeddings
@@ -67,7 +67,7 @@ _HOMES = {
     "Hits": "penstock.vectors",
     "Labels": "penstock.vectors",
     "PenstockError": "artifacts.errors",
-    "Server": "penstock.server",
+    "ServerProcess": "penstock.server",
     "caption": "penstock.captions",
     "convert": "penstock.models",
     "embed": "penstock.vectors",
@@ -98,7 +98,7 @@ __all__ = [
     "Hits",
     "Labels",
     "PenstockError",
-    "Server",
+    "ServerProcess",
     "__version__",
     "caption",
     "convert",

@@ -95,7 +95,7 @@ class VectorOptions(TypedDict, total=False):
     tiles: str
 
 
-class LabelOptions(VectorOptions, total=False):
+class LabelRunOptions(VectorOptions, total=False):
     """The options of `label`."""
 
     labels: Required[str | PathLike[str] | Sequence[str]]

@@ -38,14 +38,14 @@ END_SECONDS = 45.0
 """Time in which a server answers the requests that it has accepted, and ends."""
 
 
-def serve(*, progress: bool = False, **options: Unpack[ServeOptions]) -> "Server":
+def serve(*, progress: bool = False, **options: Unpack[ServeOptions]) -> "ServerProcess":
     """Start a server, as `penstock serve`, and return when it listens. `port=0` takes a free port.
     Raises PenstockError."""
     config = config_with(ServeConfig, options, ServeOptions.__annotations__)
-    return Server(config, progress=progress)
+    return ServerProcess(config, progress=progress)
 
 
-class Server:
+class ServerProcess:
     """A running server. Leaving the `with` block or calling `close()` ends it after it answered the
     requests that it has accepted."""
 

@@ -23,7 +23,7 @@ from flows.search.build import IndexWritten, fill_index
 from flows.search.query import Hit, search_index
 from flows.search.texts import TEXT_HALF
 from penstock.background import FinishedRecords
-from penstock.keywords import LabelOptions, SearchOptions, VectorOptions
+from penstock.keywords import LabelRunOptions, SearchOptions, VectorOptions
 from penstock.options import Sources, config_for, config_with
 
 if TYPE_CHECKING:
@@ -81,10 +81,12 @@ def embed(
     )
 
 
-def label(sources: Sources, *, progress: bool = False, **options: Unpack[LabelOptions]) -> Labels:
+def label(
+    sources: Sources, *, progress: bool = False, **options: Unpack[LabelRunOptions]
+) -> Labels:
     """Start a run that labels images and video frames, as `penstock label`. `labels` may be a list
     of texts, too. Raises PenstockError."""
-    config = config_for(sources, options, LabelConfig, LabelOptions.__annotations__)
+    config = config_for(sources, options, LabelConfig, LabelRunOptions.__annotations__)
     config.check_sources()
     request = label_request(config)
     return Labels(

@@ -62,7 +62,7 @@ def source() -> str:
             ),
             _class("VectorOptions", base, "The options of `embed` and `index`.", vectors),
             _class(
-                "LabelOptions",
+                "LabelRunOptions",
                 "VectorOptions",
                 "The options of `label`.",
                 _others(declared(LabelConfig), vectors),
