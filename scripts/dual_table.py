@@ -10,15 +10,15 @@ from typing import Any
 HEAD = """
 ## Dual encoders
 
-What [`penstock embed`](embed.md) takes: models that make a vector of a picture and one of a text.
-They are the classes that transformers has for labelling pictures without training. A tiny model of
-each is saved, its halves are loaded alone, and the vectors of pictures go through the form that
-they have in the store; logits are those of the model's own `forward` over stored vectors. *exact*:
-equal to the last bit to what the whole makes, in 32 bit, and in bf16 where that column says so.
+[`penstock embed`](embed.md) takes models that turn an image and a text into comparable vectors.
+They are the classes that transformers has for zero-shot image classification. A tiny model of each
+is saved, its halves are loaded alone, and the vectors of images go through the form of the store.
+The logits are those of the model's own `forward` over stored vectors. *exact*: bit-identical to the
+whole model, in 32 bit, and in bf16 where that column says so.
 
 **{exact} of {all} classes exact in 32 bit, {short} of them in bf16; {refused} refused.**
 
-| type | class | pictures | texts | logits | in bf16 | vision half | text half | note |
+| type | class | images | texts | logits | in bf16 | vision half | text half | note |
 |---|---|---|---|---|---|---|---|---|
 """
 LEAST = 10

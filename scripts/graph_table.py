@@ -22,18 +22,22 @@ TITLE = "\n## Graphs\n"
 HEAD = (
     TITLE
     + """
-What [`penstock export --to onnx`](graphs.md) can make. Of a tiny model of each family the vision
-half is loaded, its towers are found by running it, and graphs of them are made and tried as an
-export does: with two pictures, one and four, and with pictures of unlike sizes, whose windows are
-of unequal length, where a tower takes them in one row; videos likewise. Then come inputs that the
-export did not see: other pictures, three of them, other sizes. *agrees*: features differ by less
-than 1/1000 of the largest number in 32 bit, most by less than 1/100000. *refused*: the export, or a
-graph that is given such an input, ends with the reason, and torch takes it. None may be silently
-otherwise.
+This table lists what [`penstock export --to onnx`](graphs.md) can make. For each family, the vision
+half of a tiny model is loaded. Its encoders are found by running it, and their graphs are made and
+tried as an export does. An export tries two images, one and four. If an encoder takes all images as
+one sequence, it also tries images of different sizes, whose windows have unequal lengths. Videos
+are tried in the same way. Then come inputs that the export did not see: other images, three of
+them, other sizes.
+
+- *agrees*: features differ by less than 1/1000 of the largest number in 32 bit, most by less than
+  1/100000.
+- *refused*: the export, or a graph that gets such an input, ends with the reason. torch takes it.
+
+No graph may differ silently.
 
 **{agreeing} of {families} families agree, and {halves} of {both} halves of dual encoders.**
 
-| family | towers | graphs | image | video | batch of 4 | mixed | note |
+| family | encoders | graphs | image | video | batch of 4 | mixed | note |
 |---|---|---|---|---|---|---|---|
 """
 )

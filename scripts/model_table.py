@@ -15,25 +15,33 @@ ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "models.md"
 HEAD = """# Models
 
-Which families of transformers {version} run in halves, found out by `make models`. For each, a tiny
-model with random weights is saved to disk and run three times: as a whole by its own `generate`; in
-two stages, each of which loads only its half, with the features going through the form that they
-have in the store; and so again by the lines of docs/python.md, with the features in a file
-of their own. *exact*: all tokens and logits are equal to the last bit, in 32 bit, greedy. *joint*:
-the family has no place where it could be cut, so the first stage keeps the processor's pixels and
-the second loads the whole model; a run says so. *refused*: a run ends with the reason. *fails*: so
-does the whole model, in transformers itself. Every kind of picture is tried that the family's class
-or its processor takes.
+This page lists the families of transformers {version} and whether each runs in halves.
+`make models` writes it. For each family, a tiny model with random weights is saved to disk and run three times:
 
-How features reach the language half is read off the model's classes, not off its name: by
-*protocol* (`generate` takes `mm_encoder_outputs`), by *replay* (`generate` asks the model's own
-`get_image_features`, which then answers from the store), or by *splice* (into the embeddings).
+1. as a whole, by its own `generate`;
+2. in two stages, each of which loads only its half, with the features in the form of the store;
+3. in two stages by the lines of docs/python.md, with the features in a file of their own.
 
-*Slots*: rows whose prompts are of unlike lengths are put into fewer slots than there are rows, and
-each says the tokens that it says alone, in 32 bit; before that, a trial finds out whether a row's
-logits are the same to the last bit whatever stands beside it. *Aligned*: so it does where all rows
-end at the same column, which copies what is remembered at every step. The note says why not; such a
-family is decoded in batches.
+Every kind of image or video that the family's class or its processor accepts is tried. The results:
+
+- *exact*: all tokens and logits are bit-identical, in 32 bit, greedy.
+- *joint*: the family has no place where it could be split. The first stage keeps the processor's
+  pixels, and the second loads the whole model. A run reports this.
+- *refused*: a run ends with the reason.
+- *fails*: the whole model fails too, in transformers itself.
+
+*Route* is how features reach the language half. Penstock chooses it by the model's classes and not
+by its name:
+
+- *protocol*: `generate` takes `mm_encoder_outputs`.
+- *replay*: `generate` calls the model's own `get_image_features`, which returns stored features.
+- *splice*: the features are put into the embeddings.
+
+*Slots* is tested with sequences whose prompts have different lengths, in fewer slots than there are
+sequences. Each must generate the tokens that it generates alone, in 32 bit. Before that, an engine
+check tests whether the logits of a sequence are bit-identical whatever runs beside it. *Aligned*:
+this is true only if all sequences end at the same column, which copies the KV cache at every step.
+Otherwise the note says why; such a family is decoded in batches.
 
 **{exact} families exact, {joint} joint, {refused} refused.** {in_slots} of the exact ones decode in
 slots, {aligned} more aligned.
@@ -43,22 +51,25 @@ slots, {aligned} more aligned.
 |---|---|---|---|---|---|---|---|---|---|---|
 """
 FOOT = """
-Halves are shares of the tiny model's own bytes; both together are more than 100 % where a piece of
-one is needed in the other. *One row at a time*: the features of a batch do not say which row they
-belong to, so each is encoded and decoded by itself. *Also needs*: pieces of the other half that a
-half calls, which are loaded with it. `video` counts only where the family's processor takes videos
-as such; elsewhere the frames of a video go in as images. Sound is given to none.
+The columns of the halves are shares of the tiny model's own bytes. Both together are more than
+100 % if a half needs an extra module of the other. *One row at a time*: the features of a batch do
+not state which row they belong to, so each is encoded and decoded by itself. *Also needs*: extra
+modules of the other half that a half calls, which are loaded with it. `video` counts only if the family's
+processor takes videos as such; otherwise the frames of a video are given as images. No family
+gets sound.
 
-*30 s chunk in context*: how many frames of a chunk of 30 s of 1080p the context of the family's
-published checkpoints holds beside the reserve for words, of those that a run takes by default
-([usage.md](usage.md#which-frames)). It follows from what their authors state, not from the tiny
-model; *unknown* where nobody stated a context, or where a frame's tokens are not known.
+*30 s chunk in context* takes a chunk of 30 s of 1080p and the context of the family's published
+checkpoints. It says how many of the frames that a run takes by default
+([usage.md](usage.md#which-frames)) fit beside the reserve for text. It is computed from what the
+authors state, not from the tiny model. It is *unknown* if nobody stated a context, or if a frame's
+tokens are not known.
 
 Checkpoints in the form of the original LLaVA code (`LlavaLlamaForCausalLM`, `mm_vision_tower`) are
-refused before a weight is fetched or read, with the id of the converted one where it is known:
-transformers would read them as a model of its own and make up the vision tower.
+refused before any weights are fetched or read. The message has the id of the converted checkpoint
+if it is known. Otherwise transformers would read the checkpoint as a model of its own, and invent
+the weights of the vision encoder.
 
-Families that transformers does not have are computed by code of our own: [natives.md](natives.md).
+Penstock computes some families that transformers does not have: [natives.md](natives.md).
 """
 
 

@@ -6,21 +6,21 @@ from stages.models.hub.unsupported import UNSUPPORTED
 HEAD = """
 ## Not read as published
 
-Each is refused in one line, with the reason and a form that works.
+Each of these checkpoints is refused in one line, with the reason and a form that works.
 
 | checkpoint | why | what works |
 |---|---|---|
 """
 QUANTIZED = (
     (
-        "AWQ, GPTQ, FP8, compressed-tensors and others in few bits",
-        "they are quantized by another method than that of bitsandbytes, of which halves cannot be "
-        "loaded",
-        "the checkpoint that it was made from, with `--precision nf4` or `int8`, or what "
-        "`penstock export --to nf4` makes of that",
+        "quantized checkpoints: AWQ, GPTQ, FP8, compressed-tensors and others",
+        "they are quantized by another method than that of bitsandbytes, and their halves cannot "
+        "be loaded",
+        "the original checkpoint with `--precision nf4` or `int8`, or the output of "
+        "`penstock export --to nf4` from it",
     ),
     (
-        "one whose config.json says so over plain weights",
+        "one whose config.json claims quantization over plain weights",
         "its weights are not quantized",
         "the same without `quantization_config` in its config.json",
     ),
