@@ -16,7 +16,8 @@ PAGE = ROOT / "docs" / "models.md"
 HEAD = """# Models
 
 This page lists the families of transformers {version} and whether each runs in halves.
-`make models` writes it. For each family, a tiny model with random weights is saved to disk and run three times:
+`make models` writes it. For each family, a tiny model with random weights is saved to disk and
+run three times:
 
 1. as a whole, by its own `generate`;
 2. in two stages, each of which loads only its half, with the features in the form of the store;
@@ -54,9 +55,9 @@ FOOT = """
 The columns of the halves are shares of the tiny model's own bytes. Both together are more than
 100 % if a half needs an extra module of the other. *One row at a time*: the features of a batch do
 not state which row they belong to, so each is encoded and decoded by itself. *Also needs*: extra
-modules of the other half that a half calls, which are loaded with it. `video` counts only if the family's
-processor takes videos as such; otherwise the frames of a video are given as images. No family
-gets sound.
+modules of the other half that a half calls, which are loaded with it. `video` counts only if the
+family's processor takes videos as such; otherwise the frames of a video are given as images. No
+family gets sound.
 
 *30 s chunk in context* takes a chunk of 30 s of 1080p and the context of the family's published
 checkpoints. It says how many of the frames that a run takes by default

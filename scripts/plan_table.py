@@ -144,7 +144,7 @@ def head(names: str) -> Iterator[str]:
 
 def case_lines(architectures: dict[str, Architecture]) -> Iterator[str]:
     yield from head(
-        "model | GiB | precision | batch x pictures | stage | weights | computing | KV cache | peak"
+        "model | GiB | precision | batch x images | stage | weights | computing | KV cache | peak"
         " | without fused attention"
     )
     for case in CASES:
@@ -195,8 +195,8 @@ def estimates(architecture: Architecture, case: Case, *, fused: bool) -> list[An
 
 def tuning_lines(architecture: Architecture) -> Iterator[str]:
     yield from head(
-        "model | how | weights | gradients | optimizer | activations | logits or layer | peak a GPU"
-        " | reported | by"
+        "model | how | weights | gradients | optimizer | activations | logits or layer"
+        " | peak per GPU | reported | by"
     )
     for tuning in TUNINGS:
         found = train_estimate(
