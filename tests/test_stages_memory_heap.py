@@ -6,7 +6,7 @@ import sys
 
 BLOCKS = """
 import contextlib, ctypes, json, sys
-from stages.memory.heap import given_back
+from stages.memory.heap import trim_freed_blocks
 from stages.process.budget import enforce
 from stages.process.memory import taken
 
@@ -17,7 +17,7 @@ def block(size):
 """
 LOADING = """
 before = taken().data
-with given_back() if sys.argv[1] == "given" else contextlib.nullcontext():
+with trim_freed_blocks() if sys.argv[1] == "given" else contextlib.nullcontext():
     del (first := [block(24 << 20)])[:]  # after which blocks up to that size stay with glibc
     held = []
     for _ in range(20):
@@ -28,7 +28,7 @@ print(json.dumps((taken().data - before) / (1 << 20)))
 """
 AFTERWARDS = """
 enforce("cpu", int(sys.argv[1]) << 20)
-with given_back():
+with trim_freed_blocks():
     pass
 before = taken().data
 pairs = [[block(8 << 20), block(200_000)] for _ in range(10)]

@@ -151,7 +151,7 @@ def test_what_is_counted_is_the_same(family: str, monkeypatch: pytest.MonkeyPatc
         skipped.append(given)
         return again(live, *given)
 
-    monkeypatch.setattr(MetaMemoryCounter, "again", counted)
+    monkeypatch.setattr(MetaMemoryCounter, "repeat", counted)
     short = batch_costs(folder)
     assert skipped
     monkeypatch.setattr(repeated_layers, "MIN_LAYERS", 1000)

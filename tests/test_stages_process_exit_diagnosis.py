@@ -64,9 +64,9 @@ def test_words_of_a_death_of_memory_are_known_wherever_they_stand(words: str) ->
         ({"code": 1, "last_lines": (LIBGOMP,)}, StageDied),
         ({"code": 1, "last_lines": (LIBGOMP,), "peak_bytes": 60, "budget": 100}, OutOfMemory),
         ({"code": -15}, Interrupted),
-        ({"code": 1, "told": StageError(type="MemoryError")}, OutOfMemory),
-        ({"code": 1, "told": KEY, "last_lines": ("CUDA out of memory",)}, StageDied),
-        ({"code": 1, "told": StageError(type="UsageError", message="no", hint="y")}, UsageError),
+        ({"code": 1, "error_event": StageError(type="MemoryError")}, OutOfMemory),
+        ({"code": 1, "error_event": KEY, "last_lines": ("CUDA out of memory",)}, StageDied),
+        ({"code": 1, "error_event": StageError(type="UsageError", message="no", hint="y")}, UsageError),
     ],
 )
 def test_a_silent_death_is_diagnosed(ending: dict[str, Any], expected: type[PenstockError]) -> None:
