@@ -26,7 +26,7 @@ from penstock_demo.scoring import Truth, score_captions
 from stages.decode.generate_kwargs import make_greedy
 from stages.export.jobs import PACKED
 from stages.export.logit_agreement import replace_weights
-from stages.export.outline import outline_of
+from stages.export.outline import plan_export
 from stages.export.quant_formats import Packed
 from stages.models.loading import ModelJob
 
@@ -94,7 +94,7 @@ def packed_row(
     half, processor = source.load("language"), source.processor()
     make_greedy(half, processor)
     parts: tuple[Part, ...] = ("language",)
-    outline = outline_of(CHECKPOINT, parts, False, Packed(bits, group).takes)
+    outline = plan_export(CHECKPOINT, parts, False, Packed(bits, group).takes)
     count = replace_weights(half, outline, made, bits, group)
     captions = captions_of(half, processor, job)
     weights = sum(path.stat().st_size for path in made.glob("*.safetensors"))

@@ -35,9 +35,9 @@ from stages.models.processors.prepare import drop_end_token, load_processor, pre
 from stages.process.report import EventReporter
 from stages.tune import training
 from stages.tune.adapter import add_adapter
-from stages.tune.lessons import TrainingExample, ended, lesson_of
+from stages.tune.lessons import TrainingExample, make_example, with_end_token
 from stages.tune.run import EpochBatchOrder
-from stages.tune.training import Trainer, optimizer_of, rate_at
+from stages.tune.training import Trainer, learning_rate_at, optimizer_of
 
 
 def main() -> None:
@@ -70,7 +70,7 @@ def main() -> None:
         began = time.perf_counter()
         for step in range(told["steps"]):
             some = [lessons[at] for at in order.batch_at(step)]
-            losses.append(trainer.step(some, rate_at(step, told["steps"], told["rate"])))
+            losses.append(trainer.step(some, learning_rate_at(step, told["steps"], told["rate"])))
         seconds = time.perf_counter() - began
     found = {"losses": losses, "seconds": seconds, "peak_bytes": peak.bytes()}
     print(json.dumps({**found, "reading": clips.seconds}))
@@ -88,8 +88,8 @@ def lessons_of(told: dict[str, Any], processor: Any, model: Any) -> list[Trainin
     end = model.generation_config.eos_token_id
     end = end if isinstance(end, int) else end[0]
     return [
-        ended(
-            lesson_of(
+        with_end_token(
+            make_example(
                 model,
                 processor,
                 partial(read_features, features, member["features"]),

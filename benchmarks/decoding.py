@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from artifacts.schema import SPARE, FrameFit
-from stages.frames.picture import read_picture
+from stages.frames.picture import read_image
 from stages.models.halves.load import load_half
 from stages.models.halves.vectors import image_vectors
 from stages.models.processors.loading import load_processor
@@ -73,7 +73,7 @@ def time_reading(folder: Path, edge: int) -> None:
             image.convert("RGB").resize(small, Image.Resampling.BICUBIC)
 
     def ours() -> None:
-        pixels = read_picture(path, fit)[1].pixels[0]
+        pixels = read_image(path, fit)[1].pixels[0]
         Image.fromarray(pixels).resize(small, Image.Resampling.BICUBIC)
 
     before, after = seconds_each(plain), seconds_each(ours)
@@ -108,11 +108,11 @@ def compare_vectors(folder: Path, model: Path, pictures: int) -> None:
 
 def both_ways(path: Path, edge: int) -> tuple[Any, Any]:
     """Return one picture read whole, and read as small as it may be."""
-    pixels = read_picture(path)[1].pixels[0]
+    pixels = read_image(path)[1].pixels[0]
     high, wide = pixels.shape[:2]
     long = round(wide * edge / high)
     fit = FrameFit(long_edges=((high / wide, long),), shrinks=True)
-    return Image.fromarray(pixels), Image.fromarray(read_picture(path, fit)[1].pixels[0])
+    return Image.fromarray(pixels), Image.fromarray(read_image(path, fit)[1].pixels[0])
 
 
 def vectors_of(half: Any, processor: Any, pictures: Sequence[Any]) -> torch.Tensor:

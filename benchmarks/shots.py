@@ -81,7 +81,7 @@ def decode(path: Path) -> list[float]:
     """Every frame decoded as this program does it, and nothing else."""
     reader = Reader(path)
     ticks = reader.timeline.pts.tolist()
-    reader.want(array("q", ticks))
+    reader.request(array("q", ticks))
     for at in ticks:
         reader.at(at, at, at + 1)
     reader.close()

@@ -13,7 +13,7 @@ from artifacts.errors import MediaError
 from artifacts.schema import FrameFit, Sampling
 from flows.media.media_files import IMAGE_SUFFIXES
 from stages.frames.opening import check_file
-from stages.frames.picture import read_picture
+from stages.frames.picture import read_image
 from stages.frames.video import Video
 from tests.support.attacks import attacked, seeded
 from tests.support.media import write_video
@@ -92,7 +92,7 @@ def opened_by_this_process(folder: Path) -> set[str]:
 
 def read(path: Path) -> None:
     if path.suffix in IMAGE_SUFFIXES:
-        read_picture(path)
+        read_image(path)
     else:
         with Video(path) as video:
             list(video.chunks(video.plan(SAMPLING), FIT))

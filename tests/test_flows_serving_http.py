@@ -22,7 +22,7 @@ from flows.serving.searching import ServedIndex
 from flows.serving.service import Service
 from flows.serving.temp_store import TempStore
 from flows.serving.uploads import Upload
-from stages.frames.picture import read_picture
+from stages.frames.picture import read_image
 from stages.process.events import CaptionProgress
 from tests.support.chat_clients import messages
 from tests.support.indexes import MAKER, drawn, rows
@@ -36,7 +36,7 @@ class Drawn:
     """Gives every picture, which it reads as the decoders do, and every text a drawn vector."""
 
     async def embed(self, upload: Upload) -> EmbeddedMedium:
-        index, _ = read_picture(upload.path)
+        index, _ = read_image(upload.path)
         return EmbeddedMedium(index=index, tasks=(), vectors=(drawn(1),), cached=False)
 
     async def vectors(self, texts: Any) -> Any:
@@ -49,7 +49,7 @@ class OneWord:
     model, limit, precision = "demo", 256, {"vision": "bf16", "language": "bf16"}
 
     async def caption(self, upload: Upload, *asked: Any, **more: Any) -> Captioned:
-        index, _ = read_picture(upload.path)
+        index, _ = read_image(upload.path)
         words = CaptionProgress(key="", caption="grey", tokens=1, ended="stop", prompt_tokens=1)
         return Captioned(index=index, outputs=(words,), cached=False)
 

@@ -11,7 +11,7 @@ from stages.export.rounding import (
     BLOCK_NUMBERS,
     CannotRound,
     Rounded,
-    most,
+    max_int,
     round_to_nearest,
     suits,
     unrounded,
@@ -45,10 +45,12 @@ def test_what_comes_back_is_what_compressed_tensors_unpacks(bits: int, dtype: to
 def test_scales_of_least_error_beat_those_of_the_maximum(bits: int) -> None:
     weight = weights()
     rounded = round_to_nearest(weight, bits, 64, torch.bfloat16)
-    assert int(rounded.numbers.abs().max()) >= most(bits)
+    assert int(rounded.numbers.abs().max()) >= max_int(bits)
     plain = weight.reshape(48, 4, 64)
-    scales = (plain.abs().amax(-1, keepdim=True) / most(bits)).bfloat16().float()
-    error = ((plain / scales).round().clamp(-most(bits) - 1, most(bits)) * scales - plain).square()
+    scales = (plain.abs().amax(-1, keepdim=True) / max_int(bits)).bfloat16().float()
+    error = (
+        (plain / scales).round().clamp(-max_int(bits) - 1, max_int(bits)) * scales - plain
+    ).square()
     found = (unrounded(rounded, 64, torch.float32) - weight).square()
     assert found.sum() < error.sum() * (0.85 if bits == 4 else 1.001)
 

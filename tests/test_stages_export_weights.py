@@ -14,7 +14,7 @@ from bitsandbytes import functional
 from artifacts.errors import UsageError
 from penstock_demo import CHECKPOINT
 from stages.export.jobs import ExportJob
-from stages.export.outline import outline_of
+from stages.export.outline import plan_export
 from stages.export.quant_formats import Int8, Nf4
 from stages.export.write import run, write_file
 from stages.models.halves.classes import config_and_class, skeleton_of
@@ -82,7 +82,7 @@ def test_every_tensor_is_as_transformers_saves_it(tmp_path: Path, name: str, kin
 @pytest.mark.parametrize("parts", [("vision",), ("vision", "language")])
 def test_either_half_or_both_are_quantized(tmp_path: Path, parts: tuple[Any, ...]) -> None:
     source = source_of("llava")
-    outline = outline_of(source, parts, trusted=False)
+    outline = plan_export(source, parts, trusted=False)
     made = exported(source, tmp_path / "made", "nf4", parts=parts)
     states = [name for name in tensors_of(made) if "bitsandbytes__nf4" in name]
     assert len(states) == len(outline.modules) > 0

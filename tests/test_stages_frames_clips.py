@@ -9,7 +9,7 @@ import pytest
 
 from artifacts.errors import MediaError
 from artifacts.schema import FrameFit, MediaIndex, Sampling
-from stages.frames.picture import read_picture
+from stages.frames.picture import read_image
 from stages.frames.video import Video
 from tests.support.pipeline import Place
 
@@ -131,13 +131,13 @@ def test_a_real_file_that_cannot_be_used_says_why(shared_clips: Path, name: str,
 
 @pytest.mark.parametrize(("name", "size"), PHOTOS.items())
 def test_a_real_photo_is_read(shared_clips: Path, name: str, size: tuple[int, int]) -> None:
-    media, chunk = read_picture(shared_clips / name)
+    media, chunk = read_image(shared_clips / name)
     assert (media.height, media.width) == size
     assert chunk.pixels.shape == (1, *size, 3)
 
 
 def test_a_real_heic_is_read_upright(shared_clips: Path) -> None:
-    media, chunk = read_picture(shared_clips / HEIC)
+    media, chunk = read_image(shared_clips / HEIC)
     assert chunk.pixels.shape == (1, media.height, media.width, 3)
     assert (media.height, media.width) == HEIC_SIZE and chunk.pixels.std() > 10
 

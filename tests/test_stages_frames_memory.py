@@ -51,7 +51,7 @@ def started(
             "path": str(path),
             "digest": hash_file(path),
             "kind": "image" if path.suffix == ".jpg" else "video",
-            "wanted": None,
+            "chunk_indexes": None,
         }
         for path in paths
     ]

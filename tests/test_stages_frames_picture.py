@@ -14,7 +14,7 @@ from PIL import Image
 from artifacts.errors import MediaError
 from artifacts.schema import FrameFit, MediaIndex, Sampling
 from flows.planning.costs.frames import READING_BYTES
-from stages.frames.picture import STRIP, read_picture
+from stages.frames.picture import STRIP, read_image
 from stages.frames.video import Video
 from stages.process.memory import Sampler
 from tests.support.media import picture, write_video
@@ -31,7 +31,7 @@ def save(path: Path, image: Image.Image, *, orientation: int = 1, **options: obj
 
 def test_a_picture_is_one_chunk_of_one_frame_at_0(tmp_path: Path) -> None:
     path = save(tmp_path / "a.png", Image.fromarray(picture(3)))
-    media, chunk = read_picture(path)
+    media, chunk = read_image(path)
     assert (media.kind, media.duration, media.height, media.width) == ("image", 0, 48, 64)
     assert media.chunks == (chunk.index,)
     assert (chunk.index.start, chunk.index.end, chunk.index.times) == (0, 0, (0.0,))
@@ -51,7 +51,7 @@ def test_every_exif_orientation_comes_out_upright(tmp_path: Path) -> None:
         8: upright.transpose(turns.ROTATE_270),
     }
     for orientation, image in stored.items():
-        media, chunk = read_picture(save(tmp_path / "a.png", image, orientation=orientation))
+        media, chunk = read_image(save(tmp_path / "a.png", image, orientation=orientation))
         assert (media.height, media.width) == (40, 64)
         np.testing.assert_array_equal(chunk.pixels[0], picture(5, 40, 64))
 
@@ -61,7 +61,7 @@ def test_a_picture_is_what_pillow_reads_at_its_own_size(tmp_path: Path, suffix: 
     rng = np.random.default_rng(0)
     noise = rng.integers(0, 256, (STRIP + 44, 600, 3), dtype=np.uint8)
     path = save(tmp_path / f"a.{suffix}", Image.fromarray(noise), quality=90)
-    media, chunk = read_picture(path)
+    media, chunk = read_image(path)
     assert (media.height, media.width) == (STRIP + 44, 600)
     with Image.open(path) as image:
         np.testing.assert_array_equal(chunk.pixels[0], np.asarray(image.convert("RGB")))
@@ -70,7 +70,7 @@ def test_a_picture_is_what_pillow_reads_at_its_own_size(tmp_path: Path, suffix: 
 def test_a_turned_jpeg_comes_out_upright_at_its_own_size(tmp_path: Path) -> None:
     image = Image.fromarray(picture(5, 300, 600)).transpose(Image.Transpose.ROTATE_90)
     path = save(tmp_path / "a.jpg", image, orientation=6, quality=95)
-    media, chunk = read_picture(path)
+    media, chunk = read_image(path)
     assert (media.height, media.width) == (300, 600)
     with Image.open(path) as stored:
         upright = stored.convert("RGB").transpose(Image.Transpose.ROTATE_270)
@@ -82,7 +82,7 @@ def test_every_mode_comes_out_in_rgb(tmp_path: Path, mode: str) -> None:
     image = Image.fromarray(picture(0)).convert(mode)
     path = tmp_path / ("a.tif" if mode in ("CMYK", "YCbCr") else "a.png")
     image.save(path)
-    _, chunk = read_picture(path)
+    _, chunk = read_image(path)
     wanted = np.asarray(image.convert("RGB"), dtype=int)
     assert np.abs(chunk.pixels[0] - wanted).max() <= 2
 
@@ -91,20 +91,20 @@ def test_a_jpeg_cut_short_is_used_with_a_warning(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     noise = Image.fromarray(rng.integers(0, 255, (64, 64, 3), dtype=np.uint8))
     path = save(tmp_path / "a.jpg", noise, quality=95)
-    whole = read_picture(path)[1].pixels
+    whole = read_image(path)[1].pixels
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    media, chunk = read_picture(path)
+    media, chunk = read_image(path)
     assert media.warnings == ("cut short: the picture's missing part is grey",)
     np.testing.assert_array_equal(chunk.pixels[0, :8], whole[0, :8])
 
 
 def test_an_avif_under_the_brand_of_any_such_picture_is_read(tmp_path: Path) -> None:
     path = save(tmp_path / "a.avif", Image.fromarray(picture(3)), quality=100)
-    whole = read_picture(path)[1].pixels
+    whole = read_image(path)[1].pixels
     data = bytearray(path.read_bytes())
     data[8:12] = b"mif1"  # as other writers do; `avif` stands among the brands behind it
     path.write_bytes(data)
-    np.testing.assert_array_equal(read_picture(path)[1].pixels, whole)
+    np.testing.assert_array_equal(read_image(path)[1].pixels, whole)
 
 
 def test_unusable_pictures_say_what_to_do(tmp_path: Path) -> None:
@@ -118,7 +118,7 @@ def test_unusable_pictures_say_what_to_do(tmp_path: Path) -> None:
     kinds = {}
     for path in (heic, text, torn, tmp_path / "gone.png", tmp_path):
         with pytest.raises(MediaError) as caught:
-            read_picture(path)
+            read_image(path)
         kinds[path] = caught.value.kind
         assert str(path) in caught.value.message
         assert caught.value.hint
@@ -136,7 +136,7 @@ def test_a_decompression_bomb_is_refused_before_memory_is_taken(tmp_path: Path, 
     with Sampler("cpu") as memory:
         before = memory.peak_host_bytes
         with pytest.raises(MediaError) as caught:
-            read_picture(path)
+            read_image(path)
     assert caught.value.kind == "too-large"
     assert memory.peak_host_bytes - before < 50 << 20
 
@@ -152,14 +152,14 @@ def test_transparency_of_every_mode_shows_white(tmp_path: Path, mode: str) -> No
         flat.save(tmp_path / "a.png", transparency=0)
     else:
         image.convert(mode).save(tmp_path / "a.png")
-    _, chunk = read_picture(tmp_path / "a.png")
+    _, chunk = read_image(tmp_path / "a.png")
     assert chunk.pixels[0, 4, [1, 6]].tolist() == [[255] * 3, [200] * 3]
 
 
 def test_sixteen_bits_keep_their_shades(tmp_path: Path) -> None:
     deep = np.linspace(0, 65535, 256, dtype=np.uint16).reshape(16, 16)
     Image.fromarray(deep).save(tmp_path / "a.png")
-    _, chunk = read_picture(tmp_path / "a.png")
+    _, chunk = read_image(tmp_path / "a.png")
     np.testing.assert_array_equal(chunk.pixels[0, :, :, 0], deep >> 8)
     frame = av.VideoFrame.from_ndarray(picture(3), format="rgb24").reformat(format="rgb48be")
     encoder = av.codec.CodecContext.create("png", "w")
@@ -169,7 +169,7 @@ def test_sixteen_bits_keep_their_shades(tmp_path: Path) -> None:
     packets = [*encoder.encode(frame), *encoder.encode(None)]
     (tmp_path / "a.png").write_bytes(b"".join(bytes(packet) for packet in packets))
     assert (tmp_path / "a.png").read_bytes()[24] == 16
-    _, chunk = read_picture(tmp_path / "a.png")
+    _, chunk = read_image(tmp_path / "a.png")
     assert np.abs(chunk.pixels[0].astype(int) - picture(3)).max() <= 1
 
 
@@ -180,7 +180,7 @@ def test_of_several_pictures_in_a_file_the_first_is_taken_with_a_warning(
     several = [Image.fromarray(picture(n)) for n in (3, 4, 5)]
     options: Any = {"lossless": True} if name == "a.webp" else {}
     several[0].save(tmp_path / name, save_all=True, append_images=several[1:], **options)
-    media, chunk = read_picture(tmp_path / name)
+    media, chunk = read_image(tmp_path / name)
     assert media.warnings == ("holds 3 pictures, of which the first is captioned",)
     np.testing.assert_array_equal(chunk.pixels[0], picture(3))
 
@@ -188,18 +188,18 @@ def test_of_several_pictures_in_a_file_the_first_is_taken_with_a_warning(
 def test_a_phone_s_photo_with_a_second_view_in_it_is_one_picture(tmp_path: Path) -> None:
     views = [Image.fromarray(picture(n)) for n in (3, 4)]
     views[0].save(tmp_path / "a.jpg", format="MPO", save_all=True, append_images=views[1:])
-    assert read_picture(tmp_path / "a.jpg")[0].warnings == ()
+    assert read_image(tmp_path / "a.jpg")[0].warnings == ()
 
 
 def test_a_wrong_suffix_of_a_picture_does_not_matter(tmp_path: Path) -> None:
     Image.fromarray(picture(3)).save(tmp_path / "a.jpg", format="PNG")
-    np.testing.assert_array_equal(read_picture(tmp_path / "a.jpg")[1].pixels[0], picture(3))
+    np.testing.assert_array_equal(read_image(tmp_path / "a.jpg")[1].pixels[0], picture(3))
 
 
 def test_a_video_named_as_a_picture_is_told_its_suffix(tmp_path: Path) -> None:
     write_video(tmp_path / "a.mp4").rename(tmp_path / "a.jpg")
     with pytest.raises(MediaError, match=r"\.mp4") as caught:
-        read_picture(tmp_path / "a.jpg")
+        read_image(tmp_path / "a.jpg")
     assert caught.value.kind == "not-media"
 
 
@@ -226,7 +226,7 @@ def test_a_photo_takes_no_more_memory_than_is_planned_for(
     high, wide = -(-size[0] // by), -(-size[1] // by)
     with Sampler("cpu") as memory:
         before = memory.peak_host_bytes
-        media, chunk = read_picture(path)
+        media, chunk = read_image(path)
     assert (media.height, media.width) == size
     assert chunk.pixels.shape == (1, high, wide, 3)
     assert media == MediaIndex.from_json(media.to_json())
@@ -244,7 +244,7 @@ def test_a_picture_may_be_made_smaller_while_it_is_decoded(
     waves = 127 + 60 * np.sin(rows / 40) + 60 * np.cos(columns / 55)
     picture = Image.fromarray(np.stack([waves, waves.T[::-1].T, 255 - waves], 2).astype(np.uint8))
     path = save(tmp_path / f"a.{form}", picture, **({"quality": 95} if form == "jpg" else {}))
-    media, chunk = read_picture(path, fit)
+    media, chunk = read_image(path, fit)
     by = fit.divisor(high, wide)
     assert by > 1 and media.shrunk == by and (media.height, media.width) == size
     stored = fit.stored(high, wide)
@@ -253,4 +253,4 @@ def test_a_picture_may_be_made_smaller_while_it_is_decoded(
     assert MediaIndex.from_json(media.to_json()) == media
     wanted = np.asarray(picture.resize(stored[::-1], Image.Resampling.BOX), np.float32)
     assert np.abs(chunk.pixels[0] - wanted).mean() < 2
-    assert read_picture(path)[0].shrunk == 1 and "shrunk" not in read_picture(path)[0].to_json()
+    assert read_image(path)[0].shrunk == 1 and "shrunk" not in read_image(path)[0].to_json()

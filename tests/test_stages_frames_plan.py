@@ -177,5 +177,5 @@ def test_without_trusted_keyframes_everything_is_decoded() -> None:
     route = SeekPlan(array("q", [90]), None)
     assert [route.seek_target(at) for at in range(100)] == [None] * 100
     walking = SeekPlan(array("q", [90]), GROUPS_OF_TEN)
-    walking.walk()
+    walking.disable()
     assert walking.seek_target(0) is None

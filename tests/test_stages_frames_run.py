@@ -73,7 +73,13 @@ def medium(path: Path, *, wanted: list[int] | None = None) -> dict[str, Any]:
     kind = "image" if path.suffix in (".png", ".jpg") else "video"
     digest = hash_file(path) if path.is_file() else "0" * 64
     stamp = stamp_of(path) if path.is_file() else None
-    return {"path": str(path), "digest": digest, "kind": kind, "wanted": wanted, "stamp": stamp}
+    return {
+        "path": str(path),
+        "digest": digest,
+        "kind": kind,
+        "chunk_indexes": wanted,
+        "stamp": stamp,
+    }
 
 
 def video(desk: Desk, name: str = "a.mp4", seconds: int = 7) -> dict[str, Any]:
@@ -145,9 +151,9 @@ def test_damage_is_described_alike_wherever_a_run_was_killed(
 
 def test_only_wanted_chunks_are_made(desk: Desk) -> None:
     one = video(desk)
-    assert desk.run({**one, "wanted": [1, 3]}) == [keys(one, 4)[1], keys(one, 4)[3]]
+    assert desk.run({**one, "chunk_indexes": [1, 3]}) == [keys(one, 4)[1], keys(one, 4)[3]]
     assert one["digest"] not in desk.record_set("media")
-    assert desk.run({**one, "wanted": [1]}) == []
+    assert desk.run({**one, "chunk_indexes": [1]}) == []
     assert desk.run(one) == [keys(one, 4)[0], keys(one, 4)[2]]
     index = MediaIndex.from_json(desk.record_set("media").meta(one["digest"]))
     assert [c.index for c in index.chunks] == [0, 1, 2, 3]
@@ -157,7 +163,7 @@ def test_deleted_frames_of_a_known_medium_are_made_again_when_wanted(desk: Desk)
     one = video(desk)
     desk.run(one)
     desk.record_set("frames").drop(keys(one, 4))
-    assert desk.run({**one, "wanted": [2]}) == [keys(one, 4)[2]]
+    assert desk.run({**one, "chunk_indexes": [2]}) == [keys(one, 4)[2]]
 
 
 def test_several_videos_and_pictures_at_once(desk: Desk) -> None:
@@ -197,7 +203,7 @@ def test_a_picture_stored_smaller_before_is_stored_anew_and_a_small_one_answers(
     assert desk.run(large, one) == keys(large, 1)
     record = desk.record_set("frames").read(keys(large, 1)[0])
     assert (record.meta["height"], record.meta["width"]) == (48, 64)
-    assert desk.run({**large, "wanted": [0]}, {**one, "wanted": [0]}) == []
+    assert desk.run({**large, "chunk_indexes": [0]}, {**one, "chunk_indexes": [0]}) == []
 
 
 def test_two_files_of_one_content_are_cut_once(desk: Desk) -> None:

@@ -10,7 +10,7 @@ from av.video.frame import VideoFrame
 from numpy.typing import NDArray
 
 from artifacts.schema import ChunkIndex, FrameFit, Sampling
-from stages.frames.shot_cutter import LEEWAY
+from stages.frames.shot_cutter import MAX_OFFSET
 from stages.frames.shots import FrameDescriptor, distance
 from stages.frames.video import Chunk, Video
 from stages.process.memory import Sampler
@@ -102,10 +102,10 @@ def test_what_needs_converting_first_is_looked_at_all_the_same(tmp_path: Path) -
     plain = np.full((96, 128), 90, dtype=np.uint8)
     plain[:48, :64] = 200
     eye = FrameDescriptor()
-    looks = [eye.look(VideoFrame.from_ndarray(plain, format="gray"))]
+    looks = [eye.describe(VideoFrame.from_ndarray(plain, format="gray"))]
     for wanted in ("rgb24", "yuv420p10le"):
         frame = VideoFrame.from_ndarray(plain, format="gray").reformat(format=wanted)
-        looks.append(eye.look(frame))
+        looks.append(eye.describe(frame))
     assert distance(looks[0], looks[1]) < 0.1 and distance(looks[0], looks[2]) < 0.15
 
 
@@ -175,7 +175,7 @@ def test_so_many_frames_a_shot_lie_evenly_within_the_leeway(film: Path, count: i
         assert len(index.times) == count
         for number, seconds in enumerate(index.times):
             # A place lies on a frame that began before it: one frame more.
-            assert abs(seconds - index.start - number * step) <= LEEWAY * step + 1.5 / 30
+            assert abs(seconds - index.start - number * step) <= MAX_OFFSET * step + 1.5 / 30
 
 
 @pytest.mark.parametrize(
@@ -218,7 +218,7 @@ def test_shots_do_not_depend_on_threads_or_on_where_a_run_goes_on(film: Path) ->
             rest = video.shots(sampling, FrameFit(), after=[index for index, _ in wanted[:done]])
             assert digests(list(rest)) == wanted[done:]
     with Video(film) as video:
-        again = video.chunks(video.plan_again([index for index, _ in wanted]), FrameFit())
+        again = video.chunks(video.plan_stored([index for index, _ in wanted]), FrameFit())
         assert digests(list(again)) == wanted
 
 
@@ -249,7 +249,7 @@ def test_a_run_killed_after_any_shot_ends_with_the_same_chunks_and_bytes(
         assert [desk.record_set("frames").read(key).payload for key in stored] == undisturbed
         assert desk.record_set("media").meta(one["digest"]) == index
     desk.record_set("frames").drop(stored)  # of a known video: made again when wanted
-    assert desk.run({**one, "wanted": [3]}, sampling=sampling) == [stored[3]]
+    assert desk.run({**one, "chunk_indexes": [3]}, sampling=sampling) == [stored[3]]
     assert desk.record_set("frames").read(stored[3]).payload == undisturbed[3]
 
 

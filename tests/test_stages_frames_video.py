@@ -88,7 +88,7 @@ def test_groups_without_a_wanted_frame_are_not_decoded(tmp_path: Path) -> None:
     reader.decoder._decode = count  # type: ignore[method-assign]
     wanted = [0, 300, 580]
     ticks = [int(reader.timeline.pts[at]) for at in wanted]
-    reader.want(array("q", ticks))
+    reader.request(array("q", ticks))
     found = [reader.at(at, 0, 1 << 60) for at in ticks]
     reader.close()
     assert [f[0] for f in found if f is not None] == ticks

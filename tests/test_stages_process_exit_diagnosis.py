@@ -66,7 +66,10 @@ def test_words_of_a_death_of_memory_are_known_wherever_they_stand(words: str) ->
         ({"code": -15}, Interrupted),
         ({"code": 1, "error_event": StageError(type="MemoryError")}, OutOfMemory),
         ({"code": 1, "error_event": KEY, "last_lines": ("CUDA out of memory",)}, StageDied),
-        ({"code": 1, "error_event": StageError(type="UsageError", message="no", hint="y")}, UsageError),
+        (
+            {"code": 1, "error_event": StageError(type="UsageError", message="no", hint="y")},
+            UsageError,
+        ),
     ],
 )
 def test_a_silent_death_is_diagnosed(ending: dict[str, Any], expected: type[PenstockError]) -> None:

@@ -14,10 +14,10 @@ from torch import nn
 from artifacts.files import HALF, whole_file
 from stages.models.adapters.reading import ADAPTER_WEIGHTS
 from stages.process.report import EventReporter
-from stages.tune.checkpoint import TrainingProgress, go_on, keep
+from stages.tune.checkpoint import TrainingProgress, resume, save_checkpoint
 from stages.tune.job import ADAMW, ADAMW8, RECORD
 from stages.tune.run import EpochBatchOrder, run
-from stages.tune.training import WARMUP, differentiable, optimizer_of, rate_at
+from stages.tune.training import WARMUP, keep_differentiable, learning_rate_at, optimizer_of
 
 RECIPE = {"rank": 4}
 SHAPES = ((64, 128), (96, 64), (8,))
@@ -43,10 +43,10 @@ def test_who_goes_on_makes_the_next_step_to_the_same_numbers(tmp_path: Path, kin
     stepped(one, first, 1)
     progress = TrainingProgress(step=1, losses=[2.0], memory=[7], held_out=[(1, 3.0)])
     progress.best = [each.detach().clone() for each in one]
-    keep(tmp_path, RECIPE, progress, one, first)
+    save_checkpoint(tmp_path, RECIPE, progress, one, first)
     other = numbers(5)
     second = optimizer_of(kind, other, 0.1)
-    found = go_on(tmp_path, RECIPE, other, second)
+    found = resume(tmp_path, RECIPE, other, second)
     assert found is not None
     assert (found.step, found.losses, found.memory, found.best_step) == (1, [2.0], [7], 1)
     assert all(map(torch.equal, found.best, progress.best))
@@ -60,10 +60,10 @@ def test_another_optimizer_keeps_the_numbers_and_not_the_moments(tmp_path: Path)
     one = numbers(0)
     first = optimizer_of(ADAMW, one, 0.1)
     stepped(one, first, 1)
-    keep(tmp_path, RECIPE, TrainingProgress(step=1), one, first)
+    save_checkpoint(tmp_path, RECIPE, TrainingProgress(step=1), one, first)
     other = numbers(5)
     second = optimizer_of(ADAMW8, other, 0.1)
-    found = go_on(tmp_path, RECIPE, other, second)
+    found = resume(tmp_path, RECIPE, other, second)
     assert found is not None and found.step == 1
     assert all(map(torch.equal, one, other)) and not second.state
 
@@ -71,10 +71,10 @@ def test_another_optimizer_keeps_the_numbers_and_not_the_moments(tmp_path: Path)
 def test_of_another_recipe_or_of_none_nothing_is_taken(tmp_path: Path) -> None:
     one = numbers(0)
     optimizer = optimizer_of(ADAMW, one, 0.1)
-    assert go_on(tmp_path, RECIPE, one, optimizer) is None
-    keep(tmp_path, RECIPE, TrainingProgress(step=1), one, optimizer)
+    assert resume(tmp_path, RECIPE, one, optimizer) is None
+    save_checkpoint(tmp_path, RECIPE, TrainingProgress(step=1), one, optimizer)
     other = numbers(5)
-    assert go_on(tmp_path, {"rank": 8}, other, optimizer_of(ADAMW, other, 0.1)) is None
+    assert resume(tmp_path, {"rank": 8}, other, optimizer_of(ADAMW, other, 0.1)) is None
     assert all(map(torch.equal, other, numbers(5)))
 
 
@@ -107,11 +107,11 @@ def test_a_training_that_goes_on_sweeps_what_a_killed_one_left_half_written(tmp_
 
 def test_the_rate_rises_and_falls_to_nothing() -> None:
     steps = 200
-    rates = [rate_at(step, steps, 1.0) for step in range(steps)]
+    rates = [learning_rate_at(step, steps, 1.0) for step in range(steps)]
     warm = round(WARMUP * steps)
     assert rates[:warm] == sorted(rates[:warm]) and max(rates) == 1.0
     assert rates[warm:] == sorted(rates[warm:], reverse=True) and 0 < rates[-1] < 0.01
-    assert rate_at(0, 1, 1.0) == 1.0
+    assert learning_rate_at(0, 1, 1.0) == 1.0
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -121,7 +121,7 @@ def test_gradients_pass_a_layer_in_4_bit_that_was_only_asked_before(bias: bool) 
     layer = kind(128, 128, bias=bias, quant_type="nf4", compute_dtype=torch.bfloat16)
     plain = layer.weight.data.clone()
     layer = layer.to("cpu").requires_grad_(False)
-    differentiable(layer)
+    keep_differentiable(layer)
     layer.eval()
     asked = torch.randn(4, 128, dtype=torch.bfloat16)
     with torch.inference_mode():

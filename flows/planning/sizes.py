@@ -244,12 +244,12 @@ def _image_size(path: str) -> tuple[int, int]:
 
     from PIL import Image
 
-    from stages.frames.formats import picture_formats
+    from stages.frames.formats import image_formats
 
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(path, formats=picture_formats(Path(path))) as image:
+            with Image.open(path, formats=image_formats(Path(path))) as image:
                 return image.height, image.width
     except Exception:  # as above
         return UNKNOWN_SIZE

@@ -37,9 +37,9 @@ def thumbnail(place: str | Path, time: float | None, side: int = SIDE) -> bytes 
 def _picture(path: Path, side: int) -> Any:
     from PIL import Image
 
-    from stages.frames.formats import picture_formats
+    from stages.frames.formats import image_formats
 
-    image = Image.open(path, formats=picture_formats(Path(path)))
+    image = Image.open(path, formats=image_formats(Path(path)))
     image.draft("RGB", (2 * side, 2 * side))
     return image
 

@@ -114,8 +114,8 @@ def decoding_call(job: Job, limits: RequestLimits, store: str) -> Callable[[str]
             calls.frames_job(),
             store=store,
             live=pipe,
-            most_pixels=limits.pixels,
-            most_chunks=chunks,
+            max_pixels=limits.pixels,
+            max_chunks=chunks,
         )
         return replace(
             call,

@@ -53,10 +53,10 @@ class Pickle:
     def read(self, name: str) -> torch.Tensor:
         """Return a tensor whose numbers are read from the file when they are looked at. They must
         not be written to."""
-        told = self.tensors[name]
-        storage: Any = told.untyped_storage()
-        if not told.numel():
-            return torch.empty(told.shape, dtype=told.dtype)
+        meta = self.tensors[name]
+        storage: Any = meta.untyped_storage()
+        if not meta.numel():
+            return torch.empty(meta.shape, dtype=meta.dtype)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="The given buffer is not writable")
             raw = torch.frombuffer(
@@ -65,10 +65,10 @@ class Pickle:
                 count=storage.nbytes(),
                 offset=storage._checkpoint_offset,
             )
-        return raw.view(told.dtype).as_strided(told.shape, told.stride(), told.storage_offset())
+        return raw.view(meta.dtype).as_strided(meta.shape, meta.stride(), meta.storage_offset())
 
 
-class Member(NamedTuple):
+class ArchiveEntry(NamedTuple):
     """Bytes in an archive that may belong to tensors."""
 
     size: int
@@ -80,7 +80,7 @@ def open_pickle(path: Path) -> Pickle:
     """Open a file of pickled tensors; reads none of them. Raises UsageError for one that asks for
     anything else than tensors, EnvironmentFault for one that is not all there."""
     try:
-        members, digest = _members(path)
+        entries, digest = _entries(path)
     except (zipfile.BadZipFile, struct.error, ValueError, NotImplementedError) as error:
         raise _no_archive(path) from error
     except OSError as error:
@@ -95,13 +95,13 @@ def open_pickle(path: Path) -> Pickle:
             hint="Give the file that holds the model's state_dict",
         )
     for name, tensor in tensors.items():
-        _check(path, name, tensor, members)
+        _check(path, name, tensor, entries)
     if all(name.startswith(PARALLEL) for name in tensors):
         tensors = {name.removeprefix(PARALLEL): value for name, value in tensors.items()}
     return Pickle(path, tensors, digest)
 
 
-def _members(path: Path) -> tuple[dict[int, Member], str]:
+def _entries(path: Path) -> tuple[dict[int, ArchiveEntry], str]:
     """Return where bytes begin in an archive → what lies there, and a digest of its listing."""
     found = {}
     with open_regular(path) as file, zipfile.ZipFile(file) as archive:
@@ -118,7 +118,7 @@ def _members(path: Path) -> tuple[dict[int, Member], str]:
             name, extra = LOCAL_HEADER.unpack(file.read(LOCAL_HEADER.size))
             start = entry.header_offset + LOCAL_HEADER.size + name + extra
             stored = entry.compress_type == zipfile.ZIP_STORED
-            found[start] = Member(entry.file_size, stored)
+            found[start] = ArchiveEntry(entry.file_size, stored)
     return found, digest_of([(e.filename, e.file_size, e.CRC) for e in entries])
 
 
@@ -140,8 +140,8 @@ def _unpickled(path: Path) -> Any:
     try:
         return torch.load(path, map_location="meta", weights_only=True)
     except pickle.UnpicklingError as error:
-        asked = GLOBAL.search(str(error))
-        what = f"asks for {asked[1]}" if asked else "holds more than tensors"
+        found_global = GLOBAL.search(str(error))
+        what = f"asks for {found_global[1]}" if found_global else "holds more than tensors"
         raise UsageError(
             f"{path} {what}: such a pickle can run code when it is read, and is refused",
             hint="Take the weights from somebody who saved tensors alone",
@@ -154,9 +154,9 @@ def _unpickled(path: Path) -> Any:
                 f"{path} is a TorchScript archive, which is code: it is refused",
                 hint="Give the file that holds the model's state_dict",
             ) from error
-        said = " ".join(str(error).split())[:160] or type(error).__name__
+        message = " ".join(str(error).split())[:160] or type(error).__name__
         raise EnvironmentFault(
-            f"{path} cannot be read as pickled weights: {said}",
+            f"{path} cannot be read as pickled weights: {message}",
             hint="Download it again, or save its weights again as plain tensors",
         ) from error
 
@@ -173,7 +173,9 @@ def _state(found: Any) -> Mapping[str, Any]:
     return {}
 
 
-def _check(path: Path, name: str, tensor: torch.Tensor, members: Mapping[int, Member]) -> None:
+def _check(
+    path: Path, name: str, tensor: torch.Tensor, entries: Mapping[int, ArchiveEntry]
+) -> None:
     """Refuse a tensor that cannot be mapped from where it is said to lie, or not be written."""
     odd = next(_odd(tensor), "")
     if odd:
@@ -184,10 +186,10 @@ def _check(path: Path, name: str, tensor: torch.Tensor, members: Mapping[int, Me
     if not tensor.numel():
         return
     storage: Any = tensor.untyped_storage()
-    member = members.get(getattr(storage, "_checkpoint_offset", -1))
+    entry = entries.get(getattr(storage, "_checkpoint_offset", -1))
     last = sum((n - 1) * step for n, step in zip(tensor.shape, tensor.stride(), strict=True))
     end = (tensor.storage_offset() + last + 1) * tensor.element_size()
-    if member is None or not member.stored or not end <= storage.nbytes() <= member.size:
+    if entry is None or not entry.stored or not end <= storage.nbytes() <= entry.size:
         raise not_whole(path, "file of pickled weights")
 
 

@@ -33,7 +33,7 @@ from stages.process.report import EventReporter
 
 PICKLED, PICKLED_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
 PARTS = "pytorch_model-*-of-[0-9]*[0-9].bin"
-BESIDE = (
+COMPANION_FILES = (
     "tokenizer*", "vocab.*", "merges.txt", "*.model", "special_tokens_map.json",
     "*processor_config.json", "chat_template*",
 )  # fmt: skip
@@ -59,7 +59,7 @@ class PickledModel:
         """Return the files of the model that hold no weights, by name. Of an `original` file these
         are those of its tokenizer and processor alone. Raises EnvironmentFault for one that cannot
         be read."""
-        found = small_files(self.folder, BESIDE if original else SMALL)
+        found = small_files(self.folder, COMPANION_FILES if original else SMALL)
         return {n: content for n, content in found.items() if Path(n).suffix not in PICKLES}
 
 
@@ -127,15 +127,15 @@ def config_as(content: bytes, dtype: str, path: Path) -> bytes:
         value = json.loads(content)
     except (ValueError, RecursionError) as error:
         raise not_whole(path, "configuration") from error
-    _say(value, dtype)
+    _set_dtype(value, dtype)
     return json_bytes(value)
 
 
-def _say(value: Any, dtype: str) -> None:
+def _set_dtype(value: Any, dtype: str) -> None:
     for name, inner in value.items() if isinstance(value, dict) else ():
         if name in TYPES and isinstance(inner, str):
             value[name] = dtype
-        _say(inner, dtype)
+        _set_dtype(inner, dtype)
 
 
 MORE_ROOM = "Free some space, or give a folder on a larger disk; --dtype fp16 takes half of fp32"
@@ -147,7 +147,7 @@ class PickledTensor(NamedTuple):
     pickle: Pickle
     name: str
     """Its name there."""
-    told: torch.Tensor
+    meta: torch.Tensor
     """What is written of it, without data."""
 
 
@@ -157,7 +157,7 @@ def run(job: dict[str, Any], report: EventReporter) -> None:
     A first note says how many `shards` there will be, and how many are `there`; a last one how many
     `tensors` and `data_bytes` the folder holds. Raises PenstockError.
     """
-    with _telling(report):
+    with _logs_as_warnings(report):
         _convert(parse_job(ConvertJob, job), report)
 
 
@@ -170,7 +170,7 @@ def _convert(job: ConvertJob, report: EventReporter) -> None:
     original = next((layout for layout in ORIGINALS if layout.recognises(names)), None)
     small = _small_files(source, pickles, original, dtype)
     origins = _origins(pickles, original)
-    shards = lay_out((_spec(name, o.told, dtype) for name, o in origins.items()), job.shard_bytes)
+    shards = lay_out((_spec(name, o.meta, dtype) for name, o in origins.items()), job.shard_bytes)
     made_of = {
         "weights": digest_of([[pickle.path.name, pickle.digest] for pickle in pickles]),
         "dtype": job.dtype,
@@ -182,7 +182,7 @@ def _convert(job: ConvertJob, report: EventReporter) -> None:
 
 
 @contextlib.contextmanager
-def _telling(report: EventReporter) -> Iterator[None]:
+def _logs_as_warnings(report: EventReporter) -> Iterator[None]:
     """Have what is logged meanwhile told to who runs the command."""
     handler = logging.Handler(logging.WARNING)
     handler.emit = lambda record: report.warning(record.getMessage())  # type: ignore[method-assign]
@@ -210,9 +210,9 @@ class _Contents:
         for piece in in_pieces(tensor):
             cast = piece.to(spec.dtype)
             if not (cast is piece or cast.isfinite().all()) and _overflows(cast, piece):
-                most = piece[piece.isfinite()].abs().max().item()
+                largest = piece[piece.isfinite()].abs().max().item()
                 raise UsageError(
-                    f"tensor {spec.name} holds {most:.6g}, which is infinite in "
+                    f"tensor {spec.name} holds {largest:.6g}, which is infinite in "
                     f"{str(spec.dtype).removeprefix('torch.')}",
                     hint="Remove what is written, and convert with --dtype bf16 or without --dtype",
                 )
@@ -239,20 +239,20 @@ def _origins(
     found: dict[str, PickledTensor] = {}
     for pickle in pickles:
         for name, tensor in pickle.tensors.items():
-            for new, told in _called(name, tensor, original):
+            for new, meta in _called(name, tensor, original):
                 if new in found:
                     raise EnvironmentFault(
                         f"tensor {new} is in {found[new].pickle.path.name} and in {pickle.path}",
                         hint="They are of different models: give the file of one",
                     )
-                found[new] = PickledTensor(pickle, name, told)
+                found[new] = PickledTensor(pickle, name, meta)
     return found
 
 
-def _spec(name: str, told: torch.Tensor, dtype: torch.dtype | None) -> TensorSpec:
+def _spec(name: str, meta: torch.Tensor, dtype: torch.dtype | None) -> TensorSpec:
     # What has one byte a number is quantized, and means something only with its scales.
-    floating = told.dtype.is_floating_point and told.dtype.itemsize > 1
-    return TensorSpec(name, dtype if dtype and floating else told.dtype, tuple(told.shape))
+    floating = meta.dtype.is_floating_point and meta.dtype.itemsize > 1
+    return TensorSpec(name, dtype if dtype and floating else meta.dtype, tuple(meta.shape))
 
 
 def _check_index(source: PickledModel, pickles: Sequence[Pickle]) -> None:
@@ -274,13 +274,13 @@ def _small_files(
     """Return the files that make a model of the weights. Raises UsageError where nothing says what
     model they are of."""
     small = source.small_files(original is not None)
-    said = str(dtype or "").removeprefix("torch.")
+    dtype_name = str(dtype or "").removeprefix("torch.")
     if original is not None:
         shapes = {n: tuple(t.shape) for pickle in pickles for n, t in pickle.tensors.items()}
         types = [t.dtype for pickle in pickles for t in pickle.tensors.values()]
         widest = max((t for t in types if t.is_floating_point), key=lambda t: t.itemsize)
-        said = said or str(widest).removeprefix("torch.")
-        return {**small, CONFIG: json_bytes({**original.config(shapes), "dtype": said})}
+        dtype_name = dtype_name or str(widest).removeprefix("torch.")
+        return {**small, CONFIG: json_bytes({**original.config(shapes), "dtype": dtype_name})}
     if CONFIG not in small:
         known = ", ".join(layout.description for layout in ORIGINALS)
         raise UsageError(
@@ -288,4 +288,4 @@ def _small_files(
             "beside it",
             hint=f"Put the model's {CONFIG} and tokenizer into {source.folder}",
         )
-    return {**small, CONFIG: config_as(small[CONFIG], said, source.folder / CONFIG)}
+    return {**small, CONFIG: config_as(small[CONFIG], dtype_name, source.folder / CONFIG)}

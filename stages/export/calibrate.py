@@ -24,7 +24,7 @@ from stages.decode.stored import read_features
 from stages.decode.teacher_forcing import caption_of, forced_logits
 from stages.export.gptq import NoInverse, gptq
 from stages.export.jobs import CalibrateJob, CaptionedItem
-from stages.export.outline import outline_of
+from stages.export.outline import plan_export
 from stages.export.quant_formats import Packed
 from stages.models.halves.classes import config_and_class, skeleton_of
 from stages.models.halves.offload import placement, waiting
@@ -56,14 +56,14 @@ def calibrate(
     half: Any,
     layers: Sequence[tuple[str, nn.Module]],
     calls: Sequence[Callable[[], object]],
-    wanted: Collection[str],
-    most_bytes: int,
-    take: RoundWeight,
+    paths: Collection[str],
+    max_bytes: int,
+    round_weight: RoundWeight,
     done: Collection[str] = (),
 ) -> None:
-    """Have `take` take each wanted linear of a half once, with its Hessian if there is one.
+    """Have `round_weight` take each wanted linear of a half once, with its Hessian if there is one.
 
-    `layers` are paths and modules of the half's layers, and `wanted` paths of linears, of which
+    `layers` are paths and modules of the half's layers, and `paths` paths of linears, of which
     those in `done` are passed over. Each of the `calls` runs the half over one sample, without
     padding, which would be summed up as well. Linears of one layer come together, in the order of
     its modules, as soon as all calls have passed it; a layer that calls pass more than once is
@@ -71,35 +71,35 @@ def calibrate(
     call passed, and those in no layer whose weights are there. When nothing is wanted of the layers
     that remain, a call is ended there. The hidden states of all calls are held at once.
 
-    Hessians of a layer that would take more than `most_bytes` together are not made: those of the
+    Hessians of a layer that would take more than `max_bytes` together are not made: those of the
     linears that are reached last.
     """
-    todo = {path for path in wanted if path not in done}
+    todo = {path for path in paths if path not in done}
     streamed = streamed_layers(half)
     modules = dict(layers)
-    keeper: LayerProvider = _AllThere()
+    provider: LayerProvider = _ResidentLayers()
     if streamed is None:
         paths = tuple(modules)
-        turnstile = LayerLockstep(list(modules.values()), keeper)
+        turnstile = LayerLockstep(list(modules.values()), provider)
     else:
-        paths, keeper, turnstile = streamed.paths, streamed.slabs, streamed.turnstile
+        paths, provider, turnstile = streamed.paths, streamed.slabs, streamed.turnstile
         assert set(paths) == modules.keys()
     linears = [_within(path, modules[path], todo) for path in paths]
-    handing = _Handing(linears, most_bytes, take)
-    if handing.left():
-        with handing.watching([modules[path] for path in paths]):
-            turnstile.cross([partial(_as_far_as_wanted, call) for call in calls], handing.passed)
-    for number in handing.left():
-        keeper.bring(number)
+    collector = _HessianCollector(linears, max_bytes, round_weight)
+    if collector.remaining():
+        with collector.watching([modules[path] for path in paths]):
+            turnstile.cross([partial(_run_until_done, call) for call in calls], collector.passed)
+    for number in collector.remaining():
+        provider.bring(number)
         try:
-            handing.hand_out(number)
+            collector.round_layer(number)
         finally:
-            keeper.take_away(number)
+            provider.take_away(number)
     for path, linear in _outside(half, todo.difference(*linears)):
-        take(path, linear.weight, None, OUTSIDE)
+        round_weight(path, linear.weight, None, OUTSIDE)
 
 
-class _AllThere:
+class _ResidentLayers:
     """The layer keeper of a half whose layers are all in memory."""
 
     def expect(self, layer: int) -> None:
@@ -116,13 +116,13 @@ class _Enough(Exception):
     """Raised to end a call once it has delivered what was wanted."""
 
 
-def _as_far_as_wanted(call: Callable[[], object]) -> None:
+def _run_until_done(call: Callable[[], object]) -> None:
     with contextlib.suppress(_Enough):
         call()
 
 
 @dataclass(eq=False, slots=True)
-class _Sum:
+class _InputStats:
     """The input statistics of one linear layer, and of others with the same input."""
 
     owner: str
@@ -144,21 +144,21 @@ class _Sum:
                 self.hessian.addmm_(values.t(), values)
 
 
-class _Handing:
+class _HessianCollector:
     """The Hessians of the current layer, and the layers that are still to be handed out."""
 
     def __init__(
-        self, linears: Sequence[dict[str, nn.Linear]], most_bytes: int, take: RoundWeight
+        self, linears: Sequence[dict[str, nn.Linear]], max_bytes: int, round_weight: RoundWeight
     ) -> None:
         self._linears = linears
-        self._most_bytes = most_bytes
-        self._take = take
+        self._max_bytes = max_bytes
+        self._round_weight = round_weight
         self._open = {number for number, found in enumerate(linears) if found}
-        self._sums: dict[str, _Sum] = {}
+        self._sums: dict[str, _InputStats] = {}
         """Path of a linear → its sum."""
         self._calls = Counter[str]()
         """Path of a linear → calls that gave it what is in its sum."""
-        self._given: list[tuple[weakref.ref[torch.Tensor], _Sum]] = []
+        self._given: list[tuple[weakref.ref[torch.Tensor], _InputStats]] = []
         """What linears were given that is still there, and the sums that have it."""
 
     @contextlib.contextmanager
@@ -178,9 +178,9 @@ class _Handing:
     def passed(self, number: int) -> None:
         """Hand out the linears of a layer that all calls have passed."""
         if number in self._open:
-            self.hand_out(number)
+            self.round_layer(number)
 
-    def hand_out(self, number: int) -> None:
+    def round_layer(self, number: int) -> None:
         """Hand out the linears of a layer, and drop their Hessians."""
         for path, linear in self._linears[number].items():
             found = self._sums.pop(path, None)
@@ -188,10 +188,10 @@ class _Handing:
             if found is not None and found.tokens:
                 agreed = self._calls[path] == found.calls
                 hessian, reason = (found.hessian, found.reason) if agreed else (None, APART)
-            self._take(path, linear.weight, hessian, reason)
+            self._round_weight(path, linear.weight, hessian, reason)
         self._open.discard(number)
 
-    def left(self) -> list[int]:
+    def remaining(self) -> list[int]:
         """Return the numbers of the layers that were not handed out."""
         return sorted(self._open)
 
@@ -219,16 +219,18 @@ class _Handing:
         if own.owner == path or own is same:
             self._calls[path] += 1
 
-    def _new(self, path: str, given: torch.Tensor) -> _Sum:
+    def _new(self, path: str, given: torch.Tensor) -> _InputStats:
         """Return a sum with an empty Hessian, or without one where there is no room for it."""
         columns = given.shape[-1]
         held = {id(s): s.hessian.nbytes for s in self._sums.values() if s.hessian is not None}
         size = columns * columns * torch.float32.itemsize
-        if sum(held.values()) + size > self._most_bytes:
-            return _Sum(path, None, f"there is no room for its Hessian of {size / 1e6:,.1f} MB")
+        if sum(held.values()) + size > self._max_bytes:
+            return _InputStats(
+                path, None, f"there is no room for its Hessian of {size / 1e6:,.1f} MB"
+            )
         # Those who are given it may go on computing with it wherever they like.
         with torch.inference_mode(False):
-            return _Sum(path, torch.zeros(columns, columns, device=given.device))
+            return _InputStats(path, torch.zeros(columns, columns, device=given.device))
 
 
 def _within(path: str, layer: nn.Module, todo: Collection[str]) -> dict[str, nn.Linear]:
@@ -244,18 +246,18 @@ def _outside(half: nn.Module, todo: Collection[str]) -> Iterator[tuple[str, nn.L
             yield path, module
 
 
-def warm(told: dict[str, Any]) -> None:
+def warm(fields: dict[str, Any]) -> None:
     """Import what the model needs, before what the stage takes is counted."""
-    warm_model(told)
+    warm_model(fields)
 
 
-def run(told: dict[str, Any], report: EventReporter) -> None:
+def run(fields: dict[str, Any], report: EventReporter) -> None:
     """Round the weights of a CalibrateJob. A last note says which are left to be rounded each by
     itself, and why. Raises PenstockError."""
-    job = parse_job(CalibrateJob, told)
+    job = parse_job(CalibrateJob, fields)
     form = Packed(job.bits, job.group, Path(job.folder))
-    outline = outline_of(Path(job.half.model), job.parts, job.half.trust_remote_code, form.takes)
-    names = {tensor.module: tensor.name for tensor in outline.tensors if tensor.module}
+    plan = plan_export(Path(job.half.model), job.parts, job.half.trust_remote_code, form.takes)
+    names = {tensor.module: tensor.name for tensor in plan.tensors if tensor.module}
     done = {path for path, name in names.items() if (Path(job.folder) / name).exists()}
     report.total(len(names) - len(done))
     if len(done) == len(names):
@@ -264,32 +266,34 @@ def run(told: dict[str, Any], report: EventReporter) -> None:
     processor, held = source.processor(), source.hold("language")
     report.note(ready=True, **facts(held.model))
     features = RecordSet(open_store(job.store), "features", job.features_namespace)
-    left: dict[str, str] = {}
+    remaining: dict[str, str] = {}
 
-    def take(path: str, weight: torch.Tensor, hessian: torch.Tensor | None, reason: str) -> None:
+    def round_weight(
+        path: str, weight: torch.Tensor, hessian: torch.Tensor | None, reason: str
+    ) -> None:
         try:
             if hessian is None:
-                left[path] = reason
+                remaining[path] = reason
                 return
-            rounded = gptq(weight, hessian, job.bits, job.group, outline.dtype)
+            rounded = gptq(weight, hessian, job.bits, job.group, plan.dtype)
             held.confirm()
-            form.keep(names[path], rounded, outline.dtype)
+            form.keep(names[path], rounded, plan.dtype)
             report.item(names[path])
         except NoInverse as error:
-            left[path] = str(error)
+            remaining[path] = str(error)
 
-    def read(member: CaptionedItem, half: Any) -> None:
-        row = read_features(features, member.features)
-        forced_logits(half, processor, caption_of(processor, row, member.prompt, member.caption))
+    def read(item: CaptionedItem, half: Any) -> None:
+        row = read_features(features, item.features)
+        forced_logits(half, processor, caption_of(processor, row, item.prompt, item.caption))
 
     def whole(half: Any) -> None:
         make_greedy(half, processor)
-        calls = [partial(read, member, half) for member in job.members]
+        calls = [partial(read, item, half) for item in job.members]
         layers = [(path, half.get_submodule(path)) for path in _layers(job, half)]
-        calibrate(half, layers, calls, list(names), job.hessian_bytes, take, done)
+        calibrate(half, layers, calls, list(names), job.hessian_bytes, round_weight, done)
 
     held.use(whole)
-    report.note(rounded_to_nearest=left)
+    report.note(rounded_to_nearest=remaining)
 
 
 def _layers(job: CalibrateJob, half: Any) -> list[str]:

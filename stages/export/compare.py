@@ -26,9 +26,9 @@ NEIGHBOURS, SEARCHED = 10, 600
 """Nearest rows that are compared, and rows among which they are."""
 
 
-def run(told: dict[str, Any], report: EventReporter) -> None:
+def run(fields: dict[str, Any], report: EventReporter) -> None:
     """Compare the records of a FeaturesJob; a note says how near they are. Raises PenstockError."""
-    job = parse_job(FeaturesJob, told)
+    job = parse_job(FeaturesJob, fields)
     store = open_store(job.store)
     sets = [RecordSet(store, job.kind, namespace) for namespace in (job.namespace, job.other)]
     report.total(len(job.pairs))
@@ -45,11 +45,11 @@ def run(told: dict[str, Any], report: EventReporter) -> None:
 
 
 def nearness(
-    wanted: torch.Tensor, found: torch.Tensor, counts: Sequence[tuple[str, int]]
+    reference: torch.Tensor, found: torch.Tensor, counts: Sequence[tuple[str, int]]
 ) -> dict[str, Any]:
     """Return how near rows [rows, width] are to those that are wanted; `counts` are the rows of
     each chunk, in their order."""
-    first, second = wanted.double(), found.double()
+    first, second = reference.double(), found.double()
     mean = first.mean(0)
     plain = cosine_similarity(first, second, dim=-1)
     first, second = first - mean, second - mean

@@ -9,7 +9,7 @@ and Hessian give the same numbers on the same machine and thread count.
 
 import torch
 
-from stages.export.rounding import CannotRound, Rounded, finite, most, row_blocks, scales_of
+from stages.export.rounding import CannotRound, Rounded, finite, max_int, row_blocks, scales_of
 
 LAZY = 128
 """Columns after which those that follow are brought up to date, in one product."""
@@ -17,7 +17,7 @@ BLOCK_NUMBERS = 1 << 24
 """Weights of the rows that are rounded at once: 64 MiB."""
 AT_ONCE = 128
 """Columns of an inverse that are made at once."""
-MOST_DAMPING = 1.0
+MAX_DAMPING = 1.0
 """Share of the mean of the Hessian's diagonal; with more of it there is little left to follow."""
 
 
@@ -78,7 +78,7 @@ def _round_columns(
         if column % group == 0:
             scales.append(scales_of(turned[column : column + group].t(), bits, group, dtype))
         scale = scales[-1][:, 0]
-        number = torch.div(turned[column], scale).round_().clamp_(-most(bits) - 1, most(bits))
+        number = torch.div(turned[column], scale).round_().clamp_(-max_int(bits) - 1, max_int(bits))
         found[column] = number
         loss = losses[column - first]
         torch.sub(turned[column], number.mul_(scale), out=loss).div_(factor[column, column])
@@ -95,7 +95,7 @@ def _factor(hessian: torch.Tensor, damp: float) -> torch.Tensor:
     """
     diagonal = hessian.diagonal().float()
     mean = diagonal.mean()
-    while damp <= MOST_DAMPING:
+    while damp <= MAX_DAMPING:
         turned = hessian.flip(0, 1).float()
         turned.diagonal().add_(torch.where(diagonal == 0, 1.0, mean * damp).flip(0))
         lower, failed = torch.linalg.cholesky_ex(turned)

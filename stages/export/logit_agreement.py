@@ -26,7 +26,7 @@ from stages.decode.teacher_forcing import (
     is_bidirectional,
 )
 from stages.export.jobs import CaptionedItem, JudgeJob
-from stages.export.outline import ExportPlan, outline_of
+from stages.export.outline import ExportPlan, plan_export
 from stages.export.parity import of_each
 from stages.export.quant_formats import Packed, unpack
 from stages.export.rounding import Rounded, unrounded
@@ -40,13 +40,13 @@ from stages.process.report import EventReporter
 Read = Callable[[], torch.Tensor]
 
 
-def replace_weights(half: Any, outline: ExportPlan, folder: Path, bits: int, group: int) -> int:
+def replace_weights(half: Any, plan: ExportPlan, folder: Path, bits: int, group: int) -> int:
     """Put the weights of a packed checkpoint in place of the half's, and return how many. One that
     is fetched when it is wanted is replaced each time."""
     files = {name: path for path in folder.glob("*.safetensors") for name in read_places(path)}
     modules = dict(half.named_modules())
     count = 0
-    for tensor in outline.tensors:
+    for tensor in plan.tensors:
         linear = modules.get(tensor.module) if tensor.module else None
         if not isinstance(linear, nn.Linear):
             continue
@@ -71,11 +71,11 @@ def _read(
     for extra in ("packed", "scale"):
         with safe_open(files[f"{name}_{extra}"], "pt", backend="pread") as file:
             found.append(file.get_tensor(f"{name}_{extra}"))
-    words, scales = found
-    return unrounded(Rounded(unpack(words, bits), scales.float()), group, dtype)
+    packed, scales = found
+    return unrounded(Rounded(unpack(packed, bits), scales.float()), group, dtype)
 
 
-TOGETHER = 8
+CAPTIONS_PER_PASS = 8
 """Captions whose logits are held at once; they cross layers together that come one by one."""
 
 
@@ -87,9 +87,9 @@ class LogitAgreement:
         self.divergence = 0.0
         self._by_caption: dict[str, float] = {}
 
-    def add(self, key: str, wanted: torch.Tensor, found: torch.Tensor) -> None:
+    def add(self, key: str, reference: torch.Tensor, found: torch.Tensor) -> None:
         """Count the caption of this key; both are logits [tokens, vocabulary]."""
-        first, second = (logits.double().log_softmax(-1) for logits in (wanted, found))
+        first, second = (logits.double().log_softmax(-1) for logits in (reference, found))
         divergence = float((first.exp() * (first - second)).sum())
         agreeing = first.argmax(-1) == second.argmax(-1)
         self.divergence += divergence
@@ -110,15 +110,15 @@ class LogitAgreement:
         }
 
 
-def warm(told: dict[str, Any]) -> None:
+def warm(fields: dict[str, Any]) -> None:
     """Import what the model needs, before what the stage takes is counted."""
-    warm_model(told)
+    warm_model(fields)
 
 
-def run(told: dict[str, Any], report: EventReporter) -> None:
+def run(fields: dict[str, Any], report: EventReporter) -> None:
     """Go through the members of a JudgeJob. A last note says of a half that is compared how far it
     agrees. Raises PenstockError."""
-    job = parse_job(JudgeJob, told)
+    job = parse_job(JudgeJob, fields)
     store, folder = open_store(job.store), Path(job.folder)
     features = RecordSet(store, "features", job.features_namespace)
     left = [m for m in job.members if job.compared or not (folder / m.key).exists()]
@@ -129,35 +129,33 @@ def run(told: dict[str, Any], report: EventReporter) -> None:
     processor, held, agreement = source.processor(), source.hold("language"), LogitAgreement()
     report.note(ready=True, **facts(held.model))
 
-    def caption(member: CaptionedItem) -> ForcedCaption:
-        row = read_features(features, member.features)
-        return caption_of(processor, row, member.prompt, member.caption)
+    def caption(item: CaptionedItem) -> ForcedCaption:
+        row = read_features(features, item.features)
+        return caption_of(processor, row, item.prompt, item.caption)
 
-    def ask(half: Any, member: CaptionedItem) -> torch.Tensor:
-        return ready[half](half, processor, caption(member))
+    def ask(half: Any, item: CaptionedItem) -> torch.Tensor:
+        return ready[half](half, processor, caption(item))
 
-    def ask_together(members: Sequence[CaptionedItem], half: Any) -> list[torch.Tensor]:
+    def ask_together(items: Sequence[CaptionedItem], half: Any) -> list[torch.Tensor]:
         if half not in ready:
             make_greedy(half, processor)
             if job.rounded:
                 _round(job, half)
-            (ahead,) = cross(
-                half, [partial(is_bidirectional, half, processor, caption(members[0]))]
-            )
+            (ahead,) = cross(half, [partial(is_bidirectional, half, processor, caption(items[0]))])
             ready[half] = forced_logits_stepwise if ahead else forced_logits
-        return cross(half, [partial(ask, half, member) for member in members])
+        return cross(half, [partial(ask, half, item) for item in items])
 
     ready: dict[Any, Callable[[Any, Any, ForcedCaption], torch.Tensor]] = {}
-    for first in range(0, len(left), TOGETHER):
-        members = left[first : first + TOGETHER]
-        for member, found in zip(members, held.use(partial(ask_together, members)), strict=True):
-            path = folder / member.key
+    for first in range(0, len(left), CAPTIONS_PER_PASS):
+        items = left[first : first + CAPTIONS_PER_PASS]
+        for item, found in zip(items, held.use(partial(ask_together, items)), strict=True):
+            path = folder / item.key
             if job.compared:
-                agreement.add(member.key, load_file(path)["logits"], found)
+                agreement.add(item.key, load_file(path)["logits"], found)
             else:
                 with whole_file(path) as file:
                     file.write(save({"logits": found}))
-            report.item(member.key)
+            report.item(item.key)
     if job.compared:
         report.note(agreement=agreement.to_json())
 
@@ -165,10 +163,10 @@ def run(told: dict[str, Any], report: EventReporter) -> None:
 def _round(job: JudgeJob, half: Any) -> None:
     """Put the rounded weights into the half. Raises EnvironmentFault when these are not all."""
     form = Packed(job.bits, job.group)
-    outline = outline_of(Path(job.half.model), job.parts, job.half.trust_remote_code, form.takes)
-    count = replace_weights(half, outline, Path(job.rounded), job.bits, job.group)
-    if count != len(outline.modules):
+    plan = plan_export(Path(job.half.model), job.parts, job.half.trust_remote_code, form.takes)
+    count = replace_weights(half, plan, Path(job.rounded), job.bits, job.group)
+    if count != len(plan.modules):
         raise EnvironmentFault(
-            f"{count} of {len(outline.modules)} rounded weights found a place in the half",
+            f"{count} of {len(plan.modules)} rounded weights found a place in the half",
             hint="Remove the folder and export again; if that does not help, please report it",
         )

@@ -120,8 +120,8 @@ class _Targets:
         for header, path in zip(headers, model_names(skeleton, [*self._stored]), strict=True):
             if path and tuple(skeleton.get_parameter_or_buffer(path).shape) == header.shape:
                 self._at[path] = header
-        wanted = [*adapter.whole, *(f"{path}.weight" for path in adapter.low_rank)]
-        self._renamed = dict(zip(wanted, model_names(skeleton, wanted), strict=True))
+        names = [*adapter.whole, *(f"{path}.weight" for path in adapter.low_rank)]
+        self._renamed = dict(zip(names, model_names(skeleton, names), strict=True))
         ties = getattr(skeleton, "all_tied_weights_keys", None) or {}
         self._tied = {**{source: target for target, source in ties.items()}, **ties}
 
@@ -176,13 +176,13 @@ MORE_ROOM = (
 )
 
 
-def run(told: dict[str, Any], report: EventReporter) -> None:
+def run(fields: dict[str, Any], report: EventReporter) -> None:
     """Write the checkpoint of a MergeJob, and tell each file of weights as an item.
 
     A first note says how many `shards` there will be, and how many are `there`; a last one how many
     tensors are `merged`. Raises PenstockError.
     """
-    job = parse_job(MergeJob, told)
+    job = parse_job(MergeJob, fields)
     planned = job.files
     with planned.compared():
         _merge(job, planned, report)

@@ -56,7 +56,7 @@ class ExportPlan:
     """Tensors in the order of their files."""
     dtype: torch.dtype
     """Type in which its quantized layers compute."""
-    spared: tuple[str, ...]
+    unquantized: tuple[str, ...]
     """Paths of the linear modules that stay as they are."""
 
     @property
@@ -71,7 +71,7 @@ class ExportPlan:
         return [t.name.removesuffix(ending) for t in matrices if t.name.endswith(ending)]
 
 
-def outline_of(
+def plan_export(
     folder: Path,
     parts: Collection[Part],
     trusted: bool,
@@ -91,8 +91,8 @@ def outline_of(
     with _by_default(dtype):
         skeleton = skeleton_of(config, cls)
     linears = {path: m for part in parts for path, m in quantizable(skeleton, part).items()}
-    wanted = [path for path, module in linears.items() if not takes(module)]
-    if not wanted:
+    quantized_paths = [path for path, module in linears.items() if not takes(module)]
+    if not quantized_paths:
         first = next(iter(linears), "")
         why = f": {first} has {takes(linears[first])}" if first else ""
         raise UsageError(
@@ -102,18 +102,18 @@ def outline_of(
         )
     paths = model_names(skeleton, [header.name for header in headers])
     tensors = tuple(
-        _tensor(folder, header, path, skeleton, dtype, wanted)
+        _tensor(folder, header, path, skeleton, dtype, quantized_paths)
         for header, path in zip(headers, paths, strict=True)
     )
     found = ExportPlan(
         tensors=tensors,
         dtype=dtype,
-        spared=tuple(path for path in linears_of(skeleton) if path not in wanted),
+        unquantized=tuple(path for path in linears_of(skeleton) if path not in quantized_paths),
     )
-    if lacking := sorted(set(wanted) - set(found.modules)):
+    if missing := sorted(set(quantized_paths) - set(found.modules)):
         raise UsageError(
-            f"{folder} stores {counted(len(lacking), 'linear layer')} otherwise than the model "
-            f"computes with them, such as {lacking[0]}",
+            f"{folder} stores {counted(len(missing), 'linear layer')} otherwise than the model "
+            f"computes with them, such as {missing[0]}",
             hint="Such a model is quantized while it is loaded: --language-precision nf4",
         )
     return found
@@ -125,12 +125,14 @@ def _tensor(
     path: str | None,
     skeleton: Any,
     dtype: torch.dtype,
-    wanted: Collection[str],
+    quantized_paths: Collection[str],
 ) -> StoredTensor:
     place = skeleton.get_parameter_or_buffer(path) if path else None
     owner = (path or "").removesuffix(".weight")
     # A converter of the loader's splits or joins what has another shape.
-    quantized = owner in wanted and place is not None and tuple(place.shape) == header.shape
+    quantized = (
+        owner in quantized_paths and place is not None and tuple(place.shape) == header.shape
+    )
     linear = skeleton.get_submodule(owner) if quantized else None
     return StoredTensor(
         name=header.name,

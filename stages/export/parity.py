@@ -22,15 +22,15 @@ class ParityThreshold:
     group: str
     name: str
     bound: float
-    at_least: bool
-    words: str
+    is_minimum: bool
+    label: str
 
-    def holds(self, value: float) -> bool:
-        return value >= self.bound if self.at_least else value <= self.bound
+    def passes(self, value: float) -> bool:
+        return value >= self.bound if self.is_minimum else value <= self.bound
 
-    def said(self, value: float) -> str:
+    def describe(self, value: float) -> str:
         """Return the figure in words, with what it has to be."""
-        return f"{self.words} {value:.5g} ({'≥' if self.at_least else '≤'} {self.bound:g})"
+        return f"{self.label} {value:.5g} ({'≥' if self.is_minimum else '≤'} {self.bound:g})"
 
 
 def _of_vectors(group: str) -> tuple[ParityThreshold, ...]:
@@ -41,8 +41,8 @@ def _of_vectors(group: str) -> tuple[ParityThreshold, ...]:
         "neighbours": (0.95, f"share of the same 10 neighbours of {group}"),
     }
     return tuple(
-        ParityThreshold(group=group, name=name, bound=bound, at_least=True, words=words)
-        for name, (bound, words) in figures.items()
+        ParityThreshold(group=group, name=name, bound=bound, is_minimum=True, label=label)
+        for name, (bound, label) in figures.items()
     )
 
 
@@ -53,15 +53,15 @@ GATES = (
         group="text",
         name="token_agreement",
         bound=0.995,
-        at_least=True,
-        words="share of the same tokens",
+        is_minimum=True,
+        label="share of the same tokens",
     ),
     ParityThreshold(
         group="text",
         name="divergence",
         bound=0.005,
-        at_least=False,
-        words="Kullback-Leibler divergence in nats a token",
+        is_minimum=False,
+        label="Kullback-Leibler divergence in nats a token",
     ),
 )
 """Figures that decide. By how many of the captions are the same as the original's is told, and
@@ -91,9 +91,9 @@ def evaluate_parity(figures: Mapping[str, Mapping[str, Any]], frames: int) -> di
     measured."""
     gates = [gate for gate in GATES if gate.group in figures]
     missed = [
-        gate.said(figures[gate.group][gate.name])
+        gate.describe(figures[gate.group][gate.name])
         for gate in gates
-        if not gate.holds(figures[gate.group][gate.name])
+        if not gate.passes(figures[gate.group][gate.name])
     ]
     if frames < FRAMES:
         missed.append(f"{frames} frames were seen (≥ {FRAMES})")

@@ -33,8 +33,8 @@ class QuantFormat(Protocol):
     def tensors(self, name: str, weight: torch.Tensor) -> dict[str, torch.Tensor]:
         """Return them by name. The weight is of the type that the model computes in."""
 
-    def settings(self, dtype: torch.dtype, spared: Iterable[str]) -> dict[str, Any]:
-        """Return what config.json says of it; `spared` are the linear modules that stay."""
+    def settings(self, dtype: torch.dtype, unquantized: Iterable[str]) -> dict[str, Any]:
+        """Return what config.json says of it; `unquantized` are the linear modules that stay."""
 
 
 def specs_of(tensors: Mapping[str, torch.Tensor]) -> list[TensorSpec]:
@@ -89,8 +89,8 @@ class Nf4:
         packed = torch.cat([found for found, _ in pieces])
         return {name: packed, **{f"{name}.{key}": value for key, value in extras.items()}}
 
-    def settings(self, dtype: torch.dtype, spared: Iterable[str]) -> dict[str, Any]:
-        return dict(settings_of("nf4", dtype, spared).to_dict())
+    def settings(self, dtype: torch.dtype, unquantized: Iterable[str]) -> dict[str, Any]:
+        return dict(settings_of("nf4", dtype, unquantized).to_dict())
 
 
 class Int8:
@@ -115,8 +115,8 @@ class Int8:
         form = torch.tensor(ROW_FORMAT, dtype=torch.uint8)
         return dict(zip(self.names(name), (numbers, scales, form), strict=True))
 
-    def settings(self, dtype: torch.dtype, spared: Iterable[str]) -> dict[str, Any]:
-        return dict(settings_of("int8", dtype, spared).to_dict())
+    def settings(self, dtype: torch.dtype, unquantized: Iterable[str]) -> dict[str, Any]:
+        return dict(settings_of("int8", dtype, unquantized).to_dict())
 
 
 METHOD = "compressed-tensors"
@@ -153,13 +153,13 @@ def pack(numbers: torch.Tensor, bits: int) -> torch.Tensor:
     raised = numbers.view(torch.uint8) + 2 ** (bits - 1)
     if bits == 4:
         raised = raised[:, 0::2] | (raised[:, 1::2] << 4)
-    words: torch.Tensor = raised.contiguous().view(torch.int32)
-    return words
+    packed: torch.Tensor = raised.contiguous().view(torch.int32)
+    return packed
 
 
-def unpack(words: torch.Tensor, bits: int) -> torch.Tensor:
+def unpack(packed: torch.Tensor, bits: int) -> torch.Tensor:
     """Return the int8 numbers that `pack` was given."""
-    raised = words.contiguous().view(torch.uint8)
+    raised = packed.contiguous().view(torch.uint8)
     if bits == 4:
         raised = torch.stack((raised & 15, raised >> 4), dim=-1).flatten(1)
     numbers: torch.Tensor = (raised - 2 ** (bits - 1)).view(torch.int8)
@@ -232,8 +232,8 @@ class Packed:
             ) from error
         return tensors(name, rounded, weight.dtype, self.bits)
 
-    def settings(self, dtype: torch.dtype, spared: Iterable[str]) -> dict[str, Any]:
-        return quantization_config(self.bits, self.group, spared)
+    def settings(self, dtype: torch.dtype, unquantized: Iterable[str]) -> dict[str, Any]:
+        return quantization_config(self.bits, self.group, unquantized)
 
     def keep(self, name: str, rounded: Rounded, dtype: torch.dtype) -> None:
         """Write what a weight was rounded to into the folder. Raises EnvironmentFault."""

@@ -81,19 +81,21 @@ def scales_of(values: torch.Tensor, bits: int, group: int, dtype: torch.dtype) -
     that shrink the group's maximum."""
     rows, columns = values.shape
     grouped = values.reshape(rows, columns // group, group)
-    full = grouped.abs().amax(-1).div_(most(bits))
-    best = least = None
+    full = grouped.abs().amax(-1).div_(max_int(bits))
+    best = smallest_error = None
     for step in range(STEPS):
         scales = _storable(full * (1 - step / (2 * STEPS)), dtype)
         error = (
-            torch.div(grouped, scales.unsqueeze(-1)).round_().clamp_(-most(bits) - 1, most(bits))
+            torch.div(grouped, scales.unsqueeze(-1))
+            .round_()
+            .clamp_(-max_int(bits) - 1, max_int(bits))
         )
         error = error.mul_(scales.unsqueeze(-1)).sub_(grouped).square_().sum(-1)
-        if best is None or least is None:
-            best, least = scales, error
+        if best is None or smallest_error is None:
+            best, smallest_error = scales, error
         else:
-            best = torch.where(error < least, scales, best)
-            least = torch.minimum(error, least)
+            best = torch.where(error < smallest_error, scales, best)
+            smallest_error = torch.minimum(error, smallest_error)
     assert best is not None
     return best
 
@@ -103,11 +105,11 @@ def nearest(values: torch.Tensor, scales: torch.Tensor, bits: int) -> torch.Tens
     [rows, groups]."""
     rows, columns = values.shape
     found = values.reshape(rows, scales.shape[1], -1) / scales.unsqueeze(-1)
-    found = found.round_().clamp_(-most(bits) - 1, most(bits))
+    found = found.round_().clamp_(-max_int(bits) - 1, max_int(bits))
     return found.reshape(rows, columns).to(torch.int8)
 
 
-def most(bits: int) -> int:
+def max_int(bits: int) -> int:
     """Return the largest number of so many bits."""
     return (1 << (bits - 1)) - 1
 

@@ -11,7 +11,7 @@ from safetensors import safe_open
 from artifacts.errors import EnvironmentFault, ModelChanged
 from artifacts.model_files import ModelFiles
 from stages.export.jobs import PACKED, ExportJob
-from stages.export.outline import ExportPlan, StoredTensor, outline_of
+from stages.export.outline import ExportPlan, StoredTensor, plan_export
 from stages.export.quant_formats import Int8, Nf4, Packed, QuantFormat, specs_of
 from stages.models.halves.classes import config_and_class
 from stages.models.hub.checkpoint import CONFIG, SMALL, json_bytes, small_files
@@ -33,11 +33,11 @@ from stages.process.report import EventReporter
 
 
 def files_of(
-    outline: ExportPlan, form: QuantFormat, shard_bytes: int = SHARD_BYTES
+    plan: ExportPlan, form: QuantFormat, shard_bytes: int = SHARD_BYTES
 ) -> list[WeightShard]:
     """Return the files to be written, each with the tensors that go into it, of about the bytes
     that these will take."""
-    return lay_out((_about(tensor, form) for tensor in outline.tensors), shard_bytes)
+    return lay_out((_about(tensor, form) for tensor in plan.tensors), shard_bytes)
 
 
 def _about(tensor: StoredTensor, form: QuantFormat) -> TensorSpec:
@@ -45,12 +45,12 @@ def _about(tensor: StoredTensor, form: QuantFormat) -> TensorSpec:
     return TensorSpec(tensor.name, torch.uint8, (size,))
 
 
-def is_made(folder: Path, file: WeightShard, outline: ExportPlan, form: QuantFormat) -> bool:
+def is_made(folder: Path, file: WeightShard, plan: ExportPlan, form: QuantFormat) -> bool:
     """Tell whether a file is there, whole and with all its tensors."""
-    wanted = {tensor.name: tensor for tensor in outline.tensors}
+    stored = {tensor.name: tensor for tensor in plan.tensors}
     names: set[str] = set()
     for spec in file.tensors:
-        names.update(form.names(spec.name) if wanted[spec.name].module else [spec.name])
+        names.update(form.names(spec.name) if stored[spec.name].module else [spec.name])
     try:
         return (folder / file.name).exists() and set(read_places(folder / file.name)) == names
     except EnvironmentFault:
@@ -60,12 +60,12 @@ def is_made(folder: Path, file: WeightShard, outline: ExportPlan, form: QuantFor
 def write_file(
     folder: Path,
     file: WeightShard,
-    outline: ExportPlan,
+    plan: ExportPlan,
     form: QuantFormat,
     confirm: Callable[[], object] = bool,
 ) -> None:
     """Make one file, which appears if `confirm` raises nothing. Raises EnvironmentFault."""
-    stored = {tensor.name: tensor for tensor in outline.tensors}
+    stored = {tensor.name: tensor for tensor in plan.tensors}
     made: dict[str, torch.Tensor] = {}
     for spec in file.tensors:
         tensor = stored[spec.name]
@@ -101,20 +101,20 @@ def _as_written(path: Path) -> WeightShard:
 MORE_ROOM = "Free some space, or give a folder on a larger disk"
 
 
-def warm(told: dict[str, Any]) -> None:
+def warm(fields: dict[str, Any]) -> None:
     """Import what the model's class needs, before what the stage takes is counted."""
     import_transformers()
-    job = parse_job(ExportJob, told)
+    job = parse_job(ExportJob, fields)
     config_and_class(Path(job.model), job.trust_remote_code)
 
 
-def run(told: dict[str, Any], report: EventReporter) -> None:
+def run(fields: dict[str, Any], report: EventReporter) -> None:
     """Write the checkpoint of an ExportJob, and tell each file of weights as an item.
 
     A first note says how many `files` there will be and how many are `there`, a last one how many
     `modules` are quantized. Raises PenstockError.
     """
-    job = parse_job(ExportJob, told)
+    job = parse_job(ExportJob, fields)
     planned = job.files
     with planned.compared():
         _export(job, planned, report)
@@ -123,21 +123,21 @@ def run(told: dict[str, Any], report: EventReporter) -> None:
 def _export(job: ExportJob, planned: ModelFiles, report: EventReporter) -> None:
     source, folder = Path(job.model), Path(job.folder)
     form = form_of(job)
-    outline = outline_of(source, job.parts, job.trust_remote_code, form.takes)
+    plan = plan_export(source, job.parts, job.trust_remote_code, form.takes)
     small = small_files(source, SMALL)
-    files = files_of(outline, form, job.shard_bytes)
+    files = files_of(plan, form, job.shard_bytes)
     with claimed(folder, {**job.recipe, "shard_bytes": job.shard_bytes}):
-        left = [file for file in files if not is_made(folder, file, outline, form)]
+        left = [file for file in files if not is_made(folder, file, plan, form)]
         report.total(len(left))
-        report.note(files=len(files), there=len(files) - len(left), modules=len(outline.modules))
+        report.note(files=len(files), there=len(files) - len(left), modules=len(plan.modules))
         if not left and (folder / CONFIG).exists():
             return
         check_room(folder, left, MORE_ROOM)
         try:
             for file in left:
-                write_file(folder, file, outline, form, planned.check)
+                write_file(folder, file, plan, form, planned.check)
                 report.item(file.name, label=file.name)
-            small[CONFIG] = with_way(_config(small[CONFIG], outline, form), job.as_published)
+            small[CONFIG] = with_way(_config(small[CONFIG], plan, form), job.as_published)
             planned.check()
             write_rest(folder, made_shards(folder, files), small)
         except ModelChanged:
@@ -154,11 +154,11 @@ def form_of(job: ExportJob) -> QuantFormat:
     return Nf4() if job.kind == "nf4" else Int8()
 
 
-def _config(content: bytes, outline: ExportPlan, form: QuantFormat) -> bytes:
+def _config(content: bytes, plan: ExportPlan, form: QuantFormat) -> bytes:
     """Return a config.json that says of the weights what they are in."""
     value = json.loads(content)
-    names = outline.spared
+    names = plan.unquantized
     if isinstance(form, Packed):  # some readers go by the names of the files, also of experts
-        names = (*names, *outline.matrices_that_stay())
-    value["quantization_config"] = form.settings(outline.dtype, names)
+        names = (*names, *plan.matrices_that_stay())
+    value["quantization_config"] = form.settings(plan.dtype, names)
     return json_bytes(value)

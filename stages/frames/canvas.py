@@ -44,14 +44,14 @@ class FrameConverter:
         self.shown_height, self.shown_width = shown_size(frame, pixel_aspect)
         """Size in pixels as a player shows it."""
         self.height, self.width = fit.size(self.shown_height, self.shown_width)
-        """Size in pixels of what `paint` gives."""
+        """Size in pixels of what `convert` gives."""
         self._reformatter, self._toner = VideoReformatter(), VideoReformatter()
 
-    def empty(self, count: int) -> NDArray[np.uint8]:
+    def allocate(self, count: int) -> NDArray[np.uint8]:
         """Return room for `count` pictures, [count, height, width, 3]."""
         return np.empty((count, self.height, self.width, 3), dtype=np.uint8)
 
-    def paint(self, frame: VideoFrame, out: NDArray[np.uint8]) -> None:
+    def convert(self, frame: VideoFrame, out: NDArray[np.uint8]) -> None:
         """Fill `out` [height, width, 3]. Raises MediaError."""
         height, width = self.height, self.width
         if self.turns % 2:
@@ -61,7 +61,7 @@ class FrameConverter:
         if frame.colorspace not in MATRICES:
             matrix = Colorspace.BT2020 if frame.colorspace in BT2020_LIKE else Colorspace.ITU709
         try:
-            picture = self._reformatter.reformat(
+            image = self._reformatter.reformat(
                 frame,
                 width=width,
                 height=height,
@@ -72,7 +72,7 @@ class FrameConverter:
                 threads=1,
             )
             if hdr:
-                picture = self._mapped(picture)
+                image = self._mapped(image)
         except av.error.FFmpegError as error:
             # Some of these call themselves errors of the disk.
             raise MediaError(
@@ -80,17 +80,17 @@ class FrameConverter:
                 kind="no-decoder",
                 hint="Convert it, for example to H.264 in MP4",
             ) from error
-        pixels = picture.to_ndarray()
+        pixels = image.to_ndarray()
         out[...] = np.rot90(pixels[:, ::-1] if self.mirrored else pixels, self.turns)
 
-    def _mapped(self, picture: VideoFrame) -> VideoFrame:
+    def _mapped(self, image: VideoFrame) -> VideoFrame:
         """Map HDR to what a plain screen shows: swscale maps tones and colours when both are named.
         It is done at the small size: at that of a 4K frame it takes 100 ms, here one."""
-        picture.colorspace = 0
-        if picture.color_primaries not in list(ColorPrimaries):
-            picture.color_primaries = ColorPrimaries.BT2020
+        image.colorspace = 0
+        if image.color_primaries not in list(ColorPrimaries):
+            image.color_primaries = ColorPrimaries.BT2020
         return self._toner.reformat(
-            picture,
+            image,
             format="rgb24",
             dst_color_trc=ColorTrc.BT709,
             dst_color_primaries=ColorPrimaries.BT709,

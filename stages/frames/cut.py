@@ -48,13 +48,13 @@ def run(job: dict[str, Any], report: EventReporter) -> None:
         stamp = Stamp(*cuts[0]["stamp"]) if cuts[0].get("stamp") else None
         try:
             with open_local(path):
-                _copy_stretches(Path(path), stamp, cuts, folder, report)
+                _copy_clips(Path(path), stamp, cuts, folder, report)
         except Exception as error:  # PyAV lets an IndexError or UnicodeDecodeError through as well
             refused = _refusal(error, path, folder)
             report.note(**{cut["name"]: refused for cut in cuts})
 
 
-def _copy_stretches(
+def _copy_clips(
     path: Path,
     stamp: Stamp | None,
     cuts: Sequence[dict[str, Any]],
@@ -105,13 +105,13 @@ class ClipCutter:
         key = self._keyframe(timeline.start + int((start + ROUNDING_SECONDS) * rate))
         lead = start - timeline.seconds(key.pts)
         if lead > LEAD_SECONDS:
-            raise _cannot(f"its keyframe is {lead:.0f} s before {start:.1f} s")
+            raise _clip_error(f"its keyframe is {lead:.0f} s before {start:.1f} s")
         beyond = timeline.start + -int(-(end - ROUNDING_SECONDS) * rate // 1)
         for form, suffix in self._containers:
             path = to.with_name(f"{to.name}.{suffix}")
             try:
                 self._write(key, beyond, path, form)
-                _look_at(path)
+                _check_decodable(path)
             except (MediaError, ValueError, av.error.FFmpegError) as error:
                 if isinstance(error, OSError) or getattr(error, "kind", "") in PASSING:
                     raise
@@ -119,15 +119,15 @@ class ClipCutter:
                 path.unlink(missing_ok=True)
             else:
                 return {"file": path.name, "start": round(max(0.0, lead), 6)}
-        raise _cannot(f"no container takes its packets ({why})")
+        raise _clip_error(f"no container takes its packets ({why})")
 
     def _keyframe(self, ticks: int) -> "_Keyframe":
         keyframes = self._timeline.keyframes
         if keyframes is None or not self._timeline.demuxed:
-            raise _cannot("its packets do not tell when they are shown")
+            raise _clip_error("its packets do not tell when they are shown")
         found = bisect_right(keyframes.pts, ticks) - 1
         if found < 0:
-            raise _cannot("it does not begin with a keyframe")
+            raise _clip_error("it does not begin with a keyframe")
         return _Keyframe(keyframes.pts[found], keyframes.dts[found], keyframes.ordinals[found])
 
     def _write(self, key: "_Keyframe", beyond: int, path: Path, form: str) -> None:
@@ -151,7 +151,7 @@ class ClipCutter:
             if ordinal in self._timeline.disbelieved:
                 packet.pts = packet.dts
             if packet.pts is None:
-                raise _cannot("a packet of it has no time")
+                raise _clip_error("a packet of it has no time")
             if packet.dts is not None and packet.dts >= beyond:
                 return
             if packet.pts >= key.pts:  # earlier ones lean on what is before the keyframe
@@ -170,13 +170,13 @@ class ClipCutter:
             yield from enumerate(chain([found], sought), key.ordinal)
             return
         # Not every format can be sought to the packet.
-        again, stream = open_video(self.path, threads=1)
-        with again:
-            numbered = enumerate(packets(again, stream))
+        reopened, stream = open_video(self.path, threads=1)
+        with reopened:
+            numbered = enumerate(packets(reopened, stream))
             yield from dropwhile(lambda each: each[0] < key.ordinal, numbered)
 
 
-def _look_at(path: Path) -> None:
+def _check_decodable(path: Path) -> None:
     """Decode a frame: a container may take what it cannot describe, such as raw pictures. Raises
     ValueError where there is none."""
     container, stream = open_video(path, threads=1)
@@ -195,7 +195,7 @@ class _Keyframe(NamedTuple):
     ordinal: int
 
 
-def _cannot(why: str) -> MediaError:
+def _clip_error(why: str) -> MediaError:
     return MediaError(why, kind="no-cut")
 
 

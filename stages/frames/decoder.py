@@ -22,13 +22,13 @@ after that, one try is made at each place that is sought."""
 SEEK_PAYS_PACKETS = 64
 """A nearer keyframe is reached sooner by reading on than by seeking."""
 
-MOST_THREADS = 16
+MAX_THREADS = 16
 """Each thread of the decoder holds frames; FFmpeg itself takes no more than this unasked."""
-ROOM_PICTURES = 4
+MIN_FREE_FRAMES = 4
 PIXEL_BYTES = 4
 """Where memory is so short that fewer pictures of so many bytes a pixel find room, none is believed
 to be damaged."""
-NOWHERE = 1 << 62
+NOT_LANDED = 1 << 62
 """Later than any time in a file."""
 
 _Identity = tuple[int | None, int | None, int]
@@ -68,16 +68,16 @@ class Decoder:
         """(packet ordinal, ticks to add to its time and to all later ones)."""
         self.disbelieved: frozenset[int] = frozenset()
         """Ordinals of packets whose time is taken away, and so that of their frames."""
-        self.route: SeekPlan | None = None
+        self.seek_plan: SeekPlan | None = None
         """The route, which tells what need not be decoded; None: everything is."""
         self.landed: int | None = None
         """Ticks of the first whole frame after the last leap, NOWHERE until it has come; None
         without a leap, and where packets after it turned out to be damaged."""
         self.sent: array[int] = array("q")
         """Ticks of the packets decoded since the start while there was no route."""
-        self.threads = threads or min(MOST_THREADS, len(os.sched_getaffinity(0)))
+        self.threads = threads or min(MAX_THREADS, len(os.sched_getaffinity(0)))
         """How many threads decode."""
-        self._leap: int | None = None
+        self._seek_target: int | None = None
         self._first: _Identity | None = None
         self._ready: deque[VideoFrame] = deque()
         self._packets = _Packets(iter(()))
@@ -123,11 +123,14 @@ class Decoder:
     def pull(self) -> VideoFrame | None:
         """Return the next frame in order of display, None at the end."""
         while not self._ready and not self._ended:
-            if self._leap is not None:
-                self._land(self._leap)
-            elif self.route and (leap := self.route.seek_target(self.ordinal + 1)) is not None:
+            if self._seek_target is not None:
+                self._land(self._seek_target)
+            elif (
+                self.seek_plan
+                and (target := self.seek_plan.seek_target(self.ordinal + 1)) is not None
+            ):
                 # First out with what the decoder holds.
-                self._leap = leap
+                self._seek_target = target
                 self._decode(None)
             else:
                 self._feed()
@@ -135,7 +138,7 @@ class Decoder:
             return None
         self.frames_out += 1
         frame = self._ready.popleft()
-        if self.landed == NOWHERE:
+        if self.landed == NOT_LANDED:
             self.landed = frame.pts
         return frame
 
@@ -149,23 +152,23 @@ class Decoder:
             self._prepare(packet)
             self._decode(packet)
 
-    def _land(self, leap: int) -> None:
+    def _land(self, target: int) -> None:
         """Go on from a keyframe. Where the file does not lead there, go on from the start, without
         leaps."""
-        self._leap = None
-        if leap == END:
+        self._seek_target = None
+        if target == END:
             self._ended = True
             return
         assert self.keyframes is not None
-        ordinal, pts = self.keyframes.ordinals[leap], self.keyframes.pts[leap]
+        ordinal, pts = self.keyframes.ordinals[target], self.keyframes.pts[target]
         try:
             if ordinal - self.ordinal > SEEK_PAYS_PACKETS:
-                self.container.seek(self.keyframes.dts[leap], stream=self.stream)
+                self.container.seek(self.keyframes.dts[target], stream=self.stream)
                 self._begin()
             else:
                 self.stream.codec_context.flush_buffers()
         except av.error.FFmpegError:
-            self.walk()
+            self.decode_everything()
             return
         for packet in self._packets:
             if packet.is_keyframe and packet.pts is not None and packet.pts >= pts:
@@ -174,14 +177,14 @@ class Decoder:
         else:
             packet = None
         self.ordinal = ordinal - 1
-        self.landed = NOWHERE
+        self.landed = NOT_LANDED
         if packet is None or packet.pts != pts:
-            self.walk()
+            self.decode_everything()
 
-    def walk(self) -> None:
+    def decode_everything(self) -> None:
         """Start over, and decode everything on the way from now on."""
-        if self.route is not None:
-            self.route.walk()
+        if self.seek_plan is not None:
+            self.seek_plan.disable()
         self.restart()
 
     def _begin(self) -> None:
@@ -189,7 +192,7 @@ class Decoder:
         self._ready.clear()
         self._ended = False
         self._skips = False
-        self._leap = None
+        self._seek_target = None
         self.stream.codec_context.skip_frame = "DEFAULT"
         self.frames_out = 0
         self.ordinal = -1
@@ -202,10 +205,10 @@ class Decoder:
         added = next((add for at, add in reversed(self.jumps) if at <= self.ordinal), 0)
         if added:
             packet.pts += added
-        if self.route is None:
+        if self.seek_plan is None:
             self.sent.append(packet.pts)
             return
-        skips = not self.route.needs(packet.pts)
+        skips = not self.seek_plan.needs(packet.pts)
         if skips != self._skips:
             # Frames that no other frame refers to need not be decoded to get the others right.
             self.stream.codec_context.skip_frame = "NONREF" if skips else "DEFAULT"
@@ -230,7 +233,7 @@ class Decoder:
         """Return whether this process has hardly any memory left. FFmpeg takes a picture that it
         gets no memory for as one that cannot be decoded, and says no more than that."""
         context = self.stream.codec_context
-        return room() < ROOM_PICTURES * context.width * context.height * PIXEL_BYTES
+        return room() < MIN_FREE_FRAMES * context.width * context.height * PIXEL_BYTES
 
 
 def _identity(packet: VideoPacket) -> _Identity:

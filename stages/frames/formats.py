@@ -15,7 +15,7 @@ VIDEO = (
     "smjpeg,smk,swf,thp,vc1,vc1test,vivo,vvc,webm,wtv,xmv,yuv4mpegpipe"
 )
 """Containers and streams that may hold video."""
-PICTURES = (
+IMAGES = (
     "bmp_pipe,dds_pipe,dpx_pipe,exr_pipe,gem_pipe,gif_pipe,hdr_pipe,j2k_pipe,jpeg_pipe,"
     "jpegls_pipe,jpegxl_pipe,jpegxs_pipe,pam_pipe,pbm_pipe,pcx_pipe,pfm_pipe,pgm_pipe,"
     "pgmyuv_pipe,pgx_pipe,phm_pipe,png_pipe,ppm_pipe,psd_pipe,qoi_pipe,sgi_pipe,sunrast_pipe,"
@@ -25,7 +25,7 @@ PICTURES = (
 SOUND = "aac,ac3,aiff,ape,amr,au,caf,dts,eac3,flac,loas,mp3,opus,tta,w64,wav,wv"
 """Opened to say that they hold no video."""
 OPTIONS = {
-    "format_whitelist": f"{VIDEO},{PICTURES},{SOUND}",
+    "format_whitelist": f"{VIDEO},{IMAGES},{SOUND}",
     "protocol_whitelist": "file",
     # Of what looks like a series of pictures by its name, the file itself.
     "pattern_type": "none",
@@ -70,7 +70,7 @@ PLAYLISTS = {
 """How texts begin that name other files → names of these kinds of text."""
 
 
-def picture_formats(path: Path) -> tuple[str, ...]:
+def image_formats(path: Path) -> tuple[str, ...]:
     """Return the formats that a picture may be in; the plug-in for those of iPhones is loaded for
     what looks like one. Raises OSError."""
     if not is_heic(path):

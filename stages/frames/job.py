@@ -15,7 +15,7 @@ class FramesItem(NamedTuple):
     """Content digest, 64 hex digits."""
     kind: str
     """`video` or `image`."""
-    wanted: list[int] | None = None
+    chunk_indexes: list[int] | None = None
     """Indexes of the chunks to make; None: all of them."""
     stamp: Stamp | None = None
     """Stamp of the file when its content was digested; None: whatever is there is taken."""
@@ -38,7 +38,7 @@ class FramesJob:
     """Number of files cut at once."""
     live: str = ""
     """Pipe of media to be cut as they are told; empty: those of `media`."""
-    most_pixels: int = 0
+    max_pixels: int = 0
     """Most pixels of a picture that is read; 0: as many as are ever read."""
-    most_chunks: int = 0
+    max_chunks: int = 0
     """Most chunks of a video that is cut; 0: any."""

@@ -12,8 +12,8 @@ from artifacts.schema import MediaIndex
 from artifacts.store import open_store
 from stages.frames.job import FramesItem, FramesJob
 from stages.frames.medium import MediumToCut
-from stages.frames.picture import read_picture
-from stages.frames.recording import FrameRecorder, blaming
+from stages.frames.picture import read_image
+from stages.frames.recording import FrameRecorder, media_errors
 from stages.frames.video import Video
 from stages.frames.watchdog import Watchdog
 from stages.memory.heap import keep_freed_blocks
@@ -30,17 +30,17 @@ NO_MEMORY = "no-memory"
 """Kind of failure of what takes more memory than one file may."""
 
 
-def run(told: dict[str, Any], report: EventReporter) -> None:
+def run(fields: dict[str, Any], report: EventReporter) -> None:
     """Store the frames of each medium that is told, and tell what is in it, or why not."""
     keep_freed_blocks()
-    job, watchdog = parse_job(FramesJob, told), Watchdog()
+    job, watchdog = parse_job(FramesJob, fields), Watchdog()
     cutter = FileCutter(job, report, watchdog)
     report.note(ready=True)
     with watchdog:
         for line in read_requests(job.live):
             medium = MediumToCut.of(*items_of(FramesItem, [line]))
             try:
-                with watchdog.over(), blaming(medium):
+                with watchdog.over(), media_errors(medium):
                     index = cutter.cut(medium)
                 report.send(MediumIndexed(media=medium.digest, index=index))
             except (MediaError, EnvironmentFault) as error:
@@ -61,19 +61,19 @@ class FileCutter:
 
     def __init__(self, job: FramesJob, report: EventReporter, watchdog: Watchdog) -> None:
         self._job = job
-        self._ensure_pool, self._fit_image = job.fit_video, job.fit_image
+        self._fit_video, self._fit_image = job.fit_video, job.fit_image
         self._sets = FrameRecorder(
             open_store(job.store), job.namespace, self._fit_image, report, watchdog
         )
 
     def cut(self, medium: MediumToCut) -> MediaIndex:
         """Return what is in one file, its frames stored. Raises MediaError."""
-        made = self._picture(medium) if medium.kind == "image" else self._video(medium)
+        made = self._image(medium) if medium.kind == "image" else self._video(medium)
         self._sets.frames.leave(self._sets.frames.keys())  # to who reads them
         return made
 
-    def _picture(self, medium: MediumToCut) -> MediaIndex:
-        index, chunk = read_picture(medium.path, self._fit_image, self._job.most_pixels)
+    def _image(self, medium: MediumToCut) -> MediaIndex:
+        index, chunk = read_image(medium.path, self._fit_image, self._job.max_pixels)
         self._sets.store([(medium, chunk)], [index])
         return index
 
@@ -81,9 +81,9 @@ class FileCutter:
         job = self._job
         with Video(Path(medium.path), threads=1) as video:
             plans = video.plan(job.sampling)
-            most = job.most_chunks
-            if most and len(plans) > most:
-                seconds = most * job.sampling.chunk_seconds
+            limit = job.max_chunks
+            if limit and len(plans) > limit:
+                seconds = limit * job.sampling.chunk_seconds
                 raise MediaError(
                     f"the file is {video.duration:.0f} s long, and at most {seconds:.0f} s are "
                     "taken at once",
@@ -91,7 +91,7 @@ class FileCutter:
                     hint="Send a piece of it, or give the whole to a command: penstock --help",
                 )
             found = []
-            for chunk in video.chunks(plans, self._ensure_pool):
+            for chunk in video.chunks(plans, self._fit_video):
                 self._sets.store([(medium, chunk)])
                 found.append(chunk.index)
                 del chunk

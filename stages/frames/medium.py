@@ -20,16 +20,16 @@ class MediumToCut:
     """Content digest, 64 hex digits."""
     kind: str
     """`video` or `image`."""
-    wanted: frozenset[int] | None
+    chunk_indexes: frozenset[int] | None
     """Indexes of the chunks to make; None: all of them."""
     stamp: Stamp | None = None
     """Stamp of the file when its content was digested; None: whatever is there is taken."""
 
     @classmethod
     def of(cls, item: FramesItem) -> "MediumToCut":
-        path, digest, kind, wanted, stamp = item
-        chosen = None if wanted is None else frozenset(wanted)
-        return cls(path=Path(path), digest=digest, kind=kind, wanted=chosen, stamp=stamp)
+        path, digest, kind, chunk_indexes, stamp = item
+        chosen = None if chunk_indexes is None else frozenset(chunk_indexes)
+        return cls(path=Path(path), digest=digest, kind=kind, chunk_indexes=chosen, stamp=stamp)
 
     def check(self) -> None:
         """Raise MediaError when the file is not the one any more whose digest this is."""

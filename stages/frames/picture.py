@@ -11,14 +11,14 @@ from PIL import Image, ImageFile, UnidentifiedImageError
 
 from artifacts.errors import MediaError
 from artifacts.schema import MOST_PIXELS, ChunkIndex, FrameFit, MediaIndex, picture_size
-from stages.frames.formats import is_heic, picture_formats
+from stages.frames.formats import image_formats, is_heic
 from stages.frames.opening import check_file
 from stages.frames.video import Chunk
 
-MOST_JPEG_PIXELS = 1 << 28
+MAX_JPEG_PIXELS = 1 << 28
 """A JPEG of more than MOST_PIXELS, as of a phone's 200 million, is decoded at half its sides, which
 takes a quarter of the memory; no other format can be."""
-Image.MAX_IMAGE_PIXELS = MOST_JPEG_PIXELS // 2  # Pillow warns above it and refuses above twice it
+Image.MAX_IMAGE_PIXELS = MAX_JPEG_PIXELS // 2  # Pillow warns above it and refuses above twice it
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 STRIP = 256
 """Rows that go from Pillow's memory to ours at a time: all at once, a picture is there three
@@ -53,25 +53,25 @@ BROKEN = (
 """Errors that Pillow raises over bad content, by format."""
 
 
-def read_picture(
-    path: Path, fit: FrameFit | None = None, most_pixels: int = 0
+def read_image(
+    path: Path, fit: FrameFit | None = None, max_pixels: int = 0
 ) -> tuple[MediaIndex, Chunk]:
     """Read a picture as a medium of one chunk of one frame. It is made smaller while it is decoded
-    where `fit` allows it. Raises MediaError, also for one of more than `most_pixels` if that is not
+    where `fit` allows it. Raises MediaError, also for one of more than `max_pixels` if that is not
     0, before it is decoded."""
     fit = fit or FrameFit()
     check_file(path)
     try:
-        formats = picture_formats(path)
+        formats = image_formats(path)
         try:
-            height, width, pixels, found = _decode(path, formats, fit, most_pixels)
+            height, width, pixels, found = _decode(path, formats, fit, max_pixels)
         except OSError as error:
             whole = path.read_bytes()
             if error.errno is not None or not whole.startswith(JPEG_START):
                 raise
             # libjpeg fills what is missing with grey when it meets the end it was promised.
-            again = io.BytesIO(whole + JPEG_END)
-            height, width, pixels, _ = _decode(again, formats, fit, most_pixels)
+            repaired = io.BytesIO(whole + JPEG_END)
+            height, width, pixels, _ = _decode(repaired, formats, fit, max_pixels)
             found = ("cut short: the picture's missing part is grey",)
     except Image.DecompressionBombError as error:
         raise MediaError(
@@ -103,21 +103,21 @@ def read_picture(
 
 
 def _decode(
-    source: Path | io.BytesIO, formats: tuple[str, ...], fit: FrameFit, most_pixels: int
+    source: Path | io.BytesIO, formats: tuple[str, ...], fit: FrameFit, max_pixels: int
 ) -> tuple[int, int, NDArray[np.uint8], tuple[str, ...]]:
     """Return (height, width) as shown, pixels [height, width, 3] at the size to store, and
     warnings."""
     with Image.open(source, formats=formats) as image:
         size = image.size
-        if 0 < most_pixels < size[0] * size[1]:
+        if 0 < max_pixels < size[0] * size[1]:
             raise Image.DecompressionBombError(f"{size[0]} x {size[1]}")
         turn = _orientation(image)
         width, height = size[::-1] if turn in SWAPPING else size
         # A JPEG is decoded at a part of its sides, which is several times as fast.
         by = fit.divisor(height, width)
-        least = max(by, 2 if picture_size(*size) != size else 1)
-        if least > 1 and isinstance(image, ImageFile.ImageFile):
-            image.draft("RGB", (size[0] // least, size[1] // least))
+        divisor = max(by, 2 if picture_size(*size) != size else 1)
+        if divisor > 1 and isinstance(image, ImageFile.ImageFile):
+            image.draft("RGB", (size[0] // divisor, size[1] // divisor))
         if image.width * image.height > MOST_PIXELS:
             raise Image.DecompressionBombError(f"{image.width} x {image.height}")
         count = 1 if image.format in JPEGS else getattr(image, "n_frames", 1)
@@ -137,13 +137,13 @@ def _divided(image: Image.Image, size: tuple[int, int], by: int) -> Image.Image:
     A decoder that did so has filled up its last row and column. Left there, they would shift what
     is in the picture by a part of a pixel, which shows in vectors: cosine 0.998 instead of 0.9999.
     """
-    wanted = round(size[0] / by), round(size[1] / by)
+    new_size = round(size[0] / by), round(size[1] / by)
     if image.size == size:  # no other format is decoded smaller
-        return image.resize(wanted, Image.Resampling.BOX)
+        return image.resize(new_size, Image.Resampling.BOX)
     if size[0] % by == size[1] % by == 0:
         return image
     inside = (0.0, 0.0, size[0] / by, size[1] / by)
-    return image.resize(wanted, Image.Resampling.BICUBIC, box=inside)
+    return image.resize(new_size, Image.Resampling.BICUBIC, box=inside)
 
 
 def _pixels(image: Image.Image) -> NDArray[np.uint8]:

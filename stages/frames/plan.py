@@ -55,12 +55,12 @@ def plan_chunks(timeline: Timeline, sampling: Sampling) -> list[ChunkPlan]:
     count = chunk_count(timeline.duration, len(timeline.pts), length)
     ends = [*((index + 1) * length for index in range(count - 1)), timeline.duration]
     return [
-        plan_stretch(timeline, sampling, index=index, start=index * length, end=end)
+        plan_chunk(timeline, sampling, index=index, start=index * length, end=end)
         for index, end in enumerate(ends)
     ]
 
 
-def plan_stretch(
+def plan_chunk(
     timeline: Timeline, sampling: Sampling, *, index: int, start: float, end: float
 ) -> ChunkPlan:
     """Plan one chunk, from `start` to `end` in seconds from the first frame."""
@@ -76,7 +76,7 @@ def plan_stretch(
     )
 
 
-def plan_again(timeline: Timeline, index: ChunkIndex) -> ChunkPlan:
+def plan_stored(timeline: Timeline, index: ChunkIndex) -> ChunkPlan:
     """Return the plan of a chunk that was cut before, with the frames that were taken then."""
     low, high = positions(timeline, index.start, index.end)
     return ChunkPlan(
@@ -105,15 +105,15 @@ def _picks(
     step = 1 / sampling.fps if sampling.fps else (end - start) / (sampling.frames or 1)
     targets = max(1, math.ceil((end - start - ROUNDING_SECONDS) / step))
     if sampling.last_frame and sampling.frames != 1:
-        wanted = min(max(targets, sampling.min_frames), sampling.max_frames, high - low)
-        return low + np.rint(np.linspace(0, high - low - 1, wanted)).astype(np.int64)
+        count = min(max(targets, sampling.min_frames), sampling.max_frames, high - low)
+        return low + np.rint(np.linspace(0, high - low - 1, count)).astype(np.int64)
     first = (start + end) / 2 if sampling.frames == 1 else start
     moments = [tick_at(timeline, first + j * step) for j in range(targets)]
     shown = np.searchsorted(timeline.pts, np.array(moments, dtype=np.int64), side="right") - 1
     picks = np.unique(np.clip(shown, low, high - 1))
-    least = min(sampling.min_frames, high - low)
-    if len(picks) < least:
-        picks = low + _evenly(high - low, least)
+    min_count = min(sampling.min_frames, high - low)
+    if len(picks) < min_count:
+        picks = low + _evenly(high - low, min_count)
     if len(picks) > sampling.max_frames:
         picks = picks[_evenly(len(picks), sampling.max_frames)]
     return picks

@@ -26,7 +26,7 @@ class Reader:
         """Open a video and learn its times; `threads` 0 takes all cores. Raises MediaError."""
         self.path = path
         self.decoder = Decoder(path, threads=threads)
-        self._asked = False
+        self._requested = False
         self._next: tuple[int, VideoFrame] | None = None
         self._before: tuple[int, VideoFrame] | None = None
         try:
@@ -40,15 +40,15 @@ class Reader:
         self._next = self._before = None
         self.decoder.close()
 
-    def want(self, ticks: "array[int]") -> None:
+    def request(self, ticks: "array[int]") -> None:
         """Say which frames will be asked for, ascending, so that others can be left undecoded."""
-        if self._asked:
-            self.decoder.route = self._next = self._before = None
+        if self._requested:
+            self.decoder.seek_plan = self._next = self._before = None
             self.decoder.restart()
-        self._asked = True
+        self._requested = True
         if self.timeline.demuxed:
             decoder = self.decoder
-            decoder.route = SeekPlan(
+            decoder.seek_plan = SeekPlan(
                 ticks, self.timeline.keyframes, sent=decoder.sent, threads=decoder.threads
             )
 
@@ -61,7 +61,7 @@ class Reader:
         if landed is not None and landed > ticks and not self._is_at(ticks):
             # That keyframe was none: what follows it cannot be had without what is before it.
             self._next = self._before = None
-            self.decoder.walk()
+            self.decoder.decode_everything()
             coming = self._go_to(ticks)
         if self._before is not None and first <= self._before[0] <= ticks:
             return self._before

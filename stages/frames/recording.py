@@ -46,24 +46,24 @@ class FrameRecorder:
     def key(self, medium: MediumToCut, at: int, found: MediaIndex | None = None) -> str:
         """Return the key of a chunk's frames; those of a picture depend on what was `found` in
         it."""
-        words = found.words(self._fit_image) if found is not None else ()
-        return item_key(self._namespace, medium.digest, at, *words)
+        key_parts = found.words(self._fit_image) if found is not None else ()
+        return item_key(self._namespace, medium.digest, at, *key_parts)
 
     def publish(
-        self, chunks: Sequence[tuple[MediumToCut, Chunk]], pictures: Sequence[MediaIndex] = ()
+        self, chunks: Sequence[tuple[MediumToCut, Chunk]], images: Sequence[MediaIndex] = ()
     ) -> None:
         """Store chunks, and tell of those that were not there."""
-        new = self.store(chunks, pictures)
+        new = self.store(chunks, images)
         for key, (medium, _) in zip(new, chunks, strict=True):
             if key:
                 self._report.item(key, label=medium.path.name)
 
     def store(
-        self, chunks: Sequence[tuple[MediumToCut, Chunk]], pictures: Sequence[MediaIndex] = ()
+        self, chunks: Sequence[tuple[MediumToCut, Chunk]], images: Sequence[MediaIndex] = ()
     ) -> list[str]:
-        """Store chunks of videos; or `pictures`, what was found in each, of one chunk each. Return
+        """Store chunks of videos; or `images`, what was found in each, of one chunk each. Return
         the keys, empty of those that were there."""
-        found: Sequence[MediaIndex | None] = pictures or [None] * len(chunks)
+        found: Sequence[MediaIndex | None] = images or [None] * len(chunks)
         records = [
             Record(
                 key=self.key(medium, chunk.index.index, index),
@@ -83,7 +83,7 @@ class FrameRecorder:
             for warning in index.warnings:
                 self._report.warning(f"{medium.path}: {warning}")
 
-    def lacking(self, medium: MediumToCut) -> list[str]:
+    def missing_digests(self, medium: MediumToCut) -> list[str]:
         """Return the medium's digest, if anything of it is missing. There is none if another run
         has found meanwhile that it cannot be used."""
         failed = medium.digest in self.failures and medium.digest not in self._failed_before
@@ -94,10 +94,10 @@ class FrameRecorder:
         if medium.digest not in self.media:
             return True
         found = MediaIndex.from_json(self.media.meta(medium.digest))
-        wanted = medium.wanted
-        if wanted is None:
-            wanted = frozenset(chunk.index for chunk in found.chunks)
-        return any(self.key(medium, at, found) not in self.frames for at in wanted)
+        indexes = medium.chunk_indexes
+        if indexes is None:
+            indexes = frozenset(chunk.index for chunk in found.chunks)
+        return any(self.key(medium, at, found) not in self.frames for at in indexes)
 
     @contextlib.contextmanager
     def failing(self, medium: MediumToCut) -> Iterator[Path]:
@@ -106,13 +106,13 @@ class FrameRecorder:
         self._report.begin(medium.digest)
         try:
             # Fetching may take as long as it takes.
-            with blaming(medium), open_local(medium.path) as path, self._watchdog.over():
+            with media_errors(medium), open_local(medium.path) as path, self._watchdog.over():
                 yield path
         except MediaError as error:
-            self._refuse(medium, error)
+            self._record_failure(medium, error)
         self._report.done(medium.digest)
 
-    def _refuse(self, medium: MediumToCut, error: MediaError) -> None:
+    def _record_failure(self, medium: MediumToCut, error: MediaError) -> None:
         """Remember a failure by content, under whatever name it comes next time; unless the content
         is not known any more."""
         message = error.message.replace(str(medium.path), "the file")
@@ -123,7 +123,7 @@ class FrameRecorder:
 
 
 @contextlib.contextmanager
-def blaming(medium: MediumToCut) -> Iterator[None]:
+def media_errors(medium: MediumToCut) -> Iterator[None]:
     """Raise MediaError for all that is the fault of one file, whatever a library makes of it; of a
     disk EnvironmentFault, and what an allocator raises."""
     try:

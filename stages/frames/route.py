@@ -21,35 +21,35 @@ class SeekPlan:
 
     def __init__(
         self,
-        wanted: "array[int]",
+        ticks: "array[int]",
         keyframes: Keyframes | None,
         *,
         sent: Iterable[int] = (),
         threads: int = 1,
     ) -> None:
-        """Take `wanted` as ticks, ascending, and `sent` as those of the packets that were decoded
+        """Take `ticks` as ticks, ascending, and `sent` as those of the packets that were decoded
         already.
 
         A leap must leave out as many packets as there are threads: it empties their pipeline.
         """
-        self._wanted = wanted
+        self._ticks = ticks
         self._keys = keyframes
-        self._pays = threads
+        self._min_skipped = threads
         self._next = 0
         self._groups: array[int] = array("q")
         self._missing: array[int] = array("q")
         if keyframes is not None:
-            for key, members in groupby(wanted, key=self._group_of):
+            for key, group in groupby(ticks, key=self._group_of):
                 self._groups.append(key)
-                self._missing.append(sum(1 for _ in members))
-        for ticks in sent:
-            self.needs(ticks)
+                self._missing.append(sum(1 for _ in group))
+        for tick in sent:
+            self.needs(tick)
 
     def needs(self, ticks: int) -> bool:
         """Return whether the frame of these ticks, whose packet is about to be decoded, is
         wanted."""
-        at = bisect_left(self._wanted, ticks)
-        if at == len(self._wanted) or self._wanted[at] != ticks:
+        at = bisect_left(self._ticks, ticks)
+        if at == len(self._ticks) or self._ticks[at] != ticks:
             return False
         if self._keys is not None:
             self._missing[bisect_left(self._groups, self._group_of(ticks))] -= 1
@@ -66,11 +66,11 @@ class SeekPlan:
         if self._next == len(self._groups):
             return END
         key = self._groups[self._next]
-        if key < 0 or keys.ordinals[key] - ordinal < self._pays:
+        if key < 0 or keys.ordinals[key] - ordinal < self._min_skipped:
             return None
         return key
 
-    def walk(self) -> None:
+    def disable(self) -> None:
         """Leap no more."""
         self._keys = None
 

@@ -19,7 +19,7 @@ from artifacts.store import open_store
 from stages.frames import PACK_BYTES
 from stages.frames.job import FramesJob
 from stages.frames.medium import MediumToCut
-from stages.frames.picture import read_picture
+from stages.frames.picture import read_image
 from stages.frames.plan import ChunkPlan
 from stages.frames.recording import FrameRecorder
 from stages.frames.video import Chunk, Damage, Video
@@ -32,13 +32,13 @@ PACK_RECORDS = 64
 """At most so many pictures are stored together."""
 
 
-def run(told: dict[str, Any], report: EventReporter) -> None:
+def run(fields: dict[str, Any], report: EventReporter) -> None:
     """Cut every medium of the job that is not in the record set yet.
 
     A medium that cannot be used is recorded as such and the others go on. Raises EnvironmentFault
     when the store or a disk is in the way.
     """
-    job, watchdog = parse_job(FramesJob, told), Watchdog()
+    job, watchdog = parse_job(FramesJob, fields), Watchdog()
     stage = Cutting(job, report, watchdog)
     workers = max(1, job.workers)
     record_sets = (stage.record_sets.media, stage.record_sets.frames, stage.record_sets.failures)
@@ -49,11 +49,11 @@ def run(told: dict[str, Any], report: EventReporter) -> None:
     ):
         try:
             while stage.to_do:
-                asked = len(stage.to_do)
+                before = len(stage.to_do)
                 futures = [pool.submit(task) for task in stage.tasks(workers)]
                 for future in as_completed(futures):
                     future.result()
-                if len(stage.to_do) == asked:  # another run is at all of them
+                if len(stage.to_do) == before:  # another run is at all of them
                     time.sleep(POLL_SECONDS)
         finally:
             stage.stop.set()
@@ -79,7 +79,7 @@ class Cutting:
         self.to_do = {m.digest: m for m in media if self.record_sets.is_missing(m)}
         """Media that this run has not had a turn at."""
         self._lock = threading.Lock()
-        self._items = {m.digest: len(m.wanted or (0,)) for m in self.to_do.values()}
+        self._items = {m.digest: len(m.chunk_indexes or (0,)) for m in self.to_do.values()}
         self._threads = 1
 
     def tasks(self, workers: int) -> list[Callable[[], None]]:
@@ -94,33 +94,33 @@ class Cutting:
         self.report.total(sum(self._items.values()))
         return [
             *(partial(self.cut_video, medium) for medium in videos),
-            *(partial(self.cut_pictures, group) for group in groups),
+            *(partial(self.cut_images, group) for group in groups),
         ]
 
     @contextlib.contextmanager
-    def _at(self, media: Iterable[MediumToCut]) -> Iterator[list[MediumToCut]]:
+    def _claimed(self, media: Iterable[MediumToCut]) -> Iterator[list[MediumToCut]]:
         """Give those of the media that are this process's to cut, until the block ends. What others
         are at is asked for again later."""
-        mine = []
+        claimed = []
         for medium in media:
-            turn = self.turns.take(partial(self.record_sets.lacking, medium))
+            turn = self.turns.take(partial(self.record_sets.missing_digests, medium))
             if turn:
-                mine.append(medium)
+                claimed.append(medium)
             elif turn is None:
                 self.to_do[medium.digest] = medium
             else:
                 self._items[medium.digest] = 0
         try:
-            yield mine
+            yield claimed
         finally:
-            self.turns.done(medium.digest for medium in mine)
+            self.turns.done(medium.digest for medium in claimed)
 
     def cut_video(self, medium: MediumToCut) -> None:
         """Store the missing chunks of a video one by one, then what is to be said of the whole."""
         if self.stop.is_set():
             return
-        with self._at([medium]) as mine:
-            if not mine:
+        with self._claimed([medium]) as claimed:
+            if not claimed:
                 return
             with (
                 self.record_sets.failing(medium) as path,
@@ -159,14 +159,14 @@ class Cutting:
         if not self.sampling.shots:
             return video.plan(self.sampling)
         index = MediaIndex.from_json(self.record_sets.media.meta(medium.digest))
-        return video.plan_again(index.chunks)
+        return video.plan_stored(index.chunks)
 
     def _cut_shots(self, medium: MediumToCut, video: Video) -> None:
         """Store the chunks of a video whose shots are not known yet, or only the first ones."""
         done = [self._known(medium, video, at) for at in self._first_stored(medium)]
         known = {chunk.index: chunk for chunk in done}
         for chunk in video.shots(self.sampling, self.fit, after=done):
-            self._expect(medium, chunk.index.index + 1 - len(done))
+            self._set_item_count(medium, chunk.index.index + 1 - len(done))
             self._store(medium, chunk)
             known[chunk.index.index] = chunk.index
             del chunk
@@ -174,7 +174,7 @@ class Cutting:
                 return
         self._end(medium, video, known)
 
-    def _expect(self, medium: MediumToCut, items: int) -> None:
+    def _set_item_count(self, medium: MediumToCut, items: int) -> None:
         """Tell how many items there will be, now that so many of a medium are known."""
         with self._lock:
             self._items[medium.digest] = items
@@ -186,7 +186,7 @@ class Cutting:
             lambda at: self.record_sets.key(medium, at) in self.record_sets.frames, count()
         )
 
-    def cut_pictures(self, group: Sequence[MediumToCut]) -> None:
+    def cut_images(self, group: Sequence[MediumToCut]) -> None:
         """Store a group of pictures, in packs."""
         chunks: list[tuple[MediumToCut, Chunk]] = []
         done: list[tuple[MediumToCut, MediaIndex]] = []
@@ -197,12 +197,12 @@ class Cutting:
             chunks.clear()
             done.clear()
 
-        with self._at(group) as mine:
-            for medium in mine:
+        with self._claimed(group) as claimed:
+            for medium in claimed:
                 if self.stop.is_set():
                     break
                 with self.record_sets.failing(medium) as path:
-                    index, chunk = read_picture(path, self.fit_image)
+                    index, chunk = read_image(path, self.fit_image)
                     medium.check()
                     chunks.append((medium, chunk))
                     done.append((medium, index))
@@ -220,9 +220,9 @@ class Cutting:
         for plan in plans:
             if self.record_sets.key(medium, plan.index) in self.record_sets.frames:
                 known[plan.index] = self._known(medium, video, plan.index)
-            elif medium.wanted is None or plan.index in medium.wanted:
+            elif medium.chunk_indexes is None or plan.index in medium.chunk_indexes:
                 missing.append(plan)
-        self._expect(medium, len(missing))
+        self._set_item_count(medium, len(missing))
         return known, missing
 
     def _known(self, medium: MediumToCut, video: Video, at: int) -> ChunkIndex:

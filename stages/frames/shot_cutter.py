@@ -3,7 +3,7 @@
 A shot's frames are chosen when its end is known, by the rules of `plan`, from the frames kept so
 far. If the rule gives times (frames per second), exactly these frames were kept. If it divides a
 length that is unknown before the end (frames per shot), the nearest kept frame is taken. That frame
-is at most `LEEWAY` of the distance between two target places away, or is the next frame that
+is at most `MAX_OFFSET` of the distance between two target places away, or is the next frame that
 exists.
 """
 
@@ -20,12 +20,12 @@ from numpy.typing import NDArray
 
 from artifacts.schema import Sampling
 from stages.frames.canvas import FrameConverter
-from stages.frames.plan import ROUNDING_SECONDS, ChunkPlan, plan_stretch, positions, tick_at
+from stages.frames.plan import ROUNDING_SECONDS, ChunkPlan, plan_chunk, positions, tick_at
 from stages.frames.reader import Reader
 from stages.frames.shots import AHEAD, BEHIND, SHORTEST_SECONDS, CutFinder, FrameDescriptor
 from stages.frames.timeline import Timeline
 
-LEEWAY = 1 / 3
+MAX_OFFSET = 1 / 3
 """How far a frame may be from its own place, of the distance between two places. Less costs time,
 because more frames must be made into pictures that are not taken in the end."""
 KEPT_PER_FRAME = 4
@@ -66,8 +66,8 @@ class _Piece:
         self._came = array("q")
         self._targets = 0
         # A file may be shorter than the shortest shot.
-        self._least_seconds = min(SHORTEST_SECONDS, timeline.duration)
-        self._most = sampling.frames or sampling.max_frames
+        self._min_seconds = min(SHORTEST_SECONDS, timeline.duration)
+        self._max_frames = sampling.frames or sampling.max_frames
 
     def wants(self, at: int) -> bool:
         """Return whether the frame of this position may be taken in the end; it has been
@@ -87,14 +87,14 @@ class _Piece:
     def keep(self, kept: Kept) -> None:
         """Keep a frame, and let others go when there are too many."""
         self._kept.append(kept)
-        if len(self._kept) > KEPT_PER_FRAME * self._most:
+        if len(self._kept) > KEPT_PER_FRAME * self._max_frames:
             length = self._timeline.seconds(kept.ticks) - self.start
-            self._thin(2 * LEEWAY * length / self._most)
+            self._thin(2 * MAX_OFFSET * length / self._max_frames)
 
     def close(self, end: float, shown: Callable[[], Kept | None]) -> Shot:
         """Return the piece up to `end`; `shown` gives what is on display, should no frame be its
         own."""
-        plan = plan_stretch(
+        plan = plan_chunk(
             self._timeline, self._sampling, index=self.index, start=self.start, end=end
         )
         if not self._kept and (standing := shown()) and standing.ticks >= plan.first:
@@ -117,8 +117,8 @@ class _Piece:
         seconds = self._timeline.seconds
         last = seconds(self._kept[-1].ticks)
         # A place as far from the start is no later than the last of them, at (count - 1) / count.
-        length = max(last - self.start, self._least_seconds)
-        return seconds(following) - last > 2 * LEEWAY * length / (count - 1)
+        length = max(last - self.start, self._min_seconds)
+        return seconds(following) - last > 2 * MAX_OFFSET * length / (count - 1)
 
     def _thin(self, gap: float) -> None:
         """Let go of frames between two that are no further apart than `gap` seconds."""
@@ -133,11 +133,11 @@ class _Piece:
 class ShotCutter:
     """One pass over a video."""
 
-    def __init__(self, reader: Reader, sampling: Sampling, canvas: FrameConverter) -> None:
+    def __init__(self, reader: Reader, sampling: Sampling, converter: FrameConverter) -> None:
         self._reader = reader
         self._timeline = reader.timeline
         self._sampling = sampling
-        self._canvas = canvas
+        self._converter = converter
         self._held: Shot | None = None
         """A piece whose shot may end soon after it, and then ends with it."""
         self._shown: tuple[int, VideoFrame] | None = None
@@ -149,8 +149,8 @@ class ShotCutter:
         self._piece = self._begin(index, start)
         self._first = positions(self._timeline, start, self._timeline.duration)[0]
         since = max(0, self._first - BEHIND - AHEAD)
-        self._reader.want(array("q", pts[since:].tolist()))
-        eye, finder = FrameDescriptor(), CutFinder()
+        self._reader.request(array("q", pts[since:].tolist()))
+        descriptor, finder = FrameDescriptor(), CutFinder()
         waiting: deque[tuple[int, VideoFrame]] = deque()
         for at in range(since, len(pts)):
             ticks = int(pts[at])
@@ -158,7 +158,7 @@ class ShotCutter:
             if found is None:
                 continue
             waiting.append((at, found[1]))
-            begins = finder.see(self._timeline.seconds(ticks), eye.look(found[1]))
+            begins = finder.add(self._timeline.seconds(ticks), descriptor.describe(found[1]))
             if begins is not None:
                 yield from self._pass(*waiting.popleft(), begins)
         while waiting:
@@ -211,8 +211,8 @@ class ShotCutter:
         return _Piece(self._timeline, self._sampling, index=index, start=start)
 
     def _paint(self, at: int, frame: VideoFrame) -> Kept:
-        pixels = self._canvas.empty(1)[0]
-        self._canvas.paint(frame, pixels)
+        pixels = self._converter.allocate(1)[0]
+        self._converter.convert(frame, pixels)
         ticks = int(self._timeline.pts[at])
         return Kept(ticks=ticks, pixels=pixels, damaged=frame.is_corrupt)
 
@@ -227,10 +227,10 @@ def _nearest(ticks: "array[int]", kept: list[Kept]) -> list[Kept]:
     """Return the frame nearest to each of `ticks`, no frame twice."""
     stamps = [one.ticks for one in kept]
     chosen: list[int] = []
-    for left, wanted in zip(range(len(ticks), 0, -1), ticks, strict=True):
-        above = bisect_left(stamps, wanted)
+    for left, tick in zip(range(len(ticks), 0, -1), ticks, strict=True):
+        above = bisect_left(stamps, tick)
         near = [at for at in (above - 1, above) if 0 <= at < len(stamps)]
-        best = min(near, key=lambda at: abs(stamps[at] - wanted), default=0)
+        best = min(near, key=lambda at: abs(stamps[at] - tick), default=0)
         # Each takes one, and must leave one for each that follows, as far as there are any.
         at = max(min(best, len(stamps) - left), chosen[-1] + 1 if chosen else 0)
         if at < len(stamps):

@@ -34,7 +34,7 @@ STAYING = 0.5
 """Part of the change that must be left by then."""
 NEAR_SECONDS = 0.5
 """Frames further away say nothing of how fast things move here."""
-LEAST = 0.08
+MIN_DISTANCE = 0.08
 """Distance of two frames, of 1, below which they are of one shot where nothing moves."""
 ALL_OVER = 0.03
 """Half of the blocks differ by this much, of 1, or a thing has come or gone within the shot."""
@@ -72,7 +72,7 @@ class FrameDescriptor:
         self._reformatter = VideoReformatter()
         self._places: dict[tuple[int, int], NDArray[np.intp]] = {}
 
-    def look(self, frame: VideoFrame) -> FrameFeatures:
+    def describe(self, frame: VideoFrame) -> FrameFeatures:
         """Return what a frame looks like."""
         points = self._points(frame)
         if points.shape not in self._places:
@@ -128,7 +128,7 @@ class _Seen:
     """One frame as the finder stores it."""
 
     seconds: float
-    look: FrameFeatures
+    features: FrameFeatures
     step: float
     """Distance from the frame before."""
 
@@ -142,11 +142,11 @@ class CutFinder:
         self._seen: deque[_Seen] = deque(maxlen=BEHIND + 1 + AHEAD)
         self._undecided = 0
 
-    def see(self, seconds: float, look: FrameFeatures) -> bool | None:
+    def add(self, seconds: float, features: FrameFeatures) -> bool | None:
         """Take in a frame, and return the verdict on the one `AHEAD` frames before it. It is None
         while there is none."""
-        step = distance(self._seen[-1].look, look) if self._seen else 0.0
-        self._seen.append(_Seen(seconds=seconds, look=look, step=step))
+        step = distance(self._seen[-1].features, features) if self._seen else 0.0
+        self._seen.append(_Seen(seconds=seconds, features=features, step=step))
         self._undecided += 1
         if self._undecided <= AHEAD:
             return None
@@ -171,19 +171,23 @@ class CutFinder:
             if i not in (0, at) and abs(other.seconds - here.seconds) <= NEAR_SECONDS
         ]
         usual = math.fsum(around) / max(1, len(around))
-        if here.step < LEAST + TIMES * usual:
+        if here.step < MIN_DISTANCE + TIMES * usual:
             return False
-        return _all_over(self._seen[at - 1].look, here.look)
+        return _all_over(self._seen[at - 1].features, here.features)
 
     def _stays(self, at: int) -> bool:
         """Return whether what comes is unlike what was, also a flash's length away."""
         first, last = max(0, at - 1 - FLASH_FRAMES), min(len(self._seen) - 1, at + FLASH_FRAMES)
-        earlier, before, now, later = (self._seen[i].look for i in (first, at - 1, at, last))
+        earlier, before, now, later = (self._seen[i].features for i in (first, at - 1, at, last))
         pairs = ((before, later), (earlier, now), (earlier, later))
         return min(distance(*pair) for pair in pairs) >= STAYING * self._seen[at].step
 
     def _fades_in(self, at: int) -> bool:
         """Return whether the picture slowly comes back from black: the middle of a fade."""
-        before, now, last = self._seen[at - 1].look, self._seen[at].look, self._seen[-1].look
+        before, now, last = (
+            self._seen[at - 1].features,
+            self._seen[at].features,
+            self._seen[-1].features,
+        )
         lighter = last.brightness - before.brightness >= LIGHTER
         return before.is_black and not now.is_black and lighter

@@ -24,7 +24,7 @@ from artifacts.schema import ChunkIndex, FrameFit, MediaIndex, Sampling
 from artifacts.words import counted
 from stages.frames.canvas import FrameConverter, shown_size
 from stages.frames.opening import no_frames
-from stages.frames.plan import ChunkPlan, plan_again, plan_chunks
+from stages.frames.plan import ChunkPlan, plan_chunks, plan_stored
 from stages.frames.reader import Reader
 from stages.frames.shot_cutter import ShotCutter
 
@@ -103,17 +103,17 @@ class Video:
 
         A chunk of which nothing can be decoded is left out, with a warning.
         """
-        self._reader.want(array("q", chain.from_iterable(plan.ticks for plan in plans)))
-        canvas = FrameConverter(self._reader.first_frame, self._aspect, fit)
+        self._reader.request(array("q", chain.from_iterable(plan.ticks for plan in plans)))
+        converter = FrameConverter(self._reader.first_frame, self._aspect, fit)
         for plan in plans:
-            chunk = self._chunk(plan, canvas)
+            chunk = self._chunk(plan, converter)
             if chunk is not None:
                 yield chunk
             del chunk
 
-    def plan_again(self, chunks: Sequence[ChunkIndex]) -> list[ChunkPlan]:
+    def plan_stored(self, chunks: Sequence[ChunkIndex]) -> list[ChunkPlan]:
         """Return the plans of chunks that were cut before."""
-        return [plan_again(self._reader.timeline, chunk) for chunk in chunks]
+        return [plan_stored(self._reader.timeline, chunk) for chunk in chunks]
 
     def shots(
         self, sampling: Sampling, fit: FrameFit, after: Sequence[ChunkIndex] = ()
@@ -123,10 +123,14 @@ class Video:
         start = after[-1].end if after else 0.0
         if start >= self.duration:
             return
-        canvas = FrameConverter(self._reader.first_frame, self._aspect, fit)
-        cutter = ShotCutter(self._reader, sampling, canvas)
+        converter = FrameConverter(self._reader.first_frame, self._aspect, fit)
+        cutter = ShotCutter(self._reader, sampling, converter)
         for shot in cutter.shots(len(after), start):
-            pixels = np.stack([kept.pixels for kept in shot.kept]) if shot.kept else canvas.empty(0)
+            pixels = (
+                np.stack([kept.pixels for kept in shot.kept])
+                if shot.kept
+                else converter.allocate(0)
+            )
             taken = [kept.ticks for kept in shot.kept]
             damaged = [kept.ticks for kept in shot.kept if kept.damaged]
             chunk = self._made(shot.plan, pixels, taken, damaged, shot.missed)
@@ -184,19 +188,19 @@ class Video:
             warnings=self.warnings(),
         )
 
-    def _chunk(self, plan: ChunkPlan, canvas: FrameConverter) -> Chunk | None:
-        pixels = canvas.empty(len(plan.ticks))
+    def _chunk(self, plan: ChunkPlan, converter: FrameConverter) -> Chunk | None:
+        pixels = converter.allocate(len(plan.ticks))
         taken: list[int] = []
         missed: list[int] = []
         damaged: list[int] = []
-        for wanted in plan.ticks:
-            found = self._reader.at(wanted, plan.first, plan.beyond)
-            if found is None or found[0] != wanted:
-                missed.append(wanted)
+        for ticks in plan.ticks:
+            found = self._reader.at(ticks, plan.first, plan.beyond)
+            if found is None or found[0] != ticks:
+                missed.append(ticks)
             if found is None or (taken and found[0] <= taken[-1]):
                 continue
             ticks, frame = found
-            canvas.paint(frame, pixels[len(taken)])
+            converter.convert(frame, pixels[len(taken)])
             taken.append(ticks)
             if frame.is_corrupt:
                 damaged.append(ticks)

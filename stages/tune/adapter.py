@@ -145,8 +145,8 @@ def write_adapter(half: Any, folder: Path, model: str, as_published: bool = Fals
     # PEFT would adapt where the model is whole. PEFT has shortened those that it was given.
     paths = {name.removeprefix(PREFIX).rpartition(".lora_")[0] for name in numbers}
     config["target_modules"] = paths
-    told = {name: sorted(v) if isinstance(v, set) else v for name, v in sorted(config.items())}
+    fields = {name: sorted(v) if isinstance(v, set) else v for name, v in sorted(config.items())}
     with whole_file(folder / ADAPTER_WEIGHTS) as file:
         file.write(save(numbers, metadata={"format": "pt", **way}))
     with whole_file(folder / ADAPTER_CONFIG) as file:
-        file.write((json.dumps(told, indent=2, default=str) + "\n").encode())
+        file.write((json.dumps(fields, indent=2, default=str) + "\n").encode())

@@ -58,7 +58,7 @@ def kind_of(optimizer: torch.optim.Optimizer) -> str:
     return type(optimizer).__name__
 
 
-def keep(
+def save_checkpoint(
     folder: Path,
     recipe: Mapping[str, Any],
     progress: TrainingProgress,
@@ -88,7 +88,7 @@ def keep(
         file.write(save(numbers, metadata=metadata))
 
 
-def go_on(
+def resume(
     folder: Path,
     recipe: Mapping[str, Any],
     trained: Sequence[nn.Parameter],

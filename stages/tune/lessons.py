@@ -50,7 +50,7 @@ class TrainingExample:
         return self.read()
 
 
-def lesson_of(
+def make_example(
     half: Any, processor: Any, read: Callable[[], FeatureRecord], prompt: str, caption: str
 ) -> TrainingExample:
     """Return an example in tokens, without the one that ends it."""
@@ -66,28 +66,30 @@ def lesson_of(
     )
 
 
-def ended(lesson: TrainingExample, token: int) -> TrainingExample:
+def with_end_token(example: TrainingExample, token: int) -> TrainingExample:
     """Return the lesson with the token that ends its caption."""
-    return replace(lesson, ids=torch.cat([lesson.ids, torch.tensor([token])]))
+    return replace(example, ids=torch.cat([example.ids, torch.tensor([token])]))
 
 
-def together(lessons: Sequence[TrainingExample], rows: int) -> Iterator[list[TrainingExample]]:
+def group_batches(
+    examples: Sequence[TrainingExample], rows: int
+) -> Iterator[list[TrainingExample]]:
     """Yield those that go through the half together, at most so many: with the longest first."""
     groups: dict[Hashable, list[TrainingExample]] = {}
-    for lesson in lessons:
-        groups.setdefault(lesson.joins_with, []).append(lesson)
+    for example in examples:
+        groups.setdefault(example.joins_with, []).append(example)
     for group in groups.values():
-        ranked = sorted(group, key=lambda lesson: len(lesson.ids), reverse=True)
+        ranked = sorted(group, key=lambda example: len(example.ids), reverse=True)
         yield from (ranked[at : at + rows] for at in range(0, len(ranked), rows))
 
 
-def loss_of(half: Any, processor: Any, lessons: Sequence[TrainingExample]) -> torch.Tensor:
+def loss_of(half: Any, processor: Any, examples: Sequence[TrainingExample]) -> torch.Tensor:
     """Return the sum of the losses of all tokens of these captions. Their prompts are of one
     length."""
-    most = max(len(lesson.ids) for lesson in lessons)
-    said = torch.stack([pad(each.ids, (0, most - len(each.ids))) for each in lessons])
-    right = [pad(each.ids, (0, most - len(each.ids)), value=IGNORED) for each in lessons]
-    logits = logits_of(half, processor, lessons, said[:, :-1], most)
+    length = max(len(example.ids) for example in examples)
+    caption_ids = torch.stack([pad(each.ids, (0, length - len(each.ids))) for each in examples])
+    right = [pad(each.ids, (0, length - len(each.ids)), value=IGNORED) for each in examples]
+    logits = logits_of(half, processor, examples, caption_ids[:, :-1], length)
     targets = torch.stack(right).to(logits.device)
     return cross_entropy(
         logits.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORED, reduction="sum"
@@ -95,49 +97,53 @@ def loss_of(half: Any, processor: Any, lessons: Sequence[TrainingExample]) -> to
 
 
 def logits_of(
-    half: Any, processor: Any, lessons: Sequence[TrainingExample], said: torch.Tensor, count: int
+    half: Any,
+    processor: Any,
+    examples: Sequence[TrainingExample],
+    caption_ids: torch.Tensor,
+    count: int,
 ) -> torch.Tensor:
-    """Return the logits [lessons, count, vocabulary] of the last places, `said` [lessons, tokens]
-    behind the prompts."""
-    rows = [lesson.row for lesson in lessons]
-    inputs = rebuild(processor, rows, [lesson.prompt for lesson in lessons])
-    inputs = append_ids(half, drop_end_token(half, inputs), said)
+    """Return the logits [examples, count, vocabulary] at the last `count` positions. `caption_ids`
+    [examples, tokens] follow the prompts."""
+    rows = [example.row for example in examples]
+    inputs = rebuild(processor, rows, [example.prompt for example in examples])
+    inputs = append_ids(half, drop_end_token(half, inputs), caption_ids)
     features = Features(merge_rows(rows), rows[0].needs, merge_blank(rows))
     with last_logits(half, count) as taken:
         forward(half, inputs, features, use_cache=False)
     return taken[-1][:, -count:]
 
 
-def check(half: Any, processor: Any, lesson: TrainingExample) -> None:
+def check_trainable(half: Any, processor: Any, example: TrainingExample) -> None:
     """Refuse a half that one pass cannot teach: of which that says something else than `generate`
     would, or that sees what is coming. Raises UsageError."""
-    caption = ForcedCaption(lesson.row, lesson.prompt, lesson.ids[None])
+    caption = ForcedCaption(example.row, example.prompt, example.ids[None])
     why = "cannot be taught by its captions"
     if is_bidirectional(half, processor, caption):
         raise UsageError(
             f"{type(half).__name__} {why}: it looks at all of its text in both directions",
             hint="Choose another model: docs/tune.md",
         )
-    wanted = forced_logits(half, processor, caption)
+    expected = forced_logits(half, processor, caption)
     with torch.no_grad():
-        found = logits_of(half, processor, [lesson], lesson.ids[None], len(lesson.ids) + 1)
-    if far([found[0].float().cpu()], [wanted]) > rounding(half.dtype):
+        found = logits_of(half, processor, [example], example.ids[None], len(example.ids) + 1)
+    if far([found[0].float().cpu()], [expected]) > rounding(half.dtype):
         raise UsageError(
             f"{type(half).__name__} {why}: one pass says something else than generating does",
             hint="Please report this model; docs/tune.md lists those that can be trained",
         )
 
 
-def end_of(half: Any, processor: Any, lessons: Sequence[TrainingExample]) -> int:
+def end_token_of(half: Any, processor: Any, examples: Sequence[TrainingExample]) -> int:
     """Return the token that ends a caption: of those that the half stops at, the one that it
     expects most behind these."""
-    told = half.generation_config.eos_token_id
-    ends = [told] if isinstance(told, int) else list(told)
+    eos = half.generation_config.eos_token_id
+    ends = [eos] if isinstance(eos, int) else list(eos)
     if len(ends) == 1:
         return int(ends[0])
     likely = torch.zeros(len(ends))
-    for lesson in lessons:
+    for example in examples:
         with torch.no_grad():
-            last = logits_of(half, processor, [lesson], lesson.ids[None], 1)[0, -1]
+            last = logits_of(half, processor, [example], example.ids[None], 1)[0, -1]
         likely += last.float().log_softmax(-1)[ends].cpu()
     return int(ends[int(likely.argmax())])

@@ -22,17 +22,23 @@ from stages.process.job import parse_job
 from stages.process.memory import anonymous_bytes
 from stages.process.report import EventReporter
 from stages.tune.adapter import add_adapter, load_adapter_weights, write_adapter
-from stages.tune.checkpoint import TrainingProgress, go_on, keep
+from stages.tune.checkpoint import TrainingProgress, resume, save_checkpoint
 from stages.tune.job import RECORD, SCORE, TuneItem, TuneJob
 from stages.tune.layout import layout_in
-from stages.tune.lessons import TrainingExample, check, end_of, ended, lesson_of
+from stages.tune.lessons import (
+    TrainingExample,
+    check_trainable,
+    end_token_of,
+    make_example,
+    with_end_token,
+)
 from stages.tune.scoring import losses_of, score
 from stages.tune.training import (
     Trainer,
-    differentiable,
+    enable_checkpointing,
+    keep_differentiable,
+    learning_rate_at,
     optimizer_of,
-    rate_at,
-    recomputing,
     without_gradients,
 )
 
@@ -75,22 +81,22 @@ class HeldOutEvaluation:
         self,
         half: Any,
         processor: Any,
-        lessons: Sequence[TrainingExample],
+        examples: Sequence[TrainingExample],
         job: TuneJob,
     ) -> None:
         self._half = half
         self._processor = processor
-        self._lessons = lessons
+        self._examples = examples
         self._job = job
 
-    def look(
+    def evaluate(
         self, progress: TrainingProgress, trained: Sequence[nn.Parameter], report: EventReporter
     ) -> None:
         """Note the loss of what is held out, and the numbers if it is the least so far."""
-        if not self._lessons:
+        if not self._examples:
             return
-        asked = (self._half, self._processor, self._lessons, self._job.rows)
-        loss = without_gradients(self._half, lambda: losses_of(*asked))
+        arguments = (self._half, self._processor, self._examples, self._job.rows)
+        loss = without_gradients(self._half, lambda: losses_of(*arguments))
         progress.held_out.append((progress.step, loss))
         if progress.best_step == progress.step:
             progress.best = [value.detach().cpu().clone() for value in trained]
@@ -98,11 +104,11 @@ class HeldOutEvaluation:
 
     def score(self, progress: TrainingProgress, report: EventReporter) -> None:
         """Note how near the adapter comes to what is held out."""
-        if not self._lessons:
+        if not self._examples:
             return
-        asked = (self._half, self._processor, self._lessons, self._job.rows)
-        most = self._job.max_new_tokens
-        found = without_gradients(self._half, lambda: score(*asked, most))
+        arguments = (self._half, self._processor, self._examples, self._job.rows)
+        max_new_tokens = self._job.max_new_tokens
+        found = without_gradients(self._half, lambda: score(*arguments, max_new_tokens))
         at = progress.best_step or progress.step
         progress.scores.append({"step": at if progress.step else 0, **found})
         report.note(score=found["exact"])
@@ -145,17 +151,17 @@ SEEDS = 1 << 20
 """Steps that draw apart from those of another seed."""
 
 
-def warm(told: dict[str, Any]) -> None:
+def warm(fields: dict[str, Any]) -> None:
     """Import what training needs, before what the stage takes is counted."""
     import peft  # noqa: F401
 
-    warm_model(told)
+    warm_model(fields)
 
 
-def run(told: dict[str, Any], report: EventReporter) -> None:
+def run(fields: dict[str, Any], report: EventReporter) -> None:
     """Train the adapter of a TuneJob, from where an earlier process was, and write it; or score
     the half as it is."""
-    job = parse_job(TuneJob, told)
+    job = parse_job(TuneJob, fields)
     if job.examples:
         sweep(Path(job.folder))
         if is_written(job):
@@ -171,13 +177,13 @@ def _score(
     job: TuneJob, processor: Any, report: EventReporter, confirm: Callable[[], None], half: Any
 ) -> None:
     """Say how near the half comes to what is held out, and train nothing."""
-    lessons = _lessons(job, processor, half, job.held_out)
-    end = end_of(half, processor, lessons[:4])
-    lessons = [ended(lesson, end) for lesson in lessons]
-    asked = (half, processor, lessons, job.rows, job.max_new_tokens)
-    found = without_gradients(half, lambda: score(*asked))
+    examples = _examples(job, processor, half, job.held_out)
+    end = end_token_of(half, processor, examples[:4])
+    examples = [with_end_token(example, end) for example in examples]
+    arguments = (half, processor, examples, job.rows, job.max_new_tokens)
+    found = without_gradients(half, lambda: score(*arguments))
     confirm()
-    write_json(Path(job.folder) / SCORE, {"captions": len(lessons), "end_token": end, **found})
+    write_json(Path(job.folder) / SCORE, {"captions": len(examples), "end_token": end, **found})
     report.item("score")
 
 
@@ -185,57 +191,57 @@ def _tune(
     job: TuneJob, processor: Any, report: EventReporter, confirm: Callable[[], None], half: Any
 ) -> None:
     folder = Path(job.folder)
-    differentiable(half)
-    lessons = _lessons(job, processor, half, job.examples)
-    held_out = _lessons(job, processor, half, job.held_out)
-    check(half, processor, lessons[0])
-    end = end_of(half, processor, lessons[:4])
-    lessons = [ended(lesson, end) for lesson in lessons]
-    held_out = [ended(lesson, end) for lesson in held_out]
+    keep_differentiable(half)
+    examples = _examples(job, processor, half, job.examples)
+    held_out = _examples(job, processor, half, job.held_out)
+    check_trainable(half, processor, examples[0])
+    end = end_token_of(half, processor, examples[:4])
+    examples = [with_end_token(example, end) for example in examples]
+    held_out = [with_end_token(example, end) for example in held_out]
     layout = layout_in(folder, job.rank) if job.resume else None
     trained = add_adapter(half, job.rank, job.seed, layout)
     optimizer = optimizer_of(job.optimizer, trained, job.rate)
-    progress = go_on(folder, job.recipe, trained, optimizer)
+    progress = resume(folder, job.recipe, trained, optimizer)
     begins = progress is None
     progress = progress or TrainingProgress()
     if job.resume and begins:
         load_adapter_weights(half, folder)
     half.train()
     if job.recompute:
-        recomputing(half)
+        enable_checkpointing(half)
     trainer = Trainer(half, processor, trained, optimizer, report, job.rows)
-    exam = HeldOutEvaluation(half, processor, held_out, job)
-    order = EpochBatchOrder([each.joins_with for each in lessons], job.batch, job.seed)
-    store = partial(keep, folder, job.recipe, progress, trained, optimizer)
-    told = partial(_record, job, progress, half, end)
+    evaluation = HeldOutEvaluation(half, processor, held_out, job)
+    order = EpochBatchOrder([each.joins_with for each in examples], job.batch, job.seed)
+    store = partial(save_checkpoint, folder, job.recipe, progress, trained, optimizer)
+    record = partial(_record, job, progress, half, end)
     if job.resume and begins:  # or who is killed would begin with what it has made itself
         store()
     if not progress.scores:
-        exam.score(progress, report)
+        evaluation.score(progress, report)
     with TensorBoardLog(job.tensorboard, progress) as board:
         while progress.step < job.steps:
             places = order.batch_at(progress.step)
-            rate = rate_at(progress.step, job.steps, job.rate)
+            rate = learning_rate_at(progress.step, job.steps, job.rate)
             torch.manual_seed(SEEDS * job.seed + progress.step)  # some families have dropout
-            progress.losses.append(trainer.step([lessons[at] for at in places], rate))
+            progress.losses.append(trainer.step([examples[at] for at in places], rate))
             progress.memory.append(anonymous_bytes())
             progress.step += 1
             board.add(progress)
             report.item(f"step {progress.step}")
             last = progress.step == job.steps
             if progress.step % order.epoch_steps == 0 or last:
-                exam.look(progress, trained, report)
+                evaluation.evaluate(progress, trained, report)
                 board.add_held_out(progress)
             if progress.step % job.checkpoint_steps == 0 or last:
                 confirm()
                 store()
-                write_json(folder / RECORD, told(finished=False))
+                write_json(folder / RECORD, record(finished=False))
     for parameter, value in zip(trained, progress.best, strict=False):
         parameter.data.copy_(value)
-    exam.score(progress, report)
+    evaluation.score(progress, report)
     confirm()
     write_adapter(half, folder, job.half.model, job.half.as_published)
-    write_json(folder / RECORD, told(finished=True))
+    write_json(folder / RECORD, record(finished=True))
 
 
 def is_written(job: TuneJob) -> bool:
@@ -275,17 +281,17 @@ def _record(
     }
 
 
-def _lessons(
-    job: TuneJob, processor: Any, half: Any, members: list[TuneItem]
+def _examples(
+    job: TuneJob, processor: Any, half: Any, items: list[TuneItem]
 ) -> list[TrainingExample]:
     features = RecordSet(open_store(job.store), "features", job.features_namespace)
     return [
-        lesson_of(
+        make_example(
             half,
             processor,
             partial(read_features, features, each.features),
             each.prompt,
             each.caption,
         )
-        for each in members
+        for each in items
     ]

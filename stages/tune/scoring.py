@@ -7,46 +7,48 @@ import torch
 
 from stages.decode.engines.transformers import generate_rows
 from stages.decode.generate_kwargs import make_greedy
-from stages.tune.lessons import TrainingExample, loss_of, together
+from stages.tune.lessons import TrainingExample, group_batches, loss_of
 
 SHOWN = 8
 """Captions that are kept to be looked at."""
 
 
-def losses_of(half: Any, processor: Any, lessons: Sequence[TrainingExample], rows: int) -> float:
+def losses_of(half: Any, processor: Any, examples: Sequence[TrainingExample], rows: int) -> float:
     """Return the mean loss of a token of these."""
-    tokens = sum(len(lesson.ids) for lesson in lessons)
+    tokens = sum(len(example.ids) for example in examples)
     with torch.no_grad():
-        total = sum(float(loss_of(half, processor, some)) for some in together(lessons, rows))
+        total = sum(float(loss_of(half, processor, some)) for some in group_batches(examples, rows))
     return total / max(1, tokens)
 
 
-def said_of(
-    half: Any, processor: Any, lessons: Sequence[TrainingExample], rows: int, most: int
+def captions_of(
+    half: Any, processor: Any, examples: Sequence[TrainingExample], rows: int, max_new_tokens: int
 ) -> list[str]:
     """Return what the half says of each of these, in their order."""
     make_greedy(half, processor)
     found: dict[int, str] = {}
-    for some in together(lessons, rows):
-        shown = [lesson.row for lesson in some]
-        said = generate_rows(half, processor, shown, [each.prompt for each in some], most)
-        found |= {id(each): one.caption for each, one in zip(some, said, strict=True)}
-    return [found[id(lesson)] for lesson in lessons]
+    for some in group_batches(examples, rows):
+        shown = [example.row for example in some]
+        captions = generate_rows(
+            half, processor, shown, [each.prompt for each in some], max_new_tokens
+        )
+        found |= {id(each): one.caption for each, one in zip(some, captions, strict=True)}
+    return [found[id(example)] for example in examples]
 
 
 def score(
     half: Any,
     processor: Any,
-    lessons: Sequence[TrainingExample],
+    examples: Sequence[TrainingExample],
     rows: int,
-    most: int,
+    max_new_tokens: int,
 ) -> dict[str, Any]:
     """Return how near the half comes to these captions: the loss of a token, the share that it
     says to the letter, the share of words that both have, and some of what it says."""
-    said = said_of(half, processor, lessons, rows, most)
-    pairs = [(one, lesson.caption) for one, lesson in zip(said, lessons, strict=True)]
+    captions = captions_of(half, processor, examples, rows, max_new_tokens)
+    pairs = [(one, example.caption) for one, example in zip(captions, examples, strict=True)]
     return {
-        "loss": losses_of(half, processor, lessons, rows),
+        "loss": losses_of(half, processor, examples, rows),
         "exact": sum(one == other for one, other in pairs) / max(1, len(pairs)),
         "words": sum(alike(one, other) for one, other in pairs) / max(1, len(pairs)),
         "samples": [{"said": one, "right": other} for one, other in pairs[:SHOWN]],

@@ -16,13 +16,13 @@ from artifacts.errors import UsageError
 from stages.memory.shrinking import catch_oom, smaller
 from stages.process.report import EventReporter
 from stages.tune.job import ADAMW8
-from stages.tune.lessons import TrainingExample, loss_of, together
+from stages.tune.lessons import TrainingExample, group_batches, loss_of
 
 PACKS = "support_avx512bf16_for_cpu"
 """Field of a layer of bitsandbytes: whether it packs its weights for this CPU."""
 WARMUP = 0.03
 """Share of the steps in which the learning rate rises."""
-MOST_NORM = 1.0
+MAX_NORM = 1.0
 """Longest gradient; a longer one is made so long."""
 
 
@@ -37,12 +37,12 @@ def optimizer_of(name: str, trained: Sequence[nn.Parameter], rate: float) -> tor
     return torch.optim.AdamW(trained, lr=rate, weight_decay=0.0)
 
 
-def rate_at(step: int, steps: int, most: float) -> float:
+def learning_rate_at(step: int, steps: int, peak_rate: float) -> float:
     """Return the learning rate of a step; steps count from 0."""
     warm = max(1, round(WARMUP * steps))
     if step < warm:
-        return most * (step + 1) / warm
-    return most * (steps - step) / max(1, steps - warm)
+        return peak_rate * (step + 1) / warm
+    return peak_rate * (steps - step) / max(1, steps - warm)
 
 
 class Trainer:
@@ -65,39 +65,39 @@ class Trainer:
         self._rows = rows
         """Examples that go through the half at once."""
 
-    def step(self, lessons: Sequence[TrainingExample], rate: float) -> float:
+    def step(self, examples: Sequence[TrainingExample], rate: float) -> float:
         """Make one step by these examples, and return their mean loss of a token. Raises what an
         allocator raises, where not even one fits."""
         while True:
             self._optimizer.zero_grad(set_to_none=True)
-            found, words = catch_oom(lambda: self._gradients(lessons))
-            if words is None:
+            found, message = catch_oom(lambda: self._gradients(examples))
+            if message is None:
                 break
             if self._rows == 1:
-                raise MemoryError(words)
+                raise MemoryError(message)
             failed, self._rows = self._rows, smaller(self._rows)
-            self._report.batch_shrunk(self._rows, failed=failed, error=words[:200])
+            self._report.batch_shrunk(self._rows, failed=failed, error=message[:200])
         if not math.isfinite(loss := found.pop()):
             raise UsageError(
                 "the loss is no number any more",
                 hint="Run it again with a smaller --lr, into another --out",
             )
-        nn.utils.clip_grad_norm_(self._trained, MOST_NORM)
+        nn.utils.clip_grad_norm_(self._trained, MAX_NORM)
         for group in self._optimizer.param_groups:
             group["lr"] = rate
         self._optimizer.step()
         return loss
 
-    def _gradients(self, lessons: Sequence[TrainingExample]) -> float:
-        tokens, total = sum(len(lesson.ids) for lesson in lessons), 0.0
-        for some in together(lessons, self._rows):
+    def _gradients(self, examples: Sequence[TrainingExample]) -> float:
+        tokens, total = sum(len(example.ids) for example in examples), 0.0
+        for some in group_batches(examples, self._rows):
             loss = loss_of(self._half, self._processor, some) / tokens
             loss.backward()
             total += float(loss.detach())
         return total
 
 
-def differentiable(half: Any) -> None:
+def keep_differentiable(half: Any) -> None:
     """Have layers in 4 bit keep the form that gradients go through. On a CPU that has the words
     for it, bitsandbytes packs their weights in another at the first pass that is not trained, and
     no gradient passes them ever after."""
@@ -106,7 +106,7 @@ def differentiable(half: Any) -> None:
             setattr(module, PACKS, False)
 
 
-def recomputing(half: Any) -> None:
+def enable_checkpointing(half: Any) -> None:
     """Have the half compute the activations of its layers again for the backward pass."""
     half.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
 

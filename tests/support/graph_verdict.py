@@ -134,8 +134,8 @@ def _compared(
         results[way] = AGREES if apart <= LIMIT else f"apart: {apart:.2g}"
     return GraphVerdict(
         name=name,
-        towers=tuple(made.towers),
-        graphs=sum(len(tower.graphs) for tower in made.towers.values()),
+        towers=tuple(made.encoders),
+        graphs=sum(len(tower.graphs) for tower in made.encoders.values()),
         results=results,
         refused="; ".join(f"{way}: {why}" for why, way in reasons.items()),
         apart=furthest,

@@ -135,9 +135,9 @@ def export_about(export: ExportFound) -> Iterator[tuple[str, str]]:
 
 def _parity_row(parity: Mapping[str, Any], gate: ParityThreshold) -> tuple[str, str, str, str]:
     value, bound = parity[gate.group][gate.name], parity["gates"][f"{gate.group}.{gate.name}"]
-    holds = value >= bound if gate.at_least else value <= bound
-    sign = "≥" if gate.at_least else "≤"
-    return gate.words, f"{value:.5g}", f"{sign} {bound:g}", MARKS[holds]
+    holds = value >= bound if gate.is_minimum else value <= bound
+    sign = "≥" if gate.is_minimum else "≤"
+    return gate.label, f"{value:.5g}", f"{sign} {bound:g}", MARKS[holds]
 
 
 def _told(parity: Mapping[str, Any]) -> Iterator[tuple[str, str, str, str]]:

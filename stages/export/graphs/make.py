@@ -38,10 +38,10 @@ number. In 8 bit real pictures tell, and noise does not: only what is no number 
 KEPT = "Keep this model's vision half in torch: its classes cannot be exported"
 
 
-def difference(wanted: Any, found: Any) -> float:
+def difference(reference: Any, found: Any) -> float:
     """Return by how much one half's features differ from another's, at the most, in parts of the
     largest number; infinite where they are of other shapes or no numbers."""
-    first, second = list(_of(wanted)), list(_of(found))
+    first, second = list(_of(reference)), list(_of(found))
     if [one.shape for one in first] != [one.shape for one in second]:
         return float("inf")
     pairs = zip(first, second, strict=True)
@@ -135,7 +135,7 @@ class Traced(NamedTuple):
     """Those names, in the order of the graph's outputs."""
 
 
-def trace(tower: Any, given: Mapping[str, Any], packed: bool, varying: Varying) -> Traced:
+def trace(encoder: Any, given: Mapping[str, Any], packed: bool, varying: Varying) -> Traced:
     """Return the graph of a call of a tower, for any length of the axes that vary. Raises what
     torch and transformers raise at what they cannot make a graph of."""
     from transformers.exporters.configs import OnnxConfig
@@ -143,12 +143,12 @@ def trace(tower: Any, given: Mapping[str, Any], packed: bool, varying: Varying) 
 
     sample = {name: copied(value) for name, value in given.items() if value is not None}
     with torch.no_grad():
-        output, named = name_tensors(tower(**copied(sample)))
-    call = graph_inputs(tower, copied(sample), packed)
+        output, named = name_tensors(encoder(**copied(sample)))
+    call = graph_inputs(encoder, copied(sample), packed)
     config = OnnxConfig(dynamic=True, opset_version=OPSET)
-    attending = packing(tower) if packed else contextlib.nullcontext()
+    attending = packing(encoder) if packed else contextlib.nullcontext()
     with _quiet(), attending, _of_any_length(varying):
-        exported = OnnxExporter().export(tower, sample, config)
+        exported = OnnxExporter().export(encoder, sample, config)
     return Traced(exported.program, call, output, tuple(named))
 
 
@@ -192,7 +192,7 @@ def _quiet() -> Iterator[None]:
 class GraphsMade:
     """The graphs of one half that have been made so far."""
 
-    towers: dict[str, GraphTower] = field(default_factory=dict)
+    encoders: dict[str, GraphTower] = field(default_factory=dict)
     """Path → tower."""
     furthest: float = 0.0
     """Most that they differ from the towers, in parts of the largest number."""
@@ -205,22 +205,22 @@ def make_graphs(
     of its towers. Raises UsageError for one that cannot be exported, or is otherwise then."""
     made = GraphsMade()
     watched = [tower_calls(half, partial(trial.run, half)) for trial in tried]
-    for asked in _asked(half, [call for run in watched for call in run.calls]):
-        _take(half, part, asked, made, folder, precision)
-    if not made.towers:
+    for request in _graph_requests(half, [call for run in watched for call in run.calls]):
+        _add_graph(half, part, request, made, folder, precision)
+    if not made.encoders:
         raise UsageError(
             f"the {part} half calls no part of its own that could be a graph",
             hint="Leave it in torch",
         )
-    _put(half, made, folder)
+    _install(half, made, folder)
     for trial, run in zip(tried, watched, strict=True):
-        apart = difference(run.made, _tried(trial, half))
-        check_agreement(precision, trial.name, apart, ", ".join(made.towers))
+        apart = difference(run.made, _run_trial(trial, half))
+        check_agreement(precision, trial.name, apart, ", ".join(made.encoders))
         made.furthest = max(made.furthest, apart)
     return made
 
 
-def _tried(trial: Trial, half: Any) -> Any:
+def _run_trial(trial: Trial, half: Any) -> Any:
     """Return what graphs make. Raises UsageError where they do not take it."""
     try:
         return trial.run(half)
@@ -229,7 +229,7 @@ def _tried(trial: Trial, half: Any) -> Any:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class _Asked:
+class _GraphRequest:
     """A call for which a graph is wanted."""
 
     call: TowerCall
@@ -239,20 +239,20 @@ class _Asked:
     """Axes whose lengths are not the same in all calls of the kind."""
 
 
-def _asked(half: Any, calls: Sequence[TowerCall]) -> list[_Asked]:
+def _graph_requests(half: Any, calls: Sequence[TowerCall]) -> list[_GraphRequest]:
     """Return the calls, with what a graph of each is given, and what of that varies."""
     found, kinds = [], dict[str, list[GraphInputs]]()
     packed: dict[str, bool] = {}
     for call in calls:
-        tower = half.get_submodule(call.path)
-        row = packed.setdefault(call.path, is_packed(tower, call.given))
-        given = graph_inputs(tower, call.given, row)
+        encoder = half.get_submodule(call.path)
+        row = packed.setdefault(call.path, is_packed(encoder, call.given))
+        given = graph_inputs(encoder, call.given, row)
         axes = {name: value.ndim for name, value in given.tensors.items()}
         kind = kinds.setdefault(f"{call.path} {sorted(axes.items())} {given.fixed}", [])
         kind.append(given)
         found.append((call, row, given, kind))
     return [
-        _Asked(call=call, packed=row, inputs=given, varying=_varying(kind))
+        _GraphRequest(call=call, packed=row, inputs=given, varying=_varying(kind))
         for call, row, given, kind in found
     ]
 
@@ -266,28 +266,28 @@ def _varying(kind: Sequence[GraphInputs]) -> Varying:
     return found
 
 
-def _take(
-    half: Any, part: Half, asked: _Asked, made: GraphsMade, folder: Path, precision: str
+def _add_graph(
+    half: Any, part: Half, request: _GraphRequest, made: GraphsMade, folder: Path, precision: str
 ) -> None:
     """Make the graph of a call, unless there is one that answers it."""
-    path = asked.call.path
-    tower = half.get_submodule(path)
-    known = made.towers.get(path)
-    if known and any(fits(graph, asked.inputs) for graph in known.graphs):
+    path = request.call.path
+    encoder = half.get_submodule(path)
+    known = made.encoders.get(path)
+    if known and any(fits(graph, request.inputs) for graph in known.graphs):
         return
-    number = sum(len(tower.graphs) for tower in made.towers.values())
-    graph = _graph(tower, asked, folder / f"{part}-{number}.onnx", precision)
-    made.towers[path] = GraphTower(
+    number = sum(len(encoder.graphs) for encoder in made.encoders.values())
+    graph = _graph(encoder, request, folder / f"{part}-{number}.onnx", precision)
+    made.encoders[path] = GraphTower(
         path=path,
-        class_name=type(tower).__name__,
-        parameters=sum(weight.numel() for weight in tower.parameters()),
-        packed=asked.packed,
+        class_name=type(encoder).__name__,
+        parameters=sum(weight.numel() for weight in encoder.parameters()),
+        packed=request.packed,
         graphs=(*(known.graphs if known else ()), graph),
     )
 
 
-def _graph(tower: nn.Module, asked: _Asked, path: Path, precision: str) -> Graph:
-    traced = _traced(tower, asked)
+def _graph(encoder: nn.Module, request: _GraphRequest, path: Path, precision: str) -> Graph:
+    traced = _traced(encoder, request)
     inputs = {value.name: _lengths(value) for value in traced.program.graph.inputs}
     quantized = 0
     if precision == "int8":
@@ -314,26 +314,26 @@ def _lengths(value: Any) -> list[int]:
     return [length if isinstance(length, int) else 0 for length in value.shape]
 
 
-def _traced(tower: nn.Module, asked: _Asked) -> Traced:
+def _traced(encoder: nn.Module, request: _GraphRequest) -> Traced:
     try:
-        return trace(tower, asked.call.given, asked.packed, asked.varying)
+        return trace(encoder, request.call.given, request.packed, request.varying)
     except (PenstockError, NeedsWeights):
         raise
     except Exception as error:  # an exporter may fail at a class in any way
         if out_of_memory(error):
             raise
-        words = " ".join(str(error).split())[:200] or type(error).__name__
+        message = " ".join(str(error).split())[:200] or type(error).__name__
         raise UsageError(
-            f"no graph can be made of {asked.call.path} ({type(tower).__name__}): {words}",
+            f"no graph can be made of {request.call.path} ({type(encoder).__name__}): {message}",
             hint=KEPT,
         ) from error
 
 
-def _put(half: Any, made: GraphsMade, folder: Path) -> None:
+def _install(half: Any, made: GraphsMade, folder: Path) -> None:
     """Put the graphs in place of the towers."""
     like = torch.empty(0, dtype=half.dtype)
-    for path, tower in made.towers.items():
+    for path, encoder in made.encoders.items():
         parent, _, name = path.rpartition(".")
         absent = MissingModule(half.get_submodule(path), path)
-        runs = [GraphSession(folder / g.file, Provider(name=CPU)) for g in tower.graphs]
-        setattr(half.get_submodule(parent), name, OnnxTower(absent, tower, runs, like))
+        runs = [GraphSession(folder / g.file, Provider(name=CPU)) for g in encoder.graphs]
+        setattr(half.get_submodule(parent), name, OnnxTower(absent, encoder, runs, like))

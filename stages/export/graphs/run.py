@@ -42,17 +42,17 @@ MAKING = "making"
 """Folder of graphs until all are made."""
 
 
-def warm(told: dict[str, Any]) -> None:
+def warm(fields: dict[str, Any]) -> None:
     """Import what making graphs needs, before what the stage takes is counted."""
     import_transformers()
     check_packages()
 
 
-def run(told: dict[str, Any], report: EventReporter) -> None:
+def run(fields: dict[str, Any], report: EventReporter) -> None:
     """Write the checkpoint of a GraphJob, and tell each of its halves as an item. A note says of
     each half how many `graphs` it has and how far they are from the towers. Raises
     PenstockError."""
-    job = parse_job(GraphJob, told)
+    job = parse_job(GraphJob, fields)
     source, folder = Path(job.model), Path(job.folder)
     planned = job.files
     check_packages()
@@ -60,7 +60,7 @@ def run(told: dict[str, Any], report: EventReporter) -> None:
     with claimed(folder, job.recipe):
         if read_manifest(folder) is None:
             _write_graphs(job, source, folder, report, planned)
-        report.note(**_told(folder))
+        report.note(**_summary_note(folder))
         if (folder / CONFIG).exists():
             return
         try:
@@ -68,7 +68,7 @@ def run(told: dict[str, Any], report: EventReporter) -> None:
             small[CONFIG] = with_way(small[CONFIG], job.as_published)
             planned.check()  # not after it: a link changes the stamp of the file that it is to
             for name in sorted({*_weight_files(source)}):
-                _put_beside(source / name, folder / name)
+                _link_or_copy(source / name, folder / name)
             write_rest(folder, (), small)
         except ModelChanged:
             raise
@@ -96,7 +96,7 @@ def _write_graphs(
             made_by={name: version(name) for name in ("torch", "transformers", *PACKAGES)},
         )
         write_json(making / FILE, manifest.to_json())
-        _settle(making)
+        _fsync_folder(making)
         planned.check()
         making.rename(folder / FOLDER)
     except OSError as error:
@@ -135,7 +135,7 @@ def _half(
     return HalfGraphs(
         precision=precision,
         weights=dict(weights),
-        towers=tuple(made.towers.values()),
+        towers=tuple(made.encoders.values()),
         furthest=made.furthest,
         nearness=near,
     )
@@ -153,7 +153,7 @@ def _vectors(held: ReloadableHalf, processor: Any) -> torch.Tensor:
     return held.use(vectors)
 
 
-def _told(folder: Path) -> dict[str, Any]:
+def _summary_note(folder: Path) -> dict[str, Any]:
     """Return what is worth noting of the graphs of a checkpoint, and how near they are."""
     manifest = read_manifest(folder)
     assert manifest is not None
@@ -178,7 +178,7 @@ def _weight_files(source: Path) -> list[str]:
     return [*(path.name for path in source.glob("*.safetensors")), *index]
 
 
-def _put_beside(path: Path, out: Path) -> None:
+def _link_or_copy(path: Path, out: Path) -> None:
     """Have a file stand in another folder, too: linked, which takes no room, or copied where that
     cannot be. Raises EnvironmentFault."""
     if out.exists():
@@ -190,7 +190,7 @@ def _put_beside(path: Path, out: Path) -> None:
         shutil.copyfileobj(source, file)
 
 
-def _settle(folder: Path) -> None:
+def _fsync_folder(folder: Path) -> None:
     """Have what was written be on the disk."""
     for path in [*folder.iterdir(), folder]:
         descriptor = os.open(path, os.O_RDONLY)

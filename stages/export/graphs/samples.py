@@ -34,7 +34,7 @@ TEXTS = (
 )
 
 
-TOLD_TEXTS = 256
+PARITY_TEXTS = 256
 """Texts by which a text half is judged."""
 LETTERS = re.compile(r"[^A-Za-z]|</w>")
 """What is no letter in a token, such as marks of where a word begins or ends."""
@@ -62,7 +62,7 @@ def trials(
         # Of what depends on it, one text is read bare all the same, to find that out.
         for count, filled in ((len(TEXTS), False), (1, False), (2, bool(reader.most))):
             inputs = reader.inputs(TEXTS[:count], filled=filled)
-            yield Trial(name=f"{count} texts{' filled up' * filled}", run=_of_texts(inputs))
+            yield Trial(name=f"{count} texts{' filled up' * filled}", run=_run_texts(inputs))
         return
     for kind in _kinds(processor, dual):
         for size, rows, any_number, prompt in zip(SIZES, BATCHES, FRAMES, PROMPTS, strict=True):
@@ -70,21 +70,21 @@ def trials(
             clips = [_noise(kind, frames, *size, seed) for seed in range(rows)]
             prepared = [_prepared(processor, clip, dual, prompt) for clip in clips]
             name = f"{rows} x {kind} of {size[1]} x {size[0]}"
-            yield Trial(name=name, run=_of_pictures(prepared))
+            yield Trial(name=name, run=_run_images(prepared))
         mixed = [_noise(kind, frames, *size, 0) for size in SIZES]
         prepared = [_prepared(processor, clip, dual, PROMPTS[0]) for clip in mixed]
         if any(_in_one_row(name, value) for name, value in prepared[0].inputs.items()):
-            yield Trial(name=f"{kind}s of unlike sizes", run=_of_pictures(prepared))
+            yield Trial(name=f"{kind}s of unlike sizes", run=_run_images(prepared))
 
 
 def texts_of(processor: Any) -> list[str]:
     """Return texts of words that the model's tokenizer knows: what people ask for is said in
     those."""
     known = sorted(processor.tokenizer.get_vocab())
-    words = [found for token in known if (found := LETTERS.sub("", token)).isalpha()]
-    words = [word for word in words if len(word) >= SHORTEST] or list(TEXTS)
-    drawn = np.random.default_rng(0).integers(len(words), size=(TOLD_TEXTS, 2))
-    return [f"a photo of {words[first]} and {words[second]}" for first, second in drawn]
+    known_words = [found for token in known if (found := LETTERS.sub("", token)).isalpha()]
+    known_words = [word for word in known_words if len(word) >= SHORTEST] or list(TEXTS)
+    drawn = np.random.default_rng(0).integers(len(known_words), size=(PARITY_TEXTS, 2))
+    return [f"a photo of {known_words[first]} and {known_words[second]}" for first, second in drawn]
 
 
 def _kinds(processor: Any, dual: bool) -> Sequence[MediaKind]:
@@ -106,10 +106,10 @@ def _in_one_row(name: str, value: Any) -> bool:
     return name in PIXELS and getattr(value, "ndim", 0) == 2
 
 
-def _of_pictures(rows: Sequence[Prepared]) -> Callable[[Any], Any]:
+def _run_images(rows: Sequence[Prepared]) -> Callable[[Any], Any]:
     inputs = {name: joined([row.inputs[name] for row in rows]) for name in rows[0].inputs}
     return lambda half: encode(half, inputs)
 
 
-def _of_texts(inputs: dict[str, Any]) -> Callable[[Any], Any]:
+def _run_texts(inputs: dict[str, Any]) -> Callable[[Any], Any]:
     return lambda half: text_vectors(half, inputs)

@@ -16,16 +16,16 @@ SECONDS, ROUNDS = 3.0, 3
 """Seconds, and times, that each is computed at least; of these the shortest counts."""
 
 
-def warm(told: dict[str, Any]) -> None:
+def warm(fields: dict[str, Any]) -> None:
     """Import what both need, before what the process takes is counted."""
     import_transformers()
     import onnxruntime  # noqa: F401
 
 
-def run(told: dict[str, Any], report: EventReporter) -> None:
+def run(fields: dict[str, Any], report: EventReporter) -> None:
     """Answer a TimingJob with a note `seconds`, of `torch` and of `graphs`. Raises
     PenstockError."""
-    job = parse_job(TimingJob, told)
+    job = parse_job(TimingJob, fields)
     by = {"torch": "", "graphs": job.graphs}
     report.note(
         seconds={
