@@ -24,9 +24,9 @@ from penstock_demo import CHECKPOINT
 from penstock_demo.clips import write_clips
 from penstock_demo.scoring import Truth, score_captions
 from stages.decode.generate_kwargs import make_greedy
+from stages.export.export_plan import plan_export
 from stages.export.jobs import PACKED
 from stages.export.logit_agreement import replace_weights
-from stages.export.outline import plan_export
 from stages.export.quant_formats import Packed
 from stages.models.loading import ModelJob
 

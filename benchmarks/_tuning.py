@@ -35,7 +35,7 @@ from stages.models.processors.prepare import drop_end_token, load_processor, pre
 from stages.process.report import EventReporter
 from stages.tune import training
 from stages.tune.adapter import add_adapter
-from stages.tune.lessons import TrainingExample, make_example, with_end_token
+from stages.tune.examples import TrainingExample, make_example, with_end_token
 from stages.tune.run import EpochBatchOrder
 from stages.tune.training import Trainer, learning_rate_at, optimizer_of
 
@@ -137,7 +137,7 @@ class Clips:
         lessons: Sequence[TrainingExample],
     ) -> torch.Tensor:
         """Return what `loss_of` does, with logits that the whole model makes of pixels."""
-        from stages.tune import lessons as taught
+        from stages.tune import examples as taught
 
         def logits_of(
             half: Any,

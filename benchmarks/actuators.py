@@ -72,7 +72,7 @@ def measure(spec: dict[str, Any]) -> dict[str, float]:
     from stages.models.half_job import HalfJob
     from stages.models.halves.delivery import generate
     from stages.models.loading import ModelJob, warm
-    from stages.process.budget import start_threads
+    from stages.process.memory_limit import start_threads
 
     job, new = spec["job"], spec["new"]
     of_half = {field.name for field in fields(HalfJob)} & job.keys()

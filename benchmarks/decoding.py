@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from artifacts.schema import SPARE, FrameFit
-from stages.frames.picture import read_image
+from stages.frames.image import read_image
 from stages.models.halves.load import load_half
 from stages.models.halves.vectors import image_vectors
 from stages.models.processors.loading import load_processor

@@ -80,7 +80,7 @@ def in_slots(work: Work, slots: int, compiled: bool = False) -> Way:
     from stages.decode.engines.inflight.scheduler import InflightScheduler, RequestPrefetcher
     from stages.decode.job import DecodeItem
     from stages.decode.protocol import DecodeRequest
-    from stages.memory.shrinking import OomRetry
+    from stages.memory.oom_retry import OomRetry
 
     way = Way()
 

@@ -53,7 +53,7 @@ class Asking:
 
     def ask(self) -> None:
         """Ask all prompts of all chunks, and take the time."""
-        from stages.memory.shrinking import OomRetry
+        from stages.memory.oom_retry import OomRetry
         from tests.support.waves import events
 
         with events() as (report, _):

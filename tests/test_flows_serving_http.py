@@ -22,7 +22,7 @@ from flows.serving.searching import ServedIndex
 from flows.serving.service import Service
 from flows.serving.temp_store import TempStore
 from flows.serving.uploads import Upload
-from stages.frames.picture import read_image
+from stages.frames.image import read_image
 from stages.process.events import CaptionProgress
 from tests.support.chat_clients import messages
 from tests.support.indexes import MAKER, drawn, rows

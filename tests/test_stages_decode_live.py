@@ -15,7 +15,7 @@ from stages.decode.job import DecodeItem, DecodeJob
 from stages.decode.protocol import CaptionOutput, DecodeEngine, DecodeRequest
 from stages.decode.run import run
 from stages.decode.stored import read_features
-from stages.memory.shrinking import OomRetry
+from stages.memory.oom_retry import OomRetry
 from stages.process.events import CaptionProgress
 from stages.process.job import items_of, parse_job
 from stages.process.live import WITHDRAWN, PipedRequest

@@ -13,8 +13,8 @@ from bitsandbytes import functional
 
 from artifacts.errors import UsageError
 from penstock_demo import CHECKPOINT
+from stages.export.export_plan import plan_export
 from stages.export.jobs import ExportJob
-from stages.export.outline import plan_export
 from stages.export.quant_formats import Int8, Nf4
 from stages.export.write import run, write_file
 from stages.models.halves.classes import config_and_class, skeleton_of

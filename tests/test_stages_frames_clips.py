@@ -9,7 +9,7 @@ import pytest
 
 from artifacts.errors import MediaError
 from artifacts.schema import FrameFit, MediaIndex, Sampling
-from stages.frames.picture import read_image
+from stages.frames.image import read_image
 from stages.frames.video import Video
 from tests.support.pipeline import Place
 

@@ -10,7 +10,7 @@ import pytest
 
 from artifacts.schema import Sampling
 from stages.frames.plan import ChunkPlan, plan_chunks
-from stages.frames.route import END, SeekPlan
+from stages.frames.seek_plan import END, SeekPlan
 from stages.frames.timeline import Keyframes, Timeline
 
 

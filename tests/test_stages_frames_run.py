@@ -17,7 +17,7 @@ from artifacts.schema import WHOLE, MediaIndex
 from artifacts.stamps import stamp_of
 from artifacts.store import FolderStore, open_store
 from stages.frames import run as stage
-from stages.frames.recording import FrameRecorder
+from stages.frames.frame_recorder import FrameRecorder
 from stages.process.report import EventReporter
 from tests.support.media import picture, spoil, write_audio, write_video
 

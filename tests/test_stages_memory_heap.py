@@ -7,7 +7,7 @@ import sys
 BLOCKS = """
 import contextlib, ctypes, json, sys
 from stages.memory.heap import trim_freed_blocks
-from stages.process.budget import enforce
+from stages.process.memory_limit import enforce
 from stages.process.memory import taken
 
 def block(size):

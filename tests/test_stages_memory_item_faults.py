@@ -16,7 +16,7 @@ from stages.decode.engines.inflight.scheduler import InflightScheduler, RequestP
 from stages.decode.job import DecodeItem
 from stages.decode.protocol import DecodeRequest
 from stages.memory.item_faults import ItemFault, ItemFaults, item_fault
-from stages.memory.shrinking import OomRetry
+from stages.memory.oom_retry import OomRetry
 from stages.models.encoding.chunks import Refusal, read_chunk
 from stages.models.encoding.job import EncodeItem
 from tests.support.tiny_families.in_slots import rows_of_variant

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from artifacts.errors import EnvironmentFault, OutOfMemory, StageDied
-from stages.process import budget, device_limit, stage_process
+from stages.process import device_limit, memory_limit, stage_process
 from stages.process.device import (
     device_capability,
     device_free_bytes,
@@ -240,7 +240,7 @@ def test_doubtful_words_mean_memory(
     limit = DeviceLimit(device=CARD, bytes=4 << 30, context=0)
     monkeypatch.setattr(DeviceLimit, "taken", lambda self: int(share * self.bytes))
     monkeypatch.setattr(DeviceLimit, "full", lambda self: False)
-    monkeypatch.setattr(budget, "_device_limits", [limit])
+    monkeypatch.setattr(memory_limit, "_device_limits", [limit])
     assert out_of_memory(RuntimeError(words.partition(": ")[2])) is (share > 0.5)
     told = StageError(**dict(zip(("type", "message"), words.split(": ", 1), strict=True)))
     peak = int(share * limit.bytes)
@@ -254,7 +254,7 @@ def test_they_mean_it_on_a_full_card(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     gpus.see(gpus.busy(8 * 1024 * MIB - 350 * MIB), tmp_path / "gpu", monkeypatch)
     limit = DeviceLimit(device=CARD, bytes=4 << 30, context=0)
     monkeypatch.setattr(DeviceLimit, "taken", lambda self: 0)
-    monkeypatch.setattr(budget, "_device_limits", [limit])
+    monkeypatch.setattr(memory_limit, "_device_limits", [limit])
     assert out_of_memory(RuntimeError(DOUBTFUL[0]))
 
 

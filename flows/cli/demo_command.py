@@ -25,7 +25,7 @@ from flows.running.run import LauncherMaker, caption
 from penstock_demo.clips import write_clips
 from penstock_demo.scoring import read_truths, score_captions
 from penstock_demo.words import COLOURS, SHAPES, parse
-from stages.process.forking import ForkServer
+from stages.process.fork_client import ForkServer
 from stages.process.stage_process import Listener
 
 LABELS = ",".join(f"{colour} {shape}" for colour in COLOURS for shape in SHAPES)

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from artifacts.errors import EnvironmentFault, Killed
 from flows.pipelines import STAGES
 from stages.process.device import device_name
-from stages.process.forking import ForkServer
+from stages.process.fork_client import ForkServer
 from stages.process.outcome import StageOutcome
 from stages.process.stage_process import Listener, StageProcess
 
@@ -20,10 +20,10 @@ ENTRIES: Mapping[str, str] = {
     "convert": "stages.convert.run:run",
     "merge": "stages.export.merge:run",
     "time_graphs": "stages.export.graphs.timing:run",
-    "cut": "stages.frames.cut:run",
+    "cut": "stages.frames.clip_copy:run",
     "cut_live": "stages.frames.live:run",
     "measure": "stages.memory.measure:run",
-    "probe": "stages.process.probe:run",
+    "probe": "stages.process.gpu_probe:run",
 }
 """Stage name → the function that its process calls."""
 IMPORTING = {"describe", "time_graphs", *(name for name, stage in STAGES.items() if stage.part)}

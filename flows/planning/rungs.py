@@ -5,7 +5,7 @@ from typing import Any
 
 from artifacts.words import counted
 from flows.pipelines import STAGES
-from stages.memory.shrinking import smaller
+from stages.memory.oom_retry import smaller
 from stages.tune.job import ADAMW8
 
 MLP_CHUNKS = (1024, 256)

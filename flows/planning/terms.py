@@ -13,7 +13,7 @@ from flows.console.units import gib
 from flows.planning.estimate import Expected, Purpose, Term
 from flows.planning.rungs import Rung
 from flows.planning.workloads import COPIES, PIXEL_BYTES, Workload
-from stages.memory.shrinking import items_per_block
+from stages.memory.oom_retry import items_per_block
 from stages.models.footprint import at_size
 from stages.models.prefetch import PREFETCH_BATCHES
 from stages.models.profile import PartProfile

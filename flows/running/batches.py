@@ -8,7 +8,7 @@ from flows.ledger.ledger import Ledger
 from flows.ledger.tasks import Medium, Task, unique
 from flows.ledger.waves import lengths_of
 from flows.planning.rungs import Rung
-from stages.memory.shrinking import split_batch
+from stages.memory.oom_retry import split_batch
 from stages.models.encoding import FRAMES_A_BATCH
 from stages.process.stage import StageSpec
 

@@ -20,7 +20,7 @@ from flows.results.run_result import RunResult
 from flows.results.vectors import VectorsWritten, vector_places, write_vectors
 from flows.running.run_observer import OnBegin, RunObserver
 from flows.running.stopping import stopped_in_order
-from stages.process.forking import ForkServer
+from stages.process.fork_client import ForkServer
 from stages.process.stage_process import Listener
 
 LauncherMaker = Callable[[Listener], Launcher]

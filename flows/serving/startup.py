@@ -52,7 +52,7 @@ from flows.serving.text_embedding import TextEmbedder
 from flows.serving.worker_process import LauncherMaker
 from stages.embed_texts import STAGE as TEXTS
 from stages.process.cgroup import cores
-from stages.process.forking import ForkServer
+from stages.process.fork_client import ForkServer
 from stages.process.job import job_fields
 from stages.process.stage import StageSpec
 from stages.process.stage_process import Listener

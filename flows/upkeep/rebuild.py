@@ -42,7 +42,7 @@ from flows.upkeep.rebuild_record import (
     same,
     write_record,
 )
-from stages.process.forking import ForkServer
+from stages.process.fork_client import ForkServer
 
 
 @dataclass(kw_only=True, slots=True)

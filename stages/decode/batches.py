@@ -3,7 +3,7 @@
 from collections.abc import Container, Mapping, Sequence
 
 from stages.decode.job import DecodeItem
-from stages.memory.shrinking import split_batch
+from stages.memory.oom_retry import split_batch
 
 Batch = list[DecodeItem]
 

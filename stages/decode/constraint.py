@@ -18,7 +18,7 @@ from transformers import LogitsProcessor
 from artifacts.errors import UsageError
 from stages.decode.closing import BETWEEN, IN_TEXT, JsonPosition, ranks
 from stages.decode.json_schema import grammar_of, rest_of
-from stages.memory.shrinking import release_memory
+from stages.memory.oom_retry import release_memory
 
 NEEDED = range(0x20, 0x7F)
 """Bytes that have to be tokens by themselves: any text of JSON can be spelled with them."""

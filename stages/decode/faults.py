@@ -12,7 +12,7 @@ from artifacts.record_union import RecordUnion
 from stages.decode.batches import Batch, missing_keys
 from stages.decode.protocol import DecodeEngine, DecodeRequest, PromptChecker
 from stages.memory.item_faults import ItemFault, ItemFaults, item_fault
-from stages.memory.shrinking import try_items
+from stages.memory.oom_retry import try_items
 from stages.process.events import TOO_LONG
 from stages.process.report import EventReporter
 

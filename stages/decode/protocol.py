@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 from artifacts.captions import Ended
 from artifacts.errors import UsageError
 from stages.decode.job import DecodeItem, DecodeJob
-from stages.memory.shrinking import OomRetry
+from stages.memory.oom_retry import OomRetry
 from stages.models.halves.records import FeatureRecord
 from stages.process.live import PipedRequest
 

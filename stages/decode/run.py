@@ -36,7 +36,7 @@ from stages.decode.protocol import CaptionOutput, DecodeEngine, DecodeRequest
 from stages.decode.repetition import is_repetitive
 from stages.decode.stored import read_features
 from stages.memory.item_faults import ItemFaults
-from stages.memory.shrinking import OomRetry
+from stages.memory.oom_retry import OomRetry
 from stages.models.loading import warm as warm_model
 from stages.models.prefetch import prefetched, write_behind
 from stages.process.events import TOO_LONG, UNSUPPORTED, CaptionProgress

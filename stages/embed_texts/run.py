@@ -14,7 +14,7 @@ from artifacts.store import open_store
 from artifacts.vectors import vector_record
 from stages.embed_texts.job import TextsItem, TextsJob
 from stages.memory.item_faults import ItemFault, ItemFaults
-from stages.memory.shrinking import OomRetry, split_batch
+from stages.memory.oom_retry import OomRetry, split_batch
 from stages.models.halves.vectors import logits, max_text_tokens, text_vectors
 from stages.models.loading import ModelJob, facts
 from stages.models.loading import warm as warm

@@ -22,9 +22,9 @@ from artifacts.store import open_store
 from stages.decode.generate_kwargs import make_greedy
 from stages.decode.stored import read_features
 from stages.decode.teacher_forcing import caption_of, forced_logits
+from stages.export.export_plan import plan_export
 from stages.export.gptq import NoInverse, gptq
 from stages.export.jobs import CalibrateJob, CaptionedItem
-from stages.export.outline import plan_export
 from stages.export.quant_formats import Packed
 from stages.models.halves.classes import config_and_class, skeleton_of
 from stages.models.halves.offload import placement, waiting

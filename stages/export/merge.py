@@ -26,8 +26,8 @@ import torch
 from artifacts.errors import EnvironmentFault, UsageError
 from artifacts.model_files import ModelFiles
 from artifacts.regular import open_regular
+from stages.export.export_plan import refuse_unwritable
 from stages.export.jobs import MergeJob
-from stages.export.outline import refuse_unwritable
 from stages.models.adapters.injection import read_matrix
 from stages.models.adapters.reading import (
     FLOATS,

@@ -10,8 +10,8 @@ from safetensors import safe_open
 
 from artifacts.errors import EnvironmentFault, ModelChanged
 from artifacts.model_files import ModelFiles
+from stages.export.export_plan import ExportPlan, StoredTensor, plan_export
 from stages.export.jobs import PACKED, ExportJob
-from stages.export.outline import ExportPlan, StoredTensor, plan_export
 from stages.export.quant_formats import Int8, Nf4, Packed, QuantFormat, specs_of
 from stages.models.halves.classes import config_and_class
 from stages.models.hub.checkpoint import CONFIG, SMALL, json_bytes, small_files

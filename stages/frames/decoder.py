@@ -11,10 +11,10 @@ import av
 from av.video.frame import VideoFrame
 
 from stages.frames.opening import open_video
-from stages.frames.route import END, SeekPlan
+from stages.frames.seek_plan import END, SeekPlan
 from stages.frames.survey import packets
 from stages.frames.timeline import Keyframes, VideoPacket
-from stages.process.budget import room
+from stages.process.memory_limit import room
 
 MAX_BAD_PACKETS = 1000
 """So many packets in a row that cannot be decoded (some 40 s) are taken for the end of the file;

@@ -10,10 +10,10 @@ from typing import Any
 from artifacts.errors import EnvironmentFault, MediaError
 from artifacts.schema import MediaIndex
 from artifacts.store import open_store
+from stages.frames.frame_recorder import FrameRecorder, media_errors
+from stages.frames.image import read_image
 from stages.frames.job import FramesItem, FramesJob
 from stages.frames.medium import MediumToCut
-from stages.frames.picture import read_image
-from stages.frames.recording import FrameRecorder, media_errors
 from stages.frames.video import Video
 from stages.frames.watchdog import Watchdog
 from stages.memory.heap import keep_freed_blocks

@@ -12,7 +12,7 @@ from artifacts.errors import MediaError
 from artifacts.regular import NotAFile, open_regular
 from artifacts.stamps import stamp_of
 from stages.frames.formats import OPTIONS, playlist_in
-from stages.process.budget import short
+from stages.process.memory_limit import short
 
 ISO_BRANDS_AT = slice(4, 8)
 """Where an MP4 or MOV file says `ftyp`."""

@@ -14,7 +14,7 @@ from av.video.frame import VideoFrame
 
 from stages.frames.decoder import Decoder
 from stages.frames.opening import no_frames
-from stages.frames.route import SeekPlan
+from stages.frames.seek_plan import SeekPlan
 from stages.frames.survey import survey, watch
 from stages.frames.timeline import STAMPS, Timeline
 

@@ -17,11 +17,11 @@ from artifacts.claims import POLL_SECONDS, WorkClaims, turns_at
 from artifacts.schema import ChunkIndex, MediaIndex
 from artifacts.store import open_store
 from stages.frames import PACK_BYTES
+from stages.frames.frame_recorder import FrameRecorder
+from stages.frames.image import read_image
 from stages.frames.job import FramesJob
 from stages.frames.medium import MediumToCut
-from stages.frames.picture import read_image
 from stages.frames.plan import ChunkPlan
-from stages.frames.recording import FrameRecorder
 from stages.frames.video import Chunk, Damage, Video
 from stages.frames.watchdog import Watchdog
 from stages.process.cgroup import cores

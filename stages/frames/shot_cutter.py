@@ -19,7 +19,7 @@ from av.video.frame import VideoFrame
 from numpy.typing import NDArray
 
 from artifacts.schema import Sampling
-from stages.frames.canvas import FrameConverter
+from stages.frames.frame_converter import FrameConverter
 from stages.frames.plan import ROUNDING_SECONDS, ChunkPlan, plan_chunk, positions, tick_at
 from stages.frames.reader import Reader
 from stages.frames.shots import AHEAD, BEHIND, SHORTEST_SECONDS, CutFinder, FrameDescriptor

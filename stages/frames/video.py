@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from artifacts.schema import ChunkIndex, FrameFit, MediaIndex, Sampling
 from artifacts.words import counted
-from stages.frames.canvas import FrameConverter, shown_size
+from stages.frames.frame_converter import FrameConverter, shown_size
 from stages.frames.opening import no_frames
 from stages.frames.plan import ChunkPlan, plan_chunks, plan_stored
 from stages.frames.reader import Reader

@@ -9,8 +9,8 @@ import contextlib
 import ctypes
 from collections.abc import Iterator
 
-from stages.memory.shrinking import release_memory
-from stages.process.budget import room
+from stages.memory.oom_retry import release_memory
+from stages.process.memory_limit import room
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 SMALL_BYTES = 256 << 10

@@ -9,8 +9,8 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from artifacts.errors import PenstockError, StageDied
-from stages.process.budget import at_the_limit
 from stages.process.exit_diagnosis import device_advice, first_line, oom_message
+from stages.process.memory_limit import at_the_limit
 
 OF_THE_MACHINE = (PenstockError, OSError, ImportError, MemoryError)
 """Errors that no item causes: what this program raises on purpose, files, and libraries."""

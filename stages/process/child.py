@@ -34,7 +34,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from artifacts.errors import CannotFit, PenstockError
-from stages.process import budget
+from stages.process import memory_limit
 from stages.process.deadlock_watchdog import DeadlockDetector, rearm_alarm
 from stages.process.deferred_imports import defer
 from stages.process.events import StageEnded, StageError
@@ -118,11 +118,11 @@ def work(job: dict[str, Any], report: EventReporter, origin: ParentInfo) -> int:
     still = DeadlockDetector()
 
     def each(now: ProcessMemory) -> None:
-        is_still, is_short = still.is_stuck(), budget.look(now)
+        is_still, is_short = still.is_stuck(), memory_limit.look(now)
         if is_short:
             rearm_alarm()
         if is_still and is_short:
-            budget.lift()
+            memory_limit.lift()
             report.send(STUCK)
             os._exit(1)
 
@@ -133,11 +133,11 @@ def work(job: dict[str, Any], report: EventReporter, origin: ParentInfo) -> int:
                 entry = load_entry(job["entry"], job["arguments"])
                 gc.freeze()  # nor later
             dtype = value_in(job["arguments"], "dtype") or ""
-            budget.enforce(job["device"], (job["budget"] or {"bytes": 0})["bytes"], dtype)
+            memory_limit.enforce(job["device"], (job["budget"] or {"bytes": 0})["bytes"], dtype)
             report.note(loaded_bytes=anonymous_bytes(), import_seconds=time.monotonic() - started)
             entry(job["arguments"], report)
         except BaseException as error:
-            budget.lift()
+            memory_limit.lift()
             report.send(describe(error))
             traceback.print_exc()
             code = 1
@@ -177,7 +177,7 @@ def describe(error: BaseException) -> StageError:
         return StageError(type="OutOfMemory", message=own)
     if isinstance(error, PenstockError):
         return StageError(type=type(error).__name__, message=error.message, hint=error.hint)
-    if budget.at_the_limit() and isinstance(error, Exception):
+    if memory_limit.at_the_limit() and isinstance(error, Exception):
         # Out of memory inside a library may surface as any error, or without a message.
         message = f"{type(error).__name__}: {first_line(error)}"
         return StageError(type="OutOfMemory", message=message)

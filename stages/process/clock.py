@@ -9,7 +9,7 @@ import signal
 import threading
 from pathlib import Path
 
-from stages.process.forking import Process
+from stages.process.fork_client import Process
 
 POLL_SECONDS = 0.5
 OVERTIME = signal.SIGVTALRM

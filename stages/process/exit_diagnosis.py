@@ -9,8 +9,8 @@ from pathlib import Path
 from artifacts import errors
 from artifacts.model_files import ModelFiles
 from artifacts.pack_object import DamagedRecord
-from stages.process.budget import AT_THE_LIMIT, is_near, short
 from stages.process.events import StageError
+from stages.process.memory_limit import AT_THE_LIMIT, is_near, short
 from stages.process.nvml import TO_THE_CPU
 
 LOST = (

@@ -47,7 +47,7 @@ from stages.process.events import (
     event_of,
 )
 from stages.process.exit_diagnosis import LAST_LINES, ProcessExit, fault_of_stage
-from stages.process.forking import ForkServer, Process
+from stages.process.fork_client import ForkServer, Process
 from stages.process.job_file import job_descriptor, value_in
 from stages.process.memory import add_point
 from stages.process.outcome import StageOutcome

@@ -9,7 +9,7 @@ from artifacts.keys import digest_of
 from artifacts.packs import Record, RecordSet
 from artifacts.store import open_store
 from stages.memory.item_faults import ItemFault, ItemFaults
-from stages.memory.shrinking import try_items
+from stages.memory.oom_retry import try_items
 from stages.models.loading import ModelJob, facts
 from stages.models.loading import warm as warm
 from stages.process.job import parse_job

@@ -23,15 +23,15 @@ from stages.process.memory import anonymous_bytes
 from stages.process.report import EventReporter
 from stages.tune.adapter import add_adapter, load_adapter_weights, write_adapter
 from stages.tune.checkpoint import TrainingProgress, resume, save_checkpoint
-from stages.tune.job import RECORD, SCORE, TuneItem, TuneJob
-from stages.tune.layout import layout_in
-from stages.tune.lessons import (
+from stages.tune.examples import (
     TrainingExample,
     check_trainable,
     end_token_of,
     make_example,
     with_end_token,
 )
+from stages.tune.job import RECORD, SCORE, TuneItem, TuneJob
+from stages.tune.layout import layout_in
 from stages.tune.scoring import losses_of, score
 from stages.tune.training import (
     Trainer,

@@ -7,7 +7,7 @@ import torch
 
 from stages.decode.engines.transformers import generate_rows
 from stages.decode.generate_kwargs import make_greedy
-from stages.tune.lessons import TrainingExample, group_batches, loss_of
+from stages.tune.examples import TrainingExample, group_batches, loss_of
 
 SHOWN = 8
 """Captions that are kept to be looked at."""

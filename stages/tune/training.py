@@ -13,10 +13,10 @@ import torch
 from torch import nn
 
 from artifacts.errors import UsageError
-from stages.memory.shrinking import catch_oom, smaller
+from stages.memory.oom_retry import catch_oom, smaller
 from stages.process.report import EventReporter
+from stages.tune.examples import TrainingExample, group_batches, loss_of
 from stages.tune.job import ADAMW8
-from stages.tune.lessons import TrainingExample, group_batches, loss_of
 
 PACKS = "support_avx512bf16_for_cpu"
 """Field of a layer of bitsandbytes: whether it packs its weights for this CPU."""

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from stages.process.events import Event
-from stages.process.forking import ForkServer
+from stages.process.fork_client import ForkServer
 from stages.process.stage_process import StageProcess
 
 

@@ -11,9 +11,9 @@ from typing import Any
 from unittest.mock import patch
 
 from flows.machine.launch import ENTRIES
-from stages.memory.shrinking import OomRetry
+from stages.memory.oom_retry import OomRetry
 from stages.models.encoding.job import EncodeItem
-from stages.process import budget
+from stages.process import memory_limit
 from stages.process.memory import taken
 from stages.process.report import EventReporter
 
@@ -75,7 +75,7 @@ class Hunger:
 
 def fill() -> list[bytearray]:
     """Take nearly all that this process may."""
-    (limit,) = budget._limits
+    (limit,) = memory_limit._limits
     more = int(0.95 * limit.bytes) - (taken().data - limit.baseline.data)
     held = bytearray(max(0, more))
     held[::4096] = b"x" * len(held[::4096])

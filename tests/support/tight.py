@@ -7,7 +7,7 @@ from typing import Any
 
 from artifacts.errors import Killed, OutOfMemory
 from flows.machine.launch import StageCall
-from stages.memory.shrinking import smaller
+from stages.memory.oom_retry import smaller
 from stages.process.events import BatchShrunk, Item, TooLarge
 from stages.process.outcome import StageOutcome
 from stages.process.stage_process import Listener

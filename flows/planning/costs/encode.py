@@ -31,12 +31,12 @@ from flows.planning.terms import (
 )
 from flows.planning.todo import RemainingWork
 from flows.planning.workloads import PIXEL_BYTES, Workload
-from stages.memory.shrinking import next_sizes
+from stages.memory.oom_retry import next_sizes
 from stages.models.encoding import FRAMES_A_BATCH
 
 BLOCK = 256
 """Chunks that cross a streamed half together, where they all fit and have no more pictures than
-stages/memory/shrinking.py says."""
+stages/memory/oom_retry.py says."""
 MANY_TOKENS = 512
 """Least tokens that go through an encoder's layers at once."""
 MADE_OF = 6

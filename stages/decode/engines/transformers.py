@@ -21,7 +21,7 @@ from stages.decode.prefill_options import PrefillOptions
 from stages.decode.prompts import ContextExceeded, prompts_for
 from stages.decode.protocol import CaptionOutput, DecodeRequest, Listen
 from stages.decode.request_settings import RequestSettings
-from stages.memory.shrinking import OomRetry
+from stages.memory.oom_retry import OomRetry
 from stages.models.halves.delivery import generate, new_tokens, prompt_in
 from stages.models.halves.features import Features
 from stages.models.halves.records import FeatureRecord, merge_blank, merge_rows

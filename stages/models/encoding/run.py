@@ -15,7 +15,7 @@ from artifacts.packs import Record, RecordSet
 from artifacts.record_union import record_sets_of
 from artifacts.store import open_store
 from stages.memory.item_faults import RETRY, ItemFault, ItemFaults
-from stages.memory.shrinking import OomRetry, blocks
+from stages.memory.oom_retry import OomRetry, blocks
 from stages.models.encoding.batch import encode_batches, overflowed, undivided
 from stages.models.encoding.chunks import Refusal
 from stages.models.encoding.job import EncodeItem, EncodingJob

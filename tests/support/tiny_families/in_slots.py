@@ -14,7 +14,7 @@ from stages.decode.engines.inflight.prefill import TYPES, PrefilledSequence, pre
 from stages.decode.engines.inflight.scheduler import InflightScheduler, RequestPrefetcher
 from stages.decode.job import DecodeItem
 from stages.decode.protocol import DecodeRequest
-from stages.memory.shrinking import OomRetry
+from stages.memory.oom_retry import OomRetry
 from stages.models.halves.delivery import generate, new_tokens, prompt_in
 from stages.models.halves.features import Features, encode
 from stages.models.halves.routes import choose_route

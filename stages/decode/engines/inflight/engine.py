@@ -28,7 +28,7 @@ from stages.decode.engines.transformers import TransformersEngine
 from stages.decode.job import DecodeJob
 from stages.decode.prompts import prompts_for
 from stages.decode.protocol import CaptionOutput, DecodeRequest, Listen
-from stages.memory.shrinking import OomRetry, release_memory, try_items
+from stages.memory.oom_retry import OomRetry, release_memory, try_items
 from stages.models.halves.absent import NeedsWeights
 from stages.models.halves.features import Features
 from stages.models.halves.records import merge_blank, merge_rows

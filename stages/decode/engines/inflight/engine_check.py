@@ -29,7 +29,7 @@ from stages.decode.engines.inflight.pool_shape import (
 )
 from stages.decode.engines.inflight.prefill import PrefilledSequence, select_token_ids
 from stages.decode.prefill_options import far, rounding
-from stages.memory.shrinking import catch_oom
+from stages.memory.oom_retry import catch_oom
 from stages.models.halves.absent import NeedsWeights
 from stages.models.halves.delivery import generate, new_tokens, prompt_in
 from stages.process.exit_diagnosis import out_of_memory

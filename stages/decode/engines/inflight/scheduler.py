@@ -39,7 +39,7 @@ from stages.decode.engines.inflight.pool_shape import PoolLayout
 from stages.decode.engines.inflight.prefill import PrefilledSequence
 from stages.decode.prompts import ContextExceeded
 from stages.decode.protocol import DecodeRequest
-from stages.memory.shrinking import OomRetry, release_memory
+from stages.memory.oom_retry import OomRetry, release_memory
 
 
 @dataclass(kw_only=True, slots=True)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from artifacts.errors import CannotFit, UsageError
-from stages.memory.shrinking import (
+from stages.memory.oom_retry import (
     MAX_IMAGES,
     OomRetry,
     blocks,

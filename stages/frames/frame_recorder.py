@@ -16,8 +16,8 @@ from artifacts.store import Store
 from stages.frames.medium import NOT_REMEMBERED, PASSING, MediumToCut
 from stages.frames.video import Chunk
 from stages.frames.watchdog import Watchdog
-from stages.process.budget import short
 from stages.process.exit_diagnosis import out_of_memory
+from stages.process.memory_limit import short
 from stages.process.report import EventReporter
 
 log = logging.getLogger(__name__)

@@ -8,9 +8,9 @@ import av
 import pytest
 
 from artifacts.errors import EnvironmentFault, MediaError
-from stages.frames import cut
-from stages.frames.cut import ClipCutter
-from stages.frames.cut import run as run_cut
+from stages.frames import clip_copy
+from stages.frames.clip_copy import ClipCutter
+from stages.frames.clip_copy import run as run_cut
 from tests.support.media import decode_plainly, repeat_video, write_video
 from tests.support.waves import events
 
@@ -94,7 +94,7 @@ def test_a_video_of_one_keyframe_is_not_copied_over_and_over(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = write_video(tmp_path / "a.mp4", ticks=range(120), gop=500)
-    monkeypatch.setattr(cut, "LEAD_SECONDS", 2.0)
+    monkeypatch.setattr(clip_copy, "LEAD_SECONDS", 2.0)
     check(path, tmp_path, 1.9, 2.5)
     with pytest.raises(MediaError, match=r"its keyframe is 3 s before 3\.0 s"):
         ClipCutter(path).copy(3.0, 4.0, tmp_path / "cut")

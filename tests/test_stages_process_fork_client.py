@@ -14,10 +14,10 @@ import pytest
 
 from artifacts.errors import Killed
 from scripts.stage_processes import stage_of
-from stages.process import forking
+from stages.process import fork_client
 from stages.process.clock import OVERTIME
 from stages.process.events import Event, Item
-from stages.process.forking import ForkedProcess, ForkServer
+from stages.process.fork_client import ForkedProcess, ForkServer
 from stages.process.report import EventReporter
 from stages.process.stage_process import StageProcess
 from tests.support.started import started
@@ -132,7 +132,7 @@ def test_memory_is_drawn_over_the_seconds_of_the_stage(tmp_path: Path, forks: Fo
 IMPORTS_FOR_LONG = """
 import sys
 from pathlib import Path
-from stages.process.forking import ForkServer
+from stages.process.fork_client import ForkServer
 from tests.support.started import started
 with ForkServer() as forks:
     started("imports_for_long", "run", Path(sys.argv[1]), forks=forks)
@@ -190,7 +190,7 @@ def test_a_thread_that_computes_too_long_is_ended(tmp_path: Path, forks: ForkSer
 def test_no_fork_where_memory_is_short(
     tmp_path: Path, forks: ForkServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(forking, "MIN_FREE_BYTES", 1 << 60)
+    monkeypatch.setattr(fork_client, "MIN_FREE_BYTES", 1 << 60)
     running = start("tells", tmp_path, forks)
     assert not is_forked(running) and forks._process is None
     assert running.wait().notes["parent"] == os.getpid()
