@@ -183,9 +183,9 @@ ADAPTERS: dict[str, tuple[dict[str, Any], str]] = {
     "patterns in a list": ({"rank_pattern": ["q_proj"]}, "rank_pattern"),
     "a rank that is a text": ({"rank_pattern": {"x": "8"}}, "says no r"),
     "a rank of 400 digits": ({"r": 10**400}, "says no r"),
-    "an alpha that is no number": ({"lora_alpha": float("nan")}, "says no lora_alpha"),
-    "modules_to_save that is a text": ({"modules_to_save": "lm_head"}, "no list of names"),
-    "modules_to_save of numbers": ({"modules_to_save": [5]}, "no list of names"),
+    "an alpha that is no number": ({"lora_alpha": float("nan")}, "no valid lora_alpha"),
+    "modules_to_save that is a text": ({"modules_to_save": "lm_head"}, "not a list of names"),
+    "modules_to_save of numbers": ({"modules_to_save": [5]}, "not a list of names"),
 }
 
 

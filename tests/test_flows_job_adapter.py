@@ -116,14 +116,14 @@ def vision_of(profile: ModelProfile) -> dict[str, tuple[int, ...]]:
 MISFITS: dict[str, tuple[Callable[[ModelProfile], dict[str, torch.Tensor]], str]] = {
     "another model": (
         lambda _: matrices({"model.layers.99.q_proj": WIDE}),
-        "changes model.layers.99.q_proj, which .* has not.*: it is of another model",
+        "changes model.layers.99.q_proj, which .* does not have: it belongs to another model",
     ),
     "another shape": (
         lambda _: matrices({Q_PROJ: (64, 192)}),
         f"changes {Q_PROJ} of 64 x 192, which is 192 x 192 in",
     ),
-    "vision": (lambda p: matrices(vision_of(p)), "which is of the vision half"),
-    "both halves": (lambda p: matrices({Q_PROJ: WIDE, **vision_of(p)}), "of the vision half"),
+    "vision": (lambda p: matrices(vision_of(p)), "which belongs to the vision half"),
+    "both halves": (lambda p: matrices({Q_PROJ: WIDE, **vision_of(p)}), "to the vision half"),
     "twice": (lambda _: matrices({Q_PROJ: WIDE, AS_STORED: WIDE}), "twice"),
     "whole": (
         lambda _: {f"{PREFIX}lm_head.weight": torch.ones(4, 4)},
@@ -134,7 +134,7 @@ MISFITS: dict[str, tuple[Callable[[ModelProfile], dict[str, torch.Tensor]], str]
             f"{PREFIX}model.embed_tokens.lora_embedding_A": torch.ones(RANK, 9),
             f"{PREFIX}model.embed_tokens.lora_embedding_B": torch.ones(9, RANK),
         },
-        "a table of words",
+        "an embedding table",
     ),
 }
 
@@ -179,7 +179,7 @@ def test_a_command_refuses_it_in_one_line_before_any_stage(
     (adapter / "adapter_model.safetensors").rename(adapter / "adapter_model.bin")
     assert "a pickle, which can run code" in refused(adapter)
     dora = write_adapter(tmp_path / "dora", matrices({Q_PROJ: WIDE}), use_dora=True)
-    assert "asks for DoRA" in refused(dora)
+    assert "uses DoRA" in refused(dora)
     other = write_adapter(tmp_path / "other", matrices({"a.b": WIDE}))
     assert "changes a.b, which" in refused(other)
     assert inside.started == ["describe"]

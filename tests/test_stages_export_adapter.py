@@ -65,15 +65,15 @@ USAGE: Refused = {
     "one above": (above, "Give .*checkpoint-9"),
     "no weights": (without("adapter_model.safetensors"), "has no adapter_model.safet"),
     "pickle": (pickled, "adapter_model.bin, a pickle, which can run code"),
-    "ia3": (told_otherwise(peft_type="IA3"), "of the type IA3, and LORA is taken"),
-    "dora": (told_otherwise(use_dora=True), "asks for DoRA"),
+    "ia3": (told_otherwise(peft_type="IA3"), "of type IA3; only LORA is supported"),
+    "dora": (told_otherwise(use_dora=True), "uses DoRA"),
     "bias": (told_otherwise(bias="all"), "trained biases"),
     "pissa": (told_otherwise(init_lora_weights="pissa_niter_4"), "own weights before"),
     "parameters": (told_otherwise(target_parameters=["x"]), "target_parameters"),
-    "no r": (told_otherwise(r=None), "says no r"),
-    "no alpha": (told_otherwise(lora_alpha="much"), "says no lora_alpha"),
+    "no r": (told_otherwise(r=None), "no valid r"),
+    "no alpha": (told_otherwise(lora_alpha="much"), "no valid lora_alpha"),
     "pattern": (told_otherwise(rank_pattern={"(": 1}), "rank_pattern cannot be matched"),
-    "nothing": (holding({}), "holds nothing"),
+    "nothing": (holding({}), "contains no tensors"),
     "convolution": (
         holding({f"{PREFIX}p.lora_{side}.weight": torch.ones(4, 4, 1, 1) for side in "AB"}),
         "convolution",
@@ -84,14 +84,17 @@ USAGE: Refused = {
     ),
     "another model": (
         holding(matrices({"model.layers.99.q_proj": LAYER})),
-        "changes model.layers.99.q_proj.weight, which .* has not.*somebody/model",
+        "changes model.layers.99.q_proj.weight, which .* (has not|does not have).*somebody/model",
     ),
     "another shape": (
         holding(matrices({Q_PROJ: (64, 32)})),
         f"changes {Q_PROJ} of 64 x 32, which is 32 x 32 in",
     ),
     "twice": (holding(matrices({Q_PROJ: LAYER, Q_PROJ.removeprefix("model."): LAYER})), "twice"),
-    "no number": (holding(matrices({Q_PROJ: LAYER}, strength=math.inf)), "holds what is no number"),
+    "no number": (
+        holding(matrices({Q_PROJ: LAYER}, strength=math.inf)),
+        "that are not finite",
+    ),
     "too large": (holding(matrices({Q_PROJ: LAYER}, strength=1e19)), "too large for torch.float32"),
 }
 DAMAGED: Refused = {

@@ -5,22 +5,22 @@ from collections.abc import Mapping
 from typing import Any
 
 NAMES = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
-"""Names under which configurations say how many tokens there may be."""
+"""Names under which configurations state the context length in tokens."""
 STRETCHED = ("linear", "dynamic", "yarn", "longrope")
-"""Kinds of RoPE scaling whose `factor` multiplies the context of the training before. `llama3` is
-another: there the configuration states the context with the scaling in it."""
+"""RoPE scaling types whose `factor` multiplies the original context. `llama3` is not one of them:
+there the configuration already states the scaled context."""
 ORIGINAL = "original_max_position_embeddings"
 
 
 def context_of(config: Any) -> dict[str, Any]:
-    """Return what a profile has of the context of a model's language half, by its own names."""
+    """Return the profile fields about the context of a model's language half."""
     apart = bool(config.is_encoder_decoder)
     return {"context_tokens": context_tokens(config), "is_encoder_decoder": apart}
 
 
 def context_tokens(config: Any) -> int:
-    """Return the most tokens that a language half reads and writes, together, with its RoPE
-    scaling; 0 where its configuration does not say."""
+    """Return how many tokens a language half can hold, prompt and answer together, with its RoPE
+    scaling; 0 if its configuration does not state it."""
     text = config.get_text_config(decoder=True)
     found = (getattr(text, name, None) for name in NAMES)
     stated = next((value for value in found if isinstance(value, int) and value > 0), 0)
@@ -28,13 +28,13 @@ def context_tokens(config: Any) -> int:
     if not stated or not isinstance(scaling, Mapping):
         return stated
     by_layer = [each for each in scaling.values() if isinstance(each, Mapping)]
-    # Layers of several kinds hold as much as the one that holds least.
+    # If layers have different limits, the smallest limit applies.
     return min(_scaled(stated, each) for each in by_layer or [scaling])
 
 
 def _scaled(stated: int, scaling: Mapping[str, Any]) -> int:
-    """Return the context of layers with this scaling, where the configuration states so many
-    tokens: those before it, from which the scaling enlarges them, or already those after it."""
+    """Return the context of layers with this scaling when the configuration states `stated` tokens:
+    either the value before scaling, or already the scaled one."""
     kind, factor = scaling.get("rope_type", scaling.get("type")), scaling.get("factor")
     if kind not in STRETCHED or not isinstance(factor, int | float) or not math.isfinite(factor):
         return stated

@@ -50,13 +50,13 @@ TRIED = "What happens, and when? [00:00-00:30] A ball rolls to the left."
 
 
 def text_only_refusal(skeleton: Any, processor: Any) -> str:
-    """Return why nothing is said of a text alone by the model over `skeleton`, which is prepared
-    for such runs; empty where something is."""
+    """Return why the model over `skeleton` cannot generate from text alone; empty if it can. The
+    skeleton must be prepared for dry runs."""
     try:
         inputs = text_inputs(processor, skeleton, TRIED)
         with on_meta_device(MetaMemoryCounter([*skeleton.parameters(), *skeleton.buffers()])):
             generate(skeleton, without_data(inputs), Features({}), max_new_tokens=NEW_TOKENS)
-    except Exception as error:  # a family may refuse in any way what it was not made for
+    except Exception as error:  # a model family may fail in any way on unusual input
         if out_of_memory(error):
             raise
         return one_line(error)
@@ -64,14 +64,13 @@ def text_only_refusal(skeleton: Any, processor: Any) -> str:
 
 
 ROWS = (1, 2, 8)
-"""Texts that are tried together."""
+"""Batch sizes, in texts, of the dry runs."""
 ASSUMED_TOKENS = 300
-"""Tokens of a text where nothing says how many there may be."""
+"""Text length in tokens if the model states no limit."""
 
 
 def text_costs(skeleton: Any, processor: Any, repeated: RepeatedLayers) -> Iterator[BatchCost]:
-    """Yield what a text half takes of a few texts and of many. All are of a length, that of the
-    longest it reads."""
+    """Yield the costs of a text half for a few batch sizes. Every text has the maximum length."""
     length = max_text_tokens(processor, skeleton) or ASSUMED_TOKENS
     for rows in ROWS:
         inputs = {"input_ids": torch.ones(rows, length, dtype=torch.long)}
@@ -91,15 +90,15 @@ def text_costs(skeleton: Any, processor: Any, repeated: RepeatedLayers) -> Itera
 
 
 EDGES = (224, 448)
-"""Pixels of a side of the images that are tried."""
+"""Side lengths in pixels of the test images."""
 FRAME_COUNTS = (2, 6)
-"""Frames of the videos that are tried."""
+"""Frame counts of the test videos."""
 IMAGE_COUNT = 2
-"""Pictures of which it is found out how many numbers a vector has."""
+"""Number of images used to measure the width of a vector."""
 TOKENS = (300, 900)
-"""Tokens, about, that the longer prompts that are tried have."""
+"""Approximate token counts of the longer test prompts."""
 WORD_COUNTS = (8, 40)
-"""Words of the prompts by which it is found out how many make a token."""
+"""Word counts of the prompts that measure how many words make a token."""
 PROMPT = "describe "
 PIXEL_BYTES = 4
 KINDS: tuple[MediaKind, MediaKind] = ("image", "video")
@@ -109,26 +108,26 @@ class DryRun(NamedTuple):
     """The results of a model's dry runs."""
 
     batch_costs: Mapping[Part, tuple[BatchCost, ...]]
-    """What computing each half takes at a few sizes."""
+    """Computing costs of each half at a few sizes."""
     row_memory: RowMemory | None = None
-    """What the language half remembers of a row; None where that is not to be told."""
+    """Cache memory per row of the language half; None if unknown."""
     why: str = ""
-    """Why nothing could be found out; empty where it could."""
+    """Why the dry run failed; empty if it succeeded."""
     context: Mapping[str, Any] = {}
-    """What a profile has of the context of the language half, by its own names."""
+    """Profile fields about the context of the language half."""
     needs_pictures: str = ""
-    """Why it cannot be asked about a text alone; empty where it can."""
+    """Why the model cannot generate from text alone; empty if it can."""
 
     @property
     def profile_fields(self) -> dict[str, Any]:
-        """Return what of it a profile has by its own names."""
+        """Return the results that are fields of a profile, by field name."""
         names = {**self.context, "needs_pictures": self.needs_pictures}
         return {**names, "batch_costs_unknown": self.why}
 
 
 def dry_run(skeleton: Any, processor: Any, route: Route, frames_a_video: int = 0) -> DryRun:
-    """Return what computing the halves of the model over `skeleton` takes. The skeleton is of no
-    other use afterwards."""
+    """Return the computing costs of the halves of the model over `skeleton`. The skeleton cannot be
+    used for anything else afterwards."""
     with quiet():
         found = _costs_of(skeleton, processor, route, frames_a_video)
         if route == "dual":
@@ -151,7 +150,7 @@ def _costs_of(skeleton: Any, processor: Any, route: Route, frames_a_video: int) 
         decoded = [*_decoders(skeleton, processor, route, kind, rows[kind][0], repeated)]
         costs = tuple(cost for cost, _ in decoded)
         return DryRun({"vision": encoded, "language": costs}, _row_memory(skeleton, decoded[-1][1]))
-    except Exception as error:  # a family may ask its tensors for anything
+    except Exception as error:  # a model family may use its tensors in any way
         if out_of_memory(error):
             raise
         message = " ".join(str(error).split())[:200]
@@ -160,7 +159,7 @@ def _costs_of(skeleton: Any, processor: Any, route: Route, frames_a_video: int) 
 
 
 def _row_memory(skeleton: Any, kept: tuple[LayerMemory, ...]) -> RowMemory | None:
-    """Return what a row leaves in the cache of a model that has nothing but a decoder."""
+    """Return the cache memory per row, for a model that consists of a decoder only."""
     says = skeleton.get_output_embeddings()
     if not kept or says is None or skeleton.config.is_encoder_decoder:
         return None
@@ -168,9 +167,10 @@ def _row_memory(skeleton: Any, kept: tuple[LayerMemory, ...]) -> RowMemory | Non
 
 
 def vector_width(skeleton: Any, processor: Any) -> int:
-    """Return how many numbers the vectors of pictures have that the model over `skeleton` makes.
-    Raises UsageError when it does not make one of each. The skeleton is as after
-    `dry_run`."""
+    """Return the width of the image vectors of the model over `skeleton`.
+
+    The skeleton is in the state after `dry_run`. Raises UsageError unless the model makes one
+    vector per image."""
     with quiet():
         _begin(skeleton)
         row = prepare_images(processor, black_clip("image", IMAGE_COUNT, EDGES[0], EDGES[0]))
@@ -185,13 +185,13 @@ def _begin(skeleton: Any) -> None:
 
 
 def _kinds(processor: Any) -> list[MediaKind]:
-    """Return the kinds that are computed in different ways."""
+    """Return the media kinds that the model computes differently."""
     same = channel_of(processor, "image") == channel_of(processor, "video")
     return ["image"] if same and not takes_videos(processor) else [*KINDS]
 
 
 def _rows(processor: Any, kind: MediaKind, frames_a_video: int, way: Any) -> list[Prepared]:
-    """Make a small and a large row, as the encoder takes them."""
+    """Make a small and a large row as encoder inputs."""
     if kind == "image":
         clips = [black_clip(kind, frames_a_video or 1, edge, edge) for edge in EDGES]
     else:
@@ -264,7 +264,7 @@ def _decoders(
 def _decoder_inputs(
     skeleton: Any, processor: Any, row: Prepared
 ) -> dict[tuple[int, int], dict[str, Any]]:
-    """Return (rows, tokens) -> inputs of the decoder."""
+    """Return (rows, tokens) → decoder inputs."""
 
     def inputs_of(*message: int) -> dict[str, Any]:
         prompts = [PROMPT * count for count in message]
@@ -273,7 +273,7 @@ def _decoder_inputs(
     few, more = (_tokens(inputs_of(count)) for count in WORD_COUNTS)
     each = max(1.0, (more - few) / (WORD_COUNTS[1] - WORD_COUNTS[0]))
     some, many = (max(1, round(tokens / each)) for tokens in TOKENS)
-    # Rows of different lengths, because the mask of a padded batch takes memory.
+    # Rows of different lengths, because the mask of a padded batch needs memory.
     batches = [(WORD_COUNTS[0],), (some,), (many,), (some, WORD_COUNTS[0]), (many, some)]
     made = [inputs_of(*message) for message in batches]
     return {(len(w), _tokens(i)): i for w, i in reversed(list(zip(batches, made, strict=True)))}
@@ -285,7 +285,7 @@ GREEDY = {"do_sample": False, "num_beams": 1}
 def _features(
     skeleton: Any, route: Route, row: Prepared, count: int, repeated: RepeatedLayers
 ) -> Features:
-    """Make the features that the language half is given, without counting."""
+    """Compute the features for the language half, without counting memory."""
     inputs = without_data({n: joined([value] * count) for n, value in row.inputs.items()})
     if route == "joint":
         return Features({UNDIVIDED: {n: v for n, v in inputs.items() if is_pixels(n)}})
@@ -299,11 +299,10 @@ def _weights(skeleton: Any) -> list[torch.Tensor]:
 
 
 def _units(row: Prepared) -> int:
-    """Return the units as a profile tells them: bytes of pixels and their masks, as numbers of 32
-    bit."""
+    """Return the profile's unit count: bytes of pixels and their masks, as 32-bit numbers."""
     return sum(bytes_of(v) for n, v in row.inputs.items() if is_image_output(n)) // PIXEL_BYTES
 
 
 def _tokens(inputs: dict[str, Any]) -> int:
-    """Return the tokens of a row; a decoder that is given none begins with one of its own."""
+    """Return the tokens per row; 1 for a decoder without prompt, which has a start token."""
     return int(text_ids(inputs).shape[1]) if set(TEXT_IDS) & set(inputs) else 1

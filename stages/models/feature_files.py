@@ -16,17 +16,17 @@ if TYPE_CHECKING:
     import torch
 
 FORM = "1"
-"""Raised when the same tree is written otherwise."""
+"""Format version, raised when the same tree would be written differently."""
 MARK, TREE, SUM = "penstock", "tree", "sha256"
-"""Names in the metadata of a file."""
+"""Metadata keys of a file."""
 REMAKE_HINT = "Make it again from what it was made of"
 _NOT_OURS = (KeyError, ValueError, TypeError, AttributeError, AssertionError, RecursionError)
-"""Errors in which reading ends when the JSON is whole and says what was never written."""
+"""Exceptions raised by JSON that parses but was never written by `write_tree`."""
 
 
 def write_tree(path: str | Path, tree: Any) -> None:
-    """Write a tree, in place of what the path leads to. Raises EnvironmentFault, and UsageError for
-    what no tree can hold."""
+    """Write a tree, replacing the file at the path. Raises EnvironmentFault, or UsageError for a
+    value that a tree cannot hold."""
     from safetensors.torch import save
 
     meta, tensors = name_tensors(tree)
@@ -39,7 +39,7 @@ def write_tree(path: str | Path, tree: Any) -> None:
 
 def read_tree(path: str | Path) -> Any:
     """Return the tree that `write_tree` wrote. Raises UsageError for a file that it did not write,
-    EnvironmentFault for one that cannot be read or is not what was written."""
+    EnvironmentFault for one that cannot be read or was changed since."""
     notes, tensors = _read(Path(path))
     if notes.get(MARK) != FORM:
         raise UsageError(
@@ -59,9 +59,9 @@ def _read(path: Path) -> tuple[dict[str, str], dict[str, "torch.Tensor"]]:
     from safetensors import SafetensorError, safe_open
 
     try:
-        with open_regular(path):  # else a FIFO would be waited for
+        with open_regular(path):  # opening a FIFO would block
             pass
-        # Not mapped: a file that is cut short meanwhile would end the process.
+        # Not mapped: if the file is truncated meanwhile, a mapping would kill the process.
         with safe_open(path, "pt", backend="pread") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             return dict(file.metadata() or {}), tensors
@@ -75,7 +75,7 @@ def _read(path: Path) -> tuple[dict[str, str], dict[str, "torch.Tensor"]]:
 
 
 def _apart(tensors: Mapping[str, "torch.Tensor"]) -> dict[str, "torch.Tensor"]:
-    """Return the tensors, each with a storage of its own, which the format asks for."""
+    """Return the tensors, each with its own storage, as the file format requires."""
     seen: set[int] = set()
     found = {}
     for name, tensor in tensors.items():
@@ -102,8 +102,8 @@ def _damaged(path: str | Path) -> EnvironmentFault:
 
 
 def save_features(path: str | Path, features: Features) -> None:
-    """Write what `encode` gave to a safetensors file, with all that `generate` needs of it. Raises
-    EnvironmentFault when that cannot be written, UsageError for anything else than features."""
+    """Write the result of `encode` to a safetensors file, with everything that `generate` needs.
+    Raises EnvironmentFault if writing fails, UsageError for anything but features."""
     if not isinstance(features, Features):
         raise UsageError(
             f"a {type(features).__name__} does not say what decoding needs besides features",
@@ -113,9 +113,10 @@ def save_features(path: str | Path, features: Features) -> None:
 
 
 def load_features(path: str | Path) -> Features:
-    """Read the features that `save_features` wrote, onto the CPU. Raises UsageError for a file of
-    anything else, EnvironmentFault for one that is damaged or holds a record that the installed
-    transformers does not have."""
+    """Read the features that `save_features` wrote, onto the CPU.
+
+    Raises UsageError for a file with other content, EnvironmentFault for a damaged file, or for a
+    record type that the installed transformers lacks."""
     tree = read_tree(path)
     try:
         return Features.from_tree(tree)

@@ -9,57 +9,53 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 ITEM_BYTES = 2
-"""Bytes of a number in which the runs were made."""
+"""Bytes per number in the dry runs."""
 Kind = str
 """`image` or `video`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BatchCost:
-    """The cost of one dry run of a half. Bytes are those of 16-bit computation unless a field says
-    otherwise; a quantized half computes in 16 bit, too."""
+    """The cost of one dry run of a half. Bytes refer to 16-bit computation unless a field says
+    otherwise; a quantized half also computes in 16 bit."""
 
     kind: str
     """`image` or `video`."""
     rows: int
     """Chunks in the batch."""
     units: int
-    """Numbers of pixel input a chunk, of 32 bit (encoder), or tokens that a prompt has
-    (decoder)."""
+    """Encoder: 32-bit numbers of pixel input per chunk. Decoder: tokens per prompt."""
     peak_bytes: int
-    """Most bytes that live at one moment beside the weights; inputs and outputs included. Of the
-    decoder: until the prompts are read, the KV cache included."""
+    """Peak bytes besides the weights, inputs and outputs included. Decoder: the peak of prefill,
+    KV cache included."""
     peak_bytes_32: int = 0
-    """The same of a half that computes in 32 bit."""
+    """The same if the half computes in 32 bit."""
     kept_bytes: int
-    """Bytes of the features that are handed over (encoder), or of the KV cache after the prompt
-    (decoder)."""
+    """Bytes of the features (encoder), or of the KV cache after prefill (decoder)."""
     mlp_bytes: int = 0
-    """Bytes of the peak that are inside of an MLP, which takes as much less when it is given its
-    input in pieces; 0 when the peak is elsewhere."""
+    """Bytes of the peak that are inside an MLP; chunking its input saves a share of them. 0: the
+    peak is elsewhere."""
     outside_bytes: int = 0
-    """Most bytes that live while no MLP computes."""
+    """Peak bytes while no MLP computes."""
     outside_bytes_32: int = 0
-    """The same of a half that computes in 32 bit."""
+    """The same if the half computes in 32 bit."""
     positions: int = 0
-    """Positions that an MLP is given at once; 0: as many as there are units."""
+    """Positions that an MLP receives at once; 0: as many as units."""
     step_bytes: int = 0
-    """Most bytes that live while one more token of every row is computed, the KV cache included
-    (decoder)."""
+    """Peak bytes of one decode step of every row, KV cache included (decoder)."""
     waiting_bytes: int = 0
-    """Most bytes that live when a layer is about to begin: what a batch holds while it waits for
-    one (encoder)."""
+    """Peak bytes at the start of a layer: what a waiting batch holds (encoder)."""
     waiting_bytes_32: int = 0
-    """The same of a half that computes in 32 bit."""
+    """The same if the half computes in 32 bit."""
     scores_bytes: int = 0
-    """Most bytes that the scores of one attention would take, in 32 bit and with what is made of
-    them, were it not fused."""
+    """Bytes of the scores of one attention if it were not fused: in 32 bit, with the values derived
+    from them."""
     mask_bytes: int = 0
-    """Most bytes that two copies of one attention's mask take."""
+    """Bytes of two copies of one attention mask, at most."""
     flops: int
-    """Floating-point operations of the encoder's pass, or of reading the prompts."""
+    """Floating-point operations of the encoder's pass, or of prefill."""
     step_flops: int = 0
-    """Floating-point operations of one more token of every row."""
+    """Floating-point operations of one decode step of every row."""
 
 
 def peak_bytes(
@@ -72,11 +68,12 @@ def peak_bytes(
     new_tokens: int = 0,
     mlp_chunk: int = 0,
 ) -> int:
-    """Return the most bytes that live at one moment beside the weights; 0 where nothing is known.
-    Inputs, outputs and KV cache are included. A half computes in numbers of `item_bytes`; a decoder
-    writes `new_tokens`, and its MLPs take `mlp_chunk` positions at once (0: all)."""
+    """Return the peak bytes besides the weights; 0 if no cost is known.
+
+    Inputs, outputs and KV cache are included. The half computes in numbers of `item_bytes`. A
+    decoder writes `new_tokens`, and its MLPs process `mlp_chunk` positions at once (0: all)."""
     scale, wide = item_bytes / ITEM_BYTES, item_bytes > ITEM_BYTES
-    # Where a cost is a formula in 16 bit, all is taken to be twice as large.
+    # Costs known only in 16 bit are doubled for 32 bit.
     peak = _at(
         batch_costs,
         kind,
@@ -109,8 +106,8 @@ def kept_bytes(
     units: int,
     item_bytes: int = ITEM_BYTES,
 ) -> int:
-    """Return the bytes of the features of so many rows, for the encoder. For the decoder: of its KV
-    cache when each row has so many tokens."""
+    """Return the bytes of the features of `rows` rows (encoder), or of their KV cache with `units`
+    tokens per row (decoder)."""
     found = _at(batch_costs, kind, rows, units, lambda w: w.kept_bytes)
     return max(0, round(item_bytes / ITEM_BYTES * found))
 
@@ -123,7 +120,7 @@ def waiting_bytes(
     units: int,
     item_bytes: int = ITEM_BYTES,
 ) -> int:
-    """Return the bytes that so many rows hold while they wait for a layer of the encoder."""
+    """Return the bytes that `rows` rows hold while they wait for a layer of the encoder."""
 
     wide = item_bytes > ITEM_BYTES
     held = _at(
@@ -140,7 +137,7 @@ def at_size(
     rows: int,
     units: int,
 ) -> int:
-    """Return one figure of a profile's runs, at a size."""
+    """Return one figure of the dry runs, fitted for a size."""
     return max(0, round(_at(batch_costs, kind, rows, units, each)))
 
 
@@ -151,8 +148,8 @@ def _at(
     units: int,
     each: Callable[[BatchCost], int],
 ) -> float:
-    """Return the value at a size, by the terms that the runs tell apart. A growth that is negative
-    is an accident of two runs that have their peaks at different places, and is left out."""
+    """Return the fitted value at a size, using the terms that the runs can distinguish. A negative
+    growth term is dropped: it only shows that two runs peak at different places."""
     known = [work for work in batch_costs if work.kind == kind] or list(batch_costs)
     if not known:
         return 0.0
@@ -164,7 +161,7 @@ def _at(
         if _rank(rank) == len(chosen) + 1:
             chosen.append(index)
     while True:
-        # Small sizes are to be as true as large ones, to their own measure.
+        # Relative errors count, so that small sizes are fitted as well as large ones.
         measures = [max(1.0, float(each(work))) for work in known]
         table = [
             [TERMS[i](w.rows, w.units) / scales[i] / measure for i in chosen]
@@ -188,11 +185,11 @@ TERMS: tuple[Callable[[int, int], float], ...] = (
     lambda rows, units: float(rows * units * units) if rows > 1 else 0.0,
 )
 GROWING = (0, 2, 3, 4)
-"""Numbers of the terms that cannot shrink what is held."""
+"""Indexes of the terms that cannot be negative."""
 
 
 def _rank(table: list[list[float]]) -> int:
-    """Return how many columns are independent."""
+    """Return the number of independent columns."""
     rows = [list(row) for row in table]
     rank = 0
     for column in range(len(rows[0])):
@@ -209,8 +206,7 @@ def _rank(table: list[list[float]]) -> int:
 
 
 def _least_squares(table: list[list[float]], values: list[float]) -> list[float]:
-    """Return the coefficients of the columns that come nearest to the values. The columns are
-    independent."""
+    """Return the least-squares coefficients of the columns. The columns are independent."""
     width = len(table[0])
     normal = [
         [sum(row[i] * row[j] for row in table) for j in range(width)]

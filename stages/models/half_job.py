@@ -17,41 +17,40 @@ class HalfJob:
     device: str = "cpu"
     """`cpu` or `cuda:N`."""
     dtype: str = "auto"
-    """Name of a torch dtype, in which the half computes; `auto` is the checkpoint's own."""
+    """Name of the torch dtype in which the half computes; `auto`: the checkpoint's own."""
     precision: str = ""
-    """`int8` or `nf4` quantizes the half; anything else says no more than `dtype`."""
+    """`int8` or `nf4` quantizes the half; any other value has no effect beyond `dtype`."""
     attention: str | None = None
     """Attention implementation; None is the model's default."""
     as_published: bool = False
-    """Whether to compute as the model's authors published it where that is known to be
-    otherwise."""
+    """Whether to compute as the model's authors published it, where a difference is known."""
     trust_remote_code: bool = False
     route: Route = "protocol"
-    """Route by which the model is run in two stages."""
+    """Split strategy: how the model runs in two stages."""
     pieces: tuple[str, ...] = ()
-    """Paths of the other half's pieces that this half is known to need."""
+    """Paths of modules of the other half that this half needs too."""
     offload: bool = False
-    """Layers wait outside the device until they compute: those of the vision half, and on a CPU of
-    either, in the checkpoint's files; those of the language half of a GPU in host memory."""
+    """Whether layers stay outside the device until they compute. On a CPU, and for a vision half,
+    they stay in the checkpoint's files; for a language half on a GPU, in host memory."""
     together: bool = False
-    """Whether many calls cross its layers together, so that each layer comes once for all; of the
-    vision half it is always so."""
+    """Whether many calls cross the layers together, so that each layer is loaded once for all
+    calls. Always true for an offloaded vision half."""
     backend: str = ""
-    """What computes the towers of the half: graphs of the checkpoint by `onnx` or `tensorrt`;
-    empty: torch."""
+    """Backend of the half's encoders: `onnx` or `tensorrt` graphs of the checkpoint; empty:
+    torch."""
     graph_bytes: int = 0
-    """Most bytes of a GPU that graphs may take."""
+    """Maximum GPU memory in bytes for graphs."""
     engines: str = ""
-    """Folder of what TensorRT makes of graphs."""
+    """Folder for the engines that TensorRT builds from graphs."""
     adapter: str = ""
-    """Folder of an adapter that is put into the half; empty: none."""
+    """Folder of the adapter to inject into the half; empty: none."""
     adapted: Mapping[str, str] = field(default_factory=dict)
-    """Path of each module that it changes, as it names it → as the model does."""
+    """Path of each module that the adapter changes: its name in the adapter → in the model."""
     max_pixels: int = 0
-    """Most pixels of a picture or a frame; 0: as many as its processor says."""
+    """Maximum pixels per image or frame; 0: the processor's own limit."""
     max_video_pixels: int = 0
-    """Most pixels of all frames of a video together; 0: as many as its processor says."""
+    """Maximum pixels of all frames of a video together; 0: the processor's own limit."""
     mlp_chunk: int = 0
-    """Positions that go through an MLP of the vision half at once; 0: all."""
+    """Positions that pass through an MLP of the vision half at once; 0: all."""
     files: ModelFiles = field(default_factory=ModelFiles)
-    """Those that it was planned with; none: they are not compared."""
+    """The model files that the job was planned with; empty: they are not compared."""

@@ -48,7 +48,7 @@ from stages.process.exit_diagnosis import out_of_memory
 from stages.process.gc_freeze import gc_frozen
 
 LAYER = re.compile(r"(?P<stack>[^0-9]*)\.\d+(?=\.)")
-"""Pattern of the path of a layer in the name of a weight of it."""
+"""Pattern of a layer's path in the name of one of its weights."""
 
 
 def halves_of(skeleton: Any, headers: list[Header]) -> dict[Part, PartProfile]:
@@ -67,7 +67,7 @@ def halves_of(skeleton: Any, headers: list[Header]) -> dict[Part, PartProfile]:
         )
     own: dict[Part, list[AdaptableLayer]] = {half: [] for half in HALVES}
     for layer in _adaptable(skeleton, weights):
-        # What both have is of the vision half: features are made with it.
+        # Layers in both halves belong to the vision half: features are computed with them.
         own["vision" if "vision" in belongs_to(layer.path, absent) else "language"].append(layer)
     return {
         half: replace(
@@ -83,13 +83,13 @@ def _check_stored(skeleton: Any, headers: list[Header], weights: list[Weight]) -
 
 
 def _adaptable(skeleton: Any, weights: list[Weight]) -> list[AdaptableLayer]:
-    """Return the linear layers of a model by both of their names."""
+    """Return the linear layers of a model, with their names in the model and in the files."""
     ending = ".weight"
     stored = {w.path: w.name for w in weights if w.name.endswith(ending)}
     found = []
     for path, module in linears_of(skeleton).items():
         rows, columns = module.weight.shape
-        if not isinstance(module, nn.Linear):  # it keeps its weight the other way round
+        if not isinstance(module, nn.Linear):  # Conv1D stores its weight transposed
             rows, columns = columns, rows
         name = stored.get(f"{path}{ending}", "").removesuffix(ending)
         found.append(AdaptableLayer(path, name, rows, columns))
@@ -97,7 +97,7 @@ def _adaptable(skeleton: Any, weights: list[Weight]) -> list[AdaptableLayer]:
 
 
 def undivided(skeleton: Any, headers: list[Header]) -> dict[Part, PartProfile]:
-    """Make the profiles of a model without a boundary: the second stage loads all of it."""
+    """Make the profiles of a model without a boundary: the second stage loads the whole model."""
     nothing = PartProfile(shards=(), tensors=(), parameters=0, stored_bytes=0)
     weights = weights_of(skeleton, headers)
     _check_stored(skeleton, headers, weights)
@@ -130,7 +130,7 @@ def _part_profile(skeleton: Any, half: Part, weights: list[Weight]) -> PartProfi
 
 
 def layers_of(weights: list[Weight]) -> Counter[str]:
-    """Return the path of each layer of the largest stack of them → how many numbers it holds."""
+    """Return the largest stack of layers: path of each layer → its number of parameters."""
     stacks: dict[str, Counter[str]] = {}
     for weight in weights:
         if match := LAYER.match(weight.path):
@@ -139,7 +139,7 @@ def layers_of(weights: list[Weight]) -> Counter[str]:
 
 
 def default_sampling(processor: Any) -> SamplingProfile:
-    """Return what it states; nothing where it takes no videos."""
+    """Return the frame sampling that a processor states; empty if it takes no videos."""
     part = getattr(processor, "video_processor", None)
 
     def number(name: str) -> Any:
@@ -161,13 +161,13 @@ def default_sampling(processor: Any) -> SamplingProfile:
 
 
 Load = Callable[[], Any]
-"""Loads the checkpoint's processor, a new one each time."""
+"""Loads the checkpoint's processor; each call makes a new one."""
 logger = logging.getLogger(__name__)
 
 EDGE = 64
-"""Pixels of a side of the frames by which a processor's counting is tried."""
+"""Side length in pixels of the frames that test how a processor counts."""
 FEW_AND_MANY = (2, 8)
-"""Counts of those frames: not one, because encoders that take frames in pairs make two of it."""
+"""Counts of those frames. Not one: encoders that take frames in pairs would duplicate it."""
 
 
 def describe(
@@ -178,12 +178,14 @@ def describe(
     max_video_pixels: int = 0,
     as_published: bool | None = None,
 ) -> ModelProfile:
-    """Return the profile of the model at `path`, a folder or hub id, with these limits of pixels,
-    run `as_published` (None: by the rule). Raises UsageError, or EnvironmentFault."""
+    """Return the profile of the model at `path`, a folder or hub id.
+
+    The pixel limits are part of the profile. `as_published` None: the rule decides. Raises
+    UsageError or EnvironmentFault."""
     folder = (checkpoint := find_model(path, revision)).folder
     limits: Any = {"max_pixels": max_pixels, "max_video_pixels": max_video_pixels}
     load = partial(load_processor, folder, trust_remote_code, as_published=as_published, **limits)
-    # Resizing takes a second or two, importing a model's classes too, and a core each.
+    # Resizing takes a second or two and a core, and so does importing a model's classes.
     with ThreadPoolExecutor(1) as pool:
         probing = _start_probing(pool, folder, load)
         with gc_frozen():
@@ -197,7 +199,7 @@ def describe(
 def _describe_dual(
     checkpoint: Checkpoint, config: Any, cls: type[Any], load: Load, trust_remote_code: bool
 ) -> ModelProfile:
-    """Return the profile of a dual encoder, whose pictures are looked at one by one."""
+    """Return the profile of a dual encoder, which processes images one by one."""
     folder = checkpoint.folder
     if not checkpoint.weights:
         refuse_pickle(folder, trust_remote_code)
@@ -237,7 +239,7 @@ def _dtype(config: Any) -> str:
 
 def _with_costs(parts: Mapping[Part, PartProfile], found: DryRun) -> dict[Part, PartProfile]:
     if found.why:
-        logger.warning("what computing takes could not be found out: %s", found.why)
+        logger.warning("computing costs are unknown: %s", found.why)
     costs, row = found.batch_costs, {"language": found.row_memory}
     return {p: replace(h, batch_costs=costs[p], row_memory=row.get(p)) for p, h in parts.items()}
 
@@ -273,10 +275,10 @@ def _describe_captioner(
 def _start_probing(
     pool: ThreadPoolExecutor, folder: Path, load: Load
 ) -> Future[tuple[Probe, Probe]] | None:
-    """Begin to probe what becomes of images and videos. Returns None when the processor is no good,
-    which is told when the model is known to be."""
+    """Start to probe the sizes of images and videos. Return None if the processor does not work;
+    that error is reported later, once the model's class is known."""
     try:
-        # What it imports is imported before the thread begins, beside which others are.
+        # Import everything before the thread starts: other imports run at the same time.
         with gc_frozen():
             processor = load()
         try_processor(processor, folder)
@@ -288,15 +290,16 @@ def _start_probing(
 
 
 def _probes(processor: Any) -> tuple[Probe, Probe]:
-    """Probe what becomes of images and of videos, by a processor of its own: its methods are
-    replaced."""
+    """Probe the sizes of images and of videos, with a processor of its own, because the probe
+    replaces its methods."""
     image = probe(processor, "image")
     return image, probe(processor, "video") if takes_videos(processor) else image
 
 
 def frames_a_video(processor: Any) -> int:
-    """Return how many frames a video must have for a processor that writes as many places whatever
-    it is shown. It is 0 where it counts them, or does not say how many a frame takes."""
+    """Return the number of frames that a video must have, for a processor that always writes the
+    same number of placeholders. It is 0 if the processor counts frames, or does not state the
+    placeholders per frame."""
     each = getattr(processor, "num_query_tokens", None)
     if not each or not takes_videos(processor):
         return 0

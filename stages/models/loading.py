@@ -38,8 +38,8 @@ from stages.process.deferred_imports import import_transformers
 from stages.process.job import parse_job
 
 DEFAULT_ATTENTION = ("sdpa", "+")
-"""Attention implementations that a model takes when none is asked for: this one where its classes
-have it, or one for some of them and another for others."""
+"""Attention implementations that a model selects by default: SDPA if all its classes support it, or
+one implementation for some classes and another for the rest."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -58,7 +58,7 @@ class ModelJob(HalfJob):
         return cls(**{field.name: getattr(half, field.name) for field in fields(HalfJob)})
 
     def processor(self) -> Any:
-        """Return the processor. Raises ModelChanged unless it is the one that was planned with."""
+        """Return the processor. Raises ModelChanged if its files differ from those planned with."""
         with self.files.compared():
             folder = resolve_model(Path(self.model), self.revision)
             ready = _ready.pop((folder, self.trust_remote_code), None)
@@ -72,8 +72,9 @@ class ModelJob(HalfJob):
             )
 
     def hold(self, keep: Half) -> ReloadableHalf:
-        """Load the half on its device, with the pieces that it needs. Of a model that cannot be
-        cut, the whole is loaded. Raises ModelChanged unless it is the one that was planned with."""
+        """Load the half on its device, with the extra modules that it needs. A model without
+        boundary is loaded whole. Raises ModelChanged if its files differ from those planned
+        with."""
         part: Part = "whole" if self.route == "joint" else keep
         load = partial(self._load, part)
         return ReloadableHalf(part, load, self.pieces, self.files, offloaded=self.offload)
@@ -83,8 +84,8 @@ class ModelJob(HalfJob):
             return self.load(keep, pieces)
 
     def load(self, keep: Part, pieces: Iterable[str] = ()) -> Any:
-        """Load that part on its device, with its adapter. Raises EnvironmentFault when it is not in
-        the precision that was asked for."""
+        """Load that part on its device, with its adapter. Raises EnvironmentFault if the result
+        does not have the requested precision."""
         if not self.adapter:
             return self._load_unadapted(keep, pieces)
         if self.offload:
@@ -95,7 +96,7 @@ class ModelJob(HalfJob):
         return adapted(self._load_unadapted(keep, pieces), Path(self.adapter), self.adapted)
 
     def _load_unadapted(self, keep: Part, pieces: Iterable[str]) -> Any:
-        """Load that part as the checkpoint has it."""
+        """Load that part without its adapter."""
         from transformers.utils.logging import disable_progress_bar
 
         disable_progress_bar()
@@ -125,7 +126,7 @@ class ModelJob(HalfJob):
         if self.offload:
             if quantized:
                 raise UsageError(
-                    "a half in few bits cannot be offloaded",
+                    "a quantized half cannot be offloaded",
                     hint="Ask for native, bf16 or fp16, or give it more memory",
                 )
             load = load_streamed if keep == "vision" or self.together else load_in_layers
@@ -138,7 +139,7 @@ class ModelJob(HalfJob):
             half = load_half(folder, keep, pieces=pieces, **options, **planned.options)
         check(half, planned)
         keep_to_dtype(half)
-        # Or it tells at every layer of every step that 8-bit products are made of 16-bit numbers.
+        # Otherwise it warns at every layer of every step about 8-bit products of 16-bit numbers.
         logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
         return self._checked(half, keep, pieces)
 
@@ -150,7 +151,7 @@ class ModelJob(HalfJob):
         options: dict[str, Any],
         like: torch.Tensor,
     ) -> Any:
-        """Load the half with graphs in place of its towers."""
+        """Load the half with graphs in place of its encoders."""
         from stages.models.graphs.onnx_encoder import load_with_graphs
         from stages.models.graphs.providers import provider_for
 
@@ -161,13 +162,14 @@ class ModelJob(HalfJob):
         return load_with_graphs(folder, keep, provider, like, lambda paths: load(without=paths))
 
     def _checked(self, half: Any, keep: Part, pieces: Iterable[str]) -> Any:
-        """Make the half as the job wants it, if it computes attention as the key of its results
-        says. Pieces of the other one may compute it otherwise. Raises EnvironmentFault."""
+        """Apply the job's MLP chunking, after checking that the half computes the attention that
+        is part of its cache key. Extra modules of the other half may use another implementation.
+        Raises EnvironmentFault."""
         found = attention_of(half)
         if self.attention not in (None, found) and not any(pieces):
             raise EnvironmentFault(
-                f"asked for {self.attention} attention and got {found}",
-                hint="Run the same command again after an upgrade of transformers, or tell us",
+                f"{self.attention} attention was requested, but the model uses {found}",
+                hint="Run the same command again after upgrading transformers, or report this",
             )
         if keep == "vision" and self.mlp_chunk:
             in_pieces(half, self.mlp_chunk)
@@ -175,12 +177,12 @@ class ModelJob(HalfJob):
 
 
 _ready: dict[tuple[Path, bool], Any] = {}
-"""Processors that were loaded before anybody asked for them."""
+"""Processors that `warm` loaded before their job started."""
 
 
 def warm(job: dict[str, Any]) -> None:
-    """Import what the half of a job needs and load its processor, before the stage's use is
-    counted. Neither is in a plan."""
+    """Import what the half of a job needs and load its processor. Both happen before the stage's
+    memory use is counted: a plan contains neither."""
     import_transformers()
     source = ModelJob.of(parse_job(HalfJob, job["half"]))
     folder = resolve_model(Path(source.model), source.revision)
@@ -200,22 +202,21 @@ def warm(job: dict[str, Any]) -> None:
 
 
 def _tensor_names(folder: Path) -> Iterator[str]:
-    """Yield the names of tensors in the files that are here: those of the other half need not
-    be."""
+    """Yield the names of tensors in the local files; those of the other half may be missing."""
     from safetensors import SafetensorError, safe_open
 
     for path in sorted(folder.glob("*.safetensors")):
-        # What is wrong with a file, the loader will tell.
+        # The loader reports a damaged file.
         with (
             contextlib.suppress(SafetensorError),
-            # Not mapped: a map to be written to counts against a limit, however little is read.
+            # Not mapped: a writable mapping counts against a memory limit in full.
             safe_open(path, "pt", backend="pread") as file,
         ):
             yield from file.keys()
 
 
 def facts(half: Any) -> dict[str, Any]:
-    """Return the facts about a loaded half that are worth recording."""
+    """Return facts about a loaded half for the run's record."""
     quantized = count(half)
     plain = sum(
         type(module) is torch.nn.Linear and ".lora_" not in path
@@ -234,13 +235,13 @@ def facts(half: Any) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _attention_errors(name: str | None) -> Iterator[None]:
-    """Turn the loader's error at an attention implementation that it cannot have into one line."""
+    """Turn the loader's error about an unavailable attention implementation into one line."""
     try:
         yield
     except (ImportError, ValueError) as error:
         if name is None or "ttention" not in str(error):
             raise
         raise EnvironmentFault(
-            f"{name} attention cannot be used: {one_line(error)}",
-            hint="Install flash-attn anew for this torch, or remove it: then SDPA is used",
+            f"{name} attention cannot be used ({one_line(error)})",
+            hint="Reinstall flash-attn for this version of torch, or remove it to use SDPA",
         ) from error

@@ -5,8 +5,8 @@ import math
 from dataclasses import dataclass
 
 FEWEST = 2
-"""Least limit that is set: processors take none of 0, neither as the most nor, half of it, as the
-least. A frame becomes one token at the least, whatever the limit."""
+"""Lowest limit that is set. Processors accept 0 neither as maximum nor, halved, as minimum. A frame
+becomes at least one token, whatever the limit."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -14,34 +14,35 @@ class PixelBounds:
     """The pixel bounds of one video processor, and related settings."""
 
     side: int
-    """Pixels of the side of what becomes one token."""
+    """Side length in pixels of the square that becomes one token."""
     least: int
-    """Fewest pixels, as the processor counts them."""
+    """Minimum pixels, as the processor counts them."""
     most: int
-    """Most pixels, as the processor counts them."""
+    """Maximum pixels, as the processor counts them."""
     times: int = 1
-    """How many times it counts the pixels of a frame; 0: those of all frames together."""
+    """How many times the processor counts the pixels of a frame; 0: it counts all frames
+    together."""
     pair: int = 1
-    """Frames that become one token at each place."""
+    """Frames that become one token at each place (temporal patch size)."""
     a_frame: int = 0
-    """Most pixels of a frame where all count together; 0: no bound."""
+    """Maximum pixels per frame if all frames are counted together; 0: no bound."""
     a_video: int = 0
-    """Most pixels of all frames together; 0: as the processor has it."""
+    """Maximum pixels of all frames together; 0: the processor's own limit."""
     beyond: bool = False
-    """Whether `a_video` may be more than the processor has."""
+    """Whether `a_video` may exceed the processor's own limit."""
 
     def counted(self, frames: int) -> int:
-        """Return how many times the pixels of a frame of so many count."""
+        """Return how many times the pixels of a frame count in a video of `frames` frames."""
         return self.times or round(frames / self.pair) * self.pair
 
     def edges(self, frames: int) -> tuple[int, int]:
-        """Return the least and the most number of pixels, as the processor counts them, for a video
-        of so many frames."""
+        """Return the minimum and maximum pixels, as the processor counts them, for a video of
+        `frames` frames."""
         share = self.a_video / frames if self.a_video else 0
         each = min(filter(None, (self.a_frame, share)), default=0)
         if not each:
             return self.least, self.most
-        # An odd number of frames is counted as an even one, which may be more or less.
+        # An odd number of frames is counted as an even one, which may be higher or lower.
         limit = int(each * max(1, self.times or min(frames, self.counted(frames))))
         limit = max(FEWEST, limit)
         if not self.beyond:
@@ -49,7 +50,7 @@ class PixelBounds:
         return below(self.least, limit), limit
 
     def size(self, frames: int, height: int, width: int) -> tuple[int, int]:
-        """Return the height and width to which frames of this size are resized."""
+        """Return the height and width to which the processor resizes frames of this size."""
         least, most = self.edges(frames)
         counted, side = self.counted(frames), self.side
         pixels = (self.times or frames) * height * width
@@ -65,18 +66,18 @@ class PixelBounds:
         return high, wide
 
     def tokens(self, frames: int, height: int, width: int) -> int:
-        """Return how many tokens a video of frames of this size becomes."""
+        """Return the number of tokens of a video with frames of this size."""
         high, wide = self.size(frames, height, width)
         return math.ceil(frames / self.pair) * (high // self.side) * (wide // self.side)
 
 
 def limits_frames(bounds: PixelBounds, frames: PixelBounds) -> bool:
-    """Return whether bounds of `frames` can stand in place of those of a processor: it counts the
-    pixels of each frame, and its tokens are as large."""
+    """Return whether the bounds `frames` can replace those of a processor: it counts the pixels of
+    each frame, and its tokens cover the same area."""
     return bounds.times > 0 and bounds.side == frames.side
 
 
 def below(least: int, most: int) -> int:
-    """Return a least number of pixels that is below the most: a processor rounds up what it
+    """Return a minimum pixel count that is below the maximum: a processor rounds up when it
     enlarges."""
     return least if least <= most else most // 2

@@ -13,15 +13,16 @@ Rows = TypeVar("Rows")
 PREFETCH_BATCHES = 2
 """Batches that are read and prepared while one is computed."""
 BEHIND = 4
-"""Batches that may wait to be written before the computing waits for the disk."""
+"""Batches that may wait to be written before computing waits for the disk."""
 
 
 def prefetched(
     batches: Iterable[Batch], read: Callable[[Batch], Rows], count: int = PREFETCH_BATCHES
 ) -> Iterator[tuple[Batch, Rows]]:
-    """Yield each batch with what `read` made of it, in order; `count` are read while one is
-    computed. Where the next batch has to be waited for, that too is done beside the computing.
-    Raises what `read` raised."""
+    """Yield each batch with the result of `read`, in order.
+
+    `count` batches are read while one is computed. Waiting for the next batch also happens on the
+    reader thread. Raises what `read` raised."""
     source = iter(batches)
 
     def following() -> tuple[Batch, Rows] | None:
@@ -36,18 +37,18 @@ def prefetched(
             waiting.append(pool.submit(following))
             yield found
     finally:
-        # Not waited for: after an error, the next batch of those that are told may never come.
+        # Do not wait for the thread: after an error, the next requested batch may never arrive.
         pool.shutdown(wait=False, cancel_futures=True)
 
 
 @contextmanager
 def write_behind(write: Callable[[list[Rows]], None]) -> Iterator[Callable[[Rows], None]]:
-    """Yield a function that hands what was made to `write`, which works beside the caller.
+    """Yield a function that passes results to `write`, which runs on another thread.
 
-    `write` gets at once, in order, all that came while it was busy: where much is made in a moment,
-    one syncing of the disk serves many batches. What it raised is raised at the next handing over,
-    or at the end, and nothing is written after it; what was handed over before the caller fails is
-    written all the same.
+    Each call of `write` gets, in order, everything that arrived during the previous call. So one
+    disk sync serves many batches. An error of `write` is raised at the next call of the function,
+    or at the end, and nothing is written after it. Results that were passed before an error of the
+    caller are still written.
     """
     waiting: deque[Rows] = deque()
     running: deque[Future[None]] = deque()

@@ -10,18 +10,18 @@ from stages.models.pixel_bounds import PixelBounds
 from stages.models.row_memory import LayerMemory, RowMemory
 
 LISTS = ("modalities", "placeholders", "control_tokens", "rewritten")
-"""Names of the lists of words in a profile."""
+"""Names of the profile fields that are lists of strings."""
 OUTPUT_VERSION = 31
-"""Output version of a profile: raised when what one says changes, and part of its key."""
+"""Output version of a profile, part of its cache key: raised when the content changes."""
 
 
 class AdaptableLayer(NamedTuple):
-    """A linear layer to whose output an adapter may add."""
+    """A linear layer that an adapter can change."""
 
     path: str
     """Path in the model."""
     stored: str
-    """The same as the checkpoint's files call it; empty where they keep it otherwise."""
+    """Path in the checkpoint's files; empty if they store the layer in another form."""
     rows: int
     columns: int
 
@@ -31,43 +31,43 @@ class PartProfile:
     """One part of a checkpoint, counted from the headers of its files."""
 
     shards: tuple[str, ...]
-    """Names of the files that hold its tensors, sorted."""
+    """Sorted names of the files that hold its tensors."""
     tensors: tuple[str, ...]
-    """Names of its tensors as the checkpoint has them, sorted."""
+    """Sorted names of its tensors in the checkpoint."""
     parameters: int
-    """Count of the numbers they hold."""
+    """Number of its parameters."""
     stored_bytes: int
-    """Bytes they take in the checkpoint."""
+    """Their size in bytes in the checkpoint."""
     stored_as: str = ""
-    """`int8`, `nf4` or `fp4` when it was saved quantized; else empty."""
+    """`int8`, `nf4` or `fp4` if it was saved quantized; else empty."""
     linear_modules: int = 0
-    """Count of the layers that int8 and nf4 take."""
+    """Number of layers that int8 and nf4 can quantize."""
     linear_parameters: int = 0
-    """Count of the numbers those hold."""
+    """Number of parameters in those layers."""
     linear_rows: int = 0
-    """Count of the rows those numbers stand in."""
+    """Number of weight rows in those layers."""
     largest_linear: int = 0
-    """Count of the numbers that the largest of those layers holds."""
+    """Number of parameters in the largest of those layers."""
     widest_linear: int = 0
-    """Count of the rows that the widest of those layers has."""
+    """Number of weight rows in the widest of those layers."""
     adaptable: tuple[AdaptableLayer, ...] = ()
-    """The linear layers that this part alone computes with."""
+    """The linear layers that only this part uses."""
     layers: int = 0
-    """Count of the layers that lie one behind another in its largest stack."""
+    """Number of layers in its largest stack."""
     layer_parameters: int = 0
-    """Count of the numbers that the largest of those holds."""
+    """Number of parameters in the largest of those layers."""
     attention: str = "sdpa"
-    """The attention implementation that it takes by default; several are joined by `+`."""
+    """Default attention implementation; several are joined by `+`."""
     flash: bool = False
-    """Whether its classes take FlashAttention."""
+    """Whether its classes support FlashAttention."""
     pieces: tuple[str, ...] = ()
-    """Paths of what belongs to the other half and is loaded, and counted, with this one too."""
+    """Paths of modules of the other half that are loaded, and counted, with this one too."""
     as_published: str = ""
-    """What of it is known to be otherwise as its authors published it; empty: nothing."""
+    """How its computation differs from the published code; empty: no known difference."""
     batch_costs: tuple[BatchCost, ...] = ()
-    """Costs of computing, at a few sizes; empty when they could not be found out."""
+    """Computing costs at a few sizes; empty if unknown."""
     row_memory: RowMemory | None = None
-    """What it remembers of a row, of a decoder of which that is known."""
+    """Cache memory per row of a decoder; None if unknown."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -75,13 +75,13 @@ class SamplingProfile:
     """The frame sampling that the checkpoint's processor requests; None where it does not say."""
 
     fps: float | None = None
-    """Frames a second."""
+    """Frames per second."""
     frames: int | None = None
-    """Frames a video."""
+    """Frames per video."""
     min_frames: int | None = None
     max_frames: int | None = None
     seconds: float | None = None
-    """Longest chunk of which it sees all that it should."""
+    """Longest chunk in seconds that it can see completely."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -89,11 +89,11 @@ class SeenSize:
     """The tokens and bytes that a processor makes of a square frame."""
 
     edge: int
-    """Pixels of a side."""
+    """Side length in pixels."""
     tokens: int
-    """Placeholders a frame."""
+    """Placeholders per frame."""
     pixel_bytes: int
-    """Bytes that the encoder is given of it."""
+    """Bytes of encoder input for the frame."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -105,85 +105,82 @@ class ModelProfile:
     class_name: str
     model_type: str
     modalities: tuple[Modality, ...]
-    """Media that its encoder takes; without `video`, the frames of a video go in as images."""
+    """Media that its encoder takes. Without `video`, video frames are passed as images."""
     images_a_prompt: int = 0
-    """Most pictures that one prompt takes; 0: as many as there are. With 1, and without `video`, a
-    video's chunk goes in as its middle frame."""
+    """Maximum images per prompt; 0: no limit. With 1 and without `video`, a chunk of video is shown
+    as its middle frame."""
     frames_a_video: int = 0
-    """Frames that a video must have, and times that an image is shown; 0: any number."""
+    """Frames that a video must have, and copies of an image that are shown; 0: any number."""
     goes_on: bool = False
-    """Whether a caption is what follows the prompt, as with captioners that have no chat template:
-    by default nothing is asked of them."""
+    """Whether a caption continues the prompt, as with captioners without chat template. Their
+    default prompt is empty."""
     dtype: str
     """The checkpoint's own precision, such as bfloat16."""
     route: Route = "protocol"
-    """Route by which the halves are run; `joint` for a model that cannot be cut: the vision half is
-    then empty."""
+    """Split strategy of the halves. `joint`: the model has no boundary, and the vision half is
+    empty."""
     why: str = ""
-    """Reason for that in the model, in one sentence."""
+    """Reason for the split strategy, in one sentence."""
     by_dimensions: bool = False
-    """Whether there is no class for it here, and all this was told from its dimensions."""
+    """Whether this profile was estimated from dimensions, because no class is available."""
     prompted: bool = False
-    """Whether features are made of the prompt too, so that another prompt needs others."""
+    """Whether features depend on the prompt, so that another prompt needs new features."""
     parts: Mapping[Part, PartProfile]
-    """Parts that stages load of it: of one that captions its vision half and its language half."""
+    """The parts that stages load: for a captioner, its vision half and its language half."""
     sampling: SamplingProfile
     fit_video: FrameFit
-    """The size at which a video's frames are worth storing."""
+    """The frame size at which it is worth storing a video's frames."""
     fit_image: FrameFit
-    """The size at which an image is seen; it is stored as it is."""
+    """The size at which an image is seen; the image is stored at its own size."""
     takes_system: bool = True
-    """Whether a system text has a place in its prompts."""
+    """Whether its prompts can contain a system text."""
     rewritten: tuple[str, ...] = ()
-    """Parts of a turn, `question` and `system`, that earlier versions did not write to the
-    letter."""
+    """Parts of a turn, `question` and `system`, that earlier versions did not write verbatim."""
     placeholders: tuple[str, ...] = ()
-    """Words that a prompt must not hold: the model reads them as the place of a picture."""
+    """Strings that a prompt must not contain: the model reads them as image placeholders."""
     control_tokens: tuple[str, ...] = ()
-    """The tokenizer's special tokens, which are left out of every caption."""
+    """The tokenizer's special tokens, which are removed from every caption."""
     feature_width: int
-    """Numbers a placeholder's feature has, or the vector of a picture."""
+    """Width of a placeholder's feature, or of an image vector."""
     image_tokens: int
-    """Placeholders, or vectors, of a square image of 1280 pixels; 0 when it could not be found
-    out."""
+    """Placeholders, or vectors, of a square image of 1280 pixels; 0 if unknown."""
     frame_tokens: int
-    """Placeholders a frame of two square ones of 1280 pixels; 0 when it could not be found out."""
+    """Placeholders per frame for two square frames of 1280 pixels; 0 if unknown."""
     image_pixel_bytes: int = 0
-    """Bytes that the processor makes of a square image of 1280 pixels; 0 when it could not be found
-    out."""
+    """Bytes of encoder input for a square image of 1280 pixels; 0 if unknown."""
     frame_pixel_bytes: int = 0
-    """The same a frame of two square ones."""
+    """The same per frame for two square frames."""
     image_sizes: tuple[SeenSize, ...] = ()
-    """The same of smaller images, smallest first."""
+    """The same for smaller images, smallest first."""
     frame_sizes: tuple[SeenSize, ...] = ()
-    """The same a frame of two smaller ones."""
+    """The same per frame for two smaller frames."""
     pixels_a_video: int = 0
-    """Most pixels in which all frames of a video are seen, together; 0: no limit."""
+    """Maximum pixels of all frames of a video together; 0: no limit."""
     least_pixels: int = 0
-    """Fewest pixels that `--max-pixels` can keep a picture to; 0: its processor has no such
+    """Lowest pixel count to which `--max-pixels` can limit an image; 0: the processor has no such
     limit."""
     max_pixels: int = 0
-    """Most pixels of a picture or a frame that were asked for; 0: what its processor has."""
+    """Requested maximum pixels per image or frame; 0: the processor's own limit."""
     max_video_pixels: int = 0
-    """Most pixels of all frames of a video that were asked for; 0: what its processor has."""
+    """Requested maximum pixels of all frames of a video; 0: the processor's own limit."""
     video_bounds: PixelBounds | None = None
-    """How it bounds the pixels of a video; None: it resizes frames otherwise."""
+    """How the processor bounds the pixels of a video; None: it resizes frames in another way."""
     words_a_prompt: int = 0
-    """Tokens that its processor writes into a prompt, besides pictures and what is asked; 0 when it
-    could not be found out."""
+    """Tokens that the processor adds to a prompt besides images and the user's text; 0 if
+    unknown."""
     words_a_frame: int = 0
-    """Tokens that it writes about each frame of a video, such as its time."""
+    """Tokens that the processor adds per video frame, such as its time."""
     as_published: bool = False
-    """Whether it is run as its authors published it, where a part says that this is otherwise."""
+    """Whether the model runs as its authors published it, where a part states a difference."""
     context_tokens: int = 0
-    """Most tokens that its language half reads and says, together; 0: it does not say."""
+    """Maximum tokens of prompt and answer together; 0: not stated."""
     is_encoder_decoder: bool = False
-    """Whether prompt and pictures go to an encoder, so that they take nothing of the context that
-    its decoder writes in."""
+    """Whether prompt and images go to an encoder. Then they use none of the context in which the
+    decoder writes."""
     needs_pictures: str = ""
-    """Reason why its language half cannot be asked about a text alone; empty: it can."""
+    """Why the language half cannot generate from text alone; empty: it can."""
     batch_costs_unknown: str = ""
-    """Reason why it could not be found out what computing takes; empty when it could."""
+    """Why the computing costs are unknown; empty if they are known."""
 
     @property
     def vision(self) -> PartProfile:
@@ -195,17 +192,17 @@ class ModelProfile:
 
     @property
     def one_frame(self) -> bool:
-        """Return whether only one frame of a video's chunk can be shown to it."""
+        """Return whether the model can see only one frame of a chunk of video."""
         return self.images_a_prompt == 1 and "video" not in self.modalities
 
     def turn_words(self, *, system: bool) -> list[str]:
-        """Return what belongs into the keys of captions, with a `system` text or without, where
-        earlier versions wrote turns otherwise."""
+        """Return the entries for the cache keys of captions, with or without a `system` text, where
+        earlier versions wrote turns differently."""
         parts = [part for part in self.rewritten if part != "system" or system]
         return [f"{part} to the letter" for part in parts]
 
     def to_json(self) -> dict[str, Any]:
-        """Return the profile as JSON takes it, each part under its own name."""
+        """Return the profile as JSON values, each part under its own name."""
         fields = asdict(self)
         return {**fields, **fields.pop("parts")}
 

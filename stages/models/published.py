@@ -29,25 +29,25 @@ if TYPE_CHECKING:
     import torch
 
 FIELD = "penstock_as_published"
-"""Field of a config.json that this program wrote: whether the checkpoint was made as published."""
+"""Field of a config.json that Penstock wrote: whether the checkpoint was made as published."""
 PARITY = "parity.json"
-"""File beside a checkpoint that this program exported: how it was judged."""
+"""File beside a checkpoint that Penstock exported: the result of its comparison."""
 AS_PUBLISHED, AS_STOCK = "true", "false"
-"""Its values among the metadata of an adapter's weights, which are texts."""
+"""Values of the field in the metadata of an adapter's weights; metadata values are strings."""
 METHOD = "get_rope_index"
-"""Method of a model by which transformers counts the positions of a prompt with media."""
+"""Method by which transformers models compute position ids of a prompt with media."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StockChange:
-    """A change of transformers that weights made before it were not trained with."""
+    """A change in transformers that older weights were not trained with."""
 
     release: str
-    """First release of transformers that has it."""
+    """First release of transformers with the change."""
     description: str
-    """How a checkpoint is run without it, for people."""
+    """How a checkpoint runs without the change, for people."""
     positions: bool = False
-    """Whether it changed positions, and the sizes of videos follow it."""
+    """Whether the change concerns position ids. Then the sizes of videos differ as well."""
 
 
 POSITIONS = StockChange(
@@ -64,11 +64,11 @@ CHANGES = {"positions": POSITIONS, "outer pair": OUTER_PAIR}
 STOCK: Mapping[str, StockChange] = {
     family: CHANGES[facts.change] for family, facts in FACTS.items() if facts.change
 }
-"""`model_type` of a config.json → what transformers changed of its family."""
+"""`model_type` of a config.json → the change that concerns its family."""
 
 
 def change_of(folder: Path) -> StockChange | None:
-    """Return what transformers changed of the family of a checkpoint; None: nothing is known."""
+    """Return the change in transformers that concerns a checkpoint's family; None if unknown."""
     return _change_in(config_of(folder))
 
 
@@ -93,15 +93,15 @@ def is_published_way(folder: Path, as_published: bool | None = None) -> bool:
 
 
 def is_export_without_way(folder: Path) -> bool:
-    """Return whether a checkpoint was exported that would be run as published, and does not say how
-    it was run then."""
+    """Return whether a checkpoint is an export that the rule would run as published, and that does
+    not state how it was run."""
     config = config_of(folder)
     return (folder / PARITY).exists() and FIELD not in config and _is_older(config)
 
 
 def with_way(config: bytes, as_published: bool) -> bytes:
-    """Return a config.json that says how its checkpoint was run; the same bytes of one that nobody
-    would run otherwise."""
+    """Return a config.json that states how its checkpoint was run. Return the same bytes if the
+    rule cannot decide otherwise."""
     value = json.loads(config)
     if not isinstance(value, dict) or not _has_two_ways(value, as_published):
         return config
@@ -109,16 +109,16 @@ def with_way(config: bytes, as_published: bool) -> bytes:
 
 
 def way_to_keep(folder: Path, as_published: bool) -> dict[str, str]:
-    """Return what the metadata of an adapter say of the way in which it was trained on a
-    checkpoint; nothing where nobody would run that otherwise."""
+    """Return the adapter metadata that state how the checkpoint was run in training. Return nothing
+    if the rule cannot decide otherwise."""
     if not _has_two_ways(config_of(folder), as_published):
         return {}
     return {FIELD: AS_PUBLISHED if as_published else AS_STOCK}
 
 
 def _has_two_ways(config: Mapping[str, Any], as_published: bool) -> bool:
-    """Return whether a checkpoint with this configuration, run so, might be run otherwise by who
-    goes by its release."""
+    """Return whether the rule might run a checkpoint with this configuration differently than
+    `as_published` says."""
     changed = _change_in(config) is not None
     return changed and (as_published or FIELD in config or _is_older(config))
 
@@ -130,8 +130,8 @@ def _is_older(config: Mapping[str, Any]) -> bool:
 
 
 def is_before(version: object, release: str) -> bool:
-    """Return whether a version is of an earlier release; a development version counts as the
-    release that it leads to. An unreadable one is not earlier."""
+    """Return whether a version is older than a release. A development version counts as the release
+    that it leads to. An invalid version is not older."""
     from packaging.version import InvalidVersion, Version
 
     try:
@@ -142,25 +142,25 @@ def is_before(version: object, release: str) -> bool:
 
 
 def config_of(folder: Path) -> dict[str, Any]:
-    """Return the config.json of a checkpoint; empty where it cannot be read."""
+    """Return the config.json of a checkpoint; empty if it cannot be read."""
     try:
         config = json.loads(read_text(folder / CONFIG, JSON_BYTES))
     except (OSError, ValueError, RecursionError):
-        return {}  # the loader will tell
+        return {}  # the loader reports the error
     return config if isinstance(config, dict) else {}
 
 
 def place_behind(
     positions: "torch.Tensor", types: "torch.Tensor", attended: "torch.Tensor | None" = None
 ) -> "tuple[torch.Tensor, torch.Tensor]":
-    """Move positions so that what follows a medium stands behind it.
+    """Move positions so that the text after a medium is placed behind it.
 
-    `positions` [axes, rows, tokens], `types` [rows, tokens] (0 text, else a modality), `attended`
-    [rows, tokens] (0: padding). Returns the positions and, of each row [rows, 1], by how much the
-    next token's position exceeds its index.
+    `positions` [axes, rows, tokens], `types` [rows, tokens] (0: text, else a modality), `attended`
+    [rows, tokens] (0: padding). Returns the positions, and for each row [rows, 1] the difference
+    between the next token's position and its index.
 
-    Of each row, among the attended tokens: each run of equal types keeps its shape, and is moved
-    along all axes alike so that its smallest position is the largest one before it plus one.
+    In each row, every run of equal types among the attended tokens keeps its shape. It is shifted
+    along all axes alike, so that its smallest position follows the largest one before it.
     """
     import torch
 
@@ -192,8 +192,8 @@ def apply_published_positions(model: Any, folder: Path, as_published: bool | Non
 
 
 def with_positions_behind(model: Any) -> Any:
-    """Have a loaded model place what follows a medium behind it; return the model. One without
-    `get_rope_index` is left as it is."""
+    """Make a loaded model place the text after a medium behind it, and return the model. A model
+    without `get_rope_index` is unchanged."""
     for module in model.modules():
         count = getattr(type(module), METHOD, None)
         if count is not None:
@@ -202,7 +202,7 @@ def with_positions_behind(model: Any) -> Any:
 
 
 def _behind(count: Callable[..., Any]) -> Callable[..., Any]:
-    """Return `get_rope_index` with its positions placed behind media."""
+    """Return `get_rope_index` with positions placed behind media."""
 
     @wraps(count)
     def placed(

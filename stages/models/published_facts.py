@@ -20,34 +20,33 @@ class FamilyFacts:
     """What the authors of a family of checkpoints state; an empty field is unknown."""
 
     pixels_a_frame: tuple[int, int] | None = None
-    """Least and most pixels of a video's frame, as the author's script keeps them; None where
-    transformers keeps the same."""
+    """Minimum and maximum pixels per video frame in the author's script; None if transformers uses
+    the same."""
     token_side: int = 0
-    """Pixels of the side of what becomes one token, to which these numbers of pixels belong."""
+    """Side length in pixels of the square that becomes one token, for these pixel counts."""
     pixels_a_video: int = 0
-    """Most pixels of all frames of a video together; 0: no limit is known."""
+    """Maximum pixels of all frames of a video together; 0: no known limit."""
     context: int = 0
-    """Positions that the decoder was made for, without RoPE scaling; 0: not known, or not the same
-    for all checkpoints of the family."""
+    """Positions that the decoder was trained for, without RoPE scaling; 0: unknown, or different
+    among the checkpoints of the family."""
     fps: float | None = None
-    """Frames a second that the author's script takes; None with `frames`: it spreads that number of
-    frames over the video, however long."""
+    """Frames per second in the author's script; None with `frames`: the script spreads that number
+    of frames over the video, whatever its length."""
     frames: int | None = None
-    """Most frames of a video that it takes."""
+    """Maximum frames per video in the author's script."""
     last_frame: bool = False
-    """Whether it spreads frames from the first to the last one of the video, both taken."""
+    """Whether the script spreads frames from the first to the last frame, both included."""
     system: str | None = None
-    """System turn of the author's script where it differs from the chat template's; None: as the
-    template."""
+    """System turn of the author's script if it differs from the chat template's; None: the same."""
     sampling: Mapping[str, float] = field(default_factory=dict)
-    """Values that the card of the instruction-tuned checkpoints states: `temperature` (0: greedy),
+    """Values from the model card of the instruction-tuned checkpoints: `temperature` (0: greedy),
     `top_p`, `top_k`, `presence_penalty`, `repetition_penalty`."""
     source: str = ""
-    """Where all of this stands: repository, file and commit, or the page."""
+    """Source of these facts: repository, file and commit, or a web page."""
     change: str = ""
-    """What a later release of transformers changed for it: `positions` or `outer pair`."""
+    """What a later release of transformers changed: `positions` or `outer pair`."""
     change_source: str = ""
-    """Where it stands that the authors trained without the change."""
+    """Source that shows that the authors trained without the change."""
 
 
 def _read() -> dict[str, FamilyFacts]:
@@ -63,9 +62,9 @@ def _read() -> dict[str, FamilyFacts]:
 
 
 FACTS: Mapping[str, FamilyFacts] = _read()
-"""`model_type` of config.json → facts."""
+"""`model_type` of a config.json → facts."""
 
 
 def facts_of(model_type: str) -> FamilyFacts:
-    """Return what is known of a family by its `model_type`; empty facts where nothing is."""
+    """Return the facts about a family by its `model_type`; empty facts if unknown."""
     return FACTS.get(model_type, FamilyFacts())

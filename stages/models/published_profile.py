@@ -16,8 +16,10 @@ from stages.models.published_sizes import published_bounds
 def with_published_facts(
     profile: ModelProfile, folder: Path, as_published: bool | None
 ) -> ModelProfile:
-    """Return the profile of the checkpoint in a folder with what is otherwise as published, run as
-    `as_published`, else by the rule; a native is run as published only where that is asked."""
+    """Return the profile of the checkpoint in a folder with its known differences.
+
+    `as_published` decides how it is run, or the rule if None. An in-tree model runs as published
+    only on request."""
     native, change = native_of(folder), change_of(folder)
     if native is not None:
         other = native.as_published

@@ -7,24 +7,23 @@ from stages.models.footprint import ITEM_BYTES
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LayerMemory:
-    """The cache of one row in layers of one kind. Bytes are those of a half that computes in 16
-    bit."""
+    """The cache of one row in layers of one kind. Bytes are for a half that computes in 16 bit."""
 
     kind: str
-    """Name of the class that keeps it in transformers' own cache."""
+    """Name of the transformers cache-layer class."""
     layers: int = 1
-    """Count of the layers that are alike."""
+    """Number of such layers."""
     token_bytes: int = 0
-    """Bytes of each token that one of them remembers: keys and values."""
+    """Bytes per cached token in one layer: keys and values."""
     window: int = 0
-    """Most tokens that it remembers; 0: all."""
+    """Maximum number of cached tokens; 0: all."""
     state_bytes: int = 0
-    """Bytes that it takes of a row however long that is."""
+    """Bytes per row that do not depend on its length."""
     state_bytes_32: int = 0
-    """The same of a half that computes in 32 bit."""
+    """The same if the half computes in 32 bit."""
 
     def bytes(self, tokens: int, each: int) -> int:
-        """Return what one of them takes of so many tokens, in numbers of `each` bytes."""
+        """Return the bytes that one layer uses for so many tokens, in numbers of `each` bytes."""
         seen = min(tokens, self.window) if self.window else tokens
         return seen * self.token_bytes * each // ITEM_BYTES
 
@@ -39,10 +38,10 @@ class RowMemory:
 
     kept: tuple[LayerMemory, ...]
     words: int
-    """Numbers that it says of the next token: one a word of its vocabulary."""
+    """Vocabulary size: one logit per entry is computed for the next token."""
 
     def bytes(self, tokens: int, each: int) -> int:
-        """Return what all layers take of so many tokens, without states."""
+        """Return the bytes that all layers use for so many tokens, without states."""
         return sum(kind.layers * kind.bytes(tokens, each) for kind in self.kept)
 
     def states(self, each: int) -> int:
@@ -50,9 +49,9 @@ class RowMemory:
         return sum(kind.layers * kind.states(each) for kind in self.kept)
 
     def largest(self, tokens: int, each: int) -> int:
-        """Return what the layer takes of so many tokens that takes most."""
+        """Return the bytes of the layer that uses most for so many tokens."""
         return max((kind.bytes(tokens, each) for kind in self.kept), default=0)
 
     def largest_states(self, each: int) -> int:
-        """Return the bytes of the states of the layer that has most."""
+        """Return the state bytes of the layer with the largest states."""
         return max((kind.states(each) for kind in self.kept), default=0)

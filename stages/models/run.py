@@ -10,14 +10,15 @@ from stages.process.report import EventReporter
 
 
 def warm(job: dict[str, Any]) -> None:
-    """Import what every model needs, which is then no part of what describing takes."""
+    """Import what every model needs, so that it does not count as memory of describing."""
     import_transformers()
 
 
 def run(job: dict[str, Any], report: EventReporter) -> None:
-    """Describe the job's model, and answer with a note `profile`. Job: model (folder or hub id),
-    revision, trust_remote_code, max_pixels, max_video_pixels, as_published, files (those that it
-    was planned with)."""
+    """Describe the job's model and send the result as the note `profile`.
+
+    Job: model (folder or hub id), revision, trust_remote_code, max_pixels, max_video_pixels,
+    as_published, files (the model files that it was planned with)."""
     try:
         with ModelFiles.from_json(job.get("files", {})).compared():
             profile = describe(
@@ -30,7 +31,7 @@ def run(job: dict[str, Any], report: EventReporter) -> None:
             )
     except RecursionError as error:
         raise UsageError(
-            f"model {job['model']} cannot be read: something in its files is nested too deeply",
-            hint="Check where it comes from, and its *.json and *.jinja files",
+            f"model {job['model']} cannot be read: one of its files is nested too deeply",
+            hint="Check its source, and its *.json and *.jinja files",
         ) from error
     report.note(profile=profile.to_json())

@@ -16,12 +16,11 @@ from stages.models.halves.offload import outermost_layers
 from stages.models.row_memory import LayerMemory
 
 NEW_TOKENS = 2
-"""Tokens to write: the first comes of reading the prompt, the second of a step like all that
-follow."""
+"""Tokens to generate: prefill gives the first one, and a regular decode step the second."""
 
 
 def decoder_of(model: Any) -> Any:
-    """Return the innermost part that is called once a token."""
+    """Return the innermost module that is called once per token."""
     inner = model.get_decoder() if hasattr(model, "get_decoder") else None
     return model if inner is None or inner is model else decoder_of(inner)
 
@@ -34,7 +33,7 @@ class PromptWatch:
         self._calls = 0
         self._prompt: dict[str, int] = {}
         self.kept: tuple[LayerMemory, ...] = ()
-        """What the layers remembered of a row; empty where they do not remember all it has."""
+        """Cache memory per row by layer; empty if the layers do not cache all tokens of a row."""
 
     def of(self, decoder: Any) -> contextlib.AbstractContextManager[None]:
         return _held([decoder.register_forward_pre_hook(self._called, with_kwargs=True)])
@@ -84,8 +83,8 @@ def cache_bytes(cache: Any) -> int:
 
 
 def kept_of(cache: Any) -> tuple[LayerMemory, ...]:
-    """Return what a cache's layers remember of each row, like layers counted together. Returns
-    nothing of a cache of another kind, or one whose layers saw other tokens each."""
+    """Return what a cache's layers hold per row, with equal layers counted together. Return nothing
+    for an unknown kind of cache, or if its layers saw different numbers of tokens."""
     layers = [_LayerKept.of(layer) for layer in getattr(cache, "layers", None) or ()]
     if len({kept.tokens for kept in layers if kept.tokens and not kept.of_row.window}) > 1:
         return ()
@@ -95,7 +94,7 @@ def kept_of(cache: Any) -> tuple[LayerMemory, ...]:
 
 
 class _LayerKept(NamedTuple):
-    """What one layer's cache keeps of each row, and the tokens that it saw."""
+    """What one layer's cache holds per row, and how many tokens it saw."""
 
     of_row: LayerMemory
     tokens: int
@@ -121,7 +120,7 @@ class _LayerKept(NamedTuple):
 
 
 def watch_mlps(skeleton: Any, live: MetaMemoryCounter) -> contextlib.AbstractContextManager[None]:
-    """Let the counter know when an MLP computes."""
+    """Notify the counter when an MLP starts and ends."""
     handles = []
     for module in _mlps(skeleton):
         handles += [
@@ -135,7 +134,7 @@ def watch_mlps(skeleton: Any, live: MetaMemoryCounter) -> contextlib.AbstractCon
 
 @contextlib.contextmanager
 def watch_layers(skeleton: Any, live: MetaMemoryCounter) -> Iterator[list[int]]:
-    """Yield the most bytes that live when a layer begins, in 16 and in 32 bit."""
+    """Yield the peak bytes at the start of a layer, in 16 and in 32 bit."""
     peaks = [0, 0]
 
     def begins(*_: Any) -> None:
@@ -156,7 +155,7 @@ def _held(handles: Iterable[Any]) -> Iterator[None]:
 
 
 def _mlps(model: Any) -> Iterator[torch.nn.Module]:
-    """Yield modules of linear layers that widen and narrow again, and of nothing else with
+    """Yield modules of linear layers that widen and narrow again, without other modules that have
     weights."""
     for module in model.modules():
         parts = [part for part in module.children() if any(True for _ in part.parameters())]
@@ -167,7 +166,7 @@ def _mlps(model: Any) -> Iterator[torch.nn.Module]:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Silence the words of libraries about tensors without data."""
+    """Silence library warnings about tensors without data."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         before = logging.root.manager.disable

@@ -18,20 +18,21 @@ from stages.models.profile import AdaptableLayer, ModelProfile, PartProfile
 
 
 def modules_of(adapter: LoraAdapter, profile: ModelProfile) -> dict[str, str]:
-    """Return path of each module that an adapter changes, as it names it → as the model does.
-    Raises UsageError for one that changes more than products of the language half, or another
-    model."""
+    """Return the modules that an adapter changes: path in the adapter → path in the model.
+
+    Raises UsageError for an adapter of another model, or one that changes anything but products of
+    the language half."""
     if adapter.whole:
         raise _refused(adapter, f"holds {next(iter(adapter.whole))}, which was trained whole")
     language, vision = (_by_name(profile.parts[part]) for part in ("language", "vision"))
     found: dict[str, str] = {}
     for path, low_rank in adapter.low_rank.items():
         if low_rank.embedding:
-            raise _refused(adapter, f"changes {path}, a table of words")
+            raise _refused(adapter, f"changes {path}, an embedding table")
         if path not in language and path in vision:
-            raise _refused(adapter, f"changes {path}, which is of the vision half")
+            raise _refused(adapter, f"changes {path}, which belongs to the vision half")
         if path not in language:
-            raise of_another_model(adapter, f"changes {path}, which {profile.folder} has not")
+            raise of_another_model(adapter, f"changes {path}, which {profile.folder} does not have")
         layer = language[path]
         _check_shape(adapter, profile, path, low_rank, layer)
         if layer.path in found.values():
@@ -44,7 +45,7 @@ def modules_of(adapter: LoraAdapter, profile: ModelProfile) -> dict[str, str]:
 
 
 def _by_name(part: PartProfile) -> Mapping[str, AdaptableLayer]:
-    """Return the layers of a part by each of their names; those of today go before others."""
+    """Return the layers of a part by each of their names; current names take precedence."""
     stored = {layer.stored: layer for layer in part.adaptable if layer.stored}
     return {**stored, **{layer.path: layer for layer in part.adaptable}}
 
@@ -65,6 +66,6 @@ def _check_shape(
 
 def _refused(adapter: LoraAdapter, why: str) -> UsageError:
     return UsageError(
-        f"{adapter.folder} {why}: only layers of the language half are adapted while it runs",
+        f"{adapter.folder} {why}: only layers of the language half can be adapted at run time",
         hint=MERGE_FIRST,
     )

@@ -18,14 +18,14 @@ from artifacts.errors import EnvironmentFault, UsageError
 from stages.models.adapters.reading import MERGE_FIRST, LoraAdapter, read_adapter
 
 NAME = "default"
-"""Name that PEFT's layers have for their only adapter."""
+"""Name of the only adapter in PEFT's layers."""
 GROUP_BYTES = 32 << 20
-"""Bytes of an adapter beyond which those that were read are put into the half."""
+"""Adapter bytes after which the tensors read so far are put into the half."""
 
 
 def adapted(half: Any, folder: Path, modules: Mapping[str, str]) -> Any:
-    """Return the half with an adapter in it. `modules` has for each path in the adapter that of the
-    module. Raises UsageError for numbers that are none, EnvironmentFault when PEFT leaves
+    """Return the half with an adapter in it. `modules` maps each path in the adapter to that of the
+    module. Raises UsageError for values that are not finite, EnvironmentFault if PEFT leaves
     something out."""
     from peft import LoraConfig, inject_adapter_in_model, set_peft_model_state_dict
     from peft.tuners.tuners_utils import cast_adapter_dtype
@@ -41,7 +41,7 @@ def adapted(half: Any, folder: Path, modules: Mapping[str, str]) -> Any:
         init_lora_weights=False,
     )
     inject_adapter_in_model(config, half, NAME)
-    # Before they are filled, or they would be rounded to what the half computes in.
+    # Cast before the values are set; otherwise they would be rounded to the half's dtype.
     cast_adapter_dtype(half, NAME)
     left = {name for name, _ in half.named_parameters() if ".lora_" in name}
     for tensors in _in_groups(adapter, modules):
@@ -61,8 +61,8 @@ def adapted(half: Any, folder: Path, modules: Mapping[str, str]) -> Any:
 def _in_groups(
     adapter: LoraAdapter, modules: Mapping[str, str]
 ) -> Iterator[dict[str, torch.Tensor]]:
-    """Yield the numbers of an adapter by their names in the half, some layers at a time: all of
-    them would be there twice."""
+    """Yield the tensors of an adapter by their names in the half, a few layers at a time, so that
+    they are never all in memory twice."""
     found: dict[str, torch.Tensor] = {}
     for path, of in adapter.low_rank.items():
         for side, name in (("A", of.a), ("B", of.b)):
@@ -75,18 +75,18 @@ def _in_groups(
 
 
 def adapted_modules(half: Any) -> int:
-    """Return how many layers of a half an adapter changes."""
+    """Return how many layers of a half have an adapter."""
     return sum(hasattr(module, "lora_A") for module in half.modules())
 
 
 def read_matrix(adapter: LoraAdapter, name: str) -> torch.Tensor:
-    """Return a tensor of an adapter in 32 bit. Raises UsageError where it holds what is no
-    number."""
+    """Return a tensor of an adapter in 32 bit. Raises UsageError if it contains values that are not
+    finite."""
     with safe_open(adapter.weights, "pt", backend="pread") as file:
         found: torch.Tensor = file.get_tensor(name)
     if not found.isfinite().all():
         raise UsageError(
-            f"tensor {name} of {adapter.weights} holds what is no number",
-            hint="Its training went wrong: take an earlier one",
+            f"tensor {name} of {adapter.weights} contains values that are not finite",
+            hint="Its training went wrong: use an earlier checkpoint of it",
         )
     return found.float()

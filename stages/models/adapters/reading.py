@@ -24,12 +24,12 @@ MERGE_FIRST = (
     "Merge it with PEFT (merge_and_unload, save_pretrained), and give that folder as the model"
 )
 PREFIX = "base_model.model."
-"""Beginning of all names: what PEFT calls the model that it wraps."""
+"""Prefix of all names: PEFT's name for the model that it wraps."""
 LOW_RANK = re.compile(r"(?P<path>.+)\.lora_(?P<embedding>embedding_)?(?P<side>[AB])(\.weight)?")
 WRAPPERS = re.compile(r"\.(base_layer|modules_to_save)(?=\.)")
-"""Modules that PEFT puts around one of the model's."""
+"""Modules that PEFT wraps around one of the model's."""
 FLOATS = ("F64", "F32", "F16", "BF16")
-"""Types of numbers that can be added to."""
+"""Number types that an adapter may use."""
 BEYOND: Mapping[str, str] = {
     "use_dora": "DoRA",
     "use_qalora": "QA-LoRA",
@@ -43,9 +43,9 @@ BEYOND: Mapping[str, str] = {
     "kasa_config": "KaSA",
     "monteclora_config": "MonteCLoRA",
 }
-"""Settings that ask for more than B x A → what they are called."""
+"""Settings that require more than B x A → name of the method."""
 STARTS = ("gaussian", "eva", "orthogonal")
-"""Ways to begin a training that leave the model's own weights as they are, beside the usual one."""
+"""Initializations, besides the default, that leave the model's own weights unchanged."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -60,7 +60,7 @@ class LowRank:
     """Rows and columns of B x A."""
     scale: float
     embedding: bool
-    """Whether it is of a table of words, which keeps a row a word."""
+    """Whether the weight is an embedding table, with one row per token."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -69,18 +69,17 @@ class LoraAdapter:
 
     folder: Path
     base: str
-    """Name of the model that it was trained on, as it says."""
+    """Name of the model that it was trained on, as the adapter states it."""
     turned: bool
-    """Whether the layers that it was trained on keep their weights the other way round, where the
-    model does not tell."""
+    """Whether the trained layers store their weights transposed, if the model does not show it."""
     places: Mapping[str, TensorPlace]
-    """Tensor → where it lies in the file."""
+    """Tensor → its location in the file."""
     low_rank: Mapping[str, LowRank]
     """Path of a module of the model → what is added to its weight."""
     whole: Mapping[str, str] = field(default_factory=dict)
-    """Path of a parameter of the model → the tensor that takes its place."""
+    """Path of a parameter of the model → the tensor that replaces it."""
     as_published: bool | None = None
-    """Whether it was trained on the model as its authors published it; None: it does not say."""
+    """Whether it was trained on the model as published; None: the adapter does not state it."""
 
     @property
     def weights(self) -> Path:
@@ -88,8 +87,8 @@ class LoraAdapter:
 
 
 def read_adapter(folder: Path) -> LoraAdapter:
-    """Return the adapter in a folder. Raises UsageError for one that is none, or is more than a
-    LoRA, EnvironmentFault for one that is not whole."""
+    """Return the adapter in a folder. Raises UsageError if it is not a plain LoRA, EnvironmentFault
+    if it is incomplete."""
     settings = _settings(folder)
     _refuse_beyond(folder, settings)
     path = folder / ADAPTER_WEIGHTS
@@ -97,7 +96,7 @@ def read_adapter(folder: Path) -> LoraAdapter:
         pickled = f" but {PICKLED}, a pickle, which can run code" * (folder / PICKLED).exists()
         raise UsageError(
             f"{folder} has no {ADAPTER_WEIGHTS}{pickled}",
-            hint="Save it again as PEFT does by itself: save_pretrained(folder)",
+            hint="Save it again with PEFT's default format: save_pretrained(folder)",
         )
     places = read_places(path)
     way = read_metadata(path).get(FIELD)
@@ -115,7 +114,7 @@ def read_adapter(folder: Path) -> LoraAdapter:
             matrices.setdefault(match["path"], {})[side] = name
     found = {p: _low_rank(folder, settings, p, of, places) for p, of in matrices.items()}
     if not (found or whole):
-        raise UsageError(f"{path} holds nothing", hint=COPY_HINT)
+        raise UsageError(f"{path} contains no tensors", hint=COPY_HINT)
     _check_saved(folder, settings, whole)
     return LoraAdapter(
         folder=folder,
@@ -133,34 +132,32 @@ def _settings(folder: Path) -> dict[str, Any]:
     if not path.exists():
         inside = sorted(found.parent for found in folder.glob(f"*/{ADAPTER_CONFIG}"))
         hint = f"Give {inside[-1]}" if inside else "Give the folder that PEFT or ms-swift saved"
-        raise UsageError(f"{folder} has no {ADAPTER_CONFIG}: it is no adapter", hint=hint)
+        raise UsageError(f"{folder} has no {ADAPTER_CONFIG}: it is not an adapter", hint=hint)
     try:
         found = json.loads(read_text(path, JSON_BYTES))
     except (OSError, ValueError, RecursionError) as error:
         raise EnvironmentFault(f"{path} cannot be read as JSON", hint=COPY_HINT) from error
     if not isinstance(found, dict):
-        raise EnvironmentFault(f"{path} holds no settings", hint=COPY_HINT)
+        raise EnvironmentFault(f"{path} is not a JSON object of settings", hint=COPY_HINT)
     return found
 
 
 def _refuse_beyond(folder: Path, settings: Mapping[str, Any]) -> None:
-    """Refuse what is no LoRA, or more than one. Raises UsageError."""
+    """Refuse an adapter that is not a LoRA, or more than one. Raises UsageError."""
     kind = settings.get("peft_type")
     if kind != "LORA":
         raise UsageError(
-            f"{folder} is an adapter of the type {kind or 'of nothing'}, and LORA is taken",
+            f"{folder} is an adapter of type {kind or '(none)'}; only LORA is supported",
             hint=MERGE_FIRST,
         )
     for setting, feature in BEYOND.items():
         if settings.get(setting):
-            raise _more_than_lora(folder, f"asks for {feature} ({setting})")
+            raise _more_than_lora(folder, f"uses {feature} ({setting})")
     if settings.get("bias") not in (None, "none"):
         raise _more_than_lora(folder, f"trained biases (bias is {settings['bias']})")
     start = settings.get("init_lora_weights")
     if isinstance(start, str) and start not in STARTS:
-        raise _more_than_lora(
-            folder, f"changed the model's own weights before it was trained ({start})"
-        )
+        raise _more_than_lora(folder, f"changed the model's own weights before training ({start})")
 
 
 def _more_than_lora(folder: Path, why: str) -> UsageError:
@@ -168,10 +165,10 @@ def _more_than_lora(folder: Path, why: str) -> UsageError:
 
 
 def of_another_model(adapter: LoraAdapter, why: str) -> UsageError:
-    """Return the refusal of an adapter that does not fit a model."""
+    """Return the error for an adapter that does not fit a model."""
     base = adapter.base
     return UsageError(
-        f"{adapter.folder} {why}: it is of another model",
+        f"{adapter.folder} {why}: it belongs to another model",
         hint=f"Give the model that it was trained on{f', {base}' if base else ''}",
     )
 
@@ -183,7 +180,7 @@ def _low_rank(
     names: Mapping[str, str],
     places: Mapping[str, TensorPlace],
 ) -> LowRank:
-    """Return what is added to the weight of one module, after checking that it fits itself."""
+    """Return what is added to the weight of one module, after checking its own consistency."""
     embedding = any(side.startswith("embedding_") for side in names)
     sides = ("embedding_A", "embedding_B") if embedding else ("A", "B")
     if set(names) != set(sides):
@@ -194,7 +191,7 @@ def _low_rank(
     rank, scale = rank_and_scale(folder / ADAPTER_CONFIG, settings, path)
     if not a[0] == b[1] == rank:
         raise EnvironmentFault(
-            f"{folder} has ranks {a[0]} and {b[1]} at {path}, and its {ADAPTER_CONFIG} says {rank}",
+            f"{folder} has ranks {a[0]} and {b[1]} at {path}, but its {ADAPTER_CONFIG} says {rank}",
             hint=COPY_HINT,
         )
     first, second = (names[side] for side in sides)
@@ -202,11 +199,11 @@ def _low_rank(
 
 
 def _check_saved(folder: Path, settings: Mapping[str, Any], whole: Mapping[str, str]) -> None:
-    """Refuse an adapter that lacks a module which was trained whole. Raises EnvironmentFault."""
+    """Refuse an adapter without a module that was trained whole. Raises EnvironmentFault."""
     modules = settings.get("modules_to_save") or []
     if not isinstance(modules, list) or not all(isinstance(each, str) for each in modules):
         raise UsageError(
-            f"{folder / ADAPTER_CONFIG}: modules_to_save is no list of names", hint=COPY_HINT
+            f"{folder / ADAPTER_CONFIG}: modules_to_save is not a list of names", hint=COPY_HINT
         )
     for module in modules:
         if not any(f".{module}." in f".{path}" for path in whole):

@@ -18,7 +18,7 @@ from stages.models.processors.prepare import Prepared, joined
 from stages.models.streaming.load import cross
 
 Group = tuple[int, list[int]]
-"""A batch by its position, and the positions of its rows in the group."""
+"""Index of a batch, and the indexes of its rows in the group."""
 
 
 def undivided(row: Prepared) -> FeatureRecord:
@@ -52,7 +52,8 @@ def encode_batches(half: Any, batches: Sequence[Sequence[Prepared]]) -> list[lis
 
 
 def overflowed(record: FeatureRecord) -> bool:
-    """Return whether features in float16 hold what is no number: some models need more range."""
+    """Return whether float16 features contain values that are not finite: some models need a wider
+    range."""
     return any(
         not bool(torch.isfinite(value).all())
         for value in tensors(record.features)
@@ -61,7 +62,7 @@ def overflowed(record: FeatureRecord) -> bool:
 
 
 def _groups(batch: Sequence[Prepared]) -> Iterator[list[int]]:
-    """Yield indexes of the rows that can be encoded together."""
+    """Yield the indexes of the rows that can be encoded together."""
     found: dict[str, list[int]] = {}
     for index, row in enumerate(batch):
         shapes = {name: _shape(value) for name, value in sorted(row.inputs.items())}
@@ -70,7 +71,7 @@ def _groups(batch: Sequence[Prepared]) -> Iterator[list[int]]:
 
 
 def _encode_together(half: Any, rows: list[Prepared]) -> list[FeatureRecord] | None:
-    """Encode rows together; None when the features do not say which row they belong to."""
+    """Encode rows together. Return None if the features cannot be assigned to rows."""
     inputs = {name: joined([row.inputs[name] for row in rows]) for name in rows[0].inputs}
     made: Features = encode(half, inputs)
     counts = [row.count for row in rows]

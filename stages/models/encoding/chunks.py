@@ -29,7 +29,7 @@ class Refusal:
 def read_chunk(
     record_set: RecordSet, item: EncodeItem, prepare: Callable[[Clip], Prepared]
 ) -> Prepared | Refusal:
-    """Read one chunk as `prepare` gives it to the encoder, or why it does not take its frames."""
+    """Read one chunk as encoder input, or return why the processor refuses its frames."""
     try:
         return prepare(read_clip(record_set, item))
     except Exception as error:
@@ -41,22 +41,22 @@ def read_chunk(
 
 
 def read_clip(record_set: RecordSet, item: EncodeItem) -> Clip:
-    """Read one chunk's frames with their times counted from its start. Raises DamagedRecord when
-    they are gone."""
+    """Read one chunk's frames, with times relative to its start. Raises DamagedRecord if the frames
+    are missing."""
     try:
         record = record_set.read(item.frames)
     except KeyError as error:
         raise DamagedRecord(
             f"the frames {item.frames[:12]}… are no longer in the store",
-            hint="Run the same command again: it reads them from the video anew",
+            hint="Run the same command again: it reads them from the video again",
         ) from error
     meta = record.meta
     shape = (len(meta["times"]), meta["height"], meta["width"], 3)
-    # A copy, because processors make tensors of the frames, and torch wants those to be writable.
+    # A copy, because processors make tensors of the frames, and torch requires writable memory.
     pixels = bytearray(record.payload)
     return Clip(
         frames=np.frombuffer(pixels, np.uint8).reshape(shape),
-        # A frame that is on screen when a chunk begins may have come before it.
+        # A frame that is visible at the start of a chunk may have a time before it.
         times=tuple(max(0.0, float(time) - float(meta["start"])) for time in meta["times"]),
         seconds=float(meta["end"]) - float(meta["start"]),
         kind="image" if item.kind == "image" else "video",

@@ -10,13 +10,13 @@ class EncodeItem(NamedTuple):
     """A chunk to encode."""
 
     key: str
-    """Key of what is made of it."""
+    """Key of the resulting record."""
     frames: str
     """Key of its frames."""
     kind: str
     """`video` or `image`."""
     prompt: str = ""
-    """Prompt of the chunk, where the encoder reads it."""
+    """Prompt of the chunk, if the encoder reads it."""
     shown: int = 0
     """How many of its frames the encoder sees; 0: all."""
 
@@ -29,11 +29,12 @@ class EncodingJob:
     store: str
     frames_namespace: str
     namespace: str
-    """Namespace of what is made of them."""
+    """Cache namespace of the results."""
     batches: list[list[EncodeItem]]
     live: str = ""
-    """Pipe of batches to be encoded as they are told; empty: those of `batches`."""
+    """Pipe that delivers batches one by one; empty: encode `batches`."""
     frames_store: str = ""
-    """Store of the frames, where that is another."""
+    """Store of the frames, if different."""
     block: int = 0
-    """Chunks that go through each layer before the next is read; 0: the half is there whole."""
+    """Chunks that pass through each layer before the next layer is read; 0: all layers are
+    loaded."""

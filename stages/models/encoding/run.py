@@ -37,36 +37,36 @@ class EncodeSpec:
     stage: str
     """Name of the stage."""
     kind: str
-    """The kind of its records."""
+    """Kind of its records."""
     read: Callable[[RecordSet, Any, EncodeItem], Prepared | Refusal]
-    """Frames, processor and chunk → the chunk as the encoder takes it, or why it does not."""
+    """Reads a chunk: frames, processor and item → encoder input, or the reason for a refusal."""
     record: Callable[[str, FeatureRecord], Record]
-    """Key and what the half made of a chunk → what is stored."""
+    """Key and features of a chunk → the stored record."""
     parts: Callable[[Mapping[str, Any]], int] = lambda meta: 1
-    """Description of the stored frames of a picture → how many parts of it are looked at."""
+    """Metadata of the stored frames of an image → how many parts of it are encoded."""
     publish_each: bool = False
-    """Whether a live job publishes each record by itself, for another process to look for."""
+    """Whether a live job publishes each record in its own pack, for another process to find."""
     encode: Callable[[Any, Sequence[Sequence[Prepared]]], list[list[FeatureRecord]]] = (
         encode_batches
     )
-    """Half and batches → what it makes of each chunk."""
+    """Half and batches → the features of each chunk."""
 
 
 ToEncode = tuple[EncodeItem, Prepared | Refusal]
 Encoded = tuple[EncodeItem, FeatureRecord | Refusal]
-"""A chunk, as the job has it, with what is known of it by then."""
+"""A chunk's item, with what is known of it at that point."""
 
 
 def encode_all(job: EncodingJob, spec: EncodeSpec, report: EventReporter) -> None:
-    """Publish a record for each chunk of `batches` that has none, or why it cannot have one; of a
-    live job, for each that is told."""
+    """Publish a record, or a refusal, for each chunk of `batches` that has none. A live job does so
+    for each chunk that it receives."""
     encoding = EncodeRun(job, spec, report)
     if encoding.batches or job.live:
         encoding.run()
 
 
 class EncodeRun:
-    """One job: its record sets, and what is done with a batch."""
+    """One job: its record sets and the handling of each batch."""
 
     def __init__(self, job: EncodingJob, spec: EncodeSpec, report: EventReporter) -> None:
         self._job = job
@@ -79,13 +79,13 @@ class EncodeRun:
             self._store, (spec.kind, job.namespace), ("failures", job.namespace)
         )
         self.batches: Sequence[list[EncodeItem]] = deque(maxlen=1)
-        """Batches of which anything is missing; of those that are told, the last one alone."""
+        """Batches with missing records; in a live job, only the last batch received."""
         if not job.live:
             self.batches = [b for b in job.batches if any(m.key not in self._records for m in b)]
         report.total(sum(m.key not in self._records for b in self.batches for m in b))
 
     def run(self) -> None:
-        """Load the half and take every batch through it."""
+        """Load the half and encode every batch."""
         job, records = self._job, (self._records, self._failures)
         source = ModelJob.of(job.half)
         self._processor = source.processor()
@@ -117,26 +117,26 @@ class EncodeRun:
             faults.close()
 
     def _first(self) -> int:
-        """Return the size of the first batch; 0 where the half made anything of this job."""
+        """Return the size of the first batch; 0 if the half has already computed part of this job."""
         items = [item for batch in self._job.batches for item in batch]
         if self._job.live or any(item.key in self._records for item in items):
             return 0
         return len(self.batches[0])
 
     def _note_failure(self, item: ToEncode, fault: ItemFault) -> None:
-        """Note that the model raises on a chunk."""
-        hint = "Send another picture, or ask another model" if self._job.live else RETRY
+        """Publish a refusal for a chunk on which the model raised."""
+        hint = "Send another image, or use another model" if self._job.live else RETRY
         self._later([(item[0], Refusal(**fault.meta(self._spec.stage, hint)))])
 
     def _requests(self) -> Iterator[Sequence[list[EncodeItem]]]:
-        """Yield each batch that is told, as it comes."""
+        """Yield each batch as it arrives."""
         for line in read_requests(self._job.live):
             batch = items_of(EncodeItem, line)
             for item in batch:
                 self._frames.find([item.frames])
                 if item.frames not in self._frames:
-                    hint = "Ask again: they are read anew"
-                    self._report.failure(item.key, "gone", "the frames are gone", hint)
+                    hint = "Send the request again: its frames are read again"
+                    self._report.failure(item.key, "gone", "the frames are missing", hint)
             there = [item for item in batch if item.frames in self._frames]
             if there:
                 self.batches = [there]
@@ -146,8 +146,8 @@ class EncodeRun:
         return self._spec.read(self._frames, self._processor, items[0])
 
     def _read(self, some: Sequence[Sequence[EncodeItem]]) -> list[list[ToEncode]]:
-        """Read the chunks, without those for which alone there is not the memory. A picture may be
-        of any size."""
+        """Read the chunks, leaving out those that alone do not fit into memory. An image may have
+        any size."""
         through = self._read_retry.run_batch
         found = [
             [(m, row) for m in batch for _, row in through([m], _name, self._prepared)]
@@ -185,7 +185,7 @@ class EncodeRun:
     def _publish_live(
         self, rows: Mapping[str, tuple[EncodeItem, object]], made: Sequence[Record]
     ) -> None:
-        """Leave what was made to who told of it, and keep nothing that it was made of."""
+        """Publish the results for the requesting process, and delete their inputs."""
         for some in [[each] for each in made] if self._spec.publish_each else [made]:
             self._records.publish(some)
         self._report.send(Published(keys=tuple(each.key for each in made)))
@@ -205,8 +205,8 @@ def _name(item: EncodeItem) -> str:
 def _encoded(
     half: ReloadableHalf | None, spec: EncodeSpec, batches: Sequence[Sequence[ToEncode]]
 ) -> list[list[Encoded]]:
-    """Make a record for each chunk that was not refused. Of a model that cannot be cut, it is of
-    the pixels."""
+    """Make a record for each chunk that was not refused. For a model without boundary it holds the
+    pixels."""
     rows = [[row for _, row in batch if isinstance(row, Prepared)] for batch in batches]
     if half is None:
         made = [[undivided(row) for row in some] for some in rows]
@@ -220,11 +220,11 @@ def _encoded(
 
 
 def _in_range(row: FeatureRecord) -> FeatureRecord | Refusal:
-    """Return the features, or that they are too large for what they were computed in."""
+    """Return the features, or a refusal if they overflow their type."""
     if not overflowed(row):
         return row
     return Refusal(
-        message="the model sees numbers that float16 does not hold",
-        hint="Give --vision-precision fp32, or bf16 where the GPU computes in it",
+        message="the model computes values beyond the range of float16",
+        hint="Give --vision-precision fp32, or bf16 if the GPU supports it",
         kind="overflow",
     )
