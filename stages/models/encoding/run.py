@@ -117,7 +117,7 @@ class EncodeRun:
             faults.close()
 
     def _first(self) -> int:
-        """Return the size of the first batch; 0 if the half has already computed part of this job."""
+        """Return the size of the first batch; 0 if part of this job is already done."""
         items = [item for batch in self._job.batches for item in batch]
         if self._job.live or any(item.key in self._records for item in items):
             return 0
