@@ -7,7 +7,7 @@ import pytest
 from artifacts.errors import UsageError
 from artifacts.owned_folders import refuse_foreign
 from flows.options.export_config import ExportRequest
-from flows.results.export_result import put_into_place, refuse_foreign_folder
+from flows.results.export_result import move_into_place, refuse_foreign_folder
 from stages.export.parity import PARITY
 
 
@@ -44,8 +44,8 @@ def test_a_checkpoint_is_never_put_over_what_lies_in_its_place(tmp_path: Path, n
     mine = tmp_path / name / "mine.txt" if name == "onnx" else tmp_path / name
     mine.parent.mkdir(exist_ok=True)
     mine.write_text("mine")
-    with pytest.raises(UsageError, match="is there already"):
-        put_into_place(asked)
+    with pytest.raises(UsageError, match="exists, and is not"):
+        move_into_place(asked)
     assert mine.read_text() == "mine" and (asked.work / PARITY).exists()
 
 
@@ -71,7 +71,7 @@ def test_a_broken_move_goes_on_over_its_own(
     with monkeypatch.context() as patched:
         patched.setattr(Path, "replace", broken)
         with pytest.raises(KeyboardInterrupt):
-            put_into_place(asked)
+            move_into_place(asked)
     write()
-    assert put_into_place(asked).accepted
+    assert move_into_place(asked).accepted
     assert (tmp_path / "config.json").is_file() and not asked.work.exists()

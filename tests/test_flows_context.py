@@ -131,14 +131,14 @@ def test_the_advice_to_allow_longer_answers_stays_within_the_context(
 
     def advice(**options: Any) -> list[str]:
         ran = run_inside(replace(place, out=tmp_path), **{**FITTING, **options})
-        return [line for line in ran.result.warnings if "in the middle" in line]
+        return [line for line in ran.result.warnings if "reached the limit" in line]
 
     (line,) = advice(max_new_tokens=2)
-    assert "--max-new-tokens 4 makes those anew" in line
+    assert "--max-new-tokens 4 regenerates only those" in line
     (line,) = advice(max_new_tokens=6)
-    assert "--max-new-tokens 9 makes those anew" in line
+    assert "--max-new-tokens 9 regenerates only those" in line
     (line,) = advice(max_new_tokens=9)
-    assert line.endswith("in the middle: the model's context has no room for longer ones")
+    assert line.endswith(": the model's context has no room for longer ones")
     (line,) = advice(max_new_tokens=6, as_published=False)
     assert line.endswith("no room for longer ones")
 

@@ -390,7 +390,7 @@ def test_a_run_that_crashed_is_closed_at_once_and_no_other(client: SyncPrefectCl
         close_crashed(run)
     assert [seen(client, run) for run in runs] == [CLOSED, OPEN, OPEN]
     (page,) = pages_of(client, runs[:1])
-    assert str(page.data).endswith("\n\nx") and "What is finished stays done" in str(page.data)
+    assert str(page.data).endswith("\n\nx") and "Finished work is kept" in str(page.data)
 
 
 @pytest.mark.slow

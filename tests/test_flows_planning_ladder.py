@@ -20,7 +20,7 @@ from flows.planning.costs import frames as cutting
 from flows.planning.costs.decode import decode_rungs
 from flows.planning.costs.encode import encode_rungs
 from flows.planning.rungs import Rung
-from flows.results.status import what
+from flows.results.status import description_lines
 from flows.running.run import caption
 from stages.process.outcome import StageOutcome
 from tests.support.media import write_video
@@ -155,7 +155,7 @@ def test_a_rung_that_is_taken_is_told_in_a_line(
     other = replace(config, prompt=LONG + "Again.")
     caption(other, Display(), Tight("shrink", room).launcher)
     assert "decode: starting with batch 2, int8: it fitted before" in capsys.readouterr().err
-    assert "decode runs with batch 2, int8 (remembered)" in list(what(record(other)))
+    assert "decode runs with batch 2, int8 (remembered)" in list(description_lines(record(other)))
 
 
 @pytest.mark.parametrize("dies", ["raise", "kill"])

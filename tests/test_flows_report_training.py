@@ -58,4 +58,4 @@ def test_status_says_how_it_stands(adapter: Path, capsys: pytest.CaptureFixture[
     assert json.loads(capsys.readouterr().out)["training"]["steps"] == 4
     (adapter / RECORD).unlink()
     assert main(["status", str(adapter)]) == 0
-    assert capsys.readouterr().out.startswith("no step is made yet")
+    assert capsys.readouterr().out.startswith("no step is finished yet")

@@ -53,7 +53,7 @@ def test_a_file_that_no_run_wrote_is_refused_also_beside_those_that_runs_wrote(
     (tmp_path / name).parent.mkdir(exist_ok=True)
     (tmp_path / name).write_text('{"mine": 1}\n')
     for _ in range(2):
-        with pytest.raises(UsageError, match="there already, and penstock did not write it"):
+        with pytest.raises(UsageError, match="exists, and penstock did not write it"):
             refused(tmp_path, pipeline)
         if name != "run.json":
             record(tmp_path, captions="captions.jsonl")
@@ -79,7 +79,7 @@ def test_a_record_that_no_program_can_read_is_written_anew(tmp_path: Path, conte
     refused(tmp_path)
     if content:
         (tmp_path / "captions.jsonl").unlink()
-        with pytest.raises(UsageError, match=r"run\.json is there already"):
+        with pytest.raises(UsageError, match=r"run\.json exists"):
             refused(tmp_path)
 
 
@@ -101,7 +101,7 @@ def test_a_table_with_other_columns_is_refused(tmp_path: Path, content: str) -> 
 
 def test_a_folder_in_the_place_of_an_output_is_named_before_work_begins(tmp_path: Path) -> None:
     (tmp_path / "captions.jsonl").mkdir()
-    with pytest.raises(EnvironmentFault, match="a folder is in its place"):
+    with pytest.raises(EnvironmentFault, match="it is a folder"):
         refused(tmp_path)
 
 

@@ -73,8 +73,8 @@ def test_a_text_edited_by_a_person_is_theirs(config: CaptionConfig, text: Path, 
     for prompt in ("A?", "B?"):
         result = put(config, rule, prompt)
         assert text.read_text() == edited
-        assert any("since the caption in it was edited: 1 .txt" in n for n in result.warnings)
-        assert "1 kept as people made them" in result.line()
+        assert any("1 .txt file whose generated part was edited" in n for n in result.warnings)
+        assert "1 edited by users kept" in result.line()
     put(config, "replace", "B?")
     assert text.read_text() == f"{ours('B?')}\n"
     put(config, rule, "C?")
@@ -91,9 +91,9 @@ def test_the_rule_may_change_between_runs(config: CaptionConfig, text: Path) -> 
     for rule in (None, "keep"):
         result = put(config, rule, "C?")
         assert text.read_text() == both
-        assert any("kept as people wrote" in note for note in result.warnings)
+        assert any("that users wrote or edited" in note for note in result.warnings)
     result = put(config, None, "C?", format=(), beside=False)
-    assert any("of an earlier run: 1 .txt file beside" in note for note in result.warnings)
+    assert any("from an earlier run: 1 .txt file beside" in note for note in result.warnings)
     put(config, "replace", "C?")
     assert text.read_text() == f"{ours('C?')}\n"
 

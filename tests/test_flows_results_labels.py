@@ -14,9 +14,9 @@ from flows.media.labels import Label, LabelSet
 from flows.results.labels.judging import (
     above_gap,
     cosines_of,
-    examples_of,
-    judge_of,
+    label_rules,
     learned_threshold,
+    read_examples,
 )
 from flows.results.labels.rows import pooled
 
@@ -32,7 +32,7 @@ def texts(count: int, bias: float) -> TextVectors:
 
 
 def test_a_model_with_a_bias_gives_what_is_more_likely_than_not() -> None:
-    judge = judge_of(labels("a", "b"), texts(2, -5.0), None)
+    judge = label_rules(labels("a", "b"), texts(2, -5.0), None)
     scores = judge.scores(np.array([[0.6, 0.4], [0.4, 0.4]], np.float32))
     assert np.allclose(scores, 1 / (1 + np.exp(np.array([[-1, 1], [1, 1]]))), atol=1e-6)
     assert judge.passed(scores).tolist() == [[True, False], [False, False]]
@@ -40,7 +40,7 @@ def test_a_model_with_a_bias_gives_what_is_more_likely_than_not() -> None:
 
 
 def test_a_model_without_one_gives_what_is_above_the_largest_gap() -> None:
-    judge = judge_of(labels("a", "b", "c"), texts(3, 0.0), None)
+    judge = label_rules(labels("a", "b", "c"), texts(3, 0.0), None)
     cosines = np.array([[0.30, 0.28, 0.10], [0.1, 0.3, 0.15]], np.float32)
     assert judge.passed(judge.scores(cosines)).tolist() == [
         [True, True, False],
@@ -56,20 +56,22 @@ def test_the_gap_gives_at_least_one_and_at_most_six() -> None:
 
 
 def test_one_label_of_a_model_without_a_bias_needs_a_threshold() -> None:
-    with pytest.raises(UsageError, match="alone"):
-        judge_of(labels("a"), texts(1, 0.0), None)
-    judge = judge_of(labels("a"), texts(1, 0.0), 0.25)
+    with pytest.raises(UsageError, match="single label"):
+        label_rules(labels("a"), texts(1, 0.0), None)
+    judge = label_rules(labels("a"), texts(1, 0.0), 0.25)
     assert judge.passed(np.array([[0.26], [0.24]], np.float32)).tolist() == [[True], [False]]
 
 
 def test_a_threshold_of_a_label_goes_before_that_of_all() -> None:
-    judge = judge_of(labels("a", "b", a={"threshold": 0.5}), texts(2, 0.0), 0.1)
+    judge = label_rules(labels("a", "b", a={"threshold": 0.5}), texts(2, 0.0), 0.1)
     assert judge.passed(np.array([[0.4, 0.4]], np.float32)).tolist() == [[False, True]]
 
 
 def test_a_group_gives_its_first_and_no_other() -> None:
     both = {"group": "place"}
-    judge = judge_of(labels("in", "out", "dog", **{"in": both, "out": both}), texts(3, -5.0), None)
+    judge = label_rules(
+        labels("in", "out", "dog", **{"in": both, "out": both}), texts(3, -5.0), None
+    )
     scores = judge.scores(np.array([[0.9, 0.8, 0.9]], np.float32))
     assert scores[0, :2].sum() == pytest.approx(1) and scores[0, 0] > scores[0, 1]
     assert judge.passed(scores).tolist() == [[True, False, True]]
@@ -77,19 +79,19 @@ def test_a_group_gives_its_first_and_no_other() -> None:
 
 def test_a_threshold_of_a_group_keeps_it_from_what_is_unsure() -> None:
     place = {"group": "place", "threshold": 0.9}
-    judge = judge_of(labels("in", "out", **{"in": place, "out": place}), texts(2, 0.0), None)
+    judge = label_rules(labels("in", "out", **{"in": place, "out": place}), texts(2, 0.0), None)
     even = judge.scores(np.array([[0.3, 0.3], [0.9, 0.1]], np.float32))
     assert judge.passed(even).tolist() == [[False, False], [True, False]]
 
 
 def test_a_parent_scores_as_its_best_child_and_a_child_needs_its_parent() -> None:
     family = {"cat": {"parent": "pet"}, "pet": {"parent": "animal"}}
-    judge = judge_of(labels("animal", "cat", "pet", **family), texts(3, -5.0), None)
+    judge = label_rules(labels("animal", "cat", "pet", **family), texts(3, -5.0), None)
     scores = judge.scores(np.array([[0.1, 0.9, 0.2]], np.float32))
     assert scores[0].tolist() == pytest.approx([scores[0, 1]] * 3)
     assert judge.passed(scores).all()
     strict: Any = {"cat": {"parent": "pet"}, "pet": {"threshold": 0.99}}
-    judge = judge_of(labels("cat", "pet", **strict), texts(2, -5.0), None)
+    judge = label_rules(labels("cat", "pet", **strict), texts(2, -5.0), None)
     assert not judge.passed(judge.scores(np.array([[0.7, 0.9]], np.float32))).any()
 
 
@@ -141,10 +143,10 @@ def test_a_threshold_is_learned_where_examples_tell_a_label_apart() -> None:
 
 
 def test_what_is_learned_gives_way_to_what_is_given() -> None:
-    judge = judge_of(labels("a", "b", "c", b={"threshold": 0.5}), texts(3, 0.0), 0.9)
+    judge = label_rules(labels("a", "b", "c", b={"threshold": 0.5}), texts(3, 0.0), 0.9)
     learned = {"a": 0.2, "b": 0.2}
-    assert judge_of(labels("a", "b", "c"), texts(3, 0.0), 0.9, learned).thresholds == (0.9,) * 3
-    found = judge_of(labels("a", "b", "c", b={"threshold": 0.5}), texts(3, -1.0), None, learned)
+    assert label_rules(labels("a", "b", "c"), texts(3, 0.0), 0.9, learned).thresholds == (0.9,) * 3
+    found = label_rules(labels("a", "b", "c", b={"threshold": 0.5}), texts(3, -1.0), None, learned)
     assert found.rules == ("examples", "given", "bias") and found.thresholds == (0.2, 0.5, 0.5)
     assert "learned from examples" in found.why(0) and judge.rules == ("given",) * 3
 
@@ -158,9 +160,9 @@ def test_wrong_examples_are_told_in_one_line(tmp_path: Path, text: str | None, s
     if text is not None:
         path.write_text(text)
     with pytest.raises(UsageError, match=said):
-        examples_of(str(path), ["a"])
+        read_examples(str(path), ["a"])
     path.write_text("media_path,label\np.jpg,a\nq.jpg,\n")
-    assert examples_of(str(path), ["a"]) == {"p.jpg": {"a"}, "q.jpg": set()}
+    assert read_examples(str(path), ["a"]) == {"p.jpg": {"a"}, "q.jpg": set()}
 
 
 def test_a_coco_file_has_a_box_for_each_label_given(tmp_path: Path) -> None:

@@ -147,7 +147,7 @@ def test_a_process_that_dies_of_a_file_costs_that_file_s_clips_alone(
     assert result.exit_code == 0
     assert stages.names()[-2:] == ["cut", "cut"]
     (warning,) = result.warnings
-    assert warning.startswith("2 webdataset samples are without media") and "deadly.mp4" in warning
+    assert warning.startswith("2 webdataset samples have no media") and "deadly.mp4" in warning
     found = {(s["json"]["media_path"], s["json"]["start"]): s for s in samples(config)}
     assert len(found) == 8
     bare = [key for key, sample in found.items() if sample["json"]["media_start"] is None]
@@ -307,8 +307,8 @@ def test_a_second_prompt_leaves_no_format_stale(config: CaptionConfig) -> None:
         "webdataset"
     }
     assert result.written.earlier == ["webdataset"]
-    assert any("of an earlier run: webdataset" in note for note in result.warnings)
-    assert "webdataset (of an earlier run)" in status(config)
+    assert any("from an earlier run: webdataset" in note for note in result.warnings)
+    assert "webdataset (from an earlier run)" in status(config)
     assert result.line().count("3 written") == 3 == status(config).count("3 written")
     again = run(config, prompt="Second?", format=("webdataset",))
     assert again.written.earlier == []
@@ -331,8 +331,8 @@ def test_tables_that_are_not_ours_are_named_and_left(config: CaptionConfig) -> N
     result = run(config, format=(), prompt="Second?")
     assert result.written.earlier == ["csv"]
     assert (out / "captions.csv").read_text() == "mine\n"
-    assert "captions.csv (of an earlier run)" in status(config)
-    with pytest.raises(UsageError, match=r"captions\.csv is there already"):
+    assert "captions.csv (from an earlier run)" in status(config)
+    with pytest.raises(UsageError, match=r"captions\.csv exists"):
         run(config, format=("csv",), prompt="Second?")
     assert (out / "captions.csv").read_text() == "mine\n"
     (out / "captions.csv").unlink()
@@ -359,7 +359,7 @@ def test_through_three_prompts_nothing_of_a_person_s_is_lost(
     assert edited.read_text().startswith("First?") and edited.read_text().endswith("and more\n")
     text = next(texts for texts in results[2].written.texts if texts.form == "txt")
     assert (text.written, sorted(text.kept)) == (1, sorted((hand.name, edited.name)))
-    told = "1 written, 2 kept as people made them"
+    told = "1 written, 2 edited by users kept"
     assert told in results[2].line() and told in status(config)
     assert json.loads((tmp_path / "out" / "run.json").read_text())["texts"][0] == text.to_json()
     assert any("--overwrite" in note and hand.name in note for note in results[2].warnings)
@@ -380,8 +380,8 @@ def test_texts_beside_not_asked_for_again_are_named(config: CaptionConfig, clips
     run(config, prompt="First?", format=("txt",), beside=True)
     assert run(config, prompt="First?", format=()).warnings == []
     result = run(config, prompt="Second?", format=())
-    assert any("of an earlier run: 3 .txt files beside the media" in w for w in result.warnings)
-    assert "beside the media: 3 of an earlier run" in result.line()
+    assert any("from an earlier run: 3 .txt files beside the media" in w for w in result.warnings)
+    assert "beside the media: 3 from an earlier run" in result.line()
     assert (clips / "photo.txt").read_text().startswith("First?")
 
 
@@ -389,7 +389,7 @@ def test_texts_about_other_files_are_counted(config: CaptionConfig) -> None:
     run(config, prompt="First?", format=("txt",))
     result = run(config, prompt="Second?", format=("txt",), limit=1)
     assert [(texts.written, texts.others) for texts in result.written.texts] == [(1, 2)]
-    assert any("about nothing in this run: 2 .txt files" in note for note in result.warnings)
+    assert any("not from this run: 2 .txt files" in note for note in result.warnings)
 
 
 def test_a_run_that_is_broken_off_says_what_is_of_an_earlier_one(config: CaptionConfig) -> None:
@@ -399,8 +399,8 @@ def test_a_run_that_is_broken_off_says_what_is_of_an_earlier_one(config: Caption
     with pytest.raises(Interrupted):
         run(config, stopped, prompt="Second?", format=("txt",), batch_size=1)
     told = status(config)
-    assert "of an earlier run" in told.split(".txt: ")[1].split("\n")[0]
-    assert "webdataset (of an earlier run)" in told
+    assert "from an earlier run" in told.split(".txt: ")[1].split("\n")[0]
+    assert "webdataset (from an earlier run)" in told
     assert {row["prompt"] for row in lines(config)} == {"Second?"}
 
 
@@ -409,8 +409,8 @@ def test_what_lies_there_when_a_run_begins_is_of_an_earlier_one(config: CaptionC
 
     class Looking(Saying):
         def _make(self, call: Any, outcome: Any) -> None:
-            assert "captions.jsonl (of an earlier run)" in status(config)
-            assert "captions.csv (of an earlier run)" in status(config)
+            assert "captions.jsonl (from an earlier run)" in status(config)
+            assert "captions.csv (from an earlier run)" in status(config)
             super()._make(call, outcome)
 
     run(config, Looking(), prompt="Second?", format=TABLES)

@@ -149,7 +149,7 @@ def test_failures_come_with_hints_and_stages_with_their_figures(tmp_path: Path) 
     told = written(tmp_path)
     assert told["failures"][0]["hint"] == "Convert it"
     totals = dict(told["totals"])
-    assert (totals["tokens"], totals["failed"], totals["peak of the host"]) == (
+    assert (totals["tokens"], totals["failed"], totals["peak host memory"]) == (
         "1,234",
         "1",
         "1.0 GB",
@@ -239,7 +239,7 @@ def test_a_run_at_work_and_one_that_died_are_shown_so_far(tmp_path: Path) -> Non
     record.value["pid"] = 2**22 + 1  # above the largest process id there can be
     record.write(force=True)
     told = written(tmp_path)
-    assert told["state"] == "died" and "again to go on" in told["advice"]
+    assert told["state"] == "died" and "again to continue" in told["advice"]
     assert told["timeline"]["stages"][0]["curves"]
 
 
@@ -288,7 +288,7 @@ def test_labels_boxes_and_counts_stand_beside_their_pictures(tmp_path: Path) -> 
     assert first["labels"] == [["cat", 0.4, [1, 2, 30, 40]], ["sky", 0.3, None]]
     assert second["labels"] == [] and second["gone"]
     assert [one["label"] for one in found["labels"]["labels"]] == ["sky", "cat"]
-    assert dict(found["totals"])["labelled pictures"] == "2"
+    assert dict(found["totals"])["labelled images"] == "2"
     assert "tokens" not in dict(found["totals"])
 
 

@@ -162,7 +162,7 @@ def test_what_to_do_about_a_run_that_ended_early(
     record.value.update(state=state, prefect=flow_run, pid=dead)
     told = status(record, capsys)
     assert says in told
-    assert ("What is finished stays done" in told) == bool(says)
+    assert ("Finished work is kept" in told) == bool(says)
     assert ("quick-fox (1234)" in told) == bool(flow_run)
     assert json.loads(status(record, capsys, "--json"))["advice"] == advice(
         load_record(record.path.parent)

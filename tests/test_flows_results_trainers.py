@@ -122,7 +122,7 @@ def test_what_a_trainer_cannot_read_is_told(tmp_path: Path) -> None:
 def test_named_prompts_are_all_there_where_a_trainer_takes_several_captions(tmp_path: Path) -> None:
     config = with_more(tmp_path)
     notes = write(config, prompts={"short": "A?", "model": "B?"}).warnings
-    told = [f"{name} takes one caption of each: that of the prompt short" for name in ONE_CAPTION]
+    told = [f"{name} takes one caption per sample: that of prompt short" for name in ONE_CAPTION]
     assert [note for note in notes if "one caption" in note] == told
     for name in ONE_CAPTION:
         assert {text.split()[0] for text in said(config, name)} == {"A?"}
@@ -189,7 +189,7 @@ def test_what_a_person_edited_is_kept_until_it_is_to_be_replaced(config: Caption
     edited = {path: path.read_bytes() for path in (toml, rows, clip)}
     result = write(config, prompt="Second?", format=("musubi", "hf", "ltx"))
     assert {path: path.read_bytes() for path in edited} == edited
-    kept = [note for note in result.warnings if note.startswith("kept as people wrote")]
+    kept = [note for note in result.warnings if "that users wrote or edited" in note]
     assert [any(path.name in note for note in kept) for path in edited] == [True] * 3
     assert all("--existing replace" in note for note in kept)
     assert result.written.earlier == ["musubi", "hf"]
@@ -224,7 +224,7 @@ def test_stopped_while_clips_are_cut_the_old_files_stay_and_the_rest_is_made_the
     there = stats(config)
     assert {name: there[name] for name in before} == before
     record = load_record(Path(config.out))
-    assert "hf (of an earlier run)" in "\n".join(status_lines(record, stages_of(record, 0.0)))
+    assert "hf (from an earlier run)" in "\n".join(status_lines(record, stages_of(record, 0.0)))
     write(config, prompt="Second?")
     for name in TRAINERS:
         assert said(config, name) and all(t.startswith("Second?") for t in said(config, name))
@@ -238,7 +238,7 @@ def test_a_chunk_that_cannot_be_cut_out_is_left_out_and_not_tried_again(
     stages = Saying()
     for _ in range(2):
         notes = write(config, stages, format=("musubi", "hf")).warnings
-        assert any(note.startswith("2 chunks could not be cut out for trainers") for note in notes)
+        assert any(note.startswith("2 chunks could not be cut for trainers") for note in notes)
         assert len(said(config, "musubi")) == len(said(config, "hf")) == 8
     assert stages.names().count("cut") == 2  # it died of the one, and went on with the others
 
@@ -256,7 +256,7 @@ def test_what_is_no_source_any_more_leaves_and_is_not_lost(config: CaptionConfig
     assert {k for k in before if k.startswith("clips/")} <= set(stats(config))
     # Of four names the last one stays, since it is the file by now.
     assert [name[:10] for name in stats(config) if name.endswith(".webp")] == ["hf/images/"]
-    (note,) = (note for note in result.warnings if "perhaps the last copy" in note)
+    (note,) = (note for note in result.warnings if "possibly the last copy" in note)
     assert "1 file in" in note
 
 

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from artifacts.errors import EnvironmentFault, UsageError
-from flows.results.report.sections import MOST_POINTS, training_facts
-from flows.results.tuned import TrainingFound, refuse_other, training_in, tuned_in
+from flows.results.report.sections import MAX_POINTS, training_facts
+from flows.results.tuned import TrainingFound, refuse_other_recipe, training_in, tuned_in
 from stages.models.adapters.reading import ADAPTER_WEIGHTS
 from stages.tune.job import RECORD
 
@@ -41,11 +41,11 @@ def folder(place: Path, **changes: Any) -> Path:
 
 def test_it_says_how_it_ended_or_how_far_it_is(tmp_path: Path) -> None:
     assert tuned_in(folder(tmp_path)).line() == (
-        "4 steps: loss 3.000 to 0.500; of 2 captions held out 0% were exact before and 50% are "
-        f"now; the adapter is in {tmp_path}"
+        "4 steps: loss 3.000 to 0.500; exact on 2 held-out captions: 0% before, 50% "
+        f"now; adapter in {tmp_path}"
     )
     begun = tuned_in(folder(tmp_path, finished=False, scores=[], losses=[3.0], steps=1))
-    assert begun.line() == f"1 step: loss 3.000 to 3.000; it is not finished, in {tmp_path}"
+    assert begun.line() == f"1 step: loss 3.000 to 3.000; unfinished adapter in {tmp_path}"
 
 
 def test_one_of_an_older_version_is_read_too(tmp_path: Path) -> None:
@@ -67,18 +67,18 @@ def test_what_somebody_changed_is_told_in_one_line(tmp_path: Path, wrong: dict[s
 )
 def test_adapters_are_not_trained_over(tmp_path: Path, changes: dict[str, Any], says: str) -> None:
     folder(tmp_path)
-    refuse_other(tmp_path, RECIPE, resume=False)
-    refuse_other(tmp_path, {**RECIPE, **changes}, resume=True)
+    refuse_other_recipe(tmp_path, RECIPE, resume=False)
+    refuse_other_recipe(tmp_path, {**RECIPE, **changes}, resume=True)
     with pytest.raises(UsageError) as caught:
-        refuse_other(tmp_path, {**RECIPE, **changes}, resume=False)
+        refuse_other_recipe(tmp_path, {**RECIPE, **changes}, resume=False)
     assert says in str(caught.value) and "--resume" in str(caught.value)
 
 
 def test_an_adapter_from_elsewhere_is_not_either(tmp_path: Path) -> None:
-    refuse_other(tmp_path, RECIPE, resume=False)
+    refuse_other_recipe(tmp_path, RECIPE, resume=False)
     (tmp_path / ADAPTER_WEIGHTS).write_bytes(b"")
-    with pytest.raises(UsageError, match="was not trained here"):
-        refuse_other(tmp_path, RECIPE, resume=False)
+    with pytest.raises(UsageError, match="has no training record"):
+        refuse_other_recipe(tmp_path, RECIPE, resume=False)
 
 
 def test_the_report_has_curves_and_what_is_said_before_and_after(tmp_path: Path) -> None:
@@ -94,13 +94,13 @@ def test_the_report_has_curves_and_what_is_said_before_and_after(tmp_path: Path)
 
 
 def test_of_many_steps_as_many_are_drawn_as_show(tmp_path: Path) -> None:
-    many = 5 * MOST_POINTS + 1
+    many = 5 * MAX_POINTS + 1
     losses = [float(at) for at in range(many)]
     training = training_in(folder(tmp_path, losses=losses, memory_bytes=[1] * many))
     told = training_facts(training) if training is not None else None
     assert told is not None
     points = told["curves"][0]["series"][0]["points"]
-    assert len(points) <= MOST_POINTS + 1 and points[-1] == [many, many - 1.0]
+    assert len(points) <= MAX_POINTS + 1 and points[-1] == [many, many - 1.0]
 
 
 def test_another_folder_is_no_training(tmp_path: Path) -> None:

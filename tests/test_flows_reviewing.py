@@ -204,7 +204,7 @@ def test_every_trainer_learns_a_text_by_hand_always(
 ) -> None:
     result = write(pictures, "txt", *TRAINER_FORMATS, beside=True)
     assert result.warnings == [
-        "kept as people wrote or edited them: 1 .txt file (a.txt); --overwrite replaces them"
+        "kept 1 .txt file that users wrote or edited (a.txt); --overwrite replaces them"
     ]
     assert "texts that people wrote or corrected: 1 in txt, 1 in kohya" in result.line()
     other = str(tmp_path / "other")
@@ -245,7 +245,7 @@ def test_pictures_that_differ_only_in_their_suffix_are_named(pictures: CaptionCo
     assert (folder / "b.jpg.txt").exists() and (folder / "b.png.txt").exists()
     (folder / "b.txt").write_text("both")
     (note,) = [n for n in write(pictures, "kohya").warnings if "suffix" in n]
-    assert "one .txt is the text of b.jpg and b.png" in note
+    assert "one .txt describes b.jpg and b.png" in note
 
 
 def test_a_trigger_stands_before_every_caption_and_before_no_json(pictures: CaptionConfig) -> None:

@@ -133,20 +133,22 @@ ROOM_REASONS = {
     },
     "`run.json`, or parts of it": {
         "about:computed_by", "about:halves", "about:summary", "choose:memory_json",
-        "facts:facts", "media:beside", "media:failed_media",
+        "facts:facts", "media:media_with_lines", "media:failed_media",
         "media:path_of", "media:shown_medium", "plan:Plan.memory", "plan:figures",
         "recorded_command:is_own_command", "recorded_command:signed_command",
         "run_read:load_record", "run_read:load_record.prepared", "run_record:RunRecord.memory",
         "run_record:RunRecord.rung", "run_record:RunRecord.stage", "rungs:Rung.from_json",
-        "start:plan_start", "status:advice", "status:places", "status:stages_of", "status:what",
+        "start:plan_start", "status:advice", "status:places", "status:stages_of",
+        "status:description_lines",
     },
     "what is stored of a record, as JSON": {
         "cache:sampling_text", "captions:caption_of", "ledger:Ledger.failure",
         "ledger:Ledger.refusal", "namespace_notes:settings_of", "summaries:Summaries.of",
     },
     "a recipe, as JSON that is compared whole": {
-        "export_result:note_parity", "export_result:placed_before", "export_result:was_judged",
-        "tuned:refuse_other",
+        "export_result:note_parity", "export_result:placed_before",
+        "export_result:awaits_acceptance",
+        "tuned:refuse_other_recipe",
     },
     "a file of measurements, as JSON": {
         "versions:machine_identity",

@@ -14,7 +14,7 @@ import torch
 from transformers import LogitsProcessor, LogitsProcessorList
 
 from artifacts.errors import UsageError
-from flows.results.summaries import OF_ANY_TEXT
+from flows.results.summaries import TEXT_SETTINGS
 from penstock_demo import CHECKPOINT
 from stages.decode import run
 from stages.decode.generate_kwargs import avoided, seed_of
@@ -252,7 +252,7 @@ def test_nothing_asked_is_nothing_in_a_key() -> None:
     present = SamplingParams(presence_penalty=1.5)
     assert present.words == [[("presence_penalty", 1.5)]]
     assert present.told == {"presence_penalty": 1.5} and present.is_prefix_stable
-    assert not present.is_sampled and "presence_penalty" in OF_ANY_TEXT
+    assert not present.is_sampled and "presence_penalty" in TEXT_SETTINGS
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,15 @@ from flows.results.export_result import export_in
 from flows.results.run_read import load_record
 from flows.results.run_record import seconds_of
 from flows.results.run_status import run_status
-from flows.results.status import COLUMNS, StageStatus, advice, cells, places, stages_of, what
+from flows.results.status import (
+    COLUMNS,
+    StageStatus,
+    advice,
+    cells,
+    description_lines,
+    places,
+    stages_of,
+)
 from flows.results.tuned import training_in
 
 
@@ -47,7 +55,7 @@ def lines(record: Mapping[str, Any], stages: list[StageStatus]) -> Iterator[str]
     yield headline(record)
     if advice(record):
         yield advice(record)
-    yield from what(record)
+    yield from description_lines(record)
     yield from table_lines(COLUMNS, map(cells, stages), right=COLUMNS[1:-1])
     found = places(record)
     widest = max(map(len, found), default=0)

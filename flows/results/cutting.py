@@ -14,13 +14,13 @@ from flows.machine.launch import KILLS, Launcher, StageCall
 from flows.results.sample_sources import SampleSource
 from stages.process.exit_diagnosis import is_crash
 
-Tell = Callable[[str, int, int], None]
-"""Hears what begins, how many there are of it, and how many of them are done."""
+OnProgress = Callable[[str, int, int], None]
+"""Callback with the name of a step, its total, and how many are done."""
 
 
 def batches(items: Sequence[SampleSource]) -> Iterator[list[SampleSource]]:
-    """Yield the items in stretches of about a shard's bytes to be cut; a video is in one of
-    them."""
+    """Yield the items in batches of about SHARD_BYTES of videos to cut. All chunks of a video are
+    in one batch."""
     batch: list[SampleSource] = []
     filled = 0
     for item in items:
@@ -37,41 +37,43 @@ def batches(items: Sequence[SampleSource]) -> Iterator[list[SampleSource]]:
 class Cutter:
     """Cuts chunks of videos in a separate process, because a damaged file may crash it."""
 
-    def __init__(self, job: Job, launcher: Launcher, tell: Tell, aside: Path) -> None:
+    def __init__(
+        self, job: Job, launcher: Launcher, on_progress: OnProgress, temporary: Path
+    ) -> None:
         self._log = job.out / "logs" / "cut.log"
         self._launcher = launcher
-        self._tell = tell
-        self._folder = aside / "cuts"
+        self._on_progress = on_progress
+        self._folder = temporary / "cuts"
         self.refused: list[str] = []
-        """Names of files, each with why nothing could be cut out of it."""
+        """Names of files that could not be cut, each with the reason."""
         self.why: dict[str, str] = {}
-        """Key of what could not be cut out → why."""
+        """Key of each sample that could not be cut → why."""
         self._kills = 0
-        """Number of times in a row that it was killed before it had cut anything out."""
+        """Consecutive times that the process was killed before it cut anything."""
 
     def __call__(self, items: Sequence[SampleSource]) -> dict[str, Media]:
-        """Cut the items and return the key of each sample → what was cut out for it."""
+        """Cut the items and return the key of each sample → its media."""
         found: dict[str, Media] = {}
-        left = list(items)
-        while left:
-            self._tell("cut", len(items), len(items) - len(left))
-            told = self._run(left)
-            for item in left:
-                said = told.get(item.sample.key, {})
-                if "file" in said:
-                    path = self._folder / said["file"]
+        remaining = list(items)
+        while remaining:
+            self._on_progress("cut", len(items), len(items) - len(remaining))
+            results = self._run(remaining)
+            for item in remaining:
+                result = results.get(item.sample.key, {})
+                if "file" in result:
+                    path = self._folder / result["file"]
                     found[item.sample.key] = Media(
-                        path=path, suffix=media_suffix(path.name), start=said["start"]
+                        path=path, suffix=media_suffix(path.name), start=result["start"]
                     )
-                elif "error" in said:
-                    self.refused.append(f"{item.file.name}: {said['error']}")
-                    self.why[item.sample.key] = said["error"]
-            left = [item for item in left if item.sample.key not in told]
+                elif "error" in result:
+                    self.refused.append(f"{item.file.name}: {result['error']}")
+                    self.why[item.sample.key] = result["error"]
+            remaining = [item for item in remaining if item.sample.key not in results]
         return found
 
     def _run(self, items: Sequence[SampleSource]) -> dict[str, Any]:
-        """Return what the process told of each item. After its death that includes the file that it
-        died of."""
+        """Return the result of each item. If the process died, that includes an error for the file
+        that it was cutting."""
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -94,24 +96,24 @@ class Cutter:
         )
         running = self._launcher.start(call)
         try:
-            told = running.wait().notes
-            return {i.sample.key: told[i.sample.key] for i in items}
+            results = running.wait().notes
+            return {i.sample.key: results[i.sample.key] for i in items}
         except (StageDied, CannotFit) as error:
-            told = dict(running.outcome.notes)
-            first = next((item for item in items if item.sample.key not in told), None)
+            results = dict(running.outcome.notes)
+            first = next((item for item in items if item.sample.key not in results), None)
             if first is None or not (isinstance(error, CannotFit) or is_crash(error)):
                 raise
             for item in items:
                 if item.file == first.file:
-                    told.setdefault(item.sample.key, {"error": error.message})
-            return told
+                    results.setdefault(item.sample.key, {"error": error.message})
+            return results
         except Killed:
-            told = dict(running.outcome.notes)
-            made = any(item.sample.key in told for item in items)
+            results = dict(running.outcome.notes)
+            made = any(item.sample.key in results for item in items)
             self._kills = 0 if made else self._kills + 1
             if self._kills > KILLS:
                 raise
-            return told
+            return results
         except BaseException:
             running.stop()
             raise

@@ -1,6 +1,4 @@
-"""Writes WebDataset shards of stored captions: selects the samples and their media. Runs
-no model.
-"""
+"""Writes WebDataset shards: selects the samples and their media. Runs no model."""
 
 import contextlib
 from collections.abc import Iterator, Sequence
@@ -12,23 +10,25 @@ from artifacts.samples import Media, Sample, media_suffix
 from artifacts.shards import DATASET, kept_shards, read_index, write_shards
 from flows.job.prepare import Job
 from flows.machine.launch import Launcher
-from flows.results.cutting import Cutter, Tell, batches
+from flows.results.cutting import Cutter, OnProgress, batches
 from flows.results.peoples_texts import PeoplesTexts, is_peoples
 from flows.results.sample_sources import SampleSource, one_a_chunk, sample_sources
 
 
-def write_dataset(job: Job, launcher: Launcher, tell: Tell, people: dict[str, int]) -> list[str]:
-    """Bring `OUT/webdataset` to what is captioned; returns warnings. How many of its samples are
-    texts of people goes into `people`. Raises PenstockError."""
+def write_dataset(
+    job: Job, launcher: Launcher, on_progress: OnProgress, people: dict[str, int]
+) -> list[str]:
+    """Update `OUT/webdataset` to the stored captions and return warnings. Adds the number of
+    samples with user-written text to `people`. Raises PenstockError."""
     folder = job.out / DATASET
     texts = PeoplesTexts(job)
     items = [item for group in sample_sources(job, texts) for item in one_a_chunk(group)]
     before = read_index(folder)
     shards = kept_shards(folder, [item.sample.digest() for item in items])
     rest = items[sum(shard.samples for shard in shards) :]
-    cutter = Cutter(job, launcher, tell, folder / f"{HALF}new")
+    cutter = Cutter(job, launcher, on_progress, folder / f"{HALF}new")
     if rest or shards != before:
-        tell("webdataset", len(items), len(items) - len(rest))
+        on_progress("webdataset", len(items), len(items) - len(rest))
         shards = write_shards(folder, shards, _samples(rest, cutter))
     people[DATASET] = sum(is_peoples(item.sample.rows) for item in items)
     bare = sum(shard.without_media for shard in shards)
@@ -36,14 +36,14 @@ def write_dataset(job: Job, launcher: Launcher, tell: Tell, people: dict[str, in
         return [*texts.notes()]
     why = f" ({cutter.refused[0]})" if cutter.refused else ""
     return [
-        f"{bare} webdataset samples are without media: they could not be cut out, or their files "
-        f"were changed{why}",
+        f"{bare} webdataset samples have no media: they could not be cut, or their files "
+        f"changed{why}",
         *texts.notes(),
     ]
 
 
 def is_stale(job: Job) -> bool:
-    """Return whether there is a dataset that holds something else than what is captioned now."""
+    """Return whether a dataset exists that differs from the stored captions."""
     folder = job.out / DATASET
     before = read_index(folder)
     digests = (
@@ -57,8 +57,7 @@ def is_stale(job: Job) -> bool:
 def _samples(
     items: Sequence[SampleSource], cutter: Cutter
 ) -> Iterator[tuple[Sample, Media | None]]:
-    """Yield each sample with its media. What was cut out is gone again when the next one is asked
-    for."""
+    """Yield each sample with its media. A cut file is deleted when the next sample is requested."""
     for batch in batches(items):
         cut = cutter([item for item in batch if not item.whole])
         for item in batch:

@@ -35,22 +35,22 @@ from stages.models.shards import NOTE
 
 VECTORS = ("features", "texts")
 PLACING, FORMAT = "placing.json", 1
-"""File, among the runs, of the names that are being moved into place, and its format."""
+"""File, in the folder of runs, with the names that are being moved into place; and its format."""
 FIGURES = (*VECTORS, "text")
-"""What figures are of."""
+"""Groups of figures in `parity.json`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Exported:
-    """The end of an export."""
+    """The result of an export."""
 
     out: Path
-    """Folder of the checkpoint, in its place or among the rejected."""
+    """Folder of the checkpoint: its final folder, or the one of rejected checkpoints."""
     parity: Mapping[str, Any]
     accepted: bool
-    """Whether it is in its place."""
+    """Whether it is in its final folder."""
     before: bool = False
-    """Whether it was there before."""
+    """Whether it was there before this export."""
 
     @property
     def failures(self) -> list[Failure]:
@@ -58,90 +58,90 @@ class Exported:
 
     @property
     def exit_code(self) -> int:
-        """Return 0 when the checkpoint is in its place, 1 when it was rejected."""
+        """Return 0 if the checkpoint was accepted, 1 if it was rejected."""
         return 0 if self.accepted else 1
 
     @property
     def bytes(self) -> int:
-        """Return the bytes of its weights, or of the graphs that were made of them."""
+        """Return the bytes of its weights, or of its ONNX graphs."""
         graphs = self.parity.get("recipe", {}).get("kind") in GRAPHS
         paths = (self.out / FOLDER).glob("*.onnx*") if graphs else self.out.glob("*.safetensors")
         return sum(path.stat().st_size for path in paths)
 
     @property
     def made(self) -> int:
-        """Return how many checkpoints are in their place."""
+        """Return the number of accepted checkpoints."""
         return int(self.accepted)
 
     def line(self) -> str:
-        """Return the outcome for people, in one line."""
-        before = ", there before" if self.before else ""
+        """Return the outcome in one line."""
+        before = ", already exported" if self.before else ""
         return f"{self.out}: {size(self.bytes)}{before}; {figures_line(self.parity)}"
 
     def row(self) -> dict[str, Any]:
         """Return the outcome as a row of a table."""
-        told = {
+        figures = {
             f"{name}.{each}": value
             for name in FIGURES
             for each, value in self.parity.get(name, {}).items()
             if isinstance(value, int | float)
         }
         folder = {"folder": str(self.out), "size": size(self.bytes), "taken": self.accepted}
-        return {**folder, **told, "missed": "; ".join(self.parity["missed"])}
+        return {**folder, **figures, "missed": "; ".join(self.parity["missed"])}
 
     def to_json(self) -> dict[str, Any]:
         """Return the outcome for programs."""
-        told = {"out": str(self.out), "bytes": self.bytes, "accepted": self.accepted}
-        return {**told, "parity": dict(self.parity), "exit_code": self.exit_code}
+        fields = {"out": str(self.out), "bytes": self.bytes, "accepted": self.accepted}
+        return {**fields, "parity": dict(self.parity), "exit_code": self.exit_code}
 
 
 def figures_line(parity: Mapping[str, Any]) -> str:
-    """Return what was measured of a checkpoint, in words."""
-    told = []
+    """Return the figures of a checkpoint as one line of text."""
+    parts = []
     if (text := parity.get("text")) is not None:
-        told.append(
+        parts.append(
             f"{text['token_agreement']:.2%} of {text['tokens']:,} tokens as the original, "
             f"divergence {text['divergence']:.2g} nats, "
             f"{text['captions_as_native']:.1%} of captions the same"
         )
-    for what in VECTORS:
-        if (near := parity.get(what)) is not None:
-            told.append(
-                f"{what} {near['centred_mean']:.4f} (least {near['centred_least']:.3f}), "
-                f"{near['neighbours']:.1%} of the same neighbours"
+    for group in VECTORS:
+        if (found := parity.get(group)) is not None:
+            parts.append(
+                f"{group} {found['centred_mean']:.4f} (minimum {found['centred_least']:.3f}), "
+                f"{found['neighbours']:.1%} of the same neighbours"
             )
-    return "; ".join(told)
+    return "; ".join(parts)
 
 
-def refuse_foreign_folder(asked: ExportRequest) -> None:
+def refuse_foreign_folder(request: ExportRequest) -> None:
     """Refuse a folder that holds anything but an export. Raises UsageError."""
     records = (PARITY, f"{REJECTED}/{NOTE}", f"{REJECTED}/{CONFIG}")
-    refuse_foreign(asked.folder, (REJECTED, RUNS), records)
+    refuse_foreign(request.folder, (REJECTED, RUNS), records)
 
 
 def placed_before(folder: Path, recipe: Mapping[str, Any]) -> Exported | None:
-    """Return the checkpoint that is in its place already. Raises UsageError where another one
-    is."""
+    """Return the checkpoint that an earlier export placed. Raises UsageError if the folder holds
+    another one."""
     if not (folder / CONFIG).exists():
         return None
     parity = verdict_in(folder)
     if parity.get("recipe") != dict(recipe):
         raise UsageError(
-            f"{folder} holds another checkpoint, or one that was made otherwise",
+            f"{folder} holds another checkpoint, or one made with other settings",
             hint="Give a new folder, or remove that one",
         )
     return Exported(out=folder, parity=parity, accepted=True, before=True)
 
 
-def was_judged(asked: ExportRequest, recipe: Mapping[str, Any]) -> bool:
-    """Tell whether a checkpoint that is accepted waits among the rejected."""
-    waits = asked.accept and (asked.work / CONFIG).exists()
-    return waits and verdict_in(asked.work).get("recipe") == dict(recipe)
+def awaits_acceptance(request: ExportRequest, recipe: Mapping[str, Any]) -> bool:
+    """Return whether `--accept` applies to a checkpoint that was rejected earlier."""
+    waits = request.accept and (request.work / CONFIG).exists()
+    return waits and verdict_in(request.work).get("recipe") == dict(recipe)
 
 
-def forget_begun(asked: ExportRequest) -> None:
-    """Remove what was written of a model that changed meanwhile."""
-    for folder in (asked.work, asked.merged):
+def remove_unfinished(request: ExportRequest) -> None:
+    """Remove the unfinished checkpoint of a model that changed meanwhile."""
+    for folder in (request.work, request.merged):
         if (folder / NOTE).exists():
             shutil.rmtree(folder, ignore_errors=True)
 
@@ -149,48 +149,48 @@ def forget_begun(asked: ExportRequest) -> None:
 def note_parity(
     folder: Path, recipe: Mapping[str, Any], figures: Mapping[str, Any], frames: int
 ) -> None:
-    """Write the verdict into the folder of a checkpoint that waits. Raises EnvironmentFault."""
+    """Write the verdict into the folder of an unplaced checkpoint. Raises EnvironmentFault."""
     write_json(folder / PARITY, {"recipe": dict(recipe), **evaluate_parity(figures, frames)})
 
 
-def put_into_place(asked: ExportRequest) -> Exported:
-    """Move a checkpoint that passed, or is accepted, to where it was asked for: its configuration
-    last, without which it is no model to anybody."""
-    parity = verdict_in(asked.work)
-    if not (parity["passed"] or asked.accept):
-        return Exported(out=asked.work, parity=parity, accepted=False)
-    paths = sorted(asked.work.iterdir(), key=lambda path: (path.name == CONFIG, path.name))
-    note = asked.runs / PLACING
+def move_into_place(request: ExportRequest) -> Exported:
+    """Move a checkpoint that passed, or is accepted, to the requested folder. The configuration
+    moves last: without it, no program loads the folder as a model."""
+    parity = verdict_in(request.work)
+    if not (parity["passed"] or request.accept):
+        return Exported(out=request.work, parity=parity, accepted=False)
+    paths = sorted(request.work.iterdir(), key=lambda path: (path.name == CONFIG, path.name))
+    note = request.runs / PLACING
     begun = read_kept(note, FORMAT)
-    ours = begun["names"] if begun else []  # of a move that was broken off
+    ours = begun["names"] if begun else []  # of an interrupted move
     for path in paths:
-        if path.name not in ours and os.path.lexists(asked.folder / path.name):
+        if path.name not in ours and os.path.lexists(request.folder / path.name):
             raise UsageError(
-                f"{asked.folder / path.name} is there already, and no file of this checkpoint",
-                hint="Move it away, and run the same command again: the checkpoint is kept",
+                f"{request.folder / path.name} exists, and is not a file of this checkpoint",
+                hint="Move it away, then run the same command again: the checkpoint is kept",
             )
-    asked.runs.mkdir(exist_ok=True)
+    request.runs.mkdir(exist_ok=True)
     names = sorted({*ours, *(path.name for path in paths)})
     write_json(note, {"format": FORMAT, "names": names})
     for path in paths:
         if path.is_dir() and path.name in ours:
-            shutil.rmtree(asked.folder / path.name, ignore_errors=True)
-        path.replace(asked.folder / path.name)
+            shutil.rmtree(request.folder / path.name, ignore_errors=True)
+        path.replace(request.folder / path.name)
     note.unlink()
-    shutil.rmtree(asked.work)
-    return Exported(out=asked.folder, parity=parity, accepted=True)
+    shutil.rmtree(request.work)
+    return Exported(out=request.folder, parity=parity, accepted=True)
 
 
-AGAIN = "Export into a new folder: penstock export MODEL --to KIND --out DIR"
-NEARNESS = {
+EXPORT_AGAIN = "Export into a new folder: penstock export MODEL --to KIND --out DIR"
+VECTOR_FIGURES = {
     "rows": count,
     **dict.fromkeys(("cosine", "centred_mean", "centred_least", "neighbours"), number),
     "by_chunk": OptionalField(MapOf(number)),
     "chunks": OptionalField(count),
 }
 READ_FIGURES: dict[str, dict[str, Any]] = {
-    "features": NEARNESS,
-    "texts": NEARNESS,
+    "features": VECTOR_FIGURES,
+    "texts": VECTOR_FIGURES,
     "text": {
         **dict.fromkeys(("captions", "tokens"), count),
         **dict.fromkeys(("token_agreement", "divergence", "captions_as_native"), number),
@@ -213,35 +213,35 @@ class ExportFound:
     """The state of an export as read from its folder."""
 
     checkpoint: Path
-    """Folder of the checkpoint: in its place, or where it waits."""
+    """Folder of the checkpoint: its final folder, or the one of rejected checkpoints."""
     placed: bool
-    """Whether it is in its place."""
+    """Whether it is in its final folder."""
     parity: dict[str, Any] | None
-    """Its verdict; None: it is not judged yet."""
+    """Its verdict; None: not evaluated yet."""
     runs: tuple[Path, ...]
-    """Folders of its runs that have a record: of the original's, then of the checkpoint's."""
+    """Folders of its runs that have a record: the original's first, then the checkpoint's."""
 
     @property
     def latest(self) -> Path | None:
-        """Return the folder of the run that was last at work."""
+        """Return the folder of the run that wrote last."""
         return max(self.runs, key=lambda run: (run / RUN_RECORD).stat().st_mtime, default=None)
 
     def verdict(self) -> str:
-        """Return in a line what became of the checkpoint."""
+        """Return the verdict on the checkpoint in one line."""
         if self.parity is None:
-            return "the checkpoint is not judged yet"
+            return "the checkpoint is not evaluated yet"
         missed = "; ".join(self.parity["missed"])
         if not self.placed:
-            return f"rejected: not reached: {missed}. It is kept in {self.checkpoint}"
+            return f"rejected: {missed}; kept in {self.checkpoint}"
         figures = figures_line(self.parity)
         if self.parity["passed"]:
             return f"passed: {figures}"
-        return f"accepted, and not passed: {missed}; {figures}"
+        return f"accepted without passing: {missed}; {figures}"
 
 
 def export_in(out: Path) -> ExportFound | None:
-    """Return the export that a folder is of, or whose rejected checkpoint it is; None for any
-    other. Raises EnvironmentFault."""
+    """Return the export in a folder, or the one whose rejected checkpoint the folder holds. None
+    for any other folder. Raises EnvironmentFault."""
     if os.path.lexists(out / RUN_RECORD):
         return None
     top = out.parent if out.name == REJECTED else out
@@ -251,16 +251,16 @@ def export_in(out: Path) -> ExportFound | None:
     place = next(places, None)
     if place is None and not found:
         return None
-    parity = None if place is None else read_json(place / PARITY, SHAPE, AGAIN, _known)
+    parity = None if place is None else read_json(place / PARITY, SHAPE, EXPORT_AGAIN, _known)
     checkpoint = place or top / REJECTED
     return ExportFound(checkpoint=checkpoint, placed=checkpoint == top, parity=parity, runs=found)
 
 
 def _known(parity: dict[str, Any]) -> dict[str, Any]:
-    """Return a verdict whose gates are all known, and of figures that it has. Raises Misshapen."""
+    """Return a verdict whose thresholds are known and have figures. Raises ShapeError."""
     check(parity, {"gates": MapOf(number)})
     known = {f"{gate.group}.{gate.name}" for gate in GATES}
     for name in parity["gates"]:
         if name not in known or name.split(".")[0] not in parity:
-            raise ShapeError(f"its gates name {name[:40]}, which it has no figure of")
+            raise ShapeError(f"its gates name {name[:40]}, which has no figure")
     return parity

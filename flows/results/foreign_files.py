@@ -29,17 +29,17 @@ from flows.results.run_record import RUN_RECORD
 from flows.results.vectors import ARRAY, ROWS
 
 LINE_BYTES = 64 << 20
-"""Bytes of a line, or of a whole JSON file, that are read at most."""
+"""Maximum bytes read of a line, or of a whole JSON file."""
 HEAD_BYTES = 4 << 10
 SHARDS = "[0-9]" * 6 + ".tar"
-MEMBER = re.compile(r"[A-Za-z0-9_-]+-[0-9a-f]{12}-\d{5,}\.")
-"""How the name of a sample's file begins."""
+SAMPLE_NAME = re.compile(r"[A-Za-z0-9_-]+-[0-9a-f]{12}-\d{5,}\.")
+"""Start of the file name of a WebDataset sample."""
 COCO_ENDS = b'{"categories": [', b"\n]}\n"
-"""How a file of labels in the form of COCO begins and ends."""
+"""First and last bytes of a COCO label file."""
 PAGE = b"<title>Penstock report</title>"
 SEARCH_PAGE = b"<title>Penstock search: "
 SEARCH = "search.jsonl"
-"""Hits of a search, beside the copies of their files."""
+"""Search hits, next to the copies of their files."""
 FIELDS: dict[str, tuple[str, ...]] = {
     RUN_RECORD: ("state", "pid", "host"),
     "captions.jsonl": ("media_path", "source", "start", "end", "caption"),
@@ -58,32 +58,32 @@ FIELDS: dict[str, tuple[str, ...]] = {
     f"{DATASET}/{INDEX}": ("shards",),
     f"{CLIPS}/{INDEX}": ("clips",),
 }
-"""Output → the fields with which it begins."""
+"""Output → its first fields."""
 
 
 def refuse_replacing(folder: Path, config: RunOptions, pipeline: Pipeline | None = None) -> None:
-    """Refuse a run whose outputs would take the place of somebody else's files. `pipeline` is None
-    for captions. Raises UsageError, EnvironmentFault."""
+    """Refuse a run whose outputs would replace files that Penstock did not write. `pipeline` is
+    None for captions. Raises UsageError, EnvironmentFault."""
     others = [folder / name for name in _names(folder, config, pipeline) if _is_other(folder, name)]
     known = bool(others) and any(_is_own(folder / name, name) for name in FIELDS)
     for path in others:
         if path.is_dir():
             raise EnvironmentFault(
-                f"{path} cannot be written: a folder is in its place", hint="Move that folder away"
+                f"{path} cannot be written: it is a folder", hint="Move that folder away"
             )
         if not (known and _holds_nothing(path)):
             _refuse(path, "give another --out")
 
 
 def refuse_replacing_page(path: Path) -> None:
-    """Refuse to write a report in the place of anything but a report. Raises UsageError."""
+    """Refuse to replace anything but a report with a report. Raises UsageError."""
     if path.is_file() and path.stat().st_size and PAGE not in _head(path):
         _refuse(path, "name another file with --to")
 
 
 def refuse_replacing_found(page: Path | None, folder: Path | None) -> None:
-    """Refuse to write a search's page in the place of anything but such a page, and to copy what it
-    finds into a folder with other files than those of such copies. Raises UsageError."""
+    """Refuse to replace anything but a search page with a search page, and to copy hits into
+    a folder that holds other files. Raises UsageError."""
     if page and page.is_file() and page.stat().st_size and SEARCH_PAGE not in _head(page):
         _refuse(page, "name another file with --html")
     if folder:
@@ -92,15 +92,15 @@ def refuse_replacing_found(page: Path | None, folder: Path | None) -> None:
             _refuse(folder / SEARCH, "give another --copy")
 
 
-def _refuse(path: Path, otherwise: str) -> None:
+def _refuse(path: Path, alternative: str) -> None:
     raise UsageError(
-        f"{path} is there already, and penstock did not write it",
-        hint=f"Move it away, or {otherwise}",
+        f"{path} exists, and penstock did not write it",
+        hint=f"Move it away, or {alternative}",
     )
 
 
 def _names(folder: Path, config: RunOptions, pipeline: Pipeline | None) -> Iterator[str]:
-    """Yield what a run writes or deletes in its folder, whatever is there now."""
+    """Yield the names that a run may write or delete in its folder."""
     forms = OutputOptions.of(config).format
     yield from (RUN_RECORD, "failures.jsonl")
     if pipeline is EMBED:
@@ -122,21 +122,20 @@ def _names(folder: Path, config: RunOptions, pipeline: Pipeline | None) -> Itera
 
 
 def _is_other(folder: Path, name: str) -> bool:
-    """Return whether something is in the place of an output and is none. An empty file is
-    nobody's."""
+    """Return whether the file with the name of an output is none. An empty file does not count."""
     path = folder / name
     try:
         if path.is_symlink() and not path.exists():  # or to itself
             return True
         empty = not (path.is_dir() or path.stat().st_size)
-    except OSError:  # nothing is there, or it is for the run to find out
+    except OSError:  # missing, or the run reports the problem
         return False
     return not (empty or _is_own(path, name))
 
 
 def _holds_nothing(path: Path) -> bool:
-    """Return whether nothing is lost with what is in the place of an output, such as a FIFO, or
-    with a record that no program can read."""
+    """Return whether replacing a path loses nothing: it is a FIFO or another special file, or
+    a run record that cannot be parsed."""
     if path.name != RUN_RECORD:
         return not path.is_file()
     try:
@@ -147,7 +146,7 @@ def _holds_nothing(path: Path) -> bool:
 
 
 def _is_own(path: Path, name: str) -> bool:
-    """Return whether a file is of the form of this output."""
+    """Return whether a file has the format of this output."""
     try:
         if not path.is_file():
             return False
@@ -158,7 +157,7 @@ def _is_own(path: Path, name: str) -> bool:
         if path.suffix == ".tar":
             with open_regular(path) as file, tarfile.open(fileobj=file, mode="r:") as tar:
                 first = tar.next()
-                return first is not None and bool(MEMBER.match(first.name))
+                return first is not None and bool(SAMPLE_NAME.match(first.name))
         fields = FIELDS[name]
         return READERS[path.suffix](path)[: len(fields)] == fields
     except (OSError, ValueError, RecursionError, csv.Error, tarfile.TarError):
@@ -166,10 +165,10 @@ def _is_own(path: Path, name: str) -> bool:
 
 
 def _is_own_array(path: Path) -> bool:
-    """Return whether vectors are a run's: nothing in them says whose they are, but the table beside
-    them, or the record of a run that was killed between the two."""
-    beside, record = path.with_name(ROWS), path.with_name(RUN_RECORD)
-    if _is_own(beside, ROWS):
+    """Return whether a run wrote an array of vectors. The array does not say so: the table next to
+    it does, or the record of a run that was killed before it wrote the table."""
+    table, record = path.with_name(ROWS), path.with_name(RUN_RECORD)
+    if _is_own(table, ROWS):
         return True
     return _is_own(record, RUN_RECORD) and ARRAY in json.dumps(_json(record).get("outputs"))
 
@@ -222,4 +221,4 @@ READERS: dict[str, Callable[[Path], tuple[str, ...]]] = {
     ".csv": _header,
     ".parquet": _columns,
 }
-"""Suffix → what returns the first names in a file of that kind."""
+"""Suffix → reader of the first field names of such a file."""

@@ -21,7 +21,7 @@ from flows.media.generated_files import GeneratedFiles, digest_at
 from flows.media.media_files import MediaFile
 from flows.options.text import OutputOptions, PromptOptions
 from flows.pipelines import STAGES
-from flows.results.captions import SHORTENED, captions_by_file, in_words
+from flows.results.captions import SHORTENED, captions_by_file, readable_captions
 from flows.results.table_rows import kinds_of, properties_of, table_rows
 from flows.results.text_files import TextFileCounts, write_texts
 from stages.process.events import Failed
@@ -45,18 +45,18 @@ def failures_of(job: Job) -> list[Failure]:
                 hint=known["hint"],
             )
         )
-    return list(dict.fromkeys(found))  # one that is asked several things fails once
+    return list(dict.fromkeys(found))  # a medium with several prompts fails once
 
 
-def names_of(job: Job) -> dict[str, str]:
-    """Return the digest of a medium → the name of the first file that holds it."""
+def media_paths_of(job: Job) -> dict[str, str]:
+    """Return the digest of each medium → the path of the first file with that content."""
     files = reversed(list(zip(job.files, job.contents, strict=True)))
     return {medium.digest: file.media_path for file, medium in files}
 
 
 def failure_of(job: Job, names: Mapping[str, str], stage: str, event: Failed) -> dict[str, str]:
-    """Return what a stage told of a medium, or of a chunk's features, with a file's name."""
-    told, made = event.media, STAGES[stage].writes
+    """Return the failure event of a medium, or of a chunk's features, with the file's path."""
+    key, made = event.media, STAGES[stage].writes
     if STAGES[stage].reads:
         tasks = job.ledger.tasks(job.media)
         chunks = (
@@ -64,11 +64,11 @@ def failure_of(job: Job, names: Mapping[str, str], stage: str, event: Failed) ->
             for task in chain(
                 tasks, (other for each in tasks for other in job.ledger.equivalent_tasks(each))
             )
-            if task[made] == told
+            if task[made] == key
         )
-        told = next((task.medium.digest for task in chunks), told)
+        key = next((task.medium.digest for task in chunks), key)
     return {
-        "media_path": names.get(told, ""),
+        "media_path": names.get(key, ""),
         "stage": stage,
         "message": event.message,
         "hint": event.hint,
@@ -76,15 +76,15 @@ def failure_of(job: Job, names: Mapping[str, str], stage: str, event: Failed) ->
 
 
 def places(job: Job) -> dict[str, str]:
-    """Return where each kind of output lies, or is to be written."""
+    """Return the path of each kind of output that exists or will be written."""
     outputs = OutputOptions.of(job.config)
-    asked = outputs.format
+    formats = outputs.format
     found = {"captions": str(job.out / "captions.jsonl")}
-    beside = "beside the media" if outputs.beside else str(job.out)
-    found |= dict.fromkeys((form for form in WRITERS if form in asked), beside)
+    text_folder = "beside the media" if outputs.beside else str(job.out)
+    found |= dict.fromkeys((form for form in WRITERS if form in formats), text_folder)
     for form in (*TABLES, *FOLDERS):
         path = job.out / (form if form in FOLDERS else f"captions.{form}")
-        if form in asked or path.exists():
+        if form in formats or path.exists():
             found[form] = str(path)
     if PromptOptions.of(job.config).summary:
         found["summaries"] = str(job.out / "summaries.jsonl")
@@ -92,11 +92,11 @@ def places(job: Job) -> dict[str, str]:
 
 
 FOLDERS = (DATASET, *TRAINERS)
-"""Formats that are a folder of `OUT`, written when all is captioned."""
+"""Formats written as a folder in `OUT` after all captions."""
 
 
-def there_before(job: Job) -> list[str]:
-    """Return the outputs that lie there when a run begins: what they say is of an earlier one."""
+def existing_outputs(job: Job) -> list[str]:
+    """Return the outputs of an earlier run that exist when a run begins."""
     names = ("captions", *TABLES, *FOLDERS)
     return [name for name, path in places(job).items() if name in names and os.path.exists(path)]
 
@@ -107,20 +107,20 @@ class OutputCounts:
 
     captions: int = 0
     cut: int = 0
-    """Captions that had as many tokens as they may have, and that nobody looked at since."""
+    """Captions that reached the token limit, and that no user reviewed since."""
     corrected: int = 0
-    """Captions that a person corrected."""
+    """Captions that a user corrected."""
     rejected: int = 0
-    """Captions that a person rejected."""
+    """Captions that a user rejected."""
     failures: list[Failure] = field(default_factory=list)
     texts: list[TextFileCounts] = field(default_factory=list)
     people: dict[str, int] = field(default_factory=dict)
-    """Format → how many texts that people wrote or corrected went into it."""
+    """Format → number of user-written or corrected texts in it."""
     earlier: list[str] = field(default_factory=list)
-    """Outputs that an earlier run wrote and this one did not: what they say may be another."""
+    """Outputs that an earlier run wrote and this one did not update."""
 
     def to_json(self) -> dict[str, Any]:
-        """Return all but the failures, as `run.json` keeps it."""
+        """Return all counts but the failures, as `run.json` stores them."""
         return {
             "captions": self.captions,
             "cut": self.cut,
@@ -132,16 +132,16 @@ class OutputCounts:
 
 
 def write_outputs(job: Job, *, last: bool) -> OutputCounts:
-    """Write every output file that is asked for, and those that the folder has of an earlier run.
+    """Write the requested output files, and update those of an earlier run.
 
-    Tables are written with the `last` call alone: they cannot be added to, and no program reads
-    them while the run goes on.
+    Only the `last` call writes tables: they cannot be appended to, and no program reads them during
+    the run.
     """
     found = OutputCounts(failures=failures_of(job))
     counts: list[int] = []
 
     def rows() -> Iterator[Caption]:
-        # Made anew for each file: all of them together would be most of the memory of a large run.
+        # Rebuilt for each output: in memory, they would be most of what a large run takes.
         counts.clear()
         found.cut = found.corrected = found.rejected = 0
         for captions in captions_by_file(job):
@@ -157,7 +157,7 @@ def write_outputs(job: Job, *, last: bool) -> OutputCounts:
     files = [group[0][0] for group in job.by_file]
     write_text(job.out / "media.jsonl", media_lines(files, counts))
     own, kinds = GeneratedFiles(job.store), kinds_of(job)
-    found.texts = write_texts(job, own, in_words)
+    found.texts = write_texts(job, own, readable_captions)
     found.people["jsonl"] = found.corrected
     for texts in found.texts:
         found.people[texts.form] = found.people.get(texts.form, 0) + texts.people
@@ -181,9 +181,8 @@ def _is_cut(caption: Caption) -> bool:
 
 
 def media_lines(files: Sequence[MediaFile], captions: Sequence[int]) -> Iterator[str]:
-    """Yield for each file where it lies and how many lines of `captions.jsonl` are its own. They
-    come in the order of those lines: two files of one name and source could not be told apart
-    otherwise."""
+    """Yield the location of each file and its number of lines in `captions.jsonl`, in the order of
+    those lines. The order distinguishes two files with one name and source."""
     for file, count in zip(files, captions, strict=True):
         row = {
             "media_path": file.media_path,

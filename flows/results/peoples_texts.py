@@ -1,5 +1,5 @@
-"""Uses hand-written texts in place of captions in data set samples, and counts user-written content
-per output. Runs no model and writes nothing.
+"""Replaces captions in data set samples with user-written texts, and counts such texts per output.
+Runs no model and writes nothing.
 """
 
 from collections import defaultdict
@@ -27,58 +27,58 @@ class PeoplesTexts:
         self._job = job
         self._texts = HandwrittenTexts(job.store)
         pairs = zip(job.files, job.contents, text_stems(job, beside=False), strict=True)
-        self._of: defaultdict[Path, dict[str, None]] = defaultdict(dict)
-        """Place of a text that is taken → names of the files that it is of."""
-        self._bare: dict[Path, None] = {}
-        """Places of texts that are without the run's trigger."""
+        self._media_of: defaultdict[Path, dict[str, None]] = defaultdict(dict)
+        """Path of each text that was used → names of the media that it describes."""
+        self._without_trigger: dict[Path, None] = {}
+        """Paths of texts without the run's trigger."""
         self._out = {_key(f, m): Path(f"{stem}.{FORM}") for f, m, stem in pairs}
 
-    def put(
+    def apply(
         self, file: MediaFile, medium: Medium, captions: Sequence[Caption], *, first: bool
     ) -> list[Caption]:
-        """Return the captions of one file that nobody rejected, with what a person wrote in their
-        place; `first` says whether they are those of the file's first prompt, which a text without
-        a prompt's name is of."""
+        """Return the captions of one file that users did not reject, with user-written text instead
+        if there is one. `first`: whether they belong to the file's first prompt. A text file
+        without a prompt name belongs to that prompt."""
         kept, config = [*unrejected(captions)], self._job.config
-        asked = file.prompt or QuestionOptions.of(config).prompt or ""
-        # A text that the prompt tells the model is a part of the question, not an answer.
-        if not kept or OutputOptions.of(config).replaces or TAGS in asked:
+        prompt = file.prompt or QuestionOptions.of(config).prompt or ""
+        # A text that the prompt includes is part of the question, not an answer.
+        if not kept or OutputOptions.of(config).replaces or TAGS in prompt:
             return kept
         found = self._texts.of(self._places(file, medium, first=first), medium.digest)
         if found is None:
             return kept
         place, text = found
-        self._of[place][file.path.name] = None
-        if (lines := lines_of_text(text, len(captions))) is not None:  # the rejected ones, too
-            said = [*zip(captions, lines, strict=True)]
+        self._media_of[place][file.path.name] = None
+        if (lines := lines_of_text(text, len(captions))) is not None:  # including rejected ones
+            pairs = [*zip(captions, lines, strict=True)]
         else:
             lines = lines_of_text(text, len(kept)) or [text.strip()] * len(kept)
-            said = [*zip(kept, lines, strict=True)]
-        texts = [self._put(c, words, medium) for c, words in said if c.review != REJECTED]
+            pairs = [*zip(kept, lines, strict=True)]
+        texts = [self._with_text(c, text, medium) for c, text in pairs if c.review != REJECTED]
         if any(TextOptions.of(config).trigger not in each.caption for each in texts):
-            self._bare[place] = None
+            self._without_trigger[place] = None
         return texts
 
     def notes(self) -> Iterator[str]:
-        """Yield what a person should know: which files have one text, and which texts are without
-        the trigger."""
-        shared = [" and ".join(names) for names in self._of.values() if len(names) > 1]
+        """Yield notes for the user: media that share one text, and texts without the trigger."""
+        shared = [" and ".join(names) for names in self._media_of.values() if len(names) > 1]
         if shared:
             yield (
-                f"one .txt is the text of {first_of(shared)}, which differ only in their suffix: "
+                f"one .txt describes {first_of(shared)}, which differ only in their suffix: "
                 "give each its own, such as a.jpg.txt, or rename them"
             )
-        if self._bare:
+        if self._without_trigger:
             yield (
-                f"--trigger is not put into {counted(len(self._bare), 'text')} that people wrote "
-                f"({first_of([place.name for place in self._bare])}): write it there"
+                f"--trigger is not added to {counted(len(self._without_trigger), 'text')} that "
+                f"users wrote ({first_of([place.name for place in self._without_trigger])}): "
+                "add it there"
             )
 
-    def _put(self, caption: Caption, words: str, medium: Medium) -> Caption:
-        if not words or words == one_line(caption.caption):
+    def _with_text(self, caption: Caption, text: str, medium: Medium) -> Caption:
+        if not text or text == one_line(caption.caption):
             return caption
         rule = OutputOptions.of(self._job.config).rule
-        text = self._texts.with_caption(words, medium.digest, caption.caption, rule)
+        text = self._texts.with_caption(text, medium.digest, caption.caption, rule)
         model = caption.original or caption.caption
         return replace(caption, caption=text, original=model, fields=None)
 
@@ -94,12 +94,11 @@ def _key(file: MediaFile, medium: Medium) -> tuple[object, ...]:
 
 
 def is_peoples(rows: Iterable[Caption]) -> bool:
-    """Return whether any of these captions is a person's."""
+    """Return whether a user wrote or corrected any of these captions."""
     return any(row.original for row in rows)
 
 
-def people_words(counts: Mapping[str, int]) -> str:
-    """Return the end of a line that says how many texts of people went into which format; empty
-    for none."""
-    told = [f"{count:,} in {name}" for name, count in counts.items() if count]
-    return f", texts that people wrote or corrected: {', '.join(told)}" if told else ""
+def people_note(counts: Mapping[str, int]) -> str:
+    """Return the end of a line with the number of user-written texts per format; empty for none."""
+    parts = [f"{count:,} in {name}" for name, count in counts.items() if count]
+    return f", user-written or corrected texts: {', '.join(parts)}" if parts else ""

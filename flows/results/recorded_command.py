@@ -16,18 +16,18 @@ from artifacts.user_folders import user_state
 
 SECRET_BYTES = 32
 MAC = "mac"
-"""Field of a recorded command that says, by the user's secret, who ran it."""
+"""Field of a recorded command with its signature by the user's secret."""
 
 
 def user_secret() -> bytes:
-    """Return the secret of this user on this machine, made if there is none. Raises UsageError,
-    EnvironmentFault."""
+    """Return the secret of this user on this machine; create it if there is none. Raises
+    UsageError, EnvironmentFault."""
     path = user_state() / "review-secret"
     try:
         return own_secret(
             path,
             "secret",
-            "Delete it; the next `penstock review` makes another, and other addresses",
+            "Delete it; the next `penstock review` makes another, with other addresses",
             lambda: secrets.token_bytes(SECRET_BYTES),
         )
     except OSError as error:
@@ -35,8 +35,7 @@ def user_secret() -> bytes:
 
 
 def signed_command(words: Sequence[str], folder: str) -> dict[str, Any]:
-    """Return a command as a run's record names it; without a signature where no secret can be
-    kept."""
+    """Return a command as the run record stores it, unsigned if no secret can be stored."""
     command = {"words": [*words], "folder": folder}
     try:
         return {**command, MAC: _mac(command)}
@@ -52,5 +51,5 @@ def is_own_command(command: Mapping[str, Any]) -> bool:
 
 
 def _mac(command: Mapping[str, Any]) -> str:
-    told = json.dumps(["command", command["folder"], command["words"]]).encode()
-    return hmac.new(user_secret(), told, hashlib.sha256).hexdigest()
+    payload = json.dumps(["command", command["folder"], command["words"]]).encode()
+    return hmac.new(user_secret(), payload, hashlib.sha256).hexdigest()

@@ -99,12 +99,12 @@ RECORD = {
         Nullable({"words": [text], "folder": text, "mac": OptionalField(text)})
     ),
 }
-"""Shape of `run.json`, as far as anything is told of it."""
+"""Shape of the parts of `run.json` that are read."""
 
 
 def load_record(out: Path) -> dict[str, Any]:
-    """Return the record of the last run into a folder. Its state is `died` when nobody works on it
-    any more and it does not say how it ended. Raises UsageError or EnvironmentFault."""
+    """Return the record of the last run into a folder. The state is `died` if the record says
+    `running` but its process is gone. Raises UsageError or EnvironmentFault."""
     path = out / RUN_RECORD
     if not os.path.lexists(path):
         raise UsageError(f"no run has written to {out}", hint="Name the --out folder of a run")

@@ -23,25 +23,24 @@ from stages.process.outcome import StageOutcome
 RUN_RECORD = "run.json"
 """File of the record, in the folder of a run."""
 REWRITE_SECONDS = 2.0
-"""Least seconds between two writings of a running run's record."""
+"""Minimum seconds between two writes of the record during a run."""
 SAMPLE_SECONDS = 65.0
-"""Seconds that the samples go back of which the latest speed is told."""
+"""Age limit, in seconds, of the samples from which the latest speed is computed."""
 NAMED_FAILURES = 20
-"""Failures that the record names; all of them are in `failures.jsonl` when the run ends."""
+"""Maximum failures in the record; `failures.jsonl` has all of them when the run ends."""
 TIMELINE_POINTS = 7200
-"""Most points of a stage's memory timeline; when there are more, every two neighbours become
-one."""
+"""Maximum points of a stage's memory timeline; beyond it, pairs of neighbours are merged."""
 SPANS = 1000
-"""Stage processes whose beginning and end are kept; of more, every two neighbours become one."""
+"""Maximum stage processes with a recorded start and end; beyond it, neighbours are merged."""
 KEPT_WARNINGS = 1000
-"""Warnings of a stage that are kept; each caption has its own in `captions.jsonl`."""
+"""Maximum warnings kept per stage; `captions.jsonl` has those of each caption."""
 
 
 class RunRecord:
-    """The run record, which `penstock status` and people read."""
+    """The run record, which `penstock status` and users read."""
 
     def __init__(self, out: Path, pipeline: Pipeline = CAPTION, **more: Any) -> None:
-        """Begin the record; `more` is what else to say of the run, such as who started it."""
+        """Begin the record; `more` are further fields, such as the command that started the run."""
         self.path = out / RUN_RECORD
         self._written = 0.0
         self._lock = threading.RLock()
@@ -50,30 +49,30 @@ class RunRecord:
         self._began = seconds_of(self.value["started"])
 
     def stage(self, name: str) -> dict[str, Any]:
-        """Return the record of one stage, to be changed in place."""
+        """Return the mutable record of one stage."""
         found: dict[str, Any] = next(s for s in self.value["stages"] if s["name"] == name)
         return found
 
     def expect(self, name: str, total: int, done: int) -> None:
-        """Note how many items a stage has in the whole run, and how many are in the store."""
+        """Record a stage's total number of items, and how many the store has already."""
         entry = self.stage(name)
         entry.update(total=total, before=max(0, done - entry["items"]))
 
     @contextlib.contextmanager
     def _changing(self, *, force: bool) -> Iterator[None]:
-        """Write afterwards what is changed within; a disk that is full is told by the stages."""
+        """Write the record after the block. Ignores a full disk, which the stages report."""
         with self._lock, contextlib.suppress(EnvironmentFault):
             yield
             self.write(force=force)
 
     def begin(self, name: str) -> None:
-        """Note that a process of a stage starts."""
+        """Record that a process of a stage starts."""
         if name in self._stages:
             with self._changing(force=True):
                 self.stage(name).update(since=round(time.time(), 1), running=0, recent=[], now=[])
 
     def memory(self, name: str, seen: Mapping[str, Any]) -> None:
-        """Note what a running process has of memory, and the most so far, as it tells."""
+        """Record a memory sample of a running process, and update the peaks."""
         if name in self._stages:
             with self._changing(force=False):
                 entry = self.stage(name)
@@ -84,13 +83,12 @@ class RunRecord:
                     entry["now"] = coarser(entry["now"])
 
     def rung(self, taken: Mapping[str, Any]) -> None:
-        """Note that a stage is run on another rung than it was asked for."""
+        """Record that a stage runs on another rung than requested."""
         with self._changing(force=True):
             self.value["rungs"].append({**taken, "time": now()})
 
     def fail(self, name: str, failure: Mapping[str, str]) -> None:
-        """Note that something failed in a stage that goes on. It is counted anew when the outputs
-        are written."""
+        """Record a failed item of a stage that continues. Writing the outputs recounts failures."""
         if name in self._stages:
             with self._changing(force=False):
                 self.stage(name)["failed"] += 1
@@ -99,7 +97,7 @@ class RunRecord:
                     self.value["failures"].append(dict(failure))
 
     def fails(self, failures: Sequence[Failure]) -> None:
-        """Note all that failed, in this run and before it."""
+        """Replace the recorded failures with those of this run and earlier ones."""
         counts = Counter(failure.stage for failure in failures)
         with self._lock:
             self.value["media"]["failed"] = len(failures)
@@ -108,9 +106,9 @@ class RunRecord:
                 entry["failed"] = counts[entry["name"]]
 
     def live(self, name: str, items: int) -> None:
-        """Note the items that the process that runs now has published, not yet in an outcome.
+        """Record how many items the running process has published so far.
 
-        Told from a stage's own thread: a disk that is full will be told by the stage itself.
+        Called on the stage's thread. The stage itself reports a full disk.
         """
         if name in self._stages:
             with self._changing(force=False):
@@ -121,7 +119,7 @@ class RunRecord:
                     entry["recent"].append([round(at, 1), entry["items"] + items])
 
     def add(self, outcome: StageOutcome, *, attention: str, precision: Mapping[str, str]) -> None:
-        """Count one finished stage process in; a stage may take several, one a wave."""
+        """Add the outcome of one finished stage process; a stage may run several, one per wave."""
         if outcome.name not in self._stages:
             return
         with self._lock:
@@ -131,7 +129,7 @@ class RunRecord:
     def _count(self, outcome: StageOutcome, attention: str, precision: Mapping[str, str]) -> None:
         entry = self.stage(outcome.name)
         ended, before = time.time(), entry["timeline"][-1:]
-        # Its points begin after the last of the process before, which may have looked once more.
+        # Start after the last point of the previous process, which may have sampled once more.
         offset = max(entry["seconds"], *(point[0] + 0.01 for point in before), 0.0)
         began = entry["since"] or ended - outcome.seconds
         span = [round(began - self._began, 1), round(ended - self._began, 1), round(offset, 2)]
@@ -158,7 +156,7 @@ class RunRecord:
         entry["precision"] = dict(precision)
 
     def finish(self, state: str, error: str = "") -> None:
-        """Write the run's last word: done, failed or interrupted."""
+        """Write the run's final state: done, failed or interrupted."""
         self.value.update(state=state, error=redacted(error))
         self.write(force=True)
 
@@ -172,13 +170,13 @@ class RunRecord:
 
 
 def coarser(timeline: Sequence[Sequence[Any]]) -> list[list[Any]]:
-    """Return half as many points, each the higher of two."""
+    """Return half as many points, each with the maximum of two."""
     pairs = [timeline[at : at + 2] for at in range(0, len(timeline), 2)]
     return [[pair[0][0], max(p[1] for p in pair), max(p[2] for p in pair)] for pair in pairs]
 
 
 def blank(out: Path, pipeline: Pipeline = CAPTION) -> dict[str, Any]:
-    """Return the record of a run that has done nothing yet."""
+    """Return the record of a new run."""
     return {
         "state": "running",
         "pid": os.getpid(),
@@ -205,7 +203,7 @@ def blank(out: Path, pipeline: Pipeline = CAPTION) -> dict[str, Any]:
 
 
 def empty(name: str) -> dict[str, Any]:
-    """Return the record of a stage that has done nothing yet."""
+    """Return the record of a stage before its first process."""
     return {
         "name": name,
         "items": 0,

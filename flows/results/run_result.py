@@ -8,7 +8,7 @@ from typing import Any
 from artifacts.captions import Failure
 from artifacts.words import counted
 from flows.results.outputs import OutputCounts
-from flows.results.peoples_texts import people_words
+from flows.results.peoples_texts import people_note
 from flows.results.status import texts_line
 from flows.results.summaries import SUMMARIES
 
@@ -19,11 +19,11 @@ class RunResult:
 
     out: Path
     files: int
-    """Number of files and sources that were asked for."""
+    """Number of requested files and sources."""
     limit: int
-    """Most tokens of a caption."""
+    """Maximum tokens per caption."""
     summaries: int | None = None
-    """Summaries of videos; None where none were asked for."""
+    """Number of summaries of videos; None: not requested."""
     written: OutputCounts = field(default_factory=OutputCounts)
     warnings: list[str] = field(default_factory=list)
 
@@ -42,11 +42,11 @@ class RunResult:
 
     @property
     def exit_code(self) -> int:
-        """Return 0 when all is captioned, 1 when some items failed."""
+        """Return 0 if all is captioned, 1 if some items failed."""
         return 1 if self.failures else 0
 
     def to_json(self) -> dict[str, Any]:
-        """Return the outcome for programs; each failure is told by itself."""
+        """Return the outcome for programs. Each failure is printed as an event of its own."""
         return {
             "out": str(self.out),
             "files": self.files,
@@ -73,54 +73,54 @@ class RunResult:
             line += f" and {self.written.rejected:,} rejected" if self.written.rejected else ""
         for texts in self.written.texts:
             line += f", {texts_line(texts.to_json())}"
-        line += people_words(self.written.people)
+        line += people_note(self.written.people)
         if self.failures:
             line += f", {len(self.failures)} of {counted(self.files, 'file')} failed"
         return line
 
-    def notes(self, most: int | None = None) -> Iterator[str]:
-        """Yield what a person should do, or know, about what is written. The context has room for
-        answers of at `most` so many tokens (None: any number)."""
+    def notes(self, max_tokens: int | None = None) -> Iterator[str]:
+        """Yield notes and advice for the user about the outputs. `max_tokens`: longest answer that
+        fits into the context; None: unlimited."""
         if self.written.cut:
-            longer = 2 * self.limit if most is None else min(2 * self.limit, most)
-            advice = f"--max-new-tokens {longer} makes those anew, and no others"
+            longer = 2 * self.limit if max_tokens is None else min(2 * self.limit, max_tokens)
+            advice = f"--max-new-tokens {longer} regenerates only those"
             if longer <= self.limit:
                 advice = "the model's context has no room for longer ones"
             cut = counted(self.written.cut, "caption")
-            yield f"{cut} ended at {counted(self.limit, 'token')}, in the middle: {advice}"
+            yield f"{cut} reached the limit of {counted(self.limit, 'token')}: {advice}"
         for texts in self.written.texts:
             yield from texts.notes()
         if self.summaries is None and (self.out / SUMMARIES).exists():
-            yield f"of an earlier run: {SUMMARIES} in {self.out}; --summary writes it anew"
+            yield f"from an earlier run: {SUMMARIES} in {self.out}; --summary rewrites it"
         if self.written.earlier:
             yield (
-                f"of an earlier run: {', '.join(self.written.earlier)} in {self.out}; "
-                f"--format {','.join(self.written.earlier)} writes them anew"
+                f"from an earlier run: {', '.join(self.written.earlier)} in {self.out}; "
+                f"--format {','.join(self.written.earlier)} rewrites them"
             )
 
 
 @dataclass(kw_only=True, slots=True)
 class RunEnd:
-    """The end of a run."""
+    """The result of a run without captions."""
 
     out: Path
     files: int
-    """Number of files and sources that were asked for."""
+    """Number of requested files and sources."""
     failures: list[Failure] = field(default_factory=list)
 
     @property
     def exit_code(self) -> int:
-        """Return 0 when all is done, 1 when some items failed."""
+        """Return 0 if all is done, 1 if some items failed."""
         return 1 if self.failures else 0
 
     def outcome(self, made: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the outcome for programs, with the counts in `made`. Each failure has an event of
-        its own."""
+        """Return the outcome for programs, with the counts in `made`. Each failure is printed as an
+        event of its own."""
         ended = {"failed": len(self.failures), "exit_code": self.exit_code}
         return {"out": str(self.out), "files": self.files, **made, **ended}
 
-    def failed(self) -> str:
-        """Return the end of a line that says how many files failed; empty for none."""
+    def failed_suffix(self) -> str:
+        """Return the end of a line with the number of failed files; empty for none."""
         if not self.failures:
             return ""
         return f", {len(self.failures)} of {counted(self.files, 'file')} failed"

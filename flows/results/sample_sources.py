@@ -1,6 +1,4 @@
-"""Lists the samples of captioned media, with the source of each. Runs no model and cuts no
-video.
-"""
+"""Lists the samples of captioned media, with their sources. Runs no model and cuts no video."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -17,7 +15,7 @@ from flows.results.captions import captions_of
 from flows.results.peoples_texts import PeoplesTexts
 
 SAME_SECONDS = 0.001
-"""Seconds from the end of a medium: a chunk that reaches this close to it holds all of it."""
+"""A chunk that ends this close to the end of a medium, in seconds, reaches its end."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -29,23 +27,23 @@ class SampleSource:
     kind: str
     """`image` or `video`."""
     chunk: int
-    """Number of the chunk in its medium."""
+    """Index of the chunk in its medium."""
     whole: bool
-    """Whether the file's own bytes are the sample's media."""
+    """Whether the sample uses the whole file."""
     stamp: Stamp | None
-    """State of the file that was captioned."""
+    """Stamp of the file when it was captioned."""
 
 
 def sample_sources(job: Job, people: PeoplesTexts | None = None) -> Iterator[list[SampleSource]]:
-    """Yield the samples of each file, in source order: those of one prompt after another. What
-    people wrote is in the place of captions."""
+    """Yield the samples of each file, in source order, grouped by prompt. User-written texts
+    replace captions."""
     copies: Counter[tuple[str, str, str]] = Counter()
     people = people or PeoplesTexts(job)
     for group in job.by_file:
         items: list[SampleSource] = []
         for file, medium in group:
-            said = captions_of(job, file, medium)
-            captions = people.put(file, medium, said, first=not items)
+            stored = captions_of(job, file, medium)
+            captions = people.apply(file, medium, stored, first=not items)
             if captions:
                 alike = (file.media_path, medium.digest, medium.prompt)
                 copies[alike] += 1
@@ -78,7 +76,7 @@ def _items_of(
 
 
 def by_chunk(items: Sequence[SampleSource]) -> list[list[SampleSource]]:
-    """Return the samples of a file by chunk, the first prompt's before the others."""
+    """Return the samples of a file grouped by chunk, the first prompt's sample first."""
     found: dict[int, list[SampleSource]] = {}
     for item in items:
         found.setdefault(item.chunk, []).append(item)
@@ -86,7 +84,7 @@ def by_chunk(items: Sequence[SampleSource]) -> list[list[SampleSource]]:
 
 
 def one_a_chunk(items: Sequence[SampleSource]) -> list[SampleSource]:
-    """Return one sample a chunk, that of its first prompt, with what the others gave beside it."""
+    """Return one sample per chunk: that of the first prompt, with the other captions added."""
     return [
         replace(first, sample=replace(first.sample, others=tuple(o.sample.row for o in others)))
         for first, *others in by_chunk(items)

@@ -12,9 +12,9 @@ from flows.job.job_summary import computed_by
 from flows.pipelines import LABELS, STAGES, product_of
 
 RECENT_SECONDS = 60.0
-"""Seconds that count as lately."""
+"""Window, in seconds, of the latest speed."""
 SHORTEST_SECONDS = 1.0
-"""Least seconds of work of which a speed is told."""
+"""Minimum seconds of work from which a speed is computed."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -28,22 +28,22 @@ class StageStatus:
     failed: int
     pending: int
     about: bool
-    """Whether `pending` rests on files' headers: some were not looked into yet."""
+    """Whether `pending` is an estimate from file headers, because some files were not read yet."""
     rate: float | None
-    """Chunks a second of this run; None when it made none."""
+    """Chunks per second in this run; None if there are none."""
     rate_last_minute: float | None
-    """The same of the last minute; None when the stage is not running."""
+    """Chunks per second in the last minute; None if the stage is not running."""
     seconds_left: float | None
-    """Seconds left; None: unknown."""
+    """Estimated seconds left; None: unknown."""
     seconds: float
-    """Seconds that it has worked in this run."""
+    """Seconds that the stage has worked in this run."""
     peak_host_bytes: int
     peak_device_bytes: int
     taken_bytes: int
-    """Most bytes of where it computes, above what was taken before: imports, or other processes of
-    a GPU; 0: unknown."""
+    """Peak bytes on its compute device above the baseline (imports, or other processes of a GPU);
+    0: unknown."""
     planned_bytes: int
-    """Bytes that that was expected to be; 0: unknown."""
+    """Planned value of `taken_bytes`; 0: unknown."""
 
 
 def stages_of(record: Mapping[str, Any], now: float) -> list[StageStatus]:
@@ -97,7 +97,7 @@ def _taken(entry: Mapping[str, Any]) -> int:
 
 
 def _lately(entry: Mapping[str, Any], made: int, now: float) -> float | None:
-    """Return chunks a second since the oldest sample of the last minute; 0 when there is none."""
+    """Return chunks per second since the oldest sample of the last minute; 0 without a sample."""
     samples = [s for s in entry["recent"] if now - s[0] <= RECENT_SECONDS]
     if not samples:
         return 0.0 if now - entry["since"] > RECENT_SECONDS else None
@@ -106,14 +106,14 @@ def _lately(entry: Mapping[str, Any], made: int, now: float) -> float | None:
 
 
 def advice(record: Mapping[str, Any]) -> str:
-    """Say what to do about a run that ended before its work did; empty when there is nothing."""
+    """Return advice for a run that ended before its work was done; empty if there is none."""
     if record["state"] in ("done", "running"):
         return ""
-    again = "run the same command again to go on"
+    retry = "run the same command again to continue"
     flow_run = record.get("prefect")
     if flow_run:
-        again = f"`prefect flow-run retry {flow_run['id']}` goes on, and so does the same command"
-    return f"What is finished stays done: {again}"
+        retry = f"`prefect flow-run retry {flow_run['id']}` or the same command continues"
+    return f"Finished work is kept: {retry}"
 
 
 COLUMNS = (
@@ -123,7 +123,7 @@ COLUMNS = (
 
 
 def cells(stage: StageStatus) -> tuple[str, ...]:
-    """Return one stage for people, a text a column."""
+    """Return one stage as table cells, one text per column."""
     lately = "-" if stage.rate_last_minute is None else f"{stage.rate_last_minute:.2f}/s"
     left = "-"
     if stage.pending:
@@ -148,8 +148,8 @@ def cells(stage: StageStatus) -> tuple[str, ...]:
     )
 
 
-def what(record: Mapping[str, Any]) -> Iterator[str]:
-    """Yield what is run, by whom, and what came of it so far."""
+def description_lines(record: Mapping[str, Any]) -> Iterator[str]:
+    """Yield lines that describe a run: model, device, rungs, flow run and results so far."""
     plan, media = record["plan"], record["media"]
     if plan:
         precision = ", ".join(f"{half} {kind}" for half, kind in plan["precision"].items())
@@ -159,8 +159,8 @@ def what(record: Mapping[str, Any]) -> Iterator[str]:
     yield from map(rung_line, rungs_in_force(record))
     if record["prefect"]:
         yield f"flow run {record['prefect']['name']} ({record['prefect']['id']})"
-    still = f", {media['open']} not looked into yet" if media.get("open") else ""
-    cut = f", {record['cut']} cut for their length" if record["cut"] else ""
+    still = f", {media['open']} not read yet" if media.get("open") else ""
+    cut = f", {record['cut']} cut at the token limit" if record["cut"] else ""
     texts = "".join(f", {texts_line(texts)}" for texts in record["texts"])
     count, kind = written(record)
     captions = f"{count:,} {kind if count != 1 else kind.removesuffix('s')} written{cut}{texts}"
@@ -170,33 +170,32 @@ def what(record: Mapping[str, Any]) -> Iterator[str]:
 
 
 def kind_of(record: Mapping[str, Any]) -> str:
-    """Return what a run makes of files."""
+    """Return the kind of product of a run."""
     return product_of(STAGES[stage["name"]] for stage in record["stages"])
 
 
 def written(record: Mapping[str, Any]) -> tuple[int, str]:
-    """Return how much a run wrote of what it is for, and what that is."""
+    """Return the number of products that a run wrote, and their name."""
     kind = kind_of(record)
-    named = "labelled pictures" if kind == LABELS else kind
+    named = "labelled images" if kind == LABELS else kind
     return record["captions" if kind == "captions" else "rows"], named
 
 
 def texts_line(texts: Mapping[str, Any]) -> str:
-    """Return a line such as `.txt: 35 written, 3 kept as people made them`."""
-    told = {
+    """Return a line such as `.txt: 35 written, 3 edited by users kept`."""
+    labels = {
         "written": "written",
-        "kept": "kept as people made them",
-        "earlier": "of an earlier run",
-        "others": "about nothing in this run",
+        "kept": "edited by users kept",
+        "earlier": "from an earlier run",
+        "others": "not from this run",
     }
-    parts = [f"{texts[name]} {words}" for name, words in told.items() if texts[name]]
+    parts = [f"{texts[name]} {label}" for name, label in labels.items() if texts[name]]
     where = " beside the media" if texts["beside"] else ""
     return f".{texts['format']}{where}: {', '.join(parts) or 'none'}"
 
 
 def rungs_in_force(record: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """Return what each stage is run on that is not what was asked for. The last word on each
-    counts."""
+    """Return the latest rung of each stage that does not run as requested."""
     of_all = [taken for taken in record["rungs"] if taken.get("reason") != "item alone"]
     return list({taken["stage"]: taken for taken in of_all}.values())
 
@@ -209,8 +208,8 @@ def rung_line(taken: Mapping[str, Any]) -> str:
 
 
 def places(record: Mapping[str, Any]) -> dict[str, str]:
-    """Return where the things lie that the run made."""
+    """Return the name and path of each output of a run, and its store."""
     found = {**record["outputs"], "store": record["plan"].get("store", "")}
     for name in record["earlier"]:
-        found[name] = f"{found.get(name, '')} (of an earlier run)"
+        found[name] = f"{found.get(name, '')} (from an earlier run)"
     return {name: path for name, path in found.items() if path}

@@ -1,6 +1,4 @@
-"""Selects the videos of a job to be summarized, from their captions, and writes the stored
-summaries. Runs no model.
-"""
+"""Selects the videos of a job to summarize, and writes the stored summaries. Runs no model."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -17,18 +15,18 @@ from flows.ledger.namespaces import one_shot_namespace
 from flows.media.media_files import MediaFile
 from flows.options.commands import CaptionConfig
 from flows.options.text import EngineOptions, PromptOptions, TextOptions
-from flows.results.captions import in_words, unrejected
+from flows.results.captions import readable_captions, unrejected
 from stages.decode.generation import SamplingParams
 from stages.process.stage import StageSpec
 from stages.summarize.job import SUMMARY
 
 SUMMARIES = "summaries.jsonl"
 """File of the summaries, in the folder of a run."""
-OF_ANY_TEXT = (
+TEXT_SETTINGS = (
     "sampling", "temperature", "top_p", "top_k", "seed", "beams", "repetition_penalty",
     "presence_penalty", "no_repeat_ngram", "avoid", "system",
 )  # fmt: skip
-"""Settings of captions that are as good for other texts: not what captions begin with, or are."""
+"""Sampling settings of captions that also apply to other texts, such as summaries."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,17 +36,17 @@ class SummaryRow:
     media_path: str
     """Path relative to the folder given, or the file's name; POSIX."""
     source: str
-    """The argument that brought the file in."""
+    """The command line argument that selected the file."""
     summary: str
     chapters: tuple[dict[str, Any], ...]
-    """Start and end in seconds, and text, of each chapter; together they are the whole video."""
+    """Start and end in seconds, and text, of each chapter. Chapters cover the whole video."""
     model: str
     precision: str
-    """What the language half computed in."""
+    """Precision of the language half."""
     tokens: int
-    """How many tokens were generated, for chapters and all."""
+    """Number of generated tokens, those of chapters included."""
     levels: tuple[int, ...]
-    """Number of texts on each level: chapters first, at last the one summary."""
+    """Number of texts on each level, from chapters to the one summary."""
     warnings: tuple[str, ...] = ()
 
 
@@ -62,18 +60,18 @@ class SummaryInput:
     texts: list[tuple[float, float, str]]
     """Start, end and caption of each chunk, in order."""
     lost: int
-    """Chunks that have no caption, and never will."""
+    """Number of chunks that failed."""
 
 
-def stories(job: Job) -> Iterator[SummaryInput]:
-    """Yield the videos of a job that can be summarized, in source order. Of several named prompts
-    the captions of the first count."""
+def summary_inputs(job: Job) -> Iterator[SummaryInput]:
+    """Yield the videos of a job that can be summarized, in source order. Of several named prompts,
+    only the first one's captions are used."""
     bare = job
     if isinstance(job.config, CaptionConfig):
         bare = replace(job, config=replace(job.config, trigger="", prefix="", suffix=""))
     for group in job.by_file:
         file, medium = group[0]
-        captions = in_words(bare, file, medium) if medium.kind == "video" else []
+        captions = readable_captions(bare, file, medium) if medium.kind == "video" else []
         tasks = job.ledger.tasks([medium])
         lost = sum(job.ledger.has_failed(task) for task in tasks)
         kept = [*unrejected(captions)]
@@ -82,19 +80,21 @@ def stories(job: Job) -> Iterator[SummaryInput]:
             yield SummaryInput(file=file, digest=medium.digest, texts=texts, lost=lost)
 
 
-def generation_of_texts(job: Job) -> SamplingParams:
-    """Return of the settings of captions those that are as good for other texts."""
-    told = SamplingParams.of(job.config).told
-    return SamplingParams(**{name: value for name, value in told.items() if name in OF_ANY_TEXT})
+def text_sampling_params(job: Job) -> SamplingParams:
+    """Return the caption settings that also apply to other texts."""
+    non_defaults = SamplingParams.of(job.config).told
+    return SamplingParams(
+        **{name: value for name, value in non_defaults.items() if name in TEXT_SETTINGS}
+    )
 
 
-def _how_said(job: Job) -> dict[str, Any]:
-    """Return all that decides the words of a summary but the half and its captions."""
+def _summary_settings(job: Job) -> dict[str, Any]:
+    """Return the settings of the key of a summary, without model and captions."""
     config = job.config
     return {
         "asked": PromptOptions.of(config).summary_prompt or SUMMARY,
         "max_new_tokens": EngineOptions.of(config).max_new_tokens,
-        "generation": generation_of_texts(job).told,
+        "generation": text_sampling_params(job).told,
         "strip_think": TextOptions.of(config).strip_think,
     }
 
@@ -105,48 +105,48 @@ class Summaries:
     def __init__(self, job: Job, stage: StageSpec) -> None:
         self._job = job
         self._stage = stage
-        self._how = _how_said(job)
+        self._settings = _summary_settings(job)
         every = job.model.settings["language"]
         self._records = [(s, self._of(s, stage.writes)) for s in every]
         self._failures = [(s, self._of(s, "failures")) for s in every]
 
     def namespace(self, settings: PartSettings) -> str:
-        """Return the namespace of what is said in these settings."""
+        """Return the namespace of summaries in these settings."""
         return one_shot_namespace(self._stage, self._job.model, settings)
 
-    def key(self, story: SummaryInput, settings: PartSettings) -> str:
-        """Return the key of a video's summary in these settings. The context is not in it: what was
-        made in any is done."""
+    def key(self, video: SummaryInput, settings: PartSettings) -> str:
+        """Return the key of a video's summary in these settings. It does not depend on the context
+        length: a summary made with any context counts."""
         turns = self._job.model.profile.turn_words(
             system=bool(SamplingParams.of(self._job.config).system)
         )
-        return digest_of([self.namespace(settings), self._how, story.texts, *turns])
+        return digest_of([self.namespace(settings), self._settings, video.texts, *turns])
 
-    def of(self, story: SummaryInput) -> tuple[PartSettings, Mapping[str, Any]] | None:
-        """Return what was said of a video, in the best settings; None where nothing was yet."""
+    def of(self, video: SummaryInput) -> tuple[PartSettings, Mapping[str, Any]] | None:
+        """Return the summary of a video in the best settings; None if there is none."""
         for settings, records in self._records:
-            if (key := self.key(story, settings)) in records:
+            if (key := self.key(video, settings)) in records:
                 return settings, records.meta(key)
         return None
 
-    def is_missing(self, story: SummaryInput) -> bool:
-        """Return whether a video has no summary, and may have one."""
-        return self.of(story) is None and self._failure(story) is None
+    def is_missing(self, video: SummaryInput) -> bool:
+        """Return whether a video has no summary and no failure."""
+        return self.of(video) is None and self._failure(video) is None
 
-    def _failure(self, story: SummaryInput) -> Mapping[str, Any] | None:
+    def _failure(self, video: SummaryInput) -> Mapping[str, Any] | None:
         for settings, records in self._failures:
-            if (key := self.key(story, settings)) in records:
+            if (key := self.key(video, settings)) in records:
                 return records.meta(key)
         return None
 
     def failures(self) -> Iterator[Failure]:
-        """Yield the videos on which the model raised, and that have no summary."""
-        for story in stories(self._job):
-            why = self._failure(story)
-            if why is not None and self.of(story) is None:
+        """Yield the failures of videos without a summary."""
+        for video in summary_inputs(self._job):
+            why = self._failure(video)
+            if why is not None and self.of(video) is None:
                 yield Failure(
-                    media_path=story.file.media_path,
-                    source=story.file.source,
+                    media_path=video.file.media_path,
+                    source=video.file.source,
                     stage=self._stage.name,
                     error=why["kind"],
                     message=why["message"],
@@ -154,48 +154,48 @@ class Summaries:
                 )
 
     def forget_failures(self) -> None:
-        """Let the videos that failed before be tried again."""
+        """Drop the stored failures, so that those videos are retried."""
         for settings, records in self._failures:
-            records.drop([self.key(story, settings) for story in stories(self._job)])
+            records.drop([self.key(video, settings) for video in summary_inputs(self._job)])
 
     def refresh(self) -> None:
-        """See what was published since."""
+        """Load records that were published since."""
         refresh_together(*(records for _, records in [*self._records, *self._failures]))
 
     def _of(self, settings: PartSettings, kind: str) -> RecordSet:
         return RecordSet(self._job.store, kind, self.namespace(settings))
 
     def rows(self) -> Iterator[SummaryRow]:
-        """Yield the lines of the videos of which a summary is there."""
-        for story in stories(self._job):
-            if (found := self.of(story)) is not None:
-                settings, said = found
+        """Yield the rows of the stored summaries."""
+        for video in summary_inputs(self._job):
+            if (found := self.of(video)) is not None:
+                settings, meta = found
                 yield SummaryRow(
-                    media_path=story.file.media_path,
-                    source=story.file.source,
-                    summary=said["summary"],
+                    media_path=video.file.media_path,
+                    source=video.file.source,
+                    summary=meta["summary"],
                     chapters=tuple(
                         {"start": start, "end": end, "text": text}
-                        for start, end, text in said["chapters"]
+                        for start, end, text in meta["chapters"]
                     ),
                     model=self._job.model.name,
                     precision=settings.label,
-                    tokens=said["tokens"],
-                    levels=tuple(map(len, said["levels"])),
-                    warnings=tuple(_warnings(story, said)),
+                    tokens=meta["tokens"],
+                    levels=tuple(map(len, meta["levels"])),
+                    warnings=tuple(_warnings(video, meta)),
                 )
 
     def write(self) -> list[SummaryRow]:
-        """Write what is there, and return it. Raises EnvironmentFault."""
+        """Write the stored summaries, and return them. Raises EnvironmentFault."""
         rows = list(self.rows())
         write_jsonl(self._job.out / SUMMARIES, rows)
         return rows
 
 
-def _warnings(story: SummaryInput, said: Mapping[str, Any]) -> Iterator[str]:
-    if story.lost:
-        yield f"not in it, for want of a caption: {counted(story.lost, 'chunk')}"
-    if said["cut"]:
-        yield f"too long to be read whole, and cut: {counted(said['cut'], 'text')}"
-    if said["ended"] == "length":
-        yield "it ended in the middle: --max-new-tokens lets it come to an end"
+def _warnings(video: SummaryInput, meta: Mapping[str, Any]) -> Iterator[str]:
+    if video.lost:
+        yield f"without a caption, and left out: {counted(video.lost, 'chunk')}"
+    if meta["cut"]:
+        yield f"too long for the model, and cut: {counted(meta['cut'], 'text')}"
+    if meta["ended"] == "length":
+        yield "cut at the token limit: raise --max-new-tokens"

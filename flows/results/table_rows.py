@@ -14,16 +14,16 @@ from stages.decode.generation import SamplingParams
 from stages.decode.json_schema import columns_of
 
 OF_PROMPT = ("prompt", "tokens", "ended")
-"""Fields that a chunk has once a prompt, each in a column `NAME_field`; its caption is `NAME`."""
+"""Fields per prompt, each in a column `NAME_field`; the caption's column is `NAME`."""
 OF_CHUNK = attrgetter("media_path", "source", "start", "features")
-"""Fields that the captions of one chunk have in common."""
+"""Fields that the captions of one chunk share."""
 Properties = Mapping[tuple[str, str], str]
-"""Name of a prompt, and property of the schema that its captions follow → column."""
+"""Prompt name and schema property → column."""
 
 
 def kinds_of(job: Job) -> dict[str, str]:
-    """Return column → what it holds: the fields of a caption, or those of each named prompt, and
-    then the properties of the schema."""
+    """Return column → kind: the fields of a caption or of each named prompt, then the properties of
+    the schema."""
     names = _names(job)
     kinds: dict[str, str] = {}
     for column, kind in KINDS.items():
@@ -35,7 +35,7 @@ def kinds_of(job: Job) -> dict[str, str]:
 
 
 def properties_of(job: Job) -> dict[tuple[str, str], str]:
-    """Return the columns of properties, each with a prefix where one of ours has its name."""
+    """Return the columns of schema properties. A name that is taken gets the prefix `field_`."""
     params = SamplingParams.of(job.config)
     names, ours = _names(job), ("caption", *OF_PROMPT)
     taken = {*KINDS, *(_column(name, each) for name in names for each in ours)}
@@ -54,32 +54,34 @@ def properties_of(job: Job) -> dict[tuple[str, str], str]:
 def table_rows(
     captions: Iterable[Caption], kinds: Mapping[str, str], properties: Properties
 ) -> Iterator[Caption | dict[str, Any]]:
-    """Yield a row a chunk, with these columns; where it was not asked something, it has nothing."""
+    """Yield one row per chunk with these columns; columns of unused prompts are None."""
     captions = unrejected(captions)
-    if {*kinds} - {*properties.values()} == {*KINDS}:  # nobody asked by a name
+    if {*kinds} - {*properties.values()} == {*KINDS}:  # no named prompt
         yield from (_row([each], kinds, properties) if properties else each for each in captions)
         return
-    for _, asked in groupby(captions, OF_CHUNK):
-        yield _row([*asked], kinds, properties)
+    for _, captions_of_chunk in groupby(captions, OF_CHUNK):
+        yield _row([*captions_of_chunk], kinds, properties)
 
 
 def _row(
-    asked: Sequence[Caption], kinds: Mapping[str, str], properties: Properties
+    captions_of_chunk: Sequence[Caption], kinds: Mapping[str, str], properties: Properties
 ) -> dict[str, Any]:
     row: dict[str, Any] = dict.fromkeys(kinds)
-    for caption in asked:
+    for caption in captions_of_chunk:
         values = values_of(caption)
         row |= {name: value for name, value in values.items() if name in KINDS and name in kinds}
         row |= {_column(caption.name, name): values[name] for name in ("caption", *OF_PROMPT)}
         for (name, each), column in properties.items():
             if name == caption.name:
                 row[column] = _value((caption.fields or {}).get(each), kinds[column])
-    row["warnings"] = list(dict.fromkeys(text for each in asked for text in each.warnings))
+    row["warnings"] = list(
+        dict.fromkeys(text for each in captions_of_chunk for text in each.warnings)
+    )
     return row
 
 
 def _value(value: Any, kind: str) -> Any:
-    """Return the value of a property as its column holds it."""
+    """Convert the value of a property to the kind of its column."""
     if value is None:
         return None
     if kind == "number":
@@ -94,7 +96,7 @@ def _names(job: Job) -> list[str]:
 
 
 def _column(name: str, field: str) -> str:
-    """Return the column of a field of the prompt of that name."""
+    """Return the column of a field of the named prompt."""
     if not name:
         return field
     return name if field == "caption" else f"{name}_{field}"

@@ -7,23 +7,23 @@ from typing import Any
 from artifacts.remote.keeping import open_local
 
 SIDE = 320
-"""Pixels of the longer side of a small picture."""
+"""Pixels of the longer side of a thumbnail."""
 QUALITY = 70
 FRAMES_TRIED = 600
-"""Frames that are decoded to come to the one that is shown: from the key frame before it on."""
+"""Maximum frames decoded from the preceding key frame to the requested one."""
 NEAR_SECONDS = 0.02
 
 
-def thumbnail(place: str | Path, time: float | None, side: int = SIDE) -> bytes | None:
-    """Return a small JPEG of a picture, or of a video's frame at a time, with a longer side of so
-    many pixels. `place` is a path or an address. It is None where that cannot be read: a page is
-    worth more than one of them."""
+def thumbnail(source: str | Path, time: float | None, side: int = SIDE) -> bytes | None:
+    """Return a JPEG of an image, or of a video's frame at a time in seconds. `side`: pixels of the
+    longer side. `source`: path or address. Return None if the source cannot be read, so that one
+    bad file does not fail a page."""
     from PIL import Image, ImageOps
 
     try:
         with (
-            open_local(place) as path,
-            _picture(path, side) if time is None else _frame(path, time) as image,
+            open_local(source) as path,
+            _open_image(path, side) if time is None else _frame(path, time) as image,
         ):
             small = ImageOps.exif_transpose(image)
             small.thumbnail((side, side))
@@ -34,7 +34,7 @@ def thumbnail(place: str | Path, time: float | None, side: int = SIDE) -> bytes 
         return None
 
 
-def _picture(path: Path, side: int) -> Any:
+def _open_image(path: Path, side: int) -> Any:
     from PIL import Image
 
     from stages.frames.formats import image_formats

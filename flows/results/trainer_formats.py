@@ -1,8 +1,7 @@
-"""Writes the data sets of trainers from captioned media: selects the samples, and locates their
-media. Runs no model.
+"""Writes the data sets of trainers: selects the samples, and locates their media. Runs no model.
 
-A file with a single chunk is used whole; longer videos are used as clips. Where a trainer needs
-media in its own folder, or would confuse two of them, they are linked there under a second name.
+A file with a single chunk is used whole; longer videos are used as clips. If a trainer needs
+media in its own folder, or would confuse two files, the media are linked there.
 """
 
 import contextlib
@@ -27,15 +26,15 @@ from flows.machine.launch import Launcher
 from flows.media.generated_files import GeneratedFiles, digest_at
 from flows.options.text import OutputOptions
 from flows.results.clips import Clips, kept_note, key_of
-from flows.results.cutting import Tell
+from flows.results.cutting import OnProgress
 from flows.results.peoples_texts import PeoplesTexts, is_peoples
 from flows.results.sample_sources import SampleSource, by_chunk, sample_sources
 
 LINKED = re.compile(r"[A-Za-z0-9_-]+-[0-9a-f]{12}-\d{5,}(-\d+)?\.[a-z0-9]{1,8}")
-"""Names that media get in the folder of a data set."""
+"""File names of linked media in the folder of a data set."""
 
 Chunk = Sequence[SampleSource]
-"""The samples of one chunk, one a prompt; their media are the same."""
+"""The samples of one chunk, one per prompt, with the same media."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -43,14 +42,14 @@ class TrainersWritten:
     """The data sets that were written, and notes about them for the user."""
 
     forms: list[str] = field(default_factory=list)
-    """Formats whose files hold what is said now."""
+    """Formats whose files are up to date."""
     notes: list[str] = field(default_factory=list)
     people: dict[str, int] = field(default_factory=dict)
-    """Format → how many of its entries are what people wrote or corrected."""
+    """Format → number of its entries that users wrote or corrected."""
 
 
-def write_trainers(job: Job, launcher: Launcher, tell: Tell) -> TrainersWritten:
-    """Bring to what is captioned now the data sets that are asked for, and ours in `OUT`. Raises
+def write_trainers(job: Job, launcher: Launcher, on_progress: OnProgress) -> TrainersWritten:
+    """Update the requested data sets, and those that an earlier run wrote to `OUT`. Raises
     PenstockError."""
     own = GeneratedFiles(job.store, "trainer ")
     forms = [
@@ -62,9 +61,9 @@ def write_trainers(job: Job, launcher: Launcher, tell: Tell) -> TrainersWritten:
         return TrainersWritten()
     people = PeoplesTexts(job)
     items = [chunk for group in sample_sources(job, people) for chunk in by_chunk(group)]
-    clips = Clips(job, launcher, tell)
+    clips = Clips(job, launcher, on_progress)
     videos = any("video" in TRAINERS[name].folders for name in forms)
-    cut = clips.of([said[0] for said in items if not said[0].whole]) if videos else {}
+    cut = clips.of([chunk[0] for chunk in items if not chunk[0].whole]) if videos else {}
     found = TrainersWritten()
     for name in forms:
         trainer = _TrainerFolder(job, own, name, clips)
@@ -78,7 +77,7 @@ def write_trainers(job: Job, launcher: Launcher, tell: Tell) -> TrainersWritten:
 
 
 def _is_own(job: Job, own: GeneratedFiles, name: str) -> bool:
-    """Return whether a file of this data set that lies in `OUT` is ours."""
+    """Return whether `OUT` has a generated file of this data set."""
     files = TRAINERS[name].names
     return any(own.has(f"{name}/{file}", "", digest_at(job.out / name / file)) for file in files)
 
@@ -95,22 +94,22 @@ class _TrainerFolder:
         self._clips = clips
         self._kept: list[str] = []
         self._left_out: Counter[tuple[str, str]] = Counter()
-        """What is not in it, and why → how many."""
-        self._first = ""
-        """Name of the prompt whose captions are taken, where those of others are not."""
+        """Kind of what is left out, and the reason → count."""
+        self._prompt_used = ""
+        """Name of the prompt whose captions are used, if the format takes only one per chunk."""
         self._copied = 0
         self.people = 0
-        """Entries that are what people wrote or corrected."""
+        """Number of entries that users wrote or corrected."""
         self._spare = 0
-        """Media of an earlier run that may be the last copy."""
+        """Number of media of an earlier run that may be the last copy."""
 
     def write(self, items: Sequence[Chunk], cut: Mapping[str, Path]) -> bool:
-        """Write its files; return whether all of them hold what is said now."""
-        taken = [(c, path) for c in items if (path := self._media(c[0], cut)) is not None]
+        """Write its files. Return whether all of them are up to date."""
+        usable = [(c, path) for c in items if (path := self._media(c[0], cut)) is not None]
         if not self._form.several:
-            named = (chunk[0].sample.row.name for chunk, _ in taken if len(chunk) > 1)
-            self._first = next(named, "")
-        entries = self._entries(taken)
+            named = (chunk[0].sample.row.name for chunk, _ in usable if len(chunk) > 1)
+            self._prompt_used = next(named, "")
+        entries = self._entries(usable)
         self.people = sum(is_peoples(e.rows if self._form.several else [e.row]) for e in entries)
         texts = self._form.write(entries, self._folder)
         for file, text in texts.items():
@@ -125,12 +124,12 @@ class _TrainerFolder:
         return not self._kept
 
     def _media(self, item: SampleSource, cut: Mapping[str, Path]) -> Path | None:
-        """Return the file that holds a chunk alone, if the trainer can be shown it."""
+        """Return the file of one chunk, if the trainer can read it."""
         path = item.file if item.whole else cut.get(item.sample.key)
         if item.kind not in self._form.folders:
             self._left_out[item.kind, f"it reads no {item.kind}s"] += 1
         elif path is None:
-            pass  # told once for all trainers
+            pass  # reported once for all trainers
         elif not self._form.takes(item.kind, suffix := media_suffix(path.name)):
             self._left_out[item.kind, f"it does not read .{suffix}"] += 1
         elif item.whole and _changed(item):
@@ -139,26 +138,26 @@ class _TrainerFolder:
             return path
         return None
 
-    def _entries(self, taken: Sequence[tuple[Chunk, Path]]) -> list[TrainerEntry]:
-        """Return the entries, whose media are where the trainer finds them and no two alike."""
-        apart = [self._form.apart(PurePosixPath(path)) for _, path in taken]
+    def _entries(self, usable: Sequence[tuple[Chunk, Path]]) -> list[TrainerEntry]:
+        """Return the entries; link media that the trainer needs in its folder or would confuse."""
+        apart = [self._form.apart(PurePosixPath(path)) for _, path in usable]
         seen, names = Counter(apart), Counter[str]()
         entries: list[TrainerEntry] = []
-        for (chunk, path), key in zip(taken, apart, strict=True):
-            item, place = chunk[0], str(path)
+        for (chunk, path), key in zip(usable, apart, strict=True):
+            item, media_path = chunk[0], str(path)
             rows = tuple(each.sample.row for each in chunk)
             if self._form.own_media or seen[key] > 1 or is_copy(path):
                 try:
                     inside = self._linked(item, path, names)
                 except MediaError as error:
-                    self._left_out["file", f"not to be had now ({error.kind})"] += 1
+                    self._left_out["file", f"not available now ({error.kind})"] += 1
                     continue
-                place = inside if self._form.own_media else str(self._folder / inside)
-            entries.append(TrainerEntry(kind=item.kind, path=place, rows=rows))
+                media_path = inside if self._form.own_media else str(self._folder / inside)
+            entries.append(TrainerEntry(kind=item.kind, path=media_path, rows=rows))
         return entries
 
     def _linked(self, item: SampleSource, path: Path, names: Counter[str]) -> str:
-        """Give media a second name in the folder, and return it. Raises EnvironmentFault."""
+        """Link media into the folder, and return the relative path. Raises EnvironmentFault."""
         stem = key_of(item)
         names[stem] += 1
         stem += f"-{names[stem]}" if names[stem] > 1 else ""
@@ -169,28 +168,28 @@ class _TrainerFolder:
                 self._kept.append(inside)
                 return inside
             with open_local(path) as here:
-                # A copy may go again, and a symbolic link would lead nowhere then.
+                # A cached copy may be deleted, which would break a symbolic link.
                 self._copied += link(here, target, symbolic=not is_copy(path))
             self._mark()
         return inside
 
     @staticmethod
     def _has_copy(path: Path, target: Path) -> bool:
-        """Return whether a file is there that was a copy's, which may have gone since."""
+        """Return whether the target still holds the bytes of a copy that may be deleted."""
         with contextlib.suppress(OSError):
             return target.stat().st_size == copy_bytes(path)
         return False
 
     def _mark(self) -> None:
-        """Keep a later run that is given the folder above from captioning what is in here."""
+        """Mark the folder, so that a later run on its parent does not caption its media."""
         try:
             (self._folder / OURS).touch()
         except OSError as error:
             raise fault_of(error, self._folder) from error
 
     def _clear(self, files: set[str], media: set[str]) -> None:
-        """Remove what an earlier run wrote and this one does not need. As long as a person's file
-        may speak of it, it stays."""
+        """Remove files of an earlier run that this one does not need. Keep all of them while a
+        user's file may refer to them."""
         if self._kept:
             return
         for file in self._form.names:
@@ -198,40 +197,40 @@ class _TrainerFolder:
             if file not in files and self._own.has(f"{self._name}/{file}", "", digest_at(path)):
                 path.unlink(missing_ok=True)
         for folder in ("", *self._form.folders.values()):
-            place = self._folder / folder
-            names = sorted(os.listdir(place)) if place.is_dir() else []
-            wanted = {Path(path).name for path in media if Path(path).parent.name == folder}
+            media_path = self._folder / folder
+            names = sorted(os.listdir(media_path)) if media_path.is_dir() else []
+            needed = {Path(path).name for path in media if Path(path).parent.name == folder}
             for name in names:
-                if name.startswith(HALF) and name != OURS:  # of a run that was killed
-                    (place / name).unlink()
-                elif folder and name not in wanted and LINKED.fullmatch(name):
-                    if is_spare(place / name):
-                        (place / name).unlink()
+                if name.startswith(HALF) and name != OURS:  # left by a killed run
+                    (media_path / name).unlink()
+                elif folder and name not in needed and LINKED.fullmatch(name):
+                    if is_spare(media_path / name):
+                        (media_path / name).unlink()
                     else:
                         self._spare += 1
 
     def notes(self) -> Iterator[str]:
-        """Yield what a person should know of the data set."""
+        """Yield notes for the user about the data set."""
         for (noun, why), count in self._left_out.items():
             yield f"not in {self._name}: {counted(count, noun)} ({why})"
         if self._kept:
             yield kept_note(self._kept, self._folder)
-        if self._first:
-            yield f"{self._name} takes one caption of each: that of the prompt {self._first}"
+        if self._prompt_used:
+            yield f"{self._name} takes one caption per sample: that of prompt {self._prompt_used}"
         if self._copied:
             yield (
-                f"{counted(self._copied, 'file')} copied into {self._folder}: the disk takes no "
-                "links"
+                f"{counted(self._copied, 'file')} copied into {self._folder}: the disk does not "
+                "support links"
             )
         if self._spare:
             yield (
-                f"about nothing in this run: {counted(self._spare, 'file')} in {self._folder}, "
-                "perhaps the last copy"
+                f"not from this run: {counted(self._spare, 'file')} in {self._folder}, kept as "
+                "possibly the last copy"
             )
 
 
 def _changed(item: SampleSource) -> bool:
-    """Return whether a file is not what was captioned."""
+    """Return whether a file changed since it was captioned."""
     try:
         return stamp_of(item.file) != item.stamp if item.stamp is not None else False
     except OSError:

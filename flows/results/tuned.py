@@ -1,6 +1,4 @@
-"""Reads the results of a training run from an adapter's folder, which a user may have changed.
-Trains nothing.
-"""
+"""Reads and validates the results of a training run from an adapter's folder. Trains nothing."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,8 +17,8 @@ from stages.tune import STAGE
 from stages.tune.job import CHECKPOINT, RECORD, SCORE
 
 RUN = "run"
-"""Folder of an adapter's folder for the record and the logs of the run."""
-AGAIN = "Train it again: penstock tune DATA --model MODEL --out ADAPTER"
+"""Subfolder of an adapter's folder for the record and the logs of the run."""
+TRAIN_AGAIN = "Train it again: penstock tune DATA --model MODEL --out ADAPTER"
 SCORE_SHAPE = {
     "exact": number,
     "words": number,
@@ -40,7 +38,7 @@ SHAPE = {
     "scores": [{"step": count, **SCORE_SHAPE}],
 }
 """Shape of `tune.json`."""
-ASKED = {
+RECIPE_OPTIONS = {
     "data": "the captions",
     "model": "the model",
     "rank": "--lora-rank",
@@ -52,7 +50,7 @@ ASKED = {
     "optimizer": "--optimizer",
     "resume": "--resume",
 }
-"""Entry of a recipe → what a person asked by it."""
+"""Entry of a recipe → the option or input that sets it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -63,7 +61,7 @@ class TuneResult:
 
     exit_code = 0
     made = 1
-    """Number of adapters, or of scores."""
+    """Number of adapters or scores."""
 
     @property
     def failures(self) -> list[Failure]:
@@ -72,7 +70,7 @@ class TuneResult:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Tuned(TuneResult):
-    """The end of a training run, or its progress."""
+    """The result of a training run, or its progress."""
 
     record: Mapping[str, Any]
 
@@ -81,10 +79,10 @@ class Tuned(TuneResult):
 
     def row(self) -> dict[str, Any]:
         """Return the outcome as a row of a table."""
-        told = {name: self.record[name] for name in ("steps", "examples", "held_out")}
+        described = {name: self.record[name] for name in ("steps", "examples", "held_out")}
         last = self.record["scores"][-1] if self.record["scores"] else {}
         shown = {name: last[name] for name in ("exact", "words", "loss") if name in last}
-        return {"adapter": str(self.out), **told, **shown}
+        return {"adapter": str(self.out), **described, **shown}
 
     def line(self) -> str:
         """Return the outcome in one line."""
@@ -95,11 +93,11 @@ class Tuned(TuneResult):
         if len(scores) > 1:
             first, last = scores[0], scores[-1]
             line += (
-                f"; of {counted(self.record['held_out'], 'caption')} held out "
-                f"{first['exact']:.0%} were exact before and {last['exact']:.0%} are now"
+                f"; exact on {counted(self.record['held_out'], 'held-out caption')}: "
+                f"{first['exact']:.0%} before, {last['exact']:.0%} now"
             )
-        end = "the adapter is in" if self.record["finished"] else "it is not finished, in"
-        return f"{line}; {end} {self.out}"
+        state = "adapter" if self.record["finished"] else "unfinished adapter"
+        return f"{line}; {state} in {self.out}"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -107,7 +105,7 @@ class AdapterScore(TuneResult):
     """How close a model comes to the reference captions, with or without an adapter."""
 
     adapter: str
-    """Folder of the adapter; empty: the model alone."""
+    """Folder of the adapter; empty: the model without an adapter."""
     score: Mapping[str, Any]
 
     def to_json(self) -> dict[str, Any]:
@@ -120,20 +118,20 @@ class AdapterScore(TuneResult):
 
     def line(self) -> str:
         """Return the outcome in one line."""
-        who = f"with the adapter in {self.adapter}" if self.adapter else "without an adapter"
+        label = f"with the adapter in {self.adapter}" if self.adapter else "without an adapter"
         return (
-            f"{who}: of {counted(self.score['captions'], 'caption')} {self.score['exact']:.0%} are "
-            f"exact, {self.score['words']:.0%} of words are common, loss {self.score['loss']:.3f}"
+            f"{label}: {counted(self.score['captions'], 'caption')}, {self.score['exact']:.0%} "
+            f"exact, {self.score['words']:.0%} of words in common, loss {self.score['loss']:.3f}"
         )
 
 
 def tuned_in(out: Path) -> Tuned:
     """Return the training of an adapter's folder. Raises EnvironmentFault."""
-    return Tuned(out=out, record=read_json(out / RECORD, SHAPE, AGAIN, _told_since))
+    return Tuned(out=out, record=read_json(out / RECORD, SHAPE, TRAIN_AGAIN, _with_defaults))
 
 
-def _told_since(record: dict[str, Any]) -> dict[str, Any]:
-    """Return a record with what older versions did not write."""
+def _with_defaults(record: dict[str, Any]) -> dict[str, Any]:
+    """Return a record with defaults for fields that older versions did not write."""
     return {"finished": True, "memory_bytes": [], **record}
 
 
@@ -141,13 +139,13 @@ def scored_in(out: Path, adapter: str) -> AdapterScore:
     """Return the last score in an adapter's folder. Raises EnvironmentFault."""
     shape = {"captions": count, **SCORE_SHAPE}
     return AdapterScore(
-        out=out, adapter=adapter, score=read_json(out / RUN / SCORE, shape, AGAIN, dict)
+        out=out, adapter=adapter, score=read_json(out / RUN / SCORE, shape, TRAIN_AGAIN, dict)
     )
 
 
-def begun_way(out: Path) -> bool | None:
-    """Return whether the training in a folder was begun as published, which one that does not say
-    was not; None: none was begun."""
+def trained_as_published(out: Path) -> bool | None:
+    """Return whether the training in a folder uses the published configuration. A record without
+    that field counts as False. None: no training was begun."""
     if (out / RECORD).is_file():
         return bool(tuned_in(out).record["recipe"].get("as_published", False))
     if (out / ADAPTER_WEIGHTS).is_file():
@@ -155,23 +153,23 @@ def begun_way(out: Path) -> bool | None:
     return False if (out / CHECKPOINT).is_file() else None
 
 
-def refuse_other(out: Path, recipe: Mapping[str, Any], *, resume: bool) -> None:
-    """Refuse to train where an adapter lies that was trained otherwise, as far as a recipe tells,
-    unless it is to be gone on with. Raises UsageError."""
+def refuse_other_recipe(out: Path, recipe: Mapping[str, Any], *, resume: bool) -> None:
+    """Refuse to train into a folder whose adapter has another recipe, unless `resume`. Raises
+    UsageError."""
     if resume or not (out / ADAPTER_WEIGHTS).is_file():
         return
     if not (out / RECORD).is_file():
-        why = "was not trained here"
+        why = "has no training record"
     else:
         found = tuned_in(out).record["recipe"]
-        told = {name: words for name, words in ASKED.items() if name in recipe}
-        others = [words for name, words in told.items() if found.get(name) != recipe[name]]
+        described = {name: option for name, option in RECIPE_OPTIONS.items() if name in recipe}
+        others = [option for name, option in described.items() if found.get(name) != recipe[name]]
         if not others:
             return
-        why = f"was trained otherwise ({', '.join(others)})"
+        why = f"was trained with other settings ({', '.join(others)})"
     raise UsageError(
         f"the adapter in {out} {why}",
-        hint="Give another --out, or --resume to begin with it",
+        hint="Give another --out, or --resume to continue from it",
     )
 
 
@@ -182,20 +180,20 @@ class TrainingFound:
     run: Path
     """Folder of the record of its run."""
     tuned: Tuned | None
-    """What it learned; None: it has made no step yet."""
+    """The training record; None: no step is finished yet."""
 
     def line(self) -> str:
-        """Return in a line how it stands."""
-        return self.tuned.line() if self.tuned is not None else "no step is made yet"
+        """Return the state in one line."""
+        return self.tuned.line() if self.tuned is not None else "no step is finished yet"
 
 
 def training_in(out: Path) -> TrainingFound | None:
-    """Return the training that a folder is of; None for any other. Raises EnvironmentFault."""
+    """Return the training in a folder; None for any other folder. Raises EnvironmentFault."""
     run, made = out / RUN, (out / RECORD).is_file()
-    if (out / RUN_RECORD).exists() or not (made or _is_of_training(run)):
+    if (out / RUN_RECORD).exists() or not (made or _has_training_run(run)):
         return None
     return TrainingFound(run=run, tuned=tuned_in(out) if made else None)
 
 
-def _is_of_training(run: Path) -> bool:
+def _has_training_run(run: Path) -> bool:
     return (run / RUN_RECORD).is_file() and (run / "logs" / f"{STAGE.name}.log").exists()

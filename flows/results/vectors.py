@@ -1,8 +1,7 @@
-"""Writes the vectors of a run, one row per image or frame, with the source of each row. Runs no
-model.
+"""Writes the vectors of a run, one row per image or frame. Runs no model.
 
 `embeddings.npy` holds them as one array; `embeddings.parquet` names the source of each row. Both
-are written when a run ends, in whatever way, and contain the rows that exist by then.
+are written when a run ends, even if it fails, and contain the rows that exist by then.
 """
 
 from collections.abc import Iterator
@@ -26,17 +25,17 @@ if TYPE_CHECKING:  # numpy, which captions need not
 
 ARRAY, ROWS = "embeddings.npy", "embeddings.parquet"
 GROUP_ROWS = 10_000
-"""Rows of one row group of the table, which the writer holds in memory at once."""
+"""Rows per row group of the table, which the writer holds in memory at once."""
 Made = tuple[MediaFile, Task]
 
 
 @dataclass(kw_only=True, slots=True)
 class VectorsWritten(RunEnd):
-    """The end of a run that computed vectors."""
+    """The result of a run that computed vectors."""
 
     vectors: int = 0
     width: int = 0
-    """Numbers of each."""
+    """Numbers per vector."""
 
     @property
     def made(self) -> int:
@@ -54,17 +53,17 @@ class VectorsWritten(RunEnd):
     def line(self) -> str:
         """Return the outcome in one line."""
         line = f"{counted(self.vectors, 'vector')} of {counted(self.width, 'number')}"
-        return f"{line} in {self.out / ARRAY}{self.failed()}"
+        return f"{line} in {self.out / ARRAY}{self.failed_suffix()}"
 
 
 def vector_places(job: Job) -> dict[str, str]:
-    """Return where the outputs lie, or are to be written."""
+    """Return the paths of the outputs."""
     names = {"embeddings": ARRAY, "rows": ROWS, "failures": "failures.jsonl", "logs": "logs"}
     return {name: str(job.out / file) for name, file in names.items()}
 
 
 def write_vectors(job: Job) -> VectorsWritten:
-    """Write every vector that is there, in source order. Raises EnvironmentFault."""
+    """Write all stored vectors, in source order. Raises EnvironmentFault."""
     from artifacts.vectors import vectors_in, write_npy
 
     made = list(made_vectors(job))
@@ -85,13 +84,13 @@ def write_vectors(job: Job) -> VectorsWritten:
 
 
 def made_vectors(job: Job) -> Iterator[Made]:
-    """Yield each file with each of its chunks whose vectors are there, in source order."""
+    """Yield each file with each of its chunks that has stored vectors, in source order."""
     for file, medium in zip(job.files, job.contents, strict=True):
         yield from made_of(job, file, medium)
 
 
 def made_of(job: Job, file: MediaFile, medium: Medium) -> Iterator[Made]:
-    """Yield one file with each of its chunks whose vectors are there."""
+    """Yield one file with each of its chunks that has stored vectors."""
     kept = job.ledger["embeddings"]
     for task in job.ledger.tasks([medium]):
         if task["embeddings"] in kept:
@@ -99,8 +98,8 @@ def made_of(job: Job, file: MediaFile, medium: Medium) -> Iterator[Made]:
 
 
 def frames_of(job: Job, task: Task) -> list[tuple[float | None, list[float] | None]]:
-    """Return of each vector of a chunk its second in the video and its box in the picture, None
-    where there is none."""
+    """Return for each vector of a chunk its time in the video, in seconds, and its box in the
+    image; None for not applicable."""
     if task.medium.kind == "image":
         return [(None, box) for box in shown_boxes(task, shown_width(job, task))]
     return [(time, None) for time in task.chunk.times]
@@ -121,16 +120,16 @@ def _rows(job: Job, made: list[Made]) -> Iterator[dict[str, Any]]:
 
 
 def shown_width(job: Job, task: Task) -> int:
-    """Return the pixels of a row of a medium, as it is shown."""
+    """Return the displayed width of a medium in pixels."""
     index = job.ledger.media_index(task.medium)
     assert index is not None
     return index.width
 
 
 def shown_boxes(task: Task, width: int) -> list[list[float] | None]:
-    """Return the box of each vector of a picture, in pixels of the picture as it is shown, which
-    has that width: left, top, right, bottom. None is all of it."""
-    # A picture of very many pixels is looked at at half its sides.
+    """Return the box of each vector of an image as (left, top, right, bottom), in pixels of the
+    displayed image of that width. None: the whole image."""
+    # Very large images are decoded at half their sides.
     scale = width / max(1, task.chunk.width)
     return [
         None if box.level == 0 else [round(side * scale) for side in box[1:]] for box in task.boxes

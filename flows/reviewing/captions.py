@@ -16,11 +16,11 @@ from artifacts.shapes import Nullable, OptionalField, ShapeError, check, read_js
 from artifacts.store_folders import local_folder
 from artifacts.words import counted
 from flows.results.report.media import (
-    AGAIN,
     CAPTION,
     PLACE,
-    beside,
+    RUN_AGAIN,
     failed_media,
+    media_with_lines,
     path_of,
     shown_medium,
 )
@@ -92,12 +92,12 @@ class ReviewedCaptions:
         self._trigger = f"{words['trigger']}, " if words.get("trigger") else ""
         self.prefix, self.suffix = words.get("prefix", ""), words.get("suffix", "")
         self.schema = words.get("schema", "")
-        places = read_jsonl(self.out / "media.jsonl", PLACE, AGAIN)
-        lines = read_jsonl(self.out / "captions.jsonl", LINE, AGAIN)
+        places = read_jsonl(self.out / "media.jsonl", PLACE, RUN_AGAIN)
+        lines = read_jsonl(self.out / "captions.jsonl", LINE, RUN_AGAIN)
         self.places: list[str] = []
         """Path of each medium, or address; empty where it is not known."""
         self.rows: dict[str, dict[str, Any]] = {}
-        self.media = [self._medium(place, rows) for place, rows in beside(places, lines)]
+        self.media = [self._medium(place, rows) for place, rows in media_with_lines(places, lines)]
         self.failures = failed_media(self.out)
 
     def close(self) -> None:

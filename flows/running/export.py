@@ -28,12 +28,12 @@ from flows.pipelines import GRAPHS as GRAPH_EXPORTS
 from flows.planning.costs.export import HESSIAN_BYTES
 from flows.results.export_result import (
     Exported,
-    forget_begun,
+    awaits_acceptance,
+    move_into_place,
     note_parity,
     placed_before,
-    put_into_place,
     refuse_foreign_folder,
-    was_judged,
+    remove_unfinished,
 )
 from flows.running.merging import adapter_of, as_adapted, merge, merged_of, source_of
 from flows.running.pipeline_runner import PipelineRunner
@@ -176,7 +176,7 @@ def export(
         try:
             return _Export(config, request, display, make_launcher, on_begin).run()
         except ModelChanged:
-            forget_begun(request)
+            remove_unfinished(request)
             raise
 
     return replanned_once(attempt, display.say)
@@ -244,7 +244,7 @@ class _Export:
         recipe = self._recipe(job)
         if (done := placed_before(self._request.folder, recipe)) is not None:
             return done
-        return put_into_place(self._request) if was_judged(self._request, recipe) else None
+        return move_into_place(self._request) if awaits_acceptance(self._request, recipe) else None
 
     def _export(self) -> Exported:
         observer = self._observer()
@@ -265,7 +265,7 @@ class _Export:
         frames = sum(len(sample.task.chunk.times) for sample in self._samples)
         note_parity(self._request.work, self._recipe(job), self._figures, frames)
         shutil.rmtree(self._request.runs / EXPECTED, ignore_errors=True)
-        return put_into_place(self._request)
+        return move_into_place(self._request)
 
     def _recipe(self, job: Job) -> dict[str, Any]:
         """Return the key fields of the checkpoint, without the samples."""

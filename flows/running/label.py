@@ -16,8 +16,8 @@ from flows.options.commands import RunOptions
 from flows.options.vectors import TOP, LabelOptions
 from flows.pipelines import LABEL
 from flows.results.foreign_files import refuse_replacing
-from flows.results.labels.judging import Examples, examples_of, judge_of, learned_threshold
-from flows.results.labels.rows import LabelContext, judged
+from flows.results.labels.judging import Examples, label_rules, learned_threshold, read_examples
+from flows.results.labels.rows import LabelContext, label_chunks
 from flows.results.labels.writing import LabelsWritten, label_places, write_labels
 from flows.results.vectors import made_vectors
 from flows.running.run import LauncherMaker, prepared
@@ -48,7 +48,7 @@ def label_request(config: LabelOptions) -> LabelRequest:
     labels = label_set(config.labels, config.templates)
     return LabelRequest(
         labels=labels,
-        examples=examples_of(config.examples, labels.names),
+        examples=read_examples(config.examples, labels.names),
         threshold=config.threshold,
         top=config.top,
     )
@@ -85,7 +85,7 @@ def label(
                 labelling = LabelContext(
                     labels=request.labels,
                     texts=texts,
-                    judge=judge_of(request.labels, texts, request.threshold),
+                    rules=label_rules(request.labels, texts, request.threshold),
                     top=request.top,
                 )
 
@@ -112,7 +112,7 @@ def learn_thresholds(job: Job, labelling: LabelContext, request: LabelRequest) -
     )
     found = [
         (request.examples[each.file.media_path], each.scores[0])
-        for each in judged(job, labelling, shown)
+        for each in label_chunks(job, labelling, shown)
     ]
     if not found:
         return labelling  # no example could be read; each is listed as a failure
@@ -122,8 +122,8 @@ def learn_thresholds(job: Job, labelling: LabelContext, request: LabelRequest) -
         cut = learned_threshold(scores[:, at], np.asarray([name in has for has, _ in found]))
         if cut is not None:
             learned[name] = cut
-    judge = judge_of(request.labels, labelling.texts, request.threshold, learned)
-    return replace(labelling, judge=judge)
+    rules = label_rules(request.labels, labelling.texts, request.threshold, learned)
+    return replace(labelling, rules=rules)
 
 
 def refuse_foreign(examples: Examples, pictures: Collection[str]) -> None:

@@ -32,7 +32,7 @@ from flows.results.dataset import is_stale, write_dataset
 from flows.results.outputs import places, write_outputs
 from flows.results.run_record import RunRecord
 from flows.results.run_result import RunResult
-from flows.results.summaries import Summaries, SummaryInput, generation_of_texts, stories
+from flows.results.summaries import Summaries, SummaryInput, summary_inputs, text_sampling_params
 from flows.results.trainer_formats import write_trainers
 from flows.running.stage_calls import StageCallBuilder, settings_on
 from flows.running.stage_runner import OneShotStage, StageRunner
@@ -85,7 +85,7 @@ class SummariesStep:
     def _some_missing(self) -> Iterator[SummaryInput]:
         """Yield videos without a summary, at most as many as one process is given."""
         captions = 0
-        for story in stories(self._job):
+        for story in summary_inputs(self._job):
             if captions < CAPTIONS_AT_ONCE and self._summaries.is_missing(story):
                 captions += len(story.texts)
                 yield story
@@ -110,7 +110,7 @@ class SummariesStep:
             asked=PromptOptions.of(job.config).summary_prompt or SUMMARY,
             context=rung.context,
             max_new_tokens=EngineOptions.of(job.config).max_new_tokens,
-            generation=generation_of_texts(job),
+            generation=text_sampling_params(job),
             strip_think=TextOptions.of(job.config).strip_think,
         )
         return StageCallBuilder(job).one_shot_call(summarize.STAGE, make, rung)

@@ -21,7 +21,7 @@ from flows.machine.leases import Lease, leased
 from flows.pipelines import STAGES
 from flows.planning.ladder import Ladder
 from flows.planning.start import ladder_of
-from flows.results.outputs import failure_of, names_of, places, there_before
+from flows.results.outputs import existing_outputs, failure_of, media_paths_of, places
 from flows.results.run_record import RunRecord
 from flows.running.pipeline_runner import PipelineRunner
 from flows.running.stage_runner import StageRunner
@@ -106,7 +106,7 @@ class RunObserver:
         elif isinstance(event, MemorySample):
             record.memory(stage, asdict(event))
         elif isinstance(event, Failed):
-            self._names = self._names or names_of(job)
+            self._names = self._names or media_paths_of(job)
             failure = failure_of(job, self._names, stage, event)
             self._display.fail(**failure)
             record.fail(stage, failure)
@@ -151,7 +151,11 @@ class RunObserver:
             for note in filter(None, [*notes(job), job.budget.warning]):
                 self._display.say(note)
             self._job, self._record = job, (record := RunRecord(job.out, job.stages))
-            fields = {"plan": summary(job), "outputs": places(job), "earlier": there_before(job)}
+            fields = {
+                "plan": summary(job),
+                "outputs": places(job),
+                "earlier": existing_outputs(job),
+            }
             record.value.update(fields if outputs is None else {**fields, "outputs": dict(outputs)})
             record.value["media"]["total"] = len(job.by_file) + len(job.failures)
             record.write(force=True)

@@ -8,7 +8,7 @@ from flows.job.prepare import Job
 from flows.ledger.tasks import Task, unique
 from flows.planning.ladder import Ladder
 from flows.planning.rungs import Rung
-from flows.results.outputs import names_of
+from flows.results.outputs import media_paths_of
 from flows.running.stage_calls import settings_on
 from stages.process.events import TooLarge
 from stages.process.outcome import StageOutcome
@@ -108,5 +108,5 @@ class SingleItemFallback:
         return any(self._is_made(stage, task) for task in self._job.ledger.tasks(self._job.media))
 
     def _name(self, task: Task) -> str:
-        name = names_of(self._job)[task.medium.digest]
+        name = media_paths_of(self._job)[task.medium.digest]
         return f"{name} at {task.chunk.start:.1f} s" if task.chunk.start else name

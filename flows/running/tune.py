@@ -36,9 +36,9 @@ from flows.results.tuned import (
     RUN,
     AdapterScore,
     Tuned,
-    begun_way,
-    refuse_other,
+    refuse_other_recipe,
     scored_in,
+    trained_as_published,
     tuned_in,
 )
 from flows.running.run import LauncherMaker, prepared
@@ -132,7 +132,9 @@ def resolve_run(
     longest = max(len(each.caption.encode()) for each in examples)
     tokens = math.ceil(longest / BYTES_A_TOKEN)
     adapter = str(out) if scored else ""
-    return examples, config.captioning(sources, str(out / RUN), tokens, adapter, begun_way(out))
+    return examples, config.captioning(
+        sources, str(out / RUN), tokens, adapter, trained_as_published(out)
+    )
 
 
 def _check(config: TrainingOptions, job: Job, examples: Sequence[Example], out: Path) -> None:
@@ -144,7 +146,7 @@ def _check(config: TrainingOptions, job: Job, examples: Sequence[Example], out: 
             hint="Choose a model that can be split: docs/models.md",
         )
     if not config.validate_only:
-        refuse_other(
+        refuse_other_recipe(
             out, _recipe(config, job, _training_fields(config, examples)), resume=config.resume
         )
         if config.resume:
@@ -194,7 +196,7 @@ def _job(
     data = [[each._asdict() for each in part] for part in (trained, held_out)]
     recipe = {**_recipe(config, job, fields), "data": digest_of(data)}
     if not config.validate_only:
-        refuse_other(out, recipe, resume=config.resume)
+        refuse_other_recipe(out, recipe, resume=config.resume)
     steps: int = fields["steps"]
     make = partial(
         TuneJob,

@@ -10,8 +10,8 @@ from artifacts.labels import Labelled, spans_of
 from flows.job.prepare import Job
 from flows.media.labels import LabelSet, labels_named
 from flows.media.media_files import MediaFile
-from flows.results.labels.judging import judge_of
-from flows.results.labels.rows import LabelContext, judged_vectors
+from flows.results.labels.judging import label_rules
+from flows.results.labels.rows import LabelContext, label_vectors
 from flows.serving.answers import warnings_of
 from flows.serving.embedding import EmbeddedMedium
 from flows.serving.refusals import HttpRefusal, refusal_of
@@ -59,10 +59,10 @@ class Labeller:
         if found is None:
             texts = await self._texts.vectors(labels.texts)
             try:
-                judge = judge_of(labels, texts, threshold)
+                rules = label_rules(labels, texts, threshold)
             except UsageError as error:
                 raise refusal_of(error) from error
-            found = LabelContext(labels=labels, texts=texts, judge=judge, top=top)
+            found = LabelContext(labels=labels, texts=texts, rules=rules, top=top)
             self._known[key] = found
             if len(self._known) > MAX_LABEL_SETS:
                 self._known.popitem(last=False)
@@ -74,7 +74,7 @@ class Labeller:
         file = MediaFile(path=Path("upload"), media_path="", source="", kind=index.kind)
         block = [(file, task) for task in medium.tasks]
         widths = [index.width] * len(block)
-        found = list(judged_vectors(self._model, labelling, block, medium.vectors, widths))
+        found = list(label_vectors(self._model, labelling, block, medium.vectors, widths))
         rows: list[Labelled] = [row for each in found for row in each.rows]
         fields = {
             "kind": index.kind,

@@ -28,14 +28,14 @@ from artifacts.vectors import Vectors
 from flows.media.labels import LabelSet
 
 Scores = NDArray[np.float32]
-"""Shape (pictures, labels)."""
+"""Shape (images, labels)."""
 Passed = NDArray[np.bool_]
-"""The same, of what a picture is given."""
+"""Shape (images, labels): whether an image gets a label."""
 Rule = Literal["given", "examples", "bias", "gap", "group"]
-MOST = 6
-"""Most labels that the largest gap gives a picture."""
-EVEN = 0.5
-"""Probability from which on a label is more likely than not."""
+MAX_GAP_LABELS = 6
+"""Maximum labels that the largest gap gives an image."""
+HALF_PROBABILITY = 0.5
+"""Threshold of models with a bias: a label is more likely than not."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,16 +44,16 @@ class LabelRules:
 
     rules: tuple[Rule, ...]
     thresholds: tuple[float, ...]
-    """Least score of each label that is given; of those that have none, NaN."""
+    """Minimum score of each label; NaN for labels without a threshold."""
     groups: tuple[tuple[int, ...], ...]
-    """Labels of each group, by their places."""
+    """Label indices of each group."""
     order: tuple[tuple[int, int], ...]
-    """Pairs of a label and its parent, children of children first."""
+    """Pairs of a label index and its parent's, deepest first."""
     scale: float
     bias: float
 
     def scores(self, cosines: Scores) -> Scores:
-        """Return the scores of labels; of those in a group, their shares."""
+        """Return the score of each label; for labels in a group, the softmax share."""
         logits = self.scale * cosines + self.bias
         with np.errstate(over="ignore"):
             found = 1 / (1 + np.exp(-logits)) if self.bias else cosines.copy()
@@ -65,7 +65,7 @@ class LabelRules:
         return found.astype(np.float32)
 
     def passed(self, scores: Scores) -> Passed:
-        """Return which labels are given for these scores."""
+        """Return which labels each image gets for these scores."""
         with np.errstate(invalid="ignore"):
             found: Passed = scores >= np.asarray(self.thresholds, np.float32)
         for members in map(list, self.groups):
@@ -80,24 +80,24 @@ class LabelRules:
         return found
 
     def why(self, at: int) -> str:
-        """Say by which rule a label is given, in words for a line of output."""
+        """Return the rule by which a label is assigned, as text for the output."""
         return {
             "given": f"at least {self.thresholds[at]:g}",
             "examples": f"at least {self.thresholds[at]:.4g}, learned from examples",
             "bias": f"more likely than not ({self.thresholds[at]:g})",
-            "gap": "above the largest gap of its picture",
+            "gap": "above the largest gap of its image",
             "group": "the first of its group",
         }[self.rules[at]]
 
 
-def judge_of(
+def label_rules(
     labels: LabelSet,
     texts: TextVectors,
     threshold: float | None,
     learned: Mapping[str, float] | None = None,
 ) -> LabelRules:
-    """Return the rules for these labels; `threshold` is for all that have none, before those that
-    are `learned` for a label. Raises UsageError where no rule can tell."""
+    """Return the rules for these labels. A label's own threshold comes first, then `threshold`,
+    then `learned`. Raises UsageError if a label cannot have a rule."""
     learned = learned or {}
     names = {name: at for at, name in enumerate(labels.names)}
     groups: dict[str, list[int]] = {}
@@ -114,13 +114,13 @@ def judge_of(
             own = learned[label.name]
         else:
             rules.append("given" if own is not None else "bias" if texts.bias else "gap")
-            own = EVEN if own is None and texts.bias else own
+            own = HALF_PROBABILITY if own is None and texts.bias else own
         thresholds.append(np.nan if own is None else own)
     if rules.count("gap") == 1:
         raise UsageError(
-            f"this model gives no score by which {labels.names[rules.index('gap')]!r} alone could "
-            "be told from nothing",
-            hint="Give --threshold (a cosine, such as 0.25), or a label more",
+            f"no rule for the single label {labels.names[rules.index('gap')]!r}: this model's "
+            "scores have no fixed threshold",
+            hint="Give --threshold (a cosine, such as 0.25), or another label",
         )
     parents = [(names[label.name], names.get(label.parent)) for label in labels.labels]
     return LabelRules(
@@ -143,9 +143,9 @@ def _deepest_first(pairs: Sequence[tuple[int, int]]) -> tuple[tuple[int, int], .
 
 
 def above_gap(scores: Scores) -> Passed:
-    """Return which of each picture's scores lie above the largest gap among its first few."""
+    """Return which of each image's scores lie above the largest gap among its highest scores."""
     order = np.argsort(-scores, axis=1, kind="stable")
-    ranked = np.take_along_axis(scores, order, axis=1)[:, : MOST + 1]
+    ranked = np.take_along_axis(scores, order, axis=1)[:, : MAX_GAP_LABELS + 1]
     count = (ranked[:, :-1] - ranked[:, 1:]).argmax(axis=1) + 1
     found = np.zeros(scores.shape, np.bool_)
     given = np.arange(scores.shape[1]) < count[:, None]
@@ -153,48 +153,58 @@ def above_gap(scores: Scores) -> Passed:
     return found
 
 
-def cosines_of(pictures: Vectors, texts: TextVectors) -> Scores:
-    """Return the cosine of each picture with each label."""
-    length = np.linalg.norm(pictures, axis=1, keepdims=True)
-    found: Scores = (pictures / np.maximum(length, np.finfo(np.float32).tiny)) @ texts.vectors.T
+def cosines_of(images: Vectors, texts: TextVectors) -> Scores:
+    """Return the cosine of each image with each label."""
+    length = np.linalg.norm(images, axis=1, keepdims=True)
+    found: Scores = (images / np.maximum(length, np.finfo(np.float32).tiny)) @ texts.vectors.T
     return found
 
 
-MOST_BYTES = 1 << 26
+MAX_EXAMPLES_BYTES = 1 << 26
 STEPS, RIDGE = 100, 1e-9
-HOW = "Give a CSV file with the columns media_path and label, a row for each label of a picture"
+EXAMPLES_HINT = (
+    "Give a CSV file with the columns media_path and label, one row per label of an image"
+)
 Examples = Mapping[str, frozenset[str]]
-"""Path of a picture, as `labels.jsonl` has it → the labels that it has."""
+"""Path of an image, as `labels.jsonl` has it → its labels."""
 
 
-def examples_of(told: str, labels: Sequence[str]) -> Examples:
-    """Return which labels some pictures have, by the file that `--examples` names; empty: none. A
-    picture without any has a row with an empty label. Raises UsageError."""
-    if not told:
+def read_examples(path_text: str, labels: Sequence[str]) -> Examples:
+    """Read the `--examples` file: the labels of some images. Empty path: none. An image without
+    labels has a row with an empty label. Raises UsageError."""
+    if not path_text:
         return {}
-    path = Path(told).expanduser()
+    path = Path(path_text).expanduser()
     try:
-        text = read_text(path, MOST_BYTES)
+        text = read_text(path, MAX_EXAMPLES_BYTES)
     except OSError as error:
         reason = error.strerror or str(error)
-        raise UsageError(f"--examples {path} cannot be read: {reason}", hint=HOW) from error
+        raise UsageError(
+            f"--examples {path} cannot be read: {reason}", hint=EXAMPLES_HINT
+        ) from error
     rows = csv.DictReader(io.StringIO(text))
     if not {"media_path", "label"} <= set(rows.fieldnames or ()):
-        raise UsageError(f"--examples {path} has no columns media_path and label", hint=HOW)
+        raise UsageError(
+            f"--examples {path} has no columns media_path and label", hint=EXAMPLES_HINT
+        )
     found: dict[str, set[str]] = {}
     for row in rows:
         name = (row["label"] or "").strip()
         if name and name not in labels:
             raise UsageError(
-                f"--examples {path} has the label {name!r}, which is not among --labels", hint=HOW
+                f"--examples {path} has the label {name!r}, which is not among --labels",
+                hint=EXAMPLES_HINT,
             )
         found.setdefault(row["media_path"], set()).update({name} - {""})
-    return {picture: frozenset(names) for picture, names in found.items()}
+    return {image: frozenset(names) for image, names in found.items()}
 
 
 def learned_threshold(scores: NDArray[np.float64], has: NDArray[np.bool_]) -> float | None:
-    """Return the score above which a label is more likely than not. It is None where the examples
-    cannot tell: there are none with it, or without, or they score no higher with it."""
+    """Return the score above which a label is more likely than not (Platt scaling).
+
+    Return None if the examples do not suffice: none has the label, all have it, or those with it
+    score no higher.
+    """
     with_it, without = int(has.sum()), int((~has).sum())
     if not with_it or not without or scores[has].mean() <= scores[~has].mean():
         return None

@@ -19,10 +19,10 @@ from flows.media.media_files import MediaFile
 from flows.results.labels.judging import LabelRules, Passed, Scores, cosines_of
 from flows.results.vectors import Made, made_of, made_vectors, shown_boxes, shown_width
 
-FEWEST = 4
-"""Labels below which it is not known what a level usually scores: the highest score counts."""
-LEAST_SPREAD = 1e-6
-"""Deviation of cosines below which all labels are alike."""
+MIN_LABELS = 4
+"""With fewer labels, levels are compared by their highest score, not by deviation."""
+MIN_SPREAD = 1e-6
+"""Lower bound of the standard deviation of cosines."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -30,20 +30,21 @@ class Pooled:
     """The cosines of images or frames."""
 
     best: Scores
-    """Of the part that speaks most for each label."""
+    """Highest cosine of any part, for each label."""
     whole: Scores
-    """Of the whole picture."""
+    """Cosines of the whole image."""
     at: NDArray[np.intp]
-    """Shape (pictures, labels): which part that is; 0 is all of it."""
+    """Shape (images, labels): index of the part in `best`; 0 is the whole image."""
 
 
 def whole_of(cosines: Scores) -> Pooled:
-    """Return the cosines of pictures or frames that are not cut into tiles."""
+    """Return the cosines of images or frames without tiles."""
     return Pooled(best=cosines, whole=cosines, at=np.zeros(cosines.shape, np.intp))
 
 
 def pooled(cosines: Scores, levels: Sequence[int]) -> Pooled:
-    """Return the cosines of one picture; its parts are of these levels, the first is all of it."""
+    """Return the cosines of one image from those of its parts. `levels`: tile level of each part;
+    the first part is the whole image."""
     places = [np.flatnonzero(np.asarray(levels) == level) for level in sorted(set(levels))]
     members = max(places, key=lambda some: _standing_out(cosines[some]))
     at = members[cosines[members].argmax(axis=0)]
@@ -52,17 +53,17 @@ def pooled(cosines: Scores, levels: Sequence[int]) -> Pooled:
 
 
 def _standing_out(cosines: Scores) -> float:
-    """Return how far the best label of one level stands out, in deviations of the labels."""
+    """Return the distance of the best label of a level from the median, in deviations."""
     best = cosines.max(axis=0)
-    if len(best) < FEWEST:
+    if len(best) < MIN_LABELS:
         return float(best.max())
-    return float((best.max() - np.median(best)) / max(float(best.std()), LEAST_SPREAD))
+    return float((best.max() - np.median(best)) / max(float(best.std()), MIN_SPREAD))
 
 
-TASKS_A_BLOCK = 256
-"""Chunks whose scores are in memory at once."""
+TASKS_PER_BLOCK = 256
+"""Number of chunks whose scores are in memory at once."""
 DIGITS = 6
-"""Digits of a score that are written: vectors in 16 bit have no more than three."""
+"""Decimal digits written per score; 16-bit vectors have only three."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,16 +72,16 @@ class LabelContext:
 
     labels: LabelSet
     texts: TextVectors
-    judge: LabelRules
+    rules: LabelRules
     top: int
-    """Labels of a picture that are told, whether it is given them or not."""
+    """Number of labels written per image, even if it does not get them."""
 
     @cached_property
-    def told(self) -> list[tuple[str, float | None, str]]:
-        """Return of each label its name, threshold and rule, for the lines."""
-        pairs = enumerate(zip(self.labels.names, self.judge.thresholds, strict=True))
+    def described(self) -> list[tuple[str, float | None, str]]:
+        """Return the name, threshold and rule of each label, for the output rows."""
+        pairs = enumerate(zip(self.labels.names, self.rules.thresholds, strict=True))
         return [
-            (name, None if math.isnan(threshold) else threshold, self.judge.why(at))
+            (name, None if math.isnan(threshold) else threshold, self.rules.why(at))
             for at, (name, threshold) in pairs
         ]
 
@@ -100,77 +101,77 @@ class LabelledChunk:
     passed: Passed
 
 
-def judged_medium(
-    job: Job, labelling: LabelContext, file: MediaFile, medium: Medium
+def label_medium(
+    job: Job, context: LabelContext, file: MediaFile, medium: Medium
 ) -> list[LabelledChunk]:
-    """Return the labels of the chunks of one file that are there."""
-    return list(judged(job, labelling, made_of(job, file, medium)))
+    """Return the labels of the chunks of one file that have stored vectors."""
+    return list(label_chunks(job, context, made_of(job, file, medium)))
 
 
-def judged(
-    job: Job, labelling: LabelContext, made: Iterable[Made] | None = None
+def label_chunks(
+    job: Job, context: LabelContext, made: Iterable[Made] | None = None
 ) -> Iterator[LabelledChunk]:
-    """Yield the labels of these chunks (None: of every one whose vectors are there), in order."""
+    """Yield the labels of these chunks, in order. None: all chunks with stored vectors."""
     kept, left = job.ledger["embeddings"], iter(made_vectors(job) if made is None else made)
-    while block := list(islice(left, TASKS_A_BLOCK)):
+    while block := list(islice(left, TASKS_PER_BLOCK)):
         records = kept.read_several([task["embeddings"] for _, task in block])
         found = [vectors_in(record) for record in records]
         widths = [shown_width(job, task) if task.is_cut else 0 for _, task in block]
-        yield from judged_vectors(job.model.name, labelling, block, found, widths)
+        yield from label_vectors(job.model.name, context, block, found, widths)
 
 
-def judged_vectors(
+def label_vectors(
     model: str,
-    labelling: LabelContext,
+    context: LabelContext,
     block: Sequence[Made],
     found: Sequence[Vectors],
     widths: Sequence[int],
 ) -> Iterator[LabelledChunk]:
-    """Yield the labels of chunks, of each of which these vectors were found by that model, and
-    whose pictures are shown so wide."""
-    cosines = cosines_of(np.concatenate(found), labelling.texts)
+    """Yield the labels of chunks. `found`: vectors of each chunk by this model. `widths`: displayed
+    width of each image in pixels."""
+    cosines = cosines_of(np.concatenate(found), context.texts)
     ends = np.cumsum([len(each) for each in found])[:-1]
     parts = [
         pooled(some, task.levels) if task.is_cut else whole_of(some)
         for (_, task), some in zip(block, np.split(cosines, ends), strict=True)
     ]
-    scores = labelling.judge.scores(np.concatenate([part.best for part in parts]))
-    passed = labelling.judge.passed(scores)
+    scores = context.rules.scores(np.concatenate([part.best for part in parts]))
+    passed = context.rules.passed(scores)
     ends = np.cumsum([len(part.best) for part in parts])[:-1]
     split = zip(np.split(scores, ends), np.split(passed, ends), strict=True)
     for (file, task), width, part, (some, given) in zip(block, widths, parts, split, strict=True):
-        lines = _Making(model, labelling, file, task, width, part)
+        lines = _RowBuilder(model, context, file, task, width, part)
         rows = [lines.row(at, some[at], given[at]) for at in range(len(some))]
         yield LabelledChunk(file=file, task=task, rows=rows, scores=some, passed=given)
 
 
-class _Making:
-    """Builds the lines of one chunk."""
+class _RowBuilder:
+    """Builds the output rows of one chunk."""
 
     def __init__(
         self,
         model: str,
-        labelling: LabelContext,
+        context: LabelContext,
         file: MediaFile,
         task: Task,
         width: int,
         part: Pooled,
     ) -> None:
         self._model = model
-        self._labelling = labelling
+        self._context = context
         self._file = file
         self._task = task
         self._at = part.at.tolist()
         cut = task.is_cut
-        self._whole = labelling.judge.scores(part.whole).tolist() if cut else None
+        self._whole = context.rules.scores(part.whole).tolist() if cut else None
         self._boxes = shown_boxes(task, width) if cut else []
-        self._precision = {**task.namespaces.precision, "language": labelling.texts.precision}
+        self._precision = {**task.namespaces.precision, "language": context.texts.precision}
 
     def row(self, at: int, scores: Scores, passed: Passed) -> Labelled:
-        """Return the line of one picture or frame."""
-        task, labelling = self._task, self._labelling
+        """Return the row of one image or frame."""
+        task, context = self._task, self._context
         ranked = np.argsort(-scores, kind="stable").tolist()
-        told = {*ranked[: labelling.top], *np.flatnonzero(passed).tolist()}
+        described = {*ranked[: context.top], *np.flatnonzero(passed).tolist()}
         values, given = scores.tolist(), passed.tolist()
         return Labelled(
             media_path=self._file.media_path,
@@ -179,18 +180,18 @@ class _Making:
             labels=tuple(
                 self._scored(at, place, values[place], given[place])
                 for place in ranked
-                if place in told
+                if place in described
             ),
-            top=labelling.told[ranked[0]][0],
+            top=context.described[ranked[0]][0],
             model=self._model,
             precision=self._precision,
             features=task["embeddings"],
-            labels_digest=labelling.labels_digest,
+            labels_digest=context.labels_digest,
             tiles=task.namespaces.tiles,
         )
 
     def _scored(self, at: int, place: int, score: float, passed: bool) -> Scored:
-        name, threshold, why = self._labelling.told[place]
+        name, threshold, why = self._context.described[place]
         rounded = round(score, DIGITS)
         return Scored(
             label=name,

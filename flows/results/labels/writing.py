@@ -1,6 +1,4 @@
-"""Writes the labels of a run: one line per image or frame, tables, text files next to media, and
-the images of each label. Runs no model.
-"""
+"""Writes the labels of a run: JSON lines, tables, text files and a report. Runs no model."""
 
 import json
 from collections import Counter
@@ -23,14 +21,14 @@ from flows.media.generated_files import OF_LABELS, GeneratedFiles
 from flows.media.media_files import MediaFile
 from flows.options.formats import COCO, COCO_FILE
 from flows.options.text import OutputOptions
-from flows.results.labels.rows import LabelContext, LabelledChunk, judged, judged_medium
+from flows.results.labels.rows import LabelContext, LabelledChunk, label_chunks, label_medium
 from flows.results.outputs import failures_of, media_lines
 from flows.results.run_result import RunEnd
 from flows.results.status import texts_line
 from flows.results.text_files import TextFileCounts, write_texts
 
 FINE = 4096
-"""Ranges from -1 to 1 in which scores are counted; 16-bit vectors resolve no finer ones."""
+"""Score ranges from -1 to 1 in the fine histogram; 16-bit vectors resolve no more."""
 BINS = 50
 """Maximum number of bins in the histogram of a label's scores."""
 
@@ -38,18 +36,18 @@ BINS = 50
 class LabelCounts:
     """The label counts of one run."""
 
-    def __init__(self, labelling: LabelContext) -> None:
-        self._labelling = labelling
-        size = len(labelling.labels.labels)
+    def __init__(self, context: LabelContext) -> None:
+        self._context = context
+        size = len(context.labels.labels)
         self.pictures = self.labelled = 0
         self.lines: Counter[MediaFile] = Counter()
-        """Lines of each file."""
+        """Number of rows of each file."""
         self._passed = np.zeros(size, np.int64)
         self._fine = np.zeros((size, FINE), np.uint32)
         self._sums = np.zeros((2, size), np.float64)
 
-    def through(self, found: Iterator[LabelledChunk]) -> Iterator[Labelled]:
-        """Yield the rows, and count them."""
+    def counting(self, found: Iterator[LabelledChunk]) -> Iterator[Labelled]:
+        """Yield the rows while counting them."""
         every = np.arange(len(self._passed))
         for each in found:
             scores = each.scores.astype(np.float64)
@@ -67,8 +65,8 @@ class LabelCounts:
         return int(self._passed.sum())
 
     def report(self) -> dict[str, Any]:
-        """Return for each label how many there were, their scores, and the rule. `low` and `high`
-        are where the ranges of all labels' `bins` begin and end."""
+        """Return the count, scores and rule of each label. `low` and `high` are the limits of the
+        histograms in `bins`."""
         seen = np.flatnonzero(self._fine.any(axis=0))
         first, last = (int(seen[0]), int(seen[-1]) + 1) if len(seen) else (0, BINS)
         width = -(-(last - first) // BINS)
@@ -77,19 +75,19 @@ class LabelCounts:
         return {
             "pictures": self.pictures,
             "labelled": self.labelled,
-            "labels_digest": self._labelling.labels.digest,
-            "scale": self._labelling.texts.scale,
-            "bias": self._labelling.texts.bias,
+            "labels_digest": self._context.labels.digest,
+            "scale": self._context.texts.scale,
+            "bias": self._context.texts.bias,
             "low": score_of(first),
             "high": score_of(int(starts[-1]) + width),
             "labels": [
-                self._of(at, name, bins[at]) for at, name in enumerate(self._labelling.labels.names)
+                self._of(at, name, bins[at]) for at, name in enumerate(self._context.labels.names)
             ],
         }
 
     def _of(self, at: int, name: str, bins: Any) -> dict[str, Any]:
-        judge = self._labelling.judge
-        threshold = judge.thresholds[at]
+        rules = self._context.rules
+        threshold = rules.thresholds[at]
         middle = deviation = None
         if self.pictures:
             half = int(np.searchsorted(self._fine[at].cumsum(), self.pictures / 2))
@@ -102,13 +100,13 @@ class LabelCounts:
             "median": middle,
             "deviation": deviation,
             "threshold": None if np.isnan(threshold) else threshold,
-            "from": judge.rules[at],
+            "from": rules.rules[at],
             "bins": bins.tolist(),
         }
 
 
 def score_of(place: float) -> float:
-    """Return the score at a place among the narrow ranges."""
+    """Return the score at an index of the fine histogram."""
     return round(place / (FINE / 2) - 1, 6)
 
 
@@ -119,26 +117,27 @@ TABLES = ("csv", "parquet", COCO)
 
 @dataclass(kw_only=True, slots=True)
 class LabelsWritten(RunEnd):
-    """The end of a labelling run."""
+    """The result of a labelling run."""
 
     pictures: int = 0
-    """Pictures, and frames of videos, that were looked at."""
+    """Number of evaluated images and video frames."""
     labelled: int = 0
-    """Those among them that were given any label."""
+    """Number of images and frames with at least one label."""
     given: int = 0
+    """Number of assigned labels."""
     labels: int = 0
-    """Number of labels that there are."""
+    """Number of labels to choose from."""
     cut: tuple[str, ...] = ()
-    """Texts of labels that are longer than the model reads."""
+    """Label texts that are longer than the model reads."""
     others: list[str] = field(default_factory=list)
-    """Names of the files of `OUT` that were written besides the lines, tables among them."""
+    """Names of the other files written to `OUT`, such as tables."""
     texts: list[TextFileCounts] = field(default_factory=list)
     counts: list[dict[str, Any]] = field(default_factory=list)
-    """For each label what it was given to, and how its scores lie, as the report has it."""
+    """Counts and score histogram of each label, as in the report."""
 
     @property
     def made(self) -> int:
-        """Return the number of pictures that were looked at."""
+        """Return the number of evaluated images and frames."""
         return self.pictures
 
     def to_json(self) -> dict[str, Any]:
@@ -149,29 +148,29 @@ class LabelsWritten(RunEnd):
 
     def row(self) -> dict[str, Any]:
         """Return what was made, as a row of a table."""
-        told = {"files": self.files, "pictures": self.pictures, "labelled": self.labelled}
-        return {**told, "given": self.given, "folder": str(self.out)}
+        counts = {"files": self.files, "pictures": self.pictures, "labelled": self.labelled}
+        return {**counts, "given": self.given, "folder": str(self.out)}
 
     def line(self) -> str:
         """Return the outcome in one line."""
-        line = f"{counted(self.labelled, 'picture')} of {self.pictures:,} given "
+        line = f"{counted(self.labelled, 'image')} of {self.pictures:,} given "
         line = f"{line}{counted(self.given, 'label')} in {self.out / LINES}"
         line += f" beside {', '.join(self.others)}" if self.others else ""
         for texts in self.texts:
             line += f", {texts_line(texts.to_json())}"
-        return f"{line}{self.failed()}"
+        return f"{line}{self.failed_suffix()}"
 
     def notes(self) -> Iterator[str]:
-        """Yield what a person should know about what is written."""
+        """Yield notes for the user about the outputs."""
         if self.cut:
             more = f" and {len(self.cut) - 1} more" if len(self.cut) > 1 else ""
-            yield f"longer than the model reads, and cut: {self.cut[0]!r}{more}"
+            yield f"label texts longer than the model reads, cut: {self.cut[0]!r}{more}"
         for texts in self.texts:
             yield from texts.notes()
 
 
 def label_places(job: Job) -> dict[str, str]:
-    """Return where the outputs lie, or are to be written."""
+    """Return the paths of the outputs."""
     outputs_options = OutputOptions.of(job.config)
     names = {"labels": LINES, "report": REPORT, "failures": "failures.jsonl", "logs": "logs"}
     names |= {
@@ -181,60 +180,60 @@ def label_places(job: Job) -> dict[str, str]:
     return {name: str(job.out / file) for name, file in names.items()}
 
 
-def write_labels(job: Job, labelling: LabelContext) -> LabelsWritten:
-    """Write the labels of all whose vectors are there. Raises EnvironmentFault."""
+def write_labels(job: Job, context: LabelContext) -> LabelsWritten:
+    """Write the labels of all chunks with stored vectors. Raises EnvironmentFault."""
     found = LabelsWritten(
         out=job.out,
         files=len(job.files) + len(job.failures),
-        labels=len(labelling.labels.labels),
-        cut=labelling.texts.cut,
+        labels=len(context.labels.labels),
+        cut=context.texts.cut,
         failures=failures_of(job),
     )
-    counts = LabelCounts(labelling)
-    write_jsonl(job.out / LINES, counts.through(judged(job, labelling)))
+    counts = LabelCounts(context)
+    write_jsonl(job.out / LINES, counts.counting(label_chunks(job, context)))
     found.pictures, found.labelled, found.given = counts.pictures, counts.labelled, counts.given
     write_jsonl(job.out / "failures.jsonl", found.failures)
     write_text(job.out / MEDIA, media_lines(job.files, [counts.lines[f] for f in job.files]))
     report = counts.report()
     write_json(job.out / REPORT, report)
     found.counts = report["labels"]
-    found.others = [REPORT, MEDIA, *_write_tables(job, labelling)]
+    found.others = [REPORT, MEDIA, *_write_tables(job, context)]
     if any(medium.kind == "video" for medium in job.contents):
-        write_text(job.out / SPANS, _span_lines(job, labelling))
+        write_text(job.out / SPANS, _span_lines(job, context))
         found.others.append(SPANS)
     if set(OutputOptions.of(job.config).format) & set(WRITERS):
-        said = partial(_captions, labelling)
-        found.texts = write_texts(job, GeneratedFiles(job.store, OF_LABELS), said)
+        captions_of = partial(_captions, context)
+        found.texts = write_texts(job, GeneratedFiles(job.store, OF_LABELS), captions_of)
     return found
 
 
-def _write_tables(job: Job, labelling: LabelContext) -> list[str]:
-    """Write the tables that were asked for, and return their names."""
+def _write_tables(job: Job, context: LabelContext) -> list[str]:
+    """Write the requested tables, and return their names."""
     names = []
     for form in (form for form in TABLES if form in OutputOptions.of(job.config).format):
         names.append(COCO_FILE if form == COCO else f"labels.{form}")
         path = job.out / names[-1]
-        rows = (row for each in judged(job, labelling) for row in each.rows)
+        rows = (row for each in label_chunks(job, context) for row in each.rows)
         if form == "csv":
             write_csv(path, rows, Labelled.__slots__)
         elif form == "parquet":
             write_parquet(path, rows, schema())
         else:
-            write_coco(path, labelling.labels.names, _sized(job, labelling))
+            write_coco(path, context.labels.names, _sized(job, context))
     return names
 
 
-def _sized(job: Job, labelling: LabelContext) -> Iterator[Sized]:
-    """Yield the labels of pictures, with the size of each as it is shown."""
-    for each in judged(job, labelling):
+def _sized(job: Job, context: LabelContext) -> Iterator[Sized]:
+    """Yield the labels of images, with the displayed size of each."""
+    for each in label_chunks(job, context):
         index = job.ledger.media_index(each.task.medium)
         if each.task.medium.kind == "image" and index is not None:
             yield each.rows[0], index.height, index.width
 
 
-def _spans(job: Job, labelling: LabelContext, file: MediaFile, medium: Medium) -> Iterator[Span]:
-    """Yield the stretches of one video, or a picture as one of no length."""
-    found = judged_medium(job, labelling, file, medium)
+def _spans(job: Job, context: LabelContext, file: MediaFile, medium: Medium) -> Iterator[Span]:
+    """Yield the spans of one video; an image is one span of no length."""
+    found = label_medium(job, context, file, medium)
     rows = [row for each in found for row in each.rows]
     if medium.kind == "image":
         yield from (Span(start=0.0, end=0.0, labels=tuple(row.given)) for row in rows)
@@ -242,21 +241,21 @@ def _spans(job: Job, labelling: LabelContext, file: MediaFile, medium: Medium) -
         yield from spans_of(rows, max((each.task.chunk.end for each in found), default=0.0))
 
 
-def _span_lines(job: Job, labelling: LabelContext) -> Iterator[str]:
+def _span_lines(job: Job, context: LabelContext) -> Iterator[str]:
     for file, medium in zip(job.files, job.contents, strict=True):
         if medium.kind == "video":
             about = {"media_path": file.media_path, "source": file.source}
-            for span in _spans(job, labelling, file, medium):
+            for span in _spans(job, context, file, medium):
                 yield json.dumps({**about, **asdict(span)}, ensure_ascii=False) + "\n"
 
 
-def _captions(labelling: LabelContext, job: Job, file: MediaFile, medium: Medium) -> list[Caption]:
-    """Return what a text says of one file: its labels, or of a video those of each stretch."""
-    spans = _spans(job, labelling, file, medium)
-    return [_said(file, span.start, span.end, list(span.labels)) for span in spans]
+def _captions(context: LabelContext, job: Job, file: MediaFile, medium: Medium) -> list[Caption]:
+    """Return the text file content of one file: its labels, or those of each span of a video."""
+    spans = _spans(job, context, file, medium)
+    return [_caption(file, span.start, span.end, list(span.labels)) for span in spans]
 
 
-def _said(file: MediaFile, start: float, end: float, labels: list[str]) -> Caption:
+def _caption(file: MediaFile, start: float, end: float, labels: list[str]) -> Caption:
     return Caption(
         media_path=file.media_path,
         source=file.source,

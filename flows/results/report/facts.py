@@ -31,15 +31,15 @@ Rows = Iterator[tuple[str, str]]
 
 
 def facts(out: Path, folder: Path) -> dict[str, Any]:
-    """Return what a page in `folder` shows of the last run into `out`, of a training, or of an
-    export: of the run of its original. Raises UsageError when there was none, EnvironmentFault."""
+    """Return the data of a page in `folder` about the last run into `out`, a training, or an
+    export's run of the original. Raises UsageError if there was none, EnvironmentFault."""
     export, training = export_in(out), training_in(out)
     run = training.run if training else _run_of(export, out)
     record = load_record(run)
     is_labels = kind_of(record) == LABELS
     media = labelled_media(run, folder) if is_labels else captioned_media(run, folder)
     prompts = list(dict.fromkeys(medium["prompt"] for medium in media if medium["prompt"]))
-    if len(prompts) == 1:  # told once, above
+    if len(prompts) == 1:  # shown once, above
         for medium in media:
             medium["prompt"] = ""
     timeline = timeline_of(record)
@@ -71,15 +71,13 @@ def facts(out: Path, folder: Path) -> dict[str, Any]:
 
 
 def _run_of(export: ExportFound | None, out: Path) -> Path:
-    """Return the folder of the run that a page is about. Raises UsageError for an export without
-    one."""
+    """Return the folder of the run to report. Raises UsageError for an export without one."""
     if export is None:
         return out
     if not export.runs:
         raise UsageError(
-            f"{out} has no record of the runs that the checkpoint was judged by",
-            hint=f"Name the folder that it was exported to; `penstock status {out}` says how near "
-            "it is to its original",
+            f"{out} has no record of the runs that compared the checkpoint with its original",
+            hint=f"Name the folder of the export, or see its parity: `penstock status {out}`",
         )
     return export.runs[0]
 
@@ -97,17 +95,17 @@ def _totals(record: Mapping[str, Any], seconds: float) -> Rows:
     if tokens := sum(stage["tokens"] for stage in stages):
         yield "tokens", f"{tokens:,}"
     yield "time", duration(seconds)
-    yield "peak of the host", size(max(stage["peak_host_bytes"] for stage in stages))
+    yield "peak host memory", size(max(stage["peak_host_bytes"] for stage in stages))
     device = max(stage["peak_device_bytes"] for stage in stages)
     if device:
-        yield "peak of the GPU", size(device)
+        yield "peak GPU memory", size(device)
     budget = (record["plan"].get("memory") or {}).get("budget_bytes")
     if budget:
         yield "budget", size(budget)
 
 
 def _about(record: Mapping[str, Any], prompts: list[str]) -> Rows:
-    """Yield what was run, and on what."""
+    """Yield facts about the run: start, machine, model, settings and outputs."""
     plan = record["plan"]
     yield "started", _moment(record["started"])
     yield "on", ", ".join(filter(None, (record["host"], plan.get("device", ""))))

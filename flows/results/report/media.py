@@ -17,7 +17,7 @@ from artifacts.words import counted
 from flows.media.media_files import IMAGE_SUFFIXES, writable
 
 FILE = "file://"
-AGAIN = "Run the same `penstock caption` again, which writes it anew"
+RUN_AGAIN = "Run the same `penstock caption` again, which rewrites it"
 NAME = {"media_path": text, "source": text}
 PLACE = {**NAME, "kind": text, "url": text, "captions": count, "address": OptionalField(text)}
 CAPTION = {
@@ -36,22 +36,24 @@ FAILURE = dict.fromkeys(Failure.__slots__, OptionalField(text))
 
 
 def captioned_media(out: Path, folder: Path) -> list[dict[str, Any]]:
-    """Return the media of a run into `out`, in source order, as a page in `folder` needs them. Each
-    has `name`, `kind`, `url` relative to the folder (None: not known), `gone`, `prompt` and
-    `captions`, each of them (start, end, text, tokens, whether it was cut). Raises
-    EnvironmentFault."""
+    """Return the media of a run into `out`, in source order, for a page in `folder`.
+
+    Each has `name`, `kind`, `url` relative to the folder (None: unknown), `gone`, `prompt` and
+    `captions`. A caption is (start, end, text, tokens, whether it was cut). Raises
+    EnvironmentFault.
+    """
     return [
         _medium(place, rows, folder)
-        for place, rows in beside(
-            read_jsonl(out / "media.jsonl", PLACE, AGAIN),
-            read_jsonl(out / "captions.jsonl", CAPTION, AGAIN),
+        for place, rows in media_with_lines(
+            read_jsonl(out / "media.jsonl", PLACE, RUN_AGAIN),
+            read_jsonl(out / "captions.jsonl", CAPTION, RUN_AGAIN),
         )
     ]
 
 
 def failed_media(out: Path) -> list[dict[str, Any]]:
-    """Return what could not be captioned, as `failures.jsonl` has it. Raises EnvironmentFault."""
-    rows = read_jsonl(out / "failures.jsonl", FAILURE, AGAIN)
+    """Return the failures in `failures.jsonl`. Raises EnvironmentFault."""
+    rows = read_jsonl(out / "failures.jsonl", FAILURE, RUN_AGAIN)
     return [{**dict.fromkeys(Failure.__slots__, ""), **row} for row in rows]
 
 
@@ -59,10 +61,10 @@ def _name(row: dict[str, Any]) -> tuple[str, str]:
     return row["source"], row["media_path"]
 
 
-def beside(
+def media_with_lines(
     places: list[dict[str, Any]], lines: list[dict[str, Any]]
 ) -> Iterator[tuple[dict[str, Any], list[dict[str, Any]]]]:
-    """Yield each medium's place with its lines, which are captions or labels."""
+    """Yield each entry of `media.jsonl` with its captions or labels."""
     counts = [place["captions"] for place in places]
     named = itertools.chain.from_iterable([_name(p)] * p["captions"] for p in places)
     if sum(counts) == len(lines) and all(map(operator.eq, named, map(_name, lines))):
@@ -70,7 +72,7 @@ def beside(
         for place, count in zip(places, counts, strict=True):
             yield place, list(itertools.islice(rows, count))
         return
-    # An older version's run, which wrote no places, or one that is writing them at this moment.
+    # Runs of older versions have no media.jsonl, and a running one may be writing it now.
     known = {_name(place): place for place in places}
     for name, group in itertools.groupby(lines, _name):
         rows_of = list(group)
@@ -78,7 +80,7 @@ def beside(
 
 
 def _guess(source: str, media_path: str, *, image: bool) -> dict[str, Any]:
-    """Guess where a file of a run without places lies, seen from the folder of this command."""
+    """Guess the location of a file of a run without media.jsonl, from the current folder."""
     folder = Path(os.path.expanduser(source))
     tries = (folder / media_path, folder, folder.parent / media_path)
     found = next((str(t) for t in tries if t.name == Path(media_path).name and t.is_file()), "")
@@ -100,12 +102,12 @@ def _is_still(rows: Iterable[dict[str, Any]]) -> bool:
 
 
 def path_of(place: dict[str, Any]) -> str:
-    """Return where a medium lies; empty where that is not known."""
+    """Return the path of a medium; empty if unknown."""
     return os.fsdecode(unquote_to_bytes(place["url"].removeprefix(FILE)))
 
 
 def shown_medium(place: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Return what the page says of a medium at a place; nothing was said of it yet."""
+    """Return the page's entry of a medium, without captions."""
     path = path_of(place)
     url = quote(os.fsencode(os.path.relpath(path, folder))) if path else None
     return {
@@ -121,7 +123,7 @@ def shown_medium(place: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def _named(row: dict[str, Any], text: str) -> str:
-    """Return a text with the name of the prompt that it belongs to, where there are several."""
+    """Return a text prefixed with its prompt name, if there is one."""
     return f"{row['name']}: {text}" if row.get("name") else text
 
 
@@ -132,7 +134,7 @@ def _cut(row: dict[str, Any]) -> bool:
 def _medium(place: dict[str, Any], rows: list[dict[str, Any]], folder: Path) -> dict[str, Any]:
     warnings = Counter(text for row in rows for text in row.get("warnings", ()))
     if cut := sum(map(_cut, rows)):
-        warnings[f"{counted(cut, 'caption')} cut: --max-new-tokens lets them end"] = 1
+        warnings[f"{counted(cut, 'caption')} cut at the limit: raise --max-new-tokens"] = 1
     return {
         **shown_medium(place, folder),
         "prompt": " · ".join(dict.fromkeys(_named(row, row.get("prompt", "")) for row in rows)),

@@ -19,12 +19,12 @@ SCRIPTS = (
     "media.js",
     "page.js",
 )
-"""Parts of one program, in their order."""
+"""Scripts of the page, in order."""
 
 
 def page(data: Any) -> str:
-    """Return the report as HTML. All that comes from users is in `data`, which the page's script
-    shows as text and never as markup."""
+    """Return the report as HTML. All user content is in `data`, which the page's script shows as
+    text and never as markup."""
     style = part("base.css") + part("page.css")
     script = "\n".join(["'use strict';", *map(part, SCRIPTS)])
     policy = (
@@ -38,7 +38,7 @@ def page(data: Any) -> str:
 
 
 def as_json(data: Any) -> str:
-    """Return JSON that can stand in a script element: nothing ends the element or begins a comment.
+    """Return JSON for a script element: nothing in it ends the element or begins a comment.
 
     Source: HTML, section 4.12.1.3, restrictions for contents of script elements.
     """
@@ -47,12 +47,11 @@ def as_json(data: Any) -> str:
 
 
 def part(name: str) -> str:
-    """Return one of the files beside this one, such as `base.css` and `base.js`, of which every
-    page is made."""
+    """Return the content of a file next to this module, such as `base.css` or `base.js`."""
     return files("flows.results.report").joinpath(name).read_text(encoding="utf-8")
 
 
 def digest(content: str | bytes) -> str:
-    """Return what a Content-Security-Policy and an `integrity` name a content by."""
+    """Return the hash of a content for Content-Security-Policy and `integrity`."""
     encoded = content.encode() if isinstance(content, str) else content
     return "sha256-" + base64.b64encode(hashlib.sha256(encoded).digest()).decode()

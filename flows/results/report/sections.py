@@ -1,5 +1,5 @@
-"""Gathers the report's sections on labels, parity and training from the run's own files. Draws
-nothing and opens no media file.
+"""Gathers the report's sections on labels, parity and training from the run's files. Draws nothing
+and opens no media file.
 """
 
 from collections.abc import Iterator, Mapping
@@ -11,15 +11,15 @@ from artifacts.shapes import Nullable, OptionalField, count, number, read_json, 
 from artifacts.words import counted
 from flows.results.export_result import ExportFound
 from flows.results.labels.writing import LINES, MEDIA, REPORT
-from flows.results.report.media import NAME, PLACE, beside, shown_medium
+from flows.results.report.media import NAME, PLACE, media_with_lines, shown_medium
 from flows.results.tuned import TrainingFound
 from stages.export.parity import FRAMES, GATES, ParityThreshold
 
-AGAIN = "Run the same `penstock label` again, which writes it anew"
+RUN_AGAIN = "Run the same `penstock label` again, which rewrites it"
 SHEET = 200
-"""Pictures and videos that the page shows; the rest is in the lines."""
-MOST_LINES = 100_000
-"""Lines that are read for it: those of a day of video."""
+"""Maximum images and videos on the page; `labels.jsonl` has all of them."""
+MAX_LINES = 100_000
+"""Maximum lines read for the page: those of a day of video."""
 SCORED = {
     "label": text,
     "score": number,
@@ -54,7 +54,7 @@ def label_counts(out: Path) -> dict[str, Any] | None:
     written none yet. Raises EnvironmentFault."""
     if not (out / REPORT).exists():
         return None
-    found: dict[str, Any] = read_json(out / REPORT, COUNTS, AGAIN, lambda value: value)
+    found: dict[str, Any] = read_json(out / REPORT, COUNTS, RUN_AGAIN, lambda value: value)
     found = {name: found.get(name) for name in COUNTS}
     found["labels"] = sorted(found["labels"], key=lambda one: -one["passed"])
     return found
@@ -63,25 +63,25 @@ def label_counts(out: Path) -> dict[str, Any] | None:
 def labelled_media(out: Path, folder: Path) -> list[dict[str, Any]]:
     """Return the first media of a run into `out`, as a page in `folder` needs them: as of captions,
     with `labels`, each of them (name, score, box in pixels or None). Raises EnvironmentFault."""
-    places = read_jsonl(out / MEDIA, PLACE, AGAIN, SHEET)
-    # A run of an earlier version wrote no places, and one at work writes them at the end.
-    most = sum(place["captions"] for place in places) or SHEET
-    lines = read_jsonl(out / LINES, LINE, AGAIN, min(most, MOST_LINES))
-    return [_medium(place, said, folder) for place, said in beside(places, lines) if said]
+    places = read_jsonl(out / MEDIA, PLACE, RUN_AGAIN, SHEET)
+    # Runs of older versions have no media.jsonl, and a running one writes it at the end.
+    max_lines = sum(place["captions"] for place in places) or SHEET
+    lines = read_jsonl(out / LINES, LINE, RUN_AGAIN, min(max_lines, MAX_LINES))
+    return [_medium(place, rows, folder) for place, rows in media_with_lines(places, lines) if rows]
 
 
 def _medium(place: dict[str, Any], lines: Lines, folder: Path) -> dict[str, Any]:
     medium, still = shown_medium(place, folder), all(line["time"] is None for line in lines)
     given = [one for line in lines for one in line["labels"] if one["passed"]]
     medium["labels"] = [[one["label"], one["score"], one["box"]] for one in given] if still else []
-    said = [(0.0, 0.0, ", ".join(one["label"] for one in given))] if still else _stretches(lines)
-    medium["captions"] = [[*stretch, 0] for stretch in said]
+    rows = [(0.0, 0.0, ", ".join(one["label"] for one in given))] if still else _stretches(lines)
+    medium["captions"] = [[*stretch, 0] for stretch in rows]
     return medium
 
 
 def _stretches(lines: Lines) -> list[tuple[float, float, str]]:
-    """Return the stretches of a video with their labels. Where it ends is not known: the last frame
-    stands for as long as the one before it."""
+    """Return the spans of a video with their labels. The end of the video is unknown: the last
+    frame counts as long as the one before it."""
     rows = [_row(line) for line in lines]
     times = [row.time or 0.0 for row in rows]
     end = times[-1] + (times[-1] - times[-2] if len(times) > 1 else 1.0)
@@ -108,8 +108,8 @@ MARKS = {True: "✓", False: "✕"}
 
 
 def parity_facts(export: ExportFound) -> dict[str, Any] | None:
-    """Return the verdict with each figure beside its bound, and what is drawn of single captions
-    and chunks; None while it is not judged."""
+    """Return the verdict, each figure with its bound, and the plots of captions and chunks. None if
+    the checkpoint is not evaluated yet."""
     if (parity := export.parity) is None:
         return None
     gates = [gate for gate in GATES if f"{gate.group}.{gate.name}" in parity["gates"]]
@@ -117,38 +117,38 @@ def parity_facts(export: ExportFound) -> dict[str, Any] | None:
         "passed": parity["passed"],
         "verdict": export.verdict(),
         "columns": COLUMNS,
-        "rows": [*(_parity_row(parity, gate) for gate in gates), *_told(parity)],
+        "rows": [*(_parity_row(parity, gate) for gate in gates), *_other_figures(parity)],
         "plots": [*_divergence(parity), *_cosine(parity)],
     }
 
 
 def export_about(export: ExportFound) -> Iterator[tuple[str, str]]:
-    """Yield what was exported, and to where."""
+    """Yield the checkpoint's folder and format."""
     recipe = export.parity["recipe"] if export.parity is not None else {}
     yield "checkpoint", str(export.checkpoint)
     if recipe:
         parts = recipe.get("parts")
         of = f" of {', '.join(map(str, parts))}" if isinstance(parts, list) else ""
-        group = f", {recipe['group']} columns a scale" if recipe.get("group") else ""
+        group = f", {recipe['group']} columns per scale" if recipe.get("group") else ""
         yield "written as", f"{recipe.get('kind', '?')}{of}{group}"
 
 
 def _parity_row(parity: Mapping[str, Any], gate: ParityThreshold) -> tuple[str, str, str, str]:
     value, bound = parity[gate.group][gate.name], parity["gates"][f"{gate.group}.{gate.name}"]
-    holds = value >= bound if gate.is_minimum else value <= bound
+    passes = value >= bound if gate.is_minimum else value <= bound
     sign = "≥" if gate.is_minimum else "≤"
-    return gate.label, f"{value:.5g}", f"{sign} {bound:g}", MARKS[holds]
+    return gate.label, f"{value:.5g}", f"{sign} {bound:g}", MARKS[passes]
 
 
-def _told(parity: Mapping[str, Any]) -> Iterator[tuple[str, str, str, str]]:
-    """Yield the frames, which are too few or not, and figures that decide nothing."""
+def _other_figures(parity: Mapping[str, Any]) -> Iterator[tuple[str, str, str, str]]:
+    """Yield the number of frames with its minimum, and figures without a bound."""
     seen = parity["frames"]
-    yield "frames that were seen", f"{seen:,}", f"≥ {FRAMES}", MARKS[seen >= FRAMES]
+    yield "frames compared", f"{seen:,}", f"≥ {FRAMES}", MARKS[seen >= FRAMES]
     if (features := parity.get("features")) is not None:
         yield "plain cosine of features", f"{features['cosine']:.5g}", "-", ""
-        yield "rows of features that were compared", f"{features['rows']:,}", "-", ""
+        yield "feature rows compared", f"{features['rows']:,}", "-", ""
     if (text := parity.get("text")) is not None:
-        yield "share of captions the same throughout", f"{text['captions_as_native']:.5g}", "-", ""
+        yield "share of identical captions", f"{text['captions_as_native']:.5g}", "-", ""
         yield "captions", f"{text['captions']:,}", "-", ""
         yield "tokens", f"{text['tokens']:,}", "-", ""
 
@@ -158,7 +158,7 @@ def _divergence(parity: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     if values := text.get("by_caption"):
         bound = parity["gates"].get("text.divergence")
         all_of = counted(text["captions"], "caption")
-        yield _plot("Divergence of each caption, nats a token", values, all_of) | {
+        yield _plot("Divergence of each caption, nats per token", values, all_of) | {
             "low": 0.0,
             "high": None,
             "lines": _lines(text["divergence"], bound, "at most"),
@@ -182,22 +182,22 @@ def _plot(title: str, values: Mapping[str, float], all_of: str) -> dict[str, Any
     return {"title": title, "values": ranked, "of": all_of}
 
 
-def _lines(mean: float, bound: float | None, words: str) -> list[tuple[str, float, str]]:
-    """Return the levels that a plot has: name, value, and how it is drawn."""
+def _lines(mean: float, bound: float | None, bound_words: str) -> list[tuple[str, float, str]]:
+    """Return the horizontal lines of a plot: name, value and style."""
     found = [(f"mean {mean:.3g}", mean, "planned")]
     if bound is not None:
-        found.append((f"it must be {words} {bound:g}", bound, "budget"))
+        found.append((f"must be {bound_words} {bound:g}", bound, "budget"))
     return found
 
 
-MOST_POINTS = 600
-"""Points of a curve that are drawn: more do not show."""
+MAX_POINTS = 600
+"""Maximum points drawn per curve."""
 GIB = 1 << 30
-TRAINING_COLUMNS = ("should say", "said before", "says now")
+TRAINING_COLUMNS = ("reference", "before training", "now")
 
 
 def training_facts(training: TrainingFound) -> dict[str, Any] | None:
-    """Return curves and samples; None while no step is made."""
+    """Return curves and samples; None before the first step."""
     if training.tuned is None:
         return None
     record = training.tuned.record
@@ -215,18 +215,18 @@ def _losses(record: Mapping[str, Any]) -> dict[str, Any]:
         series.append(
             {"name": "held out", "kind": "held-out", "points": [list(one) for one in held]}
         )
-    return {"title": "Loss of a token, by step", "series": series}
+    return {"title": "Loss per token, by step", "series": series}
 
 
 def _memory(record: Mapping[str, Any]) -> dict[str, Any]:
     values = [value / GIB for value in record["memory_bytes"]]
     series = [{"name": "after each step", "kind": "memory", "points": _thin(values)}]
-    return {"title": "Memory of the host, GiB, by step", "series": series}
+    return {"title": "Host memory, GiB, by step", "series": series}
 
 
 def _thin(values: list[float]) -> list[list[float]]:
     """Return at most MOST_POINTS pairs [step, value]; steps count from 1."""
-    every = max(1, -(-len(values) // MOST_POINTS))
+    every = max(1, -(-len(values) // MAX_POINTS))
     points = [[at + 1, value] for at, value in enumerate(values)]
     return points[::every] + (points[-1:] if (len(points) - 1) % every else [])
 

@@ -1,5 +1,5 @@
-"""Gathers the report's data on stages. One timeline shows when each process ran, its memory and its
-rung. Tables show progress, and compare the plan with measurements. Draws nothing.
+"""Gathers the report's data on stages: a timeline of each process with its memory and rung, and
+tables of progress and of planned versus measured memory. Draws nothing.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,8 +11,8 @@ from flows.results.run_record import seconds_of
 from flows.results.status import COLUMNS, StageStatus, cells
 
 MORE = ("planned time", "CPU time", "processes", "tokens", "attention")
-LEAST_BYTES = 100_000_000
-"""Planned peak of which a share is told: of less, most is what any process takes or does not."""
+MIN_SHARE_BYTES = 100_000_000
+"""Minimum planned peak for which a share is shown; below it, noise of any process dominates."""
 PARTS = {
     "weight_bytes": "weights",
     "activation_bytes": "activations",
@@ -24,7 +24,7 @@ PARTS = {
 
 
 def timeline_of(record: Mapping[str, Any]) -> dict[str, Any]:
-    """Return `seconds` (from the run's start to its last word), `stages` and `rungs`. Times are
+    """Return `seconds` (from the run's start to its last update), `stages` and `rungs`. Times are
     seconds since the run's start, memory is bytes."""
     began = seconds_of(record["started"])
     seconds = max(0.0, seconds_of(record["updated"]) - began)
@@ -46,7 +46,7 @@ def _stage(
 ) -> dict[str, Any]:
     spans = entry["spans"]
     curves = _curves(entry["timeline"], spans, entry["seconds"])
-    if not spans and curves:  # of a version that did not tell when: as if it had begun at once
+    if not spans and curves:  # older versions did not record when: assume the run's start
         spans = [[0.0, entry["seconds"], 0.0]]
     drawn = [[start, end] for start, end, _ in spans]
     if record["state"] in ("running", "died") and entry["since"]:
@@ -77,22 +77,22 @@ def _stage(
 
 
 def plan_of(record: Mapping[str, Any], stage: str) -> Mapping[str, Any]:
-    """Return what a stage was expected to take; empty when nothing was planned."""
+    """Return the planned memory of a stage; empty if nothing was planned."""
     return next((p for p in _memory(record).get("stages", ()) if p["rung"]["stage"] == stage), {})
 
 
 def _above(base: int, more: Any) -> int | None:
-    """Add what was planned to what a process has before it begins; nothing to nothing."""
+    """Return the baseline plus the planned bytes; None if nothing was planned."""
     return base + int(more) if more else None
 
 
 def _curves(
     points: Sequence[Sequence[Any]], spans: Sequence[Sequence[float]], worked: float
 ) -> list[list[list[Any]]]:
-    """Return the points of each process, at the time they were seen.
+    """Return the memory points of each process, by the time of the run.
 
-    The record has them by the seconds that the stage had worked. They are laid against the end of a
-    process and not its start, since it may have waited for the GPU before it looked.
+    The record has them by the working time of the stage. They are aligned with the end of a
+    process, not its start, because it may have waited for the GPU before its first sample.
     """
     spans = spans or [[0.0, worked, 0.0]]
     ends = [
@@ -112,36 +112,38 @@ def _curves(
 
 def _rung(rung: Mapping[str, Any], began: float) -> dict[str, Any]:
     stamp = rung.get("time")
-    told = {name: str(rung.get(name) or "") for name in ("stage", "name", "reason", "error")}
-    return {**told, "at": max(0.0, seconds_of(stamp) - began) if stamp else None}
+    texts = {name: str(rung.get(name) or "") for name in ("stage", "name", "reason", "error")}
+    return {**texts, "at": max(0.0, seconds_of(stamp) - began) if stamp else None}
 
 
 def stage_table(record: Mapping[str, Any], stages: Sequence[StageStatus]) -> dict[str, Any]:
-    """Return `columns` and `rows`, a row a stage."""
+    """Return `columns` and `rows`, one row per stage."""
     planned = record["plan"].get("seconds") or {}
     rows = [
         [*cells(stage), *_more(entry, planned.get(stage.name))]
         for stage, entry in zip(stages, record["stages"], strict=True)
     ]
-    return _telling((*COLUMNS, *MORE), rows)
+    return _without_empty_columns((*COLUMNS, *MORE), rows)
 
 
 def plan_table(record: Mapping[str, Any]) -> dict[str, Any]:
-    """Return `columns` and `rows`: each stage's planned peak and the measured one. The planned one
-    is given in its parts, all above what its imports take."""
+    """Return `columns` and `rows`: each stage's planned peak with its parts, and the measured peak.
+    All exclude the memory of imports."""
     rows = []
     for entry in record["stages"]:
         plan = plan_of(record, entry["name"])
         if not plan.get("peak_bytes"):
             continue
         measured = _above_imports(record, entry)
-        tells = measured > 0 and plan["peak_bytes"] >= LEAST_BYTES
-        share = f"{measured / plan['peak_bytes']:.0%}" if tells else "-"
-        share += ", over it" if tells and measured > plan["peak_bytes"] else ""
+        is_comparable = measured > 0 and plan["peak_bytes"] >= MIN_SHARE_BYTES
+        share = f"{measured / plan['peak_bytes']:.0%}" if is_comparable else "-"
+        share += ", over it" if is_comparable and measured > plan["peak_bytes"] else ""
         parts = (size(plan[part]) if plan.get(part) else "-" for part in PARTS)
-        told = size(measured) if measured > 0 else "-"
-        rows.append([entry["name"], plan.get("name") or "-", *parts, told, share])
-    return _telling(("stage", "rung", *PARTS.values(), "measured peak", "of the plan"), rows)
+        texts = size(measured) if measured > 0 else "-"
+        rows.append([entry["name"], plan.get("name") or "-", *parts, texts, share])
+    return _without_empty_columns(
+        ("stage", "rung", *PARTS.values(), "measured peak", "of the plan"), rows
+    )
 
 
 def _above_imports(record: Mapping[str, Any], entry: Mapping[str, Any]) -> int:
@@ -160,10 +162,10 @@ def _more(entry: Mapping[str, Any], planned_seconds: Any) -> tuple[str, ...]:
     )
 
 
-def _telling(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> dict[str, Any]:
-    """Return a table without columns of which there is nothing to say."""
-    told = [at for at in range(len(columns)) if any(row[at] != "-" for row in rows)]
+def _without_empty_columns(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> dict[str, Any]:
+    """Return a table without columns that hold only `-`."""
+    texts = [at for at in range(len(columns)) if any(row[at] != "-" for row in rows)]
     return {
-        "columns": [columns[at] for at in told],
-        "rows": [[row[at] for at in told] for row in rows],
+        "columns": [columns[at] for at in texts],
+        "rows": [[row[at] for at in texts] for row in rows],
     }
