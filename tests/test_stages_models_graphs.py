@@ -94,7 +94,9 @@ class Session:
 def test_another_provider_than_was_asked_for_is_refused() -> None:
     check_provider(Session(CUDA, CPU), Provider(name=CUDA))
     for found in ([CPU], [], [CPU, CUDA]):
-        with pytest.raises(EnvironmentFault, match="CUDAExecutionProvider cannot be had") as caught:
+        with pytest.raises(
+            EnvironmentFault, match="CUDAExecutionProvider is not available"
+        ) as caught:
             check_provider(Session(*found), Provider(name=CUDA))
         assert "--vision-backend torch" in str(caught.value.hint)
 
@@ -112,7 +114,7 @@ def test_a_provider_that_is_not_built_in_is_refused(
 def test_a_fall_to_the_cpu_is_refused(tmp_path: Path) -> None:
     path = plain_graph(tmp_path, "Relu")
     for name in (CUDA, TRT):
-        with pytest.raises(EnvironmentFault, match=f"{name} cannot be had"):
+        with pytest.raises(EnvironmentFault, match=f"{name} is not available"):
             open_session(path, Provider(name=name, options={"device_id": 0}), 1)
 
 
@@ -160,7 +162,7 @@ def test_a_graph_without_products_is_not_called_quantized(tmp_path: Path) -> Non
 
 def test_what_is_no_graph_is_said(tmp_path: Path) -> None:
     (tmp_path / "bad.onnx").write_bytes(b"no graph at all")
-    with pytest.raises(EnvironmentFault, match="is no graph that ONNX Runtime reads"):
+    with pytest.raises(EnvironmentFault, match="is not a graph that ONNX Runtime can read"):
         open_session(tmp_path / "bad.onnx", Provider(name=CPU), 1)
 
 

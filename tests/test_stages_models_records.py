@@ -195,7 +195,7 @@ def test_a_model_that_asks_for_its_features_finds_them_in_a_file(tmp_path: Path)
     wanted: Any = generate(language, inputs, features, **GREEDY)
     found: Any = generate(language, inputs, load_features(tmp_path / "features"), **GREEDY)
     assert torch.equal(found.sequences, wanted.sequences)
-    with pytest.raises(UsageError, match="did not ask for its image features"):
+    with pytest.raises(UsageError, match="did not request its image features"):
         generate(language, inputs, dict(features), **GREEDY)
 
 

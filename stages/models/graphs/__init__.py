@@ -1,4 +1,4 @@
 """Runs a half's encoders as ONNX graphs instead of in torch. Imports no model library."""
 
 FOLDER = "onnx"
-"""Folder of a checkpoint that has its graphs."""
+"""Folder of a checkpoint that contains its graphs."""

@@ -18,20 +18,20 @@ class GraphInputs(NamedTuple):
     """One encoder call in the form that a graph takes."""
 
     tensors: dict[str, torch.Tensor]
-    """Each by its name, or where it stands in what has the name, such as `masks.0`."""
+    """Tensors by name, or by their place in an argument, such as `masks.0`."""
     fixed: dict[str, Any]
-    """Arguments that are no tensors, which are part of a graph."""
+    """Arguments that are not tensors. They are fixed in a graph."""
 
 
 def is_packed(tower: nn.Module, given: Mapping[str, Any]) -> bool:
-    """Tell whether a tower takes all pictures in one row, and can be told its segments."""
+    """Return whether an encoder takes all images in one row and accepts segment lengths."""
     with attending_packed(tower):
         return LONGEST[0] in prepared(tower, given)
 
 
 def prepared(tower: nn.Module, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the arguments of a call with all that is reckoned of them. `tower` may be a
-    skeleton: only what it is like counts."""
+    """Return the arguments of a call with all values that are derived from them. `tower` may be a
+    skeleton: its weights are not used."""
     from transformers.exporters.utils import precompute_export_inputs
 
     inputs = {name: value for name, value in given.items() if value is not None}
@@ -41,7 +41,7 @@ def prepared(tower: nn.Module, given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def graph_inputs(tower: nn.Module, given: Mapping[str, Any], packed: bool) -> GraphInputs:
-    """Return what the graph of a tower is given for a call."""
+    """Return the inputs of an encoder's graph for a call."""
     with attending_packed(tower) if packed else contextlib.nullcontext():
         inputs = prepared(tower, given)
     if packed:

@@ -12,9 +12,9 @@ from artifacts.shapes import MapOf, anything, check, count, number, read_json, t
 from stages.models.graphs import FOLDER
 
 FILE = "graphs.json"
-"""Name of the file that says all this, in the folder of the graphs."""
+"""Name of the manifest file in the folder of the graphs."""
 FORMAT = 1
-"""Number that rises when an older version would read such a file otherwise."""
+"""Format version, raised when an older version would misread the file."""
 EXPORT_HINT = "Export it again: penstock export MODEL --to onnx --out DIR"
 
 
@@ -25,28 +25,28 @@ class Graph:
     file: str
     """Name of its file, in the folder of the graphs."""
     inputs: Mapping[str, Sequence[int]]
-    """Name of each tensor that it takes → its shape; 0 where an axis may have any length."""
+    """Name of each input tensor → its shape; 0 where an axis may have any length."""
     fixed: Mapping[str, Any]
-    """Arguments that are no tensors, with which alone it may be called."""
+    """Values of the non-tensor arguments; the graph is valid only for these."""
     output: Mapping[str, Any]
-    """What the tower gives back, with the name of each tensor at its place."""
+    """The encoder's output, with the name of each tensor in its place."""
     names: tuple[str, ...]
-    """Those names, in the order of the graph's outputs."""
+    """Those names in the order of the graph's outputs."""
     quantized: int = 0
-    """Products that are computed in 8 bit."""
+    """Number of matrix products that are computed in 8 bit."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GraphTower:
-    """A part of a half that graphs compute."""
+    """An encoder that graphs compute."""
 
     path: str
-    """Where it is in the model."""
+    """Its path in the model."""
     class_name: str
     parameters: int
-    """Count of the numbers that it holds in the checkpoint."""
+    """Number of its parameters in the checkpoint."""
     packed: bool
-    """Whether it takes all pictures in one row."""
+    """Whether it takes all images in one row."""
     graphs: tuple[Graph, ...]
 
 
@@ -57,12 +57,12 @@ class HalfGraphs:
     precision: str
     """`fp32`, `fp16` or `int8`."""
     weights: Mapping[str, str]
-    """Name of each file of weights that they were made of → SHA-256 of its content."""
+    """Name of each source weight file → SHA-256 of its content."""
     towers: tuple[GraphTower, ...]
     furthest: float
-    """Most that they differ from the towers on noise, in parts of the largest number."""
+    """Maximum difference from the encoders on noise, relative to the largest value."""
     nearness: Mapping[str, Any]
-    """How near texts are to what the towers make of them; empty where media tell."""
+    """How close the results for texts are to those of the encoders; empty for images and videos."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -70,20 +70,20 @@ class GraphManifest:
     """All graphs of a checkpoint."""
 
     files: Mapping[str, str]
-    """Name of each file beside this one → SHA-256 of its content."""
+    """Name of each file beside the manifest → SHA-256 of its content."""
     sizes: Mapping[str, int]
-    """The same → its bytes."""
+    """Name of each of those files → its size in bytes."""
     halves: Mapping[Half, HalfGraphs]
     made_by: Mapping[str, str]
-    """Name of a library → its version."""
+    """Name of each library → its version."""
 
     def to_json(self) -> dict[str, Any]:
-        """Return it as the file has it."""
+        """Return the manifest as JSON values."""
         return {"format": FORMAT, **asdict(self)}
 
     def files_of(self, half: Half) -> list[str]:
-        """Return the names of the files of a half's graphs: each is alone, or has its numbers in
-        another beside it."""
+        """Return the names of the files of a half's graphs: graph files, and files of their
+        external weights."""
         named = {graph.file for tower in self.halves[half].towers for graph in tower.graphs}
         return sorted(name for name in self.files if any(name.startswith(n) for n in named))
 
@@ -120,7 +120,7 @@ SHAPE = {
 
 
 def read_manifest(model: Path) -> GraphManifest | None:
-    """Return what is said of the graphs of a checkpoint; None where it has none of ours. Raises
+    """Return the manifest of a checkpoint's graphs; None if Penstock exported none. Raises
     EnvironmentFault."""
     path = model / FOLDER / FILE
     if not path.exists():
@@ -132,11 +132,11 @@ def read_manifest(model: Path) -> GraphManifest | None:
 
 
 def _sound(fields: Any) -> Any:
-    """Return it when it can be of this version, and names no file elsewhere."""
+    """Check that the file has this version's format and names no file outside its folder."""
     check(fields, SHAPE)
     if fields["format"] != FORMAT:
         raise EnvironmentFault(
-            f"{FILE} is of format {fields['format']}, and this version reads {FORMAT}",
+            f"{FILE} has format {fields['format']}, and this version reads {FORMAT}",
             hint=EXPORT_HINT,
         )
     named = [*fields["files"], *(g["file"] for g in _graphs_in(fields))]

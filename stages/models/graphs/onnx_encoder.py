@@ -21,22 +21,22 @@ from stages.models.halves.classes import one_line
 from stages.process.exit_diagnosis import out_of_memory
 
 Run = Callable[[Mapping[str, torch.Tensor]], Sequence[torch.Tensor]]
-"""Function that has a graph compute."""
-IN_TORCH = "Give --vision-backend torch, which takes all that the model takes"
+"""Function that runs a graph."""
+IN_TORCH = "Give --vision-backend torch, which accepts every input of the model"
 
 
 class OnnxTower(MissingModule):
-    """An encoder without weights whose `forward` runs a graph. Its `MissingModule` answers all
-    other attribute access of the half."""
+    """An encoder without weights whose `forward` runs a graph. `MissingModule` handles all other
+    attribute access of the half."""
 
     def __init__(
         self, absent: MissingModule, tower: GraphTower, runs: Sequence[Run], like: torch.Tensor
     ) -> None:
-        """`runs` compute the tower's graphs, in their order; `like` is of the type and on the
-        device that the half computes in."""
+        """`runs` compute the encoder's graphs, in order. `like` has the type and device in which
+        the half computes."""
         super().__init__(absent.skeleton, tower.path)
         self.__dict__.update(_tower=tower, _runs=tuple(runs), _like=like)
-        # Models ask their parameters what they compute in and where, and may have no others.
+        # Models read type and device from their parameters, and may have no others.
         self.register_parameter("anchor", nn.Parameter(like, requires_grad=False))
 
     def __getattr__(self, name: str) -> Any:
@@ -52,7 +52,7 @@ class OnnxTower(MissingModule):
         return _Inside(skeleton, path, self)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Return what the tower gives of this. Raises UsageError for a call that no graph is of."""
+        """Return the encoder's output. Raises UsageError for a call that no graph was made for."""
         tower, skeleton, like = self._tower, self.skeleton, self.__dict__["_like"]
         given = graph_inputs(skeleton, bound(skeleton, args, kwargs), tower.packed)
         graph, run = self._graph_for(given)
@@ -76,7 +76,7 @@ class OnnxTower(MissingModule):
     def _compute(self, run: Run, tensors: Mapping[str, torch.Tensor]) -> Sequence[torch.Tensor]:
         try:
             return run(tensors)
-        except Exception as error:  # ONNX Runtime has many classes of them, and no class in common
+        except Exception as error:  # ONNX Runtime's errors have no common class
             if isinstance(error, PenstockError) or out_of_memory(error):
                 raise
             shapes = ", ".join(f"{name} {list(value.shape)}" for name, value in tensors.items())
@@ -110,7 +110,7 @@ class StandInWeight(MissingWeight):
 
 
 def fits(graph: Graph, given: GraphInputs) -> bool:
-    """Tell whether a call is one that a graph is of."""
+    """Return whether a graph was made for such a call."""
     tensors = given.tensors
     return graph.fixed == given.fixed and all(
         (name := taken.removeprefix("input.")) in tensors and _has_shape(tensors[name], shape)
@@ -131,8 +131,8 @@ def load_with_graphs(
     like: torch.Tensor,
     load: Callable[[Sequence[str]], Any],
 ) -> Any:
-    """Return a half with graphs in place of its towers, which `load` leaves out. What else it has
-    computes in the type of `like`, and on its device. Raises PenstockError."""
+    """Return a half with graphs in place of its encoders, which `load` leaves out. The rest of the
+    half computes in the type and on the device of `like`. Raises PenstockError."""
     graphs = graphs_of(model, half)
     loaded = load([tower.path for tower in graphs.towers])
     sessions: Mapping[str, GraphSession] = {
@@ -149,12 +149,12 @@ def load_with_graphs(
 
 
 def graphs_of(model: Path, half: Half) -> HalfGraphs:
-    """Return what is said of the graphs of a half. Raises PenstockError where there are none."""
+    """Return the manifest entry of a half's graphs. Raises PenstockError if there are none."""
     manifest = read_manifest(model)
     if manifest is None or half not in manifest.halves:
         raise UsageError(
             f"{model} has no graphs of its {half} half",
-            hint=f"Make them: penstock export {model} --to onnx --out DIR, and give --model DIR",
+            hint=f"Export them: penstock export {model} --to onnx --out DIR; then --model DIR",
         )
     gone = [name for name in manifest.files_of(half) if not (model / FOLDER / name).exists()]
     if gone:

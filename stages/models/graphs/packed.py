@@ -25,12 +25,12 @@ from torch import nn
 
 NAME = "flash_packed"
 LONGEST = ("max_seqlen", "max_window_seqlen")
-"""Names under which towers take the length of their longest segment."""
+"""Argument names for the length of an encoder's longest segment."""
 
 
 def index_of(ends: torch.Tensor, longest: int) -> torch.Tensor:
-    """Return for segments that end there [segments + 1], none longer than `longest`, the places of
-    their tokens in the row [segments, longest], with -1 where nothing is."""
+    """Return the index of each segment's tokens in the row [segments, longest], with -1 as filler.
+    `ends` [segments + 1] are the boundaries; no segment is longer than `longest`."""
     ends = ends.long()
     steps = torch.arange(longest, device=ends.device)[None]
     return torch.where(steps < (ends[1:] - ends[:-1])[:, None], ends[:-1, None] + steps, -1)
@@ -47,12 +47,13 @@ def packed_attention(
     max_length_q: torch.Tensor | int | None = None,
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Attend as transformers' attention functions do; query, key and value are [1, heads, row,
-    width]. `cu_seq_lens_q` are the ends of segments, and `max_length_q` is as long as the longest
-    or says its length."""
+    """Compute attention with the signature of transformers' attention functions.
+
+    Query, key and value are [1, heads, row, width]. `cu_seq_lens_q` are the segment boundaries.
+    `max_length_q` is the longest segment's length, or a tensor of that length."""
     attend = torch.nn.functional.scaled_dot_product_attention
     if (sharing := query.shape[1] // key.shape[1]) > 1:
-        # No graph can be made of attention whose heads share keys: each gets its own.
+        # Attention with shared key heads cannot be exported: give each query head its own keys.
         key, value = (part.repeat_interleave(sharing, dim=1) for part in (key, value))
     if cu_seq_lens_q is None:
         mask, scale = attention_mask, scaling
@@ -68,15 +69,14 @@ def packed_attention(
     mask = here[:, None, None, :]
     made = attend(first, second, third, attn_mask=mask, scale=scaling)
     flat = made.transpose(1, 2).reshape(-1, made.shape[1], made.shape[3])
-    # What is no token goes to a place past the row, which is cut off.
+    # Filler goes to an extra place behind the row, which is cut off.
     back = torch.where(here, index, count).reshape(-1)
     whole = torch.zeros(count + 1, *flat.shape[1:], dtype=flat.dtype, device=flat.device)
     return whole.index_put((back,), flat)[None, :count], None
 
 
 def pack(inputs: MutableMapping[str, Any]) -> None:
-    """Put a tensor that is as long as the longest segment in place of its length, among the inputs
-    of a tower."""
+    """Replace the longest segment's length among an encoder's inputs by a tensor of that length."""
     for name in LONGEST:
         if isinstance(longest := inputs.get(name), int):
             inputs[name] = torch.zeros(longest, dtype=torch.long)
@@ -84,8 +84,8 @@ def pack(inputs: MutableMapping[str, Any]) -> None:
 
 @contextlib.contextmanager
 def attending_packed(tower: nn.Module) -> Iterator[None]:
-    """Have a tower attend so while inside, and what its inputs are prepared by know that it
-    does."""
+    """Make an encoder use packed attention inside the block; preparing its inputs takes this into
+    account."""
     from transformers import AttentionInterface
     from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
@@ -104,10 +104,10 @@ def attending_packed(tower: nn.Module) -> Iterator[None]:
 
 @contextlib.contextmanager
 def packing(tower: nn.Module) -> Iterator[None]:
-    """Have a tower attend so, and transformers' exporter prepare its inputs for it, while inside.
+    """Make an encoder use packed attention inside the block, also in transformers' exporter.
 
-    That exporter replaces the attention of many classes; a method of the instance itself is not
-    replaced.
+    The exporter replaces the attention of many classes, but not a method of the instance. So
+    `forward` is set on each attention instance.
     """
     from transformers.exporters import utils
 

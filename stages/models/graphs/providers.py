@@ -15,12 +15,12 @@ from stages.process.exit_diagnosis import out_of_memory
 
 ONNX, TENSORRT = "onnx", "tensorrt"
 BACKENDS = (ONNX, TENSORRT)
-"""What computes graphs, as a command names it."""
+"""Backends that run graphs, as named on the command line."""
 CPU, CUDA, TRT = "CPUExecutionProvider", "CUDAExecutionProvider", "TensorrtExecutionProvider"
 UNREADABLE = ("INVALID_PROTOBUF", "INVALID_GRAPH", "NO_SUCHFILE")
-"""Words of ONNX Runtime about a file that is no graph, whatever was to compute it."""
+"""Words in ONNX Runtime's errors that mean a damaged file, whatever the provider."""
 WORKSPACE = 2
-"""Part of a stage's memory that TensorRT may take to try kernels in: one of so many."""
+"""TensorRT may use 1 / WORKSPACE of the memory limit to try kernels."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -30,24 +30,24 @@ class Provider:
     name: str
     options: Mapping[str, Any] = field(default_factory=dict)
     fallbacks: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    """Providers that may compute what this one has no kernel for, with what they are told."""
+    """Providers, with their options, for operators that this one does not support."""
 
     def for_session(self) -> list[Any]:
-        """Return it as ONNX Runtime is told it."""
+        """Return the `providers` argument for ONNX Runtime."""
         every = {self.name: self.options, **self.fallbacks}
         return [(name, dict(options)) for name, options in every.items()]
 
 
 def provider_of(backend: str, device: str) -> str:
-    """Return the name of the provider by which a backend computes on a device."""
+    """Return the name of the provider for a backend on a device."""
     if backend == TENSORRT:
         return TRT
     return CPU if device == "cpu" else CUDA
 
 
 def provider_for(backend: str, device: str, limit: int, engines: Path | None) -> Provider:
-    """Return the provider that computes on a device, within so many bytes of it. `engines` is the
-    folder where TensorRT keeps what it makes of these graphs."""
+    """Return the provider for a device, limited to `limit` bytes of it. `engines` is the folder in
+    which TensorRT keeps its engines for these graphs."""
     name = provider_of(backend, device)
     if name == CPU:
         return Provider(name=CPU)
@@ -61,7 +61,7 @@ def provider_for(backend: str, device: str, limit: int, engines: Path | None) ->
     options: dict[str, Any] = {
         "device_id": cuda["device_id"],
         "trt_max_workspace_size": limit // WORKSPACE,
-        "trt_fp16_enable": False,  # the graph says what it computes in
+        "trt_fp16_enable": False,  # the graph states its own types
     }
     if engines is not None:
         engines.mkdir(parents=True, exist_ok=True)
@@ -75,8 +75,8 @@ def provider_for(backend: str, device: str, limit: int, engines: Path | None) ->
 
 
 def open_session(path: Path, provider: Provider, threads: int) -> Any:
-    """Return a session that has a graph computed by this provider. Raises EnvironmentFault where it
-    would be computed by another, or the graph cannot be read."""
+    """Return a session that runs a graph with this provider. Raises EnvironmentFault if another
+    provider would run it, or if the graph cannot be read."""
     import onnxruntime
 
     onnxruntime.set_default_logger_severity(3)
@@ -85,17 +85,17 @@ def open_session(path: Path, provider: Provider, threads: int) -> Any:
         raise _unavailable(provider.name, f"this ONNX Runtime has {', '.join(built)}")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
-    # An arena keeps what the largest batch took, which a budget does not have twice.
+    # An arena would keep the memory of the largest batch, which the budget does not include.
     options.enable_cpu_mem_arena = options.enable_mem_pattern = False
     try:
         session = onnxruntime.InferenceSession(str(path), options, providers=provider.for_session())
-    except Exception as error:  # of ONNX Runtime's own kinds, which share no class
+    except Exception as error:  # ONNX Runtime's errors have no common class
         if out_of_memory(error):
             raise
         message = " ".join(str(error).split())[:200]
         if provider.name == CPU or any(word in message for word in UNREADABLE):
             raise EnvironmentFault(
-                f"{path} is no graph that ONNX Runtime reads: {message}",
+                f"{path} is not a graph that ONNX Runtime can read ({message})",
                 hint="Export it again, or give --vision-backend torch",
             ) from error
         raise _unavailable(provider.name, message) from error
@@ -104,14 +104,14 @@ def open_session(path: Path, provider: Provider, threads: int) -> Any:
 
 
 def check_provider(session: Any, provider: Provider) -> None:
-    """Raise EnvironmentFault unless a session computes by the provider that was asked for."""
+    """Raise EnvironmentFault unless a session uses the requested provider."""
     found = session.get_providers()
     if found[:1] != [provider.name]:
-        raise _unavailable(provider.name, f"ONNX Runtime took {', '.join(found) or 'none'} instead")
+        raise _unavailable(provider.name, f"ONNX Runtime used {', '.join(found) or 'none'} instead")
 
 
 def _unavailable(name: str, why: str) -> EnvironmentFault:
     return EnvironmentFault(
-        f"{name} cannot be had: {why}",
-        hint="`penstock doctor` says what is missing; --vision-backend torch does without",
+        f"{name} is not available: {why}",
+        hint="Run `penstock doctor` to see what is missing, or give --vision-backend torch",
     )

@@ -34,7 +34,7 @@ NUMBERS = {
 
 
 class GraphSession:
-    """A loaded graph."""
+    """A loaded graph that runs on torch tensors."""
 
     def __init__(self, path: Path, provider: Provider) -> None:
         """Load the graph. Raises EnvironmentFault."""
@@ -46,10 +46,10 @@ class GraphSession:
         self._outputs = {o.name: TYPES[o.type] for o in self._session.get_outputs()}
 
     def __call__(self, tensors: Mapping[str, torch.Tensor]) -> list[torch.Tensor]:
-        """Return what the graph gives, in its order. The tensors are cast to what it takes."""
+        """Return the graph's outputs in its order. The tensors are cast to its input types."""
         binding, held = self._session.io_binding(), []
         for name, dtype in self._inputs.items():
-            # What says shapes is read on the host.
+            # Integer inputs determine shapes and are read on the host.
             device = self._device if dtype.is_floating_point else torch.device("cpu")
             tensor = tensors[name].detach().to(device, dtype).contiguous()
             held.append(tensor if tensor.numel() else tensor.new_empty(1))
@@ -69,7 +69,7 @@ class GraphSession:
         return [out.view(torch.bool) if dtype is torch.bool else out for out, dtype in found]
 
     def _run(self, binding: Any) -> None:
-        """Compute. A GPU's provider has a stream of its own: neither may run ahead of the other."""
+        """Run the graph. A GPU provider has its own stream, so both streams are synchronized."""
         if not self._on_host:
             torch.cuda.current_stream(self._device).synchronize()
         self._session.run_with_iobinding(binding)

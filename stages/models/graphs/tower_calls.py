@@ -20,7 +20,7 @@ class TowerCall:
     """One call of an encoder."""
 
     path: str
-    """Path of the tower in the half."""
+    """Path of the encoder in the half."""
     given: dict[str, Any]
     """Arguments by name."""
 
@@ -33,8 +33,8 @@ class WatchedRun(NamedTuple):
 
 
 def tower_calls(half: nn.Module, function: Callable[[], Any]) -> WatchedRun:
-    """Run `function`, and return what it makes with its calls of towers, in order. Towers are the
-    outermost models in the half that it calls; where it calls none, the outermost modules."""
+    """Run `function` and return its result with the encoder calls, in order. Encoders are the
+    outermost models in the half that are called; if none is called, the outermost modules."""
     from transformers import PreTrainedModel
 
     weighed = {path: m for path, m in half.named_modules() if path and has_weights(m)}
@@ -46,12 +46,12 @@ def tower_calls(half: nn.Module, function: Callable[[], Any]) -> WatchedRun:
 
 
 def has_weights(module: nn.Module) -> bool:
-    """Tell whether a module holds any parameter."""
+    """Return whether a module holds any parameter."""
     return next(module.parameters(), None) is not None
 
 
 def bound(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Return the arguments of a call of a module by their names."""
+    """Return the arguments of a module call by name."""
     signature = inspect.signature(type(module).forward)
     given = dict(signature.bind_partial(module, *args, **kwargs).arguments)
     more = [n for n, p in signature.parameters.items() if p.kind is inspect.Parameter.VAR_KEYWORD]
@@ -97,8 +97,7 @@ def _hooked(
 
 
 def copied(value: Any) -> Any:
-    """Return a value whose tensors are others with the same numbers: models change some in
-    place."""
+    """Return a value whose tensors are copies: some models change their inputs in place."""
     if isinstance(value, torch.Tensor):
         return value.detach().clone()
     if isinstance(value, list | tuple):

@@ -31,7 +31,7 @@ class MissingModule(nn.Module):
     """A module without weights in place of the module whose skeleton it wraps."""
 
     _is_hf_initialized = True
-    """Mark by which the loader knows that there is nothing here to initialize."""
+    """Flag that tells the loader not to initialize this module."""
 
     def __init__(self, skeleton: nn.Module, path: str) -> None:
         super().__init__()
@@ -54,16 +54,16 @@ class MissingModule(nn.Module):
 
     @property
     def skeleton(self) -> nn.Module:
-        """Return the module over which this stands, without storage."""
+        """Return the module that this one replaces, without storage."""
         found: nn.Module = self.__dict__["_skeleton"]
         return found
 
     def weight_at(self, path: str) -> Any:
-        """Return what stands for a parameter of it."""
+        """Return the stand-in for one of its parameters."""
         return MissingWeight(path, self._path)
 
     def module_at(self, skeleton: nn.Module, path: str) -> "MissingModule":
-        """Return what stands for a module in it."""
+        """Return the stand-in for one of its submodules."""
         return MissingModule(skeleton, path)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -75,11 +75,10 @@ class MissingWeight:
     raise: a model's `_init_weights` names the parameters of its modules."""
 
     _is_hf_initialized = True
-    """Mark by which the model's own `_init_weights`, which names the parameter, passes over it
-    quietly."""
+    """Flag that makes the model's own `_init_weights`, which names the parameter, skip it."""
 
     def __init__(self, path: str, module: str | None = None) -> None:
-        """Stand for the parameter at `path`; `module` is what can be loaded to have it."""
+        """Stand in for the parameter at `path`; loading `module` provides it."""
         self._path = path
         self._module = module
 

@@ -129,7 +129,7 @@ def _owner(model: nn.Module) -> str:
     owner = owner_path(model)
     if owner is None:
         raise UsageError(
-            f"{type(model).__name__} has no vision half that can be run by itself",
+            f"{type(model).__name__} has no vision half that can run by itself",
             hint="Choose a model of the image-text-to-text kind: docs/models.md lists them",
         )
     return owner

@@ -20,7 +20,7 @@ def called_in(function: Any) -> set[str]:
     return {
         str(i.argval)
         for i in instructions
-        # From Python 3.12 on, the lowest bit says that what is loaded is called.
+        # From Python 3.12 on, the lowest bit says that the loaded attribute is called.
         if i.opname == "LOAD_METHOD" or (i.opname == "LOAD_ATTR" and _calls(i.arg))
     }
 
@@ -31,8 +31,8 @@ def reached(
     read: Callable[[Any], set[str]],
     beyond: Iterable[str] = (),
 ) -> set[str]:
-    """Return all that `read` finds in the methods `start` of a class. Methods of the class itself
-    that they lead to are read too, but for `beyond`."""
+    """Return everything that `read` finds in the methods `start` of a class, and in the methods of
+    the class itself that they refer to, except `beyond`."""
     todo, seen, found = set(start), set(beyond), set[str]()
     while todo := {name for name in todo - seen if inspect.isfunction(getattr(cls, name, None))}:
         seen |= todo

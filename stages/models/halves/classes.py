@@ -21,9 +21,10 @@ from stages.models.published import change_of
 def config_and_class(
     folder: Path, trusted: bool, as_published: bool | None = False
 ) -> tuple[Any, type[Any]]:
-    """Return the checkpoint's configuration, and the class of its model. A native computes
-    `as_published` where its published code does otherwise than its formulas say. Raises UsageError
-    if `as_published` is asked for and nothing is known to differ for the model."""
+    """Return the checkpoint's configuration and its model class.
+
+    An in-tree model run `as_published` reproduces its published code where that deviates from the
+    formulas. Raises UsageError if `as_published` is requested but no difference is known."""
     refuse_unsupported(folder, trusted)
     if (native := native_of(folder)) is not None:
         return native.load_config(folder, bool(as_published)), native.model_class()
@@ -40,12 +41,12 @@ def skeleton_of(config: Any, cls: type[Any]) -> Any:
 
 
 def load_config(folder: Path, trusted: bool) -> Any:
-    """Load the model's configuration. Raises UsageError for one that makes no sense, and for remote
-    code that is not trusted."""
+    """Load the model's configuration. Raises UsageError for an invalid one, and for remote code
+    that is not trusted."""
     from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
 
-    if not trusted and is_original(folder):  # else it is taken for transformers' own
+    if not trusted and is_original(folder):  # its model type would match one of transformers
         raise needs_trust(folder)
     try:
         return AutoConfig.from_pretrained(folder, trust_remote_code=trusted)
@@ -64,12 +65,12 @@ def load_config(folder: Path, trusted: bool) -> Any:
 
 
 def model_class(config: Any, folder: Path, trusted: bool) -> type[Any]:
-    """Return the class that stands for models of this configuration: one that captions, or a dual
-    encoder. Where there is one of each, the configuration says which it is of."""
+    """Return the model class for this configuration: a captioner, or a dual encoder. If both exist,
+    the configuration's `architectures` decide."""
     remote = getattr(config, "auto_map", None) or {}
     classes = _stock_classes(config)
     named = [cls for cls in classes if cls.__name__ in (config.architectures or ())]
-    # What calls itself by the type of a dual encoder, and brings its own class, is another model.
+    # A checkpoint with a dual encoder's model type and its own class is another model.
     own = "AutoModel" in remote and not named
     stock = next((cls for cls in (*named, *classes) if not (own and makes_vectors(cls))), None)
     if stock is not None:
@@ -90,7 +91,7 @@ def model_class(config: Any, folder: Path, trusted: bool) -> type[Any]:
 
 
 def _stock_classes(config: Any) -> list[type[Any]]:
-    """Return transformers' own classes for a configuration: first the one that captions."""
+    """Return transformers' own classes for a configuration, the captioning one first."""
     from transformers.models.auto import modeling_auto as auto
 
     mappings: tuple[Any, ...] = (
@@ -103,22 +104,21 @@ def _stock_classes(config: Any) -> list[type[Any]]:
 
 @contextlib.contextmanager
 def with_packages(cls: type[Any]) -> Iterator[None]:
-    """Turn the error of a model that lacks a package into one line. Errors about attention are told
-    by who chose it."""
+    """Turn the error about a missing package into one line. Errors about attention pass through:
+    the caller that selected it reports them."""
     try:
         yield
     except ImportError as error:
         if "ttention" in str(error) or "flash" in str(error):
             raise
         raise EnvironmentFault(
-            f"{cls.__name__} needs a package that is not installed, or a newer one: "
-            f"{one_line(error)}",
+            f"{cls.__name__} needs a package that is missing or too old: {one_line(error)}",
             hint="Install it, and run the same command again",
         ) from error
 
 
 def asks_for_trust(error: Exception) -> bool:
-    """Tell whether loading failed because it would have run code that came with the checkpoint."""
+    """Return whether loading failed because it would have run code from the checkpoint."""
     return any(phrase in str(error) for phrase in ("trust_remote_code", "custom code"))
 
 
@@ -130,5 +130,5 @@ def needs_trust(folder: Path) -> UsageError:
 
 
 def one_line(error: Exception) -> str:
-    """Return an error's words, short enough to be part of a message."""
+    """Return an error's message, short enough for use in another message."""
     return " ".join(str(error).split())[:200] or type(error).__name__

@@ -30,12 +30,12 @@ from stages.models.halves.features import count_tokens, is_pixels, moved, placeh
 from stages.models.halves.routes import MODALITIES, choose_route
 
 UNDIVIDED = "pixels"
-"""Name under which the pixels themselves stand among features, for the whole model."""
+"""Key of the pixels among the features, for a model that runs whole."""
 GENERATE, FORWARD = "generate", "forward"
-"""Methods of a model that features are handed to."""
+"""Methods of a model that receive features."""
 LOGITS_WORTH = 64 << 20
-"""Bytes of logits below which they are computed as the whole model does: one row is rounded
-otherwise than many."""
+"""Size in bytes up to which all logits are computed, as the whole model does. Above it, only the
+last position is computed; one row may be rounded differently than many."""
 
 
 def generate(
@@ -44,8 +44,8 @@ def generate(
     """Return the tokens that `generate` of the whole model gives for these inputs.
 
     `inputs` are all outputs of the processor besides pixels. `half` is the language half, or the
-    whole model when `features` holds pixels. Without any feature, it is a text alone. Raises
-    UsageError when features or inputs are missing.
+    whole model if `features` holds pixels. Without features, the input is text alone. Raises
+    UsageError if features or inputs are missing.
     """
     with torch.inference_mode(), _next_logits_only(half):
         tokens: torch.Tensor = _delivered(GENERATE, half, inputs, features, options)
@@ -55,8 +55,8 @@ def generate(
 def forward(
     half: Any, inputs: Mapping[str, Any], features: Mapping[str, Any], **options: Any
 ) -> Any:
-    """Return what one pass of the model gives for these inputs, as `generate` has them, with what a
-    backward pass needs. Raises UsageError when features or inputs are missing."""
+    """Return the output of one forward pass for the inputs of `generate`, with gradients enabled.
+    Raises UsageError if features or inputs are missing."""
     return _delivered(FORWARD, half, inputs, features, options)
 
 
@@ -74,7 +74,7 @@ def _delivered(
     }
     if absent := sorted(getattr(features, "needs", frozenset()) - set(text)):
         raise UsageError(
-            f"decoding needs {', '.join(absent)}, as encoding had",
+            f"decoding needs {', '.join(absent)}, which encoding had",
             hint="Pass every output of the processor besides the pixels",
         )
     route: Route = "joint" if UNDIVIDED in features else choose_route(half).route
@@ -85,8 +85,8 @@ def _delivered(
 
 @contextmanager
 def _next_logits_only(half: Any) -> Iterator[None]:
-    """Have the output head compute the last position alone, as most classes tell it to. The others
-    would make the logits of a whole prompt, of which `generate` reads those of its last token."""
+    """Make the output head compute only the last position. Most classes request this themselves.
+    The others would compute the logits of the whole prompt, of which `generate` reads one row."""
     head = half.get_output_embeddings()
     if head is None or "logits_to_keep" in inspect.signature(half.forward).parameters:
         yield
@@ -107,10 +107,10 @@ def _next_logits_only(half: Any) -> Iterator[None]:
 
 
 def new_tokens(tokens: torch.Tensor, prompt: torch.Tensor | None) -> torch.Tensor:
-    """Return the new tokens, without the prompt before them and the token that starts it.
+    """Return the new tokens, without the prompt and the start token.
 
-    The prompt stands there as it is, after a token of the model's own, or with that in place of its
-    first token and without its last one; or not at all where it went to an encoder.
+    The output may contain the prompt as it is, after a start token, or with a start token in place
+    of its first token and without its last one. It contains no prompt if that went to an encoder.
     """
     length = 0 if prompt is None else prompt.shape[1]
     if prompt is None or not length:
@@ -125,8 +125,7 @@ def new_tokens(tokens: torch.Tensor, prompt: torch.Tensor | None) -> torch.Tenso
 
 
 def prompt_in(model: Any, inputs: Mapping[str, Any]) -> torch.Tensor | None:
-    """Return the tokens with which the output of `model` may begin: none of those that an encoder
-    takes."""
+    """Return the tokens with which the output of `model` may begin; not those of an encoder."""
     encodes = model.config.is_encoder_decoder or model.config.get_text_config().is_encoder_decoder
     return inputs.get("decoder_input_ids" if encodes else "input_ids")
 
@@ -139,13 +138,13 @@ def _by_protocol(
 
 
 def _of(model: Any, method: str) -> Callable[..., Any]:
-    """Return a method of a model; a pass is asked of itself, with all that hangs on it."""
+    """Return a method of a model. For a forward pass it is the model itself, so that hooks run."""
     found: Callable[..., Any] = model if method == FORWARD else getattr(model, method)
     return found
 
 
 def _by_replay(half: Any, method: str, text: Any, features: Mapping[str, Any], options: Any) -> Any:
-    """Show the model pixels without storage, and have its own methods answer with the features."""
+    """Pass pixels without storage to the model, and make its own methods return the features."""
     blank = {
         name: torch.zeros((), dtype=half.dtype, device=half.device).expand(tuple(shape))
         for name, shape in getattr(features, "blank", {}).items()
@@ -154,28 +153,28 @@ def _by_replay(half: Any, method: str, text: Any, features: Mapping[str, Any], o
         made = _of(half, method)(**text, **blank, **options)
     if unread := sorted(set(features) - requested):
         raise UsageError(
-            f"{type(half).__name__} did not ask for its {' and '.join(unread)} features",
-            hint="Its captions would be about nothing; report this model",
+            f"{type(half).__name__} did not request its {' and '.join(unread)} features",
+            hint="Its captions would ignore the media; please report this model",
         )
     return made
 
 
 @contextmanager
 def _answering(half: Any, outputs: Mapping[str, Any]) -> Iterator[set[str]]:
-    """Let the owner's methods answer with `outputs`; yields the modalities that were asked for."""
+    """Make the owner's methods return `outputs`. Yield the set of requested modalities."""
     owner = half.get_submodule(owner_path(half) or "")
     requested: set[str] = set()
     replaced = []
     for modality in (m for m in MODALITIES if m in outputs):
         name = f"get_{modality}_features"
         if not hasattr(owner, name):
-            continue  # it is not asked for, which is told
+            continue  # never requested, which the caller reports
 
         def answer(*_: Any, modality: str = modality, **__: Any) -> Any:
             requested.add(modality)
             return outputs[modality]
 
-        # `generate` reads off the signature what to pass.
+        # `generate` reads from the signature which arguments to pass.
         owner.__dict__[name] = functools.wraps(getattr(owner, name))(answer)
         replaced.append(name)
     try:
@@ -187,14 +186,14 @@ def _answering(half: Any, outputs: Mapping[str, Any]) -> Iterator[set[str]]:
 
 def _by_splice(half: Any, method: str, text: Any, features: Mapping[str, Any], options: Any) -> Any:
     """Put features into the embeddings at the placeholders, and let the reader generate from
-    there."""
+    them."""
     reader = half.get_submodule(reader_path(half, owner_path(half) or ""))
     ids = text["input_ids"]
     embeddings = half.get_input_embeddings()(ids)
     standing = torch.isin(
         ids, torch.tensor(sorted(placeholder_ids(half.config)), device=ids.device)
     )
-    if features:  # else it is a text alone
+    if features:  # without features, the input is text alone
         found = [r.pooler_output.flatten(0, -2) for r in _copies(half, features).values()]
         seen = torch.cat(found).to(embeddings.dtype)
         embeddings = embeddings.masked_scatter(standing.unsqueeze(-1), seen)
@@ -218,7 +217,7 @@ DELIVER: dict[Route, Callable[[Any, str, Any, Mapping[str, Any], Any], Any]] = {
 
 
 def _copies(half: Any, features: Mapping[str, Any]) -> dict[str, Any]:
-    """Make shallow copies of the records, moved: `generate` changes what it is given in place."""
+    """Make shallow copies of the records on the half's device: `generate` changes them in place."""
     return {
         modality: make_record(type(record), {n: moved(v, half.device) for n, v in record.items()})
         for modality, record in features.items()
@@ -226,8 +225,8 @@ def _copies(half: Any, features: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _check_placeholders(half: Any, text: Any, features: Mapping[str, Any]) -> None:
-    """Refuse features that do not match the placeholders, which would give wrong text with no
-    error."""
+    """Refuse features that do not match the placeholders; they would give wrong text without an
+    error. Raises UsageError."""
     ids = text["input_ids"]
     placeholders = sorted(placeholder_ids(half.config))
     standing = int(torch.isin(ids, torch.tensor(placeholders, device=ids.device)).sum())
@@ -235,6 +234,6 @@ def _check_placeholders(half: Any, text: Any, features: Mapping[str, Any]) -> No
     held = sum(count for count in counts if count is not None)
     if (None not in counts and standing != held) or (standing and not features):
         raise UsageError(
-            f"{standing} placeholders stand in the prompt and there are features for {held}",
-            hint="Encode the same media with the same processor again",
+            f"the prompt has {standing} placeholders, but there are features for {held}",
+            hint="Encode the same media again with the same processor",
         )

@@ -20,7 +20,7 @@ HINT = "Choose a model of the CLIP kind: docs/embed.md lists them"
 
 
 def makes_vectors(cls: type) -> bool:
-    """Tell whether a class is of dual encoders: it makes vectors of both, and writes no text."""
+    """Return whether a class is a dual encoder: it makes vectors of both, and generates no text."""
     from transformers import GenerationMixin
 
     methods = all(hasattr(cls, name) for name in (IMAGE_METHOD, TEXT_METHOD))
@@ -28,7 +28,7 @@ def makes_vectors(cls: type) -> bool:
 
 
 def units_absent(model: nn.Module, cls: type, keep: Half) -> list[str]:
-    """Return the model's own parts that a half does without; `cls` is that of the whole model."""
+    """Return the model's own parts that a half does not need; `cls` is the whole model's class."""
     by_image_method, by_text_method = (
         reached(cls, [name], names_in) for name in (IMAGE_METHOD, TEXT_METHOD)
     )
@@ -39,7 +39,7 @@ def units_absent(model: nn.Module, cls: type, keep: Half) -> list[str]:
 
 
 def refuse_no_vectors(cls: type) -> None:
-    """Refuse a class that neither writes text nor is a dual encoder of pictures. Raises
+    """Refuse a class that neither generates text nor is a dual encoder of images. Raises
     UsageError."""
     if hasattr(cls, VIDEO_METHOD):
         raise UsageError(

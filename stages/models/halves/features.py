@@ -20,8 +20,7 @@ UNREAD = (
     "vision_outputs",
     "qformer_outputs",
 )
-"""Names of fields that no language half reads when there is a `pooler_output`, and that are as
-large."""
+"""Names of large fields that no language half reads if there is a `pooler_output`."""
 
 
 class Features(dict[str, Any]):
@@ -38,13 +37,12 @@ class Features(dict[str, Any]):
     ) -> None:
         super().__init__(outputs)
         self.already_read = already_read
-        """Whether the half has read them before, and goes on from what it kept of that."""
+        """Whether the half has already read the features and continues from its cache."""
         self.blank = dict(blank or {})
-        """Name of a pixel input -> its shape, for models that want to be given pixels all the
-        same."""
+        """Name of a pixel input → its shape, for models that require pixels in any case."""
         self.needs = frozenset(needs)
-        """Names of the inputs besides pixels that were there at encoding, such as grids; decoding
-        without one gives other tokens with no error, so it is refused."""
+        """Names of the inputs besides pixels that encoding had, such as grids. Decoding without
+        one would give other tokens without an error, so it is refused."""
 
     def to_tree(self) -> dict[str, Any]:
         blank = {name: list(shape) for name, shape in self.blank.items()}
@@ -56,13 +54,13 @@ class Features(dict[str, Any]):
 
 
 def is_pixels(name: str) -> bool:
-    """Tell whether an input holds pixels or their mask, which only the vision half reads."""
+    """Return whether an input holds pixels or their mask, which only the vision half reads."""
     return "pixel" in name or name.endswith("patches")
 
 
 def encode(half: Any, inputs: Mapping[str, Any]) -> Features:
-    """Run the vision half on the pixels among a processor's outputs. Raises UsageError when there
-    are none that it can encode."""
+    """Run the vision half on the pixels among a processor's outputs. Raises UsageError if there are
+    no pixels that it can encode."""
     outputs, shapes = {}, {}
     for encoder in encoders(half):
         given = {name: inputs[name] for name in encoder.names if inputs.get(name) is not None}
@@ -80,15 +78,15 @@ def encode(half: Any, inputs: Mapping[str, Any]) -> Features:
     if not outputs:
         taken = [name for encoder in encoders(half) for name in encoder.names if name in PIXELS]
         raise UsageError(
-            f"{type(half).__name__} was given no pixels that it can encode",
-            hint=f"It takes {' or '.join(taken)}, as its processor gives them",
+            f"{type(half).__name__} received no pixels that it can encode",
+            hint=f"It takes {' or '.join(taken)}, as its processor makes them",
         )
     needs = [n for n, value in inputs.items() if value is not None and not is_pixels(n)]
     return Features(outputs, needs, shapes)
 
 
 def _record(output: Any, function: Any) -> Any:
-    """Check that an output is a record that the language half can read by its fields' names."""
+    """Check that an output is a record whose fields the language half can read by name."""
     from transformers.utils.generic import ModelOutput
 
     if isinstance(output, ModelOutput):
@@ -107,7 +105,7 @@ def lean(record: Any) -> Any:
 
 
 def count_tokens(record: Any) -> int | None:
-    """Return for how many placeholders an output record has features; None when it does not say."""
+    """Return the number of placeholders that an output record has features for; None if unknown."""
     pooled = record.get("pooler_output")
     if pooled is None:
         return None
@@ -116,14 +114,14 @@ def count_tokens(record: Any) -> int | None:
 
 
 def placeholder_ids(config: Any) -> set[int]:
-    """Return the ids of the tokens that stand where a picture's features go."""
+    """Return the ids of the tokens that stand in for an image's features."""
     names = [f"{kind}_token_{end}" for kind in ("image", "video") for end in ("id", "index")]
     found = {getattr(config, name, None) for name in names}
     return {value for value in found if isinstance(value, int)}
 
 
 def moved(value: Any, device: torch.device, floats: torch.dtype | None = None) -> Any:
-    """Move the tensors inside any nesting; floating ones are also cast when `floats` is given."""
+    """Move the tensors inside any nesting, and cast floating ones if `floats` is given."""
     if isinstance(value, torch.Tensor):
         cast = floats if floats is not None and value.is_floating_point() else value.dtype
         return value.to(device=device, dtype=cast, non_blocking=True)

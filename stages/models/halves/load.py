@@ -27,9 +27,8 @@ from stages.models.published import apply_published_positions
 
 @contextlib.contextmanager
 def present_weights(folder: Path) -> Iterator[Path]:
-    """Yield the folder itself when all files that its index names are there. Else yield a folder of
-    links to what is, with an index of that alone: the loader then says which tensors are
-    missing."""
+    """Yield the folder itself if all files of its index are present. Else yield a folder of links
+    to those present, with an index of them alone. Then the loader reports the missing tensors."""
     absent = {name for name in weight_names(folder) if not (folder / name).exists()}
     if not absent or not (folder / INDEX).exists():
         yield folder
@@ -50,10 +49,10 @@ OPTIONS = (
     *("quantization_config", "trust_remote_code", "offload_folder", "low_cpu_mem_usage"),
     *("use_safetensors", "pieces", "without", "as_published", "stored_quantization"),
 )
-"""Options that people give."""
+"""Options that users may give."""
 UNEXPECTED = re.compile(r"unexpected keyword argument '(\w+)'")
 SHAPE_ERRORS = ("ignore_mismatched_sizes", "size mismatch")
-"""Words of the loader about weights that have no place in the model."""
+"""Words in the loader's errors about weights that have no place in the model."""
 
 
 def load_half(
@@ -66,15 +65,19 @@ def load_half(
 ) -> Any:
     """Load one half of the model at `path` (a folder or hub id), or the whole, in eval mode.
 
-    `pieces` are paths in the other half that this one needs too; None leaves it to the model's
-    classes, which tell what the half calls of the other one. It does `without` these paths of its
-    own. `options` are those of `from_pretrained`: dtype, attn_implementation, device_map,
-    trust_remote_code, revision, quantization_config; `as_published` (None: by the release of
-    transformers that wrote config.json) has it computed as its authors published it where
-    transformers, or the formulas of a native, are known to be otherwise;
-    `stored_quantization` takes the place of what a quantized checkpoint's config.json says of it.
-    Raises UsageError when the model cannot be cut or is not to be trusted, EnvironmentFault when
-    its weights are not all there.
+    `pieces` are paths of modules in the other half that this half needs too. With None, they are
+    found in the model's classes. `without` are paths of this half to leave out.
+
+    `options` are those of `from_pretrained`: dtype, attn_implementation, device_map,
+    trust_remote_code, revision, quantization_config. Two more are accepted:
+
+    - `as_published`: compute as the authors published it, where transformers or an in-tree model's
+      formulas are known to differ. None: decided by the release that wrote config.json.
+    - `stored_quantization`: replaces the quantization settings of a quantized checkpoint's
+      config.json.
+
+    Raises UsageError if the model cannot be cut or is not trusted, EnvironmentFault if weights are
+    missing.
     """
     if keep not in get_args(Part):
         raise UsageError(
@@ -104,7 +107,7 @@ def load_half(
             present, config=config, output_loading_info=True, **options
         )
     missing = sorted(found["missing_keys"])
-    if missing and fetch_rest(folder):  # a piece of the other half is wanted, whose file was not
+    if missing and fetch_rest(folder):  # an extra module's file had not been downloaded
         del model, found
         return load_half(path, keep, **given)
     if missing:
@@ -117,8 +120,8 @@ def load_half(
 
 @contextlib.contextmanager
 def _whole_weights(folder: Path) -> Iterator[None]:
-    """Turn the loader's errors at unreadable weights into EnvironmentFault. So too where weights
-    have other shapes than the configuration says."""
+    """Turn the loader's errors about unreadable weights, or weights of other shapes than the
+    configuration's, into EnvironmentFault."""
     from safetensors import SafetensorError
 
     try:
@@ -130,16 +133,16 @@ def _whole_weights(folder: Path) -> Iterator[None]:
         ) from error
     except RuntimeError as error:
         if not any(word in str(error) for word in SHAPE_ERRORS):
-            raise  # such as memory that ran out, which is not the checkpoint's fault
+            raise  # such as out of memory, which is not the checkpoint's fault
         raise EnvironmentFault(
-            f"the weights in {folder} do not have the shapes that its config.json says",
-            hint="Download the checkpoint again: its files are of different versions",
+            f"the weights in {folder} do not have the shapes that its config.json states",
+            hint="Download the checkpoint again: its files belong to different versions",
         ) from error
 
 
 @contextlib.contextmanager
 def _known_options(options: Mapping[str, Any]) -> Iterator[None]:
-    """Turn a model's error at an option that it does not take into UsageError."""
+    """Turn a model's error about an unknown option into UsageError."""
     try:
         yield
     except TypeError as error:
@@ -159,8 +162,8 @@ def _named(part: Part) -> str:
 def half_class(
     cls: type[Any], keep: Part, pieces: tuple[str, ...] | None, without: tuple[str, ...] = ()
 ) -> type[Any]:
-    """Make a subclass of `cls` that leaves out the other half when it is built. It keeps `pieces`,
-    or else those that the half calls, and leaves out what it is to be `without`."""
+    """Make a subclass of `cls` that leaves out the other half when it is built. It keeps `pieces`
+    (None: the modules that the half calls), and also leaves out the paths `without`."""
 
     def __init__(self: Any, config: Any, *args: Any, **kwargs: Any) -> None:
         cls.__init__(self, config, *args, **kwargs)
@@ -175,14 +178,14 @@ def half_class(
 
 
 def _patterns(prefix: str, paths: list[str]) -> set[str]:
-    """Return names under which a checkpoint may hold what was left out: it may leave out the prefix
-    too."""
+    """Return patterns of the names under which a checkpoint may hold what was left out, with or
+    without the prefix."""
     names = {*paths, *(path.removeprefix(f"{prefix}.") for path in paths if prefix)}
     return {rf"^{re.escape(name)}(\.|$)" for name in names}
 
 
 def refuse_pickle(folder: Path, trusted: bool) -> None:
-    """Refuse a model without weights, or with pickles alone. Raises UsageError."""
+    """Refuse a model without weights, or with pickles only. Raises UsageError."""
     if any(folder.glob("*.safetensors")) or (folder / "model.safetensors.index.json").exists():
         return
     pickles = sorted(path for path in folder.iterdir() if path.suffix in PICKLES)

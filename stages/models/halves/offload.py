@@ -26,7 +26,7 @@ from stages.models.halves.load import load_half
 def placement(
     skeleton: Any, keep: Part, pieces: tuple[str, ...], device: str, away: str
 ) -> dict[str, str]:
-    """Return path → place of everything that the part keeps: layers away, all else on the device.
+    """Return path → place of everything that the part keeps: layers away, the rest on the device.
     Raises CannotFit for a part without layers."""
     absent = set(absent_paths(skeleton, keep, pieces))
     found: dict[str, str] = {}
@@ -35,14 +35,14 @@ def placement(
         found.update({p: device for p in found if first.startswith(f"{p}.")})
     if away not in found.values():
         raise CannotFit(
-            f"{type(skeleton).__name__} has no layers that could come one by one",
+            f"{type(skeleton).__name__} has no layers that could be loaded one by one",
             hint="Give it more memory, or choose a lower precision",
         )
     return found
 
 
 def _first_weights(skeleton: Any, absent: Collection[str]) -> Iterator[str]:
-    """Yield, for each model inside a model, the weight by which it tells on which device it is."""
+    """Yield, for each model inside a model, the weight that determines its `device` property."""
     for path, module in skeleton.named_modules():
         if hasattr(type(module), "device"):
             names = (f"{path}.{name}".lstrip(".") for name, _ in module.named_parameters())
@@ -51,14 +51,14 @@ def _first_weights(skeleton: Any, absent: Collection[str]) -> Iterator[str]:
 
 
 def offloaded_bytes(half: Any) -> int:
-    """Return the bytes that are fetched at each pass; 0 when all weights are on the device. There
-    is at least one pass for each token."""
+    """Return the bytes that each forward pass fetches; 0 if all weights are on the device. Each
+    token needs at least one pass."""
     layers = [half.get_submodule(path) for path in waiting(getattr(half, "hf_device_map", {}))]
     return sum(weight.nbytes for layer in layers for weight in layer.parameters())
 
 
 def waiting(places: Mapping[str, Any]) -> list[str]:
-    """Return the paths of the layers that are not on the device: on a CPU `cpu` is the device."""
+    """Return the paths of the layers that are not on the device; on a CPU, `cpu` is the device."""
     away = "disk" if "disk" in places.values() else "cpu"
     return [path for path, place in places.items() if place == away and len({*places.values()}) > 1]
 
@@ -71,8 +71,8 @@ def load_in_layers(
     device: str,
     options: dict[str, Any],
 ) -> Any:
-    """Load what `load_half` gives with these options, its layers waiting outside the device. Raises
-    CannotFit for a model of which that cannot be had."""
+    """Load what `load_half` gives with these options, with the layers outside the device. Raises
+    CannotFit if that is impossible for the model."""
     away = "disk" if device == "cpu" else "cpu"
     places = placement(skeleton, keep, pieces, device, away)
     with _whole_layers(skeleton, places) as folder:
@@ -80,8 +80,8 @@ def load_in_layers(
         half = load_half(path, keep, pieces=pieces, **given)
         if any(Path(folder).iterdir()):
             raise CannotFit(
-                f"the weights of {type(half).__name__} are arranged anew as they are loaded, and "
-                "cannot stay in their files",
+                f"the weights of {type(half).__name__} are rearranged on loading and cannot "
+                "stay in their files",
                 hint="Give it more memory, or choose a lower precision",
             )
     return half
@@ -89,8 +89,8 @@ def load_in_layers(
 
 @contextlib.contextmanager
 def _whole_layers(skeleton: Any, places: dict[str, str]) -> Iterator[str]:
-    """Give the loader a folder, and have it fetch layers whole within this block. By itself it
-    would fetch every linear layer alone, but some layers read all of their weights in one go."""
+    """Yield a folder for the loader, and make it fetch whole layers inside the block. By default it
+    fetches each linear layer alone, but some layers read all of their weights at once."""
     from accelerate import dispatch_model
     from accelerate.utils import offload
     from safetensors import safe_open
@@ -101,18 +101,19 @@ def _whole_layers(skeleton: Any, places: dict[str, str]) -> Iterator[str]:
         warnings.catch_warnings(),
         dispatching(functools.partial(dispatch_model, preload_module_classes=names)),
     ):
-        # Single weights have a place as well, which accelerate looks for among modules.
+        # Single weights have places too, which accelerate looks for among modules.
         warnings.filterwarnings("ignore", message="The following device_map keys")
-        # A mapped file counts as a whole against a limit, and each read tensor would map it anew.
+        # A mapped file counts against a memory limit in full, and each tensor would map it again.
         offload.safe_open = functools.partial(safe_open, backend="pread")
         yield folder
 
 
 @contextlib.contextmanager
 def dispatching(receive: Callable[..., Any]) -> Iterator[None]:
-    """Have the loader give `receive`, within this block, a model whose layers are away. It does as
-    it would to accelerate's `dispatch_model`, with `offload_index`: name of a weight -> in which
-    `safetensors_file` it is, and by which `weight_name`."""
+    """Make the loader pass a model whose layers are away to `receive` inside the block.
+
+    The call is that of accelerate's `dispatch_model`, with `offload_index`: name of a weight → its
+    `safetensors_file` and its `weight_name` there."""
     from transformers.integrations import accelerate as integration
 
     library: Any = integration
@@ -121,7 +122,7 @@ def dispatching(receive: Callable[..., Any]) -> Iterator[None]:
     @functools.wraps(stock)
     def given(model: Any, *, offload_index: Any, **options: Any) -> Any:
         for entry in (offload_index or {}).values():
-            # The loader may have been shown links, which are gone when it is done.
+            # The loader may have received links, which are deleted when it returns.
             entry["safetensors_file"] = os.path.realpath(entry["safetensors_file"])
         return receive(model, offload_index=offload_index, **options)
 
@@ -135,7 +136,7 @@ def dispatching(receive: Callable[..., Any]) -> Iterator[None]:
 def _place(
     module: nn.Module, path: str, absent: set[str], device: str, away: str, found: dict[str, str]
 ) -> None:
-    """Fill `found` below one module: itself, or its parts where some of them are elsewhere."""
+    """Fill `found` for one module: as a whole, or part by part if some parts are elsewhere."""
     if path in absent:
         return
     whole = (
@@ -157,7 +158,7 @@ def _place(
 
 
 def outermost_layers(model: nn.Module) -> Iterator[nn.Module]:
-    """Yield the layers that are in no other layer."""
+    """Yield the layers that are not inside another layer."""
     called = _layers(model)
     for name, child in model.named_children():
         if name in called:
@@ -167,8 +168,8 @@ def outermost_layers(model: nn.Module) -> Iterator[nn.Module]:
 
 
 def _layers(module: nn.Module) -> set[str]:
-    """Return the names of a module's parts that are layers. These are members of a list that are
-    called, and those of a sequence that are made of parts themselves."""
+    """Return the names of a module's children that are layers: callable items of a ModuleList, and
+    items of a Sequential that have children themselves."""
     parts = dict(module.named_children())
     if len(parts) < 2 or not isinstance(module, nn.ModuleList | nn.Sequential):
         return set()

@@ -25,15 +25,15 @@ class ReloadableHalf:
         *,
         offloaded: bool = False,
     ) -> None:
-        """Load it. `files` are compared before and after each load; of a half that is `offloaded`,
-        or keeps them mapped, around each use as well."""
+        """Load the half. `files` are compared before and after each load. If the half is
+        `offloaded`, or keeps its files mapped, they are compared around each call as well."""
         self._keep = keep
         self._load_once = load
         self._files = files or ModelFiles()
         self._offloaded = offloaded
         self._reads_files = False
         self.pieces = tuple(pieces)
-        """Paths of the other half's pieces that are loaded as well."""
+        """Paths of the extra modules that are loaded."""
         self.model = self._load(self.pieces)
 
     def _load(self, pieces: tuple[str, ...]) -> Any:
@@ -43,23 +43,23 @@ class ReloadableHalf:
         return model
 
     def confirm(self) -> None:
-        """Compare the files before anything is published that was computed outside `use`. Raises
+        """Compare the files before publishing results that were computed outside a call. Raises
         ModelChanged."""
         if self._reads_files:
             self._files.check()
 
     def use(self, function: Callable[[Any], Result]) -> Result:
-        """Return the result of `function` for the half, loaded again as often as it lacks a
-        piece. Raises ModelChanged."""
+        """Return the result of `function` for the half. Reload the half as often as an extra module
+        is missing. Raises ModelChanged."""
         while True:
-            if self.model is None:  # loading it again failed, and whoever called goes on
+            if self.model is None:  # the last reload failed, and the caller continued
                 self.model = self._load(self.pieces)
             try:
                 with self._files.compared() if self._reads_files else contextlib.nullcontext():
                     return function(self.model)
             except NeedsWeights as error:
                 self.pieces = (*self.pieces, self._new_piece(error))
-            self.model = None  # before the next is there: both may not fit
+            self.model = None  # free the old one first: both may not fit
             self.model = self._load(self.pieces)
 
     def _new_piece(self, error: NeedsWeights) -> str:

@@ -16,18 +16,18 @@ from torch import nn
 from stages.models.halves.absent import MissingModule
 
 WIDENING = 2
-"""A module is worth it when its inside is so many times as wide as its input."""
+"""A module is chunked if its widest layer is at least this many times as wide as its input."""
 ALLOWED_MODULES = (
     "torch.nn.modules.activation",
     "torch.nn.modules.dropout",
     "transformers.activations",
 )
-"""Modules that define the classes which may stand between linear layers."""
+"""Modules whose classes may stand between linear layers."""
 
 
 def in_pieces(half: Any, rows: int) -> int:
-    """Make the MLPs of a half's layers take at most `rows` positions at once, for good. Returns how
-    many MLPs do; a second call changes nothing."""
+    """Make the MLPs of a half's layers process at most `rows` positions at once, permanently.
+    Return the number of such MLPs. A second call changes nothing."""
     chunked = [m for m in half.modules() if isinstance(m.__dict__.get("forward"), _ChunkedForward)]
     if rows and not chunked:
         chunked = list(_mlps(half))
@@ -56,8 +56,8 @@ class _ChunkedForward:
 
 
 def _mlps(half: Any) -> Iterator[nn.Module]:
-    """Yield the position-wise modules of the half's layers that are wider inside than outside. Of
-    each class and shape one is tried."""
+    """Yield the position-wise modules of the half's layers that are wider inside than outside. One
+    module of each class and shape is tested."""
     verdicts: dict[Any, bool] = {}
     inside: list[nn.Module] = []
     for module in half.modules():
@@ -78,8 +78,8 @@ def _mlps(half: Any) -> Iterator[nn.Module]:
 
 
 def _linears(module: nn.Module) -> list[Any]:
-    """Return the linear layers that a module is made of. There are none when it is made of anything
-    else as well, besides activations and dropout, or holds weights of its own."""
+    """Return the linear layers of a module. Return none if it has other children besides
+    activations and dropout, or weights of its own."""
     leaves = [part for part in module.modules() if not any(True for _ in part.children())]
     linears = [leaf for leaf in leaves if isinstance(leaf, nn.Linear)]  # quantized ones too
     others = [leaf for leaf in leaves if not isinstance(leaf, nn.Linear) and not _is_allowed(leaf)]
@@ -93,10 +93,10 @@ def _is_allowed(leaf: nn.Module) -> bool:
 
 
 def _is_position_wise(module: nn.Module, width: int, half: Any) -> bool:
-    """Tell whether two positions together give what each gives apart, in any arrangement."""
+    """Return whether two positions together give what each gives alone, for any arrangement."""
     rows = torch.randn(1, 2, width, generator=torch.Generator().manual_seed(0))
     rows = rows.to(device=half.device, dtype=half.dtype)
-    if any(weight.is_meta for weight in module.parameters()):  # it comes when it is needed
+    if any(weight.is_meta for weight in module.parameters()):  # its weights are streamed
         module = copy.deepcopy(module).to_empty(device=half.device)
         for weight in module.parameters():
             nn.init.normal_(weight, std=weight.shape[-1] ** -0.5)
@@ -105,10 +105,10 @@ def _is_position_wise(module: nn.Module, width: int, half: Any) -> bool:
             together = module(rows)
             apart = torch.cat([module(rows[0, :1]), module(rows[0, 1:])])
     except (RuntimeError, TypeError, ValueError, IndexError, AttributeError):
-        return False  # it takes more than one tensor, or one of other axes
+        return False  # it takes more than one tensor, or other axes
     if not isinstance(together, torch.Tensor) or together.shape[:2] != rows.shape[:2]:
         return False
-    # Products of one row and of two are rounded otherwise.
+    # Products of one row and of two are rounded differently.
     return torch.allclose(together[0].float(), apart.float(), rtol=0.05, atol=0.05 * _size(apart))
 
 

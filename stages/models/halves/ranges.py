@@ -14,15 +14,15 @@ from stages.models.hub.headers import read_places
 from stages.models.shards.layout import DTYPES
 
 ALIGNED = 64
-"""Bytes on whose multiples torch's own memory begins."""
+"""Alignment in bytes of torch's own memory."""
 
 
 places = functools.lru_cache(maxsize=8)(read_places)
 
 
 def read_into(buffer: torch.Tensor, path: Path, start: int) -> None:
-    """Fill a room of bytes with those of a file that begin at `start`. Raises EnvironmentFault when
-    the file ends before."""
+    """Fill a byte buffer from a file, beginning at `start`. Raises EnvironmentFault if the file
+    ends too early."""
     into = buffer.numpy().data
     end = start + len(into)
     with path.open("rb", buffering=0) as weights:
@@ -55,9 +55,9 @@ class _WholeTensorFile:
         start, end = place.start, place.end
         if index is not ... or dtype is None or start % dtype.itemsize:
             return part[index]
-        # It lies beside the lines of the cache as it would if the file were mapped, because sums
-        # are rounded by that: the whole model, loaded by the library alone, says the same to the
-        # bit.
+        # Keep the alignment within a cache line that a mapped file would have, because rounding of
+        # sums depends on it. The result is bit-identical to loading the whole model with the
+        # library alone.
         offset = start % ALIGNED
         buffer = torch.empty(offset + end - start, dtype=torch.uint8)[offset:]
         read_into(buffer, self._path, start)
@@ -73,14 +73,15 @@ class _WholeTensorFile:
 
 @contextlib.contextmanager
 def ranged_reads() -> Iterator[None]:
-    """Have the loader read each tensor that the half has into memory of its own. By itself it maps
-    whole files to be written to, which the kernel counts against a limit, with what is in them of
-    the other half."""
+    """Make the loader read each tensor of the half into its own memory.
+
+    By default it maps whole files writably. The kernel counts such a mapping against a memory
+    limit, including the other half's part."""
     import safetensors
     from transformers import modeling_utils
     from transformers.integrations import accelerate
 
-    # The second looks into a checkpoint of one file for names alone, and maps all of it for that.
+    # The second library opens a single-file checkpoint only for names, and maps all of it.
     libraries: list[Any] = [modeling_utils, accelerate]
     mapping = [library.safe_open for library in libraries]
 

@@ -19,7 +19,7 @@ Rule = Any
 """`"cat" | "join" | "same" | "whole" | {"each": [Rule]} | {"fields": {name: Rule}}`; JSON holds
 it."""
 MAIN_FIELDS = ("pooler_output", "last_hidden_state")
-"""Fields whose sequences have a part a picture; those of others have a part a layer."""
+"""Fields whose sequences have one part per image; those of other fields have one part per layer."""
 
 
 class CannotSplit(Exception):
@@ -41,20 +41,20 @@ class FeatureRecord:
     """Everything that decoding needs of one row besides its prompt."""
 
     features: dict[str, Any]
-    """Modality -> the encoder's output record, of this row alone."""
+    """Modality → the encoder's output record, of this row alone."""
     rules: dict[str, Rule]
-    """Modality -> how its output record is joined with those of other rows."""
+    """Modality → how its output record is joined with those of other rows."""
     needs: tuple[str, ...]
-    """Inputs besides pixels that were there at encoding; decoding without one is refused."""
+    """Inputs besides pixels that encoding had; decoding without one is refused."""
     channel: str
-    """`images` or `videos`: as which the processor took the frames."""
+    """`images` or `videos`: how the processor took the frames."""
     side: dict[str, Any]
-    """Outputs of the processor besides pixels: grids, sizes, seconds a step."""
+    """Outputs of the processor besides pixels: grids, sizes, seconds per step."""
     replacements: tuple[str, ...]
     """Text that the processor writes in place of each placeholder in the prompt."""
     count: RowCount
     blank: dict[str, list[int]] = field(default_factory=dict)
-    """Name of a pixel input -> its shape, for models that want to be given pixels all the same."""
+    """Name of a pixel input → its shape, for models that require pixels in any case."""
 
     def to_tree(self) -> dict[str, Any]:
         return {
@@ -85,14 +85,14 @@ class FeatureRecord:
 
 
 def _shape(value: Any) -> list[int]:
-    """Return the lengths of a tensor that it has to share with those of other rows."""
+    """Return the dimensions of a tensor that must equal those of other rows."""
     return list(value.shape[1:]) if isinstance(value, torch.Tensor) else []
 
 
 def split(record: Any, rows: Sequence[RowCount]) -> tuple[list[Any], Rule]:
-    """Return one output record a row, and the rule that joins them. Raises CannotSplit.
+    """Return one output record per row, and the rule that joins them. Raises CannotSplit.
 
-    A single row always succeeds; what it holds that fits no rule is then kept `whole`.
+    A single row always succeeds; parts that fit no rule are then kept `whole`.
     """
     parts, rules = [dict[str, Any]() for _ in rows], dict[str, Rule]()
     for name, value in record.items():
@@ -114,7 +114,7 @@ def merge(records: Sequence[Any], rule: Rule) -> Any:
     if rule == "same":
         return first
     if rule == "whole":
-        raise CannotSplit("rows with parts of an unknown structure cannot be joined")
+        raise CannotSplit("rows with parts of unknown structure cannot be joined")
     if "fields" in rule:
         names = rule["fields"]
         joined = {n: merge([r[n] for r in records], names[n]) for n in names}
@@ -124,13 +124,13 @@ def merge(records: Sequence[Any], rule: Rule) -> Any:
 
 
 def merge_rows(rows: Sequence[FeatureRecord]) -> dict[str, Any]:
-    """Return modality -> output record of several rows whose `joins_with` is equal."""
+    """Return modality → output record of several rows with equal `joins_with`."""
     rules = rows[0].rules
     return {m: merge([row.features[m] for row in rows], rule) for m, rule in rules.items()}
 
 
 def merge_blank(rows: Sequence[FeatureRecord]) -> dict[str, list[int]]:
-    """Return the shapes of the pixels of several rows whose `joins_with` is equal."""
+    """Return the pixel shapes of several rows with equal `joins_with`."""
     return {
         name: [sum(row.blank[name][0] for row in rows), *shape[1:]]
         for name, shape in rows[0].blank.items()
@@ -138,7 +138,7 @@ def merge_blank(rows: Sequence[FeatureRecord]) -> dict[str, list[int]]:
 
 
 def rule_of_input(value: Any) -> Rule:
-    """Return the rule by which an input of a model is joined with those of other rows."""
+    """Return the rule that joins an input of a model with those of other rows."""
     if isinstance(value, torch.Tensor):
         return "cat"
     return "join" if isinstance(value, list | tuple) else "same"
@@ -152,7 +152,7 @@ def _split(
         if sizes is not None:
             return list(torch.split_with_sizes(value, sizes)), "cat"
     elif isinstance(value, list | tuple):
-        # A sequence of one tensor with all tokens may be one picture or one layer.
+        # A one-tensor sequence with all tokens may be one image or one layer.
         one_layer = top and not main and len(value) == 1
         groups = None if one_layer else _groups(value, rows)
         if groups is not None:
@@ -162,7 +162,7 @@ def _split(
         return [value] * len(rows), "same"
     if len(rows) == 1:
         return [value], "whole"
-    raise CannotSplit(f"a {type(value).__name__} of the features fits no row")
+    raise CannotSplit(f"a {type(value).__name__} among the features belongs to no row")
 
 
 def _split_each(
@@ -175,7 +175,7 @@ def _split_each(
 
 
 def _sizes(tensor: torch.Tensor, rows: Sequence[RowCount]) -> list[int] | None:
-    """Return how many of the first dimension belong to each row; None when that cannot be told."""
+    """Return how much of the first dimension belongs to each row; None if unknown."""
     if tensor.ndim == 0:
         return None
     length, tokens = tensor.shape[0], [row.tokens for row in rows]
@@ -192,7 +192,7 @@ def _sizes(tensor: torch.Tensor, rows: Sequence[RowCount]) -> list[int] | None:
 def _groups(
     parts: list[Any] | tuple[Any, ...], rows: Sequence[RowCount]
 ) -> list[list[torch.Tensor]] | None:
-    """Cut a sequence with a part a picture where the rows end; None when it is no such sequence."""
+    """Cut a sequence with one part per image where the rows end; None for another sequence."""
     if not all(isinstance(part, torch.Tensor) and part.ndim > 1 for part in parts):
         return None
     groups: list[list[torch.Tensor]] = []
@@ -212,7 +212,7 @@ def _tokens(tensor: torch.Tensor) -> int:
 
 
 def _shapes(value: Any, rule: Rule) -> Any:
-    """Return all that has to be equal for `rule` to join two rows, besides the rule itself."""
+    """Return everything besides the rule itself that must be equal for it to join two rows."""
     if rule == "cat":
         return [str(value.dtype), *value.shape[1:]]
     if rule == "join":

@@ -29,10 +29,9 @@ PIXELS = (
     "image_patches",
     "flattened_patches",
 )
-"""The names under which models take pictures."""
+"""Argument names under which models take images."""
 AS_IMAGES = {"pixel_values_videos": "pixel_values"}
-"""Names under which a video goes through a method for images, in models that have no other for
-it."""
+"""Argument names for a video in a method for images, in models without a video method."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -51,12 +50,12 @@ class Encoder:
     """`image` or `video`."""
     function: Any
     names: Mapping[str, str]
-    """Input of the model that it takes -> under which name."""
+    """Input of the model → the method's argument name."""
 
 
 def choose_route(model: Any) -> RouteChoice:
-    """Choose how `model`, which may be a skeleton, is run. Raises UsageError for one that neither
-    captions pictures nor makes vectors of them."""
+    """Choose the split strategy of `model`, which may be a skeleton. Raises UsageError for a model
+    that neither captions images nor makes vectors of them."""
     name = type(model).__name__
     if makes_vectors(class_of(model)):
         return RouteChoice(route="dual", why=f"{name} makes vectors of pictures and of texts")
@@ -78,8 +77,8 @@ def choose_route(model: Any) -> RouteChoice:
 
 
 def encoders(model: Any) -> Iterator[Encoder]:
-    """Yield the methods that the vision half is run by. They are those of the base model, which
-    `generate` uses, or else of the module that owns them."""
+    """Yield the methods that run the vision half. They are those of the base model, which
+    `generate` uses, or else those of the module that owns them."""
     if (owner := owner_path(model)) is None:
         return
     modules = (model.base_model, model.get_submodule(owner))
@@ -94,8 +93,8 @@ def encoders(model: Any) -> Iterator[Encoder]:
 
 
 def depends_on_prompt(model: Any) -> bool:
-    """Tell whether features are made of the prompt's tokens too, so that another prompt has
-    others."""
+    """Return whether features depend on the prompt's tokens, so that another prompt needs other
+    features."""
     return any(name.endswith("input_ids") for e in encoders(model) for name in e.names)
 
 
@@ -110,7 +109,7 @@ def overrides_generate(model: Any) -> bool:
 
 
 def refuse(cls: Any) -> None:
-    """Refuse a class of models that caption no pictures. Raises UsageError."""
+    """Refuse a model class that does not caption images. Raises UsageError."""
     from transformers import GenerationMixin
 
     if not issubclass(cls, GenerationMixin):
@@ -123,8 +122,8 @@ def refuse(cls: Any) -> None:
 
 
 def _sees_videos_as_images(model: Any, owner: Any) -> bool:
-    """Tell whether the model's own `forward` puts videos through its method for images. It must
-    also read the result as a video's."""
+    """Return whether the model's own `forward` passes videos to its method for images, and reads
+    the result as a video's."""
     own = _reads(model.forward, AS_IMAGES) and takes_outputs(model)
     return own and "get_image_features" in names_in(type(owner).forward)
 
@@ -138,7 +137,7 @@ def _reads(function: Any, names: Iterable[str]) -> bool:
 
 
 def _asks_for_features(model: Any) -> bool:
-    """Tell whether the code that `generate` runs calls `get_*_features`."""
+    """Return whether the code that `generate` runs calls `get_*_features`."""
     feature_methods = {f"get_{modality}_features" for modality in MODALITIES}
     if overrides_generate(model):
         names = names_in(type(model).generate)
@@ -151,7 +150,7 @@ def _asks_for_features(model: Any) -> bool:
 
 
 def _reader(model: Any) -> nn.Module | None:
-    """Return the part that reads features, if it can generate by itself."""
+    """Return the module that reads features, if it can generate by itself."""
     path = reader_path(model, owner_path(model) or "")
     found = None if path is None else model.get_submodule(path)
     return found if found is not None and hasattr(type(found), "generate") else None
