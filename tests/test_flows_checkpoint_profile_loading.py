@@ -53,15 +53,15 @@ def found(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_what_takes_too_long_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(profile_loading, "MOST_SECONDS", 1.0)
-    with pytest.raises(UsageError, match="more than 1 s of computing") as caught:
+    monkeypatch.setattr(profile_loading, "MAX_SECONDS", 1.0)
+    with pytest.raises(UsageError, match="more than 1 s of CPU time") as caught:
         described("keeps_the_lock", tmp_path)
     assert "\n" not in str(caught.value)
     assert "chat_template.jinja" in caught.value.hint
 
 
 def test_what_takes_too_much_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(profile_loading, "LEAST_BYTES", 256 * MIB)
+    monkeypatch.setattr(profile_loading, "MIN_BYTES", 256 * MIB)
     with pytest.raises(UsageError, match=r"more than 1.00 GiB of memory") as caught:
         described("doubles", tmp_path)
     assert "\n" not in str(caught.value)
@@ -70,14 +70,14 @@ def test_what_takes_too_much_is_refused(tmp_path: Path, monkeypatch: pytest.Monk
 def test_a_machine_without_memory_is_not_the_checkpoint_s_fault(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(profile_loading, "LEAST_BYTES", 256 * MIB)
+    monkeypatch.setattr(profile_loading, "MIN_BYTES", 256 * MIB)
     monkeypatch.setattr(profile_loading, "host_free_bytes", lambda: 100 * MIB)
-    with pytest.raises(CannotFit, match="in 100 MiB, which is all the memory free"):
+    with pytest.raises(CannotFit, match="in the 100 MiB of free memory"):
         described("doubles", tmp_path)
 
 
 def test_waiting_is_no_computing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(profile_loading, "MOST_SECONDS", 1.0)
+    monkeypatch.setattr(profile_loading, "MAX_SECONDS", 1.0)
     with pytest.raises(KeyError):  # the card that it answered with is none
         described("waits", tmp_path)
 
@@ -86,13 +86,13 @@ def test_describing_may_take_what_a_stage_may_and_never_less_than_it_needs() -> 
     def config(memory: int | None) -> CaptionConfig:
         return CaptionConfig(sources=("x",), memory=memory)
 
-    assert profile_loading.allowed(config(5 * GIB), "cpu") == 5 * GIB
-    assert profile_loading.allowed(config(1), "cpu") == profile_loading.LEAST_BYTES
-    free = profile_loading.allowed(config(None), "cpu")
-    assert free >= profile_loading.LEAST_BYTES
+    assert profile_loading.memory_limit(config(5 * GIB), "cpu") == 5 * GIB
+    assert profile_loading.memory_limit(config(1), "cpu") == profile_loading.MIN_BYTES
+    free = profile_loading.memory_limit(config(None), "cpu")
+    assert free >= profile_loading.MIN_BYTES
     # Of a GPU's run, `--memory` speaks of the GPU.
-    on_gpu = profile_loading.allowed(config(1 << 50), "cuda:0")
-    assert profile_loading.LEAST_BYTES <= on_gpu < 1 << 50
+    on_gpu = profile_loading.memory_limit(config(1 << 50), "cuda:0")
+    assert profile_loading.MIN_BYTES <= on_gpu < 1 << 50
 
 
 class Refusing:
@@ -118,7 +118,7 @@ def calls_for(model: Path, **options: Any) -> list[StageCall]:
 
 def test_every_describing_process_is_told_its_limits(tmp_path: Path) -> None:
     assert [(c.budget, c.seconds) for c in calls_for(copy_of_demo(tmp_path / "m"), memory=1)] == [
-        (profile_loading.LEAST_BYTES, profile_loading.MOST_SECONDS)
+        (profile_loading.MIN_BYTES, profile_loading.MAX_SECONDS)
     ]
 
 

@@ -204,7 +204,7 @@ def test_the_cut_hangs_on_the_files_alone(tmp_path: Path) -> None:
 def test_media_that_are_large_make_a_portion_by_themselves() -> None:
     file = MediaFile(path=Path("/a"), media_path="a", source="a", kind="video")
     sizes = [5, 1, 9, 30, 2, 2]
-    parts = cut([(file, size) for size in sizes], most=4, limit=10)
+    parts = cut([(file, size) for size in sizes], max_files=4, limit=10)
     assert [[size for _, size in part] for part in parts] == [[5, 1], [9], [30], [2, 2]]
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from flows.checkpoint.graphs import keep_speed
+from flows.checkpoint.graphs import store_speed
 from flows.cli.main import main
 from stages.models.graphs.manifest import FILE
 from stages.models.graphs.providers import CPU
@@ -129,7 +129,7 @@ def test_graphs_of_other_weights_are_refused(
     path.unlink()
     save_file(tensors, path, {"format": "pt"})
     assert refused(pictures, own, place) == 5
-    assert "its graphs were made of other weights" in one_line(capsys)
+    assert "were made from other weights" in one_line(capsys)
 
 
 def test_graphs_that_are_gone_or_were_never_made_are_refused(
@@ -137,14 +137,14 @@ def test_graphs_that_are_gone_or_were_never_made_are_refused(
 ) -> None:
     (own / "onnx" / "vision-0.onnx").unlink()
     assert refused(pictures, own, place) == 5
-    assert "vision-0.onnx is gone" in one_line(capsys)
+    assert "vision-0.onnx is missing" in one_line(capsys)
     # Many checkpoints bring graphs of another program, in a folder of the same name.
     (own / "onnx" / FILE).unlink()
     assert refused(pictures, own, place) == 2
-    assert "has no graphs of its vision half" in one_line(capsys)
+    assert "has no vision graphs" in one_line(capsys)
     shutil.rmtree(own / "onnx")
     assert refused(pictures, own, place) == 2
-    assert "has no graphs of its vision half" in one_line(capsys)
+    assert "has no vision graphs" in one_line(capsys)
 
 
 @pytest.mark.parametrize(
@@ -184,13 +184,13 @@ def test_auto_takes_graphs_that_passed_and_are_faster_here(
         assert main(["plan", str(pictures), "--model", str(own), *where]) == 0
         return capsys.readouterr().out
 
-    assert "were not measured here" in (said := planned()) and "onnx-fp32" not in said
+    assert "were not measured on this machine" in (said := planned()) and "onnx-fp32" not in said
     assert embed(pictures, own, tmp_path, *BY_GRAPHS) == 0
     digest = halves(tmp_path)["vision"]["graphs"]["digest"]
-    keep_speed("cpu", digest, CPU, {"torch": 1.0, "graphs": 2.0})
+    store_speed("cpu", digest, CPU, {"torch": 1.0, "graphs": 2.0})
     assert "take 2.00 times as long" in planned()
-    keep_speed("cpu", digest, CPU, {"torch": 3.0, "graphs": 2.0})
-    assert "1.50 times as fast here" in (said := planned()) and "onnx-fp32" in said
+    store_speed("cpu", digest, CPU, {"torch": 3.0, "graphs": 2.0})
+    assert "1.50 times as fast as torch" in (said := planned()) and "onnx-fp32" in said
     (own / "parity.json").write_text('{"passed": false}')
     assert "did not pass" in planned()
     shutil.rmtree(own / "onnx")

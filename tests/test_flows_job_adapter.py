@@ -97,9 +97,9 @@ def test_without_one_all_keys_are_those_of_before() -> None:
     plain = PartSettings(
         precision="nf4", dtype="float32", attention="sdpa", weight_bytes=1, engine="transformers"
     )
-    assert plain.decides == ["nf4", "float32", "sdpa"] and plain.label == "nf4"
+    assert plain.key_fields == ["nf4", "float32", "sdpa"] and plain.label == "nf4"
     seated = replace(plain, kv="quantized", engine="inflight")
-    assert seated.decides == ["nf4", "float32", "sdpa", "quantized", "inflight", 1]
+    assert seated.key_fields == ["nf4", "float32", "sdpa", "quantized", "inflight", 1]
 
 
 def test_modules_are_found_by_names_of_both_kinds(profile: ModelProfile, tmp_path: Path) -> None:
@@ -211,5 +211,5 @@ def test_layers_of_a_half_with_an_adapter_do_not_come_one_by_one(
 def test_what_makes_vectors_takes_none(
     profile: ModelProfile, adapter: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(UsageError, match="makes vectors"):
+    with pytest.raises(UsageError, match="a dual encoder"):
         used(adapter, replace(profile, route="dual"), tmp_path)

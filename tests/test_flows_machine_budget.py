@@ -10,7 +10,14 @@ from artifacts.errors import UsageError
 from flows.cli.main import parse
 from flows.cli.options import config_of
 from flows.machine import budget as module
-from flows.machine.budget import Budget, WithinBudget, budget_for, host_holders, named, our_bytes
+from flows.machine.budget import (
+    Budget,
+    WithinBudget,
+    budget_for,
+    host_holders,
+    name_holders,
+    own_bytes,
+)
 from flows.machine.launch import StageCall, StageHandle
 from flows.options.commands import CaptionConfig, RunOptions
 from flows.options.rebuild import RebuildConfig
@@ -59,8 +66,8 @@ def test_other_processes_of_the_host_are_found() -> None:
     held[::4096] = b"x" * len(held[::4096])
     found = host_holders()
     assert found[os.getpid()] >= len(held)
-    assert not any(f"process {os.getpid()} " in name for name in named(found))
-    assert our_bytes() == 0 or our_bytes() < sum(found.values())
+    assert not any(f"process {os.getpid()} " in name for name in name_holders(found))
+    assert own_bytes() == 0 or own_bytes() < sum(found.values())
 
 
 class Started:

@@ -175,17 +175,17 @@ def test_who_asks_for_what_cannot_be_is_told(tmp_path: Path) -> None:
     limited, free = demo(), describe(checkpoint("llava"))
     check_pixels(config_of(max_pixels=limited.least_pixels), limited)
     check_pixels(config_of(), free)
-    with pytest.raises(UsageError, match="one token of demo has") as caught:
+    with pytest.raises(UsageError, match="one token of demo covers") as caught:
         check_pixels(config_of(max_pixels=limited.least_pixels - 1), limited)
     assert str(64 * limited.least_pixels) in caught.value.hint
     for limit in ("max-pixels", "max-video-pixels"):
-        with pytest.raises(UsageError, match=f"no limit of pixels that --{limit}") as caught:
+        with pytest.raises(UsageError, match=f"--{limit}: not supported") as caught:
             check_pixels(config_of(**{limit.replace("-", "_"): 4096}), free)
         assert "--max-frames" in caught.value.hint and "\n" not in caught.value.message
     for name in ("max_pixels", "max_video_pixels"):
         with pytest.raises(UsageError, match=f"--{name.replace('_', '-')} is 0"):
             config_of(**{name: 0})
-    with pytest.raises(UsageError, match="has no limit of pixels"):
+    with pytest.raises(UsageError, match="has no pixel limit"):
         plan_of(
             config_of(model=str(checkpoint("llava")), store=str(tmp_path), max_pixels=4096),
             InsideLauncher(),
@@ -210,7 +210,7 @@ def test_limits_below_a_token_are_refused_and_a_token_is_taken() -> None:
             ("--max-video-pixels", {"max_video_pixels": most}),
             ("--max-pixels", {"max_pixels": most, "max_video_pixels": most}),
         ):
-            words = f"^{named} is {most}, and one token of demo has 256"
+            words = rf"^{named} {most} is too small \(one token of demo covers 256 pixels"
             with pytest.raises(UsageError, match=words) as caught:
                 check_pixels(config_of(**given), tiny)
             assert caught.value.hint == "Give 16384 or more"

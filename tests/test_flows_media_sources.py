@@ -18,7 +18,7 @@ from artifacts.remote.keeping import note_digest, open_local
 from artifacts.store import open_store
 from artifacts.stores.bucket import Bucket
 from flows.cli.main import main
-from flows.job.media_digests import read_contents, refuse_remote_beside
+from flows.job.media_digests import check_beside, read_contents
 from flows.job.partitions import partitions_of
 from flows.job.prepare import fill_templates as filled_prompts
 from flows.ledger.tasks import Medium
@@ -452,7 +452,7 @@ def test_portions_name_addresses_and_know_their_sizes(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     config = CaptionConfig(sources=(filled + "/",), out=str(tmp_path / "out"), recursive=True)
-    portions, failures = partitions_of(config, most=2)
+    portions, failures = partitions_of(config, max_files=2)
     assert [p.files for p in portions] == [2, 2, 1] and failures == []
     assert sum(p.bytes for p in portions) == sum(
         len(name) for name in NAMES if name[0] != "." and "docx" not in name
@@ -537,7 +537,7 @@ def test_a_prompt_names_the_folder_of_what_lies_far_away(filled: str, tmp_path: 
 def test_texts_cannot_be_put_next_to_what_lies_far_away(filled: str) -> None:
     found, _ = find_media([f"{filled}/b.mp4"], PLAIN)
     with pytest.raises(UsageError, match=r"--beside puts texts.*videos/b\.mp4 is not on this"):
-        refuse_remote_beside(found, CaptionConfig(sources=(filled,), format=("txt",), beside=True))
+        check_beside(found, CaptionConfig(sources=(filled,), format=("txt",), beside=True))
 
 
 def test_a_portion_is_called_the_same_when_it_is_signed_anew(web: Web, tmp_path: Path) -> None:

@@ -35,7 +35,7 @@ def test_two_orders_of_workers_give_the_same_bytes(tmp_path: Path) -> None:
     config = CaptionConfig(
         sources=(str(tmp_path / "clips"),), model="demo", out=str(tmp_path / "cut")
     )
-    portions, _ = partitions_of(config, most=3)
+    portions, _ = partitions_of(config, max_files=3)
     assert len(portions) == 4
     found = set()
     for order, workers in enumerate((1, 3)):

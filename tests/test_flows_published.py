@@ -34,7 +34,7 @@ from tests.support.pipeline import Place
 CLIPS = 2
 STORED = f"{CLIPS} captions are stored as stock; --as-stock reuses them"
 OTHERWISE = "is computed as its published code does"
-SILENT = "does not say whether it was made as published, so it is run as stock"
+SILENT = "does not record whether it was made as published, so it runs as stock"
 
 
 @pytest.fixture(scope="module")

@@ -34,7 +34,7 @@ def stages_in_this_process() -> Iterator[None]:
     """None of these tests is about processes."""
 
     def start(launcher: DirectLauncher, call: StageCall) -> Ended:
-        return InsideLauncher(listen=launcher._listen).start(call)
+        return InsideLauncher(listen=launcher._on_event).start(call)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(DirectLauncher, "start", start)

@@ -97,7 +97,7 @@ def test_what_another_process_needs_stays_until_that_process_is_dead(
     held = put(store, "features", HELD, "a", used=1)
     free = put(store, "features", FREE, "b", used=2)
     (job,) = running_jobs(store)
-    assert job.namespaces == {HELD} and str(holder.pid) in job.who
+    assert job.namespaces == {HELD} and str(holder.pid) in job.description
     command = ["cache", "gc", "--max", "0", "--store", store.url]
     assert main(command) == 1
     assert held.exists() and not free.exists()

@@ -14,7 +14,7 @@ from artifacts.keys import ContentDigests
 from artifacts.schema import FrameFit
 from artifacts.store import open_store
 from flows.checkpoint.models import open_model
-from flows.checkpoint.profile_loading import own_code
+from flows.checkpoint.profile_loading import custom_code_fields
 from flows.machine.launch import DirectLauncher
 from flows.options.commands import CaptionConfig
 from stages.models import ModelProfile, describe
@@ -155,9 +155,11 @@ def test_a_weight_file_that_is_a_link_to_nowhere_is_named(name: str, tmp_path: P
 
 def test_code_of_a_checkpoints_own_is_keyed_where_it_is_trusted(tmp_path: Path) -> None:
     folder = copy_of("llava", tmp_path / "model")
-    assert own_code(folder, trusted=True) == []
+    assert custom_code_fields(folder, trusted=True) == []
     change_config(folder, auto_map={"AutoModelForCausalLM": "other/place--code.Model"})
-    assert own_code(folder, trusted=True) != own_code(folder, trusted=False) == []
+    assert (
+        custom_code_fields(folder, trusted=True) != custom_code_fields(folder, trusted=False) == []
+    )
 
 
 LFS_POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:%064d\nsize 1\n" % 0

@@ -1,1 +1,2 @@
-"""The checkpoint of a run: files, profile, precision, adapters, graphs and context length."""
+"""Everything a run needs to know about its checkpoint: profile, precision, adapter, graphs and
+frame limits."""

@@ -10,7 +10,7 @@ from artifacts.errors import UsageError
 from artifacts.keys import digest_of
 from artifacts.paths import folder_named
 from flows.checkpoint.model_files import ModelDigests
-from flows.checkpoint.profile_loading import readable
+from flows.checkpoint.profile_loading import io_errors_as_fault
 from flows.options.commands import RunOptions
 from flows.options.model import AdapterOptions
 from stages.models.adapters.fitting import modules_of
@@ -24,9 +24,9 @@ from stages.models.profile import ModelProfile
 from stages.models.published import is_export_without_way, is_published_way
 
 NUMBER_BYTES = 4
-"""Bytes that a number of an adapter takes, which is kept in 32 bit beside whatever half."""
-SHOWN = 12
-"""Digits of a digest by which people are told which adapter it is."""
+"""Bytes per parameter of an adapter, which is kept in 32 bit whatever the half's precision."""
+LABEL_DIGITS = 12
+"""Hex digits of the digest that identify an adapter in captions and output."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,12 +35,12 @@ class AdapterUse:
 
     folder: str
     digest: str
-    """Digest of all that decides what it adds."""
+    """Digest of everything that determines what it adds."""
     modules: Mapping[str, str]
-    """Path of each module that it changes, as it names it → as the model does."""
+    """Path of each module that it changes: name in the adapter → name in the model."""
     parameters: int
     rows: int
-    """Rows of the widest layer that it changes."""
+    """Number of rows of the widest layer that it changes."""
 
     @property
     def bytes(self) -> int:
@@ -48,23 +48,23 @@ class AdapterUse:
 
     @property
     def label(self) -> str:
-        """Return the words by which captions name it."""
-        return f"adapter {self.digest[:SHOWN]}"
+        """Return the name of the adapter in captions."""
+        return f"adapter {self.digest[:LABEL_DIGITS]}"
 
 
 def parse_adapter(config: RunOptions, files: ModelDigests) -> LoraAdapter | None:
-    """Return the adapter that a run asks for, as its headers have it; None: it asks for none. Its
-    files are noted before. Raises UsageError or EnvironmentFault."""
+    """Return the adapter that a run requests, as its headers describe it, or None. Its files are
+    noted before they are read. Raises UsageError or EnvironmentFault."""
     adapters = AdapterOptions.of(config)
-    return adapter_noted(adapters.adapter, files) if adapters.adapter else None
+    return read_noted_adapter(adapters.adapter, files) if adapters.adapter else None
 
 
-def adapter_noted(name: str, files: ModelDigests) -> LoraAdapter:
-    """Return the adapter in a folder, its files noted before their headers are read. Raises
+def read_noted_adapter(name: str, files: ModelDigests) -> LoraAdapter:
+    """Return the adapter in a folder. Its files are noted before their headers are read. Raises
     UsageError or EnvironmentFault."""
     folder = folder_named(name, "adapter")
     for file in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
-        with contextlib.suppress(OSError):  # of what is missing, the reader tells
+        with contextlib.suppress(OSError):  # `read_adapter` reports a missing file
             files.note(folder / file)
     return read_adapter(folder)
 
@@ -72,11 +72,12 @@ def adapter_noted(name: str, files: ModelDigests) -> LoraAdapter:
 def adapter_for(
     adapter: LoraAdapter, config: RunOptions, profile: ModelProfile, digests: ModelDigests
 ) -> AdapterUse:
-    """Return how a run uses its adapter. Raises UsageError for one that does not fit the model."""
+    """Return how a run uses its adapter. Raises UsageError if it does not fit the model."""
     if profile.route == "dual":
         raise UsageError(
-            f"--adapter is given, and {config.model} makes vectors: only what captions is adapted",
-            hint="Leave --adapter out, or give the model that it was trained on",
+            f"--adapter: not supported by {config.model} (a dual encoder; only captioning models "
+            "take adapters)",
+            hint="Remove --adapter, or give the model that it was trained on",
         )
     modules = modules_of(adapter, profile)
     matrices = [adapter.places[name] for of in adapter.low_rank.values() for name in (of.a, of.b)]
@@ -89,39 +90,41 @@ def adapter_for(
     )
 
 
-def way_of(asked: bool | None, adapter: LoraAdapter | None) -> bool | None:
-    """Return whether a model is asked to be run as published: by the command, else as its adapter
-    was trained, which is as stock where it does not say; None: the checkpoint decides."""
-    if asked is not None or adapter is None:
-        return asked
+def resolve_as_published(requested: bool | None, adapter: LoraAdapter | None) -> bool | None:
+    """Return whether the model is requested to run as published: as the command says, or else as
+    the adapter was trained. An adapter that does not say counts as stock. None: the checkpoint
+    decides."""
+    if requested is not None or adapter is None:
+        return requested
     return bool(adapter.as_published)
 
 
-def way_recipe(as_published: bool) -> dict[str, bool]:
-    """Return what the recipe of something made of a model says of the way that it is run; nothing
-    as stock."""
+def as_published_fields(as_published: bool) -> dict[str, bool]:
+    """Return the recipe fields of results from a model that runs as published; none as stock."""
     return {"as_published": True} if as_published else {}
 
 
-def way_notes(asked: bool | None, adapter: LoraAdapter | None, folder: Path) -> list[str]:
-    """Return what people should know of a model that is run as stock because what it was made from
-    does not say."""
-    if asked is not None:
+def as_published_notes(
+    requested: bool | None, adapter: LoraAdapter | None, folder: Path
+) -> list[str]:
+    """Return a note if the model runs as stock only because its adapter or export does not say how
+    it was made."""
+    if requested is not None:
         return []
-    silent = folder if is_export_without_way(folder) else None
+    folder_without_way = folder if is_export_without_way(folder) else None
     if adapter is not None:
-        unsaid = adapter.as_published is None and is_published_way(folder)
-        silent = adapter.folder if unsaid else None
-    if silent is None:
+        is_unstated = adapter.as_published is None and is_published_way(folder)
+        folder_without_way = adapter.folder if is_unstated else None
+    if folder_without_way is None:
         return []
     return [
-        f"{silent} does not say whether it was made as published, so it is run as stock; "
-        "--as-published runs it otherwise"
+        f"{folder_without_way} does not record whether it was made as published, so it runs as "
+        "stock; --as-published runs it otherwise"
     ]
 
 
 def adapter_digest(adapter: LoraAdapter, digests: ModelDigests) -> str:
     """Return the digest of an adapter's two files."""
-    with readable(str(adapter.folder)):
+    with io_errors_as_fault(str(adapter.folder)):
         files = [digests.of(adapter.folder / name) for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS)]
     return digest_of(files)

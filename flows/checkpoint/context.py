@@ -8,76 +8,81 @@ so that another prompt needs no other frames.
 from dataclasses import dataclass, field, replace
 
 from artifacts.schema import LARGE_EDGE, ChunkIndex
-from flows.checkpoint.frame_tokens import known_sizes, max_of_a_video, seen
-from flows.checkpoint.requested_frames import usual_frames
+from flows.checkpoint.frame_tokens import frame_size_tokens, known_sizes, max_of_a_video
+from flows.checkpoint.requested_frames import default_full_chunk
 from stages.encode.shown_frames import shown_frames
 from stages.models.pixel_bounds import PixelBounds
 from stages.models.profile import ModelProfile
 
 RESERVE_TOKENS = 1024
-"""Tokens of the context that are kept for words."""
+"""Tokens of the context reserved for text."""
 RESERVE_SHARE = 4
-"""One part in so many of the context, where that is less."""
-MOST_TRIED = 2048
-"""Frames of a chunk that are tried at the most where their number decides their size."""
-USUAL_WORDS = 320
-"""Tokens of the question and the longest answer where the user sets neither."""
+"""At most one part in this many of the context is reserved for text."""
+MAX_TRIED = 2048
+"""Largest number of frames tried for models whose frame size depends on that number."""
+USUAL_TEXT_TOKENS = 320
+"""Tokens of the default prompt and the longest default answer."""
 
 
 def frame_room(profile: ModelProfile) -> int:
-    """Return the tokens of the context that the frames of a chunk may take; 0 where the context is
-    unknown, or frames stand elsewhere."""
+    """Return the tokens of the context that frames of a chunk may take. Return 0 if the context is
+    unknown or does not hold the frames."""
     if profile.route == "dual" or profile.is_encoder_decoder:
         return 0
     return tokens_for_frames(profile.context_tokens)
 
 
 def tokens_for_frames(context: int) -> int:
-    """Return the tokens of a context that are not kept for words."""
+    """Return the tokens of a context that are not reserved for text."""
     return context - min(RESERVE_TOKENS, context // RESERVE_SHARE)
 
 
 def frames_of_any_size(profile: ModelProfile) -> int | None:
-    """Return the most frames of a chunk that fit the context, of a model that makes the same number
-    of tokens of any frame. None: the context sets no such bound."""
+    """Return how many frames of a chunk fit the context, for a model with a fixed token count per
+    frame. None: the context sets no such limit."""
     tokens, bounds = {each.tokens for each in known_sizes(profile, "video")}, profile.video_bounds
     together = bounds is not None and not (bounds.times and not bounds.a_video)
     if profile.frames_a_video or together or len(tokens) > 1:
         return None
     (each,) = tokens
-    return _fitting(profile, each) if each else None
+    return _frames_that_fit(profile, each) if each else None
 
 
 def frames_of_size(profile: ModelProfile, size: tuple[int, int]) -> int | None:
-    """Return the most frames of this height and width, as stored, of a chunk that fit the context.
-    None: it sets no bound."""
-    each, _ = seen(profile, profile.fit_video, "video", size)
+    """Return how many frames of this stored height and width fit the context. None: no limit."""
+    each, _ = frame_size_tokens(profile, profile.fit_video, "video", size)
     room = frame_room(profile)
     if profile.frames_a_video or not each or not room:
         return None
     if profile.video_bounds is not None:
-        return _counted(profile, profile.video_bounds, size)
+        return _frames_by_bounds(profile, profile.video_bounds, size)
     if profile.pixels_a_video:
-        # Of many frames of a video each is seen smaller, so that all together take no more.
-        left = room - max_of_a_video(profile)[0]
-        if left >= 0:
-            words = profile.words_a_frame
-            return max(_fitting(profile, each) or 0, int(left // words)) if words else None
-    return _fitting(profile, each)
+        # Frames of a video with many frames are scaled down, so that their total stays constant.
+        remaining = room - max_of_a_video(profile)[0]
+        if remaining >= 0:
+            text_tokens = profile.words_a_frame
+            return (
+                max(_frames_that_fit(profile, each) or 0, int(remaining // text_tokens))
+                if text_tokens
+                else None
+            )
+    return _frames_that_fit(profile, each)
 
 
-def _counted(profile: ModelProfile, bounds: PixelBounds, size: tuple[int, int]) -> int | None:
-    """Return the same where it is known to which size a video of so many frames is resized."""
+def _frames_by_bounds(
+    profile: ModelProfile, bounds: PixelBounds, size: tuple[int, int]
+) -> int | None:
+    """Return the same for a model whose resizing of a video is known from its frame count."""
 
     def tokens(count: int) -> int:
         return bounds.tokens(count, *size) + count * profile.words_a_frame
 
-    room, usual = frame_room(profile), usual_frames(profile)
-    if tokens(usual) <= profile.context_tokens - _usual_words(profile):
+    room, usual = frame_room(profile), default_full_chunk(profile)
+    if tokens(usual) <= profile.context_tokens - _usual_text_tokens(profile):
         room = max(room, tokens(usual))
-    if tokens(MOST_TRIED) <= room:
+    if tokens(MAX_TRIED) <= room:
         return None
-    return next((count for count in range(MOST_TRIED, 0, -1) if tokens(count) <= room), 0)
+    return next((count for count in range(MAX_TRIED, 0, -1) if tokens(count) <= room), 0)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -88,45 +93,52 @@ class FrameBound:
     _known: dict[tuple[int, int], int | None] = field(default_factory=dict, compare=False)
 
     def of(self, size: tuple[int, int]) -> int | None:
-        """Return the most frames of this height and width, as stored, that are shown of a chunk;
-        None: any number."""
+        """Return the most frames of this stored height and width that a chunk shows. None: no
+        limit."""
         if size not in self._known:
-            most = frames_of_size(self.profile, size)
-            self._known[size] = None if most is None else max(1, most)
+            max_frames = frames_of_size(self.profile, size)
+            self._known[size] = None if max_frames is None else max(1, max_frames)
         return self._known[size]
 
     def shown(self, chunk: ChunkIndex) -> ChunkIndex:
-        """Return a chunk with the frames that are shown of it, evenly over all that it has."""
-        most = self.of((chunk.height, chunk.width))
-        if most is None or len(chunk.times) <= most:
+        """Return a chunk with the frames that the model gets, spread evenly over all of its
+        frames."""
+        max_frames = self.of((chunk.height, chunk.width))
+        if max_frames is None or len(chunk.times) <= max_frames:
             return chunk
-        return replace(chunk, times=shown_frames(chunk.times, chunk.end - chunk.start, most)[1])
+        return replace(
+            chunk, times=shown_frames(chunk.times, chunk.end - chunk.start, max_frames)[1]
+        )
 
 
 def bound_by_size(profile: ModelProfile, frames: int) -> FrameBound | None:
-    """Return the bound of a model where it depends on the size of frames; None where as many
-    `frames` fit as large as they are ever seen."""
+    """Return the frame limit of a model if it depends on the frame size. Return None if `frames` of
+    the largest size fit."""
     if not frame_room(profile) or frames_of_any_size(profile) is not None:
         return None
-    most = frames_of_size(profile, (LARGE_EDGE, LARGE_EDGE))
-    return None if most is None or frames <= most else FrameBound(profile=profile)
+    max_frames = frames_of_size(profile, (LARGE_EDGE, LARGE_EDGE))
+    return None if max_frames is None or frames <= max_frames else FrameBound(profile=profile)
 
 
-def _fitting(profile: ModelProfile, each: float) -> int | None:
-    """Return how many frames fit that are so many tokens each. Those of a run where the user asks
-    for none fit as soon as they leave room for its usual words."""
+def _frames_that_fit(profile: ModelProfile, each: float) -> int | None:
+    """Return how many frames of so many tokens each fit. The default number of frames already fits
+    if it leaves room for the default text."""
     room, context = frame_room(profile), profile.context_tokens
     if not room:
         return None
-    most = int(room // (each + profile.words_a_frame))
-    # Encoders that take frames in pairs make two of an odd one: half of the reserve is for words.
-    if "video" in profile.modalities and most % 2 and (most + 1) * each > (room + context) / 2:
-        most -= 1
-    usual = usual_frames(profile)
-    fits = usual * (each + profile.words_a_frame) + _usual_words(profile) <= context
-    return max(most, usual) if fits else most
+    max_frames = int(room // (each + profile.words_a_frame))
+    # Encoders that take frames in pairs round an odd number up. Half of the reserve stays for text.
+    if (
+        "video" in profile.modalities
+        and max_frames % 2
+        and (max_frames + 1) * each > (room + context) / 2
+    ):
+        max_frames -= 1
+    usual = default_full_chunk(profile)
+    fits = usual * (each + profile.words_a_frame) + _usual_text_tokens(profile) <= context
+    return max(max_frames, usual) if fits else max_frames
 
 
-def _usual_words(profile: ModelProfile) -> int:
-    """Return the tokens of a prompt and an answer where the user sets neither."""
-    return profile.words_a_prompt + USUAL_WORDS
+def _usual_text_tokens(profile: ModelProfile) -> int:
+    """Return the tokens of the default prompt and answer."""
+    return profile.words_a_prompt + USUAL_TEXT_TOKENS

@@ -16,9 +16,9 @@ from stages.convert.job import ConvertJob
 from stages.process.events import Event, StageNotes
 from stages.process.job import job_fields
 
-MOST_BYTES = 1 << 30
-"""Bytes that converting may take above its imports. Pieces of tensors take 30 MB; what is said of
-100,000 tensors takes 300 MB."""
+MAX_BYTES = 1 << 30
+"""Memory for a conversion, in bytes above the imports. Parts of tensors take 30 MB; the headers of
+100,000 tensors take 300 MB."""
 
 
 class Converted(NamedTuple):
@@ -28,13 +28,13 @@ class Converted(NamedTuple):
     data_bytes: int
     shards: int
     there: int
-    """Number of shards that were there before."""
+    """Number of shards that existed before."""
 
 
 def convert(job: ConvertJob, display: Display) -> Converted:
     """Convert a model. Raises PenstockError."""
 
-    def listen(name: str, event: Event) -> None:
+    def on_event(name: str, event: Event) -> None:
         if isinstance(event, StageNotes) and "shards" in event.values:
             display.stage(name, event.values["shards"], event.values["there"])
         display.listen(name, event)
@@ -44,14 +44,14 @@ def convert(job: ConvertJob, display: Display) -> Converted:
         arguments=job_fields(job),
         device="cpu",
         log=user_cache() / "logs" / "convert.log",
-        budget=MOST_BYTES,
+        budget=MAX_BYTES,
     )
     try:
-        notes: dict[str, Any] = run_with_restarts(DirectLauncher(listen), call).notes
+        notes: dict[str, Any] = run_with_restarts(DirectLauncher(on_event), call).notes
     except OutOfMemory as error:
         raise UsageError(
-            f"{job.source} takes more than {gib(MOST_BYTES)} of memory to be read",
-            hint="No weights of a model do: check where it comes from",
+            f"{job.source}: reading it takes more than {gib(MAX_BYTES)} of memory",
+            hint="Model weights never need that much; check where the file comes from",
         ) from error
     finally:
         display.close()

@@ -1,4 +1,4 @@
-"""Digests the model files for a plan, and stores each digest with the file's stamp."""
+"""Computes digests of the model files for a plan, and stores each digest with the file's stamp."""
 
 import contextlib
 import os
@@ -14,7 +14,8 @@ from stages.models.hub.checkpoint import Checkpoint
 from stages.models.profile import ModelProfile
 
 TEXT_ONLY = ("generation_config", "chat_template", "readme", "license", ".gitattributes")
-"""Files whose name begins so say nothing to the vision half: changing them keeps the features."""
+"""Files whose names start like this do not affect the vision half. Changing them keeps its features
+valid."""
 
 
 class ModelDigests:
@@ -29,19 +30,19 @@ class ModelDigests:
 
     @property
     def files(self) -> ModelFiles:
-        """Return the files that were noted so far."""
+        """Return the files noted so far."""
         return ModelFiles(stamps=self._stamps, links=self._links, names=self._names)
 
     def of(self, path: Path) -> str:
-        """Return the digest of a file that decides what the model makes. Raises OSError,
+        """Return the digest of a file that affects the model's results. Raises OSError,
         ModelChanged."""
-        with _changes_told(path):
+        with _report_change(path):
             content = self._digests.of_model(path)
         self._note(path, content.stamp)
         return content.digest
 
     def known(self, path: Path) -> str:
-        """Return the same without reading the file; empty where that would be needed. Raises
+        """Return the stored digest without reading the file, or an empty string. Raises
         ModelChanged."""
         content = self._digests.known_of_model(path)
         if content is None:
@@ -50,20 +51,20 @@ class ModelDigests:
         return content.digest
 
     def of_small(self, path: Path) -> str:
-        """Return the digest of a file beside the weights; those that no loader reads may change.
+        """Return the digest of a file next to the weights. Files that no loader reads may change.
         Raises OSError, ModelChanged."""
         if is_read(path.name):
             return self.of(path)
-        with _changes_told(path):
+        with _report_change(path):
             return self._digests.of_model(path).digest
 
     def note(self, path: Path) -> None:
-        """Note a file that is about to be read. Raises OSError, ModelChanged."""
+        """Note the stamp of a file that is about to be read. Raises OSError, ModelChanged."""
         self._note(path, model_stamp_of(path))
 
     def note_folder(self, checkpoint: Checkpoint) -> None:
-        """Note which files a folder of the user's has. Of a hub's commit more may come at any time,
-        and what they hold is fixed. Raises OSError."""
+        """Note the file names of a user's folder. The folder of a hub commit is not noted: files
+        may be added at any time, but their contents are fixed. Raises OSError."""
         if checkpoint.commit is None:
             folder = str(checkpoint.folder)
             self._names[folder] = tuple(small_names(folder))
@@ -77,7 +78,7 @@ class ModelDigests:
 
 
 @contextlib.contextmanager
-def _changes_told(path: Path) -> Iterator[None]:
+def _report_change(path: Path) -> Iterator[None]:
     try:
         yield
     except FileChanged as error:
@@ -94,8 +95,8 @@ def digests_of_parts(
     weights: Mapping[str, str],
     code: Sequence[str],
 ) -> dict[Part, str]:
-    """Return part → digest of all files that decide what it makes: of the `small` ones, of its
-    weights, of `code` of its own."""
+    """Return part → digest of all files that affect its results: the `small` files, its weights,
+    and its own `code`."""
     text = () if profile.prompted else TEXT_ONLY
     seen = {n: d for n, d in small.items() if not n.lower().startswith(text)}
     return {
@@ -107,15 +108,15 @@ def digests_of_parts(
 
 
 def with_fetched(files: ModelFiles, weights: Mapping[Path, str]) -> ModelFiles:
-    """Return the same with files of weights, each with its digest, that were fetched after the plan
-    was made: the hub said what they hold. Raises ModelChanged."""
+    """Return the files with those of `weights` (path → digest) that were downloaded after the plan
+    was made. Raises ModelChanged."""
     new = [path for path in weights if str(path) not in files.stamps and os.path.exists(path)]
     if not new:
         return files
     for path in new:
         blob = name_in_hub_cache(Path(os.path.realpath(path)))
         if blob and weights[path] not in ("", blob):
-            raise ModelChanged(f"{path} leads to another file than was planned with", hint=HINT)
+            raise ModelChanged(f"{path} is not the file that the plan was made with", hint=HINT)
     links = {str(path): link for path in new if (link := link_stamp_of(path)) is not None}
     stamps = {str(path): model_stamp_of(path) for path in new}
     return files.with_others(ModelFiles(stamps=stamps, links=links))

@@ -9,12 +9,22 @@ from artifacts.keys import ContentDigests
 from artifacts.model_files import ModelFiles
 from artifacts.schema import FrameFit, Part, Sampling
 from artifacts.store import Store
-from flows.checkpoint.adapters import adapter_for, parse_adapter, way_notes, way_of
+from flows.checkpoint.adapters import (
+    adapter_for,
+    as_published_notes,
+    parse_adapter,
+    resolve_as_published,
+)
 from flows.checkpoint.graphs import graphs_for
 from flows.checkpoint.model_files import ModelDigests, digests_of_parts, with_fetched
 from flows.checkpoint.pixel_limits import check_pixels
 from flows.checkpoint.precision import BYTES, PartSettings, resolve_settings, with_adapter
-from flows.checkpoint.profile_loading import own_code, read_profile, readable, small_files
+from flows.checkpoint.profile_loading import (
+    custom_code_fields,
+    io_errors_as_fault,
+    read_profile,
+    small_files,
+)
 from flows.checkpoint.sampling import sampling_of
 from flows.machine.launch import Launcher
 from flows.options.commands import RunOptions
@@ -36,20 +46,19 @@ class Model:
     checkpoint: Checkpoint
     """Its files."""
     profile: ModelProfile
-    """All that its headers and its processor say."""
+    """Facts from its headers and its processor."""
     digests: Mapping[Part, str]
-    """Part → digest of all files that decide what it makes: configuration, processor, its
-    shards."""
+    """Part → digest of all files that affect its results: configuration, processor, shards."""
     settings: Mapping[Part, tuple[PartSettings, ...]]
-    """Part → all settings that it may be run in, the best first."""
+    """Part → the settings it may run with, best first."""
     weights: Mapping[str, str] = field(default_factory=dict)
-    """Name of each file of weights → SHA-256 of its content; empty where that is not known."""
+    """Name of each weight file → SHA-256 of its content; empty if unknown."""
     notes: tuple[str, ...] = ()
-    """What people should know of what computes it, and how."""
+    """Notes for the user on how it is computed."""
     read: bool = True
-    """Whether the digests of its weights are known; else nothing that they made is found."""
+    """Whether the digests of its weights are known. Without them, no stored record is found."""
     files: ModelFiles = field(default_factory=ModelFiles)
-    """Stamps of the files when their digests were taken."""
+    """Stamps of the files when their digests were computed."""
 
     @property
     def folder(self) -> Path:
@@ -60,70 +69,71 @@ class Model:
         return sorted({shard for part in parts for shard in self.profile.parts[part].shards})
 
     def files_of(self, parts: Iterable[Part]) -> ModelFiles:
-        """Return the files by which parts are run, with weights that came after the plan."""
+        """Return the files of these parts, with weights that were downloaded after the plan was
+        made."""
         shards = {self.folder / n: self.weights.get(n, "") for n in self.shards(parts)}
         return with_fetched(self.files, shards)
 
     def best(self, part: Part) -> PartSettings:
-        """Return the best settings that a part may be run in."""
+        """Return the best settings of a part."""
         return self.settings[part][0]
 
     def of_parts(self, parts: Iterable[Part], *, alone: bool = False) -> "Model":
-        """Return the same with settings of these parts only; with `alone`, of each its best."""
+        """Return the model with settings of these parts only; with `alone`, only the best of
+        each."""
         kept = {part: self.settings[part][: 1 if alone else None] for part in parts}
         return replace(self, settings=kept)
 
     def precision(self) -> dict[str, str]:
-        """Return the best precision of each part that the run may make things in."""
+        """Return the best precision of each part."""
         return {part: settings[0].label for part, settings in self.settings.items()}
 
     def sampling(self, config: RunOptions) -> Sampling:
-        """Return the sampling: what the user asked for, else what the checkpoint's processor
-        states, with no more frames than fit the model's context."""
+        """Return the sampling: as requested, else as the checkpoint's processor states, limited by
+        the model's context."""
         return sampling_of(self.profile, config)
 
     @property
     def one_frame(self) -> bool:
-        """Return whether only one frame of a video's chunk can be shown to it."""
+        """Return whether the model takes only one frame per video chunk."""
         return self.profile.one_frame
 
     def prompt_for(self, config: RunOptions, kind: str) -> str:
-        """Return the prompt for a medium of this kind when the file's own line asks nothing."""
+        """Return the prompt for a medium of this kind, unless its list line has one."""
         question = QuestionOptions.of(config)
-        asked = question.prompt is not None or not self.profile.goes_on
-        return question.prompt_for(kind) if asked else ""
+        is_question = question.prompt is not None or not self.profile.goes_on
+        return question.prompt_for(kind) if is_question else ""
 
     def fit(self, kind: str) -> FrameFit:
-        """Return the size at which the processor keeps frames of videos, or images."""
+        """Return the size to which the processor scales video frames or images."""
         return self.profile.fit_image if kind == "image" else self.profile.fit_video
 
     def shrinking(self) -> "Model":
-        """Return the same where pictures may be made smaller while they are decoded."""
+        """Return the model with images that may be scaled down while they are decoded."""
         fit = replace(self.profile.fit_image, shrinks=True)
         return replace(self, profile=replace(self.profile, fit_image=fit))
 
     def feature_bytes(self, kind: str) -> int:
-        """Return the bytes that the features of one frame are expected to take. Of a model that
-        cannot be cut, these are its pixels."""
+        """Return the expected bytes of one frame's features. For a joint model, these are its
+        pixels."""
         profile = self.profile
         if profile.route == "joint":
             return profile.image_pixel_bytes if kind == "image" else profile.frame_pixel_bytes
         tokens = profile.image_tokens if kind == "image" else profile.frame_tokens
-        # Vectors are kept in 32 bit, whatever they were computed in.
+        # Vectors are stored in 32 bit, whatever dtype computed them.
         each = 4 if profile.route == "dual" else BYTES.get(self.best("vision").dtype, 4)
         return tokens * profile.feature_width * each
 
 
 def pipeline_for(model: Model, pipelines: Sequence[Pipeline]) -> Pipeline:
-    """Return the first of these pipelines that makes what a checkpoint is for. Raises
-    UsageError."""
+    """Return the first of these pipelines that suits the checkpoint. Raises UsageError."""
     dual = model.profile.route == "dual"
     for pipeline in pipelines:
         if all(stage.vectors == dual for stage in pipeline if stage.part):
             return pipeline
     if dual:
         raise UsageError(
-            f"{model.name} makes vectors of pictures and of texts, and writes no captions",
+            f"{model.name} makes vectors of images and texts, and writes no captions",
             hint=f"Run `penstock embed SOURCES --model {model.name}`, or choose a model that "
             "captions: docs/models.md lists them",
         )
@@ -134,16 +144,16 @@ def pipeline_for(model: Model, pipelines: Sequence[Pipeline]) -> Pipeline:
 
 
 def digests_in(store: Store) -> ContentDigests:
-    """Return the digests of files that are remembered beside a store."""
+    """Return the file digests stored next to a store."""
     return ContentDigests(store.local / "digests.jsonl")
 
 
 def find_checkpoint(
     config: RunOptions, announce: Announce | None = None, *pipelines: Pipeline
 ) -> Checkpoint:
-    """Return the files of the checkpoint that a run asks for; of the demo's two, that which the
-    first of `pipelines` is for (none: it captions). `announce` is told of what is downloaded for
-    that, which is no weights. Raises UsageError or EnvironmentFault."""
+    """Return the files of the requested checkpoint. For `demo`, it is the one that suits the first
+    of `pipelines` (default: captions). `announce` is called for each download; weights are not
+    downloaded here. Raises UsageError or EnvironmentFault."""
     if config.model == DEMO_MODEL:
         from penstock_demo import CHECKPOINT, DUAL_CHECKPOINT
 
@@ -163,27 +173,34 @@ def open_model(
     announce: Announce | None = None,
     read_weights: bool = True,
 ) -> Model:
-    """Return the checkpoint that a run asks for, with `pipelines` as in `find_checkpoint`; its
-    weights need not be here. Its profile comes from the store or from a describing process. Without
-    `read_weights`, those that were never read are not read for their digest either: its keys are
-    then of nothing that is stored. Raises Undescribed."""
+    """Return the requested checkpoint, with `pipelines` as in `find_checkpoint`; its weights need
+    not be local. Its profile comes from the store or from a describing process. Without
+    `read_weights`, weights without a stored digest are not read, and no stored record of theirs is
+    found. Raises Undescribed."""
     files = ModelDigests(digests)
     adapter = parse_adapter(config, files)
     checkpoint = find_checkpoint(config, announce, *pipelines)
     folder = checkpoint.folder
-    with readable(config.model):
+    with io_errors_as_fault(config.model):
         files.note_folder(checkpoint)
         small = {p.name: files.of_small(p) for p in small_files(checkpoint)}
-    way = way_of(config.as_published, adapter)
+    as_published = resolve_as_published(config.as_published, adapter)
     profile = read_profile(
-        checkpoint, small, config, files, way, store=store, launcher=launcher, device=device
+        checkpoint,
+        small,
+        config,
+        files,
+        as_published,
+        store=store,
+        launcher=launcher,
+        device=device,
     )
     check_pixels(config, profile)
     digest = files.of if read_weights else files.known
     names = sorted({shard for part in profile.parts.values() for shard in part.shards})
-    with readable(config.model):
+    with io_errors_as_fault(config.model):
         weights = {s: checkpoint.digest(s) or digest(folder / s) for s in names}
-        code = own_code(folder, trusted=config.trust_remote_code)
+        code = custom_code_fields(folder, trusted=config.trust_remote_code)
         graphs = graphs_for(config, folder, profile, digest, weights, device)
     settings = resolve_settings(config, profile, device, graphs.uses)
     if adapter is not None:
@@ -195,7 +212,10 @@ def open_model(
         digests=digests_of_parts(profile, small, weights, code),
         settings=settings,
         weights=weights,
-        notes=(*filter(None, [graphs.note]), *way_notes(config.as_published, adapter, folder)),
+        notes=(
+            *filter(None, [graphs.note]),
+            *as_published_notes(config.as_published, adapter, folder),
+        ),
         read=all(weights.values()),
         files=files.files,
     )

@@ -5,13 +5,13 @@ from flows.options.commands import RunOptions
 from flows.options.media import VideoSamplingOptions
 from stages.models.profile import ModelProfile
 
-TOKENS = 64
-"""Tokens below which a picture shows next to nothing."""
+MIN_TOKENS = 64
+"""Smallest useful image, in tokens; a smaller one shows almost nothing."""
 
 
 def check_pixels(config: RunOptions, profile: ModelProfile) -> None:
-    """Refuse `--max-pixels` and `--max-video-pixels` where the model's processor has no such limit,
-    or where the value is too small. Raises UsageError."""
+    """Check `--max-pixels` and `--max-video-pixels`. Raises UsageError if the model's processor has
+    no such limit, or the value is too small."""
     video_options = VideoSamplingOptions.of(config)
     _check(
         "--max-pixels",
@@ -19,20 +19,20 @@ def check_pixels(config: RunOptions, profile: ModelProfile) -> None:
         profile.least_pixels,
         config.model,
     )
-    least = profile.least_pixels if profile.video_bounds else 0
-    _check("--max-video-pixels", video_options.max_video_pixels, least, config.model)
+    min_pixels = profile.least_pixels if profile.video_bounds else 0
+    _check("--max-video-pixels", video_options.max_video_pixels, min_pixels, config.model)
 
 
-def _check(option: str, value: int | None, least: int, model: str) -> None:
+def _check(option: str, value: int | None, min_pixels: int, model: str) -> None:
     if value is None:
         return
-    if not least:
+    if not min_pixels:
         raise UsageError(
-            f"the processor of {model} has no limit of pixels that {option} could set",
-            hint="Leave it out; fewer frames take less memory, too: --max-frames",
+            f"{option}: not supported by {model} (its processor has no pixel limit)",
+            hint="Leave it out; a smaller --max-frames also takes less memory",
         )
-    if value < least:
+    if value < min_pixels:
         raise UsageError(
-            f"{option} is {value}, and one token of {model} has {least}",
-            hint=f"Give {TOKENS * least} or more",
+            f"{option} {value} is too small (one token of {model} covers {min_pixels} pixels)",
+            hint=f"Give {MIN_TOKENS * min_pixels} or more",
         )

@@ -1,6 +1,5 @@
-"""Gets a checkpoint's profile from the store or from a describing process. That process has memory
-and time limits, because the checkpoint's templates and tokenizer may use any amount.
-"""
+"""Loads a checkpoint's profile from the store, or from a describing process. That process has
+memory and time limits, because the checkpoint's templates and tokenizer may use any amount."""
 
 import contextlib
 import fnmatch
@@ -28,17 +27,18 @@ from stages.models.published import is_published_way
 from stages.process.cgroup import host_free_bytes
 from stages.process.clock import OVERTIME
 
-LEAST_BYTES = 2 << 30
-"""Bytes that describing may take whatever `--memory` says, because a run is then planned for that,
-or refused in words. The demo model takes 180 MiB above the imports, the dimensions of Qwen2.5-VL-7B
-300 MiB, and both are content with a limit of 512 MiB."""
-MOST_SECONDS = 60.0
-"""Processor time that a thread of it may take: of ordinary checkpoints the busiest takes 4 to 9."""
+MIN_BYTES = 2 << 30
+"""Memory for describing, in bytes, even if `--memory` is smaller. The run is then planned or
+refused for the smaller value. The demo model takes 180 MiB above the imports, the dimensions of
+Qwen2.5-VL-7B 300 MiB; a limit of 512 MiB suffices for both."""
+MAX_SECONDS = 60.0
+"""CPU time limit of a thread, in seconds. The busiest thread takes 4 to 9 for ordinary
+checkpoints."""
 SMALL_BYTES = 1 << 30
-"""Largest size of a configuration, a tokenizer or a template: the largest known have 40 MB."""
+"""Largest configuration, tokenizer or template, in bytes. The largest known one has 40 MB."""
 HINT = (
-    "No run could read it either; check where it comes from, and its chat_template.jinja, "
-    "tokenizer.json and processor_config.json"
+    "Check where it comes from, and its chat_template.jinja, tokenizer.json and "
+    "processor_config.json; no run can read it"
 )
 
 
@@ -57,22 +57,22 @@ def read_profile(
     launcher: Launcher,
     device: str,
 ) -> ModelProfile:
-    """Return the checkpoint's profile, run `as_published` (None: by the rule); the first time a
-    child process, which has transformers, writes it. `small` are the digests of all files but the
-    weights, which are noted in `files` before their headers are read. Raises Undescribed,
+    """Return the checkpoint's profile, run `as_published` (None: by the rule). The first time, a
+    child process with transformers computes it. `small` holds the digests of all files except the
+    weights. Weight files are noted in `files` before their headers are read. Raises Undescribed,
     ModelChanged."""
     if as_published is False and not is_published_way(checkpoint.folder):
-        as_published = None  # the rule says the same: it was described before
+        as_published = None  # equals the rule, so it shares the stored profile
     video_options = VideoSamplingOptions.of(config)
-    with readable(config.model):
-        for path in filter(Path.is_file, _weights_here(checkpoint.folder)):
+    with io_errors_as_fault(config.model):
+        for path in filter(Path.is_file, _weight_files(checkpoint.folder)):
             files.note(path)
         limit: list[object] = [video_options.max_pixels] if video_options.max_pixels else []
         video = video_options.max_video_pixels
         limit += [f"{video} pixels a video"] if video else []
-        way = [] if as_published is None else [f"as published: {as_published}"]
-        stated = _stated(checkpoint)
-        key = digest_of([small, stated, config.trust_remote_code, *limit, *way])
+        way_fields = [] if as_published is None else [f"as published: {as_published}"]
+        stated = _weight_fields(checkpoint)
+        key = digest_of([small, stated, config.trust_remote_code, *limit, *way_fields])
     record_set = RecordSet(
         store, "cards", digest_of(["cards", OUTPUT_VERSION, version("transformers")])
     )
@@ -90,61 +90,61 @@ def read_profile(
             "as_published": as_published,
         },
         device="cpu",
-        # Beside the store, because a plan has no folder of outputs.
+        # Next to the store, because a plan has no output folder.
         log=store.local / "logs" / "describe.log",
-        budget=allowed(config, device),
-        seconds=MOST_SECONDS,
+        budget=memory_limit(config, device),
+        seconds=MAX_SECONDS,
     )
     try:
-        profile = _described(launcher, call, config.model)
+        profile = _run_describe(launcher, call, config.model)
     except UsageError as error:
         raise Undescribed(error.message, hint=error.hint) from error
     record_set.publish([Record(key=key, meta=profile)])
     return ModelProfile.from_json(profile)
 
 
-def allowed(config: RunOptions, device: str) -> int:
-    """Return the bytes that describing may take. `--memory` speaks of the GPU where models run on
-    one."""
+def memory_limit(config: RunOptions, device: str) -> int:
+    """Return the memory limit of a describing process, in bytes. `--memory` refers to the GPU if
+    models run on one."""
     on_host = config if device == "cpu" else replace(config, memory=None)
-    return max(LEAST_BYTES, budget_for(on_host, "cpu").bytes)
+    return max(MIN_BYTES, budget_for(on_host, "cpu").bytes)
 
 
-def _described(launcher: Launcher, call: StageCall, model: str) -> dict[str, Any]:
-    """Return the answer of a describing process. Raises UsageError for a checkpoint that takes too
-    much."""
+def _run_describe(launcher: Launcher, call: StageCall, model: str) -> dict[str, Any]:
+    """Return the profile from a describing process. Raises UsageError if the checkpoint takes too
+    much memory or time."""
     free = host_free_bytes()
     try:
         profile: dict[str, Any] = run_with_restarts(launcher, call).notes["profile"]
     except OutOfMemory as error:
         if free < call.budget:
-            words = f"model {model} cannot be read in {gib(free)}, which is all the memory free"
-            raise CannotFit(words, hint="Free some, or run it where there is more") from error
-        words = f"model {model} takes more than {gib(call.budget)} of memory to be read"
-        raise UsageError(f"{words}, before any weight is loaded", hint=HINT) from error
+            message = f"model {model}: cannot be read in the {gib(free)} of free memory"
+            raise CannotFit(message, hint="Free some memory, or use a machine with more") from error
+        message = f"model {model}: reading it takes more than {gib(call.budget)} of memory"
+        raise UsageError(f"{message}, before any weight is loaded", hint=HINT) from error
     except StageDied as error:
         if error.return_code != -OVERTIME:
             raise
-        words = f"model {model} takes more than {call.seconds:.0f} s of computing to be read"
-        raise UsageError(f"{words}, before any weight is loaded", hint=HINT) from error
+        message = f"model {model}: reading it takes more than {call.seconds:.0f} s of CPU time"
+        raise UsageError(f"{message}, before any weight is loaded", hint=HINT) from error
     return profile
 
 
-def _stated(checkpoint: Checkpoint) -> list[Any]:
-    """Return what can be known of files of weights without reading them. That is what the hub
-    states of them, or their sizes and dates."""
+def _weight_fields(checkpoint: Checkpoint) -> list[Any]:
+    """Return facts on the weight files that need no reading: as stated by the hub, or sizes and
+    modification times."""
     if checkpoint.weights:
         return [[file.name, file.size, file.digest] for file in checkpoint.weights]
-    files = _weights_here(checkpoint.folder)
+    files = _weight_files(checkpoint.folder)
     return [(p.name, (s := p.stat()).st_size, s.st_mtime_ns) for p in files]
 
 
-def _weights_here(folder: Path) -> list[Path]:
+def _weight_files(folder: Path) -> list[Path]:
     return sorted(p for p in folder.iterdir() if p.suffix.lower() in WEIGHT_SUFFIXES)
 
 
 @contextlib.contextmanager
-def readable(model: str) -> Iterator[None]:
+def io_errors_as_fault(model: str) -> Iterator[None]:
     """Turn a file that cannot be read, such as a broken link, into an EnvironmentFault."""
     try:
         yield
@@ -156,16 +156,16 @@ def readable(model: str) -> Iterator[None]:
 
 
 def small_files(checkpoint: Checkpoint) -> Iterable[Path]:
-    """Return all files of a checkpoint but its weights: configuration, tokenizer, processor,
-    template. What other programs brought from the hub besides decides nothing. Raises UsageError
-    for one that is not small at all."""
-    taken = SMALL if checkpoint.commit is not None else ("*",)
+    """Return all files of a checkpoint except its weights: configuration, tokenizer, processor,
+    template. Other files that programs downloaded from the hub are ignored. Raises UsageError for a
+    file that is too large."""
+    patterns = SMALL if checkpoint.commit is not None else ("*",)
     found = sorted(
         p
         for p in checkpoint.folder.iterdir()
         if p.is_file()
         and p.suffix.lower() not in WEIGHT_SUFFIXES
-        and any(fnmatch.fnmatch(p.name, pattern) for pattern in taken)
+        and any(fnmatch.fnmatch(p.name, pattern) for pattern in patterns)
     )
     for path in found:
         named = any(fnmatch.fnmatch(path.name, pattern) for pattern in SMALL)
@@ -174,10 +174,10 @@ def small_files(checkpoint: Checkpoint) -> Iterable[Path]:
     return found
 
 
-def own_code(folder: Path, *, trusted: bool) -> list[str]:
-    """Return what to key of code that a checkpoint names, which may lie in another repository.
-    Trusted, it is run even where transformers has a class for the model, and gives other bytes.
-    Where this program has one, it is never run."""
+def custom_code_fields(folder: Path, *, trusted: bool) -> list[str]:
+    """Return the key fields of code that a checkpoint names, which may lie in another repository.
+    Trusted code runs even if transformers has a class for the model, and gives other bytes. It
+    never runs for an in-tree model."""
     if native_of(folder) is not None:
         return []
     configs = folder.glob("*config.json")

@@ -7,8 +7,8 @@ from typing import Any
 TOKENIZER = "tokenizer.json"
 
 
-def most_tokens(text: str) -> int:
-    """Return the tokens that a text is at the most: a token is a byte at the least."""
+def max_prompt_tokens(text: str) -> int:
+    """Return an upper bound of a text's tokens: each token has at least one byte."""
     return len(text.encode("utf-8", "replace"))
 
 
@@ -21,12 +21,13 @@ class PromptTokens:
         self._lock = threading.Lock()
 
     def count(self, text: str) -> int:
-        """Return how many tokens a text is; 0 where only the half can say."""
+        """Return the number of tokens of a text, or 0 if only the half's processor can count
+        them."""
         from tokenizers import Tokenizer
 
         with self._lock:
             try:
                 self._tokenizer = self._tokenizer or Tokenizer.from_file(str(self._path))
                 return len(self._tokenizer.encode(text, add_special_tokens=False).ids)
-            except Exception:  # what cannot be read here is of a kind that the half reads
+            except Exception:  # other tokenizer formats are read by the half
                 return 0

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from artifacts.errors import UsageError, redacted
 from artifacts.store import Store, open_store
-from flows.checkpoint.graphs import GET, GraphSpeed, missing_libraries, tensorrt_version
+from flows.checkpoint.graphs import INSTALL_HINT, GraphSpeed, missing_libraries, tensorrt_version
 from flows.checkpoint.precision import FLASH_CAPABILITY, flash_installed, no_bfloat16
 from flows.console.display import Display
 from flows.console.lines import print_lines
@@ -56,7 +56,7 @@ def doctor_command(given: argparse.Namespace) -> int:
     device, store = device_name(), open_store(default_store())
     print_lines(*lines(device, store))
     store.check_writable()
-    check_device(device, anew=True)
+    check_device(device, force=True)
     if given.measure:
         display = Display()
         display.say("measuring this machine …")
@@ -133,7 +133,7 @@ def _flash(capability: tuple[int, int]) -> str:
 
 def _tensorrt() -> str:
     if missing := missing_libraries():
-        return f"{' and '.join(missing)} cannot be opened; to have it, {GET}"
+        return f"{' and '.join(missing)} cannot be opened; to have it, {INSTALL_HINT}"
     return f"{tensorrt_version()}, for --vision-backend tensorrt"
 
 

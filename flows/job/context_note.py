@@ -7,9 +7,9 @@ from pathlib import Path
 from artifacts.schema import MediaKind, Sampling
 from artifacts.words import counted
 from flows.checkpoint.context import frame_room, frames_of_any_size, frames_of_size
-from flows.checkpoint.frame_tokens import counted_frames, seen_together
+from flows.checkpoint.frame_tokens import chunk_frame_tokens, encoder_frames
 from flows.checkpoint.models import Model
-from flows.checkpoint.prompt_tokens import PromptTokens, most_tokens
+from flows.checkpoint.prompt_tokens import PromptTokens, max_prompt_tokens
 from flows.checkpoint.requested_frames import full_chunk, requested_sampling
 from flows.ledger.tasks import Task
 from flows.options.commands import RunOptions
@@ -66,11 +66,11 @@ def _tokens(model: Model, config: RunOptions, task: Task, answer: int) -> tuple[
     profile = model.profile
     kind: MediaKind = "video" if task.medium.kind == "video" else "image"
     _, shown, *size = task.shape
-    each, _ = seen_together(profile, kind, shown, (size[0], size[1]))
+    each, _ = chunk_frame_tokens(profile, kind, shown, (size[0], size[1]))
     around = profile.words_a_frame * shown if kind == "video" else 0
-    pictures = math.ceil(each * counted_frames(profile, kind, shown)) + around
+    pictures = math.ceil(each * encoder_frames(profile, kind, shown)) + around
     texts = (task.prompt, params.system, params.start_with)
-    most = sum(map(most_tokens, texts)) + profile.words_a_prompt
+    most = sum(map(max_prompt_tokens, texts)) + profile.words_a_prompt
     if pictures + most + answer <= profile.context_tokens:
         return pictures, most
     count = _counter(model.folder).count

@@ -95,7 +95,7 @@ def under_prompts(
     return [file for file, _ in found], [medium for _, medium in found]
 
 
-def refuse_remote_beside(files: Sequence[MediaFile], config: RunOptions) -> None:
+def check_beside(files: Sequence[MediaFile], config: RunOptions) -> None:
     """Refuse to put texts next to what lies far away. Raises UsageError."""
     far = next((file for file in files if file.far), None)
     if OutputOptions.of(config).beside and far is not None:
@@ -105,7 +105,7 @@ def refuse_remote_beside(files: Sequence[MediaFile], config: RunOptions) -> None
         )
 
 
-def refuse_placeholders(contents: Sequence[Medium], model: Model) -> None:
+def check_placeholders(contents: Sequence[Medium], model: Model) -> None:
     """Refuse a prompt with the model's own word for a picture, which would be read as one. Raises
     UsageError."""
     for prompt, medium in {medium.prompt: medium for medium in reversed(contents)}.items():
@@ -127,7 +127,7 @@ def without_placeholders(
     """Return files and contents without those of which the name, the folder or the tags put the
     model's own word for a picture into the prompt that was `asked`; those are failures. Raises
     UsageError where a person wrote such a word."""
-    refuse_placeholders(asked, model)
+    check_placeholders(asked, model)
     kept: list[tuple[MediaFile, Medium]] = []
     failures: dict[Path, Failure] = {}
     for file, medium in zip(files, contents, strict=True):
@@ -175,7 +175,7 @@ def check_fixed_texts(config: RunOptions, model: Model) -> None:
         )
 
 
-def refuse_previous(contents: Sequence[Medium], model: Model) -> None:
+def check_previous(contents: Sequence[Medium], model: Model) -> None:
     """Refuse to ask of a chunk by the one before where pictures are looked at by what is asked, and
     all chunks are encoded before. Raises UsageError."""
     if model.profile.prompted and any(medium.uses_previous_caption for medium in contents):
@@ -186,7 +186,7 @@ def refuse_previous(contents: Sequence[Medium], model: Model) -> None:
         )
 
 
-def refuse_summary(config: RunOptions, model: Model) -> None:
+def check_summary(config: RunOptions, model: Model) -> None:
     """Refuse to summarize with a model that says nothing of a text alone. Raises UsageError."""
     if PromptOptions.of(config).summary and model.profile.needs_pictures:
         raise UsageError(

@@ -28,7 +28,7 @@ def settings_of(job: Job) -> dict[str, Any]:
         "commit": model.checkpoint.commit,
         "weights": model.digests["vision"],
         "precision": model.best("vision").precision,
-        "computing": model.best("vision").decides,
+        "computing": model.best("vision").key_fields,
         "sampling": job.sampling.told,
         "sizes": digest_of({kind: model.fit(kind).long_edges for kind in ("video", "image")}),
         "recipes": [stage.output_version for stage in job.pipeline[:2]],
@@ -48,7 +48,7 @@ def note_namespaces(job: Job) -> None:
             versions = [stage.output_version for stage in job.pipeline[: at + 2]]
             metas[variant[stage.writes]] = {**said, "recipes": versions}
     for namespace, part, settings in _aside(job):
-        said = {"precision": settings.label, "computing": settings.decides}
+        said = {"precision": settings.label, "computing": settings.key_fields}
         about = {
             "weights": job.model.digests[part],
             "recipes": [s.output_version for s in job.aside],
@@ -74,7 +74,7 @@ def _settings_in(job: Job, variant: Variant, stages: Sequence[StageSpec]) -> dic
     parts = parts_of(stages)
     labels = dict.fromkeys(variant.precision[part] for part in parts)
     settings = job.model.settings[parts[0]]
-    computing = next(s.decides for s in settings if s.label == variant.precision[parts[0]])
+    computing = next(s.key_fields for s in settings if s.label == variant.precision[parts[0]])
     return {"precision": "+".join(labels), "computing": computing}
 
 

@@ -48,7 +48,9 @@ class Partition:
         return f"@{self.path}"
 
 
-def partitions_of(config: RunOptions, most: int = FILES) -> tuple[list[Partition], list[Failure]]:
+def partitions_of(
+    config: RunOptions, max_files: int = FILES
+) -> tuple[list[Partition], list[Failure]]:
     """Write the lists of a run's files, at most so many files in each, and return them with what
     could not be found. Only names and sizes are looked at. Raises EnvironmentFault."""
     selection = Selection(recursive=config.recursive, extensions=config.extensions)
@@ -61,16 +63,16 @@ def partitions_of(config: RunOptions, most: int = FILES) -> tuple[list[Partition
     )
     folder = out_folder(config) / PORTIONS
     sized = [(file, _size(file)) for file in files]
-    return [_write(folder, part) for part in cut(sized, most)], failures
+    return [_write(folder, part) for part in cut(sized, max_files)], failures
 
 
 def cut(
-    sized: Iterable[tuple[MediaFile, int]], most: int, limit: int = BYTES
+    sized: Iterable[tuple[MediaFile, int]], max_files: int, limit: int = BYTES
 ) -> Iterator[list[tuple[MediaFile, int]]]:
     """Yield files that follow one another, with their sizes, so many and so large at the most."""
     part: list[tuple[MediaFile, int]] = []
     for file, size in sized:
-        if part and (len(part) == most or sum(s for _, s in part) + size > limit):
+        if part and (len(part) == max_files or sum(s for _, s in part) + size > limit):
             yield part
             part = []
         part.append((file, size))
@@ -96,8 +98,8 @@ def _address(file: MediaFile) -> str:
 
 
 def _line(file: MediaFile, path: str) -> dict[str, object]:
-    asked = {"prompt": file.prompt, "prompts": dict(file.prompts)}
-    return {"path": path, **{name: value for name, value in asked.items() if value}}
+    prompts = {"prompt": file.prompt, "prompts": dict(file.prompts)}
+    return {"path": path, **{name: value for name, value in prompts.items() if value}}
 
 
 def _size(file: MediaFile) -> int:

@@ -25,11 +25,11 @@ from flows.checkpoint.models import Model, digests_in, open_model, pipeline_for
 from flows.job.card_frames import as_card, sampling_as_card
 from flows.job.card_sampling import with_card_sampling
 from flows.job.media_digests import (
+    check_beside,
     check_fixed_texts,
+    check_previous,
+    check_summary,
     read_contents,
-    refuse_previous,
-    refuse_remote_beside,
-    refuse_summary,
     under_prompts,
     without_placeholders,
 )
@@ -40,7 +40,7 @@ from flows.ledger.tasks import PREVIOUS, Medium
 from flows.machine.budget import Budget, budget_for
 from flows.machine.device_probe import check_device
 from flows.machine.launch import Launcher
-from flows.media.far_digests import Progress, unread_note
+from flows.media.far_digests import Progress, unfetched_note
 from flows.media.generated_files import OF_LABELS, GeneratedFiles
 from flows.media.media_files import MediaFile, Selection, writable
 from flows.media.sources import find_media
@@ -219,7 +219,7 @@ def prepare(
     )
     if not files:  # said before a model is looked for, or downloaded
         raise _nothing_to_do(pipelines[0], failures)
-    refuse_remote_beside(files, config)
+    check_beside(files, config)
     model, pipeline, digests = _model_for(
         config, launcher, store, pipelines, announce, read_weights=read_weights, alone=alone
     )
@@ -231,12 +231,12 @@ def prepare(
     readable, contents = under_prompts(readable, contents, config)
     asked = contents
     contents, said = fill_templates(readable, contents, store)
-    said += [] if fetch else unread_note(readable)
+    said += [] if fetch else unfetched_note(readable)
     readable, contents, odd = without_placeholders(readable, contents, asked, model)
     if not readable:
         raise _nothing_to_do(pipeline, [*failures, *unreadable, *odd])
-    refuse_summary(config, model)
-    refuse_previous(contents, model)
+    check_summary(config, model)
+    check_previous(contents, model)
     bare = _job_of(config, store, model, pipeline)
     job = replace(
         bare,

@@ -22,9 +22,9 @@ def replanned_once(attempt: Callable[[], Result], say: Callable[[str], object]) 
     try:
         return attempt()
     except ModelChanged as error:
-        raise changed_twice(error) from error
+        raise changed_again(error) from error
 
 
-def changed_twice(error: ModelChanged) -> ModelChanged:
+def changed_again(error: ModelChanged) -> ModelChanged:
     """Return the error of a model that changed after it was planned for a second time."""
     return ModelChanged(f"the model changed twice: {error.message}", hint=error.hint)

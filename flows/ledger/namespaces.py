@@ -129,8 +129,8 @@ def namespaces_of(
 def one_shot_namespace(stage: StageSpec, model: Model, settings: PartSettings) -> str:
     """Return the cache namespace of a stage that runs once, in these settings. The caption engine
     is no part of it."""
-    decides = replace(settings, engine="").decides
-    return _namespace(stage, [model.digests[stage.part], *decides] if stage.part else [])
+    key_fields = replace(settings, engine="").key_fields
+    return _namespace(stage, [model.digests[stage.part], *key_fields] if stage.part else [])
 
 
 def _text_fields(config: RunOptions, model: Model) -> list[Any]:
@@ -152,7 +152,7 @@ def _part_fields(
         limit = [f"{image_pixels} pixels"] * bool(image_pixels) + [
             f"{video_pixels} pixels a video"
         ] * bool(video_pixels)
-    return [model.digests[stage.part], *settings[stage.part].decides, *limit]
+    return [model.digests[stage.part], *settings[stage.part].key_fields, *limit]
 
 
 def _namespace(stage: StageSpec, by: Sequence[Any]) -> str:

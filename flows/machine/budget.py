@@ -74,10 +74,10 @@ def budget_for(config: RunOptions, device: str) -> Budget:
         free_bytes=free,
         total_bytes=total,
         host_bytes=host,
-        others=named(device_holders(device)) if on_gpu else {},
+        others=name_holders(device_holders(device)) if on_gpu else {},
     )
     if budget.warning and not on_gpu:
-        return replace(budget, others=named(host_holders()))
+        return replace(budget, others=name_holders(host_holders()))
     return budget
 
 
@@ -90,62 +90,62 @@ class WithinBudget:
         launcher: Launcher,
         budget: Budget,
         config: RunOptions,
-        tell: Callable[[str], None],
-        look: Callable[[RunOptions, str], Budget] = budget_for,
+        warn: Callable[[str], None],
+        measure: Callable[[RunOptions, str], Budget] = budget_for,
     ) -> None:
         self._launcher = launcher
         self._budget = budget
         self._config = config
-        self._tell = tell
-        self._look = look
-        self._told = budget.warning
+        self._warn = warn
+        self._measure = measure
+        self._last_warning = budget.warning
 
     def start(self, call: StageCall) -> StageHandle:
         """Start it with what it may take now."""
         if call.budget and call.device == self._budget.device:
-            call = replace(call, budget=self._now().bytes)
+            call = replace(call, budget=self._current().bytes)
         return self._launcher.start(call)
 
-    def _now(self) -> Budget:
-        before, now = self._budget, self._look(self._config, self._budget.device)
+    def _current(self) -> Budget:
+        before, now = self._budget, self._measure(self._config, self._budget.device)
         if before.given:
-            if now.warning and not self._told:
-                self._tell(now.warning)
-            self._told = now.warning
+            if now.warning and not self._last_warning:
+                self._warn(now.warning)
+            self._last_warning = now.warning
             return before
-        ours = our_bytes() if now.device == "cpu" and now.free_bytes < before.bytes else 0
-        if now.free_bytes + ours >= before.bytes:
-            self._told = ""
+        own_pid = own_bytes() if now.device == "cpu" and now.free_bytes < before.bytes else 0
+        if now.free_bytes + own_pid >= before.bytes:
+            self._last_warning = ""
             return before
-        if not self._told:
-            others = now.others or named(host_holders())
-            self._told = (
+        if not self._last_warning:
+            others = now.others or name_holders(host_holders())
+            self._last_warning = (
                 f"{gib(now.free_bytes)} of memory are free, and {gib(before.free_bytes)} were "
                 f"when the run began{held_by(others)}; going on with that"
             )
-            self._tell(self._told)
+            self._warn(self._last_warning)
         return now
 
 
 def held_by(others: Mapping[str, int]) -> str:
     """Say who has how much, to be put behind something."""
-    found = ", ".join(f"{who} has {gib(held)}" for who, held in [*others.items()][:NAMED])
+    found = ", ".join(f"{name} has {gib(held)}" for name, held in [*others.items()][:NAMED])
     return f": {found}" if found else ""
 
 
-def our_bytes(proc: Path = Path("/proc")) -> int:
+def own_bytes(proc: Path = Path("/proc")) -> int:
     """Return the bytes of anonymous memory of what this process started."""
-    ours = os.getpid()
+    own_pid = os.getpid()
     started = (p.name for p in proc.iterdir() if p.name.isdigit())
-    return sum(anonymous_bytes(p) for p in started if parent_of(int(p), proc) == ours)
+    return sum(anonymous_bytes(p) for p in started if parent_of(int(p), proc) == own_pid)
 
 
-def named(holders: dict[int, int], proc: Path = Path("/proc")) -> dict[str, int]:
+def name_holders(holders: dict[int, int], proc: Path = Path("/proc")) -> dict[str, int]:
     """Name the holders, the largest first: `process 4711 (python)` → bytes. This process and what
     it started are left out."""
-    ours = os.getpid()
+    own_pid = os.getpid()
     largest = sorted(holders.items(), key=lambda item: -item[1])
-    others = ((p, b) for p, b in largest if p != ours and parent_of(p, proc) != ours)
+    others = ((p, b) for p, b in largest if p != own_pid and parent_of(p, proc) != own_pid)
     return {f"process {p} ({process_name(p, proc)})": b for p, b in others}
 
 

@@ -34,17 +34,17 @@ FORMAT = 1
 """Number that rises when what is tried changes."""
 
 
-def check_device(device: str, *, anew: bool = False) -> None:
+def check_device(device: str, *, force: bool = False) -> None:
     """Raise EnvironmentFault for a GPU that cannot be computed on. Torch is asked only when that
-    was not found out before, or is to be found out `anew`."""
+    was not found out before, or is to be found out `force`."""
     if device == "cpu":
         return
     path = _path(device)
-    known = None if anew else read_kept(path, FORMAT)
+    known = None if force else read_kept(path, FORMAT)
     if known is not None:
-        _settle(known)
-    elif not _at_work(device):
-        _settle(found := try_device(device))
+        _apply(known)
+    elif not _is_in_use(device):
+        _apply(found := try_device(device))
         if found:
             with contextlib.suppress(EnvironmentFault):  # it is asked again, then
                 write_json(path, {"format": FORMAT, **found})
@@ -64,7 +64,7 @@ def try_device(device: str) -> dict[str, Any]:
     """Compute a little on a GPU and return what torch tells of it. Returns nothing where there is
     no memory even for that. Raises EnvironmentFault when it cannot be done."""
     try:
-        return {**_tried(device), "expandable": True}
+        return {**_run_probe(device), "expandable": True}
     except StageDied as error:
         if device_advice(error.message) and "driver error" not in error.message:
             raise _unusable(device, error) from error
@@ -76,7 +76,7 @@ def try_device(device: str) -> dict[str, Any]:
     # Some drivers cannot map memory as the allocator is asked to by default.
     os.environ[ALLOCATOR] = NOT_EXPANDABLE
     try:
-        return {**_tried(device), "expandable": False}
+        return {**_run_probe(device), "expandable": False}
     except StageDied as error:
         del os.environ[ALLOCATOR]
         raise _unusable(device, error) from first
@@ -84,7 +84,7 @@ def try_device(device: str) -> dict[str, Any]:
         return {}
 
 
-def _tried(device: str) -> dict[str, Any]:
+def _run_probe(device: str) -> dict[str, Any]:
     with TemporaryDirectory(prefix="penstock-probe-") as folder:
         call = StageCall(
             name="probe",
@@ -101,20 +101,20 @@ def _tried(device: str) -> dict[str, Any]:
 def _unusable(device: str, error: StageDied) -> EnvironmentFault:
     major, minor = device_capability(device)
     which = f"{device_model(device) or device}, compute capability {major}.{minor}"
-    words = error.message.removeprefix("the probe stage failed: ").rstrip(".")
+    message = error.message.removeprefix("the probe stage failed: ").rstrip(".")
     return EnvironmentFault(
-        f"the GPU ({which}, driver {driver_version(device)}) cannot be used: {words}",
-        hint=device_advice(words) or f"See `nvidia-smi`; {TO_THE_CPU}",
+        f"the GPU ({which}, driver {driver_version(device)}) cannot be used: {message}",
+        hint=device_advice(message) or f"See `nvidia-smi`; {TO_THE_CPU}",
     )
 
 
-def _settle(found: dict[str, Any]) -> None:
+def _apply(found: dict[str, Any]) -> None:
     """Have the stages that are started from now on do without what failed."""
     if not found.get("expandable", True):
         os.environ.setdefault(ALLOCATOR, NOT_EXPANDABLE)
 
 
-def _at_work(device: str) -> bool:
+def _is_in_use(device: str) -> bool:
     """Return whether somebody computes on it just now. Then nobody needs to see again that it
     works."""
     held = try_hold(lock_path(device))

@@ -76,8 +76,8 @@ class Launcher(Protocol):
 class DirectLauncher:
     """Starts each stage as a child of this process."""
 
-    def __init__(self, listen: Listener, entries: Mapping[str, str] = ENTRIES) -> None:
-        self._listen = listen
+    def __init__(self, on_event: Listener, entries: Mapping[str, str] = ENTRIES) -> None:
+        self._on_event = on_event
         self._entries = entries
 
     def start(self, call: StageCall) -> StageProcess:
@@ -87,7 +87,7 @@ class DirectLauncher:
             call.arguments,
             device=call.device,
             log=call.log,
-            listen=self._listen,
+            listen=self._on_event,
             budget=call.budget,
             seconds=call.seconds,
             forks=call.forks,
@@ -121,13 +121,13 @@ def run_with_restarts(launcher: Launcher, call: StageCall) -> StageOutcome:
     PenstockError."""
     kills = 0
     while True:
-        running = launcher.start(call)
+        process = launcher.start(call)
         try:
-            return running.wait()
+            return process.wait()
         except Killed:
             kills += 1
             if kills > KILLS:
                 raise
         except BaseException:
-            running.stop()
+            process.stop()
             raise

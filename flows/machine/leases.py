@@ -87,15 +87,15 @@ JOBS = "jobs"
 
 
 @contextlib.contextmanager
-def noted_in(folder: Path, note: Mapping[str, Any]) -> Iterator[str]:
+def hold_note_in(folder: Path, note: Mapping[str, Any]) -> Iterator[str]:
     """Keep a note of a job in a folder until the block ends, or the process does; its name. Raises
     EnvironmentFault."""
     name = f"{uuid.uuid4().hex}.json"
-    half, final = folder / TEMPORARY / name, folder / JOBS / name
+    temporary, final = folder / TEMPORARY / name, folder / JOBS / name
     try:
-        half.parent.mkdir(parents=True, exist_ok=True)
+        temporary.parent.mkdir(parents=True, exist_ok=True)
         final.parent.mkdir(exist_ok=True)
-        file = half.open("x", encoding="utf-8")
+        file = temporary.open("x", encoding="utf-8")
     except OSError as error:
         raise fault_of(error, folder) from error
     with file:
@@ -106,9 +106,9 @@ def noted_in(folder: Path, note: Mapping[str, Any]) -> Iterator[str]:
         try:
             json.dump(note, file)
             file.flush()
-            half.rename(final)
+            temporary.rename(final)
         except OSError as error:
-            half.unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
             raise fault_of(error, folder) from error
         try:
             with heartbeat(partial(os.utime, final)):
@@ -118,7 +118,7 @@ def noted_in(folder: Path, note: Mapping[str, Any]) -> Iterator[str]:
                 final.unlink(missing_ok=True)
 
 
-def living_in(folder: Path, but: str) -> Iterator[dict[str, Any]]:
+def live_notes_in(folder: Path, but: str) -> Iterator[dict[str, Any]]:
     """Yield the notes of all jobs that are worked on now, but for the one of this name. Remove what
     a dead process left."""
     for path in sorted((folder / JOBS).glob("*.json")):
@@ -171,7 +171,7 @@ class RunningJob:
 
     namespaces: frozenset[str]
     """All namespaces in the store that it reads or writes."""
-    who: str
+    description: str
     """Its process, host and folder in words, for people."""
 
 
@@ -194,26 +194,30 @@ class Lease:
 def leased(store: Store, namespaces: Sequence[str], out: Path) -> Iterator[Lease]:
     """Claim what a job needs until the block ends, or the process does. Raises EnvironmentFault."""
     note = note_of(namespaces, out)
-    noted = noted_in(store.local, note) if store.board is None else _noted_on(store.board, note)
-    with noted as name:
+    note_held = (
+        hold_note_in(store.local, note) if store.board is None else _hold_note_on(store.board, note)
+    )
+    with note_held as name:
         yield Lease(store, name)
 
 
 def running_jobs(store: Store, but: str = "") -> list[RunningJob]:
     """Return the jobs that are worked on now, but for the one of this name; remove what a dead
     process left. Raises EnvironmentFault."""
-    notes = living_in(store.local, but) if store.board is None else _living_on(store.board, but)
+    notes = (
+        live_notes_in(store.local, but) if store.board is None else _live_notes_on(store.board, but)
+    )
     return [
         RunningJob(
             namespaces=frozenset(note["scopes"]),
-            who=f"process {note['pid']} on {note['host']}, into {note['out']}",
+            description=f"process {note['pid']} on {note['host']}, into {note['out']}",
         )
         for note in notes
     ]
 
 
 @contextlib.contextmanager
-def _noted_on(board: "BucketLeases", note: Mapping[str, Any]) -> Iterator[str]:
+def _hold_note_on(board: "BucketLeases", note: Mapping[str, Any]) -> Iterator[str]:
     name = board.hang(json.dumps(note).encode())
     try:
         with heartbeat(partial(board.renew, name)):
@@ -222,7 +226,7 @@ def _noted_on(board: "BucketLeases", note: Mapping[str, Any]) -> Iterator[str]:
         board.take_down(name)
 
 
-def _living_on(board: "BucketLeases", but: str) -> Iterator[Mapping[str, Any]]:
+def _live_notes_on(board: "BucketLeases", but: str) -> Iterator[Mapping[str, Any]]:
     for name, age in board.ages():
         if name == but:
             continue

@@ -28,7 +28,7 @@ ASKED_AT_ONCE = 32
 FETCHED_AT_ONCE = 8
 """Media that are fetched at the same time, each by some ranges."""
 
-Learnt = Content | OSError | Unanswered
+ContentOrError = Content | OSError | Unanswered
 """What a file holds, or why it cannot be had."""
 Progress = Callable[[int, int], None]
 """Function that hears how many bytes are here, and how many there are."""
@@ -40,7 +40,7 @@ def contents_of(
     progress: Progress | None = None,
     *,
     fetch: bool = True,
-) -> Mapping[Path, Learnt]:
+) -> Mapping[Path, ContentOrError]:
     """Return what each file holds, or why it cannot be had; what nobody knows yet is fetched, or
     else told as a content of its own. Raises EnvironmentFault where a bucket, or the disk of the
     copies, is in the way."""
@@ -51,7 +51,7 @@ def contents_of(
     asked = map_prefetched(digests.known, wanted.values(), min(ASKED_AT_ONCE, len(wanted)))
     known = dict(zip(wanted, asked, strict=True))
     missing = [wanted[path] for path, digest in known.items() if not digest and fetch]
-    found: dict[Path, Learnt] = {
+    found: dict[Path, ContentOrError] = {
         path: Content(digest or path.parent.name, None)
         for path, digest in known.items()
         if digest or not fetch
@@ -66,7 +66,7 @@ def contents_of(
     return found
 
 
-def unread_note(files: Sequence[MediaFile]) -> list[str]:
+def unfetched_note(files: Sequence[MediaFile]) -> list[str]:
     """Return what people should know of files that were not fetched."""
     count = sum(1 for file in files if file.far and not digest_noted(file.path))
     return [f"not fetched, so guessed at: {counted(count, 'file')}"] if count else []
@@ -91,7 +91,7 @@ class FarDigests:
             note_digest(path, digest)
         return digest
 
-    def learn(self, file: MediaFile, hear: Callable[[int], None]) -> Learnt:
+    def learn(self, file: MediaFile, hear: Callable[[int], None]) -> ContentOrError:
         """Fetch a file, and tell the store what it holds. Raises EnvironmentFault."""
         try:
             digest = digest_at(file.path, hear)

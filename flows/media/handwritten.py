@@ -51,7 +51,7 @@ class HandwrittenTexts:
         return joined(text, caption, rule)[0].rstrip()
 
 
-def lines_of_text(text: str, chunks: int) -> list[str] | None:
+def split_by_chunk(text: str, chunks: int) -> list[str] | None:
     """Return what a text says of each of so many chunks, where it has a line of each; else None."""
     for lines in (text.removesuffix("\n").split("\n"), text.rstrip().split("\n")):
         if len(lines) == chunks:
@@ -59,7 +59,7 @@ def lines_of_text(text: str, chunks: int) -> list[str] | None:
     return None
 
 
-def places_beside(path: Path, name: str = "") -> list[Path]:
+def text_paths(path: Path, name: str = "") -> list[Path]:
     """Return where the text of a medium may lie beside it: with the suffix behind that of its own,
     or in its place. With the `name` of a prompt, that stands before the suffix."""
     named = path.with_name(f"{path.stem}.{name}{path.suffix}") if name else path

@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from flows.media.handwritten import FORM, places_beside
+from flows.media.handwritten import FORM, text_paths
 from flows.media.media_files import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 
 MEDIA_SUFFIXES = IMAGE_SUFFIXES | VIDEO_SUFFIXES
@@ -61,5 +61,5 @@ def _stems_in(folder: str, names: Sequence[str]) -> set[str]:
 
 def _stems_of(media: Iterable[str], names: Sequence[str]) -> set[str]:
     """Return the paths that texts of these media may have, but for their last suffix."""
-    places = [each for path in media for n in ("", *names) for each in places_beside(Path(path), n)]
+    places = [each for path in media for n in ("", *names) for each in text_paths(Path(path), n)]
     return {str(place)[: -len(FORM) - 1] for place in places}

@@ -16,7 +16,7 @@ from artifacts.shapes import BYTES, parse
 from artifacts.store import Store
 from artifacts.words import counted
 from flows.media.example import Example
-from flows.media.handwritten import HandwrittenTexts, lines_of_text, places_beside
+from flows.media.handwritten import HandwrittenTexts, split_by_chunk, text_paths
 from flows.media.media_files import kind_of
 from stages.models.hub.transfer import Announce
 
@@ -77,7 +77,7 @@ def _around(folder: Path) -> _Around:
         return _Around()  # none, or one that says of nothing around them
 
 
-def with_texts(
+def with_handwritten_texts(
     examples: Sequence[Example],
     rows: Sequence[tuple[int, Row]],
     path: Path,
@@ -124,7 +124,7 @@ class _Texts:
         text, lines = found[1], self._lines[_item(row)]
         if " ".join(text.split()) in example.prompt:
             return example  # the model was told it, by `{tags}`
-        said = lines_of_text(text, len(lines)) or [text.strip()] * len(lines)
+        said = split_by_chunk(text, len(lines)) or [text.strip()] * len(lines)
         words = said[lines.index(example.line)]
         return replace(example, caption=words) if words not in ("", example.caption) else example
 
@@ -133,9 +133,9 @@ class _Texts:
         inside = PurePosixPath(str(row.get("media_path") or ""))
         names = [name, *([""] if name and self._first[item] == name else [])]
         if inside.name and not inside.is_absolute() and ".." not in inside.parts:
-            yield from places_beside(self._out / inside, name)
+            yield from text_paths(self._out / inside, name)
         for each in names:
-            yield from places_beside(path, each)
+            yield from text_paths(path, each)
 
 
 def _item(row: Row) -> tuple[str, str]:

@@ -20,7 +20,7 @@ from flows.media.example import Example
 from flows.media.generated_files import is_blank
 from flows.media.media_files import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 from flows.media.source_lists import LIST_SUFFIXES
-from flows.media.tune_corrections import with_corrections, with_texts
+from flows.media.tune_corrections import with_corrections, with_handwritten_texts
 from stages.models.hub.transfer import Announce
 
 MOST_BYTES = 1 << 30
@@ -74,7 +74,7 @@ def _reviewed(
         raise UsageError(f"{path}: every caption was rejected", hint="Accept some, or correct them")
     found = made = [_example(row, at, path) for at, row in left]
     if store is not None:
-        found = with_texts(made, rows, path, store, say)
+        found = with_handwritten_texts(made, rows, path, store, say)
     accepted = [_is_accepted(row) for _, row in left]
     if any(accepted):
         by_hand = [one is not other for one, other in zip(found, made, strict=True)]

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from flows.checkpoint.context import frame_room
 from flows.checkpoint.models import Model
-from flows.checkpoint.prompt_tokens import PromptTokens, most_tokens
+from flows.checkpoint.prompt_tokens import PromptTokens, max_prompt_tokens
 from flows.ledger.chunk_placeholders import example
 from flows.options.commands import RunOptions
 from flows.planning.choose import PlanRequest
@@ -62,6 +62,6 @@ def longest_answer(question: PlanRequest) -> int | None:
     model, config = question.model, question.config
     if not frame_room(model.profile):
         return None
-    prompt = max(question.prompts, key=most_tokens, default="")
+    prompt = max(question.prompts, key=max_prompt_tokens, default="")
     rooms = [answer_room(model, config, each, prompt).left for each in question.workloads]
     return max(0, min(rooms)) if rooms else None

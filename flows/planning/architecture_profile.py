@@ -184,5 +184,5 @@ def model_by_dimensions(
         checkpoint=checkpoint,
         profile=profile,
         digests=dict.fromkeys(profile.parts, ""),
-        settings=resolve_settings(config, profile, device, named=named),
+        settings=resolve_settings(config, profile, device, overrides=named),
     )

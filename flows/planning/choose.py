@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from flows.checkpoint.models import Model
-from flows.checkpoint.prompt_tokens import most_tokens
+from flows.checkpoint.prompt_tokens import max_prompt_tokens
 from flows.checkpoint.sampling import frame_bound
 from flows.job.card_frames import sampling_as_card
 from flows.job.prepare import Job
@@ -130,7 +130,7 @@ def prompts_of(job: Job) -> tuple[str, ...]:
     shortest: dict[str, str] = {}
     for file, medium in zip(job.files, job.contents, strict=True):
         known = shortest.setdefault(file.name, medium.prompt)
-        shortest[file.name] = min(known, medium.prompt, key=most_tokens)
+        shortest[file.name] = min(known, medium.prompt, key=max_prompt_tokens)
     return (*shortest.values(),)
 
 

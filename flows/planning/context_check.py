@@ -9,9 +9,9 @@ from dataclasses import replace
 from artifacts.errors import UsageError
 from artifacts.words import counted
 from flows.checkpoint.context import bound_by_size, frame_room, frames_of_any_size, frames_of_size
-from flows.checkpoint.frame_tokens import counted_frames, seen
+from flows.checkpoint.frame_tokens import encoder_frames, frame_size_tokens
 from flows.checkpoint.models import Model
-from flows.checkpoint.prompt_tokens import most_tokens
+from flows.checkpoint.prompt_tokens import max_prompt_tokens
 from flows.checkpoint.requested_frames import full_chunk, requested_sampling
 from flows.job.context_note import context_note
 from flows.job.prepare import Job
@@ -37,7 +37,7 @@ def refuse_beyond_context(question: PlanRequest) -> None:
     limited = any(stage.uses_token_limit for stage in question.stages)
     if not (room and limited) or config.as_published is False:
         return
-    prompt = max(question.prompts, key=most_tokens, default="")
+    prompt = max(question.prompts, key=max_prompt_tokens, default="")
     for workload in question.workloads:
         if workload.kind == "video" and frames_of_size(model.profile, workload.stored) == 0:
             raise _no_frame(model, room, workload.stored)
@@ -53,7 +53,7 @@ def context_notes(job: Job, expected: Sequence[Estimate]) -> list[str]:
     longest = max((e.seconds for e in videos), default=0.0)
     if lost := _lost_note(job.model, job.config, longest):
         return [lost]
-    prompt = max(prompts_of(job), key=most_tokens, default="")
+    prompt = max(prompts_of(job), key=max_prompt_tokens, default="")
     chunks = [(e.stored_frames, e.stored) for e in videos]
     return _size_notes(job.model, job.config, chunks, prompt)
 
@@ -107,7 +107,7 @@ def _size_notes(
         - words_of(model, config, count, prompt)
         - EngineOptions.of(config).max_new_tokens
     )
-    each = min(frame_room(profile), left) / counted_frames(profile, "video", count)
+    each = min(frame_room(profile), left) / encoder_frames(profile, "video", count)
     if pixels := _fitting_pixels(profile, (high, wide), each):
         hint = f"--max-pixels {pixels} shows them all"
     return [f"{model.name}: {most} frames of {wide}x{high} fit {context}, of {count}; {hint}"]
@@ -116,7 +116,7 @@ def _size_notes(
 def _fitting_pixels(profile: ModelProfile, size: tuple[int, int], tokens: float) -> int:
     """Return to how many pixels frames of this height and width are to be kept, so that each is at
     most so many tokens with the words about it; 0 where nothing does."""
-    each, _ = seen(profile, profile.fit_video, "video", size)
+    each, _ = frame_size_tokens(profile, profile.fit_video, "video", size)
     share = MARGIN * (tokens - profile.words_a_frame) / each
     least = profile.least_pixels
     return int(share * math.prod(size)) // least * least if least and share > 0 else 0
@@ -124,7 +124,10 @@ def _fitting_pixels(profile: ModelProfile, size: tuple[int, int], tokens: float)
 
 def _no_frame(model: Model, room: int, size: tuple[int, int]) -> UsageError:
     profile = model.profile
-    each = math.ceil(seen(profile, profile.fit_video, "video", size)[0]) + profile.words_a_frame
+    each = (
+        math.ceil(frame_size_tokens(profile, profile.fit_video, "video", size)[0])
+        + profile.words_a_frame
+    )
     hint = "Choose a model with a longer context; --as-stock shows it all the same"
     if pixels := _fitting_pixels(profile, size, room):
         hint = f"Give --max-pixels {pixels}, or choose a model with a longer context"
@@ -141,7 +144,7 @@ def _refuse_words(model: Model, config: RunOptions, workload: Workload, prompt: 
     if left <= 0 and workload.kind == "image":  # it fails alone, and the others are captioned
         return
     texts = texts_of(config, workload.frames, prompt)
-    if sum(map(most_tokens, texts)) + engine.max_new_tokens <= left:
+    if sum(map(max_prompt_tokens, texts)) + engine.max_new_tokens <= left:
         return
     room = answer_room(model, config, workload, prompt)
     if engine.max_new_tokens <= room.left:

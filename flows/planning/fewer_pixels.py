@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from flows.checkpoint.frame_tokens import counted_frames, seen
+from flows.checkpoint.frame_tokens import encoder_frames, frame_size_tokens
 from flows.checkpoint.models import Model
 from flows.planning.workloads import (
     PIXEL_BYTES,
@@ -32,11 +32,11 @@ def fewer_pixels(model: Model, workloads: Sequence[Workload]) -> Iterator[int]:
 
 def kept_to(model: Model, workload: Workload, pixels: int) -> Workload:
     """Return the workload with frames that are kept to so many pixels."""
-    kind, counted = workload.kind, counted_frames(model.profile, workload.kind, workload.frames)
+    kind, counted = workload.kind, encoder_frames(model.profile, workload.kind, workload.frames)
     height, width = seen_size(model, kind, workload.stored)
     share = min(1.0, MARGIN * pixels / (height * width)) ** 0.5
     size = (math.ceil(height * share), math.ceil(width * share))
-    tokens, pixel_bytes = seen(model.profile, model.fit(kind), kind, size)
+    tokens, pixel_bytes = frame_size_tokens(model.profile, model.fit(kind), kind, size)
     before = max(1, workload.tokens - workload.text_tokens)
     after = min(before, math.ceil(counted * tokens))
     return replace(

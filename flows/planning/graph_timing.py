@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from artifacts.schema import Half
 from artifacts.store import Store
-from flows.checkpoint.graphs import GraphSpeed, keep_speed
+from flows.checkpoint.graphs import GraphSpeed, store_speed
 from flows.checkpoint.models import digests_in, open_model
 from flows.job.replanning import replanned_once
 from flows.machine.budget import budget_for
@@ -61,4 +61,4 @@ def _timed(name: str, device: str, store: Store, launcher: Launcher) -> GraphSpe
         budget=budget_for(config, device).of_stage(device),
     )
     seconds = run_with_restarts(launcher, call).notes["seconds"]
-    return keep_speed(device, use.digest, use.provider, seconds)
+    return store_speed(device, use.digest, use.provider, seconds)

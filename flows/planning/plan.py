@@ -20,7 +20,7 @@ from flows.job.card_frames import as_card, card_note
 from flows.job.card_sampling import with_card_sampling
 from flows.job.context_note import context_note
 from flows.job.job_summary import halves, notes
-from flows.job.media_digests import refuse_summary
+from flows.job.media_digests import check_summary
 from flows.job.prepare import Job, prepare
 from flows.job.replanning import replanned_once
 from flows.ledger.waves import cut_waves
@@ -126,7 +126,7 @@ def _plan_of(
         return _by_dimensions(config, device, announce, error, pipelines)
     pipeline = pipeline_for(model, pipelines)
     config = as_card(config, model)
-    refuse_summary(config, model)
+    check_summary(config, model)
     model = model.of_parts(parts_of(pipeline))
     question = question_of_model(model, config, device, pipeline)
     refuse_beyond_context(question)

@@ -38,8 +38,8 @@ def _about(job: Job, stage: StageSpec) -> list[Any]:
     model, cut = job.model, job.ledger.namespaces[job.pipeline[0].writes]
     found: list[Any] = [device_uuid(job.device), cut]
     if stage.part:
-        decides = [settings.decides for settings in model.settings[stage.part]]
-        found += [model.digests[stage.part], decides]
+        key_fields = [settings.key_fields for settings in model.settings[stage.part]]
+        found += [model.digests[stage.part], key_fields]
     return (
         [*found, EngineOptions.of(job.config).max_new_tokens] if stage.uses_token_limit else found
     )

@@ -9,7 +9,7 @@ from artifacts.schema import MediaKind, Sampling
 from artifacts.tiles import LARGE
 from artifacts.words import counted
 from flows.checkpoint.context import FrameBound
-from flows.checkpoint.frame_tokens import counted_frames, seen_together
+from flows.checkpoint.frame_tokens import chunk_frame_tokens, encoder_frames
 from flows.checkpoint.models import Model
 from flows.ledger.chunk_placeholders import added_bytes
 from flows.ledger.tasks import Medium
@@ -175,8 +175,10 @@ def workload_of(
     prompt: str,
 ) -> Workload:
     """Return a workload with what the profile says of such frames."""
-    counted = counted_frames(model.profile, kind, frames)
-    tokens, pixel_bytes = seen_together(model.profile, kind, frames, seen_size(model, kind, stored))
+    counted = encoder_frames(model.profile, kind, frames)
+    tokens, pixel_bytes = chunk_frame_tokens(
+        model.profile, kind, frames, seen_size(model, kind, stored)
+    )
     each = model.feature_bytes(kind)
     most = model.profile.image_tokens if kind == "image" else model.profile.frame_tokens
     share = tokens / most if most else 1.0

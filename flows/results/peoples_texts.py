@@ -13,7 +13,7 @@ from artifacts.subtitles import one_line
 from artifacts.words import counted, first_of
 from flows.job.prepare import TAGS, Job
 from flows.ledger.tasks import Medium
-from flows.media.handwritten import FORM, HandwrittenTexts, lines_of_text, places_beside
+from flows.media.handwritten import FORM, HandwrittenTexts, split_by_chunk, text_paths
 from flows.media.media_files import MediaFile
 from flows.options.text import OutputOptions, QuestionOptions, TextOptions
 from flows.results.captions import unrejected
@@ -49,10 +49,10 @@ class PeoplesTexts:
             return kept
         place, text = found
         self._media_of[place][file.path.name] = None
-        if (lines := lines_of_text(text, len(captions))) is not None:  # including rejected ones
+        if (lines := split_by_chunk(text, len(captions))) is not None:  # the rejected ones, too
             pairs = [*zip(captions, lines, strict=True)]
         else:
-            lines = lines_of_text(text, len(kept)) or [text.strip()] * len(kept)
+            lines = split_by_chunk(text, len(kept)) or [text.strip()] * len(kept)
             pairs = [*zip(kept, lines, strict=True)]
         texts = [self._with_text(c, text, medium) for c, text in pairs if c.review != REJECTED]
         if any(TextOptions.of(config).trigger not in each.caption for each in texts):
@@ -84,7 +84,7 @@ class PeoplesTexts:
 
     def _places(self, file: MediaFile, medium: Medium, *, first: bool) -> Iterator[Path]:
         names = [file.name, *([""] if first and file.name else [])]
-        beside = [] if file.far else [p for n in names for p in places_beside(file.path, n)]
+        beside = [] if file.far else [p for n in names for p in text_paths(file.path, n)]
         out = [self._out[_key(file, medium)]]
         yield from [*beside, *out] if OutputOptions.of(self._job.config).beside else [*out, *beside]
 

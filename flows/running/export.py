@@ -14,7 +14,7 @@ from typing import Any
 from artifacts.errors import ModelChanged, UsageError
 from artifacts.keys import digest_of
 from artifacts.schema import Half, Part
-from flows.checkpoint.adapters import way_notes
+from flows.checkpoint.adapters import as_published_notes
 from flows.console.display import Display
 from flows.job.prepare import Job
 from flows.job.replanning import replanned_once
@@ -228,7 +228,7 @@ class _Export:
         with prepared(self._config, observer, self._make_launcher, *self._pipelines) as found:
             job, _ = found
             adapter, files = adapter_of(job, request)
-            for note in way_notes(way, adapter, job.model.folder):
+            for note in as_published_notes(way, adapter, job.model.folder):
                 self._display.say(note)
             self._source = merged_of(job, adapter, files)
             if (done := self._finished_before(job)) is not None:

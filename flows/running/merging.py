@@ -5,7 +5,12 @@ from dataclasses import replace
 from typing import Any
 
 from artifacts.paths import folder_named
-from flows.checkpoint.adapters import adapter_digest, adapter_noted, way_of, way_recipe
+from flows.checkpoint.adapters import (
+    adapter_digest,
+    as_published_fields,
+    read_noted_adapter,
+    resolve_as_published,
+)
 from flows.checkpoint.model_files import ModelDigests
 from flows.checkpoint.models import digests_in
 from flows.console.display import Display
@@ -28,7 +33,7 @@ weights another 100 MB, and the headers of 100,000 tensors 300 MB."""
 def source_of(job: Job) -> dict[str, Any]:
     """Return the key fields of a job's model: its digests, and whether it runs as published."""
     source = [job.model.digests[part] for part in sorted(job.model.digests)]
-    return {"source": source, **way_recipe(job.model.profile.as_published)}
+    return {"source": source, **as_published_fields(job.model.profile.as_published)}
 
 
 def as_adapted(config: RunOptions, name: str) -> RunOptions:
@@ -36,13 +41,13 @@ def as_adapted(config: RunOptions, name: str) -> RunOptions:
     or else as the adapter was trained. Raises UsageError or EnvironmentFault if the folder holds no
     valid adapter."""
     adapter = read_adapter(folder_named(name, "adapter"))
-    return replace(config, as_published=way_of(config.as_published, adapter))
+    return replace(config, as_published=resolve_as_published(config.as_published, adapter))
 
 
 def adapter_of(job: Job, request: ExportRequest) -> tuple[LoraAdapter, ModelDigests]:
     """Return the adapter to merge, and the digests of its files. Raises PenstockError."""
     files = ModelDigests(digests_in(job.store))
-    return adapter_noted(request.adapter, files), files
+    return read_noted_adapter(request.adapter, files), files
 
 
 def merged_of(job: Job, adapter: LoraAdapter, files: ModelDigests) -> dict[str, Any]:

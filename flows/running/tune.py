@@ -17,9 +17,9 @@ from artifacts.owned_folders import refuse_foreign
 from artifacts.paths import folder_named
 from artifacts.store import open_store
 from artifacts.words import counted
-from flows.checkpoint.adapters import way_notes, way_recipe
+from flows.checkpoint.adapters import as_published_fields, as_published_notes
 from flows.console.display import Display
-from flows.job.media_digests import refuse_placeholders
+from flows.job.media_digests import check_placeholders
 from flows.job.prepare import Job
 from flows.job.replanning import replanned_once
 from flows.ledger.tasks import Medium, Task
@@ -89,7 +89,7 @@ def _train(
     with prepared(run, observer, make_launcher, TUNE) as (job, launcher):
         _check(config, job, examples, out)
         if (out / ADAPTER_WEIGHTS).is_file():
-            for note in way_notes(way, read_adapter(out), job.model.folder):
+            for note in as_published_notes(way, read_adapter(out), job.model.folder):
                 observer.print_line(note)
         doing, outputs = "tuning into", {"adapter": str(out)}
         with observer.pipeline_for_job(job, launcher, doing, outputs=outputs) as (runner, _, _):
@@ -181,7 +181,10 @@ def _recipe(config: TrainingOptions, job: Job, fields: Mapping[str, Any]) -> dic
     """Return the key fields of an adapter, without its examples. Precision and optimizer are those
     requested, so a fallback rung does not change the key."""
     requested = {"precision": config.precision, "optimizer": config.optimizer}
-    model = {"model": job.model.digests["language"], **way_recipe(job.model.profile.as_published)}
+    model = {
+        "model": job.model.digests["language"],
+        **as_published_fields(job.model.profile.as_published),
+    }
     return {"version": OUTPUT_VERSION, **model, **requested, **fields}
 
 
@@ -223,7 +226,7 @@ def _items(job: Job, examples: Sequence[Example]) -> list[TuneItem]:
         key = each.features if each.features in stored else _key(job, each, tasks)
         kind = next((t.medium.kind for t in tasks.get(str(each.path), ())), "video")
         prompt = each.prompt or job.model.prompt_for(job.config, kind)
-        refuse_placeholders(
+        check_placeholders(
             [Medium(digest="", path=str(each.path), kind=kind, prompt=prompt)], job.model
         )
         found.append(TuneItem(key, prompt, each.caption.strip()))

@@ -24,7 +24,7 @@ def maker_of(job: Job, width: int) -> Maker:
         model=job.model.name,
         revision=job.config.revision,
         half=job.model.digests["vision"],
-        recipe=digest_of([versions_of, settings.decides]),
+        recipe=digest_of([versions_of, settings.key_fields]),
         precision=settings.label,
         width=width,
         text_half=job.model.digests.get("language"),

@@ -92,11 +92,11 @@ def search_index(
         without=tuple(vectors[1:]),
         kept=None if condition is None else matching(snapshot, condition),
     )
-    found = found_by(Searcher(snapshot), query, asked)
-    return [hit_of(snapshot, rank, moment) for rank, moment in enumerate(found, 1)]
+    found = run_query(Searcher(snapshot), query, asked)
+    return [to_hit(snapshot, rank, moment) for rank, moment in enumerate(found, 1)]
 
 
-def found_by(searcher: Searcher, query: Query, asked: SearchQuery) -> list[Moment]:
+def run_query(searcher: Searcher, query: Query, asked: SearchQuery) -> list[Moment]:
     """Return what a query finds, the nearest first."""
     if asked.moments:
         return moments(searcher, query, asked.top)
@@ -125,7 +125,7 @@ def _vectors(
     texts: TextHalf | None,
 ) -> tuple[list[NDArray[np.float32]], list[bool]]:
     """Return the vector of each of these, and whether it is of a picture."""
-    pictures = [is_picture(text) for text in words]
+    pictures = [is_image_query(text) for text in words]
     found: dict[str, NDArray[np.float32]] = {}
     said = [text for text, picture in zip(words, pictures, strict=True) if not picture]
     if said:
@@ -140,11 +140,11 @@ def _vectors(
 
         found |= dict(zip(said, texts(config, said, display, check), strict=True))
     for text in (text for text, picture in zip(words, pictures, strict=True) if picture):
-        found[text] = picture_vector(config, manifest, folder, text, display)
+        found[text] = image_vector(config, manifest, folder, text, display)
     return [found[text] for text in words], pictures
 
 
-def is_picture(text: str) -> bool:
+def is_image_query(text: str) -> bool:
     """Return whether a search means a picture's file, and not words. Raises UsageError for a file
     that is none, or is not there."""
     path = Path(os.path.expanduser(text))
@@ -163,7 +163,7 @@ def is_picture(text: str) -> bool:
     return False
 
 
-def picture_vector(
+def image_vector(
     config: VectorConfig, manifest: Manifest, folder: Path, name: str, display: Display
 ) -> NDArray[np.float32]:
     """Return the vector of a picture by the vision half alone; the store may have it. Raises
@@ -189,7 +189,7 @@ def picture_vector(
     return found
 
 
-def hit_of(snapshot: Snapshot, rank: int, moment: Moment) -> Hit:
+def to_hit(snapshot: Snapshot, rank: int, moment: Moment) -> Hit:
     """Return what is told of something that was found."""
     row, position = moment.row, moment.position
     (content,) = snapshot.identities_at(CONTENT, np.array([position]))

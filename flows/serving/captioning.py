@@ -13,7 +13,7 @@ from weakref import WeakValueDictionary
 from artifacts.errors import UsageError
 from artifacts.packs import RecordSet
 from artifacts.schema import MediaIndex
-from flows.job.media_digests import refuse_placeholders
+from flows.job.media_digests import check_placeholders
 from flows.job.prepare import Job
 from flows.ledger.namespaces import Variant
 from flows.ledger.tasks import Medium, Task, task_of
@@ -138,7 +138,7 @@ class Captioning:
             new = min(params.max_tokens or self.limit, self.limit)
             await self._bound.check(medium.prompt, new, whole=not params.to_context)
             try:
-                refuse_placeholders([medium], self._job.model)
+                check_placeholders([medium], self._job.model)
             except UsageError as error:
                 raise refusal_of(error) from error
             index = await self._frames.known(medium)

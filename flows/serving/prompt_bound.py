@@ -7,7 +7,7 @@ and refuses with the same message.
 import asyncio
 from pathlib import Path
 
-from flows.checkpoint.prompt_tokens import PromptTokens, most_tokens
+from flows.checkpoint.prompt_tokens import PromptTokens, max_prompt_tokens
 from flows.serving.refusals import exceeded
 
 
@@ -23,7 +23,7 @@ class PromptBound:
         """Raise HttpRefusal for a prompt that exceeds the context together with `new` tokens. If
         the answer may be cut (not `whole`), only its first token has to fit."""
         needed = new if whole else 1
-        if not self._context or most_tokens(prompt) + needed <= self._context:
+        if not self._context or max_prompt_tokens(prompt) + needed <= self._context:
             return
         count = await asyncio.to_thread(self._tokens.count, prompt)
         if count + needed > self._context:

@@ -24,7 +24,7 @@ from artifacts.index.where import Condition, matching
 from artifacts.index.writing import refuse_other
 from flows.options.search import SearchQuery
 from flows.search.maker import unrecorded
-from flows.search.query import found_by, hit_of
+from flows.search.query import run_query, to_hit
 from flows.serving.refusals import HttpRefusal, refusal_of
 
 OPEN_VERSIONS = 2
@@ -104,7 +104,7 @@ class ServedIndex:
         snapshot: Snapshot = searcher.snapshot
         kept = matching(snapshot, Condition(settings.where)) if settings.where else None
         query = Query(vector=vector, sort=sort, without=without, kept=kept)
-        found = found_by(searcher, query, settings)
+        found = run_query(searcher, query, settings)
         return [
             {
                 "rank": rank,
@@ -150,7 +150,7 @@ class ServedIndex:
 
 
 def _hit_json(snapshot: Snapshot, rank: int, moment: Any) -> dict[str, Any]:
-    hit = hit_of(snapshot, rank, moment)
+    hit = to_hit(snapshot, rank, moment)
     return {
         "media_path": hit.media_path,
         "time": hit.time,

@@ -133,7 +133,9 @@ def collect(store: Store, limit: int, *, dry_run: bool) -> Collection:
     jobs, stored = running_jobs(store), objects(store)
     # In a folder store, objects and the files beside them are among each other, under one name.
     sizes = _files(store.local) | {name: stat.size for name, stat in stored.items()}
-    made = Collection(before=sum(sizes.values()), limit=limit, jobs=[job.who for job in jobs])
+    made = Collection(
+        before=sum(sizes.values()), limit=limit, jobs=[job.description for job in jobs]
+    )
     held = frozenset[str]().union(*(job.namespaces for job in jobs))
     for name in _rubbish(store, sizes, held):
         made.bytes += sizes[name]
