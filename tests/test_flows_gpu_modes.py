@@ -27,7 +27,7 @@ WHOLE = {
 BROKEN = {
     "old_driver": (gpus.old_driver(), "driver on your system is too old"),
     "no_kernels": (gpus.no_kernels(), "no kernel image is available"),
-    "out_of_order": (gpus.plain(init_error="LibRmVersionMismatch"), "driver does not answer"),
+    "out_of_order": (gpus.plain(init_error="LibRmVersionMismatch"), "driver does not respond"),
 }
 """Machines on which none begins, and what is said."""
 

@@ -153,7 +153,7 @@ def test_a_server_has_the_card_while_it_is_used_and_gives_it_back(desk: Desk) ->
         leave_the_card(server, desk)
     assert desk.holders() == {}
     assert "failed" not in server.log.read_text(), server.log.read_text()
-    assert "did not come back" not in server.log.read_text(), server.log.read_text()
+    assert "memory not released" not in server.log.read_text(), server.log.read_text()
 
 
 @pytest.mark.parametrize("budget", ["700MiB", "1300MiB"])

@@ -18,7 +18,7 @@ QUICK = ("context", "uuid", "fork, unasked", "features", "streamed", "nf4")
 UNUSABLE = {
     "old_driver": (gpus.old_driver(), 1, "driver on your system is too old"),
     "no_kernels": (gpus.no_kernels(), 1, "no kernel image is available"),
-    "out_of_order": (gpus.plain(init_error="LibRmVersionMismatch"), 2, "driver does not answer"),
+    "out_of_order": (gpus.plain(init_error="LibRmVersionMismatch"), 2, "driver does not respond"),
     "no_driver": (gpus.plain(init_error="LibraryNotFound"), 2, "no GPU"),
 }
 

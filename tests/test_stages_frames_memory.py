@@ -100,7 +100,7 @@ def test_of_300_broken_files_each_is_cut_or_named(tmp_path: Path) -> None:
         opened[type(event).__name__] += 1
 
     stage = started(tmp_path, paths, listen=listen, fps=1, max_frames=8)
-    assert stage.ended(SECONDS), f"hangs over one of {stage.outcome.open_media}"
+    assert stage.wait_for_exit(SECONDS), f"hangs over one of {stage.outcome.open_media}"
     outcome = stage.wait()
     assert outcome.open_media == set()
     assert outcome.peak_host_bytes - outcome.notes["loaded_bytes"] < MUTATIONS_BYTES

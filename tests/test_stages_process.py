@@ -144,7 +144,7 @@ def test_stop_ends_a_stage(tmp_path: Path) -> None:
     wait_for(Item, heard)
     process.stop()
     assert gone(process.pid)
-    assert process.ended(0)
+    assert process.wait_for_exit(0)
 
 
 def test_a_stage_dies_with_its_parent(tmp_path: Path) -> None:
@@ -178,7 +178,7 @@ def test_a_stage_holds_the_cpu_s_lock(tmp_path: Path, monkeypatch: pytest.Monkey
     told: list[Event] = []
     second = start("works", tmp_path, told, items=1, device="cpu")
     wait_for(Warned, told)
-    assert told[0] == Warned(text=f"waiting for CPU, process {first.pid} has it")
+    assert told[0] == Warned(text=f"waiting for CPU, held by process {first.pid}")
     os.kill(first.pid, signal.SIGKILL)
     assert second.wait().items == 1
     with pytest.raises(Killed):

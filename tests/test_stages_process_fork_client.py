@@ -166,7 +166,7 @@ def until(holds: Callable[[], bool]) -> None:
 def test_a_stage_stops_when_it_is_asked_to(tmp_path: Path, forks: ForkServer) -> None:
     running = begun(tmp_path, forks)
     running.stop()
-    assert running.ended(0) and running._process.wait() == -signal.SIGTERM
+    assert running.wait_for_exit(0) and running._process.wait() == -signal.SIGTERM
     running.stop()
 
 

@@ -71,17 +71,17 @@ def test_a_required_field_that_is_missing_is_named(kind: type[Any]) -> None:
 @pytest.mark.parametrize(
     ("kind", "told", "words"),
     [
-        (FramesJob, {**FRAMES, "workers": "2"}, "FramesJob.workers is str, and not int"),
-        (FramesJob, {**FRAMES, "workers": True}, "FramesJob.workers is bool, and not int"),
-        (FramesJob, {**FRAMES, "media": {}}, "FramesJob.media is dict, and not list"),
+        (FramesJob, {**FRAMES, "workers": "2"}, "FramesJob.workers is str, not int"),
+        (FramesJob, {**FRAMES, "workers": True}, "FramesJob.workers is bool, not int"),
+        (FramesJob, {**FRAMES, "media": {}}, "FramesJob.media is dict, not list"),
         (FrameFit, {"shrinks": 1}, "FrameFit.shrinks is int, and not bool"),
-        (FramesJob, {**FRAMES, "store": None}, "FramesJob.store is NoneType, and not str"),
-        (EncodeJob, {**ENCODE, "batches": "k"}, "EncodeJob.batches is str, and not list"),
+        (FramesJob, {**FRAMES, "store": None}, "FramesJob.store is NoneType, not str"),
+        (EncodeJob, {**ENCODE, "batches": "k"}, "EncodeJob.batches is str, not list"),
         (HalfJob, {"model": "m", "route": "odd"}, "HalfJob.route is str, and not .*protocol"),
         (HalfJob, {"model": "m", "adapted": []}, "HalfJob.adapted is list, and not .*Mapping"),
-        (HalfJob, {"model": "m", "attention": 3}, r"HalfJob.attention is int, and not str \| None"),
+        (HalfJob, {"model": "m", "attention": 3}, r"HalfJob.attention is int, not str \| None"),
         (Measured, {"rate": "fast"}, "Measured.rate is str, and not float"),
-        (Measured, {"count": 1.0}, "Measured.count is float, and not int"),
+        (Measured, {"count": 1.0}, "Measured.count is float, not int"),
         (Measured, {"parts": "vision"}, "Measured.parts is str, and not tuple"),
     ],
 )
@@ -133,10 +133,10 @@ def test_an_item_is_exactly_its_fields_by_name_or_in_order(kind: Any) -> None:
         items_of(kind, [{}])
     for wrong in ([], ["x"] * (len(kind._fields) + 1), "x" * len(kind._fields), 3):
         with pytest.raises(
-            TypeError, match=f"^the line holds .*and no {kind.__name__} of {kind._fields[0]}, "
+            TypeError, match=f"^the line holds .*not a {kind.__name__} of {kind._fields[0]}, "
         ):
             items_of(kind, [wrong])
-    with pytest.raises(TypeError, match=f"^{kind.__name__}.{kind._fields[0]} is int, and not str$"):
+    with pytest.raises(TypeError, match=f"^{kind.__name__}.{kind._fields[0]} is int, not str$"):
         items_of(kind, [[3] * len(kind._fields)])
 
 
@@ -147,9 +147,9 @@ def test_an_item_is_exactly_its_fields_by_name_or_in_order(kind: Any) -> None:
         ({"half": {}}, "HalfJob needs the field model"),
         ({"half": {"model": "m", "offload": 1}}, "HalfJob.offload is int, and not bool"),
         ({"half": None}, "EncodeJob.half is NoneType, and not HalfJob"),
-        ({"batches": [[["k", "f", "image", "", "4"]]]}, "EncodeItem.shown is str, and not int"),
-        ({"batches": [["k"]]}, "EncodeJob.batches holds 'k', and no EncodeItem"),
-        ({"batches": [3]}, "EncodeJob.batches is int, and not list"),
+        ({"batches": [[["k", "f", "image", "", "4"]]]}, "EncodeItem.shown is str, not int"),
+        ({"batches": [["k"]]}, "EncodeJob.batches holds 'k', not a EncodeItem"),
+        ({"batches": [3]}, "EncodeJob.batches is int, not list"),
     ],
 )
 def test_what_a_job_holds_is_as_strict_as_the_job(changes: dict[str, Any], words: str) -> None:

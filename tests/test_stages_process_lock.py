@@ -36,7 +36,7 @@ def test_what_is_no_file_is_no_lock(tmp_path: Path, kind: str, way: object) -> N
     victim, path = tmp_path / "thesis.txt", tmp_path / "penstock-GPU.lock"
     victim.write_text("years of work")
     PUT[kind](path)
-    with pytest.raises(EnvironmentFault, match=f"{path.name} is a .*, and a lock must be a file"):
+    with pytest.raises(EnvironmentFault, match=f"{path.name} is a .*, but a lock must be a file"):
         way(path)  # type: ignore[operator]
     assert lock.holder(path) == "another process"
     assert victim.read_text() == "years of work"

@@ -142,7 +142,7 @@ def importable(monkeypatch: pytest.MonkeyPatch) -> None:
         ("of_cxx", "bad_alloc", []),
         ("of_a_map", "Cannot allocate memory", []),
         ("of_threads", "thread", []),
-        ("of_waiting", "no thread went on", []),
+        ("of_waiting", "no thread makes progress", []),
         ("of_the_lock", "SIGALRM", []),
         ("of_weights", ".", ["numpy", "safetensors.numpy"]),
     ],

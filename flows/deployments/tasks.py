@@ -67,7 +67,7 @@ class PrefectRunning:
         process = self._start()
         progress = Progress(self._call.name)
         try:
-            while not process.ended(PROGRESS_SECONDS):
+            while not process.wait_for_exit(PROGRESS_SECONDS):
                 progress.tell(self._done, self._total)
             outcome = process.wait()
             progress.tell(self._done, self._done)

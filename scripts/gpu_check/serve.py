@@ -142,7 +142,7 @@ def _lock(setting: Setting, server: Served) -> Iterator[Row]:
     words = log.read_text()
     process.wait()
     found = " ".join(WAITING.findall(words)) or "it did not wait"
-    good = f"process {server.pid} has it" in found
+    good = f"held by process {server.pid}" in found
     yield row("a command beside a server", f"waits for process {server.pid}", found, good)
     code = process.returncode
     yield row("how it ends once the server is idle", "exit 0", f"exit {code}", code == 0)

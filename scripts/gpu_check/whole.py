@@ -21,7 +21,7 @@ PLAN_SHARE = 0.08
 """How far a plan may be from what was taken, as on a CPU."""
 TIME_CUT = "there was no time left"
 """What doctor says of figures that a slow machine leaves out."""
-WAITING = re.compile(r"waiting for CUDA:0, process \d+ has it")
+WAITING = re.compile(r"waiting for CUDA:0, held by process \d+")
 DRIVERS_MIB = re.compile(r"the driver alone takes \d+ MiB[^()]*")
 
 

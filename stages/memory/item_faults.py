@@ -13,16 +13,16 @@ from stages.process.exit_diagnosis import device_advice, first_line, oom_message
 from stages.process.memory_limit import at_the_limit
 
 OF_THE_MACHINE = (PenstockError, OSError, ImportError, MemoryError)
-"""Errors that no item causes: what this program raises on purpose, files, and libraries."""
+"""Errors that no item causes: intended errors of this program, file errors and import errors."""
 OF_THE_DEVICE = ("CUDA error", "CUDA driver", "CUBLAS_STATUS", "CUDNN_STATUS", "HIP error")
-"""Signs of a device that computes nothing any more, whatever the next item is."""
+"""Text in the error of a device that no longer computes anything, whatever the next item is."""
 MAX_FAILED_ITEMS = 64
-"""Items that may fail one after the other, before any goes through, until the stage gives up."""
+"""Items that may fail in a row before any succeeds, until the stage fails."""
 MAX_MESSAGE_CHARACTERS = 160
-"""Letters of a library's words that are told."""
+"""Characters of a library's message that are reported."""
 
 
-RETRY = "Try another model; --retry-failed tries it again, and the other items are done"
+RETRY = "Try another model, or retry with --retry-failed; the other items are done"
 
 
 class ItemFault(NamedTuple):
@@ -35,14 +35,13 @@ class ItemFault(NamedTuple):
         return f"{self.type}: {self.message}" if self.message else self.type
 
     def meta(self, stage: str, hint: str = RETRY) -> dict[str, str]:
-        """Return the fields of the record of the item's failure."""
-        message = f"the model's own code fails at the {stage} stage on this item ({self})"
+        """Return the fields of the item's failure record."""
+        message = f"the model's code fails in the {stage} stage on this item ({self})"
         return {"kind": "model", "message": message, "hint": hint}
 
 
 def item_fault(error: BaseException) -> ItemFault | None:
-    """Return the error as one of the item that was computed; None where memory, the machine or
-    this program is at fault."""
+    """Return the item's fault; None if memory, the machine or this program is at fault."""
     if not isinstance(error, Exception) or isinstance(error, OF_THE_MACHINE):
         return None
     message = " ".join(first_line(error).split())
@@ -53,12 +52,12 @@ def item_fault(error: BaseException) -> ItemFault | None:
 
 
 class ItemFaults:
-    """The items of one process on which the model raised. They are held back until any item
+    """The items of one process on which the model raised. They are held back until another item
     succeeds."""
 
     def __init__(self, stage: str, fail: Callable[[Any, ItemFault], None], first: int = 0) -> None:
-        """Call `fail` with each item that fails. `first` is the size of the first batch, 0 where
-        the stage is known to work."""
+        """`fail` is called with each failed item. `first` is the size of the first batch; 0 if the
+        stage is known to work."""
         self._stage = stage
         self._fail = fail
         self._first = first
@@ -66,7 +65,7 @@ class ItemFaults:
         self._confirmed = first < 2
 
     def add(self, item: Any, fault: ItemFault) -> None:
-        """Let an item fail that raised alone. Raises StageDied where the stage is at fault."""
+        """Record an item that raised alone. Raises StageDied if the stage is at fault."""
         if self._confirmed:
             self._fail(item, fault)
             return
@@ -75,19 +74,20 @@ class ItemFaults:
             self.close()
 
     def note_success(self) -> None:
-        """Learn that an item went through: those that raised are at fault themselves."""
+        """Record that an item succeeded, so the items that raised are at fault."""
         self._confirmed = True
         for item, fault in self._held:
             self._fail(item, fault)
         self._held.clear()
 
     def close(self) -> None:
-        """Let the items fail that are held back. Raises StageDied where the stage is at fault."""
+        """Report the items that are held back as failed. Raises StageDied if the stage is at
+        fault."""
         types = {fault.type for _, fault in self._held}
         if len(types) == 1 and len(self._held) >= self._first:
             raise StageDied(
                 f"the {self._stage} stage failed: each of {len(self._held)} items, tried alone, "
                 f"raises {self._held[0][1]}",
-                hint="None of the files is noted as failed; try another model, or other options",
+                hint="No file is recorded as failed; try another model or other options",
             )
         self.note_success()

@@ -1,18 +1,22 @@
 """Counts live bytes and operations in a dry run on the meta device.
 
-16-bit computations are counted twice: as they are, and as they would be in 32 bit. In 32 bit a
-tensor that is only cast is not a new one.
+16-bit computations are counted twice: as they are, and as if in 32 bit. In 32 bit, a tensor that is
+only cast is not a new tensor.
 
 How it works:
 
 1. The meta device reports every operation to `computed`.
+
 2. Each new storage adds its bytes to the live bytes. A weak reference subtracts them when Python
-   drops the storage. The peak is the maximum.
+drops the storage. The peak is the maximum.
+
 3. Casts of a tensor share one TensorStorage, so in 32 bit they count once.
-4. Hooks call `enter` and `leave` around each MLP. They tell how much of the peak is inside MLPs,
-   where input in chunks saves memory, and how much is outside.
+
+4. Hooks call `enter` and `leave` around each MLP. They show how much of the peak is inside MLPs,
+where chunked input saves memory, and how much is outside.
+
 5. `taken` records how far a layer raises these figures above their value before it. `repeat` adds
-   the same for an identical layer without computing it.
+the same for an identical layer without computing it.
 """
 
 import weakref
@@ -27,7 +31,7 @@ from stages.memory.meta_device import CAST, FUSED
 from stages.memory.meta_tensors import tensors
 
 WHOLE = 4
-"""Bytes of a number in 32 bit."""
+"""Bytes of a 32-bit number."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -43,43 +47,44 @@ class MemoryUse:
     """Bytes and operations of a part of a computation, above their values at its start."""
 
     rises: tuple[tuple[int, int], ...]
-    """Most bytes that lived at once until each MLP began, until it ended, and at last. With each:
-    how many of them an MLP gave back when it ended, or -1."""
+    """Peak bytes before each MLP, inside each MLP, and at the end. Each comes with the bytes that
+    the MLP freed when it ended, or -1."""
     rise_outside: tuple[int, int]
-    """Most bytes that lived while no MLP computed, as it is and in 32 bit."""
+    """Peak bytes outside MLPs, as computed and in 32 bit."""
     rise_32: int
-    """Most bytes that lived at once, were all computed in 32 bit."""
+    """Peak bytes if all were computed in 32 bit."""
     flops: int
 
 
 class MetaMemoryCounter:
-    """The tensors that were made since counting began and are still alive."""
+    """Counts the tensors that are created from now on and still alive."""
 
     def __init__(self, apart: Any = ()) -> None:
-        """Count nothing yet, and never what is `apart`, such as weights."""
+        """Start counting. Tensors in `apart`, such as weights, are never counted."""
         self.bytes = 0
-        """Bytes that live now."""
+        """Live bytes."""
         self.bytes_32 = 0
-        """Bytes that would live now if all were computed in 32 bit."""
+        """Live bytes if all were computed in 32 bit."""
         self.peak = 0
         self.peak_32 = 0
-        """Most bytes that lived at once."""
+        """Peak live bytes, as computed (`peak`) and in 32 bit."""
         self.inside = 0
-        """Bytes of the peak that are gone when the MLP that has it has computed."""
+        """Bytes of the peak that are freed when the MLP that reaches it has ended."""
         self.outside = 0
         self.outside_32 = 0
-        """Most bytes that lived at once while no MLP computed."""
+        """Peak live bytes outside MLPs, as computed (`outside`) and in 32 bit."""
         self.scores = 0
-        """Most bytes of scores, in 32 bit and twice, that one fused attention did not hold."""
+        """Largest matrix of scores that one fused attention avoided, in bytes: 32 bit, two
+        copies."""
         self.mask = 0
-        """Most bytes of two copies of the mask of one such attention."""
+        """Largest mask of one such attention, in bytes: two copies."""
         self.positions = 0
-        """Most positions that an MLP was given at once."""
+        """Most positions in one call of an MLP."""
         self._in_mlp = False
         self._before = 0
         self._base = 0
         self._rises: list[tuple[int, int]] = []
-        """Rises of the part that is being taken down."""
+        """Rises of the layer that is being measured."""
         self.flops = 0
         """Floating-point operations so far."""
         self._known: dict[Any, int] = {}
@@ -87,12 +92,12 @@ class MetaMemoryCounter:
         self._apart = {tensor.untyped_storage()._cdata for tensor in tensors(*apart)}
 
     def reset_peak(self) -> None:
-        """Take the bytes that live now for the peak again."""
+        """Reset the peaks to the live bytes."""
         self.peak, self.peak_32, self.inside = self.bytes, self.bytes_32, 0
         self.outside, self.outside_32, self.positions = self.bytes, self.bytes_32, 0
 
     def enter(self, positions: int) -> None:
-        """Note that an MLP begins to compute, with so many positions."""
+        """Record that an MLP starts with so many positions."""
         self.positions = max(self.positions, positions)
         self._in_mlp = True
         self._rises.append((self.peak - self._base, -1))
@@ -100,7 +105,7 @@ class MetaMemoryCounter:
         self.peak = self.bytes
 
     def leave(self) -> None:
-        """Note that it has computed: the bytes that live now hold its result."""
+        """Record that the MLP has ended; the live bytes include its result."""
         inside = self.peak - self.bytes
         self._rises.append((self.peak - self._base, inside))
         if self.peak > self._before:
@@ -110,7 +115,7 @@ class MetaMemoryCounter:
         self._go_outside(self.bytes, self.bytes_32)
 
     def taken(self, compute: Callable[[], Any]) -> tuple[Any, MemoryUse]:
-        """Return the result of `compute` and what it took; parts have no parts."""
+        """Return the result of `compute` and its memory use. Calls are not nested."""
         peak, peak_32, inside, flops = self.peak, self.peak_32, self.inside, self.flops
         outside, outside_32, positions = self.outside, self.outside_32, self.positions
         base, base_32 = self.bytes, self.bytes_32
@@ -132,7 +137,7 @@ class MetaMemoryCounter:
         return made, found
 
     def repeat(self, taken: MemoryUse, make: Callable[[], Any]) -> Any:
-        """Return the result of `make`, counted as a part that took the same before."""
+        """Return the result of `make`, counted with the memory use of an identical layer."""
         self._rise(taken, self.bytes, self.bytes_32)
         before = self.peak, self.peak_32, self.outside, self.outside_32
         made = make()
@@ -150,11 +155,12 @@ class MetaMemoryCounter:
         self.flops += taken.flops
 
     def hold(self, *values: Any) -> None:
-        """Count tensors that were there before."""
+        """Count tensors that existed before."""
         for tensor in tensors(*values):
             self._count(tensor)
 
     def computed(self, func: Any, args: Any, kwargs: Any, out: Any) -> None:
+        """Count the outputs, operations and attention scores of one operation."""
         if func is FUSED:
             query, key, mask = args[0], args[1], kwargs.get("attn_mask")
             pairs = query.shape[:-1].numel() * key.shape[-2]

@@ -1,4 +1,4 @@
-"""Measures how fast this machine computes the blocks that models consist of, in its own process."""
+"""Benchmarks this machine: model blocks, quantization, disk, device copies and media decoding."""
 
 import copy
 import functools
@@ -19,25 +19,25 @@ from torch import nn
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 SHAPES = ((1, 1), (8, 1), (1, 256))
-"""(rows, tokens of each) that go through a block at once: a step of one chunk, one of a batch, and
-the reading of a prompt or the encoding of pictures."""
+"""(rows, tokens per row) of one pass: a decode step of one chunk, one of a batch, and the prefill
+of a prompt or the encoding of images."""
 WIDTH = {"cpu": 1536, "cuda": 4096}
-"""Width of a block: as large as in common models, so that a GPU has something to do."""
+"""Width of a block, as in common models, so that a GPU is busy."""
 QUANTIZED_WIDTH = {"cpu": 1024, "cuda": 4096}
-"""The same where each weight is quantized first, which takes a CPU seconds."""
+"""Width of a quantized block; quantizing each weight takes a CPU seconds."""
 PASS_BYTES = {"cpu": 64 << 20, "cuda": 512 << 20}
-"""Weights that one pass reads: more than caches hold, as those of models are."""
+"""Bytes of weights per pass: more than the caches hold, as with models."""
 PIECE_SECONDS = 0.15
-"""Most seconds that one figure is measured, unless a single run takes longer."""
+"""Most seconds per figure, unless a single run takes longer."""
 REPEATS = 15
 HEAD = 64
 PAST = 256
-"""Tokens that were read before a step."""
+"""Tokens in the KV cache before a decode step."""
 SMALL = 64
-"""Width of a block whose computing is nothing beside its being called."""
+"""Width of a block whose compute time is negligible against its call overhead."""
 
 MakeLayer = Callable[[int, int], Any]
-"""(numbers in, numbers out) → a linear layer."""
+"""(input width, output width) → a linear layer."""
 
 
 class DecoderBlock(nn.Module):
@@ -73,7 +73,7 @@ class DecoderBlock(nn.Module):
 
 
 class Run:
-    """Some blocks, and the input that goes through them."""
+    """Some blocks and their input."""
 
     def __init__(
         self, blocks: list[DecoderBlock], rows: int, tokens: int, dtype: torch.dtype, device: str
@@ -93,8 +93,8 @@ class Run:
 
 
 def seconds_of(run: Callable[[], object], device: str, max_seconds: float = PIECE_SECONDS) -> float:
-    """Return the median seconds of a few repeats; of a run that takes long, the first."""
-    first = _timed(run, device)  # it finds its kernels
+    """Return the median seconds of a few runs; if the first run takes long, its own."""
+    first = _timed(run, device)  # warm-up: it selects kernels
     if first > 2 * max_seconds:
         return first
     times: list[float] = []
@@ -113,8 +113,8 @@ def _timed(run: Callable[[], object], device: str) -> float:
 
 
 def passes(precision: str, device: str, companion: str) -> list[list[float]]:
-    """Return [tokens, seconds a parameter] of blocks for each of SHAPES. Quantized ones compute in
-    `companion`."""
+    """Return [tokens, seconds per parameter] of blocks for each of SHAPES. Quantized blocks compute
+    in `companion`."""
     kind = device.partition(":")[0]
     width = (WIDTH if precision in DTYPES else QUANTIZED_WIDTH)[kind]
     dtype = DTYPES.get(precision, DTYPES[companion])
@@ -122,11 +122,11 @@ def passes(precision: str, device: str, companion: str) -> list[list[float]]:
     for norm in first.norms:
         norm.to(dtype)
     held = sum(weight.nbytes for weight in first.parameters())
-    # Copies of the first: to quantize each of them would take longer than all the rest.
+    # Copies of the first: quantizing each block would take longer than all the rest.
     blocks = [first, *(copy.deepcopy(first) for _ in range(PASS_BYTES[kind] // held))]
     found = []
     for rows, tokens in SHAPES:
-        # In a long pass the weights are read once and used often: one block tells as much.
+        # A long pass reads the weights once and uses them often, so one block suffices.
         run = Run(blocks if tokens == 1 else blocks[:1], rows, tokens, dtype, device)
         parameters = len(run.blocks) * first.parameters_in_layers
         found.append([rows * tokens, seconds_of(run, device) / parameters])
@@ -134,15 +134,15 @@ def passes(precision: str, device: str, companion: str) -> list[list[float]]:
 
 
 def quantizing(precision: str, device: str) -> float:
-    """Return how many parameters a second become 8 or 4 bit while a model is loaded."""
-    _layer(precision, device, SMALL, SMALL).to(device)  # it loads its library
+    """Return the parameters per second that are quantized to 8 or 4 bit when a model is loaded."""
+    _layer(precision, device, SMALL, SMALL).to(device)  # load the library first
     width = 2048
     layer = _layer(precision, device, width, width)
     return width * width / _timed(lambda: layer.to(device), device)
 
 
 def _layer(precision: str, device: str, taken: int, given: int) -> Any:
-    # Drawn where that is fast; what is to be quantized must come from the host.
+    # Random numbers are fastest on the device; weights to be quantized must be on the host.
     weight = torch.randn(given, taken, device=device) / taken**0.5
     if precision in DTYPES:
         layer: Any = nn.Linear(taken, given, bias=False, device="meta")
@@ -150,26 +150,25 @@ def _layer(precision: str, device: str, taken: int, given: int) -> Any:
         return layer
     from bitsandbytes.nn import modules as bnb
 
-    made: Any = bnb
+    layers: Any = bnb
     if precision == "int8":
-        layer = made.Linear8bitLt(taken, given, bias=False, has_fp16_weights=False, threshold=6.0)
-        layer.weight = made.Int8Params(weight.cpu(), requires_grad=False, has_fp16_weights=False)
+        layer = layers.Linear8bitLt(taken, given, bias=False, has_fp16_weights=False, threshold=6.0)
+        layer.weight = layers.Int8Params(weight.cpu(), requires_grad=False, has_fp16_weights=False)
         return layer
-    layer = made.Linear4bit(taken, given, bias=False, quant_type="nf4")
-    layer.weight = made.Params4bit(weight.cpu(), requires_grad=False, quant_type="nf4")
+    layer = layers.Linear4bit(taken, given, bias=False, quant_type="nf4")
+    layer.weight = layers.Params4bit(weight.cpu(), requires_grad=False, quant_type="nf4")
     return layer
 
 
 def call_seconds(device: str) -> float:
-    """Return the seconds that a linear layer, with the operations around it, takes when there is
-    nothing to compute."""
+    """Return the call overhead in seconds of a linear layer and the operations around it."""
     block = DecoderBlock(SMALL, functools.partial(_layer, "fp32", device)).to(device)
     run = Run([block] * 8, 1, 1, torch.float32, device)
     return seconds_of(run, device) / (8 * DecoderBlock.LINEARS)
 
 
 def preparing() -> float:
-    """Return how many numbers of pixel input a second are made of frames: resized, and scaled."""
+    """Return the pixel values per second of preprocessing frames: resizing and scaling."""
     frames = torch.randint(0, 255, (2, 3, 720, 1280), dtype=torch.uint8)
 
     def run() -> torch.Tensor:
@@ -182,21 +181,20 @@ def preparing() -> float:
 
 
 DISK_BYTES = 256 << 20
-"""Most bytes that are written and read again."""
+"""Most bytes that are written and read."""
 DISK_SECONDS = 0.8
-"""Most seconds that writing goes on, so that a slow disk is known soon."""
+"""Most seconds of writing, and of reading, so that a slow disk is measured quickly."""
 PIECE_BYTES = 16 << 20
 PINNED_BYTES = 64 << 20
 VIDEO_FRAMES = 48
 VIDEO_SIZE = (720, 1280)
 CODECS = ("libx264", "h264", "mpeg4")
-"""Codecs of which the first that PyAV can write is taken; what people have is H.264 nearly
-always."""
+"""Codecs, of which the first one that PyAV can write is used. Nearly all user videos are H.264."""
 
 
 def disk(folder: Path) -> dict[str, float]:
-    """Return the bytes a second that the disk of the store's folder writes and reads. Written
-    counts when it has reached the disk, and read is what the kernel does not remember."""
+    """Return the bytes per second that the disk of the store's folder writes and reads. Writes are
+    synced; reads bypass the page cache."""
     folder.mkdir(parents=True, exist_ok=True)
     piece = np.random.default_rng(0).integers(0, 255, PIECE_BYTES, dtype=np.uint8).tobytes()
     with tempfile.TemporaryFile(dir=folder, buffering=0) as file:
@@ -214,7 +212,7 @@ def disk(folder: Path) -> dict[str, float]:
 
 
 def copies(device: str) -> dict[str, float]:
-    """Return the bytes a second between pinned memory and the device, each way."""
+    """Return the bytes per second between pinned memory and the device, in both directions."""
     import torch
 
     host = torch.empty(PINNED_BYTES, dtype=torch.uint8, pin_memory=True)
@@ -225,14 +223,14 @@ def copies(device: str) -> dict[str, float]:
             to.copy_(of, non_blocking=True)
             torch.cuda.synchronize()
 
-        copy()  # the first takes longer
+        copy()  # warm-up
         return PINNED_BYTES / statistics.median(timeit.repeat(copy, number=1, repeat=5))
 
     return {"to_device": rate(there, host), "from_device": rate(host, there)}
 
 
 def video_pixels() -> float:
-    """Return the pixels a second that come of decoding H.264, all cores together."""
+    """Return the pixels per second of H.264 decoding on all cores."""
     from artifacts.containers import open_media
 
     with tempfile.TemporaryDirectory(prefix="penstock-measure-") as folder:
@@ -250,7 +248,7 @@ def video_pixels() -> float:
 
 
 def _write(path: Path) -> None:
-    """Write a picture with detail that moves, under changing light, as decoding depends on both."""
+    """Write a video with moving detail under changing light, which both affect decoding."""
     import av
 
     from artifacts.containers import open_media
@@ -264,8 +262,8 @@ def _write(path: Path) -> None:
         stream: Any = container.add_stream(_codec(), rate=24, options={"preset": "ultrafast"})
         stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
         for at in range(VIDEO_FRAMES):
-            shown = np.ascontiguousarray(fine[:, 4 * at : 4 * at + width]) + np.uint8(at)
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(shown, format="rgb24")))
+            pixels = np.ascontiguousarray(fine[:, 4 * at : 4 * at + width]) + np.uint8(at)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
         container.mux(stream.encode(None))
 
 
@@ -276,16 +274,16 @@ def _codec() -> str:
 
 
 def jpeg_pixels() -> float:
-    """Return the pixels a second that come of decoding JPEG, on one core."""
+    """Return the pixels per second of JPEG decoding on one core."""
     from PIL import Image
 
     random = np.random.default_rng(0)
     coarse = random.integers(0, 255, (90, 160, 3), dtype=np.uint8)
-    kept = io.BytesIO()
-    Image.fromarray(np.kron(coarse, np.ones((8, 8, 1), np.uint8))).save(kept, "JPEG", quality=90)
+    jpeg = io.BytesIO()
+    Image.fromarray(np.kron(coarse, np.ones((8, 8, 1), np.uint8))).save(jpeg, "JPEG", quality=90)
 
     def decode() -> None:
-        with Image.open(kept) as image:
+        with Image.open(jpeg) as image:
             image.convert("RGB").load()
 
     return 720 * 1280 / statistics.median(timeit.repeat(decode, number=1, repeat=4))

@@ -27,7 +27,7 @@ from stages.process.report import EventReporter
 
 QUANTIZED = ("nf4", "int8")
 ALONE = ("video_pixels", "picture_pixels", "library_seconds")
-"""Names of single figures, which are not given for each precision."""
+"""Figures that do not depend on the precision."""
 LIBRARIES = (
     "transformers.modeling_utils",
     "transformers.generation",
@@ -38,12 +38,12 @@ LIBRARIES = (
     "transformers.video_processing_utils",
     "torchvision.transforms.v2.functional",
 )
-"""Modules that a stage that runs half a model imports beside torch, whatever the model."""
+"""Modules that a stage with half a model imports in addition to torch, whatever the model."""
 
 
 def run(job: dict[str, Any], report: EventReporter) -> None:
-    """Measure what the job asks for, and answer with a note `machine`. Job: device, folder (of the
-    store), seconds (that it may take), companion (the type that quantized weights compute in)."""
+    """Run the benchmarks and send a note `machine`. Job: device, folder (of the store), seconds
+    (time limit), companion (compute type of quantized weights)."""
     device, folder = str(job["device"]), Path(job["folder"])
     found: dict[str, Any] = {"python_seconds": _since_start()}
     if device != "cpu":
@@ -60,7 +60,7 @@ def run(job: dict[str, Any], report: EventReporter) -> None:
 
 
 def _add_required_figures(found: dict[str, Any], device: str, folder: Path) -> None:
-    """Add the figures without which nothing can be told."""
+    """Add the figures that every estimate needs."""
     found["call_seconds"] = call_seconds(device)
     found["prepare"] = preparing()
     found |= disk(folder)
@@ -69,7 +69,7 @@ def _add_required_figures(found: dict[str, Any], device: str, folder: Path) -> N
 
 
 def _benchmarks(device: str, companion: str) -> dict[str, Callable[[], Any]]:
-    """Return the other figures to measure, the most used first."""
+    """Return the other benchmarks, the most used first."""
     benchmarks: dict[str, Callable[[], Any]] = {}
     for precision in ("fp32", "bf16"):
         benchmarks[f"passes {precision}"] = functools.partial(passes, precision, device, companion)
@@ -83,8 +83,8 @@ def _benchmarks(device: str, companion: str) -> dict[str, Callable[[], Any]]:
 
 
 class Measured:
-    """Figures by name, and the reasons for missing ones. A figure that the machine cannot give, or
-    has no time for, does not stop the others."""
+    """Figures by name, and the reasons for missing ones. A failed or skipped benchmark does not
+    stop the others."""
 
     def __init__(self, end: float) -> None:
         self._end = end
@@ -97,24 +97,24 @@ class Measured:
             return
         try:
             self.found[name] = benchmark()
-        except Exception as error:  # a library without a kernel for it may fail in any way
+        except Exception as error:  # a library without a kernel may raise any error
             first = str(error).strip().splitlines()
             self.missing[name] = f"{type(error).__name__}: {first[0] if first else ''}"[:200]
 
     def of(self, kind: str) -> dict[str, Any]:
-        """Return the figures called `kind precision`, by precision."""
+        """Return the figures named `kind precision`, by precision."""
         names = [name for name in self.found if name.startswith(f"{kind} ")]
         return {name.partition(" ")[2]: self.found[name] for name in names}
 
 
 def _since_start() -> float:
-    """Return the seconds that this process has lived: Python, and torch with what it brings."""
+    """Return the age of this process in seconds: the time to start Python and import torch."""
     ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
     return time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
 
 
 def _context(device: str, companion: str) -> dict[str, float]:
-    """Return what the driver takes for a process that uses the GPU, in seconds and in bytes."""
+    """Return the seconds and bytes that a GPU context takes."""
     started = time.perf_counter()
     taken = context_bytes(device, str(DTYPES[companion]).removeprefix("torch."))
     return {"context_seconds": time.perf_counter() - started, "context_bytes": taken}

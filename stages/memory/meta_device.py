@@ -1,8 +1,9 @@
 """Runs a model on tensors without data, with its real control flow.
 
 Floating-point tensors are on the meta device. Integers and booleans (ids, grids, masks) are real
-and on the CPU, because their values decide shapes. So are small floating-point tensors made from
-Python numbers. A computation on both kinds runs without data, and its integer results are zeros.
+and on the CPU, because their values decide shapes. The same holds for small floating-point tensors
+made from Python numbers. An operation on both kinds runs without data, and its integer results are
+zeros.
 """
 
 import functools
@@ -26,7 +27,7 @@ from stages.memory.meta_tensors import (
 
 aten: Any = torch.ops.aten
 SMALL = 1 << 14
-"""Most numbers that a floating-point tensor has to be real."""
+"""Most elements of a floating-point tensor that is computed with data."""
 CAST = aten._to_copy.default
 SDPA = aten.scaled_dot_product_attention.default
 FUSED = aten._scaled_dot_product_flash_attention_for_cpu.default
@@ -36,7 +37,7 @@ SHAPES = frozenset(
     for name in ("ones_like", "zeros_like", "full_like", "empty_like", "new_ones", "new_zeros")
     for op in (getattr(aten, name).default,)
 ) | {aten.new_full.default, aten.new_empty.default}
-"""Operators that take no more of their tensor than its shape or type."""
+"""Operators that use only the shape or type of their tensor."""
 FROM_NUMBERS = frozenset({torch.tensor, torch.as_tensor, torch.asarray})
 
 
@@ -47,12 +48,12 @@ class Watcher(Protocol):
 
 
 def without_data(value: Any) -> Any:
-    """Return the value with its floating-point tensors, in any nesting, on the meta device."""
+    """Return the value with all its floating-point tensors, in any nesting, on the meta device."""
     return changed(lambda tensor: _on_meta(tensor) if tensor.is_floating_point() else tensor, value)
 
 
 class MetaDevice(TorchDispatchMode):
-    """A torch mode that runs every operation without data where no data is needed."""
+    """A torch mode that runs every operation without data if no data is needed."""
 
     def __init__(self, watcher: Watcher) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -85,7 +86,7 @@ class MetaDevice(TorchDispatchMode):
 
 @functools.cache
 def _is_composed(func: Any) -> bool:
-    """Tell whether an operator is made of others, on every device."""
+    """Return whether an operator decomposes into others on every device."""
     composite = "CompositeImplicitAutograd"
     return bool(torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), composite))
 
@@ -95,14 +96,14 @@ def _on_meta(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _with_data(tensor: torch.Tensor) -> torch.Tensor:
-    """Give zeros to an integer tensor that was computed without data."""
+    """Return zeros for an integer tensor that was computed without data."""
     if not tensor.is_meta or tensor.is_floating_point() or tensor.is_complex():
         return tensor
     return torch.zeros(tensor.shape, dtype=tensor.dtype)
 
 
 def _move(func: Any, args: Any, kwargs: Any) -> Any:
-    """Keep a tensor where it is, since another device is none here, but cast it to another type."""
+    """Cast a tensor to another type, and ignore a change of device."""
     kwargs = {name: value for name, value in kwargs.items() if name != "device"}
     source = args[0]
     if kwargs.get("dtype", source.dtype) == source.dtype and "memory_format" not in kwargs:
@@ -113,7 +114,7 @@ def _move(func: Any, args: Any, kwargs: Any) -> Any:
 
 
 def _make(func: Any, args: Any, kwargs: Any) -> Any:
-    """Make a tensor of numbers; those of many floating-point ones are of no interest."""
+    """Create a tensor from numbers. A large floating-point tensor gets no data."""
     if torch.device(kwargs.get("device") or "cpu") != META:
         return func(*args, **kwargs)
     made = func(*args, **kwargs)
@@ -130,13 +131,13 @@ def _real(func: Any, args: Any, kwargs: Any) -> Any:
 
 
 def _lightened(made: torch.Tensor) -> torch.Tensor:
-    """Drop a tensor's data, if it is large and holds no integers."""
+    """Drop a floating-point tensor's data if it is large."""
     large = made.is_floating_point() and made.numel() > SMALL
     return torch.empty_like(made, device=META) if large else made
 
 
 def _mixed(func: Any, args: Any, kwargs: Any) -> Any:
-    """Compute without data; a tensor that is changed in place stays the tensor that it is."""
+    """Compute without data. A tensor that is changed in place is returned itself."""
     if func in SHAPES:
         return _shaped(func, args, kwargs)
     if kwargs.get("device") is not None:
@@ -144,7 +145,7 @@ def _mixed(func: Any, args: Any, kwargs: Any) -> Any:
     try:
         key = (func, outline(args), outline(tuple(kwargs.items())))
         known = OUTLINES.get(key)
-    except TypeError:  # something that has no hash
+    except TypeError:  # an argument without a hash
         key, known = None, None
     if known is not None:
         return args[0] if known is IN_PLACE else made_like(known)
@@ -169,7 +170,7 @@ def _shaped(func: Any, args: Any, kwargs: Any) -> Any:
 
 
 def _index(func: Any, args: Any, kwargs: Any) -> Any:
-    """Turn booleans into the places where they are true, so that the shape is known."""
+    """Replace boolean masks by the indexes of their true elements, so that the shape is known."""
     indices: list[Any] = []
     for index in args[1]:
         masks = index is not None and index.dtype in (torch.bool, torch.uint8)
@@ -193,9 +194,9 @@ ANSWERS: dict[Any, Callable[[Any, Any, Any], Any]] = {
     aten.is_nonzero.default: lambda func, args, kwargs: True,
     aten.equal.default: lambda func, args, kwargs: True,
 }
-"""Operators whose result depends on data that is not there."""
+"""Operators whose result depends on missing data → their replacements."""
 OF_INTEGERS = frozenset({aten.histc.default})
-"""Operators that a CPU does not have for integers."""
+"""Operators that the CPU does not support for integers."""
 
 
 class Numbers(TorchFunctionMode):
@@ -224,8 +225,8 @@ def _fused(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Any:
-    """Choose attention as fused kernels compute it, without the matrix of all weights, where they
-    can."""
+    """Select fused attention, which does not build the matrix of all weights, if the shapes allow
+    it."""
     fits = query.ndim == 4 and query.shape[-1] == key.shape[-1] == value.shape[-1]
     if not (fits and query.is_meta):
         given = (query, key, value, attn_mask, dropout_p, is_causal)
@@ -236,7 +237,7 @@ def _fused(
 
 
 def give_data(model: torch.nn.Module) -> None:
-    """Give a model without storage integers for its buffers of integers."""
+    """Give real zeros to the integer buffers of a model without storage."""
     for module in model.modules():
         for name, buffer in module._buffers.items():
             if buffer is not None:
@@ -245,6 +246,6 @@ def give_data(model: torch.nn.Module) -> None:
 
 @contextmanager
 def on_meta_device(watcher: Watcher) -> Iterator[None]:
-    """Compute everything within this block without data, and tell the watcher of it."""
+    """Compute everything within this block without data, and report it to the watcher."""
     with torch.inference_mode(), Numbers(), MetaDevice(watcher):
         yield

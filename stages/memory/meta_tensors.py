@@ -1,4 +1,4 @@
-"""Remembers the output shapes of operators for given input shapes. Computes nothing."""
+"""Caches the output shapes of operators by their input shapes. Computes nothing."""
 
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -18,8 +18,7 @@ def tensors(*values: Any) -> Iterator[torch.Tensor]:
 
 
 def changed(function: Callable[[Any], Any], value: Any, kind: type[Any] = torch.Tensor) -> Any:
-    """Return the value with everything of a kind inside it replaced by what the function makes of
-    it."""
+    """Return the value with everything of class `kind` inside it replaced by `function` of it."""
     if isinstance(value, kind):
         return function(value)
     if isinstance(value, list | tuple):
@@ -32,8 +31,8 @@ def changed(function: Callable[[Any], Any], value: Any, kind: type[Any] = torch.
 META = torch.device("meta")
 IN_PLACE = object()
 OUTLINES: dict[Any, Any] = {}
-"""Results of operators by the outlines of their arguments: layers are alike, and asking torch takes
-five times as long."""
+"""Signatures of arguments → signatures of results. Layers repeat, and torch takes five times as
+long."""
 
 
 class TensorSignature(NamedTuple):
@@ -45,7 +44,7 @@ class TensorSignature(NamedTuple):
 
 
 def outline(value: Any) -> Any:
-    """Return all that decides the shapes that an operator gives, with a hash."""
+    """Return a hashable signature of everything that decides the output shapes of an operator."""
     if isinstance(value, torch.Tensor):
         return TensorSignature(value.shape, value.stride(), value.dtype)
     if isinstance(value, list | tuple):
@@ -54,7 +53,7 @@ def outline(value: Any) -> Any:
 
 
 def made_like(shapes: Any) -> Any:
-    """Make tensors of these outlines, in the same nesting."""
+    """Return empty tensors with these signatures, in the same nesting."""
     return changed(_empty, shapes, TensorSignature)
 
 

@@ -2,19 +2,25 @@
 
 How it works:
 
-1. `attempt` runs a piece. On out of memory it frees unused memory and returns the allocator's
-   message. It raises every other error.
+1. `catch_oom` runs a piece. On out of memory it frees unused memory and returns the allocator's
+message. It raises every other error.
+
 2. A piece that ran out of memory is cut to the next power of two below its size. The new size is
-   reported, and the cut pieces are tried again.
-3. The new size stays for the rest of the process. Sizes divide each other, so each piece holds what
-   it would hold had this size been chosen from the start.
+reported, and the cut pieces are retried.
+
+3. The new size stays for the rest of the process. Sizes divide each other, so each piece has the
+same items as if this size had been chosen from the start.
+
 4. An item that does not fit alone is reported as too large and left out.
+
 5. When three items in a row fail alone before any item fitted, `spare` is tried. If it fits, the
-   items are at fault. If not, CannotFit ends the stage.
-6. Where the model's own code raises on a piece, its items are tried alone. An item that raises
-   alone fails by name, and the others go on.
-7. `through_together` does the same for a block of several batches. After out of memory, blocks
-   shrink before batches do (`next_sizes`), because a batch decides the bytes of its rows.
+items are at fault. If not, CannotFit ends the stage.
+
+6. If the model's code raises on a piece, its items are tried alone. An item that raises alone fails
+by name, and the others continue.
+
+7. `run_block` does the same for a block of several batches. After out of memory, blocks shrink
+before batches do (`next_sizes`), because the batch size affects the output bytes.
 """
 
 import contextlib
@@ -36,14 +42,14 @@ Made = TypeVar("Made")
 Tried = tuple[list[Made], str | None, ItemFault | None]
 
 MAX_LONE_FAILURES = 3
-"""Items that fail one after the other, each alone, before any went through, until the fault may not
-be theirs: the largest often come first."""
+"""Items that may fail alone in a row before any item fitted. Then `spare` is tried, because the
+largest items often come first."""
 ALLOCATION = re.compile(r"allocate (\d+(?:\.\d+)?) ?(bytes|KiB|MiB|GiB|TiB)", re.IGNORECASE)
 MIN_BLOCK_ITEMS = 16
-"""Items that go through together for as long as batches can be made smaller instead."""
+"""Smallest block as long as batches can be made smaller instead."""
 MAX_IMAGES = 512
-"""Most pictures of items that go through together. While so many are computed, a layer of any tower
-is read from any disk, and no more of them are lost when a process is killed."""
+"""Most images per block. Computing so many takes longer than reading an encoder's layer from any
+disk, and no more are lost if the process is killed."""
 UNITS = {"bytes": 0, "kib": 10, "mib": 20, "gib": 30, "tib": 40}
 
 
@@ -53,8 +59,8 @@ def split_batch(batch: Sequence[Item], size: int) -> list[Sequence[Item]]:
 
 
 def batches_within(batches: Sequence[Sequence[Item]], max_items: int, first: int = 0) -> int:
-    """Return how many batches from the `first` on have at most so many items together, and at least
-    one."""
+    """Return how many batches from index `first` on have at most `max_items` items in total; at
+    least one."""
     count, at = len(batches[first]), first + 1
     while at < len(batches) and (count := count + len(batches[at])) <= max_items:
         at += 1
@@ -71,8 +77,8 @@ def blocks(
     max_items: int,
     images: Callable[[Item], int] = lambda item: 1,
 ) -> Iterator[Sequence[Sequence[Item]]]:
-    """Yield batches that may go through together: at most `max_items` items of them, or one batch.
-    `images` tells how many an item has."""
+    """Yield blocks of batches: at most `max_items` items, or one batch. `images` returns the number
+    of images of an item."""
     first = 0
     while first < len(batches):
         count = batches_within(
@@ -83,14 +89,13 @@ def blocks(
 
 
 def smaller(size: int) -> int:
-    """Return the next size below: a power of two, so that sizes divide each other."""
+    """Return the largest power of two below `size`, so that sizes divide each other; 0 for 1."""
     return 1 << (size - 1).bit_length() - 1 if size > 1 else 0
 
 
 def next_sizes(batch: int, block: int) -> tuple[int, int]:
-    """Return the next sizes below, of a batch and of a block of batches that go through together.
-    Both are in items: first smaller blocks, then smaller batches, then blocks of a few; below one
-    item, 0."""
+    """Return the next smaller sizes of a batch and of a block of batches, in items. First blocks
+    shrink, then batches, then small blocks; 0 means below one item."""
     if block > (smallest := max(batch, MIN_BLOCK_ITEMS)):
         return batch, max(smallest, block // 4)
     if batch > 1:
@@ -104,9 +109,8 @@ class OomRetry:
     def __init__(
         self, report: EventReporter, spare: Callable[[], object], faults: ItemFaults | None = None
     ) -> None:
-        """Remember `spare`, which computes some other item: where that fits, the fault is with
-        those that do not. An item on which the model raises is added to `faults`; without them,
-        such an error is raised."""
+        """`spare` computes another item: if it fits, the items that do not fit are at fault. Items
+        on which the model raises are added to `faults`; without `faults`, the error is raised."""
         self._report = report
         self.faults = faults
         self._spare = spare
@@ -126,8 +130,8 @@ class OomRetry:
         key: Callable[[Item], str],
         compute: Callable[[Sequence[Sequence[Item]]], list[Made]],
     ) -> Iterator[tuple[Sequence[Item], Made]]:
-        """Do as `through`, for batches that go through together, at most `block` items at a time.
-        `compute` gives what it made of each batch."""
+        """Do as `run_batch` for blocks of batches, with at most `block` items at a time. `compute`
+        returns one result per batch."""
         waiting = [batches]
         while waiting:
             cut = [
@@ -160,8 +164,8 @@ class OomRetry:
         key: Callable[[Item], str],
         compute: Callable[[Sequence[Item]], Made],
     ) -> Iterator[tuple[Sequence[Item], Made]]:
-        """Yield each piece with what `compute` made of it, in order. An item that fails alone, for
-        want of memory or by the model, is left out. Raises CannotFit when nothing fits."""
+        """Yield each piece with the result of `compute`, in order. An item that fails alone, by
+        memory or by the model, is left out. Raises CannotFit if nothing fits."""
         waiting = [batch]
         while waiting:
             piece = waiting.pop()
@@ -189,14 +193,14 @@ class OomRetry:
                 self._any_fitted = catch_oom(self._spare)[1] is None
             if self._failed == MAX_LONE_FAILURES and not self._any_fitted:
                 raise CannotFit(
-                    f"not even single items fit the memory there is ({message[:160]})",
-                    hint="Nothing finished is lost; give --memory more, or --precision auto",
+                    f"not even single items fit into memory ({message[:160]})",
+                    hint="Finished work is kept; raise --memory, or use --precision auto",
                 )
             self._report.too_large(key(piece[0]), requested_bytes(message), message[:200])
 
     def shrink(self, failed: int, message: str) -> int:
-        """Keep and report the next size below `failed`, which did not fit together, and return it.
-        It is for who goes through rows in a way of his own."""
+        """Keep, report and return the next size below `failed` rows, for an engine that batches on
+        its own."""
         self._size = smaller(failed)
         self._report.batch_shrunk(self._size, failed=failed, error=message[:200])
         return self._size
@@ -204,7 +208,7 @@ class OomRetry:
     def attempt(
         self, compute: Callable[[], Made]
     ) -> tuple[list[Made], str | None, ItemFault | None]:
-        """Do as `try_items` where items may fail, else as `attempt`."""
+        """Do as `try_items` if items may fail, else as `catch_oom`."""
         return (*catch_oom(compute), None) if self.faults is None else try_items(compute)
 
     def fail(self, item: object, fault: ItemFault) -> None:
@@ -220,7 +224,7 @@ class OomRetry:
 
 
 def try_items(compute: Callable[[], Made]) -> Tried[Made]:
-    """Do as `attempt`, and return an error of the model's own code, too, in place of a result."""
+    """Do as `catch_oom`, and also return an error of the model's code instead of raising it."""
     try:
         return *catch_oom(compute), None
     except Exception as error:
@@ -231,8 +235,8 @@ def try_items(compute: Callable[[], Made]) -> Tried[Made]:
 
 
 def catch_oom(compute: Callable[[], Made]) -> tuple[list[Made], str | None]:
-    """Return the result of `compute`, in a list that holds it alone, and None. Where it ran out of
-    memory: an empty list, and the words of the allocator."""
+    """Return the result of `compute` in a list, and None. On out of memory return an empty list and
+    the allocator's message."""
     message: str | None = None
     try:
         return [compute()], None
@@ -240,13 +244,13 @@ def catch_oom(compute: Callable[[], Made]) -> tuple[list[Made], str | None]:
         message = None if isinstance(error, PenstockError) else oom_message(error)
         if message is None:
             raise
-    # Only here is the failed computation's traceback gone, and with it what its frames held.
+    # Only after the except block is the traceback gone, and with it what its frames held.
     release_memory()
     return [], message
 
 
 def requested_bytes(message: str) -> int:
-    """Return how many bytes an allocator says that it was asked for; 0 when it does not say."""
+    """Return the size of the failed allocation from an allocator's message; 0 if unknown."""
     found = ALLOCATION.search(message)
     return int(float(found[1]) * (1 << UNITS[found[2].lower()])) if found else 0
 
@@ -257,5 +261,5 @@ def release_memory() -> None:
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_initialized():
         torch.cuda.empty_cache()
-    with contextlib.suppress(AttributeError, OSError):  # a C library that cannot
+    with contextlib.suppress(AttributeError, OSError):  # another C library has no malloc_trim
         ctypes.CDLL(None).malloc_trim(0)

@@ -1,8 +1,8 @@
-"""Skips repeated layers in a dry run: of a run of identical layers only the first two are computed.
+"""Skips repeated layers in a dry run: only the first two of a run of identical layers are computed.
 
-On tensors without data, identical layers differ in nothing that is counted. A call is identified by
-the layer's structure and its arguments: the shapes of floating-point ones, the values of all
-others. Its place in the KV cache counts, too. Any call that is not clear is computed.
+Without data, identical layers do not differ in any counted figure. A call is identified by the
+layer's structure, its arguments and its part of the KV cache. Of floating-point arguments the
+shapes count, of others the values. Any call that cannot be identified is computed.
 """
 
 import contextlib
@@ -19,25 +19,25 @@ from stages.memory.live_bytes import WHOLE, MemoryUse, MetaMemoryCounter
 from stages.memory.meta_tensors import META, changed, tensors
 
 MIN_LAYERS = 4
-"""Fewest members of a list of layers that is worth it."""
+"""Fewest layers in a list for which skipping pays off."""
 PLAIN = (bool, int, float, str, type(None), torch.dtype, torch.device, torch.Size)
 PLACE = "layer_idx"
-"""Name of the attribute by which a layer finds its place in a cache."""
+"""Attribute with the index of a layer in the cache."""
 
 
 class Unclear(Exception):
-    """Raised for a value that cannot be told apart from others like it."""
+    """Raised for a value that cannot be compared reliably."""
 
 
 class Form(NamedTuple):
-    """A tensor without data, and the storage that it is a part of."""
+    """A tensor without data, and its view of a storage."""
 
     shape: torch.Size
     stride: tuple[int, ...]
     offset: int
     dtype: torch.dtype
     numbers: int
-    """Numbers that the storage holds."""
+    """Elements of the storage."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -48,9 +48,9 @@ class Call:
     made: Any
     """The forms of its results."""
     place: Any
-    """The forms of all in its place of the cache, afterwards."""
+    """The forms of its part of the cache after the call."""
     sure: bool = False
-    """Whether two calls in a row were the same."""
+    """Whether two calls in a row were equal."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -58,13 +58,12 @@ class RepeatedLayers:
     """The recorded calls of one model's layers."""
 
     found: list[tuple[Any, Any]] = field(default_factory=list)
-    """The layers, with numbers of what they are made of."""
+    """The layers, each with the number of its kind."""
     calls: dict[Any, Call] = field(default_factory=dict)
 
     @contextlib.contextmanager
     def layers(self, model: nn.Module, live: MetaMemoryCounter) -> Iterator[None]:
-        """Compute the layers of `model` within this block only while something is to be learned of
-        them."""
+        """Within this block, compute the layers of `model` only until their memory use is known."""
         if not self.found:
             kinds: dict[Any, int] = {}
             self.found = [(one, kinds.setdefault(k, len(kinds))) for one, k in _layers(model)]
@@ -106,7 +105,7 @@ class RepeatedLayers:
                 raise Unclear
             grown = [a + b for a, b in zip(_sizes(made), _sizes(after), strict=True)]
             if grown != [live.bytes - before[0], live.bytes_32 - before[1]]:
-                raise Unclear  # it holds something else, or gives what it was given
+                raise Unclear  # it holds other tensors, or returns its input
             call = Call(taken=taken, made=_form(made), place=_form(after))
             same = known is not None and (known.taken, known.made) == (call.taken, call.made)
             call.sure = same and repr(known and known.place) == repr(call.place)
@@ -125,7 +124,8 @@ def _repeated(call: Call, place: Any, live: MetaMemoryCounter) -> Any:
 
 
 def _layers(model: nn.Module) -> Iterator[tuple[Any, Any]]:
-    """Yield the members of lists of layers, with what each is made of; not those within others."""
+    """Yield the layers in lists of layers, each with its kind. Lists inside other lists are left
+    out."""
     for child in model.children():
         if isinstance(child, nn.ModuleList) and len(child) >= MIN_LAYERS:
             for layer in child:
@@ -137,7 +137,7 @@ def _layers(model: nn.Module) -> Iterator[tuple[Any, Any]]:
 
 
 def _kind(layer: nn.Module, count: int) -> Any:
-    """Return all that makes a layer compute in another way than the one beside it."""
+    """Return everything that makes a layer compute differently from its neighbour."""
     parts = []
     for name, module in layer.named_modules():
         own = {**module._parameters, **module._buffers}
@@ -156,7 +156,7 @@ def _kind(layer: nn.Module, count: int) -> Any:
 
 
 def _place(layer: nn.Module, caches: list[Any]) -> Any:
-    """Return where the layer has its keys and values in the cache that it is given."""
+    """Return the layer's part of the given KV cache."""
     if not caches:
         return None
     places = {getattr(module, PLACE) for module in layer.modules() if hasattr(module, PLACE)}
@@ -167,7 +167,7 @@ def _place(layer: nn.Module, caches: list[Any]) -> Any:
 
 
 def _known(value: Any, caches: list[Any]) -> Any:
-    """Return a form with a hash by which a call is known; caches are put aside."""
+    """Return a hashable form that identifies an argument. Caches are appended to `caches`."""
     if isinstance(value, torch.Tensor):
         if value.is_meta or value.is_floating_point():
             return value.shape, value.stride(), value.dtype, value.is_meta
@@ -185,7 +185,7 @@ def _known(value: Any, caches: list[Any]) -> Any:
 
 
 def _form(value: Any) -> Any:
-    """Return all that is needed of a call's result to give the same again."""
+    """Return what is needed to recreate a call's result."""
     if isinstance(value, torch.Tensor):
         if not value.is_meta:
             raise Unclear
@@ -211,7 +211,7 @@ def _empty(form: Form) -> torch.Tensor:
 
 
 def _sizes(value: Any) -> tuple[int, int]:
-    """Return the bytes of the tensors inside, as they are and in 32 bit."""
+    """Return the bytes of the tensors inside a value, as they are and in 32 bit."""
     size = whole = 0
     for tensor in tensors(value):
         held = tensor.untyped_storage().nbytes()

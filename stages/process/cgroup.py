@@ -7,34 +7,36 @@ from collections.abc import Sequence
 from pathlib import Path
 
 UNLIMITED = 1 << 60
-"""A limit this high is none: version 1 writes one as the largest number of pages."""
+"""A limit this high means none: version 1 writes the largest number of pages."""
 LIMITS = ("memory.max", "memory.high", "memory.limit_in_bytes")
-"""Files of limits. Of version 2: where the kernel kills, and where it slows down until next to
-nothing is done; of version 1."""
+"""Files with limits. Version 2: where the kernel kills, and where it slows processes down almost to
+a halt. Version 1: where it kills."""
 USAGES = ("memory.current", "memory.usage_in_bytes")
 QUOTAS = ("cpu.max", "cpu.cfs_quota_us")
-"""Time that a group gets in a period: of version 2, with the period; of version 1."""
+"""CPU time of a group per period: of version 2, with the period; of version 1."""
 FILE_PAGES = ("inactive_file", "active_file")
-"""Lines of `memory.stat`: pages of files, which the kernel gives up before it kills anybody."""
+"""Lines of `memory.stat` that count pages of files. The kernel drops these pages before it kills a
+process."""
 
 
 def host_free_bytes(proc: Path = Path("/proc"), system: Path = Path("/sys/fs/cgroup")) -> int:
-    """Return the memory that processes of this group can still take. It is what the machine has
-    available, or what the tightest of the groups around this one has left."""
+    """Return the memory that processes of this group can still allocate. It is the smaller of what
+    the machine has available and what the tightest surrounding group has left."""
     found = [kib * 1024 for kib in _numbers_after(proc / "meminfo", "MemAvailable:")]
     found += [left for left in map(_left, groups(proc, system)) if left is not None]
     return max(0, min(found, default=0))
 
 
 def host_total_bytes(proc: Path = Path("/proc"), system: Path = Path("/sys/fs/cgroup")) -> int:
-    """Return memory of the machine, or the tightest limit around this group."""
+    """Return the memory of the machine, or the tightest limit around this group if that is
+    smaller."""
     found = [kib * 1024 for kib in _numbers_after(proc / "meminfo", "MemTotal:")]
     return min([*found, *(limit for g in groups(proc, system) for limit in _limits(g))], default=0)
 
 
 def oom_kills(proc: Path = Path("/proc"), system: Path = Path("/sys/fs/cgroup")) -> int:
-    """Return how often the kernel has killed a process of this group for want of memory. Where no
-    group counts, it is that of the machine."""
+    """Return how many processes of this group the kernel has killed for lack of memory. Without a
+    group counter, return the machine's count."""
     names = ("memory.events", "memory.oom_control")
     places = [group / name for group in groups(proc, system) for name in names]
     counts = (
@@ -44,12 +46,12 @@ def oom_kills(proc: Path = Path("/proc"), system: Path = Path("/sys/fs/cgroup"))
 
 
 def cores(proc: Path = Path("/proc"), system: Path = Path("/sys/fs/cgroup")) -> int:
-    """Return the number of cores that this process may use. They are those that it may run on, or
-    the time that a group is given, in cores and rounded up, whichever is less."""
+    """Return the number of cores that this process may use. It is the smaller of its CPU affinity
+    and its CPU quota in cores, rounded up."""
     found = [len(os.sched_getaffinity(0))]
     for group in groups(proc, system, "cpu", QUOTAS):
         values = [word for name in QUOTAS for word in "".join(_lines(group / name)).split()]
-        if len(values) == 1:  # version 1 has the period in a file of its own
+        if len(values) == 1:  # version 1 has the period in a separate file
             values += _lines(group / "cpu.cfs_period_us")
         if len(values) == 2 and all(word.isdigit() for word in values) and int(values[1]):
             found.append(max(1, math.ceil(int(values[0]) / int(values[1]))))
@@ -62,13 +64,13 @@ def groups(
     controller: str = "memory",
     signs: Sequence[str] = USAGES,
 ) -> list[Path]:
-    """Return the folders of the group that this process is in and of those around it. They go from
-    the innermost out; some of them hold one of the files `signs`."""
+    """Return the folders of the group of this process and of the groups around it, from the
+    innermost out. At least one of them holds one of the files `signs`."""
     places: dict[Path, str] = {}
     for line in _lines(proc / "self" / "cgroup"):
         _, controllers, name = line.split(":", 2)
         if controller in controllers.split(","):
-            places[system / controller] = name  # version 1 wins: it then has the controller
+            places[system / controller] = name  # version 1 wins if it has the controller
         elif not controllers:
             places.setdefault(system, name)
     for top in sorted(places, key=lambda place: place == system):
@@ -82,7 +84,7 @@ def groups(
 
 
 def _left(group: Path) -> int | None:
-    """Return bytes until the nearest limit of a group, its pages of files not counted."""
+    """Return the bytes until the nearest limit of a group, without its pages of files."""
     limits = _limits(group)
     if not limits:
         return None
@@ -104,8 +106,8 @@ def _number(path: Path) -> int | None:
 
 
 def _numbers_after(path: Path, name: str) -> list[int]:
-    """Return the number in the line of a file that begins with a name; none where there is no
-    such."""
+    """Return the number in the line of a file that begins with a name, in a list; empty without
+    such a line."""
     lines = (line.split() for line in _lines(path))
     return [int(parts[1]) for parts in lines if len(parts) > 1 and parts[0] == name][:1]
 

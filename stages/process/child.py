@@ -50,7 +50,7 @@ PR_SET_NAME = 15
 ORPHAN_CHECK_SECONDS = 0.5
 STUCK = StageError(
     type="OutOfMemory",
-    message="no thread went on: a library waits for memory that it did not get",
+    message="no thread makes progress: a library waits for memory that could not be allocated",
 )
 """Event that is sent for a process that would wait forever."""
 
@@ -100,7 +100,8 @@ def run_job(job: dict[str, Any], origin: ParentInfo, events: int) -> int:
     runs_on = "" if job["stays"] else value_in(job["arguments"], "device") or ""
     try:
         lock = hold_device(
-            runs_on, lambda who: report.warning(f"waiting for {runs_on.upper()}, {who} has it")
+            runs_on,
+            lambda holder: report.warning(f"waiting for {runs_on.upper()}, held by {holder}"),
         )
     except (PenstockError, OSError) as error:
         report.send(describe(error))
@@ -131,7 +132,7 @@ def work(job: dict[str, Any], report: EventReporter, origin: ParentInfo) -> int:
         try:
             with gc_frozen():
                 entry = load_entry(job["entry"], job["arguments"])
-                gc.freeze()  # nor later
+                gc.freeze()  # exclude these objects from later collections, too
             dtype = value_in(job["arguments"], "dtype") or ""
             memory_limit.enforce(job["device"], (job["budget"] or {"bytes": 0})["bytes"], dtype)
             report.note(loaded_bytes=anonymous_bytes(), import_seconds=time.monotonic() - started)

@@ -1,7 +1,7 @@
 """Kills a process in which one thread computes for longer than its limit.
 
-It watches from outside, because a thread may hold the interpreter's lock against all others. It
-counts processor time, so neither a busy machine nor many cores make a difference.
+The check runs outside the process, because a thread may hold the interpreter's lock. It counts CPU
+time, so a busy machine or many cores make no difference.
 """
 
 import os
@@ -13,9 +13,10 @@ from stages.process.fork_client import Process
 
 POLL_SECONDS = 0.5
 OVERTIME = signal.SIGVTALRM
-"""Signal that ends it: no person and no kernel sends that, and it leaves no image of the memory."""
+"""Signal that ends the process. Neither users nor the kernel send it, and it writes no core
+dump."""
 UTIME, STIME = 11, 12
-"""Where processor time stands in a line of `stat`, counted behind the name."""
+"""Positions of CPU times in a `stat` line, counted after the name."""
 
 
 class CpuTimeLimit:
@@ -28,7 +29,7 @@ class CpuTimeLimit:
         threading.Thread(target=self._follow, name="clock", daemon=True).start()
 
     def stop(self) -> None:
-        """Look no more."""
+        """Stop watching."""
         self._done.set()
 
     def _follow(self) -> None:
@@ -39,8 +40,7 @@ class CpuTimeLimit:
 
 
 def busiest(pid: int) -> float:
-    """Return seconds of processor time that the busiest thread of a process has had. 0 when it is
-    gone."""
+    """Return the CPU time in seconds of a process's busiest thread; 0 if the process is gone."""
     try:
         return max(map(_seconds_of, Path(f"/proc/{pid}/task").glob("*/stat")), default=0.0)
     except OSError:  # ended while its threads were listed
@@ -51,5 +51,5 @@ def _seconds_of(stat: Path) -> float:
     try:
         values = stat.read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
         return (int(values[UTIME]) + int(values[STIME])) / os.sysconf("SC_CLK_TCK")
-    except (OSError, IndexError, ValueError):  # ended meanwhile
+    except (OSError, IndexError, ValueError):  # the thread has ended
         return 0.0

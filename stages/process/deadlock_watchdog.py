@@ -11,19 +11,20 @@ import time
 from pathlib import Path
 
 STUCK_SECONDS = 30.0
-"""How long nothing may move before it never will."""
+"""How long no thread may make progress before the process counts as stuck."""
 RECHECK_SECONDS = 5.0
-"""When to look again after threads were seen that wait for something outside."""
+"""Delay until the next check if a thread was waiting for something outside."""
 IDLE_CPU_SECONDS = 0.05
-"""Processor time that threads which only wait take at the most, all together, meanwhile."""
+"""Most CPU time in total that waiting threads use between two checks."""
 SILENT_SECONDS = 600.0
-"""How long the interpreter's lock may be kept from everybody else."""
+"""How long one thread may hold the interpreter's lock."""
 FUTEX = "202"
-"""Number of the call in which a thread waits for another one; who sleeps will wake up."""
+"""Number of the system call in which a thread waits for another thread. A sleeping thread uses
+another call."""
 
 
 class DeadlockDetector:
-    """Checks now and then whether anything moves. One thread uses it, whose own work does not
+    """Checks at intervals whether any thread makes progress. The calling thread's own work does not
     count."""
 
     def __init__(self) -> None:
@@ -31,7 +32,7 @@ class DeadlockDetector:
         self._cpu = 0.0
 
     def is_stuck(self) -> bool:
-        """Return whether every other thread has done nothing for long but wait for the others."""
+        """Return whether every other thread has only waited for other threads for STUCK_SECONDS."""
         now, cpu = time.monotonic(), time.process_time() - time.thread_time()
         if cpu - self._cpu > IDLE_CPU_SECONDS:
             self._since, self._cpu = now, cpu
@@ -45,7 +46,7 @@ class DeadlockDetector:
 
 
 def all_wait(tasks: Path = Path("/proc/self/task")) -> bool:
-    """Return whether every thread but this one waits for another, and none for a disk or the
+    """Return whether every thread but this one waits for another thread, and none for disk or
     network."""
     ours = str(threading.get_native_id())
     return all(_waits(task) for task in tasks.iterdir() if task.name != ours)
@@ -55,9 +56,10 @@ def _waits(task: Path) -> bool:
     try:
         return (task / "syscall").read_text().split()[0] == FUTEX
     except (OSError, IndexError):
-        return True  # ended meanwhile, or not to be told
+        return True  # the thread has ended, or its state cannot be read
 
 
 def rearm_alarm() -> None:
-    """Have the kernel end this process when this is not called again in time."""
+    """Restart the kernel timer that ends this process if this function is not called again in
+    time."""
     signal.setitimer(signal.ITIMER_REAL, SILENT_SECONDS)

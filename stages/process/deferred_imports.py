@@ -4,11 +4,14 @@ Torch's compiler and sympy, its distributed tensors, torchvision's models and sc
 more than a third of that import. They are imported only because the compiler marks functions, a
 class appears in an `isinstance` check, or a loss might be computed. How they are deferred:
 
-1. A stand-in takes the place of such a module. It records the compiler's marks, and has a few
-   functions that import the module when they are called.
-2. Any other access to the stand-in imports the real module. The stand-in then steps aside for good
-   and the recorded marks are applied.
+1. A `LazyModule` takes the place of such a module. It records the compiler's marks, and has a few
+functions that import the module when they are called.
+
+2. Any other access to the `LazyModule` imports the real module. It replaces the `LazyModule`, and
+the recorded marks are applied to it.
+
 3. Distributed tensors are left out as in a torch built without them.
+
 4. The list of what transformers exports is read from a stored file.
 
 Call nothing here in a process that another program owns.
@@ -34,16 +37,16 @@ from artifacts.keys import digest_of
 from artifacts.user_folders import user_cache
 
 LISTED = ("transformers", "models")
-"""The folder whose list is kept: all models."""
+"""Folder whose list is cached: all models."""
 FORMAT = 1
 
 Structure = dict[frozenset[str], dict[str, set[str]]]
-"""Packages that are needed → module → names that it has where they are there."""
+"""Required packages → module → names that it exports if they are installed."""
 
 
 def cache_structure(spec: ModuleSpec | None) -> ModuleSpec | None:
-    """Return the specification of `transformers.utils.import_utils`, whose list is kept once that
-    is imported."""
+    """Return the import specification of `transformers.utils.import_utils`, changed so that the
+    module uses a cached structure."""
     if spec is None or spec.loader is None or (source := spec.origin) is None:
         return spec
     execute = spec.loader.exec_module
@@ -60,8 +63,8 @@ def cache_structure(spec: ModuleSpec | None) -> ModuleSpec | None:
 def with_cached_structure(
     define: Callable[..., Structure], source: str
 ) -> Callable[..., Structure]:
-    """Return transformers' own function, of that source file, which looks into the files of models
-    only where any of them is not as it was before."""
+    """Wrap transformers' own function, from the file `source`. It reads the model files only if one
+    of them has changed."""
     known: list[Any] = []
 
     def defined(path: Any, prefix: str | None = None) -> Structure:
@@ -82,10 +85,9 @@ def with_cached_structure(
 
 
 def _structure(folder: Path, state: str, define: Callable[[], Structure]) -> list[Any]:
-    """Return the list as it was kept of files in that state, else as it is made now, which is
-    kept."""
+    """Return the cached structure for files in this state. If there is none, make and store it."""
     name = f"{digest_of(str(folder))[:16]}.json"
-    with contextlib.suppress(UsageError):  # a user without a home
+    with contextlib.suppress(UsageError):  # a user without a home folder
         found = read_kept(user_cache() / "imports" / name, FORMAT) or {}
         made = found.get("structure")
         if found.get("state") == state and found.get("digest") == digest_of(made):
@@ -94,14 +96,14 @@ def _structure(folder: Path, state: str, define: Callable[[], Structure]) -> lis
         [sorted(needed), {module: sorted(names) for module, names in modules.items()}]
         for needed, modules in define().items()
     ]
-    with contextlib.suppress(PenstockError):  # a disk that is full
+    with contextlib.suppress(PenstockError):  # a full disk
         found = {"format": FORMAT, "state": state, "digest": digest_of(made), "structure": made}
         write_json(user_cache() / "imports" / name, found)
     return made
 
 
 def _files(folder: Path | str) -> Iterator[list[str | int]]:
-    """Yield each file that is looked into, with its time and size."""
+    """Yield each file that the structure depends on, with its time and size."""
     with os.scandir(folder) as entries:
         for entry in entries:
             if entry.is_dir() and entry.name != "__pycache__":
@@ -117,7 +119,7 @@ def _state(path: str) -> Iterator[list[str | int]]:
 
 COMPILER = "torch._dynamo"
 MARKS = ("allow_in_graph", "assume_constant_result")
-"""Functions of the compiler that mark another one, and return it."""
+"""Functions of the compiler that mark a function and return it."""
 ALGEBRA = "torch.fx.experimental.symbolic_shapes"
 ANSWERS: Mapping[str, Callable[..., Any]] = {
     **dict.fromkeys(
@@ -135,7 +137,7 @@ ANSWERS: Mapping[str, Callable[..., Any]] = {
     "sym_and": lambda *holds: functools.reduce(operator.and_, holds),
     "sym_or": lambda *holds: functools.reduce(operator.or_, holds),
 }
-"""Functions of the algebra → what they say of sizes and conditions that are numbers and bools."""
+"""Functions of symbolic shapes → their results for plain numbers and bools."""
 ON_CALL: Mapping[str, tuple[str, ...]] = {
     COMPILER: (),
     f"{COMPILER}.utils": ("is_compile_supported",),
@@ -150,23 +152,24 @@ ON_CALL: Mapping[str, tuple[str, ...]] = {
     "scipy.optimize": ("linear_sum_assignment",),
     "torchvision.models": (),
     "torchvision.datasets": (),
-    "boto3": (),  # of a command of accelerate's, where it is installed
+    "boto3": (),  # for a command of accelerate, if that is installed
 }
-"""Module → what is imported from it long before it is called, if ever."""
+"""Deferred module → functions that other modules import from it at import time and rarely call."""
 TRUE_NAMES = ("__all__", "__version__")
-"""Names with underscores that nobody but a user of a module asks for."""
+"""Names with underscores whose access means that the module is used."""
 STRUCTURE = "transformers.utils.import_utils"
 _lock = threading.RLock()
 
 
 def defer() -> None:
-    """See to it that transformers is imported without what can wait, whoever imports it."""
+    """Install the import hook that defers modules of transformers. Later imports by any code use
+    it."""
     if not any(isinstance(finder, Deferring) for finder in sys.meta_path):
         sys.meta_path.insert(0, Deferring())
 
 
 def import_transformers() -> None:
-    """Import what every model of transformers needs, and as little else as can be."""
+    """Import what every model of transformers needs, and little else."""
     defer()
     for name in ("modeling_utils", "masking_utils", "generation.utils", "processing_utils"):
         importlib.import_module(f"transformers.{name}")
@@ -191,12 +194,14 @@ class LazyModule(ModuleType):
             self.disable = self._disable
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("__") and name not in TRUE_NAMES:  # whoever looks at all modules
+        if (
+            name.startswith("__") and name not in TRUE_NAMES
+        ):  # code that inspects every module, such as `inspect`
             raise AttributeError(name)
         if (self.__name__, name) == ("sympy", "Basic") and _accessed_from("torch._prims_common"):
             return PlaceholderType
         module = _true(self.__name__)
-        if name == "__all__":  # what a star is given
+        if name == "__all__":  # for `import *`
             return getattr(module, name, [each for each in vars(module) if each[0] != "_"])
         return getattr(module, name)
 
@@ -205,7 +210,8 @@ class LazyModule(ModuleType):
         return function
 
     def _disable(self, function: Any = None, *given: Any, **options: Any) -> Any:
-        """Return a function that is never compiled: until there is a compiler, the function."""
+        """Mark a function as never compiled. Until the compiler is imported, return the function
+        wrapped."""
         if function is None:
             return lambda later: self._disable(later, *given, **options)
         if not isinstance(function, FunctionType):
@@ -224,13 +230,13 @@ class LazyModule(ModuleType):
 
 
 class PlaceholderType:
-    """Stands for symbolic expressions where torch checks whether a number is one: none exists
-    yet."""
+    """Stands for symbolic numbers in `isinstance` checks of torch. No object is an instance,
+    because none exists before sympy is imported."""
 
 
 class Deferring:
-    """Hooks into imports: installs stand-ins before transformers is imported, and finds submodules
-    that no stand-in covers."""
+    """Hooks into imports: installs LazyModules before transformers is imported, and finds
+    submodules of deferred modules."""
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
         if name == "transformers":
@@ -252,23 +258,23 @@ class Deferring:
         return module
 
     def exec_module(self, module: ModuleType) -> None:
-        vars(module)["__spec__"] = self._spec  # it was executed under its own
+        vars(module)["__spec__"] = self._spec  # it was executed with its real one
 
 
 def _stand_in_for_all() -> None:
     import torch
 
-    # Where a machine is alone, only the question after it is left.
+    # On a single machine torch calls nothing else of this package.
     torch.distributed.is_available = lambda: False
     for name in ON_CALL:
         _stand_in(name)
 
 
 def _stand_in(name: str) -> None:
-    """Put a stand-in in the place of a module that is there and was not imported yet."""
+    """Put a LazyModule in place of a module that is installed and not yet imported."""
     parent, _, child = name.rpartition(".")
-    standing = name == _root(name) or isinstance(sys.modules.get(_root(name)), LazyModule)
-    if name in sys.modules or not standing or (spec := _spec_of(name)) is None:
+    deferrable = name == _root(name) or isinstance(sys.modules.get(_root(name)), LazyModule)
+    if name in sys.modules or not deferrable or (spec := _spec_of(name)) is None:
         return
     sys.modules[name] = module = LazyModule(spec)
     if parent in sys.modules:
@@ -276,7 +282,8 @@ def _stand_in(name: str) -> None:
 
 
 def _spec_of(name: str) -> ModuleSpec | None:
-    """Return what tells where a module is, without importing what it belongs to."""
+    """Return the import specification of a module without importing its parents; None if it is not
+    installed."""
     path, spec = None, None
     for whole in itertools.accumulate(name.split("."), "{}.{}".format):
         if (spec := PathFinder.find_spec(whole, path)) is None:
@@ -286,7 +293,7 @@ def _spec_of(name: str) -> ModuleSpec | None:
 
 
 def _root(name: str) -> str:
-    """Return the outermost module with a stand-in that this one is, or belongs to; else itself."""
+    """Return the deferred module that this module is or belongs to; itself if there is none."""
     return next((each for each in ON_CALL if f"{name}.".startswith(f"{each}.")), name)
 
 
@@ -301,7 +308,7 @@ def _on_call(name: str, function: str) -> Callable[..., Any]:
 
 
 def _accessed_from(module: str) -> bool:
-    """Return whether a stand-in's attribute is asked for in that module."""
+    """Return whether an attribute of a LazyModule is accessed from that module."""
     return bool(sys._getframe(2).f_globals.get("__name__") == module)
 
 
@@ -316,16 +323,16 @@ def _listed(value: Any) -> Any:
 
 
 def _true(name: str) -> Any:
-    """Return the module itself, which is imported now if it was not yet."""
+    """Return the real module. Import it if needed, and apply the recorded marks."""
     root = _root(name)
     with _lock:
-        standing = sys.modules.get(root)
-        if isinstance(standing, LazyModule):
+        lazy = sys.modules.get(root)
+        if isinstance(lazy, LazyModule):
             for each in [each for each in sys.modules if f"{each}.".startswith(f"{root}.")]:
                 parent, _, child = each.rpartition(".")
                 if isinstance(sys.modules.pop(each), LazyModule) and parent in sys.modules:
                     vars(sys.modules[parent]).pop(child, None)
             module = importlib.import_module(root)
-            for mark, function in standing.marked:
+            for mark, function in lazy.marked:
                 getattr(module, mark)(function)
         return importlib.import_module(name)

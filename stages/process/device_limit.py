@@ -2,8 +2,7 @@
 
 The driver's own use for the process is measured, and torch's allocator is limited to the rest. CUDA
 loads libraries and kernels on first use. So the driver's use is measured after a matrix product and
-a convolution in the stage's dtype. Anything loaded later would exceed a limit that no longer
-accounts for it.
+a convolution in the stage's dtype. Anything loaded later would exceed the limit.
 """
 
 import os
@@ -20,14 +19,14 @@ from stages.process.device import (
 from stages.process.nvml import VISIBLE
 
 CONTEXT_BYTES = 512 << 20
-"""Bytes that the driver takes for a process where it does not tell, and until it is measured: its
-context and the kernels that are loaded, between 250 MiB on older cards and 600 on newer ones."""
+"""Memory that the driver takes for a process (context and loaded kernels), used until it is
+measured or if it is unknown. It is 250 MiB on older cards, 600 MiB on newer ones."""
 SLACK_BYTES = 64 << 20
-"""By how much two ways of measuring what a process holds may differ."""
+"""Tolerated difference between two measurements of the memory that a process holds."""
 SPARE_BYTES = 128 << 20
-"""A GPU that has no more free gives nothing large, whatever a limit allows."""
+"""A GPU with less free memory counts as full, whatever the limit allows."""
 WARM_EDGE = 256
-"""Edge of the matrices, and of the picture, that have the libraries loaded."""
+"""Edge of the matrices and of the image that make CUDA load its libraries."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,34 +35,34 @@ class DeviceLimit:
 
     device: str
     bytes: int
-    """Bytes, with the driver's part."""
+    """Limit in bytes, the driver's part included."""
     context: int
     """Bytes of the driver's part."""
 
     def taken(self) -> int:
-        """Return the most that this process has had, as far as torch knows."""
+        """Return the peak memory of this process, as far as torch knows."""
         import torch
 
         return self.context + int(torch.cuda.max_memory_reserved(self.device))
 
     def full(self) -> bool:
-        """Return whether the GPU itself has nothing to give any more, because of others."""
+        """Return whether the GPU has no free memory left, whatever process holds it."""
         free, total = device_free_bytes(self.device)
         return total > 0 and free < SPARE_BYTES
 
 
 def limit_device(device: str, budget: int, dtype: str) -> DeviceLimit:
-    """Make torch's allocator behave as if the GPU were so small. Raises OutOfMemory for a budget
-    that the driver takes alone, and EnvironmentFault when torch computes on another GPU."""
+    """Limit torch's allocator as if the GPU had `budget` bytes. Raises OutOfMemory if the driver
+    alone takes the budget, and EnvironmentFault if torch uses another GPU."""
     import torch
 
     context = context_bytes(device, dtype)
     check_same_card(device)
     if budget <= context:
         raise OutOfMemory(
-            f"the driver alone takes {context >> 20} MiB of the GPU, and {budget >> 20} MiB are "
-            "allowed",
-            hint="Give more --memory",
+            f"the driver alone takes {context >> 20} MiB of the GPU; the limit is "
+            f"{budget >> 20} MiB",
+            hint="Raise --memory",
         )
     total = torch.cuda.get_device_properties(device).total_memory
     torch.cuda.set_per_process_memory_fraction(min(1.0, (budget - context) / total), device)
@@ -71,23 +70,23 @@ def limit_device(device: str, budget: int, dtype: str) -> DeviceLimit:
 
 
 def context_bytes(device: str, dtype: str) -> int:
-    """Make this process's context on a GPU, and say what the driver takes for it."""
+    """Create this process's GPU context and return the memory that the driver takes for it."""
     pid, before, there = os.getpid(), device_used_bytes(device), device_holders(device)
     reserved = warm_up(device, dtype)
     risen = device_used_bytes(device) - before - reserved
     listed = device_holders(device).get(pid, 0) - reserved
     if pid not in there and 0 < listed < risen - SLACK_BYTES:
-        return listed  # others took something meanwhile, such as halves that stay
-    # The driver may know this process by another number, which here is somebody else's: then what
-    # it tells of that is not to be believed.
+        return listed  # another process, such as a resident half, allocated meanwhile
+    # In a container the driver may list this process id for a process of the host. The listed
+    # figure is then wrong.
     if risen <= 0:
         return CONTEXT_BYTES
     return max(risen, listed) if listed <= risen + SLACK_BYTES else risen
 
 
 def warm_up(device: str, dtype: str) -> int:
-    """Have the libraries loaded that nearly every model uses. Returns what torch's allocator holds
-    then. `dtype` is a torch dtype's name, or anything else for 32 bit."""
+    """Load the libraries that nearly every model uses. Return what torch's allocator then holds.
+    `dtype` is the name of a torch dtype, or anything else for 32 bit."""
     import torch
 
     named: Any = getattr(torch, dtype, None)
@@ -103,15 +102,16 @@ def warm_up(device: str, dtype: str) -> int:
 
 
 def check_same_card(device: str) -> None:
-    """Raise EnvironmentFault when torch's GPU is not the one that the driver was asked about."""
+    """Raise EnvironmentFault if torch uses another GPU than the one that the driver was queried
+    for."""
     import torch
 
     expected = device_uuid(device)
     found = getattr(torch.cuda.get_device_properties(device), "uuid", None)
-    # Of a part of a card, torch may tell the part or the card.
+    # For a MIG device, torch may report the uuid of the device or of its card.
     if found is None or not expected.startswith("GPU-") or expected == f"GPU-{found}":
         return
     raise EnvironmentFault(
-        f"torch computes on the GPU GPU-{found}, and memory was counted of {expected}",
+        f"torch uses GPU-{found}, but memory was measured on {expected}",
         hint=f"Set {VISIBLE}={expected}",
     )

@@ -10,54 +10,52 @@ from stages.process.cgroup import cores
 from stages.process.device import on_wsl
 
 ALLOCATOR, ALLOCATOR_OLD = "PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"
-"""In the environment: how torch's allocator works; the old name is the one that it reads first."""
+"""Environment variables for torch's allocator; it reads the old name first."""
 EXPANDABLE = "expandable_segments:True"
-"""Setting with which freed memory can be put together again, so that less of it is lost."""
+"""Setting that reduces fragmentation by joining freed segments."""
 NOT_EXPANDABLE = "expandable_segments:False"
 WAIT_POLICY = "OMP_WAIT_POLICY"
-"""In the environment: whether threads that wait for others keep their cores busy. Bytes do not hang
-on it."""
+"""Environment variable: whether waiting OpenMP threads keep their cores busy. It does not affect
+results."""
 BUSY = 1.5
-"""Load of the machine, by core, from which on they do not: another process has their cores, and a
-stage's own threads alone make a load of 1."""
+"""Load per core from which waiting threads sleep, because another process needs the cores. A
+stage's own threads make a load of 1."""
 
 
 def child_environment() -> dict[str, str]:
-    """Return the parent's environment, with what every stage wants set unless the user set it."""
+    """Return the parent's environment with defaults for stages; variables set by the user take
+    precedence."""
     defaults = {
         "TOKENIZERS_PARALLELISM": "false",
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "PYTHONUNBUFFERED": "1",
-        # numpy's and scipy's own, with which no stage computes: nobody can fork a process that has
-        # threads.
+        # numpy and scipy: no stage computes with them, and a process with threads cannot fork.
         "OPENBLAS_NUM_THREADS": "1",
-        # Left to itself, malloc keeps what was freed once it has seen it freed: loading a model in
-        # 4 bit held all of it in 16 bit.
+        # By default malloc keeps large freed blocks: loading a model in 4 bit held all of it in
+        # 16 bit.
         "MALLOC_MMAP_THRESHOLD_": str(1 << 20),
     }
     if cores() < len(os.sched_getaffinity(0)):
-        # Libraries start a thread for each core that they see, and all wait for those that may not
-        # run.
+        # Libraries start one thread per visible core, and wait for those that may not run.
         defaults["OMP_NUM_THREADS"] = str(cores())
     if os.getloadavg()[0] > BUSY * cores():
         defaults[WAIT_POLICY] = "PASSIVE"
-    if ALLOCATOR_OLD not in os.environ and not on_wsl():  # where some drivers fail at it
+    if ALLOCATOR_OLD not in os.environ and not on_wsl():  # some drivers under WSL2 fail with it
         defaults[ALLOCATOR] = EXPANDABLE
     if "TORCHINDUCTOR_CACHE_DIR" not in os.environ and (folder := compiler_folder()):
         defaults["TORCHINDUCTOR_CACHE_DIR"] = folder
     roots = [str(Path(__file__).resolve().parents[2]), os.environ.get("PYTHONPATH", "")]
     required = {
         "PYTHONPATH": os.pathsep.join(filter(None, roots)),
-        "CUDA_DEVICE_ORDER": "PCI_BUS_ID",  # as budget, lock and baseline count: see device.py
+        "CUDA_DEVICE_ORDER": "PCI_BUS_ID",  # the order of device.py
     }
     return {**defaults, **os.environ, **required}
 
 
 def compiler_folder() -> str:
-    """Return where torch's compiler may leave what it makes; empty where no folder can be made. The
-    compiler makes at least a folder as soon as it is imported: left to itself it takes the one for
-    temporary files."""
+    """Return the cache folder for torch's compiler; empty if none can be created. The compiler
+    creates a folder when it is imported, by default under the temporary folder."""
     try:
         folder = user_cache() / "torchinductor"
         folder.mkdir(parents=True, exist_ok=True)

@@ -13,9 +13,9 @@ from artifacts.schema import MediaIndex
 from stages.process.job import parse_job
 
 UNSUPPORTED = "unsupported"
-"""Kind of the failure of an item whose own settings cannot be followed."""
+"""Kind of failure of an item whose own settings are not supported."""
 TOO_LONG = "too-long"
-"""Kind of the failure of an item whose prompt, pictures and caption exceed the model's context."""
+"""Kind of failure of an item whose prompt, images and caption exceed the model's context."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -48,15 +48,15 @@ class CaptionProgress:
 
     key: str
     caption: str
-    """All of it so far."""
+    """The text so far."""
     tokens: int
     ended: str = ""
-    """How it ended; empty while it is said."""
+    """Finish reason; empty while the caption is generated."""
     prompt_tokens: int = 0
-    """Tokens of the prompt, those of pictures among them; 0 while it is said, or where nobody
-    counted them."""
+    """Tokens of the prompt, image tokens included; 0 while the caption is generated, or if
+    unknown."""
     stopped: bool = False
-    """Whether a stop string ended it."""
+    """Whether a stop string ended the caption."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -78,7 +78,7 @@ class MediumOpened:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MediumClosed:
-    """A medium is closed again."""
+    """A medium was closed."""
 
     media: str
     """Content digest."""
@@ -89,7 +89,7 @@ class Failed:
     """One medium cannot be used; the others can."""
 
     media: str
-    """Content digest; of the encode stage, the key of a chunk's features."""
+    """Content digest; in the encode stage, the cache key of a chunk's features."""
     kind: str
     """A stable word for programs."""
     message: str
@@ -98,38 +98,39 @@ class Failed:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BatchShrunk:
-    """A batch of `failed` items did not fit; from now on this is the largest size."""
+    """A batch of `failed` items did not fit; `batch` is the largest size from now on."""
 
     batch: int
     failed: int
     error: str
     block: int = 0
-    """The same number for batches that go through together; 0: there are none."""
+    """Largest number of items per block of batches from now on; 0: no blocks are used."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TooLarge:
-    """An item does not fit even alone, while others do."""
+    """An item does not fit even alone, while other items do."""
 
     key: str
     wanted_bytes: int
-    """Bytes that could not be had for it; 0: unknown."""
+    """Size of the failed allocation in bytes; 0: unknown."""
     error: str
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Warned:
-    """A warning for the user that stops nothing."""
+    """A warning for the user; the stage continues."""
 
     text: str
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MemorySample:
-    """The current and the peak memory of the process, in bytes. It is also a sign of life."""
+    """The current and the peak memory of the process, in bytes. It also shows that the process is
+    alive."""
 
     seconds: float
-    """Seconds since the process began."""
+    """Seconds since the process started."""
     host_bytes: int
     device_bytes: int
     peak_host_bytes: int
@@ -145,24 +146,24 @@ class StageNotes:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StageError:
-    """The stage ends with an error."""
+    """The stage failed."""
 
     type: str = ""
-    """Name of its class; `OutOfMemory` whatever a library calls it."""
+    """Name of the error class; `OutOfMemory` whatever a library calls it."""
     message: str = ""
     hint: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StageEnded:
-    """The stage ends, in order or after an error."""
+    """The stage ended, successfully or after an error."""
 
     seconds: float
     cpu_seconds: float
     peak_host_bytes: int
     peak_device_bytes: int
     timeline: list[Any] = field(default_factory=list)
-    """Twice a second: seconds, bytes of the host, bytes of the device."""
+    """Two samples per second: seconds, bytes of the host, bytes of the device."""
 
 
 Event = (
@@ -186,21 +187,21 @@ EVENT_CLASSES: Mapping[str, type[Any]] = {
     "error": StageError,
     "end": StageEnded,
 }
-"""Word in a line → its class."""
+"""Event word in a line → its class."""
 NOTE = "note"
 EVENT_WORDS = {kind: word for word, kind in EVENT_CLASSES.items()}
 
 
 def line_of(event: Event) -> str:
-    """Return the line that tells of an event."""
+    """Return the JSON line of an event."""
     if isinstance(event, StageNotes):
         return json.dumps({"event": NOTE, **event.values}) + "\n"
     return json.dumps({"event": EVENT_WORDS[type(event)], **asdict(event)}) + "\n"
 
 
 def event_of(line: str) -> Event | None:
-    """Return the event that a line tells of. None where it was cut off by the death of who wrote
-    it."""
+    """Return the event of a JSON line. Return None if the line was cut off by the death of its
+    writer."""
     try:
         values = json.loads(line)
         word = values.pop("event")

@@ -15,14 +15,16 @@ from stages.process.nvml import TO_THE_CPU
 
 LOST = (
     "See `dmesg | grep -i xid` and `nvidia-smi`, restart the machine if that does not answer, and "
-    "run the same command again: nothing finished is lost"
+    "run the same command again: finished work is kept"
 )
-NEWER = f"Update the NVIDIA driver, or install the torch that was built for it; {TO_THE_CPU}"
+NEWER = f"Update the NVIDIA driver, or install a torch that was built for it; {TO_THE_CPU}"
 OLDER_TORCH = (
-    "This torch has no kernels for a GPU of its age: install one that was built for it, or name "
+    "This torch has no kernels for this GPU: install a torch that was built for it, or choose "
     f"another GPU; {TO_THE_CPU}"
 )
-TAKEN = "Another process has the GPU for itself: see `nvidia-smi`, and run the same command again"
+TAKEN = (
+    "Another process uses the GPU exclusively: see `nvidia-smi`, then run the same command again"
+)
 
 ADVICE = {
     "driver on your system is too old": NEWER,
@@ -37,19 +39,19 @@ ADVICE = {
     "CUDA driver error": LOST,
     "CUDA error: unknown error": LOST,
 }
-"""Sign in the last words → what to do. They are torch's, of the runtime's errors."""
+"""Text in an error message of the CUDA runtime, as torch reports it → what to do."""
 
 
 def device_advice(message: str) -> str:
-    """Return what to do about a GPU that failed with these words. Empty when they are of something
-    else."""
+    """Return what to do about a GPU error with this message; empty for other errors."""
     return next((advice for sign, advice in ADVICE.items() if sign in message), "")
 
 
 STOPPING = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-"""Signals by which people and kernels stop a process; others are its own fault and come again."""
+"""Signals by which users and kernels stop a process. Other signals are caused by the process itself
+and recur."""
 CRASHING = (signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGFPE, signal.SIGILL)
-"""Signals by which a library in C ends the process that called it."""
+"""Signals by which a C library ends the process that called it."""
 OOM_SIGNS = (
     # torch: its CUDA allocator (its class is OutOfMemoryError), the runtime, the driver
     "CUDA out of memory",
@@ -57,7 +59,7 @@ OOM_SIGNS = (
     "CUDA driver error: out of memory",
     "OutOfMemory",
     "cudaErrorMemoryAllocation",
-    # bitsandbytes, which then leaves with status 1
+    # bitsandbytes, which then exits with status 1
     "Error out of memory at line",
     # cuBLAS, cuDNN, cuSPARSE, cuSOLVER
     "STATUS_ALLOC_FAILED",
@@ -65,7 +67,7 @@ OOM_SIGNS = (
     # ONNX Runtime
     "Failed to allocate memory for requested buffer",
     "CUDA failure 2: out of memory",
-    # the CPU allocator, and what it passes on of the kernel
+    # the CPU allocator, and the kernel errors that it passes on
     "DefaultCPUAllocator: can't allocate memory",
     "DefaultCPUAllocator: not enough memory",
     "Cannot allocate memory",
@@ -77,7 +79,7 @@ OOM_SIGNS = (
     # Rust, of safetensors and tokenizers, which then aborts
     "memory allocation of",
 )
-"""Words by which an out-of-memory death is known in a stage's last words."""
+"""Texts in error messages that always mean out of memory."""
 POSSIBLE_OOM_SIGNS = (
     # oneDNN
     "could not create a primitive",
@@ -87,72 +89,73 @@ POSSIBLE_OOM_SIGNS = (
     "Resource temporarily unavailable",
     "Thread creation failed",
     "can't start new thread",
-    # Rust, of an object of Python that it did not get
+    # Rust: a Python object could not be allocated
     "PyObject pointer is null",
-    # cuBLAS and cuDNN, of their handles, and of a convolution without room to work in
+    # cuBLAS and cuDNN: handles, and a convolution without workspace
     "STATUS_NOT_INITIALIZED",
     "STATUS_INTERNAL_ERROR",
     "STATUS_EXECUTION_FAILED",
     "unable to find an engine to execute this computation",
     "nable to find a valid cuDNN algorithm",
     "no valid convolution algorithms available",
-    # the driver, of host memory that it was to pin
+    # the driver: pinned host memory
     "OS call failed or operation not supported on this OS",
 )
-"""Words that are also said for other reasons: they count only where memory was short."""
+"""Texts in error messages that may have other causes. They count only if memory was short."""
 KILLED_EXIT_STATUS = 128 + signal.SIGKILL
-"""Exit status by which a shell, or a container, tells that what it started was killed."""
+"""Exit status by which a shell or a container reports that its process was killed."""
 LAST_LINES = 5
-"""Lines at a log's end in which the reason stands when a library ended the process."""
+"""Lines at the end of a log that hold the reason if a library ended the process."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ProcessExit:
-    """The known facts of a process that ended without success."""
+    """The known facts of a process that failed."""
 
     code: int
-    """Its exit status; below zero, the signal."""
+    """Exit status; a negative number is a signal."""
     error_event: StageError | None = None
-    """The error event that it sent, if it could."""
+    """The error event that it sent, if any."""
     log: Path
     last_lines: tuple[str, ...] = ()
     """Last lines of its log."""
     items: int = 0
-    """Number of items that it had published."""
+    """Number of items that it published."""
     peak_bytes: int = 0
-    """The most bytes that it was seen to take, above what its imports take."""
+    """Observed peak memory above what the imports take."""
     budget: int = 0
-    """Bytes that it was allowed; 0: all there was."""
+    """Memory limit in bytes; 0: no limit."""
     oom_kills: int = 0
-    """Processes of its group that the kernel killed meanwhile for want of memory."""
+    """Processes of its group that the kernel killed for lack of memory while it ran."""
     files: ModelFiles = field(default_factory=ModelFiles)
-    """Files of its model, as they were when it was planned."""
+    """Files of its model as they were when the job was planned."""
 
     @property
     def signal(self) -> int:
-        """Return the signal that ended it; 0 when none did."""
+        """Return the signal that ended the process; 0 if none did."""
         return signal.SIGKILL if self.code == KILLED_EXIT_STATUS else max(0, -self.code)
 
     @property
     def short(self) -> bool:
-        """Return whether memory was so short that something may not have been given. It may have
-        been short for the process, or for the kernel."""
+        """Return whether memory was so short, for the process or the kernel, that an allocation may
+        have failed."""
         return self.oom_kills > 0 or (self.budget > 0 and is_near(self.peak_bytes, self.budget))
 
     @property
     def at_the_limit(self) -> bool:
-        """Return whether it had all that it was allowed, or the kernel had no more."""
+        """Return whether the process used up its limit, or the kernel ran out of memory."""
         return self.oom_kills > 0 or 0 < self.budget * AT_THE_LIMIT <= self.peak_bytes
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Return whether the machine is at fault: libraries have many words for it, and no class in
-    common."""
+    """Return whether an error means out of memory. Libraries share neither a message nor a class
+    for it."""
     return oom_message(error) is not None
 
 
 def oom_message(error: BaseException) -> str | None:
-    """Return what was said, first of all, of memory that was not given. None when nothing was."""
+    """Return the message of the first cause of an error that means out of memory; None if there is
+    none."""
     for cause in reversed(list(causes(error))):
         message = f"{type(cause).__name__}: {first_line(cause)}"
         if is_oom_message(message) or (may_be_oom_message(message) and short()):
@@ -161,7 +164,7 @@ def oom_message(error: BaseException) -> str | None:
 
 
 def first_line(error: BaseException) -> str:
-    """Return an error in one line."""
+    """Return the first line of an error message."""
     if isinstance(error, OSError) and error.strerror:
         return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
     text = str(error).strip().splitlines()
@@ -169,7 +172,7 @@ def first_line(error: BaseException) -> str:
 
 
 def causes(error: BaseException) -> Iterator[BaseException]:
-    """Yield an error, what it was raised from, and so on."""
+    """Yield an error, the error that it was raised from, and so on."""
     seen: set[int] = set()
     while id(error) not in seen:
         yield error
@@ -178,18 +181,18 @@ def causes(error: BaseException) -> Iterator[BaseException]:
 
 
 def is_oom_message(message: str) -> bool:
-    """Return whether these last words are those of somebody who got no memory."""
+    """Return whether this error message always means out of memory."""
     return any(sign in message for sign in OOM_SIGNS)
 
 
 def may_be_oom_message(message: str) -> bool:
-    """Return whether these may be the last words of somebody who got no memory."""
+    """Return whether this error message may mean out of memory."""
     return any(sign in message for sign in POSSIBLE_OOM_SIGNS)
 
 
 def fault_of_stage(name: str, process_exit: ProcessExit) -> errors.PenstockError:
-    """Return the error that a stage's end amounts to. Where another model was put in the place of
-    its own, it is that, whatever the libraries died of."""
+    """Return the error for a stage's failed process. If the model's files were replaced meanwhile,
+    the error is about that, whatever a library reported."""
     error_event = process_exit.error_event or StageError()
     if process_exit.signal not in STOPPING and (changed := process_exit.files.changed()):
         return changed
@@ -199,15 +202,15 @@ def fault_of_stage(name: str, process_exit: ProcessExit) -> errors.PenstockError
         else "".join(process_exit.last_lines[-1:])
     )
     known = _ours(error_event.type)
-    if _of_memory(process_exit, error_event, last_message, is_own_error=known is not None):
+    if _is_oom(process_exit, error_event, last_message, is_own_error=known is not None):
         return _out_of_memory(name, process_exit, last_message)
     if known is not None:
         if issubclass(known, errors.MediaError):
             return errors.MediaError(error_event.message, kind="media", hint=error_event.hint)
         return known(error_event.message, hint=error_event.hint)
     if process_exit.signal in STOPPING:
-        message = f"the {name} stage was ended by {signal_name(process_exit.signal)}"
-        hint = "Nothing finished is lost; run the same command again to go on"
+        message = f"the {name} stage was stopped by {signal_name(process_exit.signal)}"
+        hint = "Finished work is kept; run the same command again to resume"
         if process_exit.signal == signal.SIGKILL:
             return errors.Killed(message, hint=hint, items=process_exit.items)
         return errors.Interrupted(message, hint=hint)
@@ -219,25 +222,25 @@ def fault_of_stage(name: str, process_exit: ProcessExit) -> errors.PenstockError
     advice = device_advice("\n".join([last_message, *process_exit.last_lines]))
     return errors.StageDied(
         f"the {name} stage failed: {last_message or ended}",
-        hint=advice or f"Its log is {process_exit.log}; what is finished stays done",
+        hint=advice or f"See its log {process_exit.log}; finished work is kept",
         return_code=process_exit.code,
     )
 
 
 def _ours(name: str) -> type[errors.PenstockError] | None:
-    """Return the error of this program that is called so."""
+    """Return the error class of this program with that name; None if there is none."""
     known = {**vars(errors), "DamagedRecord": DamagedRecord}.get(name)
     return known if isinstance(known, type) and issubclass(known, errors.PenstockError) else None
 
 
-def _of_memory(
+def _is_oom(
     process_exit: ProcessExit, error_event: StageError, last_message: str, *, is_own_error: bool
 ) -> bool:
     """Return whether the process ran out of memory. `is_own_error`: the error is one of this
     program's classes, so its message is taken at its word."""
     messages = [last_message] if error_event.type else [last_message, *process_exit.last_lines]
     if any(map(is_oom_message, messages)) or process_exit.signal == signal.SIGALRM:
-        return True  # the clock runs only where memory is short: see deadlock_watchdog.py
+        return True  # the timer runs only if memory is short (deadlock_watchdog.py)
     if not is_own_error and any(map(may_be_oom_message, messages)):
         return process_exit.short
     crashed = not error_event.type and process_exit.signal in (signal.SIGKILL, *CRASHING)
@@ -249,18 +252,18 @@ def _out_of_memory(name: str, process_exit: ProcessExit, last_message: str) -> e
     if process_exit.signal and not is_oom_message(message):
         by_kernel = process_exit.oom_kills > 0 and process_exit.signal == signal.SIGKILL
         message = "the kernel killed it" if by_kernel else signal_name(process_exit.signal)
-    took = f" at {process_exit.peak_bytes >> 20} MiB" if process_exit.peak_bytes > 0 else ""
-    of = f" of {process_exit.budget >> 20} MiB" if took and process_exit.budget else ""
+    peak = f" at {process_exit.peak_bytes >> 20} MiB" if process_exit.peak_bytes > 0 else ""
+    of = f" of {process_exit.budget >> 20} MiB" if peak and process_exit.budget else ""
     return errors.OutOfMemory(
-        f"the {name} stage ran out of memory{took}{of} ({message[:160]})",
-        hint="Nothing finished is lost; run it again with a smaller --batch-size",
+        f"the {name} stage ran out of memory{peak}{of} ({message[:160]})",
+        hint="Finished work is kept; run it again with a smaller --batch-size",
         items=process_exit.items,
         peak_bytes=process_exit.peak_bytes,
     )
 
 
 def is_crash(error: BaseException) -> bool:
-    """Return whether a stage died in a library, of what it was reading, and not of the machine."""
+    """Return whether a stage crashed in a C library, which suggests that its input is at fault."""
     return isinstance(error, errors.StageDied) and -(error.return_code or 0) in CRASHING
 
 

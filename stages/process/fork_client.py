@@ -25,12 +25,12 @@ from stages.process.environment import WAIT_POLICY, child_environment
 ANSWER_SECONDS = 60.0
 """How long the server may take to import what a stage needs, and to fork."""
 MIN_FREE_BYTES = 4 << 30
-"""Free memory below which each stage imports for itself: the server keeps about 0.4 GB until the
-run ends."""
+"""With less free memory, each stage imports for itself. The server holds about 0.4 GB until the run
+ends."""
 
 
 class Process(Protocol):
-    """A stage's process, however it was started: the used part of `subprocess.Popen`."""
+    """A stage's process, however it was started: the part of `subprocess.Popen` that is used."""
 
     @property
     def pid(self) -> int: ...
@@ -51,10 +51,10 @@ class ForkedProcess:
         self._status = status
         self._code: int | None = None
         self._lock = threading.Lock()
-        weakref.finalize(self, os.close, handle)  # not before: another thread may wait at it
+        weakref.finalize(self, os.close, handle)  # not earlier: another thread may be waiting on it
 
     def wait(self, timeout: float | None = None) -> int:
-        """Return its exit status; below zero, the signal. Raises TimeoutExpired."""
+        """Return the exit status; a negative number is a signal. Raises TimeoutExpired."""
         ended = select.poll()
         ended.register(self._handle, select.POLLIN)
         if not ended.poll(None if timeout is None else timeout * 1000):
@@ -62,24 +62,25 @@ class ForkedProcess:
         with self._lock:
             if self._code is None:
                 with contextlib.closing(self._status):
-                    # Nothing: the server was killed, and the kernel has killed what it forked.
+                    # Empty: the server was killed, and the kernel has killed its children.
                     self._code = int(_received(self._status) or -signal.SIGKILL)
         return self._code
 
     def poll(self) -> int | None:
-        """Return its exit status, None while it runs."""
+        """Return the exit status; None while the process runs."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             return self.wait(0)
         return None
 
     def send_signal(self, sig: int) -> None:
-        """Send it a signal, unless it has ended."""
+        """Send a signal, unless the process has ended."""
         with contextlib.suppress(ProcessLookupError):
             signal.pidfd_send_signal(self._handle, sig)
 
 
 class ForkServer:
-    """The process that has imported everything; a context manager that ends it and its forks."""
+    """Starts the fork server when it is first needed; a context manager that ends the server and
+    its children."""
 
     def __init__(self) -> None:
         self._environment: dict[str, str] = {}
@@ -96,8 +97,8 @@ class ForkServer:
             self._end()
 
     def fork(self, job: int, log: IO[bytes], events: int) -> ForkedProcess | None:
-        """Return the stage whose job is behind a descriptor on its way. None where it is to be
-        started as a process of its own."""
+        """Fork the stage whose job is behind a descriptor. Return None if it must be started as an
+        ordinary process."""
         message = json.dumps({"since": time.monotonic()}).encode()
         with self._lock:
             if not self._ensure_started() or self._control is None:
@@ -109,7 +110,7 @@ class ForkServer:
                     socket.send_fds(self._control, [message], descriptors)
                 status.settimeout(ANSWER_SECONDS)
                 reply, handles, _, _ = socket.recv_fds(status, 64, 1)
-            except OSError:  # it was killed, or takes too long: it must not fork any more
+            except OSError:  # killed or too slow: it must not fork any more
                 self._end()
                 reply = b""
             except BaseException:
@@ -123,7 +124,7 @@ class ForkServer:
         return ForkedProcess(int(reply), handles[0], status)
 
     def _ensure_started(self) -> bool:
-        """Return whether the server is there to be asked; begin it where it may be."""
+        """Start the server if that is allowed. Return whether it can be used."""
         environment = child_environment()
         if self._control is None and not self._unavailable and host_free_bytes() >= MIN_FREE_BYTES:
             self._environment = environment
@@ -162,7 +163,7 @@ class ForkServer:
             self._control = None
         if self._process is not None:
             self._process.kill()
-            # What it holds takes the kernel a while to free, and nobody waits for it.
+            # Freeing its memory takes the kernel a while; do not wait for it.
             threading.Thread(target=self._process.wait, daemon=True).start()
             self._process = None
 
@@ -175,5 +176,5 @@ def _received(status: socket.socket) -> bytes:
 
 
 def _same_environment(first: dict[str, str], second: dict[str, str]) -> bool:
-    """Return whether two environments differ in nothing that a stage computes by."""
+    """Return whether two environments are equal in all that affects a stage."""
     return {**first, WAIT_POLICY: ""} == {**second, WAIT_POLICY: ""}

@@ -1,17 +1,22 @@
-"""The fork server: a process that imports once what several stages need and forks itself for each:
-`python -m stages.process.fork_server CONTROL_FD`.
+"""The fork server imports once what several stages need, and forks itself for each stage:
+
+    python -m stages.process.fork_server CONTROL_FD
 
 How it works:
 
 1. It computes nothing and makes no CUDA context.
+
 2. Each message on its socket brings four descriptors: the stage's log, its events, a socket for
-   messages about that stage, and its job.
-3. The server imports what the job needs, forks, and answers with the process id and a handle of the
-   process. When the process has ended, it sends the exit status.
+messages about that stage, and its job.
+
+3. The server imports what the job needs, forks, and replies with the process id and a handle of the
+process. When the process has ended, it sends the exit status.
+
 4. It forks only while it has one thread, because a child would inherit another thread's locks
-   forever. Otherwise it answers `no`.
+forever. Otherwise it replies `no`.
+
 5. Its children die with it. It ends when its parent does, which closes the socket. The kernel then
-   sends SIGIO, so that it ends in the middle of an import, too.
+sends SIGIO, so that it ends in the middle of an import, too.
 """
 
 import contextlib
@@ -35,22 +40,22 @@ from stages.process.job_file import read_job, value_in
 MESSAGE_BYTES = 1 << 16
 DESCRIPTORS = 4
 NO = b"no"
-"""Answer where a stage is to be started as a process of its own."""
+"""Reply if the stage must be started as an ordinary process."""
 
 
 class Server:
-    """Waits for messages on `control`, whose other end is the parent's."""
+    """Waits for messages on `control`; the parent has the other end."""
 
     def __init__(self, control: socket.socket) -> None:
         self._control = control
         self._children: dict[int, tuple[int, socket.socket]] = {}
-        """Handle of a process → its id, and where its end is told."""
+        """Handle of a process → its id, and the socket on which its exit is reported."""
         self._poll = select.poll()
         self._poll.register(control, select.POLLIN)
         self._reported_cpu_seconds = 0.0
 
     def serve(self) -> None:
-        """Go on until the parent is gone. The kernel then kills every child."""
+        """Serve until the parent is gone. The kernel then kills every child."""
         while True:
             for descriptor, _ in self._poll.poll():
                 if descriptor in self._children:
@@ -86,7 +91,7 @@ class Server:
         events: int,
         answer: socket.socket,
     ) -> int | None:
-        """Fork, and tell of the child; None where that cannot be done."""
+        """Fork and report the child. Return None if the process has other threads."""
         if len(os.listdir("/proc/self/task")) != 1:
             return None
         server, seconds = os.getpid(), cpu_seconds()
@@ -101,7 +106,7 @@ class Server:
         self._poll.register(handle, select.POLLIN)
         try:
             socket.send_fds(answer, [str(pid).encode()], [handle])
-        except OSError:  # who asked is gone meanwhile
+        except OSError:  # the client has gone
             os.kill(pid, signal.SIGKILL)
         return handle
 
@@ -114,7 +119,7 @@ class Server:
         events: int,
         answer: socket.socket,
     ) -> None:
-        """Be the stage, in the child. It does not return."""
+        """Run the stage in the child. Never returns."""
         code = 1
         try:
             os.setpgid(0, 0)
@@ -126,7 +131,7 @@ class Server:
             for handle, (_, other) in self._children.items():
                 other.close()
                 os.close(handle)
-            if drawn := sys.modules.get("numpy.random"):  # else it is seeded when it is imported
+            if drawn := sys.modules.get("numpy.random"):  # otherwise it is seeded on import
                 drawn.seed()
             code = run_job(job, origin, events)
         except BaseException:
@@ -147,23 +152,20 @@ class Server:
 
 
 def warm(job: dict[str, Any]) -> None:
-    """Import what a job needs. What goes wrong at it, the stage itself will tell."""
+    """Import what a job needs. Errors are ignored here; the stage itself will report them."""
     arguments = job["arguments"]
     with gc_frozen():
         with contextlib.suppress(Exception):
-            if value_in(
-                arguments, "trust_remote_code"
-            ):  # code of a model's own is for its stage alone
+            if value_in(arguments, "trust_remote_code"):  # run custom code in its own stage only
                 __import__(job["entry"].partition(":")[0])
             else:
                 load_entry(job["entry"], arguments)
-        gc.freeze()  # so that no child's collector writes to what all share
+        gc.freeze()  # keep children's collectors from writing to shared pages
 
 
 def end_with_parent(control: socket.socket) -> None:
-    """Exit as soon as the other end of `control` is closed, whatever is being done. The signal that
-    the kernel can send at a parent's death would come at the end of the thread that started this
-    process."""
+    """Exit as soon as the other end of `control` is closed, even in the middle of an import. The
+    kernel's parent-death signal would come when the thread that started this process ends."""
     closed = select.poll()
     closed.register(control, select.POLLRDHUP)
 
@@ -174,11 +176,11 @@ def end_with_parent(control: socket.socket) -> None:
     signal.signal(signal.SIGIO, look)
     fcntl.fcntl(control, fcntl.F_SETOWN, os.getpid())
     fcntl.fcntl(control, fcntl.F_SETFL, fcntl.fcntl(control, fcntl.F_GETFL) | os.O_ASYNC)
-    look()  # it may have been closed before
+    look()  # it may be closed already
 
 
 def cpu_seconds() -> float:
-    """Return the seconds of processor time that this process has had."""
+    """Return the CPU time that this process has used, in seconds."""
     usage = resource.getrusage(resource.RUSAGE_SELF)
     return usage.ru_utime + usage.ru_stime
 

@@ -1,4 +1,4 @@
-"""The stage that tests a GPU: whether torch can compute on it, and the memory that it reports."""
+"""The stage that tests a GPU: whether torch can compute on it, and how much memory it reports."""
 
 from typing import Any
 
@@ -7,13 +7,13 @@ from stages.process.report import EventReporter
 
 
 def warm(job: dict[str, Any]) -> None:
-    """Import what it needs, which is then no part of what it takes."""
+    """Import torch before memory is counted."""
     import torch  # noqa: F401
 
 
 def run(job: dict[str, Any], report: EventReporter) -> None:
-    """Answer a job, which names a `device`, with a note `gpu`. Raises what torch raises, and
-    EnvironmentFault when it computes on another GPU than the driver told of."""
+    """Test the job's `device` and send a note `gpu`. Raises torch's errors, and EnvironmentFault if
+    torch uses another GPU than the driver reports."""
     import torch
 
     device = str(job["device"])

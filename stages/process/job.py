@@ -15,23 +15,22 @@ from stages.process.gc_freeze import gc_frozen
 
 J = TypeVar("J")
 Reader = Callable[[Any, str], Any]
-"""Value as JSON holds it, and the name of its field → the value as the field holds it."""
+"""Value from JSON and the name of its field → the value as the field holds it."""
 SEQUENCES = (list, tuple)
 """Types of sequences; JSON holds both as lists."""
 
 
 def job_fields(job: Any) -> dict[str, Any]:
-    """Return the fields of a job by name, as JSON holds them; not `asdict`, which copies every item
-    of every batch."""
+    """Return the fields of a job by name, for JSON. Unlike `asdict`, it does not copy the items of
+    every batch."""
     found = {field.name: getattr(job, field.name) for field in fields(job)}
     return {n: job_fields(value) if is_dataclass(value) else value for n, value in found.items()}
 
 
 def parse_job(kind: type[J], values: Mapping[str, Any]) -> J:
-    """Return the job, or the item, of a class that has exactly these fields. Raises TypeError for a
-    field that the class does not have, for a required one that is missing, and for a value of
-    another type than the field's."""
-    with gc_frozen():  # 100,000 items are no garbage
+    """Return a job or item of class `kind`. Raises TypeError for an unknown field, a missing
+    required field, or a value of another type than the field."""
+    with gc_frozen():  # none of the 100,000 items is garbage
         return _read(kind, values)
 
 
@@ -48,7 +47,7 @@ def _read(kind: type[J], values: Mapping[str, Any]) -> J:
 
 @cache
 def _plan(kind: type[Any]) -> tuple[dict[str, Reader], list[str]]:
-    """Return what reads each field of a class, and the names of those that are required."""
+    """Return a reader for each field of a class, and the names of the required fields."""
     hints = get_type_hints(kind)
     if is_dataclass(kind):
         names = [field.name for field in fields(kind)]
@@ -60,7 +59,7 @@ def _plan(kind: type[Any]) -> tuple[dict[str, Reader], list[str]]:
 
 
 def _reader(declared: Any) -> Reader:
-    """Return what reads the values of a type."""
+    """Return a function that reads values of a type."""
     if is_dataclass(declared):
         return partial(_nested, declared)
     if _is_item(declared):
@@ -95,21 +94,21 @@ def _is_item(declared: Any) -> bool:
 
 
 def _nests(declared: Any) -> bool:
-    """Return whether JSON holds values of a type otherwise than a job does."""
+    """Return whether JSON represents values of a type differently than a job does."""
     if is_dataclass(declared) or _is_item(declared) or get_origin(declared) is tuple:
         return True
     return any(map(_nests, get_args(declared)))
 
 
 def _nested(kind: Any, value: Any, where: str) -> Any:
-    """Return a dataclass that a job holds. Raises TypeError."""
+    """Read a nested dataclass. Raises TypeError."""
     if not isinstance(value, (kind, Mapping)):
-        raise TypeError(f"{where} is {type(value).__name__}, and not {_type_name(kind)}")
+        raise TypeError(f"{where} is {type(value).__name__}, not {_type_name(kind)}")
     return value if isinstance(value, kind) else _read(kind, value)
 
 
 def items_of(kind: type[J], values: Iterable[Any], where: str = "the line") -> list[J]:
-    """Return items of this class, each given as its values in order or by name. Raises
+    """Return items of a class, each given as a list of values or by field name. Raises
     TypeError."""
     types, make = tuple(kind.__annotations__.values()), vars(kind)["_make"].__get__(None, kind)
     return [
@@ -121,29 +120,29 @@ def items_of(kind: type[J], values: Iterable[Any], where: str = "the line") -> l
 
 
 def _item(kind: Any, value: Any, where: str) -> Any:
-    """Return one item. Raises TypeError."""
+    """Read one item. Raises TypeError."""
     if isinstance(value, Mapping):
         return _read(kind, value)
     readers, name = _plan(kind)[0], kind.__name__
     if not isinstance(value, SEQUENCES) or len(value) != len(readers):
-        raise TypeError(f"{where} holds {value!r:.80}, and no {name} of {', '.join(readers)}")
+        raise TypeError(f"{where} holds {value!r:.80}, not a {name} of {', '.join(readers)}")
     every = zip(readers.values(), value, readers, strict=True)
     return kind(*[read(one, f"{name}.{field}") for read, one, field in every])
 
 
 def _checked(declared: Any, value: Any, where: str) -> Any:
-    """Return a value as its field holds it. Plain values in sequences and mappings are not looked
-    at: there are many of them in a job. Raises TypeError."""
+    """Return a value as its field holds it. Plain values in sequences and mappings are not checked,
+    because a job holds many. Raises TypeError."""
     origin = get_origin(declared) or declared
     if origin in SEQUENCES and isinstance(value, SEQUENCES):
         return value if isinstance(value, origin) else origin(value)
     if not _is_of(value, declared):
-        raise TypeError(f"{where} is {type(value).__name__}, and not {_type_name(declared)}")
+        raise TypeError(f"{where} is {type(value).__name__}, not {_type_name(declared)}")
     return value
 
 
 def _is_of(value: Any, declared: Any) -> bool:
-    """Return whether a value is of a type; a whole number is a float, too, and a bool is none."""
+    """Return whether a value has a type. An int is accepted as a float; a bool is neither."""
     origin = get_origin(declared) or declared
     if origin is Any:
         return True
@@ -157,5 +156,5 @@ def _is_of(value: Any, declared: Any) -> bool:
 
 
 def _type_name(declared: Any) -> str:
-    """Return a type as it is declared."""
+    """Return the name of a type as it is declared."""
     return declared.__name__ if type(declared) is type else str(declared)

@@ -1,5 +1,4 @@
-"""Passes a job to a stage in an in-memory file, of which nothing is left however the processes
-end."""
+"""Passes a job to a stage in an in-memory file, which disappears however the processes end."""
 
 import json
 import os
@@ -12,13 +11,13 @@ def job_descriptor(job: dict[str, Any]) -> int:
     """Return a descriptor from which the job can be read."""
     descriptor = os.memfd_create("penstock-job")
     with os.fdopen(descriptor, "wb", closefd=False) as file:
-        file.write(json.dumps(job).encode())  # thrice as fast as json.dump
+        file.write(json.dumps(job).encode())  # three times as fast as json.dump
     return descriptor
 
 
 def read_job(descriptor: int) -> dict[str, Any]:
     """Return the job behind a descriptor, and close it. Another process may have read it before and
-    moved the position that they share."""
+    moved the shared position."""
     with os.fdopen(descriptor, "rb") as file, gc_frozen():
         file.seek(0)
         job: dict[str, Any] = json.load(file)
@@ -26,5 +25,5 @@ def read_job(descriptor: int) -> dict[str, Any]:
 
 
 def value_in(arguments: dict[str, Any], name: str) -> Any:
-    """Return a field of a job, or of the half that it holds; None without it."""
+    """Return a field of a job, or of the `half` in it; None without it."""
     return {**arguments, **arguments.get("half", {})}.get(name)

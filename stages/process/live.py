@@ -18,18 +18,18 @@ from weakref import WeakValueDictionary
 from stages.process.job import items_of
 
 WITHDRAWN = "withdrawn"
-"""Field of a line that names works which nobody wants any more, by their keys."""
+"""Field of a line that lists the keys of cancelled requests."""
 
 
 def read_requests(pipe: str) -> Iterator[Any]:
-    """Yield each line that is told, as it comes, until no more can come."""
-    # Without the pipe: it was closed before anything was told.
+    """Yield each line as it arrives, until the writer closes the pipe."""
+    # A missing pipe was closed before anything was sent.
     with contextlib.suppress(FileNotFoundError), open(pipe, encoding="utf-8") as lines:
         yield from map(json.loads, lines)
 
 
 class Keyed(Protocol):
-    """The fields that requests of every stage have."""
+    """The fields of every request."""
 
     @property
     def key(self) -> str: ...
@@ -39,32 +39,33 @@ W = TypeVar("W", bound=Keyed)
 
 
 class PipedRequest(Generic[W]):
-    """One request, as it was sent."""
+    """One request as it was sent."""
 
     is_withdrawn = False
-    """Whether nobody wants it any more; may be set at any moment, from another thread."""
+    """Whether the request was cancelled; another thread may set it at any time."""
 
     def __init__(self, item: W) -> None:
         self.item = item
 
 
 class RequestBatches(Generic[W]):
-    """The batches that arrive over a pipe, read by a separate thread. So a withdrawal is known at
-    once, whatever this process is computing."""
+    """The batches that arrive over a pipe, read by a separate thread. A cancellation is therefore
+    seen at once, during a computation, too."""
 
     def __init__(self, pipe: str, kind: type[W]) -> None:
-        """Begin to read works of this class."""
+        """Start reading requests of class `kind`."""
         self._kind = kind
         self._batches: SimpleQueue[list[PipedRequest[W]] | None] = SimpleQueue()
-        self._works: WeakValueDictionary[str, PipedRequest[W]] = WeakValueDictionary()
-        """Those of which anything is left to do here, by their keys."""
+        self._requests: WeakValueDictionary[str, PipedRequest[W]] = WeakValueDictionary()
+        """Unfinished requests of this process, by key."""
         self._thread = Thread(target=self._read, args=(pipe,), daemon=True)
         self._thread.start()
 
     def __iter__(self) -> Iterator[list[PipedRequest[W]]]:
-        """Yield what is still wanted of each batch, in order, until no more can come."""
+        """Yield the requests of each batch that are not cancelled, in order, until the pipe is
+        closed."""
         while (batch := self._batches.get()) is not None:
-            if active := [work for work in batch if not work.is_withdrawn]:
+            if active := [request for request in batch if not request.is_withdrawn]:
                 yield active
 
     def _read(self, pipe: str) -> None:
@@ -72,46 +73,46 @@ class RequestBatches(Generic[W]):
             for line in read_requests(pipe):
                 if isinstance(line, dict):
                     for key in line[WITHDRAWN]:
-                        if (work := self._works.pop(key, None)) is not None:
-                            work.is_withdrawn = True
+                        if (request := self._requests.pop(key, None)) is not None:
+                            request.is_withdrawn = True
                     continue
                 batch = list(map(PipedRequest, items_of(self._kind, line)))
-                self._works.update((work.item.key, work) for work in batch)
+                self._requests.update((request.item.key, request) for request in batch)
                 self._batches.put(batch)
-                del batch  # what is kept here is never forgotten
+                del batch  # a kept reference would keep its requests alive
         finally:
             self._batches.put(None)
 
 
 class RequestPipe:
-    """The writing end of a request pipe. The reader may die and be restarted. No call blocks: what
-    the pipe does not take is kept until it does."""
+    """The writing end of a request pipe. The reader may die and be restarted. No call blocks: data
+    that the pipe does not take is buffered."""
 
     def __init__(self, path: Path) -> None:
-        """Make a pipe. Raises OSError."""
+        """Create a pipe. Raises OSError."""
         self.path = path
         os.mkfifo(path, 0o600)
-        # For reading too, or opening it would fail until the stage has opened its end.
+        # Opened for reading, too: opening for writing alone fails until a reader has opened it.
         self.descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
-        self._left: deque[memoryview] = deque()
+        self._buffer: deque[memoryview] = deque()
 
     def send(self, line: Any) -> None:
-        """Have one thing told by the next `write`."""
-        self._left.append(memoryview(json.dumps(line).encode() + b"\n"))
+        """Buffer a line for the next `write`."""
+        self._buffer.append(memoryview(json.dumps(line).encode() + b"\n"))
 
     def write(self) -> bool:
-        """Write what the pipe takes. Return whether that was all."""
+        """Write as much as the pipe takes. Return whether the buffer is empty."""
         with contextlib.suppress(BlockingIOError):
-            while self._left:
-                written = os.write(self.descriptor, self._left[0])
-                self._left[0] = self._left[0][written:]
-                if not self._left[0]:
-                    self._left.popleft()
-        return not self._left
+            while self._buffer:
+                written = os.write(self.descriptor, self._buffer[0])
+                self._buffer[0] = self._buffer[0][written:]
+                if not self._buffer[0]:
+                    self._buffer.popleft()
+        return not self._buffer
 
     def close(self) -> None:
-        """End the stage's work, once it has read what was written."""
-        self._left.clear()
+        """Close the pipe. The stage ends after it has read what was written."""
+        self._buffer.clear()
         with contextlib.suppress(OSError):
-            self.path.unlink()  # before it is closed, or who opens it in between waits for ever
+            self.path.unlink()  # before closing: a reader that opens it later would wait forever
         os.close(self.descriptor)

@@ -1,4 +1,4 @@
-"""Gives exclusive use of a device by a kernel lock that dies with its holder."""
+"""Gives exclusive use of a device by a kernel lock that is released when its holder dies."""
 
 import contextlib
 import errno
@@ -13,31 +13,31 @@ from artifacts.regular import odd_kind
 from stages.process.device import device_uuid
 
 CPU_LOCK = "PENSTOCK_CPU_LOCK"
-"""Variable of the environment that names a file whose lock stands for the CPU, on machines where
-several people's models would be in each other's way."""
+"""Environment variable: a file whose lock stands for the CPU, on machines where the models of
+several users would slow each other down."""
 LOCKS = "PENSTOCK_LOCKS"
-"""Variable of the environment that names the folder of the GPUs' locks, where /tmp is not
-everybody's."""
+"""Environment variable: the folder of the GPU locks, if /tmp is not shared by all users."""
 NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, errno.EBADF, errno.EINVAL)
-"""Errors of a file system that locks nothing, or not a file that is open for reading."""
+"""Errors of file systems without locks, or without locks on files opened for reading."""
 IN_THE_WAY = (errno.ELOOP, errno.EISDIR, errno.ENXIO)
-"""Errors with which opening a link, a folder and a socket fails."""
+"""Errors when a link, a folder or a socket is opened."""
 PID_BYTES = 32
-"""More than a process id has digits."""
+"""More than the digits of a process id."""
 
 
 def hold_device(device: str, on_wait: Callable[[str], None]) -> IO[str] | None:
-    """Wait for a device's lock and keep it until the process ends.
+    """Wait for a device's lock and hold it until the process ends.
 
-    `on_wait` is told who holds it, once, when there is a wait. The file returned must be kept open.
+    `on_wait` is called once with the name of the holder if the lock is taken. Keep the returned
+    file open.
     """
     path = lock_of(device)
     return None if path is None else hold(path, on_wait)
 
 
 def lock_of(device: str) -> Path | None:
-    """Return the path of the lock that stands for a device; None where there is none. The CPU has
-    one where CPU_LOCK names it. Raises EnvironmentFault."""
+    """Return the path of the lock of a device; None without one. The CPU has a lock only if
+    CPU_LOCK is set. Raises EnvironmentFault."""
     if device.startswith("cuda"):
         return lock_path(device)
     named = os.environ.get(CPU_LOCK, "")
@@ -45,21 +45,21 @@ def lock_of(device: str) -> Path | None:
 
 
 def lock_path(device: str) -> Path:
-    """Return the path of a device's lock, one file a physical device. It is the same for all users'
-    processes on this machine; in containers, which have a /tmp each, for those that are given one
-    folder for their locks. Raises EnvironmentFault when that is no folder."""
+    """Return the path of a GPU's lock: one file per physical device, the same for all users of this
+    machine. Containers have a /tmp each, so they need a shared folder in PENSTOCK_LOCKS. Raises
+    EnvironmentFault if that is not a folder."""
     folder = Path(os.environ.get(LOCKS) or "/tmp").absolute()
     if not folder.is_dir():
         raise EnvironmentFault(
-            f"{LOCKS} names {folder}, which is no folder",
-            hint="Make it, the same for all containers of this host, or unset the variable",
+            f"{LOCKS}: {folder} is not a folder",
+            hint="Create it, the same for all containers of this host, or unset the variable",
         )
     return folder / f"penstock-{device_uuid(device).replace(':', '-')}.lock"
 
 
 def hold(path: Path, on_wait: Callable[[str], None]) -> IO[str]:
-    """Take the lock at `path`, waiting if it must. The process id inside tells others who has it.
-    Raises OSError, and EnvironmentFault for what is no file."""
+    """Take the lock at `path`, and wait if another process holds it. The file holds the process id
+    of the holder. Raises OSError, and EnvironmentFault if the path is not a file."""
     file = _open(path)
     if not _lock(file, fcntl.LOCK_NB):
         on_wait(holder(path))
@@ -68,8 +68,8 @@ def hold(path: Path, on_wait: Callable[[str], None]) -> IO[str]:
 
 
 def try_hold(path: Path) -> IO[str] | None:
-    """Take the lock at `path` if it is free; None when another process has it. Raises OSError, and
-    EnvironmentFault for what is no file."""
+    """Take the lock at `path` if it is free; return None if another process holds it. Raises
+    OSError, and EnvironmentFault if the path is not a file."""
     file = _open(path)
     if not _lock(file, fcntl.LOCK_NB):
         file.close()
@@ -78,8 +78,8 @@ def try_hold(path: Path) -> IO[str] | None:
 
 
 def _lock(file: IO[str], how: int = 0) -> bool:
-    """Return whether this process has the lock now, or none can be had there. None can be had on
-    some mounts: then nobody is kept from working."""
+    """Return True if this process has the lock, or if the file system has no locks, so that work
+    can go on. Return False if another process has it."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | how)
     except BlockingIOError:
@@ -91,7 +91,7 @@ def _lock(file: IO[str], how: int = 0) -> bool:
 
 
 def holder(path: Path) -> str:
-    """Return who has the lock, in words."""
+    """Return a description of the process that holds the lock."""
     try:
         with os.fdopen(_descriptor(path, os.O_RDONLY), "rb") as file:
             pid = file.read(PID_BYTES).strip()
@@ -105,20 +105,20 @@ def _open(path: Path) -> IO[str]:
         try:
             return os.fdopen(_descriptor(path, os.O_RDWR), "r+")
         except FileNotFoundError:
-            # Not without O_EXCL: in a sticky folder, O_CREAT is refused for a file of another user.
+            # O_EXCL, because a sticky folder refuses O_CREAT for a file of another user.
             with contextlib.suppress(FileExistsError):
                 return os.fdopen(_descriptor(path, os.O_RDWR | os.O_CREAT | os.O_EXCL), "r+")
         except OSError as error:
             if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
                 raise
-            # Of another user in a sticky folder, a lock can be opened for reading only: that
+            # A lock of another user in a sticky folder can only be opened for reading, which
             # suffices.
             return os.fdopen(_descriptor(path, os.O_RDONLY), "r")
 
 
 def _descriptor(path: Path, how: int) -> int:
-    """Open the file at `path`. Raises EnvironmentFault for what is none: who may write to a folder
-    of all, such as /tmp, could have others write where they are led to."""
+    """Open the file at `path`. Raises EnvironmentFault if it is not a regular file: in a shared
+    folder such as /tmp, a link of another user could redirect the write."""
     try:
         descriptor = os.open(path, how | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
     except OSError as error:
@@ -133,14 +133,14 @@ def _descriptor(path: Path, how: int) -> int:
 
 def _in_the_way(path: Path, odd: str) -> EnvironmentFault:
     return EnvironmentFault(
-        f"{path} is {odd or 'no file'}, and a lock must be a file",
+        f"{path} is {odd or 'not a file'}, but a lock must be a file",
         hint="Find out who put it there, remove it, and run the same command again",
     )
 
 
 def _sign(file: IO[str]) -> IO[str]:
     if file.writable():
-        with contextlib.suppress(OSError):  # a full disk: held it is, whatever stands in it
+        with contextlib.suppress(OSError):  # a full disk: the lock is held all the same
             os.ftruncate(file.fileno(), 0)
             os.pwrite(file.fileno(), f"{os.getpid()}\n".encode(), 0)
     return file

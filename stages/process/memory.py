@@ -12,34 +12,34 @@ from stages.process.device import device_holders, device_used_bytes
 from stages.process.device_limit import CONTEXT_BYTES
 
 PEAK_INTERVAL = 0.05
-"""Seconds between looks for the peak: short, because activations come and go."""
+"""Seconds between samples for the peak; short, because activations live briefly."""
 TIMELINE_INTERVAL = 0.5
-"""Seconds between points of the time line (2 Hz)."""
+"""Seconds between points of the timeline (2 Hz)."""
 MAX_POINTS = 7200
-"""Points of a time line that are kept: an hour's. Of a longer one, every second that is older
-goes whenever it is full."""
+"""Most points of a timeline: one hour. When it is full, every second old point is dropped."""
 RISE_BYTES = 16 << 20
 RISE_SHARE = 0.01
-"""Part by which a peak is above the one that was told, at the least, when it is told at once:
-whoever is killed at its peak can tell no more, and its imports alone may take half a GB."""
+"""A peak that rises by RISE_BYTES, or by this share if that is less, is reported at once. A process
+that is killed at its peak can report nothing later, and its imports alone may take half a GB."""
 
 
 class ProcessMemory(NamedTuple):
     """The host memory of a process."""
 
     anonymous: int = 0
-    """Resident bytes that no file backs. The kernel's high-water mark counts file pages as well."""
+    """Resident bytes without a backing file. The kernel's high-water mark includes pages of
+    files."""
     data: int = 0
-    """Bytes that it may write to and does not share, touched or not: what RLIMIT_DATA limits."""
+    """Private writable bytes, touched or not: what RLIMIT_DATA limits."""
     threads: int = 0
 
 
 FIELDS = {b"RssAnon": 0, b"VmData": 1, b"Threads": 2}
-"""Line of the kernel's status of a process → its place in ProcessMemory."""
+"""Line of the kernel's process status → its position in ProcessMemory."""
 
 
 def taken(pid: int | str = "self") -> ProcessMemory:
-    """Return what a process has of the host's memory; nothing when there is no such process."""
+    """Return the host memory of a process; zeros if there is no such process."""
     found = [0, 0, 0]
     try:
         with open(f"/proc/{pid}/status", "rb") as status:
@@ -54,7 +54,7 @@ def taken(pid: int | str = "self") -> ProcessMemory:
 
 
 def anonymous_bytes(pid: int | str = "self") -> int:
-    """Return the resident bytes that no file backs."""
+    """Return the resident bytes without a backing file."""
     return taken(pid).anonymous
 
 
@@ -75,7 +75,7 @@ class Sampler:
         own: bool = False,
         started: float | None = None,
     ) -> None:
-        """`started` is the moment from which seconds count, by `time.monotonic`; None: now."""
+        """`started` is the time from which seconds count, by `time.monotonic`; None: now."""
         self._device = device
         self._on_point = on_point
         self._on_sample = on_sample
@@ -86,9 +86,9 @@ class Sampler:
         self._next_point = 0.0
         self._reported = (0, 0)
         self.peak_host_bytes = 0
-        """Highest anonymous resident memory seen."""
+        """Peak of anonymous resident memory."""
         self.peak_device_bytes = 0
-        """Highest memory in use on the device."""
+        """Peak of memory in use on the device."""
         self.timeline: list[tuple[float, int, int]] = []
         """(seconds since start, anonymous host bytes, device bytes)."""
 
@@ -105,11 +105,11 @@ class Sampler:
 
     def _follow(self) -> None:
         while not self._stop.wait(PEAK_INTERVAL):
-            with contextlib.suppress(MemoryError):  # there is none left, and it is to be told
+            with contextlib.suppress(MemoryError):  # keep reporting when none is left
                 self.sample()
 
     def sample(self) -> None:
-        """See how much there is now."""
+        """Take one sample."""
         now, device = taken(), self._device_bytes()
         passed = round(time.monotonic() - self._started, 2)
         self.peak_host_bytes = max(self.peak_host_bytes, now.anonymous)
@@ -123,29 +123,29 @@ class Sampler:
             add_point(self.timeline, (passed, now.anonymous, device))
         if self._on_point is not None and (due or any(map(_rose, peaks, self._reported))):
             self._reported = peaks
-            with contextlib.suppress(OSError):  # nobody listens any more
+            with contextlib.suppress(OSError):  # the parent is gone
                 self._on_point(passed, now.anonymous, device, *peaks)
 
     def _device_bytes(self) -> int:
         if self._own:
-            reported = device_holders(self._device).get(os.getpid(), 0)
+            listed = device_holders(self._device).get(os.getpid(), 0)
         else:
-            reported = device_used_bytes(self._device)
-        return reported or _own_bytes(self._device)
+            listed = device_used_bytes(self._device)
+        return listed or _own_bytes(self._device)
 
 
 def add_point(timeline: list[Any], point: Any) -> None:
-    """Add a point to a time line, which grows for ever in no process that stays."""
+    """Add a point to a timeline, whose length stays bounded."""
     timeline.append(point)
     if len(timeline) > MAX_POINTS:
         del timeline[1:MAX_POINTS:2]
 
 
 def _own_bytes(device: str) -> int:
-    """Return what this process holds of a GPU of which the driver does not tell. 0 without a
+    """Return the GPU memory of this process for a driver that does not report it; 0 without a
     context."""
     torch = sys.modules.get("torch")
-    cuda: Any = getattr(torch, "cuda", None)  # none yet, while it is being imported
+    cuda: Any = getattr(torch, "cuda", None)  # missing while torch is being imported
     if not device.startswith("cuda") or not hasattr(cuda, "memory_reserved"):
         return 0
     return CONTEXT_BYTES + int(cuda.memory_reserved(device)) if cuda.is_initialized() else 0

@@ -1,7 +1,7 @@
 """Limits the memory of a stage's process above what its imports took.
 
-On a CPU the kernel limits private writable memory. Allocated memory counts whether it is used or
-not, and so do the stacks of threads. On a GPU torch's allocator applies the limit.
+On a CPU the kernel limits private writable memory. It counts allocated memory whether it is used or
+not, and thread stacks. On a GPU torch's allocator applies the limit.
 """
 
 import contextlib
@@ -15,24 +15,23 @@ from stages.process.device_limit import DeviceLimit, limit_device
 from stages.process.memory import ProcessMemory, taken
 
 STACK_BYTES = 2 << 20
-"""Stack of a thread that is started under a limit, instead of 8 MiB: a library may start one for
-each core before anybody can make room for them."""
+"""Stack of a thread that is started under a limit, instead of 8 MiB. A library may start one per
+core before the limit is raised for them."""
 THREAD_BYTES = STACK_BYTES + (256 << 10)
-"""Bytes that a thread may take that does next to nothing: its stack and its part of the heap."""
+"""Memory of a nearly idle thread: its stack and its part of the heap."""
 
 AT_THE_LIMIT = 0.9
-"""Part of its budget at which a process that was killed, crashed, or failed in some strange way,
-died of its memory."""
+"""Share of the budget from which a killed, crashed or strangely failed process counts as out of
+memory."""
 SHORT = 0.5
-"""Part of its budget from which on doubtful last words are taken for those of memory: what was
-asked for, and not given, may have been large."""
+"""Share of the budget from which an ambiguous error message counts as out of memory. The failed
+allocation may have been large."""
 SHORT_BYTES = 64 * THREAD_BYTES
-"""The same, from the budget's end: threads for all cores are started in a moment, in which nobody
-looks."""
+"""The same, as a distance from the budget. Threads for all cores may start between two samples."""
 
 
 def is_near(taken_bytes: int, budget: int) -> bool:
-    """Return whether so much of a budget was taken that something may not have been given."""
+    """Return whether so much of the budget is taken that an allocation may have failed."""
     return taken_bytes >= min(SHORT * budget, budget - SHORT_BYTES)
 
 
@@ -45,16 +44,16 @@ class MemoryLimit:
     baseline: ProcessMemory
     max_threads: int = 0
     peak_bytes: int = 0
-    """Bytes above the baseline that were asked for at once, at the most."""
+    """Peak of the bytes above the baseline."""
     lifted: bool = False
 
     @property
     def short(self) -> bool:
-        """Return whether memory has been so short that something may not have been given."""
+        """Return whether memory has been so short that an allocation may have failed."""
         return is_near(self.peak_bytes, self.bytes)
 
     def look(self, now: ProcessMemory) -> None:
-        """Make room for the stacks of threads that were started since: they are hardly used."""
+        """Update the peak. Raise the limit by the stacks of new threads, which are hardly used."""
         room = THREAD_BYTES * max(0, self.max_threads - self.baseline.threads)
         self.peak_bytes = max(self.peak_bytes, now.data - self.baseline.data - room)
         if self.lifted or now.threads <= self.max_threads:
@@ -62,7 +61,7 @@ class MemoryLimit:
         self.max_threads = now.threads
         room = THREAD_BYTES * max(0, self.max_threads - self.baseline.threads)
         hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
-        with contextlib.suppress(ValueError, OSError):  # above somebody else's hard limit
+        with contextlib.suppress(ValueError, OSError):  # above an existing hard limit
             resource.setrlimit(resource.RLIMIT_DATA, (self.baseline.data + self.bytes + room, hard))
 
 
@@ -73,35 +72,33 @@ _device_limits: list[DeviceLimit] = []
 
 
 def look(now: ProcessMemory) -> bool:
-    """Follow what this process takes, and return whether it was near its limit, if it has one. Near
-    is near enough for what may have many reasons to have this one."""
+    """Update the peak of this process. Return whether it came near its limit, near enough to
+    explain an ambiguous error."""
     for limit in _limits:
         limit.look(now)
     return any(limit.short for limit in _limits)
 
 
 def short() -> bool:
-    """Return whether this process has a limit, and was near enough to it, or its GPU has no
-    more."""
+    """Return whether this process came near its limit, or its GPU has no free memory."""
     if look(taken()):
         return True
     return any(is_near(limit.taken(), limit.bytes) or limit.full() for limit in _device_limits)
 
 
 def at_the_limit() -> bool:
-    """Return whether this process has a limit, and has had all that it allows."""
+    """Return whether this process has used up its limit."""
     return any(limit.peak_bytes >= AT_THE_LIMIT * limit.bytes for limit in _limits)
 
 
 def room() -> float:
-    """Return the bytes that this process would have had left when it took the most. Infinite
-    without a limit."""
+    """Return the free bytes under the limit at the peak; infinite without a limit."""
     look(taken())
     return min((limit.bytes - limit.peak_bytes for limit in _limits), default=math.inf)
 
 
 def lift() -> None:
-    """Let this process take what it needs to say what it died of."""
+    """Lift the limit, so that the process can report what it failed of."""
     for limit in _limits:
         limit.lifted = True
         hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
@@ -109,9 +106,9 @@ def lift() -> None:
 
 
 def enforce(device: str, budget: int, dtype: str = "") -> None:
-    """Keep this process to `budget` bytes of a device above what it takes now. 0 keeps it to
-    nothing. On a GPU it is going to compute in `dtype`. Raises OutOfMemory for a budget that cannot
-    be kept to, and EnvironmentFault for a GPU that is not the one that was meant."""
+    """Limit this process to `budget` bytes of a device above its current use; 0: no limit. On a GPU
+    the stage computes in `dtype`. Raises OutOfMemory if the budget is too small to enforce, and
+    EnvironmentFault if torch uses another GPU."""
     if device.startswith("cuda"):
         if budget and "torch" in sys.modules:
             _device_limits.append(limit_device(device, budget, dtype))
@@ -125,8 +122,8 @@ def enforce(device: str, budget: int, dtype: str = "") -> None:
 
 
 def start_threads() -> None:
-    """Have torch, if it was imported, start the threads that it computes on. Under a limit, a
-    library that gets no stack for one ends the process, or waits for ever."""
+    """Make torch start its compute threads, if it was imported. Under a limit, a library that gets
+    no stack for a thread ends the process or waits forever."""
     if "torch" not in sys.modules:
         return
     import torch

@@ -1,7 +1,7 @@
-"""Resolves which GPU is meant to its NVML handle. Makes no other driver query.
+"""Finds the NVML handle of the selected GPU. Makes no other driver query.
 
-CUDA_VISIBLE_DEVICES takes numbers, uuids, prefixes of uuids, and parts of a card (MIG devices). On
-a divided card CUDA uses a part even if the card itself is named.
+CUDA_VISIBLE_DEVICES takes numbers, uuids, prefixes of uuids, and MIG devices. On a card divided
+into MIG devices, CUDA uses one of them even if the card itself is named.
 """
 
 import functools
@@ -13,17 +13,17 @@ from artifacts.errors import EnvironmentFault
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 HIDING = ("", "-1", "NoDevFiles")
-"""First entries that hide every GPU; the last is what Slurm sets for a job without one."""
+"""First entries that hide every GPU; Slurm sets the last one for a job without a GPU."""
 NO_DRIVER = ("NVMLError_LibraryNotFound", "NVMLError_DriverNotLoaded")
-"""Errors of NVML where there is no NVIDIA GPU in use; anything else is a driver out of order."""
+"""NVML errors that mean that no NVIDIA GPU is in use; any other error means a broken driver."""
 TO_THE_CPU = f"`{VISIBLE}= penstock …` uses the CPU instead"
 
 Answer = TypeVar("Answer")
 
 
 def visible_entries() -> list[str] | None:
-    """Return the entries of CUDA_VISIBLE_DEVICES up to the first that hides the rest. None when not
-    set."""
+    """Return the entries of CUDA_VISIBLE_DEVICES before the first one that hides the rest; None if
+    it is not set."""
     given = os.environ.get(VISIBLE)
     if given is None:
         return None
@@ -36,7 +36,7 @@ def visible_entries() -> list[str] | None:
 
 
 def handle_of(device: str) -> Any:
-    """Return NVML's name for a GPU; None for the CPU, and where there is none."""
+    """Return NVML's handle of a GPU; None for the CPU or if there is no GPU."""
     if not device.startswith("cuda"):
         return None
     visible = visible_entries()
@@ -46,13 +46,13 @@ def handle_of(device: str) -> Any:
     return found(visible[number], named=True) if number < len(visible) else None
 
 
-@functools.cache  # it is asked twenty times a second
+@functools.cache  # called twenty times per second
 def found(name: str, *, named: bool) -> Any:
-    """Return the GPU that an entry names. `named` is whether the user named it, for whom it must be
-    there."""
+    """Return the GPU that an entry names. `named`: the user named it, so a missing GPU is an
+    error."""
     if not _driver_answers():
         if named:
-            raise _unknown(name, "no NVIDIA driver answers")
+            raise _unknown(name, "no NVIDIA driver responds")
         return None
     import pynvml
 
@@ -66,8 +66,8 @@ def found(name: str, *, named: bool) -> Any:
 
 
 def _numbered(nvml: Any, number: int) -> Any:
-    """Return the card of that number; None when there is none. Raises EnvironmentFault for one that
-    the driver cannot reach."""
+    """Return the card with that number; None if there is none. Raises EnvironmentFault if the
+    driver cannot reach it."""
     try:
         return nvml.nvmlDeviceGetHandleByIndex(number)
     except (nvml.NVMLError_InvalidArgument, nvml.NVMLError_NotFound):
@@ -80,7 +80,7 @@ def _numbered(nvml: Any, number: int) -> Any:
 
 
 def _called(nvml: Any, name: str) -> list[Any]:
-    """Return cards, and parts of cards, whose uuid begins so: CUDA takes a prefix."""
+    """Return the cards and MIG devices whose uuid begins with `name`, as CUDA does."""
     cards = [card for _, card in cards_of(nvml)]
     parts = [part for card in cards for part in parts_of(nvml, card)]
     return [gpu for gpu in (*cards, *parts) if uuid_of(nvml, gpu).startswith(name)]
@@ -88,13 +88,13 @@ def _called(nvml: Any, name: str) -> list[Any]:
 
 def _unknown(name: str, known: str) -> EnvironmentFault:
     return EnvironmentFault(
-        f"{VISIBLE} names {name}, and {known}",
-        hint=f"Name one that `nvidia-smi -L` lists, or unset it to take the first; {TO_THE_CPU}",
+        f"{VISIBLE}: unknown GPU {name} ({known})",
+        hint=f"Name one that `nvidia-smi -L` lists, or unset it to use the first; {TO_THE_CPU}",
     )
 
 
 def _driver_answers() -> bool:
-    """Return whether there is a driver. Raises EnvironmentFault for one that is out of order."""
+    """Return whether there is a driver. Raises EnvironmentFault if it is broken."""
     try:
         import pynvml
     except ImportError:
@@ -105,15 +105,14 @@ def _driver_answers() -> bool:
         if type(error).__name__ in NO_DRIVER:
             return False
         raise EnvironmentFault(
-            f"the NVIDIA driver does not answer: {_message_of(error)}",
-            hint=f"See that `nvidia-smi` works, after an update by a restart; {TO_THE_CPU}",
+            f"the NVIDIA driver does not respond: {_message_of(error)}",
+            hint=f"Check `nvidia-smi`; after a driver update, restart the machine; {TO_THE_CPU}",
         ) from error
     return True
 
 
 def cards_of(nvml: Any) -> Iterator[tuple[int, Any]]:
-    """Yield the number of each card that can be reached, and the card. They come in the order of
-    their PCI bus."""
+    """Yield the number and handle of each reachable card, in PCI bus order."""
     for number in range(_query(nvml, 0, nvml.nvmlDeviceGetCount)):
         card = _query(nvml, None, nvml.nvmlDeviceGetHandleByIndex, number)
         if card is not None:
@@ -121,8 +120,7 @@ def cards_of(nvml: Any) -> Iterator[tuple[int, Any]]:
 
 
 def parts_of(nvml: Any, card: Any) -> Iterator[Any]:
-    """Yield the parts (MIG devices) that a card is divided into; none of a part, or a whole
-    card."""
+    """Yield the MIG devices of a card; none for a MIG device or an undivided card."""
     if not _query(nvml, (0, 0), nvml.nvmlDeviceGetMigMode, card)[0]:
         return
     for number in range(_query(nvml, 0, nvml.nvmlDeviceGetMaxMigDeviceCount, card)):
@@ -140,7 +138,7 @@ def uuid_of(nvml: Any, gpu: Any) -> str:
 
 
 def _query(nvml: Any, otherwise: Answer, function: Callable[..., Answer], *given: Any) -> Answer:
-    """Return what NVML answers, or something else where it does not."""
+    """Return NVML's answer, or `otherwise` if the call fails."""
     try:
         return function(*given)
     except nvml.NVMLError:

@@ -41,11 +41,11 @@ class EventReporter:
         self._lock = threading.Lock()
 
     def total(self, items: int) -> None:
-        """Tell how many items this stage is going to publish."""
+        """Report how many items this stage will publish."""
         self.send(Total(items=items))
 
     def item(self, key: str, *, label: str = "", tokens: int = 0) -> None:
-        """Tell that an item was published: it is on disk, and will not be made again."""
+        """Report that an item was published: it is on disk and will not be made again."""
         if self._journal is not None:
             self._note(self._journal, json.dumps({"time": round(time.time(), 3), "key": key}))
         self.send(Item(key=key, label=label, tokens=tokens))
@@ -56,27 +56,27 @@ class EventReporter:
                 file.write(line + "\n")
         except FileNotFoundError as error:
             raise EnvironmentFault(
-                f"{journal.parent} is gone: something removed or moved it during the run",
-                hint="Nothing finished is lost; run the same command again to go on",
+                f"{journal.parent} is missing (removed or moved during the run)",
+                hint="Finished work is kept; run the same command again to resume",
             ) from error
         except OSError as error:
             raise fault_of(error, journal.parent) from error
 
     def begin(self, media: str) -> None:
-        """Tell that a medium is opened: whoever dies from now on may have died of it."""
+        """Report that a medium is opened. If the process dies now, the medium may be the cause."""
         self.send(MediumOpened(media=media))
 
     def done(self, media: str) -> None:
-        """Tell that a medium is closed again."""
+        """Report that a medium is closed."""
         self.send(MediumClosed(media=media))
 
     def failure(self, media: str, kind: str, message: str, hint: str) -> None:
-        """Tell that one medium, named by its content digest, cannot be used. The others can."""
+        """Report that one medium, given by its content digest, cannot be used. The others can."""
         self.send(Failed(media=media, kind=kind, message=message, hint=hint))
 
     def batch_shrunk(self, batch: int, *, failed: int, error: str, block: int = 0) -> None:
-        """Tell that a batch of `failed` items did not fit, or batches of so many that go through
-        together. From here on they are at most so large."""
+        """Report that `failed` items did not fit together. Batches now have at most `batch` items,
+        and blocks of batches at most `block`."""
         self.send(BatchShrunk(batch=batch, failed=failed, error=error, block=block))
 
     def too_large(self, key: str, needed_bytes: int, error: str) -> None:
@@ -85,14 +85,14 @@ class EventReporter:
         self.send(TooLarge(key=key, wanted_bytes=needed_bytes, error=error))
 
     def warning(self, text: str) -> None:
-        """Tell something that a person should read, and that stops nothing."""
+        """Report a warning for the user; the stage continues."""
         self.send(Warned(text=text))
 
     def memory(
         self, seconds: float, host: int, device: int, peak_host: int, peak_device: int
     ) -> None:
-        """Tell the memory after so many seconds, and the most so far, in bytes. It is also a sign
-        of life from a stage whose items take long."""
+        """Report the current and the peak memory in bytes. It also shows that the process is
+        alive."""
         self.send(
             MemorySample(
                 seconds=seconds,
@@ -104,7 +104,7 @@ class EventReporter:
         )
 
     def note(self, **values: Any) -> None:
-        """Tell facts about the stage for `run.json`, such as the attention implementation."""
+        """Report facts about the stage for `run.json`, such as the attention implementation."""
         self.send(StageNotes(values))
 
     def send(self, event: Event) -> None:

@@ -8,40 +8,42 @@ from artifacts.schema import Part
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StageSpec:
-    """A stage's declaration; it is in the `__init__` of the stage's package."""
+    """A stage's declaration, in the `__init__` of its package."""
 
     name: str
     reads: str
-    """The kind of records that it reads; empty: files, or what its job holds."""
+    """Record kind that it reads; empty: files, or the content of its job."""
     writes: str
-    """The kind of records that it makes."""
+    """Record kind that it writes."""
     part: Part | None = None
-    """Part of a checkpoint that it loads; None: nothing, and it runs on the host."""
+    """Model part that it loads; None: none, and the stage runs on the host."""
     job: type[Any]
-    """Class of the job that its process is told."""
+    """Class of its job."""
     of_media: bool = True
-    """Whether it is run over media, and not once in a run."""
+    """Whether it processes media; otherwise it runs once."""
     vectors: bool = False
-    """Whether its part is of a dual encoder, which makes vectors, and not of a model that
-    captions."""
+    """Whether its model part belongs to a dual encoder, which makes vectors, and not to a
+    captioning model."""
     mixes_image_sizes: bool = False
-    """Whether pictures of any size are alike to it, so that they share a batch."""
+    """Whether images of any sizes may share a batch."""
     shrinks: bool = False
-    """Whether pictures may be made smaller while they are decoded, as far as it does not show."""
+    """Whether images may be downscaled while they are decoded, if that does not affect the
+    result."""
     supports_tiles: bool = False
-    """Whether it may look at the parts of a picture, each by itself."""
+    """Whether it can process tiles of an image separately."""
     prompted: bool = False
-    """Whether its records are made of a prompt too, and rows with prompts of like length share a
+    """Whether its records depend on a prompt. Items whose prompts have similar lengths share a
     batch."""
     uses_token_limit: bool = False
-    """Whether its records are cut at so many tokens, which then decide their bytes."""
+    """Whether a token limit cuts its records, and so decides their bytes."""
     can_reject_items: bool = False
-    """Whether it may find that a model does not take an item, which it notes among the failures."""
+    """Whether a model may reject an item, which is then recorded as a failure."""
     deletes_inputs: bool = False
-    """Whether what it read is not kept once it is through with it."""
+    """Whether the records that it read are deleted afterwards."""
     output_version: int
-    """Raised when its own output changes for the same inputs; part of every key below it."""
+    """Raised when its output changes for the same inputs; part of every cache key that depends on
+    it."""
     entry: str
-    """The function that its process calls: `package.module:function`."""
+    """Function that its process calls: `package.module:function`."""
     verb: str
-    """The verb by which people are told what it does."""
+    """Verb for what it does, shown to the user."""

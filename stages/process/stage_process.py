@@ -53,27 +53,29 @@ from stages.process.memory import add_point
 from stages.process.outcome import StageOutcome
 
 SLACK_BYTES = 64 << 20
-"""How far above its baseline a device may stay after a stage and still count as given back."""
+"""How far above its baseline a device may stay after a stage and still count as released."""
 SECONDS = 5.0
-"""How long to wait for the driver to take the memory back."""
+"""How long to wait for the driver to release the memory."""
 FULL = 0.97
-"""Part of a GPU that is in use when it is taken to be full."""
+"""Share of a GPU in use from which it counts as full."""
 
 
 def wait_until_gone(device: str, pid: int) -> list[str]:
-    """Wait until the driver lists a process no more that has ended. Return what a person should
-    know. That it had company tells why the device may be in use after it."""
+    """Wait until the driver no longer lists an exited process. Return warnings. Unlike
+    `wait_for_release`, it ignores the memory of other processes."""
     deadline = time.monotonic() + SECONDS
     while (held := device_holders(device)).get(pid) is not None:
         if time.monotonic() >= deadline:
-            return [f"the driver still lists {held[pid] >> 20} MiB of process {pid}, which ended"]
+            return [
+                f"GPU memory not released: exited process {pid} still holds {held[pid] >> 20} MiB"
+            ]
         time.sleep(0.1)
     return []
 
 
 def wait_for_release(device: str, before: int, peak: int) -> tuple[int, list[str]]:
-    """Return the bytes of a device in use after a stage, and what a person should know. It waits
-    until they are as few as `before`, or time is up; `peak` is the most that were in use."""
+    """Wait until a device uses no more memory than `before`, or time is up. Return its used bytes,
+    and warnings. `peak` is the peak of its used bytes."""
     if not device.startswith("cuda"):
         return 0, []
     allowed = before + SLACK_BYTES
@@ -83,28 +85,26 @@ def wait_for_release(device: str, before: int, peak: int) -> tuple[int, list[str
     warnings = []
     if used > allowed:
         others = ", ".join(f"process {pid}" for pid in device_holders(device)) or "the driver"
-        warnings.append(
-            f"{(used - allowed) >> 20} MiB of the GPU did not come back: {others} hold memory"
-        )
+        warnings.append(f"GPU memory not released: {(used - allowed) >> 20} MiB, held by {others}")
     total = device_free_bytes(device)[1]
     if total and peak > FULL * total and on_wsl():
         warnings.append(
-            "the GPU was full, and Windows then takes host memory, which is slow: give less "
+            "the GPU was full; Windows then uses host memory, which is slow: lower "
             "--memory, or see WSL2 in docs/gpu.md"
         )
     return used, warnings
 
 
 STOP_SECONDS = 10.0
-"""How long a stage that was asked to stop may take before it is killed."""
+"""How long a stage may take to stop before it is killed."""
 
 Listener = Callable[[str, Event], None]
-"""Called with the stage's name and each event, from a thread of its own."""
+"""Called with the stage's name and each event, from a separate thread."""
 
 
 class StageProcess:
-    """One running stage. Start it and wait for it on the same thread: the kernel ties the child's
-    life to that thread."""
+    """One running stage. Start and wait for it on the same thread, because the kernel ties the
+    child's life to that thread."""
 
     def __init__(
         self,
@@ -120,10 +120,12 @@ class StageProcess:
         forks: ForkServer | None = None,
         stays: bool = False,
     ) -> None:
-        """Start the stage, if it can be from the server `forks`. It may take `budget` bytes of the
-        device above its imports; 0: all that is there. A thread of it may take `seconds` of
-        processor time; 0: as long as it needs. One that `stays` leaves the device's lock to who
-        started it, and writes no journal."""
+        """Start the stage, from the fork server `forks` if possible.
+
+        `budget` limits the device memory above its imports in bytes; 0: no limit. `seconds` limits
+        the CPU time of each of its threads; 0: no limit. With `stays`, the stage is a long-running
+        worker: the caller holds the device's lock, and no journal is written.
+        """
         self.name = name
         self.log = log
         self._device = device
@@ -132,14 +134,14 @@ class StageProcess:
         self._listen = listen
         self._stays = stays
         self._files = ModelFiles.from_json(value_in(arguments, "files") or {})
-        used = 0 if stays else device_used_bytes(device)  # of others that stay, it comes and goes
+        used = 0 if stays else device_used_bytes(device)  # other workers' use varies
         self.outcome = StageOutcome(name=name, baseline_before_bytes=used)
         self._log_start = 0
         self._started = time.monotonic()
         try:
             log.parent.mkdir(parents=True, exist_ok=True)
             with log.open("ab") as file:
-                self._log_start = file.tell()  # what earlier runs said is not this one's last word
+                self._log_start = file.tell()  # skip the output of earlier runs
         except OSError as error:
             raise fault_of(error, log.parent) from error
         job = job_descriptor(
@@ -173,8 +175,8 @@ class StageProcess:
         return self._process.pid
 
     def wait(self) -> StageOutcome:
-        """Return the stage's outcome once it has ended and the device is free again. Raises what
-        ended it."""
+        """Wait until the stage has ended and the device is free. Return the outcome, or raise the
+        stage's error."""
         try:
             code = self._process.wait()
             self._reader.join()
@@ -193,7 +195,7 @@ class StageProcess:
             self._warn(f"{self.name}: {warning}")
         if code != 0 or self.outcome.error is not None:
             fault = fault_of_stage(self.name, self._process_exit(code))
-            if isinstance(fault, Killed):  # it may be started again, without a word
+            if isinstance(fault, Killed):  # it may be retried silently
                 self._warn(fault.message)
             raise fault
         return self.outcome
@@ -215,8 +217,8 @@ class StageProcess:
             oom_kills=oom_kills() - self._oom_kills,
         )
 
-    def ended(self, seconds: float) -> bool:
-        """Return whether the process has ended, after waiting for it so long at the most."""
+    def wait_for_exit(self, seconds: float) -> bool:
+        """Wait at most so many seconds. Return whether the process has ended."""
         try:
             self._process.wait(seconds)
         except subprocess.TimeoutExpired:
@@ -224,11 +226,11 @@ class StageProcess:
         return True
 
     def stop(self) -> None:
-        """End the stage: asked first, killed when it does not answer. What it published stays."""
+        """Stop the stage, and kill it if it does not stop in time. Published items stay."""
         if self._process.poll() is not None:
             return
         self._process.send_signal(signal.SIGTERM)
-        if not self.ended(STOP_SECONDS):
+        if not self.wait_for_exit(STOP_SECONDS):
             self._process.send_signal(signal.SIGKILL)
             self._process.wait()
 
@@ -238,7 +240,9 @@ class StageProcess:
                 if event is None:
                     continue
                 self._apply(event)
-                with contextlib.suppress(OSError):  # who listens may be gone, as behind `| head`
+                with contextlib.suppress(
+                    OSError
+                ):  # the reader of the output may be gone, as in `| head`
                     self._listen(self.name, event)
 
     def _apply(self, event: Event) -> None:
@@ -251,7 +255,7 @@ class StageProcess:
                 outcome.open_media.add(event.media)
             case MediumClosed():
                 outcome.open_media.discard(event.media)
-            case Failed() if not self._stays:  # for weeks, whoever stays would keep them all
+            case Failed() if not self._stays:  # a worker of weeks would collect them forever
                 outcome.failures.append(event)
             case TooLarge() if not self._stays:
                 outcome.too_large.append(event)
@@ -262,7 +266,7 @@ class StageProcess:
             case MemorySample():
                 outcome.peak_host_bytes = max(outcome.peak_host_bytes, event.peak_host_bytes)
                 outcome.peak_device_bytes = max(outcome.peak_device_bytes, event.peak_device_bytes)
-                # What is known should it die; whoever ends in order tells it all.
+                # Kept in case it dies; StageEnded brings the whole timeline.
                 point = [event.seconds, event.host_bytes, event.device_bytes]
                 add_point(outcome.timeline, point)
             case StageError():
@@ -286,7 +290,7 @@ class StageProcess:
 
 
 def _fresh(job: int, output: IO[bytes], events: int) -> "subprocess.Popen[bytes]":
-    """Start a stage as a process that imports for itself."""
+    """Start a stage as an ordinary process, which does its own imports."""
     options = ["stages.process.child", str(job), str(os.getpid()), str(events)]
     return subprocess.Popen(
         [sys.executable, "-P", "-m", *options],
