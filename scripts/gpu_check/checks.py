@@ -34,7 +34,7 @@ CHECKS = (
     Check("features in fp32", halves.fp32),
     Check("graphs by onnx", graphs.by_cuda, 300, needs=("device",)),
     Check("graphs by tensorrt", graphs.by_tensorrt, 900, needs=("device",)),
-    Check("streamed tower", halves.streamed),
+    Check("streamed encoder", halves.streamed),
     Check("layer by layer", halves.layer_by_layer),
     Check("KV cache offloaded", halves.kv_offloaded, needs=("streams",)),
     Check("KV cache quantized", halves.kv_quantized),

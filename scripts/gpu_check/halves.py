@@ -120,9 +120,11 @@ def streamed(setting: Setting) -> Iterator[Row]:
     made = cross(half, [lambda: bench.encode(half)] * CALLS)
     same = sum(torch.equal(numbers(each), plain) for each in made)
     found = f"{same} of {CALLS} the same"
-    yield row("features of a streamed tower", f"{CALLS} of {CALLS} the same", found, same == CALLS)
+    yield row(
+        "features of a streamed encoder", f"{CALLS} of {CALLS} the same", found, same == CALLS
+    )
     fetched = int(facts(half)["bytes_fetched_a_pass"])
-    yield row("bytes that a streamed tower fetches", "some", f"{fetched:,}", fetched > 0)
+    yield row("bytes that a streamed encoder fetches", "some", f"{fetched:,}", fetched > 0)
 
 
 def same_tokens(name: str, how: Mapping[str, Any], options: Mapping[str, Any]) -> Any:
@@ -172,7 +174,7 @@ nf4 = runs("language half in nf4", {"precision": "nf4"}, {})
 
 
 def rate(setting: Setting) -> Iterator[Row]:
-    """How fast a streamed tower's layers come, and what it costs; figures, of which no rule says
+    """How fast a streamed encoder's layers come, and what it costs; figures, of which no rule says
     what they should be."""
     import torch
 
@@ -195,7 +197,7 @@ def rate(setting: Setting) -> Iterator[Row]:
     copy = copies(setting.device)["to_device"]
     expected = f"told; a pinned copy makes {copy / 1e9:.1f} GB/s"
     found = f"{fetched / slow / 1e9:.2f} GB/s, {mib(fetched)} a pass"
-    yield row("layers of a streamed tower", expected, found, fetched > 0)
+    yield row("layers of a streamed encoder", expected, found, fetched > 0)
     expected = f"told; plain takes {plain * 1000:.0f} ms"
     yield row("encoding one clip, streamed", expected, f"{slow * 1000:.0f} ms", slow > 0)
 

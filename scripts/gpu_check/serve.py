@@ -95,7 +95,7 @@ def under_load(setting: Setting) -> Iterator[Row]:
         answered = len(server.load(LOAD_SECONDS, AT_ONCE))
         rate = answered / (time.monotonic() - began)
         found = f"{rate:.0f} beside {alone:.0f}, x {rate / alone:.1f}"
-        yield row(f"pictures a second, {AT_ONCE} at once beside one", "more", found, rate > alone)
+        yield row(f"images per second, {AT_ONCE} at once beside one", "more", found, rate > alone)
         seconds, batches = server.batch_seconds()
         p50 = statistics.median(server.load(LOAD_SECONDS, 1, LIGHT_PAUSE))
         after, more = server.batch_seconds()
