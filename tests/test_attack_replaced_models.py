@@ -41,7 +41,7 @@ from tests.support.serving import Serving, a_picture, serving
 
 pytestmark = pytest.mark.slow
 
-AGAIN = "it is planned again, from the model as it is now"
+AGAIN = "planning again with the changed model"
 WEIGHTS = "model.safetensors"
 TOKENS = 8
 

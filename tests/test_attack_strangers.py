@@ -134,14 +134,14 @@ def laughs() -> str:
 
 
 LABELS: dict[str, tuple[str, str]] = {
-    "aliases of aliases": (laughs(), "stand for more than"),
-    "an alias within itself": ("a: &a [*a]\n", "within what it stands for"),
+    "aliases of aliases": (laughs(), "expand to more than"),
+    "an alias within itself": ("a: &a [*a]\n", "contains itself"),
     "an alias of nothing": ("a: *b\n", "undefined alias"),
-    "nested 3,000 times": ("[" * 3000, "cannot be understood"),
+    "nested 3,000 times": ("[" * 3000, "cannot be parsed"),
     "a number of 6,000 digits": ("? 0x" + "f" * 900 + "\n: x\n", "neither a list of labels"),
     "prompts within prompts": ("a: [[[x]]]\n", "is no text"),
     "a parent that is a list": ("a: {parent: [b]}\n", "is no text"),
-    "code": ("a: !!python/object/apply:os.system [x]\n", "cannot be understood"),
+    "code": ("a: !!python/object/apply:os.system [x]\n", "cannot be parsed"),
 }
 
 

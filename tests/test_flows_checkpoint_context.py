@@ -163,7 +163,7 @@ def test_the_line_says_how_many_and_what_shows_all() -> None:
     )
     assert context_note(llava, config(frames=5)) == ""
     assert context_note(model(replace(LLAVA, context_tokens=0)), config()) == (
-        "llava does not say how long its context is: it bounds no frames"
+        "llava does not state its context length, so it limits no frames"
     )
     assert context_note(model(replace(LLAVA, is_encoder_decoder=True)), config()) == ""
 

@@ -222,7 +222,7 @@ def test_a_plan_fetches_nothing_and_knows_what_is_done(
 ) -> None:
     words = [*(f"{web.address}/{name}" for name in names), "--model", "demo"]
     before = run(tmp_path, "plan", *words)
-    assert f"not fetched, so guessed at: {CLIPS} files" in before
+    assert f"{CLIPS} files not downloaded, so estimated" in before
     assert not any(map(web.ranges, names))
     run(tmp_path, "caption", *words, "--out", str(tmp_path / "out"))
     web.asked.clear()

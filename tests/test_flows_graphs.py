@@ -219,7 +219,7 @@ def test_an_index_is_searched_by_the_graphs_that_made_it(
     index, store = ["--index", str(tmp_path / "index")], ["--store", str(tmp_path / "store")]
     told = ["index", "build", str(pictures), "--model", str(model), "--out", index[1], *store]
     assert main([*told, "--vision-backend", "auto"]) == 2
-    assert "--vision-backend auto is given" in one_line(capsys)
+    assert "--vision-backend auto: not supported" in one_line(capsys)
     assert main([*told, *BY_GRAPHS]) == 0
     capsys.readouterr()
     assert main(["search", str(pictures / "p0.png"), *index, *store, "--json"]) == 0

@@ -50,7 +50,7 @@ def test_outputs_are_of_the_model_planned_last(config: CaptionConfig, tmp_path: 
     heard = StringIO()
     stages = Comparing("decode", lambda: replace_weights(tmp_path, "other"))
     assert caption(config, Display(to=heard), stages.launcher).exit_code == 0
-    assert heard.getvalue().count("planned again") == 1
+    assert heard.getvalue().count("planning again") == 1
     assert stages.names() == ["frames", "encode", "frames", "encode", "decode"]
     (first,), (second,) = stages.batches("encode")
     assert first != second, "features of the two models have keys of their own"

@@ -52,18 +52,18 @@ def test_the_digest_is_of_all_that_decides(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "text", "said"),
     [
-        ("labels.txt", "cat\ndog\ncat\n", "'cat' is there twice"),
-        ("labels.txt", "\n# none\n", "holds none"),
+        ("labels.txt", "cat\ndog\ncat\n", "'cat' is listed twice"),
+        ("labels.txt", "\n# none\n", "no labels in"),
         ("labels.yaml", "cat: {colour: red}", "settings that are not known: colour"),
         ("labels.yaml", "cat: {parent: animal}", "ancestor 'animal', which is no label"),
         ("labels.yaml", "a: {parent: b}\nb: {parent: a}", "its own ancestor"),
-        ("labels.yaml", "cat: {threshold: 7}", "has the threshold 7"),
-        ("labels.yaml", "cat: {threshold: high}", "has the threshold 'high'"),
+        ("labels.yaml", "cat: {threshold: 7}", "invalid threshold 7"),
+        ("labels.yaml", "cat: {threshold: high}", "invalid threshold 'high'"),
         ("labels.yaml", "cat: {prompts: ['']}", "empty prompt"),
-        ("labels.yaml", "cat: [", "cannot be understood"),
-        ("labels.yaml", "!!python/object/apply:os.getcwd []", "cannot be understood"),
+        ("labels.yaml", "cat: [", "cannot be parsed"),
+        ("labels.yaml", "!!python/object/apply:os.getcwd []", "cannot be parsed"),
         ("labels.json", "7", "neither a list of labels"),
-        ("labels.json", "{", "cannot be understood"),
+        ("labels.json", "{", "cannot be parsed"),
     ],
 )
 def test_a_wrong_file_is_told_in_one_line(tmp_path: Path, name: str, text: str, said: str) -> None:

@@ -127,8 +127,8 @@ HOSTILE = (
         *((json.dumps({"path": "b.mp4", "prompt": p}), "list", "") for p in ("", " \n", 5, ["?"])),
         *((json.dumps(odd), "list", "") for odd in ({"path": 7}, {"path": ""}, ["b.mp4"], "b", {})),
         ('{"path": ' + "[" * 100_000 + "]" * 100_000 + "}", "list", BAD),
-        ('{"path": "x\\ud83d", "prompt": "Who?"}', "list", "holds half a character"),
-        ('{"path": "b.mp4", "prompt": "x\\ud83d"}', "list", "holds half a character"),
+        ('{"path": "x\\ud83d", "prompt": "Who?"}', "list", "holds half of a surrogate pair"),
+        ('{"path": "b.mp4", "prompt": "x\\ud83d"}', "list", "holds half of a surrogate pair"),
         *((json.dumps({"path": path}), "", "") for path in HOSTILE),
     ],
 )

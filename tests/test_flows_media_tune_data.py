@@ -62,7 +62,7 @@ def test_a_corrected_caption_counts_as_accepted(tmp_path: Path) -> None:
     undecided, told = [accepted, corrected, {**three, "review": ""}], list[str]()
     found = examples_in(jsonl(tmp_path, *undecided), told.append)
     assert [each.caption for each in found] == ["one", "two"]
-    assert told == ["2 of 3 captions are learned: those accepted"]
+    assert told == ["training on 2 of 3 captions: those accepted"]
     alone = [one, corrected, three]
     assert [each.caption for each in examples_in(jsonl(tmp_path, *alone))] == ["two"]
     rejected = [accepted, {**corrected, "review": "rejected"}, three]
@@ -157,7 +157,7 @@ def test_wrong_data_is_told_in_one_line(tmp_path: Path, rows: list[Any], says: s
 
 
 def test_nothing_there_is_told(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="there are no captions at"):
+    with pytest.raises(UsageError, match="no captions found"):
         examples_in(str(tmp_path / "none.jsonl"))
 
 

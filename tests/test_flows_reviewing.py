@@ -124,7 +124,7 @@ def test_a_model_learns_what_was_accepted_not_the_rejected(config: CaptionConfig
     review(config, (LONG, 2.0, "mine", "accepted"))
     run(config)
     assert [each.caption for each in examples_in(data, told.append)] == ["mine"]
-    assert told[-1] == f"1 of {len(everything)} captions are learned: those accepted"
+    assert told[-1] == f"training on 1 of {len(everything)} captions: those accepted"
 
 
 def change(of: str, caption: Any, review: str = "") -> dict[str, Any]:
@@ -266,7 +266,7 @@ def test_tune_learns_what_trainers_do(pictures: CaptionConfig, tmp_path: Path) -
     told: list[str] = []
     learned = [each.caption for each in examples_in(data, told.append, store)]
     assert learned == ["by hand, a", "ohwx, corrected b"]
-    assert told == ["1 caption of 2 are texts that people wrote (.txt)"]
+    assert told == ["1 caption of 2 are hand-written texts (.txt)"]
     correct(other, "b.png", None, "rejected")
     assert [each.caption for each in examples_in(data, store=store)] == ["by hand, a"]
 

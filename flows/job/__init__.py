@@ -1,1 +1,1 @@
-"""Builds a job from the options and from what exists: sources, model, cache keys, budget."""
+"""Builds a job from the options and the environment: sources, model, cache keys, budget."""

@@ -32,15 +32,15 @@ def as_card(config: C, model: Model) -> C:
             f"{_known(facts)}",
             hint="Give --fps or --frames, and --system, as the model's card says",
         )
-    fps, frames, most = config.fps, config.frames, config.max_frames
+    fps, frames, max_frames = config.fps, config.frames, config.max_frames
     if fps is None and frames is None:
         fps, frames = facts.fps, facts.frames if facts.fps is None else None
     if config.frames is None:
-        most = most or facts.frames
+        max_frames = max_frames or facts.frames
     system = config.system
     if model.profile.takes_system:
         system = system or facts.system or ""
-    return replace(config, fps=fps, frames=frames, max_frames=most, system=system)
+    return replace(config, fps=fps, frames=frames, max_frames=max_frames, system=system)
 
 
 def sampling_as_card(config: RunOptions, model: Model) -> Sampling:
@@ -66,14 +66,14 @@ def card_note(config: RunOptions, model: Model) -> str:
         rate = f"{sampling.fps:g} frames a second, at most {sampling.max_frames} a chunk"
     else:
         rate = f"{counted(sampling.frames or 0, 'frame')} a chunk"
-    said = [f"{rate}, from the first to the last one" if sampling.last_frame else rate]
+    parts = [f"{rate}, from the first to the last one" if sampling.last_frame else rate]
     if facts.last_frame and VideoSamplingOptions.of(config).shots:
-        said.append("--shots leaves the last frame out")
+        parts.append("--shots leaves the last frame out")
     if facts.system and not model.profile.takes_system:
-        said.append("the chat template has no place for the card's system turn")
+        parts.append("the chat template has no place for the card's system turn")
     elif facts.system:
-        said.append(f"system turn “{SamplingParams.of(config).system}”")
-    return f"sampling as card: {'; '.join(said)} ({facts.source})"
+        parts.append(f"system turn “{SamplingParams.of(config).system}”")
+    return f"sampling as card: {'; '.join(parts)} ({facts.source})"
 
 
 def _family(model: Model) -> tuple[str, FamilyFacts]:

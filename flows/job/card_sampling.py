@@ -35,7 +35,7 @@ def with_card_sampling(config: C, folder: Path) -> tuple[C, list[str]]:
         config = replace(config, presence_penalty=float(stated[PRESENCE]))  # `generate` has none
     added = {
         name: value
-        for name, value in _lacking(stated, facts.sampling).items()
+        for name, value in _missing(stated, facts.sampling).items()
         if getattr(config, name) is None
     }
     if not added:
@@ -49,12 +49,12 @@ def with_card_sampling(config: C, folder: Path) -> tuple[C, list[str]]:
     return replace(config, **options), [note]
 
 
-def _lacking(stated: Mapping[str, Any], card: Mapping[str, float]) -> dict[str, float]:
+def _missing(stated: Mapping[str, Any], card: Mapping[str, float]) -> dict[str, float]:
     """Return what a card adds to the settings that a checkpoint states. Where they disagree, the
     card is of another checkpoint of the family, such as one that does not think, and adds
     nothing."""
-    told = {name: stated[name] for name in OF_CHANCE if stated.get(name) is not None}
-    if any(name in card and card[name] != value for name, value in told.items()):
+    set_values = {name: stated[name] for name in OF_CHANCE if stated.get(name) is not None}
+    if any(name in card and card[name] != value for name, value in set_values.items()):
         return {}
     samples = stated.get("do_sample")
     if samples is None:

@@ -1,4 +1,4 @@
-"""Describes how the model's context limits the frames of a chunk. Opens no file but a tokenizer."""
+"""Describes how the model's context limits the frames of a chunk. Reads only a tokenizer."""
 
 import math
 from functools import lru_cache
@@ -17,13 +17,13 @@ from stages.decode.generation import SamplingParams
 
 
 def context_note(model: Model, config: RunOptions) -> str:
-    """Return how many frames of a chunk the context holds where it does not hold all of them, or
-    that nobody knows; else nothing."""
+    """Return how many frames of a chunk fit the context if not all do, or that the context is
+    unknown; else an empty string."""
     profile = model.profile
     if profile.route == "dual" or profile.is_encoder_decoder:
         return ""
     if not profile.context_tokens:
-        return f"{model.name} does not say how long its context is: it bounds no frames"
+        return f"{model.name} does not state its context length, so it limits no frames"
     sampling, most = requested_sampling(profile, config), frames_of_any_size(profile)
     wanted = full_chunk(sampling)
     if not most or wanted <= most:
@@ -39,8 +39,8 @@ def context_note(model: Model, config: RunOptions) -> str:
 
 
 def beyond_context(model: Model, config: RunOptions, task: Task, answer: int) -> str:
-    """Return that the frames of a chunk, or they with the words and an answer of so many tokens,
-    exceed the context, where they are shown as stock; else nothing."""
+    """Return that a chunk's frames, alone or with prompt and answer, exceed the context of a model
+    that runs as stock; else an empty string. `answer` is the answer's length in tokens."""
     profile = model.profile
     if config.as_published is not False or not frame_room(profile):
         return ""
@@ -60,8 +60,8 @@ def beyond_context(model: Model, config: RunOptions, task: Task, answer: int) ->
 
 
 def _tokens(model: Model, config: RunOptions, task: Task, answer: int) -> tuple[int, int]:
-    """Return the tokens of a chunk's pictures and of its prompt; of a short prompt the most that it
-    may be."""
+    """Return the tokens of a chunk's images and of its prompt. For a short prompt, the latter is an
+    upper bound."""
     params = SamplingParams.of(config)
     profile = model.profile
     kind: MediaKind = "video" if task.medium.kind == "video" else "image"
@@ -84,7 +84,7 @@ def _counter(folder: Path) -> PromptTokens:
 
 
 def _remedy(sampling: Sampling, most: int) -> str:
-    """Return what shows more frames."""
+    """Return the option that shows more frames."""
     if sampling.fps and sampling.min_frames <= most:
         return f"--chunk {most / sampling.fps:g} shows them all"
     return "shorter chunks (--chunk) show more"

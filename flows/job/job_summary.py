@@ -21,9 +21,9 @@ def summary(job: Job) -> dict[str, Any]:
     video = VideoSamplingOptions.of(job.config)
     wording = TextOptions.of(job.config)
     schema = SamplingParams.of(job.config).schema
-    said = {"prefix": wording.prefix, "suffix": wording.suffix, "schema": schema}
+    text_fields = {"prefix": wording.prefix, "suffix": wording.suffix, "schema": schema}
     if wording.trigger:
-        said["trigger"] = wording.trigger
+        text_fields["trigger"] = wording.trigger
     return {
         "model": job.model.name,
         "revision": job.config.revision,
@@ -34,11 +34,11 @@ def summary(job: Job) -> dict[str, Any]:
         "as_published": job.model.profile.as_published,
         "sampling": job.sampling.told,
         **({"sampling_as_card": card} if (card := card_source(job.config, job.model)) else {}),
-        **({"max_pixels": most} if (most := video.max_pixels) else {}),
-        **({"max_video_pixels": most} if (most := video.max_video_pixels) else {}),
+        **({"max_pixels": limit} if (limit := video.max_pixels) else {}),
+        **({"max_video_pixels": limit} if (limit := video.max_video_pixels) else {}),
         "batch_size": job.config.batch_size,
-        **({"generation": told} if (told := SamplingParams.of(job.config).told) else {}),
-        **({"words": said} if any(said.values()) else {}),
+        **({"generation": fields} if (fields := SamplingParams.of(job.config).told) else {}),
+        **({"words": text_fields} if any(text_fields.values()) else {}),
         "store": job.store.url,
         "media": len(job.by_file),
         "halves": halves(job.model),
@@ -97,8 +97,8 @@ def _whole(job: Job) -> str:
     each = sampling.frames or sampling.max_frames
     if each == 1:
         return "each video is captioned as a whole, by its middle frame"
-    most = "" if sampling.frames else "at most "
-    return f"each video is captioned as a whole, by {most}{each} frames evenly over it"
+    limit = "" if sampling.frames else "at most "
+    return f"each video is captioned as a whole, by {limit}{each} frames evenly over it"
 
 
 def _chained(job: Job) -> str:
@@ -115,14 +115,14 @@ def _unseen(job: Job) -> str:
     stated, sampling = job.model.profile.sampling, job.sampling
     if sampling.whole or not (stated.seconds and sampling.fps):
         return ""
-    wanted = math.ceil(sampling.chunk_seconds * sampling.fps)
-    most = sampling.max_frames
-    if wanted <= most or not any(medium.kind == "video" for medium in job.contents):
+    frames = math.ceil(sampling.chunk_seconds * sampling.fps)
+    limit = sampling.max_frames
+    if frames <= limit or not any(medium.kind == "video" for medium in job.contents):
         return ""
     return (
-        f"{job.model.name} sees {counted(most, 'frame')} of a chunk: of {wanted} in "
-        f"{sampling.chunk_seconds:g} s at {sampling.fps:g} a second, {wanted - most} would not be "
-        f"seen; --chunk {most / sampling.fps:g} shows them all"
+        f"{job.model.name} sees {counted(limit, 'frame')} of a chunk: of {frames} in "
+        f"{sampling.chunk_seconds:g} s at {sampling.fps:g} a second, {frames - limit} would not be "
+        f"seen; --chunk {limit / sampling.fps:g} shows them all"
     )
 
 
@@ -165,8 +165,8 @@ def _adapter(settings: PartSettings) -> dict[str, Any]:
     adapter = settings.adapter
     if adapter is None:
         return {}
-    told = {name: getattr(adapter, name) for name in ("folder", "digest", "parameters", "bytes")}
-    return {"adapter": {**told, "modules": len(adapter.modules)}}
+    fields = {name: getattr(adapter, name) for name in ("folder", "digest", "parameters", "bytes")}
+    return {"adapter": {**fields, "modules": len(adapter.modules)}}
 
 
 def halves(model: Model) -> dict[str, dict[str, Any]]:

@@ -121,13 +121,13 @@ def check_placeholders(contents: Sequence[Medium], model: Model) -> None:
 def without_placeholders(
     files: Sequence[MediaFile],
     contents: Sequence[Medium],
-    asked: Sequence[Medium],
+    requested: Sequence[Medium],
     model: Model,
 ) -> tuple[list[MediaFile], list[Medium], list[Failure]]:
     """Return files and contents without those of which the name, the folder or the tags put the
-    model's own word for a picture into the prompt that was `asked`; those are failures. Raises
+    model's own word for a picture into the prompt that was `requested`; those are failures. Raises
     UsageError where a person wrote such a word."""
-    check_placeholders(asked, model)
+    check_placeholders(requested, model)
     kept: list[tuple[MediaFile, Medium]] = []
     failures: dict[Path, Failure] = {}
     for file, medium in zip(files, contents, strict=True):

@@ -14,13 +14,12 @@ from flows.pipelines import parts_of
 from stages.process.stage import StageSpec
 
 NOTES = digest_of(["scopes", 1])
-"""The namespace of the notes themselves. Stores know namespaces as scopes, and output versions as
+"""Cache namespace of the notes. Stored notes call namespaces scopes, and output versions
 recipes."""
 
 
 def settings_of(job: Job) -> dict[str, Any]:
-    """Return all that decides what a job makes of frames, in words and digests that can be
-    compared."""
+    """Return the settings that determine a job's features, as text and digests."""
     model = job.model
     return {
         "model": model.name,
@@ -36,41 +35,41 @@ def settings_of(job: Job) -> dict[str, Any]:
 
 
 def note_namespaces(job: Job) -> None:
-    """Write down, once, which model and settings the namespaces of a job are of."""
+    """Store, once, the model and settings of each namespace of a job."""
     first, *later = job.pipeline
     seen = settings_of(job)
     metas: dict[str, dict[str, Any]] = {}
     for variant in job.ledger.variants:
-        metas[variant[first.writes]] = said = seen
+        metas[variant[first.writes]] = meta = seen
         for at, stage in enumerate(later):
             if stage.part:
-                said = {**said, **_settings_in(job, variant, later[: at + 1])}
+                meta = {**meta, **_settings_in(job, variant, later[: at + 1])}
             versions = [stage.output_version for stage in job.pipeline[: at + 2]]
-            metas[variant[stage.writes]] = {**said, "recipes": versions}
-    for namespace, part, settings in _aside(job):
-        said = {"precision": settings.label, "computing": settings.key_fields}
+            metas[variant[stage.writes]] = {**meta, "recipes": versions}
+    for namespace, part, settings in _one_shot_stages(job):
+        meta = {"precision": settings.label, "computing": settings.key_fields}
         about = {
             "weights": job.model.digests[part],
-            "recipes": [s.output_version for s in job.aside],
+            "recipes": [s.output_version for s in job.one_shot_stages],
         }
-        metas[namespace] = {**seen, **said, **about}
+        metas[namespace] = {**seen, **meta, **about}
     notes(job.store).publish([Record(key=key, meta=meta) for key, meta in metas.items()])
 
 
 def one_shot_namespaces(job: Job) -> list[str]:
     """Return the namespaces of the stages that a job runs once, in all settings."""
-    return [namespace for namespace, _, _ in _aside(job)]
+    return [namespace for namespace, _, _ in _one_shot_stages(job)]
 
 
-def _aside(job: Job) -> Iterator[tuple[str, Part, PartSettings]]:
-    for stage in job.aside:
+def _one_shot_stages(job: Job) -> Iterator[tuple[str, Part, PartSettings]]:
+    for stage in job.one_shot_stages:
         if stage.part and stage.writes:
             for settings in job.model.settings[stage.part]:
                 yield one_shot_namespace(stage, job.model, settings), stage.part, settings
 
 
 def _settings_in(job: Job, variant: Variant, stages: Sequence[StageSpec]) -> dict[str, Any]:
-    """Return the precision of the parts of these stages, and how the first of them computes."""
+    """Return the precision of these stages' parts, and how the first of them computes."""
     parts = parts_of(stages)
     labels = dict.fromkeys(variant.precision[part] for part in parts)
     settings = job.model.settings[parts[0]]
@@ -79,5 +78,5 @@ def _settings_in(job: Job, variant: Variant, stages: Sequence[StageSpec]) -> dic
 
 
 def notes(store: Store) -> RecordSet:
-    """Return the notes: namespace → what it is of."""
+    """Return the notes: namespace → its model and settings."""
     return RecordSet(store, "scopes", NOTES)

@@ -22,12 +22,12 @@ from flows.options.commands import RunOptions
 from flows.options.text import PromptOptions, QuestionOptions
 
 PORTIONS = "portions"
-"""Folder of the lists, in that of the run."""
+"""Folder of the lists, inside the run's folder."""
 FILES = 50
-"""Files of a portion: at ten seconds a file some minutes of work, beside which starting a run is
-little, and enough portions that no worker waits long for the last one."""
+"""Files per partition. At ten seconds per file this is minutes of work, so starting a run costs
+little. Partitions are still small enough that no worker waits long for the last one."""
 BYTES = 8 << 30
-"""Size of the media of a portion, however few they are."""
+"""Largest size of a partition's media in bytes, however few they are."""
 DIGITS = 16
 
 
@@ -44,15 +44,15 @@ class Partition:
 
     @property
     def source(self) -> str:
-        """Return what names it among sources."""
+        """Return its argument as a source of a command."""
         return f"@{self.path}"
 
 
 def partitions_of(
     config: RunOptions, max_files: int = FILES
 ) -> tuple[list[Partition], list[Failure]]:
-    """Write the lists of a run's files, at most so many files in each, and return them with what
-    could not be found. Only names and sizes are looked at. Raises EnvironmentFault."""
+    """Write the lists of a run's files, at most `max_files` files each. Return them, and the
+    sources that were not found. Reads only names and sizes. Raises EnvironmentFault."""
     selection = Selection(recursive=config.recursive, extensions=config.extensions)
     files, failures = find_media(
         config.sources,
@@ -69,7 +69,7 @@ def partitions_of(
 def cut(
     sized: Iterable[tuple[MediaFile, int]], max_files: int, limit: int = BYTES
 ) -> Iterator[list[tuple[MediaFile, int]]]:
-    """Yield files that follow one another, with their sizes, so many and so large at the most."""
+    """Yield groups of consecutive files with their sizes, limited in number and total size."""
     part: list[tuple[MediaFile, int]] = []
     for file, size in sized:
         if part and (len(part) == max_files or sum(s for _, s in part) + size > limit):
@@ -82,7 +82,7 @@ def cut(
 
 def _write(folder: Path, part: Sequence[tuple[MediaFile, int]]) -> Partition:
     lines = [json.dumps(_line(file, _address(file))) + "\n" for file, _ in part]
-    # By what it is called without signatures: signed anew, it is the same.
+    # The name ignores signatures, so that newly signed addresses give the same name.
     name = digest_of([json.dumps(_line(file, file.place)) + "\n" for file, _ in part])[:DIGITS]
     path = folder / f"{name}.jsonl"
     has_signatures = any(signed(_address(file)) for file, _ in part)
@@ -107,5 +107,5 @@ def _size(file: MediaFile) -> int:
         return file.far.size
     try:
         return file.path.stat().st_size
-    except OSError:  # who does it will say what is wrong
+    except OSError:  # the run of the partition reports the error
         return 0

@@ -53,11 +53,11 @@ from stages.models.hub.transfer import Announce
 from stages.process.device import device_name
 
 NAME, FOLDER, TAGS = "{name}", "{folder}", "{tags}"
-WORDS = re.compile("|".join(map(re.escape, (NAME, FOLDER, TAGS, PREVIOUS))))
+PLACEHOLDERS = re.compile("|".join(map(re.escape, (NAME, FOLDER, TAGS, PREVIOUS))))
 """The words that are replaced; other braces are left alone."""
 FORM = "txt"
 """Form of a text of tags, beside the medium."""
-MOST_BYTES = 1 << 16
+MAX_BYTES = 1 << 16
 """Size of a text beyond which it holds no tags."""
 
 
@@ -69,17 +69,17 @@ def fill_templates(
     tags = Tags(store)
     found: list[Medium] = []
     for file, medium in zip(files, contents, strict=True):
-        if not WORDS.search(medium.prompt):
+        if not PLACEHOLDERS.search(medium.prompt):
             found.append(medium)
             continue
-        told = {
+        values = {
             NAME: PurePosixPath(file.media_path).stem,
             FOLDER: writable(PurePosixPath(file.place).parent.name),
         }
-        told[PREVIOUS] = PREVIOUS  # which is known when the chunk before is captioned
+        values[PREVIOUS] = PREVIOUS  # which is known when the chunk before is captioned
         if TAGS in medium.prompt:
-            told[TAGS] = tags.of(file, medium)
-        prompt = WORDS.sub(lambda word, told=told: told[word[0]], medium.prompt)  # type: ignore[misc]
+            values[TAGS] = tags.of(file, medium)
+        prompt = PLACEHOLDERS.sub(lambda word, values=values: values[word[0]], medium.prompt)  # type: ignore[misc]
         found.append(replace(medium, prompt=prompt))
     return found, tags.notes()
 
@@ -91,34 +91,34 @@ class Tags:
         self._captions = GeneratedFiles(store)
         self._labels = GeneratedFiles(store, OF_LABELS)
         self._joined = JoinedTexts(self._captions, FORM)
-        self._lacking: dict[Path, None] = {}
+        self._without_tags: dict[Path, None] = {}
 
     def of(self, file: MediaFile, medium: Medium) -> str:
         """Return the tags of a file in one line; empty where there are none, which is noted."""
         try:
-            text = read_text(file.path.with_suffix(f".{FORM}"), MOST_BYTES, "utf-8-sig")
+            text = read_text(file.path.with_suffix(f".{FORM}"), MAX_BYTES, "utf-8-sig")
         except (OSError, ValueError):
             text = ""
         sha256 = hashlib.sha256(text.encode()).hexdigest()
         # What a model said of it is nothing to be told to a model.
         if self._captions.has(FORM, medium.digest, sha256):
             text = ""
-        elif (theirs := self._joined.theirs_in(medium.digest, text)) is not None:
+        elif (theirs := self._joined.user_part(medium.digest, text)) is not None:
             text = theirs
         if self._labels.has(FORM, medium.digest, sha256):
             labels = (label.strip() for line in text.splitlines() for label in line.split(","))
             text = ", ".join(dict.fromkeys(filter(None, labels)))
         if not text.strip():
-            self._lacking[file.path] = None
+            self._without_tags[file.path] = None
         return " ".join(text.split())
 
     def notes(self) -> list[str]:
         """Return what people should know: which files have none."""
-        if not self._lacking:
+        if not self._without_tags:
             return []
-        first = writable(next(iter(self._lacking)).name)
+        first = writable(next(iter(self._without_tags)).name)
         return [
-            f"{TAGS} is empty in the prompt of {counted(len(self._lacking), 'file')}, such as "
+            f"{TAGS} is empty in the prompt of {counted(len(self._without_tags), 'file')}, such as "
             f"{first}: no text that a person wrote, or that holds labels, lies beside it as .{FORM}"
         ]
 
@@ -130,7 +130,7 @@ class Job:
     config: RunOptions
     pipeline: Pipeline
     """Stages that are run over media."""
-    aside: Pipeline
+    one_shot_stages: Pipeline
     """Stages that are run once."""
     store: Store
     model: Model
@@ -157,7 +157,7 @@ class Job:
     @property
     def stages(self) -> Pipeline:
         """Return all its stages."""
-        return (*self.pipeline, *self.aside)
+        return (*self.pipeline, *self.one_shot_stages)
 
     @property
     def by_file(self) -> list[list[tuple[MediaFile, Medium]]]:
@@ -229,21 +229,21 @@ def prepare(
     if not readable:
         raise _nothing_to_do(pipeline, [*failures, *unreadable])
     readable, contents = under_prompts(readable, contents, config)
-    asked = contents
-    contents, said = fill_templates(readable, contents, store)
-    said += [] if fetch else unfetched_note(readable)
-    readable, contents, odd = without_placeholders(readable, contents, asked, model)
+    unfilled = contents
+    contents, template_notes = fill_templates(readable, contents, store)
+    template_notes += [] if fetch else unfetched_note(readable)
+    readable, contents, odd = without_placeholders(readable, contents, unfilled, model)
     if not readable:
         raise _nothing_to_do(pipeline, [*failures, *unreadable, *odd])
     check_summary(config, model)
     check_previous(contents, model)
-    bare = _job_of(config, store, model, pipeline)
+    base = _job_of(config, store, model, pipeline)
     job = replace(
-        bare,
+        base,
         files=tuple(readable),
         contents=tuple(contents),
         failures=(*failures, *unreadable, *odd),
-        notes=(*bare.notes, *said),
+        notes=(*base.notes, *template_notes),
     )
     if not may_reuse_stock(config, model, store, job.pipeline):
         return job
@@ -251,8 +251,10 @@ def prepare(
     found = _model_for(
         stock, launcher, store, pipelines, announce, read_weights=read_weights, alone=alone
     )
-    beside = stock_note(job.ledger, _job_of(stock, store, found[0], pipeline).ledger, job.media)
-    return replace(job, notes=(*job.notes, *beside))
+    stock_notes = stock_note(
+        job.ledger, _job_of(stock, store, found[0], pipeline).ledger, job.media
+    )
+    return replace(job, notes=(*job.notes, *stock_notes))
 
 
 def prepare_without_media(config: RunOptions, launcher: Launcher, *pipelines: Pipeline) -> Job:
@@ -307,7 +309,7 @@ def _job_of(config: RunOptions, store: Store, model: Model, pipeline: Pipeline) 
     return Job(
         config=config,
         pipeline=over_media,
-        aside=tuple(stage for stage in pipeline if not stage.of_media),
+        one_shot_stages=tuple(stage for stage in pipeline if not stage.of_media),
         store=store,
         model=model,
         device=device,

@@ -13,12 +13,12 @@ Result = TypeVar("Result")
 
 
 def replanned_once(attempt: Callable[[], Result], say: Callable[[str], object]) -> Result:
-    """Return the result of `attempt`, which plans and runs a command; it is made again, once, from
-    the model's files as they are by then. Raises ModelChanged when they change again."""
+    """Return the result of `attempt`, which plans and runs a command. If the model's files change,
+    it is called once more. Raises ModelChanged if they change again."""
     try:
         return attempt()
     except ModelChanged as error:
-        say(f"{error.message}: it is planned again, from the model as it is now")
+        say(f"{error.message}: planning again with the changed model")
     try:
         return attempt()
     except ModelChanged as error:
@@ -26,5 +26,5 @@ def replanned_once(attempt: Callable[[], Result], say: Callable[[str], object]) 
 
 
 def changed_again(error: ModelChanged) -> ModelChanged:
-    """Return the error of a model that changed after it was planned for a second time."""
+    """Return the error of a model that changed again after the second plan."""
     return ModelChanged(f"the model changed twice: {error.message}", hint=error.hint)

@@ -1,4 +1,4 @@
-"""Determines the memory budget of a run: `--memory`, or the memory that is free."""
+"""Determines the memory budget of a run: `--memory`, or the free memory."""
 
 import os
 from collections.abc import Callable, Mapping
@@ -14,14 +14,13 @@ from stages.process.device import device_holders
 from stages.process.memory import anonymous_bytes
 
 GPU_SHARE = 0.95
-"""The share of a GPU's free memory to take: the rest is the driver's, and what others take
-meanwhile."""
+"""Share of a GPU's free memory to use. The rest is for the driver and other processes."""
 HOST_SHARE = 0.8
-"""The share of the host's free memory to take: the rest is the system's and the parent's."""
+"""Share of the host's free memory to use. The rest is for the system and the parent process."""
 NAMED = 3
 """Number of other processes that a warning names."""
 WORTH_NAMING = 64 << 20
-"""Bytes from which on another process of the host is named."""
+"""Smallest memory, in bytes, at which another process of the host is named."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -31,38 +30,38 @@ class Budget:
     device: str
     """`cpu` or `cuda:N`."""
     bytes: int
-    """Bytes of the device for one stage, above what its imports take; of a GPU with the driver's
+    """Bytes of the device for one stage, above its imports; on a GPU, including the driver's
     context."""
     given: bool
-    """Whether `--memory` said so."""
+    """Whether `--memory` set it."""
     free_bytes: int
-    """Free bytes of the device when it was looked at."""
+    """Free bytes of the device when measured."""
     total_bytes: int
     host_bytes: int
     """Free bytes of the host: of the machine or of the cgroup, whichever is less."""
     others: dict[str, int] = field(default_factory=dict)
-    """Other processes that hold memory of the device, the largest first: `process 4711 (python)` →
-    bytes. Those of the host are looked for only when something is wrong."""
+    """Other processes that hold memory of the device, largest first: `process 4711 (python)` →
+    bytes. For the host, they are searched only if memory is short."""
 
     def of_stage(self, device: str) -> int:
-        """Return the bytes that a stage's process on a device is kept to. Returns 0, no limit, for
-        the stages of a GPU's run that compute on the host."""
+        """Return the memory limit of a stage's process on a device, in bytes. Return 0, no limit,
+        for CPU stages of a GPU run."""
         return self.bytes if device == self.device else 0
 
     @property
     def warning(self) -> str:
-        """Return a warning about a budget that is larger than what is free; else nothing."""
+        """Return a warning if the budget is larger than the free memory, else an empty string."""
         if self.bytes <= self.free_bytes or not self.given:
             return ""
         what = "the host" if self.device == "cpu" else f"the GPU {self.device}"
         return (
-            f"--memory allows {gib(self.bytes)}, and {gib(self.free_bytes)} of {what} are free"
-            f"{held_by(self.others)}; what needs more than that may run out of memory"
+            f"--memory allows {gib(self.bytes)}, but only {gib(self.free_bytes)} of {what} are free"
+            f"{held_by(self.others)}; a stage that needs more may run out of memory"
         )
 
 
 def budget_for(config: RunOptions, device: str) -> Budget:
-    """Return what a stage may take of a device that is looked at now."""
+    """Measure a device, and return the memory budget of its stages."""
     host = host_free_bytes()
     on_gpu = device.startswith("cuda")
     free, total = device_memory(device) if on_gpu else (host, host_total_bytes())
@@ -101,7 +100,7 @@ class WithinBudget:
         self._last_warning = budget.warning
 
     def start(self, call: StageCall) -> StageHandle:
-        """Start it with what it may take now."""
+        """Start a stage within the memory that is free now."""
         if call.budget and call.device == self._budget.device:
             call = replace(call, budget=self._current().bytes)
         return self._launcher.start(call)
@@ -120,29 +119,29 @@ class WithinBudget:
         if not self._last_warning:
             others = now.others or name_holders(host_holders())
             self._last_warning = (
-                f"{gib(now.free_bytes)} of memory are free, and {gib(before.free_bytes)} were "
-                f"when the run began{held_by(others)}; going on with that"
+                f"{gib(now.free_bytes)} of memory are free, down from {gib(before.free_bytes)} at "
+                f"the start of the run{held_by(others)}; continuing with less"
             )
             self._warn(self._last_warning)
         return now
 
 
 def held_by(others: Mapping[str, int]) -> str:
-    """Say who has how much, to be put behind something."""
+    """Return a clause that names other processes and their memory, to append to a message."""
     found = ", ".join(f"{name} has {gib(held)}" for name, held in [*others.items()][:NAMED])
     return f": {found}" if found else ""
 
 
 def own_bytes(proc: Path = Path("/proc")) -> int:
-    """Return the bytes of anonymous memory of what this process started."""
+    """Return the bytes of anonymous memory of this process's children."""
     own_pid = os.getpid()
     started = (p.name for p in proc.iterdir() if p.name.isdigit())
     return sum(anonymous_bytes(p) for p in started if parent_of(int(p), proc) == own_pid)
 
 
 def name_holders(holders: dict[int, int], proc: Path = Path("/proc")) -> dict[str, int]:
-    """Name the holders, the largest first: `process 4711 (python)` → bytes. This process and what
-    it started are left out."""
+    """Return `process 4711 (python)` → bytes, largest first. This process and its children are left
+    out."""
     own_pid = os.getpid()
     largest = sorted(holders.items(), key=lambda item: -item[1])
     others = ((p, b) for p, b in largest if p != own_pid and parent_of(p, proc) != own_pid)
@@ -150,7 +149,7 @@ def name_holders(holders: dict[int, int], proc: Path = Path("/proc")) -> dict[st
 
 
 def parent_of(pid: int, proc: Path = Path("/proc")) -> int:
-    """Return the process id of who started a process; 0 when it is gone."""
+    """Return the process id of a process's parent; 0 if the process is gone."""
     try:
         stat = (proc / str(pid) / "stat").read_text(encoding="utf-8", errors="replace")
     except OSError:
@@ -167,6 +166,6 @@ def process_name(pid: int, proc: Path = Path("/proc")) -> str:
 
 
 def host_holders(proc: Path = Path("/proc")) -> dict[int, int]:
-    """Return process id → bytes of anonymous memory, of those that have much of it."""
+    """Return process id → bytes of anonymous memory, for processes that have much of it."""
     found = {int(p.name): anonymous_bytes(p.name) for p in proc.iterdir() if p.name.isdigit()}
     return {pid: held for pid, held in found.items() if held >= WORTH_NAMING}

@@ -1,5 +1,5 @@
-"""Tests in a separate process whether a GPU can run a computation, before any work begins. The
-result is cached until the GPU, its driver, torch or the kernel changes.
+"""Tests in a separate process whether a GPU can compute, before any work begins. The result is
+cached until the GPU, its driver, torch or the kernel changes.
 
 A driver may list a GPU that torch cannot use: the GPU is too old, or this build of torch has no
 kernels for it. Otherwise the first stage that computes would fail, after frames were decoded and
@@ -31,12 +31,12 @@ from stages.process.lock import lock_path, try_hold
 from stages.process.nvml import TO_THE_CPU
 
 FORMAT = 1
-"""Number that rises when what is tried changes."""
+"""Version of the cached result; raised when the test changes."""
 
 
 def check_device(device: str, *, force: bool = False) -> None:
-    """Raise EnvironmentFault for a GPU that cannot be computed on. Torch is asked only when that
-    was not found out before, or is to be found out `force`."""
+    """Raise EnvironmentFault if a GPU cannot compute. The test runs only without a cached result,
+    or with `force`."""
     if device == "cpu":
         return
     path = _path(device)
@@ -46,23 +46,23 @@ def check_device(device: str, *, force: bool = False) -> None:
     elif not _is_in_use(device):
         _apply(found := try_device(device))
         if found:
-            with contextlib.suppress(EnvironmentFault):  # it is asked again, then
+            with contextlib.suppress(EnvironmentFault):  # without a cache, the next run tests again
                 write_json(path, {"format": FORMAT, **found})
 
 
 def device_memory(device: str) -> tuple[int, int]:
-    """Return (free, total) bytes of a GPU, from the driver or, if it does not tell, torch. Raises
-    EnvironmentFault for a GPU that cannot be computed on."""
+    """Return (free, total) bytes of a GPU, from the driver or, if it has none, from torch. Raises
+    EnvironmentFault for a GPU that cannot compute."""
     free, total = device_free_bytes(device)
-    if total or device_uuid(device) == device:  # told, or no such GPU
+    if total or device_uuid(device) == device:  # known, or no such GPU
         return free, total
     found = try_device(device)
     return int(found.get("free_bytes", 0)), int(found.get("total_bytes", 0))
 
 
 def try_device(device: str) -> dict[str, Any]:
-    """Compute a little on a GPU and return what torch tells of it. Returns nothing where there is
-    no memory even for that. Raises EnvironmentFault when it cannot be done."""
+    """Run a small computation on a GPU, and return what torch reports about it. Return an empty
+    dictionary if even that runs out of memory. Raises EnvironmentFault if it fails."""
     try:
         return {**_run_probe(device), "expandable": True}
     except StageDied as error:
@@ -73,7 +73,7 @@ def try_device(device: str) -> dict[str, Any]:
         return {}
     if {ALLOCATOR, ALLOCATOR_OLD} & os.environ.keys():
         raise _unusable(device, first) from first
-    # Some drivers cannot map memory as the allocator is asked to by default.
+    # Some drivers do not support the allocator's expandable segments, which are on by default.
     os.environ[ALLOCATOR] = NOT_EXPANDABLE
     try:
         return {**_run_probe(device), "expandable": False}
@@ -109,14 +109,13 @@ def _unusable(device: str, error: StageDied) -> EnvironmentFault:
 
 
 def _apply(found: dict[str, Any]) -> None:
-    """Have the stages that are started from now on do without what failed."""
+    """Make the stages started from now on avoid the feature that failed."""
     if not found.get("expandable", True):
         os.environ.setdefault(ALLOCATOR, NOT_EXPANDABLE)
 
 
 def _is_in_use(device: str) -> bool:
-    """Return whether somebody computes on it just now. Then nobody needs to see again that it
-    works."""
+    """Return whether a process computes on the GPU now, which shows that it works."""
     held = try_hold(lock_path(device))
     if held is None:
         return True

@@ -1,6 +1,5 @@
 """Starts stages as plain child processes. Callers depend only on `Launcher`, so that Prefect can
-replace it.
-"""
+replace it."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -25,9 +24,9 @@ ENTRIES: Mapping[str, str] = {
     "measure": "stages.memory.measure:run",
     "probe": "stages.process.gpu_probe:run",
 }
-"""Stage name → the function that its process calls."""
+"""Stage name → function that its process calls."""
 IMPORTING = {"describe", "time_graphs", *(name for name, stage in STAGES.items() if stage.part)}
-"""Stages that import the libraries of models."""
+"""Stages that import model libraries."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -39,21 +38,22 @@ class StageCall:
     arguments: dict[str, Any]
     """The stage's job as JSON."""
     device: str
-    """`cpu` or `cuda:N`: what the process computes on and, if a GPU, holds the lock of."""
+    """`cpu` or `cuda:N`: the device that the process computes on. The process locks a GPU."""
     log: Path
-    """File of the stage's own output."""
+    """File for the stage's own output."""
     budget: int = 0
-    """Bytes of the device that it may take above its imports; 0: all that is there."""
+    """Bytes of the device that it may use above its imports; 0: no limit."""
     seconds: float = 0.0
-    """Processor time that a thread of it may take; 0: as long as it needs."""
+    """CPU time limit of one of its threads, in seconds; 0: no limit."""
     forks: ForkServer | None = None
     """Server that it may be forked from."""
     stays: bool = False
-    """Whether it stays and is told what to do, while who started it holds the device's lock."""
+    """Whether it keeps running and reads requests from a pipe. Its parent then holds the device's
+    lock."""
 
 
 KILLS = 2
-"""Times in a row that a stage may be killed before it made anything, and is started again."""
+"""How many times in a row a stage is started again if it is killed before it makes anything."""
 
 
 class StageHandle(Protocol):
@@ -96,8 +96,8 @@ class DirectLauncher:
 
 
 class ForkingLauncher:
-    """A launcher that forks stages which import models from one process that has imported them.
-    Disabled on machines with a GPU, where forking has not been shown to be safe."""
+    """A launcher that forks stages with model imports from one process that has done these imports.
+    It does not fork on machines with a GPU, where forking has not been shown to be safe."""
 
     def __init__(self, launcher: Launcher, forks: ForkServer) -> None:
         self._launcher = launcher
@@ -117,7 +117,7 @@ def _has_gpu() -> bool:
 
 
 def run_with_restarts(launcher: Launcher, call: StageCall) -> StageOutcome:
-    """Run a stage that answers with its notes alone, and start it again when it is killed. Raises
+    """Run a stage whose result is its notes. A killed stage is started again. Raises
     PenstockError."""
     kills = 0
     while True:

@@ -1,8 +1,8 @@
 """Leases that list which records of a store the running jobs need, on any machine.
 
 A lease is a small object or file that its process renews every few minutes. The lease of a dead
-process ages by the clock of the storage. In a folder, a file lock shows at once whether the owner
-is alive.
+process expires by the clock of the storage. In a folder, a file lock shows at once whether the
+owner is alive.
 """
 
 import contextlib
@@ -24,15 +24,15 @@ from artifacts.store import Store, fault_of
 from artifacts.stores.local import TEMPORARY, clock_of
 
 BEAT_SECONDS = 300.0
-"""Seconds between a job's signs of life."""
+"""Seconds between two renewals of a lease."""
 LEASE_SECONDS = 3600.0
-"""Seconds after its last sign of life in which a job counts as running whose lock tells nothing."""
+"""Seconds after its last renewal in which a job counts as running, if its lock cannot tell."""
 LARGEST_NOTE = 1 << 20
-"""Most bytes of a note; a job has some dozens of namespaces of 64 each."""
+"""Largest note in bytes; a job has a few dozen namespaces of 64 bytes each."""
 
 
 def note_of(namespaces: Sequence[str], out: Path) -> dict[str, Any]:
-    """Return what this process notes of a job."""
+    """Return the note of this process about a job."""
     return {
         "pid": os.getpid(),
         "host": socket.gethostname(),
@@ -43,7 +43,7 @@ def note_of(namespaces: Sequence[str], out: Path) -> dict[str, Any]:
 
 
 def read_note(text: bytes) -> dict[str, Any]:
-    """Return a note; for a text that is none, that of a job which needs nothing."""
+    """Return the parsed note. An invalid text yields the note of a job that needs nothing."""
     blank = {"pid": 0, "host": socket.gethostname(), "system": "", "out": "?", "scopes": []}
     try:
         note = {**blank, **json.loads(text)}
@@ -55,8 +55,8 @@ def read_note(text: bytes) -> dict[str, Any]:
 
 @cache
 def system() -> str:
-    """Return the space in which process ids are unique, until the machine is started anew. Returns
-    an empty string where that is not told."""
+    """Return an identifier of the process id namespace, which changes with each boot. Return an
+    empty string if it is unknown."""
     try:
         started = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
         return f"{started} {os.readlink('/proc/self/ns/pid')}"
@@ -66,7 +66,7 @@ def system() -> str:
 
 @contextlib.contextmanager
 def heartbeat(show: Callable[[], object]) -> Iterator[None]:
-    """Show again and again that this process lives."""
+    """Call `show` at regular intervals, to prove that this process is alive."""
     ended = threading.Event()
 
     def beat() -> None:
@@ -88,8 +88,8 @@ JOBS = "jobs"
 
 @contextlib.contextmanager
 def hold_note_in(folder: Path, note: Mapping[str, Any]) -> Iterator[str]:
-    """Keep a note of a job in a folder until the block ends, or the process does; its name. Raises
-    EnvironmentFault."""
+    """Keep a note of a job in a folder until the block or the process ends, and yield its name.
+    Raises EnvironmentFault."""
     name = f"{uuid.uuid4().hex}.json"
     temporary, final = folder / TEMPORARY / name, folder / JOBS / name
     try:
@@ -99,8 +99,8 @@ def hold_note_in(folder: Path, note: Mapping[str, Any]) -> Iterator[str]:
     except OSError as error:
         raise fault_of(error, folder) from error
     with file:
-        # Before it has its name, or a sweep could take it for a dead one's. Where nothing can be
-        # locked, it is a lease.
+        # The lock is taken before the note gets its final name. Otherwise a sweep could delete it
+        # as that of a dead process. On a file system without locks, the note's age decides.
         with contextlib.suppress(OSError):
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         try:
@@ -119,12 +119,12 @@ def hold_note_in(folder: Path, note: Mapping[str, Any]) -> Iterator[str]:
 
 
 def live_notes_in(folder: Path, but: str) -> Iterator[dict[str, Any]]:
-    """Yield the notes of all jobs that are worked on now, but for the one of this name. Remove what
-    a dead process left."""
+    """Yield the notes of all jobs that run now, except the one named `but`. Remove those of dead
+    processes."""
     for path in sorted((folder / JOBS).glob("*.json")):
         if path.name == but:
             continue
-        # It may have ended meanwhile, or be no file at all.
+        # The job may have ended in the meantime, or the path may be no file.
         with contextlib.suppress(OSError), _opened(path) as descriptor:
             note = read_note(os.pread(descriptor, LARGEST_NOTE, 0))
             if _is_dead(descriptor, note, folder):
@@ -135,12 +135,12 @@ def live_notes_in(folder: Path, but: str) -> Iterator[dict[str, Any]]:
 
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[int]:
-    """Open a claim, for writing if that may be: NFS locks no file otherwise."""
+    """Open a note, writable if permitted: NFS locks no read-only file."""
     stamp_of(path)
     flags = os.O_NONBLOCK | os.O_CLOEXEC
     try:
         descriptor = os.open(path, os.O_RDWR | flags)
-    except OSError:  # of another user, or a store that can only be read
+    except OSError:  # a file of another user, or a read-only store
         descriptor = os.open(path, os.O_RDONLY | flags)
     try:
         yield descriptor
@@ -155,13 +155,13 @@ def _is_dead(descriptor: int, note: Mapping[str, Any], folder: Path) -> bool:
             return True
     except BlockingIOError:
         return False
-    except OSError:  # nothing can be locked here
+    except OSError:  # this file system has no locks
         if note["system"] and note["system"] == system():
             return not os.path.exists(f"/proc/{note['pid']}")
     return clock_of(folder) - os.fstat(descriptor).st_mtime > LEASE_SECONDS
 
 
-if TYPE_CHECKING:  # it loads what asks a bucket
+if TYPE_CHECKING:  # imports the bucket client
     from artifacts.stores.board import BucketLeases
 
 
@@ -170,9 +170,9 @@ class RunningJob:
     """A job that a live process works on."""
 
     namespaces: frozenset[str]
-    """All namespaces in the store that it reads or writes."""
+    """All cache namespaces that it reads or writes."""
     description: str
-    """Its process, host and folder in words, for people."""
+    """Its process, host and folder, for display."""
 
 
 class Lease:
@@ -192,7 +192,8 @@ class Lease:
 
 @contextlib.contextmanager
 def leased(store: Store, namespaces: Sequence[str], out: Path) -> Iterator[Lease]:
-    """Claim what a job needs until the block ends, or the process does. Raises EnvironmentFault."""
+    """Hold a lease on what a job needs until the block or the process ends. Raises
+    EnvironmentFault."""
     note = note_of(namespaces, out)
     note_held = (
         hold_note_in(store.local, note) if store.board is None else _hold_note_on(store.board, note)
@@ -202,8 +203,8 @@ def leased(store: Store, namespaces: Sequence[str], out: Path) -> Iterator[Lease
 
 
 def running_jobs(store: Store, but: str = "") -> list[RunningJob]:
-    """Return the jobs that are worked on now, but for the one of this name; remove what a dead
-    process left. Raises EnvironmentFault."""
+    """Return the jobs that run now, except the one named `but`. Remove leases of dead processes.
+    Raises EnvironmentFault."""
     notes = (
         live_notes_in(store.local, but) if store.board is None else _live_notes_on(store.board, but)
     )

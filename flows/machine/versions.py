@@ -25,7 +25,8 @@ def now() -> str:
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of what decides bytes; they are recorded, not keyed."""
+    """Return the versions of packages that affect the output. They are recorded, but are no part of
+    a cache key."""
     found = {}
     for name in RECORDED:
         try:
@@ -36,7 +37,7 @@ def versions() -> dict[str, str]:
 
 
 def machine_identity(device: str) -> dict[str, Any]:
-    """Return what has to be the same for a measurement of a device to hold."""
+    """Return the facts that must be equal for a stored measurement to be valid."""
     return {
         "device": device_uuid(device),
         "cpu": cpu_line("model name"),

@@ -13,16 +13,16 @@ class Example:
     """File of the medium."""
     caption: str
     start: float | None = None
-    """Seconds at which its chunk begins; None: the medium is one chunk."""
+    """Start of its chunk in seconds; None: the medium is one chunk."""
     end: float | None = None
     prompt: str = ""
-    """Question that it answers; empty: the usual one."""
+    """Prompt of the caption; empty: the default one."""
     features: str = ""
-    """Key of the features that it was made of; empty where the data does not name it."""
+    """Key of the features that it was made from; empty if unknown."""
     line: int = 0
-    """Where it stands in the data; 0 of one that is a file."""
+    """Line in the data; 0 if the caption is a file of its own."""
 
     @property
     def item(self) -> tuple[Any, ...]:
-        """Return what has one caption."""
+        """Return the identity of the item that has one caption."""
         return self.path, self.start, self.end, self.prompt

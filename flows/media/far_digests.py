@@ -19,19 +19,19 @@ from artifacts.words import counted
 from flows.media.media_files import MediaFile
 
 FOLDER = "far"
-"""Folder of a store in which digests of what lies far away are told."""
+"""Folder of a store that holds digests of remote files."""
 PARTS = 3
-"""Parts of such a name: the folder, what names a version of a file, and its SHA-256."""
-MOST_LISTED = 1000
-"""Names that are listed at once, which is a request; of more, each is asked for by itself."""
-ASKED_AT_ONCE = 32
+"""Number of path parts in such a name: the folder, the key of a file version, and its SHA-256."""
+MAX_LISTED = 1000
+"""Number of names listed in one request. If there are more, each file is looked up separately."""
+LOOKUPS_AT_ONCE = 32
 FETCHED_AT_ONCE = 8
-"""Media that are fetched at the same time, each by some ranges."""
+"""Number of media downloaded at the same time, each in several ranges."""
 
 ContentOrError = Content | OSError | Unanswered
-"""What a file holds, or why it cannot be had."""
+"""Content of a file, or why it cannot be read."""
 Progress = Callable[[int, int], None]
-"""Function that hears how many bytes are here, and how many there are."""
+"""Called with the bytes downloaded so far, and the total."""
 
 
 def contents_of(
@@ -41,35 +41,39 @@ def contents_of(
     *,
     fetch: bool = True,
 ) -> Mapping[Path, ContentOrError]:
-    """Return what each file holds, or why it cannot be had; what nobody knows yet is fetched, or
-    else told as a content of its own. Raises EnvironmentFault where a bucket, or the disk of the
-    copies, is in the way."""
+    """Return the content of each file, or why it cannot be read. Files without a known digest are
+    downloaded; without `fetch`, each counts as a content of its own. Raises EnvironmentFault if a
+    bucket or the disk of the copies fails."""
     if not files:
         return {}
-    wanted = {file.path: file for file in files}
+    by_path = {file.path: file for file in files}
     digests = FarDigests(store)
-    asked = map_prefetched(digests.known, wanted.values(), min(ASKED_AT_ONCE, len(wanted)))
-    known = dict(zip(wanted, asked, strict=True))
-    missing = [wanted[path] for path, digest in known.items() if not digest and fetch]
+    digests_found = map_prefetched(
+        digests.known, by_path.values(), min(LOOKUPS_AT_ONCE, len(by_path))
+    )
+    known = dict(zip(by_path, digests_found, strict=True))
+    missing = [by_path[path] for path, digest in known.items() if not digest and fetch]
     found: dict[Path, ContentOrError] = {
         path: Content(digest or path.parent.name, None)
         for path, digest in known.items()
         if digest or not fetch
     }
-    coming = _Coming(sum(file.far.size for file in missing if file.far), progress)
+    download = _DownloadProgress(sum(file.far.size for file in missing if file.far), progress)
     threads = min(FETCHED_AT_ONCE, len(missing))
     try:
-        fetched = map_prefetched(lambda file: digests.learn(file, coming.hear), missing, threads)
+        fetched = map_prefetched(
+            lambda file: digests.fetch_digest(file, download.add_bytes), missing, threads
+        )
         found |= zip((file.path for file in missing), fetched, strict=True)
     finally:
-        coming.stopped.set()
+        download.stopped.set()
     return found
 
 
 def unfetched_note(files: Sequence[MediaFile]) -> list[str]:
-    """Return what people should know of files that were not fetched."""
+    """Return a note on files that were not downloaded, if there are any."""
     count = sum(1 for file in files if file.far and not digest_noted(file.path))
-    return [f"not fetched, so guessed at: {counted(count, 'file')}"] if count else []
+    return [f"{counted(count, 'file')} not downloaded, so estimated"] if count else []
 
 
 class FarDigests:
@@ -77,24 +81,24 @@ class FarDigests:
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        names = list(islice(store.list(FOLDER), MOST_LISTED))
+        names = list(islice(store.list(FOLDER), MAX_LISTED))
         parts = [name.split("/") for name in names]
         self._listed = {key: digest for _, key, digest in (p for p in parts if len(p) == PARTS)}
-        self._is_all = len(names) < MOST_LISTED
+        self._is_all = len(names) < MAX_LISTED
 
     def known(self, file: MediaFile) -> str:
-        """Return the digest of a file; empty where nobody knows it."""
+        """Return the digest of a file, or an empty string if it is unknown."""
         assert file.far is not None
         path = copy_of(file.far)
         digest = digest_noted(path)
-        if not digest and (digest := self._told(file.far.key)):
+        if not digest and (digest := self._stored_digest(file.far.key)):
             note_digest(path, digest)
         return digest
 
-    def learn(self, file: MediaFile, hear: Callable[[int], None]) -> ContentOrError:
-        """Fetch a file, and tell the store what it holds. Raises EnvironmentFault."""
+    def fetch_digest(self, file: MediaFile, add_bytes: Callable[[int], None]) -> ContentOrError:
+        """Download a file, and store its digest. Raises EnvironmentFault."""
         try:
-            digest = digest_at(file.path, hear)
+            digest = digest_at(file.path, add_bytes)
         except OSError as error:
             return error
         except Unanswered as error:
@@ -105,14 +109,14 @@ class FarDigests:
             self._store.put_if_absent(f"{FOLDER}/{file.far.key}/{digest}", [])
         return Content(digest, None)
 
-    def _told(self, key: str) -> str:
+    def _stored_digest(self, key: str) -> str:
         if self._is_all or key in self._listed:
             return self._listed.get(key, "")
         return next((n.rpartition("/")[2] for n in self._store.list(f"{FOLDER}/{key}")), "")
 
 
-class _Coming:
-    """The bytes being downloaded by several threads."""
+class _DownloadProgress:
+    """Counts the bytes that several threads download."""
 
     def __init__(self, total: int, progress: Progress | None) -> None:
         self._total = total
@@ -120,14 +124,14 @@ class _Coming:
         self._here = 0
         self._lock = threading.Lock()
         self.stopped = threading.Event()
-        """Set when nothing more is wanted."""
+        """Set when the download is no longer needed."""
 
-    def hear(self, size: int) -> None:
-        """Count bytes that have come. Raises Interrupted when they are not wanted any more."""
+    def add_bytes(self, size: int) -> None:
+        """Count downloaded bytes. Raises Interrupted if the download is no longer needed."""
         if self.stopped.is_set():
-            raise Interrupted("the run was stopped while media were fetched")
+            raise Interrupted("the run was stopped while media were downloaded")
         with self._lock:
             self._here += size
-            # What is asked for twice, after a copy went again, is more than all.
+            # A file whose copy vanished is downloaded twice, which exceeds the total.
             if self._progress is not None and self._here <= self._total:
                 self._progress(self._here, self._total)

@@ -1,4 +1,4 @@
-"""Tells generated text files from files that a user wrote or edited.
+"""Distinguishes generated text files from files that a user wrote or edited.
 
 A generated file is recognized by its own digest and that of its medium. It is still recognized
 after a folder was moved or another `OUT` was given.
@@ -18,18 +18,19 @@ from artifacts.store import Store
 from flows.options.formats import BESIDE
 
 DIGITS = 32
-"""Hex digits by which a text is remembered: a million of them take 50 MB."""
+"""Hex digits of the digest of a generated file; a million of them take 50 MB."""
 OF_LABELS = "labels "
-"""What texts are of that hold labels and no captions."""
+"""Prefix of the format for texts that hold labels instead of captions."""
 BLANK_BYTES = 1 << 10
-"""Largest size of a file that is looked at for whether it holds only spaces."""
+"""Largest file, in bytes, that is checked for containing only spaces."""
 
 
 class GeneratedFiles:
     """The generated files, recorded in the store by digest."""
 
     def __init__(self, store: Store, of: str = "") -> None:
-        """Remember texts `of` one kind; those of another, such as captions, are not its own."""
+        """Record texts with the prefix `of`. Texts with another prefix do not count as
+        generated."""
         self._memory = store.local / "written.jsonl"
         self._of = of
 
@@ -41,28 +42,30 @@ class GeneratedFiles:
         return bool(self._known)
 
     def has(self, form: str, about: str, sha256: str) -> bool:
-        """Return whether we once wrote a text of that digest, in this form, about this content."""
+        """Return whether a run wrote a text with this digest, in this format, about this
+        content."""
         return bool(sha256) and _key(self._of + form, about, sha256) in self._known
 
     def add(self, form: str, about: str, sha256: str) -> None:
-        """Remember what is written, or about to be."""
+        """Record a text that is written, or about to be."""
         key = _key(self._of + form, about, sha256)
         if key not in self._known:
             self._known.add(key)
             append_line(self._memory, [key])
 
-    def bring(self, path: Path, content: bytes, form: str, about: str, *, replace: bool) -> bool:
-        """Bring a file to this content, unless people wrote or edited what is there and it is not
-        to be replaced; return whether it holds the content. A text without a word is nobody's.
-        Raises EnvironmentFault."""
-        before, sha256 = digest_at(path), hashlib.sha256(content).hexdigest()
-        same = before == sha256
-        theirs = os.path.lexists(path) and not same and not self.has(form, about, before)
-        theirs = theirs and not (form in BESIDE and is_blank(path))
-        if path.is_dir() or (theirs and not replace):
+    def update(self, path: Path, content: bytes, form: str, about: str, *, replace: bool) -> bool:
+        """Write a file, unless a user wrote or edited it and `replace` is not set. Return whether
+        it holds the content. A blank text counts as nobody's. Raises EnvironmentFault."""
+        old_digest, sha256 = digest_at(path), hashlib.sha256(content).hexdigest()
+        is_unchanged = old_digest == sha256
+        is_users = (
+            os.path.lexists(path) and not is_unchanged and not self.has(form, about, old_digest)
+        )
+        is_users = is_users and not (form in BESIDE and is_blank(path))
+        if path.is_dir() or (is_users and not replace):
             return False
         self.add(form, about, sha256)
-        if not same:
+        if not is_unchanged:
             write_text(path, [content.decode()])
         return True
 
@@ -72,7 +75,7 @@ def _key(form: str, about: str, sha256: str) -> str:
 
 
 def is_blank(path: Path) -> bool:
-    """Return whether a file is there that holds no letter."""
+    """Return whether the file exists and contains only spaces."""
     try:
         if path.is_symlink() or path.stat().st_size > BLANK_BYTES:
             return False
@@ -83,7 +86,7 @@ def is_blank(path: Path) -> bool:
 
 
 def digest_at(path: Path) -> str:
-    """Return the SHA-256 of what lies there; empty where that is no file that can be read."""
+    """Return the SHA-256 of a file, or an empty string if it cannot be read."""
     try:
         return hash_file(path) if path.is_file() else ""
     except OSError:

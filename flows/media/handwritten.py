@@ -12,7 +12,7 @@ from pathlib import Path
 from artifacts.regular import open_regular
 from artifacts.store import Store
 from flows.media.generated_files import OF_LABELS, GeneratedFiles
-from flows.media.text_merging import LONGEST_BYTES, MARK, JoinedTexts, joined
+from flows.media.text_merging import MARK, MAX_BYTES, JoinedTexts, joined
 from flows.options.formats import JOINED
 
 FORM = "txt"
@@ -27,8 +27,8 @@ class HandwrittenTexts:
         self._joined = JoinedTexts(self._captions, FORM)
 
     def of(self, places: Iterable[Path], about: str) -> tuple[Path, str] | None:
-        """Return the text that a person wrote at the first of these places that has one, about this
-        content, with its place; None where nobody did."""
+        """Return the first user-written text among `places` for this content, with its path. Return
+        None if there is none."""
         for path in places:
             content = _content(path)
             if content is None:
@@ -45,14 +45,14 @@ class HandwrittenTexts:
         return None
 
     def with_caption(self, text: str, about: str, caption: str, rule: str) -> str:
-        """Return a person's text with a caption as the rule of `--existing` joins the two."""
-        if rule not in JOINED or self._joined.theirs_in(about, text) is not None or caption in text:
-            return text  # it is in there already, or does not go in
+        """Return a user's text joined with a caption by the rule of `--existing`."""
+        if rule not in JOINED or self._joined.user_part(about, text) is not None or caption in text:
+            return text  # the caption is already there, or is not to be added
         return joined(text, caption, rule)[0].rstrip()
 
 
 def split_by_chunk(text: str, chunks: int) -> list[str] | None:
-    """Return what a text says of each of so many chunks, where it has a line of each; else None."""
+    """Return one line per chunk if the text has exactly one line for each, else None."""
     for lines in (text.removesuffix("\n").split("\n"), text.rstrip().split("\n")):
         if len(lines) == chunks:
             return [line.strip() for line in lines]
@@ -60,17 +60,17 @@ def split_by_chunk(text: str, chunks: int) -> list[str] | None:
 
 
 def text_paths(path: Path, name: str = "") -> list[Path]:
-    """Return where the text of a medium may lie beside it: with the suffix behind that of its own,
-    or in its place. With the `name` of a prompt, that stands before the suffix."""
+    """Return the possible paths of a medium's text: the suffix added to the medium's suffix, or in
+    its place. The `name` of a prompt stands before the suffix."""
     named = path.with_name(f"{path.stem}.{name}{path.suffix}") if name else path
     return [named.with_name(f"{named.name}.{FORM}"), named.with_suffix(f".{FORM}")]
 
 
 def _content(path: Path) -> bytes | None:
-    """Return the bytes of a file that is short enough to be a text of a medium."""
+    """Return the bytes of a file if it is short enough to be a medium's text, else None."""
     try:
         with open_regular(path) as file:
-            content = file.read(LONGEST_BYTES + 1)
+            content = file.read(MAX_BYTES + 1)
     except (OSError, ValueError):
         return None
-    return content if len(content) <= LONGEST_BYTES else None
+    return content if len(content) <= MAX_BYTES else None

@@ -13,17 +13,17 @@ from artifacts.keys import digest_of
 from artifacts.regular import read_text
 from flows.media.yaml_aliases import check_aliases
 
-MOST_BYTES = 1 << 26
-"""Largest file of labels, or of templates."""
+MAX_BYTES = 1 << 26
+"""Largest file of labels or templates, in bytes."""
 NAMED = {".txt", ".csv", ".yaml", ".yml", ".json"}
-"""Suffixes of what is meant to be a file, whether it is there or not."""
+"""Suffixes that mark a value as a file name, whether the file exists or not."""
 TEMPLATES = ("a photo of {}",)
-"""Texts in which a label stands where the user gives none."""
+"""Default texts for a label."""
 SETTINGS = ("prompts", "parent", "threshold", "group")
-"""Settings that a file may give a label."""
+"""Settings of a label that a file may contain."""
 WORD_BITS = 64
-"""Bits of a whole number that is a label, or a text."""
-HOW = "Give a file with a label a line, a YAML or JSON file (docs/labels.md), or a,b,c"
+"""Largest size of an integer that is a label or a text, in bits."""
+HINT = "Give a file with one label per line, a YAML or JSON file (docs/labels.md), or a,b,c"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -32,13 +32,13 @@ class Label:
 
     name: str
     prompts: tuple[str, ...]
-    """Texts that say it, all of which stand for it together."""
+    """Texts that stand for the label together."""
     parent: str = ""
-    """Name of a label without which it is not given."""
+    """Name of the label that must be given first."""
     group: str = ""
-    """Name of the group of which a picture is given one label."""
+    """Name of the group from which an image gets one label."""
     threshold: float | None = None
-    """Least score by which it is given; None: by the rule for all."""
+    """Lowest score at which it is given; None: the general rule applies."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -59,7 +59,7 @@ class LabelSet:
 
     @property
     def digest(self) -> str:
-        """Return the digest of all that decides which labels a picture is given."""
+        """Return the digest of everything that determines which labels an image gets."""
         fields = [
             [each.name, each.prompts, each.parent, each.group, each.threshold]
             for each in self.labels
@@ -67,52 +67,52 @@ class LabelSet:
         return digest_of(fields)
 
 
-def label_set(told: str, templates: str = "") -> LabelSet:
-    """Return the labels that `--labels` and `--templates` mean. Raises UsageError."""
+def label_set(value: str, templates: str = "") -> LabelSet:
+    """Return the labels given by `--labels` and `--templates`. Raises UsageError."""
     forms = _templates(templates) if templates else TEMPLATES
-    path = Path(told).expanduser()
-    # Not Path.is_file, which raises where a name is too long for a file, as that of many labels is.
+    path = Path(value).expanduser()
+    # Path.is_file raises for a name that is too long for a file, such as a long list of labels.
     if path.suffix.lower() in NAMED or isfile(path):
         entries = _entries(_read(path, "--labels"), path)
     else:
-        entries = [(name.strip(), {}) for name in told.split(",")]
-    return _set_of(entries, forms, told)
+        entries = [(name.strip(), {}) for name in value.split(",")]
+    return _set_of(entries, forms, value)
 
 
 def labels_named(names: Sequence[str]) -> LabelSet:
-    """Return labels of these names, none of which is a file's. Raises UsageError."""
+    """Return labels with these names, which are never read as file names. Raises UsageError."""
     return _set_of([(name, {}) for name in names], TEMPLATES, ",".join(names)[:80])
 
 
 def _set_of(
-    entries: Sequence[tuple[str, Mapping[str, Any]]], forms: Sequence[str], told: str
+    entries: Sequence[tuple[str, Mapping[str, Any]]], forms: Sequence[str], value: str
 ) -> LabelSet:
     labels = tuple(_label(name, given, forms) for name, given in entries)
-    _check(labels, told)
+    _check(labels, value)
     return LabelSet(labels=labels, templates=tuple(forms))
 
 
-def _templates(told: str) -> list[str]:
-    lines = _lines(_read(Path(told).expanduser(), "--templates"))
+def _templates(value: str) -> list[str]:
+    lines = _lines(_read(Path(value).expanduser(), "--templates"))
     for line in lines:
         if "{}" not in line:
             raise UsageError(
-                f"--templates {told}: {line!r} has no place for a label",
+                f"--templates {value}: {line!r} has no {{}} for the label",
                 hint="Put {} where the label is to stand: a photo of {}",
             )
     if not lines:
         raise UsageError(
-            f"--templates {told} holds none", hint="Give a line such as: a photo of {}"
+            f"--templates {value}: no templates found", hint="Give a line such as: a photo of {}"
         )
     return lines
 
 
 def _read(path: Path, option: str) -> str:
     try:
-        return read_text(path, MOST_BYTES)
+        return read_text(path, MAX_BYTES)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
-        raise UsageError(f"{option} {path} cannot be read: {reason}", hint=HOW) from error
+        raise UsageError(f"{option} {path} cannot be read ({reason})", hint=HINT) from error
 
 
 def _lines(text: str) -> list[str]:
@@ -121,7 +121,7 @@ def _lines(text: str) -> list[str]:
 
 
 def _entries(text: str, path: Path) -> list[tuple[str, Mapping[str, Any]]]:
-    """Return name and settings of each label in a file."""
+    """Return the name and the settings of each label in a file."""
     if path.suffix.lower() not in {".yaml", ".yml", ".json"}:
         return [(line, {}) for line in _lines(text)]
     found = _parsed(text, path)
@@ -129,7 +129,7 @@ def _entries(text: str, path: Path) -> list[tuple[str, Mapping[str, Any]]]:
         found = dict.fromkeys(map(_word, found)) if all(map(_is_word, found)) else None
     if not isinstance(found, dict) or not all(map(_is_word, found)):
         raise UsageError(
-            f"--labels {path} is neither a list of labels nor one with settings", hint=HOW
+            f"--labels {path} is neither a list of labels nor a mapping with settings", hint=HINT
         )
     return [(_word(name), _settings(name, given, path)) for name, given in found.items()]
 
@@ -143,12 +143,12 @@ def _parsed(text: str, path: Path) -> Any:
         check_aliases(text)
         return yaml.safe_load(text)
     except (ValueError, RecursionError, yaml.YAMLError) as error:
-        words = " ".join(str(error).split())[:160]
-        raise UsageError(f"--labels {path} cannot be understood: {words}", hint=HOW) from error
+        message = " ".join(str(error).split())[:160]
+        raise UsageError(f"--labels {path} cannot be parsed ({message})", hint=HINT) from error
 
 
 def _is_word(value: Any) -> bool:
-    if isinstance(value, int):  # one of thousands of digits cannot be written out
+    if isinstance(value, int):  # Python refuses to format an int of thousands of digits
         return not isinstance(value, bool) and value.bit_length() <= WORD_BITS
     return isinstance(value, str | float)
 
@@ -158,16 +158,16 @@ def _word(value: Any) -> str:
 
 
 def _settings(name: Any, given: Any, path: Path) -> Mapping[str, Any]:
-    """Return the settings of one label; a text, or a list of them, are its prompts."""
+    """Return the settings of one label. A text, or a list of texts, is its prompts."""
     if given is None:
         return {}
     if _is_word(given) or isinstance(given, list):
         given = {"prompts": given}
     if not isinstance(given, dict) or set(given) - set(SETTINGS):
-        odd = ", ".join(sorted(map(str, set(given) - set(SETTINGS)))) if given else given
+        unknown = ", ".join(sorted(map(str, set(given) - set(SETTINGS)))) if given else given
         raise UsageError(
-            f"--labels {path}: label {name!r} has settings that are not known: {odd}",
-            hint=f"Known are {', '.join(SETTINGS)}",
+            f"--labels {path}: label {name!r} has unknown settings: {unknown}",
+            hint=f"Settings are {', '.join(SETTINGS)}",
         )
     return given
 
@@ -178,14 +178,14 @@ def _label(name: str, given: Mapping[str, Any], forms: Sequence[str]) -> Label:
     named = [given[each] for each in ("parent", "group") if given.get(each)]
     if not all(map(_is_word, (*every, *named))):
         raise UsageError(
-            f"label {name!r} has a prompt, a parent or a group that is no text",
+            f"label {name!r}: a prompt, parent or group is no text",
             hint='Write texts: prompts: ["a dog", "a puppy"]',
         )
     texts = [_word(text) for text in every] or [form.replace("{}", name) for form in forms]
     number = isinstance(threshold, int | float) and not isinstance(threshold, bool)
     if threshold is not None and not (number and -1 <= threshold <= 1):
         raise UsageError(
-            f"label {name!r} has the threshold {threshold!r}", hint="Give a number from -1 to 1"
+            f"label {name!r}: invalid threshold {threshold!r}", hint="Give a number from -1 to 1"
         )
     if not all(texts):
         raise UsageError(f"label {name!r} has an empty prompt", hint="Leave it out, or fill it in")
@@ -198,15 +198,15 @@ def _label(name: str, given: Mapping[str, Any], forms: Sequence[str]) -> Label:
     )
 
 
-def _check(labels: Sequence[Label], told: str) -> None:
+def _check(labels: Sequence[Label], value: str) -> None:
     names = [label.name for label in labels]
     if not names or not all(names):
         raise UsageError(
-            f"--labels {told!r} holds {'an empty label' if names else 'none'}", hint=HOW
+            f"{'empty label' if names else 'no labels'} in --labels {value!r}", hint=HINT
         )
     twice = next((name for name, count in Counter(names).items() if count > 1), None)
     if twice is not None:
-        raise UsageError(f"label {twice!r} is there twice", hint="Leave one out")
+        raise UsageError(f"label {twice!r} is listed twice", hint="Leave one out")
     _check_parents({label.name: label.parent for label in labels})
 
 
@@ -218,10 +218,10 @@ def _check_parents(parents: Mapping[str, str]) -> None:
             if at not in parents:
                 raise UsageError(
                     f"label {name!r} has an ancestor {at!r}, which is no label",
-                    hint="Add it, or leave the parent out",
+                    hint="Add it, or remove the parent",
                 )
             if at in seen:
-                raise UsageError(f"label {name!r} is its own ancestor", hint="Leave one parent out")
+                raise UsageError(f"label {name!r} is its own ancestor", hint="Remove one parent")
             seen.add(at)
             at = parents[at]
         good |= seen

@@ -1,6 +1,5 @@
-"""One media file of a command, and the error text of a file that cannot be read. Searches no
-folder.
-"""
+"""One media file of a command, and the failure of a file that cannot be read. Searches no
+folder."""
 
 import os
 from collections.abc import Mapping
@@ -27,30 +26,32 @@ class MediaFile:
     """One file to be captioned."""
 
     path: Path
-    """Absolute path of the file; of one far away, that of a copy, which need not be there."""
+    """Absolute path of the file. For a remote file, the path of its local copy, which may not exist
+    yet."""
     media_path: str
     """Its name in the outputs: relative to the folder given, or the file's own name; POSIX."""
     source: str
-    """The argument that brought it in."""
+    """The command-line argument that named it."""
     kind: MediaKind
     """Kind by suffix: image or video."""
     far: FarFile | None = None
-    """What the path is a copy of; None for a file of this machine."""
+    """The remote file that the path is a copy of; None for a local file."""
     prompt: str | None = None
-    """Prompt that its line of a list gives; None: the command's own."""
+    """Prompt from its line of a list; None: the command's prompt."""
     prompts: Mapping[str, str] = field(default_factory=dict, hash=False)
-    """Name → question, of a line that asks several."""
+    """Name → prompt, if its line has several."""
     name: str = ""
-    """Name of the one of several prompts that it stands here for."""
+    """Name of the prompt that this entry stands for, if there are several."""
 
     @property
     def place(self) -> str:
-        """Return where it lies, as it may be shown and kept: a path, or an address."""
+        """Return its path or address, without signatures."""
         return str(self.path) if self.far is None else self.far.place
 
     @property
     def identity(self) -> tuple[Path, str, str, str | None]:
-        """Return what tells it from other files, whichever of several prompts it stands for."""
+        """Return what distinguishes it from other files, whichever of several prompts it stands
+        for."""
         prompt = None if self.name else self.prompt
         return (self.path, self.media_path, self.source, prompt)
 
@@ -70,13 +71,12 @@ class Selection:
 
 
 def kind_of(name: str) -> MediaKind:
-    """Return what a file of this name is read as."""
+    """Return the media kind of a file name."""
     return "image" if os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES else "video"
 
 
 def writable(name: str) -> str:
-    """Return a name that UTF-8 can hold. Bytes of a file's name that it cannot hold become
-    replacement signs."""
+    """Return a name that UTF-8 can hold. Bytes that are no UTF-8 become replacement characters."""
     return os.fsencode(name).decode("utf-8", errors="replace")
 
 

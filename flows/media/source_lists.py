@@ -13,7 +13,7 @@ from flows.options.text import check_prompts
 
 LIST_SUFFIXES = frozenset((".txt", ".jsonl"))
 LIST_BYTES = 1 << 28
-"""Largest size of a list: some million lines."""
+"""Largest list in bytes; about a million lines."""
 ENTRY_HINT = 'Write {"path": "clip.mp4"}, or {"path": "clip.mp4", "prompt": "What …?"}'
 FILES_ONLY = "Name media files and folders only"
 
@@ -23,15 +23,15 @@ class Line:
     """The path and the prompt of one line."""
 
     name: str
-    """Path as it stands there, seen from the list's folder; or an address."""
+    """Path relative to the list's folder, or an address."""
     prompt: str | None
     prompts: Mapping[str, str]
-    """Name → question, where it asks several."""
+    """Name → prompt, if the line has several."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BadLine:
-    """A line without a path, or a list without lines."""
+    """A line without a path, or a list that cannot be read."""
 
     name: str
     message: str
@@ -39,15 +39,15 @@ class BadLine:
 
 
 def lines_of(path: Path) -> Iterator[Line | BadLine]:
-    """Yield one source a line. In a `.jsonl` list it is the `path` of each object, and the `prompt`
-    if it has one. A list in a list is refused: it might be the same one."""
+    """Yield one source per line. In a `.jsonl` list it is the `path` of each object, with its
+    `prompt` if given. A list inside a list is an error, since it might be the same list."""
     try:
-        # Not splitlines, which also cuts where a name or a prompt has an odd line separator.
+        # splitlines would also split at unusual line separators inside a name or a prompt.
         lines = read_text(path, LIST_BYTES, "utf-8-sig").split("\n")
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else "its name holds a null character"
         message = f"the list cannot be read: {reason}"
-        yield BadLine(name=str(path), message=message, hint="A list holds one path a line")
+        yield BadLine(name=str(path), message=message, hint="A list holds one path per line")
         return
     for number, line in enumerate(lines, 1):
         entry, prompt = line.strip(), None
@@ -74,8 +74,7 @@ def lines_of(path: Path) -> Iterator[Line | BadLine]:
 
 
 def _entry(line: str) -> tuple[str, str | None, dict[str, str]]:
-    """Return path, prompt and named prompts of a line of JSON. Raises ValueError that says what is
-    wrong with it."""
+    """Return path, prompt and named prompts of a line of JSON. Raises ValueError with the cause."""
     try:
         value = json.loads(line)
     except (ValueError, RecursionError):
@@ -88,12 +87,12 @@ def _entry(line: str) -> tuple[str, str | None, dict[str, str]]:
         raise ValueError("has a prompt that is empty or no text")
     prompts = value.get("prompts") or {}
     if not isinstance(prompts, dict) or (prompts and prompt is not None):
-        raise ValueError("has prompts that are no object of names, or a prompt beside them")
+        raise ValueError("has prompts that are no object, or both prompt and prompts")
     try:
         check_prompts(prompts)
         os.fsencode(path), "".join([prompt or "", *prompts.values()]).encode()
     except UnicodeEncodeError as error:
-        raise ValueError("holds half a character, which no text can") from error
+        raise ValueError("holds half of a surrogate pair") from error
     except UsageError as error:
-        raise ValueError(f"is wrong: {error.message}") from error
+        raise ValueError(f"is invalid ({error.message})") from error
     return path, prompt, prompts

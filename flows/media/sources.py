@@ -1,6 +1,5 @@
 """Finds the media files of a command: files, folders, globs, lists and addresses. Opens no media
-file.
-"""
+file."""
 
 import glob
 import os
@@ -30,47 +29,47 @@ from flows.media.source_lists import LIST_SUFFIXES, BadLine, Line, lines_of
 from flows.media.source_texts import texts_among
 
 AT_ONCE = 32
-"""Addresses that are asked for at the same time."""
-MISSING = "nothing is at this address"
+"""Number of addresses looked up at the same time."""
+MISSING = "nothing was found at this address"
 WEB_HINT = "Check the address; what was there may have moved"
 BUCKET_HINT = "Check the name, or add --recursive"
-ODD = "this is no address that can be asked"
-ODD_HINT = "See that it is spelt right: scheme, host, port, and no sign that an address cannot hold"
-ODD_NAME = "an object of this name cannot be asked for"
-ODD_NAME_HINT = "Rename it: no empty part between slashes, no . or .. and no control character"
-ODD_FOLDER = "this folder cannot be listed, because of the name of an object in it"
+BAD_ADDRESS = "this is no valid address"
+BAD_ADDRESS_HINT = "Check the scheme, host and port, and remove characters that no address may hold"
+BAD_NAME = "an object with this name cannot be requested"
+BAD_NAME_HINT = "Rename it: no empty part between slashes, no . or .. and no control character"
+UNLISTABLE = "this folder cannot be listed (an object in it has an unusable name)"
 LIST_HINT = "Copy the list to this machine, and give @LIST: its lines may be addresses"
 
-Looked = FarFile | FileNotFoundError | Unanswered | UsageError
-"""What lies at an address, or why it cannot be had."""
+LookedUp = FarFile | FileNotFoundError | Unanswered | UsageError
+"""The file at an address, or why it cannot be read."""
 
 
 class FarSources:
-    """The objects that addresses refer to. Each address is listed once."""
+    """The objects that addresses refer to. Each address is looked up once."""
 
     def __init__(self) -> None:
-        self._found: dict[str, Looked] = {}
+        self._found: dict[str, LookedUp] = {}
 
-    def ask(self, addresses: Iterable[str]) -> None:
-        """Ask for many at once, so that the answers are there when they are wanted. Raises
-        UsageError, and EnvironmentFault where a bucket cannot be read."""
+    def look_up(self, addresses: Iterable[str]) -> None:
+        """Look up many addresses at once. Raises UsageError, and EnvironmentFault if a bucket
+        cannot be read."""
         new = list(dict.fromkeys(each for each in addresses if each not in self._found))
-        self._found |= zip(new, map_prefetched(_look, new, min(AT_ONCE, len(new))), strict=True)
+        self._found |= zip(new, map_prefetched(_look_up, new, min(AT_ONCE, len(new))), strict=True)
 
     def expand(
         self, address: str, source: str, selection: Selection
     ) -> Iterator[MediaFile | Failure]:
-        """Yield what an address means: an object, or what is in a folder of a bucket, or matches a
-        pattern there. Raises UsageError and EnvironmentFault."""
+        """Yield the objects of an address: an object, those in a folder of a bucket, or those that
+        match a pattern there. Raises UsageError and EnvironmentFault."""
         if PurePosixPath(name_in(address)).suffix.lower() in LIST_SUFFIXES:
-            message = "a list is read from this machine alone"
+            message = "a list must be on this machine"
             yield source_failure(source, unsigned(address), "list", message, LIST_HINT)
             return
         if not names_folder(address):
-            self.ask([address])
+            self.look_up([address])
             found = self._found[address]
             if isinstance(found, FarFile):
-                yield _taken_far(found, found.name, source)
+                yield _remote_media_file(found, found.name, source)
                 return
             if isinstance(found, Unanswered | UsageError):
                 kind = UNREACHABLE if isinstance(found, Unanswered) else "bad-address"
@@ -84,32 +83,32 @@ class FarSources:
     ) -> Iterator[MediaFile | Failure]:
         from artifacts.remote.finding import far_files_below, far_files_matching
 
-        inside: Iterable[tuple[str, FarFile | None]] = ()
+        entries: Iterable[tuple[str, FarFile | None]] = ()
         if not is_web(address) and glob.has_magic(address):
-            inside = far_files_matching(address)
+            entries = far_files_matching(address)
         elif not is_web(address):
-            inside = far_files_below(address, selection.recursive)
+            entries = far_files_below(address, selection.recursive)
         count = 0
-        for name, far in inside:
+        for name, far in entries:
             if far is None and name.endswith("/"):
                 count += 1
                 folder = "" if glob.has_magic(address) else f"{unsigned(address).rstrip('/')}/"
                 place = folder + name.lstrip("/") or unsigned(address)
-                yield source_failure(source, place, "bad-name", ODD_FOLDER, ODD_NAME_HINT)
+                yield source_failure(source, place, "bad-name", UNLISTABLE, BAD_NAME_HINT)
             elif selection.takes(name):
                 count += 1
                 if far is None:
-                    yield source_failure(source, name, "bad-name", ODD_NAME, ODD_NAME_HINT)
+                    yield source_failure(source, name, "bad-name", BAD_NAME, BAD_NAME_HINT)
                 else:
-                    yield _taken_far(far, name, source)
+                    yield _remote_media_file(far, name, source)
         if not count:
             hint = WEB_HINT if is_web(address) else BUCKET_HINT
             yield source_failure(source, unsigned(address), "missing", MISSING, hint)
 
 
-def _look(address: str) -> Looked:
-    """Return what lies at an address, or why it cannot be had. Raises EnvironmentFault for a bucket
-    that cannot be read, since all of the run depends on it."""
+def _look_up(address: str) -> LookedUp:
+    """Return the file at an address, or why it cannot be read. Raises EnvironmentFault if a bucket
+    cannot be read, because the whole run depends on it."""
     from artifacts.remote.finding import far_file_at
 
     try:
@@ -119,14 +118,14 @@ def _look(address: str) -> Looked:
     except (UsageError, ValueError) as error:
         if isinstance(error, UsageError) and not is_web(address):
             raise
-        return UsageError(ODD, hint=ODD_HINT)
+        return UsageError(BAD_ADDRESS, hint=BAD_ADDRESS_HINT)
     except Unanswered as error:
         if not is_web(address):
             raise
         return error
 
 
-def _taken_far(far: FarFile, name: str, source: str) -> MediaFile:
+def _remote_media_file(far: FarFile, name: str, source: str) -> MediaFile:
     return MediaFile(
         path=copy_path(far),
         media_path=writable(name),
@@ -136,11 +135,11 @@ def _taken_far(far: FarFile, name: str, source: str) -> MediaFile:
     )
 
 
-LONGEST_PATTERN = 4096
-"""Most letters of a pattern, as many as a path may have bytes: to read one of 100,000 brackets
-takes minutes."""
+MAX_PATTERN_LENGTH = 4096
+"""Longest pattern in characters, equal to the longest path in bytes. Parsing a pattern of 100,000
+brackets takes minutes."""
 UNREADABLE = "Check that you may read it and that its disk is there"
-NOT_A_FILE = "Name a file or a folder; what a FIFO or a device gives, write to a file first"
+NOT_A_FILE = "Name a file or a folder; save the output of a FIFO or a device to a file first"
 
 
 def find_media(
@@ -150,16 +149,15 @@ def find_media(
     prompt_for: Callable[[str], str] | None = None,
     names: Iterable[str] = (),
 ) -> tuple[list[MediaFile], list[Failure]]:
-    """Return the files that the sources name, in order and each once a prompt, and failures. The
-    failures are what could not be found. `prompt_for` a kind is the prompt of files whose line has
-    none. A text of a medium that is named as well is no list, nor is one of a prompt by one of
-    these `names`."""
+    """Return the files that the sources name, in order and each once per prompt, and the sources
+    that were not found. `prompt_for` returns the prompt of a media kind, for files whose line has
+    none. A text next to its medium is no list, also with one of these prompt `names`."""
     found: list[MediaFile] = []
     failures: list[Failure] = []
     seen: set[tuple[str | None, ...]] = set()
     real = RealPaths()
     far = FarSources()
-    far.ask(filter(is_object, sources))
+    far.look_up(filter(is_object, sources))
     texts = texts_among(sources, recursive=selection.recursive, names=names)
     for source in sources:
         if source in texts:
@@ -169,8 +167,8 @@ def find_media(
                 failures.append(result)
                 continue
             prompt = result.prompt or (prompt_for(result.kind) if prompt_for else None)
-            asked = [text for pair in result.prompts.items() for text in pair]
-            identity = (real.of(result.path), result.media_path, prompt, *asked)
+            prompt_fields = [text for pair in result.prompts.items() for text in pair]
+            identity = (real.of(result.path), result.media_path, prompt, *prompt_fields)
             if identity not in seen:
                 seen.add(identity)
                 found.append(result)
@@ -184,11 +182,11 @@ def _expand(
         yield from far.expand(text, source, selection)
         return
     path = Path(os.path.expanduser(text))
-    # os.path and not Path: a name too long, or in a folder one may not enter, is just not there.
+    # os.path and not Path: a name that is too long, or in a forbidden folder, counts as missing.
     if text.startswith("@") and not os.path.exists(path):
         listed = Path(text[1:])
-        if odd := odd_thing(listed):
-            yield _not_a_file(source, str(listed), odd)
+        if odd_kind := odd_thing(listed):
+            yield _not_a_file(source, str(listed), odd_kind)
         else:
             yield from _listed(listed, source, selection, far)
     elif os.path.isfile(path) and path.suffix.lower() in LIST_SUFFIXES:
@@ -198,13 +196,13 @@ def _expand(
 
 
 def _named(text: str, source: str, selection: Selection) -> Iterator[MediaFile | Failure]:
-    """Yield what a name means that is no list's."""
+    """Yield the files of a name that is no list."""
     path = Path(os.path.expanduser(text))
     if os.path.isdir(path):
         yield from _folder(path, source, selection)
     elif os.path.exists(path):
-        yield _taken(path, path.name, source)
-    elif glob.has_magic(text) and "\0" not in text and len(text) < LONGEST_PATTERN:
+        yield _media_file(path, path.name, source)
+    elif glob.has_magic(text) and "\0" not in text and len(text) < MAX_PATTERN_LENGTH:
         matches = sorted(glob.glob(os.path.expanduser(text), recursive=True))
         files = [Path(m) for m in matches if not os.path.isdir(m) and selection.takes(m)]
         if not files:
@@ -212,16 +210,16 @@ def _named(text: str, source: str, selection: Selection) -> Iterator[MediaFile |
                 source, text, "no-match", "no media file matches", "Check the pattern"
             )
         for file in files:
-            yield _taken(file, file.name, source)
+            yield _media_file(file, file.name, source)
     else:
         hint = "Check the name; a folder given earlier may have moved"
         yield source_failure(source, text, "missing", "no such file or folder", hint)
 
 
-def _taken(path: Path, name: str, source: str) -> MediaFile | Failure:
-    """Return a thing that is there, if it is a file; nothing else is ever opened."""
-    if odd := odd_thing(path):
-        return _not_a_file(source, name, odd)
+def _media_file(path: Path, name: str, source: str) -> MediaFile | Failure:
+    """Return an existing file. Anything else is never opened."""
+    if odd_kind := odd_thing(path):
+        return _not_a_file(source, name, odd_kind)
     return MediaFile(
         path=Path(os.path.abspath(path)),
         media_path=writable(name),
@@ -230,8 +228,8 @@ def _taken(path: Path, name: str, source: str) -> MediaFile | Failure:
     )
 
 
-def _not_a_file(source: str, name: str, odd: str) -> Failure:
-    return source_failure(source, name, "not-a-file", f"this is {odd}, not a file", NOT_A_FILE)
+def _not_a_file(source: str, name: str, odd_kind: str) -> Failure:
+    return source_failure(source, name, "not-a-file", f"this is {odd_kind}, not a file", NOT_A_FILE)
 
 
 def _folder(folder: Path, source: str, selection: Selection) -> Iterator[MediaFile | Failure]:
@@ -240,7 +238,7 @@ def _folder(folder: Path, source: str, selection: Selection) -> Iterator[MediaFi
     for name in _walk(folder, selection.recursive, unread.append):
         if selection.takes(name):
             count += 1
-            yield _taken(folder / name, name, source)
+            yield _media_file(folder / name, name, source)
     for error in unread:
         message = f"the folder cannot be read ({error.strerror})"
         yield source_failure(source, str(error.filename), "unreadable", message, UNREADABLE)
@@ -250,13 +248,13 @@ def _folder(folder: Path, source: str, selection: Selection) -> Iterator[MediaFi
 
 
 def _walk(folder: Path, recursive: bool, unread: Callable[[OSError], None]) -> Iterator[str]:
-    """Yield files in name order, named from the folder on. A folder that a link leads back to is
-    entered once. `unread` is told of those that cannot be read."""
+    """Yield file names in order, relative to the folder. A folder that a link leads back to is
+    entered once. `unread` is called for each folder that cannot be read."""
     entered = set()
     left = [""]
-    while left:  # not os.walk, which calls itself for each folder in a folder
-        inside = left.pop()
-        place = os.path.join(folder, inside)
+    while left:  # not os.walk, which recurses for each subfolder
+        relative = left.pop()
+        place = os.path.join(folder, relative)
         try:
             found = os.stat(place)
             if (found.st_dev, found.st_ino) in entered:
@@ -267,18 +265,18 @@ def _walk(folder: Path, recursive: bool, unread: Callable[[OSError], None]) -> I
         except OSError as error:
             unread(error)
             continue
-        if inside and any(entry.name == OURS for entry in each):
-            continue  # clips of a run, and links to what it captioned
+        if relative and any(entry.name == OURS for entry in each):
+            continue  # output of a run: clips, and links to its media
         seen = [entry for entry in each if not entry.name.startswith(".")]
-        yield from (os.path.join(inside, e.name) for e in seen if not _is_folder(e))
-        folders = [os.path.join(inside, e.name) for e in seen if _is_folder(e)]
+        yield from (os.path.join(relative, e.name) for e in seen if not _is_folder(e))
+        folders = [os.path.join(relative, e.name) for e in seen if _is_folder(e)]
         left += reversed(folders) if recursive else []
 
 
 def _is_folder(entry: "os.DirEntry[str]") -> bool:
     try:
         return entry.is_dir()
-    except OSError:  # such as a link to itself
+    except OSError:  # for example a link to itself
         return False
 
 
@@ -287,7 +285,7 @@ def _listed(
 ) -> Iterator[MediaFile | Failure]:
     """Yield the files that the lines of a list name, relative to the list's folder."""
     lines = list(lines_of(path))
-    far.ask(line.name for line in lines if isinstance(line, Line) and is_object(line.name))
+    far.look_up(line.name for line in lines if isinstance(line, Line) and is_object(line.name))
     for line in lines:
         if isinstance(line, BadLine):
             yield source_failure(source, line.name, "list", line.message, line.hint)

@@ -1,7 +1,7 @@
 """Inserts a caption before or after a user's text in a text file, and finds it again later.
 
 For each such text the store holds digests of the caption (with its separator) and of the user's
-part. A caption that is found again is replaced, whatever became of the user's part. Once a user
+part. A caption that is found again is replaced, whatever the user's part has become. Once a user
 edits the caption, the whole text is the user's.
 """
 
@@ -13,14 +13,15 @@ from artifacts.files import write_text
 from flows.media.generated_files import GeneratedFiles
 from flows.options.formats import APPEND
 
-LONGEST_BYTES = 1 << 16
-"""A longer text is no caption, and is left alone: to look for a part in one takes a second."""
+MAX_BYTES = 1 << 16
+"""Size above which a text counts as no caption and is left alone, in bytes. Searching such a text
+for a part takes a second."""
 MARK = "\ufeff"
-"""Some editors of Windows put it before everything else, where it has to stay."""
-ENDS = (".", "!", "?", ",", ";", ":", "…")
-"""Signs after which no comma is put."""
-BETWEEN = ", \n"
-"""Letters at which one part may end and the other begin."""
+"""Byte order mark, which some Windows editors write first; it has to stay first."""
+NO_COMMA_AFTER = (".", "!", "?", ",", ";", ":", "…")
+"""Characters after which no comma is inserted."""
+BOUNDARIES = ", \n"
+"""Characters at which one part may end and the other begin."""
 
 
 class JoinedTexts:
@@ -30,67 +31,67 @@ class JoinedTexts:
         self._own = own
         self._form = form
         self.edited: list[str] = []
-        """Names of those in which a person edited our part."""
+        """Names of texts in which a user edited the caption."""
 
-    def bring(self, path: Path, about: str, ours: str, rule: str) -> bool:
-        """Put a caption to what is there, or in the place of our earlier one; return whether the
-        text holds it now. It does not where a person edited our part, or it is no text. Raises
-        EnvironmentFault."""
-        now = _read(path)
-        if now is None:
+    def update(self, path: Path, about: str, caption_text: str, rule: str) -> bool:
+        """Insert a caption into a text, or replace its earlier caption. Return whether the text
+        holds the caption now. It does not if a user edited the caption, or the file is no text.
+        Raises EnvironmentFault."""
+        text = _read(path)
+        if text is None:
             return False
-        caption, body = ours.rstrip(), now.removeprefix(MARK)
-        theirs = self.theirs_in(about, body)
-        is_own = self._own.has(self._form, about, _digest(now))
-        if is_own or not (body if theirs is None else theirs).strip():
-            return self._own.bring(path, ours.encode(), self._form, about, replace=True)
-        if theirs is None:
+        caption, body = caption_text.rstrip(), text.removeprefix(MARK)
+        user_part = self.user_part(about, body)
+        is_own = self._own.has(self._form, about, _digest(text))
+        if is_own or not (body if user_part is None else user_part).strip():
+            return self._own.update(path, caption_text.encode(), self._form, about, replace=True)
+        if user_part is None:
             if caption in body:
                 return True
-            if self._had_ours(path, about, body):
+            if self._had_caption(path, about, body):
                 self.edited.append(path.name)
                 return False
-            theirs = body
-        made, head, tail = joined(theirs, caption, rule)
-        self._remember(path, about, theirs, head, tail)
-        made = now[: len(now) - len(body)] + made
-        if made != now:
-            write_text(path, [made])
+            user_part = body
+        merged, head, tail = joined(user_part, caption, rule)
+        self._remember(path, about, user_part, head, tail)
+        merged = text[: len(text) - len(body)] + merged
+        if merged != text:
+            write_text(path, [merged])
         return True
 
     def holds(self, path: Path, about: str) -> bool:
-        """Return whether a text holds a part of ours beside a person's."""
+        """Return whether a text holds a caption next to a user's part."""
         if not self._knows("any", "", ""):
             return False
-        now = _read(path)
-        return now is not None and self.theirs_in(about, now.removeprefix(MARK)) is not None
+        text = _read(path)
+        return text is not None and self.user_part(about, text.removeprefix(MARK)) is not None
 
-    def theirs_in(self, about: str, body: str) -> str | None:
-        """Return the person's part of a text in which ours is what it was, if there is one. Of
-        several that could be ours the longest is."""
+    def user_part(self, about: str, body: str) -> str | None:
+        """Return the user's part of a text whose caption is unchanged, or None. The longest
+        possible caption counts."""
         if not self._knows("any", "", ""):
             return None
         text = body.rstrip()
-        for at in _borders(text):
+        for at in _boundaries(text):
             if self._knows("tail", about, text[at:]):
                 return text[:at]
-        for at in reversed(list(_borders(text))):
+        for at in reversed(list(_boundaries(text))):
             if self._knows("head", about, text[: at + 1]):
                 return body[at + 1 :]
         return None
 
-    def _had_ours(self, path: Path, about: str, body: str) -> bool:
-        """Return whether a text in which our part is not found has one that was edited."""
+    def _had_caption(self, path: Path, about: str, body: str) -> bool:
+        """Return whether a text without a known caption holds an edited one."""
         if self._knows("theirs", about, body.strip()):
-            return False  # a person took it out again, or the run was killed before it was in
+            return False  # the user removed the caption, or the run was killed before it wrote it
         if self._knows("at", about, str(path)):
             return True
-        parts = ((body[:at], body[at + 1 :]) for at in _borders(body))
+        parts = ((body[:at], body[at + 1 :]) for at in _boundaries(body))
         return any(self._knows("theirs", about, part.strip()) for pair in parts for part in pair)
 
-    def _remember(self, path: Path, about: str, theirs: str, head: str, tail: str) -> None:
-        """Remember the parts before they are written."""
-        parts = {"head": head, "tail": tail, "theirs": theirs.strip(), "at": str(path)}
+    def _remember(self, path: Path, about: str, user_part: str, head: str, tail: str) -> None:
+        """Store the digests of the parts before the text is written."""
+        parts = {"head": head, "tail": tail, "theirs": user_part.strip(), "at": str(path)}
         self._own.add(f"{self._form} any", "", _digest(""))
         for name, part in parts.items():
             if part:
@@ -100,28 +101,29 @@ class JoinedTexts:
         return self._own.has(f"{self._form} {name}", about, _digest(part))
 
 
-def joined(theirs: str, caption: str, rule: str) -> tuple[str, str, str]:
-    """Return both in one text, and our part with what is between: at its head, or at its tail."""
+def joined(user_part: str, caption: str, rule: str) -> tuple[str, str, str]:
+    """Return the joined text, and our part with its separator: (text, head, tail). Head or tail is
+    empty."""
     if not caption:
-        return f"{theirs.rstrip()}\n", "", ""
+        return f"{user_part.rstrip()}\n", "", ""
     if rule == APPEND:
-        first = theirs.rstrip()
-        tail = _between(first, caption) + caption
-        return f"{first}{tail}\n", "", tail
-    second = theirs.strip()
-    head = caption + _between(caption, second)
-    return f"{head}{second}\n", head, ""
+        head_text = user_part.rstrip()
+        tail = _separator(head_text, caption) + caption
+        return f"{head_text}{tail}\n", "", tail
+    tail_text = user_part.strip()
+    head = caption + _separator(caption, tail_text)
+    return f"{head}{tail_text}\n", head, ""
 
 
-def _between(first: str, second: str) -> str:
-    """Return what is put between two texts: tags and sentences share a line, lines do not."""
-    if "\n" in first or "\n" in second:
+def _separator(head_text: str, tail_text: str) -> str:
+    """Return the separator between two texts. Texts with line breaks are put on separate lines."""
+    if "\n" in head_text or "\n" in tail_text:
         return "\n"
-    return " " if first.endswith(ENDS) else ", "
+    return " " if head_text.endswith(NO_COMMA_AFTER) else ", "
 
 
-def _borders(text: str) -> Iterator[int]:
-    return (at for at, letter in enumerate(text) if letter in BETWEEN)
+def _boundaries(text: str) -> Iterator[int]:
+    return (at for at, letter in enumerate(text) if letter in BOUNDARIES)
 
 
 def _digest(text: str) -> str:
@@ -129,9 +131,9 @@ def _digest(text: str) -> str:
 
 
 def _read(path: Path) -> str | None:
-    """Return what a file says; None where that is no text that another one can be put to."""
+    """Return the contents of a file, or None if it is no text to which a caption can be added."""
     try:
-        if path.is_symlink() or not path.is_file() or path.stat().st_size > LONGEST_BYTES:
+        if path.is_symlink() or not path.is_file() or path.stat().st_size > MAX_BYTES:
             return None
         return path.read_bytes().decode("utf-8")
     except (OSError, UnicodeDecodeError):

@@ -1,6 +1,5 @@
 """Replaces captions of a training run's data with user corrections from other folders and with
-hand-written texts. Writes nothing and runs no model.
-"""
+hand-written texts. Writes nothing and runs no model."""
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,57 +23,57 @@ Row = Mapping[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class _Around:
+class _FixedText:
     """The text that a run put before and after its captions."""
 
-    heads: tuple[str, ...] = ()
-    tail: str = ""
+    prefixes: tuple[str, ...] = ()
+    suffix: str = ""
 
     def parts(self, caption: str) -> tuple[str, str, str]:
-        """Return what stands before the words, the words, and what stands after them."""
-        words = caption
-        for head in self.heads:
-            words = words.removeprefix(head)
-        before = caption[: len(caption) - len(words)]
-        words = words.removesuffix(self.tail)
-        return before, words, caption[len(before) + len(words) :]
+        """Return the text before the model's caption, the caption, and the text after it."""
+        text = caption
+        for head in self.prefixes:
+            text = text.removeprefix(head)
+        before = caption[: len(caption) - len(text)]
+        text = text.removesuffix(self.suffix)
+        return before, text, caption[len(before) + len(text) :]
 
 
 def with_corrections(
     rows: Sequence[tuple[int, Row]], path: Path, store: Store
 ) -> Iterator[tuple[int, Row]]:
-    """Yield rows of a run's captions with what people did to them in other folders. What they did
-    in this one is in there already. Raises EnvironmentFault."""
+    """Yield the rows of a run with corrections that users made in other folders. Corrections in the
+    same folder are already in the rows. Raises EnvironmentFault."""
     stored = StoredEdits(store.local)()
     own = read_edits(path.parent).now if stored else {}
-    around = _around(path.parent) if stored else _Around()
+    fixed = _fixed_text(path.parent) if stored else _FixedText()
     for at, row in rows:
         given = row.get("original") or row.get("caption")
         if not (stored and isinstance(given, str) and isinstance(row.get("features"), str)):
             yield at, row
             continue
-        before, said, after = around.parts(given)
+        before, caption, after = fixed.parts(given)
         prompt, name = str(row.get("prompt") or ""), str(row.get("name") or "")
-        key = key_of(row["features"], name, prompt, said)
+        key = key_of(row["features"], name, prompt, caption)
         edit = None if key in own else stored.get(key)
         if edit is None:
             yield at, row
             continue
-        words = said if edit.caption is None else edit.caption
+        text = caption if edit.caption is None else edit.caption
         original = "" if edit.caption is None else given
         person = {"original": original, "review": edit.review}
-        yield at, {**row, "caption": before + words + after, **person}
+        yield at, {**row, "caption": before + text + after, **person}
 
 
-def _around(folder: Path) -> _Around:
-    """Return what a run put around its captions, as its record says."""
+def _fixed_text(folder: Path) -> _FixedText:
+    """Return the text that a run put around its captions, as its record states."""
     try:
         record = parse(read_text(folder / "run.json", BYTES))
-        words = record["plan"]["words"]
-        trigger = f"{words['trigger']}, " if words.get("trigger") else ""
-        return _Around(heads=(trigger, words.get("prefix", "")), tail=words.get("suffix", ""))
+        text = record["plan"]["words"]
+        trigger = f"{text['trigger']}, " if text.get("trigger") else ""
+        return _FixedText(prefixes=(trigger, text.get("prefix", "")), suffix=text.get("suffix", ""))
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
-        return _Around()  # none, or one that says of nothing around them
+        return _FixedText()  # no record, or one without such texts
 
 
 def with_handwritten_texts(
@@ -84,13 +83,13 @@ def with_handwritten_texts(
     store: Store,
     say: Announce,
 ) -> list[Example]:
-    """Return examples of a run with the texts that people wrote by hand for their media; `say` is
-    told how many those are."""
+    """Return examples of a run with the texts that users wrote for their media. `say` is called
+    with their number."""
     texts = _Texts(path.parent, dict(rows), store)
     found = [texts.of(each) if each.features else each for each in examples]
-    taken = sum(one is not other for one, other in zip(found, examples, strict=True))
-    if taken:
-        say(f"{counted(taken, 'caption')} of {len(found):,} are texts that people wrote (.txt)")
+    replaced = sum(one is not other for one, other in zip(found, examples, strict=True))
+    if replaced:
+        say(f"{counted(replaced, 'caption')} of {len(found):,} are hand-written texts (.txt)")
     return found
 
 
@@ -103,7 +102,7 @@ class _Texts:
         self._texts = HandwrittenTexts(store)
         self._digests = ContentDigests(store.local / "digests.jsonl")
         self._lines: defaultdict[tuple[str, ...], list[int]] = defaultdict(list)
-        """What tells a medium and a prompt from others → the lines about it."""
+        """(medium, prompt) → its lines in the data."""
         self._first: dict[str, str] = {}
         """Medium → name of its first prompt."""
         for at, row in rows.items():
@@ -111,7 +110,7 @@ class _Texts:
             self._first.setdefault(_item(row)[0], str(row.get("name") or ""))
 
     def of(self, example: Example) -> Example:
-        """Return an example with the text of its medium, if a person wrote one."""
+        """Return an example with the hand-written text of its medium, if there is one."""
         row = self._rows[example.line]
         places = [place for place in self._places(example.path, row) if place.is_file()]
         try:
@@ -123,10 +122,12 @@ class _Texts:
             return example
         text, lines = found[1], self._lines[_item(row)]
         if " ".join(text.split()) in example.prompt:
-            return example  # the model was told it, by `{tags}`
-        said = split_by_chunk(text, len(lines)) or [text.strip()] * len(lines)
-        words = said[lines.index(example.line)]
-        return replace(example, caption=words) if words not in ("", example.caption) else example
+            return example  # the text was part of the prompt, by `{tags}`
+        captions = split_by_chunk(text, len(lines)) or [text.strip()] * len(lines)
+        caption = captions[lines.index(example.line)]
+        return (
+            replace(example, caption=caption) if caption not in ("", example.caption) else example
+        )
 
     def _places(self, path: Path, row: Row) -> Iterator[Path]:
         item, name = _item(row)[0], str(row.get("name") or "")

@@ -1,7 +1,7 @@
 """Reads training captions. Opens no media.
 
 Accepted are a run's captions with user corrections (`captions.jsonl`, `.csv`, `.parquet`), Hugging
-Face data sets (`file_name` and `text`), and media files with `.txt` files next to them.
+Face datasets (`file_name` and `text`), and media files with `.txt` files next to them.
 """
 
 import csv
@@ -23,58 +23,58 @@ from flows.media.source_lists import LIST_SUFFIXES
 from flows.media.tune_corrections import with_corrections, with_handwritten_texts
 from stages.models.hub.transfer import Announce
 
-MOST_BYTES = 1 << 30
-"""Largest file of captions."""
+MAX_BYTES = 1 << 30
+"""Largest caption file, in bytes."""
 PATHS = ("path", "file_name", "image", "video")
-"""Fields that name a file, seen from the data's folder."""
+"""Fields that name a file, relative to the data's folder."""
 TEXTS = ("caption", "text")
 """Fields that hold the caption."""
 SUFFIXES = (".jsonl", ".csv", ".parquet")
 
 
 def examples_in(
-    data: str, say: Announce = lambda _: None, store: Store | None = None
+    data: str, announce: Announce = lambda _: None, store: Store | None = None
 ) -> list[Example]:
-    """Return the captions in some data, each item once; `say` is told what people's reviews leave
-    out. What people corrected in other folders of a `store`, or wrote by hand, is in their place.
-    Raises UsageError."""
+    """Return the captions in the data, one per item. `announce` is called with a note about
+    captions that reviews exclude. Corrections in other folders of a `store` and hand-written texts
+    replace captions. Raises UsageError."""
     path = Path(data).expanduser()
     if path.is_dir():
-        found = list(_beside(path))
+        found = list(_media_with_texts(path))
     elif path.suffix.lower() in SUFFIXES and path.is_file():
         rows = [*enumerate(ROWS[path.suffix.lower()](path), 1)]
         if store is not None:
             rows = [*with_corrections(rows, path, store)]
-        found = _reviewed(rows, path, store, say)
+        found = _reviewed(rows, path, store, announce)
     else:
         raise UsageError(
-            f"there are no captions at {path}",
-            hint="Give a captions.jsonl, .csv or .parquet, or a folder of media with .txt beside",
+            f"{path}: no captions found",
+            hint="Give a captions.jsonl, .csv or .parquet, or a folder of media with .txt files",
         )
     if not found:
-        raise UsageError(f"{path} holds no captions", hint="Give more, or check the path")
+        raise UsageError(f"{path} holds no captions", hint="Add captions, or check the path")
     _check(found, path)
     return list({example.item: example for example in reversed(found)}.values())[::-1]
 
 
 def _reviewed(
-    rows: list[tuple[int, Mapping[str, Any]]], path: Path, store: Store | None, say: Announce
+    rows: list[tuple[int, Mapping[str, Any]]], path: Path, store: Store | None, announce: Announce
 ) -> list[Example]:
-    """Return the captions that people accepted, corrected or wrote by hand; where they accepted and
-    corrected none, all that nobody rejected. Raises UsageError where corrections are not in the
-    data yet."""
+    """Return the captions that users accepted, corrected or wrote by hand. If none was accepted or
+    corrected, return all that were not rejected. Raises UsageError if corrections are not yet in
+    the data."""
     edits = path.with_name(EDITS)
-    if path.suffix == ".jsonl" and edits.exists() and _written(edits) > _written(path):
+    if path.suffix == ".jsonl" and edits.exists() and _modified_ns(edits) > _modified_ns(path):
         raise UsageError(
-            f"{edits} has corrections that are not in {path.name} yet",
+            f"{path.name} lacks corrections from {edits}",
             hint="Press Write files in `penstock review`, or run the same `penstock caption` again",
         )
     left = [(at, row) for at, row in rows if row.get("review") != REJECTED]
     if rows and not left:
-        raise UsageError(f"{path}: every caption was rejected", hint="Accept some, or correct them")
+        raise UsageError(f"{path}: every caption was rejected", hint="Accept or correct some")
     found = made = [_example(row, at, path) for at, row in left]
     if store is not None:
-        found = with_handwritten_texts(made, rows, path, store, say)
+        found = with_handwritten_texts(made, rows, path, store, announce)
     accepted = [_is_accepted(row) for _, row in left]
     if any(accepted):
         by_hand = [one is not other for one, other in zip(found, made, strict=True)]
@@ -82,16 +82,17 @@ def _reviewed(
         found = [each for each, is_accepted, is_by_hand in kept if is_accepted or is_by_hand]
     if len(found) < len(rows):
         which = "accepted" if any(accepted) else "not rejected"
-        say(f"{len(found):,} of {counted(len(rows), 'caption')} are learned: those {which}")
+        announce(f"training on {len(found):,} of {counted(len(rows), 'caption')}: those {which}")
     return found
 
 
 def _is_accepted(row: Mapping[str, Any]) -> bool:
-    """Return whether a person accepted a caption, or corrected it: `original` has the model's."""
+    """Return whether a user accepted or corrected a caption; then `original` holds the model's
+    caption."""
     return row.get("review") == ACCEPTED or bool(row.get("original"))
 
 
-def _written(path: Path) -> int:
+def _modified_ns(path: Path) -> int:
     return path.stat().st_mtime_ns
 
 
@@ -109,7 +110,7 @@ def _check(found: Sequence[Example], path: Path) -> None:
             raise UsageError(
                 f"{path}: {_place(other)} and {_place(each)} are two captions of one item, "
                 f"{each.path.name}",
-                hint="Keep one of them, or give them different prompts",
+                hint="Keep one, or give them different prompts",
             )
 
 
@@ -117,8 +118,8 @@ def _place(example: Example) -> str:
     return f"line {example.line}" if example.line else example.path.name
 
 
-def _beside(folder: Path) -> Iterator[Example]:
-    """Yield the media of a folder that have a text beside them."""
+def _media_with_texts(folder: Path) -> Iterator[Example]:
+    """Yield the media of a folder that have a text file."""
     for path in sorted(folder.rglob("*")):
         text = path.with_suffix(".txt")
         known = path.suffix.lower() in IMAGE_SUFFIXES | VIDEO_SUFFIXES
@@ -133,10 +134,10 @@ def _example(row: Mapping[str, Any], at: int, data: Path) -> Example:
     if caption is None or path is None:
         what = "no caption" if caption is None else "no file"
         raise UsageError(
-            f"{data}: line {at} names {what}",
-            hint="Each needs caption or text, and media_path, path or file_name",
+            f"{data}: line {at} has {what}",
+            hint="Each line needs caption or text, and media_path, path or file_name",
         )
-    # Beside a media_path, they are the times of the chunk in that file; our file is the chunk.
+    # With a media_path, start and end are times in that file. A generated file is the chunk itself.
     timed = own is None or not row.get("media_path")
     times = [row.get(name) if timed else None for name in ("start", "end")]
     start, end = (float(time) if time not in (None, "") else None for time in times)
@@ -152,20 +153,20 @@ def _example(row: Mapping[str, Any], at: int, data: Path) -> Example:
 
 
 def _own_file(row: Mapping[str, Any], data: Path) -> Path | None:
-    """Return the file beside the data that a row of a data set of Hugging Face's form names."""
+    """Return the file next to the data that a row of a Hugging Face dataset names, or None."""
     named = row.get("file_name")
     path = (data.parent / named).absolute() if isinstance(named, str) else None
     return path if path is not None and os.path.isfile(path) else None
 
 
 def _path(row: Mapping[str, Any], data: Path) -> Path | None:
-    """Return the file that a row is about: as a run names it, by source and path below that, or
-    seen from the data's folder."""
+    """Return the file of a row: by source and path below it, as runs write it, or relative to the
+    data's folder."""
     if isinstance(row.get("media_path"), str):
         source = Path(str(row.get("source") or data.parent)).expanduser()
         if source.is_file() and source.suffix.lower() not in LIST_SUFFIXES:
             return source.absolute()
-        # Of a pattern, a list or an address, the name tells at least which from which.
+        # For a pattern, a list or an address, the name at least distinguishes the files.
         beside, inside = (folder / str(row["media_path"]) for folder in (source.parent, source))
         return (beside if beside.is_file() and not inside.exists() else inside).absolute()
     named = next((row[name] for name in PATHS if isinstance(row.get(name), str)), None)
@@ -174,10 +175,10 @@ def _path(row: Mapping[str, Any], data: Path) -> Path | None:
 
 def _text(path: Path) -> str:
     try:
-        return read_text(path, MOST_BYTES, "utf-8-sig")
+        return read_text(path, MAX_BYTES, "utf-8-sig")
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
-        raise UsageError(f"{path} cannot be read: {reason}", hint="Check the file") from error
+        raise UsageError(f"{path} cannot be read ({reason})", hint="Check the file") from error
 
 
 def _of_jsonl(path: Path) -> Iterator[Mapping[str, Any]]:
@@ -189,7 +190,9 @@ def _of_jsonl(path: Path) -> Iterator[Mapping[str, Any]]:
         except (ValueError, RecursionError):
             row = None
         if not isinstance(row, dict):
-            raise UsageError(f"{path}: line {at} is no JSON object", hint="Write one object a line")
+            raise UsageError(
+                f"{path}: line {at} is no JSON object", hint="Write one object per line"
+            )
         yield row
 
 
@@ -204,18 +207,19 @@ def _of_parquet(path: Path) -> Iterator[Mapping[str, Any]]:
     try:
         yield from read_table(path).to_pylist()
     except (OSError, pa.ArrowException) as error:
-        words = " ".join(str(error).split())[:160]
-        raise UsageError(f"{path} cannot be read: {words}", hint="Write it again") from error
+        message = " ".join(str(error).split())[:160]
+        raise UsageError(f"{path} cannot be read ({message})", hint="Write it again") from error
 
 
 ROWS = {".jsonl": _of_jsonl, ".csv": _of_csv, ".parquet": _of_parquet}
-"""Suffix → reads the rows of a file."""
+"""Suffix → function that reads the rows of a file."""
 
 
 def split(
     examples: Sequence[Example], share: float, seed: int
 ) -> tuple[list[Example], list[Example]]:
-    """Return those to train on and those to score by; chunks of one medium stay together."""
+    """Return the training examples and the held-out examples. Chunks of one medium stay
+    together."""
     import random
 
     paths = sorted({str(example.path) for example in examples})
@@ -227,7 +231,7 @@ def split(
     kept = [example for example in examples if str(example.path) not in held]
     if not kept:
         raise UsageError(
-            f"{counted(len(examples), 'caption')} leave none to train on",
-            hint="Give more, or --validate 0",
+            f"too few captions ({len(examples)}): none is left to train on",
+            hint="Give more captions, or --validate 0",
         )
     return kept, [example for example in examples if str(example.path) in held]

@@ -166,8 +166,8 @@ class _Writer:
         config, form = self._job.config, self.texts.form
         outputs = OutputOptions.of(config)
         if outputs.rule in JOINED and form in JOINABLE and os.path.lexists(path):
-            return self._joined.bring(path, medium.digest, text.decode(), outputs.rule)
-        return self._own.bring(path, text, form, medium.digest, replace=outputs.replaces)
+            return self._joined.update(path, medium.digest, text.decode(), outputs.rule)
+        return self._own.update(path, text, form, medium.digest, replace=outputs.replaces)
 
     def _remove_rejected(self, path: Path, medium: Medium) -> None:
         """Remove a generated file whose captions were all rejected."""

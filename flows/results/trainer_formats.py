@@ -115,7 +115,7 @@ class _TrainerFolder:
         for file, text in texts.items():
             content = text.encode("utf-8", errors="replace")
             form = f"{self._name}/{file}"
-            if not self._own.bring(self._folder / file, content, form, "", replace=self._replace):
+            if not self._own.update(self._folder / file, content, form, "", replace=self._replace):
                 self._kept.append(file)
         try:
             self._clear(set(texts), {entry.path for entry in entries})

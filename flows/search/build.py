@@ -46,33 +46,33 @@ from flows.results.vectors import Made, VectorsWritten, frames_of, made_vectors
 from flows.running.run import LauncherMaker, make_vectors
 from flows.running.run_observer import OnBegin
 from flows.search.maker import maker_of
-from flows.search.texts import PROBES, TextHalf
+from flows.search.texts import REFERENCE_TEXTS, TextHalf
 from stages.decode.engines import AUTO
 
 RUN = "run"
-"""Folder of an index for the record, the failures and the logs of the last run."""
-CHUNKS_AT_ONCE = 256
-"""Chunks whose vectors are read before they are appended."""
+"""Folder of an index for the record, failures and logs of the last run."""
+CHUNKS_PER_READ = 256
+"""Number of chunks whose vectors are read at once."""
 
 
 @dataclass(kw_only=True, slots=True)
 class IndexWritten(VectorsWritten):
-    """The end of a run that filled an index."""
+    """The result of a run that filled an index."""
 
     folder: Path
     added: int = 0
     replaced: int = 0
-    """Rows of what files held before, which were removed."""
+    """Number of removed rows, of earlier contents of the files."""
     vanished: tuple[str, ...] = field(default=())
-    """Files that the index has rows of, and that are gone."""
+    """Files with rows in the index that no longer exist."""
 
     def to_json(self) -> dict[str, Any]:
-        told = {"index": str(self.folder), "added": self.added, "replaced": self.replaced}
-        return {**super(IndexWritten, self).to_json(), **told, "vanished": list(self.vanished)}
+        fields = {"index": str(self.folder), "added": self.added, "replaced": self.replaced}
+        return {**super(IndexWritten, self).to_json(), **fields, "vanished": list(self.vanished)}
 
     def row(self) -> dict[str, Any]:
-        told = {"files": self.files, "rows": self.vectors, "new": self.added}
-        return {**told, "gone": len(self.vanished), "folder": str(self.folder)}
+        fields = {"files": self.files, "rows": self.vectors, "new": self.added}
+        return {**fields, "gone": len(self.vanished), "folder": str(self.folder)}
 
     def line(self) -> str:
         line = f"{counted(self.vectors, 'row')} in {self.folder}, {self.added:,} of them new"
@@ -93,13 +93,13 @@ def fill_index(
     make_launcher: LauncherMaker = DirectLauncher,
     on_begin: OnBegin | None = None,
 ) -> IndexWritten:
-    """Append to an index what the configuration names, and begin the index where there is none.
-    `on_begin` is as `caption` has it. Raises PenstockError; what is finished stays done."""
+    """Append the vectors of the configuration's media to an index, which is created if needed.
+    `on_begin` is as in `caption`. Raises PenstockError; finished work stays."""
     for option, choices in (("precision", "native, fp16, int8"), ("vision_backend", "torch, onnx")):
         if getattr(config, option) == AUTO:
             raise UsageError(
-                f"--{option.replace('_', '-')} auto is given, and all vectors of an index are made "
-                "in one way",
+                f"--{option.replace('_', '-')} auto: not supported by an index (all its vectors "
+                "need the same settings)",
                 hint=f"Choose one: {choices}",
             )
     if not has_manifest(folder):
@@ -119,8 +119,8 @@ def fill_index(
 
 
 def _places(folder: Path, job: Job) -> dict[str, str]:
-    """Return where the outputs are to be written. Raises UsageError for a folder that holds vectors
-    of another model, before any are made."""
+    """Return the output paths. Raises UsageError if the folder holds vectors of another model,
+    before any are computed."""
     if has_manifest(folder):
         there = read_manifest(folder).maker
         refuse_other(folder, there, maker_of(job, there.width))
@@ -129,7 +129,7 @@ def _places(folder: Path, job: Job) -> dict[str, str]:
 
 
 def _append(folder: Path, look_for_vanished: bool, job: Job) -> IndexWritten:
-    """Append every vector of a job that is not there yet."""
+    """Append the job's vectors that the index lacks."""
     made = list(made_vectors(job))
     found = IndexWritten(
         out=job.out,
@@ -144,16 +144,16 @@ def _append(folder: Path, look_for_vanished: bool, job: Job) -> IndexWritten:
         maker = maker_of(job, found.width)
         with writing(folder, maker, f"penstock {versions().get('penstock', '')}") as writer:
             known, rows = writer.known(), np.empty(0, np.uint64)
-            lacking: list[Made] = []
-            for some in _groups(made):
-                identities = [identities_of(_rows_of(job, one))[ROW] for one in some]
+            missing: list[Made] = []
+            for group in _groups(made):
+                identities = [identities_of(_rows_of(job, one))[ROW] for one in group]
                 rows = np.concatenate([rows, *identities])
-                lacking += [
+                missing += [
                     one
-                    for one, numbers in zip(some, identities, strict=True)
+                    for one, numbers in zip(group, identities, strict=True)
                     if not all(within(numbers, known))
                 ]
-            found.added = writer.add(_vectors(job, lacking))
+            found.added = writer.add(_vectors(job, missing))
             found.replaced = _remove_replaced(writer, job, made, rows)
             merge_small(writer)
     if has_manifest(folder):
@@ -165,8 +165,8 @@ def _append(folder: Path, look_for_vanished: bool, job: Job) -> IndexWritten:
 
 def _groups(made: Sequence[Made]) -> Iterator[list[Made]]:
     left = iter(made)
-    while some := list(islice(left, CHUNKS_AT_ONCE)):
-        yield some
+    while group := list(islice(left, CHUNKS_PER_READ)):
+        yield group
 
 
 def _rows_of(job: Job, one: Made) -> list[IndexRow]:
@@ -188,17 +188,17 @@ def _rows_of(job: Job, one: Made) -> list[IndexRow]:
 
 def _vectors(job: Job, made: Sequence[Made]) -> Iterator[Added]:
     kept = job.ledger["embeddings"]
-    for some in _groups(made):
-        parts = kept.read_several([task["embeddings"] for _, task in some])
-        rows = [row for one in some for row in _rows_of(job, one)]
+    for group in _groups(made):
+        parts = kept.read_several([task["embeddings"] for _, task in group])
+        rows = [row for one in group for row in _rows_of(job, one)]
         yield rows, np.concatenate(list(map(vectors_in, parts)))
 
 
 def _remove_replaced(
     writer: IndexWriter, job: Job, made: Sequence[Made], rows: NDArray[np.uint64]
 ) -> int:
-    """Remove rows of what files held before, or were seen at before: of those files alone of which
-    every chunk has its vectors."""
+    """Remove rows of earlier contents or settings of a file, if all chunks of that file have
+    vectors."""
     chunks: dict[str, int] = {}
     for file, _ in made:
         chunks[file.place] = chunks.get(file.place, 0) + 1
@@ -214,30 +214,30 @@ def _remove_replaced(
 
 
 def _vanished(folder: Path, job: Job) -> tuple[str, ...]:
-    """Return the files that are in the index, not among those of the job, and not there."""
+    """Return the files of the index that are not among those of the job and do not exist."""
     named = {utf8(file.place) for file in job.files}
     found = (path for path in paths_of(folder) if path not in named)
     return tuple(path for path in found if not (is_address(path) or os.path.lexists(path)))
 
 
 def _measure(config: VectorConfig, folder: Path, display: Display, texts: TextHalf | None) -> None:
-    """Measure an index that has grown, with texts where they can be read."""
+    """Measure an index that has grown, with texts if a text half is available."""
     manifest = read_manifest(folder)
-    untold = texts is not None and manifest.texts is None and manifest.live_rows > 0
-    if not (is_due(manifest) or untold):
+    needs_texts = texts is not None and manifest.texts is None and manifest.live_rows > 0
+    if not (is_due(manifest) or needs_texts):
         return
     vectors = None
 
     def check(job: Job) -> None:
         refuse_other_halves(folder, manifest.maker, maker_of(job, manifest.maker.width))
 
-    if texts is not None and untold:
+    if texts is not None and needs_texts:
         try:
-            vectors = texts(config, PROBES, display, check)
+            vectors = texts(config, REFERENCE_TEXTS, display, check)
         except (UsageError, CannotFit, EnvironmentFault) as error:
-            # The pictures are in the index, and can be found by pictures.
-            display.say(f"searches for texts will be exact, as it cannot be measured: {error}")
-    display.say(f"measuring how searches of {counted(manifest.live_rows, 'row')} find …")
+            # The images are in the index, and image queries work.
+            display.say(f"text searches will be exact, because they cannot be measured: {error}")
+    display.say(f"measuring searches over {counted(manifest.live_rows, 'row')} …")
     with writing(folder) as writer:
         if vectors is not None and writer.manifest.maker == manifest.maker:
             note_texts(writer, vectors)

@@ -1,6 +1,5 @@
-"""Describes the model and settings of an index's vectors, and configures a run that computes more
-of them. Runs nothing.
-"""
+"""Describes the model and settings of an index's vectors, and configures runs that compute more of
+them. Runs nothing."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +16,7 @@ C = TypeVar("C", bound=RunOptions)
 
 
 def maker_of(job: Job, width: int) -> Maker:
-    """Return all that decides the vectors of a job."""
+    """Return the model and settings that determine the vectors of a job."""
     settings = job.model.best("vision")
     versions_of = [stage.output_version for stage in job.pipeline]
     return Maker(
@@ -32,19 +31,19 @@ def maker_of(job: Job, width: int) -> Maker:
 
 
 def unrecorded(folder: Path, maker: Maker) -> str:
-    """Return the warning about an index that does not record the text half of its model; empty
-    where it does."""
+    """Return a warning if the index does not record the text half of its model, else an empty
+    string."""
     if maker.text_half is not None:
         return ""
     return (
-        f"{folder} does not record which text half its model had, so another one would not be "
-        f"noticed. `penstock index add SOURCES --index {folder}` with the sources and options of "
+        f"{folder} does not record the text half of its model, so a different one would go "
+        f"unnoticed. `penstock index add SOURCES --index {folder}` with the sources and options of "
         "the index records it"
     )
 
 
 def as_made(config: C, maker: Maker) -> C:
-    """Return a configuration with the model of an index, computed as its vectors were."""
+    """Return a configuration with the model and settings of an index's vectors."""
     precision = maker.precision if maker.precision in PRECISIONS else "native"
     backend = maker.precision.partition("-")[0]  # as in onnx-int8
     return replace(

@@ -1,4 +1,5 @@
-"""Builds one HTML file of search hits with thumbnails. It loads nothing and runs no script."""
+"""Builds one HTML file of search hits with thumbnails. Loads no model, and the page runs no
+script."""
 
 import base64
 import hashlib
@@ -25,8 +26,8 @@ figcaption { margin-top: .3rem; font-size: .9rem; overflow-wrap: anywhere; }
 """
 
 
-def page_of(asked: str, index: str, hits: Sequence[Hit]) -> str:
-    """Return a page of these hits. All text of users is escaped."""
+def page_of(query: str, index: str, hits: Sequence[Hit]) -> str:
+    """Return a page of these hits. All text from users is escaped."""
     digest = base64.b64encode(hashlib.sha256(STYLE.encode()).digest()).decode()
     policy = (
         "default-src 'none'; base-uri 'none'; form-action 'none'; "
@@ -38,8 +39,8 @@ def page_of(asked: str, index: str, hits: Sequence[Hit]) -> str:
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         '<meta name="referrer" content="no-referrer">\n'
-        f"<title>Penstock search: {_safe(asked)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n"
-        f'<h1>{_safe(asked)} <span class="quiet">in {_safe(index)}</span></h1>\n'
+        f"<title>Penstock search: {_safe(query)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n"
+        f'<h1>{_safe(query)} <span class="quiet">in {_safe(index)}</span></h1>\n'
         f"<main>\n{figures}\n</main>\n</body>\n</html>\n"
     )
 
@@ -51,7 +52,7 @@ def _figure(hit: Hit) -> str:
     else:
         data = base64.b64encode(small).decode()
         shown = f'<img src="data:image/jpeg;base64,{data}" alt="" loading="lazy">'
-    copies = f", {hit.copies} more of it" if hit.copies else ""
+    copies = f", {hit.copies} copies" if hit.copies else ""
     return (
         f'<figure><a class="shown" href="{_safe(_address(hit.path))}">{shown}</a>\n'
         f"<figcaption>{hit.rank}. {_safe(hit.media_path)}{_safe(when(hit))} "
@@ -60,7 +61,7 @@ def _figure(hit: Hit) -> str:
 
 
 def when(hit: Hit) -> str:
-    """Return where in a video a hit is, in words; empty of a picture."""
+    """Return the time of a hit in a video, for display; empty for an image."""
     if hit.time is None:
         return ""
     start, end = hit.time

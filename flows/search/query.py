@@ -1,4 +1,4 @@
-"""Runs one search of an index: embeds the query, and returns the matching rows.
+"""Searches an index: embeds the query, and returns the matching rows.
 
 An image goes through the stages of `penstock embed`, with the vision half alone; a text goes
 through the text half alone.
@@ -34,8 +34,8 @@ from flows.running.run import make_vectors
 from flows.search.maker import as_made, maker_of, unrecorded
 from flows.search.texts import TextHalf
 
-COPIES_TOLD = 4
-"""Other files of the same content that a hit names; all are counted."""
+MAX_COPY_PATHS = 4
+"""Number of other files with equal content that a hit names; all are counted."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,15 +49,15 @@ class Hit:
     path: str
     """Absolute path of the file."""
     time: tuple[float, float] | None
-    """Seconds where a moment begins and ends, of a frame twice the same; None of a picture."""
+    """Start and end of a moment in seconds, equal for a single frame; None for an image."""
     at: float | None
-    """Seconds of the frame that is nearest; None of a picture."""
+    """Time of the nearest frame in seconds; None for an image."""
     box: PixelBox | None
     key: str
     copies: int
-    """Other rows of the same content."""
+    """Number of other rows with equal content."""
     copy_paths: tuple[str, ...]
-    """The first of their files."""
+    """The first few of their files."""
 
     def to_json(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in self.__slots__}
@@ -65,16 +65,15 @@ class Hit:
 
 def search_index(
     folder: Path,
-    asked: SearchQuery,
+    request: SearchQuery,
     place: SearchPlace,
     display: Display,
-    texts: TextHalf | None,
+    text_half: TextHalf | None,
     warn: Callable[[str], None],
 ) -> list[Hit]:
-    """Return what is found, the nearest first; `warn` is called at most once. Raises
-    PenstockError."""
-    condition = Condition(asked.where) if asked.where else None
-    snapshot = open_snapshot(folder)  # what is damaged is known before a model is loaded
+    """Return the hits, nearest first. `warn` is called at most once. Raises PenstockError."""
+    condition = Condition(request.where) if request.where else None
+    snapshot = open_snapshot(folder)  # finds damage before a model is loaded
     manifest = snapshot.manifest
     if not manifest.live_rows:
         raise UsageError(
@@ -82,29 +81,29 @@ def search_index(
             hint=f"Add to it: penstock index add SOURCES --index {folder}",
         )
     config = config_for(place, manifest)
-    words = (asked.what, *asked.without)
-    vectors, pictures = _vectors(config, manifest, folder, words, display, texts)
-    if not all(pictures) and (warning := unrecorded(folder, manifest.maker)):
+    texts = (request.what, *request.without)
+    vectors, are_images = _vectors(config, manifest, folder, texts, display, text_half)
+    if not all(are_images) and (warning := unrecorded(folder, manifest.maker)):
         warn(warning)
     query = Query(
         vector=vectors[0],
-        sort="pictures" if pictures[0] else "texts",
+        sort="pictures" if are_images[0] else "texts",
         without=tuple(vectors[1:]),
         kept=None if condition is None else matching(snapshot, condition),
     )
-    found = run_query(Searcher(snapshot), query, asked)
+    found = run_query(Searcher(snapshot), query, request)
     return [to_hit(snapshot, rank, moment) for rank, moment in enumerate(found, 1)]
 
 
-def run_query(searcher: Searcher, query: Query, asked: SearchQuery) -> list[Moment]:
-    """Return what a query finds, the nearest first."""
-    if asked.moments:
-        return moments(searcher, query, asked.top)
-    return single(searcher, searcher.find(query, asked.top))
+def run_query(searcher: Searcher, query: Query, request: SearchQuery) -> list[Moment]:
+    """Return the matches of a query, nearest first."""
+    if request.moments:
+        return moments(searcher, query, request.top)
+    return single(searcher, searcher.find(query, request.top))
 
 
 def config_for(place: SearchPlace, manifest: Manifest) -> VectorConfig:
-    """Return the configuration by which an index's vectors are made."""
+    """Return the configuration that computes vectors as those of the index were computed."""
     config = EmbedConfig(
         sources=(),
         model=manifest.maker.model,
@@ -120,45 +119,45 @@ def _vectors(
     config: VectorConfig,
     manifest: Manifest,
     folder: Path,
-    words: Sequence[str],
+    texts: Sequence[str],
     display: Display,
-    texts: TextHalf | None,
+    text_half: TextHalf | None,
 ) -> tuple[list[NDArray[np.float32]], list[bool]]:
-    """Return the vector of each of these, and whether it is of a picture."""
-    pictures = [is_image_query(text) for text in words]
+    """Return the vector of each query text or image, and whether it is an image."""
+    are_images = [is_image_query(text) for text in texts]
     found: dict[str, NDArray[np.float32]] = {}
-    said = [text for text, picture in zip(words, pictures, strict=True) if not picture]
-    if said:
-        if texts is None:
+    queries = [text for text, is_image in zip(texts, are_images, strict=True) if not is_image]
+    if queries:
+        if text_half is None:
             raise UsageError(
-                f"{said[0]!r} is no picture, and this program cannot search for texts yet",
-                hint="Give a picture's file",
+                f"{queries[0]!r} is no image, and this process cannot search for texts",
+                hint="Give an image file",
             )
 
         def check(job: Job) -> None:
             refuse_other_halves(folder, manifest.maker, maker_of(job, manifest.maker.width))
 
-        found |= dict(zip(said, texts(config, said, display, check), strict=True))
-    for text in (text for text, picture in zip(words, pictures, strict=True) if picture):
+        found |= dict(zip(queries, text_half(config, queries, display, check), strict=True))
+    for text in (text for text, is_image in zip(texts, are_images, strict=True) if is_image):
         found[text] = image_vector(config, manifest, folder, text, display)
-    return [found[text] for text in words], pictures
+    return [found[text] for text in texts], are_images
 
 
 def is_image_query(text: str) -> bool:
-    """Return whether a search means a picture's file, and not words. Raises UsageError for a file
-    that is none, or is not there."""
+    """Return whether a query names an image file instead of being a text. Raises UsageError for a
+    video, and for a missing image."""
     path = Path(os.path.expanduser(text))
     suffix = path.suffix.lower()
     if os.path.isfile(path):
         if suffix in VIDEO_SUFFIXES:
             raise UsageError(
-                f"{text} is a video, and one picture or text is searched for",
-                hint="Give a picture of what you look for",
+                f"{text} is a video; a query is one image or text",
+                hint="Give an image of what you look for",
             )
         return True
     if suffix in IMAGE_SUFFIXES or os.path.isdir(path):
         raise UsageError(
-            f"there is no picture {text}", hint="Check the name, or search for words instead"
+            f"{text}: no such image", hint="Check the name, or search for a text instead"
         )
     return False
 
@@ -166,8 +165,8 @@ def is_image_query(text: str) -> bool:
 def image_vector(
     config: VectorConfig, manifest: Manifest, folder: Path, name: str, display: Display
 ) -> NDArray[np.float32]:
-    """Return the vector of a picture by the vision half alone; the store may have it. Raises
-    PenstockError."""
+    """Return the vector of an image, computed by the vision half alone or read from the store.
+    Raises PenstockError."""
     vectors: list[Vectors] = []
 
     def check(job: Job) -> dict[str, str]:
@@ -180,8 +179,8 @@ def image_vector(
         return VectorsWritten(out=job.out, files=1, failures=failures_of(job))
 
     with tempfile.TemporaryDirectory(prefix="penstock-search-") as out:
-        asked = replace(config, sources=(name,), out=out)
-        written = make_vectors(asked, display, check, take)
+        request = replace(config, sources=(name,), out=out)
+        written = make_vectors(request, display, check, take)
     if not vectors:
         failure = written.failures[0]
         raise MediaError(f"{name}: {failure.message}", kind=failure.error, hint=failure.hint)
@@ -190,7 +189,7 @@ def image_vector(
 
 
 def to_hit(snapshot: Snapshot, rank: int, moment: Moment) -> Hit:
-    """Return what is told of something that was found."""
+    """Return the hit of a match."""
     row, position = moment.row, moment.position
     (content,) = snapshot.identities_at(CONTENT, np.array([position]))
     same = snapshot.positions_of(CONTENT, int(content))
@@ -206,5 +205,5 @@ def to_hit(snapshot: Snapshot, rank: int, moment: Moment) -> Hit:
         box=row.box,
         key=row.key,
         copies=len(others),
-        copy_paths=tuple(other.path for other in snapshot.read(others[:COPIES_TOLD])),
+        copy_paths=tuple(other.path for other in snapshot.read(others[:MAX_COPY_PATHS])),
     )

@@ -1,6 +1,5 @@
-"""Gets the vectors of query texts, and selects reference texts that show how text vectors are
-distributed. Loads no model itself.
-"""
+"""Gets the vectors of query texts, and defines reference texts that show how text vectors are
+distributed. Loads no model itself."""
 
 import tempfile
 from collections.abc import Callable, Sequence
@@ -19,11 +18,11 @@ from flows.running.run_observer import RunObserver
 from flows.running.stopping import stopped_in_order
 
 CheckJob = Callable[[Job], None]
-"""Raises UsageError for a job whose model is not the wanted one."""
+"""Raises UsageError for a job with another model."""
 TextHalf = Callable[[VectorConfig, Sequence[str], Display, CheckJob], Vectors]
-"""Gives each text its vector, shape (texts, width), by the text half of the configuration's
-model, which is checked before it is loaded."""
-THINGS = (
+"""Returns a vector per text, shape (texts, width), from the text half of the configuration's model.
+The model is checked before it is loaded."""
+SUBJECTS = (
     "dog",
     "cat on a sofa",
     "red car",
@@ -41,16 +40,17 @@ THINGS = (
     "map",
     "drawing of a house",
 )
-FORMS = ("a photo of a {}", "{}", "a video of a {} at night", "there is a {} far away")
-PROBES = tuple(form.format(thing) for thing, form in product(THINGS, FORMS))
-"""Texts that stand for those that people will search for: by them it is measured how texts find."""
+TEMPLATES = ("a photo of a {}", "{}", "a video of a {} at night", "there is a {} far away")
+REFERENCE_TEXTS = tuple(form.format(thing) for thing, form in product(SUBJECTS, TEMPLATES))
+"""Stand-ins for the texts that users will search for. They measure how well text queries find
+rows."""
 
 
 def read_texts(
     config: VectorConfig, texts: Sequence[str], display: Display, check: CheckJob
 ) -> Vectors:
-    """Return the vector of each text, by the text half alone; the store may have them. Raises
-    PenstockError."""
+    """Return the vector of each text, computed by the text half alone or read from the store.
+    Raises PenstockError."""
 
     def attempt() -> Vectors:
         observer = RunObserver(display)
@@ -69,4 +69,4 @@ def read_texts(
 
 
 TEXT_HALF: TextHalf = read_texts
-"""The one that commands use."""
+"""The function that commands use."""
