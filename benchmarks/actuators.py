@@ -98,10 +98,10 @@ def measure(spec: dict[str, Any]) -> dict[str, float]:
 
 def options_of(half: Any, job: dict[str, Any]) -> dict[str, Any]:
     """What `generate` is told, as the decode stage tells it."""
-    from stages.decode.prefill_options import KEPT
+    from stages.decode.prefill_options import KV_OPTIONS
     from stages.models.halves.pieces_of_text import in_pieces
 
-    found = dict(KEPT[job.get("kv", "")])
+    found = dict(KV_OPTIONS[job.get("kv", "")])
     prefill = job.get("prefill", 0)
     if prefill and (job.get("mlps") or job.get("offload")):
         in_pieces(half, prefill)

@@ -85,19 +85,19 @@ def in_slots(work: Work, slots: int, compiled: bool = False) -> Way:
     way = Way()
 
     def read(asked: DecodeRequest) -> PrefilledSequence:
-        at = int(asked.member.key)
+        at = int(asked.item.key)
         row = prefill_row(work.half, *work.given[at], max_new_tokens=work.wanted[at])
         return replace(row, step=work.step.of(row.model)) if compiled else row
 
     nothing: Any = None
-    manner = PoolLayout(rows=rows_for(slots), compiled=compiled)
+    layout = PoolLayout(rows=rows_for(slots), compiled=compiled)
     asked = [DecodeRequest(DecodeItem(str(at), "", ""), nothing) for at in _sorted(work.prompts)]
-    loop = InflightScheduler(read, OomRetry(nothing, list), manner, slots=slots)
+    loop = InflightScheduler(read, OomRetry(nothing, list), layout, slots=slots)
     with ThreadPoolExecutor(1) as beside:
         for flight in loop.run(RequestPrefetcher([asked], beside)):
             if flight is not None:
-                way.said[int(flight.asked.member.key)] = flight.said
-    way.steps = loop.counted.steps
+                way.said[int(flight.request.item.key)] = flight.output_ids
+    way.steps = loop.usage.steps
     return way
 
 

@@ -47,7 +47,7 @@ class Asking:
         told = {**job, "engine": engine, "slots": len(PROMPTS)}
         self._speaker: Any = resolve_name(engine_of(engine).entry)(parse_job(DecodeJob, told))
         self._asked = asked
-        self._speaker.settle(asked[0][0])
+        self._speaker.resolve_engine(asked[0][0])
         self.seconds: list[float] = []
         self.said: dict[str, str] = {}
 
@@ -57,17 +57,17 @@ class Asking:
         from tests.support.waves import events
 
         with events() as (report, _):
-            shrinking = OomRetry(report, lambda: self._speaker.say(self._asked[0][:1]))
+            oom_retry = OomRetry(report, lambda: self._speaker.generate_batch(self._asked[0][:1]))
             started = time.monotonic()
-            for some, said in self._speaker.run(iter(self._asked), shrinking):
+            for some, said in self._speaker.run(iter(self._asked), oom_retry):
                 self.said |= {
-                    one.member.key: words.caption for one, words in zip(some, said, strict=True)
+                    one.item.key: words.caption for one, words in zip(some, said, strict=True)
                 }
             self.seconds.append((time.monotonic() - started) / len(self._asked))
 
     def found(self) -> dict[str, Any]:
         """Return what the engine tells of it."""
-        found: dict[str, Any] = self._speaker.findings()
+        found: dict[str, Any] = self._speaker.run_stats()
         return found
 
 

@@ -33,7 +33,7 @@ def taken(folder: Path, **asked: Any) -> dict[str, Any]:
     config, notes = with_card_sampling(CaptionConfig(sources=(), **options), folder)
     before = CaptionConfig(sources=(), **options)
     assert not notes or config != before
-    return {n: v for n, v in config.told.items() if n != "sampling"}
+    return {n: v for n, v in config.non_defaults.items() if n != "sampling"}
 
 
 def test_qwen3_vl_instruct_is_given_the_presence_penalty_of_its_card(tmp_path: Path) -> None:

@@ -166,7 +166,7 @@ def test_an_engine_of_another_kind_has_slots_of_any_layer_and_counts_them_itself
         name="other",
         entry="",
         output_version=1,
-        batch_decides=False,
+        depends_on_batch=False,
         slots=True,
         costs=f"{__name__}:terms_of_another",
         refused_precisions=frozenset({"nf4"}),

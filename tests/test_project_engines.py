@@ -11,7 +11,7 @@ from artifacts.errors import UsageError
 from stages.decode import engines
 from stages.decode.engines import (
     AUTO,
-    AUTO_SEVERAL,
+    AUTO_SHARED,
     ENGINE_CHOICES,
     ENGINES,
     accepted_by,
@@ -22,7 +22,7 @@ from stages.decode.engines import (
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("penstock", "flows", "stages", "artifacts", "penstock_demo")
 HOME = "stages/decode/engines/"
-NAMES = {*ENGINES, AUTO_SEVERAL}
+NAMES = {*ENGINES, AUTO_SHARED}
 LIBRARY = "transformers"
 NAMING_THE_LIBRARY = {
     "flows/checkpoint/profile_loading.py",
@@ -103,7 +103,7 @@ def test_no_file_outside_of_their_package_knows_an_engine_by_name() -> None:
         'TERMS = {"inflight-shared": 1}',
         'kind = "transformers"',
         "from stages.decode.engines import ENGINES",
-        "from stages.decode.engines import AUTO, AUTO_SEVERAL",
+        "from stages.decode.engines import AUTO, AUTO_SHARED",
         "from stages.decode import engines",
         "import stages.decode.engines",
         "slots = settings.engines[0] == SLOTTED",
@@ -138,17 +138,17 @@ def test_what_people_may_ask_for_and_what_answers_it_stay_in_their_order() -> No
         "transformers",
     )
     assert [*ENGINE_CHOICES] == [AUTO, batches, one, compiled]
-    begun = {choice: [e.name for e in engines_for(choice)] for choice in (AUTO, AUTO_SEVERAL)}
-    assert begun == {AUTO: [one, batches], AUTO_SEVERAL: [shared, batches]}
+    begun = {choice: [e.name for e in engines_for(choice)] for choice in (AUTO, AUTO_SHARED)}
+    assert begun == {AUTO: [one, batches], AUTO_SHARED: [shared, batches]}
     more = {choice: [e.name for e in accepted_by(choice)][2:] for choice in begun}
-    assert more == {AUTO: [shared, compiled], AUTO_SEVERAL: [one, compiled]}
+    assert more == {AUTO: [shared, compiled], AUTO_SHARED: [one, compiled]}
     for name, engine in ENGINES.items():
         assert engines_for(name) == accepted_by(name) == (engine,)
 
 
 def test_beams_and_several_prompts_choose_another_engine() -> None:
     several = {name: choice_for(name, beams=1, prompts=2) for name in ENGINE_CHOICES}
-    changed = {AUTO: AUTO_SEVERAL, "inflight": "inflight-shared"}
+    changed = {AUTO: AUTO_SHARED, "inflight": "inflight-shared"}
     assert several == {name: changed.get(name, name) for name in ENGINE_CHOICES}
     assert [choice_for(name, beams=1, prompts=1) for name in ENGINE_CHOICES] == [*ENGINE_CHOICES]
     for name in (AUTO, "transformers"):

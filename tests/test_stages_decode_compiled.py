@@ -15,7 +15,7 @@ from torch._dynamo.utils import counters
 
 from artifacts.errors import UsageError
 from stages.decode.engines.inflight.compiled import CompiledStep
-from stages.decode.engines.inflight.engine_check import _same, _trace, reference_of
+from stages.decode.engines.inflight.engine_check import _same, _teacher_force, reference_of
 from stages.decode.engines.inflight.pool import SlotPool
 from stages.decode.engines.inflight.pool_shape import PoolShape
 from stages.decode.engines.inflight.prefill import prefill_row
@@ -53,16 +53,16 @@ def test_a_shape_is_compiled_once_however_many_pools_have_it(variant: str) -> No
     row, other = (prefill_row(model, *items[at], max_new_tokens=8) for at in (0, 3))
     row, other = (replace(each, step=step.of(each.model)) for each in (row, other))
     shapes = [PoolShape(rows=8, slots=8, columns=columns) for columns in (64, 64, 128, 64)]
-    alone = _trace(row, reference, SlotPool(row, shapes[0]), 0)
+    alone = _teacher_force(row, reference, SlotPool(row, shapes[0]), 0)
     for shape in shapes:
-        assert _same(alone, _trace(row, reference, SlotPool(row, shape), 3, other))
+        assert _same(alone, _teacher_force(row, reference, SlotPool(row, shape), 3, other))
     pool = SlotPool(row, shapes[0])
     pool.put(1, row, torch.full_like(row.ids[:1, :1], reference.tokens[0]))
     seen = [row.logits[0]]
     for columns, token in zip((128, 64, 128, 64), reference.tokens[1:], strict=True):
         pool.resize(columns)
         seen.append(pool.step()[1].clone())
-        pool.feed(torch.full((8,), token))
+        pool.set_tokens(torch.full((8,), token))
     assert _same(alone, seen)
     assert counters["stats"]["unique_graphs"] == 2
 

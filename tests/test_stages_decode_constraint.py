@@ -16,7 +16,7 @@ from transformers import LogitsProcessorList
 from artifacts.errors import UsageError
 from penstock_demo import CHECKPOINT
 from stages.decode import run
-from stages.decode.constraint import SchemaLogitsProcessor, Vocabulary, said_in, vocabulary_of
+from stages.decode.constraint import SchemaLogitsProcessor, Vocabulary, answer_text, vocabulary_of
 from stages.decode.generate_kwargs import GenerateKwargs, SeededSampler
 from stages.decode.generation import SamplingParams
 from stages.decode.job import DecodeItem
@@ -68,7 +68,10 @@ def said(
     wave: Wave, engine: str, namespace: str, limit: int, form: str = FORM, **asked: Any
 ) -> list[dict[str, Any]]:
     """The records of the captions."""
-    wave.settings |= {"engine": engine, "generation": SamplingParams(schema=form, **asked).told}
+    wave.settings |= {
+        "engine": engine,
+        "generation": SamplingParams(schema=form, **asked).non_defaults,
+    }
     wave.decode(PROMPTS, namespace, tokens=limit)
     return wave.captions(namespace)
 
@@ -182,15 +185,17 @@ def test_what_is_cut_in_the_middle_is_read_as_it_is() -> None:
     processor: Any = load_processor(CHECKPOINT, trusted=False)
     vocabulary = vocabulary_of(processor.tokenizer)
     row = vocabulary.tokens.tokenize_bytes(b'{"title":"a  b , c')
-    assert said_in(vocabulary, FORM, row, LEAST + 40) == ('{"title":"a  b , c', False)
-    assert said_in(vocabulary, FORM, row, LEAST)[1]
+    assert answer_text(vocabulary, FORM, row, LEAST + 40) == ('{"title":"a  b , c', False)
+    assert answer_text(vocabulary, FORM, row, LEAST)[1]
 
 
 def test_circles_are_found_in_what_was_closed_early() -> None:
     round_and_round = '{"title":"a"' + ',"tags":["dog"' + ',"dog"' * 20 + '],"ok":true}'
-    assert run._goes_round(CaptionOutput(round_and_round, 9, "stop", True))
-    assert not run._goes_round(CaptionOutput(round_and_round, 9, "stop"))
-    assert run._goes_round(
+    assert run._is_repetitive(CaptionOutput(round_and_round, 9, "stop", True))
+    assert not run._is_repetitive(CaptionOutput(round_and_round, 9, "stop"))
+    assert run._is_repetitive(
         CaptionOutput('{"title":"' + "a dog runs, " * 9 + '","ok":true}', 9, "stop", True)
     )
-    assert not run._goes_round(CaptionOutput('{"title":"a dog runs","ok":true}', 9, "stop", True))
+    assert not run._is_repetitive(
+        CaptionOutput('{"title":"a dog runs","ok":true}', 9, "stop", True)
+    )

@@ -17,7 +17,7 @@ from artifacts.errors import UsageError
 from flows.results.summaries import TEXT_SETTINGS
 from penstock_demo import CHECKPOINT
 from stages.decode import run
-from stages.decode.generate_kwargs import avoided, seed_of
+from stages.decode.generate_kwargs import bad_words_ids, seed_of
 from stages.decode.generation import SamplingParams
 from stages.decode.job import DecodeItem
 from stages.decode.presence import PresencePenalty
@@ -72,7 +72,7 @@ def wave_of(folder: Path, store: Path, number: int = 3) -> Wave:
 
 
 def said(wave: Wave, engine: str, namespace: str, asked: Mapping[str, Any]) -> list[str]:
-    wave.settings |= {"engine": engine, "generation": SamplingParams(**asked).told}
+    wave.settings |= {"engine": engine, "generation": SamplingParams(**asked).non_defaults}
     wave.decode(PROMPTS, namespace, tokens=TOKENS)
     return [one["caption"] for one in wave.captions(namespace)]
 
@@ -151,7 +151,7 @@ def test_words_that_are_avoided_are_not_said(tmp_path: Path) -> None:
     plain = stock(CHECKPOINT, clip, 0, {})
     word = plain.split()[1]
     processor: Any = load_processor(CHECKPOINT, trusted=False)
-    expected = stock(CHECKPOINT, clip, 0, {"bad_words_ids": avoided(processor, [word])})
+    expected = stock(CHECKPOINT, clip, 0, {"bad_words_ids": bad_words_ids(processor, [word])})
     assert expected != plain
     for engine, namespace in (("transformers", OTHER), ("inflight", THIRD)):
         found = said(wave, engine, namespace, {"avoid": (word,)})
@@ -244,14 +244,14 @@ def test_a_token_is_lowered_once_however_often_it_was_generated() -> None:
 
 
 def test_nothing_asked_is_nothing_in_a_key() -> None:
-    assert SamplingParams().words == [] and SamplingParams(seed=3).words == []
-    assert SamplingParams(temperature=0.0, seed=3).told == {"temperature": 0.0}
+    assert SamplingParams().key_fields == [] and SamplingParams(seed=3).key_fields == []
+    assert SamplingParams(temperature=0.0, seed=3).non_defaults == {"temperature": 0.0}
     asked = SamplingParams(temperature=0.5, seed=3, avoid=("a", "b"))
-    assert SamplingParams.from_fields(asked.told) == asked
-    assert SamplingParams(presence_penalty=0.0).words == []
+    assert SamplingParams.from_fields(asked.non_defaults) == asked
+    assert SamplingParams(presence_penalty=0.0).key_fields == []
     present = SamplingParams(presence_penalty=1.5)
-    assert present.words == [[("presence_penalty", 1.5)]]
-    assert present.told == {"presence_penalty": 1.5} and present.is_prefix_stable
+    assert present.key_fields == [[("presence_penalty", 1.5)]]
+    assert present.non_defaults == {"presence_penalty": 1.5} and present.is_prefix_stable
     assert not present.is_sampled and "presence_penalty" in TEXT_SETTINGS
 
 

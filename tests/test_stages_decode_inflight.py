@@ -19,7 +19,7 @@ from penstock_demo import CHECKPOINT
 from stages.decode.engines.inflight import engine_check
 from stages.decode.engines.inflight.engine import InflightEngine
 from stages.decode.engines.inflight.pool import SlotPool
-from stages.decode.engines.inflight.scheduler import RequestPrefetcher, coming
+from stages.decode.engines.inflight.scheduler import RequestPrefetcher, prefetch_requests
 from stages.decode.job import DecodeItem
 from stages.decode.protocol import DecodeRequest
 from stages.decode.run import run
@@ -157,8 +157,8 @@ TRIED = 3 * (engine_check.STEPS + engine_check.BEFORE) - engine_check.BEFORE
     [
         (8, SlotPool, "step", [TRIED + 4], [4]),
         (8, SlotPool, "step", [TRIED + at for at in (4, 8, 11)], [4, 2, 1]),
-        (10, InflightEngine, "_row", [2], []),  # the trial reads two
-        (10, InflightEngine, "_row", [6, 7], [8]),
+        (10, InflightEngine, "_prefill_with", [2], []),  # the trial reads two
+        (10, InflightEngine, "_prefill_with", [6, 7], [8]),
     ],
 )
 def test_memory_that_runs_out_makes_fewer_slots_and_loses_no_caption(
@@ -177,14 +177,14 @@ def test_an_item_that_is_too_large_is_told_and_the_others_go_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wave = mixed_wave(tmp_path)
-    whole = InflightEngine._row
+    whole = InflightEngine._prefill_with
 
     def row(self: Any, asked: DecodeRequest, half: Any, **given: Any) -> Any:
-        if asked.member.key == "caption-3":
+        if asked.item.key == "caption-3":
             raise RuntimeError(OUT_OF_MEMORY)
         return whole(self, asked, half, **given)
 
-    monkeypatch.setattr(InflightEngine, "_row", row)
+    monkeypatch.setattr(InflightEngine, "_prefill_with", row)
     told = in_slots(wave)
     (large,) = [event for event in told if event["event"] == "too_large"]
     assert (large["key"], large["wanted_bytes"]) == ("caption-3", 2 << 30)
@@ -292,10 +292,10 @@ def test_rows_are_taken_one_batch_ahead_and_in_order() -> None:
             taken.append(number)
             yield [DecodeRequest(DecodeItem(f"{number}{letter}", "", ""), row) for letter in "ab"]
 
-    with coming(batches()) as rows:
+    with prefetch_requests(batches()) as rows:
         keys = []
-        while (asked := rows.take(wait=True)) is not None:
-            keys.append(asked.member.key)
+        while (asked := rows.next_request(wait=True)) is not None:
+            keys.append(asked.item.key)
     assert keys == ["0a", "0b", "1a", "1b", "2a", "2b"]
     assert taken == [0, 1, 2]
 
@@ -310,8 +310,8 @@ def test_nobody_waits_for_rows_while_there_are_others() -> None:
 
     with ThreadPoolExecutor(1) as beside:
         rows = RequestPrefetcher(batches(), beside)
-        assert rows.take(wait=False) is None
+        assert rows.next_request(wait=False) is None
         go.set()
-        found = rows.take(wait=True)
-        assert found is not None and found.member.key == "a"
-        assert rows.take(wait=True) is None
+        found = rows.next_request(wait=True)
+        assert found is not None and found.item.key == "a"
+        assert rows.next_request(wait=True) is None

@@ -53,7 +53,7 @@ def babbled(matcher: LLMatcher, text: str, limit: int, rng: random.Random) -> by
         assert len(said) + 1 < limit, (text, said)
         mask = matcher.compute_bitmask()
         allowed = [byte for byte in range(END) if mask[byte // 8] >> byte % 8 & 1]
-        if position.closes(limit - len(said)):
+        if position.must_close(limit - len(said)):
             rank = first if position.in_text else between
             byte = min(allowed, key=lambda each: rank[each])
         else:
@@ -161,8 +161,10 @@ def test_an_answer_of_one_text_or_list_of_them_can_be_read_as_words() -> None:
 
 def test_a_form_is_in_the_key_exactly_when_it_is_given() -> None:
     text = canonical(text_of(TAGS))
-    assert SamplingParams(schema="").told == {} and SamplingParams(schema="").words == []
-    assert SamplingParams(schema=text).told == {"schema": text}
+    assert (
+        SamplingParams(schema="").non_defaults == {} and SamplingParams(schema="").key_fields == []
+    )
+    assert SamplingParams(schema=text).non_defaults == {"schema": text}
     assert SamplingParams.from_fields({"schema": text}) == SamplingParams(schema=text)
     assert SamplingParams().is_prefix_stable and not SamplingParams(schema=text).is_prefix_stable
 

@@ -62,12 +62,12 @@ def said_by(
     job = parse_job(DecodeJob, wave.to_decode(PROMPTS, tokens=24))
     speaker = ENGINES[engine](job)
     asked = asked_of(wave, leaving)
-    speaker.settle(asked[-1]._replace(work=None))
+    speaker.resolve_engine(asked[-1]._replace(work=None))
     with events() as (report, _):
-        shrinking = OomRetry(report, lambda: None)
+        oom_retry = OomRetry(report, lambda: None)
         found = {
-            one.member.key: words
-            for some, said in speaker.run([asked], shrinking)
+            one.item.key: words
+            for some, said in speaker.run([asked], oom_retry)
             for one, words in zip(some, said, strict=True)
             if not one.is_withdrawn
         }
@@ -85,7 +85,7 @@ def test_who_leaves_changes_no_word_of_the_others_and_leaves_its_slot(
     assert rest == {key: whole[key] for key in rest}
     if engine == "inflight":
         none, left = said_by(engine, wave, range(AT_ONCE))
-        before, after = (each.findings()["row_steps"] for each in (speaker, left))
+        before, after = (each.run_stats()["row_steps"] for each in (speaker, left))
         assert none == {} and after <= 4 * AT_ONCE < before / 2
 
 
@@ -95,8 +95,8 @@ def test_a_batch_that_nobody_wants_any_more_is_ended(tmp_path: Path) -> None:
     job = parse_job(DecodeJob, wave.to_decode(PROMPTS, tokens=24))
     speaker = TransformersEngine(job)
     asked = asked_of(wave, [])
-    whole = max(said.tokens for said in speaker.say(asked))
-    left = max(said.tokens for said in speaker.say(asked_of(wave, range(AT_ONCE))))
+    whole = max(said.tokens for said in speaker.generate_batch(asked))
+    left = max(said.tokens for said in speaker.generate_batch(asked_of(wave, range(AT_ONCE))))
     assert left <= 5 < whole / 2
 
 

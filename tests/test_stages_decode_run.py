@@ -128,9 +128,9 @@ def test_an_engine_that_is_not_there_fails(tmp_path: Path) -> None:
 
 
 def test_only_the_engine_from_before_engines_had_names_adds_nothing_to_a_key() -> None:
-    assert [name for name, engine in ENGINES.items() if not engine.words] == ["transformers"]
+    assert [name for name, engine in ENGINES.items() if not engine.key_fields] == ["transformers"]
     changed = replace(ENGINES["transformers"], output_version=1)
-    assert changed.words == ("transformers", 1)
+    assert changed.key_fields == ("transformers", 1)
     assert changed.meta == {"engine": "transformers", "engine_version": 1}
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from stages.decode.engines.inflight.cache_layers import UnsupportedCacheError
-from stages.decode.engines.inflight.engine_check import _same, _trace, reference_of
+from stages.decode.engines.inflight.engine_check import _same, _teacher_force, reference_of
 from stages.decode.engines.inflight.pool import SlotPool
 from stages.decode.engines.inflight.pool_shape import MIN_STEP_ROWS, PoolLayout, PoolShape
 from stages.decode.engines.inflight.prefill import PrefilledSequence, prefill_row
@@ -99,7 +99,7 @@ def test_aligned_rows_that_run_out_of_memory_end_the_stage(
 def test_tokens_that_are_looked_at_late_are_the_same() -> None:
     model, items = rows_of_variant("qwen2_5_vl")
     wanted = [alone(model, item, limit) for item, limit in zip(items, LIMITS, strict=True)]
-    assert in_slots(model, items, late=1) == wanted
+    assert in_slots(model, items, lag=1) == wanted
 
 
 @functools.cache
@@ -133,12 +133,15 @@ SLOW_FP32 = pytest.param(torch.float32, marks=pytest.mark.slow)
 @pytest.mark.parametrize("variant", ["qwen2_5_vl", "gemma3", "qwen3_5", "qwen3_vl_moe"])
 def test_a_row_has_the_same_logits_in_every_pool(variant: str, dtype: torch.dtype) -> None:
     row, other, reference = rows_in(variant, dtype)
-    alone = _trace(row, reference, SlotPool(row, SHAPES[0]), 0)
+    alone = _teacher_force(row, reference, SlotPool(row, SHAPES[0]), 0)
     for shape in SHAPES:
         seat = shape.slots - 1
-        assert _same(alone, _trace(row, reference, SlotPool(row, shape), seat)), (shape, seat)
+        assert _same(alone, _teacher_force(row, reference, SlotPool(row, shape), seat)), (
+            shape,
+            seat,
+        )
         for seat in {0, shape.slots // 2}:
-            beside = _trace(row, reference, SlotPool(row, shape), seat, other)
+            beside = _teacher_force(row, reference, SlotPool(row, shape), seat, other)
             assert _same(alone, beside), (shape, seat)
 
 
@@ -146,14 +149,16 @@ def test_a_row_has_the_same_logits_in_every_pool(variant: str, dtype: torch.dtyp
 @pytest.mark.parametrize("variant", ALIGNED)
 def test_an_aligned_row_has_the_same_logits_in_every_pool(variant: str, dtype: torch.dtype) -> None:
     short, other, reference = rows_in(variant, dtype)
-    manner = PoolLayout(rows=MIN_STEP_ROWS, fixed=True, aligned=True)
+    layout = PoolLayout(rows=MIN_STEP_ROWS, fixed=True, aligned=True)
     for tokens in (short.tokens, 310, 700):
         row = short if tokens == short.tokens else remembering(short, tokens)
-        widths = {manner.columns(most) for most in (row.tokens + 8, 200, 330, 512, 577, 1100)}
+        widths = {layout.columns(most) for most in (row.tokens + 8, 200, 330, 512, 577, 1100)}
         first, *rest = sorted(width for width in widths if width > row.tokens + 5)
-        alone = _trace(row, reference, SlotPool(row, manner.pool(8, first)), 0)
+        alone = _teacher_force(row, reference, SlotPool(row, layout.pool(8, first)), 0)
         for seat, width in enumerate((first, *rest), start=2):
-            beside = _trace(row, reference, SlotPool(row, manner.pool(8, width)), seat, other)
+            beside = _teacher_force(
+                row, reference, SlotPool(row, layout.pool(8, width)), seat, other
+            )
             assert _same(alone, beside), (tokens, width)
 
 
@@ -181,7 +186,7 @@ def remembering(row: PrefilledSequence, tokens: int) -> PrefilledSequence:
 def test_a_pool_that_is_made_wider_or_narrower_keeps_its_rows(variant: str, aligned: bool) -> None:
     row, other, reference = rows_in(variant, torch.float32)
     shape = replace(SHAPES[0], aligned=aligned)
-    whole = _trace(row, reference, SlotPool(row, shape), 1, other)
+    whole = _teacher_force(row, reference, SlotPool(row, shape), 1, other)
     pool = SlotPool(row, shape)
     pool.put(0, other, torch.zeros_like(other.ids[:, :1]))
     pool.put(1, row, torch.full_like(row.ids[:, :1], reference.tokens[0]))
@@ -190,7 +195,7 @@ def test_a_pool_that_is_made_wider_or_narrower_keeps_its_rows(variant: str, alig
         pool.resize(columns)
         logits = pool.step()
         seen.append(logits[1].clone())
-        pool.feed(torch.full((8,), token))
+        pool.set_tokens(torch.full((8,), token))
     assert _same(whole, seen)
 
 
@@ -198,17 +203,17 @@ def test_a_pool_that_is_made_wider_or_narrower_keeps_its_rows(variant: str, alig
 def test_a_row_that_broke_leaves_nothing_to_who_comes_after_it(aligned: bool) -> None:
     row, other, reference = rows_in("qwen2_5_vl", torch.float32)
     shape = replace(SHAPES[0], aligned=aligned)
-    whole = _trace(row, reference, SlotPool(row, shape), 0)
+    whole = _teacher_force(row, reference, SlotPool(row, shape), 0)
     broken = read_row_again(other)
     for layer in broken.cache.layers:
         layer.keys, layer.values = layer.keys * torch.nan, layer.values * torch.nan
     pool = SlotPool(row, shape)
     for slot in range(MIN_STEP_ROWS):
         pool.put(slot, broken, torch.zeros_like(row.ids[:, :1]))
-    pool.feed(pool.step().argmax(-1))
+    pool.set_tokens(pool.step().argmax(-1))
     pool.clear(0)
-    assert not _trace(row, reference, pool, 0)[-1].isnan().any()
-    assert _same(whole, _trace(row, reference, pool, 0))
+    assert not _teacher_force(row, reference, pool, 0)[-1].isnan().any()
+    assert _same(whole, _teacher_force(row, reference, pool, 0))
 
 
 def read_row_again(row: PrefilledSequence) -> PrefilledSequence:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from artifacts.errors import UsageError
-from stages.embed_texts.run import TextReader, line_of, mean_directions
+from stages.embed_texts.run import TextReader, fit_logit_scale, mean_directions
 from stages.models.halves.load import load_half
 from stages.models.halves.vectors import logits, text_vectors
 from stages.models.processors.loading import load_processor
@@ -41,7 +41,7 @@ def test_a_half_makes_the_vectors_and_the_logits_of_the_whole_model(
         taken = inspect.signature(type(whole).get_text_features).parameters
         wanted = whole.get_text_features(**{n: v for n, v in inputs.items() if n in taken})
     assert torch.equal(found, wanted.pooler_output)
-    line = line_of(half, inputs, found)
+    line = fit_logit_scale(half, inputs, found)
     pictures = torch.randn(4, found.shape[1])
     told = logits(half, inputs, pictures)
     cosines = torch.cosine_similarity(pictures[:, None], found[None], dim=2)
@@ -51,7 +51,7 @@ def test_a_half_makes_the_vectors_and_the_logits_of_the_whole_model(
 def test_who_reads_its_last_place_is_filled_up_as_it_was_trained(tmp_path: Path) -> None:
     folder = saved("siglip", tmp_path)
     reader = TextReader(load_processor(folder, generates=False), load_half(folder, "language"))
-    assert reader.filled and reader.most == 40
+    assert reader.padded and reader.max_tokens == 40
     assert reader.inputs(["a"])["input_ids"].shape == (1, 40)
 
 
@@ -61,15 +61,15 @@ def test_who_does_not_is_filled_up_to_its_neighbours_and_cut_at_what_it_reads(
     folder = saved("clip", tmp_path)
     half: Any = load_half(folder, "language")
     reader = TextReader(load_processor(folder, generates=False), half)
-    assert not reader.filled
-    assert reader.inputs(["a", "b c"])["input_ids"].shape[1] < reader.most
+    assert not reader.padded
+    assert reader.inputs(["a", "b c"])["input_ids"].shape[1] < reader.max_tokens
     long = "word " * 100
-    assert reader.inputs([long])["input_ids"].shape[1] == reader.most
+    assert reader.inputs([long])["input_ids"].shape[1] == reader.max_tokens
     assert reader.cut(["a", long]) == [1]
     inputs = reader.inputs(TEXTS)
     vectors = text_vectors(half, inputs)
     with pytest.raises(UsageError, match="another formula"):
-        line_of(half, inputs, vectors.roll(1, dims=1))
+        fit_logit_scale(half, inputs, vectors.roll(1, dims=1))
 
 
 def test_the_vector_of_a_group_is_the_mean_of_directions() -> None:

@@ -12,7 +12,7 @@ from artifacts.errors import CannotFit, EnvironmentFault, UsageError
 from artifacts.packs import Record
 from penstock_demo import CHECKPOINT
 from stages.encode import run as stage
-from stages.encode.run import read_member
+from stages.encode.run import read_item
 from stages.encode.shown_frames import shown_frames
 from stages.models.encoding.batch import overflowed
 from stages.models.encoding.chunks import Refusal, read_clip
@@ -130,9 +130,9 @@ def test_a_chunk_that_memory_cannot_read_is_told_and_the_others_go_on(
     def read(record_set: Any, processor: Any, member: EncodeItem, count: int = 0) -> Any:
         if member.key in names:
             raise MemoryError("Unable to allocate 303. MiB for an array")
-        return read_member(record_set, processor, member, count)
+        return read_item(record_set, processor, member, count)
 
-    monkeypatch.setattr(stage, "read_member", read)
+    monkeypatch.setattr(stage, "read_item", read)
     if len(large) == 5:
         with pytest.raises(CannotFit):
             made.encode()

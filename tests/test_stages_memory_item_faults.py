@@ -41,8 +41,8 @@ def go(bad: str, *batches: str, first: int | None = None) -> tuple[list[str], li
         return "".join(some)
 
     with events() as (report, _):
-        shrinking = OomRetry(report, list, faults.items)
-        made = [m for b in batches for _, m in shrinking.run_batch(b, str, compute)]
+        oom_retry = OomRetry(report, list, faults.items)
+        made = [m for b in batches for _, m in oom_retry.run_batch(b, str, compute)]
         faults.items.close()
     return made, faults.failed
 
@@ -125,7 +125,7 @@ def test_a_row_that_raises_at_a_step_of_its_slots_fails_alone() -> None:
     faults = Faults(0)
 
     def read(asked: DecodeRequest) -> PrefilledSequence:
-        at = int(asked.member.key)
+        at = int(asked.item.key)
         row = prefill_row(model, *items[at], max_new_tokens=6)
         return replace(row, processors=Breaking()) if at == 1 else row
 
@@ -137,7 +137,7 @@ def test_a_row_that_raises_at_a_step_of_its_slots_fails_alone() -> None:
             flights = [
                 each for each in loop.run(RequestPrefetcher([asked], beside)) if each is not None
             ]
-        return {flight.asked.member.key: flight.said for flight in flights}
+        return {flight.request.item.key: flight.output_ids for flight in flights}
 
     assert said(0, 1, 2, 3) == said(0, 2, 3)
-    assert [asked.member.key for asked in faults.failed] == ["1"]
+    assert [asked.item.key for asked in faults.failed] == ["1"]

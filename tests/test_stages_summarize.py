@@ -16,7 +16,7 @@ from artifacts.errors import UsageError
 from artifacts.packs import RecordSet
 from artifacts.store import FolderStore
 from stages.models.inspection import describe
-from stages.summarize.job import MOST_TEXTS, SummaryJob
+from stages.summarize.job import MAX_TEXTS, SummaryJob
 from stages.summarize.packing import TimedText, clock, pack_groups
 from stages.summarize.run import run
 from tests.support.families import checkpoint
@@ -108,7 +108,7 @@ def records(store: Path) -> dict[str, dict[str, Any]]:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_chunk_is_read_once_a_level_within_the_context(family: str, tmp_path: Path) -> None:
-    count = MOST_TEXTS + 3
+    count = MAX_TEXTS + 3
     said = summarize(job_of(family, tmp_path, texts(count)))
     found = records(tmp_path)
     summary = found.pop("0" * 64)

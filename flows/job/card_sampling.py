@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from artifacts.regular import read_text
 from flows.options.commands import CaptionConfig, RunOptions
-from stages.decode.generation import CHECKPOINT, OF_CHANCE
+from stages.decode.generation import CHECKPOINT, SAMPLING_FIELDS
 from stages.models.hub.checkpoint import CONFIG, JSON_BYTES
 from stages.models.published_facts import facts_of
 
@@ -53,13 +53,13 @@ def _missing(stated: Mapping[str, Any], card: Mapping[str, float]) -> dict[str, 
     """Return what a card adds to the settings that a checkpoint states. Where they disagree, the
     card is of another checkpoint of the family, such as one that does not think, and adds
     nothing."""
-    set_values = {name: stated[name] for name in OF_CHANCE if stated.get(name) is not None}
+    set_values = {name: stated[name] for name in SAMPLING_FIELDS if stated.get(name) is not None}
     if any(name in card and card[name] != value for name, value in set_values.items()):
         return {}
     samples = stated.get("do_sample")
     if samples is None:
         samples = card.get("temperature", 0.0) > 0
-    names = [*(OF_CHANCE if samples else ()), PRESENCE]
+    names = [*(SAMPLING_FIELDS if samples else ()), PRESENCE]
     found = {n: card[n] for n in names if n in card and stated.get(n) is None}
     if not found.get(PRESENCE):
         found.pop(PRESENCE, None)

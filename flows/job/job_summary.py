@@ -37,7 +37,9 @@ def summary(job: Job) -> dict[str, Any]:
         **({"max_pixels": limit} if (limit := video.max_pixels) else {}),
         **({"max_video_pixels": limit} if (limit := video.max_video_pixels) else {}),
         "batch_size": job.config.batch_size,
-        **({"generation": fields} if (fields := SamplingParams.of(job.config).told) else {}),
+        **(
+            {"generation": fields} if (fields := SamplingParams.of(job.config).non_defaults) else {}
+        ),
         **({"words": text_fields} if any(text_fields.values()) else {}),
         "store": job.store.url,
         "media": len(job.by_file),

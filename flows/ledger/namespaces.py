@@ -138,7 +138,7 @@ def _text_fields(config: RunOptions, model: Model) -> list[Any]:
     none."""
     params = SamplingParams.of(config)
     turns = model.profile.turn_words(system=bool(params.system))
-    return [*params.words, *turns]
+    return [*params.key_fields, *turns]
 
 
 def _part_fields(

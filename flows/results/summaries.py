@@ -82,7 +82,7 @@ def summary_inputs(job: Job) -> Iterator[SummaryInput]:
 
 def text_sampling_params(job: Job) -> SamplingParams:
     """Return the caption settings that also apply to other texts."""
-    non_defaults = SamplingParams.of(job.config).told
+    non_defaults = SamplingParams.of(job.config).non_defaults
     return SamplingParams(
         **{name: value for name, value in non_defaults.items() if name in TEXT_SETTINGS}
     )
@@ -94,7 +94,7 @@ def _summary_settings(job: Job) -> dict[str, Any]:
     return {
         "asked": PromptOptions.of(config).summary_prompt or SUMMARY,
         "max_new_tokens": EngineOptions.of(config).max_new_tokens,
-        "generation": text_sampling_params(job).told,
+        "generation": text_sampling_params(job).non_defaults,
         "strip_think": TextOptions.of(config).strip_think,
     }
 

@@ -35,7 +35,7 @@ class CaptionParams:
     def text(self) -> str:
         """Return the settings that distinguish two requests for the same medium and prompt."""
         fields = {
-            "generation": self.generation.told,
+            "generation": self.generation.non_defaults,
             "max_tokens": self.max_tokens,
             "stop": sorted(set(self.stop)),
             "counts_prompt": self.counts_prompt,

@@ -96,7 +96,7 @@ def _stepped(bench: Bench, compiled: "CompiledStep | None") -> tuple[Any, float]
 
     def step() -> Any:
         logits = pool.step()
-        pool.feed(logits.argmax(-1))
+        pool.set_tokens(logits.argmax(-1))
         if logits.device.type == "cuda":
             torch.cuda.synchronize()
         return logits

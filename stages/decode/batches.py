@@ -12,10 +12,11 @@ def missing_keys(batch: Batch, answers: Sequence[Container[str]]) -> list[str]:
     """Return the keys of members that have neither a caption nor a failure in any of the unions:
     of what the engine makes, and of the other that answers as well."""
     return [
-        member.key
-        for member in batch
+        item.key
+        for item in batch
         if not any(
-            key in held for key, held in zip((member.key, member.instead), answers, strict=False)
+            key in record_keys
+            for key, record_keys in zip((item.key, item.instead), answers, strict=False)
         )
     ]
 
@@ -32,20 +33,20 @@ def rebatch(batches: Sequence[Batch], size: int) -> list[Batch]:
 
 def by_chunk(batches: Sequence[Batch]) -> list[Batch]:
     """Return as large batches of the same members, those together that are asked of one chunk."""
-    together: dict[str, Batch] = {}
-    for member in (member for batch in batches for member in batch):
-        together.setdefault(member.features, []).append(member)
-    whole = [member for members in together.values() for member in members]
+    by_features: dict[str, Batch] = {}
+    for item in (item for batch in batches for item in batch):
+        by_features.setdefault(item.features, []).append(item)
+    whole = [item for items in by_features.values() for item in items]
     return rebatch([whole], max(map(len, batches), default=0))
 
 
-def longest_first(batches: Sequence[Batch], said_before: Mapping[str, int]) -> list[Batch]:
+def longest_first(batches: Sequence[Batch], previous_lengths: Mapping[str, int]) -> list[Batch]:
     """Return as large batches of the same members, those first of whose chunks most was said
     before, and among them such of which nothing is known. So the last to be said are short, and
     hardly a slot waits for them."""
-    members = [member for batch in batches for member in batch]
-    if not any(member.key in said_before for member in members):
+    items = [item for batch in batches for item in batch]
+    if not any(item.key in previous_lengths for item in items):
         return [*batches]
-    most = max(said_before.values())
-    members.sort(key=lambda member: -said_before.get(member.key, most))
-    return rebatch([members], max(map(len, batches)))
+    longest = max(previous_lengths.values())
+    items.sort(key=lambda item: -previous_lengths.get(item.key, longest))
+    return rebatch([items], max(map(len, batches)))

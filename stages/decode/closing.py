@@ -23,7 +23,7 @@ BETWEEN = b'}],:"' + b"ntfrualse" + b"9876543210" + b".-"
 def ranks(first: bytes) -> list[int]:
     """Return the rank of each byte, what is not named last. Bytes that go on with a letter are
     before those that begin one."""
-    order = {byte: place for place, byte in enumerate(first)}
+    order = {byte: index for index, byte in enumerate(first)}
     return [order.get(byte, 256 + (byte >= 0xC0) + (byte == BACKSLASH)) for byte in range(256)]
 
 
@@ -31,17 +31,17 @@ class RemainingBytes:
     """The maximum number of bytes that each property may take, its name included, in order."""
 
     def __init__(self, properties: Mapping[str, Bounded]) -> None:
-        self.values = [each.most for each in properties.values()]
+        self.values = [each.max_bytes for each in properties.values()]
         self.fixed = [each.fixed for each in properties.values()]
-        self.places = {name: place for place, name in enumerate(properties)}
-        whole = [longest(name) + each.most + 2 for name, each in properties.items()]
-        self.behind = [sum(whole[place:]) for place in range(len(whole) + 1)]
+        self.indexes = {name: index for index, name in enumerate(properties)}
+        property_bytes = [longest(name) + each.max_bytes + 2 for name, each in properties.items()]
+        self.bytes_from = [sum(property_bytes[index:]) for index in range(len(property_bytes) + 1)]
         """Bytes from each property on; at the end, none."""
 
     @property
     def tokens(self) -> int:
         """Return the tokens that an answer may take at least, with its brace and its end."""
-        return self.behind[0] + 2
+        return self.bytes_from[0] + 2
 
 
 class JsonPosition:
@@ -51,45 +51,45 @@ class JsonPosition:
         self._rest = rest
         self._depth = 0
         self._escaped = False
-        self._place = -1
+        self._index = -1
         """The property that was begun last."""
         self._name = bytearray()
         self._in_value = False
-        self._said = 0
+        self._written = 0
         """Bytes of the name or the value that is being said."""
         self.in_text = False
         self.done = False
         """Whether the answer is complete."""
 
-    def feed(self, said: bytes) -> None:
+    def feed(self, data: bytes) -> None:
         """Go on by what was said."""
-        for byte in said:
+        for byte in data:
             self._feed(byte)
 
     @property
-    def left(self) -> int:
+    def remaining(self) -> int:
         """Return the most bytes that the rest takes for who closes what can grow."""
         if not self._depth:
-            return 0 if self.done else self._rest.behind[0] + 1
-        behind = self._rest.behind[self._place + 1]
+            return 0 if self.done else self._rest.bytes_from[0] + 1
+        bytes_after = self._rest.bytes_from[self._index + 1]
         if not self._in_value:
-            return max(1, behind - self._said)
-        value = self._rest.values[self._place]
-        return behind + 1 + (max(0, value - self._said) if self.fixed else value)
+            return max(1, bytes_after - self._written)
+        value = self._rest.values[self._index]
+        return bytes_after + 1 + (max(0, value - self._written) if self.fixed else value)
 
     @property
     def fixed(self) -> bool:
         """Return whether every byte brings the end nearer, whichever is chosen."""
-        return self.done or not self._in_value or self._rest.fixed[self._place]
+        return self.done or not self._in_value or self._rest.fixed[self._index]
 
-    def closes(self, tokens: int) -> bool:
+    def must_close(self, tokens: int) -> bool:
         """Return whether what can grow has to be closed with so many tokens left."""
-        return not self.fixed and tokens - 1 <= self.left
+        return not self.fixed and tokens - 1 <= self.remaining
 
     def _feed(self, byte: int) -> None:
         outermost = self._depth == 1 and not self.in_text
         if outermost and byte == ord(":"):
-            self._place = self._rest.places[json.loads(self._name)]
+            self._index = self._rest.indexes[json.loads(self._name)]
             self._begin(in_value=True)
             return
         if outermost and byte == ord(","):
@@ -98,7 +98,7 @@ class JsonPosition:
         self._mark(byte)
         if self._depth == 1 and not self._in_value and byte == ord("{"):
             return
-        self._said += 1
+        self._written += 1
         if not self._in_value:
             self._name.append(byte)
 
@@ -117,5 +117,5 @@ class JsonPosition:
 
     def _begin(self, *, in_value: bool) -> None:
         self._in_value = in_value
-        self._said = 0
+        self._written = 0
         self._name.clear()

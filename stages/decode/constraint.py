@@ -62,18 +62,20 @@ def _matcher(vocabulary: Vocabulary, schema: str) -> Any:
 class ConstrainedAnswer:
     """An answer that is being generated token by token."""
 
-    def __init__(self, vocabulary: Vocabulary, schema: str, limit: int, ends: Set[int]) -> None:
-        self._vocabulary, self._limit, self._ends = vocabulary, limit, ends
+    def __init__(
+        self, vocabulary: Vocabulary, schema: str, limit: int, eos_token_ids: Set[int]
+    ) -> None:
+        self._vocabulary, self._limit, self._eos_token_ids = vocabulary, limit, eos_token_ids
         self._matcher = _matcher(vocabulary, schema).deep_copy()
         self._position = JsonPosition(rest_of(schema))
-        self.said: list[int] = []
+        self.token_ids: list[int] = []
 
     def extends_previous(self, tokens: Sequence[int]) -> bool:
         """Take what was said since; return whether what was said before is the beginning of it."""
-        if [*tokens[: len(self.said)]] != self.said:
+        if [*tokens[: len(self.token_ids)]] != self.token_ids:
             return False
-        for token in tokens[len(self.said) :]:
-            self.said.append(token)
+        for token in tokens[len(self.token_ids) :]:
+            self.token_ids.append(token)
             if not self.done:
                 self._position.feed(self._vocabulary.bytes[token])
                 if not self._matcher.consume_token(token):
@@ -88,28 +90,28 @@ class ConstrainedAnswer:
         """Return which of so many tokens may come next, of shape [width]."""
         found = np.zeros(width, dtype=bool)
         if self.done:
-            found[[end for end in self._ends if end < width]] = True
+            found[[end for end in self._eos_token_ids if end < width]] = True
             return found
         bits = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8)
         known = np.unpackbits(bits, bitorder="little")[: len(self._vocabulary.bytes)].astype(bool)
         count = min(width, len(known))
         found[:count] = known[:count]
-        found[[end for end in self._ends if end < width]] = False
+        found[[end for end in self._eos_token_ids if end < width]] = False
         if self._matcher.is_error() or not found.any():
             raise self._stuck()
-        if self._position.closes(self._limit - len(self.said)):
+        if self._position.must_close(self._limit - len(self.token_ids)):
             closing = self.first_of(found)
             found[:] = False
             found[closing] = True
         return found
 
     def _stuck(self) -> UsageError:
-        words = " ".join(self._matcher.get_error().split()) or "no token can come next"
-        said = b"".join(map(self._vocabulary.bytes.__getitem__, self.said[-9:])).decode(
+        message = " ".join(self._matcher.get_error().split()) or "no token can come next"
+        token_ids = b"".join(map(self._vocabulary.bytes.__getitem__, self.token_ids[-9:])).decode(
             "utf-8", "replace"
         )
         return UsageError(
-            f"--schema leads nowhere after {said}: {words[:200]}",
+            f"--schema leads nowhere after {token_ids}: {message[:200]}",
             hint="Make the schema less narrow there",
         )
 
@@ -126,22 +128,24 @@ class ConstrainedAnswer:
 class SchemaLogitsProcessor(LogitsProcessor):
     """Masks every token that would leave the schema, for each row of a batch."""
 
-    def __init__(self, vocabulary: Vocabulary, schema: str, limit: int, ends: Set[int]) -> None:
-        self._told = (vocabulary, schema, limit, ends)
-        self._begun: int | None = None
+    def __init__(
+        self, vocabulary: Vocabulary, schema: str, limit: int, eos_token_ids: Set[int]
+    ) -> None:
+        self._answer_args = (vocabulary, schema, limit, eos_token_ids)
+        self._prompt_length: int | None = None
         """Tokens of the prompt: those of the first call."""
         self._answers: list[ConstrainedAnswer] = []
 
     def __call__(self, ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         """Return scores [rows, words] in which such words are impossible. Rows that have ended are
         as they were."""
-        if self._begun is None:
-            self._begun = ids.shape[1]
-            self._answers = [ConstrainedAnswer(*self._told) for _ in range(len(ids))]
-        for row, said in enumerate(ids[:, self._begun :].tolist()):
-            if not self._answers[row].extends_previous(said):
-                self._answers[row] = ConstrainedAnswer(*self._told)
-                self._answers[row].extends_previous(said)
+        if self._prompt_length is None:
+            self._prompt_length = ids.shape[1]
+            self._answers = [ConstrainedAnswer(*self._answer_args) for _ in range(len(ids))]
+        for row, token_ids in enumerate(ids[:, self._prompt_length :].tolist()):
+            if not self._answers[row].extends_previous(token_ids):
+                self._answers[row] = ConstrainedAnswer(*self._answer_args)
+                self._answers[row].extends_previous(token_ids)
         masks = [self._mask(answer, scores.shape[1]) for answer in self._answers]
         impossible = torch.from_numpy(~np.stack(masks)).to(scores.device)
         found = scores.masked_fill(impossible, -torch.inf)
@@ -152,33 +156,33 @@ class SchemaLogitsProcessor(LogitsProcessor):
         return found
 
     def _mask(self, answer: ConstrainedAnswer, width: int) -> Any:
-        ended = answer.done and answer.said[-1] in self._told[-1]
-        return np.ones(width, dtype=bool) if ended else answer.allowed(width)
+        has_ended = answer.done and answer.token_ids[-1] in self._answer_args[-1]
+        return np.ones(width, dtype=bool) if has_ended else answer.allowed(width)
 
 
 def ends_of(half: Any, processor: Any) -> frozenset[int]:
     """Return the tokens that end a caption. Raises UsageError where there are none."""
-    ends = half.generation_config.eos_token_id
-    if ends is None:
-        ends = half.config.get_text_config().eos_token_id
-    if ends is None:
+    eos_token_ids = half.generation_config.eos_token_id
+    if eos_token_ids is None:
+        eos_token_ids = half.config.get_text_config().eos_token_id
+    if eos_token_ids is None:
         raise _unfit(processor.tokenizer, "the model has no token that ends a caption")
-    return frozenset([ends] if isinstance(ends, int) else ends)
+    return frozenset([eos_token_ids] if isinstance(eos_token_ids, int) else eos_token_ids)
 
 
-def said_in(
+def answer_text(
     vocabulary: Vocabulary, schema: str, row: Sequence[int], limit: int
 ) -> tuple[str, bool]:
     """Return the answer that a row's tokens are so far, and whether it was closed early because its
     tokens would not have sufficed."""
-    position, said, shortened = JsonPosition(rest_of(schema)), b"", False
+    position, token_ids, shortened = JsonPosition(rest_of(schema)), b"", False
     for place, token in enumerate(row):
         if position.done:
             break
-        shortened = shortened or position.closes(limit - place)
-        said += vocabulary.bytes[token]
+        shortened = shortened or position.must_close(limit - place)
+        token_ids += vocabulary.bytes[token]
         position.feed(vocabulary.bytes[token])
-    return said.decode(errors="replace"), shortened
+    return token_ids.decode(errors="replace"), shortened
 
 
 def _unfit(tokenizer: Any, why: str) -> UsageError:

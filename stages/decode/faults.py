@@ -35,78 +35,80 @@ class DecodeFaults:
         is_new = sum(map(len, missing)) == sum(map(len, batches))
         self.items = ItemFaults(STAGE, self._fail, len(missing[0]) if missing and is_new else 0)
 
-    def _fail(self, one: DecodeRequest, fault: ItemFault) -> None:
-        self._note(one, fault.meta(STAGE))
+    def _fail(self, request: DecodeRequest, fault: ItemFault) -> None:
+        self._store_failure(request, fault.meta(STAGE))
 
-    def refuse(self, one: DecodeRequest, fault: UsageError) -> None:
+    def refuse(self, request: DecodeRequest, fault: UsageError) -> None:
         """Let a chunk fail whose prompt the model cannot take."""
-        self._note(one, {"kind": TOO_LONG, "message": fault.message, "hint": fault.hint})
+        self._store_failure(
+            request, {"kind": TOO_LONG, "message": fault.message, "hint": fault.hint}
+        )
 
-    def fitting(
-        self, speaker: DecodeEngine, samples: Iterable[DecodeRequest]
+    def within_context(
+        self, engine: DecodeEngine, samples: Iterable[DecodeRequest]
     ) -> Iterator[DecodeRequest]:
         """Yield the chunks whose prompts the model can take; the others fail before they are read,
         where the engine can tell."""
-        for asked in samples:
-            fault = speaker.refusal(asked) if isinstance(speaker, PromptChecker) else None
+        for request in samples:
+            fault = engine.refusal(request) if isinstance(engine, PromptChecker) else None
             if fault is None:
-                yield asked
+                yield request
             else:
-                self.refuse(asked, fault)
+                self.refuse(request, fault)
 
-    def _note(self, one: DecodeRequest, meta: dict[str, str]) -> None:
-        keys = [key for key in (one.member.key, one.member.instead) if key]
+    def _store_failure(self, request: DecodeRequest, meta: dict[str, str]) -> None:
+        keys = [key for key in (request.item.key, request.item.instead) if key]
         for union in self._answers:
             union.record_sets[1].publish([Record(key=key, meta=meta) for key in keys])
-        self._report.failure(one.member.key, **meta)
+        self._report.failure(request.item.key, **meta)
         self.done(keys[:1])
 
 
-def settled(
-    speaker: DecodeEngine, samples: Iterable[DecodeRequest], faults: ItemFaults
+def resolve_engine(
+    engine: DecodeEngine, samples: Iterable[DecodeRequest], faults: ItemFaults
 ) -> tuple[str | None, set[str]]:
     """Return the name of the engine that speaks, found out by the first of these chunks on which
     the model does not raise, and the keys of those before it. The name is None where it raises on
     all. Raises UsageError where no engine can speak, StageDied where one breaks over what the model
     itself takes."""
     raised: set[str] = set()
-    for asked in samples:
+    for request in samples:
         try:
-            return speaker.settle(asked), raised
+            return engine.resolve_engine(request), raised
         except Exception as error:
             broken = item_fault(error)
             if broken is None:
                 raise
             traceback.print_exc()
-        _, words, fault = try_items(partial(speaker.say, [asked]))
-        if words is not None:
-            raise MemoryError(words)
+        _, message, fault = try_items(partial(engine.generate_batch, [request]))
+        if message is not None:
+            raise MemoryError(message)
         if fault is None:
             raise StageDied(f"the {STAGE} stage failed: {broken}", hint="Give another --engine")
-        raised.add(asked.member.key)
-        faults.add(asked, fault)
+        raised.add(request.item.key)
+        faults.add(request, fault)
     return None, raised
 
 
 def samples_of(batches: Sequence[Batch], answers: Sequence[RecordUnion]) -> Iterator[Batch]:
     """Yield each member that has neither a caption nor a failure, as a batch: the last one first,
     which is short, then in order."""
-    members = [member for batch in batches for member in batch if missing_keys([member], answers)]
-    for member in [*members[-1:], *members[:-1]]:
-        yield [member]
+    items = [item for batch in batches for item in batch if missing_keys([item], answers)]
+    for item in [*items[-1:], *items[:-1]]:
+        yield [item]
 
 
 def without(batches: Iterable[Batch], keys: set[str]) -> list[Batch]:
     """Return the batches without the members of these keys."""
-    left = ([member for member in batch if member.key not in keys] for batch in batches)
+    left = ([item for item in batch if item.key not in keys] for batch in batches)
     return [batch for batch in left if batch]
 
 
-def failing(report: EventReporter) -> Callable[[Any, ItemFault], None]:
+def refuse_request(report: EventReporter) -> Callable[[Any, ItemFault], None]:
     """Return what refuses a request on which the model of a server raises."""
 
-    def fail(one: DecodeRequest, fault: ItemFault) -> None:
+    def fail(request: DecodeRequest, fault: ItemFault) -> None:
         hint = "Send another picture or prompt, or ask another model"
-        report.failure(one.member.key, **fault.meta(STAGE, hint))
+        report.failure(request.item.key, **fault.meta(STAGE, hint))
 
     return fail

@@ -19,18 +19,18 @@ from transformers.generation.logits_process import (
 )
 
 from artifacts.keys import digest_of
-from stages.decode.generation import CHECKPOINT, OF_CHANCE, SamplingParams
+from stages.decode.generation import CHECKPOINT, SAMPLING_FIELDS, SamplingParams
 from stages.decode.job import DecodeItem
 from stages.decode.presence import PresencePenalty
 from stages.decode.prompts import check_context, context_left, start_ids
 from stages.decode.repetition import retry_params
 from stages.decode.request_settings import RequestSettings, cut_at
 
-STATED = ("do_sample", *OF_CHANCE, "min_p")
+CHECKPOINT_FIELDS = ("do_sample", *SAMPLING_FIELDS, "min_p")
 """Settings of a checkpoint that are taken over with `--sampling checkpoint`."""
 SAMPLING_ONLY = ("temperature", "top_p", "top_k", "min_p", "typical_p", "epsilon_cutoff")
 """Settings of a checkpoint that greedy decoding does not read, and warns of."""
-Members = Sequence[DecodeItem]
+Items = Sequence[DecodeItem]
 """Items of one call of `generate`."""
 TOP_K = 50
 """Likeliest words that chance chooses among where nobody says; stock's own."""
@@ -43,14 +43,16 @@ class CheckpointSettings:
 
     def __init__(self) -> None:
         self._half: Any = None
-        self._stated: Mapping[str, Any] = {}
+        self._settings: Mapping[str, Any] = {}
 
     def of(self, half: Any) -> Mapping[str, Any]:
         """Return them, read once from each half that is loaded."""
         if half is not self._half:
             self._half = half
-            self._stated = {n: getattr(half.generation_config, n, None) for n in STATED}
-        return self._stated
+            self._settings = {
+                n: getattr(half.generation_config, n, None) for n in CHECKPOINT_FIELDS
+            }
+        return self._settings
 
 
 class GenerateKwargs:
@@ -61,63 +63,63 @@ class GenerateKwargs:
         generation: SamplingParams,
         limit: int,
         stop: Sequence[str] = (),
-        stated: CheckpointSettings | None = None,
+        settings: CheckpointSettings | None = None,
     ) -> None:
         """Choose as is asked, in captions of at most `limit` tokens that end before any `stop`."""
         self.generation = generation
         self.limit = limit
         self.stop = stop
-        self._stated = stated or CheckpointSettings()
+        self._settings = settings or CheckpointSettings()
 
     def of(self, item: DecodeItem) -> "GenerateKwargs":
         """Return how tokens are chosen for an item, which may have settings of its own."""
         if not (text := item.settings):
             return self
         found = RequestSettings.from_text(text)
-        return GenerateKwargs(found.generation, found.max_new_tokens, found.stop, self._stated)
+        return GenerateKwargs(found.generation, found.max_new_tokens, found.stop, self._settings)
 
     def bounded(
-        self, half: Any, inputs: Mapping[str, Any], members: Members, *, whole: bool
+        self, half: Any, inputs: Mapping[str, Any], items: Items, *, whole: bool
     ) -> "GenerateKwargs":
         """Return the same in captions for which the context has room. One without a limit of its
         own may be shorter where it goes alone. Raises ContextExceeded: where the `whole` caption
         has to fit and does not, else where no first token does."""
-        free = len(members) == 1 and members[0].to_context and not self.generation.schema
+        free = len(items) == 1 and items[0].to_context and not self.generation.schema
         check_context(half, inputs, self.limit, whole=whole and not free)
         left = context_left(half, inputs) if free else None
         if left is None or left >= self.limit:
             return self
-        return GenerateKwargs(self.generation, left, self.stop, self._stated)
+        return GenerateKwargs(self.generation, left, self.stop, self._settings)
 
-    def options(self, half: Any, processor: Any, members: Members) -> dict[str, Any]:
+    def options(self, half: Any, processor: Any, items: Items) -> dict[str, Any]:
         """Return what `generate` is told for the rows of these members, in order."""
-        stated = self._stated.of(half)
+        settings = self._settings.of(half)
         make_greedy(half, processor)
-        asked = self.generation
-        if any(member.again for member in members):
-            asked = retry_params(asked)
+        params = self.generation
+        if any(item.again for item in items):
+            params = retry_params(params)
         options: dict[str, Any] = {}
-        if asked.beams > 1:
-            options["num_beams"] = asked.beams
-        if asked.repetition_penalty is not None:
-            options["repetition_penalty"] = asked.repetition_penalty
-        if asked.no_repeat_ngram:
-            options["no_repeat_ngram_size"] = asked.no_repeat_ngram
-        if asked.avoid:
-            options["bad_words_ids"] = avoided(processor, asked.avoid)
+        if params.beams > 1:
+            options["num_beams"] = params.beams
+        if params.repetition_penalty is not None:
+            options["repetition_penalty"] = params.repetition_penalty
+        if params.no_repeat_ngram:
+            options["no_repeat_ngram_size"] = params.no_repeat_ngram
+        if params.avoid:
+            options["bad_words_ids"] = bad_words_ids(processor, params.avoid)
         processors: list[LogitsProcessor] = []
-        if asked.presence_penalty:
-            processors.append(PresencePenalty(asked.presence_penalty))
-        processors += self._structure(half, processor)
-        warpers = self._warpers(stated)
+        if params.presence_penalty:
+            processors.append(PresencePenalty(params.presence_penalty))
+        processors += self._schema_processors(half, processor)
+        warpers = self._warpers(settings)
         if warpers is not None:
-            seeds = [seed_of(asked.seed, member) for member in members]
+            seeds = [seed_of(params.seed, item) for item in items]
             processors += [*warpers, SeededSampler(seeds)]
         if processors:
             options["logits_processor"] = LogitsProcessorList(processors)
         return options
 
-    def _structure(self, half: Any, processor: Any) -> list[LogitsProcessor]:
+    def _schema_processors(self, half: Any, processor: Any) -> list[LogitsProcessor]:
         """Return what keeps captions to the form that is asked for; nothing where none is."""
         if not self.generation.schema:
             return []
@@ -126,9 +128,9 @@ class GenerateKwargs:
         vocabulary, ends = vocabulary_of(processor.tokenizer), ends_of(half, processor)
         return [SchemaLogitsProcessor(vocabulary, self.generation.schema, self.limit, ends)]
 
-    def stopped(self, processor: Any, said: Sequence[int]) -> bool:
+    def stopped(self, processor: Any, token_ids: Sequence[int]) -> bool:
         """Return whether a stop string occurs in what these new tokens say."""
-        text = _decoded(processor, [said], self.generation)[0] if self.stop else ""
+        text = _decoded(processor, [token_ids], self.generation)[0] if self.stop else ""
         return any(each in text for each in self.stop)
 
     def texts_of(self, processor: Any, rows: Sequence[Sequence[int]]) -> list[tuple[str, bool]]:
@@ -144,16 +146,16 @@ class GenerateKwargs:
             for text, (_, shortened) in zip(texts, found, strict=True)
         ]
 
-    def _warpers(self, stated: Mapping[str, Any]) -> list[LogitsProcessor] | None:
+    def _warpers(self, settings: Mapping[str, Any]) -> list[LogitsProcessor] | None:
         """Return what stock puts before chance, in its order; None where there is no chance."""
-        asked = self.generation
-        stated = stated if asked.sampling == CHECKPOINT else {}
-        named = [getattr(asked, name) is not None for name in OF_CHANCE]
-        if not asked.is_sampled or not (stated.get("do_sample") or any(named)):
+        params = self.generation
+        settings = settings if params.sampling == CHECKPOINT else {}
+        named = [getattr(params, name) is not None for name in SAMPLING_FIELDS]
+        if not params.is_sampled or not (settings.get("do_sample") or any(named)):
             return None
         temperature, top_p, top_k = (
-            stated.get(name) if getattr(asked, name) is None else getattr(asked, name)
-            for name in OF_CHANCE
+            settings.get(name) if getattr(params, name) is None else getattr(params, name)
+            for name in SAMPLING_FIELDS
         )
         warpers: list[LogitsProcessor] = []
         if temperature is not None and temperature != 1.0:
@@ -162,7 +164,7 @@ class GenerateKwargs:
             warpers.append(TopKLogitsWarper(top_k))
         if top_p is not None and top_p < 1.0:
             warpers.append(TopPLogitsWarper(float(top_p)))
-        if (min_p := stated.get("min_p")) is not None:
+        if (min_p := settings.get("min_p")) is not None:
             warpers.append(MinPLogitsWarper(min_p))
         return warpers
 
@@ -188,42 +190,42 @@ class SeededSampler(LogitsProcessor):
 
 
 def texts_of(
-    processor: Any, rows: Sequence[Sequence[int]], asked: SamplingParams, most: int
+    processor: Any, rows: Sequence[Sequence[int]], params: SamplingParams, limit: int
 ) -> list[tuple[str, bool]]:
     """Return the captions that these new tokens are, with what they begin with, and whether each
     was closed early so that it ends within so many tokens."""
-    if asked.schema:
-        from stages.decode.constraint import said_in, vocabulary_of
+    if params.schema:
+        from stages.decode.constraint import answer_text, vocabulary_of
 
         vocabulary = vocabulary_of(processor.tokenizer)
-        return [said_in(vocabulary, asked.schema, row, most) for row in rows]
-    return [(text.strip(), False) for text in _decoded(processor, rows, asked)]
+        return [answer_text(vocabulary, params.schema, row, limit) for row in rows]
+    return [(text.strip(), False) for text in _decoded(processor, rows, params)]
 
 
-def _decoded(processor: Any, rows: Sequence[Sequence[int]], asked: SamplingParams) -> list[str]:
+def _decoded(processor: Any, rows: Sequence[Sequence[int]], params: SamplingParams) -> list[str]:
     """Return the texts of these new tokens as they are, with what they begin with."""
-    if asked.schema:
-        from stages.decode.constraint import said_in, vocabulary_of
+    if params.schema:
+        from stages.decode.constraint import answer_text, vocabulary_of
 
         vocabulary = vocabulary_of(processor.tokenizer)
-        return [said_in(vocabulary, asked.schema, row, len(row))[0] for row in rows]
-    begun = start_ids(processor, asked)[0].tolist()
+        return [answer_text(vocabulary, params.schema, row, len(row))[0] for row in rows]
+    start = start_ids(processor, params)[0].tolist()
     texts: list[str] = processor.batch_decode(
-        [[*begun, *row] for row in rows], skip_special_tokens=True
+        [[*start, *row] for row in rows], skip_special_tokens=True
     )
     return texts
 
 
-def seed_of(seed: int, member: DecodeItem) -> int:
+def seed_of(seed: int, item: DecodeItem) -> int:
     """Return the seed of one row: of what is asked about which chunk, whoever makes it beside
     what."""
-    return int(digest_of([seed, member.features, member.prompt])[:SEED_DIGITS], 16)
+    return int(digest_of([seed, item.features, item.prompt])[:SEED_DIGITS], 16)
 
 
-def avoided(processor: Any, phrases: Sequence[str]) -> list[list[int]]:
+def bad_words_ids(processor: Any, phrases: Sequence[str]) -> list[list[int]]:
     """Return the runs of tokens that say these, at the beginning of a text and within one."""
-    spelled = {form for phrase in phrases for form in (phrase, phrase[:1].upper() + phrase[1:])}
-    texts = [before + text for text in sorted(spelled) for before in ("", " ")]
+    variants = {form for phrase in phrases for form in (phrase, phrase[:1].upper() + phrase[1:])}
+    texts = [before + text for text in sorted(variants) for before in ("", " ")]
     found = (processor.tokenizer(t, add_special_tokens=False)["input_ids"] for t in texts)
     return [list(ids) for ids in dict.fromkeys(map(tuple, found)) if ids]
 

@@ -12,7 +12,7 @@ SAMPLINGS = (GREEDY, CHECKPOINT)
 """The values of `sampling`: the likeliest word always, or as the checkpoint's own settings say."""
 TEXT = "text"
 """Heading of the options of the text."""
-OF_CHANCE = ("temperature", "top_p", "top_k")
+SAMPLING_FIELDS = ("temperature", "top_p", "top_k")
 """Settings that let chance choose; to give one is to ask for that."""
 
 
@@ -94,33 +94,35 @@ class SamplingParams(OptionGroup):
         if self.schema and self.start_with:
             raise _excluded("--start-with", "an answer begins with {")
         if any(not word.strip() for word in self.avoid):
-            raise _odd("avoid", "empty", "Give words that must not be said: --avoid image,photo")
+            raise _invalid(
+                "avoid", "empty", "Give words that must not be said: --avoid image,photo"
+            )
 
     @property
     def is_sampled(self) -> bool:
         """Return whether chance has a part in it. Of a checkpoint's settings it may have."""
         if self.temperature == 0:
             return False
-        given = any(getattr(self, name) is not None for name in OF_CHANCE)
+        given = any(getattr(self, name) is not None for name in SAMPLING_FIELDS)
         return given or self.sampling == CHECKPOINT
 
     @property
-    def told(self) -> dict[str, Any]:
+    def non_defaults(self) -> dict[str, Any]:
         """Return what is not as by default, for a job, a key and a record; a seed counts only where
         there is chance."""
         found = {f.name: (getattr(self, f.name), f.default) for f in fields(SamplingParams)}
-        told = {name: value for name, (value, default) in found.items() if value != default}
+        non_defaults = {name: value for name, (value, default) in found.items() if value != default}
         if not self.is_sampled:
-            told.pop("seed", None)
+            non_defaults.pop("seed", None)
         if not self.presence_penalty:
-            told.pop("presence_penalty", None)
-        return {n: list(v) if isinstance(v, tuple) else v for n, v in told.items()}
+            non_defaults.pop("presence_penalty", None)
+        return {n: list(v) if isinstance(v, tuple) else v for n, v in non_defaults.items()}
 
     @property
-    def words(self) -> list[Any]:
+    def key_fields(self) -> list[Any]:
         """Return what belongs into the key of a caption: nothing where all is as by default."""
-        told = self.told
-        return [sorted(told.items())] if told else []
+        non_defaults = self.non_defaults
+        return [sorted(non_defaults.items())] if non_defaults else []
 
     @property
     def is_prefix_stable(self) -> bool:
@@ -139,5 +141,5 @@ def _excluded(option: str, why: str) -> UsageError:
     )
 
 
-def _odd(name: str, value: object, hint: str) -> UsageError:
+def _invalid(name: str, value: object, hint: str) -> UsageError:
     return UsageError(f"--{name.replace('_', '-')} is {value}", hint=hint)

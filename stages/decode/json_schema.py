@@ -48,34 +48,34 @@ def columns_of(text: str) -> dict[str, str]:
     return {name: _column(each.schema) for name, each in bounded(json.loads(text)).items()}
 
 
-def fields_of(said: str) -> dict[str, Any]:
+def fields_of(answer: str) -> dict[str, Any]:
     """Return what an answer holds, in the order in which it was said."""
-    fields: dict[str, Any] = json.loads(said)
+    fields: dict[str, Any] = json.loads(answer)
     return fields
 
 
-def follows(text: str, said: str) -> bool:
+def follows(text: str, answer: str) -> bool:
     """Return whether what a person wrote is an answer that a schema allows. Texts are matched by
     llguidance, as captions are: Python's `re` may take for ever."""
     from jsonschema import Draft202012Validator, ValidationError
     from jsonschema.validators import extend
 
     def by_engine(_: Any, __: Any, value: Any, schema: Mapping[str, Any]) -> Iterator[Any]:
-        asked = {name: schema[name] for name in ("pattern", "format") if name in schema}
-        if isinstance(value, str) and not string_follows({"type": "string", **asked}, value):
+        constraints = {name: schema[name] for name in ("pattern", "format") if name in schema}
+        if isinstance(value, str) and not string_follows({"type": "string", **constraints}, value):
             yield ValidationError("the text is not of that form")
 
     validator = extend(Draft202012Validator, {"pattern": by_engine, "format": by_engine})
     try:
-        value = json.loads(said, parse_constant=_no_number)
+        value = json.loads(answer, parse_constant=_no_number)
         return bool(validator(closed(json.loads(text))).is_valid(value))
     except (ValueError, RecursionError, OverflowError):
         return False
 
 
-def texts_within(said: str) -> list[str]:
+def texts_within(answer: str) -> list[str]:
     """Return the values of an answer as texts, as far as they were said before they were closed."""
-    values = fields_of(said).values()
+    values = fields_of(answer).values()
     return [v if isinstance(v, str) else json.dumps(v)[:-1] for v in values]
 
 
@@ -121,9 +121,9 @@ def _check_grammar(text: str) -> None:
             f"--schema needs llguidance, which cannot be imported: {error}",
             hint="Run make setup, or pip install llguidance",
         ) from error
-    wrong, words = LLMatcher.validate_grammar_with_warnings(grammar_of(text))
-    if wrong:
-        raise _cannot_follow(words[0])
+    is_invalid, messages = LLMatcher.validate_grammar_with_warnings(grammar_of(text))
+    if is_invalid:
+        raise _cannot_follow(messages[0])
 
 
 def _cannot_follow(why: str) -> UsageError:

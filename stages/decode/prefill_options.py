@@ -24,10 +24,10 @@ from stages.models.processors.layout import noise
 from stages.models.processors.prepare import drop_end_token, prepare, rebuild
 from stages.process.exit_diagnosis import out_of_memory
 
-SLICED = {"pooler_output", "deepstack_features"}
+CHUNKED_FIELDS = {"pooler_output", "deepstack_features"}
 """Fields of a record that `generate` hands on when it reads in pieces."""
 PROBE = "Describe this in detail."
-KEPT: dict[str, dict[str, Any]] = {
+KV_OPTIONS: dict[str, dict[str, Any]] = {
     "": {},
     "offloaded": {"cache_implementation": "offloaded"},
     # The one backend that transformers brings itself; in its others, too, bytes would hang on what
@@ -35,9 +35,9 @@ KEPT: dict[str, dict[str, Any]] = {
     "quantized": {"cache_implementation": "quantized", "cache_config": {"backend": "fp8"}},
 }
 """Place of the KV cache → options that `generate` is told."""
-ROUNDING = {torch.float32: 1e-3, torch.float64: 1e-3}
+TOLERANCES = {torch.float32: 1e-3, torch.float64: 1e-3}
 """How far pieces may be from the whole, to what is computed, before they are something else."""
-COARSE = 0.04
+COARSE_TOLERANCE = 0.04
 """The same of types with fewer bits."""
 
 
@@ -46,8 +46,8 @@ class PrefillOptions:
     the KV cache is kept. Raises UsageError for an impossible combination."""
 
     def __init__(self, prefill: int = 0, kv: str = "", device: str = "cpu") -> None:
-        if kv not in KEPT:
-            raise UsageError(f"kv is {kv}", hint=f"Use one of {', '.join(KEPT)[2:]}")
+        if kv not in KV_OPTIONS:
+            raise UsageError(f"kv is {kv}", hint=f"Use one of {', '.join(KV_OPTIONS)[2:]}")
         if kv == "offloaded" and device == "cpu":
             raise UsageError(
                 "a KV cache that is on the CPU cannot be offloaded to it", hint="Leave kv out"
@@ -55,7 +55,7 @@ class PrefillOptions:
         self._prefill = prefill
         self._kv = kv
         self._half: Any = None
-        self.way = ""
+        self.mode = ""
         """How the last half reads: `whole`, `generate` or `mlp`; empty before the first."""
 
     def options(self, half: Any, processor: Any, row: FeatureRecord) -> dict[str, Any]:
@@ -63,20 +63,20 @@ class PrefillOptions:
         half when it is a new one."""
         if half is not self._half:
             self._half = half
-            self._settle(half, processor, row)
+            self._select_mode(half, processor, row)
         if self._kv == "quantized":
             _refuse_other_attention(half)
-        read = {"prefill_chunk_size": self._prefill} if self.way == "generate" else {}
-        return {**KEPT[self._kv], **read}
+        read = {"prefill_chunk_size": self._prefill} if self.mode == "generate" else {}
+        return {**KV_OPTIONS[self._kv], **read}
 
-    def _settle(self, half: Any, processor: Any, row: FeatureRecord) -> None:
+    def _select_mode(self, half: Any, processor: Any, row: FeatureRecord) -> None:
         # Each piece of a prompt would fetch layers that are not on the device anew.
         if not self._prefill:
-            self.way = "whole"
+            self.mode = "whole"
         elif not offloaded_bytes(half) and chunked_prefill_works(half, processor, row):
-            self.way = "generate"
+            self.mode = "generate"
         else:
-            self.way = "mlp" if in_pieces(half, self._prefill) else "whole"
+            self.mode = "mlp" if in_pieces(half, self._prefill) else "whole"
 
 
 def chunked_prefill_works(half: Any, processor: Any, row: FeatureRecord) -> bool:
@@ -98,12 +98,12 @@ def chunked_prefill_matches(half: Any, inputs: Mapping[str, Any], features: Feat
     whole."""
     try:
         cut = {"prefill_chunk_size": _within_a_picture(half, inputs["input_ids"], features)}
-        whole, pieces = (generate(half, inputs, features, **o, **_ONE_TOKEN) for o in ({}, cut))
+        whole, chunked = (generate(half, inputs, features, **o, **_ONE_TOKEN) for o in ({}, cut))
     except Exception as error:  # a family may refuse in any way what is not its own
         if out_of_memory(error) or isinstance(error, NeedsWeights):
             raise
         return False
-    return far(_computed(whole), _computed(pieces)) <= rounding(half.dtype)
+    return relative_difference(_computed(whole), _computed(chunked)) <= tolerance(half.dtype)
 
 
 _ONE_TOKEN: dict[str, Any] = {
@@ -149,7 +149,7 @@ def _within_a_picture(half: Any, ids: torch.Tensor, features: Mapping[str, Any])
 
 
 def _fields_are_cut(record: Any) -> bool:
-    return set(record) <= SLICED and record.get("pooler_output") is not None
+    return set(record) <= CHUNKED_FIELDS and record.get("pooler_output") is not None
 
 
 def _computed(output: Any) -> list[torch.Tensor]:
@@ -158,12 +158,12 @@ def _computed(output: Any) -> list[torch.Tensor]:
     return [output.logits[0], *(part for part in keys if part is not None)]
 
 
-def rounding(dtype: torch.dtype) -> float:
+def tolerance(dtype: torch.dtype) -> float:
     """Return how `far` two ways of computing the same may be in numbers of this type."""
-    return ROUNDING.get(dtype, COARSE)
+    return TOLERANCES.get(dtype, COARSE_TOLERANCE)
 
 
-def far(first: list[torch.Tensor], second: list[torch.Tensor]) -> float:
+def relative_difference(first: list[torch.Tensor], second: list[torch.Tensor]) -> float:
     """Return the largest difference of two tensors, to the size of what is in them."""
     if len(first) != len(second):
         return float("inf")

@@ -9,13 +9,13 @@ class PresencePenalty(LogitsProcessor):
 
     def __init__(self, penalty: float) -> None:
         self._penalty = penalty
-        self._begun: int | None = None
+        self._prompt_length: int | None = None
         """Tokens before the first generated one; the first call comes before that."""
 
     def __call__(self, ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         """Return the scores [rows, words] of the tokens that may follow `ids` [rows, tokens]."""
-        if self._begun is None:
-            self._begun = ids.shape[1]
+        if self._prompt_length is None:
+            self._prompt_length = ids.shape[1]
         seen = torch.zeros_like(scores, dtype=torch.bool)
-        seen.scatter_(1, ids[:, self._begun :].to(scores.device), value=True)
+        seen.scatter_(1, ids[:, self._prompt_length :].to(scores.device), value=True)
         return torch.where(seen, scores - self._penalty, scores)

@@ -15,15 +15,17 @@ class ContextExceeded(UsageError):
     """A prompt, its images and the longest caption together exceed the model's context."""
 
 
-def check_context(half: Any, inputs: Mapping[str, Any], new: int, *, whole: bool = True) -> None:
+def check_context(
+    half: Any, inputs: Mapping[str, Any], new_tokens: int, *, whole: bool = True
+) -> None:
     """Raise ContextExceeded for a prompt after which so many tokens would exceed the context; where
     not the `whole` answer has to fit, for one that leaves no room for a first token."""
     left = context_left(half, inputs)
-    if left is not None and (new if whole else 1) > left:
+    if left is not None and (new_tokens if whole else 1) > left:
         context, read = context_tokens(half.config), int(inputs["input_ids"].shape[1])
         raise ContextExceeded(
             f"the model's context is {context:,} tokens, and prompt and pictures are {read:,}, an "
-            f"answer up to {new:,}",
+            f"answer up to {new_tokens:,}",
             hint="Ask in fewer words, of less, or for a shorter answer",
         )
 
@@ -36,20 +38,20 @@ def context_left(half: Any, inputs: Mapping[str, Any]) -> int | None:
 
 
 def prompts_for(
-    half: Any, processor: Any, rows: Sequence[Row], prompts: Sequence[str], asked: SamplingParams
+    half: Any, processor: Any, rows: Sequence[Row], prompts: Sequence[str], params: SamplingParams
 ) -> dict[str, Any]:
     """Return the inputs of `generate` besides pixels, the beginning of the captions in them. Raises
     UsageError where the model has no place for a system text."""
-    inputs = drop_end_token(half, rebuild(processor, rows, prompts, asked.system))
-    begun = start_ids(processor, asked)
-    return append_ids(half, inputs, begun.expand(len(rows), -1)) if begun.numel() else inputs
+    inputs = drop_end_token(half, rebuild(processor, rows, prompts, params.system))
+    start = start_ids(processor, params)
+    return append_ids(half, inputs, start.expand(len(rows), -1)) if start.numel() else inputs
 
 
-def start_ids(processor: Any, asked: SamplingParams) -> torch.Tensor:
+def start_ids(processor: Any, params: SamplingParams) -> torch.Tensor:
     """Return the tokens [1, tokens] that every caption begins with."""
-    if not asked.start_with:
+    if not params.start_with:
         return torch.zeros((1, 0), dtype=torch.long)
-    ids = processor.tokenizer(asked.start_with, add_special_tokens=False)["input_ids"]
+    ids = processor.tokenizer(params.start_with, add_special_tokens=False)["input_ids"]
     return torch.tensor([ids], dtype=torch.long)
 
 
@@ -64,9 +66,9 @@ def append_ids(half: Any, inputs: Mapping[str, Any], ids: torch.Tensor) -> dict[
         return {**inputs, DECODED: torch.cat([start.expand(len(ids), -1), ids], 1)}
     length = inputs["input_ids"].shape
     added = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    nothing = torch.zeros_like(ids)  # no picture, in whatever else tells of each token
+    zeros = torch.zeros_like(ids)  # no picture, in whatever else tells of each token
     return {
-        name: torch.cat([value, added.get(name, nothing).to(value.dtype)], 1)
+        name: torch.cat([value, added.get(name, zeros).to(value.dtype)], 1)
         if getattr(value, "shape", None) == length
         else value
         for name, value in inputs.items()

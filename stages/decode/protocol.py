@@ -19,8 +19,8 @@ from stages.process.live import PipedRequest
 class DecodeRequest(NamedTuple):
     """A request to caption one chunk."""
 
-    member: DecodeItem
-    row: FeatureRecord
+    item: DecodeItem
+    features: FeatureRecord
     work: PipedRequest[DecodeItem] | None = None
     """The work that it is of a stage that stays."""
 
@@ -35,8 +35,8 @@ class CaptionOutput(NamedTuple):
 
     caption: str
     tokens: int
-    ended: Ended
-    shortened: bool = False
+    finish_reason: Ended
+    closed_early: bool = False
     """Whether an answer of a given form was closed early, because its tokens ran out."""
     prompt_tokens: int = 0
     """Tokens of the prompt, those of pictures among them."""
@@ -48,11 +48,11 @@ class CaptionOutput(NamedTuple):
     @property
     def meta(self) -> dict[str, Any]:
         """Return the fields of its record."""
-        meta = {"caption": self.caption, "tokens": self.tokens, "ended": self.ended}
-        return meta | ({"shortened": True} if self.shortened else {})
+        meta = {"caption": self.caption, "tokens": self.tokens, "ended": self.finish_reason}
+        return meta | ({"shortened": True} if self.closed_early else {})
 
 
-Listen = Callable[[DecodeRequest, str, int], None]
+OnPartial = Callable[[DecodeRequest, str, int], None]
 """Hears of a chunk the words so far, and how many tokens they are."""
 
 
@@ -62,15 +62,15 @@ class DecodeEngine(Protocol):
     def __init__(self, job: DecodeJob) -> None:
         """Load what it needs."""
 
-    def facts(self) -> dict[str, Any]:
+    def load_info(self) -> dict[str, Any]:
         """Return what is worth recording of what was loaded."""
 
-    def settle(self, asked: DecodeRequest) -> str:
+    def resolve_engine(self, request: DecodeRequest) -> str:
         """Return the name of the engine that will speak, tried on this chunk where it has to be.
         Raises UsageError where none can."""
 
     def run(
-        self, batches: Iterable[Sequence[DecodeRequest]], shrinking: OomRetry
+        self, batches: Iterable[Sequence[DecodeRequest]], oom_retry: OomRetry
     ) -> Iterator[tuple[Sequence[DecodeRequest], Sequence[CaptionOutput]]]:
         """Yield what is said of each chunk, a few at a time. Those that do not fit even alone are
         left out. Of those that are withdrawn meanwhile something may be yielded, which is no
@@ -80,13 +80,13 @@ class DecodeEngine(Protocol):
         with rows takes it in a thread beside them, or two processes wait for each other.
         """
 
-    def say(self, asked: Sequence[DecodeRequest]) -> Sequence[CaptionOutput]:
+    def generate_batch(self, request: Sequence[DecodeRequest]) -> Sequence[CaptionOutput]:
         """Return what is said of these, all at once. Raises what an allocator raises."""
 
-    def overhear(self, listen: Listen) -> None:
+    def set_on_partial(self, on_partial: OnPartial) -> None:
         """Have `listen` told what a row has said so far, while it is said, where that can be."""
 
-    def findings(self) -> dict[str, Any]:
+    def run_stats(self) -> dict[str, Any]:
         """Return what is worth recording at the end."""
 
 
@@ -94,5 +94,5 @@ class DecodeEngine(Protocol):
 class PromptChecker(Protocol):
     """An engine that can tell before prefill whether a prompt fits the model."""
 
-    def refusal(self, asked: DecodeRequest) -> UsageError | None:
+    def refusal(self, request: DecodeRequest) -> UsageError | None:
         """Return why a chunk's prompt is too long for the model; None where it is not."""

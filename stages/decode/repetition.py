@@ -13,10 +13,10 @@ PENALTY, NGRAM = 1.1, 4
 """How a caption is said again: words said before are less likely, and no four tokens come twice."""
 
 
-def is_repetitive(text: str, ended: Ended) -> bool:
+def is_repetitive(text: str, finish_reason: Ended) -> bool:
     """Return whether a caption was cut while it said the same over and over, the last time maybe
     in part."""
-    return ended == "length" and any(
+    return finish_reason == "length" and any(
         _repeated(text, period) >= max(TIMES * period, LETTERS)
         for period in range(1, len(text) // TIMES + 1)
     )
@@ -33,10 +33,10 @@ def _repeated(text: str, period: int) -> int:
     return count + period if count else 0
 
 
-def retry_params(asked: SamplingParams) -> SamplingParams:
+def retry_params(params: SamplingParams) -> SamplingParams:
     """Return how words are chosen when a caption is said again."""
     return replace(
-        asked,
-        repetition_penalty=max(asked.repetition_penalty or 1.0, PENALTY),
-        no_repeat_ngram=asked.no_repeat_ngram or NGRAM,
+        params,
+        repetition_penalty=max(params.repetition_penalty or 1.0, PENALTY),
+        no_repeat_ngram=params.no_repeat_ngram or NGRAM,
     )

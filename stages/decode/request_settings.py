@@ -21,7 +21,7 @@ class RequestSettings:
     def text(self) -> str:
         """Return them as JSON text that equal settings share: for an item, and for a cache key."""
         fields = {
-            "generation": self.generation.told,
+            "generation": self.generation.non_defaults,
             "max_new_tokens": self.max_new_tokens,
             "stop": sorted(set(self.stop)),
         }

@@ -31,10 +31,10 @@ UNBOUNDED = frozenset(
 """Keywords that are refused: of what they ask, no answer can be closed for certain."""
 
 
-MOST_LETTERS = 1 << 20
+MAX_LETTERS = 1 << 20
 """Letters of a schema in which every reference is written out."""
 
-MOST_REFERENCES = 100
+MAX_REFERENCES = 100
 """References that lead to one place through each other."""
 
 
@@ -42,7 +42,7 @@ MOST_REFERENCES = 100
 class SchemaRoom:
     """How much longer a schema may become while its references are expanded."""
 
-    left: int = MOST_LETTERS
+    left: int = MAX_LETTERS
 
     def take(self, node: Mapping[str, Any]) -> None:
         """Note that a node stands in the schema, without those inside it. Raises UsageError."""
@@ -51,7 +51,7 @@ class SchemaRoom:
         self.left -= len(json.dumps([own, [*names] if isinstance(names, Mapping) else 0]))
         if self.left < 0:
             raise UsageError(
-                f"--schema has more than {MOST_LETTERS:,} letters once its references are "
+                f"--schema has more than {MAX_LETTERS:,} letters once its references are "
                 "written out",
                 hint="Ask for less at once: each $ref stands for all that it leads to",
             )
@@ -71,32 +71,32 @@ class SchemaPlace:
     def at(self, name: str) -> "SchemaPlace":
         return replace(self, path=f"{self.path}.{name}" if self.path else name)
 
-    def odd(self, what: str, hint: str) -> UsageError:
+    def error(self, what: str, hint: str) -> UsageError:
         where = f" at `{self.path}`" if self.path else ""
         return UsageError(" ".join(f"--schema{where}: {what}".split()), hint=hint)
 
 
-def followed(node: Any, place: SchemaPlace) -> tuple[Mapping[str, Any], SchemaPlace]:
+def resolve_ref(node: Any, place: SchemaPlace) -> tuple[Mapping[str, Any], SchemaPlace]:
     """Return what a reference leads to, or the node itself."""
     while isinstance(node, Mapping) and "$ref" in node:
         reference = node["$ref"]
         if more := sorted(node.keys() - ANNOTATIONS - {"$ref"}):
-            raise place.odd(f"{more[0]} stands beside $ref", "Put it where that leads")
+            raise place.error(f"{more[0]} stands beside $ref", "Put it where that leads")
         if reference in place.references:
-            raise place.odd(f"{reference} holds itself", "Write out the levels that you want")
+            raise place.error(f"{reference} holds itself", "Write out the levels that you want")
         if not isinstance(reference, str) or not reference.startswith("#"):
-            raise place.odd(f"$ref {reference} is not in the file", "Refer to #/$defs/NAME")
-        if len(place.references) == MOST_REFERENCES:
-            raise place.odd(
-                f"more than {MOST_REFERENCES} references lead through each other",
+            raise place.error(f"$ref {reference} is not in the file", "Refer to #/$defs/NAME")
+        if len(place.references) == MAX_REFERENCES:
+            raise place.error(
+                f"more than {MAX_REFERENCES} references lead through each other",
                 "Write out what they lead to",
             )
         place = replace(place, references=(*place.references, reference))
         node = _pointed(reference, place)
     if not isinstance(node, Mapping):
-        raise place.odd("it is no object of keywords", 'Say what it is: {"type": "string"}')
+        raise place.error("it is no object of keywords", 'Say what it is: {"type": "string"}')
     if refused := sorted(UNBOUNDED & node.keys()):
-        raise place.odd(f"{refused[0]} is not supported", "Leave it out, or ask for it in words")
+        raise place.error(f"{refused[0]} is not supported", "Leave it out, or ask for it in words")
     place.room.take(node)
     return node, place
 
@@ -106,7 +106,7 @@ def _pointed(reference: str, place: SchemaPlace) -> Any:
     for part in reference[1:].split("/")[1:]:
         part = part.replace("~1", "/").replace("~0", "~")
         if not isinstance(node, Mapping) or part not in node:
-            raise place.odd(f"$ref {reference} leads nowhere", "Name what is under $defs")
+            raise place.error(f"$ref {reference} leads nowhere", "Name what is under $defs")
         node = node[part]
     return node
 
@@ -132,7 +132,7 @@ class Bounded:
 
     schema: dict[str, Any]
     """The schema, references put in, objects closed, numbers bounded."""
-    most: int
+    max_bytes: int
     """Most bytes that the rest of its value takes, from wherever in it."""
     fixed: bool = False
     """Whether no text of it is longer than that, so that the model may always choose."""
@@ -141,9 +141,11 @@ class Bounded:
 def bounded(root: Mapping[str, Any]) -> dict[str, Bounded]:
     """Return the schemas of an object's properties by name, in order. Raises UsageError."""
     place = SchemaPlace(root, "")
-    node = followed(root, place)[0]
+    node = resolve_ref(root, place)[0]
     if node.get("type") != "object" or not node.get("properties"):
-        raise place.odd("it is not of an object with properties", 'Begin with {"type": "object", …')
+        raise place.error(
+            "it is not of an object with properties", 'Begin with {"type": "object", …'
+        )
     _object(node, place)
     place = replace(place, room=SchemaRoom())  # the same is gone through once more
     return {name: _value(each, place.at(name)) for name, each in node["properties"].items()}
@@ -152,7 +154,7 @@ def bounded(root: Mapping[str, Any]) -> dict[str, Bounded]:
 def closed(root: Mapping[str, Any]) -> dict[str, Any]:
     """Return the whole schema as a grammar is made of it. Raises UsageError."""
     place = SchemaPlace(root, "")
-    return _object(followed(root, place)[0], place).schema
+    return _object(resolve_ref(root, place)[0], place).schema
 
 
 def longest(value: Any) -> int:
@@ -171,34 +173,34 @@ def longest(value: Any) -> int:
 
 
 def _value(given: Any, place: SchemaPlace) -> Bounded:
-    node, place = followed(given, place)
+    node, place = resolve_ref(given, place)
     for word in ("const", "enum"):
         if word in node:
             values = node["enum"] if word == "enum" else [node["const"]]
             if not isinstance(values, list) or not values:
-                raise place.odd("enum holds no values", 'Write ["one", "two"]')
-            return Bounded(schema=plain(node), most=max(map(longest, values)), fixed=True)
+                raise place.error("enum holds no values", 'Write ["one", "two"]')
+            return Bounded(schema=plain(node), max_bytes=max(map(longest, values)), fixed=True)
     for word in ("anyOf", "oneOf"):
         if word in node:
             if more := sorted(node.keys() - ANNOTATIONS - {word}):
-                raise place.odd(f"{more[0]} stands beside {word}", f"Put it into each of {word}")
+                raise place.error(f"{more[0]} stands beside {word}", f"Put it into each of {word}")
             return _choice(word, node[word], place)
     kind = node.get("type")
     if isinstance(kind, list):
         return _choice("anyOf", [{**node, "type": each} for each in kind], place)
     if not isinstance(kind, str) or kind not in _TYPES:
-        said = "it says no type" if kind is None else f"the type {kind} is not known"
-        raise place.odd(said, f"Give one of {', '.join(_TYPES)}, or an enum")
+        problem = "it says no type" if kind is None else f"the type {kind} is not known"
+        raise place.error(problem, f"Give one of {', '.join(_TYPES)}, or an enum")
     return _TYPES[kind](node, place)
 
 
 def _choice(word: str, options: Any, place: SchemaPlace) -> Bounded:
     if not isinstance(options, list) or not options:
-        raise place.odd(f"{word} holds nothing", "Name what it may be")
+        raise place.error(f"{word} holds nothing", "Name what it may be")
     found = [_value(each, place) for each in options]
     return Bounded(
         schema={word: [each.schema for each in found]},
-        most=max(each.most for each in found),
+        max_bytes=max(each.max_bytes for each in found),
         fixed=all(each.fixed for each in found),
     )
 
@@ -206,11 +208,13 @@ def _choice(word: str, options: Any, place: SchemaPlace) -> Bounded:
 def _object(node: Mapping[str, Any], place: SchemaPlace) -> Bounded:
     properties, required = node.get("properties", {}), node.get("required", [])
     if not isinstance(properties, Mapping) or not isinstance(required, list):
-        raise place.odd("properties or required are of another kind", "Write {…} and […]")
+        raise place.error("properties or required are of another kind", "Write {…} and […]")
     if isinstance(node.get("additionalProperties"), Mapping):
-        raise place.odd("additionalProperties has a form", "Name the properties, each with a type")
+        raise place.error(
+            "additionalProperties has a form", "Name the properties, each with a type"
+        )
     if unknown := [name for name in required if not _is_key(name, properties)]:
-        raise place.odd(f"{unknown[0]} is required and no property", "Name it in properties")
+        raise place.error(f"{unknown[0]} is required and no property", "Name it in properties")
     found = {name: _value(each, place.at(name)) for name, each in properties.items()}
     return Bounded(
         schema={
@@ -219,32 +223,32 @@ def _object(node: Mapping[str, Any], place: SchemaPlace) -> Bounded:
             "required": required,
             "additionalProperties": False,
         },
-        most=2 + sum(longest(name) + 2 + each.most for name, each in found.items()),
+        max_bytes=2 + sum(longest(name) + 2 + each.max_bytes for name, each in found.items()),
     )
 
 
 def _array(node: Mapping[str, Any], place: SchemaPlace) -> Bounded:
     if "items" not in node:
-        raise place.odd("the array does not say of what", 'Add "items": {"type": "string"}')
+        raise place.error("the array does not say of what", 'Add "items": {"type": "string"}')
     item = _value(node["items"], place.at("[]"))
-    least = _count(node, "minItems", place)
-    most = 2 + max(least, 1) * (item.most + 1)
-    return Bounded(schema=plain(node) | {"items": item.schema}, most=most)
+    minimum = _count(node, "minItems", place)
+    max_bytes = 2 + max(minimum, 1) * (item.max_bytes + 1)
+    return Bounded(schema=plain(node) | {"items": item.schema}, max_bytes=max_bytes)
 
 
 def _string(node: Mapping[str, Any], place: SchemaPlace) -> Bounded:
-    least, form = _count(node, "minLength", place), node.get("format")
-    most = 2 + CHARACTER + least
+    minimum, form = _count(node, "minLength", place), node.get("format")
+    max_bytes = 2 + CHARACTER + minimum
     if form is not None:
         if form not in FORMATS:
             known = ", ".join(FORMATS)
-            raise place.odd(f"the format {form} is not supported", f"Use one of {known}, or none")
-        most += FORMATS[form]
+            raise place.error(f"the format {form} is not supported", f"Use one of {known}, or none")
+        max_bytes += FORMATS[form]
     if "pattern" in node:
         if "maxLength" not in node:
-            raise place.odd("a pattern may go on for ever", "Give it a maxLength, too")
-        most += CHARACTER * _count(node, "maxLength", place)
-    return Bounded(schema=plain(node), most=most)
+            raise place.error("a pattern may go on for ever", "Give it a maxLength, too")
+        max_bytes += CHARACTER * _count(node, "maxLength", place)
+    return Bounded(schema=plain(node), max_bytes=max_bytes)
 
 
 def _number(node: Mapping[str, Any], place: SchemaPlace) -> Bounded:
@@ -253,22 +257,24 @@ def _number(node: Mapping[str, Any], place: SchemaPlace) -> Bounded:
     if node["type"] == "number":
         # llguidance 1.9.1 says 1500 where more than that and less than 1500.5 is asked for.
         if out := [n for n in (*low, *high, "multipleOf") if n not in ROUGH and n in node]:
-            raise place.odd(f"{out[0]} is not supported of numbers", "Use minimum and maximum")
+            raise place.error(f"{out[0]} is not supported of numbers", "Use minimum and maximum")
     elif "multipleOf" in node and not (low and high):
-        raise place.odd("a multiple may be searched for ever", "Give minimum and maximum, too")
+        raise place.error("a multiple may be searched for ever", "Give minimum and maximum, too")
     values = [node[name] for name in (*low, *high)]
     if any(isinstance(v, bool) or not isinstance(v, int | float) for v in values):
-        raise place.odd("a bound is no number", "Write minimum and maximum as numbers")
+        raise place.error("a bound is no number", "Write minimum and maximum as numbers")
     bounds = {} if low else {"minimum": min([-EXACT, *values])}
     bounds |= {} if high else {"maximum": max([EXACT, *values])}
     steps = [node["multipleOf"]] if "multipleOf" in node else []
     longest_bound = max((_digits(value) for value in (*values, *steps)), default=0)
     # One digit closes, behind a sign and a point, as long as nobody bounds it.
-    return Bounded(schema=plain(node) | bounds, most=4 + longest_bound + len(steps) * longest_bound)
+    return Bounded(
+        schema=plain(node) | bounds, max_bytes=4 + longest_bound + len(steps) * longest_bound
+    )
 
 
 def _literal(node: Mapping[str, Any], place: SchemaPlace) -> Bounded:
-    return Bounded(schema=plain(node), most=len("false"), fixed=True)
+    return Bounded(schema=plain(node), max_bytes=len("false"), fixed=True)
 
 
 _TYPES: Mapping[str, Callable[[Mapping[str, Any], SchemaPlace], Bounded]] = {
@@ -294,5 +300,5 @@ def _digits(value: float) -> int:
 def _count(node: Mapping[str, Any], name: str, place: SchemaPlace) -> int:
     value = node.get(name, 0)
     if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise place.odd(f"{name} is {value}", "Give a whole number from 0")
+        raise place.error(f"{name} is {value}", "Give a whole number from 0")
     return value

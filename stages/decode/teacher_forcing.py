@@ -17,7 +17,7 @@ import torch
 from transformers import PreTrainedModel
 
 from artifacts.errors import UsageError
-from stages.decode.prefill_options import far, rounding
+from stages.decode.prefill_options import relative_difference, tolerance
 from stages.decode.prompts import append_ids
 from stages.models.halves.delivery import generate
 from stages.models.halves.features import Features
@@ -26,7 +26,7 @@ from stages.models.processors.prepare import drop_end_token, rebuild
 
 KEEP = "logits_to_keep"
 """Name by which most classes are told of how many positions logits are wanted."""
-_taker: ContextVar[list[torch.Tensor] | None] = ContextVar("_taker", default=None)
+_collector: ContextVar[list[torch.Tensor] | None] = ContextVar("_taker", default=None)
 """List of the call that computes now: calls that cross layers together take turns, each in a
 context of its own, and the hooks of all of them are there."""
 
@@ -53,14 +53,14 @@ def forced_logits(half: Any, processor: Any, caption: ForcedCaption) -> torch.Te
     inputs = append_ids(half, drop_end_token(half, rebuild(processor, [row], [prompt])), ids)
     features = Features(row.features, row.needs, row.blank)
     count = ids.shape[1] + 1
-    with last_logits(half, count) as taken:
+    with last_logits(half, count) as collected:
         generate(half, inputs, features, max_new_tokens=1)
-    if not taken or taken[-1].shape[1] < count:
+    if not collected or collected[-1].shape[1] < count:
         raise UsageError(
             f"{type(half).__name__} does not tell what it expects at each word",
             hint="Its checkpoint in few bits cannot be judged; --accept takes it all the same",
         )
-    return taken[-1][0, -count:].float().cpu()
+    return collected[-1][0, -count:].float().cpu()
 
 
 def forced_logits_stepwise(half: Any, processor: Any, caption: ForcedCaption) -> torch.Tensor:
@@ -81,7 +81,7 @@ def is_bidirectional(half: Any, processor: Any, caption: ForcedCaption) -> bool:
         return False
     short = caption._replace(ids=caption.ids[:, :1])
     first, second = (forced_logits(half, processor, c)[:1] for c in (short, caption))
-    return far([first], [second]) > rounding(half.dtype)
+    return relative_difference([first], [second]) > tolerance(half.dtype)
 
 
 class _Dictated:
@@ -94,39 +94,41 @@ class _Dictated:
         token = next(self._tokens, None)
         if token is None:
             return scores
-        wanted = torch.full_like(scores, -torch.inf)
-        wanted[:, token] = 0.0
-        return wanted
+        forced = torch.full_like(scores, -torch.inf)
+        forced[:, token] = 0.0
+        return forced
 
 
 @contextmanager
 def last_logits(half: Any, count: int) -> Iterator[list[torch.Tensor]]:
     """Have the last `count` positions' logits computed, and yield a list that they come into; the
     last of it is what the outermost model says."""
-    taken: list[torch.Tensor] = []
-    _taker.set(taken)
+    collected: list[torch.Tensor] = []
+    _collector.set(collected)
 
-    def keep(_: Any, args: Any, given: dict[str, Any]) -> tuple[Any, dict[str, Any]] | None:
-        return (args, {**given, KEEP: count}) if _taker.get() is taken else None
+    def keep_logits(_: Any, args: Any, given: dict[str, Any]) -> tuple[Any, dict[str, Any]] | None:
+        return (args, {**given, KEEP: count}) if _collector.get() is collected else None
 
-    def last(_: Any, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+    def last_positions(_: Any, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
         # In one piece: of a slice of several rows, a CPU's product in 16 bit unpacks all weights.
-        return (args[0][:, -count:].contiguous(), *args[1:]) if _taker.get() is taken else None
+        return (
+            (args[0][:, -count:].contiguous(), *args[1:]) if _collector.get() is collected else None
+        )
 
-    def take(_: Any, __: Any, output: Any) -> None:
+    def collect(_: Any, __: Any, output: Any) -> None:
         logits = getattr(output, "logits", None)
-        if isinstance(logits, torch.Tensor) and _taker.get() is taken:
-            taken.append(logits)
+        if isinstance(logits, torch.Tensor) and _collector.get() is collected:
+            collected.append(logits)
 
     with ExitStack() as hooks:
         for module in half.modules():
             if not isinstance(module, PreTrainedModel):
                 continue
-            hooks.callback(module.register_forward_hook(take).remove)
+            hooks.callback(module.register_forward_hook(collect).remove)
             if KEEP in inspect.signature(module.forward).parameters:
-                hook = module.register_forward_pre_hook(keep, with_kwargs=True)
+                hook = module.register_forward_pre_hook(keep_logits, with_kwargs=True)
                 hooks.callback(hook.remove)
         head = half.get_output_embeddings()
         if head is not None:
-            hooks.callback(head.register_forward_pre_hook(last, prepend=True).remove)
-        yield taken
+            hooks.callback(head.register_forward_pre_hook(last_positions, prepend=True).remove)
+        yield collected

@@ -30,46 +30,46 @@ from stages.process.job import parse_job
 from stages.process.report import EventReporter
 
 
-def run(told: dict[str, Any], report: EventReporter) -> None:
+def run(job_fields: dict[str, Any], report: EventReporter) -> None:
     """Publish the vectors of each chunk of `batches` that has none, or why it cannot have any."""
-    job = parse_job(EmbedJob, told)
+    job = parse_job(EmbedJob, job_fields)
     cut = job.tiles != OFF
-    making = EncodeSpec(
+    spec = EncodeSpec(
         stage="embed",
         kind="embeddings",
         read=partial(read_parts, job) if cut else read_pictures,
         record=record_of,
         parts=lambda meta: len(boxes_of(meta["height"], meta["width"], job.tiles, job.edge)),
-        encode=partial(encode_parts, most=job.pictures) if cut else encode_batches,
+        encode=partial(encode_parts, max_parts=job.pictures) if cut else encode_batches,
     )
-    encode_all(job, making, report)
+    encode_all(job, spec, report)
 
 
-def read_pictures(record_set: RecordSet, processor: Any, member: EncodeItem) -> Prepared | Refusal:
+def read_pictures(record_set: RecordSet, processor: Any, item: EncodeItem) -> Prepared | Refusal:
     """Read the frames of one chunk, each a picture of its own to the encoder."""
-    return read_chunk(record_set, member, lambda clip: prepare_images(processor, clip))
+    return read_chunk(record_set, item, lambda clip: prepare_images(processor, clip))
 
 
 def read_parts(
-    job: EmbedJob, record_set: RecordSet, processor: Any, member: EncodeItem
+    job: EmbedJob, record_set: RecordSet, processor: Any, item: EncodeItem
 ) -> Prepared | Refusal:
     """Read one picture, and the parts that it is cut in."""
-    if member.kind != "image":
-        return read_pictures(record_set, processor, member)
+    if item.kind != "image":
+        return read_pictures(record_set, processor, item)
 
     def prepare(clip: Clip) -> Prepared:
         boxes = boxes_of(clip.frames.shape[1], clip.frames.shape[2], job.tiles, job.edge)
         return prepare_parts(processor, clip, [box[1:] for box in boxes])
 
-    return read_chunk(record_set, member, prepare)
+    return read_chunk(record_set, item, prepare)
 
 
 def encode_parts(
-    half: Any, batches: Sequence[Sequence[Prepared]], most: int
+    half: Any, batches: Sequence[Sequence[Prepared]], max_parts: int
 ) -> list[list[FeatureRecord]]:
     """Do as `encode_batches` for rows of many pictures, of which at most so many go together."""
     rows = [row for batch in batches for row in batch]
-    pieces = [_pieces(row, most) for row in rows]
+    pieces = [_pieces(row, max_parts) for row in rows]
     made = iter(encode_batches(half, [[piece] for found in pieces for piece in found]))
     whole = iter(
         [_joined(row, [next(made)[0] for _ in f]) for row, f in zip(rows, pieces, strict=True)]
@@ -77,15 +77,15 @@ def encode_parts(
     return [[next(whole) for _ in batch] for batch in batches]
 
 
-def _pieces(row: Prepared, most: int) -> list[Prepared]:
+def _pieces(row: Prepared, max_parts: int) -> list[Prepared]:
     return [
         replace(
             row,
-            inputs={name: value[at : at + most] for name, value in row.inputs.items()},
+            inputs={name: value[at : at + max_parts] for name, value in row.inputs.items()},
             count=replace(row.count, tokens=count, media=count),
         )
-        for at in range(0, row.count.media, most)
-        for count in [min(most, row.count.media - at)]
+        for at in range(0, row.count.media, max_parts)
+        for count in [min(max_parts, row.count.media - at)]
     ]
 
 

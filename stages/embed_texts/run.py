@@ -38,7 +38,7 @@ class LogitScale:
     bias: float
 
 
-def line_of(half: Any, inputs: Mapping[str, Any], vectors: torch.Tensor) -> LogitScale:
+def fit_logit_scale(half: Any, inputs: Mapping[str, Any], vectors: torch.Tensor) -> LogitScale:
     """Return the line of a model; `vectors` are those of the texts in `inputs`. Raises UsageError
     for a model without one."""
     texts = vectors.double().cpu()
@@ -70,7 +70,7 @@ def line_of(half: Any, inputs: Mapping[str, Any], vectors: torch.Tensor) -> Logi
 
 ALIKE = 0.999
 """Least cosine of two vectors that count as those of one text."""
-TRIED = "a photo of a cat"
+PROBE_TEXT = "a photo of a cat"
 
 
 class TextReader:
@@ -78,34 +78,35 @@ class TextReader:
 
     def __init__(self, processor: Any, half: Any) -> None:
         self._processor = processor
-        self.most = max_text_tokens(processor, half)
+        self.max_tokens = max_text_tokens(processor, half)
         """Most tokens of a text; 0: no limit is known."""
-        self.filled = self._depends_on_filling(half)
+        self.padded = self._depends_on_padding(half)
         """Whether texts are filled up to that."""
 
-    def inputs(self, texts: Sequence[str], *, filled: bool | None = None) -> dict[str, Any]:
+    def inputs(self, texts: Sequence[str], *, padded: bool | None = None) -> dict[str, Any]:
         """Return what the half is given for these texts. Those that are too long are cut."""
-        filled = self.filled if filled is None else filled
-        options: dict[str, Any] = {"padding": "max_length" if filled else True}
-        if self.most:
-            options |= {"truncation": True, "max_length": self.most}
+        padded = self.padded if padded is None else padded
+        options: dict[str, Any] = {"padding": "max_length" if padded else True}
+        if self.max_tokens:
+            options |= {"truncation": True, "max_length": self.max_tokens}
         made = self._processor(text=list(texts), return_tensors="pt", **options)
         return {name: value for name, value in made.items() if value is not None}
 
     def cut(self, texts: Sequence[str]) -> list[int]:
         """Return the places of the texts that are longer than the half reads."""
-        if not self.most:
+        if not self.max_tokens:
             return []
         whole = self._processor.tokenizer(list(texts), truncation=False)["input_ids"]
-        return [at for at, ids in enumerate(whole) if len(ids) > self.most]
+        return [at for at, ids in enumerate(whole) if len(ids) > self.max_tokens]
 
-    def _depends_on_filling(self, half: Any) -> bool:
-        if not self.most:
+    def _depends_on_padding(self, half: Any) -> bool:
+        if not self.max_tokens:
             return False
-        bare, filled = (
-            text_vectors(half, self.inputs([TRIED], filled=each)).float() for each in (False, True)
+        bare, padded = (
+            text_vectors(half, self.inputs([PROBE_TEXT], padded=each)).float()
+            for each in (False, True)
         )
-        return bool(torch.cosine_similarity(bare, filled).item() < ALIKE)
+        return bool(torch.cosine_similarity(bare, padded).item() < ALIKE)
 
 
 STAGE = "embed_texts"
@@ -113,30 +114,30 @@ LINE_TEXTS = 3
 """Texts of which logits are asked to find the line."""
 
 
-def run(told: dict[str, Any], report: EventReporter) -> None:
+def run(job_fields: dict[str, Any], report: EventReporter) -> None:
     """Publish one vector a group of texts: the mean of theirs, each of length 1, of length 1."""
-    job = parse_job(TextsJob, told)
+    job = parse_job(TextsJob, job_fields)
     records = RecordSet(open_store(job.store), "texts", job.namespace)
     report.total(1)
     if job.key in records:
         return
-    making = _Making(ModelJob.of(job.half), job.batch, report)
+    encoder = _TextEncoder(ModelJob.of(job.half), job.batch, report)
     if not job.live:
-        records.publish([making.record(job.key, job.groups)])
+        records.publish([encoder.record(job.key, job.groups)])
         report.item(job.key)
         return
     for line in read_requests(job.live):
         for each in items_of(TextsItem, line):
             with contextlib.suppress(CannotFit):  # a sentence of any length: the others may fit
                 try:
-                    records.publish([making.record(each.key, each.groups)])
+                    records.publish([encoder.record(each.key, each.groups)])
                     report.send(Published(keys=(each.key,)))
                 except UsageError as error:
                     report.failure(each.key, "model", error.message, error.hint)
             records.leave([each.key])
 
 
-class _Making:
+class _TextEncoder:
     """The text half, and how texts are run through it."""
 
     def __init__(self, source: ModelJob, batch: int, report: EventReporter) -> None:
@@ -151,17 +152,17 @@ class _Making:
         the model raises on one of the texts."""
         texts = [text for group in groups for text in group]
         faults = ItemFaults(STAGE, _refuse, min(len(texts), self._batch))
-        shrinking = OomRetry(self._report, lambda: self._compute(texts[:1]), faults)
+        oom_retry = OomRetry(self._report, lambda: self._compute(texts[:1]), faults)
         made = [
             vectors
             for batch in split_batch(texts, self._batch)
-            for _, vectors in shrinking.run_batch(batch, str, self._compute)
+            for _, vectors in oom_retry.run_batch(batch, str, self._compute)
         ]
         faults.close()
         every = torch.cat(made)
-        line: LogitScale = self._half.use(lambda model: _line(model, self._reader, texts))
+        line: LogitScale = self._half.use(lambda model: _fit_scale(model, self._reader, texts))
         record = vector_record(key, mean_directions(every, list(map(len, groups))).numpy())
-        cut = {"cut": self._reader.cut(texts), "tokens": self._reader.most}
+        cut = {"cut": self._reader.cut(texts), "tokens": self._reader.max_tokens}
         return replace(record, meta={**record.meta, **asdict(line), **cut})
 
     def _compute(self, some: Sequence[str]) -> torch.Tensor:
@@ -178,9 +179,9 @@ def _refuse(text: str, fault: ItemFault) -> None:
     )
 
 
-def _line(half: Any, reader: TextReader, texts: Sequence[str]) -> LogitScale:
+def _fit_scale(half: Any, reader: TextReader, texts: Sequence[str]) -> LogitScale:
     inputs = reader.inputs(texts[:LINE_TEXTS])
-    return line_of(half, inputs, text_vectors(half, inputs))
+    return fit_logit_scale(half, inputs, text_vectors(half, inputs))
 
 
 def mean_directions(vectors: torch.Tensor, counts: Sequence[int]) -> torch.Tensor:

@@ -19,44 +19,44 @@ from stages.process.job import parse_job
 from stages.process.report import EventReporter
 
 
-def run(told: dict[str, Any], report: EventReporter) -> None:
+def run(job_fields: dict[str, Any], report: EventReporter) -> None:
     """Publish a feature record for each chunk of `batches` that has none, or why it cannot have
     one."""
-    job = parse_job(EncodeJob, told)
-    making = EncodeSpec(
+    job = parse_job(EncodeJob, job_fields)
+    spec = EncodeSpec(
         stage="encode",
         kind="features",
-        read=partial(read_member, count=job.frames_a_video),
+        read=partial(read_item, count=job.frames_a_video),
         record=_record,
         publish_each=True,
     )
-    encode_all(job, making, report)
+    encode_all(job, spec, report)
 
 
-def read_member(
-    record_set: RecordSet, processor: Any, member: EncodeItem, count: int = 0
+def read_item(
+    record_set: RecordSet, processor: Any, item: EncodeItem, count: int = 0
 ) -> Prepared | Refusal:
     """Read one chunk as the encoder takes it, or why the processor does not take its frames. It has
     `count` frames if that is not 0; else as many as the member says, or all."""
-    count = count or member.shown
+    count = count or item.shown
 
     def prepared(clip: Clip) -> Prepared:
         if count and len(clip.frames) != count:
-            clip = shown(clip, count)
+            clip = with_frame_count(clip, count)
         try:
-            return prepare(processor, clip, member.prompt)
+            return prepare(processor, clip, item.prompt)
         except Exception as error:
             if clip.kind != "video" or len(clip.frames) != 1 or item_fault(error) is None:
                 raise
             try:
-                return prepare(processor, shown(clip, 2), member.prompt)
+                return prepare(processor, with_frame_count(clip, 2), item.prompt)
             except Exception as other:
                 raise (error if item_fault(other) else other) from None
 
-    return read_chunk(record_set, member, prepared)
+    return read_chunk(record_set, item, prepared)
 
 
-def shown(clip: Clip, count: int) -> Clip:
+def with_frame_count(clip: Clip, count: int) -> Clip:
     """Make a clip one of so many frames, for models that take no other number. It has some of its
     frames, evenly, or all and some of them twice or more."""
     taken, times = shown_frames(clip.times, clip.seconds, count)

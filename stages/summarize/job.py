@@ -27,7 +27,7 @@ ANSWERS = 4
 texts as long as an answer always go together."""
 STEP = 256
 """Tokens between two lengths of prompts on a CPU."""
-MOST_TEXTS = 20
+MAX_TEXTS = 20
 """Most texts that go into one: chapters of ten minutes where chunks have 30 s."""
 
 

@@ -30,34 +30,34 @@ def clock(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{left:02d}" if hours else f"{minutes:02d}:{left:02d}"
 
 
-def pack_groups(counts: Sequence[int], room: int, most: int) -> list[range]:
+def pack_groups(counts: Sequence[int], room: int, max_texts: int) -> list[range]:
     """Return the places of consecutive texts that go together, each place once. A group holds at
     most `room` tokens, of which each text has its count, and at most `most` texts; one that is
     larger stands alone. There are as few groups as can be, and they are as even as that allows."""
-    fewest = len(_filled(counts, room, most))
+    group_count = len(_greedy_groups(counts, room, max_texts))
     low, high = 0, room
     while low < high:
         middle = (low + high) // 2
-        if len(_filled(counts, middle, most)) <= fewest:
+        if len(_greedy_groups(counts, middle, max_texts)) <= group_count:
             high = middle
         else:
             low = middle + 1
-    few = -(-len(counts) // fewest) if counts else most
-    even = _filled(counts, high, few)
-    found = even if len(even) == fewest else _filled(counts, high, most)
+    few = -(-len(counts) // group_count) if counts else max_texts
+    even = _greedy_groups(counts, high, few)
+    found = even if len(even) == group_count else _greedy_groups(counts, high, max_texts)
     assert [at for group in found for at in group] == list(range(len(counts)))
     return found
 
 
-def _filled(counts: Sequence[int], room: int, most: int) -> list[range]:
+def _greedy_groups(counts: Sequence[int], room: int, max_texts: int) -> list[range]:
     """Return groups each as full as it can be."""
     starts = [0] if counts else []
-    held = 0
+    tokens = 0
     for at, count in enumerate(counts):
-        if at > starts[-1] and (held + count > room or at - starts[-1] == most):
+        if at > starts[-1] and (tokens + count > room or at - starts[-1] == max_texts):
             starts.append(at)
-            held = 0
-        held += count
+            tokens = 0
+        tokens += count
     return [*_ranges(starts, len(counts))]
 
 

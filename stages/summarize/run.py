@@ -16,13 +16,13 @@ from stages.process.job import parse_job
 from stages.process.report import EventReporter
 from stages.summarize.job import SummaryItem, SummaryJob
 from stages.summarize.packing import TimedText
-from stages.summarize.summarizer import Node, Summarizer, Summary
+from stages.summarize.summarizer import Summarizer, Summary, SummaryNode
 
 
-def run(told: dict[str, Any], report: EventReporter) -> None:
+def run(job_fields: dict[str, Any], report: EventReporter) -> None:
     """Publish a summary of each medium that has none, and before it every text that it is made of,
     as soon as that is said."""
-    job = parse_job(SummaryJob, told)
+    job = parse_job(SummaryJob, job_fields)
     store = open_store(job.store)
     records, failures = (
         RecordSet(store, kind, job.namespace) for kind in ("summaries", "failures")
@@ -31,8 +31,8 @@ def run(told: dict[str, Any], report: EventReporter) -> None:
     if not media:
         return
     source = ModelJob.of(job.half)
-    processor, held = source.processor(), source.hold("language")
-    report.note(ready=True, **facts(held.model))
+    processor, half = source.processor(), source.hold("language")
+    report.note(ready=True, **facts(half.model))
 
     def fail(medium: SummaryItem, fault: ItemFault) -> None:
         meta = fault.meta("summarize")
@@ -41,13 +41,13 @@ def run(told: dict[str, Any], report: EventReporter) -> None:
 
     faults = ItemFaults("summarize", fail, len(media) if len(media) == len(job.media) else 0)
     for medium in media:
-        make = partial(_summarize, job, processor, records, report, held.confirm, medium.texts)
-        made, words, fault = try_items(partial(held.use, make))
-        if words is not None:
-            raise MemoryError(words)
+        make = partial(_summarize, job, processor, records, report, half.confirm, medium.texts)
+        results, message, fault = try_items(partial(half.use, make))
+        if message is not None:
+            raise MemoryError(message)
         if fault is None:
             faults.note_success()
-            records.publish([Record(key=medium.key, meta=made.pop()._asdict())])
+            records.publish([Record(key=medium.key, meta=results.pop()._asdict())])
         else:
             faults.add(medium, fault)
     faults.close()
@@ -62,14 +62,14 @@ def _summarize(
     texts: list[TimedText],
     half: Any,
 ) -> Summary:
-    def say(node_key: str, make: Callable[[], Node]) -> Node:
+    def get_node(node_key: str, make: Callable[[], SummaryNode]) -> SummaryNode:
         place = digest_of([job.namespace, node_key])
         if place in records:
-            return Node(**records.meta(place))
+            return SummaryNode(**records.meta(place))
         node = make()
         confirm()
         records.publish([Record(key=place, meta=node._asdict())])
         report.item(place, tokens=node.tokens)
         return node
 
-    return Summarizer(job, processor, half).tell(texts, say)
+    return Summarizer(job, processor, half).summarize(texts, get_node)

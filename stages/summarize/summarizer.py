@@ -11,21 +11,21 @@ from typing import Any, NamedTuple
 from artifacts.captions import Ended, answer_in
 from artifacts.errors import UsageError
 from artifacts.keys import digest_of
-from stages.decode.engines.transformers import said_of
+from stages.decode.engines.transformers import generate_captions
 from stages.decode.generate_kwargs import GenerateKwargs
 from stages.decode.job import DecodeItem
 from stages.models.halves.features import Features
 from stages.models.processors.calling import text_ids
 from stages.models.processors.loading import placeholder_tokens
 from stages.models.processors.text_turn import text_inputs
-from stages.summarize.job import ANSWERS, CHAPTER, MOST_TEXTS, STEP, SummaryJob
+from stages.summarize.job import ANSWERS, CHAPTER, MAX_TEXTS, STEP, SummaryJob
 from stages.summarize.packing import TimedText, pack_groups
 
-LEAST_ROOM = 16
+MIN_TOKENS = 16
 """Tokens of a text and of an answer below which there is no sense in asking."""
 
 
-class Node(NamedTuple):
+class SummaryNode(NamedTuple):
     """One text generated from others; the fields are those of its record."""
 
     text: str
@@ -36,7 +36,7 @@ class Node(NamedTuple):
     ended: Ended
 
 
-Say = Callable[[str, Callable[[], Node]], Node]
+GetNode = Callable[[str, Callable[[], SummaryNode]], SummaryNode]
 """Returns the node of a key: one that is known, else what is made."""
 
 
@@ -66,42 +66,44 @@ class Summarizer:
         self._processor = processor
         self._half = half
         self._generation = job.generation
-        self._choosing = GenerateKwargs(self._generation, job.max_new_tokens)
+        self._generate_kwargs = GenerateKwargs(self._generation, job.max_new_tokens)
         self._places = sorted(placeholder_tokens(processor), key=len, reverse=True)
         self._longest = max((CHAPTER, job.asked), key=lambda each: self._read(f"{each}\n\n"))
-        asked = self._read(f"{self._longest}\n\n")
-        room = job.context - asked
+        question = self._read(f"{self._longest}\n\n")
+        room = job.context - question
         self._answer = min(job.max_new_tokens, room // ANSWERS)
         self._room = room - self._answer
-        if self._answer < min(LEAST_ROOM, job.max_new_tokens):
+        if self._answer < min(MIN_TOKENS, job.max_new_tokens):
             raise UsageError(
-                f"of a context of {job.context:,} tokens, {asked:,} go to what is asked, and the "
+                f"of a context of {job.context:,} tokens, {question:,} go to the prompt, and the "
                 "captions find no room",
                 hint="Give a shorter --summary-prompt, or more --memory",
             )
 
-    def tell(self, texts: Sequence[TimedText], say: Say) -> Summary:
+    def summarize(self, texts: Sequence[TimedText], get_node: GetNode) -> Summary:
         """Return what is said of the chunks of one medium, in order."""
-        told, chapters = list(texts), list[TimedText]()
+        timed, chapters = list(texts), list[TimedText]()
         levels, tokens, cut = list[list[int]](), 0, 0
         while True:
-            told, shortened = self._shortened(told)
+            timed, shortened = self._fit_texts(timed)
             cut += shortened
-            groups = self._groups(told)
+            groups = self._group(timed)
             last = len(groups) == 1
             made, nodes = [], []
             for group in groups:
-                some = told[group.start : group.stop]
-                node = say(*self._asked(some, last=last))
+                group_texts = timed[group.start : group.stop]
+                node = get_node(*self._node_of(group_texts, last=last))
                 nodes.append(node)
-                made.append(TimedText(some[0].start, some[-1].end, self._answer_in(node)))
+                made.append(
+                    TimedText(group_texts[0].start, group_texts[-1].end, self._answer_in(node))
+                )
             tokens += sum(node.tokens for node in nodes)
             levels.append([len(group) for group in groups])
-            chapters, told = chapters or made, made
+            chapters, timed = chapters or made, made
             if last:
                 break
         return Summary(
-            summary=told[0].text,
+            summary=timed[0].text,
             chapters=[list(chapter) for chapter in chapters],
             levels=levels,
             tokens=tokens,
@@ -110,35 +112,39 @@ class Summarizer:
             ended=nodes[0].ended,
         )
 
-    def _answer_in(self, node: Node) -> str:
+    def _answer_in(self, node: SummaryNode) -> str:
         return answer_in(node.text) if self._job.strip_think else node.text
 
-    def _asked(self, some: Sequence[TimedText], *, last: bool) -> tuple[str, Callable[[], Node]]:
+    def _node_of(
+        self, group_texts: Sequence[TimedText], *, last: bool
+    ) -> tuple[str, Callable[[], SummaryNode]]:
         """Return the key of the node of these texts within its namespace, and what makes it."""
-        prompt = self._prompt(some, self._job.asked if last else CHAPTER)
-        key = digest_of([prompt, self._answer, *self._generation.words])
+        prompt = self._prompt(group_texts, self._job.asked if last else CHAPTER)
+        key = digest_of([prompt, self._answer, *self._generation.key_fields])
 
-        def make() -> Node:
+        def make() -> SummaryNode:
             read = self._read(prompt)
             assert read + self._answer <= self._job.context
-            inputs = self._inputs(prompt, self._filled(read))
-            member = DecodeItem(key=key, features=key, prompt=prompt)
-            options = self._choosing.options(self._half, self._processor, [member])
+            inputs = self._inputs(prompt, self._padded_length(read))
+            item = DecodeItem(key=key, features=key, prompt=prompt)
+            options = self._generate_kwargs.options(self._half, self._processor, [item])
             how = (self._answer, self._generation)
             nothing = Features({})
-            (said,) = said_of(self._half, self._processor, inputs, nothing, *how, **options)
-            return Node(said.caption, said.tokens, read, said.ended)
+            (output,) = generate_captions(
+                self._half, self._processor, inputs, nothing, *how, **options
+            )
+            return SummaryNode(output.caption, output.tokens, read, output.finish_reason)
 
         return key, make
 
-    def _prompt(self, some: Sequence[TimedText], asked: str) -> str:
-        return "\n".join([asked, "", *(each.line for each in some)])
+    def _prompt(self, group_texts: Sequence[TimedText], question: str) -> str:
+        return "\n".join([question, "", *(each.line for each in group_texts)])
 
     def _inputs(self, prompt: str, length: int = 0) -> dict[str, Any]:
         system = self._generation.system
         return text_inputs(self._processor, self._half, prompt, system, length=length)
 
-    def _filled(self, tokens: int) -> int:
+    def _padded_length(self, tokens: int) -> int:
         """Return the length to which a prompt of so many tokens is filled up. On a CPU there are
         few lengths, because oneDNN makes kernels for each and keeps them."""
         if self._job.half.device != "cpu":
@@ -152,11 +158,11 @@ class Summarizer:
         found: list[int] = self._processor.tokenizer(text, add_special_tokens=False)["input_ids"]
         return found
 
-    def _shortened(self, told: Sequence[TimedText]) -> tuple[list[TimedText], int]:
+    def _fit_texts(self, timed: Sequence[TimedText]) -> tuple[list[TimedText], int]:
         """Return the texts without what the model would read as a picture, each short enough that
         two find room, and how many had to be cut for that."""
         found, cut = [], 0
-        for each in told:
+        for each in timed:
             text = each.text
             for word in self._places:
                 text = text.replace(word, "")
@@ -173,27 +179,27 @@ class Summarizer:
         text = str(self._processor.tokenizer.decode(ids, skip_special_tokens=True)).rstrip("\ufffd")
         return text[: len(whole) - 1]
 
-    def _groups(self, told: Sequence[TimedText]) -> list[range]:
+    def _group(self, timed: Sequence[TimedText]) -> list[range]:
         """Return the places of texts that go together, so that each group leaves room for what is
         said of it. Raises UsageError where that cannot be."""
-        counts = [len(self._ids(f"{each.line}\n")) for each in told]
+        counts = [len(self._ids(f"{each.line}\n")) for each in timed]
         room = self._room
         while True:
-            groups = pack_groups(counts, room, MOST_TEXTS)
-            over = max(self._over(told, groups))
-            if over <= 0 and (len(groups) < len(told) or len(told) == 1):
+            groups = pack_groups(counts, room, MAX_TEXTS)
+            over = max(self._over(timed, groups))
+            if over <= 0 and (len(groups) < len(timed) or len(timed) == 1):
                 return groups
             # Tokens of lines side by side may be a few more than those of each.
             room -= max(over, 1)
-            if room < LEAST_ROOM or over <= 0:
+            if room < MIN_TOKENS or over <= 0:
                 raise UsageError(
-                    f"{len(told)} texts of up to {max(counts)} tokens are too long for a context "
+                    f"{len(timed)} texts of up to {max(counts)} tokens are too long for a context "
                     f"of {self._job.context:,}",
                     hint="Give a shorter --summary-prompt, or more --memory",
                 )
 
-    def _over(self, told: Sequence[TimedText], groups: Sequence[range]) -> Iterator[int]:
+    def _over(self, timed: Sequence[TimedText], groups: Sequence[range]) -> Iterator[int]:
         """Yield by how many tokens each group is too long, whichever is asked about it."""
         for group in groups:
-            prompt = self._prompt(told[group.start : group.stop], self._longest)
+            prompt = self._prompt(timed[group.start : group.stop], self._longest)
             yield self._read(prompt) + self._answer - self._job.context

@@ -13,7 +13,7 @@ import torch
 from torch.nn.functional import cross_entropy, pad
 
 from artifacts.errors import UsageError
-from stages.decode.prefill_options import far, rounding
+from stages.decode.prefill_options import relative_difference, tolerance
 from stages.decode.prompts import append_ids
 from stages.decode.teacher_forcing import (
     ForcedCaption,
@@ -127,7 +127,7 @@ def check_trainable(half: Any, processor: Any, example: TrainingExample) -> None
     expected = forced_logits(half, processor, caption)
     with torch.no_grad():
         found = logits_of(half, processor, [example], example.ids[None], len(example.ids) + 1)
-    if far([found[0].float().cpu()], [expected]) > rounding(half.dtype):
+    if relative_difference([found[0].float().cpu()], [expected]) > tolerance(half.dtype):
         raise UsageError(
             f"{type(half).__name__} {why}: one pass says something else than generating does",
             hint="Please report this model; docs/tune.md lists those that can be trained",

@@ -116,7 +116,7 @@ def written(given: dict[str, Any]) -> list[Any]:
     from stages.decode.generation import SamplingParams
 
     made = SamplingParams(**given)
-    return [made.told, made.words, made.is_sampled, made.is_prefix_stable]
+    return [made.non_defaults, made.key_fields, made.is_sampled, made.is_prefix_stable]
 
 
 def parser() -> Any:

@@ -14,7 +14,7 @@ from flows.planning.rungs import Rung
 from flows.planning.seconds import Pass, WorkEstimate
 from flows.planning.todo import RemainingWork
 from flows.planning.workloads import Workload
-from stages.summarize.job import ANSWERS, ASSUMED_CONTEXT, LARGEST_CONTEXT, MOST_TEXTS, STEP
+from stages.summarize.job import ANSWERS, ASSUMED_CONTEXT, LARGEST_CONTEXT, MAX_TEXTS, STEP
 
 LEAST_CONTEXT = 512
 """Tokens of a context below which captions are not worth reading together."""
@@ -80,7 +80,7 @@ def work_left(model: Model, rung: Rung, left: Sequence[RemainingWork], new: int)
 
 def nodes_of(chunks: int) -> int:
     """Return how many texts are made of so many captions at the least."""
-    above = math.ceil(chunks / MOST_TEXTS)
+    above = math.ceil(chunks / MAX_TEXTS)
     return above + (nodes_of(above) if above > 1 else 0)
 
 

@@ -10,7 +10,7 @@ from artifacts.errors import UsageError
 
 AUTO = "auto"
 """What is asked for by who leaves the choice of the engine to a trial."""
-AUTO_SEVERAL = f"{AUTO}-shared"
+AUTO_SHARED = f"{AUTO}-shared"
 """The same choice where a chunk has several prompts."""
 
 
@@ -24,7 +24,7 @@ class EngineSpec:
     output_version: int
     """Raised when its own output changes for the same inputs; 0: it says what was said before
     engines had names."""
-    batch_decides: bool
+    depends_on_batch: bool
     """Whether the bytes of a caption depend on which others are made with it."""
     offered: bool = True
     """Whether it is a value of `--engine`."""
@@ -47,7 +47,7 @@ class EngineSpec:
     by_chunk: bool = False
     """Whether it reads what prompts of one chunk share once, so that it is best given all that is
     asked of one chunk in a row."""
-    several: str = ""
+    multi_prompt: str = ""
     """Engine in its place where a chunk has several prompts; empty: itself."""
     fallback: str = ""
     """Engine in its place where a trial refuses it and the choice was left open. `auto` begins with
@@ -56,7 +56,7 @@ class EngineSpec:
     """Whether its stored captions answer who leaves the choice open."""
 
     @property
-    def words(self) -> tuple[str | int, ...]:
+    def key_fields(self) -> tuple[str | int, ...]:
         """Return what it adds to a key. It is nothing where captions are those of before."""
         return (self.name, self.output_version) if self.output_version else ()
 
@@ -72,7 +72,7 @@ _TRANSFORMERS = EngineSpec(
     name="transformers",
     entry="stages.decode.engines.transformers:TransformersEngine",
     output_version=0,
-    batch_decides=True,
+    depends_on_batch=True,
     beams=True,
     kv=True,
     accepted=True,
@@ -81,7 +81,7 @@ _INFLIGHT = EngineSpec(
     name="inflight",
     entry="stages.decode.engines.inflight.engine:InflightEngine",
     output_version=1,
-    batch_decides=False,
+    depends_on_batch=False,
     slots=True,
     costs="stages.decode.engines.inflight.costs:slot_terms",
     cache_layers=frozenset(
@@ -95,7 +95,7 @@ _INFLIGHT = EngineSpec(
         }
     ),
     refused_precisions=frozenset({"int8"}),  # its products in 8 bit look at all rows
-    several="inflight-shared",
+    multi_prompt="inflight-shared",
     fallback=_TRANSFORMERS.name,
     accepted=True,
 )
@@ -104,8 +104,8 @@ ENGINES: Mapping[str, EngineSpec] = {
     for engine in (
         _TRANSFORMERS,
         _INFLIGHT,
-        replace(_INFLIGHT, name="inflight-shared", offered=False, by_chunk=True, several=""),
-        replace(_INFLIGHT, name="inflight-compiled", compiled=True, several="", fallback=""),
+        replace(_INFLIGHT, name="inflight-shared", offered=False, by_chunk=True, multi_prompt=""),
+        replace(_INFLIGHT, name="inflight-compiled", compiled=True, multi_prompt="", fallback=""),
     )
 }
 ENGINE_CHOICES = (AUTO, *(engine.name for engine in ENGINES.values() if engine.offered))
@@ -118,7 +118,7 @@ def engines_for(name: str) -> tuple[EngineSpec, ...]:
     if name in ENGINES:
         return (ENGINES[name],)
     first = next(engine for engine in ENGINES.values() if engine.fallback)
-    begins = {AUTO: first, AUTO_SEVERAL: ENGINES[first.several or first.name]}
+    begins = {AUTO: first, AUTO_SHARED: ENGINES[first.multi_prompt or first.name]}
     if name not in begins:
         raise UsageError(f"engine is {name}", hint=f"Use one of {', '.join(ENGINE_CHOICES)}")
     return begins[name], ENGINES[begins[name].fallback]
@@ -132,16 +132,16 @@ def accepted_by(name: str) -> tuple[EngineSpec, ...]:
     return own if name in ENGINES else (*own, *more)
 
 
-def choice_for(asked: str, *, beams: int, prompts: int) -> str:
+def choice_for(choice: str, *, beams: int, prompts: int) -> str:
     """Return the choice that serves what is asked for with so many beams and so many prompts a
     chunk. Raises UsageError where none does."""
     if beams == 1:
-        several = AUTO_SEVERAL if asked == AUTO else engine_of(asked).several
-        return several or asked if prompts > 1 else asked
-    able = [engine.name for engine in engines_for(asked) if engine.beams]
+        multi_prompt = AUTO_SHARED if choice == AUTO else engine_of(choice).multi_prompt
+        return multi_prompt or choice if prompts > 1 else choice
+    able = [engine.name for engine in engines_for(choice) if engine.beams]
     if not able:
         other = next(engine.name for engine in ENGINES.values() if engine.beams)
-        raise UsageError(f"--engine {asked} follows no beams", hint=f"Use --engine {other}")
+        raise UsageError(f"--engine {choice} follows no beams", hint=f"Use --engine {other}")
     return able[0]
 
 

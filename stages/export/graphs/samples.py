@@ -60,8 +60,8 @@ def trials(
     if part == "language":
         reader = TextReader(processor, half)
         # Of what depends on it, one text is read bare all the same, to find that out.
-        for count, filled in ((len(TEXTS), False), (1, False), (2, bool(reader.most))):
-            inputs = reader.inputs(TEXTS[:count], filled=filled)
+        for count, filled in ((len(TEXTS), False), (1, False), (2, bool(reader.max_tokens))):
+            inputs = reader.inputs(TEXTS[:count], padded=filled)
             yield Trial(name=f"{count} texts{' filled up' * filled}", run=_run_texts(inputs))
         return
     for kind in _kinds(processor, dual):

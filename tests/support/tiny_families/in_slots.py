@@ -10,7 +10,7 @@ import torch
 from stages.decode.engines.inflight.cache_layers import UnsupportedCacheError
 from stages.decode.engines.inflight.engine_check import EngineCheck, choose_layout, reference_of
 from stages.decode.engines.inflight.pool_shape import MIN_STEP_ROWS, PLAIN, PoolLayout
-from stages.decode.engines.inflight.prefill import TYPES, PrefilledSequence, prefill_row
+from stages.decode.engines.inflight.prefill import TOKEN_TYPES, PrefilledSequence, prefill_row
 from stages.decode.engines.inflight.scheduler import InflightScheduler, RequestPrefetcher
 from stages.decode.job import DecodeItem
 from stages.decode.protocol import DecodeRequest
@@ -39,11 +39,11 @@ def judged_in_slots(variant: str) -> str:
     tried = tried_in_slots(model, items)
     if tried.reason:
         return tried.reason
-    found = in_slots(model, items, tried.manner)
+    found = in_slots(model, items, tried.layout)
     wanted = [alone(model, item, limit) for item, limit in zip(items, LIMITS, strict=True)]
     if found != wanted:
         return "differs"
-    return "aligned" if tried.manner.aligned else "slots"
+    return "aligned" if tried.layout.aligned else "slots"
 
 
 def rows_of_variant(variant: str) -> tuple[Any, list[Item]]:
@@ -71,7 +71,7 @@ def longer(inputs: dict[str, Any], more: int) -> dict[str, Any]:
     """The inputs with so many more tokens of text at the end of the prompt."""
     tail = torch.tensor([[11 + at % 7 for at in range(more)]], dtype=torch.long)
     tails = {"input_ids": tail, "attention_mask": torch.ones_like(tail)}
-    tails |= {name: torch.zeros_like(tail) for name in TYPES}
+    tails |= {name: torch.zeros_like(tail) for name in TOKEN_TYPES}
     return {
         name: torch.cat([value, tails[name]], dim=1) if name in tails else value
         for name, value in inputs.items()
@@ -85,7 +85,7 @@ def tried_in_slots(model: Any, items: Sequence[Item]) -> EngineCheck:
     try:
         row, other = (prefill_row(model, *items[at], max_new_tokens=8) for at in (0, 3))
         reference = reference_of(model, *items[0])
-        return choose_layout(MIN_STEP_ROWS, row, other, reference, insisted=False)
+        return choose_layout(MIN_STEP_ROWS, row, other, reference, is_only_engine=False)
     except UnsupportedCacheError as error:
         return EngineCheck(reason=str(error))
 
@@ -99,21 +99,21 @@ def alone(model: Any, item: Item, limit: int) -> list[int]:
 
 
 def in_slots(
-    model: Any, items: Sequence[Item], manner: PoolLayout = PLAIN, late: int = 0
+    model: Any, items: Sequence[Item], layout: PoolLayout = PLAIN, lag: int = 0
 ) -> list[list[int]]:
     """The tokens of each row, decoded in slots."""
 
     def read(asked: DecodeRequest) -> PrefilledSequence:
-        at = int(asked.member.key)
+        at = int(asked.item.key)
         return prefill_row(model, *items[at], max_new_tokens=LIMITS[at])
 
     row: Any = None
     asked = [DecodeRequest(DecodeItem(str(at), "", ""), row) for at in range(len(items))]
     with events() as (report, _), ThreadPoolExecutor(1) as beside:
-        loop = InflightScheduler(read, OomRetry(report, list), manner, slots=SLOTS, late=late)
+        loop = InflightScheduler(read, OomRetry(report, list), layout, slots=SLOTS, lag=lag)
         flights = [
             flight for flight in loop.run(RequestPrefetcher([asked], beside)) if flight is not None
         ]
-    said = {int(flight.asked.member.key): flight.said for flight in flights}
+    said = {int(flight.request.item.key): flight.output_ids for flight in flights}
     assert loop.slots == SLOTS and len(flights) == len(items)
     return [said[at] for at in range(len(items))]

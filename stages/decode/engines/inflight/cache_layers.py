@@ -23,21 +23,21 @@ class UnsupportedCacheError(Exception):
     """No slot version of this KV-cache layer exists."""
 
 
-def fill(room: torch.Tensor, part: torch.Tensor) -> None:
+def fill(target: torch.Tensor, part: torch.Tensor) -> None:
     """Put what is kept of tokens, of shape [..., tokens, width], at the first columns of a row's
     room; nothing is left in the others."""
     tokens = part.shape[-2]
-    room[..., :tokens, :] = part
-    room[..., tokens:, :] = 0  # a masked NaN is a NaN all the same
+    target[..., :tokens, :] = part
+    target[..., tokens:, :] = 0  # a masked NaN is a NaN all the same
 
 
 def widened(part: torch.Tensor, columns: int) -> torch.Tensor:
     """Return as much of rows in so many columns, of shape [..., columns, width]; zeros where there
     was nothing."""
-    room = part.new_zeros(*part.shape[:-2], columns, part.shape[-1])
+    target = part.new_zeros(*part.shape[:-2], columns, part.shape[-1])
     kept = min(columns, part.shape[-2])
-    room[..., :kept, :] = part[..., :kept, :]
-    return room
+    target[..., :kept, :] = part[..., :kept, :]
+    return target
 
 
 class SlotLayer(CacheLayerMixin):
@@ -49,27 +49,27 @@ class SlotLayer(CacheLayerMixin):
     keys: Any
     values: Any
 
-    def __init__(self, like: Any, shape: PoolShape, at: torch.Tensor) -> None:
+    def __init__(self, template: Any, shape: PoolShape, lengths: torch.Tensor) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.columns = shape.columns
         self.batch_size = shape.rows
         self.is_initialized = True
         self.offset = 0
         """The column of the mask at which this layer's begin."""
-        self._slots = torch.arange(shape.slots, device=at.device)
-        self._at = at[: shape.slots]
+        self._slots = torch.arange(shape.slots, device=lengths.device)
+        self._lengths = lengths[: shape.slots]
         """The next column of each slot; it is the pool's own."""
-        self.keys, self.values = (self._room(part) for part in (like.keys, like.values))
+        self.keys, self.values = (self._empty(part) for part in (template.keys, template.values))
 
-    def _room(self, part: torch.Tensor) -> torch.Tensor:
+    def _empty(self, part: torch.Tensor) -> torch.Tensor:
         """Return zeros for as much as `part`, of shape [1, heads, tokens, width], in every slot."""
         heads, width = part.shape[1], part.shape[-1]
         return part.new_zeros(len(self._slots), heads, self.columns, width)
 
-    def put(self, slot: int, row: Any, tokens: int) -> None:
+    def put(self, slot: int, sequence: Any, tokens: int) -> None:
         """Take over what a row has read; nothing is left of who was here before."""
-        for mine, his in ((self.keys, row.keys), (self.values, row.values)):
-            fill(mine[slot], his[0])
+        for target, source in ((self.keys, sequence.keys), (self.values, sequence.values)):
+            fill(target[slot], source[0])
 
     def resize(self, columns: int) -> None:
         """Make room for rows of so many tokens; those that are here keep theirs."""
@@ -91,16 +91,16 @@ class SlotLayer(CacheLayerMixin):
     def _of_rows(self, part: torch.Tensor) -> torch.Tensor:
         """Return a tensor of slots with zeros for the rows that are nobody's. Those beside a single
         slot are shown what it holds, which takes no room."""
-        if (nobodys := self.batch_size - len(part)) == 0:
+        if (unused := self.batch_size - len(part)) == 0:
             return part
         if len(part) == 1:
             return part.expand(self.batch_size, *part.shape[1:])
-        zeros = part.new_zeros((1,) * part.ndim).expand(nobodys, *part.shape[1:])
+        zeros = part.new_zeros((1,) * part.ndim).expand(unused, *part.shape[1:])
         return torch.cat([part, zeros])
 
     def column(self) -> torch.Tensor:
         """Return where each slot's row writes."""
-        return self._at
+        return self._lengths
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         return self.columns, self.offset
@@ -118,17 +118,17 @@ class RingLayer(SlotLayer):
 
     is_sliding = True
 
-    def __init__(self, like: Any, shape: PoolShape, at: torch.Tensor) -> None:
-        self.sliding_window = like.sliding_window
-        columns = min(like.sliding_window, shape.columns)
-        super().__init__(like, replace(shape, columns=columns), at)
+    def __init__(self, template: Any, shape: PoolShape, lengths: torch.Tensor) -> None:
+        self.sliding_window = template.sliding_window
+        columns = min(template.sliding_window, shape.columns)
+        super().__init__(template, replace(shape, columns=columns), lengths)
 
-    def put(self, slot: int, row: Any, tokens: int) -> None:
-        kept = row.keys.shape[-2]
-        where = torch.arange(tokens - kept, tokens, device=row.keys.device) % self.columns
-        for mine, his in ((self.keys, row.keys), (self.values, row.values)):
-            mine[slot] = 0
-            mine[slot, :, where] = his[0]
+    def put(self, slot: int, sequence: Any, tokens: int) -> None:
+        kept = sequence.keys.shape[-2]
+        where = torch.arange(tokens - kept, tokens, device=sequence.keys.device) % self.columns
+        for target, source in ((self.keys, sequence.keys), (self.values, sequence.values)):
+            target[slot] = 0
+            target[slot, :, where] = source[0]
 
     def resize(self, columns: int) -> None:
         # A row that has gone round has more tokens than a window, and so have the columns.
@@ -136,23 +136,23 @@ class RingLayer(SlotLayer):
             super().resize(columns)
 
     def column(self) -> torch.Tensor:
-        return self._at % self.columns
+        return self._lengths % self.columns
 
 
 class IndexedLayer(SlotLayer):
     """Keys and values of a layer with indexed sparse attention, and the index's own keys: one more
     tensor of shape [1, ..., tokens, width], which its own method appends to."""
 
-    def __init__(self, like: Any, shape: PoolShape, at: torch.Tensor) -> None:
-        super().__init__(like, shape, at)
-        self._index = index_of(like)
-        for name, value in vars(like).items():
+    def __init__(self, template: Any, shape: PoolShape, lengths: torch.Tensor) -> None:
+        super().__init__(template, shape, lengths)
+        self._index = index_of(template)
+        for name, value in vars(template).items():
             if name not in vars(self):  # what else the model may ask of it
                 setattr(self, name, value)
         for name in self._index.values():
-            part = getattr(like, name)
-            room = part.new_zeros(shape.slots, *part.shape[1:-2], shape.columns, part.shape[-1])
-            setattr(self, name, room)
+            part = getattr(template, name)
+            target = part.new_zeros(shape.slots, *part.shape[1:-2], shape.columns, part.shape[-1])
+            setattr(self, name, target)
 
     def __getattr__(self, method: str) -> Any:
         """Return what adds to the index, under the name that the family has for it."""
@@ -160,10 +160,10 @@ class IndexedLayer(SlotLayer):
             raise AttributeError(method)
         return partial(self._add, index[method])
 
-    def put(self, slot: int, row: Any, tokens: int) -> None:
-        super().put(slot, row, tokens)
+    def put(self, slot: int, sequence: Any, tokens: int) -> None:
+        super().put(slot, sequence, tokens)
         for name in self._index.values():
-            fill(getattr(self, name)[slot], getattr(row, name)[0])
+            fill(getattr(self, name)[slot], getattr(sequence, name)[0])
 
     def resize(self, columns: int) -> None:
         super().resize(columns)
@@ -172,7 +172,9 @@ class IndexedLayer(SlotLayer):
 
     def _add(self, name: str, new: torch.Tensor) -> torch.Tensor:
         part = getattr(self, name)
-        part.movedim(-2, 1)[self._slots, self._at] = new[: len(self._slots)].movedim(-2, 1)[:, 0]
+        part.movedim(-2, 1)[self._slots, self._lengths] = new[: len(self._slots)].movedim(-2, 1)[
+            :, 0
+        ]
         return self._of_rows(part)
 
 
@@ -192,21 +194,23 @@ def index_of(layer: Any) -> dict[str, str]:
 class StateLayer(LinearAttentionLayer):
     """The recurrent states of a layer, whose size is independent of the sequence length."""
 
-    def __init__(self, like: Any, shape: PoolShape) -> None:
-        LinearAttentionLayer.__init__(self, number_of_states=like.number_of_states)
+    def __init__(self, template: Any, shape: PoolShape) -> None:
+        LinearAttentionLayer.__init__(self, number_of_states=template.number_of_states)
         for name in STATES:
-            setattr(self, f"is_{name}_initialized", dict(getattr(like, f"is_{name}_initialized")))
-            setattr(self, name, rows_of(getattr(like, name), shape.rows))
-        self.has_previous_state = dict(like.has_previous_state)
-        self.conv_kernel_size = dict(like.conv_kernel_size)
-        self.device, self.dtype = like.device, like.dtype
+            setattr(
+                self, f"is_{name}_initialized", dict(getattr(template, f"is_{name}_initialized"))
+            )
+            setattr(self, name, rows_of(getattr(template, name), shape.rows))
+        self.has_previous_state = dict(template.has_previous_state)
+        self.conv_kernel_size = dict(template.conv_kernel_size)
+        self.device, self.dtype = template.device, template.dtype
         self.batch_size = shape.rows
 
-    def put(self, slot: int, row: Any, tokens: int) -> None:
+    def put(self, slot: int, sequence: Any, tokens: int) -> None:
         for name in STATES:
-            for index, mine in getattr(self, name).items():
-                if mine is not None:
-                    mine[slot] = getattr(row, name)[index][0]
+            for index, target in getattr(self, name).items():
+                if target is not None:
+                    target[slot] = getattr(sequence, name)[index][0]
 
 
 class StateAndSlotLayer(StateLayer, SlotLayer):  # type: ignore[override]
@@ -214,16 +218,16 @@ class StateAndSlotLayer(StateLayer, SlotLayer):  # type: ignore[override]
 
     batch_size: int
 
-    def __init__(self, like: Any, shape: PoolShape, at: torch.Tensor) -> None:
-        StateLayer.__init__(self, like, shape)
-        SlotLayer.__init__(self, like, shape, at)
+    def __init__(self, template: Any, shape: PoolShape, lengths: torch.Tensor) -> None:
+        StateLayer.__init__(self, template, shape)
+        SlotLayer.__init__(self, template, shape, lengths)
 
     def lazy_initialization(self, *_: Any, **__: Any) -> None:
         """Do nothing: there is room from the start."""
 
-    def put(self, slot: int, row: Any, tokens: int) -> None:
-        StateLayer.put(self, slot, row, tokens)
-        SlotLayer.put(self, slot, row, tokens)
+    def put(self, slot: int, sequence: Any, tokens: int) -> None:
+        StateLayer.put(self, slot, sequence, tokens)
+        SlotLayer.put(self, slot, sequence, tokens)
 
 
 STATES = ("conv_states", "recurrent_states")

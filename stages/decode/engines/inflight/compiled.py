@@ -25,23 +25,23 @@ class CompiledStep:
     def __init__(self, device: str) -> None:
         # On a GPU what was compiled is recorded too, and played as a whole.
         self._mode = "reduce-overhead" if device.startswith("cuda") else "default"
-        self._of: Any = None
+        self._model: Any = None
         self._step: Callable[..., Any] | None = None
 
     def of(self, model: Any) -> Callable[..., Any]:
         """Return what computes a step in place of this model. A half that was loaded again is
         compiled again."""
-        if self._step is None or self._of is not model:
-            with _in_words():
-                _settle()
+        if self._step is None or self._model is not model:
+            with _translated_errors():
+                _configure_compiler()
                 self._step = torch.compile(model, fullgraph=True, dynamic=False, mode=self._mode)
-            self._of = model
-        return self._called
+            self._model = model
+        return self._run_step
 
-    def _called(self, **given: Any) -> Any:
+    def _run_step(self, **kwargs: Any) -> Any:
         assert self._step is not None
-        with _in_words(), _heads_as_they_are():
-            return self._step(**given)
+        with _translated_errors(), _shared_heads_unexpanded():
+            return self._step(**kwargs)
 
 
 def mark_static(cache: Any) -> None:
@@ -55,7 +55,7 @@ def mark_static(cache: Any) -> None:
                 mark_static_address(value)
 
 
-def _settle() -> None:
+def _configure_compiler() -> None:
     """Have all shapes compiled, and in this process: its memory and its cores are what it was
     given."""
     import torch._dynamo
@@ -67,30 +67,30 @@ def _settle() -> None:
 
 
 @contextmanager
-def _heads_as_they_are() -> Iterator[None]:
+def _shared_heads_unexpanded() -> Iterator[None]:
     """Have attention go through keys that several heads share where they lie, as it does where
     nothing is compiled: a compiler would be given a copy for each head, of all columns."""
     library: Any = sdpa_attention
     before = library.is_torchdynamo_compiling
-    library.is_torchdynamo_compiling = _not
+    library.is_torchdynamo_compiling = _never
     try:
         yield
     finally:
         library.is_torchdynamo_compiling = before
 
 
-def _not() -> bool:
+def _never() -> bool:
     return False
 
 
 @contextmanager
-def _in_words() -> Iterator[None]:
+def _translated_errors() -> Iterator[None]:
     """Raise what goes wrong with a compiler as what it is: MemoryError, or UsageError."""
     try:
         yield
     except Exception as error:
-        if (words := oom_message(error)) is not None:
-            raise MemoryError(words) from error
+        if (message := oom_message(error)) is not None:
+            raise MemoryError(message) from error
         if (found := _failure(error)) is None:
             raise
         raise found from error
@@ -101,17 +101,17 @@ def _failure(error: Exception) -> UsageError | None:
     says."""
     from torch._dynamo.exc import TorchDynamoException
 
-    instead = "use --engine inflight; nothing finished is lost"
+    advice = "use --engine inflight; nothing finished is lost"
     for cause in causes(error):
         if isinstance(cause, OSError):
             return UsageError(
                 f"a compiled step cannot be kept: {first_line(cause)}",
-                hint=f"Name another folder in TORCHINDUCTOR_CACHE_DIR, or {instead}",
+                hint=f"Name another folder in TORCHINDUCTOR_CACHE_DIR, or {advice}",
             )
     if not isinstance(error, TorchDynamoException):
         return None
-    words = first_line(error)[:200]
+    message = first_line(error)[:200]
     return UsageError(
-        f"a step of this model cannot be compiled: {words}",
-        hint=f"{instead[0].upper()}{instead[1:]}",
+        f"a step of this model cannot be compiled: {message}",
+        hint=f"{advice[0].upper()}{advice[1:]}",
     )

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 
 from artifacts.words import counted
 from stages.decode.engines.inflight.pool_shape import (
-    BESIDE,
+    MIN_CHECK_SLOTS,
     PoolLayout,
     PoolShape,
     rows_for,
@@ -27,8 +27,8 @@ layers, 300 of 24."""
 def slot_terms(load: SlotLoad) -> Iterator[SlotTerm]:
     """Yield the cache and what is computed with."""
     memory, each, slots = load.memory, load.number_bytes, load.slots
-    manner = PoolLayout(rows=rows_for(slots), compiled=load.engine.compiled)
-    pool = manner.pool(slots, manner.columns(load.tokens + load.new_tokens))
+    layout = PoolLayout(rows=rows_for(slots), compiled=load.engine.compiled)
+    pool = layout.pool(slots, layout.columns(load.tokens + load.new_tokens))
     kept = pool_bytes(memory, pool, each)
     why = f"{counted(slots, 'slot')} x {pool.columns:,} columns x "
     why += f"{memory.bytes(pool.columns, each) / pool.columns:,.0f} bytes"
@@ -41,7 +41,7 @@ def slot_terms(load: SlotLoad) -> Iterator[SlotTerm]:
         why = f"a token of each of {counted(pool.rows, 'row')}"
         why += " and a layer's cache of all" if pool.copied else ""
     yield SlotTerm("activation", max(prompt, step), why)
-    trial = trial_bytes(memory, manner, slots, load.tokens, each) - kept - max(prompt, step)
+    trial = trial_bytes(memory, layout, slots, load.tokens, each) - kept - max(prompt, step)
     if slots > 1 and trial > 0:  # with one there are batches of one where it does not fit
         yield SlotTerm("kv", trial, "what is tried first: two prompts and a pool")
     if load.engine.by_chunk:
@@ -74,9 +74,11 @@ def step_bytes(memory: RowMemory, pool: PoolShape, each: int) -> int:
     )
 
 
-def trial_bytes(memory: RowMemory, manner: PoolLayout, slots: int, tokens: int, each: int) -> int:
+def trial_bytes(memory: RowMemory, layout: PoolLayout, slots: int, tokens: int, each: int) -> int:
     """Return what it takes at the least to try whether a half is for slots, by prompts of at most
     so many tokens."""
     rows = 2 * (memory.bytes(tokens, each) + memory.states(each))
-    tried: Sequence[PoolShape] = trial_shapes(manner, min(BESIDE, slots), tokens, lean=True)
+    tried: Sequence[PoolShape] = trial_shapes(
+        layout, min(MIN_CHECK_SLOTS, slots), tokens, lean=True
+    )
     return rows + max(pool_bytes(memory, p, each) + step_bytes(memory, p, each) for p in tried)

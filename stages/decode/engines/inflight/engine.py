@@ -22,12 +22,12 @@ from stages.decode.engines.inflight.scheduler import (
     InflightScheduler,
     RequestPrefetcher,
     SequenceState,
-    coming,
+    prefetch_requests,
 )
 from stages.decode.engines.transformers import TransformersEngine
 from stages.decode.job import DecodeJob
 from stages.decode.prompts import prompts_for
-from stages.decode.protocol import CaptionOutput, DecodeRequest, Listen
+from stages.decode.protocol import CaptionOutput, DecodeRequest, OnPartial
 from stages.memory.oom_retry import OomRetry, release_memory, try_items
 from stages.models.halves.absent import NeedsWeights
 from stages.models.halves.features import Features
@@ -36,9 +36,9 @@ from stages.process.exit_diagnosis import out_of_memory
 
 PARTIAL_INTERVAL_SECONDS = 0.1
 """Least time between two times that a row's words are told while it is said."""
-TOGETHER_SECONDS = 1.0
+PUBLISH_INTERVAL_SECONDS = 1.0
 """How long captions that ended wait for others to be published with: each time is one file."""
-LONGER = " Then tell what else there is to be seen, and where."
+LONGER_SUFFIX = " Then tell what else there is to be seen, and where."
 """What is put behind a prompt to have one of another length."""
 
 
@@ -47,209 +47,223 @@ class InflightEngine:
 
     def __init__(self, job: DecodeJob) -> None:
         self._job = job
-        self._plain = TransformersEngine(job)
-        self._result = EngineCheck(reason="it was not tried")
+        self._transformers = TransformersEngine(job)
+        self._check = EngineCheck(reason="it was not tried")
         self._engine = engines_for(job.engine)[0]
         self._step = CompiledStep(job.half.device) if self._engine.compiled else None
         self._prefix = SharedPrefix() if self._engine.by_chunk else None
         """What prompts of one chunk have in common; None: each is read by itself."""
-        self._apart = ""
+        self._no_prefix_reason = ""
         """Why prompts are read by themselves that could have had that in common."""
-        self._loop: InflightScheduler | None = None
-        self._listen: Listen | None = None
+        self._scheduler: InflightScheduler | None = None
+        self._on_partial: OnPartial | None = None
 
-    def facts(self) -> dict[str, Any]:
-        return self._plain.facts()
+    def load_info(self) -> dict[str, Any]:
+        return self._transformers.load_info()
 
-    def settle(self, asked: DecodeRequest) -> str:
+    def resolve_engine(self, request: DecodeRequest) -> str:
         """Return the name of the engine that speaks, found out by a chunk. Raises UsageError where
         it has to be this one and cannot."""
-        self._result = self._judged(asked)
+        self._check = self._run_check(request)
         release_memory()  # what was tried is not what will be held
-        if not self._result.reason:
+        if not self._check.reason:
             return self._engine.name
         if len(engines_for(self._job.engine)) == 1:
             raise UsageError(
-                f"engine {self._engine.name} cannot run this model: {self._result.reason}",
-                hint=f"Use --engine {AUTO} or {self._plain.name}",
+                f"engine {self._engine.name} cannot run this model: {self._check.reason}",
+                hint=f"Use --engine {AUTO} or {self._transformers.name}",
             )
-        return self._plain.name
+        return self._transformers.name
 
-    def refusal(self, asked: DecodeRequest) -> UsageError | None:
-        return self._plain.refusal(asked)
+    def refusal(self, request: DecodeRequest) -> UsageError | None:
+        return self._transformers.refusal(request)
 
-    def findings(self) -> dict[str, Any]:
-        found = self._plain.findings()
-        if self._result.reason:
-            return found | {"engine": self._plain.name, "engine_reason": self._result.reason}
-        if self._loop is not None:
-            counted = self._loop.counted
-            found |= {"slots": self._loop.slots, "row_steps": counted.steps}
-            found |= {"aligned": True} if self._result.manner.aligned else {}
-            found |= {"row_steps_used": counted.used}
+    def run_stats(self) -> dict[str, Any]:
+        found = self._transformers.run_stats()
+        if self._check.reason:
+            return found | {"engine": self._transformers.name, "engine_reason": self._check.reason}
+        if self._scheduler is not None:
+            usage = self._scheduler.usage
+            found |= {"slots": self._scheduler.slots, "row_steps": usage.steps}
+            found |= {"aligned": True} if self._check.layout.aligned else {}
+            found |= {"row_steps_used": usage.used}
         if self._engine.by_chunk:
             found |= {"shared_prefix": self._prefix is not None}
-        if self._apart:
-            found |= {"shared_prefix_reason": self._apart}
+        if self._no_prefix_reason:
+            found |= {"shared_prefix_reason": self._no_prefix_reason}
         return found | {"engine": self._engine.name}
 
     def run(
-        self, batches: Iterable[Sequence[DecodeRequest]], shrinking: OomRetry
+        self, batches: Iterable[Sequence[DecodeRequest]], oom_retry: OomRetry
     ) -> Iterator[tuple[Sequence[DecodeRequest], Sequence[CaptionOutput]]]:
         """Yield captions as they end, those of a moment together."""
-        if self._result.reason:
-            yield from self._plain.run(batches, shrinking)
+        if self._check.reason:
+            yield from self._transformers.run(batches, oom_retry)
             return
-        with coming(batches) as rows:
-            yield from self._publish_groups(rows, shrinking)
+        with prefetch_requests(batches) as rows:
+            yield from self._publish_groups(rows, oom_retry)
 
-    def overhear(self, listen: Listen) -> None:
-        self._listen = listen
+    def set_on_partial(self, on_partial: OnPartial) -> None:
+        self._on_partial = on_partial
 
-    def say(self, asked: Sequence[DecodeRequest]) -> Sequence[CaptionOutput]:
+    def generate_batch(self, request: Sequence[DecodeRequest]) -> Sequence[CaptionOutput]:
         """Return what is said of each, one after the other."""
-        if self._result.reason:
-            return self._plain.say(asked)
-        assert self._loop is not None
-        return [self._said(self._loop.alone(one)) for one in asked]
+        if self._check.reason:
+            return self._transformers.generate_batch(request)
+        assert self._scheduler is not None
+        return [self._output(self._scheduler.run_alone(one)) for one in request]
 
     def _publish_groups(
-        self, rows: RequestPrefetcher, shrinking: OomRetry
+        self, rows: RequestPrefetcher, oom_retry: OomRetry
     ) -> Iterator[tuple[Sequence[DecodeRequest], Sequence[CaptionOutput]]]:
-        self._loop = self._new_loop(shrinking)
+        self._scheduler = self._make_scheduler(oom_retry)
         ended: list[SequenceState] = []
-        since, moment = time.monotonic(), 0.0 if self._job.live else TOGETHER_SECONDS
-        for flight in self._loop.run(rows):
-            if flight is not None:
-                ended.append(flight)
+        since, interval = time.monotonic(), 0.0 if self._job.live else PUBLISH_INTERVAL_SECONDS
+        for state in self._scheduler.run(rows):
+            if state is not None:
+                ended.append(state)
             # Who waits for another process must not keep from it what it may wait for, too.
-            if ended and (flight is None or time.monotonic() - since >= moment):
-                yield self._words(ended, shrinking)
+            if ended and (state is None or time.monotonic() - since >= interval):
+                yield self._collect(ended, oom_retry)
                 ended, since = [], time.monotonic()
         if ended:
-            yield self._words(ended, shrinking)
+            yield self._collect(ended, oom_retry)
 
-    def _words(
-        self, ended: list[SequenceState], shrinking: OomRetry
+    def _collect(
+        self, ended: list[SequenceState], oom_retry: OomRetry
     ) -> tuple[list[DecodeRequest], list[CaptionOutput]]:
         """Return the rows that ended and their words, without those of which none can be made."""
         pairs = []
-        for flight in ended:
-            said, words, fault = shrinking.attempt(partial(self._said, flight))
-            if words is not None:
-                raise MemoryError(words)
+        for state in ended:
+            outputs, message, fault = oom_retry.attempt(partial(self._output, state))
+            if message is not None:
+                raise MemoryError(message)
             if fault is not None:
-                shrinking.fail(flight.asked, fault)
-            pairs += [(flight.asked, one) for one in said]
-        return [asked for asked, _ in pairs], [one for _, one in pairs]
+                oom_retry.fail(state.request, fault)
+            pairs += [(state.request, one) for one in outputs]
+        return [request for request, _ in pairs], [one for _, one in pairs]
 
-    def _new_loop(self, shrinking: OomRetry) -> InflightScheduler:
+    def _make_scheduler(self, oom_retry: OomRetry) -> InflightScheduler:
         return InflightScheduler(
-            self._read,
-            shrinking,
-            self._result.manner,
+            self._prefill,
+            oom_retry,
+            self._check.layout,
             slots=slot_count(self._job),
-            late=int(self._job.half.device != "cpu"),
-            overhear=self._overhear if self._listen else None,
+            lag=int(self._job.half.device != "cpu"),
+            on_token=self._send_partial if self._on_partial else None,
         )
 
-    def _overhear(self, flight: SequenceState) -> None:
+    def _send_partial(self, state: SequenceState) -> None:
         """Tell what a row has said so far, now and then."""
         now = time.monotonic()
-        if self._listen is None or now - flight.told < PARTIAL_INTERVAL_SECONDS:
+        if self._on_partial is None or now - state.last_partial_at < PARTIAL_INTERVAL_SECONDS:
             return
-        flight.told = now
+        state.last_partial_at = now
         # Not told of a row that raises here, which is found out at its end.
-        for text, *_ in try_items(partial(self._text, flight))[0]:
-            self._listen(flight.asked, text, len(flight.said))
+        for text, *_ in try_items(partial(self._text, state))[0]:
+            self._on_partial(state.request, text, len(state.output_ids))
 
-    def _read(self, asked: DecodeRequest) -> PrefilledSequence:
+    def _prefill(self, request: DecodeRequest) -> PrefilledSequence:
         try:
-            return self._plain.held.use(partial(self._row, asked, bounded=True))
+            return self._transformers.half.use(partial(self._prefill_with, request, bounded=True))
         except BaseException:
             if self._prefix is not None:
                 self._prefix.forget()
             raise
 
-    def _row(self, asked: DecodeRequest, half: Any, *, bounded: bool = False) -> PrefilledSequence:
-        inputs, features, options = self._given(half, asked)
-        choosing = self._plain.choosing.of(asked.member)
+    def _prefill_with(
+        self, request: DecodeRequest, half: Any, *, bounded: bool = False
+    ) -> PrefilledSequence:
+        inputs, features, options = self._generate_inputs(half, request)
+        generate_kwargs = self._transformers.generate_kwargs.of(request.item)
         if bounded:
             live = bool(self._job.live)
-            choosing = self._plain.bounded(half, inputs, choosing, [asked.member], whole=live)
-        options["max_new_tokens"] = choosing.limit
+            generate_kwargs = self._transformers.bounded(
+                half, inputs, generate_kwargs, [request.item], whole=live
+            )
+        options["max_new_tokens"] = generate_kwargs.limit
         if self._prefix is not None:
-            row = self._prefix.read(half, asked.member.features, inputs, features, **options)
+            row = self._prefix.prefill_from_prefix(
+                half, request.item.features, inputs, features, **options
+            )
         else:
             row = prefill_row(half, inputs, features, **options)
             row = row if self._step is None else replace(row, step=self._step.of(row.model))
-        stopped = partial(choosing.stopped, self._plain.processor)
-        return replace(row, stopped=stopped) if choosing.stop else row
+        stopped = partial(generate_kwargs.stopped, self._transformers.processor)
+        return replace(row, stopped=stopped) if generate_kwargs.stop else row
 
-    def _given(
-        self, half: Any, asked: DecodeRequest
+    def _generate_inputs(
+        self, half: Any, request: DecodeRequest
     ) -> tuple[dict[str, Any], Features, dict[str, Any]]:
         """Return what `generate` is given of one row: inputs, features, options."""
-        processor, row = self._plain.processor, asked.row
-        choosing = self._plain.choosing.of(asked.member)
-        chosen = choosing.options(half, processor, [asked.member])
-        prompts = [asked.member.prompt]
-        inputs = prompts_for(half, processor, [row], prompts, choosing.generation)
+        processor, row = self._transformers.processor, request.features
+        generate_kwargs = self._transformers.generate_kwargs.of(request.item)
+        chosen = generate_kwargs.options(half, processor, [request.item])
+        prompts = [request.item.prompt]
+        inputs = prompts_for(half, processor, [row], prompts, generate_kwargs.generation)
         features = Features(merge_rows([row]), row.needs, merge_blank([row]))
-        return inputs, features, {**self._plain.reading.options(half, processor, row), **chosen}
+        return (
+            inputs,
+            features,
+            {**self._transformers.prefill_options.options(half, processor, row), **chosen},
+        )
 
-    def _judged(self, asked: DecodeRequest) -> EngineCheck:
-        if self._plain.choosing.generation.beams > 1:
+    def _run_check(self, request: DecodeRequest) -> EngineCheck:
+        if self._transformers.generate_kwargs.generation.beams > 1:
             return EngineCheck(reason="its captions are searched by beams")
         if self._job.kv:
             return EngineCheck(reason="its cache is kept elsewhere or in few bits")
         precision = self._job.half.precision
         if precision in self._engine.refused_precisions:  # a trial may lack outliers
             return EngineCheck(reason="products in 8 bit look at all rows")
-        plain = asked.member._replace(settings="")
-        asked = asked._replace(member=plain, work=None)
-        longer = plain._replace(prompt=plain.prompt + LONGER)
-        pair = (asked, asked._replace(member=longer))
+        plain = request.item._replace(settings="")
+        request = request._replace(item=plain, work=None)
+        longer = plain._replace(prompt=plain.prompt + LONGER_SUFFIX)
+        requests = (request, request._replace(item=longer))
         if self._prefix is not None:
             try:
-                result = self._plain.held.use(partial(self._tried, *pair))
+                result = self._transformers.half.use(partial(self._check_pair, *requests))
                 if not result.reason:
                     return result
-                self._apart = result.reason
+                self._no_prefix_reason = result.reason
             except Exception as error:  # a family may refuse in any way what is not its own
                 if out_of_memory(error) or isinstance(error, NeedsWeights):
                     raise
-                self._apart = f"{type(error).__name__}: {error}"[:200]
+                self._no_prefix_reason = f"{type(error).__name__}: {error}"[:200]
             self._prefix = None
             release_memory()
         try:
-            return self._plain.held.use(partial(self._tried, *pair))
+            return self._transformers.half.use(partial(self._check_pair, *requests))
         except UnsupportedCacheError as error:
             return EngineCheck(reason=str(error))
 
-    def _tried(self, asked: DecodeRequest, longer: DecodeRequest, half: Any) -> EngineCheck:
-        inputs, features, options = self._given(half, asked)
+    def _check_pair(self, request: DecodeRequest, longer: DecodeRequest, half: Any) -> EngineCheck:
+        inputs, features, options = self._generate_inputs(half, request)
         reference = reference_of(half, inputs, features, **options)
-        row, other = (self._row(each, half) for each in (asked, longer))
-        insisted = len(engines_for(self._job.engine)) == 1
-        found = choose_layout(slot_count(self._job), row, other, reference, insisted=insisted)
-        if found.starved and insisted:
+        row, other = (self._prefill_with(each, half) for each in (request, longer))
+        is_only_engine = len(engines_for(self._job.engine)) == 1
+        found = choose_layout(
+            slot_count(self._job), row, other, reference, is_only_engine=is_only_engine
+        )
+        if found.out_of_memory and is_only_engine:
             raise MemoryError(found.reason)
         return found
 
-    def _said(self, flight: SequenceState) -> CaptionOutput:
-        self._plain.held.confirm()
-        assert flight.ended is not None
-        if flight.fault is not None:
-            return CaptionOutput("", 0, flight.ended, fault=flight.fault)
-        text, shortened = self._text(flight)
-        stopped = flight.stopped is not None and flight.stopped(flight.said)
-        tokens, read = len(flight.said), flight.prompt_tokens
-        return CaptionOutput(text, tokens, flight.ended, shortened, read, stopped)
+    def _output(self, state: SequenceState) -> CaptionOutput:
+        self._transformers.half.confirm()
+        assert state.finish_reason is not None
+        if state.fault is not None:
+            return CaptionOutput("", 0, state.finish_reason, fault=state.fault)
+        text, shortened = self._text(state)
+        stopped = state.stopped is not None and state.stopped(state.output_ids)
+        tokens, read = len(state.output_ids), state.prompt_tokens
+        return CaptionOutput(text, tokens, state.finish_reason, shortened, read, stopped)
 
-    def _text(self, flight: SequenceState) -> tuple[str, bool]:
-        choosing = self._plain.choosing.of(flight.asked.member)
-        return next(iter(choosing.texts_of(self._plain.processor, [flight.said])))
+    def _text(self, state: SequenceState) -> tuple[str, bool]:
+        generate_kwargs = self._transformers.generate_kwargs.of(state.request.item)
+        return next(
+            iter(generate_kwargs.texts_of(self._transformers.processor, [state.output_ids]))
+        )
 
 
 def slot_count(job: DecodeJob) -> int:

@@ -18,8 +18,8 @@ from artifacts.errors import PenstockError
 from stages.decode.engines.inflight.cache_layers import UnsupportedCacheError
 from stages.decode.engines.inflight.pool import SlotPool
 from stages.decode.engines.inflight.pool_shape import (
-    BESIDE,
     CHECK_TOKENS,
+    MIN_CHECK_SLOTS,
     MIN_STEP_ROWS,
     PLAIN,
     PoolLayout,
@@ -28,7 +28,7 @@ from stages.decode.engines.inflight.pool_shape import (
     trial_shapes,
 )
 from stages.decode.engines.inflight.prefill import PrefilledSequence, select_token_ids
-from stages.decode.prefill_options import far, rounding
+from stages.decode.prefill_options import relative_difference, tolerance
 from stages.memory.oom_retry import catch_oom
 from stages.models.halves.absent import NeedsWeights
 from stages.models.halves.delivery import generate, new_tokens, prompt_in
@@ -48,11 +48,11 @@ class EngineCheck:
 
     reason: str = ""
     """Why the half is not for slots; empty where it is."""
-    manner: PoolLayout = PLAIN
+    layout: PoolLayout = PLAIN
     """How rows are had in a pool, where it is."""
-    sized: bool = False
+    depends_on_pool_size: bool = False
     """Whether only pools of another size were at fault."""
-    starved: bool = False
+    out_of_memory: bool = False
     """Whether there was not the memory to find it out."""
 
 
@@ -70,38 +70,40 @@ def reference_of(
 ) -> ReferenceOutput:
     """Return what `generate` says, some tokens long."""
     lengths = {"max_new_tokens": STEPS + 1, "min_new_tokens": STEPS + 1}
-    told = {**options, **lengths, "return_dict_in_generate": True, "output_logits": True}
-    made: Any = generate(half, inputs, features, **told)
+    kwargs = {**options, **lengths, "return_dict_in_generate": True, "output_logits": True}
+    made: Any = generate(half, inputs, features, **kwargs)
     tokens = new_tokens(made.sequences, prompt_in(half, inputs))[0].tolist()
     return ReferenceOutput(tokens=tokens, logits=made.logits)
 
 
 def choose_layout(
-    wanted: int,
+    job_slots: int,
     row: PrefilledSequence,
     other: PrefilledSequence,
     reference: ReferenceOutput,
     *,
-    insisted: bool,
+    is_only_engine: bool,
 ) -> EngineCheck:
     """Judge by a row and one of another length which way to have rows in so many slots is the best
     that holds; where none does, the result is that of the first. `insisted` is whether nothing else
     would serve."""
-    ways = candidate_layouts(wanted, compiled=row.step is not None, insisted=insisted)
-    first = _judged_in(next(ways), wanted, row, other, reference)
-    if not first.reason or first.starved:
+    candidates = candidate_layouts(
+        job_slots, compiled=row.step is not None, is_only_engine=is_only_engine
+    )
+    first = _check_layout_in(next(candidates), job_slots, row, other, reference)
+    if not first.reason or first.out_of_memory:
         return first
-    for manner in ways:
-        if first.sized or manner.aligned:
-            found = _judged_in(manner, wanted, row, other, reference)
-            if not found.reason or found.starved:
+    for layout in candidates:
+        if first.depends_on_pool_size or layout.aligned:
+            found = _check_layout_in(layout, job_slots, row, other, reference)
+            if not found.reason or found.out_of_memory:
                 return found
     return first
 
 
-def _judged_in(
-    manner: PoolLayout,
-    wanted: int,
+def _check_layout_in(
+    layout: PoolLayout,
+    job_slots: int,
     row: PrefilledSequence,
     other: PrefilledSequence,
     reference: ReferenceOutput,
@@ -109,13 +111,17 @@ def _judged_in(
     """Judge one way, in pools of so many slots, or of fewer where there is not the memory."""
     tokens = max(row.tokens, other.tokens)
     # Beside a single slot nobody stands, so where there is no room for more, one is enough.
-    ways = ((max(BESIDE, wanted), False), (BESIDE, True), (min(BESIDE, wanted), True))
-    for slots, lean in dict.fromkeys(ways):
-        pools = trial_shapes(manner, slots, tokens, lean=lean)
-        found, words = catch_oom(partial(check_layout, row, other, reference, *pools))
-        if words is None:
-            return replace(found.pop(), manner=manner)
-    return EngineCheck(reason=f"there was not the memory to try it: {words}", starved=True)
+    candidates = (
+        (max(MIN_CHECK_SLOTS, job_slots), False),
+        (MIN_CHECK_SLOTS, True),
+        (min(MIN_CHECK_SLOTS, job_slots), True),
+    )
+    for slots, lean in dict.fromkeys(candidates):
+        pools = trial_shapes(layout, slots, tokens, lean=lean)
+        found, message = catch_oom(partial(check_layout, row, other, reference, *pools))
+        if message is None:
+            return replace(found.pop(), layout=layout)
+    return EngineCheck(reason=f"there was not the memory to try it: {message}", out_of_memory=True)
 
 
 def check_layout(
@@ -123,12 +129,12 @@ def check_layout(
     other: PrefilledSequence,
     reference: ReferenceOutput,
     shape: PoolShape,
-    otherwise: PoolShape,
+    other_shape: PoolShape,
 ) -> EngineCheck:
     """Judge by a row and one of another length, in a pool and in one of another shape. Raises what
     an allocator raises."""
     try:
-        return _judged(row, other, reference, shape, otherwise)
+        return _compare(row, other, reference, shape, other_shape)
     except UnsupportedCacheError as error:
         return EngineCheck(reason=str(error))
     except Exception as error:  # a family may refuse in any way what is not its own
@@ -139,34 +145,38 @@ def check_layout(
         return EngineCheck(reason=f"it fails in slots: {type(error).__name__}: {error}"[:200])
 
 
-def _judged(
+def _compare(
     row: PrefilledSequence,
     other: PrefilledSequence,
     reference: ReferenceOutput,
     shape: PoolShape,
-    otherwise: PoolShape,
+    other_shape: PoolShape,
 ) -> EngineCheck:
-    alone = _trace(row, reference, SlotPool(row, shape), 0)
-    wanted = [logits[0].float() for logits in reference.logits[: len(alone)]]
-    found = far(wanted, [logits.float() for logits in alone])
-    if found > ROUNDINGS * rounding(row.model.dtype):
+    alone = _teacher_force(row, reference, SlotPool(row, shape), 0)
+    job_slots = [logits[0].float() for logits in reference.logits[: len(alone)]]
+    found = relative_difference(job_slots, [logits.float() for logits in alone])
+    if found > ROUNDINGS * tolerance(row.model.dtype):
         return EngineCheck(reason=f"in slots its numbers are others, by {found:.1e}")
-    if not _same(alone, _trace(row, reference, SlotPool(row, shape), shape.slots - 1, other)):
+    if not _same(
+        alone, _teacher_force(row, reference, SlotPool(row, shape), shape.slots - 1, other)
+    ):
         return EngineCheck(reason="its numbers hang on what is beside a row")
-    wider = [_trace(row, reference, SlotPool(row, otherwise), 0, other)]
+    wider = [_teacher_force(row, reference, SlotPool(row, other_shape), 0, other)]
     if shape.rows > MIN_STEP_ROWS:  # other jobs may have fewer, and their rows chance to agree
-        alone += _trace(other, reference, SlotPool(row, shape), 0)
-        wider.append(_trace(other, reference, SlotPool(row, otherwise), 0))
+        alone += _teacher_force(other, reference, SlotPool(row, shape), 0)
+        wider.append(_teacher_force(other, reference, SlotPool(row, other_shape), 0))
     if not _same(alone, list(chain.from_iterable(wider))):
-        return EngineCheck(reason="its numbers hang on how large the pool is", sized=True)
+        return EngineCheck(
+            reason="its numbers hang on how large the pool is", depends_on_pool_size=True
+        )
     return EngineCheck()
 
 
-def _trace(
+def _teacher_force(
     row: PrefilledSequence,
     reference: ReferenceOutput,
     pool: SlotPool,
-    seat: int,
+    slot: int,
     other: PrefilledSequence | None = None,
 ) -> list[torch.Tensor]:
     """Return the logits of the row in that slot, token for token. `other` stands beside it, and was
@@ -176,17 +186,17 @@ def _trace(
         for slot in range(pool.shape.slots):
             pool.put(slot, other, select_token_ids(other, other.ids, other.logits))
         for _ in range(BEFORE):
-            pool.feed(pool.step().argmax(-1))
-        pool.clear(seat)
+            pool.set_tokens(pool.step().argmax(-1))
+        pool.clear(slot)
     first, *rest = reference.tokens
-    pool.put(seat, row, torch.full_like(row.ids[:1, :1], first))
+    pool.put(slot, row, torch.full_like(row.ids[:1, :1], first))
     seen = [row.logits[0]]
     for token in rest:
         logits = pool.step()
-        seen.append(logits[seat].clone())
+        seen.append(logits[slot].clone())
         last.copy_(logits.argmax(-1))
-        last[seat] = token
-        pool.feed(last)
+        last[slot] = token
+        pool.set_tokens(last)
     return seen
 
 

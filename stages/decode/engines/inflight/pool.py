@@ -26,96 +26,109 @@ from stages.decode.engines.inflight.slot_cache import (
 class SlotPool:
     """The slots of one half, and the next input token of each."""
 
-    def __init__(self, like: PrefilledSequence, shape: PoolShape) -> None:
+    def __init__(self, template: PrefilledSequence, shape: PoolShape) -> None:
         """Make room for rows like this one. Raises CannotSeat, and what an allocator raises."""
         self.shape = shape
-        self.model, self._step = like.model, like.step
-        self._along = dict(like.along)
-        self._positions_as = like.positions_as
+        self.model, self._step = template.model, template.step
+        self._extra_inputs = dict(template.extra_inputs)
+        self._positions_name = template.positions_name
         with torch.inference_mode():
-            self._make(like)
+            self._make(template)
 
-    def _make(self, like: PrefilledSequence) -> None:
-        rows, device = self.shape.rows, like.position.device
-        self._at = torch.zeros(rows, dtype=torch.long, device=device)
-        self._live = torch.zeros(rows, dtype=torch.long, device=device)
-        self._position = like.position.new_zeros(*like.position.shape[:-2], rows, 1)
-        self._last = torch.zeros(rows, 1, dtype=like.ids.dtype, device=device)
-        self._types = {n: value.new_zeros(rows, 1) for n, value in like.types.items()}
-        room = AlignedSlotCache if self.shape.aligned else SlotCache
-        self._room: AlignedSlotCache | SlotCache = room(like, self.shape, self._at)
-        self._sources = CrossAttentionCache(like, self.shape) if like.source is not None else None
+    def _make(self, template: PrefilledSequence) -> None:
+        rows, device = self.shape.rows, template.position.device
+        self._lengths = torch.zeros(rows, dtype=torch.long, device=device)
+        self._active = torch.zeros(rows, dtype=torch.long, device=device)
+        self._position = template.position.new_zeros(*template.position.shape[:-2], rows, 1)
+        self._input_ids = torch.zeros(rows, 1, dtype=template.ids.dtype, device=device)
+        self._token_types = {
+            n: value.new_zeros(rows, 1) for n, value in template.token_types.items()
+        }
+        cache_class = AlignedSlotCache if self.shape.aligned else SlotCache
+        self._slot_cache: AlignedSlotCache | SlotCache = cache_class(
+            template, self.shape, self._lengths
+        )
+        self._cross_attention = (
+            CrossAttentionCache(template, self.shape)
+            if template.encoder_output is not None
+            else None
+        )
         if self._step is not None:
-            mark_static(self._room.cache)
+            mark_static(self._slot_cache.cache)
 
-    def put(self, slot: int, row: PrefilledSequence, token: torch.Tensor) -> None:
+    def put(self, slot: int, sequence: PrefilledSequence, token: torch.Tensor) -> None:
         """Let a row go on in this slot with `token`, its first, of shape [1, 1]."""
-        self.model, self._step = row.model, row.step
+        self.model, self._step = sequence.model, sequence.step
         with torch.inference_mode():
-            self._room.put(slot, row)
-            if self._sources is not None:
-                self._sources.put(slot, row)
-            for name, value in row.types.items():
-                self._types[name][slot] = value[0]
-            self._position[..., slot : slot + 1, :] = row.position
-            self._last[slot] = token[0]
-            self._at[slot], self._live[slot] = row.tokens, 1
+            self._slot_cache.put(slot, sequence)
+            if self._cross_attention is not None:
+                self._cross_attention.put(slot, sequence)
+            for name, value in sequence.token_types.items():
+                self._token_types[name][slot] = value[0]
+            self._position[..., slot : slot + 1, :] = sequence.position
+            self._input_ids[slot] = token[0]
+            self._lengths[slot], self._active[slot] = sequence.tokens, 1
 
     def clear(self, slot: int) -> None:
         """Empty a slot, whose row has ended."""
         with torch.inference_mode():
-            self._at[slot] = self._live[slot] = 0
+            self._lengths[slot] = self._active[slot] = 0
 
     def step(self) -> torch.Tensor:
         """Return the logits of every row's next token, of shape [rows, words]: first those of the
         slots. Those of an empty one mean nothing."""
-        with torch.inference_mode(), _row_by_row(self.model):
-            given = self.model.prepare_inputs_for_generation(
-                self._last,
+        with torch.inference_mode(), _experts_row_by_row(self.model):
+            model_inputs = self.model.prepare_inputs_for_generation(
+                self._input_ids,
                 next_sequence_length=1,
-                **self._remembered(),
-                **self._types,
-                **self._along,
+                **self._past_inputs(),
+                **self._token_types,
+                **self._extra_inputs,
             )
-            if self._positions_as and given.get(self._positions_as) is None:
-                given[self._positions_as] = self._position  # some would count them by the cache
-            output = (self._step or self.model)(**given, return_dict=True)
-            self._room.stepped()
+            if self._positions_name and model_inputs.get(self._positions_name) is None:
+                model_inputs[self._positions_name] = (
+                    self._position
+                )  # some would count them by the cache
+            output = (self._step or self.model)(**model_inputs, return_dict=True)
+            self._slot_cache.after_step()
             logits: torch.Tensor = output.logits[:, -1].float()
             return logits
 
-    def _remembered(self) -> dict[str, Any]:
+    def _past_inputs(self) -> dict[str, Any]:
         """Return what the model is told of all that came before."""
-        told = {self._positions_as: self._position} if self._positions_as else {}
-        if self._sources is None:
-            return told | {
-                "past_key_values": self._room.cache,
-                "attention_mask": self._room.mask(),
+        kwargs = {self._positions_name: self._position} if self._positions_name else {}
+        if self._cross_attention is None:
+            return kwargs | {
+                "past_key_values": self._slot_cache.cache,
+                "attention_mask": self._slot_cache.mask(),
             }
-        cache = EncoderDecoderCache(self._room.cache, self._sources.cache)
-        seen = {"past_key_values": cache, "decoder_attention_mask": self._room.mask()}
-        return told | seen | self._sources.given()
+        cache = EncoderDecoderCache(self._slot_cache.cache, self._cross_attention.cache)
+        decoder_inputs = {
+            "past_key_values": cache,
+            "decoder_attention_mask": self._slot_cache.mask(),
+        }
+        return kwargs | decoder_inputs | self._cross_attention.decoder_inputs()
 
-    def feed(self, tokens: torch.Tensor) -> None:
+    def set_tokens(self, tokens: torch.Tensor) -> None:
         """Let every row go on with its token, of shape [rows]."""
         with torch.inference_mode():
-            self._last.copy_(tokens.unsqueeze(1))
-            self._at += self._live
-            self._at.clamp_(max=self.shape.columns - 1)
-            self._position += self._live.unsqueeze(1)
+            self._input_ids.copy_(tokens.unsqueeze(1))
+            self._lengths += self._active
+            self._lengths.clamp_(max=self.shape.columns - 1)
+            self._position += self._active.unsqueeze(1)
 
     def resize(self, columns: int) -> None:
         """Make room for rows of so many tokens, in which those that are here fit. Raises what an
         allocator raises; then the pool is of no use any more."""
         self.shape = replace(self.shape, columns=columns)
         with torch.inference_mode():
-            self._room.resize(columns)
+            self._slot_cache.resize(columns)
             if self._step is not None:
-                mark_static(self._room.cache)
+                mark_static(self._slot_cache.cache)
 
 
 @contextmanager
-def _row_by_row(model: Any) -> Iterator[None]:
+def _experts_row_by_row(model: Any) -> Iterator[None]:
     """Have experts computed row by row, as `generate` does on a GPU after the prompt: products of
     all rows of an expert would be rounded by how many those are."""
     before = model.get_experts_implementation()

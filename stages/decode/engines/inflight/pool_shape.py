@@ -11,12 +11,12 @@ MIN_STEP_ROWS = 8
 """Rows of the smallest step: products of fewer are rounded otherwise, on a CPU."""
 CHECK_TOKENS = 6
 """Tokens at most that a row of a trial goes on by."""
-LONGER = 5
+WIDER_FACTOR = 5
 """How many times the columns another pool of a trial has: so many that kernels cut them
 otherwise."""
-FURTHER = 1024
+MAX_WIDER_COLUMNS = 1024
 """Most columns that it has more: kernels cut the next thousand otherwise, too."""
-BESIDE = 2
+MIN_CHECK_SLOTS = 2
 """Fewest slots with which it can be tried what stands beside a row."""
 
 
@@ -74,14 +74,14 @@ PLAIN = PoolLayout(rows=MIN_STEP_ROWS)
 """The way that few slots have."""
 
 
-def candidate_layouts(slots: int, *, compiled: bool, insisted: bool) -> Iterator[PoolLayout]:
+def candidate_layouts(slots: int, *, compiled: bool, is_only_engine: bool) -> Iterator[PoolLayout]:
     """Yield the ways to have rows in so many slots, the best first; `insisted` is whether nothing
     else would serve."""
     yield PoolLayout(rows=rows_for(slots), compiled=compiled)
     yield PoolLayout(rows=MIN_STEP_ROWS, fixed=True, compiled=compiled)
     # Aligned rows take their room in use or not, so they come where all are in use. They lie
     # elsewhere after each step, where nothing that is compiled looks for them.
-    if not compiled and (slots >= MIN_STEP_ROWS or insisted):
+    if not compiled and (slots >= MIN_STEP_ROWS or is_only_engine):
         yield PoolLayout(rows=MIN_STEP_ROWS, fixed=True, aligned=True)
 
 
@@ -96,13 +96,13 @@ def rows_for(slots: int) -> int:
 
 
 def trial_shapes(
-    manner: PoolLayout, slots: int, tokens: int, *, lean: bool = False
+    layout: PoolLayout, slots: int, tokens: int, *, lean: bool = False
 ) -> tuple[PoolShape, PoolShape]:
     """Return the pools of a trial by rows of at most so many tokens: the job's own, and one that is
     other in all that may be. A `lean` one is for who has not the memory for more."""
-    columns = manner.columns(tokens + CHECK_TOKENS)
-    more = COLUMN_MULTIPLE if lean else min((LONGER - 1) * columns, FURTHER)
-    longer = manner.columns(columns + (max(more, BLOCK) if manner.aligned else more))
-    rows = MIN_STEP_ROWS if manner.rows > MIN_STEP_ROWS else 2 * manner.rows
-    other = manner if manner.fixed else replace(manner, rows=rows)
-    return manner.pool(slots, columns), replace(other.pool(1, longer), encoded=longer)
+    columns = layout.columns(tokens + CHECK_TOKENS)
+    more = COLUMN_MULTIPLE if lean else min((WIDER_FACTOR - 1) * columns, MAX_WIDER_COLUMNS)
+    longer = layout.columns(columns + (max(more, BLOCK) if layout.aligned else more))
+    rows = MIN_STEP_ROWS if layout.rows > MIN_STEP_ROWS else 2 * layout.rows
+    other = layout if layout.fixed else replace(layout, rows=rows)
+    return layout.pool(slots, columns), replace(other.pool(1, longer), encoded=longer)

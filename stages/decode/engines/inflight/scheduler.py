@@ -46,12 +46,12 @@ from stages.memory.oom_retry import OomRetry, release_memory
 class SequenceState:
     """The state of a running sequence."""
 
-    asked: DecodeRequest
-    most: int
+    request: DecodeRequest
+    max_length: int
     """Maximum number of tokens of prompt and caption together."""
-    limit: int
+    max_new_tokens: int
     """Maximum number of tokens of the caption."""
-    ends: frozenset[int]
+    eos_token_ids: frozenset[int]
     processors: Any
     """Its logits processors; none for most checkpoints."""
     ids: torch.Tensor
@@ -61,55 +61,59 @@ class SequenceState:
     prompt_tokens: int = 0
     fault: UsageError | None = None
     """The error for request settings that cannot be applied."""
-    said: list[int] = field(default_factory=list)
-    ended: Ended | None = None
-    told: float = 0.0
+    output_ids: list[int] = field(default_factory=list)
+    finish_reason: Ended | None = None
+    last_partial_at: float = 0.0
     """Time of the last partial caption that was sent."""
 
     @classmethod
-    def of(cls, asked: DecodeRequest, row: PrefilledSequence) -> "SequenceState":
+    def from_prefill(cls, request: DecodeRequest, sequence: PrefilledSequence) -> "SequenceState":
         return cls(
-            asked=asked,
-            most=row.tokens + row.limit,
-            limit=row.limit,
-            ends=row.ends,
-            processors=row.processors,
-            ids=row.ids,
-            stopped=row.stopped,
-            prompt_tokens=row.prompt_tokens,
+            request=request,
+            max_length=sequence.tokens + sequence.max_new_tokens,
+            max_new_tokens=sequence.max_new_tokens,
+            eos_token_ids=sequence.eos_token_ids,
+            processors=sequence.processors,
+            ids=sequence.ids,
+            stopped=sequence.stopped,
+            prompt_tokens=sequence.prompt_tokens,
         )
 
     @classmethod
-    def refused(cls, asked: DecodeRequest, fault: UsageError) -> "SequenceState":
+    def refused(cls, request: DecodeRequest, fault: UsageError) -> "SequenceState":
         """Return a finished sequence for a request that cannot be decoded as requested."""
         nothing = torch.zeros((1, 0), dtype=torch.long)
         return cls(
-            asked=asked,
-            most=0,
-            limit=0,
-            ends=frozenset(),
+            request=request,
+            max_length=0,
+            max_new_tokens=0,
+            eos_token_ids=frozenset(),
             processors=(),
             ids=nothing,
             fault=fault,
-            ended="stop",
+            finish_reason="stop",
         )
 
-    def hear(self, token: int) -> bool:
+    def append_token(self, token: int) -> bool:
         """Append a generated token and return whether it is the last."""
-        self.said.append(token)
-        if token in self.ends or self.fault or (self.stopped and self.stopped(self.said)):
-            self.ended = "stop"
-        elif len(self.said) >= self.limit:
-            self.ended = "length"
-        return self.ended is not None
+        self.output_ids.append(token)
+        if (
+            token in self.eos_token_ids
+            or self.fault
+            or (self.stopped and self.stopped(self.output_ids))
+        ):
+            self.finish_reason = "stop"
+        elif len(self.output_ids) >= self.max_new_tokens:
+            self.finish_reason = "length"
+        return self.finish_reason is not None
 
-    def choose(self, logits: torch.Tensor) -> torch.Tensor:
+    def select_token(self, logits: torch.Tensor) -> torch.Tensor:
         """Return the next token, of shape [1]. `logits` are of shape [1, vocabulary]."""
         if self.fault is None:
             try:
                 logits = self.processors(self.ids, logits)
             except UsageError as error:
-                if not self.asked.member.settings:
+                if not self.request.item.settings:
                     raise
                 self.fault = error  # it ends with this token, which nobody reads
         token: torch.Tensor = logits.argmax(-1)
@@ -122,17 +126,17 @@ class PendingTokens:
     """One step's tokens, on their way from the device to the host."""
 
     def __init__(self, tokens: torch.Tensor) -> None:
-        self._tokens, self._there = tokens, None
+        self._tokens, self._copied = tokens, None
         if tokens.device.type == "cuda":  # so that the next step is begun before these are read
             self._tokens = torch.empty(tokens.shape, dtype=tokens.dtype, pin_memory=True)
             self._tokens.copy_(tokens, non_blocking=True)
-            self._there = torch.cuda.Event()
-            self._there.record()
+            self._copied = torch.cuda.Event()
+            self._copied.record()
 
     def read(self) -> list[int]:
         """Wait for the copy and return the tokens."""
-        if self._there is not None:
-            self._there.synchronize()
+        if self._copied is not None:
+            self._copied.synchronize()
         return self._tokens.tolist()
 
 
@@ -140,39 +144,39 @@ class RequestPrefetcher:
     """Yields the requests in order; a thread claims the next batch ahead of time."""
 
     def __init__(
-        self, batches: Iterable[Sequence[DecodeRequest]], beside: ThreadPoolExecutor
+        self, batches: Iterable[Sequence[DecodeRequest]], executor: ThreadPoolExecutor
     ) -> None:
         self._batches = iter(batches)
-        self._beside = beside
-        self._here: deque[DecodeRequest] = deque()
+        self._executor = executor
+        self._ready: deque[DecodeRequest] = deque()
         self._next: Future[Sequence[DecodeRequest] | None] | None = None
-        self._ended = False
+        self._exhausted = False
 
-    def take(self, *, wait: bool) -> DecodeRequest | None:
+    def next_request(self, *, wait: bool) -> DecodeRequest | None:
         """Return the next row; None when there is no other, or when it has to be waited for and
         `wait` is not set. One batch at most is here before it is asked for."""
-        while not self._here and not self._ended:
-            self._ask()
+        while not self._ready and not self._exhausted:
+            self._claim_next()
             assert self._next is not None
             if not (wait or self._next.done()):
                 return None
             batch, self._next = self._next.result(), None
-            self._ended = batch is None
-            self._here.extend(batch or ())
-        if not self._ended:
-            self._ask()
-        return self._here.popleft() if self._here else None
+            self._exhausted = batch is None
+            self._ready.extend(batch or ())
+        if not self._exhausted:
+            self._claim_next()
+        return self._ready.popleft() if self._ready else None
 
-    def _ask(self) -> None:
+    def _claim_next(self) -> None:
         if self._next is None:
-            self._next = self._beside.submit(next, self._batches, None)
+            self._next = self._executor.submit(next, self._batches, None)
 
 
 @contextmanager
-def coming(batches: Iterable[Sequence[DecodeRequest]]) -> Iterator[RequestPrefetcher]:
+def prefetch_requests(batches: Iterable[Sequence[DecodeRequest]]) -> Iterator[RequestPrefetcher]:
     """Yield a prefetcher. After the block, no thread reads `batches` any more."""
-    with ThreadPoolExecutor(max_workers=1) as beside:
-        yield RequestPrefetcher(batches, beside)
+    with ThreadPoolExecutor(max_workers=1) as executor:
+        yield RequestPrefetcher(batches, executor)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -190,211 +194,221 @@ class InflightScheduler:
 
     def __init__(
         self,
-        read: Callable[[DecodeRequest], PrefilledSequence],
-        shrinking: OomRetry,
-        manner: PoolLayout,
+        prefill: Callable[[DecodeRequest], PrefilledSequence],
+        oom_retry: OomRetry,
+        layout: PoolLayout,
         *,
         slots: int,
-        late: int = 0,
-        overhear: Callable[[SequenceState], None] | None = None,
+        lag: int = 0,
+        on_token: Callable[[SequenceState], None] | None = None,
     ) -> None:
         """Read prompts by `read`, and have them in so many `slots`, or as many as the manner has,
         as long as memory lasts. Tokens are looked at `late` steps after they were made.
         `overhear` is given each row that has said one more."""
-        self._overhear = overhear
-        self._read = read
-        self._shrinking = shrinking
-        self._late = late
-        self._manner = manner
-        self.slots = min(slots, manner.rows)
-        self.counted = SlotUsage()
+        self._on_token = on_token
+        self._prefill = prefill
+        self._oom_retry = oom_retry
+        self._lag = lag
+        self._layout = layout
+        self.slots = min(slots, layout.rows)
+        self.usage = SlotUsage()
         self._pool: SlotPool | None = None
-        self._seats: list[SequenceState | None] = []
-        self._made: deque[tuple[PendingTokens, list[SequenceState | None]]] = deque()
-        self._again: deque[DecodeRequest] = deque()
+        self._running: list[SequenceState | None] = []
+        self._pending: deque[tuple[PendingTokens, list[SequenceState | None]]] = deque()
+        self._preempted: deque[DecodeRequest] = deque()
         """Preempted requests: they ran when memory ran out and start again."""
-        self._alone: deque[DecodeRequest] = deque()
+        self._run_alone: deque[DecodeRequest] = deque()
         """Requests that did not fit beside others and will run alone."""
-        self._strained = False
+        self._last_prefill_failed = False
         """Whether the last prefill beside running sequences ran out of memory."""
 
-    def run(self, rows: RequestPrefetcher) -> Iterator[SequenceState | None]:
+    def run(self, requests: RequestPrefetcher) -> Iterator[SequenceState | None]:
         """Yield each row when it has ended, and None when others have to be waited for. Rows that
         do not fit even alone are left out."""
         while True:
             self._retire()
-            yield from self._fill(rows)
-            if any(self._seats):
-                yield from self._advance()
-            elif self._alone:
-                self._leave()
-                yield from self._by_itself(self._alone.popleft())
+            yield from self._admit(requests)
+            if any(self._running):
+                yield from self._decode_step()
+            elif self._run_alone:
+                self._free_pool()
+                yield from self._run_isolated(self._run_alone.popleft())
             else:
                 break
-        self._leave()
+        self._free_pool()
 
-    def alone(self, asked: DecodeRequest) -> SequenceState:
+    def run_alone(self, request: DecodeRequest) -> SequenceState:
         """Decode one request in a one-slot pool. Raises out-of-memory errors."""
         lone = InflightScheduler(
-            self._read, self._shrinking, self._manner, slots=1, late=self._late
+            self._prefill, self._oom_retry, self._layout, slots=1, lag=self._lag
         )
-        lone.counted = self.counted
-        flight = lone._assign_slot(asked, self._read(asked))
-        while flight.ended is None and not asked.is_withdrawn:
+        lone.usage = self.usage
+        state = lone._assign_slot(request, self._prefill(request))
+        while state.finish_reason is None and not request.is_withdrawn:
             lone._step()
-            for _ in lone._hear():
+            for _ in lone._collect_tokens():
                 pass
-        return flight
+        return state
 
     def _retire(self) -> None:
         """Free the slots of withdrawn requests."""
-        for slot, flight in enumerate(self._seats):
-            if flight is not None and flight.asked.is_withdrawn:
-                flight.ended = "length"  # of steps that were not looked at, too
-                self._seats[slot] = None
+        for slot, state in enumerate(self._running):
+            if state is not None and state.request.is_withdrawn:
+                state.finish_reason = "length"  # of steps that were not looked at, too
+                self._running[slot] = None
                 assert self._pool is not None
                 self._pool.clear(slot)
 
-    def _by_itself(self, asked: DecodeRequest) -> Iterator[SequenceState]:
-        key = asked.member.key
-        made = self._shrinking.run_batch([asked], lambda _: key, lambda _: self.alone(asked))
-        for _, flight in made:
-            if not asked.is_withdrawn:
-                yield flight
+    def _run_isolated(self, request: DecodeRequest) -> Iterator[SequenceState]:
+        key = request.item.key
+        made = self._oom_retry.run_batch(
+            [request], lambda _: key, lambda _: self.run_alone(request)
+        )
+        for _, state in made:
+            if not request.is_withdrawn:
+                yield state
 
-    def _fill(self, rows: RequestPrefetcher) -> Iterator[SequenceState | None]:
+    def _admit(self, requests: RequestPrefetcher) -> Iterator[SequenceState | None]:
         """Admit requests into free slots. Yield sequences that end with their first token."""
-        while not self._seats or None in self._seats:
-            if self._alone and not any(self._seats):
+        while not self._running or None in self._running:
+            if self._run_alone and not any(self._running):
                 return
-            asked = self._again.popleft() if self._again else rows.take(wait=False)
-            if asked is None and not any(self._seats):
+            request = (
+                self._preempted.popleft() if self._preempted else requests.next_request(wait=False)
+            )
+            if request is None and not any(self._running):
                 yield None
-                asked = rows.take(wait=True)
-            if asked is None:
+                request = requests.next_request(wait=True)
+            if request is None:
                 return
-            if asked.is_withdrawn:
+            if request.is_withdrawn:
                 continue
-            flight = self._begin(asked)
-            if flight is not None and flight.ended is not None:
-                yield flight
+            state = self._prefill_next(request)
+            if state is not None and state.finish_reason is not None:
+                yield state
 
-    def _begin(self, asked: DecodeRequest) -> SequenceState | None:
+    def _prefill_next(self, request: DecodeRequest) -> SequenceState | None:
         """Prefill a request and put it into a slot. Return None on out of memory."""
-        busy = any(self._seats)
+        busy = any(self._running)
         try:
-            read, words, fault = self._shrinking.attempt(partial(self._read, asked))
+            prefill, message, fault = self._oom_retry.attempt(partial(self._prefill, request))
         except UsageError as error:
-            if not asked.member.settings and not isinstance(error, ContextExceeded):
+            if not request.item.settings and not isinstance(error, ContextExceeded):
                 raise
-            return SequenceState.refused(asked, error)
+            return SequenceState.refused(request, error)
         if fault is not None:
-            self._shrinking.fail(asked, fault)
+            self._oom_retry.fail(request, fault)
             return None
-        if words is not None:
-            self._alone.append(asked)
-            if self._strained:
-                self._shrink_after_oom(words)
-            self._strained = busy
+        if message is not None:
+            self._run_alone.append(request)
+            if self._last_prefill_failed:
+                self._shrink_after_oom(message)
+            self._last_prefill_failed = busy
             return None
-        self._strained = False
-        sat, words, fault = self._shrinking.attempt(lambda: self._assign_slot(asked, read.pop()))
+        self._last_prefill_failed = False
+        placed, message, fault = self._oom_retry.attempt(
+            lambda: self._assign_slot(request, prefill.pop())
+        )
         if fault is not None:
-            self._part([asked])
+            self._isolate_running([request])
             return None
-        if words is not None:
-            self._again.appendleft(asked)
-            self._shrink_after_oom(words)
+        if message is not None:
+            self._preempted.appendleft(request)
+            self._shrink_after_oom(message)
             return None
-        return sat.pop()
+        return placed.pop()
 
-    def _assign_slot(self, asked: DecodeRequest, row: PrefilledSequence) -> SequenceState:
+    def _assign_slot(self, request: DecodeRequest, sequence: PrefilledSequence) -> SequenceState:
         """Put a prefilled sequence into a slot, unless its first token ends it."""
-        flight = SequenceState.of(asked, row)
-        token = flight.choose(row.logits)
-        if not flight.hear(int(token)):
-            self._ensure_pool(row, flight.most)
+        state = SequenceState.from_prefill(request, sequence)
+        token = state.select_token(sequence.logits)
+        if not state.append_token(int(token)):
+            self._ensure_pool(sequence, state.max_length)
             assert self._pool is not None
-            slot = self._seats.index(None)
-            self._pool.put(slot, row, token.unsqueeze(1))
-            self._seats[slot] = flight
-        return flight
+            slot = self._running.index(None)
+            self._pool.put(slot, sequence, token.unsqueeze(1))
+            self._running[slot] = state
+        return state
 
-    def _ensure_pool(self, row: PrefilledSequence, most: int) -> None:
+    def _ensure_pool(self, sequence: PrefilledSequence, max_length: int) -> None:
         """Create or resize the pool so that the row fits. A pool at least twice as wide as needed
         is narrowed, because every step computes all of it."""
-        longest = max([most, *(flight.most for flight in self._seats if flight is not None)])
-        columns = self._manner.columns(longest)
+        longest = max(
+            [max_length, *(state.max_length for state in self._running if state is not None)]
+        )
+        columns = self._layout.columns(longest)
         if self._pool is None:
-            self._seats = [None] * self.slots
-            self._pool = SlotPool(row, self._manner.pool(self.slots, columns))
+            self._running = [None] * self.slots
+            self._pool = SlotPool(sequence, self._layout.pool(self.slots, columns))
         elif not columns <= self._pool.shape.columns < 2 * columns:
             self._pool.resize(columns)
 
-    def _advance(self) -> Iterator[SequenceState]:
+    def _decode_step(self) -> Iterator[SequenceState]:
         """Run one decode step. Yield the sequences that ended."""
-        _, words, fault = self._shrinking.attempt(self._step)
+        _, message, fault = self._oom_retry.attempt(self._step)
         if fault is not None:
-            self._part([])
+            self._isolate_running([])
             return
-        if words is not None:
-            self._shrink_after_oom(words)
+        if message is not None:
+            self._shrink_after_oom(message)
             return
-        if len(self._made) > self._late:
-            yield from self._hear()
+        if len(self._pending) > self._lag:
+            yield from self._collect_tokens()
 
     def _step(self) -> None:
         assert self._pool is not None
         logits = self._pool.step()
         with torch.inference_mode():
             tokens = logits.argmax(-1)
-            for slot, flight in enumerate(self._seats):
-                if flight is not None and len(flight.processors):
-                    tokens[slot] = flight.choose(logits[slot : slot + 1])[0]
-        self._pool.feed(tokens)
-        self._made.append((PendingTokens(tokens), list(self._seats)))  # the other rows are nobody's
-        self.counted.steps += len(self._seats)
+            for slot, state in enumerate(self._running):
+                if state is not None and len(state.processors):
+                    tokens[slot] = state.select_token(logits[slot : slot + 1])[0]
+        self._pool.set_tokens(tokens)
+        self._pending.append(
+            (PendingTokens(tokens), list(self._running))
+        )  # the other rows are nobody's
+        self.usage.steps += len(self._running)
 
-    def _hear(self) -> Iterator[SequenceState]:
+    def _collect_tokens(self) -> Iterator[SequenceState]:
         """Read the tokens of the oldest pending step. Yield the sequences that they end."""
         assert self._pool is not None
-        heard, flights = self._made.popleft()
-        for slot, (flight, token) in enumerate(zip(flights, heard.read(), strict=False)):
-            if flight is None or flight.ended is not None:
+        pending, states = self._pending.popleft()
+        for slot, (state, token) in enumerate(zip(states, pending.read(), strict=False)):
+            if state is None or state.finish_reason is not None:
                 continue
-            self.counted.used += 1
-            if flight.hear(token):
-                self._seats[slot] = None
+            self.usage.used += 1
+            if state.append_token(token):
+                self._running[slot] = None
                 self._pool.clear(slot)
-                self._shrinking.note_success()
-                yield flight
-            elif self._overhear is not None:
-                self._overhear(flight)
+                self._oom_retry.note_success()
+                yield state
+            elif self._on_token is not None:
+                self._on_token(state)
 
-    def _part(self, more: Sequence[DecodeRequest]) -> None:
+    def _isolate_running(self, more: Sequence[DecodeRequest]) -> None:
         """Restart the running sequences and `more`, each alone: the model raises on one."""
-        rows = [flight.asked for flight in self._seats if flight is not None]
-        self._alone.extend([*rows, *more])
-        self._leave()
+        requests = [state.request for state in self._running if state is not None]
+        self._run_alone.extend([*requests, *more])
+        self._free_pool()
 
-    def _shrink_after_oom(self, words: str) -> None:
+    def _shrink_after_oom(self, message: str) -> None:
         """Reduce the slots after out of memory, and restart the running sequences."""
-        rows = [flight.asked for flight in self._seats if flight is not None]
-        self._leave()
+        requests = [state.request for state in self._running if state is not None]
+        self._free_pool()
         release_memory()
-        if self._manner.aligned:  # fewer slots would take as much
-            raise MemoryError(words)
+        if self._layout.aligned:  # fewer slots would take as much
+            raise MemoryError(message)
         if self.slots > 1:
-            self.slots = self._shrinking.shrink(self.slots, words)
-            rows += self._alone
-            self._alone.clear()
-            self._again.extendleft(reversed(rows))
+            self.slots = self._oom_retry.shrink(self.slots, message)
+            requests += self._run_alone
+            self._run_alone.clear()
+            self._preempted.extendleft(reversed(requests))
         else:
-            self._alone.extend([*rows, *self._again])
-            self._again.clear()
+            self._run_alone.extend([*requests, *self._preempted])
+            self._preempted.clear()
 
-    def _leave(self) -> None:
+    def _free_pool(self) -> None:
         """Free the pool."""
         self._pool = None
-        self._seats = []
-        self._made.clear()
+        self._running = []
+        self._pending.clear()

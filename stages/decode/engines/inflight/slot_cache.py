@@ -52,54 +52,56 @@ SLOT_LAYERS: Mapping[type[Any], Callable[[Any, PoolShape, torch.Tensor], Any]] =
     DynamicLayer: SlotLayer,
     DynamicSlidingWindowLayer: RingLayer,
     DynamicIndexedLayer: IndexedLayer,
-    LinearAttentionLayer: lambda like, shape, at: StateLayer(like, shape),
+    LinearAttentionLayer: lambda template, shape, lengths: StateLayer(template, shape),
     LinearAttentionAndFullAttentionLayer: StateAndSlotLayer,
 }
 """Class of a cache layer of transformers → its slot version."""
 
 
-def slot_layer_for(layer: Any, shape: PoolShape, at: torch.Tensor) -> Any:
+def slot_layer_for(layer: Any, shape: PoolShape, lengths: torch.Tensor) -> Any:
     """Return room for as much as `layer` holds of one row, in every slot. Raises CannotSeat."""
     if isinstance(layer, DummyLayer):
         return layer
     if type(layer) in SLOT_LAYERS:
-        return SLOT_LAYERS[type(layer)](layer, shape, at)
+        return SLOT_LAYERS[type(layer)](layer, shape, lengths)
     if isinstance(layer, DynamicLayer) and type(layer).update is DynamicLayer.update:
-        return IndexedLayer(layer, shape, at)
+        return IndexedLayer(layer, shape, lengths)
     raise UnsupportedCacheError(f"it remembers rows in a {type(layer).__name__}")
 
 
 class SlotCache:
     """The left-aligned KV cache of all slots."""
 
-    def __init__(self, like: PrefilledSequence, shape: PoolShape, at: torch.Tensor) -> None:
+    def __init__(
+        self, template: PrefilledSequence, shape: PoolShape, lengths: torch.Tensor
+    ) -> None:
         """Make room for rows like this one; `at` is the pool's own: the tokens that are remembered
         of each row. Raises CannotSeat, and what an allocator raises."""
-        self._at = at
-        self._chunk = _chunk(like.model)
-        layers = [slot_layer_for(layer, shape, at) for layer in like.cache.layers]
+        self._lengths = lengths
+        self._chunk = _chunk(template.model)
+        layers = [slot_layer_for(layer, shape, lengths) for layer in template.cache.layers]
         if not any(isinstance(layer, SlotLayer) for layer in layers):
             raise UnsupportedCacheError("no layer of it says where a row is")
         self.cache = Cache(layers=layers)
         self._widen(shape.columns)
 
-    def put(self, slot: int, row: PrefilledSequence) -> None:
+    def put(self, slot: int, sequence: PrefilledSequence) -> None:
         """Copy a prefilled sequence into a slot and overwrite what the slot held before."""
-        for mine, his in zip(self.cache.layers, row.cache.layers, strict=True):
-            if hasattr(mine, "put"):
-                mine.put(slot, his, row.tokens)
+        for target, source in zip(self.cache.layers, sequence.cache.layers, strict=True):
+            if hasattr(target, "put"):
+                target.put(slot, source, sequence.tokens)
 
     def mask(self) -> torch.Tensor:
         """Return which columns each row sees, of shape [rows, columns]; those of windows last."""
-        at = self._at.unsqueeze(1)
-        seen = self._columns <= at
+        lengths = self._lengths.unsqueeze(1)
+        seen = self._columns <= lengths
         if self._rings is None:
             return seen.long()
-        inside = self._rings <= (at % self._chunk if self._chunk else at)
+        inside = self._rings <= (lengths % self._chunk if self._chunk else lengths)
         gap = seen.new_zeros(len(seen), self._gap)
         return torch.cat([seen, gap, inside], dim=1).long()
 
-    def stepped(self) -> None:
+    def after_step(self) -> None:
         """Do nothing: written tokens stay in their columns."""
 
     def resize(self, columns: int) -> None:
@@ -111,7 +113,7 @@ class SlotCache:
 
     def _widen(self, columns: int) -> None:
         """Update the mask for `columns`; columns of ring layers follow behind the others."""
-        self._columns = torch.arange(columns, device=self._at.device)
+        self._columns = torch.arange(columns, device=self._lengths.device)
         self._rings: torch.Tensor | None = None
         rings = [layer for layer in self.cache.layers if isinstance(layer, RingLayer)]
         if len({ring.sliding_window for ring in rings}) > 1:
@@ -124,7 +126,7 @@ class SlotCache:
         self._gap = -columns % (self._chunk or 1)
         for ring in rings:
             ring.offset = columns + self._gap
-        self._rings = torch.arange(rings[0].columns, device=self._at.device)
+        self._rings = torch.arange(rings[0].columns, device=self._lengths.device)
 
 
 def _chunk(model: Any) -> int:
@@ -138,32 +140,38 @@ def _chunk(model: Any) -> int:
 class CrossAttentionCache:
     """The encoder states of all slots, for cross-attention."""
 
-    def __init__(self, like: PrefilledSequence, shape: PoolShape) -> None:
+    def __init__(self, template: PrefilledSequence, shape: PoolShape) -> None:
         """Make room for rows like this one. Raises what an allocator raises."""
-        assert like.source is not None
+        assert template.encoder_output is not None
         rows = shape.rows
-        self._hidden = like.source.hidden.new_zeros(1, 1, like.source.hidden.shape[-1])
-        self._mask = like.source.mask.new_zeros(rows, 0)
-        self.cache = Cache(layers=[copy.copy(layer) for layer in like.source.cache.layers])
+        self._hidden = template.encoder_output.hidden.new_zeros(
+            1, 1, template.encoder_output.hidden.shape[-1]
+        )
+        self._mask = template.encoder_output.mask.new_zeros(rows, 0)
+        self.cache = Cache(
+            layers=[copy.copy(layer) for layer in template.encoder_output.cache.layers]
+        )
         for layer in self.cache.layers:
-            for name in KEPT:
+            for name in KEY_VALUE:
                 part = getattr(layer, name)
                 setattr(layer, name, part.new_zeros(rows, part.shape[1], 0, part.shape[-1]))
         self._widen(shape.encoded)
 
-    def put(self, slot: int, row: PrefilledSequence) -> None:
+    def put(self, slot: int, sequence: PrefilledSequence) -> None:
         """Copy a sequence's encoder states into a slot and clear what it held before."""
-        assert row.source is not None
-        tokens = row.source.mask.shape[-1]
+        assert sequence.encoder_output is not None
+        tokens = sequence.encoder_output.mask.shape[-1]
         if tokens > self._mask.shape[-1]:
             self._widen(columns_for(tokens))
         self._mask[slot] = 0
-        self._mask[slot, :tokens] = row.source.mask[0]
-        for mine, his in zip(self.cache.layers, row.source.cache.layers, strict=True):
-            for name in KEPT:
-                fill(getattr(mine, name)[slot], getattr(his, name)[0])
+        self._mask[slot, :tokens] = sequence.encoder_output.mask[0]
+        for target, source in zip(
+            self.cache.layers, sequence.encoder_output.cache.layers, strict=True
+        ):
+            for name in KEY_VALUE:
+                fill(getattr(target, name)[slot], getattr(source, name)[0])
 
-    def given(self) -> dict[str, Any]:
+    def decoder_inputs(self) -> dict[str, Any]:
         """Return what a decoder is told of it. The states themselves are in the cache already, and
         only as many are shown as there would be."""
         shape = (*self._mask.shape, self._hidden.shape[-1])
@@ -179,43 +187,47 @@ class CrossAttentionCache:
         self._mask = torch.cat([self._mask, self._mask.new_zeros(len(self._mask), more)], dim=1)
         self._mask[:, :1] = 1
         for layer in self.cache.layers:
-            for name in KEPT:
+            for name in KEY_VALUE:
                 setattr(layer, name, widened(getattr(layer, name), columns))
 
 
-KEPT = ("keys", "values")
+KEY_VALUE = ("keys", "values")
 """Attributes in which a layer keeps its keys and values of the encoder states."""
 
 
 class AlignedSlotCache:
     """The right-aligned KV cache of all rows of a step."""
 
-    def __init__(self, like: PrefilledSequence, shape: PoolShape, at: torch.Tensor) -> None:
+    def __init__(
+        self, template: PrefilledSequence, shape: PoolShape, lengths: torch.Tensor
+    ) -> None:
         """Make room for rows like this one; `at` is the pool's own: the tokens that are remembered
         of each row. Raises what an allocator raises."""
-        self._at = at
-        self.cache = Cache(layers=[_room(layer, shape.rows) for layer in like.cache.layers])
+        self._lengths = lengths
+        self.cache = Cache(
+            layers=[_empty_layer(layer, shape.rows) for layer in template.cache.layers]
+        )
         self.resize(shape.columns)
 
-    def put(self, slot: int, row: PrefilledSequence) -> None:
+    def put(self, slot: int, sequence: PrefilledSequence) -> None:
         """Copy a prefilled sequence into a slot and overwrite what the slot held before."""
-        for mine, his in zip(self.cache.layers, row.cache.layers, strict=True):
-            for name, value in vars(his).items():
-                room = getattr(mine, name)
+        for target, source in zip(self.cache.layers, sequence.cache.layers, strict=True):
+            for name, value in vars(source).items():
+                buffer = getattr(target, name)
                 if _is_of_tokens(value):
-                    here = _by_token(room)[slot]
+                    here = _by_token(buffer)[slot]
                     here.copy_(_last(_by_token(value)[0], here.shape[-2]))
                 elif isinstance(value, dict):
                     for index, state in value.items():
                         if torch.is_tensor(state):
-                            room[index][slot] = state[0]
+                            buffer[index][slot] = state[0]
 
     def mask(self) -> torch.Tensor:
         """Return which columns each row sees, of shape [rows, columns]: the last ones."""
-        columns = torch.arange(self._columns, device=self._at.device)
-        return (columns >= self._columns - 1 - self._at.unsqueeze(1)).long()
+        columns = torch.arange(self._columns, device=self._lengths.device)
+        return (columns >= self._columns - 1 - self._lengths.unsqueeze(1)).long()
 
-    def stepped(self) -> None:
+    def after_step(self) -> None:
         """Drop the oldest column, so that every step starts with the same number of columns."""
         for layer in self.cache.layers:
             window = getattr(layer, "sliding_window", None)
@@ -229,19 +241,19 @@ class AlignedSlotCache:
     def resize(self, columns: int) -> None:
         """Change the number of columns; the running sequences must fit and are kept."""
         self._columns = columns
-        self.stepped()
+        self.after_step()
 
 
-def _room(layer: Any, rows: int) -> Any:
+def _empty_layer(layer: Any, rows: int) -> Any:
     """Return a layer of the same kind with no token yet, of so many rows."""
-    room = copy.copy(layer)
+    buffer = copy.copy(layer)
     for name, value in vars(layer).items():
         if _is_of_tokens(value):
             empty = _by_token(value)[:, ..., :0, :]
-            setattr(room, name, _as_before(empty.expand(rows, *empty.shape[1:]), value))
+            setattr(buffer, name, _as_before(empty.expand(rows, *empty.shape[1:]), value))
         elif isinstance(value, dict):
-            setattr(room, name, rows_of(value, rows))
-    return room
+            setattr(buffer, name, rows_of(value, rows))
+    return buffer
 
 
 def _is_of_tokens(value: Any) -> bool:
@@ -255,8 +267,8 @@ def _by_token(part: torch.Tensor) -> torch.Tensor:
     return part if part.is_floating_point() else part.movedim(-2, 0).unsqueeze(-1)
 
 
-def _as_before(part: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    return part if like.is_floating_point() else part.squeeze(-1).movedim(0, -2)
+def _as_before(part: torch.Tensor, template: torch.Tensor) -> torch.Tensor:
+    return part if template.is_floating_point() else part.squeeze(-1).movedim(0, -2)
 
 
 def _last(part: torch.Tensor, columns: int) -> torch.Tensor:
