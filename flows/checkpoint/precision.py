@@ -119,11 +119,11 @@ class PartSettings:
     @property
     def key_fields(self) -> list[str | int]:
         """Return the settings that enter the cache key, those of the first engine among them."""
-        key_fields = self.choice[0].key_fields if self.choice else ()
+        engine_fields = self.choice[0].key_fields if self.choice else ()
         graph = self.graph.digest if self.graph else ""
         adapter = f"adapter {self.adapter.digest}" if self.adapter else ""
         more = filter(None, [self.kv, "as published" * self.as_published, graph, adapter])
-        return [self.precision, self.dtype, self.attention, *more, *key_fields]
+        return [self.precision, self.dtype, self.attention, *more, *engine_fields]
 
     @property
     def label(self) -> str:

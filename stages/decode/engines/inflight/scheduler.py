@@ -57,7 +57,7 @@ class SequenceState:
     ids: torch.Tensor
     """All tokens so far, prompt and caption, of shape [1, tokens], for the processors."""
     stopped: Callable[[Sequence[int]], bool] | None = None
-    """Tells whether the new tokens hit a stop string; None: there is no such check."""
+    """Function that checks the new tokens for a stop string; None: no check."""
     prompt_tokens: int = 0
     fault: UsageError | None = None
     """The error for request settings that cannot be applied."""
@@ -82,14 +82,13 @@ class SequenceState:
     @classmethod
     def refused(cls, request: DecodeRequest, fault: UsageError) -> "SequenceState":
         """Return a finished sequence for a request that cannot be decoded as requested."""
-        nothing = torch.zeros((1, 0), dtype=torch.long)
         return cls(
             request=request,
             max_length=0,
             max_new_tokens=0,
             eos_token_ids=frozenset(),
             processors=(),
-            ids=nothing,
+            ids=torch.zeros((1, 0), dtype=torch.long),
             fault=fault,
             finish_reason="stop",
         )
@@ -97,11 +96,8 @@ class SequenceState:
     def append_token(self, token: int) -> bool:
         """Append a generated token and return whether it is the last."""
         self.output_ids.append(token)
-        if (
-            token in self.eos_token_ids
-            or self.fault
-            or (self.stopped and self.stopped(self.output_ids))
-        ):
+        stopped = self.stopped is not None and self.stopped(self.output_ids)
+        if token in self.eos_token_ids or self.fault or stopped:
             self.finish_reason = "stop"
         elif len(self.output_ids) >= self.max_new_tokens:
             self.finish_reason = "length"
@@ -115,7 +111,7 @@ class SequenceState:
             except UsageError as error:
                 if not self.request.item.settings:
                     raise
-                self.fault = error  # it ends with this token, which nobody reads
+                self.fault = error  # the sequence ends with this token, which is discarded
         token: torch.Tensor = logits.argmax(-1)
         if len(self.processors):
             self.ids = torch.cat([self.ids, token.unsqueeze(1).to(self.ids.dtype)], dim=1)
@@ -127,7 +123,7 @@ class PendingTokens:
 
     def __init__(self, tokens: torch.Tensor) -> None:
         self._tokens, self._copied = tokens, None
-        if tokens.device.type == "cuda":  # so that the next step is begun before these are read
+        if tokens.device.type == "cuda":  # the next step starts before these are read
             self._tokens = torch.empty(tokens.shape, dtype=tokens.dtype, pin_memory=True)
             self._tokens.copy_(tokens, non_blocking=True)
             self._copied = torch.cuda.Event()
@@ -153,8 +149,8 @@ class RequestPrefetcher:
         self._exhausted = False
 
     def next_request(self, *, wait: bool) -> DecodeRequest | None:
-        """Return the next row; None when there is no other, or when it has to be waited for and
-        `wait` is not set. One batch at most is here before it is asked for."""
+        """Return the next request. Return None at the end, or without `wait` while the next batch
+        is not ready. At most one batch is claimed ahead of time."""
         while not self._ready and not self._exhausted:
             self._claim_next()
             assert self._next is not None
@@ -202,9 +198,8 @@ class InflightScheduler:
         lag: int = 0,
         on_token: Callable[[SequenceState], None] | None = None,
     ) -> None:
-        """Read prompts by `read`, and have them in so many `slots`, or as many as the manner has,
-        as long as memory lasts. Tokens are looked at `late` steps after they were made.
-        `overhear` is given each row that has said one more."""
+        """Schedule at most `slots` sequences, or fewer if `layout` has fewer rows. Tokens are read
+        `lag` steps after they were computed. `on_token` gets each sequence after a new token."""
         self._on_token = on_token
         self._prefill = prefill
         self._oom_retry = oom_retry
@@ -223,8 +218,8 @@ class InflightScheduler:
         """Whether the last prefill beside running sequences ran out of memory."""
 
     def run(self, requests: RequestPrefetcher) -> Iterator[SequenceState | None]:
-        """Yield each row when it has ended, and None when others have to be waited for. Rows that
-        do not fit even alone are left out."""
+        """Yield each sequence when it ends, and None before waiting for further requests. A request
+        that runs out of memory even alone is left out."""
         while True:
             self._retire()
             yield from self._admit(requests)
@@ -239,9 +234,8 @@ class InflightScheduler:
 
     def run_alone(self, request: DecodeRequest) -> SequenceState:
         """Decode one request in a one-slot pool. Raises out-of-memory errors."""
-        lone = InflightScheduler(
-            self._prefill, self._oom_retry, self._layout, slots=1, lag=self._lag
-        )
+        parts = self._prefill, self._oom_retry, self._layout
+        lone = InflightScheduler(*parts, slots=1, lag=self._lag)
         lone.usage = self.usage
         state = lone._assign_slot(request, self._prefill(request))
         while state.finish_reason is None and not request.is_withdrawn:
@@ -254,16 +248,14 @@ class InflightScheduler:
         """Free the slots of withdrawn requests."""
         for slot, state in enumerate(self._running):
             if state is not None and state.request.is_withdrawn:
-                state.finish_reason = "length"  # of steps that were not looked at, too
+                state.finish_reason = "length"  # tokens of pending steps are skipped, too
                 self._running[slot] = None
                 assert self._pool is not None
                 self._pool.clear(slot)
 
     def _run_isolated(self, request: DecodeRequest) -> Iterator[SequenceState]:
-        key = request.item.key
-        made = self._oom_retry.run_batch(
-            [request], lambda _: key, lambda _: self.run_alone(request)
-        )
+        key, retry = request.item.key, self._oom_retry
+        made = retry.run_batch([request], lambda _: key, lambda _: self.run_alone(request))
         for _, state in made:
             if not request.is_withdrawn:
                 yield state
@@ -273,17 +265,14 @@ class InflightScheduler:
         while not self._running or None in self._running:
             if self._run_alone and not any(self._running):
                 return
-            request = (
-                self._preempted.popleft() if self._preempted else requests.next_request(wait=False)
-            )
+            request = self._preempted.popleft() if self._preempted else None
+            request = request or requests.next_request(wait=False)
             if request is None and not any(self._running):
                 yield None
                 request = requests.next_request(wait=True)
             if request is None:
                 return
-            if request.is_withdrawn:
-                continue
-            state = self._prefill_next(request)
+            state = None if request.is_withdrawn else self._prefill_next(request)
             if state is not None and state.finish_reason is not None:
                 yield state
 
@@ -291,7 +280,7 @@ class InflightScheduler:
         """Prefill a request and put it into a slot. Return None on out of memory."""
         busy = any(self._running)
         try:
-            prefill, message, fault = self._oom_retry.attempt(partial(self._prefill, request))
+            prefilled, message, fault = self._oom_retry.attempt(partial(self._prefill, request))
         except UsageError as error:
             if not request.item.settings and not isinstance(error, ContextExceeded):
                 raise
@@ -307,7 +296,7 @@ class InflightScheduler:
             return None
         self._last_prefill_failed = False
         placed, message, fault = self._oom_retry.attempt(
-            lambda: self._assign_slot(request, prefill.pop())
+            lambda: self._assign_slot(request, prefilled.pop())
         )
         if fault is not None:
             self._isolate_running([request])
@@ -331,12 +320,10 @@ class InflightScheduler:
         return state
 
     def _ensure_pool(self, sequence: PrefilledSequence, max_length: int) -> None:
-        """Create or resize the pool so that the row fits. A pool at least twice as wide as needed
-        is narrowed, because every step computes all of it."""
-        longest = max(
-            [max_length, *(state.max_length for state in self._running if state is not None)]
-        )
-        columns = self._layout.columns(longest)
+        """Create or resize the pool so that the sequence fits. A pool at least twice as wide as
+        needed is narrowed, because every step computes all of it."""
+        lengths = [state.max_length for state in self._running if state is not None]
+        columns = self._layout.columns(max([max_length, *lengths]))
         if self._pool is None:
             self._running = [None] * self.slots
             self._pool = SlotPool(sequence, self._layout.pool(self.slots, columns))
@@ -364,9 +351,8 @@ class InflightScheduler:
                 if state is not None and len(state.processors):
                     tokens[slot] = state.select_token(logits[slot : slot + 1])[0]
         self._pool.set_tokens(tokens)
-        self._pending.append(
-            (PendingTokens(tokens), list(self._running))
-        )  # the other rows are nobody's
+        # Rows beyond the slots are unused.
+        self._pending.append((PendingTokens(tokens), list(self._running)))
         self.usage.steps += len(self._running)
 
     def _collect_tokens(self) -> Iterator[SequenceState]:
@@ -396,7 +382,7 @@ class InflightScheduler:
         requests = [state.request for state in self._running if state is not None]
         self._free_pool()
         release_memory()
-        if self._layout.aligned:  # fewer slots would take as much
+        if self._layout.aligned:  # fewer slots would take as much memory
             raise MemoryError(message)
         if self.slots > 1:
             self.slots = self._oom_retry.shrink(self.slots, message)
@@ -408,7 +394,6 @@ class InflightScheduler:
             self._preempted.clear()
 
     def _free_pool(self) -> None:
-        """Free the pool."""
         self._pool = None
         self._running = []
         self._pending.clear()
