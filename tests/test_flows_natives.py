@@ -132,7 +132,7 @@ def test_what_is_computed_as_published_is_another_caption_of_the_same_features(
 def test_a_model_that_is_computed_in_one_way_alone_fails_as_published(place: Place) -> None:
     take(place, 1)
     other = replace(place, model=str(checkpoint("llava")))
-    with pytest.raises(UsageError, match="--as-published is given, and nothing is known"):
+    with pytest.raises(UsageError, match="--as-published is given, but no difference"):
         run_here(other, as_published=True)
 
 

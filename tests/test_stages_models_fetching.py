@@ -72,8 +72,8 @@ def test_a_broken_line_is_taken_up_where_it_broke(hub: Hub, cache: Path) -> None
     assert hub.starts[-3:] == [(FILE, 0), (FILE, 2_000_000), (FILE, 3_500_000)]
     assert hub.weights_sent() == len(BODY)
     assert said[-2:] == [
-        f"{FILE} broke off at 2.0 of 6.0 MB; going on in 0 s",
-        f"{FILE} broke off at 3.5 of 6.0 MB; going on in 0 s",
+        f"{FILE} interrupted at 2.0 of 6.0 MB; resuming in 0 s",
+        f"{FILE} interrupted at 3.5 of 6.0 MB; resuming in 0 s",
     ]
     assert left(cache) == []
 
@@ -95,7 +95,7 @@ def test_a_damaged_file_is_fetched_anew(hub: Hub) -> None:
     hub.trouble.damages = 1
     said: list[str] = []
     assert fetched(said).read_bytes() == BODY
-    assert said[-1] == f"{FILE} arrived damaged; it is fetched once more"
+    assert said[-1] == f"{FILE} arrived damaged; downloading it again"
     assert hub.weights_sent() == 2 * len(BODY)
 
 
@@ -109,9 +109,9 @@ def test_a_file_that_is_damaged_again_is_named(hub: Hub, cache: Path) -> None:
 @pytest.mark.parametrize(
     ("status", "kind", "says"),
     [
-        (503, EnvironmentFault, "answers with status 503.*goes on from what is there"),
+        (503, EnvironmentFault, "answers with status 503.*resumes the download"),
         (404, EnvironmentFault, "answers with status 404"),
-        (403, UsageError, "refuses to give owner/name.*hf auth login"),
+        (403, UsageError, "denies access to owner/name.*hf auth login"),
     ],
 )
 def test_a_line_that_stays_broken_keeps_what_came(

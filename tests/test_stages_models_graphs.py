@@ -177,7 +177,7 @@ def manifest_with(folder: Path, **changes: Any) -> Path:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"format": 99}, "is of format 99"),
+        ({"format": 99}, "has format 99"),
         ({"files": {"../a.onnx": "0"}}, "names a file outside its folder"),
         ({"files": 3}, "cannot be read"),
         ({"halves": {"vision": {}}}, "cannot be read"),

@@ -234,7 +234,7 @@ def test_pickles_are_told_to_be_converted(trusted: bool, tmp_path: Path) -> None
 @pytest.mark.parametrize("file", ["EVA_CLIP_8B.pt", "pytorch_model.bin", "model.safetensors"])
 def test_a_file_is_no_model_and_is_told_so(file: str, tmp_path: Path) -> None:
     (tmp_path / file).write_bytes(b"weights")
-    with pytest.raises(UsageError, match="is a file, and a model is a folder") as caught:
+    with pytest.raises(UsageError, match="is a file, but a model is a folder") as caught:
         describe(tmp_path / file)
     told = f"Run: penstock convert {tmp_path / file} DST" in caught.value.hint
     assert told == (not file.endswith("safetensors"))

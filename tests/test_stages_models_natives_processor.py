@@ -63,7 +63,7 @@ def test_the_image_model_is_shown_a_picture_without_a_number() -> None:
     assert found == [BEGIN, *[PLACE] * EACH, *words(processor_of(), "Question: Who? Answer:")]
     two = "<|reserved_special_token_0|>" * 2
     pictures = list(np.zeros((2, 64, 64, 3), np.uint8))
-    with pytest.raises(ValueError, match="one picture a prompt"):
+    with pytest.raises(ValueError, match="one image per prompt"):
         processor_of(experts=True)(images=pictures, text=[two])
 
 

@@ -179,11 +179,11 @@ def test_a_wrong_count_of_quantized_modules_fails() -> None:
     settings = planned.options["quantization_config"]
     settings.llm_int8_skip_modules.append("model.language_model.layers.0")
     half = load_half(folder, "language", **planned.options)
-    with pytest.raises(EnvironmentFault, match="asked for 14 modules in nf4 and got 7 in nf4"):
+    with pytest.raises(EnvironmentFault, match="14 modules in nf4 were planned, found 7 in nf4"):
         check(half, planned)
     with pytest.raises(EnvironmentFault, match="in no quantization and got 7 in nf4"):
         check(half, replace(planned, kind="", modules=frozenset()))
-    with pytest.raises(EnvironmentFault, match="in nf4 and got none"):
+    with pytest.raises(EnvironmentFault, match="in nf4 were planned, found none"):
         check(load_half(folder, "language"), planned)
 
 
@@ -195,9 +195,9 @@ def test_weights_that_are_not_what_the_configuration_says_fail(tmp_path: Path) -
     del claim["quantization_config"]
     (folder / "config.json").write_text(json.dumps(claim))
     for wrong in (plain, folder):
-        with pytest.raises(UsageError, match=r"the weights are .* and config\.json says"):
+        with pytest.raises(UsageError, match=r"the weights are .*, but config\.json says"):
             describe(wrong)
-        with pytest.raises(UsageError, match=r"the weights are .* and config\.json says"):
+        with pytest.raises(UsageError, match=r"the weights are .*, but config\.json says"):
             loaded(wrong, "language", "nf4")
 
 
@@ -217,7 +217,7 @@ def test_another_way_of_quantizing_is_refused(tmp_path: Path) -> None:
 
 
 def test_what_was_saved_in_one_precision_is_refused_in_another() -> None:
-    with pytest.raises(UsageError, match="saved in nf4 and cannot be had in int8"):
+    with pytest.raises(UsageError, match="saved in nf4 and cannot be converted to int8"):
         loaded(saved("llava"), "language", "int8")
 
 

@@ -61,7 +61,7 @@ def test_a_revision_leads_to_its_commit(connect: Callable[[str], None]) -> None:
         connect(hub.url)
         found = find_model(MODEL, "v1")
         assert found.commit == found.folder.name == COMMIT
-        with pytest.raises(UsageError, match="knows no model owner/name at revision v2"):
+        with pytest.raises(UsageError, match="has no model owner/name at revision v2"):
             find_model(MODEL, "v2")
     assert find_model(MODEL, "v1") == find_model(MODEL, COMMIT) == found  # the hub is gone by now
 
@@ -123,7 +123,7 @@ def test_a_download_is_announced_once_and_needed_once(
     assert (folder / "model.safetensors").stat().st_size == 3_400_000
     assert folder.is_relative_to(empty_cache)
     assert said == [
-        f"downloading what describes {MODEL}, 0.1 MB, into {empty_cache} (once)",
+        f"downloading the files that describe {MODEL}, 0.1 MB, into {empty_cache} (once)",
         f"downloading {MODEL}, 3.4 MB, into {empty_cache} (once)",
     ]
     assert resolve_model(MODEL, announce=said.append) == folder  # the hub is gone by now
@@ -188,10 +188,10 @@ def test_a_cache_that_cannot_be_written_is_no_fault_of_the_network(
     ("repository", "revision", "says"),
     [
         (Repository(files=SMALL.files, refusal=(403, "GatedRepo")), None, "accepted its terms"),
-        (Repository(files=SMALL.files, refusal=(401, "")), None, "refuses to give owner/name"),
-        (Repository(files=SMALL.files, refusal=(403, "")), None, "refuses to give owner/name"),
-        (None, None, "the hub knows no model owner/name"),
-        (SMALL, "v9", "the hub knows no model owner/name at revision v9"),
+        (Repository(files=SMALL.files, refusal=(401, "")), None, "denies access to owner/name"),
+        (Repository(files=SMALL.files, refusal=(403, "")), None, "denies access to owner/name"),
+        (None, None, "the hub has no model owner/name"),
+        (SMALL, "v9", "the hub has no model owner/name at revision v9"),
         (PICKLED, None, r"only as pickles \(pytorch_model\.bin\)"),
         (Repository(files={"README.md": b"#"}), None, "holds no model with weights"),
     ],
@@ -215,7 +215,7 @@ def test_a_private_model_is_known_to_those_with_a_token(
 ) -> None:
     with serve({MODEL: Repository(files=SMALL.files, token="hf_right")}) as hub:
         connect(hub.url)
-        says = {"": "knows no model", "hf_other": "knows no model", "hf_wrong": "refuses to give"}
+        says = {"": "has no model", "hf_other": "has no model", "hf_wrong": "denies access to"}
         for token, words in says.items():
             monkeypatch.setenv("HF_TOKEN", token)
             with pytest.raises(UsageError, match=rf"{words}.*owner/name.*hf auth login"):
@@ -233,7 +233,7 @@ def test_an_index_that_names_what_the_hub_lacks_fails(connect: Callable[[str], N
 
 
 @pytest.mark.parametrize(
-    ("broken", "says"), [(503, "answers with status 503"), (200, "as a hub does"), (0, "reached")]
+    ("broken", "says"), [(503, "answers with status 503"), (200, "as a model hub"), (0, "reached")]
 )
 def test_a_hub_out_of_order_is_a_fault_of_the_environment(
     broken: int, says: str, connect: Callable[[str], None]

@@ -72,13 +72,15 @@ def quantized(place: Path, method: str, *, plain: bool = False) -> Path:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_checkpoint_in_few_bits_is_told_which_one_to_take(method: str, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=f"quantized by {method}, of which halves") as caught:
+    with pytest.raises(UsageError, match=f"quantized by {method}, whose halves") as caught:
         describe(quantized(tmp_path / "model", method))
     assert "--precision int8 or nf4" in caught.value.hint and "export" in caught.value.hint
 
 
 def test_a_plain_checkpoint_that_says_it_is_quantized_is_told_apart(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="quantized by gptq, and its weights are plain") as it:
+    with pytest.raises(
+        UsageError, match="quantized by gptq, but its weights are not quantized"
+    ) as it:
         describe(quantized(tmp_path / "model", "gptq", plain=True))
     assert "quantization_config" in it.value.hint
     change_config(tmp_path / "model", quantization_config=None)
@@ -94,7 +96,7 @@ def test_a_plan_says_first_that_it_cannot_be_run(plain: bool, tmp_path: Path) ->
     except UsageError as error:  # of which not even the dimensions are known
         first = f"cannot be run: {error.message}"
     assert first.startswith("cannot be run: ") and "quantized by gptq" in first
-    assert ("weights are plain" in first) == plain
+    assert ("weights are not quantized" in first) == plain
 
 
 def written(folder: Path, config: Any) -> Path:
@@ -229,7 +231,7 @@ def test_an_original_checkpoint_fails_wherever_it_is_given(form: str, tmp_path: 
 def test_the_converted_checkpoint_is_named(name: str, tmp_path: Path) -> None:
     with pytest.raises(UsageError) as caught:
         load_half(written(tmp_path / name, SETTINGS), "vision")
-    assert f"Take {CONVERTED[name]}, the same model" in caught.value.hint
+    assert f"Use {CONVERTED[name]}, the same model" in caught.value.hint
     assert CONVERTED[name].startswith("llava-hf/") and CONVERTED[name].endswith("-hf")
 
 

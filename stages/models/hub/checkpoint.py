@@ -17,7 +17,7 @@ INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 CONFIG = "config.json"
 JSON_BYTES = 32 << 20
-"""Most bytes of a configuration or an index; the index of a thousand files fits."""
+"""Maximum bytes of a configuration or an index; the index of a thousand files fits."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -28,8 +28,8 @@ class WeightFile:
     size: int
     """Size in bytes."""
     digest: str
-    """SHA-256 of its content; empty for one that the hub keeps in git, which is small and comes
-    with the configuration."""
+    """SHA-256 of its content; empty for a small file that the hub keeps in git. Such files are
+    downloaded with the configuration."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,12 +41,12 @@ class Checkpoint:
     """Folder or hub id, as the user gave it."""
     folder: Path
     commit: str | None = None
-    """The hub's commit that the folder holds; None for a folder of the user's."""
+    """The hub's commit that the folder holds; None for a user's folder."""
     weights: tuple[WeightFile, ...] = ()
-    """All files of weights, for a hub id; empty where what is in the folder is all there is."""
+    """All weight files of a hub id; empty if the folder itself is complete."""
 
     def missing(self, names: Iterable[str] | None = None) -> list[WeightFile]:
-        """Return the files of weights that are not in the folder, of those named or of all."""
+        """Return the weight files that are not in the folder, out of `names` or of all."""
         requested = None if names is None else set(names)
         return [
             file
@@ -56,21 +56,19 @@ class Checkpoint:
         ]
 
     def digest(self, name: str) -> str:
-        """Return the SHA-256 of a file of weights as the hub states it; empty where it says
-        nothing."""
+        """Return the SHA-256 that the hub states for a weight file; empty if it states none."""
         return next((file.digest for file in self.weights if file.name == name), "")
 
 
 def weight_names(folder: Path) -> list[str]:
-    """Return the names of the files of weights, from a folder's index or their usual name. Raises
-    EnvironmentFault for an index that is none."""
+    """Return the names of the weight files, from a folder's index or by their default name. Raises
+    EnvironmentFault for an invalid index."""
     index = folder / INDEX
     return sorted(set(weight_map(index).values())) if index.exists() else [SINGLE]
 
 
 def weight_map(index: Path) -> dict[str, str]:
-    """Return tensor → file, as an index of weights says. Raises EnvironmentFault for an index that
-    is none."""
+    """Return tensor → file from a weight index. Raises EnvironmentFault for an invalid index."""
     try:
         found: dict[str, str] = dict(json.loads(read_text(index, JSON_BYTES))["weight_map"])
         if not all(_is_inside(name) for name in found.values()):
@@ -86,7 +84,7 @@ def _is_inside(name: str) -> bool:
 
 
 def small_files(folder: Path, patterns: Iterable[str] = SMALL) -> dict[str, bytes]:
-    """Return the files of a model that hold no weights and whose names are like these. Raises
+    """Return the files of a model without weights whose names match the patterns. Raises
     EnvironmentFault for one that cannot be read."""
     found = {}
     for path in sorted(folder.iterdir()):
@@ -104,7 +102,7 @@ def small_files(folder: Path, patterns: Iterable[str] = SMALL) -> dict[str, byte
 
 
 def json_bytes(value: Any) -> bytes:
-    """Return a JSON file as models have them."""
+    """Return JSON in the format of model files."""
     return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
 
 
@@ -113,7 +111,7 @@ def not_whole(path: Path, kind: str = "safetensors file") -> EnvironmentFault:
 
 
 def is_complete(folder: Path) -> bool:
-    """Tell whether a folder holds its configuration and all weight files that its index names."""
+    """Return whether a folder holds its configuration and all weight files of its index."""
     return (folder / "config.json").exists() and all(
         (folder / name).exists() for name in weight_names(folder)
     )

@@ -18,16 +18,16 @@ OF_THE_DISK = (
     errno.ENOTDIR,
     errno.EEXIST,
 )
-"""Errors of writing the cache; all others that a download ends with come from the network."""
+"""Errors of writing the cache; all other download errors come from the network."""
 PICKLES = (".bin", ".pt", ".pth")
-"""Ends of the names of files of weights that run code when they are read in the ordinary way."""
+"""File name endings of weights that can run code when they are read in the usual way."""
 MORE_ROOM = "Free some space, or set HF_HOME to a folder on a larger disk"
 
 
 @contextlib.contextmanager
 def hub_errors(name: str, revision: str | None, begun: bool = False) -> Iterator[None]:
-    """Turn errors of the hub's client over a model into a PenstockError. `begun`: part of the model
-    is here already."""
+    """Turn errors of the hub's client about a model into a PenstockError. `begun`: part of the
+    model is already local."""
     from httpx2 import HTTPError, InvalidURL
     from huggingface_hub.errors import RevisionResolutionError, SafetensorsParsingError
 
@@ -35,10 +35,10 @@ def hub_errors(name: str, revision: str | None, begun: bool = False) -> Iterator
         yield
     except SafetensorsParsingError as error:
         raise UsageError(
-            f"{name} holds a safetensors file that is none: {' '.join(str(error).split())[:160]}",
+            f"{name} holds an invalid safetensors file: {' '.join(str(error).split())[:160]}",
             hint="Choose another revision, or a checkpoint saved by transformers",
         ) from error
-    # The storage that the hub keeps large files in reports its troubles as RuntimeError.
+    # The hub's storage of large files reports its errors as RuntimeError.
     except (
         OSError,
         ValueError,
@@ -51,26 +51,26 @@ def hub_errors(name: str, revision: str | None, begun: bool = False) -> Iterator
 
 
 def cache_folder() -> Path:
-    """Return the folder where the hub's client keeps what it downloads."""
+    """Return the folder where the hub's client keeps its downloads."""
     from huggingface_hub import constants
 
     return Path(constants.HF_HUB_CACHE).expanduser().resolve()
 
 
 def size_of(count: int) -> str:
-    """Write a number of bytes as `3.4 MB` or `1.2 GB`."""
+    """Format a number of bytes as `3.4 MB` or `1.2 GB`."""
     return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{max(count / 1e6, 0.1):.1f} MB"
 
 
 def shown(folder: Path) -> str:
-    """Write a folder's path, briefly."""
+    """Format a folder's path, with `~` for the home folder."""
     home = Path.home()
     return f"~/{folder.relative_to(home)}" if folder.is_relative_to(home) else str(folder)
 
 
 def refuse_offline(checkpoint: Checkpoint, missing: Sequence[WeightFile]) -> None:
-    """Refuse a download when the user keeps the hub's client off the network. Raises
-    EnvironmentFault, naming what is missing and its size."""
+    """Refuse a download if the user keeps the hub's client offline. Raises EnvironmentFault, which
+    names what is missing and its size."""
     from huggingface_hub import constants
 
     if not constants.is_offline_mode():
@@ -103,18 +103,18 @@ def not_a_folder(path: Path) -> UsageError:
     hint = "Give the folder that holds it, with its config.json"
     if path.suffix in PICKLES:
         hint = to_convert(str(path)).replace("run", "Run", 1)
-    return UsageError(f"{path} is a file, and a model is a folder", hint=hint)
+    return UsageError(f"{path} is a file, but a model is a folder", hint=hint)
 
 
 def to_convert(source: str) -> str:
-    """Say how pickles become what can be loaded; the user chooses where."""
+    """Return the hint for converting pickles; the user chooses the folder."""
     return f"run: penstock convert {source} DST, and give DST as the model"
 
 
 def _readable_fault(
     name: str, revision: str | None, error: Exception, begun: bool
 ) -> PenstockError:
-    """Tell the one who asked for a download what its failure means."""
+    """Return a readable error for a failed download."""
     from huggingface_hub.errors import (
         GatedRepoError,
         HfHubHTTPError,
@@ -124,24 +124,24 @@ def _readable_fault(
         RevisionResolutionError,
     )
 
-    # The client's own word for having nothing to fall back on hides what went wrong.
+    # The client's error about a missing cache entry hides the cause.
     if isinstance(error, (LocalEntryNotFoundError, RevisionResolutionError)):
         found = error.__cause__
         error = found if isinstance(found, Exception) else error
     if isinstance(error, GatedRepoError):
         return UsageError(
-            f"{name} may only be downloaded by those who accepted its terms",
+            f"{name} may only be downloaded by users who accepted its terms",
             hint=f"Accept them at https://huggingface.co/{name}, then run: hf auth login",
         )
     if isinstance(error, (RepositoryNotFoundError, RevisionNotFoundError)):
         requested = f"{name} at revision {revision}" if revision else name
         return UsageError(
-            f"the hub knows no model {requested}",
+            f"the hub has no model {requested}",
             hint="Check the name, or run: hf auth login, if the model is private",
         )
     if isinstance(error, HfHubHTTPError) and error.response.status_code in (401, 403):
         return UsageError(
-            f"the hub refuses to give {name} to you",
+            f"the hub denies access to {name}",
             hint="Run: hf auth login, with a token that may read it, or unset HF_TOKEN",
         )
     if isinstance(error, OSError) and error.errno in OF_THE_DISK:
@@ -153,7 +153,7 @@ def _readable_fault(
 
 
 def _unreachable(name: str, error: Exception, begun: bool) -> EnvironmentFault:
-    """Tell that files which are not here cannot be had now."""
+    """Return the error for files that are missing and cannot be downloaded now."""
     from huggingface_hub import constants
     from huggingface_hub.errors import FileMetadataError, HfHubHTTPError
 
@@ -163,13 +163,13 @@ def _unreachable(name: str, error: Exception, begun: bool) -> EnvironmentFault:
     elif isinstance(error, HfHubHTTPError):
         reason = f"{constants.ENDPOINT} answers with status {error.response.status_code}"
     elif isinstance(error, (ValueError, FileMetadataError)):
-        reason = f"{constants.ENDPOINT} does not answer as a hub does"
+        reason = f"{constants.ENDPOINT} does not answer as a model hub"
     elif isinstance(error, (OSError, RuntimeError)):
-        reason = "its download broke off"
+        reason = "its download was interrupted"
     if begun:
         return EnvironmentFault(
             f"the rest of {name} is missing, and {reason}",
-            hint="Connect and run the same command again: it goes on from what is there",
+            hint="Connect and run the same command again: it resumes the download",
         )
     connect = f"Unset {_offline_switch()}" if constants.is_offline_mode() else "Connect"
     return EnvironmentFault(

@@ -22,8 +22,7 @@ AT_ONCE = 4
 """Files fetched at a time."""
 
 Progress = Callable[[int, int], None]
-"""Function that takes the bytes that are here of what is being fetched, and how many that will
-be."""
+"""Function that takes the bytes that have arrived and the total."""
 
 
 def fetch(
@@ -34,11 +33,11 @@ def fetch(
     announce: Announce | None = None,
     progress: Progress | None = None,
 ) -> None:
-    """Bring files of a checkpoint's weights here, of those named or of all, unless they are.
+    """Download the missing weight files of a checkpoint: those in `names`, or all.
 
-    `what` names them for the user, such as `the vision half of`. Raises UsageError for what the hub
-    does not give, EnvironmentFault when it cannot be reached, when the disk cannot take it, and for
-    content that is not what the hub promised.
+    `what` names them for the user, such as `the vision half of`. Raises UsageError for files that
+    the hub does not provide. Raises EnvironmentFault if the hub is unreachable or the disk is full,
+    or if the content does not match the hub's checksum.
     """
     missing = checkpoint.missing(names)
     if not missing:
@@ -54,8 +53,7 @@ def fetch(
 
 
 def check_space(name: str, needed: int) -> None:
-    """Refuse a download that the disk cannot take, before it fills up after minutes, or hours.
-    Raises EnvironmentFault."""
+    """Refuse a download that does not fit on the disk. Raises EnvironmentFault."""
     folder = cache_folder()
     there = next(path for path in (folder, *folder.parents) if path.exists())
     free = shutil.disk_usage(there).free
@@ -72,7 +70,7 @@ def _announcement(name: str, total: int, here: int) -> str:
 
 
 def _nobody(text: str) -> None:
-    """Take a line that nobody wants to hear."""
+    """Ignore an announcement."""
 
 
 class _Counter:
@@ -110,12 +108,12 @@ def _fetch_one(checkpoint: Checkpoint, file: WeightFile, watch: TransferWatch) -
     url = hf_hub_url(checkpoint.name, file.name, revision=checkpoint.commit)
     remote = Remote(name=file.name, url=url, size=file.size, digest=file.digest)
     transfer(remote, _blob(checkpoint, file), watch)
-    # With the content in its place, this is but a link to it.
+    # The content is already in place, so this only links it.
     hf_hub_download(checkpoint.name, file.name, revision=checkpoint.commit)
 
 
 def _here(checkpoint: Checkpoint, file: WeightFile) -> int:
-    """Return the bytes of a file that earlier tries left."""
+    """Return the bytes of a file that are already local."""
     blob = _blob(checkpoint, file)
     found = next((path for path in (blob, partial(blob)) if path.exists()), None)
     return 0 if found is None else min(found.stat().st_size, file.size)

@@ -26,11 +26,11 @@ from stages.models.hub.checkpoint import (
 from stages.models.hub.faults import hub_errors, refuse_offline
 
 AT_ONCE = 8
-"""Headers asked of the hub at a time."""
+"""Headers requested from the hub at a time."""
 HEADER_BYTES = 100_000_000
-"""Most bytes of a header: the limit of safetensors itself."""
+"""Maximum bytes of a header: the limit of safetensors itself."""
 MAX_NUMBER = 1 << 63
-"""A number that is more than any tensor has of anything."""
+"""Exclusive upper bound of sizes and offsets in a header."""
 
 
 class Header(NamedTuple):
@@ -49,13 +49,13 @@ class TensorPlace(NamedTuple):
     dtype: str
     shape: tuple[int, ...]
     start: int
-    """Bytes from the file's beginning."""
+    """Offset in bytes from the file's start."""
     end: int
 
 
 def read_headers(checkpoint: Checkpoint) -> list[Header]:
     """Return all tensors of a checkpoint's safetensors files, file by file. Raises EnvironmentFault
-    for a file that is not all there."""
+    for an incomplete file."""
     absent = {file.name: file for file in checkpoint.missing()}
     if absent:
         refuse_offline(checkpoint, list(absent.values()))
@@ -76,7 +76,7 @@ def _names(folder: Path) -> list[str]:
 
 
 def _ask_hub(checkpoint: Checkpoint, file: WeightFile) -> list[Header]:
-    """Return the tensors of a file that is not here, by a request for its beginning."""
+    """Return the tensors of a remote file by requesting its header."""
     from huggingface_hub import HfApi
 
     with hub_errors(checkpoint.name, checkpoint.commit):
@@ -97,7 +97,7 @@ def _ask_hub(checkpoint: Checkpoint, file: WeightFile) -> list[Header]:
 
 
 def _read_header(path: Path) -> list[Header]:
-    """Return the tensors of one file, after checking that it is as long as they need."""
+    """Return the tensors of one file, after checking its length."""
     return [
         Header(name, path.name, place.dtype, place.shape, place.end - place.start)
         for name, place in read_places(path).items()
@@ -105,15 +105,13 @@ def _read_header(path: Path) -> list[Header]:
 
 
 def read_metadata(path: Path) -> dict[str, Any]:
-    """Return the metadata of a file that is here. Raises EnvironmentFault for one that is not
-    whole."""
+    """Return the metadata of a local file. Raises EnvironmentFault for an incomplete one."""
     with _read(path) as (_, _, entries):
         return dict(entries.get("__metadata__") or {})
 
 
 def read_places(path: Path) -> dict[str, TensorPlace]:
-    """Return tensor → where it lies in a file that is here. Raises EnvironmentFault for one that is
-    not as long as they need."""
+    """Return tensor → place in a local file. Raises EnvironmentFault if the file is too short."""
     found = {}
     with _read(path) as (size, first, entries):
         for tensor, entry in entries.items():
@@ -131,20 +129,20 @@ def read_places(path: Path) -> dict[str, TensorPlace]:
 
 @contextlib.contextmanager
 def _read(path: Path) -> Iterator[tuple[int, int, dict[str, Any]]]:
-    """Read a file's header: its bytes, where the numbers begin, and what it says of each tensor.
-    Raises EnvironmentFault, also where what it says makes no sense to the block."""
+    """Read a file's header: file size, start of the data, and the entry of each tensor. Raises
+    EnvironmentFault, also if the block finds an entry invalid."""
     try:
         with open_regular(path) as file:
             size = os.fstat(file.fileno()).st_size
             length = struct.unpack("<Q", file.read(8))[0]
-            # What text, such as a pointer of Git LFS, looks like.
+            # A text file, such as a Git LFS pointer, looks like a header that is too long.
             if 8 + length > size or length > HEADER_BYTES:
                 raise not_whole(path)
             entries = json.loads(file.read(length))
         yield size, 8 + length, entries
     except OSError as error:
         raise EnvironmentFault(
-            f"{path}, which holds weights of the model, cannot be read ({error.strerror})",
+            f"{path}: the model's weights cannot be read ({error.strerror})",
             hint=DOWNLOAD_HINT,
         ) from error
     except (struct.error, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:

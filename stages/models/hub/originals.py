@@ -15,9 +15,9 @@ from artifacts.regular import read_text
 from stages.models.hub.checkpoint import JSON_BYTES
 
 CLASS = re.compile(r"Llava\w*ForCausalLM")
-"""Pattern of the names of that code's classes; those of transformers are called otherwise."""
+"""Pattern of that code's class names; those of transformers are different."""
 TOWER = "mm_vision_tower"
-"""The setting by which it names the vision tower."""
+"""The setting that names the vision encoder."""
 OWNER = "llava-hf"
 """Owner of the converted checkpoints on the hub."""
 SAME_NAMES = (
@@ -40,26 +40,25 @@ CONVERTED = {
     "llava-v1.5-13b": f"{OWNER}/llava-1.5-13b-hf",
     **{name: f"{OWNER}/{name}-hf" for name in SAME_NAMES},
 }
-"""Name of an original checkpoint, without its owner -> hub id of the same weights as transformers
-reads them."""
+"""Original checkpoint, without its owner → hub id of the same weights for transformers."""
 
 NEAREST = {
     "llava-video-7b-qwen2": f"{OWNER}/llava-onevision-qwen2-7b-ov-hf",
     "llava-video-7b-qwen2-video-only": f"{OWNER}/llava-onevision-qwen2-7b-ov-hf",
     "llava-video-72b-qwen2": f"{OWNER}/llava-onevision-qwen2-72b-ov-hf",
 }
-"""Name of an original checkpoint that nobody converted -> hub id of a model of the same makers, and
-of its size, that sees videos too."""
+"""Original checkpoint that nobody converted → hub id of a video model from the same
+authors and of the same size."""
 
 
 def is_original(folder: Path) -> bool:
-    """Tell whether the configuration in a folder is one of that code."""
+    """Return whether the configuration in a folder belongs to the original code."""
     return bool(_class_of(_config(folder)))
 
 
 def refuse_original(name: str, folder: Path) -> None:
-    """Refuse a checkpoint called `name` whose configuration, in `folder`, is one of that code. One
-    that brings its own code may be run by that. Raises UsageError."""
+    """Refuse a checkpoint called `name` whose configuration, in `folder`, belongs to the original
+    code. A checkpoint with its own code may still run by that. Raises UsageError."""
     config = _config(folder)
     found = _class_of(config)
     if not found or config.get("auto_map"):
@@ -67,23 +66,23 @@ def refuse_original(name: str, folder: Path) -> None:
     short = Path(name).name.lower()
     same, near = CONVERTED.get(short), NEAREST.get(short)
     if near:
-        hint = f"It was never converted: take {near}, of the same makers, which sees videos, too"
+        hint = f"It was never converted: use {near}, by the same authors, which also sees videos"
     elif same:
-        hint = f"Take {same}, the same model as transformers reads it"
+        hint = f"Use {same}, the same model in transformers' format"
     else:
         hint = (
             "Look for one whose id ends in -hf, or convert it with one of transformers' scripts "
             "convert_llava*_weights_to_hf.py"
         )
     raise UsageError(
-        f"{name} is in the form of the original LLaVA code ({found}), of which transformers would "
-        "make up the vision tower",
+        f"{name} is in the form of the original LLaVA code ({found}), for which transformers would "
+        "initialize the vision encoder at random",
         hint=hint,
     )
 
 
 def _class_of(config: dict[str, Any]) -> str:
-    """Return the class of that code that a configuration is of; empty when it is none."""
+    """Return the class of the original code that a configuration names; empty for others."""
     named = config.get("architectures")
     classes = [str(part) for part in named] if isinstance(named, list) else []
     if found := next(filter(CLASS.fullmatch, classes), ""):
@@ -93,8 +92,7 @@ def _class_of(config: dict[str, Any]) -> str:
 
 
 def _config(folder: Path) -> dict[str, Any]:
-    """Return what config.json says. It is nothing when it cannot be read, which whoever needs it
-    will tell."""
+    """Return config.json; empty if it cannot be read, which its reader reports."""
     try:
         found = json.loads(read_text(folder / "config.json", JSON_BYTES))
     except (OSError, ValueError, RecursionError):

@@ -28,10 +28,10 @@ from stages.models.hub.originals import refuse_original
 from stages.models.hub.transfer import Announce
 
 PREFIX = "models--"
-"""Beginning of the names of models' folders in the hub's cache."""
+"""Prefix of model folders in the hub's cache."""
 
 Listing = dict[str, tuple[int, str]]
-"""Path in the repository -> bytes, and SHA-256 of what is kept as a large file, else empty."""
+"""Path in the repository → bytes, and the SHA-256 of a large file, else empty."""
 
 
 def is_hub_id(name: str) -> bool:
@@ -48,7 +48,7 @@ def is_hub_id(name: str) -> bool:
 
 
 def cached(name: str, revision: str | None) -> Checkpoint | None:
-    """Return a model whose small files are all here, or None; asks no network."""
+    """Return a model whose small files are all local, or None. Uses no network."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
@@ -63,7 +63,7 @@ def cached(name: str, revision: str | None) -> Checkpoint | None:
     if not (folder / "config.json").exists():
         return None
     listing = _listing_here(folder)
-    if listing is None:  # what other versions of the hub's client left
+    if listing is None:  # a snapshot of another version of the hub's client
         found = Checkpoint(name=name, folder=folder, commit=folder.name)
         return found if is_complete(folder) else None
     found = _checkpoint(name, folder, listing)
@@ -71,8 +71,8 @@ def cached(name: str, revision: str | None) -> Checkpoint | None:
 
 
 def bring_small(name: str, revision: str | None, announce: Announce | None) -> Checkpoint:
-    """Download a model's small files; `announce` is told before. Raises UsageError for what the hub
-    does not have or does not give, EnvironmentFault when it cannot be reached."""
+    """Download a model's small files, after calling `announce`. Raises UsageError for a model that
+    the hub does not provide, EnvironmentFault if the hub is unreachable."""
     from huggingface_hub import HfApi, hf_hub_download, hf_hub_url, snapshot_download
     from huggingface_hub.utils._paths import filter_repo_objects
 
@@ -85,7 +85,7 @@ def bring_small(name: str, revision: str | None, announce: Announce | None) -> C
                 config = hf_hub_download(name, "config.json", revision=resolved.resolved)
                 refuse_original(name, Path(config).parent)
             raise without_safetensors(name, list(listing))
-        # Names may be listed of a model that is not to be downloaded.
+        # The hub may list the files of a model that may not be downloaded.
         api.get_hf_file_metadata(url=hf_hub_url(name, "config.json", revision=resolved.resolved))
         in_git = [n for n, (_, digest) in listing.items() if _is_weight(n) and not digest]
         small = [*filter_repo_objects(listing, allow_patterns=[*SMALL, *in_git])]
@@ -98,7 +98,7 @@ def bring_small(name: str, revision: str | None, announce: Announce | None) -> C
             allow_patterns=[file for file in small if not listing[file][1]],
             tqdm_class=_silent(),
         )
-    # Such as a tokenizer's: what the hub states a sum of is checked against it.
+    # Large files, such as a tokenizer's, are checked against the hub's checksum.
     large = tuple(
         WeightFile(name=file, size=size, digest=digest)
         for file, (size, digest) in absent.items()
@@ -109,7 +109,7 @@ def bring_small(name: str, revision: str | None, announce: Announce | None) -> C
 
 
 def repository_folder(name: str) -> Path:
-    """Return the folder where the hub's cache keeps a model."""
+    """Return the folder of a model in the hub's cache."""
     return cache_folder() / f"{PREFIX}{name.replace('/', '--')}"
 
 
@@ -123,14 +123,14 @@ def hub_id_of(folder: Path) -> str:
 def _ask_listing(api: Any, name: str, commit: str) -> Listing:
     found: Listing = {}
     for entry in api.list_repo_tree(name, recursive=True, revision=commit):
-        if hasattr(entry, "blob_id"):  # else a folder
+        if hasattr(entry, "blob_id"):  # files have one, folders do not
             found[entry.path] = (entry.size, entry.lfs.sha256 if entry.lfs else "")
     return found
 
 
 def _listing_here(snapshot: Path) -> Listing | None:
-    """Return the listing that the hub's client keeps beside a snapshot; its own reader leaves the
-    sums out."""
+    """Return the listing that the hub's client keeps beside a snapshot. Its own reader omits the
+    checksums."""
     path = snapshot.parents[1] / "trees" / f"{snapshot.name}.json"
     try:
         files = json.loads(path.read_text(encoding="utf-8"))["files"]
@@ -144,8 +144,8 @@ def _checkpoint(name: str, folder: Path, listing: Listing) -> Checkpoint:
     for file in weight_names(folder):
         if file not in listing:
             raise UsageError(
-                f"{name} lacks {file}, which its index of weights names",
-                hint="Choose another revision, or ask its author to upload it whole",
+                f"{name} lacks {file}, which its weight index names",
+                hint="Choose another revision, or ask its author to upload it",
             )
         size, digest = listing[file]
         weights.append(WeightFile(name=file, size=size, digest=digest))
@@ -156,7 +156,9 @@ def _announce_small(name: str, needed: int, announce: Announce | None) -> None:
     check_space(name, needed)
     if needed and announce is not None:
         into = shown(cache_folder())
-        announce(f"downloading what describes {name}, {size_of(needed)}, into {into} (once)")
+        announce(
+            f"downloading the files that describe {name}, {size_of(needed)}, into {into} (once)"
+        )
 
 
 def _is_weight(path: str) -> bool:
@@ -164,7 +166,7 @@ def _is_weight(path: str) -> bool:
 
 
 def _silent() -> Any:
-    """Make a class of progress bars for the hub's client, whose own draw into logs too."""
+    """Make a silent progress-bar class for the hub's client, whose own bars also go to logs."""
     from huggingface_hub.utils.tqdm import tqdm
 
     class Bar(tqdm):
@@ -177,9 +179,8 @@ def _silent() -> Any:
 def resolve_model(
     name: str | Path, revision: str | None = None, announce: Announce | None = None
 ) -> Path:
-    """Return the folder of a model with all its weights, downloaded if they are not there yet. The
-    model is given as a folder or a hub id. What is raised and announced is what `find_model` and
-    `fetch` do."""
+    """Return the folder of a model with all its weights, downloading missing ones. The model is
+    given as a folder or a hub id. Raises and announces what `find_model` and `fetch` do."""
     found = find_model(name, revision, announce)
     fetch(found, announce=announce)
     return found.folder
@@ -188,12 +189,11 @@ def resolve_model(
 def find_model(
     name: str | Path, revision: str | None = None, announce: Announce | None = None
 ) -> Checkpoint:
-    """Find a model with all its small files, downloaded if they are not there yet, and no weights.
-    The model is given as a folder or a hub id.
+    """Find a model with all its small files, downloading missing ones, without weights. The model
+    is given as a folder or a hub id.
 
-    `announce` is told what is going to be downloaded before that starts, and nothing else. Raises
-    UsageError for what is no model, EnvironmentFault when the hub cannot be reached or the disk
-    cannot take the download.
+    `announce` is called before a download, with its description. Raises UsageError if the name is
+    not a model, EnvironmentFault if the hub is unreachable or the disk is full.
     """
     folder = Path(name).expanduser()
     if folder.is_dir():
@@ -220,8 +220,8 @@ def find_model(
 
 
 def refuse_odd_things(folder: Path) -> None:
-    """Refuse a model's folder that holds what is neither file nor folder. Whoever opens it might
-    wait for ever. Raises EnvironmentFault."""
+    """Refuse a model folder with special files such as FIFOs, because opening one might block
+    forever. Raises EnvironmentFault."""
     templates = folder / "additional_chat_templates"
     try:
         held = sorted([*folder.iterdir(), *(templates.iterdir() if templates.is_dir() else ())])
@@ -238,7 +238,7 @@ def refuse_odd_things(folder: Path) -> None:
 
 
 def fetch_rest(folder: Path) -> bool:
-    """Bring all weights of a hub's snapshot here; False when there is nothing to bring. Raises what
+    """Download all missing weights of a hub snapshot. Return False if none are missing. Raises what
     `fetch` does."""
     name = hub_id_of(folder)
     found = cached(name, folder.name) if name else None
@@ -249,9 +249,9 @@ def fetch_rest(folder: Path) -> bool:
 
 
 def refuse_revision(what: str, revision: str | None) -> None:
-    """Refuse a revision that is asked of what has none. Raises UsageError."""
+    """Refuse a revision for a model without revisions. Raises UsageError."""
     if revision is not None:
         raise UsageError(
-            f"--revision {revision} is given, and {what} has no revisions",
+            f"--revision {revision} is given, but {what} has no revisions",
             hint="Leave --revision out, or give a hub id such as owner/name",
         )

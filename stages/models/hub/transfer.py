@@ -13,14 +13,14 @@ from pathlib import Path
 from artifacts.errors import EnvironmentFault
 
 WAITS = (1.0, 2.0, 4.0, 8.0, 16.0)
-"""Seconds before each new try while nothing arrives; what arrives starts them anew."""
+"""Seconds before each retry while nothing arrives; arriving data restarts the sequence."""
 RETRIABLE_STATUSES = (408, 425, 429, 500, 502, 503, 504)
-"""Statuses that pass by themselves."""
+"""HTTP status codes of temporary errors."""
 LOCK_SECONDS = 0.5
-"""Seconds between looks at a file that another process downloads."""
+"""Seconds between checks of a file that another process downloads."""
 
 Announce = Callable[[str], None]
-"""Function that takes a line for the user."""
+"""Function that prints a line for the user."""
 
 
 class Stopped(Exception):
@@ -46,26 +46,25 @@ class TransferWatch:
 
     announce: Announce
     arrived: Callable[[int], None]
-    """Function that is told of bytes that arrived, or, below 0, of bytes that must be fetched
-    anew."""
+    """Function that takes the number of bytes that arrived; below 0: bytes to fetch again."""
     stop: threading.Event
 
 
 def partial(target: Path) -> Path:
-    """Return the path of the part of a file that has arrived. It is the name that the hub's client
-    gave it of old, so that what that left is taken up."""
+    """Return the path of a partial file. The hub's client uses the same name, so its partial
+    downloads are resumed."""
     return target.with_name(f"{target.name}.incomplete")
 
 
 def transfer(remote: Remote, target: Path, watch: TransferWatch) -> None:
-    """Bring a file to `target`, unless it is there. Raises what the hub's session raises,
-    EnvironmentFault for content that is not what was promised."""
+    """Download a file to `target`, unless it exists. Raises what the hub's session raises, and
+    EnvironmentFault for content with another checksum."""
     if target.exists():
         return
     target.parent.mkdir(parents=True, exist_ok=True)
     part = partial(target)
     with _open_locked(remote.name, part, watch) as file:
-        if target.exists():  # by another process, while this one waited
+        if target.exists():  # downloaded by another process in the meantime
             part.unlink(missing_ok=True)
             return
         for last in (False, True):
@@ -80,13 +79,13 @@ def transfer(remote: Remote, target: Path, watch: TransferWatch) -> None:
                     f"{remote.name} arrived twice with another checksum than the hub states",
                     hint="Try again later, or without the proxy or mirror in between",
                 )
-            watch.announce(f"{remote.name} arrived damaged; it is fetched once more")
+            watch.announce(f"{remote.name} arrived damaged; downloading it again")
         os.fsync(file.fileno())
         os.replace(part, target)
 
 
 def is_transient(error: Exception) -> bool:
-    """Tell whether an error of the hub's session may be gone at the next try."""
+    """Return whether an error of the hub's session may disappear on retry."""
     from httpx2 import NetworkError, RemoteProtocolError, TimeoutException
     from huggingface_hub.errors import HfHubHTTPError
 
@@ -106,7 +105,7 @@ def _open_locked(name: str, part: Path, watch: TransferWatch) -> FileIO:
             if not waiting:
                 watch.announce(f"{name} is being downloaded by another process: waiting for it")
             waiting = True
-        except OSError:  # a file system without locks: the sum at the end tells what went wrong
+        except OSError:  # a file system without locks: the checksum reveals conflicts
             return file
         else:
             if _is_same_file(part, file):
@@ -117,8 +116,7 @@ def _open_locked(name: str, part: Path, watch: TransferWatch) -> FileIO:
 
 
 def _is_same_file(part: Path, file: FileIO) -> bool:
-    """Tell whether the file is what lies at that path, and not what was moved from there
-    meanwhile."""
+    """Return whether the path still leads to the open file, which may have been moved meanwhile."""
     try:
         return os.path.samestat(os.fstat(file.fileno()), part.stat())
     except FileNotFoundError:
@@ -126,7 +124,7 @@ def _is_same_file(part: Path, file: FileIO) -> bool:
 
 
 def _receive(remote: Remote, file: FileIO, watch: TransferWatch) -> None:
-    """Make the file as long as it should be, however often the connection breaks."""
+    """Receive the whole file, reconnecting as often as the connection breaks."""
     waits = iter(WAITS)
     while (have := _size(file)) < remote.size:
         failure: Exception = ConnectionError("the server sent no more")
@@ -144,13 +142,13 @@ def _receive(remote: Remote, file: FileIO, watch: TransferWatch) -> None:
         if seconds is None:
             raise failure
         share = f"{_size(file) / 1e6:.1f} of {remote.size / 1e6:.1f} MB"
-        watch.announce(f"{remote.name} broke off at {share}; going on in {seconds:.0f} s")
+        watch.announce(f"{remote.name} interrupted at {share}; resuming in {seconds:.0f} s")
         if watch.stop.wait(seconds):
             raise Stopped
 
 
 def _stream(remote: Remote, file: FileIO, start: int, watch: TransferWatch) -> None:
-    """Append what the server sends from byte `start` on."""
+    """Append the server's data from byte `start` on."""
     from huggingface_hub import constants
     from huggingface_hub.utils._headers import build_hf_headers
     from huggingface_hub.utils._http import get_session, hf_raise_for_status
@@ -161,7 +159,7 @@ def _stream(remote: Remote, file: FileIO, start: int, watch: TransferWatch) -> N
     timeout = constants.HF_HUB_DOWNLOAD_TIMEOUT
     with get_session().stream("GET", remote.url, headers=headers, timeout=timeout) as response:
         hf_raise_for_status(response)
-        if start and response.status_code != 206:  # it sends all of it, whatever it was asked for
+        if start and response.status_code != 206:  # the server ignored the range
             watch.arrived(-start)
             file.truncate(0)
         left = remote.size - _size(file)

@@ -18,7 +18,7 @@ THINKER = (
 )
 
 FIRST_COGVLM_VOCABULARY = 32000
-"""Words of the text model of the first CogVLM; those of the second are four times as many."""
+"""Vocabulary size of the first CogVLM; the second one's is four times as large."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -26,16 +26,16 @@ class UnsupportedForm:
     """A published checkpoint format that cannot be read."""
 
     name: str
-    """The form in a few words, for the page of models."""
+    """Short name, for the table in the documentation."""
     example: Mapping[str, Any]
-    """What the configuration of one says."""
+    """Example of its configuration."""
     found: Callable[[Config], bool]
-    """Tells whether a configuration is of this form."""
+    """Function that returns whether a configuration has this form."""
     reason: str
     alternative: str
     """A form that works."""
     own_code: bool = False
-    """Whether code that comes with it may be tried where it is trusted."""
+    """Whether code from the checkpoint may be tried if it is trusted."""
 
 
 def _is(*types: str) -> Callable[[Config], bool]:
@@ -162,12 +162,12 @@ UNSUPPORTED: tuple[UnsupportedForm, ...] = (
         own_code=True,
     ),
 )
-"""Forms of checkpoints that many people ask for."""
+"""Checkpoint forms that users often try."""
 
 
 def refuse_unsupported(folder: Path, trusted: bool) -> None:
-    """Refuse a checkpoint of one of these forms; what may be tried by its own code is left to that
-    where it is `trusted`. Raises UsageError."""
+    """Refuse a checkpoint in one of these forms. If it is `trusted` and has its own code, that code
+    may be tried. Raises UsageError."""
     config = _config(folder)
     form = next((form for form in UNSUPPORTED if form.found(config)), None)
     if form is None or (trusted and form.own_code and "auto_map" in config):
@@ -176,7 +176,7 @@ def refuse_unsupported(folder: Path, trusted: bool) -> None:
 
 
 def _config(folder: Path) -> dict[str, Any]:
-    """Return what config.json says; nothing where it cannot be read, which its reader will tell."""
+    """Return config.json; empty if it cannot be read, which its reader reports."""
     try:
         found = json.loads(read_text(folder / "config.json", JSON_BYTES))
     except (OSError, ValueError, RecursionError):

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import torch
 
 CONFIG_ERRORS = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError)
-"""Errors of a configuration whose values make no sense."""
+"""Errors raised for a configuration with invalid values."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -29,11 +29,11 @@ class AsPublished:
     """The published code's deviations from a family's formulas."""
 
     part: Part
-    """Part of the checkpoint that is concerned."""
+    """Part of the checkpoint that differs."""
     description: str
-    """What is otherwise, for people."""
+    """What differs, for people."""
     settings: Mapping[str, Any]
-    """Field of the configuration → value with which our code computes it so too."""
+    """Field of the configuration → value that makes our code compute the same."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,17 +41,17 @@ class InTreeFamily:
     """The code of one family, each entry as `package.module:name`."""
 
     config: str
-    """Configuration class of transformers' kind, which takes the published config.json."""
+    """Class of the configuration, which reads the published config.json."""
     model: str
-    """Model class, which takes the tensors under their published names."""
+    """Class of the model, which takes the tensors under their published names."""
     processor: str
-    """Function of a folder that makes the processor, tokenizer and all."""
+    """Function that makes the processor, tokenizer included, from a folder."""
     as_published: AsPublished | None = None
-    """None where the published code computes what its formulas say."""
+    """None if the published code computes what its formulas say."""
 
     def load_config(self, folder: Path, as_published: bool = False) -> Any:
-        """Load the configuration in a folder. Raises UsageError for one that makes no sense, and
-        where there is nothing that the published code computes otherwise."""
+        """Load the configuration in a folder. Raises UsageError for an invalid one, and for
+        `as_published` if no difference is known."""
         if as_published and self.as_published is None:
             raise no_published_difference(folder)
         from huggingface_hub.errors import StrictDataclassError
@@ -75,34 +75,34 @@ class InTreeFamily:
         return found
 
     def load_processor(self, folder: Path) -> Any:
-        """Load the processor. Raises OSError or ValueError when a file that it needs is missing."""
+        """Load the processor. Raises OSError or ValueError if a required file is missing."""
         return resolve_name(self.processor)(folder)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OriginalLayout:
-    """The tensor layout of files that a family's original code saved, before they were on the hub.
-    Names are those of its tensors, without the `module.` prefix that multi-GPU training adds."""
+    """The tensor layout of files saved by a family's original code, before it was on the hub. Names
+    are given without the `module.` prefix that multi-GPU training adds."""
 
     description: str
     """What such a file is, for people."""
     module: str
-    """The module that knows it, with a function for each method here."""
+    """Module that reads the layout, with one function for each method here."""
 
     def recognises(self, names: Collection[str]) -> bool:
-        """Tell whether a file with tensors of these names is in this layout."""
+        """Return whether a file with tensors of these names has this layout."""
         found: bool = resolve_name(f"{self.module}:recognises")(names)
         return found
 
     def config(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, object]:
-        """Return the config.json of the converted file, all but the type of its numbers; `shapes`
-        are those of the original one."""
+        """Return the config.json of the converted file, without the dtype. `shapes` are those of
+        the original file."""
         found: dict[str, object] = resolve_name(f"{self.module}:config")(shapes)
         return found
 
     def rename(self, name: str, tensor: "torch.Tensor") -> "Iterable[tuple[str, torch.Tensor]]":
-        """Return the tensors that one of the original file becomes, views of it: several of one
-        that is fused, none of one that is computed."""
+        """Return the converted tensors of an original one, as views of it: several for a fused
+        tensor, none for a computed one."""
         found: Iterable[tuple[str, torch.Tensor]] = resolve_name(f"{self.module}:rename")(
             name, tensor
         )
@@ -135,29 +135,29 @@ NATIVES: Mapping[str, InTreeFamily] = {
         processor=f"{EVACLIP}.processor:load_processor",
     ),
 }
-"""Class that a checkpoint's config.json names among its `architectures` → our code for it."""
+"""Class name among a config.json's `architectures` → our code for it."""
 
 ORIGINALS: tuple[OriginalLayout, ...] = (
     OriginalLayout(description="an EVA-CLIP of the original code", module=f"{EVACLIP}.original"),
 )
-"""Layouts of files that `penstock convert` brings to the one that is read here."""
+"""Layouts that `penstock convert` converts to the hub's layout."""
 
 
 def native_of(folder: Path) -> InTreeFamily | None:
-    """Return the code of ours for the checkpoint in a folder; None for all others."""
+    """Return the in-tree model family of the checkpoint in a folder; None for all others."""
     try:
         config = json.loads(read_text(folder / "config.json", JSON_BYTES))
     except (OSError, ValueError, RecursionError):
-        return None  # whoever needs it will tell
+        return None  # the loader reports the error
     named = config.get("architectures") if isinstance(config, dict) else None
     classes = [name for name in named if isinstance(name, str)] if isinstance(named, list) else []
     return next((NATIVES[name] for name in classes if name in NATIVES), None)
 
 
 def no_published_difference(model: object) -> UsageError:
-    """Make the error for a checkpoint that is computed in one way alone."""
+    """Make the error for a checkpoint without known differences from its published code."""
     return UsageError(
-        f"--as-published is given, and nothing is known that the published code of {model} "
-        "computes otherwise",
+        f"--as-published is given, but no difference between the published code of {model} and "
+        "this one is known",
         hint="Leave it out",
     )

@@ -7,19 +7,19 @@ from stages.models.halves.boundary import absent_paths, within
 
 
 def attention_of(model: Any, keep: Part = "whole") -> str:
-    """Return the implementations in a model, or in one half: usually one, else several joined by
-    `+`."""
+    """Return the attention implementations in a model, or in one half: usually one, else several
+    joined by `+`."""
     return "+".join(sorted({str(p.config._attn_implementation) for p in _kept(model, keep)}))
 
 
 def supports_flash(skeleton: Any, keep: Part) -> bool:
-    """Tell whether every class of one half takes FlashAttention."""
+    """Return whether every class of one half supports FlashAttention."""
     return all(part._supports_flash_attn for part in _kept(skeleton, keep))
 
 
 def for_half(skeleton: Any, keep: Part, implementation: str) -> dict[str, Any]:
-    """Return the `attn_implementation` that gives it to one half and leaves the other its default.
-    A class that does not take it refuses to be built."""
+    """Return the `attn_implementation` argument that selects it for one half and leaves the other
+    half its default. A class that does not support it refuses to be built."""
     kept = {id(part.config) for part in _kept(skeleton, keep)}
     return _choices(skeleton.config, kept, implementation)
 

@@ -21,10 +21,10 @@ from stages.models.halves.absent import MissingModule
 from stages.models.halves.boundary import absent_paths, within
 
 KINDS = ("int8", "nf4")
-"""Kinds that a checkpoint can be quantized to while it is loaded."""
+"""Quantizations that can be applied while a checkpoint is loaded."""
 PIXEL_LAYERS = (nn.Conv2d, nn.Conv3d)
 PACKED_ROWS = 32
-"""Rows that that kernel takes at once."""
+"""Rows that the AVX512-BF16 kernel processes at once."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -32,9 +32,9 @@ class Quantization:
     """The modules of one half that the loader quantizes, or finds quantized."""
 
     kind: str
-    """`int8`, `nf4`, `fp4`; empty: nothing."""
+    """`int8`, `nf4`, `fp4`; empty: no quantization."""
     modules: frozenset[str]
-    """Paths of the modules, in the names of the whole model."""
+    """Paths of the modules in the whole model."""
     options: dict[str, Any]
     """Options for `load_half`."""
 
@@ -46,9 +46,10 @@ def plan(
     dtype: torch.dtype,
     stored: Mapping[str, str] | None = None,
 ) -> Quantization:
-    """Plan how one half of the model over `skeleton` comes to `precision`. Its quantized layers
-    compute in `dtype`. `stored` says what is quantized already, in those of the checkpoint's files
-    that are here. Raises UsageError for what cannot be had."""
+    """Plan how one half of the model over `skeleton` gets `precision`.
+
+    Its quantized layers compute in `dtype`. `stored` lists the modules that the local files hold
+    quantized already. Raises UsageError for an impossible precision."""
     if stored or precision in KINDS:
         check_stored(skeleton.config, set((stored or {}).values()))
     if stored_settings(skeleton.config) is not None:
@@ -58,8 +59,8 @@ def plan(
     modules = quantizable(skeleton, keep)
     if not modules:
         raise UsageError(
-            f"{type(skeleton).__name__} has no layer in its {keep} half that {precision} takes",
-            hint="Ask for native, bf16 or fp16",
+            f"{precision} supports no layer in the {keep} half of {type(skeleton).__name__}",
+            hint="Use native, bf16 or fp16",
         )
     spared = [path for path in linears_of(skeleton) if path not in modules]
     return Quantization(
@@ -70,8 +71,8 @@ def plan(
 
 
 def quantizable(skeleton: Any, keep: Part) -> dict[str, Any]:
-    """Return path → module of what is quantized in one half when that is asked for. In a model that
-    is run whole, that is what is so in its decoder."""
+    """Return path → module of the layers that quantization of one half covers. For a model that
+    runs whole, these are the layers of its decoder."""
     converted = _converted(skeleton, _spared(skeleton))
     if keep == "whole":
         decoder = _blind_decoder(skeleton)
@@ -81,14 +82,14 @@ def quantizable(skeleton: Any, keep: Part) -> dict[str, Any]:
 
 
 def _blind_decoder(skeleton: Any) -> str | None:
-    """Return the path of a decoder that sees no pixels; None when there is no such part."""
+    """Return the path of a decoder that processes no pixels; None if there is none."""
     decoder = skeleton.get_decoder()
     sees = decoder is None or any(isinstance(m, PIXEL_LAYERS) for m in decoder.modules())
     return None if sees else next(p for p, m in skeleton.named_modules() if m is decoder)
 
 
 def stored_settings(config: Any) -> dict[str, Any] | None:
-    """Return how a checkpoint that was saved quantized says it was; None for others."""
+    """Return the settings of a checkpoint that was saved quantized; None for others."""
     found = getattr(config, "quantization_config", None)
     if found is None:
         found = getattr(config.get_text_config(decoder=True), "quantization_config", None)
@@ -96,39 +97,38 @@ def stored_settings(config: Any) -> dict[str, Any] | None:
 
 
 def check_stored(config: Any, kinds: Collection[str], *, plain: bool = False) -> None:
-    """Refuse a checkpoint that was quantized by another method than that of bitsandbytes. So too
-    one that says other things of itself than its weights do, which may be known to be `plain`.
-    Raises UsageError."""
+    """Refuse a checkpoint that was quantized by another method than bitsandbytes, or whose
+    configuration contradicts its weights. `plain`: its weights are known not to be
+    quantized. Raises UsageError."""
     settings = stored_settings(config) or {}
     method = settings.get("quant_method", "")
     if plain and method not in ("", "bitsandbytes"):
         raise UsageError(
-            f"config.json says that the checkpoint is quantized by {method}, and its weights are "
-            "plain",
-            hint="Take quantization_config out of its config.json: then it is run as it is, or "
-            "with --precision nf4",
+            f"config.json says that the checkpoint is quantized by {method}, but its weights are "
+            "not quantized",
+            hint="Remove quantization_config from its config.json; then run it as it is, or with "
+            "--precision nf4",
         )
     if method not in ("", "bitsandbytes"):
         raise UsageError(
-            f"the checkpoint is quantized by {method}, of which halves cannot be loaded",
-            hint="Take the checkpoint it was made from, with --precision int8 or nf4, or what "
-            "`penstock export --to nf4` makes of that",
+            f"the checkpoint is quantized by {method}, whose halves cannot be loaded separately",
+            hint="Use the checkpoint it was made from, with --precision int8 or nf4, or with the "
+            "result of `penstock export --to nf4`",
         )
     if bool(settings) != bool(kinds) or len(kinds) > 1:
         is_in = " and ".join(sorted(kinds)) or "not quantized"
         raise UsageError(
-            f"the weights are {is_in}, and config.json says {settings or 'nothing'} of it"[:200],
-            hint="Download the checkpoint again: its files are of different versions",
+            f"the weights are {is_in}, but config.json says {settings or 'nothing'} about it"[:200],
+            hint="Download the checkpoint again: its files belong to different versions",
         )
 
 
 def check(half: Any, planned: Quantization) -> None:
-    """Check that the modules are quantized that were planned. Raises EnvironmentFault when others
-    are."""
+    """Check that exactly the planned modules are quantized. Raises EnvironmentFault if not."""
     for path, module in half.named_modules():
         if type(module) is nn.Linear and not module.weight.dtype.is_floating_point:
             raise EnvironmentFault(
-                f"the weight of {path} is in few bits, and its scales are not in the checkpoint",
+                f"the weight of {path} is quantized, but its scales are not in the checkpoint",
                 hint="Download, or export, the checkpoint again",
             )
     absent = [path for path, module in half.named_modules() if isinstance(module, MissingModule)]
@@ -139,15 +139,15 @@ def check(half: Any, planned: Quantization) -> None:
         return
     got = ", ".join(f"{number} in {kind}" for kind, number in sorted(found.items())) or "none"
     raise EnvironmentFault(
-        f"asked for {len(here)} modules in {planned.kind or 'no quantization'} and got {got}",
-        hint="Check that config.json and the weights are of one checkpoint, or leave out "
-        "--precision; if they are, this is a fault of Penstock: please report it",
+        f"{len(here)} modules in {planned.kind or 'no quantization'} were planned, found {got}",
+        hint="Check that config.json and the weights belong to one checkpoint, or leave out "
+        "--precision; if they do, this is an error in Penstock: please report it",
     )
 
 
 def count(half: Any) -> Counter[str]:
-    """Return `int8`, `nf4` or `fp4` → how many modules of a loaded model hold such weights. That is
-    told by their scales and not by the modules' class."""
+    """Return `int8`, `nf4` or `fp4` → number of modules of a loaded model with such weights. The
+    weights' scales decide, not the modules' class."""
     found = Counter[str]()
     for module in half.modules():
         name, weight = type(module).__name__, module._parameters.get("weight")
@@ -160,9 +160,10 @@ def count(half: Any) -> Counter[str]:
 
 
 def keep_to_dtype(half: Any) -> None:
-    """Keep bitsandbytes from its kernel for CPUs with AVX512-BF16, for layers it does not suit.
-    Such a layer computes in another dtype, which that kernel passes over, or has a shape that it
-    fails at."""
+    """Keep bitsandbytes from using its AVX512-BF16 CPU kernel for layers that it does not suit.
+
+    Such a layer computes in another dtype, which the kernel ignores, or has an unsupported
+    shape."""
     for module in half.modules():
         if type(module).__name__ == "Linear4bit":
             state = getattr(module.weight, "quant_state", None)
@@ -175,12 +176,12 @@ def keep_to_dtype(half: Any) -> None:
 def _as_stored(
     skeleton: Any, precision: str, dtype: torch.dtype, stored: Mapping[str, str]
 ) -> Quantization:
-    """Plan by the weights alone; settings may name modules in a way that the loader passes over."""
-    kind = next(iter(stored.values()), "")  # the files of a half that is not quantized may be alone
+    """Plan from the weights alone: settings may name modules in a form that the loader ignores."""
+    kind = next(iter(stored.values()), "")  # empty if only a half without quantization is local
     if precision in KINDS and precision != kind:
         raise UsageError(
-            f"the checkpoint was saved in {kind} and cannot be had in {precision}",
-            hint="Leave --precision out, or take the checkpoint it was made from",
+            f"the checkpoint was saved in {kind} and cannot be converted to {precision}",
+            hint="Leave --precision out, or use the checkpoint it was made from",
         )
     spared = _exactly(path for path in linears_of(skeleton) if path not in stored)
     settings = {**(stored_settings(skeleton.config) or {}), "llm_int8_skip_modules": spared}
@@ -192,7 +193,7 @@ def _as_stored(
 
 
 def settings_of(kind: str, dtype: torch.dtype, spared: Iterable[str]) -> Any:
-    """Return the loader's settings to quantize all linear modules but those at `spared`."""
+    """Return the loader's settings for quantizing all linear modules except `spared`."""
     from transformers import BitsAndBytesConfig
 
     skip = _exactly(spared)
@@ -208,14 +209,14 @@ def settings_of(kind: str, dtype: torch.dtype, spared: Iterable[str]) -> Any:
 
 
 def _exactly(paths: Iterable[str]) -> list[str]:
-    """Return paths as one pattern, as the loader would take a bare name for the end of others
-    too."""
+    """Return paths as one anchored pattern: the loader would also match a bare name as the end of
+    other paths."""
     escaped = "|".join(re.escape(path) for path in paths)
     return [rf"^(?:{escaped})$"] if escaped else []
 
 
 def _spared(skeleton: Any) -> list[str]:
-    """Return the output head, what is tied to something, and what the model wants in 32 bit."""
+    """Return the output head, tied modules, and modules that the model requires in 32 bit."""
     head = skeleton.get_output_embeddings()
     paths = [path for path, module in skeleton.named_modules() if module is head]
     for ends in (skeleton.all_tied_weights_keys or {}).items():
@@ -231,7 +232,7 @@ def _converted(skeleton: Any, spared: list[str]) -> dict[str, Any]:
 
 
 def linears_of(skeleton: nn.Module) -> dict[str, Any]:
-    """Return the modules that bitsandbytes has a quantized class for."""
+    """Return the modules for which bitsandbytes has a quantized class."""
     from transformers.pytorch_utils import Conv1D
 
     return {

@@ -11,14 +11,14 @@ EXTRAS = re.compile(
     r"|quant_state\.bitsandbytes__(?P<kind>\w+))$"
     r"|\.(?P<row_scales>SCB|weight_format)$"
 )
-"""Endings of the names of tensors that a weight quantized by bitsandbytes has beside it."""
+"""Name endings of the tensors that bitsandbytes stores beside a quantized weight."""
 
 PACKED = re.compile(
     r"\.(qweight|qzeros|scales|g_idx|codes|W_q|weight_packed|weight_scale|weight_scale_inv)$"
 )
-"""Endings of the names of tensors that other methods write beside, or in place of, a weight."""
+"""Name endings of the tensors that other methods store beside, or instead of, a weight."""
 FEW_BITS = ("F8_", "F4", "I8", "U8", "I32")
-"""Beginnings of the types of weights in few bits, as files name them."""
+"""Prefixes of the file types of quantized weights."""
 
 
 class Weight(NamedTuple):
@@ -28,17 +28,17 @@ class Weight(NamedTuple):
     """Name in the checkpoint."""
     shard: str
     path: str
-    """Name in the model; of the scales of a quantized weight, the name of that weight."""
+    """Name in the model; for scales of a quantized weight, the name of that weight."""
     parameters: int
-    """Numbers of the model in it; 0 for scales."""
+    """Number of the model's parameters in it; 0 for scales."""
     size: int
     """Size in bytes."""
     kind: str
-    """`int8`, `nf4` or `fp4` of a quantized weight and its scales; else empty."""
+    """`int8`, `nf4` or `fp4` for a quantized weight and its scales; else empty."""
 
 
 def weights_of(skeleton: Any, headers: Sequence[Any]) -> list[Weight]:
-    """Return the stored tensors that the model has a place for, from the headers of its files."""
+    """Return the stored tensors that belong to the model, from the headers of its files."""
     names = [header.name for header in headers]
     kinds = quantized_weights(names)
     homes = [_home(name, kinds) for name in names]
@@ -47,7 +47,7 @@ def weights_of(skeleton: Any, headers: Sequence[Any]) -> list[Weight]:
         if path is None:
             continue
         numbers = torch.Size(header.shape).numel()
-        if home in kinds:  # two of 4 bit lie in a byte
+        if home in kinds:  # two 4-bit numbers are stored in one byte
             numbers = skeleton.get_parameter(path).numel() if home == header.name else 0
         kind = kinds.get(home, "")
         found.append(Weight(header.name, header.shard, path, numbers, header.size, kind))
@@ -55,7 +55,7 @@ def weights_of(skeleton: Any, headers: Sequence[Any]) -> list[Weight]:
 
 
 def packed(headers: Iterable[Any]) -> bool:
-    """Tell whether any tensor of these files is in few bits, by whatever method."""
+    """Return whether any tensor of these files is quantized, by any method."""
     return any(
         PACKED.search(each.name)
         or (each.name.endswith(".weight") and each.dtype.startswith(FEW_BITS))
@@ -64,7 +64,7 @@ def packed(headers: Iterable[Any]) -> bool:
 
 
 def quantized_weights(names: Iterable[str]) -> dict[str, str]:
-    """Return the name of each weight that is quantized, as the checkpoint has it → in what."""
+    """Return the quantized weights: name in the checkpoint → kind."""
     found: dict[str, str] = {}
     for name in names:
         match = EXTRAS.search(name)
@@ -74,16 +74,15 @@ def quantized_weights(names: Iterable[str]) -> dict[str, str]:
 
 
 def stored_modules(skeleton: Any, names: Iterable[str]) -> dict[str, str]:
-    """Return the path of each module of the model whose weight is quantized in the checkpoint → in
-    what."""
+    """Return the modules whose weight is quantized in the checkpoint: path in the model → kind."""
     kinds = quantized_weights(names)
     paths = zip(kinds.values(), model_names(skeleton, list(kinds)), strict=True)
     return {path.removesuffix(".weight"): kind for kind, path in paths if path}
 
 
 def model_names(skeleton: Any, names: Sequence[str]) -> list[str | None]:
-    """Return the loader's name of each stored tensor; None for those that the model has no place
-    for."""
+    """Return the loader's name of each stored tensor; None for tensors that do not belong to the
+    model."""
     from transformers.conversion_mapping import get_model_conversion_mapping
     from transformers.core_model_loading import (
         WeightConverter,
@@ -106,7 +105,7 @@ def model_names(skeleton: Any, names: Sequence[str]) -> list[str | None]:
 
 
 def _home(name: str, kinds: dict[str, str]) -> str:
-    """Return the weight that a tensor belongs to: itself, unless it is a scale of another."""
+    """Return the weight that a tensor belongs to: itself, unless it is the scale of another."""
     return _of(name) if EXTRAS.search(name) and _of(name) in kinds else name
 
 

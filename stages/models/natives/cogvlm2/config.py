@@ -7,12 +7,12 @@ from transformers import LlamaConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
 PLACEHOLDER = 128002
-"""Token of Llama 3 that stands for each feature of a picture. Published files call it padding."""
+"""Llama 3 token that stands in for each image feature. Published files call it padding."""
 BEGIN, END = 128000, 128001
 THETA = 500000.0
-"""Base of the rotary positions, which the published code holds and its config.json does not."""
+"""Base of the rotary positions. The published code contains it; config.json does not."""
 EXPERTS = "CogVLMForCausalLM"
-"""The published class whose language half has a second set of weights for pictures."""
+"""Published class whose language half has a second set of weights for images."""
 OF_TEXT = (
     "vocab_size",
     "hidden_size",
@@ -27,7 +27,7 @@ OF_TEXT = (
     "eos_token_id",
     "use_cache",
 )
-"""Published settings that are those of a Llama, under its names."""
+"""Published settings that have the same names in a Llama configuration."""
 
 
 @strict
@@ -52,11 +52,11 @@ class CogVLM2VisionConfig(PreTrainedConfig):
     out_hidden_size: int = 4096
     """Width of the language half."""
     adapter_size: int = 14336
-    """Width of the inside of the adapter."""
+    """Inner width of the adapter."""
 
     @property
     def tokens_per_image(self) -> int:
-        """Return how many placeholders stand for a picture: its patches by fours, and two ends."""
+        """Return the placeholders per image: one per four patches, and two at the ends."""
         side = self.image_size // self.patch_size // 2
         return side * side + 2
 
@@ -77,7 +77,7 @@ class CogVLM2Config(PreTrainedConfig):
     image_token_id: int = PLACEHOLDER
     video_token_id: int = PLACEHOLDER
     rope_rounding: str | None = None
-    """Type in which the frequencies of the rotary positions are kept; None: exactly."""
+    """Type to which the frequencies of the rotary positions are rounded; None: exact."""
     tie_word_embeddings: bool = False
 
     def __post_init__(self, **kwargs: Any) -> None:
@@ -86,7 +86,7 @@ class CogVLM2Config(PreTrainedConfig):
         super().__post_init__(**kwargs)
 
     def _take_apart(self, flat: dict[str, Any]) -> dict[str, Any]:
-        """Make the halves' settings of published ones. Returns those that are of neither."""
+        """Set the halves' configurations from published settings. Return the remaining settings."""
         text = {name: flat[name] for name in OF_TEXT if name in flat}
         text["num_key_value_heads"] = flat.get("num_multi_query_heads")
         text["rope_parameters"] = {"rope_type": "default", "rope_theta": THETA}
@@ -100,7 +100,7 @@ class CogVLM2Config(PreTrainedConfig):
         self.image_token_id = PLACEHOLDER if placeholder is None else placeholder
         self.video_token_id = self.image_token_id
         end = flat.get("eos_token_id", END)
-        # Padded with the placeholder, a row would look as if it began with pictures.
+        # Padding with the placeholder would make a row look as if it began with images.
         ids = {"bos_token_id": flat.get("bos_token_id", BEGIN), "eos_token_id": end}
         taken = {*OF_TEXT, "num_multi_query_heads", "auto_map", "pad_token_id"}
         rest = {name: value for name, value in flat.items() if name not in taken}

@@ -21,7 +21,7 @@ Layer = Callable[[torch.Tensor], torch.Tensor]
 def routed(
     hidden: torch.Tensor, seen: torch.Tensor | None, language: Layer, vision: Layer
 ) -> torch.Tensor:
-    """Return what `vision` makes of the tokens that `seen` marks, and `language` of the others."""
+    """Return the output of `vision` for tokens that `seen` marks, of `language` for the rest."""
     if seen is None:
         return language(hidden)
     text = language(hidden[~seen])

@@ -17,12 +17,12 @@ from stages.models.natives.cogvlm2.positions import RoundedRotaryEmbedding, of_e
 from stages.models.natives.cogvlm2.vision import CogVLM2VisionModel, PatchEmbedding
 
 BELOW = (r"^model\.(embed_tokens|layers|norm)\.", r"model.language_model.\1.")
-"""The language half lies beside the vision half there."""
+"""Renaming of the language half, which lies beside the vision half in published files."""
 
 
 def register(name: str, *, experts: bool) -> None:
-    """Register the names of the model class `name`. With visual experts a layer keeps all of its
-    own; without, it is a Llama's under others."""
+    """Register the weight renaming for the model class `name`. A layer with visual experts keeps
+    its own names; others get a Llama layer's names."""
     found: list[WeightConverter | WeightRenaming] = [WeightRenaming(*BELOW)]
     if not experts:
         found += [
@@ -52,7 +52,7 @@ class CogVLM2PreTrainedModel(PreTrainedModel):
     _supports_attention_backend = True
     _no_split_modules = ["CogVLM2VisionLayer", "LlamaDecoderLayer", "CogVLM2ExpertLayer"]  # noqa: RUF012
     _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
-    # Each layer's file holds the frequencies of its positions, which are computed.
+    # Each layer's file holds the frequencies of its positions, which the model computes.
     _keys_to_ignore_on_load_unexpected = {r"rotary_emb\.inv_freq$"}  # noqa: RUF012
 
     def _init_weights(self, module: Any) -> None:
@@ -99,14 +99,14 @@ class CogVLM2Model(CogVLM2PreTrainedModel):
         **kwargs: Any,
     ) -> BaseModelOutputWithPast:
         if input_ids is None:
-            raise ValueError("input_ids are needed: they say where pictures stand")
+            raise ValueError("input_ids are required: they mark the places of images")
         standing = input_ids == self.config.image_token_id
         if attention_mask is not None and attention_mask.ndim == 2:
             standing = standing & attention_mask[:, -standing.shape[1] :].bool()
         past = 0 if past_key_values is None else past_key_values.get_seq_length()
         if position_ids is None:
             if past:
-                raise ValueError("position_ids are needed beside a cache: patches share theirs")
+                raise ValueError("position_ids are required with a cache: patches share a position")
             position_ids = positions_of(standing, attention_mask)
         if inputs_embeds is None:
             inputs_embeds = self.get_input_embeddings()(input_ids)
@@ -125,25 +125,25 @@ class CogVLM2Model(CogVLM2PreTrainedModel):
 
 
 def _filled(embeddings: Any, standing: torch.Tensor, outputs: Mapping[str, Any]) -> torch.Tensor:
-    """Return the embeddings with features where placeholders stand."""
+    """Return the embeddings with features in place of placeholders."""
     parts = [part.flatten(0, -2) for record in outputs.values() for part in record.pooler_output]
     features = torch.cat(parts).to(embeddings)
     places = int(standing.sum())
     if places != len(features):
-        raise ValueError(f"{places} placeholders stand in the prompt for {len(features)} features")
+        raise ValueError(f"the prompt has {places} placeholders for {len(features)} features")
     made: torch.Tensor = embeddings.masked_scatter(standing.unsqueeze(-1), features)
     return made
 
 
 def _seen(standing: torch.Tensor, past: int) -> torch.Tensor | None:
-    """Return which tokens the visual experts read; None where there is no such token."""
+    """Return which tokens the visual experts read; None if there are none."""
     if standing.shape[1] == 1:
-        return None  # a token that was made is text, whatever it is
+        return None  # a generated token is always text
     seen = of_experts(standing)
     if not bool(seen.any()):
         return None
-    if past:  # the last token before this piece may have had to be read by them
-        raise ValueError("a prompt with pictures cannot be read in pieces by visual experts")
+    if past:  # the visual experts might have had to read the last token of the previous chunk
+        raise ValueError("visual experts do not support chunked prefill of a prompt with images")
     return seen
 
 
@@ -156,9 +156,10 @@ class CogVLMVideoModel(CogVLM2Model):
         video_frame_counts: torch.Tensor | None = None,
         **_: Any,
     ) -> Any:
-        """Return the features of videos, whose frames [frames, 3, height, width] stand in a row. Of
-        each there is a part of [tokens, width]; `video_frame_counts` says how many frames each
-        has."""
+        """Return one [tokens, width] feature tensor per video.
+
+        The frames of all videos [frames, 3, height, width] are concatenated;
+        `video_frame_counts` gives the number of frames per video."""
         found = self.vision(pixel_values_videos)
         counts = [len(pixel_values_videos)]
         if video_frame_counts is not None:
@@ -171,8 +172,7 @@ class CogVLMImageModel(CogVLM2Model):
     """The halves of the image model."""
 
     def get_image_features(self, pixel_values: torch.Tensor, **_: Any) -> Any:
-        """Return the features of pictures [pictures, 3, height, width]: of each a part of [tokens,
-        width]."""
+        """Return one [tokens, width] feature tensor per image [images, 3, height, width]."""
         found = self.vision(pixel_values)
         found.pooler_output = list(found.pooler_output)
         return found
@@ -182,7 +182,7 @@ class CogVLM2ForConditionalGeneration(CogVLM2PreTrainedModel, GenerationMixin):
     """Both halves and the output head."""
 
     halves: type[CogVLM2Model]
-    """Class of what lies below the output head."""
+    """Class of the model below the output head."""
 
     def __init__(self, config: CogVLM2Config) -> None:
         super().__init__(config)

@@ -11,8 +11,8 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 def positions_of(
     standing: torch.Tensor, attention_mask: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """Return the position of each token, [rows, tokens]. All patches of a picture share one, and
-    the tokens at its ends have their own. `standing` says which tokens are placeholders."""
+    """Return the position of each token, [rows, tokens]. All patches of an image share one; the
+    tokens at its ends have their own. `standing` marks the placeholders."""
     there = torch.ones_like(standing) if attention_mask is None else attention_mask.bool()
     seen = standing & there
     patches = seen & ~_first(seen) & ~_last(seen)
@@ -21,28 +21,28 @@ def positions_of(
 
 
 def _first(seen: torch.Tensor) -> torch.Tensor:
-    """Return which of the marked tokens have none before them."""
+    """Mark the first token of each marked run."""
     first = seen.clone()
     first[:, 1:] &= ~seen[:, :-1]
     return first
 
 
 def _last(seen: torch.Tensor) -> torch.Tensor:
-    """Return which of the marked tokens have none behind them."""
+    """Mark the last token of each marked run."""
     last = seen.clone()
     last[:, :-1] &= ~seen[:, 1:]
     return last
 
 
 def of_experts(standing: torch.Tensor) -> torch.Tensor:
-    """Return which tokens the visual experts read: placeholders, but not the last of a picture."""
+    """Mark the tokens that visual experts read: all placeholders but the last of each image."""
     return standing & ~_last(standing)
 
 
 class RoundedRotaryEmbedding(LlamaRotaryEmbedding):
-    """Rotary positions whose frequencies were rounded to few bits. The class name matters:
-    transformers recomputes the frequencies after loading for this name, and would keep
-    uninitialized memory for another."""
+    """Rotary positions whose frequencies are rounded to a low-precision type. The class name
+    matters: only for this name does transformers recompute the frequencies after loading. For
+    another name it would keep uninitialized memory."""
 
     def __init__(self, config: LlamaConfig, rounding: str) -> None:
         super().__init__(config)
@@ -58,5 +58,5 @@ class RoundedRotaryEmbedding(LlamaRotaryEmbedding):
         self, config: LlamaConfig, **_: Any
     ) -> tuple[torch.Tensor, float]:
         exact, scaling = LlamaRotaryEmbedding.compute_default_rope_parameters(config)
-        # The first call comes of `__init__`, before it is known to what they are rounded.
+        # The first call comes from `__init__`, before `rounding` is set.
         return (self._rounded(exact) if "rounding" in vars(self) else exact), scaling

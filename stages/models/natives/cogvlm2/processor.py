@@ -21,17 +21,17 @@ from stages.models.natives.cogvlm2.config import CogVLM2Config, CogVLM2VisionCon
 
 MEAN = torch.tensor([0.48145466, 0.4578275, 0.40821073]).view(3, 1, 1)
 STD = torch.tensor([0.26862954, 0.26130258, 0.27577711]).view(3, 1, 1)
-"""Those of CLIP."""
+"""CLIP's mean and standard deviation."""
 WHITE = 255
 
 
 def of_video(frames: Any, side: int) -> torch.Tensor:
-    """Return a video's frames, each [height, width, 3] of bytes, as [frames, 3, side, side]."""
+    """Return a video's frames [height, width, 3] of bytes as [frames, 3, side, side]."""
     return torch.stack([_of_frame(np.asarray(frame), side) for frame in frames])
 
 
 def _of_frame(frame: np.ndarray[Any, Any], side: int) -> torch.Tensor:
-    # One by one: all frames of a chunk in 32 bit would be gigabytes.
+    # One frame at a time: all frames of a chunk in 32 bit would need gigabytes.
     pixels = (torch.tensor(frame).permute(2, 0, 1).float() / WHITE - MEAN) / STD
     height, width = size = _scaled(frame.shape[0], frame.shape[1], side)
     pixels = functional.interpolate(pixels[None], size, mode="bilinear", align_corners=False)[0]
@@ -40,14 +40,14 @@ def _of_frame(frame: np.ndarray[Any, Any], side: int) -> torch.Tensor:
 
 
 def _scaled(height: int, width: int, side: int) -> tuple[int, int]:
-    """Return (height, width) in pixels with the shorter one brought to `side`."""
+    """Return (height, width) in pixels with the shorter side scaled to `side`."""
     if height <= width:
         return side, math.floor(width / height * side)
     return math.floor(height / width * side), side
 
 
 MAX_FRAMES = 24
-"""Frames of a video that the published model was shown: the first of each of so many seconds."""
+"""Maximum frames of a video, as in the published model: the first frame of each second."""
 TEMPLATE = (
     "{{% for m in messages %}}{{% if loop.first %}}{begin}{{% endif %}}"
     "{{% if m['role'] == 'user' %}}{{% for part in m['content'] %}}"
@@ -59,7 +59,7 @@ TEMPLATE = (
     "{{% if m['role'] == 'user' %}}Question: {{{{ said }}}} Answer:"
     "{{% else %}} {{{{ said }}}}\n{{% endif %}}{{% endfor %}}"
 )
-"""Chat template with the first token and the placeholder left open; media come before all turns."""
+"""Chat template, formatted with first token and placeholder; media precede all turns."""
 
 
 class CogVLM2VideoProcessor(BaseVideoProcessor):
@@ -70,7 +70,7 @@ class CogVLM2VideoProcessor(BaseVideoProcessor):
     max_frames = MAX_FRAMES
     chunk_seconds = MAX_FRAMES
     side = 224
-    """Pixels of a side of what is seen."""
+    """Side length in pixels of the model's input."""
 
     def preprocess(self, videos: Any, **_: Any) -> BatchFeature:
         made = [of_video(video, self.side) for video in make_batched_videos(videos)]
@@ -109,7 +109,7 @@ class CogVLM2ImageChat(ProcessorMixin):
     def validate_inputs(self, images: Any = None, text: Any = None, *args: Any, **kw: Any) -> None:
         super().validate_inputs(images, text, *args, **kw)
         if any(prompt_parts.count(self.image_token) > 1 for prompt_parts in text or ()):
-            raise ValueError("the model takes one picture a prompt")
+            raise ValueError("the model takes one image per prompt")
 
     def replace_image_token(self, image_inputs: Any, image_idx: int, **_: Any) -> str:
         return self.image_token * self.tokens_per_image
@@ -132,7 +132,7 @@ def load_image_processor(folder: Path) -> CogVLM2ImageChat:
 
 
 def _parts(folder: Path) -> tuple[CogVLM2VisionConfig, Any, dict[str, Any]]:
-    """Return what both processors are made of, the words of one last."""
+    """Return the parts of both processors; the last one holds their keyword arguments."""
     config = CogVLM2Config.from_pretrained(folder)
     seen: Any = config.vision_config
     tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
@@ -140,9 +140,9 @@ def _parts(folder: Path) -> tuple[CogVLM2VisionConfig, Any, dict[str, Any]]:
         [config.bos_token_id, config.eos_token_id, config.image_token_id]
     )
     if place not in tokenizer.get_added_vocab():
-        raise ValueError(f"the tokenizer has no token {config.image_token_id} for pictures")
+        raise ValueError(f"the tokenizer has no token {config.image_token_id} for images")
     tokenizer.bos_token, tokenizer.eos_token = begin, end
-    # Published files say that the placeholder is for padding: what is padded would show pictures.
+    # Published files use the placeholder as padding token; padding would then look like images.
     tokenizer.pad_token = end
     template = TEMPLATE.format(begin=begin, place=place)
     prompt_parts = {"chat_template": template, "place": place, "each": seen.tokens_per_image}

@@ -26,7 +26,7 @@ def attend(
     mask: torch.Tensor | None = None,
     **options: Any,
 ) -> torch.Tensor:
-    """Return what a module's attention makes, of shape [rows, tokens, heads, width]."""
+    """Return the output of a module's attention, of shape [rows, tokens, heads, width]."""
     name = module.config._attn_implementation
     function = ALL_ATTENTION_FUNCTIONS.get_interface(name, eager_attention_forward)
     made: torch.Tensor = function(

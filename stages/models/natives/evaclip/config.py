@@ -19,11 +19,11 @@ ENCODERS: Mapping[int, tuple[int, bool]] = {
     4096: (128, False),  # 8B and 8B-448
     5120: (128, True),  # 18B
 }
-"""Width of a published vision tower → width of a head, and whether norms stand behind attention and
+"""Width of a published vision encoder → width of a head, and whether norms follow attention and
 MLP."""
 HIGHEST = 2
-"""End of text by which transformers' CLIP takes the place of the highest id for the end, as the
-published code does, whatever its config.json calls the end."""
+"""End token id for which transformers' CLIP takes the position of the highest id as the end, as the
+published code does. The id in config.json is ignored."""
 
 
 @strict
@@ -45,8 +45,8 @@ class EvaCLIPVisionConfig(CLIPVisionConfig):
     v_bias: bool = False
     use_rms_norm: bool = True
     post_layernorm: bool = False
-    """Whether norms stand behind attention and MLP of every layer. The tower's last norm, whose
-    tensors have this name, is always there."""
+    """Whether norms follow attention and MLP in every layer. The encoder's last norm, whose tensors
+    have this name, always exists."""
 
 
 @strict
@@ -78,7 +78,7 @@ class EvaCLIPConfig(CLIPConfig):
 
     projection_dim: int | None = 1280
     projection_bias: bool = True
-    """Whether what projects a picture's vector adds something, as in the hub's files."""
+    """Whether the image projection has a bias, as in the hub's files."""
 
     @classmethod
     def get_config_dict(
@@ -89,13 +89,13 @@ class EvaCLIPConfig(CLIPConfig):
 
 
 def _corrected(published: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
-    """Return what config.json says, corrected by the names of the tensors: it may leave a flag out,
-    or state one of another file."""
+    """Return the published config.json, corrected by the names of the tensors: it may lack a flag,
+    or state that of another file."""
     vision, text = (
         dict(published.get(f"{encoder}_config") or {}) for encoder in ("vision", "text")
     )
     for encoder in (vision, text):
-        encoder.pop("model_type", None)  # that of CLIP
+        encoder.pop("model_type", None)  # CLIP's own
     _, behind = ENCODERS.get(vision.get("hidden_size", 0), (0, False))
     vision.setdefault("post_layernorm", behind)
     made: dict[str, Any] = {"vision_config": vision, "text_config": text}
@@ -110,8 +110,8 @@ def _corrected(published: Mapping[str, Any], names: Collection[str]) -> dict[str
 
 
 def names_in(folder: Path) -> set[str]:
-    """Return the names of the tensors of a folder, by its index or its files' headers; none where
-    they are not here. Raises EnvironmentFault for a file that is not all there."""
+    """Return the names of the tensors in a folder, from its index or its files' headers; empty if
+    there are none. Raises EnvironmentFault for an incomplete file."""
     if (folder / INDEX).exists():
         return set(json.loads(read_text(folder / INDEX, JSON_BYTES))["weight_map"])
     return {name for file in folder.glob("*.safetensors") for name in read_places(file)}

@@ -28,7 +28,7 @@ from stages.models.natives.evaclip.config import (
 
 
 def norm_of(config: EvaCLIPVisionConfig) -> nn.Module:
-    """Make one of the tower's norms."""
+    """Make one of the vision encoder's norms."""
     made = LlamaRMSNorm if config.use_rms_norm else nn.LayerNorm
     return made(config.hidden_size, eps=config.layer_norm_eps)
 
@@ -128,7 +128,7 @@ class EvaCLIPModel(EvaCLIPPreTrainedModel, CLIPModel):
     config: EvaCLIPConfig
 
     def __init__(self, config: EvaCLIPConfig) -> None:
-        # Not CLIPModel's own, which would make a vision tower of CLIP's too.
+        # Not CLIPModel's own `__init__`, which would also make CLIP's vision encoder.
         PreTrainedModel.__init__(self, config)
         vision, text = config.vision_config, config.text_config
         assert isinstance(vision, EvaCLIPVisionConfig) and isinstance(text, EvaCLIPTextConfig)

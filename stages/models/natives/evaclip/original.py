@@ -39,32 +39,32 @@ RENAMED: tuple[tuple[str, str], ...] = (
     (rf"{RESBLOCK}mlp\.c_fc\.", rf"{TEXT}\1.mlp.fc1."),
     (rf"{RESBLOCK}mlp\.c_proj\.", rf"{TEXT}\1.mlp.fc2."),
 )
-"""Pattern of a published name → what takes the place of what it matches."""
+"""Pattern of a published name → replacement for the matched text."""
 FUSED: tuple[tuple[str, str], ...] = (
     (rf"{BLOCK}attn\.qkv\.(weight)$", VISION),
     (rf"{RESBLOCK}attn\.in_proj_(weight|bias)$", TEXT),
 )
-"""Pattern of a tensor that is three in one → where its layer lies."""
+"""Pattern of a tensor that fuses three → prefix of its layer."""
 TEXT_HEAD = 64
-"""Width of a head of all published text towers."""
+"""Head width of all published text encoders."""
 
 
 def recognises(names: Collection[str]) -> bool:
-    """Tell whether these are the names of a whole original file: the vision tower, the text tower
-    and nothing that is not known here, such as the rotary positions of the small ones."""
+    """Return whether these are the names of a complete original file: vision encoder, text encoder
+    and nothing unknown, such as the rotary positions of the small models."""
     needed = {"visual.blocks.0.attn.qkv.weight", "text.text_projection", "logit_scale"}
     return needed <= set(names) and all(any(_named(name)) for name in names)
 
 
 def rename(name: str, tensor: torch.Tensor) -> Iterable[tuple[str, torch.Tensor]]:
-    """Return the tensors that one of the original file is here. Nothing is copied."""
+    """Return the converted tensors of an original one, without copying."""
     found = list(_named(name))
     parts = tensor.chunk(3) if len(found) > 1 else (_shaped(found[0], tensor),) if found else ()
     return zip(found, parts, strict=True)
 
 
 def _named(name: str) -> Iterator[str]:
-    """Yield what a tensor is called here: three names of a fused one, none of an unknown one."""
+    """Yield the converted names of a tensor: three of a fused one, none of an unknown one."""
     for pattern, layers in FUSED:
         if found := re.match(pattern, name):
             yield from (f"{layers}{found[1]}.self_attn.{part}_proj.{found[2]}" for part in "qkv")
@@ -76,7 +76,7 @@ def _named(name: str) -> Iterator[str]:
 
 
 def _shaped(name: str, tensor: torch.Tensor) -> torch.Tensor:
-    """Return a tensor in the shape that it has under its name here."""
+    """Return a tensor in the shape that its converted name has."""
     if name == PROJECTION:
         return tensor.mT
     if name in (CLASS, POSITIONS):
@@ -85,16 +85,16 @@ def _shaped(name: str, tensor: torch.Tensor) -> torch.Tensor:
 
 
 def config(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, object]:
-    """Return the config.json of the converted file; `shapes` are those of the original one. What
-    a tower of a width that was never published is like is assumed, and a warning says so."""
+    """Return the config.json of the converted file; `shapes` are those in the original file. For a
+    vision encoder of unpublished width, settings are assumed with a warning."""
     from stages.models.natives.evaclip.config import ENCODERS  # brings transformers
 
     width = shapes["visual.cls_token"][-1]
     patch = shapes["visual.patch_embed.proj.weight"][-1]
     if width not in ENCODERS:
         logger.warning(
-            "no EVA-CLIP with a vision tower of width %d is known: heads of width %d, and norms "
-            "before attention and MLP, are assumed; mend config.json where that is wrong",
+            "no EVA-CLIP with a vision encoder of width %d is known: assuming heads of width %d "
+            "and norms before attention and MLP; correct config.json if that is wrong",
             width,
             TEXT_HEAD,
         )

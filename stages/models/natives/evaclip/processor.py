@@ -10,9 +10,9 @@ from artifacts.errors import UsageError
 from stages.models.natives.evaclip.config import EvaCLIPConfig, EvaCLIPVisionConfig
 
 SETTINGS = ("preprocessor_config.json", "processor_config.json")
-"""Files with settings of pictures, of which the published folders have neither."""
+"""Files with image settings; the published folders have neither."""
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json")
-"""Files one of which a tokenizer needs."""
+"""Files of which a tokenizer needs at least one."""
 
 
 class CLIPTokenizerMissing(CLIPTokenizer):
