@@ -114,7 +114,7 @@ def test_a_graph_with_a_flipped_bit_is_refused(
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
     assert refused(pictures, own, place) == 5
-    assert "vision-0.onnx.data is not what was exported" in one_line(capsys)
+    assert "vision-0.onnx.data differs from the exported file" in one_line(capsys)
     assert embed(pictures, own, place) == 0, "torch does without"
 
 

@@ -102,5 +102,5 @@ def test_a_control_token_that_captions_would_lack_is_refused(one: Path, tmp_path
 
 
 def test_a_system_text_without_a_place_is_refused(one: Path, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="has no place for --system"):
+    with pytest.raises(UsageError, match="--system: not supported"):
         run(config_in(tmp_path, one, system="Be brief."), takes_system=False)

@@ -54,7 +54,7 @@ def test_the_digest_is_of_all_that_decides(tmp_path: Path) -> None:
     [
         ("labels.txt", "cat\ndog\ncat\n", "'cat' is listed twice"),
         ("labels.txt", "\n# none\n", "no labels in"),
-        ("labels.yaml", "cat: {colour: red}", "settings that are not known: colour"),
+        ("labels.yaml", "cat: {colour: red}", "unknown settings: colour"),
         ("labels.yaml", "cat: {parent: animal}", "ancestor 'animal', which is no label"),
         ("labels.yaml", "a: {parent: b}\nb: {parent: a}", "its own ancestor"),
         ("labels.yaml", "cat: {threshold: 7}", "invalid threshold 7"),
@@ -83,5 +83,5 @@ def test_what_is_no_label_is_refused(told: str) -> None:
 def test_a_template_without_a_place_is_refused(tmp_path: Path) -> None:
     forms = tmp_path / "forms.txt"
     forms.write_text("a photo\n")
-    with pytest.raises(UsageError, match="no place for a label"):
+    with pytest.raises(UsageError, match="has no"):
         label_set("cat", str(forms))

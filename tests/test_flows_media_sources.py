@@ -536,7 +536,7 @@ def test_a_prompt_names_the_folder_of_what_lies_far_away(filled: str, tmp_path: 
 
 def test_texts_cannot_be_put_next_to_what_lies_far_away(filled: str) -> None:
     found, _ = find_media([f"{filled}/b.mp4"], PLAIN)
-    with pytest.raises(UsageError, match=r"--beside puts texts.*videos/b\.mp4 is not on this"):
+    with pytest.raises(UsageError, match=r"--beside: cannot write next to .*videos/b\.mp4"):
         check_beside(found, CaptionConfig(sources=(filled,), format=("txt",), beside=True))
 
 

@@ -100,11 +100,11 @@ def test_chunks_are_no_longer_than_what_is_seen_of_them_and_of_others_it_is_told
     rows = place.captions()
     assert [(row["start"], row["end"]) for row in rows] == [(0, 24), (24, 48), (48, 60)]
     assert [len(row["frames"]) for row in rows] == [24, 24, 12]
-    assert "would not be seen" not in ran.said
+    assert "are not seen" not in ran.said
     ran = run_here(place, chunk=60.0)
     assert len(place.captions()) == 1
     assert (
-        "sees 24 frames of a chunk: of 60 in 60 s at 1 a second, 36 would not be seen; --chunk 24 "
+        "sees 24 frames of a chunk: of 60 in 60 s at 1 per second, 36 are not seen; --chunk 24 "
         "shows them all"
     ) in ran.said
 
@@ -123,7 +123,7 @@ def test_what_is_computed_as_published_is_another_caption_of_the_same_features(
     assert {row["precision"]["language"] for row in rounded} == {"fp32 as published"}
     assert {row["precision"]["vision"] for row in rounded} == {"fp32"}
     assert [row["features"] for row in rounded] == [row["features"] for row in exact]
-    assert "is computed as its published code does: frequencies of its rotary" in second.said
+    assert "runs as its published code does: frequencies of its rotary" in second.said
     for trusting in (False, True):
         again = run_here(place, trust_remote_code=trusting)
         assert not {"encode", "decode"} & {*again.started} and place.captions() == exact

@@ -241,7 +241,7 @@ def test_a_closed_terminal_ends_a_run_in_order(fresh: Place) -> None:
 def test_each_signal_of_stopping_is_an_interruption(number: signal.Signals) -> None:
     before = signal.getsignal(signal.SIGHUP)
     try:
-        with pytest.raises(Interrupted, match="Nothing finished is lost"), stopped_in_order():
+        with pytest.raises(Interrupted, match="Finished work is kept"), stopped_in_order():
             os.kill(os.getpid(), number)
             signal.sigtimedwait([], 1.0)
         assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL

@@ -85,7 +85,7 @@ def test_a_template_without_place_for_a_system_turn_is_named(tmp_path: Path) -> 
     model = model_as("video_llava", tmp_path, takes_system=False)
     config, _ = chosen(model)
     assert config.system == ""
-    assert "the chat template has no place for the card's system turn" in card_note(config, model)
+    assert "the chat template takes no system turn" in card_note(config, model)
 
 
 def test_shots_leave_the_last_frame_out_and_say_so(tmp_path: Path) -> None:
@@ -99,15 +99,15 @@ def test_a_family_of_unknown_frames_is_refused_with_what_is_known(tmp_path: Path
     with pytest.raises(UsageError) as caught:
         chosen(model_as("glm4v", tmp_path))
     assert caught.value.message == (
-        "--sampling-as-card: of glm4v neither frames nor a system turn is known, only a context of "
+        "--sampling-as-card: neither frames nor a system turn of glm4v is known, only a context of "
         "65,536 tokens"
     )
     with pytest.raises(UsageError) as caught:
         chosen(model_as("llava", tmp_path))
     assert caught.value.message.endswith(
-        "only a context of 4,096 tokens and how words are chosen (temperature 0)"
+        "only a context of 4,096 tokens and sampling parameters (temperature 0)"
     )
-    with pytest.raises(UsageError, match=r"of no_family .* is known, and nothing else either"):
+    with pytest.raises(UsageError, match=r"of no_family is known, nor anything else"):
         chosen(model_as("no_family", tmp_path))
 
 
@@ -135,7 +135,7 @@ def test_a_plan_with_media_and_without_names_the_card(tmp_path: Path) -> None:
         )  # fmt: skip
         notes = figures(plan_of(config, InsideLauncher()))["notes"]
         assert any(
-            "2 frames a second, at most 768 a chunk, from the first to the last one" in note
+            "2 frames per second, at most 768 per chunk, from the first to the last one" in note
             for note in notes
         )
 

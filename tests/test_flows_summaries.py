@@ -87,7 +87,7 @@ def test_a_model_that_says_nothing_without_a_picture_is_refused_before_work(
 ) -> None:
     with pytest.raises(UsageError) as caught:
         run(replace(place, model=str(whole_checkpoint(family))))
-    assert "cannot summarize: it says nothing without a picture" in str(caught.value)
+    assert "cannot summarize: it needs an image to answer" in str(caught.value)
     assert "\n" not in str(caught.value) and not place.out.exists()
 
 

@@ -1,6 +1,5 @@
-"""Takes frame sampling and the system turn from the model card where `--sampling-as-card`
-is given.
-"""
+"""Takes frame sampling and the system turn from the model card if `--sampling-as-card` is
+given."""
 
 import json
 from dataclasses import replace
@@ -21,14 +20,14 @@ C = TypeVar("C", bound=RunOptions)
 
 
 def as_card(config: C, model: Model) -> C:
-    """Return the configuration with what the authors state and the command does not. Raises
-    UsageError where none of it is known of the model's family."""
+    """Return the configuration with values from the model card for options that the command does
+    not set. Raises UsageError if none is known for the model's family."""
     if not isinstance(config, CaptionConfig) or not config.sampling_as_card:
         return config
     family, facts = _family(model)
     if facts.fps is None and facts.frames is None and facts.system is None:
         raise UsageError(
-            f"--sampling-as-card: of {family} neither frames nor a system turn is known, "
+            f"--sampling-as-card: neither frames nor a system turn of {family} is known, "
             f"{_known(facts)}",
             hint="Give --fps or --frames, and --system, as the model's card says",
         )
@@ -44,7 +43,7 @@ def as_card(config: C, model: Model) -> C:
 
 
 def sampling_as_card(config: RunOptions, model: Model) -> Sampling:
-    """Return the choice of frames of a run."""
+    """Return the sampling of a run."""
     sampling = model.sampling(config)
     card, video = CardOptions.of(config), VideoSamplingOptions.of(config)
     if not card.sampling_as_card or video.shots:  # the end of a shot comes after its frames
@@ -53,31 +52,31 @@ def sampling_as_card(config: RunOptions, model: Model) -> Sampling:
 
 
 def card_source(config: RunOptions, model: Model) -> str:
-    """Return where the authors state what was taken from them; empty without the option."""
+    """Return where the model's authors state these values; empty without the option."""
     return _family(model)[1].source if CardOptions.of(config).sampling_as_card else ""
 
 
 def card_note(config: RunOptions, model: Model) -> str:
-    """Return what is looked at as the card says; empty without the option."""
+    """Return a note on the values from the card; empty without the option."""
     if not CardOptions.of(config).sampling_as_card:
         return ""
     facts, sampling = _family(model)[1], sampling_as_card(config, model)
     if sampling.fps is not None:
-        rate = f"{sampling.fps:g} frames a second, at most {sampling.max_frames} a chunk"
+        rate = f"{sampling.fps:g} frames per second, at most {sampling.max_frames} per chunk"
     else:
-        rate = f"{counted(sampling.frames or 0, 'frame')} a chunk"
+        rate = f"{counted(sampling.frames or 0, 'frame')} per chunk"
     parts = [f"{rate}, from the first to the last one" if sampling.last_frame else rate]
     if facts.last_frame and VideoSamplingOptions.of(config).shots:
         parts.append("--shots leaves the last frame out")
     if facts.system and not model.profile.takes_system:
-        parts.append("the chat template has no place for the card's system turn")
+        parts.append("the chat template takes no system turn, so the card's is left out")
     elif facts.system:
         parts.append(f"system turn “{SamplingParams.of(config).system}”")
     return f"sampling as card: {'; '.join(parts)} ({facts.source})"
 
 
 def _family(model: Model) -> tuple[str, FamilyFacts]:
-    """Return the `model_type` of a checkpoint and what is known of it."""
+    """Return the `model_type` of a checkpoint, and the known facts about it."""
     try:
         found = json.loads(read_text(model.folder / CONFIG, JSON_BYTES))
         family = str(found.get("model_type", ""))
@@ -87,9 +86,9 @@ def _family(model: Model) -> tuple[str, FamilyFacts]:
 
 
 def _known(facts: FamilyFacts) -> str:
-    """Return what is known of a family, in words."""
+    """Return what is known about a family, for display."""
     known = [f"a context of {facts.context:,} tokens"] if facts.context else []
     if facts.sampling:
         values = ", ".join(f"{name} {value:g}" for name, value in facts.sampling.items())
-        known.append(f"how words are chosen ({values})")
-    return f"only {' and '.join(known)}" if known else "and nothing else either"
+        known.append(f"sampling parameters ({values})")
+    return f"only {' and '.join(known)}" if known else "nor anything else"

@@ -1,6 +1,4 @@
-"""Completes `--sampling checkpoint` from the model card where generation_config.json lacks
-values.
-"""
+"""Completes `--sampling checkpoint` from the model card if generation_config.json lacks values."""
 
 import json
 from collections.abc import Mapping
@@ -20,9 +18,9 @@ PRESENCE = "presence_penalty"
 
 
 def with_card_sampling(config: C, folder: Path) -> tuple[C, list[str]]:
-    """Return the configuration of a run of the checkpoint in a folder with what its card adds, and
-    what people should know of that. What is asked for by an option, or stands in
-    generation_config.json, wins. As stock nothing is added."""
+    """Return the configuration with sampling values from the model card of the checkpoint in a
+    folder, and notes for the user. Options and generation_config.json take precedence. A stock
+    model gets no values."""
     if (
         not isinstance(config, CaptionConfig)
         or config.sampling != CHECKPOINT
@@ -32,7 +30,7 @@ def with_card_sampling(config: C, folder: Path) -> tuple[C, list[str]]:
     facts = facts_of(str(_read(folder / CONFIG).get("model_type", "")))
     stated = _read(folder / GENERATION_CONFIG)
     if config.presence_penalty is None and isinstance(stated.get(PRESENCE), int | float):
-        config = replace(config, presence_penalty=float(stated[PRESENCE]))  # `generate` has none
+        config = replace(config, presence_penalty=float(stated[PRESENCE]))  # unknown to `generate`
     added = {
         name: value
         for name, value in _missing(stated, facts.sampling).items()
@@ -50,9 +48,8 @@ def with_card_sampling(config: C, folder: Path) -> tuple[C, list[str]]:
 
 
 def _missing(stated: Mapping[str, Any], card: Mapping[str, float]) -> dict[str, float]:
-    """Return what a card adds to the settings that a checkpoint states. Where they disagree, the
-    card is of another checkpoint of the family, such as one that does not think, and adds
-    nothing."""
+    """Return the values that a card adds to those of a checkpoint. If a value differs, the card
+    describes another checkpoint of the family, such as one without thinking, and adds nothing."""
     set_values = {name: stated[name] for name in SAMPLING_FIELDS if stated.get(name) is not None}
     if any(name in card and card[name] != value for name, value in set_values.items()):
         return {}
@@ -69,6 +66,6 @@ def _missing(stated: Mapping[str, Any], card: Mapping[str, float]) -> dict[str, 
 def _read(path: Path) -> dict[str, Any]:
     try:
         found = json.loads(read_text(path, JSON_BYTES))
-    except (OSError, ValueError, RecursionError):  # absent, or the loader will tell
+    except (OSError, ValueError, RecursionError):  # absent, or reported by the loader
         return {}
     return found if isinstance(found, dict) else {}

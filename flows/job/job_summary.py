@@ -17,7 +17,7 @@ from stages.decode.generation import SamplingParams
 
 
 def summary(job: Job) -> dict[str, Any]:
-    """Return what was going to be run, as `run.json` keeps it."""
+    """Return the plan of the run, as `run.json` stores it."""
     video = VideoSamplingOptions.of(job.config)
     wording = TextOptions.of(job.config)
     schema = SamplingParams.of(job.config).schema
@@ -50,33 +50,33 @@ def summary(job: Job) -> dict[str, Any]:
 
 
 def notes(job: Job) -> list[str]:
-    """Return what a person should know of how the model is run; nothing for most models."""
+    """Return notes for the user on how the model runs; none for most models."""
     profile = job.model.profile
     settings = [settings[0] for settings in job.model.settings.values()]
     found = list(filter(None, [precision_note(profile, settings, job.device), *job.model.notes]))
     if profile.route == "joint":
         found.append(
-            f"{job.model.name} cannot be run in halves ({profile.why}): the second stage loads all "
-            "of it, and what is kept for another prompt is its pixels"
+            f"{job.model.name} cannot be run in halves ({profile.why}): the second stage loads the "
+            "whole model, and only pixels are stored for other prompts"
         )
     elif profile.prompted:
         found.append(
-            f"{job.model.name} looks at pictures with the prompt in mind: another encodes anew"
+            f"{job.model.name} encodes images together with the prompt: a new prompt encodes again"
         )
     if profile.goes_on and QuestionOptions.of(job.config).prompt is None:
         found.append(
-            f"{job.model.name} goes on from the prompt instead of answering it, so it is given "
-            "none; --prompt gives its captions a beginning"
+            f"{job.model.name} continues the prompt instead of answering it, so it gets none; "
+            "--prompt sets the beginning of its captions"
         )
     if job.model.one_frame and any(medium.kind == "video" for medium in job.contents):
         found.append(
-            f"{job.model.name} takes one picture a prompt: of each chunk of a video it sees the "
-            "middle frame only"
+            f"{job.model.name} takes one image per prompt: it sees only the middle frame of each "
+            "video chunk"
         )
     elif profile.frames_a_video:
         found.append(
-            f"{job.model.name} takes {counted(profile.frames_a_video, 'frame')} of each chunk, no "
-            "more and no fewer"
+            f"{job.model.name} takes exactly {counted(profile.frames_a_video, 'frame')} of each "
+            "chunk"
         )
     found += filter(
         None,
@@ -92,28 +92,29 @@ def notes(job: Job) -> list[str]:
 
 
 def _whole(job: Job) -> str:
-    """Return how many frames of each file are looked at where a file is one chunk."""
+    """Return how many frames represent a video that is captioned as a whole."""
     sampling = job.sampling
     if not sampling.whole or not any(medium.kind == "video" for medium in job.contents):
         return ""
     each = sampling.frames or sampling.max_frames
     if each == 1:
-        return "each video is captioned as a whole, by its middle frame"
+        return "each video is captioned as a whole, from its middle frame"
     limit = "" if sampling.frames else "at most "
-    return f"each video is captioned as a whole, by {limit}{each} frames evenly over it"
+    return f"each video is captioned as a whole, from {limit}{each} frames spread evenly over it"
 
 
 def _chained(job: Job) -> str:
     if not any(medium.uses_previous_caption for medium in job.contents):
         return ""
     return (
-        f"chunks are captioned one after the other, because {PREVIOUS} stands in their prompt: the "
+        f"chunks are captioned one after the other, because their prompt contains {PREVIOUS}: the "
         "language half is loaded once for each chunk of the longest video"
     )
 
 
 def _unseen(job: Job) -> str:
-    """Return what of a chunk the model does not see because its processor takes no more frames."""
+    """Return which frames of a chunk the model does not see because of its processor's frame
+    limit."""
     stated, sampling = job.model.profile.sampling, job.sampling
     if sampling.whole or not (stated.seconds and sampling.fps):
         return ""
@@ -123,14 +124,14 @@ def _unseen(job: Job) -> str:
         return ""
     return (
         f"{job.model.name} sees {counted(limit, 'frame')} of a chunk: of {frames} in "
-        f"{sampling.chunk_seconds:g} s at {sampling.fps:g} a second, {frames - limit} would not be "
+        f"{sampling.chunk_seconds:g} s at {sampling.fps:g} per second, {frames - limit} are not "
         f"seen; --chunk {limit / sampling.fps:g} shows them all"
     )
 
 
 def _context(job: Job) -> str:
-    """Return that nobody knows how the context bounds the frames of videos, or else what of a chunk
-    the processor leaves out. How a known context bounds them depends on the length of the files."""
+    """Return that the context length is unknown, or else which frames the processor leaves out. The
+    effect of a known context depends on the length of the files."""
     videos = any(medium.kind == "video" for medium in job.contents)
     note = context_note(job.model, job.config) if videos else ""
     known = job.model.profile.context_tokens > 0
@@ -139,14 +140,14 @@ def _context(job: Job) -> str:
 
 def _as_published(job: Job) -> str:
     parts = job.model.profile.parts.values()
-    words = [part.as_published for part in parts if part.as_published]
-    if not words or not job.model.profile.as_published:
+    details = [part.as_published for part in parts if part.as_published]
+    if not details or not job.model.profile.as_published:
         return ""
-    return f"{job.model.name} is computed as its published code does: {', '.join(words)}"
+    return f"{job.model.name} runs as its published code does: {', '.join(details)}"
 
 
 def computed_by(half: Mapping[str, Any]) -> str:
-    """Return what computes a half, as `halves` tells it, in words."""
+    """Return what computes a half, for display."""
     graphs, adapter = half.get("graphs"), half.get("adapter")
     if graphs:
         return str(graphs["provider"])
@@ -155,7 +156,7 @@ def computed_by(half: Mapping[str, Any]) -> str:
 
 
 def _graphs(settings: PartSettings) -> dict[str, Any]:
-    """Return the graphs by which a part is computed, and by what; nothing where torch does."""
+    """Return the graphs that compute a part; empty if torch does."""
     graph = settings.graph
     if graph is None:
         return {}
@@ -163,7 +164,7 @@ def _graphs(settings: PartSettings) -> dict[str, Any]:
 
 
 def _adapter(settings: PartSettings) -> dict[str, Any]:
-    """Return the adapter with which a part is run; nothing where there is none."""
+    """Return the adapter of a part; empty if there is none."""
     adapter = settings.adapter
     if adapter is None:
         return {}
@@ -172,8 +173,7 @@ def _adapter(settings: PartSettings) -> dict[str, Any]:
 
 
 def halves(model: Model) -> dict[str, dict[str, Any]]:
-    """Return parameters, bytes as stored and as loaded, and the precision and attention of each
-    part."""
+    """Return parameters, stored and loaded bytes, precision and attention of each part."""
     return {
         part: {
             "parameters": model.profile.parts[part].parameters,

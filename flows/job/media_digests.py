@@ -1,4 +1,4 @@
-"""Digests the files of a job, and assigns each its prompts. Starts no process."""
+"""Computes digests of a job's files, and assigns prompts to them. Starts no process."""
 
 import errno
 import os
@@ -31,9 +31,9 @@ def read_contents(
     *,
     fetch: bool = True,
 ) -> tuple[list[MediaFile], list[Medium], list[Failure]]:
-    """Digest the content of every file; a file that cannot be read is a failure, not the end.
-    Without `fetch`, what lies far away and is not known is a content that nothing is known of.
-    Raises EnvironmentFault where a bucket cannot be read."""
+    """Compute the content digest of every file. An unreadable file becomes a failure and does not
+    stop the job. Without `fetch`, a remote file without a known digest counts as unknown content.
+    Raises EnvironmentFault if a bucket cannot be read."""
     readable: list[MediaFile] = []
     contents: list[Medium] = []
     failures: list[Failure] = []
@@ -80,7 +80,7 @@ def _unreadable(file: MediaFile, error: OSError | Unanswered) -> Failure:
 def under_prompts(
     files: Sequence[MediaFile], contents: Sequence[Medium], config: RunOptions
 ) -> tuple[list[MediaFile], list[Medium]]:
-    """Return files and contents once for each named prompt of the file, else of the command."""
+    """Return files and contents once per named prompt, of the file or else of the command."""
     prompting = PromptOptions.of(config)
     found: list[tuple[MediaFile, Medium]] = []
     for file, medium in zip(files, contents, strict=True):
@@ -96,18 +96,17 @@ def under_prompts(
 
 
 def check_beside(files: Sequence[MediaFile], config: RunOptions) -> None:
-    """Refuse to put texts next to what lies far away. Raises UsageError."""
+    """Check that `--beside` is not used with remote media. Raises UsageError."""
     far = next((file for file in files if file.far), None)
     if OutputOptions.of(config).beside and far is not None:
         raise UsageError(
-            f"--beside puts texts next to the media, and {far.place} is not on this machine",
-            hint="Leave it out: they are written into --out",
+            f"--beside: cannot write next to {far.place} (it is not on this machine)",
+            hint="Leave it out; texts are written into --out",
         )
 
 
 def check_placeholders(contents: Sequence[Medium], model: Model) -> None:
-    """Refuse a prompt with the model's own word for a picture, which would be read as one. Raises
-    UsageError."""
+    """Check that no prompt contains the model's own image placeholder. Raises UsageError."""
     for prompt, medium in {medium.prompt: medium for medium in reversed(contents)}.items():
         found = next((word for word in model.profile.placeholders if word in prompt), None)
         if found is not None:
@@ -124,9 +123,9 @@ def without_placeholders(
     requested: Sequence[Medium],
     model: Model,
 ) -> tuple[list[MediaFile], list[Medium], list[Failure]]:
-    """Return files and contents without those of which the name, the folder or the tags put the
-    model's own word for a picture into the prompt that was `requested`; those are failures. Raises
-    UsageError where a person wrote such a word."""
+    """Return files and contents without those whose name, folder or tags put the model's own image
+    placeholder into the prompt; those become failures. `requested` holds the prompts as the user
+    wrote them. Raises UsageError if the user wrote a placeholder."""
     check_placeholders(requested, model)
     kept: list[tuple[MediaFile, Medium]] = []
     failures: dict[Path, Failure] = {}
@@ -147,14 +146,14 @@ def without_placeholders(
 
 
 def check_fixed_texts(config: RunOptions, model: Model) -> None:
-    """Refuse what is written around every prompt and cannot stand there: a system text that the
-    model has no place for, its own word for a picture, and a control token at the beginning of
-    captions, which would lack it. Raises UsageError."""
+    """Check the texts that surround every prompt. Raises UsageError for a system prompt that the
+    chat template cannot hold, the model's own image placeholder, and a control token at the
+    beginning of captions, which the stored caption would lack."""
     params = SamplingParams.of(config)
     if params.system and not model.profile.takes_system:
         raise UsageError(
-            f"the chat template of {model.name} has no place for --system",
-            hint="Put that text at the head of --prompt",
+            f"--system: not supported by the chat template of {model.name}",
+            hint="Put that text at the beginning of --prompt",
         )
     given = {
         "--system": params.system,
@@ -176,21 +175,21 @@ def check_fixed_texts(config: RunOptions, model: Model) -> None:
 
 
 def check_previous(contents: Sequence[Medium], model: Model) -> None:
-    """Refuse to ask of a chunk by the one before where pictures are looked at by what is asked, and
-    all chunks are encoded before. Raises UsageError."""
+    """Check that prompts without `{previous}` are used for a model that encodes images together
+    with the prompt, since all chunks are encoded first. Raises UsageError."""
     if model.profile.prompted and any(medium.uses_previous_caption for medium in contents):
         raise UsageError(
-            f"{model.name} looks at pictures with the prompt in mind, so {PREVIOUS} cannot stand "
-            "in it",
+            f"{PREVIOUS}: not supported by {model.name} (it encodes images together with the "
+            "prompt)",
             hint="Leave it out, or choose another model",
         )
 
 
 def check_summary(config: RunOptions, model: Model) -> None:
-    """Refuse to summarize with a model that says nothing of a text alone. Raises UsageError."""
+    """Check that the model can summarize, which needs answers to text alone. Raises UsageError."""
     if PromptOptions.of(config).summary and model.profile.needs_pictures:
         raise UsageError(
-            f"{model.name} cannot summarize: it says nothing without a picture "
+            f"{model.name} cannot summarize: it needs an image to answer "
             f"({model.profile.needs_pictures})",
             hint="Leave out --summary, or choose a model that answers questions: docs/models.md",
         )

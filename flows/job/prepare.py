@@ -1,6 +1,5 @@
-"""Builds the job of a command: sources, checkpoint, cache keys, and the work that is
-already done.
-"""
+"""Builds the job of a command: sources, checkpoint, cache keys, and the work that is already
+done."""
 
 import hashlib
 import re
@@ -54,18 +53,18 @@ from stages.process.device import device_name
 
 NAME, FOLDER, TAGS = "{name}", "{folder}", "{tags}"
 PLACEHOLDERS = re.compile("|".join(map(re.escape, (NAME, FOLDER, TAGS, PREVIOUS))))
-"""The words that are replaced; other braces are left alone."""
+"""Placeholders that are replaced; other braces stay."""
 FORM = "txt"
-"""Form of a text of tags, beside the medium."""
+"""Format of a text with tags, next to the medium."""
 MAX_BYTES = 1 << 16
-"""Size of a text beyond which it holds no tags."""
+"""Size above which a text holds no tags, in bytes."""
 
 
 def fill_templates(
     files: Sequence[MediaFile], contents: Sequence[Medium], store: Store
 ) -> tuple[list[Medium], list[str]]:
-    """Return the contents with prompts that tell of their files, and what people should know of
-    that."""
+    """Return the contents with file names, folders and tags inserted into their prompts, and notes
+    for the user."""
     tags = Tags(store)
     found: list[Medium] = []
     for file, medium in zip(files, contents, strict=True):
@@ -76,7 +75,7 @@ def fill_templates(
             NAME: PurePosixPath(file.media_path).stem,
             FOLDER: writable(PurePosixPath(file.place).parent.name),
         }
-        values[PREVIOUS] = PREVIOUS  # which is known when the chunk before is captioned
+        values[PREVIOUS] = PREVIOUS  # filled when the previous chunk is captioned
         if TAGS in medium.prompt:
             values[TAGS] = tags.of(file, medium)
         prompt = PLACEHOLDERS.sub(lambda word, values=values: values[word[0]], medium.prompt)  # type: ignore[misc]
@@ -94,13 +93,14 @@ class Tags:
         self._without_tags: dict[Path, None] = {}
 
     def of(self, file: MediaFile, medium: Medium) -> str:
-        """Return the tags of a file in one line; empty where there are none, which is noted."""
+        """Return the tags of a file in one line. Files without tags give an empty string, and are
+        noted."""
         try:
             text = read_text(file.path.with_suffix(f".{FORM}"), MAX_BYTES, "utf-8-sig")
         except (OSError, ValueError):
             text = ""
         sha256 = hashlib.sha256(text.encode()).hexdigest()
-        # What a model said of it is nothing to be told to a model.
+        # A generated caption is not fed back to a model.
         if self._captions.has(FORM, medium.digest, sha256):
             text = ""
         elif (theirs := self._joined.user_part(medium.digest, text)) is not None:
@@ -113,13 +113,13 @@ class Tags:
         return " ".join(text.split())
 
     def notes(self) -> list[str]:
-        """Return what people should know: which files have none."""
+        """Return a note on files without tags, if there are any."""
         if not self._without_tags:
             return []
         first = writable(next(iter(self._without_tags)).name)
         return [
             f"{TAGS} is empty in the prompt of {counted(len(self._without_tags), 'file')}, such as "
-            f"{first}: no text that a person wrote, or that holds labels, lies beside it as .{FORM}"
+            f"{first}: no .{FORM} next to it that a user wrote or that holds labels"
         ]
 
 
@@ -129,26 +129,26 @@ class Job:
 
     config: RunOptions
     pipeline: Pipeline
-    """Stages that are run over media."""
+    """Stages that read media."""
     one_shot_stages: Pipeline
-    """Stages that are run once."""
+    """Stages that run once."""
     store: Store
     model: Model
     device: str
     budget: Budget
-    """The memory that a stage may take, as it was when the run began."""
+    """Memory budget of a stage, as measured when the run began."""
     sampling: Sampling
     files: tuple[MediaFile, ...]
-    """Files that exist and can be read, in source order."""
+    """Files that exist and are readable, in source order."""
     contents: tuple[Medium, ...]
-    """The content of each file, in the same order."""
+    """Content of each file, in the same order."""
     failures: tuple[Failure, ...]
-    """Sources that cannot be had, and why."""
+    """Sources that cannot be read, and why."""
     ledger: Ledger
     edits: EditsInForce
-    """What people corrected of what earlier runs wrote, into the same folder or others."""
+    """User corrections of outputs that earlier runs wrote, in this folder or others."""
     notes: tuple[str, ...] = ()
-    """What people should know of how its sources were read, and how words are chosen."""
+    """Notes for the user on how sources were read and how text is sampled."""
 
     @property
     def out(self) -> Path:
@@ -161,7 +161,7 @@ class Job:
 
     @property
     def by_file(self) -> list[list[tuple[MediaFile, Medium]]]:
-        """Return files and contents, those together that are one file under several prompts."""
+        """Return files and contents. Entries of one file under several prompts form one group."""
         pairs = zip(self.files, self.contents, strict=True)
         return [list(group) for _, group in groupby(pairs, lambda pair: pair[0].identity)]
 
@@ -172,7 +172,7 @@ class Job:
 
 
 class NothingToDo(UsageError):
-    """The error when none of the sources can be used. `failures` gives the reason for each."""
+    """The error when no source can be used. `failures` gives the reason for each."""
 
     def __init__(self, pipeline: Pipeline, failures: Sequence[Failure]) -> None:
         first = failures[0]
@@ -190,7 +190,7 @@ class NothingReached(NothingToDo):
 
 
 def _nothing_to_do(pipeline: Pipeline, failures: Sequence[Failure]) -> NothingToDo:
-    """Return the error for sources of which none can be used."""
+    """Return the error when no source can be used."""
     silent = all(failure.error == UNREACHABLE for failure in failures)
     return (NothingReached if silent else NothingToDo)(pipeline, failures)
 
@@ -205,10 +205,11 @@ def prepare(
     read_weights: bool = True,
     alone: bool = False,
 ) -> Job:
-    """Return everything a run must know before it starts a stage. It is taken through the first of
-    `pipelines` that its model is for (none: it captions), with `alone` in the best variant and no
-    other. `announce` is told of what takes long, `progress` of media that are fetched, as all
-    unknown ones are with `fetch`; `read_weights` is as with `open_model`. Raises PenstockError."""
+    """Return everything a run must know before it starts a stage. The job takes the first of
+    `pipelines` that suits its model (default: captions); with `alone`, only its best variant.
+    `announce` is called for slow steps, and `progress` while media are downloaded. `fetch`
+    downloads media with unknown digests; `read_weights` is as in `open_model`. Raises
+    PenstockError."""
     question, prompting = QuestionOptions.of(config), PromptOptions.of(config)
     pipelines = with_summaries(pipelines or (CAPTION,), summary=prompting.summary)
     config.check_sources()
@@ -217,7 +218,7 @@ def prepare(
     files, failures = find_media(
         config.sources, selection, config.limit, question.prompt_for, prompting.prompts
     )
-    if not files:  # said before a model is looked for, or downloaded
+    if not files:  # reported before a model is resolved or downloaded
         raise _nothing_to_do(pipelines[0], failures)
     check_beside(files, config)
     model, pipeline, digests = _model_for(
@@ -258,7 +259,7 @@ def prepare(
 
 
 def prepare_without_media(config: RunOptions, launcher: Launcher, *pipelines: Pipeline) -> Job:
-    """Return what a run must know that looks at no media, only at what is run once. Raises
+    """Return the job of a run that reads no media and has only one-shot stages. Raises
     PenstockError."""
     store = open_store(config.store_url)
     model, pipeline, _ = _model_for(config, launcher, store, pipelines)
@@ -275,10 +276,10 @@ def _model_for(
     read_weights: bool = True,
     alone: bool = False,
 ) -> tuple[Model, Pipeline, ContentDigests]:
-    """Return the model of a run, the pipeline that it is for, and the digests that are known."""
+    """Return the model of a run, the pipeline that suits it, and the known digests."""
     store.check_writable()
     device = device_name()
-    check_device(device)  # before anything is fetched, or cut
+    check_device(device)  # before any download or decoding
     digests = digests_in(store)
     model = open_model(
         config,
@@ -293,7 +294,7 @@ def _model_for(
     pipeline = pipeline_for(model, pipelines)
     if any(stage.uses_token_limit for stage in pipeline):
         check_fixed_texts(as_card(config, model), model)
-    # Where no stage loads anything, the notes of a store still say which model it was.
+    # If no stage loads weights, the notes of a store still record the model.
     model = model.of_parts(parts_of(pipeline) or model.settings, alone=alone)
     if VectorSamplingOptions.of(config).tiles == OFF and any(stage.shrinks for stage in pipeline):
         model = model.shrinking()
@@ -325,5 +326,5 @@ def _job_of(config: RunOptions, store: Store, model: Model, pipeline: Pipeline) 
 
 
 def out_folder(config: FolderOptions) -> Path:
-    """Return the absolute path of the folder of a run's outputs. Raises UsageError."""
+    """Return the absolute path of a run's output folder. Raises UsageError."""
     return folder_named(config.out, "out")
