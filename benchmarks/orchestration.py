@@ -101,7 +101,7 @@ def run_once(folder: Path, waves: int, items: int) -> None:
 
         job = prepare(config_of(folder), DirectLauncher(lambda *_: None))
         each = flows.planning.sizes.estimates(job)[0].bytes
-        flows.planning.sizes.LARGEST_WAVE = each * -(-items // waves)
+        flows.planning.sizes.MAX_WAVE_BYTES = each * -(-items // waves)
     started = time.monotonic()
     result = caption(config_of(folder), Display(quiet=True), SyntheticLauncher)
     (folder / "seconds").write_text(str(time.monotonic() - started))

@@ -231,8 +231,8 @@ def how(training: Training) -> str:
 
 def alone(architecture: Architecture) -> Architecture:
     """The language half as a model of its own."""
-    towers = tuple(tower for tower in architecture.towers if tower.kind == "text")
-    return replace(architecture, towers=towers, parameters=architecture.text_parameters)
+    transformers = tuple(each for each in architecture.transformers if each.kind == "text")
+    return replace(architecture, transformers=transformers, parameters=architecture.text_parameters)
 
 
 def gib(count: float) -> str:

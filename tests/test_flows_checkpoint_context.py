@@ -201,13 +201,13 @@ def test_the_largest_limit_that_fits_is_named() -> None:
     assert said.endswith("Give --max-new-tokens 1100, or less")
     assert "--max-new-tokens 1090" in refused(LLAVA, prompt, max_new_tokens=1101, system="s" * 10)
     said = refused(LLAVA, "w" * 1300)
-    assert said.endswith("Give --max-frames 4, or ask in fewer words")
+    assert said.endswith("Give --max-frames 4, or shorten the prompt")
     assert refused(LLAVA, "w" * 1300, max_frames=4) == ""
     said = refused(LLAVA, "w" * 1300, frames=1, max_new_tokens=2800)
     assert said.endswith("Give --max-new-tokens 2200, or less")
     assert refused(LLAVA, "w" * 3600).endswith("Ask in fewer words")
     said = refused(replace(LLAVA, frames_a_video=5), "w" * 1300, max_new_tokens=1400)
-    assert said.endswith("Ask in fewer words, and give --max-new-tokens 596")
+    assert said.endswith("Shorten the prompt, and give --max-new-tokens 596")
     assert refused(LLAVA, prompt, max_new_tokens=9000, as_published=False) == ""
     assert refused(replace(LLAVA, context_tokens=0), prompt, max_new_tokens=9000) == ""
     assert refused(replace(LLAVA, is_encoder_decoder=True), prompt, max_new_tokens=9000) == ""
@@ -227,7 +227,7 @@ def test_a_picture_that_exceeds_the_context_fails_alone() -> None:
 def test_one_frame_that_does_not_fit_is_refused_with_pixels_that_do() -> None:
     small = replace(LARGE, context_tokens=512)
     said = refused(small, "w", max_new_tokens=1)
-    assert "and its context of 512 has room for 384 beside words" in said
+    assert "and its context of 512 has room for 384 besides text" in said
     pixels = int(said.partition("--max-pixels ")[2].partition(",")[0])
     assert pixels % 784 == 0 and 0 < pixels < 1080 * 1920
     assert "--as-stock" in refused(replace(small, least_pixels=0), "w", max_new_tokens=1)

@@ -79,7 +79,7 @@ def test_words_that_do_not_fit_are_refused_with_the_limit_that_does(
     words = ["--fps", "5", "--prompt", "hi", "--max-new-tokens", "10"]
     assert main([verb, str(place.clips), *of(place), *out, *words]) == 2
     said = capsys.readouterr().err
-    assert "there is no room for an answer of 10. Give --max-new-tokens 9, or less" in said
+    assert "an answer of 10 does not fit. Give --max-new-tokens 9 or less" in said
     assert "cutting" not in said and "encoding" not in said
 
 
@@ -119,7 +119,7 @@ def test_as_stock_shows_all_and_warns(place: Place, tmp_path: Path) -> None:
 
 def test_one_frame_that_does_not_fit_is_refused(place: Place, tmp_path: Path) -> None:
     less = place_in(tmp_path, with_context(place.model, 20, tmp_path / "llava"))
-    with pytest.raises(UsageError, match=r"one frame is 17 tokens to .* room for 15") as raised:
+    with pytest.raises(UsageError, match=r"one frame takes 17 tokens of .* room for 15") as raised:
         run_inside(less, **FITTING)
     assert raised.value.exit_code == 2
 

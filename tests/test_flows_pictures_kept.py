@@ -83,7 +83,7 @@ def test_disk_and_waves_are_planned_for_whole_pictures(
     found = dict(zip((Path(m.path).name for m in job.media), estimates(job), strict=True))
     whole = 3 * SHOWN[0] * SHOWN[1]
     assert (found[LARGE].stored, found[LARGE].frame_bytes) == (SHOWN, whole)
-    monkeypatch.setattr(flows.planning.sizes, "LARGEST_WAVE", 2 * whole + whole // 2)
+    monkeypatch.setattr(flows.planning.sizes, "MAX_WAVE_BYTES", 2 * whole + whole // 2)
     sizes, limit = [e.bytes for e in found.values()], 2 * whole + whole // 2
     cut = waves_of(job.ledger, job.media, sizes, limit)
     assert max(sum(m.kind == "image" and SMALL not in m.path for m in wave) for wave in cut) == 2

@@ -14,7 +14,7 @@ from flows.planning.architecture_profile import model_by_dimensions
 from flows.planning.estimate import StageEstimate
 from flows.planning.layers import pass_bytes, pass_flops
 from flows.planning.rungs import Rung
-from flows.planning.towers import Tower
+from flows.planning.transformer import Transformer
 from stages.models.hub.checkpoint import Checkpoint
 from stages.process.device_limit import CONTEXT_BYTES
 from tests.support.plan_cases import architecture_estimates, kept_folder, plan_case, write_header
@@ -42,7 +42,7 @@ def stages(name: str, rows: int, frames: int, **given: Any) -> dict[str, StageEs
     return {estimate.rung.stage: estimate for estimate in found}
 
 
-def tower(found: Tower | None) -> Tower:
+def tower(found: Transformer | None) -> Transformer:
     assert found is not None
     return found
 

@@ -31,14 +31,14 @@ def decode(gib: float, **more: object) -> StagePlan:
 @pytest.mark.parametrize(("gib", "batch"), [(24, 8), (16, 4), (14.5, 2), (13.9, 1)])
 def test_the_first_rung_that_fits_is_taken(gib: float, batch: int) -> None:
     found = decode(gib)
-    assert (found.taken.rung.batch, found.fits, found.refused) == (batch, True, False)
-    assert found.first.rung.batch == 8
-    assert found.taken.peak_bytes <= budget(gib).bytes
+    assert (found.chosen.rung.batch, found.fits, found.refused) == (batch, True, False)
+    assert found.requested.rung.batch == 8
+    assert found.chosen.peak_bytes <= budget(gib).bytes
 
 
 def test_what_almost_fits_is_tried() -> None:
     found = decode(13.4)
-    assert (found.taken.rung.batch, found.fits, found.refused) == (1, False, False)
+    assert (found.chosen.rung.batch, found.fits, found.refused) == (1, False, False)
 
 
 def test_what_cannot_fit_is_refused_with_what_would() -> None:
@@ -47,7 +47,7 @@ def test_what_cannot_fit_is_refused_with_what_would() -> None:
     error = cannot_fit(question(), [found], budget(8))
     assert error.exit_code == 3
     assert "the decode stage of llava takes 13." in error.message
-    assert "8.00 GiB of cuda:0 is allowed" in error.message
+    assert "8.00 GiB of cuda:0 are allowed" in error.message
     assert "--precision auto (decode takes 7." in error.hint
     assert "with batch 1, int8)" in error.hint
     assert "--language-precision int8 (decode takes 7." in error.hint
@@ -60,9 +60,9 @@ def test_each_change_that_is_named_fits() -> None:
         for change in named:
             if change.option.startswith("--memory"):
                 limit = parse_size(change.option.split()[1], "--memory")
-                assert fits(change.takes, replace(budget(gib), bytes=limit))
+                assert fits(change.estimate, replace(budget(gib), bytes=limit))
             else:
-                assert fits(change.takes, budget(gib))
+                assert fits(change.estimate, budget(gib))
 
 
 def test_fewer_frames_are_named_when_they_are_enough() -> None:
@@ -73,19 +73,19 @@ def test_fewer_frames_are_named_when_they_are_enough() -> None:
     (frames,) = (c for c in changes(asked, found, budget(16)) if "frames" in c.option)
     count = int(frames.option.split()[1])
     assert 1 <= count < 64
-    rung = found.taken.rung
+    rung = found.chosen.rung
     twice = replace(asked, workloads=(clip.with_frames(2 * count),)).estimate(rung)
-    assert fits(frames.takes, budget(16)) and not fits(twice, budget(16))
+    assert fits(frames.estimate, budget(16)) and not fits(twice, budget(16))
 
 
 def test_one_chunk_that_is_too_large_does_not_keep_the_others_waiting() -> None:
     giant = images(tokens=60_000)
-    asked = replace(question(giant), least=images())
+    asked = replace(question(giant), smallest=images())
     found = choices(asked, HALVING, budget(16))["decode"]
-    assert (found.taken.rung.batch, found.fits, found.refused) == (4, False, False)
-    assert found.taken.workload == giant
+    assert (found.chosen.rung.batch, found.fits, found.refused) == (4, False, False)
+    assert found.chosen.workload == giant
     alone = choices(question(giant), HALVING, budget(16))["decode"]
-    assert (alone.taken.rung.batch, alone.refused) == (1, True)
+    assert (alone.chosen.rung.batch, alone.refused) == (1, True)
 
 
 def test_cutting_frames_is_never_refused() -> None:
@@ -98,7 +98,7 @@ def test_cutting_frames_is_never_refused() -> None:
 def test_no_precision_is_named_that_is_tried_anyway(precision: str) -> None:
     asked = question(precision=precision)
     unfit = choices(asked, asked.rungs, budget(24))["decode"]
-    less = replace(budget(24), bytes=unfit.taken.peak_bytes - 1)
+    less = replace(budget(24), bytes=unfit.chosen.peak_bytes - 1)
     named = [change.option for change in changes(asked, unfit, less)]
     tried = {rung.precision for rung in asked.rungs["decode"]}
     assert not {f"--language-precision {each}" for each in tried} & set(named)
@@ -185,7 +185,7 @@ def test_after_a_while_it_is_tried_again(tmp_path: Path, monkeypatch: pytest.Mon
     ("batch", "found"), [(8, FOUR), (4, FOUR), (2, Rung(stage="decode", batch=2, precision="bf16"))]
 )
 def test_a_rung_is_found_again_in_a_ladder_of_other_batches(batch: int, found: Rung) -> None:
-    ladder = decode_rungs(batch, [("bf16", "")], elsewhere=False, offload=False)
+    ladder = decode_rungs(batch, [("bf16", "")], kv_offload=False, offload=False)
     assert ladder[index_of(ladder, FOUR)] == found
     assert index_of(ladder, ONE) == 0
 
@@ -201,12 +201,12 @@ def test_sizes_divide_each_other_so_that_pieces_are_cut_at_the_same_places() -> 
 
 
 def test_rungs_that_change_words_or_take_many_times_as_long_come_with_leave_alone() -> None:
-    asked = decode_rungs(8, [("bf16", "")], elsewhere=True, offload=False)
+    asked = decode_rungs(8, [("bf16", "")], kv_offload=True, offload=False)
     assert {(r.precision, r.kv == "quantized", r.offload) for r in asked} == {
         ("bf16", False, False)
     }
     variants = [("bf16", ""), ("bf16", "quantized"), ("int8", ""), ("nf4", "")]
-    free = decode_rungs(8, variants, elsewhere=True, offload=True)
+    free = decode_rungs(8, variants, kv_offload=True, offload=True)
     assert free[: len(asked)] == asked
     kinds = list(dict.fromkeys((r.precision, r.kv == "quantized", r.offload) for r in free))
     assert kinds == [

@@ -91,7 +91,7 @@ def rung_of(stage: str, told: Mapping[str, Any]) -> Rung:
 VARIANTS = [("fp32", ""), ("fp32", "quantized"), ("int8", ""), ("nf4", "")]
 LADDERS = {
     "encode": encode_rungs(PICTURES, ["fp32", "int8", "nf4"], streamed=True),
-    "decode": decode_rungs(PICTURES, VARIANTS, elsewhere=False, offload=True),
+    "decode": decode_rungs(PICTURES, VARIANTS, kv_offload=False, offload=True),
 }
 
 
@@ -149,9 +149,9 @@ def test_a_rung_that_is_taken_is_told_in_a_line(
     room = {"decode": only("decode", [r for r in LADDERS["decode"] if r.precision == "int8"])}
     caption(config, Display(), Tight("shrink", room).launcher)
     told = capsys.readouterr().err
-    lower = "batch 1, fp32, read 1024 positions at a time"
-    assert f"decode: batch 1, fp32 did not fit in 4.00 GiB; going on with {lower}" in told
-    assert "decode: batch 2 did not fit in 4.00 GiB; going on with batch 1" in told
+    lower = "batch 1, fp32, prefill chunks of 1024"
+    assert f"decode: batch 1, fp32 did not fit in 4.00 GiB; continuing with {lower}" in told
+    assert "decode: batch 2 did not fit in 4.00 GiB; continuing with batch 1" in told
     other = replace(config, prompt=LONG + "Again.")
     caption(other, Display(), Tight("shrink", room).launcher)
     assert "decode: starting with batch 2, int8: it fitted before" in capsys.readouterr().err

@@ -215,7 +215,7 @@ def test_a_budget_decides_slots_and_not_what_is_said(many: list[str], tmp_path: 
     whole = place.stored("captions")
     shutil.rmtree(place.store / "captions")
     plan = plan_of(config, DirectLauncher(lambda *_: None))
-    first = plan.choices["decode"].taken.rung
+    first = plan.choices["decode"].chosen.rung
     assert first.name == "8 slots, fp32"
     for slots in (8, 2, 1):
         found = next(r for r in plan.question.rungs["decode"] if r.batch == slots)

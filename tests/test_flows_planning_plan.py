@@ -40,7 +40,7 @@ def test_a_model_alone_can_be_planned_and_once_described_starts_no_process(
     code, said = told(capsys, store)
     assert code == 0
     assert said.startswith("fits: ")
-    assert "no SOURCES are given: video chunks of up to 16 frames" in said
+    assert "no SOURCES given: video chunks of up to 16 frames" in said
     rows = {line.split()[0] for line in said.splitlines() if line.startswith("  ")}
     assert {"frames", "encode", "decode", "allowed"} <= rows
 
@@ -128,11 +128,11 @@ def test_a_plan_starts_where_an_earlier_run_did(tmp_path: Path) -> None:
         Image.new("RGB", (16, 16), (number, 0, 0)).save(tmp_path / f"{number}.png")
     config = config_in(tmp_path, tmp_path, batch_size=2, memory=4 << 30)
     tight = Tight("raise", {"decode": lambda _: 1})
-    assert plan_of(config, tight).choices["decode"].taken.rung.batch == 2
+    assert plan_of(config, tight).choices["decode"].chosen.rung.batch == 2
     assert caption(config, Display(quiet=True), tight.launcher).captions == 2
     plan = plan_of(config, tight)
     found = plan.choices["decode"]
-    assert (found.remembered, found.taken.rung.batch) == (True, 1)
+    assert (found.remembered, found.chosen.rung.batch) == (True, 1)
     (why,) = (line for line in plan_lines(plan) if "earlier run" in line)
     assert why.strip().startswith("decode: batch 2, fp32 did not fit in an earlier run")
 

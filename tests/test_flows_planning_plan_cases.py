@@ -62,13 +62,13 @@ def test_a_tower_without_a_class_is_planned_with_its_reason(tmp_path: Path) -> N
     config = CaptionConfig(sources=(), model=str(folder), frames=1, precision="bf16")
     plan = plan_of(replace(config, memory=15 * GIB), Refusing())
     assert plan.refusal is None and list(plan.choices) == ["frames", "embed"]
-    found = plan.choices["embed"].taken
+    found = plan.choices["embed"].chosen
     assert found.weight_bytes == 2 * 7_527_728_385 and found.by_dimensions
     assert found.peak_bytes < 15 * GIB
     assert "planned from dimensions" in plan.notes[0]
     assert "without fused attention: embed" in plan.notes[1]
     plan = plan_of(replace(config, memory=3 * GIB), Refusing())
-    found = plan.choices["embed"].taken
+    found = plan.choices["embed"].chosen
     assert plan.refusal is None and found.rung.block and found.rung.precision == "bf16"
     # Two of 32 layers, and what is outside of them.
     assert found.weight_bytes == 2 * (7_527_728_385 - 30 * LAYER)

@@ -12,11 +12,11 @@ from flows.machine.budget import Budget
 from flows.options.commands import CaptionConfig
 from flows.planning.choose import PlanRequest, choices
 from flows.planning.costs import estimate
-from flows.planning.costs.decode import SPELLED_BYTES, rungs
+from flows.planning.costs.decode import GRAMMAR_BYTES, rungs
 from flows.planning.costs.slots import supports_slots
 from flows.planning.estimate import StageEstimate
 from flows.planning.rungs import Rung
-from flows.planning.start import batch_instead
+from flows.planning.start import batch_without_slots
 from stages.decode import engines
 from stages.decode.engines import ENGINES, EngineSpec
 from stages.decode.engines.inflight.costs import COMPILED_LAYER_BYTES, COMPILER_BYTES, step_bytes
@@ -60,10 +60,10 @@ def test_a_form_takes_what_its_tokens_do() -> None:
     card = with_memory(FULL)
     rung, load = decode_rungs_of(card)[0], [images(64, 1000)]
     plain, formed = (estimate(card, rung, load, "cpu", 256, schema=form) for form in ("", "{}"))
-    assert formed.peak_bytes - plain.peak_bytes == WORDS * SPELLED_BYTES
+    assert formed.peak_bytes - plain.peak_bytes == WORDS * GRAMMAR_BYTES
     plain, formed = (estimate(card, rung, load, "cuda:0", 256, schema=form) for form in ("", "{}"))
     assert formed.peak_bytes == plain.peak_bytes
-    assert formed.host_bytes - plain.host_bytes == WORDS * SPELLED_BYTES
+    assert formed.host_bytes - plain.host_bytes == WORDS * GRAMMAR_BYTES
 
 
 def test_a_server_plans_for_schemas_that_requests_may_bring() -> None:
@@ -72,7 +72,7 @@ def test_a_server_plans_for_schemas_that_requests_may_bring() -> None:
     plain = PlanRequest(model=card, config=config, device="cpu", workloads=load)
     rung = decode_rungs_of(card)[0]
     any_form = replace(plain, any_schema=True).estimate(rung).peak_bytes
-    assert any_form - plain.estimate(rung).peak_bytes == WORDS * SPELLED_BYTES
+    assert any_form - plain.estimate(rung).peak_bytes == WORDS * GRAMMAR_BYTES
 
 
 def test_a_pool_is_slots_times_columns_and_one_prompt_is_read_beside_it() -> None:
@@ -191,9 +191,9 @@ def test_fewer_slots_come_before_all_else() -> None:
         "4 slots, fp16",
         "2 slots, fp16",
         "1 slot, fp16",
-        "1 slot, fp16, read 1024 positions at a time",
-        "1 slot, fp16, read 256 positions at a time",
-        "batch 1, fp16, read 256 positions at a time, KV cache offloaded",
+        "1 slot, fp16, prefill chunks of 1024",
+        "1 slot, fp16, prefill chunks of 256",
+        "batch 1, fp16, prefill chunks of 256, KV cache offloaded",
     ]
 
 
@@ -213,9 +213,9 @@ def test_a_budget_decides_how_many_slots_there_are_and_what_is_told_to_who_has_n
             total_bytes=64 * GIB,
             host_bytes=64 * GIB,
         )
-        taken = choices(question, question.rungs, budget)["decode"].taken
+        taken = choices(question, question.rungs, budget)["decode"].chosen
         assert taken.peak_bytes <= gib * GIB
-        instead = batch_instead(question, taken.rung, budget)
+        instead = batch_without_slots(question, taken.rung, budget)
         less = replace(taken.rung, seated=False, batch=instead)
         assert question.estimate(less).peak_bytes <= gib * GIB
         found[gib] = (taken.rung.batch, instead)

@@ -13,7 +13,7 @@ from flows.options.commands import CaptionConfig
 from flows.pipelines import CAPTION
 from flows.planning.machine import MachineLookup
 from flows.planning.rungs import Rung
-from flows.planning.seconds import Pass, WorkEstimate, a_parameter, pass_seconds, seconds
+from flows.planning.seconds import Pass, WorkEstimate, pass_seconds, seconds, seconds_per_parameter
 from flows.planning.sizes import Estimate, estimates
 from flows.planning.times import stage_seconds, times_of
 from flows.planning.todo import to_do
@@ -137,7 +137,7 @@ POINTS = ((1, 1e-9), (8, 2e-9), (512, 128e-9))
     ("tokens", "nanoseconds"), [(1, 1.0), (8, 2.0), (260, 65.0), (512, 128.0), (5120, 1280.0)]
 )
 def test_a_parameter_takes_what_was_measured_or_between(tokens: int, nanoseconds: float) -> None:
-    assert a_parameter(POINTS, tokens) == pytest.approx(nanoseconds * 1e-9)
+    assert seconds_per_parameter(POINTS, tokens) == pytest.approx(nanoseconds * 1e-9)
 
 
 def test_reading_a_prompt_takes_its_multiplications() -> None:

@@ -10,7 +10,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
 from flows.planning.stacks import attention_of, mlp_of, stacks_of
-from flows.planning.towers import Tower
 from flows.planning.training.estimate import (
     LOGITS,
     adapted_layer_bytes,
@@ -18,6 +17,7 @@ from flows.planning.training.estimate import (
     lora_layer_bytes,
     lora_parameters,
 )
+from flows.planning.transformer import Transformer
 from stages.models.hub.headers import Header
 from tests.support.families import hf
 
@@ -46,12 +46,12 @@ def kept_bytes(model: Any, inputs: dict[str, Any]) -> int:
     return sum(tensor.untyped_storage().nbytes() for tensor in held.values())
 
 
-def tower_of(model: Any) -> Tower:
+def read_transformer(model: Any) -> Transformer:
     stack = stacks_of(
         Header(name, "", "BF16", tuple(weight.shape), 2 * weight.numel())
         for name, weight in model.named_parameters()
     )[0]
-    return Tower(
+    return Transformer(
         path=stack.path,
         kind="text",
         layers=stack.layers,
@@ -99,7 +99,9 @@ def encoder(layers: int, attention: str) -> Any:
 def test_a_gated_layer_keeps_to_the_byte_what_is_told_of_it(attention: str, keys: int) -> None:
     embedded = torch.randn(2, TOKENS, WIDTH, dtype=torch.bfloat16)
     found = kept_a_layer(lambda n: decoder(n, attention, keys), 2, inputs_embeds=embedded)
-    told = layer_bytes(tower_of(decoder(FEW, attention, keys)), TOKENS, fused=attention == "sdpa")
+    told = layer_bytes(
+        read_transformer(decoder(FEW, attention, keys)), TOKENS, fused=attention == "sdpa"
+    )
     assert found == TOKENS * told
 
 
@@ -108,7 +110,7 @@ def test_a_layer_of_a_vision_tower_too(attention: str) -> None:
     pixels = torch.randn(3, 3, 64, 64, dtype=torch.bfloat16)
     tokens = 8 * 8 + 1
     found = kept_a_layer(lambda n: encoder(n, attention), 3, pixel_values=pixels)
-    told = layer_bytes(tower_of(encoder(FEW, attention)), tokens, fused=attention == "sdpa")
+    told = layer_bytes(read_transformer(encoder(FEW, attention)), tokens, fused=attention == "sdpa")
     assert found == tokens * told
 
 
@@ -123,7 +125,7 @@ def test_with_dropout_and_a_plain_mlp_it_is_the_34_of_korthikanti() -> None:
         image_size=64,
         patch_size=8,
     )
-    told = layer_bytes(tower_of(hf.CLIPVisionModel(config)), TOKENS)
+    told = layer_bytes(read_transformer(hf.CLIPVisionModel(config)), TOKENS)
     sums = 8 + 4 * HEADS  # of norms and of fused attention
     assert told - sums == (34 - 2) * WIDTH
 
@@ -155,7 +157,7 @@ def adapted(layers: int, rank: int) -> Any:
 def test_a_layer_beside_adapters_keeps_a_copy_for_each() -> None:
     embedded = torch.randn(2, TOKENS, WIDTH, dtype=torch.bfloat16, requires_grad=True)
     found = kept_a_layer(lambda n: adapted(n, rank=8), 2, inputs_embeds=embedded)
-    tower = tower_of(decoder(FEW, "sdpa", 2))
+    tower = read_transformer(decoder(FEW, "sdpa", 2))
     # A CPU's mask of dropout takes 2 bytes a number; a GPU's, which is meant, 1.
     masks = sum(columns for _, columns in tower.matrices)
     assert found == TOKENS * (lora_layer_bytes(tower, TOKENS, rank=8) + masks)
@@ -189,7 +191,7 @@ def with_peft(layers: int, attention: str, keys: int, dtype: torch.dtype) -> Any
 def test_a_tuned_layer_is_told_to_the_byte(dtype: torch.dtype, attention: str, keys: int) -> None:
     embedded = torch.randn(2, TOKENS, WIDTH, dtype=dtype)
     found = kept_a_layer(lambda n: with_peft(n, attention, keys, dtype), 2, inputs_embeds=embedded)
-    tower = tower_of(decoder(FEW, attention, keys))
+    tower = read_transformer(decoder(FEW, attention, keys))
     told = adapted_layer_bytes(tower, TOKENS, 8, dtype.itemsize, fused=attention == "sdpa")
     assert found == TOKENS * told
 

@@ -44,7 +44,7 @@ def run(config: CaptionConfig, stages: Stages) -> int:
 
 def test_frames_are_cut_ahead(config: CaptionConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     # three short clips, or a longer one
-    monkeypatch.setattr(flows.planning.sizes, "LARGEST_WAVE", 28_200)
+    monkeypatch.setattr(flows.planning.sizes, "MAX_WAVE_BYTES", 28_200)
     stages = Stages()
     assert run(config, stages) == 5
     wave = ["frames", "encode", "decode"]
@@ -62,7 +62,7 @@ def test_outputs_are_written_seldom(config: CaptionConfig, monkeypatch: pytest.M
 
     monkeypatch.setattr(flows.running.pipeline_runner, "write_outputs", write)
     monkeypatch.setattr(flows.running.pipeline_runner, "WRITING_SHARE", 10**9)
-    monkeypatch.setattr(flows.planning.sizes, "LARGEST_WAVE", 1)
+    monkeypatch.setattr(flows.planning.sizes, "MAX_WAVE_BYTES", 1)
     stages = Stages()
     assert run(config, stages) == 5
     assert stages.names().count("decode") == 5

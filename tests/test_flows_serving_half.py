@@ -79,7 +79,7 @@ class CrowdedHalf:
 def ladder(folder: Path) -> Ladder:
     rungs = {"embed": [Rung(stage="embed", batch=size) for size in sizes(8)]}
     remembered = Remembered(open_store(str(folder)), {"embed": 0}, 1)
-    return Ladder(rungs, remembered, budget_bytes=1, tell=lambda entry, text: None)
+    return Ladder(rungs, remembered, budget_bytes=1, on_move=lambda entry, text: None)
 
 
 def half_of(

@@ -1,6 +1,4 @@
-"""Counts the tokens of a context that remain for an answer after images and text. Loads no
-model.
-"""
+"""Counts the context tokens left for an answer after images and text. Loads no model."""
 
 from dataclasses import dataclass
 
@@ -18,47 +16,47 @@ from stages.decode.generation import SamplingParams
 class AnswerRoom:
     """The token budget of a context for one chunk."""
 
-    pictures: int
-    """Those of its frames, and of the words about each of them."""
+    images: int
+    """Tokens of the frames, and of the template text around each of them."""
     words: int
-    """Those of the prompt, the system turn and the beginning of the answer."""
+    """Tokens of the prompt, the system turn and the beginning of the answer."""
     left: int
-    """Those that are left for the answer; negative where pictures and words exceed the context."""
+    """Tokens left for the answer; negative if images and text exceed the context."""
 
 
-def texts_of(config: RunOptions, frames: int, prompt: str) -> tuple[str, str, str]:
-    """Return what a chunk is asked, the system turn, and what its answer begins with."""
+def prompt_texts(config: RunOptions, frames: int, prompt: str) -> tuple[str, str, str]:
+    """Return the prompt of a chunk, the system turn, and the beginning of the answer."""
     params = SamplingParams.of(config)
     return example(prompt, frames), params.system, params.start_with
 
 
-def words_of(model: Model, config: RunOptions, frames: int, prompt: str) -> int:
-    """Return the tokens of all words beside a chunk of so many frames, without its answer."""
+def text_token_count(model: Model, config: RunOptions, frames: int, prompt: str) -> int:
+    """Return the text tokens of a chunk with this number of frames, without the answer."""
     counter = PromptTokens(model.folder)
-    words = sum(counter.count(text) for text in texts_of(config, frames, prompt) if text)
+    words = sum(counter.count(text) for text in prompt_texts(config, frames, prompt) if text)
     return words + model.profile.words_a_prompt
 
 
-def beside_words(model: Model, workload: Workload) -> tuple[int, int]:
-    """Return the tokens of a chunk's pictures, and those that are left beside them and the words
-    that the chat template writes."""
+def image_tokens_and_left(model: Model, workload: Workload) -> tuple[int, int]:
+    """Return the image tokens of a chunk, and the context tokens left after them and the chat
+    template."""
     profile = model.profile
-    around = profile.words_a_frame * workload.frames if workload.kind == "video" else 0
-    pictures = workload.tokens - workload.text_tokens + around
-    return pictures, profile.context_tokens - pictures - profile.words_a_prompt
+    template = profile.words_a_frame * workload.frames if workload.kind == "video" else 0
+    images = workload.tokens - workload.text_tokens + template
+    return images, profile.context_tokens - images - profile.words_a_prompt
 
 
 def answer_room(model: Model, config: RunOptions, workload: Workload, prompt: str) -> AnswerRoom:
-    """Return the room for the answer to a prompt about a chunk."""
-    words = words_of(model, config, workload.frames, prompt)
-    pictures, left = beside_words(model, workload)
+    """Return the token budget for the answer to a prompt about a chunk."""
+    words = text_token_count(model, config, workload.frames, prompt)
+    images, left = image_tokens_and_left(model, workload)
     left += model.profile.words_a_prompt - words
-    return AnswerRoom(pictures=pictures, words=words, left=left)
+    return AnswerRoom(images=images, words=words, left=left)
 
 
 def longest_answer(question: PlanRequest) -> int | None:
-    """Return the most tokens that an answer may have beside the chunks that take most; None: the
-    context bounds none."""
+    """Return the maximum tokens of an answer next to the largest chunks; None: not limited by the
+    context."""
     model, config = question.model, question.config
     if not frame_room(model.profile):
         return None

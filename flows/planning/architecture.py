@@ -10,38 +10,38 @@ from typing import Any
 from artifacts.errors import UsageError
 from artifacts.regular import read_text
 from flows.planning.stacks import Stack, roots_of, stacks_of
-from flows.planning.towers import POSITIONS, Tower, tower_of
+from flows.planning.transformer import POSITIONS, Transformer, read_transformer
 from stages.models.hub.checkpoint import JSON_BYTES, Checkpoint
 from stages.models.hub.headers import Header, read_headers
 
-TABLES = ("embed", "wte", "shared")
-"""Words one of which the name of a table of words holds."""
-WRITES = ("ForCausalLM", "ForConditionalGeneration", "LMHeadModel")
-"""Ends of the name of a class whose model writes text."""
+EMBEDDING_NAMES = ("embed", "wte", "shared")
+"""Words in the names of token embedding tables."""
+TEXT_MODELS = ("ForCausalLM", "ForConditionalGeneration", "LMHeadModel")
+"""Class name suffixes of models that generate text."""
 FLOATS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-"""Types of weights that are as they are, in words of safetensors and of torch."""
+"""Unquantized weight types: name in safetensors → name in torch."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Architecture:
     """The dimensions of a checkpoint."""
 
-    towers: tuple[Tower, ...]
+    transformers: tuple[Transformer, ...]
     parameters: int
     vocabulary: int
-    """Rows of the table of words; 0 where there is none."""
+    """Rows of the token embedding; 0: none."""
     writes: bool
-    """Whether it writes text."""
+    """Whether it generates text."""
     dtype: str
-    """Type of most of its numbers, such as bfloat16."""
+    """Type of most parameters, such as bfloat16."""
 
     @property
-    def vision(self) -> Tower | None:
-        return next((t for t in self.towers if t.kind == "vision"), None)
+    def vision(self) -> Transformer | None:
+        return next((t for t in self.transformers if t.kind == "vision"), None)
 
     @property
-    def text(self) -> Tower | None:
-        return next((t for t in self.towers if t.kind == "text"), None)
+    def text(self) -> Transformer | None:
+        return next((t for t in self.transformers if t.kind == "text"), None)
 
     @property
     def text_parameters(self) -> int:
@@ -49,23 +49,23 @@ class Architecture:
 
     @property
     def vision_parameters(self) -> int:
-        """Return the parameters of the vision half: all but the tower of words."""
+        """Return the parameters of the vision half: all but the text transformer."""
         return self.parameters - self.text_parameters
 
 
 def read_architecture(checkpoint: Checkpoint) -> Architecture:
-    """Return the architecture of a checkpoint. Raises UsageError where its files do not tell
-    enough, EnvironmentFault where they cannot be read."""
+    """Return the architecture of a checkpoint. Raises UsageError if its files do not suffice,
+    EnvironmentFault if they cannot be read."""
     try:
         config = json.loads(read_text(checkpoint.folder / "config.json", JSON_BYTES))
     except (OSError, ValueError, RecursionError) as error:
         raise _unknown(checkpoint, "its config.json cannot be read") from error
     headers = read_headers(checkpoint)
     if any(header.dtype not in FLOATS and len(header.shape) > 1 for header in headers):
-        raise _unknown(checkpoint, "its weights are packed, so that shapes say little")
+        raise _unknown(checkpoint, "its weights are packed, which hides their shapes")
     found = stacks_of(headers)
     if not found or not isinstance(config, dict):
-        raise _unknown(checkpoint, "its tensors are not those of layers")
+        raise _unknown(checkpoint, "its tensors form no stack of layers")
     return _architecture(config, headers, found)
 
 
@@ -83,59 +83,59 @@ def _architecture(
     owners = [_owner(header, stacks, roots) for header in headers]
     counts = [math.prod(header.shape) for header in headers]
     outside = [header for header in headers if _is_wide(header, stacks)]
-    words = [header for header in outside if _is_words(header.name.lower())]
-    embedding = max(words, key=lambda h: h.shape[0], default=None)
-    writer = _writer(embedding, stacks) if embedding else None
+    word_tables = [header for header in outside if _is_embedding(header.name.lower())]
+    embedding = max(word_tables, key=lambda h: h.shape[0], default=None)
+    text_stack = _text_stack(embedding, stacks) if embedding else None
     tables = [h for h in outside if embedding and h.shape == embedding.shape]
     for at, header in enumerate(headers):
-        if owners[at] is None and writer is not None and header in tables:
-            owners[at] = writer
-    towers = []
+        if owners[at] is None and text_stack is not None and header in tables:
+            owners[at] = text_stack
+    transformers = []
     for stack in stacks:
-        mine = [h for h, owner in zip(headers, owners, strict=True) if owner is stack]
-        towers.append(tower_of(config, stack, mine, is_text=stack is writer))
+        own = [h for h, owner in zip(headers, owners, strict=True) if owner is stack]
+        transformers.append(read_transformer(config, stack, own, is_text=stack is text_stack))
     classes = config.get("architectures") or [""]
     dtypes: dict[str, int] = {}
     for header, count in zip(headers, counts, strict=True):
         dtypes[header.dtype] = dtypes.get(header.dtype, 0) + count
     return Architecture(
-        towers=tuple(towers),
+        transformers=tuple(transformers),
         parameters=sum(counts),
         vocabulary=embedding.shape[0] if embedding else 0,
-        writes=len(tables) > 1 or str(classes[0]).endswith(WRITES),
+        writes=len(tables) > 1 or str(classes[0]).endswith(TEXT_MODELS),
         dtype=FLOATS.get(max(dtypes, key=lambda name: dtypes[name]), "float32"),
     )
 
 
 def _is_wide(header: Header, stacks: Sequence[Stack]) -> bool:
-    """Return whether a tensor outside of all layers is a table of some tower's width."""
+    """Return whether a tensor outside of all layers is a table as wide as some stack."""
     inside = any(header.name.startswith(f"{stack.path}.") for stack in stacks)
     wide = len(header.shape) == 2 and any(header.shape[1] == stack.width for stack in stacks)
     return not inside and wide and header.shape[0] > header.shape[1]
 
 
-def _is_words(name: str) -> bool:
-    return any(word in name for word in TABLES) and POSITIONS not in name
+def _is_embedding(name: str) -> bool:
+    return any(word in name for word in EMBEDDING_NAMES) and POSITIONS not in name
 
 
-def _writer(embedding: Header, stacks: Sequence[Stack]) -> Stack:
-    """Return the stack of the table of words: of its width, and nearest to it by name."""
+def _text_stack(embedding: Header, stacks: Sequence[Stack]) -> Stack:
+    """Return the stack of the token embedding: it has the same width and the closest name."""
 
     def nearness(stack: Stack) -> tuple[int, int, int]:
-        return _common(stack.path, embedding.name), -stack.path.count("."), stack.parameters
+        return _common_prefix(stack.path, embedding.name), -stack.path.count("."), stack.parameters
 
     return max((s for s in stacks if s.width == embedding.shape[1]), key=nearness)
 
 
-def _common(one: str, other: str) -> int:
-    """Return how many words two paths begin with alike."""
+def _common_prefix(one: str, other: str) -> int:
+    """Return the number of leading path elements that two paths share."""
     pairs = zip(one.split("."), other.split("."), strict=False)
     return len(list(takewhile(lambda pair: pair[0] == pair[1], pairs)))
 
 
 def _owner(header: Header, stacks: Sequence[Stack], roots: dict[str, str]) -> Stack | None:
-    """Return the stack in whose root a tensor lies. Of nested roots it is the innermost, of two in
-    one root the one that is as wide as it."""
+    """Return the stack whose root contains a tensor. Prefer the innermost of nested roots, then the
+    stack with the tensor's width."""
     inside = [s for s in stacks if header.name.startswith(f"{roots[s.path]}.")]
 
     def nearness(stack: Stack) -> tuple[bool, int, bool]:

@@ -1,5 +1,5 @@
 """Builds a model profile from a checkpoint's dimensions, so that a model without a supported class
-can be planned. Its compute costs are formulas of the dimensions.
+can be planned. Computes its costs from formulas.
 """
 
 from collections.abc import Sequence
@@ -20,24 +20,24 @@ from flows.planning.layers import (
     pass_flops,
     step_flops,
 )
-from flows.planning.towers import Tower
+from flows.planning.transformer import Transformer
 from flows.planning.workloads import PIXEL_BYTES
 from stages.models.footprint import ITEM_BYTES, BatchCost
 from stages.models.hub.checkpoint import Checkpoint
 from stages.models.profile import ModelProfile, PartProfile, SamplingProfile
 
 ROWS = (1, 8)
-"""Rows of the batch costs; between them all is linear."""
+"""Numbers of rows in the batch costs; costs are linear in between."""
 FRAME_COUNTS = (1, 8)
 PROMPTS = (64, 256, 1024, 4096, 16384)
-"""Tokens of a prompt in the batch costs: attention that is not fused grows with their square."""
+"""Prompt lengths in the batch costs, in tokens. Unfused attention grows with their square."""
 
 
 def profile_of(
     architecture: Architecture, folder: Path, *, fused: bool = True, why: str = ""
 ) -> ModelProfile:
-    """Return the profile of a checkpoint of which only the architecture is known. Without `fused`,
-    attention keeps its scores."""
+    """Return the profile of a checkpoint from its architecture. Without `fused`, attention stores
+    its scores."""
     vision, text = architecture.vision, architecture.text
     edge = _edge(vision)
     pixels = 3 * edge * edge * PIXEL_BYTES if vision else 0
@@ -57,7 +57,11 @@ def profile_of(
         by_dimensions=True,
         parts={
             "vision": _half(
-                [tower for tower in architecture.towers if tower.kind != "text"],
+                [
+                    transformer
+                    for transformer in architecture.transformers
+                    if transformer.kind != "text"
+                ],
                 architecture.vision_parameters,
                 attention,
                 encoder_costs(architecture, fused=fused),
@@ -80,16 +84,27 @@ def profile_of(
     )
 
 
-def _edge(vision: Tower | None) -> int:
-    """Return the pixels of the side of an image as it is seen."""
+def _edge(vision: Transformer | None) -> int:
+    """Return the side length of an encoded image, in pixels."""
     return vision.image_size or PROBED_EDGE if vision else PROBED_EDGE
 
 
 def _half(
-    towers: Sequence[Tower], parameters: int, attention: str, batch_costs: tuple[BatchCost, ...]
+    transformers: Sequence[Transformer],
+    parameters: int,
+    attention: str,
+    batch_costs: tuple[BatchCost, ...],
 ) -> PartProfile:
-    matrices = [matrix for tower in towers for matrix in tower.matrices * tower.layers]
-    largest = max(towers, key=lambda tower: tower.layers * tower.layer_parameters, default=None)
+    matrices = [
+        matrix
+        for transformer in transformers
+        for matrix in transformer.matrices * transformer.layers
+    ]
+    largest = max(
+        transformers,
+        key=lambda transformer: transformer.layers * transformer.layer_parameters,
+        default=None,
+    )
     return PartProfile(
         shards=(),
         tensors=(),
@@ -108,47 +123,47 @@ def _half(
 
 
 def encoder_costs(architecture: Architecture, *, fused: bool) -> tuple[BatchCost, ...]:
-    """Return the batch costs of encoding. A frame is a row of its own to a tower that sees pictures
-    one by one."""
-    tower, text = architecture.vision, architecture.text
-    if tower is None:
+    """Return the batch costs of encoding. A vision encoder that encodes images one by one processes
+    each frame as a row."""
+    transformer, text = architecture.vision, architecture.text
+    if transformer is None:
         return ()
-    each, edge = ITEM_BYTES, _edge(tower)
-    width = text.width if text and architecture.writes else tower.width
+    each, edge = ITEM_BYTES, _edge(transformer)
+    width = text.width if text and architecture.writes else transformer.width
     found = []
     for rows, frames in product(ROWS, FRAME_COUNTS):
-        pictures = rows * frames
+        images = rows * frames
         units = 3 * edge * edge * frames
-        tokens = tower.tokens_of(edge)
-        kept = pictures * tower.handed_over(edge) * width * each
-        computed = pass_bytes(tower, pictures, tokens, each, fused=fused)
+        tokens = transformer.tokens_of(edge)
+        kept = images * transformer.handed_over(edge) * width * each
+        computed = pass_bytes(transformer, images, tokens, each, fused=fused)
         found.append(
             BatchCost(
                 kind="image",
                 rows=rows,
                 units=units,
-                # Pixels as the processor gives them, and in what is computed in; features are
-                # made when what a layer makes is gone.
+                # Pixels from the processor, and a copy in the computing precision. Features are
+                # created after the layer's activations are freed.
                 peak_bytes=rows * units * (PIXEL_BYTES + each) + max(computed, 2 * kept),
                 kept_bytes=kept,
-                # What goes on from layer to layer, beside the pixels that it was made of.
-                waiting_bytes=(pictures * tokens * tower.width + rows * units) * each,
-                flops=pass_flops(tower, pictures, tokens),
+                # The residual stream between layers, and the input pixels.
+                waiting_bytes=(images * tokens * transformer.width + rows * units) * each,
+                flops=pass_flops(transformer, images, tokens),
             )
         )
     return tuple(found)
 
 
 def decoder_costs(architecture: Architecture, *, fused: bool) -> tuple[BatchCost, ...]:
-    """Return the batch costs of reading prompts; logits only of the last token."""
-    tower = architecture.text
-    assert tower is not None
+    """Return the batch costs of prefill, with logits of the last token only."""
+    transformer = architecture.text
+    assert transformer is not None
     each = ITEM_BYTES
-    more_of_mlp = max(0, mlp_bytes(tower, each) - attention_bytes(tower, each))
+    mlp_extra = max(0, mlp_bytes(transformer, each) - attention_bytes(transformer, each))
     found = []
     for rows, tokens in product(ROWS, PROMPTS):
-        cache = 2 * tower.layers * tower.attention.key_width * each * rows * tokens
-        computed = pass_bytes(tower, rows, tokens, each, fused=fused)
+        cache = 2 * transformer.layers * transformer.attention.key_width * each * rows * tokens
+        computed = pass_bytes(transformer, rows, tokens, each, fused=fused)
         logits = logits_bytes(architecture.vocabulary, rows, each)
         found.append(
             BatchCost(
@@ -157,10 +172,10 @@ def decoder_costs(architecture: Architecture, *, fused: bool) -> tuple[BatchCost
                 units=tokens,
                 peak_bytes=cache + max(computed, logits),
                 kept_bytes=cache,
-                # Read in pieces, attention is what takes most.
-                mlp_bytes=rows * tokens * more_of_mlp,
-                flops=pass_flops(tower, rows, tokens),
-                step_flops=step_flops(tower, architecture.vocabulary, rows),
+                # With chunked prefill, attention has the peak.
+                mlp_bytes=rows * tokens * mlp_extra,
+                flops=pass_flops(transformer, rows, tokens),
+                step_flops=step_flops(transformer, architecture.vocabulary, rows),
             )
         )
     return tuple(found)
@@ -175,8 +190,8 @@ def model_by_dimensions(
     fused: bool = True,
     why: str = "",
 ) -> Model:
-    """Return a model that can be planned and not run; `why` says why not. Raises UsageError for a
-    precision that it cannot be had in."""
+    """Return a model that can be planned but not run. `why`: the reason. Raises UsageError for
+    a precision that the model does not support."""
     profile = profile_of(architecture, checkpoint.folder, fused=fused, why=why)
     named: dict[Part, str] = {} if profile.language.parameters else {"language": "native"}
     return Model(

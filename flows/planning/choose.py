@@ -2,8 +2,8 @@
 
 How it works:
 
-1. For each stage, the rungs are tried in order, cheapest first. On each, the peak memory of the
-   largest chunks is estimated.
+1. For each stage, rungs are tried in order, cheapest first. The peak memory of the largest chunks
+   is estimated on each rung.
 2. The first rung within the budget is selected.
 3. If there is none, the first rung on which the job's smallest chunk fits is selected. The run then
    tries larger chunks alone.
@@ -32,7 +32,7 @@ from flows.planning.rungs import Rung
 from flows.planning.sizes import Estimate, estimates
 from flows.planning.workloads import (
     Workload,
-    least_workload,
+    smallest_workload,
     standard_workloads,
     workloads_of,
 )
@@ -40,8 +40,8 @@ from stages.decode.generation import SamplingParams
 from stages.process.device_limit import CONTEXT_BYTES
 
 DOUBT = 0.9
-"""Share of what a stage computes with that counts, beside its weights, when it is refused on its
-last rung: estimates are that good."""
+"""Share of the estimated computing memory that counts, next to the weights, when a stage is refused
+on its last rung. It reflects the error of estimates."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,26 +54,26 @@ class PlanRequest:
     workloads: tuple[Workload, ...]
     stages: Pipeline = CAPTION
     context_bytes: int = CONTEXT_BYTES
-    """Bytes that the driver of a GPU takes for a process."""
+    """Bytes that a GPU's driver takes per process."""
     prompts: tuple[str, ...] = ()
-    """Prompts of the run; of several under one name, the shortest."""
-    least: Workload | None = None
-    """The job's smallest chunk, where that is another."""
+    """Prompts of the run; only the shortest of several under one name."""
+    smallest: Workload | None = None
+    """The job's smallest chunk, if it differs."""
     any_schema: bool = False
-    """Whether a request may bring a schema of its own."""
+    """Whether each request may have its own schema."""
 
     @property
     def rungs(self) -> dict[str, list[Rung]]:
-        """Return name of a stage → the rungs on which the command lets it run, cheapest first."""
+        """Return stage name → rungs that the command allows, cheapest first."""
         return rungs_of(self.stages, self.model, self.config, self.device)
 
     def estimate(self, rung: Rung) -> StageEstimate:
-        """Return what a stage takes on that rung, of the chunks that take most."""
+        """Return the estimate of a stage on a rung for the largest chunks."""
         return self._estimate(rung, self.workloads)
 
-    def estimate_least(self, rung: Rung) -> StageEstimate:
-        """Return the same of the chunk that takes least."""
-        return self._estimate(rung, (self.least,) if self.least else self.workloads)
+    def estimate_smallest(self, rung: Rung) -> StageEstimate:
+        """Return the estimate of a stage on a rung for the smallest chunk."""
+        return self._estimate(rung, (self.smallest,) if self.smallest else self.workloads)
 
     def _estimate(self, rung: Rung, workloads: Sequence[Workload]) -> StageEstimate:
         return estimate(
@@ -91,17 +91,17 @@ class PlanRequest:
 class StagePlan:
     """The rung selected for one stage."""
 
-    first: StageEstimate
-    """Estimate on the rung that the command asks for."""
-    taken: StageEstimate
-    """Estimate on the rung that it is started on: the first that fits, else the first on which the
-    smallest chunks do, else the smallest."""
+    requested: StageEstimate
+    """Estimate on the rung that the command requests."""
+    chosen: StageEstimate
+    """Estimate on the rung that the stage starts on: the first that fits, else the first on which
+    the smallest chunk fits, else the smallest."""
     fits: bool
-    """Whether that is expected to keep to the budget."""
+    """Whether `chosen` is expected to stay within the budget."""
     refused: bool
-    """Whether it cannot."""
+    """Whether the stage cannot stay within the budget."""
     remembered: bool = False
-    """Whether an earlier run found it to fit, whatever is expected of it."""
+    """Whether an earlier run found that `chosen` fits, regardless of the estimate."""
 
 
 def question_of(
@@ -109,7 +109,7 @@ def question_of(
     stages: Pipeline | None = None,
     expected: Sequence[Estimate] | None = None,
 ) -> PlanRequest:
-    """Return the question of a job."""
+    """Return the plan request of a job."""
     media = job.media
     expected = estimates(job) if expected is None else expected
     return PlanRequest(
@@ -120,13 +120,13 @@ def question_of(
         stages=job.stages if stages is None else stages,
         prompts=prompts_of(job),
         context_bytes=context_of(job.device),
-        least=least_workload(job.model, media, expected),
+        smallest=smallest_workload(job.model, media, expected),
     )
 
 
 def prompts_of(job: Job) -> tuple[str, ...]:
-    """Return the shortest prompt of a job under each name. One that a single file is asked, by a
-    list or by its own tags, and that alone is too long, fails alone when it is decoded."""
+    """Return the shortest prompt of a job under each name. A single file's prompt (from a list or
+    its tags) that is too long fails alone when it is decoded."""
     shortest: dict[str, str] = {}
     for file, medium in zip(job.files, job.contents, strict=True):
         known = shortest.setdefault(file.name, medium.prompt)
@@ -137,23 +137,22 @@ def prompts_of(job: Job) -> tuple[str, ...]:
 def question_of_model(
     model: Model, config: RunOptions, device: str, stages: Pipeline, prompt: str | None = None
 ) -> PlanRequest:
-    """Return the question about a model whatever the media; without a `prompt` it is given the one
-    that the command asks."""
-    asked = model.prompt_for(config, "video") if prompt is None else prompt
+    """Return the plan request of a model without media. `prompt` None: the command's prompt."""
+    prompt_text = model.prompt_for(config, "video") if prompt is None else prompt
     sampling, bound = sampling_as_card(config, model), frame_bound(model.profile, config)
     return PlanRequest(
         model=model,
         config=config,
         device=device,
-        workloads=tuple(standard_workloads(model, sampling, asked, bound)),
+        workloads=tuple(standard_workloads(model, sampling, prompt_text, bound)),
         stages=stages,
-        prompts=(asked,),
+        prompts=(prompt_text,),
         context_bytes=context_of(device),
     )
 
 
 def context_of(device: str) -> int:
-    """Return the bytes that a GPU's driver takes for a process, as measured here if it was."""
+    """Return the bytes that a GPU's driver takes per process, as measured here if possible."""
     machine = find_machine(device).machine if device.startswith("cuda") else None
     return (machine and machine.context_bytes) or CONTEXT_BYTES
 
@@ -164,7 +163,7 @@ def choices(
     budget: Budget,
     known: Mapping[str, Rung] | None = None,
 ) -> dict[str, StagePlan]:
-    """Return the choice for each stage; `known` is where one was found to fit before."""
+    """Return the plan of each stage. `known`: rungs that fitted in an earlier run."""
     known = known or {}
     return {
         stage.name: _remembered(question, rungs[stage.name][0], known[stage.name], budget)
@@ -175,11 +174,11 @@ def choices(
 
 
 def _remembered(question: PlanRequest, first: Rung, known: Rung, budget: Budget) -> StagePlan:
-    taken = question.estimate(known)
+    chosen = question.estimate(known)
     return StagePlan(
-        first=question.estimate(first),
-        taken=taken,
-        fits=fits(taken, budget),
+        requested=question.estimate(first),
+        chosen=chosen,
+        fits=fits(chosen, budget),
         refused=False,
         remembered=True,
     )
@@ -191,52 +190,54 @@ def _choice(question: PlanRequest, rungs: Sequence[Rung], budget: Budget) -> Sta
         found = question.estimate(rung)
         tried.append(found)
         if fits(found, budget):
-            return StagePlan(first=tried[0], taken=found, fits=True, refused=False)
-    # Chunks that are too large for every rung are tried alone, and do not keep the others waiting.
+            return StagePlan(requested=tried[0], chosen=found, fits=True, refused=False)
+    # Chunks that are too large for every rung are run alone and do not hold up the others.
     for rung, found in zip(rungs, tried, strict=True):
-        if fits(question.estimate_least(rung), budget):
-            return StagePlan(first=tried[0], taken=found, fits=False, refused=False)
+        if fits(question.estimate_smallest(rung), budget):
+            return StagePlan(requested=tried[0], chosen=found, fits=False, refused=False)
     last = min(zip(rungs, tried, strict=True), key=lambda pair: pair[1].peak_bytes)
-    least = question.estimate_least(last[0])
-    return StagePlan(first=tried[0], taken=last[1], fits=False, refused=refused(least, budget))
+    smallest = question.estimate_smallest(last[0])
+    return StagePlan(
+        requested=tried[0], chosen=last[1], fits=False, refused=refused(smallest, budget)
+    )
 
 
 def memory_json(found: dict[str, StagePlan], budget: Budget) -> dict[str, Any]:
-    """Return what each stage starts on and is expected to take, for programs."""
+    """Return the starting rung and estimate of each stage, as JSON."""
     return {
         "budget_bytes": budget.bytes,
         "budget_given": budget.given,
         "stages": [
-            {**choice.taken.to_json(), "fits": choice.fits, "name": choice.taken.rung.name}
+            {**choice.chosen.to_json(), "fits": choice.fits, "name": choice.chosen.rung.name}
             for choice in found.values()
         ],
     }
 
 
 def fits(found: StageEstimate, budget: Budget) -> bool:
-    """Return whether a stage is expected to keep to the budget."""
+    """Return whether a stage is expected to stay within the budget."""
     return found.peak_bytes <= allowed(found, budget) and _host_holds(found.host_bytes, budget)
 
 
 def refused(found: StageEstimate, budget: Budget) -> bool:
-    """Return whether it cannot keep to it, as sure as estimates are. Of what loads no model they
-    are not."""
+    """Return whether a stage cannot stay within the budget, allowing for the error of estimates.
+    False for stages without a model, whose estimates are too uncertain."""
     if STAGES[found.rung.stage].part is None:
         return False
-    sure = float(found.weight_bytes)
+    certain = float(found.weight_bytes)
     if not found.by_dimensions:
-        sure += DOUBT * (found.activation_bytes + found.kv_bytes)
-    return sure > allowed(found, budget) or not _host_holds(DOUBT * found.host_bytes, budget)
+        certain += DOUBT * (found.activation_bytes + found.kv_bytes)
+    return certain > allowed(found, budget) or not _host_holds(DOUBT * found.host_bytes, budget)
 
 
 def _host_holds(size: float, budget: Budget) -> bool:
-    """Return whether the host's memory suffices. Of a CPU the budget is all: who gives more than is
-    free is warned of it elsewhere."""
+    """Return whether the host memory suffices. On a CPU the budget is the limit: a budget above the
+    free memory only causes a warning elsewhere."""
     return budget.device == "cpu" or size <= budget.host_bytes
 
 
 def allowed(found: StageEstimate, budget: Budget) -> int:
-    """Return the bytes that a stage may take where it computes: without a model that is the
-    host."""
+    """Return the bytes that a stage may take on its compute device. A stage without a model uses
+    the host."""
     on_host = STAGES[found.rung.stage].part is None and budget.device != "cpu"
     return budget.host_bytes if on_host else budget.bytes

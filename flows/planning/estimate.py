@@ -1,4 +1,4 @@
-"""Estimates the memory and time of a stage on a rung, from a model profile. Imports no model
+"""Estimates the memory and operations of a stage on a rung, from a model profile. Imports no model
 library.
 """
 
@@ -29,7 +29,7 @@ class Term:
     part: Purpose
     bytes: int
     why: str
-    """One line: what is multiplied by what."""
+    """The arithmetic in one line."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,26 +40,26 @@ class StageEstimate:
     rung: Rung
     weight_bytes: int
     activation_bytes: int
-    """Bytes live at once at the worst moment, inputs and outputs included, KV cache not."""
+    """Peak bytes of activations, with inputs and outputs, without KV cache."""
     kv_bytes: int
     workspace_bytes: int
-    """Scratch of the libraries, what is prefetched, and what the allocator holds back."""
+    """Scratch memory of libraries, prefetched inputs, and memory lost to fragmentation."""
     context_bytes: int
-    """Bytes that a GPU's driver takes for a process that uses it."""
+    """Bytes that a GPU's driver takes per process."""
     host_bytes: int
-    """Anonymous memory of the host; of a CPU the peak itself."""
+    """Anonymous host memory; on a CPU, the peak itself."""
     flops: float = 0
-    """Operations for the chunks of the job's largest size, one after another; 0: unknown."""
+    """Operations for all chunks, counted at the largest size; 0: unknown."""
     workload: Workload | None = None
-    """The worst of the job's chunks."""
+    """The workload with the highest peak."""
     by_dimensions: bool = False
-    """Whether it rests on the half's dimensions alone, and not on a dry run."""
+    """Whether the estimate uses the half's dimensions instead of a dry run."""
     terms: tuple[Term, ...] = ()
-    """The arithmetic."""
+    """The terms that add up to the estimate."""
 
     @property
     def peak_bytes(self) -> int:
-        """Return the peak of the device."""
+        """Return the peak bytes on the compute device."""
         return (
             self.weight_bytes
             + self.activation_bytes
@@ -97,7 +97,7 @@ class StageEstimate:
         )
 
     def plus(self, term: Term, device: str) -> "StageEstimate":
-        """Return the same with one term more."""
+        """Return the estimate with one more term."""
         assert self.workload is not None
         return StageEstimate.of(
             self.rung,
@@ -109,7 +109,7 @@ class StageEstimate:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """Return all but the arithmetic."""
+        """Return all fields but the terms, as JSON."""
         load = None if self.workload is None else asdict(self.workload)
         if load and not load["stored_frames"]:
             del load["stored_frames"]
@@ -125,12 +125,12 @@ class StageEstimate:
 
 
 PATCH_NUMBERS = 3 * 14 * 14
-"""Pixel numbers that one token of an encoder is assumed to be made of: a patch of 14 by 14."""
+"""Pixel values per encoder token, assumed: a patch of 14 by 14."""
 ENCODER_ROWS = 10
-"""Rows of its width that an encoder is assumed to hold a token: 4 of the MLP, 4 of attention, and 2
-of what goes on."""
+"""Values per token that an encoder holds, in multiples of its width, assumed: 4 of the MLP, 4 of
+attention, and 2 of the residual stream."""
 DECODER_ROWS = 3
-"""The same of a decoder, beside two of its MLP."""
+"""Values per token that a decoder holds, in multiples of its width, besides two of its MLP."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -138,17 +138,16 @@ class Expected:
     """The expected costs of one batch."""
 
     peak_bytes: float
-    """Bytes that live at one moment beside the weights; what is handed over, or the KV cache,
-    included."""
+    """Peak bytes besides the weights, with features or KV cache."""
     kept_bytes: float
-    """Bytes of the features, or of the KV cache when the last token is written."""
+    """Bytes of the features, or of the KV cache after the last token."""
     waiting_bytes: float
-    """Bytes that are held in encoding while a batch waits for a layer."""
+    """Bytes that an encoder batch holds while it waits for a streamed layer."""
     flops: float
-    """Operations of encoding, or of reading the prompts."""
+    """Operations of encoding, or of prefill."""
     step_flops: float
     known: bool
-    """Whether dry runs told it, and not dimensions."""
+    """Whether the costs come from dry runs, not dimensions."""
 
 
 def expected(
@@ -161,8 +160,8 @@ def expected(
     new: int = 0,
     mlp_chunk: int = 0,
 ) -> Expected:
-    """Return the costs of so many rows of so many units, in numbers of `each` bytes. A decoder then
-    writes `new` tokens. `batch_costs` must not be empty."""
+    """Return the costs of a batch of `rows` with `units` each. `each`: bytes per number. `new`:
+    tokens that a decoder generates. `batch_costs` must not be empty."""
     peak = peak_bytes(
         batch_costs,
         kind=kind,
@@ -189,8 +188,8 @@ def expected(
 def encoder_by_dimensions(
     half: PartProfile, each: int, rows: int, units: int, kept: int
 ) -> Expected:
-    """Return the costs of an encoder whose layers are assumed to hold 12 times their width squared.
-    `each` are the bytes of a number, `kept` those of the features of a row."""
+    """Return the costs of an encoder, assuming 12 x width² parameters per layer. `each`: bytes per
+    number. `kept`: feature bytes per row."""
     width = math.sqrt(half.layer_parameters / 12)
     tokens = rows * units / PATCH_NUMBERS
     return Expected(
@@ -206,7 +205,7 @@ def encoder_by_dimensions(
 def decoder_by_dimensions(
     profile: ModelProfile, each: int, rows: int, tokens: int, *, new: int = 0, mlp_chunk: int = 0
 ) -> Expected:
-    """Return the costs of a decoder as wide as its features, with a KV cache of its full width."""
+    """Return the costs of a decoder, assuming its feature width and a full-width KV cache."""
     half, width = profile.language, profile.feature_width
     inside = max(width, (half.layer_parameters - 4 * width**2) / (3 * width))
     stack = half.layers * half.layer_parameters

@@ -12,26 +12,26 @@ from flows.planning.workloads import (
     seen_size,
 )
 
-FEWEST_TOKENS = 64
-"""Tokens a frame below which fewer pixels are not proposed."""
+MIN_FRAME_TOKENS = 64
+"""Minimum tokens per frame for which fewer pixels are suggested."""
 MARGIN = 1.1
-"""Pixels that are reckoned with for each that is proposed: a processor rounds them to patches."""
+"""Factor on suggested pixels in the estimate, because processors round up to patches."""
 
 
 def fewer_pixels(model: Model, workloads: Sequence[Workload]) -> Iterator[int]:
-    """Yield numbers of pixels to which the largest frames can be kept, each half of the last;
-    nothing where the model's processor has no such limit."""
-    least = model.profile.least_pixels
+    """Yield pixel limits for the largest frames, each half of the previous one. Yield nothing if
+    the model's processor has no such limit."""
+    multiple = model.profile.least_pixels
     largest = max((math.prod(seen_size(model, w.kind, w.stored)) for w in workloads), default=0)
-    for step in range(1, 32) if least else ():
-        most = (largest >> step) // least * least
-        if most < FEWEST_TOKENS * least:
+    for step in range(1, 32) if multiple else ():
+        limit = (largest >> step) // multiple * multiple
+        if limit < MIN_FRAME_TOKENS * multiple:
             return
-        yield most
+        yield limit
 
 
-def kept_to(model: Model, workload: Workload, pixels: int) -> Workload:
-    """Return the workload with frames that are kept to so many pixels."""
+def limit_pixels(model: Model, workload: Workload, pixels: int) -> Workload:
+    """Return the workload with frames limited to this number of pixels."""
     kind, counted = workload.kind, encoder_frames(model.profile, workload.kind, workload.frames)
     height, width = seen_size(model, kind, workload.stored)
     share = min(1.0, MARGIN * pixels / (height * width)) ** 0.5

@@ -20,8 +20,8 @@ PART: Half = "vision"
 
 
 def time_graphs(name: str, device: str, store: Store, launcher: Launcher) -> GraphSpeed:
-    """Measure the vision half of a model by torch and by its graphs, and keep the result. Raises
-    PenstockError."""
+    """Measure the vision half of a model with torch and with its ONNX graphs, and store the result.
+    Raises PenstockError."""
     return replanned_once(lambda: _timed(name, device, store, launcher), bool)
 
 

@@ -39,12 +39,12 @@ from stages.process.events import BatchShrunk, Event, Item
 
 KIND = "rungs"
 OUTPUT_VERSION = 3
-"""Number that rises when stages come to take another amount of memory on the same rung."""
-SLACK = 1.05
-"""Factor by which a budget may be larger and still count as too small: what is free differs a
-little from run to run."""
+"""Version, raised when stages come to use another amount of memory on the same rung."""
+BUDGET_TOLERANCE = 1.05
+"""Factor by which a budget may be larger and still count as the same: free memory varies between
+runs."""
 KEPT_SECONDS = 30 * 86400.0
-"""Seconds after which it is tried again: something else may have been in the way."""
+"""Seconds after which a stored rung expires: something else may have used memory at that time."""
 
 
 class Remembered:
@@ -58,42 +58,41 @@ class Remembered:
         self._budget = budget
 
     def rungs(self, stage: str) -> list[Rung]:
-        """Return rungs on which a stage fitted when it had as much memory as now, or more. On
-        better rungs it will not fit."""
+        """Return rungs to which a stage fell back with as much memory as now, or more. It did not
+        fit on better rungs."""
         return [Rung.from_json(meta["rung"]) for meta in self._metas(stage).values()]
 
     def keep(self, rung: Rung) -> None:
-        """Keep that a stage fits on this rung, and did not on better ones."""
+        """Store that a stage fits on this rung, but not on better ones."""
         record_set = self._record_sets[rung.stage]
         record_set.refresh()
         before = self._metas(rung.stage)
         meta = {"rung": rung.to_json(), "budget": self._budget, "time": round(time.time())}
         key = digest_of(meta)
         record_set.publish([Record(key=key, meta=meta)])
-        # What was learned with more memory stays true of that, but says no more of this.
+        # Results for a larger budget stay valid. Those for this budget or less are superseded.
         record_set.drop(
             k for k in before if k != key and record_set.meta(k)["budget"] <= self._budget
         )
 
     def _metas(self, stage: str) -> dict[str, dict[str, Any]]:
-        """Return what was learned of a stage that still counts, by its key."""
+        """Return the stored results of a stage that still apply, by key."""
         record_set = self._record_sets[stage]
         metas = {key: record_set.meta(key) for key in sorted(record_set.keys())}
         return {
             key: meta
             for key, meta in metas.items()
             if time.time() - float(meta["time"]) < KEPT_SECONDS
-            and self._budget <= float(meta["budget"]) * SLACK
+            and self._budget <= float(meta["budget"]) * BUDGET_TOLERANCE
         }
 
 
-Told = Callable[[Mapping[str, Any], str], None]
-"""A listener that is given an entry of the record's `rungs`, and the same in words."""
+OnMove = Callable[[Mapping[str, Any], str], None]
+"""Callback with an entry of the record's `rungs`, and the same as a log line."""
 
 
 class Ladder:
-    """The rungs of every stage. Thread-safe, because each stage sends its events from a thread of
-    its own."""
+    """The rungs of every stage. Thread-safe: each stage sends its events on its own thread."""
 
     def __init__(
         self,
@@ -101,37 +100,36 @@ class Ladder:
         remembered: Remembered,
         *,
         budget_bytes: int,
-        tell: Told,
+        on_move: OnMove,
     ) -> None:
-        """Put each stage on the rung that is remembered; `rungs` are those of each stage, cheapest
-        first."""
+        """Put each stage on its stored rung. `rungs`: the rungs of each stage, cheapest first."""
         self.rungs = rungs
         self.advise: Callable[[str], str] = lambda stage: ""
-        """Function that says what would make a stage fit that does not."""
-        self.instead: Callable[[Rung], int] = lambda rung: rung.batch
-        """Function that tells the batch in place of a rung's slots, where there are none."""
+        """Returns advice for a stage that does not fit."""
+        self.batch_without_slots: Callable[[Rung], int] = lambda rung: rung.batch
+        """Returns the batch size for an engine without slots on a rung."""
         self._remembered = remembered
         self._budget = budget_bytes
-        self._tell = tell
+        self._on_move = on_move
         self._lock = threading.RLock()
         self._at: dict[str, int] = {}
         self._started: dict[str, str] = {}
-        """Stage → why it does not start on the first rung; until that is told."""
+        """Stage → why it does not start on the first rung; removed once it is logged."""
         self._unproven: set[str] = set()
-        """Stages that have made nothing yet on the rung they are on."""
-        for stage, all_of_them in rungs.items():
-            known = [index_of(all_of_them, rung) for rung in remembered.rungs(stage)]
+        """Stages without a finished item on their current rung."""
+        for stage, stage_rungs in rungs.items():
+            known = [index_of(stage_rungs, rung) for rung in remembered.rungs(stage)]
             self._at[stage] = max(known, default=0)
             if self._at[stage]:
                 self._started[stage] = "remembered"
 
     def known(self) -> dict[str, Rung]:
-        """Return stage → the rung on which it was found to fit by an earlier run."""
+        """Return stage → rung on which it fitted in an earlier run."""
         with self._lock:
             return {s: self.rung(s) for s, why in self._started.items() if why == "remembered"}
 
     def start(self, planned: Mapping[str, Rung]) -> None:
-        """Put stages where they are expected to fit; what is known of them goes before that."""
+        """Put stages on their planned rungs, except those with a stored rung."""
         with self._lock:
             for stage, rung in planned.items():
                 at = self.rungs[stage].index(rung)
@@ -139,20 +137,20 @@ class Ladder:
                     self._at[stage], self._started[stage] = at, "planned"
 
     def rung(self, stage: str) -> Rung:
-        """Return the rung in force."""
+        """Return the current rung."""
         with self._lock:
             return self.rungs[stage][self._at[stage]]
 
     def begin(self, stage: str) -> None:
-        """Hear that a process of the stage is about to start."""
+        """Log why the stage does not start on its first rung; called before each process."""
         with self._lock:
             reason = self._started.pop(stage, "")
             if reason:
                 why = {"remembered": "it fitted before", "planned": "more is not expected to fit"}
-                self._say(self.rung(stage), reason, f"starting with {{}}: {why[reason]}")
+                self._log_move(self.rung(stage), reason, f"starting with {{}}: {why[reason]}")
 
-    def listen(self, stage: str, event: Event) -> None:
-        """Hear an event of a stage."""
+    def on_event(self, stage: str, event: Event) -> None:
+        """Handle an event of a stage."""
         if stage not in self.rungs:
             return
         if isinstance(event, BatchShrunk):
@@ -161,79 +159,80 @@ class Ladder:
             self.note_success(stage)
 
     def note_success(self, stage: str) -> None:
-        """Hear that something was made on the rung in force."""
+        """Store the current rung as fitting after its first finished item."""
         with self._lock:
             if stage in self._unproven:
                 self._unproven.discard(stage)
                 with contextlib.suppress(EnvironmentFault):  # a full disk ends the run soon enough
                     self._remembered.keep(self.rung(stage))
 
-    def down(
+    def step_down(
         self, stage: str, error: CannotFit, *, largest: int, tokens: int, ready: bool = True
     ) -> None:
-        """Go down, as the stage's process ended for want of memory. It had `largest` items at once
-        at the most, of at most so many `tokens` if that is known; `ready` is whether its weights
-        were loaded by then. Raises CannotFit at the ladder's end."""
+        """Step down after the stage's process ran out of memory.
+
+        `largest`: maximum items in a batch. `tokens`: maximum tokens of an item; 0: unknown.
+        `ready`: whether the weights were loaded. Raises CannotFit at the end of the ladder.
+        """
         with self._lock:
             before = self.rung(stage)
             rest = self.rungs[stage][self._at[stage] + 1 :]
             lower = [
                 rung
                 for rung in rest
-                # Fewer items at once do not help who could not even hold the weights.
-                if (ready or weights(rung) != weights(before))
+                # A smaller batch cannot help if loading the weights ran out of memory.
+                if (ready or weight_fields(rung) != weight_fields(before))
                 and (rung.batch < largest or replace(rung, batch=before.batch) != before)
                 and (not 0 < tokens <= rung.prefill or replace(rung, prefill=0) != before)
             ]
             if not lower:
                 raise self.nothing_fits(stage, error) from error
             reason = "killed" if "kill" in error.message.lower() else "out of memory"
-            self._go(lower[0], reason, error.message, failed=largest)
+            self._move_to(lower[0], reason, error.message, failed=largest)
 
     def single_item_rungs(self, stage: str) -> list[Rung]:
-        """Return the rungs for a single item that did not fit, from the one in force downwards."""
+        """Return the rungs for a single item that did not fit, from the current one downwards."""
         with self._lock:
             rest = self.rungs[stage][self._at[stage] :]
             rungs = (replace(rung, batch=1, block=min(rung.block, 1)) for rung in rest)
             return list(dict.fromkeys(rungs))
 
-    def tell_single_items(self, rung: Rung, names: Sequence[str], error: str) -> None:
-        """Tell that items are run on a rung which the others do not need."""
+    def log_single_items(self, rung: Rung, names: Sequence[str], error: str) -> None:
+        """Log that items run alone on a rung that the others do not need."""
         more = f" and {len(names) - 1} more" if len(names) > 1 else ""
         text = f"{names[0]}{more} did not fit; trying it alone with {{}}"
-        self._say(rung, "item alone", text, error)
+        self._log_move(rung, "item alone", text, error)
 
     def nothing_fits(self, stage: str, error: CannotFit) -> CannotFit:
-        """Return the error at the ladder's end."""
+        """Return the error for the end of the ladder."""
         rung = self.rung(stage)
         return CannotFit(
             f"the {stage} stage does not fit{self._in_budget()}, not even with {rung.name} "
             f"({error.message})",
-            hint=f"Nothing finished is lost; give {self.advise(stage) or 'more with --memory'}",
+            hint=f"Finished work is kept; give {self.advise(stage) or 'more with --memory'}",
         )
 
     def _shrink(self, stage: str, event: BatchShrunk) -> None:
-        """Go down, as the stage's process goes on with smaller batches, or smaller blocks of
-        them."""
+        """Step down after the stage's process reduced its batches or blocks itself."""
         with self._lock:
             before = self.rung(stage)
             batch, block = event.batch, event.block or before.block
             for rung in self.rungs[stage][self._at[stage] + 1 :]:
                 same = replace(rung, batch=before.batch, block=before.block) == before
                 if same and rung.batch <= batch and rung.block <= block:
-                    self._go(rung, "out of memory", event.error, event.failed)
+                    self._move_to(rung, "out of memory", event.error, event.failed)
                     break
 
-    def _go(self, rung: Rung, reason: str, error: str, failed: int) -> None:
+    def _move_to(self, rung: Rung, reason: str, error: str, failed: int) -> None:
         stage = rung.stage
         before = replace(self.rung(stage), batch=min(failed, self.rung(stage).batch))
         self._at[stage] = self.rungs[stage].index(rung)
         self._started.pop(stage, None)
         self._unproven.add(stage)
-        text = f"{shown(before, rung)} did not fit{self._in_budget()}; going on with {{}}"
-        self._say(rung, reason, text, error, other=before)
+        text = f"{describe_rung(before, rung)} did not fit{self._in_budget()}; continuing with {{}}"
+        self._log_move(rung, reason, text, error, other=before)
 
-    def _say(
+    def _log_move(
         self, rung: Rung, reason: str, text: str, error: str = "", other: Rung | None = None
     ) -> None:
         entry = {
@@ -243,26 +242,26 @@ class Ladder:
             "reason": reason,
             "error": error,
         }
-        name = rung.name if other is None else shown(rung, other)
-        self._tell(entry, f"{rung.stage}: {text.format(name)}")
+        name = rung.name if other is None else describe_rung(rung, other)
+        self._on_move(entry, f"{rung.stage}: {text.format(name)}")
 
     def _in_budget(self) -> str:
         return f" in {gib(self._budget)}" if self._budget else ""
 
 
-def weights(rung: Rung) -> tuple[str, bool]:
-    """Return the fields of a rung that decide how much its weights take."""
+def weight_fields(rung: Rung) -> tuple[str, bool]:
+    """Return the fields of a rung that determine the size of its weights."""
     return rung.precision, rung.offload
 
 
-def shown(rung: Rung, other: Rung) -> str:
-    """Return a rung in words: `batch 4` where only that differs from another, else all it is."""
+def describe_rung(rung: Rung, other: Rung) -> str:
+    """Describe a rung: only `batch 4` if nothing else differs from `other`, else all of it."""
     return rung.size_name if replace(rung, batch=other.batch) == other else rung.name
 
 
 def index_of(rungs: Sequence[Rung], found: Rung) -> int:
-    """Return where a rung stands, or the first below it. Another run's ladder may have other
-    batches."""
+    """Return the index of a rung, or of the first one below it. The ladder of another run may have
+    other batch sizes."""
     like = [i for i, r in enumerate(rungs) if replace(r, batch=found.batch) == found]
     below = [i for i in like if rungs[i].batch <= found.batch]
     return min(below, default=max(like, default=0))

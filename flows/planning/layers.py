@@ -7,56 +7,64 @@ copy. Within a layer, either the attention results or the MLP results are live. 
 stores no scores.
 """
 
-from flows.planning.towers import Tower
+from flows.planning.transformer import Transformer
 
 STREAM_ROWS = 4
-"""Rows of a tower's width beside what one layer makes."""
+"""Values per token, in multiples of the width, besides those of one layer."""
 SCORES_BYTES = 4
-"""Bytes of a score: softmax is computed in 32 bit."""
-TURNED_ROWS = 14
-"""Rows of a vision tower that turns its queries and keys by place: those, values, and both in 32
-bit before and after."""
+"""Bytes of an attention score: softmax is computed in 32 bit."""
+ROTARY_ROWS = 14
+"""Values per token, in multiples of the width, of a vision encoder with rotary embeddings: queries,
+keys and values, and queries and keys in 32 bit before and after rotation."""
 
 
-def pass_bytes(tower: Tower, sequences: int, tokens: int, each: int, *, fused: bool = True) -> int:
-    """Return most bytes that live at once while so many sequences go through a tower. `each` are
-    the bytes of a number."""
+def pass_bytes(
+    transformer: Transformer, sequences: int, tokens: int, each: int, *, fused: bool = True
+) -> int:
+    """Return the peak bytes of a forward pass of `sequences` through a transformer. `each`: bytes
+    per number."""
     rows = sequences * tokens
-    stream = STREAM_ROWS * tower.width * each
-    attention = attention_bytes(tower, each)
+    stream = STREAM_ROWS * transformer.width * each
+    attention = attention_bytes(transformer, each)
     if fused:
-        return rows * (stream + max(attention, mlp_bytes(tower, each)))
-    scores = tokens * tower.heads * (each + SCORES_BYTES)
-    return rows * (stream + max(attention + scores, mlp_bytes(tower, each)))
+        return rows * (stream + max(attention, mlp_bytes(transformer, each)))
+    scores = tokens * transformer.heads * (each + SCORES_BYTES)
+    return rows * (stream + max(attention + scores, mlp_bytes(transformer, each)))
 
 
-def attention_bytes(tower: Tower, each: int) -> int:
-    """Return the bytes of one token's query, keys, values, and what comes out of attention."""
-    if tower.kind == "vision" and not tower.positions:
-        return TURNED_ROWS * tower.width * each
-    return (2 * tower.attention.query_width + 2 * tower.attention.key_width) * each
+def attention_bytes(transformer: Transformer, each: int) -> int:
+    """Return the bytes of one token's query, key, value and attention output."""
+    if transformer.kind == "vision" and not transformer.positions:
+        return ROTARY_ROWS * transformer.width * each
+    return (2 * transformer.attention.query_width + 2 * transformer.attention.key_width) * each
 
 
-def mlp_bytes(tower: Tower, each: int) -> int:
-    """Return the bytes of one token in the MLP. They are what leads in before and after its
-    nonlinearity; gated, the product too, and without a gate what a nonlinearity of several steps
-    makes in between."""
-    steps = 2 if tower.plain and not tower.mlp.gated else 3
-    return steps * tower.mlp.width * each
+def mlp_bytes(transformer: Transformer, each: int) -> int:
+    """Return the bytes of one token in the MLP.
+
+    They are the values before and after the activation function. A gate adds the product; an
+    activation function of several steps adds an intermediate result.
+    """
+    steps = 2 if transformer.plain and not transformer.mlp.gated else 3
+    return steps * transformer.mlp.width * each
 
 
 def logits_bytes(vocabulary: int, rows: int, each: int) -> int:
-    """Return the bytes of the last token of every row, as computed and in 32 bit."""
+    """Return the bytes of the last token's logits of every row, as computed and in 32 bit."""
     return rows * vocabulary * (each + SCORES_BYTES)
 
 
-def pass_flops(tower: Tower, sequences: int, tokens: int) -> int:
-    """Count two a number of every matrix and token, and four a pair of tokens in attention."""
+def pass_flops(transformer: Transformer, sequences: int, tokens: int) -> int:
+    """Count two operations per matrix value and token, and four per pair of tokens in attention."""
     rows = sequences * tokens
-    each = 2 * tower.linear_parameters + 4 * tokens * tower.attention.query_width
-    return rows * tower.layers * each
+    each = 2 * transformer.linear_parameters + 4 * tokens * transformer.attention.query_width
+    return rows * transformer.layers * each
 
 
-def step_flops(tower: Tower, vocabulary: int, rows: int) -> int:
-    """Count the operations of one more token of every row."""
-    return 2 * rows * (tower.layers * tower.linear_parameters + vocabulary * tower.width)
+def step_flops(transformer: Transformer, vocabulary: int, rows: int) -> int:
+    """Count the operations of one decoding step of every row."""
+    return (
+        2
+        * rows
+        * (transformer.layers * transformer.linear_parameters + vocabulary * transformer.width)
+    )

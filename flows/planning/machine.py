@@ -18,15 +18,15 @@ from flows.machine.versions import machine_identity, now
 from stages.process.cgroup import cores
 
 FORMAT = 2
-"""Number that rises when what is measured changes."""
+"""Format version, raised when the measurements change."""
 SECONDS = 9.0
-"""Seconds that measuring may take beside the start of its process; what is left then is left
-out."""
+"""Time limit of the measurement without the start of its process; later measurements are skipped.
+"""
 BUSY = 0.8
-"""Processes a core that were waiting to run, above which others were at work."""
+"""Load per core above which the machine counts as busy with other work."""
 MODEL_SHARE = 1.7
-"""Times that a stage with half a model takes what the libraries alone take: it imports its classes
-and loads processor and tokenizer besides, with two models tried."""
+"""Start time of a stage that loads half a model, relative to importing the libraries. The stage
+also imports model classes and loads processor and tokenizer (measured with two models)."""
 ADVICE = "`penstock doctor --measure` takes less than 15 s"
 
 
@@ -35,62 +35,60 @@ class Machine:
     """The measurements of one machine. Rates are per second."""
 
     device: str
-    """Uuid of the GPU; `cpu`."""
+    """UUID of the GPU, or `cpu`."""
     cpu: str
     """Model of the CPU."""
     cores: int
-    """Cores that the process could use."""
+    """Number of cores that the process may use."""
     torch: str
     """Version of torch."""
     measured: str
-    """Time of measuring, in ISO 8601."""
+    """Time of the measurement, in ISO 8601."""
     load: float
-    """Processes a core that were waiting to run just before: above 1 the figures are too low."""
+    """Load per core just before the measurement; above 1, the figures are too low."""
     python_seconds: float
-    """Start of a process that computes, with torch."""
+    """Time to start a process with torch."""
     library_seconds: float = 0.0
-    """Seconds of what such a stage imports besides; where there was no time to see, as much
-    again."""
+    """Time of the further imports of a stage with a model; 0 (not measured) counts as
+    `python_seconds`."""
     passes: Mapping[str, tuple[tuple[int, float], ...]]
-    """Precision → (tokens that go through a layer at once, seconds a parameter)."""
+    """Precision → (tokens that pass a layer at once, seconds per parameter)."""
     call_seconds: float
-    """Seconds of a linear layer with what stands around it, when there is nothing to compute."""
+    """Overhead of calling a linear layer with next to no input."""
     prepare: float
-    """Numbers of pixel input made of frames."""
+    """Pixel values that the processor prepares."""
     quantize: Mapping[str, float] = field(default_factory=dict)
-    """Precision → parameters made of weights while they are loaded."""
+    """Precision → parameters quantized during loading."""
     disk_write: float
-    """Bytes, until they are safe."""
+    """Bytes written and synced."""
     disk_read: float
-    """Bytes that the kernel does not remember."""
+    """Bytes read that are not in the page cache."""
     video_pixels: float = 0.0
-    """Pixels decoded of H.264 by all cores; 0: not measured, as below."""
+    """H.264 pixels decoded by all cores; 0: not measured, as below."""
     picture_pixels: float = 0.0
-    """Pixels decoded of JPEG by one core."""
+    """JPEG pixels decoded by one core."""
     to_device: float = 0.0
     """Bytes copied from pinned memory; 0 for a CPU."""
     from_device: float = 0.0
     context_seconds: float = 0.0
     context_bytes: int = 0
-    """Bytes that the driver of a GPU takes for a process."""
+    """Bytes that the GPU's driver takes per process."""
     missing: Mapping[str, str] = field(default_factory=dict)
-    """Thing that could not be measured → why."""
+    """Quantity that could not be measured → reason."""
 
     @property
     def start_seconds(self) -> float:
-        """Return the seconds that a stage takes to start before it reads the weights. It is a stage
-        that runs half a model."""
+        """Return the start time of a stage with half a model, without reading the weights."""
         libraries = self.library_seconds or self.python_seconds
         return self.python_seconds + MODEL_SHARE * libraries + self.context_seconds
 
     def flops(self, precision: str) -> float:
-        """Return the rate achieved where many tokens go through a layer at once; 0: not
-        measured."""
+        """Return the operations per second with many tokens per layer; 0: not measured."""
         found = self.passes.get(precision)
         return 2 * found[-1][0] / found[-1][1] if found else 0.0
 
     def parameters(self, precision: str) -> float:
-        """Return the parameters that a step of one chunk goes through; 0: not measured."""
+        """Return the parameters per second of a decoding step of one chunk; 0: not measured."""
         found = self.passes.get(precision)
         return 1 / found[0][1] if found else 0.0
 
@@ -101,35 +99,35 @@ class MachineLookup:
 
     machine: Machine | None
     why: str = ""
-    """One sentence on what stands against it; also where there is one, of a busy machine."""
+    """Reason in one sentence; with a measurement, a doubt about it, such as a busy machine."""
 
 
 def find_machine(device: str) -> MachineLookup:
-    """Return the measurement of this machine, if it still holds; `device` is `cpu` or `cuda:N`."""
-    here = machine_identity(device)
-    kept = _kept(_path(here))
-    if kept is None:
-        others = [m for path in sorted(_folder().glob("*.json")) if (m := _kept(path))]
+    """Return the measurement of this machine, if it is still valid. `device`: `cpu` or `cuda:N`."""
+    identity = machine_identity(device)
+    machine = _read(_path(identity))
+    if machine is None:
+        others = [m for path in sorted(_folder().glob("*.json")) if (m := _read(path))]
         if others:
             which = f"{others[-1].cpu}, {others[-1].device}"
             return MachineLookup(machine=None, why=f"only another machine was measured ({which})")
         return MachineLookup(machine=None, why="this machine was not measured")
-    if kept.torch != here["torch"]:
+    if machine.torch != identity["torch"]:
         return MachineLookup(
             machine=None,
-            why=f"it was measured with torch {kept.torch}, and this is torch {here['torch']}",
+            why=f"it was measured with torch {machine.torch}, not torch {identity['torch']}",
         )
-    if kept.cores != here["cores"]:
+    if machine.cores != identity["cores"]:
         return MachineLookup(
             machine=None,
-            why=f"it was measured with {kept.cores} cores, and this process has {here['cores']}",
+            why=f"it was measured with {machine.cores} cores, not {identity['cores']} cores",
         )
-    busy = "others were at work when it was measured" if kept.load > BUSY else ""
-    return MachineLookup(machine=kept, why=busy)
+    busy = "the machine was busy when it was measured" if machine.load > BUSY else ""
+    return MachineLookup(machine=machine, why=busy)
 
 
 def measure(device: str, store: Path, launcher: Launcher) -> Machine:
-    """Measure this machine in a process of its own, and keep it. Raises PenstockError."""
+    """Measure this machine in a separate process, and store the result. Raises PenstockError."""
     load = os.getloadavg()[0] / cores()
     call = StageCall(
         name="measure",
@@ -150,8 +148,7 @@ def measure(device: str, store: Path, launcher: Launcher) -> Machine:
 
 
 def _companion(device: str) -> str:
-    """Return the precision that quantized weights compute in. It is 16 bit, as most checkpoints
-    are, where that is no detour."""
+    """Return the computing precision of quantized weights: 16 bit where the device supports it."""
     if device == "cpu":
         return "bf16" if cpu_has_bfloat16() else "fp32"
     return "fp16" if no_bfloat16(device) else "bf16"
@@ -161,16 +158,16 @@ def _folder() -> Path:
     return user_cache() / "machines"
 
 
-def _path(here: Mapping[str, Any]) -> Path:
-    return _folder() / f"{digest_of([here['device'], here['cpu']])[:16]}.json"
+def _path(identity: Mapping[str, Any]) -> Path:
+    return _folder() / f"{digest_of([identity['device'], identity['cpu']])[:16]}.json"
 
 
-def _kept(path: Path) -> Machine | None:
+def _read(path: Path) -> Machine | None:
     value = read_kept(path, FORMAT)
     try:
         return None if value is None else _machine(value)
     except (ValueError, KeyError, TypeError, AttributeError):
-        return None  # changed by somebody
+        return None  # edited by a user
 
 
 def _machine(value: Mapping[str, Any]) -> Machine:

@@ -1,4 +1,4 @@
-"""Plans memory, disk and time of a run, and whether it fits. Starts only the describing process."""
+"""Plans memory, disk and time of a run. Starts only the process that reads a model's profile."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -57,29 +57,29 @@ class Plan:
     budget: Budget
     choices: dict[str, StagePlan]
     refusal: CannotFit | None
-    """Error that says why it cannot be run, and what would fit."""
+    """Error with the reason why it does not fit, and what would."""
     job: Job | None
-    """The job; None where no media are given: a standard chunk is assumed."""
+    """The job; None without media, for which a standard chunk is assumed."""
     expected: tuple[Estimate, ...]
-    """Estimate of the disk that each medium takes."""
+    """Size estimate of each medium."""
     notes: tuple[str, ...] = ()
 
     @property
     def times(self) -> Times | None:
-        """Return how long it takes; None where no media are given."""
+        """Return the time estimate; None without media."""
         if self.job is None or not self.choices:
             return None
-        rungs = {stage: choice.taken.rung for stage, choice in self.choices.items()}
+        rungs = {stage: choice.chosen.rung for stage, choice in self.choices.items()}
         return times_of(self.job, rungs, self.expected)
 
     @property
     def memory(self) -> dict[str, Any]:
-        """Return the memory as `run.json` keeps it."""
+        """Return the memory plan as `run.json` stores it."""
         return memory_json(self.choices, self.budget)
 
 
-SENSELESS = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError)
-"""Errors of reckoning with dimensions that make no sense: a checkpoint may say anything."""
+DIMENSION_ERRORS = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError)
+"""Errors from computing with invalid dimensions: a checkpoint's config may contain anything."""
 
 
 def plan_of(
@@ -88,9 +88,11 @@ def plan_of(
     announce: Callable[[str], None] | None = None,
     *pipelines: Pipeline,
 ) -> Plan:
-    """Return the plan of a command; without sources, or of what cannot be run, of the model alone.
-    It is taken through the first of `pipelines` that its model is for (none: of all there are). It
-    reads no weights. Raises PenstockError, but not for what cannot fit."""
+    """Return the plan of a command. Without sources, or if it cannot be run, plan the model alone.
+
+    Uses the first of `pipelines` that suits the model (none given: of all pipelines). Reads no
+    weights. Raises PenstockError, but not if the command does not fit.
+    """
     return replanned_once(lambda: _plan_of(config, launcher, announce, pipelines), announce or bool)
 
 
@@ -109,7 +111,7 @@ def _plan_of(
             expected = tuple(estimates(job))
             question = question_of(job, expected=expected)
             refuse_beyond_context(question)
-            return _answered(question, job.budget, job, expected)
+            return _make_plan(question, job.budget, job, expected)
         store = open_store(config.store_url)
         store.check_writable()
         model = open_model(
@@ -130,10 +132,10 @@ def _plan_of(
     model = model.of_parts(parts_of(pipeline))
     question = question_of_model(model, config, device, pipeline)
     refuse_beyond_context(question)
-    plan = _answered(question, budget_for(config, device), None, ())
+    plan = _make_plan(question, budget_for(config, device), None, ())
     note = precision_note(model.profile, [s[0] for s in model.settings.values()], device)
-    said = (note, card_note(config, model), context_note(model, config))
-    notes = (*filter(None, said), *standard_notes(model, config), *model.notes)
+    own_notes = (note, card_note(config, model), context_note(model, config))
+    notes = (*filter(None, own_notes), *standard_notes(model, config), *model.notes)
     return replace(plan, notes=(*notes, *with_card_sampling(config, model.folder)[1]))
 
 
@@ -144,11 +146,11 @@ def _by_dimensions(
     error: Undescribed,
     pipelines: Sequence[Pipeline],
 ) -> Plan:
-    """Return the plan of a model that cannot be run, from its dimensions. Where they do not tell
-    enough either, raises the error that says why it cannot."""
+    """Return the plan of a model that cannot be run, from its dimensions. If these do not suffice,
+    raise the error that prevents the run."""
     if AdapterOptions.of(config).adapter:
         raise UsageError(
-            f"nobody can tell whether --adapter fits: {error.message}",
+            f"--adapter cannot be checked: {error.message}",
             hint="Leave it out to plan by the model's dimensions",
         )
     checkpoint = find_checkpoint(config, announce, *pipelines)
@@ -162,26 +164,26 @@ def _by_dimensions(
         ]
         pipeline, config = pipeline_for(models[0], pipelines), as_card(config, models[0])
         question, unfused = (question_of_model(model, config, device, pipeline) for model in models)
-    except (UsageError, EnvironmentFault, *SENSELESS):
+    except (UsageError, EnvironmentFault, *DIMENSION_ERRORS):
         raise error from None
-    plan = _answered(question, budget_for(config, device), None, ())
-    takes = [
-        f"{stage} {gib(unfused.estimate(choice.taken.rung).peak_bytes)}"
+    plan = _make_plan(question, budget_for(config, device), None, ())
+    peaks = [
+        f"{stage} {gib(unfused.estimate(choice.chosen.rung).peak_bytes)}"
         for stage, choice in plan.choices.items()
         if STAGES[stage].part
     ]
     notes = [
-        f"planned from dimensions; it cannot be run: {error.message}",
-        f"without fused attention: {', '.join(takes)}",
+        f"planned from dimensions, cannot be run: {error.message}",
+        f"without fused attention: {', '.join(peaks)}",
     ]
-    notes += ["SOURCES are left out of this plan"] if config.sources else []
+    notes += ["SOURCES are not part of this plan"] if config.sources else []
     return replace(plan, notes=tuple(notes))
 
 
-def _answered(
+def _make_plan(
     question: PlanRequest, budget: Budget, job: Job | None, expected: tuple[Estimate, ...]
 ) -> Plan:
-    # No ladder is gone down here, so nothing is told of it.
+    # A plan only reads the stored rungs, so there are no moves to log.
     known = ladder_of(job, lambda *_: None).known() if job else {}
     found = choices(question, question.rungs, budget, known) if question.workloads else {}
     refused = [choice for choice in found.values() if choice.refused]
@@ -196,7 +198,7 @@ def _answered(
 
 
 def figures(plan: Plan) -> dict[str, Any]:
-    """Return all figures of a plan, for programs."""
+    """Return all figures of a plan, as JSON."""
     model, question = plan.question.model, plan.question
     refusal = plan.refusal
     found: dict[str, Any] = {
@@ -212,7 +214,7 @@ def figures(plan: Plan) -> dict[str, Any]:
             **plan.memory,
             "budget": asdict(plan.budget),
             "arithmetic": {
-                stage: [asdict(term) for term in choice.taken.terms]
+                stage: [asdict(term) for term in choice.chosen.terms]
                 for stage, choice in plan.choices.items()
             },
         },

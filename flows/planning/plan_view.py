@@ -1,4 +1,4 @@
-"""Prints a plan: the verdict first, then what uses the memory. Computes nothing."""
+"""Formats a plan as text: the verdict first, then memory by stage."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -15,50 +15,50 @@ from flows.planning.sizes import SHOT_SECONDS
 from flows.planning.what_fits import BUDGETS_GIB, LEGEND, what_fits
 
 GIB = 1 << 30
-HEADS = ("", "weights", "computing", "KV cache", "workspace", "context", "peak", "rung")
+COLUMNS = ("", "weights", "computing", "KV cache", "workspace", "context", "peak", "rung")
 PARTS = ("weight", "activation", "kv", "workspace", "context")
 COSTS = {
     "files": "fewer files at once take longer",
     "batch": "smaller batches take somewhat longer",
-    "prefill": "reading in pieces takes a little longer",
-    "offloaded": "a KV cache in host memory is copied at each token: 2 to 5 times longer",
-    "quantized": "a KV cache in few bits changes some words",
-    "precision": "weights in fewer bits change some words",
+    "prefill": "chunked prefill takes a little longer",
+    "offloaded": "a KV cache in host memory is copied for each token: 2 to 5 times longer",
+    "quantized": "a quantized KV cache changes some words",
+    "precision": "quantized weights change some words",
     "context": "shorter contexts make more and shorter chapters",
-    "block": "layers read once for a block of chunks cost little where there are many chunks",
-    "offload": "weights outside the device are copied at each token: 40 times longer and more",
+    "block": "reading layers once per block of chunks costs little with many chunks",
+    "offload": "weights outside the device are copied for each token: 40 times longer or more",
 }
-"""A difference of a rung → its cost."""
+"""Changed property of a rung → its cost."""
 
 
 def plan_lines(plan: Plan) -> list[str]:
-    """Return all lines that are said without being asked for more."""
-    told = figures(plan)
-    lines = [*verdict(plan), f"model       {told['model']} on {told['device']}"]
+    """Return the lines of a plan without `--explain`."""
+    values = figures(plan)
+    lines = [*verdict(plan), f"model       {values['model']} on {values['device']}"]
     lines += [
         f"  {name:10s}{size(half['bytes'])} of weights in {half['precision']}, "
         f"{half['parameters'] / 1e6:.1f} M parameters, {computed_by(half)}"
-        for name, half in told["halves"].items()
+        for name, half in values["halves"].items()
         if half["parameters"]
     ]
     if plan.job:
-        lines += _of_media(told)
+        lines += _of_media(values)
     else:
-        lines.append(f"assumed     no SOURCES are given: {plan.question.workloads[0].line()}")
+        lines.append(f"assumed     no SOURCES given: {plan.question.workloads[0].line()}")
     lines += [*memory_lines(plan), *_costs(plan)]
-    lines += [f"note        {note}" for note in told["notes"]]
-    if plan.job and told["failed"]:
-        count = counted(told["failed"], "source")
+    lines += [f"note        {note}" for note in values["notes"]]
+    if plan.job and values["failed"]:
+        count = counted(values["failed"], "source")
         lines.append(f"missing     {count}: {plan.job.failures[0].media_path} …")
     return lines
 
 
 def verdict(plan: Plan) -> Iterator[str]:
-    """Say whether it fits, and what to do if not."""
+    """Yield whether the command fits, and what to do if not."""
     profile, found = plan.question.model.profile, _fits(plan)
     if profile.by_dimensions:
         yield f"cannot be run: {profile.why}"
-        yield f"by its dimensions it {next(found, '')}"
+        yield f"by its dimensions, it {next(found, '')}"
     yield from found
 
 
@@ -70,38 +70,41 @@ def _fits(plan: Plan) -> Iterator[str]:
     if not plan.choices:
         yield "nothing to compute: none of the media can be read"
         return
-    doubtful = [stage for stage, choice in plan.choices.items() if not choice.fits]
-    most = max((c.taken for c in plan.choices.values()), key=lambda e: e.peak_bytes)
+    uncertain = [stage for stage, choice in plan.choices.items() if not choice.fits]
+    largest = max((c.chosen for c in plan.choices.values()), key=lambda e: e.peak_bytes)
     peak = (
-        f"{most.rung.stage} takes most, {gib(most.peak_bytes)} of {gib(plan.budget.bytes)} allowed"
+        f"{largest.rung.stage} takes most, {gib(largest.peak_bytes)} of "
+        f"{gib(plan.budget.bytes)} allowed"
     )
-    if doubtful:
-        yield f"may not fit: the largest chunks in {' and '.join(doubtful)}; {peak}"
+    if uncertain:
+        yield f"may not fit: the largest chunks in {' and '.join(uncertain)}; {peak}"
         return
-    less = [choice for choice in plan.choices.values() if choice.taken.rung != choice.first.rung]
-    how = "".join(f"; {c.taken.rung.stage} with {c.taken.rung.name}" for c in less)
+    reduced = [
+        choice for choice in plan.choices.values() if choice.chosen.rung != choice.requested.rung
+    ]
+    how = "".join(f"; {c.chosen.rung.stage} with {c.chosen.rung.name}" for c in reduced)
     yield f"fits: {peak}{how}"
 
 
 def _allowed(count: int) -> str:
-    """Return a budget in GiB; one that would round to nothing has its unit."""
+    """Return a budget in GiB without a unit; a small one with its unit."""
     return f"{count / GIB:.2f}" if count >= GIB / 10 else gib(count)
 
 
 def memory_lines(plan: Plan) -> Iterator[str]:
-    """Say where the memory goes, stage by stage, in GiB."""
+    """Yield the memory by stage, in GiB."""
     if not plan.choices:
         return
     yield "memory, GiB"
     budget = plan.budget
-    rows = [_row(stage, choice.taken) for stage, choice in plan.choices.items()]
+    rows = [_row(stage, choice.chosen) for stage, choice in plan.choices.items()]
     rows.append(("allowed", *[""] * len(PARTS), _allowed(budget.bytes), ""))
-    yield from table_lines(HEADS, rows, right=HEADS[1:-1], indent=2)
+    yield from table_lines(COLUMNS, rows, right=COLUMNS[1:-1], indent=2)
     yield f"limit       {_limit_why(plan)}"
     if budget.device != "cpu":
-        most = max(plan.choices.values(), key=lambda choice: choice.taken.host_bytes).taken
+        largest = max(plan.choices.values(), key=lambda choice: choice.chosen.host_bytes).chosen
         yield (
-            f"host        {gib(most.host_bytes)} at most, by {most.rung.stage}; "
+            f"host        {gib(largest.host_bytes)} at most, by {largest.rung.stage}; "
             f"{gib(budget.host_bytes)} free"
         )
     if budget.warning:
@@ -109,7 +112,7 @@ def memory_lines(plan: Plan) -> Iterator[str]:
 
 
 def _row(stage: str, found: StageEstimate) -> tuple[str, ...]:
-    """Return a stage's row of the table."""
+    """Return the table row of a stage."""
     parts = (getattr(found, f"{part}_bytes") for part in PARTS)
     cells = (f"{part / GIB:.2f}" if part else "-" for part in parts)
     about = " (by dimensions)" if found.by_dimensions else ""
@@ -117,9 +120,9 @@ def _row(stage: str, found: StageEstimate) -> tuple[str, ...]:
 
 
 def explain_lines(plan: Plan) -> Iterator[str]:
-    """Say the arithmetic, number by number."""
+    """Yield the arithmetic, term by term."""
     for stage, choice in plan.choices.items():
-        found = choice.taken
+        found = choice.chosen
         yield f"{stage}, {found.rung.name}"
         if found.workload is not None:
             yield f"  for {found.workload.line()}; {found.workload.chunks} in all"
@@ -130,7 +133,7 @@ def explain_lines(plan: Plan) -> Iterator[str]:
 
 
 def what_fits_lines(plan: Plan) -> Iterator[str]:
-    """Say what fits: budgets by precisions, on this device and, where that is none, on a GPU."""
+    """Yield which budgets fit in which precision, on this device and, on a CPU, also for a GPU."""
     devices = [plan.question.device] + (["cuda:0"] if plan.question.device == "cpu" else [])
     for device in devices:
         where = "this machine's CPU" if device == "cpu" else "a GPU"
@@ -145,58 +148,60 @@ def _cells(name: str, cells: list[str]) -> str:
     return f"  {name:17s}" + "".join(f"{cell:>8s}" for cell in cells)
 
 
-def _of_media(told: dict[str, Any]) -> Iterator[str]:
-    if told["fetch_bytes"]:
-        yield f"download    {size(told['fetch_bytes'])} of weights"
-    shots = f", if shots take {SHOT_SECONDS:.0f} s" if told["sampling"]["shots"] else ""
+def _of_media(values: dict[str, Any]) -> Iterator[str]:
+    if values["fetch_bytes"]:
+        yield f"download    {size(values['fetch_bytes'])} of weights"
+    shots = f", if shots take {SHOT_SECONDS:.0f} s" if values["sampling"]["shots"] else ""
     yield (
-        f"media       {counted(told['files'], 'file')}, {duration(told['seconds_of_media'])}, "
-        f"about {counted(told['chunks'], 'chunk')} and {counted(told['frames'], 'frame')}{shots}"
+        f"media       {counted(values['files'], 'file')}, {duration(values['seconds_of_media'])}, "
+        f"about {counted(values['chunks'], 'chunk')} and "
+        f"{counted(values['frames'], 'frame')}{shots}"
     )
     yield (
-        f"disk        {size(told['frame_bytes_at_once'])} of frames at once, "
-        f"{size(told['feature_bytes'])} of {next(iter(told['done']))} kept, "
-        f"{size(told['free_bytes'])} free, "
-        f"{counted(told['waves'], 'wave')}"
+        f"disk        {size(values['frame_bytes_at_once'])} of frames at once, "
+        f"{size(values['feature_bytes'])} of {next(iter(values['done']))} kept, "
+        f"{size(values['free_bytes'])} free, "
+        f"{counted(values['waves'], 'wave')}"
     )
-    done = ", ".join(counted(n, kind.removesuffix("s")) for kind, n in told["done"].items())
-    # What is made has the digest of the weights in its name.
-    yield f"done        {done if told['weights_read'] else 'unknown until a run reads the weights'}"
-    if told["time"]:
-        yield f"time        {told['time']}"
+    done = ", ".join(counted(n, kind.removesuffix("s")) for kind, n in values["done"].items())
+    # Cache keys contain the digest of the weights.
+    done = done if values["weights_read"] else "unknown until a run reads the weights"
+    yield f"done        {done}"
+    if values["time"]:
+        yield f"time        {values['time']}"
 
 
 def _limit_why(plan: Plan) -> str:
     budget = plan.budget
     if budget.given:
         return "set by --memory"
-    return f"by what is free: {gib(budget.free_bytes)} on {budget.device}; --memory sets another"
+    return f"free memory: {gib(budget.free_bytes)} on {budget.device}; --memory sets another"
 
 
 def _costs(plan: Plan) -> Iterator[str]:
-    """Say why a stage is not run as it was asked for, and what that costs."""
+    """Yield why a stage does not run as requested, and what that costs."""
     for stage, choice in plan.choices.items():
-        if choice.taken.rung != choice.first.rung and not choice.refused:
-            first = choice.first
+        if choice.chosen.rung != choice.requested.rung and not choice.refused:
+            first = choice.requested
             why = f"would take {gib(first.peak_bytes)}"
             if choice.remembered:
-                why = f"did not fit in an earlier run ({gib(first.peak_bytes)} are expected)"
+                why = f"did not fit in an earlier run ({gib(first.peak_bytes)} expected)"
             yield f"  {stage}: {first.rung.name} {why}; {'; '.join(_differs(choice))}"
 
 
 def _differs(choice: StagePlan) -> Iterator[str]:
-    first, taken = choice.first.rung, choice.taken.rung
-    if taken.precision != first.precision:
+    first, chosen = choice.requested.rung, choice.chosen.rung
+    if chosen.precision != first.precision:
         yield COSTS["precision"]
-    elif taken.block:
+    elif chosen.block:
         yield COSTS["block"]
-    elif taken.offload:
+    elif chosen.offload:
         yield COSTS["offload"]
-    elif taken.context != first.context:
+    elif chosen.context != first.context:
         yield COSTS["context"]
-    elif taken.kv != first.kv:
-        yield COSTS[taken.kv]
-    elif taken.prefill != first.prefill:
+    elif chosen.kv != first.kv:
+        yield COSTS[chosen.kv]
+    elif chosen.prefill != first.prefill:
         yield COSTS["prefill"]
     else:
-        yield COSTS["batch" if STAGES[taken.stage].reads else "files"]
+        yield COSTS["batch" if STAGES[chosen.stage].reads else "files"]

@@ -9,7 +9,7 @@ from stages.memory.oom_retry import smaller
 from stages.tune.job import ADAMW8
 
 MLP_CHUNKS = (1024, 256)
-"""Positions that go through an MLP at once, where all of a prompt, or of frames, are too many."""
+"""Positions that pass an MLP at once, if all positions of a prompt or of frames are too many."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -19,72 +19,69 @@ class Rung:
     stage: str
     """Name of the stage."""
     batch: int
-    """Most chunks computed at once; of the frames stage, files cut at once."""
+    """Maximum chunks per batch; of the frames stage, files decoded at once."""
     prefill: int = 0
-    """Positions that are computed at once, 0: all. Of encode it is the MLP chunk; decode reads its
-    prompts in such pieces."""
+    """Positions computed at once; 0: all. Encode: size of an MLP chunk. Decode: size of a prefill
+    chunk."""
     kv: str = ""
-    """Place of the KV cache: empty, on the device; `offloaded`, in host memory; `quantized`, on the
-    device in few bits, which changes words."""
+    """Placement of the KV cache: empty (on the device), `offloaded` (in host memory), or
+    `quantized` (on the device, which changes some words)."""
     precision: str = ""
-    """Precision of the half, as PartSettings has it; empty for frames."""
+    """Precision of the half, as in PartSettings; empty for frames."""
     offload: bool = False
-    """Whether weights stay in host memory (of a CPU, and of the encode stage: on disk) and come to
-    the device layer by layer."""
+    """Whether weights stay in host memory (on disk for a CPU and for the encode stage) and are
+    loaded layer by layer."""
     block: int = 0
-    """Most chunks whose batches pass a layer together while it is there; of the encode stage when
-    it offloads."""
+    """Encode stage with offload: maximum chunks whose batches pass a layer while it is loaded."""
     seated: bool = False
-    """Whether each chunk has a slot of its own, which the next one takes when it is done; of the
-    decode stage."""
+    """Decode stage: whether each chunk has a slot, which the next chunk takes when it is done."""
     context: int = 0
-    """Most tokens that are read and said at once, of the summarize stage."""
+    """Summarize stage: maximum tokens of prompt and answer together."""
     rank: int = 0
-    """Rank of the adapter that is trained, of the tune stage; 0: none is."""
+    """Tune stage: rank of the adapter; 0: no training."""
     caption: int = 0
-    """Most tokens of a caption that is learned, about."""
+    """Tune stage: approximate maximum tokens of a caption."""
     recompute: bool = False
-    """Whether what layers make is computed again for the backward pass, and not kept."""
+    """Whether layers are recomputed for the backward pass (gradient checkpointing)."""
     optimizer: str = ""
-    """Optimizer of what is trained."""
+    """Tune stage: optimizer."""
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
     @property
     def name(self) -> str:
-        """Return the rung in words for people: `batch 4, int8`."""
+        """Return the rung as text: `batch 4, int8`."""
         if STAGES[self.stage].part is None:
             return f"{self.batch} file{'s' if self.batch > 1 else ''} at once"
         past = f" past up to {self.block} at a time" if self.block > self.batch else ""
         pieces = [
             self.size_name,
             self.precision,
-            f"read {self.prefill} positions at a time" if self.prefill else "",
+            f"prefill chunks of {self.prefill}" if self.prefill else "",
             f"KV cache {self.kv}" if self.kv else "",
             f"contexts of {self.context:,} tokens" if self.context else "",
             "weights offloaded" if self.offload and not self.block else "",
             f"streamed layer by layer{past}" if self.block else "",
-            "layers computed again" if self.recompute else "",
-            "moments in 8 bit" if self.optimizer == ADAMW8 else "",
+            "gradient checkpointing" if self.recompute else "",
+            "8-bit moments" if self.optimizer == ADAMW8 else "",
         ]
         return ", ".join(filter(None, pieces))
 
     @property
     def size_name(self) -> str:
-        """Return its batch in words: `batch 4`, or `4 slots`."""
+        """Return the batch size as text: `batch 4`, or `4 slots`."""
         return counted(self.batch, "slot") if self.seated else f"batch {self.batch}"
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> "Rung":
-        """Return the rung that was written, by an older version without what is new since."""
+        """Parse a rung. Fields that an older version did not write have their defaults."""
         return cls(**{name: value[name] for name in cls.__slots__ if name in value})
 
 
-def sizes(most: int) -> list[int]:
-    """Return the largest, then the powers of two below it. Pieces of the one are whole pieces of
-    the next."""
-    found = [most]
+def sizes(largest: int) -> list[int]:
+    """Return the largest size, then the powers of two below it, so that sub-batches nest."""
+    found = [largest]
     while found[-1] > 1:
         found.append(smaller(found[-1]))
     return found

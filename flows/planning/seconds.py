@@ -11,19 +11,21 @@ PROCESS_SECONDS = 0.3
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Pass:
-    """One kind of forward pass of a half, and how often it runs."""
+    """One kind of forward pass of a half, with its number of runs."""
 
     precision: str
     """Precision of its weights: `fp32`, `bf16`, `fp16`, `int8`, `nf4`."""
     flops: float
-    """Operations of one time."""
+    """Operations per run."""
     tokens: int
-    """Tokens that go through its layers at once: a prompt's in reading, one a row in a step."""
+    """Tokens that pass the layers at once: the prompt in prefill, one per row in a decoding step.
+    """
     calls: int = 0
-    """Linear layers that are called."""
+    """Linear layers called per run."""
     moved_bytes: float = 0.0
-    """Weights that come from host memory, or of a CPU from disk, each time."""
+    """Bytes of weights copied per run from host memory, or from disk on a CPU."""
     times: float = 1.0
+    """Number of runs."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -31,25 +33,25 @@ class WorkEstimate:
     """The work of a stage. An empty one takes no time."""
 
     halves: int = 0
-    """Processes that load half a model."""
+    """Number of processes that load half a model."""
     processes: int = 0
-    """Other processes."""
+    """Number of other processes."""
     passes: tuple[Pass, ...] = field(default=())
     quantized: dict[str, float] = field(default_factory=dict)
-    """Precision → parameters that become it while they are loaded."""
+    """Precision → parameters quantized to it during loading."""
     read_bytes: float = 0.0
     written_bytes: float = 0.0
     device_bytes: float = 0.0
     """Bytes copied to a GPU."""
     prepared: float = 0.0
-    """Numbers of pixel input that the processor makes."""
+    """Pixel values that the processor prepares."""
     video_pixels: float = 0.0
-    """Pixels decoded, whether they are kept or not."""
+    """Pixels decoded, used or not."""
     picture_pixels: float = 0.0
 
 
 def seconds(machine: Machine, work_left: WorkEstimate) -> float | None:
-    """Return the seconds; None where it needs what could not be measured on this machine."""
+    """Return the seconds; None if this machine lacks a needed measurement."""
     unknown = (
         any(p.precision not in machine.passes for p in work_left.passes)
         or any(precision not in machine.quantize for precision in work_left.quantized)
@@ -76,19 +78,19 @@ def seconds(machine: Machine, work_left: WorkEstimate) -> float | None:
 
 
 def pass_seconds(machine: Machine, run: Pass) -> float:
-    """Return the seconds of one time. They are what its multiplications take at so many tokens, and
-    no less than its calls do."""
+    """Return the seconds of one run: copying, plus the longer of computing and call overhead."""
     computing = (
-        run.flops / (2 * run.tokens) * a_parameter(machine.passes[run.precision], run.tokens)
+        run.flops
+        / (2 * run.tokens)
+        * seconds_per_parameter(machine.passes[run.precision], run.tokens)
     )
     moving = run.moved_bytes / (machine.to_device or machine.disk_read)
     return moving + max(computing, run.calls * machine.call_seconds)
 
 
-def a_parameter(points: tuple[tuple[int, float], ...], tokens: int) -> float:
-    """Return seconds a parameter when so many tokens go through it at once. Between the sizes
-    measured they lie on a straight line, beyond them they are as many times longer as there are
-    more."""
+def seconds_per_parameter(points: tuple[tuple[int, float], ...], tokens: int) -> float:
+    """Return the seconds per parameter when this many tokens pass at once. Interpolates linearly
+    between measured sizes; beyond them, time is proportional to tokens."""
     for (few, fast), (many, slow) in pairwise(points):
         if tokens <= many:
             return fast + (slow - fast) * max(0, tokens - few) / (many - few)

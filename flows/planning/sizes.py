@@ -1,6 +1,4 @@
-"""Estimates from file headers how much disk the media of a job need, before any frame is
-decoded.
-"""
+"""Estimates the disk space of a job's media from file headers, before any frame is decoded."""
 
 import math
 from collections.abc import Sequence
@@ -19,19 +17,19 @@ from flows.options.media import VectorSamplingOptions
 from stages.process.cgroup import cores
 
 SHARE_OF_FREE = 4
-"""Divisor of the store's free space: a wave may take one part in so many."""
-LARGEST_WAVE = 64 << 30
-"""Most bytes of a wave, however large the disk."""
-READ_TOGETHER = 16
-"""Files whose headers one thread reads in one go."""
+"""Divisor of the store's free space: a wave may take this fraction of it."""
+MAX_WAVE_BYTES = 64 << 30
+"""Maximum bytes of a wave, regardless of the disk."""
+FILES_PER_TASK = 16
+"""Number of files whose headers are read in one thread task."""
 UNKNOWN_SECONDS = 60.0
-"""Length assumed of a video whose header states none."""
+"""Assumed length of a video whose header has none."""
 SHOT_SECONDS = 5.0
-"""Length assumed of a shot: how many there are is known only when all frames have been decoded."""
+"""Assumed length of a shot: the number of shots is known only after decoding all frames."""
 UNKNOWN_RATE = 30.0
-"""Frames a second assumed of a video whose header states none."""
+"""Assumed frames per second of a video whose header has none."""
 UNKNOWN_SIZE = (1080, 1920)
-"""Height and width assumed of a medium whose header cannot be read."""
+"""Assumed height and width of a medium whose header cannot be read."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -42,42 +40,42 @@ class Estimate:
     chunks: int
     frames: int
     frame_bytes: int
-    """Bytes of stored frames; given back after encoding."""
+    """Bytes of stored frames, deleted after encoding."""
     feature_bytes: int
-    """Bytes of stored features; kept for the next prompt."""
+    """Bytes of stored features, kept for the next prompt."""
     chunk_frames: int = 0
-    """Frames of its longest chunk that are shown."""
+    """Frames of its longest chunk that the model sees."""
     stored_frames: int = 0
-    """The same with those that are stored and not shown."""
+    """Frames of its longest chunk that are stored."""
     stored: tuple[int, int] = (0, 0)
     """Height and width of a stored frame, in pixels."""
     shown: tuple[int, int] = (0, 0)
-    """The same of a frame in the file."""
+    """Height and width of a frame in the file, in pixels."""
     shown_frames: int = 0
-    """Frames in the file, whether they are looked at or not."""
+    """Frames in the file, used or not."""
     parts: int = 1
-    """Parts of it, as a picture, that are looked at."""
+    """Number of tiles of an image, the whole image included."""
     again: bool = False
-    """Whether it is another prompt's, so that frames and features are there for it."""
+    """Whether the same medium has another prompt, whose frames and features it reuses."""
 
     @property
     def bytes(self) -> int:
-        """Return the bytes that it takes until it is encoded."""
+        """Return its disk space in bytes until it is encoded."""
         return self.frame_bytes + self.feature_bytes
 
 
 def wave_limit(job: Job) -> int:
-    """Return the bytes a wave may take on the store's disk."""
-    return max(1, min(LARGEST_WAVE, job.store.free_bytes() // SHARE_OF_FREE))
+    """Return the maximum bytes of a wave on the store's disk."""
+    return max(1, min(MAX_WAVE_BYTES, job.store.free_bytes() // SHARE_OF_FREE))
 
 
 def estimates(job: Job) -> list[Estimate]:
-    """Estimate each medium: from its index where there is one, else from its header."""
+    """Estimate each medium from its index if there is one, else from its header."""
     media = job.media
     unknown = [
         m for m in media if job.ledger.media_index(m) is None and job.ledger.failure(m) is None
     ]
-    groups = [unknown[at : at + READ_TOGETHER] for at in range(0, len(unknown), READ_TOGETHER)]
+    groups = [unknown[at : at + FILES_PER_TASK] for at in range(0, len(unknown), FILES_PER_TASK)]
     with ThreadPoolExecutor(cores()) as pool:
         read = chain.from_iterable(pool.map(lambda group: [*map(_header, group)], groups))
         headers = dict(zip((m.digest for m in unknown), read, strict=True))
@@ -87,20 +85,20 @@ def estimates(job: Job) -> list[Estimate]:
         estimate = _estimate(job, medium, headers.get(medium.digest))
         of_prompt = job.pipeline[1].writes in job.ledger.namespaces.prompted
         identity = (medium.digest, of_prompt and medium.prompt)
-        found.append(_for_nothing(estimate) if identity in seen else estimate)
+        found.append(_without_frames(estimate) if identity in seen else estimate)
         seen.add(identity)
     return found
 
 
-def _for_nothing(estimate: Estimate) -> Estimate:
-    """Return the estimate of a medium whose frames and features are made for another prompt."""
+def _without_frames(estimate: Estimate) -> Estimate:
+    """Return the estimate of a medium that reuses the frames and features of another prompt."""
     made = replace(estimate, seconds=0.0, frames=0, shown_frames=0, frame_bytes=0)
     return replace(made, feature_bytes=0, again=True)
 
 
 def unencoded(job: Job) -> list[tuple[Estimate, bool]]:
-    """Return an estimate for each content without features, and whether that is a guess. It is one,
-    by the header, until the frames stage has been there."""
+    """Return an estimate of each content without features, and whether it is a guess from the
+    header, because the frames stage has not read it yet."""
     ledger, made, found = job.ledger, job.pipeline[1].writes, []
     seen: set[Any] = set()
     for medium, estimate in zip(job.media, estimates(job), strict=True):
@@ -127,13 +125,13 @@ def unencoded(job: Job) -> list[tuple[Estimate, bool]]:
 
 def _of_chunks(job: Job, medium: Medium, tasks: Sequence[Task]) -> Estimate:
     shown, cut = [task.chunk for task in tasks], [task.whole for task in tasks]
-    pictures = sum(len(c.times) * _parts(job, medium, (c.height, c.width)) for c in shown)
+    images = sum(len(c.times) * _parts(job, medium, (c.height, c.width)) for c in shown)
     return Estimate(
         seconds=sum(chunk.end - chunk.start for chunk in shown),
         chunks=len(shown),
         frames=sum(len(chunk.times) for chunk in shown),
         frame_bytes=sum(3 * len(c.times) * c.height * c.width for c in cut),
-        feature_bytes=pictures * job.model.feature_bytes(medium.kind),
+        feature_bytes=images * job.model.feature_bytes(medium.kind),
     )
 
 
@@ -160,8 +158,8 @@ def _estimate(job: Job, medium: Medium, header: "_Header | None") -> Estimate:
     if medium.kind == "image" and _encoded(job, medium):
         pixels = 0
     bound = job.ledger.namespaces.bound if medium.kind == "video" else None
-    most = bound.of(stored) if bound and counts else None
-    seen = [min(count, most or count) for count in counts]
+    max_frames = bound.of(stored) if bound and counts else None
+    seen = [min(count, max_frames or count) for count in counts]
     parts, frames = _parts(job, medium, stored), sum(seen)
     return Estimate(
         seconds=seconds,
@@ -179,27 +177,27 @@ def _estimate(job: Job, medium: Medium, header: "_Header | None") -> Estimate:
 
 
 def _parts(job: Job, medium: Medium, stored: tuple[int, int]) -> int:
-    """Return how many parts of a picture of that height and width are looked at."""
+    """Return the number of tiles of an image of that height and width, the whole included."""
     tiles, edge = VectorSamplingOptions.of(job.config).tiles, job.model.fit("image").edge
     return 1 if medium.kind == "video" else len(boxes_of(*stored, tiles, edge))
 
 
 def _encoded(job: Job, medium: Medium) -> bool:
-    """Return whether all features of a medium are stored, so that its frames take no disk."""
+    """Return whether all features of a medium are stored, so that it needs no frames on disk."""
     tasks, made = job.ledger.tasks([medium]), job.pipeline[1].writes
     return bool(tasks) and all(task[made] in job.ledger[made] for task in tasks)
 
 
 def frame_counts(sampling: Sampling, seconds: float) -> Sequence[int]:
-    """Return the frames of each chunk of a video of that length."""
+    """Return the number of frames of each chunk of a video of that length."""
     longest = min(sampling.chunk_seconds, SHOT_SECONDS if sampling.shots else math.inf)
     counts = []
     for index in range(max(1, math.ceil(seconds / longest))):
         length = min(longest, max(0.0, seconds - index * longest))
-        wanted = sampling.frames or max(
+        count = sampling.frames or max(
             sampling.min_frames, math.ceil(length * (sampling.fps or 1.0))
         )
-        counts.append(max(1, min(wanted, sampling.max_frames)))
+        counts.append(max(1, min(count, sampling.max_frames)))
     return counts
 
 
@@ -211,11 +209,11 @@ class _Header:
     size: tuple[int, int]
     """Height and width."""
     rate: float = 0.0
-    """Frames a second; 0 of a picture."""
+    """Frames per second; 0 for an image."""
 
 
 def _header(medium: Medium) -> _Header:
-    if not is_here(Path(medium.path)):  # what is far away is not fetched for a guess
+    if not is_here(Path(medium.path)):  # do not download remote media for a guess
         still = medium.kind == "image"
         seconds, rate = (0.0, 0.0) if still else (UNKNOWN_SECONDS, UNKNOWN_RATE)
         return _Header(seconds=seconds, size=UNKNOWN_SIZE, rate=rate)
@@ -235,7 +233,7 @@ def _header(medium: Medium) -> _Header:
                 size=(stream.height or UNKNOWN_SIZE[0], stream.width or UNKNOWN_SIZE[1]),
                 rate=float(stream.average_rate or UNKNOWN_RATE),
             )
-    except Exception:  # a broken header may fail in any way; the frames stage says what is wrong
+    except Exception:  # a broken header may fail in any way; the frames stage reports the cause
         return _Header(seconds=UNKNOWN_SECONDS, size=UNKNOWN_SIZE, rate=UNKNOWN_RATE)
 
 

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 
 from stages.models.hub.headers import Header
 
-LEAST_LAYERS = 2
-LEAST_TENSORS = 4
-"""Least tensors of a layer; with fewer, it is a row of modules in something else."""
+MIN_LAYERS = 2
+MIN_TENSORS = 4
+"""Minimum tensors per layer; a module list with fewer is not a stack of layers."""
 ATTENTION = ("attn", "attention")
-"""Words one of which the name of a module holds that computes attention."""
+"""Words in the names of attention modules."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -25,39 +25,39 @@ class Stack:
     parameters: int
     """Parameters of one layer."""
     matrices: Mapping[str, tuple[int, int]]
-    """Matrices of one layer: name below it → rows and columns."""
+    """Matrices of one layer: name within the layer → rows and columns."""
     width: int
-    """Numbers a token has between two layers."""
+    """Hidden size."""
     shifts: bool
-    """Whether its norms have a bias, as LayerNorm has and RMSNorm has not."""
+    """Whether its norms have a bias: LayerNorm has one, RMSNorm has none."""
     mixed: bool
-    """Whether it holds experts of which a token sees a few."""
+    """Whether it is a mixture of experts."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Attention:
     query_width: int
-    """Numbers all heads of a token's query have."""
+    """Query size over all heads."""
     key_width: int
-    """The same of its keys, and of its values."""
+    """Key size over all heads; values have the same."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Mlp:
     width: int
     gated: bool
-    """Whether two matrices lead into it, one of which gates the other."""
+    """Whether it has a gate matrix."""
 
 
 def stacks_of(headers: Iterable[Header]) -> list[Stack]:
-    """Return all stacks, the largest first."""
+    """Return all stacks, largest first."""
     held: dict[str, dict[int, dict[str, tuple[int, ...]]]] = {}
     for header in headers:
-        words = header.name.split(".")
-        at = next((i for i, word in enumerate(words) if word.isdigit()), None)
+        names = header.name.split(".")
+        at = next((i for i, word in enumerate(names) if word.isdigit()), None)
         if at:
-            layers = held.setdefault(".".join(words[:at]), {})
-            layers.setdefault(int(words[at]), {})[".".join(words[at + 1 :])] = header.shape
+            layers = held.setdefault(".".join(names[:at]), {})
+            layers.setdefault(int(names[at]), {})[".".join(names[at + 1 :])] = header.shape
     found = [_stack(path, layers) for path, layers in held.items()]
     return sorted(
         (stack for stack in found if stack is not None),
@@ -66,13 +66,13 @@ def stacks_of(headers: Iterable[Header]) -> list[Stack]:
 
 
 def _stack(path: str, layers: dict[int, dict[str, tuple[int, ...]]]) -> Stack | None:
-    if sorted(layers) != list(range(len(layers))) or len(layers) < LEAST_LAYERS:
+    if sorted(layers) != list(range(len(layers))) or len(layers) < MIN_LAYERS:
         return None
-    # The layer that most others equal; the first or last of some models has more.
+    # The most common layer; the first or last layer of some models has more tensors.
     kinds = Counter(tuple(sorted(layer.items())) for layer in layers.values())
     layer = dict(kinds.most_common(1)[0][0])
     matrices = {name: (s[0], s[1]) for name, s in layer.items() if len(s) == 2}
-    if len(layer) < LEAST_TENSORS or not matrices:
+    if len(layer) < MIN_TENSORS or not matrices:
         return None
     scales = [name for name, s in layer.items() if len(s) == 1 and name.endswith("weight")]
     seen = Counter(side for shape in matrices.values() for side in set(shape))
@@ -88,21 +88,21 @@ def _stack(path: str, layers: dict[int, dict[str, tuple[int, ...]]]) -> Stack | 
 
 
 def roots_of(stacks: Sequence[Stack]) -> dict[str, str]:
-    """Return for each stack the outermost path that holds no other. Where even the one above its
-    layers holds another, it is that one, because what stands beside the layers goes with them."""
+    """Return for each stack the outermost path that contains no other stack. If there is none,
+    return the direct parent, because modules next to the layers belong to them."""
     roots = {}
     for stack in stacks:
-        words = stack.path.split(".")
+        names = stack.path.split(".")
         others = [other.path for other in stacks if other is not stack]
-        above = [".".join(words[:n]) for n in range(1, len(words))]
+        above = [".".join(names[:n]) for n in range(1, len(names))]
         free = [p for p in above if not any(f"{other}.".startswith(f"{p}.") for other in others)]
         roots[stack.path] = free[0] if free else (above[-1] if above else stack.path)
     return roots
 
 
 def attention_of(stack: Stack) -> Attention:
-    """Read attention off the matrices of modules that are named so. Those that lead from a token's
-    width are query, key and value, in one or apart; the one that leads back is the output."""
+    """Derive attention sizes from the matrices of attention modules. Matrices with the hidden size
+    as columns are query, key and value, fused or separate; the other one is the output."""
     width = stack.width
     shapes = [
         shape
@@ -120,7 +120,7 @@ def attention_of(stack: Stack) -> Attention:
 
 
 def mlp_of(stack: Stack) -> Mlp:
-    """Read the MLP off the other matrices: the widest side is its own."""
+    """Derive MLP sizes from the other matrices: the widest side is the MLP's own."""
     others = [
         shape
         for name, shape in stack.matrices.items()

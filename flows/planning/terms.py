@@ -21,26 +21,26 @@ from stages.process.device import device_capability
 from stages.process.device_limit import CONTEXT_BYTES
 
 GPU_WORKSPACE_BYTES = 32 << 20
-"""Bytes that cuBLAS keeps for itself by torch's default on the largest cards (8 MiB on others)."""
-HELD_BACK = 0.04
-"""Part of what is computed with that the allocator holds in blocks nothing fits into."""
+"""cuBLAS workspace in bytes by torch's default on the largest GPUs (8 MiB on others)."""
+FRAGMENTATION = 0.04
+"""Share of computing memory that the allocator loses to fragmentation."""
 LIBRARIES_BYTES = 32 << 20
-"""Bytes that a stage process takes beside its imports and its model: the processor and its
-tokenizer, the model's classes, threads."""
+"""Bytes of a stage process besides its imports and model: processor, tokenizer, model classes and
+threads."""
 INT8_BYTES = {"cpu": 9, "cuda": 4}
-"""Bytes of each number that a layer in 8 bit makes, beside what a plain one holds: the product in
-32-bit integers; on a CPU the scales and the scaled product in 32 bit too (bitsandbytes'
-`int8_mm_dequant`), when what is made of it is not there yet. 9 is measured (benchmarks/plan.py)."""
+"""Extra bytes per output number of an int8 layer, compared with a plain one: the product in 32-bit
+integers. On a CPU also the scales and the scaled product in 32 bit (bitsandbytes'
+`int8_mm_dequant`). 9 is measured (benchmarks/plan.py)."""
 ADDED_BYTES = 3 * NUMBER_BYTES
-"""Bytes of each number that an adapted layer makes, beside what a plain one holds: what is added,
-the same scaled, and the sum before what it is made of is given back."""
+"""Extra bytes per output number of an adapted layer, compared with a plain one: the adapter's
+output, its scaled copy, and the sum."""
 KV_BITS = 8
-"""Bits of a number of a quantized KV cache."""
+"""Bits per number of a quantized KV cache."""
 KV_UNPACKED = 3
-"""Times that one layer's share of the whole cache is there while it is packed or unpacked: in 32
-bit, scaled, and in the computing precision."""
+"""Copies of one layer's cache during packing or unpacking: in 32 bit, scaled, and in the computing
+precision."""
 KV_LAYERS_HERE = 2
-"""Layers of an offloaded KV cache that are on the device: the one that computes and the next."""
+"""Layers of an offloaded KV cache on the device: the current one and the next."""
 
 
 def weights(half: PartProfile, settings: PartSettings, rung: Rung, device: str) -> Iterator[Term]:
@@ -79,15 +79,15 @@ def weights(half: PartProfile, settings: PartSettings, rung: Rung, device: str) 
 
 
 def power_of_two(count: int) -> int:
-    """Return the bytes that a pinned allocation of so many bytes takes."""
+    """Return the bytes of a pinned allocation: the next power of two."""
     return 1 << max(0, count - 1).bit_length()
 
 
 def weight_terms(
     half: PartProfile, layer: int, ends: int, each: int, device: str
 ) -> Iterator[Term]:
-    """Yield the weights of a half that is streamed. `layer` are the bytes of a layer, `ends` those
-    outside of layers, `each` those of a number."""
+    """Yield the weight terms of a streamed half. `layer`: bytes per layer. `ends`: bytes outside of
+    layers. `each`: bytes per number."""
     why = f"2 of {half.layers} layers x {gib(layer)}, one computes while the next is read; and "
     yield Term(part="weight", bytes=2 * layer + ends, why=f"{why}what is outside of layers")
     if device.startswith("cuda"):
@@ -108,7 +108,7 @@ def batches_a_block(rung: Rung, workload: Workload, rows: int) -> int:
 def waiting_terms(
     rung: Rung, workload: Workload, rows: int, costs: Expected, device: str
 ) -> Iterator[Term]:
-    """Yield what the batches of a streamed half hold that wait while one computes."""
+    """Yield the memory of batches that wait while another one passes a streamed layer."""
     others = batches_a_block(rung, workload, rows) - 1 if rung.block else 0
     if not others:
         return
@@ -122,19 +122,19 @@ def waiting_terms(
 
 
 def block_prefetch(rung: Rung, workload: Workload, rows: int) -> Term:
-    """Return the next block, whose batches are prepared one after the other."""
+    """Return the prefetch term of the next block, whose batches are prepared one by one."""
     batches = batches_a_block(rung, workload, rows)
-    pictures = max(rows, workload.parts)  # of one that is cut, all parts are there together
-    pixels, frames = pictures * workload.units * PIXEL_BYTES, workload.reading_bytes(rows)
+    images = max(rows, workload.parts)  # all tiles of an image are in memory together
+    pixels, frames = images * workload.units * PIXEL_BYTES, workload.reading_bytes(rows)
     next_one = batches * pixels + frames if workload.chunks > batches * rows else 0
-    why = f"the next block's pixels, {batches} x {gib(pixels)}, and frames of what is read"
+    why = f"the next block's pixels, {batches} x {gib(pixels)}, and frames being read"
     return Term(part="workspace", bytes=next_one, why=why)
 
 
 def products(
     half: PartProfile, settings: PartSettings, rung: Rung, tokens: int, device: str
 ) -> Iterator[Term]:
-    """Yield what the products in 8 bit of `tokens` of a batch take."""
+    """Yield the memory of int8 products for `tokens` of a batch."""
     if settings.precision != "int8":
         return
     at_once = min(tokens, rung.prefill or tokens)
@@ -144,7 +144,7 @@ def products(
 
 
 def adapter_terms(settings: PartSettings, rung: Rung, tokens: int) -> Iterator[Term]:
-    """Yield what the widest layer of an adapter makes of `tokens` of a batch."""
+    """Yield the output memory of an adapter's widest layer for `tokens` of a batch."""
     if settings.adapter is None:
         return
     at_once, rows = min(tokens, rung.prefill or tokens), settings.adapter.rows
@@ -168,17 +168,17 @@ def cache(rung: Rung, whole: int, half: PartProfile, why: str) -> Iterator[Term]
         yield Term(part="kv", bytes=whole, why=why)
 
 
-def around(
+def overhead_terms(
     rung: Rung,
     terms: Sequence[Term],
     device: str,
     prefetch: Term,
     libraries: int = LIBRARIES_BYTES,
 ) -> Iterator[Term]:
-    """Yield what is needed beside weights and what is computed with."""
+    """Yield the memory besides weights and activations: fragmentation, libraries and prefetch."""
     computing = sum(term.bytes for term in terms if term.part == "activation")
-    why = f"{HELD_BACK:.0%} of what is computed with, held back by the allocator"
-    yield Term(part="workspace", bytes=math.ceil(HELD_BACK * computing), why=why)
+    why = f"{FRAGMENTATION:.0%} of computing memory, lost to fragmentation"
+    yield Term(part="workspace", bytes=math.ceil(FRAGMENTATION * computing), why=why)
     if device.startswith("cuda"):
         yield Term(part="workspace", bytes=GPU_WORKSPACE_BYTES, why="scratch of cuBLAS")
         yield Term(
@@ -200,12 +200,12 @@ def prefetch_of(workload: Workload, rows: int, each: int, what: str) -> Term:
 
 
 def frames_prefetch(workload: Workload, rows: int) -> Term:
-    """Return the batches that are prefetched: pixels of all, frames of what is being read."""
+    """Return the term of prefetched batches: pixels of all, and frames of the one being read."""
     pixels, frames = rows * workload.units * PIXEL_BYTES, workload.reading_bytes(rows)
     if workload.kind == "video":
         return prefetch_of(workload, rows, pixels + frames, "pixels and frames")
     term = prefetch_of(workload, rows, pixels, "pixels")
-    why = f"{term.why}, and {COPIES} copies of a picture of {gib(workload.frame_bytes)} being read"
+    why = f"{term.why}, and {COPIES} copies of an image of {gib(workload.frame_bytes)} being read"
     return replace(term, bytes=term.bytes + frames, why=why)
 
 
@@ -217,8 +217,8 @@ def attention_terms(
     units: int,
     device: str,
 ) -> Iterator[Term]:
-    """Yield what attention takes beside what a dry run counts: of graphs, and on a GPU. A dry run
-    counts that of the fused kernel of a CPU."""
+    """Yield attention memory that a dry run does not count, for graphs and on a GPU. A dry run
+    counts that of a CPU's fused kernel."""
     size = partial(at_size, half.batch_costs, kind=workload.kind, rows=rows, units=units)
     if settings.graph:
         why = "scores of all pairs of tokens: a graph has no fused attention"
@@ -230,6 +230,6 @@ def attention_terms(
         why = f"scores of all pairs of tokens, in 32 bit: {gpu} has no fused attention in bf16"
         yield Term(part="workspace", bytes=size(lambda w: w.scores_bytes), why=why)
     elif masks := size(lambda w: w.mask_bytes):
-        # A fused kernel takes no booleans, and rows of a multiple of 16 numbers.
-        why = "masks of a batch, once as numbers and once with longer rows"
+        # A fused kernel needs numbers instead of booleans, and rows of a multiple of 16 numbers.
+        why = "attention masks of a batch: as numbers, and padded"
         yield Term(part="workspace", bytes=masks, why=why)

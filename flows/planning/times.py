@@ -22,8 +22,8 @@ def stage_seconds(
     machine: Machine,
     new_tokens: int | None = None,
 ) -> dict[str, float | None]:
-    """Return the seconds of each stage; None for one that needs what was not measured. All of its
-    captions are taken to be `new_tokens` long (None: as long as they may be)."""
+    """Return the seconds of each stage; None if a needed measurement is missing. `new_tokens`:
+    assumed caption length; None: the maximum."""
     left = to_do(job, found)
     new = EngineOptions.of(job.config).max_new_tokens if new_tokens is None else new_tokens
     work = {
@@ -37,24 +37,24 @@ class Times:
     """The times of a plan."""
 
     seconds: dict[str, float | None] | None
-    """Stage → seconds, None for one that needs what was not measured; None when nothing was."""
+    """Stage → seconds, None if unknown; None without measurements."""
     line: str
-    """Line for people."""
+    """The same as text."""
 
 
 def times_of(job: Job, rungs: Mapping[str, Rung], found: Sequence[Estimate]) -> Times:
-    """Return how long what is left of a job takes, if this machine was measured. `rungs` are those
-    that the stages start on; `found` is an estimate for each medium of the job."""
+    """Return the remaining time of a job, if this machine was measured. `rungs`: starting rung of
+    each stage. `found`: estimate of each medium."""
     known = find_machine(job.device)
     if known.machine is None:
         return Times(seconds=None, line=f"unknown: {known.why}; {ADVICE}")
     each = stage_seconds(job, rungs, found, known.machine)
     bound = {stage: "up to " * STAGES[stage].uses_token_limit for stage in each}
-    said = [
+    texts = [
         f"{stage} {'unknown' if s is None else bound[stage] + duration(s)}"
         for stage, s in each.items()
     ]
-    line = ", ".join(said)
+    line = ", ".join(texts)
     if any(STAGES[stage].uses_token_limit for stage in each):
         line += f" (captions of {EngineOptions.of(job.config).max_new_tokens} tokens)"
     return Times(seconds=each, line=f"{line}; {known.why}" if known.why else line)

@@ -16,18 +16,17 @@ class RemainingWork:
     """The remaining work of one kind of media."""
 
     workload: Workload
-    """An ordinary chunk of it."""
+    """A typical chunk."""
     pixels: float
-    """Pixels to be decoded."""
+    """Pixels to decode."""
     frame_bytes: float
-    """Bytes of frames to be stored."""
+    """Bytes of frames to store."""
     left: Mapping[str, int]
-    """Name of a stage → chunks without what it makes."""
+    """Stage name → number of chunks without its output."""
 
 
 def to_do(job: Job, found: Sequence[Estimate]) -> list[RemainingWork]:
-    """Return what is left, of each kind that there is. `found` is an estimate for each medium of
-    the job."""
+    """Return the remaining work for each kind of media. `found`: estimate of each medium."""
     return [made for kind in KINDS if (made := _of_kind(job, kind, found)) is not None]
 
 
@@ -44,7 +43,7 @@ def _of_kind(job: Job, kind: MediaKind, found: Sequence[Estimate]) -> RemainingW
     middle = sorted((e for _, e in pairs), key=lambda e: math.prod(e.stored))[len(pairs) // 2]
     prompt = pairs[0][0].prompt
 
-    def lacking(stage: StageSpec) -> int:
+    def remaining(stage: StageSpec) -> int:
         of_prompt = stage.writes in ledger.namespaces.prompted
         uncounted = sum(e.chunks for e in uncut if of_prompt or not e.again)
         return uncounted + len({t[stage.writes] for t in tasks if not ledger.has(t, stage)})
@@ -54,5 +53,5 @@ def _of_kind(job: Job, kind: MediaKind, found: Sequence[Estimate]) -> RemainingW
         workload=replace(workload, parts=middle.parts),
         pixels=sum(e.shown_frames * math.prod(e.shown) for e in uncut),
         frame_bytes=sum(e.frame_bytes for e in uncut),
-        left={stage.name: lacking(stage) for stage in job.pipeline[1:]},
+        left={stage.name: remaining(stage) for stage in job.pipeline[1:]},
     )

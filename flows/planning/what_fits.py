@@ -1,6 +1,4 @@
-"""Computes which memory budget fits a model in which precision. Each cell is estimated
-like a plan.
-"""
+"""Computes the table of memory budgets and precisions that fit a model."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -20,16 +18,16 @@ PRECISIONS: Mapping[str, dict[str, str]] = {
     "nf4, vision too": {"precision": "nf4", "vision_precision": "nf4"},
     "auto": {"precision": "auto"},
 }
-"""Name of a row → the options that it means."""
+"""Row name → its options."""
 MARKS: Mapping[str, Callable[[Rung, Rung], bool]] = {
-    "*": lambda first, taken: (taken.prefill, taken.kv) != (first.prefill, first.kv),
-    "+": lambda first, taken: taken.precision != first.precision,
-    "s": lambda first, taken: taken.block > 0,
-    "o": lambda first, taken: taken.offload and not taken.block,
+    "*": lambda first, chosen: (chosen.prefill, chosen.kv) != (first.prefill, first.kv),
+    "+": lambda first, chosen: chosen.precision != first.precision,
+    "s": lambda first, chosen: chosen.block > 0,
+    "o": lambda first, chosen: chosen.offload and not chosen.block,
 }
-"""Mark → whether a rung has earned it, beside the one that was asked for."""
+"""Mark → whether it applies, given the requested and the chosen rung."""
 LEGEND = (
-    "a/b: encode/decode · *: prompts in pieces or KV cache in host memory · +: quantized · "
+    "a/b: encode/decode · *: chunked prefill or KV cache in host memory · +: quantized · "
     "s: encoder streamed layer by layer · o: weights in host memory, far slower · -: does not fit"
 )
 
@@ -41,13 +39,13 @@ class Cell:
     gib: int
     fits: bool
     batches: dict[str, int]
-    """Stage → chunks at once, of the stages that use the model."""
+    """Stage with a model → batch size."""
     marks: str
-    """Marks of what else it takes, as `MARKS` has it."""
+    """Marks of further changes, from `MARKS`."""
 
     def text(self) -> str:
-        """Return `8`, `4/1*`: chunks at once, and what else it takes; `-`: does not fit. There are
-        two numbers where encode and decode differ."""
+        """Return the batch size and marks, such as `8` or `4/1*`; `-`: does not fit. Two numbers:
+        encode and decode differ."""
         if not self.fits:
             return "-"
         counts = list(dict.fromkeys(self.batches.values()))
@@ -55,24 +53,24 @@ class Cell:
 
 
 def what_fits(question: PlanRequest, device: str) -> dict[str, list[Cell]]:
-    """Return the rows. Those that the checkpoint cannot be had in are left out, and those whose
-    weights take what a row above takes."""
+    """Return the rows of the table. Leaves out precisions that the checkpoint does not support, and
+    rows with the same weight sizes as a row above."""
     found: dict[str, list[Cell]] = {}
-    told = set()
+    seen = set()
     for name, options in PRECISIONS.items():
-        in_it = _in(question, options, device)
-        if in_it is None:
+        request = _request_for(question, options, device)
+        if request is None:
             continue
-        model = in_it.model
-        auto = in_it.config.precision == "auto"
+        model = request.model
+        auto = request.config.precision == "auto"
         takes = (*(settings[0].weight_bytes for settings in model.settings.values()), auto)
-        if takes not in told:
-            told.add(takes)
-            found[name] = [_cell(in_it, gib) for gib in BUDGETS_GIB]
+        if takes not in seen:
+            seen.add(takes)
+            found[name] = [_cell(request, gib) for gib in BUDGETS_GIB]
     return found
 
 
-def _in(question: PlanRequest, options: dict[str, str], device: str) -> PlanRequest | None:
+def _request_for(question: PlanRequest, options: dict[str, str], device: str) -> PlanRequest | None:
     changed: dict[str, Any] = {"vision_precision": None, "language_precision": None, **options}
     if not question.model.profile.language.parameters:
         changed["language_precision"] = "native"
@@ -88,17 +86,17 @@ def _cell(question: PlanRequest, gib: int) -> Cell:
         given=True,
         free_bytes=size,
         total_bytes=size,
-        # Of a card that is only thought of, the host is not known.
+        # The host of a hypothetical GPU is unknown, so it sets no limit.
         host_bytes=1 << 60,
     )
     found: dict[str, StagePlan] = choices(question, question.rungs, budget)
     return Cell(
         gib=gib,
         fits=all(choice.fits for choice in found.values()),
-        batches={stage: choice.taken.rung.batch for stage, choice in found.items()},
+        batches={stage: choice.chosen.rung.batch for stage, choice in found.items()},
         marks="".join(
             mark
-            for mark, earned in MARKS.items()
-            if any(earned(choice.first.rung, choice.taken.rung) for choice in found.values())
+            for mark, applies in MARKS.items()
+            if any(applies(choice.requested.rung, choice.chosen.rung) for choice in found.values())
         ),
     )

@@ -18,45 +18,44 @@ from flows.planning.sizes import UNKNOWN_SIZE, Estimate, frame_counts
 
 KINDS: tuple[MediaKind, ...] = ("video", "image")
 TEMPLATE_TOKENS = 48
-"""Most tokens that a chat template writes about a prompt, such as a system's greeting."""
+"""Maximum tokens that a chat template adds to a prompt, such as a system message."""
 STANDARD_CHUNKS = 64
-"""Chunks that are assumed where no media are given: more than any batch holds."""
+"""Number of chunks assumed without media: more than any batch holds."""
 PIXEL_BYTES = 4
-"""Bytes of a pixel's number: processors give them in 32 bit."""
+"""Bytes per pixel value: processors return 32-bit numbers."""
 COPIES = 7
-"""Times that a picture is in memory while a processor makes it smaller: 5 to 7 with 27 of 28
-processors, 15 with Pix2Struct's, which counts in 32 bit (measured with 24 megapixels)."""
+"""Copies of an image in memory while a processor resizes it: 5 to 7 with 27 of 28 processors, 15
+with Pix2Struct's, which uses 32-bit numbers (measured with 24 megapixels)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Workload:
-    """The chunks of one kind in a job, described by the largest of them."""
+    """The chunks of one kind in a job, described by the largest one."""
 
     kind: MediaKind
     chunks: int
     """Number of chunks."""
     frames: int
-    """Frames of the largest."""
+    """Frames of the largest chunk."""
     stored: tuple[int, int]
     """Height and width of a stored frame, in pixels."""
     shown: tuple[int, int]
-    """The same of a frame in the file."""
+    """Height and width of a frame in the file, in pixels."""
     units: int
-    """Numbers of pixel input a chunk."""
+    """Pixel values of the model input per chunk."""
     tokens: int
-    """Tokens of the prompt of a chunk, the places of its pictures among them."""
+    """Prompt tokens per chunk, image placeholders included."""
     text_tokens: int
-    """Tokens among them that are no places of pictures."""
+    """Prompt tokens per chunk without image placeholders."""
     feature_bytes: int
-    """Bytes of the features of a chunk, as stored."""
+    """Bytes of the stored features per chunk."""
     parts: int = 1
-    """Parts of a picture that are looked at, each as one of its own."""
+    """Number of tiles per image, the whole image included."""
     stored_frames: int = 0
-    """Frames of it that are stored, where fewer are shown; 0: as many as are shown."""
+    """Stored frames, if the model sees fewer; 0: the same as `frames`."""
 
     def rows(self, batch: int, frames: int = 0) -> int:
-        """Return the chunks that go through together where at most `batch` may. They have at most
-        so many `frames` (0: any number)."""
+        """Return the chunks per batch, at most `batch`, with at most `frames` frames (0: any)."""
         if frames:
             batch = min(batch, max(1, frames // self.frames))
         return max(1, min(batch, self.chunks))
@@ -67,16 +66,15 @@ class Workload:
         return 3 * max(self.frames, self.stored_frames) * math.prod(self.stored)
 
     def reading_bytes(self, rows: int) -> int:
-        """Return the bytes of frames while so many chunks are read. Pictures come one after
-        another."""
+        """Return the bytes of frames while `rows` chunks are read. Images are read one by one."""
         if self.kind == "video":
             return rows * self.frame_bytes
-        if self.parts > 1:  # as stored and as an array, and its largest part in the processor
+        if self.parts > 1:  # as stored, as an array, and the largest tile in the processor
             return 2 * self.frame_bytes + COPIES * min(self.frame_bytes, 3 * LARGE)
         return COPIES * self.frame_bytes
 
     def with_frames(self, frames: int) -> "Workload":
-        """Return the same with fewer frames a chunk."""
+        """Return the workload with fewer frames per chunk."""
         share = frames / self.frames
         return replace(
             self,
@@ -89,41 +87,40 @@ class Workload:
 
     def line(self) -> str:
         """Return a line such as `video chunks of up to 32 frames of 640x360, 2,100 tokens`."""
-        high, wide = self.stored
+        height, width = self.stored
         video = f"video chunks of up to {counted(self.frames, 'frame')}"
         what = video if self.kind == "video" else "images"
-        asked = f", {self.tokens:,} tokens a prompt" if self.text_tokens else ""
-        return f"{what} of {wide}x{high}{asked}"
+        prompt_text = f", {self.tokens:,} tokens a prompt" if self.text_tokens else ""
+        return f"{what} of {width}x{height}{prompt_text}"
 
 
 def workloads_of(
     model: Model, media: Sequence[Medium], expected: Sequence[Estimate]
 ) -> list[Workload]:
-    """Return the workloads of a job's media, an estimate for each. They are of either kind the
-    chunk of which most pixels are seen and, where it is another, the one with the largest
-    frames."""
+    """Return the workloads of a job's media, given an estimate of each medium. For each kind, they
+    are the chunk with most encoded pixels and, if it differs, the one with the largest frames."""
     found: list[Workload] = []
     for kind, of_kind in _by_kind(media, expected):
         chunks = sum(e.chunks for _, e in of_kind)
         prompt = max((m.prompt for m, _ in of_kind), key=len)
-        most = max((e for _, e in of_kind), key=partial(_seen_pixels, model, kind))
+        largest = max((e for _, e in of_kind), key=partial(_seen_pixels, model, kind))
         widest = max((e for _, e in of_kind), key=lambda e: math.prod(e.stored))
-        for estimate in {id(e): e for e in (most, widest)}.values():
+        for estimate in {id(e): e for e in (largest, widest)}.values():
             workload = _of_estimate(model, kind, chunks, estimate, prompt)
             found.append(replace(workload, parts=max(e.parts for _, e in of_kind)))
     return found
 
 
-def least_workload(
+def smallest_workload(
     model: Model, media: Sequence[Medium], expected: Sequence[Estimate]
 ) -> Workload | None:
-    """Return the chunk of a job's media that takes least. A stage that leaves no room even for that
-    cannot be begun."""
+    """Return the smallest chunk of a job's media; None without media. A stage that cannot fit it
+    cannot start."""
     found = [(kind, *pair) for kind, of_kind in _by_kind(media, expected) for pair in of_kind]
     if not found:
         return None
-    kind, medium, least = min(found, key=lambda e: e[2].chunk_frames * math.prod(e[2].stored))
-    return _of_estimate(model, kind, least.chunks, least, medium.prompt)
+    kind, medium, smallest = min(found, key=lambda e: e[2].chunk_frames * math.prod(e[2].stored))
+    return _of_estimate(model, kind, smallest.chunks, smallest, medium.prompt)
 
 
 def _of_estimate(
@@ -145,20 +142,21 @@ def _by_kind(
 
 
 def _seen_pixels(model: Model, kind: MediaKind, estimate: Estimate) -> int:
-    """Return the pixels of the longest chunk, as they are seen."""
+    """Return the encoded pixels of the longest chunk."""
     return estimate.chunk_frames * math.prod(seen_size(model, kind, estimate.stored))
 
 
 def seen_size(model: Model, kind: MediaKind, stored: tuple[int, int]) -> tuple[int, int]:
-    """Return height and width at which a stored frame is seen: those of videos are stored so."""
+    """Return the height and width at which a stored frame is encoded. Video frames are stored at
+    that size."""
     return model.fit("image").size(*stored) if kind == "image" else stored
 
 
 def standard_workloads(
     model: Model, sampling: Sampling, prompt: str, bound: FrameBound | None = None
 ) -> list[Workload]:
-    """Return what is assumed where no media are given: full chunks of a long video in full HD, with
-    no more frames than its `bound`. Of a model that takes no video, it is the same as pictures."""
+    """Return the workload assumed without media: full chunks of a long full HD video, limited by
+    `bound`. A model without video support gets the same as images."""
     stored = model.fit("video").size(*UNKNOWN_SIZE)
     frames = max(frame_counts(sampling, 4 * sampling.chunk_seconds))
     frames = min(frames, bound.of(stored) or frames) if bound else frames
@@ -174,19 +172,19 @@ def workload_of(
     shown: tuple[int, int],
     prompt: str,
 ) -> Workload:
-    """Return a workload with what the profile says of such frames."""
+    """Build a workload from the model's profile."""
     counted = encoder_frames(model.profile, kind, frames)
     tokens, pixel_bytes = chunk_frame_tokens(
         model.profile, kind, frames, seen_size(model, kind, stored)
     )
     each = model.feature_bytes(kind)
-    most = model.profile.image_tokens if kind == "image" else model.profile.frame_tokens
-    share = tokens / most if most else 1.0
+    largest = model.profile.image_tokens if kind == "image" else model.profile.frame_tokens
+    share = tokens / largest if largest else 1.0
     written = max(TEMPLATE_TOKENS, model.profile.words_a_prompt)
     written += model.profile.words_a_frame * frames if kind == "video" else 0
-    # Many tokenizers make a token of each digit.
+    # Many tokenizers use one token per digit.
     text = written + len(prompt.encode()) // BYTES_A_TOKEN + added_bytes(prompt, frames)
-    if model.profile.route == "dual":  # which is asked nothing
+    if model.profile.route == "dual":  # dual encoders have no prompt
         text = 0
     return Workload(
         kind=kind,

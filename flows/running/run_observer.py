@@ -99,7 +99,7 @@ class RunObserver:
         if record is None or job is None:
             return
         if self._ladder is not None:
-            self._ladder.listen(stage, event)
+            self._ladder.on_event(stage, event)
         if isinstance(event, Item):
             self._items[stage] += 1
             record.live(stage, self._items[stage])

@@ -51,7 +51,7 @@ class SingleItemFallback:
         remaining = [task for task in tasks if task.identity in events_by_identity]
         for rung in self._ladder.single_item_rungs(stage.name) if remaining else []:
             error = events_by_identity[remaining[0].identity].error
-            self._ladder.tell_single_items(rung, [self._name(task) for task in remaining], error)
+            self._ladder.log_single_items(rung, [self._name(task) for task in remaining], error)
             self._run_each(stage, rung, remaining)
             remaining = [task for task in remaining if not self._is_made(stage, task)]
             if not remaining:

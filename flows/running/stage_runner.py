@@ -97,7 +97,7 @@ class OneShotStage:
         else:
             question = question_of_model(job.model, job.config, job.device, (stage,), prompt="")
         found = choose(question, job.budget, self._ladder.rungs, self._ladder.known())
-        self._ladder.start({name: choice.taken.rung for name, choice in found.items()})
+        self._ladder.start({name: choice.chosen.rung for name, choice in found.items()})
         plan = self._record.value["plan"]
         earlier = (plan.get("memory") or {}).get("stages", ())
         memory = memory_json(found, job.budget)
@@ -120,7 +120,7 @@ class OneShotStage:
             return process.wait()
         except CannotFit as error:
             ready = bool(process.outcome.notes.get("ready"))
-            self._ladder.down(stage.name, error, largest=rung.batch, tokens=0, ready=ready)
+            self._ladder.step_down(stage.name, error, largest=rung.batch, tokens=0, ready=ready)
             return None
         except BaseException:
             process.stop()
@@ -190,7 +190,7 @@ class StageRunner:
         except (CannotFit, StageDied) as error:
             suspects = [m for m in wave if m.digest in process.outcome.open_media]
             if isinstance(error, CannotFit) and (at_once > 1 or not suspects):
-                self._ladder.down(self._first.name, error, largest=at_once, tokens=0)
+                self._ladder.step_down(self._first.name, error, largest=at_once, tokens=0)
                 return True
             if not suspects or not (isinstance(error, CannotFit) or is_crash(error)):
                 raise
@@ -286,7 +286,7 @@ class StageRunner:
             self.on_start(name, work.total, work.total - work.missing)
             outcome, error = self._run(stage, work.batches, work.rung)
             if error is not None:
-                self._ladder.down(
+                self._ladder.step_down(
                     name,
                     error,
                     largest=max(map(len, work.batches)),
@@ -307,7 +307,7 @@ class StageRunner:
         """Run one process over these batches. Return its outcome, and its error if it ran out of
         memory."""
         self.fetch(parts_of([stage]))
-        fallback_batch = self._ladder.instead(rung)
+        fallback_batch = self._ladder.batch_without_slots(rung)
         process = self.launcher.start(self._calls.media_call(stage, batches, rung, fallback_batch))
         settings, error = settings_on(self._job.model, rung), None
         try:

@@ -352,7 +352,7 @@ class HalfWorker:
             case TooLarge():
                 self._requests.requeue_after_oom(event.key)
             case BatchShrunk():
-                self._spec.ladder.listen(self.name, event)
+                self._spec.ladder.on_event(self.name, event)
                 self._resize(event.batch)
                 log.warning("%s: batches of %d from now on", self.name, self.batches.max_size)
             case MemorySample() | StageNotes():
@@ -385,7 +385,7 @@ class HalfWorker:
     def _after(self, error: PenstockError | None, *, ready: bool) -> None:
         """Queue the lost requests again. After an out-of-memory error, move to a lower rung."""
         self._requests.requeue_after_crash()
-        hopeless, largest, down = False, self._rung.batch, self._spec.ladder.down
+        hopeless, largest, down = False, self._rung.batch, self._spec.ladder.step_down
         if isinstance(error, CannotFit):
             try:
                 down(self.name, error, largest=largest, tokens=0, ready=ready)

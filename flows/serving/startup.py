@@ -83,7 +83,7 @@ def plan_half(
     every = (*request.workloads, *workloads)
     question: PlanRequest = replace(request, workloads=every, any_schema=True)
     found = choose(question, job.budget, ladder.rungs, ladder.known())
-    ladder.start({name: choice.taken.rung for name, choice in found.items()})
+    ladder.start({name: choice.chosen.rung for name, choice in found.items()})
     calls = StageCallBuilder(job)
 
     def call(rung: Rung, pipe: str, room: int) -> StageCall:

@@ -18,14 +18,14 @@ from stages.process.device_limit import CONTEXT_BYTES
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Cost:
-    """The functions that estimate a stage."""
+    """The cost functions of a stage."""
 
     rungs: Callable[[Model, RunOptions, str], list[Rung]]
-    """Model, command and device → the rungs to run it on, cheapest first."""
+    """Model, command and device → rungs, cheapest first."""
     memory: Callable[..., StageEstimate]
-    """Model, rung and workload → the memory that it takes."""
+    """Model, rung and workload → memory estimate."""
     work_left: Callable[[Model, Rung, Sequence[RemainingWork], int], WorkEstimate]
-    """Model, rung, what is left and tokens a caption → the work that it has to do."""
+    """Model, rung, remaining work and tokens per caption → work estimate."""
 
 
 COSTS: Mapping[str, Cost] = {
@@ -64,13 +64,13 @@ COSTS: Mapping[str, Cost] = {
         work_left=export.work_left,
     ),
 }
-"""Name of a stage → its costs."""
+"""Stage name → cost functions."""
 
 
 def rungs_of(
     stages: Pipeline, model: Model, config: RunOptions, device: str
 ) -> dict[str, list[Rung]]:
-    """Return name of a stage → the rungs on which the command lets it run, cheapest first."""
+    """Return stage name → rungs that the command allows, cheapest first."""
     return {stage.name: COSTS[stage.name].rungs(model, config, device) for stage in stages}
 
 
@@ -83,15 +83,15 @@ def estimate(
     context_bytes: int = CONTEXT_BYTES,
     schema: str = "",
 ) -> StageEstimate:
-    """Return what a stage takes on a rung at the worst of its workloads; captions of a form take
-    some more."""
+    """Return the estimate of a stage on a rung for the workload with the highest peak. A `schema`
+    adds the memory of its grammar to decode."""
     calculate = partial(COSTS[rung.stage].memory, model, rung, device=device, new=max_new_tokens)
     found = max((calculate(each) for each in workloads), key=lambda found: found.peak_bytes)
     if schema and rung.stage == "decode":
         found = found.plus(decode.structure_term(model, device), device)
     if not found.context_bytes:
         return found
-    here = Term(part="context", bytes=context_bytes, why="the driver, as it was measured here")
+    here = Term(part="context", bytes=context_bytes, why="the driver, measured on this machine")
     known = context_bytes != CONTEXT_BYTES
     terms = (here if t.part == "context" and known else t for t in found.terms)
     return replace(found, context_bytes=context_bytes, terms=tuple(terms))

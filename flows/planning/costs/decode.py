@@ -11,11 +11,11 @@ from flows.options.commands import RunOptions
 from flows.options.model import AdapterOptions
 from flows.options.text import EngineOptions
 from flows.planning.costs.part import (
+    figures_source,
     free_settings,
     loading,
     precision_of,
     settings_as_run,
-    source_of_figures,
 )
 from flows.planning.costs.slots import prefetched_term, slot_terms, supports_slots
 from flows.planning.estimate import (
@@ -30,9 +30,9 @@ from flows.planning.rungs import MLP_CHUNKS, Rung, sizes
 from flows.planning.seconds import Pass, WorkEstimate
 from flows.planning.terms import (
     adapter_terms,
-    around,
     attention_terms,
     cache,
+    overhead_terms,
     prefetch_of,
     products,
     weights,
@@ -42,26 +42,26 @@ from flows.planning.workloads import Workload
 from stages.decode.engines import engines_for
 from stages.decode.engines.slot_load import SlotLoad
 
-SPELLED_BYTES = 1450
-"""Bytes a token that llguidance takes at the most while it reads a tokenizer; it keeps half of
-them. Measured: 208 MiB for 151,000 tokens of 9 bytes."""
-MANY_WORDS = 150_000
-"""Tokens of a model of which it is not known how many it has."""
+GRAMMAR_BYTES = 1450
+"""Peak bytes per vocabulary token of llguidance while it reads a tokenizer; it keeps half of them.
+Measured: 208 MiB for 151,000 tokens of 9 bytes."""
+DEFAULT_VOCABULARY = 150_000
+"""Assumed vocabulary size of a model with an unknown one."""
 STEP_CALLS = 30
-"""Linear layers that generating one token calls as long as, beside those of the model."""
+"""Overhead of generating one token, in calls of linear layers, besides those of the model."""
 
 
 def rungs(model: Model, config: RunOptions, device: str) -> list[Rung]:
-    """Return fewer slots or smaller batches, prompts in pieces, a cache elsewhere, fewer bits,
-    layers one by one."""
+    """Return the rungs: fewer slots or smaller batches, chunked prefill, KV cache in host memory,
+    quantized weights, layers loaded one by one."""
     half, free = model.profile.language, free_settings(model, config, "language")
     engines = engines_for(EngineOptions.of(config).engine)
     return decode_rungs(
         config.batch_size,
         [(each.precision, each.kv) for each in free],
-        elsewhere=device.startswith("cuda") and any(engine.kv for engine in engines),
-        # PEFT's layers stand in the places of those that would come one by one, and a compiled
-        # step has all of them.
+        kv_offload=device.startswith("cuda") and any(engine.kv for engine in engines),
+        # PEFT replaces the layers that would be loaded one by one, and a compiled step needs all
+        # layers.
         offload=config.may_fall_back("language")
         and not (half.stored_as or AdapterOptions.of(config).adapter or engines[0].compiled),
         seated=[each.precision for each in free if supports_slots(half, each)],
@@ -72,14 +72,16 @@ def decode_rungs(
     batch: int,
     variants: Sequence[tuple[str, str]],
     *,
-    elsewhere: bool,
+    kv_offload: bool,
     offload: bool,
     seated: Container[str] = (),
 ) -> list[Rung]:
-    """Return rungs as for encode, and within each precision more. These are prompts read in pieces,
-    and, where it may be kept `elsewhere`, the KV cache in host memory. `variants` are precisions,
-    each with `quantized` if the KV cache is, else with an empty text; those that are `seated` have
-    slots in place of batches."""
+    """Return the rungs of each variant: smaller batches, chunked prefill, and KV cache offload.
+
+    `variants`: pairs of precision and KV cache, which is `quantized` or empty. `kv_offload`:
+    whether the KV cache may be in host memory. `offload`: whether weights may be loaded layer by
+    layer. `seated`: precisions with slots instead of batches.
+    """
     found: list[Rung] = []
     for precision, kv in variants:
         single = Rung(
@@ -90,16 +92,16 @@ def decode_rungs(
             kv=kv,
             seated=not kv and precision in seated,
         )
-        if kv:  # where it is, all else was tried
+        if kv:  # a quantized cache is the last resort of its precision
             found.append(single)
             continue
         found += [replace(single, batch=size, prefill=0) for size in sizes(batch)]
         found += [replace(single, prefill=tokens) for tokens in MLP_CHUNKS]
-        if elsewhere:
+        if kv_offload:
             found.append(replace(single, kv="offloaded", seated=False))
     if not offload or not variants:
         return found
-    # Layers come to the device one by one, so that a batch costs hardly more than an item.
+    # Layers are loaded one by one, so a batch costs hardly more than one item.
     last = Rung(
         stage="decode",
         batch=1,
@@ -112,7 +114,7 @@ def decode_rungs(
 
 
 def memory(model: Model, rung: Rung, workload: Workload, *, device: str, new: int) -> StageEstimate:
-    """Add up weights, the KV cache and what reading the prompts computes with."""
+    """Add up weights, KV cache and prefill activations."""
     half, rows = model.profile.language, workload.rows(rung.batch)
     settings = settings_as_run(model.best("language"), half, rung)
     terms = list(weights(half, settings, rung, device))
@@ -139,7 +141,7 @@ def memory(model: Model, rung: Rung, workload: Workload, *, device: str, new: in
     terms += products(half, settings, rung, together * workload.tokens, device)
     terms += adapter_terms(settings, rung, together * workload.tokens)
     terms += attention_terms(half, settings, workload, together, workload.tokens, device)
-    terms += around(rung, terms, device, prefetch)
+    terms += overhead_terms(rung, terms, device, prefetch)
     flops = (costs.flops + new * costs.step_flops) * workload.chunks / together
     return StageEstimate.of(
         rung,
@@ -152,25 +154,25 @@ def memory(model: Model, rung: Rung, workload: Workload, *, device: str, new: in
 
 
 def structure_term(model: Model, device: str) -> Term:
-    """Return what it takes to keep captions to a form: the tokens, as a grammar knows them."""
+    """Return the memory of schema-constrained decoding: the grammar's copy of the vocabulary."""
     memory = model.profile.language.row_memory
-    words = memory.words if memory else MANY_WORDS
+    words = memory.words if memory else DEFAULT_VOCABULARY
     part: Purpose = "host" if device.startswith("cuda") else "workspace"
-    why = f"the form of captions: {words:,} tokens x {SPELLED_BYTES:,} bytes"
-    return Term(part=part, bytes=words * SPELLED_BYTES, why=why)
+    why = f"grammar of the schema: {words:,} tokens x {GRAMMAR_BYTES:,} bytes"
+    return Term(part=part, bytes=words * GRAMMAR_BYTES, why=why)
 
 
 def _batch_terms(
     model: Model, rung: Rung, workload: Workload, rows: int, new: int, costs: Expected
 ) -> Iterator[Term]:
-    """Yield the cache of a batch, and what reading its prompts computes with."""
+    """Yield the KV cache of a batch, and its prefill activations."""
     half, whole = model.profile.language, math.ceil(costs.kept_bytes)
     why = f"{counted(rows, 'row')} x ({workload.tokens:,} + {new} tokens) x "
     why += f"{whole / rows / (workload.tokens + new):,.0f} bytes"
     yield from cache(rung, whole, half, why)
     computing = max(0, math.ceil(costs.peak_bytes) - whole)
-    why = f"{counted(rows, 'row')} x {workload.tokens:,} tokens: {source_of_figures(model, costs)}"
-    why += ", beside the cache"
+    why = f"{counted(rows, 'row')} x {workload.tokens:,} tokens: {figures_source(model, costs)}"
+    why += ", without the cache"
     if rung.prefill:
         why += f", {rung.prefill} at once through an MLP"
     yield Term(part="activation", bytes=computing, why=why)
@@ -190,8 +192,8 @@ def _decoder_costs(
 
 
 def work_left(model: Model, rung: Rung, left: Sequence[RemainingWork], new: int) -> WorkEstimate:
-    """Count the loading of the half, and for each batch a pass over its prompts and one a token. In
-    slots prompts are read one by one."""
+    """Count loading the half, and for each batch one prefill pass and one pass per token. With
+    slots, prompts are prefilled one by one."""
     half, settings = model.profile.language, model.best("language")
     precision = precision_of(settings, rung)
     passes = []

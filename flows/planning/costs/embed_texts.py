@@ -9,32 +9,32 @@ from flows.checkpoint.models import Model
 from flows.checkpoint.precision import BYTES
 from flows.options.commands import RunOptions
 from flows.planning.costs.part import (
+    figures_source,
     free_settings,
     loading,
     settings_as_run,
-    source_of_figures,
 )
 from flows.planning.estimate import StageEstimate, Term, decoder_by_dimensions, expected
 from flows.planning.rungs import Rung, sizes
 from flows.planning.seconds import WorkEstimate
-from flows.planning.terms import around, products, weights
+from flows.planning.terms import overhead_terms, products, weights
 from flows.planning.todo import RemainingWork
 from flows.planning.workloads import Workload
 from stages.embed_texts import TEXTS_A_BATCH
 
 ASSUMED_TOKENS = 77
-"""Tokens of a text where the profile does not say."""
+"""Assumed tokens per text, if the profile has none."""
 
 
 def rungs(model: Model, config: RunOptions, device: str) -> list[Rung]:
-    """Return smaller batches, in each precision that the half may be had in."""
+    """Return smaller batches, in each precision that the half supports."""
     precisions = [each.precision for each in free_settings(model, config, "language")]
     single = [Rung(stage="embed_texts", batch=1, precision=precision) for precision in precisions]
     return [replace(rung, batch=size) for rung in single for size in sizes(TEXTS_A_BATCH)]
 
 
 def memory(model: Model, rung: Rung, workload: Workload, *, device: str, new: int) -> StageEstimate:
-    """Add up weights and what the half computes with, of texts as long as it reads."""
+    """Add up weights and activations for texts of the maximum length."""
     half, rows = model.profile.language, rung.batch
     settings = settings_as_run(model.best("language"), half, rung)
     terms = list(weights(half, settings, rung, device))
@@ -45,11 +45,11 @@ def memory(model: Model, rung: Rung, workload: Workload, *, device: str, new: in
         if known
         else decoder_by_dimensions(model.profile, each, rows, tokens)
     )
-    why = f"{counted(rows, 'text')} x {tokens:,} tokens: {source_of_figures(model, costs)}"
+    why = f"{counted(rows, 'text')} x {tokens:,} tokens: {figures_source(model, costs)}"
     terms.append(Term(part="activation", bytes=math.ceil(costs.peak_bytes), why=why))
     terms += products(half, settings, rung, rows * tokens, device)
-    ahead = Term(part="workspace", bytes=0, why="texts, which take next to nothing")
-    terms += around(rung, terms, device, ahead)
+    ahead = Term(part="workspace", bytes=0, why="texts, which take almost nothing")
+    terms += overhead_terms(rung, terms, device, ahead)
     return StageEstimate.of(
         rung,
         terms,
@@ -61,6 +61,6 @@ def memory(model: Model, rung: Rung, workload: Workload, *, device: str, new: in
 
 
 def work_left(model: Model, rung: Rung, left: Sequence[RemainingWork], new: int) -> WorkEstimate:
-    """Count the loading of the half: how many texts there are, no medium tells."""
+    """Count loading the half. The number of texts is unknown here."""
     half, settings = model.profile.language, model.best("language")
     return loading(half, settings, rung, bool(left), [])

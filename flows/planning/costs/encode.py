@@ -1,4 +1,4 @@
-"""Estimates the cost of running frames through the vision half, for every stage that does."""
+"""Estimates the cost of running frames through the vision half."""
 
 import math
 from collections.abc import Sequence
@@ -9,22 +9,22 @@ from flows.checkpoint.models import Model
 from flows.checkpoint.precision import BYTES, QUANTIZED, PartSettings
 from flows.options.commands import RunOptions
 from flows.planning.costs.part import (
+    figures_source,
     free_settings,
     loading,
     precision_of,
     settings_as_run,
-    source_of_figures,
 )
 from flows.planning.estimate import Expected, StageEstimate, Term, encoder_by_dimensions, expected
 from flows.planning.rungs import MLP_CHUNKS, Rung, sizes
 from flows.planning.seconds import Pass, WorkEstimate
 from flows.planning.terms import (
     LIBRARIES_BYTES,
-    around,
     attention_terms,
     batches_a_block,
     block_prefetch,
     frames_prefetch,
+    overhead_terms,
     products,
     waiting_terms,
     weights,
@@ -35,27 +35,26 @@ from stages.memory.oom_retry import next_sizes
 from stages.models.encoding import FRAMES_A_BATCH
 
 BLOCK = 256
-"""Chunks that cross a streamed half together, where they all fit and have no more pictures than
-stages/memory/oom_retry.py says."""
-MANY_TOKENS = 512
-"""Least tokens that go through an encoder's layers at once."""
-MADE_OF = 6
-"""Numbers of the frames that each number of pixel input was made of when the machine was measured
+"""Maximum chunks that pass a streamed half together, if they all fit and have no more images than
+allowed by stages/memory/oom_retry.py says."""
+MIN_PASS_TOKENS = 512
+"""Minimum tokens that pass an encoder's layers at once."""
+PREPARED_RATIO = 6
+"""Frame values per pixel input value in the measurement of the machine
 (stages/memory/machine_benchmarks.py)."""
 
 
 RUNTIME_BYTES = 8 << 20
-"""Bytes that loading a graph takes beside its weights: 5 to 8 MiB were measured."""
+"""Bytes of a loaded ONNX graph besides its weights: 5 to 8 MiB were measured."""
 EMBED_BYTES = 12 << 20
-"""Bytes that making vectors takes beside its imports and its model. It reads no prompts and hands
-over next to nothing: 7 to 9 MiB were measured, with a tokenizer of any size, which is loaded with
-the imports."""
+"""Bytes of the embed stage besides its imports and model. It reads no prompts and its outputs are
+small: 7 to 9 MiB were measured with tokenizers of any size, which load with the imports."""
 
 
 def rungs(model: Model, config: RunOptions, device: str, *, stage: str = "encode") -> list[Rung]:
-    """Return smaller batches, pieces, layers one by one, fewer bits."""
+    """Return the rungs: smaller batches, MLP chunks, streamed layers, quantized weights."""
     half, settings = model.profile.vision, free_settings(model, config, "vision")
-    # What is quantized cannot come layer by layer, pixels have no weights, a graph is one piece.
+    # Quantized weights cannot be streamed, a joint model's pixels need none, a graph is one unit.
     whole = model.profile.route != "joint" and not settings[0].graph
     plain = not half.stored_as and settings[0].precision not in QUANTIZED
     return encode_rungs(
@@ -75,10 +74,9 @@ def encode_rungs(
     weights: bool = True,
     stage: str = "encode",
 ) -> list[Rung]:
-    """Return smaller and smaller batches, then frames in pieces, then layers one after the other.
-    The last are past many batches, of a half that can be `streamed`. So it goes on in each other
-    precision the half may be had in, the best first, where it cannot be streamed. Without
-    `weights`, of a model whose pixels go on as they are, there is no more than batches."""
+    """Return smaller batches, then MLP chunks, then streamed layers; repeat per precision, best
+    first. Only the first precision can be `streamed`. Without `weights` (a model that passes pixels
+    on unchanged), there are only batches."""
     found: list[Rung] = []
     for precision in precisions:
         single = Rung(stage=stage, batch=1, precision=precision)
@@ -90,8 +88,8 @@ def encode_rungs(
 
 
 def _streamed(batch: int, single: Rung) -> list[Rung]:
-    """Return smaller and smaller blocks, then smaller batches. A batch decides bytes, a block does
-    not."""
+    """Return smaller blocks, then smaller batches. The batch size affects output bytes, the block
+    size does not."""
     found: list[Rung] = []
     size, block = batch, max(batch, BLOCK)
     while block:
@@ -109,38 +107,38 @@ def memory(
     new: int,
     libraries: int = LIBRARIES_BYTES,
 ) -> StageEstimate:
-    """Add up weights, pixels and what the encoder computes with; of a joint model pixels alone.
-    `libraries` are the bytes that the stage takes beside its imports and its model."""
+    """Add up weights, pixels and activations; for a joint model, only pixels. `libraries`: bytes of
+    the stage besides its imports and model."""
     half, rows = model.profile.vision, workload.rows(rung.batch, FRAMES_A_BATCH)
     settings = settings_as_run(model.best("vision"), half, rung)
     pixels = rows * workload.units * PIXEL_BYTES
     terms = list(weights(half, settings, rung, device))
     costs = None
     if settings.graph:
-        why = "what ONNX Runtime keeps for itself"
+        why = "ONNX Runtime's own memory"
         terms.append(Term(part="workspace", bytes=RUNTIME_BYTES, why=why))
     if model.profile.route == "joint":
-        why = f"{counted(rows, 'chunk')} x {workload.units:,} numbers of pixels, "
-        why += "which go on as they are"
+        why = f"{counted(rows, 'chunk')} x {workload.units:,} pixel values, "
+        why += "passed on unchanged"
         terms.append(Term(part="activation", bytes=2 * pixels, why=why))
     else:
         in_32 = settings.graph and settings.graph.precision != "fp16"
         computed = replace(settings, dtype="float32") if in_32 else settings
         costs = _encoder_costs(model, computed, rows, workload, rung.prefill)
-        why = f"{counted(rows, 'chunk')} x {workload.units:,} numbers of pixels: "
-        why += source_of_figures(model, costs)
+        why = f"{counted(rows, 'chunk')} x {workload.units:,} pixel values: "
+        why += figures_source(model, costs)
         if rung.prefill:
             why += f", {rung.prefill} positions at once through an MLP"
         terms.append(Term(part="activation", bytes=math.ceil(costs.peak_bytes), why=why))
         terms += waiting_terms(rung, workload, rows, costs, device)
         terms += attention_terms(half, settings, workload, rows, workload.units, device)
-        # Its patches are not counted, but each is multiplied with all that is in the layers.
+        # Patches are not counted, but each is multiplied with all layer weights.
         tokens = math.ceil(costs.flops / (2 * max(1, half.linear_parameters)))
         terms += products(half, settings, rung, tokens, device)
     prefetch = (
         block_prefetch(rung, workload, rows) if rung.block else frames_prefetch(workload, rows)
     )
-    terms += around(rung, terms, device, prefetch, libraries)
+    terms += overhead_terms(rung, terms, device, prefetch, libraries)
     flops = costs.flops * workload.chunks / rows if costs else 0
     guessed = costs is not None and (not costs.known or model.profile.by_dimensions)
     return StageEstimate.of(
@@ -160,8 +158,7 @@ def _encoder_costs(
 
 
 def work_left(model: Model, rung: Rung, left: Sequence[RemainingWork], new: int) -> WorkEstimate:
-    """Count the loading of the half, the preparing of pixels, and a pass for each batch without
-    features."""
+    """Count loading the half, preparing pixels, and one pass per batch without features."""
     half, settings = model.profile.vision, model.best("vision")
     passes = []
     for each in left:
@@ -171,9 +168,9 @@ def work_left(model: Model, rung: Rung, left: Sequence[RemainingWork], new: int)
                 Pass(
                     precision=precision_of(settings, rung),
                     flops=_encoder_costs(model, settings, rows, workload, 0).flops,
-                    tokens=MANY_TOKENS,
+                    tokens=MIN_PASS_TOKENS,
                     calls=half.linear_modules,
-                    # A layer that is streamed is read once for all batches of a block.
+                    # A streamed layer is read once for all batches of a block.
                     moved_bytes=settings.weight_bytes / batches_a_block(rung, workload, rows)
                     if rung.block
                     else 0,
@@ -188,6 +185,8 @@ def work_left(model: Model, rung: Rung, left: Sequence[RemainingWork], new: int)
 
 
 def _prepared(workload: Workload) -> float:
-    """Return the numbers of pixel input of a chunk. Of a large picture, they are those that making
-    it smaller takes as long as."""
-    return max(workload.units, workload.frame_bytes / MADE_OF if workload.kind == "image" else 0)
+    """Return the pixel values to prepare per chunk. For a large image, return the number that takes
+    as long as resizing it."""
+    return max(
+        workload.units, workload.frame_bytes / PREPARED_RATIO if workload.kind == "image" else 0
+    )

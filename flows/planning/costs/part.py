@@ -14,8 +14,8 @@ from stages.models.profile import PartProfile
 
 
 def free_settings(model: Model, config: RunOptions, part: Part) -> tuple[PartSettings, ...]:
-    """Return the settings that a command leaves a part to run in, the best first. Settings that
-    change words, or take many times as long, are among them only under `auto`."""
+    """Return the settings that a command allows for a part, best first. Settings that change words
+    or are many times slower are included only with `auto`."""
     every = model.settings[part]
     return every if config.may_fall_back(part) else every[:1]
 
@@ -33,32 +33,31 @@ def settings_as_run(settings: PartSettings, half: PartProfile, rung: Rung) -> Pa
 
 
 def loading(
-    half: PartProfile, settings: PartSettings, rung: Rung, wanted: bool, passes: Sequence[Pass]
+    half: PartProfile, settings: PartSettings, rung: Rung, needed: bool, passes: Sequence[Pass]
 ) -> WorkEstimate:
-    """Return the work of a process that loads a part and runs these passes; nothing where none is
-    wanted."""
-    if not wanted:
+    """Return the work of a process that loads a part and runs passes; empty unless `needed`."""
+    if not needed:
         return WorkEstimate()
     precision = precision_of(settings, rung)
-    made_small = precision in QUANTIZED and not half.stored_as
+    quantizes = precision in QUANTIZED and not half.stored_as
     return WorkEstimate(
         halves=1,
         passes=tuple(passes),
-        quantized={precision: half.linear_parameters} if made_small else {},
+        quantized={precision: half.linear_parameters} if quantizes else {},
         read_bytes=half.stored_bytes,
         device_bytes=settings.weight_bytes,
     )
 
 
 def precision_of(settings: PartSettings, rung: Rung) -> str:
-    """Return the name of a precision that machines are measured in."""
+    """Return the name under which machines are measured in this precision."""
     name = rung.precision or settings.precision
     if name in (*DTYPES, *QUANTIZED):
         return name
     return "nf4" if name == "fp4" else SHORT.get(settings.dtype, "fp32")
 
 
-def source_of_figures(model: Model, costs: Expected) -> str:
-    """Say where the figures of a batch come from, for people."""
+def figures_source(model: Model, costs: Expected) -> str:
+    """Return the source of a batch's figures as text."""
     guessed = model.profile.by_dimensions or not costs.known
-    return "an estimate by dimensions" if guessed else "a run without data"
+    return "an estimate by dimensions" if guessed else "a dry run"

@@ -1,4 +1,4 @@
-"""Estimates the memory of decoding in slots, with the engine's own arithmetic."""
+"""Estimates the memory of decoding in slots, using the engine's cost function."""
 
 from collections.abc import Iterator
 from pkgutil import resolve_name
@@ -12,12 +12,11 @@ from stages.models.prefetch import PREFETCH_BATCHES
 from stages.models.profile import PartProfile
 
 WAITING_BATCHES = 2
-"""Batches that slots have taken and not begun, beside those that are read ahead."""
+"""Batches that are claimed but not started, besides prefetched ones."""
 
 
 def supports_slots(half: PartProfile, settings: PartSettings) -> bool:
-    """Return whether a half may be run in slots, as far as its profile tells; a trial tells the
-    rest."""
+    """Return whether a half may run in slots by its profile. The engine check decides later."""
     engine = settings.choice[0] if settings.choice else None
     if engine is None or not engine.slots or settings.kv or half.row_memory is None:
         return False
@@ -32,14 +31,14 @@ def supports_slots(half: PartProfile, settings: PartSettings) -> bool:
 
 
 def slot_terms(load: SlotLoad) -> Iterator[Term]:
-    """Yield what an engine's slots take beside the weights."""
+    """Yield the memory of an engine's slots without the weights."""
     for part, size, why in resolve_name(load.engine.costs)(load):
         yield Term(part=part, bytes=size, why=why)
 
 
 def prefetched_term(workload: Workload, slots: int) -> Term:
-    """Return the features of rows in slots and of those to come: who runs out of memory begins them
-    anew."""
+    """Return the features of running and waiting sequences, which are kept to restart sequences
+    after an out-of-memory error."""
     rows = min(workload.chunks, slots * (1 + WAITING_BATCHES + PREFETCH_BATCHES))
-    why = f"features of {counted(rows, 'row')} in slots and to come"
+    why = f"features of {counted(rows, 'row')}, running and waiting"
     return Term(part="workspace", bytes=rows * workload.feature_bytes, why=why)

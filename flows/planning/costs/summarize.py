@@ -16,18 +16,18 @@ from flows.planning.todo import RemainingWork
 from flows.planning.workloads import Workload
 from stages.summarize.job import ANSWERS, ASSUMED_CONTEXT, LARGEST_CONTEXT, MAX_TEXTS, STEP
 
-LEAST_CONTEXT = 512
-"""Tokens of a context below which captions are not worth reading together."""
+MIN_CONTEXT = 512
+"""Minimum context in tokens: with less, combining captions is not worthwhile."""
 KERNEL_BYTES = 1 << 20
-"""Bytes of the kernels that oneDNN makes for prompts of one length and keeps: 13 MB for 13 lengths
-were measured with the demo model."""
+"""Bytes of the kernels that oneDNN compiles and keeps per prompt length: 13 MB for 13 lengths were
+measured with the demo model."""
 
 
 def rungs(model: Model, config: RunOptions, device: str) -> list[Rung]:
-    """Return shorter contexts, in each precision that the half may be had in."""
-    most = min(model.profile.context_tokens or ASSUMED_CONTEXT, LARGEST_CONTEXT)
-    contexts = [most]
-    while contexts[-1] // 2 >= LEAST_CONTEXT:
+    """Return shorter contexts, in each precision that the half supports."""
+    longest = min(model.profile.context_tokens or ASSUMED_CONTEXT, LARGEST_CONTEXT)
+    contexts = [longest]
+    while contexts[-1] // 2 >= MIN_CONTEXT:
         contexts.append(contexts[-1] // 2)
     return [
         Rung(stage="summarize", batch=1, precision=settings.precision, context=context)
@@ -38,12 +38,14 @@ def rungs(model: Model, config: RunOptions, device: str) -> list[Rung]:
 
 
 def memory(model: Model, rung: Rung, workload: Workload, *, device: str, new: int) -> StageEstimate:
-    """Add up weights, and what reading texts and answering takes, one at a time."""
-    found = decode.memory(model, rung, _asked(rung, workload, new), device=device, new=new)
+    """Add up weights, and the memory of one prompt and answer at a time."""
+    found = decode.memory(
+        model, rung, _reading_workload(rung, workload, new), device=device, new=new
+    )
     if device != "cpu":
         return found
     lengths = min(math.ceil(rung.context / STEP), nodes_of(workload.chunks))
-    why = f"kernels of the CPU for prompts of {counted(lengths, 'length')} x {KERNEL_BYTES:,} bytes"
+    why = f"CPU kernels for prompts of {counted(lengths, 'length')} x {KERNEL_BYTES:,} bytes"
     kernels = Term(part="workspace", bytes=lengths * KERNEL_BYTES, why=why)
     return StageEstimate.of(
         rung,
@@ -56,8 +58,7 @@ def memory(model: Model, rung: Rung, workload: Workload, *, device: str, new: in
 
 
 def work_left(model: Model, rung: Rung, left: Sequence[RemainingWork], new: int) -> WorkEstimate:
-    """Count the loading of the half, and for each text that is made a pass over those that it is
-    of, and one a token."""
+    """Count loading the half, and for each summary node one prefill pass and one pass per token."""
     half, settings = model.profile.language, model.best("language")
     videos = [each.workload for each in left if each.workload.kind == "video"]
     nodes = sum(nodes_of(each.chunks) for each in videos)
@@ -79,11 +80,11 @@ def work_left(model: Model, rung: Rung, left: Sequence[RemainingWork], new: int)
 
 
 def nodes_of(chunks: int) -> int:
-    """Return how many texts are made of so many captions at the least."""
+    """Return the minimum number of summary nodes for this number of chunks."""
     above = math.ceil(chunks / MAX_TEXTS)
     return above + (nodes_of(above) if above > 1 else 0)
 
 
-def _asked(rung: Rung, workload: Workload, new: int) -> Workload:
+def _reading_workload(rung: Rung, workload: Workload, new: int) -> Workload:
     tokens = rung.context - min(new, rung.context // ANSWERS)
     return replace(workload, chunks=1, tokens=tokens, text_tokens=tokens, feature_bytes=0)

@@ -1,4 +1,4 @@
-"""Estimates what training an adapter on stored features costs. `plan --train` uses the same
+"""Estimates the cost of training an adapter on stored features. `plan --train` uses the same
 arithmetic.
 """
 
@@ -18,51 +18,51 @@ from flows.planning.costs.part import free_settings, settings_as_run
 from flows.planning.estimate import StageEstimate, Term
 from flows.planning.layers import pass_bytes
 from flows.planning.rungs import Rung, sizes
-from flows.planning.terms import ADDED_BYTES, adapter_terms, around, weights
+from flows.planning.terms import ADDED_BYTES, adapter_terms, overhead_terms, weights
 from flows.planning.training.estimate import LOGITS, adapted_layer_bytes, lora_parameters
 from flows.planning.training.terms import ADAPTER, OPTIMIZERS
 from flows.planning.workloads import Workload
 from stages.models.hub.checkpoint import Checkpoint
 from stages.tune.job import ADAMW, ADAMW8
 
-FEW_BITS = "nf4"
-"""Precision in few bits that gradients go through."""
+FOUR_BIT = "nf4"
+"""4-bit precision that supports gradients."""
 MOMENTS = {ADAMW: ADAPTER.optimizer, ADAMW8: OPTIMIZERS["8bit"].optimizer}
-"""Bytes that an optimizer keeps of a trained number."""
+"""Optimizer → bytes kept per trained number."""
 BEST = 4
-"""Bytes of it as it was at its best, on the host."""
+"""Bytes per trained number of the best state so far, kept on the host."""
 KEPT = 34
-"""Numbers of a hidden state that a layer keeps of a token for the backward pass, about
-(Korthikanti et al. 2022, equation 1), where its dimensions are not known."""
+"""Approximate values per token that a layer keeps for the backward pass, in multiples of the hidden
+size, if its dimensions are unknown (Korthikanti et al. 2022, equation 1)."""
 
 
 def rungs(model: Model, config: RunOptions, device: str) -> list[Rung]:
-    """Return fewer examples at once, then layers computed again, moments in 8 bit, and, by leave,
-    weights in 4 bit."""
-    asked = LearnedOptions.of(config)
+    """Return the rungs: fewer examples at once, then gradient checkpointing, then 8-bit moments,
+    and, if allowed, 4-bit weights."""
+    options = LearnedOptions.of(config)
     found: list[Rung] = []
     for settings in free_settings(model, config, "language"):
-        if settings.kv or (found and settings.precision != FEW_BITS):
+        if settings.kv or (found and settings.precision != FOUR_BIT):
             continue
         whole = Rung(
             stage="tune",
             batch=1,
             precision=settings.precision,
-            rank=0 if asked.scored_only else asked.lora_rank,
-            caption=asked.caption_tokens,
-            recompute=asked.recompute,
-            optimizer=asked.optimizer,
+            rank=0 if options.scored_only else options.lora_rank,
+            caption=options.caption_tokens,
+            recompute=options.recompute,
+            optimizer=options.optimizer,
         )
         found += [replace(whole, batch=size) for size in sizes(config.batch_size)]
-        if not asked.scored_only:
-            again = replace(whole, recompute=True)
-            found += [again, replace(again, optimizer=ADAMW8)]
+        if not options.scored_only:
+            recomputed = replace(whole, recompute=True)
+            found += [recomputed, replace(recomputed, optimizer=ADAMW8)]
     return list(dict.fromkeys(found))
 
 
 def memory(model: Model, rung: Rung, workload: Workload, *, device: str, new: int) -> StageEstimate:
-    """Add up the frozen weights, what is trained, and the more of what a step and what scoring
-    computes with."""
+    """Add up frozen weights, trained parameters, and the larger memory of a training step or of
+    scoring."""
     scored = decode.memory(
         model, rung, replace(workload, chunks=rung.batch), device=device, new=new
     )
@@ -77,13 +77,13 @@ def memory(model: Model, rung: Rung, workload: Workload, *, device: str, new: in
     terms += [*_states(model, rung), *adapter_terms(settings, rung, rung.batch * workload.tokens)]
     features = rung.batch * workload.feature_bytes
     read = Term(part="workspace", bytes=features, why="the features of a step's examples")
-    terms += around(rung, terms, device, read)
+    terms += overhead_terms(rung, terms, device, read)
     return StageEstimate.of(rung, terms, device=device, workload=workload)
 
 
 @lru_cache(maxsize=4)
 def _architecture(checkpoint: Checkpoint) -> Architecture | None:
-    """Return the dimensions of a model; None where its files do not tell them."""
+    """Return the dimensions of a model; None if its files do not contain them."""
     try:
         found = read_architecture(checkpoint)
     except UsageError:
@@ -92,7 +92,7 @@ def _architecture(checkpoint: Checkpoint) -> Architecture | None:
 
 
 def _states(model: Model, rung: Rung) -> Iterator[Term]:
-    """Yield what is trained, its gradients and its moments."""
+    """Yield trained parameters, gradients and moments."""
     architecture, half = _architecture(model.checkpoint), model.profile.language
     if architecture is None or architecture.text is None:
         trained = rung.rank * (half.linear_rows + half.linear_modules * model.profile.feature_width)
@@ -101,18 +101,18 @@ def _states(model: Model, rung: Rung) -> Iterator[Term]:
     each = ADAPTER.weight + ADAPTER.gradient + MOMENTS[rung.optimizer]
     why = f"{trained / 1e6:,.2f} M trained numbers x {each:g} bytes, with gradients and moments"
     yield Term(part="weight", bytes=math.ceil(trained * each), why=why)
-    why = f"{trained / 1e6:,.2f} M trained numbers x {BEST} bytes, as they were at their best"
+    why = f"{trained / 1e6:,.2f} M trained numbers x {BEST} bytes, the best state so far"
     yield Term(part="workspace", bytes=trained * BEST, why=why)
 
 
 def _step_terms(
     model: Model, settings: PartSettings, rung: Rung, workload: Workload
 ) -> Iterator[Term]:
-    """Yield what one step computes with: what is kept for the backward pass, and beside it logits
-    or what one layer makes."""
+    """Yield the memory of one step: activations kept for the backward pass, and the larger of the
+    logits and one layer."""
     architecture, each = _architecture(model.checkpoint), BYTES.get(settings.dtype, 4)
     tokens = workload.tokens + rung.caption
-    rows, told = rung.batch * tokens, f"{rung.batch} x {tokens:,} tokens"
+    rows, size_text = rung.batch * tokens, f"{rung.batch} x {tokens:,} tokens"
     half, width = model.profile.language, model.profile.feature_width
     layers = max(1, half.layers)
     logits = vocabulary = 0
@@ -129,12 +129,12 @@ def _step_terms(
         logits = (sum(LOGITS) + each) * vocabulary * rung.batch * (rung.caption + 1)
     if rung.recompute:
         held, inside = each * width * layers * rows, inside + kept * rows
-        why = f"{told} x {layers} layers x {each * width:,} bytes, their inputs"
+        why = f"{size_text} x {layers} layers x {each * width:,} bytes, their inputs"
     else:
         held = kept * layers * rows
-        why = f"{told} x {layers} layers x {kept:,} bytes, for the backward pass"
+        why = f"{size_text} x {layers} layers x {kept:,} bytes, for the backward pass"
     yield Term(part="activation", bytes=held, why=why)
     what = "one layer, with its gradients"
     if logits > inside:
-        what = f"logits of {rung.caption + 1:,} of them x {vocabulary:,} words, with gradients"
+        what = f"logits of {rung.caption + 1:,} tokens x {vocabulary:,} words, with gradients"
     yield Term(part="activation", bytes=max(logits, inside), why=what)

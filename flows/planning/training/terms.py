@@ -20,9 +20,9 @@ class States:
     gradient: int
     optimizer: float
     keeps: str
-    """The numbers that the optimizer keeps."""
+    """The numbers that the optimizer keeps, as text."""
     step: int = 0
-    """Bytes beside, while it makes a step."""
+    """Additional bytes during a step."""
     source: str = ZERO
 
 
@@ -39,7 +39,7 @@ OPTIMIZERS = {
         optimizer=4,
         keeps="AdamW's two moments in 16 bit, no master copy",
         step=2,
-        source="torch.optim.AdamW, whose moments are like the weights it is given",
+        source="torch.optim.AdamW, whose moments have the weights' dtype",
     ),
     "8bit": States(
         weight=2,
@@ -60,17 +60,17 @@ class Training:
 
     method: Method
     checkpointing: bool = False
-    """Whether each layer keeps its input only and is computed again (full recomputation)."""
+    """Whether each layer keeps only its input and is recomputed (full recomputation)."""
     zero: int = 0
     gpus: int = 1
     batch: int = 1
-    """Samples a GPU and pass; gradients of several passes are added in place."""
+    """Samples per GPU and pass; gradients of several passes are added in place."""
     length: int = 2048
-    """Tokens of a sample, the places of its pictures among them."""
+    """Tokens per sample, image placeholders included."""
     frames: int = 1
-    """Pictures a sample."""
+    """Images per sample."""
     optimizer: str = "mixed"
-    """Key of `OPTIMIZERS`; of all that is trained with `full`."""
+    """Key of `OPTIMIZERS`, used with `full`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -90,7 +90,7 @@ class TrainEstimate:
 
     terms: tuple[TrainTerm, ...]
     trained: int
-    """Parameters that are trained."""
+    """Number of trained parameters."""
     frozen: int
     notes: tuple[str, ...]
 
@@ -99,11 +99,11 @@ class TrainEstimate:
 
     @property
     def moment(self) -> Moment:
-        """Return when it is the most."""
+        """Return the moment with the highest memory use."""
         moments: tuple[Moment, ...] = ("backward", "step", "vision")
         return max(moments, key=self.of)
 
     @property
     def peak_bytes(self) -> int:
-        """Return the bytes that are always there, and the worst of those that are not."""
+        """Return the permanent bytes plus those of the worst moment."""
         return self.of("always") + self.of(self.moment)
