@@ -106,14 +106,14 @@ def check(config: Any) -> None:
             continue
         if option.above is not None and not option.above < value < float("inf"):
             raise UsageError(
-                f"{each.flag} is {value}", hint=f"Give a number above {option.above:g}"
+                f"invalid {each.flag} {value}", hint=f"Give a number above {option.above:g}"
             )
         low, high = option.least, option.most
         if not (low is None or low <= value < float("inf")) or not (high is None or value <= high):
-            raise UsageError(f"{each.flag} is {value}", hint=f"Give {_range(option)}")
+            raise UsageError(f"invalid {each.flag} {value}", hint=f"Give {_range(option)}")
         if option.values and isinstance(value, str) and value not in option.values:
             names = ", ".join(filter(None, option.values))
-            raise UsageError(f"{each.flag} {value} is not known", hint=f"Choose from {names}")
+            raise UsageError(f"unknown {each.flag} {value}", hint=f"Choose from {names}")
         if option.not_empty and not value:
             raise UsageError(f"{each.flag} is empty", hint=option.not_empty)
 

@@ -40,7 +40,7 @@ class Trial:
     code: int
     """Exit status."""
     seconds: float
-    last_words: str
+    exit_report: str
     """Of its errors."""
     rungs: tuple[dict[str, Any], ...]
     """Of its record."""
@@ -80,7 +80,7 @@ class Trial:
         said = ", ".join(f"{count} in {name or '?'}" for name, count in self.precisions.items())
         peaks = ", ".join(f"{stage} {peak / MIB:,.0f}" for stage, peak in self.peaks.items())
         told = (f"{self.budget / MIB:,.0f}", self.precision, self.name, self.code)
-        words = said if self.code == 0 else self.last_words.replace("|", "/")
+        words = said if self.code == 0 else self.exit_report.replace("|", "/")
         found = (rungs or "as asked", peaks or "none ran", words, f"{self.seconds:.0f}")
         return cells([*told, *found])
 
@@ -116,7 +116,7 @@ class Bed:
             budget=budget,
             code=done.returncode,
             seconds=time.monotonic() - started,
-            last_words=" ".join(done.stderr.split()),
+            exit_report=" ".join(done.stderr.split()),
         )
 
 
@@ -174,7 +174,7 @@ def judge_native(trial: Trial, clips: int) -> Check:
     if trial.code == 3:
         return Check(
             text=f"{name}: ends with 3 and says what would fit",
-            holds="give --" in trial.last_words.lower(),
+            holds="give --" in trial.exit_report.lower(),
         )
     alone = len(trial.precisions) == 1 and not any(q in str(trial.precisions) for q in QUANTIZED)
     return Check(

@@ -53,7 +53,7 @@ def known_only(options: Mapping[str, Any], names: Iterable[str]) -> None:
     """Raise UsageError for an option that is not among these names."""
     if unknown := sorted(options.keys() - set(names)):
         raise UsageError(
-            f"there is no option {unknown[0]}{meant(unknown[0], names)}",
+            f"unknown option {unknown[0]}{meant(unknown[0], names)}",
             hint="Options are those of the command: --max-new-tokens 64 is max_new_tokens=64",
         )
 

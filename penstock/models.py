@@ -35,10 +35,10 @@ def export(
     """Quantize a model and compare it with the original, as `penstock export`. Return the result
     when it is done: `accepted` says whether it passed. Raises PenstockError."""
     config = config_with(ExportConfig, options, ExportOptions.__annotations__, model=model)
-    refuse_foreign_folder(config.asked())  # before the clips of the demo are rendered
+    refuse_foreign_folder(config.request())  # before the clips of the demo are rendered
     display = Display(quiet=not progress)
     with evaluation_media(config, display.say) as sources:
-        return run_export(config.captioning(sources), config.asked(), display)
+        return run_export(config.captioning(sources), config.request(), display)
 
 
 def convert(

@@ -40,7 +40,7 @@ def planned(folder: Path, *more: str) -> Outcome:
     """How a plan of this checkpoint ends, which describes it or says why it cannot be."""
     ended = attacked("plan", "--model", folder, "--memory", "1GiB", *more, command=BRIEF)
     ended.holds(0, 2, 3, 5)
-    assert "unforeseen" not in ended.text, ended.text
+    assert "unexpected error" not in ended.text, ended.text
     assert "batch-size" not in ended.err, ended.text
     return ended
 

@@ -54,7 +54,7 @@ def told(capsys: pytest.CaptureFixture[str]) -> Callable[[Path], list[int]]:
             codes.append(main([*command, str(out)]))
             shown = capsys.readouterr()
             assert "Traceback" not in shown.err
-            assert "unforeseen" not in shown.err, shown.err
+            assert "unexpected error" not in shown.err, shown.err
             assert codes[-1] in (0, 2, 5)
             if codes[-1]:
                 assert len(shown.err.splitlines()) == 1, shown.err
@@ -189,7 +189,7 @@ def test_a_run_writes_it_anew_or_says_what_is_in_the_way(
     KINDS[thing](place)
     ended = attacked(*run_into(tmp_path))
     ended.holds(code)
-    assert "unforeseen" not in ended.text
+    assert "unexpected error" not in ended.text
     if code == 1:
         assert len(read_lines(tmp_path / "out" / "captions.jsonl")) == 2
     else:

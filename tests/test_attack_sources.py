@@ -78,7 +78,7 @@ def plan(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., tu
         shown = capsys.readouterr()
         text = shown.out + shown.err
         assert "Traceback" not in text
-        assert "unforeseen" not in text
+        assert "unexpected error" not in text
         assert code in (0, 2, 5), text
         return code, text
 

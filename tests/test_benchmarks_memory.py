@@ -18,7 +18,7 @@ from tests.support.plan_cases import plan_case
 from tests.support.reports import media_file, said, write_run
 
 KNOWN: dict[str, Any] = {"name": "first", "precision": "auto", "budget": 300 * MIB}
-KNOWN |= {"code": 0, "seconds": 1.0, "last_words": ""}
+KNOWN |= {"code": 0, "seconds": 1.0, "exit_report": ""}
 SHRUNK = {"stage": "decode", "name": "batch 2", "reason": "planned"}
 FELL = {"stage": "decode", "name": "batch 1", "reason": "out of memory"}
 
@@ -101,9 +101,9 @@ def test_a_native_run_is_complete_in_its_own_precision_or_says_what_would_fit() 
     assert judge_native(GOOD, 2).holds
     assert not judge_native(replace(GOOD, captions=(caption(1), caption(2, "nf4"))), 2).holds
     assert not judge_native(replace(GOOD, budget=290 * MIB), 2).holds
-    refused = replace(GOOD, code=3, captions=(), last_words="too large. Give --precision auto")
+    refused = replace(GOOD, code=3, captions=(), exit_report="too large. Give --precision auto")
     assert judge_native(refused, 2).holds
-    assert not judge_native(replace(refused, last_words="too large"), 2).holds
+    assert not judge_native(replace(refused, exit_report="too large"), 2).holds
     assert not judge_native(replace(refused, code=1), 2).holds
 
 

@@ -100,28 +100,31 @@ def test_lists_of_an_option_are_split_at_commas() -> None:
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["caption"], "no source is given"),
+        (["caption"], "no source given"),
         (["caption", "a", "--fps", "1", "--frames", "8"], "--fps and --frames exclude each other"),
-        (["caption", "a", "--fps", "0"], "--fps is 0.0"),
-        (["caption", "a", "--fps", "nan"], "--fps is nan"),
-        (["caption", "a", "--batch-size", "-2"], "--batch-size is -2"),
-        (["caption", "a", "--format", "txt,docx"], "--format docx is not known"),
+        (["caption", "a", "--fps", "0"], "invalid --fps 0.0"),
+        (["caption", "a", "--fps", "nan"], "invalid --fps nan"),
+        (["caption", "a", "--batch-size", "-2"], "invalid --batch-size -2"),
+        (["caption", "a", "--format", "txt,docx"], "unknown --format docx"),
         (["caption", "a", "--prompt", "  "], "--prompt is empty"),
         (["caption", "a", "--prompt-file", "./gone.txt"], "--prompt-file gone.txt cannot be read"),
         (["caption", "a", "--prompt-file", os.devnull], "/dev/null cannot be read: it is a device"),
-        (["caption", "a", "--prompt-file", "./empty.txt"], "--prompt-file ./empty.txt holds no"),
-        (["caption", "a", "--beside", "--format", "csv"], "--beside is given, and no format"),
-        (["caption", "a", "--existing", "ask"], "--existing ask is not known"),
+        (["caption", "a", "--prompt-file", "./empty.txt"], "--prompt-file ./empty.txt is empty"),
+        (["caption", "a", "--beside", "--format", "csv"], "--beside needs a format"),
+        (["caption", "a", "--existing", "ask"], "unknown --existing ask"),
         (
             ["caption", "a", "--engine", "vllm"],
-            "--engine vllm is not known. Choose from auto, transformers, inflight",
+            "unknown --engine vllm. Choose from auto, transformers, inflight",
         ),
         (["caption", "a", "--overwrite", "--existing", "keep"], "--overwrite and --existing keep"),
         (
             ["caption", "a", "--existing", "append", "--format", "txt,srt"],
-            "is for txt, not for srt",
+            "supports txt, not srt",
         ),
-        (["label", "a", "--labels", "x", "--model", "m", "--format", "hf"], "hf is not known for"),
+        (
+            ["label", "a", "--labels", "x", "--model", "m", "--format", "hf"],
+            "unknown --format hf for",
+        ),
         (["caption", "a", "--model", ""], "--model is empty"),
         (["caption", __file__, "--model", "./nowhere"], "there is no model at ./nowhere"),
         (["caption", "a", "--store", "ftp://host/x"], "no store can be opened at ftp://host/x"),
@@ -176,7 +179,7 @@ def test_a_text_that_is_not_utf_8_is_one_line_and_exit_2(
     arguments: list[str], option: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(arguments) == 2
-    assert f"{option}: it is not text in UTF-8" in one_line(capsys.readouterr().err)
+    assert f"{option}: not valid UTF-8" in one_line(capsys.readouterr().err)
 
 
 def test_a_file_may_have_a_name_that_is_not_utf_8(capsys: pytest.CaptureFixture[str]) -> None:
@@ -265,18 +268,21 @@ def test_cache_of_an_empty_store(tmp_path: Path, capsys: pytest.CaptureFixture[s
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ("caption --modell demo x", "there is no option --modell (did you mean --model?)"),
-        ("caption --mod demo x", "there is no option --mod (did you mean --model?)"),
-        ("caption x --lim=1", "there is no option --lim (did you mean --limit?)"),
-        ("capton x", "capton is no command (did you mean caption?)"),
-        ("cache rebild x", "rebild is no command (did you mean rebuild?)"),
-        ("plan --for captoin", "captoin is no value of --for (did you mean caption?)"),
-        ("caption x --max-video-pixels nan", "--max-video-pixels is nan. Give a whole number."),
-        ("plan x --max-pixels 1.5", "--max-pixels is 1.5. Give a whole number."),
-        ("plan x --max-pixels=", "--max-pixels is empty. Give a whole number."),
-        ("plan x --fps fast", "--fps is fast. Give a number."),
-        ("status --jsn", "there is no option --jsn (did you mean --json?)"),
-        ("frobnicate", "frobnicate is no command."),
+        ("caption --modell demo x", "unknown option --modell (did you mean --model?)"),
+        ("caption --mod demo x", "unknown option --mod (did you mean --model?)"),
+        ("caption x --lim=1", "unknown option --lim (did you mean --limit?)"),
+        ("capton x", "unknown command: capton (did you mean caption?)"),
+        ("cache rebild x", "unknown command: rebild (did you mean rebuild?)"),
+        ("plan --for captoin", "unknown value of --for: captoin (did you mean caption?)"),
+        (
+            "caption x --max-video-pixels nan",
+            "invalid --max-video-pixels 'nan'. Give a whole number.",
+        ),
+        ("plan x --max-pixels 1.5", "invalid --max-pixels '1.5'. Give a whole number."),
+        ("plan x --max-pixels=", "invalid --max-pixels ''. Give a whole number."),
+        ("plan x --fps fast", "invalid --fps 'fast'. Give a number."),
+        ("status --jsn", "unknown option --jsn (did you mean --json?)"),
+        ("frobnicate", "unknown command: frobnicate."),
     ],
 )
 def test_a_slip_of_the_pen_is_told_what_was_meant(
@@ -319,7 +325,7 @@ def test_a_retired_option_of_tune_is_refused_and_in_no_help(
     option = words.split()[0]
     assert main(["tune", "clips", "--model", "m", "--out", "adapter", *words.split()]) == 2
     told = one_line(capsys.readouterr().err)
-    assert f"{option}: adapters alone are trained here" in told
+    assert f"{option}: only adapters are trained here" in told
     assert f"`penstock plan --model m --train {method}`" in told
     with pytest.raises(SystemExit, match="0"):
         main(["tune", "--help"])

@@ -49,7 +49,7 @@ def test_the_command_converts_and_says_what_there_is(
 ) -> None:
     spare_processes(monkeypatch)
     source, made = write_folder(tmp_path / "source", drawn()), tmp_path / "made"
-    for there in ("", ", 1 of them there before"):
+    for there in ("", ", 1 of them from before"):
         assert main(["convert", str(source), str(made), "--dtype", "bf16"]) == 0
         said = f"{made}: 6 tensors, 24.6 kB, in 1 file{there}; use it with --model {made}\n"
         assert capsys.readouterr().out == said

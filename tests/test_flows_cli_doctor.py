@@ -27,8 +27,8 @@ def test_a_limit_around_the_process_is_told(tmp_path: Path) -> None:
 def test_figures_are_told_in_units_that_people_know() -> None:
     shown = "\n".join(measured_lines(MachineLookup(machine=machine())))
     # 512 tokens in 128 ns a parameter: 8 GFLOP/s. One token in 1 ns: 1 G parameters/s.
-    assert "fp32    8 GFLOP/s over prompts, 1 G parameters/s a step" in shown
-    assert "nf4" in shown and "10 M parameters/s quantized in loading" in shown
+    assert "fp32    8 GFLOP/s in prefill, 1 G parameters/s in decode" in shown
+    assert "nf4" in shown and "10 M parameters/s quantized while loading" in shown
     assert "1085 frames/s of 720p H.264, 16.7 JPEGs/s of 12 megapixels" in shown
 
 
@@ -38,7 +38,7 @@ def test_doctor_names_device_memory_store_and_a_server_that_does_not_answer(
     monkeypatch.setenv("PREFECT_API_URL", "http://me:secret@127.0.0.1:9/api")
     assert main(["doctor"]) == 0
     shown = capsys.readouterr().out
-    for word in ("device ", "memory ", "store ", "torch", "prefect ", "does not answer"):
+    for word in ("device ", "memory ", "store ", "torch", "prefect ", "does not respond"):
         assert word in shown
     assert "secret" not in shown
 
@@ -56,10 +56,13 @@ def test_what_there_was_no_time_for_is_told_in_one_line() -> None:
     ("machine", "says"),
     [
         (gpus.plain(), "NVIDIA GeForce RTX 3070, driver "),
-        (gpus.turing(), "it has no arithmetic for it: such checkpoints run in fp16"),
-        (gpus.wsl2(), "its driver may take host memory when the GPU's is full"),
-        (gpus.two_unlike_cards(), "NVIDIA GeForce RTX 4090 with 25.8 GB: CUDA_VISIBLE_DEVICES=1"),
-        (gpus.no_process_list(), "containers share it by PENSTOCK_LOCKS=FOLDER"),
+        (gpus.turing(), "not supported by this GPU: such checkpoints run in fp16"),
+        (gpus.wsl2(), "its driver may use host memory when the GPU's is full"),
+        (
+            gpus.two_unlike_cards(),
+            "NVIDIA GeForce RTX 4090 with 25.8 GB: select it by CUDA_VISIBLE_DEVICES=1",
+        ),
+        (gpus.no_process_list(), "share it with containers by PENSTOCK_LOCKS=FOLDER"),
     ],
     ids=["plain", "turing", "wsl2", "two", "list"],
 )

@@ -25,8 +25,8 @@ from flows.options.export_config import GROUP, SAMPLES, ExportConfig, ExportRequ
 from flows.options.rebuild import RebuildConfig
 from flows.options.tune import TuneConfig
 from flows.options.vectors import (
+    IMAGES_PER_BATCH,
     INDEX,
-    PICTURES_A_BATCH,
     TOP,
     EmbedConfig,
     IndexConfig,
@@ -142,7 +142,7 @@ def test_every_field_of_the_form_says_what_it_is(flow: Any) -> None:
     assert set(fields) == named
     assert [name for name, field in fields.items() if not field.get("description")] == []
     if kind in ("LabelConfig", "IndexConfig"):
-        assert fields["batch_size"]["description"] == "Pictures a batch."
+        assert fields["batch_size"]["description"] == "Images per batch."
     assert flow.name in SWEPT
 
 
@@ -156,16 +156,18 @@ def test_what_is_left_out_has_the_defaults_of_the_command() -> None:
     assert taken(caption_videos, given) == clips
     pictures = taken(embed_media, EMBED)
     assert pictures == EmbedConfig(sources=("a.png",), model="a/clip")
-    assert pictures.batch_size == PICTURES_A_BATCH
+    assert pictures.batch_size == IMAGES_PER_BATCH
     labels = taken(label_images, LABEL)
     assert labels == LabelConfig(sources=("a.png",), model="a/clip", labels="cat,dog")
-    assert (labels.batch_size, labels.top, labels.threshold) == (PICTURES_A_BATCH, TOP, None)
+    assert (labels.batch_size, labels.top, labels.threshold) == (IMAGES_PER_BATCH, TOP, None)
     assert taken(index_folder, EMBED).out == INDEX
     assert taken(tune_captions, TUNE) == TuneConfig(**TUNE)
     export = taken(export_model, EXPORT)
     assert export == ExportConfig(model="demo", to="nf4", out="there")
-    asked = ExportRequest(kind="nf4", folder=Path("there").absolute(), samples=SAMPLES, group=GROUP)
-    assert export.asked() == asked
+    request = ExportRequest(
+        kind="nf4", folder=Path("there").absolute(), samples=SAMPLES, group=GROUP
+    )
+    assert export.request() == request
     assert export.captioning(("clips",)).sources == ("clips",)
 
 
@@ -224,5 +226,5 @@ def test_what_only_the_whole_can_tell_is_refused_by_name(more: dict[str, Any], n
 def test_what_no_schema_can_say_is_refused_by_the_configuration() -> None:
     with pytest.raises(UsageError, match="exclude each other"):
         caption_videos.validate_parameters({"config": {"sources": ["a"], "fps": 1, "frames": 2}})
-    with pytest.raises(UsageError, match="webdataset is not known for labels"):
+    with pytest.raises(UsageError, match="unknown --format webdataset for labels"):
         LabelConfig(sources=("a",), model="a/clip", labels="a", format=("webdataset",))

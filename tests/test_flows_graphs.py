@@ -151,7 +151,7 @@ def test_graphs_that_are_gone_or_were_never_made_are_refused(
     ("more", "code", "words"),
     [
         (("--vision-backend", "tensorrt"), 5, "tensorrt needs a GPU"),
-        (("--vision-backend", "openvino"), 2, "openvino is not known"),
+        (("--vision-backend", "openvino"), 2, "unknown --vision-backend openvino"),
         ((*BY_GRAPHS, "--precision", "nf4"), 2, "exclude each other"),
     ],
 )

@@ -52,7 +52,7 @@ def test_labels_are_those_of_the_whole_model_and_another_set_opens_no_picture(
     assert label(pictures, clip, tmp_path, "--format", "csv,parquet,txt") == 0
     out = tmp_path / "out"
     last = capsys.readouterr().out.splitlines()[-1]
-    assert last.endswith(f"; see them with `penstock report {out}`") and ".txt: 7 written" in last
+    assert last.endswith(f"; view them with `penstock report {out}`") and ".txt: 7 written" in last
     written = {path.name for path in out.iterdir() if path.is_file() and path.suffix != ".txt"}
     unnamed = {name for name in written if not name.startswith(".") and name not in last}
     assert unnamed <= {"failures.jsonl", "run.json"}
@@ -113,9 +113,9 @@ def test_tiles_tell_where_a_label_was_seen(clip: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("more", "said"),
     [
-        (["--threshold", "high"], "--threshold high is no number"),
-        (["--top", "0"], "--top is 0"),
-        (["--format", "webdataset"], "not known for labels"),
+        (["--threshold", "high"], "invalid --threshold 'high'"),
+        (["--top", "0"], "invalid --top 0"),
+        (["--format", "webdataset"], "for labels. Choose"),
         (["--tiles", "many"], "--tiles many is not known"),
     ],
 )

@@ -183,7 +183,7 @@ def test_who_asks_for_what_cannot_be_is_told(tmp_path: Path) -> None:
             check_pixels(config_of(**{limit.replace("-", "_"): 4096}), free)
         assert "--max-frames" in caught.value.hint and "\n" not in caught.value.message
     for name in ("max_pixels", "max_video_pixels"):
-        with pytest.raises(UsageError, match=f"--{name.replace('_', '-')} is 0"):
+        with pytest.raises(UsageError, match=f"invalid --{name.replace('_', '-')} 0"):
             config_of(**{name: 0})
     with pytest.raises(UsageError, match="has no pixel limit"):
         plan_of(

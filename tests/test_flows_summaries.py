@@ -92,7 +92,7 @@ def test_a_model_that_says_nothing_without_a_picture_is_refused_before_work(
 
 
 def test_a_prompt_for_no_summary_is_refused() -> None:
-    with pytest.raises(UsageError, match="--summary-prompt is given, and no summary"):
+    with pytest.raises(UsageError, match="--summary-prompt needs --summary"):
         CaptionConfig(sources=("a.mp4",), summary_prompt="What?")
 
 

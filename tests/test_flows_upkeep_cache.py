@@ -138,7 +138,7 @@ def test_verify_is_exit_1_once(store: FolderStore, capsys: pytest.CaptureFixture
     pack.write_bytes(pack.read_bytes()[:-1] + b"?")
     command = ["cache", "verify", "--store", store.url]
     assert main(command) == 1
-    assert "damaged, set aside: features/" in capsys.readouterr().out
+    assert "damaged, quarantined: features/" in capsys.readouterr().out
     assert main(command) == 0
 
 

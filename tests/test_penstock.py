@@ -170,7 +170,7 @@ def test_its_types_are_seen_from_outside_the_clone(tmp_path: Path) -> None:
     [
         (lambda: penstock.caption("x", max_tokens=3), "max_tokens (did you mean max_new_tokens?)"),  # type: ignore[call-arg]
         (lambda: penstock.plan("x", bath_size=3), "bath_size (did you mean batch_size?)"),  # type: ignore[call-arg]
-        (lambda: penstock.rebuild("x", out="y"), "there is no option out"),  # type: ignore[call-arg]
+        (lambda: penstock.rebuild("x", out="y"), "unknown option out"),  # type: ignore[call-arg]
         (lambda: penstock.load_half("x", "visio"), "'visio' (did you mean vision?)"),  # type: ignore[arg-type]
         (lambda: penstock.load_half("x", "text"), 'Give "vision" or "language"'),  # type: ignore[arg-type]
         (lambda: penstock.load_half("demo", "vision"), "Commands also take demo"),
@@ -203,7 +203,7 @@ def test_a_wrong_argument_is_one_line(call: Callable[[], object], words: str, he
         ({"out": 5}, "out is 5 (int). Give a text"),
         ({"format": 5}, "format is 5 (int). Give texts in a list, or in one text with commas"),
         ({"format": ["txt", 5]}, "format is ['txt', 5] (list). Give texts"),
-        ({"format": "txt,t"}, "--format t is not known"),
+        ({"format": "txt,t"}, "unknown --format t"),
         ({"schema": 5}, "schema is 5 (int). Give a text, a path, or the schema as a dict"),
         ({"schema": {"const": {1, 2}}}, "schema is no JSON: Object of type set"),
         ({"schema": {"const": float("nan")}}, "schema is no JSON"),
@@ -225,8 +225,8 @@ def test_another_type_is_refused_at_once(
         (None, "sources is None (NoneType). Give a path"),
         ({"videos": 1}, "sources is {'videos': 1} (dict). Give a path"),
         (["videos", None], "a source is None (NoneType). Give a path"),
-        ("", "a source is empty"),
-        (["videos", ""], "a source is empty"),
+        ("", "empty source"),
+        (["videos", ""], "empty source"),
     ],
 )
 def test_what_is_no_source_is_refused_at_the_call(sources: object, words: str, here: Path) -> None:

@@ -55,7 +55,7 @@ def running() -> Iterator["subprocess.Popen[str]"]:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
-def test_a_flow_has_its_last_words_before_the_worker_ends(
+def test_a_flow_has_its_exit_report_before_the_worker_ends(
     running: "subprocess.Popen[str]", number: signal.Signals
 ) -> None:
     running.send_signal(number)

@@ -9,7 +9,7 @@ from itertools import groupby
 from artifacts.pack_object import verify
 from artifacts.store import open_store
 from artifacts.words import counted
-from flows.cli.last_words import say_failed
+from flows.cli.exit_report import print_failed
 from flows.cli.options import config_of
 from flows.console.display import Display
 from flows.console.lines import print_lines
@@ -22,17 +22,17 @@ from flows.upkeep.cache import Collection, Holding, collect, holdings, sampling_
 from flows.upkeep.rebuild import RebuildOptions, rebuild
 
 OF_MODELS = frozenset(stage.writes for stage in STAGES.values() if stage.part)
-"""Kinds of records that a part of a model made, in some precision."""
+"""Record kinds made by a model part, in some precision."""
 COLUMNS = ("kind", "in", "packs", "size", "last used", "cut as")
 
 
 def cache_command(given: argparse.Namespace) -> int:
-    """Run the action, and return the exit code of the contract. Raises PenstockError."""
+    """Run the action, and return its exit code. Raises PenstockError."""
     return ACTIONS[given.action](given)
 
 
 def list_store(given: argparse.Namespace) -> int:
-    """Print what the store holds, by model, the last used first."""
+    """Print the contents of the store by model, most recently used first."""
     store = open_store(given.store or default_store())
     found = holdings(store)
     if given.json:
@@ -48,9 +48,9 @@ def list_store(given: argparse.Namespace) -> int:
 
 
 def model_of(holding: Holding) -> str:
-    """Return the model that made it, for people."""
+    """Return the display name of the model that made a holding."""
     name, commit = (holding.settings.get(key, "") for key in ("model", "commit"))
-    return f"{name}@{commit[:7]}" if commit else name or "of no model that is written down"
+    return f"{name}@{commit[:7]}" if commit else name or "unknown model"
 
 
 def row_of(holding: Holding) -> tuple[str, ...]:
@@ -67,46 +67,46 @@ def row_of(holding: Holding) -> tuple[str, ...]:
 
 
 def verify_store(given: argparse.Namespace) -> int:
-    """Check every byte; exit 1 when something was set aside, so that a nightly check is noticed."""
+    """Check every byte. Exit with 1 if a pack was quarantined, so that nightly checks notice."""
     store = open_store(given.store or default_store())
     good = bad = 0
     for name, fine in verify(store):
         good, bad = good + fine, bad + (not fine)
         if not fine:
-            print_lines(f"damaged, set aside: {name}")
-    print_lines(f"{counted(good, 'pack')} good, {bad} set aside in {store.url}")
+            print_lines(f"damaged, quarantined: {name}")
+    print_lines(f"{counted(good, 'pack')} good, {bad} quarantined in {store.url}")
     if bad:
-        print_lines("The next run of the same commands makes them again")
+        print_lines("The next run of the same commands recomputes them")
     return 1 if bad else 0
 
 
 def collect_store(given: argparse.Namespace) -> int:
-    """Bring the store below a size; exit 1 when running jobs need more than that."""
+    """Shrink the store to a size. Exit with 1 if running jobs need more."""
     limit = parse_size(given.max, "--max")
-    made = collect(open_store(given.store or default_store()), limit, dry_run=given.dry_run)
-    print_lines(*lines_of(made, dry_run=given.dry_run))
-    return 0 if made.after <= limit else 1
+    result = collect(open_store(given.store or default_store()), limit, dry_run=given.dry_run)
+    print_lines(*lines_of(result, dry_run=given.dry_run))
+    return 0 if result.after <= limit else 1
 
 
-def lines_of(made: Collection, *, dry_run: bool) -> list[str]:
-    """Say what was deleted, and what stands in the way of more."""
+def lines_of(result: Collection, *, dry_run: bool) -> list[str]:
+    """Return lines about the deleted packs, and about what prevents more."""
     would = "would delete" if dry_run else "deleted"
-    what = ", ".join(f"{count} {kind}" for kind, count in sorted(made.packs.items()))
-    lines = [f"{would} {size(made.bytes)}{f' ({what})' if what else ''}"]
-    lines += [f"in use by {job}" for job in made.jobs]
-    held = f", {size(made.held)} of it in use" if made.held else ""
-    lines.append(f"{size(made.after)} of at most {size(made.limit)}{held}")
-    if made.after > made.limit:
+    what = ", ".join(f"{count} {kind}" for kind, count in sorted(result.packs.items()))
+    lines = [f"{would} {size(result.bytes)}{f' ({what})' if what else ''}"]
+    lines += [f"in use by {job}" for job in result.jobs]
+    held = f", {size(result.held)} of it in use" if result.held else ""
+    lines.append(f"{size(result.after)} of at most {size(result.limit)}{held}")
+    if result.after > result.limit:
         lines.append(
             "Run it again when those jobs are done"
-            if made.held
-            else "What is left are logs and notes; remove them by hand if they are in the way"
+            if result.held
+            else "Only logs and notes are left; delete them by hand if needed"
         )
     return lines
 
 
 def rebuild_features(given: argparse.Namespace) -> int:
-    """Encode what is missing, or say what that is."""
+    """Encode media without stored features, or with --dry-run list them."""
     display = Display(quiet=given.quiet, as_json=given.json)
     options = RebuildOptions(name=given.name, prune=given.prune, dry_run=given.dry_run)
     result = rebuild(config_of(given, RebuildConfig), options, display)
@@ -115,7 +115,7 @@ def rebuild_features(given: argparse.Namespace) -> int:
         return result.exit_code
     for failure in result.failures:
         if not display.has_failed(failure.media_path):
-            say_failed(failure)
+            print_failed(failure)
     if given.dry_run:
         print_lines(*result.plan_lines())
     if given.dry_run or not given.quiet:

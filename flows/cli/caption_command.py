@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 from artifacts.errors import PenstockError, redacted
 from artifacts.remote.addresses import signed
+from flows.cli.exit_report import CRASHED, print_result
 from flows.cli.first_captions import first_captions
-from flows.cli.last_words import UNFORESEEN, print_result
 from flows.cli.options import config_of
 from flows.cli.plan_command import show
 from flows.console.display import READING, Display
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 def caption_command(given: argparse.Namespace) -> int:
-    """Run the command, and return the exit code of the contract. Raises PenstockError."""
+    """Run the command, and return its exit code. Raises PenstockError."""
     config = config_of(given, CaptionConfig)
     display = Display(quiet=given.quiet, as_json=given.json)
     if given.dry_run:
@@ -41,13 +41,13 @@ def caption_command(given: argparse.Namespace) -> int:
     if print_result(given, result, display):
         print_lines(*(f"note: {warning}" for warning in result.warnings), to=sys.stderr)
         print_lines(*first_captions(result.out))
-        told = f"penstock report {shlex.quote(str(result.out))}"
-        print_lines(f"{result.line()}; see them with `{told}`")
+        report = f"penstock report {shlex.quote(str(result.out))}"
+        print_lines(f"{result.line()}; view them with `{report}`")
     return result.exit_code
 
 
 def remember(words: list[str], _: "Job", record: "RunRecord") -> None:
-    """Let the record say which command this is, unless it tells what lets others in."""
+    """Store the command in the run record, unless it contains credentials."""
     if not any(redacted(word) != word or signed(word) for word in words):
         from flows.results.recorded_command import signed_command
 
@@ -56,8 +56,8 @@ def remember(words: list[str], _: "Job", record: "RunRecord") -> None:
 
 
 def with_prefect(config: CaptionConfig, display: Display) -> "RunResult":
-    """Run the flow inside this command. Its process then ends soon whatever Prefect's threads
-    want."""
+    """Run the flow inside this process. Exit soon after it ends, without waiting for Prefect's
+    threads."""
     display.doing("starting Prefect")
     from flows.deployments.caption import run_with_prefect
     from flows.deployments.patience import leave_within
@@ -68,7 +68,7 @@ def with_prefect(config: CaptionConfig, display: Display) -> "RunResult":
         leave_within(error.exit_code)
         raise
     except Exception:
-        leave_within(UNFORESEEN)
+        leave_within(CRASHED)
         raise
     leave_within(result.exit_code)
     return result

@@ -15,14 +15,14 @@ from stages.convert.job import ConvertJob
 
 
 def convert_command(given: argparse.Namespace) -> int:
-    """Convert a model, and say what its folder holds. Raises PenstockError."""
+    """Convert a model, and print the contents of its folder. Raises PenstockError."""
     source, folder = (Path(path).expanduser() for path in (given.source, given.folder))
     job = ConvertJob(source=str(source), folder=str(folder), dtype=given.dtype)
-    found = convert(job, Display())
+    result = convert(job, Display())
     forget_terminal()
-    there = f", {found.there} of them there before" if found.there else ""
+    there = f", {result.there} of them from before" if result.there else ""
     print_lines(
-        f"{folder}: {counted(found.tensors, 'tensor')}, {size(found.data_bytes)}, "
-        f"in {counted(found.shards, 'file')}{there}; use it with --model {folder}"
+        f"{folder}: {counted(result.tensors, 'tensor')}, {size(result.data_bytes)}, "
+        f"in {counted(result.shards, 'file')}{there}; use it with --model {folder}"
     )
     return 0

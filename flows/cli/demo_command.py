@@ -32,7 +32,7 @@ LABELS = ",".join(f"{colour} {shape}" for colour in COLOURS for shape in SHAPES)
 
 
 def demo_command(given: argparse.Namespace) -> int:
-    """Caption the shipped clips and fresh ones; returns the exit code of the run. Raises
+    """Caption the shipped clips and fresh ones, and return the run's exit code. Raises
     PenstockError."""
     seed = secrets.randbelow(1 << 31) if given.seed is None else given.seed
     with tempfile.TemporaryDirectory(prefix="penstock-demo-") as folder, ForkServer() as forks:
@@ -55,15 +55,15 @@ def demo_command(given: argparse.Namespace) -> int:
             batch_size=16,
         )
         result = caption(config, Display(), launcher)
-        said = _captions(result.out)
-        _print_dozen(said.get(shipped, {}), _labels(Path(folder), config.store, launcher))
+        captions = _captions(result.out)
+        _print_shipped(captions.get(shipped, {}), _labels(Path(folder), config.store, launcher))
         if given.clips:
-            scored = score_captions(truths, said.get(str(fresh), {})).table()
+            scored = score_captions(truths, captions.get(str(fresh), {})).table()
             print_lines("", f"{given.clips} fresh clips, seed {seed}:", *scored.splitlines())
         _print_stages(json.loads((result.out / RUN_RECORD).read_text(encoding="utf-8")))
     print_lines(
-        "A demo: this model knows moving shapes and nothing of the world.",
-        "Your own files: penstock caption VIDEOS/ --model MODEL",
+        "This is a demo: its model knows only moving shapes.",
+        "For your own files: penstock caption VIDEOS/ --model MODEL",
     )
     return result.exit_code
 
@@ -78,7 +78,7 @@ def _captions(out: Path) -> dict[str, dict[str, str]]:
 
 
 def _labels(folder: Path, store: str, make_launcher: LauncherMaker) -> dict[str, list[Labelled]]:
-    """Return file → the labels of its frames, of the shipped clips. Raises PenstockError."""
+    """Return file → labels of its frames, for the shipped clips. Raises PenstockError."""
     config = CaptionConfig(
         sources=(str(penstock_demo.CLIPS),),
         model=DEMO_MODEL,
@@ -86,8 +86,8 @@ def _labels(folder: Path, store: str, make_launcher: LauncherMaker) -> dict[str,
         store=store,
         batch_size=32,
     )
-    asked = LabelRequest(labels=label_set(LABELS))
-    out = label(config, asked, Display(quiet=True, fleeting=True), make_launcher).out
+    request = LabelRequest(labels=label_set(LABELS))
+    out = label(config, request, Display(quiet=True, fleeting=True), make_launcher).out
     found: dict[str, list[Labelled]] = {}
     for line in (out / "labels.jsonl").read_text(encoding="utf-8").splitlines():
         row = Labelled(**json.loads(line))
@@ -95,21 +95,21 @@ def _labels(folder: Path, store: str, make_launcher: LauncherMaker) -> dict[str,
     return found
 
 
-def _print_dozen(said: dict[str, str], seen: dict[str, list[Labelled]]) -> None:
+def _print_shipped(captions: dict[str, str], labels: dict[str, list[Labelled]]) -> None:
     truths, right = read_truths(penstock_demo.CLIPS / "truth.jsonl"), 0
     for truth in truths:
-        caption_text, rows = said.get(truth.file, ""), seen.get(truth.file, [])
+        caption_text, rows = captions.get(truth.file, ""), labels.get(truth.file, [])
         mark = "exact" if caption_text == truth.caption else "     "
         print_lines("", f"{truth.file}  {mark}".rstrip(), f"  truth    {truth.caption}")
         print_lines(f"  caption  {caption_text}", f"  labels   {_spans(rows)}")
         sentence = parse(truth.caption)
         things = {f"{t.colour} {t.shape}" for t in sentence.things} if sentence else set()
         right += {name for row in rows for name in row.given} == things
-    print_lines("", f"labels: just what is in the clip for {right} of {len(truths)} clips")
+    print_lines("", f"labels: exact for {right} of {len(truths)} clips")
 
 
 def _spans(rows: list[Labelled]) -> str:
-    """Return the labels of each stretch of a clip, whose frames are a second apart."""
+    """Return the labels of each span of a clip. Its frames are one second apart."""
     end = rows[-1].time or 0.0 if rows else 0.0
     spans = [f"{s.start:g}-{s.end:g} s {', '.join(s.labels)}" for s in spans_of(rows, end + 1)]
     return " · ".join(spans) or "none"

@@ -1,5 +1,5 @@
 """Derives a command's options from its configuration class, and the configuration from parsed
-arguments. Runs nothing.
+arguments.
 """
 
 import argparse
@@ -9,8 +9,8 @@ from typing import Any, TypeVar
 from artifacts.options import Declared, declared
 
 C = TypeVar("C")
-Places = dict[str, Any]
-"""Heading, or heading and name of exclusive options → what options are added to."""
+Groups = dict[str, Any]
+"""Heading, or heading and name of an exclusive group → argparse group."""
 
 
 def add_options(
@@ -18,72 +18,72 @@ def add_options(
     config: type[Any],
     *headings: str,
     without: Collection[str] = (),
-) -> Places:
-    """Add the options of a configuration, each under its heading, and return the places, so that a
-    command can add options of its own. `headings` come first, the others in the order of the
-    fields; the fields of `without` are not added."""
-    places: Places = {name: parser.add_argument_group(name) for name in headings}
+) -> Groups:
+    """Add the options of a configuration, each under its heading. Return the groups, so that a
+    command can add its own options. `headings` come first, the others in field order. The fields in
+    `without` are skipped."""
+    groups: Groups = {name: parser.add_argument_group(name) for name in headings}
     for each in declared(config):
         if each.name not in without:
-            _add(_place(parser, places, each), each)
-    return places
+            _add(_group_of_option(parser, groups, each), each)
+    return groups
 
 
-def place_of(parser: argparse.ArgumentParser, places: Places, heading: str) -> Any:
-    """Return what the options under a heading are added to."""
+def group_of(parser: argparse.ArgumentParser, groups: Groups, heading: str) -> Any:
+    """Return the argparse group of a heading."""
     if not heading:
         return parser
-    if heading not in places:
-        places[heading] = parser.add_argument_group(heading)
-    return places[heading]
+    if heading not in groups:
+        groups[heading] = parser.add_argument_group(heading)
+    return groups[heading]
 
 
-def _place(parser: argparse.ArgumentParser, places: Places, each: Declared) -> Any:
-    place = place_of(parser, places, each.option.heading)
+def _group_of_option(parser: argparse.ArgumentParser, groups: Groups, each: Declared) -> Any:
+    group = group_of(parser, groups, each.option.heading)
     if each.option.excludes:
         name = f"{each.option.heading}: {each.option.excludes}"
-        if name not in places:
-            places[name] = place.add_mutually_exclusive_group()
-        return places[name]
-    return place
+        if name not in groups:
+            groups[name] = group.add_mutually_exclusive_group()
+        return groups[name]
+    return group
 
 
-def _add(place: Any, each: Declared) -> None:
+def _add(group: Any, each: Declared) -> None:
     option = each.option
     if option.opposite[0]:
         keep: dict[str, Any] = {"dest": each.name, "action": "store_const"}
-        group = place.add_mutually_exclusive_group()
-        group.add_argument(each.flag, const=True, help=option.help, **keep)
-        group.add_argument(option.opposite[0], const=False, help=option.opposite[1], **keep)
+        pair = group.add_mutually_exclusive_group()
+        pair.add_argument(each.flag, const=True, help=option.help, **keep)
+        pair.add_argument(option.opposite[0], const=False, help=option.opposite[1], **keep)
     elif each.kind is bool:
-        place.add_argument(each.flag, action="store_true", help=option.help, dest=each.name)
+        group.add_argument(each.flag, action="store_true", help=option.help, dest=each.name)
     else:
-        place.add_argument(each.name if option.positional else each.flag, **_form(each))
+        group.add_argument(each.name if option.positional else each.flag, **_keywords(each))
 
 
-def _form(each: Declared) -> dict[str, Any]:
-    """Return the keywords of `add_argument`."""
+def _keywords(each: Declared) -> dict[str, Any]:
+    """Return the keyword arguments of `add_argument`."""
     option, default = each.option, each.field.default
-    form: dict[str, Any] = {"help": option.help}
+    keywords: dict[str, Any] = {"help": option.help}
     if option.nargs:
-        form["nargs"] = option.nargs
+        keywords["nargs"] = option.nargs
     if option.positional:
-        return {**form, "metavar": option.metavar or each.name.upper()}
-    form |= {"metavar": option.metavar, "dest": each.name}
+        return {**keywords, "metavar": option.metavar or each.name.upper()}
+    keywords |= {"metavar": option.metavar, "dest": each.name}
     if option.repeated:
-        return {**form, "action": "append"}
+        return {**keywords, "action": "append"}
     if option.parse is None and each.kind in (int, float):
-        form["type"] = each.kind
+        keywords["type"] = each.kind
     if each.is_required:
-        return {**form, "required": True}
+        return {**keywords, "required": True}
     if "%(default)s" in option.help:
-        form["default"] = default  # else None: what is not given has the default of its field
-    return form
+        keywords["default"] = default  # others are None if not given; the field's default applies
+    return keywords
 
 
 def config_from(given: argparse.Namespace, config: type[C], **fixed: Any) -> C:
-    """Return the configuration that the options mean; `fixed` are fields that are no options here.
-    Raises UsageError."""
+    """Build a configuration from parsed options. `fixed` are fields without an option. Raises
+    UsageError."""
     named = {
         each.name: _value(getattr(given, each.name), each)
         for each in declared(config)
@@ -93,7 +93,7 @@ def config_from(given: argparse.Namespace, config: type[C], **fixed: Any) -> C:
 
 
 def _value(given: Any, each: Declared) -> Any:
-    """Return a value as its field holds it."""
+    """Convert a value to its field's type."""
     if each.option.parse is not None and (each.option.repeated or isinstance(given, str)):
         return each.option.parse(given)
     if each.kind is tuple and isinstance(given, str):

@@ -40,19 +40,19 @@ from stages.process.lock import LOCKS, lock_path
 from stages.process.nvml import VISIBLE
 
 NOWHERE = Path("/nonexistent")
-"""A place where no control group is."""
+"""A path without a control group."""
 SPILLS = (
-    "its driver may take host memory when the GPU's is full, and then all is very slow: see "
-    "docs/gpu.md"
+    "its driver may use host memory when the GPU's is full, which is very slow: see docs/gpu.md"
 )
 ROW = "{:11s}{}"
 INNER = "  {:8s}{}"
 
 
 def doctor_command(given: argparse.Namespace) -> int:
-    """Look, and measure if that is asked for. Raises EnvironmentFault for what is in the way."""
+    """Describe the machine, and measure it on request. Raises EnvironmentFault if a run cannot
+    work."""
     if given.model and not given.measure:
-        raise UsageError("--model is given without --measure", hint="Add --measure")
+        raise UsageError("--model needs --measure", hint="Add --measure")
     device, store = device_name(), open_store(default_store())
     print_lines(*lines(device, store))
     store.check_writable()
@@ -70,15 +70,15 @@ def doctor_command(given: argparse.Namespace) -> int:
 
 
 def _graphs(model: str, speed: GraphSpeed) -> str:
-    """Say how fast the graphs of a model are."""
-    found = f"{speed.graphs:.3g} s a batch, torch {speed.torch:.3g} s"
-    taken = "graphs" if speed.ratio > 1 else "torch"
-    told = f"{model}: {found}: {speed.ratio:.2f} times as fast"
-    return ROW.format("graphs", f"{told}; --vision-backend auto takes {taken}")
+    """Return a line that compares a model's graphs with torch."""
+    times = f"{speed.graphs:.3g} s per batch, torch {speed.torch:.3g} s"
+    faster = "graphs" if speed.ratio > 1 else "torch"
+    text = f"{model}: {times}: {speed.ratio:.2f} times as fast"
+    return ROW.format("graphs", f"{text}; --vision-backend auto uses {faster}")
 
 
 def lines(device: str, store: Store) -> Iterator[str]:
-    """Say what is there, without measuring."""
+    """Yield the description of the machine, without measurements."""
     bf16 = "with" if cpu_has_bfloat16() else "without"
     yield ROW.format("python", f"{platform.python_version()} in {sys.prefix}")
     yield ROW.format("machine", f"{cores()} cores {bf16} bfloat16")
@@ -91,7 +91,7 @@ def lines(device: str, store: Store) -> Iterator[str]:
 
 
 def _memory(proc: Path = Path("/proc"), system: Path = Path("/sys/fs/cgroup")) -> str:
-    """Say what memory the host has, or the control group that this process is in."""
+    """Describe the memory of the host or of this process's control group."""
     free, total = host_free_bytes(proc, system), host_total_bytes(proc, system)
     text = f"{size(free)} of {size(total)} free"
     if total < host_total_bytes(proc, NOWHERE):
@@ -101,7 +101,7 @@ def _memory(proc: Path = Path("/proc"), system: Path = Path("/sys/fs/cgroup")) -
 
 def _device(device: str) -> Iterator[str]:
     if device == "cpu":
-        why = f"{VISIBLE} hides all GPUs" if hidden() else "no NVIDIA driver answers"
+        why = f"{VISIBLE} hides all GPUs" if hidden() else "no NVIDIA driver responds"
         yield ROW.format("device", f"cpu: {why}; models run on the CPU, which suits small ones")
         return
     major, minor = capability = device_capability(device)
@@ -112,12 +112,14 @@ def _device(device: str) -> Iterator[str]:
     free, total = device_memory(device)
     yield INNER.format("memory", f"{size(free)} of {size(total)} free")
     if no_bfloat16(device):
-        yield INNER.format("bf16", "it has no arithmetic for it: such checkpoints run in fp16")
+        yield INNER.format("bf16", "not supported by this GPU: such checkpoints run in fp16")
     if on_wsl():
         yield INNER.format("wsl2", SPILLS)
-    yield INNER.format("lock", f"{lock_path(device)}; containers share it by {LOCKS}=FOLDER")
+    yield INNER.format("lock", f"{lock_path(device)}; share it with containers by {LOCKS}=FOLDER")
     for number, name, memory in other_devices(device):
-        yield INNER.format("besides", f"{name} with {size(memory)}: {VISIBLE}={number} takes it")
+        yield INNER.format(
+            "besides", f"{name} with {size(memory)}: select it by {VISIBLE}={number}"
+        )
     for pid, held in device_holders(device).items():
         yield INNER.format("held", f"{size(held)} by process {pid}")
     yield INNER.format("flash", _flash(capability))
@@ -125,34 +127,34 @@ def _device(device: str) -> Iterator[str]:
 
 def _flash(capability: tuple[int, int]) -> str:
     if capability < FLASH_CAPABILITY:
-        return "attention is SDPA: FlashAttention 2 needs an Ampere GPU or a later one"
+        return "attention is SDPA: FlashAttention 2 needs an Ampere GPU or newer"
     if flash_installed():
-        return "FlashAttention 2 is used where a model takes it, in bf16 and fp16"
-    return "attention is SDPA; `pip install flash-attn` is faster where a model takes it"
+        return "FlashAttention 2 is used in bf16 and fp16, if the model supports it"
+    return "attention is SDPA; `pip install flash-attn` is faster if the model supports it"
 
 
 def _tensorrt() -> str:
     if missing := missing_libraries():
-        return f"{' and '.join(missing)} cannot be opened; to have it, {INSTALL_HINT}"
+        return f"{' and '.join(missing)} cannot be loaded; to install, {INSTALL_HINT}"
     return f"{tensorrt_version()}, for --vision-backend tensorrt"
 
 
 def _prefect() -> str:
     api = os.environ.get("PREFECT_API_URL", "")
     if not api:
-        return "no server named; --prefect starts one of its own"
-    state = "answers" if answers(api) else "does not answer: start it, or unset PREFECT_API_URL"
+        return "no server configured; --prefect starts its own"
+    state = "responds" if answers(api) else "does not respond: start it, or unset PREFECT_API_URL"
     return f"{redacted(api)} {state}"
 
 
 def measured_lines(known: MachineLookup) -> Iterator[str]:
-    """Say the figures, or why there are none and what to do."""
+    """Yield the measurements, or why there are none and what to do."""
     machine = known.machine
     if machine is None:
-        yield ROW.format("measured", f"no: {known.why}, so plans know no times; {ADVICE}")
+        yield ROW.format("measured", f"no: {known.why}, so plans have no times; {ADVICE}")
         return
-    again = f"; {known.why}, so measure again when it is quiet" if known.why else ""
-    yield ROW.format("measured", f"{machine.measured}{again}")
+    retry = f"; {known.why}, so measure again when it is quiet" if known.why else ""
+    yield ROW.format("measured", f"{machine.measured}{retry}")
     for precision in machine.passes:
         yield INNER.format(precision, _speed(machine, precision))
     reads, writes = (size(round(rate)) for rate in (machine.disk_read, machine.disk_write))
@@ -160,10 +162,10 @@ def measured_lines(known: MachineLookup) -> Iterator[str]:
     if machine.to_device:
         to, back = (size(round(rate)) for rate in (machine.to_device, machine.from_device))
         yield INNER.format("copies", f"to the GPU {to}/s, back {back}/s")
-        yield INNER.format("context", f"{size(machine.context_bytes)} of the GPU a process")
+        yield INNER.format("context", f"{size(machine.context_bytes)} of the GPU per process")
     if media := _media(machine):
         yield INNER.format("media", media)
-    yield INNER.format("start", f"{machine.start_seconds:.1f} s a stage that loads a model")
+    yield INNER.format("start", f"{machine.start_seconds:.1f} s per stage that loads a model")
     for why in dict.fromkeys(machine.missing.values()):
         what = (name.removeprefix("passes ") for name, w in machine.missing.items() if w == why)
         yield INNER.format("without", f"{', '.join(what)}: {why}")
@@ -172,13 +174,13 @@ def measured_lines(known: MachineLookup) -> Iterator[str]:
 def _speed(machine: Machine, precision: str) -> str:
     giga, steps = machine.flops(precision) / 1e9, machine.parameters(precision) / 1e9
     made = machine.quantize.get(precision)
-    loading = f", {made / 1e6:.0f} M parameters/s quantized in loading" if made else ""
-    return f"{giga:,.0f} GFLOP/s over prompts, {steps:.3g} G parameters/s a step{loading}"
+    loading = f", {made / 1e6:.0f} M parameters/s quantized while loading" if made else ""
+    return f"{giga:,.0f} GFLOP/s in prefill, {steps:.3g} G parameters/s in decode{loading}"
 
 
 def _media(machine: Machine) -> str:
     frames = machine.video_pixels / (1280 * 720)
-    pictures = machine.cores * machine.picture_pixels / 12e6
-    told = [f"{frames:.0f} frames/s of 720p H.264"] if frames else []
-    told += [f"{pictures:.1f} JPEGs/s of 12 megapixels"] if pictures else []
-    return ", ".join(told)
+    jpegs = machine.cores * machine.picture_pixels / 12e6
+    rates = [f"{frames:.0f} frames/s of 720p H.264"] if frames else []
+    rates += [f"{jpegs:.1f} JPEGs/s of 12 megapixels"] if jpegs else []
+    return ", ".join(rates)

@@ -3,7 +3,7 @@
 import argparse
 from contextlib import closing
 
-from flows.cli.last_words import print_result
+from flows.cli.exit_report import print_result
 from flows.cli.options import config_of
 from flows.cli.plan_command import show
 from flows.console.display import READING, Display
@@ -13,7 +13,7 @@ from flows.pipelines import EMBED
 
 
 def embed_command(given: argparse.Namespace) -> int:
-    """Run the command, and return the exit code of the contract. Raises PenstockError."""
+    """Run the command, and return its exit code. Raises PenstockError."""
     config = config_of(given, EmbedConfig)
     display = Display(quiet=given.quiet, as_json=given.json)
     if given.dry_run:

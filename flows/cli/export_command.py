@@ -6,7 +6,7 @@ import argparse
 import sys
 
 from flows.cli.derived import config_from
-from flows.cli.last_words import print_result
+from flows.cli.exit_report import print_result
 from flows.cli.plan_command import show
 from flows.console.display import Display
 from flows.console.lines import print_lines
@@ -17,32 +17,32 @@ from flows.results.export_result import Exported, refuse_foreign_folder
 
 
 def export_command(given: argparse.Namespace) -> int:
-    """Run the command, and return the exit code of the contract. Raises PenstockError."""
+    """Run the command, and return its exit code. Raises PenstockError."""
     from flows.running.export import export
     from flows.running.merging import as_adapted
     from flows.running.samples import evaluation_media
 
     config = config_from(given, ExportConfig)
     if not given.dry_run:
-        refuse_foreign_folder(config.asked())  # before the clips of the demo are rendered
+        refuse_foreign_folder(config.request())  # before the demo clips are rendered
     display = Display(quiet=given.quiet, as_json=given.json)
     with evaluation_media(config, display.say) as sources:
         captioning: RunOptions = config.captioning(sources)
         if given.dry_run:
-            pipelines = GRAPHS if config.asked().graphs else EXPORTS
+            pipelines = GRAPHS if config.request().graphs else EXPORTS
             if config.adapter:
                 captioning = as_adapted(captioning, config.adapter)
             return show(captioning, *pipelines, as_json=given.json)
-        result = export(captioning, config.asked(), display)
+        result = export(captioning, config.request(), display)
     if print_result(given, result, display) or not (given.json or result.accepted):
-        _tell(result)
+        _print_result(result)
     return result.exit_code
 
 
-def _tell(result: Exported) -> None:
+def _print_result(result: Exported) -> None:
     for missed in result.parity["missed"]:
-        print_lines(f"not reached: {missed}", to=sys.stderr)
+        print_lines(f"quality limit missed: {missed}", to=sys.stderr)
     if not result.accepted:
-        print_lines(f"kept in {result.out}; --accept takes it all the same", to=sys.stderr)
+        print_lines(f"kept in {result.out}; add --accept to use it anyway", to=sys.stderr)
         return
     print_lines(result.line())

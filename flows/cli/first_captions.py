@@ -11,19 +11,19 @@ from flows.console.lines import escaped, shortened, terminal_width
 
 SHOWN = 3
 """Number of media whose first caption is printed."""
-LOOKED_AT = 100
-"""Lines of `captions.jsonl` that are read for them."""
+SEARCHED = 100
+"""Lines of `captions.jsonl` that are searched for them."""
 
 
 def first_captions(out: Path) -> list[str]:
-    """Return a line for each of the first media: its name and the first caption that nobody
-    rejected, cut at the width of the terminal."""
+    """Return one line for each of the first media: its name and its first caption that was not
+    rejected, cut at the terminal's width."""
     found: dict[str, str] = {}
     with (
         suppress(OSError, ValueError),
         open(out / "captions.jsonl", encoding="utf-8") as file,
     ):
-        for row in map(json.loads, islice(file, LOOKED_AT)):
+        for row in map(json.loads, islice(file, SEARCHED)):
             if row.get("review") != REJECTED and len(found) < SHOWN:
                 found.setdefault(row["media_path"], row["caption"])
     width = terminal_width(sys.stdout)

@@ -10,7 +10,7 @@ from pathlib import Path
 from artifacts.errors import UsageError
 from artifacts.paths import folder_named
 from artifacts.words import counted
-from flows.cli.last_words import print_result
+from flows.cli.exit_report import print_result
 from flows.cli.options import config_of
 from flows.cli.plan_command import show
 from flows.console.display import READING, Display
@@ -20,21 +20,22 @@ from flows.options.vectors import IndexConfig
 from flows.pipelines import EMBED
 
 NAMED = 10
-"""Files that are gone and are named; `--json` names all."""
+"""Number of missing files that are printed; `--json` prints all."""
 
 
 def index_command(given: argparse.Namespace) -> int:
-    """Run the action, and return the exit code of the contract. Raises PenstockError."""
+    """Run the action, and return its exit code. Raises PenstockError."""
     return ACTIONS[given.action](given)
 
 
 def build(given: argparse.Namespace) -> int:
-    """Embed and append what is new, and say what is gone."""
+    """Embed and append new media, and list files that are gone."""
     return _fill(given, config_of(given, IndexConfig), folder_named(given.out, "out"), whole=True)
 
 
 def add(given: argparse.Namespace) -> int:
-    """Do the same with the model of the index, and leave what is gone alone."""
+    """Embed and append new media with the model of the index. Do not look for files that are
+    gone."""
     from artifacts.index.manifest import read_manifest
     from flows.search.maker import as_made
 
@@ -67,13 +68,13 @@ def _fill(given: argparse.Namespace, config: IndexConfig, folder: Path, *, whole
 
 
 def remove(given: argparse.Namespace) -> int:
-    """Remove the rows of what is named, all or nothing."""
+    """Remove the rows of the named files, all or none."""
     from artifacts.index.naming import rows_gone, rows_named
     from artifacts.index.writing import writing
 
     if bool(given.names) == given.gone:
         raise UsageError(
-            "nothing to remove is named" if given.names == [] else "NAMES and --gone are given",
+            "nothing to remove" if given.names == [] else "NAMES and --gone exclude each other",
             hint="Name files, folders or keys, or give --gone",
         )
     with writing(_folder(given)) as writer:
@@ -88,7 +89,7 @@ def remove(given: argparse.Namespace) -> int:
 
 
 def compact(given: argparse.Namespace) -> int:
-    """Write the index anew without removed rows, and measure it."""
+    """Rewrite the index without removed rows, and measure its recall."""
     from artifacts.index.compacting import compact as rewrite
     from artifacts.index.measuring import measure
     from artifacts.index.writing import writing
@@ -106,7 +107,7 @@ def compact(given: argparse.Namespace) -> int:
 
 
 def verify(given: argparse.Namespace) -> int:
-    """Check every byte; exit 1 when something is damaged, so that a nightly check is noticed."""
+    """Check every byte. Exit with 1 if something is damaged, so that nightly checks notice."""
     from artifacts.index.manifest import read_manifest
     from artifacts.index.verifying import verify_index
 
@@ -119,34 +120,36 @@ def verify(given: argparse.Namespace) -> int:
     return 1 if bad else 0
 
 
-def stats(given: argparse.Namespace) -> int:
-    """Print what the index holds and how well it finds."""
+def print_stats(given: argparse.Namespace) -> int:
+    """Print the size of the index and its recall."""
     from artifacts.index.verifying import stats_of
 
-    told = stats_of(_folder(given))
+    stats = stats_of(_folder(given))
     if given.json:
-        print(json.dumps(told, indent=1))
+        print(json.dumps(stats, indent=1))
         return 0
-    print_lines(f"{counted(told['rows'], 'row')} of {told['width']} numbers, {size(told['bytes'])}")
-    print_lines(f"model {told['model']} in {told['precision']}")
     print_lines(
-        f"{counted(told['removed'], 'removed row')}, {counted(told['shards'], 'shard')} "
-        f"({told['small_shards']} small)"
+        f"{counted(stats['rows'], 'row')} of {stats['width']} values, {size(stats['bytes'])}"
     )
-    for sort in ("pictures", "texts"):
-        print_lines(f"{sort:10s}{_way(told['measured'].get(sort))}")
+    print_lines(f"model {stats['model']} in {stats['precision']}")
+    print_lines(
+        f"{counted(stats['removed'], 'removed row')}, {counted(stats['shards'], 'shard')} "
+        f"({stats['small_shards']} small)"
+    )
+    for query_kind in ("pictures", "texts"):
+        print_lines(f"{query_kind:10s}{_search_method(stats['measured'].get(query_kind))}")
     return 0
 
 
-def _way(found: dict[str, float] | None) -> str:
+def _search_method(found: dict[str, float] | None) -> str:
     if found is None:
-        return "searched exactly: not measured yet"
+        return "exact search: not measured yet"
     if not found["queries"]:
-        return "searched exactly: there are few rows"
-    said = f"recall@10 {found['recall']:.3f} in {found['queries']} searches"
+        return "exact search: few rows"
+    recall = f"recall@10 {found['recall']:.3f} in {found['queries']} searches"
     if not found["candidates"]:
-        return f"searched exactly: by bits, {said}"
-    return f"searched by bits, {found['candidates']:,} compared exactly: {said}"
+        return f"exact search: by bits, {recall}"
+    return f"search by bits, {found['candidates']:,} compared exactly: {recall}"
 
 
 def _folder(given: argparse.Namespace) -> Path:
@@ -159,5 +162,5 @@ ACTIONS: dict[str, Callable[[argparse.Namespace], int]] = {
     "remove": remove,
     "compact": compact,
     "verify": verify,
-    "stats": stats,
+    "stats": print_stats,
 }

@@ -1,4 +1,4 @@
-"""Declares the options of `penstock index` and `penstock search`. Runs nothing."""
+"""Declares the options of `penstock index` and `penstock search`."""
 
 import argparse
 
@@ -9,25 +9,25 @@ from flows.options.search import SearchPlace, SearchQuery
 from flows.options.vectors import INDEX, IndexConfig
 
 OF_INDEX = ("sources", "model", "revision", "out", "precision")
-"""Fields that `index add` takes from the index, or adds itself."""
+"""Fields that `index add` takes from the index, or declares itself."""
 
 
 def add_index_commands(index: argparse.ArgumentParser) -> None:
     """Add the actions and options of `index`."""
     actions = index.add_subparsers(dest="action", metavar="ACTION", required=True)
-    build = actions.add_parser("build", help="embed SOURCES and index them; again: what is new")
+    build = actions.add_parser("build", help="embed and index SOURCES; repeat to add new files")
     add_vector_options(build, IndexConfig)
     add = actions.add_parser("add", help="embed SOURCES with the index's model and append them")
-    add.add_argument("sources", nargs="*", metavar="SOURCES", help="as of `index build`")
+    add.add_argument("sources", nargs="*", metavar="SOURCES", help="as for `index build`")
     _add_index(add)
     add_vector_options(add, IndexConfig, without=OF_INDEX)
     remove = actions.add_parser("remove", help="remove rows by file, folder or key")
     remove.add_argument("names", nargs="*", metavar="NAMES", help="files, folders or keys")
-    remove.add_argument("--gone", action="store_true", help="those whose files are gone")
+    remove.add_argument("--gone", action="store_true", help="rows whose files are gone")
     _add_index(remove)
-    compact = actions.add_parser("compact", help="drop removed rows, merge shards, measure anew")
-    verify = actions.add_parser("verify", help="check every byte, and say what is damaged")
-    stats = actions.add_parser("stats", help="rows, bytes, recall")
+    compact = actions.add_parser("compact", help="drop removed rows, merge shards, measure recall")
+    verify = actions.add_parser("verify", help="check every byte; list damaged files")
+    stats = actions.add_parser("stats", help="print rows, bytes and recall")
     for action in (compact, verify, stats):
         _add_index(action)
     stats.add_argument("--json", action="store_true", help="print them as JSON")
@@ -39,10 +39,12 @@ def add_search_options(parser: argparse.ArgumentParser) -> None:
     add_options(parser, SearchQuery)
     add = parser.add_argument_group("outputs").add_argument
     add("--json", action="store_true", help="print hits as JSON lines")
-    add("--html", default="", metavar="FILE", help="a page of small pictures, in one file")
-    add("--copy", default="", metavar="DIR", help="copy what is found, with search.jsonl, into DIR")
+    add("--html", default="", metavar="FILE", help="write one HTML page of thumbnails")
+    add("--copy", default="", metavar="DIR", help="copy found files and search.jsonl into DIR")
     add_options(parser, SearchPlace, MODEL)
 
 
 def _add_index(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--index", default=INDEX, metavar="DIR", help="[%(default)s]")
+    parser.add_argument(
+        "--index", default=INDEX, metavar="DIR", help="folder of the index [%(default)s]"
+    )

@@ -4,7 +4,7 @@ import argparse
 import shlex
 from contextlib import closing
 
-from flows.cli.last_words import print_result
+from flows.cli.exit_report import print_result
 from flows.cli.options import config_of
 from flows.cli.plan_command import show
 from flows.console.display import READING, Display
@@ -14,7 +14,7 @@ from flows.pipelines import LABEL
 
 
 def label_command(given: argparse.Namespace) -> int:
-    """Run the command, and return the exit code of the contract. Raises PenstockError."""
+    """Run the command, and return its exit code. Raises PenstockError."""
     config = config_of(given, LabelConfig)
     display = Display(quiet=given.quiet, as_json=given.json)
     with closing(display):
@@ -22,11 +22,11 @@ def label_command(given: argparse.Namespace) -> int:
             display.doing(READING)
         from flows.running.label import label, label_request
 
-        asked = label_request(config)
+        request = label_request(config)
         if given.dry_run:
             return show(config, LABEL, as_json=given.json)
-        result = label(config, asked, display)
+        result = label(config, request, display)
     if print_result(given, result, display):
-        told = f"penstock report {shlex.quote(str(result.out))}"
-        print_lines(*result.notes(), f"{result.line()}; see them with `{told}`")
+        report = f"penstock report {shlex.quote(str(result.out))}"
+        print_lines(*result.notes(), f"{result.line()}; view them with `{report}`")
     return result.exit_code

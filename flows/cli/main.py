@@ -17,9 +17,9 @@ from artifacts.words import meant
 from flows.console.lines import print_lines, wrapped
 
 CHOICE = re.compile(r"argument (.*): invalid choice: '(.*)' \(choose from (.*)\)")
-"""What argparse says of a value that is none of those that may be."""
+"""argparse's message about a value that is not one of the choices."""
 NUMBER = re.compile(r"argument (.*): invalid (int|float) value: (['\"])(.*)\3", re.DOTALL)
-"""What argparse says of a value that is no number."""
+"""argparse's message about a value that is not a number."""
 
 # fmt: off
 PATHS = frozenset((
@@ -29,9 +29,9 @@ PATHS = frozenset((
     "names", "words",
 ))
 # fmt: on
-"""Where what names files is parsed to: a name of a file may be any bytes."""
+"""Parsed names of file paths, which may contain any bytes."""
 WRITTEN = {"without": "--not", "what": "TEXT"}
-"""Where other texts are parsed to → how a command line has them, if not by that name."""
+"""Parsed name of another text → its name on the command line, if different."""
 
 
 class Help(argparse.HelpFormatter):
@@ -52,30 +52,28 @@ class CommandParser(argparse.ArgumentParser):
         super().__init__(*arguments, **{"allow_abbrev": False, "formatter_class": Help, **options})
 
     def error(self, message: str) -> NoReturn:
-        """Say in one line what is wrong, and end with exit code 2."""
+        """Print the error in one line, and exit with code 2."""
         if found := CHOICE.fullmatch(message):
             what, given, choices = found.groups()
             names = re.findall(r"'([^']*)'", choices)
             noun = "command" if what in ("COMMAND", "ACTION") else f"value of {what}"
-            message = f"{given} is no {noun}{meant(given, names)}"
+            message = f"unknown {noun}: {given}{meant(given, names)}"
         elif found := NUMBER.fullmatch(message):
             kind = "a whole number" if found[2] == "int" else "a number"
-            message = f"{found[1]} is {found[4] or 'empty'}. Give {kind}"
-        print_lines(
-            f"{self.prog}: {message}. `{self.prog} --help` lists what there is", to=sys.stderr
-        )
+            message = f"invalid {found[1]} {found[4]!r}. Give {kind}"
+        print_lines(f"{self.prog}: {message}. See `{self.prog} --help`", to=sys.stderr)
         self.exit(2)
 
     def unknown(self, words: Sequence[str]) -> NoReturn:
-        """Refuse options that there are not."""
+        """Refuse unknown options."""
         shown = [action for action in self._actions if action.help != argparse.SUPPRESS]
         names = [name for action in shown for name in action.option_strings]
         first = next((word for word in words if word.startswith("-")), words[0])
         name = first.partition("=")[0]
-        self.error(f"there is no option {name}{meant(name, names)}")
+        self.error(f"unknown option {name}{meant(name, names)}")
 
     def of_command(self, name: str | None) -> "CommandParser":
-        """Return the parser of a command; this one where there is none of that name."""
+        """Return the parser of a command, or this parser for an unknown one."""
         for action in self._actions:
             if isinstance(action, argparse._SubParsersAction) and name in action.choices:
                 parser: CommandParser = action.choices[name]
@@ -84,14 +82,14 @@ class CommandParser(argparse.ArgumentParser):
 
 
 def check_texts(given: argparse.Namespace) -> None:
-    """Raise UsageError where a text of the command line is not text: Python takes bytes that are
-    not of the terminal's encoding as lone surrogates, which no file and no model takes."""
+    """Raise UsageError for an argument that is not valid in the terminal's encoding. Python reads
+    its bytes as lone surrogates, which neither files nor models accept."""
     for name, value in vars(given).items():
         texts = value if isinstance(value, list) else [value]
         if name not in PATHS and any(isinstance(each, str) and _is_broken(each) for each in texts):
             option = WRITTEN.get(name, "--" + name.replace("_", "-"))
             raise UsageError(
-                f"{option}: it is not text in UTF-8",
+                f"{option}: not valid UTF-8",
                 hint="Set the terminal to UTF-8 (LANG=C.UTF-8), or save the script in UTF-8",
             )
 
@@ -100,38 +98,41 @@ def _is_broken(text: str) -> bool:
     return any("\ud800" <= letter <= "\udfff" for letter in text)
 
 
-EPILOG = """exit codes: 0 all captioned · 1 some items failed, named · 2 usage · 3 cannot fit ·
+EPILOG = """exit codes: 0 success · 1 some items failed (listed) · 2 usage · 3 does not fit ·
 4 interrupted, resumable · 5 environment (disk, store, driver, network)"""
 
 
 COMMANDS = {
     "caption": ("caption videos and images", "small_options:add_caption"),
-    "plan": ("what a run would take, and whether it fits", "small_options:add_plan"),
-    "embed": ("vectors of images and videos", "vector_options:add_embed"),
-    "label": ("labels of images and videos", "vector_options:add_label"),
-    "index": ("vectors to search in", "index_options:add_index_commands"),
+    "plan": ("estimate memory, disk and time; check that it fits", "small_options:add_plan"),
+    "embed": ("compute vectors of images and videos", "vector_options:add_embed"),
+    "label": ("label images and videos", "vector_options:add_label"),
+    "index": ("build and maintain a search index", "index_options:add_index_commands"),
     "search": ("search an index", "index_options:add_search_options"),
-    "tune": ("an adapter trained on your captions", "tune_options:add_tune_options"),
-    "serve": ("labels, search, captions over HTTP", "serve_options:add_serve_options"),
-    "status": ("how a run stands", "small_options:add_status"),
-    "report": ("a run as one HTML file", "small_options:add_report"),
+    "tune": ("train an adapter on your captions", "tune_options:add_tune_options"),
+    "serve": ("serve labels, search and captions over HTTP", "serve_options:add_serve_options"),
+    "status": ("print the progress of a run", "small_options:add_status"),
+    "report": ("write an HTML report of a run", "small_options:add_report"),
     "review": ("correct and accept captions", "small_options:add_review"),
-    "cache": ("look after the store", "cache_options:add_cache_commands"),
-    "convert": ("a model's pickled weights as safetensors", "small_options:add_convert"),
-    "export": ("a model in few bits, judged", "export_options:add_export_options"),
-    "doctor": ("what this machine has and lacks", "small_options:add_doctor"),
-    "completion": ("what a shell completes this command by", "small_options:add_completion"),
-    "demo": ("caption a dozen clips of the demo world, with score", "small_options:add_demo"),
+    "cache": ("list, check and clean the store", "cache_options:add_cache_commands"),
+    "convert": ("convert a model's pickled weights to safetensors", "small_options:add_convert"),
+    "export": (
+        "quantize a model and compare it with the original",
+        "export_options:add_export_options",
+    ),
+    "doctor": ("check GPU, drivers and packages", "small_options:add_doctor"),
+    "completion": ("print a shell completion script", "small_options:add_completion"),
+    "demo": ("caption and score demo clips", "small_options:add_demo"),
 }
-"""Command → its line of help, and what adds its options: `module of flows.cli:function`. The module
-is imported for that command alone."""
-ALONE = ("completion", "demo")
-"""Commands that have no exit codes of a run."""
+"""Command → its help line, and `module of flows.cli:function` that adds its options. The module is
+imported only for that command."""
+WITHOUT_EXIT_CODES = ("completion", "demo")
+"""Commands without the exit codes of a run."""
 
 
 def parser(only: str | None = None) -> CommandParser:
-    """Return the parser with every command, and with the options of `only` that one (None: of all);
-    a test freezes the set."""
+    """Return the parser with every command, and with the options of the command `only` (None: of
+    all)."""
     top = CommandParser(
         prog="penstock",
         description="Caption long videos and large image folders on a GPU too small for the model.",
@@ -140,7 +141,9 @@ def parser(only: str | None = None) -> CommandParser:
     top.add_argument("--version", action="store_true", help="print the version")
     commands = top.add_subparsers(dest="command", metavar="COMMAND")
     for name, (text, adder) in COMMANDS.items():
-        command = commands.add_parser(name, help=text, epilog=None if name in ALONE else EPILOG)
+        command = commands.add_parser(
+            name, help=text, epilog=None if name in WITHOUT_EXIT_CODES else EPILOG
+        )
         if only in (None, name):
             module, function = adder.split(":")
             getattr(import_module(f"flows.cli.{module}"), function)(command)
@@ -148,7 +151,8 @@ def parser(only: str | None = None) -> CommandParser:
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """Parse the command line, which is in `words`; sources may stand before and after options."""
+    """Parse the command line, and store it in `words`. Sources may stand before and after
+    options."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     given = _parse(words)
     given.words = words
@@ -157,8 +161,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def _parse(words: list[str]) -> argparse.Namespace:
     top = parser(next((word for word in words if not word.startswith("-")), ""))
-    # What follows `--` is a source whatever it looks like; argparse takes it for unknown options
-    # where sources stand before the options.
+    # Everything after `--` is a source. argparse would take it for unknown options if sources stand
+    # before the options.
     end = words.index("--") if "--" in words else len(words)
     given, rest = top.parse_known_args(words[:end])
     if "sources" not in given:
@@ -173,7 +177,7 @@ def _parse(words: list[str]) -> argparse.Namespace:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; returns its exit code."""
+    """Run one command, and return its exit code."""
     given = parse(arguments)
     try:
         if given.version:
@@ -188,20 +192,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         check_texts(given)
         return run(given)
     except Exception as error:
-        return _ended_by(error)
+        return _exit_code_of(error)
     except KeyboardInterrupt as stop:
-        return _ended_by(stop)
+        return _exit_code_of(stop)
 
 
-def _ended_by(error: BaseException) -> int:
-    """Say in one line what went wrong, and return the exit code."""
-    from flows.cli.last_words import print_error, report_crash
+def _exit_code_of(error: BaseException) -> int:
+    """Print the error in one line, and return the exit code."""
+    from flows.cli.exit_report import print_error, report_crash
 
     if isinstance(error, PenstockError):
         print_error(str(error))
         return error.exit_code
     if isinstance(error, KeyboardInterrupt):
-        print_error("stopped. Nothing finished is lost")
+        print_error("interrupted; finished items are kept")
         return 4
     if isinstance(error, BrokenPipeError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
@@ -219,13 +223,13 @@ def _ended_by(error: BaseException) -> int:
 
 
 def run(given: argparse.Namespace) -> int:
-    """Call the command's function, in a module of its own that is imported only when wanted."""
+    """Call the command's function. Its module is imported only when needed."""
     name = f"{given.command}_command"
     return int(getattr(import_module(f"flows.cli.{name}"), name)(given))
 
 
 def check_platform() -> None:
-    """Refuse in one line to run where Penstock was never tried. Raises EnvironmentFault."""
+    """Raise EnvironmentFault on an untested platform."""
     if sys.platform != "linux" or platform.machine() != "x86_64":
         raise EnvironmentFault(
             f"Penstock runs on Linux x86-64, this is {platform.system()} {platform.machine()}",

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def plan_command(given: argparse.Namespace) -> int:
-    """Print what a run would take; the exit code says whether it fits. Raises PenstockError."""
+    """Print the plan of a run. The exit code says whether it fits. Raises PenstockError."""
     if given.train is not None:
         from flows.cli.train_plan import train_plan
 
@@ -41,8 +41,8 @@ def show(
     explain: bool = False,
     table: bool = False,
 ) -> int:
-    """Print the plan of a command, by the first of `pipelines` that its model is for (none: it
-    captions); the exit code says whether it fits."""
+    """Print the plan of a command. Its pipeline is the first of `pipelines` that suits the model;
+    without any, it captions. The exit code says whether the run fits."""
     display = Display(quiet=as_json)
     with closing(display):
         display.doing(READING)
@@ -64,7 +64,7 @@ def show(
 
 
 def _table(plan: "Plan") -> dict[str, Any]:
-    """Return what fits in how much of this device, and of a GPU; None: nothing."""
+    """Return the largest batch per memory size, on this device and on a GPU; None: nothing fits."""
     from flows.planning.what_fits import what_fits
 
     return {

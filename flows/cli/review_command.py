@@ -7,8 +7,7 @@ from pathlib import Path
 
 
 def review_command(given: argparse.Namespace) -> int:
-    """Serve the review, and return 0 when it was asked to end. Raises UsageError,
-    EnvironmentFault."""
+    """Serve the review until it is stopped, and return 0. Raises UsageError, EnvironmentFault."""
     from flows.reviewing.server import review
 
     review(Path(given.out), given.port)

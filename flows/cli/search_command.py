@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
 
 def search_command(given: argparse.Namespace) -> int:
-    """Run the search, and return the exit code of the contract: 1 when a file that was to be copied
-    is gone. Raises PenstockError."""
+    """Run the search, and return its exit code: 1 if a file to be copied is gone. Raises
+    PenstockError."""
     folder, warnings = folder_named(given.index, "index"), list[str]()
     page = folder_named(given.html, "html") if given.html else None
     copies = folder_named(given.copy, "copy") if given.copy else None
@@ -36,8 +36,8 @@ def search_command(given: argparse.Namespace) -> int:
         from flows.search.texts import TEXT_HALF
 
         refuse_replacing_found(page, copies)
-        asked, place = config_from(given, SearchQuery), config_from(given, SearchPlace)
-        hits = search_index(folder, asked, place, display, TEXT_HALF, warnings.append)
+        query, place = config_from(given, SearchQuery), config_from(given, SearchPlace)
+        hits = search_index(folder, query, place, display, TEXT_HALF, warnings.append)
     forget_terminal()
     for warning in warnings:
         print_lines(f"warning: {warning}", to=sys.stderr)
@@ -49,7 +49,7 @@ def search_command(given: argparse.Namespace) -> int:
     if given.json:
         print("".join(lines_of(hits)), end="")
     else:
-        print_lines(*(map(_line, hits) if hits else ["nothing was found"]))
+        print_lines(*(map(_line, hits) if hits else ["no hits"]))
     return code
 
 
@@ -66,11 +66,10 @@ def _line(hit: "Hit") -> str:
 
 
 def _copied(folder: Path, hits: Sequence["Hit"]) -> int:
-    """Copy each file that was found, once, named by the rank at which it was first; returns the
-    exit code."""
+    """Copy each found file once, named by its first rank. Return the exit code."""
     seen: set[str] = set()
     code = 0
-    write_text(folder / "search.jsonl", lines_of(hits))  # first: it says whose the copies are
+    write_text(folder / "search.jsonl", lines_of(hits))  # first: it lists the originals
     for hit in (hit for hit in hits if hit.path not in seen):
         seen.add(hit.path)
         name = f"{hit.rank:03d}-{Path(hit.path).name}"
@@ -83,5 +82,5 @@ def _copied(folder: Path, hits: Sequence["Hit"]) -> int:
                 shutil.copyfileobj(source, target)
         except (OSError, MediaError, Unanswered) as error:
             code, why = 1, getattr(error, "strerror", error)
-            print_lines(f"failed: {hit.path}: it cannot be copied ({why})", to=sys.stderr)
+            print_lines(f"failed: {hit.path}: cannot be copied ({why})", to=sys.stderr)
     return code

@@ -8,7 +8,7 @@ from flows.serving.config import ServeConfig
 
 
 def serve_command(given: argparse.Namespace) -> int:
-    """Serve, and return the exit code of the contract. Raises PenstockError."""
+    """Run the server, and return its exit code. Raises PenstockError."""
     from flows.serving.server import serve
 
     serve(config_from(given, ServeConfig), Display(quiet=given.quiet))

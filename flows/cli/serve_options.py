@@ -1,4 +1,4 @@
-"""Declares the options of `penstock serve`. Runs nothing."""
+"""Declares the options of `penstock serve`."""
 
 import argparse
 

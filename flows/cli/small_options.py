@@ -1,4 +1,4 @@
-"""Declares the options of commands that have few. Runs nothing."""
+"""Declares the options of commands that have only a few."""
 
 import argparse
 
@@ -23,27 +23,27 @@ def add_plan(parser: argparse.ArgumentParser) -> None:
         "--for",
         dest="purpose",
         choices=PURPOSES,
-        help="what is to be made [what the model makes]",
+        help="purpose of the model [its first possible one]",
     )
-    add("--what-fits", action="store_true", help="budgets by precisions")
-    add("--explain", action="store_true", help="the arithmetic, number by number")
-    add("--json", action="store_true", help="print the plan as JSON, all of it")
+    add("--what-fits", action="store_true", help="table of batch sizes by memory and precision")
+    add("--explain", action="store_true", help="print the calculation of each number")
+    add("--json", action="store_true", help="print the whole plan as JSON")
 
 
 def add_status(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("out", metavar="OUT", nargs="?", default="penstock-out")
-    parser.add_argument("--json", action="store_true", help="print the record as JSON")
+    parser.add_argument("--json", action="store_true", help="print the run record as JSON")
 
 
 def add_report(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("out", metavar="OUT", nargs="?", default="penstock-out")
-    parser.add_argument("--to", default="", metavar="FILE", help="[OUT/report.html]")
+    parser.add_argument("--to", default="", metavar="FILE", help="output file [OUT/report.html]")
 
 
 def add_review(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("out", metavar="OUT", nargs="?", default="penstock-out")
     parser.add_argument(
-        "--port", type=int, default=8010, metavar="P", help="0: a free one [%(default)s]"
+        "--port", type=int, default=8010, metavar="P", help="port; 0: any free port [%(default)s]"
     )
 
 
@@ -51,15 +51,15 @@ def add_convert(parser: argparse.ArgumentParser) -> None:
     from stages.convert.job import DTYPES
 
     add = parser.add_argument
-    add("source", metavar="SRC", help="the model's folder, or one .pt, .pth, .bin")
-    add("folder", metavar="DST", help="a new folder, or one begun before")
-    add("--dtype", choices=DTYPES, default="", help="of its numbers; 16 bit halve the files [same]")
+    add("source", metavar="SRC", help="folder of the model, or one .pt, .pth or .bin file")
+    add("folder", metavar="DST", help="new output folder, or one to resume")
+    add("--dtype", choices=DTYPES, default="", help="data type of the weights [unchanged]")
 
 
 def add_doctor(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--measure", action="store_true", help="measure it (15 s), so that plans know times")
-    add("--model", default="", metavar="DIR", help="measure this model's graphs beside torch, too")
+    add("--measure", action="store_true", help="measure speeds (15 s), so that plans show times")
+    add("--model", default="", metavar="DIR", help="also compare this model's graphs with torch")
 
 
 def add_completion(parser: argparse.ArgumentParser) -> None:
@@ -70,6 +70,6 @@ def add_completion(parser: argparse.ArgumentParser) -> None:
 
 def add_demo(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--clips", type=int, default=200, metavar="N", help="fresh clips to score [200]")
-    add("--seed", type=int, metavar="S", help="of the fresh clips [a new one]")
+    add("--clips", type=int, default=200, metavar="N", help="number of random clips to score [200]")
+    add("--seed", type=int, metavar="S", help="random seed of these clips [new]")
     add("--precision", default="native", metavar="P", help=f"{'|'.join(PRECISIONS)} [%(default)s]")

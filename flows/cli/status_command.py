@@ -30,8 +30,8 @@ from flows.results.tuned import training_in
 
 
 def status_command(given: argparse.Namespace) -> int:
-    """Print how a run, an export or a training stands, and return 0 unless there is none. Raises
-    UsageError, EnvironmentFault."""
+    """Print the progress of a run, an export or a training, and return 0. Raises UsageError if
+    there is none, EnvironmentFault."""
     out = Path(given.out)
     if given.json:
         print(json.dumps(run_status(out), indent=1))
@@ -51,7 +51,7 @@ def status_command(given: argparse.Namespace) -> int:
 
 
 def lines(record: Mapping[str, Any], stages: list[StageStatus]) -> Iterator[str]:
-    """Yield the record for people."""
+    """Yield the run record as text lines."""
     yield headline(record)
     if advice(record):
         yield advice(record)
@@ -68,13 +68,13 @@ def lines(record: Mapping[str, Any], stages: list[StageStatus]) -> Iterator[str]
 
 
 def headline(record: Mapping[str, Any]) -> str:
-    """Say its state, since when, and whose it is."""
+    """Return one line: the state, its age, and the process."""
     state, ago = record["state"], duration(max(0.0, time.time() - seconds_of(record["updated"])))
     if state == "running":
         since = duration(max(0.0, time.time() - seconds_of(record["started"])))
-        who = f"process {record['pid']} on {record['host']}"
-        return f"running for {since}, {who}; its record is {ago} old"
+        process = f"process {record['pid']} on {record['host']}"
+        return f"running for {since}, {process}; record written {ago} ago"
     error = f": {record['error']}" if record["error"] else ""
     if state == "died":
-        return f"died: process {record['pid']} is gone; its last word is {ago} old"
+        return f"died: process {record['pid']} is gone; record written {ago} ago"
     return f"{state} {ago} ago{error}"

@@ -1,4 +1,4 @@
-"""Declares the options of `penstock plan` for fine-tuning. Computes nothing."""
+"""Declares the options of `penstock plan` for fine-tuning."""
 
 import argparse
 from typing import Any, get_args
@@ -7,14 +7,14 @@ from artifacts.errors import UsageError
 from flows.planning.training.terms import OPTIMIZERS, Method, Training
 
 PLAIN = Training(method="lora")
-UNSAID: dict[str, Any] = {
+DEFAULTS: dict[str, Any] = {
     "checkpointing": PLAIN.checkpointing,
     "zero": PLAIN.zero,
     "gpus": PLAIN.gpus,
     "optimizer": PLAIN.optimizer,
     "max_length": PLAIN.length,
 }
-"""Options of fine-tuning → their values when they are not given."""
+"""Fine-tuning options → their defaults."""
 
 
 def add_train_options(parser: argparse.ArgumentParser) -> None:
@@ -23,21 +23,21 @@ def add_train_options(parser: argparse.ArgumentParser) -> None:
     add(
         "--train",
         metavar="HOW",
-        help=f"what fine-tuning would take instead: {'|'.join(get_args(Method))}",
+        help=f"plan fine-tuning instead: {'|'.join(get_args(Method))}",
     )
-    add("--checkpointing", action="store_true", help="layers are computed again, not kept")
-    add("--zero", type=int, metavar="STAGE", help="of DeepSpeed: 0, 1, 2 or 3 [%(default)s]")
-    add("--gpus", type=int, metavar="N", help="that train together [%(default)s]")
+    add("--checkpointing", action="store_true", help="gradient checkpointing")
+    add("--zero", type=int, metavar="STAGE", help="DeepSpeed ZeRO stage, 0 to 3 [%(default)s]")
+    add("--gpus", type=int, metavar="N", help="number of GPUs [%(default)s]")
     add("--optimizer", metavar="O", help=f"{'|'.join(OPTIMIZERS)} [%(default)s]")
-    add("--max-length", type=int, metavar="N", help="tokens of a sample [%(default)s]")
-    parser.set_defaults(**UNSAID)
+    add("--max-length", type=int, metavar="N", help="tokens per sample [%(default)s]")
+    parser.set_defaults(**DEFAULTS)
 
 
 def refuse_without_train(given: argparse.Namespace) -> None:
-    """Refuse an option of fine-tuning where none is planned. Raises UsageError."""
-    for option, unsaid in UNSAID.items():
-        if getattr(given, option) != unsaid:
+    """Raise UsageError for a fine-tuning option without --train."""
+    for option, default in DEFAULTS.items():
+        if getattr(given, option) != default:
             raise UsageError(
-                f"--{option.replace('_', '-')} is given, and no --train",
+                f"--{option.replace('_', '-')} needs --train",
                 hint=f"Add --train {'|'.join(get_args(Method))}, or leave it out",
             )

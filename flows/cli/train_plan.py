@@ -1,4 +1,4 @@
-"""Implements `penstock plan --train`: the resources for fine-tuning a model. Trains nothing."""
+"""Implements `penstock plan --train`: estimates the resources for fine-tuning a model."""
 
 import argparse
 import json
@@ -18,14 +18,14 @@ from flows.planning.training.estimate import RANK, changes, train_estimate
 from flows.planning.training.terms import OPTIMIZERS, Method, TrainEstimate, Training
 
 MOMENTS = {
-    "backward": "the most while the backward pass begins",
-    "step": "the most while the optimizer makes a step",
-    "vision": "the most while the frozen tower looks at pictures",
+    "backward": "reached at the start of the backward pass",
+    "step": "reached in the optimizer step",
+    "vision": "reached while the frozen vision encoder runs",
 }
 
 
 def train_plan(given: argparse.Namespace) -> int:
-    """Print what fine-tuning would take of each GPU. Raises PenstockError."""
+    """Print the memory per GPU for fine-tuning. Raises PenstockError."""
     training = training_of(given)
     config = CaptionConfig(sources=(), model=given.model, revision=given.revision)
     checkpoint = find_checkpoint(config, Display(quiet=given.json).say)
@@ -35,8 +35,8 @@ def train_plan(given: argparse.Namespace) -> int:
     fits = estimate.peak_bytes <= limit
     code = 0 if fits else CannotFit.exit_code
     if given.json:
-        told = train_json(checkpoint.name, training, estimate)
-        print(json.dumps({**told, "fits": fits if given.memory else None}, indent=1))
+        fields = train_json(checkpoint.name, training, estimate)
+        print(json.dumps({**fields, "fits": fits if given.memory else None}, indent=1))
         return code
     lines = train_lines(checkpoint.name, architecture, training, estimate)
     if given.memory:
@@ -62,7 +62,7 @@ def _verdict(
 
 
 def training_of(given: argparse.Namespace) -> Training:
-    """Return the training that the options mean. Raises UsageError."""
+    """Return the training settings from parsed options. Raises UsageError."""
     known: tuple[tuple[str, Any, tuple[Any, ...]], ...] = (
         ("train", given.train, get_args(Method)),
         ("zero", given.zero, (0, 1, 2, 3)),
@@ -71,22 +71,22 @@ def training_of(given: argparse.Namespace) -> Training:
     for option, value, choices in known:
         if value not in choices:
             raise UsageError(
-                f"--{option} {value} is not known",
+                f"unknown --{option} {value}",
                 hint=f"Choose from {', '.join(map(str, choices))}",
             )
     if {given.precision, given.vision_precision, given.language_precision} - {"native", None}:
         raise UsageError(
-            "--precision is given with --train, which decides it",
-            hint="Leave it out; --train qlora has the frozen weights in nf4",
+            "--precision and --train exclude each other: the method sets the precision",
+            hint="Leave it out; --train qlora keeps the frozen weights in nf4",
         )
     for option in ("gpus", "max_length", "frames", "batch_size"):
         if (count := getattr(given, option)) is not None and count <= 0:
             raise UsageError(
-                f"--{option.replace('_', '-')} is {count}", hint="Give a number above 0"
+                f"invalid --{option.replace('_', '-')} {count}", hint="Give a number above 0"
             )
     if given.train != "full" and given.optimizer != "mixed":
         raise UsageError(
-            f"--optimizer {given.optimizer} is given with --train {given.train}, which trains "
+            f"--optimizer {given.optimizer} does not apply to --train {given.train}, which trains "
             "adapters in 32 bit",
             hint="Leave it out, or give --train full",
         )
@@ -105,7 +105,7 @@ def training_of(given: argparse.Namespace) -> Training:
 def train_lines(
     name: str, architecture: Architecture, training: Training, estimate: TrainEstimate
 ) -> list[str]:
-    """Return lines for people: the sum first, then where it goes."""
+    """Return the estimate as text: the sum first, then its terms."""
     many = f"each of {training.gpus} GPUs" if training.gpus > 1 else "1 GPU"
     other = Training(**{**asdict(training), "checkpointing": not training.checkpointing})
     without = train_estimate(architecture, other).peak_bytes
@@ -115,8 +115,8 @@ def train_lines(
         f"  {recomputed} --checkpointing {gib(without)}",
         f"trained     {estimate.trained / 1e6:,.1f} M of "
         f"{(estimate.trained + estimate.frozen) / 1e6:,.1f} M numbers{_how(training)}",
-        f"a step      {training.batch} x {training.length:,} tokens a GPU, "
-        f"{counted(training.frames, 'picture')} each; gradients of more are added in place",
+        f"a step      {training.batch} x {training.length:,} tokens per GPU, "
+        f"{counted(training.frames, 'image')} each; gradient accumulation takes no more memory",
         "memory, GiB",
     ]
     lines += [
@@ -130,16 +130,16 @@ def train_lines(
 
 def _how(training: Training) -> str:
     if training.method == "full":
-        return ": all of the language half; the vision tower and the connector are frozen"
-    return f": LoRA of rank {RANK} beside each linear layer of the language half"
+        return ": all of the language half; the vision encoder and the connector are frozen"
+    return f": LoRA of rank {RANK} on each linear layer of the language half"
 
 
 def _when(moment: str, estimate: TrainEstimate) -> str:
-    return "" if moment in ("always", estimate.moment) else " (not in the sum: at another moment)"
+    return "" if moment in ("always", estimate.moment) else " (not in the sum: at another time)"
 
 
 def explain_lines(estimate: TrainEstimate) -> Iterator[str]:
-    """Say where each formula is from."""
+    """Yield the source of each formula."""
     yield "sources"
     for source in sorted({term.source for term in estimate.terms if term.source}):
         parts = sorted({term.part for term in estimate.terms if term.source == source})
@@ -147,7 +147,7 @@ def explain_lines(estimate: TrainEstimate) -> Iterator[str]:
 
 
 def train_json(name: str, training: Training, estimate: TrainEstimate) -> dict[str, Any]:
-    """Return the estimate for programs."""
+    """Return the estimate as JSON."""
     return {
         "model": name,
         "training": asdict(training),

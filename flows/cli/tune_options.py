@@ -1,8 +1,8 @@
-"""Declares the options of `penstock tune`. Runs nothing."""
+"""Declares the options of `penstock tune`."""
 
 import argparse
 
-from flows.cli.derived import add_options, place_of
+from flows.cli.derived import add_options, group_of
 from flows.cli.tune_command import add_retired_options
 from flows.options.headings import MODEL
 from flows.options.tune import RUNNING, TRAINING, TuneConfig
@@ -10,9 +10,9 @@ from flows.options.tune import RUNNING, TRAINING, TuneConfig
 
 def add_tune_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of `tune`."""
-    places = add_options(parser, TuneConfig, MODEL, TRAINING)
+    groups = add_options(parser, TuneConfig, MODEL, TRAINING)
     add_retired_options(parser)
-    add = place_of(parser, places, RUNNING).add_argument
-    add("--dry-run", action="store_true", help="say what it would take; start nothing")
+    add = group_of(parser, groups, RUNNING).add_argument
+    add("--dry-run", action="store_true", help="print the required resources, then exit")
     add("--quiet", action="store_true", help="print errors only")
     add("--json", action="store_true", help="print events as JSON lines")

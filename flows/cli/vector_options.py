@@ -1,4 +1,4 @@
-"""Declares the options of the commands that compute vectors. Runs nothing."""
+"""Declares the options of the commands that compute vectors."""
 
 import argparse
 from collections.abc import Collection
@@ -20,7 +20,7 @@ def add_label(parser: argparse.ArgumentParser) -> None:
 def add_vector_options(
     parser: argparse.ArgumentParser, config: type[VectorConfig], *, without: Collection[str] = ()
 ) -> None:
-    """Add the options of a command that makes vectors."""
+    """Add the options of a command that computes vectors."""
     headings = [MODEL, VECTORS, MEMORY, FILES]
     if issubclass(config, LabelConfig):
         headings.insert(0, LABELS)

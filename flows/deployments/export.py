@@ -35,7 +35,7 @@ def export_model(config: ExportConfig) -> State[Any]:
     ) -> Exported:
         with evaluation_media(config, display.say) as sources:
             captioning = continued(config).captioning(sources)
-            return passed(export(captioning, config.asked(), display, make_launcher, on_begin))
+            return passed(export(captioning, config.request(), display, make_launcher, on_begin))
 
     return run_in_flow(config.captioning(), run, CHECKPOINT)
 

@@ -60,7 +60,7 @@ class CaptionConfig(
     VideoSamplingOptions,
     RunOptions,
 ):
-    """One caption run. Fields have the names of the command line's options."""
+    """One caption run. Field names equal the option names of the command line."""
 
     model: Annotated[str, DEFAULT_MODEL_OPTION] = DEFAULT_MODEL
     """Hub id, folder, or `demo`."""
@@ -72,7 +72,7 @@ class CaptionConfig(
         _ = self.speakers
         if COCO in self.format:
             raise UsageError(
-                "--format coco is of labels", hint="Run `penstock label`, or leave it out"
+                "--format coco is for labels only", hint="Run `penstock label`, or leave it out"
             )
         if self.schema:
             check_room(self.schema, self.max_new_tokens)

@@ -27,16 +27,14 @@ HALVES: dict[str, tuple[Part, ...]] = {
     "both": ("vision", "language"),
 }
 OTHERS = ("awq", "gptq")
-"""Kinds that people ask for, and that w4a16 takes the place of."""
+"""Checkpoint kinds that users request, and that w4a16 replaces."""
 SAMPLES, GROUP = 128, 32
-"""Chunks that a checkpoint is calibrated and judged by, and columns that share a scale, where
-nobody says."""
+"""Default number of calibration chunks, and default number of columns per quantization scale."""
 
 REJECTED, RUNS = "rejected", "parity"
-"""Folders in that of a checkpoint: of itself until it passes, and of the runs that it is judged
-by."""
+"""Folders inside a checkpoint's folder: the checkpoint until it passes, and its evaluation runs."""
 NATIVE, EXPORTED = "native", "exported"
-"""Folders among those runs, of the original's and of the checkpoint's."""
+"""Subfolders of the evaluation runs, for the original model and for the checkpoint."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,80 +43,78 @@ class ExportRequest:
 
     kind: str
     folder: Path
-    """Folder that it is written to."""
+    """Output folder."""
     half: str = ""
-    """Which linear layers are quantized; empty: those of the language half, of a dual encoder those
-    of the vision half."""
+    """Half whose linear layers are quantized; empty: the language half, for a dual encoder the
+    vision half."""
     calibrated: bool = False
-    """Whether weights are rounded by what they do to the user's own media."""
+    """Whether the user's own media calibrate the rounding of weights."""
     stored: bool = False
-    """Whether these are read off the store, and no media are given."""
+    """Whether calibration captions come from the store instead of media."""
     adapter: str = ""
-    """Folder of an adapter that is merged into the model before; empty: none."""
+    """Folder of an adapter that is merged into the model first; empty: none."""
     samples: int = SAMPLES
     group: int = GROUP
     accept: bool = False
-    """Whether it is taken whatever the figures say."""
+    """Whether the checkpoint is kept even if it misses the quality limits."""
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             hint = f"Give one of {', '.join(KINDS)}"
             if self.kind in OTHERS:
-                hint = "Give w4a16 with --calibrate: the same kernels load it, of any family"
-            raise UsageError(f"--to {self.kind} is not offered", hint=hint)
+                hint = "Give w4a16 with --calibrate: the same kernels load it, for any model family"
+            raise UsageError(f"unknown --to {self.kind}", hint=hint)
         if self.half not in ("", *HALVES):
-            raise UsageError(
-                f"--half {self.half} is not known", hint=f"Give one of {', '.join(HALVES)}"
-            )
+            raise UsageError(f"unknown --half {self.half}", hint=f"Give one of {', '.join(HALVES)}")
         if self.group not in GROUPS:
             raise UsageError(
-                f"--group {self.group} is not known",
+                f"unknown --group {self.group}",
                 hint=f"Give one of {', '.join(map(str, GROUPS))}",
             )
         if self.graphs and self.half == "language":
             raise UsageError(
-                f"--half language --to {self.kind} is not offered: captions are said in slots, "
-                "which a graph has not",
-                hint="Take nf4 or w4a16 for the language half; leave --half out for "
-                "graphs of what sees",
+                f"--half language --to {self.kind} is not supported: the language half decodes "
+                "with continuous batching, which graphs cannot do",
+                hint="Use nf4 or w4a16 for the language half; leave --half out for "
+                "graphs of the vision half",
             )
         if self.adapter and self.stored:
             raise UsageError(
-                "--adapter and --calibrate-store are given: what is in a store was captioned by "
-                "the model without the adapter, or by another one",
+                "--adapter and --calibrate-store exclude each other: the stored captions come from "
+                "the model without this adapter",
                 hint="Give media with --calibrate SOURCES",
             )
         if self.samples < 2:
-            raise UsageError(f"--samples is {self.samples}", hint="Give 2 or more")
+            raise UsageError(f"invalid --samples {self.samples}", hint="Give 2 or more")
 
     def parts(self, route: Route) -> tuple[Part, ...]:
-        """Return the parts whose layers are quantized, of a model that is run by this route. Raises
-        UsageError for one that cannot be had, or judged."""
+        """Return the parts whose layers are quantized, for a model with this split strategy. Raises
+        UsageError if the export is impossible."""
         dual = route == "dual"
         if self.graphs:
             return self._parts_with_graphs(route)
         half = self.half or ("vision" if dual else "language")
         if dual and half != "vision":
             raise UsageError(
-                f"--half {half} of a model that makes vectors is not offered",
-                hint="Its text half is small and run once: take --half vision",
+                f"--half {half} is not supported for dual encoders",
+                hint="The text half is small and runs once: use --half vision",
             )
         parts = HALVES[half]
         if "vision" in parts and self.packed:
             raise UsageError(
-                f"--to {self.kind} of the vision half is not offered: vLLM and SGLang keep it in "
-                "16 bit",
+                f"--to {self.kind} is not supported for the vision half: vLLM and SGLang keep it "
+                "in 16 bit",
                 hint="Leave --half out",
             )
         if "vision" in parts and self.stored:
             raise UsageError(
-                f"--half {half} needs media: its features are made anew",
+                f"--half {half} needs media: its features are computed again",
                 hint="Give them with --calibrate SOURCES",
             )
         if route == "joint":
             if half != "language":
                 raise UsageError(
-                    "the model cannot be cut, and only its decoder is quantized",
+                    "the model cannot be split; only its decoder can be quantized",
                     hint="Leave --half out",
                 )
             return ("whole",)
@@ -127,26 +123,26 @@ class ExportRequest:
     def _parts_with_graphs(self, route: Route) -> tuple[Part, ...]:
         if route == "joint":
             raise UsageError(
-                "the model cannot be cut, so that it has no part that a graph could be of",
-                hint="Take --to nf4 or int8, which quantize its decoder",
+                "the model cannot be split, so it has no part to make a graph of",
+                hint="Use --to nf4 or int8, which quantize its decoder",
             )
         if self.stored:
             raise UsageError(
-                f"--to {self.kind} needs media: features are made anew",
+                f"--to {self.kind} needs media: features are computed again",
                 hint="Give them with --calibrate SOURCES",
             )
         if route == "dual":
             return HALVES[self.half or "both"]
         if self.half == "both":
             raise UsageError(
-                f"--half both --to {self.kind} is not offered of a model that captions",
+                f"--half both --to {self.kind} is not supported for captioning models",
                 hint="Leave --half out: its vision half gets graphs",
             )
         return HALVES["vision"]
 
     @property
     def graphs(self) -> bool:
-        """Return whether what sees is to be computed by graphs."""
+        """Return whether the checkpoint contains graphs of the vision half."""
         return self.kind in GRAPHS
 
     @property
@@ -156,24 +152,24 @@ class ExportRequest:
 
     @property
     def work(self) -> Path:
-        """Return where it is written before it is judged, and stays when it does not pass."""
+        """Return the folder of the checkpoint during evaluation, and after a failed one."""
         return self.folder / REJECTED
 
     @property
     def runs(self) -> Path:
-        """Return the folder of what it is judged by."""
+        """Return the folder of the evaluation runs."""
         return self.folder / RUNS
 
     @property
     def merged(self) -> Path:
-        """Return the folder of the model with its adapter, which is there until the checkpoint is
-        in its place."""
+        """Return the folder of the model merged with its adapter. It is deleted after a successful
+        export."""
         return self.runs / "merged"
 
 
-JUDGEMENT = "calibration and judgement"
+JUDGEMENT = "calibration and evaluation"
 AT_ONCE = 8
-"""Chunks a batch of what it is judged by."""
+"""Batch size in chunks of the evaluation runs."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,7 +179,7 @@ class ExportRun(AdapterOptions, HalfPrecisionOptions, VideoSamplingOptions, RunO
 
 @dataclass(frozen=True, kw_only=True)
 class ExportConfig(MemoryOptions, StoreOptions, AdapterOptions, ModelOptions):
-    """One export. Fields have the names of the command line's options."""
+    """One export. Field names equal the option names of the command line."""
 
     model: Annotated[str, replace(MODEL_OPTION, heading="", metavar="MODEL", positional=True)]
     """Hub id, folder, or `demo`."""
@@ -191,66 +187,75 @@ class ExportConfig(MemoryOptions, StoreOptions, AdapterOptions, ModelOptions):
     """Kind of the checkpoint."""
     out: Annotated[
         str,
-        Option("a new folder, or one begun before", metavar="DIR", not_empty="Give a new folder"),
+        Option("new output folder, or one to resume", metavar="DIR", not_empty="Give a new folder"),
     ]
-    """A new folder, or one begun before."""
+    """New output folder, or one to resume."""
     half: Annotated[
         str,
         Option(
-            f"{'|'.join(HALVES)} [language; vision of a CLIP]", metavar="H", values=("", *HALVES)
+            f"half to quantize: {'|'.join(HALVES)} [language; CLIP: vision]",
+            metavar="H",
+            values=("", *HALVES),
         ),
     ] = ""
-    """Half whose linear layers are quantized, or `both`; empty: the language half, of a model that
-    makes vectors the vision half."""
+    """Half whose linear layers are quantized, or `both`; empty: the language half, for a dual
+    encoder the vision half."""
     adapter: Annotated[
-        str, Option("folder of a LoRA (PEFT), merged into it before", metavar="A")
+        str, Option("folder of a LoRA adapter (PEFT) to merge first", metavar="A")
     ] = ""
-    """Folder of a LoRA adapter that is merged into the model before."""
+    """Folder of a LoRA adapter that is merged into the model first."""
     calibrate: Annotated[
-        tuple[str, ...], Option("your own media", JUDGEMENT, "S", nargs="+", excludes="media")
+        tuple[str, ...],
+        Option(
+            "your own media, to calibrate and evaluate",
+            JUDGEMENT,
+            "S",
+            nargs="+",
+            excludes="media",
+        ),
     ] = ()
-    """Media of your own, as a run that captions takes them; empty: it is judged by clips of the
-    demo world."""
+    """Media for calibration and evaluation; empty: clips of the demo world."""
     calibrate_store: Annotated[
-        str, Option("a store that has captions of it", JUDGEMENT, "DIR", excludes="media")
+        str, Option("store with captions of the model", JUDGEMENT, "DIR", excludes="media")
     ] = ""
-    """A store that has captions of the model, to be taken instead of media."""
-    samples: Annotated[int, Option("at most so many [%(default)s]", JUDGEMENT, "N", least=2)] = (
-        SAMPLES
-    )
-    """At most so many chunks calibrate and judge it."""
+    """A store with captions of the model, used instead of media."""
+    samples: Annotated[
+        int, Option("maximum number of chunks [%(default)s]", JUDGEMENT, "N", least=2)
+    ] = SAMPLES
+    """Maximum number of chunks for calibration and evaluation."""
     group: Annotated[
         int,
         Option(
-            f"columns a scale, of {'|'.join(PACKED)}: {'|'.join(map(str, GROUPS))} [%(default)s]",
+            f"{'|'.join(PACKED)}: columns per scale, {'|'.join(map(str, GROUPS))} [%(default)s]",
             JUDGEMENT,
             "N",
             values=GROUPS,
         ),
     ] = GROUP
-    """Columns that share a scale, of the kinds that other programs load."""
-    accept: Annotated[bool, Option("take it whatever the figures say", JUDGEMENT)] = False
-    """Take it whatever the figures say."""
+    """Columns per quantization scale, for kinds that other programs load."""
+    accept: Annotated[bool, Option("keep the checkpoint whatever its quality", JUDGEMENT)] = False
+    """Keep the checkpoint even if it misses the quality limits."""
     as_published: Annotated[bool | None, AS_PUBLISHED_OPTION] = None
-    """Judge and keep the model as its authors published it, or (False) as the installed
+    """Evaluate and write the model as its authors published it, or (False) as the installed
     transformers runs it; None: as `caption` runs it."""
 
     def __post_init__(self) -> None:
         if self.out:
-            self.asked()  # says what is wrong with a kind better than the list of all kinds
+            self.request()  # its error about an unknown kind says more than the list of kinds
         super().__post_init__()
         if self.calibrate and self.calibrate_store:
             raise UsageError(
-                "--calibrate and --calibrate-store are given", hint="Leave one of them out"
+                "--calibrate and --calibrate-store exclude each other", hint="Leave one of them out"
             )
         if self.calibrate_store and self.store:
             raise UsageError(
-                "--store and --calibrate-store are given", hint="The second is the store of the run"
+                "--store and --calibrate-store exclude each other",
+                hint="Leave --store out: --calibrate-store is the store of the run",
             )
         self.captioning()
 
-    def asked(self) -> ExportRequest:
-        """Return the checkpoint that is asked for. Raises UsageError."""
+    def request(self) -> ExportRequest:
+        """Return the requested checkpoint. Raises UsageError."""
         return ExportRequest(
             kind=self.to,
             folder=folder_named(self.out, "out"),
@@ -264,9 +269,8 @@ class ExportConfig(MemoryOptions, StoreOptions, AdapterOptions, ModelOptions):
         )
 
     def captioning(self, sources: tuple[str, ...] = ()) -> ExportRun:
-        """Return the run that looks at the media of the export: its own, or these. Raises
-        UsageError."""
-        # What the captions are said in decides nothing: what is expected of them is asked natively.
+        """Return the run over the export's media, or over `sources`. Raises UsageError."""
+        # The language precision does not matter here: the reference runs in native precision.
         return ExportRun(
             language_precision="auto",
             sources=sources or self.calibrate,

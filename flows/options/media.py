@@ -15,31 +15,29 @@ class SourceOptions(OptionGroup):
 
     sources: Annotated[
         tuple[str, ...],
-        Option(
-            "files, folders, globs, addresses, or lists (@list.txt)", positional=True, nargs="*"
-        ),
+        Option("files, folders, globs, URLs, or lists (@list.txt)", positional=True, nargs="*"),
     ]
-    """Files, folders, globs, or lists of them (`.txt`, `.jsonl`, `@list`). A plan of a model alone
+    """Files, folders, globs, or lists of them (`.txt`, `.jsonl`, `@list`). A plan for a model alone
     has none."""
-    recursive: Annotated[bool, Option("look into the folders of a folder", FILES)] = False
-    """Look into the folders of a folder."""
+    recursive: Annotated[bool, Option("search folders recursively", FILES)] = False
+    """Search folders recursively."""
     extensions: Annotated[
-        tuple[str, ...], Option("take only these from folders", FILES, "mp4,mkv")
+        tuple[str, ...], Option("only files with these suffixes", FILES, "mp4,mkv")
     ] = ()
-    """Only files with these suffixes are taken from folders and globs; empty: all known ones."""
-    limit: Annotated[int | None, Option("at most so many files", FILES, "N", above=0)] = None
-    """At most so many media files."""
+    """Suffixes of the files taken from folders and globs; empty: all known ones."""
+    limit: Annotated[int | None, Option("maximum number of files", FILES, "N", above=0)] = None
+    """Maximum number of media files."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not all(self.sources):
-            raise UsageError("a source is empty", hint="Name files or folders; . is this folder")
+            raise UsageError("empty source", hint="Name files or folders; . is this folder")
 
     def check_sources(self) -> None:
         """Raise UsageError when no source is given."""
         if not self.sources:
             raise UsageError(
-                "no source is given", hint="Name files or folders: penstock caption VIDEOS/"
+                "no source given", hint="Name files or folders: penstock caption VIDEOS/"
             )
 
 
@@ -50,44 +48,46 @@ class VideoSamplingOptions(OptionGroup):
     chunk: Annotated[
         float | None,
         Option(
-            "seconds a chunk [30, or less where a model sees less]",
+            "seconds per chunk [30, or the model's maximum if less]",
             SAMPLING,
             "SECONDS",
             above=0,
             excludes="pieces",
         ),
     ] = None
-    """Seconds a chunk; with `shots`, of the longest one. None: 30, or what the
-    checkpoint's processor says that it sees, if that is less."""
+    """Seconds per chunk; with `shots`, of the longest one. None: 30, or the maximum stated by the
+    checkpoint's processor if that is less."""
     shots: Annotated[
         bool,
-        Option("a chunk a shot, those over 30 seconds in pieces", SAMPLING, excludes="pieces"),
+        Option("one chunk per shot, split at 30 s", SAMPLING, excludes="pieces"),
     ] = False
-    """Cut where the picture changes at once instead of at equal lengths."""
-    whole: Annotated[bool, Option("one caption a file, however long", SAMPLING)] = False
-    """Make one chunk of each file, however long; its frames are spread evenly over it."""
+    """Split at shot boundaries instead of at equal lengths."""
+    whole: Annotated[bool, Option("one caption per file, of any length", SAMPLING)] = False
+    """Make one chunk of each file. Its frames are spread evenly over the file."""
     fps: Annotated[
         float | None,
-        Option("frames a second [what the model states, else 1]", SAMPLING, "F", above=0),
+        Option("frames per second [the model's, else 1]", SAMPLING, "F", above=0),
     ] = None
-    """Frames a second; None: what the checkpoint's processor states."""
-    frames: Annotated[int | None, Option("frames a chunk, evenly", SAMPLING, "N", above=0)] = None
-    """Frames a chunk, evenly; excludes `fps`."""
+    """Frames per second; None: the value of the checkpoint's processor."""
+    frames: Annotated[
+        int | None, Option("frames per chunk, spread evenly", SAMPLING, "N", above=0)
+    ] = None
+    """Frames per chunk, spread evenly; excludes `fps`."""
     max_frames: Annotated[
         int | None,
-        Option("at most so many a chunk [the model's, else 32]", SAMPLING, "N", above=0),
+        Option("maximum frames per chunk [the model's, else 32]", SAMPLING, "N", above=0),
     ] = None
     """Maximum frames per chunk; None: the value of the checkpoint's processor."""
     max_pixels: Annotated[
-        int | None, Option("at most so many a frame [the model's]", SAMPLING, "N", above=0)
+        int | None, Option("maximum pixels per frame [the model's]", SAMPLING, "N", above=0)
     ] = None
-    """At most so many pixels of a picture or a frame, before it is cut in patches; None: what the
-    checkpoint's processor states."""
+    """Maximum pixels of an image or a frame, before it is split into patches; None: the value of
+    the checkpoint's processor."""
     max_video_pixels: Annotated[
-        int | None, Option("at most so many a chunk [the model's]", SAMPLING, "N", above=0)
+        int | None, Option("maximum pixels per chunk [the model's]", SAMPLING, "N", above=0)
     ] = None
-    """At most so many pixels of all frames of a chunk together; None: what the checkpoint's
-    processor states."""
+    """Maximum pixels of all frames of a chunk together; None: the value of the checkpoint's
+    processor."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -104,10 +104,10 @@ class VideoSamplingOptions(OptionGroup):
 class CardOptions(OptionGroup):
     """Whether frames and the system turn follow the model card."""
 
-    sampling_as_card: Annotated[bool, Option("frames and --system as the model's card", TEXT)] = (
-        False
-    )
-    """Take frames and the system turn from what the model's authors state, unless named here."""
+    sampling_as_card: Annotated[
+        bool, Option("sample frames and set --system as on the model card", TEXT)
+    ] = False
+    """Take frame sampling and the system message from the model card, unless set by options."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,14 +115,14 @@ class VectorSamplingOptions(OptionGroup):
     """The images of a medium that are embedded."""
 
     fps: Annotated[
-        float | None, Option("frames a second of a video [1]", VECTORS, "F", above=0)
+        float | None, Option("frames per second of a video [1]", VECTORS, "F", above=0)
     ] = None
-    """Frames a second; None: what the checkpoint's processor states."""
+    """Frames per second; None: the value of the checkpoint's processor."""
     tiles: Annotated[
-        str, Option("off, auto, or squares a short side [%(default)s]", VECTORS, "N")
+        str, Option("off, auto, or tiles along the short side [%(default)s]", VECTORS, "N")
     ] = OFF
-    """Squares that pictures are cut in before vectors are made of them: `off`, `auto`, or how many
-    fit the short side."""
+    """Square tiles that images are cut into before embedding: `off`, `auto`, or their number along
+    the short side."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -13,21 +13,21 @@ from stages.decode.engines import AUTO
 from stages.models.graphs.providers import BACKENDS
 
 PRECISIONS = ("native", "auto", "fp32", "bf16", "fp16", "int8", "nf4")
-"""The values of `--precision`; `auto` is native, and less when that does not fit. int8 and nf4
-quantize the vision half only when its own option says so."""
+"""The values of `--precision`. `auto` is native, or less if native does not fit. int8 and nf4
+quantize the vision half only if requested by its own option."""
 DEMO_MODEL = "demo"
 TORCH = "torch"
 VISION_BACKENDS = (TORCH, *BACKENDS, AUTO)
 """The values of `--vision-backend`."""
-STORE_HELP = "folder, or s3://BUCKET/FOLDER [$PENSTOCK_STORE or the user's cache folder]"
+STORE_HELP = "folder, or s3://BUCKET/FOLDER [$PENSTOCK_STORE, else the user's cache folder]"
 TRUST_HELP = "run code that comes with the checkpoint"
 GIVE_MODEL = "Give a folder, a hub id, or demo"
 MODEL_OPTION = Option("hub id, folder, or `demo`", MODEL, "M", not_empty=GIVE_MODEL)
 DEFAULT_MODEL_OPTION = replace(MODEL_OPTION, help=f"{MODEL_OPTION.help} [%(default)s]")
 AS_PUBLISHED_OPTION = Option(
-    "run the model as it was published",
+    "run the model as its authors published it",
     MODEL,
-    opposite=("--as-stock", "as transformers runs it [by its release]"),
+    opposite=("--as-stock", "run it as transformers does [by its release]"),
 )
 PRECISION_OPTION = Option(f"{'|'.join(PRECISIONS)} [%(default)s]", MEMORY, "P", values=PRECISIONS)
 
@@ -38,18 +38,18 @@ def default_store() -> str:
 
 
 def memory_size(text: str) -> int:
-    """Return the bytes of a value of `--memory`. Raises UsageError."""
+    """Parse the value of `--memory` into bytes. Raises UsageError."""
     return parse_size(text, "--memory")
 
 
 BACKEND_OPTION = Option(
-    f"{'|'.join(VISION_BACKENDS)}: graphs of the model compute it [%(default)s]",
+    f"backend of the vision half: {'|'.join(VISION_BACKENDS)} [%(default)s]",
     MEMORY,
     "B",
     values=VISION_BACKENDS,
 )
 MEMORY_OPTION = Option(
-    "a stage takes at most so much: 8GiB [what is free]",
+    "memory limit per stage, e.g. 8GiB [free memory]",
     MEMORY,
     "SIZE",
     above=0,
@@ -66,9 +66,9 @@ class ModelOptions(OptionGroup):
     revision: Annotated[str | None, Option("branch, tag or commit of a hub id", MODEL, "R")] = None
     """Branch, tag or commit of a hub id; None: its default branch."""
     as_published: Annotated[bool | None, AS_PUBLISHED_OPTION] = None
-    """Run the model as its authors published it where that is known to be otherwise; False: as the
-    installed transformers runs it, or a native as its formulas say. None: as an adapter or an
-    export was made, else as published where an older transformers wrote its config.json."""
+    """Run the model as its authors published it, if that differs. False: as the installed
+    transformers runs it, or an in-tree model as published. None: as its adapter or export was made,
+    else as published if an older transformers wrote its config.json."""
     trust_remote_code: Annotated[bool, Option(TRUST_HELP, MODEL)] = False
     """Allow code that comes with the checkpoint to run, and pickled weights to be loaded."""
 
@@ -78,22 +78,22 @@ class PrecisionOptions(OptionGroup):
     """The precision of a model, and the backend of its vision half."""
 
     precision: Annotated[str, PRECISION_OPTION] = "native"
-    """Precision of both halves; `native` is the checkpoint's own, `auto` the same as long as it
-    fits. `int8` and `nf4` mean the language half alone."""
+    """Precision of both halves. `native` is the checkpoint's own; `auto` is native if it fits.
+    `int8` and `nf4` apply to the language half only."""
     vision_backend: Annotated[str, BACKEND_OPTION] = TORCH
-    """What computes the vision half: `torch`, or graphs of the checkpoint by `onnx` or `tensorrt`;
-    `auto`: those where they passed and are faster here."""
+    """Backend of the vision half: `torch`, or graphs of the checkpoint for `onnx` or `tensorrt`.
+    `auto` uses graphs if they passed their check and are faster on this machine."""
 
     def names(self, part: Part) -> bool:
-        """Return whether an option sets the precision of this part alone."""
+        """Return whether this part has its own precision option."""
         return HalfPrecisionOptions.of(self).named(part) is not None
 
     def precision_of(self, part: Part) -> str:
-        """Return the precision of a part: that of its own option, else that of all parts."""
+        """Return the precision of a part: its own option, else `--precision`."""
         return HalfPrecisionOptions.of(self).named(part) or self.precision
 
     def may_fall_back(self, part: Part) -> bool:
-        """Return whether a part may be run in whatever fits."""
+        """Return whether a part may run in a lower precision that fits."""
         return self.precision_of(part) == "auto"
 
 
@@ -103,16 +103,16 @@ class HalfPrecisionOptions(OptionGroup):
 
     vision_precision: Annotated[
         str | None,
-        Option("of the vision half [--precision, unquantized]", MEMORY, "P", values=PRECISIONS),
+        Option("for the vision half [--precision, unquantized]", MEMORY, "P", values=PRECISIONS),
     ] = None
-    """Precision of the vision half, if not the same."""
+    """Precision of the vision half; None: `precision`."""
     language_precision: Annotated[
-        str | None, Option("of the language half [--precision]", MEMORY, "P", values=PRECISIONS)
+        str | None, Option("for the language half [--precision]", MEMORY, "P", values=PRECISIONS)
     ] = None
-    """Precision of the language half, if not the same."""
+    """Precision of the language half; None: `precision`."""
 
     def named(self, part: Part) -> str | None:
-        """Return the precision that an option sets for this part alone."""
+        """Return the value of a part's own precision option."""
         return {"vision": self.vision_precision, "language": self.language_precision}.get(part)
 
 
@@ -120,8 +120,8 @@ class HalfPrecisionOptions(OptionGroup):
 class AdapterOptions(OptionGroup):
     """The adapter of the language half."""
 
-    adapter: Annotated[str, Option("folder of a LoRA (PEFT)", MODEL, "A")] = ""
-    """Folder of a LoRA adapter (PEFT) with which the language half runs; empty: none."""
+    adapter: Annotated[str, Option("folder of a LoRA adapter (PEFT)", MODEL, "A")] = ""
+    """Folder of a LoRA adapter (PEFT) for the language half; empty: none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,18 +141,18 @@ class MemoryOptions(OptionGroup):
     """The memory limits of a stage."""
 
     memory: Annotated[int | None, MEMORY_OPTION] = None
-    """Bytes that a stage may take, of the GPU or else of the host, above what its imports take;
-    None: what is free, but for a reserve."""
+    """Memory budget of a stage in bytes, on the GPU or else the host, beyond its imports. None: the
+    free memory, minus a reserve."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ResourceOptions(MemoryOptions, StoreOptions):
-    """Store location and resource limits of a run. Only captions computed in batches depend on one
-    of them, the batch size."""
+    """Store location and resource limits of a run. Of these, only the batch size can affect
+    captions, and only with engines that depend on the batch."""
 
-    batch_size: Annotated[int, Option("chunks a batch [8]", MEMORY, "N", above=0)] = 8
-    """Chunks a batch; encode takes fewer when they hold many frames."""
-    retry_failed: Annotated[bool, Option("try media again that failed before", FILES)] = False
-    """Try media again that failed before."""
-    keep_frames: Annotated[bool, Option("keep the stored frames after encoding", FILES)] = False
-    """Keep the stored frames after encoding."""
+    batch_size: Annotated[int, Option("chunks per batch [8]", MEMORY, "N", above=0)] = 8
+    """Chunks per batch. The encode stage takes fewer if they have many frames."""
+    retry_failed: Annotated[bool, Option("retry media that failed before", FILES)] = False
+    """Retry media that failed before."""
+    keep_frames: Annotated[bool, Option("keep stored frames after encoding", FILES)] = False
+    """Keep stored frames after encoding."""

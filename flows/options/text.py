@@ -1,4 +1,4 @@
-"""Options for prompts, the decode engine, and the text that is written."""
+"""Options for prompts, the decode engine, and the written text."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -19,50 +19,57 @@ LENGTHS = {
     "medium": "Answer in two or three sentences.",
     "long": "Answer in one long and detailed paragraph.",
 }
-"""The values of `--length`, each with what is put behind the prompt."""
+"""Value of `--length` → sentence appended to the prompt."""
 VIDEO_PROMPT = "Describe this video in detail."
 IMAGE_PROMPT = "Describe this image in detail."
 SCHEMA_BYTES = 1 << 20
-"""Largest size of the file of a schema."""
+"""Largest size of a schema file in bytes."""
 FOLDER_OPTION = Option(
-    "for captions [%(default)s]",
+    "output folder [%(default)s]",
     MODEL,
     "DIR",
     not_empty="Give a folder, or leave it out: penstock-out",
 )
 NAME = re.compile(r"[a-z0-9-]+")
-"""The form of a prompt's name."""
+"""The form of a prompt name."""
 
 
 def parse_prompts(given: Sequence[str]) -> dict[str, str]:
-    """Return the prompts of `--prompts NAME=TEXT` by name, in order. Raises UsageError."""
+    """Parse `--prompts NAME=TEXT` into prompts by name, in order. Raises UsageError."""
     found: dict[str, str] = {}
     for option in given:
         name, equals, text = option.partition("=")
         if not equals:
             raise UsageError(
-                f"--prompts {option} has no name", hint='Write NAME=TEXT: short="What is it?"'
+                f"--prompts {option!r}: the name is missing",
+                hint='Write NAME=TEXT: short="What is it?"',
             )
         if name in found:
-            raise UsageError(f"--prompts {name} is given twice", hint="Give each its own name")
+            raise UsageError(f"--prompts {name}: duplicate name", hint="Give each its own name")
         found[name] = text
     return found
 
 
 @dataclass(frozen=True, kw_only=True)
 class QuestionOptions(OptionGroup):
-    """A single prompt. Features that depend on a prompt are made from it."""
+    """A single prompt. Some models' features depend on it."""
 
     prompt: Annotated[
         str | None,
-        Option('["Describe this video in detail."]', MODEL, "TEXT", text=r"\S", excludes="prompt"),
+        Option(
+            'prompt ["Describe this video in detail."]',
+            MODEL,
+            "TEXT",
+            text=r"\S",
+            excludes="prompt",
+        ),
     ] = None
-    """Question to the model; None asks for a description, of a video or of an image."""
+    """The prompt. None asks for a description of the video or image."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.prompt is not None and not self.prompt.strip():
-            raise UsageError("--prompt is empty", hint="Leave it out to ask for a description")
+            raise UsageError("--prompt is empty", hint="Leave it out for a description")
 
     def prompt_for(self, kind: str) -> str:
         """Return the prompt for a medium of this kind."""
@@ -77,35 +84,37 @@ class PromptOptions(QuestionOptions):
     prompts: Annotated[
         dict[str, str],
         Option(
-            "several captions; repeat it", TEXT, "NAME=TEXT", parse=parse_prompts, repeated=True
+            "several captions per chunk; repeatable",
+            TEXT,
+            "NAME=TEXT",
+            parse=parse_prompts,
+            repeated=True,
         ),
     ] = field(default_factory=dict)
-    """Name → question: several captions of each chunk, made of one look at it."""
+    """Name → prompt: several captions of each chunk, from one encoding."""
     length: Annotated[
         str,
-        Option(f"asks for it in words: {'|'.join(LENGTHS)}", TEXT, "L", values=("", *LENGTHS)),
+        Option(f"requested caption length: {'|'.join(LENGTHS)}", TEXT, "L", values=("", *LENGTHS)),
     ] = ""
-    """Length that is asked for in words: `short`, `medium` or `long`; empty: none."""
-    summary: Annotated[bool, Option("chapters and a summary of each video", TEXT)] = False
-    """Make chapters and a summary of each video of its captions."""
-    summary_prompt: Annotated[str, Option("what is asked for it", TEXT, "TEXT")] = ""
-    """Prompt of the summary; empty: it asks what happens, and when."""
+    """Caption length requested in the prompt: `short`, `medium` or `long`; empty: none."""
+    summary: Annotated[bool, Option("write chapters and a summary of each video", TEXT)] = False
+    """Write chapters and a summary of each video from its captions."""
+    summary_prompt: Annotated[str, Option("prompt of the summary", TEXT, "TEXT")] = ""
+    """Prompt of the summary; empty: asks what happens, and when."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.prompts and self.prompt is not None:
             raise UsageError(
                 "--prompt and --prompts exclude each other",
-                hint=f'Give it a name, too: --prompts "description={self.prompt[:20]}…"',
+                hint=f'Use only --prompts, with a name: "description={self.prompt[:20]}…"',
             )
         check_prompts(self.prompts)
         if self.summary_prompt and not self.summary:
-            raise UsageError(
-                "--summary-prompt is given, and no summary is asked for", hint="Add --summary"
-            )
+            raise UsageError("--summary-prompt needs --summary", hint="Add --summary")
 
     def in_length(self, prompt: str) -> str:
-        """Return a prompt with the length that is asked for in words."""
+        """Return a prompt with the sentence that requests its length."""
         return f"{prompt} {LENGTHS[self.length]}" if self.length else prompt
 
 
@@ -114,39 +123,47 @@ class EngineOptions(OptionGroup):
     """The decode engine, and the maximum caption length."""
 
     engine: Annotated[
-        str, Option(f"{'|'.join(ENGINE_CHOICES)} [%(default)s]", TEXT, "E", values=ENGINE_CHOICES)
+        str,
+        Option(
+            f"decode engine: {'|'.join(ENGINE_CHOICES)} [%(default)s]",
+            TEXT,
+            "E",
+            values=ENGINE_CHOICES,
+        ),
     ] = AUTO
-    """What makes the captions: `inflight`, `transformers`, or `auto`, the first where a trial shows
-    that it says the same; or `inflight-compiled`."""
-    max_new_tokens: Annotated[int, Option("longest caption [256]", TEXT, "N", above=0)] = 256
-    """Longest caption in tokens."""
+    """Decode engine: `inflight`, `transformers`, `inflight-compiled`, or `auto`, which is inflight
+    if a check shows the same output, else transformers."""
+    max_new_tokens: Annotated[
+        int, Option("maximum tokens per caption [256]", TEXT, "N", above=0)
+    ] = 256
+    """Maximum tokens per caption."""
 
     @property
     def speakers(self) -> str:
-        """Return the choice of engines for these prompts and this beam search. Raises UsageError
-        where the engine that is asked for cannot do it."""
+        """Return the candidate engines for these prompts and this beam search. Raises UsageError if
+        the requested engine cannot do it."""
         prompts = len(PromptOptions.of(self).prompts)
         return choice_for(self.engine, beams=SamplingParams.of(self).beams, prompts=prompts)
 
 
 @dataclass(frozen=True, kw_only=True)
 class TextOptions(OptionGroup):
-    """Text changes applied before a caption is written. No stored record depends on them."""
+    """Changes to a caption before it is written. They affect no stored record."""
 
-    strip_think: Annotated[bool, Option("leave out what is in <think> … </think>", TEXT)] = False
-    """Leave out of captions what stands between <think> and </think>."""
-    trigger: Annotated[str, Option("put `WORD, ` before every caption", TEXT, "WORD")] = ""
-    """Word of a LoRA: it and a comma are put before every caption that is no JSON, and before the
-    prefix."""
-    prefix: Annotated[str, Option("put before every caption", TEXT, "T")] = ""
-    """Put before every caption."""
-    suffix: Annotated[str, Option("put after every caption", TEXT, "T")] = ""
-    """Put after every caption."""
+    strip_think: Annotated[bool, Option("remove <think> … </think> from captions", TEXT)] = False
+    """Remove the text between <think> and </think> from captions."""
+    trigger: Annotated[str, Option("prepend `WORD, ` to every caption", TEXT, "WORD")] = ""
+    """Trigger word of a LoRA. It and a comma are prepended to every caption that is not JSON,
+    before the prefix."""
+    prefix: Annotated[str, Option("prepend to every caption", TEXT, "T")] = ""
+    """Prepended to every caption."""
+    suffix: Annotated[str, Option("append to every caption", TEXT, "T")] = ""
+    """Appended to every caption."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.trigger != self.trigger.strip() or not self.trigger.isprintable():
-            raise UsageError(f"--trigger {self.trigger!r} is no word", hint="Give a word: ohwx")
+            raise UsageError(f"invalid --trigger {self.trigger!r}", hint="Give a word: ohwx")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,33 +171,33 @@ class FolderOptions(OptionGroup):
     """The output folder of a run."""
 
     out: Annotated[str, FOLDER_OPTION] = "penstock-out"
-    """Folder of the captions."""
+    """Output folder."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class OutputOptions(OptionGroup):
-    """The files that are written, and the treatment of files that users wrote or edited."""
+    """The written files, and the treatment of files that users wrote or edited."""
 
     format: Annotated[
         tuple[str, ...],
-        Option(f"beside jsonl: {', '.join(FORMATS[1:])}", FILES, "F,F", values=FORMATS),
+        Option(f"formats besides jsonl: {', '.join(FORMATS[1:])}", FILES, "F,F", values=FORMATS),
     ] = ()
-    """Formats beside jsonl."""
-    beside: Annotated[bool, Option("put txt, vtt and srt next to the media files", FILES)] = False
-    """Put txt, vtt and srt next to the media file instead of into `out`."""
-    overwrite: Annotated[bool, Option("--existing replace", FILES)] = False
-    """The same as `existing` with `replace`."""
+    """Formats besides jsonl."""
+    beside: Annotated[bool, Option("write txt, vtt and srt next to the media files", FILES)] = False
+    """Write txt, vtt and srt next to the media file instead of into `out`."""
+    overwrite: Annotated[bool, Option("same as --existing replace", FILES)] = False
+    """Same as `existing` with `replace`."""
     existing: Annotated[
         str | None,
         Option(
-            f"{'|'.join(RULES)}: what people wrote or edited; the last two of txt alone [keep]",
+            f"files that users wrote or edited: {'|'.join(RULES)}; the last two: txt [keep]",
             FILES,
             "RULE",
             values=RULES,
         ),
     ] = None
-    """What becomes of a file that people wrote or edited: `keep`, `replace`, and of a txt also
-    `append` or `prepend`, which put the caption after or before their words. None: `keep`."""
+    """Treatment of files that users wrote or edited: `keep`, `replace`, and for txt also `append`
+    or `prepend`, which add the caption to their text. None: `keep`."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -189,35 +206,35 @@ class OutputOptions(OptionGroup):
 
     @property
     def rule(self) -> str:
-        """Return what becomes of files that people wrote or edited."""
+        """Return the rule for files that users wrote or edited."""
         return REPLACE if self.overwrite else self.existing or KEEP
 
     @property
     def replaces(self) -> bool:
-        """Return whether files that people wrote or edited are replaced."""
+        """Return whether files that users wrote or edited are replaced."""
         return self.rule == REPLACE
 
 
 def read_schema(given: str) -> str:
-    """Return the text of a JSON Schema: the content of the file, or the given text itself. Raises
+    """Return the text of a JSON Schema: the content of a file, or the given text itself. Raises
     UsageError."""
     if given.lstrip().startswith("{"):
         return given
     try:
         return read_text(Path(given).expanduser(), SCHEMA_BYTES, "utf-8-sig")
-    except (OSError, RuntimeError, ValueError) as error:  # of a user, or a name, that cannot be
+    except (OSError, RuntimeError, ValueError) as error:  # also an unknown ~user, or a NUL byte
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise UsageError(
-            f"--schema {given} cannot be read: {reason}", hint="Give a file of a JSON Schema"
+            f"--schema {given} cannot be read: {reason}", hint="Give a JSON Schema file"
         ) from error
 
 
 def check_prompts(prompts: Mapping[str, str]) -> None:
-    """Raise UsageError for a name that is none, or a prompt without words."""
+    """Raise UsageError for an invalid name, or an empty prompt."""
     for name, text in prompts.items():
         if not NAME.fullmatch(name):
             raise UsageError(
-                f"the prompt's name {name!r} is none", hint="Use a-z, 0-9 and -: short, tags-2"
+                f"invalid prompt name {name!r}", hint="Use a-z, 0-9 and -: short, tags-2"
             )
         if not isinstance(text, str) or not text.strip():
-            raise UsageError(f"the prompt {name} is empty", hint=f'Give it words: {name}="What …?"')
+            raise UsageError(f"prompt {name} is empty", hint=f'Give it a text: {name}="What …?"')

@@ -19,26 +19,28 @@ from stages.tune.job import ADAMW, ADAMW8
 
 OPTIMIZERS = (ADAMW, ADAMW8)
 PRECISIONS = ("native", "fp32", "bf16", "nf4", "auto")
-"""The values of `--precision`: those that gradients go through, and leave to take nf4 where the
-others do not fit."""
+"""The values of `--precision` that gradients can pass through. `auto` may use nf4 if the others do
+not fit."""
 EPOCHS = 8.0
-"""Times that all examples are gone through where nobody says."""
+"""Default number of epochs."""
 TRAINING = "training"
 RUNNING = "running"
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainedHalfOptions(OptionGroup):
-    """Resource limits of the half that is trained."""
+    """Settings that determine the memory of the trained half."""
 
-    lora_rank: Annotated[int, Option("[%(default)s]", TRAINING, "N", above=0)] = 16
+    lora_rank: Annotated[
+        int, Option("rank of the adapter [%(default)s]", TRAINING, "N", above=0)
+    ] = 16
     """Rank of the adapter; alpha is twice that."""
-    recompute: Annotated[bool, Option("layers are computed again, not kept", TRAINING)] = False
-    """Whether layers are computed again for the backward pass instead of kept."""
+    recompute: Annotated[bool, Option("gradient checkpointing", TRAINING)] = False
+    """Gradient checkpointing: recompute activations in the backward pass."""
     optimizer: Annotated[str, Option("|".join(OPTIMIZERS), TRAINING, "O", values=OPTIMIZERS)] = (
         ADAMW
     )
-    """Optimizer: with moments in 32 bit, or in 8."""
+    """Optimizer, with moments in 32 bit or in 8."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,36 +48,44 @@ class TrainingOptions(TrainedHalfOptions):
     """The training settings of an adapter."""
 
     precision: Annotated[
-        str, Option(f"{'|'.join(PRECISIONS)} [%(default)s]", TRAINING, "P", values=PRECISIONS)
+        str,
+        Option(
+            f"of the frozen half: {'|'.join(PRECISIONS)} [%(default)s]",
+            TRAINING,
+            "P",
+            values=PRECISIONS,
+        ),
     ] = "native"
     """Precision of the frozen half."""
-    epochs: Annotated[
-        float | None, Option(f"times through all examples [{EPOCHS:g}]", TRAINING, "N", above=0)
-    ] = None
-    """Times that all examples are gone through; None: by `steps`, or EPOCHS."""
+    epochs: Annotated[float | None, Option(f"epochs [{EPOCHS:g}]", TRAINING, "N", above=0)] = None
+    """Number of epochs; None: set by `steps`, else EPOCHS."""
     steps: Annotated[
-        int | None, Option("times that weights change, instead", TRAINING, "N", above=0)
+        int | None, Option("optimizer steps, instead of epochs", TRAINING, "N", above=0)
     ] = None
-    """Times that the weights are changed."""
-    batch_size: Annotated[int, Option("examples a step [%(default)s]", TRAINING, "N", above=0)] = 8
-    """Examples of one step."""
+    """Number of optimizer steps."""
+    batch_size: Annotated[
+        int, Option("examples per step [%(default)s]", TRAINING, "N", above=0)
+    ] = 8
+    """Examples per optimizer step."""
     lr: Annotated[float, Option("learning rate [%(default)s]", TRAINING, "X", above=0)] = 2e-3
-    """Largest learning rate."""
-    seed: Annotated[int, Option("of the order and the start [%(default)s]", TRAINING, "S")] = 0
-    """Seed of the order, of the adapter's start, and of what is held out."""
-    validate: Annotated[float, Option("held out [%(default)s]", TRAINING, "SHARE")] = 0.1
-    """Share of the examples that the adapter is scored by, and not trained on."""
+    """Peak learning rate."""
+    seed: Annotated[int, Option("random seed [%(default)s]", TRAINING, "S")] = 0
+    """Seed of the order, the adapter's initial weights, and the validation split."""
+    validate: Annotated[float, Option("validation share [%(default)s]", TRAINING, "SHARE")] = 0.1
+    """Share of the examples that is held out to score the adapter."""
     validate_only: Annotated[
-        bool, Option("score ADAPTER, or M without one; train none", TRAINING)
+        bool, Option("score ADAPTER, or the model without one; do not train", TRAINING)
     ] = False
-    """Whether nothing is trained: the adapter in `out`, or the model where there is none, is scored
-    by all examples."""
-    resume: Annotated[bool, Option("begin with the adapter that is in ADAPTER", TRAINING)] = False
-    """Whether to begin with the adapter that is in `out`, though data or options are others."""
-    max_new_tokens: Annotated[int, Option("when it is scored [256]", TRAINING, "N", above=0)] = 256
-    """Longest caption that is said when the adapter is scored."""
-    tensorboard: Annotated[bool, Option("write ADAPTER/run/tensorboard as well", RUNNING)] = False
-    """Whether losses and memory are written for TensorBoard."""
+    """Whether to skip training, and score the adapter in `out`, or the model without one, on all
+    examples."""
+    resume: Annotated[bool, Option("start from the adapter in ADAPTER", TRAINING)] = False
+    """Whether to start from the adapter in `out` even if data or options have changed."""
+    max_new_tokens: Annotated[
+        int, Option("maximum tokens per caption when scoring [256]", TRAINING, "N", above=0)
+    ] = 256
+    """Maximum tokens per caption when the adapter is scored."""
+    tensorboard: Annotated[bool, Option("also write ADAPTER/run/tensorboard", RUNNING)] = False
+    """Whether losses and memory are also written for TensorBoard."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -85,23 +95,23 @@ class TrainingOptions(TrainedHalfOptions):
             )
         if not 0 <= self.validate < 1:
             raise UsageError(
-                f"--validate is {self.validate}", hint="Give a share such as 0.1; 0 for none"
+                f"invalid --validate {self.validate}", hint="Give a share such as 0.1; 0 for none"
             )
 
 
 @dataclass(frozen=True, kw_only=True)
 class TuneConfig(TrainingOptions, MemoryOptions, StoreOptions, ModelOptions):
-    """One training run. Fields have the names of the command line's options."""
+    """One training run. Field names equal the option names of the command line."""
 
     data: Annotated[
         str,
         Option(
-            "captions.jsonl, .csv, .parquet; or media with .txt beside",
+            "captions.jsonl, .csv, .parquet; or media with .txt files",
             positional=True,
             not_empty="Give a path",
         ),
     ]
-    """Captions: a `.jsonl`, `.csv` or `.parquet`, or a folder of media with `.txt` beside them."""
+    """Captions: a `.jsonl`, `.csv` or `.parquet` file, or a folder of media with `.txt` files."""
     out: Annotated[str, Option("folder of the adapter", metavar="ADAPTER", not_empty="Give a path")]
     """Folder of the adapter."""
     as_published: Annotated[bool | None, AS_PUBLISHED_OPTION] = None
@@ -116,9 +126,9 @@ class TuneConfig(TrainingOptions, MemoryOptions, StoreOptions, ModelOptions):
         adapter: str = "",
         begun: bool | None = None,
     ) -> "TuneRun":
-        """Return how the media of the examples are encoded, and the half is loaded, with an
-        `adapter` that is there; captions have so many tokens at the most. `begun`: whether a
-        training was begun as published (None: it was not begun)."""
+        """Return the run that encodes the examples' media and loads the trained half, with an
+        `adapter` to start from. Captions have at most `caption_tokens`. `begun`: whether an earlier
+        training ran the model as published (None: there was none)."""
         return TuneRun(
             sources=sources,
             adapter=adapter,
@@ -145,9 +155,9 @@ class LearnedOptions(TrainedHalfOptions):
     """The settings that determine the memory of a training run."""
 
     caption_tokens: int = 0
-    """Most tokens of a caption that is learned, about."""
+    """Approximate maximum number of tokens of a training caption."""
     scored_only: bool = False
-    """Whether nothing is trained."""
+    """Whether training is skipped."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,27 +18,31 @@ from flows.options.model import (
 from flows.options.text import FOLDER_OPTION, OutputOptions
 
 INDEX = "penstock-index"
-"""Folder of an index where none is named."""
-PICTURES_A_BATCH = 32
-"""Pictures that `embed` gives the encoder at once, where they fit."""
+"""Default folder of an index."""
+IMAGES_PER_BATCH = 32
+"""Default batch size of `embed` in images, if they fit."""
 LABEL_FORMATS = ("jsonl", "csv", "parquet", COCO, "txt", "vtt", "srt")
-"""The values of `--format` of labels; jsonl is always written."""
+"""The values of `--format` for labels; jsonl is always written."""
 TOP = 5
-"""Default number of labels per picture."""
-LABELS_OPTION = Option("file with a label a line, YAML, JSON; or a,b", LABELS, "F", text=r"\S")
-TEMPLATES_OPTION = Option('texts with {} for a label ["a photo of {}"]', LABELS, "F")
-VECTOR_MODEL_OPTION = replace(MODEL_OPTION, help="CLIP kind: hub id, folder, or `demo`")
-VECTOR_FOLDER_OPTION = replace(FOLDER_OPTION, help="for vectors [%(default)s]")
+"""Default number of labels per image."""
+LABELS_OPTION = Option("label file: one per line, YAML, JSON; or a,b", LABELS, "F", text=r"\S")
+TEMPLATES_OPTION = Option(
+    'file of prompt templates, {} is the label ["a photo of {}"]', LABELS, "F"
+)
+VECTOR_MODEL_OPTION = replace(MODEL_OPTION, help="dual encoder (CLIP): hub id, folder, or `demo`")
+VECTOR_FOLDER_OPTION = replace(FOLDER_OPTION, help="output folder [%(default)s]")
 
 
 def parse_threshold(text: str) -> float | None:
-    """Return the number of `--threshold`; None: by the rule of the model. Raises UsageError."""
+    """Parse `--threshold`; None: set by the model's rule. Raises UsageError."""
     if text == "auto":
         return None
     try:
         return float(text)
     except ValueError as error:
-        raise UsageError(f"--threshold {text} is no number", hint="Give auto, or 0.25") from error
+        raise UsageError(
+            f"invalid --threshold {text!r}: not a number", hint="Give auto, or 0.25"
+        ) from error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,22 +50,22 @@ class VectorConfig(VectorSamplingOptions, RunOptions):
     """Options of every run that computes vectors."""
 
     model: Annotated[str, VECTOR_MODEL_OPTION]
-    """Hub id or folder of a model of the CLIP kind."""
+    """Hub id or folder of a dual encoder such as CLIP."""
     as_published: bool | None = None
-    """What a deployment recorded of it; the commands have no option for it."""
+    """As recorded by a deployment; the commands have no such option."""
     trust_remote_code: Annotated[bool, Option(TRUST_HELP, VECTORS)] = False
     """Allow code that comes with the checkpoint to run, and pickled weights to be loaded."""
     store: Annotated[str, Option(STORE_HELP, VECTORS, "DIR")] = ""
     """Folder or bucket of the store; empty: `$PENSTOCK_STORE` or the user's cache."""
     precision: Annotated[str, replace(PRECISION_OPTION, heading=MODEL)] = "native"
-    """Precision of both halves; `native` is the checkpoint's own, `auto` the same as long as it
-    fits. `int8` and `nf4` mean the language half alone."""
-    batch_size: Annotated[int, Option("pictures a batch [%(default)s]", MEMORY, "N", above=0)] = (
-        PICTURES_A_BATCH
+    """Precision of both halves. `native` is the checkpoint's own; `auto` is native if it fits.
+    `int8` and `nf4` apply to the language half only."""
+    batch_size: Annotated[int, Option("images per batch [%(default)s]", MEMORY, "N", above=0)] = (
+        IMAGES_PER_BATCH
     )
-    """Pictures a batch."""
+    """Images per batch."""
     out: Annotated[str, VECTOR_FOLDER_OPTION] = "penstock-out"
-    """Folder of the vectors."""
+    """Output folder."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +75,7 @@ class EmbedConfig(VectorConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class IndexConfig(VectorConfig):
-    """One run that fills an index."""
+    """One run that builds an index."""
 
     out: Annotated[str, VECTOR_FOLDER_OPTION] = INDEX
     """Folder of the index."""
@@ -82,22 +86,27 @@ class LabelOptions(OptionGroup):
     """The labels, and the score thresholds."""
 
     labels: Annotated[str, LABELS_OPTION]
-    """File with a label a line, or YAML or JSON; or `a,b,c`."""
+    """File with one label per line, or YAML or JSON; or `a,b,c`."""
     templates: Annotated[str, TEMPLATES_OPTION] = ""
-    """File of texts with {} for a label, a line each; empty: `a photo of {}`."""
+    """File of prompt templates with {} for a label, one per line; empty: `a photo of {}`."""
     threshold: Annotated[
         float | None,
         Option(
-            "least score of a label [auto]", LABELS, "T", parse=parse_threshold, least=-1, most=1
+            "minimum score of a label [auto]",
+            LABELS,
+            "T",
+            parse=parse_threshold,
+            least=-1,
+            most=1,
         ),
     ] = None
-    """Least score of a label that has none of its own; None: by the rule of the model."""
-    examples: Annotated[str, Option("CSV of media_path,label to learn thresholds", LABELS, "F")] = (
-        ""
-    )
-    """File of labels that people gave some of the pictures, by which thresholds are learned."""
-    top: Annotated[int, Option("labels told of each picture [5]", LABELS, "K", least=1)] = TOP
-    """Labels told of each picture."""
+    """Minimum score of labels without their own; None: set by the model's rule."""
+    examples: Annotated[
+        str, Option("CSV of media_path,label, to learn thresholds", LABELS, "F")
+    ] = ""
+    """CSV of images with their correct labels, from which thresholds are learned."""
+    top: Annotated[int, Option("labels per image [5]", LABELS, "K", least=1)] = TOP
+    """Labels per image."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,15 +116,18 @@ class LabelConfig(OutputOptions, LabelOptions, VectorConfig):
     format: Annotated[
         tuple[str, ...],
         Option(
-            "beside jsonl: csv, parquet, coco, txt, vtt, srt", OUTPUTS, "F,F", values=LABEL_FORMATS
+            "formats besides jsonl: csv, parquet, coco, txt, vtt, srt",
+            OUTPUTS,
+            "F,F",
+            values=LABEL_FORMATS,
         ),
     ] = ()
-    """Formats beside jsonl."""
+    """Formats besides jsonl."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if unknown := sorted(set(self.format) - set(LABEL_FORMATS)):
             raise UsageError(
-                f"--format {','.join(unknown)} is not known for labels",
+                f"unknown --format {','.join(unknown)} for labels",
                 hint=f"Choose from {', '.join(LABEL_FORMATS[1:])}",
             )

@@ -33,7 +33,7 @@ def evaluation_media(
 ) -> Iterator[tuple[str, ...]]:
     """Yield the sources of an export. These are the user's, or none if a store is named, or else
     clips of the demo world, which is announced."""
-    if config.asked().calibrated:
+    if config.request().calibrated:
         yield config.calibrate
         return
     from penstock_demo.clips import write_clips

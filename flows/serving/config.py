@@ -23,7 +23,7 @@ LARGEST_CAPTION_BATCH = 8
 """Default batch size for captioning."""
 LARGEST_BATCH = 32
 """Default batch size for vectors, if it fits in memory."""
-SERVED = "what is served"
+SERVED = "models and data"
 BATCHES = "memory and batches"
 NETWORK = "network"
 UNITS = {"": 1.0, "s": 1.0, "ms": 0.001}
@@ -49,7 +49,7 @@ def parse_wait(text: str) -> float:
 
 
 SHARED_MEMORY_OPTION = replace(
-    MEMORY_OPTION, help="all halves take at most so much: 8GiB [what is free]", heading=BATCHES
+    MEMORY_OPTION, help="memory limit of all halves, e.g. 8GiB [free memory]", heading=BATCHES
 )
 
 
@@ -63,11 +63,13 @@ class ServedOptions(StoreOptions):
     """File with one label per line, or YAML or JSON; or `a,b,c`."""
     templates: Annotated[str, replace(TEMPLATES_OPTION, heading=SERVED)] = ""
     """File of prompt templates with {} for a label."""
-    model: Annotated[str, Option("CLIP kind: hub id, folder, demo [the index's]", SERVED, "M")] = ""
+    model: Annotated[str, Option("dual encoder (CLIP) [the index's]", SERVED, "M")] = ""
     """Hub id, folder or `demo` of a dual encoder; empty: that of the index, or none."""
-    caption_model: Annotated[str, Option("one that captions [no captions]", SERVED, "M")] = ""
+    caption_model: Annotated[
+        str, Option("captioning model: hub id, folder [none]", SERVED, "M")
+    ] = ""
     """Hub id, folder or `demo` of a captioning model; empty: none."""
-    tiles: Annotated[str, Option("off|auto|N: parts of pictures [%(default)s]", SERVED, "T")] = AUTO
+    tiles: Annotated[str, Option("image tiles: off, auto, N [%(default)s]", SERVED, "T")] = AUTO
     """Tiles that images are cut into."""
     trust_remote_code: Annotated[bool, Option(TRUST_HELP, SERVED)] = False
     """Allow the checkpoint's own code to run, and pickled weights to be loaded."""
@@ -96,18 +98,18 @@ class BatchOptions(MemoryOptions):
     memory: Annotated[int | None, SHARED_MEMORY_OPTION] = None
     """Device memory in bytes for all halves together."""
     idle: Annotated[
-        float, Option("then the GPU is given back [15]", BATCHES, "MINUTES", above=0)
+        float, Option("idle time before a model is unloaded [15]", BATCHES, "MINUTES", above=0)
     ] = 15.0
     """Minutes without requests after which a half is unloaded."""
     max_batch: Annotated[
         int,
-        Option("most pictures of a batch [what fits]", BATCHES, "N", least=0, parse=parse_batch),
+        Option("maximum images per batch [what fits]", BATCHES, "N", least=0, parse=parse_batch),
     ] = 0
     """Largest number of images in a batch; 0: as many as fit, up to LARGEST_BATCH."""
     max_wait: Annotated[
         float,
         Option(
-            "an idle half waits for others [10ms]",
+            "time an idle worker waits to fill a batch [10ms]",
             BATCHES,
             "TIME",
             least=0,
@@ -115,7 +117,9 @@ class BatchOptions(MemoryOptions):
         ),
     ] = 0.010
     """Seconds that an idle half may wait for expected requests."""
-    max_queue: Annotated[int, Option("requests at once [%(default)s]", BATCHES, "N", above=0)] = 256
+    max_queue: Annotated[
+        int, Option("maximum concurrent requests [%(default)s]", BATCHES, "N", above=0)
+    ] = 256
     """Requests handled at once, including those whose bodies are still arriving."""
 
 
@@ -125,9 +129,9 @@ class NetworkOptions(OptionGroup):
 
     host: Annotated[str, Option("address to listen on [%(default)s]", NETWORK, "H")] = "127.0.0.1"
     """Address to listen on."""
-    port: Annotated[int, Option("0: a free one [%(default)s]", NETWORK, "P")] = 8000
+    port: Annotated[int, Option("port; 0: any free port [%(default)s]", NETWORK, "P")] = 8000
     """Port to listen on; 0: any free port."""
-    token_file: Annotated[str, Option("every request must bring what it holds", NETWORK, "F")] = ""
+    token_file: Annotated[str, Option("token that every request must send", NETWORK, "F")] = ""
     """File with a token that every request must send."""
 
     def __post_init__(self) -> None:

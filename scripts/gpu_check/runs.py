@@ -28,7 +28,7 @@ class Run:
     """All that it said."""
 
     @property
-    def last_words(self) -> str:
+    def exit_report(self) -> str:
         lines = self.words.strip().splitlines()
         return lines[-1] if lines else "not a word"
 
@@ -99,5 +99,5 @@ def good_run(
     """A run that must end well. Raises RuntimeError with its last words."""
     done = run(setting, name, *options, env=env)
     if done.code:
-        raise RuntimeError(f"the run {name} ended with {done.code}: {done.last_words}")
+        raise RuntimeError(f"the run {name} ended with {done.code}: {done.exit_report}")
     return done

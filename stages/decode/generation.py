@@ -16,7 +16,7 @@ SAMPLING_FIELDS = ("temperature", "top_p", "top_k")
 """Settings that let chance choose; to give one is to ask for that."""
 
 
-WORDS = "choice of words, the likeliest by default"
+WORDS = "decoding, greedy by default"
 """Heading of the options that choose words."""
 
 
@@ -25,37 +25,39 @@ class SamplingParams(OptionGroup):
     """Decoding parameters; greedy by default."""
 
     sampling: Annotated[
-        str, Option(f"{'|'.join(SAMPLINGS)} [%(default)s]", WORDS, "S", values=SAMPLINGS)
+        str, Option(f"{'|'.join(SAMPLINGS)} decoding [%(default)s]", WORDS, "S", values=SAMPLINGS)
     ] = GREEDY
     """What chooses words: `greedy`, the likeliest always, or the settings of the `checkpoint`."""
     temperature: Annotated[
         float | None,
-        Option("lets chance choose: 0 never, 1 as it says", WORDS, "T", least=0, most=100),
+        Option("sampling temperature; 0 is greedy", WORDS, "T", least=0, most=100),
     ] = None
     """How much chance chooses words: 0 not at all, 1 as the model says."""
     top_p: Annotated[
         float | None,
-        Option("among the likeliest of this share together", WORDS, "P", least=1e-6, most=1),
+        Option("nucleus sampling probability", WORDS, "P", least=1e-6, most=1),
     ] = None
     """Chance chooses among the likeliest words, of this share together."""
     top_k: Annotated[
-        int | None, Option("among so many, 0: all [50]", WORDS, "K", least=0, most=1 << 31)
+        int | None,
+        Option(
+            "sample from the K likeliest tokens; 0: all [50]", WORDS, "K", least=0, most=1 << 31
+        ),
     ] = None
     """Chance chooses among so many of the likeliest words; 0: all. None: 50."""
-    seed: Annotated[int, Option("of chance [0]", WORDS, "N", least=0, most=(1 << 63) - 1)] = 0
+    seed: Annotated[int, Option("random seed [0]", WORDS, "N", least=0, most=(1 << 63) - 1)] = 0
     """Seed of chance; each chunk and prompt has its own, made of this one."""
-    beams: Annotated[
-        int, Option("follow so many captions, take the best", WORDS, "N", least=1, most=64)
-    ] = 1
+    beams: Annotated[int, Option("beam search width", WORDS, "N", least=1, most=64)] = 1
     """Captions that are followed at once, of which the likeliest is taken."""
     repetition_penalty: Annotated[
-        float | None, Option("above 1: says less again", WORDS, "X", least=0.01, most=100)
+        float | None,
+        Option("penalty for repeated tokens, > 1 [off]", WORDS, "X", least=0.01, most=100),
     ] = None
     """Makes what was said before less likely: 1 not at all, 1.1 a little."""
     presence_penalty: Annotated[
         float | None,
         Option(
-            "subtract F from logits of tokens already generated, -2 to 2 [0]",
+            "subtract F from the logits of generated tokens, -2 to 2 [0]",
             WORDS,
             "F",
             least=-2,
@@ -65,18 +67,20 @@ class SamplingParams(OptionGroup):
     """Subtracted from the logit of every token that the caption already holds, from -2 to 2; 0:
     nothing is. None: as `sampling` says."""
     no_repeat_ngram: Annotated[
-        int, Option("never the same N tokens twice", WORDS, "N", least=0, most=1024)
+        int, Option("never repeat N tokens in a row", WORDS, "N", least=0, most=1024)
     ] = 0
     """Runs of so many tokens are never said twice; 0: they may be."""
-    avoid: Annotated[tuple[str, ...], Option("words that are never said", TEXT, "W,W")] = ()
+    avoid: Annotated[
+        tuple[str, ...], Option("words that never occur in captions", TEXT, "W,W")
+    ] = ()
     """Words and phrases that are never said."""
-    system: Annotated[str, Option("what the system's turn says before", TEXT, "TEXT")] = ""
+    system: Annotated[str, Option("system message", TEXT, "TEXT")] = ""
     """Text of the system's turn before the question."""
-    start_with: Annotated[str, Option("every caption goes on from it", TEXT, "TEXT")] = ""
+    start_with: Annotated[str, Option("text that every caption starts with", TEXT, "TEXT")] = ""
     """Beginning of every caption, from which the model goes on."""
-    retry_loops: Annotated[bool, Option("say again what goes round in circles", TEXT)] = False
+    retry_loops: Annotated[bool, Option("regenerate captions that repeat themselves", TEXT)] = False
     """Say a caption that goes round in circles once more, where it may not."""
-    schema: Annotated[str, Option("every caption is JSON of this JSON Schema", TEXT, "F")] = ""
+    schema: Annotated[str, Option("JSON Schema that every caption follows", TEXT, "F")] = ""
     """File of a JSON Schema that every caption follows, or its text; empty: none. Read at once, so
     that it is the text from then on."""
 

@@ -21,22 +21,22 @@ from flows.console.display import Display, failed_line
 from flows.console.lines import print_lines
 from flows.console.terminal import forget_terminal, outliving_the_terminal
 
-UNFORESEEN = 5
-"""Exit code of what nobody foresaw: 1 would mean that some items failed."""
+CRASHED = 5
+"""Exit code of an unexpected error. 1 would mean that some items failed."""
 NAMED_FAILURES = 20
-"""Number of failures told on the terminal; all of them are in `failures.jsonl`."""
+"""Number of failures printed on the terminal. `failures.jsonl` has all."""
 SHOWN = 300
-"""Characters of an error that its line shows."""
+"""Characters of an error message that are printed."""
 
 
 def print_error(text: str) -> None:
-    """Print one line, even where nobody reads it any more."""
+    """Print one line to stderr, even if the terminal was closed."""
     with outliving_the_terminal():
         print_lines(f"penstock: {text}", to=sys.stderr)
 
 
-def say_failed(failure: Failure) -> None:
-    """Print one line of a file that failed."""
+def print_failed(failure: Failure) -> None:
+    """Print one line about a failed file."""
     print_lines(failed_line(failure.media_path, failure.message, failure.hint), to=sys.stderr)
 
 
@@ -52,44 +52,44 @@ class CommandEnd(Protocol):
     def to_json(self) -> dict[str, Any]: ...
 
 
-def print_result(given: argparse.Namespace, ended: CommandEnd, display: Display) -> bool:
-    """Tell a program every failure and the outcome, or a person what failed and was not told yet.
-    Return whether a person is there who wants to be told more."""
-    forget_terminal()  # one may work on after it was closed
+def print_result(given: argparse.Namespace, result: CommandEnd, display: Display) -> bool:
+    """Print the result: every failure as JSON, or the failures not printed yet as text. Return
+    whether the command should print more for a person."""
+    forget_terminal()  # a command may outlive its terminal
     if given.json:
-        for failure in ended.failures:
+        for failure in result.failures:
             print(json.dumps({"event": "failed", **asdict(failure)}))
-        print(json.dumps({"event": "end", **ended.to_json()}))
+        print(json.dumps({"event": "end", **result.to_json()}))
         return False
-    report_failures(ended.failures, display, ended.out)
+    report_failures(result.failures, display, result.out)
     return not given.quiet
 
 
 def report_failures(failures: Sequence[Failure], display: Display, out: Path) -> None:
-    """Print what failed and was not told yet, up to a number."""
-    untold = [failure for failure in failures if not display.has_failed(failure.media_path)]
-    for failure in untold[:NAMED_FAILURES]:
-        say_failed(failure)
-    rest = len(untold) - NAMED_FAILURES
+    """Print failures that were not printed during the run, up to NAMED_FAILURES."""
+    unprinted = [failure for failure in failures if not display.has_failed(failure.media_path)]
+    for failure in unprinted[:NAMED_FAILURES]:
+        print_failed(failure)
+    rest = len(unprinted) - NAMED_FAILURES
     if rest > 0:
         print_lines(f"… and {rest} more in {out / 'failures.jsonl'}", to=sys.stderr)
 
 
 def report_crash(error: BaseException) -> int:
-    """Say what an error was that no code provides for; returns the exit code. Its traceback is kept
-    for whoever mends it."""
-    words = " ".join(f"{type(error).__name__}: {error}".split())[:SHOWN]
+    """Print an unexpected error, write its traceback to a file, and return the exit code."""
+    message = " ".join(f"{type(error).__name__}: {error}".split())[:SHOWN]
     try:
-        kept = f"its traceback is in {_keep(error)}; report it with that file"
-    except Exception:  # this is the last line, whatever else goes wrong
-        kept = "its traceback could not be written anywhere; report it with the command"
-    print_error(f"an unforeseen error: {redacted(words)}; {kept}")
-    return UNFORESEEN
+        kept = f"its traceback is in {_write_traceback(error)}; report it with that file"
+    except Exception:  # print the error even if nothing can be written
+        kept = "its traceback could not be written; report the error with the command"
+    print_error(f"unexpected error: {redacted(message)}; {kept}")
+    return CRASHED
 
 
-def _keep(error: BaseException) -> Path:
-    """Write the traceback to a file and return its path. Raises OSError where none can be."""
-    said = redacted("".join(traceback.format_exception(error)))
+def _write_traceback(error: BaseException) -> Path:
+    """Write the traceback to a file and return its path. Raises OSError if no folder is
+    writable."""
+    trace = redacted("".join(traceback.format_exception(error)))
     head = f"penstock {version('penstock')}, Python {platform.python_version()}\n"
     name = time.strftime("%Y%m%d-%H%M%S-") + f"{os.getpid()}.txt"
     for place in (user_cache, lambda: Path(tempfile.gettempdir(), "penstock")):
@@ -99,8 +99,8 @@ def _keep(error: BaseException) -> Path:
             folder.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
             with os.fdopen(descriptor, "w", encoding="utf-8", errors="replace") as file:
-                file.write(head + said)
+                file.write(head + trace)
         except (OSError, UsageError):
             continue
         return path
-    raise OSError("no folder for it")
+    raise OSError("no writable folder")
