@@ -167,7 +167,7 @@ DAMAGE: list[tuple[Callable[[Path], Any], str]] = [
         r"pytorch_model\.bin: tensor a is of torch\.complex64",
     ),
     (_saved({"epoch": 3}), "holds no tensors by name"),
-    (_saved(HUGE), "is to take 17592.2 GB"),
+    (_saved(HUGE), "needs 17592.2 GB"),
     (lambda source: (source / "pytorch_model.bin").unlink(), "training_args.bin"),
     (lambda source: (source / "config.json").unlink(), r"no config\.json lies beside it"),
     (lambda source: shutil.rmtree(source), "there is no folder or file"),
@@ -215,7 +215,7 @@ def test_a_folder_that_holds_something_else_is_left_alone(tmp_path: Path) -> Non
     (made / "mine.txt").unlink()
     converted(source, made)
     before = bytes_of(made)
-    otherwise = "made of something else, or otherwise"
+    otherwise = "made from another source or with other settings"
     with pytest.raises(UsageError, match=otherwise):
         converted(source, made, "fp16")
     with pytest.raises(UsageError, match=otherwise):
@@ -243,7 +243,7 @@ def test_a_full_disk_is_one_line_and_no_loss(
     monkeypatch.setattr(os, "fsync", fills_up)
     with pytest.raises(EnvironmentFault, match=r"the disk of .*made is full") as caught:
         converted(source, made, shard_bytes=8192)
-    assert caught.value.hint.startswith("Mend that, and run the same command again")
+    assert caught.value.hint.startswith("Correct that, and run the same command again")
     assert len(written(converted(source, made, shard_bytes=8192))) == 4
 
 

@@ -186,5 +186,5 @@ def test_what_was_ended_goes_on_and_becomes_the_same(
             merged(CHECKPOINT, adapter, tmp_path / "made")
     assert sorted(name for name in written if name != "ended") == files and len(files) > 3
     assert bytes_of(tmp_path / "made") == bytes_of(whole)
-    with pytest.raises(UsageError, match="made of something else, or otherwise"):
+    with pytest.raises(UsageError, match="made from another source or with other settings"):
         merged(CHECKPOINT, adapter, tmp_path / "made", shard_bytes=1 << 30)

@@ -120,7 +120,7 @@ def test_what_cannot_be_exported_is_said_in_one_line(tmp_path: Path) -> None:
     made = exported(CHECKPOINT, tmp_path / "made", "nf4")
     with pytest.raises(UsageError, match="quantized already"):
         exported(made, tmp_path / "again", "int8")
-    with pytest.raises(UsageError, match="made of something else, or otherwise"):
+    with pytest.raises(UsageError, match="made from another source or with other settings"):
         exported(CHECKPOINT, made, "int8")
 
 

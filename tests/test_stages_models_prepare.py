@@ -321,7 +321,7 @@ def test_a_processor_that_takes_one_prompt_a_call_is_called_for_each() -> None:
 @pytest.mark.parametrize(
     ("error", "fault", "says"),
     [
-        (RuntimeError("not today"), UsageError, "takes images in no way that is known: not today"),
+        (RuntimeError("not today"), UsageError, "takes images in no known layout: not today"),
         (
             ImportError("Package `num2words` is required.\nInstall it with `pip`."),
             EnvironmentFault,

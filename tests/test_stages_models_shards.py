@@ -117,7 +117,7 @@ def test_a_folder_is_taken_by_one_at_a_time_and_for_one_thing(tmp_path: Path) ->
         pass
     with claimed(folder, {"weights": "a"}):
         pass
-    with pytest.raises(UsageError, match="made of something else"), claimed(folder, {}):
+    with pytest.raises(UsageError, match="made from another source"), claimed(folder, {}):
         pass
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "mine.txt").write_text("mine")

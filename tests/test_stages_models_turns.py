@@ -74,7 +74,7 @@ def test_a_stored_prompt_is_the_template_s_own(style: str) -> None:
 
 def test_a_template_that_changes_every_question_is_refused() -> None:
     style = Style(template=AS_JSON, question="", system="")
-    with pytest.raises(UsageError, match="prints a question as a list, or changes its words"):
+    with pytest.raises(UsageError, match="prints a question as a list, or changes its text"):
         layout_of(asked_by("llava_next", style), "images")
 
 

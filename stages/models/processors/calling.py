@@ -15,34 +15,34 @@ from stages.models.processors.loading import (
 )
 
 TEXT_IDS = ("input_ids", "decoder_input_ids", "labels")
-"""Names under which processors give the tokens of the text."""
+"""Names under which processors return the tokens of the text."""
 SAMPLE, TIMES, RETURN_METADATA = "do_sample_frames", "video_metadata", "return_metadata"
-"""Options for videos: whether to take only some of the frames, the times of the frames, and whether
-those are given back, which some processors rely on while they write the prompt."""
+"""Options for videos: whether the processor samples frames, the times of the frames, and whether it
+returns their metadata, which some processors need while they write the prompt."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Layout:
-    """The form of call by which a processor takes media of one kind."""
+    """How a processor is called with media of one kind."""
 
     channel: str
     """`images` or `videos`."""
     argument: str
-    """The processor's argument that takes them: some take videos as `images`."""
+    """The processor's argument for the media; some processors take videos as `images`."""
     nested: bool
-    """Whether it takes a list for each prompt, and not one list for all."""
+    """Whether the argument is one list per prompt instead of one list for all."""
     options: tuple[str, ...] = ()
-    """Options for videos that it takes."""
+    """Options for videos that the processor accepts."""
     batched: bool = True
     """Whether it takes several prompts at once."""
     form: str
     """The form in which a turn is written; see `chat_turn`."""
     alone: bool = False
-    """Whether one prompt takes one picture at most."""
+    """Whether a prompt takes at most one image."""
     system: str = ""
-    """Text of a turn before that of the question; empty: there is none."""
+    """System text before the question; empty: none."""
     rewritten: bool = False
-    """Whether earlier versions took a form that does not hold the question to the letter."""
+    """Whether earlier versions used a form that does not contain the question verbatim."""
 
 
 def run(
@@ -75,15 +75,15 @@ def run(
 
 
 def begins_itself(processor: Any, layout: Layout, text: str) -> bool:
-    """Tell whether the template wrote the token that a text begins with, which then is not put
-    there again; as `apply_chat_template` has it."""
+    """Return whether the template has already written the text's begin token, so that it is not
+    added again. `apply_chat_template` uses the same rule."""
     bos = processor.tokenizer.bos_token
     return layout.form in TEMPLATED and bos is not None and text.startswith(bos)
 
 
 def _padded(processor: Any, rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Join the outputs of several calls into one batch. What has a number for each token of the
-    text is filled up on the left, with nothing or with the token for that."""
+    """Join the outputs of several calls into one batch. Outputs with one number per text token are
+    padded on the left, token ids with the padding token, others with 0."""
     length = max(text_ids(row).shape[1] for row in rows)
     joined: dict[str, Any] = {}
     for name in rows[0]:
@@ -102,15 +102,15 @@ def _padded(processor: Any, rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def places(processor: Any, outputs: dict[str, Any], media: int) -> int:
-    """Return how many features go into the first row of a processor's outputs."""
+    """Return how many features belong in the first row of a processor's outputs."""
     return count_places(processor, text_ids(outputs)[0].tolist(), media)
 
 
 def text_ids(outputs: dict[str, Any]) -> torch.Tensor:
-    """Return the tokens of the text, a row a prompt. Raises ValueError when there are none."""
+    """Return the tokens of the text, one row per prompt. Raises ValueError if there are none."""
     name = next((name for name in TEXT_IDS if name in outputs), None)
     if name is None:
-        raise ValueError(f"the processor gave no tokens but only {', '.join(outputs)}")
+        raise ValueError(f"the processor returned no tokens, only {', '.join(outputs)}")
     return torch.as_tensor(outputs[name])
 
 

@@ -18,38 +18,38 @@ from stages.models.processors.loading import token
 from stages.models.processors.vision_pair import without_outer_pair
 
 PARTS = "parts"
-"""The chat template is given a list of pictures and text."""
+"""The chat template receives a list of images and text."""
 STRING = "words"
-"""The chat template is given one string, as templates of language models expect."""
+"""The chat template receives one string, as templates of language models expect."""
 PROMPT = "prompt"
-"""The chat template is given the prompt alone as a string, and places the picture itself."""
+"""The chat template receives only the prompt as a string, and places the image itself."""
 TEMPLATED = (PARTS, STRING, PROMPT)
 PLAIN = ("{prompt}", "{media}\n{prompt}")
 """Forms for a checkpoint without a chat template."""
 WITH_PLACEHOLDERS = "{media}{prompt}"
-"""The form taken for the first of them where a processor wants the words written that it would put
-there itself."""
+"""Replaces the first form for a processor that wants the placeholders written out, although it can
+insert them itself."""
 TRIAL = "Say 'what', and \"how\"."
-"""A text with both quotation marks, one of which is escaped wherever a list is printed."""
+"""A text with both quotation marks; a printed list escapes one of them."""
 
 
 def forms(processor: Any) -> tuple[str, ...]:
-    """Return the forms in which a turn may be written; the first that works is the one to take."""
+    """Return the forms in which a turn may be written; the first that works is used."""
     if processor.chat_template:
         return (PARTS, STRING)
     return (STRING, *PLAIN) if processor.tokenizer.chat_template else PLAIN
 
 
 def last_forms(processor: Any) -> tuple[str, ...]:
-    """Return the forms that are tried when none of the others works in any way."""
+    """Return the forms that are tried if none of the others works."""
     return (PROMPT,) if processor.chat_template or processor.tokenizer.chat_template else ()
 
 
 def write(
     processor: Any, form: str, channel: str, media: int, prompt: str, system: str = ""
 ) -> str:
-    """Write the text of one turn with so many pictures or videos, after a `system` text. Raises
-    UsageError where there is no place for that."""
+    """Write the text of one turn with `media` images or videos, after a `system` text. Raises
+    UsageError if the form has no place for a system text."""
     if form not in TEMPLATED:
         if system:
             raise without_system()
@@ -67,8 +67,8 @@ def write(
 
 
 def exact(processor: Any, form: str, channel: str) -> bool:
-    """Tell whether a question in this form comes out to the letter, with its picture no more than
-    once and no other kind of medium."""
+    """Return whether this form keeps a question verbatim, with its image placeholder at most once
+    and no other kind of medium."""
     if form not in TEMPLATED:
         return True
     text = _templated(processor, [_question(processor, form, channel, 1, TRIAL)])
@@ -80,14 +80,14 @@ def exact(processor: Any, form: str, channel: str) -> bool:
 
 
 def system_form(processor: Any, form: str) -> str:
-    """Return the form in which a system text comes out to the letter before a question in `form`:
-    `parts` or `placeholders`; empty where there is none."""
+    """Return the form that keeps a system text verbatim before a question in `form`: `parts` or
+    `words`; empty if there is none."""
     return known(processor, f"form of a system text before {form}", lambda: _find(processor, form))
 
 
 def printed_before(processor: Any, form: str) -> bool:
-    """Tell whether earlier versions, which looked only for the words, gave the template a list that
-    it prints as Python writes it."""
+    """Return whether earlier versions, which only searched for the text, passed the template a list
+    that it prints in Python's notation."""
     text = "Answer."
     return system_form(processor, form) == STRING and text in _render_system(
         processor, form, PARTS, text
@@ -97,7 +97,7 @@ def printed_before(processor: Any, form: str) -> bool:
 def without_system() -> UsageError:
     return UsageError(
         "the chat template of this model has no place for --system",
-        hint="Put that text at the head of --prompt",
+        hint="Put that text at the start of --prompt",
     )
 
 
@@ -107,7 +107,7 @@ def _find(processor: Any, form: str) -> str:
 
 
 def _render_system(processor: Any, form: str, way: str, system: str) -> str:
-    """Return a text with a system text in this form; empty where the template refuses it."""
+    """Return a turn with a system text in this form; empty if the template refuses it."""
     if form == STRING and way == PARTS:
         return ""
     question = _question(processor, form, "images", 0, "What?")

@@ -15,9 +15,9 @@ class Clip:
     frames: np.ndarray[Any, np.dtype[np.uint8]]
     """Shape (frames, height, width, 3), RGB."""
     times: tuple[float, ...]
-    """Seconds of each frame from the chunk's start."""
+    """Time of each frame in seconds from the chunk's start."""
     seconds: float
-    """Length of the chunk; 0 for an image."""
+    """Length of the chunk in seconds; 0 for an image."""
     kind: MediaKind
 
     def __post_init__(self) -> None:
@@ -32,7 +32,7 @@ class Clip:
         return replace(self, frames=self.frames[at : at + 1], times=self.times[at : at + 1])
 
     def outline(self) -> dict[str, Any]:
-        """Return all of it but the content of the frames."""
+        """Return all fields but the content of the frames."""
         return {
             "shape": list(self.frames.shape[:3]),
             "times": list(self.times),
@@ -42,14 +42,14 @@ class Clip:
 
     @classmethod
     def blank(cls, outline: dict[str, Any]) -> "Clip":
-        """Make a clip of this outline with black frames."""
+        """Make a clip with this outline and black frames."""
         frames = np.zeros((*outline["shape"], 3), np.uint8)
         rest = {"seconds": outline["seconds"], "kind": outline["kind"]}
         return cls(frames=frames, times=tuple(outline["times"]), **rest)
 
 
 def black_clip(kind: MediaKind, count: int, height: int, width: int) -> Clip:
-    """Make a clip of so many black frames, a second each."""
+    """Make a clip of `count` black frames, one per second."""
     times = tuple(float(second) for second in range(count))
     frames = np.zeros((count, height, width, 3), np.uint8)
     return Clip(frames=frames, times=times, seconds=float(count), kind=kind)
@@ -62,14 +62,14 @@ def to_images(frames: np.ndarray[Any, np.dtype[np.uint8]]) -> list[Any]:
 
 
 def video_metadata(clip: Clip) -> dict[str, Any]:
-    """Return the true times in the form that processors read them.
+    """Return the true frame times in the form that processors read.
 
-    They compute a frame's time as index / fps and the rate seen as fps * indices / total, so
-    the rate of the frames themselves is given as fps, with each frame's time in steps of it.
+    Processors compute a frame's time as index / fps, and the sampled rate as fps * indices /
+    total. So fps is the rate of the given frames, and each index is a time in steps of it.
     """
     count, times = len(clip.times), [round(time, 6) for time in clip.times]
     step = (clip.times[-1] - clip.times[0]) / (count - 1) if count > 1 else clip.seconds
-    # Nine digits of the rate, not of the step: a third of a second has no end in digits.
+    # Nine digits of the rate, not of the step: a third of a second has no finite decimal form.
     fps = float(f"{1 / step:.9g}") if step >= 1e-6 else 1.0
     height, width = clip.frames.shape[1:3]
     return {
@@ -83,8 +83,7 @@ def video_metadata(clip: Clip) -> dict[str, Any]:
 
 
 def _index(time: float, fps: float) -> float:
-    """Return the index whose quotient by fps is not below `time`: whole seconds are cut off, not
-    rounded."""
+    """Return the index whose quotient by fps is not below `time`: processors round times down."""
     index = time * fps
     while index / fps < time:
         index = float(np.nextafter(index, np.inf))

@@ -20,26 +20,26 @@ from stages.models.profile import SeenSize
 from stages.process.exit_diagnosis import out_of_memory
 
 COMMON = (9 / 16, 16 / 9, 3 / 4, 4 / 3, 1 / 2, 2.0)
-"""Height / width of most files: frames of these are fitted exactly."""
+"""Height / width of most files; frames of these aspects are fitted exactly."""
 ASPECTS = tuple(
     sorted({*COMMON, *(3.0 ** (step / 5) for step in range(-5, 6))}, key=lambda a: min(a, 1 / a))
 )
-"""Every aspect that is tried. Between two of them a frame is as large as the larger one needs,
-because what a processor makes of it may leap there, as where it chooses another number of tiles.
-Those of the fewest pixels come first: where frames are made smaller only from so many pixels on,
-the first that is not ends it."""
+"""All test aspects. Between two of them, the larger of their two sizes is assumed, because the
+output size may jump there, for example if the processor chooses another number of tiles. The
+aspects with the fewest pixels come first: the first one that is not made smaller ends the test.
+"""
 LONG_EDGES = (1280, 3840)
-"""Pixels of a probe's longer side; the second, that of 4K, when the first is not made smaller."""
+"""Longer side of a test frame in pixels; the second, that of 4K, if the first is not reduced."""
 SMALLER = (64, 224, 448, 720)
-"""Pixels of the sides of smaller squares, by which it is told what smaller frames take."""
+"""Side lengths in pixels of smaller squares, for the cost of smaller frames."""
 ASPECT_MARGIN = 1e-6
-"""Part by which aspects differ at least."""
+"""Minimum relative difference of two aspects."""
 NORMALIZE = "rescale_and_normalize"
-"""Name of the step that follows when frames are resized."""
+"""Name of the processing step that follows resizing."""
 LARGEST_STEP = 64
-"""Most pixels of which sizes are multiples where they are rounded; else of tiles."""
+"""Maximum pixels of which sizes are multiples because of rounding; larger steps are tiles."""
 UNBOUNDED = 1 << 20
-"""A long edge that no frame reaches: frames of aspects beyond those tried keep their size."""
+"""A long edge that no frame reaches: frames of aspects beyond the tested ones keep their size."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -48,11 +48,11 @@ class Probe:
 
     fit: FrameFit
     tokens: int
-    """Placeholders a frame of a large square picture; 0 when it could not be found out."""
+    """Placeholders per frame of a large square image; 0 if unknown."""
     pixel_bytes: int
-    """Bytes that the processor makes of such a frame; 0 when it could not be found out."""
+    """Bytes of encoder input for such a frame; 0 if unknown."""
     smaller: tuple[SeenSize, ...] = ()
-    """The same of smaller square pictures, smallest first."""
+    """The same for smaller square images, smallest first."""
 
 
 Way = Callable[[Any, Clip], Prepared]
@@ -66,8 +66,8 @@ class Enough(Exception):
 def probe(processor: Any, kind: MediaKind, way: Way = prepare) -> Probe:
     """Find the sizes at which images are seen, or at which a video's frames are worth storing.
 
-    A processor that keeps large frames as they are, or that does something else than resize, gives
-    an empty fit: frames then keep their size.
+    A processor that keeps large frames, or changes them in another way than resizing, gives an
+    empty fit: frames then keep their size.
     """
     tokens = size = 0
     smaller: tuple[SeenSize, ...] = ()
@@ -84,17 +84,17 @@ def probe(processor: Any, kind: MediaKind, way: Way = prepare) -> Probe:
                 alike = _comes_out_alike(processor, kind, long_edge, fit, way)
                 fit = fit if alike else FrameFit()
                 return Probe(fit=fit, tokens=tokens, pixel_bytes=size, smaller=smaller)
-    except Exception as error:  # a processor may refuse in any way; real frames will tell
+    except Exception as error:  # a processor may fail in any way; real frames will show the error
         if out_of_memory(error):
             raise
     return Probe(fit=FrameFit(), tokens=tokens, pixel_bytes=size, smaller=smaller)
 
 
 def pixels_a_video(processor: Any) -> int:
-    """Return how many pixels of all frames of a video together a processor sees at the most. That
-    is for one that makes frames the smaller the more there are; 0 for others."""
+    """Return the maximum pixels of all frames of a video together, for a processor that makes
+    frames smaller the more there are; 0 for others."""
     part: Any = getattr(processor, "video_processor", None)
-    # To try it would take as many pixels as hours of video have.
+    # A test would need as many pixels as hours of video have.
     rule = getattr(sys.modules.get(type(part).__module__), "smart_resize", None)
     if rule is None or "num_frames" not in inspect.signature(rule).parameters:
         return 0
@@ -117,7 +117,7 @@ class Made:
     """The sizes that a processor produces from oversized frames of one aspect ratio."""
 
     edge: int
-    """The longer side that a frame must have, in pixels, for none of them to be enlarged."""
+    """The longer side in pixels that a frame needs so that no output is enlarged."""
     sides: tuple[int, ...]
     """All heights and widths in pixels."""
 
@@ -125,8 +125,8 @@ class Made:
 def _comes_out_alike(
     processor: Any, kind: MediaKind, long_edge: int, fit: FrameFit, way: Way
 ) -> bool:
-    """Tell whether fitted frames make as many pixels and tokens as whole ones. A processor may also
-    cut pieces out of a frame as it is, of which a smaller one has fewer."""
+    """Return whether fitted frames give as many pixels and tokens as whole ones. Some processors
+    cut tiles out of the frame as it is, and a smaller frame has fewer."""
     for aspect in (COMMON[0], 1.0):
         clip = black(processor, kind, aspect, long_edge)
         count, *whole = clip.frames.shape[:3]
@@ -145,8 +145,8 @@ def _outcome(processor: Any, clip: Clip, way: Way) -> Any:
 def _made(
     processor: Any, kind: MediaKind, long_edge: int, wait: bool, way: Way
 ) -> dict[float, Made]:
-    """Return aspect -> what becomes of frames of this long edge. It is empty when those of any
-    aspect are made no smaller."""
+    """Return aspect → sizes of frames with this long edge; empty if the frames of any aspect are
+    not made smaller."""
     made: dict[float, Made] = {}
     for aspect in ASPECTS:
         clip = black(processor, kind, aspect, long_edge)
@@ -161,16 +161,15 @@ def _made(
 
 
 def _rounding(made: Iterable[Made]) -> int:
-    """Return how many pixels all sides are multiples of; 0 where the processor does not round to
-    any."""
+    """Return the number of which all sides are multiples; 0 if the processor does not round."""
     sides = {side for one in made for side in one.sides}
     step = math.gcd(*sides)
     return step if len(sides) > 1 and step <= LARGEST_STEP else 0
 
 
 def _steps(made: dict[float, Made]) -> tuple[tuple[float, int], ...]:
-    """Return the long edges as a function that leaps at each aspect. Between two it takes the
-    larger value, and what the shorter side may be rounded up by."""
+    """Return the long edges as a step function of the aspect. Between two aspects it has the larger
+    value, plus the possible rounding of the shorter side."""
     points = [(min(made) * (1 - ASPECT_MARGIN), UNBOUNDED)]
     step = _rounding(made.values())
     for low, high in itertools.pairwise(sorted(made)):
@@ -189,14 +188,14 @@ def _steps(made: dict[float, Made]) -> tuple[tuple[float, int], ...]:
 
 
 def bytes_of(value: Any) -> int:
-    """Return the bytes of a tensor, or of all in a sequence."""
+    """Return the bytes of a tensor, or of all tensors in a sequence."""
     if isinstance(value, list | tuple):
         return sum(map(bytes_of, value))
     return int(getattr(value, "nbytes", 0))
 
 
 def black(processor: Any, kind: MediaKind, aspect: float, long_edge: int, shown: int = 2) -> Clip:
-    """Make black frames of this height / width: `shown` of them where they go in as a video."""
+    """Make black frames of this height / width: `shown` frames if they are passed as a video."""
     count = shown if channel_of(processor, kind) == "videos" else 1
     height = long_edge if aspect >= 1 else max(1, round(long_edge * aspect))
     width = max(1, round(long_edge / aspect)) if aspect >= 1 else long_edge
@@ -206,9 +205,11 @@ def black(processor: Any, kind: MediaKind, aspect: float, long_edge: int, shown:
 def resized(
     processor: Any, clip: Clip, wait: bool = False, way: Way = prepare
 ) -> tuple[list[tuple[int, int]], bool]:
-    """Return the sizes (height, width) in pixels to which the processor resizes the clip's frames.
-    Return also whether it does so after it has gone on to the next step, which else is not waited
-    for. What it does to frames that it has resized already needs no larger ones."""
+    """Return the sizes (height, width) in pixels to which the processor resizes the clip's frames,
+    and whether it resizes again after the next step.
+
+    Unless `wait`, the run stops at that step. Frames that were already resized once do not need
+    larger input."""
     videos = channel_of(processor, clip.kind) == "videos"
     part = processor.video_processor if videos else processor.image_processor
     produced: list[tuple[int, int]] = []
@@ -239,7 +240,7 @@ def resized(
 
 
 def _size(image: Any) -> tuple[int, int]:
-    """Return height and width of a tensor or array, its channels first or last."""
+    """Return height and width of a tensor or array with channels first or last."""
     shape = tuple(int(length) for length in image.shape)
     last = shape[-1] in (1, 3, 4) and shape[-2] > 4
     return (shape[-3], shape[-2]) if last else (shape[-2], shape[-1])

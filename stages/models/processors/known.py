@@ -9,7 +9,7 @@ _KNOWN: "WeakKeyDictionary[Any, dict[Any, Any]]" = WeakKeyDictionary()
 
 
 def known(processor: Any, question: str, find: Callable[[], Answer]) -> Answer:
-    """Return the answer of `find` for this processor and its chat template, asked once."""
+    """Return the result of `find` for this processor and its chat template, computed once."""
     answers = _KNOWN.setdefault(processor, {})
     key = (question, processor.chat_template, processor.tokenizer.chat_template)
     if repr(key) not in answers:

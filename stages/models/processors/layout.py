@@ -59,27 +59,27 @@ from stages.models.processors.loading import (
 from stages.process.exit_diagnosis import out_of_memory
 
 PROBES = ("Describe.", "What happens in this video?")
-"""Prompts of different lengths, so that padding is tried too."""
+"""Prompts of different lengths, which also test padding."""
 PROBE_SHAPE = (4, 96, 128, 3)
-"""Frames, height, width of the noise that processors are tried on."""
+"""Frames, height, width and channels of the noise for tests."""
 BOTH = (True, False)
 
 
 def layout_of(processor: Any, channel: str) -> Layout:
-    """Return how this processor takes `images` or `videos`. Raises UsageError when in no way known,
-    or EnvironmentFault when it needs a package."""
+    """Return how this processor takes `images` or `videos`. Raises UsageError if no layout works,
+    EnvironmentFault if it needs a package."""
     return known(processor, f"layout of {channel}", lambda: _find(processor, channel))
 
 
 def channels_of(processor: Any) -> list[str]:
-    """Return as what media go into a processor: `images`, `videos` or both."""
+    """Return the kinds of media that a processor takes: `images`, `videos` or both."""
     taken = {"images": takes_images(processor), "videos": takes_videos(processor)}
     return [channel for channel in taken if taken[channel]]
 
 
 def rewritten(processor: Any, layouts: Sequence[Layout]) -> tuple[str, ...]:
-    """Return the parts of a turn, `question` and `system`, that earlier versions did not write to
-    the letter."""
+    """Return the parts of a turn, `question` and `system`, that earlier versions did not write
+    verbatim."""
     found = {
         "question": any(each.rewritten for each in layouts),
         "system": any(printed_before(processor, each.form) for each in layouts),
@@ -108,7 +108,7 @@ def _find(processor: Any, channel: str) -> Layout:
             raise needs_package(type(processor).__name__, error) from error
         except PenstockError:
             raise
-        except Exception as error:  # a processor may refuse in any way; the next form may do
+        except Exception as error:  # a processor may fail in any way; the next layout may work
             if out_of_memory(error):
                 raise
             problem = problem or error
@@ -120,18 +120,18 @@ def _find(processor: Any, channel: str) -> Layout:
         return replace(layout, alone=channel == "images" and _takes_one_image(processor, layout))
     if inexact:
         raise UsageError(
-            "the chat template of this model prints a question as a list, or changes its words",
-            hint="Mend its chat_template.jinja, or use another model",
+            "the chat template of this model prints a question as a list, or changes its text",
+            hint="Correct its chat_template.jinja, or use another model",
         )
     text = " ".join(str(problem).split())[:200] or type(problem).__name__
     raise UsageError(
-        f"{type(processor).__name__} takes {channel} in no way that is known: {text}",
+        f"{type(processor).__name__} takes {channel} in no known layout: {text}",
         hint="Use another model",
     ) from problem
 
 
 def _try_template(processor: Any, channel: str) -> None:
-    """Raise the chat template's own error, where it takes neither parts nor words."""
+    """Raise the chat template's own error if it accepts neither form."""
     try:
         write(processor, PARTS, channel, 1, PROBES[0])
     except Exception as error:
@@ -142,7 +142,7 @@ def _try_template(processor: Any, channel: str) -> None:
 
 
 def _candidates(processor: Any, channel: str) -> Iterator[Layout]:
-    """Yield the layouts to try, the commonest first."""
+    """Yield the layouts to try, the most common first."""
     taking: list[tuple[str, tuple[str, ...]]] = [(channel, ())]
     if channel == "videos":
         taking = [
@@ -165,25 +165,25 @@ def _candidates(processor: Any, channel: str) -> Iterator[Layout]:
 
 
 def _check(processor: Any, layout: Layout, outputs: dict[str, Any]) -> None:
-    """Raise ValueError when the outputs are not two whole rows with pictures and prompts."""
+    """Raise ValueError unless the outputs are two complete rows with images and prompts."""
     if not any(is_image_output(name) for name in outputs):
-        raise ValueError("no pictures came out")
+        raise ValueError("the outputs contain no images")
     ids = text_ids(outputs)
     if len(ids) != len(PROBES) or torch.equal(ids[0], ids[1]):
-        raise ValueError("the prompts did not come out")
+        raise ValueError("the outputs do not contain the prompts")
     known = declared_ids(processor)
     text = write(processor, layout.form, layout.channel, 1, PROBES[1])
     text_ids_alone, row = processor.tokenizer(text)["input_ids"], ids[1].tolist()
     if known and not known & set(row) and len(row) <= len(text_ids_alone):
-        raise ValueError("the text that came out has no place for a picture")
+        raise ValueError("the output text has no place for an image")
 
 
 def _with_placeholders(processor: Any, layout: Layout, outputs: dict[str, Any]) -> Layout:
-    """Return the layout that writes the words for pictures where it comes to the same. Processors
-    that put them there themselves may warn of it each time."""
+    """Return the layout with written-out image placeholders if its output is the same. Processors
+    that insert placeholders themselves may log a warning each time."""
     spelled = replace(layout, form=WITH_PLACEHOLDERS)
     if layout.form == PLAIN[0] and declared_ids(processor):
-        with contextlib.suppress(Exception):  # it may refuse in any way
+        with contextlib.suppress(Exception):  # the processor may fail in any way
             found = run(processor, spelled, [noise(layout.channel)] * 2, PROBES)
             if torch.equal(text_ids(found), text_ids(outputs)):
                 return spelled
@@ -191,13 +191,13 @@ def _with_placeholders(processor: Any, layout: Layout, outputs: dict[str, Any]) 
 
 
 def _takes_one_image(processor: Any, layout: Layout) -> bool:
-    """Tell whether a second picture finds no place in a prompt."""
+    """Return whether a prompt has no place for a second image."""
     one = noise("images")
     two = replace(one, frames=np.concatenate([one.frames] * 2), times=(0.0, 0.0))
     try:
         outputs = [run(processor, layout, [clip], PROBES[:1]) for clip in (one, two)]
         counts = [places(processor, found, media) for media, found in enumerate(outputs, 1)]
-    except Exception as error:  # it may refuse in any way
+    except Exception as error:  # the processor may fail in any way
         if out_of_memory(error):
             raise
         return True

@@ -13,7 +13,7 @@ from stages.models.published import OUTER_PAIR, change_of, is_published_way
 from stages.models.published_sizes import published_bounds
 
 PLACES = ("image_token", "video_token", "boi_token")
-"""The names under which processors and tokenizers keep the words that stand for a picture."""
+"""Attribute names under which processors and tokenizers keep image placeholders."""
 
 
 def load_processor(
@@ -25,10 +25,12 @@ def load_processor(
     max_video_pixels: int = 0,
     as_published: bool | None = False,
 ) -> Any:
-    """Load the checkpoint's processor. It pads on the left where a model `generates`, which needs
-    that, else as it was trained. It keeps each picture and frame to `max_pixels`, and all
-    frames of a video to `max_video_pixels`; 0: to as many as it says, or, `as_published` (None: by
-    the rule), the model's authors. So it writes turns, too, where transformers writes more."""
+    """Load the checkpoint's processor.
+
+    For a model that `generates` it pads on the left, else as in training. Each image and frame is
+    limited to `max_pixels`, and all frames of a video to `max_video_pixels`. With 0, the
+    processor's own limits apply, or those of the model's authors if it runs `as_published` (None:
+    by the rule). Then turns are also written as the authors wrote them."""
     from transformers import AutoProcessor, ProcessorMixin
 
     load: Any = AutoProcessor.from_pretrained
@@ -50,7 +52,7 @@ def load_processor(
         ) from error
     if not isinstance(processor, ProcessorMixin) or not hasattr(processor, "tokenizer"):
         raise UsageError(
-            f"{folder} has a {type(processor).__name__} and no processor for pictures",
+            f"{folder} has a {type(processor).__name__} but no processor for images",
             hint="Download the checkpoint again, with its preprocessor_config.json",
         )
     if generates:
@@ -66,7 +68,7 @@ def load_processor(
 
 
 def needs_package(what: object, error: ImportError) -> EnvironmentFault:
-    """Make the one line for a processor that cannot work because a package is missing."""
+    """Make the one-line error for a processor that needs a missing package."""
     text = " ".join(str(error).split())
     return EnvironmentFault(
         f"the processor of {what} needs a package that is not installed: {text[:240]}",
@@ -75,7 +77,7 @@ def needs_package(what: object, error: ImportError) -> EnvironmentFault:
 
 
 def takes_videos(processor: Any) -> bool:
-    """Tell whether the checkpoint takes a video as such; else its frames go in as several
+    """Return whether the checkpoint takes videos; else the frames of a video are passed as
     images."""
     return getattr(processor, "video_processor", None) is not None
 
@@ -85,21 +87,20 @@ def takes_images(processor: Any) -> bool:
 
 
 def is_image_output(name: str) -> bool:
-    """Tell whether an output shows what is in the picture, or masks it."""
+    """Return whether an output holds image content or its mask."""
     return not name.startswith("num_") and (
         is_pixels(name) or "pixel" in name or name.endswith("patches")
     )
 
 
 def token(processor: Any, kind: str) -> str:
-    """Return the word that stands for an `image` or a `video` in a prompt; empty when there is
-    none."""
+    """Return the placeholder of an `image` or a `video` in a prompt; empty if there is none."""
     return _word(getattr(processor, f"{kind}_token", None))
 
 
 def placeholder_tokens(processor: Any) -> set[str]:
-    """Return the words that a prompt must not hold: the model reads them as the place of a
-    picture."""
+    """Return the strings that a prompt must not contain: the model reads them as image
+    placeholders."""
     parts = (processor, processor.tokenizer)
     tokens = {_word(getattr(part, name, None)) for part in parts for name in PLACES}
     tokens |= {str(processor.tokenizer.convert_ids_to_tokens(i)) for i in declared_ids(processor)}
@@ -107,14 +108,14 @@ def placeholder_tokens(processor: Any) -> set[str]:
 
 
 def control_tokens(processor: Any) -> set[str]:
-    """Return the tokenizer's special tokens, which decoding leaves out of every text."""
+    """Return the tokenizer's special tokens, which decoding removes from every text."""
     tokenizer = processor.tokenizer
     added = {str(t) for t in tokenizer.added_tokens_decoder.values() if t.special}
     return {*added, *map(str, tokenizer.all_special_tokens)} - {""}
 
 
 def declared_ids(processor: Any) -> set[int]:
-    """Return the ids of the tokens that the processor says stand for a picture."""
+    """Return the token ids that the processor declares as image placeholders."""
     found: set[int] = set()
     for kind in ("image", "video"):
         number = getattr(processor, f"{kind}_token_id", None)
@@ -126,10 +127,10 @@ def declared_ids(processor: Any) -> set[int]:
 
 
 def count_places(processor: Any, ids: list[int], media: int) -> int:
-    """Return how many features go into a row of these token ids.
+    """Return how many features belong in a row of these token ids.
 
-    Some processors declare the token that stands once for a whole picture, and write another for
-    each feature: then it is the most frequent of the tokens that are no piece of text.
+    Some processors declare a token that stands once for a whole image, and write another token per
+    feature. That token is the most frequent one among the added tokens.
     """
     known = declared_ids(processor)
     declared = sum(ids.count(number) for number in known)
@@ -142,5 +143,5 @@ def count_places(processor: Any, ids: list[int], media: int) -> int:
 
 
 def _word(value: Any) -> str:
-    """Return a token's text: some processors keep it with its settings."""
+    """Return a token's text; some processors keep it with its settings."""
     return str(getattr(value, "content", value) or "")

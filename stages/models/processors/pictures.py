@@ -16,14 +16,14 @@ from stages.models.processors.clip import Clip, to_images
 from stages.models.processors.side_inputs import Prepared
 
 STRIP = 256
-"""Rows of a very large part, about, that are divided at once."""
+"""Approximate number of rows of a very large part that are reduced at once."""
 PARTS_AT_ONCE = 16
-"""Parts of a picture that are copies of their own at one moment."""
+"""Parts of an image that are copied at the same time."""
 
 
 def prepare_images(processor: Any, clip: Clip, prompt: str = "") -> Prepared:
-    """Run the processor on each frame of a chunk. There is no prompt that it could read. It is
-    asked as a whole, because it may have settings for pictures beside those of its parts."""
+    """Run the processor on each frame of a chunk, without a prompt. The whole processor is called,
+    because it may have image settings besides those of its parts."""
     return _prepared(
         processor(images=to_images(clip.frames), return_tensors="pt"), len(clip.frames)
     )
@@ -32,8 +32,8 @@ def prepare_images(processor: Any, clip: Clip, prompt: str = "") -> Prepared:
 def prepare_parts(
     processor: Any, clip: Clip, boxes: Sequence[tuple[int, int, int, int]]
 ) -> Prepared:
-    """Run the processor on parts of a picture, a few at a time: left, top, right, bottom of each in
-    pixels."""
+    """Run the processor on parts of an image, a few at a time. Each box is left, top, right, bottom
+    in pixels."""
     frame, made = clip.frames[0], []
     for at in range(0, len(boxes), PARTS_AT_ONCE):
         some = boxes[at : at + PARTS_AT_ONCE]
@@ -46,8 +46,8 @@ def prepare_parts(
 
 
 def _of_bounded_size(part: NDArray[np.uint8]) -> Any:
-    """Return a part of a picture, with its sides divided where it is very large: a few rows at a
-    time, so that the image library never holds a copy of all of it."""
+    """Return a part of an image, reduced by an integer factor if it is very large. A few rows are
+    reduced at a time, so that the image library never copies all of it."""
     from PIL import Image
 
     high, wide = part.shape[:2]
@@ -57,7 +57,7 @@ def _of_bounded_size(part: NDArray[np.uint8]) -> Any:
     rows = by * max(1, STRIP // by)
     strips = (np.ascontiguousarray(part[top : top + rows]) for top in range(0, high, rows))
     small = np.concatenate([np.asarray(Image.fromarray(each).reduce(by)) for each in strips])
-    # Its last row and column may stand for less than the others.
+    # The last row and column may represent fewer pixels than the others.
     inside = (0.0, 0.0, wide / by, high / by)
     size = round(wide / by), round(high / by)
     return Image.fromarray(small).resize(size, Image.Resampling.BICUBIC, box=inside)

@@ -18,16 +18,16 @@ import torch
 from stages.models.pixel_bounds import PixelBounds, below, limits_frames
 
 FEW, MANY = 2, 8
-"""Frames of two videos by which it is told whether all their pixels count together."""
+"""Frame counts of two videos that show whether all their pixels are counted together."""
 TOKENS = 32
-"""Tokens along a side of the frames that are tried: many, so that rounding does not count."""
+"""Tokens along a side of the test frames: enough to make rounding negligible."""
 MAX_TIMES = 2 * MANY
-"""Times that a frame may count; more come of processors that do not resize by this limit."""
+"""Maximum count of a frame; larger results come from processors without this limit."""
 TRIED = ((2, 360, 640), (8, 1280, 720), (30, 1080, 1920), (60, 2160, 3840), (7, 333, 500))
-"""Frames, height and width of videos on which `bounds_of` compares its arithmetic with the
+"""Frames, height and width of videos on which `bounds_of` compares its result with the
 processor's."""
 BOUNDS = "_pixel_bounds"
-"""Name under which the class of a limited part keeps its bounds."""
+"""Class attribute of a limited part that holds its bounds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,24 +35,24 @@ class PixelLimits:
     """Pixel limits that replace a processor's own."""
 
     image: int = 0
-    """Most pixels of a picture or a frame that were asked for; 0: none were."""
+    """Requested maximum pixels per image or frame; 0: none."""
     video: int = 0
-    """Most pixels of all frames of a video together that were asked for; 0: none were."""
+    """Requested maximum pixels of all frames of a video; 0: none."""
     frames: PixelBounds | None = None
-    """Bounds of videos as the model's authors have them, for a processor with such tokens that
-    counts the pixels of each frame."""
+    """The authors' bounds for videos, for a processor with tokens of the same size that counts the
+    pixels of each frame."""
 
 
 def min_pixels_of(processor: Any) -> int:
-    """Return the least number of pixels that a picture can be kept to, which is one token; 0 for a
-    processor without such a limit."""
+    """Return the lowest pixel count to which an image can be limited: one token; 0 for a processor
+    without such a limit."""
     sides = [_side(part) if _limited(part) else 0 for part in _parts(processor)]
     return max(sides, default=0) ** 2 if all(sides) else 0
 
 
 def limit_pixels(processor: Any, limits: PixelLimits) -> None:
-    """Set limits on a processor. One without limits of its own is left as it is, and what is less
-    than a token is passed over: `check_pixels` refuses both."""
+    """Set limits on a processor. A processor without limits of its own is unchanged, and limits
+    below one token are ignored: `check_pixels` refuses both."""
     token = min_pixels_of(processor)
     if not token:
         return
@@ -66,8 +66,8 @@ def limit_pixels(processor: Any, limits: PixelLimits) -> None:
 
 
 def bounds_of(processor: Any, edge: int, tokens: int) -> PixelBounds | None:
-    """Return how the processor bounds the pixels of a video, as it was limited; None where it
-    resizes frames otherwise, or two squares of this edge do not become so many tokens each."""
+    """Return how the processor, as it was limited, bounds the pixels of a video. Return None if it
+    resizes frames in another way, or if two squares of this edge do not become `tokens` each."""
     part = getattr(processor, "video_processor", None)
     if part is None or not _limited(part):
         return None
@@ -77,7 +77,7 @@ def bounds_of(processor: Any, edge: int, tokens: int) -> PixelBounds | None:
     size = SizeDict(shortest_edge=bounds.least, longest_edge=bounds.most)
     try:
         alike = all(_shown(part, *s, size) == bounds.size(*s) for s in TRIED)
-    except Exception:  # it resizes by something else, and may refuse this in any way
+    except Exception:  # it resizes in another way, and may fail in any way
         return None
     return bounds if alike and ceil(bounds.tokens(2, edge, edge) / 2) == tokens else None
 
@@ -88,7 +88,7 @@ def _parts(processor: Any) -> list[Any]:
 
 
 def _limited(part: Any) -> bool:
-    """Tell whether a part resizes by numbers of pixels."""
+    """Return whether a part resizes by pixel counts."""
     rule = getattr(sys.modules.get(type(part).__module__), "smart_resize", None)
     named = _size_names(part)
     by_number = isinstance(getattr(part, "max_pixels", None), int)
@@ -102,14 +102,14 @@ def _size_names(part: Any) -> dict[str, Any]:
 
 
 def _side(part: Any) -> int:
-    """Return the pixels of the side of what becomes one token; 0 where it is not told."""
+    """Return the side length in pixels of the square that becomes one token; 0 if unknown."""
     patch, merged = getattr(part, "patch_size", 0), getattr(part, "merge_size", 1)
     patch = patch or getattr(part, "spatial_factor", 0)
     return patch * merged if isinstance(patch, int) and isinstance(merged, int) else 0
 
 
 def _limit_video(part: Any, limits: PixelLimits) -> None:
-    """Set the limits of a part that takes videos."""
+    """Set the limits of a video part."""
     bounds = replace(_bounds(part), a_video=limits.video)
     known = limits.frames
     if known is not None and limits_frames(bounds, known):
@@ -124,7 +124,7 @@ def _limit_video(part: Any, limits: PixelLimits) -> None:
 
 
 def _set(part: Any, most: int, least: int = 0) -> None:
-    """Set the most pixels of a part, as it counts them, and the least where those are given."""
+    """Set the maximum pixels of a part, as it counts them, and the minimum if given."""
     size = _size_names(part)
     if isinstance(getattr(part, "max_pixels", None), int):
         part.max_pixels = most
@@ -135,7 +135,7 @@ def _set(part: Any, most: int, least: int = 0) -> None:
 
 
 def _bounds(part: Any) -> PixelBounds:
-    """Return the bounds of a part that takes videos, as it was limited."""
+    """Return the bounds of a video part, as it was limited."""
     size = _size_names(part)
     edges = {"least": size.get("shortest_edge", 0), "most": size.get("longest_edge", 0)}
     limited: PixelBounds | None = getattr(part, BOUNDS, None)
@@ -148,7 +148,7 @@ def _bounds(part: Any) -> PixelBounds:
 
 
 def _times(part: Any, frames: int) -> int:
-    """Return how many times the pixels of a frame count where there are so many."""
+    """Return how many times the pixels of a frame count in a video of `frames` frames."""
     from transformers.image_utils import SizeDict
 
     side = _side(part) * TOKENS
@@ -156,7 +156,7 @@ def _times(part: Any, frames: int) -> int:
     try:
         size = SizeDict(shortest_edge=1, longest_edge=most)
         height, width = _shown(part, frames, 2 * side, 2 * side, size)
-    except Exception:  # it resizes by something else, and may refuse this in any way
+    except Exception:  # it resizes in another way, and may fail in any way
         return 1
     times = round(most / (height * width))
     return times if 1 <= times <= MAX_TIMES else 1
@@ -182,7 +182,7 @@ def _shown(part: Any, frames: int, height: int, width: int, size: Any) -> tuple[
 
 
 def _limit_each(part: Any, bounds: PixelBounds) -> None:
-    """Give the part a class of its own that sets the limit by the frames of each video."""
+    """Give the part its own class, which sets the limit for each video by its frames."""
     cls = type(part)
 
     def resize(self: Any, *args: Any, size: Any, **kwargs: Any) -> Any:

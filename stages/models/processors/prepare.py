@@ -38,7 +38,7 @@ from stages.models.processors.side_inputs import (
 )
 
 DECODED = "decoder_input_ids"
-"""Name under which a prompt goes to the decoder of a model that has an encoder."""
+"""Name of the prompt's tokens for the decoder of an encoder-decoder model."""
 
 __all__ = [
     "Clip",
@@ -58,15 +58,15 @@ __all__ = [
 
 
 def channel_of(processor: Any, kind: MediaKind) -> str:
-    """Return as what a clip goes in: as a video where the processor takes any, else as images."""
+    """Return how a clip is passed: as a video if the processor takes videos, else as images."""
     if kind == "video" and takes_videos(processor):
         return "videos"
     return "images" if takes_images(processor) else "videos"
 
 
 def prepare(processor: Any, clip: Clip, prompt: str = "") -> Prepared:
-    """Run the processor on one chunk's frames and keep all that its prompts will need. The prompt
-    given here matters only to encoders that read it."""
+    """Run the processor on one chunk's frames and keep everything that its prompts will need.
+    `prompt` matters only to encoders that read it."""
     layout = layout_of(processor, channel_of(processor, clip.kind))
     clip = _seen(layout, clip)
     way = f"way of keeping {layout.channel}"
@@ -81,9 +81,10 @@ def prepare(processor: Any, clip: Clip, prompt: str = "") -> Prepared:
 def rebuild(
     processor: Any, rows: Sequence[Row], prompts: Sequence[str], system: str = ""
 ) -> dict[str, Any]:
-    """Return the processor's outputs for these prompts and the media of the rows, besides pixels.
-    They are padded on the left. All rows have the same channel. Raises UsageError where there is
-    no place for a `system` text."""
+    """Return the processor's outputs besides pixels for these prompts and the media of the rows,
+    padded on the left.
+
+    All rows have the same channel. Raises UsageError if there is no place for a `system` text."""
     channel = rows[0].channel
     if any(row.channel != channel for row in rows):
         raise ValueError("rows with images and rows with videos cannot share a batch")
@@ -93,8 +94,8 @@ def rebuild(
 
 
 def continues_prompt(processor: Any, encodes: bool) -> bool:
-    """Tell whether the text is the prompt alone, and may be empty, and a decoder goes on from it.
-    `encodes`: the model has an encoder for texts, which go to its decoder only by that name."""
+    """Return whether the text is only the prompt, which may be empty, and a decoder continues it.
+    `encodes`: the model has a text encoder, and only `DECODED` goes to its decoder."""
     layout = layout_of(processor, channel_of(processor, "image"))
     if layout.form not in (PLAIN[0], WITH_PLACEHOLDERS):
         return False
@@ -103,10 +104,11 @@ def continues_prompt(processor: Any, encodes: bool) -> bool:
 
 
 def drop_end_token(model: Any, inputs: dict[str, Any]) -> dict[str, Any]:
-    """Return the inputs without the end token that some tokenizers put after a prompt. Those were
-    made for encoders: a decoder that is to go on from the prompt has nothing to say after an end. A
-    `generate` of the model's own knows what its processor gives."""
-    if DECODED in inputs and not text_ids(inputs).numel():  # the decoder's own start will do
+    """Return the inputs without the end token that some tokenizers add to a prompt.
+
+    Those tokenizers were made for encoders; a decoder generates nothing after an end token. A model
+    with its own `generate` handles its processor's outputs itself."""
+    if DECODED in inputs and not text_ids(inputs).numel():  # the decoder's start token suffices
         return {n: v for n, v in inputs.items() if n not in (DECODED, "decoder_attention_mask")}
     if model.config.is_encoder_decoder or overrides_generate(model):
         return inputs
@@ -121,7 +123,7 @@ def drop_end_token(model: Any, inputs: dict[str, Any]) -> dict[str, Any]:
 
 
 def _seen(layout: Layout, clip: Clip) -> Clip:
-    """Return the clip's middle frame where a prompt takes one picture, else all of it."""
+    """Return the clip's middle frame if a prompt takes one image, else the whole clip."""
     return clip.middle() if layout.alone and len(clip.frames) > 1 else clip
 
 
@@ -129,6 +131,6 @@ def _refuse_placeholders(processor: Any, prompts: Sequence[str]) -> None:
     placeholders = placeholder_tokens(processor)
     if found := [word for prompt in prompts for word in placeholders if word in prompt]:
         raise UsageError(
-            f"the prompt holds {found[0]}, which this model reads as the place of a picture",
-            hint="Leave it out: each picture is placed before the prompt",
+            f"the prompt contains {found[0]}, which this model reads as an image placeholder",
+            hint="Leave it out: each image is placed before the prompt",
         )

@@ -27,13 +27,13 @@ from stages.models.processors.loading import is_image_output
 from stages.process.exit_diagnosis import out_of_memory
 
 HOOKS = {"images": "_process_images", "videos": "_process_videos"}
-"""Channel -> the processor's method that handles it."""
+"""Channel → the processor's method that handles it."""
 NEVER_KEPT = ("video_metadata",)
 """Outputs that a processor uses only while it writes the prompt."""
 LARGE = 512
-"""Pixels of the longer side of a picture from which a smaller one is tried in its place."""
+"""Longer side of an image in pixels above which a smaller image is tried in its place."""
 OUTLINE, SHAPES = "outline", "shapes"
-"""Names in a row's side: the frames' sizes and times; the shapes of their pixels."""
+"""Keys in a row's side inputs: the frames' sizes and times; the shapes of their pixels."""
 
 
 class Row(Protocol):
@@ -51,17 +51,17 @@ class Row(Protocol):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Prepared:
-    """One chunk as the encoder takes it, and what its prompt will need."""
+    """One chunk as encoder input, with what its prompt will need."""
 
     inputs: dict[str, Any]
-    """The outputs of the processor that come of the frames and not of the text."""
+    """The processor's outputs that depend on the frames and not on the text."""
     channel: str
-    """`images` or `videos`: as which the frames were taken."""
+    """`images` or `videos`: how the frames were passed."""
     side: dict[str, Any]
-    """Outputs of the image or video processor, besides pixels, that the prompt needs beside
+    """Outputs of the image or video processor, besides pixels, that the prompt needs in addition to
     `replacements`, and the pixels' shapes; or the frames' outline."""
     replacements: tuple[str, ...]
-    """Text that stands in the prompt for each picture."""
+    """Text in the prompt for each image."""
     count: RowCount
 
 
@@ -69,14 +69,14 @@ Keep = Callable[[Any, Layout, Clip, str], Prepared]
 
 
 def side_inputs_keeper(processor: Any, layout: Layout) -> Keep:
-    """Find the function that keeps a row rightly. Raises UsageError when none does."""
+    """Find the function that keeps what a row needs. Raises UsageError if none works."""
     clip = noise(layout.channel)
     expected = without_images(run(processor, layout, [clip] * 2, PROBES))
     for keep in (keep_answers, keep_shapes, keep_outline):
         try:
             row = keep(processor, layout, clip, "")
             found = restore(processor, layout, [row] * 2, PROBES)
-        except Exception as error:  # a processor may fail in any way, handed what was kept
+        except Exception as error:  # a processor may fail in any way on what was kept
             if out_of_memory(error):
                 raise
             continue
@@ -86,8 +86,8 @@ def side_inputs_keeper(processor: Any, layout: Layout) -> Keep:
 
 
 def check_outline(processor: Any, layout: Layout, clip: Clip, row: Prepared) -> None:
-    """Check that a real clip makes the same text as black frames. Words in a picture may make
-    another, where noise does not: then UsageError is raised."""
+    """Check that a real clip gives the same text as black frames. Text in an image may change the
+    prompt, which noise does not show. Raises UsageError."""
     expected = without_images(run(processor, layout, [clip], PROBES[:1]))
     if not _same(restore(processor, layout, [row], PROBES[:1]), expected):
         raise _unseparable(processor)
@@ -96,12 +96,12 @@ def check_outline(processor: Any, layout: Layout, clip: Clip, row: Prepared) -> 
 def restore(
     processor: Any, layout: Layout, rows: Sequence[Row], prompts: Sequence[str]
 ) -> dict[str, Any]:
-    """Return the outputs besides pixels, for these prompts and the media that were kept."""
+    """Return the outputs besides pixels for these prompts and the kept media."""
     if OUTLINE in rows[0].side:
         clips = [Clip.blank(row.side[OUTLINE]) for row in rows]
         return without_images(run(processor, layout, clips, prompts))
     if not layout.batched and len(rows) > 1:
-        raise ValueError("a processor that takes one prompt a call cannot be answered for")
+        raise ValueError("a processor that takes one prompt per call cannot be run without images")
     names = [name for name in rows[0].side if name != SHAPES]
     side = {name: joined([row.side[name] for row in rows]) for name in names}
     for name in rows[0].side.get(SHAPES, ()):
@@ -136,8 +136,8 @@ def keep_outline(processor: Any, layout: Layout, clip: Clip, prompt: str) -> Pre
 def _outline(
     processor: Any, layout: Layout, clip: Clip, prompt: str, outputs: dict[str, Any]
 ) -> dict[str, Any]:
-    """Return the clip's outline; of a large picture a smaller one, if that writes the same prompt.
-    Else the processor would make as many black pixels smaller for each caption."""
+    """Return the clip's outline; for a large image a smaller outline, if it gives the same prompt.
+    Otherwise the processor would resize as many black pixels for each caption."""
     outline = clip.outline()
     count, *size = outline["shape"]
     scale = LARGE / max(size)
@@ -146,7 +146,7 @@ def _outline(
     small = {**outline, "shape": [count, *(math.ceil(side * scale) for side in size)]}
     try:
         found = run(processor, layout, [Clip.blank(small)], [prompt])
-    except Exception as error:  # a processor may refuse in any way
+    except Exception as error:  # a processor may fail in any way
         if out_of_memory(error):
             raise
         return outline
@@ -156,7 +156,7 @@ def _outline(
 def _answers(
     processor: Any, layout: Layout, clip: Clip, prompt: str
 ) -> tuple[Prepared, dict[str, Any]]:
-    """Return the row, and all that the processor's method answered."""
+    """Return the row, and everything that the processor's method returned."""
     kept: list[tuple[dict[str, Any], list[str]]] = []
     compute = getattr(processor, HOOKS[layout.channel])
 
@@ -184,7 +184,7 @@ def without_images(outputs: dict[str, Any]) -> dict[str, Any]:
 
 
 def joined(values: list[Any]) -> Any:
-    """Join one output of several rows: tensors and sequences end to end, else all must agree."""
+    """Join one output of several rows: concatenate tensors and sequences; others must be equal."""
     if isinstance(values[0], torch.Tensor):
         return torch.cat(values)
     if isinstance(values[0], list | tuple):
@@ -195,13 +195,13 @@ def joined(values: list[Any]) -> Any:
 
 
 def _nothing(shapes: list[list[int]]) -> torch.Tensor:
-    """Make a tensor that stands for the pixels of several rows and takes no memory."""
+    """Make a tensor with the pixel shape of several rows that uses no memory."""
     rest = [max(lengths) for lengths in zip(*(shape[1:] for shape in shapes), strict=True)]
     return torch.zeros(()).expand(sum(shape[0] for shape in shapes), *rest)
 
 
 def _image_outputs(outputs: dict[str, Any]) -> dict[str, Any]:
-    """Return the outputs without those that have a number for each token of the text."""
+    """Return the outputs without those that have one number per text token."""
     shape = text_ids(outputs).shape
     return {
         name: value
@@ -225,7 +225,7 @@ def _same(found: Any, expected: Any) -> bool:
 
 
 def _smallest_clip(channel: str, media: int) -> Clip:
-    """Make the smallest clip of so many media, for a processor that will not look at it."""
+    """Make the smallest clip of `media` media, for a processor that does not read its pixels."""
     count = media if channel == "images" else 1
     frames = np.zeros((count, 2, 2, 3), np.uint8)
     kind: Any = channel.removesuffix("s")
@@ -234,7 +234,7 @@ def _smallest_clip(channel: str, media: int) -> Clip:
 
 @contextlib.contextmanager
 def _answering(processor: Any, channel: str, answer: Callable[..., Any]) -> Iterator[None]:
-    """Let this processor object, not its class, answer for its media otherwise."""
+    """Replace the media method of this processor object, not of its class, inside the block."""
     processor.__dict__[HOOKS[channel]] = answer
     try:
         yield
@@ -244,7 +244,7 @@ def _answering(processor: Any, channel: str, answer: Callable[..., Any]) -> Iter
 
 def _unseparable(processor: Any) -> UsageError:
     return UsageError(
-        f"{type(processor).__name__} writes into the prompt what only the pictures themselves say, "
-        "so that no prompt can be written without them",
+        f"{type(processor).__name__} writes into the prompt what only the images show, so no "
+        "prompt can be written without them",
         hint="Use another model",
     )

@@ -12,8 +12,8 @@ from stages.models.processors.prepare import channel_of, drop_end_token
 
 
 def text_turn(processor: Any, prompt: str, system: str = "") -> str:
-    """Return the text of a turn without media, after a `system` text. Raises UsageError where there
-    is no place for that."""
+    """Return the text of a turn without media, after a `system` text. Raises UsageError if there is
+    no place for a system text."""
     layout = layout_of(processor, channel_of(processor, "image"))
     return write(processor, layout.form, layout.channel, 0, prompt, system).lstrip("\n")
 
@@ -21,8 +21,8 @@ def text_turn(processor: Any, prompt: str, system: str = "") -> str:
 def text_inputs(
     processor: Any, model: Any, prompt: str, system: str = "", *, length: int = 0
 ) -> dict[str, Any]:
-    """Return the inputs [1, tokens] of `generate` of a model for a turn without media, filled up on
-    the left to a `length` in tokens."""
+    """Return the inputs [1, tokens] of a model's `generate` for a turn without media, padded on the
+    left to `length` tokens."""
     layout = layout_of(processor, channel_of(processor, "image"))
     text = text_turn(processor, prompt, system)
     begins = {"add_special_tokens": False} if begins_itself(processor, layout, text) else {}

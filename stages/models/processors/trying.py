@@ -14,13 +14,13 @@ from stages.models.processors.layout import channels_of, layout_of
 from stages.process.exit_diagnosis import out_of_memory
 
 TEMPLATES = ("chat_template.jinja", "chat_template.json", "tokenizer_config.json")
-"""Files that hold a chat template; the first that is there is the one that counts."""
+"""Files that may hold a chat template; the first one present is used."""
 GENERATION = "generation_config.json"
 
 
 def try_processor(processor: Any, folder: Path) -> None:
-    """Raise PenstockError when no prompt can be written or no picture goes in; probing would pass
-    over it."""
+    """Raise PenstockError if prompts cannot be written or images cannot be processed. Probing alone
+    would ignore the error."""
     for channel in channels_of(processor):
         try:
             layout_of(processor, channel)
@@ -30,20 +30,20 @@ def try_processor(processor: Any, folder: Path) -> None:
             raise EnvironmentFault(
                 f"{_template(folder)}: the chat template cannot be parsed (line {error.lineno}: "
                 f"{one_line(error)})",
-                hint="Download the checkpoint again, or mend that line",
+                hint="Download the checkpoint again, or correct that line",
             ) from error
-        except Exception as error:  # a template may fail in any way that its expressions can
+        except Exception as error:  # a template's expressions may fail in any way
             if out_of_memory(error):
                 raise
             raise UsageError(
                 f"{_template(folder)}: the chat template cannot be rendered for {channel} "
                 f"({one_line(error)})",
-                hint="Download the checkpoint again, or mend that file",
+                hint="Download the checkpoint again, or correct that file",
             ) from error
 
 
 def refuse_damaged_generation(folder: Path) -> None:
-    """Raise EnvironmentFault for a generation_config.json that holds no JSON object."""
+    """Raise EnvironmentFault for a generation_config.json without a JSON object."""
     path, why = folder / GENERATION, "it holds no JSON object"
     try:
         if isinstance(json.loads(read_text(path, JSON_BYTES)), dict):
@@ -53,7 +53,7 @@ def refuse_damaged_generation(folder: Path) -> None:
     except (OSError, ValueError, RecursionError) as error:
         why = one_line(error)
     raise EnvironmentFault(
-        f"{path} cannot be used: {why}", hint="Download the checkpoint again, or mend that file"
+        f"{path} cannot be used: {why}", hint="Download the checkpoint again, or correct that file"
     )
 
 

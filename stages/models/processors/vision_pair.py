@@ -9,8 +9,8 @@ UNPAIRED: "WeakSet[Any]" = WeakSet()
 
 
 def without_outer_pair(processor: Any, text: str) -> str:
-    """Return a turn in which nothing stands around the token of a video, for a processor that
-    writes turns so; the text of any other is left as it is."""
+    """Return a turn without the pair of tokens around a video, for a processor in `UNPAIRED`; for
+    others, the text as it is."""
     if processor not in UNPAIRED:
         return text
     video = processor.video_token

@@ -10,9 +10,9 @@ from stages.models.processors.prepare import channel_of, prepare, rebuild
 from stages.process.exit_diagnosis import out_of_memory
 
 FEW, MORE = 2, 6
-"""Frames of two videos by whose prompts it is told what each frame adds."""
+"""Frame counts of two videos whose prompts show what each frame adds."""
 EDGE = 64
-"""Pixels of their sides."""
+"""Side length of the frames in pixels."""
 PROMPT = "?"
 
 
@@ -25,14 +25,13 @@ class PromptOverhead:
 
 
 def prompt_overhead(processor: Any, kind: MediaKind) -> PromptOverhead:
-    """Return how much is written around frames of this kind; nothing where that cannot be found
-    out."""
+    """Return how many tokens the processor adds around frames of this kind; 0 if unknown."""
     counts = (FEW, MORE) if kind == "video" else (1, 1)
     if kind == "video" and channel_of(processor, kind) == "images":
         counts = (1, MORE)
     try:
         few, more = (_text_tokens(processor, kind, count) for count in counts)
-    except Exception as error:  # a processor may refuse in any way; real frames will tell
+    except Exception as error:  # a processor may fail in any way; real frames will show the error
         if out_of_memory(error):
             raise
         return PromptOverhead()
@@ -41,6 +40,6 @@ def prompt_overhead(processor: Any, kind: MediaKind) -> PromptOverhead:
 
 
 def _text_tokens(processor: Any, kind: MediaKind, count: int) -> int:
-    """Return the tokens of a prompt with so many frames, beside those of the frames themselves."""
+    """Return the tokens of a prompt with `count` frames, without those of the frames themselves."""
     row = prepare(processor, black_clip(kind, count, EDGE, EDGE))
     return int(text_ids(rebuild(processor, [row], [PROMPT])).shape[1]) - row.count.tokens

@@ -30,7 +30,7 @@ DTYPES = {
     "F8_E4M3": torch.float8_e4m3fn,
     "F8_E5M2": torch.float8_e5m2,
 }
-"""Types that weights are stored in, by their names in a header."""
+"""Types of stored weights, by their names in a header."""
 DTYPE_NAMES = {dtype: word for word, dtype in DTYPES.items()}
 
 
@@ -43,7 +43,7 @@ class TensorSpec(NamedTuple):
 
     @property
     def size(self) -> int:
-        """Return its bytes."""
+        """Return the size in bytes."""
         return math.prod(self.shape) * self.dtype.itemsize
 
 
@@ -53,7 +53,7 @@ class WeightShard:
 
     name: str
     tensors: tuple[TensorSpec, ...]
-    """Tensors in the order of their bytes: the widest types first, so that each begins at a
+    """Tensors in the order of their bytes, the widest types first. So each tensor begins at a
     multiple of its width, as readers expect."""
 
     @property
@@ -61,7 +61,7 @@ class WeightShard:
         return sum(tensor.size for tensor in self.tensors)
 
     def header(self) -> bytes:
-        """Return the bytes that stand before those of the tensors."""
+        """Return the header bytes that precede the tensors."""
         entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
         at = 0
         for name, dtype, shape in self.tensors:
@@ -74,8 +74,8 @@ class WeightShard:
 
 
 def lay_out(tensors: Iterable[TensorSpec], shard_bytes: int = SHARD_BYTES) -> list[WeightShard]:
-    """Return the files for these tensors, in their order, named as `save_pretrained` names
-    them."""
+    """Return the files for these tensors, in their order, with the names that `save_pretrained`
+    uses."""
     groups: list[list[TensorSpec]] = [[]]
     filled = 0
     for tensor in tensors:
@@ -94,7 +94,7 @@ def lay_out(tensors: Iterable[TensorSpec], shard_bytes: int = SHARD_BYTES) -> li
 
 
 def index_of(shards: Sequence[WeightShard]) -> dict[str, Any]:
-    """Return what `model.safetensors.index.json` says of these files."""
+    """Return the content of `model.safetensors.index.json` for these files."""
     return {
         "metadata": {"total_size": sum(shard.data_bytes for shard in shards)},
         "weight_map": {tensor.name: shard.name for shard in shards for tensor in shard.tensors},

@@ -29,21 +29,22 @@ from stages.models.shards.layout import TensorSpec, WeightShard, index_of
 from stages.process.report import EventReporter
 
 FORMAT = 1
-"""Number that rises when the same source would be laid out or written otherwise."""
+"""Format version, raised when the same source would be laid out or written differently."""
 CHUNK_BYTES = 8 << 20
-"""Bytes of a tensor that are held in memory at a time."""
+"""Bytes of a tensor that are in memory at a time."""
 
-GO_ON = "Mend that, and run the same command again: what is written is kept"
+GO_ON = "Correct that, and run the same command again: finished files are kept"
 
 Contents = Callable[[TensorSpec], Iterable[torch.Tensor]]
-"""Function that yields a tensor's numbers in pieces: contiguous, of its type, in their order."""
+"""Function that yields a tensor's numbers in contiguous chunks of its type, in order."""
 
 
 @contextlib.contextmanager
 def claimed(folder: Path, made_of: Mapping[str, Any]) -> Iterator[None]:
-    """Take a folder for a checkpoint that is `made_of` what this says. The folder is new, empty or
-    begun of the same. Raises UsageError for any other, EnvironmentFault for one that another
-    process is writing to."""
+    """Lock a folder for a checkpoint whose source `made_of` describes.
+
+    The folder must be new, empty, or begun from the same source. Raises UsageError for any other,
+    EnvironmentFault if another process is writing to it."""
     refuse_foreign(folder, (), (NOTE,))
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -55,7 +56,7 @@ def claimed(folder: Path, made_of: Mapping[str, Any]) -> Iterator[None]:
         note = read_kept(folder / NOTE, FORMAT)
         if note != made_of and (folder / NOTE).exists():
             raise UsageError(
-                f"{folder} holds what was made of something else, or otherwise ({NOTE})",
+                f"{folder} was made from another source or with other settings ({NOTE})",
                 hint="Give a new folder, or remove that one",
             )
         sweep(folder)
@@ -74,12 +75,12 @@ def _lock(descriptor: int, folder: Path) -> None:
             f"another process is writing to {folder}", hint="Wait for it, or give another folder"
         ) from error
     except OSError:
-        return  # a file system without locks keeps nobody from working
+        return  # on a file system without locks, work without one
 
 
 def is_written(folder: Path, shard: WeightShard) -> bool:
-    """Tell whether a file of weights is there, and whole: it appears under its name only when it
-    is, and has the header and the length that it was laid out with."""
+    """Return whether a weight file is complete. A file gets its name only when it is complete; its
+    header and length are compared too."""
     header = shard.header()
     try:
         with open_regular(folder / shard.name) as file:
@@ -90,17 +91,17 @@ def is_written(folder: Path, shard: WeightShard) -> bool:
 
 
 def is_complete(folder: Path, shards: Sequence[WeightShard]) -> bool:
-    """Tell whether nothing is left to be written."""
+    """Return whether everything has been written."""
     return (folder / CONFIG).exists() and all(is_written(folder, shard) for shard in shards)
 
 
 def check_room(folder: Path, shards: Iterable[WeightShard], hint: str) -> None:
-    """Refuse to begin what the disk cannot take. Raises EnvironmentFault."""
+    """Refuse to write more than fits on the disk. Raises EnvironmentFault."""
     needed = sum(len(shard.header()) + shard.data_bytes for shard in shards)
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise EnvironmentFault(
-            f"{shown(folder)} is to take {size_of(needed)}, and {size_of(free)} are free there",
+            f"{shown(folder)} needs {size_of(needed)}, but only {size_of(free)} are free",
             hint=hint,
         )
 
@@ -114,10 +115,11 @@ def write_checkpoint(
     more_room: str,
     confirm: Callable[[], object] = bool,
 ) -> None:
-    """Write what is not there yet of a checkpoint whose folder is claimed, and tell each file of
-    weights as an item. A note says before how many `shards` there will be, and how many are
-    `there`; `more_room` says what to do where they do not fit. `confirm` raises where a file must
-    not appear. Raises EnvironmentFault."""
+    """Write the missing files of a checkpoint into a locked folder, and report each weight file.
+
+    A note states the number of `shards` before, and how many are already `there`. `more_room` is
+    the hint if they do not fit on the disk. `confirm` raises if a file must not be published.
+    Raises EnvironmentFault."""
     left = [shard for shard in shards if not is_written(folder, shard)]
     report.note(shards=len(shards), there=len(shards) - len(left))
     if is_complete(folder, shards):
@@ -137,8 +139,8 @@ def write_checkpoint(
 def write_shard(
     folder: Path, shard: WeightShard, contents: Contents, confirm: Callable[[], object] = bool
 ) -> None:
-    """Write one file of weights, a piece of a tensor at a time, which appears if `confirm` raises
-    nothing. Raises EnvironmentFault."""
+    """Write one weight file, a chunk of a tensor at a time. It appears unless `confirm` raises.
+    Raises EnvironmentFault."""
     with whole_file(folder / shard.name) as file:
         file.write(shard.header())
         for tensor in shard.tensors:
@@ -148,8 +150,8 @@ def write_shard(
 
 
 def write_rest(folder: Path, shards: Sequence[WeightShard], small: Mapping[str, bytes]) -> None:
-    """Write what makes a model of the files of weights: `small` files by name, the index,
-    config.json. Raises EnvironmentFault."""
+    """Complete the model with the `small` files by name, the index and config.json. Raises
+    EnvironmentFault."""
     for name in sorted(small, key=lambda name: (name == CONFIG, name)):
         if name == CONFIG and len(shards) > 1:
             write_json(folder / INDEX, index_of(shards))
@@ -163,8 +165,8 @@ def _bytes(piece: torch.Tensor) -> memoryview:
 
 
 def in_pieces(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
-    """Yield a tensor's numbers in their order, in contiguous pieces of a few MB. What is no stretch
-    of memory, such as a transposed matrix, is copied piece by piece."""
+    """Yield a tensor's numbers in order, in contiguous chunks of a few MB. A tensor that is not
+    contiguous, such as a transposed matrix, is copied chunk by chunk."""
     if not tensor.numel():
         return
     if tensor.is_contiguous():

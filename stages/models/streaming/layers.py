@@ -13,8 +13,8 @@ from stages.models.hub.headers import TensorPlace, read_places
 from stages.models.shards.layout import DTYPES
 
 ALIGNED = {"cpu": 64, "cuda": 512}
-"""Bytes on whose multiples a device's own memory begins. Sums are rounded by where their terms lie,
-and are to be those of a half that is there as a whole."""
+"""Alignment in bytes of a device's own memory. Rounding of sums depends on it, and results must
+equal those of a half that is loaded whole."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -29,14 +29,14 @@ class Tensor:
     dtype: torch.dtype
     """Type in which the layer computes."""
     at: int
-    """Bytes before it in the room for a layer."""
+    """Offset in bytes in the layer's buffer."""
 
     @property
     def stored(self) -> torch.dtype:
         return DTYPES[self.place.dtype]
 
     def view(self, buffer: torch.Tensor) -> torch.Tensor:
-        """Return the tensor in a room for a layer (of bytes)."""
+        """Return the tensor as a view of a layer's buffer of bytes."""
         shape = torch.Size(self.place.shape)
         size = shape.numel() * self.dtype.itemsize
         return buffer[self.at : self.at + size].view(self.dtype).reshape(shape)
@@ -49,11 +49,11 @@ class Layer:
     module: nn.Module
     tensors: tuple[Tensor, ...]
     size: int
-    """Bytes of the room that it takes."""
+    """Bytes of the buffer that it needs."""
 
     def read(self, buffer: torch.Tensor, scratch: torch.Tensor) -> None:
-        """Fill the room from the files. `scratch` holds the largest tensor that is stored in
-        another type than it is computed in."""
+        """Fill the buffer from the files. `scratch` holds the largest tensor whose stored type
+        differs from the type in which it is computed."""
         for tensor in self.tensors:
             first, end = tensor.place.start, tensor.place.end
             if tensor.stored == tensor.dtype:
@@ -64,7 +64,7 @@ class Layer:
                 tensor.view(buffer).copy_(raw.view(tensor.stored).reshape(tensor.place.shape))
 
     def attach(self, buffer: torch.Tensor) -> None:
-        """Have the layer compute with what is in the room."""
+        """Make the layer compute with the content of the buffer."""
         for tensor in self.tensors:
             self._put(tensor, tensor.view(buffer))
 
@@ -82,11 +82,11 @@ class Layer:
 
 
 Index = Mapping[str, Mapping[str, str]]
-"""Name of a weight -> its `safetensors_file` and its `weight_name` there."""
+"""Name of a weight → its `safetensors_file`, and its `weight_name` there."""
 
 
 class NotInFiles(Exception):
-    """Raised for a weight that no file holds in the form in which it is computed with."""
+    """Raised for a weight that no file holds in the form in which it is computed."""
 
 
 def layers_of(half: Any, paths: Sequence[str], index: Index, device: str) -> list[Layer]:
@@ -97,7 +97,7 @@ def layers_of(half: Any, paths: Sequence[str], index: Index, device: str) -> lis
 
 
 def scratch_bytes(layers: Sequence[Layer]) -> int:
-    """Return the bytes of the largest tensor that has to be cast."""
+    """Return the bytes of the largest tensor that must be cast."""
     cast = (t.place for layer in layers for t in layer.tensors if t.stored != t.dtype)
     return max((place.end - place.start for place in cast), default=0)
 
@@ -117,7 +117,7 @@ def _layer(
         place = None if entry is None else places[file].get(entry["weight_name"])
         if place is None or place.dtype not in DTYPES or tuple(empty.shape) != place.shape:
             raise NotInFiles(prefix + name)
-        # As a mapped file would have it, for a CPU that is given it as it is stored.
+        # On a CPU without cast, keep the alignment that a mapped file would have.
         as_is = device == "cpu" and DTYPES[place.dtype] == empty.dtype
         offset = place.start % aligned if as_is else 0
         at = -(-size // aligned) * aligned + (offset if offset % empty.dtype.itemsize == 0 else 0)
@@ -129,7 +129,7 @@ def _layer(
 
 
 def _empty(module: nn.Module, path: str) -> Iterator[tuple[nn.Module, str, str, torch.Tensor]]:
-    """Yield owner, name, the owner's path and the tensor itself, of all in a layer that have no
+    """Yield owner, name, the owner's path and the tensor, for all tensors of a layer without
     data."""
     for inner, owner in module.named_modules():
         prefix = ".".join(filter(None, (path, inner))) + "."

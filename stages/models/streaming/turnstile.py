@@ -32,17 +32,17 @@ class LayerProvider(Protocol):
     """Provides the layers by number."""
 
     def expect(self, layer: int) -> None:
-        """Begin to fetch the layer that is wanted next, beside what is computed."""
+        """Start to fetch the layer that is expected next, during the computation."""
 
     def bring(self, layer: int) -> None:
-        """Have the layer there; one is there at a time."""
+        """Load the layer. Only one layer is loaded at a time."""
 
     def take_away(self, layer: int) -> None:
-        """Let the layer go: all that waited for it have passed."""
+        """Release the layer, after all waiting calls have passed it."""
 
 
 def _nothing(layer: int) -> None:
-    """Do nothing about a layer that was passed."""
+    """Ignore a passed layer."""
 
 
 class LayerLockstep:
@@ -52,23 +52,25 @@ class LayerLockstep:
         self._layers = layers
         self._keeper = keeper
         self._after = {at: at + 1 for at in range(len(layers) - 1)} | {len(layers) - 1: 0}
-        """Layer -> the one that was wanted after it, or will be."""
+        """Layer → the layer that was requested after it, or is expected."""
         self._last = len(layers) - 1
-        """The layer that calls went through last, which others may follow."""
+        """The last layer that calls passed."""
 
     def cross(
         self, calls: Sequence[Callable[[], Made]], passed: Callable[[int], None] = _nothing
     ) -> list[Made]:
-        """Return the result of each call, in order. An error that one raises is raised, and ends
-        the others. `passed` is told the number of each layer that all who waited for it have
-        passed, while it is still there; what it raises ends the calls, too."""
+        """Return the result of each call, in order. An error in one call is raised and ends the
+        others.
+
+        `passed` is called with the number of each layer after all waiting calls have passed it,
+        while it is still loaded. An error that it raises ends the calls, too."""
         crossing = _Crossing(calls)
-        # Whether gradients are wanted is the thread's, in which all calls take turns.
+        # Inference mode is a setting of the thread, which all calls share.
         with torch.inference_mode(), self._doors(crossing):
             crossing.set_out()
             self._after[self._last] = min(crossing.waiting.values(), default=self._last)
             while crossing.waiting:
-                # Calls may take different ways: who is ahead waits for the others.
+                # Calls may take different paths: those ahead wait for the others.
                 at = min(crossing.waiting.values())
                 self._keeper.bring(at)
                 try:
@@ -82,8 +84,8 @@ class LayerLockstep:
 
     @contextlib.contextmanager
     def _doors(self, crossing: "_Crossing[Any]") -> Iterator[None]:
-        """Put a door before each layer. In the end nobody waits at one any more, and none is
-        there."""
+        """Put a door before each layer. At the end of the block, unfinished calls are ended and the
+        doors are removed."""
         own = [layer.__dict__.get("forward") for layer in self._layers]
         for at, layer in enumerate(self._layers):
             layer.__dict__["forward"] = partial(crossing.pass_through, at, layer.forward)
@@ -103,20 +105,20 @@ class _Crossing(Generic[Made]):
     def __init__(self, calls: Sequence[Callable[[], Made]]) -> None:
         self.made: list[Made] = [None] * len(calls)  # type: ignore[list-item]
         self.waiting: dict[int, int] = {}
-        """Call -> the layer before which it waits."""
+        """Call → the layer before which it waits."""
         self._open = NOWHERE
         self._walkers = [greenlet.greenlet(partial(self._walk, *one)) for one in enumerate(calls)]
-        for walker in self._walkers:  # what is set for the caller holds for the calls, and for each
+        for walker in self._walkers:  # each call gets a copy of the caller's context variables
             walker.gr_context = contextvars.copy_context()
 
     def set_out(self) -> None:
-        """Let all calls go as far as their first door."""
+        """Run all calls up to their first door."""
         for call in range(len(self._walkers)):
             self._go_on(call)
 
     def let_through(self, layer: int, after: int) -> int:
-        """Let all who wait before a layer go as far as their next door. Returns the layer that the
-        last of them wants, or `after` when they are done."""
+        """Run all calls that wait before a layer up to their next door. Return the layer that the
+        last of them requests, or `after` if they are done."""
         self._open = layer
         for call in [call for call, at in self.waiting.items() if at == layer]:
             after = self._go_on(call, after)
@@ -124,13 +126,13 @@ class _Crossing(Generic[Made]):
         return after
 
     def pass_through(self, layer: int, forward: Callable[..., Any], *args: Any, **kw: Any) -> Any:
-        """Stand for a layer's forward: wait for the door to open, then compute."""
+        """Replace a layer's forward: wait until the door opens, then compute."""
         if self._open != layer:
             greenlet.getcurrent().parent.switch(layer)
         return forward(*args, **kw)
 
     def leave(self) -> None:
-        """End the calls that have not come through, as if each had raised."""
+        """End the unfinished calls by raising in each."""
         self._open = NOWHERE
         for walker in self._walkers:
             if walker:
