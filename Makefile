@@ -5,7 +5,7 @@ GPU_TESTS := tests/test_flows_on_gpu.py tests/test_flows_gpu_modes.py tests/test
 GPU_SAMPLE := a_run_on_a_gpu or server or lost or two_unlike_cards or old_driver
 GPU_CHECK ?= $(if $(MODEL),--model '$(MODEL)') $(if $(SOURCE),--source '$(SOURCE)') $(if $(OUT),--out '$(OUT)')
 
-.PHONY: help setup demo server worker lint test test-slow test-slow-sample test-gpu test-gpu-sample check docs docs-check models gpu-check bench wheel lock clean distclean
+.PHONY: help setup demo server worker lint test test-slow test-slow-sample test-gpu test-gpu-sample check test-install docs docs-check models gpu-check bench wheel image lock clean distclean
 
 help:
 	@echo "make demo       captions the demo clips through the whole pipeline"
@@ -14,6 +14,7 @@ help:
 	@echo "make test-slow-sample  runs some of those, for a minute; the commit decides which"
 	@echo "make test-gpu   runs every command, and the check of a GPU, on stand-ins for cards and drivers"
 	@echo "make test-gpu-sample   runs one of each kind of those, as CI does"
+	@echo "make test-install  installs the wheel without the lock on each Python, and runs it (7 GB of disk)"
 	@echo "make lint       looks at format, style, types and layers; make check: that and the tests"
 	@echo "make docs       builds the site from docs/ into site/index.html; a broken link or anchor fails"
 	@echo "make docs-check runs every command that README and docs/ show, with the demo's models"
@@ -22,6 +23,7 @@ help:
 	@echo "                (MODEL= checks a model beside the demo's, on SOURCE=; OUT= writes elsewhere)"
 	@echo "make bench      runs the benchmarks; installs what they compare with"
 	@echo "make wheel      builds dist/penstock-*.whl"
+	@echo "make image      builds the image of docs/deploy/Dockerfile with buildah, and tries it (30 GB of disk)"
 	@echo "make lock       pins the dependencies anew (needs uv; UPGRADE=1 takes newer versions)"
 	@echo "make clean      removes builds and caches; make distclean removes .venv too"
 
@@ -52,6 +54,9 @@ test-gpu: setup
 test-gpu-sample: setup
 	@$(PYTEST) -m slow $(GPU_TESTS) -k '$(GPU_SAMPLE)'
 
+test-install: setup
+	@scripts/test_install
+
 lint: setup
 	.venv/bin/ruff format --check .
 	.venv/bin/ruff check .
@@ -78,6 +83,9 @@ bench: setup
 wheel: setup
 	@mkdir -p dist
 	@PATH="$(CURDIR)/.venv/bin:$$PATH" python -c "import uv_build; print('dist/' + uv_build.build_wheel('dist'))"
+
+image:
+	@scripts/image
 
 lock:
 	@scripts/lock $(if $(UPGRADE),--upgrade)
