@@ -3,6 +3,7 @@ in their place."""
 
 import contextlib
 import io
+import json
 import logging
 import shutil
 import sys
@@ -21,7 +22,7 @@ from artifacts.schema import Half
 from artifacts.tensors import name_tensors
 from stages.export.graphs.samples import Trial
 from stages.memory.meta_tensors import tensors
-from stages.models.graphs.graph_inputs import GraphInputs, graph_inputs, is_packed
+from stages.models.graphs.graph_inputs import GraphInputs, described, graph_inputs, is_packed
 from stages.models.graphs.manifest import Graph, GraphTower
 from stages.models.graphs.onnx_encoder import OnnxTower, fits
 from stages.models.graphs.packed import packing
@@ -115,6 +116,8 @@ def quantize_graph(path: Path, out: Path) -> int:
     return count
 
 
+INPUTS = "penstock.inputs"
+"""Entry of a graph's metadata: JSON, input → its type and meaning."""
 OPSET = 20
 """Version of ONNX's operators that a graph is in."""
 
@@ -289,6 +292,9 @@ def _add_graph(
 def _graph(encoder: nn.Module, request: _GraphRequest, path: Path, precision: str) -> Graph:
     traced = _traced(encoder, request)
     inputs = {value.name: _lengths(value) for value in traced.program.graph.inputs}
+    known = described(encoder, traced.call.tensors)
+    meanings = {name: known[name] for name in inputs if name in known}
+    traced.program.metadata_props[INPUTS] = json.dumps(meanings, sort_keys=True)
     quantized = 0
     if precision == "int8":
         whole = path.parent / "whole" / path.name

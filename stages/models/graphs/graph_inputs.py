@@ -14,6 +14,25 @@ from torch import nn
 from stages.models.graphs.packed import LONGEST, attending_packed, pack
 
 
+MEANINGS = {
+    "attention_mask": "1 where a token counts, 0 where it is padding",
+    "cu_seqlens": "start of each image or frame in the sequence of patches, and the end of the last",
+    "cu_window_seqlens": "start of each window in the sequence of patches, and the end of the last",
+    "grid_thw": "frames, rows and columns of patches of each image or video",
+    "hidden_states": "patches of all images in one sequence, `pixel_values` of the processor",
+    "input_ids": "tokens of the text",
+    "max_seqlen": "zeros, as many as the longest image or frame has patches",
+    "max_window_seqlen": "zeros, as many as the largest window has patches",
+    "patch_attention_mask": "true where a patch is part of the image, false where it is padding",
+    "pixel_attention_mask": "1 where a pixel is part of the image, 0 where it is padding",
+    "pixel_values": "images or video frames, `pixel_values` of the processor",
+    "position_ids": "position of each patch or token, of a patch its row and column",
+    "spatial_shapes": "rows and columns of patches of each image",
+    "window_index": "order of the groups of merged patches in which each window is contiguous",
+}
+"""Input of a graph → its meaning. Others are described by the argument that they come from."""
+
+
 class GraphInputs(NamedTuple):
     """One encoder call in the form that a graph takes."""
 
@@ -64,3 +83,15 @@ def _sort(name: str, value: Any, tensors: dict[str, torch.Tensor], fixed: dict[s
             _sort(f"{name}.{key}", part, tensors, fixed)
     else:
         fixed[name] = value if isinstance(value, bool | int | float | str) else repr(value)
+
+
+def described(tower: nn.Module, tensors: Mapping[str, torch.Tensor]) -> dict[str, dict[str, str]]:
+    """Return the type and the meaning of each input tensor of an encoder's graph."""
+    source = f"of {type(tower).__name__}.forward in transformers"
+    return {
+        name: {
+            "type": str(tensor.dtype).removeprefix("torch."),
+            "meaning": MEANINGS.get(name.partition(".")[0], f"argument {name} {source}"),
+        }
+        for name, tensor in tensors.items()
+    }
