@@ -3,21 +3,26 @@ whenever they are killed, and do not pass where 8 bit are too few."""
 
 import hashlib
 import json
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from transformers import AutoModel
 
 import penstock_demo
 from artifacts.errors import EnvironmentFault, UsageError
 from flows.cli.main import main
 from flows.options.export_config import ExportRequest
 from penstock_demo.clips import write_clips
+from penstock_demo.dual.pictures import write_pictures
 from stages.export import jobs
 from stages.models.graphs.manifest import FILE, read_manifest
 from tests.support.dual_encoders import save_clip
@@ -39,6 +44,30 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def export(model: str, kind: str, out: Path, clips: Path, store: Path, *more: str) -> int:
     told = ["export", model, "--to", kind, "--out", str(out), "--samples", str(SAMPLES)]
     return main([*told, "--calibrate", str(clips), "--store", str(store), *more])
+
+
+@pytest.mark.slow
+def test_the_code_of_the_page_gives_the_vectors_of_embed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    source, names = tmp_path / "model", ("first.png", "second.png")
+    shutil.copytree(penstock_demo.DUAL_CHECKPOINT, source)
+    whole = AutoModel.from_pretrained(penstock_demo.DUAL_CHECKPOINT, dtype=torch.float32)
+    whole.save_pretrained(source)
+    with_graphs(job_of(source, tmp_path / "exported", "vision", route="dual"))
+    for image, truth in zip(
+        names, write_pictures(tmp_path / "drawn", "trained", 2, 1), strict=True
+    ):
+        (tmp_path / "drawn" / truth.file).rename(image)
+    page = (Path(__file__).parents[1] / "docs" / "graphs.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    found: dict[str, Any] = {}
+    exec(compile(code, "docs/graphs.md", "exec"), found)
+    assert "pixel_values" in capsys.readouterr().out
+    told = ["embed", *names, "--model", "exported", "--vision-backend", "onnx"]
+    assert main([*told, "--store", "store", "--out", "out"]) == 0
+    assert np.allclose(np.load("out/embeddings.npy"), found["vectors"], atol=1e-4)
 
 
 @pytest.mark.slow

@@ -1,5 +1,5 @@
 """Writes real JPEG pictures of a fresh seed with the truth beside them:
-`python -m penstock_demo.dual.pictures FOLDER --kind one`.
+`python -m penstock_demo.dual.pictures FOLDER --kind trained`.
 
 It does not know models, labels or scores.
 """

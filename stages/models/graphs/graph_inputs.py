@@ -13,10 +13,9 @@ from torch import nn
 
 from stages.models.graphs.packed import LONGEST, attending_packed, pack
 
-
 MEANINGS = {
     "attention_mask": "1 where a token counts, 0 where it is padding",
-    "cu_seqlens": "start of each image or frame in the sequence of patches, and the end of the last",
+    "cu_seqlens": "start of each image or frame in the sequence of patches, and its end",
     "cu_window_seqlens": "start of each window in the sequence of patches, and the end of the last",
     "grid_thw": "frames, rows and columns of patches of each image or video",
     "hidden_states": "patches of all images in one sequence, `pixel_values` of the processor",
