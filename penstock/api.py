@@ -40,7 +40,7 @@ def plan(sources: Sources = (), **options: Unpack[CaptionOptions]) -> dict[str, 
     sources, it is what a standard chunk would. Nothing is run. Raises PenstockError."""
     display = Display(quiet=True)
     config = config_for(sources, options, CaptionConfig, CaptionOptions.__annotations__)
-    return figures(plan_of(config, DirectLauncher(display.listen), display.say))
+    return figures(plan_of(config, DirectLauncher(display.on_event), display.print_line))
 
 
 def status(out: str | PathLike[str] = "penstock-out") -> dict[str, Any]:

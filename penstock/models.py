@@ -37,7 +37,7 @@ def export(
     config = config_with(ExportConfig, options, ExportOptions.__annotations__, model=model)
     refuse_foreign_folder(config.request())  # before the clips of the demo are rendered
     display = Display(quiet=not progress)
-    with evaluation_media(config, display.say) as sources:
+    with evaluation_media(config, display.print_line) as sources:
         return run_export(config.captioning(sources), config.request(), display)
 
 

@@ -212,7 +212,7 @@ def test_a_file_in_the_place_of_a_folder_is_exit_5_and_named(
 
 def test_what_nobody_can_see_stops_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stderr", None)  # as Python has it where it was closed: 2>&-
-    Display().say("cutting frames")
+    Display().print_line("cutting frames")
 
 
 def test_json_tells_the_plan_and_how_a_run_ended(

@@ -16,8 +16,8 @@ LOADS = "the vision half, 2.3 GB"
 
 @pytest.fixture(autouse=True)
 def drawn_often(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("flows.console.display.FRAMES_A_SECOND", 40)
-    monkeypatch.setattr("flows.console.pace.TOGETHER_SECONDS", 0.02)
+    monkeypatch.setattr("flows.console.display.REFRESH_PER_SECOND", 40)
+    monkeypatch.setattr("flows.console.pace.GROUP_SECONDS", 0.02)
     monkeypatch.setenv("TERM", "xterm")
 
 
@@ -25,14 +25,14 @@ def run(display: Display) -> None:
     display.doing(READING)
     display.stage("encode", 40, 2, LOADS)
     time.sleep(0.2)
-    display.listen("encode", StageNotes(values={"ready": True}))
+    display.on_event("encode", StageNotes(values={"ready": True}))
     for _ in range(20):
         time.sleep(0.01)
-        display.listen("encode", Item())
-    display.say("a note " + "of many words " * 12)
+        display.on_event("encode", Item())
+    display.print_line("a note " + "of many words " * 12)
     display.fail(media_path="odd.mp4", message="no video in it", hint="Convert it")
     for _ in range(18):
-        display.listen("encode", Item())
+        display.on_event("encode", Item())
     display.close()
 
 
@@ -67,7 +67,7 @@ def test_a_log_has_plain_lines(monkeypatch: pytest.MonkeyPatch) -> None:
     log = io.StringIO()
     run(Display(to=log))
     lines = log.getvalue().splitlines()
-    assert lines[0] == "encoding: 38 to do, 2 there already"
+    assert lines[0] == "encoding: 38 to do, 2 already done"
     assert "\x1b" not in log.getvalue() and "\r" not in log.getvalue()
     assert any(re.fullmatch(r"encoding 9/40  [\d.]+/s  [\d.]+ s left", line) for line in lines)
     assert lines[-1].startswith("encoding: 38 in ")
@@ -77,7 +77,7 @@ def test_json_tells_every_item(capsys: pytest.CaptureFixture[str]) -> None:
     display = Display(as_json=True)
     display.stage("encode", 2, 0)
     for label in ("a.mp4", "b.mp4"):
-        display.listen("encode", Item(label=label))
+        display.on_event("encode", Item(label=label))
     told = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [each["label"] for each in told if each["event"] == "item"] == ["a.mp4", "b.mp4"]
 
@@ -93,7 +93,7 @@ def test_a_fleeting_display_leaves_nothing() -> None:
 def test_a_terminal_that_obeys_nothing_has_plain_lines(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TERM", "dumb")
     text = on_terminal()
-    assert "\x1b" not in text and "encoding: 38 to do, 2 there already" in text
+    assert "\x1b" not in text and "encoding: 38 to do, 2 already done" in text
     assert too_wide(text.splitlines(), 80) == []
 
 
@@ -112,7 +112,7 @@ def test_a_log_is_not_silent_before_the_first_stage(monkeypatch: pytest.MonkeyPa
     assert log.getvalue() == f"{READING}\n"
 
 
-@pytest.mark.parametrize("end", ["close", "say", "stage"])
+@pytest.mark.parametrize("end", ["close", "print_line", "stage"])
 def test_a_log_says_nothing_of_what_took_no_time(end: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("flows.console.display.SILENT_SECONDS", 0.1)
     log = io.StringIO()
@@ -120,8 +120,8 @@ def test_a_log_says_nothing_of_what_took_no_time(end: str, monkeypatch: pytest.M
     display.doing(READING)
     if end == "close":
         display.close()
-    elif end == "say":
-        display.say("something")
+    elif end == "print_line":
+        display.print_line("something")
     else:
         display.stage("frames", 3, 0)
     time.sleep(0.2)

@@ -6,7 +6,7 @@ from itertools import accumulate
 
 import pytest
 
-from flows.console.pace import TOGETHER_SECONDS, WINDOW_SECONDS, Pace
+from flows.console.pace import GROUP_SECONDS, WINDOW_SECONDS, Pace
 from flows.console.units import gib
 from flows.console.units import pace as pace_told
 
@@ -76,7 +76,7 @@ def test_time_left_is_within_a_factor_of_two_after_a_tenth(
             before, made = made, round(share * len(ends))
             for end in ends[before:made]:
                 pace.count(end)
-            now = ends[made - 1] + TOGETHER_SECONDS  # when a line that moves is drawn next
+            now = ends[made - 1] + GROUP_SECONDS  # when a line that moves is drawn next
             truth = ends[-1] - now
             told = pace.seconds_left(len(ends) - made, now)
             assert truth / 2 < told < truth * 2, (seed, share)
@@ -88,7 +88,7 @@ def test_a_batch_that_is_only_being_told_says_nothing_of_the_rate() -> None:
     assert pace.rate(10.0) == 0.0
     for _ in range(7):
         pace.count(10.0)
-    assert pace.rate(10.0 + 2 * TOGETHER_SECONDS) == 0.8
+    assert pace.rate(10.0 + 2 * GROUP_SECONDS) == 0.8
     pace.count(20.0)
     assert pace.rate(20.0) == 0.8
 

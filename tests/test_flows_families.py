@@ -130,7 +130,7 @@ def test_of_a_model_that_is_run_whole_pixels_are_stored_and_as_many_as_foreseen(
     config = CaptionConfig(
         sources=(str(place.clips),), model=place.model, store=str(place.store), chunk=2.0
     )
-    job = prepare(config, InsideLauncher(), Display(quiet=True).say)
+    job = prepare(config, InsideLauncher(), Display(quiet=True).print_line)
     expected = sum(estimate.feature_bytes for estimate in estimates(job))
     run(place)
     namespace = job.ledger.namespaces["features"]

@@ -37,7 +37,7 @@ def convert(job: ConvertJob, display: Display) -> Converted:
     def on_event(name: str, event: Event) -> None:
         if isinstance(event, StageNotes) and "shards" in event.values:
             display.stage(name, event.values["shards"], event.values["there"])
-        display.listen(name, event)
+        display.on_event(name, event)
 
     call = StageCall(
         name="convert",

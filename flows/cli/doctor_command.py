@@ -59,11 +59,11 @@ def doctor_command(given: argparse.Namespace) -> int:
     check_device(device, force=True)
     if given.measure:
         display = Display()
-        display.say("measuring this machine …")
-        measure(device, store.local, DirectLauncher(display.listen))
+        display.print_line("measuring this machine …")
+        measure(device, store.local, DirectLauncher(display.on_event))
         if given.model:
-            display.say(f"measuring the graphs of {given.model} …")
-            speed = time_graphs(given.model, device, store, DirectLauncher(display.listen))
+            display.print_line(f"measuring the graphs of {given.model} …")
+            speed = time_graphs(given.model, device, store, DirectLauncher(display.on_event))
             print_lines(_graphs(given.model, speed))
     print_lines(*measured_lines(find_machine(device)))
     return 0

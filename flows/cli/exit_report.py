@@ -19,7 +19,7 @@ from artifacts.errors import UsageError, redacted
 from artifacts.user_folders import user_cache
 from flows.console.display import Display, failed_line
 from flows.console.lines import print_lines
-from flows.console.terminal import forget_terminal, outliving_the_terminal
+from flows.console.terminal import ignoring_closed_terminal, silence_closed_terminal
 
 CRASHED = 5
 """Exit code of an unexpected error. 1 would mean that some items failed."""
@@ -31,7 +31,7 @@ SHOWN = 300
 
 def print_error(text: str) -> None:
     """Print one line to stderr, even if the terminal was closed."""
-    with outliving_the_terminal():
+    with ignoring_closed_terminal():
         print_lines(f"penstock: {text}", to=sys.stderr)
 
 
@@ -55,7 +55,7 @@ class CommandEnd(Protocol):
 def print_result(given: argparse.Namespace, result: CommandEnd, display: Display) -> bool:
     """Print the result: every failure as JSON, or the failures not printed yet as text. Return
     whether the command should print more for a person."""
-    forget_terminal()  # a command may outlive its terminal
+    silence_closed_terminal()  # a command may outlive its terminal
     if given.json:
         for failure in result.failures:
             print(json.dumps({"event": "failed", **asdict(failure)}))

@@ -26,7 +26,7 @@ def export_command(given: argparse.Namespace) -> int:
     if not given.dry_run:
         refuse_foreign_folder(config.request())  # before the demo clips are rendered
     display = Display(quiet=given.quiet, as_json=given.json)
-    with evaluation_media(config, display.say) as sources:
+    with evaluation_media(config, display.print_line) as sources:
         captioning: RunOptions = config.captioning(sources)
         if given.dry_run:
             pipelines = GRAPHS if config.request().graphs else EXPORTS

@@ -212,9 +212,9 @@ def _exit_code_of(error: BaseException) -> int:
         return 0
     if isinstance(error, OSError):
         from artifacts.store import fault_of
-        from flows.console.terminal import forget_terminal
+        from flows.console.terminal import silence_closed_terminal
 
-        forget_terminal()
+        silence_closed_terminal()
         fault = fault_of(error, Path(str(error.filename or "standard output")))
         print_error(str(fault))
         return fault.exit_code

@@ -51,7 +51,7 @@ def show(
         from flows.planning.plan_view import explain_lines, plan_lines, what_fits_lines
 
         plan = plan_of(
-            config, DirectLauncher(display.listen), display.say, *(pipelines or (CAPTION,))
+            config, DirectLauncher(display.on_event), display.print_line, *(pipelines or (CAPTION,))
         )
     if as_json:
         print(json.dumps({**figures(plan), **_table(plan)}, indent=1))

@@ -28,7 +28,7 @@ def train_plan(given: argparse.Namespace) -> int:
     """Print the memory per GPU for fine-tuning. Raises PenstockError."""
     training = training_of(given)
     config = CaptionConfig(sources=(), model=given.model, revision=given.revision)
-    checkpoint = find_checkpoint(config, Display(quiet=given.json).say)
+    checkpoint = find_checkpoint(config, Display(quiet=given.json).print_line)
     architecture = read_architecture(checkpoint)
     estimate = train_estimate(architecture, training)
     limit = parse_size(given.memory, "--memory") if given.memory else estimate.peak_bytes

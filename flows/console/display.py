@@ -9,9 +9,9 @@ from collections.abc import Callable
 from typing import IO, TYPE_CHECKING, Any
 
 from artifacts.errors import redacted, with_hint
-from flows.console.lines import fitted, is_obedient, is_terminal, terminal_width
+from flows.console.lines import fitted, is_terminal, obeys_control_codes, terminal_width
 from flows.console.pace import Pace
-from flows.console.terminal import outliving_the_terminal
+from flows.console.terminal import ignoring_closed_terminal
 from flows.console.units import duration, pace, size
 from flows.pipelines import STAGES
 from stages.process.events import Event, Item, StageNotes, Total, Warned
@@ -19,7 +19,7 @@ from stages.process.events import Event, Item, StageNotes, Total, Warned
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-FRAMES_A_SECOND = 10
+REFRESH_PER_SECOND = 10
 
 
 class ProgressLine:
@@ -31,21 +31,23 @@ class ProgressLine:
         self._task: Any = None
 
     def show(
-        self, doing: str, told: Callable[[], str] = str, done: int = 0, total: int | None = None
+        self, doing: str, status: Callable[[], str] = str, done: int = 0, total: int | None = None
     ) -> None:
-        """Show what is being done and how far it is; a bar runs to and fro without a `total`.
-        `told` is asked at each drawing, from another thread."""
+        """Show the current step and its progress; without a `total`, the bar pulses. `status` is
+        called at each redraw, on another thread."""
         if self._progress is None:
-            self._to.write(f"  {doing}\r")  # rich takes a quarter of a second to import
+            self._to.write(f"  {doing}\r")  # importing rich takes a quarter of a second
             self._to.flush()
             self._progress = progress_on(self._to)
         if self._task is None:
-            self._task = self._progress.add_task(doing, total=total, told=told)
+            self._task = self._progress.add_task(doing, total=total, status=status)
             self._progress.start()
-        self._progress.update(self._task, description=doing, completed=done, total=total, told=told)
+        self._progress.update(
+            self._task, description=doing, completed=done, total=total, status=status
+        )
 
     def line(self, text: str) -> None:
-        """Write a line that stays."""
+        """Write a permanent line above the progress line."""
         lines = fitted(text, self._to.terminal)
         if self._progress is None:
             self._to.write("\n".join(lines) + "\n")
@@ -57,7 +59,7 @@ class ProgressLine:
             self._progress.console.print(Text.from_ansi(line), soft_wrap=True)
 
     def clear(self) -> None:
-        """Take the moving line away."""
+        """Remove the progress line."""
         if self._progress is not None and self._task is not None:
             self._progress.stop()
             self._progress.remove_task(self._task)
@@ -74,35 +76,35 @@ class ClosableTerminal:
         return getattr(self.terminal, name)
 
     def write(self, text: str) -> int:
-        with outliving_the_terminal():
+        with ignoring_closed_terminal():
             self.terminal.write(text)
         return len(text)
 
     def flush(self) -> None:
-        with outliving_the_terminal():
+        with ignoring_closed_terminal():
             self.terminal.flush()
 
 
 def progress_on(to: ClosableTerminal) -> "Progress":
-    """Return rich's line on a terminal."""
+    """Return a rich progress line on a terminal."""
     from rich.console import Console, ConsoleDimensions
     from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Task, TextColumn
     from rich.table import Column
     from rich.text import Text
 
     class OneTerminal(Console):
-        """A terminal whose cursor stays visible, however the program ends."""
+        """A terminal that keeps its cursor visible, even if the program is killed."""
 
         def show_cursor(self, show: bool = True) -> bool:
             return False
 
         @property  # type: ignore[misc]
         def size(self) -> ConsoleDimensions:
-            # rich asks the standard streams, which may lead elsewhere.
+            # rich reads the size from the standard streams, which may be redirected.
             return ConsoleDimensions(terminal_width(to.terminal), super().size.height)
 
-    class ToldColumn(ProgressColumn):
-        """A column whose text is computed when it is drawn."""
+    class ComputedColumn(ProgressColumn):
+        """A column whose text is computed at each redraw."""
 
         def render(self, task: Task) -> Text:
             return Text(task.fields["told"](), no_wrap=True)
@@ -119,21 +121,21 @@ def progress_on(to: ClosableTerminal) -> "Progress":
         SpinnerColumn(),
         TextColumn("{task.description}", markup=False, table_column=whole),
         BarColumn(bar_width=None),
-        ToldColumn(table_column=Column(no_wrap=True)),
+        ComputedColumn(table_column=Column(no_wrap=True)),
         console=console,
         transient=True,
         expand=True,
-        refresh_per_second=FRAMES_A_SECOND,
+        refresh_per_second=REFRESH_PER_SECOND,
     )
 
 
 REDRAW_SECONDS = 0.1
 READING = "reading the sources and the model"
-"""What is done before there is a stage."""
+"""Activity before the first stage."""
 SILENT_SECONDS = 0.4
-"""Seconds after which a log says what is done before the first stage; an error comes sooner."""
+"""Seconds before a log names the activity before the first stage; most errors come sooner."""
 LINE_SECONDS = 10.0
-"""Seconds between two lines of a stage in a log without a terminal."""
+"""Seconds between two progress lines of a stage without a terminal."""
 VERBS = {
     **{name: stage.verb for name, stage in STAGES.items()},
     "describe": "reading the model",
@@ -155,13 +157,13 @@ class Display:
         to: IO[str] | None = None,
         fleeting: bool = False,
     ) -> None:
-        """Show a run on the standard error, or `to` elsewhere. With `quiet` nothing is shown, but
-        for the line that moves where it is `fleeting`."""
-        self._to = to or sys.stderr or io.StringIO()  # none where it was closed
+        """Show a run on the standard error, or on `to`. `quiet`: show nothing, except a progress
+        line if `fleeting`."""
+        self._to = to or sys.stderr or io.StringIO()  # stderr is None if it was closed
         self._json = as_json
         self._lasting = not quiet and not as_json
-        """Whether there are lines that stay."""
-        on_terminal = not as_json and is_terminal(self._to) and is_obedient()
+        """Whether permanent lines are written."""
+        on_terminal = not as_json and is_terminal(self._to) and obeys_control_codes()
         self._moving = ProgressLine(self._to) if on_terminal and (fleeting or not quiet) else None
         self._plain = self._lasting and not self._moving
         self._lock = threading.RLock()
@@ -172,17 +174,17 @@ class Display:
         self._started = 0.0
         self._pace = Pace(0.0)
         self._loading = ""
-        """What the stage loads before it can begin; empty once it has."""
+        """What the stage is loading before it begins; empty afterwards."""
         self._shown = 0.0
         self._failed: set[str] = set()
-        """Files of which it was told that they failed."""
+        """Files whose failure was printed."""
         self._fetch_total = 0
         self._fetch_before = 0
         self._fetch_started = 0.0
         self._silence: threading.Timer | None = None
 
     def doing(self, text: str) -> None:
-        """Show what is done before the first stage, or between two."""
+        """Show the activity before or between stages."""
         with self._lock:
             if self._moving and not self._stage:
                 self._moving.show(text)
@@ -192,8 +194,7 @@ class Display:
                 self._silence.start()
 
     def stage(self, name: str, total: int, done: int, loads: str = "") -> None:
-        """Begin a stage, with `done` of its `total` items there already, which first `loads`
-        something."""
+        """Begin a stage with `done` of `total` items finished. `loads`: what it loads first."""
         with self._lock:
             self.close()
             self._loading = loads
@@ -203,11 +204,11 @@ class Display:
             self._draw()
             self._emit({"event": "stage", "stage": name, "total": total, "done": done})
             if self._plain:
-                before = f", {done} there already" if done else ""
+                before = f", {done} already done" if done else ""
                 self._line(f"{VERBS.get(name, name)}: {total - done} to do{before}")
 
-    def listen(self, name: str, event: Event) -> None:
-        """Hear an event from a stage process; what failed is told by its name, with `fail`."""
+    def on_event(self, name: str, event: Event) -> None:
+        """Show an event of a stage process. Failures are shown with `fail`, by file name."""
         if isinstance(event, Item):
             self._advance(name, event)
         elif isinstance(event, StageNotes) and event.values.get("ready"):
@@ -221,10 +222,10 @@ class Display:
                 if name == self._stage and name in STAGES and not STAGES[name].reads:
                     self._total = event.items
         elif isinstance(event, Warned):
-            self.say(event.text)
+            self.print_line(event.text)
 
-    def say(self, text: str) -> None:
-        """Say a line that stays."""
+    def print_line(self, text: str) -> None:
+        """Print a permanent line."""
         text = redacted(text)
         with self._lock:
             self._emit({"event": "message", "text": text})
@@ -232,19 +233,19 @@ class Display:
                 self._line(text)
 
     def fail(self, *, media_path: str, message: str, hint: str, **_: Any) -> None:
-        """Tell that a file failed: once, now or among the last words."""
+        """Print the failure of a file, once per file."""
         if media_path in self._failed:
             return
-        self.say(failed_line(media_path, message, hint))
+        self.print_line(failed_line(media_path, message, hint))
         if self._lasting:
             self._failed.add(media_path)
 
     def has_failed(self, media_path: str) -> bool:
-        """Return whether it was told that a file failed."""
+        """Return whether the failure of a file was printed."""
         return media_path in self._failed
 
     def fetched(self, here: int, total: int) -> None:
-        """Show that so many bytes of a download are here."""
+        """Show the progress of a download: `here` of `total` bytes."""
         with self._lock:
             now = time.monotonic()
             if total != self._fetch_total:
@@ -258,8 +259,8 @@ class Display:
             self._emit({"event": "download", "bytes": here, "total": total})
             text = self._fetch_text(here, now)
             if self._moving and not done:
-                told = text.removeprefix("downloading ")
-                self._moving.show("downloading", lambda: told, here, total)
+                status = text.removeprefix("downloading ")
+                self._moving.show("downloading", lambda: status, here, total)
             elif self._lasting:
                 self._clear()
                 self._line(text)
@@ -276,11 +277,11 @@ class Display:
         return f"{so_far}  {size(round(max(rate, 0)))}/s{left}"
 
     def close(self) -> None:
-        """End the moving line."""
+        """End the progress line, and print the summary of the stage."""
         with self._lock:
             if self._silence:
                 self._silence.cancel()
-            if self._fetch_total:  # it was broken off
+            if self._fetch_total:  # the download was interrupted
                 self._clear()
                 self._fetch_total = 0
             self._clear()
@@ -306,7 +307,7 @@ class Display:
                 self._line(self._text())
 
     def _draw(self) -> None:
-        """Draw how far the stage is, where a line moves."""
+        """Redraw the progress line, if there is one."""
         if self._moving is None:
             return
         verb = VERBS.get(self._stage, self._stage)
@@ -319,7 +320,7 @@ class Display:
         return f"{VERBS.get(self._stage, self._stage)} {self._progress()}"
 
     def _progress(self) -> str:
-        """Return how far the stage is; asked by the thread that draws, too, which takes no lock."""
+        """Return the progress as text. Also called by the redraw thread, which takes no lock."""
         text = f"{self._done}/{max(self._total, self._done)}"
         now = time.monotonic()
         if rate := self._pace.rate(now):
@@ -349,7 +350,7 @@ class Display:
             self._put(json.dumps(value) + "\n", sys.stdout)
 
     def _put(self, text: str, to: IO[str] | None = None) -> None:
-        with outliving_the_terminal():
+        with ignoring_closed_terminal():
             (to or self._to).write(text)
             (to or self._to).flush()
 

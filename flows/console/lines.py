@@ -1,5 +1,5 @@
-"""Prints lines for people: wrapped to the width of a terminal, with one word in colour. Without a
-terminal, lines are printed whole.
+"""Prints lines, wrapped to the width of a terminal and with one word in colour. Without a terminal,
+lines are not wrapped.
 """
 
 import json
@@ -10,34 +10,34 @@ from collections.abc import Iterator
 from typing import IO, Any
 
 UNBOUNDED = 1000
-"""Columns of what is no terminal: lines of a log are never broken."""
+"""Width without a terminal: lines of a log are never wrapped."""
 LONGEST_LINE = 10_000
-"""Characters of a line that is shown whole."""
+"""Maximum characters of a line that is printed whole."""
 KEPT_OF_LONG = 500
-"""Characters that are shown of a longer one's beginning, and of its end."""
+"""Characters kept at the start and at the end of a longer line."""
 DUMB = frozenset(["dumb", "unknown"])
-"""Values of TERM: terminals that obey nothing."""
+"""Values of TERM for terminals without control codes."""
 COMMANDS = re.compile(r"(?:`[^`]*`|\S)+")
-"""A word; what stands in backticks is one, so that it can be copied."""
+"""A word; text in backticks is one word, so that it can be copied."""
 GAP = re.compile(r"(?<=\S) {2,}(?=\S)")
-"""What stands between a line's label and its text."""
+"""The gap between a line's label and its text."""
 COLOURS = (
     ("31", re.compile(r"failed(?=:| \d)|(damaged|died|not reached)(?=[:,])|does not fit")),
     ("33", re.compile(r"note(?=:|  )|gone(?=:)|(instead|missing)(?=  )|may not fit|interrupted")),
     ("32", re.compile(r"fits(?=:| into)|done(?= \d)|running(?= for)")),
 )
-"""The colour of a line's first word, by what it is."""
+"""Colour code and pattern of a line's first word."""
 
 
 def print_lines(*lines: str, to: IO[str] | None = None) -> None:
-    """Write lines to the standard output, or elsewhere, as it takes them."""
+    """Write lines to the standard output or to `to`, formatted for it."""
     to = to or sys.stdout
     for line in lines:
         print("\n".join(fitted(line, to)), file=to, flush=True)
 
 
 def fitted(text: str, to: IO[str] | None) -> list[str]:
-    """Return a line as people read it there: as one, but in several of a terminal's width."""
+    """Return a line as one line, or wrapped and coloured for a terminal."""
     text = printable(text)
     if not is_terminal(to):
         return [text]
@@ -46,8 +46,8 @@ def fitted(text: str, to: IO[str] | None) -> list[str]:
 
 
 def wrapped(text: str, width: int, hanging: int | None = None) -> list[str]:
-    """Return a text in lines that end between words, the further ones from the column `hanging` on
-    (None: from where its text begins). A word that is wider has a line for itself."""
+    """Wrap a text between words. Further lines start at column `hanging`; None: where the text
+    after the label starts. A word that is too wide has its own line."""
     if columns_of(text) <= width:
         return [text]
     hanging = _hanging(text, width) if hanging is None else hanging
@@ -62,7 +62,7 @@ def wrapped(text: str, width: int, hanging: int | None = None) -> list[str]:
 
 
 def coloured(line: str) -> str:
-    """Return a line with its first word in colour, where that says how things stand."""
+    """Return a line with its first word in colour, if it is a status word."""
     for colour, first in COLOURS:
         if found := first.match(line):
             return f"\x1b[{colour}m{found.group()}\x1b[0m{line[found.end() :]}"
@@ -70,22 +70,22 @@ def coloured(line: str) -> str:
 
 
 def has_colours() -> bool:
-    """Return whether people want colours, as https://no-color.org has it."""
-    return not os.environ.get("NO_COLOR") and is_obedient()
+    """Return whether colours are wanted, by https://no-color.org."""
+    return not os.environ.get("NO_COLOR") and obeys_control_codes()
 
 
-def is_obedient() -> bool:
-    """Return whether terminals here move their cursor when they are told to."""
+def obeys_control_codes() -> bool:
+    """Return whether the terminal supports control codes."""
     return os.environ.get("TERM") not in DUMB
 
 
 def is_terminal(to: IO[str] | None) -> bool:
-    """Return whether somebody sits there."""
+    """Return whether a stream is an open terminal."""
     return to is not None and not to.closed and to.isatty()
 
 
 def terminal_width(to: IO[str] | None) -> int:
-    """Return the columns of the terminal that is written to."""
+    """Return the number of columns of a terminal; UNBOUNDED for other streams."""
     try:
         return os.get_terminal_size(to.fileno()).columns or UNBOUNDED if to else UNBOUNDED
     except (OSError, ValueError, AttributeError):
@@ -93,7 +93,7 @@ def terminal_width(to: IO[str] | None) -> int:
 
 
 def columns_of(text: str) -> int:
-    """Return the columns that a text takes: some letters take two, some none."""
+    """Return the columns that a text takes: some characters take two, some none."""
     if text.isascii():
         return len(text)
     from rich.cells import cell_len
@@ -102,8 +102,8 @@ def columns_of(text: str) -> int:
 
 
 def printable(text: str) -> str:
-    """Return a text without control characters, which a file's name may hold and a terminal
-    obeys. What is longer than lines with two paths of the greatest length loses its middle."""
+    """Return a text without control characters, which a file name may contain. A text longer than
+    LONGEST_LINE loses its middle."""
     if len(text) > LONGEST_LINE:
         left_out = len(text) - 2 * KEPT_OF_LONG
         text = f"{text[:KEPT_OF_LONG]} … ({left_out:,} letters) … {text[-KEPT_OF_LONG:]}"
@@ -111,34 +111,34 @@ def printable(text: str) -> str:
 
 
 def json_line(value: Any) -> str:
-    """Return a value as a line of JSON in which letters stand as they are, and what a terminal may
-    obey is escaped: control characters, also those above ASCII, and marks of writing direction."""
+    """Return a value as one line of JSON with unescaped letters. Control characters, also beyond
+    ASCII, and direction marks are escaped, because a terminal may interpret them."""
     return escaped(json.dumps(value, ensure_ascii=False))
 
 
 def escaped(text: str) -> str:
-    """Return a text with what a terminal may obey written as in JSON: `\\u001b`."""
+    """Return a text with unprintable characters escaped as in JSON: `\\u001b`."""
     return "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in text)
 
 
 def shortened(text: str, width: int) -> str:
-    """Return a text of at most so many columns; what was cut off ends with `…`."""
+    """Return a text of at most `width` columns; a cut text ends with `…`."""
     if columns_of(text) <= width:
         return text
-    text = text[:width]  # a letter may take no column, and a text be long
+    text = text[:width]  # bounds the loop: a long text may have characters without columns
     while columns_of(text) >= width:
         text = text[:-1]
     return f"{text.rstrip()}…"
 
 
 def _hanging(text: str, width: int) -> int:
-    """Return the column at which further lines of a text begin."""
+    """Return the column at which further lines of a text start."""
     labels = [gap.end() for gap in GAP.finditer(text) if gap.end() <= width // 2]
     return labels[-1] if labels else len(text) - len(text.lstrip()) + 2
 
 
 def _words(text: str, room: int) -> Iterator[tuple[str, str]]:
-    """Yield the words of a text, each with the gap before it."""
+    """Yield the words of a text, each with the gap before it. Splits commands wider than `room`."""
     end = 0
     for found in COMMANDS.finditer(text):
         gap = text[end : found.start()]

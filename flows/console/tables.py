@@ -1,4 +1,4 @@
-"""Formats tables as wide as the terminal they are read on."""
+"""Formats tables to fit the terminal."""
 
 import sys
 from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -7,7 +7,7 @@ from itertools import zip_longest
 from flows.console.lines import columns_of, terminal_width, wrapped
 
 BETWEEN = "  "
-"""What stands between two columns."""
+"""Separator of columns."""
 
 
 def table_lines(
@@ -17,8 +17,8 @@ def table_lines(
     right: Collection[str] = (),
     indent: int = 0,
 ) -> list[str]:
-    """Return the lines of a table; the columns named in `right` end at the right. Where there is no
-    room, cells go on in the next line, between words."""
+    """Return the lines of a table. `right`: right-aligned columns. Cells that do not fit are
+    wrapped between words."""
     cells = [tuple(columns), *map(tuple, rows)]
     room = terminal_width(sys.stdout) - indent - len(BETWEEN) * (len(columns) - 1)
     widths = _widths(list(zip(*cells, strict=True)), room)
@@ -30,21 +30,23 @@ def table_lines(
 
 
 def _widths(columns: Sequence[Sequence[str]], room: int) -> list[int]:
-    """Return how wide each column is: as its longest cell where there is room. Else those give way
-    that become the least high by it, each down to its longest word."""
-    least = [max(columns_of(word) for cell in c for word in cell.split() or [""]) for c in columns]
+    """Return the width of each column: that of its longest cell, if there is room. Otherwise shrink
+    the columns whose height grows least, down to their longest word."""
+    min_widths = [
+        max(columns_of(word) for cell in c for word in cell.split() or [""]) for c in columns
+    ]
     widths = [max(map(columns_of, column)) for column in columns]
     while sum(widths) > room:
-        wide = [at for at, width in enumerate(widths) if width > least[at]]
-        if not wide:
+        shrinkable = [at for at, width in enumerate(widths) if width > min_widths[at]]
+        if not shrinkable:
             break
-        highest = {at: _highest(columns[at], widths[at] - 1) for at in wide}
-        widths[min(wide, key=lambda at: (highest[at], -widths[at]))] -= 1
+        heights = {at: _highest(columns[at], widths[at] - 1) for at in shrinkable}
+        widths[min(shrinkable, key=lambda at: (heights[at], -widths[at]))] -= 1
     return widths
 
 
 def _highest(column: Sequence[str], width: int) -> int:
-    """Return the lines of a column's highest cell at a width."""
+    """Return the number of lines of a column's highest cell at a width."""
     return max(len(wrapped(cell, width, hanging=0)) for cell in column)
 
 

@@ -1,4 +1,4 @@
-"""Lets the program continue after its terminal was closed. Writes nothing itself."""
+"""Lets the program continue after its terminal was closed."""
 
 import contextlib
 import errno
@@ -10,8 +10,8 @@ STREAMS = (1, 2)
 """Descriptors of the standard output and the standard error."""
 
 
-def forget_terminal() -> bool:
-    """Let what is still to be said to a closed terminal go nowhere; returns whether one was."""
+def silence_closed_terminal() -> bool:
+    """Redirect output to a closed terminal to /dev/null. Return whether a terminal was closed."""
     gone = [descriptor for descriptor in STREAMS if _is_gone(descriptor)]
     for descriptor in gone:
         nowhere = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
@@ -21,12 +21,12 @@ def forget_terminal() -> bool:
 
 
 @contextlib.contextmanager
-def outliving_the_terminal() -> Iterator[None]:
-    """Let writing within be no error where the terminal was closed meanwhile."""
+def ignoring_closed_terminal() -> Iterator[None]:
+    """Ignore write errors in the block if the terminal was closed meanwhile."""
     try:
         yield
     except OSError as error:
-        if error.errno != errno.EIO or not forget_terminal():
+        if error.errno != errno.EIO or not silence_closed_terminal():
             raise
 
 
@@ -34,5 +34,5 @@ def _is_gone(descriptor: int) -> bool:
     try:
         termios.tcgetattr(descriptor)
     except termios.error as error:
-        return bool(error.args[0] == errno.EIO)  # of what never was one, it is another error
+        return bool(error.args[0] == errno.EIO)  # other streams give another error
     return False

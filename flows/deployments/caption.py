@@ -35,7 +35,7 @@ def caption_videos(config: CaptionParameters) -> State[Any]:
 def run_with_prefect(config: CaptionConfig, display: Display) -> RunResult:
     """Run the flow inside the command, which prints what the plain command prints. Raises
     PenstockError."""
-    quiet_console(display.say)
+    quiet_console(display.print_line)
     caller = Caller(display=display)
     token = CALLER.set(caller)
     try:
@@ -63,5 +63,5 @@ def observed(run: Callable[[], State[Any]], caller: Caller) -> State[Any] | None
             hint = f"Set PREFECT_API_AUTH_STRING to what it asks for: {FILE} in its PREFECT_HOME"
         if caller.result is None:
             raise EnvironmentFault(text, hint=hint) from error
-        caller.display.say(text)
+        caller.display.print_line(text)
         return None

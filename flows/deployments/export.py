@@ -33,7 +33,7 @@ def export_model(config: ExportConfig) -> State[Any]:
     def run(
         _: RunOptions, display: Display, make_launcher: LauncherMaker, on_begin: OnBegin
     ) -> Exported:
-        with evaluation_media(config, display.say) as sources:
+        with evaluation_media(config, display.print_line) as sources:
             captioning = continued(config).captioning(sources)
             return passed(export(captioning, config.request(), display, make_launcher, on_begin))
 

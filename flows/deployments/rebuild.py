@@ -44,6 +44,6 @@ def rebuild_features(
         raise
     if dry_run:
         for line in result.plan_lines():
-            display.say(line)
+            display.print_line(line)
     hint = "" if result.files else "The table of the run says why of each file"
     return final_state(result, TABLE, page, nothing_hint=hint)

@@ -37,6 +37,6 @@ def fetch_parts(model: Model, parts: Collection[Part], display: Display) -> None
         model.checkpoint,
         model.shards(parts),
         what="" if whole else f"the {next(iter(parts))} half of ",
-        announce=display.say,
+        announce=display.print_line,
         progress=display.fetched,
     )

@@ -179,7 +179,7 @@ def export(
             remove_unfinished(request)
             raise
 
-    return replanned_once(attempt, display.say)
+    return replanned_once(attempt, display.print_line)
 
 
 class _Export:
@@ -229,7 +229,7 @@ class _Export:
             job, _ = found
             adapter, files = adapter_of(job, request)
             for note in as_published_notes(way, adapter, job.model.folder):
-                self._display.say(note)
+                self._display.print_line(note)
             self._source = merged_of(job, adapter, files)
             if (done := self._finished_before(job)) is not None:
                 return done

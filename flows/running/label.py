@@ -98,7 +98,7 @@ def label(
                 runner.compute_records(write)
             return written[-1]
 
-    return replanned_once(attempt, display.say)
+    return replanned_once(attempt, display.print_line)
 
 
 def learn_thresholds(job: Job, labelling: LabelContext, request: LabelRequest) -> LabelContext:

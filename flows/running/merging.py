@@ -70,7 +70,7 @@ def merge(
     def on_event(name: str, event: Event) -> None:
         if isinstance(event, StageNotes) and "shards" in event.values:
             display.stage(name, event.values["shards"], event.values["there"])
-        display.listen(name, event)
+        display.on_event(name, event)
 
     fetch_parts(job.model, list(job.model.profile.parts), display)
     merge_job = MergeJob(

@@ -46,7 +46,7 @@ def caption(
         ):
             return runner.run()
 
-    return replanned_once(attempt, display.say)
+    return replanned_once(attempt, display.print_line)
 
 
 def embed(
@@ -88,7 +88,7 @@ def make_vectors(
                 runner.compute_records(write)
             return written[-1]
 
-    return replanned_once(attempt, display.say)
+    return replanned_once(attempt, display.print_line)
 
 
 @contextlib.contextmanager

@@ -86,7 +86,7 @@ class RunObserver:
 
     def print_line(self, text: str) -> None:
         """Print a line about the run."""
-        self._display.say(text)
+        self._display.print_line(text)
 
     def on_progress(self, here: int, total: int) -> None:
         """Show how many bytes of the media have been fetched."""
@@ -95,7 +95,7 @@ class RunObserver:
     def on_event(self, stage: str, event: Event) -> None:
         """Handle an event of a stage."""
         record, job = self._record, self._job
-        self._display.listen(stage, event)
+        self._display.on_event(stage, event)
         if record is None or job is None:
             return
         if self._ladder is not None:
@@ -130,7 +130,7 @@ class RunObserver:
         """Report that a stage runs on another rung than requested."""
         if self._record is not None:
             self._record.rung(rung)
-        self._display.say(text)
+        self._display.print_line(text)
 
     @contextlib.contextmanager
     def pipeline_for_job(
@@ -149,7 +149,7 @@ class RunObserver:
         doing = doing or f"{job.pipeline[-1].verb} into"
         with only_run_in(job, doing, another), hold_lease(job) as lease:
             for note in filter(None, [*notes(job), job.budget.warning]):
-                self._display.say(note)
+                self._display.print_line(note)
             self._job, self._record = job, (record := RunRecord(job.out, job.stages))
             fields = {
                 "plan": summary(job),
@@ -162,11 +162,11 @@ class RunObserver:
             if self._on_begin is not None:
                 self._on_begin(job, record)
             self._ladder = ladder_of(job, self._on_rung_change)
-            launcher = WithinBudget(launcher, job.budget, job.config, self._display.say)
+            launcher = WithinBudget(launcher, job.budget, job.config, self._display.print_line)
             steps = StageRunner(
                 job, launcher, record, self._ladder, self.on_stage_start, fetch, lease
             )
             try:
-                yield PipelineRunner(job, steps, record, self._display.say), record, lease
+                yield PipelineRunner(job, steps, record, self._display.print_line), record, lease
             finally:
                 self._display.close()

@@ -65,13 +65,13 @@ def tune(
     on_begin: OnBegin | None = None,
 ) -> Tuned | AdapterScore:
     """Train the requested adapter, or score one. Raises PenstockError; checkpoints stay."""
-    examples, run = resolve_run(config, display.say)
+    examples, run = resolve_run(config, display.print_line)
 
     def attempt() -> None:
         observer = RunObserver(display, on_begin)
         _train(config, config.as_published, examples, run, observer, make_launcher)
 
-    replanned_once(attempt, display.say)
+    replanned_once(attempt, display.print_line)
     out = Path(run.out).parent
     return scored_in(out, AdapterOptions.of(run).adapter) if config.validate_only else tuned_in(out)
 

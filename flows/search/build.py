@@ -236,8 +236,10 @@ def _measure(config: VectorConfig, folder: Path, display: Display, texts: TextHa
             vectors = texts(config, REFERENCE_TEXTS, display, check)
         except (UsageError, CannotFit, EnvironmentFault) as error:
             # The images are in the index, and image queries work.
-            display.say(f"text searches will be exact, because they cannot be measured: {error}")
-    display.say(f"measuring searches over {counted(manifest.live_rows, 'row')} …")
+            display.print_line(
+                f"text searches will be exact, because they cannot be measured: {error}"
+            )
+    display.print_line(f"measuring searches over {counted(manifest.live_rows, 'row')} …")
     with writing(folder) as writer:
         if vectors is not None and writer.manifest.maker == manifest.maker:
             note_texts(writer, vectors)

@@ -65,7 +65,7 @@ def read_texts(
             ):
                 return runner.texts.make([[text] for text in texts]).vectors
 
-    return replanned_once(attempt, display.say)
+    return replanned_once(attempt, display.print_line)
 
 
 TEXT_HALF: TextHalf = read_texts

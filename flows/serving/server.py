@@ -192,7 +192,7 @@ async def _serve(
                     await answering.serve_app(Guard(app_of(service, token), service, token))
                     if await answering.wait_for_stop(model.changed):
                         service.drain(DRAIN_SECONDS)
-                        display.say("shutting down: finishing the requests in progress")
+                        display.print_line("shutting down: finishing the requests in progress")
                         await answering.end()
                         return
                     change = model.error
@@ -203,7 +203,7 @@ async def _serve(
             changes = 1 if model.was_loaded else changes + 1
             if changes > 1:
                 raise changed_again(change)
-            display.say(f"{change.message}: the model is read again")
+            display.print_line(f"{change.message}: the model is read again")
     finally:
         await answering.end()
 

@@ -172,10 +172,10 @@ async def open_service(
             config=config,
             metrics=Metrics(),
             temp_store=temp_store,
-            scheduler=DeviceScheduler(first.device, first.budget.bytes, display.say),
+            scheduler=DeviceScheduler(first.device, first.budget.bytes, display.print_line),
             budget_bytes=first.budget.bytes,
         )
-        building = _Building(service, RecordCacheFlusher(display.say), forking, display)
+        building = _Building(service, RecordCacheFlusher(display.print_line), forking, display)
         if vectors is not None:
             building.add_vectors(vectors, labels)
         if captions is not None:
@@ -239,7 +239,7 @@ class _Jobs:
         """Return the captioning job."""
         job = self._job(self._config.caption_config(), "captions", CAPTION)
         if note := context_note(job.model, job.config):
-            self._display.say(note)
+            self._display.print_line(note)
         return job
 
     def _job(self, requested: RunOptions, name: str, pipeline: Pipeline) -> Job:
@@ -263,7 +263,7 @@ class _Building:
         self.keeper = keeper
         self._service = service
         self._launcher = launcher
-        self._say = display.say
+        self._say = display.print_line
 
     def _half(self, plan: HalfWorkerSpec) -> HalfWorker:
         service = self._service

@@ -1,4 +1,4 @@
-"""Lists what a store contains, by model and age, and deletes unused packs."""
+"""Lists the contents of a store by model and age, and deletes unused packs."""
 
 import contextlib
 import os
@@ -42,7 +42,7 @@ def objects(store: Store) -> dict[str, ObjectStat]:
 
 
 def packs(stored: Mapping[str, ObjectStat]) -> list[Pack]:
-    """Return every pack that is in its place among the objects of a store."""
+    """Return the packs among the objects of a store, without quarantined ones."""
     return [
         Pack(name=name, stat=stat)
         for name, stat in stored.items()
@@ -59,18 +59,18 @@ class Holding:
     packs: int
     bytes: int
     used: float
-    """Time when any of it was last written or read: seconds since the epoch."""
+    """Time of the last write or read of any pack, in seconds since the epoch."""
     settings: Mapping[str, Any]
-    """Settings that it is of, as `settings_of` says; empty when they were not written down."""
+    """Settings of the namespace, from `settings_of`; empty if they were not recorded."""
 
     def to_json(self) -> dict[str, Any]:
-        """Return its fields as they are published, where a namespace is called a scope."""
+        """Return its fields as JSON, with `namespace` published as `scope`."""
         fields = {**asdict(self), "settings": dict(self.settings)}
         return {"scope" if name == "namespace" else name: fields[name] for name in fields}
 
 
 def holdings(store: Store) -> list[Holding]:
-    """Return what is stored, by model, the last used first."""
+    """Return the contents of a store by model, last used first."""
     groups: dict[tuple[str, str], list[Pack]] = {}
     for pack in packs(objects(store)):
         groups.setdefault((pack.kind, pack.namespace), []).append(pack)
@@ -90,37 +90,37 @@ def holdings(store: Store) -> list[Holding]:
 
 
 def sampling_text(sampling: Mapping[str, Any]) -> str:
-    """Return a line such as `30 s, 1 fps, 32 frames at most`."""
+    """Return a text such as `30 s, 1 fps, 32 frames at most`."""
     longest = "whole files" if sampling.get("whole") else f"{sampling['chunk_seconds']:g} s"
-    last = ", the last one among them" if sampling.get("last_frame") else ""
+    last_frame = ", with the last one" if sampling.get("last_frame") else ""
     pieces = f"shots up to {longest}" if sampling["shots"] else longest
     if sampling["frames"] is not None:
-        return f"{pieces}, {sampling['frames']} frames{last}"
-    return f"{pieces}, {sampling['fps']:g} fps, {sampling['max_frames']} frames at most{last}"
+        return f"{pieces}, {sampling['frames']} frames{last_frame}"
+    return f"{pieces}, {sampling['fps']:g} fps, {sampling['max_frames']} frames at most{last_frame}"
 
 
 LARGE = frozenset(stage.writes for pipeline in KEPT_PIPELINES for stage in pipeline)
-"""Kinds that take nearly all the space; the others are small, and go only when these are gone."""
+"""Kinds that take nearly all the space; the small others are deleted only after these."""
 KEPT = ("rebuilds", "scopes", "rungs")
-"""Kinds that are never given up: a few kB which say what the rest is, and what fits."""
+"""Kinds that are never deleted: a few kB of settings, rebuild records and stored rungs."""
 
 
 @dataclass(kw_only=True, slots=True)
 class Collection:
-    """The files that were deleted, or would be."""
+    """The files that were deleted, or would be in a dry run."""
 
     before: int
     """Bytes of all files in the store."""
     limit: int
-    """Bytes that the store was to be brought to."""
+    """Requested maximum bytes of the store."""
     packs: Counter[str] = field(default_factory=Counter)
-    """Kind → packs deleted."""
+    """Kind → number of deleted packs."""
     bytes: int = 0
-    """Bytes deleted."""
+    """Number of deleted bytes."""
     held: int = 0
     """Bytes that running jobs need."""
     jobs: list[str] = field(default_factory=list)
-    """Those jobs, in words."""
+    """Descriptions of those jobs."""
 
     @property
     def after(self) -> int:
@@ -128,16 +128,16 @@ class Collection:
 
 
 def collect(store: Store, limit: int, *, dry_run: bool) -> Collection:
-    """Delete what was not used for longest until at most `limit` bytes are left. What is no use
-    goes first: half-written and damaged files."""
+    """Delete half-written and damaged files, then least recently used packs, until at most `limit`
+    bytes are left."""
     jobs, stored = running_jobs(store), objects(store)
-    # In a folder store, objects and the files beside them are among each other, under one name.
+    # In a folder store, objects are files, too: merging by name counts each once.
     sizes = _files(store.local) | {name: stat.size for name, stat in stored.items()}
     made = Collection(
         before=sum(sizes.values()), limit=limit, jobs=[job.description for job in jobs]
     )
-    held = frozenset[str]().union(*(job.namespaces for job in jobs))
-    for name in _rubbish(store, sizes, held):
+    in_use = frozenset[str]().union(*(job.namespaces for job in jobs))
+    for name in _rubbish(store, sizes, in_use):
         made.bytes += sizes[name]
         made.packs["rubbish"] += 1
         if dry_run:
@@ -149,7 +149,7 @@ def collect(store: Store, limit: int, *, dry_run: bool) -> Collection:
     for pack in sorted(
         packs(stored), key=lambda pack: (pack.kind not in LARGE, pack.stat.modified, pack.name)
     ):
-        if pack.namespace in held:
+        if pack.namespace in in_use:
             made.held += pack.stat.size
         elif pack.kind not in KEPT and made.after > limit:
             _delete(store, pack, made, dry_run)
@@ -169,21 +169,20 @@ def _delete(store: Store, pack: Pack, made: Collection, dry_run: bool) -> None:
     made.packs[pack.kind] += 1
 
 
-def _rubbish(store: Store, names: Iterable[str], held: Container[str]) -> Iterator[str]:
-    """Yield the names of what is no use to anybody. `held` are the namespaces that running jobs
-    need."""
+def _rubbish(store: Store, names: Iterable[str], in_use: Container[str]) -> Iterator[str]:
+    """Yield the names of useless files. `in_use`: namespaces that running jobs need."""
     dead = {path.name for path in left_behind(store.local)}
     useless: dict[str, Callable[[str], bool]] = {
         QUARANTINE: lambda _: True,
-        CLAIMS: lambda namespace: namespace not in held,
+        CLAIMS: lambda namespace: namespace not in in_use,
         TEMPORARY: lambda half: half in dead,
-        CATALOGS: lambda namespace: namespace not in held,
+        CATALOGS: lambda namespace: namespace not in in_use,
     }
     for name in names:
-        _, above, last = f"//{name}".rsplit("/", 2)
+        _, parent, basename = f"//{name}".rsplit("/", 2)
         folder = name.split("/")[0]
-        # A catalog has its namespace's name above it; who opens that next makes another.
-        if folder in useless and useless[folder](above if folder == CATALOGS else last):
+        # The parent folder of a header catalog is its namespace. The next reader rebuilds it.
+        if folder in useless and useless[folder](parent if folder == CATALOGS else basename):
             yield name
 
 

@@ -1,4 +1,4 @@
-"""Runs a rebuild from its configuration to its exit code. It encodes missing features, and removes
+"""Runs a rebuild from its configuration to its exit code. Encodes missing features, and removes
 unused ones on request.
 """
 
@@ -47,47 +47,47 @@ from stages.process.fork_client import ForkServer
 
 @dataclass(kw_only=True, slots=True)
 class Pruned:
-    """The records that were removed, or would be."""
+    """The records that were removed, or would be in a dry run."""
 
     records: int = 0
     bytes: int = 0
     left: tuple[Reach, ...] = ()
-    """Features that could not be removed now, because a running job may need them."""
+    """Features that were kept, because a running job may need them."""
 
 
 def prune(
     job: Job, name: str, now: RebuildRecord, running: Sequence[RunningJob], *, dry_run: bool
 ) -> Pruned:
-    """Remove what the rebuilds of the job called `name` made and `now` does not refer to."""
+    """Remove records that earlier rebuilds of the job `name` made and `now` does not refer to."""
     records = [now, *other_records(job.store, name)]
-    held = frozenset[str]().union(*(other.namespaces for other in running))
+    in_use = frozenset[str]().union(*(other.namespaces for other in running))
     made = Pruned()
     for reach in now.past:
-        if reach.features in held:
+        if reach.features in in_use:
             made.left += (reach,)
             continue
-        loose = reach.without(
+        unreferenced = reach.without(
             content
             for record in records
             if record.features == reach.features
             for content in record.reach.contents
         )
-        for pipeline in KEPT:  # a namespace is of one of them; in the others nothing is found
+        for pipeline in KEPT:  # a namespace belongs to one pipeline; the others find nothing
             frames, features = pipeline
-            tasks = _ledger(job, loose, pipeline)
-            chunks = tasks.tasks(_media(loose))
+            tasks = _ledger(job, unreferenced, pipeline)
+            chunks = tasks.tasks(_media(unreferenced))
             keys = {task[features.writes] for task in chunks}
             _remove(tasks[features.writes], keys, made, dry_run)
             _remove(tasks.refused[features.name], keys, made, dry_run)
-        if reach.frames in held:
+        if reach.frames in in_use:
             continue
-        looked_at = {
+        used_digests = {
             digest
             for record in records
             if record.frames == reach.frames
             for digest, _ in record.reach.contents
         }
-        keys = {task[frames.writes] for task in chunks if task.medium.digest not in looked_at}
+        keys = {task[frames.writes] for task in chunks if task.medium.digest not in used_digests}
         _remove(tasks[frames.writes], keys, made, dry_run)
     return made
 
@@ -95,8 +95,8 @@ def prune(
 def _ledger(job: Job, reach: Reach, pipeline: Pipeline) -> Ledger:
     frames, features = (stage.writes for stage in pipeline)
     of_prompts = [features] if any(prompt for _, prompt in reach.contents) else []
-    of = {frames: reach.frames, features: reach.features}
-    return Ledger(job.store, pipeline, Variant(of=of, prompted=frozenset(of_prompts)))
+    namespaces = {frames: reach.frames, features: reach.features}
+    return Ledger(job.store, pipeline, Variant(of=namespaces, prompted=frozenset(of_prompts)))
 
 
 def _media(reach: Reach) -> list[Medium]:
@@ -118,29 +118,29 @@ class RebuildOptions:
     """The options of a rebuild besides its sources and model settings."""
 
     name: str = ""
-    """Tells apart jobs over the same sources, such as those of two models."""
+    """Distinguishes jobs over the same sources, such as those of two models."""
     prune: bool = False
-    """Remove what this job made and nothing refers to any more."""
+    """Remove records of this job that nothing refers to any more."""
     dry_run: bool = False
-    """Say what would be done, and do nothing."""
+    """Print what would be done, and do nothing."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Missing:
-    """The contents to be encoded."""
+    """The contents to encode."""
 
     files: int = 0
-    """Number of contents of which something is missing; equal files are one."""
+    """Number of contents with missing features; identical files count once."""
     chunks: int = 0
     frames: int = 0
     frame_bytes: int = 0
-    """Bytes of frames, while they are there."""
+    """Bytes of frames, which are deleted after encoding."""
     feature_bytes: int = 0
     guessed: bool = False
-    """Whether some are known by their headers alone."""
+    """Whether some are estimates from file headers."""
 
     @classmethod
-    def of(cls, job: Job) -> "Missing":
+    def from_job(cls, job: Job) -> "Missing":
         found = unencoded(job)
         return cls(
             files=len(found),
@@ -160,22 +160,22 @@ class RebuildResult:
     difference: Difference
     missing: Missing
     seconds_a_chunk: float | None
-    """Seconds that encoding took last time; None: never done here with this model and sampling."""
+    """Encoding time per chunk in the last rebuild; None: unknown for this model and sampling."""
     fetch_bytes: int
-    """Bytes of weights that have to be downloaded for that."""
+    """Bytes of weights to download."""
     dry_run: bool
     encoded: int = 0
-    """Chunks encoded."""
+    """Number of encoded chunks."""
     removed: int = 0
-    """Records of features and frames that nothing refers to."""
+    """Number of removed records of features and frames."""
     removed_bytes: int = 0
     kept: str = ""
-    """Reason why nothing was removed although it was asked; empty when it was."""
+    """Reason why nothing was removed despite the request; empty if it was."""
     failures: list[Failure] = field(default_factory=list)
 
     @property
     def exit_code(self) -> int:
-        """Return 0 when all is there, 1 when some files failed."""
+        """Return 0 if all features exist, 1 if some files failed."""
         return 1 if self.failures else 0
 
     def row(self) -> dict[str, int]:
@@ -194,12 +194,12 @@ class RebuildResult:
         return {**asdict(self), "exit_code": self.exit_code}
 
     def plan_lines(self) -> list[str]:
-        """Return why something differs, and what is to be done about it."""
+        """Return the reasons for differences, and the planned work."""
         missing, lines = self.missing, list(self.difference.why)
         if not missing.chunks:
             return lines
         about = "about " if missing.guessed else ""
-        took = "unknown until some were made"
+        took = "unknown until some are encoded"
         if self.seconds_a_chunk is not None:
             took = f"about {duration(self.seconds_a_chunk * missing.chunks)}"
         if self.fetch_bytes:
@@ -208,7 +208,7 @@ class RebuildResult:
         frames = f"{about}{counted(missing.frames, 'frame')}, {size(missing.frame_bytes)}"
         return [
             *lines,
-            f"to encode: {about}{chunks} of {files}, {frames} while they are there",
+            f"to encode: {about}{chunks} of {files}, {frames} until encoded",
             f"to store: about {size(missing.feature_bytes)} of features; time: {took}",
         ]
 
@@ -232,23 +232,27 @@ def rebuild(
     make_launcher: LauncherMaker = DirectLauncher,
     on_begin: OnBegin | None = None,
 ) -> RebuildResult:
-    """Bring what is kept of everything the configuration names up to date: features, or vectors.
-    What it says of text and of output files has no effect. `on_begin` is given the job and the
-    run's record before work begins. Raises PenstockError; what is finished stays done."""
+    """Update the stored features or vectors of all configured sources.
+
+    Text and output options have no effect. `on_begin`: callback with the job and the run record
+    before work begins. Raises PenstockError; finished work is kept.
+    """
     name = job_digest(config.sources, options.name)
-    # Logs and the record of the run lie in the store: a rebuild has no outputs.
+    # A rebuild has no output folder: its logs and run record are in the store.
     out = open_store(config.store_url).local / "logs" / f"rebuild-{name[:12]}"
     run = RebuildRun(
         **{each.name: getattr(config, each.name) for each in fields(config)}, out=str(out)
     )
 
     def attempt() -> RebuildResult:
-        return _rebuilt(run, name, options, display, RunObserver(display, on_begin), make_launcher)
+        return _run_rebuild(
+            run, name, options, display, RunObserver(display, on_begin), make_launcher
+        )
 
-    return replanned_once(attempt, display.say)
+    return replanned_once(attempt, display.print_line)
 
 
-def _rebuilt(
+def _run_rebuild(
     config: RunOptions,
     name: str,
     options: RebuildOptions,
@@ -258,15 +262,17 @@ def _rebuilt(
 ) -> RebuildResult:
     with stopped_in_order(), ForkServer() as forks:
         launcher = ForkingLauncher(make_launcher(observer.on_event), forks)
-        job = prepare(config, launcher, display.say, *KEPT, progress=display.fetched, alone=True)
+        job = prepare(
+            config, launcher, display.print_line, *KEPT, progress=display.fetched, alone=True
+        )
         last = last_record(job.store, name)
         now = record_of(job, last)
-        to_make = Missing.of(job)
+        missing = Missing.from_job(job)
         result = RebuildResult(
             files=len(job.files),
             difference=difference(last, now),
-            missing=to_make,
-            fetch_bytes=bytes_to_fetch(job.model, parts_of(job.pipeline) if to_make.chunks else []),
+            missing=missing,
+            fetch_bytes=bytes_to_fetch(job.model, parts_of(job.pipeline) if missing.chunks else []),
             seconds_a_chunk=now.seconds_a_chunk,
             dry_run=options.dry_run,
         )
@@ -275,9 +281,9 @@ def _rebuilt(
             result.failures = failures_of(job)
             return result
         for line in result.plan_lines():
-            display.say(line)
-        words = ("rebuilding, with its logs in", "give it another --name")
-        with observer.pipeline_for_job(job, launcher, *words) as (runner, ran, lease):
+            display.print_line(line)
+        lock_message = ("rebuilding, with its logs in", "give it another --name")
+        with observer.pipeline_for_job(job, launcher, *lock_message) as (runner, ran, lease):
             if result.missing.chunks:
                 write_record(job.store, name, begun(last, now))
                 now = replace(now, number=now.number + 1)
@@ -304,15 +310,15 @@ def _prune(
     options: RebuildOptions,
     result: RebuildResult,
 ) -> tuple[Reach, ...]:
-    """Remove what nothing refers to, if that was asked; returns what is still to be removed."""
+    """Remove unreferenced records if requested. Return what remains to be removed."""
     if not options.prune:
         return now.past
     if job.config.limit is not None:
-        result.kept = "--limit leaves files out that are there"
+        result.kept = "--limit leaves out existing files"
         return now.past
     if job.failures:
-        # A disk that is not there must not cost what was made of the files on it.
-        result.kept = f"{job.failures[0].media_path} could not be looked at"
+        # An unmounted disk must not delete the features of its files.
+        result.kept = f"{job.failures[0].media_path} could not be read"
         return now.past
     made = prune(job, name, now, running, dry_run=options.dry_run)
     result.removed, result.removed_bytes = made.records, made.bytes

@@ -1,6 +1,4 @@
-"""Stores the files and settings of a job's last rebuild, and compares them with the present ones.
-Starts nothing and deletes nothing.
-"""
+"""Stores the files and settings of a job's last rebuild, and compares them with current ones."""
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,7 +13,7 @@ from flows.job.prepare import Job
 
 KIND = "rebuilds"
 Content = tuple[str, str]
-"""Digest of a medium, and the prompt where features are made of it too, else an empty text."""
+"""Digest of a medium, and the prompt if features depend on it, else an empty text."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -23,7 +21,7 @@ class Reach:
     """The features of some contents in one namespace."""
 
     frames: str
-    """Namespace of the frames they are made of."""
+    """Namespace of the frames that they were encoded from."""
     features: str
     contents: frozenset[Content]
 
@@ -47,13 +45,13 @@ class RebuildRecord:
     frames: str
     features: str
     settings: Mapping[str, Any]
-    """Settings that decided the features, as `settings_of` says."""
+    """Settings that determine the features, from `settings_of`."""
     files: tuple[tuple[str, str, str], ...]
-    """Absolute path, digest and prompt of each file; of the prompt see `Content`."""
+    """Absolute path, digest and prompt of each file; for the prompt, see `Content`."""
     past: tuple[Reach, ...] = ()
     """Features that this and earlier rebuilds may have made and no longer refer to."""
     seconds_a_chunk: float | None = None
-    """Seconds that one took when some were last made in this namespace."""
+    """Encoding time per chunk when this namespace was last extended."""
 
     @property
     def reach(self) -> Reach:
@@ -80,7 +78,7 @@ class Difference:
     changed: int = 0
     removed: int = 0
     why: tuple[str, ...] = ()
-    """Reasons why even unchanged files are encoded anew; empty when they are not."""
+    """Reasons why even unchanged files are encoded again; empty if they are not."""
 
     def line(self) -> str:
         names = ("unchanged", "added", "changed", "removed")
@@ -88,8 +86,8 @@ class Difference:
 
 
 def job_digest(sources: Iterable[str], name: str) -> str:
-    """Return the digest that names a job in its store. It stays the same whatever the job's model,
-    sampling and files are."""
+    """Return the digest that names a job in its store. It does not depend on the job's model,
+    sampling or files."""
     places = {os.path.abspath(os.path.expanduser(source)) for source in sources}
     return digest_of(["rebuild", sorted(places), name])
 
@@ -102,12 +100,12 @@ def last_record(store: Store, job: str) -> RebuildRecord | None:
 
 
 def same(one: RebuildRecord | None, other: RebuildRecord) -> bool:
-    """Return whether they say the same."""
+    """Return whether two records are equal but for their number."""
     return one is not None and replace(one, number=other.number) == other
 
 
 def write_record(store: Store, job: str, record: RebuildRecord) -> None:
-    """Put a record in the place of the earlier ones."""
+    """Publish a record, and drop the earlier ones."""
     record_set = RecordSet(store, KIND, job)
     before = record_set.keys()
     record_set.publish([Record(key=f"{record.number}", meta=record.to_json())])
@@ -121,7 +119,7 @@ def other_records(store: Store, job: str) -> list[RebuildRecord]:
 
 
 def record_of(job: Job, last: RebuildRecord | None) -> RebuildRecord:
-    """Return the record of a job as it is now, if nothing is removed."""
+    """Return the record of the current job, before anything is removed."""
     namespaces = job.ledger.namespaces
     frames, features = (stage.writes for stage in job.pipeline)
     files = tuple(
@@ -142,14 +140,14 @@ def record_of(job: Job, last: RebuildRecord | None) -> RebuildRecord:
 
 
 def begun(last: RebuildRecord | None, now: RebuildRecord) -> RebuildRecord:
-    """Return the record while a rebuild works. By it, what the rebuild makes is known for this
-    job's, even if it never ends and the next one is told something else."""
+    """Return the record for the time of a rebuild. It assigns new features to this job, even if the
+    rebuild never ends and the next one has other settings."""
     old = last or replace(now, files=())
     return replace(old, past=merged(old.reach, [*old.past, now.reach]), number=now.number)
 
 
 def merged(now: Reach, past: Iterable[Reach]) -> tuple[Reach, ...]:
-    """Return one reach a namespace, without what is referred to now and without empty ones."""
+    """Return one reach per namespace, without current contents and without empty ones."""
     found: dict[str, Reach] = {}
     for reach in past:
         before = found.get(reach.features)
@@ -161,7 +159,7 @@ def merged(now: Reach, past: Iterable[Reach]) -> tuple[Reach, ...]:
 
 
 def difference(last: RebuildRecord | None, now: RebuildRecord) -> Difference:
-    """Return what is new since the last rebuild; all of it when there was none."""
+    """Return the difference from the last rebuild; without one, all files are added."""
     before, after = _by_path(last), _by_path(now)
     shared = before.keys() & after.keys()
     changed = sum(before[path].keys() != after[path].keys() for path in shared)
@@ -183,16 +181,16 @@ def _by_path(record: RebuildRecord | None) -> dict[str, dict[str, set[str]]]:
 
 
 def reasons(last: RebuildRecord, record: RebuildRecord) -> list[str]:
-    """Say why what was made then of equal files does not do now."""
+    """Return why features of unchanged files cannot be reused."""
     if last.features == record.features:
         then = _by_path(last)
-        asked_again = any(
+        prompts_changed = any(
             then.get(path, {}).get(digest, prompts) != prompts
             for path, digests in _by_path(record).items()
             for digest, prompts in digests.items()
         )
-        text = "prompt changed, which this model's features are made of too"
-        return [text] if asked_again else []
+        text = "prompt changed, and this model's features depend on it"
+        return [text] if prompts_changed else []
     before, now, found = last.settings, record.settings, []
     if before["model"] != now["model"]:
         found.append(f"model changed ({before['model']} → {now['model']})")
@@ -200,7 +198,7 @@ def reasons(last: RebuildRecord, record: RebuildRecord) -> list[str]:
         short = [f"{commit}"[:7] for commit in (before["commit"], now["commit"])]
         found.append(f"revision changed ({short[0]} → {short[1]})")
     elif before["weights"] != now["weights"]:
-        found.append("weights changed: another checkpoint lies in the model's folder")
+        found.append("weights changed: the model's folder holds another checkpoint")
     if before["computing"] != now["computing"]:
         computing = [" ".join(values["computing"]) for values in (before, now)]
         found.append(f"precision or attention changed ({computing[0]} → {computing[1]})")
@@ -209,5 +207,5 @@ def reasons(last: RebuildRecord, record: RebuildRecord) -> list[str]:
         if old != value:
             found.append(f"sampling changed ({name.replace('_', ' ')} {old} → {value})")
     if before["recipes"] != now["recipes"]:
-        found.append("output version changed: this version of Penstock makes features otherwise")
-    return found or ["what the processor does to frames changed"]
+        found.append("output version changed: this version of Penstock encodes differently")
+    return found or ["the processor's settings changed"]
