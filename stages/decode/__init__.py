@@ -4,7 +4,7 @@ from stages.decode.job import DecodeJob
 from stages.process.stage import StageSpec
 
 OUTPUT_VERSION = 4
-"""Raised when this stage's own output changes for the same inputs; part of every key below it."""
+"""Increased when this stage's output changes for the same inputs; part of every later cache key."""
 STAGE = StageSpec(
     name="decode",
     reads="features",

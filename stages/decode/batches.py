@@ -9,8 +9,8 @@ Batch = list[DecodeItem]
 
 
 def missing_keys(batch: Batch, answers: Sequence[Container[str]]) -> list[str]:
-    """Return the keys of members that have neither a caption nor a failure in any of the unions:
-    of what the engine makes, and of the other that answers as well."""
+    """Return the keys of items that have neither a caption nor a failure, of the engine or of the
+    fallback engine."""
     return [
         item.key
         for item in batch
@@ -22,17 +22,17 @@ def missing_keys(batch: Batch, answers: Sequence[Container[str]]) -> list[str]:
 
 
 def swap_engine_keys(batches: Sequence[Batch]) -> list[Batch]:
-    """Return the batches for the engine that was the second choice."""
+    """Return the batches for the fallback engine: its keys come first."""
     return [[m._replace(key=m.instead, instead=m.key) for m in batch] for batch in batches]
 
 
 def rebatch(batches: Sequence[Batch], size: int) -> list[Batch]:
-    """Return the batches cut to a size (0: as they are), as if they had been chosen so."""
+    """Split the batches to a maximum size (0: unchanged)."""
     return [[*piece] for batch in batches for piece in split_batch(batch, size or len(batch))]
 
 
 def by_chunk(batches: Sequence[Batch]) -> list[Batch]:
-    """Return as large batches of the same members, those together that are asked of one chunk."""
+    """Return batches of the same size in which requests about the same chunk are adjacent."""
     by_features: dict[str, Batch] = {}
     for item in (item for batch in batches for item in batch):
         by_features.setdefault(item.features, []).append(item)
@@ -41,9 +41,9 @@ def by_chunk(batches: Sequence[Batch]) -> list[Batch]:
 
 
 def longest_first(batches: Sequence[Batch], previous_lengths: Mapping[str, int]) -> list[Batch]:
-    """Return as large batches of the same members, those first of whose chunks most was said
-    before, and among them such of which nothing is known. So the last to be said are short, and
-    hardly a slot waits for them."""
+    """Return batches of the same size, sorted by previous caption length, longest first. Items of
+    unknown length count as longest. So the last sequences are short, and few slots stay empty at
+    the end."""
     items = [item for batch in batches for item in batch]
     if not any(item.key in previous_lengths for item in items):
         return [*batches]

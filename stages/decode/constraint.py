@@ -21,19 +21,19 @@ from stages.decode.json_schema import grammar_of, rest_of
 from stages.memory.oom_retry import release_memory
 
 NEEDED = range(0x20, 0x7F)
-"""Bytes that have to be tokens by themselves: any text of JSON can be spelled with them."""
+"""Bytes that must be tokens of their own: they can spell any JSON text."""
 LONG = 1000
-"""Rank of the first of the tokens that are longer than a byte."""
+"""Rank of the first token of several bytes."""
 
 
 class Vocabulary:
-    """One tokenizer's tokens as llguidance takes them. Raises UsageError where that fails."""
+    """One tokenizer's tokens in llguidance's form. Raises UsageError if llguidance fails."""
 
     def __init__(self, tokenizer: Any) -> None:
         try:
-            # Without slices: of 151,000 tokens 80 MB are kept and not 118, and no mask is slower.
+            # Without slices, 151,000 tokens take 80 MB instead of 118, and masks are as fast.
             self.tokens = llguidance.hf.from_tokenizer(tokenizer, slices=[])
-        except Exception as error:  # whatever its own code or the tokenizer's raises
+        except Exception as error:  # llguidance and tokenizers raise any type
             raise _unfit(tokenizer, str(error)) from error
         count = range(self.tokens.vocab_size)
         self.bytes: list[bytes] = [self.tokens.decode_bytes([token]) for token in count]
@@ -41,7 +41,7 @@ class Vocabulary:
         if missing := [chr(byte) for byte in NEEDED if byte not in single]:
             raise _unfit(tokenizer, f"it has no token for {' '.join(missing[:5])}")
         self.in_text, self.between = (self._ranked(ranks(first)) for first in (IN_TEXT, BETWEEN))
-        release_memory()  # as much again was needed to read it
+        release_memory()  # reading needed the same amount again
 
     def _ranked(self, of_bytes: Sequence[int]) -> Any:
         ranked = (of_bytes[b[0]] if len(b) == 1 else LONG + len(b) for b in self.bytes)
@@ -50,7 +50,7 @@ class Vocabulary:
 
 @lru_cache(maxsize=1)
 def vocabulary_of(tokenizer: Any) -> Vocabulary:
-    """Return the tokens of a tokenizer; of a large one that takes a second or two."""
+    """Return the vocabulary of a tokenizer; a large one takes one or two seconds."""
     return Vocabulary(tokenizer)
 
 
@@ -71,7 +71,8 @@ class ConstrainedAnswer:
         self.token_ids: list[int] = []
 
     def extends_previous(self, tokens: Sequence[int]) -> bool:
-        """Take what was said since; return whether what was said before is the beginning of it."""
+        """Append the new tokens. Return False if `tokens` does not start with the previous
+        tokens."""
         if [*tokens[: len(self.token_ids)]] != self.token_ids:
             return False
         for token in tokens[len(self.token_ids) :]:
@@ -87,7 +88,7 @@ class ConstrainedAnswer:
         return self._position.done
 
     def allowed(self, width: int) -> Any:
-        """Return which of so many tokens may come next, of shape [width]."""
+        """Return which tokens may come next, of shape [width]."""
         found = np.zeros(width, dtype=bool)
         if self.done:
             found[[end for end in self._eos_token_ids if end < width]] = True
@@ -106,17 +107,17 @@ class ConstrainedAnswer:
         return found
 
     def _stuck(self) -> UsageError:
-        message = " ".join(self._matcher.get_error().split()) or "no token can come next"
-        token_ids = b"".join(map(self._vocabulary.bytes.__getitem__, self.token_ids[-9:])).decode(
+        message = " ".join(self._matcher.get_error().split()) or "no token matches"
+        text = b"".join(map(self._vocabulary.bytes.__getitem__, self.token_ids[-9:])).decode(
             "utf-8", "replace"
         )
         return UsageError(
-            f"--schema leads nowhere after {token_ids}: {message[:200]}",
-            hint="Make the schema less narrow there",
+            f"--schema allows no token after {text}: {message[:200]}",
+            hint="Relax the schema at that place",
         )
 
     def first_of(self, allowed: Any) -> int:
-        """Return the token of these that closes first."""
+        """Return the allowed token that closes the answer first."""
         vocabulary = self._vocabulary
         if self.done:
             return int(allowed.argmax())
@@ -133,12 +134,12 @@ class SchemaLogitsProcessor(LogitsProcessor):
     ) -> None:
         self._answer_args = (vocabulary, schema, limit, eos_token_ids)
         self._prompt_length: int | None = None
-        """Tokens of the prompt: those of the first call."""
+        """Number of prompt tokens, known from the first call."""
         self._answers: list[ConstrainedAnswer] = []
 
     def __call__(self, ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        """Return scores [rows, words] in which such words are impossible. Rows that have ended are
-        as they were."""
+        """Return masked scores, of shape [rows, vocabulary]. Rows that have ended stay
+        unchanged."""
         if self._prompt_length is None:
             self._prompt_length = ids.shape[1]
             self._answers = [ConstrainedAnswer(*self._answer_args) for _ in range(len(ids))]
@@ -149,7 +150,7 @@ class SchemaLogitsProcessor(LogitsProcessor):
         masks = [self._mask(answer, scores.shape[1]) for answer in self._answers]
         impossible = torch.from_numpy(~np.stack(masks)).to(scores.device)
         found = scores.masked_fill(impossible, -torch.inf)
-        # Where all that may come was made impossible before, such as by --avoid, the form wins.
+        # If another processor, such as that of --avoid, masked all allowed tokens, the schema wins.
         for row, best in enumerate(found.amax(dim=1).tolist()):
             if best == -torch.inf:
                 found[row, self._answers[row].first_of(masks[row])] = 0.0
@@ -161,7 +162,7 @@ class SchemaLogitsProcessor(LogitsProcessor):
 
 
 def ends_of(half: Any, processor: Any) -> frozenset[int]:
-    """Return the tokens that end a caption. Raises UsageError where there are none."""
+    """Return the end tokens of a caption. Raises UsageError if there are none."""
     eos_token_ids = half.generation_config.eos_token_id
     if eos_token_ids is None:
         eos_token_ids = half.config.get_text_config().eos_token_id
@@ -173,20 +174,20 @@ def ends_of(half: Any, processor: Any) -> frozenset[int]:
 def answer_text(
     vocabulary: Vocabulary, schema: str, row: Sequence[int], limit: int
 ) -> tuple[str, bool]:
-    """Return the answer that a row's tokens are so far, and whether it was closed early because its
-    tokens would not have sufficed."""
-    position, token_ids, shortened = JsonPosition(rest_of(schema)), b"", False
+    """Return the text of an answer's tokens so far, and whether it was closed early to fit
+    `limit`."""
+    position, text, shortened = JsonPosition(rest_of(schema)), b"", False
     for place, token in enumerate(row):
         if position.done:
             break
         shortened = shortened or position.must_close(limit - place)
-        token_ids += vocabulary.bytes[token]
+        text += vocabulary.bytes[token]
         position.feed(vocabulary.bytes[token])
-    return token_ids.decode(errors="replace"), shortened
+    return text.decode(errors="replace"), shortened
 
 
 def _unfit(tokenizer: Any, why: str) -> UsageError:
     return UsageError(
-        f"--schema cannot be followed with {type(tokenizer).__name__}: {why}",
-        hint="Leave --schema out, or take another model",
+        f"--schema does not work with {type(tokenizer).__name__}: {why}",
+        hint="Leave --schema out, or use another model",
     )

@@ -20,8 +20,8 @@ STAGE = "decode"
 
 
 class DecodeFaults:
-    """The chunks of one job on which the model raises. The reason is stored in place of the
-    caption, under the caption's key, so that another model still tries the chunk."""
+    """Stores the failures of one job: chunks on which the model raises. A failure is stored under
+    the caption's key in place of the caption, so another model still tries the chunk."""
 
     def __init__(
         self, batches: Sequence[Batch], answers: Sequence[RecordUnion], report: EventReporter
@@ -30,7 +30,7 @@ class DecodeFaults:
         self._answers = answers
         self._report = report
         self.done: Callable[[list[str]], object] = list
-        """Function that is given the keys that nobody need wait for any more."""
+        """Callback with keys that no other process needs to wait for any more."""
         missing = [left for batch in batches if (left := missing_keys(batch, answers))]
         is_new = sum(map(len, missing)) == sum(map(len, batches))
         self.items = ItemFaults(STAGE, self._fail, len(missing[0]) if missing and is_new else 0)
@@ -39,7 +39,7 @@ class DecodeFaults:
         self._store_failure(request, fault.meta(STAGE))
 
     def refuse(self, request: DecodeRequest, fault: UsageError) -> None:
-        """Let a chunk fail whose prompt the model cannot take."""
+        """Store a failure for a chunk whose prompt the model cannot take."""
         self._store_failure(
             request, {"kind": TOO_LONG, "message": fault.message, "hint": fault.hint}
         )
@@ -47,8 +47,8 @@ class DecodeFaults:
     def within_context(
         self, engine: DecodeEngine, samples: Iterable[DecodeRequest]
     ) -> Iterator[DecodeRequest]:
-        """Yield the chunks whose prompts the model can take; the others fail before they are read,
-        where the engine can tell."""
+        """Yield the requests whose prompts fit the model. The others fail before prefill, if the
+        engine can check that."""
         for request in samples:
             fault = engine.refusal(request) if isinstance(engine, PromptChecker) else None
             if fault is None:
@@ -67,10 +67,10 @@ class DecodeFaults:
 def resolve_engine(
     engine: DecodeEngine, samples: Iterable[DecodeRequest], faults: ItemFaults
 ) -> tuple[str | None, set[str]]:
-    """Return the name of the engine that speaks, found out by the first of these chunks on which
-    the model does not raise, and the keys of those before it. The name is None where it raises on
-    all. Raises UsageError where no engine can speak, StageDied where one breaks over what the model
-    itself takes."""
+    """Return the name of the engine that will run, found with the first request on which the model
+    does not raise, and the keys of the requests before it. The name is None if the model raises on
+    all. Raises UsageError if no engine can run, and StageDied if an engine fails on a request that
+    the model itself accepts."""
     raised: set[str] = set()
     for request in samples:
         try:
@@ -84,31 +84,31 @@ def resolve_engine(
         if message is not None:
             raise MemoryError(message)
         if fault is None:
-            raise StageDied(f"the {STAGE} stage failed: {broken}", hint="Give another --engine")
+            raise StageDied(f"the {STAGE} stage failed: {broken}", hint="Choose another --engine")
         raised.add(request.item.key)
         faults.add(request, fault)
     return None, raised
 
 
 def samples_of(batches: Sequence[Batch], answers: Sequence[RecordUnion]) -> Iterator[Batch]:
-    """Yield each member that has neither a caption nor a failure, as a batch: the last one first,
-    which is short, then in order."""
+    """Yield each item without a caption or failure as a batch of one: the last item first, because
+    its prompt is short, then the others in order."""
     items = [item for batch in batches for item in batch if missing_keys([item], answers)]
     for item in [*items[-1:], *items[:-1]]:
         yield [item]
 
 
 def without(batches: Iterable[Batch], keys: set[str]) -> list[Batch]:
-    """Return the batches without the members of these keys."""
+    """Return the batches without the items of these keys."""
     left = ([item for item in batch if item.key not in keys] for batch in batches)
     return [batch for batch in left if batch]
 
 
 def refuse_request(report: EventReporter) -> Callable[[Any, ItemFault], None]:
-    """Return what refuses a request on which the model of a server raises."""
+    """Return a callback that reports a failure for a request on which the model raises."""
 
     def fail(request: DecodeRequest, fault: ItemFault) -> None:
-        hint = "Send another picture or prompt, or ask another model"
+        hint = "Send another image or prompt, or use another model"
         report.failure(request.item.key, **fault.meta(STAGE, hint))
 
     return fail

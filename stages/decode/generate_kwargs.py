@@ -27,15 +27,15 @@ from stages.decode.repetition import retry_params
 from stages.decode.request_settings import RequestSettings, cut_at
 
 CHECKPOINT_FIELDS = ("do_sample", *SAMPLING_FIELDS, "min_p")
-"""Settings of a checkpoint that are taken over with `--sampling checkpoint`."""
+"""Settings that `--sampling checkpoint` takes from the checkpoint."""
 SAMPLING_ONLY = ("temperature", "top_p", "top_k", "min_p", "typical_p", "epsilon_cutoff")
-"""Settings of a checkpoint that greedy decoding does not read, and warns of."""
+"""Settings of a checkpoint that greedy decoding ignores with a warning."""
 Items = Sequence[DecodeItem]
 """Items of one call of `generate`."""
 TOP_K = 50
-"""Likeliest words that chance chooses among where nobody says; stock's own."""
+"""Top-k by default, the default of transformers."""
 SEED_DIGITS = 15
-"""Hex digits of a row's seed: as many as a generator takes."""
+"""Hex digits of a row's seed: the largest number that a generator accepts."""
 
 
 class CheckpointSettings:
@@ -46,7 +46,7 @@ class CheckpointSettings:
         self._settings: Mapping[str, Any] = {}
 
     def of(self, half: Any) -> Mapping[str, Any]:
-        """Return them, read once from each half that is loaded."""
+        """Return the settings of a half, read once per loaded half."""
         if half is not self._half:
             self._half = half
             self._settings = {
@@ -56,7 +56,7 @@ class CheckpointSettings:
 
 
 class GenerateKwargs:
-    """How one job, or one request, selects tokens."""
+    """The token selection of one job or one request."""
 
     def __init__(
         self,
@@ -65,14 +65,14 @@ class GenerateKwargs:
         stop: Sequence[str] = (),
         settings: CheckpointSettings | None = None,
     ) -> None:
-        """Choose as is asked, in captions of at most `limit` tokens that end before any `stop`."""
+        """Limit captions to `limit` tokens and end them before any string of `stop`."""
         self.generation = generation
         self.limit = limit
         self.stop = stop
         self._settings = settings or CheckpointSettings()
 
     def of(self, item: DecodeItem) -> "GenerateKwargs":
-        """Return how tokens are chosen for an item, which may have settings of its own."""
+        """Return the kwargs for an item: those of its own settings, if it has any."""
         if not (text := item.settings):
             return self
         found = RequestSettings.from_text(text)
@@ -81,9 +81,9 @@ class GenerateKwargs:
     def bounded(
         self, half: Any, inputs: Mapping[str, Any], items: Items, *, whole: bool
     ) -> "GenerateKwargs":
-        """Return the same in captions for which the context has room. One without a limit of its
-        own may be shorter where it goes alone. Raises ContextExceeded: where the `whole` caption
-        has to fit and does not, else where no first token does."""
+        """Return the kwargs with a limit that fits the context. Only a single item without a limit
+        of its own gets a lower limit. Raises ContextExceeded if a `whole` caption has to fit and
+        does not, or if there is no room for a first token."""
         free = len(items) == 1 and items[0].to_context and not self.generation.schema
         check_context(half, inputs, self.limit, whole=whole and not free)
         left = context_left(half, inputs) if free else None
@@ -92,7 +92,7 @@ class GenerateKwargs:
         return GenerateKwargs(self.generation, left, self.stop, self._settings)
 
     def options(self, half: Any, processor: Any, items: Items) -> dict[str, Any]:
-        """Return what `generate` is told for the rows of these members, in order."""
+        """Return the keyword arguments of `generate` for these items, in order."""
         settings = self._settings.of(half)
         make_greedy(half, processor)
         params = self.generation
@@ -120,7 +120,7 @@ class GenerateKwargs:
         return options
 
     def _schema_processors(self, half: Any, processor: Any) -> list[LogitsProcessor]:
-        """Return what keeps captions to the form that is asked for; nothing where none is."""
+        """Return the logits processor that enforces the schema; empty without a schema."""
         if not self.generation.schema:
             return []
         from stages.decode.constraint import SchemaLogitsProcessor, ends_of, vocabulary_of
@@ -129,25 +129,25 @@ class GenerateKwargs:
         return [SchemaLogitsProcessor(vocabulary, self.generation.schema, self.limit, ends)]
 
     def stopped(self, processor: Any, token_ids: Sequence[int]) -> bool:
-        """Return whether a stop string occurs in what these new tokens say."""
+        """Return whether the text of these new tokens contains a stop string."""
         text = _decoded(processor, [token_ids], self.generation)[0] if self.stop else ""
         return any(each in text for each in self.stop)
 
     def texts_of(self, processor: Any, rows: Sequence[Sequence[int]]) -> list[tuple[str, bool]]:
-        """Return the captions that these new tokens are, up to a stop string, and whether each was
-        closed early so that it ends within its limit."""
+        """Return the captions of these new tokens, up to a stop string, and whether each was closed
+        early to fit its limit."""
         found = texts_of(processor, rows, self.generation, self.limit)
         if not self.stop:
             return found
         texts = _decoded(processor, rows, self.generation)
-        # Blanks at the ends are left out only now: a stop string may begin or end with them.
+        # Strip only after the cut: a stop string may begin or end with blanks.
         return [
             (cut_at(text, self.stop).strip(), shortened)
             for text, (_, shortened) in zip(texts, found, strict=True)
         ]
 
     def _warpers(self, settings: Mapping[str, Any]) -> list[LogitsProcessor] | None:
-        """Return what stock puts before chance, in its order; None where there is no chance."""
+        """Return the logits warpers of transformers, in its order; None for greedy decoding."""
         params = self.generation
         settings = settings if params.sampling == CHECKPOINT else {}
         named = [getattr(params, name) is not None for name in SAMPLING_FIELDS]
@@ -177,7 +177,8 @@ class SeededSampler(LogitsProcessor):
         self._generators: list[torch.Generator] = []
 
     def __call__(self, ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        """Return scores [rows, words] of which one a row can be."""
+        """Return scores of shape [rows, vocabulary] in which only the sampled token of each row is
+        possible."""
         if not self._generators:
             made = (torch.Generator(device=scores.device) for _ in self._seeds)
             self._generators = [g.manual_seed(s) for g, s in zip(made, self._seeds, strict=True)]
@@ -192,8 +193,8 @@ class SeededSampler(LogitsProcessor):
 def texts_of(
     processor: Any, rows: Sequence[Sequence[int]], params: SamplingParams, limit: int
 ) -> list[tuple[str, bool]]:
-    """Return the captions that these new tokens are, with what they begin with, and whether each
-    was closed early so that it ends within so many tokens."""
+    """Return the captions of these new tokens, the forced beginning included, and whether each was
+    closed early to fit `limit` tokens."""
     if params.schema:
         from stages.decode.constraint import answer_text, vocabulary_of
 
@@ -203,7 +204,7 @@ def texts_of(
 
 
 def _decoded(processor: Any, rows: Sequence[Sequence[int]], params: SamplingParams) -> list[str]:
-    """Return the texts of these new tokens as they are, with what they begin with."""
+    """Return the unstripped texts of these new tokens, the forced beginning included."""
     if params.schema:
         from stages.decode.constraint import answer_text, vocabulary_of
 
@@ -217,13 +218,12 @@ def _decoded(processor: Any, rows: Sequence[Sequence[int]], params: SamplingPara
 
 
 def seed_of(seed: int, item: DecodeItem) -> int:
-    """Return the seed of one row: of what is asked about which chunk, whoever makes it beside
-    what."""
+    """Return the seed of one row. It depends only on the chunk and the prompt, not on the batch."""
     return int(digest_of([seed, item.features, item.prompt])[:SEED_DIGITS], 16)
 
 
 def bad_words_ids(processor: Any, phrases: Sequence[str]) -> list[list[int]]:
-    """Return the runs of tokens that say these, at the beginning of a text and within one."""
+    """Return the token sequences of these phrases, at the beginning of a text and within one."""
     variants = {form for phrase in phrases for form in (phrase, phrase[:1].upper() + phrase[1:])}
     texts = [before + text for text in sorted(variants) for before in ("", " ")]
     found = (processor.tokenizer(t, add_special_tokens=False)["input_ids"] for t in texts)
@@ -231,11 +231,11 @@ def bad_words_ids(processor: Any, phrases: Sequence[str]) -> list[list[int]]:
 
 
 def make_greedy(half: Any, processor: Any) -> None:
-    """Make the half decode greedily by default. It ends where its checkpoint or else its tokenizer
-    says, and pads with a token that it knows."""
+    """Make the half decode greedily by default. End and padding tokens come from the checkpoint,
+    else from the tokenizer."""
     settings = half.generation_config
     if settings.eos_token_id is None and half.config.get_text_config().eos_token_id is None:
-        # Without one every batch would run to the last token allowed.
+        # Without an end token every batch would run to its token limit.
         settings.eos_token_id = processor.tokenizer.eos_token_id
     settings.do_sample, settings.num_beams = False, 1
     for name in SAMPLING_ONLY:

@@ -9,15 +9,15 @@ from artifacts.options import Option, OptionGroup
 
 GREEDY, CHECKPOINT = "greedy", "checkpoint"
 SAMPLINGS = (GREEDY, CHECKPOINT)
-"""The values of `sampling`: the likeliest word always, or as the checkpoint's own settings say."""
+"""Values of `sampling`: greedy decoding, or the checkpoint's own settings."""
 TEXT = "text"
-"""Heading of the options of the text."""
+"""Heading of the text options."""
 SAMPLING_FIELDS = ("temperature", "top_p", "top_k")
-"""Settings that let chance choose; to give one is to ask for that."""
+"""Settings that turn sampling on."""
 
 
 WORDS = "decoding, greedy by default"
-"""Heading of the options that choose words."""
+"""Heading of the sampling options."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,33 +27,33 @@ class SamplingParams(OptionGroup):
     sampling: Annotated[
         str, Option(f"{'|'.join(SAMPLINGS)} decoding [%(default)s]", WORDS, "S", values=SAMPLINGS)
     ] = GREEDY
-    """What chooses words: `greedy`, the likeliest always, or the settings of the `checkpoint`."""
+    """Token selection: `greedy`, or the sampling settings of the `checkpoint`."""
     temperature: Annotated[
         float | None,
         Option("sampling temperature; 0 is greedy", WORDS, "T", least=0, most=100),
     ] = None
-    """How much chance chooses words: 0 not at all, 1 as the model says."""
+    """Sampling temperature: 0 is greedy, 1 leaves the model's probabilities unchanged."""
     top_p: Annotated[
         float | None,
         Option("nucleus sampling probability", WORDS, "P", least=1e-6, most=1),
     ] = None
-    """Chance chooses among the likeliest words, of this share together."""
+    """Nucleus sampling: sample from the likeliest tokens with this probability together."""
     top_k: Annotated[
         int | None,
         Option(
             "sample from the K likeliest tokens; 0: all [50]", WORDS, "K", least=0, most=1 << 31
         ),
     ] = None
-    """Chance chooses among so many of the likeliest words; 0: all. None: 50."""
+    """Sample from this many of the likeliest tokens; 0: all. None: 50."""
     seed: Annotated[int, Option("random seed [0]", WORDS, "N", least=0, most=(1 << 63) - 1)] = 0
-    """Seed of chance; each chunk and prompt has its own, made of this one."""
+    """Random seed; each chunk and prompt has its own, derived from this one."""
     beams: Annotated[int, Option("beam search width", WORDS, "N", least=1, most=64)] = 1
-    """Captions that are followed at once, of which the likeliest is taken."""
+    """Beam search width; the likeliest caption is taken."""
     repetition_penalty: Annotated[
         float | None,
         Option("penalty for repeated tokens, > 1 [off]", WORDS, "X", least=0.01, most=100),
     ] = None
-    """Makes what was said before less likely: 1 not at all, 1.1 a little."""
+    """Penalty for tokens that occurred before: 1 for none, 1.1 for a weak one."""
     presence_penalty: Annotated[
         float | None,
         Option(
@@ -64,25 +64,25 @@ class SamplingParams(OptionGroup):
             most=2,
         ),
     ] = None
-    """Subtracted from the logit of every token that the caption already holds, from -2 to 2; 0:
-    nothing is. None: as `sampling` says."""
+    """Subtracted from the logit of every token that the caption already contains, from -2 to 2; 0:
+    nothing. None: as `sampling` sets it."""
     no_repeat_ngram: Annotated[
         int, Option("never repeat N tokens in a row", WORDS, "N", least=0, most=1024)
     ] = 0
-    """Runs of so many tokens are never said twice; 0: they may be."""
+    """Length of token sequences that must not repeat; 0: they may."""
     avoid: Annotated[
         tuple[str, ...], Option("words that never occur in captions", TEXT, "W,W")
     ] = ()
-    """Words and phrases that are never said."""
+    """Words and phrases that are never generated."""
     system: Annotated[str, Option("system message", TEXT, "TEXT")] = ""
-    """Text of the system's turn before the question."""
+    """System prompt."""
     start_with: Annotated[str, Option("text that every caption starts with", TEXT, "TEXT")] = ""
-    """Beginning of every caption, from which the model goes on."""
+    """Forced beginning of every caption."""
     retry_loops: Annotated[bool, Option("regenerate captions that repeat themselves", TEXT)] = False
-    """Say a caption that goes round in circles once more, where it may not."""
+    """Regenerate captions that repeat themselves, without repetition."""
     schema: Annotated[str, Option("JSON Schema that every caption follows", TEXT, "F")] = ""
-    """File of a JSON Schema that every caption follows, or its text; empty: none. Read at once, so
-    that it is the text from then on."""
+    """JSON Schema that every caption follows, as a file or as text; empty: none. A file is read at
+    once, so the field then holds the text."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "avoid", tuple(self.avoid))
@@ -104,7 +104,7 @@ class SamplingParams(OptionGroup):
 
     @property
     def is_sampled(self) -> bool:
-        """Return whether chance has a part in it. Of a checkpoint's settings it may have."""
+        """Return whether tokens may be sampled. Settings of a checkpoint may ask for that."""
         if self.temperature == 0:
             return False
         given = any(getattr(self, name) is not None for name in SAMPLING_FIELDS)
@@ -112,8 +112,8 @@ class SamplingParams(OptionGroup):
 
     @property
     def non_defaults(self) -> dict[str, Any]:
-        """Return what is not as by default, for a job, a key and a record; a seed counts only where
-        there is chance."""
+        """Return the settings that differ from their defaults, for a job, a cache key and a record.
+        The seed counts only with sampling."""
         found = {f.name: (getattr(self, f.name), f.default) for f in fields(SamplingParams)}
         non_defaults = {name: value for name, (value, default) in found.items() if value != default}
         if not self.is_sampled:
@@ -124,7 +124,7 @@ class SamplingParams(OptionGroup):
 
     @property
     def key_fields(self) -> list[Any]:
-        """Return what belongs into the key of a caption: nothing where all is as by default."""
+        """Return what enters the cache key of a caption: nothing if all settings are defaults."""
         non_defaults = self.non_defaults
         return [sorted(non_defaults.items())] if non_defaults else []
 
@@ -135,7 +135,7 @@ class SamplingParams(OptionGroup):
 
     @classmethod
     def from_fields(cls, given: Mapping[str, Any]) -> "SamplingParams":
-        """Return the settings that `told` gave."""
+        """Return the settings from the fields that `non_defaults` returned."""
         return cls(**given)
 
 

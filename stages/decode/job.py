@@ -16,13 +16,13 @@ class DecodeItem(NamedTuple):
     """Key of the features."""
     prompt: str
     instead: str = ""
-    """Key of the caption of the second choice."""
+    """Key of the fallback engine's caption, in the fallback namespace."""
     settings: str = ""
-    """Text of the RequestSettings of a request that has some; empty: the job's apply."""
+    """RequestSettings of a server request as text; empty: the job's settings apply."""
     to_context: bool = False
-    """Whether its client asks for no limit: its answer ends where the context does."""
+    """Whether the client sets no token limit: the answer may fill the context."""
     again: bool = False
-    """Whether it is said once more, because it went round in circles."""
+    """Whether this is the retry of a caption that repeated itself."""
     kind: str = ""
     """`video` or `image`."""
 
@@ -35,28 +35,27 @@ class DecodeJob:
     store: str
     features_namespace: str
     namespace: str
-    """Namespace of the captions."""
+    """Cache namespace of the captions."""
     batches: list[list[DecodeItem]]
     max_new_tokens: int
     prefill: int = 0
-    """Tokens of a prompt that the language half reads at once; 0: all."""
+    """Tokens of a prompt that the language half prefills per chunk; 0: all."""
     kv: str = ""
     """Place of the KV cache: `offloaded`, `quantized`, or empty."""
     engine: str
-    """Choice of what makes the captions."""
+    """Engine, or choice between engines, that generates the captions."""
     instead: str = ""
-    """Namespace of the captions of the second choice, whose keys items have as `instead`;
-    empty: the same as of the first."""
+    """Cache namespace of the fallback engine's captions; empty: the same namespace. Items hold the
+    keys in their field `instead`."""
     batch_instead: int = 0
-    """Most chunks of a batch of the second choice, which takes other memory; 0: as they are."""
+    """Maximum batch size of the fallback engine, which needs other memory; 0: unchanged."""
     live: str = ""
-    """Pipe of batches to be captioned as they are told; empty: those of `batches`."""
+    """Pipe with batches to caption as they arrive; empty: caption `batches`."""
     slots: int = 0
-    """Rows that are said at once; 0: as many as a batch has."""
+    """Sequences that are decoded at once; 0: the batch size."""
     generation: SamplingParams = field(default_factory=SamplingParams)
-    """How words are chosen."""
+    """Sampling parameters."""
     said_before: dict[str, int] = field(default_factory=dict)
-    """Key of a member → tokens that were said of its chunk under another prompt, where some
-    were."""
+    """Key of an item → tokens of its chunk's caption under the previous prompt, if known."""
     beyond_context: bool = False
-    """Whether prompts that exceed the model's context are read all the same."""
+    """Whether prompts that exceed the model's context are decoded anyway."""

@@ -13,16 +13,16 @@ from stages.decode.schema_bounds import bounded, closed
 
 COMPACT = (",", ":")
 WHOLE_NUMBERS = 2**63
-"""Size from which a whole number has no place in a column of counts."""
+"""Integers of this size or more do not fit a column of counts."""
 BOUNDS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum")
 KINDS = {"string": "text", "integer": "count", "number": "number", "boolean": "truth"}
-"""Type of a property → what its column holds; of every other it is JSON text."""
+"""Type of a property → column type; every other type becomes JSON text."""
 
 
 @lru_cache(maxsize=8)
 def canonical(text: str) -> str:
-    """Return the one way to write a schema, checked. Keys are sorted, but for those of properties,
-    which are said in their order. Raises UsageError."""
+    """Return the canonical text of a valid schema. Keys are sorted, except property names, whose
+    order is the order of generation. Raises UsageError."""
     try:
         schema = json.loads(text, parse_constant=_no_number)
         if not isinstance(schema, dict):
@@ -38,25 +38,25 @@ def canonical(text: str) -> str:
 
 @lru_cache(maxsize=8)
 def rest_of(text: str) -> RemainingBytes:
-    """Return how many bytes the parts of an answer may take."""
+    """Return the maximum sizes of an answer's parts in bytes."""
     return RemainingBytes(bounded(json.loads(text)))
 
 
 @lru_cache(maxsize=8)
 def columns_of(text: str) -> dict[str, str]:
-    """Return property → what a column of it holds."""
+    """Return property name → column type."""
     return {name: _column(each.schema) for name, each in bounded(json.loads(text)).items()}
 
 
 def fields_of(answer: str) -> dict[str, Any]:
-    """Return what an answer holds, in the order in which it was said."""
+    """Return the fields of an answer, in the order of generation."""
     fields: dict[str, Any] = json.loads(answer)
     return fields
 
 
 def follows(text: str, answer: str) -> bool:
-    """Return whether what a person wrote is an answer that a schema allows. Texts are matched by
-    llguidance, as captions are: Python's `re` may take for ever."""
+    """Return whether an edited answer follows a schema. llguidance matches the strings, as it does
+    for captions: Python's `re` may never finish."""
     from jsonschema import Draft202012Validator, ValidationError
     from jsonschema.validators import extend
 
@@ -74,14 +74,14 @@ def follows(text: str, answer: str) -> bool:
 
 
 def texts_within(answer: str) -> list[str]:
-    """Return the values of an answer as texts, as far as they were said before they were closed."""
+    """Return the values of an answer as texts, without the characters that closed them."""
     values = fields_of(answer).values()
     return [v if isinstance(v, str) else json.dumps(v)[:-1] for v in values]
 
 
 def words_of(text: str, fields: Mapping[str, Any]) -> str | None:
-    """Return an answer in words, of a schema of one property that is a text, or a list of them;
-    None where it says more."""
+    """Return an answer as plain text if the schema has a single property that is a text or a list
+    of texts; otherwise None."""
     columns = columns_of(text)
     if [*columns.values()] not in (["text"], ["texts"]):
         return None
@@ -92,7 +92,7 @@ def words_of(text: str, fields: Mapping[str, Any]) -> str | None:
 
 
 def check_room(text: str, limit: int) -> None:
-    """Raise UsageError where so many tokens need not be enough for an answer."""
+    """Raise UsageError if `limit` tokens may be too few for an answer."""
     needed = rest_of(text).tokens
     if limit < needed:
         raise UsageError(
@@ -102,18 +102,18 @@ def check_room(text: str, limit: int) -> None:
 
 
 def grammar_of(text: str) -> str:
-    """Return the grammar of answers, in one line and without spaces, as llguidance takes it."""
+    """Return the grammar of answers for llguidance: one line, without spaces."""
     from llguidance import LLMatcher
 
     schema = json.dumps(closed(json.loads(text)), ensure_ascii=False, separators=COMPACT)
     try:
         return LLMatcher.grammar_from_json_schema(schema, overrides={"whitespace_flexible": False})
-    except ValueError as error:  # such as a number that is too large for it
+    except ValueError as error:  # such as a number that is too large
         raise _cannot_follow(str(error)) from error
 
 
 def _check_grammar(text: str) -> None:
-    """Raise UsageError for what no grammar can be made of, in its maker's words."""
+    """Raise UsageError, with llguidance's message, for a schema that has no grammar."""
     try:
         from llguidance import LLMatcher
     except ImportError as error:
@@ -138,7 +138,7 @@ def _no_number(name: str) -> Any:
 
 
 def _sorted(node: Any, *, names: bool = False) -> Any:
-    """Return a schema with its keys in one order, but for the names of properties."""
+    """Return a schema with sorted keys; property names keep their order."""
     if isinstance(node, list):
         return [_sorted(each) for each in node]
     if not isinstance(node, dict):
@@ -164,7 +164,7 @@ def _column(schema: Mapping[str, Any]) -> str:
 
 
 def _branches(schema: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
-    """Yield the forms of which a value may have any."""
+    """Yield the alternatives of a value's schema."""
     choices = schema.get("anyOf", schema.get("oneOf"))
     if choices is None:
         yield schema
@@ -173,13 +173,13 @@ def _branches(schema: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
 
 
 def _types(schema: Mapping[str, Any]) -> set[str]:
-    """Return the names of the types that a value of one form may have."""
+    """Return the type names that a value may have."""
     named = {_type(value) for value in _values(schema)}
     return named or ({schema["type"]} if "type" in schema else set())
 
 
 def _values(schema: Mapping[str, Any]) -> list[Any]:
-    """Return the values that are named of a property; none where it has a type alone."""
+    """Return the enumerated values of a property; empty if it has only a type."""
     named: list[Any] = schema.get("enum", [schema["const"]] if "const" in schema else [])
     return named
 

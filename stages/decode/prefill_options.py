@@ -25,42 +25,43 @@ from stages.models.processors.prepare import drop_end_token, prepare, rebuild
 from stages.process.exit_diagnosis import out_of_memory
 
 CHUNKED_FIELDS = {"pooler_output", "deepstack_features"}
-"""Fields of a record that `generate` hands on when it reads in pieces."""
+"""Fields of a feature record that chunked prefill of `generate` passes on."""
 PROBE = "Describe this in detail."
 KV_OPTIONS: dict[str, dict[str, Any]] = {
     "": {},
     "offloaded": {"cache_implementation": "offloaded"},
-    # The one backend that transformers brings itself; in its others, too, bytes would hang on what
-    # is installed.
+    # The one backend within transformers. With other backends the bytes would depend on the
+    # installed packages.
     "quantized": {"cache_implementation": "quantized", "cache_config": {"backend": "fp8"}},
 }
-"""Place of the KV cache → options that `generate` is told."""
+"""Place of the KV cache → keyword arguments of `generate`."""
 TOLERANCES = {torch.float32: 1e-3, torch.float64: 1e-3}
-"""How far pieces may be from the whole, to what is computed, before they are something else."""
+"""Dtype → maximum relative difference between chunked and whole prefill."""
 COARSE_TOLERANCE = 0.04
-"""The same of types with fewer bits."""
+"""Maximum relative difference for dtypes of lower precision."""
 
 
 class PrefillOptions:
-    """The `generate` options of one job: `prefill` tokens of a prompt at once (0: all), and where
-    the KV cache is kept. Raises UsageError for an impossible combination."""
+    """The `generate` options of one job: `prefill` tokens of a prompt per chunk (0: all at once),
+    and the place of the KV cache. Raises UsageError for an impossible combination."""
 
     def __init__(self, prefill: int = 0, kv: str = "", device: str = "cpu") -> None:
         if kv not in KV_OPTIONS:
             raise UsageError(f"kv is {kv}", hint=f"Use one of {', '.join(KV_OPTIONS)[2:]}")
         if kv == "offloaded" and device == "cpu":
             raise UsageError(
-                "a KV cache that is on the CPU cannot be offloaded to it", hint="Leave kv out"
+                "kv offloaded: not supported on a CPU (the KV cache is in host memory already)",
+                hint="Leave kv out",
             )
         self._prefill = prefill
         self._kv = kv
         self._half: Any = None
         self.mode = ""
-        """How the last half reads: `whole`, `generate` or `mlp`; empty before the first."""
+        """Prefill of the last half: `whole`, `generate` or `mlp`; empty before the first."""
 
     def options(self, half: Any, processor: Any, row: FeatureRecord) -> dict[str, Any]:
-        """Return what `generate` is to be told for a batch with rows like this one. It settles the
-        half when it is a new one."""
+        """Return keyword arguments of `generate` for a batch with rows like this one. Selects the
+        prefill mode when the half is a new one."""
         if half is not self._half:
             self._half = half
             self._select_mode(half, processor, row)
@@ -70,7 +71,7 @@ class PrefillOptions:
         return {**KV_OPTIONS[self._kv], **read}
 
     def _select_mode(self, half: Any, processor: Any, row: FeatureRecord) -> None:
-        # Each piece of a prompt would fetch layers that are not on the device anew.
+        # Chunked prefill would load offloaded layers once per chunk.
         if not self._prefill:
             self.mode = "whole"
         elif not offloaded_bytes(half) and chunked_prefill_works(half, processor, row):
@@ -80,8 +81,8 @@ class PrefillOptions:
 
 
 def chunked_prefill_works(half: Any, processor: Any, row: FeatureRecord) -> bool:
-    """Return whether `generate` computes the same in pieces as at once, for a short prompt of this
-    kind."""
+    """Return whether chunked prefill by `generate` gives the same result as whole prefill, for a
+    short prompt with features of this kind."""
     if UNDIVIDED in row.features or choose_route(half).route != "protocol":
         return False
     probe = prepare(processor, noise(row.channel))
@@ -94,12 +95,12 @@ def chunked_prefill_works(half: Any, processor: Any, row: FeatureRecord) -> bool
 
 
 def chunked_prefill_matches(half: Any, inputs: Mapping[str, Any], features: Features) -> bool:
-    """Return whether this prompt, cut within a picture, is the same to `generate` as when it is
-    whole."""
+    """Return whether a prompt that is split inside an image gives the same result as the whole
+    prompt."""
     try:
         cut = {"prefill_chunk_size": _within_a_picture(half, inputs["input_ids"], features)}
         whole, chunked = (generate(half, inputs, features, **o, **_ONE_TOKEN) for o in ({}, cut))
-    except Exception as error:  # a family may refuse in any way what is not its own
+    except Exception as error:  # a model family may raise any error on unsupported input
         if out_of_memory(error) or isinstance(error, NeedsWeights):
             raise
         return False
@@ -114,36 +115,36 @@ _ONE_TOKEN: dict[str, Any] = {
 
 
 def _like(features: Mapping[str, Any], tokens: int) -> dict[str, Any]:
-    """Make records with so many tokens of those of others. Raises ValueError for records that
-    `generate` does not cut."""
+    """Return feature records of the same structure with `tokens` rows. Raises ValueError for
+    records that `generate` does not split."""
     made = {}
     for modality, record in features.items():
         if not _fields_are_cut(record):
-            raise ValueError("fields of the features would be left out")
+            raise ValueError("the features have fields that generate would drop")
         fields = {name: _resized(value, tokens) for name, value in record.items()}
         made[modality] = make_record(type(record), fields)
     return made
 
 
 def _resized(value: Any, tokens: int) -> Any:
-    """Return so many rows, repeated from the start, in a container of the same kind."""
+    """Return `tokens` rows, repeated from the start, in a container of the same type."""
     if isinstance(value, list | tuple) and not isinstance(value[0], torch.Tensor):
         return type(value)(_resized(part, tokens) for part in value)
     if isinstance(value, list | tuple) and value[0].ndim > 2:
-        raise ValueError("features of an unknown arrangement")
+        raise ValueError("unknown feature layout")
     rows = torch.cat([part.reshape(-1, part.shape[-1]) for part in value])
     taken = rows[torch.arange(tokens) % len(rows)]
     return taken.unsqueeze(0) if isinstance(value, torch.Tensor) else type(value)([taken])
 
 
 def _within_a_picture(half: Any, ids: torch.Tensor, features: Mapping[str, Any]) -> int:
-    """Return a length of pieces whose bound lies inside a picture's tokens. Raises ValueError where
-    `generate` would not find those."""
+    """Return a chunk length that ends inside an image's tokens. Raises ValueError if `generate`
+    would not find those tokens."""
     found: list[int] = []
     for modality, record in features.items():
         where = (ids[0] == getattr(half.config, f"{modality}_token_id")).nonzero().flatten()
         if len(where) != count_tokens(record):
-            raise ValueError(f"{modality} features have no token of their own")
+            raise ValueError(f"{modality} features have no placeholder token")
         found += where.tolist()
     return max(1, sorted(found)[len(found) // 2] if found else ids.shape[1] // 2)
 
@@ -153,18 +154,19 @@ def _fields_are_cut(record: Any) -> bool:
 
 
 def _computed(output: Any) -> list[torch.Tensor]:
-    """Return logits of the next token, and the keys of every layer that has any."""
+    """Return the logits of the next token, and the keys of every layer that has some."""
     keys = [getattr(layer, "keys", None) for layer in output.past_key_values.layers]
     return [output.logits[0], *(part for part in keys if part is not None)]
 
 
 def tolerance(dtype: torch.dtype) -> float:
-    """Return how `far` two ways of computing the same may be in numbers of this type."""
+    """Return the maximum `relative_difference` of two equivalent computations in this dtype."""
     return TOLERANCES.get(dtype, COARSE_TOLERANCE)
 
 
 def relative_difference(first: list[torch.Tensor], second: list[torch.Tensor]) -> float:
-    """Return the largest difference of two tensors, to the size of what is in them."""
+    """Return the largest relative difference between two lists of tensors; infinite if shapes
+    differ."""
     if len(first) != len(second):
         return float("inf")
     pairs = [(left.float(), right.float()) for left, right in zip(first, second, strict=True)]
@@ -175,12 +177,13 @@ def relative_difference(first: list[torch.Tensor], second: list[torch.Tensor]) -
 
 
 def _refuse_other_attention(half: Any) -> None:
-    """Raise CannotFit for a half whose cache cannot be quantized: another rung may do."""
+    """Raise CannotFit for a half whose KV cache cannot be quantized. Another fallback rung may
+    work."""
     text = half.config.get_text_config(decoder=True)
     others = sorted(set(getattr(text, "layer_types", None) or ()) - {"full_attention"})
     if half.config.is_encoder_decoder or others:
         found = ", ".join(others) or "an encoder of its own"
         raise CannotFit(
-            f"{type(half).__name__} has {found}: its KV cache cannot be quantized",
+            f"{type(half).__name__} cannot quantize its KV cache (it has {found})",
             hint="Try a smaller batch, or --language-precision int8",
         )

@@ -10,10 +10,11 @@ class PresencePenalty(LogitsProcessor):
     def __init__(self, penalty: float) -> None:
         self._penalty = penalty
         self._prompt_length: int | None = None
-        """Tokens before the first generated one; the first call comes before that."""
+        """Number of tokens before the first generated one, known from the first call."""
 
     def __call__(self, ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        """Return the scores [rows, words] of the tokens that may follow `ids` [rows, tokens]."""
+        """Return the penalized scores, of shape [rows, vocabulary]. `ids` are of shape [rows,
+        tokens]."""
         if self._prompt_length is None:
             self._prompt_length = ids.shape[1]
         seen = torch.zeros_like(scores, dtype=torch.bool)

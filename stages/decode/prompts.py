@@ -18,21 +18,21 @@ class ContextExceeded(UsageError):
 def check_context(
     half: Any, inputs: Mapping[str, Any], new_tokens: int, *, whole: bool = True
 ) -> None:
-    """Raise ContextExceeded for a prompt after which so many tokens would exceed the context; where
-    not the `whole` answer has to fit, for one that leaves no room for a first token."""
+    """Raise ContextExceeded if the prompt and `new_tokens` more tokens exceed the context. Without
+    `whole`, raise it only if there is no room for one more token."""
     left = context_left(half, inputs)
     if left is not None and (new_tokens if whole else 1) > left:
         context, read = context_tokens(half.config), int(inputs["input_ids"].shape[1])
         raise ContextExceeded(
-            f"the model's context is {context:,} tokens, and prompt and pictures are {read:,}, an "
-            f"answer up to {new_tokens:,}",
-            hint="Ask in fewer words, of less, or for a shorter answer",
+            f"the prompt is too long: the model's context is {context:,} tokens, prompt and images "
+            f"take {read:,}, and the answer up to {new_tokens:,}",
+            hint="Use a shorter prompt, fewer images or frames, or a smaller token limit",
         )
 
 
 def context_left(half: Any, inputs: Mapping[str, Any]) -> int | None:
-    """Return the tokens of the context that a prompt leaves for an answer; None: it sets no
-    bound."""
+    """Return the number of tokens that the prompt leaves for the answer; None if the model has no
+    limit."""
     context = 0 if half.config.is_encoder_decoder else context_tokens(half.config)
     return context - int(inputs["input_ids"].shape[1]) if context else None
 
@@ -40,15 +40,15 @@ def context_left(half: Any, inputs: Mapping[str, Any]) -> int | None:
 def prompts_for(
     half: Any, processor: Any, rows: Sequence[Row], prompts: Sequence[str], params: SamplingParams
 ) -> dict[str, Any]:
-    """Return the inputs of `generate` besides pixels, the beginning of the captions in them. Raises
-    UsageError where the model has no place for a system text."""
+    """Return the inputs of `generate` without pixel values, the forced beginning of the captions
+    included. Raises UsageError if the model has no place for a system prompt."""
     inputs = drop_end_token(half, rebuild(processor, rows, prompts, params.system))
     start = start_ids(processor, params)
     return append_ids(half, inputs, start.expand(len(rows), -1)) if start.numel() else inputs
 
 
 def start_ids(processor: Any, params: SamplingParams) -> torch.Tensor:
-    """Return the tokens [1, tokens] that every caption begins with."""
+    """Return the tokens that every caption begins with, of shape [1, tokens]."""
     if not params.start_with:
         return torch.zeros((1, 0), dtype=torch.long)
     ids = processor.tokenizer(params.start_with, add_special_tokens=False)["input_ids"]
@@ -56,8 +56,8 @@ def start_ids(processor: Any, params: SamplingParams) -> torch.Tensor:
 
 
 def append_ids(half: Any, inputs: Mapping[str, Any], ids: torch.Tensor) -> dict[str, Any]:
-    """Return the inputs with a caption's tokens [1, tokens] behind the prompt, or as the beginning
-    of what a decoder says whose prompt goes to an encoder."""
+    """Append caption tokens of shape [1, tokens] to the prompt. If the prompt goes to an encoder,
+    they become the beginning of the decoder's input."""
     if half.config.is_encoder_decoder:
         start = inputs.get(DECODED)
         if start is None:
@@ -66,7 +66,7 @@ def append_ids(half: Any, inputs: Mapping[str, Any], ids: torch.Tensor) -> dict[
         return {**inputs, DECODED: torch.cat([start.expand(len(ids), -1), ids], 1)}
     length = inputs["input_ids"].shape
     added = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    zeros = torch.zeros_like(ids)  # no picture, in whatever else tells of each token
+    zeros = torch.zeros_like(ids)  # no image token, in any other input with one value per token
     return {
         name: torch.cat([value, added.get(name, zeros).to(value.dtype)], 1)
         if getattr(value, "shape", None) == length

@@ -22,11 +22,11 @@ class DecodeRequest(NamedTuple):
     item: DecodeItem
     features: FeatureRecord
     work: PipedRequest[DecodeItem] | None = None
-    """The work that it is of a stage that stays."""
+    """The request as it arrived at a server's worker; None in a batch job."""
 
     @property
     def is_withdrawn(self) -> bool:
-        """Whether nobody wants its words any more."""
+        """Whether the client no longer waits for the caption."""
         return self.work is not None and self.work.is_withdrawn
 
 
@@ -37,57 +37,59 @@ class CaptionOutput(NamedTuple):
     tokens: int
     finish_reason: Ended
     closed_early: bool = False
-    """Whether an answer of a given form was closed early, because its tokens ran out."""
+    """Whether a JSON answer was closed early to fit its token limit."""
     prompt_tokens: int = 0
-    """Tokens of the prompt, those of pictures among them."""
+    """Number of prompt tokens, image tokens included."""
     stopped: bool = False
-    """Whether a stop string ended it."""
+    """Whether the caption ended at a stop string."""
     fault: UsageError | None = None
-    """Why an item has no caption: it cannot be asked so, or its prompt is too long."""
+    """Error in place of a caption: the settings cannot be applied, or the prompt is too long."""
 
     @property
     def meta(self) -> dict[str, Any]:
-        """Return the fields of its record."""
+        """Return the fields of the caption's record."""
         meta = {"caption": self.caption, "tokens": self.tokens, "ended": self.finish_reason}
         return meta | ({"shortened": True} if self.closed_early else {})
 
 
 OnPartial = Callable[[DecodeRequest, str, int], None]
-"""Hears of a chunk the words so far, and how many tokens they are."""
+"""Callback with a request, its partial caption, and the number of tokens so far."""
 
 
 class DecodeEngine(Protocol):
-    """An engine at work on one job."""
+    """A decode engine that runs one job."""
 
     def __init__(self, job: DecodeJob) -> None:
-        """Load what it needs."""
+        """Load the language half and the processor."""
 
     def load_info(self) -> dict[str, Any]:
-        """Return what is worth recording of what was loaded."""
+        """Return notes about what was loaded."""
 
     def resolve_engine(self, request: DecodeRequest) -> str:
-        """Return the name of the engine that will speak, tried on this chunk where it has to be.
-        Raises UsageError where none can."""
+        """Return the name of the engine that will run, after checking it with this request if
+        needed. Raises UsageError if no engine can run."""
 
     def run(
         self, batches: Iterable[Sequence[DecodeRequest]], oom_retry: OomRetry
     ) -> Iterator[tuple[Sequence[DecodeRequest], Sequence[CaptionOutput]]]:
-        """Yield what is said of each chunk, a few at a time. Those that do not fit even alone are
-        left out. Of those that are withdrawn meanwhile something may be yielded, which is no
-        caption.
+        """Yield requests with their captions, a few at a time, in any order.
 
-        To take the next batch claims it, and may wait for another process to end one: who has begun
-        with rows takes it in a thread beside them, or two processes wait for each other.
+        Requests that run out of memory even alone are left out. For a request that is withdrawn
+        meanwhile, an incomplete caption may be yielded.
+
+        `next()` on `batches` claims a batch, and may wait for another process to finish one. An
+        engine with running sequences calls it on a thread. Otherwise two processes could wait for
+        each other.
         """
 
     def generate_batch(self, request: Sequence[DecodeRequest]) -> Sequence[CaptionOutput]:
-        """Return what is said of these, all at once. Raises what an allocator raises."""
+        """Return the captions of these requests, generated at once. Raises out-of-memory errors."""
 
     def set_on_partial(self, on_partial: OnPartial) -> None:
-        """Have `listen` told what a row has said so far, while it is said, where that can be."""
+        """Set the callback that gets partial captions. An engine without streaming ignores it."""
 
     def run_stats(self) -> dict[str, Any]:
-        """Return what is worth recording at the end."""
+        """Return notes about the finished run."""
 
 
 @runtime_checkable
@@ -95,4 +97,4 @@ class PromptChecker(Protocol):
     """An engine that can tell before prefill whether a prompt fits the model."""
 
     def refusal(self, request: DecodeRequest) -> UsageError | None:
-        """Return why a chunk's prompt is too long for the model; None where it is not."""
+        """Return the error of a prompt that is too long for the model, or None."""

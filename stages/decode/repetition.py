@@ -6,16 +6,16 @@ from artifacts.captions import Ended
 from stages.decode.generation import SamplingParams
 
 TIMES = 3
-"""Times that the same has to be said at the end of a caption."""
+"""Number of repetitions at the end of a caption that count as repetitive."""
 LETTERS = 40
-"""Letters at least that those times have together: `ha ha ha` is no circle."""
+"""Minimum number of characters of these repetitions together: `ha ha ha` is too short."""
 PENALTY, NGRAM = 1.1, 4
-"""How a caption is said again: words said before are less likely, and no four tokens come twice."""
+"""Parameters of the retry: a repetition penalty, and no four tokens twice."""
 
 
 def is_repetitive(text: str, finish_reason: Ended) -> bool:
-    """Return whether a caption was cut while it said the same over and over, the last time maybe
-    in part."""
+    """Return whether a caption reached its token limit while it repeated the same text. The last
+    repetition may be incomplete."""
     return finish_reason == "length" and any(
         _repeated(text, period) >= max(TIMES * period, LETTERS)
         for period in range(1, len(text) // TIMES + 1)
@@ -23,8 +23,7 @@ def is_repetitive(text: str, finish_reason: Ended) -> bool:
 
 
 def _repeated(text: str, period: int) -> int:
-    """Return how many letters at the end repeat those one period before, with the first of
-    them."""
+    """Return how many characters at the end are periodic, the first period included."""
     count = 0
     for now, before in zip(reversed(text), reversed(text[:-period]), strict=False):
         if now != before:
@@ -34,7 +33,7 @@ def _repeated(text: str, period: int) -> int:
 
 
 def retry_params(params: SamplingParams) -> SamplingParams:
-    """Return how words are chosen when a caption is said again."""
+    """Return the sampling parameters for a retry."""
     return replace(
         params,
         repetition_penalty=max(params.repetition_penalty or 1.0, PENALTY),

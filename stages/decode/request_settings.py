@@ -15,11 +15,11 @@ class RequestSettings:
     max_new_tokens: int
     generation: SamplingParams = field(default_factory=SamplingParams)
     stop: tuple[str, ...] = ()
-    """Strings at whose first occurrence a caption ends; they do not belong to it."""
+    """Stop strings; a caption ends before the first one."""
 
     @property
     def text(self) -> str:
-        """Return them as JSON text that equal settings share: for an item, and for a cache key."""
+        """Return the settings as canonical JSON, for an item and for a cache key."""
         fields = {
             "generation": self.generation.non_defaults,
             "max_new_tokens": self.max_new_tokens,
@@ -43,7 +43,7 @@ def cut_at(text: str, stop: Sequence[str]) -> str:
 
 
 def held_back(text: str, stop: Sequence[str]) -> int:
-    """Return how many letters at the end of a text may be the beginning of a stop string."""
+    """Return how many characters at the end of a text may be the beginning of a stop string."""
     longest = max(map(len, stop), default=1) - 1
     tails = range(min(longest, len(text)), 0, -1)
     return next((n for n in tails if any(each.startswith(text[-n:]) for each in stop)), 0)

@@ -52,11 +52,11 @@ from stages.process.live import PipedRequest, RequestBatches
 from stages.process.report import EventReporter
 
 CHECK_LETTERS = 500
-"""Letters of the prompt by which an engine is tried."""
+"""Maximum number of characters of the prompt in the check before use."""
 
 
 def serve_requests(job: DecodeJob, report: EventReporter) -> None:
-    """Publish and tell a caption for each member that is told."""
+    """Caption the requests that arrive over the job's pipe: publish each caption and send it."""
     first, store = engines_for(job.engine)[0], open_store(job.store)
     features = RecordSet(store, "features", job.features_namespace)
     answers = [RecordSet(store, "captions", n) for n in (job.namespace, job.instead) if n]
@@ -65,7 +65,7 @@ def serve_requests(job: DecodeJob, report: EventReporter) -> None:
     report.note(ready=True, **engine.load_info())
 
     def read(batch: list[PipedRequest[DecodeItem]]) -> list[DecodeRequest]:
-        return [requests for work in batch for requests in _read(features, work, report)]
+        return [request for work in batch for request in _read(features, work, report)]
 
     batches = iter(RequestBatches(job.live, DecodeItem))
     faults = ItemFaults(STAGE, refuse_request(report))
@@ -83,29 +83,29 @@ def serve_requests(job: DecodeJob, report: EventReporter) -> None:
         answers.reverse()
     is_other = spec is not first and bool(job.instead)
 
-    def publish_output(one: DecodeRequest, outputs: CaptionOutput) -> None:
-        if one.is_withdrawn:  # it may have been left off
+    def publish_output(one: DecodeRequest, output: CaptionOutput) -> None:
+        if one.is_withdrawn:  # its caption may be incomplete
             return
-        if outputs.fault is not None:
-            fault = outputs.fault
+        if output.fault is not None:
+            fault = output.fault
             kind = TOO_LONG if isinstance(fault, ContextExceeded) else UNSUPPORTED
             report.failure(one.item.key, kind, fault.message, fault.hint)
             return
-        more = {"prompt_tokens": outputs.prompt_tokens, "stopped": outputs.stopped}
+        more = {"prompt_tokens": output.prompt_tokens, "stopped": output.stopped}
         record = Record(
             key=one.item.instead if is_other else one.item.key,
-            meta=outputs.meta | more | spec.meta,
+            meta=output.meta | more | spec.meta,
         )
         answers[0].publish([record])
         answers[0].leave([record.key])
         report.send(
             CaptionProgress(
                 key=one.item.key,
-                caption=outputs.caption,
-                tokens=outputs.tokens,
-                ended=outputs.finish_reason,
-                prompt_tokens=outputs.prompt_tokens,
-                stopped=outputs.stopped,
+                caption=output.caption,
+                tokens=output.tokens,
+                ended=output.finish_reason,
+                prompt_tokens=output.prompt_tokens,
+                stopped=output.stopped,
             )
         )
 
@@ -114,55 +114,54 @@ def serve_requests(job: DecodeJob, report: EventReporter) -> None:
 
     engine.set_on_partial(send_partial)
     oom_retry = OomRetry(report, lambda: engine.generate_batch(requests[:1]), faults)
-    prefetch_requests = (found for _, found in prefetched(batches, read))
-    with contextlib.closing(prefetch_requests):
-        for some, outputs in engine.run(
-            filter(None, chain([requests], prefetch_requests)), oom_retry
-        ):
+    later_batches = (found for _, found in prefetched(batches, read))
+    with contextlib.closing(later_batches):
+        request_batches = filter(None, chain([requests], later_batches))
+        for some, outputs in engine.run(request_batches, oom_retry):
             for one, output in zip(some, outputs, strict=True):
                 publish_output(one, output)
 
 
-def _shorten_prompt(requests: DecodeRequest) -> DecodeRequest:
-    """Return the same with a prompt of a usual length: who asks first is not to decide how long a
-    trial takes."""
-    item = requests.item._replace(prompt=requests.item.prompt[:CHECK_LETTERS])
-    return requests._replace(item=item, work=None)
+def _shorten_prompt(request: DecodeRequest) -> DecodeRequest:
+    """Return the request with a shortened prompt, so that the first request's prompt does not
+    decide how long the check takes."""
+    item = request.item._replace(prompt=request.item.prompt[:CHECK_LETTERS])
+    return request._replace(item=item, work=None)
 
 
 def _read(
     features: RecordSet, work: PipedRequest[DecodeItem], report: EventReporter
 ) -> Iterator[DecodeRequest]:
-    """Yield what is asked of one chunk, unless its features are gone."""
+    """Yield a request with its features. If they are missing or damaged, report a failure."""
     key = work.item.features
     try:
         if key not in features:
             features.find([key])
         if key not in features:
             features.refresh()
-        if key not in features:  # it was left, and others of its pack were not
+        if key not in features:  # dropped here, while other records of its pack were kept
             features.leave(features.keys())
             features.refresh()
         features_record = read_features(features, key)
         features.leave([key])
         yield DecodeRequest(work.item, features_record, work)
     except (PenstockError, RecordGone) as error:
-        hint = "Ask again: it is encoded anew"
+        hint = "Send the request again: its media is encoded again"
         report.failure(work.item.key, "gone", getattr(error, "message", str(error)), hint)
 
 
 def warm(job_fields: dict[str, Any]) -> None:
-    """Import what the engine and its model need, before what the stage takes is counted."""
-    job = parse_job(DecodeJob, {**job_fields, "batches": []})  # of 100,000 items
+    """Import what the engine and its model need, before the stage's memory is measured."""
+    job = parse_job(DecodeJob, {**job_fields, "batches": []})  # without parsing 100,000 items
     for spec in engines_for(job.engine):
         resolve_name(spec.entry)
-    if job.generation.schema or job.live:  # which any request may ask for
+    if job.generation.schema or job.live:  # any request may have a schema
         resolve_name("stages.decode.constraint")
     warm_model(job_fields)
 
 
 def run(job_fields: dict[str, Any], report: EventReporter) -> None:
-    """Publish a caption for each member of `batches` that has none."""
+    """Publish a caption for each item of `batches` that has neither a caption nor a failure."""
     job = parse_job(DecodeJob, job_fields)
     if job.live:
         serve_requests(job, report)
@@ -183,19 +182,19 @@ def run(job_fields: dict[str, Any], report: EventReporter) -> None:
 
     def read(batch: Batch) -> list[DecodeRequest]:
         try:
-            keys = {item.features for item in batch}  # several may ask of one chunk
+            keys = {item.features for item in batch}  # several prompts may use the same chunk
             feature_records = {key: read_features(features, key) for key in keys}
             return [DecodeRequest(item, feature_records[item.features]) for item in batch]
         except RecordGone as error:
             keys = {item.features for batch in batches for item in batch}
             quarantine_packs(store, features, keys)
             raise DamagedRecord(
-                f"{error.message}; the features are set aside in {store.url}/{QUARANTINE}",
-                hint="Run the same command again: it encodes them anew",
+                f"{error.message}; the features were moved to {store.url}/{QUARANTINE}",
+                hint="Run the same command again to encode them",
             ) from error
 
     faults = DecodeFaults(job.batches, answers, report)
-    samples = (requests for sample in samples_of(batches, answers) for requests in read(sample))
+    samples = (request for sample in samples_of(batches, answers) for request in read(sample))
     name, raised = resolve_engine(engine, faults.within_context(engine, samples), faults.items)
     if name is None:
         faults.items.close()
@@ -259,29 +258,29 @@ def run(job_fields: dict[str, Any], report: EventReporter) -> None:
     report.note(**engine.run_stats())
 
 
-def _record(
-    extra_fields: dict[str, Any], requests: DecodeRequest, outputs: CaptionOutput
-) -> Record:
-    """Return the caption as it is stored; one that was said again says so, and how that ended."""
-    meta = outputs.meta | extra_fields
-    if requests.item.again:
-        meta |= {"retried": "loop", "loops": _is_repetitive(outputs)}
-    return Record(key=requests.item.key, meta=meta)
+def _record(extra_fields: dict[str, Any], request: DecodeRequest, output: CaptionOutput) -> Record:
+    """Return the record of a caption. A retried caption notes the retry, and whether it repeats
+    itself again."""
+    meta = output.meta | extra_fields
+    if request.item.again:
+        meta |= {"retried": "loop", "loops": _is_repetitive(output)}
+    return Record(key=request.item.key, meta=meta)
 
 
-def _is_repetitive(outputs: CaptionOutput) -> bool:
-    """Return whether a caption goes round in circles; an answer that was closed early, whether one
-    of its values does."""
-    if outputs.closed_early:
-        return any(is_repetitive(text, "length") for text in texts_within(outputs.caption))
-    return is_repetitive(outputs.caption, outputs.finish_reason)
+def _is_repetitive(output: CaptionOutput) -> bool:
+    """Return whether a caption repeats itself; for an answer that was closed early, whether one of
+    its values does."""
+    if output.closed_early:
+        return any(is_repetitive(text, "length") for text in texts_within(output.caption))
+    return is_repetitive(output.caption, output.finish_reason)
 
 
 def quarantine_packs(store: Store, record_set: RecordSet, keys: set[str]) -> None:
-    """Move whole packs of features out of the way, so that what is in them is made again. All go at
-    once, because what is wrong with one of a namespace is wrong with the others."""
+    """Quarantine every pack of features that holds one of these keys, so that they are encoded
+    again. All packs go at once, because a record that cannot be read means that the others of its
+    cache namespace cannot be read either."""
     for name in list(store.list(record_set.folder)):
-        # Another run may have set it aside, or another reader.
+        # Another process may have quarantined it already.
         with contextlib.suppress(FileNotFoundError, DamagedRecord):
             if any(key in keys for key, _ in read_header(store, name)):
                 quarantine(store, name)

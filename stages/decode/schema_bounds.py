@@ -1,10 +1,9 @@
 """Bounds the length of the rest of an answer under a JSON Schema, and rewrites the schema so that
 the bound exists.
 
-An answer must end before its tokens run out, wherever in it that is noticed. From some point on it
-takes the bytes that close it first, by the ranks in `closing.py`; the bounds here hold for that
-order. They need objects with known properties, no recursion, and no string whose end has to be
-searched.
+An answer must end before its tokens run out. From some point on it takes the bytes that close it
+first, by the ranks in `closing.py`; the bounds here hold for that order. They need objects with
+known properties, no recursion, and no string whose end has to be searched.
 """
 
 import json
@@ -19,33 +18,34 @@ ANNOTATIONS = frozenset(
     {"$schema", "$id", "$comment", "$defs", "definitions", "title", "description", "default"}
     | {"examples", "deprecated", "readOnly", "writeOnly"}
 )
-"""Keywords that say nothing of an answer's form."""
+"""Keywords that do not restrict an answer."""
 WITHIN = frozenset({"properties", "items", "anyOf", "oneOf"})
-"""Keywords that hold schemas of their own."""
+"""Keywords that hold nested schemas."""
 UNBOUNDED = frozenset(
     {"allOf", "not", "if", "then", "else", "patternProperties", "propertyNames", "prefixItems"}
     | {"minProperties", "maxProperties", "dependentRequired", "dependentSchemas", "dependencies"}
     | {"contains", "uniqueItems", "additionalItems", "unevaluatedProperties", "unevaluatedItems"}
     | {"$dynamicRef", "$recursiveRef"}
 )
-"""Keywords that are refused: of what they ask, no answer can be closed for certain."""
+"""Rejected keywords: an answer under them cannot be closed with certainty."""
 
 
 MAX_LETTERS = 1 << 20
-"""Letters of a schema in which every reference is written out."""
+"""Maximum size of a schema in characters after its references are expanded."""
 
 MAX_REFERENCES = 100
-"""References that lead to one place through each other."""
+"""Maximum depth of references that lead to one place."""
 
 
 @dataclass(kw_only=True, slots=True)
 class SchemaRoom:
-    """How much longer a schema may become while its references are expanded."""
+    """The number of characters that a schema may still grow while its references are expanded."""
 
     left: int = MAX_LETTERS
 
     def take(self, node: Mapping[str, Any]) -> None:
-        """Note that a node stands in the schema, without those inside it. Raises UsageError."""
+        """Count a node of the schema without its nested nodes. Raises UsageError above the
+        limit."""
         own = {name: value for name, value in plain(node).items() if name not in WITHIN}
         names = node.get("properties")
         self.left -= len(json.dumps([own, [*names] if isinstance(names, Mapping) else 0]))
@@ -63,9 +63,9 @@ class SchemaPlace:
 
     root: Mapping[str, Any]
     path: str
-    """Its properties from the outermost object on, with points between them."""
+    """Its property names from the outermost object on, joined with dots."""
     references: tuple[str, ...] = ()
-    """References that led here."""
+    """References that led to this location."""
     room: SchemaRoom = field(default_factory=SchemaRoom, repr=False, compare=False)
 
     def at(self, name: str) -> "SchemaPlace":
@@ -77,7 +77,7 @@ class SchemaPlace:
 
 
 def resolve_ref(node: Any, place: SchemaPlace) -> tuple[Mapping[str, Any], SchemaPlace]:
-    """Return what a reference leads to, or the node itself."""
+    """Follow references, and return the node with its location."""
     while isinstance(node, Mapping) and "$ref" in node:
         reference = node["$ref"]
         if more := sorted(node.keys() - ANNOTATIONS - {"$ref"}):
@@ -112,34 +112,34 @@ def _pointed(reference: str, place: SchemaPlace) -> Any:
 
 
 def plain(node: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what of a schema says something of an answer's form."""
+    """Return the keywords of a schema that restrict an answer."""
     return {name: value for name, value in node.items() if name not in ANNOTATIONS}
 
 
 EXACT = 2**53 - 1
-"""Largest size of numbers, where a schema says no other: programs of all languages read them."""
+"""Default bound of numbers: every language represents integers up to it exactly."""
 CHARACTER = 6
-"""Most bytes of one character of a text: `\\u000a`."""
+"""Maximum size of one character in bytes: `\\u000a`."""
 ROUGH = ("minimum", "maximum")
-"""Keywords of bounds that numbers with a point are kept to."""
+"""Keywords that bound numbers with a decimal point."""
 FORMATS = {"date": 12, "time": 40, "date-time": 60, "uuid": 38}
-"""Formats of texts → most bytes that are left of one."""
+"""Format of a string → maximum size of its rest in bytes."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Bounded:
-    """A schema of one value under which an answer can always be ended in time."""
+    """The schema of one value under which an answer can always be ended in time."""
 
     schema: dict[str, Any]
-    """The schema, references put in, objects closed, numbers bounded."""
+    """The schema with references expanded, objects closed and numbers bounded."""
     max_bytes: int
-    """Most bytes that the rest of its value takes, from wherever in it."""
+    """Maximum size of the rest of the value in bytes, from any position in it."""
     fixed: bool = False
-    """Whether no text of it is longer than that, so that the model may always choose."""
+    """Whether every value is at most that long, so the model may always choose freely."""
 
 
 def bounded(root: Mapping[str, Any]) -> dict[str, Bounded]:
-    """Return the schemas of an object's properties by name, in order. Raises UsageError."""
+    """Return the bounded schemas of an object's properties by name, in order. Raises UsageError."""
     place = SchemaPlace(root, "")
     node = resolve_ref(root, place)[0]
     if node.get("type") != "object" or not node.get("properties"):
@@ -147,18 +147,18 @@ def bounded(root: Mapping[str, Any]) -> dict[str, Bounded]:
             "it is not of an object with properties", 'Begin with {"type": "object", …'
         )
     _object(node, place)
-    place = replace(place, room=SchemaRoom())  # the same is gone through once more
+    place = replace(place, room=SchemaRoom())  # the same references are expanded once more
     return {name: _value(each, place.at(name)) for name, each in node["properties"].items()}
 
 
 def closed(root: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the whole schema as a grammar is made of it. Raises UsageError."""
+    """Return the whole schema as input for the grammar. Raises UsageError."""
     place = SchemaPlace(root, "")
     return _object(resolve_ref(root, place)[0], place).schema
 
 
 def longest(value: Any) -> int:
-    """Return the most bytes in which a grammar writes a value."""
+    """Return the maximum size of a value in bytes, as the grammar writes it."""
     if isinstance(value, Mapping):
         return (
             1 + sum(longest(name) + longest(each) + 2 for name, each in value.items()) + (not value)
@@ -168,7 +168,7 @@ def longest(value: Any) -> int:
     if isinstance(value, float):
         return max(len(repr(value)), _digits(value))
     text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
-    # Each `\n` may be `\u000a` as well.
+    # Each `\n` may be written as `\u000a`, too.
     return len(text.encode()) + (CHARACTER - 1) * (text.count("\\") + text.count("\x7f"))
 
 
@@ -255,7 +255,7 @@ def _number(node: Mapping[str, Any], place: SchemaPlace) -> Bounded:
     low = [name for name in ("minimum", "exclusiveMinimum") if name in node]
     high = [name for name in ("maximum", "exclusiveMaximum") if name in node]
     if node["type"] == "number":
-        # llguidance 1.9.1 says 1500 where more than that and less than 1500.5 is asked for.
+        # llguidance 1.9.1 generates 1500 for numbers above 1500 and below 1500.5.
         if out := [n for n in (*low, *high, "multipleOf") if n not in ROUGH and n in node]:
             raise place.error(f"{out[0]} is not supported of numbers", "Use minimum and maximum")
     elif "multipleOf" in node and not (low and high):
@@ -267,7 +267,7 @@ def _number(node: Mapping[str, Any], place: SchemaPlace) -> Bounded:
     bounds |= {} if high else {"maximum": max([EXACT, *values])}
     steps = [node["multipleOf"]] if "multipleOf" in node else []
     longest_bound = max((_digits(value) for value in (*values, *steps)), default=0)
-    # One digit closes, behind a sign and a point, as long as nobody bounds it.
+    # An unbounded number is closed by one digit, after a sign and a point.
     return Bounded(
         schema=plain(node) | bounds, max_bytes=4 + longest_bound + len(steps) * longest_bound
     )
@@ -293,7 +293,7 @@ def _is_key(name: Any, properties: Mapping[str, Any]) -> bool:
 
 
 def _digits(value: float) -> int:
-    """Return how many letters a number has when it is written out."""
+    """Return the number of characters of a number that is written out."""
     return len(f"{Decimal(repr(value)):f}")
 
 

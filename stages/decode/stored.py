@@ -8,13 +8,13 @@ from stages.models.halves.records import FeatureRecord
 
 
 def read_features(record_set: RecordSet | RecordUnion, key: str) -> FeatureRecord:
-    """Read what was stored of one chunk. Raises DamagedRecord when it is gone, RecordGone when this
-    version of transformers cannot take it."""
+    """Read the features of one chunk. Raises DamagedRecord if they are gone, and RecordGone if this
+    version of transformers cannot load them."""
     try:
         record = record_set.read(key)
     except KeyError as error:
         raise DamagedRecord(
-            f"the features {key[:12]}… are no longer in the store",
-            hint="Run the same command again: it encodes them anew",
+            f"features {key[:12]}…: not in the store any more",
+            hint="Run the same command again to encode them",
         ) from error
     return FeatureRecord.from_tree(unpack_tree(record.meta["tree"], record.payload))

@@ -25,10 +25,10 @@ from stages.models.halves.records import FeatureRecord
 from stages.models.processors.prepare import drop_end_token, rebuild
 
 KEEP = "logits_to_keep"
-"""Name by which most classes are told of how many positions logits are wanted."""
+"""Name of the argument that limits the computed logits, in most model classes."""
 _collector: ContextVar[list[torch.Tensor] | None] = ContextVar("_taker", default=None)
-"""List of the call that computes now: calls that cross layers together take turns, each in a
-context of its own, and the hooks of all of them are there."""
+"""List that the current call's hooks append to. Calls in layer lockstep take turns, each in a
+context of its own, and the hooks of all calls are installed at once."""
 
 
 class ForcedCaption(NamedTuple):
@@ -41,14 +41,14 @@ class ForcedCaption(NamedTuple):
 
 
 def caption_of(processor: Any, row: FeatureRecord, prompt: str, text: str) -> ForcedCaption:
-    """Return a caption in tokens."""
+    """Return a caption with its tokens."""
     ids = processor.tokenizer(text, add_special_tokens=False, return_tensors="pt")["input_ids"]
     return ForcedCaption(row, prompt, ids.long())
 
 
 def forced_logits(half: Any, processor: Any, caption: ForcedCaption) -> torch.Tensor:
-    """Return the logits [tokens + 1, vocabulary] of each token of a caption and of what follows it,
-    in 32 bit on the host. Raises UsageError for a half that cannot be asked so."""
+    """Return the logits of each token of a caption and of the token after it, in fp32 on the host,
+    of shape [tokens + 1, vocabulary]. Raises UsageError for a half that does not return logits."""
     row, prompt, ids = caption
     inputs = append_ids(half, drop_end_token(half, rebuild(processor, [row], [prompt])), ids)
     features = Features(row.features, row.needs, row.blank)
@@ -57,15 +57,15 @@ def forced_logits(half: Any, processor: Any, caption: ForcedCaption) -> torch.Te
         generate(half, inputs, features, max_new_tokens=1)
     if not collected or collected[-1].shape[1] < count:
         raise UsageError(
-            f"{type(half).__name__} does not tell what it expects at each word",
-            hint="Its checkpoint in few bits cannot be judged; --accept takes it all the same",
+            f"{type(half).__name__} does not return logits for each token of a caption",
+            hint="Its quantized checkpoint cannot be compared; use --accept to export it anyway",
         )
     return collected[-1][0, -count:].float().cpu()
 
 
 def forced_logits_stepwise(half: Any, processor: Any, caption: ForcedCaption) -> torch.Tensor:
-    """Return the same, a pass a token: of a half that looks at all of its prompt at each of its
-    places, and would see what is coming if the caption stood there."""
+    """Return the same logits, computed with one pass per token. A half with bidirectional attention
+    over its prompt would otherwise see the caption."""
     row, prompt, ids = caption
     inputs = drop_end_token(half, rebuild(processor, [row], [prompt]))
     features = Features(row.features, row.needs, row.blank)
@@ -76,7 +76,7 @@ def forced_logits_stepwise(half: Any, processor: Any, caption: ForcedCaption) ->
 
 
 def is_bidirectional(half: Any, processor: Any, caption: ForcedCaption) -> bool:
-    """Tell whether what a half expects first hangs on the caption that follows."""
+    """Return whether the first logits depend on the caption that follows."""
     if caption.ids.shape[1] < 2:
         return False
     short = caption._replace(ids=caption.ids[:, :1])
@@ -101,8 +101,8 @@ class _Dictated:
 
 @contextmanager
 def last_logits(half: Any, count: int) -> Iterator[list[torch.Tensor]]:
-    """Have the last `count` positions' logits computed, and yield a list that they come into; the
-    last of it is what the outermost model says."""
+    """Compute the logits of the last `count` positions. Yields a list that collects them; its last
+    entry comes from the outermost model."""
     collected: list[torch.Tensor] = []
     _collector.set(collected)
 
@@ -110,7 +110,8 @@ def last_logits(half: Any, count: int) -> Iterator[list[torch.Tensor]]:
         return (args, {**given, KEEP: count}) if _collector.get() is collected else None
 
     def last_positions(_: Any, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
-        # In one piece: of a slice of several rows, a CPU's product in 16 bit unpacks all weights.
+        # Contiguous: for a slice of several rows, a CPU's 16-bit matrix product unpacks all
+        # weights.
         return (
             (args[0][:, -count:].contiguous(), *args[1:]) if _collector.get() is collected else None
         )

@@ -4,7 +4,7 @@ from stages.embed.job import EmbedJob
 from stages.process.stage import StageSpec
 
 OUTPUT_VERSION = 1
-"""Raised when this stage's own output changes for the same inputs; part of every key below it."""
+"""Increased when this stage's output changes for the same inputs; part of every later cache key."""
 STAGE = StageSpec(
     name="embed",
     reads="frames",

@@ -12,8 +12,8 @@ class EmbedJob(EncodingJob):
     """Chunks to embed, one vector per frame."""
 
     tiles: str = OFF
-    """Squares that pictures are cut in, each of which gets a vector too."""
+    """Tiling of images; each tile gets a vector, too."""
     edge: int = 0
     """Side of the model's input in pixels."""
     pictures: int = FRAMES_A_BATCH
-    """Most parts of a picture that go through the half at once."""
+    """Maximum number of tiles per pass through the half."""

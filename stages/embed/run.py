@@ -31,7 +31,7 @@ from stages.process.report import EventReporter
 
 
 def run(job_fields: dict[str, Any], report: EventReporter) -> None:
-    """Publish the vectors of each chunk of `batches` that has none, or why it cannot have any."""
+    """Publish the missing vectors or failures of all chunks."""
     job = parse_job(EmbedJob, job_fields)
     cut = job.tiles != OFF
     spec = EncodeSpec(
@@ -46,14 +46,14 @@ def run(job_fields: dict[str, Any], report: EventReporter) -> None:
 
 
 def read_pictures(record_set: RecordSet, processor: Any, item: EncodeItem) -> Prepared | Refusal:
-    """Read the frames of one chunk, each a picture of its own to the encoder."""
+    """Read the frames of one chunk, each as a separate image."""
     return read_chunk(record_set, item, lambda clip: prepare_images(processor, clip))
 
 
 def read_parts(
     job: EmbedJob, record_set: RecordSet, processor: Any, item: EncodeItem
 ) -> Prepared | Refusal:
-    """Read one picture, and the parts that it is cut in."""
+    """Read one image and its tiles."""
     if item.kind != "image":
         return read_pictures(record_set, processor, item)
 
@@ -67,7 +67,7 @@ def read_parts(
 def encode_parts(
     half: Any, batches: Sequence[Sequence[Prepared]], max_parts: int
 ) -> list[list[FeatureRecord]]:
-    """Do as `encode_batches` for rows of many pictures, of which at most so many go together."""
+    """Encode like `encode_batches`, but at most `max_parts` images of a row per pass."""
     rows = [row for batch in batches for row in batch]
     pieces = [_pieces(row, max_parts) for row in rows]
     made = iter(encode_batches(half, [[piece] for found in pieces for piece in found]))
@@ -96,6 +96,6 @@ def _joined(row: Prepared, made: Sequence[FeatureRecord]) -> FeatureRecord:
 
 
 def record_of(key: str, row: FeatureRecord) -> Record:
-    """Return the record of a chunk's vectors, as the model gives them: they are not normalized."""
+    """Return the record of a chunk's vectors, which are not normalized."""
     vectors: torch.Tensor = row.features["image"]["pooler_output"]
     return vector_record(key, vectors.float().cpu().numpy())

@@ -4,7 +4,7 @@ from stages.embed_texts.job import TextsJob
 from stages.process.stage import StageSpec
 
 OUTPUT_VERSION = 1
-"""Raised when this stage's own output changes for the same inputs; part of every key below it."""
+"""Increased when this stage's output changes for the same inputs; part of every later cache key."""
 STAGE = StageSpec(
     name="embed_texts",
     reads="",
@@ -18,4 +18,4 @@ STAGE = StageSpec(
     verb="reading texts",
 )
 TEXTS_A_BATCH = 64
-"""Texts that go through the text half at once, where they fit."""
+"""Maximum number of texts per pass through the text half."""

@@ -20,12 +20,12 @@ class TextsJob:
     half: HalfJob
     store: str
     namespace: str
-    """Namespace of what is made of them."""
+    """Cache namespace of the vectors."""
     key: str = ""
-    """Key of the record that is made."""
+    """Key of the record."""
     groups: list[list[str]] = field(default_factory=list)
-    """Texts of which one vector each is made: all that say the same in other words."""
+    """Groups of texts with the same meaning; each group gets one vector."""
     batch: int
-    """Texts that go through the half at once."""
+    """Number of texts per pass through the half."""
     live: str = ""
-    """Pipe of lists of TextsItem, which are then told instead, as they come."""
+    """Pipe with lists of TextsItem to embed as they arrive; empty: embed `groups`."""

@@ -24,10 +24,10 @@ from stages.process.live import read_requests
 from stages.process.report import EventReporter
 
 PROBES = 6
-"""Vectors for which logits are asked."""
+"""Number of vectors whose logits are fitted."""
 EXACT, ROUNDED = 1e-5, 8.0
-"""Residual that counts as none: as a share of the largest logit, and in units of a dtype's last
-place where that is more."""
+"""Maximum residual of the fit: a share of the largest logit, or units in the last place of the
+dtype, whichever is larger."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -39,11 +39,11 @@ class LogitScale:
 
 
 def fit_logit_scale(half: Any, inputs: Mapping[str, Any], vectors: torch.Tensor) -> LogitScale:
-    """Return the line of a model; `vectors` are those of the texts in `inputs`. Raises UsageError
-    for a model without one."""
+    """Fit the scale and bias of a model's logits. `vectors` are those of the texts in `inputs`.
+    Raises UsageError for a model with another formula."""
     texts = vectors.double().cpu()
     drawn = torch.randn(PROBES, texts.shape[1], generator=torch.Generator().manual_seed(0))
-    # Part of each goes the way of a text, so that cosines of every size are among them.
+    # Mix each probe with a text's direction, so that cosines of every size occur.
     share = torch.linspace(-1, 1, PROBES)[:, None]
     towards = texts[torch.arange(PROBES) % len(texts)].float()
     length = towards.norm(dim=1, keepdim=True)
@@ -58,7 +58,7 @@ def fit_logit_scale(half: Any, inputs: Mapping[str, Any], vectors: torch.Tensor)
     allowed = max(EXACT, ROUNDED * torch.finfo(half.dtype).eps) * max(
         1.0, values.abs().max().item()
     )
-    if not residual <= allowed:  # nor where it is no number
+    if not residual <= allowed:  # also fails for NaN
         raise UsageError(
             f"{type(half).__name__} makes its scores by another formula than a scale and a bias "
             f"(off by {residual:.2g})",
@@ -69,7 +69,7 @@ def fit_logit_scale(half: Any, inputs: Mapping[str, Any], vectors: torch.Tensor)
 
 
 ALIKE = 0.999
-"""Least cosine of two vectors that count as those of one text."""
+"""Minimum cosine of two vectors of the same text."""
 PROBE_TEXT = "a photo of a cat"
 
 
@@ -79,12 +79,12 @@ class TextReader:
     def __init__(self, processor: Any, half: Any) -> None:
         self._processor = processor
         self.max_tokens = max_text_tokens(processor, half)
-        """Most tokens of a text; 0: no limit is known."""
+        """Maximum number of tokens of a text; 0: unknown."""
         self.padded = self._depends_on_padding(half)
-        """Whether texts are filled up to that."""
+        """Whether texts are padded to that length."""
 
     def inputs(self, texts: Sequence[str], *, padded: bool | None = None) -> dict[str, Any]:
-        """Return what the half is given for these texts. Those that are too long are cut."""
+        """Return the half's inputs for these texts. Texts that are too long are truncated."""
         padded = self.padded if padded is None else padded
         options: dict[str, Any] = {"padding": "max_length" if padded else True}
         if self.max_tokens:
@@ -93,7 +93,7 @@ class TextReader:
         return {name: value for name, value in made.items() if value is not None}
 
     def cut(self, texts: Sequence[str]) -> list[int]:
-        """Return the places of the texts that are longer than the half reads."""
+        """Return the indexes of texts that are longer than the half's limit."""
         if not self.max_tokens:
             return []
         whole = self._processor.tokenizer(list(texts), truncation=False)["input_ids"]
@@ -111,11 +111,11 @@ class TextReader:
 
 STAGE = "embed_texts"
 LINE_TEXTS = 3
-"""Texts of which logits are asked to find the line."""
+"""Number of texts for the fit."""
 
 
 def run(job_fields: dict[str, Any], report: EventReporter) -> None:
-    """Publish one vector a group of texts: the mean of theirs, each of length 1, of length 1."""
+    """Publish one vector per group of texts: the normalized mean of their normalized vectors."""
     job = parse_job(TextsJob, job_fields)
     records = RecordSet(open_store(job.store), "texts", job.namespace)
     report.total(1)
@@ -128,7 +128,9 @@ def run(job_fields: dict[str, Any], report: EventReporter) -> None:
         return
     for line in read_requests(job.live):
         for each in items_of(TextsItem, line):
-            with contextlib.suppress(CannotFit):  # a sentence of any length: the others may fit
+            with contextlib.suppress(
+                CannotFit
+            ):  # a text may be of any length, and the others may fit
                 try:
                     records.publish([encoder.record(each.key, each.groups)])
                     report.send(Published(keys=(each.key,)))
@@ -138,7 +140,7 @@ def run(job_fields: dict[str, Any], report: EventReporter) -> None:
 
 
 class _TextEncoder:
-    """The text half, and how texts are run through it."""
+    """The text half, and the function that runs texts through it."""
 
     def __init__(self, source: ModelJob, batch: int, report: EventReporter) -> None:
         processor = source.processor()
@@ -148,8 +150,8 @@ class _TextEncoder:
         self._reader: TextReader = self._half.use(lambda model: TextReader(processor, model))
 
     def record(self, key: str, groups: Sequence[Sequence[str]]) -> Record:
-        """Return the record of the vectors of these groups. Raises CannotFit, and UsageError where
-        the model raises on one of the texts."""
+        """Return the record of these groups' vectors. Raises CannotFit, and UsageError if the model
+        raises on a text."""
         texts = [text for group in groups for text in group]
         faults = ItemFaults(STAGE, _refuse, min(len(texts), self._batch))
         oom_retry = OomRetry(self._report, lambda: self._compute(texts[:1]), faults)
@@ -185,6 +187,6 @@ def _fit_scale(half: Any, reader: TextReader, texts: Sequence[str]) -> LogitScal
 
 
 def mean_directions(vectors: torch.Tensor, counts: Sequence[int]) -> torch.Tensor:
-    """Return one vector of length 1 for each group of so many vectors."""
+    """Return one normalized vector per group; `counts` are the group sizes."""
     groups = torch.split(normalize(vectors, dim=1), list(counts))
     return normalize(torch.stack([group.mean(dim=0) for group in groups]), dim=1)

@@ -4,7 +4,7 @@ from stages.encode.job import EncodeJob
 from stages.process.stage import StageSpec
 
 OUTPUT_VERSION = 3
-"""Raised when this stage's own output changes for the same inputs; part of every key below it."""
+"""Increased when this stage's output changes for the same inputs; part of every later cache key."""
 STAGE = StageSpec(
     name="encode",
     reads="frames",

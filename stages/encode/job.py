@@ -10,4 +10,4 @@ class EncodeJob(EncodingJob):
     """Chunks to encode."""
 
     frames_a_video: int = 0
-    """How many frames each must have; 0: any number."""
+    """Number of frames that each chunk must have; 0: any number."""

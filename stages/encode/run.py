@@ -20,8 +20,7 @@ from stages.process.report import EventReporter
 
 
 def run(job_fields: dict[str, Any], report: EventReporter) -> None:
-    """Publish a feature record for each chunk of `batches` that has none, or why it cannot have
-    one."""
+    """Publish the missing feature records or failures of all chunks."""
     job = parse_job(EncodeJob, job_fields)
     spec = EncodeSpec(
         stage="encode",
@@ -36,8 +35,8 @@ def run(job_fields: dict[str, Any], report: EventReporter) -> None:
 def read_item(
     record_set: RecordSet, processor: Any, item: EncodeItem, count: int = 0
 ) -> Prepared | Refusal:
-    """Read one chunk as the encoder takes it, or why the processor does not take its frames. It has
-    `count` frames if that is not 0; else as many as the member says, or all."""
+    """Read one chunk as the encoder's input, or return why the processor rejects its frames. The
+    number of frames is `count`; with 0 it is that of the item, or all."""
     count = count or item.shown
 
     def prepared(clip: Clip) -> Prepared:
@@ -57,8 +56,8 @@ def read_item(
 
 
 def with_frame_count(clip: Clip, count: int) -> Clip:
-    """Make a clip one of so many frames, for models that take no other number. It has some of its
-    frames, evenly, or all and some of them twice or more."""
+    """Return the clip with `count` frames, for models with a fixed number of frames. Frames are
+    dropped or repeated evenly."""
     taken, times = shown_frames(clip.times, clip.seconds, count)
     return replace(clip, frames=clip.frames[taken], times=times)
 

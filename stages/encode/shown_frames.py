@@ -3,14 +3,14 @@
 from collections.abc import Sequence
 
 SHORTEST = 0.04
-"""Seconds that a chunk is taken to last at least, when its frames are shown more than once."""
+"""Minimum chunk length in seconds when frames are repeated."""
 
 
 def shown_frames(
     times: Sequence[float], seconds: float, count: int
 ) -> tuple[list[int], tuple[float, ...]]:
-    """Return the indexes of the frames that stand for a chunk of so many `seconds` in `count`
-    frames, and their times: some of them, evenly, or all and some of them twice or more."""
+    """Return the indexes and times of `count` frames that represent a chunk of `seconds` seconds.
+    Frames are dropped or repeated evenly."""
     taken = [index * len(times) // count for index in range(count)]
     if count <= len(times):
         return taken, tuple(times[index] for index in taken)

@@ -5,7 +5,7 @@ from stages.process.stage import StageSpec
 from stages.summarize.job import SummaryJob
 
 OUTPUT_VERSION = 1
-"""Raised when this stage's own output changes for the same inputs; part of every key below it."""
+"""Increased when this stage's output changes for the same inputs; part of every later cache key."""
 STAGE = StageSpec(
     name="summarize",
     reads="",

@@ -11,24 +11,24 @@ CHAPTER = (
     "Below are descriptions of consecutive parts of a video, each after its times. Tell in one "
     "paragraph what happens in these parts, in order, and say at which times."
 )
-"""What is asked of the half about some of a video's texts."""
+"""Prompt for a chapter, about some of a video's texts."""
 SUMMARY = (
     "Below are descriptions of all parts of a video in order, each after its times. Summarize the "
     "whole video in one paragraph: what it shows, and what happens at which times."
 )
-"""What is asked about the last of them, where nobody asks otherwise."""
+"""Default prompt for the summary, about the last level of texts."""
 LARGEST_CONTEXT = 8192
-"""Most tokens that are read and said at once, however many a half could take: beyond that, memory
-grows and what stands in the middle is passed over."""
+"""Maximum number of tokens of prompt and answer, even if the half supports more. Beyond that,
+memory grows, and models ignore the middle of the prompt."""
 ASSUMED_CONTEXT = 2048
-"""Tokens that a half is taken to read and say where its configuration does not tell."""
+"""Context size of a half whose configuration does not state one."""
 ANSWERS = 4
-"""Parts of the room for texts and an answer, of which the answer takes one at the most: then two
-texts as long as an answer always go together."""
+"""The answer takes at most one of this many parts of the space for texts and answer. Two texts as
+long as an answer then always fit together."""
 STEP = 256
-"""Tokens between two lengths of prompts on a CPU."""
+"""On a CPU, prompt lengths are padded to a multiple of this number of tokens."""
 MAX_TEXTS = 20
-"""Most texts that go into one: chapters of ten minutes where chunks have 30 s."""
+"""Maximum number of texts per node: chapters of ten minutes for chunks of 30 s."""
 
 
 class SummaryItem(NamedTuple):
@@ -48,15 +48,15 @@ class SummaryJob:
     half: HalfJob
     store: str
     namespace: str
-    """Namespace of the summaries."""
+    """Cache namespace of the summaries."""
     media: list[SummaryItem]
     asked: str = SUMMARY
-    """What is asked about the last texts of a medium."""
+    """Prompt for the summary."""
     context: int
-    """Most tokens that are read and said at once."""
+    """Maximum number of tokens of prompt and answer."""
     max_new_tokens: int
-    """Most tokens of a text that is said."""
+    """Maximum number of tokens of a generated text."""
     generation: SamplingParams = field(default_factory=SamplingParams)
-    """How words are chosen."""
+    """Sampling parameters."""
     strip_think: bool = False
-    """Whether what stands between <think> and </think> is left out."""
+    """Whether text between <think> and </think> is removed."""

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 MINUTE, HOUR = 60, 3600
 DASH = "\u2013"
-"""What stands between two times."""
+"""Separator of two times."""
 
 
 class TimedText(NamedTuple):
@@ -18,7 +18,8 @@ class TimedText(NamedTuple):
 
     @property
     def line(self) -> str:
-        """Return it as a model reads it: `[00:30-01:00] A ball rolls.`, with a dash"""
+        """Return the text as a line of a prompt, such as `[00:30-01:00] A ball rolls.`, with an en
+        dash."""
         return f"[{clock(self.start)}{DASH}{clock(self.end)}] {' '.join(self.text.split())}"
 
 
@@ -31,9 +32,9 @@ def clock(seconds: float) -> str:
 
 
 def pack_groups(counts: Sequence[int], room: int, max_texts: int) -> list[range]:
-    """Return the places of consecutive texts that go together, each place once. A group holds at
-    most `room` tokens, of which each text has its count, and at most `most` texts; one that is
-    larger stands alone. There are as few groups as can be, and they are as even as that allows."""
+    """Return ranges of consecutive texts that together cover all texts once. A group holds at most
+    `room` tokens, by the `counts` of its texts, and at most `max_texts` texts. A larger text is a
+    group of its own. The number of groups is minimal, and they are as even as that allows."""
     group_count = len(_greedy_groups(counts, room, max_texts))
     low, high = 0, room
     while low < high:
@@ -50,7 +51,7 @@ def pack_groups(counts: Sequence[int], room: int, max_texts: int) -> list[range]
 
 
 def _greedy_groups(counts: Sequence[int], room: int, max_texts: int) -> list[range]:
-    """Return groups each as full as it can be."""
+    """Return groups that are each as full as possible."""
     starts = [0] if counts else []
     tokens = 0
     for at, count in enumerate(counts):

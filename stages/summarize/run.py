@@ -20,8 +20,7 @@ from stages.summarize.summarizer import Summarizer, Summary, SummaryNode
 
 
 def run(job_fields: dict[str, Any], report: EventReporter) -> None:
-    """Publish a summary of each medium that has none, and before it every text that it is made of,
-    as soon as that is said."""
+    """Publish the missing summaries. Each summary node is published as soon as it is generated."""
     job = parse_job(SummaryJob, job_fields)
     store = open_store(job.store)
     records, failures = (

@@ -22,22 +22,22 @@ from stages.summarize.job import ANSWERS, CHAPTER, MAX_TEXTS, STEP, SummaryJob
 from stages.summarize.packing import TimedText, pack_groups
 
 MIN_TOKENS = 16
-"""Tokens of a text and of an answer below which there is no sense in asking."""
+"""Minimum number of tokens of a text, and of an answer."""
 
 
 class SummaryNode(NamedTuple):
-    """One text generated from others; the fields are those of its record."""
+    """One generated text; the fields are those of its record."""
 
     text: str
     tokens: int
-    """Tokens that were said."""
+    """Number of generated tokens."""
     read: int
-    """Tokens that were read for it."""
+    """Number of prompt tokens."""
     ended: Ended
 
 
 GetNode = Callable[[str, Callable[[], SummaryNode]], SummaryNode]
-"""Returns the node of a key: one that is known, else what is made."""
+"""Function that returns the stored node of a key, or makes and stores it."""
 
 
 class Summary(NamedTuple):
@@ -47,19 +47,19 @@ class Summary(NamedTuple):
     chapters: list[list[Any]]
     """Start, end and text of each chapter."""
     levels: list[list[int]]
-    """Of each level, how many texts of the one below each node is of."""
+    """For each level, the number of lower texts per node."""
     tokens: int
-    """Tokens that were said of it, by all nodes."""
+    """Number of generated tokens of all nodes."""
     context: int
-    """Most tokens that were read and said at once."""
+    """Maximum number of tokens of prompt and answer."""
     cut: int
-    """Texts that were too long to be read whole."""
+    """Number of texts that were truncated."""
     ended: Ended
-    """How the summary ended."""
+    """Finish reason of the summary."""
 
 
 class Summarizer:
-    """A half, and how it is prompted with texts."""
+    """A language half with its prompts for texts."""
 
     def __init__(self, job: SummaryJob, processor: Any, half: Any) -> None:
         self._job = job
@@ -81,7 +81,7 @@ class Summarizer:
             )
 
     def summarize(self, texts: Sequence[TimedText], get_node: GetNode) -> Summary:
-        """Return what is said of the chunks of one medium, in order."""
+        """Return the summary of one medium from its captions, in order."""
         timed, chapters = list(texts), list[TimedText]()
         levels, tokens, cut = list[list[int]](), 0, 0
         while True:
@@ -118,7 +118,7 @@ class Summarizer:
     def _node_of(
         self, group_texts: Sequence[TimedText], *, last: bool
     ) -> tuple[str, Callable[[], SummaryNode]]:
-        """Return the key of the node of these texts within its namespace, and what makes it."""
+        """Return the key of the node of these texts, and the function that generates it."""
         prompt = self._prompt(group_texts, self._job.asked if last else CHAPTER)
         key = digest_of([prompt, self._answer, *self._generation.key_fields])
 
@@ -145,8 +145,8 @@ class Summarizer:
         return text_inputs(self._processor, self._half, prompt, system, length=length)
 
     def _padded_length(self, tokens: int) -> int:
-        """Return the length to which a prompt of so many tokens is filled up. On a CPU there are
-        few lengths, because oneDNN makes kernels for each and keeps them."""
+        """Return the length to which a prompt is padded. On a CPU there are few lengths, because
+        oneDNN compiles kernels for each and keeps them."""
         if self._job.half.device != "cpu":
             return 0
         return min(-(-tokens // STEP) * STEP, self._job.context - self._answer)
@@ -159,8 +159,8 @@ class Summarizer:
         return found
 
     def _fit_texts(self, timed: Sequence[TimedText]) -> tuple[list[TimedText], int]:
-        """Return the texts without what the model would read as a picture, each short enough that
-        two find room, and how many had to be cut for that."""
+        """Return the texts without image placeholders, each truncated so that two fit, and the
+        number of truncated texts."""
         found, cut = [], 0
         for each in timed:
             text = each.text
@@ -175,13 +175,13 @@ class Summarizer:
         return found, cut
 
     def _decoded(self, ids: Sequence[int], whole: str) -> str:
-        """Return the text of these tokens, the first of a whole; shorter than that for certain."""
+        """Return the text of the first tokens of `whole`, shorter than `whole` in any case."""
         text = str(self._processor.tokenizer.decode(ids, skip_special_tokens=True)).rstrip("\ufffd")
         return text[: len(whole) - 1]
 
     def _group(self, timed: Sequence[TimedText]) -> list[range]:
-        """Return the places of texts that go together, so that each group leaves room for what is
-        said of it. Raises UsageError where that cannot be."""
+        """Return the ranges of texts that form a node and leave room for its answer. Raises
+        UsageError if the texts are too long."""
         counts = [len(self._ids(f"{each.line}\n")) for each in timed]
         room = self._room
         while True:
@@ -189,7 +189,7 @@ class Summarizer:
             over = max(self._over(timed, groups))
             if over <= 0 and (len(groups) < len(timed) or len(timed) == 1):
                 return groups
-            # Tokens of lines side by side may be a few more than those of each.
+            # Adjacent lines may have a few more tokens than each line alone.
             room -= max(over, 1)
             if room < MIN_TOKENS or over <= 0:
                 raise UsageError(
@@ -199,7 +199,8 @@ class Summarizer:
                 )
 
     def _over(self, timed: Sequence[TimedText], groups: Sequence[range]) -> Iterator[int]:
-        """Yield by how many tokens each group is too long, whichever is asked about it."""
+        """Yield the number of tokens by which each group exceeds the context, with the longer
+        prompt."""
         for group in groups:
             prompt = self._prompt(timed[group.start : group.stop], self._longest)
             yield self._read(prompt) + self._answer - self._job.context

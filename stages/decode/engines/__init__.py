@@ -9,9 +9,9 @@ from dataclasses import dataclass, replace
 from artifacts.errors import UsageError
 
 AUTO = "auto"
-"""What is asked for by who leaves the choice of the engine to a trial."""
+"""Choice of the engine by the check before use."""
 AUTO_SHARED = f"{AUTO}-shared"
-"""The same choice where a chunk has several prompts."""
+"""The same choice for chunks with several prompts."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -20,49 +20,51 @@ class EngineSpec:
 
     name: str
     entry: str
-    """Its class, which a job makes a `DecodeEngine` of: `package.module:name`."""
+    """Its `DecodeEngine` class: `package.module:name`."""
     output_version: int
-    """Raised when its own output changes for the same inputs; 0: it says what was said before
-    engines had names."""
+    """Increased when the engine's output changes for the same inputs; 0: the key has no engine
+    fields."""
     depends_on_batch: bool
-    """Whether the bytes of a caption depend on which others are made with it."""
+    """Whether the bytes of a caption depend on the other captions of its batch."""
     offered: bool = True
     """Whether it is a value of `--engine`."""
     slots: bool = False
-    """Whether rows have slots, so that one begins as soon as another has ended."""
+    """Whether sequences run in slots, so that one starts as soon as another ends."""
     costs: str = ""
-    """Function that yields the memory terms of its slots for a `SlotLoad`, in a module that imports
-    no model library: `package.module:name`. Empty without slots: a plan counts batches."""
+    """Function that yields the memory terms of the slots for a `SlotLoad`: `package.module:name`.
+    Its module imports no model library. Empty for an engine without slots: a plan counts
+    batches."""
     cache_layers: frozenset[str] | None = None
-    """Names of the classes of transformers' cache layers of which it has slots, with windows of one
-    width; None: of any."""
+    """Class names of transformers' cache layers that have a slot version. Sliding windows must all
+    have the same width. None: any cache layer."""
     refused_precisions: frozenset[str] = frozenset()
-    """Precisions in which it makes no captions."""
+    """Precisions that the engine does not support."""
     beams: bool = False
-    """Whether it searches by beams."""
+    """Whether it supports beam search."""
     kv: bool = False
-    """Whether its KV cache may lie in host memory or be quantized."""
+    """Whether its KV cache can be in host memory or quantized."""
     compiled: bool = False
-    """Whether its step is compiled, with all layers on the device, and so rounded otherwise."""
+    """Whether its decode step is compiled. All layers are then on the device, and rounding
+    differs."""
     by_chunk: bool = False
-    """Whether it reads what prompts of one chunk share once, so that it is best given all that is
-    asked of one chunk in a row."""
+    """Whether it prefills what prompts of one chunk share only once. Requests about the same chunk
+    should then be adjacent."""
     multi_prompt: str = ""
-    """Engine in its place where a chunk has several prompts; empty: itself."""
+    """Name of its replacement when a chunk has several prompts; empty: itself."""
     fallback: str = ""
-    """Engine in its place where a trial refuses it and the choice was left open. `auto` begins with
+    """Name of its replacement when the check fails and the user named no engine. `auto` starts with
     the first engine that has one."""
     accepted: bool = False
-    """Whether its stored captions answer who leaves the choice open."""
+    """Whether its stored captions are accepted when the user named no engine."""
 
     @property
     def key_fields(self) -> tuple[str | int, ...]:
-        """Return what it adds to a key. It is nothing where captions are those of before."""
+        """Return its fields of a cache key; none for output version 0."""
         return (self.name, self.output_version) if self.output_version else ()
 
     @property
     def meta(self) -> dict[str, str | int]:
-        """Return what is stored of it beside each caption."""
+        """Return what each stored caption records about the engine."""
         return {"engine": self.name} | (
             {"engine_version": self.output_version} if self.output_version else {}
         )
@@ -94,7 +96,7 @@ _INFLIGHT = EngineSpec(
             "DummyLayer",
         }
     ),
-    refused_precisions=frozenset({"int8"}),  # its products in 8 bit look at all rows
+    refused_precisions=frozenset({"int8"}),  # its 8-bit products depend on all rows
     multi_prompt="inflight-shared",
     fallback=_TRANSFORMERS.name,
     accepted=True,
@@ -109,12 +111,12 @@ ENGINES: Mapping[str, EngineSpec] = {
     )
 }
 ENGINE_CHOICES = (AUTO, *(engine.name for engine in ENGINES.values() if engine.offered))
-"""What people may ask for."""
+"""Values of `--engine`."""
 
 
 def engines_for(name: str) -> tuple[EngineSpec, ...]:
-    """Return the engines that may answer who asks so, the best first; it is started, and tells
-    which of them speaks. Raises UsageError where there are none."""
+    """Return the engines that may run for a choice, the best first. The first is started, and it
+    selects the one that runs. Raises UsageError for an unknown choice."""
     if name in ENGINES:
         return (ENGINES[name],)
     first = next(engine for engine in ENGINES.values() if engine.fallback)
@@ -125,16 +127,16 @@ def engines_for(name: str) -> tuple[EngineSpec, ...]:
 
 
 def accepted_by(name: str) -> tuple[EngineSpec, ...]:
-    """Return the engines whose stored captions answer a choice: its own, the best first, and where
-    it is left open all that are accepted."""
+    """Return the engines whose stored captions are accepted for a choice: its own, the best first,
+    and then all accepted ones if the user named no engine."""
     own = engines_for(name)
     more = [engine for engine in ENGINES.values() if engine.accepted and engine not in own]
     return own if name in ENGINES else (*own, *more)
 
 
 def choice_for(choice: str, *, beams: int, prompts: int) -> str:
-    """Return the choice that serves what is asked for with so many beams and so many prompts a
-    chunk. Raises UsageError where none does."""
+    """Return the choice that supports this beam width and this number of prompts per chunk. Raises
+    UsageError if no engine does."""
     if beams == 1:
         multi_prompt = AUTO_SHARED if choice == AUTO else engine_of(choice).multi_prompt
         return multi_prompt or choice if prompts > 1 else choice
@@ -146,7 +148,7 @@ def choice_for(choice: str, *, beams: int, prompts: int) -> str:
 
 
 def engine_of(name: str) -> EngineSpec:
-    """Return the engine of that name. Raises UsageError where there is none."""
+    """Return the engine of a name. Raises UsageError for an unknown name."""
     if name not in ENGINES:
         raise UsageError(f"engine is {name}", hint=f"Use one of {', '.join(ENGINES)}")
     return ENGINES[name]

@@ -13,16 +13,16 @@ class SlotLoad:
 
     engine: EngineSpec
     memory: RowMemory
-    """What the decoder remembers of a row."""
+    """KV-cache size of a sequence."""
     number_bytes: int
-    """Bytes of a number that it computes with."""
+    """Bytes per number of the compute dtype."""
     slots: int
     tokens: int
     """Tokens of the longest prompt."""
     new_tokens: int
-    """Most tokens of a caption."""
+    """Maximum number of tokens of a caption."""
     prompt_bytes: int
-    """Peak of reading one prompt alone, in bytes."""
+    """Peak memory of the prefill of one prompt, in bytes."""
     device: str
 
 
@@ -32,4 +32,4 @@ class SlotTerm(NamedTuple):
     part: Literal["activation", "kv", "workspace", "host"]
     bytes: int
     why: str
-    """One line: what is multiplied by what."""
+    """One line: the factors of the product."""

@@ -2,7 +2,7 @@
 
 A batch runs until all of its rows have ended. The checkpoint's own sampling settings are ignored
 unless the user requests them, so the same features and prompt give the same caption. A batch is
-always computed whole, because rounding depends on its members.
+always computed whole, because rounding depends on its rows.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -40,7 +40,7 @@ class TransformersEngine:
         self._beyond_context = job.beyond_context
         self.processor = source.processor()
         self.half = source.hold("language")
-        """The half; who decodes it otherwise reads prompts by these three, too."""
+        """The half. Other engines use the processor, the settings and the half for prefill, too."""
 
     def load_info(self) -> dict[str, Any]:
         return facts(self.half.model)
@@ -72,8 +72,8 @@ class TransformersEngine:
         *,
         whole: bool,
     ) -> GenerateKwargs:
-        """Return how words are chosen, as `GenerateKwargs.bounded` does; unchanged where prompts
-        of any length are read."""
+        """Return the kwargs limited to the context, as `GenerateKwargs.bounded` does. If prompts
+        may exceed the context, return them unchanged."""
         if self._beyond_context:
             return generate_kwargs
         return generate_kwargs.bounded(half, inputs, members, whole=whole)
@@ -84,7 +84,7 @@ class TransformersEngine:
     def run(
         self, batches: Iterable[Sequence[DecodeRequest]], oom_retry: OomRetry
     ) -> Iterator[tuple[Sequence[DecodeRequest], list[CaptionOutput]]]:
-        """Yield each batch in pieces that fit, with what is said of them."""
+        """Yield the captions of each batch, in pieces that fit into memory."""
         for batch in batches:
             active = [one for one in batch if not one.is_withdrawn]
             if active:
@@ -93,10 +93,10 @@ class TransformersEngine:
                 )
 
     def set_on_partial(self, on_partial: OnPartial) -> None:
-        """Tell nothing: `generate` gives a batch when all of it has ended."""
+        """Ignore the callback: `generate` returns a batch only when all of it has ended."""
 
     def generate_batch(self, requests: Sequence[DecodeRequest]) -> list[CaptionOutput]:
-        """Return what is said of each, in order."""
+        """Return the captions of these requests, in order."""
         return self.half.use(partial(self._generate, requests))
 
     def _generate(self, requests: Sequence[DecodeRequest], half: Any) -> list[CaptionOutput]:
@@ -116,7 +116,7 @@ class TransformersEngine:
         return [found[index] for index in range(len(requests))]
 
     def _generate_group(self, requests: Sequence[DecodeRequest], half: Any) -> list[CaptionOutput]:
-        """Return what is said of rows with the same settings, in one call of `generate`."""
+        """Return the captions of rows with the same settings, from one call of `generate`."""
         members, rows = [one.item for one in requests], [one.features for one in requests]
         generate_kwargs = self.generate_kwargs.of(members[0])
         options = self.prefill_options.options(half, self.processor, rows[0])
@@ -142,7 +142,7 @@ class EndsAtStopString(StoppingCriteria):
     def __init__(self, generate_kwargs: GenerateKwargs, processor: Any) -> None:
         self._generate_kwargs, self._processor = generate_kwargs, processor
         self._begun: int | None = None
-        """Tokens before the first new one, which the first call comes after."""
+        """Number of tokens before the first generated one. The first call follows that token."""
 
     def __call__(
         self, input_ids: torch.Tensor, scores: torch.Tensor, **kwargs: Any
@@ -179,8 +179,8 @@ def generate_rows(
     requests: SamplingParams | None = None,
     **options: Any,
 ) -> Iterator[CaptionOutput]:
-    """Yield what is said of rows that `generate` takes as one, in at most so many tokens each, as
-    it is `asked` (None: nothing besides the prompts)."""
+    """Yield the captions of rows from one call of `generate`, each at most `max_new_tokens` tokens
+    long."""
     requests = requests or SamplingParams()
     inputs = prompts_for(half, processor, rows, prompts, requests)
     features = Features(merge_rows(rows), rows[0].needs, merge_blank(rows))
@@ -198,7 +198,7 @@ def generate_captions(
     requests: SamplingParams,
     **options: Any,
 ) -> Iterator[CaptionOutput]:
-    """Yield what is said of these inputs, as `generate` takes them, in at most so many tokens."""
+    """Yield the captions of prepared inputs, each at most `max_new_tokens` tokens long."""
     generate_kwargs = GenerateKwargs(requests, max_new_tokens)
     yield from run_generate(half, processor, inputs, features, generate_kwargs, **options)
 
@@ -211,7 +211,8 @@ def run_generate(
     generate_kwargs: GenerateKwargs,
     **options: Any,
 ) -> Iterator[CaptionOutput]:
-    """Yield the same within the limit and the stop strings of `choosing`."""
+    """Yield the captions of prepared inputs, up to the limit and the stop strings of
+    `generate_kwargs`."""
     made = generate(half, inputs, features, max_new_tokens=generate_kwargs.limit, **options)
     new = new_tokens(made, prompt_in(half, inputs)).cpu()
     rows = new.tolist()
@@ -230,8 +231,8 @@ def run_generate(
 
 
 def _groups(requests: Sequence[DecodeRequest]) -> Iterator[list[int]]:
-    """Yield indexes of the rows that can be decoded together: images and videos, say, cannot, nor
-    can rows of other settings."""
+    """Yield the indexes of rows that can be decoded together. Images and videos cannot, nor can
+    rows with different settings."""
     found: dict[tuple[str, ...], list[int]] = {}
     for index, one in enumerate(requests):
         found.setdefault((one.features.joins_with(), *_settings(one)), []).append(index)
@@ -239,8 +240,8 @@ def _groups(requests: Sequence[DecodeRequest]) -> Iterator[list[int]]:
 
 
 def _settings(one: DecodeRequest) -> tuple[str, ...]:
-    """Return what rows of one call of `generate` have alike of their own settings. Rows of chance
-    or of a schema go alone: rounding must not hang on others, nor may one fault end several."""
+    """Return the key by which rows share a call of `generate`. Sampled rows and rows with a schema
+    run alone: their rounding must not depend on other rows, and one error must not end several."""
     text = one.item.settings
     if not text:
         return ()
@@ -250,7 +251,7 @@ def _settings(one: DecodeRequest) -> tuple[str, ...]:
 
 
 def _lengths(half: Any, new: torch.Tensor) -> list[tuple[int, Ended]]:
-    """Return the tokens of each row, up to the one that ends it and with it, and how it ended."""
+    """Return the number of tokens of each row, its end token included, and its finish reason."""
     ends = half.generation_config.eos_token_id
     known = torch.tensor([ends] if isinstance(ends, int) else list(ends or ()), dtype=new.dtype)
     lengths: list[tuple[int, Ended]] = []

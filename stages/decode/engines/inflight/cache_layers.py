@@ -24,16 +24,16 @@ class UnsupportedCacheError(Exception):
 
 
 def fill(target: torch.Tensor, part: torch.Tensor) -> None:
-    """Put what is kept of tokens, of shape [..., tokens, width], at the first columns of a row's
-    room; nothing is left in the others."""
+    """Copy a tensor of shape [..., tokens, width] to the first columns of a slot, and zero the
+    others."""
     tokens = part.shape[-2]
     target[..., :tokens, :] = part
-    target[..., tokens:, :] = 0  # a masked NaN is a NaN all the same
+    target[..., tokens:, :] = 0  # a masked NaN still gives NaN
 
 
 def widened(part: torch.Tensor, columns: int) -> torch.Tensor:
-    """Return as much of rows in so many columns, of shape [..., columns, width]; zeros where there
-    was nothing."""
+    """Return the tensor with `columns` columns, of shape [..., columns, width], padded with
+    zeros."""
     target = part.new_zeros(*part.shape[:-2], columns, part.shape[-1])
     kept = min(columns, part.shape[-2])
     target[..., :kept, :] = part[..., :kept, :]
@@ -43,8 +43,8 @@ def widened(part: torch.Tensor, columns: int) -> torch.Tensor:
 class SlotLayer(CacheLayerMixin):
     """Keys and values of a layer with full attention over the past."""
 
-    # A cache that says it can be compiled is given its masks before the model is called, and some
-    # models take none that were made elsewhere.
+    # A cache that claims to be compileable gets its masks before the model is called, and some
+    # models reject masks that were made elsewhere.
     is_compileable, is_sliding, is_croppable = False, False, False
     keys: Any
     values: Any
@@ -55,30 +55,31 @@ class SlotLayer(CacheLayerMixin):
         self.batch_size = shape.rows
         self.is_initialized = True
         self.offset = 0
-        """The column of the mask at which this layer's begin."""
+        """First column of this layer in the mask."""
         self._slots = torch.arange(shape.slots, device=lengths.device)
         self._lengths = lengths[: shape.slots]
-        """The next column of each slot; it is the pool's own."""
+        """The next column of each slot; this tensor belongs to the pool."""
         self.keys, self.values = (self._empty(part) for part in (template.keys, template.values))
 
     def _empty(self, part: torch.Tensor) -> torch.Tensor:
-        """Return zeros for as much as `part`, of shape [1, heads, tokens, width], in every slot."""
+        """Return zeros for all slots, of the type of `part`, which is of shape [1, heads, tokens,
+        width]."""
         heads, width = part.shape[1], part.shape[-1]
         return part.new_zeros(len(self._slots), heads, self.columns, width)
 
     def put(self, slot: int, sequence: Any, tokens: int) -> None:
-        """Take over what a row has read; nothing is left of who was here before."""
+        """Copy a prefilled sequence into a slot; nothing of the previous sequence stays."""
         for target, source in ((self.keys, sequence.keys), (self.values, sequence.values)):
             fill(target[slot], source[0])
 
     def resize(self, columns: int) -> None:
-        """Make room for rows of so many tokens; those that are here keep theirs."""
+        """Change the number of columns; the running sequences are kept."""
         self.columns = columns
         for name in ("keys", "values"):
             setattr(self, name, widened(getattr(self, name), columns))
 
     def lazy_initialization(self, *_: Any) -> None:
-        """Do nothing: there is room from the start."""
+        """Do nothing: the tensors exist from the start."""
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *_: Any, **__: Any
@@ -89,8 +90,8 @@ class SlotLayer(CacheLayerMixin):
         return self._of_rows(self.keys), self._of_rows(self.values)
 
     def _of_rows(self, part: torch.Tensor) -> torch.Tensor:
-        """Return a tensor of slots with zeros for the rows that are nobody's. Those beside a single
-        slot are shown what it holds, which takes no room."""
+        """Return the slots' tensor extended to all rows. Unused rows are zeros. A single slot is
+        expanded to all rows without a copy."""
         if (unused := self.batch_size - len(part)) == 0:
             return part
         if len(part) == 1:
@@ -99,14 +100,14 @@ class SlotLayer(CacheLayerMixin):
         return torch.cat([part, zeros])
 
     def column(self) -> torch.Tensor:
-        """Return where each slot's row writes."""
+        """Return the column that each slot writes to."""
         return self._lengths
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         return self.columns, self.offset
 
     def get_seq_length(self) -> int:
-        # So that every column lies before the token that is made, and the mask alone decides.
+        # Every column then lies before the new token, and only the mask decides.
         return self.offset + self.columns - 1
 
     def get_max_length(self) -> int:
@@ -131,7 +132,8 @@ class RingLayer(SlotLayer):
             target[slot, :, where] = source[0]
 
     def resize(self, columns: int) -> None:
-        # A row that has gone round has more tokens than a window, and so have the columns.
+        # A sequence that has wrapped around has more tokens than the window, and so have the
+        # columns.
         if (columns := min(self.sliding_window, columns)) != self.columns:
             super().resize(columns)
 
@@ -147,7 +149,7 @@ class IndexedLayer(SlotLayer):
         super().__init__(template, shape, lengths)
         self._index = index_of(template)
         for name, value in vars(template).items():
-            if name not in vars(self):  # what else the model may ask of it
+            if name not in vars(self):  # attributes that the model may read
                 setattr(self, name, value)
         for name in self._index.values():
             part = getattr(template, name)
@@ -155,7 +157,7 @@ class IndexedLayer(SlotLayer):
             setattr(self, name, target)
 
     def __getattr__(self, method: str) -> Any:
-        """Return what adds to the index, under the name that the family has for it."""
+        """Return the function that appends to the index, under the name that the family uses."""
         if method not in (index := vars(self).get("_index", {})):
             raise AttributeError(method)
         return partial(self._add, index[method])
@@ -179,8 +181,8 @@ class IndexedLayer(SlotLayer):
 
 
 def index_of(layer: Any) -> dict[str, str]:
-    """Return what a layer keeps of each token beside keys and values: the name of the method that
-    adds to it → that of the tensor. Raises CannotSeat where it cannot be told."""
+    """Return the method that appends to the index → the name of the index tensor; empty for a layer
+    without one. Raises UnsupportedCacheError if they are ambiguous."""
     known = vars(DynamicLayer())
     names = [n for n, value in vars(layer).items() if n not in known and torch.is_tensor(value)]
     methods = [n for n in dir(layer) if n.startswith("update_") and not hasattr(DynamicLayer, n)]

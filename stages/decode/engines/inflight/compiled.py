@@ -2,7 +2,7 @@
 
 A compiled step rounds differently from an uncompiled one, so it counts as an engine of its own. It
 is compiled once per pool shape. If compiling fails, the step does not fall back to uncompiled code:
-rows of one caption would then be rounded in two ways.
+parts of one caption would then be rounded differently.
 """
 
 from collections.abc import Callable, Iterator
@@ -16,21 +16,20 @@ from artifacts.errors import UsageError
 from stages.process.exit_diagnosis import causes, first_line, oom_message
 
 SHAPES = 64
-"""Shapes that one process has compiled at most: columns double, so that there are few."""
+"""Maximum number of compiled shapes per process. Columns double, so there are few shapes."""
 
 
 class CompiledStep:
     """The most recent compiled decode step of the half."""
 
     def __init__(self, device: str) -> None:
-        # On a GPU what was compiled is recorded too, and played as a whole.
+        # On a GPU the compiled step is recorded as a CUDA graph and replayed.
         self._mode = "reduce-overhead" if device.startswith("cuda") else "default"
         self._model: Any = None
         self._step: Callable[..., Any] | None = None
 
     def of(self, model: Any) -> Callable[..., Any]:
-        """Return what computes a step in place of this model. A half that was loaded again is
-        compiled again."""
+        """Return the compiled step of this model. A half that was reloaded is compiled again."""
         if self._step is None or self._model is not model:
             with _translated_errors():
                 _configure_compiler()
@@ -45,8 +44,8 @@ class CompiledStep:
 
 
 def mark_static(cache: Any) -> None:
-    """Tell a compiler that what these layers keep lies where it lies: else no step that writes to
-    it is recorded."""
+    """Tell the compiler that the cache tensors keep their addresses. Otherwise no step that writes
+    to them is recorded as a CUDA graph."""
     from torch._dynamo import mark_static_address
 
     for layer in cache.layers:
@@ -56,8 +55,8 @@ def mark_static(cache: Any) -> None:
 
 
 def _configure_compiler() -> None:
-    """Have all shapes compiled, and in this process: its memory and its cores are what it was
-    given."""
+    """Allow a compilation per shape, and compile in this process, within its memory and CPU
+    limits."""
     import torch._dynamo
     import torch._inductor.config
 
@@ -68,8 +67,8 @@ def _configure_compiler() -> None:
 
 @contextmanager
 def _shared_heads_unexpanded() -> Iterator[None]:
-    """Have attention go through keys that several heads share where they lie, as it does where
-    nothing is compiled: a compiler would be given a copy for each head, of all columns."""
+    """Let attention read keys that several heads share without copies, as uncompiled code does. The
+    compiler would copy all columns for each head."""
     library: Any = sdpa_attention
     before = library.is_torchdynamo_compiling
     library.is_torchdynamo_compiling = _never
@@ -85,7 +84,7 @@ def _never() -> bool:
 
 @contextmanager
 def _translated_errors() -> Iterator[None]:
-    """Raise what goes wrong with a compiler as what it is: MemoryError, or UsageError."""
+    """Raise a compiler's errors as MemoryError or UsageError."""
     try:
         yield
     except Exception as error:
@@ -97,8 +96,7 @@ def _translated_errors() -> Iterator[None]:
 
 
 def _failure(error: Exception) -> UsageError | None:
-    """Return in words what a compiler says that cannot, or is not there; None for what another
-    says."""
+    """Return the error of a compiler that fails or is missing; None for any other error."""
     from torch._dynamo.exc import TorchDynamoException
 
     advice = "use --engine inflight; nothing finished is lost"

@@ -18,14 +18,14 @@ from stages.decode.engines.slot_load import SlotLoad, SlotTerm
 from stages.models.row_memory import RowMemory
 
 WIDE = 4
-"""Bytes of a number of the logits that a token is chosen by."""
+"""Bytes per number of the logits that select a token."""
 COMPILER_BYTES, COMPILED_LAYER_BYTES = 190 << 20, 5 << 20
-"""What torch's compiler takes, and for each layer of a step. Measured: 200 MiB of the demo's 4
-layers, 300 of 24."""
+"""Memory of torch's compiler, and per layer of a step, in bytes. Measured: 200 MiB for the demo's 4
+layers, 300 MiB for 24 layers."""
 
 
 def slot_terms(load: SlotLoad) -> Iterator[SlotTerm]:
-    """Yield the cache and what is computed with."""
+    """Yield the KV cache and the activations."""
     memory, each, slots = load.memory, load.number_bytes, load.slots
     layout = PoolLayout(rows=rows_for(slots), compiled=load.engine.compiled)
     pool = layout.pool(slots, layout.columns(load.tokens + load.new_tokens))
@@ -42,7 +42,7 @@ def slot_terms(load: SlotLoad) -> Iterator[SlotTerm]:
         why += " and a layer's cache of all" if pool.copied else ""
     yield SlotTerm("activation", max(prompt, step), why)
     trial = trial_bytes(memory, layout, slots, load.tokens, each) - kept - max(prompt, step)
-    if slots > 1 and trial > 0:  # with one there are batches of one where it does not fit
+    if slots > 1 and trial > 0:  # if a check with one slot does not fit, batches of one run instead
         yield SlotTerm("kv", trial, "what is tried first: two prompts and a pool")
     if load.engine.by_chunk:
         shared = memory.bytes(load.tokens, each) + memory.states(each)
@@ -53,7 +53,7 @@ def slot_terms(load: SlotLoad) -> Iterator[SlotTerm]:
 
 
 def compiler_term(memory: RowMemory, device: str) -> SlotTerm:
-    """Return what the host has beside a step that is compiled in its process."""
+    """Return the host memory of a compiled step in its process."""
     layers = sum(kind.layers for kind in memory.kept)
     why = f"torch's compiler, and a step of {counted(layers, 'layer')} in it"
     size = COMPILER_BYTES + layers * COMPILED_LAYER_BYTES
@@ -61,13 +61,13 @@ def compiler_term(memory: RowMemory, device: str) -> SlotTerm:
 
 
 def pool_bytes(memory: RowMemory, pool: PoolShape, each: int) -> int:
-    """Return what a pool keeps, in numbers of `each` bytes."""
+    """Return the size of a pool in bytes. `each` is the number of bytes per number."""
     return pool.slots * memory.bytes(pool.columns, each) + pool.rows * memory.states(each)
 
 
 def step_bytes(memory: RowMemory, pool: PoolShape, each: int) -> int:
-    """Return what a step of a pool computes with. The logits are there in 32 bit too, and a layer's
-    states as they were and as they are."""
+    """Return the memory of one step in bytes. It includes the logits in 32 bit, and a layer's
+    states before and after the step."""
     logits = memory.words * (each + WIDE * (each < WIDE))
     return pool.rows * (logits + memory.largest_states(each)) + pool.copied * memory.largest(
         pool.columns, each
@@ -75,8 +75,7 @@ def step_bytes(memory: RowMemory, pool: PoolShape, each: int) -> int:
 
 
 def trial_bytes(memory: RowMemory, layout: PoolLayout, slots: int, tokens: int, each: int) -> int:
-    """Return what it takes at the least to try whether a half is for slots, by prompts of at most
-    so many tokens."""
+    """Return the minimum memory of the check in bytes, with prompts of at most `tokens` tokens."""
     rows = 2 * (memory.bytes(tokens, each) + memory.states(each))
     tried: Sequence[PoolShape] = trial_shapes(
         layout, min(MIN_CHECK_SLOTS, slots), tokens, lean=True

@@ -35,11 +35,11 @@ from stages.models.halves.records import merge_blank, merge_rows
 from stages.process.exit_diagnosis import out_of_memory
 
 PARTIAL_INTERVAL_SECONDS = 0.1
-"""Least time between two times that a row's words are told while it is said."""
+"""Minimum time between two partial captions of a sequence."""
 PUBLISH_INTERVAL_SECONDS = 1.0
-"""How long captions that ended wait for others to be published with: each time is one file."""
+"""How long finished captions wait for others, because each publication is one pack file."""
 LONGER_SUFFIX = " Then tell what else there is to be seen, and where."
-"""What is put behind a prompt to have one of another length."""
+"""Appended to a prompt to get a prompt of another length."""
 
 
 class InflightEngine:
@@ -52,9 +52,10 @@ class InflightEngine:
         self._engine = engines_for(job.engine)[0]
         self._step = CompiledStep(job.half.device) if self._engine.compiled else None
         self._prefix = SharedPrefix() if self._engine.by_chunk else None
-        """What prompts of one chunk have in common; None: each is read by itself."""
+        """KV cache of the prefix that prompts of one chunk share; None: each prompt is prefilled
+        whole."""
         self._no_prefix_reason = ""
-        """Why prompts are read by themselves that could have had that in common."""
+        """Why prompts are prefilled whole although the engine can share prefixes."""
         self._scheduler: InflightScheduler | None = None
         self._on_partial: OnPartial | None = None
 
@@ -62,10 +63,10 @@ class InflightEngine:
         return self._transformers.load_info()
 
     def resolve_engine(self, request: DecodeRequest) -> str:
-        """Return the name of the engine that speaks, found out by a chunk. Raises UsageError where
-        it has to be this one and cannot."""
+        """Return the name of the engine that will run, after checking slots with this request.
+        Raises UsageError if only this engine is allowed and it cannot run."""
         self._check = self._run_check(request)
-        release_memory()  # what was tried is not what will be held
+        release_memory()  # the check's pools are no longer needed
         if not self._check.reason:
             return self._engine.name
         if len(engines_for(self._job.engine)) == 1:
@@ -96,7 +97,7 @@ class InflightEngine:
     def run(
         self, batches: Iterable[Sequence[DecodeRequest]], oom_retry: OomRetry
     ) -> Iterator[tuple[Sequence[DecodeRequest], Sequence[CaptionOutput]]]:
-        """Yield captions as they end, those of a moment together."""
+        """Yield captions as they end, those of one interval together."""
         if self._check.reason:
             yield from self._transformers.run(batches, oom_retry)
             return
@@ -107,7 +108,7 @@ class InflightEngine:
         self._on_partial = on_partial
 
     def generate_batch(self, request: Sequence[DecodeRequest]) -> Sequence[CaptionOutput]:
-        """Return what is said of each, one after the other."""
+        """Return the captions of these requests; each runs alone in a pool."""
         if self._check.reason:
             return self._transformers.generate_batch(request)
         assert self._scheduler is not None
@@ -122,7 +123,8 @@ class InflightEngine:
         for state in self._scheduler.run(rows):
             if state is not None:
                 ended.append(state)
-            # Who waits for another process must not keep from it what it may wait for, too.
+            # Publish before waiting for another process, because that process may wait for these
+            # captions.
             if ended and (state is None or time.monotonic() - since >= interval):
                 yield self._collect(ended, oom_retry)
                 ended, since = [], time.monotonic()
@@ -132,7 +134,8 @@ class InflightEngine:
     def _collect(
         self, ended: list[SequenceState], oom_retry: OomRetry
     ) -> tuple[list[DecodeRequest], list[CaptionOutput]]:
-        """Return the rows that ended and their words, without those of which none can be made."""
+        """Return the requests and captions of ended sequences. Those whose decoding to text fails
+        are left out."""
         pairs = []
         for state in ended:
             outputs, message, fault = oom_retry.attempt(partial(self._output, state))
@@ -154,12 +157,12 @@ class InflightEngine:
         )
 
     def _send_partial(self, state: SequenceState) -> None:
-        """Tell what a row has said so far, now and then."""
+        """Send the partial caption of a sequence, at most once per interval."""
         now = time.monotonic()
         if self._on_partial is None or now - state.last_partial_at < PARTIAL_INTERVAL_SECONDS:
             return
         state.last_partial_at = now
-        # Not told of a row that raises here, which is found out at its end.
+        # Skip a sequence whose decoding to text fails: its end reports the error.
         for text, *_ in try_items(partial(self._text, state))[0]:
             self._on_partial(state.request, text, len(state.output_ids))
 
@@ -195,7 +198,7 @@ class InflightEngine:
     def _generate_inputs(
         self, half: Any, request: DecodeRequest
     ) -> tuple[dict[str, Any], Features, dict[str, Any]]:
-        """Return what `generate` is given of one row: inputs, features, options."""
+        """Return the inputs, features and keyword arguments of `generate` for one request."""
         processor, row = self._transformers.processor, request.features
         generate_kwargs = self._transformers.generate_kwargs.of(request.item)
         chosen = generate_kwargs.options(half, processor, [request.item])
@@ -214,7 +217,7 @@ class InflightEngine:
         if self._job.kv:
             return EngineCheck(reason="its cache is kept elsewhere or in few bits")
         precision = self._job.half.precision
-        if precision in self._engine.refused_precisions:  # a trial may lack outliers
+        if precision in self._engine.refused_precisions:  # the check's inputs may have no outliers
             return EngineCheck(reason="products in 8 bit look at all rows")
         plain = request.item._replace(settings="")
         request = request._replace(item=plain, work=None)
@@ -226,7 +229,7 @@ class InflightEngine:
                 if not result.reason:
                     return result
                 self._no_prefix_reason = result.reason
-            except Exception as error:  # a family may refuse in any way what is not its own
+            except Exception as error:  # a model family may raise any error on unsupported input
                 if out_of_memory(error) or isinstance(error, NeedsWeights):
                     raise
                 self._no_prefix_reason = f"{type(error).__name__}: {error}"[:200]
@@ -267,5 +270,5 @@ class InflightEngine:
 
 
 def slot_count(job: DecodeJob) -> int:
-    """Return how many slots there are room for: as many as a batch has rows."""
+    """Return the number of slots: that of the job, else the largest batch size."""
     return job.slots or max((len(batch) for batch in job.batches), default=1)

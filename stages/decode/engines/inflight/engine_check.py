@@ -2,7 +2,7 @@
 slots.
 
 A row is prefilled and then continued with the tokens that `generate` gave it. In one slot of an
-empty pool its logits must equal those of `generate` up to rounding. In a reused slot, beside other
+empty pool its logits must equal those of `generate` up to rounding. In a reused slot, next to other
 rows, and in a pool of another shape they must be bit-identical.
 """
 
@@ -35,11 +35,12 @@ from stages.models.halves.delivery import generate, new_tokens, prompt_in
 from stages.process.exit_diagnosis import out_of_memory
 
 BEFORE = 2
-"""Tokens that whoever was in a slot before has made."""
+"""Tokens that the previous sequence of a slot generates."""
 STEPS = CHECK_TOKENS - BEFORE
-"""Tokens that are tried; what is wrong with masks or positions shows at the first."""
+"""Number of compared tokens. Errors in masks or positions show at the first one."""
 ROUNDINGS = 2
-"""How many times what pieces of a prompt may differ by: tokens after it are rounded one by one."""
+"""Allowed difference, as a multiple of that of chunked prefill: later tokens are rounded one by
+one."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,13 +48,13 @@ class EngineCheck:
     """The outcome of the check."""
 
     reason: str = ""
-    """Why the half is not for slots; empty where it is."""
+    """Why the half cannot run in slots; empty if it can."""
     layout: PoolLayout = PLAIN
-    """How rows are had in a pool, where it is."""
+    """Layout of the pool that passed the check."""
     depends_on_pool_size: bool = False
-    """Whether only pools of another size were at fault."""
+    """Whether the check failed only for pools of another size."""
     out_of_memory: bool = False
-    """Whether there was not the memory to find it out."""
+    """Whether the check ran out of memory."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,13 +63,13 @@ class ReferenceOutput:
 
     tokens: Sequence[int]
     logits: Sequence[torch.Tensor]
-    """Those by which each token was chosen, of shape [1, words]."""
+    """The logits that selected each token, of shape [1, vocabulary]."""
 
 
 def reference_of(
     half: Any, inputs: Mapping[str, Any], features: Mapping[str, Any], **options: Any
 ) -> ReferenceOutput:
-    """Return what `generate` says, some tokens long."""
+    """Return the first tokens and logits of `generate`."""
     lengths = {"max_new_tokens": STEPS + 1, "min_new_tokens": STEPS + 1}
     kwargs = {**options, **lengths, "return_dict_in_generate": True, "output_logits": True}
     made: Any = generate(half, inputs, features, **kwargs)
@@ -84,9 +85,9 @@ def choose_layout(
     *,
     is_only_engine: bool,
 ) -> EngineCheck:
-    """Judge by a row and one of another length which way to have rows in so many slots is the best
-    that holds; where none does, the result is that of the first. `insisted` is whether nothing else
-    would serve."""
+    """Return the first layout that passes, checked with two sequences of different lengths. If none
+    passes, return the result of the first layout. `is_only_engine` is whether no other engine may
+    run."""
     candidates = candidate_layouts(
         job_slots, compiled=row.step is not None, is_only_engine=is_only_engine
     )
@@ -108,9 +109,10 @@ def _check_layout_in(
     other: PrefilledSequence,
     reference: ReferenceOutput,
 ) -> EngineCheck:
-    """Judge one way, in pools of so many slots, or of fewer where there is not the memory."""
+    """Check one layout in pools with `job_slots` slots, or with fewer slots when memory runs
+    out."""
     tokens = max(row.tokens, other.tokens)
-    # Beside a single slot nobody stands, so where there is no room for more, one is enough.
+    # With a single slot there are no neighbours, so if no more fit, one is enough.
     candidates = (
         (max(MIN_CHECK_SLOTS, job_slots), False),
         (MIN_CHECK_SLOTS, True),
@@ -131,17 +133,17 @@ def check_layout(
     shape: PoolShape,
     other_shape: PoolShape,
 ) -> EngineCheck:
-    """Judge by a row and one of another length, in a pool and in one of another shape. Raises what
-    an allocator raises."""
+    """Check two sequences of different lengths in a pool, and in one of another shape. Raises
+    out-of-memory errors."""
     try:
         return _compare(row, other, reference, shape, other_shape)
     except UnsupportedCacheError as error:
         return EngineCheck(reason=str(error))
-    except Exception as error:  # a family may refuse in any way what is not its own
+    except Exception as error:  # a model family may raise any error on unsupported input
         if out_of_memory(error) or isinstance(error, NeedsWeights):
             raise
         if row.step is not None and isinstance(error, PenstockError):
-            raise  # a compiler's own words, and nothing else would serve
+            raise  # a compiler's own message, and no other engine may run
         return EngineCheck(reason=f"it fails in slots: {type(error).__name__}: {error}"[:200])
 
 
@@ -162,7 +164,7 @@ def _compare(
     ):
         return EngineCheck(reason="its numbers hang on what is beside a row")
     wider = [_teacher_force(row, reference, SlotPool(row, other_shape), 0, other)]
-    if shape.rows > MIN_STEP_ROWS:  # other jobs may have fewer, and their rows chance to agree
+    if shape.rows > MIN_STEP_ROWS:  # smaller jobs may have fewer rows, which may agree by chance
         alone += _teacher_force(other, reference, SlotPool(row, shape), 0)
         wider.append(_teacher_force(other, reference, SlotPool(row, other_shape), 0))
     if not _same(alone, list(chain.from_iterable(wider))):
@@ -179,8 +181,8 @@ def _teacher_force(
     slot: int,
     other: PrefilledSequence | None = None,
 ) -> list[torch.Tensor]:
-    """Return the logits of the row in that slot, token for token. `other` stands beside it, and was
-    in its slot before."""
+    """Return the logits of the sequence in this slot, token by token. `other` is in all other
+    slots, and was in this slot before."""
     last = torch.zeros(pool.shape.rows, dtype=torch.long, device=row.ids.device)
     if other is not None:
         for slot in range(pool.shape.slots):

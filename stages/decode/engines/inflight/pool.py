@@ -2,7 +2,7 @@
 
 The pool's shape is fixed, so every step is the same computation whatever it holds. Empty slots are
 computed too, and their output is ignored. For most models a sequence's output then depends only on
-its own tokens; `trial` checks this for the model at hand.
+its own tokens; `engine_check.py` verifies this for each model.
 """
 
 from collections.abc import Iterator
@@ -27,7 +27,8 @@ class SlotPool:
     """The slots of one half, and the next input token of each."""
 
     def __init__(self, template: PrefilledSequence, shape: PoolShape) -> None:
-        """Make room for rows like this one. Raises CannotSeat, and what an allocator raises."""
+        """Allocate a pool for sequences like `template`. Raises UnsupportedCacheError and
+        out-of-memory errors."""
         self.shape = shape
         self.model, self._step = template.model, template.step
         self._extra_inputs = dict(template.extra_inputs)
@@ -57,7 +58,7 @@ class SlotPool:
             mark_static(self._slot_cache.cache)
 
     def put(self, slot: int, sequence: PrefilledSequence, token: torch.Tensor) -> None:
-        """Let a row go on in this slot with `token`, its first, of shape [1, 1]."""
+        """Put a prefilled sequence into a slot. `token` is its first token, of shape [1, 1]."""
         self.model, self._step = sequence.model, sequence.step
         with torch.inference_mode():
             self._slot_cache.put(slot, sequence)
@@ -70,13 +71,13 @@ class SlotPool:
             self._lengths[slot], self._active[slot] = sequence.tokens, 1
 
     def clear(self, slot: int) -> None:
-        """Empty a slot, whose row has ended."""
+        """Empty the slot of an ended sequence."""
         with torch.inference_mode():
             self._lengths[slot] = self._active[slot] = 0
 
     def step(self) -> torch.Tensor:
-        """Return the logits of every row's next token, of shape [rows, words]: first those of the
-        slots. Those of an empty one mean nothing."""
+        """Return the logits of the next tokens, of shape [rows, vocabulary]. The first rows are the
+        slots; those of empty slots are meaningless."""
         with torch.inference_mode(), _experts_row_by_row(self.model):
             model_inputs = self.model.prepare_inputs_for_generation(
                 self._input_ids,
@@ -88,14 +89,14 @@ class SlotPool:
             if self._positions_name and model_inputs.get(self._positions_name) is None:
                 model_inputs[self._positions_name] = (
                     self._position
-                )  # some would count them by the cache
+                )  # some models would derive positions from the cache length
             output = (self._step or self.model)(**model_inputs, return_dict=True)
             self._slot_cache.after_step()
             logits: torch.Tensor = output.logits[:, -1].float()
             return logits
 
     def _past_inputs(self) -> dict[str, Any]:
-        """Return what the model is told of all that came before."""
+        """Return the cache, masks and positions of all previous tokens."""
         kwargs = {self._positions_name: self._position} if self._positions_name else {}
         if self._cross_attention is None:
             return kwargs | {
@@ -110,7 +111,7 @@ class SlotPool:
         return kwargs | decoder_inputs | self._cross_attention.decoder_inputs()
 
     def set_tokens(self, tokens: torch.Tensor) -> None:
-        """Let every row go on with its token, of shape [rows]."""
+        """Append one token to every sequence. `tokens` is of shape [rows]."""
         with torch.inference_mode():
             self._input_ids.copy_(tokens.unsqueeze(1))
             self._lengths += self._active
@@ -118,8 +119,8 @@ class SlotPool:
             self._position += self._active.unsqueeze(1)
 
     def resize(self, columns: int) -> None:
-        """Make room for rows of so many tokens, in which those that are here fit. Raises what an
-        allocator raises; then the pool is of no use any more."""
+        """Change the number of columns; the running sequences must fit. Raises out-of-memory
+        errors, after which the pool is unusable."""
         self.shape = replace(self.shape, columns=columns)
         with torch.inference_mode():
             self._slot_cache.resize(columns)
@@ -129,8 +130,8 @@ class SlotPool:
 
 @contextmanager
 def _experts_row_by_row(model: Any) -> Iterator[None]:
-    """Have experts computed row by row, as `generate` does on a GPU after the prompt: products of
-    all rows of an expert would be rounded by how many those are."""
+    """Compute mixture-of-experts layers row by row, as `generate` does on a GPU after the prompt.
+    Rounding of grouped products depends on the number of rows per expert."""
     before = model.get_experts_implementation()
     after = {name: "batched_mm" if way == "grouped_mm" else way for name, way in before.items()}
     if after == before:

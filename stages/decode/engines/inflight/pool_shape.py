@@ -4,20 +4,21 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 COLUMN_MULTIPLE = 64
-"""Columns come in multiples of this, so that vectors in a kernel end where columns do."""
+"""Columns are a multiple of this, so that vectors of a kernel end with the columns."""
 BLOCK = 512
-"""Columns that a kernel goes through at once, at the most: it counts blocks from the first one."""
+"""Maximum number of columns that an attention kernel reads per block, counted from the first
+column."""
 MIN_STEP_ROWS = 8
-"""Rows of the smallest step: products of fewer are rounded otherwise, on a CPU."""
+"""Minimum number of rows per step: on a CPU, products of fewer rows round differently."""
 CHECK_TOKENS = 6
-"""Tokens at most that a row of a trial goes on by."""
+"""Maximum number of tokens per row in the check before use."""
 WIDER_FACTOR = 5
-"""How many times the columns another pool of a trial has: so many that kernels cut them
-otherwise."""
+"""Columns of the second pool of the check, as a multiple of the first: enough that kernels split
+them differently."""
 MAX_WIDER_COLUMNS = 1024
-"""Most columns that it has more: kernels cut the next thousand otherwise, too."""
+"""Maximum number of additional columns: kernels split another thousand differently, too."""
 MIN_CHECK_SLOTS = 2
-"""Fewest slots with which it can be tried what stands beside a row."""
+"""Minimum number of slots that shows whether rows depend on their neighbours."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -25,20 +26,21 @@ class PoolShape:
     """The dimensions of a pool."""
 
     rows: int
-    """Rows that a step computes: the same however many slots there are, so that numbers are."""
+    """Rows that a step computes. Their number does not depend on the slots, so neither does
+    rounding."""
     slots: int
-    """Rows that there is room for; the others are nobody's."""
+    """Rows with memory; the other rows are unused."""
     columns: int
-    """Most tokens of a row, its prompt among them."""
+    """Maximum number of tokens of a sequence, its prompt included."""
     aligned: bool = False
-    """Whether all rows end at the last column, and not each at its own."""
+    """Whether all sequences end at the last column instead of each at its own."""
     encoded: int = 0
-    """Fewest columns of what an encoder made of a prompt."""
+    """Minimum number of columns of encoder output."""
 
     @property
     def copied(self) -> int:
-        """Return the rows of which a layer that computes has a copy: all, where some are nobody's;
-        of a single slot they are shown to all rows as they are."""
+        """Return the number of rows that a layer copies per step: all rows if some are unused. A
+        single slot is expanded without a copy."""
         return self.rows if 1 < self.slots < self.rows else 0
 
 
@@ -49,57 +51,57 @@ class PoolLayout:
     rows: int
     """Rows that a step computes."""
     fixed: bool = False
-    """Whether it computes so many in every job, because numbers hang on how many there are."""
+    """Whether every job has this number of rows, because the model's numbers depend on it."""
     aligned: bool = False
-    """Whether all rows end at the last column."""
+    """Whether all sequences end at the last column."""
     compiled: bool = False
-    """Whether a step is compiled, for every shape anew."""
+    """Whether the step is compiled, once per shape."""
 
     def columns(self, tokens: int) -> int:
-        """Return the columns of a pool whose rows have at most so many tokens. Those of steps that
-        are compiled double, so that there are few shapes; aligned ones grow by whole blocks, so
-        that a row is cut at the same places however many there are."""
+        """Return the columns of a pool for sequences of at most `tokens` tokens. For compiled steps
+        they double, so there are few shapes. Aligned ones grow by whole blocks, so a sequence is
+        split at the same places whatever the width."""
         found = columns_for(tokens)
         if self.compiled:
             return COLUMN_MULTIPLE << (found // COLUMN_MULTIPLE - 1).bit_length()
         return -(-found // BLOCK) * BLOCK if self.aligned and found > BLOCK else found
 
     def pool(self, slots: int, columns: int) -> PoolShape:
-        """Return the room of a pool of so many slots, or of as many as may be."""
+        """Return the shape of a pool with `slots` slots, or fewer if the layout has fewer rows."""
         slots = min(slots, self.rows)
         return PoolShape(rows=self.rows, slots=slots, columns=columns, aligned=self.aligned)
 
 
 PLAIN = PoolLayout(rows=MIN_STEP_ROWS)
-"""The way that few slots have."""
+"""The layout for few slots."""
 
 
 def candidate_layouts(slots: int, *, compiled: bool, is_only_engine: bool) -> Iterator[PoolLayout]:
-    """Yield the ways to have rows in so many slots, the best first; `insisted` is whether nothing
-    else would serve."""
+    """Yield the layouts for `slots` slots, the best first. `is_only_engine` is whether no other
+    engine may run."""
     yield PoolLayout(rows=rows_for(slots), compiled=compiled)
     yield PoolLayout(rows=MIN_STEP_ROWS, fixed=True, compiled=compiled)
-    # Aligned rows take their room in use or not, so they come where all are in use. They lie
-    # elsewhere after each step, where nothing that is compiled looks for them.
+    # Aligned slots take the same memory used or not, so they are tried only if all are in use.
+    # Their columns move after each step, where compiled code would not find them.
     if not compiled and (slots >= MIN_STEP_ROWS or is_only_engine):
         yield PoolLayout(rows=MIN_STEP_ROWS, fixed=True, aligned=True)
 
 
 def columns_for(tokens: int) -> int:
-    """Return the columns of a pool whose rows have at most so many tokens."""
+    """Return the columns of a pool for sequences of at most `tokens` tokens."""
     return -(-tokens // COLUMN_MULTIPLE) * COLUMN_MULTIPLE
 
 
 def rows_for(slots: int) -> int:
-    """Return how many rows a step computes: a power of two, so that other jobs compute as many."""
+    """Return the number of rows per step: a power of two, so that jobs share it."""
     return max(MIN_STEP_ROWS, 1 << (slots - 1).bit_length())
 
 
 def trial_shapes(
     layout: PoolLayout, slots: int, tokens: int, *, lean: bool = False
 ) -> tuple[PoolShape, PoolShape]:
-    """Return the pools of a trial by rows of at most so many tokens: the job's own, and one that is
-    other in all that may be. A `lean` one is for who has not the memory for more."""
+    """Return the two pools of a check with sequences of at most `tokens` tokens: the job's own, and
+    one that differs in every dimension that may vary. `lean` makes both as small as possible."""
     columns = layout.columns(tokens + CHECK_TOKENS)
     more = COLUMN_MULTIPLE if lean else min((WIDER_FACTOR - 1) * columns, MAX_WIDER_COLUMNS)
     longer = layout.columns(columns + (max(more, BLOCK) if layout.aligned else more))

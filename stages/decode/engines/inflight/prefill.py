@@ -19,13 +19,14 @@ from stages.models.halves.features import Features, placeholder_ids
 from stages.models.halves.routes import choose_route
 
 TOKEN_TYPES = ("token_type_ids", "mm_token_type_ids", "moe_mm_token_type_ids")
-"""Names under which a model is told the kind of each token."""
+"""Names of the inputs that give the type of each token."""
 TEXT_TYPES = ("mm_token_type_ids", "moe_mm_token_type_ids")
-"""Those of them in which a token that was made is text, 0; in others it is what came before it."""
+"""Those of them that are 0 (text) for generated tokens. The others repeat the previous token's
+type."""
 EXTRA_INPUTS = ("use_cache", "logits_to_keep")
-"""What `generate` tells a model at every token, besides what hangs on the row."""
+"""Other inputs that `generate` passes at every token."""
 ENDINGS = ("MaxLengthCriteria", "EosTokenCriteria")
-"""The ways in which a caption may end."""
+"""The supported stopping criteria."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,11 +34,11 @@ class EncoderOutput:
     """The encoder output of one prompt."""
 
     cache: Any
-    """What the decoder's layers make of it."""
+    """Keys and values of the cross-attention layers."""
     mask: torch.Tensor
-    """Which tokens of it are seen, of shape [1, tokens]."""
+    """Mask of the encoder's tokens, of shape [1, tokens]."""
     hidden: torch.Tensor
-    """The encoder's states, of shape [1, tokens, width]."""
+    """The encoder's hidden states, of shape [1, tokens, width]."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,49 +46,50 @@ class PrefilledSequence:
     """A sequence after prefill."""
 
     model: Any
-    """What makes the next token: the half, or the reader within it."""
+    """Module that computes the next token: the half, or the decoder inside it."""
     cache: Any
-    """What its layers remember of the prompt, or of a caption's beginning."""
+    """KV cache of the prompt, or of the forced beginning of a caption."""
     tokens: int
-    """How many tokens they remember."""
+    """Number of tokens in the cache."""
     position: torch.Tensor
     """Position of the next token, of shape [..., 1, 1]."""
     positions_name: str
-    """Name under which the model takes positions; empty: it counts them itself."""
+    """Name of the model's argument for positions; empty: the model counts them itself."""
     token_types: Mapping[str, torch.Tensor]
-    """Kind of the next token, of shape [1, 1], by the name under which the model takes it."""
+    """Type of the next token, of shape [1, 1], by argument name."""
     extra_inputs: Mapping[str, Any]
-    """What the model is told at every token besides."""
+    """Other arguments of the model at every token."""
     ids: torch.Tensor
-    """The prompt as those see it who change its logits, of shape [1, tokens]."""
+    """The prompt as logits processors see it, of shape [1, tokens]."""
     processors: Any
-    """What changes its logits, in order."""
+    """The logits processors, in order."""
     eos_token_ids: frozenset[int]
-    """Tokens that end it."""
+    """Tokens that end the caption."""
     max_new_tokens: int
-    """Most tokens of its caption."""
+    """Maximum number of tokens of the caption."""
     logits: torch.Tensor
-    """The logits of its first token, of shape [1, words]."""
+    """The logits of the first token, of shape [1, vocabulary]."""
     encoder_output: EncoderOutput | None = None
-    """What it was encoded to, of a half that has an encoder for prompts."""
+    """The encoder's output, for a half with an encoder for prompts."""
     step: Callable[..., Any] | None = None
-    """What computes a step in place of the model itself, such as the model compiled."""
+    """Function that computes a step in place of the model, such as the compiled model."""
     stopped: Callable[[Sequence[int]], bool] | None = None
-    """Whether its new tokens end it, besides one of `ends`; None: they do not."""
+    """Function that checks the new tokens for a stop string; None: no check."""
 
     @property
     def prompt_tokens(self) -> int:
-        """Return the tokens of its prompt, those of pictures among them."""
+        """Return the number of prompt tokens, image tokens included."""
         return int(self.encoder_output.mask.sum()) if self.encoder_output else self.tokens
 
 
 def prefill_row(
     half: Any, inputs: Mapping[str, Any], features: Mapping[str, Any], **options: Any
 ) -> PrefilledSequence:
-    """Return the row, its prompt read. Raises CannotSeat for a half that reads otherwise."""
+    """Prefill one prompt. Raises UnsupportedCacheError if `generate` of the half works
+    differently."""
     read: list[PrefilledSequence] = []
 
-    # The names are those by which `generate` tells what it takes itself from what it hands on.
+    # These argument names separate what `generate` uses itself from what it passes to the model.
     def park(
         model: Any,
         input_ids: torch.Tensor,
@@ -110,8 +112,8 @@ def prefill_row(
 
 
 def positions_of(half: Any, inputs: Mapping[str, Any], features: Mapping[str, Any]) -> torch.Tensor:
-    """Return the positions of a prompt's tokens [..., 1, tokens], as `generate` counts them. Raises
-    CannotSeat for a half whose `generate` does not."""
+    """Return the positions of a prompt's tokens as `generate` counts them, of shape [..., 1,
+    tokens]. Raises UnsupportedCacheError if `generate` of the half does not count them."""
     seen_positions: list[torch.Tensor | None] = []
 
     def note(model: Any, input_ids: torch.Tensor, **kwargs: Any) -> torch.Tensor:
@@ -125,7 +127,7 @@ def positions_of(half: Any, inputs: Mapping[str, Any], features: Mapping[str, An
 
 
 def _refuse(model: Any, stopping_criteria: Any, kwargs: Mapping[str, Any]) -> None:
-    """Raise CannotSeat for what cannot be done row by row."""
+    """Raise UnsupportedCacheError for anything that cannot be done sequence by sequence."""
     if kwargs.get("position_ids") is None and not model.config.is_encoder_decoder:
         raise UnsupportedCacheError("it is not told the positions of tokens")
     mask = kwargs.get("attention_mask")
@@ -163,13 +165,13 @@ def _prefilled(
 
 
 def _decoder_fields(model: Any, cache: Any, ids: torch.Tensor, kwargs: Any) -> dict[str, Any]:
-    """Return what hangs on there being no encoder."""
+    """Return the fields that are specific to decoder-only models."""
     position = kwargs["position_ids"][..., -1:] + 1
     return {"cache": cache, "position": position, "positions_name": "position_ids"}
 
 
 def _encoder_fields(model: Any, cache: Any, ids: torch.Tensor, kwargs: Any) -> dict[str, Any]:
-    """Return the same where the prompt went to an encoder, and a caption was begun."""
+    """Return the same fields for an encoder-decoder, whose decoder has prefilled the beginning."""
     hidden, mask = kwargs["encoder_outputs"][0], kwargs.get("attention_mask")
     seen = torch.ones(hidden.shape[:2], dtype=torch.long, device=ids.device)
     encoder_output = EncoderOutput(
@@ -191,12 +193,12 @@ def _next_type(name: str, token_types: torch.Tensor) -> torch.Tensor:
 def select_token_ids(
     row: PrefilledSequence, ids: torch.Tensor, logits: torch.Tensor
 ) -> torch.Tensor:
-    """Return the token that the row goes on with, of shape [1, 1]. `ids` are all before it."""
+    """Return the next token, of shape [1, 1]. `ids` are all tokens before it."""
     return row.processors(ids, logits).argmax(-1, keepdim=True)  # type: ignore[no-any-return]
 
 
 ONE_TOKEN = {"max_new_tokens": 1, "min_new_tokens": 0}
-"""What is asked of a beginning, of which no word is taken."""
+"""Settings for the prefill of a prefix, whose generated token is discarded."""
 
 
 class SharedPrefix:
@@ -215,15 +217,15 @@ class SharedPrefix:
         features: Features,
         **options: Any,
     ) -> PrefilledSequence:
-        """Return a row, its prompt read; `of` names the chunk. Raises CannotSeat for a half or a
-        prompt that has nothing to share."""
+        """Prefill a prompt; `chunk_key` names the chunk. Raises UnsupportedCacheError for a half or
+        a prompt without a shared prefix."""
         length = _shared_tokens(half, inputs)
-        # Of a beginning alone, or of an end, some families would count other positions.
+        # For a prefix or a suffix alone, some families would count other positions.
         positions = positions_of(half, inputs, features)
         ids = inputs["input_ids"][0, :length].tolist()
         if (chunk_key, ids) != (self._of, self._ids):
             self.forget()
-            # What chooses words has nothing to choose of a beginning.
+            # A prefix selects no tokens, so it needs no logits processors.
             prefill_kwargs = {n: v for n, v in options.items() if n == "prefill_chunk_size"}
             prefix_inputs = {**_beginning(inputs, length), "position_ids": positions[..., :length]}
             self._cache = prefill_row(
@@ -236,12 +238,12 @@ class SharedPrefix:
         return prefill_row(half, whole, rest, past_key_values=cache, **options)
 
     def forget(self) -> None:
-        """Give back what is kept."""
+        """Free the cached prefix."""
         self._of, self._ids, self._cache = "", [], None
 
 
 def _shared_tokens(half: Any, inputs: Mapping[str, Any]) -> int:
-    """Return how many tokens there are up to the last one of a picture."""
+    """Return the number of tokens up to and including the last image token."""
     if half.config.is_encoder_decoder:
         raise UnsupportedCacheError("its prompt goes to an encoder")
     if choose_route(half).route != "protocol":
@@ -255,7 +257,8 @@ def _shared_tokens(half: Any, inputs: Mapping[str, Any]) -> int:
 
 
 def _beginning(inputs: Mapping[str, Any], length: int) -> dict[str, Any]:
-    """Return the inputs of so many tokens; what is not of tokens, such as grids, stays whole."""
+    """Return the inputs of the first `length` tokens. Inputs without a token dimension, such as
+    grids, stay whole."""
     shape = inputs["input_ids"].shape
     return {
         name: value[:, :length] if getattr(value, "shape", ())[:2] == shape else value

@@ -59,7 +59,7 @@ SLOT_LAYERS: Mapping[type[Any], Callable[[Any, PoolShape, torch.Tensor], Any]] =
 
 
 def slot_layer_for(layer: Any, shape: PoolShape, lengths: torch.Tensor) -> Any:
-    """Return room for as much as `layer` holds of one row, in every slot. Raises CannotSeat."""
+    """Return the slot version of a cache layer with one sequence. Raises UnsupportedCacheError."""
     if isinstance(layer, DummyLayer):
         return layer
     if type(layer) in SLOT_LAYERS:
@@ -75,8 +75,8 @@ class SlotCache:
     def __init__(
         self, template: PrefilledSequence, shape: PoolShape, lengths: torch.Tensor
     ) -> None:
-        """Make room for rows like this one; `at` is the pool's own: the tokens that are remembered
-        of each row. Raises CannotSeat, and what an allocator raises."""
+        """Allocate slots for sequences like `template`. `lengths` is the pool's own tensor: the
+        number of cached tokens per row. Raises UnsupportedCacheError and out-of-memory errors."""
         self._lengths = lengths
         self._chunk = _chunk(template.model)
         layers = [slot_layer_for(layer, shape, lengths) for layer in template.cache.layers]
@@ -92,7 +92,8 @@ class SlotCache:
                 target.put(slot, source, sequence.tokens)
 
     def mask(self) -> torch.Tensor:
-        """Return which columns each row sees, of shape [rows, columns]; those of windows last."""
+        """Return the columns that each row sees, of shape [rows, columns]; those of sliding windows
+        come last."""
         lengths = self._lengths.unsqueeze(1)
         seen = self._columns <= lengths
         if self._rings is None:
@@ -122,7 +123,8 @@ class SlotCache:
             ring.offset = 0
         if not rings or rings[0].columns == columns:
             return
-        # Chunks are counted from the first column: these must all lie in one.
+        # Chunks of chunked attention are counted from the first column, and these columns must all
+        # lie in one chunk.
         self._gap = -columns % (self._chunk or 1)
         for ring in rings:
             ring.offset = columns + self._gap
@@ -141,7 +143,7 @@ class CrossAttentionCache:
     """The encoder states of all slots, for cross-attention."""
 
     def __init__(self, template: PrefilledSequence, shape: PoolShape) -> None:
-        """Make room for rows like this one. Raises what an allocator raises."""
+        """Allocate encoder states for sequences like `template`. Raises out-of-memory errors."""
         assert template.encoder_output is not None
         rows = shape.rows
         self._hidden = template.encoder_output.hidden.new_zeros(
@@ -172,8 +174,8 @@ class CrossAttentionCache:
                 fill(getattr(target, name)[slot], getattr(source, name)[0])
 
     def decoder_inputs(self) -> dict[str, Any]:
-        """Return what a decoder is told of it. The states themselves are in the cache already, and
-        only as many are shown as there would be."""
+        """Return the decoder's inputs. The states themselves are in the cache; a placeholder shows
+        only their shape."""
         shape = (*self._mask.shape, self._hidden.shape[-1])
         hidden: Any = self._hidden.expand(shape)
         return {
@@ -183,7 +185,7 @@ class CrossAttentionCache:
 
     def _widen(self, columns: int) -> None:
         more = columns - self._mask.shape[-1]
-        # A row that is nobody's sees one column, of zeros: of none its numbers would be none.
+        # An unused row sees one column of zeros: attention over no column gives NaN.
         self._mask = torch.cat([self._mask, self._mask.new_zeros(len(self._mask), more)], dim=1)
         self._mask[:, :1] = 1
         for layer in self.cache.layers:
@@ -201,8 +203,8 @@ class AlignedSlotCache:
     def __init__(
         self, template: PrefilledSequence, shape: PoolShape, lengths: torch.Tensor
     ) -> None:
-        """Make room for rows like this one; `at` is the pool's own: the tokens that are remembered
-        of each row. Raises what an allocator raises."""
+        """Allocate slots for sequences like `template`. `lengths` is the pool's own tensor: the
+        number of cached tokens per row. Raises out-of-memory errors."""
         self._lengths = lengths
         self.cache = Cache(
             layers=[_empty_layer(layer, shape.rows) for layer in template.cache.layers]
@@ -223,7 +225,7 @@ class AlignedSlotCache:
                             buffer[index][slot] = state[0]
 
     def mask(self) -> torch.Tensor:
-        """Return which columns each row sees, of shape [rows, columns]: the last ones."""
+        """Return the columns that each row sees, of shape [rows, columns]: the last ones."""
         columns = torch.arange(self._columns, device=self._lengths.device)
         return (columns >= self._columns - 1 - self._lengths.unsqueeze(1)).long()
 
@@ -245,7 +247,7 @@ class AlignedSlotCache:
 
 
 def _empty_layer(layer: Any, rows: int) -> Any:
-    """Return a layer of the same kind with no token yet, of so many rows."""
+    """Return an empty layer of the same type for `rows` rows."""
     buffer = copy.copy(layer)
     for name, value in vars(layer).items():
         if _is_of_tokens(value):
@@ -257,13 +259,14 @@ def _empty_layer(layer: Any, rows: int) -> Any:
 
 
 def _is_of_tokens(value: Any) -> bool:
-    """Return whether a layer keeps this of each token; other tensors are numbers of its own."""
+    """Return whether a layer has this tensor per token. Other tensors are constants of the
+    layer."""
     return torch.is_tensor(value) and value.ndim > 2
 
 
 def _by_token(part: torch.Tensor) -> torch.Tensor:
-    """Return what is kept of tokens as [rows, ..., tokens, width]; positions are kept as
-    [..., rows, tokens]."""
+    """Return a per-token tensor as [rows, ..., tokens, width]. Positions are stored as [..., rows,
+    tokens]."""
     return part if part.is_floating_point() else part.movedim(-2, 0).unsqueeze(-1)
 
 
@@ -272,7 +275,7 @@ def _as_before(part: torch.Tensor, template: torch.Tensor) -> torch.Tensor:
 
 
 def _last(part: torch.Tensor, columns: int) -> torch.Tensor:
-    """Return the last columns, with zeros before them where there are not so many."""
+    """Return the last columns, padded with zeros on the left."""
     more = columns - part.shape[-2]
     if more <= 0:
         return part[..., part.shape[-2] - columns :, :]
