@@ -107,7 +107,7 @@ def progress_on(to: ClosableTerminal) -> "Progress":
         """A column whose text is computed at each redraw."""
 
         def render(self, task: Task) -> Text:
-            return Text(task.fields["told"](), no_wrap=True)
+            return Text(task.fields["status"](), no_wrap=True)
 
     console = OneTerminal(
         file=to,  # type: ignore[arg-type]

@@ -72,8 +72,8 @@ def memory(model: Model, rung: Rung, workload: Workload, *, device: str, new: in
     settings = settings_as_run(settings, half, rung)
     terms = list(weights(half, settings, rung, device))
     step = list(_step_terms(model, settings, rung, workload))
-    said = [term for term in scored.terms if term.part in ("activation", "kv")]
-    terms += max(step, said, key=lambda some: sum(term.bytes for term in some))
+    scoring = [term for term in scored.terms if term.part in ("activation", "kv")]
+    terms += max(step, scoring, key=lambda some: sum(term.bytes for term in some))
     terms += [*_states(model, rung), *adapter_terms(settings, rung, rung.batch * workload.tokens)]
     features = rung.batch * workload.feature_bytes
     read = Term(part="workspace", bytes=features, why="the features of a step's examples")
