@@ -33,15 +33,15 @@ if TYPE_CHECKING:
     from artifacts.captions import Caption as Caption
     from artifacts.captions import Failure as Failure
     from artifacts.errors import PenstockError as PenstockError
+    from penstock.api import convert as convert
+    from penstock.api import export as export
     from penstock.api import plan as plan
     from penstock.api import rebuild as rebuild
     from penstock.api import report as report
     from penstock.api import status as status
+    from penstock.api import tune as tune
     from penstock.captions import Captions as Captions
     from penstock.captions import caption as caption
-    from penstock.models import convert as convert
-    from penstock.models import export as export
-    from penstock.models import tune as tune
     from penstock.server import ServerProcess as ServerProcess
     from penstock.server import serve as serve
     from penstock.vectors import Embedded as Embedded
@@ -69,10 +69,10 @@ _HOMES = {
     "PenstockError": "artifacts.errors",
     "ServerProcess": "penstock.server",
     "caption": "penstock.captions",
-    "convert": "penstock.models",
+    "convert": "penstock.api",
     "embed": "penstock.vectors",
     "encode": "stages.models",
-    "export": "penstock.models",
+    "export": "penstock.api",
     "generate": "stages.models",
     "index": "penstock.vectors",
     "label": "penstock.vectors",
@@ -85,7 +85,7 @@ _HOMES = {
     "search": "penstock.vectors",
     "serve": "penstock.server",
     "status": "penstock.api",
-    "tune": "penstock.models",
+    "tune": "penstock.api",
 }
 
 __version__ = version("penstock")

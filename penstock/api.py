@@ -1,21 +1,33 @@
-"""Python API to plan a run, to bring stored features up to date, and to look at a run."""
+"""Python API of the commands that return when they are done: plan, rebuild, status, report, tune,
+export and convert.
+"""
 
-from os import PathLike
+from os import PathLike, fspath
 from pathlib import Path
 from typing import Any, Unpack
 
+from artifacts.errors import UsageError
+from flows.checkpoint.conversion import Converted
+from flows.checkpoint.conversion import convert as run_convert
 from flows.console.display import Display
 from flows.machine.launch import DirectLauncher
 from flows.options.commands import CaptionConfig
+from flows.options.export_config import ExportConfig
 from flows.options.rebuild import RebuildConfig
+from flows.options.tune import TuneConfig
 from flows.planning.plan import figures, plan_of
-from flows.results.report.write import write_report
+from flows.results.export_result import Exported, refuse_foreign_folder
+from flows.results.report.page import write_report
 from flows.results.run_status import run_status
+from flows.results.tuned import AdapterScore, Tuned
+from flows.running.export import export as run_export
+from flows.running.samples import evaluation_media
+from flows.running.tune import tune as run_tune
 from flows.upkeep.rebuild import RebuildOptions, RebuildResult
 from flows.upkeep.rebuild import rebuild as run
-from penstock.arguments import checked
-from penstock.keywords import CaptionOptions, FeatureOptions
-from penstock.options import Sources, config_for
+from penstock.arguments import Sources, checked, config_for, config_with
+from penstock.keywords import CaptionOptions, ExportOptions, FeatureOptions, TuneOptions
+from stages.convert.job import DTYPES, ConvertJob
 
 
 def rebuild(
@@ -53,3 +65,40 @@ def report(out: str | PathLike[str] = "penstock-out", to: str | PathLike[str] = 
     """Write the HTML report of a run, and return its path. Empty `to`: `report.html` in the
     folder. Raises PenstockError."""
     return write_report(Path(out), Path(to) if to else None)
+
+
+def tune(
+    data: str | PathLike[str], *, progress: bool = False, **options: Unpack[TuneOptions]
+) -> Tuned | AdapterScore:
+    """Train an adapter on captions, or score one, as `penstock tune`. Return the result when it is
+    done; the same call resumes an interrupted training. Raises PenstockError."""
+    config = config_with(TuneConfig, options, TuneOptions.__annotations__, data=data)
+    return run_tune(config, Display(quiet=not progress))
+
+
+def export(
+    model: str | PathLike[str], *, progress: bool = False, **options: Unpack[ExportOptions]
+) -> Exported:
+    """Quantize a model and compare it with the original, as `penstock export`. Return the result
+    when it is done: `accepted` says whether it passed. Raises PenstockError."""
+    config = config_with(ExportConfig, options, ExportOptions.__annotations__, model=model)
+    refuse_foreign_folder(config.request())  # before the clips of the demo are rendered
+    display = Display(quiet=not progress)
+    with evaluation_media(config, display.print_line) as sources:
+        return run_export(config.captioning(sources), config.request(), display)
+
+
+def convert(
+    source: str | PathLike[str],
+    folder: str | PathLike[str],
+    *,
+    dtype: str = "",
+    progress: bool = False,
+) -> Converted:
+    """Write a model's pickled weights as safetensors into a new folder, as `penstock convert`.
+    Raises PenstockError."""
+    paths = {"source": fspath(source), "folder": fspath(folder)}
+    given = checked(ConvertJob, {**paths, "dtype": dtype})
+    if dtype not in ("", *DTYPES):
+        raise UsageError(f"dtype {dtype} is not known", hint=f"Choose from {', '.join(DTYPES)}")
+    return run_convert(ConvertJob(**given), Display(quiet=not progress))

@@ -24,9 +24,9 @@ from flows.results.run_record import RunRecord
 from flows.results.run_result import RunResult
 from flows.results.table_rows import kinds_of, properties_of, table_rows
 from flows.running import run
+from penstock.arguments import Sources, config_for
 from penstock.background import BackgroundRun
 from penstock.keywords import CaptionOptions
-from penstock.options import Sources, config_for
 from stages.process.events import Event, Item
 from stages.process.stage_process import Listener
 

@@ -24,8 +24,8 @@ from artifacts.errors import (
     UsageError,
 )
 from flows.serving.config import ServeConfig
+from penstock.arguments import config_with
 from penstock.keywords import ServeOptions
-from penstock.options import config_with
 
 ADDRESS = "serving on "
 """Start of the line that the server prints when it listens."""

@@ -22,9 +22,9 @@ from flows.running.label import label_request
 from flows.search.build import IndexWritten, fill_index
 from flows.search.query import Hit, search_index
 from flows.search.texts import TEXT_HALF
+from penstock.arguments import Sources, config_for, config_with
 from penstock.background import FinishedRecords
 from penstock.keywords import LabelRunOptions, SearchOptions, VectorOptions
-from penstock.options import Sources, config_for, config_with
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -17,8 +17,8 @@ import penstock
 import penstock_demo
 from artifacts.keys import digest_of
 from flows.options.commands import CaptionConfig
+from penstock.arguments import config_for
 from penstock.keywords import CaptionOptions
-from penstock.options import config_for
 
 ROOT = Path(__file__).resolve().parent.parent
 CALLS: tuple[Callable[..., object], ...] = (penstock.caption, penstock.plan, penstock.rebuild)

@@ -20,7 +20,7 @@ from flows.options.search import SearchPlace, SearchQuery
 from flows.options.tune import TuneConfig
 from flows.options.vectors import EmbedConfig, IndexConfig, LabelConfig
 from flows.serving.config import ServeConfig
-from penstock.options import config_of
+from penstock.arguments import config_of
 
 LEAST: dict[str, tuple[tuple[type[Any], ...], dict[str, Any]]] = {
     "caption x": ((CaptionConfig,), {"sources": ("x",)}),

@@ -199,7 +199,7 @@ from flows.cli.main import parse
 from flows.cli.options import config_of
 from flows.deployments.caption import caption_videos
 from flows.options.commands import CaptionConfig
-from penstock.options import config_for
+from penstock.arguments import config_for
 from scripts import keywords
 keywords.FILE.write_text(keywords.source())
 from penstock.keywords import CaptionOptions
