@@ -126,7 +126,7 @@ def test_a_run_that_is_closed_early_is_resumed(here: Path) -> None:
     [
         (lambda: penstock.label("x", model="demo"), "labels is missing"),  # type: ignore[call-arg]
         (lambda: penstock.label("x", model="demo", labels=["a,b"]), "without commas"),
-        (lambda: penstock.embed("x", model="demo", top=3), "there is no option top"),  # type: ignore[call-arg]
+        (lambda: penstock.embed("x", model="demo", top=3), "unknown option top"),  # type: ignore[call-arg]
         (lambda: penstock.serve(), "there is nothing to serve"),
         (lambda: penstock.serve(model="nowhere", port=0), "there is no model at nowhere"),
         (lambda: penstock.export("demo", to="nf4"), "out is missing"),  # type: ignore[call-arg]
