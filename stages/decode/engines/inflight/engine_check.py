@@ -155,8 +155,8 @@ def _compare(
     other_shape: PoolShape,
 ) -> EngineCheck:
     alone = _teacher_force(row, reference, SlotPool(row, shape), 0)
-    job_slots = [logits[0].float() for logits in reference.logits[: len(alone)]]
-    found = relative_difference(job_slots, [logits.float() for logits in alone])
+    expected = [logits[0].float() for logits in reference.logits[: len(alone)]]
+    found = relative_difference(expected, [logits.float() for logits in alone])
     if found > ROUNDINGS * tolerance(row.model.dtype):
         return EngineCheck(reason=f"in slots its numbers are others, by {found:.1e}")
     if not _same(
@@ -185,8 +185,8 @@ def _teacher_force(
     slots, and was in this slot before."""
     last = torch.zeros(pool.shape.rows, dtype=torch.long, device=row.ids.device)
     if other is not None:
-        for slot in range(pool.shape.slots):
-            pool.put(slot, other, select_token_ids(other, other.ids, other.logits))
+        for index in range(pool.shape.slots):
+            pool.put(index, other, select_token_ids(other, other.ids, other.logits))
         for _ in range(BEFORE):
             pool.set_tokens(pool.step().argmax(-1))
         pool.clear(slot)
