@@ -124,7 +124,7 @@ def _killed(command: list[str], checkpoint: Path, after: float | None) -> None:
         ),
         pytest.param(
             {"path": "clip-01.mp4", "caption": "a", "prompt": "What is <|video_pad|>?"},
-            "which demo reads as the place of a picture",
+            "an image placeholder of demo",
             marks=pytest.mark.slow,
         ),
     ],

@@ -24,18 +24,19 @@ def context_note(model: Model, config: RunOptions) -> str:
         return ""
     if not profile.context_tokens:
         return f"{model.name} does not state its context length, so it limits no frames"
-    sampling, most = requested_sampling(profile, config), frames_of_any_size(profile)
-    wanted = full_chunk(sampling)
-    if not most or wanted <= most:
+    sampling, max_frames = requested_sampling(profile, config), frames_of_any_size(profile)
+    requested = full_chunk(sampling)
+    if not max_frames or requested <= max_frames:
         return ""
     context = f"its context of {profile.context_tokens:,} tokens"
     if config.as_published is False:
         return (
-            f"{model.name}: {counted(wanted, 'frame')} of a chunk exceed {context}, in which "
-            f"{most} fit; as stock all are shown"
+            f"{model.name}: {counted(requested, 'frame')} of a chunk exceed {context}, in which "
+            f"{max_frames} fit; as stock all are shown"
         )
-    fit = "frame of a chunk fits" if most == 1 else "frames of a chunk fit"
-    return f"{model.name}: {most:,} {fit} {context}, of {wanted:,}; {_remedy(sampling, most)}"
+    fit = "frame of a chunk fits" if max_frames == 1 else "frames of a chunk fit"
+    remedy = _remedy(sampling, max_frames)
+    return f"{model.name}: {max_frames:,} {fit} {context}, of {requested:,}; {remedy}"
 
 
 def beyond_context(model: Model, config: RunOptions, task: Task, answer: int) -> str:
@@ -48,14 +49,15 @@ def beyond_context(model: Model, config: RunOptions, task: Task, answer: int) ->
     frames = counted(shown, "frame") if kind == "video" else "picture"
     context = f"the model's context of {profile.context_tokens:,} tokens"
     if kind == "video":
-        most = frames_of_size(profile, (size[0], size[1]))
-        if most is not None and shown > most:
-            return f"its {frames} exceed {context}, in which {most:,} fit"
-    pictures, words = _tokens(model, config, task, answer)
-    if pictures + words + answer <= profile.context_tokens:
+        max_frames = frames_of_size(profile, (size[0], size[1]))
+        if max_frames is not None and shown > max_frames:
+            return f"its {frames} exceed {context}, in which {max_frames:,} fit"
+    image_tokens, prompt_tokens = _tokens(model, config, task, answer)
+    if image_tokens + prompt_tokens + answer <= profile.context_tokens:
         return ""
     return (
-        f"its {frames} ({pictures:,}), prompt ({words:,}) and answer ({answer:,}) exceed {context}"
+        f"its {frames} ({image_tokens:,}), prompt ({prompt_tokens:,}) and answer ({answer:,}) "
+        f"exceed {context}"
     )
 
 
@@ -68,13 +70,13 @@ def _tokens(model: Model, config: RunOptions, task: Task, answer: int) -> tuple[
     _, shown, *size = task.shape
     each, _ = chunk_frame_tokens(profile, kind, shown, (size[0], size[1]))
     around = profile.words_a_frame * shown if kind == "video" else 0
-    pictures = math.ceil(each * encoder_frames(profile, kind, shown)) + around
+    image_tokens = math.ceil(each * encoder_frames(profile, kind, shown)) + around
     texts = (task.prompt, params.system, params.start_with)
-    most = sum(map(max_prompt_tokens, texts)) + profile.words_a_prompt
-    if pictures + most + answer <= profile.context_tokens:
-        return pictures, most
+    longest_prompt = sum(map(max_prompt_tokens, texts)) + profile.words_a_prompt
+    if image_tokens + longest_prompt + answer <= profile.context_tokens:
+        return image_tokens, longest_prompt
     count = _counter(model.folder).count
-    return pictures, sum(count(text) for text in texts if text) + profile.words_a_prompt
+    return image_tokens, sum(count(text) for text in texts if text) + profile.words_a_prompt
 
 
 @lru_cache(1)
@@ -83,8 +85,8 @@ def _counter(folder: Path) -> PromptTokens:
     return PromptTokens(folder)
 
 
-def _remedy(sampling: Sampling, most: int) -> str:
+def _remedy(sampling: Sampling, max_frames: int) -> str:
     """Return the option that shows more frames."""
-    if sampling.fps and sampling.min_frames <= most:
-        return f"--chunk {most / sampling.fps:g} shows them all"
+    if sampling.fps and sampling.min_frames <= max_frames:
+        return f"--chunk {max_frames / sampling.fps:g} shows them all"
     return "shorter chunks (--chunk) show more"

@@ -111,9 +111,9 @@ def check_placeholders(contents: Sequence[Medium], model: Model) -> None:
         found = next((word for word in model.profile.placeholders if word in prompt), None)
         if found is not None:
             raise UsageError(
-                f"the prompt of {Path(medium.path).name} holds {found}, which {model.name} reads "
-                "as the place of a picture",
-                hint="Leave it out: the picture is placed before the prompt",
+                f"the prompt of {Path(medium.path).name} holds {found}, an image placeholder of "
+                f"{model.name}",
+                hint="Leave it out; the image is placed before the prompt",
             )
 
 
@@ -138,8 +138,8 @@ def without_placeholders(
             file.source,
             file.media_path,
             "placeholder",
-            f"its name, folder or tags put {found} into the prompt, which {model.name} reads as "
-            "the place of a picture",
+            f"its name, folder or tags put {found} into the prompt, an image placeholder of "
+            f"{model.name}",
             "Rename it, or leave {name}, {folder} and {tags} out of the prompt",
         )
     return [file for file, _ in kept], [medium for _, medium in kept], [*failures.values()]
@@ -164,8 +164,8 @@ def check_fixed_texts(config: RunOptions, model: Model) -> None:
         found = next((word for word in model.profile.placeholders if word in text), None)
         if found is not None:
             raise UsageError(
-                f"{option} holds {found}, which {model.name} reads as the place of a picture",
-                hint=f"Leave it out of {option}: the picture is placed before the prompt",
+                f"{option} holds {found}, an image placeholder of {model.name}",
+                hint=f"Leave it out of {option}; the image is placed before the prompt",
             )
     if found := next((t for t in model.profile.control_tokens if t in params.start_with), None):
         raise UsageError(

@@ -103,8 +103,8 @@ class Tags:
         # A generated caption is not fed back to a model.
         if self._captions.has(FORM, medium.digest, sha256):
             text = ""
-        elif (theirs := self._joined.user_part(medium.digest, text)) is not None:
-            text = theirs
+        elif (user_text := self._joined.user_part(medium.digest, text)) is not None:
+            text = user_text
         if self._labels.has(FORM, medium.digest, sha256):
             labels = (label.strip() for line in text.splitlines() for label in line.split(","))
             text = ", ".join(dict.fromkeys(filter(None, labels)))
@@ -233,9 +233,11 @@ def prepare(
     unfilled = contents
     contents, template_notes = fill_templates(readable, contents, store)
     template_notes += [] if fetch else unfetched_note(readable)
-    readable, contents, odd = without_placeholders(readable, contents, unfilled, model)
+    readable, contents, with_placeholders = without_placeholders(
+        readable, contents, unfilled, model
+    )
     if not readable:
-        raise _nothing_to_do(pipeline, [*failures, *unreadable, *odd])
+        raise _nothing_to_do(pipeline, [*failures, *unreadable, *with_placeholders])
     check_summary(config, model)
     check_previous(contents, model)
     base = _job_of(config, store, model, pipeline)
@@ -243,7 +245,7 @@ def prepare(
         base,
         files=tuple(readable),
         contents=tuple(contents),
-        failures=(*failures, *unreadable, *odd),
+        failures=(*failures, *unreadable, *with_placeholders),
         notes=(*base.notes, *template_notes),
     )
     if not may_reuse_stock(config, model, store, job.pipeline):

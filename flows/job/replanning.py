@@ -12,19 +12,19 @@ from artifacts.errors import ModelChanged
 Result = TypeVar("Result")
 
 
-def replanned_once(attempt: Callable[[], Result], say: Callable[[str], object]) -> Result:
+def replanned_once(attempt: Callable[[], Result], announce: Callable[[str], object]) -> Result:
     """Return the result of `attempt`, which plans and runs a command. If the model's files change,
     it is called once more. Raises ModelChanged if they change again."""
     try:
         return attempt()
     except ModelChanged as error:
-        say(f"{error.message}: planning again with the changed model")
+        announce(f"{error.message}: planning again with the changed model")
     try:
         return attempt()
     except ModelChanged as error:
-        raise changed_again(error) from error
+        raise second_change(error) from error
 
 
-def changed_again(error: ModelChanged) -> ModelChanged:
+def second_change(error: ModelChanged) -> ModelChanged:
     """Return the error of a model that changed again after the second plan."""
     return ModelChanged(f"the model changed twice: {error.message}", hint=error.hint)

@@ -27,8 +27,7 @@ def waves_of(
     ledger: Ledger, media: Sequence[Medium], sizes: Sequence[int], limit: int
 ) -> list[list[Medium]]:
     """Divide the media into waves of at most `limit` bytes of frames and features."""
-    # The version in the key renews divisions whose images were counted smaller than they are stored
-    # since.
+    # The constant renews divisions from before images were counted at their stored size.
     version = [WHOLE] if any(m.kind == "image" for m in media) else []
     key = digest_of([*([m.digest, m.prompt] for m in media), *version])
     if key not in ledger.wave_records:

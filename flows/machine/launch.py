@@ -45,14 +45,14 @@ class StageCall:
     """Bytes of the device that it may use above its imports; 0: no limit."""
     seconds: float = 0.0
     """CPU time limit of one of its threads, in seconds; 0: no limit."""
-    forks: ForkServer | None = None
+    fork_server: ForkServer | None = None
     """Server that it may be forked from."""
-    stays: bool = False
+    persistent: bool = False
     """Whether it keeps running and reads requests from a pipe. Its parent then holds the device's
     lock."""
 
 
-KILLS = 2
+MAX_RESTARTS = 2
 """How many times in a row a stage is started again if it is killed before it makes anything."""
 
 
@@ -90,8 +90,8 @@ class DirectLauncher:
             listen=self._on_event,
             budget=call.budget,
             seconds=call.seconds,
-            forks=call.forks,
-            stays=call.stays,
+            forks=call.fork_server,
+            stays=call.persistent,
         )
 
 
@@ -99,13 +99,13 @@ class ForkingLauncher:
     """A launcher that forks stages with model imports from one process that has done these imports.
     It does not fork on machines with a GPU, where forking has not been shown to be safe."""
 
-    def __init__(self, launcher: Launcher, forks: ForkServer) -> None:
+    def __init__(self, launcher: Launcher, fork_server: ForkServer) -> None:
         self._launcher = launcher
-        self._forks = forks
+        self._fork_server = fork_server
 
     def start(self, call: StageCall) -> StageHandle:
         if call.name in IMPORTING and call.device == "cpu" and not _has_gpu():
-            call = replace(call, forks=self._forks)
+            call = replace(call, fork_server=self._fork_server)
         return self._launcher.start(call)
 
 
@@ -126,7 +126,7 @@ def run_with_restarts(launcher: Launcher, call: StageCall) -> StageOutcome:
             return process.wait()
         except Killed:
             kills += 1
-            if kills > KILLS:
+            if kills > MAX_RESTARTS:
                 raise
         except BaseException:
             process.stop()

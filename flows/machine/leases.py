@@ -26,7 +26,7 @@ from artifacts.stores.local import TEMPORARY, clock_of
 BEAT_SECONDS = 300.0
 """Seconds between two renewals of a lease."""
 LEASE_SECONDS = 3600.0
-"""Seconds after its last renewal in which a job counts as running, if its lock cannot tell."""
+"""Seconds after its last renewal in which a job counts as running, if its lock gives no answer."""
 LARGEST_NOTE = 1 << 20
 """Largest note in bytes; a job has a few dozen namespaces of 64 bytes each."""
 

@@ -55,7 +55,7 @@ class GeneratedFiles:
 
     def update(self, path: Path, content: bytes, form: str, about: str, *, replace: bool) -> bool:
         """Write a file, unless a user wrote or edited it and `replace` is not set. Return whether
-        it holds the content. A blank text counts as nobody's. Raises EnvironmentFault."""
+        it holds the content. A blank text may always be replaced. Raises EnvironmentFault."""
         old_digest, sha256 = digest_at(path), hashlib.sha256(content).hexdigest()
         is_unchanged = old_digest == sha256
         is_users = (

@@ -81,15 +81,15 @@ def with_handwritten_texts(
     rows: Sequence[tuple[int, Row]],
     path: Path,
     store: Store,
-    say: Announce,
+    announce: Announce,
 ) -> list[Example]:
-    """Return examples of a run with the texts that users wrote for their media. `say` is called
-    with their number."""
+    """Return examples of a run with the texts that users wrote for their media. `announce` is
+    called with their number."""
     texts = _Texts(path.parent, dict(rows), store)
     found = [texts.of(each) if each.features else each for each in examples]
     replaced = sum(one is not other for one, other in zip(found, examples, strict=True))
     if replaced:
-        say(f"{counted(replaced, 'caption')} of {len(found):,} are hand-written texts (.txt)")
+        announce(f"{counted(replaced, 'caption')} of {len(found):,} are hand-written texts (.txt)")
     return found
 
 

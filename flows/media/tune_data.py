@@ -167,8 +167,12 @@ def _path(row: Mapping[str, Any], data: Path) -> Path | None:
         if source.is_file() and source.suffix.lower() not in LIST_SUFFIXES:
             return source.absolute()
         # For a pattern, a list or an address, the name at least distinguishes the files.
-        beside, inside = (folder / str(row["media_path"]) for folder in (source.parent, source))
-        return (beside if beside.is_file() and not inside.exists() else inside).absolute()
+        next_to_source, in_source = (
+            folder / str(row["media_path"]) for folder in (source.parent, source)
+        )
+        return (
+            next_to_source if next_to_source.is_file() and not in_source.exists() else in_source
+        ).absolute()
     named = next((row[name] for name in PATHS if isinstance(row.get(name), str)), None)
     return None if named is None else (data.parent / named).absolute()
 

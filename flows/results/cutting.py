@@ -10,7 +10,7 @@ from artifacts.samples import Media, media_suffix
 from artifacts.shards import SHARD_BYTES
 from artifacts.store import fault_of
 from flows.job.prepare import Job
-from flows.machine.launch import KILLS, Launcher, StageCall
+from flows.machine.launch import MAX_RESTARTS, Launcher, StageCall
 from flows.results.sample_sources import SampleSource
 from stages.process.exit_diagnosis import is_crash
 
@@ -111,7 +111,7 @@ class Cutter:
             results = dict(running.outcome.notes)
             made = any(item.sample.key in results for item in items)
             self._kills = 0 if made else self._kills + 1
-            if self._kills > KILLS:
+            if self._kills > MAX_RESTARTS:
                 raise
             return results
         except BaseException:

@@ -224,11 +224,14 @@ class _Export:
         """Merge the adapter, and continue with the merged model. Return the checkpoint if that
         model was exported before."""
         request, observer = self._request, self._observer()
-        way, self._config = self._config.as_published, as_adapted(self._config, request.adapter)
+        as_published, self._config = (
+            self._config.as_published,
+            as_adapted(self._config, request.adapter),
+        )
         with prepared(self._config, observer, self._make_launcher, *self._pipelines) as found:
             job, _ = found
             adapter, files = adapter_of(job, request)
-            for note in as_published_notes(way, adapter, job.model.folder):
+            for note in as_published_notes(as_published, adapter, job.model.folder):
                 self._display.print_line(note)
             self._source = merged_of(job, adapter, files)
             if (done := self._finished_before(job)) is not None:

@@ -126,9 +126,9 @@ def learn_thresholds(job: Job, labelling: LabelContext, request: LabelRequest) -
     return replace(labelling, rules=rules)
 
 
-def refuse_foreign(examples: Examples, pictures: Collection[str]) -> None:
+def refuse_foreign(examples: Examples, media_paths: Collection[str]) -> None:
     """Check that at least one example is among the images. Raises UsageError."""
-    if examples and not any(name in pictures for name in examples):
+    if examples and not any(name in media_paths for name in examples):
         raise UsageError(
             f"no image of --examples is among the sources ({counted(len(examples), 'example')})",
             hint="Name images as labels.jsonl does: by their path below the source folder",

@@ -19,7 +19,7 @@ from flows.ledger.namespaces import one_shot_namespace
 from flows.ledger.tasks import Medium
 from flows.ledger.waves import waves_of
 from flows.ledger.weights import stages_with_work
-from flows.machine.launch import KILLS, StageCall
+from flows.machine.launch import MAX_RESTARTS, StageCall
 from flows.options.text import EngineOptions, OutputOptions, PromptOptions, TextOptions
 from flows.pipelines import parts_of
 from flows.planning.answer_room import longest_answer
@@ -71,7 +71,7 @@ class SummariesStep:
                     )
                 except Killed as error:  # counted as in `PipelineRunner._run_wave`
                     kills = 0 if error.items else kills + 1
-                    if kills > KILLS:
+                    if kills > MAX_RESTARTS:
                         raise
                 self._summaries.refresh()
         finally:
@@ -329,7 +329,7 @@ class PipelineRunner:
                 # the stage again before it makes anything. A user who wants to end the run stops
                 # this process.
                 kills = 0 if error.items else kills + 1
-                if kills > KILLS:
+                if kills > MAX_RESTARTS:
                     raise
             self._job.ledger.refresh()
             self._job.ledger.clear_tasks()

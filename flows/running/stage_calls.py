@@ -121,7 +121,7 @@ class StageCallBuilder:
             assert settings is not None
             namespace = one_shot_namespace(stage, self._job.model, settings)
             job = self._texts_job(stage, rung, namespace)
-        return replace(self._call(stage, replace(job, store=store, live=pipe)), stays=True)
+        return replace(self._call(stage, replace(job, store=store, live=pipe)), persistent=True)
 
     def texts_call(
         self, groups: Sequence[Sequence[str]], namespace: str, key: str, rung: Rung
@@ -231,8 +231,7 @@ class StageCallBuilder:
         )
 
     def encode_item(self, stage: StageSpec, task: Task) -> EncodeItem:
-        """Return a chunk as a stage that looks at frames is told it, with its prompt where that
-        counts."""
+        """Return the encode item of a chunk. It holds the prompt if the record depends on it."""
         prompt = task.prompt if stage.writes in task.namespaces.prompted else ""
         fewer = task.stored is not None and stage.reads == self._job.pipeline[0].writes
         shown = len(task.chunk.times) if fewer else 0

@@ -20,7 +20,7 @@ def stopped_in_order() -> Iterator[None]:
     before = {number: signal.getsignal(number) for number in STOPPING}
     if threading.current_thread() is not threading.main_thread():
         before = {}
-    ours = [number for number, taken in before.items() if taken is signal.SIG_DFL]
+    handled = [number for number, handler in before.items() if handler is signal.SIG_DFL]
     hung_up = False
 
     def stop(number: int, _: object) -> None:
@@ -33,7 +33,7 @@ def stopped_in_order() -> Iterator[None]:
             silence_closed_terminal()
         raise KeyboardInterrupt
 
-    for number in ours:
+    for number in handled:
         signal.signal(number, stop)
     try:
         yield
@@ -42,6 +42,6 @@ def stopped_in_order() -> Iterator[None]:
             "stopped", hint="Finished work is kept; run the same command again to continue"
         ) from error
     finally:
-        for number in ours:
+        for number in handled:
             if number != signal.SIGHUP or not hung_up:
                 signal.signal(number, signal.SIG_DFL)

@@ -78,7 +78,7 @@ def tune(
 
 def _train(
     config: TrainingOptions,
-    way: bool | None,
+    as_published: bool | None,
     examples: Sequence[Example],
     run: RunOptions,
     observer: RunObserver,
@@ -89,7 +89,7 @@ def _train(
     with prepared(run, observer, make_launcher, TUNE) as (job, launcher):
         _check(config, job, examples, out)
         if (out / ADAPTER_WEIGHTS).is_file():
-            for note in as_published_notes(way, read_adapter(out), job.model.folder):
+            for note in as_published_notes(as_published, read_adapter(out), job.model.folder):
                 observer.print_line(note)
         doing, outputs = "tuning into", {"adapter": str(out)}
         with observer.pipeline_for_job(job, launcher, doing, outputs=outputs) as (runner, _, _):

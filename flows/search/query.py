@@ -173,14 +173,14 @@ def image_vector(
         refuse_other(folder, manifest.maker, maker_of(job, manifest.maker.width))
         return {}
 
-    def take(job: Job) -> VectorsWritten:
+    def collect(job: Job) -> VectorsWritten:
         kept = job.ledger["embeddings"]
         vectors.extend(vectors_in(kept.read(t["embeddings"])) for _, t in made_vectors(job))
         return VectorsWritten(out=job.out, files=1, failures=failures_of(job))
 
     with tempfile.TemporaryDirectory(prefix="penstock-search-") as out:
         request = replace(config, sources=(name,), out=out)
-        written = make_vectors(request, display, check, take)
+        written = make_vectors(request, display, check, collect)
     if not vectors:
         failure = written.failures[0]
         raise MediaError(f"{name}: {failure.message}", kind=failure.error, hint=failure.hint)

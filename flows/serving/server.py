@@ -19,7 +19,7 @@ import uvicorn
 from artifacts.errors import ModelChanged, UsageError
 from artifacts.regular import read_text
 from flows.console.display import Display
-from flows.job.replanning import changed_again
+from flows.job.replanning import second_change
 from flows.machine.launch import DirectLauncher, Launcher
 from flows.serving.app import app_of
 from flows.serving.config import BatchOptions, NetworkOptions, ServeConfig
@@ -202,7 +202,7 @@ async def _serve(
             assert change is not None
             changes = 1 if model.was_loaded else changes + 1
             if changes > 1:
-                raise changed_again(change)
+                raise second_change(change)
             display.print_line(f"{change.message}: the model is read again")
     finally:
         await answering.end()

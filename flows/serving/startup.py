@@ -122,7 +122,7 @@ def decoding_call(job: Job, limits: RequestLimits, store: str) -> Callable[[str]
             name="cut_live",
             arguments=job_fields(job_with_limits),
             budget=DECODER_BYTES,
-            stays=True,
+            persistent=True,
         )
 
     return over
