@@ -16,7 +16,7 @@ from flows.ledger.namespaces import Variant
 from flows.ledger.tasks import Medium, task_of
 from flows.options.commands import CaptionConfig
 from flows.pipelines import CAPTION
-from flows.planning.choose import question_of_model
+from flows.planning.choose import plan_request_of_model
 from flows.planning.context_check import refuse_beyond_context, standard_notes
 from stages.models import describe
 from stages.models.hub.checkpoint import Checkpoint
@@ -182,7 +182,7 @@ def refused(profile: ModelProfile, prompt: str, *more: Any, **options: Any) -> s
     folder = Path(checkpoint("llava"))
     asked = replace(model(profile), checkpoint=Checkpoint(name="llava", folder=folder))
     config = CaptionConfig(sources=("a",), **options)
-    question = question_of_model(asked, config, "cpu", CAPTION, prompt)
+    question = plan_request_of_model(asked, config, "cpu", CAPTION, prompt)
     question = replace(question, workloads=more or question.workloads)
     try:
         refuse_beyond_context(question)
@@ -237,7 +237,7 @@ def test_a_plan_of_a_model_alone_says_how_many_frames_of_full_hd_fit() -> None:
     config = CaptionConfig(sources=())
     (line,) = standard_notes(model(LARGE), config)
     assert line.startswith("llava: 4 frames of 1920x1080 fit its context of 4,096 tokens, of 30; ")
-    question = question_of_model(model(LARGE), config, "cpu", CAPTION)
+    question = plan_request_of_model(model(LARGE), config, "cpu", CAPTION)
     assert [workload.frames for workload in question.workloads] == [4]
     (line,) = standard_notes(model(LARGE), replace(config, as_published=False))
     assert "30 frames of 1920x1080 in a chunk exceed" in line and "4 fit" in line

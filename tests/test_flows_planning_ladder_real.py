@@ -218,8 +218,8 @@ def test_a_budget_decides_slots_and_not_what_is_said(many: list[str], tmp_path: 
     first = plan.choices["decode"].chosen.rung
     assert first.name == "8 slots, fp32"
     for slots in (8, 2, 1):
-        found = next(r for r in plan.question.rungs["decode"] if r.batch == slots)
-        budget = plan.question.estimate(found).peak_bytes
+        found = next(r for r in plan.request.rungs["decode"] if r.batch == slots)
+        budget = plan.request.estimate(found).peak_bytes
         there = Place(
             clips=tmp_path, out=tmp_path / f"{slots}", store=tmp_path / f"s{slots}", model=model
         )

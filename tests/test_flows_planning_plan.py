@@ -106,7 +106,7 @@ def by_hand(gib: float) -> Plan:
     found = choices(asked, asked.rungs, budget(gib))
     refused = [choice for choice in found.values() if choice.refused]
     return Plan(
-        question=asked,
+        request=asked,
         budget=budget(gib),
         choices=found,
         refusal=cannot_fit(asked, refused, budget(gib)) if refused else None,

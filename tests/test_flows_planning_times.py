@@ -12,11 +12,11 @@ from flows.job.prepare import Job, prepare
 from flows.options.commands import CaptionConfig
 from flows.pipelines import CAPTION
 from flows.planning.machine import MachineLookup
+from flows.planning.remaining_work import remaining_work
 from flows.planning.rungs import Rung
 from flows.planning.seconds import Pass, WorkEstimate, pass_seconds, seconds, seconds_per_parameter
 from flows.planning.sizes import Estimate, estimates
 from flows.planning.times import stage_seconds, times_of
-from flows.planning.todo import to_do
 from flows.running.run import caption
 from stages.models.footprint import BatchCost
 from tests.support.machines import machine
@@ -40,7 +40,7 @@ def job_of(config: CaptionConfig) -> tuple[Job, list[Estimate]]:
     prompts and 4 a step."""
     job = prepare(config, Stages())
     found = estimates(job)
-    unit = to_do(job, found)[0].workload
+    unit = remaining_work(job, found)[0].workload
     encoder = BatchCost(
         kind="video", rows=2, units=unit.units, peak_bytes=0, kept_bytes=0, flops=10**9
     )
@@ -57,17 +57,17 @@ def job_of(config: CaptionConfig) -> tuple[Job, list[Estimate]]:
 
 def test_everything_is_left_of_a_new_job(config: CaptionConfig) -> None:
     job, found = job_of(config)
-    (left,) = to_do(job, found)
+    (left,) = remaining_work(job, found)
     assert left.left == {"encode": CLIPS, "decode": CLIPS}
     assert left.pixels == CLIPS * 30 * 48 * 64
     job, found = job_of(replace(config, prompts={"who": "Who?", "where": "Where?"}))
-    assert to_do(job, found)[0].left == {"encode": CLIPS, "decode": 2 * CLIPS}
+    assert remaining_work(job, found)[0].left == {"encode": CLIPS, "decode": 2 * CLIPS}
 
 
 def test_nothing_is_left_of_a_job_that_was_run(config: CaptionConfig) -> None:
     caption(config, Display(quiet=True), Stages().launcher)
     job, found = job_of(config)
-    (left,) = to_do(job, found)
+    (left,) = remaining_work(job, found)
     assert (left.pixels, left.left) == (0, {"encode": 0, "decode": 0})
     assert set(stage_seconds(job, RUNGS, found, machine()).values()) == {0}
 

@@ -11,14 +11,14 @@ from artifacts.errors import UsageError
 from artifacts.labels import Labelled, spans_of, write_coco
 from artifacts.text_vectors import TextVectors
 from flows.media.labels import Label, LabelSet
-from flows.results.labels.judging import (
+from flows.results.labels.rows import pooled
+from flows.results.labels.rules import (
     above_gap,
     cosines_of,
     label_rules,
     learned_threshold,
     read_examples,
 )
-from flows.results.labels.rows import pooled
 
 
 def labels(*names: str, **settings: Any) -> LabelSet:

@@ -138,7 +138,7 @@ ROOM_REASONS = {
         "recorded_command:is_own_command", "recorded_command:signed_command",
         "run_read:load_record", "run_read:load_record.prepared", "run_record:RunRecord.memory",
         "run_record:RunRecord.rung", "run_record:RunRecord.stage", "rungs:Rung.from_json",
-        "start:plan_start", "status:advice", "status:places", "status:stages_of",
+        "start:plan_start", "status:advice", "status:output_paths", "status:stages_of",
         "status:description_lines",
     },
     "what is stored of a record, as JSON": {

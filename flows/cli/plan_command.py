@@ -70,7 +70,7 @@ def _table(plan: "Plan") -> dict[str, Any]:
     return {
         name: {
             row: {f"{cell.gib}GiB": cell.batches if cell.fits else None for cell in cells}
-            for row, cells in what_fits(plan.question, device).items()
+            for row, cells in what_fits(plan.request, device).items()
         }
-        for name, device in (("what_fits", plan.question.device), ("what_fits_gpu", "cuda:0"))
+        for name, device in (("what_fits", plan.request.device), ("what_fits_gpu", "cuda:0"))
     }

@@ -23,7 +23,7 @@ from flows.results.status import (
     advice,
     cells,
     description_lines,
-    places,
+    output_paths,
     stages_of,
 )
 from flows.results.tuned import training_in
@@ -57,7 +57,7 @@ def lines(record: Mapping[str, Any], stages: list[StageStatus]) -> Iterator[str]
         yield advice(record)
     yield from description_lines(record)
     yield from table_lines(COLUMNS, map(cells, stages), right=COLUMNS[1:-1])
-    found = places(record)
+    found = output_paths(record)
     widest = max(map(len, found), default=0)
     yield from (f"{place:{widest}s}  {path}" for place, path in found.items())
     for failure in record["failures"]:

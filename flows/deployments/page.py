@@ -31,7 +31,7 @@ from flows.media.media_files import MediaFile
 from flows.pipelines import CAPTION, LABELS, product_of
 from flows.results.labels.writing import LINES
 from flows.results.run_record import RunRecord
-from flows.results.status import COLUMNS, advice, cells, description_lines, places, stages_of
+from flows.results.status import COLUMNS, advice, cells, description_lines, output_paths, stages_of
 
 SAMPLES = 6
 MOST_LETTERS = 400
@@ -179,7 +179,7 @@ def page(record: Mapping[str, Any], now: float, samples: Samples = NONE) -> str:
         "".join(f"- {plain(line)}\n" for line in description_lines(record)),
         grid(COLUMNS, map(cells, stages_of(record, now))),
         *map(sample, samples.rows, map(samples.pictures.get, range(len(samples.rows)))),
-        *listed("Outputs", {**places(record), **report_place(record)}.items()),
+        *listed("Outputs", {**output_paths(record), **report_place(record)}.items()),
         *listed("Failed", failures),
     ]
     return "\n\n".join(parts) + "\n"

@@ -16,11 +16,11 @@ from stages.decode.generation import SamplingParams
 class AnswerRoom:
     """The token budget of a context for one chunk."""
 
-    images: int
+    image_tokens: int
     """Tokens of the frames, and of the template text around each of them."""
-    words: int
+    prompt_tokens: int
     """Tokens of the prompt, the system turn and the beginning of the answer."""
-    left: int
+    answer_tokens: int
     """Tokens left for the answer; negative if images and text exceed the context."""
 
 
@@ -33,8 +33,10 @@ def prompt_texts(config: RunOptions, frames: int, prompt: str) -> tuple[str, str
 def text_token_count(model: Model, config: RunOptions, frames: int, prompt: str) -> int:
     """Return the text tokens of a chunk with this number of frames, without the answer."""
     counter = PromptTokens(model.folder)
-    words = sum(counter.count(text) for text in prompt_texts(config, frames, prompt) if text)
-    return words + model.profile.words_a_prompt
+    prompt_tokens = sum(
+        counter.count(text) for text in prompt_texts(config, frames, prompt) if text
+    )
+    return prompt_tokens + model.profile.words_a_prompt
 
 
 def image_tokens_and_left(model: Model, workload: Workload) -> tuple[int, int]:
@@ -42,24 +44,26 @@ def image_tokens_and_left(model: Model, workload: Workload) -> tuple[int, int]:
     template."""
     profile = model.profile
     template = profile.words_a_frame * workload.frames if workload.kind == "video" else 0
-    images = workload.tokens - workload.text_tokens + template
-    return images, profile.context_tokens - images - profile.words_a_prompt
+    image_tokens = workload.tokens - workload.text_tokens + template
+    return image_tokens, profile.context_tokens - image_tokens - profile.words_a_prompt
 
 
 def answer_room(model: Model, config: RunOptions, workload: Workload, prompt: str) -> AnswerRoom:
     """Return the token budget for the answer to a prompt about a chunk."""
-    words = text_token_count(model, config, workload.frames, prompt)
-    images, left = image_tokens_and_left(model, workload)
-    left += model.profile.words_a_prompt - words
-    return AnswerRoom(images=images, words=words, left=left)
+    prompt_tokens = text_token_count(model, config, workload.frames, prompt)
+    image_tokens, answer_tokens = image_tokens_and_left(model, workload)
+    answer_tokens += model.profile.words_a_prompt - prompt_tokens
+    return AnswerRoom(
+        image_tokens=image_tokens, prompt_tokens=prompt_tokens, answer_tokens=answer_tokens
+    )
 
 
-def longest_answer(question: PlanRequest) -> int | None:
+def longest_answer(request: PlanRequest) -> int | None:
     """Return the maximum tokens of an answer next to the largest chunks; None: not limited by the
     context."""
-    model, config = question.model, question.config
+    model, config = request.model, request.config
     if not frame_room(model.profile):
         return None
-    prompt = max(question.prompts, key=max_prompt_tokens, default="")
-    rooms = [answer_room(model, config, each, prompt).left for each in question.workloads]
+    prompt = max(request.prompts, key=max_prompt_tokens, default="")
+    rooms = [answer_room(model, config, each, prompt).answer_tokens for each in request.workloads]
     return max(0, min(rooms)) if rooms else None

@@ -37,35 +37,35 @@ class Change:
         return f"{self.option} ({rung.stage} takes {peak} with {rung.name})"
 
 
-def cannot_fit(question: PlanRequest, refused: Sequence[StagePlan], budget: Budget) -> CannotFit:
+def cannot_fit(request: PlanRequest, refused: Sequence[StagePlan], budget: Budget) -> CannotFit:
     """Return the error that names the stage that does not fit, and changes that would."""
     worst = max(refused, key=lambda choice: choice.chosen.peak_bytes)
     smallest = worst.chosen
-    where = "the host" if question.device == "cpu" else question.device
+    where = "the host" if request.device == "cpu" else request.device
     message = (
-        f"the {smallest.rung.stage} stage of {question.model.name} needs at least "
+        f"the {smallest.rung.stage} stage of {request.model.name} needs at least "
         f"{gib(smallest.peak_bytes)} ({smallest.rung.name}), but only "
         f"{gib(allowed(smallest, budget))} of {where} are allowed"
     )
-    found = [change.line() for change in changes(question, worst, budget)]
+    found = [change.line() for change in changes(request, worst, budget)]
     hint = f"Give {', or '.join(found[:NAMED])}" if found else "Choose a smaller model"
     return CannotFit(message, hint=hint)
 
 
-def changes(question: PlanRequest, unfit: StagePlan, budget: Budget) -> list[Change]:
+def changes(request: PlanRequest, unfit: StagePlan, budget: Budget) -> list[Change]:
     """Return changes that make all stages fit: the smallest of each kind, least costly first.
     `unfit`: the plan of a stage that does not fit."""
     stage = unfit.chosen.rung.stage
-    precisions = list(_precisions(question, stage))
-    single = (_auto(question, stage), *_frames(question), *_pixels(question), *precisions)
+    precisions = list(_precisions(request, stage))
+    single = (_auto(request, stage), *_frames(request), *_pixels(request), *precisions)
     found = _fitting(single, stage, budget)
     if not found:
         found = _fitting(_in_pairs(precisions), stage, budget)
     more = rounded_up(
-        _min_budget(question, budget) + (LIBRARY_BYTES if budget.device == "cpu" else 0)
+        _min_budget(request, budget) + (LIBRARY_BYTES if budget.device == "cpu" else 0)
     )
     if more <= budget.total_bytes:
-        estimate = _estimate_in(question, stage, replace(budget, bytes=more))
+        estimate = _estimate_in(request, stage, replace(budget, bytes=more))
         if estimate is not None:
             found.append(Change(option=f"--memory {written(more)}", estimate=estimate))
     return found
@@ -93,68 +93,68 @@ def _in_pairs(
     for option, other in precisions:
         if other is not None:
             smaller = (*_frames(other), *_pixels(other))
-            yield from ((f"{option} {more}", question) for more, question in smaller)
+            yield from ((f"{option} {more}", request) for more, request in smaller)
 
 
-def _estimate_in(question: PlanRequest, stage: str, budget: Budget) -> StageEstimate | None:
+def _estimate_in(request: PlanRequest, stage: str, budget: Budget) -> StageEstimate | None:
     """Return the estimate of a stage under a changed request; None if any stage does not fit."""
-    found = choices(question, question.rungs, budget)
+    found = choices(request, request.rungs, budget)
     return found[stage].chosen if all(choice.fits for choice in found.values()) else None
 
 
-def _min_budget(question: PlanRequest, budget: Budget) -> int:
+def _min_budget(request: PlanRequest, budget: Budget) -> int:
     """Return the smallest budget that fits all stages, each on its smallest rung."""
     return max(
-        min(question.estimate(rung).peak_bytes for rung in rungs)
-        for stage, rungs in question.rungs.items()
+        min(request.estimate(rung).peak_bytes for rung in rungs)
+        for stage, rungs in request.rungs.items()
         if STAGES[stage].part or budget.device == "cpu"
     )
 
 
-def _auto(question: PlanRequest, stage: str) -> tuple[str, PlanRequest | None]:
-    config, part = question.config, STAGES[stage].part
+def _auto(request: PlanRequest, stage: str) -> tuple[str, PlanRequest | None]:
+    config, part = request.config, STAGES[stage].part
     if part is None or config.may_fall_back(part):
         return "", None
     option = f"{part}_precision" if config.names(part) else "precision"
-    return f"--{option.replace('_', '-')} auto", in_precision(question, **{option: "auto"})
+    return f"--{option.replace('_', '-')} auto", in_precision(request, **{option: "auto"})
 
 
-def _frames(question: PlanRequest) -> Iterator[tuple[str, PlanRequest | None]]:
-    if question.model.profile.max_video_pixels:
+def _frames(request: PlanRequest) -> Iterator[tuple[str, PlanRequest | None]]:
+    if request.model.profile.max_video_pixels:
         return  # with fewer frames, each would be encoded with more pixels
-    largest = max((w.frames for w in question.workloads if w.kind == "video"), default=0)
+    largest = max((w.frames for w in request.workloads if w.kind == "video"), default=0)
     for count in takewhile(lambda count: count >= 1, (largest >> step for step in range(1, 32))):
-        workloads = (w.with_frames(min(count, w.frames)) for w in question.workloads)
-        yield f"--max-frames {count}", replace(question, workloads=tuple(workloads))
+        workloads = (w.with_frames(min(count, w.frames)) for w in request.workloads)
+        yield f"--max-frames {count}", replace(request, workloads=tuple(workloads))
 
 
-def _pixels(question: PlanRequest) -> Iterator[tuple[str, PlanRequest | None]]:
-    model, smallest = question.model, question.smallest
-    for largest in fewer_pixels(model, question.workloads):
-        workloads = tuple(limit_pixels(model, w, largest) for w in question.workloads)
+def _pixels(request: PlanRequest) -> Iterator[tuple[str, PlanRequest | None]]:
+    model, smallest = request.model, request.smallest
+    for largest in fewer_pixels(model, request.workloads):
+        workloads = tuple(limit_pixels(model, w, largest) for w in request.workloads)
         smallest = smallest and limit_pixels(model, smallest, largest)
-        yield f"--max-pixels {largest}", replace(question, workloads=workloads, smallest=smallest)
+        yield f"--max-pixels {largest}", replace(request, workloads=workloads, smallest=smallest)
 
 
-def _precisions(question: PlanRequest, stage: str) -> Iterator[tuple[str, PlanRequest | None]]:
+def _precisions(request: PlanRequest, stage: str) -> Iterator[tuple[str, PlanRequest | None]]:
     part = STAGES[stage].part
     # The ladder already covers the precisions of existing rungs.
-    present = {rung.precision for rung in question.rungs[stage]}
+    present = {rung.precision for rung in request.rungs[stage]}
     for precision in ("bf16", *QUANTIZED) if part else ():
         if precision in present:
             continue
-        other = in_precision(question, **{f"{part}_precision": precision})
+        other = in_precision(request, **{f"{part}_precision": precision})
         yield f"--{part}-precision {precision}", other
 
 
-def in_precision(question: PlanRequest, **options: str) -> PlanRequest | None:
+def in_precision(request: PlanRequest, **options: str) -> PlanRequest | None:
     """Return the request with halves in another precision; None if they do not support it."""
     changed: dict[str, Any] = options
-    config, profile = replace(question.config, **changed), question.model.profile
+    config, profile = replace(request.config, **changed), request.model.profile
     try:
-        settings = resolve_settings(config, profile, question.device)
+        settings = resolve_settings(config, profile, request.device)
     except UsageError:
         return None
-    if adapter := next((s.adapter for s in question.model.settings.get("language", ())), None):
+    if adapter := next((s.adapter for s in request.model.settings.get("language", ())), None):
         settings = with_adapter(settings, adapter)
-    return replace(question, model=replace(question.model, settings=settings), config=config)
+    return replace(request, model=replace(request.model, settings=settings), config=config)

@@ -104,7 +104,7 @@ class StagePlan:
     """Whether an earlier run found that `chosen` fits, regardless of the estimate."""
 
 
-def question_of(
+def plan_request(
     job: Job,
     stages: Pipeline | None = None,
     expected: Sequence[Estimate] | None = None,
@@ -134,7 +134,7 @@ def prompts_of(job: Job) -> tuple[str, ...]:
     return (*shortest.values(),)
 
 
-def question_of_model(
+def plan_request_of_model(
     model: Model, config: RunOptions, device: str, stages: Pipeline, prompt: str | None = None
 ) -> PlanRequest:
     """Return the plan request of a model without media. `prompt` None: the command's prompt."""
@@ -158,7 +158,7 @@ def context_of(device: str) -> int:
 
 
 def choices(
-    question: PlanRequest,
+    request: PlanRequest,
     rungs: Mapping[str, Sequence[Rung]],
     budget: Budget,
     known: Mapping[str, Rung] | None = None,
@@ -166,17 +166,17 @@ def choices(
     """Return the plan of each stage. `known`: rungs that fitted in an earlier run."""
     known = known or {}
     return {
-        stage.name: _remembered(question, rungs[stage.name][0], known[stage.name], budget)
+        stage.name: _remembered(request, rungs[stage.name][0], known[stage.name], budget)
         if stage.name in known
-        else _choice(question, rungs[stage.name], budget)
-        for stage in question.stages
+        else _choice(request, rungs[stage.name], budget)
+        for stage in request.stages
     }
 
 
-def _remembered(question: PlanRequest, first: Rung, known: Rung, budget: Budget) -> StagePlan:
-    chosen = question.estimate(known)
+def _remembered(request: PlanRequest, first: Rung, known: Rung, budget: Budget) -> StagePlan:
+    chosen = request.estimate(known)
     return StagePlan(
-        requested=question.estimate(first),
+        requested=request.estimate(first),
         chosen=chosen,
         fits=fits(chosen, budget),
         refused=False,
@@ -184,19 +184,19 @@ def _remembered(question: PlanRequest, first: Rung, known: Rung, budget: Budget)
     )
 
 
-def _choice(question: PlanRequest, rungs: Sequence[Rung], budget: Budget) -> StagePlan:
+def _choice(request: PlanRequest, rungs: Sequence[Rung], budget: Budget) -> StagePlan:
     tried: list[StageEstimate] = []
     for rung in rungs:
-        found = question.estimate(rung)
+        found = request.estimate(rung)
         tried.append(found)
         if fits(found, budget):
             return StagePlan(requested=tried[0], chosen=found, fits=True, refused=False)
     # Chunks that are too large for every rung are run alone and do not hold up the others.
     for rung, found in zip(rungs, tried, strict=True):
-        if fits(question.estimate_smallest(rung), budget):
+        if fits(request.estimate_smallest(rung), budget):
             return StagePlan(requested=tried[0], chosen=found, fits=False, refused=False)
     last = min(zip(rungs, tried, strict=True), key=lambda pair: pair[1].peak_bytes)
-    smallest = question.estimate_smallest(last[0])
+    smallest = request.estimate_smallest(last[0])
     return StagePlan(
         requested=tried[0], chosen=last[1], fits=False, refused=refused(smallest, budget)
     )

@@ -33,20 +33,20 @@ MARGIN = 0.9
 """Share of the fitting pixels that is suggested, because processors round up to patches."""
 
 
-def refuse_beyond_context(question: PlanRequest) -> None:
+def refuse_beyond_context(request: PlanRequest) -> None:
     """Refuse a frame, or a prompt with an answer of `--max-new-tokens`, that does not fit into the
     context with the frames of the longest chunk. Refuse nothing with an explicit `--as-stock`.
     Raises UsageError."""
-    model, config = question.model, question.config
+    model, config = request.model, request.config
     room = frame_room(model.profile)
-    limited = any(stage.uses_token_limit for stage in question.stages)
+    limited = any(stage.uses_token_limit for stage in request.stages)
     if not (room and limited) or config.as_published is False:
         return
-    prompt = max(question.prompts, key=max_prompt_tokens, default="")
-    for workload in question.workloads:
+    prompt = max(request.prompts, key=max_prompt_tokens, default="")
+    for workload in request.workloads:
         if workload.kind == "video" and frames_of_size(model.profile, workload.stored) == 0:
             raise _no_frame(model, room, workload.stored)
-        _refuse_words(model, config, workload, prompt)
+        _refuse_prompt(model, config, workload, prompt)
 
 
 def context_notes(job: Job, expected: Sequence[Estimate]) -> list[str]:
@@ -154,7 +154,7 @@ def _no_frame(model: Model, room: int, size: tuple[int, int]) -> UsageError:
     )
 
 
-def _refuse_words(model: Model, config: RunOptions, workload: Workload, prompt: str) -> None:
+def _refuse_prompt(model: Model, config: RunOptions, workload: Workload, prompt: str) -> None:
     engine = EngineOptions.of(config)
     _, left = image_tokens_and_left(model, workload)
     if left <= 0 and workload.kind == "image":  # it fails alone; the others are captioned
@@ -163,12 +163,12 @@ def _refuse_words(model: Model, config: RunOptions, workload: Workload, prompt: 
     if sum(map(max_prompt_tokens, texts)) + engine.max_new_tokens <= left:
         return
     room = answer_room(model, config, workload, prompt)
-    if engine.max_new_tokens <= room.left:
+    if engine.max_new_tokens <= room.answer_tokens:
         return
     shown = counted(workload.frames, "frame") if workload.kind == "video" else "the image"
     raise UsageError(
         f"the context of {model.name} is {model.profile.context_tokens:,} tokens: with {shown} "
-        f"({room.images:,}) and the prompt ({room.words:,}), an answer of "
+        f"({room.image_tokens:,}) and the prompt ({room.prompt_tokens:,}), an answer of "
         f"{engine.max_new_tokens:,} does not fit",
         hint=context_hint(model, config, workload, room),
     )

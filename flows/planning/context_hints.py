@@ -10,10 +10,14 @@ from flows.planning.workloads import Workload, workload_of
 def context_hint(model: Model, config: RunOptions, workload: Workload, room: AnswerRoom) -> str:
     """Return options with which prompt and answer fit: a shorter answer, else fewer frames, else
     a shorter prompt. `room`: the token budget of the chunk."""
-    if room.left > 0:
-        return f"Give --max-new-tokens {room.left} or less"
+    if room.answer_tokens > 0:
+        return f"Give --max-new-tokens {room.answer_tokens} or less"
     requested, fewer = EngineOptions.of(config).max_new_tokens, _with_fewer(model, workload, room)
-    spare = room.left + room.words - text_token_count(model, config, workload.frames, "")
+    spare = (
+        room.answer_tokens
+        + room.prompt_tokens
+        - text_token_count(model, config, workload.frames, "")
+    )
     answer = requested
     while fewer and answer:
         if found := next((each for each in fewer if each[1] >= answer), None):
@@ -39,5 +43,5 @@ def _with_fewer(model: Model, workload: Workload, room: AnswerRoom) -> list[tupl
         sizes = (frames, workload.stored, workload.shown)
         fewer = workload_of(model, workload.kind, workload.chunks, *sizes, "")
         _, left = image_tokens_and_left(model, fewer)
-        found.append((frames, left + model.profile.words_a_prompt - room.words))
+        found.append((frames, left + model.profile.words_a_prompt - room.prompt_tokens))
     return [each for each in found if each[1] > 0]

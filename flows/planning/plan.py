@@ -39,8 +39,8 @@ from flows.planning.choose import (
     StagePlan,
     choices,
     memory_json,
-    question_of,
-    question_of_model,
+    plan_request,
+    plan_request_of_model,
 )
 from flows.planning.context_check import context_notes, refuse_beyond_context, standard_notes
 from flows.planning.sizes import Estimate, estimates, wave_limit
@@ -53,7 +53,7 @@ from stages.process.device import device_name
 class Plan:
     """The plan of a run."""
 
-    question: PlanRequest
+    request: PlanRequest
     budget: Budget
     choices: dict[str, StagePlan]
     refusal: CannotFit | None
@@ -109,9 +109,9 @@ def _plan_of(
         if config.sources:
             job = prepare(config, launcher, announce, *pipelines, fetch=False, read_weights=False)
             expected = tuple(estimates(job))
-            question = question_of(job, expected=expected)
-            refuse_beyond_context(question)
-            return _make_plan(question, job.budget, job, expected)
+            request = plan_request(job, expected=expected)
+            refuse_beyond_context(request)
+            return _make_plan(request, job.budget, job, expected)
         store = open_store(config.store_url)
         store.check_writable()
         model = open_model(
@@ -130,9 +130,9 @@ def _plan_of(
     config = as_card(config, model)
     check_summary(config, model)
     model = model.of_parts(parts_of(pipeline))
-    question = question_of_model(model, config, device, pipeline)
-    refuse_beyond_context(question)
-    plan = _make_plan(question, budget_for(config, device), None, ())
+    request = plan_request_of_model(model, config, device, pipeline)
+    refuse_beyond_context(request)
+    plan = _make_plan(request, budget_for(config, device), None, ())
     note = precision_note(model.profile, [s[0] for s in model.settings.values()], device)
     own_notes = (note, card_note(config, model), context_note(model, config))
     notes = (*filter(None, own_notes), *standard_notes(model, config), *model.notes)
@@ -163,10 +163,12 @@ def _by_dimensions(
             for fused in (True, False)
         ]
         pipeline, config = pipeline_for(models[0], pipelines), as_card(config, models[0])
-        question, unfused = (question_of_model(model, config, device, pipeline) for model in models)
+        request, unfused = (
+            plan_request_of_model(model, config, device, pipeline) for model in models
+        )
     except (UsageError, EnvironmentFault, *DIMENSION_ERRORS):
         raise error from None
-    plan = _make_plan(question, budget_for(config, device), None, ())
+    plan = _make_plan(request, budget_for(config, device), None, ())
     peaks = [
         f"{stage} {gib(unfused.estimate(choice.chosen.rung).peak_bytes)}"
         for stage, choice in plan.choices.items()
@@ -181,17 +183,17 @@ def _by_dimensions(
 
 
 def _make_plan(
-    question: PlanRequest, budget: Budget, job: Job | None, expected: tuple[Estimate, ...]
+    request: PlanRequest, budget: Budget, job: Job | None, expected: tuple[Estimate, ...]
 ) -> Plan:
     # A plan only reads the stored rungs, so there are no moves to log.
     known = ladder_of(job, lambda *_: None).known() if job else {}
-    found = choices(question, question.rungs, budget, known) if question.workloads else {}
+    found = choices(request, request.rungs, budget, known) if request.workloads else {}
     refused = [choice for choice in found.values() if choice.refused]
     return Plan(
-        question=question,
+        request=request,
         budget=budget,
         choices=found,
-        refusal=cannot_fit(question, refused, budget) if refused else None,
+        refusal=cannot_fit(request, refused, budget) if refused else None,
         job=job,
         expected=expected,
     )
@@ -199,11 +201,11 @@ def _make_plan(
 
 def figures(plan: Plan) -> dict[str, Any]:
     """Return all figures of a plan, as JSON."""
-    model, question = plan.question.model, plan.question
+    model, request = plan.request.model, plan.request
     refusal = plan.refusal
     found: dict[str, Any] = {
         "model": model.name,
-        "device": question.device,
+        "device": request.device,
         "precision": model.precision(),
         "commit": model.checkpoint.commit,
         "halves": halves(model),
@@ -238,7 +240,7 @@ def _of_job(plan: Plan, job: Job) -> dict[str, Any]:
         "files": len(job.by_file),
         "failed": len(job.failures),
         "seconds_of_media": sum(e.seconds for e in found),
-        "chunks": sum(e.chunks for e in found if not e.again),
+        "chunks": sum(e.chunks for e in found if not e.reuses_features),
         "frames": sum(e.frames for e in found),
         "frame_bytes_at_once": max((sum(e.frame_bytes for e in w) for w in waves), default=0),
         "feature_bytes": sum(e.feature_bytes for e in found),

@@ -44,7 +44,7 @@ def plan_lines(plan: Plan) -> list[str]:
     if plan.job:
         lines += _of_media(values)
     else:
-        lines.append(f"assumed     no SOURCES given: {plan.question.workloads[0].line()}")
+        lines.append(f"assumed     no SOURCES given: {plan.request.workloads[0].line()}")
     lines += [*memory_lines(plan), *_costs(plan)]
     lines += [f"note        {note}" for note in values["notes"]]
     if plan.job and values["failed"]:
@@ -55,7 +55,7 @@ def plan_lines(plan: Plan) -> list[str]:
 
 def verdict(plan: Plan) -> Iterator[str]:
     """Yield whether the command fits, and what to do if not."""
-    profile, found = plan.question.model.profile, _fits(plan)
+    profile, found = plan.request.model.profile, _fits(plan)
     if profile.by_dimensions:
         yield f"cannot be run: {profile.why}"
         yield f"by its dimensions, it {next(found, '')}"
@@ -134,12 +134,12 @@ def explain_lines(plan: Plan) -> Iterator[str]:
 
 def what_fits_lines(plan: Plan) -> Iterator[str]:
     """Yield which budgets fit in which precision, on this device and, on a CPU, also for a GPU."""
-    devices = [plan.question.device] + (["cuda:0"] if plan.question.device == "cpu" else [])
+    devices = [plan.request.device] + (["cuda:0"] if plan.request.device == "cpu" else [])
     for device in devices:
         where = "this machine's CPU" if device == "cpu" else "a GPU"
         yield f"what fits   chunks at once in so many GiB of {where}"
         yield _cells("", [str(size) for size in BUDGETS_GIB])
-        for name, cells in what_fits(plan.question, device).items():
+        for name, cells in what_fits(plan.request, device).items():
             yield _cells(name, [cell.text() for cell in cells])
     yield f"  {LEGEND}"
 

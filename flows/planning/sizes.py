@@ -55,7 +55,7 @@ class Estimate:
     """Frames in the file, used or not."""
     parts: int = 1
     """Number of tiles of an image, the whole image included."""
-    again: bool = False
+    reuses_features: bool = False
     """Whether the same medium has another prompt, whose frames and features it reuses."""
 
     @property
@@ -93,7 +93,7 @@ def estimates(job: Job) -> list[Estimate]:
 def _without_frames(estimate: Estimate) -> Estimate:
     """Return the estimate of a medium that reuses the frames and features of another prompt."""
     made = replace(estimate, seconds=0.0, frames=0, shown_frames=0, frame_bytes=0)
-    return replace(made, feature_bytes=0, again=True)
+    return replace(made, feature_bytes=0, reuses_features=True)
 
 
 def unencoded(job: Job) -> list[tuple[Estimate, bool]]:

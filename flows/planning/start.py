@@ -11,7 +11,7 @@ from flows.machine.budget import Budget
 from flows.options.text import EngineOptions
 from flows.pipelines import STAGES, Pipeline
 from flows.planning.changes import NAMED, cannot_fit, changes
-from flows.planning.choose import PlanRequest, StagePlan, choices, fits, memory_json, question_of
+from flows.planning.choose import PlanRequest, StagePlan, choices, fits, memory_json, plan_request
 from flows.planning.context_check import refuse_beyond_context
 from flows.planning.costs import rungs_of
 from flows.planning.ladder import Ladder, OnMove, Remembered
@@ -48,19 +48,19 @@ def _about(job: Job, stage: StageSpec) -> list[Any]:
 
 
 def choose(
-    question: PlanRequest,
+    request: PlanRequest,
     budget: Budget,
     rungs: Mapping[str, Sequence[Rung]],
     known: Mapping[str, Rung],
 ) -> dict[str, StagePlan]:
     """Return the starting plan of each stage. `rungs`: rungs of each stage, cheapest first.
     `known`: rungs that fitted in an earlier run, used regardless of estimates. Raises CannotFit."""
-    if not question.workloads:
+    if not request.workloads:
         return {}
-    found = choices(question, rungs, budget, known)
+    found = choices(request, rungs, budget, known)
     refused = [choice for choice in found.values() if choice.refused]
     if refused:
-        raise cannot_fit(question, refused, budget)
+        raise cannot_fit(request, refused, budget)
     return found
 
 
@@ -69,32 +69,32 @@ def plan_start(
 ) -> dict[str, Any]:
     """Put the stages with work left on their planned or stored rungs. Return the memory plan for
     the run record. Raises CannotFit."""
-    question = question_of(job, stages, expected)
-    refuse_beyond_context(question)
-    found = choose(question, job.budget, ladder.rungs, ladder.known())
+    request = plan_request(job, stages, expected)
+    refuse_beyond_context(request)
+    found = choose(request, job.budget, ladder.rungs, ladder.known())
     ladder.start({stage: choice.chosen.rung for stage, choice in found.items()})
-    ladder.advise = lambda stage: advice(question, job, ladder, stage)
-    ladder.batch_without_slots = lambda rung: batch_without_slots(question, rung, job.budget)
+    ladder.advise = lambda stage: advice(request, job, ladder, stage)
+    ladder.batch_without_slots = lambda rung: batch_without_slots(request, rung, job.budget)
     return memory_json(found, job.budget)
 
 
-def batch_without_slots(question: PlanRequest, rung: Rung, budget: Budget) -> int:
+def batch_without_slots(request: PlanRequest, rung: Rung, budget: Budget) -> int:
     """Return the batch size for a rung with slots, if the engine check finds no slot support.
 
     It is the largest that is expected to fit, at most the number of slots, and at least 1.
     """
-    if not (rung.seated and question.workloads):
+    if not (rung.seated and request.workloads):
         return rung.batch
     plain = replace(rung, seated=False)
     batches = (replace(plain, batch=size) for size in sizes(rung.batch))
-    return next((each.batch for each in batches if fits(question.estimate(each), budget)), 1)
+    return next((each.batch for each in batches if fits(request.estimate(each), budget)), 1)
 
 
-def advice(question: PlanRequest, job: Job, ladder: Ladder, stage: str) -> str:
+def advice(request: PlanRequest, job: Job, ladder: Ladder, stage: str) -> str:
     """Return options that would make a stage fit that ran out of memory despite its estimate."""
-    if not question.workloads:
+    if not request.workloads:
         return ""
-    single_stage = replace(question, stages=(STAGES[stage],))
+    single_stage = replace(request, stages=(STAGES[stage],))
     smallest = choices(single_stage, ladder.rungs, job.budget)[stage].chosen
     # It used more than estimated, so a change must lower the estimate.
     budget = replace(job.budget, bytes=min(job.budget.bytes, smallest.peak_bytes - 1))

@@ -9,10 +9,10 @@ from flows.options.text import EngineOptions
 from flows.pipelines import STAGES
 from flows.planning.costs import COSTS
 from flows.planning.machine import ADVICE, Machine, find_machine
+from flows.planning.remaining_work import remaining_work
 from flows.planning.rungs import Rung
 from flows.planning.seconds import seconds
 from flows.planning.sizes import Estimate
-from flows.planning.todo import to_do
 
 
 def stage_seconds(
@@ -24,7 +24,7 @@ def stage_seconds(
 ) -> dict[str, float | None]:
     """Return the seconds of each stage; None if a needed measurement is missing. `new_tokens`:
     assumed caption length; None: the maximum."""
-    left = to_do(job, found)
+    left = remaining_work(job, found)
     new = EngineOptions.of(job.config).max_new_tokens if new_tokens is None else new_tokens
     work = {
         stage: COSTS[stage].work_left(job.model, rung, left, new) for stage, rung in rungs.items()

@@ -52,36 +52,36 @@ class Cell:
         return "/".join(map(str, counts)) + self.marks
 
 
-def what_fits(question: PlanRequest, device: str) -> dict[str, list[Cell]]:
+def what_fits(request: PlanRequest, device: str) -> dict[str, list[Cell]]:
     """Return the rows of the table. Leaves out precisions that the checkpoint does not support, and
     rows with the same weight sizes as a row above."""
     found: dict[str, list[Cell]] = {}
     seen = set()
     for name, options in PRECISIONS.items():
-        request = _request_for(question, options, device)
-        if request is None:
+        changed_request = _request_for(request, options, device)
+        if changed_request is None:
             continue
-        model = request.model
-        auto = request.config.precision == "auto"
+        model = changed_request.model
+        auto = changed_request.config.precision == "auto"
         takes = (*(settings[0].weight_bytes for settings in model.settings.values()), auto)
         if takes not in seen:
             seen.add(takes)
-            found[name] = [_cell(request, gib) for gib in BUDGETS_GIB]
+            found[name] = [_cell(changed_request, gib) for gib in BUDGETS_GIB]
     return found
 
 
-def _request_for(question: PlanRequest, options: dict[str, str], device: str) -> PlanRequest | None:
+def _request_for(request: PlanRequest, options: dict[str, str], device: str) -> PlanRequest | None:
     changed: dict[str, Any] = {"vision_precision": None, "language_precision": None, **options}
-    if not question.model.profile.language.parameters:
+    if not request.model.profile.language.parameters:
         changed["language_precision"] = "native"
-    stages = tuple(stage for stage in question.stages if stage.part)
-    return in_precision(replace(question, device=device, stages=stages), **changed)
+    stages = tuple(stage for stage in request.stages if stage.part)
+    return in_precision(replace(request, device=device, stages=stages), **changed)
 
 
-def _cell(question: PlanRequest, gib: int) -> Cell:
+def _cell(request: PlanRequest, gib: int) -> Cell:
     size = gib << 30
     budget = Budget(
-        device=question.device,
+        device=request.device,
         bytes=size,
         given=True,
         free_bytes=size,
@@ -89,7 +89,7 @@ def _cell(question: PlanRequest, gib: int) -> Cell:
         # The host of a hypothetical GPU is unknown, so it sets no limit.
         host_bytes=1 << 60,
     )
-    found: dict[str, StagePlan] = choices(question, question.rungs, budget)
+    found: dict[str, StagePlan] = choices(request, request.rungs, budget)
     return Cell(
         gib=gib,
         fits=all(choice.fits for choice in found.values()),

@@ -11,17 +11,17 @@ from artifacts.shards import DATASET, kept_shards, read_index, write_shards
 from flows.job.prepare import Job
 from flows.machine.launch import Launcher
 from flows.results.cutting import Cutter, OnProgress, batches
-from flows.results.peoples_texts import PeoplesTexts, is_peoples
 from flows.results.sample_sources import SampleSource, one_a_chunk, sample_sources
+from flows.results.user_texts import UserTexts, has_user_text
 
 
 def write_dataset(
-    job: Job, launcher: Launcher, on_progress: OnProgress, people: dict[str, int]
+    job: Job, launcher: Launcher, on_progress: OnProgress, user_texts: dict[str, int]
 ) -> list[str]:
     """Update `OUT/webdataset` to the stored captions and return warnings. Adds the number of
-    samples with user-written text to `people`. Raises PenstockError."""
+    samples with user-written text to `user_texts`. Raises PenstockError."""
     folder = job.out / DATASET
-    texts = PeoplesTexts(job)
+    texts = UserTexts(job)
     items = [item for group in sample_sources(job, texts) for item in one_a_chunk(group)]
     before = read_index(folder)
     shards = kept_shards(folder, [item.sample.digest() for item in items])
@@ -30,7 +30,7 @@ def write_dataset(
     if rest or shards != before:
         on_progress("webdataset", len(items), len(items) - len(rest))
         shards = write_shards(folder, shards, _samples(rest, cutter))
-    people[DATASET] = sum(is_peoples(item.sample.rows) for item in items)
+    user_texts[DATASET] = sum(has_user_text(item.sample.rows) for item in items)
     bare = sum(shard.without_media for shard in shards)
     if not bare:
         return [*texts.notes()]

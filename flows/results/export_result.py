@@ -247,8 +247,8 @@ def export_in(out: Path) -> ExportFound | None:
     top = out.parent if out.name == REJECTED else out
     runs = (top / RUNS / name for name in (NATIVE, EXPORTED))
     found = tuple(run for run in runs if (run / RUN_RECORD).is_file())
-    places = (place for place in (top, top / REJECTED) if os.path.lexists(place / PARITY))
-    place = next(places, None)
+    output_paths = (place for place in (top, top / REJECTED) if os.path.lexists(place / PARITY))
+    place = next(output_paths, None)
     if place is None and not found:
         return None
     parity = None if place is None else read_json(place / PARITY, SHAPE, EXPORT_AGAIN, _known)

@@ -75,7 +75,7 @@ def failure_of(job: Job, names: Mapping[str, str], stage: str, event: Failed) ->
     }
 
 
-def places(job: Job) -> dict[str, str]:
+def output_paths(job: Job) -> dict[str, str]:
     """Return the path of each kind of output that exists or will be written."""
     outputs = OutputOptions.of(job.config)
     formats = outputs.format
@@ -98,7 +98,9 @@ FOLDERS = (DATASET, *TRAINERS)
 def existing_outputs(job: Job) -> list[str]:
     """Return the outputs of an earlier run that exist when a run begins."""
     names = ("captions", *TABLES, *FOLDERS)
-    return [name for name, path in places(job).items() if name in names and os.path.exists(path)]
+    return [
+        name for name, path in output_paths(job).items() if name in names and os.path.exists(path)
+    ]
 
 
 @dataclass(kw_only=True, slots=True)
@@ -114,7 +116,7 @@ class OutputCounts:
     """Captions that a user rejected."""
     failures: list[Failure] = field(default_factory=list)
     texts: list[TextFileCounts] = field(default_factory=list)
-    people: dict[str, int] = field(default_factory=dict)
+    user_texts: dict[str, int] = field(default_factory=dict)
     """Format → number of user-written or corrected texts in it."""
     earlier: list[str] = field(default_factory=list)
     """Outputs that an earlier run wrote and this one did not update."""
@@ -158,9 +160,9 @@ def write_outputs(job: Job, *, last: bool) -> OutputCounts:
     write_text(job.out / "media.jsonl", media_lines(files, counts))
     own, kinds = GeneratedFiles(job.store), kinds_of(job)
     found.texts = write_texts(job, own, readable_captions)
-    found.people["jsonl"] = found.corrected
+    found.user_texts["jsonl"] = found.corrected
     for texts in found.texts:
-        found.people[texts.form] = found.people.get(texts.form, 0) + texts.people
+        found.user_texts[texts.form] = found.user_texts.get(texts.form, 0) + texts.user_texts
     for form, write in TABLES.items():
         path = job.out / f"captions.{form}"
         if last and (
@@ -168,7 +170,7 @@ def write_outputs(job: Job, *, last: bool) -> OutputCounts:
         ):
             write(path, table_rows(rows(), kinds, properties_of(job)), kinds)
             own.add(form, "", hash_file(path))
-            found.people[form] = found.corrected
+            found.user_texts[form] = found.corrected
         elif path.exists():
             found.earlier.append(form)
     found.earlier += [form for form in TRAINERS if (job.out / form).exists()]

@@ -8,9 +8,9 @@ from typing import Any
 from artifacts.captions import Failure
 from artifacts.words import counted
 from flows.results.outputs import OutputCounts
-from flows.results.peoples_texts import people_note
 from flows.results.status import texts_line
 from flows.results.summaries import SUMMARIES
+from flows.results.user_texts import user_texts_note
 
 
 @dataclass(kw_only=True, slots=True)
@@ -73,7 +73,7 @@ class RunResult:
             line += f" and {self.written.rejected:,} rejected" if self.written.rejected else ""
         for texts in self.written.texts:
             line += f", {texts_line(texts.to_json())}"
-        line += people_note(self.written.people)
+        line += user_texts_note(self.written.user_texts)
         if self.failures:
             line += f", {len(self.failures)} of {counted(self.files, 'file')} failed"
         return line

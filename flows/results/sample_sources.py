@@ -12,7 +12,7 @@ from flows.job.prepare import Job
 from flows.ledger.tasks import Medium
 from flows.media.media_files import MediaFile
 from flows.results.captions import captions_of
-from flows.results.peoples_texts import PeoplesTexts
+from flows.results.user_texts import UserTexts
 
 SAME_SECONDS = 0.001
 """A chunk that ends this close to the end of a medium, in seconds, reaches its end."""
@@ -34,16 +34,16 @@ class SampleSource:
     """Stamp of the file when it was captioned."""
 
 
-def sample_sources(job: Job, people: PeoplesTexts | None = None) -> Iterator[list[SampleSource]]:
+def sample_sources(job: Job, user_texts: UserTexts | None = None) -> Iterator[list[SampleSource]]:
     """Yield the samples of each file, in source order, grouped by prompt. User-written texts
     replace captions."""
     copies: Counter[tuple[str, str, str]] = Counter()
-    people = people or PeoplesTexts(job)
+    user_texts = user_texts or UserTexts(job)
     for group in job.by_file:
         items: list[SampleSource] = []
         for file, medium in group:
             stored = captions_of(job, file, medium)
-            captions = people.apply(file, medium, stored, first=not items)
+            captions = user_texts.apply(file, medium, stored, first=not items)
             if captions:
                 alike = (file.media_path, medium.digest, medium.prompt)
                 copies[alike] += 1

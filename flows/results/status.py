@@ -207,7 +207,7 @@ def rung_line(taken: Mapping[str, Any]) -> str:
     return f"{taken['stage']} runs with {taken['name']} ({why})"
 
 
-def places(record: Mapping[str, Any]) -> dict[str, str]:
+def output_paths(record: Mapping[str, Any]) -> dict[str, str]:
     """Return the name and path of each output of a run, and its store."""
     found = {**record["outputs"], "store": record["plan"].get("store", "")}
     for name in record["earlier"]:

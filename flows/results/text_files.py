@@ -38,7 +38,7 @@ class TextFileCounts:
     """Names of files that users wrote or edited."""
     edited: list[str] = field(default_factory=list)
     """Names of kept files whose generated part was edited; the whole file is now the user's."""
-    people: int = 0
+    user_texts: int = 0
     """Files with user-written text: kept files, and files with corrected captions."""
     earlier: int = 0
     """Generated files of an earlier run whose media are not completely captioned now."""
@@ -150,10 +150,10 @@ class _Writer:
                 self._remove_rejected(path, medium)
             elif self._update(path, medium, text):
                 self.texts.written += 1
-                self.texts.people += has_edits or self._is_joined(path, medium)
+                self.texts.user_texts += has_edits or self._is_joined(path, medium)
             else:
                 self.texts.kept.append(path.name)
-                self.texts.people += 1
+                self.texts.user_texts += 1
         self.texts.edited = self._joined.edited
         if not self.texts.beside:
             self.texts.others = self._count_others()

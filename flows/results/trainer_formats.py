@@ -27,8 +27,8 @@ from flows.media.generated_files import GeneratedFiles, digest_at
 from flows.options.text import OutputOptions
 from flows.results.clips import Clips, kept_note, key_of
 from flows.results.cutting import OnProgress
-from flows.results.peoples_texts import PeoplesTexts, is_peoples
 from flows.results.sample_sources import SampleSource, by_chunk, sample_sources
+from flows.results.user_texts import UserTexts, has_user_text
 
 LINKED = re.compile(r"[A-Za-z0-9_-]+-[0-9a-f]{12}-\d{5,}(-\d+)?\.[a-z0-9]{1,8}")
 """File names of linked media in the folder of a data set."""
@@ -44,7 +44,7 @@ class TrainersWritten:
     forms: list[str] = field(default_factory=list)
     """Formats whose files are up to date."""
     notes: list[str] = field(default_factory=list)
-    people: dict[str, int] = field(default_factory=dict)
+    user_texts: dict[str, int] = field(default_factory=dict)
     """Format → number of its entries that users wrote or corrected."""
 
 
@@ -59,8 +59,8 @@ def write_trainers(job: Job, launcher: Launcher, on_progress: OnProgress) -> Tra
     ]
     if not forms:
         return TrainersWritten()
-    people = PeoplesTexts(job)
-    items = [chunk for group in sample_sources(job, people) for chunk in by_chunk(group)]
+    user_texts = UserTexts(job)
+    items = [chunk for group in sample_sources(job, user_texts) for chunk in by_chunk(group)]
     clips = Clips(job, launcher, on_progress)
     videos = any("video" in TRAINERS[name].folders for name in forms)
     cut = clips.of([chunk[0] for chunk in items if not chunk[0].whole]) if videos else {}
@@ -70,9 +70,9 @@ def write_trainers(job: Job, launcher: Launcher, on_progress: OnProgress) -> Tra
         if trainer.write(items, cut):
             found.forms.append(name)
         found.notes += trainer.notes()
-        found.people[name] = trainer.people
+        found.user_texts[name] = trainer.user_texts
     found.notes += clips.notes()
-    found.notes += people.notes()
+    found.notes += user_texts.notes()
     return found
 
 
@@ -98,7 +98,7 @@ class _TrainerFolder:
         self._prompt_used = ""
         """Name of the prompt whose captions are used, if the format takes only one per chunk."""
         self._copied = 0
-        self.people = 0
+        self.user_texts = 0
         """Number of entries that users wrote or corrected."""
         self._spare = 0
         """Number of media of an earlier run that may be the last copy."""
@@ -110,7 +110,9 @@ class _TrainerFolder:
             named = (chunk[0].sample.row.name for chunk, _ in usable if len(chunk) > 1)
             self._prompt_used = next(named, "")
         entries = self._entries(usable)
-        self.people = sum(is_peoples(e.rows if self._form.several else [e.row]) for e in entries)
+        self.user_texts = sum(
+            has_user_text(e.rows if self._form.several else [e.row]) for e in entries
+        )
         texts = self._form.write(entries, self._folder)
         for file, text in texts.items():
             content = text.encode("utf-8", errors="replace")

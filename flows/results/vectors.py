@@ -26,7 +26,7 @@ if TYPE_CHECKING:  # numpy, which captions need not
 ARRAY, ROWS = "embeddings.npy", "embeddings.parquet"
 GROUP_ROWS = 10_000
 """Rows per row group of the table, which the writer holds in memory at once."""
-Made = tuple[MediaFile, Task]
+FileTask = tuple[MediaFile, Task]
 
 
 @dataclass(kw_only=True, slots=True)
@@ -56,7 +56,7 @@ class VectorsWritten(RunEnd):
         return f"{line} in {self.out / ARRAY}{self.failed_suffix()}"
 
 
-def vector_places(job: Job) -> dict[str, str]:
+def vector_paths(job: Job) -> dict[str, str]:
     """Return the paths of the outputs."""
     names = {"embeddings": ARRAY, "rows": ROWS, "failures": "failures.jsonl", "logs": "logs"}
     return {name: str(job.out / file) for name, file in names.items()}
@@ -66,7 +66,7 @@ def write_vectors(job: Job) -> VectorsWritten:
     """Write all stored vectors, in source order. Raises EnvironmentFault."""
     from artifacts.vectors import vectors_in, write_npy
 
-    made = list(made_vectors(job))
+    made = list(vector_tasks(job))
     kept = job.ledger["embeddings"]
     metas = [kept.meta(task["embeddings"]) for _, task in made]
     found = VectorsWritten(
@@ -83,13 +83,13 @@ def write_vectors(job: Job) -> VectorsWritten:
     return found
 
 
-def made_vectors(job: Job) -> Iterator[Made]:
+def vector_tasks(job: Job) -> Iterator[FileTask]:
     """Yield each file with each of its chunks that has stored vectors, in source order."""
     for file, medium in zip(job.files, job.contents, strict=True):
-        yield from made_of(job, file, medium)
+        yield from file_tasks(job, file, medium)
 
 
-def made_of(job: Job, file: MediaFile, medium: Medium) -> Iterator[Made]:
+def file_tasks(job: Job, file: MediaFile, medium: Medium) -> Iterator[FileTask]:
     """Yield one file with each of its chunks that has stored vectors."""
     kept = job.ledger["embeddings"]
     for task in job.ledger.tasks([medium]):
@@ -105,7 +105,7 @@ def frames_of(job: Job, task: Task) -> list[tuple[float | None, list[float] | No
     return [(time, None) for time in task.chunk.times]
 
 
-def _rows(job: Job, made: list[Made]) -> Iterator[dict[str, Any]]:
+def _rows(job: Job, made: list[FileTask]) -> Iterator[dict[str, Any]]:
     for file, task in made:
         for time, box in frames_of(job, task):
             yield {

@@ -16,10 +16,10 @@ from flows.options.commands import RunOptions
 from flows.options.vectors import TOP, LabelOptions
 from flows.pipelines import LABEL
 from flows.results.foreign_files import refuse_replacing
-from flows.results.labels.judging import Examples, label_rules, learned_threshold, read_examples
 from flows.results.labels.rows import LabelContext, label_chunks
-from flows.results.labels.writing import LabelsWritten, label_places, write_labels
-from flows.results.vectors import made_vectors
+from flows.results.labels.rules import Examples, label_rules, learned_threshold, read_examples
+from flows.results.labels.writing import LabelsWritten, label_paths, write_labels
+from flows.results.vectors import vector_tasks
 from flows.running.run import LauncherMaker, prepared
 from flows.running.run_observer import OnBegin, RunObserver
 
@@ -68,7 +68,7 @@ def label(
         refuse_replacing(out_folder(config), config, LABEL)
         observer = RunObserver(display, on_begin)
         with prepared(config, observer, make_launcher, LABEL) as (job, launcher):
-            outputs, doing = label_places(job), "labelling into"
+            outputs, doing = label_paths(job), "labelling into"
             refuse_foreign(request.examples, {file.media_path for file in job.files})
             written: list[LabelsWritten] = []
             with observer.pipeline_for_job(job, launcher, doing, outputs=outputs) as (
@@ -107,7 +107,7 @@ def learn_thresholds(job: Job, labelling: LabelContext, request: LabelRequest) -
         return labelling
     shown = (
         (file, task)
-        for file, task in made_vectors(job)
+        for file, task in vector_tasks(job)
         if task.medium.kind == "image" and file.media_path in request.examples
     )
     found = [

@@ -23,13 +23,13 @@ from flows.machine.launch import MAX_RESTARTS, StageCall
 from flows.options.text import EngineOptions, OutputOptions, PromptOptions, TextOptions
 from flows.pipelines import parts_of
 from flows.planning.answer_room import longest_answer
-from flows.planning.choose import question_of
+from flows.planning.choose import plan_request
 from flows.planning.context_check import context_notes, loses_frames
 from flows.planning.costs.summarize import nodes_of
 from flows.planning.rungs import Rung
 from flows.planning.sizes import estimates, wave_limit
 from flows.results.dataset import is_stale, write_dataset
-from flows.results.outputs import places, write_outputs
+from flows.results.outputs import output_paths, write_outputs
 from flows.results.run_record import RunRecord
 from flows.results.run_result import RunResult
 from flows.results.summaries import Summaries, SummaryInput, summary_inputs, text_sampling_params
@@ -205,7 +205,7 @@ class PipelineRunner:
             if PromptOptions.of(job.config).summary:
                 self._summarize(result)
             self._write_data_sets(result)
-        longest = longest_answer(question_of(job)) if result.written.cut else None
+        longest = longest_answer(plan_request(job)) if result.written.cut else None
         result.warnings += result.notes(longest)
         return result
 
@@ -223,12 +223,12 @@ class PipelineRunner:
         launcher, on_start = self._stages.launcher, self._stages.on_start
         stale = DATASET in result.written.earlier
         if DATASET in OutputOptions.of(self._job.config).format:
-            people = result.written.people
-            result.warnings += write_dataset(self._job, launcher, on_start, people)
+            user_texts = result.written.user_texts
+            result.warnings += write_dataset(self._job, launcher, on_start, user_texts)
             stale = False
         trainers = write_trainers(self._job, launcher, on_start)
         result.warnings += [note for note in trainers.notes if note not in result.warnings]
-        result.written.people |= trainers.people
+        result.written.user_texts |= trainers.user_texts
         result.written.earlier = [n for n in result.written.earlier if n not in trainers.forms]
         self._record_outputs(result, stale=stale)
 
@@ -347,7 +347,7 @@ class PipelineRunner:
         written = result.written
         written.earlier = [*(n for n in written.earlier if n != DATASET), *[DATASET] * stale]
         self._record.value.update(written.to_json())
-        self._record.value["outputs"] = places(self._job)
+        self._record.value["outputs"] = output_paths(self._job)
 
     def _throttle(self, do: Callable[[], None]) -> None:
         """Call a function whose time grows with the number of items, then wait before the next

@@ -17,7 +17,7 @@ from flows.options.commands import RunOptions
 from flows.pipelines import EMBED, Pipeline
 from flows.results.foreign_files import refuse_replacing
 from flows.results.run_result import RunResult
-from flows.results.vectors import VectorsWritten, vector_places, write_vectors
+from flows.results.vectors import VectorsWritten, vector_paths, write_vectors
 from flows.running.run_observer import OnBegin, RunObserver
 from flows.running.stopping import stopped_in_order
 from stages.process.fork_client import ForkServer
@@ -58,7 +58,7 @@ def embed(
     """Compute vectors of all media of the configuration. `on_begin` is as in `caption`. Raises
     PenstockError; finished records stay."""
     refuse_replacing(out_folder(config), config, EMBED)
-    return make_vectors(config, display, vector_places, write_vectors, make_launcher, on_begin)
+    return make_vectors(config, display, vector_paths, write_vectors, make_launcher, on_begin)
 
 
 def make_vectors(

@@ -21,7 +21,7 @@ from flows.machine.leases import Lease, leased
 from flows.pipelines import STAGES
 from flows.planning.ladder import Ladder
 from flows.planning.start import ladder_of
-from flows.results.outputs import existing_outputs, failure_of, media_paths_of, places
+from flows.results.outputs import existing_outputs, failure_of, media_paths_of, output_paths
 from flows.results.run_record import RunRecord
 from flows.running.pipeline_runner import PipelineRunner
 from flows.running.stage_runner import StageRunner
@@ -153,7 +153,7 @@ class RunObserver:
             self._job, self._record = job, (record := RunRecord(job.out, job.stages))
             fields = {
                 "plan": summary(job),
-                "outputs": places(job),
+                "outputs": output_paths(job),
                 "earlier": existing_outputs(job),
             }
             record.value.update(fields if outputs is None else {**fields, "outputs": dict(outputs)})

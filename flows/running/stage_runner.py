@@ -32,7 +32,7 @@ from flows.ledger.tasks import Medium, Task
 from flows.machine.launch import Launcher, StageCall, StageHandle
 from flows.machine.leases import Lease
 from flows.pipelines import parts_of
-from flows.planning.choose import memory_json, question_of, question_of_model
+from flows.planning.choose import memory_json, plan_request, plan_request_of_model
 from flows.planning.ladder import Ladder
 from flows.planning.rungs import Rung
 from flows.planning.sizes import Estimate
@@ -93,10 +93,10 @@ class OneShotStage:
         """Select the first rung that fits. Raises CannotFit."""
         job = self._job
         if job.files and by_media:
-            question = question_of(job, (stage,))
+            request = plan_request(job, (stage,))
         else:
-            question = question_of_model(job.model, job.config, job.device, (stage,), prompt="")
-        found = choose(question, job.budget, self._ladder.rungs, self._ladder.known())
+            request = plan_request_of_model(job.model, job.config, job.device, (stage,), prompt="")
+        found = choose(request, job.budget, self._ladder.rungs, self._ladder.known())
         self._ladder.start({name: choice.chosen.rung for name, choice in found.items()})
         plan = self._record.value["plan"]
         earlier = (plan.get("memory") or {}).get("stages", ())

@@ -42,7 +42,7 @@ from flows.machine.launch import DirectLauncher
 from flows.machine.versions import versions
 from flows.options.vectors import VectorConfig
 from flows.results.outputs import failures_of
-from flows.results.vectors import Made, VectorsWritten, frames_of, made_vectors
+from flows.results.vectors import FileTask, VectorsWritten, frames_of, vector_tasks
 from flows.running.run import LauncherMaker, make_vectors
 from flows.running.run_observer import OnBegin
 from flows.search.maker import maker_of
@@ -130,7 +130,7 @@ def _places(folder: Path, job: Job) -> dict[str, str]:
 
 def _append(folder: Path, look_for_vanished: bool, job: Job) -> IndexWritten:
     """Append the job's vectors that the index lacks."""
-    made = list(made_vectors(job))
+    made = list(vector_tasks(job))
     found = IndexWritten(
         out=job.out,
         folder=folder,
@@ -144,7 +144,7 @@ def _append(folder: Path, look_for_vanished: bool, job: Job) -> IndexWritten:
         maker = maker_of(job, found.width)
         with writing(folder, maker, f"penstock {versions().get('penstock', '')}") as writer:
             known, rows = writer.known(), np.empty(0, np.uint64)
-            missing: list[Made] = []
+            missing: list[FileTask] = []
             for group in _groups(made):
                 identities = [identities_of(_rows_of(job, one))[ROW] for one in group]
                 rows = np.concatenate([rows, *identities])
@@ -163,13 +163,13 @@ def _append(folder: Path, look_for_vanished: bool, job: Job) -> IndexWritten:
     return found
 
 
-def _groups(made: Sequence[Made]) -> Iterator[list[Made]]:
+def _groups(made: Sequence[FileTask]) -> Iterator[list[FileTask]]:
     left = iter(made)
     while group := list(islice(left, CHUNKS_PER_READ)):
         yield group
 
 
-def _rows_of(job: Job, one: Made) -> list[IndexRow]:
+def _rows_of(job: Job, one: FileTask) -> list[IndexRow]:
     file, task = one
     frames = frames_of(job, task)
     levels = task.levels if task.is_cut else [0] * len(frames)
@@ -186,7 +186,7 @@ def _rows_of(job: Job, one: Made) -> list[IndexRow]:
     ]
 
 
-def _vectors(job: Job, made: Sequence[Made]) -> Iterator[Added]:
+def _vectors(job: Job, made: Sequence[FileTask]) -> Iterator[Added]:
     kept = job.ledger["embeddings"]
     for group in _groups(made):
         parts = kept.read_several([task["embeddings"] for _, task in group])
@@ -195,7 +195,7 @@ def _vectors(job: Job, made: Sequence[Made]) -> Iterator[Added]:
 
 
 def _remove_replaced(
-    writer: IndexWriter, job: Job, made: Sequence[Made], rows: NDArray[np.uint64]
+    writer: IndexWriter, job: Job, made: Sequence[FileTask], rows: NDArray[np.uint64]
 ) -> int:
     """Remove rows of earlier contents or settings of a file, if all chunks of that file have
     vectors."""

@@ -29,7 +29,7 @@ from flows.media.media_files import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 from flows.options.search import SearchPlace, SearchQuery
 from flows.options.vectors import EmbedConfig, VectorConfig
 from flows.results.outputs import failures_of
-from flows.results.vectors import VectorsWritten, made_vectors
+from flows.results.vectors import VectorsWritten, vector_tasks
 from flows.running.run import make_vectors
 from flows.search.maker import as_made, maker_of, unrecorded
 from flows.search.texts import TextHalf
@@ -175,7 +175,7 @@ def image_vector(
 
     def collect(job: Job) -> VectorsWritten:
         kept = job.ledger["embeddings"]
-        vectors.extend(vectors_in(kept.read(t["embeddings"])) for _, t in made_vectors(job))
+        vectors.extend(vectors_in(kept.read(t["embeddings"])) for _, t in vector_tasks(job))
         return VectorsWritten(out=job.out, files=1, failures=failures_of(job))
 
     with tempfile.TemporaryDirectory(prefix="penstock-search-") as out:

@@ -10,8 +10,8 @@ from artifacts.labels import Labelled, spans_of
 from flows.job.prepare import Job
 from flows.media.labels import LabelSet, labels_named
 from flows.media.media_files import MediaFile
-from flows.results.labels.judging import label_rules
 from flows.results.labels.rows import LabelContext, label_vectors
+from flows.results.labels.rules import label_rules
 from flows.serving.answers import warnings_of
 from flows.serving.embedding import EmbeddedMedium
 from flows.serving.refusals import HttpRefusal, refusal_of

@@ -26,7 +26,7 @@ from flows.options.commands import RunOptions
 from flows.options.media import VectorSamplingOptions
 from flows.options.model import default_store
 from flows.pipelines import CAPTION, LABEL, Pipeline, parts_of
-from flows.planning.choose import PlanRequest, question_of_model
+from flows.planning.choose import PlanRequest, plan_request_of_model
 from flows.planning.ladder import Ladder
 from flows.planning.rungs import Rung
 from flows.planning.sizes import UNKNOWN_SIZE
@@ -79,7 +79,7 @@ def plan_half(
     workloads: Sequence[Workload] = (),
 ) -> HalfWorkerSpec:
     """Return the settings of one half. `places` says where its records go. Raises CannotFit."""
-    request = question_of_model(job.model, job.config, job.device, (stage,), prompt="")
+    request = plan_request_of_model(job.model, job.config, job.device, (stage,), prompt="")
     every = (*request.workloads, *workloads)
     question: PlanRequest = replace(request, workloads=every, any_schema=True)
     found = choose(question, job.budget, ladder.rungs, ladder.known())

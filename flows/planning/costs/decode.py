@@ -26,6 +26,7 @@ from flows.planning.estimate import (
     decoder_by_dimensions,
     expected,
 )
+from flows.planning.remaining_work import RemainingWork
 from flows.planning.rungs import MLP_CHUNKS, Rung, sizes
 from flows.planning.seconds import Pass, WorkEstimate
 from flows.planning.terms import (
@@ -37,7 +38,6 @@ from flows.planning.terms import (
     products,
     weights,
 )
-from flows.planning.todo import RemainingWork
 from flows.planning.workloads import Workload
 from stages.decode.engines import engines_for
 from stages.decode.engines.slot_load import SlotLoad

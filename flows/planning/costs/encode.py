@@ -16,6 +16,7 @@ from flows.planning.costs.part import (
     settings_as_run,
 )
 from flows.planning.estimate import Expected, StageEstimate, Term, encoder_by_dimensions, expected
+from flows.planning.remaining_work import RemainingWork
 from flows.planning.rungs import MLP_CHUNKS, Rung, sizes
 from flows.planning.seconds import Pass, WorkEstimate
 from flows.planning.terms import (
@@ -29,7 +30,6 @@ from flows.planning.terms import (
     waiting_terms,
     weights,
 )
-from flows.planning.todo import RemainingWork
 from flows.planning.workloads import PIXEL_BYTES, Workload
 from stages.memory.oom_retry import next_sizes
 from stages.models.encoding import FRAMES_A_BATCH

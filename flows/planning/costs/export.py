@@ -10,9 +10,9 @@ from flows.options.commands import RunOptions
 from flows.options.export_config import SAMPLES
 from flows.planning.costs import decode
 from flows.planning.estimate import StageEstimate, Term
+from flows.planning.remaining_work import RemainingWork
 from flows.planning.rungs import Rung
 from flows.planning.seconds import WorkEstimate
-from flows.planning.todo import RemainingWork
 from flows.planning.workloads import Workload
 from stages.models.shards import SHARD_BYTES
 

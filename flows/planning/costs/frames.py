@@ -7,9 +7,9 @@ from artifacts.words import counted
 from flows.checkpoint.models import Model
 from flows.options.commands import RunOptions
 from flows.planning.estimate import StageEstimate, Term
+from flows.planning.remaining_work import RemainingWork
 from flows.planning.rungs import Rung, sizes
 from flows.planning.seconds import WorkEstimate
-from flows.planning.todo import RemainingWork
 from flows.planning.workloads import Workload
 from stages.frames import PACK_BYTES
 from stages.process.cgroup import cores

@@ -242,22 +242,24 @@ def _computing(
     if training.checkpointing:
         bytes_kept = HALF * text.width * text.layers * rows
         why = f"{size_text} x {text.layers} layers x {HALF * text.width:,} bytes, their inputs"
-        again = rows * kept + inside
+        recomputed = rows * kept + inside
     else:
         bytes_kept = kept * text.layers * rows
         why = f"{size_text} x {text.layers} layers x {kept:,} bytes"
-        again = inside
+        recomputed = inside
     yield TrainTerm(
         part="activations", bytes=bytes_kept, why=why, source=KORTHIKANTI, moment="backward"
     )
     copies = " + ".join(map(str, LOGITS))
-    if logits >= again:
+    if logits >= recomputed:
         why = f"{size_text} x {architecture.vocabulary:,} words x ({copies}) bytes, with gradients"
         yield TrainTerm(part="logits", bytes=logits, why=why, moment="backward")
     else:
         what = "one recomputed layer, with" if training.checkpointing else "inside one layer:"
         why = f"{what} its gradients ({gib(logits)} of logits are freed before)"
-        yield TrainTerm(part="layer", bytes=again, why=why, source=KORTHIKANTI, moment="backward")
+        yield TrainTerm(
+            part="layer", bytes=recomputed, why=why, source=KORTHIKANTI, moment="backward"
+        )
     if training.method == "qlora":
         largest = max(rows * columns for rows, columns in text.matrices)
         why = f"the largest matrix unpacked: {largest / 1e6:,.0f} M x {HALF} bytes"
@@ -334,22 +336,22 @@ def changes(
 
 def _variants(training: Training) -> Iterator[tuple[str, str, Training]]:
     """Yield the kind, options and settings of each change. All use gradient checkpointing."""
-    again = "" if training.checkpointing else " --checkpointing"
+    recomputed = "" if training.checkpointing else " --checkpointing"
     checkpointed = replace(training, checkpointing=True)
-    if again:
-        yield "again", again.strip(), checkpointed
+    if recomputed:
+        yield "again", recomputed.strip(), checkpointed
     if training.batch > 1:
-        yield "batch", f"--batch-size 1{again}", replace(checkpointed, batch=1)
+        yield "batch", f"--batch-size 1{recomputed}", replace(checkpointed, batch=1)
     gpus = 2
     while gpus <= MAX_GPUS and training.method != "qlora":
         if gpus > training.gpus or training.zero < 3:
             more = replace(checkpointed, zero=3, gpus=max(gpus, training.gpus))
-            yield "gpus", f"--zero 3 --gpus {more.gpus}{again}", more
+            yield "gpus", f"--zero 3 --gpus {more.gpus}{recomputed}", more
         gpus *= 2
     for method in LIGHTER[training.method]:
         other = replace(checkpointed, method=method, optimizer="mixed")
-        yield "method", f"--train {method}{again}", other
+        yield "method", f"--train {method}{recomputed}", other
     length = training.length // 2
     while length >= MIN_LENGTH:
-        yield "length", f"--max-length {length}{again}", replace(checkpointed, length=length)
+        yield "length", f"--max-length {length}{recomputed}", replace(checkpointed, length=length)
         length //= 2

@@ -16,8 +16,8 @@ from flows.job.prepare import Job
 from flows.ledger.tasks import Medium, Task
 from flows.media.labels import LabelSet
 from flows.media.media_files import MediaFile
-from flows.results.labels.judging import LabelRules, Passed, Scores, cosines_of
-from flows.results.vectors import Made, made_of, made_vectors, shown_boxes, shown_width
+from flows.results.labels.rules import LabelRules, Passed, Scores, cosines_of
+from flows.results.vectors import FileTask, file_tasks, shown_boxes, shown_width, vector_tasks
 
 MIN_LABELS = 4
 """With fewer labels, levels are compared by their highest score, not by deviation."""
@@ -105,14 +105,14 @@ def label_medium(
     job: Job, context: LabelContext, file: MediaFile, medium: Medium
 ) -> list[LabelledChunk]:
     """Return the labels of the chunks of one file that have stored vectors."""
-    return list(label_chunks(job, context, made_of(job, file, medium)))
+    return list(label_chunks(job, context, file_tasks(job, file, medium)))
 
 
 def label_chunks(
-    job: Job, context: LabelContext, made: Iterable[Made] | None = None
+    job: Job, context: LabelContext, made: Iterable[FileTask] | None = None
 ) -> Iterator[LabelledChunk]:
     """Yield the labels of these chunks, in order. None: all chunks with stored vectors."""
-    kept, left = job.ledger["embeddings"], iter(made_vectors(job) if made is None else made)
+    kept, left = job.ledger["embeddings"], iter(vector_tasks(job) if made is None else made)
     while block := list(islice(left, TASKS_PER_BLOCK)):
         records = kept.read_several([task["embeddings"] for _, task in block])
         found = [vectors_in(record) for record in records]
@@ -123,7 +123,7 @@ def label_chunks(
 def label_vectors(
     model: str,
     context: LabelContext,
-    block: Sequence[Made],
+    block: Sequence[FileTask],
     found: Sequence[Vectors],
     widths: Sequence[int],
 ) -> Iterator[LabelledChunk]:

@@ -169,7 +169,7 @@ class LabelsWritten(RunEnd):
             yield from texts.notes()
 
 
-def label_places(job: Job) -> dict[str, str]:
+def label_paths(job: Job) -> dict[str, str]:
     """Return the paths of the outputs."""
     outputs_options = OutputOptions.of(job.config)
     names = {"labels": LINES, "report": REPORT, "failures": "failures.jsonl", "logs": "logs"}

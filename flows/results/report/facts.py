@@ -24,7 +24,7 @@ from flows.results.report.sections import (
 )
 from flows.results.report.stages import plan_table, stage_table, timeline_of
 from flows.results.run_read import load_record
-from flows.results.status import advice, kind_of, places, stages_of, written
+from flows.results.status import advice, kind_of, output_paths, stages_of, written
 from flows.results.tuned import training_in
 
 Rows = Iterator[tuple[str, str]]
@@ -126,7 +126,7 @@ def _about(record: Mapping[str, Any], prompts: list[str]) -> Rows:
     yield from (("note", note) for note in plan.get("notes", ()))
     if record["prefect"]:
         yield "flow run", f"{record['prefect']['name']} ({record['prefect']['id']})"
-    yield from places(record).items()
+    yield from output_paths(record).items()
     yield "versions", ", ".join(f"{k} {v}" for k, v in record.get("versions", {}).items())
 
 

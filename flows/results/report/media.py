@@ -62,18 +62,18 @@ def _name(row: dict[str, Any]) -> tuple[str, str]:
 
 
 def media_with_lines(
-    places: list[dict[str, Any]], lines: list[dict[str, Any]]
+    output_paths: list[dict[str, Any]], lines: list[dict[str, Any]]
 ) -> Iterator[tuple[dict[str, Any], list[dict[str, Any]]]]:
     """Yield each entry of `media.jsonl` with its captions or labels."""
-    counts = [place["captions"] for place in places]
-    named = itertools.chain.from_iterable([_name(p)] * p["captions"] for p in places)
+    counts = [place["captions"] for place in output_paths]
+    named = itertools.chain.from_iterable([_name(p)] * p["captions"] for p in output_paths)
     if sum(counts) == len(lines) and all(map(operator.eq, named, map(_name, lines))):
         rows = iter(lines)
-        for place, count in zip(places, counts, strict=True):
+        for place, count in zip(output_paths, counts, strict=True):
             yield place, list(itertools.islice(rows, count))
         return
     # Runs of older versions have no media.jsonl, and a running one may be writing it now.
-    known = {_name(place): place for place in places}
+    known = {_name(place): place for place in output_paths}
     for name, group in itertools.groupby(lines, _name):
         rows_of = list(group)
         yield known.get(name) or _guess(*name, image=_is_still(rows_of)), rows_of

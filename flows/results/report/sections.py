@@ -63,11 +63,15 @@ def label_counts(out: Path) -> dict[str, Any] | None:
 def labelled_media(out: Path, folder: Path) -> list[dict[str, Any]]:
     """Return the first media of a run into `out`, as a page in `folder` needs them: as of captions,
     with `labels`, each of them (name, score, box in pixels or None). Raises EnvironmentFault."""
-    places = read_jsonl(out / MEDIA, PLACE, RUN_AGAIN, SHEET)
+    output_paths = read_jsonl(out / MEDIA, PLACE, RUN_AGAIN, SHEET)
     # Runs of older versions have no media.jsonl, and a running one writes it at the end.
-    max_lines = sum(place["captions"] for place in places) or SHEET
+    max_lines = sum(place["captions"] for place in output_paths) or SHEET
     lines = read_jsonl(out / LINES, LINE, RUN_AGAIN, min(max_lines, MAX_LINES))
-    return [_medium(place, rows, folder) for place, rows in media_with_lines(places, lines) if rows]
+    return [
+        _medium(place, rows, folder)
+        for place, rows in media_with_lines(output_paths, lines)
+        if rows
+    ]
 
 
 def _medium(place: dict[str, Any], lines: Lines, folder: Path) -> dict[str, Any]:
@@ -182,11 +186,11 @@ def _plot(title: str, values: Mapping[str, float], all_of: str) -> dict[str, Any
     return {"title": title, "values": ranked, "of": all_of}
 
 
-def _lines(mean: float, bound: float | None, bound_words: str) -> list[tuple[str, float, str]]:
+def _lines(mean: float, bound: float | None, bound_text: str) -> list[tuple[str, float, str]]:
     """Return the horizontal lines of a plot: name, value and style."""
     found = [(f"mean {mean:.3g}", mean, "planned")]
     if bound is not None:
-        found.append((f"must be {bound_words} {bound:g}", bound, "budget"))
+        found.append((f"must be {bound_text} {bound:g}", bound, "budget"))
     return found
 
 

@@ -25,7 +25,7 @@ class RemainingWork:
     """Stage name → number of chunks without its output."""
 
 
-def to_do(job: Job, found: Sequence[Estimate]) -> list[RemainingWork]:
+def remaining_work(job: Job, found: Sequence[Estimate]) -> list[RemainingWork]:
     """Return the remaining work for each kind of media. `found`: estimate of each medium."""
     return [made for kind in KINDS if (made := _of_kind(job, kind, found)) is not None]
 
@@ -38,14 +38,14 @@ def _of_kind(job: Job, kind: MediaKind, found: Sequence[Estimate]) -> RemainingW
     uncut = [e for m, e in pairs if ledger.media_index(m) is None]
     tasks = [t for t in ledger.tasks([m for m, _ in pairs]) if not ledger.has_failed(t)]
     chunks = sum(e.chunks for _, e in pairs)
-    seen = [e for _, e in pairs if not e.again]
+    seen = [e for _, e in pairs if not e.reuses_features]
     frames = math.ceil(sum(e.frames for e in seen) / sum(e.chunks for e in seen))
     middle = sorted((e for _, e in pairs), key=lambda e: math.prod(e.stored))[len(pairs) // 2]
     prompt = pairs[0][0].prompt
 
     def remaining(stage: StageSpec) -> int:
         of_prompt = stage.writes in ledger.namespaces.prompted
-        uncounted = sum(e.chunks for e in uncut if of_prompt or not e.again)
+        uncounted = sum(e.chunks for e in uncut if of_prompt or not e.reuses_features)
         return uncounted + len({t[stage.writes] for t in tasks if not ledger.has(t, stage)})
 
     workload = workload_of(job.model, kind, chunks, frames, middle.stored, middle.shown, prompt)

@@ -20,7 +20,7 @@ from flows.results.captions import unrejected
 from flows.results.text_files import text_stems
 
 
-class PeoplesTexts:
+class UserTexts:
     """The hand-written texts of one run's media."""
 
     def __init__(self, job: Job) -> None:
@@ -93,12 +93,12 @@ def _key(file: MediaFile, medium: Medium) -> tuple[object, ...]:
     return (*file.identity, file.name, medium.digest, medium.prompt)
 
 
-def is_peoples(rows: Iterable[Caption]) -> bool:
+def has_user_text(rows: Iterable[Caption]) -> bool:
     """Return whether a user wrote or corrected any of these captions."""
     return any(row.original for row in rows)
 
 
-def people_note(counts: Mapping[str, int]) -> str:
+def user_texts_note(counts: Mapping[str, int]) -> str:
     """Return the end of a line with the number of user-written texts per format; empty for none."""
     parts = [f"{count:,} in {name}" for name, count in counts.items() if count]
     return f", user-written or corrected texts: {', '.join(parts)}" if parts else ""
