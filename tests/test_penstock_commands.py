@@ -131,7 +131,7 @@ def test_a_run_that_is_closed_early_is_resumed(here: Path) -> None:
         (lambda: penstock.serve(model="nowhere", port=0), "there is no model at nowhere"),
         (lambda: penstock.export("demo", to="nf4"), "out is missing"),  # type: ignore[call-arg]
         (lambda: penstock.tune("x", out="o"), "model is missing"),  # type: ignore[call-arg]
-        (lambda: penstock.search("", "i"), "the text to search for is empty"),
+        (lambda: penstock.search("", "i"), "is empty"),
         (lambda: penstock.search("x", "nowhere"), "nowhere"),
         (lambda: penstock.convert("x", "y", dtype="fp8"), "Choose from fp16, bf16, fp32"),
         (lambda: penstock.status("nowhere"), "nowhere"),
