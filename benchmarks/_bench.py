@@ -1,4 +1,4 @@
-"""One checkpoint with its clips, and every run that was measured on it; knows no table.
+"""One checkpoint with its clips, and every run that was measured on it.
 
 A budget is what a process may take above its libraries, weights included.
 """

@@ -60,7 +60,7 @@ def scaled(image: Image.Image) -> Pixels:
 
 
 def run(told: dict[str, Any], report: Any) -> None:
-    """Publish a vector of each picture that is told, as the embed stage does that stays."""
+    """Publish a vector of each image that is sent, as a persistent embed stage does."""
     from artifacts.packs import RecordSet
     from artifacts.store import open_store
     from artifacts.vectors import vector_record

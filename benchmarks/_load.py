@@ -1,4 +1,4 @@
-"""What a server is to be asked, and what it answered and when; knows no server.
+"""What a server is to be asked, and what it answered and when.
 
 Latency counts from when a request was due, not from when a connection was free for it, so a slow
 server is not asked less.
@@ -31,7 +31,7 @@ class Load:
     """Requests a second, on average."""
     seconds: float
     warm: float = 4.0
-    """Seconds before those, of which nothing is told."""
+    """Warm-up seconds, which are not reported."""
     connections: int = 256
     """At the most; who finds none free waits, and the wait counts."""
 

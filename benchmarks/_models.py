@@ -1,5 +1,4 @@
-"""The checkpoints that the benchmarks of decoding run on, and clips for them; knows neither what is
-measured nor how.
+"""The checkpoints that the benchmarks of decoding run on, and clips for them.
 
 The demo model is trained and tiny. The large one has random weights and the proportions of a small
 captioning model, and never ends a caption by itself, so that every mode makes as many tokens.

@@ -1,5 +1,5 @@
 """Servers with one encoder behind each, started for a load and ended after it, and what they take
-meanwhile; knows no load."""
+meanwhile."""
 
 import base64
 import contextlib

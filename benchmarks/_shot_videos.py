@@ -1,4 +1,4 @@
-"""Videos whose cuts are known, written frame by frame; knows nothing of how cuts are found."""
+"""Videos whose cuts are known, written frame by frame."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass

@@ -1,5 +1,5 @@
 """Stages that publish tiny records at once, packed as the real ones pack theirs: what is left of a
-run's time is orchestration. Knows no model and opens no media file."""
+run's time is orchestration."""
 
 from dataclasses import asdict
 from typing import Any

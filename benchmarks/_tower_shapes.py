@@ -1,4 +1,4 @@
-"""Checkpoints whose vision half is timed, and the batches it is given; knows no way to compute it.
+"""Checkpoints whose vision half is timed, and the batches it is given.
 
 CLIP has the published sizes and random weights, the demo's towers are the trained ones. Pictures
 and clips are of the demo's world.

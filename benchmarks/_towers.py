@@ -1,5 +1,5 @@
 """Every way to compute a vision half: loads it, times all of them in turn in one process, and looks
-at the memory of each in a process of its own. Knows no table."""
+at the memory of each in a process of its own."""
 
 import os
 import time

@@ -1,5 +1,5 @@
 """What each way to run a language half in less memory saves and costs, on one long prompt; prints a
-table. Knows no stage and no plan.
+table.
 
 A prompt of which half is a video's features goes to a model of random weights, each way in a
 process of its own. Memory is anonymous, above the imports, weights included; time is that of the
@@ -97,7 +97,7 @@ def measure(spec: dict[str, Any]) -> dict[str, float]:
 
 
 def options_of(half: Any, job: dict[str, Any]) -> dict[str, Any]:
-    """What `generate` is told, as the decode stage tells it."""
+    """The keyword arguments of `generate`, as the decode stage gives them."""
     from stages.decode.prefill_options import KV_OPTIONS
     from stages.models.halves.pieces_of_text import in_pieces
 

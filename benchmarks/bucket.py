@@ -1,7 +1,7 @@
 """What a store in a bucket asks of its service, in requests, bytes and seconds; prints a table.
 
 The service is moto's on this machine, behind a proxy that counts, and lets each answer wait. No
-cloud is asked. Knows nothing of what the program does between two requests.
+cloud is asked.
 
     python -m benchmarks.bucket [--packs 1000] [--clips 12] [--delay 0.02]
 """

@@ -2,9 +2,9 @@
 layers, and what streaming and few bits cost there; prints a table.
 
 Each row is one run of the real command line over the same pictures and random weights: held whole,
-streamed under a budget that the whole exceeds, and in few bits. Memory is that of the embed stage
-above its imports. Vectors are held against those of the first row: equal to the bit, or the least
-cosine once what all vectors have in common is taken away. Knows no stage's inside.
+streamed under a budget that the whole exceeds, and quantized. Memory is that of the embed stage
+above its imports. Vectors are held against those of the first row: bit-identical, or the least
+cosine once what all vectors have in common is taken away.
 
     python -m benchmarks.embed [--layers 8] [--pictures 8] [--budget 3GiB] [--folder DIR] [--quick]
 """

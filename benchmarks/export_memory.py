@@ -1,4 +1,4 @@
-"""What writing a model in few bits takes of memory, whatever the model's size.
+"""The memory that writing a quantized model takes, whatever the model's size.
 
 A model of LLaVA's form with random weights is written, and exported by the stage of the real
 program, in a process of its own. With `--sparse` its weights are zeros that take no room on the

@@ -89,7 +89,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def prepared(folder: Path, shape: str, device: str, given: argparse.Namespace) -> dict[str, Any]:
-    """Write a checkpoint and its graphs; return what is told of it to those who measure."""
+    """Write a checkpoint and its graphs; return its description for the measurements."""
     model = checkpoint(folder, shape, given.quick)
     kinds = ("onnx", "onnx-int8" if device == "cpu" else "onnx-fp16")
     graphs = {kind: str(folder / kind) for kind in kinds}

@@ -38,7 +38,7 @@ class Figure:
     value: float
     """Percent."""
     goal: float | None = None
-    """Least value that was asked for; None: it is told and not judged."""
+    """Required minimum; None: the value is only reported."""
 
     def __str__(self) -> str:
         goal = "" if self.goal is None else f"  asked for {self.goal:g}"
@@ -82,7 +82,7 @@ def f1(given: Given, right: Given) -> float:
 
 
 def several(folder: Path, count: int, seed: int) -> list[Figure]:
-    """How well labels are told of pictures that may have more than one."""
+    """Accuracy on images that may have more than one label."""
     truths = write_pictures(folder / "several", "several", count, seed)
     rows = labelled(folder / "several")
     scores = table_of(rows, "score")
@@ -104,7 +104,7 @@ def table_of(rows: Sequence[Row], field: str) -> NDArray[np.float64]:
 
 
 def small(folder: Path, count: int, seed: int) -> list[Figure]:
-    """How often a small thing in a large picture is told, and where, without tiles and with."""
+    """How often a small thing in a large image is found, and where, without and with tiles."""
     truths = write_pictures(folder / "small", "small", count, seed)
     whole = np.mean(hits(labelled(folder / "small"), truths)).item() * 100
     rows = labelled(folder / "small", "--tiles", "auto")

@@ -171,7 +171,7 @@ class Desk:
         return launcher.start(call).wait()
 
     def _trained(self, case: Case, members: Sequence[Mapping[str, str]]) -> dict[str, Any]:
-        """Return what a training is told of these examples, two of which are held out."""
+        """Return the training job of these examples, two of which are held out."""
         examples = [TuneItem(m["features"], m["prompt"], case.caption) for m in members]
         return {
             "examples": examples,

@@ -3,7 +3,7 @@ are those of 32 bit, and how far its logits go from those; prints a table.
 
 Every row is a whole run: clips are cut, encoded and decoded by stages that load their halves in
 that row's precision. Then the words of the first row are put through each row's language half,
-which sees the features of its own run. Knows no stage's inside.
+which sees the features of its own run.
 
     python -m benchmarks.quantization [--clips 200] [--seed 11] [--exports]
 

@@ -1,7 +1,7 @@
 """Captions that follow a JSON Schema, over captions as the model likes; prints shares and ratios.
 
 Both are said by the real decode stage over the same features, in turns, each in a process of its
-own. So that they are as long, the model has no end of its own: it is told to end with a token that
+own. So that they are as long, the model has no end of its own: it is made to end with a token that
 it never says. What the form asks for, six fields, it was never trained on. It does not know what a
 form costs before the first token, such as reading a tokenizer.
 

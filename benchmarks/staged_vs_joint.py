@@ -3,7 +3,7 @@ batch and at equal budgets; prints the tables of docs/performance.md.
 
 Every measurement is a process of its own, `benchmarks._modes`, and runs of both sides alternate.
 A budget is what a process may take above its libraries, weights included; it is enforced by the
-kernel, and each side takes the largest batch that lives. Knows no stage's inside.
+kernel, and each side takes the largest batch that lives.
 
     python benchmarks/staged_vs_joint.py [--quick] [--only demo|large] [--repeat 3] [--pairs 0]
 
@@ -32,7 +32,7 @@ the kernel counts what malloc holds back as well."""
 MODES = ("encode", "decode", "joint")
 """In this order: decoding reads the features that encoding made."""
 MANY = 200
-"""Clips of the run for which start-up is told."""
+"""Clips of the run whose start-up time is reported."""
 TOKENS, PAIR_TOKENS = 32, 16
 
 

@@ -1,5 +1,5 @@
 """The encode stage with its tower held whole, against the same stage with the tower's layers coming
-one after the other past blocks of batches; prints a table. Knows no plan.
+one after the other past blocks of batches; prints a table.
 
 Each variant is a real stage process over the same clips and a tower of random weights; variants
 take turns, and the table has medians. Memory is anonymous, above the imports. Features are compared

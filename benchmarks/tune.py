@@ -149,7 +149,7 @@ def joint(folder: Path, epochs: int) -> Iterator[str]:
 
 
 def job_of(folder: Path, name: str, model: Path, count: int, epochs: int) -> dict[str, Any]:
-    """Return what both trainings are told, with frames and features in a store."""
+    """Return the job of both trainings, with frames and features in a store."""
     clips = folder / f"clips-{name}"
     truths = {truth.file: truth.caption for truth in write_clips(clips, count, 5)}
     config = CaptionConfig(

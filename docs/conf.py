@@ -1,4 +1,4 @@
-"""Tells Sphinx how the site is made of the Markdown pages; knows nothing of what they say.
+"""Tells Sphinx how the site is made of the Markdown pages.
 
 The clone is the source, so that a link that works on a forge works in the site, too. Broken links
 and anchors are warnings of Sphinx, which `make docs` takes for errors.

@@ -1,5 +1,5 @@
 """Flow runs of one deployment, asked for, looked at and started again, for the scripts that disturb
-them; knows nothing of what disturbs them."""
+them."""
 
 import subprocess
 import sys

@@ -1,5 +1,5 @@
 """Follows docs/deploy/README.md to the letter: what stands under "By hand" is run in a fresh clone
-of this repository with an empty PREFECT_HOME; knows nothing of what it does beyond that it works.
+of this repository with an empty PREFECT_HOME.
 
     python scripts/follow_deploy.py [--install]
 """

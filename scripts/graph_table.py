@@ -46,7 +46,7 @@ LEAST = 60
 SECONDS = 240
 """Processor time that one may take."""
 NOTE = 240
-"""Letters of a reason that are told."""
+"""Maximum length of a reason in letters."""
 HALVES: dict[str, Half] = {"vision half": "vision", "text half": "language"}
 
 

@@ -1,5 +1,5 @@
 """Prints the login that scripts/server asks for, or that scripts/worker gives, for the shell to
-take; knows nothing of what is done with it.
+take.
 
     PREFECT_SERVER_API_AUTH_STRING="$(python -m scripts.login server)"
 """

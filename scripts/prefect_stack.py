@@ -1,5 +1,5 @@
-"""A Prefect server and a worker of one's own, started by the commands that people are told, for the
-scripts that look at what happens on them; leaves nothing behind and knows nothing of captions.
+"""A Prefect server and a worker of one's own, started by the commands of the documentation, for the
+scripts that look at what happens on them. It leaves nothing behind.
 
     with prefect_stack() as stack:
         stack.serve()
@@ -184,7 +184,7 @@ class Stack:
         return made.read_text().strip() if made.exists() else ""
 
     def environment(self, *, client: bool = True) -> dict[str, str]:
-        """Ours, with a Prefect that knows nothing of the user's and reports to nobody. Server and
+        """Ours, with a Prefect that has none of the user's settings and reports to nobody. Server and
         worker, which are no `client`, find their login themselves."""
         kept = {
             k: v

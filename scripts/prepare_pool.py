@@ -1,5 +1,5 @@
 """Gives a Prefect server what the deployments stand on: the work pools, and the automation
-that marks runs as Crashed which nobody hears of any more; knows nothing of what the runs do.
+that marks runs as Crashed which nobody hears of any more.
 
     PREFECT_API_URL=http://127.0.0.1:4200/api python -m scripts.prepare_pool
 

@@ -1,7 +1,7 @@
-"""Runs `prefect worker start` and ends it in order: the flows first, then the worker; knows nothing
-of what the flows do. Its arguments are the worker's.
+"""Runs `prefect worker start` and ends it in order: the flows first, then the worker. Its
+arguments are the worker's.
 
-A Prefect worker that is told to end kills its flows at once. They would say Running until their
+A Prefect worker that gets SIGTERM kills its flows at once. They would say Running until their
 heartbeats are missed; told first, they stop their stage and say how they ended.
 """
 

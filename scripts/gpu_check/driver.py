@@ -1,5 +1,5 @@
 """What the driver takes beside torch's allocator, what attention takes, whether NVML and torch
-speak of one card, and what a fork costs; knows no model."""
+speak of one card, and what a fork costs."""
 
 import os
 import signal

@@ -1,5 +1,5 @@
 """Halves of a model on the device in every way in which they can be held, each against the plain
-one; knows no run and no store."""
+one."""
 
 import statistics
 import time

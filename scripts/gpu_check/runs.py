@@ -1,4 +1,4 @@
-"""Runs of the command line on the device, and what their records say; knows no model."""
+"""Runs of the command line on the device, and what their records say."""
 
 import hashlib
 import json

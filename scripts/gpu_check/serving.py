@@ -1,4 +1,4 @@
-"""A server on the device, as its user starts it, and who asks it over HTTP; knows no row."""
+"""A server on the device, as its user starts it, and who asks it over HTTP."""
 
 import contextlib
 import http.client

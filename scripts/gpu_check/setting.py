@@ -1,4 +1,4 @@
-"""What every check is told: the models, the files, and a folder to work in."""
+"""The inputs of every check: the models, the files, and a folder to work in."""
 
 import json
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Finds the commands that the pages show; knows nothing of what they do.
+"""Finds the commands that the pages show.
 
 A command stands in a fence of `sh` or `console`, or in an indented block whose first line begins
 with the name of a program. Lines of a block that begin with `$ ` are commands and the others what

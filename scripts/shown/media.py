@@ -1,5 +1,5 @@
 """Makes the folder in which the commands of a page are run: the demo's clips and pictures under the
-names that the pages give to one's own; knows no command."""
+names that the pages give to one's own."""
 
 import json
 import os

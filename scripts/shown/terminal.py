@@ -1,4 +1,4 @@
-"""Runs a command on a terminal of 80 columns, as somebody would see it; knows no page."""
+"""Runs a command on a terminal of 80 columns, as somebody would see it."""
 
 import contextlib
 import fcntl

@@ -1,5 +1,5 @@
 """Makes each decode stage wait before it starts, as one waits for a GPU, so that many machines can
-be shown on one. It is on PYTHONPATH where scripts/many_check.py puts it, and knows no stage."""
+be shown on one. It is on PYTHONPATH where scripts/many_check.py puts it."""
 
 import importlib.abc
 import importlib.util

@@ -1,5 +1,4 @@
-"""A server that speaks Azure's protocol on this machine, where one is installed; knows nothing of
-what is stored."""
+"""A server that speaks Azure's protocol on this machine, where one is installed."""
 
 import base64
 import contextlib

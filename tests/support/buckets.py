@@ -1,5 +1,5 @@
 """A server that speaks S3 on this machine, and what stands between it and the program to count,
-delay and spoil requests; knows nothing of what is stored."""
+delay and spoil requests."""
 
 import contextlib
 import http.client

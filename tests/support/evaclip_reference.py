@@ -1,5 +1,4 @@
-"""The formulas of EVA-CLIP's original code, on the tensors of its files as they are. Knows neither
-transformers nor what is computed here."""
+"""The formulas of EVA-CLIP's original code, on the tensors of its files as they are."""
 
 import torch
 from torch.nn import functional

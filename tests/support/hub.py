@@ -1,5 +1,5 @@
 """A model hub on this machine: as much of the hub's protocol as a download needs, served from a
-dictionary, with the troubles of a bad line on request. Knows nothing of who asks."""
+dictionary, with the troubles of a bad line on request."""
 
 import contextlib
 import hashlib

@@ -1,4 +1,4 @@
-// What a person would see at a glance, by script; knows no page.
+// What a person would see at a glance, by script.
 
 // Each line of text that can be seen, with its place.
 function texts() {

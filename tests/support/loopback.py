@@ -1,4 +1,4 @@
-"""Runs an HTTP server on this machine while something asks it; knows no answer."""
+"""Runs an HTTP server on this machine while something asks it."""
 
 import contextlib
 import threading

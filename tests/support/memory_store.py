@@ -1,4 +1,4 @@
-"""A store in the memory of one process; knows nothing of what the bytes mean."""
+"""A store in the memory of one process."""
 
 import errno
 import os

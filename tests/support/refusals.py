@@ -1,4 +1,4 @@
-"""What a refused command says; knows no command."""
+"""What a refused command says."""
 
 from flows.console.display import READING
 

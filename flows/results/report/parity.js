@@ -1,4 +1,4 @@
-// Parity: how near a checkpoint in few bits is to its original, in figures and caption by caption.
+// Parity: how close a quantized checkpoint is to its original, in figures and caption by caption.
 
 // Values in their order from the least to the greatest, with the levels that they are held to.
 function ranked({title, values, lines, low, high, of}) {

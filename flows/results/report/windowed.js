@@ -50,7 +50,7 @@ function windowed(box, items, {group, height, build, root = null, columns = fals
   box.putAll = () => parts.forEach(put);
 }
 
-// A video that is out of the page still holds its decoder, unless it is told to let go.
+// A video that is out of the page still holds its decoder, unless its source is removed.
 function clear(box) {
   for (const video of box.querySelectorAll("video")) {
     video.removeAttribute("src");

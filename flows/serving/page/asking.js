@@ -43,7 +43,7 @@ const pause = (seconds, signal) => new Promise((done, failed) => {
 });
 
 // A request that waits for the token where one is asked for, and comes again a few times where the
-// server is busy; `waits` is told how many seconds.
+// server is busy; `waits` is called with the number of seconds.
 async function ask(method, path, options = {}) {
   for (let tries = 1; ; tries++) {
     const request = await once(method, path, options);

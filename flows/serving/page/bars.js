@@ -15,7 +15,7 @@ function reason(label) {
 const scale = {most: 0, bars: [], all: () => scale.most > 0.6 || scale.most <= 0 ? 1 : 1.15 * scale.most};
 
 class Bars {
-  // `light` is told the name of the label that is pointed at, or null.
+  // `light` is called with the label under the pointer, or null.
   constructor(light) {
     this.light = light;
     this.list = el("ul", {class: "bars", "aria-label": "Labels"});

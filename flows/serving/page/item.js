@@ -82,7 +82,7 @@ class Item {
     }
   }
 
-  // How a request is sent and what is told of it meanwhile.
+  // Sends a request and shows its progress.
   options(part, doing, signal) {
     const large = this.file.size > 2e6;
     part.state.textContent = doing;

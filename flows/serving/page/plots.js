@@ -14,7 +14,7 @@ const lone = (values, at) => unknown(values[at - 1]) && unknown(values[at + 1]);
 const FAR = 4;
 const isFar = points => FAR * points.reduce((most, point) => Math.max(most, point.memory_bytes), 0) < latest(points, "budget_bytes");
 
-// Each line: its name, its colour, its value of a point, its value now, and how it is told.
+// Each line: its name, its colour, its value of a point, its value now, and its text.
 const PLOTS = [
   {id: "latency", title: "Latency", suffix: "s", lines: [
     {name: "p50", colour: "--frames", of: point => point.p50, now: points => latest(points, "p50"), tell: seconds},
@@ -85,7 +85,7 @@ const plots = {
     }
   },
 
-  // Plotly reads no light-dark(): it is told what the browser made of it.
+  // Plotly reads no light-dark(): it gets the colours that the browser computed.
   colour(probe, name) {
     probe.style.color = `var(${name})`;
     const found = getComputedStyle(probe).color;

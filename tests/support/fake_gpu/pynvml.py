@@ -1,5 +1,5 @@
 """The driver's library, of cards that are written down in a folder: the names, the errors and the
-refusals of nvidia-ml-py 13; knows no torch.
+refusals of nvidia-ml-py 13.
 
 In front of the real one on the path. What the cards hold is what stand-in contexts have noted.
 """

@@ -1,7 +1,5 @@
 """The folder that the stand-in for a GPU lives in: which cards there are, who holds what, and what
 was asked for.
-
-Knows neither torch nor the driver's library; imports so little that every child can afford it.
 """
 
 import contextlib

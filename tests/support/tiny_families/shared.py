@@ -1,4 +1,4 @@
-"""Inputs and sizes that several families have in common; knows no one of them."""
+"""Inputs and sizes that several families have in common."""
 
 from collections.abc import Callable
 from typing import Any
