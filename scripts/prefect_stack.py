@@ -184,8 +184,8 @@ class Stack:
         return made.read_text().strip() if made.exists() else ""
 
     def environment(self, *, client: bool = True) -> dict[str, str]:
-        """Ours, with a Prefect that has none of the user's settings and reports to nobody. Server and
-        worker, which are no `client`, find their login themselves."""
+        """Ours, with a Prefect that has none of the user's settings and reports to nobody. Server
+        and worker, which are no `client`, find their login themselves."""
         kept = {
             k: v
             for k, v in os.environ.items()
