@@ -1,4 +1,4 @@
-// What the other parts are made of: elements whose text is text, times and sizes for people.
+// Shared helpers: elements with plain text content, and formatted times and sizes.
 
 const SVG = "http://www.w3.org/2000/svg";
 
@@ -12,11 +12,11 @@ function fill(made, attributes, children) {
   return made;
 }
 
-// Children that are strings become text nodes: markup in them is shown, never obeyed.
+// String children become text nodes, so that markup in them is shown, not interpreted.
 const el = (tag, attributes = {}, ...children) => fill(document.createElement(tag), attributes, children);
 const draw = (tag, attributes = {}, ...children) => fill(document.createElementNS(SVG, tag), attributes, children);
 
-// From dark to light, or from light to dark, whatever the system has.
+// Switches between the dark and the light theme, starting from the system's.
 function turnTheme() {
   const set = document.documentElement.dataset.theme;
   const system = matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light";
@@ -32,7 +32,7 @@ function size(bytes) {
   return `${value.toFixed(2)} TB`;
 }
 
-// 0:07, 12:05, 1:02:05, with as many decimals as asked for.
+// Formats seconds as 0:07, 12:05 or 1:02:05, with the requested number of decimals.
 function clock(seconds, decimals = 0) {
   const unit = 10 ** decimals, all = Math.round(Math.max(0, seconds) * unit) / unit;
   const whole = Math.floor(all), rest = decimals ? (all - whole).toFixed(decimals).slice(1) : "";
@@ -43,7 +43,7 @@ function clock(seconds, decimals = 0) {
 
 const counted = (number, one, many = one + "s") => `${number.toLocaleString("en")} ${number === 1 ? one : many}`;
 
-// The text in pieces, the words that are sought marked.
+// Splits a text, with the search terms marked.
 function marked(text, words) {
   const low = text.toLowerCase();
   if (!words.length || low.length !== text.length) return [text];

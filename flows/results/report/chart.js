@@ -1,4 +1,4 @@
-// Small charts, all of one size: a frame with even ticks, what is drawn inside, and keys beneath.
+// Small charts of one size: a frame with even ticks, the drawing, and a legend.
 
 const WIDE = 560, TALL = 230, INSET = {left: 62, right: 12, top: 34, bottom: 26};
 const EDGE = WIDE - INSET.right;
@@ -16,8 +16,8 @@ function evenTicks(low, high) {
 const legendKey = (name, kind) => el("span", {class: "key"}, draw("svg", {width: 22, height: 10, "aria-hidden": "true"},
   draw("line", {x1: 1, x2: 21, y1: 5, y2: 5, class: kind})), name);
 
-// `inside` is given what turns a value into a height, and returns what is drawn. The frame goes from
-// `low` to `high`, or a little further than the values, but not below `floor`.
+// `inside` gets a function from value to height, and returns the drawing. The axis covers `low` to
+// `high`, or slightly more than the values, but does not go below `floor`.
 function chart({title, says, values, low, high, floor = -Infinity, keys}, inside) {
   const least = values.reduce((a, b) => Math.min(a, b)), most = values.reduce((a, b) => Math.max(a, b));
   const room = (most - least || Math.abs(most) || 1) * 0.08;

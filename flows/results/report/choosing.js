@@ -1,6 +1,6 @@
-// Which media are shown, in which order, and how.
+// Selects which media are shown, in which order, and how.
 
-const CUT = 4; // place of a caption's mark that it was cut for its length
+const CUT = 4; // index of a caption's flag for being cut at the token limit
 const words = medium => medium.captions.map(caption => caption[2].length);
 const span = medium => medium.captions.reduce((end, caption) => Math.max(end, caption[1]), 0);
 
@@ -21,8 +21,7 @@ const SORTS = {
 };
 const VIEWS = {grid: ["grid"], list: ["list"]};
 
-// The selects of what is shown; `changed` hears when another is chosen. Few captions beside a video
-// waste a list.
+// The select boxes; `changed` is called on a new selection. A list wastes space for few captions.
 function choosing(media, failures, labels, changed) {
   const videos = media.filter(medium => medium.kind === "video");
   const many = videos.filter(medium => medium.captions.length > 3).length * 2 > videos.length;

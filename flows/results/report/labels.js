@@ -1,8 +1,8 @@
-// Labels: what each was given to and how its scores lie, and where in a picture one was seen.
+// Labels: counts and score histogram of each, and boxes in images.
 
 const TINTS = 4;
 
-// Steps of a histogram in a box of 100 by 24, as high as its highest range.
+// Draws a histogram in a box of 100 by 24, scaled to its highest bin.
 function steps(bins) {
   const most = bins.reduce((a, b) => Math.max(a, b), 1), wide = 100 / bins.length;
   const tops = bins.map((count, at) => {
@@ -26,14 +26,14 @@ const RULES = {given: "at least", bias: "more likely than not,", gap: "above the
 
 function labelRow(label, all, most) {
   const {passed, median, threshold} = label;
-  const told = [median === null ? "" : `median ${median.toFixed(3)}`,
+  const status = [median === null ? "" : `median ${median.toFixed(3)}`,
     `${RULES[label.from] || label.from}${threshold === null ? "" : ` ${threshold}`}`].filter(Boolean).join(", ");
   return el("div", {class: "label"},
     el("span", {class: "called", dir: "auto"}, label.label),
     draw("svg", {class: "given", "aria-hidden": "true"},
       draw("rect", {height: "100%", width: `${100 * passed / (most || 1)}%`, rx: 2})),
     el("span", {class: "number"}, passed.toLocaleString("en")),
-    el("div", {class: "lies"}, histogram(label, all), el("span", {class: "quiet"}, told)));
+    el("div", {class: "lies"}, histogram(label, all), el("span", {class: "quiet"}, status)));
 }
 
 function labels(all, shown, files) {
@@ -45,14 +45,14 @@ function labels(all, shown, files) {
   windowed(list, all.labels, {group: 50, height: 55, build: label => labelRow(label, all, most)});
 }
 
-// The labels under a picture; those with a box have its colour.
+// The labels below an image; those with a box have its colour.
 function chips(medium, words) {
   if (!medium.labels.length) return el("em", {class: "quiet"}, "no label");
   return medium.labels.map(([name, score, box], at) => el("span", {class: `chip${box ? ` tint-${at % TINTS}` : ""}`, title: `${name}: ${score}`},
     marked(name, words), el("small", {}, ` ${score.toFixed(2)}`)));
 }
 
-// Boxes over a picture that is as large as its place allows; with names where there is room.
+// Boxes over an image, with names if there is room.
 function boxes(image, medium, named) {
   const found = (medium.labels || []).map((label, at) => [...label, at]).filter(([, , box]) => box);
   if (!found.length) return null;

@@ -1,6 +1,6 @@
-// Videos beside their captions, and images on a contact sheet.
+// Videos with their captions, and images on a contact sheet.
 
-// A file is named by its place seen from the page, or by its whole path.
+// A file is addressed by its path relative to the page, or by its absolute path.
 const beside = medium => new URL(medium.url, document.baseURI).href;
 const whole = (medium, data) => new URL(medium.url, data.folder).href;
 
@@ -8,11 +8,11 @@ function gone(medium, why) {
   return el("p", {class: "gone"}, el("strong", {}, why), " ", el("code", {}, medium.path));
 }
 
-// A page that was moved alone still finds its media by their whole paths.
+// A page that was moved without its media still finds them by their absolute paths.
 function withFallback(node, medium, data, fail) {
   let tries = 0;
   node.addEventListener("error", () => {
-    if (!node.getAttribute("src")) return; // it was let go
+    if (!node.getAttribute("src")) return; // it was released
     if (tries++ === 0 && whole(medium, data) !== node.src) node.src = whole(medium, data);
     else fail();
   });
@@ -20,7 +20,7 @@ function withFallback(node, medium, data, fail) {
   return node;
 }
 
-// One video and its captions; `shown` are those that are sought, all of them when nothing is.
+// One video and its captions; `shown`: the captions that match the search, or all.
 class VideoCard {
   constructor(medium, shown, words, data) {
     Object.assign(this, {medium, shown, words, data, video: null, now: -1});
@@ -63,11 +63,11 @@ class VideoCard {
   }
 
   fail() {
-    const {medium, player} = this, told = gone(medium, "This browser cannot play it, or it was moved since:");
+    const {medium, player} = this, status = gone(medium, "This browser cannot play it, or it was moved since:");
     this.video = null;
-    // A picture that moves is a video to the run and none to a browser's player.
+    // An animated image is a video for the run, but browsers cannot play it as one.
     player.replaceChildren(/\.gif$/i.test(medium.name)
-      ? withFallback(el("img", {alt: medium.name}), medium, this.data, () => player.replaceChildren(told)) : told);
+      ? withFallback(el("img", {alt: medium.name}), medium, this.data, () => player.replaceChildren(status)) : status);
   }
 
   measure() {
@@ -77,7 +77,7 @@ class VideoCard {
     this.place();
   }
 
-  // A line on the strip where a caption begins.
+  // A mark on the strip at the start of a caption.
   rule() {
     this.strip.querySelectorAll("b").forEach(tick => tick.remove());
     for (const [start] of this.medium.captions.slice(1, 400)) {
@@ -96,7 +96,7 @@ class VideoCard {
   row(caption) {
     return el("button", {type: "button", "aria-current": this.medium.captions[this.now] === caption ? "true" : null, click: () => this.go(caption[0])},
       el("time", {}, clock(caption[0], 1)),
-      el("span", {dir: "auto"}, caption[2].trim() ? marked(caption[2], this.words) : el("em", {}, "nothing was said"),
+      el("span", {dir: "auto"}, caption[2].trim() ? marked(caption[2], this.words) : el("em", {}, "no text"),
         caption[4] ? el("span", {class: "chip"}, "cut") : null));
   }
 
@@ -107,7 +107,7 @@ class VideoCard {
     this.mark();
   }
 
-  // Marks what is said now, and keeps it in view.
+  // Marks the current caption, and scrolls it into view.
   mark() {
     if (!this.video) return;
     const time = this.video.currentTime + 0.002, {captions} = this.medium, last = captions.length - 1;
@@ -124,7 +124,7 @@ class VideoCard {
     this.bring(button, 10);
   }
 
-  // What was never laid out lies where it was reckoned to: once seen, it is looked at again.
+  // The position of an element without layout is an estimate: correct it once it is visible.
   bring(button, tries) {
     const inside = button.getBoundingClientRect(), around = this.list.getBoundingClientRect();
     if (inside.top >= around.top && inside.bottom <= around.bottom && inside.height) return;
@@ -141,7 +141,7 @@ class VideoCard {
   }
 }
 
-// The first picture of a video is fetched when the video is looked at, not before.
+// The first frame of a video is loaded only when the video is visible.
 const nearby = new IntersectionObserver(seen => {
   for (const {target, isIntersecting} of seen) {
     if (isIntersecting && target.preload === "none") { target.preload = "metadata"; nearby.unobserve(target); }
@@ -162,7 +162,7 @@ function imageTile(medium, words, data, open) {
     el("span", {class: "quiet name", dir: "auto", title: medium.name}, marked(medium.name, words))));
 }
 
-// One image as large as the window allows, with its caption; arrows lead to its neighbours.
+// One image as large as the window allows, with its caption; arrow keys move to its neighbours.
 function viewer(dialog, data) {
   let among = [], at = 0;
   const show = () => {

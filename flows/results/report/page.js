@@ -1,9 +1,9 @@
-// The page as a whole, from the data beside this script.
+// Builds the page from its data.
 
 const data = JSON.parse(document.getElementById("data").textContent);
 const main = document.getElementById("main");
 const SHEET = 60; // cards of one part of a grid, in full rows of 2 to 6
-// So many captions may stand in one page.
+// Maximum captions on one page.
 data.all = data.media.reduce((sum, medium) => sum + 1 + medium.captions.length, 0) <= 20000;
 
 function section(id, title, ...children) {
@@ -13,7 +13,7 @@ function section(id, title, ...children) {
   return made;
 }
 
-// Done, but not all of it.
+// Finished, but some items failed.
 const state = data.failed ? `${data.state}, ${data.failed.toLocaleString("en")} failed` : data.state;
 
 function run() {
@@ -37,7 +37,7 @@ function memory() {
   const {rungs} = data.timeline;
   if (rungs.length) section("rungs", "Rungs",
     el("p", {class: "quiet"}, "How each stage was run, and why it was changed."),
-    table(["at", "stage", "rung", "because", "what was told"],
+    table(["at", "stage", "rung", "because", "error"],
       rungs.map(rung => [rung.at === null ? "-" : clock(rung.at), rung.stage, rung.name, rung.reason, rung.error]), "rungs"));
 }
 
@@ -60,23 +60,23 @@ function trouble() {
 function media() {
   const open = viewer(document.getElementById("viewer"), data);
   const kinds = [["video", "Videos", 6, 330], ["image", "Images", 40, 240]].map(([kind, title, group, height]) => {
-    const all = data.media.filter(medium => medium.kind === kind), list = el("div"), told = el("p", {class: "quiet", "aria-live": "polite"});
-    if (all.length) section(kind + "s", title, told, list);
-    return {kind, all, list, told, group, height};
+    const all = data.media.filter(medium => medium.kind === kind), list = el("div"), status = el("p", {class: "quiet", "aria-live": "polite"});
+    if (all.length) section(kind + "s", title, status, list);
+    return {kind, all, list, status, group, height};
   });
   let words = [];
   const choose = choosing(data.media, data.failures, data.labels, () => show(words));
-  kinds.find(({all}) => all.length)?.told.before(choose.box);
+  kinds.find(({all}) => all.length)?.status.before(choose.box);
   const show = sought => {
     words = sought;
     const has = text => words.every(word => text.toLowerCase().includes(word));
-    for (const {kind, all, list, told, group, height} of kinds) {
+    for (const {kind, all, list, status, group, height} of kinds) {
       const columns = kind === "image" || choose.grid(), picked = choose.pick(all);
       const found = picked.map(medium => ({medium, shown: medium.captions.filter(caption => has(caption[2]))}))
         .map(one => has(one.medium.name) && !one.shown.length ? {...one, shown: one.medium.captions} : one)
         .filter(one => !words.length || one.shown.length || has(one.medium.name));
       const captions = found.reduce((sum, one) => sum + one.shown.length, 0);
-      told.textContent = `${found.length < all.length ? `${found.length.toLocaleString("en")} of ` : ""}${counted(all.length, kind)}`
+      status.textContent = `${found.length < all.length ? `${found.length.toLocaleString("en")} of ` : ""}${counted(all.length, kind)}`
         + `${data.labels ? "" : `, ${counted(captions, "caption")}`}${data.all ? "" : ". Find in page sees what is near: search above sees all"}`;
       const images = found.map(one => one.medium);
       const build = kind === "video" ? one => new VideoCard(one.medium, one.shown, words, data).box

@@ -1,6 +1,6 @@
-// Parity: how close a quantized checkpoint is to its original, in figures and caption by caption.
+// Parity: how close a quantized checkpoint is to its original, in figures and by caption.
 
-// Values in their order from the least to the greatest, with the levels that they are held to.
+// Values in ascending order, with their thresholds.
 function ranked({title, values, lines, low, high, of}) {
   const some = values.length;
   const whole = of.startsWith(`${some.toLocaleString("en")} `) ? of : `${some} of ${of}, evenly chosen`;

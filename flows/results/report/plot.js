@@ -1,10 +1,10 @@
-// The time line: when each stage worked, what memory it had, against what was planned and allowed.
+// The timeline: when each stage ran, and its memory compared with the plan and the limit.
 
 const LEFT = 98, RIGHT = 14, LANE = 22, HIGH = 190, GAP = 30;
 const STEPS = [0.1, 0.2, 0.5, 1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14400, 28800, 86400, 604800];
 
-// What a curve becomes at this width: [seconds, lowest, highest] of the points that share a pixel
-// column, so that no peak is lost, however many points there are.
+// Reduces a curve to this width: [seconds, lowest, highest] of the points in each pixel column, so
+// that no peak is lost.
 function thin(points, column, from, to, columns) {
   const kept = [];
   let last = null;
@@ -39,16 +39,16 @@ class Plot {
     this.series = [{key: "host", column: 1, title: "Host memory (anonymous)"}];
     if (points.some(point => point[2] > 0)) this.series.push({key: "device", column: 2, title: "GPU memory"});
     this.tip = el("div", {class: "tip", hidden: true});
-    this.told = el("p", {class: "unseen", "aria-live": "polite"});
+    this.status = el("p", {class: "unseen", "aria-live": "polite"});
     this.svg = draw("svg", {tabindex: "0", role: "img", "aria-label": "Stages and their memory over time. Arrow keys move through time, plus and minus zoom, 0 shows all."});
-    this.box = el("div", {class: "plot"}, this.svg, this.tip, this.told);
+    this.box = el("div", {class: "plot"}, this.svg, this.tip, this.status);
     const button = (label, title, click) => el("button", {type: "button", title, "aria-label": title, click}, label);
     this.scale = button("log", "Logarithmic or linear", () => { this.log = !this.log; this.render(); });
     box.append(el("div", {class: "tools"}, this.legend(), el("span", {class: "buttons"},
       button("+", "Zoom in", () => this.zoom(0.5)), button("−", "Zoom out", () => this.zoom(2)),
       button("all", "Show all of the time", () => this.show(...this.all)), this.scale)), this.box);
     this.listen();
-    // Not at once: what is drawn changes the height, which would be told in the same frame.
+    // Deferred: drawing changes the height, which would trigger the observer in the same frame.
     new ResizeObserver(() => requestAnimationFrame(() => { if (this.box.clientWidth !== this.width) this.render(); })).observe(this.box);
   }
 
@@ -107,7 +107,7 @@ class Plot {
     const points = stages.flatMap(stage => stage.curves.flat()).map(point => point[column]).filter(value => value > 0);
     const levels = stages.flatMap(stage => [stage.planned[key], stage.budget[key]]).filter(Boolean);
     const seen = points.reduce((a, b) => Math.max(a, b), 0) || levels.reduce((a, b) => Math.max(a, b), 0) || 1e6;
-    // A limit far above would press the curves flat; it is named instead.
+    // A limit far above the curves would flatten them, so it is only named.
     const far = level => !this.log && level > 4 * seen;
     const most = 1.12 * Math.max(seen, ...levels.filter(level => !far(level)));
     const least = this.log ? Math.max(1e6, Math.min(points.reduce((a, b) => Math.min(a, b), most), ...levels) / 1.3) : 0;
@@ -129,7 +129,7 @@ class Plot {
       for (const curve of stage.curves) inside.append(...this.curve(curve, stage.name, column, y, bottom, from, to));
     }
     const above = [...new Set(stages.map(stage => stage.budget[key]).filter(level => level && far(level)))];
-    // Beside the title where there is room.
+    // Next to the title, if there is room.
     if (above.length) found.push(draw("text", {class: "note", x: this.width - RIGHT, y: this.width < 560 ? top + 5 : top - 9, "text-anchor": "end"},
       `budget ${size(Math.max(...above))} with imports, far above`));
     return [...found, inside];
@@ -160,7 +160,7 @@ class Plot {
     const x = event => event.clientX - this.svg.getBoundingClientRect().left;
     this.svg.addEventListener("pointerdown", event => { if (event.button === 0 && event.pointerType === "mouse") { from = x(event); this.svg.setPointerCapture(event.pointerId); } });
     this.svg.addEventListener("pointermove", event => {
-      if (!this.width) this.render(); // it is drawn a moment after it is shown
+      if (!this.width) this.render(); // drawn shortly after it becomes visible
       if (!this.width) return;
       this.point(this.seconds(x(event)));
       if (from === null || Math.abs(x(event) - from) < 4) return;
@@ -177,7 +177,7 @@ class Plot {
     this.svg.addEventListener("blur", () => this.point(null));
     this.svg.addEventListener("dblclick", () => this.show(...this.all));
     this.svg.addEventListener("wheel", event => {
-      if (!event.ctrlKey && !event.metaKey) return; // the page scrolls
+      if (!event.ctrlKey && !event.metaKey) return; // let the page scroll
       event.preventDefault();
       this.zoom(event.deltaY > 0 ? 1.25 : 0.8, this.seconds(x(event)));
     }, {passive: false});
@@ -216,7 +216,7 @@ class Plot {
     this.cursor.setAttribute("x2", x);
     const rows = this.line.stages.map(stage => this.stageAt(stage, this.at)).filter(Boolean);
     this.tip.replaceChildren(el("b", {}, clock(this.at, 1)), ...(rows.length ? rows : [el("div", {class: "quiet"}, "no stage at work")]));
-    this.told.textContent = document.activeElement === this.svg ? this.tip.innerText : "";
+    this.status.textContent = document.activeElement === this.svg ? this.tip.innerText : "";
     const wide = this.tip.offsetWidth;
     this.tip.style.left = `${Math.max(0, x + wide + 24 > this.width ? x - wide - 12 : x + 12)}px`;
   }
@@ -227,12 +227,12 @@ class Plot {
     for (const curve of stage.curves) for (const next of curve)
       if (!point || Math.abs(next[0] - seconds) < Math.abs(point[0] - seconds)) point = next;
     const rung = this.line.rungs.filter(one => one.stage === stage.name && one.at !== null && one.at <= seconds).pop();
-    const told = this.series.map(({key, column}) => {
+    const cells = this.series.map(({key, column}) => {
       const planned = stage.planned[key];
       return el("div", {}, `${key === "host" ? "host" : "GPU"} ${point ? size(point[column]) : "not sampled"}`,
         planned ? el("span", {class: "quiet"}, `${point?.[column] > planned ? ", over the" : " of"} ${size(planned)} planned`) : null);
     });
-    return el("div", {class: `row ${stage.name}`}, el("i", {}, stage.name), told,
+    return el("div", {class: `row ${stage.name}`}, el("i", {}, stage.name), cells,
       rung || stage.rung ? el("div", {class: "quiet"}, rung ? rung.name : stage.rung) : null);
   }
 }

@@ -1,4 +1,4 @@
-// Training: losses and memory step by step, and what the model said before and says now.
+// Training: losses and memory by step, and captions before and after.
 
 function curve({title, series}) {
   const all = series.flatMap(one => one.points);

@@ -1,10 +1,10 @@
-// Long lists. As long as all of it may be in the page, it is: what is far from the view is neither
-// laid out nor drawn, but found and printed. Of longer ones only what is near the view is there.
+// Long lists. Up to a limit, all items are in the page: browsers skip layout of distant ones, but
+// find and print them. In longer lists, only items near the view exist.
 
-const AT_ONCE = {page: 24, box: 1000}; // items that are put in before the browser may do something else
+const AT_ONCE = {page: 24, box: 1000}; // items inserted before yielding to the browser
 
-// `build(item)` makes an element; `root` is the box that scrolls, or null for the page. Groups far
-// away are empty and keep their height, unless `all` are to be there.
+// `build(item)` creates an element; `root`: the scrolling box, or null for the page. Distant groups
+// are emptied and keep their height, unless `all` is set.
 function windowed(box, items, {group, height, build, root = null, columns = false, all = false}) {
   box.watch?.disconnect();
   clearTimeout(box.filling);
@@ -16,7 +16,7 @@ function windowed(box, items, {group, height, build, root = null, columns = fals
     part.style.height = "";
   };
   const drop = part => {
-    // What plays, or has the keyboard, stays.
+    // Keep elements that play or have the focus.
     if (!part.childElementCount || part.contains(document.activeElement)) return;
     if ([...part.querySelectorAll("video")].some(video => !video.paused)) return;
     part.style.height = `${part.getBoundingClientRect().height}px`;
@@ -50,7 +50,7 @@ function windowed(box, items, {group, height, build, root = null, columns = fals
   box.putAll = () => parts.forEach(put);
 }
 
-// A video that is out of the page still holds its decoder, unless its source is removed.
+// A video that was removed from the page keeps its decoder unless it is unloaded.
 function clear(box) {
   for (const video of box.querySelectorAll("video")) {
     video.removeAttribute("src");
