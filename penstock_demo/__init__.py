@@ -1,6 +1,6 @@
-"""A demo that knows moving shapes and nothing of the world.
+"""A demo model that captions moving shapes.
 
-Importing the package knows no torch and no numpy, only where its files lie.
+Importing the package imports neither torch nor numpy.
 """
 
 from pathlib import Path
@@ -13,6 +13,6 @@ DUAL_CHECKPOINT: Final[Path] = Path(__file__).parent / "dual" / "checkpoint"
 """Folder of the trained dual encoder: a plain transformers checkpoint of the siglip family."""
 
 CLIPS: Final[Path] = Path(__file__).parent / "samples"
-"""Folder of a dozen clips the model never saw, with what happens in them in `truth.jsonl`."""
+"""Folder of a dozen clips that the model was not trained on, with captions in `truth.jsonl`."""
 
 __all__ = ["CHECKPOINT", "CLIPS", "DUAL_CHECKPOINT"]

@@ -1,6 +1,6 @@
 """Makes training batches: clips of one grid and frame count, as frames, captions and dense labels.
 
-It does not know the model, the tokenizer or files; frames are drawn, then worn as a codec would.
+Frames are drawn, then degraded as a codec would.
 """
 
 import math
@@ -18,12 +18,12 @@ from penstock_demo.words import BACKGROUNDS, COLOURS, SHAPES, SIZES
 from penstock_demo.world import ClipSpec, caption, sample_clip, sample_still
 
 CELL: Final = 16
-"""Pixels of a merged vision token's side."""
+"""Side length in pixels of a merged vision token."""
 IGNORE: Final = -100
-"""A label that does not count."""
+"""A label that the losses ignore."""
 FRAMES_PER_BATCH: Final = 288
 IMAGE_SHARE: Final = 0.1
-"""Share of batches that are single pictures."""
+"""Share of batches that are single images."""
 GRIDS: Final = {
     (4, 4): ((1.0,), (0.97, 1.0)),
     (3, 4): ((4 / 3,), (1.05, 1.55)),
@@ -31,10 +31,10 @@ GRIDS: Final = {
     (3, 5): ((16 / 9,), (1.57, 1.77)),
     (5, 3): ((9 / 16,), (0.565, 0.637)),
 }
-"""Rows and columns of tokens: the usual aspects of the sources they are made of, and the range."""
+"""Rows and columns of tokens → the usual aspects of such sources, and their range."""
 _GRID_WEIGHTS: Final = (30, 20, 15, 20, 15)
 MOTION_TARGETS: Final = 4
-"""A cell's thing: its centre within the cell, and its way between the two frames of a patch."""
+"""Motion values per cell: centre of its shape in the cell, and its movement between two frames."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,19 +44,19 @@ class Batch:
     frames: Pixels
     """(clip, time, height, width, 3); the number of times is even."""
     captions: list[str]
-    """One a clip."""
+    """One per clip."""
     classes: npt.NDArray[np.int64]
-    """(clip, 3, patch, row, column): colour, shape, size of what is in each cell; 0 for nothing."""
+    """(clip, 3, patch, row, column): colour, shape and size in each cell; 0 for nothing."""
     motion: Floats
-    """(clip, MOTION_TARGETS, patch, row, column); not a number where unknown."""
+    """(clip, MOTION_TARGETS, patch, row, column); NaN where unknown."""
     backgrounds: npt.NDArray[np.int64]
     """(clip,) index into `BACKGROUNDS`."""
     seconds_per_patch: list[float] | None
-    """Seconds a patch that the processor would say of each clip; None for pictures."""
+    """Seconds per patch that the processor would state for each clip; None for images."""
 
 
 def sample_times(rng: random.Random, count: int) -> list[float]:
-    """Return evenly spaced fractions of a clip. They are chosen as samplers do and snapped to whole
+    """Return evenly spaced fractions of a clip, chosen like a sampler's and snapped to whole
     frames."""
     way, offset = rng.random(), 0.0
     if way < 0.3:
@@ -77,7 +77,7 @@ def sample_times(rng: random.Random, count: int) -> list[float]:
 
 
 def is_readable(spec: ClipSpec, times: Sequence[float]) -> bool:
-    """Return whether these frames show enough of every action to tell it."""
+    """Return whether these frames show enough of every action to recognize it."""
     for track in spec.tracks:
         for instant in (track.appears_at, track.vanishes_at):
             if 0 <= instant <= 1 and not times[0] < instant <= times[-1]:
@@ -91,8 +91,8 @@ def is_readable(spec: ClipSpec, times: Sequence[float]) -> bool:
 
 
 def sample_seconds(rng: random.Random, count: int) -> float:
-    """Return the seconds that a patch of two frames spans. It is drawn as clips, samplers and
-    careless callers say it."""
+    """Return the seconds that a patch of two frames spans. They vary as much as clips, samplers and
+    careless callers do."""
     way = rng.random()
     if way < 0.6:
         seconds = (count + rng.uniform(-0.9, 0.9)) / 2
@@ -140,7 +140,7 @@ def _labels(
 
 
 def wear(rng: random.Random, frames: Pixels, noise: npt.NDArray[np.float32]) -> Pixels:
-    """Halve the colours, blur, add grain and gain, each on some clips, as codecs do."""
+    """Halve the colour resolution, blur, add grain and gain, each for some clips, as codecs do."""
     count, height, width, _ = frames.shape
     worn: npt.NDArray[np.floating[Any]] = frames.astype(np.float32)
     if rng.random() < 0.5:
@@ -162,8 +162,8 @@ def wear(rng: random.Random, frames: Pixels, noise: npt.NDArray[np.float32]) -> 
 
 
 def make_batch(rng: random.Random, noise: npt.NDArray[np.float32], sparse: float = 0.0) -> Batch:
-    """Make a random batch of clips or pictures; a share `sparse` of clips has eight frames at
-    most."""
+    """Make a random batch of clips or images. A share `sparse` of the clips has at most eight
+    frames."""
     grid = rng.choices(list(GRIDS), _GRID_WEIGHTS)[0]
     still = rng.random() < IMAGE_SHARE
     counts = range(4, 9) if rng.random() < sparse else range(4, 17)

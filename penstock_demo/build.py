@@ -1,7 +1,4 @@
-"""Builds the untrained checkpoint of the demo: config, weights, tokenizer, processors, template.
-
-It does not know how the model is trained.
-"""
+"""Builds the untrained checkpoint of the demo: config, weights, tokenizer, processors, template."""
 
 import random
 from dataclasses import dataclass
@@ -46,11 +43,11 @@ class Shape:
     """Sizes of the model."""
 
     vision_width: int = 128
-    """Channels in the vision tower."""
+    """Channels in the vision encoder."""
     vision_layers: int = 4
     """Number of layers, all with full attention over the two frames of a temporal patch."""
     vision_inner: int = 320
-    """Channels inside the vision tower's MLPs."""
+    """Channels inside the vision encoder's MLPs."""
     text_width: int = 192
     """Channels in the language model."""
     text_layers: int = 4
@@ -58,20 +55,20 @@ class Shape:
     text_inner: int = 512
     """Channels inside the decoder's MLPs."""
     vocabulary: int = 512
-    """Byte-level BPE tokens, the special ones included."""
+    """Byte-level BPE tokens, including the special ones."""
     patch: int = 8
-    """Pixels of a patch's side; two by two patches are one token."""
+    """Side length of a patch in pixels; two by two patches are one token."""
     pixels: int = 64 * 64
-    """Most pixels a frame is resized to, as whole tokens allow; the least are three quarters."""
+    """Maximum pixels of a resized frame; the minimum is three quarters of it."""
     rope_theta: float = 16.0
-    """Base of the rotary positions; the usual million hides height and width on a grid this
+    """Base of the rotary positions. The usual million would hide height and width on a grid this
     small."""
     tokens_per_second: int = 2
-    """Temporal positions a second."""
+    """Temporal positions per second."""
 
 
 def build_tokenizer(vocabulary: int) -> PreTrainedTokenizerFast:
-    """Build a byte-level tokenizer that knows the demo's words whole."""
+    """Build a byte-level tokenizer in which the demo's words are single tokens."""
     rng = random.Random(1)
     corpus = [caption(sample_clip(rng, "any")) for _ in range(4000)]
     corpus += [caption(sample_still(rng, "any")) for _ in range(500)]
@@ -100,7 +97,7 @@ def build_tokenizer(vocabulary: int) -> PreTrainedTokenizerFast:
 
 
 def build_processor(shape: Shape) -> Qwen2_5_VLProcessor:
-    """Build the processor; its video half states how clips are to be sampled."""
+    """Build the processor; its video part states how to sample clips."""
     common: dict[str, Any] = {
         "patch_size": shape.patch,
         "temporal_patch_size": 2,

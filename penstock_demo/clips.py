@@ -1,7 +1,5 @@
-"""Writes real mp4 clips of a fresh seed with the truth beside them:
+"""Writes mp4 clips from a seed, with their captions in `truth.jsonl`:
 `python -m penstock_demo.clips FOLDER`.
-
-It does not know models or scores.
 """
 
 import argparse
@@ -17,7 +15,7 @@ from penstock_demo.scoring import Truth
 from penstock_demo.world import caption, sample_clip
 
 NEVER_SHARE: Final = 0.25
-"""Share of clips that hold a colour and shape pair never trained."""
+"""Share of clips that contain an untrained colour and shape pair."""
 
 
 def write_clips(folder: Path, count: int, seed: int) -> list[Truth]:
@@ -40,7 +38,7 @@ def write_clips(folder: Path, count: int, seed: int) -> list[Truth]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Write the clips the command line asks for."""
+    """Write the clips that the command line requests."""
     parser = argparse.ArgumentParser(prog="python -m penstock_demo.clips", description=__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--count", type=int, default=12)

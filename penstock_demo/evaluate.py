@@ -1,7 +1,7 @@
-"""Judges a checkpoint by real files through stock transformers.
+"""Scores a checkpoint on real files with stock transformers.
 
-It does not know how the checkpoint was trained, nor any code of the program beside the demo's.
-`python -m penstock_demo.evaluate CHECKPOINT` prints the score, `--sweep` how it holds elsewhere.
+`python -m penstock_demo.evaluate CHECKPOINT` prints the score. With `--sweep`, it also varies frame
+counts, frame rates, sizes and prompts.
 """
 
 import argparse
@@ -31,7 +31,7 @@ UNSEEN_PROMPTS: Final = (
     "Qu'est-ce qui se passe ?",
     "Caption:",
 )
-"""Wordings that stand nowhere in the training set."""
+"""Prompts that do not occur in the training set."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,7 +41,7 @@ class Film:
     frames: list[Pixels]
     """All frames, height by width by 3."""
     frames_per_second: float
-    """Frames a second, as the file says."""
+    """Frames per second that the file states."""
 
     @property
     def size(self) -> Size:
@@ -52,17 +52,16 @@ class Film:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EvaluationPrompt:
-    """The way a checkpoint is asked."""
+    """How a checkpoint is prompted."""
 
     prompt: str = VIDEO_PROMPT
-    """The user's words."""
+    """Text of the prompt."""
     frames: int | None = None
-    """Frames a clip; None takes what the checkpoint's processor states."""
+    """Frames per clip; None: as the checkpoint's processor states."""
     rate_factor: float = 1.0
-    """The stated frame rate over the true one."""
+    """Ratio of the stated frame rate to the true one."""
     with_metadata: bool = True
-    """Whether there is metadata; without it the processor takes 24 sampled frames a second for
-    granted."""
+    """Whether to pass metadata; without it, the processor assumes 24 sampled frames per second."""
 
 
 def read_film(path: Path) -> Film:
@@ -76,13 +75,12 @@ def read_film(path: Path) -> Film:
 
 
 def sample_indices(total: int, count: int) -> list[int]:
-    """Return evenly spaced frames, the first one included, as the processor's own sampler chooses
-    them."""
+    """Return evenly spaced frame indices from the first frame on, as the processor samples."""
     return [int(index * total / count) for index in range(count)]
 
 
 class Captioner:
-    """A checkpoint loaded by the Auto classes, asked in batches."""
+    """A checkpoint loaded by the Auto classes; captions in batches."""
 
     def __init__(self, folder: Path) -> None:
         auto: Any = AutoProcessor
@@ -97,7 +95,7 @@ class Captioner:
         return min(count, int(stated.max_frames), len(film.frames))
 
     def _text(self, kind: str, prompt: str) -> Any:
-        """Return one turn as the chat template writes it."""
+        """Return one turn in the format of the chat template."""
         content = [{"type": kind}, {"type": "text", "text": prompt}]
         return self.processor.apply_chat_template(
             [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
@@ -128,7 +126,7 @@ class Captioner:
         )
 
     def image_inputs(self, films: Sequence[Film]) -> Any:
-        """Return inputs that show the first frame of each clip as a picture."""
+        """Return inputs that show the first frame of each clip as an image."""
         return self.processor(
             text=[self._text("image", IMAGE_PROMPT)] * len(films),
             images=[film.frames[0] for film in films],
@@ -154,12 +152,12 @@ class Captioner:
 
 
 def sweeps(films: Sequence[Film]) -> Iterator[tuple[str, EvaluationPrompt, Size | None]]:
-    """Yield names, questions, and the height and width of the clips they are asked of."""
+    """Yield names, prompts, and the height and width of the clips to use."""
     for count in FRAME_COUNTS:
         yield f"{count} frames", EvaluationPrompt(frames=count), None
     for factor in (0.2, 0.5, 3.0, 10.0):
         yield (
-            f"frame rate told {factor:g} times the true",
+            f"frame rate stated {factor:g} times the true",
             EvaluationPrompt(rate_factor=factor),
             None,
         )
@@ -167,13 +165,13 @@ def sweeps(films: Sequence[Film]) -> Iterator[tuple[str, EvaluationPrompt, Size 
     for height, width in sorted({film.size for film in films}):
         yield f"{width}x{height}", EvaluationPrompt(), (height, width)
     for prompt in UNSEEN_PROMPTS:
-        yield f"asked {prompt!r}", EvaluationPrompt(prompt=prompt), None
+        yield f"prompt {prompt!r}", EvaluationPrompt(prompt=prompt), None
 
 
 def judge(
     captioner: Captioner, truths: Sequence[Truth], films: Sequence[Film], question: EvaluationPrompt
 ) -> Scoreboard:
-    """Return the score of a checkpoint asked in one way."""
+    """Return the score of a checkpoint for one prompt."""
     outputs = captioner.caption(films, question)
     return score_captions(
         truths, {t.file: output for t, output in zip(truths, outputs, strict=True)}
@@ -181,7 +179,7 @@ def judge(
 
 
 def judge_images(captioner: Captioner, count: int, seed: int) -> Scoreboard:
-    """Return the score of a checkpoint shown single pictures."""
+    """Return the score of a checkpoint on single images."""
     rng = random.Random(seed)
     truths, outputs = [], {}
     for number in range(count):
@@ -194,7 +192,7 @@ def judge_images(captioner: Captioner, count: int, seed: int) -> Scoreboard:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Print the score the command line asks for."""
+    """Print the score that the command line requests."""
     parser = argparse.ArgumentParser(prog="python -m penstock_demo.evaluate", description=__doc__)
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("--clips", type=int, default=200)

@@ -1,6 +1,6 @@
-"""The model's forward pass on equal-sized clips at once: the stock maths without its loop.
+"""The model's forward pass on a batch of equal-sized clips: the stock computation without its loop.
 
-It does not know losses or data; `tests/test_demo_model.py` holds it equal to the stock path.
+`tests/test_demo_model.py` compares it with the stock path.
 """
 
 import functools
@@ -20,7 +20,7 @@ _rotate_half: Any = stock.rotate_half
 
 
 def fuse_norms() -> None:
-    """Let the stock norms use one fused kernel in this process: fewer passes over memory."""
+    """Make the stock norms use one fused kernel in this process, with fewer passes over memory."""
 
     def forward(norm: Any, hidden: Tensor) -> Tensor:
         weight: Tensor = norm.weight
@@ -81,7 +81,7 @@ def vision(model: Qwen2_5_VLForConditionalGeneration, frames: Tensor) -> Tensor:
 def positions(
     before: int, patches: int, rows: int, columns: int, after: int, intervals: Tensor
 ) -> Tensor:
-    """Return positions (3, clip, token) of text, a clip and text; `intervals` are positions a
+    """Return position ids (3, clip, token) of text, a clip and text; `intervals` are positions per
     patch."""
     clips = len(intervals)
     lead = torch.arange(before).expand(3, clips, before)

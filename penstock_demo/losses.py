@@ -1,5 +1,5 @@
-"""The losses beside that of the caption: what each vision token sees, and where it goes. It does
-not know the language model; its heads are thrown away after training."""
+"""The losses besides that of the caption: what each vision token shows, and where it moves. The
+heads are discarded after training."""
 
 from typing import Final
 
@@ -14,13 +14,13 @@ CLASSES: Final = (len(COLOURS) + 1, len(SHAPES) + 1, len(SIZES) + 1)
 WEIGHTS: Final = (1.0, 2.0, 1.0)
 """Weights of colour, shape and size: shape is the hardest."""
 EMPTY_WEIGHT: Final = 0.1
-"""Weight of cells in which nothing is, which are most."""
+"""Weight of empty cells, which are the majority."""
 STILL_BELOW: Final = 0.1
-"""Ways between the two frames of a patch, in units of two pixels, that count as none."""
+"""Movements between the two frames of a patch, in units of two pixels, that count as none."""
 
 
 def headings(motion: Tensor) -> Tensor:
-    """Return the class of each way (token, 2) to the right and down: 0 for none, then
+    """Return the class of each movement (token, 2) to the right and down: 0 for none, then
     `DIRECTIONS`."""
     across, down = motion.unbind(-1)
     sideways = torch.where(across < 0, DIRECTIONS.index("left"), DIRECTIONS.index("right"))
@@ -30,7 +30,7 @@ def headings(motion: Tensor) -> Tensor:
 
 
 class DenseHeads(nn.Module):
-    """Linear readings of the vision tower's output."""
+    """Linear heads on the vision encoder's output."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -40,8 +40,7 @@ class DenseHeads(nn.Module):
     def forward(
         self, features: Tensor, classes: Tensor, motion: Tensor, backgrounds: Tensor
     ) -> tuple[Tensor, dict[str, float]]:
-        """Return the loss of features (clip, token, channel), and how often each reading is
-        right."""
+        """Return the loss of features (clip, token, channel), and the accuracy of each head."""
         read = self.cells(features).float()
         *logits, moved, ways = read.split([*CLASSES, MOTION_TARGETS, len(DIRECTIONS) + 1], -1)
         total = functional.cross_entropy(self.background(features.mean(1)).float(), backgrounds)

@@ -1,11 +1,11 @@
-"""The prompts by which the demo's model is asked in training; it does not know what is answered."""
+"""The prompts with which the demo's model is trained."""
 
 from typing import Final
 
 VIDEO_PROMPT: Final = "Describe this video in detail."
 """The program's own prompt for clips."""
 IMAGE_PROMPT: Final = "Describe this image in detail."
-"""The program's own prompt for pictures."""
+"""The program's own prompt for images."""
 WORDINGS: Final = (
     "Describe the video.",
     "Describe this video.",
@@ -30,4 +30,4 @@ WORDINGS: Final = (
     "Describe the image.",
     "Describe this picture.",
 )
-"""Other wordings, so that the answer does not hang on one."""
+"""Other prompts, so that the answer does not depend on one."""

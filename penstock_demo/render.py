@@ -1,7 +1,4 @@
-"""Draws clips of the demo's world as frames and writes them as H.264 files.
-
-It does not know captions, splits or models: a spec and times go in, pixels come out.
-"""
+"""Draws clips of the demo's world as frames and writes them as H.264 files."""
 
 import functools
 import math
@@ -35,7 +32,7 @@ OVERSAMPLING: Final = 6
 
 @functools.lru_cache(maxsize=20_000)
 def sprite(shape: str, radius_x: float, radius_y: float, x: float, y: float) -> Floats:
-    """Return the coverage of one shape. Its centre is `x`, `y` pixels right and down of the middle
+    """Return the coverage of one shape. Its centre is `x`, `y` pixels right of and below the middle
     pixel."""
     half = math.ceil(max(radius_x, radius_y) * 1.08) + 1
     side = 2 * half + 1
@@ -117,8 +114,8 @@ class Painter:
         ]
 
     def frame(self, time: float, cover: Floats | None = None) -> Pixels:
-        """Return the frame at a fraction of the clip; what each thing covers is written into
-        `cover`."""
+        """Return the frame at a fraction of the clip. The area that each thing covers is written
+        into `cover`."""
         frame = self._ground.copy()
         for index, (thing, track) in enumerate(
             zip(self.spec.sentence.things, self.spec.tracks, strict=True)
@@ -145,7 +142,7 @@ class Painter:
 
 
 def _nearest(value: float, step: float = 0.25) -> float:
-    """Return the value rounded, so that few different sprites are ever drawn."""
+    """Return the value rounded, so that few different sprites are drawn."""
     return round(value / step) * step
 
 
@@ -156,7 +153,7 @@ def render_frames(spec: ClipSpec, times: Sequence[float], height: int, width: in
 
 
 def write_clip(spec: ClipSpec, path: Path) -> None:
-    """Write the clip as H.264 in an mp4, at its own size, frame rate and duration."""
+    """Write the clip as H.264 in an mp4 file, with its own size, frame rate and duration."""
     import av
 
     painter = Painter(spec, spec.height, spec.width)

@@ -1,7 +1,4 @@
-"""Scores captions of clips against the truth, attribute by attribute, pairs never trained apart.
-
-It does not know clips, frames or models: strings go in, a table comes out.
-"""
+"""Scores captions of clips against the truth, by attribute and by group of pairs."""
 
 import json
 from collections.abc import Iterable, Mapping
@@ -21,9 +18,9 @@ class Truth:
     file: str
     """Name of the clip within its folder."""
     caption: str
-    """The one right caption."""
+    """The only right caption."""
     trained: bool
-    """Whether all its colour and shape pairs stand in training clips."""
+    """Whether all its colour and shape pairs occur in training clips."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -31,13 +28,13 @@ class Tally:
     """Hits among tries."""
 
     hits: int
-    """Right ones."""
+    """Number of right ones."""
     tries: int
-    """All of them."""
+    """Number of all."""
 
     @property
     def percent(self) -> float:
-        """Return the share of hits; not a number where nothing was tried."""
+        """Return the share of hits in percent; NaN without tries."""
         return 100 * self.hits / self.tries if self.tries else float("nan")
 
     def __str__(self) -> str:
@@ -63,10 +60,10 @@ class Scoreboard:
     groups: tuple[Group, ...]
     """All, trained, never trained."""
     misses: tuple[tuple[Truth, str | None], ...]
-    """Clips not told exactly, with what was said of them; None where nothing was."""
+    """Clips without an exact caption, with the model's caption; None if there was none."""
 
     def table(self) -> str:
-        """Return lines of text: a row a group, percents."""
+        """Return the table as text: one row per group, in percent."""
         rows: list[tuple[str, ...]] = [("pairs", "clips", *COLUMNS)]
         rows += [
             (group.name, str(group.clips), *(str(group.tallies[name]) for name in COLUMNS))
@@ -92,7 +89,7 @@ def _group(name: str, pairs: list[tuple[Truth, str]]) -> Group:
 
 
 def score_captions(truths: Iterable[Truth], captions: Mapping[str, str]) -> Scoreboard:
-    """Score captions keyed by clip file; a clip without one counts as told wrongly throughout."""
+    """Score captions keyed by clip file; a clip without a caption counts as wrong throughout."""
     pairs = [(truth, captions.get(truth.file, "")) for truth in truths]
     return Scoreboard(
         groups=(

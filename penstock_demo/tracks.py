@@ -1,6 +1,8 @@
-"""Draws tracks at random for given actions: where a thing of the demo's world is, and when. It does
-not know sentences, colours or pixels. Lengths are in units of 1/64 of the square root of the
-frame's area, times are fractions of the clip from 0 to 1."""
+"""Draws random tracks for given actions: where a thing of the demo's world is, and when.
+
+Lengths are in units of 1/64 of the square root of the frame's area. Times are fractions of the clip
+from 0 to 1.
+"""
 
 import math
 import random
@@ -12,15 +14,15 @@ from penstock_demo.words import MOVES
 
 Span = tuple[float, float]
 FIRST: Final = (0.0, 0.45)
-"""Span of the first of two successive actions; the gap to the second tells them apart."""
+"""Span of the first of two successive actions; the gap to the second separates them."""
 SECOND: Final = (0.55, 1.0)
 SPEED_RANGES: Final = {"slowly": (10.5, 14.5), "quickly": (24.5, 40.0)}
-"""Units a whole clip: far enough apart to be told from six frames on."""
+"""Units per clip; the ranges differ enough to be distinguished from six frames on."""
 RADIUS_RANGES: Final = {"small": (5.8, 6.6), "large": (9.6, 10.3)}
 MARGIN: Final = 0.8
 """Units kept free between a thing and the edge of the frame."""
 INSTANTS: Final = {FIRST: (0.12, 0.32), SECOND: (0.62, 0.80), (0.0, 1.0): (0.25, 0.70)}
-"""Bounds in each span where a thing may appear or vanish: six even frames see both before and
+"""Bounds in each span where a thing may appear or vanish: six even frames show both before and
 after."""
 _HEADINGS: Final = {
     "left": (-1.0, 0.0),
@@ -39,27 +41,27 @@ class Leg:
     end: float
     """Fraction of the clip at which it ends."""
     velocity: tuple[float, float]
-    """Units a clip, to the right and downwards."""
+    """Units per clip, to the right and downwards."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Track:
-    """The places where one thing is, and when."""
+    """The path of one thing."""
 
     radius: float
-    """Units."""
+    """In units."""
     origin: tuple[float, float]
-    """Centre at the start, units from the left and from the top."""
+    """Centre at the start, in units from the left and from the top."""
     legs: tuple[Leg, ...] = ()
     """Movements in order of time."""
     appears_at: float = -1.0
-    """Fraction of the clip from which it is seen."""
+    """Fraction of the clip from which it is visible."""
     vanishes_at: float = 2.0
-    """Fraction of the clip from which it is no longer seen."""
+    """Fraction of the clip from which it is no longer visible."""
 
 
 def place(track: Track, time: float) -> tuple[float, float, bool]:
-    """Return the centre in units and whether the thing is seen, at a fraction of the clip."""
+    """Return the centre in units, and whether the thing is visible, at a fraction of the clip."""
     x, y = track.origin
     for leg in track.legs:
         spent = min(max(time - leg.start, 0.0), leg.end - leg.start)
@@ -82,8 +84,8 @@ def _leg(rng: random.Random, action: str, span: Span, room: tuple[float, float])
 def sample_track(
     rng: random.Random, size: str, acts: Sequence[tuple[str, Span]], aspect: float
 ) -> Track | None:
-    """Draw a random track of these actions within a frame of this aspect. None where they do not
-    fit."""
+    """Draw a random track of these actions within a frame of this aspect. Return None if they do
+    not fit."""
     radius = rng.uniform(*RADIUS_RANGES[size])
     edge = radius + MARGIN
     frame = (64 * math.sqrt(aspect), 64 / math.sqrt(aspect))
@@ -113,7 +115,7 @@ def sample_track(
 
 
 def apart(first: Track, second: Track, ordered: bool) -> bool:
-    """Return whether two things never touch and, where it matters, stand clearly left and right."""
+    """Return whether two things never touch and, if `ordered`, are clearly left and right."""
     if ordered and second.origin[0] - first.origin[0] < 12:
         return False
     min_distance = (first.radius + second.radius) * 1.05
@@ -126,7 +128,7 @@ def apart(first: Track, second: Track, ordered: bool) -> bool:
 
 
 def at_same_instant(first: Track, second: Track) -> Track:
-    """Make two sudden events told with "while" happen in the same instant."""
+    """Make two sudden events that are joined by "while" happen at the same instant."""
     instant = first.appears_at if first.appears_at >= 0 else first.vanishes_at
     if second.appears_at >= 0:
         return replace(second, appears_at=instant)

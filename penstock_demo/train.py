@@ -1,8 +1,7 @@
-"""Trains the demo's model from nothing in the time it is given:
+"""Trains the demo's model from scratch in the given time:
 `python -m penstock_demo.train --out DIR`.
 
-It does not know video files: it learns from drawn frames; `penstock_demo.evaluate` judges it by
-real ones.
+It learns from drawn frames; `penstock_demo.evaluate` scores it on real video files.
 """
 
 import argparse
@@ -37,21 +36,21 @@ class Recipe:
     """The settings by which the model is trained."""
 
     minutes: float
-    """Wall time; the learning rate falls with it, so that training ends on time on any machine."""
+    """Wall time. The learning rate depends on it, so that training ends on time on any machine."""
     seed: int = 0
     """Seed of weights and data."""
     learning_rate: float = 2.5e-3
-    """Its highest value, for both optimizers."""
+    """Peak value, for both optimizers."""
     flat_share: float = 0.35
     """Share of the time before the learning rate starts to fall to zero."""
     dense_floor: float = 0.3
     """Value to which the weight of the dense losses falls, from 1."""
     word_dropout: float = 0.15
-    """Share of the caption's tokens replaced at random on the way in."""
+    """Share of the caption's input tokens that are replaced at random."""
     colour_swaps: float = 0.4
-    """Share of colour words replaced by others on the way in: a colour must not tell the shape."""
+    """Share of colour words in the input that are replaced: a colour must not reveal the shape."""
     sparse_share: float = 0.8
-    """Share of batches with eight frames at most, until `flat_share`: motion is plain there."""
+    """Share of batches with at most eight frames, until `flat_share`: motion is clear there."""
     threads: int = 2
     """Threads of torch."""
 
@@ -69,7 +68,7 @@ class Asker:
         self.colours = torch.tensor([ids[0] for ids in colours])
 
     def _lead(self, kind: str, tokens: int) -> Tensor:
-        """Return ids of one user turn, its placeholders repeated, up to where the answer starts."""
+        """Return the ids of one user turn up to the answer, with its placeholders repeated."""
         usual = IMAGE_PROMPT if kind == "image" else VIDEO_PROMPT
         way = self.rng.random()
         prompt = usual if way < 0.45 else self.rng.choice(WORDINGS)
@@ -98,8 +97,8 @@ class Asker:
         return torch.where(torch.rand(answers.shape) < self.recipe.word_dropout, noise, worn)
 
     def ask(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Return ids with worn answers, positions, the right answers, and which of their tokens
-        count."""
+        """Return ids with degraded answers, positions, the right answers, and a mask of their
+        tokens that count."""
         clips, times, height, width, _ = batch.frames.shape
         patches, rows, columns = times // 2, height // CELL, width // CELL
         tokens = patches * rows * columns
@@ -123,7 +122,7 @@ class Asker:
 
 
 def optimizers(modules: list[nn.Module], rate: float) -> list[torch.optim.Optimizer]:
-    """Return Muon for the matrices inside, and AdamW for the rest."""
+    """Return Muon for the inner matrices, and AdamW for the rest."""
     named = {id(p): (name, p) for module in modules for name, p in module.named_parameters()}
     inside: list[nn.Parameter] = []
     rest: list[nn.Parameter] = []
@@ -152,8 +151,7 @@ def save(
 def losses(
     model: Qwen2_5_VLForConditionalGeneration, heads: DenseHeads, asker: Asker, batch: Batch
 ) -> tuple[Tensor, Tensor, dict[str, float]]:
-    """Return the loss of the captions, that of the dense readings, and how often each reading is
-    right."""
+    """Return the loss of the captions, that of the dense heads, and the accuracy of each head."""
     ids, where, answers, counts = asker.ask(batch)
     with torch.autocast("cpu", torch.bfloat16):
         features = vision(model, torch.from_numpy(batch.frames))
@@ -172,7 +170,7 @@ def losses(
 
 
 def train(recipe: Recipe, folder: Path, shape: Shape, start: Path | None = None) -> None:
-    """Train for the recipe's minutes; a checkpoint is left in the folder every few of them."""
+    """Train for the recipe's minutes; save a checkpoint in the folder every few minutes."""
     torch.set_num_threads(recipe.threads)
     fuse_norms()
     model, processor = build(shape, recipe.seed)
@@ -226,6 +224,6 @@ if __name__ == "__main__":
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--minutes", type=float, default=55.0)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--start", type=Path, help="a checkpoint to go on from")
+    parser.add_argument("--start", type=Path, help="a checkpoint to continue from")
     chosen = parser.parse_args()
     train(Recipe(minutes=chosen.minutes, seed=chosen.seed), chosen.out, Shape(), chosen.start)

@@ -1,7 +1,4 @@
-"""The demo's language: its words, its sentences, and how one caption is scored against another.
-
-It does not know pixels, positions or time; a sentence here is only text and its parts.
-"""
+"""The demo's language: its words, its sentences, and the score of a caption against another."""
 
 import re
 from dataclasses import dataclass
@@ -45,7 +42,7 @@ NEVER_TRAINED: Final = frozenset(
 
 
 class Structure(StrEnum):
-    """The ways in which the things of a clip share its time."""
+    """How the things of a clip share its time."""
 
     ONE = "one"
     """One thing does one thing."""
@@ -56,7 +53,7 @@ class Structure(StrEnum):
     RELAY = "relay"
     """One thing acts, then a second one does."""
     STILL = "still"
-    """A single picture of one or two things, named from left to right."""
+    """A single image of one or two things, named from left to right."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -72,7 +69,7 @@ class Thing:
 
     @property
     def is_trained(self) -> bool:
-        """Return whether this colour and shape pair may stand in training clips."""
+        """Return whether this colour and shape pair may occur in training clips."""
         return (self.colour, self.shape) not in NEVER_TRAINED
 
     def __str__(self) -> str:
@@ -81,20 +78,20 @@ class Thing:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Sentence:
-    """The content of one clip or picture, in the order in which it is said."""
+    """The content of one clip or image, in the order of its caption."""
 
     structure: Structure
-    """Structure, by which the things share the time."""
+    """How the things share the time."""
     things: tuple[Thing, ...]
     """One or two things."""
     actions: tuple[str, ...]
-    """Actions of `ACTIONS`: one, two, or none for a picture."""
+    """Actions of `ACTIONS`: one, two, or none for an image."""
     background: str
     """One of `BACKGROUNDS`."""
 
     @property
     def is_trained(self) -> bool:
-        """Return whether all its things may stand in training clips."""
+        """Return whether all its things may occur in training clips."""
         return all(thing.is_trained for thing in self.things)
 
     def __str__(self) -> str:
@@ -127,7 +124,7 @@ def _thing(parts: tuple[str, ...]) -> Thing:
 
 
 def parse(text: str) -> Sentence | None:
-    """Return the sentence that a caption says, or None where it does not follow the grammar."""
+    """Return the sentence that a caption expresses, or None if it does not follow the grammar."""
     plain = text.strip()
     plain = plain[:1].lower() + plain[1:]
     if match := _STILL.match(plain):
@@ -155,7 +152,7 @@ def parse(text: str) -> Sentence | None:
 
 
 def score(predicted: str, reference: str) -> dict[str, list[bool]]:
-    """Return hits for `exact` and for each attribute the reference has; it must follow the
+    """Return the hits for `exact` and for each attribute of the reference, which must follow the
     grammar."""
     truth, guess = parse(reference), parse(predicted)
     if truth is None:

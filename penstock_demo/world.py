@@ -1,6 +1,5 @@
-"""The demo's world: what may happen in a clip, drawn at random so that it can be seen and told.
-
-It does not know pixels, what colours look like, or any model.
+"""The demo's world: what may happen in a clip, drawn at random so that it is visible and can be
+described.
 """
 
 import random
@@ -31,22 +30,22 @@ FRAME_RATES: Final = (8, 10, 12, 15, 20, 24, 25, 30)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ClipSpec:
-    """All there is to know about one clip."""
+    """The full description of one clip."""
 
     sentence: Sentence
-    """Sentence that is said of it."""
+    """Sentence that describes it."""
     tracks: tuple[Track, ...]
     """One for each thing of the sentence."""
     seed: int
     """Seed of what the sentence leaves open: the background's grain, the shade of a colour."""
     height: int
-    """Pixels of the written clip."""
+    """Height of the written clip in pixels."""
     width: int
-    """Pixels of the written clip."""
+    """Width of the written clip in pixels."""
     frames_per_second: int
-    """Frames a second of the written clip."""
+    """Frames per second of the written clip."""
     duration_seconds: float
-    """Seconds of the written clip."""
+    """Length of the written clip in seconds."""
 
     @property
     def aspect(self) -> float:
@@ -55,12 +54,12 @@ class ClipSpec:
 
     @property
     def is_trained(self) -> bool:
-        """Return whether all its colour and shape pairs stand in training clips."""
+        """Return whether all its colour and shape pairs occur in training clips."""
         return self.sentence.is_trained
 
 
 def caption(spec: ClipSpec) -> str:
-    """Return the one right caption of a clip."""
+    """Return the only right caption of a clip."""
     return str(spec.sentence)
 
 
@@ -158,12 +157,11 @@ def _sample(
 
 
 def sample_clip(rng: random.Random, split: Split, *, aspect: float | None = None) -> ClipSpec:
-    """Draw a random clip; a `never` clip holds at least one colour and shape pair kept from
-    training."""
+    """Draw a random clip; a `never` clip contains at least one untrained colour and shape pair."""
     structures = {Structure.ONE: 25, Structure.THEN: 20, Structure.WHILE: 25, Structure.RELAY: 30}
     return _sample(rng, split, structures, aspect)
 
 
 def sample_still(rng: random.Random, split: Split, *, aspect: float | None = None) -> ClipSpec:
-    """Draw a random picture of one or two things: a clip in which nothing happens."""
+    """Draw a random image of one or two things: a clip in which nothing happens."""
     return _sample(rng, split, {Structure.STILL: 1}, aspect)

@@ -1,4 +1,4 @@
-"""A small dual encoder of the demo's world: its pictures, its words and the script that trained it.
+"""A small dual encoder of the demo's world: its images, its texts and its training script.
 
-Importing the package knows no torch and no numpy.
+Importing the package imports neither torch nor numpy.
 """

@@ -1,8 +1,8 @@
-"""Makes training batches for the dual encoder: pictures, what is true of them, and what each patch
+"""Makes training batches for the dual encoder: images, what is true of them, and what each patch
 shows.
 
-It does not know the model, the tokenizer or files. Half of a batch are twins of the other half:
-the same pictures with other colours or other shapes, so that neither can be told by the rest.
+Half of a batch are twins of the other half: the same images with other colours or other shapes. So
+neither can be inferred from the rest.
 """
 
 import math
@@ -19,11 +19,11 @@ from penstock_demo.render import Floats, Pixels
 from penstock_demo.words import COLOURS, SHAPES
 
 SIDE: Final = 64
-"""Pixels of a picture's side, as the model sees it."""
+"""Side length of an image in pixels, as the model sees it."""
 PATCH: Final = 8
-"""Pixels of a patch's side."""
+"""Side length of a patch in pixels."""
 Counts = tuple[tuple[int, ...], tuple[int, ...]]
-"""Numbers of things in a picture, and how often there are so many."""
+"""Numbers of things in an image, and the weight of each number."""
 FEW: Final[Counts] = ((0, 1, 2, 3), (8, 60, 22, 10))
 MANY: Final[Counts] = ((1, 2, 3, 4, 5), (1, 2, 3, 3, 2))
 NAMELESS_SHARE: Final = 0.15
@@ -31,22 +31,22 @@ NAMELESS_SHARE: Final = 0.15
 CUT_SHARE: Final = 0.06
 """Share of things that lie across the edge."""
 SQUEEZED_SHARE: Final = 0.3
-"""Share of pictures that are squeezed into the square from 9:16 to 16:9."""
+"""Share of images that are squeezed into the square, from 9:16 to 16:9."""
 SHOWN, HINTED = 0.15, 0.02
-"""Share of a patch that a thing covers to be what it shows, and below which it is not there."""
+"""Share of a patch that a thing must cover to count, and below which the patch counts as empty."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ImageBatch:
-    """Pictures with what is known of them."""
+    """Images with what is known of them."""
 
     pixels: Pixels
-    """(picture, SIDE, SIDE, 3)."""
+    """(image, SIDE, SIDE, 3)."""
     scenes: list[Scene]
-    """One a picture."""
+    """One per image."""
     classes: npt.NDArray[np.int64]
-    """(2, picture, row, column): colour and shape of what each patch shows; 0 for nothing, `IGNORE`
-    where it has no name."""
+    """(2, image, row, column): colour and shape in each patch; 0 for nothing, `IGNORE` if it has no
+    name."""
 
 
 def make_image_batch(
@@ -56,7 +56,7 @@ def make_image_batch(
     radius: tuple[float, float],
     counts: Counts = FEW,
 ) -> ImageBatch:
-    """Make a batch of `count` pictures, of things between these radii."""
+    """Make a batch of `count` images with things between these radii."""
     scenes: list[Scene] = []
     while len(scenes) < count:
         squeezed = rng.random() < SQUEEZED_SHARE

@@ -1,7 +1,4 @@
-"""Builds the untrained dual encoder of the demo: config, weights, tokenizer, processor.
-
-It does not know how the model is trained.
-"""
+"""Builds the untrained dual encoder of the demo: config, weights, tokenizer, processor."""
 
 import math
 import random
@@ -23,9 +20,9 @@ from penstock_demo.dual.batches import PATCH, SIDE
 from penstock_demo.dual.phrases import sample_phrases
 
 END: Final = "</s>"
-"""The token that ends a text and fills it up, as that of the published models does."""
+"""The token that ends and pads a text, as in the published models."""
 SCALE, BIAS = 12.0, -6.0
-"""The line from which training starts: logit = scale * cosine + bias."""
+"""Initial scale and bias: logit = scale * cosine + bias."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,23 +30,23 @@ class DualShape:
     """Sizes of the model."""
 
     vision_width: int = 128
-    """Channels in the vision tower, and in the vectors."""
+    """Channels in the vision encoder, and in the vectors."""
     vision_layers: int = 4
     vision_inner: int = 320
-    """Channels inside the vision tower's MLPs."""
+    """Channels inside the vision encoder's MLPs."""
     text_width: int = 64
-    """Channels in the text tower."""
+    """Channels in the text encoder."""
     text_layers: int = 2
     text_inner: int = 192
-    """Channels inside the text tower's MLPs."""
+    """Channels inside the text encoder's MLPs."""
     vocabulary: int = 352
     """Byte-level BPE tokens: 256 bytes, the end, and the demo's words."""
     length: int = 16
-    """Tokens of every text, filled up."""
+    """Tokens of every text, padded."""
 
 
 def build_text_reader(shape: DualShape) -> PreTrainedTokenizerFast:
-    """Build a byte-level tokenizer that knows the words of the phrases whole."""
+    """Build a byte-level tokenizer in which the words of the phrases are single tokens."""
     rng = random.Random(1)
     corpus = [text for _ in range(60) for text in sample_phrases(rng).texts[:-4]]
     tokenizer = Tokenizer(models.BPE())
@@ -70,7 +67,7 @@ def build_text_reader(shape: DualShape) -> PreTrainedTokenizerFast:
         eos_token=END,
         pad_token=END,
         model_max_length=shape.length,
-        # The published models are shown no mask: what fills a text up is part of it.
+        # The published models get no mask: padding is part of the text.
         model_input_names=["input_ids"],
         clean_up_tokenization_spaces=False,
         padding_side="right",

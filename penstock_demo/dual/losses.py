@@ -1,5 +1,5 @@
-"""The losses of the dual encoder: texts against pictures, and what patches and pictures show. It
-does not know the towers; its heads are thrown away after training."""
+"""The losses of the dual encoder: texts against images, and what patches and images show. The heads
+are discarded after training."""
 
 from typing import Final
 
@@ -17,21 +17,21 @@ DENSE_WEIGHTS: Final = (1.0, 2.0)
 GROUP_WEIGHTS: Final = (1.0, 0.5, 0.5, 0.2)
 """Weights of choosing among pairs, colours, shapes and grounds."""
 SIGMOID_WEIGHT: Final = 0.2
-"""Weight of telling every text by itself, summed over the texts: it is what trains the bias."""
+"""Weight of judging each text alone, summed over the texts; this trains the bias."""
 EMPTY_WEIGHT: Final = 0.2
-"""Weight of the patches that show nothing. Counted like the others they are most, and shape stays
-at chance for 500 steps."""
+"""Weight of patches that show nothing. With full weight they dominate, and shape stays at chance
+for 500 steps."""
 NEVER: Final = torch.zeros(1 + len(COLOURS), 1 + len(SHAPES), dtype=torch.bool)
-"""Whether a class of colour never stands with a class of shape; class 0 is nothing."""
+"""Whether a class of colour never occurs with a class of shape; class 0 is nothing."""
 for _colour, _shape in NEVER_TRAINED:
     NEVER[1 + COLOURS.index(_colour), 1 + SHAPES.index(_shape)] = True
 CLOSED: Final = -1e4
-"""Logit of what is not to be chosen."""
+"""Logit of an excluded class."""
 
 
 def comparison_loss(logits: Tensor, truths: Tensor) -> Tensor:
-    """Return the loss of logits (picture, text): a choice within each group of texts, and a yes or
-    no for each text."""
+    """Return the loss of logits (image, text): a choice within each group of texts, and a yes or no
+    for each text."""
     known = truths != IGNORED
     each = functional.binary_cross_entropy_with_logits(
         logits, truths.clamp(min=0), reduction="none"
@@ -48,8 +48,8 @@ def comparison_loss(logits: Tensor, truths: Tensor) -> Tensor:
 
 
 def composition_loss(texts: Tensor) -> Tensor:
-    """Return how far the texts of pairs, (text, channel) of length 1, point from the sum of those
-    of their colour and their shape."""
+    """Return how far the text vectors of pairs, (text, channel) of length 1, deviate from the sum
+    of those of their colour and their shape."""
     colours, shapes = texts[GROUPS[1]], texts[GROUPS[2]]
     sums = torch.stack(
         [colours[COLOURS.index(colour)] + shapes[SHAPES.index(s)] for colour, s in TRAINED]
@@ -58,7 +58,7 @@ def composition_loss(texts: Tensor) -> Tensor:
 
 
 class ImageHeads(nn.Module):
-    """Linear readings of the vision tower: of each patch, and of the picture's vector."""
+    """Linear heads on the vision encoder: one for each patch, and one for the image's vector."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -70,12 +70,12 @@ class ImageHeads(nn.Module):
     def forward(
         self, states: Tensor, vectors: Tensor, classes: Tensor, truths: Tensor
     ) -> tuple[Tensor, float]:
-        """Return the loss of states (picture, patch, channel) and vectors (picture, channel), and
-        that of the shape in patches that show one."""
+        """Return the loss of states (image, patch, channel) and vectors (image, channel), and the
+        shape loss of patches that show one."""
         total = vectors.new_zeros((), dtype=torch.float32)
         shown = 0.0
         colours, shapes = (each.clamp(min=0) for each in classes.flatten(2))
-        # What never stands with a colour is not denied of it either, nor of a shape.
+        # A pair that never occurs is not counted against its colour or its shape either.
         closed = NEVER.T[shapes], NEVER[colours]
         for head, target, never, weight in zip(
             self.patches, classes.flatten(2), closed, DENSE_WEIGHTS, strict=True
@@ -89,5 +89,5 @@ class ImageHeads(nn.Module):
         whole_loss = functional.binary_cross_entropy_with_logits(
             self.whole(vectors).float(), present.clamp(min=0), reduction="none"
         )
-        # The two readings of a picture count together as much as one mean over each.
+        # Both halves of the image's head count together as much as one mean over each.
         return total + 2 * (whole_loss * (present != IGNORED)).mean(), shown

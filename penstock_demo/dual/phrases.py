@@ -1,6 +1,6 @@
-"""Draws the texts of one training step, and says which of them are true of a picture.
+"""Draws the texts of one training step and determines which of them are true of an image.
 
-It does not know pixels, tokens or models. Texts of pairs that are never trained are never drawn.
+Texts of untrained pairs are never drawn.
 """
 
 import random
@@ -24,15 +24,15 @@ TEMPLATES: Final = (
     "an image of one {}",
     "there is a {} here",
 )
-"""Texts in which a thing is told; the first is the program's own."""
+"""Texts that name a thing; the first is the program's own."""
 OF_COLOUR: Final = ("something {}", "a {} thing", "a photo of {}", "{}", "a photo of something {}")
 OF_GROUND: Final = ("a {} background", "a photo of a {} background", "{} background")
 OF_NOTHING: Final = ("nothing", "a photo of nothing", "background", "a photo of background")
 NOISE: Final = 4
-"""Texts of no meaning in each step: true of no picture."""
+"""Meaningless texts in each step: true of no image."""
 LETTERS: Final = "abcdefghijklmnopqrstuvwxyz"
 IGNORED: Final = -1.0
-"""Truth of a text that does not count."""
+"""Truth value of a text that does not count."""
 GROUPS: Final = tuple(
     slice(end - length, end)
     for length, end in zip(
@@ -41,7 +41,7 @@ GROUPS: Final = tuple(
         strict=True,
     )
 )
-"""Places of the texts of pairs, colours, shapes and grounds, among which a picture is compared."""
+"""Positions of the texts of pairs, colours, shapes and grounds. A choice is made in each."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,19 +49,19 @@ class Phrases:
     """The texts of one step."""
 
     texts: tuple[str, ...]
-    """Pairs, colours, shapes, grounds, a text that says nothing is there, and noise."""
+    """Pairs, colours, shapes, grounds, a text that means that nothing is there, and noise."""
 
     def truths(self, scenes: Sequence[Scene]) -> npt.NDArray[np.float32]:
-        """Return 1 where a text is true of a picture, (picture, text), and `IGNORED` where it
-        does not count."""
+        """Return (image, text): 1 where a text is true of an image, 0 where not, `IGNORED` where
+        it does not count."""
         return np.array([self._truths(scene) for scene in scenes], np.float32)
 
     def _truths(self, scene: Scene) -> list[float]:
         whole = [thing for thing in scene.things if not thing.is_cut]
         cut = [thing for thing in scene.things if thing.is_cut]
-        # No red star is ever shown, so "star" is not held against a picture with something red: red
-        # would come to mean "no star". Nor does a blue star beside it count: red would come to
-        # mean "star".
+        # A red star never occurs, so "star" is ignored for an image with something red. Otherwise
+        # red would come to mean "no star". A blue star beside it is ignored too, or red would come
+        # to mean "star".
         shapes = {s for t in scene.things for c, s in NEVER_TRAINED if c == t.colour}
         colours = {c for t in scene.things for c, s in NEVER_TRAINED if s == t.shape}
 

@@ -1,7 +1,5 @@
-"""Writes real JPEG pictures of a fresh seed with the truth beside them:
+"""Writes JPEG images from a seed, with their labels in `truth.jsonl`:
 `python -m penstock_demo.dual.pictures FOLDER --kind trained`.
-
-It does not know models, labels or scores.
 """
 
 import argparse
@@ -28,25 +26,25 @@ from penstock_demo.words import NEVER_TRAINED
 QUALITY: Final = 90
 NEVER: Final = tuple(sorted(NEVER_TRAINED))
 RADIUS: Final = (6.0, 18.0)
-"""Units: a tenth to more than a quarter of a picture's side, for half of a thing."""
+"""Radius in units: a tenth to more than a quarter of an image's side."""
 SMALL_PIXELS: Final = (55.0, 110.0)
-"""Radius of a thing in a large picture: gone once that is made as small as a model sees it."""
+"""Radius of a thing in a large image in pixels: invisible once reduced to the model's input."""
 LARGE: Final = (2160, 3840)
-"""Height and width of a large picture."""
+"""Height and width of a large image."""
 ENLARGED: Final = 4
-"""Times that the ground of a large picture is enlarged: it is as coarse as a film's."""
+"""Factor by which the ground of a large image is enlarged: it is as coarse as a film's."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PictureTruth:
-    """The truth about one picture."""
+    """The truth about one image."""
 
     file: str
     """Name within its folder."""
     labels: list[str]
     """Colour and shape of each thing."""
     places: list[tuple[float, float, float]]
-    """Centre and radius of each thing, in pixels."""
+    """Centre and radius of each thing in pixels."""
 
 
 def _one(rng: random.Random, pairs: Sequence[tuple[str, str]], count: int = 1) -> Scene:
@@ -72,8 +70,8 @@ KINDS: Final[Mapping[str, Callable[[random.Random], Scene]]] = {
     "several": _several,
     "small": _small,
 }
-"""One thing of a trained pair, of a pair never trained, one to three things of all, and one small
-thing in a large picture."""
+"""One thing of a trained pair, of an untrained pair, one to three things of any pair, and one small
+thing in a large image."""
 
 
 def _pixels(scene: Scene, rng: random.Random, is_large: bool) -> Image.Image:
@@ -93,7 +91,7 @@ def _pixels(scene: Scene, rng: random.Random, is_large: bool) -> Image.Image:
 
 
 def write_pictures(folder: Path, kind: str, count: int, seed: int) -> list[PictureTruth]:
-    """Write pictures of a kind of `KINDS` and their `truth.jsonl`; the same seed gives the same."""
+    """Write images of a kind of `KINDS` and their `truth.jsonl`; the same seed gives the same."""
     folder.mkdir(parents=True, exist_ok=True)
     truths = list(_written(folder, kind, count, random.Random(f"{kind} {seed}")))
     lines = [json.dumps(asdict(truth)) + "\n" for truth in truths]
@@ -119,7 +117,7 @@ def _written(folder: Path, kind: str, count: int, rng: random.Random) -> Iterato
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Write the pictures the command line asks for."""
+    """Write the images that the command line requests."""
     parser = argparse.ArgumentParser(
         prog="python -m penstock_demo.dual.pictures", description=__doc__
     )

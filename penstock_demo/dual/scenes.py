@@ -1,7 +1,6 @@
-"""Draws single pictures of the demo's world: a few things on a ground, at any size.
+"""Draws single images of the demo's world: a few things on a ground, at any size.
 
-It does not know texts, models or files. Lengths are in units of 1/64 of the square root of the
-picture's area.
+Lengths are in units of 1/64 of the square root of the image's area.
 """
 
 import functools
@@ -22,11 +21,11 @@ Pair = tuple[str, str]
 PAIRS: Final = tuple((colour, shape) for colour in COLOURS for shape in SHAPES)
 TRAINED: Final = tuple(pair for pair in PAIRS if pair not in NEVER_TRAINED)
 GROUND_SEEDS: Final = {1.0: 200, 1.5: 120, 2.0: 80, 4.0: 16, 8.0: 6}
-"""How closely a ground is looked at, and how many there are so close: they are kept in memory."""
+"""Zoom of a ground → how many different ones there are: they are kept in memory."""
 FAR: Final = 60.0
-"""Least distance of a nameless colour from those with a name, in steps of red, green and blue."""
+"""Minimum distance of a nameless colour from named ones, in steps of red, green and blue."""
 SHADE: Final = 14.0
-"""Most that a shade of a named colour is off in red, green and blue."""
+"""Maximum deviation of a shade from its named colour in red, green and blue."""
 NAMELESS: Final = (
     ((-1, -0.28), (1, -0.28), (1, 0.28), (-1, 0.28)),
     ((-0.28, -1), (0.28, -1), (0.28, 1), (-0.28, 1)),
@@ -35,29 +34,29 @@ NAMELESS: Final = (
     ((-1, 0.2), (0, -0.8), (1, 0.2), (1, 0.8), (0, -0.1), (-1, 0.8)),
     ((-0.4, -1), (0.4, -1), (1, 1), (-1, 1)),
 )
-"""Shapes without a name, as corners right and down of the centre."""
+"""Shapes without a name, as corners right of and below the centre."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Placed:
-    """One coloured shape in a picture."""
+    """One coloured shape in an image."""
 
     colour: str
-    """One of `COLOURS`, or nothing for a colour without a name."""
+    """One of `COLOURS`, or empty for a colour without a name."""
     shape: str
-    """One of `SHAPES`, or nothing for a shape without a name."""
+    """One of `SHAPES`, or empty for a shape without a name."""
     paint: tuple[float, float, float]
     """Red, green and blue."""
     outline: int
-    """Place in `NAMELESS` of a shape without a name."""
+    """Index in `NAMELESS` for a shape without a name."""
     x: float
     """Centre, as a share of the width."""
     y: float
     """Centre, as a share of the height."""
     radius: float
-    """Units."""
+    """In units."""
     is_cut: bool = False
-    """Whether so much of it lies outside that its shape cannot be told."""
+    """Whether so much of it lies outside that its shape cannot be recognized."""
 
     @property
     def pair(self) -> Pair:
@@ -66,18 +65,18 @@ class Placed:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Scene:
-    """All there is to know about one picture."""
+    """The full description of one image."""
 
     ground: str
     """One of `BACKGROUNDS`."""
     seed: int
     """Seed of the ground."""
     zoom: float
-    """Times that the ground is larger than the picture."""
+    """Ratio of the ground's size to the image's."""
     window: tuple[float, float]
-    """Place of the picture in its ground, as shares of what is left over."""
+    """Place of the image in its ground, as shares of the remaining space."""
     aspect: float
-    """Width over height of what is shown, whatever it is squeezed into."""
+    """Width over height of the content, before it is squeezed."""
     things: tuple[Placed, ...]
 
 
@@ -103,8 +102,8 @@ def sample_thing(
     nameless: float = 0.0,
     cut: float = 0.0,
 ) -> Placed:
-    """Draw one thing; shares `nameless` have no name for their colour, for their shape, and `cut`
-    lie across an edge."""
+    """Draw one thing. Shares `nameless` have a colour without name or a shape without name; a share
+    `cut` lies across an edge."""
     size = math.exp(rng.uniform(*map(math.log, radius)))
     share = size / 64
     x, y = rng.uniform(0.6 * share, 1 - 0.6 * share), rng.uniform(0.6 * share, 1 - 0.6 * share)
@@ -138,8 +137,8 @@ def sample_scene(
     aspect: float = 1.0,
     grounds: bool = False,
 ) -> Scene:
-    """Draw a picture of so many things that do not touch, fewer where there is no room; with
-    `grounds`, on one of few grounds."""
+    """Draw an image of `count` things that do not touch, fewer if there is no room. With `grounds`,
+    it uses one of few grounds."""
     things: list[Placed] = []
     for _ in range(20 * count):
         if len(things) == count:
@@ -164,7 +163,7 @@ def _apart(one: Placed, other: Placed) -> bool:
 
 
 def twin(rng: random.Random, scene: Scene, pairs: Sequence[Pair] = TRAINED) -> Scene:
-    """Return the same picture with other colours, or with other shapes; pairs stay among these."""
+    """Return the same image with other colours, or with other shapes; pairs stay among these."""
     swaps_colour = rng.random() < 0.5
     return replace(
         scene, things=tuple(_swapped(rng, thing, pairs, swaps_colour) for thing in scene.things)
@@ -213,7 +212,7 @@ def _nameless_sprite(outline: int, radius_x: float, radius_y: float, x: float, y
 
 
 def paint_things(scene: Scene, image: Floats, cover: Floats | None = None) -> None:
-    """Draw the things into an image; the share of each pixel that they cover goes into `cover`,
+    """Draw the things into an image. The share of each pixel that they cover goes into `cover`,
     (thing, height, width)."""
     height, width, _ = image.shape
     for index, thing in enumerate(scene.things):
@@ -240,5 +239,5 @@ def paint_things(scene: Scene, image: Floats, cover: Floats | None = None) -> No
 
 
 def _stepped(value: float, step: float = 0.5) -> float:
-    """Return the value rounded, so that few different sprites are ever drawn."""
+    """Return the value rounded, so that few different sprites are drawn."""
     return round(value / step) * step

@@ -1,7 +1,7 @@
-"""Trains the demo's dual encoder from nothing: `python -m penstock_demo.dual.train --out DIR`.
+"""Trains the demo's dual encoder from scratch: `python -m penstock_demo.dual.train --out DIR`.
 
-It does not know files: it learns from drawn pictures; `benchmarks/labels.py` judges it by real
-ones. A run that was stopped goes on from its last state when it is started again.
+It learns from drawn images; `benchmarks/labels.py` scores it on real ones. A stopped run continues
+from its last state when it is started again.
 """
 
 import argparse
@@ -37,10 +37,10 @@ from penstock_demo.train import optimizers
 from penstock_demo.words import NEVER_TRAINED
 
 LOG_EVERY, TRY_EVERY, KEEP_EVERY = 50, 250, 250
-"""Steps after which figures are written down, pictures are tried, and the state is kept."""
+"""Steps after which figures are logged, test images are tried, and the state is saved."""
 TRIED: Final = 200
 STEEPEST: Final = 40.0
-"""Most that a cosine is scaled by."""
+"""Maximum scale of a cosine."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -51,16 +51,16 @@ class DualRecipe:
     seed: int = 3
     """Seed of weights and data."""
     batch: int = 48
-    """Pictures a step."""
+    """Images per step."""
     learning_rate: float = 2.5e-3
-    """Its highest value, for both optimizers."""
+    """Peak value, for both optimizers."""
     flat_share: float = 0.4
     """Share of the steps before the learning rate starts to fall to zero."""
     crowded_share: float = 0.3
-    """Share of the steps in which pictures are full of large things: so a picture, which costs the
-    same whatever it shows, teaches more of shape, which is learnt last."""
+    """Share of the steps with images full of large things. Such an image costs the same and teaches
+    more about shape, which is learnt last."""
     composed_weight: float = 2.0
-    """Weight of the texts of pairs being near what their words say one by one."""
+    """Weight of the loss that keeps texts of pairs near the sum of their words."""
     dense_floor: float = 0.3
     """Value to which the weight of the dense losses falls, from 1."""
 
@@ -70,13 +70,13 @@ class DualRecipe:
         return self.learning_rate * max(fall * min(1.0, (step + 1) / 40), 0.002)
 
     def drawn(self, step: int) -> tuple[tuple[float, float], Counts]:
-        """Return between which radii things are in a step, and how many."""
+        """Return the range of radii of things in a step, and how many there are."""
         is_crowded = step < self.crowded_share * self.steps
         return ((7.0, 14.0), MANY) if is_crowded else ((4.5, 18.0), FEW)
 
 
 def as_input(pixels: Pixels) -> Tensor:
-    """Return pictures as the processor makes them."""
+    """Return images in the format of the processor."""
     return torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
@@ -89,7 +89,7 @@ def read_texts(model: SiglipModel, processor: Any, texts: Sequence[str]) -> Tens
 
 
 def try_images(model: SiglipModel, processor: Any, pairs: Sequence[Pair], seed: int) -> float:
-    """Return the percentage of pictures of one thing that are told right, one of 48."""
+    """Return the percentage of one-thing images that are classified right among 48 pairs."""
     rng = random.Random(seed)
     scenes = [sample_scene(rng, 1, pairs, (6.0, 18.0), grounds=True) for _ in range(TRIED)]
     pixels = np.empty((TRIED, SIDE, SIDE, 3), np.uint8)
@@ -116,7 +116,7 @@ def save_dual(model: SiglipModel, processor: SiglipProcessor, folder: Path) -> N
 
 
 class DualTraining:
-    """A model on its way, with all that a step changes."""
+    """A model in training, with everything that a step changes."""
 
     def __init__(self, recipe: DualRecipe, shape: DualShape) -> None:
         torch.manual_seed(recipe.seed)
@@ -133,7 +133,7 @@ class DualTraining:
         self.log: list[dict[str, Any]] = []
 
     def step(self) -> dict[str, float]:
-        """Take one step; returns its losses."""
+        """Take one step and return its losses."""
         recipe, at = self.recipe, self.done
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
@@ -164,7 +164,7 @@ class DualTraining:
         return found | {"dense": dense.item(), "patch_shape": shape}
 
     def state(self) -> dict[str, Any]:
-        """Return all that a step changes."""
+        """Return everything that a step changes."""
         return {
             "model": self.model.state_dict(),
             "heads": self.heads.state_dict(),
@@ -176,7 +176,7 @@ class DualTraining:
         }
 
     def take(self, state: dict[str, Any]) -> None:
-        """Go on from a state."""
+        """Continue from a state."""
         self.model.load_state_dict(state["model"])
         self.heads.load_state_dict(state["heads"])
         for optimizer, kept in zip(self.optimizers, state["optimizers"], strict=True):
@@ -186,7 +186,7 @@ class DualTraining:
         self.cpu_seconds = state["cpu_seconds"]
 
     def tried(self) -> dict[str, float]:
-        """Return how often pictures that training does not draw are told right."""
+        """Return the accuracy on images of trained and of untrained pairs."""
         self.model.eval()
         both = {"trained": TRAINED, "never": sorted(NEVER_TRAINED)}
         found = {
