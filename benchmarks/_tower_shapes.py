@@ -102,11 +102,11 @@ def _pictures(count: int) -> Iterator[Any]:
     import numpy as np
     from PIL import Image
 
-    from penstock_demo.dual.pictures import write_pictures
+    from penstock_demo.dual.pictures import write_images
     from stages.models.processors.clip import Clip
 
     with tempfile.TemporaryDirectory() as folder:
-        for truth in write_pictures(Path(folder), "several", count, SEED):
+        for truth in write_images(Path(folder), "several", count, SEED):
             pixels = np.asarray(Image.open(Path(folder, truth.file)))
             yield Clip(frames=pixels[None], times=(0.0,), seconds=0.0, kind="image")
 

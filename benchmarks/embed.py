@@ -78,7 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with tempfile.TemporaryDirectory(dir=given.folder) as made:
         folder = Path(made)
         build(folder / "model", TINY if given.quick else EVA_CLIP_8B, given.layers)
-        write_pictures(folder / "pictures", given.pictures)
+        write_images(folder / "pictures", given.pictures)
         rows = [run(folder, name, more) for name, more in runs.items()]
     print("\n".join(table(rows)))
 
@@ -133,7 +133,7 @@ def build(folder: Path, size: Size, layers: int) -> None:
     save_tokenizer(folder)
 
 
-def write_pictures(folder: Path, count: int) -> None:
+def write_images(folder: Path, count: int) -> None:
     """Write pictures of large random squares."""
     from PIL import Image
 

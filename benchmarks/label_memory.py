@@ -59,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with tempfile.TemporaryDirectory(dir=given.folder) as made:
         folder = Path(made)
         build(folder / "model", 1 if given.quick else 24)
-        write_pictures(folder / "pictures", given.pictures)
+        write_images(folder / "pictures", given.pictures)
         words = [sys.executable, "-c", JOINT, str(folder), str(given.batch_size)]
         joint = int(subprocess.run(words, capture_output=True, text=True, check=True).stdout)
         fifth = ("--memory", f"{joint // FIFTH // MIB}MiB", "--precision", "int8")
@@ -95,7 +95,7 @@ def build(folder: Path, layers: int) -> None:
     )
 
 
-def write_pictures(folder: Path, count: int) -> None:
+def write_images(folder: Path, count: int) -> None:
     """Write 4K pictures of soft colours."""
     import numpy as np
     from PIL import Image

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from flows.cli.main import main as penstock
 from flows.options.model import DEMO_MODEL
-from penstock_demo.dual.pictures import PictureTruth, write_pictures
+from penstock_demo.dual.pictures import ImageTruth, write_images
 from penstock_demo.dual.scenes import PAIRS
 
 LABELS = [" ".join(pair) for pair in PAIRS]
@@ -60,7 +60,7 @@ def labelled(folder: Path, *options: str) -> list[Row]:
 def one_of_all(folder: Path, kind: str, count: int, seed: int) -> list[Figure]:
     """How often the first label of a picture of one thing is that thing."""
     goals = {"trained": 95.0, "never": 85.0}
-    truths = write_pictures(folder / kind, kind, count, seed)
+    truths = write_images(folder / kind, kind, count, seed)
     pairs = [
         (row["top"].split(), t.labels[0].split())
         for row, t in zip(labelled(folder / kind), truths, strict=True)
@@ -83,7 +83,7 @@ def f1(given: Given, right: Given) -> float:
 
 def several(folder: Path, count: int, seed: int) -> list[Figure]:
     """Accuracy on images that may have more than one label."""
-    truths = write_pictures(folder / "several", "several", count, seed)
+    truths = write_images(folder / "several", "several", count, seed)
     rows = labelled(folder / "several")
     scores = table_of(rows, "score")
     passed = table_of(rows, "passed") > 0
@@ -105,7 +105,7 @@ def table_of(rows: Sequence[Row], field: str) -> NDArray[np.float64]:
 
 def small(folder: Path, count: int, seed: int) -> list[Figure]:
     """How often a small thing in a large image is found, and where, without and with tiles."""
-    truths = write_pictures(folder / "small", "small", count, seed)
+    truths = write_images(folder / "small", "small", count, seed)
     whole = np.mean(hits(labelled(folder / "small"), truths)).item() * 100
     rows = labelled(folder / "small", "--tiles", "auto")
     found = hits(rows, truths)
@@ -121,12 +121,12 @@ def small(folder: Path, count: int, seed: int) -> list[Figure]:
     ]
 
 
-def hits(rows: Sequence[Row], truths: Sequence[PictureTruth]) -> list[bool]:
+def hits(rows: Sequence[Row], truths: Sequence[ImageTruth]) -> list[bool]:
     """Whether the first label of each picture is its thing."""
     return [row["top"] == truth.labels[0] for row, truth in zip(rows, truths, strict=True)]
 
 
-def holds(row: Row, truth: PictureTruth) -> bool:
+def holds(row: Row, truth: ImageTruth) -> bool:
     """Whether the box of a picture's thing holds its centre, give or take its radius."""
     box = next(each["box"] for each in row["labels"] if each["label"] == truth.labels[0])
     x, y, radius = truth.places[0]

@@ -32,7 +32,7 @@ from flows.running.run import caption
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def write_pictures(folder: Path, count: int) -> None:
+def write_images(folder: Path, count: int) -> None:
     """So many small pictures of different content, a thousand to a folder."""
     pixels = zlib.compress(b"\0" * (SIDE + 1) * SIDE)
     head = struct.pack(">IIBBBBB", SIDE, SIDE, 8, 0, 0, 0, 0)
@@ -110,12 +110,12 @@ def run_once(folder: Path, waves: int, items: int) -> None:
 
 def describe_demo(folder: Path) -> None:
     """One item, so that the model's card is in the store already."""
-    write_pictures(folder / "pictures", 1)
+    write_images(folder / "pictures", 1)
     caption(config_of(folder), Display(quiet=True), SyntheticLauncher)
 
 
 def measure(folder: Path, items: int, waves: int, card: Path) -> dict[str, Any]:
-    write_pictures(folder / "pictures", items)
+    write_images(folder / "pictures", items)
     shutil.copytree(card / "store", folder / "store")
     own = [sys.executable, "-m", "benchmarks.orchestration", "--run", str(folder)]
     row = measured([*own, "--waves", str(waves), "--items", str(items)])
@@ -136,7 +136,7 @@ def compare(folder: Path, items: int, card: Path) -> None:
     for number in range(3):
         for prefect in seconds:
             place = folder / f"{number}-{prefect}"
-            write_pictures(place / "pictures", items)
+            write_images(place / "pictures", items)
             shutil.copytree(card / "store", place / "store")
             own = [sys.executable, "-m", "benchmarks.orchestration", "--run", str(place)]
             more = ["--prefect"] if prefect else ["--items", str(items)]

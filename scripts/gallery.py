@@ -123,10 +123,10 @@ def at_height(picture: Image.Image) -> Image.Image:
 
 def labels_part(place: Path, to: Path) -> str:
     """A few pictures beside the labels that they were given."""
-    from penstock_demo.dual.pictures import write_pictures
+    from penstock_demo.dual.pictures import write_images
     from penstock_demo.words import COLOURS, SHAPES
 
-    truths = write_pictures(place / "pictures", "several", PICTURES, SEED)
+    truths = write_images(place / "pictures", "several", PICTURES, SEED)
     texts = place / "labels.txt"
     texts.write_text("".join(f"{c} {s}\n" for c in COLOURS for s in SHAPES), encoding="utf-8")
     out = place / "labels"

@@ -23,7 +23,7 @@ from flows.cli.main import main
 from flows.serving.refusals import HttpRefusal
 from flows.serving.searching import SearchFilters, ServedIndex
 from tests.support.dual_encoders import save_clip
-from tests.support.embedding import write_pictures
+from tests.support.embedding import write_images
 from tests.support.families import hf
 from tests.support.indexes import MAKER, WIDTH, drawn, rows
 from tests.support.serving import REAL, serving
@@ -225,7 +225,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Pictures, a model whose halves lie in files of their own, and an index by it."""
     place = tmp_path_factory.mktemp("indexes")
     (place / "media").mkdir()
-    write_pictures(place / "media")
+    write_images(place / "media")
     clip = save_clip(place / "clip")
     model: Any = hf.CLIPModel.from_pretrained(clip)
     (clip / "model.safetensors").unlink()

@@ -21,7 +21,7 @@ from penstock_demo.dual.losses import (
     composition_loss,
 )
 from penstock_demo.dual.phrases import GROUPS, IGNORED, NOISE, sample_phrases
-from penstock_demo.dual.pictures import write_pictures
+from penstock_demo.dual.pictures import write_images
 from penstock_demo.dual.scenes import FAR, PAIRS, TRAINED, sample_scene, sample_thing, twin
 from penstock_demo.dual.train import DualRecipe, DualTraining, train_dual
 from penstock_demo.render import PAINT
@@ -141,9 +141,9 @@ def test_a_batch_says_what_each_patch_shows() -> None:
 
 
 def test_the_same_seed_writes_the_same_pictures(tmp_path: Path) -> None:
-    first = write_pictures(tmp_path / "a", "several", 2, 3)
-    assert write_pictures(tmp_path / "b", "several", 2, 3) == first
-    assert write_pictures(tmp_path / "c", "several", 2, 4) != first
+    first = write_images(tmp_path / "a", "several", 2, 3)
+    assert write_images(tmp_path / "b", "several", 2, 3) == first
+    assert write_images(tmp_path / "c", "several", 2, 4) != first
     for truth in first:
         assert (tmp_path / "a" / truth.file).read_bytes() == (
             tmp_path / "b" / truth.file
@@ -199,7 +199,7 @@ def test_the_shipped_dual_encoder_is_small() -> None:
 def test_the_shipped_dual_encoder_tells_fresh_pictures(
     kind: str, count: int, least: int, tmp_path: Path
 ) -> None:
-    truths = write_pictures(tmp_path, kind, count, 77)
+    truths = write_images(tmp_path, kind, count, 77)
     auto: Any = AutoProcessor
     processor = auto.from_pretrained(DUAL_CHECKPOINT)
     model = AutoModel.from_pretrained(DUAL_CHECKPOINT, dtype=torch.float32).eval()

@@ -12,7 +12,7 @@ from flows.cli.main import main
 from flows.options.commands import CaptionConfig
 from flows.pipelines import CAPTION, EMBED, LABEL, REBUILD, Pipeline
 from penstock_demo import CHECKPOINT, DUAL_CHECKPOINT
-from penstock_demo.dual.pictures import PictureTruth, write_pictures
+from penstock_demo.dual.pictures import ImageTruth, write_images
 
 
 @pytest.mark.parametrize(
@@ -36,7 +36,7 @@ def test_the_demo_model_is_the_one_that_the_pipeline_is_for(
 def test_real_files_get_their_labels_from_the_demo_model(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    truths = write_pictures(tmp_path / "pictures", "several", 12, 5)
+    truths = write_images(tmp_path / "pictures", "several", 12, 5)
     asked = ["--model", "demo", "--labels", ",".join(LABELS), "--out", str(tmp_path / "out")]
     assert main(["label", str(tmp_path / "pictures"), *asked]) == 0
     lines = (tmp_path / "out" / "labels.jsonl").read_text(encoding="utf-8").splitlines()
@@ -63,6 +63,6 @@ def test_tiles_find_a_small_thing_in_a_large_picture(tmp_path: Path) -> None:
 def test_the_score_compares_with_the_truth() -> None:
     right = np.array([[True, False], [False, True]])
     assert f1(right, right) == 100 and f1(~right, right) == 0
-    truth = PictureTruth(file="a", labels=["red star"], places=[(100.0, 100.0, 10.0)])
+    truth = ImageTruth(file="a", labels=["red star"], places=[(100.0, 100.0, 10.0)])
     for box, right_box in (([0, 0, 95, 95], True), ([0, 0, 80, 95], False), (None, False)):
         assert holds({"labels": [{"label": "red star", "box": box}]}, truth) == right_box

@@ -43,7 +43,7 @@ from flows.options.vectors import EmbedConfig, IndexConfig, LabelConfig
 from flows.results.run_read import load_record
 from stages.export.parity import PARITY
 from tests.support.dual_encoders import save_clip
-from tests.support.embedding import SIZES, embed, vectors, write_pictures
+from tests.support.embedding import SIZES, embed, vectors, write_images
 from tests.support.pipeline import ROOT, read_lines
 
 CLIPS = [str(penstock_demo.CLIPS / name) for name in ("clip-01.mp4", "clip-02.mp4")]
@@ -145,7 +145,7 @@ def test_a_flow_that_an_unknown_error_ends_does_not_say_that_it_is_running(
 @pytest.mark.slow
 def test_a_flow_makes_the_vectors_of_the_plain_command_once(server: None, tmp_path: Path) -> None:
     (tmp_path / "pictures").mkdir()
-    sources, model = write_pictures(tmp_path / "pictures"), save_clip(tmp_path / "clip")
+    sources, model = write_images(tmp_path / "pictures"), save_clip(tmp_path / "clip")
     assert embed(sources, model, tmp_path / "plain", "--quiet") == 0
     (sources / "bad.png").write_text("no picture")
     config = EmbedConfig(
@@ -193,7 +193,7 @@ def test_a_flow_of_nothing_that_can_be_used_fails_and_says_what_to_read(
 @pytest.mark.slow
 def test_flows_label_and_index_as_the_commands_do(server: None, tmp_path: Path) -> None:
     (tmp_path / "pictures").mkdir()
-    sources, model = write_pictures(tmp_path / "pictures"), save_clip(tmp_path / "clip")
+    sources, model = write_images(tmp_path / "pictures"), save_clip(tmp_path / "clip")
     (tmp_path / "templates.txt").write_text("{} in a photo\n")
     asked = {"labels": "cat,sky,green", "templates": str(tmp_path / "templates.txt")}
     plain, flow = tmp_path / "plain", tmp_path / "flow"

@@ -18,7 +18,7 @@ from flows.options.vectors import EmbedConfig
 from flows.pipelines import EMBED
 from penstock_demo import CHECKPOINT
 from tests.support.dual_encoders import names, save, save_clip
-from tests.support.embedding import SIZES, embed, items, rows, vectors, write_pictures
+from tests.support.embedding import SIZES, embed, items, rows, vectors, write_images
 from tests.support.families import hf
 from tests.support.inside import InsideLauncher
 from tests.support.media import write_video
@@ -35,7 +35,7 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_pictures(tmp_path_factory.mktemp("pictures"))
+    return write_images(tmp_path_factory.mktemp("pictures"))
 
 
 def test_pictures_get_the_vectors_of_the_whole_model(

@@ -46,7 +46,7 @@ BAD_PICTURES = {
 """Pictures that cannot be used, and the word that each fails with."""
 
 
-def write_pictures(folder: Path) -> None:
+def write_images(folder: Path) -> None:
     image = Image.fromarray(picture(3))
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -91,7 +91,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
     for name, kind in WHOLE.items():
         if can_write(kind.encoder):
             kind.make(clips / f"{name}{kind.suffix}")
-    write_pictures(clips)
+    write_images(clips)
     write_bad_pictures(clips)
     (clips / "one" / "back").symlink_to(clips)
     (clips / "nowhere.mp4").symlink_to(clips / "not there.mp4")

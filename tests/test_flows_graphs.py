@@ -14,7 +14,7 @@ from flows.cli.main import main
 from stages.models.graphs.manifest import FILE
 from stages.models.graphs.providers import CPU
 from tests.support.dual_encoders import save_clip
-from tests.support.embedding import embed, items, vectors, write_pictures
+from tests.support.embedding import embed, items, vectors, write_images
 from tests.support.graphs import graph_job, with_graphs
 from tests.support.pipeline import read_lines
 
@@ -53,7 +53,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_pictures(tmp_path_factory.mktemp("pictures"))
+    return write_images(tmp_path_factory.mktemp("pictures"))
 
 
 def halves(place: Path) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from tests.support.stand_ins import PROFILE, Stages, config_in
 WORD = "<|image_pad|>"
 
 
-def write_pictures(folder: Path, *names: str) -> Path:
+def write_images(folder: Path, *names: str) -> Path:
     folder.mkdir()
     for at, name in enumerate(names):
         Image.fromarray(np.full((32, 32, 3), 40 * at, np.uint8)).save(folder / name)
@@ -28,7 +28,7 @@ def write_pictures(folder: Path, *names: str) -> Path:
 
 @pytest.fixture
 def one(tmp_path: Path) -> Path:
-    return write_pictures(tmp_path / "clips", "a.png")
+    return write_images(tmp_path / "clips", "a.png")
 
 
 def run(config: CaptionConfig, **profile: Any) -> tuple[RunResult, list[str]]:
@@ -51,7 +51,7 @@ def run(config: CaptionConfig, **profile: Any) -> tuple[RunResult, list[str]]:
     ],
 )
 def test_a_file_so_named_fails_alone(prompt: str, names: tuple[str, ...], tmp_path: Path) -> None:
-    folder = write_pictures(tmp_path / "clips", *names)
+    folder = write_images(tmp_path / "clips", *names)
     result, stages = run(config_in(tmp_path, folder, prompt=prompt))
     (failure,) = result.failures
     assert failure.media_path == names[1] and failure.error == "placeholder"
@@ -60,7 +60,7 @@ def test_a_file_so_named_fails_alone(prompt: str, names: tuple[str, ...], tmp_pa
 
 
 def test_tags_beside_a_file_fail_it_alone_and_once(tmp_path: Path) -> None:
-    folder = write_pictures(tmp_path / "clips", "a.png", "b.png")
+    folder = write_images(tmp_path / "clips", "a.png", "b.png")
     (folder / "b.txt").write_text(f"red, {WORD}\n")
     prompts = {"one": "Of {tags}?", "two": "What of {tags}?", "three": "What?"}
     result, _ = run(config_in(tmp_path, folder, prompts=prompts))
@@ -69,7 +69,7 @@ def test_tags_beside_a_file_fail_it_alone_and_once(tmp_path: Path) -> None:
 
 
 def test_nothing_is_left_where_every_name_is_refused(tmp_path: Path) -> None:
-    folder = write_pictures(tmp_path / "clips", f"{WORD}.png")
+    folder = write_images(tmp_path / "clips", f"{WORD}.png")
     with pytest.raises(UsageError, match="nothing to caption"):
         run(config_in(tmp_path, folder, prompt="{name}"))
 
@@ -85,7 +85,9 @@ def test_nothing_is_left_where_every_name_is_refused(tmp_path: Path) -> None:
 def test_what_a_person_wrote_is_refused(option: str, value: str, one: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError) as caught:
         run(config_in(tmp_path, one, **{option: value}))
-    assert WORD in caught.value.message and "reads as an image placeholder" in caught.value.message
+    assert (
+        WORD in caught.value.message and "reads as the place of a picture" in caught.value.message
+    )
     assert option == "prompt" or f"--{option.replace('_', '-')}" in caught.value.message
     assert "Leave it out" in caught.value.hint
 

@@ -13,7 +13,7 @@ from PIL import Image
 
 from flows.cli.main import main
 from tests.support.dual_encoders import save_clip
-from tests.support.embedding import items, write_pictures
+from tests.support.embedding import items, write_images
 from tests.support.families import hf
 from tests.support.media import write_video
 from tests.support.pipeline import Place, kill_at, read_lines
@@ -29,7 +29,7 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = write_pictures(tmp_path_factory.mktemp("pictures"))
+    folder = write_images(tmp_path_factory.mktemp("pictures"))
     write_video(folder / "v.mp4", ticks=range(90))
     return folder
 

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from flows.cli.main import main
 from stages.models import load_half
 from stages.models.processors.loading import load_processor
-from tests.support.embedding import embed, vectors, write_pictures
+from tests.support.embedding import embed, vectors, write_images
 from tests.support.evaclip import LAYOUTS, make_folder
 from tests.support.plan_cases import make_folder as make_headers
 from tests.support.plan_cases import plan_case
@@ -30,7 +30,7 @@ LAYER = 234_917_888
 def test_pictures_get_the_vectors_of_the_whole_model(tmp_path: Path) -> None:
     folder = tmp_path / "pictures"
     folder.mkdir()
-    write_pictures(folder)
+    write_images(folder)
     # As one that was converted from the original file: no tokenizer, and none is needed.
     # It sees 56 pixels, for which none of the pictures is decoded smaller.
     model = make_folder(tmp_path / "model", LAYOUTS["8B-448"], words=False)

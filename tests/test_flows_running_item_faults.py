@@ -12,7 +12,7 @@ from tests.support.dual_encoders import save_clip
 from tests.support.inside import Ran, run_inside
 from tests.support.media import write_video
 from tests.support.pipeline import Place
-from tests.support.raising import UNKNOWN, mistral3, write_dot, write_pictures
+from tests.support.raising import UNKNOWN, mistral3, write_dot, write_images
 from tests.support.serving import REAL, serving
 
 
@@ -42,7 +42,7 @@ def failed(place: Place) -> list[tuple[str, str, str]]:
 
 @pytest.mark.slow
 def test_a_picture_that_the_encoder_raises_on_fails_alone(place: Place) -> None:
-    write_pictures(place.clips, 5)
+    write_images(place.clips, 5)
     write_dot(place.clips)
     ran = run(place)
     assert ran.result.exit_code == 1
@@ -68,7 +68,7 @@ def test_the_only_item_fails_by_name_and_is_not_tried_again_until_asked(place: P
 @pytest.mark.slow
 def test_a_vision_half_that_raises_on_all_has_failed(place: Place, tmp_path: Path) -> None:
     blind = replace(place, model=str(mistral3(tmp_path / "blind", blind=True)))
-    write_pictures(place.clips, 3)
+    write_images(place.clips, 3)
     with pytest.raises(StageDied, match="each of 3 items, tried alone, raises IndexError") as end:
         run(blind)
     assert end.value.exit_code == 5
@@ -79,7 +79,7 @@ def test_a_vision_half_that_raises_on_all_has_failed(place: Place, tmp_path: Pat
 @pytest.mark.slow
 @pytest.mark.parametrize(("engine", "others"), [("transformers", 3), ("inflight", 0), ("auto", 3)])
 def test_a_prompt_that_is_raised_on_fails_alone(place: Place, engine: str, others: int) -> None:
-    write_pictures(place.clips, others, UNKNOWN)
+    write_images(place.clips, others, UNKNOWN)
     ran = run(place, engine=engine, prompt="{name}")
     assert ran.result.exit_code == 1
     assert failed(place) == [(f"{UNKNOWN}.png", "decode", "model")]
@@ -93,7 +93,7 @@ def test_a_prompt_that_is_raised_on_fails_alone(place: Place, engine: str, other
 
 @pytest.mark.slow
 def test_a_language_half_that_raises_on_all_has_failed(place: Place) -> None:
-    write_pictures(place.clips, 3)
+    write_images(place.clips, 3)
     with pytest.raises(StageDied, match="raises IndexError"):
         run(place, engine="inflight", prompt=UNKNOWN)
     assert place.failures() == [] and place.stored("failures") == {}
@@ -101,7 +101,7 @@ def test_a_language_half_that_raises_on_all_has_failed(place: Place) -> None:
 
 @pytest.mark.slow
 def test_a_failure_of_one_model_answers_for_no_other(place: Place, tmp_path: Path) -> None:
-    write_pictures(place.clips, 1, UNKNOWN)
+    write_images(place.clips, 1, UNKNOWN)
     assert run(place, prompt="{name}").result.exit_code == 1
     other = mistral3(tmp_path / "other", knows=True)
     elsewhere = replace(place, model=str(other))
@@ -131,7 +131,7 @@ def test_a_text_that_the_model_raises_on_is_named(tmp_path: Path) -> None:
     words = hf.AutoProcessor.from_pretrained(model)
     words.tokenizer.add_tokens([UNKNOWN])
     words.save_pretrained(model)
-    write_pictures(tmp_path / "clips", 2)
+    write_images(tmp_path / "clips", 2)
     place = Place(
         clips=tmp_path / "clips",
         out=tmp_path / "out",
@@ -149,7 +149,7 @@ def test_a_text_that_the_model_raises_on_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_request_that_raises_ends_no_half_of_a_server(tmp_path: Path, model: Path) -> None:
-    write_pictures(tmp_path, 1)
+    write_images(tmp_path, 1)
     write_dot(tmp_path)
     good, bad = ((tmp_path / name).read_bytes() for name in ("good0.png", "dot.png"))
     command = [*REAL, "--caption-model", str(model)]
@@ -170,7 +170,7 @@ def test_a_request_that_raises_ends_no_half_of_a_server(tmp_path: Path, model: P
 
 @pytest.mark.slow
 def test_captions_of_either_engine_answer_who_names_none(place: Place) -> None:
-    write_pictures(place.clips, 6)
+    write_images(place.clips, 6)
 
     def started(engine: str, limit: int) -> list[str]:
         return run(place, engine=engine, limit=limit).started
@@ -187,7 +187,7 @@ def test_captions_of_either_engine_answer_who_names_none(place: Place) -> None:
 
 @pytest.mark.slow
 def test_a_half_that_is_not_for_slots_is_served_as_before(place: Place, tmp_path: Path) -> None:
-    write_pictures(place.clips, 6)
+    write_images(place.clips, 6)
     place = replace(place, model=str(whole_checkpoint("florence2")))
     before = replace(place, out=tmp_path / "before", store=tmp_path / "whole")
     run(before, engine="transformers")

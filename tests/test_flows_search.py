@@ -19,7 +19,7 @@ from flows.cli.main import main
 from flows.machine.launch import DirectLauncher, StageCall
 from flows.search import texts
 from tests.support.dual_encoders import save_clip
-from tests.support.embedding import SIZES, write_pictures
+from tests.support.embedding import SIZES, write_images
 from tests.support.families import hf
 from tests.support.indexes import paths
 from tests.support.inside import Ended, InsideLauncher
@@ -52,7 +52,7 @@ def built(tmp_path_factory: pytest.TempPathFactory, clip: Path) -> Path:
     place = tmp_path_factory.mktemp("built")
     media = place / "media"
     media.mkdir()
-    write_pictures(media)
+    write_images(media)
     shutil.copy(media / "p2.png", media / "twin.png")
     write_video(media / "film.mp4", ticks=range(0, 20 * 30, 3))
     assert build(place, clip) == 0
@@ -163,7 +163,7 @@ def test_a_second_build_adds_what_is_new_replaces_what_changed_and_tells_what_is
 ) -> None:
     media = tmp_path / "media"
     media.mkdir()
-    write_pictures(media)
+    write_images(media)
     (tmp_path / "store").symlink_to(built / "store")
     assert build(tmp_path, clip) == 0
     before = (tmp_path / "index" / "index.json").read_bytes()

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from flows.cli.main import main
-from penstock_demo.dual.pictures import PictureTruth, write_pictures
+from penstock_demo.dual.pictures import ImageTruth, write_images
 from tests.support.browser import RIGHT, Browser, browsing
 from tests.support.looks import asked_elsewhere, faint, overlapping, too_wide, unnamed
 from tests.support.media import write_video
@@ -56,7 +56,7 @@ class Served:
 
     address: str
     pictures: Path
-    truths: list[PictureTruth]
+    truths: list[ImageTruth]
     """Of the pictures in the index, each of one thing."""
     sheet: Path
     """The first four pictures in one, two by two; it is in no index."""
@@ -67,7 +67,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     """The film shows the first three pictures in turn."""
     place = tmp_path_factory.mktemp("served")
     media, index = place / "media", str(place / "index")
-    truths = write_pictures(media, "trained", 8, 5)
+    truths = write_images(media, "trained", 8, 5)
     stills = [_still(media / truth.file) for truth in truths[:4]]
     rows = [np.concatenate(stills[at : at + 2], axis=1) for at in (0, 2)]
     Image.fromarray(np.concatenate(rows)).save(place / "sheet.png")

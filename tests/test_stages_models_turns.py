@@ -111,7 +111,7 @@ def test_only_keys_of_what_was_written_otherwise_change(style: str, tmp_path: Pa
         found = namespaces(profile, command)
         assert {kind: found[kind] for kind in same} == {k: before[command][k] for k in same}
         expected = "question" in changed or ("system" in changed and "system" in options)
-        words = profile.turn_words(system=bool(config_of(**options).system))
+        words = profile.turn_key_fields(system=bool(config_of(**options).system))
         assert bool(words) == expected
         if same:
             assert (found["captions"] != before[command]["captions"]) == expected, command

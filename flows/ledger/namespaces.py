@@ -103,7 +103,7 @@ def namespaces_of(
             else []
         )
         if stage.part and model.profile.prompted and not stage.uses_token_limit:
-            limit = list(model.profile.turn_words(system=False))
+            limit = list(model.profile.turn_key_fields(system=False))
         cut = (
             [vectors.tiles, model.fit("image").edge]
             if stage.supports_tiles and vectors.tiles != OFF
@@ -137,7 +137,7 @@ def _text_fields(config: RunOptions, model: Model) -> list[Any]:
     """Return the key fields of a caption's text apart from the token limit. Default settings add
     none."""
     params = SamplingParams.of(config)
-    turns = model.profile.turn_words(system=bool(params.system))
+    turns = model.profile.turn_key_fields(system=bool(params.system))
     return [*params.key_fields, *turns]
 
 

@@ -36,7 +36,7 @@ ENLARGED: Final = 4
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class PictureTruth:
+class ImageTruth:
     """The truth about one image."""
 
     file: str
@@ -90,7 +90,7 @@ def _pixels(scene: Scene, rng: random.Random, is_large: bool) -> Image.Image:
     return Image.fromarray(np.clip(image + 3 * grain, 0, 255).astype(np.uint8))
 
 
-def write_pictures(folder: Path, kind: str, count: int, seed: int) -> list[PictureTruth]:
+def write_images(folder: Path, kind: str, count: int, seed: int) -> list[ImageTruth]:
     """Write images of a kind of `KINDS` and their `truth.jsonl`; the same seed gives the same."""
     folder.mkdir(parents=True, exist_ok=True)
     truths = list(_written(folder, kind, count, random.Random(f"{kind} {seed}")))
@@ -99,14 +99,14 @@ def write_pictures(folder: Path, kind: str, count: int, seed: int) -> list[Pictu
     return truths
 
 
-def _written(folder: Path, kind: str, count: int, rng: random.Random) -> Iterator[PictureTruth]:
+def _written(folder: Path, kind: str, count: int, rng: random.Random) -> Iterator[ImageTruth]:
     for number in range(1, count + 1):
         scene = KINDS[kind](rng)
         image = _pixels(scene, rng, kind == "small")
         name = f"{kind}-{number:04d}.jpg"
         image.save(folder / name, quality=QUALITY)
         unit = (image.width * image.height) ** 0.5 / 64
-        yield PictureTruth(
+        yield ImageTruth(
             file=name,
             labels=[" ".join(thing.pair) for thing in scene.things],
             places=[
@@ -126,7 +126,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--count", type=int, default=12)
     parser.add_argument("--seed", type=int, default=1)
     chosen = parser.parse_args(arguments)
-    write_pictures(chosen.folder, chosen.kind, chosen.count, chosen.seed)
+    write_images(chosen.folder, chosen.kind, chosen.count, chosen.seed)
 
 
 if __name__ == "__main__":

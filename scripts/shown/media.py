@@ -54,9 +54,9 @@ def furnish(folder: Path) -> None:
 
 def pictures(folder: Path) -> list[Path]:
     """A few pictures of the demo's world."""
-    from penstock_demo.dual.pictures import write_pictures
+    from penstock_demo.dual.pictures import write_images
 
-    write_pictures(folder, "several", 3, seed=5)
+    write_images(folder, "several", 3, seed=5)
     return sorted(folder.glob("*.jpg"))
 
 

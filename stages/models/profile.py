@@ -195,7 +195,7 @@ class ModelProfile:
         """Return whether the model can see only one frame of a chunk of video."""
         return self.images_a_prompt == 1 and "video" not in self.modalities
 
-    def turn_words(self, *, system: bool) -> list[str]:
+    def turn_key_fields(self, *, system: bool) -> list[str]:
         """Return the entries for the cache keys of captions, with or without a `system` text, where
         earlier versions wrote turns differently."""
         parts = [part for part in self.rewritten if part != "system" or system]

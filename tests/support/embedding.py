@@ -14,7 +14,7 @@ SIZES = ((60, 80), (80, 60), (50, 100), (40, 200), (63, 63), (300, 62))
 smaller."""
 
 
-def write_pictures(folder: Path) -> Path:
+def write_images(folder: Path) -> Path:
     """Pictures of noise, of several shapes."""
     draw = np.random.default_rng(0)
     for number, (high, wide) in enumerate(SIZES):

@@ -46,7 +46,7 @@ def mistral3(folder: Path, *, knows: bool = False, blind: bool = False) -> Path:
     return folder
 
 
-def write_pictures(folder: Path, count: int, *names: str) -> None:
+def write_images(folder: Path, count: int, *names: str) -> None:
     """Write pictures that the vision half takes: so many, and one of each name."""
     folder.mkdir(parents=True, exist_ok=True)
     for index, name in enumerate([*(f"good{at}" for at in range(count)), *names]):

@@ -41,27 +41,27 @@ class GraphInputs(NamedTuple):
     """Arguments that are not tensors. They are fixed in a graph."""
 
 
-def is_packed(tower: nn.Module, given: Mapping[str, Any]) -> bool:
+def is_packed(encoder: nn.Module, given: Mapping[str, Any]) -> bool:
     """Return whether an encoder takes all images in one row and accepts segment lengths."""
-    with attending_packed(tower):
-        return LONGEST[0] in prepared(tower, given)
+    with attending_packed(encoder):
+        return LONGEST[0] in prepared(encoder, given)
 
 
-def prepared(tower: nn.Module, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the arguments of a call with all values that are derived from them. `tower` may be a
+def prepared(encoder: nn.Module, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments of a call with all values that are derived from them. `encoder` may be a
     skeleton: its weights are not used."""
     from transformers.exporters.utils import precompute_export_inputs
 
     inputs = {name: value for name, value in given.items() if value is not None}
     with torch.no_grad():
-        precompute_export_inputs(tower, inputs)
+        precompute_export_inputs(encoder, inputs)
     return {name: value for name, value in inputs.items() if value is not None}
 
 
-def graph_inputs(tower: nn.Module, given: Mapping[str, Any], packed: bool) -> GraphInputs:
+def graph_inputs(encoder: nn.Module, given: Mapping[str, Any], packed: bool) -> GraphInputs:
     """Return the inputs of an encoder's graph for a call."""
-    with attending_packed(tower) if packed else contextlib.nullcontext():
-        inputs = prepared(tower, given)
+    with attending_packed(encoder) if packed else contextlib.nullcontext():
+        inputs = prepared(encoder, given)
     if packed:
         pack(inputs)
     tensors: dict[str, torch.Tensor] = {}

@@ -84,7 +84,7 @@ class GraphManifest:
     def files_of(self, half: Half) -> list[str]:
         """Return the names of the files of a half's graphs: graph files, and files of their
         external weights."""
-        named = {graph.file for tower in self.halves[half].towers for graph in tower.graphs}
+        named = {graph.file for encoder in self.halves[half].towers for graph in encoder.graphs}
         return sorted(name for name in self.files if any(name.startswith(n) for n in named))
 
 
@@ -96,7 +96,7 @@ GRAPH = {
     "names": [text],
     "quantized": count,
 }
-TOWER = {
+ENCODER = {
     "path": text,
     "class_name": text,
     "parameters": count,
@@ -106,7 +106,7 @@ TOWER = {
 HALF = {
     "precision": text,
     "weights": MapOf(text),
-    "towers": [TOWER],
+    "towers": [ENCODER],
     "furthest": number,
     "nearness": MapOf(anything),
 }
@@ -147,13 +147,13 @@ def _sound(fields: Any) -> Any:
 
 def _graphs_in(fields: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
     for half in fields["halves"].values():
-        for tower in half["towers"]:
-            yield from tower["graphs"]
+        for encoder in half["towers"]:
+            yield from encoder["graphs"]
 
 
 def _half(fields: Mapping[str, Any]) -> HalfGraphs:
     towers = []
-    for tower in fields["towers"]:
-        graphs = (Graph(**{**each, "names": tuple(each["names"])}) for each in tower["graphs"])
-        towers.append(GraphTower(**{**tower, "graphs": tuple(graphs)}))
+    for encoder in fields["towers"]:
+        graphs = (Graph(**{**each, "names": tuple(each["names"])}) for each in encoder["graphs"])
+        towers.append(GraphTower(**{**encoder, "graphs": tuple(graphs)}))
     return HalfGraphs(**{**fields, "towers": tuple(towers)})

@@ -30,12 +30,12 @@ class OnnxTower(MissingModule):
     attribute access of the half."""
 
     def __init__(
-        self, absent: MissingModule, tower: GraphTower, runs: Sequence[Run], like: torch.Tensor
+        self, absent: MissingModule, encoder: GraphTower, runs: Sequence[Run], like: torch.Tensor
     ) -> None:
         """`runs` compute the encoder's graphs, in order. `like` has the type and device in which
         the half computes."""
-        super().__init__(absent.skeleton, tower.path)
-        self.__dict__.update(_tower=tower, _runs=tuple(runs), _like=like)
+        super().__init__(absent.skeleton, encoder.path)
+        self.__dict__.update(_encoder=encoder, _runs=tuple(runs), _like=like)
         # Models read type and device from their parameters, and may have no others.
         self.register_parameter("anchor", nn.Parameter(like, requires_grad=False))
 
@@ -53,8 +53,8 @@ class OnnxTower(MissingModule):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Return the encoder's output. Raises UsageError for a call that no graph was made for."""
-        tower, skeleton, like = self._tower, self.skeleton, self.__dict__["_like"]
-        given = graph_inputs(skeleton, bound(skeleton, args, kwargs), tower.packed)
+        encoder, skeleton, like = self._encoder, self.skeleton, self.__dict__["_like"]
+        given = graph_inputs(skeleton, bound(skeleton, args, kwargs), encoder.packed)
         graph, run = self._graph_for(given)
         tensors = {name: given.tensors[name.removeprefix("input.")] for name in graph.inputs}
         with torch.inference_mode():
@@ -63,13 +63,13 @@ class OnnxTower(MissingModule):
         return place_tensors(graph.output, dict(zip(graph.names, made, strict=True)))
 
     def _graph_for(self, given: GraphInputs) -> tuple[Graph, Run]:
-        for graph, run in zip(self._tower.graphs, self._runs, strict=True):
+        for graph, run in zip(self._encoder.graphs, self._runs, strict=True):
             if fits(graph, given):
                 return graph, run
         what = {**{n: list(v.shape) for n, v in given.tensors.items()}, **given.fixed}
-        given_inputs = ", ".join(f"{name}: {value}" for name, value in what.items())
+        shapes = ", ".join(f"{name}: {value}" for name, value in what.items())
         raise UsageError(
-            f"no graph of {self._tower.path} was exported for such pictures ({given_inputs[:200]})",
+            f"no graph of {self._encoder.path} was exported for such pictures ({shapes[:200]})",
             hint=IN_TORCH,
         )
 
@@ -81,7 +81,7 @@ class OnnxTower(MissingModule):
                 raise
             shapes = ", ".join(f"{name} {list(value.shape)}" for name, value in tensors.items())
             raise UsageError(
-                f"the graph of {self._tower.path} does not take such pictures ({shapes[:200]}): "
+                f"the graph of {self._encoder.path} does not take such pictures ({shapes[:200]}): "
                 f"{one_line(error)}",
                 hint=IN_TORCH,
             ) from error
@@ -90,9 +90,9 @@ class OnnxTower(MissingModule):
 class _Inside(MissingModule):
     """A part of an encoder that a graph computes."""
 
-    def __init__(self, skeleton: nn.Module, path: str, tower: OnnxTower) -> None:
+    def __init__(self, skeleton: nn.Module, path: str, encoder: OnnxTower) -> None:
         super().__init__(skeleton, path)
-        self.__dict__.update(_of=tower)
+        self.__dict__.update(_of=encoder)
 
     def weight_at(self, path: str) -> Any:
         return self.__dict__["_of"].weight_at(path)
@@ -134,17 +134,17 @@ def load_with_graphs(
     """Return a half with graphs in place of its encoders, which `load` leaves out. The rest of the
     half computes in the type and on the device of `like`. Raises PenstockError."""
     graphs = graphs_of(model, half)
-    loaded = load([tower.path for tower in graphs.towers])
+    loaded = load([encoder.path for encoder in graphs.towers])
     sessions: Mapping[str, GraphSession] = {
         graph.file: GraphSession(model / FOLDER / graph.file, provider)
-        for tower in graphs.towers
-        for graph in tower.graphs
+        for encoder in graphs.towers
+        for graph in encoder.graphs
     }
-    for tower in graphs.towers:
-        parent, _, name = tower.path.rpartition(".")
-        absent = loaded.get_submodule(tower.path)
-        runs = [sessions[graph.file] for graph in tower.graphs]
-        setattr(loaded.get_submodule(parent), name, OnnxTower(absent, tower, runs, like))
+    for encoder in graphs.towers:
+        parent, _, name = encoder.path.rpartition(".")
+        absent = loaded.get_submodule(encoder.path)
+        runs = [sessions[graph.file] for graph in encoder.graphs]
+        setattr(loaded.get_submodule(parent), name, OnnxTower(absent, encoder, runs, like))
     return loaded
 
 

@@ -83,7 +83,7 @@ def pack(inputs: MutableMapping[str, Any]) -> None:
 
 
 @contextlib.contextmanager
-def attending_packed(tower: nn.Module) -> Iterator[None]:
+def attending_packed(encoder: nn.Module) -> Iterator[None]:
     """Make an encoder use packed attention inside the block; preparing its inputs takes this into
     account."""
     from transformers import AttentionInterface
@@ -91,7 +91,7 @@ def attending_packed(tower: nn.Module) -> Iterator[None]:
 
     AttentionInterface.register(NAME, packed_attention)
     AttentionMaskInterface.register(NAME, sdpa_mask)
-    configs = {id(c): c for m in tower.modules() if (c := getattr(m, "config", None)) is not None}
+    configs = {id(c): c for m in encoder.modules() if (c := getattr(m, "config", None)) is not None}
     before = [(c, c._attn_implementation) for c in configs.values() if _names_attention(c)]
     for config, _ in before:
         config._attn_implementation = NAME
@@ -103,7 +103,7 @@ def attending_packed(tower: nn.Module) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def packing(tower: nn.Module) -> Iterator[None]:
+def packing(encoder: nn.Module) -> Iterator[None]:
     """Make an encoder use packed attention inside the block, also in transformers' exporter.
 
     The exporter replaces the attention of many classes, but not a method of the instance. So
@@ -111,12 +111,12 @@ def packing(tower: nn.Module) -> Iterator[None]:
     """
     from transformers.exporters import utils
 
-    attentions = [m for m in tower.modules() if "Attention" in type(m).__name__]
+    attentions = [m for m in encoder.modules() if "Attention" in type(m).__name__]
     for module in attentions:
         module.forward = MethodType(type(module).forward, module)
     utils._EXPORT_INPUT_PREPARERS[()] = lambda model, inputs: pack(inputs)
     try:
-        with attending_packed(tower):
+        with attending_packed(encoder):
             yield
     finally:
         del utils._EXPORT_INPUT_PREPARERS[()]

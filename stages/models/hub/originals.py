@@ -16,7 +16,7 @@ from stages.models.hub.checkpoint import JSON_BYTES
 
 CLASS = re.compile(r"Llava\w*ForCausalLM")
 """Pattern of that code's class names; those of transformers are different."""
-TOWER = "mm_vision_tower"
+VISION_TOWER_SETTING = "mm_vision_tower"
 """The setting that names the vision encoder."""
 OWNER = "llava-hf"
 """Owner of the converted checkpoints on the hub."""
@@ -87,8 +87,8 @@ def _class_of(config: dict[str, Any]) -> str:
     classes = [str(part) for part in named] if isinstance(named, list) else []
     if found := next(filter(CLASS.fullmatch, classes), ""):
         return found
-    foreign = TOWER in config and not isinstance(config.get("vision_config"), dict)
-    return next(iter(classes), TOWER) if foreign else ""
+    foreign = VISION_TOWER_SETTING in config and not isinstance(config.get("vision_config"), dict)
+    return next(iter(classes), VISION_TOWER_SETTING) if foreign else ""
 
 
 def _config(folder: Path) -> dict[str, Any]:
