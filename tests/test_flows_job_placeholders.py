@@ -85,9 +85,7 @@ def test_nothing_is_left_where_every_name_is_refused(tmp_path: Path) -> None:
 def test_what_a_person_wrote_is_refused(option: str, value: str, one: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError) as caught:
         run(config_in(tmp_path, one, **{option: value}))
-    assert (
-        WORD in caught.value.message and "reads as the place of a picture" in caught.value.message
-    )
+    assert WORD in caught.value.message and "an image placeholder" in caught.value.message
     assert option == "prompt" or f"--{option.replace('_', '-')}" in caught.value.message
     assert "Leave it out" in caught.value.hint
 
