@@ -22,7 +22,7 @@ from artifacts.errors import EnvironmentFault, UsageError
 from flows.cli.main import main
 from flows.options.export_config import ExportRequest
 from penstock_demo.clips import write_clips
-from penstock_demo.dual.pictures import write_pictures
+from penstock_demo.dual.pictures import write_images
 from stages.export import jobs
 from stages.models.graphs.manifest import FILE, read_manifest
 from tests.support.dual_encoders import save_clip
@@ -56,9 +56,7 @@ def test_the_code_of_the_page_gives_the_vectors_of_embed(
     whole = AutoModel.from_pretrained(penstock_demo.DUAL_CHECKPOINT, dtype=torch.float32)
     whole.save_pretrained(source)
     with_graphs(job_of(source, tmp_path / "exported", "vision", route="dual"))
-    for image, truth in zip(
-        names, write_pictures(tmp_path / "drawn", "trained", 2, 1), strict=True
-    ):
+    for image, truth in zip(names, write_images(tmp_path / "drawn", "trained", 2, 1), strict=True):
         (tmp_path / "drawn" / truth.file).rename(image)
     page = (Path(__file__).parents[1] / "docs" / "graphs.md").read_text(encoding="utf-8")
     (code,) = re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
