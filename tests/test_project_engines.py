@@ -154,6 +154,6 @@ def test_beams_and_several_prompts_choose_another_engine() -> None:
     for name in (AUTO, "transformers"):
         assert choice_for(name, beams=4, prompts=2) == "transformers"
     for name in ("inflight", "inflight-compiled"):
-        with pytest.raises(UsageError, match=f"--engine {name} follows no beams") as caught:
+        with pytest.raises(UsageError, match=f"--engine {name} does not support --beams") as caught:
             choice_for(name, beams=2, prompts=1)
         assert caught.value.hint == "Use --engine transformers"

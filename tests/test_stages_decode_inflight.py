@@ -197,12 +197,12 @@ def test_a_half_that_is_not_for_slots_is_refused_or_served_in_batches_of_its_own
 ) -> None:
     wave = mixed_wave(tmp_path, 4, "bfloat16")
     monkeypatch.setattr(engine_check, "_same", lambda *_: False)
-    with pytest.raises(UsageError, match="hang on what is beside") as caught:
+    with pytest.raises(UsageError, match="depends on neighbouring slots") as caught:
         in_slots(wave)
     assert "transformers" in caught.value.hint
     found = noted(in_slots(wave, engine="auto", batch_instead=2))
     assert found["engine"] == "transformers"
-    assert found["engine_reason"] == "its numbers hang on what is beside a row"
+    assert found["engine_reason"] == "its output depends on neighbouring slots"
     wave.batches = [batch[at : at + 2] for batch in wave.batches for at in range(0, len(batch), 2)]
     wave.settings = {"dtype": "bfloat16"}
     wave.decode(PROMPTS, THIRD, tokens=32)
@@ -220,7 +220,7 @@ def test_a_trial_that_runs_out_of_memory_is_made_with_less(
     assert wave.captions(OTHER) == wave.captions()
     monkeypatch.setattr(SlotPool, "step", failing(step, [0, 1]))
     found = noted(in_slots(wave, THIRD, engine="auto"))
-    assert found["engine_reason"].startswith("there was not the memory to try it")
+    assert found["engine_reason"].startswith("the check ran out of memory")
     monkeypatch.setattr(SlotPool, "step", failing(step, [0, 1]))
     with pytest.raises(MemoryError):
         in_slots(wave, "ff" * 32)

@@ -29,9 +29,9 @@ from tests.support.tiny_families.in_slots import (
 from tests.support.tiny_families.verdict import FAILING, MIXED, UNCUT
 
 REFUSED = {
-    "florence2": "in slots its numbers are others",  # its decoder counts positions by the cache
-    "step3p7": "its numbers hang on what is beside a row",
-    "unlimited_ocr": "it remembers rows in a",
+    "florence2": "its output differs in slots",  # its decoder counts positions by the cache
+    "step3p7": "its output depends on neighbouring slots",
+    "unlimited_ocr": "no slot version of the cache layer",
 }
 """Family → why it is not for slots."""
 ALIGNED = {

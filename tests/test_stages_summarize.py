@@ -153,5 +153,5 @@ def test_texts_too_long_for_the_context_are_cut_and_said_so(tmp_path: Path) -> N
 
 def test_what_is_asked_may_not_fill_the_context(tmp_path: Path) -> None:
     job = job_of("qwen2_5_vl", tmp_path, texts(3), asked="Why? " * 80)
-    with pytest.raises(UsageError, match="the captions find no room"):
+    with pytest.raises(UsageError, match="there is no room for captions"):
         summarize(job)

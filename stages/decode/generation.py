@@ -89,18 +89,16 @@ class SamplingParams(OptionGroup):
         super().__post_init__()
         if self.beams > 1 and self.is_sampled:
             raise UsageError(
-                "--beams and chance (--temperature, --top-p, --top-k, --sampling) exclude each "
+                "--beams and sampling (--temperature, --top-p, --top-k, --sampling) exclude each "
                 "other",
                 hint="Leave one of them out",
             )
         if self.schema and self.beams > 1:
-            raise _excluded("--beams", "one answer is followed at once")
+            raise _excluded("--beams", "a schema needs a single candidate")
         if self.schema and self.start_with:
             raise _excluded("--start-with", "an answer begins with {")
         if any(not word.strip() for word in self.avoid):
-            raise _invalid(
-                "avoid", "empty", "Give words that must not be said: --avoid image,photo"
-            )
+            raise _invalid("avoid", "empty", "List words to avoid: --avoid image,photo")
 
     @property
     def is_sampled(self) -> bool:

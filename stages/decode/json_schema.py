@@ -26,14 +26,14 @@ def canonical(text: str) -> str:
     try:
         schema = json.loads(text, parse_constant=_no_number)
         if not isinstance(schema, dict):
-            raise UsageError("--schema holds no object", hint='Begin with {"type": "object", …')
+            raise UsageError("--schema is not an object", hint='Begin with {"type": "object", …')
         bounded(schema)
         _check_grammar(text)
         return json.dumps(_sorted(schema), ensure_ascii=False, separators=COMPACT)
     except ValueError as error:
-        raise UsageError(f"--schema holds no JSON: {error}", hint="Give a JSON Schema") from error
+        raise UsageError(f"--schema is not JSON: {error}", hint="Give a JSON Schema") from error
     except RecursionError as error:
-        raise UsageError("--schema is nested too deep", hint="Ask for less at once") from error
+        raise UsageError("--schema is nested too deeply", hint="Ask for less at once") from error
 
 
 @lru_cache(maxsize=8)
@@ -128,13 +128,13 @@ def _check_grammar(text: str) -> None:
 
 def _cannot_follow(why: str) -> UsageError:
     return UsageError(
-        f"--schema cannot be followed: {' '.join(why.split())[:200]}",
-        hint="Leave that out, or ask for it in words",
+        f"--schema is not supported: {' '.join(why.split())[:200]}",
+        hint="Remove that, or describe it in the prompt",
     )
 
 
 def _no_number(name: str) -> Any:
-    raise ValueError(f"{name} is no number")
+    raise ValueError(f"{name} is not a number")
 
 
 def _sorted(node: Any, *, names: bool = False) -> Any:

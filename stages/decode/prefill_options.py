@@ -98,7 +98,7 @@ def chunked_prefill_matches(half: Any, inputs: Mapping[str, Any], features: Feat
     """Return whether a prompt that is split inside an image gives the same result as the whole
     prompt."""
     try:
-        cut = {"prefill_chunk_size": _within_a_picture(half, inputs["input_ids"], features)}
+        cut = {"prefill_chunk_size": _within_an_image(half, inputs["input_ids"], features)}
         whole, chunked = (generate(half, inputs, features, **o, **_ONE_TOKEN) for o in ({}, cut))
     except Exception as error:  # a model family may raise any error on unsupported input
         if out_of_memory(error) or isinstance(error, NeedsWeights):
@@ -137,7 +137,7 @@ def _resized(value: Any, tokens: int) -> Any:
     return taken.unsqueeze(0) if isinstance(value, torch.Tensor) else type(value)([taken])
 
 
-def _within_a_picture(half: Any, ids: torch.Tensor, features: Mapping[str, Any]) -> int:
+def _within_an_image(half: Any, ids: torch.Tensor, features: Mapping[str, Any]) -> int:
     """Return a chunk length that ends inside an image's tokens. Raises ValueError if `generate`
     would not find those tokens."""
     found: list[int] = []

@@ -82,7 +82,7 @@ class DecodeEngine(Protocol):
         each other.
         """
 
-    def generate_batch(self, request: Sequence[DecodeRequest]) -> Sequence[CaptionOutput]:
+    def generate_batch(self, requests: Sequence[DecodeRequest]) -> Sequence[CaptionOutput]:
         """Return the captions of these requests, generated at once. Raises out-of-memory errors."""
 
     def set_on_partial(self, on_partial: OnPartial) -> None:
@@ -94,7 +94,7 @@ class DecodeEngine(Protocol):
 
 @runtime_checkable
 class PromptChecker(Protocol):
-    """An engine that can tell before prefill whether a prompt fits the model."""
+    """An engine that can check before prefill whether a prompt fits the model."""
 
     def refusal(self, request: DecodeRequest) -> UsageError | None:
         """Return the error of a prompt that is too long for the model, or None."""

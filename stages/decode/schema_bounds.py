@@ -51,9 +51,9 @@ class SchemaRoom:
         self.left -= len(json.dumps([own, [*names] if isinstance(names, Mapping) else 0]))
         if self.left < 0:
             raise UsageError(
-                f"--schema has more than {MAX_LETTERS:,} letters once its references are "
-                "written out",
-                hint="Ask for less at once: each $ref stands for all that it leads to",
+                f"--schema has more than {MAX_LETTERS:,} characters after its references are "
+                "expanded",
+                hint="Use a smaller schema: each $ref counts with everything that it refers to",
             )
 
 
@@ -81,22 +81,26 @@ def resolve_ref(node: Any, place: SchemaPlace) -> tuple[Mapping[str, Any], Schem
     while isinstance(node, Mapping) and "$ref" in node:
         reference = node["$ref"]
         if more := sorted(node.keys() - ANNOTATIONS - {"$ref"}):
-            raise place.error(f"{more[0]} stands beside $ref", "Put it where that leads")
+            raise place.error(
+                f"{more[0]} is not allowed next to $ref", "Move it to the referenced schema"
+            )
         if reference in place.references:
-            raise place.error(f"{reference} holds itself", "Write out the levels that you want")
+            raise place.error(f"{reference} refers to itself", "Write out the levels that you need")
         if not isinstance(reference, str) or not reference.startswith("#"):
-            raise place.error(f"$ref {reference} is not in the file", "Refer to #/$defs/NAME")
+            raise place.error(f"$ref {reference} is outside of the file", "Refer to #/$defs/NAME")
         if len(place.references) == MAX_REFERENCES:
             raise place.error(
-                f"more than {MAX_REFERENCES} references lead through each other",
-                "Write out what they lead to",
+                f"more than {MAX_REFERENCES} references follow each other",
+                "Write out the referenced schemas",
             )
         place = replace(place, references=(*place.references, reference))
         node = _pointed(reference, place)
     if not isinstance(node, Mapping):
-        raise place.error("it is no object of keywords", 'Say what it is: {"type": "string"}')
+        raise place.error("not an object with keywords", 'Write a schema: {"type": "string"}')
     if refused := sorted(UNBOUNDED & node.keys()):
-        raise place.error(f"{refused[0]} is not supported", "Leave it out, or ask for it in words")
+        raise place.error(
+            f"{refused[0]} is not supported", "Remove it, or describe it in the prompt"
+        )
     place.room.take(node)
     return node, place
 
@@ -106,7 +110,7 @@ def _pointed(reference: str, place: SchemaPlace) -> Any:
     for part in reference[1:].split("/")[1:]:
         part = part.replace("~1", "/").replace("~0", "~")
         if not isinstance(node, Mapping) or part not in node:
-            raise place.error(f"$ref {reference} leads nowhere", "Name what is under $defs")
+            raise place.error(f"$ref {reference} does not exist", "Use a name from $defs")
         node = node[part]
     return node
 
@@ -143,9 +147,7 @@ def bounded(root: Mapping[str, Any]) -> dict[str, Bounded]:
     place = SchemaPlace(root, "")
     node = resolve_ref(root, place)[0]
     if node.get("type") != "object" or not node.get("properties"):
-        raise place.error(
-            "it is not of an object with properties", 'Begin with {"type": "object", …'
-        )
+        raise place.error("not an object schema with properties", 'Begin with {"type": "object", …')
     _object(node, place)
     place = replace(place, room=SchemaRoom())  # the same references are expanded once more
     return {name: _value(each, place.at(name)) for name, each in node["properties"].items()}
@@ -178,25 +180,28 @@ def _value(given: Any, place: SchemaPlace) -> Bounded:
         if word in node:
             values = node["enum"] if word == "enum" else [node["const"]]
             if not isinstance(values, list) or not values:
-                raise place.error("enum holds no values", 'Write ["one", "two"]')
+                raise place.error("enum has no values", 'Write ["one", "two"]')
             return Bounded(schema=plain(node), max_bytes=max(map(longest, values)), fixed=True)
     for word in ("anyOf", "oneOf"):
         if word in node:
             if more := sorted(node.keys() - ANNOTATIONS - {word}):
-                raise place.error(f"{more[0]} stands beside {word}", f"Put it into each of {word}")
+                raise place.error(
+                    f"{more[0]} is not allowed next to {word}",
+                    f"Move it into each schema of {word}",
+                )
             return _choice(word, node[word], place)
     kind = node.get("type")
     if isinstance(kind, list):
         return _choice("anyOf", [{**node, "type": each} for each in kind], place)
     if not isinstance(kind, str) or kind not in _TYPES:
-        problem = "it says no type" if kind is None else f"the type {kind} is not known"
-        raise place.error(problem, f"Give one of {', '.join(_TYPES)}, or an enum")
+        problem = "it has no type" if kind is None else f"unknown type {kind}"
+        raise place.error(problem, f"Use one of {', '.join(_TYPES)}, or an enum")
     return _TYPES[kind](node, place)
 
 
 def _choice(word: str, options: Any, place: SchemaPlace) -> Bounded:
     if not isinstance(options, list) or not options:
-        raise place.error(f"{word} holds nothing", "Name what it may be")
+        raise place.error(f"{word} is empty", "List the alternatives")
     found = [_value(each, place) for each in options]
     return Bounded(
         schema={word: [each.schema for each in found]},
@@ -208,13 +213,14 @@ def _choice(word: str, options: Any, place: SchemaPlace) -> Bounded:
 def _object(node: Mapping[str, Any], place: SchemaPlace) -> Bounded:
     properties, required = node.get("properties", {}), node.get("required", [])
     if not isinstance(properties, Mapping) or not isinstance(required, list):
-        raise place.error("properties or required are of another kind", "Write {…} and […]")
+        raise place.error("properties must be an object and required a list", "Write {…} and […]")
     if isinstance(node.get("additionalProperties"), Mapping):
         raise place.error(
-            "additionalProperties has a form", "Name the properties, each with a type"
+            "additionalProperties with a schema is not supported",
+            "List the properties, each with a type",
         )
     if unknown := [name for name in required if not _is_key(name, properties)]:
-        raise place.error(f"{unknown[0]} is required and no property", "Name it in properties")
+        raise place.error(f"{unknown[0]} is required but not a property", "Add it to properties")
     found = {name: _value(each, place.at(name)) for name, each in properties.items()}
     return Bounded(
         schema={
@@ -229,7 +235,7 @@ def _object(node: Mapping[str, Any], place: SchemaPlace) -> Bounded:
 
 def _array(node: Mapping[str, Any], place: SchemaPlace) -> Bounded:
     if "items" not in node:
-        raise place.error("the array does not say of what", 'Add "items": {"type": "string"}')
+        raise place.error("the array has no items", 'Add "items": {"type": "string"}')
     item = _value(node["items"], place.at("[]"))
     minimum = _count(node, "minItems", place)
     max_bytes = 2 + max(minimum, 1) * (item.max_bytes + 1)
@@ -242,11 +248,11 @@ def _string(node: Mapping[str, Any], place: SchemaPlace) -> Bounded:
     if form is not None:
         if form not in FORMATS:
             known = ", ".join(FORMATS)
-            raise place.error(f"the format {form} is not supported", f"Use one of {known}, or none")
+            raise place.error(f"unsupported format {form}", f"Use one of {known}, or none")
         max_bytes += FORMATS[form]
     if "pattern" in node:
         if "maxLength" not in node:
-            raise place.error("a pattern may go on for ever", "Give it a maxLength, too")
+            raise place.error("a pattern without maxLength is unbounded", "Add a maxLength")
         max_bytes += CHARACTER * _count(node, "maxLength", place)
     return Bounded(schema=plain(node), max_bytes=max_bytes)
 
@@ -257,12 +263,12 @@ def _number(node: Mapping[str, Any], place: SchemaPlace) -> Bounded:
     if node["type"] == "number":
         # llguidance 1.9.1 generates 1500 for numbers above 1500 and below 1500.5.
         if out := [n for n in (*low, *high, "multipleOf") if n not in ROUGH and n in node]:
-            raise place.error(f"{out[0]} is not supported of numbers", "Use minimum and maximum")
+            raise place.error(f"{out[0]} is not supported for numbers", "Use minimum and maximum")
     elif "multipleOf" in node and not (low and high):
-        raise place.error("a multiple may be searched for ever", "Give minimum and maximum, too")
+        raise place.error("a multiple without bounds may never be found", "Add minimum and maximum")
     values = [node[name] for name in (*low, *high)]
     if any(isinstance(v, bool) or not isinstance(v, int | float) for v in values):
-        raise place.error("a bound is no number", "Write minimum and maximum as numbers")
+        raise place.error("a bound is not a number", "Write minimum and maximum as numbers")
     bounds = {} if low else {"minimum": min([-EXACT, *values])}
     bounds |= {} if high else {"maximum": max([EXACT, *values])}
     steps = [node["multipleOf"]] if "multipleOf" in node else []
@@ -300,5 +306,5 @@ def _digits(value: float) -> int:
 def _count(node: Mapping[str, Any], name: str, place: SchemaPlace) -> int:
     value = node.get(name, 0)
     if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise place.error(f"{name} is {value}", "Give a whole number from 0")
+        raise place.error(f"{name} is {value}", "Use a whole number from 0")
     return value

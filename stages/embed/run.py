@@ -37,7 +37,7 @@ def run(job_fields: dict[str, Any], report: EventReporter) -> None:
     spec = EncodeSpec(
         stage="embed",
         kind="embeddings",
-        read=partial(read_parts, job) if cut else read_pictures,
+        read=partial(read_parts, job) if cut else read_frames,
         record=record_of,
         parts=lambda meta: len(boxes_of(meta["height"], meta["width"], job.tiles, job.edge)),
         encode=partial(encode_parts, max_parts=job.pictures) if cut else encode_batches,
@@ -45,7 +45,7 @@ def run(job_fields: dict[str, Any], report: EventReporter) -> None:
     encode_all(job, spec, report)
 
 
-def read_pictures(record_set: RecordSet, processor: Any, item: EncodeItem) -> Prepared | Refusal:
+def read_frames(record_set: RecordSet, processor: Any, item: EncodeItem) -> Prepared | Refusal:
     """Read the frames of one chunk, each as a separate image."""
     return read_chunk(record_set, item, lambda clip: prepare_images(processor, clip))
 
@@ -55,7 +55,7 @@ def read_parts(
 ) -> Prepared | Refusal:
     """Read one image and its tiles."""
     if item.kind != "image":
-        return read_pictures(record_set, processor, item)
+        return read_frames(record_set, processor, item)
 
     def prepare(clip: Clip) -> Prepared:
         boxes = boxes_of(clip.frames.shape[1], clip.frames.shape[2], job.tiles, job.edge)

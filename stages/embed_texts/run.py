@@ -60,9 +60,9 @@ def fit_logit_scale(half: Any, inputs: Mapping[str, Any], vectors: torch.Tensor)
     )
     if not residual <= allowed:  # also fails for NaN
         raise UsageError(
-            f"{type(half).__name__} makes its scores by another formula than a scale and a bias "
+            f"{type(half).__name__} does not compute its scores with a scale and a bias "
             f"(off by {residual:.2g})",
-            hint="Choose a model of the CLIP kind: docs/embed.md lists them",
+            hint="Choose a CLIP-like model: docs/embed.md lists them",
         )
     scale, bias = fitted.tolist()
     return LogitScale(scale=scale, bias=bias if abs(bias) > allowed else 0.0)
@@ -128,9 +128,8 @@ def run(job_fields: dict[str, Any], report: EventReporter) -> None:
         return
     for line in read_requests(job.live):
         for each in items_of(TextsItem, line):
-            with contextlib.suppress(
-                CannotFit
-            ):  # a text may be of any length, and the others may fit
+            # A text may be of any length, and the others may fit.
+            with contextlib.suppress(CannotFit):
                 try:
                     records.publish([encoder.record(each.key, each.groups)])
                     report.send(Published(keys=(each.key,)))
@@ -176,8 +175,8 @@ class _TextEncoder:
 
 def _refuse(text: str, fault: ItemFault) -> None:
     raise UsageError(
-        f"the model's own code fails on the text {text[:80]!r} ({fault})",
-        hint="Leave that text out, or give another model",
+        f"the model raises on the text {text[:80]!r} ({fault})",
+        hint="Leave that text out, or use another model",
     )
 
 

@@ -69,15 +69,15 @@ class Summarizer:
         self._generate_kwargs = GenerateKwargs(self._generation, job.max_new_tokens)
         self._places = sorted(placeholder_tokens(processor), key=len, reverse=True)
         self._longest = max((CHAPTER, job.asked), key=lambda each: self._read(f"{each}\n\n"))
-        question = self._read(f"{self._longest}\n\n")
-        room = job.context - question
+        prompt_tokens = self._read(f"{self._longest}\n\n")
+        room = job.context - prompt_tokens
         self._answer = min(job.max_new_tokens, room // ANSWERS)
         self._room = room - self._answer
         if self._answer < min(MIN_TOKENS, job.max_new_tokens):
             raise UsageError(
-                f"of a context of {job.context:,} tokens, {question:,} go to the prompt, and the "
-                "captions find no room",
-                hint="Give a shorter --summary-prompt, or more --memory",
+                f"the context is too small: of {job.context:,} tokens, the prompt takes "
+                f"{prompt_tokens:,}, and there is no room for captions",
+                hint="Use a shorter --summary-prompt, or more --memory",
             )
 
     def summarize(self, texts: Sequence[TimedText], get_node: GetNode) -> Summary:
@@ -195,7 +195,7 @@ class Summarizer:
                 raise UsageError(
                     f"{len(timed)} texts of up to {max(counts)} tokens are too long for a context "
                     f"of {self._job.context:,}",
-                    hint="Give a shorter --summary-prompt, or more --memory",
+                    hint="Use a shorter --summary-prompt, or more --memory",
                 )
 
     def _over(self, timed: Sequence[TimedText], groups: Sequence[range]) -> Iterator[int]:

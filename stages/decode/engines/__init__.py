@@ -143,7 +143,9 @@ def choice_for(choice: str, *, beams: int, prompts: int) -> str:
     able = [engine.name for engine in engines_for(choice) if engine.beams]
     if not able:
         other = next(engine.name for engine in ENGINES.values() if engine.beams)
-        raise UsageError(f"--engine {choice} follows no beams", hint=f"Use --engine {other}")
+        raise UsageError(
+            f"--engine {choice} does not support --beams", hint=f"Use --engine {other}"
+        )
     return able[0]
 
 

@@ -45,18 +45,18 @@ class TransformersEngine:
     def load_info(self) -> dict[str, Any]:
         return facts(self.half.model)
 
-    def resolve_engine(self, requests: DecodeRequest) -> str:
+    def resolve_engine(self, request: DecodeRequest) -> str:
         return self.name
 
-    def refusal(self, requests: DecodeRequest) -> UsageError | None:
-        generate_kwargs, prompts = self.generate_kwargs.of(requests.item), [requests.item.prompt]
+    def refusal(self, request: DecodeRequest) -> UsageError | None:
+        generate_kwargs, prompts = self.generate_kwargs.of(request.item), [request.item.prompt]
 
         def check(half: Any) -> UsageError | None:
             inputs = prompts_for(
-                half, self.processor, [requests.features], prompts, generate_kwargs.generation
+                half, self.processor, [request.features], prompts, generate_kwargs.generation
             )
             try:
-                self.bounded(half, inputs, generate_kwargs, [requests.item], whole=False)
+                self.bounded(half, inputs, generate_kwargs, [request.item], whole=False)
             except ContextExceeded as error:
                 return error
             return None
@@ -68,7 +68,7 @@ class TransformersEngine:
         half: Any,
         inputs: Any,
         generate_kwargs: GenerateKwargs,
-        members: Items,
+        items: Items,
         *,
         whole: bool,
     ) -> GenerateKwargs:
@@ -76,7 +76,7 @@ class TransformersEngine:
         may exceed the context, return them unchanged."""
         if self._beyond_context:
             return generate_kwargs
-        return generate_kwargs.bounded(half, inputs, members, whole=whole)
+        return generate_kwargs.bounded(half, inputs, items, whole=whole)
 
     def run_stats(self) -> dict[str, Any]:
         return {"prefill_way": self.prefill_options.mode}
@@ -102,14 +102,14 @@ class TransformersEngine:
     def _generate(self, requests: Sequence[DecodeRequest], half: Any) -> list[CaptionOutput]:
         found: dict[int, CaptionOutput] = {}
         for indexes in _groups(requests):
-            together = [requests[index] for index in indexes]
+            group = [requests[index] for index in indexes]
             try:
-                outputs = self._generate_group(together, half)
+                outputs = self._generate_group(group, half)
             except UsageError as error:
-                if isinstance(error, ContextExceeded) and len(together) > 1:
-                    outputs = [one for alone in together for one in self._generate([alone], half)]
-                elif together[0].item.settings or isinstance(error, ContextExceeded):
-                    outputs = [CaptionOutput("", 0, "stop", fault=error) for _ in together]
+                if isinstance(error, ContextExceeded) and len(group) > 1:
+                    outputs = [one for alone in group for one in self._generate([alone], half)]
+                elif group[0].item.settings or isinstance(error, ContextExceeded):
+                    outputs = [CaptionOutput("", 0, "stop", fault=error) for _ in group]
                 else:
                     raise
             found.update(zip(indexes, outputs, strict=True))
@@ -117,10 +117,10 @@ class TransformersEngine:
 
     def _generate_group(self, requests: Sequence[DecodeRequest], half: Any) -> list[CaptionOutput]:
         """Return the captions of rows with the same settings, from one call of `generate`."""
-        members, rows = [one.item for one in requests], [one.features for one in requests]
-        generate_kwargs = self.generate_kwargs.of(members[0])
+        items, rows = [one.item for one in requests], [one.features for one in requests]
+        generate_kwargs = self.generate_kwargs.of(items[0])
         options = self.prefill_options.options(half, self.processor, rows[0])
-        options |= generate_kwargs.options(half, self.processor, members)
+        options |= generate_kwargs.options(half, self.processor, items)
         endings: list[Any] = (
             [EndsAtStopString(generate_kwargs, self.processor)] if generate_kwargs.stop else []
         )
@@ -128,10 +128,10 @@ class TransformersEngine:
         if endings:
             options["stopping_criteria"] = StoppingCriteriaList(endings)
         inputs = prompts_for(
-            half, self.processor, rows, [m.prompt for m in members], generate_kwargs.generation
+            half, self.processor, rows, [item.prompt for item in items], generate_kwargs.generation
         )
-        kwargs = requests[0].work is not None
-        generate_kwargs = self.bounded(half, inputs, generate_kwargs, members, whole=kwargs)
+        is_live = requests[0].work is not None
+        generate_kwargs = self.bounded(half, inputs, generate_kwargs, items, whole=is_live)
         features = Features(merge_rows(rows), rows[0].needs, merge_blank(rows))
         return [*run_generate(half, self.processor, inputs, features, generate_kwargs, **options)]
 
@@ -141,16 +141,16 @@ class EndsAtStopString(StoppingCriteria):
 
     def __init__(self, generate_kwargs: GenerateKwargs, processor: Any) -> None:
         self._generate_kwargs, self._processor = generate_kwargs, processor
-        self._begun: int | None = None
+        self._prompt_length: int | None = None
         """Number of tokens before the first generated one. The first call follows that token."""
 
     def __call__(
         self, input_ids: torch.Tensor, scores: torch.Tensor, **kwargs: Any
     ) -> torch.BoolTensor:
         """Return which rows end here, of shape [rows]."""
-        if self._begun is None:
-            self._begun = input_ids.shape[1] - 1
-        rows = input_ids[:, self._begun :].tolist()
+        if self._prompt_length is None:
+            self._prompt_length = input_ids.shape[1] - 1
+        rows = input_ids[:, self._prompt_length :].tolist()
         ended = [self._generate_kwargs.stopped(self._processor, row) for row in rows]
         return torch.tensor(ended, device=input_ids.device)  # type: ignore[return-value]
 
@@ -176,16 +176,16 @@ def generate_rows(
     rows: Sequence[FeatureRecord],
     prompts: Sequence[str],
     max_new_tokens: int,
-    requests: SamplingParams | None = None,
+    params: SamplingParams | None = None,
     **options: Any,
 ) -> Iterator[CaptionOutput]:
     """Yield the captions of rows from one call of `generate`, each at most `max_new_tokens` tokens
     long."""
-    requests = requests or SamplingParams()
-    inputs = prompts_for(half, processor, rows, prompts, requests)
+    params = params or SamplingParams()
+    inputs = prompts_for(half, processor, rows, prompts, params)
     features = Features(merge_rows(rows), rows[0].needs, merge_blank(rows))
     yield from generate_captions(
-        half, processor, inputs, features, max_new_tokens, requests, **options
+        half, processor, inputs, features, max_new_tokens, params, **options
     )
 
 
@@ -195,11 +195,11 @@ def generate_captions(
     inputs: Mapping[str, Any],
     features: Mapping[str, Any],
     max_new_tokens: int,
-    requests: SamplingParams,
+    params: SamplingParams,
     **options: Any,
 ) -> Iterator[CaptionOutput]:
     """Yield the captions of prepared inputs, each at most `max_new_tokens` tokens long."""
-    generate_kwargs = GenerateKwargs(requests, max_new_tokens)
+    generate_kwargs = GenerateKwargs(params, max_new_tokens)
     yield from run_generate(half, processor, inputs, features, generate_kwargs, **options)
 
 
@@ -231,7 +231,7 @@ def run_generate(
 
 
 def _groups(requests: Sequence[DecodeRequest]) -> Iterator[list[int]]:
-    """Yield the indexes of rows that can be decoded together. Images and videos cannot, nor can
+    """Yield the indexes of rows that can be decoded group. Images and videos cannot, nor can
     rows with different settings."""
     found: dict[tuple[str, ...], list[int]] = {}
     for index, one in enumerate(requests):

@@ -1,7 +1,7 @@
 """Slot versions of transformers' KV-cache layers, with tensors of a fixed shape.
 
 Each sequence has a slot and writes at its own column. Columns beyond it hold an earlier sequence's
-data or nothing, and are masked. So a sequence's numbers do not depend on the sequences beside it.
+data or nothing, and are masked. So a sequence's numbers do not depend on its neighbours.
 """
 
 from collections.abc import Mapping
@@ -189,7 +189,7 @@ def index_of(layer: Any) -> dict[str, str]:
     if not names:
         return {}
     if len(names) > 1 or len(methods) != 1:
-        raise UnsupportedCacheError(f"it remembers more in a {type(layer).__name__} than an index")
+        raise UnsupportedCacheError(f"unknown tensors in the cache layer {type(layer).__name__}")
     return {methods[0]: names[0]}
 
 
@@ -225,7 +225,7 @@ class StateAndSlotLayer(StateLayer, SlotLayer):  # type: ignore[override]
         SlotLayer.__init__(self, template, shape, lengths)
 
     def lazy_initialization(self, *_: Any, **__: Any) -> None:
-        """Do nothing: there is room from the start."""
+        """Do nothing: the tensors exist from the start."""
 
     def put(self, slot: int, sequence: Any, tokens: int) -> None:
         StateLayer.put(self, slot, sequence, tokens)
@@ -233,11 +233,11 @@ class StateAndSlotLayer(StateLayer, SlotLayer):  # type: ignore[override]
 
 
 STATES = ("conv_states", "recurrent_states")
-"""Names under which a layer has its states, each by number."""
+"""Attributes with a layer's states, which are numbered."""
 
 
 def rows_of(states: Mapping[int, Any], rows: int) -> dict[int, Any]:
-    """Return as much of so many rows as these are of one; what is no tensor stays."""
+    """Return zeros for `rows` rows, of the type of one row's states. Non-tensors stay."""
     return {
         index: state.new_zeros(rows, *state.shape[1:]) if torch.is_tensor(state) else state
         for index, state in states.items()

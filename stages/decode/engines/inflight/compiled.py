@@ -103,13 +103,13 @@ def _failure(error: Exception) -> UsageError | None:
     for cause in causes(error):
         if isinstance(cause, OSError):
             return UsageError(
-                f"a compiled step cannot be kept: {first_line(cause)}",
-                hint=f"Name another folder in TORCHINDUCTOR_CACHE_DIR, or {advice}",
+                f"cannot store the compiled step: {first_line(cause)}",
+                hint=f"Set TORCHINDUCTOR_CACHE_DIR to another folder, or {advice}",
             )
     if not isinstance(error, TorchDynamoException):
         return None
     message = first_line(error)[:200]
     return UsageError(
-        f"a step of this model cannot be compiled: {message}",
+        f"cannot compile the decode step of this model: {message}",
         hint=f"{advice[0].upper()}{advice[1:]}",
     )

@@ -36,17 +36,17 @@ def slot_terms(load: SlotLoad) -> Iterator[SlotTerm]:
         why += f", and states of {counted(pool.rows, 'row')} x {memory.states(each):,} bytes"
     yield SlotTerm("kv", kept, why)
     prompt, step = load.prompt_bytes, step_bytes(memory, pool, each)
-    why = f"one prompt of {load.tokens:,} tokens, which is read alone"
+    why = f"one prompt of {load.tokens:,} tokens, prefilled alone"
     if step > prompt:
         why = f"a token of each of {counted(pool.rows, 'row')}"
         why += " and a layer's cache of all" if pool.copied else ""
     yield SlotTerm("activation", max(prompt, step), why)
     trial = trial_bytes(memory, layout, slots, load.tokens, each) - kept - max(prompt, step)
     if slots > 1 and trial > 0:  # if a check with one slot does not fit, batches of one run instead
-        yield SlotTerm("kv", trial, "what is tried first: two prompts and a pool")
+        yield SlotTerm("kv", trial, "the check before use: two prompts and a pool")
     if load.engine.by_chunk:
         shared = memory.bytes(load.tokens, each) + memory.states(each)
-        why = f"what the prompts of a chunk have in common: at most {load.tokens:,} tokens"
+        why = f"the shared prefix of a chunk's prompts: at most {load.tokens:,} tokens"
         yield SlotTerm("kv", shared, why)
     if load.engine.compiled:
         yield compiler_term(memory, load.device)
@@ -55,7 +55,7 @@ def slot_terms(load: SlotLoad) -> Iterator[SlotTerm]:
 def compiler_term(memory: RowMemory, device: str) -> SlotTerm:
     """Return the host memory of a compiled step in its process."""
     layers = sum(kind.layers for kind in memory.kept)
-    why = f"torch's compiler, and a step of {counted(layers, 'layer')} in it"
+    why = f"torch's compiler and a step of {counted(layers, 'layer')} in it"
     size = COMPILER_BYTES + layers * COMPILED_LAYER_BYTES
     return SlotTerm("host" if device.startswith("cuda") else "workspace", size, why)
 

@@ -48,7 +48,7 @@ class InflightEngine:
     def __init__(self, job: DecodeJob) -> None:
         self._job = job
         self._transformers = TransformersEngine(job)
-        self._check = EngineCheck(reason="it was not tried")
+        self._check = EngineCheck(reason="not checked")
         self._engine = engines_for(job.engine)[0]
         self._step = CompiledStep(job.half.device) if self._engine.compiled else None
         self._prefix = SharedPrefix() if self._engine.by_chunk else None
@@ -71,7 +71,7 @@ class InflightEngine:
             return self._engine.name
         if len(engines_for(self._job.engine)) == 1:
             raise UsageError(
-                f"engine {self._engine.name} cannot run this model: {self._check.reason}",
+                f"engine {self._engine.name} does not work with this model: {self._check.reason}",
                 hint=f"Use --engine {AUTO} or {self._transformers.name}",
             )
         return self._transformers.name
@@ -107,12 +107,12 @@ class InflightEngine:
     def set_on_partial(self, on_partial: OnPartial) -> None:
         self._on_partial = on_partial
 
-    def generate_batch(self, request: Sequence[DecodeRequest]) -> Sequence[CaptionOutput]:
+    def generate_batch(self, requests: Sequence[DecodeRequest]) -> Sequence[CaptionOutput]:
         """Return the captions of these requests; each runs alone in a pool."""
         if self._check.reason:
-            return self._transformers.generate_batch(request)
+            return self._transformers.generate_batch(requests)
         assert self._scheduler is not None
-        return [self._output(self._scheduler.run_alone(one)) for one in request]
+        return [self._output(self._scheduler.run_alone(one)) for one in requests]
 
     def _publish_groups(
         self, rows: RequestPrefetcher, oom_retry: OomRetry
@@ -205,27 +205,24 @@ class InflightEngine:
         prompts = [request.item.prompt]
         inputs = prompts_for(half, processor, [row], prompts, generate_kwargs.generation)
         features = Features(merge_rows([row]), row.needs, merge_blank([row]))
-        return (
-            inputs,
-            features,
-            {**self._transformers.prefill_options.options(half, processor, row), **chosen},
-        )
+        options = self._transformers.prefill_options.options(half, processor, row)
+        return inputs, features, options | chosen
 
     def _run_check(self, request: DecodeRequest) -> EngineCheck:
         if self._transformers.generate_kwargs.generation.beams > 1:
-            return EngineCheck(reason="its captions are searched by beams")
+            return EngineCheck(reason="beam search is not supported")
         if self._job.kv:
-            return EngineCheck(reason="its cache is kept elsewhere or in few bits")
+            return EngineCheck(reason="an offloaded or quantized KV cache is not supported")
         precision = self._job.half.precision
         if precision in self._engine.refused_precisions:  # the check's inputs may have no outliers
-            return EngineCheck(reason="products in 8 bit look at all rows")
+            return EngineCheck(reason="8-bit products depend on all rows")
         plain = request.item._replace(settings="")
         request = request._replace(item=plain, work=None)
         longer = plain._replace(prompt=plain.prompt + LONGER_SUFFIX)
-        requests = (request, request._replace(item=longer))
+        pair = (request, request._replace(item=longer))
         if self._prefix is not None:
             try:
-                result = self._transformers.half.use(partial(self._check_pair, *requests))
+                result = self._transformers.half.use(partial(self._check_pair, *pair))
                 if not result.reason:
                     return result
                 self._no_prefix_reason = result.reason
@@ -236,7 +233,7 @@ class InflightEngine:
             self._prefix = None
             release_memory()
         try:
-            return self._transformers.half.use(partial(self._check_pair, *requests))
+            return self._transformers.half.use(partial(self._check_pair, *pair))
         except UnsupportedCacheError as error:
             return EngineCheck(reason=str(error))
 
@@ -264,9 +261,8 @@ class InflightEngine:
 
     def _text(self, state: SequenceState) -> tuple[str, bool]:
         generate_kwargs = self._transformers.generate_kwargs.of(state.request.item)
-        return next(
-            iter(generate_kwargs.texts_of(self._transformers.processor, [state.output_ids]))
-        )
+        found = generate_kwargs.texts_of(self._transformers.processor, [state.output_ids])
+        return next(iter(found))
 
 
 def slot_count(job: DecodeJob) -> int:

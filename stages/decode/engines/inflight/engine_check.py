@@ -123,7 +123,7 @@ def _check_layout_in(
         found, message = catch_oom(partial(check_layout, row, other, reference, *pools))
         if message is None:
             return replace(found.pop(), layout=layout)
-    return EngineCheck(reason=f"there was not the memory to try it: {message}", out_of_memory=True)
+    return EngineCheck(reason=f"the check ran out of memory: {message}", out_of_memory=True)
 
 
 def check_layout(
@@ -144,7 +144,7 @@ def check_layout(
             raise
         if row.step is not None and isinstance(error, PenstockError):
             raise  # a compiler's own message, and no other engine may run
-        return EngineCheck(reason=f"it fails in slots: {type(error).__name__}: {error}"[:200])
+        return EngineCheck(reason=f"error in slots: {type(error).__name__}: {error}"[:200])
 
 
 def _compare(
@@ -158,19 +158,17 @@ def _compare(
     expected = [logits[0].float() for logits in reference.logits[: len(alone)]]
     found = relative_difference(expected, [logits.float() for logits in alone])
     if found > ROUNDINGS * tolerance(row.model.dtype):
-        return EngineCheck(reason=f"in slots its numbers are others, by {found:.1e}")
+        return EngineCheck(reason=f"its output differs in slots, by {found:.1e}")
     if not _same(
         alone, _teacher_force(row, reference, SlotPool(row, shape), shape.slots - 1, other)
     ):
-        return EngineCheck(reason="its numbers hang on what is beside a row")
+        return EngineCheck(reason="its output depends on neighbouring slots")
     wider = [_teacher_force(row, reference, SlotPool(row, other_shape), 0, other)]
     if shape.rows > MIN_STEP_ROWS:  # smaller jobs may have fewer rows, which may agree by chance
         alone += _teacher_force(other, reference, SlotPool(row, shape), 0)
         wider.append(_teacher_force(other, reference, SlotPool(row, other_shape), 0))
     if not _same(alone, list(chain.from_iterable(wider))):
-        return EngineCheck(
-            reason="its numbers hang on how large the pool is", depends_on_pool_size=True
-        )
+        return EngineCheck(reason="its output depends on the pool size", depends_on_pool_size=True)
     return EngineCheck()
 
 

@@ -107,7 +107,7 @@ def prefill_row(
 
     generate(half, inputs, features, custom_generate=park, **options)
     if len(read) != 1:
-        raise UnsupportedCacheError("its generate does not read a prompt as others do")
+        raise UnsupportedCacheError("its generate has its own prefill")
     return read[0]
 
 
@@ -122,21 +122,21 @@ def positions_of(half: Any, inputs: Mapping[str, Any], features: Mapping[str, An
 
     generate(half, inputs, features, custom_generate=note, max_new_tokens=1, min_new_tokens=0)
     if len(seen_positions) != 1 or seen_positions[0] is None:
-        raise UnsupportedCacheError("it is not told the positions of tokens")
+        raise UnsupportedCacheError("generate passes it no token positions")
     return seen_positions[0]
 
 
 def _refuse(model: Any, stopping_criteria: Any, kwargs: Mapping[str, Any]) -> None:
     """Raise UnsupportedCacheError for anything that cannot be done sequence by sequence."""
     if kwargs.get("position_ids") is None and not model.config.is_encoder_decoder:
-        raise UnsupportedCacheError("it is not told the positions of tokens")
+        raise UnsupportedCacheError("generate passes it no token positions")
     mask = kwargs.get("attention_mask")
     if mask is not None and (mask == 0).any():
-        raise UnsupportedCacheError("some of its prompt is masked")
+        raise UnsupportedCacheError("its prompt is partly masked")
     if others := [
         type(each).__name__ for each in stopping_criteria if type(each).__name__ not in ENDINGS
     ]:
-        raise UnsupportedCacheError(f"its captions may end by {others[0]}")
+        raise UnsupportedCacheError(f"unsupported stopping criterion {others[0]}")
 
 
 def _prefilled(
@@ -247,12 +247,12 @@ def _shared_tokens(half: Any, inputs: Mapping[str, Any]) -> int:
     if half.config.is_encoder_decoder:
         raise UnsupportedCacheError("its prompt goes to an encoder")
     if choose_route(half).route != "protocol":
-        raise UnsupportedCacheError("its pictures are not handed to generate")
+        raise UnsupportedCacheError("its image features are not passed to generate")
     ids = inputs["input_ids"][0]
     image_ids = torch.tensor(sorted(placeholder_ids(half.config)), device=ids.device)
     positions_of_images = torch.isin(ids, image_ids).nonzero().flatten().tolist()
     if not positions_of_images or positions_of_images[-1] + 1 >= len(ids):
-        raise UnsupportedCacheError("its prompts do not begin with their pictures")
+        raise UnsupportedCacheError("its prompts do not start with their images")
     return int(positions_of_images[-1]) + 1
 
 

@@ -213,9 +213,9 @@ class InflightScheduler:
         self._preempted: deque[DecodeRequest] = deque()
         """Preempted requests: they ran when memory ran out and start again."""
         self._run_alone: deque[DecodeRequest] = deque()
-        """Requests that did not fit beside others and will run alone."""
+        """Requests that did not fit next to others and will run alone."""
         self._last_prefill_failed = False
-        """Whether the last prefill beside running sequences ran out of memory."""
+        """Whether the last prefill ran out of memory while sequences were running."""
 
     def run(self, requests: RequestPrefetcher) -> Iterator[SequenceState | None]:
         """Yield each sequence when it ends, and None before waiting for further requests. A request

@@ -66,7 +66,7 @@ def slot_layer_for(layer: Any, shape: PoolShape, lengths: torch.Tensor) -> Any:
         return SLOT_LAYERS[type(layer)](layer, shape, lengths)
     if isinstance(layer, DynamicLayer) and type(layer).update is DynamicLayer.update:
         return IndexedLayer(layer, shape, lengths)
-    raise UnsupportedCacheError(f"it remembers rows in a {type(layer).__name__}")
+    raise UnsupportedCacheError(f"no slot version of the cache layer {type(layer).__name__}")
 
 
 class SlotCache:
@@ -81,7 +81,7 @@ class SlotCache:
         self._chunk = _chunk(template.model)
         layers = [slot_layer_for(layer, shape, lengths) for layer in template.cache.layers]
         if not any(isinstance(layer, SlotLayer) for layer in layers):
-            raise UnsupportedCacheError("no layer of it says where a row is")
+            raise UnsupportedCacheError("no cache layer tracks the position of a sequence")
         self.cache = Cache(layers=layers)
         self._widen(shape.columns)
 
@@ -118,7 +118,7 @@ class SlotCache:
         self._rings: torch.Tensor | None = None
         rings = [layer for layer in self.cache.layers if isinstance(layer, RingLayer)]
         if len({ring.sliding_window for ring in rings}) > 1:
-            raise UnsupportedCacheError("its windows are of several widths")
+            raise UnsupportedCacheError("its sliding windows have different widths")
         for ring in rings:
             ring.offset = 0
         if not rings or rings[0].columns == columns:
