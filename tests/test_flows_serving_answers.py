@@ -128,7 +128,7 @@ def test_answers_tell_that_a_picture_is_cut_short(server: Serving, route: str) -
     cut = whole[: len(whole) * 2 // 3]
     for _ in range(2):  # made, and from the store
         (warning,) = told(server.ask("POST", route, cut))["warnings"]
-        assert warning.startswith("cut short")
+        assert warning.startswith("truncated")
 
 
 def test_searches_find_alike(

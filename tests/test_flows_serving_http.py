@@ -218,7 +218,7 @@ def test_posts_of_other_sites(client: TestClient, headers: dict[str, str], refus
     assert answer.status_code >= 400 and "access-control-allow-origin" not in answer.headers
 
 
-CUT = ["cut short: the picture's missing part is grey"]
+CUT = ["truncated: the missing part of the image is grey"]
 
 
 def events_of(text: str) -> list[dict[str, Any]]:

@@ -72,7 +72,7 @@ def test_frames_before_a_keyframe_that_lean_on_earlier_ones_are_left_out(tmp_pat
 
 def test_what_no_container_can_describe_is_refused(tmp_path: Path) -> None:
     path = write_video(tmp_path / "a.avi", ticks=range(60), codec="rawvideo")
-    with pytest.raises(MediaError, match="no container takes its packets"):
+    with pytest.raises(MediaError, match="no container accepts its packets"):
         ClipCutter(path).copy(0.5, 1.0, tmp_path / "cut")
     assert [p.name for p in tmp_path.iterdir()] == ["a.avi"]
 
@@ -96,7 +96,7 @@ def test_a_video_of_one_keyframe_is_not_copied_over_and_over(
     path = write_video(tmp_path / "a.mp4", ticks=range(120), gop=500)
     monkeypatch.setattr(clip_copy, "LEAD_SECONDS", 2.0)
     check(path, tmp_path, 1.9, 2.5)
-    with pytest.raises(MediaError, match=r"its keyframe is 3 s before 3\.0 s"):
+    with pytest.raises(MediaError, match=r"the nearest keyframe is 3 s before 3\.0 s"):
         ClipCutter(path).copy(3.0, 4.0, tmp_path / "cut")
 
 

@@ -53,7 +53,7 @@ QUICK = {
 }
 DAMAGED = {
     "awkward/trunc_faststart.mp4": "of the 24.02 s it announces",
-    "awkward/bitflip.mp4": "frames taken are damaged",
+    "awkward/bitflip.mp4": "decoded frames are damaged",
 }
 UNUSABLE = {
     "tc_audio.mp3": "no-video",

@@ -94,7 +94,7 @@ def test_a_jpeg_cut_short_is_used_with_a_warning(tmp_path: Path) -> None:
     whole = read_image(path)[1].pixels
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     media, chunk = read_image(path)
-    assert media.warnings == ("cut short: the picture's missing part is grey",)
+    assert media.warnings == ("truncated: the missing part of the image is grey",)
     np.testing.assert_array_equal(chunk.pixels[0, :8], whole[0, :8])
 
 
@@ -181,7 +181,7 @@ def test_of_several_pictures_in_a_file_the_first_is_taken_with_a_warning(
     options: Any = {"lossless": True} if name == "a.webp" else {}
     several[0].save(tmp_path / name, save_all=True, append_images=several[1:], **options)
     media, chunk = read_image(tmp_path / name)
-    assert media.warnings == ("holds 3 pictures, of which the first is captioned",)
+    assert media.warnings == ("only the first of its 3 images is used",)
     np.testing.assert_array_equal(chunk.pixels[0], picture(3))
 
 

@@ -192,7 +192,7 @@ def test_a_folder_that_goes_away_is_told_as_such(tmp_path: Path) -> None:
     heard: list[Event] = []
     out = tmp_path / "out"
     process = start("loses_its_folder", out / "logs", heard, out=str(out))
-    with pytest.raises(EnvironmentFault, match=f"{out}/logs is gone") as caught:
+    with pytest.raises(EnvironmentFault, match=f"{out}/logs is missing") as caught:
         process.wait()
     assert "run the same command again" in caught.value.hint
     assert [event.key for event in heard if isinstance(event, Item)] == ["one"]

@@ -287,7 +287,7 @@ def test_torch_on_another_card_is_seen(monkeypatch: pytest.MonkeyPatch, tmp_path
         uuid = gpus.gpu(1).uuid.removeprefix("GPU-")
 
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: Properties)
-    with pytest.raises(EnvironmentFault, match="torch computes on the GPU GPU-fa4e0001"):
+    with pytest.raises(EnvironmentFault, match="torch uses GPU-fa4e0001"):
         check_same_card(CARD)
     Properties.uuid = gpus.gpu(0).uuid.removeprefix("GPU-")
     check_same_card(CARD)

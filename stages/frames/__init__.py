@@ -4,9 +4,10 @@ from stages.frames.job import FramesJob
 from stages.process.stage import StageSpec
 
 OUTPUT_VERSION = 4
-"""Raised when this stage's own output changes for the same inputs; part of every key below it."""
+"""Raised when this stage's output changes for the same inputs; part of every cache key that depends
+on it."""
 PACK_BYTES = 64 << 20
-"""Pictures are stored as soon as they come to this many bytes."""
+"""Images are stored as soon as they reach this many bytes."""
 STAGE = StageSpec(
     name="frames",
     reads="",

@@ -17,17 +17,17 @@ from stages.frames.timeline import Keyframes, VideoPacket
 from stages.process.memory_limit import room
 
 MAX_BAD_PACKETS = 1000
-"""So many packets in a row that cannot be decoded (some 40 s) are taken for the end of the file;
-after that, one try is made at each place that is sought."""
+"""After so many undecodable packets in a row (some 40 s), the end of the file is assumed. From then
+on, one packet is tried after each seek."""
 SEEK_PAYS_PACKETS = 64
-"""A nearer keyframe is reached sooner by reading on than by seeking."""
+"""A keyframe that is nearer than this is reached faster by reading than by seeking."""
 
 MAX_THREADS = 16
-"""Each thread of the decoder holds frames; FFmpeg itself takes no more than this unasked."""
+"""Each decoder thread holds frames; FFmpeg itself uses at most this many by default."""
 MIN_FREE_FRAMES = 4
 PIXEL_BYTES = 4
-"""Where memory is so short that fewer pictures of so many bytes a pixel find room, none is believed
-to be damaged."""
+"""If there is no room for MIN_FREE_FRAMES frames with so many bytes per pixel, a decoding error
+counts as out of memory."""
 NOT_LANDED = 1 << 62
 """Later than any time in a file."""
 
@@ -35,8 +35,8 @@ _Identity = tuple[int | None, int | None, int]
 
 
 class _Packets(Iterator[VideoPacket]):
-    """An iterator of packets that can take its last packet back. Chaining iterators instead would
-    nest one per seek for the whole video."""
+    """An iterator of packets that can take its last packet back. Chained iterators would nest once
+    per seek."""
 
     def __init__(self, source: Iterator[VideoPacket]) -> None:
         self._source = source
@@ -57,26 +57,26 @@ class Decoder:
         """Open a video; `threads` 0 takes all cores. Raises MediaError."""
         self.path = path
         self.ordinal = -1
-        """The last packet given to the decoder, counted from 0 in the order of the file."""
+        """Number of the last packet that was decoded, from 0 in file order."""
         self.bad_packets = 0
         """Packets that could not be decoded so far."""
         self.frames_out = 0
-        """Frames handed out since the start of the file; means nothing after a seek."""
+        """Frames returned since the start of the file; meaningless after a seek."""
         self.keyframes: Keyframes | None = None
-        """Where leaps may lead."""
+        """Possible seek targets."""
         self.jumps: tuple[tuple[int, int], ...] = ()
         """(packet ordinal, ticks to add to its time and to all later ones)."""
         self.disbelieved: frozenset[int] = frozenset()
-        """Ordinals of packets whose time is taken away, and so that of their frames."""
+        """Ordinals of packets whose times are wrong and therefore dropped."""
         self.seek_plan: SeekPlan | None = None
-        """The route, which tells what need not be decoded; None: everything is."""
+        """Plan of packets that need no decoding; None: all are decoded."""
         self.landed: int | None = None
-        """Ticks of the first whole frame after the last leap, NOWHERE until it has come; None
-        without a leap, and where packets after it turned out to be damaged."""
+        """Ticks of the first frame after the last seek; NOT_LANDED until it is decoded. None
+        without a seek, and after damaged packets."""
         self.sent: array[int] = array("q")
-        """Ticks of the packets decoded since the start while there was no route."""
+        """Ticks of the packets decoded since the start without a seek plan."""
         self.threads = threads or min(MAX_THREADS, len(os.sched_getaffinity(0)))
-        """How many threads decode."""
+        """Number of decoder threads."""
         self._seek_target: int | None = None
         self._first: _Identity | None = None
         self._ready: deque[VideoFrame] = deque()
@@ -88,12 +88,12 @@ class Decoder:
         self._begin()
 
     def close(self) -> None:
-        """Give back the file and the decoder's memory."""
+        """Close the file and release the decoder's memory."""
         self._ready.clear()
         self.container.close()
 
     def survey_packets(self) -> Iterator[VideoPacket]:
-        """Yield all packets, not decoded; `restart` before decoding."""
+        """Yield all packets without decoding; call `restart` before decoding."""
         for packet in self._packets:
             if self.ordinal < 0:
                 self._first = _identity(packet)
@@ -101,7 +101,7 @@ class Decoder:
             yield packet
 
     def restart(self) -> None:
-        """Go back to the start, without opening the file again where it can be sought."""
+        """Return to the start, by seeking if possible, else by opening the file again."""
         self._bad_in_a_row = 0
         self.landed = None
         self.sent = array("q")
@@ -121,7 +121,7 @@ class Decoder:
         self._begin()
 
     def pull(self) -> VideoFrame | None:
-        """Return the next frame in order of display, None at the end."""
+        """Return the next frame in display order; None at the end."""
         while not self._ready and not self._ended:
             if self._seek_target is not None:
                 self._land(self._seek_target)
@@ -129,7 +129,7 @@ class Decoder:
                 self.seek_plan
                 and (target := self.seek_plan.seek_target(self.ordinal + 1)) is not None
             ):
-                # First out with what the decoder holds.
+                # Drain the decoder first.
                 self._seek_target = target
                 self._decode(None)
             else:
@@ -153,8 +153,8 @@ class Decoder:
             self._decode(packet)
 
     def _land(self, target: int) -> None:
-        """Go on from a keyframe. Where the file does not lead there, go on from the start, without
-        leaps."""
+        """Continue at a keyframe. If the seek does not lead there, start over and decode
+        everything."""
         self._seek_target = None
         if target == END:
             self._ended = True
@@ -182,7 +182,7 @@ class Decoder:
             self.decode_everything()
 
     def decode_everything(self) -> None:
-        """Start over, and decode everything on the way from now on."""
+        """Start over, without any further seeks."""
         if self.seek_plan is not None:
             self.seek_plan.disable()
         self.restart()
@@ -210,7 +210,7 @@ class Decoder:
             return
         skips = not self.seek_plan.needs(packet.pts)
         if skips != self._skips:
-            # Frames that no other frame refers to need not be decoded to get the others right.
+            # Frames that no other frame refers to need no decoding.
             self.stream.codec_context.skip_frame = "NONREF" if skips else "DEFAULT"
             self._skips = skips
 
@@ -222,16 +222,16 @@ class Decoder:
             self._ended = True
         except av.error.FFmpegError as error:
             if self._starves():
-                raise MemoryError(f"no room for pictures of {self.stream.width} pixels") from error
-            # Memory that cannot be had is damage too: the size of a picture was misread.
+                raise MemoryError(f"no room for frames {self.stream.width} pixels wide") from error
+            # An impossible allocation is damage, too: the frame size was misread.
             self.landed = None
             self.bad_packets += 1
             self._bad_in_a_row += 1
             self._ended = self._ended or self._bad_in_a_row > MAX_BAD_PACKETS
 
     def _starves(self) -> bool:
-        """Return whether this process has hardly any memory left. FFmpeg takes a picture that it
-        gets no memory for as one that cannot be decoded, and says no more than that."""
+        """Return whether this process has hardly any memory left. FFmpeg reports a failed frame
+        allocation as an undecodable packet."""
         context = self.stream.codec_context
         return room() < MIN_FREE_FRAMES * context.width * context.height * PIXEL_BYTES
 

@@ -1,8 +1,8 @@
 """The list of accepted file formats. Each is complete in one file.
 
 A playlist, a manifest or a concatenation names other files, which an attacker could choose freely.
-The files it names can also change while it stays the same. FFmpeg gets a list of allowed formats
-instead of forbidden ones, because a new version may add another format of that kind.
+Those files can also change while the playlist stays the same. FFmpeg gets a list of allowed
+formats, because a new version may add another format of that kind.
 """
 
 from pathlib import Path
@@ -21,16 +21,16 @@ IMAGES = (
     "pgmyuv_pipe,pgx_pipe,phm_pipe,png_pipe,ppm_pipe,psd_pipe,qoi_pipe,sgi_pipe,sunrast_pipe,"
     "tiff_pipe,webp_pipe,xbm_pipe,xpm_pipe,xwd_pipe"
 )
-"""Pictures with a video's suffix; SVG is not among them, because it can name other files."""
+"""Images with a video's suffix. SVG is left out, because it can name other files."""
 SOUND = "aac,ac3,aiff,ape,amr,au,caf,dts,eac3,flac,loas,mp3,opus,tta,w64,wav,wv"
-"""Opened to say that they hold no video."""
+"""Formats that are opened only to report that they hold no video."""
 OPTIONS = {
     "format_whitelist": f"{VIDEO},{IMAGES},{SOUND}",
     "protocol_whitelist": "file",
-    # Of what looks like a series of pictures by its name, the file itself.
+    # Open the file itself even if its name looks like an image sequence.
     "pattern_type": "none",
 }
-"""Options that FFmpeg is given when it opens somebody's file."""
+"""FFmpeg options for opening user files."""
 PILLOW = (
     "JPEG",
     "PNG",
@@ -50,14 +50,14 @@ PILLOW = (
     "PSD",
     "QOI",
 )
-"""Pictures that Pillow reads by itself; for EPS, say, it would start another program. The first
+"""Image formats that Pillow reads without starting another program, as it would for EPS. The first
 five need no plug-in."""
 HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1", b"msf1")
-"""Brands that an iPhone's picture names after `ftyp`."""
+"""Brands after `ftyp` in an iPhone's image."""
 AVIF_BRANDS = (b"avif", b"avis")
-"""Brands of a picture that Pillow reads, whatever brand is named before them."""
+"""Brands of images that Pillow reads, whatever brand precedes them."""
 BRANDS_BYTES = 64
-"""Bytes at the start in which a picture's brands are."""
+"""Bytes at the start that hold the brands of an image."""
 PLAYLISTS = {
     b"#EXTM3U": "an HLS playlist",
     b"ffconcat": "a list for FFmpeg",
@@ -67,12 +67,12 @@ PLAYLISTS = {
     b"[playlist]": "a playlist",
     b"<asx": "a playlist",
 }
-"""How texts begin that name other files → names of these kinds of text."""
+"""First bytes of text files that name other files → name of the format."""
 
 
 def image_formats(path: Path) -> tuple[str, ...]:
-    """Return the formats that a picture may be in; the plug-in for those of iPhones is loaded for
-    what looks like one. Raises OSError."""
+    """Return the Pillow formats to try for an image. If it looks like HEIC, load that plug-in.
+    Raises OSError."""
     if not is_heic(path):
         return PILLOW
     from pillow_heif import register_heif_opener
@@ -82,7 +82,7 @@ def image_formats(path: Path) -> tuple[str, ...]:
 
 
 def is_heic(path: Path) -> bool:
-    """Tell whether a file begins as an iPhone's picture does. Raises OSError."""
+    """Return whether a file begins like an iPhone's image. Raises OSError."""
     with path.open("rb") as file:
         start = file.read(BRANDS_BYTES)
     end = min(len(start), int.from_bytes(start[:4]))
@@ -93,6 +93,6 @@ def is_heic(path: Path) -> bool:
 
 
 def playlist_in(start: bytes) -> str:
-    """Return what kind of playlist a file is that begins so; empty for none."""
+    """Return the kind of playlist that begins with `start`; empty if it is none."""
     text = start.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
     return next((w for sign, w in PLAYLISTS.items() if text.startswith(sign.lower())), "")

@@ -19,17 +19,17 @@ from artifacts.errors import MediaError
 from artifacts.schema import FrameFit
 
 FILTER = Interpolation.BICUBIC
-"""swscale widens it with the scale, so that downscaling does not alias."""
+"""swscale scales this filter with the image, so downscaling does not alias."""
 SQUARE_ENOUGH = 0.01
-"""Pixels whose shape differs from a square by no more than this are not stretched."""
+"""Frames whose pixel aspect differs from 1 by at most this are not stretched."""
 
 HIGH_DYNAMIC_RANGE = frozenset((ColorTrc.SMPTE2084, ColorTrc.ARIB_STD_B67))
-"""The transfer curves PQ and HLG. Taken as they are for a plain screen, they look washed out."""
+"""The transfer curves PQ and HLG. Without tone mapping they look washed out."""
 MATRICES = frozenset((0, 1, 2, 4, 5, 6, 7, 9))
-"""Ways from YUV to RGB, by their number in ITU-T H.273, that swscale knows. It refuses a picture of
-another one, though no eye would be the judge of that."""
+"""Matrices from YUV to RGB, by their number in ITU-T H.273, that swscale supports. It refuses
+frames with any other matrix."""
 BT2020_LIKE = frozenset((10, 13, 14))
-"""Those of the others that BT.2020 comes near to; the rest is taken for BT.709."""
+"""Unsupported matrices that are close to BT.2020; all others are treated as BT.709."""
 
 
 class FrameConverter:
@@ -37,22 +37,22 @@ class FrameConverter:
 
     def __init__(self, frame: VideoFrame, pixel_aspect: Fraction | None, fit: FrameFit) -> None:
         self.mirrored = _is_mirrored(frame)
-        """Whether left and right are swapped before the picture is turned."""
-        # FFmpeg tells the turn from where the x axis goes, which a mirrored one leaves backwards.
+        """Whether left and right are swapped before the rotation."""
+        # FFmpeg derives the rotation from the x axis, which mirroring reverses.
         self.turns = (round(frame.rotation / 90) + 2 * self.mirrored) % 4
-        """Quarter turns, counter-clockwise, that set the picture upright."""
+        """Counter-clockwise quarter turns that make the image upright."""
         self.shown_height, self.shown_width = shown_size(frame, pixel_aspect)
         """Size in pixels as a player shows it."""
         self.height, self.width = fit.size(self.shown_height, self.shown_width)
-        """Size in pixels of what `convert` gives."""
+        """Size in pixels of the output of `convert`."""
         self._reformatter, self._toner = VideoReformatter(), VideoReformatter()
 
     def allocate(self, count: int) -> NDArray[np.uint8]:
-        """Return room for `count` pictures, [count, height, width, 3]."""
+        """Return an uninitialized array for `count` images, [count, height, width, 3]."""
         return np.empty((count, self.height, self.width, 3), dtype=np.uint8)
 
     def convert(self, frame: VideoFrame, out: NDArray[np.uint8]) -> None:
-        """Fill `out` [height, width, 3]. Raises MediaError."""
+        """Convert a frame into `out` [height, width, 3]. Raises MediaError."""
         height, width = self.height, self.width
         if self.turns % 2:
             height, width = width, height
@@ -74,9 +74,9 @@ class FrameConverter:
             if hdr:
                 image = self._mapped(image)
         except av.error.FFmpegError as error:
-            # Some of these call themselves errors of the disk.
+            # Some of these errors are subclasses of OSError.
             raise MediaError(
-                f"the file holds pictures ({frame.format.name}) that cannot be shown ({error})",
+                f"frames of format {frame.format.name} cannot be converted ({error})",
                 kind="no-decoder",
                 hint="Convert it, for example to H.264 in MP4",
             ) from error
@@ -84,8 +84,8 @@ class FrameConverter:
         out[...] = np.rot90(pixels[:, ::-1] if self.mirrored else pixels, self.turns)
 
     def _mapped(self, image: VideoFrame) -> VideoFrame:
-        """Map HDR to what a plain screen shows: swscale maps tones and colours when both are named.
-        It is done at the small size: at that of a 4K frame it takes 100 ms, here one."""
+        """Map HDR to standard dynamic range; swscale does so if both transfer curves and primaries
+        are named. At the output size this takes 1 ms, at 4K 100 ms."""
         image.colorspace = 0
         if image.color_primaries not in list(ColorPrimaries):
             image.color_primaries = ColorPrimaries.BT2020
@@ -99,17 +99,17 @@ class FrameConverter:
 
 
 def _is_mirrored(frame: VideoFrame) -> bool:
-    """Return whether the file asks for the picture to be shown as in a mirror, turned or not."""
+    """Return whether the file asks for a mirrored image, with or without rotation."""
     data: Any = frame.side_data.get("DISPLAYMATRIX")
     if data is None:
         return False
-    # (x, y) is shown at (a x + c y, b x + d y); nine numbers of 32 bits in the machine's order.
+    # (x, y) is shown at (a x + c y, b x + d y); nine 32-bit numbers in native byte order.
     a, b, _, c, d, *_ = np.frombuffer(data, dtype=np.int32).tolist()
     return bool(a * d - b * c < 0)
 
 
 def shown_size(frame: VideoFrame, pixel_aspect: Fraction | None) -> tuple[int, int]:
-    """Return (height, width) in pixels with the pixels' shape and the rotation applied."""
+    """Return (height, width) in pixels after pixel aspect and rotation."""
     height, width = frame.height, frame.width
     aspect = float(pixel_aspect or 1) or 1.0
     if abs(aspect - 1) > SQUARE_ENOUGH:

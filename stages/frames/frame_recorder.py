@@ -1,4 +1,4 @@
-"""Publishes the chunks, per-medium facts and failures of the frames stage, and tracks what is
+"""Publishes the chunks, media indexes and failures of the frames stage, and knows what is
 stored."""
 
 import contextlib
@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 
 class FrameRecorder:
-    """The record sets of one cache namespace, and the report of what they store."""
+    """The record sets of one cache namespace, and the reports about new records."""
 
     def __init__(
         self,
@@ -44,15 +44,15 @@ class FrameRecorder:
         self._failed_before = self.failures.keys()
 
     def key(self, medium: MediumToCut, at: int, found: MediaIndex | None = None) -> str:
-        """Return the key of a chunk's frames; those of a picture depend on what was `found` in
-        it."""
+        """Return the cache key of a chunk's frames. An image's key also depends on its index
+        `found`."""
         key_parts = found.words(self._fit_image) if found is not None else ()
         return item_key(self._namespace, medium.digest, at, *key_parts)
 
     def publish(
         self, chunks: Sequence[tuple[MediumToCut, Chunk]], images: Sequence[MediaIndex] = ()
     ) -> None:
-        """Store chunks, and tell of those that were not there."""
+        """Store chunks and report the new ones."""
         new = self.store(chunks, images)
         for key, (medium, _) in zip(new, chunks, strict=True):
             if key:
@@ -61,8 +61,8 @@ class FrameRecorder:
     def store(
         self, chunks: Sequence[tuple[MediumToCut, Chunk]], images: Sequence[MediaIndex] = ()
     ) -> list[str]:
-        """Store chunks of videos; or `images`, what was found in each, of one chunk each. Return
-        the keys, empty of those that were there."""
+        """Store chunks. For images, `images` holds the index of each. Return their keys, with empty
+        keys for chunks that were stored before."""
         found: Sequence[MediaIndex | None] = images or [None] * len(chunks)
         records = [
             Record(
@@ -76,21 +76,22 @@ class FrameRecorder:
         return [record.key if record.key in new else "" for record in records]
 
     def finish(self, media: Sequence[tuple[MediumToCut, MediaIndex]]) -> None:
+        """Store the indexes of finished media, and report their warnings."""
         self.media.publish([Record(key=m.digest, meta=index.to_json()) for m, index in media])
-        # A medium that could not be used before, and now can, has no failure to its name.
+        # Remove the failures of media that can now be used.
         self.failures.drop([m.digest for m, _ in media if m.digest in self.failures])
         for medium, index in media:
             for warning in index.warnings:
                 self._report.warning(f"{medium.path}: {warning}")
 
     def missing_digests(self, medium: MediumToCut) -> list[str]:
-        """Return the medium's digest, if anything of it is missing. There is none if another run
-        has found meanwhile that it cannot be used."""
+        """Return the medium's digest in a list if anything of it is missing. Return an empty list
+        if another run recorded a failure of it meanwhile."""
         failed = medium.digest in self.failures and medium.digest not in self._failed_before
         return [] if failed or not self.is_missing(medium) else [medium.digest]
 
     def is_missing(self, medium: MediumToCut) -> bool:
-        """Return whether anything of a medium is not in the record sets yet."""
+        """Return whether any record of a medium is missing."""
         if medium.digest not in self.media:
             return True
         found = MediaIndex.from_json(self.media.meta(medium.digest))
@@ -101,11 +102,12 @@ class FrameRecorder:
 
     @contextlib.contextmanager
     def failing(self, medium: MediumToCut) -> Iterator[Path]:
-        """Give the path of a medium, fetched if it lies far away. Record what makes it unusable,
-        and go on. What went wrong while the file became another one is told, and not remembered."""
+        """Give the local path of a medium, fetched if it is remote. If it is unusable, record the
+        failure and continue. A failure of a file that changed meanwhile is reported, but not
+        stored."""
         self._report.begin(medium.digest)
         try:
-            # Fetching may take as long as it takes.
+            # The watchdog does not cover fetching, which has no time limit.
             with media_errors(medium), open_local(medium.path) as path, self._watchdog.over():
                 yield path
         except MediaError as error:
@@ -113,8 +115,8 @@ class FrameRecorder:
         self._report.done(medium.digest)
 
     def _record_failure(self, medium: MediumToCut, error: MediaError) -> None:
-        """Remember a failure by content, under whatever name it comes next time; unless the content
-        is not known any more."""
+        """Store a failure by content digest, independent of the file name, unless it does not
+        depend on the content."""
         message = error.message.replace(str(medium.path), "the file")
         meta = {"kind": error.kind, "message": message, "hint": error.hint}
         if error.kind not in NOT_REMEMBERED:
@@ -124,8 +126,8 @@ class FrameRecorder:
 
 @contextlib.contextmanager
 def media_errors(medium: MediumToCut) -> Iterator[None]:
-    """Raise MediaError for all that is the fault of one file, whatever a library makes of it; of a
-    disk EnvironmentFault, and what an allocator raises."""
+    """Raise MediaError for every error that one file causes, EnvironmentFault for a disk, and
+    MemoryError for a failed allocation."""
     try:
         with _of_one_file(medium):
             yield
@@ -133,35 +135,35 @@ def media_errors(medium: MediumToCut) -> Iterator[None]:
         if out_of_memory(error) and short():
             raise MemoryError(error.message) from error
         if error.kind in PASSING:
-            hint = "Check the disk it lies on; the same command then goes on"
+            hint = "Check its disk, then run the same command again to resume"
             raise EnvironmentFault(error.message, hint=hint) from error
         raise
     except OSError as error:
         raise EnvironmentFault(
             f"{medium.path} could not be read to its end ({error.strerror or error})",
-            hint="Check the disk it lies on; the same command then goes on",
+            hint="Check its disk, then run the same command again to resume",
         ) from error
     except (PenstockError, MemoryError):
         raise
     except Exception as error:
         if out_of_memory(error):
             raise
-        # One file must not end the run.
+        # One bad file must not stop the run.
         log.warning("while cutting %s", medium.path, exc_info=True)
         raise MediaError(
             f"{medium.path} cannot be read ({type(error).__name__}: {error})",
             kind="unexpected",
-            hint="Convert it, for example to H.264 in MP4; the log of the stage says more",
+            hint="Convert it, for example to H.264 in MP4; see the log of the stage",
         ) from error
 
 
 @contextlib.contextmanager
 def _of_one_file(medium: MediumToCut) -> Iterator[None]:
-    """Raise MediaError when a medium's file is another one by the time something is wrong. That may
-    have come of reading half of each."""
+    """On any error, raise MediaError if the file was replaced meanwhile, because parts of both
+    files may have been read."""
     try:
         yield
     except Exception:
-        with contextlib.suppress(OSError):  # it is gone, which is told already
+        with contextlib.suppress(OSError):  # it is missing, which the error already says
             medium.check()
         raise

@@ -16,12 +16,12 @@ from stages.frames.opening import check_file
 from stages.frames.video import Chunk
 
 MAX_JPEG_PIXELS = 1 << 28
-"""A JPEG of more than MOST_PIXELS, as of a phone's 200 million, is decoded at half its sides, which
-takes a quarter of the memory; no other format can be."""
+"""A JPEG of more than MOST_PIXELS, such as a phone's 200 million, is decoded at half its size with
+a quarter of the memory. No other format supports that."""
 Image.MAX_IMAGE_PIXELS = MAX_JPEG_PIXELS // 2  # Pillow warns above it and refuses above twice it
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 STRIP = 256
-"""Rows that go from Pillow's memory to ours at a time: all at once, a picture is there three
+"""Rows that are copied from Pillow to NumPy at once. Copying all at once would hold the image three
 times."""
 JPEG_START, JPEG_END = b"\xff\xd8", b"\xff\xd9"
 ORIENTATION_TAG = 0x0112
@@ -34,11 +34,11 @@ UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""EXIF orientation → the turn that sets such a picture upright."""
+"""EXIF orientation → the operation that makes the image upright."""
 SWAPPING = frozenset((5, 6, 7, 8))
-"""Orientations that swap the sides."""
+"""Orientations that swap height and width."""
 JPEGS = frozenset(("JPEG", "MPO"))
-"""Formats of a phone's files in which all pictures show the same view: a preview, a depth, a gain
+"""Formats of phone files in which all images show the same view: a preview, a depth map, a gain
 map."""
 BROKEN = (
     OSError,
@@ -50,15 +50,15 @@ BROKEN = (
     LookupError,
     struct.error,
 )
-"""Errors that Pillow raises over bad content, by format."""
+"""Errors that Pillow raises for damaged content, depending on the format."""
 
 
 def read_image(
     path: Path, fit: FrameFit | None = None, max_pixels: int = 0
 ) -> tuple[MediaIndex, Chunk]:
-    """Read a picture as a medium of one chunk of one frame. It is made smaller while it is decoded
-    where `fit` allows it. Raises MediaError, also for one of more than `max_pixels` if that is not
-    0, before it is decoded."""
+    """Read an image as a medium of one chunk of one frame. It is downscaled while it is decoded if
+    `fit` allows that. Raises MediaError, also for more than `max_pixels` (0: no such limit), before
+    decoding."""
     fit = fit or FrameFit()
     check_file(path)
     try:
@@ -69,15 +69,15 @@ def read_image(
             whole = path.read_bytes()
             if error.errno is not None or not whole.startswith(JPEG_START):
                 raise
-            # libjpeg fills what is missing with grey when it meets the end it was promised.
+            # With an end marker appended, libjpeg fills the missing part with grey.
             repaired = io.BytesIO(whole + JPEG_END)
             height, width, pixels, _ = _decode(repaired, formats, fit, max_pixels)
-            found = ("cut short: the picture's missing part is grey",)
+            found = ("truncated: the missing part of the image is grey",)
     except Image.DecompressionBombError as error:
         raise MediaError(
-            f"{path} has more pixels than are read ({error})",
+            f"{path} has too many pixels ({error})",
             kind="too-large",
-            hint="Scale it down first, if it is what it says",
+            hint="Scale it down first, if its header is right",
         ) from error
     except UnidentifiedImageError as error:
         raise _unknown(path) from error
@@ -105,7 +105,7 @@ def read_image(
 def _decode(
     source: Path | io.BytesIO, formats: tuple[str, ...], fit: FrameFit, max_pixels: int
 ) -> tuple[int, int, NDArray[np.uint8], tuple[str, ...]]:
-    """Return (height, width) as shown, pixels [height, width, 3] at the size to store, and
+    """Return (height, width) as shown, pixels [height, width, 3] at the stored size, and
     warnings."""
     with Image.open(source, formats=formats) as image:
         size = image.size
@@ -113,7 +113,7 @@ def _decode(
             raise Image.DecompressionBombError(f"{size[0]} x {size[1]}")
         turn = _orientation(image)
         width, height = size[::-1] if turn in SWAPPING else size
-        # A JPEG is decoded at a part of its sides, which is several times as fast.
+        # A JPEG is decoded at a fraction of its size, which is several times as fast.
         by = fit.divisor(height, width)
         divisor = max(by, 2 if picture_size(*size) != size else 1)
         if divisor > 1 and isinstance(image, ImageFile.ImageFile):
@@ -127,18 +127,18 @@ def _decode(
         if turn in UPRIGHT:
             flat = flat.transpose(UPRIGHT[turn])
         pixels = _pixels(flat)
-    more = (f"holds {count} pictures, of which the first is captioned",) if count > 1 else ()
+    more = (f"only the first of its {count} images is used",) if count > 1 else ()
     return height, width, pixels, more
 
 
 def _divided(image: Image.Image, size: tuple[int, int], by: int) -> Image.Image:
-    """Return a picture that has that size whole with its sides divided.
+    """Return an image of the given full size with its sides divided by `by`.
 
-    A decoder that did so has filled up its last row and column. Left there, they would shift what
-    is in the picture by a part of a pixel, which shows in vectors: cosine 0.998 instead of 0.9999.
+    A decoder that divides pads the last row and column. That padding would shift the content by a
+    fraction of a pixel, which affects vectors: cosine 0.998 instead of 0.9999.
     """
     new_size = round(size[0] / by), round(size[1] / by)
-    if image.size == size:  # no other format is decoded smaller
+    if image.size == size:  # not decoded smaller, as only JPEG is
         return image.resize(new_size, Image.Resampling.BOX)
     if size[0] % by == size[1] % by == 0:
         return image
@@ -147,7 +147,7 @@ def _divided(image: Image.Image, size: tuple[int, int], by: int) -> Image.Image:
 
 
 def _pixels(image: Image.Image) -> NDArray[np.uint8]:
-    """Return the pixels, [height, width, 3]."""
+    """Return the pixels [height, width, 3]."""
     found = np.empty((image.height, image.width, 3), np.uint8)
     for top in range(0, image.height, STRIP):
         rows = image.crop((0, top, image.width, min(top + STRIP, image.height)))
@@ -159,11 +159,11 @@ def _orientation(image: Image.Image) -> int:
     try:
         return int(image.getexif().get(ORIENTATION_TAG, 1))
     except BROKEN:
-        return 1  # a broken description is no reason to refuse the picture
+        return 1  # a broken orientation tag does not matter
 
 
 def _rgb(image: Image.Image) -> Image.Image:
-    """Make it eight bits a colour; what is transparent shows white, as on a page."""
+    """Convert an image to 8-bit RGB; transparent parts become white."""
     if image.mode.startswith("I"):
         deep = np.asarray(image).clip(0, 65535)
         image = Image.fromarray((deep >> (8 if deep.max(initial=0) > 255 else 0)).astype(np.uint8))
@@ -179,18 +179,18 @@ def _unknown(path: Path) -> MediaError:
         start = file.read(12)
     if is_heic(path):
         return MediaError(
-            f"{path} is damaged (no picture is found in it)",
+            f"{path} is damaged (no image found in it)",
             kind="damaged",
             hint="Copy or download it again",
         )
     if start[4:8] == b"ftyp":
         return MediaError(
-            f"{path} is a video by its content, whatever its suffix says",
+            f"{path} contains a video but has the suffix of an image",
             kind="not-media",
-            hint="Give it the suffix .mp4",
+            hint="Rename it to .mp4",
         )
     return MediaError(
-        f"{path} is not a picture Pillow can read",
+        f"{path} is not an image that Pillow can read",
         kind="not-media",
-        hint="Open it elsewhere to see whether it is whole, or leave it out",
+        hint="Check in a viewer whether it is complete, or leave it out",
     )

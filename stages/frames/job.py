@@ -16,9 +16,9 @@ class FramesItem(NamedTuple):
     kind: str
     """`video` or `image`."""
     chunk_indexes: list[int] | None = None
-    """Indexes of the chunks to make; None: all of them."""
+    """Indexes of the chunks to make; None: all."""
     stamp: Stamp | None = None
-    """Stamp of the file when its content was digested; None: whatever is there is taken."""
+    """Stamp of the file when its content was digested; None: not checked."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -27,18 +27,18 @@ class FramesJob:
 
     store: str
     namespace: str
-    """Namespace of the frames."""
+    """Cache namespace of the frames."""
     sampling: Sampling
     fit_video: FrameFit
-    """Size at which videos are seen."""
+    """Size of video frames."""
     fit_image: FrameFit
-    """Size at which images are seen."""
+    """Size of images."""
     media: list[FramesItem]
     workers: int
-    """Number of files cut at once."""
+    """Number of files processed at once."""
     live: str = ""
-    """Pipe of media to be cut as they are told; empty: those of `media`."""
+    """Request pipe of a long-running worker; empty: process `media`."""
     max_pixels: int = 0
-    """Most pixels of a picture that is read; 0: as many as are ever read."""
+    """Most pixels of an image; 0: the general limit."""
     max_chunks: int = 0
-    """Most chunks of a video that is cut; 0: any."""
+    """Most chunks of a video; 0: no limit."""

@@ -23,15 +23,15 @@ from stages.process.live import read_requests
 from stages.process.report import EventReporter
 
 TOO_LARGE = "too-large"
-"""Kind of failure of what is beyond the bounds."""
+"""Kind of failure of a file that exceeds the limits."""
 GONE = "gone"
-"""Kind of failure of what cannot be read, or whose frames cannot be stored."""
+"""Kind of failure of a file that cannot be read, or whose frames cannot be stored."""
 NO_MEMORY = "no-memory"
-"""Kind of failure of what takes more memory than one file may."""
+"""Kind of failure of a file that needs more memory than one file may use."""
 
 
 def run(fields: dict[str, Any], report: EventReporter) -> None:
-    """Store the frames of each medium that is told, and tell what is in it, or why not."""
+    """Store the frames of each requested medium, and report its index or its failure."""
     keep_freed_blocks()
     job, watchdog = parse_job(FramesJob, fields), Watchdog()
     cutter = FileCutter(job, report, watchdog)
@@ -51,13 +51,13 @@ def run(fields: dict[str, Any], report: EventReporter) -> None:
                 report.failure(
                     medium.digest,
                     NO_MEMORY,
-                    "the file takes more memory to decode than one may have",
+                    "decoding the file takes more memory than one file may use",
                     "Scale it down first",
                 )
 
 
 class FileCutter:
-    """Stores the frames of one file after another."""
+    """Stores the frames of one file at a time."""
 
     def __init__(self, job: FramesJob, report: EventReporter, watchdog: Watchdog) -> None:
         self._job = job
@@ -67,9 +67,9 @@ class FileCutter:
         )
 
     def cut(self, medium: MediumToCut) -> MediaIndex:
-        """Return what is in one file, its frames stored. Raises MediaError."""
+        """Store the frames of one file and return its index. Raises MediaError."""
         made = self._image(medium) if medium.kind == "image" else self._video(medium)
-        self._sets.frames.leave(self._sets.frames.keys())  # to who reads them
+        self._sets.frames.leave(self._sets.frames.keys())  # the reader looks them up again
         return made
 
     def _image(self, medium: MediumToCut) -> MediaIndex:
@@ -85,10 +85,10 @@ class FileCutter:
             if limit and len(plans) > limit:
                 seconds = limit * job.sampling.chunk_seconds
                 raise MediaError(
-                    f"the file is {video.duration:.0f} s long, and at most {seconds:.0f} s are "
-                    "taken at once",
+                    f"the file is {video.duration:.0f} s long; the limit is {seconds:.0f} s per "
+                    "request",
                     kind=TOO_LARGE,
-                    hint="Send a piece of it, or give the whole to a command: penstock --help",
+                    hint="Send a part of it, or process it with a command: penstock --help",
                 )
             found = []
             for chunk in video.chunks(plans, self._fit_video):

@@ -1,5 +1,4 @@
-"""One file to cut, and the check that it is still the file with the known digest. Decodes
-nothing."""
+"""A file to process, and the check that it still has the known content digest."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ from stages.frames.job import FramesItem
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MediumToCut:
-    """One file to cut."""
+    """One file to process."""
 
     path: Path
     digest: str
@@ -21,9 +20,9 @@ class MediumToCut:
     kind: str
     """`video` or `image`."""
     chunk_indexes: frozenset[int] | None
-    """Indexes of the chunks to make; None: all of them."""
+    """Indexes of the chunks to make; None: all."""
     stamp: Stamp | None = None
-    """Stamp of the file when its content was digested; None: whatever is there is taken."""
+    """Stamp of the file when its content was digested; None: not checked."""
 
     @classmethod
     def of(cls, item: FramesItem) -> "MediumToCut":
@@ -32,12 +31,12 @@ class MediumToCut:
         return cls(path=Path(path), digest=digest, kind=kind, chunk_indexes=chosen, stamp=stamp)
 
     def check(self) -> None:
-        """Raise MediaError when the file is not the one any more whose digest this is."""
+        """Raise MediaError if the file has changed since it was digested."""
         check_unchanged(self.path, self.stamp)
 
 
 def check_unchanged(path: Path, stamp: Stamp | None) -> None:
-    """Raise MediaError when a file does not have the stamp that it had. Raises OSError."""
+    """Raise MediaError if a file no longer has its stamp. Raises OSError."""
     try:
         same = stamp is None or stamp_of(path) == stamp
     except NotAFile:
@@ -47,8 +46,7 @@ def check_unchanged(path: Path, stamp: Stamp | None) -> None:
 
 
 PASSING = frozenset(("missing", "unreadable"))
-"""Kinds of failure of a file that could be read a moment ago, when its disk goes away: no fault of
-the file, and not to be remembered as one."""
+"""Kinds of failure that a disk that goes away causes, and not the file. They are not stored."""
 
 NOT_REMEMBERED = frozenset((CHANGED, UNREACHABLE))
-"""Kinds of failure that say nothing of what a file holds: the next run tries it again."""
+"""Kinds of failure that do not depend on the content; the next run retries the file."""

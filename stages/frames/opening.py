@@ -15,30 +15,30 @@ from stages.frames.formats import OPTIONS, playlist_in
 from stages.process.memory_limit import short
 
 ISO_BRANDS_AT = slice(4, 8)
-"""Where an MP4 or MOV file says `ftyp`."""
+"""Position of `ftyp` in an MP4 or MOV file."""
 
 READ_BYTES = 1 << 20
 TEXT_BYTES = 1 << 10
-"""Bytes at a file's beginning in which a text says what it is."""
+"""Bytes at the start of a file that identify a text format."""
 MAX_PIXELS = 1 << 27
-"""No camera's frame has more: 16384 x 8192. A decoder holds several of them."""
+"""Most pixels per frame, 16384 x 8192; no camera has more. A decoder holds several frames."""
 
 
 def check_file(path: Path) -> None:
-    """Raise MediaError unless `path` is a file with something in it that can be read."""
+    """Raise MediaError unless `path` is a readable, non-empty file."""
     try:
         if path.is_dir():
             raise MediaError(
                 f"{path} is a folder", kind="folder", hint="Give the files in it, or the folder"
             )
         with open_regular(path) as file:
-            # To read one that has no size, as those of /proc, may take for ever.
+            # Reading a file without a size, as in /proc, may never end.
             start = file.read(TEXT_BYTES) if stamp_of(file.fileno()).size else b""
     except NotAFile as error:
         raise MediaError(
-            f"{path} is no file that can be read",
+            f"{path} is not a regular file",
             kind="not-a-file",
-            hint="Leave it out; copy what it gives into a file, if that is what you want captioned",
+            hint="Leave it out, or copy its content into a file",
         ) from error
     except FileNotFoundError as error:
         raise MediaError(
@@ -48,23 +48,23 @@ def check_file(path: Path) -> None:
         raise MediaError(
             f"{path} cannot be read ({error.strerror or error})",
             kind="unreadable",
-            hint="Check its permissions and the disk it lies on",
+            hint="Check its permissions and its disk",
         ) from error
     if not start:
         raise MediaError(f"{path} is empty", kind="empty", hint="Copy or download the file again")
     if found := playlist_in(start):
         raise MediaError(
-            f"{path} is {found}, which names other files",
+            f"{path} is {found}, which refers to other files",
             kind="playlist",
-            hint="Give the files that it names, or convert it: ffmpeg -i LIST -c copy OUT.mkv",
+            hint="Give those files, or convert it: ffmpeg -i LIST -c copy OUT.mkv",
         )
 
 
 def is_damage(error: av.error.FFmpegError, path: Path) -> bool:
-    """Return whether the file's content is at fault, and not its disk.
+    """Return whether the content of the file is at fault, and not the disk or memory.
 
-    Over broken content FFmpeg speaks of input and output as well, and asks for memory that no
-    machine has; so the disk is asked itself, and who has little memory left is the one at fault.
+    For broken content FFmpeg also reports I/O errors and impossible allocations. So the file is
+    read once more, and the memory of this process is checked.
     """
     if isinstance(error, MemoryError):
         return not short()
@@ -80,7 +80,7 @@ def is_damage(error: av.error.FFmpegError, path: Path) -> bool:
 
 
 def open_video(path: Path, *, threads: int = 0) -> tuple[InputContainer, VideoStream]:
-    """Return the container and its best video stream. `threads` 0 lets the decoder take all cores.
+    """Return the container and its best video stream. `threads` 0 lets the decoder use all cores.
     Raises MediaError."""
     check_file(path)
     try:
@@ -104,7 +104,7 @@ def open_video(path: Path, *, threads: int = 0) -> tuple[InputContainer, VideoSt
 
 
 def open_container(path: Path) -> InputContainer:
-    """Open a media file as FFmpeg sees it; no other file or address is opened for it. Raises
+    """Open a media file with FFmpeg, without opening any other file or address. Raises
     FFmpegError."""
     return open_media(path, options=OPTIONS)
 
@@ -115,35 +115,37 @@ def _video_stream(path: Path, container: InputContainer) -> VideoStream:
         raise MediaError(
             f"{path} holds no video ({', '.join(s.type for s in container.streams) or 'nothing'})",
             kind="no-video",
-            hint="Leave it out; only video and pictures can be captioned",
+            hint="Leave it out; only videos and images are supported",
         )
-    # PyAV gives None for a codec it was built without, whatever its annotation says.
+    # PyAV returns None for a codec that it was built without, despite its annotation.
     if stream.codec_context is None:  # pragma: no cover  # needs a codec that no wheel lacks
         raise MediaError(
-            f"{path} is coded in a way this FFmpeg cannot decode",
+            f"{path} uses a codec that this FFmpeg cannot decode",
             kind="no-decoder",
             hint="Convert it, for example to H.264 in MP4",
         )
     if stream.codec_context.width * stream.codec_context.height > MAX_PIXELS:
         raise MediaError(
-            f"{path} says that its frames are {stream.codec_context.width} x "
+            f"{path} has frames of {stream.codec_context.width} x "
             f"{stream.codec_context.height} pixels, more than any camera's",
             kind="too-large",
-            hint="Scale it down first, if it is what it says",
+            hint="Scale it down first, if its header is right",
         )
-    if not stream.time_base:  # None or 0/1, by the version of PyAV
+    if not stream.time_base:  # None or 0/1, depending on the version of PyAV
         raise MediaError(
-            f"{path} has no clock", kind="damaged", hint="Remux it: ffmpeg -i FILE -c copy OUT.mkv"
+            f"{path} has no time base",
+            kind="damaged",
+            hint="Remux it: ffmpeg -i FILE -c copy OUT.mkv",
         )
     return stream
 
 
 def no_frames(path: Path) -> MediaError:
-    """Return the error that refuses a video without a single frame to be seen."""
+    """Return the error for a video without a single decodable frame."""
     return MediaError(
-        f"{path} holds no frame that can be decoded",
+        f"{path} has no decodable frame",
         kind="no-frames",
-        hint="Play it elsewhere to see whether it is whole, or leave it out",
+        hint="Check in a player whether it is complete, or leave it out",
     )
 
 
@@ -158,12 +160,12 @@ def _cannot_open(path: Path, error: av.error.FFmpegError) -> MediaError:
         )
     if start[ISO_BRANDS_AT] == b"ftyp":
         return MediaError(
-            f"{path} was cut off before its index, or that is damaged (no moov atom)",
+            f"{path} ends before its index, or the index is damaged (no moov atom)",
             kind="no-moov",
             hint="Copy or download it again, or repair it with untrunc",
         )
     return MediaError(
-        f"{path} is not a media file FFmpeg can read ({error.strerror})",
+        f"{path} is not a media file that FFmpeg can read ({error.strerror})",
         kind="not-media",
-        hint="Play it elsewhere to see whether it is whole, or leave it out",
+        hint="Check in a player whether it is complete, or leave it out",
     )

@@ -18,9 +18,9 @@ from artifacts.schema import ChunkIndex, Sampling
 from stages.frames.timeline import Timeline
 
 ROUNDING_SECONDS = 1e-9
-"""Times closer than this are the same: far below a tick, far above a float's error."""
+"""Times closer than this are equal: far below a tick, far above a float's error."""
 SLIVER_FRAMES = 1.5
-"""A last chunk no longer than this many frames is joined to the one before."""
+"""A last chunk of at most this many frames is joined to the one before."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -28,21 +28,21 @@ class ChunkPlan:
     """The frames of one chunk."""
 
     index: int
-    """Position in the video, from 0."""
+    """Index in the video, from 0."""
     start: float
-    """Where it begins, in seconds from the first frame."""
+    """Start in seconds from the first frame."""
     end: float
-    """Where it ends, in seconds."""
+    """End in seconds."""
     first: int
-    """Ticks of the earliest frame that may stand in for one that cannot be decoded."""
+    """Ticks of the earliest frame that may replace an undecodable one."""
     beyond: int
-    """Ticks of the first frame that may not."""
+    """Ticks from which on no frame may replace one."""
     ticks: "array[int]"
-    """The frames to take, ascending."""
+    """Frames to take, ascending."""
 
 
 def chunk_count(duration: float, frame_count: int, chunk_seconds: float) -> int:
-    """Return how many chunks cover `duration` seconds; a last sliver is no chunk of its own."""
+    """Return how many chunks cover `duration` seconds; a last sliver is not a separate chunk."""
     whole = max(1, math.ceil((duration - ROUNDING_SECONDS) / chunk_seconds))
     sliver = min(SLIVER_FRAMES * duration / frame_count, chunk_seconds / 2)
     rest = duration - (whole - 1) * chunk_seconds
@@ -77,7 +77,7 @@ def plan_chunk(
 
 
 def plan_stored(timeline: Timeline, index: ChunkIndex) -> ChunkPlan:
-    """Return the plan of a chunk that was cut before, with the frames that were taken then."""
+    """Return the plan of a stored chunk, with the frames that it has."""
     low, high = positions(timeline, index.start, index.end)
     return ChunkPlan(
         index=index.index,
@@ -90,7 +90,7 @@ def plan_stored(timeline: Timeline, index: ChunkIndex) -> ChunkPlan:
 
 
 def positions(timeline: Timeline, start: float, end: float) -> tuple[int, int]:
-    """Return the position of a chunk's first own frame, and that behind its last one."""
+    """Return the position of a chunk's first own frame, and the position after its last one."""
     low = int(np.searchsorted(timeline.pts, _tick_from(timeline, start)))
     high = len(timeline.pts)
     if end < timeline.duration:
@@ -101,7 +101,7 @@ def positions(timeline: Timeline, start: float, end: float) -> tuple[int, int]:
 def _picks(
     timeline: Timeline, sampling: Sampling, start: float, end: float, low: int, high: int
 ) -> NDArray[np.int64]:
-    """Return positions of the frames to take among those from `low` to `high`."""
+    """Return the positions of the frames to take, from `low` to below `high`."""
     step = 1 / sampling.fps if sampling.fps else (end - start) / (sampling.frames or 1)
     targets = max(1, math.ceil((end - start - ROUNDING_SECONDS) / step))
     if sampling.last_frame and sampling.frames != 1:
@@ -120,17 +120,17 @@ def _picks(
 
 
 def _evenly(count: int, keep: int) -> NDArray[np.int64]:
-    """Return `keep` different positions out of `count`, from the first on, equally far apart."""
+    """Return `keep` different positions out of `count`, evenly spaced from the first on."""
     return np.arange(keep, dtype=np.int64) * count // keep
 
 
 def tick_at(timeline: Timeline, seconds: float) -> int:
-    """Return the last tick that has begun at `seconds`."""
+    """Return the last tick at or before `seconds`."""
     rate = timeline.time_base.denominator / timeline.time_base.numerator
     return timeline.start + math.floor((seconds + ROUNDING_SECONDS) * rate)
 
 
 def _tick_from(timeline: Timeline, seconds: float) -> int:
-    """Return the first tick that begins at `seconds` or later."""
+    """Return the first tick at or after `seconds`."""
     rate = timeline.time_base.denominator / timeline.time_base.numerator
     return timeline.start + math.ceil((seconds - ROUNDING_SECONDS) * rate)

@@ -1,9 +1,9 @@
 """Finds the frames at given times in a video with as little decoding as possible.
 
-It decodes in file order and skips frames that are neither wanted nor needed as references. It seeks
-to a later keyframe when that skips enough. Its frames equal those of a plain decode of the whole
-file at the same times. Only in damaged parts do the bytes depend on the seeks and on the number of
-threads, because FFmpeg conceals missing data.
+It decodes in file order and skips frames that are neither requested nor needed as references. It
+seeks to a later keyframe if that skips enough. Its frames equal those of a plain decode of the
+whole file at the same times. Only in damaged parts do the bytes depend on the seeks and on the
+number of threads, because FFmpeg conceals missing data.
 """
 
 from array import array
@@ -23,7 +23,7 @@ class Reader:
     """One open video with known frame times."""
 
     def __init__(self, path: Path, *, threads: int = 0) -> None:
-        """Open a video and learn its times; `threads` 0 takes all cores. Raises MediaError."""
+        """Open a video and read its frame times; `threads` 0 uses all cores. Raises MediaError."""
         self.path = path
         self.decoder = Decoder(path, threads=threads)
         self._requested = False
@@ -36,12 +36,13 @@ class Reader:
             raise
 
     def close(self) -> None:
-        """Give back the file and the decoder's memory."""
+        """Close the file and release the decoder's memory."""
         self._next = self._before = None
         self.decoder.close()
 
     def request(self, ticks: "array[int]") -> None:
-        """Say which frames will be asked for, ascending, so that others can be left undecoded."""
+        """Announce the frames that `at` will be called for, ascending, so that others can be
+        skipped."""
         if self._requested:
             self.decoder.seek_plan = self._next = self._before = None
             self.decoder.restart()
@@ -53,24 +54,23 @@ class Reader:
             )
 
     def at(self, ticks: int, first: int, beyond: int) -> tuple[int, VideoFrame] | None:
-        """Return the frame of `ticks`, or another one where it cannot be decoded. That is the last
-        one before it from `first` on, or the next one after it that comes before `beyond`; None
-        where there is neither."""
-        coming = self._go_to(ticks)
+        """Return the frame of `ticks`. If it cannot be decoded, return the last frame before it
+        from `first` on, or the next one before `beyond`; else None."""
+        following = self._go_to(ticks)
         landed = self.decoder.landed
         if landed is not None and landed > ticks and not self._is_at(ticks):
-            # That keyframe was none: what follows it cannot be had without what is before it.
+            # Decoding cannot start at that keyframe; earlier frames are needed.
             self._next = self._before = None
             self.decoder.decode_everything()
-            coming = self._go_to(ticks)
+            following = self._go_to(ticks)
         if self._before is not None and first <= self._before[0] <= ticks:
             return self._before
-        return coming if coming is not None and coming[0] < beyond else None
+        return following if following is not None and following[0] < beyond else None
 
     def _go_to(self, ticks: int) -> tuple[int, VideoFrame] | None:
-        """Make the last frame up to `ticks` the one before, and return the one that comes next."""
-        while not self._is_at(ticks) and (coming := self._peek()) and coming[0] <= ticks:
-            self._before, self._next = coming, None
+        """Advance to the last frame up to `ticks`, and return the frame after it."""
+        while not self._is_at(ticks) and (following := self._peek()) and following[0] <= ticks:
+            self._before, self._next = following, None
         return self._next
 
     def _is_at(self, ticks: int) -> bool:
@@ -82,7 +82,7 @@ class Reader:
             frame = self.decoder.pull()
             if frame is not None:
                 ticks = STAMPS[self.timeline.stamp](frame, count)
-                # A frame without a time, in a file whose other frames have one, is passed over.
+                # Skip a frame without a time if the other frames have one.
                 self._next = (self.timeline.start - 1 if ticks is None else ticks, frame)
         return self._next
 
@@ -101,7 +101,7 @@ class Reader:
                 self._next = (first.pts, first)
                 decoder.keyframes = timeline.keyframes
                 return timeline.believable().starting_at(first.pts), first
-        # The packets' times are missing, or are not those of the frames in them.
+        # The packets have no times, or other times than their frames.
         decoder.jumps, decoder.disbelieved = (), frozenset()
         decoder.restart()
         timeline = watch(iter(decoder.pull, None), decoder.container, decoder.stream)

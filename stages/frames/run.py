@@ -29,14 +29,14 @@ from stages.process.job import parse_job
 from stages.process.report import EventReporter
 
 PACK_RECORDS = 64
-"""At most so many pictures are stored together."""
+"""Most images that are stored together."""
 
 
 def run(fields: dict[str, Any], report: EventReporter) -> None:
-    """Cut every medium of the job that is not in the record set yet.
+    """Process every medium of the job that is not stored yet.
 
-    A medium that cannot be used is recorded as such and the others go on. Raises EnvironmentFault
-    when the store or a disk is in the way.
+    A medium that cannot be used is recorded as failed, and the others continue. Raises
+    EnvironmentFault for a fault of the store or a disk.
     """
     job, watchdog = parse_job(FramesJob, fields), Watchdog()
     stage = Cutting(job, report, watchdog)
@@ -53,7 +53,7 @@ def run(fields: dict[str, Any], report: EventReporter) -> None:
                 futures = [pool.submit(task) for task in stage.tasks(workers)]
                 for future in as_completed(futures):
                     future.result()
-                if len(stage.to_do) == before:  # another run is at all of them
+                if len(stage.to_do) == before:  # other runs are processing all of them
                     time.sleep(POLL_SECONDS)
         finally:
             stage.stop.set()
@@ -69,21 +69,21 @@ class Cutting:
         self.fit_image = job.fit_image
         self.record_sets = FrameRecorder(self.store, job.namespace, job.fit_image, report, watchdog)
         self.turns: WorkClaims
-        """Which media are cut here, and which by other runs."""
+        """Claims of media: which run processes which."""
         self.sampling = job.sampling
         self.report = report
         self.stop = threading.Event()
-        """Set when workers are to end after the chunk in hand."""
+        """Set when workers must end after their current chunk."""
         media = map(MediumToCut.of, job.media)
-        # Two files of one content are one medium.
+        # Two files with the same content are one medium.
         self.to_do = {m.digest: m for m in media if self.record_sets.is_missing(m)}
-        """Media that this run has not had a turn at."""
+        """Media that this run has not claimed yet."""
         self._lock = threading.Lock()
         self._items = {m.digest: len(m.chunk_indexes or (0,)) for m in self.to_do.values()}
         self._threads = 1
 
     def tasks(self, workers: int) -> list[Callable[[], None]]:
-        """Return what the workers do next: one video each, or a group of pictures."""
+        """Return the next tasks of the workers: one video each, or a group of images."""
         media = list(self.to_do.values())
         self.to_do = {}
         videos = [m for m in media if m.kind == "video"]
@@ -99,8 +99,8 @@ class Cutting:
 
     @contextlib.contextmanager
     def _claimed(self, media: Iterable[MediumToCut]) -> Iterator[list[MediumToCut]]:
-        """Give those of the media that are this process's to cut, until the block ends. What others
-        are at is asked for again later."""
+        """Claim media until the block ends, and give those that this run got. Media that other runs
+        are processing are retried later."""
         claimed = []
         for medium in media:
             turn = self.turns.take(partial(self.record_sets.missing_digests, medium))
@@ -116,7 +116,7 @@ class Cutting:
             self.turns.done(medium.digest for medium in claimed)
 
     def cut_video(self, medium: MediumToCut) -> None:
-        """Store the missing chunks of a video one by one, then what is to be said of the whole."""
+        """Store the missing chunks of a video one by one, then its index."""
         if self.stop.is_set():
             return
         with self._claimed([medium]) as claimed:
@@ -138,7 +138,7 @@ class Cutting:
         for chunk in video.chunks(missing, self.fit):
             self._store(medium, chunk)
             known[chunk.index.index] = chunk.index
-            # Or two chunks would be in memory while the next one is decoded.
+            # Otherwise two chunks would be in memory while the next one is decoded.
             del chunk
             if self.stop.is_set():
                 return
@@ -162,7 +162,7 @@ class Cutting:
         return video.plan_stored(index.chunks)
 
     def _cut_shots(self, medium: MediumToCut, video: Video) -> None:
-        """Store the chunks of a video whose shots are not known yet, or only the first ones."""
+        """Store the chunks of a video whose shots are unknown, or known only at the beginning."""
         done = [self._known(medium, video, at) for at in self._first_stored(medium)]
         known = {chunk.index: chunk for chunk in done}
         for chunk in video.shots(self.sampling, self.fit, after=done):
@@ -175,19 +175,19 @@ class Cutting:
         self._end(medium, video, known)
 
     def _set_item_count(self, medium: MediumToCut, items: int) -> None:
-        """Tell how many items there will be, now that so many of a medium are known."""
+        """Set the number of items of a medium, and report the new total."""
         with self._lock:
             self._items[medium.digest] = items
             self.report.total(sum(self._items.values()))
 
     def _first_stored(self, medium: MediumToCut) -> Iterator[int]:
-        """Yield indexes of the chunks that are stored, up to the first that is not."""
+        """Yield the indexes of the stored chunks up to the first missing one."""
         return takewhile(
             lambda at: self.record_sets.key(medium, at) in self.record_sets.frames, count()
         )
 
     def cut_images(self, group: Sequence[MediumToCut]) -> None:
-        """Store a group of pictures, in packs."""
+        """Store a group of images, in packs."""
         chunks: list[tuple[MediumToCut, Chunk]] = []
         done: list[tuple[MediumToCut, MediaIndex]] = []
 
@@ -213,8 +213,8 @@ class Cutting:
     def _split(
         self, medium: MediumToCut, video: Video, plans: Sequence[ChunkPlan]
     ) -> tuple[dict[int, ChunkIndex], list[ChunkPlan]]:
-        """Return what is stored of a video, by index, and what is to be made. The video is told of
-        what is stored."""
+        """Return the stored chunks of a video by index, and the plans of missing ones. Stored
+        chunks are recalled in `video`."""
         known: dict[int, ChunkIndex] = {}
         missing = []
         for plan in plans:
@@ -226,7 +226,7 @@ class Cutting:
         return known, missing
 
     def _known(self, medium: MediumToCut, video: Video, at: int) -> ChunkIndex:
-        """Return a chunk that is stored, and tell the video of it."""
+        """Return a stored chunk, and recall it in `video`."""
         meta = {**self.record_sets.frames.meta(self.record_sets.key(medium, at))}
         damage = Damage.from_json(meta.pop("damage"))
         index = ChunkIndex(**{**meta, "times": tuple(meta["times"])})

@@ -1,8 +1,8 @@
-"""Plans which packets of a video need no decoding to get the wanted frames.
+"""Plans which packets of a video need no decoding for a set of frames.
 
 The unit is a group of pictures: a keyframe and all packets until the next keyframe. After the
-decoder received a group's last wanted frame, all packets up to the keyframe of the next wanted
-frame are skipped. After the very last wanted frame, everything is skipped.
+decoder received the last requested frame of a group, all packets up to the keyframe of the next
+requested frame are skipped. After the very last requested frame, everything is skipped.
 """
 
 from array import array
@@ -13,7 +13,7 @@ from itertools import groupby
 from stages.frames.timeline import Keyframes
 
 END = -1
-"""The leap after the last wanted frame."""
+"""Seek target after the last requested frame."""
 
 
 class SeekPlan:
@@ -27,10 +27,11 @@ class SeekPlan:
         sent: Iterable[int] = (),
         threads: int = 1,
     ) -> None:
-        """Take `ticks` as ticks, ascending, and `sent` as those of the packets that were decoded
-        already.
+        """`ticks` are the requested frames, ascending. `sent` are the ticks of packets that were
+        already decoded.
 
-        A leap must leave out as many packets as there are threads: it empties their pipeline.
+        A seek must skip at least as many packets as there are threads, because it drains their
+        pipeline.
         """
         self._ticks = ticks
         self._keys = keyframes
@@ -46,8 +47,8 @@ class SeekPlan:
             self.needs(tick)
 
     def needs(self, ticks: int) -> bool:
-        """Return whether the frame of these ticks, whose packet is about to be decoded, is
-        wanted."""
+        """Return whether the frame of the packet with these ticks, which is about to be decoded, is
+        requested."""
         at = bisect_left(self._ticks, ticks)
         if at == len(self._ticks) or self._ticks[at] != ticks:
             return False
@@ -56,8 +57,8 @@ class SeekPlan:
         return True
 
     def seek_target(self, ordinal: int) -> int | None:
-        """Return which keyframe to go on from instead of packet `ordinal`. It is given by its
-        position in the list, END when nothing more is wanted, None to decode that packet."""
+        """Return the position in `keyframes` of the keyframe to continue from instead of packet
+        `ordinal`. Return END if no further frame is requested, None to decode that packet."""
         keys = self._keys
         if keys is None:
             return None
@@ -71,7 +72,7 @@ class SeekPlan:
         return key
 
     def disable(self) -> None:
-        """Leap no more."""
+        """Make no further seeks."""
         self._keys = None
 
     def _group_of(self, ticks: int) -> int:

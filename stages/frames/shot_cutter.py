@@ -3,8 +3,7 @@
 A shot's frames are chosen when its end is known, by the rules of `plan`, from the frames kept so
 far. If the rule gives times (frames per second), exactly these frames were kept. If it divides a
 length that is unknown before the end (frames per shot), the nearest kept frame is taken. That frame
-is at most `MAX_OFFSET` of the distance between two target places away, or is the next frame that
-exists.
+is at most `MAX_OFFSET` of the distance between two targets away, or is the next frame that exists.
 """
 
 from array import array
@@ -26,10 +25,10 @@ from stages.frames.shots import AHEAD, BEHIND, SHORTEST_SECONDS, CutFinder, Fram
 from stages.frames.timeline import Timeline
 
 MAX_OFFSET = 1 / 3
-"""How far a frame may be from its own place, of the distance between two places. Less costs time,
-because more frames must be made into pictures that are not taken in the end."""
+"""Largest distance of a frame from its target, as a share of the distance between two targets. A
+smaller value converts more frames that are then dropped."""
 KEPT_PER_FRAME = 4
-"""Pictures in memory for each frame that a chunk may have, at the most; above 1 / LEEWAY."""
+"""Most kept frames per frame of a chunk; above 1 / MAX_OFFSET."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,23 +39,23 @@ class Kept:
     pixels: NDArray[np.uint8]
     """RGB, [height, width, 3]."""
     damaged: bool
-    """Whether the decoder calls it so."""
+    """Whether the decoder marked it as damaged."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Shot:
-    """One shot, or one piece of a long shot."""
+    """One shot, or one part of a long shot."""
 
     plan: ChunkPlan
-    """`ticks` are the frames the rules name."""
+    """`ticks` are the target frames."""
     kept: tuple[Kept, ...]
-    """Frames taken for them, ascending."""
+    """Selected frames, ascending."""
     missed: tuple[int, ...]
-    """Ticks of the frames named that could not be decoded."""
+    """Ticks of target frames that could not be decoded."""
 
 
 class _Piece:
-    """A shot in progress, or a piece of one."""
+    """A shot in progress, or a part of one."""
 
     def __init__(self, timeline: Timeline, sampling: Sampling, *, index: int, start: float) -> None:
         self.index, self.start = index, start
@@ -69,9 +68,8 @@ class _Piece:
         self._min_seconds = min(SHORTEST_SECONDS, timeline.duration)
         self._max_frames = sampling.frames or sampling.max_frames
 
-    def wants(self, at: int) -> bool:
-        """Return whether the frame of this position may be taken in the end; it has been
-        decoded."""
+    def may_select(self, at: int) -> bool:
+        """Return whether the decoded frame at this position may be selected."""
         timeline, sampling = self._timeline, self._sampling
         ticks, following = int(timeline.pts[at]), _next_ticks(timeline, at)
         self._came.append(ticks)
@@ -81,19 +79,19 @@ class _Piece:
             return self._leaves_a_gap(following, sampling.frames or 1)
         if self._is_target(ticks, following, 1 / sampling.fps):
             return True
-        in_the_beginning = timeline.seconds(ticks) - self.start < sampling.min_frames / sampling.fps
-        return in_the_beginning and self._leaves_a_gap(following, sampling.min_frames)
+        is_early = timeline.seconds(ticks) - self.start < sampling.min_frames / sampling.fps
+        return is_early and self._leaves_a_gap(following, sampling.min_frames)
 
     def keep(self, kept: Kept) -> None:
-        """Keep a frame, and let others go when there are too many."""
+        """Keep a frame, and thin the kept frames out if there are too many."""
         self._kept.append(kept)
         if len(self._kept) > KEPT_PER_FRAME * self._max_frames:
             length = self._timeline.seconds(kept.ticks) - self.start
             self._thin(2 * MAX_OFFSET * length / self._max_frames)
 
     def close(self, end: float, shown: Callable[[], Kept | None]) -> Shot:
-        """Return the piece up to `end`; `shown` gives what is on display, should no frame be its
-        own."""
+        """End the shot at `end` and return it. `shown` returns the frame on display if no frame
+        begins in the shot."""
         plan = plan_chunk(
             self._timeline, self._sampling, index=self.index, start=self.start, end=end
         )
@@ -104,24 +102,24 @@ class _Piece:
         return Shot(plan=plan, kept=tuple(_nearest(plan.ticks, self._kept)), missed=missed)
 
     def _is_target(self, ticks: int, following: int, step: float) -> bool:
-        """Return whether a frame is on display at one of the times the rule names."""
+        """Return whether a frame is on display at one of the target times."""
         while (moment := tick_at(self._timeline, self.start + self._targets * step)) < ticks:
             self._targets += 1
         return moment < following
 
     def _leaves_a_gap(self, following: int, count: int) -> bool:
-        """Return whether the next frame would come too late for an even choice. `count` frames are
-        to be taken evenly from a shot that may end any time from here on."""
+        """Return whether the next frame would be too late for an even selection of `count` frames.
+        The shot may end at any time."""
         if count == 1:
             return not self._kept
         seconds = self._timeline.seconds
         last = seconds(self._kept[-1].ticks)
-        # A place as far from the start is no later than the last of them, at (count - 1) / count.
+        # The last target is at (count - 1) / count of the length.
         length = max(last - self.start, self._min_seconds)
         return seconds(following) - last > 2 * MAX_OFFSET * length / (count - 1)
 
     def _thin(self, gap: float) -> None:
-        """Let go of frames between two that are no further apart than `gap` seconds."""
+        """Drop frames between two that are at most `gap` seconds apart."""
         seconds = self._timeline.seconds
         thinned = self._kept[:1]
         for kept, following in pairwise(self._kept[1:]):
@@ -139,12 +137,13 @@ class ShotCutter:
         self._sampling = sampling
         self._converter = converter
         self._held: Shot | None = None
-        """A piece whose shot may end soon after it, and then ends with it."""
+        """A finished part of a long shot. If the shot ends soon after it, this part is extended to
+        that end."""
         self._shown: tuple[int, VideoFrame] | None = None
-        """The last frame that went by."""
+        """The last frame that was processed."""
 
     def shots(self, index: int = 0, start: float = 0.0) -> Iterator[Shot]:
-        """Yield the shots from the one that begins at `start`, in order, as they are asked for."""
+        """Yield the shots from the one that begins at `start`, in order, decoding on demand."""
         pts = self._timeline.pts
         self._piece = self._begin(index, start)
         self._first = positions(self._timeline, start, self._timeline.duration)[0]
@@ -168,7 +167,7 @@ class ShotCutter:
         yield self._close(self._timeline.duration)
 
     def _pass(self, at: int, frame: VideoFrame, begins: bool) -> Iterator[Shot]:
-        """Go past one frame, of which it is known whether a shot begins with it."""
+        """Process one frame; `begins` is whether a shot begins with it."""
         if at < self._first:
             return
         seconds = self._timeline.seconds(int(self._timeline.pts[at]))
@@ -185,11 +184,11 @@ class ShotCutter:
         if age >= SHORTEST_SECONDS:
             yield from self._release()
         self._shown = (at, frame)
-        if self._piece.wants(at):
+        if self._piece.may_select(at):
             self._piece.keep(self._paint(at, frame))
 
     def _split(self, seconds: float) -> Iterator[Shot]:
-        """Cut off the pieces of a long shot that have ended by `seconds`."""
+        """Yield the parts of a long shot that have ended by `seconds`."""
         length, duration = self._sampling.chunk_seconds, self._timeline.duration
         while (end := self._piece.start + length) <= seconds + ROUNDING_SECONDS:
             if duration - end < min(SHORTEST_SECONDS, length / 2):
@@ -224,14 +223,14 @@ def _next_ticks(timeline: Timeline, at: int) -> int:
 
 
 def _nearest(ticks: "array[int]", kept: list[Kept]) -> list[Kept]:
-    """Return the frame nearest to each of `ticks`, no frame twice."""
+    """Return the frame nearest to each of `ticks`, each frame once."""
     stamps = [one.ticks for one in kept]
     chosen: list[int] = []
     for left, tick in zip(range(len(ticks), 0, -1), ticks, strict=True):
         above = bisect_left(stamps, tick)
-        near = [at for at in (above - 1, above) if 0 <= at < len(stamps)]
-        best = min(near, key=lambda at: abs(stamps[at] - tick), default=0)
-        # Each takes one, and must leave one for each that follows, as far as there are any.
+        neighbours = [at for at in (above - 1, above) if 0 <= at < len(stamps)]
+        best = min(neighbours, key=lambda at: abs(stamps[at] - tick), default=0)
+        # Leave at least one frame for each following target, if possible.
         at = max(min(best, len(stamps) - left), chosen[-1] + 1 if chosen else 0)
         if at < len(stamps):
             chosen.append(at)

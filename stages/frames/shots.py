@@ -17,41 +17,42 @@ from av.video.reformatter import Interpolation, VideoReformatter
 from numpy.typing import NDArray
 
 ROWS, COLUMNS = 60, 106
-"""Most points that are looked at."""
+"""Most sampled points: rows, columns."""
 BLOCKS = 4
 """Number of blocks along each side."""
 BINS = 64
 SPREAD = 8
-"""Each point counts for so many bins, so that a slow fade does not move flat areas at a blow."""
+"""Each point counts in so many bins, so that a slow fade does not move flat areas all at once."""
 
 AHEAD = 4
-"""So many frames after a cut are looked at before it is called one."""
+"""Frames after a cut that are needed to decide on it."""
 BEHIND = 8
-"""Frames that are looked at before it."""
+"""Frames before a cut that are needed to decide on it."""
 FLASH_FRAMES = 3
-"""A change that is taken back within so many frames is none."""
+"""A change that is reverted within so many frames is not a cut."""
 STAYING = 0.5
-"""Part of the change that must be left by then."""
+"""Share of the change that must remain by then."""
 NEAR_SECONDS = 0.5
-"""Frames further away say nothing of how fast things move here."""
+"""Frames further away do not show how fast the image moves here."""
 MIN_DISTANCE = 0.08
-"""Distance of two frames, of 1, below which they are of one shot where nothing moves."""
+"""Smallest distance of two frames, of 1, for a cut in a still scene."""
 ALL_OVER = 0.03
-"""Half of the blocks differ by this much, of 1, or a thing has come or gone within the shot."""
+"""In a cut, at least half of the blocks differ by this much, of 1. Otherwise an object has appeared
+or disappeared within the shot."""
 TIMES = 2.5
-"""Factor by which the mean of the distances around is added, for what moves."""
+"""Factor for the mean distance of the surrounding frames, which is added for moving scenes."""
 BLACK, BLACK_SHARE = 32, 0.98
-"""In a black picture so many of the points are darker than this, of 255."""
+"""In a black frame this share of the points is darker than BLACK, of 255."""
 LIGHTER = 4.0
-"""A picture that comes back from black gains so much brightness, of 255, in `AHEAD` frames."""
+"""A fade from black gains this much brightness, of 255, in `AHEAD` frames."""
 LEVELS = np.arange(BINS) * (256 // BINS)
 SHORTEST_SECONDS = 0.5
-"""No shot is shorter: a second cut within it is passed over."""
+"""Shortest shot: a second cut within it is ignored."""
 
 PLAIN = frozenset(
     ("yuv420p", "yuvj420p", "yuv422p", "yuvj422p", "yuv444p", "yuvj444p", "nv12", "nv21", "gray")
 )
-"""Formats whose first plane is the brightness, a byte a point."""
+"""Formats whose first plane is the brightness, one byte per point."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -59,9 +60,9 @@ class FrameFeatures:
     """The values of a frame that are compared."""
 
     blocks: NDArray[np.float32]
-    """Histograms, [blocks, bins]; a block's sum is 1."""
+    """Histograms [blocks, bins]; the sum of a block is 1."""
     brightness: float
-    """Mean of the points, of 255."""
+    """Mean brightness of the points, of 255."""
     is_black: bool
 
 
@@ -73,7 +74,7 @@ class FrameDescriptor:
         self._places: dict[tuple[int, int], NDArray[np.intp]] = {}
 
     def describe(self, frame: VideoFrame) -> FrameFeatures:
-        """Return what a frame looks like."""
+        """Return the features of a frame."""
         points = self._points(frame)
         if points.shape not in self._places:
             rows, columns = (np.arange(n) * BLOCKS // n for n in points.shape)
@@ -113,38 +114,39 @@ class FrameDescriptor:
 
 
 def distance(one: FrameFeatures, other: FrameFeatures) -> float:
-    """Return how unlike two frames are, from 0 to 1."""
+    """Return the difference of two frames, from 0 to 1."""
     return float(np.abs(one.blocks - other.blocks).sum()) / (2 * len(one.blocks))
 
 
 def _all_over(one: FrameFeatures, other: FrameFeatures) -> bool:
-    """Return whether they differ in most places, and not only where a thing has come or gone."""
+    """Return whether two frames differ in most blocks, and not only where an object has appeared or
+    disappeared."""
     apart = np.abs(one.blocks - other.blocks).sum(axis=1) / 2
     return float(np.median(apart)) >= ALL_OVER
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Seen:
-    """One frame as the finder stores it."""
+    """One stored frame."""
 
     seconds: float
     features: FrameFeatures
     step: float
-    """Distance from the frame before."""
+    """Distance from the previous frame."""
 
 
 class CutFinder:
-    """Tells for each frame whether a shot begins with it. It takes every frame in order and answers
-    `AHEAD` frames later. The answer depends only on the frames from `BEHIND` before to `AHEAD`
-    after."""
+    """Decides for each frame whether a shot begins with it. It takes every frame in order and
+    decides `AHEAD` frames later. The decision depends only on the frames from `BEHIND` before to
+    `AHEAD` after."""
 
     def __init__(self) -> None:
         self._seen: deque[_Seen] = deque(maxlen=BEHIND + 1 + AHEAD)
         self._undecided = 0
 
     def add(self, seconds: float, features: FrameFeatures) -> bool | None:
-        """Take in a frame, and return the verdict on the one `AHEAD` frames before it. It is None
-        while there is none."""
+        """Add a frame, and return the decision on the frame `AHEAD` frames before it; None if there
+        is none yet."""
         step = distance(self._seen[-1].features, features) if self._seen else 0.0
         self._seen.append(_Seen(seconds=seconds, features=features, step=step))
         self._undecided += 1
@@ -153,8 +155,8 @@ class CutFinder:
         return self.decide()
 
     def decide(self) -> bool | None:
-        """Return the verdict on the oldest frame that has none, whatever comes. It is None when all
-        have one."""
+        """Return the decision on the oldest undecided frame, without waiting for later ones; None
+        if all are decided."""
         if not self._undecided:
             return None
         at = len(self._seen) - self._undecided
@@ -176,14 +178,15 @@ class CutFinder:
         return _all_over(self._seen[at - 1].features, here.features)
 
     def _stays(self, at: int) -> bool:
-        """Return whether what comes is unlike what was, also a flash's length away."""
+        """Return whether the frames after differ from those before, also beyond the length of a
+        flash."""
         first, last = max(0, at - 1 - FLASH_FRAMES), min(len(self._seen) - 1, at + FLASH_FRAMES)
         earlier, before, now, later = (self._seen[i].features for i in (first, at - 1, at, last))
         pairs = ((before, later), (earlier, now), (earlier, later))
         return min(distance(*pair) for pair in pairs) >= STAYING * self._seen[at].step
 
     def _fades_in(self, at: int) -> bool:
-        """Return whether the picture slowly comes back from black: the middle of a fade."""
+        """Return whether this frame is the middle of a fade from black."""
         before, now, last = (
             self._seen[at - 1].features,
             self._seen[at].features,

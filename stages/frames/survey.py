@@ -1,4 +1,4 @@
-"""Reads a video's frame times and keyframes from its packets, or by decoding it once."""
+"""Reads the frame times and keyframes of a video from its packets, or by decoding it once."""
 
 from array import array
 from collections.abc import Iterator
@@ -20,22 +20,21 @@ from stages.frames.timeline import DEFAULT_RATE, STAMPS, Keyframes, Timeline, Vi
 from stages.frames.watchdog import step
 
 JUMP_BACK_SECONDS = 1.0
-"""A clock that goes back further than this was set anew, as where recordings were joined."""
+"""A clock that goes back further than this was reset, as at the joint of two recordings."""
 JUMP_AHEAD_SECONDS = 3600.0
-"""A clock that leaps further than this was set anew; shorter gaps are pictures that stand."""
+"""A clock that jumps further than this was reset; shorter gaps are still images."""
 REORDER_SECONDS = 10.0
-"""A time further than this from where decoding has come to is not to be believed, as where a bit of
-it has flipped."""
+"""A time further than this from the decoding position is wrong, for example because of a flipped
+bit."""
 REORDER_PACKETS = 32
-"""Decoding has come to a frame's time so many packets later, however long a picture stands: no
-codec reorders more than 16 frames, and each may come as two fields."""
+"""After so many packets, decoding has reached a frame's time, however long an image stands. No
+codec reorders more than 16 frames, and each may be two fields."""
 BLOCK = 1 << 14
-"""Frames judged at a time, so that judging takes no memory to speak of."""
+"""Frames that are checked at a time, to bound memory."""
 
 
 class PacketTimes:
-    """The times that one pass over the packets collects; 24 bytes per frame, whatever the
-    length."""
+    """The times that one pass over the packets collects; 24 bytes per frame."""
 
     def __init__(self, time_base: Fraction, *, hides: bool) -> None:
         self.pts = array("q")
@@ -60,7 +59,7 @@ class PacketTimes:
         if dts is not None:
             self._follow(dts, ordinal)
         if raw is None or dts is None:
-            # Before the first keyframe nothing can be decoded, so nothing is lost there.
+            # Packets before the first keyframe cannot be decoded anyway.
             self.untimed += bool(self.keys[0]) or packet.is_keyframe
             return
         pts = raw + self._offset
@@ -74,16 +73,16 @@ class PacketTimes:
             self.last = max(self.last, (pts, duration))
 
     def disbelieve(self, time_base: Fraction, *, to_the_end: bool) -> frozenset[int]:
-        """Take out the frames whose time cannot be right; returns their packets' ordinals.
+        """Remove the frames whose times are wrong, and return the ordinals of their packets.
 
-        The last few, which no later packet bears out, are judged like the others with `to_the_end`,
-        else only by how far a clock may leap.
+        No later packet confirms the last few times. With `to_the_end` they are checked like the
+        others, else only against the largest jump of a clock.
         """
         pts, dts, ordinals = (
             np.frombuffer(column, dtype=np.int64) for column in (self.pts, self.dts, self.ordinals)
         )
         step = (int(dts[-1]) - int(dts[0])) // len(dts)
-        # At the end no later packet tells, so that slow slide shows need room there.
+        # No later packet confirms the last times, so slow slide shows need tolerance there.
         bound = max(int(REORDER_SECONDS / time_base), REORDER_PACKETS * step)
         end = int(dts[-1])
         if not to_the_end:
@@ -95,7 +94,7 @@ class PacketTimes:
             reached = dts[first + REORDER_PACKETS : first + REORDER_PACKETS + len(later)]
             later[: len(reached)] = reached
             odd[here] = (pts[here] > later + bound) | (pts[here] < dts[here] - bound)
-        # If most are, then it is the clock of decoding that is off.
+        # If most are odd, the decoding clock is wrong instead.
         if not odd.any() or 2 * odd.sum() > len(odd):
             return frozenset()
         out = frozenset(ordinals[odd].tolist())
@@ -125,15 +124,14 @@ def _is_hidden(packet: VideoPacket) -> bool:
 
 
 STREAMED = ("mpegts", "mpeg")
-"""Formats made for broadcasting, where a bit may flip anywhere; a picture that stands for minutes
-at the very end, which looks the same, is rather found in the others."""
+"""Broadcast formats, where any bit may flip. In all other formats, a late time at the very end is
+more likely an image that stands for minutes."""
 MAX_TRIES = 1000
-"""How often FFmpeg may ask to be called again in one file."""
+"""How often FFmpeg may ask to be called again for one file."""
 
 
 def packets(container: InputContainer, stream: VideoStream) -> Iterator[VideoPacket]:
-    """Yield the stream's packets that hold something, until the file ends or its structure
-    breaks."""
+    """Yield the non-empty packets of the stream, until the file ends or its structure breaks."""
     for _ in range(MAX_TRIES):
         try:
             for packet in container.demux(stream):
@@ -142,9 +140,9 @@ def packets(container: InputContainer, stream: VideoStream) -> Iterator[VideoPac
                     yield packet
             return
         except IndexError:
-            return  # PyAV, at the end of a file that began another stream on the way
+            return  # PyAV at the end of a file in which a further stream appears
         except av.error.BlockingIOError:
-            continue  # FFmpeg passed over something
+            continue  # FFmpeg skipped something
         except av.error.FFmpegError as error:
             if not is_damage(error, Path(container.name)):
                 raise
@@ -154,8 +152,8 @@ def packets(container: InputContainer, stream: VideoStream) -> Iterator[VideoPac
 def survey(
     stream_packets: Iterator[VideoPacket], container: InputContainer, stream: VideoStream
 ) -> Timeline | None:
-    """Learn times and keyframes by demuxing alone, at 5 µs a packet. Returns None when packets do
-    not tell them."""
+    """Read times and keyframes by demuxing alone, at 5 µs per packet. Return None if the packets do
+    not have them."""
     assert stream.time_base is not None
     found = PacketTimes(stream.time_base, hides=stream.codec_context.name == "vp8")
     for packet in stream_packets:
@@ -165,20 +163,18 @@ def survey(
     announced = announced_seconds(container, stream)
     streamed = container.format.name in STREAMED
     odd = found.disbelieve(stream.time_base, to_the_end=streamed)
-    del found.dts, found.ordinals  # hours of them are megabytes
+    del found.dts, found.ordinals  # megabytes for hours of video
     key_pts, key_dts, ordinals = found.keys
     ticks = _ascending(found.pts)
-    # Two packets of one time may be two fields of one frame, which no leap must tear apart.
+    # Two packets with one time may be two fields of one frame; a seek must not separate them.
     ordered = len(ticks) == len(found.pts) and all(a < b for a, b in pairwise(key_pts))
     keyframes = Keyframes(pts=key_pts, dts=key_dts, ordinals=ordinals)
     warnings = []
     if found.jumps:
         jumps = counted(len(found.jumps), "time")
-        warnings.append(f"its clock is set anew {jumps}; times run on from there")
+        warnings.append(f"its clock is reset {jumps}; times continue from there")
     if odd:
-        warnings.append(
-            f"passed over for a time that cannot be right: {counted(len(odd), 'frame')}"
-        )
+        warnings.append(f"skipped because of a wrong time: {counted(len(odd), 'frame')}")
     return Timeline(
         pts=ticks,
         time_base=stream.time_base,
@@ -186,14 +182,14 @@ def survey(
         keyframes=keyframes if ordered and key_pts and not found.jumps else None,
         jumps=tuple(found.jumps),
         disbelieved=odd,
-        # Without a header FFmpeg takes the length from the very times in doubt.
+        # Without a header FFmpeg derives the length from the doubtful times.
         announced_seconds=None if odd and streamed else announced,
         warnings=tuple(warnings),
     )
 
 
 def watch(frames: Iterator[VideoFrame], container: InputContainer, stream: VideoStream) -> Timeline:
-    """Learn times by decoding everything once, for files whose packets do not tell them."""
+    """Read times by decoding everything once, for files whose packets do not have them."""
     columns: dict[str, array[int]] = {name: array("q") for name in STAMPS}
     count = 0
     for count, frame in enumerate(frames, 1):
@@ -221,8 +217,8 @@ def watch(frames: Iterator[VideoFrame], container: InputContainer, stream: Video
 
 
 def announced_seconds(container: InputContainer, stream: VideoStream) -> float | None:
-    """Return the length of the video that the file states; None where only a whole file's is
-    known."""
+    """Return the length of the video that the file states; None if only the length of the whole
+    file is known."""
     if stream.duration is not None and stream.time_base is not None:
         return float(stream.duration * stream.time_base)
     hours, minutes, seconds = ([*stream.metadata.get("DURATION", "").split(":"), "", ""])[:3]
@@ -236,10 +232,10 @@ def announced_seconds(container: InputContainer, stream: VideoStream) -> float |
 
 
 def _only_counts(ticks: "array[int]", container: InputContainer, stream: VideoStream) -> bool:
-    """Return whether packets are numbered in the order of decoding though frames are shown in
-    another.
+    """Return whether packets are numbered in decoding order although frames are shown in another
+    order.
 
-    AVI knows no presentation times; FFmpeg mends that for MPEG-4 but not for H.264.
+    AVI has no presentation times; FFmpeg corrects that for MPEG-4 but not for H.264.
     """
     reorders = container.format.name == "avi" and stream.codec_context.has_b_frames
     return bool(reorders) and all(a < b for a, b in pairwise(ticks))
@@ -247,13 +243,13 @@ def _only_counts(ticks: "array[int]", container: InputContainer, stream: VideoSt
 
 def _ascending(ticks: "array[int]") -> NDArray[np.int64]:
     view = np.frombuffer(ticks, dtype=np.int64)
-    view.sort()  # in place: hours of times are the most that this stage holds
+    view.sort()  # in place: times of hours are the largest array of this stage
     return view if bool((view[1:] > view[:-1]).all()) else np.unique(view)
 
 
 def _last_ticks(ticks: "array[int]", stated: int, stream: VideoStream) -> int:
-    """Return how long the last frame stands: as stated, else as the one before it, else by the
-    rate."""
+    """Return the duration of the last frame: as stated, else as the one before it, else by the
+    frame rate."""
     assert stream.time_base is not None
     if stated > 0:
         return min(stated, int(JUMP_AHEAD_SECONDS / stream.time_base))

@@ -31,15 +31,15 @@ from stages.frames.shot_cutter import ShotCutter
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Damage:
-    """The faults found where one chunk was decoded. They are stored with the chunk for a resumed
+    """The faults found while decoding one chunk. They are stored with the chunk for a resumed
     run."""
 
     missed: tuple[float, ...] = ()
-    """Seconds of the frames wanted that could not be decoded."""
+    """Seconds of requested frames that could not be decoded."""
     damaged: tuple[float, ...] = ()
-    """Seconds of the frames taken that the decoder calls damaged."""
+    """Seconds of frames that the decoder marked as damaged."""
     passed_over: bool = False
-    """Whether packets could not be decoded. How many depends on where decoding began."""
+    """Whether packets could not be decoded. Their number depends on where decoding began."""
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> "Damage":
@@ -58,11 +58,11 @@ class Chunk:
     """One chunk, ready to be stored."""
 
     index: ChunkIndex
-    """Its place, times and size."""
+    """Its interval, times and size."""
     pixels: NDArray[np.uint8]
     """RGB, [frames, height, width, 3]."""
     damage: Damage = NO_DAMAGE
-    """Faults met on the way."""
+    """Faults found while decoding it."""
 
     def __post_init__(self) -> None:
         assert self.pixels.shape == (len(self.index.times), self.index.height, self.index.width, 3)
@@ -72,7 +72,7 @@ class Video:
     """An open video file: its size, its length and its chunks."""
 
     def __init__(self, path: Path, *, threads: int = 0) -> None:
-        """Open a video; `threads` 0 lets the decoder take all cores. Raises MediaError."""
+        """Open a video; `threads` 0 lets the decoder use all cores. Raises MediaError."""
         self._reader = Reader(path, threads=threads)
         self._damage: dict[int, Damage] = {}
         self._lost: dict[int, float] = {}
@@ -80,7 +80,7 @@ class Video:
         self._bad_packets = 0
         self._aspect = self._reader.decoder.stream.sample_aspect_ratio
         self.height, self.width = shown_size(self._reader.first_frame, self._aspect)
-        """Pixels, as a player shows it."""
+        """Size in pixels as a player shows it."""
         self.duration = self._reader.timeline.duration
         """Seconds from the first frame to the end of the last."""
 
@@ -91,17 +91,17 @@ class Video:
         self.close()
 
     def close(self) -> None:
-        """Give back the file and the decoder's memory."""
+        """Close the file and release the decoder's memory."""
         self._reader.close()
 
     def plan(self, sampling: Sampling) -> list[ChunkPlan]:
-        """Plan which frames make which chunk; nothing is decoded for it."""
+        """Plan the frames of all chunks, without decoding."""
         return plan_chunks(self._reader.timeline, sampling)
 
     def chunks(self, plans: Sequence[ChunkPlan], fit: FrameFit) -> Iterator[Chunk]:
-        """Yield the chunks of `plans`, in order, decoded one by one as they are asked for.
+        """Yield the chunks of `plans` in order, decoding on demand.
 
-        A chunk of which nothing can be decoded is left out, with a warning.
+        A chunk without any decodable frame is left out, with a warning.
         """
         self._reader.request(array("q", chain.from_iterable(plan.ticks for plan in plans)))
         converter = FrameConverter(self._reader.first_frame, self._aspect, fit)
@@ -112,14 +112,14 @@ class Video:
             del chunk
 
     def plan_stored(self, chunks: Sequence[ChunkIndex]) -> list[ChunkPlan]:
-        """Return the plans of chunks that were cut before."""
+        """Return the plans of stored chunks."""
         return [plan_stored(self._reader.timeline, chunk) for chunk in chunks]
 
     def shots(
         self, sampling: Sampling, fit: FrameFit, after: Sequence[ChunkIndex] = ()
     ) -> Iterator[Chunk]:
-        """Yield the chunks of shots, in order, decoded one by one as they are asked for. They are
-        those that follow `after`, the first ones of the video, if they were cut before."""
+        """Yield the chunks of shots in order, decoding on demand. Those in `after`, the first
+        chunks of the video, are stored already."""
         start = after[-1].end if after else 0.0
         if start >= self.duration:
             return
@@ -140,18 +140,18 @@ class Video:
             del chunk
 
     def recall(self, index: ChunkIndex, damage: Damage) -> None:
-        """Count in a chunk that an earlier run has cut."""
+        """Take over a chunk that an earlier run has stored."""
         self._damage[index.index] = damage
         self._last_taken = max(self._last_taken, *index.times)
 
     def warnings(self) -> tuple[str, ...]:
-        """Return the damage met so far, one sentence each."""
+        """Return the damage found so far, one sentence each."""
         timeline = self._reader.timeline
         found = list(timeline.all_warnings())
         met = [self._damage[at] for at in sorted(self._damage)]
         if any(damage.passed_over for damage in met):
-            found.append("packets could not be decoded and were passed over")
-        # What is missing at the end of a file that was cut short is said already.
+            found.append("packets could not be decoded and were skipped")
+        # The missing end of a truncated file has its own warning.
         missed = [
             seconds
             for seconds in chain.from_iterable(damage.missed for damage in met)
@@ -159,24 +159,23 @@ class Video:
         ]
         if missed:
             found.append(
-                f"{len(missed)} of the frames wanted could not be decoded, "
+                f"{len(missed)} of the requested frames could not be decoded, "
                 f"the first at {missed[0]:.2f} s"
             )
         damaged = list(chain.from_iterable(damage.damaged for damage in met))
         if damaged:
             found.append(
-                f"{len(damaged)} of the frames taken are damaged, the first at {damaged[0]:.2f} s"
+                f"{len(damaged)} of the decoded frames are damaged, the first at {damaged[0]:.2f} s"
             )
         if self._lost:
             found.append(
-                f"left out for want of a readable frame: {counted(len(self._lost), 'chunk')}, "
+                f"left out without a decodable frame: {counted(len(self._lost), 'chunk')}, "
                 f"the first at {min(self._lost.values()):.2f} s"
             )
         return tuple(found)
 
     def media_index(self, chunks: Sequence[ChunkIndex]) -> MediaIndex:
-        """Return what there is to say about the whole file. Raises MediaError if nothing of it can
-        be seen."""
+        """Return the index of the file. Raises MediaError if it has no decodable frame."""
         if not chunks:
             raise no_frames(self._reader.path)
         return MediaIndex(
@@ -214,8 +213,8 @@ class Video:
         damaged: Sequence[int],
         missed: Sequence[int],
     ) -> Chunk | None:
-        """Make a chunk of the frames taken, and remember its damage. Returns None where there are
-        none."""
+        """Build a chunk from the decoded frames, and record its damage. Return None without
+        frames."""
         seconds = self._reader.timeline.seconds
         damage = self._damage[plan.index] = Damage(
             missed=tuple(map(seconds, missed)),

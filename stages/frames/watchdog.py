@@ -12,21 +12,21 @@ import time
 from collections.abc import Iterator
 
 LIMIT_CPU_SECONDS = 300.0
-"""So much of all cores together without one more packet is no decoding. None of 60,000 files broken
-at random took 2 s."""
-LOOK_SECONDS = 1.0
+"""CPU time of all threads without a new packet after which decoding counts as stuck. None of 60,000
+randomly damaged files took 2 s."""
+POLL_SECONDS = 1.0
 
 _steps: dict[int, int] = {}
 
 
 def step() -> None:
-    """Say that this thread got on: a packet was read."""
+    """Record that this thread made progress: a packet was read."""
     thread = threading.get_ident()
     _steps[thread] = _steps.get(thread, 0) + 1
 
 
 class Watchdog:
-    """Watches every thread that is inside `over`; a context manager itself."""
+    """Watches every thread that is inside `over`; a context manager."""
 
     def __init__(self) -> None:
         self._since: dict[int, tuple[int, float]] = {}
@@ -44,7 +44,7 @@ class Watchdog:
 
     @contextlib.contextmanager
     def over(self) -> Iterator[None]:
-        """Watch one file, from its opening to its end."""
+        """Watch one file from opening to end."""
         thread = threading.get_ident()
         step()
         with self._lock:
@@ -56,7 +56,7 @@ class Watchdog:
                 del self._since[thread]
 
     def _follow(self) -> None:
-        while not self._stop.wait(LOOK_SECONDS):
+        while not self._stop.wait(POLL_SECONDS):
             now = time.process_time()
             with self._lock:
                 for thread, (steps, since) in self._since.items():
