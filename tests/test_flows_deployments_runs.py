@@ -261,10 +261,10 @@ def test_a_flow_exports_what_passes_and_fails_with_the_figures_of_what_does_not(
     few = ExportConfig(model="demo", to="nf4", out=str(tmp_path / "few"), samples=2, store=store)
     state, artifacts = run_flow(export_model, few)
     assert state.is_failed() and state.name == "Failed"  # the sweep leaves it alone
-    assert "frames were seen (≥ 64)" in state.message and "\n" not in state.message
+    assert "frames (≥ 64)" in state.message and "\n" not in state.message
     assert str(tmp_path / "few" / "rejected") in state.message
     (row,) = json.loads(artifacts["penstock-checkpoint"])
-    assert not row["taken"] and "frames were seen" in row["missed"]
+    assert not row["taken"] and "frames" in row["missed"]
     assert not (tmp_path / "few" / "config.json").exists()
 
     monkeypatch.setenv("PENSTOCK_OUT_ROOT", str(tmp_path / "else"))

@@ -35,7 +35,7 @@ FEATURES = {
     "chunks": 2,
     "by_chunk": {"d" * 64: 0.99, "e" * 64: 0.996},
 }
-MISSED = "least centred cosine of features 0.9"
+MISSED = "lowest centred cosine of features 0.9"
 RECIPE = {"kind": "nf4", "parts": ["vision", "language"], "group": 0, "source": ["x"]}
 EVIL = "</script><script>document.title='run'</script>"
 
@@ -64,10 +64,10 @@ def test_a_report_shows_each_figure_beside_its_bound_and_the_captions_of_the_ori
     assert [medium["name"] for medium in found["media"]] == ["film.mp4"]
     assert ("written as", "nf4 of vision, language") in found["about"]
     parity = found["parity"]
-    assert not parity["passed"] and "rejected: least centred" in parity["verdict"]
+    assert not parity["passed"] and "rejected: lowest centred" in parity["verdict"]
     marks = {name: (value, bound, mark) for name, value, bound, mark in parity["rows"]}
-    assert marks["least centred cosine of features"] == ("0.9", "≥ 0.95", "✕")
-    assert marks["Kullback-Leibler divergence in nats a token"] == ("0.002", "≤ 0.005", "✓")
+    assert marks["lowest centred cosine of features"] == ("0.9", "≥ 0.95", "✕")
+    assert marks["Kullback-Leibler divergence in nats per token"] == ("0.002", "≤ 0.005", "✓")
     assert marks["frames compared"] == ("80", "≥ 64", "✓")
     divergence, cosine = parity["plots"]
     assert [key[0] for key, _ in divergence["values"]] == ["a", "b", "c"]

@@ -52,7 +52,7 @@ QUICK = {
     "awkward/oneframe.mp4",
 }
 DAMAGED = {
-    "awkward/trunc_faststart.mp4": "of the 24.02 s it announces",
+    "awkward/trunc_faststart.mp4": "of the stated 24.02 s",
     "awkward/bitflip.mp4": "decoded frames are damaged",
 }
 UNUSABLE = {

@@ -48,7 +48,7 @@ def test_a_file_cut_short_is_cut_up_to_the_damage_with_a_warning(tmp_path: Path)
     assert 2 < last < 8
     assert chunks[-1].index.start <= last <= chunks[-1].index.end
     assert len(warnings) == 1
-    assert "of the 10.00 s it announces" in warnings[0]
+    assert "of the stated 10.00 s" in warnings[0]
 
 
 def test_packets_that_cannot_be_decoded_are_passed_over(tmp_path: Path) -> None:

@@ -134,7 +134,10 @@ def test_damage_is_described_alike_wherever_a_run_was_killed(
         whole = write_video(desk.folder / f"whole-{name}", ticks=range(300), codec=codec)
         clip = spoil(whole, desk.folder / name, which=lambda at: 50 <= at < 130)
     else:
-        clip, said = request.getfixturevalue("shared_clips") / "awkward" / name, "decoded frames are damaged"
+        clip, said = (
+            request.getfixturevalue("shared_clips") / "awkward" / name,
+            "decoded frames are damaged",
+        )
     stored = desk.run(one := medium(clip))
     undisturbed = desk.record_set("media").meta(one["digest"])
     assert said in " ".join(undisturbed["warnings"])

@@ -156,7 +156,7 @@ def plain_graph(folder: Path, operator: str) -> Path:
 
 
 def test_a_graph_without_products_is_not_called_quantized(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="no product of plain could be put into 8 bit"):
+    with pytest.raises(UsageError, match="plain has no product that can be quantized to 8 bit"):
         quantize_graph(plain_graph(tmp_path, "Relu"), tmp_path / "quantized.onnx")
 
 

@@ -36,10 +36,10 @@ from stages.process.job import parse_job
 from stages.process.report import EventReporter
 
 OUTSIDE = "outside the layers"
-UNSEEN = "no sample reached it"
-APART = "its inputs are not in every sample those of the linear they were shared with"
+UNSEEN = "no calibration sample reached it"
+APART = "it does not share its inputs with the same linear layer in every sample"
 ROWS = 2048
-"""Tokens that are summed up at once: their copy in float32 is bounded, too."""
+"""Tokens that are accumulated at once, which bounds their float32 copy."""
 
 
 class RoundWeight(Protocol):
@@ -48,8 +48,8 @@ class RoundWeight(Protocol):
     def __call__(
         self, path: str, weight: torch.Tensor, hessian: torch.Tensor | None, reason: str
     ) -> None:
-        """Take the weight of one linear, which is there until this returns, and its Hessian. It is
-        None for a reason that can be told to people; otherwise the reason is empty."""
+        """Quantize the weight of one linear layer, which is valid until this returns, by its
+        Hessian. The Hessian is None for a `reason`; otherwise `reason` is empty."""
 
 
 def calibrate(
@@ -61,18 +61,20 @@ def calibrate(
     round_weight: RoundWeight,
     done: Collection[str] = (),
 ) -> None:
-    """Have `round_weight` take each wanted linear of a half once, with its Hessian if there is one.
+    """Call `round_weight` once for each linear layer in `paths`, with its Hessian if there is one.
 
-    `layers` are paths and modules of the half's layers, and `paths` paths of linears, of which
-    those in `done` are passed over. Each of the `calls` runs the half over one sample, without
-    padding, which would be summed up as well. Linears of one layer come together, in the order of
-    its modules, as soon as all calls have passed it; a layer that calls pass more than once is
-    handed out after the first time. After them come, without a Hessian, those in layers that no
-    call passed, and those in no layer whose weights are there. When nothing is wanted of the layers
-    that remain, a call is ended there. The hidden states of all calls are held at once.
+    `layers` are paths and modules of the half's layers. Linear layers in `done` are skipped. Each
+    of the `calls` runs the half over one sample, without padding, because padding would be
+    accumulated as well.
 
-    Hessians of a layer that would take more than `max_bytes` together are not made: those of the
-    linears that are reached last.
+    The linear layers of one layer come together, in the order of its modules, as soon as all calls
+    have passed it. A layer that calls pass more than once is handled after the first time. Then
+    come, without a Hessian, those in layers that no call passed, and those outside all layers whose
+    weights are loaded. A call ends when no later layer is needed. The hidden states of all calls
+    are held at once.
+
+    The Hessians of one layer take at most `max_bytes` together. The linear layers reached last go
+    without.
     """
     todo = {path for path in paths if path not in done}
     streamed = streamed_layers(half)
@@ -100,7 +102,7 @@ def calibrate(
 
 
 class _ResidentLayers:
-    """The layer keeper of a half whose layers are all in memory."""
+    """The layer provider of a half whose layers are all in memory."""
 
     def expect(self, layer: int) -> None:
         pass
@@ -113,7 +115,7 @@ class _ResidentLayers:
 
 
 class _Enough(Exception):
-    """Raised to end a call once it has delivered what was wanted."""
+    """Raised to end a call after the last layer that is needed."""
 
 
 def _run_until_done(call: Callable[[], object]) -> None:
@@ -123,18 +125,18 @@ def _run_until_done(call: Callable[[], object]) -> None:
 
 @dataclass(eq=False, slots=True)
 class _InputStats:
-    """The input statistics of one linear layer, and of others with the same input."""
+    """The input statistics of one linear layer, shared by others with the same input."""
 
     owner: str
-    """Path of the linear."""
+    """Path of the linear layer."""
     hessian: torch.Tensor | None
     reason: str = ""
-    """Why there is none."""
+    """Why there is no Hessian."""
     calls: int = 0
     tokens: int = 0
 
     def add(self, given: torch.Tensor) -> None:
-        """Add what the linear is given by one call [..., columns]."""
+        """Add the input of one call [..., columns]."""
         rows = given.reshape(-1, given.shape[-1])
         self.calls += 1
         self.tokens += len(rows)
@@ -145,7 +147,7 @@ class _InputStats:
 
 
 class _HessianCollector:
-    """The Hessians of the current layer, and the layers that are still to be handed out."""
+    """The Hessians of the current layer, and the layers that are still to be quantized."""
 
     def __init__(
         self, linears: Sequence[dict[str, nn.Linear]], max_bytes: int, round_weight: RoundWeight
@@ -155,16 +157,17 @@ class _HessianCollector:
         self._round_weight = round_weight
         self._open = {number for number, found in enumerate(linears) if found}
         self._sums: dict[str, _InputStats] = {}
-        """Path of a linear → its sum."""
+        """Path of a linear layer → its input statistics."""
         self._calls = Counter[str]()
-        """Path of a linear → calls that gave it what is in its sum."""
+        """Path of a linear layer → calls that contributed to its statistics."""
         self._given: list[tuple[weakref.ref[torch.Tensor], _InputStats]] = []
-        """What linears were given that is still there, and the sums that have it."""
+        """Inputs that are still alive, and the statistics that include them."""
 
     @contextlib.contextmanager
     def watching(self, layers: Sequence[nn.Module]) -> Iterator[None]:
-        """Have the wanted linears tell within this block what they are given. Calls end after the
-        last layer with such: what follows, such as the output head, may take more than all."""
+        """Collect the inputs of the requested linear layers within this block. Calls end after the
+        last of their layers, because what follows, such as the output head, may take more memory
+        than all layers."""
         with contextlib.ExitStack() as hooks:
             for number, layer in enumerate(layers):
                 leave = partial(self._leave, number)
@@ -176,12 +179,12 @@ class _HessianCollector:
             yield
 
     def passed(self, number: int) -> None:
-        """Hand out the linears of a layer that all calls have passed."""
+        """Quantize the linear layers of a layer that all calls have passed."""
         if number in self._open:
             self.round_layer(number)
 
     def round_layer(self, number: int) -> None:
-        """Hand out the linears of a layer, and drop their Hessians."""
+        """Quantize the linear layers of a layer, and drop their Hessians."""
         for path, linear in self._linears[number].items():
             found = self._sums.pop(path, None)
             hessian, reason = (None, UNSEEN)
@@ -192,19 +195,19 @@ class _HessianCollector:
         self._open.discard(number)
 
     def remaining(self) -> list[int]:
-        """Return the numbers of the layers that were not handed out."""
+        """Return the numbers of the layers that are not quantized yet."""
         return sorted(self._open)
 
     def _leave(self, number: int, *_: object) -> None:
-        """End a call that has passed the last layer of which something is wanted."""
+        """End a call that has passed the last layer that is needed."""
         if self._open <= {number}:
             raise _Enough
 
     def _see(
         self, number: int, path: str, linear: nn.Module, args: Any, kwargs: dict[str, Any]
     ) -> None:
-        """Sum up what a linear is given. Linears that are given one tensor have one sum, to which
-        the first of them adds."""
+        """Accumulate the input of a linear layer. Linear layers with the same input tensor share
+        statistics, to which the first of them adds."""
         if number not in self._open:
             return
         given: torch.Tensor = args[0] if args else kwargs["input"]
@@ -220,40 +223,38 @@ class _HessianCollector:
             self._calls[path] += 1
 
     def _new(self, path: str, given: torch.Tensor) -> _InputStats:
-        """Return a sum with an empty Hessian, or without one where there is no room for it."""
+        """Return empty statistics, without a Hessian if there is no room for it."""
         columns = given.shape[-1]
         held = {id(s): s.hessian.nbytes for s in self._sums.values() if s.hessian is not None}
         size = columns * columns * torch.float32.itemsize
         if sum(held.values()) + size > self._max_bytes:
-            return _InputStats(
-                path, None, f"there is no room for its Hessian of {size / 1e6:,.1f} MB"
-            )
-        # Those who are given it may go on computing with it wherever they like.
+            return _InputStats(path, None, f"no room for its Hessian of {size / 1e6:,.1f} MB")
+        # A normal tensor, because the callback may compute with it outside inference mode.
         with torch.inference_mode(False):
             return _InputStats(path, torch.zeros(columns, columns, device=given.device))
 
 
 def _within(path: str, layer: nn.Module, todo: Collection[str]) -> dict[str, nn.Linear]:
-    """Return path → linear of those that are wanted of a layer, in the order of its modules."""
+    """Return path → requested linear layer of a layer, in the order of its modules."""
     named = ((f"{path}.{name}".rstrip("."), module) for name, module in layer.named_modules())
     return {p: module for p, module in named if p in todo and isinstance(module, nn.Linear)}
 
 
 def _outside(half: nn.Module, todo: Collection[str]) -> Iterator[tuple[str, nn.Linear]]:
-    """Yield path and linear of those that are wanted and have weights."""
+    """Yield path and module of the requested linear layers whose weights are loaded."""
     for path, module in half.named_modules():
         if path in todo and isinstance(module, nn.Linear) and not module.weight.is_meta:
             yield path, module
 
 
 def warm(fields: dict[str, Any]) -> None:
-    """Import what the model needs, before what the stage takes is counted."""
+    """Import what the model needs before memory is counted."""
     warm_model(fields)
 
 
 def run(fields: dict[str, Any], report: EventReporter) -> None:
-    """Round the weights of a CalibrateJob. A last note says which are left to be rounded each by
-    itself, and why. Raises PenstockError."""
+    """Quantize the weights of a CalibrateJob. A last note lists the weights that remain to be
+    rounded to nearest, with reasons. Raises PenstockError."""
     job = parse_job(CalibrateJob, fields)
     form = Packed(job.bits, job.group, Path(job.folder))
     plan = plan_export(Path(job.half.model), job.parts, job.half.trust_remote_code, form.takes)
@@ -297,7 +298,7 @@ def run(fields: dict[str, Any], report: EventReporter) -> None:
 
 
 def _layers(job: CalibrateJob, half: Any) -> list[str]:
-    """Return the paths of the layers that lie one behind another; none for a half without."""
+    """Return the paths of the consecutive layers; empty if the half has none."""
     if (streamed := streamed_layers(half)) is not None:
         return list(streamed.paths)
     skeleton = skeleton_of(*config_and_class(Path(job.half.model), job.half.trust_remote_code))

@@ -1,4 +1,4 @@
-"""Measures how far features are from the original's: by centred cosine and by nearest neighbours.
+"""Compares features with those of the original model: by centred cosine and by nearest neighbours.
 
 The plain cosine of features is 0.99 for almost any pair, because they share a large mean. Centring
 removes that mean. The nearest neighbours show what a search, or attention, would find.
@@ -21,13 +21,13 @@ from stages.process.job import parse_job
 from stages.process.report import EventReporter
 
 ROWS_A_CHUNK = 256
-"""Rows of one chunk that are compared, evenly chosen: a chunk of video has thousands."""
+"""Evenly chosen rows per chunk that are compared; a video chunk has thousands."""
 NEIGHBOURS, SEARCHED = 10, 600
-"""Nearest rows that are compared, and rows among which they are."""
+"""Compared nearest rows, and rows among which they are searched."""
 
 
 def run(fields: dict[str, Any], report: EventReporter) -> None:
-    """Compare the records of a FeaturesJob; a note says how near they are. Raises PenstockError."""
+    """Compare the records of a FeaturesJob; a note holds the figures. Raises PenstockError."""
     job = parse_job(FeaturesJob, fields)
     store = open_store(job.store)
     sets = [RecordSet(store, job.kind, namespace) for namespace in (job.namespace, job.other)]
@@ -47,15 +47,15 @@ def run(fields: dict[str, Any], report: EventReporter) -> None:
 def nearness(
     reference: torch.Tensor, found: torch.Tensor, counts: Sequence[tuple[str, int]]
 ) -> dict[str, Any]:
-    """Return how near rows [rows, width] are to those that are wanted; `counts` are the rows of
-    each chunk, in their order."""
+    """Compare rows [rows, width] with reference rows; `counts` are the keys and row counts of the
+    chunks, in order."""
     first, second = reference.double(), found.double()
     mean = first.mean(0)
     plain = cosine_similarity(first, second, dim=-1)
     first, second = first - mean, second - mean
     centred = cosine_similarity(first, second, dim=-1)
-    among = torch.randperm(len(first), generator=torch.Generator().manual_seed(0))[:SEARCHED]
-    near = [_nearest(rows[among]) for rows in (first, second)]
+    sample = torch.randperm(len(first), generator=torch.Generator().manual_seed(0))[:SEARCHED]
+    near = [_nearest(rows[sample]) for rows in (first, second)]
     shared = [len({*one} & {*other}) for one, other in zip(*near, strict=True)]
     count = sum(len(one) for one in near[0])
     of_chunks = centred.split([rows for _, rows in counts])
@@ -72,7 +72,7 @@ def nearness(
 
 
 def _nearest(rows: torch.Tensor) -> list[list[int]]:
-    """Return of each row the numbers of those that are nearest to it."""
+    """Return the numbers of the nearest rows of each row."""
     unit = normalize(rows, dim=-1)
     likeness = (unit @ unit.T).fill_diagonal_(-2)
     found: list[list[int]] = likeness.topk(min(NEIGHBOURS, len(rows) - 1)).indices.tolist()
@@ -80,7 +80,7 @@ def _nearest(rows: torch.Tensor) -> list[list[int]]:
 
 
 def _rows(kind: str, records: RecordSet, key: str) -> torch.Tensor:
-    """Return the features of one chunk, a row a placeholder, or its vectors."""
+    """Return a chunk's features, one row per placeholder, or its vectors."""
     record = records.read(key)
     if kind == "embeddings":
         return torch.from_numpy(vectors_in(record).copy())
@@ -90,7 +90,7 @@ def _rows(kind: str, records: RecordSet, key: str) -> torch.Tensor:
 
 
 def _main(fields: Any) -> Iterator[torch.Tensor]:
-    """Yield the tensors of a record's main field; of one that has none, all that it has."""
+    """Yield the tensors of a record's main field; without one, all its tensors."""
     named = [fields[name] for name in MAIN_FIELDS if fields.get(name) is not None][:1]
     left = named or list(fields.values())
     while left:

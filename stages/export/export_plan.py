@@ -1,9 +1,9 @@
 """Maps each stored tensor of a checkpoint to its module and its export format. Reads headers, no
 weights.
 
-Tensor names in the files differ from module names, because the loader renames tensors. The loader
-itself is asked for the mapping. It also gives the type that a tensor is loaded in, and the export
-stores that type.
+Tensor names in the files differ from module names, because the loader renames tensors. The mapping
+comes from the loader itself. So does the type in which a tensor is loaded, and the export stores
+that type.
 """
 
 import re
@@ -29,43 +29,43 @@ from stages.models.shards.layout import DTYPES
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StoredTensor:
-    """One tensor of the checkpoint that is exported."""
+    """One tensor of the source checkpoint."""
 
     name: str
     """Name in the file."""
     file: Path
     shape: tuple[int, ...]
     dtype: torch.dtype
-    """Type that it is loaded in."""
+    """Type in which it is loaded."""
     module: str
-    """Path of the linear module whose weight it is and which is quantized; else empty."""
+    """Path of the linear layer whose weight it is, if that is quantized; else empty."""
     turned: bool
-    """Whether the module keeps its weight the other way round."""
+    """Whether the module stores its weight transposed."""
 
     @property
     def size(self) -> int:
-        """Return its bytes as it is loaded."""
+        """Return its bytes after loading."""
         return torch.Size(self.shape).numel() * self.dtype.itemsize
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ExportPlan:
-    """The plan of a checkpoint that will be quantized."""
+    """The plan of a quantized checkpoint."""
 
     tensors: tuple[StoredTensor, ...]
-    """Tensors in the order of their files."""
+    """Tensors in file order."""
     dtype: torch.dtype
     """Type in which its quantized layers compute."""
     unquantized: tuple[str, ...]
-    """Paths of the linear modules that stay as they are."""
+    """Paths of the linear layers that are not quantized."""
 
     @property
     def modules(self) -> list[str]:
-        """Return the paths of the modules that are quantized."""
+        """Return the paths of the quantized modules."""
         return [tensor.module for tensor in self.tensors if tensor.module]
 
     def matrices_that_stay(self) -> list[str]:
-        """Return the names in the files of all that may be linear layers and are not quantized."""
+        """Return the stored names of all other tensors that may be linear layers."""
         matrices = (t for t in self.tensors if len(t.shape) == 2 and not t.module)
         ending = ".weight"
         return [t.name.removesuffix(ending) for t in matrices if t.name.endswith(ending)]
@@ -77,15 +77,15 @@ def plan_export(
     trusted: bool,
     takes: Callable[[torch.nn.Module], str] = lambda module: "",
 ) -> ExportPlan:
-    """Return what becomes of the checkpoint in a folder when the linear layers of these parts are
-    quantized. `takes` says why one of them cannot be, which then stays as it is. Raises UsageError
-    for a checkpoint that cannot be written so, EnvironmentFault for one that is not whole."""
+    """Plan the quantization of the linear layers of these parts of a checkpoint. `takes` returns
+    why a layer cannot be quantized, or an empty text. Raises UsageError for a checkpoint that
+    cannot be exported, EnvironmentFault for an incomplete one."""
     refuse_pickle(folder, trusted=False)
     config, cls = config_and_class(folder, trusted)
     headers = read_headers(Checkpoint(name=str(folder), folder=folder))
     refuse_unwritable(folder, config, headers)
     dtype = _dtype_of(config, headers)
-    for name in config.sub_configs:  # each is built in its own
+    for name in config.sub_configs:  # each submodel uses its own type
         if (part := getattr(config, name, None)) is not None:
             part.dtype = dtype
     with _by_default(dtype):
@@ -94,10 +94,10 @@ def plan_export(
     quantized_paths = [path for path, module in linears.items() if not takes(module)]
     if not quantized_paths:
         first = next(iter(linears), "")
-        why = f": {first} has {takes(linears[first])}" if first else ""
+        reason = f": {first} has {takes(linears[first])}" if first else ""
         raise UsageError(
             f"{folder} has no linear layer in its {' or '.join(parts)} part that can be "
-            f"quantized so{why}",
+            f"quantized this way{reason}",
             hint="Choose another --half, or another --group",
         )
     paths = model_names(skeleton, [header.name for header in headers])
@@ -112,9 +112,9 @@ def plan_export(
     )
     if missing := sorted(set(quantized_paths) - set(found.modules)):
         raise UsageError(
-            f"{folder} stores {counted(len(missing), 'linear layer')} otherwise than the model "
-            f"computes with them, such as {missing[0]}",
-            hint="Such a model is quantized while it is loaded: --language-precision nf4",
+            f"{folder} stores {counted(len(missing), 'linear layer')} in another form than the "
+            f"model uses, such as {missing[0]}",
+            hint="Quantize such a model when it is loaded: --language-precision nf4",
         )
     return found
 
@@ -129,7 +129,7 @@ def _tensor(
 ) -> StoredTensor:
     place = skeleton.get_parameter_or_buffer(path) if path else None
     owner = (path or "").removesuffix(".weight")
-    # A converter of the loader's splits or joins what has another shape.
+    # The loader splits or joins tensors of another shape.
     quantized = (
         owner in quantized_paths and place is not None and tuple(place.shape) == header.shape
     )
@@ -147,7 +147,8 @@ def _tensor(
 def _loaded_as(
     header: Header, path: str | None, place: Any, skeleton: Any, dtype: torch.dtype
 ) -> torch.dtype:
-    """Return the type that the loader gives a tensor. What has no place in the model stays."""
+    """Return the type in which the loader loads a tensor. A tensor without a place in the model
+    keeps its type."""
     stored = DTYPES[header.dtype]
     if path is None or not stored.is_floating_point:
         return stored
@@ -159,7 +160,7 @@ def _loaded_as(
 
 
 def _dtype_of(config: Any, headers: Collection[Header]) -> torch.dtype:
-    """Return the type that the loader takes by itself."""
+    """Return the default type of the loader."""
     if isinstance(config.dtype, torch.dtype):
         return config.dtype
     types = (DTYPES[header.dtype] for header in headers)
@@ -167,12 +168,12 @@ def _dtype_of(config: Any, headers: Collection[Header]) -> torch.dtype:
 
 
 def refuse_unwritable(folder: Path, config: Any, headers: Collection[Header]) -> None:
-    """Refuse a checkpoint in few bits, or in numbers that are not known. Raises UsageError."""
+    """Raise UsageError for a quantized checkpoint, or one with unknown types."""
     settings = stored_settings(config)
     if settings is not None:
         method = settings.get("quant_method", "another method")
         raise UsageError(
-            f"{folder} is quantized already (by {method})",
+            f"{folder} is already quantized (by {method})",
             hint="Give the checkpoint that it was made from",
         )
     odd = next((header for header in headers if header.dtype not in DTYPES), None)
@@ -185,7 +186,7 @@ def refuse_unwritable(folder: Path, config: Any, headers: Collection[Header]) ->
 
 @contextmanager
 def _by_default(dtype: torch.dtype) -> Iterator[None]:
-    """Have a model built in this type, with those of its tensors that ask for another in that."""
+    """Build models in this type within the block; tensors with an explicit type keep theirs."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:

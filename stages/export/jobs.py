@@ -13,35 +13,35 @@ from stages.models.shards import SHARD_BYTES
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FeaturesJob:
-    """Records that two checkpoints made of the same chunks."""
+    """Records of the same chunks from two checkpoints."""
 
     store: str
     kind: str
-    """The kind of records: `features`, or `embeddings` of a dual encoder."""
+    """Record kind: `features`, or `embeddings` of a dual encoder."""
     namespace: str
-    """Namespace of those of the original."""
+    """Cache namespace of the original."""
     other: str
-    """Namespace of those that are compared with them."""
+    """Cache namespace of the compared checkpoint."""
     pairs: list[list[str]]
-    """The two keys of each chunk."""
+    """The two cache keys of each chunk."""
 
 
 GRAPHS = {"onnx": "fp32", "onnx-fp16": "fp16", "onnx-int8": "int8"}
-"""Kinds of graphs → what they compute in."""
+"""Kinds of graphs → their precision."""
 
 PACKAGES = ("onnx", "onnxscript")
-"""Packages that graphs are made with, and that running them does without."""
+"""Packages that make graphs; running graphs does not need them."""
 
 
 def check_packages() -> None:
-    """Raise EnvironmentFault where what graphs are made with is not installed."""
+    """Raise EnvironmentFault if a package that makes graphs is not installed."""
     for name in PACKAGES:
         try:
             version(name)
         except PackageNotFoundError as error:
             raise EnvironmentFault(
-                f"graphs are made with {' and '.join(PACKAGES)}, and {name} is not installed",
-                hint="Install them: pip install 'onnx>=1.23' 'onnxscript>=0.7.2'",
+                f"{name} is not installed (making graphs needs {' and '.join(PACKAGES)})",
+                hint="Install both: pip install 'onnx>=1.23' 'onnxscript>=0.7.2'",
             ) from error
 
 
@@ -50,25 +50,25 @@ class GraphJob:
     """The checkpoint to write, and the halves that get graphs."""
 
     model: str
-    """Folder of the checkpoint that it is made of."""
+    """Folder of the source checkpoint."""
     recipe: dict[str, Any]
-    """All that decides the bytes that are written."""
+    """Everything that decides the written bytes."""
     folder: str
     """Folder to write to."""
     kind: str
     """One of GRAPHS."""
     weights: dict[Half, dict[str, str]]
-    """Half that gets graphs → name of each file of its weights → SHA-256 of its content."""
+    """Half that gets graphs → name of each of its weight files → SHA-256 of the content."""
     frames_a_video: int = 0
-    """Frames that a video must have; 0: any number."""
+    """Required frames per video; 0: any number."""
     pieces: dict[Half, list[str]]
-    """Half → paths of the other half's pieces that it is known to need."""
+    """Half → paths of extra modules of the other half that it needs."""
     route: Route = "protocol"
     as_published: bool = False
-    """Whether the checkpoint is one that is run as published."""
+    """Whether the checkpoint is run as published."""
     trust_remote_code: bool = False
     files: ModelFiles = field(default_factory=ModelFiles)
-    """Those that it was planned with; none: they are not compared."""
+    """Model files when the job was planned; empty: not checked."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -77,18 +77,18 @@ class TimingJob:
 
     half: HalfJob
     graphs: str
-    """What computes the graphs."""
+    """Backend that runs the graphs."""
     frames_a_video: int = 0
-    """Frames that a video must have; 0: any number."""
+    """Required frames per video; 0: any number."""
 
 
 BITSANDBYTES = ("nf4", "int8")
 """Kinds that transformers and Penstock load."""
 PACKED = {"w4a16": 4, "w8a16": 8}
-"""Kinds that vLLM and SGLang load → bits of a number."""
+"""Kinds that vLLM and SGLang load → bits per number."""
 KINDS = (*GRAPHS, *BITSANDBYTES, *PACKED)
 GROUPS = (32, 64, 128)
-"""Columns that may share a scale, in a packed kind: what vLLM's Marlin kernel takes."""
+"""Columns per scale of a packed kind, as vLLM's Marlin kernel supports them."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -96,26 +96,25 @@ class ExportJob:
     """The checkpoint to write, and its source."""
 
     model: str
-    """Folder of the checkpoint that it is made of."""
+    """Folder of the source checkpoint."""
     recipe: dict[str, Any]
-    """All that decides the bytes that are written."""
+    """Everything that decides the written bytes."""
     folder: str
     """Folder to write to."""
     kind: str
     """One of BITSANDBYTES or PACKED."""
     parts: tuple[Part, ...]
-    """Parts whose linear layers are quantized."""
+    """Model parts whose linear layers are quantized."""
     group: int = 0
-    """Columns that share a scale, in a packed kind."""
+    """Columns per scale of a packed kind."""
     calibrated: str = ""
-    """Folder of weights that were rounded with what they are multiplied by in mind; empty: each
-    number is rounded by itself."""
+    """Folder of calibrated weights; empty: weights are rounded to nearest."""
     as_published: bool = False
-    """Whether the checkpoint is one that is run as published."""
+    """Whether the checkpoint is run as published."""
     trust_remote_code: bool = False
     shard_bytes: int = SHARD_BYTES
     files: ModelFiles = field(default_factory=ModelFiles)
-    """Those that it was planned with; none: they are not compared."""
+    """Model files when the job was planned; empty: not checked."""
 
 
 class CaptionedItem(NamedTuple):
@@ -123,7 +122,7 @@ class CaptionedItem(NamedTuple):
 
     key: str
     features: str
-    """Key of the features."""
+    """Cache key of the features."""
     prompt: str
     caption: str
 
@@ -137,33 +136,32 @@ class JudgeJob:
     features_namespace: str
     members: list[CaptionedItem]
     folder: str
-    """Folder where what the original expects is kept: it is written there, or compared with."""
+    """Folder of the original's logits: written, or compared with."""
     compared: bool = False
-    """Whether this half is compared with what is there."""
+    """Whether this half is compared with the logits there."""
     rounded: str = ""
-    """Packed checkpoint whose weights take the place of the half's, as its loader would have them;
-    empty: it is as it was loaded."""
+    """Packed checkpoint whose weights replace the half's; empty: none are replaced."""
     parts: tuple[Part, ...] = ()
-    """Parts of which that has weights."""
+    """Model parts whose weights it holds."""
     bits: int = 0
     group: int = 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CalibrateJob:
-    """Captions that a half reads as calibration samples, and the weights to quantize on them."""
+    """Captions used as calibration samples, and the weights to quantize."""
 
     half: HalfJob
     store: str
     features_namespace: str
     members: list[CaptionedItem]
     folder: str
-    """Folder of the rounded weights, a file each; those that are there are not made again."""
+    """Folder of the quantized weights, one file each; existing ones are not made again."""
     parts: tuple[Part, ...]
     bits: int
     group: int
     hessian_bytes: int
-    """Most bytes of what is summed up for the weights of one layer."""
+    """Most bytes of the Hessians of one layer."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -175,12 +173,12 @@ class MergeJob:
     adapter: str
     """Folder of the adapter."""
     recipe: dict[str, Any]
-    """All that decides the bytes that are written."""
+    """Everything that decides the written bytes."""
     folder: str
     """Folder to write to."""
     as_published: bool = False
-    """Whether the checkpoint is one that is run as published."""
+    """Whether the checkpoint is run as published."""
     trust_remote_code: bool = False
     shard_bytes: int = SHARD_BYTES
     files: ModelFiles = field(default_factory=ModelFiles)
-    """Those of both, as they were planned with; none: they are not compared."""
+    """Files of model and adapter when the job was planned; empty: not checked."""

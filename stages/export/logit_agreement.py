@@ -1,5 +1,5 @@
-"""Computes a language half's logits for given captions: stores the original's, and compares another
-half's with them."""
+"""Computes the logits of a language half for given captions: stores those of the original, or
+compares them with those of another half."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -41,8 +41,8 @@ Read = Callable[[], torch.Tensor]
 
 
 def replace_weights(half: Any, plan: ExportPlan, folder: Path, bits: int, group: int) -> int:
-    """Put the weights of a packed checkpoint in place of the half's, and return how many. One that
-    is fetched when it is wanted is replaced each time."""
+    """Replace the half's weights by those of a packed checkpoint, and return how many. A weight
+    that is fetched on demand is replaced each time."""
     files = {name: path for path in folder.glob("*.safetensors") for name in read_places(path)}
     modules = dict(half.named_modules())
     count = 0
@@ -76,7 +76,7 @@ def _read(
 
 
 CAPTIONS_PER_PASS = 8
-"""Captions whose logits are held at once; they cross layers together that come one by one."""
+"""Captions whose logits are held at once. With streamed layers, they pass each layer together."""
 
 
 class LogitAgreement:
@@ -88,7 +88,7 @@ class LogitAgreement:
         self._by_caption: dict[str, float] = {}
 
     def add(self, key: str, reference: torch.Tensor, found: torch.Tensor) -> None:
-        """Count the caption of this key; both are logits [tokens, vocabulary]."""
+        """Add one caption; both are logits [tokens, vocabulary]."""
         first, second = (logits.double().log_softmax(-1) for logits in (reference, found))
         divergence = float((first.exp() * (first - second)).sum())
         agreeing = first.argmax(-1) == second.argmax(-1)
@@ -111,13 +111,13 @@ class LogitAgreement:
 
 
 def warm(fields: dict[str, Any]) -> None:
-    """Import what the model needs, before what the stage takes is counted."""
+    """Import what the model needs before memory is counted."""
     warm_model(fields)
 
 
 def run(fields: dict[str, Any], report: EventReporter) -> None:
-    """Go through the members of a JudgeJob. A last note says of a half that is compared how far it
-    agrees. Raises PenstockError."""
+    """Process the items of a JudgeJob. For a compared half, a last note holds the agreement. Raises
+    PenstockError."""
     job = parse_job(JudgeJob, fields)
     store, folder = open_store(job.store), Path(job.folder)
     features = RecordSet(store, "features", job.features_namespace)
@@ -133,22 +133,22 @@ def run(fields: dict[str, Any], report: EventReporter) -> None:
         row = read_features(features, item.features)
         return caption_of(processor, row, item.prompt, item.caption)
 
-    def ask(half: Any, item: CaptionedItem) -> torch.Tensor:
+    def forced(half: Any, item: CaptionedItem) -> torch.Tensor:
         return ready[half](half, processor, caption(item))
 
-    def ask_together(items: Sequence[CaptionedItem], half: Any) -> list[torch.Tensor]:
+    def logits_of_all(items: Sequence[CaptionedItem], half: Any) -> list[torch.Tensor]:
         if half not in ready:
             make_greedy(half, processor)
             if job.rounded:
                 _round(job, half)
             (ahead,) = cross(half, [partial(is_bidirectional, half, processor, caption(items[0]))])
             ready[half] = forced_logits_stepwise if ahead else forced_logits
-        return cross(half, [partial(ask, half, item) for item in items])
+        return cross(half, [partial(forced, half, item) for item in items])
 
     ready: dict[Any, Callable[[Any, Any, ForcedCaption], torch.Tensor]] = {}
     for first in range(0, len(left), CAPTIONS_PER_PASS):
         items = left[first : first + CAPTIONS_PER_PASS]
-        for item, found in zip(items, held.use(partial(ask_together, items)), strict=True):
+        for item, found in zip(items, held.use(partial(logits_of_all, items)), strict=True):
             path = folder / item.key
             if job.compared:
                 agreement.add(item.key, load_file(path)["logits"], found)
@@ -161,12 +161,13 @@ def run(fields: dict[str, Any], report: EventReporter) -> None:
 
 
 def _round(job: JudgeJob, half: Any) -> None:
-    """Put the rounded weights into the half. Raises EnvironmentFault when these are not all."""
+    """Replace the half's weights by the quantized ones. Raises EnvironmentFault if any has no place
+    in it."""
     form = Packed(job.bits, job.group)
     plan = plan_export(Path(job.half.model), job.parts, job.half.trust_remote_code, form.takes)
     count = replace_weights(half, plan, Path(job.rounded), job.bits, job.group)
     if count != len(plan.modules):
         raise EnvironmentFault(
-            f"{count} of {len(plan.modules)} rounded weights found a place in the half",
-            hint="Remove the folder and export again; if that does not help, please report it",
+            f"only {count} of {len(plan.modules)} quantized weights have a place in the half",
+            hint="Remove the folder and export again; if it fails again, please report it",
         )

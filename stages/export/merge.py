@@ -9,8 +9,11 @@ last bit, because libraries sum in different orders.
 PEFT rounds once more in these cases:
 
 - The adapter is loaded in 16 bit.
+
 - `safe_merge` is set.
+
 - The layer is an embedding table.
+
 - The model is loaded in another type than it is stored in; PEFT then rounds before it adds.
 """
 
@@ -55,19 +58,18 @@ class TensorChange:
     """All changes that an adapter makes to one stored tensor."""
 
     whole: str = ""
-    """Name of the adapter's tensor that takes its place; empty: it stays."""
+    """Name of the adapter's tensor that replaces it; empty: none."""
     low_rank: LowRank | None = None
     """Matrices whose product is added to it."""
     turned: bool = False
-    """Whether that is added the other way round."""
+    """Whether the product is transposed before it is added."""
 
 
 def changes_of(
     adapter: LoraAdapter, folder: Path, trusted: bool
 ) -> tuple[list[Header], dict[str, TensorChange]]:
-    """Return all tensors of the checkpoint in a folder, and by their names the changes of some.
-    Raises UsageError for an adapter of another model, EnvironmentFault for a checkpoint that is not
-    whole."""
+    """Return all tensors of the checkpoint in a folder, and the changes by tensor name. Raises
+    UsageError for an adapter of another model, EnvironmentFault for an incomplete checkpoint."""
     refuse_pickle(folder, trusted=False)
     config, cls = config_and_class(folder, trusted)
     headers = read_headers(Checkpoint(name=str(folder), folder=folder))
@@ -103,12 +105,12 @@ def _once(
 
 
 def _turned(module: torch.nn.Module | None, adapter: LoraAdapter) -> bool:
-    """Tell whether a module keeps its weight the other way round. PEFT goes by its class too."""
+    """Return whether a module stores its weight transposed. PEFT decides by its class, too."""
     return adapter.turned if module is None else not isinstance(module, torch.nn.Linear)
 
 
 class _Targets:
-    """The stored tensors of one checkpoint, by every name that an adapter may use for them."""
+    """The stored tensors of one checkpoint, by every name that an adapter may use."""
 
     def __init__(
         self, adapter: LoraAdapter, folder: Path, skeleton: Any, headers: Sequence[Header]
@@ -116,7 +118,7 @@ class _Targets:
         self._adapter, self._folder, self._skeleton = adapter, folder, skeleton
         self._stored = {header.name: header for header in headers}
         self._at: dict[str, Header] = {}
-        """Path of a parameter of the model → the tensor that it is loaded from as it is."""
+        """Path of a model parameter → the stored tensor that is loaded unchanged."""
         for header, path in zip(headers, model_names(skeleton, [*self._stored]), strict=True):
             if path and tuple(skeleton.get_parameter_or_buffer(path).shape) == header.shape:
                 self._at[path] = header
@@ -126,15 +128,15 @@ class _Targets:
         self._tied = {**{source: target for target, source in ties.items()}, **ties}
 
     def find(self, name: str) -> tuple[Header, torch.nn.Module | None]:
-        """Return the tensor of a parameter that an adapter names, and the module of the model that
-        has it, if one has it as it is. Raises UsageError."""
+        """Return the tensor for a parameter name of an adapter, and the module that holds it
+        unchanged, if any. Raises UsageError."""
         paths = [path for path in (name, self._renamed[name]) if path]
         tied = next((path for path in paths if path in self._tied), None)
         if tied is not None:
             raise UsageError(
-                f"{self._adapter.folder} changes {tied}, and the model has "
-                f"{self._tied[tied]} share its numbers: merged, both would change",
-                hint="Save the model with weights of their own for both, the adapter merged",
+                f"{self._adapter.folder} changes {tied}, which shares its weights with "
+                f"{self._tied[tied]}: merging would change both",
+                hint="Merge it with PEFT, and save the model with untied weights",
             )
         path = next((path for path in paths if path in self._at), None)
         if path is not None:
@@ -148,8 +150,8 @@ class _Targets:
     def _writable(self, header: Header) -> Header:
         if header.dtype not in FLOATS:
             raise UsageError(
-                f"{self._folder} stores {header.name} as {header.dtype}, to which nothing is added",
-                hint="Give the checkpoint in 16 or 32 bit",
+                f"{self._folder} stores {header.name} as {header.dtype}, which cannot be changed",
+                hint="Give a checkpoint in 16 or 32 bit",
             )
         return header
 
@@ -157,30 +159,32 @@ class _Targets:
         places = self._skeleton.state_dict()
         if any(path in places for path in paths):
             return UsageError(
-                f"{self._folder} stores {name} otherwise than the model computes with it, as a "
-                "part of another tensor or of several",
+                f"{self._folder} stores {name} in another form than the model uses: in a larger "
+                "tensor, or split into several",
                 hint=MERGE_FIRST,
             )
-        return of_another_model(self._adapter, f"changes {name}, which {self._folder} has not")
+        return of_another_model(
+            self._adapter, f"changes {name}, which {self._folder} does not have"
+        )
 
     def check_shape(self, path: str, header: Header, shape: tuple[int, ...]) -> None:
-        """Refuse a change that has not the shape of its tensor. Raises UsageError."""
+        """Raise UsageError for a change with another shape than its tensor."""
         if header.shape != shape:
             ours, other = (" x ".join(map(str, each)) for each in (header.shape, shape))
-            why = f"changes {path} of {other}, which is {ours} in {self._folder}"
-            raise of_another_model(self._adapter, why)
+            reason = f"changes {path} of {other}, which is {ours} in {self._folder}"
+            raise of_another_model(self._adapter, reason)
 
 
 MORE_ROOM = (
-    "The merged model is there until the export is done: free some space, or give a larger disk"
+    "The merged model is kept until the export is done: free some space, or use a larger disk"
 )
 
 
 def run(fields: dict[str, Any], report: EventReporter) -> None:
-    """Write the checkpoint of a MergeJob, and tell each file of weights as an item.
+    """Write the checkpoint of a MergeJob, and report each weight file as an item.
 
-    A first note says how many `shards` there will be, and how many are `there`; a last one how many
-    tensors are `merged`. Raises PenstockError.
+    A first note holds the number of `shards` and how many are `there` already, a last one the
+    number of `merged` tensors. Raises PenstockError.
     """
     job = parse_job(MergeJob, fields)
     planned = job.files
@@ -215,11 +219,10 @@ class _Merged:
     ) -> None:
         self._files = {header.name: source / header.shard for header in headers}
         self._adapter, self._changes = adapter, changes
-        self._places = lru_cache(maxsize=1)(read_places)  # tensors come file by file
+        self._places = lru_cache(maxsize=1)(read_places)  # tensors are requested file by file
 
     def __call__(self, spec: TensorSpec) -> Iterator[torch.Tensor]:
-        """Yield a tensor's numbers in pieces of whole rows. Raises UsageError where a sum is too
-        large for its type."""
+        """Yield a tensor in pieces of whole rows. Raises UsageError if a sum overflows its type."""
         change = self._changes.get(spec.name, TensorChange())
         path = self._files[spec.name]
         place = self._places(path)[spec.name]
@@ -232,16 +235,16 @@ class _Merged:
             rounded = piece.to(spec.dtype)
             if change != TensorChange() and not rounded.isfinite().all():
                 raise UsageError(
-                    f"{self._adapter.folder} makes numbers of {spec.name} that are too large for "
-                    f"{spec.dtype}, or none",
-                    hint="It does not fit this model, or its training went wrong",
+                    f"{self._adapter.folder} makes values of {spec.name} infinite or NaN in "
+                    f"{spec.dtype}",
+                    hint="The adapter does not fit this model, or its training failed",
                 )
             yield rounded
 
     def _added(
         self, spec: TensorSpec, change: TensorChange, pieces: Iterator[torch.Tensor]
     ) -> Iterator[torch.Tensor]:
-        """Yield the sums of a tensor's rows and what is added to them, in 32 bit at least."""
+        """Yield the sums of the tensor and its change by rows, at least in 32 bit."""
         low_rank = change.low_rank
         assert low_rank is not None
         a, b = (read_matrix(self._adapter, name) for name in (low_rank.a, low_rank.b))

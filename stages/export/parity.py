@@ -1,4 +1,5 @@
-"""The quality gates that a quantized checkpoint must pass against its original, and their check."""
+"""The quality thresholds that a quantized checkpoint must pass against its original, and their
+check."""
 
 import json
 from collections.abc import Mapping
@@ -8,11 +9,10 @@ from typing import Any
 
 from stages.models.published import PARITY as PARITY
 
-"""File of a checkpoint that says how far it is from its original."""
 FRAMES = 64
-"""Least frames that a checkpoint is judged by."""
+"""Fewest frames for a verdict."""
 KEPT, DIGITS = 200, 6
-"""Captions or chunks whose figure is told by itself, and the digits of it."""
+"""Most captions or chunks with a figure of their own, and its digits."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -29,15 +29,15 @@ class ParityThreshold:
         return value >= self.bound if self.is_minimum else value <= self.bound
 
     def describe(self, value: float) -> str:
-        """Return the figure in words, with what it has to be."""
+        """Return the figure with its label and threshold."""
         return f"{self.label} {value:.5g} ({'≥' if self.is_minimum else '≤'} {self.bound:g})"
 
 
 def _of_vectors(group: str) -> tuple[ParityThreshold, ...]:
-    """Return the gates of what is compared by its direction."""
+    """Return the thresholds of features that are compared by direction."""
     figures = {
         "centred_mean": (0.99, f"centred cosine of {group}"),
-        "centred_least": (0.95, f"least centred cosine of {group}"),
+        "centred_least": (0.95, f"lowest centred cosine of {group}"),
         "neighbours": (0.95, f"share of the same 10 neighbours of {group}"),
     }
     return tuple(
@@ -61,15 +61,15 @@ GATES = (
         name="divergence",
         bound=0.005,
         is_minimum=False,
-        label="Kullback-Leibler divergence in nats a token",
+        label="Kullback-Leibler divergence in nats per token",
     ),
 )
-"""Figures that decide. By how many of the captions are the same as the original's is told, and
-decides nothing: one word in a hundred may be as good as another."""
+"""Figures that decide. The share of captions equal to the original's is reported, but decides
+nothing, because a different word may be as good."""
 
 
 def verdict_in(folder: Path) -> dict[str, Any]:
-    """Return the verdict of a checkpoint; empty where there is none."""
+    """Return the verdict of a checkpoint; empty if there is none."""
     try:
         found: dict[str, Any] = json.loads((folder / PARITY).read_text(encoding="utf-8"))
         return found if isinstance(found, dict) else {}
@@ -78,8 +78,8 @@ def verdict_in(folder: Path) -> dict[str, Any]:
 
 
 def of_each(values: Mapping[str, float]) -> dict[str, float]:
-    """Return the figure of each caption or chunk, the smallest first; of very many those that lie
-    evenly among them, with the first and the last."""
+    """Return the figure of each caption or chunk, the smallest first. Of more than KEPT, return an
+    even selection with the first and the last."""
     ranked = sorted(values, key=lambda name: (values[name], name))
     if len(ranked) > KEPT:
         ranked = [ranked[at * (len(ranked) - 1) // (KEPT - 1)] for at in range(KEPT)]
@@ -87,8 +87,7 @@ def of_each(values: Mapping[str, float]) -> dict[str, float]:
 
 
 def evaluate_parity(figures: Mapping[str, Mapping[str, Any]], frames: int) -> dict[str, Any]:
-    """Return the verdict as `parity.json` has it; `figures` are those of each group that was
-    measured."""
+    """Return the verdict for `parity.json`; `figures` holds those of each measured group."""
     gates = [gate for gate in GATES if gate.group in figures]
     missed = [
         gate.describe(figures[gate.group][gate.name])
@@ -96,7 +95,7 @@ def evaluate_parity(figures: Mapping[str, Mapping[str, Any]], frames: int) -> di
         if not gate.passes(figures[gate.group][gate.name])
     ]
     if frames < FRAMES:
-        missed.append(f"{frames} frames were seen (≥ {FRAMES})")
+        missed.append(f"{frames} frames (≥ {FRAMES})")
     return {
         **figures,
         "frames": frames,

@@ -1,4 +1,4 @@
-"""Quantization formats: for each weight, the stored tensors, their names and their approximate
+"""Quantization formats: the stored tensors of each weight, their names and their approximate
 size."""
 
 import math
@@ -22,19 +22,20 @@ class QuantFormat(Protocol):
     """A storage format of quantized weights."""
 
     def takes(self, module: torch.nn.Module) -> str:
-        """Return why a linear module's weight cannot be stored so; empty when it can."""
+        """Return why a linear layer's weight cannot be stored in this format; empty if it can."""
 
     def names(self, name: str) -> list[str]:
-        """Return the names of the tensors that a weight is stored in."""
+        """Return the names of the tensors in which a weight is stored."""
 
     def size(self, shape: tuple[int, ...], dtype: torch.dtype) -> int:
-        """Return about how many bytes they take: what is measured on the way varies."""
+        """Return the approximate bytes of these tensors."""
 
     def tensors(self, name: str, weight: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Return them by name. The weight is of the type that the model computes in."""
+        """Return these tensors by name. The weight has the type in which the model computes."""
 
     def settings(self, dtype: torch.dtype, unquantized: Iterable[str]) -> dict[str, Any]:
-        """Return what config.json says of it; `unquantized` are the linear modules that stay."""
+        """Return the `quantization_config` of config.json; `unquantized` are the linear layers that
+        are left out."""
 
 
 def specs_of(tensors: Mapping[str, torch.Tensor]) -> list[TensorSpec]:
@@ -43,13 +44,13 @@ def specs_of(tensors: Mapping[str, torch.Tensor]) -> list[TensorSpec]:
 
 
 BLOCK, SUPERBLOCK = 64, 256
-"""Numbers that share a scale, and scales that share one."""
+"""Numbers per scale, and scales per second-level scale."""
 PIECE = 1 << 20
-"""Numbers that are quantized at once, a multiple of a block: several copies are made of them."""
+"""Numbers that are quantized at once, a multiple of a block; quantizing makes several copies."""
 STATE_BYTES = 4096
-"""About the bytes of the tables, and of their description, of one weight."""
+"""Approximate bytes of the tables of one weight and their description."""
 ROW_FORMAT = 0
-"""Number of bitsandbytes for numbers that lie row by row."""
+"""bitsandbytes' code for row-major numbers."""
 
 
 class Nf4:
@@ -127,7 +128,7 @@ WORD = 32
 def specs(
     name: str, shape: tuple[int, ...], dtype: torch.dtype, bits: int, group: int
 ) -> list[TensorSpec]:
-    """Return the tensors that take the place of the one called `name`, which is `X.weight`."""
+    """Return the tensors that replace the weight `name`, which ends with `.weight`."""
     rows, columns = shape
     return [
         TensorSpec(f"{name}_packed", torch.int32, (rows, columns * bits // WORD)),
@@ -137,7 +138,7 @@ def specs(
 
 
 def tensors(name: str, rounded: Rounded, dtype: torch.dtype, bits: int) -> dict[str, torch.Tensor]:
-    """Return name → tensor of those that `specs` tells."""
+    """Return the tensors described by `specs`, by name."""
     return {
         f"{name}_packed": pack(rounded.numbers, bits),
         f"{name}_scale": rounded.scales.to(dtype),
@@ -146,10 +147,10 @@ def tensors(name: str, rounded: Rounded, dtype: torch.dtype, bits: int) -> dict[
 
 
 def pack(numbers: torch.Tensor, bits: int) -> torch.Tensor:
-    """Pack int8 numbers [rows, columns] into int32 words [rows, columns * bits / 32]. The columns
-    are a multiple of those of a word."""
+    """Pack int8 numbers [rows, columns] into int32 words [rows, columns * bits / 32]. The number of
+    columns is a multiple of the numbers per word."""
     assert sys.byteorder == "little" and numbers.shape[1] * bits % WORD == 0
-    # Bytes wrap around: -8 and 8 are the 0 of 4 bits.
+    # Bytes wrap around: -8 + 8 is the 0 of 4 bits.
     raised = numbers.view(torch.uint8) + 2 ** (bits - 1)
     if bits == 4:
         raised = raised[:, 0::2] | (raised[:, 1::2] << 4)
@@ -158,7 +159,7 @@ def pack(numbers: torch.Tensor, bits: int) -> torch.Tensor:
 
 
 def unpack(packed: torch.Tensor, bits: int) -> torch.Tensor:
-    """Return the int8 numbers that `pack` was given."""
+    """Return the int8 numbers that were packed."""
     raised = packed.contiguous().view(torch.uint8)
     if bits == 4:
         raised = torch.stack((raised & 15, raised >> 4), dim=-1).flatten(1)
@@ -167,11 +168,11 @@ def unpack(packed: torch.Tensor, bits: int) -> torch.Tensor:
 
 
 def quantization_config(bits: int, group: int, ignore: Iterable[str]) -> dict[str, Any]:
-    """Return what config.json says of such weights, as compressed-tensors 0.20 writes it.
+    """Return the `quantization_config` of config.json as compressed-tensors 0.20 writes it.
 
-    `ignore` are the linear modules that stay as they are, each by its exact name. transformers
-    compares names of its modules, vLLM those of the files (which it maps to its own): where they
-    differ, give both.
+    `ignore` lists the exact names of the linear layers that are not quantized. transformers
+    compares its module names, vLLM the names in the files (mapped to its own); if they differ, give
+    both.
     """
     weights = {
         "num_bits": bits,
@@ -204,14 +205,14 @@ class Packed:
     """Integers of 4 or 8 bits, one scale per group of columns."""
 
     def __init__(self, bits: int, group: int, rounded: Path | None = None) -> None:
-        """`rounded` is the folder of weights that were calibrated."""
+        """`rounded` is the folder of calibrated weights."""
         self.bits = bits
         self.group = group
         self._rounded = rounded
 
     def takes(self, module: torch.nn.Module) -> str:
         if type(module) is not torch.nn.Linear:
-            return f"a {type(module).__name__} keeps its weight otherwise"
+            return f"a weight in the layout of {type(module).__name__}"
         return suits(tuple(module.weight.shape), self.bits, self.group)
 
     def names(self, name: str) -> list[str]:
@@ -236,7 +237,7 @@ class Packed:
         return quantization_config(self.bits, self.group, unquantized)
 
     def keep(self, name: str, rounded: Rounded, dtype: torch.dtype) -> None:
-        """Write what a weight was rounded to into the folder. Raises EnvironmentFault."""
+        """Write a quantized weight into the folder. Raises EnvironmentFault."""
         assert self._rounded is not None
         made = tensors(name, rounded, dtype, self.bits)
         with whole_file(self._rounded / name) as file:

@@ -2,7 +2,7 @@
 
 The integers are symmetric, with no zero point: -8 … 7 in 4 bits, -128 … 127 in 8 bits. A weight is
 its integer times its group's scale. The scale is first rounded to its stored type, so that the
-choice of integers makes up for that error.
+choice of integers compensates for that error.
 """
 
 from collections.abc import Iterator
@@ -14,9 +14,9 @@ from stages.export.jobs import GROUPS, PACKED
 
 BITS = tuple(PACKED.values())
 STEPS = 16
-"""Shrinkings of a group's maximum that are tried for its scale: down to half of it."""
+"""Scales that are tried per group, for its maximum shrunk down to half."""
 BLOCK_NUMBERS = 1 << 18
-"""Weights that are looked at at once; what is made beside them stays in a core's cache."""
+"""Weights per block; temporary data of a block fits a core's cache."""
 
 
 class Rounded(NamedTuple):
@@ -25,7 +25,8 @@ class Rounded(NamedTuple):
     numbers: torch.Tensor
     """int8 [rows, columns]."""
     scales: torch.Tensor
-    """float32 [rows, columns / group], each a number of the type it will be stored in."""
+    """float32 [rows, columns / group]; each value is exact in the type in which it will be
+    stored."""
 
 
 class CannotRound(ValueError):
@@ -33,30 +34,32 @@ class CannotRound(ValueError):
 
 
 def suits(shape: tuple[int, ...], bits: int, group: int) -> str:
-    """Return why a weight of this shape cannot be in this form; empty when it can.
+    """Return why a weight of this shape cannot have this format; empty if it can.
 
-    Whoever loads it holds whole groups: compressed-tensors refuses columns that are no multiple of
-    the group (`_process_group`), and so does vLLM, whose room for scales is columns // group
-    (`compressed_tensors_wNa16.py`; its Marlin kernel pads rows and columns to its tiles itself, and
-    has groups of 32, 64 and 128). A module that does not suit stays as it is, named in `ignore`;
-    in vLLM the linears that it fuses (q, k, v; gate, up) must then all stay so. They have one
-    number of columns, so that they do.
+    Loaders need whole groups. compressed-tensors refuses columns that are not a multiple of the
+    group (`_process_group`). So does vLLM, which allocates columns // group scales
+    (`compressed_tensors_wNa16.py`). Its Marlin kernel pads rows and columns to its tiles, and has
+    groups of 32, 64 and 128.
+
+    A layer that does not suit stays unquantized and is listed in `ignore`. vLLM fuses some layers
+    (q, k, v; gate, up), which must then all stay unquantized. They have the same number of columns,
+    so they do.
     """
     if bits not in BITS:
-        return f"{bits} bits are neither of {' and '.join(map(str, BITS))}"
+        return f"{bits} bits (not {' or '.join(map(str, BITS))})"
     if group not in GROUPS:
-        return f"groups of {group} columns are none of {', '.join(map(str, GROUPS))}"
+        return f"groups of {group} columns (not {', '.join(map(str, GROUPS))})"
     if len(shape) != 2:
-        return f"a weight of {len(shape)} dimensions has no rows and columns"
+        return f"a weight of {len(shape)} dimensions (not 2)"
     if shape[1] % group:
-        return f"{shape[1]} columns are no multiple of the group of {group}"
+        return f"{shape[1]} columns, which is not a multiple of {group}"
     return ""
 
 
 def round_to_nearest(weight: torch.Tensor, bits: int, group: int, dtype: torch.dtype) -> Rounded:
-    """Round a weight [rows, columns], each number by itself. The scales are of `dtype`.
+    """Round each number of a weight [rows, columns] to nearest. The scales have type `dtype`.
 
-    Takes some MB beside the result. Raises CannotRound for a weight that is not finite.
+    Takes some MB in addition to the result. Raises CannotRound for a weight that is not finite.
     """
     rows, columns = weight.shape
     numbers = torch.empty(rows, columns, dtype=torch.int8, device=weight.device)
@@ -69,7 +72,7 @@ def round_to_nearest(weight: torch.Tensor, bits: int, group: int, dtype: torch.d
 
 
 def unrounded(rounded: Rounded, group: int, dtype: torch.dtype) -> torch.Tensor:
-    """Return the weight [rows, columns] that is computed with, in `dtype`: to the bit what
+    """Return the weight [rows, columns] in `dtype` as the loader computes it: bit-identical to what
     compressed-tensors unpacks."""
     rows, columns = rounded.numbers.shape
     grouped = rounded.numbers.reshape(rows, columns // group, group).to(dtype)
@@ -77,8 +80,8 @@ def unrounded(rounded: Rounded, group: int, dtype: torch.dtype) -> torch.Tensor:
 
 
 def scales_of(values: torch.Tensor, bits: int, group: int, dtype: torch.dtype) -> torch.Tensor:
-    """Return the scale of each group [rows, columns / group] with the least squared error, of those
-    that shrink the group's maximum."""
+    """Return the scale of each group [rows, columns / group] with the least squared error among the
+    shrunk maxima of the group."""
     rows, columns = values.shape
     grouped = values.reshape(rows, columns // group, group)
     full = grouped.abs().amax(-1).div_(max_int(bits))
@@ -101,8 +104,8 @@ def scales_of(values: torch.Tensor, bits: int, group: int, dtype: torch.dtype) -
 
 
 def nearest(values: torch.Tensor, scales: torch.Tensor, bits: int) -> torch.Tensor:
-    """Return the numbers [rows, columns] nearest to values in units of their groups' scales
-    [rows, groups]."""
+    """Return the integers [rows, columns] nearest to values divided by their scales [rows,
+    groups]."""
     rows, columns = values.shape
     found = values.reshape(rows, scales.shape[1], -1) / scales.unsqueeze(-1)
     found = found.round_().clamp_(-max_int(bits) - 1, max_int(bits))
@@ -110,26 +113,26 @@ def nearest(values: torch.Tensor, scales: torch.Tensor, bits: int) -> torch.Tens
 
 
 def max_int(bits: int) -> int:
-    """Return the largest number of so many bits."""
+    """Return the largest integer of so many bits."""
     return (1 << (bits - 1)) - 1
 
 
 def row_blocks(rows: int, columns: int, numbers: int) -> Iterator[slice]:
-    """Yield stretches of rows that have about so many numbers each, and at least one row."""
+    """Yield slices of rows with about `numbers` numbers each, at least one row."""
     at_once = max(1, numbers // max(1, columns))
     for first in range(0, rows, at_once):
         yield slice(first, min(first + at_once, rows))
 
 
 def finite(values: torch.Tensor) -> torch.Tensor:
-    """Return the values. Raises CannotRound when one of them is infinite or not a number."""
+    """Return the values. Raises CannotRound if any is infinite or NaN."""
     if not bool(torch.isfinite(values).all()):
-        raise CannotRound("the weight has numbers that are not finite")
+        raise CannotRound("the weight has infinite or NaN values")
     return values
 
 
 def _storable(scales: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """Return scales as they come back from where they are stored. None is 0, by which nothing can
-    be divided: a group of zeros has the least there is."""
+    """Return scales as they are after storing. None is 0, because weights are divided by them: a
+    group of zeros gets the smallest normal number."""
     bounds = torch.finfo(dtype)
     return scales.to(dtype).float().clamp_(bounds.smallest_normal, bounds.max)

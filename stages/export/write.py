@@ -35,8 +35,7 @@ from stages.process.report import EventReporter
 def files_of(
     plan: ExportPlan, form: QuantFormat, shard_bytes: int = SHARD_BYTES
 ) -> list[WeightShard]:
-    """Return the files to be written, each with the tensors that go into it, of about the bytes
-    that these will take."""
+    """Return the files to write, each with its tensors and their approximate sizes."""
     return lay_out((_about(tensor, form) for tensor in plan.tensors), shard_bytes)
 
 
@@ -46,7 +45,7 @@ def _about(tensor: StoredTensor, form: QuantFormat) -> TensorSpec:
 
 
 def is_made(folder: Path, file: WeightShard, plan: ExportPlan, form: QuantFormat) -> bool:
-    """Tell whether a file is there, whole and with all its tensors."""
+    """Return whether a file exists and is complete."""
     stored = {tensor.name: tensor for tensor in plan.tensors}
     names: set[str] = set()
     for spec in file.tensors:
@@ -64,7 +63,7 @@ def write_file(
     form: QuantFormat,
     confirm: Callable[[], object] = bool,
 ) -> None:
-    """Make one file, which appears if `confirm` raises nothing. Raises EnvironmentFault."""
+    """Write one file. It appears only if `confirm` raises nothing. Raises EnvironmentFault."""
     stored = {tensor.name: tensor for tensor in plan.tensors}
     made: dict[str, torch.Tensor] = {}
     for spec in file.tensors:
@@ -80,15 +79,15 @@ def write_file(
 
 
 def read_tensor(tensor: StoredTensor) -> torch.Tensor:
-    """Return a tensor in the type that it is loaded in."""
-    # Not mapped: a map to be written to counts against a limit, however little is read.
+    """Return a tensor in the type in which it is loaded."""
+    # Not mapped: a writable map counts fully against a memory limit.
     with safe_open(tensor.file, "pt", backend="pread") as file:
         found: torch.Tensor = file.get_tensor(tensor.name)
     return found.to(tensor.dtype)
 
 
 def made_shards(folder: Path, files: Sequence[WeightShard]) -> list[WeightShard]:
-    """Return the files as they were written, by their headers."""
+    """Return the written files, as their headers describe them."""
     return [_as_written(folder / file.name) for file in files]
 
 
@@ -98,21 +97,21 @@ def _as_written(path: Path) -> WeightShard:
     return WeightShard(name=path.name, tensors=tuple(specs))
 
 
-MORE_ROOM = "Free some space, or give a folder on a larger disk"
+MORE_ROOM = "Free some space, or use a folder on a larger disk"
 
 
 def warm(fields: dict[str, Any]) -> None:
-    """Import what the model's class needs, before what the stage takes is counted."""
+    """Import what the model's class needs before memory is counted."""
     import_transformers()
     job = parse_job(ExportJob, fields)
     config_and_class(Path(job.model), job.trust_remote_code)
 
 
 def run(fields: dict[str, Any], report: EventReporter) -> None:
-    """Write the checkpoint of an ExportJob, and tell each file of weights as an item.
+    """Write the checkpoint of an ExportJob, and report each weight file as an item.
 
-    A first note says how many `files` there will be and how many are `there`, a last one how many
-    `modules` are quantized. Raises PenstockError.
+    A note holds the number of `files`, how many are `there` already, and the number of quantized
+    `modules`. Raises PenstockError.
     """
     job = parse_job(ExportJob, fields)
     planned = job.files
@@ -147,7 +146,7 @@ def _export(job: ExportJob, planned: ModelFiles, report: EventReporter) -> None:
 
 
 def form_of(job: ExportJob) -> QuantFormat:
-    """Return the way in which the weights of a job are stored."""
+    """Return the quantization format of a job."""
     if job.kind in PACKED:
         rounded = Path(job.calibrated) if job.calibrated else None
         return Packed(PACKED[job.kind], job.group, rounded)
@@ -155,10 +154,10 @@ def form_of(job: ExportJob) -> QuantFormat:
 
 
 def _config(content: bytes, plan: ExportPlan, form: QuantFormat) -> bytes:
-    """Return a config.json that says of the weights what they are in."""
+    """Return config.json with the `quantization_config`."""
     value = json.loads(content)
     names = plan.unquantized
-    if isinstance(form, Packed):  # some readers go by the names of the files, also of experts
+    if isinstance(form, Packed):  # some loaders use the names in the files, also for experts
         names = (*names, *plan.matrices_that_stay())
     value["quantization_config"] = form.settings(plan.dtype, names)
     return json_bytes(value)

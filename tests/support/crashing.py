@@ -31,7 +31,7 @@ class CrashingVideo(Video):
 def frames(job: dict[str, Any], report: EventReporter) -> None:
     """Be the frames stage, over such a library."""
     vars(stage)["Video"] = CrashingVideo
-    watchdog.LIMIT_CPU_SECONDS, watchdog.LOOK_SECONDS = 0.6, 0.1
+    watchdog.LIMIT_CPU_SECONDS, watchdog.POLL_SECONDS = 0.6, 0.1
     stage.run(job, report)
 
 

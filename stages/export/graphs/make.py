@@ -1,5 +1,5 @@
 """Makes the graphs of one half: finds its encoders, traces each kind of call, and tests the graphs
-in their place."""
+in place of the encoders."""
 
 import contextlib
 import io
@@ -33,15 +33,16 @@ from stages.models.halves.absent import MissingModule, NeedsWeights
 from stages.process.exit_diagnosis import out_of_memory
 
 FURTHEST = {"fp32": 1e-3, "fp16": 5e-2}
-"""What a graph computes in → by how much it may differ from its tower, in parts of the largest
-number. In 8 bit real pictures tell, and noise does not: only what is no number is refused."""
+"""Precision of a graph → largest accepted difference from its encoder, relative to the largest
+number. For 8 bit, noise is no measure, so only NaN and infinity are refused here; real images are
+compared later."""
 
-KEPT = "Keep this model's vision half in torch: its classes cannot be exported"
+KEPT = "Run this model's vision half in torch: its classes cannot be exported"
 
 
 def difference(reference: Any, found: Any) -> float:
-    """Return by how much one half's features differ from another's, at the most, in parts of the
-    largest number; infinite where they are of other shapes or no numbers."""
+    """Return the largest difference of one half's features from another's, relative to the largest
+    number. It is infinite for other shapes or NaN."""
     first, second = list(_of(reference)), list(_of(found))
     if [one.shape for one in first] != [one.shape for one in second]:
         return float("inf")
@@ -52,11 +53,11 @@ def difference(reference: Any, found: Any) -> float:
 
 
 def check_agreement(precision: str, tried: str, apart: float, path: str) -> None:
-    """Raise UsageError where graphs make something else than the towers do."""
+    """Raise UsageError if graphs compute something else than the encoders."""
     if apart > FURTHEST.get(precision, sys.float_info.max):
         raise UsageError(
-            f"the graph of {path} does not compute what the model does: {apart:.2g} apart, with "
-            f"{tried}",
+            f"the graph of {path} differs from the model (relative difference {apart:.2g}, tested "
+            f"with {tried})",
             hint=KEPT,
         )
 
@@ -67,18 +68,18 @@ def _of(made: Any) -> Iterator[torch.Tensor]:
 
 
 PRODUCTS = ("MatMul", "Gemm")
-"""Operators whose weights are put into 8 bit."""
+"""Operators whose weights are quantized to 8 bit."""
 IN_8_BIT = ("MatMulInteger", "DynamicQuantizeMatMul", "QGemm")
-"""Operators that they become."""
+"""Operators that replace them."""
 
 
 def save_graph(program: Any, path: Path) -> None:
-    """Write a graph, its numbers in a file beside it, which ONNX Runtime maps."""
+    """Write a graph, and its weights into a file beside it, which ONNX Runtime maps."""
     import onnx_ir
 
     for graph in program.graphs():
         for node in graph:
-            # Stacks of calls, with paths of the machine that it was traced on.
+            # Remove call stacks, which hold paths of this machine.
             node.metadata_props.clear()
             node.doc_string = None
     program.producer_version = None
@@ -86,14 +87,14 @@ def save_graph(program: Any, path: Path) -> None:
 
 
 def quantize_graph(path: Path, out: Path) -> int:
-    """Write a graph again with the weights of its products in 8 bit, a scale a column, and return
-    how many those are. What they are multiplied by is rounded while it computes. Raises UsageError
-    where there are none: nothing else would say so."""
+    """Write a copy of a graph with the weights of its products in 8 bit, one scale per column, and
+    return how many were quantized. Their inputs are quantized at run time. Raises UsageError if
+    there are none, because nothing else would report that."""
     import onnx
     from onnxruntime.quantization import quantize_dynamic
 
     graph = onnx.load(str(path))
-    # The exporter describes constants twice, and the quantizer takes the second for a product.
+    # The exporter describes constants twice; the quantizer takes the second one for a product.
     known = {constant.name for constant in graph.graph.initializer}
     kept = [value for value in graph.graph.value_info if value.name not in known]
     del graph.graph.value_info[:]
@@ -110,7 +111,7 @@ def quantize_graph(path: Path, out: Path) -> int:
     count = sum(node.op_type in IN_8_BIT for node in made.graph.node)
     if not count:
         raise UsageError(
-            f"no product of {path.stem} could be put into 8 bit",
+            f"{path.stem} has no product that can be quantized to 8 bit",
             hint="Export it with --to onnx or onnx-fp16",
         )
     return count
@@ -119,10 +120,10 @@ def quantize_graph(path: Path, out: Path) -> int:
 INPUTS = "penstock.inputs"
 """Entry of a graph's metadata: JSON, input → its type and meaning."""
 OPSET = 20
-"""Version of ONNX's operators that a graph is in."""
+"""Version of ONNX's operator set."""
 
 Varying = Mapping[str, Collection[int]]
-"""Name of a tensor → its axes of which graphs take any length."""
+"""Name of a tensor → axes of variable length."""
 
 
 class Traced(NamedTuple):
@@ -131,16 +132,16 @@ class Traced(NamedTuple):
     program: Any
     """The graph, an `onnx_ir.Model`."""
     call: GraphInputs
-    """What it was traced with."""
+    """The inputs that it was traced with."""
     output: dict[str, Any]
-    """What the tower gives back, with the name of each tensor at its place."""
+    """The output of the encoder, with tensor names in place of tensors."""
     names: tuple[str, ...]
-    """Those names, in the order of the graph's outputs."""
+    """Tensor names in the order of the outputs of the graph."""
 
 
 def trace(encoder: Any, given: Mapping[str, Any], packed: bool, varying: Varying) -> Traced:
-    """Return the graph of a call of a tower, for any length of the axes that vary. Raises what
-    torch and transformers raise at what they cannot make a graph of."""
+    """Return the graph of an encoder's call, with variable lengths for the axes in `varying`.
+    Raises errors of torch and transformers for unsupported operations."""
     from transformers.exporters.configs import OnnxConfig
     from transformers.exporters.exporter_onnx import OnnxExporter
 
@@ -157,8 +158,8 @@ def trace(encoder: Any, given: Mapping[str, Any], packed: bool, varying: Varying
 
 @contextlib.contextmanager
 def _of_any_length(varying: Varying) -> Iterator[None]:
-    """Have transformers' exporter take these axes alone for ones of any length, while inside. It
-    takes all, and what is known of none takes minutes to reckon with."""
+    """Within this block, make transformers' exporter treat only these axes as variable. By default
+    it treats all axes so, which takes minutes."""
     from transformers.exporters import exporter_dynamo
     from transformers.exporters.utils import patch_attribute
 
@@ -180,7 +181,7 @@ def _of_any_length(varying: Varying) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Have the exporters say nothing: they tell of each axis, each symbol and each step."""
+    """Silence the exporters, which log every axis, symbol and step."""
     before = logging.root.manager.disable
     logging.disable(logging.ERROR)
     try:
@@ -198,22 +199,23 @@ class GraphsMade:
     encoders: dict[str, GraphTower] = field(default_factory=dict)
     """Path → tower."""
     furthest: float = 0.0
-    """Most that they differ from the towers, in parts of the largest number."""
+    """Largest difference from the encoders, relative to the largest number."""
 
 
 def make_graphs(
     half: Any, part: Half, tried: Sequence[Trial], folder: Path, precision: str
 ) -> GraphsMade:
-    """Write the graphs of a half into a folder, and try them. The half has them afterwards in place
-    of its towers. Raises UsageError for one that cannot be exported, or is otherwise then."""
+    """Write the graphs of a half into a folder and test them. Afterwards the half runs the graphs
+    in place of its encoders. Raises UsageError if an encoder cannot be exported, or if its graph
+    computes something else."""
     made = GraphsMade()
     watched = [tower_calls(half, partial(trial.run, half)) for trial in tried]
     for request in _graph_requests(half, [call for run in watched for call in run.calls]):
         _add_graph(half, part, request, made, folder, precision)
     if not made.encoders:
         raise UsageError(
-            f"the {part} half calls no part of its own that could be a graph",
-            hint="Leave it in torch",
+            f"the {part} half has no encoder that can be exported as a graph",
+            hint="Run it in torch",
         )
     _install(half, made, folder)
     for trial, run in zip(tried, watched, strict=True):
@@ -224,26 +226,26 @@ def make_graphs(
 
 
 def _run_trial(trial: Trial, half: Any) -> Any:
-    """Return what graphs make. Raises UsageError where they do not take it."""
+    """Run a half with graphs on a trial. Raises UsageError if they do not accept its input."""
     try:
         return trial.run(half)
     except UsageError as error:
-        raise UsageError(f"{error.message}; that was tried with {trial.name}", hint=KEPT) from error
+        raise UsageError(f"{error.message} (tested with {trial.name})", hint=KEPT) from error
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _GraphRequest:
-    """A call for which a graph is wanted."""
+    """A call that needs a graph."""
 
     call: TowerCall
     packed: bool
     inputs: GraphInputs
     varying: Varying
-    """Axes whose lengths are not the same in all calls of the kind."""
+    """Axes whose lengths differ among the calls of this kind."""
 
 
 def _graph_requests(half: Any, calls: Sequence[TowerCall]) -> list[_GraphRequest]:
-    """Return the calls, with what a graph of each is given, and what of that varies."""
+    """Return the calls, each with the inputs of its graph and their varying axes."""
     found, kinds = [], dict[str, list[GraphInputs]]()
     packed: dict[str, bool] = {}
     for call in calls:
@@ -272,7 +274,7 @@ def _varying(kind: Sequence[GraphInputs]) -> Varying:
 def _add_graph(
     half: Any, part: Half, request: _GraphRequest, made: GraphsMade, folder: Path, precision: str
 ) -> None:
-    """Make the graph of a call, unless there is one that answers it."""
+    """Make the graph of a call, unless an existing graph accepts it."""
     path = request.call.path
     encoder = half.get_submodule(path)
     known = made.encoders.get(path)
@@ -300,7 +302,7 @@ def _graph(encoder: nn.Module, request: _GraphRequest, path: Path, precision: st
         whole = path.parent / "whole" / path.name
         whole.parent.mkdir(exist_ok=True)
         save_graph(traced.program, whole)
-        traced = traced._replace(program=None)  # or its numbers would be there twice
+        traced = traced._replace(program=None)  # otherwise its weights would be in memory twice
         quantized = quantize_graph(whole, path)
         shutil.rmtree(whole.parent)
     else:
@@ -316,7 +318,7 @@ def _graph(encoder: nn.Module, request: _GraphRequest, path: Path, precision: st
 
 
 def _lengths(value: Any) -> list[int]:
-    """Return the shape that a graph's input must have; 0 where an axis may have any length."""
+    """Return the shape of a graph's input; 0 for an axis of any length."""
     return [length if isinstance(length, int) else 0 for length in value.shape]
 
 
@@ -325,18 +327,19 @@ def _traced(encoder: nn.Module, request: _GraphRequest) -> Traced:
         return trace(encoder, request.call.given, request.packed, request.varying)
     except (PenstockError, NeedsWeights):
         raise
-    except Exception as error:  # an exporter may fail at a class in any way
+    except Exception as error:  # an exporter may raise any error
         if out_of_memory(error):
             raise
         message = " ".join(str(error).split())[:200] or type(error).__name__
         raise UsageError(
-            f"no graph can be made of {request.call.path} ({type(encoder).__name__}): {message}",
+            f"{request.call.path} ({type(encoder).__name__}) cannot be exported as a graph: "
+            f"{message}",
             hint=KEPT,
         ) from error
 
 
 def _install(half: Any, made: GraphsMade, folder: Path) -> None:
-    """Put the graphs in place of the towers."""
+    """Replace the encoders by their graphs."""
     like = torch.empty(0, dtype=half.dtype)
     for path, encoder in made.encoders.items():
         parent, _, name = path.rpartition(".")

@@ -39,18 +39,18 @@ from stages.process.job import parse_job
 from stages.process.report import EventReporter
 
 MAKING = "making"
-"""Folder of graphs until all are made."""
+"""Temporary folder of graphs until all are made."""
 
 
 def warm(fields: dict[str, Any]) -> None:
-    """Import what making graphs needs, before what the stage takes is counted."""
+    """Import what making graphs needs before memory is counted."""
     import_transformers()
     check_packages()
 
 
 def run(fields: dict[str, Any], report: EventReporter) -> None:
-    """Write the checkpoint of a GraphJob, and tell each of its halves as an item. A note says of
-    each half how many `graphs` it has and how far they are from the towers. Raises
+    """Write the checkpoint of a GraphJob, and report each of its halves as an item. A note holds,
+    for each half, the number of `graphs` and their difference from the encoders. Raises
     PenstockError."""
     job = parse_job(GraphJob, fields)
     source, folder = Path(job.model), Path(job.folder)
@@ -66,7 +66,7 @@ def run(fields: dict[str, Any], report: EventReporter) -> None:
         try:
             small = small_files(source, SMALL)
             small[CONFIG] = with_way(small[CONFIG], job.as_published)
-            planned.check()  # not after it: a link changes the stamp of the file that it is to
+            planned.check()  # before linking, which changes the stamp of the linked file
             for name in sorted({*_weight_files(source)}):
                 _link_or_copy(source / name, folder / name)
             write_rest(folder, (), small)
@@ -79,9 +79,9 @@ def run(fields: dict[str, Any], report: EventReporter) -> None:
 def _write_graphs(
     job: GraphJob, source: Path, folder: Path, report: EventReporter, planned: ModelFiles
 ) -> None:
-    """Make all graphs aside, and put them into their folder together. Raises PenstockError."""
+    """Make all graphs in a temporary folder, then rename it. Raises PenstockError."""
     making = folder / MAKING
-    shutil.rmtree(making, ignore_errors=True)  # of a process that was killed
+    shutil.rmtree(making, ignore_errors=True)  # left by a killed process
     try:
         making.mkdir()
         halves = {}
@@ -101,7 +101,7 @@ def _write_graphs(
         making.rename(folder / FOLDER)
     except OSError as error:
         raise fault_of(error, folder) from error
-    finally:  # also of a disk that is full
+    finally:  # also frees a full disk
         shutil.rmtree(making, ignore_errors=True)
 
 
@@ -142,7 +142,7 @@ def _half(
 
 
 def _vectors(held: ReloadableHalf, processor: Any) -> torch.Tensor:
-    """Return the vectors of the texts by which a text half is judged."""
+    """Return the vectors of the texts on which a text half is tested."""
     texts = texts_of(processor)
 
     def vectors(half: Any) -> torch.Tensor:
@@ -154,7 +154,8 @@ def _vectors(held: ReloadableHalf, processor: Any) -> torch.Tensor:
 
 
 def _summary_note(folder: Path) -> dict[str, Any]:
-    """Return what is worth noting of the graphs of a checkpoint, and how near they are."""
+    """Return the note about the graphs of a checkpoint: counts, sizes, differences, and the figures
+    of its text half."""
     manifest = read_manifest(folder)
     assert manifest is not None
     text_half = manifest.halves.get("language")
@@ -173,14 +174,13 @@ def _summary_note(folder: Path) -> dict[str, Any]:
 
 
 def _weight_files(source: Path) -> list[str]:
-    """Return the names of a model's files of weights, and of their index."""
+    """Return the names of a model's weight files and their index."""
     index = [INDEX] if (source / INDEX).exists() else []
     return [*(path.name for path in source.glob("*.safetensors")), *index]
 
 
 def _link_or_copy(path: Path, out: Path) -> None:
-    """Have a file stand in another folder, too: linked, which takes no room, or copied where that
-    cannot be. Raises EnvironmentFault."""
+    """Hard-link a file into another folder, or copy it if that fails. Raises EnvironmentFault."""
     if out.exists():
         return
     with contextlib.suppress(OSError):
@@ -191,7 +191,7 @@ def _link_or_copy(path: Path, out: Path) -> None:
 
 
 def _fsync_folder(folder: Path) -> None:
-    """Have what was written be on the disk."""
+    """Flush the files of a folder, and the folder, to disk."""
     for path in [*folder.iterdir(), folder]:
         descriptor = os.open(path, os.O_RDONLY)
         try:

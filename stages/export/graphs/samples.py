@@ -19,13 +19,13 @@ from stages.models.processors.prepare import joined, prepare, takes_videos
 from stages.models.processors.side_inputs import Prepared
 
 PROMPTS = ("describe ", "describe what is seen here in one sentence ", "what is that? ")
-"""Words that are asked, for each size, of halves that read them: of unlike lengths."""
+"""Prompts for each size, for halves that read text; they have different lengths."""
 SIZES = ((168, 112), (280, 196), (140, 308))
-"""Height and width of pictures that are tried: windows of unlike sizes come of the last."""
+"""Height and width of test images; the last gives windows of different sizes."""
 FRAMES = (4, 6, 2)
-"""Frames of videos, where the model takes any number, for each size."""
+"""Frames of test videos for each size, if the model takes any number."""
 BATCHES = (2, 1, 4)
-"""Rows that go through together, for each size; a graph is traced with the first."""
+"""Items per batch for each size; a graph is traced with the first."""
 TEXTS = (
     "a photo of a cat",
     "two red squares move to the left, and a blue circle stays where it is",
@@ -35,31 +35,31 @@ TEXTS = (
 
 
 PARITY_TEXTS = 256
-"""Texts by which a text half is judged."""
+"""Number of texts on which a text half is tested."""
 LETTERS = re.compile(r"[^A-Za-z]|</w>")
-"""What is no letter in a token, such as marks of where a word begins or ends."""
+"""Non-letters of a token, such as marks of word boundaries."""
 SHORTEST = 3
-"""Letters that a word has at least."""
+"""Fewest letters of a word."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Trial:
-    """One input and call with which a half is run."""
+    """One test input and the call that runs a half on it."""
 
     name: str
-    """What it is given, for people."""
+    """Description of the input for the user."""
     run: Callable[[Any], Any]
-    """Has a half compute, and returns what it makes."""
+    """Runs a half and returns its output."""
 
 
 def trials(
     half: Any, part: Half, processor: Any, *, dual: bool, frames_a_video: int
 ) -> Iterator[Trial]:
-    """Yield the ways to try a half; the first of each kind of input has several rows, and graphs
-    are made of it."""
+    """Yield the test inputs of a half. The first of each kind has several items, and its graph is
+    traced."""
     if part == "language":
         reader = TextReader(processor, half)
-        # Of what depends on it, one text is read bare all the same, to find that out.
+        # One text is read without padding, to find out whether the output depends on it.
         for count, filled in ((len(TEXTS), False), (1, False), (2, bool(reader.max_tokens))):
             inputs = reader.inputs(TEXTS[:count], padded=filled)
             yield Trial(name=f"{count} texts{' filled up' * filled}", run=_run_texts(inputs))
@@ -78,8 +78,7 @@ def trials(
 
 
 def texts_of(processor: Any) -> list[str]:
-    """Return texts of words that the model's tokenizer knows: what people ask for is said in
-    those."""
+    """Return texts of words from the model's vocabulary, as users write them in searches."""
     known = sorted(processor.tokenizer.get_vocab())
     known_words = [found for token in known if (found := LETTERS.sub("", token)).isalpha()]
     known_words = [word for word in known_words if len(word) >= SHORTEST] or list(TEXTS)
@@ -102,7 +101,7 @@ def _prepared(processor: Any, clip: Clip, dual: bool, prompt: str) -> Prepared:
 
 
 def _in_one_row(name: str, value: Any) -> bool:
-    """Tell whether an input holds the patches of all pictures one after another."""
+    """Return whether an input holds the patches of all images concatenated."""
     return name in PIXELS and getattr(value, "ndim", 0) == 2
 
 

@@ -13,17 +13,17 @@ from stages.process.job import parse_job
 from stages.process.report import EventReporter
 
 SECONDS, ROUNDS = 3.0, 3
-"""Seconds, and times, that each is computed at least; of these the shortest counts."""
+"""Least seconds, and runs, for each backend; the fastest run counts."""
 
 
 def warm(fields: dict[str, Any]) -> None:
-    """Import what both need, before what the process takes is counted."""
+    """Import what both backends need before memory is counted."""
     import_transformers()
     import onnxruntime  # noqa: F401
 
 
 def run(fields: dict[str, Any], report: EventReporter) -> None:
-    """Answer a TimingJob with a note `seconds`, of `torch` and of `graphs`. Raises
+    """Time both backends of a TimingJob and send a note `seconds` with `torch` and `graphs`. Raises
     PenstockError."""
     job = parse_job(TimingJob, fields)
     by = {"torch": "", "graphs": job.graphs}
@@ -41,7 +41,7 @@ def _fastest(job: TimingJob) -> float:
     dual, frames = job.half.route == "dual", job.frames_a_video
     some = held.use(lambda h: trials(h, "vision", processor, dual=dual, frames_a_video=frames))
     trial = next(iter(some))
-    held.use(trial.run)  # what is loaded and reserved the first time
+    held.use(trial.run)  # warm-up
     taken: list[float] = []
     for _ in chain(range(ROUNDS), repeat(None)):
         began = time.perf_counter()
