@@ -125,7 +125,7 @@ def test_what_is_stored_is_not_made_again(desk: Desk) -> None:
 
 @pytest.mark.parametrize(
     ("name", "codec", "said"),
-    [("h264.mp4", "libx264", "wanted"), ("a.mov", "mjpeg", "left out"), ("bitflip.mp4", "", "")],
+    [("h264.mp4", "libx264", "requested"), ("a.mov", "mjpeg", "left out"), ("bitflip.mp4", "", "")],
 )
 def test_damage_is_described_alike_wherever_a_run_was_killed(
     desk: Desk, request: pytest.FixtureRequest, name: str, codec: str, said: str
@@ -233,7 +233,7 @@ def test_an_unusable_medium_is_recorded_and_the_others_go_on(desk: Desk) -> None
 def test_a_disk_that_went_away_is_no_fault_of_the_file(desk: Desk) -> None:
     one = video(desk, seconds=2)
     Path(one["path"]).unlink()
-    with pytest.raises(EnvironmentFault, match=r"does not exist.*then goes on"):
+    with pytest.raises(EnvironmentFault, match=r"does not exist.*again to resume"):
         desk.run(one)
     assert desk.record_set("failures").keys() == set()
 

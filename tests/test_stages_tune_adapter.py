@@ -115,7 +115,7 @@ def test_who_goes_on_with_an_adapter_adds_the_same(tmp_path: Path, changes: dict
 
 def test_a_rank_that_contradicts_the_adapter_is_refused(tmp_path: Path) -> None:
     folder = write_foreign(tmp_path / "adapter", matrices(demo_layers()))
-    with pytest.raises(UsageError, match=r"--lora-rank is 16, and the adapter .* has rank 4"):
+    with pytest.raises(UsageError, match=r"--lora-rank is 16, but the adapter .* has rank 4"):
         layout_in(folder, 16)
 
 

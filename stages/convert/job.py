@@ -5,17 +5,17 @@ from dataclasses import dataclass
 from stages.models.shards import SHARD_BYTES
 
 DTYPES = {"fp16": "float16", "bf16": "bfloat16", "fp32": "float32"}
-"""Types that floating numbers can be written in, as the command line names them → as torch does."""
+"""Floating-point types: name on the command line → name in torch."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ConvertJob:
-    """The files to convert, and how."""
+    """The weights to convert, and the settings."""
 
     source: str
-    """Folder with pickled weights, or one file of them."""
+    """Folder with pickled weights, or one file."""
     folder: str
     """Folder to write to."""
     dtype: str = ""
-    """A key of DTYPES; empty: numbers keep their types."""
+    """Key of DTYPES; empty: types are kept."""
     shard_bytes: int = SHARD_BYTES

@@ -25,17 +25,17 @@ from stages.models.hub.checkpoint import not_whole
 from stages.models.shards.layout import DTYPE_NAMES
 
 WRAPPERS = ("state_dict", "model_state_dict", "module", "model")
-"""Names under which training code keeps a model's tensors, beside others."""
+"""Keys under which training code stores a model's tensors among other data."""
 PARALLEL = "module."
-"""Beginning of all names where training ran on several GPUs."""
+"""Prefix of all names if training ran on several GPUs."""
 PICKLE_BYTES = 64 << 20
-"""Most bytes of the pickle in an archive: a tensor takes 200."""
+"""Most bytes of the pickle in an archive; a tensor takes 200."""
 LITTLE = b"little"
-"""What an archive of this machine's byte order says."""
+"""Byte order entry of an archive with this machine's byte order."""
 GLOBAL = re.compile(r"GLOBAL (\S+)")
-"""What a pickle asks for, in torch's words."""
+"""Name of a global that a pickle needs, in torch's error message."""
 LOCAL_HEADER = struct.Struct("<26xHH")
-"""ZIP: what stands before the bytes of a member, up to the lengths of its name and its extras."""
+"""ZIP local header, up to the lengths of the name and of the extra field."""
 
 
 class Pickle:
@@ -44,15 +44,14 @@ class Pickle:
     def __init__(self, path: Path, tensors: Mapping[str, torch.Tensor], digest: str) -> None:
         self.path = path
         self.tensors = tensors
-        """Tensors by name, without data: type, shape, and how they lie in the file."""
+        """Tensors by name, without data: type, shape and position in the file."""
         self.digest = digest
-        """Digest of the names, lengths and sums of all that is in the file."""
+        """Digest of the names, sizes and checksums of all archive entries."""
         with open_regular(path) as file:
             self._mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
     def read(self, name: str) -> torch.Tensor:
-        """Return a tensor whose numbers are read from the file when they are looked at. They must
-        not be written to."""
+        """Return a tensor that is mapped from the file. It is read-only."""
         meta = self.tensors[name]
         storage: Any = meta.untyped_storage()
         if not meta.numel():
@@ -73,12 +72,12 @@ class ArchiveEntry(NamedTuple):
 
     size: int
     stored: bool
-    """Whether they lie there as they are, and not compressed."""
+    """Whether the entry is uncompressed."""
 
 
 def open_pickle(path: Path) -> Pickle:
-    """Open a file of pickled tensors; reads none of them. Raises UsageError for one that asks for
-    anything else than tensors, EnvironmentFault for one that is not all there."""
+    """Open a file of pickled tensors, without reading them. Raises UsageError if the pickle needs
+    anything but tensors, EnvironmentFault if the file is incomplete."""
     try:
         entries, digest = _entries(path)
     except (zipfile.BadZipFile, struct.error, ValueError, NotImplementedError) as error:
@@ -91,7 +90,7 @@ def open_pickle(path: Path) -> Pickle:
     tensors = {name: value for name, value in found.items() if isinstance(value, torch.Tensor)}
     if not tensors:
         raise UsageError(
-            f"{path} holds no tensors by name, as the weights of a model are saved",
+            f"{path} has no named tensors, so it is not the weights of a model",
             hint="Give the file that holds the model's state_dict",
         )
     for name, tensor in tensors.items():
@@ -102,18 +101,18 @@ def open_pickle(path: Path) -> Pickle:
 
 
 def _entries(path: Path) -> tuple[dict[int, ArchiveEntry], str]:
-    """Return where bytes begin in an archive → what lies there, and a digest of its listing."""
+    """Return offset → archive entry, and a digest of the listing."""
     found = {}
     with open_regular(path) as file, zipfile.ZipFile(file) as archive:
         entries = archive.infolist()
         for entry in entries:
-            # All but the bytes of tensors is read whole, here or by torch.
+            # Entries other than tensor data are read whole, here or by torch.
             if "/data/" not in entry.filename and entry.file_size > PICKLE_BYTES:
-                raise ValueError("more is said of the tensors than there can be")
+                raise ValueError("the pickle is too large")
             if entry.filename.endswith("/byteorder") and (
                 entry.file_size != len(LITTLE) or archive.read(entry) != LITTLE
             ):
-                raise ValueError("the numbers are of a machine of the other kind")
+                raise ValueError("the numbers have another byte order")
             file.seek(entry.header_offset)
             name, extra = LOCAL_HEADER.unpack(file.read(LOCAL_HEADER.size))
             start = entry.header_offset + LOCAL_HEADER.size + name + extra
@@ -123,35 +122,35 @@ def _entries(path: Path) -> tuple[dict[int, ArchiveEntry], str]:
 
 
 def _no_archive(path: Path) -> EnvironmentFault | UsageError:
-    """Tell what a file is that is no ZIP archive, or not a whole one."""
+    """Return the error for a file that is not a complete ZIP archive."""
     with open_regular(path) as file:
         begins = file.read(1)
     if begins == pickle.PROTO:
         return UsageError(
-            f"{path} is a bare pickle, as torch wrote them before 1.6: it can only be read whole",
-            hint="Where there is memory for it, save it again: "
+            f"{path} is a plain pickle of torch before 1.6, which can only be read as a whole",
+            hint="On a machine with enough memory, save it again: "
             f"torch.save(torch.load({path.name!r}, weights_only=True), {path.name!r})",
         )
     return not_whole(path, "file of pickled weights")
 
 
 def _unpickled(path: Path) -> Any:
-    """Return what the pickle of an archive says, tensors without data."""
+    """Return the content of the pickle of an archive, with tensors without data."""
     try:
         return torch.load(path, map_location="meta", weights_only=True)
     except pickle.UnpicklingError as error:
         found_global = GLOBAL.search(str(error))
-        what = f"asks for {found_global[1]}" if found_global else "holds more than tensors"
+        what = f"needs {found_global[1]}" if found_global else "holds more than tensors"
         raise UsageError(
-            f"{path} {what}: such a pickle can run code when it is read, and is refused",
-            hint="Take the weights from somebody who saved tensors alone",
+            f"{path} {what}: refused, because such a pickle can run code",
+            hint="Use a file of the weights that holds only tensors",
         ) from error
     except MemoryError:
         raise
-    except Exception as error:  # the reader lets through whatever it stumbles over
+    except Exception as error:  # torch.load may raise any error
         if "TorchScript" in str(error):
             raise UsageError(
-                f"{path} is a TorchScript archive, which is code: it is refused",
+                f"{path} is a TorchScript archive: refused, because it contains code",
                 hint="Give the file that holds the model's state_dict",
             ) from error
         message = " ".join(str(error).split())[:160] or type(error).__name__
@@ -162,7 +161,7 @@ def _unpickled(path: Path) -> Any:
 
 
 def _state(found: Any) -> Mapping[str, Any]:
-    """Return the tensors by name, out of what training code put around them."""
+    """Return the named tensors from inside the wrappers of training code."""
     while isinstance(found, Mapping):
         inner = next(
             (found[name] for name in WRAPPERS if isinstance(found.get(name), Mapping)), None
@@ -176,11 +175,11 @@ def _state(found: Any) -> Mapping[str, Any]:
 def _check(
     path: Path, name: str, tensor: torch.Tensor, entries: Mapping[int, ArchiveEntry]
 ) -> None:
-    """Refuse a tensor that cannot be mapped from where it is said to lie, or not be written."""
+    """Refuse a tensor that cannot be mapped from its position, or that safetensors cannot store."""
     odd = next(_odd(tensor), "")
     if odd:
         raise UsageError(
-            f"{path}: tensor {name} is {odd}, which no safetensors file holds",
+            f"{path}: tensor {name} is {odd}, which safetensors cannot store",
             hint="Save it again as a plain tensor",
         )
     if not tensor.numel():

@@ -37,56 +37,55 @@ COMPANION_FILES = (
     "tokenizer*", "vocab.*", "merges.txt", "*.model", "special_tokens_map.json",
     "*processor_config.json", "chat_template*",
 )  # fmt: skip
-"""Patterns of files that are taken along with an original file of weights: what else lies beside
-it, in a folder of downloads, may be anything."""
+"""Patterns of files that are copied along with an original weight file. Other files next to it,
+such as in a download folder, may be unrelated."""
 TYPES = ("dtype", "torch_dtype")
 """Names in config.json of the type of the weights."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PickledModel:
-    """A model on disk whose weights are pickles."""
+    """A model on disk whose weights are pickled."""
 
     folder: Path
     files: tuple[Path, ...]
-    """Its files of weights."""
+    """Its weight files."""
     index: dict[str, str]
-    """Tensor → file, where an index says so; else empty."""
+    """Tensor → file, from the index; empty without one."""
     alone: bool
-    """Whether a file was given, and not a folder."""
+    """Whether the user gave a file, not a folder."""
 
     def small_files(self, original: bool) -> dict[str, bytes]:
-        """Return the files of the model that hold no weights, by name. Of an `original` file these
-        are those of its tokenizer and processor alone. Raises EnvironmentFault for one that cannot
-        be read."""
+        """Return the files without weights, by name. For an `original` file only those of tokenizer
+        and processor. Raises EnvironmentFault for an unreadable file."""
         found = small_files(self.folder, COMPANION_FILES if original else SMALL)
         return {n: content for n, content in found.items() if Path(n).suffix not in PICKLES}
 
 
 def find_pickled(path: Path) -> PickledModel:
-    """Find the weights of a folder, or of one file. Raises UsageError for what holds none,
-    EnvironmentFault for what is not all there."""
+    """Find the weights of a folder, or of one file. Raises UsageError without weights,
+    EnvironmentFault for incomplete ones."""
     if path.is_file():
         if path.suffix not in PICKLES:
             raise UsageError(
-                f"{path} is no file of pickled weights ({', '.join(PICKLES)})",
+                f"{path} is not a file of pickled weights ({', '.join(PICKLES)})",
                 hint=_already(path.parent) if path.suffix == ".safetensors" else "Check its name",
             )
         return PickledModel(folder=path.parent, files=(path,), index={}, alone=True)
     if not path.is_dir():
         raise UsageError(
-            f"there is no folder or file {path}",
-            hint="Check its name; what is on a hub has to be downloaded first: "
+            f"{path} does not exist",
+            hint="Check its name; download a model of the hub first: "
             "hf download OWNER/NAME --local-dir FOLDER",
         )
     if any(path.glob("*.safetensors")):
-        raise UsageError(f"{path} holds safetensors already", hint=_already(path))
+        raise UsageError(f"{path} already holds safetensors", hint=_already(path))
     index = weight_map(path / PICKLED_INDEX) if (path / PICKLED_INDEX).exists() else {}
     files = tuple(path / name for name in sorted(set(index.values()))) or _files(path)
     for file in files:
         if not file.is_file():
             raise EnvironmentFault(
-                f"{file} is missing, which {PICKLED_INDEX} names", hint=DOWNLOAD_HINT
+                f"{file} is missing (listed in {PICKLED_INDEX})", hint=DOWNLOAD_HINT
             )
     return PickledModel(folder=path, files=files, index=index, alone=False)
 
@@ -96,7 +95,7 @@ def _already(folder: Path) -> str:
 
 
 def _files(folder: Path) -> tuple[Path, ...]:
-    """Return the files of weights of a folder without an index."""
+    """Return the weight files of a folder without an index."""
     if (folder / PICKLED).exists():
         return (folder / PICKLED,)
     parts = sorted(folder.glob(PARTS))
@@ -119,8 +118,8 @@ def _files(folder: Path) -> tuple[Path, ...]:
 
 
 def config_as(content: bytes, dtype: str, path: Path) -> bytes:
-    """Return a config.json that says `dtype` of the weights wherever it says what type they are.
-    `dtype` is empty for weights that keep theirs. Raises EnvironmentFault for one that is none."""
+    """Return config.json with all its weight types set to `dtype`; unchanged if `dtype` is empty.
+    Raises EnvironmentFault if it is not JSON."""
     if not dtype:
         return content
     try:
@@ -138,24 +137,24 @@ def _set_dtype(value: Any, dtype: str) -> None:
         _set_dtype(inner, dtype)
 
 
-MORE_ROOM = "Free some space, or give a folder on a larger disk; --dtype fp16 takes half of fp32"
+MORE_ROOM = "Free some space, or use a folder on a larger disk; --dtype fp16 takes half of fp32"
 
 
 class PickledTensor(NamedTuple):
-    """The source location of a tensor."""
+    """The source of a tensor."""
 
     pickle: Pickle
     name: str
-    """Its name there."""
+    """Its name in the pickle."""
     meta: torch.Tensor
-    """What is written of it, without data."""
+    """Type and shape of what is written, without data."""
 
 
 def run(job: dict[str, Any], report: EventReporter) -> None:
-    """Convert the model of a ConvertJob, and tell each file of weights as an item.
+    """Convert the model of a ConvertJob, and report each weight file as an item.
 
-    A first note says how many `shards` there will be, and how many are `there`; a last one how many
-    `tensors` and `data_bytes` the folder holds. Raises PenstockError.
+    A first note holds the number of `shards` and how many are `there` already. A last one holds the
+    `tensors` and `data_bytes` of the folder. Raises PenstockError.
     """
     with _logs_as_warnings(report):
         _convert(parse_job(ConvertJob, job), report)
@@ -183,7 +182,7 @@ def _convert(job: ConvertJob, report: EventReporter) -> None:
 
 @contextlib.contextmanager
 def _logs_as_warnings(report: EventReporter) -> Iterator[None]:
-    """Have what is logged meanwhile told to who runs the command."""
+    """Report log messages within this block as warnings to the user."""
     handler = logging.Handler(logging.WARNING)
     handler.emit = lambda record: report.warning(record.getMessage())  # type: ignore[method-assign]
     logger = logging.getLogger("stages")
@@ -203,8 +202,7 @@ class _Contents:
         self._origins, self._original = origins, original
 
     def __call__(self, spec: TensorSpec) -> Iterator[torch.Tensor]:
-        """Yield a tensor's numbers in pieces of its type. Raises UsageError where a number is too
-        large for it."""
+        """Yield a tensor in pieces. Raises UsageError if a number overflows its type."""
         pickle, name, _ = self._origins[spec.name]
         tensor = dict(_called(name, pickle.read(name), self._original))[spec.name]
         for piece in in_pieces(tensor):
@@ -214,28 +212,28 @@ class _Contents:
                 raise UsageError(
                     f"tensor {spec.name} holds {largest:.6g}, which is infinite in "
                     f"{str(spec.dtype).removeprefix('torch.')}",
-                    hint="Remove what is written, and convert with --dtype bf16 or without --dtype",
+                    hint="Remove the output folder; convert with --dtype bf16 or without --dtype",
                 )
             yield cast
 
 
 def _overflows(cast: torch.Tensor, piece: torch.Tensor) -> bool:
-    """Tell whether numbers became infinite that were not."""
+    """Return whether finite numbers became infinite."""
     return not torch.equal(cast.isfinite(), piece.isfinite())
 
 
 def _called(
     name: str, tensor: torch.Tensor, original: OriginalLayout | None
 ) -> list[tuple[str, torch.Tensor]]:
-    """Return the tensors that one of a pickle is to be, with their names."""
+    """Return the tensors that one pickled tensor becomes, with their names."""
     return [(name, tensor)] if original is None else list(original.rename(name, tensor))
 
 
 def _origins(
     pickles: Sequence[Pickle], original: OriginalLayout | None
 ) -> dict[str, PickledTensor]:
-    """Return each tensor to be written, with where it comes from. Those that share their memory are
-    written each, because which of them may be left out only the model's class knows."""
+    """Return tensor name → its source. Tensors that share memory are all written, because only the
+    class of the model knows which can be left out."""
     found: dict[str, PickledTensor] = {}
     for pickle in pickles:
         for name, tensor in pickle.tensors.items():
@@ -243,14 +241,14 @@ def _origins(
                 if new in found:
                     raise EnvironmentFault(
                         f"tensor {new} is in {found[new].pickle.path.name} and in {pickle.path}",
-                        hint="They are of different models: give the file of one",
+                        hint="The files belong to different models: give one of them",
                     )
                 found[new] = PickledTensor(pickle, name, meta)
     return found
 
 
 def _spec(name: str, meta: torch.Tensor, dtype: torch.dtype | None) -> TensorSpec:
-    # What has one byte a number is quantized, and means something only with its scales.
+    # Types of one byte are quantized numbers, which must keep their type.
     floating = meta.dtype.is_floating_point and meta.dtype.itemsize > 1
     return TensorSpec(name, dtype if dtype and floating else meta.dtype, tuple(meta.shape))
 
@@ -260,7 +258,7 @@ def _check_index(source: PickledModel, pickles: Sequence[Pickle]) -> None:
     for name, file in source.index.items():
         if name not in held[Path(file).name]:
             raise EnvironmentFault(
-                f"{source.folder / file} lacks tensor {name}, which the index says is in it",
+                f"{source.folder / file} has no tensor {name} (listed in the index)",
                 hint=DOWNLOAD_HINT,
             )
 
@@ -271,8 +269,7 @@ def _small_files(
     original: OriginalLayout | None,
     dtype: torch.dtype | None,
 ) -> dict[str, bytes]:
-    """Return the files that make a model of the weights. Raises UsageError where nothing says what
-    model they are of."""
+    """Return the other files of the model. Raises UsageError without a configuration."""
     small = source.small_files(original is not None)
     dtype_name = str(dtype or "").removeprefix("torch.")
     if original is not None:
@@ -284,8 +281,8 @@ def _small_files(
     if CONFIG not in small:
         known = ", ".join(layout.description for layout in ORIGINALS)
         raise UsageError(
-            f"{source.files[0]} is no original file that is known ({known}), and no {CONFIG} lies "
-            "beside it",
+            f"{source.files[0]} is not a known original file ({known}), and there is no {CONFIG} "
+            "next to it",
             hint=f"Put the model's {CONFIG} and tokenizer into {source.folder}",
         )
     return {**small, CONFIG: config_as(small[CONFIG], dtype_name, source.folder / CONFIG)}

@@ -5,7 +5,7 @@ from stages.process.stage import StageSpec
 from stages.tune.job import TuneJob
 
 OUTPUT_VERSION = 2
-"""Raised when the same examples come to train another adapter."""
+"""Raised when the same examples train another adapter."""
 STAGE = StageSpec(
     name="tune",
     reads="",

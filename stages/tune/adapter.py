@@ -20,15 +20,15 @@ from stages.models.published import way_to_keep
 from stages.tune.layout import AdapterLayout, most_common, new_layout
 
 NAME = "default"
-"""What PEFT calls an adapter that has no name."""
+"""PEFT's name for an unnamed adapter."""
 
 
 def add_adapter(
     half: Any, rank: int, seed: int, layout: AdapterLayout | None = None
 ) -> list[nn.Parameter]:
-    """Put a new adapter into a half, of a `layout` or beside all linear layers; the half says the
-    same with it until it is trained. Returns what is to be trained. Raises UsageError for a half
-    without such layers."""
+    """Insert a new adapter with a `layout`, by default for all linear layers, and return its
+    parameters. Until it is trained, the output stays the same. Raises UsageError for a half without
+    such layers."""
     from peft import inject_adapter_in_model
 
     targets = sorted(linear_paths(half))
@@ -40,9 +40,9 @@ def add_adapter(
     layout = layout or new_layout(targets, rank)
     if unknown := sorted(layout.ranks.keys() - set(targets)):
         raise UsageError(
-            f"the adapter changes {unknown[0]}, which is no linear layer of the language half of "
-            f"{type(half).__name__}",
-            hint="Give the model that it was trained on, or another --out",
+            f"the adapter changes {unknown[0]}, which is not a linear layer of the language half "
+            f"of {type(half).__name__}",
+            hint="Use the model that it was trained on, or another --out",
         )
     config = _config_of(layout)
     half.requires_grad_(False)
@@ -57,7 +57,7 @@ def add_adapter(
 
 
 def _config_of(layout: AdapterLayout) -> Any:
-    """Return the configuration for PEFT."""
+    """Return the PEFT configuration of a layout."""
     from peft import LoraConfig
 
     rank, alpha = layout.rank, most_common(layout.alphas.values())
@@ -74,13 +74,13 @@ def _config_of(layout: AdapterLayout) -> Any:
 
 
 def _plain(number: float) -> Any:
-    """Return a number as people write it."""
+    """Return whole numbers as int."""
     return int(number) if number == int(number) else number
 
 
 def load_adapter_weights(half: Any, folder: Path) -> None:
-    """Give a half's new adapter the numbers of one that was written. Raises UsageError for one of
-    another shape."""
+    """Load the weights of a stored adapter into a half's new adapter. Raises UsageError for other
+    shapes."""
     from peft import set_peft_model_state_dict
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -89,21 +89,21 @@ def load_adapter_weights(half: Any, folder: Path) -> None:
         numbers = load_file(folder / ADAPTER_WEIGHTS)
     except (OSError, SafetensorError) as error:
         raise UsageError(
-            f"there is no adapter in {folder} to go on from",
-            hint="Leave --resume out, or check the path",
+            f"no adapter to resume from in {folder}",
+            hint="Omit --resume, or check the path",
         ) from error
     own = numbers_of(half)
     if {n: v.shape for n, v in own.items()} != {n: v.shape for n, v in numbers.items()}:
         raise UsageError(
-            f"the adapter in {folder} is of another shape than this model's layers",
-            hint="Give the model that it was trained on, or another --out",
+            f"the adapter in {folder} has other shapes than the layers of this model",
+            hint="Use the model that it was trained on, or another --out",
         )
     bare = {name.removeprefix(PREFIX): value for name, value in numbers.items()}
     set_peft_model_state_dict(half, bare, adapter_name=NAME)
 
 
 def linear_paths(half: Any) -> Iterator[str]:
-    """Yield the paths of the linear layers that read text, but of the one that makes words."""
+    """Yield the paths of the linear layers of the text decoder, without the output head."""
     head, decoder = half.get_output_embeddings(), half.get_decoder()
     within = {id(module) for module in decoder.modules()}
     for path, module in half.named_modules():
@@ -112,8 +112,8 @@ def linear_paths(half: Any) -> Iterator[str]:
 
 
 def _is_linear(module: nn.Module) -> bool:
-    """Return whether a layer is a plain product, or one in few bits. A subclass of a model's own,
-    such as a router's, may give more than that."""
+    """Return whether a layer is a plain linear layer or a quantized one. A model's own subclass,
+    such as a router, may return more than the product."""
     kind = type(module)
     return kind is nn.Linear or (
         isinstance(module, nn.Linear) and kind.__module__.startswith("bitsandbytes.")
@@ -121,7 +121,7 @@ def _is_linear(module: nn.Module) -> bool:
 
 
 def numbers_of(half: Any) -> dict[str, torch.Tensor]:
-    """Return the adapter's numbers, by the names that PEFT gives them in a file."""
+    """Return the adapter's weights, by PEFT's names in a file."""
     from peft import get_peft_model_state_dict
 
     found: Mapping[str, torch.Tensor] = get_peft_model_state_dict(half, adapter_name=NAME)
@@ -132,8 +132,8 @@ def numbers_of(half: Any) -> dict[str, torch.Tensor]:
 
 
 def write_adapter(half: Any, folder: Path, model: str, as_published: bool = False) -> None:
-    """Write an adapter into a folder, and whether it was trained `as_published` where its family
-    changed. Raises EnvironmentFault."""
+    """Write an adapter into a folder, with `as_published` if its model family changed. Raises
+    EnvironmentFault."""
     from safetensors.torch import save
 
     way = way_to_keep(Path(model), as_published)
@@ -141,8 +141,8 @@ def write_adapter(half: Any, folder: Path, model: str, as_published: bool = Fals
     config["base_model_name_or_path"] = model
     config["inference_mode"] = True
     numbers = numbers_of(half)
-    # By their whole paths: the last part may be the name of a layer of the vision tower too, which
-    # PEFT would adapt where the model is whole. PEFT has shortened those that it was given.
+    # Full paths, although PEFT shortens them: in the whole model, a short name may match a layer of
+    # the vision encoder, which PEFT would then adapt, too.
     paths = {name.removeprefix(PREFIX).rpartition(".lora_")[0] for name in numbers}
     config["target_modules"] = paths
     fields = {name: sorted(v) if isinstance(v, set) else v for name, v in sorted(config.items())}

@@ -19,7 +19,7 @@ from artifacts.keys import digest_of
 from stages.tune.job import CHECKPOINT
 
 BEST = "best"
-"""Name of a trained number as it was at its best, beside those that the optimizer has."""
+"""Suffix of the best trained weights, next to the state of the optimizer."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -28,19 +28,19 @@ class TrainingProgress:
 
     step: int = 0
     losses: list[float] = field(default_factory=list)
-    """Mean loss of a token, of each step."""
+    """Mean loss per token of each step."""
     scores: list[dict[str, Any]] = field(default_factory=list)
-    """What the adapter scored, and after which step."""
+    """Scores of the adapter, with their steps."""
     memory: list[int] = field(default_factory=list)
-    """Bytes that the process had after each step."""
+    """Bytes of process memory after each step."""
     held_out: list[tuple[int, float]] = field(default_factory=list)
-    """Step, and the mean loss of a token of what is held out, after each epoch."""
+    """(step, mean loss per held-out token) after each epoch."""
     best: list[torch.Tensor] = field(default_factory=list)
-    """The trained numbers after the epoch of the least such loss."""
+    """The trained weights after the epoch with the lowest such loss."""
 
     @property
     def best_step(self) -> int:
-        """Return the step after which that was; 0 where nothing is held out."""
+        """Return the step of the lowest held-out loss; 0 without held-out examples."""
         return min(self.held_out, key=lambda each: each[1], default=(0, 0.0))[0]
 
     def to_json(self) -> dict[str, Any]:
@@ -54,7 +54,7 @@ class TrainingProgress:
 
 
 def kind_of(optimizer: torch.optim.Optimizer) -> str:
-    """Return a word for what an optimizer keeps of each number."""
+    """Return a name for the kind of optimizer state."""
     return type(optimizer).__name__
 
 
@@ -65,7 +65,7 @@ def save_checkpoint(
     trained: Sequence[nn.Parameter],
     optimizer: torch.optim.Optimizer,
 ) -> None:
-    """Write a checkpoint in place of the one before. Raises EnvironmentFault."""
+    """Write a checkpoint in place of the previous one. Raises EnvironmentFault."""
     from safetensors.torch import save
 
     numbers: dict[str, torch.Tensor] = {}
@@ -75,7 +75,7 @@ def save_checkpoint(
         for name, value in optimizer.state.get(parameter, {}).items():
             kept = value if isinstance(value, torch.Tensor) else torch.tensor(value)
             kept = kept.detach().cpu().contiguous()
-            # A file holds each tensor once; moments in 8 bit share the table of what they mean.
+            # A file holds each tensor once, but 8-bit moments share their quantization table.
             numbers[f"{at}.{name}"] = kept.clone() if kept.data_ptr() in seen else kept
             seen.add(kept.data_ptr())
     numbers |= {f"{at}.{BEST}": value for at, value in enumerate(progress.best)}
@@ -94,8 +94,8 @@ def resume(
     trained: Sequence[nn.Parameter],
     optimizer: torch.optim.Optimizer,
 ) -> TrainingProgress | None:
-    """Put a checkpoint's numbers where they were, and return how far it is; None, where there is
-    none of this recipe. An optimizer of another kind begins anew with its moments."""
+    """Restore a checkpoint and return its progress; None if there is none with this recipe. Another
+    kind of optimizer starts with new moments."""
     from safetensors import safe_open
 
     try:

@@ -28,22 +28,22 @@ from stages.models.processors.calling import text_ids
 from stages.models.processors.prepare import drop_end_token, rebuild
 
 IGNORED = -100
-"""Place at which nothing is right or wrong."""
+"""Target at positions that do not count."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainingExample:
-    """One example. Its features stay in the store: those of all examples would take more memory
-    than the half."""
+    """One example. Its features stay in the store, because all of them would take more memory than
+    the half."""
 
     read: Callable[[], FeatureRecord]
-    """Function that reads its features."""
+    """Reads its features."""
     prompt: str
     caption: str
     ids: torch.Tensor
-    """Tokens of the caption and the one that ends it, [tokens]."""
+    """Tokens of the caption and its end token, [tokens]."""
     joins_with: Hashable
-    """Value that is equal for examples that can go through the half together."""
+    """Equal for examples that can share a batch."""
 
     @property
     def row(self) -> FeatureRecord:
@@ -53,7 +53,7 @@ class TrainingExample:
 def make_example(
     half: Any, processor: Any, read: Callable[[], FeatureRecord], prompt: str, caption: str
 ) -> TrainingExample:
-    """Return an example in tokens, without the one that ends it."""
+    """Return a tokenized example, without the end token."""
     row = read()
     ids = processor.tokenizer(caption, add_special_tokens=False, return_tensors="pt")["input_ids"]
     inputs = drop_end_token(half, rebuild(processor, [row], [prompt]))
@@ -67,14 +67,14 @@ def make_example(
 
 
 def with_end_token(example: TrainingExample, token: int) -> TrainingExample:
-    """Return the lesson with the token that ends its caption."""
+    """Return the example with an end token after its caption."""
     return replace(example, ids=torch.cat([example.ids, torch.tensor([token])]))
 
 
 def group_batches(
     examples: Sequence[TrainingExample], rows: int
 ) -> Iterator[list[TrainingExample]]:
-    """Yield those that go through the half together, at most so many: with the longest first."""
+    """Yield batches of at most `rows` examples, longest captions first."""
     groups: dict[Hashable, list[TrainingExample]] = {}
     for example in examples:
         groups.setdefault(example.joins_with, []).append(example)
@@ -84,15 +84,14 @@ def group_batches(
 
 
 def loss_of(half: Any, processor: Any, examples: Sequence[TrainingExample]) -> torch.Tensor:
-    """Return the sum of the losses of all tokens of these captions. Their prompts are of one
-    length."""
+    """Return the summed loss of all tokens of these captions, whose prompts have equal lengths."""
     length = max(len(example.ids) for example in examples)
     caption_ids = torch.stack([pad(each.ids, (0, length - len(each.ids))) for each in examples])
-    right = [pad(each.ids, (0, length - len(each.ids)), value=IGNORED) for each in examples]
+    targets = [pad(each.ids, (0, length - len(each.ids)), value=IGNORED) for each in examples]
     logits = logits_of(half, processor, examples, caption_ids[:, :-1], length)
-    targets = torch.stack(right).to(logits.device)
+    expected = torch.stack(targets).to(logits.device)
     return cross_entropy(
-        logits.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORED, reduction="sum"
+        logits.flatten(0, 1).float(), expected.flatten(), ignore_index=IGNORED, reduction="sum"
     )
 
 
@@ -115,13 +114,13 @@ def logits_of(
 
 
 def check_trainable(half: Any, processor: Any, example: TrainingExample) -> None:
-    """Refuse a half that one pass cannot teach: of which that says something else than `generate`
-    would, or that sees what is coming. Raises UsageError."""
+    """Raise UsageError for a half that one forward pass cannot train: its output differs from
+    `generate`, or it sees later tokens."""
     caption = ForcedCaption(example.row, example.prompt, example.ids[None])
-    why = "cannot be taught by its captions"
+    problem = "cannot be trained on captions"
     if is_bidirectional(half, processor, caption):
         raise UsageError(
-            f"{type(half).__name__} {why}: it looks at all of its text in both directions",
+            f"{type(half).__name__} {problem}: its attention to text is bidirectional",
             hint="Choose another model: docs/tune.md",
         )
     expected = forced_logits(half, processor, caption)
@@ -129,14 +128,14 @@ def check_trainable(half: Any, processor: Any, example: TrainingExample) -> None
         found = logits_of(half, processor, [example], example.ids[None], len(example.ids) + 1)
     if relative_difference([found[0].float().cpu()], [expected]) > tolerance(half.dtype):
         raise UsageError(
-            f"{type(half).__name__} {why}: one pass says something else than generating does",
-            hint="Please report this model; docs/tune.md lists those that can be trained",
+            f"{type(half).__name__} {problem}: a forward pass differs from generation",
+            hint="Please report this model; docs/tune.md lists trainable models",
         )
 
 
 def end_token_of(half: Any, processor: Any, examples: Sequence[TrainingExample]) -> int:
-    """Return the token that ends a caption: of those that the half stops at, the one that it
-    expects most behind these."""
+    """Return the end token of captions. If the half stops at several tokens, return the one that is
+    most likely after these captions."""
     eos = half.generation_config.eos_token_id
     ends = [eos] if isinstance(eos, int) else list(eos)
     if len(ends) == 1:

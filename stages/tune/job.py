@@ -6,20 +6,20 @@ from typing import Any, NamedTuple
 from stages.models.half_job import HalfJob
 
 RECORD = "tune.json"
-"""File of what was learned, beside the adapter."""
+"""File with the record of a training, next to the adapter."""
 SCORE = "score.json"
-"""File of how near a half comes to captions that it is only scored by."""
+"""File with the scores of a half that is not trained."""
 CHECKPOINT = "checkpoint.safetensors"
-"""File of what a training goes on from, until the adapter is written."""
+"""File from which a training resumes until the adapter is written."""
 ADAMW, ADAMW8 = "adamw", "adamw8bit"
-"""Optimizers: torch's, and that of bitsandbytes, whose moments have 8 bits."""
+"""Optimizers: torch's, and bitsandbytes' with 8-bit moments."""
 
 
 class TuneItem(NamedTuple):
     """A chunk and its target caption."""
 
     features: str
-    """Key of the features."""
+    """Cache key of the features."""
     prompt: str
     caption: str
 
@@ -32,30 +32,30 @@ class TuneJob:
     store: str
     features_namespace: str
     examples: list[TuneItem]
-    """None: nothing is trained, and the half is scored as it is."""
+    """Training examples; empty: the half is scored without training."""
     held_out: list[TuneItem]
-    """Examples that are not trained on, by which the adapter is scored."""
+    """Examples that are only used to score the adapter."""
     folder: str
-    """Folder of the checkpoints, and of the adapter in the end."""
+    """Folder of the checkpoints and of the adapter."""
     recipe: dict[str, Any] = field(default_factory=dict)
-    """All that decides the adapter: a checkpoint of another one is not gone on with."""
+    """Everything that decides the adapter; a checkpoint with another recipe is ignored."""
     resume: bool = False
-    """Whether to begin with the adapter that is in the folder, and not with a new one."""
+    """Whether to start from the adapter in the folder instead of a new one."""
     rank: int = 16
     steps: int
-    """Times that the weights are changed."""
+    """Number of optimizer steps."""
     batch: int
-    """Examples of one step."""
+    """Examples per step."""
     rows: int
-    """Examples that go through the half at once, at the most."""
+    """Most examples per forward pass."""
     rate: float
-    """Largest learning rate."""
+    """Peak learning rate."""
     seed: int = 0
     recompute: bool = False
-    """Whether a layer's activations are computed again for the backward pass, and not kept."""
+    """Whether to use gradient checkpointing."""
     optimizer: str = ADAMW
     checkpoint_steps: int = 25
     max_new_tokens: int = 256
-    """Longest caption that is said when the adapter is scored."""
+    """Most tokens per generated caption when the adapter is scored."""
     tensorboard: str = ""
-    """Folder of what TensorBoard shows; empty: nothing is written for it."""
+    """Folder for TensorBoard; empty: nothing is written."""

@@ -13,7 +13,7 @@ from artifacts.errors import UsageError
 from stages.models.adapters.reading import PREFIX, LoraAdapter, read_adapter
 
 SCALE = 2
-"""How often the product of a new adapter is added: alpha is so many times the rank."""
+"""Alpha of a new adapter, as a multiple of its rank."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -21,30 +21,30 @@ class AdapterLayout:
     """The layers that an adapter changes."""
 
     ranks: Mapping[str, int]
-    """Path of a layer → rank of what is added to it."""
+    """Path of a layer → rank."""
     alphas: Mapping[str, float]
-    """Path of a layer → its alpha."""
+    """Path of a layer → alpha."""
 
     @property
     def rank(self) -> int:
-        """Return the rank of most layers."""
+        """Return the most common rank."""
         return int(most_common(self.ranks.values()))
 
 
 def most_common(numbers: Iterable[float]) -> float:
-    """Return the number that is there most often, of several the first."""
+    """Return the most common number, the first of several."""
     return Counter(numbers).most_common(1)[0][0]
 
 
 def new_layout(paths: Iterable[str], rank: int) -> AdapterLayout:
-    """Return the layout of an adapter that begins anew."""
+    """Return the layout of a new adapter."""
     ranks = dict.fromkeys(sorted(paths), rank)
     return AdapterLayout(ranks=ranks, alphas=dict.fromkeys(ranks, float(SCALE * rank)))
 
 
 def layout_in(folder: Path, rank: int) -> AdapterLayout:
-    """Return the layout of the adapter in a folder, with which a training goes on that asks for so
-    high a rank. Raises UsageError where the two contradict each other."""
+    """Return the layout of the adapter in a folder, from which a training with that rank continues.
+    Raises UsageError if the ranks differ."""
     adapter = read_adapter(folder)
     _refuse_beyond(adapter)
     ranks = {path: adapter.places[of.a].shape[0] for path, of in adapter.low_rank.items()}
@@ -52,20 +52,20 @@ def layout_in(folder: Path, rank: int) -> AdapterLayout:
     found = AdapterLayout(ranks=ranks, alphas=alphas)
     if found.rank != rank:
         raise UsageError(
-            f"--lora-rank is {rank}, and the adapter in {folder} has rank {found.rank}",
+            f"--lora-rank is {rank}, but the adapter in {folder} has rank {found.rank}",
             hint=f"Give --lora-rank {found.rank} with --resume, or another --out",
         )
     return found
 
 
 def _refuse_beyond(adapter: LoraAdapter) -> None:
-    """Raise UsageError for an adapter that a training could not write again as it is."""
+    """Raise UsageError for an adapter that a training could not write again unchanged."""
     odd = next(iter(adapter.whole.values()), "")
     tables = [path for path, of in adapter.low_rank.items() if of.embedding]
     named = [of.a for of in adapter.low_rank.values() if not of.a.startswith(PREFIX)]
     if odd or tables or named:
         raise UsageError(
-            f"the adapter in {adapter.folder} holds {odd or [*tables, *named][0]}, which is not "
-            "trained on",
-            hint="Give another --out, and train a new adapter",
+            f"the adapter in {adapter.folder} holds {odd or [*tables, *named][0]}, which cannot be "
+            "trained further",
+            hint="Use another --out, and train a new adapter",
         )

@@ -48,7 +48,7 @@ class TensorBoardLog:
     points after its checkpoint."""
 
     def __init__(self, folder: str, progress: TrainingProgress) -> None:
-        """Write into a folder; an empty one means to write nothing."""
+        """Write into a folder; empty: write nothing."""
         self._writer: Any = None
         if folder:
             from torch.utils.tensorboard import SummaryWriter
@@ -63,13 +63,13 @@ class TensorBoardLog:
             self._writer.close()
 
     def add(self, progress: TrainingProgress) -> None:
-        """Draw the last step."""
+        """Log the last step."""
         if self._writer is not None:
             self._writer.add_scalar("loss/trained", progress.losses[-1], progress.step)
             self._writer.add_scalar("memory/bytes", progress.memory[-1], progress.step)
 
     def add_held_out(self, progress: TrainingProgress) -> None:
-        """Draw the loss of what is held out."""
+        """Log the held-out loss."""
         if self._writer is not None and progress.held_out:
             self._writer.add_scalar("loss/held out", progress.held_out[-1][1], progress.step)
 
@@ -92,7 +92,7 @@ class HeldOutEvaluation:
     def evaluate(
         self, progress: TrainingProgress, trained: Sequence[nn.Parameter], report: EventReporter
     ) -> None:
-        """Note the loss of what is held out, and the numbers if it is the least so far."""
+        """Record the held-out loss, and the trained weights if it is the lowest so far."""
         if not self._examples:
             return
         arguments = (self._half, self._processor, self._examples, self._job.rows)
@@ -103,7 +103,7 @@ class HeldOutEvaluation:
         report.note(held_out_loss=loss, step=progress.step, loss=progress.losses[-1])
 
     def score(self, progress: TrainingProgress, report: EventReporter) -> None:
-        """Note how near the adapter comes to what is held out."""
+        """Record the scores of the adapter on the held-out examples."""
         if not self._examples:
             return
         arguments = (self._half, self._processor, self._examples, self._job.rows)
@@ -115,22 +115,22 @@ class HeldOutEvaluation:
 
 
 WINDOW = 16
-"""Batches among whose examples those are sought that are alike."""
+"""Batches per window; similar examples are grouped within a window."""
 
 
 class EpochBatchOrder:
-    """The order of the examples, grouped by what makes them alike."""
+    """The order of the examples, with similar ones grouped into batches."""
 
     def __init__(self, alike: Sequence[Hashable], batch: int, seed: int) -> None:
         self._alike = tuple(alike)
         self._batch = batch
         self._seed = seed
         self.epoch_steps = math.ceil(len(alike) / batch)
-        """Steps of an epoch; the last may be of fewer examples."""
+        """Steps per epoch; the last may have fewer examples."""
         self._batches = lru_cache(maxsize=1)(self._batches_of)
 
     def batch_at(self, step: int) -> list[int]:
-        """Return the places of the examples of a step; steps count from 0."""
+        """Return the indexes of the examples of a step; steps count from 0."""
         epoch, at = divmod(step, self.epoch_steps)
         return self._batches(epoch)[at]
 
@@ -148,19 +148,19 @@ class EpochBatchOrder:
 
 
 SEEDS = 1 << 20
-"""Steps that draw apart from those of another seed."""
+"""Distance of the seeds of two trainings, in steps."""
 
 
 def warm(fields: dict[str, Any]) -> None:
-    """Import what training needs, before what the stage takes is counted."""
+    """Import what training needs before memory is counted."""
     import peft  # noqa: F401
 
     warm_model(fields)
 
 
 def run(fields: dict[str, Any], report: EventReporter) -> None:
-    """Train the adapter of a TuneJob, from where an earlier process was, and write it; or score
-    the half as it is."""
+    """Train the adapter of a TuneJob, or resume its training, and write it. Without training
+    examples, score the half."""
     job = parse_job(TuneJob, fields)
     if job.examples:
         sweep(Path(job.folder))
@@ -176,7 +176,7 @@ def run(fields: dict[str, Any], report: EventReporter) -> None:
 def _score(
     job: TuneJob, processor: Any, report: EventReporter, confirm: Callable[[], None], half: Any
 ) -> None:
-    """Say how near the half comes to what is held out, and train nothing."""
+    """Score the half on the held-out examples, without training."""
     examples = _examples(job, processor, half, job.held_out)
     end = end_token_of(half, processor, examples[:4])
     examples = [with_end_token(example, end) for example in examples]
@@ -214,7 +214,7 @@ def _tune(
     order = EpochBatchOrder([each.joins_with for each in examples], job.batch, job.seed)
     store = partial(save_checkpoint, folder, job.recipe, progress, trained, optimizer)
     record = partial(_record, job, progress, half, end)
-    if job.resume and begins:  # or who is killed would begin with what it has made itself
+    if job.resume and begins:  # otherwise a killed run would start from its own output
         store()
     if not progress.scores:
         evaluation.score(progress, report)
@@ -245,7 +245,7 @@ def _tune(
 
 
 def is_written(job: TuneJob) -> bool:
-    """Return whether the very adapter is there."""
+    """Return whether the adapter of this job exists."""
     folder = Path(job.folder)
     try:
         record = json.loads((folder / RECORD).read_text(encoding="utf-8"))

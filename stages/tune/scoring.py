@@ -1,4 +1,4 @@
-"""Scores an adapter on examples that it was not trained on."""
+"""Scores an adapter on held-out examples."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,11 +10,11 @@ from stages.decode.generate_kwargs import make_greedy
 from stages.tune.examples import TrainingExample, group_batches, loss_of
 
 SHOWN = 8
-"""Captions that are kept to be looked at."""
+"""Captions that are recorded for the report."""
 
 
 def losses_of(half: Any, processor: Any, examples: Sequence[TrainingExample], rows: int) -> float:
-    """Return the mean loss of a token of these."""
+    """Return the mean loss per token of these examples."""
     tokens = sum(len(example.ids) for example in examples)
     with torch.no_grad():
         total = sum(float(loss_of(half, processor, some)) for some in group_batches(examples, rows))
@@ -24,7 +24,7 @@ def losses_of(half: Any, processor: Any, examples: Sequence[TrainingExample], ro
 def captions_of(
     half: Any, processor: Any, examples: Sequence[TrainingExample], rows: int, max_new_tokens: int
 ) -> list[str]:
-    """Return what the half says of each of these, in their order."""
+    """Return the generated captions of these examples, in order."""
     make_greedy(half, processor)
     found: dict[int, str] = {}
     for some in group_batches(examples, rows):
@@ -43,8 +43,8 @@ def score(
     rows: int,
     max_new_tokens: int,
 ) -> dict[str, Any]:
-    """Return how near the half comes to these captions: the loss of a token, the share that it
-    says to the letter, the share of words that both have, and some of what it says."""
+    """Return the scores of the half on these captions: loss per token, share of exact captions,
+    share of common words, and samples."""
     captions = captions_of(half, processor, examples, rows, max_new_tokens)
     pairs = [(one, example.caption) for one, example in zip(captions, examples, strict=True)]
     return {
@@ -56,8 +56,7 @@ def score(
 
 
 def alike(one: str, other: str) -> float:
-    """Return the share of words that two texts have in common, of all that either has: the F1 of
-    SQuAD (Rajpurkar et al. 2016)."""
+    """Return the F1 of the words of two texts, as in SQuAD (Rajpurkar et al. 2016)."""
     first, second = one.lower().split(), other.lower().split()
     left = list(second)
     common = 0

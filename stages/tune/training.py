@@ -19,18 +19,18 @@ from stages.tune.examples import TrainingExample, group_batches, loss_of
 from stages.tune.job import ADAMW8
 
 PACKS = "support_avx512bf16_for_cpu"
-"""Field of a layer of bitsandbytes: whether it packs its weights for this CPU."""
+"""Attribute of a bitsandbytes layer: whether it packs its weights for this CPU."""
 WARMUP = 0.03
-"""Share of the steps in which the learning rate rises."""
+"""Share of the steps for the warm-up of the learning rate."""
 MAX_NORM = 1.0
-"""Longest gradient; a longer one is made so long."""
+"""Gradients are clipped to this norm."""
 
 
 def optimizer_of(name: str, trained: Sequence[nn.Parameter], rate: float) -> torch.optim.Optimizer:
-    """Return an optimizer of these numbers."""
+    """Return an optimizer of these parameters."""
     if name == ADAMW8:
         optimizers = importlib.import_module("bitsandbytes.optim")
-        paged = trained[0].device.type == "cuda"  # only there can moments leave for the host
+        paged = trained[0].device.type == "cuda"  # moments can be paged to the host only from a GPU
         kind = optimizers.PagedAdamW8bit if paged else optimizers.AdamW8bit
         made: torch.optim.Optimizer = kind(trained, lr=rate, weight_decay=0.0)
         return made
@@ -63,11 +63,11 @@ class Trainer:
         self._optimizer = optimizer
         self._report = report
         self._rows = rows
-        """Examples that go through the half at once."""
+        """Examples per forward pass."""
 
     def step(self, examples: Sequence[TrainingExample], rate: float) -> float:
-        """Make one step by these examples, and return their mean loss of a token. Raises what an
-        allocator raises, where not even one fits."""
+        """Take one step on these examples, and return their mean loss per token. Raises MemoryError
+        if not even one example fits."""
         while True:
             self._optimizer.zero_grad(set_to_none=True)
             found, message = catch_oom(lambda: self._gradients(examples))
@@ -79,7 +79,7 @@ class Trainer:
             self._report.batch_shrunk(self._rows, failed=failed, error=message[:200])
         if not math.isfinite(loss := found.pop()):
             raise UsageError(
-                "the loss is no number any more",
+                "the loss is infinite or NaN",
                 hint="Run it again with a smaller --lr, into another --out",
             )
         nn.utils.clip_grad_norm_(self._trained, MAX_NORM)
@@ -98,21 +98,21 @@ class Trainer:
 
 
 def keep_differentiable(half: Any) -> None:
-    """Have layers in 4 bit keep the form that gradients go through. On a CPU that has the words
-    for it, bitsandbytes packs their weights in another at the first pass that is not trained, and
-    no gradient passes them ever after."""
+    """Keep 4-bit layers in a form that supports gradients. On a CPU with AVX-512 BF16, bitsandbytes
+    repacks their weights in the first pass without training, and no gradient passes them
+    afterwards."""
     for module in half.modules():
         if hasattr(module, PACKS):
             setattr(module, PACKS, False)
 
 
 def enable_checkpointing(half: Any) -> None:
-    """Have the half compute the activations of its layers again for the backward pass."""
+    """Enable gradient checkpointing: activations are recomputed in the backward pass."""
     half.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
 
 
 def without_gradients(half: Any, function: Callable[[], Any]) -> Any:
-    """Return the result of a function, of a half that is not trained meanwhile."""
+    """Return the result of a function that runs the half in evaluation mode."""
     half.eval()
     try:
         with torch.inference_mode():
