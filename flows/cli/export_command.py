@@ -3,6 +3,7 @@ real media.
 """
 
 import argparse
+import shlex
 import sys
 
 from flows.cli.derived import config_from
@@ -35,14 +36,18 @@ def export_command(given: argparse.Namespace) -> int:
             return show(captioning, *pipelines, as_json=given.json)
         result = export(captioning, config.request(), display)
     if print_result(given, result, display) or not (given.json or result.accepted):
-        _print_result(result)
+        _print_result(result, graphs=config.request().graphs)
     return result.exit_code
 
 
-def _print_result(result: Exported) -> None:
+def _print_result(result: Exported, *, graphs: bool) -> None:
     for missed in result.parity["missed"]:
         print_lines(f"quality limit missed: {missed}", to=sys.stderr)
     if not result.accepted:
         print_lines(f"kept in {result.out}; add --accept to use it anyway", to=sys.stderr)
         return
-    print_lines(result.line())
+    command = "caption" if "text" in result.parity else "embed"
+    used = [command, "SOURCES", "--model", str(result.out)]
+    if graphs:
+        used += ["--vision-backend", "onnx"]
+    print_lines(f"{result.line()}; use it with `penstock {shlex.join(used)}`")

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import shlex
 import sys
 from collections.abc import Callable
 from contextlib import closing
@@ -63,7 +64,8 @@ def _fill(given: argparse.Namespace, config: IndexConfig, folder: Path, *, whole
                 f"`penstock index remove --gone --index {folder}` removes their rows",
                 to=sys.stderr,
             )
-        print_lines(result.line())
+        found = shlex.join(["penstock", "search", "a red ball", "--index", str(folder)])
+        print_lines(f"{result.line()}; search it with `{found}`")
     return result.exit_code
 
 

@@ -1,6 +1,7 @@
 """Implements `penstock tune`: trains an adapter on captions, and prints the result."""
 
 import argparse
+import shlex
 from contextlib import closing
 
 from artifacts.errors import UsageError
@@ -49,5 +50,7 @@ def tune_command(given: argparse.Namespace) -> int:
     if given.json:
         print(json_line({"event": "result", **result.to_json()}))
     elif not given.quiet:
-        print_lines(result.line())
+        used = ["caption", "SOURCES", "--model", config.model, "--adapter", config.out]
+        hint = "" if config.validate_only else f"; use it with `penstock {shlex.join(used)}`"
+        print_lines(f"{result.line()}{hint}")
     return result.exit_code
