@@ -141,8 +141,8 @@ def test_a_dataset_of_hugging_face_and_texts_beside_media_are_read(tmp_path: Pat
     [
         ([], "holds no captions"),
         ([{"path": "a.mp4", "caption": "  "}], "line 1 has no caption"),
-        ([{"path": "a.mp4"}], "line 1 names no caption"),
-        ([{"caption": "a"}], "line 1 names no file"),
+        ([{"path": "a.mp4"}], "line 1 has no caption"),
+        ([{"caption": "a"}], "line 1 has no file"),
         (["a"], "line 1 is no JSON object"),
         (
             [{"path": "a.mp4", "caption": "a"}, {"path": "a.mp4", "caption": "b"}],

@@ -123,7 +123,7 @@ def test_what_is_computed_as_published_is_another_caption_of_the_same_features(
     assert {row["precision"]["language"] for row in rounded} == {"fp32 as published"}
     assert {row["precision"]["vision"] for row in rounded} == {"fp32"}
     assert [row["features"] for row in rounded] == [row["features"] for row in exact]
-    assert "runs as its published code does: frequencies of its rotary" in second.said
+    assert "is computed as its published code does: frequencies of its rotary" in second.said
     for trusting in (False, True):
         again = run_here(place, trust_remote_code=trusting)
         assert not {"encode", "decode"} & {*again.started} and place.captions() == exact

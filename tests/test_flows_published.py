@@ -33,7 +33,7 @@ from tests.support.pipeline import Place
 
 CLIPS = 2
 STORED = f"{CLIPS} captions are stored as stock; --as-stock reuses them"
-OTHERWISE = "runs as its published code does"
+OTHERWISE = "is computed as its published code does"
 SILENT = "does not record whether it was made as published, so it runs as stock"
 
 

@@ -135,7 +135,7 @@ def test_a_plan_with_media_and_without_names_the_card(tmp_path: Path) -> None:
         )  # fmt: skip
         notes = figures(plan_of(config, InsideLauncher()))["notes"]
         assert any(
-            "2 frames per second, at most 768 per chunk, from the first to the last one" in note
+            "2 frames a second, at most 768 a chunk, from the first to the last one" in note
             for note in notes
         )
 

@@ -55,7 +55,7 @@ def test_a_file_has_one_caption_of_frames_from_all_of_it(place: Place) -> None:
     place = replace(place, model=str(checkpoint("qwen2_5_vl")))
     asked = {"max_frames": FRAMES, "max_new_tokens": 4}
     said = run_inside(place, whole=True, **asked).said
-    assert f"captioned as a whole, from at most {FRAMES} frames spread evenly over it" in said
+    assert f"captioned as a whole, by at most {FRAMES} frames evenly over it" in said
     picture_row, long, short = place.captions()
     assert (long["start"], long["end"]) == (0.0, HOURS * 3600.0)
     assert long["frames"] == [HOURS * 3600 / FRAMES * at for at in range(FRAMES)]

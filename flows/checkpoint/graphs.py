@@ -209,7 +209,7 @@ def _if_faster(config: RunOptions, found: GraphsFound, device: str) -> GraphsFou
 
 
 def _torch_note(config: RunOptions, why: str) -> str:
-    return f"torch computes the vision half of {config.model}: {why}"
+    return f"torch computes what sees of {config.model}: {why}"
 
 
 def _why_unused(folder: Path, manifest: GraphManifest | None, device: str) -> str:
@@ -219,7 +219,7 @@ def _why_unused(folder: Path, manifest: GraphManifest | None, device: str) -> st
     if manifest.halves["vision"].precision == "int8" and device != "cpu":
         return "its graphs are in int8, which is for CPUs"
     if verdict_in(folder).get("passed") is not True:
-        return "its graphs did not pass the export check"
+        return "its graphs were accepted, and did not pass"
     return ""
 
 

@@ -62,9 +62,9 @@ def card_note(config: RunOptions, model: Model) -> str:
         return ""
     facts, sampling = _family(model)[1], sampling_as_card(config, model)
     if sampling.fps is not None:
-        rate = f"{sampling.fps:g} frames per second, at most {sampling.max_frames} per chunk"
+        rate = f"{sampling.fps:g} frames a second, at most {sampling.max_frames} a chunk"
     else:
-        rate = f"{counted(sampling.frames or 0, 'frame')} per chunk"
+        rate = f"{counted(sampling.frames or 0, 'frame')} a chunk"
     parts = [f"{rate}, from the first to the last one" if sampling.last_frame else rate]
     if facts.last_frame and VideoSamplingOptions.of(config).shots:
         parts.append("--shots leaves the last frame out")

@@ -56,27 +56,27 @@ def notes(job: Job) -> list[str]:
     found = list(filter(None, [precision_note(profile, settings, job.device), *job.model.notes]))
     if profile.route == "joint":
         found.append(
-            f"{job.model.name} cannot be run in halves ({profile.why}): the second stage loads the "
-            "whole model, and only pixels are stored for other prompts"
+            f"{job.model.name} cannot be run in halves ({profile.why}): the second stage loads all "
+            "of it, and what is kept for another prompt is its pixels"
         )
     elif profile.prompted:
         found.append(
-            f"{job.model.name} encodes images together with the prompt: a new prompt encodes again"
+            f"{job.model.name} looks at pictures with the prompt in mind: another encodes anew"
         )
     if profile.goes_on and QuestionOptions.of(job.config).prompt is None:
         found.append(
-            f"{job.model.name} continues the prompt instead of answering it, so it gets none; "
-            "--prompt sets the beginning of its captions"
+            f"{job.model.name} goes on from the prompt instead of answering it, so it is given "
+            "none; --prompt gives its captions a beginning"
         )
     if job.model.one_frame and any(medium.kind == "video" for medium in job.contents):
         found.append(
-            f"{job.model.name} takes one image per prompt: it sees only the middle frame of each "
-            "video chunk"
+            f"{job.model.name} takes one picture a prompt: of each chunk of a video it sees the "
+            "middle frame only"
         )
     elif profile.frames_a_video:
         found.append(
-            f"{job.model.name} takes exactly {counted(profile.frames_a_video, 'frame')} of each "
-            "chunk"
+            f"{job.model.name} takes {counted(profile.frames_a_video, 'frame')} of each chunk, no "
+            "more and no fewer"
         )
     found += filter(
         None,
@@ -98,16 +98,16 @@ def _whole(job: Job) -> str:
         return ""
     each = sampling.frames or sampling.max_frames
     if each == 1:
-        return "each video is captioned as a whole, from its middle frame"
+        return "each video is captioned as a whole, by its middle frame"
     limit = "" if sampling.frames else "at most "
-    return f"each video is captioned as a whole, from {limit}{each} frames spread evenly over it"
+    return f"each video is captioned as a whole, by {limit}{each} frames evenly over it"
 
 
 def _chained(job: Job) -> str:
     if not any(medium.uses_previous_caption for medium in job.contents):
         return ""
     return (
-        f"chunks are captioned one after the other, because their prompt contains {PREVIOUS}: the "
+        f"chunks are captioned one after the other, because {PREVIOUS} stands in their prompt: the "
         "language half is loaded once for each chunk of the longest video"
     )
 
@@ -143,7 +143,7 @@ def _as_published(job: Job) -> str:
     details = [part.as_published for part in parts if part.as_published]
     if not details or not job.model.profile.as_published:
         return ""
-    return f"{job.model.name} runs as its published code does: {', '.join(details)}"
+    return f"{job.model.name} is computed as its published code does: {', '.join(details)}"
 
 
 def computed_by(half: Mapping[str, Any]) -> str:

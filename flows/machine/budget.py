@@ -112,8 +112,8 @@ class WithinBudget:
                 self._warn(now.warning)
             self._last_warning = now.warning
             return before
-        own_pid = own_bytes() if now.device == "cpu" and now.free_bytes < before.bytes else 0
-        if now.free_bytes + own_pid >= before.bytes:
+        own = own_bytes() if now.device == "cpu" and now.free_bytes < before.bytes else 0
+        if now.free_bytes + own >= before.bytes:
             self._last_warning = ""
             return before
         if not self._last_warning:
