@@ -87,7 +87,7 @@ def test_76_gib_are_met_by_moments_in_16_bit_and_a_step_that_is_not_fused() -> N
     given = Training(method="full", checkpointing=True, optimizer="bf16")
     found = train_estimate(text_alone(), given)
     assert found.moment == "step"
-    assert found.of("step") + found.of("always") > 10 * LANGUAGE  # 70.9 GiB
+    assert found.bytes_at("step") + found.bytes_at("always") > 10 * LANGUAGE  # 70.9 GiB
     assert found.peak_bytes == pytest.approx(76 * GIB, rel=0.07)
     mixed = Training(method="full", checkpointing=True)
     assert train_estimate(text_alone(), mixed).peak_bytes > 80 * GIB  # so it was not those

@@ -69,7 +69,7 @@ class StageEstimate:
         )
 
     @classmethod
-    def of(
+    def from_terms(
         cls,
         rung: Rung,
         terms: Sequence[Term],
@@ -99,7 +99,7 @@ class StageEstimate:
     def plus(self, term: Term, device: str) -> "StageEstimate":
         """Return the estimate with one more term."""
         assert self.workload is not None
-        return StageEstimate.of(
+        return StageEstimate.from_terms(
             self.rung,
             [*self.terms, term],
             device=device,

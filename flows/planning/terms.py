@@ -99,7 +99,7 @@ def weight_terms(
         yield Term(part=part, bytes=largest, why="the largest matrix as it is stored, to cast")
 
 
-def batches_a_block(rung: Rung, workload: Workload, rows: int) -> int:
+def batches_per_block(rung: Rung, workload: Workload, rows: int) -> int:
     """Return the batches of so many rows that pass a layer together."""
     block = items_per_block(rung.block, workload.frames * workload.parts)
     return max(1, min(block // rows, math.ceil(workload.chunks / rows)))
@@ -109,7 +109,7 @@ def waiting_terms(
     rung: Rung, workload: Workload, rows: int, costs: Expected, device: str
 ) -> Iterator[Term]:
     """Yield the memory of batches that wait while another one passes a streamed layer."""
-    others = batches_a_block(rung, workload, rows) - 1 if rung.block else 0
+    others = batches_per_block(rung, workload, rows) - 1 if rung.block else 0
     if not others:
         return
     held = math.ceil(max(costs.waiting_bytes, costs.kept_bytes))
@@ -123,7 +123,7 @@ def waiting_terms(
 
 def block_prefetch(rung: Rung, workload: Workload, rows: int) -> Term:
     """Return the prefetch term of the next block, whose batches are prepared one by one."""
-    batches = batches_a_block(rung, workload, rows)
+    batches = batches_per_block(rung, workload, rows)
     images = max(rows, workload.parts)  # all tiles of an image are in memory together
     pixels, frames = images * workload.units * PIXEL_BYTES, workload.reading_bytes(rows)
     next_one = batches * pixels + frames if workload.chunks > batches * rows else 0

@@ -55,7 +55,7 @@ class Clips:
         self.longest_lead = 0.0
         """Maximum seconds from the start of a clip to the start of its chunk."""
 
-    def of(self, items: Sequence[SampleSource]) -> dict[str, Path]:
+    def clips_for(self, items: Sequence[SampleSource]) -> dict[str, Path]:
         """Return the key of each sample → its clip. Cuts missing clips. Raises PenstockError."""
         keys = {item.sample.key: key_of(item) for item in items}
         by_key = {keys[item.sample.key]: item for item in reversed(items)}

@@ -11,7 +11,7 @@ from artifacts.shards import DATASET, kept_shards, read_index, write_shards
 from flows.job.prepare import Job
 from flows.machine.launch import Launcher
 from flows.results.cutting import Cutter, OnProgress, batches
-from flows.results.sample_sources import SampleSource, one_a_chunk, sample_sources
+from flows.results.sample_sources import SampleSource, one_per_chunk, sample_sources
 from flows.results.user_texts import UserTexts, has_user_text
 
 
@@ -22,7 +22,7 @@ def write_dataset(
     samples with user-written text to `user_texts`. Raises PenstockError."""
     folder = job.out / DATASET
     texts = UserTexts(job)
-    items = [item for group in sample_sources(job, texts) for item in one_a_chunk(group)]
+    items = [item for group in sample_sources(job, texts) for item in one_per_chunk(group)]
     before = read_index(folder)
     shards = kept_shards(folder, [item.sample.digest() for item in items])
     rest = items[sum(shard.samples for shard in shards) :]
@@ -47,7 +47,7 @@ def is_stale(job: Job) -> bool:
     folder = job.out / DATASET
     before = read_index(folder)
     digests = (
-        [item.sample.digest() for group in sample_sources(job) for item in one_a_chunk(group)]
+        [item.sample.digest() for group in sample_sources(job) for item in one_per_chunk(group)]
         if before
         else []
     )

@@ -247,12 +247,20 @@ def export_in(out: Path) -> ExportFound | None:
     top = out.parent if out.name == REJECTED else out
     runs = (top / RUNS / name for name in (NATIVE, EXPORTED))
     found = tuple(run for run in runs if (run / RUN_RECORD).is_file())
-    output_paths = (place for place in (top, top / REJECTED) if os.path.lexists(place / PARITY))
-    place = next(output_paths, None)
-    if place is None and not found:
+    folders = (
+        placed_folder
+        for placed_folder in (top, top / REJECTED)
+        if os.path.lexists(placed_folder / PARITY)
+    )
+    placed_folder = next(folders, None)
+    if placed_folder is None and not found:
         return None
-    parity = None if place is None else read_json(place / PARITY, SHAPE, EXPORT_AGAIN, _known)
-    checkpoint = place or top / REJECTED
+    parity = (
+        None
+        if placed_folder is None
+        else read_json(placed_folder / PARITY, SHAPE, EXPORT_AGAIN, _known)
+    )
+    checkpoint = placed_folder or top / REJECTED
     return ExportFound(checkpoint=checkpoint, placed=checkpoint == top, parity=parity, runs=found)
 
 

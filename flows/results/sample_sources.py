@@ -83,7 +83,7 @@ def by_chunk(items: Sequence[SampleSource]) -> list[list[SampleSource]]:
     return [found[number] for number in sorted(found)]
 
 
-def one_a_chunk(items: Sequence[SampleSource]) -> list[SampleSource]:
+def one_per_chunk(items: Sequence[SampleSource]) -> list[SampleSource]:
     """Return one sample per chunk: that of the first prompt, with the other captions added."""
     return [
         replace(first, sample=replace(first.sample, others=tuple(o.sample.row for o in others)))

@@ -107,8 +107,8 @@ class Summaries:
         self._stage = stage
         self._settings = _summary_settings(job)
         every = job.model.settings["language"]
-        self._records = [(s, self._of(s, stage.writes)) for s in every]
-        self._failures = [(s, self._of(s, "failures")) for s in every]
+        self._records = [(s, self._record_set(s, stage.writes)) for s in every]
+        self._failures = [(s, self._record_set(s, "failures")) for s in every]
 
     def namespace(self, settings: PartSettings) -> str:
         """Return the namespace of summaries in these settings."""
@@ -122,7 +122,7 @@ class Summaries:
         )
         return digest_of([self.namespace(settings), self._settings, video.texts, *turns])
 
-    def of(self, video: SummaryInput) -> tuple[PartSettings, Mapping[str, Any]] | None:
+    def find(self, video: SummaryInput) -> tuple[PartSettings, Mapping[str, Any]] | None:
         """Return the summary of a video in the best settings; None if there is none."""
         for settings, records in self._records:
             if (key := self.key(video, settings)) in records:
@@ -131,7 +131,7 @@ class Summaries:
 
     def is_missing(self, video: SummaryInput) -> bool:
         """Return whether a video has no summary and no failure."""
-        return self.of(video) is None and self._failure(video) is None
+        return self.find(video) is None and self._failure(video) is None
 
     def _failure(self, video: SummaryInput) -> Mapping[str, Any] | None:
         for settings, records in self._failures:
@@ -143,7 +143,7 @@ class Summaries:
         """Yield the failures of videos without a summary."""
         for video in summary_inputs(self._job):
             why = self._failure(video)
-            if why is not None and self.of(video) is None:
+            if why is not None and self.find(video) is None:
                 yield Failure(
                     media_path=video.file.media_path,
                     source=video.file.source,
@@ -162,13 +162,13 @@ class Summaries:
         """Load records that were published since."""
         refresh_together(*(records for _, records in [*self._records, *self._failures]))
 
-    def _of(self, settings: PartSettings, kind: str) -> RecordSet:
+    def _record_set(self, settings: PartSettings, kind: str) -> RecordSet:
         return RecordSet(self._job.store, kind, self.namespace(settings))
 
     def rows(self) -> Iterator[SummaryRow]:
         """Yield the rows of the stored summaries."""
         for video in summary_inputs(self._job):
-            if (found := self.of(video)) is not None:
+            if (found := self.find(video)) is not None:
                 settings, meta = found
                 yield SummaryRow(
                     media_path=video.file.media_path,

@@ -63,7 +63,7 @@ def write_trainers(job: Job, launcher: Launcher, on_progress: OnProgress) -> Tra
     items = [chunk for group in sample_sources(job, user_texts) for chunk in by_chunk(group)]
     clips = Clips(job, launcher, on_progress)
     videos = any("video" in TRAINERS[name].folders for name in forms)
-    cut = clips.of([chunk[0] for chunk in items if not chunk[0].whole]) if videos else {}
+    cut = clips.clips_for([chunk[0] for chunk in items if not chunk[0].whole]) if videos else {}
     found = TrainersWritten()
     for name in forms:
         trainer = _TrainerFolder(job, own, name, clips)

@@ -17,7 +17,7 @@ from artifacts.store_folders import local_folder
 from artifacts.words import counted
 from flows.results.report.media import (
     CAPTION,
-    PLACE,
+    MEDIA_ENTRY,
     RUN_AGAIN,
     failed_media,
     media_with_lines,
@@ -92,7 +92,7 @@ class ReviewedCaptions:
         self._trigger = f"{words['trigger']}, " if words.get("trigger") else ""
         self.prefix, self.suffix = words.get("prefix", ""), words.get("suffix", "")
         self.schema = words.get("schema", "")
-        places = read_jsonl(self.out / "media.jsonl", PLACE, RUN_AGAIN)
+        places = read_jsonl(self.out / "media.jsonl", MEDIA_ENTRY, RUN_AGAIN)
         lines = read_jsonl(self.out / "captions.jsonl", LINE, RUN_AGAIN)
         self.places: list[str] = []
         """Path of each medium, or address; empty where it is not known."""

@@ -143,7 +143,7 @@ def memory(model: Model, rung: Rung, workload: Workload, *, device: str, new: in
     terms += attention_terms(half, settings, workload, together, workload.tokens, device)
     terms += overhead_terms(rung, terms, device, prefetch)
     flops = (costs.flops + new * costs.step_flops) * workload.chunks / together
-    return StageEstimate.of(
+    return StageEstimate.from_terms(
         rung,
         terms,
         device=device,

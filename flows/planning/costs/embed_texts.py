@@ -50,7 +50,7 @@ def memory(model: Model, rung: Rung, workload: Workload, *, device: str, new: in
     terms += products(half, settings, rung, rows * tokens, device)
     ahead = Term(part="workspace", bytes=0, why="texts, which take almost nothing")
     terms += overhead_terms(rung, terms, device, ahead)
-    return StageEstimate.of(
+    return StageEstimate.from_terms(
         rung,
         terms,
         device=device,

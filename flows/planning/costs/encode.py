@@ -22,7 +22,7 @@ from flows.planning.seconds import Pass, WorkEstimate
 from flows.planning.terms import (
     LIBRARIES_BYTES,
     attention_terms,
-    batches_a_block,
+    batches_per_block,
     block_prefetch,
     frames_prefetch,
     overhead_terms,
@@ -141,7 +141,7 @@ def memory(
     terms += overhead_terms(rung, terms, device, prefetch, libraries)
     flops = costs.flops * workload.chunks / rows if costs else 0
     guessed = costs is not None and (not costs.known or model.profile.by_dimensions)
-    return StageEstimate.of(
+    return StageEstimate.from_terms(
         rung, terms, device=device, workload=workload, flops=flops, by_dimensions=guessed
     )
 
@@ -171,7 +171,7 @@ def work_left(model: Model, rung: Rung, left: Sequence[RemainingWork], new: int)
                     tokens=MIN_PASS_TOKENS,
                     calls=half.linear_modules,
                     # A streamed layer is read once for all batches of a block.
-                    moved_bytes=settings.weight_bytes / batches_a_block(rung, workload, rows)
+                    moved_bytes=settings.weight_bytes / batches_per_block(rung, workload, rows)
                     if rung.block
                     else 0,
                     times=each.left[rung.stage] * workload.parts / rows,

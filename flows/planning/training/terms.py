@@ -94,16 +94,16 @@ class TrainEstimate:
     frozen: int
     notes: tuple[str, ...]
 
-    def of(self, moment: Moment) -> int:
+    def bytes_at(self, moment: Moment) -> int:
         return sum(term.bytes for term in self.terms if term.moment == moment)
 
     @property
     def moment(self) -> Moment:
         """Return the moment with the highest memory use."""
         moments: tuple[Moment, ...] = ("backward", "step", "vision")
-        return max(moments, key=self.of)
+        return max(moments, key=self.bytes_at)
 
     @property
     def peak_bytes(self) -> int:
         """Return the permanent bytes plus those of the worst moment."""
-        return self.of("always") + self.of(self.moment)
+        return self.bytes_at("always") + self.bytes_at(self.moment)

@@ -178,9 +178,9 @@ class _RowBuilder:
             source=self._file.source,
             time=None if task.medium.kind == "image" else task.chunk.times[at],
             labels=tuple(
-                self._scored(at, place, values[place], given[place])
-                for place in ranked
-                if place in described
+                self._scored(at, index, values[index], given[index])
+                for index in ranked
+                if index in described
             ),
             top=context.described[ranked[0]][0],
             model=self._model,
@@ -190,15 +190,15 @@ class _RowBuilder:
             tiles=task.namespaces.tiles,
         )
 
-    def _scored(self, at: int, place: int, score: float, passed: bool) -> Scored:
-        name, threshold, why = self._context.described[place]
+    def _scored(self, at: int, index: int, score: float, passed: bool) -> Scored:
+        name, threshold, why = self._context.described[index]
         rounded = round(score, DIGITS)
         return Scored(
             label=name,
             score=rounded,
             passed=passed,
-            whole=rounded if self._whole is None else round(self._whole[at][place], DIGITS),
-            box=self._boxes[self._at[at][place]] if self._boxes else None,
+            whole=rounded if self._whole is None else round(self._whole[at][index], DIGITS),
+            box=self._boxes[self._at[at][index]] if self._boxes else None,
             threshold=threshold,
             why=why,
         )

@@ -81,11 +81,12 @@ class LabelCounts:
             "low": score_of(first),
             "high": score_of(int(starts[-1]) + width),
             "labels": [
-                self._of(at, name, bins[at]) for at, name in enumerate(self._context.labels.names)
+                self._label_entry(at, name, bins[at])
+                for at, name in enumerate(self._context.labels.names)
             ],
         }
 
-    def _of(self, at: int, name: str, bins: Any) -> dict[str, Any]:
+    def _label_entry(self, at: int, name: str, bins: Any) -> dict[str, Any]:
         rules = self._context.rules
         threshold = rules.thresholds[at]
         middle = deviation = None
@@ -105,9 +106,9 @@ class LabelCounts:
         }
 
 
-def score_of(place: float) -> float:
+def score_of(index: float) -> float:
     """Return the score at an index of the fine histogram."""
-    return round(place / (FINE / 2) - 1, 6)
+    return round(index / (FINE / 2) - 1, 6)
 
 
 LINES, REPORT, MEDIA = "labels.jsonl", "label_report.json", "media.jsonl"

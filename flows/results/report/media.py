@@ -19,7 +19,7 @@ from flows.media.media_files import IMAGE_SUFFIXES, writable
 FILE = "file://"
 RUN_AGAIN = "Run the same `penstock caption` again, which rewrites it"
 NAME = {"media_path": text, "source": text}
-PLACE = {**NAME, "kind": text, "url": text, "captions": count, "address": OptionalField(text)}
+MEDIA_ENTRY = {**NAME, "kind": text, "url": text, "captions": count, "address": OptionalField(text)}
 CAPTION = {
     **NAME,
     "start": number,
@@ -43,9 +43,9 @@ def captioned_media(out: Path, folder: Path) -> list[dict[str, Any]]:
     EnvironmentFault.
     """
     return [
-        _medium(place, rows, folder)
-        for place, rows in media_with_lines(
-            read_jsonl(out / "media.jsonl", PLACE, RUN_AGAIN),
+        _medium(entry, rows, folder)
+        for entry, rows in media_with_lines(
+            read_jsonl(out / "media.jsonl", MEDIA_ENTRY, RUN_AGAIN),
             read_jsonl(out / "captions.jsonl", CAPTION, RUN_AGAIN),
         )
     ]
@@ -62,18 +62,18 @@ def _name(row: dict[str, Any]) -> tuple[str, str]:
 
 
 def media_with_lines(
-    output_paths: list[dict[str, Any]], lines: list[dict[str, Any]]
+    entries: list[dict[str, Any]], lines: list[dict[str, Any]]
 ) -> Iterator[tuple[dict[str, Any], list[dict[str, Any]]]]:
     """Yield each entry of `media.jsonl` with its captions or labels."""
-    counts = [place["captions"] for place in output_paths]
-    named = itertools.chain.from_iterable([_name(p)] * p["captions"] for p in output_paths)
+    counts = [entry["captions"] for entry in entries]
+    named = itertools.chain.from_iterable([_name(p)] * p["captions"] for p in entries)
     if sum(counts) == len(lines) and all(map(operator.eq, named, map(_name, lines))):
         rows = iter(lines)
-        for place, count in zip(output_paths, counts, strict=True):
-            yield place, list(itertools.islice(rows, count))
+        for entry, count in zip(entries, counts, strict=True):
+            yield entry, list(itertools.islice(rows, count))
         return
     # Runs of older versions have no media.jsonl, and a running one may be writing it now.
-    known = {_name(place): place for place in output_paths}
+    known = {_name(entry): entry for entry in entries}
     for name, group in itertools.groupby(lines, _name):
         rows_of = list(group)
         yield known.get(name) or _guess(*name, image=_is_still(rows_of)), rows_of
@@ -101,19 +101,19 @@ def _is_still(rows: Iterable[dict[str, Any]]) -> bool:
     )
 
 
-def path_of(place: dict[str, Any]) -> str:
+def path_of(entry: dict[str, Any]) -> str:
     """Return the path of a medium; empty if unknown."""
-    return os.fsdecode(unquote_to_bytes(place["url"].removeprefix(FILE)))
+    return os.fsdecode(unquote_to_bytes(entry["url"].removeprefix(FILE)))
 
 
-def shown_medium(place: dict[str, Any], folder: Path) -> dict[str, Any]:
+def shown_medium(entry: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Return the page's entry of a medium, without captions."""
-    path = path_of(place)
+    path = path_of(entry)
     url = quote(os.fsencode(os.path.relpath(path, folder))) if path else None
     return {
-        "name": place["media_path"],
-        "kind": place["kind"],
-        "path": place.get("address") or writable(path) or place["source"],
+        "name": entry["media_path"],
+        "kind": entry["kind"],
+        "path": entry.get("address") or writable(path) or entry["source"],
         "url": url,
         "gone": not path or not os.path.isfile(path),
         "prompt": "",
@@ -131,12 +131,12 @@ def _cut(row: dict[str, Any]) -> bool:
     return row.get("ended") == "length" and not row.get("review")
 
 
-def _medium(place: dict[str, Any], rows: list[dict[str, Any]], folder: Path) -> dict[str, Any]:
+def _medium(entry: dict[str, Any], rows: list[dict[str, Any]], folder: Path) -> dict[str, Any]:
     warnings = Counter(text for row in rows for text in row.get("warnings", ()))
     if cut := sum(map(_cut, rows)):
         warnings[f"{counted(cut, 'caption')} cut at the limit: raise --max-new-tokens"] = 1
     return {
-        **shown_medium(place, folder),
+        **shown_medium(entry, folder),
         "prompt": " · ".join(dict.fromkeys(_named(row, row.get("prompt", "")) for row in rows)),
         "warnings": list(warnings),
         "captions": [

@@ -11,7 +11,7 @@ from artifacts.shapes import Nullable, OptionalField, count, number, read_json, 
 from artifacts.words import counted
 from flows.results.export_result import ExportFound
 from flows.results.labels.writing import LINES, MEDIA, REPORT
-from flows.results.report.media import NAME, PLACE, media_with_lines, shown_medium
+from flows.results.report.media import MEDIA_ENTRY, NAME, media_with_lines, shown_medium
 from flows.results.tuned import TrainingFound
 from stages.export.parity import FRAMES, GATES, ParityThreshold
 
@@ -63,19 +63,17 @@ def label_counts(out: Path) -> dict[str, Any] | None:
 def labelled_media(out: Path, folder: Path) -> list[dict[str, Any]]:
     """Return the first media of a run into `out`, as a page in `folder` needs them: as of captions,
     with `labels`, each of them (name, score, box in pixels or None). Raises EnvironmentFault."""
-    output_paths = read_jsonl(out / MEDIA, PLACE, RUN_AGAIN, SHEET)
+    entries = read_jsonl(out / MEDIA, MEDIA_ENTRY, RUN_AGAIN, SHEET)
     # Runs of older versions have no media.jsonl, and a running one writes it at the end.
-    max_lines = sum(place["captions"] for place in output_paths) or SHEET
+    max_lines = sum(entry["captions"] for entry in entries) or SHEET
     lines = read_jsonl(out / LINES, LINE, RUN_AGAIN, min(max_lines, MAX_LINES))
     return [
-        _medium(place, rows, folder)
-        for place, rows in media_with_lines(output_paths, lines)
-        if rows
+        _medium(entry, rows, folder) for entry, rows in media_with_lines(entries, lines) if rows
     ]
 
 
-def _medium(place: dict[str, Any], lines: Lines, folder: Path) -> dict[str, Any]:
-    medium, still = shown_medium(place, folder), all(line["time"] is None for line in lines)
+def _medium(entry: dict[str, Any], lines: Lines, folder: Path) -> dict[str, Any]:
+    medium, still = shown_medium(entry, folder), all(line["time"] is None for line in lines)
     given = [one for line in lines for one in line["labels"] if one["passed"]]
     medium["labels"] = [[one["label"], one["score"], one["box"]] for one in given] if still else []
     rows = [(0.0, 0.0, ", ".join(one["label"] for one in given))] if still else _stretches(lines)
