@@ -11,9 +11,9 @@ from artifacts.files import write_text
 
 ENCODER = json.JSONEncoder(ensure_ascii=False)
 THINKING = re.compile(r"(<think>.*?)?</think>\s*", re.DOTALL)
-"""What a model says before it answers; some templates open it for the model."""
+"""A model's reasoning before its answer; some templates open the tag for the model."""
 Ended = Literal["stop", "length"]
-"""How a caption ended: by itself; or cut, when it had as many tokens as it may have."""
+"""How a caption ended: by itself, or cut at its token limit."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -21,9 +21,9 @@ class Caption:
     """One line of `captions.jsonl`: the caption of one chunk."""
 
     media_path: str
-    """Path relative to the folder given, or the file's name; POSIX."""
+    """Path relative to the given folder, or the file's name; POSIX."""
     source: str
-    """The argument that brought the file in."""
+    """The command-line argument that included the file."""
     start: float
     """Seconds of the medium's own time; 0 for an image."""
     end: float
@@ -32,69 +32,68 @@ class Caption:
     model: str
     prompt: str
     precision: dict[str, str]
-    """`vision` and `language`: what each half computed in."""
+    """Precision of each half: `vision` and `language`."""
     frames: tuple[float, ...]
-    """Times in seconds of the frames the model saw."""
+    """Times in seconds of the frames that the model got."""
     features: str
     """Key of the stored features."""
     tokens: int
-    """How many tokens were generated."""
+    """Number of generated tokens."""
     ended: Ended
     """How the caption ended."""
     warnings: tuple[str, ...] = ()
     name: str = ""
-    """Name of its prompt, where there are several."""
+    """Name of its prompt, if there are several."""
     fields: dict[str, Any] | None = None
-    """What it says, by property, where it follows a schema."""
+    """Values by property, if it follows a schema."""
     original: str = ""
-    """What the model said, where a person corrected it."""
+    """The model's caption, if a user corrected it."""
     review: str = ""
-    """Whether a person accepted or rejected it; empty where nobody did."""
+    """Whether a user accepted or rejected it; empty: not reviewed."""
 
-    UNSAID: ClassVar = ("name", "fields", "original", "review")
-    """Fields that a line has only where there is something in them."""
+    OMIT_IF_EMPTY: ClassVar = ("name", "fields", "original", "review")
+    """Fields that are left out of a line when empty."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Failure:
-    """One line of `failures.jsonl`: what could not be captioned, why, and what to do."""
+    """One line of `failures.jsonl`: an item that failed, why, and what to do."""
 
     media_path: str
     source: str
     stage: str
-    """The stage where it came to light: `sources` or a stage's name."""
+    """The stage that failed: `sources` or a stage's name."""
     error: str
-    """A stable word for programs, such as `missing` or `no-video`."""
+    """A stable identifier for programs, such as `missing` or `no-video`."""
     message: str
     hint: str
 
 
 def ended_of(stored: Mapping[str, Any], limit: int) -> Ended:
-    """Return how a stored caption of at most `limit` tokens ended. Older records do not say, and
-    count as cut where they have them all."""
-    told: Ended | None = stored.get("ended")
-    return told or ("length" if stored["tokens"] >= limit else "stop")
+    """Return how a stored caption of at most `limit` tokens ended. Older records do not state it.
+    They count as cut if they have `limit` tokens."""
+    ended: Ended | None = stored.get("ended")
+    return ended or ("length" if stored["tokens"] >= limit else "stop")
 
 
-def answer_in(words: str) -> str:
-    """Return what a model answered without what it thought before; empty where it was thinking
-    still."""
-    answer = THINKING.sub("", words).strip()
+def answer_in(text: str) -> str:
+    """Return a model's answer without its reasoning; empty if the reasoning never ended."""
+    answer = THINKING.sub("", text).strip()
     return "" if answer.startswith("<think>") else answer
 
 
 def write_jsonl(path: Path, rows: Iterable[Any]) -> None:
-    """Write one JSON object a line, in order; the file appears whole. Raises EnvironmentFault."""
-    write_text(path, (ENCODER.encode(said_of(row)) + "\n" for row in rows))
+    """Write one JSON object per line, atomically. Raises EnvironmentFault."""
+    write_text(path, (ENCODER.encode(fields_of_row(row)) + "\n" for row in rows))
 
 
-def said_of(row: Any) -> dict[str, Any]:
-    """Return the fields of a row by name, but for those that need not be said and are empty."""
-    unsaid = getattr(row, "UNSAID", ())
-    return {name: value for name, value in values_of(row).items() if value or name not in unsaid}
+def fields_of_row(row: Any) -> dict[str, Any]:
+    """Return the fields of a row by name, without the optional ones that are empty."""
+    optional = getattr(row, "OMIT_IF_EMPTY", ())
+    return {name: value for name, value in values_of(row).items() if value or name not in optional}
 
 
 def values_of(row: Any) -> dict[str, Any]:
-    """Return the fields of a row by name. `asdict` would copy what is in them and take thrice as
-    long."""
+    """Return the fields of a row by name, without copying values. `asdict` copies and takes three
+    times as long."""
     return {name: getattr(row, name) for name in row.__slots__}

@@ -25,12 +25,11 @@ from artifacts.record_union import refresh_together
 from artifacts.store import Store
 
 FOLDER = "claims"
-"""Folder of a store: its files say nothing of what is stored, and may be deleted when no job
-runs."""
+"""Folder in a store. Its files hold no results, and may be deleted while no job runs."""
 POLL_SECONDS = 0.2
-"""How often it is asked whether another process is through."""
+"""Interval at which claims of other processes are checked."""
 FLOCK = struct.Struct("hhxxxxqqixxxx")
-"""`struct flock` of Linux x86-64: type, whence, start, length, process (0 of such locks)."""
+"""`struct flock` of Linux x86-64: type, whence, start, length, process (0 for these locks)."""
 
 Batch = TypeVar("Batch")
 
@@ -42,40 +41,39 @@ class Claims:
     def __init__(self, path: Path) -> None:
         self._file = -1
         self._own = 0
-        """Packs that were published through this object."""
+        """Packs published through this object."""
         self._seen = -1
-        """Packs of others that were there when it was last looked."""
-        with contextlib.suppress(OSError):  # a store that cannot be written tells that itself
+        """Packs published by others, as of the last check."""
+        with contextlib.suppress(OSError):  # an unwritable store is reported elsewhere
             path.parent.mkdir(parents=True, exist_ok=True)
             flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK
             self._file = os.open(path, flags, 0o666)
 
     def take(self, keys: Sequence[str]) -> bool:
-        """Claim all of these keys, or none: False when another process has one of them."""
+        """Claim all of these keys, or none. Return False if another process holds one of them."""
         for at, key in enumerate(keys):
             try:
                 self._lock(key, fcntl.F_WRLCK)
             except (BlockingIOError, PermissionError):
                 self.release(keys[:at])
                 return False
-            except OSError:  # no locks here
+            except OSError:  # no byte locks on this file system
                 return True
         return True
 
     def release(self, keys: Iterable[str]) -> None:
-        """Give keys back."""
+        """Release the claims on these keys."""
         for key in keys:
             with contextlib.suppress(OSError):
                 self._lock(key, fcntl.F_UNLCK)
 
     def published(self) -> None:
-        """Tell the others that there is something new."""
+        """Signal to other processes that something was published."""
         with contextlib.suppress(OSError):
             self._own += os.write(self._file, b".")
 
     def has_news(self) -> bool:
-        """Return whether others have published since this was asked for the last time; at first,
-        yes."""
+        """Return whether others have published since the last call; True at the first call."""
         try:
             theirs = os.fstat(self._file).st_size - self._own
         except OSError:
@@ -84,7 +82,7 @@ class Claims:
         return news
 
     def close(self) -> None:
-        """Give everything back."""
+        """Release all claims."""
         if self._file >= 0:
             os.close(self._file)
             self._file = -1
@@ -100,54 +98,53 @@ class WorkClaims:
     """Claims work of a namespace for this process while other processes work on the same items."""
 
     def __init__(self, claims: Claims, record_sets: Sequence[RecordSet]) -> None:
-        """Take the claims and the record sets, which are brought up to date when others have
-        published."""
+        """Take the claims, and the record sets to refresh when others have published."""
         self._claims = claims
         self._record_sets = record_sets
         self._lock = threading.Lock()
 
-    def take(self, lacking: Callable[[], Sequence[str]]) -> bool | None:
-        """Return whether this process is to make now what is lacking; None when another is at some
-        of it. `lacking` tells the keys that are to be made, as far as is known."""
-        self._look()
-        keys = lacking()
+    def take(self, missing: Callable[[], Sequence[str]]) -> bool | None:
+        """Claim the missing keys. Return True if this process must compute them, False if none is
+        missing, and None if another process works on one of them."""
+        self._refresh()
+        keys = missing()
         if not keys:
             return False
         if not self._claims.take(keys):
             return None
-        # Who had them may have published them between the look and the claim.
-        self._look()
-        if not lacking():
+        # Another process may have published them between the check and the claim.
+        self._refresh()
+        if not missing():
             self._claims.release(keys)
             return False
         return True
 
-    def _look(self) -> None:
-        with self._lock:  # who asks while another thread looks waits for what it sees
+    def _refresh(self) -> None:
+        with self._lock:  # a second thread waits for the result of the first one's check
             if self._claims.has_news():
                 refresh_together(*self._record_sets)
 
-    def mine(
-        self, batches: Iterable[Batch], lacking: Callable[[Batch], Sequence[str]]
+    def claimed_batches(
+        self, batches: Iterable[Batch], missing: Callable[[Batch], Sequence[str]]
     ) -> Iterator[Batch]:
-        """Yield the batches that this process is to make, in order. Those that others are at come
-        last, once it is known that they did not make them. `lacking` tells which keys of a batch
-        are in no record set."""
+        """Yield the batches that this process must compute, in order. Batches claimed by others
+        come last, if their keys are still missing then. `missing` returns a batch's missing
+        keys."""
         left = list(batches)
         while left:
             held = []
             for batch in left:
-                turn = self.take(partial(lacking, batch))
-                if turn:
+                granted = self.take(partial(missing, batch))
+                if granted:
                     yield batch
-                elif turn is None:
+                elif granted is None:
                     held.append(batch)
             if len(held) == len(left):
                 time.sleep(POLL_SECONDS)
             left = held
 
     def done(self, keys: Iterable[str]) -> None:
-        """Tell that these keys were published, or never will be."""
+        """Release these keys, which were published or never will be, and signal it."""
         self._claims.published()
         self._claims.release(keys)
 
@@ -155,20 +152,20 @@ class WorkClaims:
 class UnsharedWork:
     """Grants every claim at once, for work that no other process shares."""
 
-    def mine(
-        self, batches: Iterable[Batch], lacking: Callable[[Batch], Sequence[str]]
+    def claimed_batches(
+        self, batches: Iterable[Batch], missing: Callable[[Batch], Sequence[str]]
     ) -> Iterator[Batch]:
-        """Yield the batches, as they come."""
+        """Yield all batches."""
         return iter(batches)
 
     def done(self, keys: Iterable[str]) -> None:
-        """Tell nobody."""
+        """Do nothing."""
 
 
 @contextlib.contextmanager
-def turns_at(store: Store, *record_sets: RecordSet) -> Iterator[WorkClaims]:
-    """Take turns at what the first of these record sets holds, until the block or the process
-    ends."""
+def claims_at(store: Store, *record_sets: RecordSet) -> Iterator[WorkClaims]:
+    """Yield claims on the work of the first of these record sets. They are released at the end of
+    the block or of the process."""
     claims = Claims(store.local / FOLDER / record_sets[0].folder)
     try:
         yield WorkClaims(claims, record_sets)

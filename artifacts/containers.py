@@ -9,7 +9,7 @@ import av
 from av.container import InputContainer, OutputContainer
 
 NO_METADATA_ERRORS = 19
-"""First major version of PyAV that has no `metadata_errors`: it takes any bytes in a title."""
+"""First major version of PyAV without `metadata_errors`; it accepts any bytes in a title."""
 
 
 @overload
@@ -31,7 +31,7 @@ def open_media(
     format: str | None = None,
     options: Mapping[str, str] | None = None,
 ) -> InputContainer | OutputContainer:
-    """Open a media file to be read, or to be written anew; `format` None lets FFmpeg choose. Raises
+    """Open a media file for reading or writing. FFmpeg detects the format if it is None. Raises
     FFmpegError."""
     given = open_arguments(av.__version__, mode=mode, format=format, options=dict(options or {}))
     opened: InputContainer | OutputContainer = av.open(os.fspath(path.absolute()), **given)
@@ -39,7 +39,7 @@ def open_media(
 
 
 def open_arguments(version: str, **given: Any) -> dict[str, Any]:
-    """Return the named arguments of `av.open` for this version of PyAV."""
+    """Return the keyword arguments of `av.open` for a version of PyAV."""
     if int(version.partition(".")[0]) < NO_METADATA_ERRORS:
         return {**given, "metadata_errors": "replace"}  # titles in Latin-1 are common
     return given

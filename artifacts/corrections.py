@@ -19,24 +19,24 @@ from typing import Any, Final
 
 from artifacts.captions import ENCODER
 from artifacts.edits import DEED, DIGITS, REDO, UNDO, Edit, Edits, EditsOf
+from artifacts.json_shapes import OptionalField, check, parse, text
 from artifacts.keys import digest_of
-from artifacts.regular import open_regular
-from artifacts.shapes import OptionalField, check, parse, text
+from artifacts.regular_files import open_regular
 from artifacts.stamps import stamp_of
 from artifacts.store import fault_of
 
 CORRECTIONS: Final = "corrections.jsonl"
-"""Name of the file among those that a store's users keep beside its objects."""
+"""Name of the file next to a store's objects."""
 LINE: Final = {**DEED, "of": OptionalField(text)}
 LOCK_SECONDS: Final = 5.0
-"""Longest wait for another writer; a line is then added without the lock, which may tear it."""
+"""Longest wait for another writer. After it a line is added without the lock, and may be torn."""
 
 log = logging.getLogger(__name__)
 
 
 def event_of(edits: Edits, deed: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Return a deed as the store has it, of a journal that was like this before it; None where it
-    takes back nothing, or does nothing again."""
+    """Return a journal action as a store event. `edits` is the state before it. Return None for an
+    undo or redo without effect."""
     event = {"id": _name(deed), "time": deed["time"], "does": deed["does"]}
     if deed["does"] not in (UNDO, REDO):
         return {**event, "changes": [*deed.get("changes", ())]}
@@ -45,13 +45,13 @@ def event_of(edits: Edits, deed: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def _name(deed: Mapping[str, Any]) -> str:
-    """Return what a deed is known by, also in a copy of its folder."""
+    """Return the identity of an action, which copies of its folder share."""
     changes = [[c["of"], c["caption"], c["review"]] for c in deed.get("changes", ())]
     return digest_of([deed["id"], deed["time"], deed["does"], changes])[:DIGITS]
 
 
 def _events(edits: Edits) -> Iterator[dict[str, Any]]:
-    """Yield all deeds of a journal as the store has them."""
+    """Yield all actions of a journal as store events."""
     before = Edits()
     for deed in edits.every:
         if (event := event_of(before, deed)) is not None:
@@ -63,22 +63,21 @@ class StoredEdits:
     """The edits that one store holds, and the corrections that result from them."""
 
     def __init__(self, local: Path) -> None:
-        """Take the folder of what a store's users keep beside its objects."""
+        """Take the folder next to a store's objects."""
         self.path = local / CORRECTIONS
         self._forget()
 
     def _forget(self) -> None:
         self._read: tuple[int, int] = (0, 0)
-        """The file's inode, and how many bytes of it are read."""
+        """The file's inode, and the number of bytes read so far."""
         self._ids: set[str] = set()
         self._deeds: list[tuple[float, int, Mapping[str, Any]]] = []
-        """Deeds with the time of each, and its place in the file."""
+        """Actions with their time and their position in the file."""
         self._undone: set[str] = set()
         self._now: dict[str, Edit] = {}
 
     def __call__(self) -> Mapping[str, Edit]:
-        """Return key of a caption → what was said of it last, as far as it is written by now. It is
-        another mapping whenever something was added."""
+        """Return caption key → current edit. It is a new mapping whenever something was added."""
         try:
             stamp = stamp_of(self.path)
             if stamp.inode != self._read[0] or stamp.size < self._read[1]:
@@ -93,12 +92,12 @@ class StoredEdits:
         return self._now
 
     def take_in(self, edits: Edits) -> int:
-        """Remember what a folder's journal holds and the store does not; return how many deeds
-        those are. Raises EnvironmentFault."""
+        """Add a journal's actions that the store does not have yet, and return their number. Raises
+        EnvironmentFault."""
         return self.add(_events(edits)) if edits.every else 0
 
     def add(self, events: Iterable[Mapping[str, Any]]) -> int:
-        """Remember deeds, each once, and return how many are new. They are on the disk then. Raises
+        """Append new events durably, each once, and return their number. Raises
         EnvironmentFault."""
         self()
         new = [event for event in events if event["id"] not in self._ids]
@@ -118,7 +117,7 @@ class StoredEdits:
         return len(new)
 
     def _lines(self, inode: int) -> tuple[int, list[bytes]]:
-        """Return the whole lines that were added since, with how far they reach."""
+        """Return the complete lines added since the last read, and their total size."""
         with open_regular(self.path) as file:
             file.seek(self._read[1])
             added = file.read()
@@ -134,7 +133,7 @@ class StoredEdits:
                 event = parse(line.decode())
                 check(event, LINE)
             except ValueError as error:
-                log.warning("%s: a line is passed over: %s", self.path, error)
+                log.warning("%s: line skipped: %s", self.path, error)
                 continue
             if event["id"] in self._ids:
                 continue
@@ -171,13 +170,13 @@ class EditsInForce:
         return self._edits
 
     def take_in(self) -> int:
-        """Let the store remember what the folder's journal holds; return how many deeds were new to
-        it. Raises EnvironmentFault."""
+        """Add the folder's journal to the store, and return the number of new actions. Raises
+        EnvironmentFault."""
         return self._stored.take_in(self._own())
 
 
 def _append(file: int, events: Iterable[Mapping[str, Any]]) -> None:
-    """Write lines, after one that a crash tore, and have them on the disk. Raises OSError."""
+    """Append lines durably, after a line that a crash tore. Raises OSError."""
     end = os.lseek(file, 0, os.SEEK_END)
     torn = b"\n" if end and os.pread(file, 1, end - 1) != b"\n" else b""
     written = torn + b"".join(ENCODER.encode(dict(event)).encode() + b"\n" for event in events)
@@ -187,7 +186,7 @@ def _append(file: int, events: Iterable[Mapping[str, Any]]) -> None:
 
 
 def _lock(file: int) -> None:
-    """Wait for other writers, for a while."""
+    """Lock the file, waiting up to LOCK_SECONDS for other writers."""
     until = time.monotonic() + LOCK_SECONDS
     while True:
         try:
@@ -198,4 +197,4 @@ def _lock(file: int) -> None:
                 return
             time.sleep(0.01)
         except OSError:
-            return  # a mount without locks
+            return  # a file system without locks

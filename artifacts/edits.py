@@ -15,27 +15,27 @@ from typing import Any, Final, Literal
 
 from artifacts.captions import ENCODER
 from artifacts.errors import EnvironmentFault
+from artifacts.json_shapes import BYTES, Nullable, OptionalField, check, moment, number, parse, text
 from artifacts.keys import digest_of
-from artifacts.regular import read_text
-from artifacts.shapes import BYTES, Nullable, OptionalField, check, moment, number, parse, text
+from artifacts.regular_files import read_text
 from artifacts.stamps import Stamp, stamp_of
 from artifacts.store import fault_of
 
 EDITS: Final = "edits.jsonl"
-"""Name of the journal in the folder of a run."""
+"""Name of the journal in a run's folder."""
 UNDO: Final = "undo"
 REDO: Final = "redo"
 Review = Literal["", "accepted", "rejected"]
-"""What a person decided on a caption; nothing yet."""
+"""A user's decision on a caption; empty: none."""
 ACCEPTED: Final = "accepted"
 REJECTED: Final = "rejected"
 REVIEWS: Final[tuple[Review, ...]] = ("", ACCEPTED, REJECTED)
 DIGITS: Final = 24
-"""Hex digits by which a caption is known."""
+"""Hex digits of a caption's identity."""
 
 
 def review(value: Any) -> bool:
-    """Return whether it is a decision."""
+    """Return whether a value is a decision."""
     return value in REVIEWS
 
 
@@ -48,7 +48,7 @@ CHANGE = {
     "review": review,
 }
 DEED = {"id": text, "time": moment, "does": text, "changes": OptionalField([CHANGE])}
-AGAIN = "Remove that line: every other one is an edit of its own"
+REMOVE_LINE = "Remove that line: the other edits do not depend on it"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -56,17 +56,17 @@ class Edit:
     """All user changes of one caption."""
 
     caption: str | None = None
-    """Words in place of the model's."""
+    """Text that replaces the model's caption."""
     review: Review = ""
 
 
 UNTOUCHED: Final = Edit()
 
 
-def key_of(features: str, name: str, prompt: str, said: str) -> str:
-    """Return what a caption is known by: its chunk as it was seen, the question and its name, and
-    the model's words without what is put before and after all of them."""
-    return digest_of([features, name, prompt, said])[:DIGITS]
+def key_of(features: str, name: str, prompt: str, original: str) -> str:
+    """Return a caption's identity: its features, its prompt and the prompt's name, and the model's
+    original text without prefix and suffix."""
+    return digest_of([features, name, prompt, original])[:DIGITS]
 
 
 @dataclass(slots=True)
@@ -74,25 +74,27 @@ class Edits:
     """The actions of a journal in order, and the edits that result from them."""
 
     every: list[Mapping[str, Any]] = field(default_factory=list)
-    """All deeds, undone ones and undoings among them."""
+    """All actions, including undo and redo."""
     ids: set[str] = field(default_factory=set)
-    """Their names."""
+    """Ids of all actions."""
     done: list[Mapping[str, Any]] = field(default_factory=list)
-    """Deeds that count."""
+    """Actions in force."""
     undone: list[Mapping[str, Any]] = field(default_factory=list)
-    """Deeds that can be done again, the next one last."""
+    """Actions that redo can apply again, the next one last."""
     now: dict[str, Edit] = field(default_factory=dict)
-    """Key of a caption → what was said of it last."""
+    """Caption identity → its edit."""
 
     def __bool__(self) -> bool:
         return bool(self.now)
 
-    def of(self, features: str, name: str, prompt: str, said: str) -> Edit:
-        """Return what people said of a caption."""
-        return self.now.get(key_of(features, name, prompt, said), UNTOUCHED) if self else UNTOUCHED
+    def of(self, features: str, name: str, prompt: str, original: str) -> Edit:
+        """Return the edit of a caption."""
+        return (
+            self.now.get(key_of(features, name, prompt, original), UNTOUCHED) if self else UNTOUCHED
+        )
 
     def apply(self, deed: Mapping[str, Any]) -> list[str]:
-        """Take in the next deed; return keys of the captions that it changed."""
+        """Apply the next action. Return the identities of the captions that it changed."""
         self.ids.add(deed["id"])
         self.every.append(deed)
         if deed["does"] == UNDO:
@@ -126,8 +128,8 @@ def _keys(deed: Mapping[str, Any]) -> list[str]:
 
 
 def read_edits(folder: Path) -> Edits:
-    """Return the edits in a run's folder; none where nobody reviewed it. Raises EnvironmentFault
-    for a line that is none."""
+    """Return the edits in a run's folder; empty without a journal. Raises EnvironmentFault for an
+    invalid line."""
     path = folder / EDITS
     try:
         lines = read_text(path, BYTES).split("\n")
@@ -136,7 +138,7 @@ def read_edits(folder: Path) -> Edits:
     except OSError as error:
         raise fault_of(error, path) from error
     edits = Edits()
-    # What stands after the last end of a line was torn by a crash, and never acknowledged.
+    # Text after the last line break was torn by a crash, and never acknowledged.
     for at, line in enumerate(lines[:-1], 1):
         if not line:
             continue
@@ -144,7 +146,7 @@ def read_edits(folder: Path) -> Edits:
             deed = parse(line)
             check(deed, DEED)
         except ValueError as error:
-            raise EnvironmentFault(f"{path} at line {at}: {error}", hint=AGAIN) from error
+            raise EnvironmentFault(f"{path} at line {at}: {error}", hint=REMOVE_LINE) from error
         edits.apply(deed)
     return edits
 
@@ -174,8 +176,8 @@ class EditJournal:
     returned."""
 
     def __init__(self, folder: Path) -> None:
-        """Open the journal of a run's folder. Raises EnvironmentFault when somebody else has it
-        open, or it cannot be written."""
+        """Open the journal of a run's folder. Raises EnvironmentFault if another process has it
+        open, or it is not writable."""
         path = folder / EDITS
         flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC
         self.path = path
@@ -192,8 +194,8 @@ class EditJournal:
             raise
 
     def add(self, deed: Mapping[str, Any]) -> list[str]:
-        """Write down a deed, once, and return keys of the captions that it changed. Raises
-        EnvironmentFault, and then it is as if it had not been done."""
+        """Append an action durably, once. Return the identities of the captions that it changed. If
+        it raises EnvironmentFault, the action had no effect."""
         if deed["id"] in self.edits.ids:
             return []
         line = ENCODER.encode(dict(deed)).encode() + b"\n"
@@ -208,7 +210,7 @@ class EditJournal:
         return self.edits.apply(deed)
 
     def close(self) -> None:
-        """Let others write."""
+        """Close the journal, so that others can write."""
         os.close(self._file)
 
     def _claim(self) -> None:
@@ -217,13 +219,13 @@ class EditJournal:
         except BlockingIOError as error:
             raise EnvironmentFault(
                 f"{self.path} is open in another review",
-                hint="Go on in that one, or end it first",
+                hint="Continue in that one, or end it first",
             ) from error
         except OSError:
-            return  # a mount without locks: people know whether two of them review
+            return  # a file system without locks
 
     def _cut(self, size: int) -> None:
-        """Cut off a line that a crash tore."""
+        """Truncate a line that a crash tore."""
         kept = size
         while kept and os.pread(self._file, 1, kept - 1) != b"\n":
             kept -= 1
@@ -234,7 +236,7 @@ class EditJournal:
 def changes_of(
     rows: Iterable[Mapping[str, Any]], edit_of: Mapping[str, Edit]
 ) -> Sequence[dict[str, Any]]:
-    """Return the changes of a deed as the journal has them, with what people need to read them."""
+    """Return the changes of an action in journal form."""
     return [
         {
             "of": row["key"],

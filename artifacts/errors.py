@@ -22,18 +22,17 @@ SECRETS = re.compile(
     r"|(?i:(?<=[?&;]token=)|(?<=[_-]token=)|(?<=[?&;]sig=)|(?<=signature=)|(?<=credential=)"
     r"|(?<=accesskeyid=)|(?<=password=)|(?<=api_key=)|(?<=secret=))[^&\s]+"
 )
-"""User and password of an address, a token of the hub, secret parameters of an address."""
+"""User and password in a URL, tokens of the hub, secret parameters of a URL."""
 
 
 def redacted(text: str) -> str:
-    """Return text without what lets its readers in elsewhere: it goes to logs, records and
-    servers."""
+    """Return a text without credentials. It goes to logs, records and servers."""
     return SECRETS.sub("…", text)
 
 
 def with_hint(message: str, hint: str) -> str:
-    """Return a message with its hint behind it, as sentences: what other programs said may end
-    with its own full stop."""
+    """Return a message followed by its hint. A message from another program may already end with a
+    full stop."""
     end = "" if message.endswith((".", "?", "!")) else "."
     return f"{message}{end} {hint}" if hint else message
 
@@ -75,9 +74,9 @@ class OutOfMemory(CannotFit):
     ) -> None:
         super().__init__(message, hint=hint)
         self.items = items
-        """Number of items that the process had published before."""
+        """Number of items published before."""
         self.peak_bytes = peak_bytes
-        """The most bytes that it was seen to take, above what its imports take."""
+        """Largest observed memory use in bytes, beyond the process's imports."""
 
 
 class Interrupted(PenstockError):
@@ -93,7 +92,7 @@ class Killed(Interrupted):
     def __init__(self, message: str, *, hint: str = "", items: int = 0) -> None:
         super().__init__(message, hint=hint)
         self.items = items
-        """Number of items that the process had published before."""
+        """Number of items published before."""
 
 
 class EnvironmentFault(PenstockError):

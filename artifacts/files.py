@@ -12,14 +12,14 @@ from artifacts.errors import EnvironmentFault
 from artifacts.store import fault_of
 
 HALF = ".penstock-"
-"""Beginning of the name of a file while it is written."""
+"""Prefix of the names of unfinished files."""
 OURS = f"{HALF}made"
-"""A file that marks a folder of media that a run made: nobody means it who names a folder above."""
+"""A file that marks a folder of generated media. Sources above the folder skip it."""
 
 
 @contextlib.contextmanager
 def whole_file(path: Path) -> Iterator[IO[bytes]]:
-    """Open a file to be written, which takes its place when the block ends well. Raises
+    """Open a file for writing. It replaces `path` when the block succeeds. Raises
     EnvironmentFault."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -36,7 +36,7 @@ def whole_file(path: Path) -> Iterator[IO[bytes]]:
             raise
     except IsADirectoryError as error:
         raise EnvironmentFault(
-            f"{path} cannot be written: a folder is in its place", hint="Move that folder away"
+            f"{path} cannot be written: it is a folder", hint="Move that folder away"
         ) from error
     except OSError as error:
         raise fault_of(error, path.parent) from error
@@ -49,13 +49,13 @@ def write_text(path: Path, pieces: Iterable[str]) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write a JSON file for people to read. Raises EnvironmentFault."""
+    """Write an indented JSON file. Raises EnvironmentFault."""
     write_text(path, [json.dumps(value, indent=1, ensure_ascii=False) + "\n"])
 
 
 def read_kept(path: Path, form: int) -> dict[str, Any] | None:
-    """Return what a JSON file of that `format` holds beside it. It is None where there is none, or
-    one of another version."""
+    """Return the content of a JSON file of this `format`, without that field. Return None if it is
+    missing, or of another format."""
     try:
         value: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         return value if value.pop("format") == form else None
@@ -64,7 +64,7 @@ def read_kept(path: Path, form: int) -> dict[str, Any] | None:
 
 
 def sweep(folder: Path) -> None:
-    """Delete what killed processes left half-written in a folder to which one process writes."""
+    """Delete unfinished files of killed processes. Only one process may write to the folder."""
     for path in folder.glob(f"{HALF}*"):
         if path.is_file() and path.name != OURS:
             path.unlink(missing_ok=True)
@@ -77,5 +77,5 @@ def _umask() -> int:
 
 
 UMASK = _umask()
-"""Who may not read what is written, by the user's wish. It is asked once: while it is, another
-thread's files would be everybody's."""
+"""The user's umask. It is read once, because reading it sets it for a moment, and other threads'
+files would get wrong permissions."""

@@ -9,54 +9,54 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from artifacts.lines import append_line, read_lines
+from artifacts.jsonl_log import append_line, read_lines
 from artifacts.paths import RealPaths
-from artifacts.regular import open_regular
+from artifacts.regular_files import open_regular
 from artifacts.stamps import FileChanged, ModelFileStamp, Stamp, model_stamp_of, stamp_of
 
 ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=True)
-"""Made once: `json.dumps` makes one for every call, which takes longer than the rest of a key."""
-LOOKED_AT_TOGETHER = 256
-"""Files whose digests are looked up by one thread in one go."""
+"""Reused, because `json.dumps` creates one per call, which takes longer than the rest of a key."""
+LOOKUP_GROUP = 256
+"""Files whose digests are looked up per thread task."""
 
 
 def digest_of(value: Any) -> str:
-    """Return 64 hex digits that depend on nothing but the JSON value. The order of a mapping's keys
-    does not matter."""
+    """Return 64 hex digits that depend only on the JSON value. The order of a mapping's keys does
+    not matter."""
     return hashlib.sha256(ENCODER.encode(value).encode()).hexdigest()
 
 
 def item_key(namespace: str, media_digest: str, chunk_index: int, *more: Any) -> str:
-    """Return the key of what one stage makes of one chunk. `more` is what else decides its bytes,
-    such as the prompt."""
+    """Return the cache key of one stage's output for one chunk. `more` is other input that affects
+    it, such as the prompt."""
     return digest_of([namespace, media_digest, chunk_index, *more])
 
 
 def content_key(digest: str, kind: str) -> str:
-    """Return what a medium is known by: its content, and whether it is read as video or image."""
+    """Return the identity of a medium: its content, and whether it is read as video or image."""
     return digest if kind == "video" else digest_of([digest, kind])
 
 
 def hash_file(path: Path) -> str:
-    """Return SHA-256 of a file's bytes, in 64 hex digits. Raises OSError."""
+    """Return the SHA-256 of a file in 64 hex digits. Raises OSError."""
     with open_regular(path) as file:
-        if not stamp_of(file.fileno()).size:  # to read one of /proc may take for ever
+        if not stamp_of(file.fileno()).size:  # reading a file of /proc may never end
             return hashlib.sha256().hexdigest()
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 class Content(NamedTuple):
-    """The content digest of a file, with the stamp that the file had."""
+    """The content digest of a file, with the file's stamp."""
 
     digest: str
     """SHA-256, 64 hex digits."""
     stamp: Stamp | None
-    """Stamp of the file that was read: with another one, it may hold something else. None of a copy
-    of what lies far away, whose path means one content for ever."""
+    """Stamp of the file that was read; with another stamp the content may differ. None for a copy
+    of a remote file, whose path is bound to one content."""
 
 
 class ModelContent(NamedTuple):
-    """The content digest of a model file, with the stamp that the file had."""
+    """The content digest of a model file, with the file's stamp."""
 
     digest: str
     """SHA-256, 64 hex digits."""
@@ -81,12 +81,11 @@ class ContentDigests:
                     self._models[name] = ModelContent(digest, ModelFileStamp(*stamp))
 
     def of(self, path: Path) -> str:
-        """Return the digest of one file's content. Raises OSError, FileChanged among them."""
+        """Return the digest of a file. Raises OSError, including FileChanged."""
         return self.content(path).digest
 
     def content(self, path: Path) -> Content:
-        """Return the digest of one file with the stamp it had. Raises OSError, FileChanged among
-        them."""
+        """Return the digest of a file with its stamp. Raises OSError, including FileChanged."""
         name = self._real.of(path)
         known = self._remembered(name)
         if known is not None:
@@ -100,8 +99,8 @@ class ContentDigests:
         return self._known[name]
 
     def of_model(self, path: Path) -> ModelContent:
-        """Return the digest of a file of a model with the stamp it had. Raises OSError, FileChanged
-        among them."""
+        """Return the digest of a model file with its stamp. Raises OSError, including
+        FileChanged."""
         known = self.known_of_model(path)
         if known is not None:
             return known
@@ -115,8 +114,8 @@ class ContentDigests:
         return self._models[name]
 
     def known_of_model(self, path: Path) -> ModelContent | None:
-        """Return the same without reading the file, as it was when it was read before, or as the
-        hub's cache names it; None where it has to be read, or cannot be."""
+        """Return the same without reading the file, from the cache or from its name in the hub's
+        cache. Return None if it must be read."""
         name = self._real.of(path)
         try:
             stamp = model_stamp_of(name)
@@ -128,7 +127,7 @@ class ContentDigests:
         return known if known is not None and known.stamp == stamp else None
 
     def of_many(self, paths: Sequence[Path], workers: int) -> list[Content | OSError]:
-        """Return what each file holds, or the error that reading it gave. Hashing runs on `workers`
+        """Return the content of each file, or the error from reading it. Hashing runs on `workers`
         threads."""
 
         def remembered(group: Sequence[Path]) -> list[Content | None]:
@@ -140,9 +139,7 @@ class ContentDigests:
             except OSError as error:
                 return error
 
-        groups = [
-            paths[at : at + LOOKED_AT_TOGETHER] for at in range(0, len(paths), LOOKED_AT_TOGETHER)
-        ]
+        groups = [paths[at : at + LOOKUP_GROUP] for at in range(0, len(paths), LOOKUP_GROUP)]
         with ThreadPoolExecutor(max(1, workers)) as pool:
             known = list(chain.from_iterable(pool.map(remembered, groups)))
             unknown = (p for p, found in zip(paths, known, strict=True) if found is None)
@@ -150,7 +147,7 @@ class ContentDigests:
             return [next(hashed) if found is None else found for found in known]
 
     def _remembered(self, name: str) -> Content | None:
-        """Return what a file held that was read before and has not changed since."""
+        """Return the cached content of a file that has not changed since."""
         known = self._known.get(name)
         with contextlib.suppress(OSError):
             if known is not None and known.stamp == stamp_of(name):
@@ -159,8 +156,8 @@ class ContentDigests:
 
 
 def name_in_hub_cache(path: Path) -> str | None:
-    """Return the SHA-256 that the hub's cache names a large file by. So 28 GB need not be read to
-    be known."""
+    """Return the SHA-256 that the hub's cache names a large file by. This avoids reading, for
+    example, 28 GB."""
     name = path.name
     if path.parent.name == "blobs" and len(name) == 64 and set(name) <= set("0123456789abcdef"):
         return name

@@ -14,17 +14,17 @@ class Scored(TypedDict):
 
     label: str
     score: float
-    """What is compared with the threshold: a probability, a cosine, or a share of its group."""
+    """Compared with the threshold: a probability, a cosine, or a share of its group."""
     passed: bool
-    """Whether the picture is given it."""
+    """Whether the image is given the label."""
     whole: float
-    """The score of the whole picture, where a part of it scored more."""
+    """The score of the whole image, if a tile scored higher."""
     box: list[int] | None
-    """Part of the picture that scored most, x0 y0 x1 y1 in pixels; null for all of it."""
+    """Tile with the highest score, x0 y0 x1 y1 in pixels; null for the whole image."""
     threshold: float | None
-    """Least score by which it is given; null where a rule has none."""
+    """Minimum score; null if the rule has none."""
     why: str
-    """The rule by which it was decided."""
+    """The rule that decided."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -32,29 +32,29 @@ class Labelled:
     """One line of `labels.jsonl`."""
 
     media_path: str
-    """Path relative to the folder given, or the file's name; POSIX."""
+    """Path relative to the given folder, or the file's name; POSIX."""
     source: str
-    """The argument that brought the file in."""
+    """The command-line argument that included the file."""
     time: float | None
-    """Seconds of the medium's own time; null for a picture."""
+    """Seconds of the medium's own time; null for an image."""
     labels: tuple[Scored, ...]
-    """All that it is given, and the first few of the others, the highest score first."""
+    """All given labels and the first few others, highest score first."""
     top: str
-    """The label of the highest score."""
+    """The label with the highest score."""
     model: str
     precision: dict[str, str]
-    """`vision` and `language`: what each half computed in."""
+    """Precision of each half: `vision` and `language`."""
     features: str
     """Key of the stored vectors."""
     labels_digest: str
     """Digest of the labels, their texts and their settings."""
     tiles: str = "off"
-    """Parts that the picture was cut in."""
+    """Tiles that the image was cut into."""
     warnings: tuple[str, ...] = ()
 
     @property
     def given(self) -> list[str]:
-        """Return the labels that it is given, the highest score first."""
+        """Return the given labels, highest score first."""
         return [scored["label"] for scored in self.labels if scored["passed"]]
 
 
@@ -70,8 +70,8 @@ class Span:
 
 
 def spans_of(rows: list[Labelled], end: float) -> Iterator[Span]:
-    """Yield the stretches of one video, whose frames are in order; `end` is when it ends. What has
-    no label is left out."""
+    """Yield the spans of one video, whose rows are in order. `end` is the video's end. Spans
+    without labels are left out."""
     first = 0
     for at in range(1, len(rows) + 1):
         if at < len(rows) and sorted(rows[at].given) == sorted(rows[first].given):
@@ -87,7 +87,7 @@ def spans_of(rows: list[Labelled], end: float) -> Iterator[Span]:
 
 
 def schema() -> Any:
-    """Return the columns of a table of labels."""
+    """Return the columns of a label table."""
     import pyarrow as pa
 
     text, number = pa.string(), pa.float64()
@@ -122,12 +122,12 @@ def schema() -> Any:
 
 
 Sized = tuple[Labelled, int, int]
-"""The labels of a picture, its height and its width in pixels."""
+"""The labels of an image, its height and its width in pixels."""
 
 
 def write_coco(path: Path, labels: Sequence[str], rows: Iterable[Sized]) -> None:
-    """Write an annotation for each label that a picture is given: of the part in which it was seen,
-    or of all of it. Raises EnvironmentFault."""
+    """Write a COCO annotation for each given label, with its tile or the whole image as the box.
+    Raises EnvironmentFault."""
     write_text(path, _pieces(labels, rows))
 
 

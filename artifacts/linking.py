@@ -11,15 +11,15 @@ from artifacts.store import fault_of
 
 
 def link(source: Path, target: Path, *, symbolic: bool = True) -> bool:
-    """Let `target` be the file at `source`, whatever was there: by a hard link, else a `symbolic`
-    one, else a copy; return whether it is a copy. Raises EnvironmentFault."""
-    # A link to a link could break when the person moves the first one.
+    """Make `target` the same file as `source`, replacing what was there: a hard link, else a
+    `symbolic` one, else a copy. Return whether it is a copy. Raises EnvironmentFault."""
+    # Resolve links: a link to a link breaks when the user moves the first one.
     real = os.path.realpath(source)
     half = target.with_name(f"{HALF}{target.name}")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with contextlib.suppress(FileNotFoundError):
-            half.unlink()  # of a run that was killed
+            half.unlink()  # from a killed run
         copied = _make(real, half, symbolic=symbolic)
         os.replace(half, target)
     except OSError as error:
@@ -28,7 +28,7 @@ def link(source: Path, target: Path, *, symbolic: bool = True) -> bool:
 
 
 def _make(real: str, half: Path, *, symbolic: bool) -> bool:
-    # Another disk, a file of somebody else, a file system without links: each says so differently.
+    # Another disk, another owner or a file system without links fail with different errors.
     with contextlib.suppress(OSError):
         os.link(real, half)
         return False
@@ -41,7 +41,7 @@ def _make(real: str, half: Path, *, symbolic: bool) -> bool:
 
 
 def is_linked(source: Path, target: Path) -> bool:
-    """Return whether `target` is the file at `source`, or a copy of it that nobody changed."""
+    """Return whether `target` is the file at `source`, or an unchanged copy of it."""
     try:
         if os.path.samefile(source, target):
             return True
@@ -52,7 +52,8 @@ def is_linked(source: Path, target: Path) -> bool:
 
 
 def is_spare(target: Path) -> bool:
-    """Return whether nothing is lost with a name: nothing is there, or it has another name."""
+    """Return whether deleting `target` loses nothing: it is absent, or the file has another
+    name."""
     try:
         found = target.lstat()
     except (FileNotFoundError, NotADirectoryError):

@@ -17,23 +17,23 @@ from artifacts.errors import ModelChanged
 from artifacts.stamps import ModelFileStamp, link_stamp_of, model_stamp_of
 
 SMALL = ("*.json", "*.jinja", "*.txt", "*.model", "*.py", "tokenizer*", "*.ttf", "*.otf")
-"""Patterns of files of a model that are read when it is loaded, besides weights; fonts by
-processors that write times on frames."""
+"""Patterns of the small files that loading a model reads. Processors use the fonts to write times
+on frames."""
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".onnx", ".h5", ".msgpack")
 HINT = "Run the same command again, once nothing writes the model's files any more"
 MAPS = Path("/proc/self/maps")
 
 
 def is_read(name: str) -> bool:
-    """Return whether a file of this name is read when a model is loaded, besides weights."""
+    """Return whether loading a model reads a file of this name, weights excluded."""
     return not name.lower().endswith(WEIGHT_SUFFIXES) and any(
         fnmatch.fnmatch(name, pattern) for pattern in SMALL
     )
 
 
 def small_names(folder: str | Path) -> list[str]:
-    """Return the names of the files in a model's folder that are read when it is loaded, besides
-    weights. Raises OSError."""
+    """Return the names of a model folder's files that loading reads, weights excluded. Raises
+    OSError."""
     with os.scandir(folder) as entries:
         return sorted(each.name for each in entries if is_read(each.name) and each.is_file())
 
@@ -43,19 +43,19 @@ class ModelFiles:
     """The files that determine a model's output, as they were when the run was planned."""
 
     stamps: Mapping[str, ModelFileStamp] = field(default_factory=dict)
-    """Path → stamp of the file that it leads to."""
+    """Path → stamp of its file, links followed."""
     links: Mapping[str, ModelFileStamp] = field(default_factory=dict)
-    """Path of each that is a link → the link's own stamp."""
+    """Path that is a link → the link's own stamp."""
     names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    """Folder → names of all files in it that are read besides weights: one that is added there
-    would be read, too."""
+    """Folder → names of all its files that loading reads, weights excluded. An added file would be
+    read, too."""
 
     def to_json(self) -> dict[str, Any]:
         return {"stamps": self.stamps, "links": self.links, "names": self.names}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> "ModelFiles":
-        """Return the files that a job names; of a job that names none, no files."""
+        """Return the files listed in a job; none if it lists none."""
         return cls(
             stamps=_stamps_in(value.get("stamps", {})),
             links=_stamps_in(value.get("links", {})),
@@ -71,7 +71,7 @@ class ModelFiles:
         )
 
     def changed(self) -> ModelChanged | None:
-        """Return the error that names a file which is not as it was; None where all are."""
+        """Return the error that names the first changed file, or None."""
         change = self._change()
         return ModelChanged(f"{change} after this was planned", hint=HINT) if change else None
 
@@ -91,14 +91,14 @@ class ModelFiles:
         return ""
 
     def check(self) -> None:
-        """Raise ModelChanged unless every file is as it was."""
+        """Raise ModelChanged if any file has changed."""
         if (changed := self.changed()) is not None:
             raise changed
 
     @contextlib.contextmanager
     def compared(self) -> Iterator[None]:
-        """Compare the files before and after a block that reads them; whatever it raises, a change
-        is the cause. Raises ModelChanged."""
+        """Check the files before and after a block that reads them. If the block fails and a file
+        has changed, the change is reported as the cause. Raises ModelChanged."""
         self.check()
         try:
             yield
@@ -109,7 +109,7 @@ class ModelFiles:
         self.check()
 
     def are_mapped(self) -> bool:
-        """Return whether this process has any of them mapped, so that it goes on reading them."""
+        """Return whether this process has mapped any of them, and so continues to read them."""
         if not self.stamps:
             return False
         try:

@@ -9,16 +9,16 @@ from artifacts.keys import digest_of
 from artifacts.subtitles import WRITERS
 
 LONGEST_NAME = 255
-"""Bytes of a file's name, on nearly every file system."""
+"""Largest size in bytes of a file name, on nearly every file system."""
 SUFFIXES = tuple(f".{form}" for form in WRITERS)
 LONGEST_STEM = LONGEST_NAME - max(map(len, SUFFIXES))
 DIGITS = 8
-"""Hex digits that tell shortened names apart."""
+"""Hex digits that distinguish shortened names."""
 
 
 def file_stems(media_paths: Sequence[str]) -> list[str]:
-    """Return a name without suffix for each medium, no two alike: `a`; `a.mp4` and `a.mkv`;
-    `a.mp4-2`. No file made of one bears the name of a folder that another one lies in."""
+    """Return a unique name without suffix for each medium: `a`; `a.mp4` and `a.mkv`; `a.mp4-2`. No
+    output file gets the name of a folder that another one needs."""
     bare = [path.removesuffix(PurePosixPath(path).suffix) for path in media_paths]
     shared = Counter(bare)
     folders = {str(PurePosixPath(fitting(path)).parent) for path in media_paths}
@@ -26,10 +26,10 @@ def file_stems(media_paths: Sequence[str]) -> list[str]:
     numbers = Counter(taken)
     stems: list[str] = []
     for path, stem in zip(media_paths, bare, strict=True):
-        wanted = name = fitting(stem if shared[stem] == 1 else path)
+        preferred = name = fitting(stem if shared[stem] == 1 else path)
         while name in taken:
-            numbers[wanted] += 1
-            name = fitting(f"{wanted}-{numbers[wanted]}")
+            numbers[preferred] += 1
+            name = fitting(f"{preferred}-{numbers[preferred]}")
         taken.add(name)
         numbers[name] += 1
         stems.append(name)
@@ -37,8 +37,7 @@ def file_stems(media_paths: Sequence[str]) -> list[str]:
 
 
 def fitting(path: str) -> str:
-    """Return a path of which every part is short enough to be a name, the last one with a
-    suffix."""
+    """Return a path whose parts fit the limit on file names, the last one with a suffix."""
     *folders, name = path.split("/")
     return "/".join([*(_short(f, LONGEST_NAME) for f in folders), _short(name, LONGEST_STEM)])
 

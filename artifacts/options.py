@@ -1,7 +1,7 @@
 """Declares an option once, in the annotation of its field. The command line, its checks, Prefect's
 form and the keywords of the Python functions are all derived from that declaration.
 
-    limit: Annotated[int | None, Option("at most so many files", FILES, "N", above=0)] = None
+    limit: Annotated[int | None, Option("maximum number of files", FILES, "N", above=0)] = None
 
 The type and the default are the field's own, and the docstring below the field is what Prefect
 shows. A class of options is a frozen dataclass that inherits `OptionGroup`; the configuration of a
@@ -23,34 +23,34 @@ class Option:
 
     help: str
     heading: str = ""
-    """Heading of `--help` that it stands under; empty: the command's own arguments."""
+    """Heading in `--help`; empty: the command's own arguments."""
     metavar: str = ""
     values: tuple[Any, ...] = ()
-    """All values, or all members of a list; empty: any of its type."""
+    """Accepted values, of the option or of each member of a list; empty: any of its type."""
     above: float | None = None
-    """Numbers are finite and greater than this."""
+    """Numbers must be finite and greater than this."""
     least: float | None = None
-    """Numbers are not less than this."""
+    """Numbers must not be less than this."""
     most: float | None = None
-    """Numbers are not greater than this."""
+    """Numbers must not be greater than this."""
     not_empty: str = ""
-    """Hint of the error for an empty value; empty: there may be one."""
+    """Hint of the error for an empty value; empty: empty values are accepted."""
     text: str = ""
-    """Pattern that the text of a form holds to."""
+    """Pattern of the text in a Prefect form."""
     excludes: str = ""
-    """Options with the same word here exclude each other on a command line."""
+    """Options with the same name here are mutually exclusive on the command line."""
     parse: Callable[[Any], Any] | None = None
-    """Makes the value from a text of the command line; None: its type does."""
+    """Parses the text of the command line; None: the type does."""
     repeated: bool = False
-    """Whether it is given once for each of its members."""
+    """Whether the option is given once per member."""
     positional: bool = False
     """Whether it is an argument without `--`."""
     nargs: str = ""
-    """How many words of the command line it takes; empty: one."""
+    """argparse's `nargs`; empty: one word."""
     flag: str = ""
-    """Its name on the command line, if not that of the field."""
+    """Name on the command line, if not that of the field."""
     opposite: tuple[str, str] = ("", "")
-    """Flag that sets it to False, and the help of that."""
+    """Flag that sets the option to False, and its help."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -67,7 +67,7 @@ class Declared:
 
     @property
     def flag(self) -> str:
-        """Return the option as people write it: `--max-frames`."""
+        """Return the option's name on the command line: `--max-frames`."""
         return self.option.flag or "--" + self.name.replace("_", "-")
 
     @property
@@ -76,7 +76,7 @@ class Declared:
 
     @property
     def kind(self) -> Any:
-        """Return its type without None, and of a list or a dict what it is: `int`, `tuple`."""
+        """Return its type without None; of a list or a dict, only the container: `int`, `tuple`."""
         kinds = [each for each in get_args(self.type) if each is not NoneType]
         single = kinds[0] if NoneType in get_args(self.type) else self.type
         return get_origin(single) or single
@@ -99,7 +99,7 @@ def _declared(config: type[Any]) -> tuple[Declared, ...]:
 
 
 def check(config: Any) -> None:
-    """Raise UsageError for a value that the declaration of its option does not allow."""
+    """Raise UsageError for a value that its option does not accept."""
     for each in declared(type(config)):
         value, option = getattr(config, each.name), each.option
         if value is None:
@@ -126,7 +126,7 @@ def _range(option: Option) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class OptionGroup:
-    """Options that concern one thing. A group checks its own values when it is made, and calls
+    """Related options. A group checks its values on construction and calls
     `super().__post_init__()`, so that a configuration checks all of its groups."""
 
     def __post_init__(self) -> None:
@@ -134,6 +134,6 @@ class OptionGroup:
 
     @classmethod
     def of(cls, config: "OptionGroup") -> Self:
-        """Return the configuration of a command as this group; where the command has no such
+        """Return a command's configuration as this group. If the command does not have these
         options, return the group with its defaults."""
         return config if isinstance(config, cls) else cls()

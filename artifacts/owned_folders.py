@@ -9,19 +9,18 @@ from artifacts.files import HALF
 
 
 def refuse_foreign(folder: Path, own: Collection[str], records: Sequence[str]) -> None:
-    """Refuse a folder with other content than a command's own. It is its own where one of its
-    `records` lies in it, by their paths there, or nothing but entries of the names in `own`. Raises
-    UsageError."""
+    """Raise UsageError for a folder with foreign content. A folder is our own if one of the files
+    `records` is in it, or if it has no entries besides `own`."""
     try:
         names = sorted(os.listdir(folder))
     except FileNotFoundError:
         return
     except NotADirectoryError as error:
         raise UsageError(
-            f"{folder} is not a folder, or a file is in the place of one above it",
+            f"{folder} is not a folder, or a file is in the place of a parent folder",
             hint="Give a new folder",
         ) from error
-    except OSError:  # for the run to find out
+    except OSError:  # the run will report it
         return
     others = [name for name in names if name not in own and not name.startswith(HALF)]
     if others and not any((folder / record).is_file() for record in records):

@@ -21,19 +21,19 @@ MAGIC = b"PENSTOCK"
 LEAD = struct.Struct("<8sQ32s")
 """Magic, length of the header in bytes, SHA-256 of the header."""
 LARGEST = 1 << 62
-"""No offset and no length is larger; a header that says so is none of ours."""
+"""Larger offsets and lengths mark a header as invalid."""
 LARGEST_HEADER = 1 << 32
-"""Bytes; a million records take a tenth of it."""
+"""Largest header in bytes; a million records take a tenth of it."""
 PIECE_BYTES = 16 << 20
 """Bytes of a bad pack that are copied at a time."""
 KEPT_BYTES = 1 << 30
-"""Bytes of a bad pack that are kept; a larger one is none of ours."""
+"""Largest bad pack in bytes that is kept; a larger one was not written by Penstock."""
 QUARANTINE = "quarantine"
-AGAIN = "Run the same command again: it makes only that part anew"
+RERUN_HINT = "Run the same command again: it computes only the missing part"
 
 
 class DamagedRecord(EnvironmentFault):
-    """A stored record is missing or differs from what was written, and must be made again."""
+    """A stored record is missing or differs from what was written, and must be computed again."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,17 +52,17 @@ class Place:
     """SHA-256 of the payload, in hex."""
 
     def fits(self, payload: bytes) -> bool:
-        """Return whether a payload is what was once written there."""
+        """Return whether a payload matches its length and checksum."""
         return len(payload) == self.length and hashlib.sha256(payload).hexdigest() == self.checksum
 
 
 def entry_of(key: str, length: int, checksum: str, meta: dict[str, Any]) -> dict[str, Any]:
-    """Return what the head of a pack says of a record, but for its place."""
+    """Return the header entry of a record, without its offset."""
     return {"key": key, "offset": 0, "length": length, "sha256": checksum, "meta": meta}
 
 
 def pack_head(name: str, entries: list[dict[str, Any]]) -> tuple[bytes, dict[str, Place]]:
-    """Return the head of a pack of these records, and their places. Their payloads follow in this
+    """Return the head of a pack of these records, and their places. The payloads follow in this
     order."""
     offset = 0
     for entry in entries:
@@ -74,14 +74,14 @@ def pack_head(name: str, entries: list[dict[str, Any]]) -> tuple[bytes, dict[str
 
 
 def read_header(store: Store, name: str) -> Iterator[tuple[str, Place]]:
-    """Yield what a pack holds. Raises DamagedRecord after setting it aside, FileNotFoundError when
-    it is gone."""
+    """Yield the records of a pack. A damaged pack is quarantined. Raises DamagedRecord,
+    FileNotFoundError."""
     yield from places_in(store, name, head_of(store, name, head_extent))
 
 
 def places_in(store: Store, name: str, head: bytes) -> Iterator[tuple[str, Place]]:
-    """Yield what the head of a pack says that it holds. Raises DamagedRecord after setting it
-    aside."""
+    """Yield the records listed in a pack's head. A damaged pack is quarantined. Raises
+    DamagedRecord."""
     found = _parsed(name, head)
     if found is None:
         raise damaged(store, name)
@@ -89,7 +89,7 @@ def places_in(store: Store, name: str, head: bytes) -> Iterator[tuple[str, Place
 
 
 def head_extent(start: bytes) -> int:
-    """Return the bytes of the head of a pack, by its first ones."""
+    """Return the size in bytes of a pack's head, from its first bytes."""
     if len(start) < LEAD.size:
         return len(start)
     magic, length, _ = LEAD.unpack_from(start)
@@ -97,27 +97,27 @@ def head_extent(start: bytes) -> int:
 
 
 def damaged(store: Store, name: str) -> DamagedRecord:
-    """Return the error for a pack that is no good, and put it aside so that it is made again. It
-    stays if it is good by now, because another process was faster."""
+    """Quarantine a damaged pack, so that it is computed again, and return the error. The pack stays
+    if another process has replaced it in the meantime."""
     if is_whole(store, name):
-        return DamagedRecord(f"{store.url}/{name} was made anew while it was read", hint=AGAIN)
+        return DamagedRecord(f"{store.url}/{name} was replaced while it was read", hint=RERUN_HINT)
     quarantine(store, name)
     return DamagedRecord(
-        f"{store.url}/{name} was damaged and has been set aside in {store.url}/{QUARANTINE}",
-        hint=AGAIN,
+        f"{store.url}/{name} was damaged and is now quarantined in {store.url}/{QUARANTINE}",
+        hint=RERUN_HINT,
     )
 
 
 def gone(store: Store, name: str) -> DamagedRecord:
-    """Return the error that says that a pack is not there any more."""
-    return DamagedRecord(f"{store.url}/{name} is gone", hint=AGAIN)
+    """Return the error for a pack that no longer exists."""
+    return DamagedRecord(f"{store.url}/{name} is gone", hint=RERUN_HINT)
 
 
 def quarantine(store: Store, name: str) -> None:
-    """Move a pack out of the way."""
+    """Move a pack to the quarantine folder."""
     pieces = _pieces(store, name)
     with contextlib.suppress(FileNotFoundError):
-        first = next(pieces)  # of one that is gone this fails here, and not while it is written
+        first = next(pieces)  # a missing pack fails here, before anything is written
         store.put_if_absent(f"{QUARANTINE}/{name}", chain([first], pieces))
     store.delete(name)
 
@@ -131,7 +131,7 @@ def _pieces(store: Store, name: str) -> Iterator[bytes]:
 
 
 def is_whole(store: Store, name: str) -> bool:
-    """Return whether every record of a pack is what was written. One that is not there is not."""
+    """Return whether a pack exists and all its records match their checksums."""
     store.renew(name)
     try:
         found = _parsed(name, head_of(store, name, head_extent))
@@ -143,20 +143,20 @@ def is_whole(store: Store, name: str) -> bool:
 
 
 def verify(store: Store, prefix: str = "") -> Iterator[tuple[str, bool]]:
-    """Check every record of every pack: (name, whether it was good); a bad pack is set aside."""
+    """Check every record of every pack. Yield (name, whether it was good). Quarantine bad packs."""
     for name in store.list(prefix):
         if name.startswith(f"{QUARANTINE}/") or not name.endswith(".pack"):
             continue
         good = is_whole(store, name)
         if not good and store.stat(name) is None:
-            continue  # dropped by a running job meanwhile
+            continue  # deleted by a running job in the meantime
         if not good:
             quarantine(store, name)
         yield name, good
 
 
 def _parsed(name: str, head: bytes) -> list[tuple[str, Place]] | None:
-    """Return what the head of a pack says; None when it is none."""
+    """Return the records of a pack's head; None if it is invalid."""
     if len(head) < LEAD.size:
         return None
     magic, length, checksum = LEAD.unpack_from(head)
@@ -165,19 +165,19 @@ def _parsed(name: str, head: bytes) -> list[tuple[str, Place]] | None:
         return None
     try:
         return list(_places(name, json.loads(text)["records"], LEAD.size + length))
-    except (ValueError, TypeError, KeyError, RecursionError):  # whole, but not written by us
+    except (ValueError, TypeError, KeyError, RecursionError):  # intact, but not written by Penstock
         return None
 
 
 def _places(
     name: str, entries: list[dict[str, Any]], payloads_at: int
 ) -> Iterator[tuple[str, Place]]:
-    """Yield the places of a header's records. Raises ValueError, TypeError or KeyError for what is
-    no header of ours."""
+    """Yield the places of a header's records. Raises ValueError, TypeError or KeyError for an
+    invalid header."""
     for entry in entries:
         offset, length = int(entry["offset"]), int(entry["length"])
         if not (0 <= offset < LARGEST and 0 <= length < LARGEST):
-            raise ValueError(f"{offset} and {length} are no place")
+            raise ValueError(f"invalid offset {offset} or length {length}")
         yield (
             str(entry["key"]),
             Place(

@@ -45,7 +45,7 @@ from artifacts.pack_object import (
 from artifacts.store import Store
 
 PUT_TRIES = 3
-"""How often a pack is written that goes away just when another writer's was to be taken."""
+"""Attempts to write a pack. An existing pack may be deleted just before it is read."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -61,25 +61,25 @@ class RecordSet:
     """All records of one kind and namespace in a store."""
 
     def __init__(self, store: Store, kind: str, namespace: str, *, look: bool = True) -> None:
-        """Take the store; `look` says whether to see at once what is there."""
+        """Take the store. `look` says whether to list the existing packs at once."""
         self.store = store
         self.folder = f"{kind}/{namespace[:2]}/{namespace}"
         """Folder of its packs in the store."""
         self._places: dict[str, Place] = {}
         self._packs: set[str] = set()
         self._used: set[str] = set()
-        """Packs whose use is noted already."""
+        """Packs whose access time was updated already."""
         self._lock = threading.RLock()
-        """Workers of one stage publish and drop at the same time; held while the books change."""
+        """Held while the maps change: threads of one stage publish and drop at the same time."""
         if look:
             self.refresh()
 
     def refresh(self) -> None:
-        """See what others have published, dropped or set aside since."""
-        self.see(list(self.store.list(self.folder)))
+        """Look up what other processes have published, dropped or quarantined."""
+        self.update(list(self.store.list(self.folder)))
 
-    def see(self, names: Sequence[str]) -> None:
-        """See the packs of these names, which are all that are there."""
+    def update(self, names: Sequence[str]) -> None:
+        """Update the maps to this list of all existing packs."""
         with self._lock:
             self._forget(self._packs.difference(names))
             new = [name for name in names if name not in self._packs]
@@ -90,10 +90,10 @@ class RecordSet:
                     for key, place in places.items():
                         self._places.setdefault(key, place)
 
-    def find(self, keys: Iterable[str]) -> None:
-        """See the pack of these and no others, if somebody published it, and look at no other."""
+    def look_up(self, keys: Iterable[str]) -> None:
+        """Look up the pack of exactly these keys, without listing the folder."""
         with contextlib.suppress(DamagedRecord, FileNotFoundError):
-            self._book(name := self._name(keys), dict(read_header(self.store, name)))
+            self._record(name := self._name(keys), dict(read_header(self.store, name)))
 
     def keys(self) -> set[str]:
         return set(self._places)
@@ -105,30 +105,30 @@ class RecordSet:
         return key in self._places
 
     def meta(self, key: str) -> dict[str, Any]:
-        """Return the record's description, without reading its payload. Raises KeyError."""
+        """Return a record's metadata, without reading its payload. Raises KeyError."""
         return self._places[key].meta
 
     def place(self, key: str) -> Place:
-        """Return where the record lies. Raises KeyError."""
+        """Return the location of a record. Raises KeyError."""
         return self._places[key]
 
     def read(self, key: str) -> Record:
-        """Read the whole record, checked. Raises KeyError, or DamagedRecord after setting its pack
-        aside."""
+        """Read and check a record. A damaged pack is quarantined. Raises KeyError,
+        DamagedRecord."""
         place = self._places[key]
         payload = self._payload(place)
         if not place.fits(payload):
-            place = self._looked_up_again(key, place)
+            place = self._look_up_again(key, place)
             payload = self._payload(place)
             if not place.fits(payload):
                 self._forget({place.pack})
                 raise damaged(self.store, place.pack)
-        self.use([key])
+        self.touch([key])
         return Record(key=key, meta=place.meta, payload=payload)
 
-    def _looked_up_again(self, key: str, place: Place) -> Place:
-        """Return where a record lies by the header of the pack that is there now. That may be
-        another writer's than the one that was known. Raises DamagedRecord."""
+    def _look_up_again(self, key: str, place: Place) -> Place:
+        """Return a record's location from the current header of its pack, which another process may
+        have replaced. Raises DamagedRecord."""
         self._forget({place.pack})
         self.store.renew(place.pack)
         try:
@@ -137,7 +137,7 @@ class RecordSet:
             raise gone(self.store, place.pack) from error
         if key not in places:
             raise damaged(self.store, place.pack)
-        self._book(place.pack, places)
+        self._record(place.pack, places)
         return places[key]
 
     def _payload(self, place: Place) -> bytes:
@@ -147,16 +147,17 @@ class RecordSet:
             self._forget({place.pack})
             raise gone(self.store, place.pack) from error
 
-    def use(self, keys: Iterable[str]) -> None:
-        """Note that records are wanted still, so that others are the first to go for space."""
+    def touch(self, keys: Iterable[str]) -> None:
+        """Update the access time of records' packs, so that garbage collection removes others
+        first."""
         packs = {self._places[key].pack for key in keys if key in self._places}
         for pack in packs - self._used:
             self.store.touch(pack)
         self._used |= packs
 
     def publish(self, records: Sequence[Record]) -> list[str]:
-        """Store the records that are not there yet as one pack. Returns their keys, in order: none,
-        if another writer was first, whose pack is then what this record set knows."""
+        """Store new records as one pack, and return their keys in order. Return none if another
+        process wrote the pack first; its pack is then used."""
         new = [record for record in records if record.key not in self._places]
         if not new:
             return []
@@ -173,22 +174,22 @@ class RecordSet:
         places: Mapping[str, Place],
         parts: Callable[[], Iterable[bytes | memoryview]],
     ) -> bool:
-        """Write a pack unless it is there, and know what lies there then. Says whether it was
-        written. Raises EnvironmentFault."""
+        """Write a pack unless it exists, and record its places. Return whether it was written.
+        Raises EnvironmentFault."""
         for _ in range(PUT_TRIES):
             if self.store.put_if_absent(name, parts()):
-                self._book(name, places)
+                self._record(name, places)
                 return True
             with contextlib.suppress(FileNotFoundError, DamagedRecord):
-                self._book(name, dict(read_header(self.store, name)))
+                self._record(name, dict(read_header(self.store, name)))
                 return False
         raise EnvironmentFault(
             f"{self.store.url}/{name} can neither be written nor read",
-            hint="See what lies there, and remove it; the same command then goes on",
+            hint="Check that object and remove it; the same command then continues",
         )
 
-    def leave(self, keys: Iterable[str]) -> set[str]:
-        """Forget records that are others' now. Returns the packs of which none is left here."""
+    def forget(self, keys: Iterable[str]) -> set[str]:
+        """Forget records. Return the packs that have no known records left."""
         with self._lock:
             left = {self._places.pop(key).pack for key in keys if key in self._places}
             left -= {place.pack for place in self._places.values()} if left else set()
@@ -196,31 +197,32 @@ class RecordSet:
         return left
 
     def drop(self, keys: Iterable[str]) -> None:
-        """Forget records; a pack is deleted when none of its records is left."""
+        """Forget records, and delete packs that have none left."""
         with self._lock:
-            for pack in self.leave(keys):
+            for pack in self.forget(keys):
                 self.store.delete(pack)
 
     def remove(self, keys: Iterable[str]) -> int:
-        """Delete records for good. Packs that hold others too are written anew without them.
-        Returns the bytes of the payloads."""
+        """Delete records for good. Packs with other records are rewritten without them. Return the
+        bytes of the deleted payloads."""
         with self._lock:
-            wanted = {key: self._places[key] for key in keys if key in self._places}
-            packs = {place.pack for place in wanted.values()}
+            deleted = {key: self._places[key] for key in keys if key in self._places}
+            packs = {place.pack for place in deleted.values()}
             kept: dict[str, dict[str, Place]] = {pack: {} for pack in packs}
             for key, place in self._places.items():
-                if place.pack in packs and key not in wanted:
+                if place.pack in packs and key not in deleted:
                     kept[place.pack][key] = place
         for pack, places in kept.items():
-            with contextlib.suppress(DamagedRecord):  # another process was faster, or it is no good
+            with contextlib.suppress(
+                DamagedRecord
+            ):  # already replaced by another process, or damaged
                 self._move(places)
                 self.store.delete(pack)
         self._forget(packs)
-        return sum(place.length for place in wanted.values())
+        return sum(place.length for place in deleted.values())
 
     def _move(self, places: Mapping[str, Place]) -> None:
-        """Write records into a pack of their own, one payload in memory at a time. Raises
-        DamagedRecord."""
+        """Write records into a new pack, one payload in memory at a time. Raises DamagedRecord."""
         if not places:
             return
         name = self._name(places)
@@ -239,7 +241,7 @@ class RecordSet:
         name = digest_of(sorted(keys))
         return f"{self.folder}/{name[:2]}/{name}.pack"
 
-    def _book(self, name: str, places: Mapping[str, Place]) -> None:
+    def _record(self, name: str, places: Mapping[str, Place]) -> None:
         with self._lock:
             self._packs.add(name)
             self._places.update(places)
@@ -252,11 +254,10 @@ class RecordSet:
 
 
 def stored_namespaces(store: Store, kind: str) -> set[str]:
-    """Return the namespaces of one kind in which anything is stored, and some in which
-    anything was."""
+    """Return the namespaces of one kind that hold records, or held some."""
     return {name.rpartition("/")[2] for name in store.list(kind, levels=2)}
 
 
 def _measured(payload: bytes | memoryview) -> tuple[int, str]:
-    """Return the length of a payload in bytes, and its checksum."""
+    """Return the length in bytes and the checksum of a payload."""
     return memoryview(payload).nbytes, hashlib.sha256(payload).hexdigest()

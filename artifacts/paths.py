@@ -7,16 +7,16 @@ from artifacts.errors import UsageError
 
 
 def folder_named(text: str, name: str) -> Path:
-    """Return the absolute path that a person means, who gave it as the option `name`. Raises
-    UsageError for what no folder can be called."""
+    """Return the absolute path of a folder given as the option `name`. Raises UsageError for an
+    invalid path."""
     try:
         path = Path(text).expanduser().absolute()
         os.lstat(os.fsencode(path))
-    except (ValueError, RuntimeError) as error:  # a NUL, half a character, an unknown ~user
+    except (ValueError, RuntimeError) as error:  # a NUL, a lone surrogate, an unknown ~user
         raise UsageError(
-            f"--{name} is {text!r}, which is no path ({error})", hint="Give a folder"
+            f"--{name} {text!r} is not a valid path ({error})", hint="Give a folder"
         ) from error
-    except OSError:  # not there yet, or its name is too long: for the run to find out
+    except OSError:  # it does not exist, or its name is too long: the run will report it
         pass
     return path
 
@@ -28,7 +28,7 @@ class RealPaths:
         self._folders: dict[str, str] = {}
 
     def of(self, path: str | Path) -> str:
-        """Return the path with every link in it followed."""
+        """Return the path with all links resolved."""
         folder, name = os.path.split(path)
         if name in ("", ".", "..") or os.path.islink(path):
             return os.path.realpath(path)
@@ -38,6 +38,6 @@ class RealPaths:
 
 
 def lies_in(path: str, folder: str) -> bool:
-    """Return whether a path is a folder or in it, wherever links lead."""
+    """Return whether a path is a folder or lies in it, after resolving links."""
     real = os.path.realpath(folder)
     return os.path.commonpath([real, os.path.realpath(path)]) == real

@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK, errno.EXDEV)
-"""Errors of a file system that makes no hard links, or not here."""
+"""Errors of a file system without hard links, or between file systems."""
 AT_FDCWD = -100
 """Names are relative to the working folder."""
 RENAME_NOREPLACE = 1
 
 
 def rename_noreplace(half: Path, final: Path) -> bool:
-    """Give a finished file its name, unless another writer was first."""
+    """Rename a finished file. Return False if another writer was first."""
     try:
         os.link(half, final)
     except FileExistsError:
@@ -23,13 +23,12 @@ def rename_noreplace(half: Path, final: Path) -> bool:
     except OSError as error:
         if error.errno not in NO_LINKS:
             raise
-        return _rename(half, final)  # a file system without hard links
+        return _rename(half, final)  # no hard links here
     return True
 
 
 def _rename(half: Path, final: Path) -> bool:
-    """Do the same by a rename that replaces nothing. Who reads the first writer's object holds its
-    offsets."""
+    """Do the same by a rename that replaces nothing. Readers rely on the first writer's offsets."""
     rename = _renameat2()
     if rename(AT_FDCWD, os.fsencode(half), AT_FDCWD, os.fsencode(final), RENAME_NOREPLACE) == 0:
         return True
@@ -38,7 +37,7 @@ def _rename(half: Path, final: Path) -> bool:
         return False
     if code not in (errno.EINVAL, errno.ENOSYS):
         raise OSError(code, os.strerror(code), str(final))
-    # One that knows no such rename either: what is there is seen, but for a moment.
+    # No such rename here either: check first, which leaves a short race.
     if final.exists():
         return False
     os.replace(half, final)

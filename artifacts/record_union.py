@@ -15,7 +15,7 @@ class RecordUnion:
         self.record_sets = record_sets
 
     def refresh(self) -> None:
-        """See what others have published, dropped or set aside since."""
+        """Look up what other processes have published, dropped or quarantined."""
         refresh_together(self)
 
     def keys(self) -> set[str]:
@@ -25,38 +25,38 @@ class RecordUnion:
         return any(key in record_set for record_set in self.record_sets)
 
     def meta(self, key: str) -> dict[str, Any]:
-        """Return the record's description. Raises KeyError."""
+        """Return a record's metadata. Raises KeyError."""
         return self._of(key).meta(key)
 
     def place(self, key: str) -> Place:
-        """Return where the record lies. Raises KeyError."""
+        """Return the location of a record. Raises KeyError."""
         return self._of(key).place(key)
 
     def read(self, key: str) -> Record:
-        """Read the whole record, checked. Raises KeyError, DamagedRecord."""
+        """Read and check a record. Raises KeyError, DamagedRecord."""
         return self._of(key).read(key)
 
     def read_several(self, keys: Sequence[str]) -> list[Record]:
-        """Read these records, checked; those that lie side by side are read at once, and all are
-        in memory together. Raises KeyError, DamagedRecord."""
+        """Read and check these records. Adjacent ones are read with one request. All are in memory
+        together. Raises KeyError, DamagedRecord."""
         found: dict[str, Record] = {}
         for record_set in self.record_sets:
             left = (key for key in keys if key not in found and key in record_set)
             mine = {key: record_set.place(key) for key in left}
             for run in side_by_side(mine):
                 found |= {record.key: record for record in _read_run(record_set.store, run)}
-            record_set.use(mine)
+            record_set.touch(mine)
         return [found.get(key) or self.read(key) for key in keys]
 
     def publish(self, records: Sequence[Record]) -> list[str]:
-        """Store what is not there yet; returns the keys of that."""
+        """Store new records, and return their keys."""
         return self.record_sets[0].publish(records)
 
-    def use(self, keys: Iterable[str]) -> None:
-        """Note that records are wanted still."""
-        wanted = list(keys)
+    def touch(self, keys: Iterable[str]) -> None:
+        """Update the access time of records' packs."""
+        listed = list(keys)
         for record_set in self.record_sets:
-            record_set.use(wanted)
+            record_set.touch(listed)
 
     def drop(self, keys: Iterable[str]) -> None:
         """Forget records."""
@@ -65,7 +65,7 @@ class RecordUnion:
             record_set.drop(gone)
 
     def remove(self, keys: Iterable[str]) -> int:
-        """Delete records for good; returns the bytes of the payloads."""
+        """Delete records for good, and return the bytes of their payloads."""
         gone = list(keys)
         return sum(record_set.remove(gone) for record_set in self.record_sets)
 
@@ -77,7 +77,7 @@ class RecordUnion:
 
 
 def side_by_side(places: Mapping[str, Place]) -> Iterator[list[tuple[str, Place]]]:
-    """Yield the places in runs that one piece of one pack holds, and nothing besides."""
+    """Yield the places in runs that are adjacent in one pack."""
     run: list[tuple[str, Place]] = []
     for key, place in sorted(places.items(), key=lambda each: (each[1].pack, each[1].offset)):
         last = run[-1][1] if run else None
@@ -90,7 +90,8 @@ def side_by_side(places: Mapping[str, Place]) -> Iterator[list[tuple[str, Place]
 
 
 def _read_run(store: Store, run: Sequence[tuple[str, Place]]) -> Iterator[Record]:
-    """Yield what is whole of a run; what is not, is read by itself, which tells why."""
+    """Yield the intact records of a run. The others are read one by one, which reports the
+    cause."""
     pack, start = run[0][1].pack, run[0][1].offset
     end = run[-1][1].offset + run[-1][1].length
     try:
@@ -104,7 +105,7 @@ def _read_run(store: Store, run: Sequence[tuple[str, Place]]) -> Iterator[Record
 
 
 def refresh_together(*several: RecordSet | RecordUnion) -> None:
-    """See what others have published, dropped or set aside since, in all of these at once."""
+    """Look up what other processes have published, dropped or quarantined, in all of these."""
     every = [
         s for one in several for s in ([one] if isinstance(one, RecordSet) else one.record_sets)
     ]
@@ -112,11 +113,11 @@ def refresh_together(*several: RecordSet | RecordUnion) -> None:
         ours = [record_set for record_set in every if record_set.store is store]
         names = store.lists(list(dict.fromkeys(record_set.folder for record_set in ours)))
         for record_set in ours:
-            record_set.see(names[record_set.folder])
+            record_set.update(names[record_set.folder])
 
 
 def record_sets_of(store: Store, *places: tuple[str, str]) -> list[RecordSet]:
-    """Open the record sets of these kinds and namespaces, all at once."""
+    """Open the record sets of these kinds and namespaces with few requests."""
     opened = [RecordSet(store, kind, namespace, look=False) for kind, namespace in places]
     refresh_together(*opened)
     return opened

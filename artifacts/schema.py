@@ -10,46 +10,46 @@ MediaKind = Literal["video", "image"]
 Route = Literal["protocol", "replay", "splice", "joint", "dual"]
 Modality = Literal["image", "video"]
 Half = Literal["vision", "language"]
-"""Half of a checkpoint that captions: loaded without the other."""
+"""Half of a captioning checkpoint, loaded without the other."""
 Part = Literal["vision", "language", "whole"]
-"""Part of any checkpoint: what one stage loads of it."""
-MOST_PIXELS = 1 << 27
-"""A picture of more is stored at half its height and width, where it can be read so."""
+"""Part of a checkpoint that one stage loads."""
+MAX_PIXELS = 1 << 27
+"""Images with more pixels are stored at half their height and width, if possible."""
 DIVISORS = (8, 4, 2)
-"""Divisors of a picture's sides at which a JPEG can be decoded."""
+"""Divisors of an image's sides at which a JPEG can be decoded."""
 SPARE = 1.5
-"""Times as large as it is seen that a picture stays when it is decoded smaller; with less, vectors
-are no longer alike (`benchmarks/decoding.py`)."""
+"""An image is decoded smaller only if it stays this many times larger than the model's input. With
+less, vectors differ (`benchmarks/decoding.py`)."""
 SHRINKING = "decoded at a part of its sides"
-"""What decides the frames of pictures that may be made smaller while they are decoded."""
+"""Key field of frames that may have been decoded smaller."""
 LARGE_EDGE = 1 << 14
-"""Pixels of a side of a picture that is larger than any input."""
+"""Pixels of a side that exceeds any model's input."""
 WHOLE_SECONDS = 1e9
-"""Seconds of a chunk that is a whole file, however long that is."""
+"""Chunk length in seconds that stands for a whole file."""
 WHOLE = "whole"
-"""The last word of the keys of a picture that was stored smaller, when pictures were not stored as
-they are."""
+"""Last key word for images that were once stored smaller, before images were stored at their own
+size."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Sampling:
-    """How frames of a video are sampled, and how the video is cut into chunks."""
+    """How frames of a video are sampled, and how the video is split into chunks."""
 
     chunk_seconds: float
-    """Length of a chunk in seconds; the last one of a video may be shorter. With `shots`, of the
-    longest one."""
+    """Chunk length in seconds; the last chunk of a video may be shorter. With `shots`, the maximum
+    length."""
     shots: bool = False
-    """Whether a chunk ends where a shot does."""
+    """Whether chunks end at shot boundaries."""
     fps: float | None = None
-    """Frames a second; exactly one of `fps` and `frames` is set."""
+    """Frames per second; exactly one of `fps` and `frames` is set."""
     frames: int | None = None
-    """Frames a chunk, evenly spaced."""
+    """Frames per chunk, evenly spaced."""
     min_frames: int = 1
-    """At least so many frames a chunk, as far as the file has them."""
+    """Minimum frames per chunk, if the file has them."""
     max_frames: int
-    """At most so many frames a chunk; more are thinned evenly."""
+    """Maximum frames per chunk; more are thinned evenly."""
     last_frame: bool = False
-    """Whether frames are spread from a chunk's first frame to its last, both taken."""
+    """Whether frames are spread from a chunk's first frame to its last, both included."""
 
     def __post_init__(self) -> None:
         if (self.fps is None) == (self.frames is None):
@@ -61,53 +61,54 @@ class Sampling:
 
     @property
     def whole(self) -> bool:
-        """Return whether a file is one chunk, however long it is."""
+        """Return whether each file is one chunk."""
         return self.chunk_seconds >= WHOLE_SECONDS and not self.shots
 
     @property
-    def told(self) -> dict[str, Any]:
-        """Return the fields by name, for people and programs."""
+    def settings(self) -> dict[str, Any]:
+        """Return the fields by name, for display and JSON."""
         whole = {"chunk_seconds": None, "whole": True} if self.whole else {}
-        return {**self.decides, **whole}
+        return {**self.key_fields, **whole}
 
     @property
-    def decides(self) -> dict[str, Any]:
-        """Return the fields that decide keys: `last_frame`, which came later, where it is set."""
+    def key_fields(self) -> dict[str, Any]:
+        """Return the fields that enter cache keys. The later field `last_frame` is left out if
+        unset."""
         found = fields_of(self)
         return found if self.last_frame else {k: v for k, v in found.items() if k != "last_frame"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FrameFit:
-    """The frame size that a model's processor keeps. Frames are stored no larger than this, and
-    images of the same final size are encoded together."""
+    """The largest frame size that a model's processor uses. Frames are stored no larger, and images
+    of the same final size are encoded together."""
 
     long_edges: tuple[tuple[float, int], ...] = ()
     """(height / width, long edge in pixels), sorted by the first; empty: frames keep their size."""
 
     shrinks: bool = False
-    """Whether a picture may be made smaller while it is decoded, as far as no model sees it."""
+    """Whether an image may be decoded smaller, if the model's input does not change."""
 
     def divisor(self, height: int, width: int) -> int:
-        """Return by how much the sides of a picture are divided while it is decoded."""
+        """Return the divisor of an image's sides during decoding."""
         seen = self.size(height, width)
         return next((by for by in DIVISORS if self.shrinks and _leaves(height, width, by, seen)), 1)
 
     def stored(self, height: int, width: int) -> tuple[int, int]:
-        """Return the (height, width) in pixels that a picture is stored at. It is its own, so that
-        the model's processor, and nothing before it, makes it smaller; unless it may be smaller."""
+        """Return the stored (height, width) of an image in pixels. It is the original size, so that
+        only the model's processor resizes it, unless it may be decoded smaller."""
         if (by := self.divisor(height, width)) > 1:
             return round(height / by), round(width / by)
-        return picture_size(height, width)
+        return stored_size(height, width)
 
     @property
     def edge(self) -> int:
-        """Return the side in pixels at which a large square picture is seen."""
+        """Return the side in pixels of the model's input for a large square image."""
         return self.size(LARGE_EDGE, LARGE_EDGE)[0]
 
     def size(self, height: int, width: int) -> tuple[int, int]:
-        """Return the (height, width) in pixels that a frame is worth; never larger than the
-        frame."""
+        """Return the (height, width) in pixels that the model uses of a frame; never larger than
+        the frame."""
         if not self.long_edges:
             return height, width
         aspect = height / width
@@ -121,21 +122,21 @@ class FrameFit:
 
 
 def _leaves(height: int, width: int, by: int, seen: tuple[int, int]) -> bool:
-    """Return whether a picture is still large enough when its sides are divided."""
+    """Return whether an image stays large enough when its sides are divided."""
     return height >= by * SPARE * seen[0] and width >= by * SPARE * seen[1]
 
 
-def picture_size(height: int, width: int) -> tuple[int, int]:
-    """Return the (height, width) in pixels that a picture is stored at. It is its own, so that the
-    model's processor, and nothing before it, makes it smaller."""
-    if height * width <= MOST_PIXELS:
+def stored_size(height: int, width: int) -> tuple[int, int]:
+    """Return the stored (height, width) of an image in pixels: the original size, so that only the
+    model's processor resizes it, or half for very large images."""
+    if height * width <= MAX_PIXELS:
         return height, width
     return (height + 1) // 2, (width + 1) // 2
 
 
 def fields_of(value: Any) -> dict[str, Any]:
-    """Return the fields of one of these by their names. What is in them is not copied: of a picture
-    that took a tenth of all the time that a server spends on it."""
+    """Return the fields of a dataclass by name, without copying values. Copying took a tenth of a
+    server's time per image."""
     return {name: getattr(value, name) for name in value.__slots__}
 
 
@@ -146,9 +147,9 @@ class ChunkIndex:
     index: int
     """Position in the medium, from 0."""
     start: float
-    """Where the chunk begins, in seconds of the medium's own time; 0 for an image."""
+    """Start in seconds of the medium's own time; 0 for an image."""
     end: float
-    """Where it ends, in seconds; 0 for an image."""
+    """End in seconds; 0 for an image."""
     times: tuple[float, ...]
     """Presentation time of each frame, in seconds from the medium's start."""
     height: int
@@ -163,31 +164,30 @@ class MediaIndex:
 
     kind: MediaKind
     height: int
-    """Height in pixels as shown, rotation applied."""
+    """Display height in pixels, rotation applied."""
     width: int
-    """Width in pixels as shown, rotation applied."""
+    """Display width in pixels, rotation applied."""
     duration: float
     """Seconds from the first frame to the end of the last one; 0 for an image."""
     chunks: tuple[ChunkIndex, ...]
     warnings: tuple[str, ...] = ()
-    """Damage that was survived, one sentence each."""
+    """Damage that decoding survived, one sentence each."""
     shrunk: int = 1
-    """By how much its sides were divided while it was decoded."""
+    """Divisor of its sides during decoding."""
 
     def to_json(self) -> dict[str, Any]:
         found = {**fields_of(self), "chunks": tuple(map(fields_of, self.chunks))}
-        if self.shrunk == 1:  # records are as they always were
+        if self.shrunk == 1:  # keep the records of older versions unchanged
             del found["shrunk"]
         return found
 
-    def words(self, fit_image: FrameFit) -> tuple[str, ...]:
-        """Return what the keys of all that is made of its chunks end with. Pictures larger than
-        `fit_image` were once stored at that size: what was made of those pixels is another
-        thing."""
+    def key_suffix(self, fit_image: FrameFit) -> tuple[str, ...]:
+        """Return the words that end the cache keys of its chunks. Images larger than `fit_image`
+        were once stored at that size, so results from those pixels need another key."""
         size = (self.height, self.width)
         if self.kind == "video" or self.shrunk > 1:
             return ()
-        alike = size == fit_image.size(*size) == picture_size(*size)
+        alike = size == fit_image.size(*size) == stored_size(*size)
         return () if alike else (WHOLE,)
 
     @classmethod
@@ -195,8 +195,8 @@ class MediaIndex:
         size = {}
         if (
             value["kind"] == "image" and "shrunk" not in value
-        ):  # written, maybe, when pictures were stored smaller
-            stored = picture_size(value["height"], value["width"])
+        ):  # possibly written when images were stored smaller
+            stored = stored_size(value["height"], value["width"])
             size = dict(zip(("height", "width"), stored, strict=True))
         chunks = tuple(
             ChunkIndex(**{**c, **size, "times": tuple(c["times"])}) for c in value["chunks"]

@@ -7,20 +7,19 @@ from pathlib import Path
 
 from artifacts.errors import EnvironmentFault
 from artifacts.placing import rename_noreplace, sync_folder
-from artifacts.regular import open_regular
+from artifacts.regular_files import open_regular
 
 PRIVATE = 0o600
 SHORTEST = 16
-"""Bytes that a secret has at the least: what is shorter was torn, emptied, or can be guessed."""
+"""Smallest size of a secret in bytes. Shorter ones are torn, empty or can be guessed."""
 LONGEST = 1 << 12
 BLANK = b" \t\r\n\0"
-"""Bytes around a secret that are none of it: a disk that lost power may leave zeros."""
+"""Bytes stripped around a secret. A disk that lost power may leave zeros."""
 
 
 def stored_secret(path: Path, noun: str, hint: str) -> bytes | None:
-    """Return the secret in a file without space around it, or None where there is no file. Raises
-    EnvironmentFault for a file that holds none, in which it is called by the `noun`, and OSError
-    for one that cannot be read."""
+    """Return the stripped secret in a file, or None without a file. Raises EnvironmentFault for a
+    file without a secret (`noun` names it in the message), and OSError for an unreadable file."""
     try:
         with open_regular(path) as file:
             secret = file.read(LONGEST)
@@ -29,17 +28,17 @@ def stored_secret(path: Path, noun: str, hint: str) -> bytes | None:
     except FileNotFoundError:
         return None
     if len(secret.strip(BLANK)) < SHORTEST:
-        raise EnvironmentFault(f"{path} holds no {noun}", hint=hint)
+        raise EnvironmentFault(f"{path} contains no {noun}", hint=hint)
     return secret
 
 
 def own_secret(path: Path, noun: str, hint: str, new: Callable[[], bytes]) -> bytes:
-    """Return the secret in a file, made by `new` if there is none. Two that make it at once end
-    with the same. Raises EnvironmentFault for a file that holds none, and OSError."""
+    """Return the secret in a file, created by `new` if missing. Concurrent creators get the same
+    secret. Raises EnvironmentFault for a file without a secret, and OSError."""
     if (secret := stored_secret(path, noun, hint)) is not None:
         return secret
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, half = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)  # its user's alone
+    handle, half = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)  # mode 0600
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(new())

@@ -14,21 +14,21 @@ from io import BytesIO
 from pathlib import Path
 from typing import IO
 
-from artifacts.captions import said_of
+from artifacts.captions import fields_of_row
 from artifacts.errors import EnvironmentFault
 from artifacts.files import HALF, whole_file, write_json
 from artifacts.keys import digest_of
-from artifacts.regular import open_regular
+from artifacts.regular_files import open_regular
 from artifacts.samples import Media, Sample, Samples
 from artifacts.stamps import stamp_of
 from artifacts.store import fault_of
 
 SHARD_BYTES = 1_000_000_000
-"""A shard with this much in it is full; a single sample may be larger."""
+"""Size in bytes at which a shard is full; a single sample may be larger."""
 SHARD_SAMPLES = 10_000
-"""A shard with so many samples is full."""
+"""Number of samples at which a shard is full."""
 DATASET = "webdataset"
-"""The format, and the folder of `OUT` in which it lies."""
+"""The format, and its folder in `OUT`."""
 INDEX = "index.json"
 
 
@@ -39,7 +39,7 @@ class Shard:
     name: str
     samples: int
     without_media: int
-    """Samples whose media could not be had."""
+    """Samples whose media were not available."""
     bytes: int
     digest: str
     """Digest of its samples."""
@@ -48,7 +48,7 @@ class Shard:
 
 
 def kept_shards(folder: Path, digests: Sequence[str]) -> list[Shard]:
-    """Return the shards at the beginning that hold what they would hold again."""
+    """Return the first shards that would be written again with the same content."""
     kept: list[Shard] = []
     at = 0
     for number, shard in enumerate(read_index(folder)):
@@ -63,45 +63,45 @@ def kept_shards(folder: Path, digests: Sequence[str]) -> list[Shard]:
 
 
 def read_index(folder: Path) -> list[Shard]:
-    """Read what the index of a folder says; nothing where there is none that can be read."""
+    """Read the index of a folder; empty if it is missing or unreadable."""
     try:
-        told = json.loads((folder / INDEX).read_text(encoding="utf-8"))
-        return [Shard(**shard) for shard in told["shards"]]
+        index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+        return [Shard(**shard) for shard in index["shards"]]
     except (OSError, ValueError, TypeError, KeyError):
         return []
 
 
 def write_shards(folder: Path, kept: Sequence[Shard], samples: Samples) -> list[Shard]:
-    """Write the samples that follow the kept shards; returns all shards. A sample's media are read
-    before the next sample is asked for. Raises EnvironmentFault, and then the old shards stay."""
-    aside = folder / f"{HALF}new"
+    """Write the samples after the kept shards, and return all shards. A sample's media are read
+    before the next sample is taken. If it raises EnvironmentFault, the old shards stay."""
+    unfinished = folder / f"{HALF}new"
     shards = list(kept)
     try:
         try:
-            shutil.rmtree(aside, ignore_errors=True)  # of a run that was killed
-            aside.mkdir(parents=True)
+            shutil.rmtree(unfinished, ignore_errors=True)  # from a killed run
+            unfinished.mkdir(parents=True)
         except OSError as error:
             raise fault_of(error, folder) from error
         pending = next(samples, None)
         while pending is not None:
             name = _name(len(shards))
-            with whole_file(aside / name) as file:
+            with whole_file(unfinished / name) as file:
                 shard, pending = _fill(file, name, pending, samples)
             shards.append(shard)
         try:
-            _place(folder, aside, shards, len(kept))
+            _place(folder, unfinished, shards, len(kept))
         except OSError as error:
             raise fault_of(error, folder) from error
     finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(unfinished, ignore_errors=True)
     return shards
 
 
-def _place(folder: Path, aside: Path, shards: Sequence[Shard], kept: int) -> None:
-    """Move new shards to their places. Killed midway, the index tells what is still to be done."""
+def _place(folder: Path, unfinished: Path, shards: Sequence[Shard], kept: int) -> None:
+    """Rename new shards into place. The index then tells an interrupted process what is left."""
     write_json(folder / INDEX, {"shards": [asdict(shard) for shard in shards[:kept]]})
     for shard in shards[kept:]:
-        (aside / shard.name).replace(folder / shard.name)
+        (unfinished / shard.name).replace(folder / shard.name)
     names = {shard.name for shard in shards}
     for path in folder.glob("[0-9]" * 6 + ".tar"):
         if path.name not in names:
@@ -112,11 +112,11 @@ def _place(folder: Path, aside: Path, shards: Sequence[Shard], kept: int) -> Non
 def _fill(
     file: IO[bytes], name: str, first: tuple[Sample, Media | None], rest: Samples
 ) -> tuple[Shard, tuple[Sample, Media | None] | None]:
-    """Fill one shard; returns it, and the sample that did not fit."""
+    """Fill one shard. Return it, and the sample that did not fit."""
     digests: list[str] = []
     bare = 0
     pending: tuple[Sample, Media | None] | None = first
-    # GNU headers are those of POSIX for short names, and know sizes beyond 8 GB.
+    # GNU headers equal POSIX ones for short names, and support sizes beyond 8 GB.
     with tarfile.open(fileobj=file, mode="w", format=tarfile.GNU_FORMAT) as tar:
         while pending is not None:
             sample, media = pending
@@ -139,22 +139,22 @@ def _fill(
 def _add(
     tar: tarfile.TarFile, file: IO[bytes], sample: Sample, media: Media | None, size: int
 ) -> bool:
-    """Add a sample, and return whether it has its media."""
+    """Add a sample. Return whether its media were added."""
     has = media is not None and _add_media(tar, file, sample.key, media, size)
-    line = {**said_of(sample.row), "media_start": media.start if media and has else None}
+    line = {**fields_of_row(sample.row), "media_start": media.start if media and has else None}
     if sample.others:
-        line["captions"] = {row.name: said_of(row) for row in sample.rows}
+        line["captions"] = {row.name: fields_of_row(row) for row in sample.rows}
     texts = {f"{row.name}.txt" if row.name else "txt": row.caption for row in sample.rows}
     texts["json"] = json.dumps(line, ensure_ascii=False)
     for suffix, text in texts.items():
         data = text.encode("utf-8", errors="replace")
-        tar.addfile(_member(f"{sample.key}.{suffix}", len(data)), BytesIO(data))
+        tar.addfile(_tar_entry(f"{sample.key}.{suffix}", len(data)), BytesIO(data))
     return has
 
 
 def _add_media(tar: tarfile.TarFile, file: IO[bytes], key: str, media: Media, size: int) -> bool:
-    """Add a file's bytes, and return whether they were added. What was changed meanwhile is not
-    what was captioned."""
+    """Add a file's bytes, and return whether they were added. A file that changed since it was
+    captioned is not added."""
     at = tar.offset
     with _reading(media.path) as source:
 
@@ -163,10 +163,10 @@ def _add_media(tar: tarfile.TarFile, file: IO[bytes], key: str, media: Media, si
 
         if same():
             try:
-                tar.addfile(_member(f"{key}.{media.suffix}", size), source)
+                tar.addfile(_tar_entry(f"{key}.{media.suffix}", size), source)
             except OSError:
                 if same():
-                    raise  # of a full disk, say
+                    raise  # such as a full disk
             if same():
                 return True
     file.seek(at)
@@ -175,10 +175,10 @@ def _add_media(tar: tarfile.TarFile, file: IO[bytes], key: str, media: Media, si
     return False
 
 
-def _member(name: str, size: int) -> tarfile.TarInfo:
-    member = tarfile.TarInfo(name)  # of no time and no owner, or equal samples would differ
-    member.size = size
-    return member
+def _tar_entry(name: str, size: int) -> tarfile.TarInfo:
+    entry = tarfile.TarInfo(name)  # without time and owner, so that equal samples are equal bytes
+    entry.size = size
+    return entry
 
 
 @contextlib.contextmanager
@@ -189,7 +189,7 @@ def _reading(path: Path) -> Iterator[IO[bytes]]:
         except OSError as error:
             raise EnvironmentFault(
                 f"{path} cannot be read any more ({error.strerror})",
-                hint="Check the disk it lies on; the same command then goes on",
+                hint="Check its disk; the same command then continues",
             ) from error
         yield file
 

@@ -10,13 +10,13 @@ import os
 from pathlib import Path
 from typing import NamedTuple
 
-from artifacts.regular import refuse_odd
+from artifacts.regular_files import refuse_odd
 
 CHANGED = "changed"
-"""Kind of failure of a file that is another one by now: no fault of what it held, so it is not
-remembered."""
+"""Failure kind of a file that changed during the run. It is not remembered, since the old content
+was not at fault."""
 CHANGED_MESSAGE = "it was changed or replaced after the run began"
-CHANGED_HINT = "Run the same command again, once nothing writes it any more"
+CHANGED_HINT = "Run the same command again when nothing writes to it any more"
 
 
 class FileChanged(OSError):
@@ -38,8 +38,7 @@ class Stamp(NamedTuple):
 
 
 def stamp_of(path: str | Path | int) -> Stamp:
-    """Return the stamp of the file that a path leads to, or that is open as this descriptor. Raises
-    OSError, NotAFile among them."""
+    """Return the stamp of a file, by path or descriptor. Raises OSError, including NotAFile."""
     found = os.stat(path)
     refuse_odd(found.st_mode, str(path))
     return Stamp(size=found.st_size, modified=found.st_mtime_ns, inode=found.st_ino)
@@ -53,21 +52,20 @@ class ModelFileStamp(NamedTuple):
     modified: int
     """Nanoseconds since the epoch."""
     changed: int
-    """Nanoseconds since the epoch when content, name or rights of the inode were last changed;
-    unlike `modified` it cannot be set."""
+    """Change time of the inode in nanoseconds since the epoch. Unlike `modified`, programs cannot
+    set it."""
     inode: int
 
 
 def model_stamp_of(path: str | Path) -> ModelFileStamp:
-    """Return the stamp of the model's file that a path leads to. Raises OSError, NotAFile among
-    them."""
+    """Return the stamp of a model file. Raises OSError, including NotAFile."""
     found = os.stat(path)
     refuse_odd(found.st_mode, str(path))
     return _model_stamp(found)
 
 
 def link_stamp_of(path: str | Path) -> ModelFileStamp | None:
-    """Return the stamp of a link itself; None for what is no link. Raises OSError."""
+    """Return the stamp of a link itself; None if it is not a link. Raises OSError."""
     return _model_stamp(os.lstat(path)) if os.path.islink(path) else None
 
 

@@ -5,13 +5,13 @@ from collections.abc import Callable
 from artifacts.errors import UsageError
 from artifacts.paths import folder_named
 from artifacts.stores.folder import FolderStore, fault_of
-from artifacts.stores.port import ObjectStat, Store
+from artifacts.stores.protocol import ObjectStat, Store
 
 __all__ = ("FolderStore", "ObjectStat", "Store", "fault_of", "open_store")
 
 
 def _in_bucket(scheme: str) -> Callable[[str], Store]:
-    """Return what opens a store in a bucket. Only then the library is loaded that asks for it."""
+    """Return a function that opens a bucket store. It imports obstore when called."""
 
     def opened(place: str) -> Store:
         from artifacts.stores.bucket_store import bucket_store
@@ -25,17 +25,17 @@ SCHEMES: dict[str, Callable[[str], Store]] = {
     "file": lambda path: FolderStore(folder_named(path, "store")),
     **{scheme: _in_bucket(scheme) for scheme in ("s3", "gs", "az")},
 }
-"""Scheme of an address → opens the store that the rest of it names; a path is a `file`."""
+"""URL scheme → function that opens the store at the rest of the URL; a path is a `file`."""
 
 
 def open_store(url: str) -> Store:
-    """Open the store at a folder path or an address of one of SCHEMES. Raises UsageError for an
-    address it cannot serve."""
+    """Open the store at a folder path or a URL of one of SCHEMES. Raises UsageError for an
+    unsupported URL."""
     scheme, mark, place = url.rpartition("://")
     opened = SCHEMES.get(scheme if mark else "file")
     if opened is None:
         raise UsageError(
-            f"no store can be opened at {url}",
+            f"unsupported store {url}",
             hint="Give a folder, local or on a shared file system, or s3://, gs:// or az://",
         )
     return opened(place)

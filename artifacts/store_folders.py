@@ -8,8 +8,8 @@ from artifacts.stores.local import state_folder
 
 
 def local_folder(url: str) -> Path | None:
-    """Return the `local` folder of the store whose own `url` this is; None where there is no such
-    store on this machine."""
+    """Return the `local` folder of the store with this `url`; None if this machine has no such
+    store."""
     scheme, mark, place = url.rpartition("://")
     if mark and scheme != "file":
         return state_folder(url) if scheme in SCHEMES else None

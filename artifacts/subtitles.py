@@ -6,13 +6,12 @@ from artifacts.captions import Caption
 
 
 def text_lines(captions: Sequence[Caption]) -> Iterator[str]:
-    """Yield one line a chunk; line breaks inside a caption become spaces."""
+    """Yield one line per chunk; line breaks inside a caption become spaces."""
     yield from (f"{one_line(caption.caption)}\n" for caption in captions)
 
 
 def vtt_lines(captions: Sequence[Caption]) -> Iterator[str]:
-    """Yield a WebVTT track with a cue for each chunk of which something is said; nothing where no
-    chunk is left.
+    """Yield a WebVTT track with a cue for each chunk with a caption; nothing without chunks.
 
     Source: W3C WebVTT, section 4.1: `&`, `<` and so `-->` must be escaped.
     """
@@ -24,9 +23,9 @@ def vtt_lines(captions: Sequence[Caption]) -> Iterator[str]:
 
 
 def srt_lines(captions: Sequence[Caption]) -> Iterator[str]:
-    """Yield a SubRip file with a cue for each chunk of which something is said.
+    """Yield a SubRip file with a cue for each chunk with a caption.
 
-    The format has no escapes: only an arrow, which readers take for times, is written otherwise.
+    The format has no escapes. Only the arrow, which readers parse as a time, is replaced.
     """
     for number, (start, end, text) in enumerate(_cues(captions), 1):
         gap = "\n" if number > 1 else ""
@@ -43,7 +42,8 @@ def cue_time(milliseconds: int, point: str = ".") -> str:
 
 
 def _cues(captions: Sequence[Caption]) -> Iterator[tuple[int, int, str]]:
-    """Yield start and end in milliseconds, never the same, and the text, never empty."""
+    """Yield start and end in milliseconds, which always differ, and the text, which is never
+    empty."""
     for caption in captions:
         text = one_line(caption.caption)
         if text:
@@ -52,9 +52,9 @@ def _cues(captions: Sequence[Caption]) -> Iterator[tuple[int, int, str]]:
 
 
 def one_line(text: str) -> str:
-    """Return a text on one line: breaks and runs of spaces become one space."""
+    """Return a text on one line: line breaks and runs of spaces become one space."""
     return " ".join(text.split()).replace("\0", "\N{REPLACEMENT CHARACTER}")
 
 
 WRITERS = {"txt": text_lines, "vtt": vtt_lines, "srt": srt_lines}
-"""Formats that make one file a medium, by suffix."""
+"""Suffix → writer of a format with one file per medium."""

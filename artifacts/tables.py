@@ -30,10 +30,10 @@ KINDS = {
     "ended": "text",
     "warnings": "texts",
 }
-"""Column → what it holds, of the captions of one prompt."""
+"""Column → type, for the captions of one prompt."""
 COLUMNS = tuple(KINDS)
 GROUP_ROWS = 10_000
-"""Rows of one row group, which a reader, as the writer, holds in memory at once."""
+"""Rows of a row group, which readers and the writer hold in memory at once."""
 
 
 def write_csv(path: Path, rows: Iterable[Any], columns: Sequence[str] = COLUMNS) -> None:
@@ -53,7 +53,7 @@ def write_csv(path: Path, rows: Iterable[Any], columns: Sequence[str] = COLUMNS)
 
 
 def _values(row: Any) -> Mapping[str, Any]:
-    """Return the values of a row by column; it may be of any class, or a mapping already."""
+    """Return the values of a row by column; it is a dataclass or a mapping."""
     return row if isinstance(row, Mapping) else values_of(row)
 
 
@@ -64,7 +64,7 @@ def _cell(value: Any) -> Any:
 
 
 def write_parquet(path: Path, rows: Iterable[Any], schema: Any = None) -> None:
-    """Write typed columns, the same whatever the rows hold. Raises EnvironmentFault."""
+    """Write columns with fixed types. Raises EnvironmentFault."""
     from pyarrow.parquet import ParquetWriter
 
     left = iter(rows)
@@ -83,7 +83,7 @@ def table_of(rows: Iterable[Any], schema: Any = None) -> Any:
 
 
 def schema_of(kinds: Mapping[str, str]) -> Any:
-    """Return the schema of columns, by what they hold."""
+    """Return the schema for columns of these types."""
     import pyarrow as pa
 
     text, number = pa.string(), pa.float64()
@@ -100,7 +100,7 @@ def schema_of(kinds: Mapping[str, str]) -> Any:
 
 
 def utf8(value: Any) -> Any:
-    """Return text without what UTF-8 cannot hold, written as the other formats write it."""
+    """Return a text without what UTF-8 cannot encode, replaced as in the other formats."""
     if isinstance(value, str):
         return value.encode("utf-8", errors="replace").decode()
     return value
@@ -115,4 +115,4 @@ def _parquet(path: Path, rows: Iterable[Any], kinds: Mapping[str, str]) -> None:
 
 
 TABLES = {"csv": _csv, "parquet": _parquet}
-"""Formats that make one file of all captions, by suffix."""
+"""Suffix → writer of a format with one file for all captions."""

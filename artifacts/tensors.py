@@ -17,40 +17,39 @@ if TYPE_CHECKING:
     import torch
 
 ALIGNMENT = 64
-"""Tensors begin at multiples of so many bytes, so that they can be used where they lie."""
+"""Alignment of tensors in bytes, so that they can be used in place."""
 RECORD_HOMES = ("transformers.",)
-"""Packages whose output records may be made again from a file."""
+"""Packages whose output records may be restored from a file."""
 
 Keep = Callable[["torch.Tensor", str], dict[str, Any]]
-"""Puts a tensor away that stands at a path in a tree; gives what is written of it in JSON."""
+"""Stores the tensor at a path in a tree, and returns its JSON description."""
 Take = Callable[[Mapping[str, Any]], "torch.Tensor"]
-"""Has the tensor again of which that was written."""
+"""Returns the tensor of such a description."""
 _PLAIN = (type(None), bool, int, float, str)
 
 
 class RecordGone(EnvironmentFault):
-    """A tree contains an output record whose class, or one of whose fields, the installed version
-    of its package lacks."""
+    """A tree contains an output record whose class, or one of whose fields, is missing in the
+    installed version of its package."""
 
 
 def pack_tree(tree: Any) -> tuple[dict[str, Any], bytes]:
-    """Return a description that JSON can hold, and the tensors' bytes. These are in C order,
-    little-endian."""
+    """Return a JSON description, and the bytes of the tensors in C order, little-endian."""
     parts: list[bytes] = []
     meta = _pack(tree, lambda tensor, _: _pack_tensor(tensor, parts))
     return meta, b"".join(parts)
 
 
 def unpack_tree(meta: Mapping[str, Any], buffer: bytes | bytearray | memoryview) -> Any:
-    """Return the tree again. Its tensors lie in `buffer` itself when that can be written to or is
-    aligned; they are not to be changed in place. Raises RecordGone."""
+    """Restore the tree. Its tensors share `buffer` if it is writable or aligned; do not change them
+    in place. Raises RecordGone."""
     whole = memoryview(buffer).cast("B")
     return _unpack(meta, lambda place: _unpack_tensor(place, whole))
 
 
 def name_tensors(tree: Any) -> tuple[dict[str, Any], dict[str, "torch.Tensor"]]:
-    """Return a description that JSON can hold, and the tensors under names. The names say where
-    each stood, such as `features.image.pooler_output.0`."""
+    """Return a JSON description, and the tensors by name. A name is the tensor's path, such as
+    `features.image.pooler_output.0`."""
     named: dict[str, torch.Tensor] = {}
 
     def keep(tensor: "torch.Tensor", path: str) -> dict[str, Any]:
@@ -62,12 +61,12 @@ def name_tensors(tree: Any) -> tuple[dict[str, Any], dict[str, "torch.Tensor"]]:
 
 
 def place_tensors(meta: Mapping[str, Any], named: Mapping[str, "torch.Tensor"]) -> Any:
-    """Return the tree again, of what `name_tensors` gave. Raises RecordGone."""
+    """Restore the tree from the result of `name_tensors`. Raises RecordGone."""
     return _unpack(meta, lambda place: named[place["name"]])
 
 
 def make_record(cls: type[Any], fields: Mapping[str, Any]) -> Any:
-    """Return an output record with these fields. Others are None, also where its class has no
+    """Return an output record with these fields. The others are None, even if its class has no
     default."""
     required = {
         name: None
@@ -165,14 +164,14 @@ def _unpack_tensor(meta: Mapping[str, Any], buffer: memoryview) -> "torch.Tensor
         return torch.empty(meta["shape"], dtype=dtype)
     data = buffer[meta["at"] : meta["at"] + count * dtype.itemsize]
     with warnings.catch_warnings():
-        # A read-only buffer is what a store gives; nothing here writes to it.
+        # Stores return read-only buffers; nothing here writes to them.
         warnings.filterwarnings("ignore", message="The given buffer is not writable")
         return torch.frombuffer(data, dtype=dtype, count=count).reshape(meta["shape"])
 
 
 def _record_class(name: str) -> type[Any]:
-    """Return the class of an output record. Raises UsageError for anything else, RecordGone when
-    there is no such class any more."""
+    """Return the class of an output record. Raises UsageError for anything else, RecordGone if the
+    class does not exist any more."""
     from importlib import import_module
 
     module, _, qualname = name.partition(":")
@@ -192,6 +191,6 @@ def _record_class(name: str) -> type[Any]:
 
 def _gone(name: str) -> RecordGone:
     return RecordGone(
-        f"{name} of a stored record is not what the installed transformers has under that name",
-        hint="Make the record anew, or install the version of transformers that made it",
+        f"{name} of a stored record does not match the installed transformers",
+        hint="Compute the record again, or install the version of transformers that made it",
     )

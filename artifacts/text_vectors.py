@@ -10,7 +10,7 @@ if TYPE_CHECKING:  # numpy, which captions need not
     from artifacts.vectors import Vectors
 
 Groups = Sequence[Sequence[str]]
-"""Texts, in groups of those that say the same in other words."""
+"""Texts in groups with the same meaning."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -18,17 +18,17 @@ class TextVectors:
     """The vectors of groups of texts."""
 
     vectors: "Vectors"
-    """Shape (groups, numbers of each); each of length 1."""
+    """Shape (groups, dimensions), each of length 1."""
     scale: float
-    """The model's logit of a picture and a text is `scale * cosine + bias`."""
+    """The model's logit of an image and a text is `scale * cosine + bias`."""
     bias: float
     cut: tuple[str, ...]
-    """Texts that are longer than the model reads."""
+    """Texts that exceed the model's length limit."""
     precision: str
 
 
 def text_vectors_in(record: Record, groups: Groups, precision: str) -> TextVectors:
-    """Return what a record holds of these groups."""
+    """Return the vectors of these groups from a record."""
     from artifacts.vectors import vectors_in
 
     texts, meta = [text for group in groups for text in group], record.meta

@@ -14,23 +14,23 @@ from artifacts.errors import UsageError
 
 OFF, AUTO = "off", "auto"
 OVERLAP = 0.25
-"""Share of a square that its neighbour has too."""
+"""Share of a tile that overlaps with its neighbour."""
 LEVELS = (2, 4)
-"""Squares along the short side, about, of each level that `auto` cuts."""
+"""Approximate number of tiles along the short side, for each level of `auto`."""
 LEAST = 4
-"""Times the model's input that the short side must be for `auto` to cut a picture."""
+"""With `auto`, an image is tiled if its short side is this many times the model's input."""
 LARGE = 1 << 24
-"""Pixels of a part above which it is made smaller before a model's processor, which takes several
-copies of it, makes it smaller still."""
+"""Pixels above which a tile is resized before the model's processor, which makes several copies of
+it."""
 MOST = 64
-"""Most squares along the short side that may be asked for."""
+"""Largest number of tiles along the short side."""
 
 
 class Box(NamedTuple):
     """A rectangle of an image in pixels. The last two coordinates are exclusive."""
 
     level: int
-    """0: the whole picture; else the squares along its short side, about."""
+    """0: the whole image; else the approximate number of tiles along its short side."""
     left: int
     top: int
     right: int
@@ -38,18 +38,18 @@ class Box(NamedTuple):
 
 
 def check_tiles(tiles: str) -> None:
-    """Raise UsageError for a setting that is none."""
+    """Raise UsageError for an invalid setting."""
     if tiles in (OFF, AUTO) or (tiles.isdecimal() and 2 <= int(tiles) <= MOST):
         return
     raise UsageError(
-        f"--tiles {tiles} is not known",
-        hint=f"Give off, auto, or how many squares fit the short side: 2 to {MOST}",
+        f"unknown --tiles {tiles}",
+        hint=f"Give off, auto, or the number of tiles along the short side: 2 to {MOST}",
     )
 
 
 @lru_cache
 def boxes_of(height: int, width: int, tiles: str, edge: int) -> tuple[Box, ...]:
-    """Return the parts of a picture that are looked at; `edge` is the side of the model's input in
+    """Return the boxes of an image that are embedded. `edge` is the side of the model's input in
     pixels."""
     short = min(height, width)
     found = [Box(0, 0, 0, width, height)]
@@ -67,11 +67,11 @@ def _levels(short: int, tiles: str, edge: int) -> Iterator[int]:
     if tiles.isdecimal():
         yield int(tiles)
     elif tiles == AUTO and short >= LEAST * edge:
-        # A square that is hardly larger than the input shows nothing that a larger one hides.
+        # A tile that is hardly larger than the input shows nothing that a larger one hides.
         yield from (level for level in LEVELS if short // level >= 2 * edge or level == LEVELS[0])
 
 
 def _starts(length: int, side: int) -> list[int]:
-    """Return where the squares along a length begin, evenly."""
+    """Return where the tiles along a length begin, evenly."""
     steps = math.ceil((length - side) / (side * (1 - OVERLAP)))
     return [round(at * (length - side) / steps) for at in range(steps + 1)] if steps else [0]

@@ -7,20 +7,17 @@ from artifacts.errors import UsageError
 
 
 def cache_home() -> Path:
-    """Return the folder of what this user's programs can do without. Raises UsageError for a user
-    without a home."""
+    """Return the user's cache folder. Raises UsageError for a user without a home."""
     return _folder("XDG_CACHE_HOME", "~/.cache")
 
 
 def user_cache() -> Path:
-    """Return the folder for what is known of this machine, whatever the store. Raises
-    UsageError."""
+    """Return the folder for data about this machine, for any store. Raises UsageError."""
     return cache_home() / "penstock"
 
 
 def user_state() -> Path:
-    """Return the folder of what this user keeps of the program on this machine. Raises
-    UsageError."""
+    """Return the folder of Penstock's state for this user. Raises UsageError."""
     return _folder("XDG_STATE_HOME", "~/.local/state") / "penstock"
 
 
@@ -28,7 +25,7 @@ def _folder(variable: str, usual: str) -> Path:
     folder = os.path.expanduser(os.environ.get(variable) or usual)
     if folder.startswith("~"):
         raise UsageError(
-            f"{folder} is no folder: this user has no home",
+            f"{folder} cannot be resolved: this user has no home",
             hint=f"Set HOME, or {variable} to a folder",
         )
     return Path(folder).absolute()

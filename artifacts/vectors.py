@@ -12,13 +12,13 @@ from artifacts.files import whole_file
 from artifacts.packs import Record
 
 STORED = np.dtype("<f4")
-"""Numbers are kept in 32 bit: whatever a model computes in, none is lost."""
+"""Vectors are stored in 32 bit, which loses nothing of any model's output."""
 Vectors = NDArray[np.float32]
-"""Shape (vectors, numbers of each)."""
+"""Shape (vectors, dimensions)."""
 
 
 def vector_record(key: str, vectors: Vectors) -> Record:
-    """Return the record that holds these vectors, one a frame."""
+    """Return a record of these vectors, one per frame."""
     count, width = vectors.shape
     payload = np.ascontiguousarray(vectors, STORED).tobytes()
     return Record(key=key, meta={"vectors": count, "width": width}, payload=payload)
@@ -32,8 +32,8 @@ def vectors_in(record: Record) -> Vectors:
 
 
 def write_npy(path: Path, shape: tuple[int, int], parts: Iterable[Vectors]) -> None:
-    """Write vectors as one array of that shape, which `numpy.load` reads, also mapped. Only one
-    part is ever in memory. Raises EnvironmentFault."""
+    """Write vectors as one array of that shape for `numpy.load`, also memory-mapped. Only one part
+    is in memory at a time. Raises EnvironmentFault."""
     head: dict[str, Any] = {"descr": STORED.str, "fortran_order": False, "shape": shape}
     with whole_file(path) as file:
         np.lib.format.write_array_header_1_0(file, head)

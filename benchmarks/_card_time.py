@@ -80,7 +80,7 @@ def run(told: dict[str, Any], report: Any) -> None:
         for line in read_requests(job.live):
             batch = items_of(EncodeItem, line)
             for member in batch:
-                frames.find([member.frames])
+                frames.look_up([member.frames])
             yield batch
 
     def read(batch: Sequence[EncodeItem]) -> list[list[Pixels]]:
@@ -94,7 +94,7 @@ def run(told: dict[str, Any], report: Any) -> None:
         records.publish([vector_record(member.key, vectors) for member, vectors in pairs])
         keys = tuple(member.key for member, _ in pairs)
         report.send(Published(keys=keys))
-        records.leave(keys)
+        records.forget(keys)
         frames.drop([member.frames for member, _ in pairs])
 
     report.note(ready=True)

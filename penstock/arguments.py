@@ -9,7 +9,7 @@ from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from artifacts.errors import UsageError
 from artifacts.options import declared
-from artifacts.words import meant
+from artifacts.plurals import meant
 from flows.console.units import parse_size
 from flows.options.media import SourceOptions
 

@@ -78,7 +78,7 @@ def test_a_changed_payload_is_set_aside_and_made_again(store: FolderStore) -> No
     record_set.publish([Record(key="a", payload=b"good bytes")])
     pack = only_pack(store)
     pack.write_bytes(pack.read_bytes()[:-1] + b"?")
-    with pytest.raises(DamagedRecord, match="set aside"):
+    with pytest.raises(DamagedRecord, match="quarantined"):
         record_set.read("a")
     assert "a" not in record_set
     assert "a" not in RecordSet(store, "features", NAMESPACE)
@@ -132,7 +132,7 @@ def test_a_pack_that_another_made_anew_is_not_set_aside(store: FolderStore) -> N
 def test_one_that_is_good_by_the_time_it_is_looked_at_stays(store: FolderStore) -> None:
     RecordSet(store, "k", NAMESPACE).publish([Record(key="a", payload=b"good")])
     (name,) = store.list("k")
-    assert "made anew" in damaged(store, name).message
+    assert "was replaced" in damaged(store, name).message
     assert list(store.list("k")) == [name]
 
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from artifacts.patterns import MOST_LETTERS, ends_with, string_follows
+from artifacts.patterns import MAX_LETTERS, ends_with, string_follows
 from stages.decode.json_schema import follows
 
 LIST = {"type": "string", "maxLength": 100, "pattern": "^([a-z]+,? ?)+$"}
@@ -32,7 +32,7 @@ def test_an_expression_meets_the_end_of_a_path(expression: str, path: str, met: 
     assert ends_with(expression, path) is met
 
 
-@pytest.mark.parametrize("expression", ["(?=q)q_proj", "[a-", "(.)\\1", "a" * (MOST_LETTERS + 1)])
+@pytest.mark.parametrize("expression", ["(?=q)q_proj", "[a-", "(.)\\1", "a" * (MAX_LETTERS + 1)])
 def test_an_expression_that_cannot_be_matched_in_bounded_time_fails(expression: str) -> None:
     with pytest.raises(ValueError):
         ends_with(expression, "q_proj")

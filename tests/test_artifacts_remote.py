@@ -19,7 +19,7 @@ from artifacts.remote import fetching, finding
 from artifacts.remote.addresses import is_address, is_object, name_in, signed, unsigned
 from artifacts.remote.ahead import map_prefetched
 from artifacts.remote.finding import far_file_at
-from artifacts.remote.keeping import (
+from artifacts.remote.media_cache import (
     DIGEST,
     copy_of,
     digest_at,
@@ -33,9 +33,9 @@ from tests.support.web import Web, web_server
 
 RANGE = 1000
 AT_HAND = """
-from artifacts.remote import fetching, keeping
+from artifacts.remote import fetching, media_cache
 import sys
-with keeping.open_local(sys.argv[1]): pass
+with media_cache.open_local(sys.argv[1]): pass
 """
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from artifacts import shards
-from artifacts.captions import said_of
+from artifacts.captions import fields_of_row
 from artifacts.errors import EnvironmentFault
 from artifacts.samples import Media, Sample, media_suffix, sample_key
 from artifacts.shards import kept_shards, read_index, write_shards
@@ -83,7 +83,7 @@ def test_a_sample_is_its_media_its_text_and_its_line(tmp_path: Path, media: Medi
     assert list(found) == [".mp4", ".txt", ".json"]
     assert found[".mp4"] == b"moving pictures"
     assert found[".txt"].decode() == "two\nlines 🐦"
-    line = json.loads(json.dumps(said_of(one.row)))
+    line = json.loads(json.dumps(fields_of_row(one.row)))
     assert json.loads(found[".json"]) == {**line, "media_start": 1.5}
 
 

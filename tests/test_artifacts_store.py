@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from artifacts import placing
-from artifacts.claims import Claims, WorkClaims, turns_at
+from artifacts.claims import Claims, WorkClaims, claims_at
 from artifacts.errors import EnvironmentFault, UsageError
 from artifacts.packs import Record, RecordSet
 from artifacts.store import FolderStore, open_store
@@ -166,10 +166,10 @@ def test_only_what_others_published_is_news(tmp_path: Path) -> None:
 
 def test_what_another_gave_up_is_made(store: FolderStore, monkeypatch: pytest.MonkeyPatch) -> None:
     ours = RecordSet(store, "k", "s")
-    with turns_at(store, ours) as mine, turns_at(store, RecordSet(store, "k", "s")) as other:
+    with claims_at(store, ours) as mine, claims_at(store, RecordSet(store, "k", "s")) as other:
         assert other.take(lambda: ["a"])
         monkeypatch.setattr(time, "sleep", lambda _: other.done(["a"]))
-        assert list(mine.mine([["a"]], lambda batch: batch)) == [["a"]]
+        assert list(mine.claimed_batches([["a"]], lambda batch: batch)) == [["a"]]
 
 
 @pytest.mark.parametrize("code", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EBADF])

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from artifacts.claims import turns_at
+from artifacts.claims import claims_at
 from artifacts.pack_object import DamagedRecord, verify
 from artifacts.packs import Record, RecordSet, stored_namespaces
 from artifacts.store import SCHEMES, Store, open_store
@@ -144,7 +144,7 @@ def test_a_damaged_pack_is_set_aside_and_made_again(store: Store, damage: bytes)
     (name,) = store.list("features")
     store.delete(name)
     store.put_if_absent(name, [damage])
-    with pytest.raises(DamagedRecord, match="set aside in"):
+    with pytest.raises(DamagedRecord, match="quarantined in"):
         record_set.read("a")
     assert store.get(f"quarantine/{name}") == damage
     assert RecordSet(store, "features", NAMESPACE).publish([record]) == ["a"]
@@ -157,9 +157,9 @@ def test_two_holders_share_what_is_to_be_made(store: Store) -> None:
     def lacking(batch: list[str]) -> list[str]:
         return [key for key in batch if key not in ours]
 
-    with turns_at(store, ours) as mine, turns_at(store, theirs) as other:
+    with claims_at(store, ours) as mine, claims_at(store, theirs) as other:
         assert other.take(lambda: ["c"])
-        batches = mine.mine([["a", "b"], ["c", "d"], ["e"]], lacking)
+        batches = mine.claimed_batches([["a", "b"], ["c", "d"], ["e"]], lacking)
         assert [next(batches), next(batches)] == [["a", "b"], ["e"]]  # the other is at c
         theirs.publish([Record(key="c"), Record(key="d")])
         other.done(["c"])
@@ -183,7 +183,7 @@ def test_the_longest_unused_goes_after_rubbish_and_before_what_is_held(store: St
         time.sleep(0.05)
     RecordSet(store, "features", "ef" * 32).publish([Record(key="c", payload=b"y" * 10_000)])
     store.put_if_absent("quarantine/bad", [b"z" * 10_000])
-    with turns_at(store, RecordSet(store, "features", NAMESPACE)) as turns:
+    with claims_at(store, RecordSet(store, "features", NAMESPACE)) as turns:
         turns.done([])
     stale = store.local / "tmp" / "half"
     stale.parent.mkdir(parents=True, exist_ok=True)

@@ -9,7 +9,7 @@ from artifacts.errors import EnvironmentFault, UsageError
 from artifacts.pack_object import DamagedRecord
 from artifacts.packs import Record, RecordSet
 from artifacts.store import Store, open_store
-from artifacts.stores import bucket, bucket_store, catalogs, patience
+from artifacts.stores import bucket_client, bucket_store, catalogs, retry
 from artifacts.stores.copies import Copies
 from artifacts.stores.heads import CATALOGS
 from flows.upkeep.cache import collect
@@ -20,7 +20,7 @@ NAMESPACE = "ab" * 32
 
 @pytest.fixture(autouse=True)
 def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(patience, "WAITS", (0.01,) * 6)
+    monkeypatch.setattr(retry, "WAITS", (0.01,) * 6)
 
 
 @pytest.fixture(autouse=True)
@@ -95,7 +95,7 @@ def test_patience_has_an_end(store: Store, way: Between, monkeypatch: pytest.Mon
     way.answers, way.spoil = (409,), 1.0
     with pytest.raises(EnvironmentFault, match="gives no answer"):
         store.get("features/one")
-    assert way.total <= (1 + len(patience.WAITS)) * (1 + bucket.INNER_TRIES)
+    assert way.total <= (1 + len(retry.WAITS)) * (1 + bucket_client.INNER_TRIES)
 
 
 def test_a_failing_service_is_borne(
@@ -117,7 +117,7 @@ def test_a_stalled_get_is_asked_again(
     store: Store, way: Between, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store.put_if_absent("features/one", [b"one"])
-    monkeypatch.setattr(bucket, "SILENT_SECONDS", 0.2)
+    monkeypatch.setattr(bucket_client, "SILENT_SECONDS", 0.2)
     other = another_machine(store, monkeypatch)
     way.clear()
     stalls = iter([1.0, 1.0])
@@ -178,9 +178,9 @@ def test_what_is_damaged_in_the_bucket_is_set_aside(store: Store) -> None:
     filled(store, 1)
     (name,) = store.list("captions")
     data = store.get(name)
-    bucket.Bucket(store.url).write(name, data[:-1] + b"?")
+    bucket_client.Bucket(store.url).write(name, data[:-1] + b"?")
     again = RecordSet(open_store(store.url), "captions", NAMESPACE)
-    with pytest.raises(DamagedRecord, match="set aside"):
+    with pytest.raises(DamagedRecord, match="quarantined"):
         again.read("k0000")
     assert list(store.list("quarantine")) == [f"quarantine/{name}"]
 
@@ -268,7 +268,7 @@ def test_a_damaged_catalog_is_no_loss(
     filled(store, catalogs.JOINED)
     RecordSet(store, "captions", NAMESPACE)
     (name,) = store.list(CATALOGS)
-    bucket.Bucket(store.url).write(name, damage)
+    bucket_client.Bucket(store.url).write(name, damage)
     other = RecordSet(another_machine(store, monkeypatch), "captions", NAMESPACE)
     assert len(other) == catalogs.JOINED
 
@@ -287,7 +287,7 @@ def test_many_catalogs_become_one(store: Store, monkeypatch: pytest.MonkeyPatch)
 def test_a_large_store_is_listed(
     store: Store, way: Between, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in (bucket, bucket_store):
+    for module in (bucket_client, bucket_store):
         monkeypatch.setattr(module, "PAGE", 4)
     for kind in ("captions", "features"):
         for number in range(7):

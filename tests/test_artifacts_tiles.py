@@ -38,5 +38,5 @@ def test_a_picture_hardly_larger_than_the_input_is_left_whole() -> None:
 
 @pytest.mark.parametrize("tiles", ["", "1", "65", "on", "-2", "2.5"])
 def test_a_setting_that_is_none_is_refused(tiles: str) -> None:
-    with pytest.raises(UsageError, match="not known"):
+    with pytest.raises(UsageError, match="unknown --tiles"):
         check_tiles(tiles)

@@ -15,7 +15,7 @@ import pytest
 from artifacts.pack_object import verify
 from artifacts.packs import RecordSet
 from artifacts.store import open_store
-from artifacts.stores.bucket import Bucket
+from artifacts.stores.bucket_client import Bucket
 from flows.machine.leases import running_jobs
 from tests.support.buckets import CLIPS, Between, environment
 from tests.support.pipeline import ROOT, Place

@@ -127,7 +127,7 @@ def test_lists_of_an_option_are_split_at_commas() -> None:
         ),
         (["caption", "a", "--model", ""], "--model is empty"),
         (["caption", __file__, "--model", "./nowhere"], "there is no model at ./nowhere"),
-        (["caption", "a", "--store", "ftp://host/x"], "no store can be opened at ftp://host/x"),
+        (["caption", "a", "--store", "ftp://host/x"], "unsupported store ftp://host/x"),
         (["caption", "./nowhere.mp4", "--model", "demo"], "nothing to caption: ./nowhere.mp4"),
         (["cache", "gc", "--max", "12 apples"], "'12 apples' is not a size"),
         (["cache", "gc", "--max", "500"], "--max 500: 500 bytes? Write 500GiB"),

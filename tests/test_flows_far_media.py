@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from artifacts.remote.keeping import NOTE
-from artifacts.stores.bucket import Bucket
+from artifacts.remote.media_cache import NOTE
+from artifacts.stores.bucket_client import Bucket
 from flows.reviewing.captions import ReviewedCaptions
 from tests.support.buckets import CLIPS, Between
 from tests.support.pipeline import PENSTOCK, ROOT, SECONDS

@@ -116,7 +116,7 @@ def test_tiles_tell_where_a_label_was_seen(clip: Path, tmp_path: Path) -> None:
         (["--threshold", "high"], "invalid --threshold 'high'"),
         (["--top", "0"], "invalid --top 0"),
         (["--format", "webdataset"], "for labels. Choose"),
-        (["--tiles", "many"], "--tiles many is not known"),
+        (["--tiles", "many"], "unknown --tiles many"),
     ],
 )
 def test_a_wrong_option_is_told_in_one_line(

@@ -14,9 +14,9 @@ import pytest
 from artifacts.errors import EnvironmentFault, MediaError, UsageError
 from artifacts.keys import ContentDigests
 from artifacts.remote import finding
-from artifacts.remote.keeping import note_digest, open_local
+from artifacts.remote.media_cache import note_digest, open_local
 from artifacts.store import open_store
-from artifacts.stores.bucket import Bucket
+from artifacts.stores.bucket_client import Bucket
 from flows.cli.main import main
 from flows.job.media_digests import check_beside, read_contents
 from flows.job.partitions import partitions_of

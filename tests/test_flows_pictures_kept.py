@@ -9,7 +9,7 @@ from PIL import Image
 
 import flows.planning.sizes
 from artifacts.keys import digest_of, item_key
-from artifacts.schema import MOST_PIXELS, WHOLE, FrameFit, MediaIndex, picture_size
+from artifacts.schema import MAX_PIXELS, WHOLE, FrameFit, MediaIndex, stored_size
 from flows.job.prepare import Job, prepare
 from flows.ledger.tasks import Medium
 from flows.ledger.waves import waves_of
@@ -55,11 +55,11 @@ def test_only_a_picture_that_was_stored_smaller_once_has_another_key() -> None:
     assert item_key("s", "m", 0) == digest_of(["s", "m", 0])
     fit = FrameFit(long_edges=((1.0, 336),))
     index = MediaIndex(kind="image", height=336, width=336, duration=0.0, chunks=())
-    assert index.words(fit) == replace(index, height=100, width=50).words(fit) == ()
-    assert replace(index, height=337).words(fit) == (WHOLE,)
-    assert replace(index, kind="video", height=5000).words(fit) == ()
-    assert replace(index, height=5000, width=5000).words(FrameFit()) == ()
-    assert replace(index, height=20_000, width=10_000).words(FrameFit()) == (WHOLE,)
+    assert index.key_suffix(fit) == replace(index, height=100, width=50).key_suffix(fit) == ()
+    assert replace(index, height=337).key_suffix(fit) == (WHOLE,)
+    assert replace(index, kind="video", height=5000).key_suffix(fit) == ()
+    assert replace(index, height=5000, width=5000).key_suffix(FrameFit()) == ()
+    assert replace(index, height=20_000, width=10_000).key_suffix(FrameFit()) == (WHOLE,)
 
 
 @pytest.mark.parametrize(
@@ -69,8 +69,8 @@ def test_only_a_picture_that_was_stored_smaller_once_has_another_key() -> None:
 def test_a_picture_is_stored_whole_as_long_as_it_can_be(
     shown: tuple[int, int], stored: tuple[int, int]
 ) -> None:
-    assert picture_size(*shown) == stored
-    assert (shown[0] * shown[1] <= MOST_PIXELS) == (shown == stored)
+    assert stored_size(*shown) == stored
+    assert (shown[0] * shown[1] <= MAX_PIXELS) == (shown == stored)
 
 
 @pytest.mark.slow

@@ -77,7 +77,7 @@ def test_options_overrule_frames_and_turn_of_the_card(
 ) -> None:
     config, sampling = chosen(model_as(family, tmp_path), **options)
     assert (sampling.fps, sampling.frames, sampling.max_frames) == expected
-    assert sampling.last_frame and sampling.told["last_frame"] is True
+    assert sampling.last_frame and sampling.settings["last_frame"] is True
     assert config.system == options.get("system", "")
 
 
@@ -116,7 +116,7 @@ def test_the_last_frame_is_in_keys_and_records_only_where_it_is_taken(tmp_path: 
     plain = config_of(fps=2.0, max_frames=768)
     assert as_card(plain, model) is plain and card_note(plain, model) == ""
     sampling = sampling_as_card(plain, model)
-    assert list(sampling.told) == [
+    assert list(sampling.settings) == [
         "chunk_seconds", "shots", "fps", "frames", "min_frames", "max_frames",
     ]  # fmt: skip
     config, other = chosen(model)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from artifacts.claims import turns_at
+from artifacts.claims import claims_at
 from artifacts.errors import UsageError
 from artifacts.pack_object import verify
 from artifacts.packs import Record, RecordSet
@@ -146,7 +146,7 @@ def test_claims_of_namespaces_that_no_job_holds_go_with_the_rubbish(
     store: FolderStore, holder: "subprocess.Popen[str]"
 ) -> None:
     for namespace in (HELD, FREE):
-        with turns_at(store, RecordSet(store, "features", namespace)) as turns:
+        with claims_at(store, RecordSet(store, "features", namespace)) as turns:
             turns.done([])
     collect(store, 1 << 30, dry_run=False)
     left = [path.name for path in (store.local / "claims").rglob("*") if path.is_file()]

@@ -98,8 +98,8 @@ def test_it_is_told_apart_from_a_long_chunk() -> None:
     whole = Sampling(chunk_seconds=WHOLE_SECONDS, frames=4, max_frames=4)
     assert whole.whole and not replace(whole, chunk_seconds=1e5).whole
     assert not replace(whole, shots=True).whole
-    assert sampling_text(whole.told) == "whole files, 4 frames"
-    assert sampling_text(replace(whole, chunk_seconds=30).told) == "30 s, 4 frames"
+    assert sampling_text(whole.settings) == "whole files, 4 frames"
+    assert sampling_text(replace(whole, chunk_seconds=30).settings) == "30 s, 4 frames"
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from artifacts.claims import turns_at
+from artifacts.claims import claims_at
 from artifacts.errors import UsageError
 from penstock_demo import CHECKPOINT
 from stages.decode.engines.inflight import engine_check
@@ -267,7 +267,7 @@ def test_rows_in_flight_end_while_another_process_is_waited_for(tmp_path: Path) 
     captions = wave.record_set("captions", OTHER)
     others = [f"caption-{n}" for n in range(6, 10)]
     told: list[dict[str, Any]] = []
-    with turns_at(captions.store, captions) as turns:
+    with claims_at(captions.store, captions) as turns:
         assert turns.take(lambda: others)
         running = threading.Thread(target=lambda: told.extend(in_slots(wave)))
         running.start()

@@ -16,7 +16,7 @@ from artifacts.errors import EnvironmentFault, UsageError
 from artifacts.files import write_json
 from artifacts.keys import digest_of, hash_file
 from artifacts.placing import sync_folder
-from artifacts.regular import open_regular
+from artifacts.regular_files import open_regular
 from artifacts.store import fault_of
 
 FORMAT = 1

@@ -17,14 +17,14 @@ from typing import Protocol
 
 from artifacts.errors import EnvironmentFault
 from artifacts.keys import digest_of
-from artifacts.stores.board import BucketLeases
-from artifacts.stores.bucket import PAGE, Bucket, Listed
+from artifacts.stores.bucket_client import PAGE, Bucket, Listed
+from artifacts.stores.bucket_leases import BucketLeases
 from artifacts.stores.catalogs import JOINED, WORTH, Catalogs, Head
 from artifacts.stores.copies import Copies, nearby_folder, nearby_limit
 from artifacts.stores.folder import FolderStore
 from artifacts.stores.heads import FIRST_READ, Extent, Readable, head_of
 from artifacts.stores.local import TEMPORARY, state_folder
-from artifacts.stores.port import ObjectStat
+from artifacts.stores.protocol import ObjectStat
 
 AT_ONCE = 32
 """Requests under way at a time."""

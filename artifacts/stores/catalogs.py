@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import Executor
 from dataclasses import dataclass
 
-from artifacts.stores.bucket import Bucket, Listed
+from artifacts.stores.bucket_client import Bucket, Listed
 from artifacts.stores.copies import Copies
 from artifacts.stores.heads import CATALOGS
 

@@ -11,10 +11,10 @@ from pathlib import Path
 from artifacts.errors import EnvironmentFault
 from artifacts.paths import lies_in
 from artifacts.placing import rename_noreplace, sync_folder
-from artifacts.regular import open_regular
+from artifacts.regular_files import open_regular
 from artifacts.stores.heads import Extent, each_head
 from artifacts.stores.local import TEMPORARY, left_behind
-from artifacts.stores.port import ObjectStat
+from artifacts.stores.protocol import ObjectStat
 
 
 class FolderStore:

@@ -12,7 +12,7 @@ from xml.etree import ElementTree
 import obstore
 from obstore.store import S3Store, from_url
 
-from artifacts.stores.bucket import Listed, client_of
+from artifacts.stores.bucket_client import Listed, client_of
 from artifacts.stores.credentials import allows_http
 
 SIGNED_SECONDS = timedelta(seconds=600)

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from itertools import groupby
 
 from artifacts.pack_object import verify
+from artifacts.plurals import counted
 from artifacts.store import open_store
-from artifacts.words import counted
 from flows.cli.exit_report import print_failed
 from flows.cli.options import config_of
 from flows.console.display import Display

@@ -5,7 +5,7 @@ new folder.
 import argparse
 from pathlib import Path
 
-from artifacts.words import counted
+from artifacts.plurals import counted
 from flows.checkpoint.conversion import convert
 from flows.console.display import Display
 from flows.console.lines import print_lines

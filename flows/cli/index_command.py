@@ -10,7 +10,7 @@ from pathlib import Path
 
 from artifacts.errors import UsageError
 from artifacts.paths import folder_named
-from artifacts.words import counted
+from artifacts.plurals import counted
 from flows.cli.exit_report import print_result
 from flows.cli.options import config_of
 from flows.cli.plan_command import show

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from artifacts.errors import EnvironmentFault, PenstockError, UsageError
-from artifacts.words import meant
+from artifacts.plurals import meant
 from flows.console.lines import print_lines, wrapped
 
 CHOICE = re.compile(r"argument (.*): invalid choice: '(.*)' \(choose from (.*)\)")

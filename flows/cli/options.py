@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from artifacts.errors import UsageError
-from artifacts.regular import read_text
+from artifacts.regular_files import read_text
 from flows.cli.derived import add_options, config_from
 from flows.options.commands import CaptionConfig
 from flows.options.headings import FILES, MEMORY, MODEL, SAMPLING, TEXT

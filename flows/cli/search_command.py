@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 from artifacts.errors import MediaError, Unanswered
 from artifacts.files import whole_file, write_text
 from artifacts.paths import folder_named
-from artifacts.regular import open_regular
-from artifacts.remote.keeping import open_local
+from artifacts.regular_files import open_regular
+from artifacts.remote.media_cache import open_local
 from flows.cli.derived import config_from
 from flows.console.display import Display
 from flows.console.lines import json_line, print_lines

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import Any, get_args
 
 from artifacts.errors import CannotFit, UsageError
-from artifacts.words import counted
+from artifacts.plurals import counted
 from flows.checkpoint.models import find_checkpoint
 from flows.console.display import Display
 from flows.console.lines import print_lines

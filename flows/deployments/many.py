@@ -16,7 +16,7 @@ from pydantic import Field
 
 from artifacts.errors import PenstockError, UsageError
 from artifacts.keys import digest_of
-from artifacts.words import counted
+from artifacts.plurals import counted
 from flows.console.lines import printable
 from flows.deployments.config_checks import (
     CaptionParameters,

@@ -21,7 +21,7 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import ArtifactUpdate
 from prefect.runtime import flow_run
 
-from artifacts.regular import open_regular
+from artifacts.regular_files import open_regular
 from flows.deployments.crashed import KEY, pages_of
 from flows.deployments.patience import impatient
 from flows.deployments.pictures import pictures_of

@@ -6,9 +6,9 @@ from dataclasses import replace
 from typing import TypeVar
 
 from artifacts.errors import UsageError
-from artifacts.regular import read_text
+from artifacts.plurals import counted
+from artifacts.regular_files import read_text
 from artifacts.schema import Sampling
-from artifacts.words import counted
 from flows.checkpoint.models import Model
 from flows.options.commands import CaptionConfig, RunOptions
 from flows.options.media import CardOptions, VideoSamplingOptions

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from artifacts.regular import read_text
+from artifacts.regular_files import read_text
 from flows.options.commands import CaptionConfig, RunOptions
 from stages.decode.generation import CHECKPOINT, SAMPLING_FIELDS
 from stages.models.hub.checkpoint import CONFIG, JSON_BYTES

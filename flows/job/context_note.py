@@ -4,8 +4,8 @@ import math
 from functools import lru_cache
 from pathlib import Path
 
+from artifacts.plurals import counted
 from artifacts.schema import MediaKind, Sampling
-from artifacts.words import counted
 from flows.checkpoint.context import frame_room, frames_of_any_size, frames_of_size
 from flows.checkpoint.frame_tokens import chunk_frame_tokens, encoder_frames
 from flows.checkpoint.models import Model

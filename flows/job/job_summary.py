@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from artifacts.words import counted
+from artifacts.plurals import counted
 from flows.checkpoint.models import Model
 from flows.checkpoint.precision import PartSettings, precision_note
 from flows.job.card_frames import card_note, card_source
@@ -32,7 +32,7 @@ def summary(job: Job) -> dict[str, Any]:
         "device": job.device,
         "precision": job.model.precision(),
         "as_published": job.model.profile.as_published,
-        "sampling": job.sampling.told,
+        "sampling": job.sampling.settings,
         **({"sampling_as_card": card} if (card := card_source(job.config, job.model)) else {}),
         **({"max_pixels": limit} if (limit := video.max_pixels) else {}),
         **({"max_video_pixels": limit} if (limit := video.max_video_pixels) else {}),

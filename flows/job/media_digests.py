@@ -9,7 +9,7 @@ from pathlib import Path
 from artifacts.captions import Failure
 from artifacts.errors import Unanswered, UsageError
 from artifacts.keys import ContentDigests, content_key
-from artifacts.remote.keeping import UNREACHABLE
+from artifacts.remote.media_cache import UNREACHABLE
 from artifacts.stamps import CHANGED, CHANGED_HINT, FileChanged
 from artifacts.store import Store
 from flows.checkpoint.models import Model

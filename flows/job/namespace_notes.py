@@ -28,7 +28,7 @@ def settings_of(job: Job) -> dict[str, Any]:
         "weights": model.digests["vision"],
         "precision": model.best("vision").precision,
         "computing": model.best("vision").key_fields,
-        "sampling": job.sampling.told,
+        "sampling": job.sampling.settings,
         "sizes": digest_of({kind: model.fit(kind).long_edges for kind in ("video", "image")}),
         "recipes": [stage.output_version for stage in job.pipeline[:2]],
     }

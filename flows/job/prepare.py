@@ -14,12 +14,12 @@ from artifacts.errors import EnvironmentFault, UsageError
 from artifacts.keys import ContentDigests
 from artifacts.packs import stored_namespaces
 from artifacts.paths import folder_named
-from artifacts.regular import read_text
-from artifacts.remote.keeping import UNREACHABLE
+from artifacts.plurals import counted
+from artifacts.regular_files import read_text
+from artifacts.remote.media_cache import UNREACHABLE
 from artifacts.schema import Sampling
 from artifacts.store import Store, open_store
 from artifacts.tiles import OFF
-from artifacts.words import counted
 from flows.checkpoint.models import Model, digests_in, open_model, pipeline_for
 from flows.job.card_frames import as_card, sampling_as_card
 from flows.job.card_sampling import with_card_sampling

@@ -110,7 +110,7 @@ def namespaces_of(
             else []
         )
         of[stage.writes] = _namespace(
-            stage, [*by, *limit, *cut] if by else [sampling.decides, fits]
+            stage, [*by, *limit, *cut] if by else [sampling.key_fields, fits]
         )
     of_prompts = {s.writes for s in pipeline if s.prompted or (model.profile.prompted and s.part)}
     return Variant(

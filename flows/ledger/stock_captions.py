@@ -5,8 +5,8 @@ rule runs with their published code. Starts no process.
 from collections.abc import Sequence
 
 from artifacts.packs import stored_namespaces
+from artifacts.plurals import counted
 from artifacts.store import Store
-from artifacts.words import counted
 from flows.checkpoint.models import Model
 from flows.ledger.ledger import Ledger
 from flows.ledger.tasks import Medium

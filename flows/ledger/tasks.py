@@ -114,7 +114,7 @@ def task_of(
     # by that key.
     prompt = fill_placeholders(medium.prompt, shown, namespaces.frames_a_video)
     prompt = prompt if previous is None else prompt.replace(PREVIOUS, previous)
-    size_fields = index.words(namespaces.fit_image) if index is not None else ()
+    size_fields = index.key_suffix(namespaces.fit_image) if index is not None else ()
     fewer = () if shown is chunk else (f"{len(shown.times)} frames",)
     keys = {
         kind: item_key(

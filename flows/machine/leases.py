@@ -162,7 +162,7 @@ def _is_dead(descriptor: int, note: Mapping[str, Any], folder: Path) -> bool:
 
 
 if TYPE_CHECKING:  # imports the bucket client
-    from artifacts.stores.board import BucketLeases
+    from artifacts.stores.bucket_leases import BucketLeases
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -11,9 +11,9 @@ from functools import cached_property
 from pathlib import Path
 
 from artifacts.files import write_text
+from artifacts.jsonl_log import append_line, read_lines
 from artifacts.keys import digest_of, hash_file
-from artifacts.lines import append_line, read_lines
-from artifacts.regular import open_regular
+from artifacts.regular_files import open_regular
 from artifacts.store import Store
 from flows.options.formats import BESIDE
 

@@ -9,7 +9,7 @@ import hashlib
 from collections.abc import Iterable
 from pathlib import Path
 
-from artifacts.regular import open_regular
+from artifacts.regular_files import open_regular
 from artifacts.store import Store
 from flows.media.generated_files import OF_LABELS, GeneratedFiles
 from flows.media.text_merging import MARK, MAX_BYTES, JoinedTexts, joined

@@ -10,7 +10,7 @@ from typing import Any
 
 from artifacts.errors import UsageError
 from artifacts.keys import digest_of
-from artifacts.regular import read_text
+from artifacts.regular_files import read_text
 from flows.media.yaml_aliases import check_aliases
 
 MAX_BYTES = 1 << 26

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from artifacts.errors import UsageError
-from artifacts.regular import read_text
+from artifacts.regular_files import read_text
 from artifacts.remote.addresses import is_address
 from flows.options.text import check_prompts
 

@@ -12,7 +12,7 @@ from artifacts.captions import Failure
 from artifacts.errors import Unanswered, UsageError
 from artifacts.files import OURS
 from artifacts.paths import RealPaths
-from artifacts.regular import odd_thing
+from artifacts.regular_files import odd_thing
 from artifacts.remote.addresses import (
     FarFile,
     is_address,
@@ -23,7 +23,7 @@ from artifacts.remote.addresses import (
     unsigned,
 )
 from artifacts.remote.ahead import map_prefetched
-from artifacts.remote.keeping import UNREACHABLE, copy_path
+from artifacts.remote.media_cache import UNREACHABLE, copy_path
 from flows.media.media_files import MediaFile, Selection, kind_of, source_failure, writable
 from flows.media.source_lists import LIST_SUFFIXES, BadLine, Line, lines_of
 from flows.media.source_texts import texts_among

@@ -9,11 +9,11 @@ from typing import Any
 
 from artifacts.corrections import StoredEdits
 from artifacts.edits import key_of, read_edits
+from artifacts.json_shapes import BYTES, parse
 from artifacts.keys import ContentDigests, content_key
-from artifacts.regular import read_text
-from artifacts.shapes import BYTES, parse
+from artifacts.plurals import counted
+from artifacts.regular_files import read_text
 from artifacts.store import Store
-from artifacts.words import counted
 from flows.media.example import Example
 from flows.media.handwritten import HandwrittenTexts, split_by_chunk, text_paths
 from flows.media.media_files import kind_of

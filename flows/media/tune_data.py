@@ -13,9 +13,9 @@ from typing import Any
 
 from artifacts.edits import ACCEPTED, EDITS, REJECTED
 from artifacts.errors import UsageError
-from artifacts.regular import read_text
+from artifacts.plurals import counted
+from artifacts.regular_files import read_text
 from artifacts.store import Store
-from artifacts.words import counted
 from flows.media.example import Example
 from flows.media.generated_files import is_blank
 from flows.media.media_files import IMAGE_SUFFIXES, VIDEO_SUFFIXES

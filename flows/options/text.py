@@ -8,7 +8,7 @@ from typing import Annotated
 
 from artifacts.errors import UsageError
 from artifacts.options import Option, OptionGroup
-from artifacts.regular import read_text
+from artifacts.regular_files import read_text
 from flows.options.formats import FORMATS, KEEP, REPLACE, RULES, check_existing, check_formats
 from flows.options.headings import FILES, MODEL, TEXT
 from stages.decode.engines import AUTO, ENGINE_CHOICES, choice_for

@@ -8,7 +8,7 @@ from itertools import takewhile
 from typing import Any
 
 from artifacts.errors import UsageError
-from artifacts.regular import read_text
+from artifacts.regular_files import read_text
 from flows.planning.stacks import Stack, roots_of, stacks_of
 from flows.planning.transformer import POSITIONS, Transformer, read_transformer
 from stages.models.hub.checkpoint import JSON_BYTES, Checkpoint

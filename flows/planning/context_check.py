@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from artifacts.errors import UsageError
-from artifacts.words import counted
+from artifacts.plurals import counted
 from flows.checkpoint.context import bound_by_size, frame_room, frames_of_any_size, frames_of_size
 from flows.checkpoint.frame_tokens import encoder_frames, frame_size_tokens
 from flows.checkpoint.models import Model

@@ -236,7 +236,7 @@ def _of_job(plan: Plan, job: Job) -> dict[str, Any]:
         "seconds": times and times.seconds,
         "time": times.line if times else "",
         "fetch_bytes": bytes_to_fetch(job.model, parts_of(stages_with_work(job.ledger, job.media))),
-        "sampling": job.sampling.told,
+        "sampling": job.sampling.settings,
         "files": len(job.by_file),
         "failed": len(job.failures),
         "seconds_of_media": sum(e.seconds for e in found),

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
-from artifacts.words import counted
+from artifacts.plurals import counted
 from flows.console.tables import table_lines
 from flows.console.units import duration, gib, size
 from flows.job.job_summary import computed_by

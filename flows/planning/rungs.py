@@ -3,7 +3,7 @@
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from artifacts.words import counted
+from artifacts.plurals import counted
 from flows.pipelines import STAGES
 from stages.memory.oom_retry import smaller
 from stages.tune.job import ADAMW8

@@ -8,7 +8,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from artifacts.remote.keeping import is_here
+from artifacts.remote.media_cache import is_here
 from artifacts.schema import Sampling
 from artifacts.tiles import boxes_of
 from flows.job.prepare import Job

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
+from artifacts.plurals import counted
 from artifacts.schema import MediaKind, Sampling
 from artifacts.tiles import LARGE
-from artifacts.words import counted
 from flows.checkpoint.context import FrameBound
 from flows.checkpoint.frame_tokens import chunk_frame_tokens, encoder_frames
 from flows.checkpoint.models import Model

@@ -10,7 +10,7 @@ from typing import Any
 
 from artifacts.captions import Caption, answer_in, ended_of
 from artifacts.edits import REJECTED
-from artifacts.shapes import parse
+from artifacts.json_shapes import parse
 from flows.job.context_note import beyond_context
 from flows.job.prepare import Job
 from flows.ledger.tasks import Medium, Task

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from artifacts.files import HALF, OURS, write_json
+from artifacts.plurals import counted, first_of
 from artifacts.samples import clip_key
 from artifacts.stamps import stamp_of
 from artifacts.store import fault_of
-from artifacts.words import counted, first_of
 from flows.job.prepare import Job
 from flows.machine.launch import Launcher
 from flows.options.text import OutputOptions

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 
 from artifacts.errors import MediaError
 from artifacts.files import HALF
-from artifacts.remote.keeping import open_local
+from artifacts.remote.media_cache import open_local
 from artifacts.samples import Media, Sample, media_suffix
 from artifacts.shards import DATASET, kept_shards, read_index, write_shards
 from flows.job.prepare import Job

@@ -12,8 +12,7 @@ from typing import Any
 from artifacts.captions import Failure
 from artifacts.errors import UsageError
 from artifacts.files import read_kept, write_json
-from artifacts.owned_folders import refuse_foreign
-from artifacts.shapes import (
+from artifacts.json_shapes import (
     MapOf,
     OptionalField,
     ShapeError,
@@ -24,6 +23,7 @@ from artifacts.shapes import (
     read_json,
     text,
 )
+from artifacts.owned_folders import refuse_foreign
 from flows.console.units import size
 from flows.options.export_config import EXPORTED, NATIVE, REJECTED, RUNS, ExportRequest
 from flows.results.run_record import RUN_RECORD

@@ -16,7 +16,7 @@ from typing import Any
 
 from artifacts.errors import EnvironmentFault, UsageError
 from artifacts.owned_folders import refuse_foreign
-from artifacts.regular import open_regular
+from artifacts.regular_files import open_regular
 from artifacts.shards import DATASET, INDEX
 from artifacts.tables import TABLES
 from artifacts.trainers import TRAINERS

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from artifacts.errors import UsageError
-from artifacts.shapes import (
+from artifacts.json_shapes import (
     EmptyOr,
     MapOf,
     Nullable,

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from artifacts.captions import Failure
-from artifacts.words import counted
+from artifacts.plurals import counted
 from flows.results.outputs import OutputCounts
 from flows.results.status import texts_line
 from flows.results.summaries import SUMMARIES

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from artifacts.words import counted
+from artifacts.plurals import counted
 from flows.console.units import duration, size
 from flows.job.job_summary import computed_by
 from flows.pipelines import LABELS, STAGES, product_of

@@ -12,9 +12,9 @@ from typing import Any
 
 from artifacts.captions import Caption
 from artifacts.names import SUFFIXES, file_stems
+from artifacts.plurals import counted, first_of
 from artifacts.shards import DATASET
 from artifacts.subtitles import WRITERS
-from artifacts.words import counted, first_of
 from flows.job.prepare import Job
 from flows.ledger.tasks import Medium
 from flows.media.generated_files import GeneratedFiles, digest_at

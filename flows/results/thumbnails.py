@@ -4,7 +4,7 @@ import io
 from pathlib import Path
 from typing import Any
 
-from artifacts.remote.keeping import open_local
+from artifacts.remote.media_cache import open_local
 
 SIDE = 320
 """Pixels of the longer side of a thumbnail."""

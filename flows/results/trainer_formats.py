@@ -15,12 +15,12 @@ from pathlib import Path, PurePosixPath
 from artifacts.errors import MediaError
 from artifacts.files import HALF, OURS
 from artifacts.linking import is_linked, is_spare, link
-from artifacts.remote.keeping import copy_bytes, is_copy, open_local
+from artifacts.plurals import counted
+from artifacts.remote.media_cache import copy_bytes, is_copy, open_local
 from artifacts.samples import media_suffix
 from artifacts.stamps import stamp_of
 from artifacts.store import fault_of
 from artifacts.trainers import TRAINERS, TrainerEntry, TrainerForm
-from artifacts.words import counted
 from flows.job.prepare import Job
 from flows.machine.launch import Launcher
 from flows.media.generated_files import GeneratedFiles, digest_at

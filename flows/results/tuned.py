@@ -7,8 +7,8 @@ from typing import Any
 
 from artifacts.captions import Failure
 from artifacts.errors import UsageError
-from artifacts.shapes import MapOf, anything, count, number, read_json
-from artifacts.words import counted
+from artifacts.json_shapes import MapOf, anything, count, number, read_json
+from artifacts.plurals import counted
 from flows.results.run_record import RUN_RECORD
 from stages.models.adapters.reading import ADAPTER_WEIGHTS
 from stages.models.hub.headers import read_metadata

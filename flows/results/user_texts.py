@@ -9,8 +9,8 @@ from pathlib import Path
 
 from artifacts.captions import Caption
 from artifacts.edits import REJECTED
+from artifacts.plurals import counted, first_of
 from artifacts.subtitles import one_line
-from artifacts.words import counted, first_of
 from flows.job.prepare import TAGS, Job
 from flows.ledger.tasks import Medium
 from flows.media.handwritten import FORM, HandwrittenTexts, split_by_chunk, text_paths

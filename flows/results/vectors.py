@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from artifacts.captions import write_jsonl
 from artifacts.files import whole_file
+from artifacts.plurals import counted
 from artifacts.tables import utf8
-from artifacts.words import counted
 from flows.job.prepare import Job
 from flows.ledger.tasks import Medium, Task
 from flows.media.media_files import MediaFile

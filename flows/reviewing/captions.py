@@ -11,10 +11,10 @@ from typing import Any
 from artifacts.corrections import StoredEdits, event_of
 from artifacts.edits import REDO, UNDO, UNTOUCHED, Edit, EditJournal, changes_of, key_of, review
 from artifacts.errors import EnvironmentFault, UsageError
-from artifacts.remote.keeping import is_copy
-from artifacts.shapes import Nullable, OptionalField, ShapeError, check, read_jsonl, text
+from artifacts.json_shapes import Nullable, OptionalField, ShapeError, check, read_jsonl, text
+from artifacts.plurals import counted
+from artifacts.remote.media_cache import is_copy
 from artifacts.store_folders import local_folder
-from artifacts.words import counted
 from flows.results.report.media import (
     CAPTION,
     MEDIA_ENTRY,

@@ -28,8 +28,8 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from artifacts.errors import PenstockError
-from artifacts.shapes import parse
-from artifacts.words import counted
+from artifacts.json_shapes import parse
+from artifacts.plurals import counted
 from flows.console.lines import is_terminal, print_lines, printable
 from flows.results.recorded_command import is_own_command, user_secret
 from flows.results.run_record import RUN_RECORD

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from artifacts.errors import UsageError
-from artifacts.words import counted
+from artifacts.plurals import counted
 from flows.console.display import Display
 from flows.job.prepare import Job, out_folder
 from flows.job.replanning import replanned_once

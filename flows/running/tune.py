@@ -15,8 +15,8 @@ from artifacts.errors import UsageError
 from artifacts.keys import digest_of
 from artifacts.owned_folders import refuse_foreign
 from artifacts.paths import folder_named
+from artifacts.plurals import counted
 from artifacts.store import open_store
-from artifacts.words import counted
 from flows.checkpoint.adapters import as_published_fields, as_published_notes
 from flows.console.display import Display
 from flows.job.media_digests import check_placeholders

@@ -32,10 +32,10 @@ from artifacts.index.writing import (
     writing,
 )
 from artifacts.owned_folders import refuse_foreign
+from artifacts.plurals import counted
 from artifacts.remote.addresses import is_address
 from artifacts.tables import utf8
 from artifacts.vectors import vectors_in
-from artifacts.words import counted
 from flows.console.display import Display
 from flows.job.prepare import Job
 from flows.machine.launch import DirectLauncher

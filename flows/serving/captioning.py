@@ -214,7 +214,7 @@ class Captioning:
     async def _is_encoded(self, task: Task) -> bool:
         key = task[self._encode.writes]
         if key not in self._features:
-            await asyncio.to_thread(self._features.find, [key])
+            await asyncio.to_thread(self._features.look_up, [key])
         return key in self._features
 
     async def _encoded(self, task: Task) -> None:

@@ -82,7 +82,7 @@ class FrameSource:
 
     def _drop(self, keys: Sequence[str]) -> None:
         for key in keys:
-            self._frames.find([key])
+            self._frames.look_up([key])
             self._frames.drop([key])
 
     def _throw_away(self, medium: Medium, doing: "asyncio.Future[MediaIndex]") -> None:

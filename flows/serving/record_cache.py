@@ -61,7 +61,7 @@ class RecordCache:
         records = dict(self.unsaved)
         self._records.publish(list(records.values()))
         if len(self._records) > MAX_KEYS:
-            self._records.leave(records)
+            self._records.forget(records)
         for key in records:
             self.unsaved.pop(key, None)
 

@@ -17,7 +17,7 @@ from typing import Any
 import uvicorn
 
 from artifacts.errors import ModelChanged, UsageError
-from artifacts.regular import read_text
+from artifacts.regular_files import read_text
 from flows.console.display import Display
 from flows.job.replanning import second_change
 from flows.machine.launch import DirectLauncher, Launcher

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from artifacts.errors import PenstockError
 from artifacts.remote.ahead import run_detached
-from artifacts.remote.keeping import local_path
+from artifacts.remote.media_cache import local_path
 
 
 async def shown_file(place: str) -> Path | None:

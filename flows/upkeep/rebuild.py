@@ -8,9 +8,9 @@ from typing import Any
 
 from artifacts.captions import Failure
 from artifacts.packs import RecordSet
+from artifacts.plurals import counted
 from artifacts.record_union import RecordUnion
 from artifacts.store import open_store
-from artifacts.words import counted
 from flows.console.display import Display
 from flows.console.units import duration, size
 from flows.job.prepare import Job, prepare
@@ -289,7 +289,7 @@ def _run_rebuild(
                 now = replace(now, number=now.number + 1)
             runner.compute_records()
             made = job.pipeline[-1].writes
-            job.ledger[made].use(task[made] for task in job.ledger.tasks(job.media))
+            job.ledger[made].touch(task[made] for task in job.ledger.tasks(job.media))
             entries = [ran.stage(stage.name) for stage in job.pipeline]
             result.encoded = entries[-1]["items"]
             if result.encoded:

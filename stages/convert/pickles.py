@@ -20,7 +20,7 @@ import torch
 
 from artifacts.errors import EnvironmentFault, UsageError
 from artifacts.keys import digest_of
-from artifacts.regular import open_regular
+from artifacts.regular_files import open_regular
 from stages.models.hub.checkpoint import not_whole
 from stages.models.shards.layout import DTYPE_NAMES
 

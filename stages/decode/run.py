@@ -12,7 +12,7 @@ from itertools import chain
 from pkgutil import resolve_name
 from typing import Any
 
-from artifacts.claims import turns_at
+from artifacts.claims import claims_at
 from artifacts.errors import PenstockError
 from artifacts.pack_object import QUARANTINE, DamagedRecord, quarantine, read_header
 from artifacts.packs import Record, RecordSet
@@ -97,7 +97,7 @@ def serve_requests(job: DecodeJob, report: EventReporter) -> None:
             meta=output.meta | more | spec.meta,
         )
         answers[0].publish([record])
-        answers[0].leave([record.key])
+        answers[0].forget([record.key])
         report.send(
             CaptionProgress(
                 key=one.item.key,
@@ -136,14 +136,14 @@ def _read(
     key = work.item.features
     try:
         if key not in features:
-            features.find([key])
+            features.look_up([key])
         if key not in features:
             features.refresh()
         if key not in features:  # dropped here, while other records of its pack were kept
-            features.leave(features.keys())
+            features.forget(features.keys())
             features.refresh()
         features_record = read_features(features, key)
-        features.leave([key])
+        features.forget([key])
         yield DecodeRequest(work.item, features_record, work)
     except (PenstockError, RecordGone) as error:
         hint = "Send the request again: its media is encoded again"
@@ -228,12 +228,12 @@ def run(job_fields: dict[str, Any], report: EventReporter) -> None:
     if generation := job.generation.non_defaults:
         extra_fields["generation"] = generation
     with (
-        turns_at(store, *(each for union in answers for each in union.record_sets)) as turns,
+        claims_at(store, *(each for union in answers for each in union.record_sets)) as turns,
         write_behind(publish) as later,
         contextlib.closing(
             requests
             for _, requests in prefetched(
-                turns.mine(batches, partial(missing_keys, answers=answers)), read
+                turns.claimed_batches(batches, partial(missing_keys, answers=answers)), read
             )
         ) as ready,
     ):

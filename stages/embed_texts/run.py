@@ -135,7 +135,7 @@ def run(job_fields: dict[str, Any], report: EventReporter) -> None:
                     report.send(Published(keys=(each.key,)))
                 except UsageError as error:
                     report.failure(each.key, "model", error.message, error.hint)
-            records.leave([each.key])
+            records.forget([each.key])
 
 
 class _TextEncoder:

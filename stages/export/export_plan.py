@@ -16,8 +16,8 @@ from typing import Any
 import torch
 
 from artifacts.errors import UsageError
+from artifacts.plurals import counted
 from artifacts.schema import Part
-from artifacts.words import counted
 from stages.models.halves.classes import config_and_class, skeleton_of
 from stages.models.halves.load import refuse_pickle
 from stages.models.hub.checkpoint import Checkpoint

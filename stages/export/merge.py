@@ -28,7 +28,7 @@ import torch
 
 from artifacts.errors import EnvironmentFault, UsageError
 from artifacts.model_files import ModelFiles
-from artifacts.regular import open_regular
+from artifacts.regular_files import open_regular
 from stages.export.export_plan import refuse_unwritable
 from stages.export.jobs import MergeJob
 from stages.models.adapters.injection import read_matrix

@@ -17,7 +17,7 @@ from av.video.stream import VideoStream
 
 from artifacts.containers import open_media
 from artifacts.errors import EnvironmentFault, MediaError
-from artifacts.remote.keeping import open_local
+from artifacts.remote.media_cache import open_local
 from artifacts.stamps import Stamp
 from artifacts.store import fault_of
 from stages.frames.medium import PASSING, check_unchanged

@@ -10,7 +10,7 @@ from artifacts.errors import EnvironmentFault, MediaError, PenstockError
 from artifacts.keys import item_key
 from artifacts.packs import Record
 from artifacts.record_union import record_sets_of
-from artifacts.remote.keeping import open_local
+from artifacts.remote.media_cache import open_local
 from artifacts.schema import FrameFit, MediaIndex, fields_of
 from artifacts.store import Store
 from stages.frames.medium import NOT_REMEMBERED, PASSING, MediumToCut
@@ -46,7 +46,7 @@ class FrameRecorder:
     def key(self, medium: MediumToCut, at: int, found: MediaIndex | None = None) -> str:
         """Return the cache key of a chunk's frames. An image's key also depends on its index
         `found`."""
-        key_parts = found.words(self._fit_image) if found is not None else ()
+        key_parts = found.key_suffix(self._fit_image) if found is not None else ()
         return item_key(self._namespace, medium.digest, at, *key_parts)
 
     def publish(

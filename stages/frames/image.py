@@ -10,13 +10,13 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFile, UnidentifiedImageError
 
 from artifacts.errors import MediaError
-from artifacts.schema import MOST_PIXELS, ChunkIndex, FrameFit, MediaIndex, picture_size
+from artifacts.schema import MAX_PIXELS, ChunkIndex, FrameFit, MediaIndex, stored_size
 from stages.frames.formats import image_formats, is_heic
 from stages.frames.opening import check_file
 from stages.frames.video import Chunk
 
 MAX_JPEG_PIXELS = 1 << 28
-"""A JPEG of more than MOST_PIXELS, such as a phone's 200 million, is decoded at half its size with
+"""A JPEG of more than MAX_PIXELS, such as a phone's 200 million, is decoded at half its size with
 a quarter of the memory. No other format supports that."""
 Image.MAX_IMAGE_PIXELS = MAX_JPEG_PIXELS // 2  # Pillow warns above it and refuses above twice it
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
@@ -115,10 +115,10 @@ def _decode(
         width, height = size[::-1] if turn in SWAPPING else size
         # A JPEG is decoded at a fraction of its size, which is several times as fast.
         by = fit.divisor(height, width)
-        divisor = max(by, 2 if picture_size(*size) != size else 1)
+        divisor = max(by, 2 if stored_size(*size) != size else 1)
         if divisor > 1 and isinstance(image, ImageFile.ImageFile):
             image.draft("RGB", (size[0] // divisor, size[1] // divisor))
-        if image.width * image.height > MOST_PIXELS:
+        if image.width * image.height > MAX_PIXELS:
             raise Image.DecompressionBombError(f"{image.width} x {image.height}")
         count = 1 if image.format in JPEGS else getattr(image, "n_frames", 1)
         flat = _rgb(image)

@@ -69,7 +69,7 @@ class FileCutter:
     def cut(self, medium: MediumToCut) -> MediaIndex:
         """Store the frames of one file and return its index. Raises MediaError."""
         made = self._image(medium) if medium.kind == "image" else self._video(medium)
-        self._sets.frames.leave(self._sets.frames.keys())  # the reader looks them up again
+        self._sets.frames.forget(self._sets.frames.keys())  # the reader looks them up again
         return made
 
     def _image(self, medium: MediumToCut) -> MediaIndex:

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from artifacts.errors import MediaError
-from artifacts.regular import NotAFile
-from artifacts.remote.keeping import UNREACHABLE
+from artifacts.regular_files import NotAFile
+from artifacts.remote.media_cache import UNREACHABLE
 from artifacts.stamps import CHANGED, CHANGED_HINT, CHANGED_MESSAGE, Stamp, stamp_of
 from stages.frames.job import FramesItem
 

@@ -9,7 +9,7 @@ from av.video.stream import VideoStream
 
 from artifacts.containers import open_media
 from artifacts.errors import MediaError
-from artifacts.regular import NotAFile, open_regular
+from artifacts.regular_files import NotAFile, open_regular
 from artifacts.stamps import stamp_of
 from stages.frames.formats import OPTIONS, playlist_in
 from stages.process.memory_limit import short

@@ -13,7 +13,7 @@ from functools import partial
 from itertools import count, takewhile
 from typing import Any
 
-from artifacts.claims import POLL_SECONDS, WorkClaims, turns_at
+from artifacts.claims import POLL_SECONDS, WorkClaims, claims_at
 from artifacts.schema import ChunkIndex, MediaIndex
 from artifacts.store import open_store
 from stages.frames import PACK_BYTES
@@ -44,7 +44,7 @@ def run(fields: dict[str, Any], report: EventReporter) -> None:
     record_sets = (stage.record_sets.media, stage.record_sets.frames, stage.record_sets.failures)
     with (
         watchdog,
-        turns_at(stage.store, *record_sets) as stage.turns,
+        claims_at(stage.store, *record_sets) as stage.turns,
         ThreadPoolExecutor(workers, thread_name_prefix="frames") as pool,
     ):
         try:

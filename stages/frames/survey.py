@@ -14,7 +14,7 @@ from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
-from artifacts.words import counted
+from artifacts.plurals import counted
 from stages.frames.opening import is_damage
 from stages.frames.timeline import DEFAULT_RATE, STAMPS, Keyframes, Timeline, VideoPacket
 from stages.frames.watchdog import step

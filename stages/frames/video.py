@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from artifacts.plurals import counted
 from artifacts.schema import ChunkIndex, FrameFit, MediaIndex, Sampling
-from artifacts.words import counted
 from stages.frames.frame_converter import FrameConverter, shown_size
 from stages.frames.opening import no_frames
 from stages.frames.plan import ChunkPlan, plan_chunks, plan_stored

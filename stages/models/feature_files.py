@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from artifacts.errors import EnvironmentFault, UsageError
 from artifacts.files import whole_file
-from artifacts.regular import open_regular
+from artifacts.regular_files import open_regular
 from artifacts.tensors import name_tensors, place_tensors
 from stages.models.halves.features import Features
 

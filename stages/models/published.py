@@ -20,7 +20,7 @@ from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from artifacts.regular import read_text
+from artifacts.regular_files import read_text
 from stages.models.hub.checkpoint import CONFIG, JSON_BYTES, json_bytes
 from stages.models.natives.registry import native_of
 from stages.models.published_facts import FACTS

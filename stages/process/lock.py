@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import IO
 
 from artifacts.errors import EnvironmentFault
-from artifacts.regular import odd_kind
+from artifacts.regular_files import odd_kind
 from stages.process.device import device_uuid
 
 CPU_LOCK = "PENSTOCK_CPU_LOCK"

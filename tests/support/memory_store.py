@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from artifacts.stores.heads import Extent, each_head
 from artifacts.stores.local import state_folder
-from artifacts.stores.port import ObjectStat
+from artifacts.stores.protocol import ObjectStat
 
 
 class MemoryStore:

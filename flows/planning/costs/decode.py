@@ -4,7 +4,7 @@ import math
 from collections.abc import Container, Iterator, Sequence
 from dataclasses import replace
 
-from artifacts.words import counted
+from artifacts.plurals import counted
 from flows.checkpoint.models import Model
 from flows.checkpoint.precision import BYTES, PartSettings
 from flows.options.commands import RunOptions

@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 
-from artifacts.words import counted
+from artifacts.plurals import counted
 from flows.checkpoint.models import Model
 from flows.options.commands import RunOptions
 from flows.options.export_config import SAMPLES

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from pkgutil import resolve_name
 
-from artifacts.words import counted
+from artifacts.plurals import counted
 from flows.checkpoint.precision import PartSettings
 from flows.planning.estimate import Term
 from flows.planning.workloads import Workload

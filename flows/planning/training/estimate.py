@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from artifacts.errors import UsageError
-from artifacts.words import counted
+from artifacts.plurals import counted
 from flows.console.units import gib
 from flows.planning.architecture import Architecture
 from flows.planning.layers import pass_bytes

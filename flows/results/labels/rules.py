@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from artifacts.errors import UsageError
-from artifacts.regular import read_text
+from artifacts.regular_files import read_text
 from artifacts.text_vectors import TextVectors
 from artifacts.vectors import Vectors
 from flows.media.labels import LabelSet

@@ -12,9 +12,9 @@ import numpy as np
 from artifacts.captions import Caption, write_jsonl
 from artifacts.files import write_json, write_text
 from artifacts.labels import Labelled, Sized, Span, schema, spans_of, write_coco
+from artifacts.plurals import counted
 from artifacts.subtitles import WRITERS
 from artifacts.tables import write_csv, write_parquet
-from artifacts.words import counted
 from flows.job.prepare import Job
 from flows.ledger.tasks import Medium
 from flows.media.generated_files import OF_LABELS, GeneratedFiles

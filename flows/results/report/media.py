@@ -12,8 +12,8 @@ from typing import Any
 from urllib.parse import quote, unquote_to_bytes
 
 from artifacts.captions import Failure
-from artifacts.shapes import OptionalField, count, number, read_jsonl, text
-from artifacts.words import counted
+from artifacts.json_shapes import OptionalField, count, number, read_jsonl, text
+from artifacts.plurals import counted
 from flows.media.media_files import IMAGE_SUFFIXES, writable
 
 FILE = "file://"

@@ -10,7 +10,7 @@ from typing import Any
 
 from artifacts.errors import UsageError
 from artifacts.files import write_text
-from artifacts.regular import odd_thing
+from artifacts.regular_files import odd_thing
 from flows.results.foreign_files import refuse_replacing_page
 from flows.results.report.facts import facts
 

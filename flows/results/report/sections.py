@@ -6,9 +6,17 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from artifacts.json_shapes import (
+    Nullable,
+    OptionalField,
+    count,
+    number,
+    read_json,
+    read_jsonl,
+    text,
+)
 from artifacts.labels import Labelled, Scored, spans_of
-from artifacts.shapes import Nullable, OptionalField, count, number, read_json, read_jsonl, text
-from artifacts.words import counted
+from artifacts.plurals import counted
 from flows.results.export_result import ExportFound
 from flows.results.labels.writing import LINES, MEDIA, REPORT
 from flows.results.report.media import MEDIA_ENTRY, NAME, media_with_lines, shown_medium

@@ -16,7 +16,7 @@ from artifacts.errors import EnvironmentFault, ModelChanged
 from artifacts.files import whole_file, write_json
 from artifacts.keys import hash_file
 from artifacts.model_files import ModelFiles
-from artifacts.regular import open_regular
+from artifacts.regular_files import open_regular
 from artifacts.schema import Half
 from artifacts.store import fault_of
 from stages.embed_texts import TEXTS_A_BATCH

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from artifacts.errors import EnvironmentFault, UsageError
-from artifacts.regular import read_text
+from artifacts.regular_files import read_text
 from stages.models.adapters.scales import COPY_HINT, rank_and_scale
 from stages.models.hub.checkpoint import JSON_BYTES
 from stages.models.hub.headers import TensorPlace, read_metadata, read_places

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from artifacts.claims import UnsharedWork, turns_at
+from artifacts.claims import UnsharedWork, claims_at
 from artifacts.packs import Record, RecordSet
 from artifacts.record_union import record_sets_of
 from artifacts.store import open_store
@@ -105,11 +105,11 @@ class EncodeRun:
         faults = ItemFaults(self._spec.stage, self._note_failure, self._first())
         oom_retry, block = OomRetry(self._report, last, faults), job.block
         depth = 1 if block else PREFETCH_BATCHES
-        taking = nullcontext(UnsharedWork()) if job.live else turns_at(self._store, *records)
+        taking = nullcontext(UnsharedWork()) if job.live else claims_at(self._store, *records)
         to_do = self._requests() if job.live else blocks(self.batches, block, self._image_count)
         with taking as self._turns, write_behind(self._publish) as later:
             self._later = later
-            mine = self._turns.mine(to_do, self._missing_keys)
+            mine = self._turns.claimed_batches(to_do, self._missing_keys)
             for _, items in prefetched(mine, self._read, depth):
                 if items:
                     for _, made in oom_retry.run_block(items, block, _key, compute):
@@ -133,7 +133,7 @@ class EncodeRun:
         for line in read_requests(self._job.live):
             batch = items_of(EncodeItem, line)
             for item in batch:
-                self._frames.find([item.frames])
+                self._frames.look_up([item.frames])
                 if item.frames not in self._frames:
                     hint = "Send the request again: its frames are read again"
                     self._report.failure(item.key, "gone", "the frames are missing", hint)
@@ -189,7 +189,7 @@ class EncodeRun:
         for some in [[each] for each in made] if self._spec.publish_each else [made]:
             self._records.publish(some)
         self._report.send(Published(keys=tuple(each.key for each in made)))
-        self._records.leave(rows)
+        self._records.forget(rows)
         self._failures.drop(rows)
         self._frames.drop(item.frames for item, _ in rows.values())
 

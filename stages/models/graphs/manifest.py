@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from artifacts.errors import EnvironmentFault
+from artifacts.json_shapes import MapOf, anything, check, count, number, read_json, text
 from artifacts.schema import Half
-from artifacts.shapes import MapOf, anything, check, count, number, read_json, text
 from stages.models.graphs import FOLDER
 
 FILE = "graphs.json"

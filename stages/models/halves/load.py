@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any, get_args
 
 from artifacts.errors import EnvironmentFault, UsageError
+from artifacts.plurals import meant
 from artifacts.schema import Part
-from artifacts.words import meant
 from stages.models.halves.boundary import CUT, absent_paths, cut, pieces_called
 from stages.models.halves.classes import config_and_class, one_line, with_packages
 from stages.models.halves.ranges import ranged_reads

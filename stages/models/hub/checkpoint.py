@@ -10,7 +10,7 @@ from typing import Any
 
 from artifacts.errors import EnvironmentFault
 from artifacts.model_files import SMALL as SMALL
-from artifacts.regular import open_regular, read_text
+from artifacts.regular_files import open_regular, read_text
 
 DOWNLOAD_HINT = "Download it again (with git: git lfs pull)"
 INDEX = "model.safetensors.index.json"

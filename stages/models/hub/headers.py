@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from artifacts.errors import EnvironmentFault
-from artifacts.regular import open_regular
+from artifacts.regular_files import open_regular
 from stages.models.hub import transfer
 from stages.models.hub.checkpoint import (
     DOWNLOAD_HINT,

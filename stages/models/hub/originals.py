@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from artifacts.errors import UsageError
-from artifacts.regular import read_text
+from artifacts.regular_files import read_text
 from stages.models.hub.checkpoint import JSON_BYTES
 
 CLASS = re.compile(r"Llava\w*ForCausalLM")

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from artifacts.errors import EnvironmentFault, UsageError
-from artifacts.regular import odd_thing
+from artifacts.regular_files import odd_thing
 from stages.models.hub.checkpoint import (
     INDEX,
     SINGLE,

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from artifacts.errors import UsageError
-from artifacts.regular import read_text
+from artifacts.regular_files import read_text
 from stages.models.hub.checkpoint import JSON_BYTES
 
 Config = Mapping[str, Any]

@@ -13,7 +13,7 @@ from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any
 
 from artifacts.errors import UsageError
-from artifacts.regular import read_text
+from artifacts.regular_files import read_text
 from artifacts.schema import Part
 from stages.models.hub.checkpoint import JSON_BYTES
 

@@ -7,7 +7,7 @@ from typing import Any
 from jinja2 import TemplateSyntaxError
 
 from artifacts.errors import EnvironmentFault, PenstockError, UsageError
-from artifacts.regular import read_text
+from artifacts.regular_files import read_text
 from stages.models.halves.classes import one_line
 from stages.models.hub.checkpoint import JSON_BYTES
 from stages.models.processors.layout import channels_of, layout_of

@@ -20,7 +20,7 @@ import torch
 from artifacts.errors import EnvironmentFault, ModelChanged, UsageError
 from artifacts.files import read_kept, sweep, whole_file, write_json
 from artifacts.owned_folders import refuse_foreign
-from artifacts.regular import open_regular
+from artifacts.regular_files import open_regular
 from artifacts.store import fault_of
 from stages.models.hub.checkpoint import CONFIG, INDEX
 from stages.models.hub.faults import shown, size_of

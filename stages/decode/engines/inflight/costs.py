@@ -6,7 +6,7 @@ shared prompt prefix and a compiler.
 
 from collections.abc import Iterator, Sequence
 
-from artifacts.words import counted
+from artifacts.plurals import counted
 from stages.decode.engines.inflight.pool_shape import (
     MIN_CHECK_SLOTS,
     PoolLayout,

@@ -9,7 +9,7 @@ from huggingface_hub.dataclasses import strict
 from transformers import CLIPConfig, CLIPTextConfig, CLIPVisionConfig
 from transformers.configuration_utils import SubConfigSpec
 
-from artifacts.regular import read_text
+from artifacts.regular_files import read_text
 from stages.models.hub.checkpoint import INDEX, JSON_BYTES
 from stages.models.hub.headers import read_places
 

@@ -16,7 +16,7 @@ KINDS: dict[str, Callable[[int], bool]] = {
     "a device": lambda mode: stat.S_ISCHR(mode) or stat.S_ISBLK(mode),
     "a link": stat.S_ISLNK,
 }
-"""Words for what is no file."""
+"""Names of the kinds that are not regular files."""
 
 
 class NotAFile(OSError):
@@ -24,13 +24,13 @@ class NotAFile(OSError):
 
 
 def odd_kind(mode: int) -> str:
-    """Return what a thing of this `st_mode` is in words; empty when it is a file."""
+    """Return the name of a kind by its `st_mode`; empty for a regular file."""
     return next((name for name, fits in KINDS.items() if fits(mode)), "")
 
 
 def odd_thing(path: str | os.PathLike[str]) -> str:
-    """Return what lies at a path, links followed, in words. It is empty for a file, for a folder,
-    and when nothing is there or nobody may look."""
+    """Return what lies at a path, links followed. Return an empty string for a file or folder, and
+    if nothing is there or access is denied."""
     try:
         found = odd_kind(os.stat(path).st_mode)
     except (OSError, ValueError):
@@ -40,9 +40,9 @@ def odd_thing(path: str | os.PathLike[str]) -> str:
 
 @contextlib.contextmanager
 def open_regular(path: str | os.PathLike[str]) -> Iterator[BufferedReader]:
-    """Open a file to be read. Raises OSError, NotAFile among them and at once."""
-    refuse_odd(os.stat(path).st_mode, path)  # opening alone makes some devices do something
-    # It may have been replaced since; without O_NONBLOCK, opening a FIFO waits for a writer.
+    """Open a regular file for reading. Raises OSError, including NotAFile, without blocking."""
+    refuse_odd(os.stat(path).st_mode, path)  # opening some devices has side effects
+    # It may have been replaced since. Without O_NONBLOCK, opening a FIFO waits for a writer.
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
     try:
         refuse_odd(os.fstat(descriptor).st_mode, path)
@@ -54,19 +54,19 @@ def open_regular(path: str | os.PathLike[str]) -> Iterator[BufferedReader]:
 
 
 def refuse_odd(mode: int, path: str | os.PathLike[str]) -> None:
-    """Raise NotAFile for what is none."""
+    """Raise NotAFile unless the mode is that of a regular file."""
     if kind := odd_kind(mode):
         raise NotAFile(errno.EINVAL, f"it is {kind}, not a file", os.fspath(path))
 
 
 def read_text(path: Path, limit: int, encoding: str = "utf-8", lines: int | None = None) -> str:
-    """Return the text in a file of at most `limit` bytes, or its first lines if these have no more.
-    Raises OSError, also for what is no UTF-8."""
+    """Return the text of a file of at most `limit` bytes, or its first `lines` within the limit.
+    Raises OSError, also for invalid UTF-8."""
     with open_regular(path) as file:
         content = file.read(limit + 1) if lines is None else b"".join(islice(file, lines))
     if len(content) > limit:
-        words = f"it is larger than the {limit >> 20} MiB that it may have"
-        raise OSError(errno.EFBIG, words, os.fspath(path))
+        reason = f"it is larger than the limit of {limit >> 20} MiB"
+        raise OSError(errno.EFBIG, reason, os.fspath(path))
     try:
         return content.decode(encoding)
     except UnicodeDecodeError as error:

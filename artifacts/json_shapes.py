@@ -18,15 +18,15 @@ from pathlib import Path
 from typing import Any
 
 from artifacts.errors import EnvironmentFault, UsageError
-from artifacts.regular import read_text
+from artifacts.regular_files import read_text
 
 Shape = Any
-MOST = 1 << 63
-"""Bound that no number of ours comes to."""
-DEEP = 32
-"""How deep lists and objects may lie in one another: ours do in eight."""
+MAX_NUMBER = 1 << 63
+"""Bound on the size of numbers."""
+MAX_DEPTH = 32
+"""Largest nesting depth of lists and objects; ours have eight."""
 BYTES = 1 << 30
-"""How long a file may be: that of some million captions."""
+"""Largest file in bytes: that of about a million captions."""
 
 
 class ShapeError(ValueError):
@@ -62,7 +62,7 @@ class MapOf:
 
 
 def text(value: Any) -> bool:
-    """Return whether it is a string that can be written down."""
+    """Return whether a value is a string that UTF-8 can encode."""
     try:
         return isinstance(value, str) and bool(value.encode() or True)
     except UnicodeEncodeError:
@@ -70,19 +70,19 @@ def text(value: Any) -> bool:
 
 
 def number(value: Any) -> bool:
-    """Return whether it is a finite number of a size that can be meant."""
+    """Return whether a value is a finite number within MAX_NUMBER."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False
-    return math.isfinite(value) and abs(value) < MOST
+    return math.isfinite(value) and abs(value) < MAX_NUMBER
 
 
 def count(value: Any) -> bool:
-    """Return whether it is a whole number from 0 on."""
+    """Return whether a value is a whole number from 0."""
     return isinstance(value, int) and number(value) and value >= 0
 
 
 def moment(value: Any) -> bool:
-    """Return whether it is a date and time."""
+    """Return whether a value is a date and time."""
     try:
         return bool(datetime.fromisoformat(value).timestamp() or True)
     except (TypeError, ValueError, OverflowError, OSError):
@@ -90,12 +90,12 @@ def moment(value: Any) -> bool:
 
 
 def anything(value: Any) -> bool:
-    """Return True for whatever JSON can say."""
+    """Accept any JSON value."""
     return True
 
 
 def check(value: Any, shape: Shape, where: str = "it") -> None:
-    """Raise Misshapen, with the place, when a value has another shape."""
+    """Raise ShapeError, with the place, unless a value has the shape."""
     if isinstance(shape, Nullable | EmptyOr):
         if value != (None if isinstance(shape, Nullable) else {}):
             check(value, shape.shape, where)
@@ -103,17 +103,17 @@ def check(value: Any, shape: Shape, where: str = "it") -> None:
         _check_object(value, shape, where)
     elif isinstance(shape, list | tuple):
         if not isinstance(value, list) or (isinstance(shape, tuple) and len(value) != len(shape)):
-            raise ShapeError(f"{where} is not the list that it should be")
+            raise ShapeError(f"{where} is not the expected list")
         of_each = shape if isinstance(shape, tuple) else shape * len(value)
         for at, (inside, one) in enumerate(zip(value, of_each, strict=True)):
             check(inside, one, f"{where}[{at}]")
     elif not shape(value):
-        raise ShapeError(f"{where} is no {shape.__name__}")
+        raise ShapeError(f"{where} is not a {shape.__name__}")
 
 
 def _check_object(value: Any, shape: dict[str, Shape] | MapOf, where: str) -> None:
     if not isinstance(value, dict):
-        raise ShapeError(f"{where} is no object")
+        raise ShapeError(f"{where} is not an object")
     if isinstance(shape, MapOf):
         for name, inside in value.items():
             check(name, text, f"a name in {where}")
@@ -125,18 +125,17 @@ def _check_object(value: Any, shape: dict[str, Shape] | MapOf, where: str) -> No
                 value[name], one.shape if isinstance(one, OptionalField) else one, f"{where}.{name}"
             )
         elif not isinstance(one, OptionalField):
-            raise ShapeError(f"{where} has no {name}")
+            raise ShapeError(f"{where}: {name} is missing")
 
 
 def parse(line: str) -> Any:
-    """Return the value that JSON says. Raises ValueError, also for what nests without end or is no
-    number."""
+    """Parse JSON. Raises ValueError, also for excessive nesting and for NaN or infinity."""
     try:
         value = json.loads(line, parse_constant=_refuse)
     except RecursionError as error:
         raise ShapeError("it is nested too deeply") from error
     level = [value]
-    for _ in range(DEEP):
+    for _ in range(MAX_DEPTH):
         level = [
             inside
             for one in level
@@ -149,12 +148,12 @@ def parse(line: str) -> Any:
 
 
 def _refuse(name: str) -> Any:
-    raise ShapeError(f"{name} is no number")
+    raise ShapeError(f"{name} is not a JSON number")
 
 
 def read_json(path: Path, shape: Shape, hint: str, prepared: Callable[[Any], Any]) -> Any:
-    """Return what a file of JSON says, after `prepared` has put in what older versions did not
-    write. Raises UsageError when it is not there, EnvironmentFault when it is not of this shape."""
+    """Return the content of a JSON file, after `prepared` has added what older versions did not
+    write. Raises UsageError if it is missing, EnvironmentFault if it has another shape."""
     try:
         value = parse(read_text(path, BYTES))
         check(value, {}, "it")
@@ -162,19 +161,20 @@ def read_json(path: Path, shape: Shape, hint: str, prepared: Callable[[Any], Any
         check(value, shape, "it")
         return value
     except FileNotFoundError as error:
-        raise UsageError(f"there is no {path}", hint=hint) from error
+        raise UsageError(f"{path} does not exist", hint=hint) from error
     except (OSError, ValueError) as error:
         raise _unreadable(path, error, hint) from error
 
 
 def read_jsonl(
-    path: Path, shape: dict[str, Shape], hint: str, most: int | None = None
+    path: Path, shape: dict[str, Shape], hint: str, max_lines: int | None = None
 ) -> list[dict[str, Any]]:
-    """Return the objects of a file that holds one a line, with the fields of this shape; of its
-    first `most` lines. None are returned when it is not there. Raises EnvironmentFault."""
+    """Return the objects of a JSON-lines file, reduced to the fields of this shape; with `most`,
+    only those of the first lines. Return an empty list if it is missing. Raises
+    EnvironmentFault."""
     try:
-        # Not splitlines, which also cuts where a caption has an odd line separator.
-        lines = read_text(path, BYTES, lines=most).split("\n")
+        # Not splitlines, which also splits at other line separators inside captions.
+        lines = read_text(path, BYTES, lines=max_lines).split("\n")
     except FileNotFoundError:
         return []
     except OSError as error:
@@ -194,5 +194,5 @@ def read_jsonl(
 def _unreadable(path: Path, error: Exception, hint: str, line: str = "") -> EnvironmentFault:
     why = error.strerror if isinstance(error, OSError) else str(error)
     if isinstance(error, ValueError) and not isinstance(error, ShapeError):
-        why = "it is no JSON"
+        why = "invalid JSON"
     return EnvironmentFault(f"{path} cannot be read{line}: {why}", hint=hint)

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from artifacts.errors import EnvironmentFault, UsageError
-from artifacts.shapes import (
+from artifacts.json_shapes import (
     EmptyOr,
     MapOf,
     Nullable,
@@ -49,22 +49,22 @@ def test_what_has_the_shape_passes(changes: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"name": None}, "it.name is no text"),
-        ({"name": "\ud800"}, "it.name is no text"),
-        ({"bytes": True}, "it.bytes is no count"),
-        ({"bytes": -1}, "it.bytes is no count"),
-        ({"bytes": 1.0}, "it.bytes is no count"),
-        ({"bytes": 10**30}, "it.bytes is no count"),
-        ({"at": "1"}, "it.at is no number"),
-        ({"at": float("inf")}, "it.at is no number"),
-        ({"began": "yesterday"}, "it.began is no moment"),
-        ({"began": 5}, "it.began is no moment"),
-        ({"points": {}}, "it.points is not the list that it should be"),
-        ({"points": [[1]]}, r"it.points\[0\] is not the list"),
-        ({"points": [[1, "2"]]}, r"it.points\[0\]\[1\] is no number"),
-        ({"more": []}, "it.more is no object"),
-        ({"more": {"x": 1}}, "it.more.x is no text"),
-        ({"plan": {"mode": "m"}}, "it.plan has no model"),
+        ({"name": None}, "it.name is not a text"),
+        ({"name": "\ud800"}, "it.name is not a text"),
+        ({"bytes": True}, "it.bytes is not a count"),
+        ({"bytes": -1}, "it.bytes is not a count"),
+        ({"bytes": 1.0}, "it.bytes is not a count"),
+        ({"bytes": 10**30}, "it.bytes is not a count"),
+        ({"at": "1"}, "it.at is not a number"),
+        ({"at": float("inf")}, "it.at is not a number"),
+        ({"began": "yesterday"}, "it.began is not a moment"),
+        ({"began": 5}, "it.began is not a moment"),
+        ({"points": {}}, "it.points is not the expected list"),
+        ({"points": [[1]]}, r"it.points\[0\] is not the expected list"),
+        ({"points": [[1, "2"]]}, r"it.points\[0\]\[1\] is not a number"),
+        ({"more": []}, "it.more is not an object"),
+        ({"more": {"x": 1}}, "it.more.x is not a text"),
+        ({"plan": {"mode": "m"}}, "it.plan: model is missing"),
     ],
 )
 def test_what_has_another_shape_is_told_by_its_place(changes: dict[str, Any], says: str) -> None:
@@ -91,9 +91,9 @@ def test_lines_are_read_as_far_as_they_are_known(tmp_path: Path) -> None:
     ("content", "says"),
     [
         (b"\xff\n", "it is not UTF-8 text"),
-        (b'{"name": "a"}\n[]\n', "at line 2: it is no object"),
-        (b'{"name": "a"}\n{"name"\n', "at line 2: it is no JSON"),
-        (b'{"name": 1}\n', "at line 1: it.name is no text"),
+        (b'{"name": "a"}\n[]\n', "at line 2: it is not an object"),
+        (b'{"name": "a"}\n{"name"\n', "at line 2: invalid JSON"),
+        (b'{"name": 1}\n', "at line 1: it.name is not a text"),
         (b"[" * 200_000, "at line 1: it is nested too deeply"),
     ],
 )
@@ -113,5 +113,5 @@ def test_what_is_no_file_is_not_waited_for(tmp_path: Path) -> None:
         read_jsonl(path, {"name": text}, "")
     with pytest.raises(EnvironmentFault, match="it is a FIFO, not a file"):
         read_json(path, {"name": text}, "", dict)
-    with pytest.raises(UsageError, match="there is no"):
+    with pytest.raises(UsageError, match="does not exist"):
         read_json(tmp_path / "gone.json", {"name": text}, "", dict)

@@ -12,33 +12,33 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from artifacts.regular import open_regular
+from artifacts.regular_files import open_regular
 from artifacts.stamps import stamp_of
 
 LARGEST = 1 << 29
 """Bytes that are read, from the end: two million lines, in three seconds."""
 LONGEST_LINE = 1 << 16
-"""Bytes of a line at the most: a path has 4,096, each of which takes up to six."""
+"""Largest size of a line in bytes: a path has 4,096, each of which takes up to six."""
 
 
 def read_lines(path: Path) -> Iterator[list[Any]]:
-    """Yield the lines that are what was once written; any other is passed over."""
+    """Yield the intact lines; skip all others."""
     with contextlib.suppress(OSError), open_regular(path) as file:
         file.seek(max(0, stamp_of(file.fileno()).size - LARGEST))
         while line := file.readline(LONGEST_LINE):
             text, _, check = line.rpartition(b', "')
             if check != f'{_check(text)}"]\n'.encode():
-                continue  # torn by a crash, flipped by a disk, or of a version without checksums
+                continue  # torn by a crash, flipped by a disk, or from a version without checksums
             with contextlib.suppress(ValueError, RecursionError):
                 yield json.loads(text + b"]")
 
 
 def append_line(path: Path, values: list[Any]) -> None:
-    """Remember these values; where nothing can be written, they are forgotten."""
+    """Append these values. If the file is not writable, they are lost."""
     text = json.dumps(values)[:-1]
-    # A line of its own, whatever a torn or damaged one before it ends with.
+    # Start a new line, since a torn or damaged one may precede it.
     line = f'\n{text}, "{_check(text.encode())}"]\n'
-    with contextlib.suppress(OSError):  # a store that cannot be written says so where it matters
+    with contextlib.suppress(OSError):  # an unwritable store is reported elsewhere
         path.parent.mkdir(parents=True, exist_ok=True)
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC
         file = os.open(path, flags, 0o644)
@@ -49,5 +49,5 @@ def append_line(path: Path, values: list[Any]) -> None:
 
 
 def _check(text: bytes) -> str:
-    """Return a checksum that notices every burst of up to 32 bits."""
+    """Return a checksum that detects every burst error of up to 32 bits."""
     return f"{zlib.crc32(text):08x}"

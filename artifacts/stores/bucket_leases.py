@@ -9,7 +9,7 @@ import uuid
 from collections.abc import Iterator
 
 from artifacts.errors import EnvironmentFault
-from artifacts.stores.bucket import Bucket, Listed
+from artifacts.stores.bucket_client import Bucket, Listed
 from artifacts.stores.local import TEMPORARY
 
 FOLDER = "jobs"

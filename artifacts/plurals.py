@@ -3,8 +3,8 @@
 import difflib
 from collections.abc import Iterable, Sequence
 
-TOLD = 3
-"""Names that are told of many."""
+SHOWN_NAMES = 3
+"""Names that are printed of a long list."""
 
 
 def counted(count: int, noun: str) -> str:
@@ -15,10 +15,10 @@ def counted(count: int, noun: str) -> str:
 
 def first_of(names: Sequence[str]) -> str:
     """Return the first few of many names, such as `a, b, c, …`."""
-    return ", ".join([*names[:TOLD], *(["…"] if len(names) > TOLD else [])])
+    return ", ".join([*names[:SHOWN_NAMES], *(["…"] if len(names) > SHOWN_NAMES else [])])
 
 
 def meant(given: str, names: Iterable[str]) -> str:
-    """Return the end of a line that tells the name that was meant, where one is near."""
+    """Return the end of a message that suggests a similar name, if there is one."""
     near = difflib.get_close_matches(given, names, n=1)
     return f" (did you mean {near[0]}?)" if near else ""

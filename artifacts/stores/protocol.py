@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 from artifacts.stores.heads import Extent
 
 if TYPE_CHECKING:  # it loads what asks a bucket
-    from artifacts.stores.board import BucketLeases
+    from artifacts.stores.bucket_leases import BucketLeases
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -18,7 +18,7 @@ from obstore.store import HTTPStore, from_url
 
 from artifacts.errors import UsageError
 from artifacts.stores.credentials import allows_http, check_variables
-from artifacts.stores.patience import HINT, Answer, reason, with_retries
+from artifacts.stores.retry import HINT, Answer, reason, with_retries
 
 if TYPE_CHECKING:  # obstore has these names for type checkers alone
     from obstore.store import ClientConfig, ObjectStore, RetryConfig

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from artifacts.store import Store, open_store
-from artifacts.stores.bucket import Bucket
+from artifacts.stores.bucket_client import Bucket
 from flows.machine import leases
 from flows.machine.leases import leased, running_jobs
 from flows.upkeep.cache import collect
