@@ -106,7 +106,7 @@ def joint(job: dict[str, Any], watch: Watch) -> list[str]:
 
     from stages.models.encoding.chunks import read_clip
     from stages.models.encoding.job import EncodeItem
-    from stages.models.halves.ranges import ranged_reads
+    from stages.models.halves.ranged_reads import ranged_reads
     from stages.models.processors.prepare import load_processor
     from tests.support.processors import whole as inputs_of
 

@@ -70,7 +70,7 @@ def measure(spec: dict[str, Any]) -> dict[str, float]:
 
     from stages.decode.generate_kwargs import make_greedy
     from stages.models.half_job import HalfJob
-    from stages.models.halves.delivery import generate
+    from stages.models.halves.inject_features import generate
     from stages.models.loading import ModelJob, warm
     from stages.process.memory_limit import start_threads
 
@@ -99,7 +99,7 @@ def measure(spec: dict[str, Any]) -> dict[str, float]:
 def options_of(half: Any, job: dict[str, Any]) -> dict[str, Any]:
     """The keyword arguments of `generate`, as the decode stage gives them."""
     from stages.decode.prefill_options import KV_OPTIONS
-    from stages.models.halves.pieces_of_text import in_pieces
+    from stages.models.halves.chunked_mlp import in_pieces
 
     found = dict(KV_OPTIONS[job.get("kv", "")])
     prefill = job.get("prefill", 0)

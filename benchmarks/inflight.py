@@ -51,7 +51,7 @@ class Way:
 
 def static(work: Work, order: Sequence[int], slots: int) -> Way:
     """Batches of so many rows in this order, each until its longest caption ends."""
-    from stages.models.halves.delivery import generate, new_tokens, prompt_in
+    from stages.models.halves.inject_features import generate, new_tokens, prompt_in
 
     way = Way()
     for first in range(0, len(order), slots):

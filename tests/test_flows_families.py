@@ -16,7 +16,7 @@ from flows.job.prepare import prepare
 from flows.options.commands import CaptionConfig
 from flows.planning.sizes import estimates
 from stages.decode.stored import read_features
-from stages.models.halves.delivery import UNDIVIDED
+from stages.models.halves.inject_features import UNDIVIDED
 from stages.models.inspection import describe
 from stages.models.processors.prepare import Clip, load_processor
 from tests.support.checkpoints import MODELS, whole_checkpoint

@@ -14,7 +14,7 @@ from artifacts.errors import UsageError
 from flows.cli.main import main
 from stages.decode.engines.inflight.pool_shape import columns_for
 from stages.models import load_half
-from stages.models.natives.cogvlm2.processor import of_video
+from stages.models.in_tree.cogvlm2.processor import of_video
 from stages.models.processors.prepare import load_processor
 from tests.support.cogvlm2 import PLAIN, published
 from tests.support.families import checkpoint

@@ -20,7 +20,7 @@ from artifacts.store import FolderStore
 from stages.frames import run as frames_stage
 from stages.models.encoding.chunks import read_clip
 from stages.models.encoding.job import EncodeItem
-from stages.models.halves.delivery import new_tokens
+from stages.models.halves.inject_features import new_tokens
 from stages.models.processors.clip import Clip, to_images
 from stages.process.report import EventReporter
 from tests.support.checkpoints import MODELS, whole_checkpoint

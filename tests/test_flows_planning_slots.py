@@ -23,7 +23,7 @@ from stages.decode.engines.inflight.costs import COMPILED_LAYER_BYTES, COMPILER_
 from stages.decode.engines.inflight.pool_shape import PoolShape
 from stages.decode.engines.inflight.slot_cache import SLOT_LAYERS
 from stages.decode.engines.slot_load import SlotLoad, SlotTerm
-from stages.models.row_memory import LayerMemory, RowMemory
+from stages.models.kv_profile import LayerMemory, RowMemory
 from tests.support.by_hand import KV_A_TOKEN, LAYERS, PROFILE, images, model
 
 GIB = 1 << 30

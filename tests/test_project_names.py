@@ -29,7 +29,7 @@ def test_no_file_is_too_long_to_read() -> None:
 
 
 def test_a_family_of_our_own_is_named_where_it_is_computed_and_nowhere_else() -> None:
-    natives = ROOT / "stages" / "models" / "natives"
+    natives = ROOT / "stages" / "models" / "in_tree"
     families = {path.name for path in natives.iterdir() if (path / "__init__.py").exists()}
     assert families
     product = (path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))

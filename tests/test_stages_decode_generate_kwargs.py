@@ -22,7 +22,7 @@ from stages.decode.generation import SamplingParams
 from stages.decode.job import DecodeItem
 from stages.decode.presence import PresencePenalty
 from stages.decode.repetition import NGRAM, PENALTY, is_repetitive
-from stages.models.processors.chat_turn import PARTS, PLAIN, write
+from stages.models.processors.chat_template import PARTS, PLAIN, write
 from stages.models.processors.prepare import Clip, load_processor
 from tests.support.clips import clips, joint_inputs, joint_model
 from tests.support.families import checkpoint

@@ -11,11 +11,11 @@ from artifacts.errors import CannotFit, UsageError
 from artifacts.schema import Half
 from penstock_demo import CHECKPOINT
 from stages.decode.prefill_options import PrefillOptions, chunked_prefill_matches
-from stages.models.halves import delivery
-from stages.models.halves.delivery import generate
+from stages.models.halves import inject_features
+from stages.models.halves.chunked_mlp import in_pieces
 from stages.models.halves.features import Features, encode
-from stages.models.halves.pieces import ReloadableHalf
-from stages.models.halves.pieces_of_text import in_pieces
+from stages.models.halves.inject_features import generate
+from stages.models.halves.reloadable import ReloadableHalf
 from stages.models.halves.routes import choose_route
 from stages.models.loading import ModelJob
 from tests.support.clips import PROMPTS, clips
@@ -138,7 +138,7 @@ def test_logits_of_a_long_prompt_are_those_of_its_last_token(
 ) -> None:
     held, inputs, features = halves(variant, tmp_path)
     whole: Any = held.use(lambda half: generate(half, inputs, features, **GREEDY))
-    monkeypatch.setattr(delivery, "LOGITS_WORTH", 0)
+    monkeypatch.setattr(inject_features, "LOGITS_WORTH", 0)
     given: list[int] = []
     head = held.model.get_output_embeddings()
     hook = head.register_forward_hook(lambda _, taken, __: given.append(taken[0].shape[1]))

@@ -20,7 +20,7 @@ from penstock_demo import CHECKPOINT
 from stages.decode.batches import longest_first, missing_keys, rebatch, swap_engine_keys
 from stages.decode.engines import ENGINES, transformers
 from stages.decode.job import DecodeItem
-from stages.models.halves.delivery import new_tokens
+from stages.models.halves.inject_features import new_tokens
 from stages.models.processors.prepare import Clip, load_processor
 from tests.support.checkpoints import whole_checkpoint
 from tests.support.clips import PROMPTS, clips, joint_inputs, joint_model

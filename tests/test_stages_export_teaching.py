@@ -13,8 +13,8 @@ from stages.decode.teacher_forcing import (
     is_bidirectional,
 )
 from stages.models.encoding.batch import encode_batches
-from stages.models.halves.delivery import generate, new_tokens, prompt_in
 from stages.models.halves.features import Features, placeholder_ids
+from stages.models.halves.inject_features import generate, new_tokens, prompt_in
 from stages.models.halves.load import load_half
 from stages.models.processors.clip import Clip
 from stages.models.processors.loading import load_processor

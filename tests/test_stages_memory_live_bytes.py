@@ -13,8 +13,8 @@ from stages.memory.meta_device import give_data, on_meta_device, without_data
 from stages.models.dry_run import dry_run
 from stages.models.footprint import BatchCost
 from stages.models.halves.classes import config_and_class, skeleton_of
-from stages.models.halves.delivery import generate
 from stages.models.halves.features import encode
+from stages.models.halves.inject_features import generate
 from stages.models.halves.routes import choose_route
 from stages.models.processors.prepare import load_processor
 from tests.support.checkpoints import whole_checkpoint

@@ -7,8 +7,8 @@ from stages.models.dry_run import dry_run
 from stages.models.halves.classes import config_and_class, skeleton_of
 from stages.models.halves.routes import choose_route
 from stages.models.inspection import frames_a_video
+from stages.models.kv_profile import LayerMemory, RowMemory
 from stages.models.processors.prepare import load_processor
-from stages.models.row_memory import LayerMemory, RowMemory
 from tests.support.checkpoints import MODELS, whole_checkpoint
 from tests.support.clips import profile_of
 from tests.support.families import BUILDERS, checkpoint

@@ -16,8 +16,8 @@ from artifacts.schema import Part
 from stages.models import describe, encode, generate, load_features, load_half, save_features
 from stages.models.halves.boundary import absent_paths
 from stages.models.halves.classes import config_and_class, skeleton_of
+from stages.models.in_tree.registry import NATIVES, native_of
 from stages.models.loading import ModelJob
-from stages.models.natives.registry import NATIVES, native_of
 from stages.models.precision.quantize import count, quantizable
 from stages.models.streaming.load import cross, streamed_layers
 from tests.support.clips import profile_of, without_pixels

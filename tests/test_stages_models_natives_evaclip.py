@@ -20,8 +20,8 @@ from stages.models import describe, load_half
 from stages.models.halves.boundary import absent_paths
 from stages.models.halves.classes import config_and_class, skeleton_of
 from stages.models.halves.vectors import image_vectors, logits, text_vectors
+from stages.models.in_tree.registry import NATIVES, ORIGINALS, native_of
 from stages.models.loading import ModelJob
-from stages.models.natives.registry import NATIVES, ORIGINALS, native_of
 from stages.models.precision.quantize import count, quantizable
 from stages.models.processors.loading import load_processor
 from stages.models.streaming.load import cross, streamed_layers

@@ -13,7 +13,7 @@ import torch
 
 from artifacts.errors import EnvironmentFault, UsageError
 from stages.models.processors import pictures
-from stages.models.processors.layout import layout_of
+from stages.models.processors.input_layout import layout_of
 from stages.models.processors.loading import is_image_output, takes_images
 from stages.models.processors.prepare import (
     Clip,

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from stages.models.halves.delivery import new_tokens
+from stages.models.halves.inject_features import new_tokens
 from stages.models.processors.prepare import Clip, load_processor
 from tests.support.checkpoints import whole_checkpoint
 from tests.support.clips import PROMPTS, clips, joint_model, profile_of

@@ -18,12 +18,12 @@ from flows.checkpoint.profile_loading import custom_code_fields
 from flows.machine.launch import DirectLauncher
 from flows.options.commands import CaptionConfig
 from stages.models import ModelProfile, describe
+from stages.models.describe_run import run
 from stages.models.hub.checkpoint import Checkpoint
 from stages.models.hub.headers import read_headers
 from stages.models.processors.fit import probe
 from stages.models.processors.prepare import load_processor
 from stages.models.profile import SamplingProfile
-from stages.models.run import run
 from tests.support.checkpoints import whole_checkpoint
 from tests.support.clips import half_model, joint_model, profile_of
 from tests.support.families import change_config, change_weights, checkpoint, copy_of

@@ -10,8 +10,8 @@ import pytest
 
 from artifacts.errors import UsageError
 from stages.models import describe
-from stages.models.processors.chat_turn import system_form, write
-from stages.models.processors.layout import layout_of
+from stages.models.processors.chat_template import system_form, write
+from stages.models.processors.input_layout import layout_of
 from stages.models.processors.loading import load_processor, token
 from stages.models.processors.prepare import prepare, rebuild
 from tests.support.clips import clips

@@ -220,7 +220,10 @@ def test_a_stage_leaves_no_temporary_files(tmp_path: Path, monkeypatch: pytest.M
     (tmp_path / "tmp").mkdir()
     monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
     monkeypatch.setattr("tempfile.tempdir", None)
-    started("stages.models.run", "run", tmp_path, model=str(penstock_demo.CHECKPOINT)).wait()
+    folder = str(penstock_demo.CHECKPOINT)
+    started("stages.models.describe_run", "run", tmp_path, model=folder).wait()
+        "stages.models.describe_run", "run", tmp_path, model=str(penstock_demo.CHECKPOINT)
+    ).wait()
     monkeypatch.undo()
     assert list((tmp_path / "tmp").iterdir()) == []
 

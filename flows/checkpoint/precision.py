@@ -17,7 +17,7 @@ from flows.options.commands import RunOptions
 from flows.options.model import HalfPrecisionOptions
 from flows.options.text import EngineOptions
 from stages.decode.engines import EngineSpec, accepted_by, engines_for
-from stages.models.natives.registry import no_published_difference
+from stages.models.in_tree.registry import no_published_difference
 from stages.models.profile import ModelProfile, PartProfile
 from stages.process.device import device_capability
 

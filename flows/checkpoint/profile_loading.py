@@ -21,7 +21,7 @@ from flows.machine.launch import Launcher, StageCall, run_with_restarts
 from flows.options.commands import RunOptions
 from flows.options.media import VideoSamplingOptions
 from stages.models.hub.checkpoint import SMALL, Checkpoint
-from stages.models.natives.registry import native_of
+from stages.models.in_tree.registry import native_of
 from stages.models.profile import OUTPUT_VERSION, ModelProfile
 from stages.models.published import is_published_way
 from stages.process.cgroup import host_free_bytes

@@ -15,7 +15,7 @@ from stages.process.stage_process import Listener, StageProcess
 
 ENTRIES: Mapping[str, str] = {
     **{name: stage.entry for name, stage in STAGES.items()},
-    "describe": "stages.models.run:run",
+    "describe": "stages.models.describe_run:run",
     "convert": "stages.convert.run:run",
     "merge": "stages.export.merge:run",
     "time_graphs": "stages.export.graphs.timing:run",

@@ -24,8 +24,8 @@ from stages.models.hub.checkpoint import (
     small_files,
     weight_map,
 )
-from stages.models.hub.faults import PICKLES
-from stages.models.natives.registry import ORIGINALS, OriginalLayout
+from stages.models.hub.hub_errors import PICKLES
+from stages.models.in_tree.registry import ORIGINALS, OriginalLayout
 from stages.models.shards.layout import TensorSpec, lay_out
 from stages.models.shards.writing import claimed, in_pieces, write_checkpoint
 from stages.process.job import parse_job

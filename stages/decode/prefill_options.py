@@ -14,13 +14,13 @@ import torch
 from artifacts.errors import CannotFit, UsageError
 from artifacts.tensors import make_record
 from stages.models.halves.absent import NeedsWeights
-from stages.models.halves.delivery import UNDIVIDED, generate
+from stages.models.halves.chunked_mlp import in_pieces
 from stages.models.halves.features import Features, count_tokens
+from stages.models.halves.inject_features import UNDIVIDED, generate
 from stages.models.halves.offload import offloaded_bytes
-from stages.models.halves.pieces_of_text import in_pieces
 from stages.models.halves.records import FeatureRecord
 from stages.models.halves.routes import choose_route
-from stages.models.processors.layout import noise
+from stages.models.processors.input_layout import noise
 from stages.models.processors.prepare import drop_end_token, prepare, rebuild
 from stages.process.exit_diagnosis import out_of_memory
 

@@ -19,8 +19,8 @@ from transformers import PreTrainedModel
 from artifacts.errors import UsageError
 from stages.decode.prefill_options import relative_difference, tolerance
 from stages.decode.prompts import append_ids
-from stages.models.halves.delivery import generate
 from stages.models.halves.features import Features
+from stages.models.halves.inject_features import generate
 from stages.models.halves.records import FeatureRecord
 from stages.models.processors.prepare import drop_end_token, rebuild
 

@@ -31,7 +31,7 @@ from stages.models.halves.offload import placement, waiting
 from stages.models.loading import ModelJob, facts
 from stages.models.loading import warm as warm_model
 from stages.models.streaming.load import streamed_layers
-from stages.models.streaming.turnstile import LayerLockstep, LayerProvider
+from stages.models.streaming.lockstep import LayerLockstep, LayerProvider
 from stages.process.job import parse_job
 from stages.process.report import EventReporter
 

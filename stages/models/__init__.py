@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from stages.models.feature_files import load_features as load_features
     from stages.models.feature_files import save_features as save_features
     from stages.models.halves.absent import NeedsWeights as NeedsWeights
-    from stages.models.halves.delivery import generate as generate
     from stages.models.halves.features import Features as Features
     from stages.models.halves.features import encode as encode
+    from stages.models.halves.inject_features import generate as generate
     from stages.models.halves.load import load_half as load_half
     from stages.models.hub.resolve import resolve_model as resolve_model
     from stages.models.inspection import describe as describe
@@ -32,7 +32,7 @@ _HOMES = {
     "ModelProfile": "profile",
     "describe": "inspection",
     "encode": "halves.features",
-    "generate": "halves.delivery",
+    "generate": "halves.inject_features",
     "load_features": "feature_files",
     "load_half": "halves.load",
     "resolve_model": "hub.resolve",

@@ -15,11 +15,20 @@ from stages.memory.meta_device import give_data, on_meta_device, without_data
 from stages.memory.meta_tensors import tensors
 from stages.memory.repeated_layers import RepeatedLayers
 from stages.models.context import context_of
+from stages.models.dry_run_hooks import (
+    NEW_TOKENS,
+    PromptWatch,
+    decoder_of,
+    quiet,
+    watch_layers,
+    watch_mlps,
+)
 from stages.models.footprint import BatchCost
 from stages.models.halves.classes import one_line
-from stages.models.halves.delivery import UNDIVIDED, generate
 from stages.models.halves.features import Features, encode, is_pixels
+from stages.models.halves.inject_features import UNDIVIDED, generate
 from stages.models.halves.vectors import image_vectors, max_text_tokens, text_vectors
+from stages.models.kv_profile import LayerMemory, RowMemory
 from stages.models.processors.calling import TEXT_IDS, text_ids
 from stages.models.processors.clip import black_clip
 from stages.models.processors.fit import bytes_of
@@ -35,15 +44,6 @@ from stages.models.processors.prepare import (
     takes_videos,
 )
 from stages.models.processors.text_turn import text_inputs
-from stages.models.row_memory import LayerMemory, RowMemory
-from stages.models.watching import (
-    NEW_TOKENS,
-    PromptWatch,
-    decoder_of,
-    quiet,
-    watch_layers,
-    watch_mlps,
-)
 from stages.process.exit_diagnosis import out_of_memory
 
 TRIED = "What happens, and when? [00:00-00:30] A ball rolls to the left."

@@ -27,9 +27,9 @@ from stages.models.hub.resolve import find_model
 from stages.models.precision.attention import attention_of, supports_flash
 from stages.models.precision.quantize import check_stored, linears_of, quantizable
 from stages.models.precision.weights import Weight, packed, weights_of
-from stages.models.processors.chat_turn import system_form
+from stages.models.processors.chat_template import system_form
 from stages.models.processors.fit import LONG_EDGES, Probe, black, pixels_a_video, probe
-from stages.models.processors.layout import channels_of, layout_of, rewritten
+from stages.models.processors.input_layout import channels_of, layout_of, rewritten
 from stages.models.processors.loading import control_tokens
 from stages.models.processors.pictures import prepare_images
 from stages.models.processors.pixel_limit import bounds_of, min_pixels_of
@@ -40,8 +40,8 @@ from stages.models.processors.prepare import (
     prepare,
     takes_videos,
 )
+from stages.models.processors.prompt_overhead import prompt_overhead
 from stages.models.processors.trying import refuse_damaged_generation, try_processor
-from stages.models.processors.wording import prompt_overhead
 from stages.models.profile import AdaptableLayer, ModelProfile, PartProfile, SamplingProfile
 from stages.models.published_profile import with_published_facts
 from stages.process.exit_diagnosis import out_of_memory

@@ -16,11 +16,11 @@ from artifacts.schema import Half, Part
 from stages.memory.heap import trim_freed_blocks
 from stages.models.adapters.injection import adapted, adapted_modules
 from stages.models.half_job import HalfJob
+from stages.models.halves.chunked_mlp import in_pieces
 from stages.models.halves.classes import config_and_class, one_line, skeleton_of
 from stages.models.halves.load import load_half
 from stages.models.halves.offload import load_in_layers, offloaded_bytes
-from stages.models.halves.pieces import ReloadableHalf
-from stages.models.halves.pieces_of_text import in_pieces
+from stages.models.halves.reloadable import ReloadableHalf
 from stages.models.hub.resolve import resolve_model
 from stages.models.precision.attention import attention_of, for_half
 from stages.models.precision.quantize import (

@@ -6,8 +6,8 @@ from typing import Any, NamedTuple, get_args
 
 from artifacts.schema import FrameFit, Modality, Part, Route
 from stages.models.footprint import BatchCost
+from stages.models.kv_profile import LayerMemory, RowMemory
 from stages.models.pixel_bounds import PixelBounds
-from stages.models.row_memory import LayerMemory, RowMemory
 
 LISTS = ("modalities", "placeholders", "control_tokens", "rewritten")
 """Names of the profile fields that are lists of strings."""

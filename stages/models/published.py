@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from artifacts.regular_files import read_text
 from stages.models.hub.checkpoint import CONFIG, JSON_BYTES, json_bytes
-from stages.models.natives.registry import native_of
+from stages.models.in_tree.registry import native_of
 from stages.models.published_facts import FACTS
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from artifacts.schema import Part
-from stages.models.natives.registry import native_of
+from stages.models.in_tree.registry import native_of
 from stages.models.pixel_bounds import limits_frames
 from stages.models.profile import ModelProfile, PartProfile
 from stages.models.published import change_of, is_published_way

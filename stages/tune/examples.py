@@ -21,8 +21,8 @@ from stages.decode.teacher_forcing import (
     is_bidirectional,
     last_logits,
 )
-from stages.models.halves.delivery import forward
 from stages.models.halves.features import Features
+from stages.models.halves.inject_features import forward
 from stages.models.halves.records import FeatureRecord, merge_blank, merge_rows
 from stages.models.processors.calling import text_ids
 from stages.models.processors.prepare import drop_end_token, rebuild

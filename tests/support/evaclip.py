@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from transformers import CLIPTokenizer
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-from stages.models.natives.registry import ORIGINALS
+from stages.models.in_tree.registry import ORIGINALS
 
 WIDTH, INNER, LAYERS, HEAD = 128, 640, 3, 64
 TEXT_WIDTH, TEXT_INNER, VOCABULARY, LONGEST, PROJECTED = 64, 256, 514, 77, 48

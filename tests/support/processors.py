@@ -8,8 +8,8 @@ from typing import Any
 from PIL import Image
 
 from stages.models.processors.calling import run
-from stages.models.processors.chat_turn import write
-from stages.models.processors.layout import layout_of
+from stages.models.processors.chat_template import write
+from stages.models.processors.input_layout import layout_of
 from stages.models.processors.prepare import Clip, channel_of, video_metadata
 from tests.support import builders
 from tests.support.families import made_once

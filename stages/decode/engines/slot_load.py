@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from stages.decode.engines import EngineSpec
-from stages.models.row_memory import RowMemory
+from stages.models.kv_profile import RowMemory
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -22,8 +22,8 @@ from stages.decode.prompts import ContextExceeded, prompts_for
 from stages.decode.protocol import CaptionOutput, DecodeRequest, OnPartial
 from stages.decode.request_settings import RequestSettings
 from stages.memory.oom_retry import OomRetry
-from stages.models.halves.delivery import generate, new_tokens, prompt_in
 from stages.models.halves.features import Features
+from stages.models.halves.inject_features import generate, new_tokens, prompt_in
 from stages.models.halves.records import FeatureRecord, merge_blank, merge_rows
 from stages.models.loading import ModelJob, facts
 

@@ -28,7 +28,7 @@ from stages.export.jobs import GRAPHS, PACKAGES, GraphJob, check_packages
 from stages.models.graphs import FOLDER
 from stages.models.graphs.manifest import FILE, GraphManifest, HalfGraphs, read_manifest
 from stages.models.halves.load import load_half
-from stages.models.halves.pieces import ReloadableHalf
+from stages.models.halves.reloadable import ReloadableHalf
 from stages.models.halves.vectors import text_vectors
 from stages.models.hub.checkpoint import CONFIG, INDEX, SMALL, small_files
 from stages.models.processors.prepare import load_processor

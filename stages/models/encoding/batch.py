@@ -11,8 +11,8 @@ from typing import Any
 import torch
 
 from stages.memory.meta_tensors import tensors
-from stages.models.halves.delivery import UNDIVIDED
 from stages.models.halves.features import Features, encode, is_pixels
+from stages.models.halves.inject_features import UNDIVIDED
 from stages.models.halves.records import CannotSplit, FeatureRecord, rule_of_input, split
 from stages.models.processors.prepare import Prepared, joined
 from stages.models.streaming.load import cross

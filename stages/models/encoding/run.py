@@ -19,8 +19,8 @@ from stages.memory.oom_retry import OomRetry, blocks
 from stages.models.encoding.batch import encode_batches, overflowed, undivided
 from stages.models.encoding.chunks import Refusal
 from stages.models.encoding.job import EncodeItem, EncodingJob
-from stages.models.halves.pieces import ReloadableHalf
 from stages.models.halves.records import FeatureRecord
+from stages.models.halves.reloadable import ReloadableHalf
 from stages.models.loading import ModelJob, facts
 from stages.models.prefetch import PREFETCH_BATCHES, prefetched, write_behind
 from stages.models.processors.side_inputs import Prepared

@@ -14,7 +14,7 @@ from artifacts.errors import EnvironmentFault, UsageError
 from stages.models.halves.dual import makes_vectors
 from stages.models.hub.originals import is_original
 from stages.models.hub.unsupported import refuse_unsupported
-from stages.models.natives.registry import native_of, no_published_difference
+from stages.models.in_tree.registry import native_of, no_published_difference
 from stages.models.published import change_of
 
 

@@ -17,11 +17,11 @@ from artifacts.plurals import meant
 from artifacts.schema import Part
 from stages.models.halves.boundary import CUT, absent_paths, cut, pieces_called
 from stages.models.halves.classes import config_and_class, one_line, with_packages
-from stages.models.halves.ranges import ranged_reads
+from stages.models.halves.ranged_reads import ranged_reads
 from stages.models.hub.checkpoint import INDEX, weight_names
-from stages.models.hub.faults import PICKLES, to_convert
+from stages.models.hub.hub_errors import PICKLES, to_convert
 from stages.models.hub.resolve import fetch_rest, resolve_model
-from stages.models.natives.registry import native_of
+from stages.models.in_tree.registry import native_of
 from stages.models.published import apply_published_positions
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from artifacts.errors import EnvironmentFault
 from stages.models.hub.checkpoint import Checkpoint, WeightFile
-from stages.models.hub.faults import (
+from stages.models.hub.hub_errors import (
     MORE_ROOM,
     cache_folder,
     hub_errors,

@@ -15,7 +15,8 @@ from stages.models.hub.checkpoint import (
     is_complete,
     weight_names,
 )
-from stages.models.hub.faults import (
+from stages.models.hub.fetching import check_space, fetch
+from stages.models.hub.hub_errors import (
     cache_folder,
     hub_errors,
     not_a_folder,
@@ -23,7 +24,6 @@ from stages.models.hub.faults import (
     size_of,
     without_safetensors,
 )
-from stages.models.hub.fetching import check_space, fetch
 from stages.models.hub.originals import refuse_original
 from stages.models.hub.transfer import Announce
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from stages.models.processors.chat_turn import TEMPLATED, write
+from stages.models.processors.chat_template import TEMPLATED, write
 from stages.models.processors.clip import Clip, to_images, video_metadata
 from stages.models.processors.loading import (
     count_places,
@@ -36,7 +36,7 @@ class Layout:
     batched: bool = True
     """Whether it takes several prompts at once."""
     form: str
-    """The form in which a turn is written; see `chat_turn`."""
+    """The form in which a turn is written; see `chat_template`."""
     alone: bool = False
     """Whether a prompt takes at most one image."""
     system: str = ""

@@ -6,7 +6,7 @@ from typing import Any
 from artifacts.errors import EnvironmentFault, UsageError
 from stages.models.halves.classes import asks_for_trust, needs_trust
 from stages.models.halves.features import is_pixels
-from stages.models.natives.registry import native_of
+from stages.models.in_tree.registry import native_of
 from stages.models.processors.pixel_limit import PixelLimits, limit_pixels
 from stages.models.processors.vision_pair import UNPAIRED
 from stages.models.published import OUTER_PAIR, change_of, is_published_way

@@ -3,8 +3,8 @@ processor.
 
 A processor computes pixels and, from them, the placeholders of each image in the prompt. Encoding
 does both. Of the second it keeps what is needed to build any prompt later without the image.
-`layout` finds how to call the processor, and `side_inputs` what must be kept. A processor for which
-this fails is refused before anything is encoded.
+`input_layout` finds how to call the processor, and `side_inputs` what must be kept. A processor for
+which this fails is refused before anything is encoded.
 """
 
 from collections.abc import Sequence
@@ -17,10 +17,10 @@ from artifacts.errors import UsageError
 from artifacts.schema import MediaKind
 from stages.models.halves.routes import overrides_generate
 from stages.models.processors.calling import Layout, run, text_ids
-from stages.models.processors.chat_turn import PLAIN, WITH_PLACEHOLDERS
+from stages.models.processors.chat_template import PLAIN, WITH_PLACEHOLDERS
 from stages.models.processors.clip import Clip, video_metadata
+from stages.models.processors.input_layout import layout_of, noise
 from stages.models.processors.known import known
-from stages.models.processors.layout import layout_of, noise
 from stages.models.processors.loading import (
     load_processor,
     placeholder_tokens,

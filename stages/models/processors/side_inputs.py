@@ -22,7 +22,7 @@ from artifacts.errors import UsageError
 from stages.models.halves.records import RowCount
 from stages.models.processors.calling import Layout, places, run, text_ids
 from stages.models.processors.clip import Clip
-from stages.models.processors.layout import PROBES, noise
+from stages.models.processors.input_layout import PROBES, noise
 from stages.models.processors.loading import is_image_output
 from stages.process.exit_diagnosis import out_of_memory
 

@@ -6,8 +6,8 @@ The tokenizer reads it, not the processor: many processors take no text without 
 from typing import Any
 
 from stages.models.processors.calling import begins_itself
-from stages.models.processors.chat_turn import write
-from stages.models.processors.layout import layout_of
+from stages.models.processors.chat_template import write
+from stages.models.processors.input_layout import layout_of
 from stages.models.processors.prepare import channel_of, drop_end_token
 
 

@@ -10,7 +10,7 @@ from artifacts.errors import EnvironmentFault, PenstockError, UsageError
 from artifacts.regular_files import read_text
 from stages.models.halves.classes import one_line
 from stages.models.hub.checkpoint import JSON_BYTES
-from stages.models.processors.layout import channels_of, layout_of
+from stages.models.processors.input_layout import channels_of, layout_of
 from stages.process.exit_diagnosis import out_of_memory
 
 TEMPLATES = ("chat_template.jinja", "chat_template.json", "tokenizer_config.json")

@@ -23,7 +23,7 @@ from artifacts.owned_folders import refuse_foreign
 from artifacts.regular_files import open_regular
 from artifacts.store import fault_of
 from stages.models.hub.checkpoint import CONFIG, INDEX
-from stages.models.hub.faults import shown, size_of
+from stages.models.hub.hub_errors import shown, size_of
 from stages.models.shards import NOTE
 from stages.models.shards.layout import TensorSpec, WeightShard, index_of
 from stages.process.report import EventReporter

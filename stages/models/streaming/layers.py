@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from stages.models.halves.ranges import read_into
+from stages.models.halves.ranged_reads import read_into
 from stages.models.hub.headers import TensorPlace, read_places
 from stages.models.shards.layout import DTYPES
 

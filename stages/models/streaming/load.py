@@ -37,7 +37,7 @@ from artifacts.schema import Part
 from stages.models.halves.load import load_half
 from stages.models.halves.offload import dispatching, placement, waiting
 from stages.models.streaming.layers import Index, Layer, NotInFiles, layers_of, scratch_bytes
-from stages.models.streaming.turnstile import LayerLockstep
+from stages.models.streaming.lockstep import LayerLockstep
 
 EMPTY = -1
 

@@ -15,8 +15,8 @@ from stages.decode.engines.inflight.scheduler import InflightScheduler, RequestP
 from stages.decode.job import DecodeItem
 from stages.decode.protocol import DecodeRequest
 from stages.memory.oom_retry import OomRetry
-from stages.models.halves.delivery import generate, new_tokens, prompt_in
 from stages.models.halves.features import Features, encode
+from stages.models.halves.inject_features import generate, new_tokens, prompt_in
 from stages.models.halves.routes import choose_route
 from tests.support.tiny_families import FAMILIES
 from tests.support.waves import events

@@ -15,7 +15,7 @@ from stages.decode.engines.inflight.pool_shape import (
     trial_shapes,
 )
 from stages.decode.engines.slot_load import SlotLoad, SlotTerm
-from stages.models.row_memory import RowMemory
+from stages.models.kv_profile import RowMemory
 
 WIDE = 4
 """Bytes per number of the logits that select a token."""

@@ -31,7 +31,7 @@ from stages.decode.engines.inflight.prefill import PrefilledSequence, select_tok
 from stages.decode.prefill_options import relative_difference, tolerance
 from stages.memory.oom_retry import catch_oom
 from stages.models.halves.absent import NeedsWeights
-from stages.models.halves.delivery import generate, new_tokens, prompt_in
+from stages.models.halves.inject_features import generate, new_tokens, prompt_in
 from stages.process.exit_diagnosis import out_of_memory
 
 BEFORE = 2

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 
 from stages.decode.engines.inflight.cache_layers import UnsupportedCacheError
-from stages.models.halves.delivery import generate
 from stages.models.halves.features import Features, placeholder_ids
+from stages.models.halves.inject_features import generate
 from stages.models.halves.routes import choose_route
 
 TOKEN_TYPES = ("token_type_ids", "mm_token_type_ids", "moe_mm_token_type_ids")

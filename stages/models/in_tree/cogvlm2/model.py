@@ -11,10 +11,10 @@ from transformers.conversion_mapping import register_checkpoint_conversion_mappi
 from transformers.core_model_loading import Split, WeightConverter, WeightRenaming
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 
-from stages.models.natives.cogvlm2.config import CogVLM2Config, CogVLM2VisionConfig
-from stages.models.natives.cogvlm2.experts import CogVLM2ExpertModel
-from stages.models.natives.cogvlm2.positions import RoundedRotaryEmbedding, of_experts, positions_of
-from stages.models.natives.cogvlm2.vision import CogVLM2VisionModel, PatchEmbedding
+from stages.models.in_tree.cogvlm2.config import CogVLM2Config, CogVLM2VisionConfig
+from stages.models.in_tree.cogvlm2.experts import CogVLM2ExpertModel
+from stages.models.in_tree.cogvlm2.positions import RoundedRotaryEmbedding, of_experts, positions_of
+from stages.models.in_tree.cogvlm2.vision import CogVLM2VisionModel, PatchEmbedding
 
 BELOW = (r"^model\.(embed_tokens|layers|norm)\.", r"model.language_model.\1.")
 """Renaming of the language half, which lies beside the vision half in published files."""

@@ -13,7 +13,7 @@ two rows with different prompts come out complete is used.
    image tokens, the text must have room for them.
 4. Then a second image per prompt is tried.
 5. `known` caches each result for the processor's lifetime, while its chat template stays the same.
-6. A form that does not contain the question verbatim is skipped; see `chat_turn`.
+6. A form that does not contain the question verbatim is skipped; see `chat_template`.
 7. If no layout works, the error of the first is reported.
 """
 
@@ -36,7 +36,7 @@ from stages.models.processors.calling import (
     run,
     text_ids,
 )
-from stages.models.processors.chat_turn import (
+from stages.models.processors.chat_template import (
     PARTS,
     PLAIN,
     STRING,

@@ -15,7 +15,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.llama.modeling_llama import eager_attention_forward
 
-from stages.models.natives.cogvlm2.config import CogVLM2VisionConfig
+from stages.models.in_tree.cogvlm2.config import CogVLM2VisionConfig
 
 
 def attend(

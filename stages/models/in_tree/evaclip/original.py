@@ -87,7 +87,7 @@ def _shaped(name: str, tensor: torch.Tensor) -> torch.Tensor:
 def config(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, object]:
     """Return the config.json of the converted file; `shapes` are those in the original file. For a
     vision encoder of unpublished width, settings are assumed with a warning."""
-    from stages.models.natives.evaclip.config import ENCODERS  # brings transformers
+    from stages.models.in_tree.evaclip.config import ENCODERS  # brings transformers
 
     width = shapes["visual.cls_token"][-1]
     patch = shapes["visual.patch_embed.proj.weight"][-1]

@@ -7,7 +7,7 @@ from typing import Any
 from transformers import CLIPImageProcessorPil, CLIPProcessor, CLIPTokenizer
 
 from artifacts.errors import UsageError
-from stages.models.natives.evaclip.config import EvaCLIPConfig, EvaCLIPVisionConfig
+from stages.models.in_tree.evaclip.config import EvaCLIPConfig, EvaCLIPVisionConfig
 
 SETTINGS = ("preprocessor_config.json", "processor_config.json")
 """Files with image settings; the published folders have neither."""

@@ -109,8 +109,8 @@ class OriginalLayout:
         return found
 
 
-COGVLM2 = "stages.models.natives.cogvlm2"
-EVACLIP = "stages.models.natives.evaclip"
+COGVLM2 = "stages.models.in_tree.cogvlm2"
+EVACLIP = "stages.models.in_tree.evaclip"
 ROPE = AsPublished(
     part="language",
     description="frequencies of its rotary positions rounded to bfloat16, as its files hold them",

@@ -13,7 +13,7 @@ import torch
 
 from stages.memory.live_bytes import WHOLE, MetaMemoryCounter
 from stages.models.halves.offload import outermost_layers
-from stages.models.row_memory import LayerMemory
+from stages.models.kv_profile import LayerMemory
 
 NEW_TOKENS = 2
 """Tokens to generate: prefill gives the first one, and a regular decode step the second."""

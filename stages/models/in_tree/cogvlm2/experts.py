@@ -13,7 +13,7 @@ from transformers.models.llama.modeling_llama import (
     apply_rotary_pos_emb,
 )
 
-from stages.models.natives.cogvlm2.vision import attend
+from stages.models.in_tree.cogvlm2.vision import attend
 
 Layer = Callable[[torch.Tensor], torch.Tensor]
 

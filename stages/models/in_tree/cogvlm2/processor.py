@@ -17,7 +17,7 @@ from transformers.processing_utils import ProcessorMixin
 from transformers.video_processing_utils import BaseVideoProcessor
 from transformers.video_utils import make_batched_videos
 
-from stages.models.natives.cogvlm2.config import CogVLM2Config, CogVLM2VisionConfig
+from stages.models.in_tree.cogvlm2.config import CogVLM2Config, CogVLM2VisionConfig
 
 MEAN = torch.tensor([0.48145466, 0.4578275, 0.40821073]).view(3, 1, 1)
 STD = torch.tensor([0.26862954, 0.26130258, 0.27577711]).view(3, 1, 1)
