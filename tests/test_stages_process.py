@@ -222,8 +222,6 @@ def test_a_stage_leaves_no_temporary_files(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr("tempfile.tempdir", None)
     folder = str(penstock_demo.CHECKPOINT)
     started("stages.models.describe_run", "run", tmp_path, model=folder).wait()
-        "stages.models.describe_run", "run", tmp_path, model=str(penstock_demo.CHECKPOINT)
-    ).wait()
     monkeypatch.undo()
     assert list((tmp_path / "tmp").iterdir()) == []
 
