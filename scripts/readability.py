@@ -1,9 +1,10 @@
 """Grades README, pages and docstrings before and after: `python -m scripts.readability [REF]`.
 
 It prints the Automated Readability Index and the Coleman-Liau index of each text at REF and in
-the working tree. Code, tables, headings, links and HTML are left out. The package descriptions of
-uv and ruff are graded in the same way. The exit code is 1 if README or the tutorial is harder to
-read, by either index, than the harder of the two.
+the working tree, and each sentence of more than 30 words that a page has now. Code, tables,
+headings, links and HTML are left out. The package descriptions of uv and ruff are graded in the
+same way. The exit code is 1 if README or the tutorial is harder to read, by either index, than
+the harder of the two.
 
 textstat's other indices need a download. `requirements/bench.txt` pins textstat and uv.
 """
@@ -24,6 +25,8 @@ PACKAGES = ("penstock", "flows", "stages", "artifacts", "penstock_demo")
 BEFORE = "7cc6e93b"
 COMPARED = ("uv", "ruff")
 JUDGED = ("README.md", "docs/tutorial.md")
+MAX_WORDS = 30
+"""Words of a sentence on a page; the history in docs/log.md is not counted."""
 LEFT_OUT = re.compile(r"^ {0,3}(#|\||\[[^\]]+\]: |(={3,}|-{3,})$)")
 ITEM = re.compile(r"^\s*([-*+]|\d+\.)\s+")
 REPLACED = (
@@ -109,6 +112,12 @@ def grades(text: str) -> tuple[float, float]:
     return textstat.automated_readability_index(text), textstat.coleman_liau_index(text)
 
 
+def long_sentences(text: str) -> list[str]:
+    """Return the sentences of prose that have more than MAX_WORDS words."""
+    sentences = re.split(r"(?<=[.!?:])\)?\s+", text)
+    return [each for each in sentences if len(re.findall(r"\w[\w'/%-]*", each)) > MAX_WORDS]
+
+
 def shown(found: tuple[float, float] | None) -> str:
     """Return two grades as two columns."""
     return f"{found[0]:7.1f} {found[1]:7.1f}" if found else f"{'-':>7} {'-':>7}"
@@ -118,11 +127,15 @@ def main() -> int:
     """Print the grades; return 1 if README or the tutorial is too hard to read."""
     ref = sys.argv[1] if len(sys.argv) > 1 else BEFORE
     before = {name: grades(text) for name, text in texts(files_at(ref)).items() if text}
-    after = {name: grades(text) for name, text in texts(files_here()).items() if text}
+    here = texts(files_here())
+    after = {name: grades(text) for name, text in here.items() if text}
     print(f"{'':28} {'before':>7} {'':7} {'after':>7}")
     print(f"{'':28} {'ARI':>7} {'C-L':>7} {'ARI':>7} {'C-L':>7}")
     for name in [*sorted(set(before) | set(after), key=lambda name: (name != "README.md", name))]:
         print(f"{name:28} {shown(before.get(name))} {shown(after.get(name))}")
+    pages = {name: text for name, text in here.items() if name not in ("docstrings", "docs/log.md")}
+    long = [f"{name}: {each}" for name, text in pages.items() for each in long_sentences(text)]
+    print("\n".join([f"sentences of more than {MAX_WORDS} words: {len(long)}", *long]))
     limits = []
     for package in COMPARED:
         limits.append(grades(prose(str(importlib.metadata.metadata(package)["Description"]))))
