@@ -35,7 +35,7 @@ class Work:
         frames = random.Random(3).choices((4, 6, 8, 12, 16), k=min(CLIPS, chunks))
         self._rows = list(features_of(model, dtype, store, frames).values())
         source = ModelJob(model=str(model), dtype=dtype, attention="sdpa")
-        self._processor, self.half = source.processor(), source.hold("language").model
+        self._processor, self.half = source.processor(), source.load_reloadable("language").model
         make_greedy(self.half, self._processor)
         settings = self.half.generation_config
         settings.eos_token_id, settings.min_new_tokens, settings.pad_token_id = None, None, 0

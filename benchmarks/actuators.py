@@ -99,12 +99,12 @@ def measure(spec: dict[str, Any]) -> dict[str, float]:
 def options_of(half: Any, job: dict[str, Any]) -> dict[str, Any]:
     """The keyword arguments of `generate`, as the decode stage gives them."""
     from stages.decode.prefill_options import KV_OPTIONS
-    from stages.models.halves.chunked_mlp import in_pieces
+    from stages.models.halves.chunked_mlp import chunk_position_wise
 
     found = dict(KV_OPTIONS[job.get("kv", "")])
     prefill = job.get("prefill", 0)
     if prefill and (job.get("mlps") or job.get("offload")):
-        in_pieces(half, prefill)
+        chunk_position_wise(half, prefill)
     elif prefill:
         found["prefill_chunk_size"] = prefill
     return found | ({"logits_to_keep": 0} if job.get("logits") else {})

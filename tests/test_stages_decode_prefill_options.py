@@ -12,7 +12,7 @@ from artifacts.schema import Half
 from penstock_demo import CHECKPOINT
 from stages.decode.prefill_options import PrefillOptions, chunked_prefill_matches
 from stages.models.halves import inject_features
-from stages.models.halves.chunked_mlp import in_pieces
+from stages.models.halves.chunked_mlp import chunk_position_wise
 from stages.models.halves.features import Features, encode
 from stages.models.halves.inject_features import generate
 from stages.models.halves.reloadable import ReloadableHalf
@@ -41,7 +41,7 @@ def test_features_made_in_pieces_say_the_same(family: str, tmp_path: Path) -> No
 def test_only_what_is_position_wise_goes_in_pieces() -> None:
     half = ModelJob(model=str(checkpoint("qwen2_5_vl"))).load("language")
     layers = half.config.text_config.num_hidden_layers
-    assert in_pieces(half, 3) == layers
+    assert chunk_position_wise(half, 3) == layers
     taken = [path for path, module in half.named_modules() if "forward" in module.__dict__]
     assert all(path.endswith("mlp") for path in taken) and len(taken) == layers
     mlp = half.get_submodule(taken[0])
@@ -69,7 +69,7 @@ def test_what_looks_along_the_sequence_stays_whole() -> None:
     half = nn.Module()
     half.add_module("layer", Smears())
     half.dtype, half.device = torch.float32, torch.device("cpu")  # type: ignore[assignment]
-    assert in_pieces(half, 3) == 0
+    assert chunk_position_wise(half, 3) == 0
 
 
 # In these, pictures are read in both directions, or their features stand elsewhere: what `generate`
@@ -87,7 +87,7 @@ def halves(variant: str, folder: Path) -> tuple[ReloadableHalf, dict[str, Any], 
     def held(keep: Half) -> ReloadableHalf:
         return ReloadableHalf(keep, lambda pieces: ModelJob(model=str(folder)).load(keep, pieces))
 
-    return held("language"), inputs, held("vision").use(lambda half: encode(half, inputs))
+    return held("language"), inputs, held("vision").call(lambda half: encode(half, inputs))
 
 
 QUICK = {"paligemma", "gemma3", "glm4v:video", "qwen2_vl", "gemma4", "t5gemma2", "janus"}
@@ -103,11 +103,11 @@ QUICK = {"paligemma", "gemma3", "glm4v:video", "qwen2_vl", "gemma4", "t5gemma2",
 def test_mlps_in_pieces_change_no_token_of_a_family(variant: str, tmp_path: Path) -> None:
     held, inputs, features = halves(variant, tmp_path)
     if variant in {*OTHERWISE, *ALIKE}:
-        agree = held.use(lambda half: chunked_prefill_matches(half, inputs, features))
+        agree = held.call(lambda half: chunked_prefill_matches(half, inputs, features))
         assert agree == (variant in ALIKE)
-    whole: Any = held.use(lambda half: generate(half, inputs, features, **GREEDY))
-    assert in_pieces(held.model, 2) > 0
-    pieces: Any = held.use(lambda half: generate(half, inputs, features, **GREEDY))
+    whole: Any = held.call(lambda half: generate(half, inputs, features, **GREEDY))
+    assert chunk_position_wise(held.model, 2) > 0
+    pieces: Any = held.call(lambda half: generate(half, inputs, features, **GREEDY))
     assert torch.equal(whole.sequences, pieces.sequences)
     torch.testing.assert_close(whole.logits, pieces.logits, rtol=1e-4, atol=1e-4)
 
@@ -118,10 +118,10 @@ def test_where_a_short_prompt_agrees_so_do_captions(variant: str, tmp_path: Path
     if choose_route(FAMILIES[variant]()[0]).route != "protocol":
         pytest.skip("is not read by the stock generate")
     held, inputs, features = halves(variant, tmp_path)
-    if held.use(lambda half: chunked_prefill_matches(half, inputs, features)):
-        whole: Any = held.use(lambda half: generate(half, inputs, features, **GREEDY))
+    if held.call(lambda half: chunked_prefill_matches(half, inputs, features)):
+        whole: Any = held.call(lambda half: generate(half, inputs, features, **GREEDY))
         cut = {**GREEDY, "prefill_chunk_size": 3}
-        pieces: Any = held.use(lambda half: generate(half, inputs, features, **cut))
+        pieces: Any = held.call(lambda half: generate(half, inputs, features, **cut))
         assert torch.equal(whole.sequences, pieces.sequences)
 
 
@@ -137,12 +137,12 @@ def test_logits_of_a_long_prompt_are_those_of_its_last_token(
     variant: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     held, inputs, features = halves(variant, tmp_path)
-    whole: Any = held.use(lambda half: generate(half, inputs, features, **GREEDY))
+    whole: Any = held.call(lambda half: generate(half, inputs, features, **GREEDY))
     monkeypatch.setattr(inject_features, "LOGITS_WORTH", 0)
     given: list[int] = []
     head = held.model.get_output_embeddings()
     hook = head.register_forward_hook(lambda _, taken, __: given.append(taken[0].shape[1]))
-    last: Any = held.use(lambda half: generate(half, inputs, features, **GREEDY))
+    last: Any = held.call(lambda half: generate(half, inputs, features, **GREEDY))
     hook.remove()
     assert set(given) == {1}
     assert torch.equal(whole.sequences, last.sequences)

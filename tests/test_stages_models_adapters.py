@@ -58,7 +58,11 @@ def test_what_peft_saved_computes_what_it_computed(
     monkeypatch.setattr(injection, "GROUP_BYTES", 1 << 12)  # some layers at a time
     source = source_of(name)
     theirs = saved_by_peft(source, tmp_path / "adapter")
-    ours = with_adapter(source, tmp_path / "adapter", dtype="float32").hold("language").model
+    ours = (
+        with_adapter(source, tmp_path / "adapter", dtype="float32")
+        .load_reloadable("language")
+        .model
+    )
     ids = torch.arange(5, 17)[None]
     with torch.inference_mode():
         wanted, found = (m(input_ids=ids).logits for m in (theirs, ours))

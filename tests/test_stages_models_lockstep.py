@@ -36,17 +36,17 @@ class RecordSet:
         self.expected: list[int] = []
         self.broken = -1
 
-    def expect(self, layer: int) -> None:
+    def prefetch(self, layer: int) -> None:
         self.expected.append(layer)
 
-    def bring(self, layer: int) -> None:
+    def load(self, layer: int) -> None:
         assert not any(one.there for one in self.layers)
         if layer == self.broken:
             raise OSError("the disk is gone")
         self.brought.append(layer)
         self.layers[layer].there = True
 
-    def take_away(self, layer: int) -> None:
+    def release(self, layer: int) -> None:
         self.layers[layer].there = False
 
 
@@ -72,41 +72,41 @@ def through(layers: Sequence[Layer], *ways: Sequence[int]) -> list[Callable[[], 
 
 
 def test_each_layer_comes_once_for_all_calls_and_the_next_is_expected_meanwhile() -> None:
-    layers, record_set, turnstile = made()
-    assert turnstile.cross(through(layers, *[range(4)] * 5)) == [[0, 1, 2, 3]] * 5
+    layers, record_set, lockstep = made()
+    assert lockstep.run_calls(through(layers, *[range(4)] * 5)) == [[0, 1, 2, 3]] * 5
     assert record_set.brought == [0, 1, 2, 3]
     assert record_set.expected == [1, 2, 3, 0]  # the first one again, for the calls that follow
 
 
 def test_who_takes_another_way_is_waited_for() -> None:
-    layers, record_set, turnstile = made()
+    layers, record_set, lockstep = made()
     ways = [(0, 1, 2, 3), (0, 3), (2, 3), (), (0, 1, 2, 3)]
-    assert turnstile.cross(through(layers, *ways)) == [list(way) for way in ways]
+    assert lockstep.run_calls(through(layers, *ways)) == [list(way) for way in ways]
     assert record_set.brought == [0, 1, 2, 3]
 
 
 def test_layers_that_are_called_again_come_again() -> None:
-    layers, record_set, turnstile = made(2)
-    assert turnstile.cross(through(layers, (0, 0, 1, 0), (0, 0, 1, 0))) == [[0, 0, 1, 0]] * 2
+    layers, record_set, lockstep = made(2)
+    assert lockstep.run_calls(through(layers, (0, 0, 1, 0), (0, 0, 1, 0))) == [[0, 0, 1, 0]] * 2
     assert record_set.brought == [0, 1, 0]
 
 
 def test_what_comes_next_is_learned() -> None:
-    layers, record_set, turnstile = made()
+    layers, record_set, lockstep = made()
     way = (2, 0, 3)
-    turnstile.cross(through(layers, way))
+    lockstep.run_calls(through(layers, way))
     record_set.expected.clear()
-    turnstile.cross(through(layers, way, way))
+    lockstep.run_calls(through(layers, way, way))
     assert record_set.expected == [0, 3, 2]
 
 
 def test_no_calls_need_no_layers() -> None:
-    _, record_set, turnstile = made()
-    assert turnstile.cross([]) == [] and record_set.brought == []
+    _, record_set, lockstep = made()
+    assert lockstep.run_calls([]) == [] and record_set.brought == []
 
 
 def test_what_one_call_raises_ends_all_and_the_layers_are_as_before() -> None:
-    layers, _, turnstile = made()
+    layers, _, lockstep = made()
     left: list[str] = []
 
     def waiting() -> list[int]:
@@ -120,34 +120,34 @@ def test_what_one_call_raises_ends_all_and_the_layers_are_as_before() -> None:
         raise MemoryError("no more")
 
     with pytest.raises(MemoryError):
-        turnstile.cross([waiting, failing, waiting])
+        lockstep.run_calls([waiting, failing, waiting])
     assert left == ["left", "left"]
     assert not any("forward" in layer.__dict__ for layer in layers)
     assert not any(layer.there for layer in layers)
-    assert turnstile.cross(through(layers, range(4))) == [[0, 1, 2, 3]]
+    assert lockstep.run_calls(through(layers, range(4))) == [[0, 1, 2, 3]]
 
 
 def test_a_layer_that_cannot_be_had_ends_all() -> None:
-    layers, record_set, turnstile = made()
+    layers, record_set, lockstep = made()
     record_set.broken = 2
     with pytest.raises(OSError, match="disk"):
-        turnstile.cross(through(layers, range(4), range(4)))
+        lockstep.run_calls(through(layers, range(4), range(4)))
     assert not any("forward" in layer.__dict__ for layer in layers)
 
 
 def test_a_forward_of_a_layer_s_own_is_put_back() -> None:
-    layers, _, turnstile = made(2)
+    layers, _, lockstep = made(2)
 
     def own(value: list[int]) -> list[int]:
         return [*value, -1]
 
     layers[0].__dict__["forward"] = own
-    assert turnstile.cross(through(layers, (0, 1))) == [[-1, 1]]
+    assert lockstep.run_calls(through(layers, (0, 1))) == [[-1, 1]]
     assert layers[0].__dict__["forward"] is own
 
 
 def test_calls_see_what_is_set_and_not_what_another_sets() -> None:
-    layers, _, turnstile = made(1)
+    layers, _, lockstep = made(1)
     SETTING.set("all")
 
     def call(number: int) -> Callable[[], Any]:
@@ -159,12 +159,12 @@ def test_calls_see_what_is_set_and_not_what_another_sets() -> None:
 
         return compute
 
-    assert turnstile.cross([call(1), call(2)]) == [("all", "1"), ("all", "2")]
+    assert lockstep.run_calls([call(1), call(2)]) == [("all", "1"), ("all", "2")]
     assert SETTING.get() == "all"
 
 
 def test_calls_that_change_whether_gradients_are_wanted_do_not_change_it_for_others() -> None:
-    layers, _, turnstile = made(2)
+    layers, _, lockstep = made(2)
 
     def compute() -> bool:
         with torch.inference_mode():
@@ -172,28 +172,28 @@ def test_calls_that_change_whether_gradients_are_wanted_do_not_change_it_for_oth
         layers[1]([])
         return torch.is_inference_mode_enabled()
 
-    assert turnstile.cross([compute] * 3) == [True] * 3
+    assert lockstep.run_calls([compute] * 3) == [True] * 3
     assert not torch.is_inference_mode_enabled()
 
 
 def test_who_is_told_of_layers_hears_of_each_while_it_is_there_and_all_have_passed() -> None:
-    layers, record_set, turnstile = made()
+    layers, record_set, lockstep = made()
     heard: list[tuple[int, bool]] = []
 
     def passed(layer: int) -> None:
         heard.append((layer, layers[layer].there))
 
-    assert turnstile.cross(through(layers, *[range(4)] * 3), passed) == [[0, 1, 2, 3]] * 3
+    assert lockstep.run_calls(through(layers, *[range(4)] * 3), passed) == [[0, 1, 2, 3]] * 3
     assert heard == [(number, True) for number in range(4)]
 
     def refuse(layer: int) -> None:
         raise OSError("the disk is full")
 
     with pytest.raises(OSError, match="full"):
-        turnstile.cross(through(layers, *[range(4)] * 3), refuse)
+        lockstep.run_calls(through(layers, *[range(4)] * 3), refuse)
     assert not any(layer.there for layer in layers)
     record_set.broken = 2  # whoever did not pass is not told of
     heard.clear()
     with pytest.raises(OSError, match="gone"):
-        turnstile.cross(through(layers, range(4)), passed)
+        lockstep.run_calls(through(layers, range(4)), passed)
     assert [layer for layer, _ in heard] == [0, 1]

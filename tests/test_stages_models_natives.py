@@ -19,7 +19,7 @@ from stages.models.halves.classes import config_and_class, skeleton_of
 from stages.models.in_tree.registry import NATIVES, native_of
 from stages.models.loading import ModelJob
 from stages.models.precision.quantize import count, quantizable
-from stages.models.streaming.load import cross, streamed_layers
+from stages.models.streaming.load import run_calls, streamed_layers
 from tests.support.clips import profile_of, without_pixels
 from tests.support.cogvlm2 import make_folder, published
 from tests.support.cogvlm2_reference import DRAWN, GREEDY, Reference, references
@@ -74,9 +74,9 @@ def test_halves_say_it_too_with_features_from_the_disk(name: str, tmp_path: Path
 def test_a_vision_half_whose_layers_come_from_the_files_sees_the_same(name: str) -> None:
     case = reference(name)
     job = ModelJob(model=str(published(case.experts)), dtype="float32", offload=True)
-    half = job.hold("vision").model
+    half = job.load_reloadable("vision").model
     assert streamed_layers(half) is not None
-    (streamed,) = cross(half, [lambda: encode(half, case.inputs)])
+    (streamed,) = run_calls(half, [lambda: encode(half, case.inputs)])
     resident = encode(held(case.experts, "vision"), case.inputs)
     assert streamed.keys() == resident.keys()
     for kind, record in resident.items():

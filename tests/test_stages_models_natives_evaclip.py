@@ -24,7 +24,7 @@ from stages.models.in_tree.registry import NATIVES, ORIGINALS, native_of
 from stages.models.loading import ModelJob
 from stages.models.precision.quantize import count, quantizable
 from stages.models.processors.loading import load_processor
-from stages.models.streaming.load import cross, streamed_layers
+from stages.models.streaming.load import run_calls, streamed_layers
 from tests.support import evaclip_reference as formulas
 from tests.support.evaclip import (
     LAYOUTS,
@@ -98,10 +98,10 @@ def test_halves_make_the_bytes_of_the_whole(name: str) -> None:
 )
 def test_a_vision_half_whose_layers_come_from_the_files_makes_the_same(name: str) -> None:
     job = ModelJob(model=str(published(name)), dtype="float32", offload=True)
-    half = job.hold("vision").model
+    half = job.load_reloadable("vision").model
     assert streamed_layers(half) is not None
     pictures = {"pixel_values": drawn_pixels(LAYOUTS[name])}
-    (streamed,) = cross(half, [lambda: image_vectors(half, pictures)])
+    (streamed,) = run_calls(half, [lambda: image_vectors(half, pictures)])
     assert torch.equal(streamed, image_vectors(held(name, "vision"), pictures))
 
 

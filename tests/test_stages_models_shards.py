@@ -13,9 +13,9 @@ from stages.models.shards.layout import TensorSpec, WeightShard, index_of, lay_o
 from stages.models.shards.writing import (
     CHUNK_BYTES,
     claimed,
-    in_pieces,
     is_complete,
     is_written,
+    tensor_chunks,
     write_rest,
     write_shard,
 )
@@ -35,7 +35,7 @@ def specs(tensors: dict[str, torch.Tensor]) -> list[TensorSpec]:
 
 
 def write(folder: Path, shard: WeightShard) -> None:
-    write_shard(folder, shard, lambda spec: in_pieces(TENSORS[spec.name]))
+    write_shard(folder, shard, lambda spec: tensor_chunks(TENSORS[spec.name]))
 
 
 def test_what_is_written_is_what_readers_find(tmp_path: Path) -> None:
@@ -102,7 +102,7 @@ def test_a_folder_is_a_model_when_its_last_file_is_there(tmp_path: Path) -> None
     ids=["stretch", "turned", "repeated", "number"],
 )
 def test_a_tensor_comes_in_small_pieces_in_its_order(tensor: torch.Tensor) -> None:
-    pieces = list(in_pieces(tensor))
+    pieces = list(tensor_chunks(tensor))
     assert all(piece.is_contiguous() and piece.nbytes <= CHUNK_BYTES for piece in pieces)
     assert torch.equal(torch.cat([piece.reshape(-1) for piece in pieces]), tensor.reshape(-1))
 

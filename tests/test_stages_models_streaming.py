@@ -25,7 +25,7 @@ from stages.models.halves.offload import offloaded_bytes
 from stages.models.halves.routes import choose_route
 from stages.models.loading import ModelJob, facts
 from stages.models.processors.prepare import prepare
-from stages.models.streaming.load import StreamedLayers, cross, streamed_layers
+from stages.models.streaming.load import StreamedLayers, run_calls, streamed_layers
 from stages.process.stage_process import StageProcess
 from tests.support.clips import PROMPTS, clips
 from tests.support.families import BUILDERS, checkpoint
@@ -84,7 +84,7 @@ def test_layers_come_once_for_a_whole_block() -> None:
     encode_batches(half, rows)
     layers = layers_of(half)
     assert layers.count == 3
-    assert layers.slabs.fetched <= layers.count + 1  # and the first again, for who follows
+    assert layers.buffers.fetched <= layers.count + 1  # and the first again, for who follows
 
 
 @pytest.mark.parametrize(
@@ -101,10 +101,10 @@ def test_every_family_can_be_streamed(variant: str, tmp_path: Path) -> None:
         with pytest.raises(CannotFit, match="no layers"):
             ModelJob(model=str(tmp_path), offload=True).load("vision")
         return
-    whole = ModelJob(model=str(tmp_path)).hold("vision")
-    wanted = whole.use(lambda half: encode(half, inputs))
-    held = ModelJob(model=str(tmp_path), offload=True).hold("vision")
-    for found in held.use(lambda half: cross(half, [partial(encode, half, inputs)] * 3)):
+    whole = ModelJob(model=str(tmp_path)).load_reloadable("vision")
+    wanted = whole.call(lambda half: encode(half, inputs))
+    held = ModelJob(model=str(tmp_path), offload=True).load_reloadable("vision")
+    for found in held.call(lambda half: run_calls(half, [partial(encode, half, inputs)] * 3)):
         assert pack_tree(dict(found)) == pack_tree(dict(wanted))
 
 
@@ -132,11 +132,11 @@ def test_layers_come_from_the_file_and_one_that_ends_too_soon_is_named(tmp_path:
     name = next(n for n in weights if "layers.1." in n and "vision" in n and n.endswith("weight"))
     weights[name].fill_(float("nan"))
     save_file(weights, file, metadata={"format": "pt"})
-    (found,) = cross(half, [partial(encode, half, inputs)])
+    (found,) = run_calls(half, [partial(encode, half, inputs)])
     assert found["image"]["pooler_output"][0].isnan().any()
     os.truncate(file, file.stat().st_size // 4)
     with pytest.raises(EnvironmentFault, match=r"model\.safetensors is not a whole"):
-        cross(half, [partial(encode, half, inputs)])
+        run_calls(half, [partial(encode, half, inputs)])
 
 
 def test_files_of_the_other_half_need_not_be_there(tmp_path: Path) -> None:
@@ -160,7 +160,7 @@ def test_weights_that_were_arranged_anew_go_with_their_process(
     model, inputs = FAMILIES["kimi_k25"]()
     model.save_pretrained(tmp_path / "model")
     half = ModelJob(model=str(tmp_path / "model"), offload=True).load("vision")
-    cross(half, [partial(encode, half, inputs)])
+    run_calls(half, [partial(encode, half, inputs)])
     here = [path.name for path in (tmp_path / "temporary").iterdir()]
     mine = f"penstock-layers-{os.getpid()}-"
     assert sorted(name.startswith(mine) for name in here) == [False, True]
@@ -243,7 +243,9 @@ def test_a_checkpoint_of_one_file_is_never_mapped(monkeypatch: pytest.MonkeyPatc
     assert [path.name for path in folder.glob("*.safetensors*")] == ["model.safetensors"]
     for library in (modeling_utils, accelerate):
         monkeypatch.setattr(library, "safe_open", mapped)
-    half = ModelJob(model=str(folder), dtype="float32", offload=True).hold("vision").model
+    half = (
+        ModelJob(model=str(folder), dtype="float32", offload=True).load_reloadable("vision").model
+    )
     assert layers_of(half).count
 
 

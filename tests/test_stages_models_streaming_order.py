@@ -165,11 +165,11 @@ def wrong_reads(patch: pytest.MonkeyPatch, seed: int, hasty: str) -> int:
     order = [at % LAYERS for at in range(STEPS)]
     order = [n if device.random.random() < 0.8 else device.random.randrange(LAYERS) for n in order]
     for now, after in zip(order, [*order[1:], 0], strict=True):
-        kept.bring(now)
-        kept.expect(after)
+        kept.load(now)
+        kept.prefetch(after)
         for _ in range(READS):
             read(layers[now])
-        kept.take_away(now)
+        kept.release(now)
     device.finish()
     return len(wrong)
 

@@ -112,12 +112,12 @@ def streamed(setting: Setting) -> Iterator[Row]:
     import torch
 
     from stages.models.loading import facts
-    from stages.models.streaming.load import cross
+    from stages.models.streaming.load import run_calls
 
     bench = Bench(DEMO, setting.device)
     plain = numbers(bench.features)
     half = bench.half("vision", offload=True)
-    made = cross(half, [lambda: bench.encode(half)] * CALLS)
+    made = run_calls(half, [lambda: bench.encode(half)] * CALLS)
     same = sum(torch.equal(numbers(each), plain) for each in made)
     found = f"{same} of {CALLS} the same"
     yield row(
@@ -180,13 +180,13 @@ def rate(setting: Setting) -> Iterator[Row]:
 
     from stages.memory.machine_benchmarks import copies
     from stages.models.loading import facts
-    from stages.models.streaming.load import cross
+    from stages.models.streaming.load import run_calls
 
     bench = Bench(setting.model, setting.device, "auto")
 
     def seconds(half: Any) -> float:
         def call() -> None:
-            cross(half, [lambda: bench.encode(half)])
+            run_calls(half, [lambda: bench.encode(half)])
             torch.cuda.synchronize()
 
         return timed(call)

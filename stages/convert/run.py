@@ -27,7 +27,7 @@ from stages.models.hub.checkpoint import (
 from stages.models.hub.hub_errors import PICKLES
 from stages.models.in_tree.registry import ORIGINALS, OriginalLayout
 from stages.models.shards.layout import TensorSpec, lay_out
-from stages.models.shards.writing import claimed, in_pieces, write_checkpoint
+from stages.models.shards.writing import claimed, tensor_chunks, write_checkpoint
 from stages.process.job import parse_job
 from stages.process.report import EventReporter
 
@@ -205,7 +205,7 @@ class _Contents:
         """Yield a tensor in pieces. Raises UsageError if a number overflows its type."""
         pickle, name, _ = self._origins[spec.name]
         tensor = dict(_called(name, pickle.read(name), self._original))[spec.name]
-        for piece in in_pieces(tensor):
+        for piece in tensor_chunks(tensor):
             cast = piece.to(spec.dtype)
             if not (cast is piece or cast.isfinite().all()) and _overflows(cast, piece):
                 largest = piece[piece.isfinite()].abs().max().item()

@@ -14,7 +14,7 @@ import torch
 from artifacts.errors import CannotFit, UsageError
 from artifacts.tensors import make_record
 from stages.models.halves.absent import NeedsWeights
-from stages.models.halves.chunked_mlp import in_pieces
+from stages.models.halves.chunked_mlp import chunk_position_wise
 from stages.models.halves.features import Features, count_tokens
 from stages.models.halves.inject_features import UNDIVIDED, generate
 from stages.models.halves.offload import offloaded_bytes
@@ -77,7 +77,7 @@ class PrefillOptions:
         elif not offloaded_bytes(half) and chunked_prefill_works(half, processor, row):
             self.mode = "generate"
         else:
-            self.mode = "mlp" if in_pieces(half, self._prefill) else "whole"
+            self.mode = "mlp" if chunk_position_wise(half, self._prefill) else "whole"
 
 
 def chunked_prefill_works(half: Any, processor: Any, row: FeatureRecord) -> bool:

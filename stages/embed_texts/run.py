@@ -143,10 +143,10 @@ class _TextEncoder:
 
     def __init__(self, source: ModelJob, batch: int, report: EventReporter) -> None:
         processor = source.processor()
-        self._half = source.hold("language")
+        self._half = source.load_reloadable("language")
         report.note(ready=True, **facts(self._half.model))
         self._report, self._batch = report, batch
-        self._reader: TextReader = self._half.use(lambda model: TextReader(processor, model))
+        self._reader: TextReader = self._half.call(lambda model: TextReader(processor, model))
 
     def record(self, key: str, groups: Sequence[Sequence[str]]) -> Record:
         """Return the record of these groups' vectors. Raises CannotFit, and UsageError if the model
@@ -161,13 +161,13 @@ class _TextEncoder:
         ]
         faults.close()
         every = torch.cat(made)
-        line: LogitScale = self._half.use(lambda model: _fit_scale(model, self._reader, texts))
+        line: LogitScale = self._half.call(lambda model: _fit_scale(model, self._reader, texts))
         record = vector_record(key, mean_directions(every, list(map(len, groups))).numpy())
         cut = {"cut": self._reader.cut(texts), "tokens": self._reader.max_tokens}
         return replace(record, meta={**record.meta, **asdict(line), **cut})
 
     def _compute(self, some: Sequence[str]) -> torch.Tensor:
-        made: torch.Tensor = self._half.use(
+        made: torch.Tensor = self._half.call(
             lambda model: text_vectors(model, self._reader.inputs(some))
         )
         return made.float().cpu()

@@ -82,21 +82,21 @@ def calibrate(
     provider: LayerProvider = _ResidentLayers()
     if streamed is None:
         paths = tuple(modules)
-        turnstile = LayerLockstep(list(modules.values()), provider)
+        lockstep = LayerLockstep(list(modules.values()), provider)
     else:
-        paths, provider, turnstile = streamed.paths, streamed.slabs, streamed.turnstile
+        paths, provider, lockstep = streamed.paths, streamed.buffers, streamed.lockstep
         assert set(paths) == modules.keys()
     linears = [_within(path, modules[path], todo) for path in paths]
     collector = _HessianCollector(linears, max_bytes, round_weight)
     if collector.remaining():
         with collector.watching([modules[path] for path in paths]):
-            turnstile.cross([partial(_run_until_done, call) for call in calls], collector.passed)
+            lockstep.run_calls([partial(_run_until_done, call) for call in calls], collector.passed)
     for number in collector.remaining():
-        provider.bring(number)
+        provider.load(number)
         try:
             collector.round_layer(number)
         finally:
-            provider.take_away(number)
+            provider.release(number)
     for path, linear in _outside(half, todo.difference(*linears)):
         round_weight(path, linear.weight, None, OUTSIDE)
 
@@ -104,13 +104,13 @@ def calibrate(
 class _ResidentLayers:
     """The layer provider of a half whose layers are all in memory."""
 
-    def expect(self, layer: int) -> None:
+    def prefetch(self, layer: int) -> None:
         pass
 
-    def bring(self, layer: int) -> None:
+    def load(self, layer: int) -> None:
         pass
 
-    def take_away(self, layer: int) -> None:
+    def release(self, layer: int) -> None:
         pass
 
 
@@ -263,8 +263,8 @@ def run(fields: dict[str, Any], report: EventReporter) -> None:
     report.total(len(names) - len(done))
     if len(done) == len(names):
         return
-    source = ModelJob.of(replace(job.half, together=True))
-    processor, held = source.processor(), source.hold("language")
+    source = ModelJob.of(replace(job.half, lockstep=True))
+    processor, held = source.processor(), source.load_reloadable("language")
     report.note(ready=True, **facts(held.model))
     features = RecordSet(open_store(job.store), "features", job.features_namespace)
     remaining: dict[str, str] = {}
@@ -293,7 +293,7 @@ def run(fields: dict[str, Any], report: EventReporter) -> None:
         layers = [(path, half.get_submodule(path)) for path in _layers(job, half)]
         calibrate(half, layers, calls, list(names), job.hessian_bytes, round_weight, done)
 
-    held.use(whole)
+    held.call(whole)
     report.note(rounded_to_nearest=remaining)
 
 

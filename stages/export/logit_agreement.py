@@ -33,7 +33,7 @@ from stages.export.rounding import Rounded, unrounded
 from stages.models.hub.headers import read_places
 from stages.models.loading import ModelJob, facts
 from stages.models.loading import warm as warm_model
-from stages.models.streaming.load import cross
+from stages.models.streaming.load import run_calls
 from stages.process.job import parse_job
 from stages.process.report import EventReporter
 
@@ -125,8 +125,12 @@ def run(fields: dict[str, Any], report: EventReporter) -> None:
     report.total(len(left))
     if not left:
         return
-    source = ModelJob.of(replace(job.half, together=True))
-    processor, held, agreement = source.processor(), source.hold("language"), LogitAgreement()
+    source = ModelJob.of(replace(job.half, lockstep=True))
+    processor, held, agreement = (
+        source.processor(),
+        source.load_reloadable("language"),
+        LogitAgreement(),
+    )
     report.note(ready=True, **facts(held.model))
 
     def caption(item: CaptionedItem) -> ForcedCaption:
@@ -141,14 +145,16 @@ def run(fields: dict[str, Any], report: EventReporter) -> None:
             make_greedy(half, processor)
             if job.rounded:
                 _round(job, half)
-            (ahead,) = cross(half, [partial(is_bidirectional, half, processor, caption(items[0]))])
+            (ahead,) = run_calls(
+                half, [partial(is_bidirectional, half, processor, caption(items[0]))]
+            )
             ready[half] = forced_logits_stepwise if ahead else forced_logits
-        return cross(half, [partial(forced, half, item) for item in items])
+        return run_calls(half, [partial(forced, half, item) for item in items])
 
     ready: dict[Any, Callable[[Any, Any, ForcedCaption], torch.Tensor]] = {}
     for first in range(0, len(left), CAPTIONS_PER_PASS):
         items = left[first : first + CAPTIONS_PER_PASS]
-        for item, found in zip(items, held.use(partial(logits_of_all, items)), strict=True):
+        for item, found in zip(items, held.call(partial(logits_of_all, items)), strict=True):
             path = folder / item.key
             if job.compared:
                 agreement.add(item.key, load_file(path)["logits"], found)

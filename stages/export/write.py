@@ -23,7 +23,7 @@ from stages.models.shards.writing import (
     GO_ON,
     check_room,
     claimed,
-    in_pieces,
+    tensor_chunks,
     write_rest,
     write_shard,
 )
@@ -75,7 +75,7 @@ def write_file(
         made.update(form.tensors(spec.name, weight.mT.contiguous() if tensor.turned else weight))
     widest_first = sorted(specs_of(made), key=lambda found: -found.dtype.itemsize)
     exact = WeightShard(name=file.name, tensors=tuple(widest_first))
-    write_shard(folder, exact, lambda found: in_pieces(made[found.name]), confirm)
+    write_shard(folder, exact, lambda found: tensor_chunks(made[found.name]), confirm)
 
 
 def read_tensor(tensor: StoredTensor) -> torch.Tensor:

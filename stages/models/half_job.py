@@ -32,7 +32,7 @@ class HalfJob:
     offload: bool = False
     """Whether layers stay outside the device until they compute. On a CPU, and for a vision half,
     they stay in the checkpoint's files; for a language half on a GPU, in host memory."""
-    together: bool = False
+    lockstep: bool = False
     """Whether many calls cross the layers together, so that each layer is loaded once for all
     calls. Always true for an offloaded vision half."""
     backend: str = ""

@@ -16,7 +16,7 @@ from artifacts.schema import Half, Part
 from stages.memory.heap import trim_freed_blocks
 from stages.models.adapters.injection import adapted, adapted_modules
 from stages.models.half_job import HalfJob
-from stages.models.halves.chunked_mlp import in_pieces
+from stages.models.halves.chunked_mlp import chunk_position_wise
 from stages.models.halves.classes import config_and_class, one_line, skeleton_of
 from stages.models.halves.load import load_half
 from stages.models.halves.offload import load_in_layers, offloaded_bytes
@@ -71,7 +71,7 @@ class ModelJob(HalfJob):
                 as_published=self.as_published,
             )
 
-    def hold(self, keep: Half) -> ReloadableHalf:
+    def load_reloadable(self, keep: Half) -> ReloadableHalf:
         """Load the half on its device, with the extra modules that it needs. A model without
         boundary is loaded whole. Raises ModelChanged if its files differ from those planned
         with."""
@@ -129,7 +129,7 @@ class ModelJob(HalfJob):
                     "a quantized half cannot be offloaded",
                     hint="Ask for native, bf16 or fp16, or give it more memory",
                 )
-            load = load_streamed if keep == "vision" or self.together else load_in_layers
+            load = load_streamed if keep == "vision" or self.lockstep else load_in_layers
             half = load(folder, skeleton, keep, tuple(pieces), self.device, options)
             return self._checked(half, keep, pieces)
         dtype = options["dtype"] if self.dtype != "auto" else config.dtype or torch.float32
@@ -172,7 +172,7 @@ class ModelJob(HalfJob):
                 hint="Run the same command again after upgrading transformers, or report this",
             )
         if keep == "vision" and self.mlp_chunk:
-            in_pieces(half, self.mlp_chunk)
+            chunk_position_wise(half, self.mlp_chunk)
         return half
 
 

@@ -30,7 +30,7 @@ def run(job_fields: dict[str, Any], report: EventReporter) -> None:
     if not media:
         return
     source = ModelJob.of(job.half)
-    processor, half = source.processor(), source.hold("language")
+    processor, half = source.processor(), source.load_reloadable("language")
     report.note(ready=True, **facts(half.model))
 
     def fail(medium: SummaryItem, fault: ItemFault) -> None:
@@ -41,7 +41,7 @@ def run(job_fields: dict[str, Any], report: EventReporter) -> None:
     faults = ItemFaults("summarize", fail, len(media) if len(media) == len(job.media) else 0)
     for medium in media:
         make = partial(_summarize, job, processor, records, report, half.confirm, medium.texts)
-        results, message, fault = try_items(partial(half.use, make))
+        results, message, fault = try_items(partial(half.call, make))
         if message is not None:
             raise MemoryError(message)
         if fault is None:

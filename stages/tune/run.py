@@ -167,10 +167,10 @@ def run(fields: dict[str, Any], report: EventReporter) -> None:
         if is_written(job):
             return
     source = ModelJob.of(job.half)
-    processor, held = source.processor(), source.hold("language")
+    processor, held = source.processor(), source.load_reloadable("language")
     report.note(ready=True, **facts(held.model))
     report.total(job.steps)
-    held.use(partial(_tune if job.examples else _score, job, processor, report, held.confirm))
+    held.call(partial(_tune if job.examples else _score, job, processor, report, held.confirm))
 
 
 def _score(

@@ -87,7 +87,7 @@ def hungry(stage: str, module: Any, job: dict[str, Any]) -> Iterator[None]:
     """Let computing a batch, or loading, fail as the environment says."""
     from stages.models.loading import ModelJob
 
-    hunger, load = Hunger(stage, job), ModelJob.hold
+    hunger, load = Hunger(stage, job), ModelJob.load_reloadable
 
     class Starving(OomRetry):
         def run_batch(self, batch: Any, key: Any, compute: Any) -> Any:
@@ -114,7 +114,10 @@ def hungry(stage: str, module: Any, job: dict[str, Any]) -> Iterator[None]:
             hunger.die()
         return load(self, half)
 
-    with patch.object(module, "OomRetry", Starving), patch.object(ModelJob, "hold", loading):
+    with (
+        patch.object(module, "OomRetry", Starving),
+        patch.object(ModelJob, "load_reloadable", loading),
+    ):
         yield
 
 

@@ -39,7 +39,7 @@ class TransformersEngine:
         self.prefill_options = PrefillOptions(job.prefill, job.kv, source.device)
         self._beyond_context = job.beyond_context
         self.processor = source.processor()
-        self.half = source.hold("language")
+        self.half = source.load_reloadable("language")
         """The half. Other engines use the processor, the settings and the half for prefill, too."""
 
     def load_info(self) -> dict[str, Any]:
@@ -61,7 +61,7 @@ class TransformersEngine:
                 return error
             return None
 
-        return self.half.use(check)
+        return self.half.call(check)
 
     def bounded(
         self,
@@ -97,7 +97,7 @@ class TransformersEngine:
 
     def generate_batch(self, requests: Sequence[DecodeRequest]) -> list[CaptionOutput]:
         """Return the captions of these requests, in order."""
-        return self.half.use(partial(self._generate, requests))
+        return self.half.call(partial(self._generate, requests))
 
     def _generate(self, requests: Sequence[DecodeRequest], half: Any) -> list[CaptionOutput]:
         found: dict[int, CaptionOutput] = {}

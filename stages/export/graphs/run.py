@@ -128,7 +128,7 @@ def _half(
             return make_graphs(half, part, tried, folder, precision)
 
     texts = _vectors(held, processor) if part == "language" else None
-    made = held.use(make)
+    made = held.call(make)
     near: dict[str, Any] = {}
     if texts is not None:
         near = nearness(texts, _vectors(held, processor), [("texts", len(texts))])
@@ -150,7 +150,7 @@ def _vectors(held: ReloadableHalf, processor: Any) -> torch.Tensor:
         batches = (texts[at : at + TEXTS_A_BATCH] for at in range(0, len(texts), TEXTS_A_BATCH))
         return torch.cat([text_vectors(half, reader.inputs(b)).float() for b in batches])
 
-    return held.use(vectors)
+    return held.call(vectors)
 
 
 def _summary_note(folder: Path) -> dict[str, Any]:

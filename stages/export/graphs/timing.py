@@ -37,15 +37,15 @@ def run(fields: dict[str, Any], report: EventReporter) -> None:
 
 def _fastest(job: TimingJob) -> float:
     source = ModelJob.of(job.half)
-    processor, held = source.processor(), source.hold("vision")
+    processor, held = source.processor(), source.load_reloadable("vision")
     dual, frames = job.half.route == "dual", job.frames_a_video
-    some = held.use(lambda h: trials(h, "vision", processor, dual=dual, frames_a_video=frames))
+    some = held.call(lambda h: trials(h, "vision", processor, dual=dual, frames_a_video=frames))
     trial = next(iter(some))
-    held.use(trial.run)  # warm-up
+    held.call(trial.run)  # warm-up
     taken: list[float] = []
     for _ in chain(range(ROUNDS), repeat(None)):
         began = time.perf_counter()
-        held.use(trial.run)
+        held.call(trial.run)
         taken.append(time.perf_counter() - began)
         if len(taken) >= ROUNDS and sum(taken) > SECONDS:
             break

@@ -15,7 +15,7 @@ from stages.models.halves.features import Features, encode, is_pixels
 from stages.models.halves.inject_features import UNDIVIDED
 from stages.models.halves.records import CannotSplit, FeatureRecord, rule_of_input, split
 from stages.models.processors.prepare import Prepared, joined
-from stages.models.streaming.load import cross
+from stages.models.streaming.load import run_calls
 
 Group = tuple[int, list[int]]
 """Index of a batch, and the indexes of its rows in the group."""
@@ -40,7 +40,7 @@ def encode_batches(half: Any, batches: Sequence[Sequence[Prepared]]) -> list[lis
 
     def encoded(groups: list[Group]) -> list[tuple[Group, list[FeatureRecord] | None]]:
         rows = [[batches[at][index] for index in indexes] for at, indexes in groups]
-        made = cross(half, [partial(_encode_together, half, some) for some in rows])
+        made = run_calls(half, [partial(_encode_together, half, some) for some in rows])
         return list(zip(groups, made, strict=True))
 
     together = encoded([(at, found) for at, b in enumerate(batches) for found in _groups(b)])

@@ -89,7 +89,7 @@ class EncodeRun:
         job, records = self._job, (self._records, self._failures)
         source = ModelJob.of(job.half)
         self._processor = source.processor()
-        half = None if source.route == "joint" else source.hold("vision")
+        half = None if source.route == "joint" else source.load_reloadable("vision")
         self._report.note(ready=True, **({} if half is None else facts(half.model)))
         compute = partial(_encoded, half, self._spec)
 
@@ -211,7 +211,7 @@ def _encoded(
     if half is None:
         made = [[undivided(row) for row in some] for some in rows]
     else:
-        made = half.use(lambda model: spec.encode(model, rows))
+        made = half.call(lambda model: spec.encode(model, rows))
     found = iter([record for some in made for record in some])
     return [
         [(m, row if isinstance(row, Refusal) else _in_range(next(found))) for m, row in batch]

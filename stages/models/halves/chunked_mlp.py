@@ -25,7 +25,7 @@ ALLOWED_MODULES = (
 """Modules whose classes may stand between linear layers."""
 
 
-def in_pieces(half: Any, rows: int) -> int:
+def chunk_position_wise(half: Any, rows: int) -> int:
     """Make the MLPs of a half's layers process at most `rows` positions at once, permanently.
     Return the number of such MLPs. A second call changes nothing."""
     chunked = [m for m in half.modules() if isinstance(m.__dict__.get("forward"), _ChunkedForward)]

@@ -48,7 +48,7 @@ class ReloadableHalf:
         if self._reads_files:
             self._files.check()
 
-    def use(self, function: Callable[[Any], Result]) -> Result:
+    def call(self, function: Callable[[Any], Result]) -> Result:
         """Return the result of `function` for the half. Reload the half as often as an extra module
         is missing. Raises ModelChanged."""
         while True:

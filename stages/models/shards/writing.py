@@ -164,7 +164,7 @@ def _bytes(piece: torch.Tensor) -> memoryview:
     return found
 
 
-def in_pieces(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
+def tensor_chunks(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
     """Yield a tensor's numbers in order, in contiguous chunks of a few MB. A tensor that is not
     contiguous, such as a transposed matrix, is copied chunk by chunk."""
     if not tensor.numel():
@@ -175,7 +175,7 @@ def in_pieces(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
     rows = CHUNK_BYTES * len(tensor) // (tensor.numel() * tensor.element_size())
     if rows == 0 and tensor.ndim > 1:
         for row in tensor:
-            yield from in_pieces(row)
+            yield from tensor_chunks(row)
         return
     for part in tensor.split(max(1, rows)):
         yield part.contiguous()

@@ -9,7 +9,7 @@ How it works:
    folder. A weight that cannot be read by itself raises CannotFit.
 4. Two buffers are allocated, each as large as the largest layer. On a GPU each has a twin in pinned
    host memory.
-5. Calls cross the layers together: the turnstile requests each layer by number and announces the
+5. Calls cross the layers together: the lockstep requests each layer by number and announces the
    one that it expects next.
 6. A reader thread fills the other buffer with the expected layer during the computation. On a GPU
    the copy runs on its own CUDA stream, ordered by events.
@@ -98,7 +98,7 @@ class DeviceLayerBuffer:
 
 
 class LayerDoubleBuffer:
-    """The layers of one half and the two buffers; brings them for the turnstile."""
+    """The layers of one half and the two buffers; loads them for the lockstep."""
 
     def __init__(self, layers: Sequence[Layer], device: str) -> None:
         self._layers = layers
@@ -114,15 +114,15 @@ class LayerDoubleBuffer:
         """The buffer in use by the current computation."""
         self._reader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="layers")
 
-    def expect(self, layer: int) -> None:
+    def prefetch(self, layer: int) -> None:
         if layer not in self._holds:
             others = [room for room in range(len(self._rooms)) if room != self._open]
             room = min(others, key=lambda other: self._holds[other] != EMPTY)
             self._holds[room] = layer
             self._filled[room] = self._reader.submit(self._fill, room, layer)
 
-    def bring(self, layer: int) -> None:
-        self.expect(layer)
+    def load(self, layer: int) -> None:
+        self.prefetch(layer)
         room = self._holds.index(layer)
         try:
             self._filled[room].result()
@@ -132,7 +132,7 @@ class LayerDoubleBuffer:
         self._layers[layer].attach(self._rooms[room].memory())
         self._open = room
 
-    def take_away(self, layer: int) -> None:
+    def release(self, layer: int) -> None:
         self._layers[layer].detach()
         self._rooms[self._open].release()
         self._open = EMPTY
@@ -165,12 +165,12 @@ class StreamedLayers:
         self.count = len(layers)
         self.bytes = sum(layer.size for layer in layers)
         """Total bytes of all layers."""
-        self.slabs = LayerDoubleBuffer(layers, device)
-        self.turnstile = LayerLockstep([layer.module for layer in layers], self.slabs)
+        self.buffers = LayerDoubleBuffer(layers, device)
+        self.lockstep = LayerLockstep([layer.module for layer in layers], self.buffers)
 
-    def cross(self, calls: Sequence[Callable[[], Made]]) -> list[Made]:
+    def run_calls(self, calls: Sequence[Callable[[], Made]]) -> list[Made]:
         """Return the result of each call; each layer is fetched once for all calls."""
-        return self.turnstile.cross(calls)
+        return self.lockstep.run_calls(calls)
 
 
 def streamed_layers(half: Any) -> StreamedLayers | None:
@@ -179,11 +179,11 @@ def streamed_layers(half: Any) -> StreamedLayers | None:
     return found if isinstance(found, StreamedLayers) else None
 
 
-def cross(half: Any, calls: Sequence[Callable[[], Made]]) -> list[Made]:
+def run_calls(half: Any, calls: Sequence[Callable[[], Made]]) -> list[Made]:
     """Return the result of each call of the half. Calls run together if its layers are streamed,
     else one after the other."""
     layers = streamed_layers(half)
-    return [call() for call in calls] if layers is None else layers.cross(calls)
+    return [call() for call in calls] if layers is None else layers.run_calls(calls)
 
 
 def load_streamed(

@@ -5,9 +5,9 @@ How it works:
 
 1. Each call runs the model's own forward, unchanged, in a greenlet. A greenlet is a function that
    can pause inside nested calls and resume later in the same thread.
-2. `cross` puts a door before each layer, by replacing `forward` on the layer object. At a door a
-   call pauses and gives the number of the layer that it waits for.
-3. The loop takes the lowest number that any call waits for and has the keeper bring that layer.
+2. `run_calls` puts a door before each layer, by replacing `forward` on the layer object. At a door
+   a call pauses and gives the number of the layer that it waits for.
+3. The loop takes the lowest number that any call waits for and has the provider load that layer.
 4. It announces the layer to expect next, which is the one that followed the last time.
 5. All calls that wait at this door run one after the other, each up to its next door. So a layer is
    fetched once for all calls, and each call computes what it would compute alone.
@@ -31,13 +31,13 @@ NOWHERE = -1
 class LayerProvider(Protocol):
     """Provides the layers by number."""
 
-    def expect(self, layer: int) -> None:
+    def prefetch(self, layer: int) -> None:
         """Start to fetch the layer that is expected next, during the computation."""
 
-    def bring(self, layer: int) -> None:
+    def load(self, layer: int) -> None:
         """Load the layer. Only one layer is loaded at a time."""
 
-    def take_away(self, layer: int) -> None:
+    def release(self, layer: int) -> None:
         """Release the layer, after all waiting calls have passed it."""
 
 
@@ -48,15 +48,15 @@ def _nothing(layer: int) -> None:
 class LayerLockstep:
     """The doors of a model's layers."""
 
-    def __init__(self, layers: Sequence[nn.Module], keeper: LayerProvider) -> None:
+    def __init__(self, layers: Sequence[nn.Module], provider: LayerProvider) -> None:
         self._layers = layers
-        self._keeper = keeper
+        self._provider = provider
         self._after = {at: at + 1 for at in range(len(layers) - 1)} | {len(layers) - 1: 0}
         """Layer → the layer that was requested after it, or is expected."""
         self._last = len(layers) - 1
         """The last layer that calls passed."""
 
-    def cross(
+    def run_calls(
         self, calls: Sequence[Callable[[], Made]], passed: Callable[[int], None] = _nothing
     ) -> list[Made]:
         """Return the result of each call, in order. An error in one call is raised and ends the
@@ -72,13 +72,13 @@ class LayerLockstep:
             while crossing.waiting:
                 # Calls may take different paths: those ahead wait for the others.
                 at = min(crossing.waiting.values())
-                self._keeper.bring(at)
+                self._provider.load(at)
                 try:
-                    self._keeper.expect(self._after[at])
+                    self._provider.prefetch(self._after[at])
                     self._after[at] = crossing.let_through(at, self._after[at])
                     passed(at)
                 finally:
-                    self._keeper.take_away(at)
+                    self._provider.release(at)
                 self._last = at
         return crossing.made
 

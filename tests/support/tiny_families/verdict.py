@@ -127,9 +127,9 @@ def _staged(
     folder: Path, inputs: dict[str, Any], wanted: Any, facts: dict[str, Any], whole: int
 ) -> Verdict:
     halves = {half: ReloadableHalf(half, functools.partial(_load, folder, half)) for half in HALVES}
-    features = halves["vision"].use(lambda half: encode(half, inputs))
+    features = halves["vision"].call(lambda half: encode(half, inputs))
     kept, by_row = through_disk(features, rows_of(facts["variant"], inputs, whole_config(folder)))
-    found = halves["language"].use(lambda half: generate(half, inputs, kept, **GREEDY))
+    found = halves["language"].call(lambda half: generate(half, inputs, kept, **GREEDY))
     same = _equal(found, wanted) and _equal(in_files(folder, inputs), wanted)
     vision, language = (size(halves[half].model) for half in HALVES)
     return Verdict(

@@ -168,7 +168,7 @@ class InflightEngine:
 
     def _prefill(self, request: DecodeRequest) -> PrefilledSequence:
         try:
-            return self._transformers.half.use(partial(self._prefill_with, request, bounded=True))
+            return self._transformers.half.call(partial(self._prefill_with, request, bounded=True))
         except BaseException:
             if self._prefix is not None:
                 self._prefix.forget()
@@ -222,7 +222,7 @@ class InflightEngine:
         pair = (request, request._replace(item=longer))
         if self._prefix is not None:
             try:
-                result = self._transformers.half.use(partial(self._check_pair, *pair))
+                result = self._transformers.half.call(partial(self._check_pair, *pair))
                 if not result.reason:
                     return result
                 self._no_prefix_reason = result.reason
@@ -233,7 +233,7 @@ class InflightEngine:
             self._prefix = None
             release_memory()
         try:
-            return self._transformers.half.use(partial(self._check_pair, *pair))
+            return self._transformers.half.call(partial(self._check_pair, *pair))
         except UnsupportedCacheError as error:
             return EngineCheck(reason=str(error))
 
