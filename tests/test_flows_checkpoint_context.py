@@ -197,7 +197,7 @@ def test_the_largest_limit_that_fits_is_named() -> None:
     prompt = "w" * 92
     assert refused(LLAVA, prompt, max_new_tokens=1100) == ""
     said = refused(LLAVA, prompt, max_new_tokens=1101)
-    assert "beside 5 frames (2,885) and the prompt (111)" in said
+    assert "with 5 frames (2,885) and the prompt (111)" in said
     assert said.endswith("Give --max-new-tokens 1100, or less")
     assert "--max-new-tokens 1090" in refused(LLAVA, prompt, max_new_tokens=1101, system="s" * 10)
     said = refused(LLAVA, "w" * 1300)
@@ -221,13 +221,13 @@ def test_times_in_a_prompt_count_as_they_are_written() -> None:
 def test_a_picture_that_exceeds_the_context_fails_alone() -> None:
     assert refused(LLAVA, "w", replace(images(tokens=9000), text_tokens=10)) == ""
     said = refused(LLAVA, "w", replace(images(tokens=2000), text_tokens=10), max_new_tokens=2200)
-    assert "beside the picture (1,990)" in said and "--max-new-tokens 2086" in said
+    assert "with the image (1,990)" in said and "--max-new-tokens 2086" in said
 
 
 def test_one_frame_that_does_not_fit_is_refused_with_pixels_that_do() -> None:
     small = replace(LARGE, context_tokens=512)
     said = refused(small, "w", max_new_tokens=1)
-    assert "and its context of 512 has room for 384 besides text" in said
+    assert "but its context of 512 has room for 384 besides text" in said
     pixels = int(said.partition("--max-pixels ")[2].partition(",")[0])
     assert pixels % 784 == 0 and 0 < pixels < 1080 * 1920
     assert "--as-stock" in refused(replace(small, least_pixels=0), "w", max_new_tokens=1)

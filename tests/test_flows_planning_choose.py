@@ -46,7 +46,7 @@ def test_what_cannot_fit_is_refused_with_what_would() -> None:
     assert found.refused
     error = cannot_fit(question(), [found], budget(8))
     assert error.exit_code == 3
-    assert "the decode stage of llava takes 13." in error.message
+    assert "the decode stage of llava needs at least 13." in error.message
     assert "8.00 GiB of cuda:0 are allowed" in error.message
     assert "--precision auto (decode takes 7." in error.hint
     assert "with batch 1, int8)" in error.hint

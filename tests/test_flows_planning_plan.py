@@ -80,7 +80,7 @@ def test_details_are_told_when_asked_for(store: Path, capsys: pytest.CaptureFixt
     _, short = told(capsys, store)
     _, long = told(capsys, store, "--what-fits", "--explain")
     assert "what fits" not in short and "numbers x 2 bytes" not in short
-    assert "chunks at once in so many GiB of a GPU" in long
+    assert "batch size by GiB of a GPU" in long
     assert "numbers x " in long
 
 

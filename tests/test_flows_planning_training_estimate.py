@@ -143,7 +143,7 @@ def test_zero_cuts_more_with_each_stage(
 def test_zero_on_one_gpu_is_said_to_save_nothing() -> None:
     alone = qwen(method="full", zero=3)
     assert alone.peak_bytes == qwen(method="full").peak_bytes
-    assert any("one" in note for note in alone.notes)
+    assert any("single GPU" in note for note in alone.notes)
 
 
 def test_pictures_that_do_not_fit_into_a_sample_are_said() -> None:

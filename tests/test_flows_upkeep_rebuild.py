@@ -222,7 +222,7 @@ def test_two_rebuilds_of_one_job_are_refused(config: CaptionConfig) -> None:
     (folder,) = (Path(config.store) / "logs").glob("rebuild-*")
     lock = try_hold(folder / ".lock")
     assert lock is not None
-    with lock, pytest.raises(UsageError, match=r"is rebuilding, with its logs in .* --name"):
+    with lock, pytest.raises(UsageError, match=r"already rebuilding, with its logs in .* --name"):
         answered(config)
     assert answered(config, name="another").encoded == 0
 

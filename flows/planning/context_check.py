@@ -112,8 +112,8 @@ def _size_notes(
     context = f"its context of {profile.context_tokens:,} tokens"
     if config.as_published is False:
         return [
-            f"{model.name}: {count} frames of {width}x{height} per chunk exceed {context}, which "
-            f"holds {max_frames}; as stock all are shown"
+            f"{model.name}: {count} frames of {width}x{height} in a chunk exceed {context}, in "
+            f"which {max_frames} fit; as stock all are shown"
         ]
     hint = "shorter chunks (--chunk) show more"
     left = (

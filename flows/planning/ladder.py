@@ -16,8 +16,8 @@ How it works:
    stage up again.
 6. The first item made on a lower rung proves that the rung fits. The rung is then stored for later
    runs, together with the budget.
-7. A single item that does not fit next to others is tried alone, with batch 1, on the rung in force
-   and on each lower one.
+7. A single item that does not fit with others is tried alone, with batch 1, on the current rung and
+   on each lower one.
 8. Every move is reported as a log line and as an entry under `rungs` in `run.json`.
 """
 

@@ -137,7 +137,7 @@ def what_fits_lines(plan: Plan) -> Iterator[str]:
     devices = [plan.request.device] + (["cuda:0"] if plan.request.device == "cpu" else [])
     for device in devices:
         where = "this machine's CPU" if device == "cpu" else "a GPU"
-        yield f"what fits   chunks at once in so many GiB of {where}"
+        yield f"what fits   batch size by GiB of {where}"
         yield _cells("", [str(size) for size in BUDGETS_GIB])
         for name, cells in what_fits(plan.request, device).items():
             yield _cells(name, [cell.text() for cell in cells])

@@ -97,8 +97,8 @@ def _without_frames(estimate: Estimate) -> Estimate:
 
 
 def unencoded(job: Job) -> list[tuple[Estimate, bool]]:
-    """Return an estimate of each content without features, and whether it is a guess from the
-    header, because the frames stage has not read it yet."""
+    """Return an estimate of each content without features, and whether it is a guess from the file
+    header. It is one until the frames stage has read the file."""
     ledger, made, found = job.ledger, job.pipeline[1].writes, []
     seen: set[Any] = set()
     for medium, estimate in zip(job.media, estimates(job), strict=True):

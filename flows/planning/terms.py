@@ -55,7 +55,7 @@ def weights(half: PartProfile, settings: PartSettings, rung: Rung, device: str) 
         why = f"the adapter: {adapter.parameters / 1e6:,.2f} M numbers x {NUMBER_BYTES} bytes"
         yield Term(part="weight", bytes=adapter.bytes, why=why)
     if rung.offload:
-        why = f"the largest of {half.layers} layers ({gib(layer)}) and what is outside of them"
+        why = f"the largest of {half.layers} layers ({gib(layer)}) and modules outside of them"
         yield Term(part="weight", bytes=layer + ends, why=why)
         if device.startswith("cuda"):
             why = f"{count} numbers x {each} bytes, kept in host memory"
@@ -89,18 +89,18 @@ def weight_terms(
     """Yield the weight terms of a streamed half. `layer`: bytes per layer. `ends`: bytes outside of
     layers. `each`: bytes per number."""
     why = f"2 of {half.layers} layers x {gib(layer)}, one computes while the next is read; and "
-    yield Term(part="weight", bytes=2 * layer + ends, why=f"{why}what is outside of layers")
+    yield Term(part="weight", bytes=2 * layer + ends, why=f"{why}modules outside of layers")
     if device.startswith("cuda"):
         why = "2 layers in pinned host memory, each a power of two"
         yield Term(part="host", bytes=2 * power_of_two(layer), why=why)
     if half.stored_bytes != half.parameters * each:
         largest = half.largest_linear * half.stored_bytes // half.parameters
         part: Purpose = "host" if device.startswith("cuda") else "workspace"
-        yield Term(part=part, bytes=largest, why="the largest matrix as it is stored, to cast")
+        yield Term(part=part, bytes=largest, why="the largest matrix as stored, to cast")
 
 
 def batches_per_block(rung: Rung, workload: Workload, rows: int) -> int:
-    """Return the batches of so many rows that pass a layer together."""
+    """Return the number of batches of `rows` that pass a layer together."""
     block = items_per_block(rung.block, workload.frames * workload.parts)
     return max(1, min(block // rows, math.ceil(workload.chunks / rows)))
 
@@ -148,7 +148,7 @@ def adapter_terms(settings: PartSettings, rung: Rung, tokens: int) -> Iterator[T
     if settings.adapter is None:
         return
     at_once, rows = min(tokens, rung.prefill or tokens), settings.adapter.rows
-    why = f"what the adapter adds: {at_once:,} tokens x {rows:,} numbers x {ADDED_BYTES} bytes"
+    why = f"adapter outputs: {at_once:,} tokens x {rows:,} numbers x {ADDED_BYTES} bytes"
     yield Term(part="workspace", bytes=at_once * rows * ADDED_BYTES, why=why)
 
 
@@ -180,7 +180,7 @@ def overhead_terms(
     why = f"{FRAGMENTATION:.0%} of computing memory, lost to fragmentation"
     yield Term(part="workspace", bytes=math.ceil(FRAGMENTATION * computing), why=why)
     if device.startswith("cuda"):
-        yield Term(part="workspace", bytes=GPU_WORKSPACE_BYTES, why="scratch of cuBLAS")
+        yield Term(part="workspace", bytes=GPU_WORKSPACE_BYTES, why="cuBLAS workspace")
         yield Term(
             part="context",
             bytes=CONTEXT_BYTES,

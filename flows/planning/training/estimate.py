@@ -49,7 +49,7 @@ def scores_bytes(transformer: Transformer, tokens: int, *, fused: bool, each: in
     """Return the bytes of one token's attention scores.
 
     FlashAttention (Dao et al. 2022) keeps one 32-bit sum per head. Without it, the softmax is kept
-    in 32 bit and in `each` bytes per number if that differs, and grouped keys and values are
+    in 32 bit, and in `each` bytes per number if that differs. Grouped keys and values are then
     repeated for every head.
     """
     if fused:
