@@ -140,7 +140,9 @@ def test_memory_is_understood_as_sizes_are_everywhere(words: list[str]) -> None:
     assert config_of(parse([*words, "a"]), kind).memory is None
 
 
-@pytest.mark.parametrize(("text", "says"), [("8 apples", "is not a size"), ("0", "--memory is 0")])
+@pytest.mark.parametrize(
+    ("text", "says"), [("8 apples", "is not a size"), ("0", "invalid --memory 0")]
+)
 def test_what_is_no_amount_of_memory_is_refused(text: str, says: str) -> None:
     with pytest.raises(UsageError, match=says):
         config_of(parse(["caption", "a", "--memory", text]), CaptionConfig)

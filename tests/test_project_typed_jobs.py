@@ -120,7 +120,7 @@ ROOM_REASONS = {
         "launch:StageCall",
     },
     "what `--json` prints and files of results hold": {
-        "ask:Hit.to_json", "build:IndexWritten.row", "build:IndexWritten.to_json",
+        "query:Hit.to_json", "build:IndexWritten.row", "build:IndexWritten.to_json",
         "cache:Holding", "cache:Holding.to_json", "export_result:ExportFound",
         "export_result:Exported",
         "export_result:Exported.row", "export_result:Exported.to_json",
@@ -132,14 +132,15 @@ ROOM_REASONS = {
         "writing:LabelsWritten.row", "writing:LabelsWritten.to_json",
     },
     "`run.json`, or parts of it": {
-        "about:computed_by", "about:halves", "about:summary", "choose:memory_json",
+        "job_summary:computed_by", "job_summary:halves", "job_summary:summary",
+        "choose:memory_json",
         "facts:facts", "media:media_with_lines", "media:failed_media",
         "media:path_of", "media:shown_medium", "plan:Plan.memory", "plan:figures",
         "recorded_command:is_own_command", "recorded_command:signed_command",
         "run_read:load_record", "run_read:load_record.prepared", "run_record:RunRecord.memory",
         "run_record:RunRecord.rung", "run_record:RunRecord.stage", "rungs:Rung.from_json",
         "start:plan_start", "status:advice", "status:output_paths", "status:stages_of",
-        "status:description_lines",
+        "status:description_lines", "run_status:run_status",
     },
     "what is stored of a record, as JSON": {
         "cache:sampling_text", "captions:caption_of", "ledger:Ledger.failure",

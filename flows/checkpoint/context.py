@@ -60,11 +60,9 @@ def frames_of_size(profile: ModelProfile, size: tuple[int, int]) -> int | None:
         # Frames of a video with many frames are scaled down, so that their total stays constant.
         remaining = room - max_of_a_video(profile)[0]
         if remaining >= 0:
-            text_tokens = profile.words_a_frame
+            text = profile.words_a_frame
             return (
-                max(_frames_that_fit(profile, each) or 0, int(remaining // text_tokens))
-                if text_tokens
-                else None
+                max(_frames_that_fit(profile, each) or 0, int(remaining // text)) if text else None
             )
     return _frames_that_fit(profile, each)
 

@@ -59,8 +59,8 @@ def store_speed(device: str, graphs: str, provider: str, speed: Mapping[str, flo
 
 
 def _path(device: str, graphs: str, provider: str) -> Path:
-    present = [*machine_identity(device).values(), versions().get(RUNTIME, "")]
-    return user_cache() / "graphs" / f"{digest_of([*present, graphs, provider])[:16]}.json"
+    facts = [*machine_identity(device).values(), versions().get(RUNTIME, "")]
+    return user_cache() / "graphs" / f"{digest_of([*facts, graphs, provider])[:16]}.json"
 
 
 LIBRARIES = ("libnvinfer.so.10", "libnvonnxparser.so.10")
@@ -259,11 +259,11 @@ def _check_precision(config: RunOptions, graphs: HalfGraphs, profile: ModelProfi
 
 def _check_files(folder: Path, manifest: GraphManifest, digest: Callable[[Path], str]) -> None:
     """Check that every graph file is as exported. Raises EnvironmentFault."""
-    for name, digest_expected in manifest.files.items():
+    for name, expected in manifest.files.items():
         path = folder / FOLDER / name
         if not path.exists():
             raise EnvironmentFault(f"{path} is missing", hint=f"{REEXPORT_HINT}; {TORCH_HINT}")
-        if digest(path) not in ("", digest_expected):
+        if digest(path) not in ("", expected):
             raise EnvironmentFault(
                 f"{path} differs from the exported file: it was changed or damaged",
                 hint=f"{REEXPORT_HINT}; {TORCH_HINT}",

@@ -171,9 +171,7 @@ def with_adapter(
     settings: Mapping[Part, tuple[PartSettings, ...]], adapter: AdapterUse
 ) -> dict[Part, tuple[PartSettings, ...]]:
     """Return the settings of a captioning model with an adapter in its language half."""
-    language = tuple(
-        replace(element_bytes, adapter=adapter) for element_bytes in settings["language"]
-    )
+    language = tuple(replace(each, adapter=adapter) for each in settings["language"])
     return {**settings, "language": language}
 
 
@@ -208,11 +206,7 @@ def _settings_of_part(
     best = _part_settings(part, profile, precision, device, config)
     if requested != "auto" or half.stored_as:
         return (best,)
-    kv = [
-        replace(best, kv="quantized", engine=element_bytes.name)
-        for element_bytes in best.choice
-        if element_bytes.kv
-    ]
+    kv = [replace(best, kv="quantized", engine=each.name) for each in best.choice if each.kv]
     quantized = _quantized(part, half, profile)
     if best.choice:
         quantized = [

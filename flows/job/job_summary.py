@@ -99,8 +99,8 @@ def _whole(job: Job) -> str:
     each = sampling.frames or sampling.max_frames
     if each == 1:
         return "each video is captioned as a whole, by its middle frame"
-    limit = "" if sampling.frames else "at most "
-    return f"each video is captioned as a whole, by {limit}{each} frames evenly over it"
+    qualifier = "" if sampling.frames else "at most "
+    return f"each video is captioned as a whole, by {qualifier}{each} frames evenly over it"
 
 
 def _chained(job: Job) -> str:

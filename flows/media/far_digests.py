@@ -48,10 +48,9 @@ def contents_of(
         return {}
     by_path = {file.path: file for file in files}
     digests = FarDigests(store)
-    digests_found = map_prefetched(
-        digests.known, by_path.values(), min(LOOKUPS_AT_ONCE, len(by_path))
-    )
-    known = dict(zip(by_path, digests_found, strict=True))
+    threads = min(LOOKUPS_AT_ONCE, len(by_path))
+    found_digests = map_prefetched(digests.known, by_path.values(), threads)
+    known = dict(zip(by_path, found_digests, strict=True))
     missing = [by_path[path] for path, digest in known.items() if not digest and fetch]
     found: dict[Path, ContentOrError] = {
         path: Content(digest or path.parent.name, None)
